@@ -1,0 +1,316 @@
+"""One family of errors.
+
+Every error says five things: a stable ``code``, what happened (the message), the value ``seen``, what was
+``expected``, and the ``remedy``: the next thing a person can do. The class decides the exit code of the
+command line, so that a library user and a shell script tell the same cases apart.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class UvirtioError(Exception):
+    """Base of all errors of this package.
+
+    ``seen``, ``expected`` and ``remedy`` may be None where there is nothing to say; ``code`` and the message
+    are always there.
+    """
+
+    code: ClassVar[str] = "UV-ERROR"
+    exit_code: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        seen: Any = None,
+        expected: Any = None,
+        remedy: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.seen = seen
+        self.expected = expected
+        self.remedy = remedy
+
+    def as_dict(self) -> dict[str, Any]:
+        """The error as the ``error`` member of a JSON document."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "seen": self.seen,
+            "expected": self.expected,
+            "remedy": self.remedy,
+        }
+
+
+# --- exit 1: the device, or the operation on it, failed ---------------------------------------------------
+
+
+class DeviceFailure(UvirtioError):
+    """The device did something it must not, or did not do something it must."""
+
+    code = "UV-DEV"
+
+
+class CapabilityError(DeviceFailure):
+    """The virtio capabilities of a PCI function cannot be used (4.1.4)."""
+
+    code = "UV-DEV-CAPABILITY"
+
+
+class QueueError(DeviceFailure):
+    """A virtqueue is missing, or its registers do not read back what was written."""
+
+    code = "UV-DEV-QUEUE"
+
+
+class FeaturesRefused(DeviceFailure):
+    """FEATURES_OK did not stick: the device does not take this subset of its features (3.1.1)."""
+
+    code = "UV-DEV-FEATURES"
+
+
+class FeatureMissing(DeviceFailure):
+    """The device does not offer a feature without which this driver cannot run (2.2.1)."""
+
+    code = "UV-DEV-FEATURE-MISSING"
+
+
+class ResetTimeout(DeviceFailure):
+    """Status did not come back to 0 in time after a reset (2.4.2)."""
+
+    code = "UV-DEV-RESET-TIMEOUT"
+
+
+class DeviceTimeout(DeviceFailure):
+    """The device owes an answer and did not give it in time."""
+
+    code = "UV-DEV-TIMEOUT"
+
+
+class DeviceNeedsReset(DeviceFailure):
+    """The device raised DEVICE_NEEDS_RESET (2.1.1)."""
+
+    code = "UV-DEV-NEEDS-RESET"
+
+
+class DeviceBroken(DeviceFailure):
+    """An earlier error made the device unusable; it has to be opened again."""
+
+    code = "UV-DEV-BROKEN"
+
+
+class DeviceResetByOther(DeviceFailure):
+    """Status reads 0 though nobody here reset the device."""
+
+    code = "UV-DEV-RESET-BY-OTHER"
+
+
+class RingCorruption(DeviceFailure):
+    """A used entry names what was never posted, or the used index moved where it cannot (2.7.8)."""
+
+    code = "UV-DEV-RING"
+
+
+class ConfigUnstable(DeviceFailure):
+    """config_generation changes at every read (2.5.1)."""
+
+    code = "UV-DEV-CONFIG-UNSTABLE"
+
+
+class ConfigError(DeviceFailure):
+    """The device configuration is too short, or holds values that cannot be."""
+
+    code = "UV-DEV-CONFIG"
+
+
+class ProtocolError(DeviceFailure):
+    """The device answered with something its type does not define."""
+
+    code = "UV-DEV-PROTOCOL"
+
+
+class PageMoved(DeviceFailure):
+    """The physical address of a balloon page changed while the host was told about it."""
+
+    code = "UV-DEV-PAGE-MOVED"
+
+
+class QueueFull(UvirtioError):
+    """There are not enough free descriptors for this chain; reap first."""
+
+    code = "UV-QUEUE-FULL"
+
+
+class OperationFailed(UvirtioError):
+    """An operation on this machine (a sysfs write, an ioctl) failed half-way and was rolled back."""
+
+    code = "UV-OPERATION"
+
+
+class Closed(UvirtioError):
+    """The object was closed; it does nothing any more."""
+
+    code = "UV-CLOSED"
+
+
+# --- exit 2: usage ----------------------------------------------------------------------------------------
+
+
+class UsageError(UvirtioError):
+    """The caller asked for something that makes no sense, whatever the device."""
+
+    code = "UV-USAGE"
+    exit_code = 2
+
+
+class BadAddress(UsageError):
+    """The address of a device has none of the known forms."""
+
+    code = "UV-USAGE-ADDRESS"
+
+
+class BadSize(UsageError):
+    """A size is no number with a known unit, or is out of range."""
+
+    code = "UV-USAGE-SIZE"
+
+
+class BadChain(UsageError):
+    """A chain breaks a rule of 2.7.5: empty, too long, over 2^32 bytes, an address out of range."""
+
+    code = "UV-USAGE-CHAIN"
+
+
+# --- exit 3: refused by a rule ----------------------------------------------------------------------------
+
+
+class Refused(UvirtioError):
+    """A safety rule says no. Nothing was changed."""
+
+    code = "UV-REFUSED"
+    exit_code = 3
+
+
+class Denied(Refused):
+    """The administrator's deny list names this device."""
+
+    code = "UV-REFUSED-DENIED"
+
+
+class InUse(Refused):
+    """The device does work for this machine; taking it away would hurt."""
+
+    code = "UV-REFUSED-IN-USE"
+
+
+class Busy(Refused):
+    """Another process holds the device."""
+
+    code = "UV-REFUSED-BUSY"
+
+
+class NotBound(Refused):
+    """A kernel driver holds the device; it has to be bound to a user-space driver first."""
+
+    code = "UV-REFUSED-NOT-BOUND"
+
+
+class UnsafeDma(Refused):
+    """No IOMMU holds this device, and nobody consented to that."""
+
+    code = "UV-REFUSED-UNSAFE-DMA"
+
+
+# --- exit 4: the environment lacks something --------------------------------------------------------------
+
+
+class EnvironmentLack(UvirtioError):
+    """Something has to be installed, loaded, enabled or permitted first."""
+
+    code = "UV-ENV"
+    exit_code = 4
+
+
+class PermissionLack(EnvironmentLack):
+    """This user may not do that."""
+
+    code = "UV-ENV-PERMISSION"
+
+
+class ModuleLack(EnvironmentLack):
+    """A kernel module or option is not there."""
+
+    code = "UV-ENV-MODULE"
+
+
+class NoIommu(EnvironmentLack):
+    """The function is in no IOMMU group."""
+
+    code = "UV-ENV-IOMMU"
+
+
+class GroupNotViable(EnvironmentLack):
+    """Other functions of the IOMMU group are still held by kernel drivers."""
+
+    code = "UV-ENV-GROUP"
+
+
+class PagemapHidden(EnvironmentLack):
+    """/proc/self/pagemap shows no frame numbers without CAP_SYS_ADMIN."""
+
+    code = "UV-ENV-PAGEMAP"
+
+
+class MemlockExceeded(EnvironmentLack):
+    """RLIMIT_MEMLOCK is too small for the memory that has to be pinned."""
+
+    code = "UV-ENV-MEMLOCK"
+
+
+class QemuMissing(EnvironmentLack):
+    """QEMU is not installed."""
+
+    code = "UV-ENV-QEMU"
+
+
+class QemuFailed(EnvironmentLack):
+    """QEMU did not start, or said no."""
+
+    code = "UV-ENV-QEMU-FAILED"
+
+
+class NotSupported(EnvironmentLack):
+    """This machine, kernel or build of Python cannot do that."""
+
+    code = "UV-ENV-NOT-SUPPORTED"
+
+
+# --- exit 5: no such device -------------------------------------------------------------------------------
+
+
+class DeviceAbsent(UvirtioError):
+    """There is no such device (any more)."""
+
+    code = "UV-NODEV"
+    exit_code = 5
+
+
+class NoSuchDevice(DeviceAbsent):
+    """No device has this address or name."""
+
+    code = "UV-NODEV-NONE"
+
+
+class NotVirtio(DeviceAbsent):
+    """There is a device, but it is no virtio device."""
+
+    code = "UV-NODEV-NOT-VIRTIO"
+
+
+class DeviceGone(DeviceAbsent):
+    """The device was removed while it was in use."""
+
+    code = "UV-NODEV-GONE"

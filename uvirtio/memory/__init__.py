@@ -1,0 +1,1 @@
+"""Memory that a device shares with us: exact-width access, fences, blocks, and the seams between the layers."""

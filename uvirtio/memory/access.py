@@ -1,0 +1,186 @@
+"""The only place where registers, ring indices, ring flags and event words are read or written.
+
+CPython has exactly one idiom that makes one load or one store of the right width: an item access on a
+memoryview that was cast to ``B``, ``H`` or ``I``. ``struct.pack_into`` stores zero first (a doorbell would
+ring queue 0, a status write would reset), ctypes stores read the register first, slices access twice. So
+everything here is a cast view, or pread/pwrite of exactly the width; ``tests/unit/test_access.py`` proves it
+on the running interpreter by watching each access with a debugger's eye.
+
+All values are unsigned and little-endian, which is also the byte order of the hosts that this runs on
+(:func:`require_little_endian`): virtio 1.x is little-endian throughout (1.4 of the standard).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Protocol
+
+from uvirtio.errors import Closed, DeviceGone, NotSupported
+
+
+class Buffer(Protocol):
+    """What can be viewed: an mmap, a bytearray, another memoryview."""
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+
+def require_little_endian() -> None:
+    """Raise NotSupported on a big-endian host: cast views would have the wrong byte order there."""
+    if sys.byteorder != "little":
+        raise NotSupported(
+            "this host is big-endian, and uvirtio's views of shared memory are little-endian",
+            seen=sys.byteorder,
+            expected="little",
+        )
+
+
+def words16(memory: memoryview, offset: int, count: int) -> memoryview:
+    """``count`` 16-bit words from byte ``offset``; each item access is one 2-byte load or store."""
+    return _words(memory, offset, count, 2, "H")
+
+
+def words32(memory: memoryview, offset: int, count: int) -> memoryview:
+    """``count`` 32-bit words from byte ``offset``; each item access is one 4-byte load or store."""
+    return _words(memory, offset, count, 4, "I")
+
+
+def words64(memory: memoryview, offset: int, count: int) -> memoryview:
+    """``count`` 64-bit words from byte ``offset``. For descriptors in RAM only: no register is 64 bits wide."""
+    return _words(memory, offset, count, 8, "Q")
+
+
+def _words(memory: memoryview, offset: int, count: int, width: int, code: str) -> memoryview:
+    if offset < 0 or count < 0 or offset % width or offset + count * width > memory.nbytes:
+        raise ValueError(f"{count} words of {width} bytes at {offset} do not fit {memory.nbytes} bytes, aligned")
+    with memory[offset : offset + count * width] as piece:
+        return piece.cast(code)  # type: ignore[call-overload,no-any-return]
+
+
+class MappedRegisters:
+    """Registers in a mapping: a BAR, a virtio-mmio window, a page of /dev/mem.
+
+    Offsets and lengths in bytes. The views stay inside: an exported view would keep the BAR mapped, and
+    ``mmap.close()`` raises while one lives. ``close()`` releases them and leaves the mapping to its owner.
+    """
+
+    def __init__(self, mapping: Buffer, offset: int, length: int) -> None:
+        if offset < 0 or length < 0:
+            raise ValueError(f"a window of {length} bytes at {offset}")
+        # A capability may lie at any byte (an ISR often does): the views start at the 4-byte word below it.
+        base = offset & ~3
+        with memoryview(mapping) as whole:
+            if offset + length > whole.nbytes:
+                raise ValueError(f"a window of {length} bytes at {offset} does not fit {whole.nbytes} bytes")
+            end = min(whole.nbytes, (offset + length + 3) & ~3)
+            with whole.cast("B")[base:end] as piece:
+                self._b = piece.cast("B")
+                self._h = piece[: (end - base) & ~1].cast("H")
+                self._i = piece[: (end - base) & ~3].cast("I")
+        self._bias = offset - base
+        self.length = length
+        self._closed = False
+
+    def _index(self, offset: int, width: int) -> int:
+        if self._closed:
+            raise Closed("these registers are closed")
+        place = offset + self._bias
+        if offset < 0 or offset + width > self.length or place % width:
+            raise ValueError(f"a {width}-byte access at {offset:#x} of {self.length:#x}, aligned to its width")
+        return place // width
+
+    def read8(self, offset: int) -> int:
+        return self._b[self._index(offset, 1)]
+
+    def read16(self, offset: int) -> int:
+        return self._h[self._index(offset, 2)]
+
+    def read32(self, offset: int) -> int:
+        return self._i[self._index(offset, 4)]
+
+    def write8(self, offset: int, value: int) -> None:
+        self._b[self._index(offset, 1)] = value
+
+    def write16(self, offset: int, value: int) -> None:
+        self._h[self._index(offset, 2)] = value
+
+    def write32(self, offset: int, value: int) -> None:
+        self._i[self._index(offset, 4)] = value
+
+    def close(self) -> None:
+        """Release the views; idempotent."""
+        if not self._closed:
+            self._closed = True
+            for view in (self._b, self._h, self._i):
+                view.release()
+
+
+class FdRegisters:
+    """Registers behind a file descriptor: an I/O BAR, PCI configuration space, a VFIO region.
+
+    One pread or pwrite of exactly the width per access. The descriptor belongs to the caller and stays open.
+    A failing or short access is raised as DeviceGone: a region that answered before answers no more.
+    """
+
+    def __init__(self, fd: int, offset: int, length: int, *, what: str = "device") -> None:
+        self._fd = fd
+        self._offset = offset
+        self.length = length
+        self._what = what
+        self._closed = False
+
+    def _place(self, offset: int, width: int) -> int:
+        if self._closed:
+            raise Closed("these registers are closed")
+        if offset < 0 or offset + width > self.length or offset % width:
+            raise ValueError(f"a {width}-byte access at {offset:#x} of {self.length:#x}, aligned to its width")
+        return self._offset + offset
+
+    def _gone(self, offset: int, seen: str) -> DeviceGone:
+        return DeviceGone(
+            f"{self._what} no longer answers at offset {offset:#x}",
+            seen=seen,
+            expected="a value",
+            remedy="look whether the device was removed: uvirtio list",
+        )
+
+    def _read(self, offset: int, width: int) -> int:
+        place = self._place(offset, width)
+        try:
+            data = os.pread(self._fd, width, place)
+        except OSError as error:
+            raise self._gone(offset, os.strerror(error.errno or 0)) from error
+        if len(data) != width:
+            raise self._gone(offset, f"{len(data)} bytes of {width}")
+        return int.from_bytes(data, "little")
+
+    def _write(self, offset: int, width: int, value: int) -> None:
+        place = self._place(offset, width)
+        try:
+            done = os.pwrite(self._fd, value.to_bytes(width, "little"), place)
+        except OSError as error:
+            raise self._gone(offset, os.strerror(error.errno or 0)) from error
+        if done != width:
+            raise self._gone(offset, f"{done} bytes of {width}")
+
+    def read8(self, offset: int) -> int:
+        return self._read(offset, 1)
+
+    def read16(self, offset: int) -> int:
+        return self._read(offset, 2)
+
+    def read32(self, offset: int) -> int:
+        return self._read(offset, 4)
+
+    def write8(self, offset: int, value: int) -> None:
+        self._write(offset, 1, value)
+
+    def write16(self, offset: int, value: int) -> None:
+        self._write(offset, 2, value)
+
+    def write32(self, offset: int, value: int) -> None:
+        self._write(offset, 4, value)
+
+    def close(self) -> None:
+        """Stop accepting accesses; idempotent. The descriptor is not ours to close."""
+        self._closed = True

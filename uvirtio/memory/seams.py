@@ -1,0 +1,250 @@
+"""The seams: what a back end gives to a transport, and a transport to a device, as Protocols.
+
+A back end (``backends/``) knows the kernel or QEMU and nothing of virtio; a transport (``transports/``) knows
+what registers mean and not where they come from; ``device`` introduces them. All offsets and lengths are in
+bytes, all addresses are the device's (IOVA or guest-physical, as the memory's policy has it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+PFN_SHIFT = 12
+"""A PFN is a guest-physical address divided by 4096, whatever the page size of the CPU (5.5.6)."""
+
+
+class Registers(Protocol):
+    """A window of registers: one access of exactly the width per call, at an aligned byte offset.
+
+    Raises ValueError for an access outside the window or not aligned (a mistake of the caller), Closed after
+    ``close()``, DeviceGone when the device has been removed.
+    """
+
+    length: int
+
+    def read8(self, offset: int) -> int: ...
+    def read16(self, offset: int) -> int: ...
+    def read32(self, offset: int) -> int: ...
+    def write8(self, offset: int, value: int) -> None: ...
+    def write16(self, offset: int, value: int) -> None: ...
+    def write32(self, offset: int, value: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class Doorbell(Protocol):
+    """Where a queue is kicked. ``ring`` takes the value that the standard wants written (4.1.5.2)."""
+
+    def ring(self, value: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class Event(Protocol):
+    """One interrupt vector as a file descriptor that polls readable.
+
+    ``take()`` consumes what is pending, without waiting, and says whether there was anything. A line that is
+    level-triggered (INTx) stays masked from then on until ``rearm()``, which is called after the cause was
+    read from the device; for edge-triggered vectors ``rearm()`` does nothing. ``take()`` must be called before
+    one waits on ``fileno()``: an implementation may hold events that it read beside something else.
+    """
+
+    def fileno(self) -> int: ...
+    def take(self) -> bool: ...
+    def rearm(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Block(Protocol):
+    """A piece of memory that stays where it is while a device may touch it.
+
+    ``view`` is its bytes; whoever casts or slices it releases that view before ``close()``.
+    """
+
+    view: memoryview
+    size: int
+    contiguous: bool
+    """One run of device addresses from start to end."""
+
+    def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """The device addresses of these bytes, as (address, length) runs, merged where they touch."""
+        ...
+
+    def pfns(self) -> list[int]:
+        """The guest-physical frame number of each 4096-byte piece, read anew at every call.
+
+        Raises PagemapHidden where this process may not know them.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class DmaSpace(Protocol):
+    """Memory for one device, under one address policy."""
+
+    translated: bool
+    """True: addresses are IOVAs (ACCESS_PLATFORM negotiated). False: guest-physical addresses (6.1)."""
+
+    contiguous_limit: int
+    """No run of device addresses is longer than this many bytes, unless by luck; ring areas must fit in it."""
+
+    def alloc(self, size: int) -> Block:
+        """Zeroed, page-aligned memory of at least ``size`` bytes that the device may read and write.
+
+        Raises MemlockExceeded, PagemapHidden, or OperationFailed when the map is refused.
+        """
+        ...
+
+    def pin(self, size: int) -> Block:
+        """Zeroed memory that stays put and whose ``pfns()`` are known, but that the device does not address.
+
+        For balloon pages: pinned by one map, whatever their number. ``segments()`` is undefined on it.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BarInfo:
+    """One base address register: its number, its size in bytes, and whether it decodes I/O ports."""
+
+    index: int
+    size: int
+    is_io: bool
+
+
+class PciFunction(Protocol):
+    """A PCI function that this process owns."""
+
+    address: str
+    config: Registers
+    """Configuration space, 256 or 4096 bytes. What a capability walk reads, and nothing else is written."""
+
+    msix_vectors: int
+    """Vectors in the MSI-X table; 0 where the function has none or the back end cannot deliver them."""
+
+    has_intx: bool
+    translates: bool
+    """True where an IOMMU stands between the function and memory: IOVAs are possible."""
+
+    removal: Event | None
+    """Fires when somebody wants the device back (hot-unplug); None where nobody would tell."""
+
+    description: str
+    """One line for people: which way in this is (``vfio-pci, group 12, type1v2``)."""
+
+    def bar(self, index: int) -> BarInfo | None: ...
+
+    def registers(self, bar: int, offset: int, length: int) -> Registers:
+        """A window of a BAR. Raises CapabilityError if the BAR is absent or too small."""
+        ...
+
+    def doorbell(self, bar: int, offset: int, value: int) -> Doorbell | None:
+        """An eventfd (or the like) that writes ``value`` at this place of the BAR; None: write the register."""
+        ...
+
+    def enable_msix(self, count: int) -> list[Event]:
+        """Turn MSI-X on with vectors 0..count-1 and return their events; replaces what was on before."""
+        ...
+
+    def enable_intx(self) -> Event | None:
+        """Turn the interrupt pin on; None where that cannot be had."""
+        ...
+
+    def disable_interrupts(self) -> None: ...
+
+    def dma(self, translated: bool) -> DmaSpace:
+        """Memory for this function. The caller closes it after the device was reset."""
+        ...
+
+    def bus_master(self, on: bool) -> None: ...
+
+    def reset(self) -> bool:
+        """Function-level reset; False where the function has none."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class InterruptMode(Enum):
+    """The rungs of the interrupt ladder, best first (4.1.5.1.2, 4.1.4.5)."""
+
+    PER_QUEUE = "msix-per-queue"
+    SHARED = "msix-shared"
+    INTX = "intx"
+    POLLING = "polling"
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLayout:
+    """What a transport knows of a queue before memory is made for it."""
+
+    size_max: int
+    """Entries; 0 means that the queue does not exist."""
+
+    size_fixed: bool = False
+    """Legacy: the size cannot be reduced."""
+
+    one_region: bool = False
+    """Legacy: descriptors, available and used ring in one contiguous region, used aligned to 4096."""
+
+
+@dataclass(frozen=True, slots=True)
+class Causes:
+    """What the interrupts that were just taken say."""
+
+    config: bool = False
+    queues: bool = False
+    removal: bool = False
+
+
+class Transport(Protocol):
+    """Virtio over some bus: the verbs of chapter 3, with chapter 4's registers behind them."""
+
+    kind: str
+    device_id: int
+    description: str
+    features_allowed: int
+    """Mask of the feature bits 24..63 that this transport and our rings can carry (6)."""
+
+    config_length: int
+    num_queues: int
+    translates: bool
+
+    def device_features(self) -> int:
+        """The offered features, 128 bits."""
+        ...
+
+    def set_driver_features(self, features: int) -> None: ...
+    def status(self) -> int: ...
+    def set_status(self, value: int) -> None: ...
+    def generation(self) -> int | None:
+        """config_generation, or None where the transport has none (legacy)."""
+        ...
+
+    def read_config(self, offset: int, width: int) -> int:
+        """One field of the device configuration; width 1, 2, 4 or 8 (8 is two 4-byte accesses)."""
+        ...
+
+    def write_config(self, offset: int, width: int, value: int) -> None: ...
+    def queue_layout(self, index: int) -> QueueLayout: ...
+    def connect_interrupts(self, queues: Sequence[int], modes: Sequence[InterruptMode]) -> InterruptMode:
+        """Take the first of ``modes`` that works for these queues and the configuration; before any enable."""
+        ...
+
+    def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> Doorbell:
+        """Write size and the three area addresses, read them back, enable; returns where to kick."""
+        ...
+
+    def events(self) -> Sequence[Event]: ...
+    def causes(self) -> Causes:
+        """Take what is pending, read its cause, rearm. In POLLING mode this asks the device (ISR)."""
+        ...
+
+    def dma(self, translated: bool) -> DmaSpace: ...
+    def dma_enable(self, on: bool) -> None: ...
+    def function_reset(self) -> bool: ...
+    def close(self) -> None: ...

@@ -1,0 +1,66 @@
+"""Virtqueues: the split ring of 2.7, behind an interface that the packed ring of 2.8 will share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+Run = tuple[int, int]
+"""(device address, length in bytes) of one element of a chain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A chain that the device has used: the caller's cookie, and how many bytes it says that it wrote."""
+
+    cookie: Any
+    written: int
+
+
+class Virtqueue(Protocol):
+    """One virtqueue, whatever its ring format.
+
+    Chains are added (nothing is visible to the device yet), then published in one go; completions are reaped.
+    """
+
+    index: int
+    size: int
+
+    @property
+    def free(self) -> int:
+        """Descriptors that are free now."""
+        ...
+
+    @property
+    def in_flight(self) -> int:
+        """Chains that were published and not reaped."""
+        ...
+
+    def add(self, readable: Sequence[Run], writable: Sequence[Run], cookie: Any) -> None:
+        """Lay down one chain. Raises BadChain (our mistake) or QueueFull; then nothing was changed."""
+        ...
+
+    def publish(self) -> bool:
+        """Make all added chains visible with one index store and one fence; True: the device wants a kick."""
+        ...
+
+    def pending(self) -> bool:
+        """Whether the device has used something that was not reaped."""
+        ...
+
+    def reap(self, limit: int | None = None) -> list[Completion]:
+        """Completions in the device's order. Raises RingCorruption, after which the queue takes nothing more."""
+        ...
+
+    def want_interrupts(self, on: bool) -> bool:
+        """Ask for interrupts, or not. Turning them on fences and returns pending(): True means reap again."""
+        ...
+
+    def abandon(self) -> list[Any]:
+        """After a confirmed reset: the cookies of everything still out; the ring is dead from then on."""
+        ...
+
+    def close(self) -> None:
+        """Release the views of the ring memory; idempotent. The blocks belong to the caller."""
+        ...
