@@ -1,0 +1,37 @@
+"""One field of a structure that a device shows: its name, where it is, how wide it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A field; ``offset`` and ``width`` in bytes, all fields little-endian (1.4).
+
+    A width above 4 is read and written in 32-bit pieces, or it is an array of bytes: no register is wider
+    than 32 bits (2.5.1, 4.1.3.1).
+    """
+
+    name: str
+    offset: int
+    width: int
+
+    @property
+    def end(self) -> int:
+        """The first byte after the field."""
+        return self.offset + self.width
+
+
+Layout = tuple[Field, ...]
+"""The fields of one structure, in ascending order of their offsets."""
+
+
+def by_name(layout: Layout) -> dict[str, Field]:
+    """The fields of ``layout`` by name."""
+    return {field.name: field for field in layout}
+
+
+def size(layout: Layout) -> int:
+    """Bytes from the start of the structure to the end of its last field."""
+    return max((field.end for field in layout), default=0)
