@@ -39,7 +39,7 @@ TYPES: Final[tuple[DeviceType, ...]] = (
     DeviceType(12, "caif", "", "caif-virtio"),
     DeviceType(13, "memory-balloon"),
     DeviceType(16, "gpu", "5.7", "virtio_gpu"),
-    DeviceType(17, "rtc", "5.22", "virtio_rtc"),
+    DeviceType(17, "rtc", "5.23", "virtio_rtc"),
     DeviceType(18, "input", "5.8", "virtio_input"),
     DeviceType(19, "vsock", "5.10", "vmw_vsock_virtio_transport"),
     DeviceType(20, "crypto", "5.9", "virtio_crypto"),
@@ -68,6 +68,9 @@ TYPES: Final[tuple[DeviceType, ...]] = (
     DeviceType(43, "camera"),
     DeviceType(44, "ism"),
     DeviceType(45, "spi", "5.21", "spi-virtio"),
+    DeviceType(46, "tee"),
+    DeviceType(47, "cpu-balloon"),
+    DeviceType(48, "media", "5.22", "virtio_media"),
 )
 
 _BY_ID: Final = {entry.id: entry for entry in TYPES}

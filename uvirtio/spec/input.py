@@ -5,8 +5,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from uvirtio.spec.layout import Layout
 from uvirtio.spec.layout import Field as F
+from uvirtio.spec.layout import Layout
 
 TYPE: Final = 18
 

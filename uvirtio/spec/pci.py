@@ -9,8 +9,8 @@ from __future__ import annotations
 from enum import IntEnum, IntFlag
 from typing import Final
 
-from uvirtio.spec.layout import Layout
 from uvirtio.spec.layout import Field as F
+from uvirtio.spec.layout import Layout
 
 # --- PCI configuration space (PCI 3.0, 6.1) ---------------------------------------------------------------
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from uvirtio.spec.layout import Layout
 from uvirtio.spec.layout import Field as F
+from uvirtio.spec.layout import Layout
 
 MAX_SIZE: Final = 32768  # 2.7, 2.8
 INDEX_MASK: Final = 0xFFFF  # ring indices run freely modulo 65536 (2.7.6)

@@ -1,0 +1,532 @@
+"""Feature bits (2.2, 6): all 128, with their names, who owns them, and which needs which.
+
+A *word* is the whole bitmap as one integer, bit 0 lowest. Bit *numbers* are in the enums; ``bit(n)`` makes
+the mask. Names are the standard's without their ``VIRTIO_..._F_`` prefix. Where the kernel's header and the
+standard differ (BALLOON_F_REPORTING), the standard's name is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import Final
+
+MAX_BITS: Final = 128  # what the transports carry today: four words of 32 bits (2.2, 4.1.4.3)
+ALL: Final = (1 << MAX_BITS) - 1
+LEGACY_MASK: Final = 0xFFFFFFFF  # a legacy interface has bits 0 to 31 only (4.1.4.10)
+
+
+class Reserved(IntEnum):
+    """The device-independent bits (6), and those of the legacy interface (6.3)."""
+
+    NOTIFY_ON_EMPTY = 24  # 6.3, legacy only
+    ANY_LAYOUT = 27  # 6.3, legacy only
+    INDIRECT_DESC = 28  # 6
+    EVENT_IDX = 29  # 6
+    UNUSED = 30  # 6.3: QEMU's probe for broken drivers, not to be negotiated
+    VERSION_1 = 32  # 6
+    ACCESS_PLATFORM = 33  # 6
+    RING_PACKED = 34  # 6
+    IN_ORDER = 35  # 6
+    ORDER_PLATFORM = 36  # 6
+    SR_IOV = 37  # 6
+    NOTIFICATION_DATA = 38  # 6
+    NOTIF_CONFIG_DATA = 39  # 6
+    RING_RESET = 40  # 6
+    ADMIN_VQ = 41  # 6
+    SUSPEND = 43  # 6
+
+
+NOTIFY_ON_EMPTY: Final = Reserved.NOTIFY_ON_EMPTY
+ANY_LAYOUT: Final = Reserved.ANY_LAYOUT
+INDIRECT_DESC: Final = Reserved.INDIRECT_DESC
+EVENT_IDX: Final = Reserved.EVENT_IDX
+VERSION_1: Final = Reserved.VERSION_1
+ACCESS_PLATFORM: Final = Reserved.ACCESS_PLATFORM
+RING_PACKED: Final = Reserved.RING_PACKED
+IN_ORDER: Final = Reserved.IN_ORDER
+ORDER_PLATFORM: Final = Reserved.ORDER_PLATFORM
+SR_IOV: Final = Reserved.SR_IOV
+NOTIFICATION_DATA: Final = Reserved.NOTIFICATION_DATA
+NOTIF_CONFIG_DATA: Final = Reserved.NOTIF_CONFIG_DATA
+RING_RESET: Final = Reserved.RING_RESET
+ADMIN_VQ: Final = Reserved.ADMIN_VQ
+SUSPEND: Final = Reserved.SUSPEND
+
+LEGACY_ONLY: Final = frozenset({NOTIFY_ON_EMPTY, ANY_LAYOUT, Reserved.UNUSED})
+"""Bits that have a meaning on a legacy interface alone (6.3)."""
+
+
+class Net(IntEnum):
+    """5.1.3; GSO, GUEST_RSC4 and GUEST_RSC6 are legacy (5.1.3.2)."""
+
+    CSUM = 0
+    GUEST_CSUM = 1
+    CTRL_GUEST_OFFLOADS = 2
+    MTU = 3
+    MAC = 5
+    GSO = 6
+    GUEST_TSO4 = 7
+    GUEST_TSO6 = 8
+    GUEST_ECN = 9
+    GUEST_UFO = 10
+    HOST_TSO4 = 11
+    HOST_TSO6 = 12
+    HOST_ECN = 13
+    HOST_UFO = 14
+    MRG_RXBUF = 15
+    STATUS = 16
+    CTRL_VQ = 17
+    CTRL_RX = 18
+    CTRL_VLAN = 19
+    CTRL_RX_EXTRA = 20
+    GUEST_ANNOUNCE = 21
+    MQ = 22
+    CTRL_MAC_ADDR = 23
+    DEVICE_STATS = 50
+    HASH_TUNNEL = 51
+    VQ_NOTF_COAL = 52
+    NOTF_COAL = 53
+    GUEST_USO4 = 54
+    GUEST_USO6 = 55
+    HOST_USO = 56
+    HASH_REPORT = 57
+    GUEST_HDRLEN = 59
+    RSS = 60
+    RSC_EXT = 61
+    STANDBY = 62
+    SPEED_DUPLEX = 63
+    RSS_CONTEXT = 64
+    GUEST_UDP_TUNNEL_GSO = 65
+    GUEST_UDP_TUNNEL_GSO_CSUM = 66
+    HOST_UDP_TUNNEL_GSO = 67
+    HOST_UDP_TUNNEL_GSO_CSUM = 68
+    OUT_NET_HEADER = 69
+
+
+class Blk(IntEnum):
+    """5.2.3; BARRIER and SCSI are legacy (5.2.3.1)."""
+
+    BARRIER = 0
+    SIZE_MAX = 1
+    SEG_MAX = 2
+    GEOMETRY = 4
+    RO = 5
+    BLK_SIZE = 6
+    SCSI = 7
+    FLUSH = 9
+    TOPOLOGY = 10
+    CONFIG_WCE = 11
+    MQ = 12
+    DISCARD = 13
+    WRITE_ZEROES = 14
+    LIFETIME = 15
+    SECURE_ERASE = 16
+    ZONED = 17
+
+
+class Console(IntEnum):
+    """5.3.3."""
+
+    SIZE = 0
+    MULTIPORT = 1
+    EMERG_WRITE = 2
+
+
+class Balloon(IntEnum):
+    """5.5.3."""
+
+    MUST_TELL_HOST = 0
+    STATS_VQ = 1
+    DEFLATE_ON_OOM = 2
+    FREE_PAGE_HINT = 3
+    PAGE_POISON = 4
+    PAGE_REPORTING = 5
+
+
+class Rpmsg(IntEnum):
+    """No text in the standard; Linux's drivers/rpmsg/virtio_rpmsg_bus.c."""
+
+    NS = 0
+
+
+class Scsi(IntEnum):
+    """5.6.3."""
+
+    INOUT = 0
+    HOTPLUG = 1
+    CHANGE = 2
+    T10_PI = 3
+
+
+class NineP(IntEnum):
+    """No text in the standard; <linux/virtio_9p.h>."""
+
+    MOUNT_TAG = 0
+
+
+class Gpu(IntEnum):
+    """5.7.3."""
+
+    VIRGL = 0
+    EDID = 1
+    RESOURCE_UUID = 2
+    RESOURCE_BLOB = 3
+    CONTEXT_INIT = 4
+    BLOB_ALIGNMENT = 5
+
+
+class Rtc(IntEnum):
+    """5.23.3."""
+
+    ALARM = 0
+
+
+class Vsock(IntEnum):
+    """5.10.3."""
+
+    STREAM = 0
+    SEQPACKET = 1
+    NO_IMPLIED_STREAM = 2
+
+
+class Crypto(IntEnum):
+    """5.9.3."""
+
+    REVISION_1 = 0
+    CIPHER_STATELESS_MODE = 1
+    HASH_STATELESS_MODE = 2
+    MAC_STATELESS_MODE = 3
+    AEAD_STATELESS_MODE = 4
+    AKCIPHER_STATELESS_MODE = 5
+
+
+class Iommu(IntEnum):
+    """5.13.3."""
+
+    INPUT_RANGE = 0
+    DOMAIN_RANGE = 1
+    MAP_UNMAP = 2
+    BYPASS = 3
+    PROBE = 4
+    MMIO = 5
+    BYPASS_CONFIG = 6
+
+
+class Mem(IntEnum):
+    """5.15.3."""
+
+    ACPI_PXM = 0
+    UNPLUGGED_INACCESSIBLE = 1
+    PERSISTENT_SUSPEND = 2
+
+
+class Sound(IntEnum):
+    """5.14.3."""
+
+    CTLS = 0
+
+
+class Fs(IntEnum):
+    """5.11.3."""
+
+    NOTIFICATION = 0
+
+
+class Pmem(IntEnum):
+    """5.19.3."""
+
+    SHMEM_REGION = 0
+
+
+class Scmi(IntEnum):
+    """5.17.3."""
+
+    P2A_CHANNELS = 0
+    SHARED_MEMORY = 1
+
+
+class I2c(IntEnum):
+    """5.16.3."""
+
+    ZERO_LENGTH_REQUEST = 0
+
+
+class Can(IntEnum):
+    """5.20.3."""
+
+    CAN_CLASSIC = 0
+    CAN_FD = 1
+    RTR_FRAMES = 2
+    LATE_TX_ACK = 3
+
+
+class Bt(IntEnum):
+    """No text in the standard; <linux/virtio_bt.h>."""
+
+    VND_HCI = 0
+    MSFT_EXT = 1
+    AOSP_EXT = 2
+    CONFIG_V2 = 3
+
+
+class Gpio(IntEnum):
+    """5.18.3."""
+
+    IRQ = 0
+
+
+DEVICE_BITS: Final[dict[str, tuple[type[IntEnum], str]]] = {
+    "net": (Net, "5.1.3"),
+    "blk": (Blk, "5.2.3"),
+    "console": (Console, "5.3.3"),
+    "balloon": (Balloon, "5.5.3"),
+    "rpmsg": (Rpmsg, ""),
+    "scsi": (Scsi, "5.6.3"),
+    "9p": (NineP, ""),
+    "gpu": (Gpu, "5.7.3"),
+    "rtc": (Rtc, "5.23.3"),
+    "vsock": (Vsock, "5.10.3"),
+    "crypto": (Crypto, "5.9.3"),
+    "iommu": (Iommu, "5.13.3"),
+    "mem": (Mem, "5.15.3"),
+    "sound": (Sound, "5.14.3"),
+    "fs": (Fs, "5.11.3"),
+    "pmem": (Pmem, "5.19.3"),
+    "scmi": (Scmi, "5.17.3"),
+    "i2c": (I2c, "5.16.3"),
+    "can": (Can, "5.20.3"),
+    "bt": (Bt, ""),
+    "gpio": (Gpio, "5.18.3"),
+}
+"""By type: its bits, and their section. A type that is not here defines none (rng 5.4.3, input 5.8.3)."""
+
+_LEGACY_SECTIONS: Final[dict[tuple[str, int], str]] = {
+    ("net", Net.GSO): "5.1.3.2",
+    ("blk", Blk.BARRIER): "5.2.3.1",
+    ("blk", Blk.SCSI): "5.2.3.1",
+}
+
+# Bits that one type had before 1.0 where now a device-independent one lies (5.1.3.2).
+_NET_LEGACY_RSC: Final = {41: "GUEST_RSC4", 42: "GUEST_RSC6"}
+
+
+def bit(number: int) -> int:
+    """The mask with only bit ``number`` set."""
+    return 1 << number
+
+
+def mask(numbers: Iterable[int]) -> int:
+    """The word in which exactly the bits ``numbers`` are set."""
+    word = 0
+    for number in numbers:
+        word |= 1 << number
+    return word
+
+
+def has(word: int, number: int) -> bool:
+    """Whether bit ``number`` is set in ``word``."""
+    return bool(word >> number & 1)
+
+
+def bits(word: int) -> list[int]:
+    """The numbers of the bits set in ``word``, lowest first."""
+    return [number for number in range(word.bit_length()) if word >> number & 1]
+
+
+class Kind(Enum):
+    """Who a bit belongs to (2.2)."""
+
+    DEVICE = "device"  # 0 to 23, 41, 42, 50 to 127: the device type's
+    RING = "ring"  # 24 to 40, 43: queues and negotiation
+    FUTURE = "future"  # 44 to 49, 128 and up: reserved
+
+
+def kind(number: int) -> Kind:
+    """The range that bit ``number`` lies in (2.2).
+
+    ADMIN_VQ is 41, which 2.2 counts among the device types' bits; chapter 6 defines it for all types, so it is
+    a ring bit here.
+    """
+    if number == ADMIN_VQ:
+        return Kind.RING
+    if number <= 23 or number == 42 or 50 <= number < MAX_BITS:
+        return Kind.DEVICE
+    if number <= 40 or number == 43:
+        return Kind.RING
+    return Kind.FUTURE
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureBit:
+    """One bit: ``name`` is ``bit N`` where the standard defines none, and ``section`` is then empty."""
+
+    bit: int
+    name: str
+    section: str
+    kind: Kind
+
+    @property
+    def known(self) -> bool:
+        """Whether the bit has a name of its own."""
+        return self.name != f"bit {self.bit}"
+
+
+def feature(type_name: str, number: int) -> FeatureBit:
+    """What bit ``number`` means for a device of the type ``type_name`` (as ``ids.type_name`` gives it)."""
+    owner = kind(number)
+    if owner is Kind.DEVICE and type_name in DEVICE_BITS:
+        family, section = DEVICE_BITS[type_name]
+        for entry in family:
+            if entry.value == number:
+                return FeatureBit(number, entry.name, _LEGACY_SECTIONS.get((type_name, number), section), owner)
+    if owner is Kind.DEVICE and type_name == "net" and number in _NET_LEGACY_RSC:
+        return FeatureBit(number, _NET_LEGACY_RSC[number], "5.1.3.2", owner)
+    for reserved in Reserved:
+        if reserved.value == number:
+            return FeatureBit(number, reserved.name, "6.3" if reserved in LEGACY_ONLY else "6", owner)
+    return FeatureBit(number, f"bit {number}", "", owner)
+
+
+def names(type_name: str, word: int) -> list[FeatureBit]:
+    """Every bit that is set in ``word``, lowest first, those without a name included.
+
+    Raises ValueError for a negative word.
+    """
+    if word < 0:
+        raise ValueError(f"a feature word is not negative: {word}")
+    return [feature(type_name, number) for number in bits(word)]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A word taken apart by who the bits belong to (2.2)."""
+
+    device: list[FeatureBit]
+    ring: list[FeatureBit]
+    future: list[FeatureBit]
+
+
+def decode(type_name: str, word: int) -> Decoded:
+    """``names``, sorted into the device type's bits, the ring's and those reserved for the future."""
+    found = names(type_name, word)
+    return Decoded(
+        device=[entry for entry in found if entry.kind is Kind.DEVICE],
+        ring=[entry for entry in found if entry.kind is Kind.RING],
+        future=[entry for entry in found if entry.kind is Kind.FUTURE],
+    )
+
+
+def known(type_name: str) -> int:
+    """All bits that have a name for this type: its own and the device-independent ones."""
+    family = DEVICE_BITS.get(type_name)
+    own = mask(entry.value for entry in family[0]) if family else 0
+    return own | mask(Reserved)
+
+
+# --- couplings --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Bit ``bit`` may be taken only together with at least one of ``any_of`` (2.2.1)."""
+
+    bit: int
+    any_of: tuple[int, ...]
+
+
+def _needs(number: int, *any_of: int) -> Needs:
+    return Needs(number, any_of)
+
+
+RESERVED_DEPENDS: Final[tuple[Needs, ...]] = tuple(
+    # A legacy interface has no word above the first (4.1.4.10): everything from 33 on needs VERSION_1.
+    _needs(number, VERSION_1)
+    for number in range(33, MAX_BITS)
+)
+
+DEPENDS: Final[dict[str, tuple[Needs, ...]]] = {
+    # 5.1.3.1
+    "net": (
+        _needs(Net.GUEST_TSO4, Net.GUEST_CSUM),
+        _needs(Net.GUEST_TSO6, Net.GUEST_CSUM),
+        _needs(Net.GUEST_ECN, Net.GUEST_TSO4, Net.GUEST_TSO6),
+        _needs(Net.GUEST_UFO, Net.GUEST_CSUM),
+        _needs(Net.GUEST_USO4, Net.GUEST_CSUM),
+        _needs(Net.GUEST_USO6, Net.GUEST_CSUM),
+        _needs(Net.GUEST_UDP_TUNNEL_GSO, Net.GUEST_TSO4),
+        _needs(Net.GUEST_UDP_TUNNEL_GSO, Net.GUEST_TSO6),
+        _needs(Net.GUEST_UDP_TUNNEL_GSO, Net.GUEST_USO4),
+        _needs(Net.GUEST_UDP_TUNNEL_GSO, Net.GUEST_USO6),
+        _needs(Net.GUEST_UDP_TUNNEL_GSO_CSUM, Net.GUEST_UDP_TUNNEL_GSO),
+        _needs(Net.HOST_TSO4, Net.CSUM),
+        _needs(Net.HOST_TSO6, Net.CSUM),
+        _needs(Net.HOST_ECN, Net.HOST_TSO4, Net.HOST_TSO6),
+        _needs(Net.HOST_UFO, Net.CSUM),
+        _needs(Net.HOST_USO, Net.CSUM),
+        _needs(Net.HOST_UDP_TUNNEL_GSO, Net.HOST_TSO4),
+        _needs(Net.HOST_UDP_TUNNEL_GSO, Net.HOST_TSO6),
+        _needs(Net.HOST_UDP_TUNNEL_GSO, Net.HOST_USO),
+        _needs(Net.HOST_UDP_TUNNEL_GSO_CSUM, Net.HOST_UDP_TUNNEL_GSO),
+        _needs(Net.CTRL_RX, Net.CTRL_VQ),
+        _needs(Net.CTRL_RX_EXTRA, Net.CTRL_VQ),  # 5.1.4.2, a SHOULD
+        _needs(Net.CTRL_VLAN, Net.CTRL_VQ),
+        _needs(Net.CTRL_GUEST_OFFLOADS, Net.CTRL_VQ),  # 5.1.6.5.6: its commands go through the control queue
+        _needs(Net.GUEST_ANNOUNCE, Net.CTRL_VQ),
+        _needs(Net.MQ, Net.CTRL_VQ),
+        _needs(Net.CTRL_MAC_ADDR, Net.CTRL_VQ),
+        _needs(Net.NOTF_COAL, Net.CTRL_VQ),
+        _needs(Net.VQ_NOTF_COAL, Net.CTRL_VQ),
+        _needs(Net.RSC_EXT, Net.HOST_TSO4, Net.HOST_TSO6),
+        _needs(Net.RSS, Net.CTRL_VQ),
+        _needs(Net.RSS_CONTEXT, Net.CTRL_VQ),
+        _needs(Net.RSS_CONTEXT, Net.RSS),
+        _needs(Net.HASH_TUNNEL, Net.CTRL_VQ),
+        _needs(Net.HASH_TUNNEL, Net.RSS, Net.HASH_REPORT),
+        _needs(Net.HASH_REPORT, Net.CTRL_VQ),  # 5.1.4.2, a SHOULD
+        _needs(Net.DEVICE_STATS, Net.CTRL_VQ),  # 5.1.6.5: they come through the control queue
+    ),
+    "blk": (_needs(Blk.CONFIG_WCE, Blk.FLUSH),),  # 5.2.5.2: a device offers the first only with the second
+    # 5.5.3.1: a driver whose free pages keep an initial value takes reporting only with poison. This is the
+    # careful reading, for such a driver; one that expects nothing of its pages passes couplings of its own.
+    "balloon": (_needs(Balloon.PAGE_REPORTING, Balloon.PAGE_POISON),),
+    "gpu": (_needs(Gpu.CONTEXT_INIT, Gpu.VIRGL),),  # 5.7.3
+    "crypto": tuple(  # 5.9.3.1
+        _needs(number, Crypto.REVISION_1)
+        for number in (
+            Crypto.CIPHER_STATELESS_MODE,
+            Crypto.HASH_STATELESS_MODE,
+            Crypto.MAC_STATELESS_MODE,
+            Crypto.AEAD_STATELESS_MODE,
+            Crypto.AKCIPHER_STATELESS_MODE,
+        )
+    ),
+    "can": (_needs(Can.RTR_FRAMES, Can.CAN_CLASSIC),),  # 5.20.3.1
+}
+"""By type: which bit needs which (2.2.1). Bits that are common to all types are in RESERVED_DEPENDS."""
+
+
+def couplings(type_name: str) -> tuple[Needs, ...]:
+    """All couplings for this type: those of every device, and its own."""
+    return RESERVED_DEPENDS + DEPENDS.get(type_name, ())
+
+
+def resolve(offered: int, wanted: int, couplings: Iterable[Needs] = RESERVED_DEPENDS) -> int:
+    """The bits to take: offered and wanted, less each whose need is not met (2.2.1).
+
+    Dropping one bit can leave another without its need, so it goes on until nothing changes; every round but
+    the last drops at least one bit.
+    """
+    rules = tuple(couplings)
+    taken = offered & wanted
+    while True:
+        dropped = mask(rule.bit for rule in rules if has(taken, rule.bit) and not taken & mask(rule.any_of))
+        if not dropped:
+            return taken
+        taken &= ~dropped
+
+
+def unmet(word: int, couplings: Iterable[Needs] = RESERVED_DEPENDS) -> list[Needs]:
+    """The couplings that ``word`` breaks; a device that offers such a word is at fault (2.2.2)."""
+    return [rule for rule in couplings if has(word, rule.bit) and not word & mask(rule.any_of)]
