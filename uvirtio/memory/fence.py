@@ -54,8 +54,18 @@ def libatomic_fence() -> Fence:
     return fence
 
 
+def _is_x86() -> bool:
+    return platform.machine() in ("x86_64", "AMD64", "i686", "i386")
+
+
 def full_fence() -> Fence:
     """The cheapest full fence of this machine. Raises NotSupported where there is none."""
-    if platform.machine() in ("x86_64", "AMD64", "i686", "i386"):
-        return lock_fence()
-    return libatomic_fence()
+    return lock_fence() if _is_x86() else libatomic_fence()
+
+
+def order_fence() -> Fence | None:
+    """What keeps two stores, or two loads, in their order: None on x86, where they stay in order by themselves.
+
+    Raises NotSupported as :func:`full_fence` does.
+    """
+    return None if _is_x86() else libatomic_fence()

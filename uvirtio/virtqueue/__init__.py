@@ -26,6 +26,18 @@ class Virtqueue(Protocol):
 
     index: int
     size: int
+    findings: dict[str, int]
+    """How often the device did something odd that is tolerated, by name."""
+
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Device addresses of the descriptor, driver and device areas (2.6)."""
+        ...
+
+    @property
+    def broken(self) -> str | None:
+        """Why the queue takes nothing more, or None. Every call but abandon() and close() raises then."""
+        ...
 
     @property
     def free(self) -> int:
@@ -38,7 +50,10 @@ class Virtqueue(Protocol):
         ...
 
     def add(self, readable: Sequence[Run], writable: Sequence[Run], cookie: Any) -> None:
-        """Lay down one chain. Raises BadChain (our mistake) or QueueFull; then nothing was changed."""
+        """Lay down one chain, readable runs first. Raises BadChain (our mistake) or QueueFull, changing nothing.
+
+        This and all calls below raise DeviceBroken after a RingCorruption or abandon(), Closed after close().
+        """
         ...
 
     def publish(self) -> bool:
@@ -50,7 +65,11 @@ class Virtqueue(Protocol):
         ...
 
     def reap(self, limit: int | None = None) -> list[Completion]:
-        """Completions in the device's order. Raises RingCorruption, after which the queue takes nothing more."""
+        """Completions in the device's order, at most ``limit``.
+
+        Raises RingCorruption, after which the queue takes nothing more; the cookies of completions of the same
+        call that came before the bad one are among those of abandon().
+        """
         ...
 
     def want_interrupts(self, on: bool) -> bool:
@@ -62,5 +81,5 @@ class Virtqueue(Protocol):
         ...
 
     def close(self) -> None:
-        """Release the views of the ring memory; idempotent. The blocks belong to the caller."""
+        """Release the views of the ring memory, and the memory if the queue made it; idempotent."""
         ...

@@ -1,0 +1,41 @@
+"""The rules for a chain that both ring formats share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from uvirtio.errors import BadChain
+from uvirtio.spec.ring import MAX_CHAIN_BYTES
+from uvirtio.virtqueue import Run
+
+_MAX_LENGTH = 0xFFFF_FFFF  # a descriptor's length has 32 bits
+_ADDRESS_LIMIT = 1 << 64
+
+
+def measure(readable: Sequence[Run], writable: Sequence[Run], limit: int) -> int:
+    """Check a chain against 2.7.5.2 and 2.7.5.3.1; the number of bytes that the device may write.
+
+    ``limit`` is the queue size: no chain has more elements, indirect ones included. Raises BadChain.
+    """
+    count = len(readable) + len(writable)
+    if not count:
+        raise _bad("a chain needs at least one element", 0, "1 or more elements")
+    if count > limit:
+        raise _bad("the chain has more elements than the queue", count, f"at most {limit} elements")
+    total = room = 0
+    for runs in (readable, writable):
+        room = 0
+        for address, length in runs:
+            if not 0 < length <= _MAX_LENGTH:
+                raise _bad("the length of an element cannot be", length, f"1..{_MAX_LENGTH} bytes")
+            if address < 0 or address + length > _ADDRESS_LIMIT:
+                raise _bad("an element lies outside 64 bits of address", (address, length), "0..2^64")
+            room += length
+        total += room
+    if total > MAX_CHAIN_BYTES:
+        raise _bad("the chain is too long", total, "at most 2^32 bytes in total (2.7.5.2)")
+    return room
+
+
+def _bad(message: str, seen: object, expected: str) -> BadChain:
+    return BadChain(message, seen=seen, expected=expected, remedy="split the request into smaller chains")

@@ -1,0 +1,474 @@
+"""The split virtqueue of 2.7.
+
+Three areas that the device sees (descriptor table, available ring, used ring), and a private shadow of what
+was posted. Nothing is ever read back from the descriptor table or the available ring, and nothing that the
+used ring says is believed before it was held against the shadow (2.7.8).
+
+Costs on the way of a chain: two 64-bit stores for each descriptor, one 16-bit store for the head, and for a
+whole batch of chains one index store and one fence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from uvirtio.errors import Closed, DeviceBroken, QueueError, QueueFull, RingCorruption, UsageError
+from uvirtio.memory.access import words16, words32, words64
+from uvirtio.memory.fence import Fence, order_fence
+from uvirtio.memory.seams import Block, DmaSpace
+from uvirtio.spec import ring
+from uvirtio.spec.ring import AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_F_NO_NOTIFY, need_event
+from uvirtio.virtqueue import Completion, Run
+from uvirtio.virtqueue.chain import measure
+
+# Descriptor flags (2.7.5), where they lie in the second 64-bit word of a descriptor: length in bits 0..31,
+# flags in 32..47, next in 48..63.
+_NEXT = ring.DESC_F_NEXT << 32
+_WRITE = ring.DESC_F_WRITE << 32
+_INDIRECT = ring.DESC_F_INDIRECT << 32
+_NEXT_SHIFT = 48
+
+# The 16-bit words of an area: flags, idx, then the ring.
+_FLAGS = ring.RING_FLAGS // 2
+_IDX = ring.RING_IDX // 2
+_RING = ring.RING_ENTRIES // 2
+
+INDIRECT_ENTRIES = 16
+"""Descriptors in the indirect table of each head: 256 bytes, so that no table crosses a page."""
+
+# What is kept of a chain: cookie, bytes the device may write, its descriptors, and its number since the start.
+_Posted = tuple[Any, int, tuple[int, ...], int]
+
+
+class SplitQueue:
+    """One split virtqueue; implements :class:`uvirtio.virtqueue.Virtqueue`.
+
+    ``desc``, ``avail`` and ``used`` are zeroed blocks of at least :meth:`area_sizes` bytes, each contiguous
+    over its area. ``indirect`` (given when INDIRECT_DESC was negotiated) holds one table of
+    ``INDIRECT_ENTRIES`` descriptors for each head: a chain of two or more elements that fits a table goes
+    there and takes one descriptor of the ring.
+
+    ``fence`` is a full fence. ``order`` is None on CPUs that keep stores in order, and loads in order (x86);
+    elsewhere it is called between descriptors and index, and between index and used elements.
+
+    ``clamp_used_len`` tolerates devices that report more bytes written than there was room for.
+    Not safe against exceptions raised in the middle by a signal handler: let the handler set a flag.
+
+    Raises UsageError for a size that 2.7 does not allow, QueueError for an area that is not contiguous or
+    not aligned (2.7.1).
+    """
+
+    def __init__(
+        self,
+        index: int,
+        size: int,
+        desc: Block,
+        avail: Block,
+        used: Block,
+        *,
+        fence: Fence,
+        indirect: Block | None = None,
+        event_idx: bool,
+        order: Fence | None = None,
+        clamp_used_len: bool = False,
+    ) -> None:
+        sizes = self.area_sizes(size)
+        self.index = index
+        self.size = size
+        self.findings: dict[str, int] = {}
+        """How often the device did something odd that is tolerated, by name."""
+
+        self._addresses = (
+            _address(index, "descriptor table", desc, sizes[0], ring.DESC_ALIGN),
+            _address(index, "available ring", avail, sizes[1], ring.AVAIL_ALIGN),
+            _address(index, "used ring", used, sizes[2], ring.USED_ALIGN),
+        )
+        self._tables = [] if indirect is None else _table_addresses(index, indirect, size)
+        self._mask = size - 1
+        self._event_idx = event_idx
+        self._fence = fence
+        self._order = order
+        self._clamp = clamp_used_len
+
+        self._used_event = ring.used_event_offset(size) // 2
+        self._avail_event = ring.avail_event_offset(size) // 2
+
+        # Free descriptors, a stack; what is out, by head.
+        self._free = list(range(size - 1, -1, -1))
+        self._out: list[_Posted | None] = [None] * size
+        # Chains since the start: laid down, published, reaped. The ring's indices are these modulo 65,536.
+        self._laid = 0
+        self._published = 0
+        self._reaped = 0
+        self._interrupts = True
+        self._broken: str | None = None
+        self._closed = False
+        self._undelivered: list[Completion] = []
+        self._owned: list[Block] = []
+
+        self._desc = words64(desc.view, 0, 2 * size)
+        self._avail = words16(avail.view, 0, 3 + size)
+        self._used = words16(used.view, 0, 3 + 4 * size)
+        self._elements = words32(used.view, ring.RING_ENTRIES, 2 * size)
+        self._table_words = None
+        if indirect is not None:
+            self._table_words = words64(indirect.view, 0, 2 * INDIRECT_ENTRIES * size)
+        # 2.7.10.1: used.flags starts at 0; so does all else, whatever the block held before.
+        for word in (_FLAGS, _IDX, self._used_event):
+            self._avail[word] = 0
+        for word in (_FLAGS, _IDX, self._avail_event):
+            self._used[word] = 0
+
+    @staticmethod
+    def area_sizes(size: int) -> tuple[int, int, int]:
+        """Bytes of descriptor table, available ring and used ring for ``size`` entries (2.7.1).
+
+        Raises UsageError unless size is a power of two up to 32,768.
+        """
+        if not ring.is_power_of_two(size):
+            raise UsageError(
+                "a split queue of this size cannot be (2.7)",
+                seen=size,
+                expected="a power of two, 1..32768",
+            )
+        return ring.desc_size(size), ring.avail_size(size), ring.used_size(size)
+
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Device addresses of the descriptor, driver (available) and device (used) areas (2.6)."""
+        return self._addresses
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    @property
+    def in_flight(self) -> int:
+        return self._published - self._reaped
+
+    @property
+    def broken(self) -> str | None:
+        return self._broken
+
+    def add(self, readable: Sequence[Run], writable: Sequence[Run], cookie: Any) -> None:
+        if self._broken is not None or self._closed:
+            self._refuse()
+        room = measure(readable, writable, self.size)
+        count = len(readable) + len(writable)
+        free = self._free
+        desc = self._desc
+        if count == 1:
+            if not free:
+                raise self._full(1)
+            head = free.pop()
+            if readable:
+                address, length = readable[0]
+            else:
+                address, length = writable[0]
+                length |= _WRITE
+            desc[2 * head] = address
+            desc[2 * head + 1] = length
+            chain: tuple[int, ...] = (head,)
+        elif self._tables and count <= INDIRECT_ENTRIES:
+            if not free:
+                raise self._full(1)
+            head = free.pop()
+            self._fill_table(head, readable, writable, count)
+            desc[2 * head] = self._tables[head]
+            # 2.7.5.3.1: INDIRECT without NEXT; WRITE means nothing here.
+            desc[2 * head + 1] = count * DESC_SIZE | _INDIRECT
+            chain = (head,)
+        else:
+            if len(free) < count:
+                raise self._full(count)
+            chain = tuple(free[: -count - 1 : -1])
+            del free[-count:]
+            self._fill_chain(chain, readable, writable)
+            head = chain[0]
+        laid = self._laid
+        self._out[head] = (cookie, room, chain, laid)
+        # Not visible yet: the device looks no further than avail.idx.
+        self._avail[_RING + (laid & self._mask)] = head
+        self._laid = laid + 1
+
+    def _fill_chain(self, chain: tuple[int, ...], readable: Sequence[Run], writable: Sequence[Run]) -> None:
+        desc = self._desc
+        # Each descriptor's link to the one after it, last link cut below (2.7.5).
+        links = [_NEXT | follower << _NEXT_SHIFT for follower in chain[1:]]
+        links.append(0)
+        place = 0
+        for flags, runs in ((0, readable), (_WRITE, writable)):
+            for address, length in runs:
+                slot = 2 * chain[place]
+                desc[slot] = address
+                desc[slot + 1] = length | flags | links[place]
+                place += 1
+
+    def _fill_table(self, head: int, readable: Sequence[Run], writable: Sequence[Run], count: int) -> None:
+        words = self._table_words
+        assert words is not None
+        slot = 2 * INDIRECT_ENTRIES * head
+        follower = 1
+        for flags, runs in ((0, readable), (_WRITE, writable)):
+            for address, length in runs:
+                words[slot] = address
+                if follower < count:
+                    words[slot + 1] = length | flags | _NEXT | follower << _NEXT_SHIFT
+                else:
+                    words[slot + 1] = length | flags
+                slot += 2
+                follower += 1
+
+    def publish(self) -> bool:
+        if self._broken is not None or self._closed:
+            self._refuse()
+        old = self._published
+        new = self._laid
+        if new == old:
+            return False
+        if self._order is not None:
+            self._order()  # 2.7.13.3.1: descriptors and ring before the index
+        self._published = new
+        self._avail[_IDX] = new & 0xFFFF
+        self._fence()  # 2.7.13.4.1: the index before the device's wish is read
+        if self._event_idx:
+            return need_event(self._used[self._avail_event], new, old)
+        return not self._used[_FLAGS] & USED_F_NO_NOTIFY
+
+    def pending(self) -> bool:
+        if self._broken is not None or self._closed:
+            self._refuse()
+        return self._used[_IDX] != self._reaped & 0xFFFF
+
+    def reap(self, limit: int | None = None) -> list[Completion]:
+        """See Virtqueue. At most what was in flight at the call comes back, however fast the device is.
+
+        After a ``limit`` that left something, no interrupt announces the rest: ask :meth:`pending`.
+        """
+        if self._broken is not None or self._closed:
+            self._refuse()
+        done: list[Completion] = []
+        self._undelivered = done  # in case that an element further on is bad
+        used = self._used
+        while True:
+            index = used[_IDX]
+            count = (index - self._reaped) & 0xFFFF
+            if not count:
+                return done
+            if count > self._published - self._reaped:
+                self._corrupt(
+                    "the used index moved where it cannot",
+                    seen=index,
+                    expected=f"{self._reaped & 0xFFFF}..{self._published & 0xFFFF} (modulo 65,536)",
+                )
+            if limit is not None:
+                count = min(count, limit - len(done))
+                if count <= 0:
+                    return done
+            if self._order is not None:
+                self._order()  # the index before the elements that it announces
+            self._harvest(count, done)
+            if not (self._event_idx and self._interrupts):
+                return done
+            # 2.7.7.1: ask for the next one, and look again, for the device may have been faster.
+            self._avail[self._used_event] = self._reaped & 0xFFFF
+            self._fence()
+
+    def _harvest(self, count: int, done: list[Completion]) -> None:
+        """Take ``count`` used elements, each checked in full before anything changes because of it (2.7.8)."""
+        elements = self._elements
+        out = self._out
+        free = self._free
+        size = self.size
+        mask = self._mask
+        reaped = self._reaped
+        published = self._published
+        for number in range(reaped, reaped + count):
+            place = 2 * (number & mask)
+            head = elements[place]  # all 32 bits: 0x10003 is not 3
+            written = elements[place + 1]
+            posted = out[head] if head < size else None
+            if posted is None or posted[3] >= published:
+                self._corrupt(
+                    "a used element names no chain that the device was given",
+                    seen=head,
+                    expected=f"the head of one of {published - number} chains in flight",
+                )
+            cookie, room, chain, _ = posted
+            if written > room:
+                written = self._too_long(written, room)
+            out[head] = None
+            if len(chain) == 1:
+                free.append(head)
+            else:
+                free.extend(chain)
+            self._reaped = number + 1
+            done.append(Completion(cookie, written))
+
+    def _too_long(self, written: int, room: int) -> int:
+        if not room:
+            # Harmless, and shipped devices do it: there is nothing that could be read by mistake.
+            self._find("used-length-on-read-only-chain")
+        elif self._clamp:
+            self._find("used-length-clamped")
+        else:
+            self._corrupt(
+                "a used element says that more was written than there was room for",
+                seen=written,
+                expected=f"at most {room} bytes",
+                remedy="if this device is known for it, open it with the quirk clamp-used-len",
+            )
+        return room
+
+    def want_interrupts(self, on: bool) -> bool:
+        if self._broken is not None or self._closed:
+            self._refuse()
+        self._interrupts = on
+        if self._event_idx:
+            # 2.7.7.1: flags stay 0. The entry just behind us is the one that comes up last, 65,535 entries on.
+            self._avail[self._used_event] = (self._reaped if on else self._reaped - 1) & 0xFFFF
+        else:
+            self._avail[_FLAGS] = 0 if on else AVAIL_F_NO_INTERRUPT
+        if not on:
+            return False
+        self._fence()  # 2.7.14: the wish before the look
+        return self.pending()
+
+    def abandon(self) -> list[Any]:
+        posted = sorted((entry for entry in self._out if entry is not None), key=lambda entry: entry[3])
+        cookies = [entry[0] for entry in posted]
+        if self._broken is None:
+            self._broken = "the device was reset, and this queue belongs to the time before"
+        else:
+            cookies = [completion.cookie for completion in self._undelivered] + cookies
+        self._out = [None] * self.size
+        self._free = []
+        self._reaped = self._published = self._laid
+        self._undelivered = []
+        return cookies
+
+    def close(self) -> None:
+        """Release the views; then the blocks, if :func:`make_split` made them. Idempotent.
+
+        Only after a confirmed reset: until then the device may write to this memory.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        for view in (self._desc, self._avail, self._used, self._elements, self._table_words):
+            if view is not None:
+                view.release()
+        for block in self._owned:
+            block.close()
+
+    def own(self, *blocks: Block) -> None:
+        """From now on ``close()`` closes these too."""
+        self._owned += blocks
+
+    def _find(self, name: str) -> None:
+        self.findings[name] = self.findings.get(name, 0) + 1
+
+    def _full(self, count: int) -> QueueFull:
+        return QueueFull(
+            f"queue {self.index} has no room for this chain",
+            seen=f"{len(self._free)} free descriptors of {self.size}",
+            expected=f"{count} or more",
+            remedy="reap completions first",
+        )
+
+    def _corrupt(self, what: str, *, seen: int, expected: str, remedy: str | None = None) -> NoReturn:
+        self._broken = what
+        raise RingCorruption(
+            f"queue {self.index}: {what} (2.7.8)",
+            seen=seen,
+            expected=expected,
+            remedy=remedy or "reset the device; report this to whoever makes it",
+        )
+
+    def _refuse(self) -> NoReturn:
+        if self._closed:
+            raise Closed(f"queue {self.index} is closed")
+        raise DeviceBroken(
+            f"queue {self.index} takes nothing more",
+            seen=self._broken,
+            expected="a working queue",
+            remedy="open the device again",
+        )
+
+
+def make_split(
+    index: int,
+    size: int,
+    dma: DmaSpace,
+    *,
+    fence: Fence,
+    indirect: bool,
+    event_idx: bool,
+    clamp_used_len: bool = False,
+) -> SplitQueue:
+    """A split queue in memory of its own, which its ``close()`` gives back.
+
+    Raises UsageError for a bad size, QueueError where an area would not be one run of device addresses, and
+    what ``dma.alloc`` raises; then nothing stays allocated.
+    """
+    sizes = list(SplitQueue.area_sizes(size))
+    if indirect:
+        sizes.append(INDIRECT_ENTRIES * DESC_SIZE * size)
+    blocks: list[Block] = []
+    try:
+        for area in sizes:
+            blocks.append(dma.alloc(area))
+        for area, block in zip(sizes[:3], blocks, strict=False):
+            if area > dma.contiguous_limit and not block.contiguous:
+                raise _scattered(index, f"an area of {area} bytes", len(block.segments(0, area)))
+        queue = SplitQueue(
+            index,
+            size,
+            *blocks[:3],
+            fence=fence,
+            indirect=blocks[3] if indirect else None,
+            event_idx=event_idx,
+            order=order_fence(),
+            clamp_used_len=clamp_used_len,
+        )
+    except BaseException:
+        for block in blocks:
+            block.close()
+        raise
+    queue.own(*blocks)
+    return queue
+
+
+def _scattered(index: int, what: str, runs: int) -> QueueError:
+    return QueueError(
+        f"queue {index}: {what} is not contiguous for the device",
+        seen=f"{runs} runs of device addresses",
+        expected="one run",
+        remedy="use a smaller queue, huge pages, or a device behind an IOMMU",
+    )
+
+
+def _address(index: int, what: str, block: Block, length: int, align: int) -> int:
+    runs = block.segments(0, length)
+    if len(runs) != 1:
+        raise _scattered(index, f"the {what} of {length} bytes", len(runs))
+    address = runs[0][0]
+    if address % align:
+        raise QueueError(
+            f"queue {index}: the {what} is not aligned (2.7.1)",
+            seen=hex(address),
+            expected=f"a multiple of {align}",
+        )
+    return address
+
+
+def _table_addresses(index: int, block: Block, size: int) -> list[int]:
+    """The device address of each head's indirect table; each must lie in one run."""
+    step = INDIRECT_ENTRIES * DESC_SIZE
+    tables: list[int] = []
+    for address, length in block.segments(0, step * size):
+        if length % step:
+            raise _scattered(index, "an indirect table", 2)
+        tables += range(address, address + length, step)
+    return tables
