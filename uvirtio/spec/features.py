@@ -317,7 +317,7 @@ def bit(number: int) -> int:
     return 1 << number
 
 
-def mask(numbers: Iterable[int]) -> int:
+def mask(*numbers: int) -> int:
     """The word in which exactly the bits ``numbers`` are set."""
     word = 0
     for number in numbers:
@@ -356,6 +356,10 @@ def kind(number: int) -> Kind:
     if number <= 40 or number == 43:
         return Kind.RING
     return Kind.FUTURE
+
+
+DEVICE_TYPE_MASK: Final = mask(*(number for number in range(MAX_BITS) if kind(number) is Kind.DEVICE))
+"""The bits that belong to the device type, whatever the type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,8 +425,8 @@ def decode(type_name: str, word: int) -> Decoded:
 def known(type_name: str) -> int:
     """All bits that have a name for this type: its own and the device-independent ones."""
     family = DEVICE_BITS.get(type_name)
-    own = mask(entry.value for entry in family[0]) if family else 0
-    return own | mask(Reserved)
+    own = mask(*family[0]) if family else 0
+    return own | mask(*Reserved)
 
 
 # --- couplings --------------------------------------------------------------------------------------------
@@ -507,7 +511,7 @@ DEPENDS: Final[dict[str, tuple[Needs, ...]]] = {
 """By type: which bit needs which (2.2.1). Bits that are common to all types are in RESERVED_DEPENDS."""
 
 
-def couplings(type_name: str) -> tuple[Needs, ...]:
+def dependencies(type_name: str) -> tuple[Needs, ...]:
     """All couplings for this type: those of every device, and its own."""
     return RESERVED_DEPENDS + DEPENDS.get(type_name, ())
 
@@ -521,7 +525,7 @@ def resolve(offered: int, wanted: int, couplings: Iterable[Needs] = RESERVED_DEP
     rules = tuple(couplings)
     taken = offered & wanted
     while True:
-        dropped = mask(rule.bit for rule in rules if has(taken, rule.bit) and not taken & mask(rule.any_of))
+        dropped = mask(*(rule.bit for rule in rules if has(taken, rule.bit) and not taken & mask(*rule.any_of)))
         if not dropped:
             return taken
         taken &= ~dropped
@@ -529,4 +533,4 @@ def resolve(offered: int, wanted: int, couplings: Iterable[Needs] = RESERVED_DEP
 
 def unmet(word: int, couplings: Iterable[Needs] = RESERVED_DEPENDS) -> list[Needs]:
     """The couplings that ``word`` breaks; a device that offers such a word is at fault (2.2.2)."""
-    return [rule for rule in couplings if has(word, rule.bit) and not word & mask(rule.any_of)]
+    return [rule for rule in couplings if has(word, rule.bit) and not word & mask(*rule.any_of)]

@@ -14,19 +14,19 @@ from uvirtio.spec.layout import Layout
 
 # --- PCI configuration space (PCI 3.0, 6.1) ---------------------------------------------------------------
 
-VENDOR_ID: Final = 0x00  # 2 bytes
-DEVICE_ID: Final = 0x02  # 2 bytes
-COMMAND: Final = 0x04  # 2 bytes
-STATUS: Final = 0x06  # 2 bytes
-REVISION_ID: Final = 0x08  # 1 byte; a driver puts no condition on it (4.1.2.2)
-CLASS_CODE: Final = 0x09  # 3 bytes: programming interface, subclass, class
-HEADER_TYPE: Final = 0x0E  # 1 byte
-BAR0: Final = 0x10  # 4 bytes each
-SUBSYSTEM_VENDOR_ID: Final = 0x2C  # 2 bytes
-SUBSYSTEM_ID: Final = 0x2E  # 2 bytes; a legacy device has its virtio type here (4.1.2.3)
-CAPABILITIES_POINTER: Final = 0x34  # 1 byte
-INTERRUPT_LINE: Final = 0x3C  # 1 byte
-INTERRUPT_PIN: Final = 0x3D  # 1 byte; 0: no INTx
+CFG_VENDOR_ID: Final = 0x00  # 2 bytes
+CFG_DEVICE_ID: Final = 0x02  # 2 bytes
+CFG_COMMAND: Final = 0x04  # 2 bytes
+CFG_STATUS: Final = 0x06  # 2 bytes
+CFG_REVISION_ID: Final = 0x08  # 1 byte; a driver puts no condition on it (4.1.2.2)
+CFG_CLASS_CODE: Final = 0x09  # 3 bytes: programming interface, subclass, class
+CFG_HEADER_TYPE: Final = 0x0E  # 1 byte
+CFG_BAR0: Final = 0x10  # 4 bytes each
+CFG_SUBSYSTEM_VENDOR_ID: Final = 0x2C  # 2 bytes
+CFG_SUBSYSTEM_ID: Final = 0x2E  # 2 bytes; a legacy device has its virtio type here (4.1.2.3)
+CFG_CAPABILITIES_POINTER: Final = 0x34  # 1 byte
+CFG_INTERRUPT_LINE: Final = 0x3C  # 1 byte
+CFG_INTERRUPT_PIN: Final = 0x3D  # 1 byte; 0: no INTx
 
 STANDARD_CONFIG_SIZE: Final = 0x40
 CONFIG_SIZE: Final = 0x100
@@ -215,7 +215,7 @@ CAP_ALIGNMENT: Final[dict[int, int]] = {
 
 # --- virtio_pci_common_cfg (4.1.4.3) ----------------------------------------------------------------------
 
-COMMON: Final[Layout] = (
+COMMON_CFG: Final[Layout] = (
     F("device_feature_select", 0x00, 4),
     F("device_feature", 0x04, 4),
     F("driver_feature_select", 0x08, 4),
@@ -237,7 +237,7 @@ COMMON: Final[Layout] = (
     F("admin_queue_index", 0x3C, 2),  # with ADMIN_VQ
     F("admin_queue_num", 0x3E, 2),  # with ADMIN_VQ
 )
-COMMON_READ_ONLY: Final = frozenset(
+COMMON_CFG_READ_ONLY: Final = frozenset(
     {
         "device_feature",
         "num_queues",
@@ -250,29 +250,29 @@ COMMON_READ_ONLY: Final = frozenset(
 )
 """A driver never writes these (4.1.4.3.2)."""
 
-DEVICE_FEATURE_SELECT: Final = 0x00
-DEVICE_FEATURE: Final = 0x04
-DRIVER_FEATURE_SELECT: Final = 0x08
-DRIVER_FEATURE: Final = 0x0C
-CONFIG_MSIX_VECTOR: Final = 0x10
-NUM_QUEUES: Final = 0x12
-DEVICE_STATUS: Final = 0x14
-CONFIG_GENERATION: Final = 0x15
-QUEUE_SELECT: Final = 0x16
-QUEUE_SIZE: Final = 0x18
-QUEUE_MSIX_VECTOR: Final = 0x1A
-QUEUE_ENABLE: Final = 0x1C
-QUEUE_NOTIFY_OFF: Final = 0x1E
-QUEUE_DESC: Final = 0x20
-QUEUE_DRIVER: Final = 0x28
-QUEUE_DEVICE: Final = 0x30
-QUEUE_NOTIF_CONFIG_DATA: Final = 0x38
-QUEUE_RESET: Final = 0x3A
-ADMIN_QUEUE_INDEX: Final = 0x3C
-ADMIN_QUEUE_NUM: Final = 0x3E
+COMMON_DEVICE_FEATURE_SELECT: Final = 0x00
+COMMON_DEVICE_FEATURE: Final = 0x04
+COMMON_DRIVER_FEATURE_SELECT: Final = 0x08
+COMMON_DRIVER_FEATURE: Final = 0x0C
+COMMON_CONFIG_MSIX_VECTOR: Final = 0x10
+COMMON_NUM_QUEUES: Final = 0x12
+COMMON_DEVICE_STATUS: Final = 0x14
+COMMON_CONFIG_GENERATION: Final = 0x15
+COMMON_QUEUE_SELECT: Final = 0x16
+COMMON_QUEUE_SIZE: Final = 0x18
+COMMON_QUEUE_MSIX_VECTOR: Final = 0x1A
+COMMON_QUEUE_ENABLE: Final = 0x1C
+COMMON_QUEUE_NOTIFY_OFF: Final = 0x1E
+COMMON_QUEUE_DESC: Final = 0x20
+COMMON_QUEUE_DRIVER: Final = 0x28
+COMMON_QUEUE_DEVICE: Final = 0x30
+COMMON_QUEUE_NOTIF_CONFIG_DATA: Final = 0x38
+COMMON_QUEUE_RESET: Final = 0x3A
+COMMON_ADMIN_QUEUE_INDEX: Final = 0x3C
+COMMON_ADMIN_QUEUE_NUM: Final = 0x3E
 
-COMMON_MIN_SIZE: Final = 0x38  # everything that does not depend on a feature (4.1.4.3)
-COMMON_SIZE: Final = 0x40
+COMMON_CFG_SIZE: Final = 0x38  # everything that does not depend on a feature (4.1.4.3)
+COMMON_CFG_FULL_SIZE: Final = 0x40  # with all the fields above
 FEATURE_WORDS: Final = 4  # 128 bits; net defines bits up to 69 (5.1.3)
 
 NO_VECTOR: Final = 0xFFFF  # VIRTIO_MSI_NO_VECTOR (4.1.5.1.2)
