@@ -271,8 +271,8 @@ COMMON_QUEUE_RESET: Final = 0x3A
 COMMON_ADMIN_QUEUE_INDEX: Final = 0x3C
 COMMON_ADMIN_QUEUE_NUM: Final = 0x3E
 
-COMMON_CFG_SIZE: Final = 0x38  # everything that does not depend on a feature (4.1.4.3)
-COMMON_CFG_FULL_SIZE: Final = 0x40  # with all the fields above
+COMMON_CFG_MIN_SIZE: Final = 0x38  # everything that does not depend on a feature (4.1.4.3)
+COMMON_CFG_SIZE: Final = 0x40  # with all the fields above
 FEATURE_WORDS: Final = 4  # 128 bits; net defines bits up to 69 (5.1.3)
 
 NO_VECTOR: Final = 0xFFFF  # VIRTIO_MSI_NO_VECTOR (4.1.5.1.2)
