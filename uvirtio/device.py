@@ -1,1 +1,736 @@
-"""Opening a device, the initialisation sequence, the wait loop and the leaving order."""
+"""One device: opening it, bringing it up (3.1.1), waiting for it, and leaving it in order.
+
+``open()`` turns an address into a back end's function and puts a transport on it. A driver then calls
+``Device.start``, which runs the initialisation sequence once, for everybody: drivers, diagnostics and tests
+see the same steps. There is one wait loop, and one way out.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import re
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from uvirtio import fuse
+from uvirtio.errors import (
+    BadAddress,
+    Closed,
+    ConfigError,
+    ConfigUnstable,
+    DeviceAbsent,
+    DeviceBroken,
+    DeviceFailure,
+    DeviceGone,
+    DeviceNeedsReset,
+    DeviceResetByOther,
+    DeviceTimeout,
+    FeatureMissing,
+    FeaturesRefused,
+    NotBound,
+    NotSupported,
+    QueueError,
+    ResetTimeout,
+    UvirtioError,
+)
+from uvirtio.memory.access import require_little_endian
+from uvirtio.memory.fence import full_fence
+from uvirtio.memory.seams import DmaSpace, Doorbell, InterruptMode, PciFunction, Transport
+from uvirtio.memory.trace import Trace
+from uvirtio.roots import Roots
+from uvirtio.spec import features as f
+from uvirtio.spec import ids
+from uvirtio.spec.layout import Field
+from uvirtio.spec.status import Status, describe
+from uvirtio.transports.pci import PciModern
+from uvirtio.virtqueue import Completion, Run, Virtqueue
+from uvirtio.virtqueue.split import make_split
+
+T = TypeVar("T")
+
+DEFAULT_TIMEOUT = 5.0
+QUEUE_SIZE_MAX = 256
+"""Entries. Enough for every driver here, and each ring area fits one page, which guest-physical memory needs."""
+
+RING_FEATURES = f.mask(f.INDIRECT_DESC, f.EVENT_IDX)
+
+_SLICE = 0.1
+"""Seconds. No wait leans on an interrupt for longer than this: a lost one costs time, never progress."""
+
+_POLL_FIRST, _POLL_LAST = 50e-6, 10e-3
+"""Seconds between looks at a device that has no interrupt, growing from the first to the last."""
+
+_OVERSLEPT = 0.5
+"""Seconds. Waking this much later than asked means that this process was stopped, not that the device was slow."""
+
+_CONFIG_TRIES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSpec:
+    """A queue that a driver wants: its index (chapter 5), a name for people, and the most entries of use."""
+
+    index: int
+    name: str
+    size: int = QUEUE_SIZE_MAX
+    required: bool = True
+
+
+class Queue:
+    """A live virtqueue: the ring and its doorbell."""
+
+    def __init__(self, spec: QueueSpec, ring: Virtqueue, doorbell: Doorbell) -> None:
+        self.index = spec.index
+        self.name = spec.name
+        self.ring = ring
+        self._doorbell = doorbell
+        self.kicks = 0
+
+    def add(self, readable: Sequence[Run], writable: Sequence[Run], cookie: Any) -> None:
+        """Lay down a chain; the device does not see it before ``kick``."""
+        self.ring.add(readable, writable, cookie)
+
+    def kick(self) -> None:
+        """Publish what was added and ring the doorbell if the device wants that (2.7.13)."""
+        if self.ring.publish():
+            self._doorbell.ring(self.index)
+            self.kicks += 1
+
+    def reap(self, limit: int | None = None) -> list[Completion]:
+        return self.ring.reap(limit)
+
+
+Observer = Callable[[str], AbstractContextManager[None]]
+"""Called with the name of a step of the sequence; the step runs inside the context it returns."""
+
+
+GiveBack = Callable[[bool], None]
+"""What a driver does first when the device is left; the argument says whether the device still works."""
+
+
+def unobserved(_step: str) -> AbstractContextManager[None]:
+    """Nobody watches."""
+    return nullcontext()
+
+
+class Device:
+    """An open virtio device. Made by :func:`open`; a context manager.
+
+    One thread owns a device and calls its methods; ``close()`` may come from any thread. Addresses and sizes
+    are in bytes, times in seconds.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        transport: Transport,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
+    ) -> None:
+        require_little_endian()
+        self.address = address
+        self.transport = transport
+        self.timeout = timeout
+        self.interrupts = tuple(interrupts)
+        self.device_id = transport.device_id
+        self.type = ids.type_name(transport.device_id)
+        self.offered = 0
+        """Feature bits that the device offered at the last start, 128 bits wide."""
+        self.features = 0
+        """Feature bits that were negotiated at the last start."""
+        self.queues: dict[int, Queue] = {}
+        self.config_changes = 0
+        """Configuration-change notifications seen since the start."""
+        self.missed_interrupts = 0
+        """Times that something was there though no interrupt had said so."""
+
+        self._fence = full_fence()
+        self._dma: DmaSpace | None = None
+        self._rings: list[Virtqueue] = []
+        self._status = 0  # the bits that we have set since the last reset
+        self._live = False  # between the first status write and a confirmed reset
+        self._broken: UvirtioError | None = None
+        self._closing = False
+        self._closed = False
+        self._leaving = False
+        self._interruption: BaseException | None = None
+        self._give_back: GiveBack | None = None
+        self._owner_pid = os.getpid()
+        self._lock = threading.RLock()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        atexit.register(self.close)
+
+    # --- state ----------------------------------------------------------------------------------------------
+
+    @property
+    def dma(self) -> DmaSpace:
+        """Memory for this device, under the address policy that was negotiated. Raises Closed before start."""
+        if self._dma is None:
+            raise Closed(f"{self.address} is not started: its address policy is not known before FEATURES_OK")
+        return self._dma
+
+    @property
+    def broken(self) -> UvirtioError | None:
+        """The error that made the device unusable, or None."""
+        return self._broken
+
+    def has(self, bit: int) -> bool:
+        """Whether feature ``bit`` was negotiated."""
+        return bool(self.features >> bit & 1)
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Around every operation of a driver: refuses closed, broken and forked devices, and takes the lock.
+
+        A DeviceFailure or DeviceGone that leaves the block makes the device broken: all later calls fail at
+        once instead of each waiting for its own deadline.
+        """
+        with self._lock:
+            self._check_usable()
+            try:
+                yield
+            except (DeviceFailure, DeviceAbsent) as error:
+                self._break(error)
+                raise
+
+    def _check_usable(self) -> None:
+        if self._closed or self._closing:
+            raise Closed(f"{self.address} is closed")
+        if os.getpid() != self._owner_pid:
+            raise NotSupported(
+                f"{self.address} was opened by another process",
+                seen=f"pid {os.getpid()}",
+                expected=f"pid {self._owner_pid}",
+                remedy="open the device after the fork",
+            )
+        if self._broken is not None:
+            raise DeviceBroken(
+                f"{self.address} failed before: {self._broken}",
+                seen=self._broken.code,
+                expected="a device that works",
+                remedy="close it and open it again",
+            ) from self._broken
+
+    def _break(self, error: UvirtioError) -> None:
+        if self._broken is None and not isinstance(error, DeviceBroken):
+            self._broken = error
+
+    # --- the initialisation sequence (3.1.1) ----------------------------------------------------------------
+
+    def start(
+        self,
+        *,
+        wanted: int,
+        queues: Sequence[QueueSpec],
+        required: int = 0,
+        observe: Observer = unobserved,
+        before_ok: Callable[[], None] | None = None,
+        give_back: GiveBack | None = None,
+    ) -> None:
+        """Bring the device up to DRIVER_OK.
+
+        ``wanted`` is the driver's allow-list of device-type feature bits; the transport's and the ring's are
+        added here. ``required`` bits must be offered. ``before_ok`` runs with the queues made and DRIVER_OK
+        not yet set; nothing may be kicked there. ``give_back`` runs first when the device is left.
+
+        Raises FeatureMissing, FeaturesRefused, QueueError, ResetTimeout, or what memory raises; FAILED is set
+        then (3.1.1) and the device is reset and let go of.
+        """
+        with self.session():
+            self._give_back = None
+            try:
+                with observe("reset"):
+                    self.reset()
+                with observe("acknowledge"):
+                    self._add_status(Status.ACKNOWLEDGE)
+                with observe("driver"):
+                    self._add_status(Status.DRIVER)
+                with observe("features"):
+                    self._negotiate(wanted, required)
+                with observe("features_ok"):
+                    self._confirm_features()
+                with observe("queues"):
+                    self._dma = self._dma_for(bool(self.has(f.ACCESS_PLATFORM)))
+                    made = self._make_rings(queues)
+                with observe("vectors"):
+                    self.transport.connect_interrupts([spec.index for spec, _ in made], self.interrupts)
+                    self._enable_queues(made)
+                    if before_ok is not None:
+                        before_ok()
+                with observe("driver_ok"):
+                    self.transport.dma_enable(True)
+                    self._add_status(Status.DRIVER_OK)
+                    self._check_status()
+                self._give_back = give_back
+            except BaseException as error:
+                self._fail(error)
+                raise
+
+    def reset(self) -> None:
+        """Write 0 to status and wait until it reads 0 (2.4.2). Raises ResetTimeout.
+
+        Whatever rings the device had are dead afterwards, and their memory is freed.
+        """
+        self.transport.set_status(0)
+        deadline = time.monotonic() + self.timeout
+        pause = _POLL_FIRST
+        while (status := self.transport.status()) != 0:
+            if status == 0xFF:
+                self._live = False
+                raise self._gone("status reads 0xff")
+            if time.monotonic() >= deadline:
+                raise ResetTimeout(
+                    f"{self.address} did not finish its reset within {self.timeout:g} s",
+                    seen=f"status {describe(status)}",
+                    expected="status 0 (2.4.2)",
+                    remedy="try a function-level reset: uvirtio reset DEV --flr",
+                )
+            time.sleep(pause)
+            pause = min(pause * 2, _POLL_LAST)
+        self._live = False
+        self._release()
+
+    def _add_status(self, bit: Status) -> None:
+        # 2.1.1: bits are added, never taken away. Ours are known, so the device's are not read into them.
+        self._live = True
+        if bit is Status.ACKNOWLEDGE:
+            self._status = 0
+        self._status |= int(bit)
+        self.transport.set_status(self._status)
+
+    def _negotiate(self, wanted: int, required: int) -> None:
+        self.offered = self.transport.device_features()
+        must = required | f.mask(f.VERSION_1)
+        missing = must & ~self.offered
+        if missing:
+            names = ", ".join(bit.name for bit in f.names(self.type, missing))
+            raise FeatureMissing(
+                f"{self.address} does not offer {names}",
+                seen=f"{self.offered:#x}",
+                expected=f"the bits {must:#x} (2.2.1)",
+                remedy="a device without VERSION_1 needs the legacy interface"
+                if missing & f.mask(f.VERSION_1)
+                else "this driver cannot do without",
+            )
+        # 2.2.1: from allow-lists only, so that what nobody here knows is never acknowledged.
+        ours = wanted | required | f.mask(f.VERSION_1, f.ACCESS_PLATFORM) | RING_FEATURES
+        carried = self.transport.features_allowed | f.DEVICE_TYPE_MASK
+        self.features = f.resolve(self.offered, ours & carried, f.dependencies(self.type))
+        self.transport.set_driver_features(self.features)
+
+    def _confirm_features(self) -> None:
+        self._add_status(Status.FEATURES_OK)
+        status = self.transport.status()
+        if not status & Status.FEATURES_OK:
+            raise FeaturesRefused(
+                f"{self.address} refuses this choice of features",
+                seen=f"status {describe(status)} after writing {self.features:#x}",
+                expected="FEATURES_OK to stay set (3.1.1)",
+                remedy=f"the device offered {self.offered:#x}; look at what was left out: "
+                f"{self.offered & ~self.features:#x}",
+            )
+
+    def _dma_for(self, access_platform: bool) -> DmaSpace:
+        # 6.1: with ACCESS_PLATFORM the device's addresses go through the platform (IOVAs); without it they
+        # are guest-physical, whatever IOMMU there is.
+        return self.transport.dma(access_platform)
+
+    def _make_rings(self, specs: Sequence[QueueSpec]) -> list[tuple[QueueSpec, Virtqueue]]:
+        made: list[tuple[QueueSpec, Virtqueue]] = []
+        for spec in specs:
+            layout = self.transport.queue_layout(spec.index)
+            if layout.size_max == 0:
+                if spec.required:
+                    raise QueueError(
+                        f"{self.address} has no {spec.name} (queue {spec.index})",
+                        seen=f"queue_size 0, {self.transport.num_queues} queues",
+                        expected="a queue (4.1.5.1.3)",
+                    )
+                continue
+            if layout.size_max > 32768 or layout.size_max & (layout.size_max - 1):
+                raise QueueError(
+                    f"the size of {spec.name} (queue {spec.index}) is no power of two up to 32768",
+                    seen=layout.size_max,
+                    expected="a power of two (2.7)",
+                )
+            size = min(layout.size_max, spec.size, QUEUE_SIZE_MAX)
+            ring = make_split(
+                spec.index,
+                size,
+                self.dma,
+                fence=self._fence,
+                indirect=self.has(f.INDIRECT_DESC),
+                event_idx=self.has(f.EVENT_IDX),
+            )
+            self._rings.append(ring)
+            made.append((spec, ring))
+        return made
+
+    def _enable_queues(self, made: Sequence[tuple[QueueSpec, Virtqueue]]) -> None:
+        for spec, ring in made:
+            doorbell = self.transport.enable_queue(spec.index, ring.size, *ring.addresses)
+            self.queues[spec.index] = Queue(spec, ring, doorbell)
+
+    def _fail(self, error: BaseException) -> None:
+        """Tell the device that we gave up (3.1.1: FAILED), and get out of its way."""
+        if isinstance(error, DeviceAbsent):
+            self._live = False
+        elif self._live and not isinstance(error, ResetTimeout):
+            with suppress(UvirtioError):
+                self.transport.set_status(self._status | int(Status.FAILED))
+        self._quiet(may_reset=not isinstance(error, ResetTimeout))
+
+    # --- configuration (2.5) --------------------------------------------------------------------------------
+
+    def snapshot(self, read: Callable[[], T]) -> T:
+        """What ``read`` returns, read between two equal generations, so that its fields belong together.
+
+        Raises ConfigUnstable after 16 tries. Where a transport has no generation, ``read`` is repeated until
+        two results agree (2.5.4).
+        """
+        deadline = time.monotonic() + self.timeout
+        for _ in range(_CONFIG_TRIES):
+            before = self.transport.generation()
+            value = read()
+            if before is None:
+                if read() == value:
+                    return value
+            elif self.transport.generation() == before:
+                return value
+            if time.monotonic() >= deadline:
+                break
+        raise ConfigUnstable(
+            f"the configuration of {self.address} changes faster than it can be read",
+            seen=f"a new config_generation at each of {_CONFIG_TRIES} reads",
+            expected="the same before and after (2.5.1)",
+        )
+
+    def read_config(self, *fields: Field) -> tuple[int, ...]:
+        """The values of these fields, as one snapshot. Raises ConfigError where the device has them not."""
+        for field in fields:
+            if field.offset + field.width > self.transport.config_length:
+                raise ConfigError(
+                    f"{self.address} has no configuration field {field.name}",
+                    seen=f"{self.transport.config_length} bytes of configuration",
+                    expected=f"at least {field.offset + field.width} bytes (2.5.1)",
+                )
+        read = self.transport.read_config
+        return self.snapshot(lambda: tuple(read(field.offset, field.width) for field in fields))
+
+    def write_config(self, field: Field, value: int) -> None:
+        """Write one field, with one access of its width."""
+        self.transport.write_config(field.offset, field.width, value)
+
+    # --- waiting --------------------------------------------------------------------------------------------
+
+    def wait(self, ready: Callable[[], bool], *, timeout: float | None, what: str, owed: bool = True) -> bool:
+        """Wait until ``ready()``; the one wait loop.
+
+        ``owed``: the device owes this. Then a miss raises DeviceTimeout and the device is broken. Otherwise a
+        miss returns False. ``timeout`` None waits for ever, until ``close()`` or a signal.
+        Raises DeviceNeedsReset, DeviceResetByOther, DeviceGone, Closed.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = _POLL_FIRST
+        slept = False
+        next_check = time.monotonic() + _SLICE
+        while True:
+            told = self.service()
+            if ready():
+                if slept and not told and self.transport.interrupt_mode is not InterruptMode.POLLING:
+                    self.missed_interrupts += 1
+                return True
+            now = time.monotonic()
+            if now >= next_check:
+                self._check_status()
+                next_check = now + _SLICE
+            if deadline is not None and now >= deadline:
+                if not owed:
+                    return False
+                self._check_status()
+                raise DeviceTimeout(
+                    f"{self.address} owes {what} and did not give it within {timeout:g} s",
+                    seen="nothing",
+                    expected=what,
+                    remedy="look at the device's own log; uvirtio diag shows which step fails",
+                )
+            longest = _SLICE if deadline is None else min(_SLICE, deadline - now)
+            until = now + min(pause, longest)
+            slept = self._sleep(pause, longest)
+            pause = min(pause * 2, _POLL_LAST)
+            overslept = time.monotonic() - until - _SLICE
+            if deadline is not None and overslept > _OVERSLEPT:
+                # We were stopped (SIGSTOP, a suspended machine). The device had no chance: give it back the time.
+                deadline += overslept
+                next_check = time.monotonic() + _SLICE
+
+    def interrupt(self, reason: BaseException) -> None:
+        """Make the wait loop raise ``reason`` at its next turn. For signal handlers: it only sets a flag.
+
+        An exception thrown by a handler itself could come between any two instructions, also in the middle of
+        laying down a chain; this one comes where the rings and the books are in order.
+        """
+        self._interruption = reason
+        if not self._closed:
+            os.eventfd_write(self._wake, 1)
+
+    def service(self) -> bool:
+        """Take and dispatch pending interrupts, without waiting; whether there were any."""
+        if not self._leaving:
+            if self._closing or self._closed:
+                raise Closed(f"{self.address} was closed while something waited for it")
+            reason, self._interruption = self._interruption, None
+            if reason is not None:
+                with suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+                raise reason
+        causes = self.transport.causes()
+        if causes.removal:
+            raise self._gone("the device was asked back (hot-unplug)")
+        if causes.config:
+            self.config_changes += 1
+            self._check_status()
+        return causes.config or causes.queues
+
+    def _sleep(self, pause: float, longest: float) -> bool:
+        """Block until an event or a while; True when it was the while."""
+        if self.transport.interrupt_mode is InterruptMode.POLLING and pause < 1e-3:
+            time.sleep(min(pause, longest))
+            return False
+        poller = select.poll()
+        poller.register(self._wake, select.POLLIN)
+        for event in self.transport.events():
+            poller.register(event.fileno(), select.POLLIN)
+        polling = self.transport.interrupt_mode is InterruptMode.POLLING
+        seconds = min(pause, longest) if polling else longest
+        return not poller.poll(max(1.0, seconds * 1000))
+
+    def _check_status(self) -> None:
+        status = self.transport.status()
+        if status == 0xFF:
+            raise self._gone("status reads 0xff")
+        if status & Status.DEVICE_NEEDS_RESET:
+            raise DeviceNeedsReset(
+                f"{self.address} raised DEVICE_NEEDS_RESET",
+                seen=f"status {describe(status)}",
+                expected="a device that goes on (2.1.1)",
+                remedy="it met an error in what it was given, its own log says which; close it and open it again",
+            )
+        if status == 0 and self._live:
+            self._live = False
+            raise DeviceResetByOther(
+                f"{self.address} was reset by somebody else",
+                seen="status 0",
+                expected=f"status {self._status:#04x}",
+                remedy="close and open it again",
+            )
+
+    def _gone(self, seen: str) -> DeviceGone:
+        return DeviceGone(
+            f"{self.address} is gone",
+            seen=seen,
+            expected="a device that answers",
+            remedy="uvirtio list shows what is left",
+        )
+
+    # --- leaving --------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Leave the device in order and stay open: give back, reset, bus master off, free. Idempotent."""
+        with self._lock, _signals_held():
+            self._leaving = True
+            give_back, self._give_back = self._give_back, None
+            if give_back is not None and self._live and not isinstance(self._broken, DeviceAbsent):
+                try:
+                    give_back(self._broken is None)
+                except UvirtioError as error:
+                    self._break(error)
+            self._quiet(may_reset=not isinstance(self._broken, ResetTimeout))
+            self._leaving = False
+
+    def _quiet(self, *, may_reset: bool) -> None:
+        """Reset with confirmation, bus master off, then free. Without confirmation the memory is kept for ever."""
+        confirmed = not self._live
+        if self._live and may_reset:
+            try:
+                self.reset()
+                confirmed = True
+            except DeviceAbsent:
+                confirmed = True  # what is not there writes nowhere
+            except UvirtioError as error:
+                self._break(error)
+        with suppress(UvirtioError):
+            self.transport.dma_enable(False)
+        if not confirmed:
+            with suppress(UvirtioError):
+                confirmed = self.transport.function_reset()
+        if not confirmed and self._dma is not None:
+            # The device may still write there. Leaking the memory is the lesser evil.
+            _keep_for_ever(self._dma)
+            self._dma = None
+        self._live = False
+        self._release()
+
+    def _release(self) -> None:
+        """Let go of queues, interrupts and memory; the device was reset, or its memory is in quarantine."""
+        self.queues.clear()
+        rings, self._rings = self._rings, []
+        dma, self._dma = self._dma, None
+        with ExitStack() as stack:
+            if dma is not None:
+                stack.callback(dma.close)
+            for ring in rings:
+                stack.callback(ring.close)
+            with suppress(UvirtioError):
+                self.transport.release_queues()
+
+    def close(self) -> None:
+        """Leave the device in order and let it go; idempotent, from any thread.
+
+        In a forked child it does nothing: the device is the parent's.
+        """
+        if self._closed or os.getpid() != self._owner_pid:
+            return
+        self._closing = True
+        os.eventfd_write(self._wake, 1)
+        with self._lock, _signals_held():
+            if self._closed:
+                return
+            try:
+                self.stop()
+            finally:
+                self._closed = True
+                try:
+                    self.transport.close()
+                finally:
+                    os.close(self._wake)
+                    atexit.unregister(self.close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Keep a second Ctrl-C from tearing the way out, which is bounded anyway; it is delivered afterwards."""
+    leaving = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, leaving)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _keep_for_ever(thing: object) -> None:
+    """Quarantine: one reference that nobody gives back, so that this memory is never reused by this process."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+# --- opening ------------------------------------------------------------------------------------------------
+
+_PCI = re.compile(r"(?:([0-9a-fA-F]{4,6}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])")
+
+
+def open(
+    address: str,
+    *,
+    backend: str = "auto",
+    timeout: float = DEFAULT_TIMEOUT,
+    unsafe_dma: bool = False,
+    interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
+    roots: Roots | None = None,
+    trace: Trace | None = None,
+) -> Device:
+    """Open and identify the device at ``address`` (``0000:03:00.0``, ``qemu:virtio-rng-pci``, ...).
+
+    It neither resets nor negotiates, and never binds. ``interrupts`` are the rungs of the ladder that may be
+    taken, best first. ``trace`` gets a line for every register access and kick.
+
+    Raises BadAddress, Denied, NotBound, NoSuchDevice, NotVirtio, CapabilityError, or what the back end lacks.
+    """
+    roots = roots or Roots()
+    _check_backend(address, backend)
+    if address.startswith(fuse.QEMU_PREFIX):
+        from uvirtio.backends import qemu  # here, so that a guest's command does not load it
+
+        fuse.check([address], roots)
+        return _on(address, qemu.open_address(address, timeout=timeout), timeout, interrupts, trace)
+    match = _PCI.fullmatch(address)
+    if match is None:
+        raise _not_openable(address)
+    domain, bus, slot, function = match.groups()
+    canonical = f"{int(domain or '0', 16):04x}:{bus}:{slot}.{function}".lower()
+    fuse.check([canonical, address], roots)
+    from uvirtio.backends import vfio_pci
+
+    return _on(
+        canonical,
+        vfio_pci.VfioPciFunction.open(canonical, roots, timeout=timeout),
+        timeout,
+        interrupts,
+        trace,
+    )
+
+
+def _on(
+    address: str,
+    function: PciFunction,
+    timeout: float,
+    interrupts: Sequence[InterruptMode],
+    trace: Trace | None,
+) -> Device:
+    """Introduce a function to its transport; the function is closed if they do not get on."""
+    try:
+        transport = PciModern(function, trace=trace)
+    except BaseException:
+        function.close()
+        raise
+    return Device(address, transport, timeout=timeout, interrupts=interrupts)
+
+
+def _check_backend(address: str, backend: str) -> None:
+    fitting = "qemu" if address.startswith(fuse.QEMU_PREFIX) else "vfio"
+    if backend not in ("auto", fitting):
+        raise BadAddress(
+            f"the back end {backend!r} cannot open {address}",
+            seen=backend,
+            expected=f"auto or {fitting}",
+            remedy=f"leave --backend out, or give it as {fitting}",
+        )
+
+
+def _not_openable(address: str) -> UvirtioError:
+    if re.fullmatch(r"virtio\d+", address) or ids.type_id(address) is not None:
+        return NotBound(
+            f"{address} names a device that a kernel driver holds",
+            seen=address,
+            expected="the PCI address of a bound function, or a qemu: address",
+            remedy="uvirtio list shows its address; then: uvirtio bind ADDRESS",
+        )
+    if address.startswith(("mmio:", "vdpa:", "/dev/vhost-vdpa")):
+        return NotSupported(
+            f"this version does not open {address.split(':')[0]} devices yet",
+            seen=address,
+            expected="a PCI address or a qemu: address",
+        )
+    return BadAddress(
+        f"{address!r} is no address of a device",
+        seen=address,
+        expected="0000:03:00.0, 03:00.0 or qemu:[MACHINE/]DEVICE",
+        remedy="uvirtio list shows the addresses of this machine",
+    )

@@ -206,13 +206,18 @@ class Transport(Protocol):
 
     kind: str
     device_id: int
-    description: str
     features_allowed: int
     """Mask of the feature bits 24..63 that this transport and our rings can carry (6)."""
 
     config_length: int
     num_queues: int
-    translates: bool
+
+    @property
+    def description(self) -> str: ...
+    @property
+    def translates(self) -> bool: ...
+    @property
+    def interrupt_mode(self) -> InterruptMode: ...
 
     def device_features(self) -> int:
         """The offered features, 128 bits."""
@@ -247,4 +252,8 @@ class Transport(Protocol):
     def dma(self, translated: bool) -> DmaSpace: ...
     def dma_enable(self, on: bool) -> None: ...
     def function_reset(self) -> bool: ...
+    def release_queues(self) -> None:
+        """After a reset: let go of doorbells and interrupts; the next initialisation makes new ones."""
+        ...
+
     def close(self) -> None: ...

@@ -1,0 +1,89 @@
+"""What the drivers share: the way in, the way out, and one request that waits for its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import ClassVar, Self
+
+from uvirtio.device import Device, Observer, Queue, QueueSpec, unobserved
+from uvirtio.errors import NotVirtio
+from uvirtio.memory.seams import Block
+from uvirtio.spec import ids
+from uvirtio.virtqueue import Completion, Run
+
+
+class Driver:
+    """A driver owns the started device, not the open one: ``close()`` leaves in order and keeps it open.
+
+    Raises NotVirtio when the device is of another type, else what ``Device.start`` raises.
+    """
+
+    device_id: ClassVar[int]
+    features: ClassVar[int] = 0
+    """Allow-list of device-type feature bits (2.2.1)."""
+
+    def __init__(self, device: Device, *, observe: Observer = unobserved) -> None:
+        if device.device_id != self.device_id:
+            raise NotVirtio(
+                f"{device.address} is no {ids.type_name(self.device_id)} device",
+                seen=device.type,
+                expected=ids.type_name(self.device_id),
+                remedy="uvirtio list shows what each device is",
+            )
+        self.device = device
+        device.start(
+            wanted=self.features,
+            queues=self._queues(),
+            before_ok=self._before_ok,
+            give_back=self._give_back,
+            observe=observe,
+        )
+
+    def _queues(self) -> Sequence[QueueSpec]:
+        raise NotImplementedError
+
+    def _before_ok(self) -> None:
+        """With the queues made and DRIVER_OK not yet set; must not kick (3.1.1)."""
+
+    def _give_back(self, working: bool) -> None:
+        """First step of leaving: undo what outlives a reset. Bounded; ``working`` False: don't wait for it."""
+
+    def close(self) -> None:
+        """Give back, reset the device, free its memory; idempotent. The device stays open."""
+        self.device.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def runs(block: Block, offset: int, length: int) -> list[Run]:
+    """These bytes of a block as elements of a chain; contiguous pieces are one element (2.7.4.2)."""
+    return block.segments(offset, length)
+
+
+def transact(
+    device: Device,
+    queue: Queue,
+    readable: Sequence[Run],
+    writable: Sequence[Run],
+    *,
+    timeout: float,
+    what: str,
+) -> Completion:
+    """Post one chain on a queue that has nothing else out, and wait for it. Raises DeviceTimeout."""
+    done: list[Completion] = []
+
+    def ready() -> bool:
+        done.extend(queue.reap())
+        return bool(done)
+
+    queue.add(readable, writable, what)
+    queue.kick()
+    device.wait(ready, timeout=timeout, what=what)
+    return done[0]

@@ -1,0 +1,66 @@
+"""The entropy device (5.4): one queue, writable buffers, no features, no configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from uvirtio.device import QueueSpec
+from uvirtio.drivers.base import Driver, runs, transact
+from uvirtio.errors import ProtocolError, UsageError
+from uvirtio.spec import rng as spec
+
+_BUFFER = 4096
+_EMPTY_ANSWERS = 16
+
+
+class Rng(Driver):
+    """Random bytes from the host.
+
+    ``with Rng(uvirtio.open(address)) as rng: rng.read(32)``
+    """
+
+    device_id: ClassVar[int] = spec.TYPE
+
+    def _queues(self) -> Sequence[QueueSpec]:
+        return [QueueSpec(spec.REQUESTQ, "requestq", size=8)]
+
+    def _before_ok(self) -> None:
+        self._buffer = self.device.dma.alloc(_BUFFER)
+
+    def read(self, count: int, *, timeout: float | None = None) -> bytes:
+        """``count`` random bytes. The device may answer short (5.4.6.1); it is asked until there are enough.
+
+        ``timeout`` is for each request (seconds; the device's own where None).
+        Raises UsageError for a negative count, DeviceTimeout, ProtocolError after 16 empty answers in a row.
+        """
+        if count < 0:
+            raise UsageError("a number of bytes is not negative", seen=count, expected="0 or more")
+        found = bytearray()
+        with self.device.session():
+            empty = 0
+            while len(found) < count:
+                piece = self._request(min(count - len(found), _BUFFER), timeout)
+                empty = 0 if piece else empty + 1
+                if empty == _EMPTY_ANSWERS:
+                    raise ProtocolError(
+                        f"{self.device.address} answers with no bytes at all",
+                        seen=f"{empty} empty buffers in a row",
+                        expected="at least one byte (5.4.6)",
+                    )
+                found += piece
+        return bytes(found)
+
+    def _request(self, length: int, timeout: float | None) -> bytes:
+        buffer = self._buffer
+        # Cleared first: what the device does not write must not look like its answer.
+        buffer.view[:length] = bytes(length)
+        done = transact(
+            self.device,
+            self.device.queues[spec.REQUESTQ],
+            (),  # 5.4.6.1: no readable buffers here
+            runs(buffer, 0, length),
+            timeout=self.device.timeout if timeout is None else timeout,
+            what=f"{length} random bytes",
+        )
+        return bytes(buffer.view[: done.written])
