@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from uvirtio.errors import CapabilityError
 from uvirtio.memory.seams import BarInfo
+from uvirtio.spec import pci
 
 ConfigReader = Callable[[int, int], int]
 """``read(offset, width)`` of configuration space: width 1, 2 or 4 bytes, aligned, little-endian."""
@@ -22,29 +23,8 @@ BarReader = Callable[[int], BarInfo | None]
 
 Verdict = Literal["ok", "ignored", "bad"]
 
-# PCI 3.0, 6.1 and 6.7: where the list starts, and what an entry looks like.
-_VENDOR_ID = 0x00
-_STATUS = 0x06
-_STATUS_CAP_LIST = 0x10
-_CAP_POINTER = 0x34
-_CAP_ID_VENDOR = 0x09
-_HEADER_END = 0x40
-_CONFIG_END = 0x100
-MAX_HOPS = (_CONFIG_END - _HEADER_END) // 4
+MAX_HOPS = pci.MAX_CAPABILITIES
 """48: no list of 4-byte aligned entries between 0x40 and 0xff is longer."""
-
-# struct virtio_pci_cap, 4.1.4.
-_CAP_NEXT = 1
-_CAP_LEN = 2
-_CFG_TYPE = 3
-_BAR = 4
-_ID = 5
-_OFFSET = 8
-_LENGTH = 12
-_NOTIFY_MULTIPLIER = 16  # struct virtio_pci_notify_cap, 4.1.4.4
-_OFFSET_HI = 16  # struct virtio_pci_cap64, 4.1.4
-_LENGTH_HI = 20
-_VENDOR_DATA_ID = 4  # struct virtio_pci_vndr_data, 4.1.4.8
 
 COMMON = "common"
 NOTIFY = "notify"
@@ -56,26 +36,14 @@ VENDOR = "vendor"
 UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    """What the standard says of one cfg_type."""
-
-    name: str
-    cap_len: int
-    """The least cap_len: the bytes of its structure in configuration space."""
-    needed: int = 0
-    """The bytes in the BAR without which the structure is useless; 0: it does not live in a BAR."""
-    align: int = 1
-
-
-_SHAPES: dict[int, _Shape] = {
-    1: _Shape(COMMON, 16, needed=56, align=4),  # 4.1.4.3: up to and with queue_device
-    2: _Shape(NOTIFY, 20, needed=2, align=2),  # 4.1.4.4.1
-    3: _Shape(ISR, 16, needed=1),  # 4.1.4.5
-    4: _Shape(DEVICE, 16, needed=1, align=4),  # 4.1.4.6.1
-    5: _Shape(PCI_CFG, 20),  # 4.1.4.9: its bar, offset and length are ours to write
-    8: _Shape(SHARED_MEMORY, 24, needed=1),  # 4.1.4.7
-    9: _Shape(VENDOR, 6),  # 4.1.4.8
+# The bytes in the BAR without which a structure is useless. PCI_CFG and VENDOR do not live in a BAR: the
+# bar, offset and length of the first are ours to write (4.1.4.9), the second has none (4.1.4.8).
+_NEEDED = {
+    pci.CfgType.COMMON: pci.COMMON_CFG_MIN_SIZE,
+    pci.CfgType.NOTIFY: pci.NOTIFY_WIDTH,
+    pci.CfgType.ISR: pci.ISR_SIZE,
+    pci.CfgType.DEVICE: 1,
+    pci.CfgType.SHARED_MEMORY: 1,
 }
 
 
@@ -134,26 +102,28 @@ def walk_capabilities(config: ConfigReader, bars: BarReader | None = None) -> li
     nothing else.
     """
     found: list[VirtioCapability] = []
-    if config(_VENDOR_ID, 2) == 0xFFFF:
-        return [_fault(_VENDOR_ID, "configuration space reads all ones: the function does not answer")]
-    if not config(_STATUS, 2) & _STATUS_CAP_LIST:
+    if config(pci.CFG_VENDOR_ID, 2) == 0xFFFF:
+        return [_fault(pci.CFG_VENDOR_ID, "configuration space reads all ones: the function does not answer")]
+    if not config(pci.CFG_STATUS, 2) & pci.STATUS_CAP_LIST:
         return found
     seen: set[int] = set()
     taken: set[tuple[int, int]] = set()
-    came_from = _CAP_POINTER
-    at = config(_CAP_POINTER, 1) & 0xFC  # the two low bits are reserved (PCI 3.0, 6.7)
+    came_from = pci.CFG_CAPABILITIES_POINTER
+    at = (
+        config(pci.CFG_CAPABILITIES_POINTER, 1) & pci.CAP_NEXT_MASK
+    )  # the two low bits are reserved (PCI 3.0, 6.7)
     while at:
-        if at < _HEADER_END:
+        if at < pci.CAP_FIRST:
             found.append(_fault(came_from, f"the list points into the header, at {at:#04x}"))
             break
         if at in seen or len(seen) >= MAX_HOPS:
             found.append(_fault(came_from, f"the list loops back to {at:#04x}"))
             break
         seen.add(at)
-        if config(at, 1) == _CAP_ID_VENDOR:
+        if config(at, 1) == pci.CapId.VENDOR:
             found.append(_one(config, bars, at, taken))
-        came_from = at + _CAP_NEXT
-        at = config(came_from, 1) & 0xFC
+        came_from = at + pci.CAP_NEXT
+        at = config(came_from, 1) & pci.CAP_NEXT_MASK
     return found
 
 
@@ -163,39 +133,32 @@ def _fault(at: int, why: str) -> VirtioCapability:
 
 def _one(config: ConfigReader, bars: BarReader | None, at: int, taken: set[tuple[int, int]]) -> VirtioCapability:
     """Read and judge the capability at ``at``; ``taken`` holds the (cfg_type, id) that already have one."""
-    cap_len = config(at + _CAP_LEN, 1)
-    cfg_type = config(at + _CFG_TYPE, 1)
-    shape = _SHAPES.get(cfg_type)
-    cap = VirtioCapability(
-        type=shape.name if shape else UNKNOWN, cfg_type=cfg_type, config_offset=at, cap_len=cap_len
-    )
-    room = _CONFIG_END - at
-    if shape is None:
+    cap_len = config(at + pci.CAP_LEN, 1)
+    cfg_type = config(at + pci.CAP_CFG_TYPE, 1)
+    cap = VirtioCapability(type=pci.cfg_type_name(cfg_type), cfg_type=cfg_type, config_offset=at, cap_len=cap_len)
+    room = pci.CONFIG_SIZE - at
+    least = pci.CAP_SIZES.get(cfg_type)
+    if least is None:
         # 4.1.4.1: a driver must ignore reserved types, so that later versions can add some.
         cap = replace(cap, verdict="ignored", why=f"cfg_type {cfg_type} is reserved")
-        return _base(config, cap) if min(room, cap_len) >= 16 else cap
-    if cap_len < shape.cap_len:
-        return replace(
-            cap, verdict="bad", why=f"cap_len {cap_len} is less than the {shape.cap_len} bytes of its type"
-        )
-    if room < shape.cap_len:
+        return _base(config, cap) if min(room, cap_len) >= pci.CAP_SIZE else cap
+    if cap_len < least:
+        return replace(cap, verdict="bad", why=f"cap_len {cap_len} is less than the {least} bytes of its type")
+    if room < least:
         return replace(cap, verdict="bad", why="the capability runs past the end of configuration space")
-    if shape.name == VENDOR:
-        return replace(cap, vendor_id=config(at + _VENDOR_DATA_ID, 2))
+    if cfg_type == pci.CfgType.VENDOR:
+        return replace(cap, vendor_id=config(at + pci.VENDOR_CAP_VENDOR_ID, 2))
     cap = _base(config, cap)
-    if shape.name == NOTIFY:
-        cap = replace(cap, notify_off_multiplier=config(at + _NOTIFY_MULTIPLIER, 4))
-    elif shape.name == SHARED_MEMORY:
-        cap = replace(
-            cap,
-            offset=cap.offset | config(at + _OFFSET_HI, 4) << 32,
-            length=cap.length | config(at + _LENGTH_HI, 4) << 32,
-        )
-        cap = replace(cap, usable=cap.length)
-    cap = _judge(cap, shape, bars)
+    if cfg_type == pci.CfgType.NOTIFY:
+        cap = replace(cap, notify_off_multiplier=config(at + pci.NOTIFY_CAP_MULTIPLIER, 4))
+    elif cfg_type == pci.CfgType.SHARED_MEMORY:
+        length = cap.length | config(at + pci.CAP64_LENGTH_HIGH, 4) << 32
+        offset = cap.offset | config(at + pci.CAP64_OFFSET_HIGH, 4) << 32
+        cap = replace(cap, offset=offset, length=length, usable=length)
+    cap = _judge(cap, cfg_type, bars)
     if cap.verdict == "ok":
         # 4.1.4.1: the first usable one of a type counts. Shared memory regions differ by their id (4.1.4.7).
-        key = (cfg_type, cap.id if shape.name == SHARED_MEMORY else 0)
+        key = (cfg_type, cap.id if cfg_type == pci.CfgType.SHARED_MEMORY else 0)
         if key in taken:
             return replace(cap, verdict="ignored", why="not the first of its type")
         taken.add(key)
@@ -205,27 +168,29 @@ def _one(config: ConfigReader, bars: BarReader | None, at: int, taken: set[tuple
 def _base(config: ConfigReader, cap: VirtioCapability) -> VirtioCapability:
     """``cap`` with the fields of struct virtio_pci_cap."""
     at = cap.config_offset
-    length = config(at + _LENGTH, 4)
+    length = config(at + pci.CAP_LENGTH, 4)
     return replace(
         cap,
-        bar=config(at + _BAR, 1),
-        id=config(at + _ID, 1),
-        offset=config(at + _OFFSET, 4),
+        bar=config(at + pci.CAP_BAR, 1),
+        id=config(at + pci.CAP_SHMID, 1),
+        offset=config(at + pci.CAP_OFFSET, 4),
         length=length,
         usable=length,
     )
 
 
-def _judge(cap: VirtioCapability, shape: _Shape, bars: BarReader | None) -> VirtioCapability:
-    if not shape.needed:
+def _judge(cap: VirtioCapability, cfg_type: int, bars: BarReader | None) -> VirtioCapability:
+    needed = _NEEDED.get(pci.CfgType(cfg_type))
+    if needed is None:
         return cap
-    if cap.bar > 5:
+    if cap.bar > pci.MAX_BAR:
         return replace(cap, verdict="ignored", why=f"BAR {cap.bar} is reserved")  # 4.1.4.1
-    if cap.length < shape.needed:
-        return replace(cap, verdict="bad", why=f"length {cap.length} is less than the {shape.needed} bytes needed")
-    if cap.offset % shape.align:
-        return replace(cap, verdict="bad", why=f"offset {cap.offset:#x} is not aligned to {shape.align} bytes")
-    bits = 64 if shape.name == SHARED_MEMORY else 32
+    if cap.length < needed:
+        return replace(cap, verdict="bad", why=f"length {cap.length} is less than the {needed} bytes needed")
+    align = pci.CAP_ALIGNMENT.get(cfg_type, 1)
+    if cap.offset % align:
+        return replace(cap, verdict="bad", why=f"offset {cap.offset:#x} is not aligned to {align} bytes")
+    bits = 64 if cfg_type == pci.CfgType.SHARED_MEMORY else 32
     if cap.offset + cap.length > 1 << bits:
         return replace(cap, verdict="bad", why=f"offset + length wraps round {bits} bits")
     if bars is None:
@@ -233,18 +198,19 @@ def _judge(cap: VirtioCapability, shape: _Shape, bars: BarReader | None) -> Virt
     bar = bars(cap.bar)
     if bar is None or bar.size <= 0:
         return replace(cap, verdict="bad", why=f"BAR {cap.bar} is not there")
-    if cap.offset + shape.needed > bar.size:
+    inside = max(0, bar.size - cap.offset)
+    if inside < needed:
         return replace(
             cap,
-            usable=max(0, bar.size - cap.offset),
+            usable=inside,
             verdict="bad",
-            why=f"offset {cap.offset:#x} + {shape.needed} is outside BAR {cap.bar} of {bar.size:#x} bytes",
+            why=f"offset {cap.offset:#x} + {needed} is outside BAR {cap.bar} of {bar.size:#x} bytes",
         )
-    if cap.offset + cap.length > bar.size:
+    if inside < cap.length:
         # 4.1.4.1: a length may be surprisingly big; what is inside the BAR will do.
         return replace(
             cap,
-            usable=bar.size - cap.offset,
+            usable=inside,
             why=f"length {cap.length:#x} ends outside BAR {cap.bar} of {bar.size:#x} bytes; cut to fit",
         )
     return cap
@@ -288,8 +254,11 @@ def _apart(chosen: Mapping[str, VirtioCapability]) -> dict[str, VirtioCapability
     common, notify = made[COMMON], made[NOTIFY]
     if common.bar != notify.bar:
         return made
-    common_end = common.offset + _SHAPES[1].needed
-    if common.offset <= notify.offset < common_end or notify.offset < common.offset < notify.offset + 2:
+    common_end = common.offset + pci.COMMON_CFG_MIN_SIZE
+    if (
+        common.offset <= notify.offset < common_end
+        or notify.offset < common.offset < notify.offset + pci.NOTIFY_WIDTH
+    ):
         raise CapabilityError(
             "the notification area lies on the common configuration",
             seen=f"BAR {common.bar}: common at {common.offset:#x}, notify at {notify.offset:#x}",
