@@ -1,0 +1,89 @@
+"""``tools/vm``: run a command, or a shell, in the lab VM."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from lab import kernels, process, setup
+from lab.vm import Config, Vm
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of tools/vm."""
+    top = argparse.ArgumentParser(
+        prog="tools/vm",
+        description="The lab VM: a stock kernel under QEMU, with this checkout and its environment inside.",
+    )
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="run|shell")
+    run = verbs.add_parser("run", help="run COMMAND in a fresh VM; its output and exit code are ours")
+    shell = verbs.add_parser("shell", help="a shell in a fresh VM; leave it with exit")
+    for verb in (run, shell):
+        verb.add_argument(
+            "--kernel", default="6.1", metavar="V", help="6.1 (default), 6.12, or the path of an unpacked package"
+        )
+        verb.add_argument("--machine", default="q35", metavar="M", help="QEMU's -M argument (q35)")
+        verb.add_argument("--iommu", choices=("intel", "none"), default="intel")
+        verb.add_argument("--memory", default="1G", metavar="M", help="QEMU's -m argument (1G)")
+        verb.add_argument(
+            "--device",
+            action="append",
+            default=[],
+            metavar="ARG",
+            help="a QEMU -device argument; without bus= it gets a root port, and so an IOMMU group, of its own;"
+            " an rng, disk, network or memory backend is supplied unless named",
+        )
+        verb.add_argument("--qemu", action="append", default=[], metavar="ARG", help="any other argument of QEMU")
+        verb.add_argument("--append", default="", metavar="ARGS", help="more for the kernel's command line")
+        verb.add_argument("--qmp", type=Path, metavar="PATH", help="a QMP socket for this side")
+        verb.add_argument("--user", type=int, metavar="UID", help="who runs COMMAND in the VM (root)")
+    run.add_argument("--timeout", type=float, default=300, metavar="S", help="kill the VM after S seconds (300)")
+    run.add_argument("--dmesg", action="store_true", help="print the kernel's messages at the end, on stderr")
+    run.add_argument("--out", type=Path, metavar="DIR", help="copy what COMMAND left in $UVIRTIO_LAB_OUT to DIR")
+    run.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="and its arguments")
+    return top
+
+
+def main(arguments: list[str]) -> int:
+    """Run tools/vm; the exit code."""
+    options = parser().parse_args(arguments)
+    command = ["/bin/bash", "-i"] if options.verb == "shell" else options.command
+    if command[:1] == ["--"]:
+        command = command[1:]
+    if not command:
+        parser().error("no COMMAND; say: tools/vm run -- COMMAND")
+    setup.packages(setup.FOR_VM)
+    config = Config(
+        kernel=kernels.get(options.kernel),
+        command=command,
+        machine=options.machine,
+        iommu=options.iommu,
+        memory=options.memory,
+        devices=options.device,
+        qemu_arguments=options.qemu,
+        append=options.append,
+        user=options.user,
+        qmp=options.qmp.absolute() if options.qmp else None,
+        venv=setup.venv(),
+        interactive=options.verb == "shell",
+        timeout=float("inf") if options.verb == "shell" else options.timeout,
+    )
+    with process.signals_raise(), Vm(config) as vm:
+        try:
+            code = vm.wait()
+        finally:
+            vm.restore_terminal()
+        if options.verb == "shell":
+            return code
+        if options.dmesg:
+            print(vm.dmesg(), file=sys.stderr)
+        if options.out is not None:
+            shutil.copytree(vm.out, options.out, dirs_exist_ok=True)
+        alarms = vm.alarms()
+        if alarms:
+            print("lab: the guest's kernel complained (--dmesg shows all):", file=sys.stderr)
+            for line in alarms[:10]:
+                print(f"  | {line}", file=sys.stderr)
+        return code

@@ -1,0 +1,216 @@
+"""Kernels: downloaded by apt and unpacked, never installed.
+
+apt does the verifying (signed index, hashes). It gets a configuration of its own, so that neither the
+machine's package lists nor its sources change and no privilege is needed: the machine's own mirror, with
+the suite replaced by the one that has the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import LabError, cache
+
+# Kernel series, and the Debian release that ships it.
+SUITES = {"6.1": "bookworm", "6.12": "trixie"}
+
+_META = "linux-image-amd64"
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """An unpacked kernel package."""
+
+    version: str
+    image: Path
+    modules: Path  # the directory that has <version>/modules.dep; goes on /usr/lib/modules in the guest
+
+
+def get(name: str) -> Kernel:
+    """The kernel ``name``: a series of SUITES (downloaded on first use), or the path of an unpacked package."""
+    if name in SUITES:
+        suite = SUITES[name]
+        where = cache.build_once(cache.root() / "kernels" / name, lambda work: _download(suite, work))
+        return unpacked(where)
+    if "/" in name or Path(name).is_dir():
+        return unpacked(Path(name).resolve())
+    raise LabError(f"--kernel {name}: neither one of {', '.join(SUITES)} nor an unpacked package", 2)
+
+
+def unpacked(where: Path) -> Kernel:
+    """The kernel in an unpacked package; LabError if it is not one, or has no modules.dep."""
+    images = sorted((where / "boot").glob("vmlinuz-*"))
+    if not images:
+        raise LabError(f"{where} has no boot/vmlinuz-*: not an unpacked kernel package", 2)
+    version = images[-1].name.removeprefix("vmlinuz-")
+    for modules in (where / "usr/lib/modules", where / "lib/modules"):
+        if (modules / version / "modules.dep").is_file():
+            return Kernel(version, images[-1], modules)
+        if (modules / version).is_dir():
+            raise LabError(f"{modules / version} has no modules.dep; run: depmod -b {where} {version}", 2)
+    raise LabError(f"{where} has no modules for {version}", 2)
+
+
+def _download(suite: str, work: Path) -> None:
+    """Download the kernel of ``suite`` and unpack it into ``work``."""
+    print(f"lab: fetching the kernel of {suite} (once; kept in {cache.root()})", flush=True)
+    apt = _Apt(work / "apt", suite)
+    apt.run("apt-get", "-qq", "update")
+    package = _image_package(apt.run("apt-cache", "depends", "--important", _META))
+    apt.run("apt-get", "-qq", "download", package)
+    debs = list((work / "apt").glob(f"{package}_*.deb"))
+    if len(debs) != 1:
+        raise LabError(f"apt-get download {package} left {len(debs)} packages")
+    _run(["dpkg", "-x", str(debs[0]), str(work)])
+    _settle(work)
+    _run(["rm", "-rf", str(work / "apt")])
+
+
+def _image_package(depends: str) -> str:
+    """The package with the image, from what ``apt-cache depends`` says about the meta package."""
+    match = re.search(r"^\s*Depends: (linux-image-\d\S*)$", depends, re.MULTILINE)
+    if match is None:
+        raise LabError(f"{_META} depends on no linux-image package: {depends!r}")
+    return match.group(1)
+
+
+def _settle(work: Path) -> None:
+    """Bring both layouts (lib/modules, usr/lib/modules) to one, and write modules.dep as an install would."""
+    new = work / "usr/lib/modules"
+    if not new.is_dir():
+        new.parent.mkdir(parents=True, exist_ok=True)
+        (work / "lib/modules").rename(new)
+    if (work / "lib").is_dir() and not any((work / "lib").iterdir()):
+        (work / "lib").rmdir()
+    if not (work / "lib").exists():
+        (work / "lib").symlink_to("usr/lib")  # depmod -b looks below lib/
+    for version in new.iterdir():
+        _run([_sbin("depmod"), "-b", str(work), version.name])
+        for link in ("build", "source"):  # they point to headers that are not there
+            (version / link).unlink(missing_ok=True)
+
+
+class _Apt:
+    """apt with its own lists, cache and sources below ``top``."""
+
+    def __init__(self, top: Path, suite: str) -> None:
+        self._top = top
+        for part in ("lists/partial", "cache/archives/partial", "empty"):
+            (top / part).mkdir(parents=True)
+        (top / "status").touch()
+        (top / "sources.list").write_text(_sources(suite))
+        # What the machine says about fetching (proxies, time-outs, certificates) holds here as well.
+        fetching = [line for line in _run(["apt-config", "dump"]).splitlines() if line.startswith("Acquire::")]
+        settings = {
+            "Dir::State": top,
+            "Dir::State::Lists": top / "lists",
+            "Dir::State::status": top / "status",
+            "Dir::Cache": top / "cache",
+            "Dir::Etc::SourceList": top / "sources.list",
+            "Dir::Etc::SourceParts": top / "empty",
+            "Dir::Etc::Main": top / "none",
+            "Dir::Etc::Parts": top / "empty",
+            "Dir::Etc::Preferences": top / "none",
+            "Dir::Etc::PreferencesParts": top / "empty",
+            "APT::Architecture": "amd64",
+            "APT::Architectures": "amd64",
+            "APT::Sandbox::User": "root" if os.geteuid() == 0 else "",  # _apt can't write into our folder
+            "Acquire::Languages": "none",
+            "Acquire::Retries": "3",
+        }
+        lines = [*fetching, *(f'{key} "{value}";' for key, value in settings.items() if value != "")]
+        (top / "apt.conf").write_text("\n".join(lines) + "\n")
+
+    def run(self, *command: str) -> str:
+        """Run an apt tool in the private configuration; its standard output."""
+        return _run([*command], cwd=self._top, env={**os.environ, "APT_CONFIG": str(self._top / "apt.conf")})
+
+
+def _sources(suite: str) -> str:
+    """A one-line sources list: the machine's own Debian mirror, with ``suite`` for the machine's."""
+    codename = _codename()
+    for source in _machine_sources():
+        if source.suite == codename and "main" in source.components:
+            options = f"[signed-by={source.signed_by}] " if source.signed_by else ""
+            return f"deb {options}{source.uri} {suite} main\n"
+    raise LabError(
+        f"no line of /etc/apt/sources.list* has the suite {codename} with main: unpack a Debian kernel package"
+        " with dpkg -x, run depmod -b on it, and name its path with --kernel"
+    )
+
+
+def _codename() -> str:
+    text = Path("/etc/os-release").read_text()
+    match = re.search(r'^VERSION_CODENAME="?([a-z0-9]+)"?$', text, re.MULTILINE)
+    if match is None:
+        raise LabError("/etc/os-release names no VERSION_CODENAME")
+    return match.group(1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    uri: str
+    suite: str
+    components: tuple[str, ...]
+    signed_by: str
+
+
+def _machine_sources() -> list[_Source]:
+    """The binary package sources of this machine, in both formats of sources.list(5)."""
+    found: list[_Source] = []
+    etc = Path("/etc/apt")
+    for path in [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*"))]:
+        if not path.is_file():
+            continue
+        text = path.read_text(errors="replace")
+        if path.suffix == ".sources":
+            found += _deb822(text)
+        elif path.suffix == ".list":
+            found += _one_line(text)
+    return found
+
+
+def _one_line(text: str) -> list[_Source]:
+    found = []
+    for line in text.splitlines():
+        match = re.match(r"deb\s+(?:\[([^]]*)\]\s+)?(\S+)\s+(\S+)\s+([^#]+)", line.strip())
+        if match:
+            options, uri, suite, components = match.groups()
+            signed = re.search(r"signed-by=(\S+)", options or "", re.IGNORECASE)
+            found.append(_Source(uri, suite, tuple(components.split()), signed.group(1) if signed else ""))
+    return found
+
+
+def _deb822(text: str) -> list[_Source]:
+    found = []
+    text = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    for stanza in re.split(r"\n\s*\n", text):
+        fields = {key.lower(): value.strip() for key, value in re.findall(r"^([\w-]+):[ \t]*(.*)$", stanza, re.M)}
+        if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").lower() == "no":
+            continue
+        signed = fields.get("signed-by", "")
+        for uri in fields.get("uris", "").split():
+            for suite in fields.get("suites", "").split():
+                found.append(_Source(uri, suite, tuple(fields.get("components", "").split()), signed))
+    return found
+
+
+def _sbin(name: str) -> str:
+    """The path of a program that may lie in sbin, outside an ordinary user's PATH."""
+    for folder in ("/usr/sbin", "/sbin", "/usr/bin", "/bin"):
+        if Path(folder, name).exists():
+            return f"{folder}/{name}"
+    raise LabError(f"{name} is missing; as root: apt-get install kmod")
+
+
+def _run(command: list[str], cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+    done = subprocess.run(
+        command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900
+    )
+    if done.returncode:
+        raise LabError(f"{' '.join(command)}: exit {done.returncode}\n{done.stderr.strip()}")
+    return done.stdout

@@ -1,0 +1,126 @@
+"""What the tools need on this machine, and getting it: packages, and a virtual environment."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from lab import CHECKOUT, LabError, cache, initramfs
+
+PYTHON = "/usr/bin/python3"  # the distribution's own: one of pyenv or conda may be closed to other users
+_SBIN = "/usr/sbin:/sbin"
+_STALE_SECONDS = 14 * 86400
+
+
+def _program(name: str) -> Callable[[], bool]:
+    return lambda: shutil.which(name, path=f"{os.environ.get('PATH', '')}:{_SBIN}:/usr/bin:/bin") is not None
+
+
+def _library(name: str) -> Callable[[], bool]:
+    return lambda: any(Path("/usr/lib").glob(f"*/{name}")) or Path("/usr/lib64", name).exists()
+
+
+def _static_busybox() -> bool:
+    try:
+        initramfs.static_busybox()
+    except LabError:
+        return False
+    return True
+
+
+def _venv_module() -> bool:
+    done = subprocess.run([PYTHON, "-c", "import ensurepip, venv"], capture_output=True, timeout=60)
+    return done.returncode == 0
+
+
+# Package, and how to see that what it brings is here (it may have come from elsewhere).
+FOR_VM = {
+    "qemu-system-x86": _program("qemu-system-x86_64"),
+    "busybox-static": _static_busybox,
+    "kmod": _program("depmod"),
+    "pciutils": _program("lspci"),
+    "python3-venv": _venv_module,
+    "libatomic1": _library("libatomic.so.1"),
+}
+FOR_TESTS = {
+    **FOR_VM,
+    "gcc": _program("gcc"),
+    "libc6-dev": Path("/usr/include/stdio.h").exists,
+    "linux-libc-dev": Path("/usr/include/linux/virtio_pci.h").exists,
+}
+
+
+def packages(wanted: dict[str, Callable[[], bool]]) -> None:
+    """Install what is missing of ``wanted`` as root; LabError with the one command otherwise."""
+    missing = [name for name, present in wanted.items() if not present()]
+    if not missing:
+        return
+    install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
+    if os.geteuid() != 0:
+        raise LabError(f"missing on this machine; run this and try again:\n\n    sudo {' '.join(install)}\n")
+    print(f"lab: installing {' '.join(missing)}", flush=True)
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    with cache.lock("apt"):
+        for command in (["apt-get", "-qq", "update"], [*install[:2], "-qq", *install[2:]]):
+            done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=sys.stderr, timeout=1800)
+            if done.returncode:
+                raise LabError(f"{' '.join(command)}: exit {done.returncode}")
+    still = [name for name in missing if not wanted[name]()]
+    if still:
+        raise LabError(f"installed, but still not found: {' '.join(still)}")
+
+
+def venv() -> Path:
+    """The virtual environment of this checkout: uvirtio (editable), with all that tests and linting need.
+
+    Another one is made when pyproject.toml, the checkout's path or the Python changes. Inside an active
+    environment that has uvirtio, it is that one.
+    """
+    active = os.environ.get("VIRTUAL_ENV")
+    if active and (Path(active) / "bin/uvirtio").exists():
+        return Path(active)
+    key = hashlib.sha256()
+    for part in (CHECKOUT / "pyproject.toml").read_bytes(), bytes(CHECKOUT), sys.version.encode():
+        key.update(len(part).to_bytes(8, "big") + part)
+    path = cache.root() / "venv" / key.hexdigest()[:16]
+    stamp = path / ".complete"  # not a rename: an environment can't be moved
+    if not stamp.exists():
+        path.parent.mkdir(exist_ok=True)
+        with cache.lock(f"venv-{path.name}"):
+            if not stamp.exists():
+                _build_venv(path)
+                stamp.touch()
+        _forget_stale(path.parent)
+    os.utime(stamp)
+    return path
+
+
+def _build_venv(path: Path) -> None:
+    print(f"lab: making the virtual environment {path}", flush=True)
+    shutil.rmtree(path, ignore_errors=True)
+    pip = [str(path / "bin/python"), "-m", "pip", "--disable-pip-version-check", "-qq"]
+    for command in (
+        [PYTHON, "-m", "venv", str(path)],
+        [*pip, "install", "--retries", "5", "--editable", f"{CHECKOUT}[test,lint]"],
+    ):
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, timeout=1200)
+        if done.returncode:
+            raise LabError(f"{' '.join(command)}: exit {done.returncode}")
+
+
+def _forget_stale(folder: Path) -> None:
+    """Remove environments that nobody has used for a fortnight."""
+    for other in _stale(folder.iterdir()):
+        shutil.rmtree(other, ignore_errors=True)
+
+
+def _stale(paths: Iterable[Path]) -> list[Path]:
+    stamps = ((path, path / ".complete") for path in paths)
+    limit = time.time() - _STALE_SECONDS
+    return [path for path, stamp in stamps if stamp.exists() and stamp.stat().st_mtime < limit]

@@ -1,0 +1,328 @@
+"""One lab VM: its QEMU command line, its process, and the files that go in and come out."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+from lab import CHECKOUT, LabError, cache, initramfs, process
+from lab.kernels import Kernel
+
+HERE = Path(__file__).resolve().parent
+POLL_SECONDS = 0.03
+TIMED_OUT = 124
+# The settings of ours and of the tools we run that a guest shall see; everything else of the host stays out.
+PASSED = re.compile(
+    r"LANG|LC_\w+|TERM|COLUMNS|LINES|NO_COLOR|FORCE_COLOR|CI|PY_COLORS|PYTEST_\w+|HYPOTHESIS_\w+|UVIRTIO_\w+"
+)
+# What the kernel prints when it caught itself, or us, doing wrong.
+ALARMS = re.compile(
+    r"WARNING: CPU|BUG:|Oops|kernel BUG|general protection|DMAR: .*[Ff]ault|DMAR: DRHD: handling|Call Trace|Kernel panic"
+)
+
+
+@dataclass(slots=True)
+class Config:
+    """What to boot and what to run in it."""
+
+    kernel: Kernel
+    command: list[str]
+    machine: str = "q35"
+    iommu: str = "intel"
+    memory: str = "1G"
+    devices: list[str] = field(default_factory=list)
+    qemu_arguments: list[str] = field(default_factory=list)
+    append: str = ""
+    user: int | None = None
+    timeout: float = 300.0
+    qmp: Path | None = None
+    venv: Path | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    before: str = ""  # shell text that the guest's root runs before the command
+    interactive: bool = False
+
+
+class Vm:
+    """A running lab VM; a context manager, so that nothing of it is left.
+
+    ``share`` is the folder that the guest sees as /run/lab; ``out`` in it is for what a command wants to
+    hand back.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.directory = Path(tempfile.mkdtemp(prefix="uvirtio-vm-"))
+        self.share = self.directory / "share"
+        self.out = self.share / "out"
+        self.console = self.directory / "console.log"
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Vm:
+        try:
+            self._prepare()
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kill QEMU, and remove the VM's folder."""
+        if self._child is not None:
+            process.kill(self._child)
+            self._child = None
+        if self.config.qmp is not None:
+            self.config.qmp.unlink(missing_ok=True)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    # --- what comes out ---------------------------------------------------------------------------------
+
+    def wait(self, *, tick: Callable[[], None] | None = None) -> int:
+        """Stream the command's output to ours until it ends; its exit code, or TIMED_OUT.
+
+        ``tick`` is called some thirty times a second. LabError if the VM ends without an exit code.
+        """
+        assert self._child is not None
+        deadline = time.monotonic() + self.config.timeout
+        streams = [_Tail(self.share / "stdout", sys.stdout), _Tail(self.share / "stderr", sys.stderr)]
+        status = self.share / "status"
+        try:
+            while True:
+                ended = status.exists()  # asked first: what was written before it is then there to be copied
+                gone = not ended and self._child.poll() is not None and not status.exists()
+                for stream in streams:
+                    stream.copy()
+                if ended:
+                    return int(status.read_text())
+                if gone:
+                    raise LabError(f"the VM ended without an exit code\n{self._last_words()}", 1)
+                if time.monotonic() > deadline:
+                    print(
+                        f"lab: timed out after {self.config.timeout:g} s\n{self._last_words()}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    return TIMED_OUT
+                if tick is not None:
+                    tick()
+                time.sleep(POLL_SECONDS)
+        finally:
+            for stream in streams:
+                stream.close()
+
+    def dmesg(self) -> str:
+        """The kernel's messages; those of the console if the guest did not get to saving them."""
+        for path in (self.share / "dmesg", self.console):
+            if path.is_file():
+                return path.read_text(errors="replace")
+        return ""
+
+    def alarms(self) -> list[str]:
+        """The kernel's lines about a WARNING, BUG, Oops or DMA fault."""
+        return [line for line in self.dmesg().splitlines() if ALARMS.search(line)]
+
+    def _last_words(self) -> str:
+        texts = [self.directory / "qemu.log", self.console]
+        lines = [
+            line for path in texts if path.is_file() for line in path.read_text(errors="replace").splitlines()
+        ]
+        return "\n".join(f"  | {line}" for line in lines[-25:])
+
+    # --- what goes in -----------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        config = self.config
+        self.out.mkdir(parents=True)
+        self.out.chmod(0o1777)
+        kept = [CHECKOUT, Path.cwd(), cache.root()] + ([config.venv] if config.venv else [])
+        _write_lines(self.share / "keep", kept)
+        _write_lines(self.share / "modules", [config.kernel.modules])
+        shutil.copy(HERE / "stage2.sh", self.share / "stage2.sh")
+        (self.share / "job").write_text(self._job())
+        if config.before:
+            (self.share / "before").write_text(config.before)
+        (self.share / "witness").touch()
+        if config.interactive:
+            (self.share / "interactive").touch()
+        archive = initramfs.build(config.kernel, (HERE / "init.sh").read_bytes())
+        (self.directory / "initrd.cpio").write_bytes(archive)
+
+    def _job(self) -> str:
+        """A shell script with every word quoted by shlex: it runs the command, and that only."""
+        config = self.config
+        env = {key: value for key, value in os.environ.items() if PASSED.fullmatch(key)}
+        path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+        if config.venv:
+            env["VIRTUAL_ENV"] = str(config.venv)
+            path = f"{config.venv}/bin:{path}"
+        env |= {
+            "PATH": path,
+            "HOME": "/run/home",
+            "XDG_CACHE_HOME": str(cache.root().parent),
+            "PYTHONUNBUFFERED": "1",  # or the output of a VM that hangs is lost
+            "UVIRTIO_LAB": "1",
+            "UVIRTIO_LAB_OUT": "/run/lab/out",
+            "UVIRTIO_QMP_TTY": "/dev/ttyS1",
+        }
+        env |= config.env
+        lines = [f"export {key}={shlex.quote(value)}" for key, value in sorted(env.items())]
+        if config.interactive and sys.stdout.isatty():
+            size = os.get_terminal_size()
+            lines.append(f"stty rows {size.lines} cols {size.columns}")
+        lines.append(f"cd {shlex.quote(str(Path.cwd()))} || exit 126")
+        command = list(config.command)
+        if config.user is not None:
+            user = str(config.user)
+            command = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--", *command]
+        lines.append(f"exec {shlex.join(command)}")
+        return "\n".join(lines) + "\n"
+
+    # --- QEMU -------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        terminal = None
+        if self.config.interactive and sys.stdin.isatty():
+            terminal = termios.tcgetattr(sys.stdin)
+        self._terminal = terminal
+        with (self.directory / "qemu.log").open("wb") as log:
+            self._child = process.start(
+                self.command_line(),
+                stdin=None if self.config.interactive else subprocess.DEVNULL,
+                stdout=None if self.config.interactive else log,
+                stderr=log,
+                cwd=self.directory,
+            )
+
+    def restore_terminal(self) -> None:
+        """Give the terminal back as it was before an interactive VM had it."""
+        if self._terminal is not None:
+            termios.tcsetattr(sys.stdin, termios.TCSADRAIN, self._terminal)
+
+    def command_line(self) -> list[str]:
+        """QEMU's argument vector."""
+        config = self.config
+        machine = config.machine
+        if config.iommu == "intel":
+            machine += ",kernel-irqchip=split" if "kernel-irqchip" in machine else ""
+        # No other number of CPUs, and no other model: with two, one run in six crawls over 9p on a host of
+        # two cores; without RDRAND the first Python waits seconds for entropy.
+        words = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-accel", "tcg,thread=multi"]
+        words += ["-M", machine, "-cpu", "max", "-smp", "1", "-m", config.memory]
+        words += ["-display", "none", "-no-reboot", "-monitor", "none"]
+        if config.iommu == "intel":
+            words += ["-device", "intel-iommu,intremap=on"]
+        if config.interactive:
+            words += ["-chardev", "stdio,id=console,signal=off"]
+        else:
+            words += ["-chardev", f"file,id=console,path={self.console}"]
+        words += ["-device", "isa-serial,index=0,chardev=console"]
+        # The guest's second serial port is wired to a QMP monitor of the very same QEMU, over a socket with
+        # QEMU at both ends: so a test in the guest has a witness outside of it.
+        words += ["-chardev", "socket,id=witness,path=witness.sock,server=on,wait=off"]
+        words += ["-mon", "chardev=witness,mode=control"]
+        words += ["-chardev", "socket,id=witness-line,path=witness.sock"]
+        words += ["-device", "isa-serial,index=1,chardev=witness-line"]
+        if config.qmp is not None:
+            words += ["-qmp", f"unix:{config.qmp},server=on,wait=off"]
+        append = "console=ttyS0 quiet loglevel=5 panic=-1 uvirtio.lab=1"
+        words += ["-kernel", str(config.kernel.image), "-initrd", "initrd.cpio"]
+        words += ["-append", f"{append} {config.append}".strip()]
+        words += self._folder("hostroot", Path("/"), read_only=True)
+        words += self._folder("share", self.share, read_only=False)
+        words += config.qemu_arguments
+        for number, device in enumerate(config.devices, 1):
+            words += self._device(number, device)
+        return words
+
+    @staticmethod
+    def _folder(tag: str, path: Path, *, read_only: bool) -> list[str]:
+        options = f"local,id={tag},path={path},security_model=none,multidevs=remap"
+        if read_only:
+            options += ",readonly=on"
+        return ["-fsdev", options, "-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+
+    def _device(self, number: int, text: str) -> list[str]:
+        """The arguments for one --device: the device, what it needs beside it, and a root port of its own.
+
+        A function alone behind its own root port is alone in its IOMMU group, and has function-level reset.
+        """
+        driver, *options = text.split(",")
+        keys = {option.split("=", 1)[0] for option in options}
+        words: list[str] = []
+        for prefix, key, kind, beside in _BESIDE:
+            if driver.startswith(prefix) and key not in keys:
+                name = f"lab-{key}{number}"
+                if kind == "-drive":
+                    disk = self.directory / f"disk{number}.raw"
+                    with disk.open("wb") as handle:
+                        handle.truncate(16 << 20)
+                    beside = f"file={disk.name},{beside}"
+                words += [kind, beside.format(name=name)]
+                options.append(f"{key}={name}")
+        if "bus" not in keys and _is_pci(driver) and self.config.machine.startswith("q35"):
+            port = f"lab-port{number}"
+            words += ["-device", f"pcie-root-port,id={port},chassis={number},slot={number}"]
+            options.append(f"bus={port}")
+        return [*words, "-device", ",".join([driver, *options])]
+
+
+# A device that needs something else, and was not told what: the prefix of its name, the property, what to add.
+_BESIDE = (
+    ("virtio-rng-", "rng", "-object", "rng-builtin,id={name}"),
+    ("virtio-blk-", "drive", "-drive", "format=raw,if=none,id={name}"),
+    ("virtio-net-", "netdev", "-netdev", "user,id={name},restrict=on"),
+    ("virtio-mem-", "memdev", "-object", "memory-backend-ram,id={name},size=512M"),
+)
+
+
+def _is_pci(driver: str) -> bool:
+    return "-pci" in driver or driver in ("e1000", "e1000e", "nvme", "edu", "ivshmem-plain", "ivshmem-doorbell")
+
+
+def _write_lines(path: Path, lines: list[Path]) -> None:
+    for line in lines:
+        if "\n" in str(line):
+            raise LabError(f"{line!r}: a path with a line break in it can't be taken into the VM", 2)
+    path.write_text("".join(f"{line}\n" for line in lines))
+
+
+class _Tail:
+    """Copies a growing file to a stream, as bytes."""
+
+    def __init__(self, path: Path, stream: IO[str]) -> None:
+        self._path = path
+        self._stream = stream
+        self._file: IO[bytes] | None = None
+
+    def copy(self) -> None:
+        if self._file is None:
+            if not self._path.exists():
+                return
+            self._file = self._path.open("rb")
+        data = self._file.read()
+        if data:
+            self._stream.flush()
+            self._stream.buffer.write(data)
+            self._stream.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
