@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
+from uvirtio.spec import input_codes as codes
 from uvirtio.spec.layout import Field as F
 from uvirtio.spec.layout import Layout
 
@@ -50,3 +51,70 @@ ABSINFO_SIZE: Final = 20
 # One event (5.8.6), little-endian.
 EVENT: Final[Layout] = (F("type", 0, 2), F("code", 2, 2), F("value", 4, 4))
 EVENT_SIZE: Final = 8
+
+# --- names of events (evdev's, which 5.8.6 points to) -----------------------------------------------------
+
+EV_SYN: Final = 0x00
+EV_KEY: Final = 0x01
+EV_REL: Final = 0x02
+EV_ABS: Final = 0x03
+EV_MSC: Final = 0x04
+EV_SW: Final = 0x05
+EV_LED: Final = 0x11
+EV_SND: Final = 0x12
+EV_REP: Final = 0x14
+EV_FF: Final = 0x15
+EV_PWR: Final = 0x16
+EV_FF_STATUS: Final = 0x17
+EV_CNT: Final = 0x20
+
+SYN_REPORT: Final = 0  # closes a frame of events (5.8.6)
+SYN_DROPPED: Final = 3
+
+_CODES: Final[dict[int, dict[int, str]]] = {
+    EV_SYN: codes.SYN,
+    EV_KEY: codes.KEY,
+    EV_REL: codes.REL,
+    EV_ABS: codes.ABS,
+    EV_MSC: codes.MSC,
+    EV_SW: codes.SW,
+    EV_LED: codes.LED,
+    EV_SND: codes.SND,
+    EV_REP: codes.REP,
+    EV_FF: codes.FF,
+    EV_FF_STATUS: codes.FF_STATUS,
+}
+
+
+def type_name(event_type: int) -> str:
+    """``EV_KEY`` for 1; a type without a name is given in hexadecimal."""
+    return codes.TYPES.get(event_type, hex(event_type))
+
+
+def code_name(event_type: int, code: int) -> str:
+    """``KEY_A`` for (1, 30); a code without a name is given in hexadecimal."""
+    return _CODES.get(event_type, {}).get(code, hex(code))
+
+
+def prop_name(prop: int) -> str:
+    """``INPUT_PROP_POINTER`` for 0; a property without a name is given in hexadecimal."""
+    return codes.PROPS.get(prop, hex(prop))
+
+
+def bus_name(bustype: int) -> str:
+    """``BUS_VIRTUAL`` for 6; a bus without a name is given in hexadecimal."""
+    return codes.BUSES.get(bustype, hex(bustype))
+
+
+def code_of(name: str) -> tuple[int, int] | None:
+    """(type, code) of ``KEY_A``, of an old name such as ``BTN_MOUSE`` too; None for no such name."""
+    for event_type, table in _CODES.items():
+        for code, known in table.items():
+            if known == name:
+                return event_type, code
+    alias = codes.ALIASES.get(name)
+    prefix = name.partition("_")[0]
+    for event_type, known in codes.TYPES.items():
+        if alias is not None and known == f"EV_{'KEY' if prefix == 'BTN' else prefix}":
+            return event_type, alias
+    return None

@@ -16,6 +16,11 @@ class Status(IntFlag):
     DEVICE_NEEDS_RESET = 64  # 2.1: the device gave up
     FAILED = 128  # 2.1: the driver gave up
 
+    @staticmethod
+    def describe(value: int) -> str:
+        """The same as the function of this name below."""
+        return describe(value)
+
 
 RESET = 0
 """What is written to reset the device, and what reads back when that is done (2.4)."""
@@ -41,5 +46,5 @@ def names(value: int) -> list[str]:
 
 
 def describe(value: int) -> str:
-    """``0xf (ACKNOWLEDGE|DRIVER|DRIVER_OK|FEATURES_OK)``; 0 is ``0x0 (reset)``."""
-    return f"{value:#x} ({'|'.join(names(value)) or 'reset'})"
+    """``ACKNOWLEDGE|DRIVER``; 0, which is also what a device reads after its reset, is ``reset``."""
+    return "|".join(names(value)) or "reset"
