@@ -1,0 +1,29 @@
+"""VFIO from Python: the kernel's ioctls by ctypes, fcntl and mmap, and nothing of virtio.
+
+Usable on its own: a :class:`Container` is an I/O address space, a :class:`Group` is what the IOMMU can hold
+apart, a :class:`Device` has regions, interrupts and a reset. ``docs/vfio.md`` has an example.
+"""
+
+from __future__ import annotations
+
+from uvirtio.backends.vfio.container import Container, IommuInfo
+from uvirtio.backends.vfio.device import Device, DeviceInfo, IrqInfo, RegionInfo
+from uvirtio.backends.vfio.group import Group, GroupMember, driver_of, group_of, members
+from uvirtio.backends.vfio.iova import IovaAllocator
+from uvirtio.backends.vfio.kernel import Kernel
+
+__all__ = [
+    "Container",
+    "Device",
+    "DeviceInfo",
+    "Group",
+    "GroupMember",
+    "IommuInfo",
+    "IovaAllocator",
+    "IrqInfo",
+    "Kernel",
+    "RegionInfo",
+    "driver_of",
+    "group_of",
+    "members",
+]

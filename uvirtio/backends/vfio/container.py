@@ -1,0 +1,286 @@
+"""A VFIO container: one I/O address space (``/dev/vfio/vfio``)."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+from uvirtio.backends.vfio.caps import info_caps
+from uvirtio.backends.vfio.kernel import Kernel, failed, named, query
+from uvirtio.backends.vfio.uapi import (
+    VFIO_API_VERSION,
+    VFIO_CHECK_EXTENSION,
+    VFIO_DMA_MAP_FLAG_READ,
+    VFIO_DMA_MAP_FLAG_WRITE,
+    VFIO_GET_API_VERSION,
+    VFIO_IOMMU_GET_INFO,
+    VFIO_IOMMU_INFO_CAPS,
+    VFIO_IOMMU_INFO_PGSIZES,
+    VFIO_IOMMU_MAP_DMA,
+    VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE,
+    VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL,
+    VFIO_IOMMU_UNMAP_DMA,
+    VFIO_NOIOMMU_IOMMU,
+    VFIO_SET_IOMMU,
+    VFIO_TYPE1_IOMMU,
+    VFIO_TYPE1v2_IOMMU,
+    vfio_iommu_type1_dma_map,
+    vfio_iommu_type1_dma_unmap,
+    vfio_iommu_type1_info,
+    vfio_iommu_type1_info_cap_iova_range,
+    vfio_iommu_type1_info_dma_avail,
+    vfio_iova_range,
+)
+from uvirtio.errors import (
+    Closed,
+    MemlockExceeded,
+    ModuleLack,
+    NotSupported,
+    OperationFailed,
+    PermissionLack,
+    UvirtioError,
+)
+from uvirtio.roots import Roots
+
+IOMMU_NAMES = {VFIO_TYPE1v2_IOMMU: "type1v2", VFIO_TYPE1_IOMMU: "type1", VFIO_NOIOMMU_IOMMU: "no-IOMMU"}
+
+DEFAULT_RANGES = ((0, 0xFEDF_FFFF), (0xFEF0_0000, (1 << 39) - 1))
+"""For kernels before 5.4, which report no ranges: 39 bits without the hole where x86 has its MSIs."""
+
+_CAP_IPC_LOCK = 14
+
+
+@dataclass(frozen=True, slots=True)
+class IommuInfo:
+    """What VFIO_IOMMU_GET_INFO says."""
+
+    page_sizes: int
+    """Bitmap of the page sizes of the IOMMU, in bytes."""
+
+    ranges: tuple[tuple[int, int], ...]
+    """Usable device addresses as (first byte, last byte)."""
+
+    dma_avail: int | None
+    """How many more maps the container takes; None where the kernel does not say."""
+
+
+class Container:
+    """An I/O address space. Devices of the groups in it see the same device addresses.
+
+    ``Container.open()``, then a group joins (:meth:`Group.set_container`), then :meth:`set_iommu`: the kernel
+    demands this order. ``close()`` gives up all maps that are left.
+    """
+
+    def __init__(self, fd: int, path: Path, kernel: Kernel | None = None, roots: Roots | None = None) -> None:
+        self._fd = fd
+        self._kernel = kernel or Kernel()
+        self._roots = roots or Roots()
+        self.path = path
+        self.iommu_type: int | None = None
+        """VFIO_TYPE1v2_IOMMU or VFIO_TYPE1_IOMMU once set."""
+
+    @classmethod
+    def open(cls, roots: Roots | None = None, *, kernel: Kernel | None = None) -> Container:
+        """Open ``/dev/vfio/vfio`` below ``roots.dev``.
+
+        Raises ModuleLack (vfio is not loaded), PermissionLack, or NotSupported (another API version).
+        """
+        roots = roots or Roots()
+        kernel = kernel or Kernel()
+        path = roots.dev / "vfio" / "vfio"
+        try:
+            fd = kernel.open(str(path), os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise _open_error(path, error) from error
+        container = cls(fd, path, kernel, roots)
+        try:
+            container._check_version()
+        except BaseException:
+            container.close()
+            raise
+        return container
+
+    def _check_version(self) -> None:
+        version = self._kernel.ioctl(self.fd, VFIO_GET_API_VERSION, 0)
+        if version != VFIO_API_VERSION:
+            raise NotSupported(f"{self.path} speaks another VFIO API", seen=version, expected=VFIO_API_VERSION)
+
+    @property
+    def fd(self) -> int:
+        """The file descriptor. Raises Closed."""
+        if self._fd < 0:
+            raise Closed("this VFIO container is closed")
+        return self._fd
+
+    def check_extension(self, extension: int) -> bool:
+        """VFIO_CHECK_EXTENSION: whether this kernel has that IOMMU type or ability."""
+        try:
+            return self._kernel.ioctl(self.fd, VFIO_CHECK_EXTENSION, extension) > 0
+        except OSError:
+            return False
+
+    def set_iommu(self, iommu_type: int | None = None) -> int:
+        """Choose the IOMMU model, after a group has joined; None takes type1v2, else type1. Returns the type.
+
+        Raises ModuleLack (no type1), PermissionLack (interrupts are not isolated), or OperationFailed.
+        """
+        if iommu_type is None:
+            offered = [t for t in (VFIO_TYPE1v2_IOMMU, VFIO_TYPE1_IOMMU) if self.check_extension(t)]
+            if not offered:
+                raise ModuleLack(
+                    "this VFIO container has no type1 IOMMU",
+                    seen="neither VFIO_TYPE1v2_IOMMU nor VFIO_TYPE1_IOMMU",
+                    expected="one of them",
+                    remedy="as root: modprobe vfio_iommu_type1",
+                )
+            iommu_type = offered[0]
+        name = IOMMU_NAMES.get(iommu_type, str(iommu_type))
+        try:
+            self._kernel.ioctl(self.fd, VFIO_SET_IOMMU, iommu_type)
+        except OSError as error:
+            if error.errno == errno.EPERM:
+                raise PermissionLack(
+                    "the kernel refuses this IOMMU: it does not isolate interrupts, so a device could forge "
+                    "those of others",
+                    seen=f"EPERM from VFIO_SET_IOMMU {name}",
+                    expected="an IOMMU with interrupt remapping",
+                    remedy="switch interrupt remapping on (QEMU: -device intel-iommu,intremap=on), or accept the "
+                    "risk as root: echo 1 > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
+                ) from error
+            raise failed(f"VFIO_SET_IOMMU {name}", error) from error
+        self.iommu_type = iommu_type
+        return iommu_type
+
+    def iommu_info(self) -> IommuInfo:
+        """VFIO_IOMMU_GET_INFO with its capabilities. Raises OperationFailed where it makes no sense."""
+        try:
+            head, data = query(self._kernel, self.fd, VFIO_IOMMU_GET_INFO, vfio_iommu_type1_info())
+        except OSError as error:
+            raise failed("VFIO_IOMMU_GET_INFO", error) from error
+        sizes = int(head.iova_pgsizes) if head.flags & VFIO_IOMMU_INFO_PGSIZES else 4096
+        ranges: tuple[tuple[int, int], ...] = DEFAULT_RANGES
+        avail: int | None = None
+        first = head.cap_offset if head.flags & VFIO_IOMMU_INFO_CAPS else 0
+        # An old kernel ends the structure before cap_offset, so a chain may begin from byte 16 on.
+        for cap in info_caps(data, first, vfio_iommu_type1_info.cap_offset.offset):
+            if cap.id == VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE:
+                fixed = cap.fields(vfio_iommu_type1_info_cap_iova_range)
+                found = cap.items(vfio_iova_range, ctypes.sizeof(fixed), fixed.nr_iovas)
+                ranges = tuple((r.start, r.end) for r in found if r.start <= r.end)
+            elif cap.id == VFIO_IOMMU_TYPE1_INFO_DMA_AVAIL:
+                avail = int(cap.fields(vfio_iommu_type1_info_dma_avail).avail)
+        return IommuInfo(sizes, ranges, avail)
+
+    def map(self, vaddr: int, iova: int, size: int, *, read: bool = True, write: bool = True) -> None:
+        """Pin ``size`` bytes of this process's memory at ``vaddr`` and show them to the devices at ``iova``.
+
+        All three in bytes and multiples of the IOMMU's page. ``read`` and ``write`` are what the device may do.
+        Raises MemlockExceeded, or OperationFailed (overlap, outside the ranges, no more maps).
+        """
+        flags = (VFIO_DMA_MAP_FLAG_READ if read else 0) | (VFIO_DMA_MAP_FLAG_WRITE if write else 0)
+        argument = vfio_iommu_type1_dma_map(
+            argsz=ctypes.sizeof(vfio_iommu_type1_dma_map), flags=flags, vaddr=vaddr, iova=iova, size=size
+        )
+        try:
+            self._kernel.ioctl(self.fd, VFIO_IOMMU_MAP_DMA, argument)
+        except OSError as error:
+            raise self._map_error(error, iova, size) from error
+
+    def _map_error(self, error: OSError, iova: int, size: int) -> UvirtioError:
+        what = f"mapping {size} bytes at the device address {iova:#x}"
+        if error.errno == errno.ENOMEM:
+            limit = memlock_limit(self._roots)
+            locked = locked_bytes(self._roots)
+            if limit is not None and locked + size > limit:
+                need = locked + size
+                return MemlockExceeded(
+                    f"pinning {size} bytes more goes beyond RLIMIT_MEMLOCK",
+                    seen=f"limit {limit} bytes, {locked} in use",
+                    expected=f"at least {need} bytes",
+                    remedy=f"'ulimit -l {-(-need // 1024)}' in the shell, 'prlimit --memlock={need} COMMAND' as "
+                    f"root, or a line in /etc/security/limits.d: 'USER - memlock {-(-need // 1024)}'",
+                )
+        remedies = {
+            errno.ENOSPC: "fewer, larger maps, or raise the parameter dma_entry_limit of vfio_iommu_type1",
+            errno.EEXIST: "choose device addresses that are free",
+            errno.EINVAL: "stay inside the ranges of VFIO_IOMMU_GET_INFO, in whole pages",
+        }
+        return failed(what, error, remedy=remedies.get(error.errno or 0))
+
+    def unmap(self, iova: int, size: int) -> None:
+        """Take the maps in this range away; the pages are unpinned.
+
+        Raises OperationFailed if the kernel did not unmap exactly ``size`` bytes.
+        """
+        argument = vfio_iommu_type1_dma_unmap(
+            argsz=ctypes.sizeof(vfio_iommu_type1_dma_unmap), flags=0, iova=iova, size=size
+        )
+        try:
+            self._kernel.ioctl(self.fd, VFIO_IOMMU_UNMAP_DMA, argument)
+        except OSError as error:
+            raise failed(f"unmapping {size} bytes at the device address {iova:#x}", error) from error
+        if argument.size != size:
+            raise OperationFailed(
+                f"the kernel unmapped another range than was asked at {iova:#x}",
+                seen=f"{argument.size} bytes",
+                expected=f"{size} bytes",
+            )
+
+    def close(self) -> None:
+        """Close the descriptor; idempotent. Maps vanish when the last device and group have gone, too."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            self._kernel.close(fd)
+
+    def __enter__(self) -> Container:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _open_error(path: Path, error: OSError) -> UvirtioError:
+    if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        return ModuleLack(
+            f"{path} is not there",
+            seen=named(error),
+            expected="the vfio module",
+            remedy="as root: modprobe vfio-pci",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return PermissionLack(
+            f"{path} may not be opened",
+            seen=named(error),
+            expected="mode 0666, as the vfio module makes it",
+            remedy=f"as root: chmod 0666 {path} (a container alone gives access to no device)",
+        )
+    return failed(f"opening {path}", error)
+
+
+def _status_field(roots: Roots, name: str) -> str:
+    try:
+        text = (roots.proc / "self" / "status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith(name + ":")), "")
+
+
+def locked_bytes(roots: Roots) -> int:
+    """What this process has locked or pinned against RLIMIT_MEMLOCK, in bytes (VmLck of its status)."""
+    field = _status_field(roots, "VmLck").split()
+    return int(field[0]) * 1024 if field and field[0].isdigit() else 0
+
+
+def memlock_limit(roots: Roots) -> int | None:
+    """The soft RLIMIT_MEMLOCK in bytes; None where it does not bind (unlimited, or CAP_IPC_LOCK)."""
+    try:
+        if int(_status_field(roots, "CapEff") or "0", 16) >> _CAP_IPC_LOCK & 1:
+            return None
+    except ValueError:
+        pass
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return None if soft == resource.RLIM_INFINITY else soft

@@ -1,0 +1,308 @@
+"""A VFIO group: the functions that the IOMMU cannot tell apart (``/dev/vfio/N``)."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from uvirtio.backends.vfio.container import Container
+from uvirtio.backends.vfio.kernel import Kernel, failed, gone_or_failed, named
+from uvirtio.backends.vfio.uapi import (
+    VFIO_GROUP_FLAGS_CONTAINER_SET,
+    VFIO_GROUP_FLAGS_VIABLE,
+    VFIO_GROUP_GET_DEVICE_FD,
+    VFIO_GROUP_GET_STATUS,
+    VFIO_GROUP_SET_CONTAINER,
+    VFIO_GROUP_UNSET_CONTAINER,
+    vfio_fd,
+    vfio_group_status,
+)
+from uvirtio.errors import (
+    Busy,
+    Closed,
+    GroupNotViable,
+    ModuleLack,
+    NoIommu,
+    NoSuchDevice,
+    NotSupported,
+    PermissionLack,
+    UvirtioError,
+)
+from uvirtio.roots import Roots
+
+BRIDGE_DRIVERS = frozenset({"pcieport", "pci-stub"})
+"""Drivers that may hold members of a group: they do no DMA of their own (vfio.rst, "viable")."""
+
+_SCAN_LIMIT = 65536
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """A function in an IOMMU group and the driver that holds it."""
+
+    address: str
+    driver: str | None
+
+
+def group_of(address: str, roots: Roots) -> int:
+    """The IOMMU group of a PCI function, from sysfs.
+
+    Raises NoSuchDevice, NoIommu, or NotSupported where the group is a no-IOMMU one.
+    """
+    device = roots.sys / "bus" / "pci" / "devices" / address
+    if not device.exists():
+        raise NoSuchDevice(f"there is no PCI function {address}", seen=str(device), remedy="uvirtio list")
+    try:
+        name = (device / "iommu_group").readlink().name
+    except OSError as error:
+        raise NoIommu(
+            f"{address} is in no IOMMU group",
+            seen=named(error),
+            expected=f"the link {device / 'iommu_group'}",
+            remedy="give the machine an IOMMU (QEMU: -device intel-iommu,intremap=on; firmware: VT-d or AMD-Vi)",
+        ) from error
+    if not name.isdigit():
+        raise NoIommu(f"{address} has a strange IOMMU group", seen=name, expected="a number")
+    try:
+        label = (device / "iommu_group" / "name").read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        label = ""
+    if label == "vfio-noiommu":
+        raise NotSupported(
+            f"{address} has no IOMMU, and VFIO's no-IOMMU mode is not supported yet",
+            seen=f"group {name} is called {label}",
+            expected="a group of a real IOMMU",
+            remedy="give the machine an IOMMU, or use uio_pci_generic with --unsafe-dma",
+        )
+    return int(name)
+
+
+def members(number: int, roots: Roots) -> list[GroupMember]:
+    """The functions of an IOMMU group with their drivers, from sysfs; empty where it cannot be read."""
+    devices = roots.sys / "kernel" / "iommu_groups" / str(number) / "devices"
+    try:
+        names = sorted(entry.name for entry in devices.iterdir())
+    except OSError:
+        return []
+    return [GroupMember(name, driver_of(name, roots)) for name in names]
+
+
+def driver_of(address: str, roots: Roots) -> str | None:
+    """The driver bound to a PCI function, from sysfs."""
+    try:
+        return (roots.sys / "bus" / "pci" / "devices" / address / "driver").readlink().name
+    except OSError:
+        return None
+
+
+def holders(path: Path, roots: Roots) -> list[str]:
+    """The processes that have ``path`` open, as far as ``/proc`` shows them: ``"1234 (python3)"``."""
+    found: list[str] = []
+    wanted = {str(path), os.path.realpath(path)}
+    looked = 0
+    try:
+        processes = sorted((p for p in roots.proc.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    except OSError:
+        return found
+    for process in processes:
+        try:
+            links = list((process / "fd").iterdir())
+        except OSError:
+            continue
+        for link in links:
+            looked += 1
+            try:
+                if str(link.readlink()) in wanted:
+                    found.append(f"{process.name} ({_comm(process)})")
+                    break
+            except OSError:
+                continue
+        if looked > _SCAN_LIMIT:
+            break
+    return found
+
+
+def _comm(process: Path) -> str:
+    try:
+        return (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return "?"
+
+
+class Group:
+    """An open VFIO group. The kernel lets one process open it, once.
+
+    ``Group.open(number)``; :meth:`set_container`; then :meth:`device_fd` for each function wanted. Close the
+    devices before the group.
+    """
+
+    def __init__(self, fd: int, number: int, path: Path, roots: Roots, kernel: Kernel | None = None) -> None:
+        self._fd = fd
+        self._kernel = kernel or Kernel()
+        self._roots = roots
+        self._contained = False
+        self.number = number
+        self.path = path
+
+    @classmethod
+    def open(cls, number: int, roots: Roots | None = None, *, kernel: Kernel | None = None) -> Group:
+        """Open ``/dev/vfio/NUMBER`` below ``roots.dev``.
+
+        Raises Busy (naming who has it), PermissionLack, ModuleLack, NotSupported (a no-IOMMU group), or
+        GroupNotViable.
+        """
+        roots = roots or Roots()
+        kernel = kernel or Kernel()
+        path = roots.dev / "vfio" / str(number)
+        try:
+            fd = kernel.open(str(path), os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise _open_error(path, number, roots, error) from error
+        group = cls(fd, number, path, roots, kernel)
+        try:
+            group._check_viable()
+        except BaseException:
+            group.close()
+            raise
+        return group
+
+    @property
+    def fd(self) -> int:
+        """The file descriptor. Raises Closed."""
+        if self._fd < 0:
+            raise Closed(f"VFIO group {self.number} is closed")
+        return self._fd
+
+    def status(self) -> int:
+        """VFIO_GROUP_GET_STATUS: the flags."""
+        argument = vfio_group_status(argsz=ctypes.sizeof(vfio_group_status))
+        try:
+            self._kernel.ioctl(self.fd, VFIO_GROUP_GET_STATUS, argument)
+        except OSError as error:
+            raise gone_or_failed(f"VFIO_GROUP_GET_STATUS of group {self.number}", error) from error
+        return int(argument.flags)
+
+    def _check_viable(self) -> None:
+        if self.status() & VFIO_GROUP_FLAGS_VIABLE:
+            return
+        held = [
+            member
+            for member in members(self.number, self._roots)
+            if member.driver is not None and member.driver not in BRIDGE_DRIVERS and not _is_vfio(member.driver)
+        ]
+        listed = ", ".join(f"{member.address} ({member.driver})" for member in held)
+        raise GroupNotViable(
+            f"IOMMU group {self.number} is not viable: kernel drivers hold other functions of it",
+            seen=listed or "members that sysfs does not show",
+            expected="every function of the group bound to vfio-pci or to nothing; bridges may stay",
+            remedy="uvirtio bind --group " + (" ".join(member.address for member in held) or "DEV"),
+        )
+
+    def set_container(self, container: Container) -> None:
+        """VFIO_GROUP_SET_CONTAINER: join an I/O address space. Raises OperationFailed."""
+        try:
+            self._kernel.ioctl(self.fd, VFIO_GROUP_SET_CONTAINER, vfio_fd(container.fd))
+        except OSError as error:
+            raise failed(
+                f"putting IOMMU group {self.number} into the container",
+                error,
+                expected="a group with an IOMMU that the container's can serve",
+            ) from error
+        self._contained = True
+
+    def in_container(self) -> bool:
+        """Whether the group has joined a container."""
+        return bool(self.status() & VFIO_GROUP_FLAGS_CONTAINER_SET)
+
+    def device_fd(self, address: str) -> int:
+        """VFIO_GROUP_GET_DEVICE_FD: open a function. **This resets it** where the kernel can.
+
+        Returns a descriptor that the caller owns. Raises NoSuchDevice, Busy, DeviceGone or OperationFailed.
+        """
+        # A bytearray, on purpose: given bytes, fcntl.ioctl returns the buffer and loses the descriptor.
+        name = bytearray(address.encode("ascii") + b"\0")
+        try:
+            return self._kernel.ioctl(self.fd, VFIO_GROUP_GET_DEVICE_FD, name)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                raise NoSuchDevice(
+                    f"VFIO group {self.number} has no device {address}",
+                    seen=", ".join(f"{m.address} ({m.driver})" for m in members(self.number, self._roots)),
+                    expected=f"{address} bound to vfio-pci",
+                    remedy=f"uvirtio bind {address}",
+                ) from error
+            if error.errno == errno.EBUSY:
+                raise _busy(self.path, self._roots, f"{address} is open elsewhere") from error
+            raise gone_or_failed(f"opening {address} of VFIO group {self.number}", error) from error
+
+    def close(self) -> None:
+        """Leave the container and close; idempotent. Devices have to be closed before."""
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        try:
+            if self._contained:
+                self._kernel.ioctl(fd, VFIO_GROUP_UNSET_CONTAINER, 0)
+        except OSError:
+            pass  # a device is still open, or the group has gone: closing does the same
+        finally:
+            self._kernel.close(fd)
+
+    def __enter__(self) -> Group:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _is_vfio(driver: str) -> bool:
+    """vfio-pci, or one of its variants (mlx5_vfio_pci, vfio-platform)."""
+    return "vfio" in driver
+
+
+def _busy(path: Path, roots: Roots, what: str) -> Busy:
+    found = holders(path, roots)
+    return Busy(
+        what,
+        seen=("held by process " + ", ".join(found)) if found else "EBUSY; the holder is not visible from here",
+        expected="one process at a time",
+        remedy="end that process" if found else f"as root: fuser -v {path}",
+    )
+
+
+def _open_error(path: Path, number: int, roots: Roots, error: OSError) -> UvirtioError:
+    if error.errno == errno.EBUSY:
+        return _busy(path, roots, f"VFIO group {number} is in use")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return PermissionLack(
+            f"{path} may not be opened",
+            seen=f"{named(error)}, as user {os.geteuid()}",
+            expected="root, or the owner of the node",
+            remedy="run as root, or let root give you this one device: uvirtio bind DEV --owner USER "
+            "(whoever owns a device without IOMMU protection can write to all memory)",
+        )
+    if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+        if (roots.dev / "vfio" / f"noiommu-{number}").exists():
+            return NotSupported(
+                f"group {number} is a no-IOMMU one, and that mode is not supported yet",
+                seen=str(roots.dev / "vfio" / f"noiommu-{number}"),
+                expected=str(path),
+                remedy="give the machine an IOMMU, or use uio_pci_generic with --unsafe-dma",
+            )
+        if not (roots.dev / "vfio").exists():
+            return ModuleLack(
+                f"{path} is not there: vfio is not loaded",
+                seen=named(error),
+                expected=str(path),
+                remedy="as root: modprobe vfio-pci, then uvirtio bind DEV",
+            )
+        return NoIommu(
+            f"{path} is not there: nothing of IOMMU group {number} is bound to vfio-pci",
+            seen=named(error),
+            expected=str(path),
+            remedy="uvirtio bind DEV",
+        )
+    return failed(f"opening {path}", error)

@@ -1,0 +1,101 @@
+"""Which device addresses are free: a first-fit allocator over the ranges that the IOMMU reports."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+
+from uvirtio.errors import OperationFailed
+
+
+class IovaAllocator:
+    """Device addresses of one container, in bytes, in whole pages.
+
+    ``ranges`` are (first byte, last byte) as VFIO_IOMMU_GET_INFO reports them: reserved holes are what lies
+    between. Address 0 is never handed out: a legacy queue means "none" by it (4.1.5.1.3.1).
+    """
+
+    def __init__(self, ranges: Iterable[tuple[int, int]], page: int = 4096) -> None:
+        if page <= 0 or page & (page - 1):
+            raise ValueError(f"a page of {page} bytes")
+        self.page = page
+        pieces: list[tuple[int, int]] = []
+        for first, last in sorted(ranges):
+            start = max(-(-first // page) * page, page)
+            if pieces:
+                start = max(start, pieces[-1][1])
+            end = (last + 1) // page * page
+            if start >= end:
+                continue
+            if pieces and pieces[-1][1] == start:
+                pieces[-1] = (pieces[-1][0], end)
+            else:
+                pieces.append((start, end))
+        self._all = tuple(pieces)
+        self._free = pieces  # sorted (start, end), end excluded; touching neighbours are merged by free()
+        self._taken: dict[int, int] = {}
+
+    def _rounded(self, size: int) -> int:
+        if size <= 0:
+            raise ValueError(f"{size} bytes of device addresses")
+        return -(-size // self.page) * self.page
+
+    def alloc(self, size: int, *, highest: bool = False) -> int:
+        """The first device address of ``size`` bytes (rounded up to pages): the lowest that fits.
+
+        ``highest`` takes the highest instead. Raises OperationFailed when nothing is large enough.
+        """
+        size = self._rounded(size)
+        order = range(len(self._free) - 1, -1, -1) if highest else range(len(self._free))
+        for index in order:
+            start, end = self._free[index]
+            if end - start >= size:
+                iova = end - size if highest else start
+                self._carve(index, iova, size)
+                return iova
+        raise OperationFailed(
+            f"no free run of {size} bytes of device addresses",
+            seen=f"{sum(end - start for start, end in self._free)} bytes free, in {len(self._free)} pieces",
+            expected=f"one piece of {size}",
+        )
+
+    def take(self, iova: int, size: int) -> None:
+        """Take exactly these pages. Raises OperationFailed where they are reserved, taken, or in no range."""
+        size = self._rounded(size)
+        if iova % self.page:
+            raise ValueError(f"{iova:#x} is not the start of a page of {self.page}")
+        index = bisect_left(self._free, (iova + 1, 0)) - 1
+        if index < 0 or not (self._free[index][0] <= iova and iova + size <= self._free[index][1]):
+            inside = any(start <= iova and iova + size <= end for start, end in self._all)
+            raise OperationFailed(
+                f"the device addresses {iova:#x} to {iova + size - 1:#x} cannot be used",
+                seen="in use already" if inside else "reserved by the IOMMU, or beyond its width",
+                expected=", ".join(f"{start:#x}-{end - 1:#x}" for start, end in self._all),
+            )
+        self._carve(index, iova, size)
+
+    def _carve(self, index: int, iova: int, size: int) -> None:
+        start, end = self._free[index]
+        rest = [(a, b) for a, b in ((start, iova), (iova + size, end)) if a < b]
+        self._free[index : index + 1] = rest
+        self._taken[iova] = size
+
+    def free(self, iova: int) -> None:
+        """Give back what ``alloc`` or ``take`` handed out. Raises ValueError for anything else."""
+        size = self._taken.pop(iova, 0)
+        if not size:
+            raise ValueError(f"{iova:#x} was not handed out")
+        start, end = iova, iova + size
+        index = bisect_left(self._free, (start, end))
+        first = last = index
+        # What touches lies in one reported range: between two ranges there is at least one reserved page.
+        if index > 0 and self._free[index - 1][1] == start:
+            first, start = index - 1, self._free[index - 1][0]
+        if index < len(self._free) and self._free[index][0] == end:
+            last, end = index + 1, self._free[index][1]
+        self._free[first:last] = [(start, end)]
+
+    @property
+    def taken(self) -> dict[int, int]:
+        """What is handed out: start to size, in bytes."""
+        return dict(self._taken)

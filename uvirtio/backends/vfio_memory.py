@@ -1,0 +1,427 @@
+"""Memory that a VFIO device may touch, under either reading of an address.
+
+*Translated*: the device honours the IOMMU, addresses are IOVAs that we choose. *Physical*: the device did not
+offer ACCESS_PLATFORM, so it uses guest-physical addresses and goes round the IOMMU even though VFIO maps
+succeed; an IOVA would make it write to somebody else's page. There the memory is pinned first (at a scratch
+IOVA: only a pinned page keeps its physical address), its frame numbers are read, and maps with iova = physical
+address are added, so that both readings of an address reach the same byte.
+
+Memory is private and anonymous, not shared: the kernel never unmaps a pinned anonymous page from its process,
+while a page of a shared mapping may vanish from pagemap although it is pinned. MADV_DONTFORK keeps a fork from
+making copies.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+from uvirtio.backends.vfio.container import Container
+from uvirtio.backends.vfio.iova import IovaAllocator
+from uvirtio.errors import Closed, OperationFailed, PagemapHidden, PageMoved
+from uvirtio.memory.seams import PFN_SHIFT
+from uvirtio.roots import Roots
+
+PAGE = mmap.PAGESIZE
+HUGE = 2 << 20
+"""A transparent huge page where the CPU's page is 4096 bytes."""
+
+MAP_PIECE = 256 << 20
+"""Pieces of a block, in bytes, when one map of all of it is refused."""
+
+_PRESENT = 1 << 63
+_PFN_MASK = (1 << 55) - 1
+_READ_LIMIT = 1 << 20
+_MADV_POPULATE_WRITE = 23
+_MADV_DONTDUMP = getattr(mmap, "MADV_DONTDUMP", 16)
+
+
+class Pagemap:
+    """``/proc/self/pagemap``: which physical page stands behind a page of this process."""
+
+    def __init__(self, roots: Roots) -> None:
+        self._path = roots.proc / "self" / "pagemap"
+        self._fd = -1
+
+    def pfns(self, vaddr: int, size: int) -> list[int]:
+        """The frame number of each 4096-byte piece from ``vaddr``, which is page-aligned, in ``size`` bytes.
+
+        Raises PagemapHidden where the file cannot be read, shows zeros (no CAP_SYS_ADMIN), or no page.
+        """
+        entries = self._entries(vaddr // PAGE, -(-size // PAGE))
+        found = [entry & _PFN_MASK for entry in entries]
+        if min(entries, default=_PRESENT) < _PRESENT:
+            raise self._hidden("a page that is not present", "pages that are pinned")
+        if 0 in found:
+            raise self._hidden(
+                "frame number 0", "real frame numbers, which the kernel shows to CAP_SYS_ADMIN only"
+            )
+        if PAGE == 1 << PFN_SHIFT:
+            return found
+        per_page = PAGE >> PFN_SHIFT
+        return [pfn * per_page + piece for pfn in found for piece in range(per_page)]
+
+    def _entries(self, first: int, count: int) -> array[int]:
+        entries = array("Q")
+        try:
+            if self._fd < 0:
+                self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            position, end = first * 8, (first + count) * 8
+            while position < end:
+                data = os.pread(self._fd, min(end - position, _READ_LIMIT), position)
+                if not data or len(data) % 8:
+                    raise self._hidden(f"{len(data)} bytes at {position:#x}", "8 bytes a page")
+                entries.frombytes(data)
+                position += len(data)
+        except OSError as error:
+            raise self._hidden(os.strerror(error.errno or 0), "a readable file") from error
+        return entries
+
+    def _hidden(self, seen: str, expected: str) -> PagemapHidden:
+        return PagemapHidden(
+            f"{self._path} does not tell physical addresses",
+            seen=seen,
+            expected=expected,
+            remedy="run as root (CAP_SYS_ADMIN), or use a device that offers ACCESS_PLATFORM "
+            "(QEMU: iommu_platform=on)",
+        )
+
+    def close(self) -> None:
+        """Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class _Anonymous:
+    """Anonymous memory of this process: whole pages, its address, one view."""
+
+    def __init__(self, mapping: mmap.mmap, start: int, size: int) -> None:
+        # ctypes only to learn the address; the reference to the buffer ends with this statement.
+        import ctypes
+
+        self.vaddr = ctypes.addressof(ctypes.c_char.from_buffer(mapping)) + start
+        self.size = size
+        self._mapping = mapping
+        with memoryview(mapping) as whole:
+            self.view = whole[start : start + size]
+
+    def close(self) -> None:
+        """Raises BufferError while somebody still holds a view; may be called again then."""
+        self.view.release()
+        self._mapping.close()
+
+
+def _advise(mapping: mmap.mmap, *advice: int) -> None:
+    for item in advice:
+        try:
+            mapping.madvise(item)
+        except OSError:
+            pass  # a kernel without KSM or THP does not know the word, and then there is nothing to fear
+
+
+def _ordinary(size: int, *, small_pages: bool) -> _Anonymous:
+    try:
+        mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise _no_memory(size, error) from error
+    _advise(mapping, mmap.MADV_DONTFORK, mmap.MADV_UNMERGEABLE, _MADV_DONTDUMP)
+    if small_pages:
+        _advise(mapping, mmap.MADV_NOHUGEPAGE)
+    return _Anonymous(mapping, 0, size)
+
+
+def _huge() -> _Anonymous | None:
+    """HUGE bytes that are one transparent huge page, if the kernel is so kind; the caller checks."""
+    try:
+        mapping = mmap.mmap(-1, 2 * HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:
+        return None
+    _advise(mapping, mmap.MADV_DONTFORK, mmap.MADV_UNMERGEABLE, _MADV_DONTDUMP)
+    probe = _Anonymous(mapping, 0, HUGE)
+    start = -probe.vaddr % HUGE
+    probe.view.release()
+    try:
+        mapping.madvise(mmap.MADV_HUGEPAGE, start, HUGE)
+        mapping.madvise(_MADV_POPULATE_WRITE, start, HUGE)
+    except OSError:
+        mapping.close()
+        return None
+    return _Anonymous(mapping, start, HUGE)
+
+
+def _no_memory(size: int, error: OSError) -> OperationFailed:
+    return OperationFailed(f"no {size} bytes of memory", seen=os.strerror(error.errno or 0))
+
+
+def merged(pfns: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Frame numbers as runs of (offset in the block, physical address, length), neighbours merged."""
+    runs: list[tuple[int, int, int]] = []
+    start = 0
+    for index in range(1, len(pfns) + 1):
+        if index == len(pfns) or pfns[index] != pfns[index - 1] + 1:
+            runs.append((start << PFN_SHIFT, pfns[start] << PFN_SHIFT, (index - start) << PFN_SHIFT))
+            start = index
+    return runs
+
+
+class VfioBlock:
+    """Memory that is pinned by VFIO maps until ``close()``; made by :class:`VfioDmaSpace`.
+
+    Satisfies the ``Block`` protocol: ``view``, ``size`` (bytes, whole pages), ``contiguous``.
+    """
+
+    def __init__(self, memory: _Anonymous, pagemap: Pagemap, undo: Callable[[VfioBlock], None]) -> None:
+        self._memory = memory
+        self._pagemap = pagemap
+        self._undo = undo
+        self._closed = False
+        self.maps: list[tuple[int, int]] = []
+        """The VFIO maps that pin this block and show it to the device: (device address, size)."""
+        self.runs: list[tuple[int, int, int]] = []
+        """(offset, device address, length) in the order of offsets."""
+        self.view = memory.view
+        self.size = memory.size
+        self.contiguous = False
+
+    @property
+    def vaddr(self) -> int:
+        """Where this process sees the block."""
+        return self._memory.vaddr
+
+    def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """The device addresses of ``length`` bytes from ``offset``, as (address, length) runs.
+
+        Raises ValueError outside the block, Closed after close().
+        """
+        if self._closed:
+            raise Closed("this block of memory is closed")
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise ValueError(f"{length} bytes at {offset} of a block of {self.size}")
+        found: list[tuple[int, int]] = []
+        end = offset + length
+        index = bisect_right(self.runs, offset, key=lambda run: run[0]) - 1
+        while offset < end:
+            start, address, size = self.runs[index]
+            inside = offset - start
+            piece = min(size - inside, end - offset)
+            found.append((address + inside, piece))
+            offset += piece
+            index += 1
+        return found
+
+    def pfns(self) -> list[int]:
+        """The frame number of each 4096-byte piece, read anew. Raises PagemapHidden, Closed."""
+        if self._closed:
+            raise Closed("this block of memory is closed")
+        return self._pagemap.pfns(self._memory.vaddr, self.size)
+
+    def close(self) -> None:
+        """Unmap from the device, then free; idempotent. Raises BufferError while a view of it is still held."""
+        if not self._closed:
+            self._closed = True
+            self._undo(self)
+        self._memory.close()
+
+    def __enter__(self) -> VfioBlock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class VfioDmaSpace:
+    """Memory for the devices of one container, under one address policy. Close it after the device was reset.
+
+    Satisfies the ``DmaSpace`` protocol. With ``translated=False`` the constructor already raises PagemapHidden
+    where physical addresses cannot be known.
+    """
+
+    def __init__(
+        self,
+        container: Container,
+        iova: IovaAllocator,
+        *,
+        translated: bool,
+        roots: Roots | None = None,
+    ) -> None:
+        self._container = container
+        self._iova = iova
+        self._pagemap = Pagemap(roots or Roots())
+        self._blocks: dict[int, VfioBlock] = {}
+        self._spare: _Anonymous | None = None
+        self._closed = False
+        self.translated = translated
+        self.contiguous_limit = 1 << 63
+        if not translated:
+            try:
+                self.contiguous_limit = self._probe()
+            except BaseException:
+                self.close()
+                raise
+
+    def _probe(self) -> int:
+        """How long a run of physical addresses can be had: a huge page is tried once, and kept."""
+        test = _ordinary(PAGE, small_pages=True)
+        try:
+            test.view[0] = 0
+            self._pagemap.pfns(test.vaddr, PAGE)
+        finally:
+            test.close()
+        self._spare = _huge()
+        if self._spare is not None:
+            if len(merged(self._pagemap.pfns(self._spare.vaddr, HUGE))) == 1:
+                return HUGE
+            self._spare.close()
+            self._spare = None
+        return PAGE
+
+    def alloc(self, size: int) -> VfioBlock:
+        """Zeroed, page-aligned memory of at least ``size`` bytes that the device may read and write.
+
+        Raises MemlockExceeded, PagemapHidden, or OperationFailed when the map is refused.
+        """
+        size = self._rounded(size)
+        if self.translated:
+            block = self._pinned(_ordinary(size, small_pages=False))
+            start = block.maps[0][0]
+            block.runs = [(0, start, size)]
+            block.contiguous = True
+            return block
+        block = self._pinned(self._physical_memory(size))
+        try:
+            pfns = block.pfns()
+            block.runs = merged(pfns)
+            for offset, address, length in block.runs:
+                self._identity(block, offset, address, length)
+            if block.pfns() != pfns:
+                raise PageMoved(
+                    "a page moved although it is pinned", seen="other frame numbers", expected="the same twice"
+                )
+        except BaseException:
+            block.close()
+            raise
+        block.contiguous = len(block.runs) == 1
+        return block
+
+    def pin(self, size: int) -> VfioBlock:
+        """Zeroed memory in small pages that stays where it is: one map at a scratch address, whatever its size.
+
+        For balloon pages: the device does not address it; ``pfns()`` does not need the map's address.
+        """
+        return self._pinned(_ordinary(self._rounded(size), small_pages=True))
+
+    def _rounded(self, size: int) -> int:
+        if self._closed:
+            raise Closed("this DMA space is closed")
+        if size <= 0:
+            raise ValueError(f"{size} bytes of memory")
+        unit = max(PAGE, self._iova.page)
+        return -(-size // unit) * unit
+
+    def _physical_memory(self, size: int) -> _Anonymous:
+        if not PAGE < size <= self.contiguous_limit:
+            return _ordinary(size, small_pages=True)
+        memory, self._spare = self._spare or _huge(), None
+        if memory is None:
+            return _ordinary(size, small_pages=True)
+        if size < memory.size:
+            # Pin no more than was asked for; the rest of the huge page goes with the mapping.
+            whole, memory.view = memory.view, memory.view[:size]
+            whole.release()
+            memory.size = size
+        return memory
+
+    def _pinned(self, memory: _Anonymous) -> VfioBlock:
+        """Pin by a map at an address of ours; physical spaces keep to the top, out of the way of RAM."""
+        block = VfioBlock(memory, self._pagemap, self._unmap)
+        self._blocks[id(block)] = block
+        try:
+            scratch = self._iova.alloc(memory.size, highest=not self.translated)
+            try:
+                self._map_in_pieces(memory.vaddr, scratch, memory.size)
+            except BaseException:
+                self._iova.free(scratch)
+                raise
+            block.maps.append((scratch, memory.size))
+        except BaseException:
+            block.close()
+            raise
+        return block
+
+    def _map_in_pieces(self, vaddr: int, iova: int, size: int) -> None:
+        try:
+            self._container.map(vaddr, iova, size)
+            return
+        except OperationFailed:
+            if size <= MAP_PIECE:
+                raise
+        done = 0
+        try:
+            while done < size:
+                piece = min(MAP_PIECE, size - done)
+                self._container.map(vaddr + done, iova + done, piece)
+                done += piece
+        except BaseException:
+            if done:
+                self._container.unmap(iova, done)
+            raise
+
+    def _identity(self, block: VfioBlock, offset: int, address: int, length: int) -> None:
+        try:
+            self._iova.take(address, length)
+        except (OperationFailed, ValueError) as error:
+            raise OperationFailed(
+                f"the physical address {address:#x} cannot be mapped at itself: a device that honours the IOMMU "
+                "would not reach the page",
+                seen=str(error),
+                expected="physical addresses inside the ranges of the IOMMU, not taken by another map",
+                remedy="try again (other pages will be had), or use a device that offers ACCESS_PLATFORM "
+                "(QEMU: iommu_platform=on)",
+            ) from error
+        try:
+            self._container.map(block.vaddr + offset, address, length)
+        except BaseException:
+            self._iova.free(address)
+            raise
+        block.maps.append((address, length))
+
+    def _unmap(self, block: VfioBlock) -> None:
+        """Take the maps of a block away, the newest first. The scratch map, which pins, is the last."""
+        self._blocks.pop(id(block), None)
+        first: BaseException | None = None
+        while block.maps:
+            address, size = block.maps.pop()
+            try:
+                self._container.unmap(address, size)
+                self._iova.free(address)
+            except (OperationFailed, Closed) as error:
+                # The address stays taken. The pages stay pinned until the container closes: nobody else gets them.
+                first = first or error
+        if first is not None:
+            raise first
+
+    def close(self) -> None:
+        """Unmap and free all blocks; idempotent. Raises the first error after trying them all."""
+        self._closed = True
+        first: BaseException | None = None
+        for block in list(self._blocks.values()):
+            try:
+                block.close()
+            except (OperationFailed, Closed, BufferError) as error:
+                first = first or error
+        if self._spare is not None:
+            self._spare.close()
+            self._spare = None
+        self._pagemap.close()
+        if first is not None:
+            raise first
+
+    def __enter__(self) -> VfioDmaSpace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
