@@ -151,6 +151,8 @@ class Device:
         self.queues: dict[int, Queue] = {}
         self.config_changes = 0
         """Configuration-change notifications seen since the start."""
+        self.interrupts_taken = 0
+        """Times that an interrupt was taken since the device was opened."""
         self.missed_interrupts = 0
         """Times that something was there though no interrupt had said so."""
 
@@ -500,7 +502,10 @@ class Device:
         if causes.config:
             self.config_changes += 1
             self._check_status()
-        return causes.config or causes.queues
+        told = causes.config or causes.queues
+        if told and self.transport.interrupt_mode is not InterruptMode.POLLING:
+            self.interrupts_taken += 1
+        return told
 
     def _sleep(self, pause: float, longest: float) -> bool:
         """Block until an event or a while; True when it was the while."""
@@ -576,8 +581,8 @@ class Device:
                 confirmed = self.transport.function_reset()
         if not confirmed and self._dma is not None:
             # The device may still write there. Leaking the memory is the lesser evil.
-            _keep_for_ever(self._dma)
-            self._dma = None
+            _keep_for_ever((self._dma, self._rings))
+            self._dma, self._rings = None, []
         self._live = False
         self._release()
 
@@ -663,38 +668,55 @@ def open(
 
     Raises BadAddress, Denied, NotBound, NoSuchDevice, NotVirtio, CapabilityError, or what the back end lacks.
     """
+    canonical, function = open_function(
+        address, backend=backend, timeout=timeout, unsafe_dma=unsafe_dma, roots=roots
+    )
+    return identify(canonical, function, timeout=timeout, interrupts=interrupts, trace=trace)
+
+
+def open_function(
+    address: str,
+    *,
+    backend: str = "auto",
+    timeout: float = DEFAULT_TIMEOUT,
+    unsafe_dma: bool = False,
+    roots: Roots | None = None,
+) -> tuple[str, PciFunction]:
+    """The first half of :func:`open`: the canonical address, and the function that a back end found there."""
     roots = roots or Roots()
     _check_backend(address, backend)
     if address.startswith(fuse.QEMU_PREFIX):
+        fuse.check([address], roots)
         from uvirtio.backends import qemu  # here, so that a guest's command does not load it
 
-        fuse.check([address], roots)
-        return _on(address, qemu.open_address(address, timeout=timeout), timeout, interrupts, trace)
-    match = _PCI.fullmatch(address)
-    if match is None:
+        return address, qemu.open_address(address, timeout=timeout)
+    canonical = pci_address(address)
+    if canonical is None:
         raise _not_openable(address)
-    domain, bus, slot, function = match.groups()
-    canonical = f"{int(domain or '0', 16):04x}:{bus}:{slot}.{function}".lower()
     fuse.check([canonical, address], roots)
     from uvirtio.backends import vfio_pci
 
-    return _on(
-        canonical,
-        vfio_pci.VfioPciFunction.open(canonical, roots, timeout=timeout),
-        timeout,
-        interrupts,
-        trace,
-    )
+    return canonical, vfio_pci.VfioPciFunction.open(canonical, roots, timeout=timeout)
 
 
-def _on(
+def pci_address(address: str) -> str | None:
+    """The long form of a PCI address, ``0000:03:00.0``; None for anything else."""
+    match = _PCI.fullmatch(address)
+    if match is None:
+        return None
+    domain, bus, slot, function = match.groups()
+    return f"{int(domain or '0', 16):04x}:{bus}:{slot}.{function}".lower()
+
+
+def identify(
     address: str,
     function: PciFunction,
-    timeout: float,
-    interrupts: Sequence[InterruptMode],
-    trace: Trace | None,
+    *,
+    timeout: float = DEFAULT_TIMEOUT,
+    interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
+    trace: Trace | None = None,
 ) -> Device:
-    """Introduce a function to its transport; the function is closed if they do not get on."""
+    """The second half: introduce a function to its transport. Closes the function if they do not get on."""
     try:
         transport = PciModern(function, trace=trace)
     except BaseException:

@@ -1,0 +1,158 @@
+"""The data path of each device type that has a driver: the least that shows that buffers go and come back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from uvirtio.device import Device, Observer, QueueSpec
+from uvirtio.drivers.balloon import Balloon
+from uvirtio.drivers.input import Input
+from uvirtio.drivers.rng import Rng
+from uvirtio.spec import balloon as balloon_spec
+from uvirtio.spec import input as input_spec
+from uvirtio.spec import rng as rng_spec
+
+Witness = Callable[..., Any]
+"""``qmp(command, **arguments)`` of the machine that the device lives in, where we own that machine."""
+
+_QUEUES_MAX = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of it; ``suspicious`` says what is odd though it works."""
+
+    detail: str
+    suspicious: str = ""
+    skipped: bool = False
+
+
+class DataPath(Protocol):
+    def start(self, observe: Observer) -> None:
+        """Bring the device up."""
+        ...
+
+    def exercise(self) -> Outcome: ...
+    def change_configuration(self) -> Outcome | None:
+        """Have somebody outside change the configuration, and see it; None where nobody can."""
+        ...
+
+
+def for_device(device: Device) -> DataPath:
+    """The data path of this device's type; for a type without a driver, one that only starts its queues."""
+    function = getattr(device.transport, "function", None)
+    machine = getattr(function, "machine", None)
+    witness: Witness | None = getattr(machine, "qmp", None)
+    if device.device_id == rng_spec.TYPE:
+        return _RngPath(device)
+    if device.device_id == balloon_spec.TYPE:
+        return _BalloonPath(device, witness)
+    if device.device_id == input_spec.TYPE:
+        return _InputPath(device, witness)
+    return _BarePath(device)
+
+
+class _BarePath:
+    """Queues without traffic, for types that no driver here knows."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def start(self, observe: Observer) -> None:
+        count = min(self._device.transport.num_queues, _QUEUES_MAX)
+        queues = [QueueSpec(index, f"queue {index}", size=8, required=False) for index in range(count)]
+        self._device.start(wanted=0, queues=queues, observe=observe)
+
+    def exercise(self) -> Outcome:
+        return Outcome(f"no driver for {self._device.type} here, so no buffers were moved", skipped=True)
+
+    def change_configuration(self) -> Outcome | None:
+        return None
+
+
+class _RngPath:
+    _COUNT = 64
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def start(self, observe: Observer) -> None:
+        self._rng = Rng(self._device, observe=observe)
+
+    def exercise(self) -> Outcome:
+        first, second = self._rng.read(self._COUNT), self._rng.read(self._COUNT)
+        odd = ""
+        if first == second or len(set(first)) == 1:
+            odd = "these bytes are not random: the device writes nothing, or the host's source is broken"
+        return Outcome(f"2 x {self._COUNT} bytes, beginning {first[:8].hex(' ')}", odd)
+
+    def change_configuration(self) -> Outcome | None:
+        return None  # 5.4.4: it has no configuration
+
+
+class _BalloonPath:
+    def __init__(self, device: Device, witness: Witness | None) -> None:
+        self._device = device
+        self._witness = witness
+
+    def start(self, observe: Observer) -> None:
+        self._balloon = Balloon(self._device, observe=observe)
+
+    def exercise(self) -> Outcome:
+        self._balloon.inflate(1)
+        actual = self._balloon.actual
+        self._balloon.deflate(1)
+        odd = "" if actual == 1 else f"actual reads {actual} after 1 was written (5.5.4)"
+        return Outcome("1 page inflated, acknowledged, deflated, acknowledged", odd)
+
+    def change_configuration(self) -> Outcome | None:
+        if self._witness is None:
+            return None
+        device, balloon = self._device, self._balloon
+        before, seen = balloon.num_pages, device.config_changes
+        size = int(self._witness("query-balloon")["actual"])
+        self._witness("balloon", value=size - (1 << 20))
+        told = device.wait(
+            lambda: device.config_changes != seen, timeout=device.timeout, what="the change", owed=False
+        )
+        after = balloon.num_pages
+        self._witness("balloon", value=size)
+        detail = f"the host changed num_pages from {before} to {after}"
+        if after == before:
+            return Outcome(detail, "the host's change does not show in the configuration")
+        return Outcome(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
+
+
+class _InputPath:
+    _KEYS = ("a", "shift")
+
+    def __init__(self, device: Device, witness: Witness | None) -> None:
+        self._device = device
+        self._witness = witness
+
+    def start(self, observe: Observer) -> None:
+        self._input = Input(self._device, observe=observe)
+
+    def exercise(self) -> Outcome:
+        about = f"{self._input.name!r}, event types {sorted(self._input.event_types())}"
+        if self._witness is None:
+            return Outcome(f"{about}; event queue stocked, nobody here can press a key", skipped=True)
+        self._witness("input-send-event", events=[self._input_event()])
+        found = self._input.read(timeout=self._device.timeout)
+        if not found:
+            return Outcome(about, "the host sent an event and none arrived")
+        return Outcome(f"{about}; the host sent an event, {len(found)} arrived, first {found[0]}")
+
+    def _input_event(self) -> dict[str, Any]:
+        """An event of a kind that this device has: a key, or a movement."""
+        kinds = self._input.event_types()
+        if 0x02 in kinds:  # EV_REL
+            return {"type": "rel", "data": {"axis": "x", "value": 1}}
+        if 0x03 in kinds:  # EV_ABS
+            return {"type": "abs", "data": {"axis": "x", "value": 1}}
+        return {"type": "key", "data": {"down": True, "key": {"type": "qcode", "data": "a"}}}
+
+    def change_configuration(self) -> Outcome | None:
+        return None
