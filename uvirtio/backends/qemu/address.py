@@ -1,0 +1,132 @@
+"""Addresses of devices that QEMU models: ``qemu:[MACHINE[,KEY=VALUE].../]DEVICE``.
+
+MACHINE is one of :data:`MACHINES` (q35 where none is given), the keys are ours, and DEVICE is QEMU's own
+``-device`` argument, which begins with ``virtio-``. The split is at the first ``/virtio-NAME`` that a comma or
+the end follows, so a path in ``qmp=`` or ``binary=`` may hold ``/virtio-`` anywhere but at its end.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import NoReturn
+
+from uvirtio.errors import BadAddress
+
+PREFIX = "qemu:"
+MACHINES = ("q35", "pc", "microvm", "virt")
+MMIO_MACHINES = ("microvm", "virt")
+KEYS = ("ram", "legacy", "iommu", "qmp", "binary")
+IOMMUS = ("none", "intel", "virtio")
+
+MIB = 1 << 20
+RAM_DEFAULT = 512 * MIB
+RAM_MINIMUM = 32 * MIB
+"""The first 16 MiB are not for us: PC hardware lives in the first, and a 24-bit DMA hole may end there."""
+RAM_MAXIMUM = 256 << 30
+
+_DEVICE = re.compile(r"virtio-[a-z0-9-]+(?=,|\Z)")
+_SPLIT = re.compile(r"/(?=virtio-[a-z0-9-]+(?:,|\Z))")
+_SIZE = re.compile(r"([0-9]{1,12})([KMGT]?)(?:i?B)?")
+_UNIT = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SYNTAX = "qemu:[MACHINE[,KEY=VALUE].../]DEVICE"
+_EXAMPLE = "for example qemu:virtio-rng-pci, or qemu:pc,ram=1G/virtio-balloon-pci"
+
+
+@dataclass(frozen=True, slots=True)
+class QemuAddress:
+    """A parsed ``qemu:`` address; ``text`` is it as given, which is also its canonical form."""
+
+    text: str
+    machine: str
+    device: str
+    ram: int = RAM_DEFAULT
+    legacy: bool | None = None
+    iommu: str = "none"
+    qmp: str | None = None
+    binary: str | None = None
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse(text: str) -> QemuAddress:
+    """Take an address apart. Raises BadAddress, with what to write instead."""
+    if not text.startswith(PREFIX):
+        _bad(text, "is no address of a QEMU device", seen=text[: len(PREFIX)], expected=f"{PREFIX} in front")
+    if not text.isprintable():
+        _bad(text, "holds a character that cannot be printed", seen=repr(text), expected="printable text")
+    rest = text.removeprefix(PREFIX)
+    if _DEVICE.match(rest):
+        return QemuAddress(text=text, machine="q35", device=rest)
+    split = _SPLIT.search(rest)
+    if split is None:
+        device = rest.rpartition("/")[2]
+        _bad(text, "names no virtio device of QEMU's", seen=device, expected="DEVICE begins with virtio-")
+    head, device = rest[: split.start()], rest[split.end() :]
+    machine, *pairs = head.split(",")
+    if machine not in MACHINES:
+        _bad(text, "names no machine that is known here", seen=machine, expected=" ".join(MACHINES))
+    values: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if key not in KEYS:
+            _bad(text, f"has no key {key!r}", seen=pair, expected=" ".join(f"{name}=" for name in KEYS))
+        if not equals or not value:
+            _bad(text, f"gives {key} no value", seen=pair, expected=f"{key}=VALUE")
+        if key in values:
+            _bad(text, f"gives {key} twice", seen=pair, expected="each key once")
+        values[key] = value
+    return QemuAddress(
+        text=text,
+        machine=machine,
+        device=device,
+        ram=_ram(text, values["ram"]) if "ram" in values else RAM_DEFAULT,
+        legacy=_legacy(text, machine, values.get("legacy")),
+        iommu=_choice(text, "iommu", values.get("iommu", "none"), IOMMUS),
+        qmp=values.get("qmp"),
+        binary=values.get("binary"),
+    )
+
+
+def _bad(text: str, why: str, *, seen: str, expected: str, remedy: str | None = None) -> NoReturn:
+    raise BadAddress(
+        f"{text!r} {why}",
+        seen=seen,
+        expected=expected,
+        remedy=remedy or f"write {_SYNTAX}, {_EXAMPLE}",
+    )
+
+
+def _choice(text: str, key: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        _bad(text, f"has an unknown value for {key}", seen=f"{key}={value}", expected=" ".join(allowed))
+    return value
+
+
+def _legacy(text: str, machine: str, value: str | None) -> bool | None:
+    if value is None:
+        return None
+    if machine not in MMIO_MACHINES:
+        _bad(
+            text,
+            "has legacy=, which is for virtio-mmio",
+            seen=f"machine {machine}",
+            expected=f"legacy= with {' or '.join(MMIO_MACHINES)}",
+            remedy="for a legacy PCI device append disable-modern=on to DEVICE",
+        )
+    return _choice(text, "legacy", value, ("on", "off")) == "on"
+
+
+def _ram(text: str, value: str) -> int:
+    match = _SIZE.fullmatch(value)
+    size = int(match[1]) * _UNIT[match[2]] if match else 0
+    if not RAM_MINIMUM <= size <= RAM_MAXIMUM or size % MIB:
+        _bad(
+            text,
+            "has no usable size of memory",
+            seen=f"ram={value}",
+            expected=f"{RAM_MINIMUM // MIB}M to {RAM_MAXIMUM >> 30}G, whole MiB",
+            remedy="write ram=512M, or leave it out",
+        )
+    return size

@@ -1,0 +1,166 @@
+"""A PCI function of a QEMU machine; see the PciFunction seam."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from uvirtio.backends.qemu.events import LineEvent, MessageEvent, RemovalEvent
+from uvirtio.backends.qemu.ivshmem import EventfdDoorbell
+from uvirtio.backends.qemu.memory import QemuDma
+from uvirtio.backends.qemu.pci import PciAccess
+from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, NotSupported
+from uvirtio.memory.seams import BarInfo, Event, Registers
+from uvirtio.spec import pci as spec
+
+if TYPE_CHECKING:
+    from uvirtio.backends.qemu.machine import Machine
+
+
+class QemuPciFunction:
+    """One function of a :class:`Machine`; ``id`` is QEMU's name for it (``/machine/peripheral/ID``)."""
+
+    translates = False
+
+    def __init__(self, machine: Machine, access: PciAccess, *, ident: str, address: str) -> None:
+        self.machine = machine
+        self.id = ident
+        self.address = address
+        self.config: Registers = access.config
+        self.has_intx = access.gsi is not None
+        self.description = f"qemu {machine.name}, no guest, process {machine.pid}"
+        self._access = access
+        self._owns_machine = False
+        self._closed = False
+        self._vectors: list[int] = []
+        self._events: list[MessageEvent | LineEvent] = []
+        self._master = False
+        access.assign_bars()
+        access.enable()
+        self.removal: RemovalEvent = RemovalEvent(machine.process, machine.qmp_client, ident)
+
+    def own_machine(self) -> None:
+        """From now on the machine ends with this function."""
+        self._owns_machine = True
+
+    @property
+    def msix_vectors(self) -> int:
+        """Vectors that ``enable_msix`` can give: of the table, and of the eventfds that are left."""
+        return min(self._access.msix_size, self.machine.bells.calls_free + len(self._vectors))
+
+    def bar(self, index: int) -> BarInfo | None:
+        """What is known of a BAR; None if the function has no such BAR."""
+        bar = self._access.bars.get(index)
+        return BarInfo(bar.index, bar.size, bar.is_io) if bar is not None else None
+
+    def bar_address(self, index: int) -> int:
+        """Where the BAR lies: a guest-physical address or an I/O port. Raises KeyError if there is none."""
+        return self._access.bars[index].address
+
+    def registers(self, bar: int, offset: int, length: int) -> Registers:
+        """A window of a BAR. Raises CapabilityError if the BAR is absent or too small."""
+        self._check()
+        return self._access.registers(bar, offset, length)
+
+    def doorbell(self, bar: int, offset: int, value: int) -> EventfdDoorbell | None:
+        """An eventfd that writes the 32-bit ``value`` at this place of the BAR.
+
+        None for a function without MSI-X (QEMU handles its kicks at once, in the write), for an I/O BAR, and
+        when all eventfds are in use: then write the register.
+        """
+        self._check()
+        place = self._access.bars.get(bar)
+        if not self._access.msix_size or place is None or place.is_io or offset + 4 > place.size or offset % 4:
+            return None
+        self.machine.connect_bells()
+        return self.machine.bells.take_kick(place.address + offset, value, self.machine.process)
+
+    def enable_msix(self, count: int) -> list[Event]:
+        """Vectors 0..count-1 as eventfds; replaces what was on before. Raises NotSupported beyond the limit."""
+        self._check()
+        self.disable_interrupts()
+        if not 1 <= count <= self.msix_vectors:
+            raise NotSupported(
+                f"{self.address} cannot have {count} MSI-X vectors",
+                seen=f"{self._access.msix_size} in its table, {self.machine.bells.calls_free} eventfds left",
+                expected=f"1 to {self.msix_vectors}",
+                remedy="share a vector between the queues, or use fewer devices in one machine",
+            )
+        self.machine.connect_bells()
+        bells = self.machine.bells
+        for vector in range(count):
+            call = bells.take_call()
+            self._vectors.append(call)
+            self._access.msix_set(vector, *bells.call_message(call))
+        self._access.msix_enable(True)
+        events = [MessageEvent(bells.call_fd(call), self.machine.process) for call in self._vectors]
+        self._events = list(events)
+        return list(events)
+
+    def enable_intx(self) -> Event | None:
+        """The interrupt pin; replaces what was on before. None where its line is not known."""
+        self._check()
+        self.disable_interrupts()
+        if self._access.gsi is None:
+            return None
+        qtest = self.machine.qtest
+        event = LineEvent(qtest, qtest.irq_line(self._access.gsi))
+        self._events = [event]
+        self._access.enable(bus_master=self._master, intx=True)
+        return event
+
+    def disable_interrupts(self) -> None:
+        """Turn MSI-X and the pin off; the events that were given out are closed."""
+        if self._closed:
+            return
+        events, self._events = self._events, []
+        vectors, self._vectors = self._vectors, []
+        for event in events:
+            event.close()
+        try:
+            self._access.msix_enable(False)
+            self._access.enable(bus_master=self._master)
+        finally:
+            for call in vectors:
+                self.machine.bells.give_call(call)
+
+    def dma(self, translated: bool) -> QemuDma:
+        """Memory for this function. No IOMMU is there, so an IOVA is a guest-physical address too."""
+        self._check()
+        return QemuDma(self.machine.memory, translated)
+
+    def bus_master(self, on: bool) -> None:
+        """Let the function access memory and send MSI-X messages, or not. Leaves other command bits alone."""
+        self._check()
+        command = self.config.read16(spec.CFG_COMMAND)
+        command = command | spec.Command.MASTER if on else command & ~spec.Command.MASTER
+        self.config.write16(spec.CFG_COMMAND, command)
+        self._master = on
+
+    def reset(self) -> bool:
+        """False: on the root bus QEMU's virtio functions have no function-level reset."""
+        return False
+
+    def close(self) -> None:
+        """Interrupts and bus master off; idempotent. Ends the machine if it was made for this function."""
+        if self._closed:
+            return
+        try:
+            self.disable_interrupts()
+            self.bus_master(False)
+        except (DeviceGone, DeviceTimeout, Closed):
+            # QEMU is gone or hangs: its device model writes nothing any more, or ends below.
+            pass
+        self._closed = True
+        self.removal.close()
+        if self._owns_machine:
+            self.machine.close()
+
+    def __enter__(self) -> QemuPciFunction:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise Closed("this function is closed")

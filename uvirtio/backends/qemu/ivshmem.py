@@ -1,0 +1,170 @@
+"""Real eventfds for interrupts and kicks, through QEMU's ivshmem-doorbell device.
+
+ivshmem lets guests ring each other: a server hands every peer the eventfds of all peers. Here this process is
+the server *and* the only other peer:
+
+- an interrupt is an MSI-X message of the virtio function to ivshmem's Doorbell register, which makes QEMU set
+  one of our eventfds;
+- a kick is one of ivshmem's own vectors: we set its eventfd, and QEMU sends the MSI-X message we put in its
+  table, whose address is the notify register of a virtqueue.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import time
+
+from uvirtio.backends.qemu.pci import PciAccess
+from uvirtio.backends.qemu.process import QemuProcess
+from uvirtio.errors import Closed, DeviceGone, QemuFailed
+
+VECTORS = 32
+"""Each way. The last interrupt vector is kept for finding out whether QEMU has them all yet."""
+_VERSION = 0
+_QEMU_PEER = 0
+_OUR_PEER = 1
+_SHARED_SIZE = 4096
+_DOORBELL = 12
+"""Offset of the Doorbell register in BAR 0; peer in the upper half, vector in the lower."""
+
+
+class Bells:
+    """The eventfds of one machine: created before QEMU starts, connected to its ivshmem function after."""
+
+    ID = "uvirtio-bells"
+
+    def __init__(self) -> None:
+        self.inherited, self._server = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._shared = os.memfd_create("uvirtio-ivshmem", os.MFD_CLOEXEC)
+        os.ftruncate(self._shared, _SHARED_SIZE)
+        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
+        self._calls = [os.eventfd(0, flags) for _ in range(VECTORS)]
+        self._kicks = [os.eventfd(0, flags) for _ in range(VECTORS)]
+        self._free_calls = list(range(VECTORS - 2, -1, -1))
+        self._free_kicks = list(range(VECTORS - 1, -1, -1))
+        self._pci: PciAccess | None = None
+        self._doorbell_address = 0
+        self._closed = False
+        # What an ivshmem server sends: version, the client's id, the shared memory, then each peer's vectors.
+        self._tell(_VERSION)
+        self._tell(_QEMU_PEER)
+        self._tell(-1, self._shared)
+        for fd in self._calls:
+            self._tell(_OUR_PEER, fd)
+        for fd in self._kicks:
+            self._tell(_QEMU_PEER, fd)
+
+    def _tell(self, word: int, fd: int | None = None) -> None:
+        socket.send_fds(self._server, [word.to_bytes(8, "little", signed=True)], [] if fd is None else [fd])
+
+    @property
+    def calls_free(self) -> int:
+        """How many more interrupt vectors can be had."""
+        return len(self._free_calls)
+
+    @property
+    def connected(self) -> bool:
+        return self._pci is not None
+
+    def connect(self, pci: PciAccess, timeout: float) -> None:
+        """Set the ivshmem function up; ``pci`` is it. Raises QemuFailed if QEMU never takes the eventfds."""
+        pci.assign_bars()
+        pci.enable(bus_master=True)
+        pci.msix_enable(True)
+        self._doorbell_address = pci.bars[0].address + _DOORBELL
+        probe = self._calls[-1]
+        deadline = time.monotonic() + timeout
+        while True:
+            # QEMU reads our messages beside its other work, in order: when the last of our vectors rings, it
+            # has them all.
+            pci.qtest.write(4, self._doorbell_address, self.call_message(VECTORS - 1)[1])
+            if select.select([probe], [], [], 0.001)[0]:
+                break
+            if time.monotonic() > deadline:
+                raise QemuFailed(
+                    "QEMU did not connect the eventfds of its ivshmem device",
+                    seen=f"no signal after {timeout:g} s",
+                    expected="an eventfd that fires",
+                    remedy="install a QEMU with ivshmem-doorbell, such as Debian's",
+                )
+        self._pci = pci
+
+    def call_message(self, vector: int) -> tuple[int, int]:
+        """The (address, data) of an MSI-X message that sets our eventfd ``vector``."""
+        return self._doorbell_address, _OUR_PEER << 16 | vector
+
+    def take_call(self) -> int:
+        """A free interrupt vector, its eventfd drained."""
+        vector = self._free_calls.pop()
+        try:
+            os.eventfd_read(self._calls[vector])
+        except BlockingIOError:
+            pass
+        return vector
+
+    def call_fd(self, vector: int) -> int:
+        return self._calls[vector]
+
+    def give_call(self, vector: int) -> None:
+        self._free_calls.append(vector)
+
+    def take_kick(self, address: int, value: int, process: QemuProcess) -> EventfdDoorbell | None:
+        """An eventfd that writes ``value`` (32 bits) to a guest-physical address; None when all are taken."""
+        if self._pci is None or not self._free_kicks:
+            return None
+        vector = self._free_kicks.pop()
+        self._pci.msix_set(vector, address, value)
+        return EventfdDoorbell(self, vector, self._kicks[vector], value, process)
+
+    def give_kick(self, vector: int) -> None:
+        if self._pci is not None and not self._closed:
+            try:
+                self._pci.msix_mask(vector)
+            except (DeviceGone, Closed):
+                return
+            self._free_kicks.append(vector)
+
+    def close(self) -> None:
+        """Close all descriptors; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self.inherited.close()
+        self._server.close()
+        for fd in (self._shared, *self._calls, *self._kicks):
+            os.close(fd)
+
+
+class EventfdDoorbell:
+    """A kick as an eventfd: no socket round trip. It can send one word only. See the Doorbell seam."""
+
+    def __init__(self, pool: Bells, vector: int, fd: int, value: int, process: QemuProcess) -> None:
+        self._pool = pool
+        self._vector = vector
+        self._fd = fd
+        self._value = value
+        self._process = process
+        self._closed = False
+
+    def ring(self, value: int) -> None:
+        """Kick. Raises ValueError for any word but the fixed one, Closed, DeviceGone."""
+        if value != self._value:
+            raise ValueError(f"this doorbell writes {self._value:#x}, not {value:#x}")
+        if self._closed:
+            raise Closed("this doorbell is closed")
+        if self._process.exited:
+            raise DeviceGone(
+                "QEMU ended while its device was in use",
+                seen=self._process.autopsy(),
+                expected="a running QEMU",
+                remedy="open the device again",
+            )
+        os.eventfd_write(self._fd, 1)
+
+    def close(self) -> None:
+        """Give the vector back; idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._pool.give_kick(self._vector)

@@ -1,0 +1,181 @@
+"""Guest memory: one shared mapping, of which QEMU's device models see the same bytes.
+
+Device addresses are guest-physical. They begin at 16 MiB (below lies PC hardware) and leave out the hole
+below 4 GiB. Without a vIOMMU an IOVA is a guest-physical address too, so both address policies look alike.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+
+from uvirtio.errors import Closed, OperationFailed
+from uvirtio.memory.seams import PFN_SHIFT
+
+PAGE = 4096
+FIRST = 16 << 20
+LOW_LIMIT = 2 << 30
+"""RAM above this is moved to 4 GiB; set on QEMU's command line (max-ram-below-4g) for every machine alike."""
+HIGH_BASE = 4 << 30
+
+
+def address_of(offset: int) -> int:
+    """The guest-physical address of a byte of the memory backend."""
+    return offset if offset < LOW_LIMIT else offset - LOW_LIMIT + HIGH_BASE
+
+
+class GuestMemory:
+    """The memory of one machine: a memfd (``fd``), mapped here and in QEMU; ``size`` in bytes."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.fd = os.memfd_create("uvirtio-ram", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(self.fd, size)
+            self._mapping = mmap.mmap(self.fd, size)
+            self._mapping.madvise(mmap.MADV_DONTFORK)
+        except OSError as error:
+            os.close(self.fd)
+            raise OperationFailed(
+                "the guest memory cannot be mapped",
+                seen=os.strerror(error.errno or 0),
+                expected=f"{size} bytes of address space",
+                remedy="give the machine less: ram=256M",
+            ) from error
+        self._lock = threading.Lock()
+        self._view = memoryview(self._mapping)
+        self._blocks: set[QemuBlock] = set()
+        self._closed = False
+        # Free areas as (start, end), sorted, never adjacent; one for each side of the hole.
+        self._free = [(FIRST, min(size, LOW_LIMIT))]
+        if size > LOW_LIMIT:
+            self._free.append((LOW_LIMIT, size))
+
+    def alloc(self, size: int) -> QemuBlock:
+        """Zeroed, page-aligned, contiguous memory. Raises OperationFailed when there is none left."""
+        if size <= 0:
+            raise ValueError(f"a block of {size} bytes")
+        length = -(-size // PAGE) * PAGE
+        with self._lock:
+            if self._closed:
+                raise Closed("the machine of this memory is closed")
+            index = next((i for i, (start, end) in enumerate(self._free) if end - start >= length), None)
+            if index is None:
+                raise OperationFailed(
+                    "the machine has no memory left",
+                    seen=f"no free run of {length} bytes",
+                    expected=f"within {self.size} bytes of guest memory",
+                    remedy="give the machine more memory: qemu:q35,ram=2G/DEVICE",
+                )
+            start, end = self._free[index]
+            rest = [(start + length, end)] if end - start > length else []
+            self._free[index : index + 1] = rest
+            self._discard(start, length)
+            block = QemuBlock(self, start, size, self._view[start : start + size])
+            self._blocks.add(block)
+            return block
+
+    def free(self, block: QemuBlock, start: int, size: int) -> None:
+        """Take a block back and give its pages to the host; the block calls this."""
+        length = -(-size // PAGE) * PAGE
+        with self._lock:
+            if self._closed:
+                return
+            self._blocks.discard(block)
+            self._discard(start, length)
+            merged: list[tuple[int, int]] = []
+            for area in sorted([*self._free, (start, start + length)]):
+                if merged and merged[-1][1] == area[0] != LOW_LIMIT:
+                    merged[-1] = (merged[-1][0], area[1])
+                else:
+                    merged.append(area)
+            self._free = merged
+
+    def _discard(self, start: int, length: int) -> None:
+        """Punch a hole: zeroes here and in QEMU, whatever the device wrote meanwhile."""
+        self._mapping.madvise(mmap.MADV_REMOVE, start, length)
+
+    def close(self) -> None:
+        """Unmap; idempotent. Blocks that are still open end here too."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            blocks, self._blocks = self._blocks, set()
+        for block in blocks:
+            try:
+                block.close()
+            except BufferError:
+                pass
+        try:
+            self._view.release()
+            self._mapping.close()
+        except BufferError:
+            # Somebody still holds a view. The mapping goes with the last one; QEMU, which wrote to it, is gone.
+            pass
+        os.close(self.fd)
+
+
+class QemuBlock:
+    """A run of guest memory; see the Block seam."""
+
+    contiguous = True
+
+    def __init__(self, memory: GuestMemory, start: int, size: int, view: memoryview) -> None:
+        self._memory = memory
+        self._start = start
+        self._closed = False
+        self.size = size
+        self.view = view
+        self.address = address_of(start)
+        """The guest-physical address of the first byte."""
+        self.offset = start
+        """Where the block lies in the memory backend's file."""
+
+    def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """The device addresses of these bytes: always one run."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise ValueError(f"{length} bytes at {offset} of a block of {self.size}")
+        return [(self.address + offset, length)] if length else []
+
+    def pfns(self) -> list[int]:
+        """The guest-physical frame numbers; they never change."""
+        first = self.address >> PFN_SHIFT
+        return list(range(first, first + -(-self.size // PAGE)))
+
+    def close(self) -> None:
+        """Give the memory back; idempotent. Raises BufferError while somebody holds a view of ``view``."""
+        if not self._closed:
+            self.view.release()
+            self._closed = True
+            self._memory.free(self, self._start, self.size)
+
+
+class QemuDma:
+    """The DMA space of one function: its blocks end with it. See the DmaSpace seam."""
+
+    def __init__(self, memory: GuestMemory, translated: bool) -> None:
+        self._memory = memory
+        self._blocks: list[QemuBlock] = []
+        self._closed = False
+        self.translated = translated
+        self.contiguous_limit = memory.size - FIRST
+
+    def alloc(self, size: int) -> QemuBlock:
+        """Zeroed, page-aligned, contiguous memory. Raises OperationFailed when there is none left."""
+        if self._closed:
+            raise Closed("this DMA space is closed")
+        block = self._memory.alloc(size)
+        self._blocks.append(block)
+        return block
+
+    def pin(self, size: int) -> QemuBlock:
+        """The same: guest memory never moves."""
+        return self.alloc(size)
+
+    def close(self) -> None:
+        """Give all blocks back; idempotent."""
+        self._closed = True
+        while self._blocks:
+            self._blocks.pop().close()

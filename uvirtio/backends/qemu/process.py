@@ -1,0 +1,215 @@
+"""The QEMU process: started with a parked CPU, watched, and gone at the end whatever happens.
+
+Everything that QEMU needs is inherited as a file descriptor: no file has a name that another process could
+take or find. QEMU lives in a session of its own (a Ctrl-C is not for it) and dies with this process: the kernel
+sends the parent-death signal when the *thread* that started it ends, so a keeper thread starts it and then
+waits for its end. The keeper also tells, by file descriptors, that QEMU is gone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from uvirtio.errors import QemuFailed, QemuMissing
+
+BINARY = "qemu-system-x86_64"
+OLDEST = (7, 2)
+_PR_SET_PDEATHSIG = 1
+_TERMINATE_WAIT = 2.0
+_KILL_WAIT = 5.0
+_STDERR_QUOTED = 2000
+
+
+def halt_firmware() -> int:
+    """A memfd with 64 KiB of firmware that parks the CPU: ``cli; hlt`` and back, at the reset vector.
+
+    The CPU has to run (timers stand still in a stopped machine) and must do nothing: a real firmware would
+    program the PCI functions while we do.
+    """
+    image = bytearray(b"\xf4" * 65536)
+    image[0xFFF0:0xFFF4] = b"\xfa\xf4\xeb\xfc"
+    fd = os.memfd_create("uvirtio-halt", os.MFD_CLOEXEC)
+    os.write(fd, image)
+    return fd
+
+
+def find_binary(wanted: str | None) -> str:
+    """The path of QEMU. Raises QemuMissing, naming the package."""
+    name = wanted or BINARY
+    path = shutil.which(name)
+    if path is None:
+        raise QemuMissing(
+            f"QEMU is not installed: there is no program {name}",
+            seen=f"no {name}" + ("" if "/" in name else " in PATH"),
+            expected=f"QEMU {OLDEST[0]}.{OLDEST[1]} or later",
+            remedy="install the package qemu-system-x86: apt-get install qemu-system-x86",
+        )
+    return path
+
+
+def check_version(version: tuple[int, ...]) -> None:
+    """Raise QemuFailed if QEMU is older than what is supported."""
+    if version[:2] < OLDEST:
+        raise QemuFailed(
+            "this QEMU is too old",
+            seen=".".join(str(part) for part in version),
+            expected=f"{OLDEST[0]}.{OLDEST[1]} or later",
+            remedy="install a newer qemu-system-x86, or name one with binary=PATH",
+        )
+
+
+class QemuProcess:
+    """One running QEMU. ``exited`` is true from the moment that it is gone."""
+
+    def __init__(self, binary: str, arguments: Sequence[str], fds: Sequence[int], *, timeout: float) -> None:
+        self._binary = binary
+        self._stderr = os.memfd_create("uvirtio-stderr", os.MFD_CLOEXEC)
+        self._started = threading.Event()
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._watchers: list[int] = []
+        self._failure: OSError | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
+        self.exited = False
+        keeper = threading.Thread(
+            target=self._keep, args=(binary, list(arguments), list(fds)), name="uvirtio-qemu", daemon=True
+        )
+        keeper.start()
+        if not self._started.wait(timeout) or self._process is None:
+            raise QemuFailed(
+                f"QEMU could not be started: {binary}",
+                seen=str(self._failure or f"nothing after {timeout:g} s"),
+                expected="a running process",
+                remedy="try the program by hand: " + binary + " --version",
+            )
+        self.pid: int = self._process.pid
+
+    def _keep(self, binary: str, arguments: list[str], fds: list[int]) -> None:
+        """The keeper thread: start QEMU, wait for its end, tell."""
+        command = [binary, *arguments]
+        setpriv = shutil.which("setpriv")
+        before: Callable[[], object] | None = None
+        if setpriv is not None:
+            # Runs nothing of Python between fork and exec, which is safe beside other threads.
+            command = [setpriv, "--pdeathsig", "KILL", "--", *command]
+        else:
+            prctl = ctypes.CDLL(None).prctl
+
+            def before() -> object:
+                return prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                pass_fds=fds,
+                start_new_session=True,
+                preexec_fn=before,
+            )
+        except OSError as error:
+            self._failure = error
+            self._started.set()
+            return
+        self._started.set()
+        self._process.wait()
+        with self._lock:
+            self.exited = True
+            watchers, self._watchers = self._watchers, []
+            for fd in watchers:
+                os.eventfd_write(fd, 1)
+        self._ended.set()
+
+    def watch(self, fd: int) -> None:
+        """Write to this eventfd when QEMU is gone (at once, if it is)."""
+        with self._lock:
+            if self.exited:
+                os.eventfd_write(fd, 1)
+            else:
+                self._watchers.append(fd)
+
+    def unwatch(self, fd: int) -> None:
+        """Forget an eventfd, before it is closed."""
+        with self._lock:
+            if fd in self._watchers:
+                self._watchers.remove(fd)
+
+    def autopsy(self) -> str:
+        """How QEMU ended, and the last it said; for errors."""
+        self._ended.wait(0.5)
+        code = self._process.returncode if self._process is not None else None
+        if code is None:
+            how = "QEMU still runs, but hung up"
+        elif code < 0:
+            how = f"QEMU was ended by {_signal_name(-code)}"
+        else:
+            how = f"QEMU ended with exit code {code}"
+        said = self.said()
+        return f"{how}: {said}" if said else how
+
+    def said(self) -> str:
+        """The end of what QEMU wrote to stderr."""
+        if self._closed:
+            return ""
+        size = os.fstat(self._stderr).st_size
+        start = max(0, size - _STDERR_QUOTED)
+        text = os.pread(self._stderr, _STDERR_QUOTED, start).decode("utf-8", "replace")
+        return text.replace(f"{self._binary}: ", "").strip()
+
+    def version(self) -> tuple[int, ...]:
+        """What ``--version`` says, for a QEMU that did not come as far as telling; () if it does not."""
+        try:
+            done = subprocess.run(
+                [self._binary, "--version"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                timeout=5,
+                check=False,
+                start_new_session=True,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return ()
+        match = re.search(rb"version (\d+)\.(\d+)\.(\d+)", done.stdout)
+        return tuple(int(part) for part in match.groups()) if match else ()
+
+    def close(self) -> None:
+        """End QEMU: SIGTERM, and SIGKILL if that does not help. Idempotent."""
+        if self._closed:
+            return
+        if self._process is not None:
+            for number, patience in ((signal.SIGTERM, _TERMINATE_WAIT), (signal.SIGKILL, _KILL_WAIT)):
+                if not self.exited:
+                    self._process.send_signal(number)
+                if self._ended.wait(patience):
+                    break
+        self._closed = True
+        os.close(self._stderr)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def check_socket_path(path: str) -> None:
+    """QEMU removes what lies at the path of a socket to be: let that be a socket or nothing."""
+    place = Path(path)
+    if place.exists() and not place.is_socket():
+        raise QemuFailed(
+            f"{path} exists and is no socket",
+            seen="a file of another kind",
+            expected="a new name for the QMP socket",
+            remedy="give qmp= another path",
+        )

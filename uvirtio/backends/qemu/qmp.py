@@ -1,0 +1,220 @@
+"""A small synchronous client of QMP, QEMU's control protocol: JSON objects, one a line.
+
+QEMU reads QMP a byte per turn of its main loop (about 2 microseconds each), so commands are kept short. Every
+command carries an id; an answer to a command that was interrupted is recognised by its id and dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, QemuFailed
+
+_EVENTS_KEPT = 1000
+_LONGEST_LINE = 16 << 20
+
+
+class Qmp:
+    """The QMP connection of one QEMU.
+
+    Raises DeviceGone when QEMU ended, DeviceTimeout when it does not answer in ``timeout`` seconds, QemuFailed
+    when it refuses a command, Closed after ``close()``. The newest 1000 events are kept.
+    """
+
+    def __init__(self, connection: socket.socket, *, timeout: float, why: Callable[[], str] | None = None) -> None:
+        self._socket = connection
+        self._timeout = timeout
+        self._why = why or (lambda: "the connection ended")
+        self._lock = threading.RLock()
+        self._closed = False
+        self._received = bytearray()
+        self._searched = 0
+        self._commands = 0
+        self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
+        self.deleted: set[str] = set()
+        """The ids of devices that QEMU reported as unplugged (DEVICE_DELETED)."""
+        self.version: tuple[int, int, int] = (0, 0, 0)
+
+    def fileno(self) -> int:
+        """Polls readable when QEMU sent something; ``drain()`` takes it."""
+        return self._socket.fileno()
+
+    def greet(self, timeout: float) -> None:
+        """Wait for QEMU's greeting, which tells its ``version``, and leave negotiation mode."""
+        with self._lock:
+            self._check()
+            greeting = self._message(time.monotonic() + timeout)
+            try:
+                version = greeting["QMP"]["version"]["qemu"]
+                self.version = (int(version["major"]), int(version["minor"]), int(version["micro"]))
+            except (KeyError, TypeError, ValueError) as error:
+                raise self._nonsense(str(greeting)) from error
+        self.execute("qmp_capabilities")
+
+    def execute(self, command: str, **arguments: Any) -> Any:
+        """Run a command and return its result; ``**{"command-line": "info pci"}`` for names with dashes."""
+        with self._lock:
+            self._check()
+            self._commands += 1
+            request: dict[str, Any] = {"execute": command, "id": self._commands}
+            if arguments:
+                request["arguments"] = arguments
+            deadline = time.monotonic() + self._timeout
+            self._send(json.dumps(request, separators=(",", ":")).encode(), deadline)
+            while True:
+                message = self._message(deadline)
+                if message.get("id") != self._commands:
+                    self._keep(message)
+                elif "return" in message:
+                    return message["return"]
+                else:
+                    error = message.get("error")
+                    detail = error if isinstance(error, dict) else {"desc": error}
+                    raise QemuFailed(
+                        f"QEMU refused {command}: {detail.get('desc')}",
+                        seen=detail.get("class"),
+                        expected="a command that this QEMU knows, with fitting arguments",
+                        remedy="see QEMU's QMP reference manual",
+                    )
+
+    def events(self, name: str, timeout: float = 0.0) -> list[dict[str, Any]]:
+        """Take the events of this name, waiting up to ``timeout`` seconds for the first; maybe none."""
+        deadline = time.monotonic() + timeout
+        with self._lock:
+            self._check()
+            while True:
+                self.drain()
+                found = [event for event in self._events if event.get("event") == name]
+                if found:
+                    for event in found:
+                        self._events.remove(event)
+                    return found
+                if time.monotonic() >= deadline:
+                    return []
+                try:
+                    self._keep(self._message(deadline))
+                except DeviceTimeout:
+                    pass
+
+    def drain(self) -> None:
+        """Take what QEMU sent by itself, without waiting."""
+        with self._lock:
+            self._check()
+            while True:
+                message = self._parsed()
+                if message is not None:
+                    self._keep(message)
+                elif not self._receive(0.0):
+                    return
+
+    def close(self) -> None:
+        """Hang up; idempotent, from any thread. A call that waits in another thread raises Closed."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        with self._lock:
+            self._socket.close()
+
+    # --- the protocol ---
+
+    def _keep(self, message: dict[str, Any]) -> None:
+        """Store an event; drop an answer that nobody waits for any more."""
+        if "event" not in message:
+            return
+        self._events.append(message)
+        data = message.get("data")
+        if message["event"] == "DEVICE_DELETED" and isinstance(data, dict) and "device" in data:
+            self.deleted.add(str(data["device"]))
+
+    def _send(self, data: bytes, deadline: float) -> None:
+        try:
+            self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+            self._socket.sendall(data)
+        except TimeoutError:
+            self._silent("does not read QMP commands")
+        except OSError as error:
+            self._gone(error)
+
+    def _message(self, deadline: float) -> dict[str, Any]:
+        while True:
+            message = self._parsed()
+            if message is not None:
+                return message
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._receive(left):
+                self._silent("does not answer on QMP")
+
+    def _receive(self, seconds: float) -> bool:
+        """Add to what was received; False when nothing came in time."""
+        try:
+            self._socket.settimeout(seconds)
+            data = self._socket.recv(65536)
+        except (TimeoutError, BlockingIOError):
+            return False
+        except OSError as error:
+            self._gone(error)
+        if not data:
+            self._gone(None)
+        self._received += data
+        return True
+
+    def _parsed(self) -> dict[str, Any] | None:
+        while True:
+            end = self._received.find(b"\n", self._searched)
+            if end < 0:
+                self._searched = len(self._received)
+                if self._searched > _LONGEST_LINE:
+                    raise self._nonsense(f"a line of more than {_LONGEST_LINE} bytes")
+                return None
+            line = bytes(self._received[:end]).strip()
+            del self._received[: end + 1]
+            self._searched = 0
+            if not line:
+                continue
+            try:
+                message = json.loads(line)
+            except ValueError as error:
+                raise self._nonsense(repr(line[:80])) from error
+            if not isinstance(message, dict):
+                raise self._nonsense(repr(line[:80]))
+            return message
+
+    def _check(self) -> None:
+        if self._closed:
+            raise Closed("the connection to QEMU is closed")
+
+    def _gone(self, error: OSError | None) -> NoReturn:
+        self._check()
+        raise DeviceGone(
+            "QEMU ended while it was in use",
+            seen=self._why(),
+            expected="a running QEMU",
+            remedy="open the device again",
+        ) from error
+
+    def _silent(self, what: str) -> NoReturn:
+        self._check()
+        raise DeviceTimeout(
+            f"QEMU {what}",
+            seen="nothing in time",
+            expected="an answer to every command",
+            remedy="close the device; QEMU is killed then",
+        )
+
+    def _nonsense(self, seen: str) -> QemuFailed:
+        return QemuFailed(
+            "QEMU does not keep to QMP",
+            seen=seen,
+            expected="JSON objects, one a line",
+            remedy="use QEMU 7.2 or later",
+        )

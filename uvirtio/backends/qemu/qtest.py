@@ -1,0 +1,338 @@
+"""A client of QEMU's qtest protocol: the register accesses of a machine without a guest.
+
+The protocol is lines of text. QEMU aborts on a malformed command, so none is taken from outside: every
+command here is made of numbers that were checked. ``IRQ raise N`` and ``IRQ lower N`` lines may come at any
+place, also before the answer to the command that caused them; they are kept per line and never lost.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, QemuFailed
+
+_VERBS = {1: "b", 2: "w", 4: "l"}
+_BATCH = 64
+"""Commands sent before answers are read: QEMU blocks when its answers are not taken, so keep it small."""
+_LONGEST_LINE = 4096
+_MOST_FORGOTTEN = 1000
+"""Answers to interrupted commands that are skipped at most."""
+
+
+class IrqLine:
+    """One intercepted interrupt line: its level, and how often it rose."""
+
+    __slots__ = ("level", "raises", "watchers")
+
+    def __init__(self) -> None:
+        self.level = False
+        self.raises = 0
+        self.watchers: list[Callable[[], None]] = []
+
+    def set(self, level: bool) -> None:
+        if level and not self.level:
+            self.raises += 1
+            for watcher in self.watchers:
+                watcher()
+        self.level = level
+
+
+class Qtest:
+    """The qtest connection of one QEMU; addresses are guest-physical, widths 1, 2 or 4 bytes.
+
+    Raises DeviceGone when QEMU ended, DeviceTimeout when it does not answer in ``timeout`` seconds, Closed
+    after ``close()``. ``why`` tells how QEMU ended, for the error. Calls from several threads take turns.
+    """
+
+    def __init__(self, connection: socket.socket, *, timeout: float, why: Callable[[], str] | None = None) -> None:
+        self._socket = connection
+        self._timeout = timeout
+        self._why = why or (lambda: "the connection ended")
+        self._lock = threading.RLock()
+        self._closed = False
+        self._received = bytearray()
+        self._chunk = bytearray(4096)
+        self._lines: dict[int, IrqLine] = {}
+        self._unsure = False
+        self._syncs = 0
+        # The kernel's own time-outs: a Python time-out would cost a poll() before every send and receive.
+        connection.settimeout(None)
+        seconds = struct.pack("ll", int(timeout), int(timeout % 1 * 1_000_000) or 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
+
+    def fileno(self) -> int:
+        """Polls readable when QEMU sent something; ``drain()`` takes it."""
+        return self._socket.fileno()
+
+    # --- accesses ---
+
+    def read(self, width: int, address: int) -> int:
+        """Read guest-physical memory or a register. Unmapped addresses give 0."""
+        return self._value(f"read{_VERBS[width]} {_checked(address, 64):#x}\n")
+
+    def write(self, width: int, address: int, value: int) -> None:
+        """Write guest-physical memory or a register. At unmapped addresses nothing happens."""
+        self._run([f"write{_VERBS[width]} {_checked(address, 64):#x} {_checked(value, 8 * width):#x}\n"])
+
+    def port_in(self, width: int, port: int) -> int:
+        """Read an I/O port."""
+        return self._value(f"in{_VERBS[width]} {_checked(port, 16):#x}\n")
+
+    def port_out(self, width: int, port: int, value: int) -> None:
+        """Write an I/O port."""
+        self._run([f"out{_VERBS[width]} {_checked(port, 16):#x} {_checked(value, 8 * width):#x}\n"])
+
+    def indexed_in(self, index_port: int, index: int, width: int, port: int) -> int:
+        """Write a 32-bit index register, then read a data port: two commands, one round trip."""
+        select = f"outl {_checked(index_port, 16):#x} {_checked(index, 32):#x}\n"
+        return _number(self._run([select, f"in{_VERBS[width]} {_checked(port, 16):#x}\n"])[1])
+
+    def indexed_out(self, index_port: int, index: int, width: int, port: int, value: int) -> None:
+        """Write a 32-bit index register, then a data port: two commands, one round trip."""
+        select = f"outl {_checked(index_port, 16):#x} {_checked(index, 32):#x}\n"
+        data = f"out{_VERBS[width]} {_checked(port, 16):#x} {_checked(value, 8 * width):#x}\n"
+        self._run([select, data])
+
+    def write_many(self, width: int, writes: Sequence[tuple[int, int]]) -> None:
+        """Write (address, value) pairs in their order, without waiting for each."""
+        verb = f"write{_VERBS[width]}"
+        lines = [f"{verb} {_checked(at, 64):#x} {_checked(value, 8 * width):#x}\n" for at, value in writes]
+        for start in range(0, len(lines), _BATCH):
+            self._run(lines[start : start + _BATCH])
+
+    # --- interrupts ---
+
+    def intercept_ioapic(self) -> None:
+        """Report the input lines of the I/O APIC from now on. One interrupt controller per QEMU."""
+        self._run(["irq_intercept_in ioapic\n"])
+
+    def irq_line(self, number: int) -> IrqLine:
+        """The state of one interrupt line, kept up to date by every command and by ``drain()``."""
+        return self._lines.setdefault(number, IrqLine())
+
+    def drain(self) -> None:
+        """Take what QEMU sent by itself, without waiting."""
+        with self._lock:
+            self._check()
+            if self._unsure:
+                self._synchronise()
+            while True:
+                try:
+                    count = self._socket.recv_into(self._chunk, 0, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    self._gone(error)
+                if not count:
+                    self._gone(None)
+                self._received += self._chunk[:count]
+            while (line := self._next_line()) is not None:
+                if not self._take_irq(line):
+                    self._nonsense(line)
+
+    def close(self) -> None:
+        """Hang up; idempotent, from any thread. A call that waits in another thread raises Closed."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        with self._lock:
+            self._socket.close()
+
+    # --- the protocol ---
+
+    def _value(self, line: str) -> int:
+        return _number(self._run([line])[0])
+
+    def _run(self, lines: Sequence[str]) -> list[bytes]:
+        """Send commands and return what follows each OK."""
+        with self._lock:
+            self._check()
+            if self._unsure:
+                self._synchronise()
+            # A signal handler may raise anywhere below. Then nobody knows how many answers are still owed,
+            # and the next call finds out first.
+            self._unsure = True
+            self._send("".join(lines))
+            answers = [self._answer() for _ in lines]
+            self._unsure = False
+        for line, answer in zip(lines, answers, strict=True):
+            if not answer.startswith(b"OK"):
+                raise QemuFailed(
+                    "QEMU refused a qtest command",
+                    seen=answer.decode("ascii", "replace"),
+                    expected=f"OK to {line.strip()!r}",
+                    remedy="use QEMU 7.2 or later",
+                )
+        return [answer[2:].strip() for answer in answers]
+
+    def _synchronise(self) -> None:
+        """Skip answers to interrupted commands: an unknown command's refusal quotes its name."""
+        self._syncs += 1
+        name = f"uvirtio-sync-{self._syncs}"
+        self._send(name + "\n")
+        for _ in range(_MOST_FORGOTTEN):
+            if name.encode() in self._answer():
+                self._unsure = False
+                return
+        self._nonsense(b"only answers to forgotten commands")
+
+    def _send(self, text: str) -> None:
+        try:
+            self._socket.sendall(text.encode("ascii"))
+        except BlockingIOError:
+            self._silent("does not read commands")
+        except OSError as error:
+            self._gone(error)
+
+    def _answer(self) -> bytes:
+        """The next line that is no interrupt line."""
+        deadline = time.monotonic() + self._timeout
+        while True:
+            line = self._next_line()
+            if line is None:
+                self._receive()
+            elif not self._take_irq(line):
+                return line
+            if time.monotonic() > deadline:
+                self._silent("sends everything but an answer")
+
+    def _receive(self) -> None:
+        try:
+            count = self._socket.recv_into(self._chunk)
+        except BlockingIOError:
+            self._silent("does not answer")
+        except OSError as error:
+            self._gone(error)
+        if not count:
+            self._gone(None)
+        self._received += self._chunk[:count]
+
+    def _next_line(self) -> bytes | None:
+        end = self._received.find(b"\n")
+        if end < 0:
+            if len(self._received) > _LONGEST_LINE:
+                self._nonsense(bytes(self._received[:80]))
+            return None
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
+        return line
+
+    def _take_irq(self, line: bytes) -> bool:
+        if not line.startswith(b"IRQ "):
+            return False
+        words = line.split()
+        if len(words) != 3 or words[1] not in (b"raise", b"lower") or not words[2].isdigit():
+            self._nonsense(line)
+        self.irq_line(int(words[2])).set(words[1] == b"raise")
+        return True
+
+    def _check(self) -> None:
+        if self._closed:
+            raise Closed("the connection to QEMU is closed")
+
+    def _gone(self, error: OSError | None) -> NoReturn:
+        self._check()
+        raise DeviceGone(
+            "QEMU ended while its device was in use",
+            seen=self._why(),
+            expected="a running QEMU",
+            remedy="open the device again",
+        ) from error
+
+    def _silent(self, what: str) -> NoReturn:
+        self._check()
+        raise DeviceTimeout(
+            f"QEMU {what}",
+            seen=f"nothing for {self._timeout:g} s",
+            expected="an answer to every qtest command",
+            remedy="close the device; QEMU is killed then",
+        )
+
+    def _nonsense(self, line: bytes) -> NoReturn:
+        raise QemuFailed(
+            "QEMU does not keep to the qtest protocol",
+            seen=line[:80].decode("ascii", "replace"),
+            expected="OK, FAIL, ERR or IRQ",
+            remedy="use QEMU 7.2 or later",
+        )
+
+
+class MemoryRegisters:
+    """Registers at a guest-physical address; one access of exactly the width per call."""
+
+    def __init__(self, qtest: Qtest, base: int, length: int) -> None:
+        self._qtest = qtest
+        self._base = base
+        self.length = length
+        self._closed = False
+
+    def _place(self, offset: int, width: int) -> int:
+        if self._closed:
+            raise Closed("these registers are closed")
+        if offset < 0 or offset + width > self.length or (self._base + offset) % width:
+            raise ValueError(f"a {width}-byte access at {offset:#x} of {self.length:#x}, aligned to its width")
+        return self._base + offset
+
+    def _read(self, offset: int, width: int) -> int:
+        return self._qtest.read(width, self._place(offset, width))
+
+    def _write(self, offset: int, width: int, value: int) -> None:
+        self._qtest.write(width, self._place(offset, width), value)
+
+    def read8(self, offset: int) -> int:
+        return self._read(offset, 1)
+
+    def read16(self, offset: int) -> int:
+        return self._read(offset, 2)
+
+    def read32(self, offset: int) -> int:
+        return self._read(offset, 4)
+
+    def write8(self, offset: int, value: int) -> None:
+        self._write(offset, 1, value)
+
+    def write16(self, offset: int, value: int) -> None:
+        self._write(offset, 2, value)
+
+    def write32(self, offset: int, value: int) -> None:
+        self._write(offset, 4, value)
+
+    def close(self) -> None:
+        """Stop accepting accesses; idempotent."""
+        self._closed = True
+
+
+class PortRegisters(MemoryRegisters):
+    """Registers at I/O ports."""
+
+    def _read(self, offset: int, width: int) -> int:
+        return self._qtest.port_in(width, self._place(offset, width))
+
+    def _write(self, offset: int, width: int, value: int) -> None:
+        self._qtest.port_out(width, self._place(offset, width), value)
+
+
+def _checked(value: int, bits: int) -> int:
+    """QEMU takes whatever text it gets, and truncates or aborts: let no odd number through."""
+    if not 0 <= value < 1 << bits:
+        raise ValueError(f"{value:#x} does not fit {bits} bits")
+    return value
+
+
+def _number(text: bytes) -> int:
+    try:
+        return int(text, 16)
+    except ValueError as error:
+        raise QemuFailed(
+            "QEMU answered a read with no number", seen=repr(text[:40]), expected="OK 0x..."
+        ) from error
