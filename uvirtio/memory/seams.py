@@ -123,9 +123,6 @@ class PciFunction(Protocol):
     config: Registers
     """Configuration space, 256 or 4096 bytes. What a capability walk reads, and nothing else is written."""
 
-    msix_vectors: int
-    """Vectors in the MSI-X table; 0 where the function has none or the back end cannot deliver them."""
-
     has_intx: bool
     translates: bool
     """True where an IOMMU stands between the function and memory: IOVAs are possible."""
@@ -135,6 +132,11 @@ class PciFunction(Protocol):
 
     description: str
     """One line for people: which way in this is (``vfio-pci, group 12, type1v2``)."""
+
+    @property
+    def msix_vectors(self) -> int:
+        """Vectors that ``enable_msix`` can give; 0 where the function has none or they cannot be delivered."""
+        ...
 
     def bar(self, index: int) -> BarInfo | None: ...
 

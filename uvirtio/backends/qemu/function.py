@@ -36,7 +36,7 @@ class QemuPciFunction:
         self._master = False
         access.assign_bars()
         access.enable()
-        self.removal: RemovalEvent = RemovalEvent(machine.process, machine.qmp_client, ident)
+        self.removal: Event | None = RemovalEvent(machine.process, machine.qmp_client, ident)
 
     def own_machine(self) -> None:
         """From now on the machine ends with this function."""
@@ -151,7 +151,8 @@ class QemuPciFunction:
             # QEMU is gone or hangs: its device model writes nothing any more, or ends below.
             pass
         self._closed = True
-        self.removal.close()
+        if self.removal is not None:
+            self.removal.close()
         if self._owns_machine:
             self.machine.close()
 
