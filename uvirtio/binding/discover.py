@@ -1,0 +1,570 @@
+"""Which virtio devices this machine has: a walk of sysfs.
+
+Devices that a kernel driver holds are read and never touched: no node of vfio, uio or vdpa is opened here,
+because opening one resets or stops the device, and the four bytes of configuration space that are a window
+into a BAR (pci_cfg_data, 4.1.4.9) are not read.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from uvirtio.binding import addresses, sysfs
+from uvirtio.binding.addresses import canonical
+from uvirtio.errors import BadAddress, DeviceGone, NoSuchDevice, NotVirtio, PermissionLack, UsageError
+from uvirtio.memory.seams import BarInfo
+from uvirtio.roots import Roots
+from uvirtio.spec import features, ids, pci
+from uvirtio.transports.pci_caps import VirtioCapability, walk_capabilities
+
+__all__ = [
+    "ConfigSpace",
+    "Found",
+    "bars",
+    "canonical",
+    "capabilities",
+    "config_bytes",
+    "find",
+    "negotiated_features",
+    "pci_functions",
+    "scan",
+    "udev_properties",
+]
+
+Interface = Literal["modern", "transitional", "legacy", "mmio", "vdpa", "none"]
+
+_NUMBERED = re.compile(r"virtio[0-9]+", re.ASCII)
+_IORESOURCE_IO = 0x100  # <linux/ioport.h>
+_IORESOURCE_TYPES = 0x1F00
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One device, as sysfs shows it. ``interface`` is ``none`` for a PCI function that is not virtio."""
+
+    address: str
+    """Canonical: ``0000:03:00.0``, ``mmio:0xfeb02e00``, ``/dev/vhost-vdpa-0`` ..."""
+    bus: Literal["pci", "platform", "vdpa"]
+    name: str
+    """What the bus calls it; the name that goes into bind and unbind."""
+    path: Path
+    """Its directory below ``bus/*/devices``."""
+    type: str
+    device_id: int | None
+    """The virtio device type; None where only the device itself could tell (an unbound mmio window)."""
+    interface: Interface
+    pci_id: str | None = None
+    subsystem_id: str | None = None
+    revision: int | None = None
+    pci_class: int | None = None
+    driver: str | None = None
+    driver_override: str | None = None
+    virtio_name: str | None = None
+    kernel_driver: str | None = None
+    iommu_group: int | None = None
+    noiommu: bool = False
+    """The group is VFIO's no-IOMMU one: it has a number, and nothing holds the device."""
+    numa_node: int | None = None
+    window: tuple[int, int] | None = None
+    """Base address and length of an mmio window, in bytes; the length is 0 where it is not known."""
+    node: str | None = None
+    """The device node that user space opens, as the driver bound now gives it."""
+    notes: tuple[str, ...] = field(default=())
+    """What could not be told, and why."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name of the device, the address first: what the deny list is asked about."""
+        extra = [self.name, self.virtio_name, self.node]
+        if self.bus == "vdpa":
+            extra.append(f"vdpa:{self.name}")
+        if self.window is not None:
+            extra.append(f"mmio:{self.window[0]:#x}")
+        return tuple(dict.fromkeys([self.address, *(name for name in extra if name)]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """The device as ``list`` prints it, without the verdicts of the rules."""
+        return {
+            "address": self.address,
+            "type": self.type,
+            "device_id": self.device_id,
+            "pci_id": self.pci_id,
+            "interface": self.interface,
+            "driver": self.driver,
+            "kernel_driver": self.kernel_driver,
+            "iommu_group": self.iommu_group,
+            "virtio_name": self.virtio_name,
+            "numa_node": self.numa_node,
+            "node": self.node,
+            "notes": list(self.notes),
+        }
+
+
+def scan(roots: Roots) -> list[Found]:
+    """Every virtio device of this machine, sorted by address. Never raises for what sysfs holds."""
+    found = [device for device in pci_functions(roots) if device.interface != "none"]
+    found.extend(_platform_devices(roots))
+    found.extend(_vdpa_devices(roots))
+    return sorted(found, key=lambda device: device.address)
+
+
+# --- PCI ---------------------------------------------------------------------------------------------------
+
+
+def pci_functions(roots: Roots) -> Iterator[Found]:
+    """Every PCI function, virtio or not: IOMMU groups hold others too."""
+    for name in sysfs.names(roots.sys / "bus/pci/devices"):
+        if addresses.is_pci(name) and (device := _pci_function(name, roots)) is not None:
+            yield device
+
+
+def _pci_function(name: str, roots: Roots) -> Found | None:
+    path = roots.sys / "bus/pci/devices" / name
+    vendor, device = sysfs.number(path / "vendor"), sysfs.number(path / "device")
+    if vendor is None or device is None:
+        return None
+    notes: list[str] = []
+    interface: Interface
+    driver = sysfs.link_name(path / "driver")
+    virtio_name, kernel_driver = _virtio_child(path)
+    subsystem = sysfs.number(path / "subsystem_device")
+    if not ids.is_virtio_pci(vendor, device):
+        device_id, interface = None, "none"
+    elif ids.is_transitional_pci(vendor, device):
+        # 4.1.2.3: outside the table of ids, the subsystem id is the type.
+        device_id = ids.device_id_of_pci(vendor, device) or subsystem or None
+        interface = _transitional(path, virtio_name, notes)
+    else:
+        device_id, interface = ids.device_id_of_pci(vendor, device), "modern"
+    group = sysfs.link_name(path / "iommu_group")
+    group_name = sysfs.read(path / "iommu_group/name")
+    return Found(
+        address=canonical(name),
+        bus="pci",
+        name=name,
+        path=path,
+        type=_type_name(device_id),
+        device_id=device_id,
+        interface=interface,
+        pci_id=f"{vendor:04x}:{device:04x}",
+        subsystem_id=_pair(sysfs.number(path / "subsystem_vendor"), subsystem),
+        revision=sysfs.number(path / "revision"),
+        pci_class=sysfs.number(path / "class"),
+        driver=driver,
+        driver_override=sysfs.override(path),
+        virtio_name=virtio_name,
+        kernel_driver=kernel_driver,
+        iommu_group=int(group) if group is not None and group.isdecimal() else None,
+        noiommu=group_name == "vfio-noiommu",
+        numa_node=_node(path),
+        node=_pci_node(path, driver, group),
+        notes=tuple(notes),
+    )
+
+
+def _transitional(path: Path, virtio_name: str | None, notes: list[str]) -> Interface:
+    """An id of the old range: transitional if it has virtio capabilities (4.1.5.1.1.1), else legacy.
+
+    They lie beyond the first 64 bytes, which only root reads. The features that a kernel driver negotiated
+    tell as much: a legacy interface has no VERSION_1.
+    """
+    try:
+        config = config_bytes_at(path / "config")
+    except (PermissionLack, DeviceGone):
+        negotiated = _features_of(path / (virtio_name or "virtio"))
+        if negotiated is not None and negotiated >> features.VERSION_1 & 1:
+            return "transitional"
+        notes.append("transitional or legacy: its capabilities can be read by root only")
+        return "transitional"
+    if config.data[:2] == b"\xff\xff":
+        notes.append("transitional or legacy: configuration space reads all ones")
+        return "transitional"
+    usable = [cap for cap in config.capabilities if cap.type == "common" and cap.verdict == "ok"]
+    return "transitional" if usable else "legacy"
+
+
+def _pci_node(path: Path, driver: str | None, group: str | None) -> str | None:
+    if driver == "vfio-pci" and group is not None:
+        name = sysfs.read(path / "iommu_group/name")
+        return f"/dev/vfio/noiommu-{group}" if name == "vfio-noiommu" else f"/dev/vfio/{group}"
+    if driver == "uio_pci_generic":
+        for name in sysfs.names(path / "uio"):
+            if re.fullmatch(r"uio[0-9]+", name, re.ASCII):
+                return f"/dev/{name}"
+    return None
+
+
+# --- virtio-mmio -------------------------------------------------------------------------------------------
+
+
+def _platform_devices(roots: Roots) -> Iterator[Found]:
+    directory = roots.sys / "bus/platform/devices"
+    windows = _iomem(roots)
+    known: set[int] = set()
+    for name in sysfs.names(directory):
+        path = directory / name
+        if not _is_virtio_mmio(name, path):
+            continue
+        window = _window(name, path, windows)
+        if window is not None:
+            known.add(window[0])
+        yield _platform_device(name, path, window)
+    # A kernel without VIRTIO_MMIO_CMDLINE_DEVICES passes over these; the windows are there all the same.
+    for index, base, size in _command_line(roots):
+        if base not in known:
+            known.add(base)
+            name = f"virtio-mmio.{index}"
+            yield _platform_device(name, directory / name, (base, size))
+
+
+def _platform_device(name: str, path: Path, window: tuple[int, int] | None) -> Found:
+    virtio_name, kernel_driver = _virtio_child(path)
+    device_id = sysfs.number(path / virtio_name / "device") if virtio_name else None
+    notes = [] if device_id is not None else ["type: nobody drives it, and only its registers tell"]
+    if window is None:
+        notes.append("window: /proc/iomem shows addresses to root only")
+    return Found(
+        address=name if window is None else f"mmio:{window[0]:#x}",
+        bus="platform",
+        name=name,
+        path=path,
+        type=_type_name(device_id),
+        device_id=device_id,
+        interface="mmio",
+        driver=sysfs.link_name(path / "driver"),
+        driver_override=sysfs.override(path),
+        virtio_name=virtio_name,
+        kernel_driver=kernel_driver,
+        numa_node=_node(path),
+        window=window,
+        notes=tuple(notes),
+    )
+
+
+def _is_virtio_mmio(name: str, path: Path) -> bool:
+    if addresses.is_mmio_platform_name(name):
+        return True
+    compatible = sysfs.read(path / "of_node/compatible", 4096)
+    return compatible is not None and "virtio,mmio" in compatible.split("\0")
+
+
+def _window(name: str, path: Path, windows: dict[str, tuple[int, int]]) -> tuple[int, int] | None:
+    if name in windows:
+        return windows[name]
+    base = addresses.mmio_base_of_name(name)
+    return None if base is None else (base, _of_node_size(path))
+
+
+def _of_node_size(path: Path) -> int:
+    """The size in of_node/reg: big-endian cells, 1+1 or 2+2 of them; 0 where it is neither."""
+    try:
+        reg = (path / "of_node/reg").read_bytes()
+    except OSError:
+        return 0
+    return int.from_bytes(reg[len(reg) // 2 :], "big") if len(reg) in (8, 16) else 0
+
+
+def _iomem(roots: Roots) -> dict[str, tuple[int, int]]:
+    """Name -> (base, length) of /proc/iomem, first line of a name; without the zeros a user gets."""
+    found: dict[str, tuple[int, int]] = {}
+    for line in sysfs.lines(roots.proc / "iomem") or []:
+        match = re.fullmatch(r"\s*([0-9a-f]+)-([0-9a-f]+) : (.+)", line, re.ASCII)
+        if match is None:
+            continue
+        start, end = int(match[1], 16), int(match[2], 16)
+        if 0 < start <= end:
+            for name in match[3].split():  # device tree: "a003e00.virtio_mmio a003e00.virtio_mmio"
+                found.setdefault(name, (start, end - start + 1))
+    return found
+
+
+_SUFFIX = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+
+def _command_line(roots: Roots) -> Iterator[tuple[int, int, int]]:
+    """(index, base, size) of ``virtio_mmio.device=<size>@<base>:<irq>[:<id>]`` on the kernel's command line."""
+    text = sysfs.read(roots.proc / "cmdline") or ""
+    found = re.finditer(
+        r"(?:^|\s)virtio_mmio\.device=([0-9]{1,12}|0x[0-9a-f]{1,12})([KMG]?)@(0x[0-9a-f]{1,16}):[0-9]+(?::([0-9]{1,9}))?(?=\s|$)",
+        text,
+        re.ASCII | re.IGNORECASE,
+    )
+    for position, match in enumerate(found):
+        size = int(match[1], 0 if match[1].lower().startswith("0x") else 10) * _SUFFIX[match[2].upper()]
+        yield int(match[4]) if match[4] else position, int(match[3], 16), size
+
+
+# --- vdpa --------------------------------------------------------------------------------------------------
+
+
+def _vdpa_devices(roots: Roots) -> Iterator[Found]:
+    directory = roots.sys / "bus/vdpa/devices"
+    for name in sysfs.names(directory):
+        path = directory / name
+        virtio_name, kernel_driver = _virtio_child(path)
+        device_id = sysfs.number(path / virtio_name / "device") if virtio_name else None
+        node = next((f"/dev/{child}" for child in sysfs.names(path) if child.startswith("vhost-vdpa-")), None)
+        if node is not None and not addresses.is_vhost_vdpa_node(node):
+            node = None
+        yield Found(
+            address=node or f"vdpa:{name}",
+            bus="vdpa",
+            name=name,
+            path=path,
+            type=_type_name(device_id),
+            device_id=device_id,
+            interface="vdpa",
+            driver=sysfs.link_name(path / "driver"),
+            driver_override=sysfs.override(path),
+            virtio_name=virtio_name,
+            kernel_driver=kernel_driver,
+            numa_node=_node(path),
+            node=node,
+            notes=() if device_id is not None else ("type: only the device itself tells",),
+        )
+
+
+# --- common ------------------------------------------------------------------------------------------------
+
+
+def _virtio_child(path: Path) -> tuple[str | None, str | None]:
+    """``virtio3`` below the bus device, and the driver that holds it."""
+    for name in sysfs.names(path):
+        if _NUMBERED.fullmatch(name):
+            return name, sysfs.link_name(path / name / "driver")
+    return None, None
+
+
+def _type_name(device_id: int | None) -> str:
+    return "unknown" if device_id is None else ids.type_name(device_id)
+
+
+def _pair(vendor: int | None, device: int | None) -> str | None:
+    return None if vendor is None or device is None else f"{vendor:04x}:{device:04x}"
+
+
+def _node(path: Path) -> int | None:
+    node = sysfs.number(path / "numa_node")
+    return None if node is None or node < 0 else node
+
+
+def _features_of(virtio: Path) -> int | None:
+    """The feature bits that the kernel's driver negotiated: a string of 0 and 1, bit 0 first."""
+    text = sysfs.read(virtio / "features", 4096)
+    if not text or set(text) - {"0", "1"}:
+        return None
+    return sum(1 << bit for bit, digit in enumerate(text) if digit == "1")
+
+
+def negotiated_features(found: Found) -> int | None:
+    """What the kernel's driver negotiated; None where none holds the device."""
+    return _features_of(found.path / found.virtio_name) if found.virtio_name else None
+
+
+# --- by name -----------------------------------------------------------------------------------------------
+
+
+def find(name: str, roots: Roots, *, aliases: bool = True) -> Found:
+    """The device with this name, in any of its forms.
+
+    ``virtio3`` and type names are for looking only; with ``aliases=False`` they are refused. Raises
+    BadAddress (no known form), UsageError (several devices of that type), NoSuchDevice, NotVirtio.
+    """
+    wanted = canonical(name)
+    if wanted.startswith(addresses.QEMU):
+        raise UsageError(
+            f"{wanted} is a device of QEMU's; this machine's sysfs does not have it",
+            seen=wanted,
+            expected="an address of this machine",
+            remedy="`uvirtio diag` takes qemu: addresses",
+        )
+    if addresses.is_pci(wanted):
+        return _find_pci(wanted, roots)
+    found = scan(roots)
+    if addresses.is_alias(wanted):
+        device = _by_alias(wanted, found)
+        if aliases:
+            return device
+        raise BadAddress(
+            f"{wanted} is a name for looking only",
+            seen=wanted,
+            expected="the address of a device",
+            remedy=f"write {device.address}",
+        )
+    base = addresses.mmio_base_of_name(wanted)
+    for device in found:
+        if wanted in device.names or (base is not None and device.window is not None and base == device.window[0]):
+            return device
+    raise _none(wanted)
+
+
+def _find_pci(address: str, roots: Roots) -> Found:
+    directory = roots.sys / "bus/pci/devices"
+    name = next((n for n in sysfs.names(directory) if addresses.is_pci(n) and canonical(n) == address), None)
+    if name is None:
+        raise _none(address)
+    device = _pci_function(name, roots)
+    if device is None:
+        raise NotVirtio(
+            f"{address} does not show its vendor and device id",
+            seen="no readable vendor or device file",
+            expected="a virtio PCI function",
+        )
+    if device.interface == "none":
+        raise NotVirtio(
+            f"{address} is no virtio device",
+            seen=f"PCI id {device.pci_id}, class {device.pci_class or 0:06x}, driver {device.driver or 'none'}",
+            expected="PCI id 1af4:1000 to 1af4:107f (4.1.2)",
+            remedy="`uvirtio list` shows the virtio devices of this machine",
+        )
+    return device
+
+
+def _by_alias(name: str, found: list[Found]) -> Found:
+    if addresses.is_virtio_name(name):
+        matches = [device for device in found if device.virtio_name == name]
+    else:
+        matches = [device for device in found if device.type == name]
+    if not matches:
+        raise _none(name)
+    if len(matches) > 1:
+        raise UsageError(
+            f"there are {len(matches)} devices of type {name}",
+            seen=[device.address for device in matches],
+            expected="one",
+            remedy="name one by its address",
+        )
+    return matches[0]
+
+
+def _none(name: str) -> NoSuchDevice:
+    return NoSuchDevice(
+        f"there is no device {name}",
+        seen=name,
+        expected="a device of this machine",
+        remedy="`uvirtio list` shows what there is; mmio windows show their address to root only",
+    )
+
+
+# --- configuration space -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigSpace:
+    """The first 256 bytes of configuration space and what was found in them.
+
+    ``hidden`` are ranges that were not read, as (offset, length): they are zero in ``data``.
+    """
+
+    data: bytes
+    capabilities: tuple[VirtioCapability, ...]
+    hidden: tuple[tuple[int, int], ...]
+
+
+def config_bytes(found: Found) -> ConfigSpace:
+    """Configuration space of a PCI function, by its sysfs file; pci_cfg_data is left unread.
+
+    Raises PermissionLack where only the first 64 bytes may be read (CAP_SYS_ADMIN opens the rest), and
+    DeviceGone when the file is not there.
+    """
+    return config_bytes_at(found.path / "config", bars(found))
+
+
+def config_bytes_at(path: Path, bar_list: list[BarInfo | None] | None = None) -> ConfigSpace:
+    """The same for a ``config`` file; without ``bar_list`` nothing is judged by the BARs."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise _hidden(path) from error
+    except OSError as error:
+        raise DeviceGone(f"{path} cannot be opened", seen=error.strerror, expected="a PCI function") from error
+    try:
+        read = _config_reader(fd, path)
+        caps = walk_capabilities(read, None if bar_list is None else lambda index: _pick(bar_list, index))
+        # 4.1.4.9: reading pci_cfg_data makes the device read a BAR. So: all but those four bytes.
+        hidden = tuple(
+            (cap.config_offset + pci.PCI_CFG_CAP_DATA, 4)
+            for cap in caps
+            if cap.cfg_type == pci.CfgType.PCI_CFG and cap.config_offset + pci.PCI_CFG_CAP_SIZE <= pci.CONFIG_SIZE
+        )
+        unread = {start for start, _ in hidden}
+        data = b"".join(
+            bytes(4) if offset in unread else read(offset, 4).to_bytes(4, "little")
+            for offset in range(0, pci.CONFIG_SIZE, 4)
+        )
+    finally:
+        os.close(fd)
+    return ConfigSpace(data, tuple(caps), hidden)
+
+
+def _config_reader(fd: int, path: Path) -> Callable[[int, int], int]:
+    def read(offset: int, width: int) -> int:
+        try:
+            data = os.pread(fd, width, offset)
+        except OSError as error:
+            raise DeviceGone(f"{path} cannot be read", seen=error.strerror, expected="a PCI function") from error
+        if len(data) != width:
+            if offset >= pci.STANDARD_CONFIG_SIZE:
+                raise _hidden(path)
+            raise DeviceGone(f"{path} is cut short", seen=f"{len(data)} bytes", expected=f"{width} bytes")
+        return int.from_bytes(data, "little")
+
+    return read
+
+
+def _hidden(path: Path) -> PermissionLack:
+    return PermissionLack(
+        "the capabilities are hidden: configuration space beyond byte 64 needs CAP_SYS_ADMIN",
+        seen=f"a short {path}",
+        expected="256 bytes",
+        remedy="run this as root, or bind the function to vfio-pci and use its node",
+    )
+
+
+def _pick(bar_list: list[BarInfo | None], index: int) -> BarInfo | None:
+    return bar_list[index] if 0 <= index < len(bar_list) else None
+
+
+def bars(found: Found) -> list[BarInfo | None] | None:
+    """The six base address registers by the ``resource`` file; None where it cannot be read."""
+    text = sysfs.lines(found.path / "resource")
+    if text is None:
+        return None
+    made: list[BarInfo | None] = [None] * (pci.MAX_BAR + 1)
+    for index, line in enumerate(text[: len(made)]):
+        try:
+            start, end, flags = (int(word, 16) for word in line.split())
+        except ValueError:
+            continue
+        if flags & _IORESOURCE_TYPES and end > start:
+            made[index] = BarInfo(index, end - start + 1, bool(flags & _IORESOURCE_IO))
+    return made
+
+
+def capabilities(found: Found) -> list[VirtioCapability]:
+    """The virtio capabilities of a PCI function, judged; none for other buses.
+
+    Raises PermissionLack where this user may not see them: that is not the same as having none.
+    """
+    return list(config_bytes(found).capabilities) if found.bus == "pci" else []
+
+
+# --- udev --------------------------------------------------------------------------------------------------
+
+
+def udev_properties(found: Found, roots: Roots) -> dict[str, str]:
+    """What udev's database says of the device; empty where there is no udev, no pyudev, or another root."""
+    if roots.sys != Path("/sys"):
+        return {}  # pyudev's Context takes no other root
+    try:
+        import pyudev
+
+        device = pyudev.Devices.from_path(pyudev.Context(), str(found.path))
+        return {str(key): str(value) for key, value in device.properties.items()}
+    except Exception:  # noqa: BLE001  # names are a nicety: no failure of theirs may stop discovery
+        return {}
