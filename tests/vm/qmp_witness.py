@@ -85,6 +85,21 @@ class Witness:
                     raise QmpError(command, reply["error"])
                 return reply["return"]
 
+    def pci_addresses(self) -> dict[str, str]:
+        """The address (``0000:03:00.0``) of every PCI function that has an id on QEMU's command line."""
+        found: dict[str, str] = {}
+
+        def walk(devices: list[dict[str, Any]]) -> None:
+            for device in devices:
+                if device["qdev_id"]:
+                    address = f"0000:{device['bus']:02x}:{device['slot']:02x}.{device['function']}"
+                    found[device["qdev_id"]] = address
+                walk(device.get("pci_bridge", {}).get("devices", []))
+
+        for bus in self.execute("query-pci"):
+            walk(bus["devices"])
+        return found
+
     def events(self, timeout: float = 0.0) -> list[dict[str, Any]]:
         """The events that arrived since the last call; waits up to ``timeout`` seconds for the first."""
         deadline = time.monotonic() + timeout

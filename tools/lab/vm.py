@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, TextIO
 
 from lab import CHECKOUT, LabError, cache, initramfs, process
 from lab.kernels import Kernel
 
 HERE = Path(__file__).resolve().parent
 POLL_SECONDS = 0.03
+_PREFIX = "uvirtio-vm-"
 TIMED_OUT = 124
 # The settings of ours and of the tools we run that a guest shall see; everything else of the host stays out.
 PASSED = re.compile(
@@ -29,7 +30,8 @@ PASSED = re.compile(
 )
 # What the kernel prints when it caught itself, or us, doing wrong.
 ALARMS = re.compile(
-    r"WARNING: CPU|BUG:|Oops|kernel BUG|general protection|DMAR: .*[Ff]ault|DMAR: DRHD: handling|Call Trace|Kernel panic"
+    r"WARNING: CPU|BUG:|Oops|kernel BUG|general protection|Call Trace|Kernel panic"
+    r"|DMAR: .*[Ff]ault|DMAR: DRHD: handling"
 )
 
 
@@ -63,7 +65,8 @@ class Vm:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.directory = Path(tempfile.mkdtemp(prefix="uvirtio-vm-"))
+        _sweep()
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         self.share = self.directory / "share"
         self.out = self.share / "out"
         self.console = self.directory / "console.log"
@@ -218,13 +221,10 @@ class Vm:
     def command_line(self) -> list[str]:
         """QEMU's argument vector."""
         config = self.config
-        machine = config.machine
-        if config.iommu == "intel":
-            machine += ",kernel-irqchip=split" if "kernel-irqchip" in machine else ""
         # No other number of CPUs, and no other model: with two, one run in six crawls over 9p on a host of
         # two cores; without RDRAND the first Python waits seconds for entropy.
         words = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-accel", "tcg,thread=multi"]
-        words += ["-M", machine, "-cpu", "max", "-smp", "1", "-m", config.memory]
+        words += ["-M", config.machine, "-cpu", "max", "-smp", "1", "-m", config.memory]
         words += ["-display", "none", "-no-reboot", "-monitor", "none"]
         if config.iommu == "intel":
             words += ["-device", "intel-iommu,intremap=on"]
@@ -303,10 +303,18 @@ def _write_lines(path: Path, lines: list[Path]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines))
 
 
+def _sweep() -> None:
+    """Remove the folders of VMs whose tool was killed with SIGKILL (the kernel has killed their QEMU)."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        owner = path.name.removeprefix(_PREFIX).split("-")[0]
+        if owner.isdigit() and not Path("/proc", owner).exists() and path.stat().st_uid == os.geteuid():
+            shutil.rmtree(path, ignore_errors=True)
+
+
 class _Tail:
     """Copies a growing file to a stream, as bytes."""
 
-    def __init__(self, path: Path, stream: IO[str]) -> None:
+    def __init__(self, path: Path, stream: TextIO) -> None:
         self._path = path
         self._stream = stream
         self._file: IO[bytes] | None = None

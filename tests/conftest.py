@@ -1,0 +1,77 @@
+"""What holds for every floor: no real device within reach, nothing left running, no deadlines on examples."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# In the environment of every process this session starts, so that its QEMUs are found even as orphans.
+_MARK = "UVIRTIO_TEST_SESSION"
+_CHECKOUT = Path(__file__).resolve().parents[1]
+
+_EXPOSED = """\
+These tests run as root here, where the real /sys and its devices can be reached. Run them with
+
+    tools/test
+
+which gives them a private, empty /sys; or as an ordinary user."""
+
+
+def in_lab() -> bool:
+    """Whether this is the lab VM: its init says so, and so does the kernel's command line."""
+    if os.environ.get("UVIRTIO_LAB") != "1":
+        return False
+    return "uvirtio.lab=1" in Path("/proc/cmdline").read_text().split()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if in_lab():
+        return  # no property tests there, and importing hypothesis in an emulated CPU takes seconds
+    import hypothesis
+
+    # A database needs a place to write, and is of no use where that place is gone after the run.
+    keep = "CI" not in os.environ and os.access(_CHECKOUT, os.W_OK)
+    settings = hypothesis.settings(
+        deadline=None,  # this machine may be busy; a slow example is no failing one
+        print_blob=True,
+        database=hypothesis.settings.default.database if keep else None,
+    )
+    hypothesis.settings.register_profile("uvirtio", settings)
+    hypothesis.settings.load_profile("uvirtio")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if session.config.option.collectonly or in_lab():
+        return
+    if os.geteuid() == 0 and Path("/sys/bus/pci").exists():
+        pytest.exit(_EXPOSED, returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_running() -> Iterator[None]:
+    """At the end no QEMU that this session started is still there."""
+    mark = f"{_MARK}={uuid.uuid4()}"
+    name, value = mark.split("=")
+    os.environ[name] = value
+    yield
+    del os.environ[name]
+    left = _marked_qemus(mark.encode())
+    assert not left, f"QEMU processes of this session still run: {left}"
+
+
+def _marked_qemus(mark: bytes) -> list[str]:
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if (entry / "comm").read_text().startswith("qemu") and mark in (entry / "environ").read_bytes():
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                found.append(f"{entry.name}: {command[:200]}")
+        except OSError:  # gone meanwhile, or somebody else's
+            continue
+    return found

@@ -1,0 +1,114 @@
+"""``tools/test``: everything that has to hold, with one command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from lab import CHECKOUT, cache, kernels, machines, process, setup
+from lab.floors import Outcome, Runner, Step, without_devices, without_privilege
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of tools/test."""
+    top = argparse.ArgumentParser(
+        prog="tools/test",
+        description="Set up what is missing, then lint and run the floors of tests. With none named: all.",
+    )
+    top.add_argument("--all", action="store_true", help="everything (the default)")
+    top.add_argument("--lint", action="store_true", help="ruff, mypy, the layering, the conformance table")
+    top.add_argument("--unit", action="store_true", help="floor 1: no root, no QEMU")
+    top.add_argument("--qemu", action="store_true", help="floor 2: QEMU's device models, no guest")
+    top.add_argument("--vm", action="store_true", help="floor 3: a real kernel in the lab VM")
+    top.add_argument(
+        "--kernel", metavar="V", help="floor 3 on this kernel only: 6.1, 6.12, or an unpacked package"
+    )
+    top.add_argument("--machine", metavar="NAME", help="floor 3 on this machine of tests/vm/machines.toml only")
+    top.add_argument("-k", dest="expression", metavar="EXPR", help="pytest's -k")
+    return top
+
+
+def main(arguments: list[str]) -> int:
+    """Run tools/test; the exit code."""
+    options = parser().parse_args(arguments)
+    everything = options.all or not (options.lint or options.unit or options.qemu or options.vm)
+    begin = time.monotonic()
+    setup.packages(setup.FOR_TESTS)
+    reports = cache.root() / "reports"
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir()
+    runner = Runner(setup.venv(), reports, options.expression)
+    steps: list[Step] = []
+    if everything or options.lint:
+        steps += _lint(runner)
+    if everything or options.unit:
+        steps += _host_floor(runner, "unit")
+    if everything or options.qemu:
+        steps += _host_floor(runner, "qemu")
+    if everything or options.vm:
+        steps += _vm_floor(runner, options.kernel, options.machine)
+    print(f"tools/test: set up in {time.monotonic() - begin:.1f} s", flush=True)
+    with process.signals_raise():
+        outcomes = [step() for step in steps]
+    return _verdict(outcomes, time.monotonic() - begin, reports)
+
+
+def _lint(runner: Runner) -> Iterator[Step]:
+    tools = {
+        "ruff check": ["ruff", "check", "--no-cache", "."],
+        "ruff format": ["ruff", "format", "--check", "--no-cache", "."],
+        "mypy": ["mypy"],
+        "mypy of tools/lab": ["mypy", "--strict", "-p", "lab"],
+        "import-linter": ["lint-imports", "--no-cache"],
+    }
+    if (CHECKOUT / "tools/conformance").exists():
+        tools["conformance"] = [str(CHECKOUT / "tools/conformance")]
+    for name, command in tools.items():
+        if name == "mypy of tools/lab":
+            command = ["env", f"MYPYPATH={CHECKOUT}/tools", *command]
+        yield lambda name=name, command=command: runner.tool(name, command)  # type: ignore[misc]
+
+
+def _host_floor(runner: Runner, floor: str) -> Iterator[Step]:
+    """A floor that runs on this machine: as root never where the real /sys is."""
+    folder = CHECKOUT / "tests" / floor
+    if not any(folder.rglob("test_*.py")):
+        return
+    paths = [str(folder)]
+    if os.geteuid() != 0:
+        yield lambda: runner.pytest(floor, paths, [])
+        return
+    yield lambda: runner.pytest(floor, paths, without_devices())
+    if floor == "qemu":
+        wrapper = [*without_devices(), *without_privilege()]
+        yield lambda: runner.pytest("qemu as a user", paths, wrapper)
+
+
+def _vm_floor(runner: Runner, kernel: str | None, only: str | None) -> Iterator[Step]:
+    for machine in machines.load():
+        if not machine.files or only not in (None, machine.name):
+            continue
+        for version in (kernel,) if kernel else machine.kernels:
+            kernels.get(version)  # the download is set-up, not a test
+            yield lambda machine=machine, version=version: runner.vm(machine, version)  # type: ignore[misc]
+
+
+def _verdict(outcomes: list[Outcome], seconds: float, reports: Path) -> int:
+    """Print the table, and as the very last line the sum."""
+    width = max((len(outcome.name) for outcome in outcomes), default=0)
+    print("\n=== verdict ===")
+    for outcome in outcomes:
+        counts = f"{outcome.passed:5} passed {outcome.failed:4} failed {outcome.skipped:4} skipped"
+        word = "ok  " if outcome.ok else "FAIL"
+        print(f"{word} {outcome.name:{width}} {outcome.seconds:7.1f} s {counts}  {outcome.note}".rstrip())
+    passed = sum(outcome.passed for outcome in outcomes)
+    failed = sum(outcome.failed for outcome in outcomes)
+    skipped = sum(outcome.skipped for outcome in outcomes)
+    good = bool(outcomes) and all(outcome.ok for outcome in outcomes)
+    print(f"{'PASS' if good else 'FAIL'} in {seconds:.0f} s; reports in {reports}")
+    print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""), flush=True)
+    return 0 if good else 1

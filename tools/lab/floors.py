@@ -1,0 +1,174 @@
+"""The floors of the tests: what each runs, where, and what came of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab import CHECKOUT, LabError, kernels, process
+from lab.machines import Machine
+from lab.vm import TIMED_OUT, Config, Vm
+
+_NO_TESTS = 5  # pytest's exit code for "nothing was collected"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one step came to. A step that is no test suite counts as one test."""
+
+    name: str
+    ok: bool
+    seconds: float
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Runs the steps with one environment; reports go below ``reports``."""
+
+    venv: Path
+    reports: Path
+    expression: str | None = None
+
+    def tool(self, name: str, command: list[str]) -> Outcome:
+        """A program that passes or fails as a whole."""
+        _title(name)
+        begin = time.monotonic()
+        code = self._run(command, timeout=300)
+        return _whole(name, code == 0, begin)
+
+    def pytest(self, name: str, paths: list[str], wrapper: list[str]) -> Outcome:
+        """pytest on ``paths`` on this machine, inside ``wrapper`` (a command that ends by running its rest)."""
+        _title(name)
+        begin = time.monotonic()
+        report = self.reports / f"{name.replace(' ', '-')}.xml"
+        with _scratch() as scratch:
+            command = [*wrapper, *self._pytest(paths, report, scratch)]
+            code = self._run(command, timeout=900, env={"TMPDIR": str(scratch)})
+        return self._judge(name, code, report, begin)
+
+    def vm(self, machine: Machine, kernel: str) -> Outcome:
+        """The machine's test files in the lab VM."""
+        name = f"vm {machine.name} {kernel}"
+        _title(name)
+        begin = time.monotonic()
+        got = kernels.get(kernel)
+        inside = Path("/run/lab/out/report.xml")
+        command = self._pytest([str(path) for path in machine.files], inside, Path("/tmp"))
+        config = Config(
+            kernel=got,
+            command=["python", *command[1:]],
+            iommu=machine.iommu,
+            memory=machine.memory,
+            devices=list(machine.devices),
+            append=machine.append,
+            timeout=machine.timeout,
+            venv=self.venv,
+            env={"UVIRTIO_LAB_KERNEL": got.version, "UVIRTIO_LAB_MACHINE": machine.name},
+        )
+        report = self.reports / f"{name.replace(' ', '-')}.xml"
+        note = ""
+        try:
+            with Vm(config) as vm:
+                code = vm.wait()
+                alarms = vm.alarms()
+                (self.reports / f"{name.replace(' ', '-')}.dmesg").write_text(vm.dmesg())
+                if (vm.out / inside.name).exists():
+                    shutil.copy(vm.out / inside.name, report)
+        except LabError as error:
+            print(f"tools/test: {error}", file=sys.stderr)
+            code, alarms = 1, []
+        if alarms:
+            note = f"the guest's kernel complained: {alarms[0].strip()}"
+            print("lab: the guest's kernel complained:", *alarms[:20], sep="\n  | ", flush=True)
+        if code == TIMED_OUT:
+            note = f"timed out after {machine.timeout:g} s"
+        outcome = self._judge(name, code, report, begin)
+        outcome.note = outcome.note or note
+        return outcome
+
+    def _pytest(self, paths: list[str], report: Path, scratch: Path) -> list[str]:
+        command = [str(self.venv / "bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command += [f"--junitxml={report}", f"--basetemp={scratch}/t"]  # short: sockets have short paths
+        if self.expression:
+            command += ["-k", self.expression]
+        return [*command, *paths]
+
+    def _judge(self, name: str, code: int, report: Path, begin: float) -> Outcome:
+        """The outcome of a pytest run, from its exit code and its report."""
+        outcome = Outcome(name, code == 0, time.monotonic() - begin)
+        if code == _NO_TESTS and self.expression:
+            outcome.ok, outcome.note = True, "nothing matches -k"
+            return outcome
+        if report.exists():
+            for suite in ET.parse(report).getroot().iter("testsuite"):
+                total, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
+                bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+                outcome.failed += bad
+                outcome.skipped += skipped
+                outcome.passed += max(0, total - bad - skipped)
+        if code != 0 and outcome.failed == 0:
+            outcome.failed = 1
+            outcome.note = f"pytest ended with {code}"
+        outcome.ok = outcome.failed == 0
+        return outcome
+
+    def _run(self, command: list[str], timeout: float, env: dict[str, str] | None = None) -> int:
+        """Run ``command`` in the checkout with a hard time-out; its exit code, or TIMED_OUT."""
+        sys.stdout.flush()
+        path = f"{self.venv}/bin:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+        child = process.start(
+            command,
+            cwd=CHECKOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "VIRTUAL_ENV": str(self.venv), "PATH": path, **(env or {})},
+        )
+        try:
+            return child.wait(timeout)
+        except subprocess.TimeoutExpired:
+            print(f"tools/test: timed out after {timeout:g} s: {' '.join(command)}", file=sys.stderr, flush=True)
+            return TIMED_OUT
+        finally:
+            process.kill(child)
+
+
+def without_devices() -> list[str]:
+    """The wrapper for a private, empty /sys, so that no real device can be reached; for root only."""
+    return ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o ro none /sys && exec "$@"', "sh"]
+
+
+def without_privilege() -> list[str]:
+    """The wrapper for an ordinary user: uid 1000 of a user namespace, with root's files and no capability."""
+    return ["unshare", "--user", "--map-user=1000", "--map-group=1000"]
+
+
+def _whole(name: str, ok: bool, begin: float) -> Outcome:
+    return Outcome(name, ok, time.monotonic() - begin, passed=int(ok), failed=int(not ok))
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="uvt-", dir="/tmp"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _title(name: str) -> None:
+    print(f"\n=== {name} ===", flush=True)
+
+
+Step = Callable[[], Outcome]

@@ -1,0 +1,43 @@
+"""The machines of tests/vm/machines.toml: which devices, which kernels, which test files."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from lab import CHECKOUT, LabError
+
+FOLDER = CHECKOUT / "tests" / "vm"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One entry: what to boot, and the test files that run on it."""
+
+    name: str
+    kernels: tuple[str, ...]
+    devices: tuple[str, ...]
+    files: tuple[Path, ...]
+    iommu: str = "intel"
+    memory: str = "1G"
+    append: str = ""
+    timeout: float = 600.0
+
+
+def load() -> list[Machine]:
+    """All machines; LabError if a test file runs on none of them."""
+    table = tomllib.loads((FOLDER / "machines.toml").read_text())
+    files = sorted(FOLDER.glob("test_*.py"))
+    machines = []
+    for name, entry in table.items():
+        patterns = entry.pop("tests")
+        chosen = tuple(path for path in files if any(fnmatchcase(path.name, pattern) for pattern in patterns))
+        entry["kernels"], entry["devices"] = tuple(entry["kernels"]), tuple(entry["devices"])
+        machines.append(Machine(name=name, files=chosen, **entry))
+    homeless = set(files) - {path for machine in machines for path in machine.files}
+    if homeless:
+        names = ", ".join(sorted(path.name for path in homeless))
+        raise LabError(f"{FOLDER / 'machines.toml'}: no machine runs {names}", 1)
+    return machines
