@@ -148,10 +148,9 @@ class _InputPath:
     def _input_event(self) -> dict[str, Any]:
         """An event of a kind that this device has: a key, or a movement."""
         kinds = self._input.event_types()
-        if 0x02 in kinds:  # EV_REL
-            return {"type": "rel", "data": {"axis": "x", "value": 1}}
-        if 0x03 in kinds:  # EV_ABS
-            return {"type": "abs", "data": {"axis": "x", "value": 1}}
+        for name, kind in (("rel", 0x02), ("abs", 0x03)):
+            if 0 in kinds.get(kind, ()):  # REL_X, ABS_X
+                return {"type": name, "data": {"axis": "x", "value": 1}}
         return {"type": "key", "data": {"down": True, "key": {"type": "qcode", "data": "a"}}}
 
     def change_configuration(self) -> Outcome | None:

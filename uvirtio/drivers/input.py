@@ -130,9 +130,9 @@ class Input(Driver):
         return _bits(self.query(spec.Select.EV_BITS, event_type))
 
     def event_types(self) -> dict[int, frozenset[int]]:
-        """All event types that the device has, with their codes."""
-        found = {kind: self.codes(kind) for kind in range(_EV_CNT)}
-        return {kind: codes for kind, codes in found.items() if codes}
+        """All event types that the device has, with their codes. A type may have none: EV_REP is one such."""
+        payloads = {kind: self.query(spec.Select.EV_BITS, kind) for kind in range(_EV_CNT)}
+        return {kind: _bits(payload) for kind, payload in payloads.items() if payload}
 
     def absinfo(self, axis: int) -> AbsInfo | None:
         """Range of an absolute axis; None where the device has no such axis."""

@@ -1,0 +1,47 @@
+"""Test bodies that run on every cell: the same driver, another back end, transport or interrupt mode.
+
+A cell module (tests/qemu/test_drivers.py, tests/vm/test_drivers.py) imports the bodies that it can run and
+provides the fixture ``cell``; pytest collects them there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from uvirtio.device import Device
+from uvirtio.memory.seams import InterruptMode
+
+
+@dataclass
+class Cell:
+    """One device of one machine, and the witness who looks at it from outside."""
+
+    open: Callable[[], Device]
+    """Opens the device anew, with the interrupt mode of this cell."""
+
+    qmp: Callable[..., Any]
+    """``qmp(command, **arguments)`` of the QEMU that has the device."""
+
+    events: Callable[[str, float], list[dict[str, Any]]]
+    """The QMP events of this name that come within so many seconds; returns at the first."""
+
+    path: str
+    """QOM path of the virtio back end of the device, for the x-query-virtio commands."""
+
+    mode: InterruptMode
+    translated: bool
+    knows_pfns: bool = True
+    backing: Callable[[], int] | None = None
+    """Bytes of memory that the host really holds for this machine, where that can be seen."""
+
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def status(self) -> dict[str, Any]:
+        """What the device model says of itself."""
+        return dict(self.qmp("x-query-virtio-status", path=self.path))
+
+    def queue(self, index: int) -> dict[str, Any]:
+        """What the device model says of one queue: addresses and indices."""
+        return dict(self.qmp("x-query-virtio-queue-status", path=self.path, queue=index))

@@ -1,0 +1,88 @@
+"""What holds for a driver of any type."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bodies import Cell
+from uvirtio.device import Device
+from uvirtio.drivers.balloon import Balloon
+from uvirtio.drivers.base import Driver
+from uvirtio.drivers.input import Input
+from uvirtio.drivers.rng import Rng
+from uvirtio.errors import Closed
+from uvirtio.spec import features as f
+
+DRIVERS: dict[int, type[Driver]] = {4: Rng, 5: Balloon, 18: Input}
+
+
+def drive(device: Device) -> Driver:
+    """The driver for this device, brought up."""
+    return DRIVERS[device.device_id](device)
+
+
+def _statuses(cell: Cell) -> str:
+    return str(cell.status()["status"])
+
+
+@pytest.mark.spec("STAT-01", "INIT-01", "PCI-COM-04")
+def test_the_device_sees_what_we_negotiated(cell: Cell) -> None:
+    with cell.open() as device, drive(device):
+        seen = cell.status()
+        said = _statuses(cell)
+        for name in ("ACKNOWLEDGE", "DRIVER", "FEATURES_OK", "DRIVER_OK"):
+            assert name in said
+        assert "NEEDS_RESET" not in said
+        assert "FAILED" not in said
+        assert not seen["broken"]
+        assert device.has(f.VERSION_1)
+        assert device.has(f.ACCESS_PLATFORM) is cell.translated
+        guest = str(seen["guest-features"])
+        assert "VIRTIO_F_VERSION_1" in guest
+        assert ("VIRTIO_F_ACCESS_PLATFORM" in guest or "IOMMU_PLATFORM" in guest) is cell.translated
+
+
+@pytest.mark.spec("RST-01", "CLN-02")
+def test_the_device_is_reset_when_it_is_left(cell: Cell) -> None:
+    with cell.open() as device:
+        with drive(device):
+            pass
+        assert device.transport.status() == 0
+        seen = cell.status()
+        assert "DRIVER_OK" not in _statuses(cell)
+        assert not seen["started"]
+
+
+@pytest.mark.spec("SPL-01", "RSV-03", "RSV-04")
+def test_the_rings_are_where_we_put_them(cell: Cell) -> None:
+    with cell.open() as device, drive(device):
+        for index, queue in device.queues.items():
+            seen = cell.queue(index)
+            desc, avail, used = queue.ring.addresses
+            assert seen["vring-num"] == queue.ring.size
+            assert (seen["vring-desc"], seen["vring-avail"], seen["vring-used"]) == (desc, avail, used)
+
+
+@pytest.mark.spec("PCI-MSX-03", "PCI-MSX-01")
+def test_the_interrupt_mode_is_the_one_asked_for(cell: Cell) -> None:
+    with cell.open() as device, drive(device):
+        assert device.transport.interrupt_mode is cell.mode
+
+
+def test_a_driver_can_be_started_again_on_the_same_device(cell: Cell) -> None:
+    with cell.open() as device:
+        for _ in range(3):
+            with drive(device):
+                assert device.queues
+            assert not device.queues
+
+
+def test_closing_twice_is_once(cell: Cell) -> None:
+    device = cell.open()
+    driver = drive(device)
+    driver.close()
+    driver.close()
+    device.close()
+    device.close()
+    with pytest.raises(Closed), device.session():
+        pass

@@ -1,0 +1,52 @@
+"""Rng on any cell."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bodies import Cell
+from uvirtio.drivers.rng import Rng
+from uvirtio.errors import UsageError
+from uvirtio.memory.seams import InterruptMode
+from uvirtio.spec import rng as spec
+
+
+@pytest.mark.spec("RNG-01", "RNG-02", "SPL-16", "SPL-17")
+@pytest.mark.parametrize("count", [0, 1, 64, 5000])
+def test_as_many_bytes_as_asked_for(cell: Cell, count: int) -> None:
+    with cell.open() as device, Rng(device) as rng:
+        assert len(rng.read(count)) == count
+
+
+def test_two_reads_differ(cell: Cell) -> None:
+    with cell.open() as device, Rng(device) as rng:
+        first, second = rng.read(64), rng.read(64)
+        assert first != second
+        assert len(set(first)) > 8
+
+
+@pytest.mark.spec("SPL-25", "SPL-26", "SPL-29")
+def test_the_device_follows_our_indices(cell: Cell) -> None:
+    with cell.open() as device, Rng(device) as rng:
+        for _ in range(10):
+            rng.read(16)
+        seen = cell.queue(spec.REQUESTQ)
+        assert seen["last-avail-idx"] == seen["used-idx"] == 10
+        assert seen["inuse"] == 0
+
+
+def test_completions_come_by_interrupt(cell: Cell) -> None:
+    with cell.open() as device, Rng(device) as rng:
+        for _ in range(5):
+            rng.read(16)
+        if cell.mode is InterruptMode.POLLING:
+            assert device.interrupts_taken == 0
+        else:
+            device.wait(lambda: device.interrupts_taken > 0, timeout=5, what="an interrupt")
+
+
+def test_a_negative_count_is_refused_and_nothing_breaks(cell: Cell) -> None:
+    with cell.open() as device, Rng(device) as rng:
+        with pytest.raises(UsageError):
+            rng.read(-1)
+        assert len(rng.read(8)) == 8
