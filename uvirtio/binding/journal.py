@@ -1,0 +1,212 @@
+"""The journal: what bind changed, so that restore can put it back, whatever happened in between.
+
+One file a run in ``/run/uvirtio/journal.d``, mode 0600, written whole beside its final name, synced and then
+renamed. It is on the disk before the first change is made. ``/run`` does not survive a reboot and neither
+does a binding; an entry of another boot is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from uvirtio.binding import sysfs
+from uvirtio.errors import EnvironmentLack
+from uvirtio.roots import Roots
+
+SCHEMA = "uvirtio-journal/1"
+_LIMIT = 1 << 20
+_ID = re.compile(r"[0-9a-f-]{1,64}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceEntry:
+    """One device as it was before bind, and what bind wants."""
+
+    address: str
+    bus: str
+    name: str
+    target: str | None
+    """The driver that bind gives it; None: none at all."""
+    driver: str | None
+    driver_override: str | None
+    pci_id: str | None = None
+    subsystem_id: str | None = None
+    type: str = "unknown"
+    iommu_group: int | None = None
+    node: str | None = None
+    """The node whose owner was changed, and what it had before, as (uid, gid, mode)."""
+    node_before: tuple[int, int, int] | None = None
+    steps: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One run of bind."""
+
+    id: str
+    boot_id: str
+    time: float
+    pid: int
+    pid_start: int | None
+    argv: tuple[str, ...]
+    kernel: str
+    state: str
+    """``binding`` (begun), ``bound`` (done) or ``pending`` (a write of it still waits in the kernel)."""
+    devices: tuple[DeviceEntry, ...] = field(default=())
+
+    def device(self, address: str) -> DeviceEntry | None:
+        return next((device for device in self.devices if device.address == address), None)
+
+    def with_device(self, device: DeviceEntry) -> Entry:
+        """The entry with this device's record replaced."""
+        return replace(
+            self, devices=tuple(device if old.address == device.address else old for old in self.devices)
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        made = asdict(self)
+        made["devices"] = [device.as_dict() for device in self.devices]
+        return made
+
+
+def directory(roots: Roots) -> Path:
+    return roots.run / "uvirtio" / "journal.d"
+
+
+def boot_id(roots: Roots) -> str:
+    return sysfs.read(roots.proc / "sys/kernel/random/boot_id", 64) or ""
+
+
+def process_start(pid: int, roots: Roots) -> int | None:
+    """When a process started, in ticks since boot: with the pid, it names one process."""
+    text = sysfs.read(roots.proc / str(pid) / "stat", 4096)
+    words = text.rpartition(")")[2].split() if text else []
+    return int(words[19]) if len(words) > 19 and words[19].isdecimal() else None
+
+
+def new(devices: Sequence[DeviceEntry], roots: Roots, argv: Sequence[str] = ()) -> Entry:
+    """An entry for this run; not written yet."""
+    return Entry(
+        id=f"{time.time_ns():016x}-{os.getpid():x}-{secrets.token_hex(3)}",
+        boot_id=boot_id(roots),
+        time=time.time(),
+        pid=os.getpid(),
+        pid_start=process_start(os.getpid(), roots),
+        argv=tuple(argv),
+        kernel=sysfs.read(roots.proc / "sys/kernel/osrelease", 256) or "",
+        state="binding",
+        devices=tuple(devices),
+    )
+
+
+def store(entry: Entry, roots: Roots) -> None:
+    """Write the entry, all or nothing, and have it on the disk when this returns.
+
+    Raises EnvironmentLack when the directory is read-only, full or not ours to write.
+    """
+    home = directory(roots)
+    target = home / f"{entry.id}.json"
+    temporary = home / f".{entry.id}.{secrets.token_hex(4)}.tmp"
+    text = json.dumps({"schema": SCHEMA, **entry.as_dict()}, indent=1).encode()
+    try:
+        home.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            left = memoryview(text)
+            while left:
+                left = left[os.write(fd, left) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        temporary.replace(target)
+        _sync(home)
+    except OSError as error:
+        temporary.unlink(missing_ok=True) if home.is_dir() else None
+        raise EnvironmentLack(
+            "the journal cannot be written, so nothing may be changed",
+            seen=f"{home}: {error.strerror}",
+            expected="a directory on a file system with room, which root may write",
+            remedy=f"as root, see to it that {home} can be written",
+        ) from error
+
+
+def remove(entry: Entry, roots: Roots) -> None:
+    """Forget the entry: all of its devices are as they were."""
+    home = directory(roots)
+    (home / f"{entry.id}.json").unlink(missing_ok=True)
+    _sync(home)
+
+
+def _sync(home: Path) -> None:
+    fd = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def entries(roots: Roots, *, every_boot: bool = False) -> list[Entry]:
+    """The entries of this boot, oldest first; files that are no entries are passed over."""
+    here = boot_id(roots)
+    found = []
+    for name in sysfs.names(directory(roots)):
+        if name.endswith(".json") and not name.startswith("."):
+            entry = _load(directory(roots) / name)
+            if entry is not None and (every_boot or entry.boot_id == here):
+                found.append(entry)
+    return sorted(found, key=lambda entry: (entry.time, entry.id))
+
+
+def entry_of(address: str, roots: Roots) -> Entry | None:
+    """The oldest entry of this boot that has this device: it knows what was there at first."""
+    return next((entry for entry in entries(roots) if entry.device(address) is not None), None)
+
+
+def _load(path: Path) -> Entry | None:
+    text = sysfs.read(path, _LIMIT + 1)
+    if text is None or len(text) > _LIMIT:
+        return None
+    try:
+        raw = json.loads(text)
+        if raw.pop("schema") != SCHEMA or not _ID.fullmatch(raw["id"]) or path.name != raw["id"] + ".json":
+            return None
+        raw["argv"] = tuple(str(word) for word in raw["argv"])
+        raw["devices"] = tuple(_device(item) for item in raw["devices"])
+        return Entry(**raw)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+_TEXT_OR_NONE = ("target", "driver", "driver_override", "pci_id", "subsystem_id", "node")
+
+
+def _device(raw: dict[str, Any]) -> DeviceEntry:
+    """Take a device record apart; ValueError for what would lead a path astray."""
+    known = {f.name for f in fields(DeviceEntry)}
+    made = {key: value for key, value in raw.items() if key in known}
+    for key in ("bus", "name", *_TEXT_OR_NONE):
+        value = made[key]
+        if value is None and key in _TEXT_OR_NONE:
+            continue
+        if not isinstance(value, str) or "\0" in value or ".." in value.split("/"):
+            raise ValueError(key)
+        if key != "node" and "/" in value:
+            raise ValueError(key)
+    if made["bus"] not in ("pci", "platform", "vdpa"):
+        raise ValueError("bus")
+    made["steps"] = tuple(str(step) for step in made["steps"])
+    if made["node_before"] is not None:
+        uid, gid, mode = made["node_before"]
+        made["node_before"] = (int(uid), int(gid), int(mode))
+    return DeviceEntry(**made)

@@ -1,0 +1,556 @@
+"""Is this device in use? Rules with names, and with evidence.
+
+Each rule looks at one way in which this machine may depend on a device. A rule answers with findings
+(refuse or warn, and whether ``--force RULE`` may override it), and says ``unchecked`` where this user cannot
+see enough to answer. Rules read; they open no device node.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from uvirtio.binding import journal, sysfs
+from uvirtio.binding.discover import Found, pci_functions, scan
+from uvirtio.binding.facts import Facts, Mount
+from uvirtio.roots import Roots
+
+USER_DRIVERS = frozenset({"vfio-pci", "uio_pci_generic", "pci-stub", "vhost_vdpa"})
+"""Drivers under which the kernel itself does nothing with a device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A rule has something to say, and why."""
+
+    rule: str
+    evidence: str
+    severity: Literal["refuse", "warn"] = "refuse"
+    forceable: bool = True
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "rule": self.rule,
+            "evidence": self.evidence,
+            "severity": self.severity,
+            "forceable": self.forceable,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Unchecked:
+    """A rule could not see everything."""
+
+    rule: str
+    why: str
+
+
+Answer = Finding | Unchecked
+Rule = Callable[[Found, Facts], Iterator[Answer]]
+
+_OTHERS_FILES = "the open files of other users' processes"
+
+
+class Verdicts(NamedTuple):
+    """What all rules say of one device."""
+
+    findings: list[Finding]
+    unchecked: list[Unchecked]
+
+
+def check(found: Found, roots: Roots, facts: Facts | None = None) -> Verdicts:
+    """Ask every rule about one device. A rule that refuses is not also reported as unchecked."""
+    facts = Facts(roots) if facts is None else facts
+    findings: list[Finding] = []
+    unchecked: dict[str, Unchecked] = {}
+    for rule in RULES:
+        for answer in rule(found, facts):
+            if isinstance(answer, Finding):
+                if answer not in findings:
+                    findings.append(answer)
+            else:
+                unchecked.setdefault(answer.rule, answer)
+    for finding in findings:
+        if finding.severity == "refuse":
+            unchecked.pop(finding.rule, None)
+    return Verdicts(findings, list(unchecked.values()))
+
+
+def refusals(findings: Iterable[Finding], force: Iterable[str] = ()) -> list[Finding]:
+    """The findings that still refuse when the rules in ``force`` are overridden."""
+    forced = set(force)
+    return [f for f in findings if f.severity == "refuse" and not (f.forceable and f.rule in forced)]
+
+
+def _kernel_holds(found: Found) -> bool:
+    return found.driver is not None and found.driver not in USER_DRIVERS
+
+
+# --- mounted -----------------------------------------------------------------------------------------------
+
+
+def mounted(found: Found, facts: Facts) -> Iterator[Answer]:
+    """A file system, swap, or anything stacked on a disk of this device."""
+    stack = facts.block_stack(found)
+    if not stack:
+        return
+    names = {node.name for node in stack}
+    numbers = {node.number for node in stack if node.number}
+    critical = False
+    on_it: dict[str, Mount] = {}
+    for mount in facts.mounts:
+        if mount.device in numbers or facts.block_name(mount.source) in names:
+            on_it.setdefault(mount.point, mount)
+    on_it.update(_btrfs(names, facts))
+    for point, mount in sorted(on_it.items()):
+        critical = critical or _vital(point)
+        yield Finding("mounted", f"{mount.source} is mounted on {point}", forceable=not _vital(point))
+    for swap in facts.swaps or []:
+        if facts.block_name(swap) in names:
+            critical = True
+            yield Finding("mounted", f"{swap} is swap", forceable=False)
+        elif (under := _mount_of_file(swap, facts)) is not None and under.device in numbers:
+            critical = True
+            yield Finding("mounted", f"the swap file {swap} lies on it", forceable=False)
+    for node in stack:
+        for holder in sysfs.names(node.path / "holders"):
+            label = sysfs.read(facts.roots.sys / "class/block" / holder / "dm/name", 4096)
+            shown = f"{holder} ({label})" if label else holder
+            yield Finding("mounted", f"{node.name} is held by {shown}", forceable=not critical)
+        for process in facts.holders(node.node):
+            yield Finding("mounted", f"{node.node} is open in {process}", forceable=not critical)
+    yield from _loops(names, facts)
+    if not on_it:
+        for node in stack:
+            udev = sysfs.lines(facts.roots.run / f"udev/data/b{node.number}") or []
+            kind = next((line.partition("=")[2] for line in udev if line.startswith("E:ID_FS_TYPE=")), "")
+            if kind.endswith("_member"):  # zfs, LVM, md: used by the kernel without a mount that names it
+                yield Finding("mounted", f"{node.name} is a {kind}")
+            elif kind:
+                yield Finding("mounted", f"{node.name} holds data ({kind})", severity="warn")
+    if not facts.mounts_complete:
+        yield Unchecked("mounted", "the mounts of other name spaces")
+    elif facts.swaps is None:
+        yield Unchecked("mounted", "/proc/swaps")
+    elif not facts.open_complete:
+        yield Unchecked("mounted", _OTHERS_FILES)
+
+
+def _vital(point: str) -> bool:
+    """Mount points without which the machine does not run: never taken away, whatever is forced."""
+    return point in ("/", "/efi") or bool(re.match(r"/(boot|usr|etc)(/|$)", point))
+
+
+def _btrfs(names: set[str], facts: Facts) -> Iterator[tuple[str, Mount]]:
+    """btrfs has an anonymous device number, and names one of its disks only."""
+    top = facts.roots.sys / "fs/btrfs"
+    for uuid in sysfs.names(top):
+        members = set(sysfs.names(top / uuid / "devices"))
+        if not members & names:
+            continue
+        for mount in facts.mounts:
+            if mount.fstype == "btrfs" and facts.block_name(mount.source) in members:
+                yield mount.point, mount
+
+
+def _mount_of_file(path: str, facts: Facts) -> Mount | None:
+    under = [m for m in facts.mounts if path == m.point or path.startswith(m.point.rstrip("/") + "/")]
+    return max(under, key=lambda m: len(m.point), default=None)
+
+
+def _loops(names: set[str], facts: Facts) -> Iterator[Finding]:
+    for name in sysfs.names(facts.roots.sys / "class/block"):
+        if name.startswith("loop"):
+            backing = sysfs.read(facts.roots.sys / "class/block" / name / "loop/backing_file", 4096)
+            if backing and facts.block_name(backing) in names:
+                yield Finding("mounted", f"{name} stands on {backing}")
+
+
+# --- network -----------------------------------------------------------------------------------------------
+
+_IFF_UP = 1  # <linux/if.h>
+_NETWORK_ROOT = re.compile(r"nfs\d?|cifs|smb3|ceph|glusterfs|fuse\.sshfs")
+
+
+def network(found: Found, facts: Facts) -> Iterator[Answer]:
+    """An interface that is up, routed, or part of a bridge, bond or the like."""
+    interfaces = [
+        directory
+        for directory in sysfs.below(sysfs.real(found.path))
+        if directory.parent.name == "net" and sysfs.link_name(directory / "subsystem") == "net"
+    ]
+    if not interfaces and found.kernel_driver == "virtio_net":
+        yield Finding("network", "virtio_net holds it, and its interface is in another network name space")
+    routes = facts.routes
+    root_by_net = any(m.point == "/" and _NETWORK_ROOT.fullmatch(m.fstype) for m in facts.mounts)
+    for directory in interfaces:
+        name = directory.name
+        forceable = not (root_by_net and name in (routes or {}))
+        if routes is not None and name in routes:
+            what = "the default route" if routes[name] else "a route"
+            yield Finding("network", f"{name} carries {what}", forceable=forceable)
+        for entry in sysfs.names(directory):
+            if entry == "master":
+                yield Finding(
+                    "network", f"{name} belongs to {sysfs.link_name(directory / entry)}", forceable=forceable
+                )
+            elif entry.startswith(("upper_", "lower_")):
+                yield Finding("network", f"{entry.partition('_')[2]} stands on {name}", forceable=forceable)
+        if (sysfs.number(directory / "flags") or 0) & _IFF_UP:
+            yield Finding("network", f"{name} is up", forceable=forceable)
+    if interfaces and routes is None:
+        yield Unchecked("network", "/proc/net/route")
+
+
+# --- memory-in-use -----------------------------------------------------------------------------------------
+
+
+def memory_in_use(found: Found, facts: Facts) -> Iterator[Answer]:
+    """virtio-mem whose plugged memory Linux uses. The kernel cannot give it back; never forced."""
+    if found.device_id != 24 or found.kernel_driver is None:
+        return
+    if facts.iomem is None or not any(name == "System RAM" for _, name in facts.iomem):
+        yield Unchecked("memory-in-use", "/proc/iomem")
+        return
+    # The driver's region has the device's name; what it gave to Linux is nested in it (virtio_mem.c).
+    others = {name for name in sysfs.names(facts.roots.sys / "bus/virtio/devices") if name != found.virtio_name}
+    inside, depth = "", 0
+    for level, name in facts.iomem:
+        if level <= depth:
+            inside = ""
+        if name == found.virtio_name or name in others:
+            inside, depth = name, level
+        elif name.startswith("System RAM (virtio_mem)") and inside not in others:
+            yield Finding(
+                "memory-in-use", f"/proc/iomem: {name} inside {inside or 'no named region'}", forceable=False
+            )
+            return
+
+
+# --- balloon-inflated --------------------------------------------------------------------------------------
+
+
+def balloon_inflated(found: Found, facts: Facts) -> Iterator[Answer]:
+    """The kernel's balloon holds pages; to unbind it is to give them all back at once."""
+    if found.device_id not in (5, 13) or found.kernel_driver is None:
+        return
+    stat = facts.vmstat
+    if "nr_balloon_pages" in stat:
+        pages = stat["nr_balloon_pages"]
+    elif "balloon_inflate" in stat:
+        pages = stat["balloon_inflate"] - stat.get("balloon_deflate", 0)
+    else:
+        yield Unchecked("balloon-inflated", "/proc/vmstat has no balloon counters")
+        return
+    if pages > 0:
+        yield Finding("balloon-inflated", f"/proc/vmstat: the kernel's balloon holds {pages} pages")
+
+
+# --- console -----------------------------------------------------------------------------------------------
+
+
+def console(found: Found, facts: Facts) -> Iterator[Answer]:
+    """A console of the system, a terminal that somebody uses, a guest agent's port."""
+    if found.device_id not in (3, 11) or not _kernel_holds(found):
+        return
+    # hvc terminals have no link to their device in sysfs, so any of them may be this one's.
+    for name, main in facts.consoles:
+        if name.startswith("hvc"):
+            yield Finding("console", f"/proc/consoles: {name}", forceable=not main)
+    nodes = [(node.node, sysfs.read(node.path / "name", 256)) for node in facts.nodes(found)]
+    nodes += [
+        (f"/dev/{name}", None) for name in sysfs.names(facts.roots.sys / "class/tty") if name.startswith("hvc")
+    ]
+    for node, label in nodes:
+        for process in facts.holders(node):
+            yield Finding("console", f"{node}{f' ({label})' if label else ''} is open in {process}")
+    if not facts.open_complete:
+        yield Unchecked("console", _OTHERS_FILES)
+
+
+# --- root-share --------------------------------------------------------------------------------------------
+
+
+def root_share(found: Found, facts: Facts) -> Iterator[Answer]:
+    """A directory shared by 9p or virtiofs that is mounted."""
+    if found.device_id not in (9, 26) or not _kernel_holds(found):
+        return
+    fstype = "9p" if found.device_id == 9 else "virtiofs"
+    tag = _mount_tag(found, facts)
+    for mount in facts.mounts:
+        if mount.fstype != fstype or (tag is not None and mount.source != tag):
+            continue
+        if fstype == "9p" and tag is None and re.search(r"trans=(tcp|unix|fd|rdma|xen)", mount.super_options):
+            continue
+        which = f"the tag {tag}" if tag is not None else f"a {fstype} share, which may be this one,"
+        yield Finding("root-share", f"{which} is mounted on {mount.point}", forceable=not _vital(mount.point))
+    if not facts.mounts_complete:
+        yield Unchecked("root-share", "the mounts of other name spaces")
+
+
+def _mount_tag(found: Found, facts: Facts) -> str | None:
+    virtio = found.path / (found.virtio_name or "virtio")
+    tag = sysfs.read(virtio / "mount_tag", 4096) or sysfs.read(virtio / "tag", 4096)
+    if tag:
+        return tag
+    top = facts.roots.sys / "fs/virtiofs"
+    for name in sysfs.names(top):
+        if sysfs.real(top / name / "device") == sysfs.real(virtio):
+            return sysfs.read(top / name / "tag", 4096) or None
+    return None
+
+
+# --- iommu-device ------------------------------------------------------------------------------------------
+
+
+def iommu_device(found: Found, facts: Facts) -> Iterator[Answer]:
+    """An IOMMU, a bridge, or a device on which others depend. Never forced."""
+    del facts
+    if found.device_id == 23:
+        yield Finding("iommu-device", "a virtio-iommu holds other devices", forceable=False)
+    if found.pci_class is not None and found.pci_class >> 16 == 0x06:
+        yield Finding("iommu-device", f"PCI class {found.pci_class:06x} is a bridge", forceable=False)
+    for name in sysfs.names(found.path):
+        if name.startswith("consumer:"):
+            yield Finding("iommu-device", f"{name.partition(':')[2]} depends on it", forceable=False)
+
+
+# --- display-input -----------------------------------------------------------------------------------------
+
+
+def display_input(found: Found, facts: Facts) -> Iterator[Answer]:
+    """The screen that somebody looks at; a keyboard, mouse or tablet that somebody uses."""
+    if not _kernel_holds(found):
+        return
+    nodes = facts.nodes(found)
+    if sysfs.number(found.path / "boot_vga") == 1:
+        yield Finding("display-input", "it is the boot display (boot_vga)")
+    for node in nodes:
+        if node.subsystem == "graphics":
+            yield Finding("display-input", f"{node.name} is a frame buffer of the console")
+        if node.subsystem == "drm":
+            for process in facts.holders(node.node):
+                yield Finding("display-input", f"{node.node} is open in {process}")
+        elif node.subsystem == "input":
+            for process in facts.holders(node.node):
+                yield Finding("display-input", f"{node.node} is open in {process}", severity="warn")
+    if not facts.open_complete and any(node.subsystem in ("drm", "input") for node in nodes):
+        yield Unchecked("display-input", _OTHERS_FILES)
+
+
+# --- other-use ---------------------------------------------------------------------------------------------
+
+_OWN_RULE = frozenset({"block", "drm", "input", "graphics", "virtio-ports", "tty", "vfio-dev"})
+
+
+def other_use(found: Found, facts: Facts) -> Iterator[Answer]:
+    """Any other node that is open, keys in use, the one source of entropy, a user-space driver at work."""
+    others = [node.node for node in facts.nodes(found) if node.subsystem not in _OWN_RULE]
+    if found.device_id == 19 and _kernel_holds(found):
+        others.append("/dev/vsock")
+    if found.node is not None:
+        others.append(found.node)
+    for node in dict.fromkeys(others):
+        for process in facts.holders(node):
+            # A user-space driver at work: unbinding would wait for it, and take its memory from under it.
+            yield Finding("other-use", f"{node} is open in {process}", forceable=node != found.node)
+    if others and not facts.open_complete:
+        yield Unchecked("other-use", _OTHERS_FILES)
+    if not _kernel_holds(found):
+        return
+    if found.device_id == 4:
+        hwrng = facts.roots.sys / "class/misc/hw_random"
+        current = sysfs.read(hwrng / "rng_current", 4096) or ""
+        available = (sysfs.read(hwrng / "rng_available", 4096) or "").split()
+        if current.startswith("virtio_rng") and len(available) == 1:
+            yield Finding("other-use", f"{current} is the only source of /dev/hwrng", severity="warn")
+    if found.device_id == 20:
+        yield from _crypto(facts)
+
+
+def _crypto(facts: Facts) -> Iterator[Answer]:
+    text = sysfs.read(facts.roots.proc / "crypto")
+    if text is None:
+        yield Unchecked("other-use", "/proc/crypto")
+        return
+    for stanza in text.split("\n\n"):
+        pairs = (line.partition(":") for line in stanza.splitlines())
+        fields = {key.strip(): value.strip() for key, _, value in pairs}
+        driver, count = fields.get("driver", ""), fields.get("refcnt", "")
+        if driver.startswith("virtio_crypto") and count.isdecimal() and int(count) > 1:
+            yield Finding("other-use", f"/proc/crypto: {driver} has refcnt {count}")
+
+
+# --- group -------------------------------------------------------------------------------------------------
+
+
+def group(found: Found, facts: Facts) -> Iterator[Answer]:
+    """Others that change hands with this device: its IOMMU group, or the 4 KiB page of an mmio window."""
+    if found.bus == "pci" and found.iommu_group is not None:
+        held = [f"{m.address} ({m.driver})" for m in group_members(found, facts.roots) if _kernel_holds(m)]
+        if held:
+            yield Finding("group", f"IOMMU group {found.iommu_group} also has {', '.join(held)}", forceable=False)
+    elif found.bus == "platform":
+        held = [f"{m.address} ({m.driver})" for m in _page_members(found, facts.roots) if m.driver is not None]
+        if held:
+            yield Finding("group", f"its 4 KiB page also has {', '.join(held)}", forceable=False)
+        if found.window is None:
+            yield Unchecked("group", "the addresses in /proc/iomem")
+
+
+def group_members(found: Found, roots: Roots) -> list[Found]:
+    """The other functions of the IOMMU group, bridges left out: VFIO takes a group whose bridges work on."""
+    if found.iommu_group is None:
+        return []
+    members = sysfs.names(roots.sys / "kernel/iommu_groups" / str(found.iommu_group) / "devices")
+    return [
+        function
+        for function in pci_functions(roots)
+        if function.name in members and function.name != found.name and (function.pci_class or 0) >> 8 != 0x0604
+    ]
+
+
+def _page_members(found: Found, roots: Roots) -> list[Found]:
+    if found.window is None:
+        return []
+    page = found.window[0] >> 12
+    return [
+        other
+        for other in scan(roots)
+        if other.window is not None and other.window[0] >> 12 == page and other.address != found.address
+    ]
+
+
+# --- vf-pf -------------------------------------------------------------------------------------------------
+
+
+def vf_pf(found: Found, facts: Facts) -> Iterator[Answer]:
+    """A physical function with virtual ones, or a virtual one whose parent user space drives."""
+    del facts
+    count = sysfs.number(found.path / "sriov_numvfs")
+    if count:
+        yield Finding("vf-pf", f"{count} virtual functions are enabled on it", forceable=False)
+    parent = sysfs.link_name(found.path / "physfn/driver")
+    if parent in USER_DRIVERS:
+        yield Finding("vf-pf", f"its physical function is bound to {parent}, which wants a token", forceable=False)
+
+
+# --- not-virtio --------------------------------------------------------------------------------------------
+
+
+def not_virtio(found: Found, facts: Facts) -> Iterator[Answer]:
+    """What this package cannot drive."""
+    del facts
+    if found.interface == "none":
+        yield Finding("not-virtio", f"PCI id {found.pci_id}, class {found.pci_class or 0:06x}", severity="warn")
+    elif found.device_id is not None and found.type == f"unknown({found.device_id})":
+        yield Finding("not-virtio", f"device type {found.device_id} has no name in virtio 1.4", severity="warn")
+
+
+# --- foreign-override --------------------------------------------------------------------------------------
+
+
+def foreign_override(found: Found, facts: Facts) -> Iterator[Answer]:
+    """Somebody else has arranged for this device's driver, or an earlier bind of ours is still open."""
+    if (entry := journal.entry_of(found.address, facts.roots)) is not None:
+        device = entry.device(found.address)
+        if device is not None and found.driver != device.target:
+            yield Finding(
+                "foreign-override",
+                f"a bind to {device.target} is still in the journal ({entry.id})",
+                forceable=False,
+            )
+    elif found.driver_override is not None:
+        yield Finding("foreign-override", f"driver_override is {found.driver_override}")
+    for name in (f"{found.bus}-{found.name}", found.name):
+        if (facts.roots.etc / "driverctl.d" / name).exists():
+            yield Finding("foreign-override", f"/etc/driverctl.d/{name} names a driver for it")
+
+
+# --- no-way-back -------------------------------------------------------------------------------------------
+
+
+def no_way_back(found: Found, facts: Facts) -> Iterator[Answer]:
+    """Nothing to give the device back to."""
+    del facts
+    if found.driver is None and found.interface != "none":
+        yield Finding(
+            "no-way-back", "no driver holds it now, so restore will leave it without one", severity="warn"
+        )
+
+
+# --- unsafe-dma --------------------------------------------------------------------------------------------
+
+
+def unsafe_dma(found: Found, facts: Facts) -> Iterator[Answer]:
+    """No IOMMU holds the device: a mistake of its driver writes anywhere in memory."""
+    del facts
+    if found.bus == "pci" and (found.iommu_group is None or found.noiommu):
+        yield Finding("unsafe-dma", "it is in no IOMMU group")
+    elif found.bus == "platform":
+        yield Finding("unsafe-dma", "an mmio window is used with physical addresses")
+
+
+# --- lockdown and container --------------------------------------------------------------------------------
+
+
+def lockdown(found: Found, facts: Facts) -> Iterator[Answer]:
+    """A kernel that lets nobody write to configuration space or BARs."""
+    mode = lockdown_mode(facts.roots)
+    if mode in ("integrity", "confidentiality") and (found.bus == "platform" or found.iommu_group is None):
+        yield Finding("lockdown", f"kernel lockdown is {mode}: /dev/mem, uio and BARs are closed", forceable=False)
+
+
+def lockdown_mode(roots: Roots) -> str | None:
+    """``none``, ``integrity`` or ``confidentiality``; None where it cannot be read."""
+    match = re.search(r"\[(\w+)\]", sysfs.read(roots.sys / "kernel/security/lockdown", 256) or "")
+    return match[1] if match else None
+
+
+def container(found: Found, facts: Facts) -> Iterator[Answer]:
+    """A read-only /sys: nothing can be bound from here."""
+    del found
+    own = sysfs.lines(facts.roots.proc / "self/mountinfo") or []
+    for line in own:
+        words = line.split(" ")
+        if len(words) > 5 and words[4] == "/sys" and "ro" in words[5].split(","):
+            yield Finding("container", "/sys is mounted read-only here", forceable=False)
+            return
+
+
+RULES: tuple[Rule, ...] = (
+    mounted,
+    network,
+    memory_in_use,
+    balloon_inflated,
+    console,
+    root_share,
+    iommu_device,
+    display_input,
+    other_use,
+    group,
+    vf_pf,
+    not_virtio,
+    foreign_override,
+    no_way_back,
+    unsafe_dma,
+    lockdown,
+    container,
+)
+
+IN_USE = frozenset(
+    {
+        "mounted",
+        "network",
+        "memory-in-use",
+        "balloon-inflated",
+        "console",
+        "root-share",
+        "iommu-device",
+        "display-input",
+        "other-use",
+    }
+)
+"""The rules about use by this machine; the others are about whether it can be bound."""
