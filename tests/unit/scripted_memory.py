@@ -1,0 +1,219 @@
+"""Guest memory of a scripted device: blocks with guards, and an IOMMU that knows every page.
+
+The device reaches memory only through :class:`Memory`, by device address. An address that nobody mapped, or
+that was freed, raises :class:`StrayAccess`. Around each block lie guard pages full of a canary byte.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+
+from uvirtio.errors import PagemapHidden
+
+PAGE = 4096
+CANARY = 0xA5
+POISON = 0xDD  # what freed memory holds
+
+FIRST_IOVA = 0x1_0000_0000
+FIRST_FRAME = 0x8_0000
+
+
+class StrayAccess(AssertionError):
+    """Somebody touched memory that was not theirs."""
+
+
+class ScriptedBlock:
+    """A ``Block``; ``frames`` are the guest-physical frame numbers, ``device_pages`` what the device uses."""
+
+    def __init__(self, memory: Memory, size: int, frames: list[int], device_pages: list[int]) -> None:
+        self._memory = memory
+        self._map = mmap.mmap(-1, size + 2 * PAGE)
+        whole = memoryview(self._map)
+        for guard in (whole[:PAGE], whole[PAGE + size :]):
+            guard[:] = bytes([CANARY]) * PAGE
+            guard.release()
+        self.view = whole[PAGE : PAGE + size]
+        whole.release()
+        self.size = size
+        self.frames = frames
+        self.device_pages = device_pages
+        self.contiguous = device_pages == list(range(device_pages[0], device_pages[0] + len(device_pages)))
+        self.mapped = False
+        self.closed = False
+
+    def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
+        if offset < 0 or length <= 0 or offset + length > self.size:
+            raise ValueError(f"{length} bytes at {offset} of a block of {self.size}")
+        runs: list[tuple[int, int]] = []
+        while length:
+            page, within = divmod(offset, PAGE)
+            step = min(length, PAGE - within)
+            address = self.device_pages[page] * PAGE + within
+            if runs and sum(runs[-1]) == address:
+                runs[-1] = (runs[-1][0], runs[-1][1] + step)
+            else:
+                runs.append((address, step))
+            offset += step
+            length -= step
+        return runs
+
+    def pfns(self) -> list[int]:
+        if self._memory.pagemap_hidden:
+            raise PagemapHidden("this process may not know its frames")
+        return list(self.frames)
+
+    def move(self, page: int) -> None:
+        """The kernel moves a page, as it may with memory that is not pinned."""
+        self.frames[page] = self._memory.take_frames(1)[0]
+
+    def guards_intact(self) -> bool:
+        if self.closed:
+            return True
+        return self._map[:PAGE] == self._map[PAGE + self.size :] == bytes([CANARY]) * PAGE
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        if not self.guards_intact():
+            raise StrayAccess("a guard page was written to")
+        self._memory.forget(self)
+        self.view[:] = bytes([POISON]) * self.size
+        self.view.release()  # BufferError if somebody still holds a cast of it
+        self.closed = True
+        self._map.close()
+
+
+class Memory:
+    """All memory of one scripted guest, as the device sees it."""
+
+    def __init__(self) -> None:
+        self.blocks: list[ScriptedBlock] = []
+        self.pagemap_hidden = False
+        self.on_free: Callable[[ScriptedBlock], None] = lambda block: None
+        self.reads = 0
+        self.writes = 0
+        self._pages: dict[int, tuple[ScriptedBlock, int]] = {}
+        self._next_iova_page = FIRST_IOVA // PAGE
+        self._next_frame = FIRST_FRAME
+
+    def take_frames(self, count: int, run: int = 1) -> list[int]:
+        """Frame numbers in runs of ``run``, with gaps between the runs so that none touch."""
+        frames: list[int] = []
+        while len(frames) < count:
+            frames += range(self._next_frame, self._next_frame + run)
+            self._next_frame += 2 * run + 1
+        return frames[:count]
+
+    def take_iova_pages(self, count: int) -> list[int]:
+        first = self._next_iova_page
+        self._next_iova_page += count + 1
+        return list(range(first, first + count))
+
+    def add(self, block: ScriptedBlock, *, mapped: bool) -> None:
+        self.blocks.append(block)
+        block.mapped = mapped
+        if mapped:
+            for number, page in enumerate(block.device_pages):
+                self._pages[page] = (block, number * PAGE)
+
+    def forget(self, block: ScriptedBlock) -> None:
+        self.on_free(block)
+        for page in block.device_pages:
+            if self._pages.get(page, (None,))[0] is block:
+                del self._pages[page]
+
+    def open_blocks(self) -> list[ScriptedBlock]:
+        return [block for block in self.blocks if not block.closed]
+
+    def frame_owner(self, frame: int) -> ScriptedBlock | None:
+        """The block that a guest-physical frame belongs to."""
+        for block in self.blocks:
+            if not block.closed and frame in block.frames:
+                return block
+        return None
+
+    def is_mapped(self, address: int, length: int) -> bool:
+        return all(page in self._pages for page in range(address // PAGE, (address + length - 1) // PAGE + 1))
+
+    def _pieces(self, address: int, length: int) -> list[tuple[ScriptedBlock, int, int]]:
+        pieces = []
+        while length:
+            page, within = divmod(address, PAGE)
+            if page not in self._pages:
+                raise StrayAccess(f"the device reached for {address:#x}, where nothing is mapped")
+            block, start = self._pages[page]
+            step = min(length, PAGE - within)
+            pieces.append((block, start + within, step))
+            address += step
+            length -= step
+        return pieces
+
+    def read(self, address: int, length: int) -> bytes:
+        """What the device reads by DMA."""
+        self.reads += 1
+        return b"".join(
+            bytes(block.view[start : start + step]) for block, start, step in self._pieces(address, length)
+        )
+
+    def write(self, address: int, data: bytes) -> None:
+        """What the device writes by DMA."""
+        self.writes += 1
+        place = 0
+        for block, start, step in self._pieces(address, len(data)):
+            block.view[start : start + step] = data[place : place + step]
+            place += step
+
+    def read_int(self, address: int, width: int) -> int:
+        return int.from_bytes(self.read(address, width), "little")
+
+    def write_int(self, address: int, width: int, value: int) -> None:
+        self.write(address, (value & ((1 << 8 * width) - 1)).to_bytes(width, "little"))
+
+    def assert_clean(self) -> None:
+        """No guard was written to. (Stray accesses of the device raise where they happen.)"""
+        for block in self.blocks:
+            if not block.guards_intact():
+                raise StrayAccess("a guard page was written to")
+
+
+class ScriptedDma:
+    """A ``DmaSpace`` over a :class:`Memory`.
+
+    Translated: contiguous IOVAs. Not translated: guest-physical addresses in runs of ``contiguous_limit``.
+    """
+
+    def __init__(
+        self, memory: Memory | None = None, *, translated: bool = True, contiguous_limit: int | None = None
+    ) -> None:
+        self.memory = memory or Memory()
+        self.translated = translated
+        if contiguous_limit is None:
+            contiguous_limit = 1 << 30 if translated else PAGE
+        self.contiguous_limit = contiguous_limit
+        self.closed = False
+        self._own: list[ScriptedBlock] = []
+
+    def _make(self, size: int, *, mapped: bool) -> ScriptedBlock:
+        if self.closed:
+            raise AssertionError("alloc() on a closed DmaSpace")
+        pages = max(1, -(-size // PAGE))
+        run = max(1, min(self.contiguous_limit // PAGE, pages))
+        frames = self.memory.take_frames(pages, 1 if self.translated else run)
+        device_pages = self.memory.take_iova_pages(pages) if self.translated else list(frames)
+        block = ScriptedBlock(self.memory, pages * PAGE, frames, device_pages)
+        self.memory.add(block, mapped=mapped)
+        self._own.append(block)
+        return block
+
+    def alloc(self, size: int) -> ScriptedBlock:
+        return self._make(size, mapped=True)
+
+    def pin(self, size: int) -> ScriptedBlock:
+        return self._make(size, mapped=False)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            for block in self._own:
+                block.close()
