@@ -1,0 +1,124 @@
+"""The command ``uvirtio``: its verbs, and what happens before one of them runs."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import Annotated, NoReturn
+
+import typer
+
+from uvirtio.cli import balloon, bind, diag, look, output, rng
+from uvirtio.cli import input as input_verbs
+from uvirtio.cli.common import BROKEN_PIPE, FLAGS, VALUED, Run, perform
+from uvirtio.errors import UsageError
+
+_GROUPS = ("balloon", "rng", "input")
+
+# BadParameter is a UsageError is a ClickException: the two that typer does not name itself.
+_ClickException: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+def make_app() -> typer.Typer:
+    """The whole command line, made anew."""
+    app = typer.Typer(
+        name="uvirtio",
+        help="Drive virtio devices from user space. DEV is an address: 0000:03:00.0, or qemu:virtio-rng-pci.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(_before)
+    look.register(app)
+    bind.register(app)
+    diag.register(app)
+    balloon.register(app)
+    rng.register(app)
+    input_verbs.register(app)
+    return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from uvirtio import __version__
+
+        output.line(f"uvirtio {__version__}")
+        raise typer.Exit
+
+
+def _before(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Drive virtio devices from user space. DEV is an address: 0000:03:00.0, or qemu:virtio-rng-pci."""
+
+
+def run(argv: list[str]) -> int:
+    """Run one command; returns its exit code, whatever ``argv`` holds."""
+    output.prepare()
+    outer = Run(_command_of(argv), json=_wants_json(argv), verbose="-v" in argv or "--verbose" in argv)
+    help_only = not argv
+    try:
+        code = make_app()(_verb_first(argv) or ["--help"], prog_name="uvirtio", standalone_mode=False)
+    except _ClickException as error:
+        return perform(outer, partial(_usage, error))
+    except (typer.Abort, KeyboardInterrupt):
+        return 130
+    except SystemExit as leaving:  # shell completion; and typer's own answer to `--help | head`
+        if isinstance(leaving.__context__, BrokenPipeError):
+            return BROKEN_PIPE
+        return leaving.code if isinstance(leaving.code, int) else 0
+    except BaseException as error:  # noqa: BLE001  # handed on to the last stop of every command
+        return perform(outer, partial(_raise, error))
+    if help_only:
+        return UsageError.exit_code
+    return code if isinstance(code, int) else 0
+
+
+def _raise(error: BaseException) -> NoReturn:
+    raise error
+
+
+def _usage(error: Exception) -> NoReturn:
+    """A mistake that the parser of the command line found, as one of ours."""
+    path = getattr(getattr(error, "ctx", None), "command_path", None) or "uvirtio"
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    raise UsageError(
+        message.strip().rstrip(".") or "this command line is not understood",
+        remedy=f"see: {path} --help",
+    )
+
+
+def _wants_json(argv: list[str]) -> bool:
+    return "--json" in (argv[: argv.index("--")] if "--" in argv else argv)
+
+
+def _command_of(argv: list[str]) -> str:
+    """The command that was most likely meant, for the head of an error's document."""
+    words = [word for word in _verb_first(argv) if not word.startswith("-")]
+    count = 2 if words and words[0] in _GROUPS else 1
+    return " ".join(words[:count])
+
+
+def _verb_first(argv: list[str]) -> list[str]:
+    """Common options before the verb, moved behind it: ``uvirtio --json list`` is ``uvirtio list --json``."""
+    rest = list(argv)
+    moved: list[str] = []
+    verbs: list[str] = []
+    while rest:
+        word = rest[0]
+        if word in VALUED:
+            moved += rest[:2]
+            del rest[:2]
+        elif word in FLAGS or (word.startswith("--") and word.partition("=")[0] in VALUED):
+            moved.append(rest.pop(0))
+        elif word.startswith("-") or (verbs and verbs[0] not in _GROUPS) or len(verbs) == 2:
+            break
+        else:
+            verbs.append(rest.pop(0))
+    return [*verbs, *moved, *rest] if verbs else rest
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1:]))

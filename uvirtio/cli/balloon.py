@@ -1,0 +1,253 @@
+"""``uvirtio balloon``: a driver that lives as long as this process, and gives everything back when it leaves."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from uvirtio.cli import output
+from uvirtio.cli.common import DevArgument, Run, seconds, verb
+from uvirtio.cli.progress import make_progress
+from uvirtio.cli.signals import Signalled
+from uvirtio.cli.size import PAGE, human, parse_size
+from uvirtio.errors import BadSize, NotSupported, UvirtioError
+from uvirtio.fuse import QEMU_PREFIX
+
+if TYPE_CHECKING:
+    from uvirtio.device import Device
+    from uvirtio.drivers.balloon import Balloon
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="The memory balloon. It lives as long as the command does.")
+    app.add_typer(group, name="balloon")
+    verb(group, "status", group="balloon", opens=True)(status)
+    verb(group, "inflate", group="balloon", opens=True, streams=True)(inflate)
+    verb(group, "follow", group="balloon", opens=True, streams=True)(follow)
+
+
+# --- status -------------------------------------------------------------------------------------------------
+
+
+def status(run: Run, dev: DevArgument) -> None:
+    """The host's target, what the balloon holds, and how the device is driven."""
+    from uvirtio.drivers.balloon import Balloon
+    from uvirtio.spec import features as f
+
+    with run.device(dev) as device, Balloon(device) as driver:
+        target, actual = driver.num_pages, driver.actual
+        offered, taken = f.names(device.type, device.offered), f.names(device.type, device.features)
+        mode = device.transport.interrupt_mode.value
+        if run.json:
+            run.document(
+                address=device.address,
+                num_pages=target,
+                actual=actual,
+                target_bytes=target * PAGE,
+                actual_bytes=actual * PAGE,
+                offered=device.offered,
+                offered_names=[bit.name for bit in offered],
+                features=device.features,
+                features_names=[bit.name for bit in taken],
+                interrupts=mode,
+                backend=device.transport.description,
+            )
+            return
+        run.fields(
+            [
+                ("address", device.address),
+                ("target", f"{target} pages, {human(target * PAGE)}"),
+                ("actual", f"{actual} pages, {human(actual * PAGE)}"),
+                ("offered", f"{device.offered:#x}: " + ", ".join(bit.name for bit in offered)),
+                ("negotiated", f"{device.features:#x}: " + ", ".join(bit.name for bit in taken)),
+                ("interrupts", mode),
+                ("back end", device.transport.description),
+            ]
+        )
+
+
+# --- inflate ------------------------------------------------------------------------------------------------
+
+
+def inflate(
+    run: Run,
+    dev: DevArgument,
+    size: Annotated[str, typer.Argument(metavar="SIZE", help="64M, 1GiB, or 25% of the guest's memory.")],
+    hold: Annotated[
+        float | None, typer.Option("--hold", metavar="SECONDS", help="Leave after this long instead of on Ctrl-C.")
+    ] = None,
+) -> None:
+    """Take SIZE into the balloon, hold it until Ctrl-C, SIGTERM or --hold, then give it back."""
+    if hold is not None and hold != 0:
+        seconds("--hold", hold)
+    pages = _pages(run, dev, size)
+    from uvirtio.drivers.balloon import Balloon
+
+    started = time.monotonic()
+    reached = 0
+    with run.device(dev) as device:
+        with Balloon(device) as driver:
+            try:
+                with make_progress(run, f"inflate {human(pages * PAGE)}", pages) as progress:
+                    driver.inflate(pages, progress=progress.update)
+                _hold(run, device, driver, hold)
+                _say_leaving(run, driver.held, "held long enough")
+            except Signalled as signalled:
+                _say_leaving(run, driver.held, signalled.name)
+                raise
+            finally:
+                reached = driver.held
+        _say_done(run, device, reached, time.monotonic() - started)
+
+
+def _pages(run: Run, dev: str, size: str) -> int:
+    total = _guest_memory(run, dev) if size.strip().endswith("%") else None
+    wanted = parse_size(size, total=total, multiple=PAGE)
+    if wanted == 0:
+        raise BadSize(f"{size!r} is not one page", seen=wanted, expected=f"at least {PAGE} bytes")
+    if wanted // PAGE >= 1 << 32:
+        raise BadSize(f"{size!r} is more than a balloon can count", seen=wanted, expected="below 16 TiB (5.5.6)")
+    return wanted // PAGE
+
+
+def _guest_memory(run: Run, dev: str) -> int:
+    """Bytes of memory of the guest that the device belongs to: a QEMU of ours, or this machine."""
+    if dev.startswith(QEMU_PREFIX):
+        from uvirtio.backends.qemu.address import parse
+
+        return parse(dev).ram
+    path = run.roots.proc / "meminfo"
+    try:
+        for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            words = value.split()
+            if name == "MemTotal" and words and words[0].isdecimal():
+                return int(words[0]) * 1024  # proc(5): kB there are KiB
+    except OSError as error:
+        raise NotSupported(f"{path} cannot be read", seen=error.strerror, remedy="give SIZE in bytes") from error
+    raise NotSupported(f"{path} has no MemTotal", expected="a MemTotal line", remedy="give SIZE in bytes")
+
+
+def _hold(run: Run, device: Device, driver: Balloon, hold: float | None) -> None:
+    if run.json:
+        run.document(event="holding", pages=driver.held, bytes=driver.held * PAGE, hold_s=hold)
+    else:
+        until = "until Ctrl-C" if hold is None else f"for {hold:g} s"
+        run.line(f"holding {driver.held} pages ({human(driver.held * PAGE)}) {until}")
+    with device.session():
+        # In the wait loop, so that a device that breaks or goes away meanwhile is noticed.
+        device.wait(lambda: False, timeout=hold, what="the end of the hold", owed=False)
+
+
+def _say_leaving(run: Run, pages: int, why: str) -> None:
+    if run.json:
+        run.document(event="leaving", pages=pages, bytes=pages * PAGE, reason=why)
+    else:
+        run.line(f"leaving ({why}): giving {human(pages * PAGE)} back")
+
+
+def _say_done(run: Run, device: Device, pages: int, took: float) -> None:
+    actual: int | None = None
+    try:
+        actual = _actual(device)
+    except UvirtioError as error:
+        output.note(f"what the device has noted at the end is not known: {error.message}")
+    if run.json:
+        run.document(event="done", pages=pages, bytes=pages * PAGE, seconds=took, actual=actual)
+    else:
+        run.line(
+            f"done: {pages} pages ({human(pages * PAGE)}) in {took:.1f} s; the device has noted {actual} pages"
+        )
+
+
+def _actual(device: Device) -> int:
+    from uvirtio.spec import balloon as spec
+    from uvirtio.spec.layout import by_name
+
+    return device.read_config(by_name(spec.CONFIG)["actual"])[0]
+
+
+# --- follow -------------------------------------------------------------------------------------------------
+
+
+class _TimeUp(BaseException):
+    """``--for`` is over; thrown by the wait loop, as a signal's end is."""
+
+
+def follow(
+    run: Run,
+    dev: DevArgument,
+    limit: Annotated[str, typer.Option("--limit", metavar="SIZE", help="Never hold more than this.")] = "",
+    for_seconds: Annotated[
+        float | None, typer.Option("--for", metavar="SECONDS", help="Stop after this long.")
+    ] = None,
+) -> None:
+    """Be the balloon that the host asks for, whenever it asks, until Ctrl-C."""
+    if for_seconds is not None:
+        seconds("--for", for_seconds)
+    most = _pages(run, dev, limit) if limit else None
+    from uvirtio.drivers.balloon import Balloon
+
+    with run.device(dev) as device:
+        started = time.monotonic()
+        with Balloon(device) as driver:
+            teller = _Follower(run, driver, most)
+            teller.tell("following")
+            try:
+                with _time_up_after(device, for_seconds):
+                    driver.follow(limit=most, progress=teller.progress)
+            except _TimeUp:
+                _say_leaving(run, driver.held, "--for is over")
+            except Signalled as signalled:
+                _say_leaving(run, driver.held, signalled.name)
+                raise
+            finally:
+                reached = driver.held
+        _say_done(run, device, reached, time.monotonic() - started)
+
+
+@contextmanager
+def _time_up_after(device: Device, limit: float | None) -> Iterator[None]:
+    if limit is None:
+        yield
+        return
+    timer = threading.Timer(limit, device.interrupt, (_TimeUp(),))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class _Follower:
+    """Says where the balloon is: each time that it gets where it was sent, and now and then on the way."""
+
+    _EVERY = 0.5  # seconds
+
+    def __init__(self, run: Run, driver: Balloon, limit: int | None) -> None:
+        self._run = run
+        self._driver = driver
+        self._limit = limit
+        self._told = 0.0
+
+    def progress(self, pages: int) -> None:
+        target = self._driver.num_pages
+        wanted = target if self._limit is None else min(target, self._limit)
+        if pages == wanted:
+            self.tell("reached")
+        elif time.monotonic() - self._told >= self._EVERY:
+            self.tell("progress")
+
+    def tell(self, event: str) -> None:
+        self._told = time.monotonic()
+        target, held = self._driver.num_pages, self._driver.held
+        if self._run.json:
+            self._run.document(event=event, num_pages=target, pages=held, bytes=held * PAGE)
+        else:
+            self._run.line(f"{event}: target {human(target * PAGE)}, balloon {human(held * PAGE)}")

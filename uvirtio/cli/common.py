@@ -1,0 +1,317 @@
+"""What every command shares: its options, its way to open a device, its exit code.
+
+A command is a function of a :class:`Run` and of its own arguments; :func:`verb` gives it the common options and
+turns whatever it raises into contract-shaped output and an exit code. No traceback leaves a command.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import typer
+
+from uvirtio.cli import output
+from uvirtio.cli.signals import Guard, Signalled
+from uvirtio.errors import OperationFailed, UsageError, UvirtioError
+from uvirtio.memory.seams import InterruptMode
+from uvirtio.roots import Roots
+
+if TYPE_CHECKING:
+    from uvirtio.device import Device
+
+BROKEN_PIPE = 141
+"""The exit code when the reader of our output went away: 128 + SIGPIPE, what other tools have."""
+
+
+class Bug(UvirtioError):
+    """Something that this package did not foresee: its own mistake."""
+
+    code: ClassVar[str] = "UV-BUG"
+
+
+class Interrupted(UvirtioError):
+    """A signal ended a command that had promised one JSON document."""
+
+    code: ClassVar[str] = "UV-INTERRUPTED"
+
+
+# --- options ------------------------------------------------------------------------------------------------
+
+_ALL = "Options of every command"
+_OPENING = "Options of every command that opens a device"
+
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout.", rich_help_panel=_ALL)]
+VerboseOption = Annotated[
+    bool,
+    typer.Option("-v", "--verbose", help="Trace registers and kicks to stderr.", rich_help_panel=_ALL),
+]
+RootOption = Annotated[str, typer.Option("--root", hidden=True, help="Take sys, proc, dev, run, etc below here.")]
+TimeoutOption = Annotated[
+    float,
+    typer.Option(
+        "--timeout",
+        metavar="SECONDS",
+        help="How long the device may take for each answer that it owes.",
+        rich_help_panel=_OPENING,
+    ),
+]
+BackendOption = Annotated[
+    str, typer.Option("--backend", metavar="NAME", help="auto, vfio or qemu.", rich_help_panel=_OPENING)
+]
+UnsafeOption = Annotated[
+    bool,
+    typer.Option("--unsafe-dma", help="Consent to a device that no IOMMU holds.", rich_help_panel=_OPENING),
+]
+InterruptsOption = Annotated[
+    InterruptMode | None,
+    typer.Option("--interrupts", help="Take only this kind of interrupt.", rich_help_panel=_OPENING),
+]
+
+DevArgument = Annotated[
+    str, typer.Argument(metavar="DEV", help="Address of a device, such as qemu:virtio-rng-pci.")
+]
+
+_COMMON: dict[str, tuple[Any, Any]] = {
+    "json": (JsonOption, False),
+    "verbose": (VerboseOption, False),
+    "root": (RootOption, ""),
+}
+_DEVICE: dict[str, tuple[Any, Any]] = {
+    "timeout": (TimeoutOption, 5.0),
+    "backend": (BackendOption, "auto"),
+    "unsafe_dma": (UnsafeOption, False),
+    "interrupts": (InterruptsOption, None),
+}
+
+FLAGS = frozenset({"--json", "-v", "--verbose", "--unsafe-dma"})
+VALUED = frozenset({"--root", "--timeout", "--backend", "--interrupts"})
+"""The common options as they are written, for those that stand before the verb."""
+
+
+# --- a run --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """One run of one command: what was asked for, and the way out to the world."""
+
+    command: str
+    json: bool = False
+    verbose: bool = False
+    roots: Roots = field(default_factory=Roots)
+    timeout: float = 5.0
+    backend: str = "auto"
+    unsafe_dma: bool = False
+    interrupts: tuple[InterruptMode, ...] = tuple(InterruptMode)
+    guard: Guard = field(default_factory=Guard)
+    streaming: bool = False
+    """JSON lines were promised, so that an end by a signal needs no document of its own."""
+
+    @property
+    def trace(self) -> Callable[[str], None] | None:
+        return output.trace if self.verbose else None
+
+    @contextmanager
+    def device(self, address: str) -> Iterator[Device]:
+        """The device at ``address``, open; signals go to its wait loop until it is closed."""
+        from uvirtio import device as devices  # here: what only reads sysfs does not load it
+
+        opened = devices.open(
+            address,
+            backend=self.backend,
+            timeout=self.timeout,
+            unsafe_dma=self.unsafe_dma,
+            interrupts=self.interrupts,
+            roots=self.roots,
+            trace=self.trace,
+        )
+        with opened:
+            self.guard.watch(opened)
+            yield opened
+        self.guard.watch(None)
+
+    # Output goes through here, so that a signal gets through to a command whose reader has stopped reading.
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with self.guard.writing():
+                yield
+        except OperationFailed:
+            if self.guard.received is None:
+                raise
+            output.abandon_stdout()  # the terminal went away (SIGHUP): nobody misses the last words
+
+    def line(self, text: str = "") -> None:
+        with self._writing():
+            output.line(text)
+
+    def document(self, **members: Any) -> None:
+        with self._writing():
+            output.document(self.command, **members)
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        with self._writing():
+            output.table(header, rows)
+
+    def raw(self, data: bytes) -> None:
+        with self._writing():
+            output.write_bytes(data)
+
+    def fields(self, rows: Sequence[tuple[str, object]]) -> None:
+        """Names and values, one a line, the values aligned."""
+        width = max((len(name) for name, _ in rows), default=0) + 2
+        for name, value in rows:
+            self.line(f"{name + ':':<{width}}{value}")
+
+
+def perform(run: Run, body: Callable[[], int | None]) -> int:
+    """Do ``body``, which returns an exit code (None: 0), and say what went wrong. Never raises."""
+    try:
+        with run.guard.installed():
+            code = body() or 0
+            if run.guard.received is None:
+                return code
+            raise run.guard.received
+    except Signalled as signalled:
+        return _signalled(run, signalled)
+    except output.OutputClosed:
+        output.abandon_stdout()
+        return BROKEN_PIPE
+    except UvirtioError as failure:
+        return _report(run, failure)
+    except Exception as unforeseen:  # noqa: BLE001  # the last stop: nothing may leave as a traceback
+        if run.guard.received is not None:  # a dead terminal, most likely
+            return _signalled(run, run.guard.received)
+        return _bug(run, unforeseen)
+
+
+def _report(run: Run, failure: UvirtioError) -> int:
+    try:
+        output.error(failure, run.command, run.json)
+    except (output.OutputClosed, UvirtioError):
+        output.abandon_stdout()
+        if not run.json:
+            return BROKEN_PIPE
+        output.error(failure, run.command, as_json=False)
+    return failure.exit_code
+
+
+def _signalled(run: Run, signalled: Signalled) -> int:
+    if run.json and not run.streaming:
+        _report(
+            run,
+            Interrupted(
+                f"{signalled.name} ended this command; the device was left in order",
+                seen=signalled.name,
+                expected="an undisturbed run",
+            ),
+        )
+    elif not run.json:
+        output.note(f"{signalled.name}: left in order")
+    try:
+        output.write("")  # what is still buffered
+    except (output.OutputClosed, UvirtioError):
+        output.abandon_stdout()
+    return signalled.exit_code
+
+
+def _bug(run: Run, unforeseen: Exception) -> int:
+    if run.verbose:
+        for text in traceback.format_exception(unforeseen):
+            for one in text.rstrip("\n").split("\n"):
+                output.trace(one)
+    return _report(
+        run,
+        Bug(
+            f"unexpected {type(unforeseen).__name__}: {unforeseen}",
+            seen=_where(unforeseen),
+            expected="no such thing: this is a mistake in uvirtio",
+            remedy="please report it, with the output of the same command with -v",
+        ),
+    )
+
+
+def _where(unforeseen: Exception) -> str | None:
+    frames = traceback.extract_tb(unforeseen.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
+
+
+# --- commands -----------------------------------------------------------------------------------------------
+
+Body = Callable[..., int | None]
+
+
+def verb(
+    app: typer.Typer, name: str, *, group: str = "", opens: bool = False, streams: bool = False
+) -> Callable[[Body], Body]:
+    """Register ``body(run, ...)`` as the command ``name`` of ``app``, with the common options.
+
+    ``opens``: it opens a device, and so has the options for that. ``streams``: its JSON is lines.
+    """
+    command = f"{group} {name}".strip()
+
+    def register(body: Body) -> Body:
+        own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
+        common = {**_COMMON, **(_DEVICE if opens else {})}
+        options = [
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for key, (annotation, default) in common.items()
+        ]
+
+        def run(**given: Any) -> int:
+            asked = {key: given.pop(key) for key in common}
+            made = Run(
+                command,
+                json=asked["json"],
+                verbose=asked["verbose"],
+                roots=_roots(asked["root"]),
+                streaming=streams,
+            )
+
+            def checked() -> int | None:
+                if opens:
+                    _take_device_options(made, asked)
+                return body(made, **given)
+
+            return perform(made, checked)
+
+        parameters = [*(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own), *options]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer looks at
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        run.__doc__ = body.__doc__
+        run.__name__ = body.__name__
+        app.command(name)(run)
+        return body
+
+    return register
+
+
+def _roots(root: str) -> Roots:
+    return Roots.under(root) if root else Roots()
+
+
+def _take_device_options(run: Run, asked: dict[str, Any]) -> None:
+    run.timeout = seconds("--timeout", asked["timeout"])
+    run.backend = asked["backend"]
+    run.unsafe_dma = asked["unsafe_dma"]
+    if asked["interrupts"] is not None:
+        run.interrupts = (asked["interrupts"],)
+
+
+def seconds(option: str, value: float) -> float:
+    """A number of seconds above 0 that a clock can count. Raises UsageError."""
+    if math.isfinite(value) and 0 < value <= 1e8:
+        return value
+    raise UsageError(
+        f"{option} takes a number of seconds above 0",
+        seen=value,
+        expected="above 0, at most 1e8",
+        remedy=f"for example {option} 10",
+    )

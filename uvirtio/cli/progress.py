@@ -1,0 +1,103 @@
+"""How far an inflation is: a bar on a terminal, now and then a line in a pipe, JSON lines with ``--json``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from uvirtio.cli import output
+from uvirtio.cli.common import Run
+from uvirtio.cli.size import PAGE, human
+
+if TYPE_CHECKING:
+    from rich import progress as bars
+
+
+class Progress(Protocol):
+    """Told how many pages there are by now."""
+
+    def update(self, pages: int) -> None: ...
+
+
+@contextmanager
+def make_progress(run: Run, what: str, total: int) -> Iterator[Progress]:
+    """What fits stdout; ``total`` in pages."""
+    if run.json:
+        yield _Lines(run, what, total, every=0.2)
+    elif output.fancy():
+        with _bar(what, total) as bar:
+            yield bar
+    else:
+        yield _Lines(run, what, total, every=1.0)
+
+
+class _Lines:
+    """The first, the last, and between them one each ``every`` seconds."""
+
+    def __init__(self, run: Run, what: str, total: int, *, every: float) -> None:
+        self._run = run
+        self._what = what
+        self._total = total
+        self._every = every
+        self._started = time.monotonic()
+        self._told: float | None = None
+
+    def update(self, pages: int) -> None:
+        now = time.monotonic()
+        if pages != self._total and self._told is not None and now - self._told < self._every:
+            return
+        self._told = now
+        took = now - self._started
+        size = pages * PAGE
+        rate = size / took if took > 0 else 0.0
+        if self._run.json:
+            self._run.document(
+                event="progress",
+                pages=pages,
+                bytes=size,
+                total_bytes=self._total * PAGE,
+                seconds=took,
+                bytes_per_second=rate,
+            )
+        else:
+            self._run.line(
+                f"{self._what}: {human(size)} of {human(self._total * PAGE)} "
+                f"({pages * 100 // self._total}%), {human(int(rate))}/s"
+            )
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Progress]:
+    from rich import progress as bars  # here: a pipe pays nothing for it
+
+    columns = (
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(),
+        bars.DownloadColumn(binary_units=True),
+        bars.TextColumn("{task.fields[rate]}", markup=False),  # rich's own has powers of 1000
+        bars.TimeRemainingColumn(),
+    )
+    # Without its refresh thread: a line is drawn where a batch ends, never beside a signal handler.
+    with bars.Progress(*columns, auto_refresh=False) as shown:
+        yield _Bar(shown, shown.add_task(what, total=total * PAGE, rate=""))
+
+
+class _Bar:
+    _EVERY = 0.05  # seconds
+
+    def __init__(self, shown: bars.Progress, task: bars.TaskID) -> None:
+        self._shown = shown
+        self._task = task
+        self._started = time.monotonic()
+        self._drawn = 0.0
+
+    def update(self, pages: int) -> None:
+        now = time.monotonic()
+        due = now - self._drawn >= self._EVERY
+        took = now - self._started
+        rate = f"{human(int(pages * PAGE / took))}/s" if took > 0 else ""
+        self._shown.update(self._task, completed=pages * PAGE, rate=rate, refresh=due)
+        if due:
+            self._drawn = now

@@ -1,0 +1,63 @@
+"""Sizes as people write them: ``64M``, ``1GiB``, ``4096K``, plain bytes, ``25%``."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from uvirtio.errors import BadSize
+
+PAGE = 4096
+"""Bytes of a balloon page, whatever the CPU's (5.5.6)."""
+
+_SYNTAX = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,9}))?(?:([KMGT])(?:IB)?|B|(%))?", re.ASCII)
+_UNIT = {None: 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_EXPECTED = "bytes, or a number with K, M, G or T (KiB, MiB, GiB, TiB)"
+_EXAMPLE = "write 64M, 1GiB or 67108864"
+
+
+def parse_size(text: str, *, total: int | None = None, multiple: int = 1) -> int:
+    """The number of bytes that ``text`` means.
+
+    Units are powers of 1024; ``MB`` and its like are refused because they mean two things. ``total`` is what a
+    percentage is of (bytes; None: no percentages), rounded down to ``multiple``; every other size must be one.
+    Raises BadSize.
+    """
+    match = _SYNTAX.fullmatch(text.strip().upper())
+    if match is None:
+        raise BadSize(f"{text!r} is no size", seen=text, expected=_EXPECTED, remedy=_EXAMPLE)
+    number = Fraction(f"{match[1]}.{match[2] or '0'}")
+    if match[4]:
+        return _share(text, number, total, multiple)
+    size = number * _UNIT[match[3]]
+    if size.denominator != 1:
+        raise BadSize(f"{text!r} is no whole number of bytes", seen=text, expected=_EXPECTED, remedy=_EXAMPLE)
+    whole = int(size)
+    if whole % multiple:
+        below = whole // multiple * multiple
+        nearest = [below, below + multiple] if below else [multiple]
+        raise BadSize(
+            f"{text!r} is no multiple of {multiple} bytes",
+            seen=whole,
+            expected=f"a multiple of {multiple}",
+            remedy="the nearest are " + " and ".join(str(one) for one in nearest),
+        )
+    return whole
+
+
+def _share(text: str, percent: Fraction, total: int | None, multiple: int) -> int:
+    if total is None:
+        raise BadSize(
+            f"{text!r}: a percentage has no meaning here", seen=text, expected=_EXPECTED, remedy=_EXAMPLE
+        )
+    if not 0 < percent <= 100:
+        raise BadSize(f"{text!r} is out of range", seen=text, expected="above 0%, at most 100%")
+    return int(percent * total / 100) // multiple * multiple
+
+
+def human(size: int) -> str:
+    """``64 MiB``: the largest unit that leaves a number of at least 1, with one decimal where it is not whole."""
+    for unit, name in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if size >= unit:
+            return f"{size // unit} {name}" if size % unit == 0 else f"{size / unit:.1f} {name}"
+    return f"{size} B"
