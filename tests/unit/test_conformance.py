@@ -127,6 +127,7 @@ def test_an_area_that_does_not_exist_is_wrong_usage():
         ("both = mark.spec('A-01')\n@both\ndef test_a(): pass", ["A-01"]),
         ("@mark.skipif(not hasattr(pytest, 'x'), reason='')\n@mark.spec('A-01')\ndef test_a(): pass", ["A-01"]),
         ("if True:\n    @mark.spec('A-01')\n    def test_a(): pass", ["A-01"]),
+        ("TestA = mark.slow()(mark.spec('A-01')(list))", ["A-01"]),
     ],
 )
 def test_markers_count_wherever_pytest_takes_them(check, source, expected):
@@ -152,6 +153,7 @@ def test_markers_count_wherever_pytest_takes_them(check, source, expected):
         "@mark.parametrize('x', [pytest.param(1, marks=[mark.skip, mark.spec('A-01')])])\ndef test_a(x): pass",
         "@mark.skip\n@mark.parametrize('x', [pytest.param(1, marks=mark.spec('A-01'))])\ndef test_a(x): pass",
         "pytestmark = mark.spec('A-01')\ndef helper(): pass",
+        "TestA = mark.skip()(mark.spec('A-01')(list))",
     ],
 )
 def test_what_never_runs_or_need_not_pass_covers_nothing(check, source):
@@ -174,6 +176,7 @@ def test_what_never_runs_or_need_not_pass_covers_nothing(check, source):
         ),
         ("@mark.spec('A-01')\ndef helper(): pass", "marks no test"),
         ("@mark.spec\ndef test_a(): pass", "marks no test"),
+        ("machine = mark.spec('A-01')(list)", "marks no test"),
         ("@mark.spec()\ndef test_a(): pass", "without an id"),
         ("@mark.spec(*NAMES)\ndef test_a(): pass", "string literal"),
         ("def test_a(: pass", "cannot be parsed"),
