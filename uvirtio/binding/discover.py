@@ -78,6 +78,11 @@ class Found:
     """What could not be told, and why."""
 
     @property
+    def key(self) -> str:
+        """A name that does not change with the driver: the journal and the locks go by it."""
+        return f"vdpa:{self.name}" if self.bus == "vdpa" else self.address
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Every name of the device, the address first: what the deny list is asked about."""
         extra = [self.name, self.virtio_name, self.node]

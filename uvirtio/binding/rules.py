@@ -84,7 +84,7 @@ def refusals(findings: Iterable[Finding], force: Iterable[str] = ()) -> list[Fin
     return [f for f in findings if f.severity == "refuse" and not (f.forceable and f.rule in forced)]
 
 
-def _kernel_holds(found: Found) -> bool:
+def kernel_holds(found: Found) -> bool:
     return found.driver is not None and found.driver not in USER_DRIVERS
 
 
@@ -209,7 +209,7 @@ def network(found: Found, facts: Facts) -> Iterator[Answer]:
 
 def memory_in_use(found: Found, facts: Facts) -> Iterator[Answer]:
     """virtio-mem whose plugged memory Linux uses. The kernel cannot give it back; never forced."""
-    if found.device_id != 24 or found.kernel_driver is None:
+    if found.type != "mem" or found.kernel_driver is None:
         return
     if facts.iomem is None or not any(name == "System RAM" for _, name in facts.iomem):
         yield Unchecked("memory-in-use", "/proc/iomem")
@@ -234,7 +234,7 @@ def memory_in_use(found: Found, facts: Facts) -> Iterator[Answer]:
 
 def balloon_inflated(found: Found, facts: Facts) -> Iterator[Answer]:
     """The kernel's balloon holds pages; to unbind it is to give them all back at once."""
-    if found.device_id not in (5, 13) or found.kernel_driver is None:
+    if found.type not in ("balloon", "memory-balloon") or found.kernel_driver is None:
         return
     stat = facts.vmstat
     if "nr_balloon_pages" in stat:
@@ -253,7 +253,7 @@ def balloon_inflated(found: Found, facts: Facts) -> Iterator[Answer]:
 
 def console(found: Found, facts: Facts) -> Iterator[Answer]:
     """A console of the system, a terminal that somebody uses, a guest agent's port."""
-    if found.device_id not in (3, 11) or not _kernel_holds(found):
+    if found.type not in ("console", "rproc-serial") or not kernel_holds(found):
         return
     # hvc terminals have no link to their device in sysfs, so any of them may be this one's.
     for name, main in facts.consoles:
@@ -275,9 +275,9 @@ def console(found: Found, facts: Facts) -> Iterator[Answer]:
 
 def root_share(found: Found, facts: Facts) -> Iterator[Answer]:
     """A directory shared by 9p or virtiofs that is mounted."""
-    if found.device_id not in (9, 26) or not _kernel_holds(found):
+    if found.type not in ("9p", "fs") or not kernel_holds(found):
         return
-    fstype = "9p" if found.device_id == 9 else "virtiofs"
+    fstype = "9p" if found.type == "9p" else "virtiofs"
     tag = _mount_tag(found, facts)
     for mount in facts.mounts:
         if mount.fstype != fstype or (tag is not None and mount.source != tag):
@@ -308,7 +308,7 @@ def _mount_tag(found: Found, facts: Facts) -> str | None:
 def iommu_device(found: Found, facts: Facts) -> Iterator[Answer]:
     """An IOMMU, a bridge, or a device on which others depend. Never forced."""
     del facts
-    if found.device_id == 23:
+    if found.type == "iommu":
         yield Finding("iommu-device", "a virtio-iommu holds other devices", forceable=False)
     if found.pci_class is not None and found.pci_class >> 16 == 0x06:
         yield Finding("iommu-device", f"PCI class {found.pci_class:06x} is a bridge", forceable=False)
@@ -322,7 +322,7 @@ def iommu_device(found: Found, facts: Facts) -> Iterator[Answer]:
 
 def display_input(found: Found, facts: Facts) -> Iterator[Answer]:
     """The screen that somebody looks at; a keyboard, mouse or tablet that somebody uses."""
-    if not _kernel_holds(found):
+    if not kernel_holds(found):
         return
     nodes = facts.nodes(found)
     if sysfs.number(found.path / "boot_vga") == 1:
@@ -348,7 +348,7 @@ _OWN_RULE = frozenset({"block", "drm", "input", "graphics", "virtio-ports", "tty
 def other_use(found: Found, facts: Facts) -> Iterator[Answer]:
     """Any other node that is open, keys in use, the one source of entropy, a user-space driver at work."""
     others = [node.node for node in facts.nodes(found) if node.subsystem not in _OWN_RULE]
-    if found.device_id == 19 and _kernel_holds(found):
+    if found.type == "vsock" and kernel_holds(found):
         others.append("/dev/vsock")
     if found.node is not None:
         others.append(found.node)
@@ -358,15 +358,15 @@ def other_use(found: Found, facts: Facts) -> Iterator[Answer]:
             yield Finding("other-use", f"{node} is open in {process}", forceable=node != found.node)
     if others and not facts.open_complete:
         yield Unchecked("other-use", _OTHERS_FILES)
-    if not _kernel_holds(found):
+    if not kernel_holds(found):
         return
-    if found.device_id == 4:
+    if found.type == "rng":
         hwrng = facts.roots.sys / "class/misc/hw_random"
         current = sysfs.read(hwrng / "rng_current", 4096) or ""
         available = (sysfs.read(hwrng / "rng_available", 4096) or "").split()
         if current.startswith("virtio_rng") and len(available) == 1:
             yield Finding("other-use", f"{current} is the only source of /dev/hwrng", severity="warn")
-    if found.device_id == 20:
+    if found.type == "crypto":
         yield from _crypto(facts)
 
 
@@ -389,11 +389,11 @@ def _crypto(facts: Facts) -> Iterator[Answer]:
 def group(found: Found, facts: Facts) -> Iterator[Answer]:
     """Others that change hands with this device: its IOMMU group, or the 4 KiB page of an mmio window."""
     if found.bus == "pci" and found.iommu_group is not None:
-        held = [f"{m.address} ({m.driver})" for m in group_members(found, facts.roots) if _kernel_holds(m)]
+        held = [f"{m.address} ({m.driver})" for m in group_members(found, facts.roots) if kernel_holds(m)]
         if held:
             yield Finding("group", f"IOMMU group {found.iommu_group} also has {', '.join(held)}", forceable=False)
     elif found.bus == "platform":
-        held = [f"{m.address} ({m.driver})" for m in _page_members(found, facts.roots) if m.driver is not None]
+        held = [f"{m.address} ({m.driver})" for m in page_members(found, facts.roots) if m.driver is not None]
         if held:
             yield Finding("group", f"its 4 KiB page also has {', '.join(held)}", forceable=False)
         if found.window is None:
@@ -412,7 +412,7 @@ def group_members(found: Found, roots: Roots) -> list[Found]:
     ]
 
 
-def _page_members(found: Found, roots: Roots) -> list[Found]:
+def page_members(found: Found, roots: Roots) -> list[Found]:
     if found.window is None:
         return []
     page = found.window[0] >> 12
@@ -454,8 +454,8 @@ def not_virtio(found: Found, facts: Facts) -> Iterator[Answer]:
 
 def foreign_override(found: Found, facts: Facts) -> Iterator[Answer]:
     """Somebody else has arranged for this device's driver, or an earlier bind of ours is still open."""
-    if (entry := journal.entry_of(found.address, facts.roots)) is not None:
-        device = entry.device(found.address)
+    if (entry := journal.entry_of(found.key, facts.roots)) is not None:
+        device = entry.device(found.key)
         if device is not None and found.driver != device.target:
             yield Finding(
                 "foreign-override",

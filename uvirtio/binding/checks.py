@@ -1,0 +1,65 @@
+"""What the environment has: modules, drivers, rights. Shared by plan and doctor; read only."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from uvirtio.binding import sysfs
+from uvirtio.roots import Roots
+
+Outcome = Literal["pass", "fail", "warn", "skip"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at; ``remedy`` is empty where there is nothing to do."""
+
+    name: str
+    verdict: Outcome
+    detail: str
+    remedy: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "verdict": self.verdict, "detail": self.detail, "remedy": self.remedy}
+
+
+def driver_state(driver: str, bus: str, roots: Roots) -> Literal["loaded", "loadable", "missing"]:
+    """Whether a driver is registered with its bus, or could be by modprobe."""
+    if (roots.sys / "bus" / bus / "drivers" / driver).is_dir():
+        return "loaded"
+    return "loadable" if module_installed(driver, roots) else "missing"
+
+
+def kernel_release(roots: Roots) -> str:
+    return sysfs.read(roots.proc / "sys/kernel/osrelease", 256) or ""
+
+
+def modules_directory(roots: Roots) -> Path:
+    """``/lib/modules/RELEASE``, beside the ``/etc`` of these roots."""
+    release = kernel_release(roots)
+    return roots.etc.parent / "lib/modules" / (release if release and "/" not in release else "unknown")
+
+
+def module_installed(module: str, roots: Roots) -> bool:
+    """Whether modules.dep or modules.builtin of the running kernel names the module."""
+    pattern = re.compile(
+        r"(?:^|/)" + re.sub("[-_]", "[-_]", re.escape(module).replace("\\-", "-")) + r"\.ko\b", re.M
+    )
+    directory = modules_directory(roots)
+    for name in ("modules.dep", "modules.builtin"):
+        text = sysfs.read(directory / name, 1 << 24)
+        if text is not None and pattern.search(text):
+            return True
+    return False
+
+
+def writable(path: Path) -> bool:
+    """Whether this process may write the file (False on a read-only file system, even for root)."""
+    try:
+        return os.access(path, os.W_OK)
+    except (OSError, ValueError):
+        return False

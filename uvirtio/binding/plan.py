@@ -1,0 +1,341 @@
+"""What bind would do, and why it would not: all the checks, and no change.
+
+:func:`plan` needs no rights. What it cannot see as an ordinary user it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from uvirtio import fuse
+from uvirtio.binding import rules, sysfs
+from uvirtio.binding.checks import Check, driver_state, modules_directory, writable
+from uvirtio.binding.discover import Found
+from uvirtio.binding.facts import Facts
+from uvirtio.binding.rules import Finding, Unchecked
+from uvirtio.errors import Denied, InUse, ModuleLack, NoIommu, PermissionLack, Refused, UsageError, UvirtioError
+from uvirtio.roots import Roots
+
+VFIO = "vfio-pci"
+UIO = "uio_pci_generic"
+VDPA = "vhost_vdpa"
+_DRIVERS = {"pci": (VFIO, UIO), "vdpa": (VDPA,), "platform": ()}
+"""The drivers that bind gives a device to, by bus; their modules have the same names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One write to sysfs: exactly this text into this file."""
+
+    path: Path
+    value: str
+    why: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"path": str(self.path), "value": self.value, "why": self.why}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One device that would change hands."""
+
+    found: Found
+    target: str | None
+    """The driver that it gets; None: it is only taken from the one that it has (mmio)."""
+    steps: tuple[Step, ...]
+    findings: tuple[Finding, ...]
+    unchecked: tuple[Unchecked, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "address": self.found.address,
+            "type": self.found.type,
+            "driver": self.found.driver,
+            "target": self.target,
+            "steps": [step.as_dict() for step in self.steps],
+            "findings": [finding.as_dict() for finding in self.findings],
+            "unchecked": [item.rule for item in self.unchecked],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The whole of it. ``problems`` are the errors that bind would raise, the first one first."""
+
+    found: Found
+    driver: str | None
+    members: tuple[Member, ...]
+    checks: tuple[Check, ...]
+    problems: tuple[UvirtioError, ...]
+
+    @property
+    def nothing_to_do(self) -> bool:
+        """The device has the wanted driver already."""
+        return not any(member.steps for member in self.members)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "address": self.found.address,
+            "device": self.found.as_dict(),
+            "driver": self.driver,
+            "nothing_to_do": self.nothing_to_do,
+            "members": [member.as_dict() for member in self.members],
+            "checks": [check.as_dict() for check in self.checks],
+            "problems": [problem.as_dict() for problem in self.problems],
+        }
+
+
+def plan(
+    found: Found,
+    roots: Roots,
+    driver: str | None = None,
+    group: bool = False,
+    force: Collection[str] = (),
+    *,
+    along: Collection[str] = (),
+    facts: Facts | None = None,
+) -> Plan:
+    """Everything that bind of this device would check and write.
+
+    ``driver`` None chooses: vfio-pci for a function in an IOMMU group, vhost_vdpa on the vdpa bus, none for
+    an mmio window. ``group`` takes the rest of the IOMMU group along, ``along`` names devices that are bound
+    in the same run, ``force`` names rules to override. Raises UsageError for a driver or rule that does not
+    exist; every other obstacle is in ``problems``.
+    """
+    _check_words(found, driver, force)
+    facts = Facts(roots) if facts is None else facts
+    problems: list[UvirtioError] = []
+    target, lack = _choose(found, driver, roots)
+    already = found.driver is not None and found.driver == target
+    functions = [found]
+    if group and not already:
+        functions += [
+            m for m in rules.group_members(found, roots) if rules.kernel_holds(m) and m.address not in along
+        ]
+    members = tuple(
+        _member(function, target, roots, facts, group=group, explicit=driver, along=along)
+        for function in functions
+    )
+    for member in members:
+        try:
+            fuse.check(member.found.names, roots)
+        except Denied as denied:
+            problems.append(denied)
+    if not already:
+        for member in members:
+            problems.extend(_refusals(member, force, lack is not None))
+        if lack is not None:
+            problems.append(lack)
+    checks = _environment(found, target, roots, lack)
+    if not already:
+        problems.extend(_lacking(found, target, roots))
+    return Plan(found, target, members, tuple(checks), tuple(problems))
+
+
+def _check_words(found: Found, driver: str | None, force: Collection[str]) -> None:
+    known = {function.__name__.replace("_", "-") for function in rules.RULES} | {"unsafe-owner"}
+    for word in force:
+        if word not in known:
+            raise UsageError(f"there is no rule {word!r}", seen=word, expected=", ".join(sorted(known)))
+    if driver is not None and driver not in _DRIVERS[found.bus]:
+        raise UsageError(
+            f"{found.address} cannot be bound to {driver}",
+            seen=driver,
+            expected=" or ".join(_DRIVERS[found.bus]) or "no driver: a window is only taken from virtio-mmio",
+        )
+
+
+def _choose(found: Found, driver: str | None, roots: Roots) -> tuple[str | None, UvirtioError | None]:
+    """The driver to bind to, and what stands in the way of it (no IOMMU)."""
+    if found.bus == "platform":
+        return None, None
+    if found.bus == "vdpa":
+        return VDPA, None
+    if driver == UIO:
+        return UIO, None
+    noiommu = sysfs.read(roots.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode", 16)
+    if found.iommu_group is not None or (driver == VFIO and noiommu in ("Y", "1")):
+        return VFIO, None
+    return driver, NoIommu(
+        f"{found.address} is in no IOMMU group, and vfio-pci needs one",
+        seen="no iommu_group link",
+        expected="a machine with an IOMMU that the kernel uses",
+        remedy="switch the IOMMU on (firmware, intel_iommu=on, or QEMU's -device intel-iommu,intremap=on); "
+        f"or accept that nothing holds the device: --driver {UIO}",
+    )
+
+
+def _member(
+    found: Found,
+    target: str | None,
+    roots: Roots,
+    facts: Facts,
+    *,
+    group: bool,
+    explicit: str | None,
+    along: Collection[str],
+) -> Member:
+    verdicts = rules.check(found, roots, facts)
+    findings = []
+    for finding in verdicts.findings:
+        if finding.rule == "group" and (group or _all_along(found, along, roots)):
+            continue
+        if finding.rule == "unsafe-dma" and explicit == UIO:
+            # Whoever names this driver knows; opening the device asks for the consent.
+            finding = replace(finding, severity="warn")
+        findings.append(finding)
+    return Member(found, target, tuple(steps(found, target, roots)), tuple(findings), tuple(verdicts.unchecked))
+
+
+def _all_along(found: Found, along: Collection[str], roots: Roots) -> bool:
+    if found.bus == "pci":
+        others = rules.group_members(found, roots)
+    else:
+        others = rules.page_members(found, roots)
+    return all(other.address in along or not rules.kernel_holds(other) for other in others)
+
+
+def bus_directory(bus: str, roots: Roots) -> Path:
+    return roots.sys / "bus" / bus
+
+
+def steps(found: Found, target: str | None, roots: Roots) -> list[Step]:
+    """The writes that give the device to ``target``; none where it has it."""
+    if found.driver == target:
+        return []
+    home = bus_directory(found.bus, roots)
+    override = home / "devices" / found.name / "driver_override"
+    made = []
+    if target is not None:
+        made.append(Step(override, target, f"let only {target} match it"))
+    if found.driver is not None:
+        made.append(Step(home / "drivers" / found.driver / "unbind", found.name, f"take it from {found.driver}"))
+    if target is not None:
+        made.append(Step(home / "drivers_probe", found.name, f"let {target} take it"))
+        before = found.driver_override or "\n"
+        made.append(Step(override, before, "as it was, so that a plain reprobe gives it back"))
+    return made
+
+
+def _refusals(member: Member, force: Collection[str], no_iommu: bool) -> list[UvirtioError]:
+    """One error for all that refuses this member, so that nobody has to find out one by one."""
+    refusing = [
+        finding
+        for finding in rules.refusals(member.findings, force)
+        if not (finding.rule == "unsafe-dma" and no_iommu)  # said better, with the choices, by NoIommu
+    ]
+    if not refusing:
+        return []
+    names = list(dict.fromkeys(finding.rule for finding in refusing))
+    hard = [finding.rule for finding in refusing if not finding.forceable]
+    kind = InUse if any(name in rules.IN_USE for name in names) else Refused
+    if hard:
+        remedy = _REMEDIES.get(hard[0], "this rule cannot be forced")
+    else:
+        remedy = "if you are sure: " + " ".join(f"--force {name}" for name in names)
+    return [
+        kind(
+            f"{member.found.address} ({member.found.type}) is refused by the rule {' and '.join(names)}",
+            seen="; ".join(f"{finding.rule}: {finding.evidence}" for finding in refusing),
+            expected="a device that this machine does not use",
+            remedy=remedy,
+        )
+    ]
+
+
+_REMEDIES = {
+    "mounted": "choose another disk: this one carries the running system, and that is never forced",
+    "memory-in-use": "have the host shrink requested-size to 0 first; this rule cannot be forced",
+    "group": "--group takes all of them, after the same checks on each",
+    "foreign-override": "`uvirtio restore` puts the earlier bind back first",
+    "container": "run this where /sys can be written",
+    "vf-pf": "set sriov_numvfs to 0 first",
+}
+
+
+def _environment(found: Found, target: str | None, roots: Roots, lack: UvirtioError | None) -> list[Check]:
+    made = []
+    if found.bus == "pci":
+        if lack is not None:
+            made.append(Check("iommu", "fail", lack.message, lack.remedy or ""))
+        elif found.iommu_group is None:
+            made.append(Check("iommu", "warn", "no IOMMU holds this device", "opening it asks for --unsafe-dma"))
+        else:
+            made.append(Check("iommu", "pass", f"IOMMU group {found.iommu_group}"))
+    if target is not None:
+        state = driver_state(target, found.bus, roots)
+        where = {
+            "loaded": f"{target} is loaded",
+            "loadable": f"{target} is not loaded; bind will modprobe it",
+            "missing": f"{target} is neither loaded nor in {modules_directory(roots)}",
+        }[state]
+        made.append(
+            Check("module", "fail" if state == "missing" else "pass", where, _module_remedy(state, target))
+        )
+    if found.driver is None:
+        made.append(Check("way-back", "warn", "no driver holds it now; restore will leave it without one"))
+    else:
+        made.append(Check("way-back", "pass", f"restore gives it back to {found.driver}"))
+    if (problem := _rights(found, roots)) is not None:
+        made.append(Check("rights", "fail", problem.message, problem.remedy or ""))
+    else:
+        made.append(Check("rights", "pass", "sysfs can be written"))
+    return made
+
+
+def _module_remedy(state: str, target: str) -> str:
+    return "" if state != "missing" else f"install the kernel's module package that has {target}"
+
+
+def _lacking(found: Found, target: str | None, roots: Roots) -> list[UvirtioError]:
+    made: list[UvirtioError] = []
+    if target is not None and driver_state(target, found.bus, roots) == "missing":
+        made.append(
+            ModuleLack(
+                f"the module {target} is not there",
+                seen=f"no {target} in {bus_directory(found.bus, roots) / 'drivers'} "
+                f"and none in {modules_directory(roots)}",
+                expected="a kernel with this module",
+                remedy=_module_remedy("missing", target),
+            )
+        )
+    if (problem := _rights(found, roots)) is not None:
+        made.append(problem)
+    return made
+
+
+def _rights(found: Found, roots: Roots) -> UvirtioError | None:
+    home = bus_directory(found.bus, roots)
+    files = [home / "drivers_probe", home / "devices" / found.name / "driver_override"]
+    if found.driver is not None:
+        files.append(home / "drivers" / found.driver / "unbind")
+    for path in files:
+        if path.exists() and not writable(path):
+            return PermissionLack(
+                "this user may not change drivers",
+                seen=f"{path} cannot be written",
+                expected="root, and a /sys that is not read-only",
+                remedy="run this as root",
+            )
+    return None
+
+
+def plans(
+    founds: Sequence[Found],
+    roots: Roots,
+    driver: str | None = None,
+    group: bool = False,
+    force: Collection[str] = (),
+) -> list[Plan]:
+    """A plan for each device, all at one moment, each knowing of the others; group members once only."""
+    facts = Facts(roots)
+    along = {found.address for found in founds}
+    made = []
+    for found in founds:
+        one = plan(found, roots, driver, group, force, along=along, facts=facts)
+        along |= {member.found.address for member in one.members}
+        made.append(one)
+    return made
