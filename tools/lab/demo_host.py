@@ -1,0 +1,67 @@
+"""The demo's half outside the VM: does what the half inside asks for, and says what QEMU says.
+
+The two speak by files in the share: ``ask-N.json`` is a list [verb, arguments...], ``answer-N.json`` its answer.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lab import LabError
+from lab.qmp import Qmp
+
+
+class Host:
+    """Answers the guest's questions; ``tick`` is to be called again and again."""
+
+    def __init__(self, share: Path, qmp: Path) -> None:
+        self._share = share
+        self._path = qmp
+        self._next = 0
+
+    def tick(self) -> None:
+        """Answer the next question, if there is one."""
+        ask = self._share / f"ask-{self._next}.json"
+        if not ask.exists():
+            return
+        verb, *arguments = json.loads(ask.read_text())
+        try:
+            with Qmp(self._path) as qemu:
+                answer = {"return": getattr(self, f"do_{verb}")(qemu, *arguments)}
+        except (LabError, OSError) as error:
+            answer = {"error": str(error)}
+        new = self._share / "answer.new"
+        new.write_text(json.dumps(answer))
+        new.rename(self._share / f"answer-{self._next}.json")
+        self._next += 1
+
+    @staticmethod
+    def do_query_balloon(qemu: Qmp) -> int:
+        """Bytes of memory that the guest has left, by the host's books."""
+        return int(qemu.execute("query-balloon")["actual"])
+
+    @staticmethod
+    def do_balloon(qemu: Qmp, target: int) -> None:
+        """Ask the guest to keep ``target`` bytes."""
+        qemu.execute("balloon", {"value": target})
+
+    @staticmethod
+    def do_press(qemu: Qmp, keys: list[str]) -> None:
+        """Press and release the keys (QEMU's names), one after the other."""
+        for key in keys:
+            for down in (True, False):
+                data = {"down": down, "key": {"type": "qcode", "data": key}}
+                qemu.execute("input-send-event", {"events": [{"type": "key", "data": data}]})
+
+    @staticmethod
+    def do_addresses(qemu: Qmp) -> dict[str, str]:
+        """The PCI address of each device behind a root port, by its id on QEMU's command line."""
+        found: dict[str, str] = {}
+        for bus in qemu.execute("query-pci"):
+            for bridge in bus["devices"]:
+                inner: list[dict[str, Any]] = bridge.get("pci_bridge", {}).get("devices", [])
+                for one in inner:
+                    found[one["qdev_id"]] = f"0000:{one['bus']:02x}:{one['slot']:02x}.{one['function']}"
+        return found
