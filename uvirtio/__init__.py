@@ -5,15 +5,23 @@
 
 ``open`` takes an address and gives a Device; a driver (Balloon, Rng, Input) negotiates with it and drives it.
 ``uvirtio.qemu.Machine`` is a QEMU without a guest, for tests. All errors derive from UvirtioError.
+
+The names below are imported when they are first asked for, so that ``uvirtio list`` does not load the drivers.
 """
 
-from uvirtio.device import Device, open
-from uvirtio.drivers.balloon import Balloon
-from uvirtio.drivers.input import Input, InputEvent
-from uvirtio.drivers.rng import Rng
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from uvirtio.errors import UvirtioError
-from uvirtio.memory.seams import InterruptMode
-from uvirtio.roots import Roots
+
+if TYPE_CHECKING:
+    from uvirtio.backends import qemu
+    from uvirtio.device import Device, open
+    from uvirtio.drivers.balloon import Balloon
+    from uvirtio.drivers.input import Input, InputEvent
+    from uvirtio.drivers.rng import Rng
+    from uvirtio.memory.seams import InterruptMode
+    from uvirtio.roots import Roots
 
 __version__ = "0.1.0"
 
@@ -28,4 +36,27 @@ __all__ = [
     "UvirtioError",
     "__version__",
     "open",
+    "qemu",
 ]
+
+if not TYPE_CHECKING:  # or every misspelt name would pass as Any
+    _HOMES = {
+        "Balloon": "uvirtio.drivers.balloon",
+        "Device": "uvirtio.device",
+        "Input": "uvirtio.drivers.input",
+        "InputEvent": "uvirtio.drivers.input",
+        "InterruptMode": "uvirtio.memory.seams",
+        "Rng": "uvirtio.drivers.rng",
+        "Roots": "uvirtio.roots",
+        "open": "uvirtio.device",
+    }
+
+    def __getattr__(name: str) -> Any:
+        if name == "qemu":
+            return import_module("uvirtio.backends.qemu")
+        if name in _HOMES:
+            return getattr(import_module(_HOMES[name]), name)
+        raise AttributeError(f"module 'uvirtio' has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
+from importlib import import_module
 from typing import Annotated, NoReturn
 
 import typer
 
-from uvirtio.cli import balloon, bind, diag, look, output, rng
-from uvirtio.cli import input as input_verbs
+from uvirtio.cli import output
 from uvirtio.cli.common import BROKEN_PIPE, FLAGS, VALUED, Run, perform
 from uvirtio.errors import UsageError
 
@@ -19,8 +20,26 @@ _GROUPS = ("balloon", "rng", "input")
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 
-def make_app() -> typer.Typer:
-    """The whole command line, made anew."""
+_VERBS = {
+    "list": "look",
+    "inspect": "inspecting",
+    "doctor": "look",
+    "plan": "bind",
+    "bind": "bind",
+    "restore": "bind",
+    "journal": "bind",
+    "diag": "diag",
+    "reset": "diag",
+    "features": "look",
+    "balloon": "balloon",
+    "rng": "rng",
+    "input": "input",
+}
+"""The module of each verb. Typer takes milliseconds for each option, so only what is asked for is made."""
+
+
+def make_app(verb: str = "") -> typer.Typer:
+    """The command line with the module of ``verb``, or with all of them where that is no verb."""
     app = typer.Typer(
         name="uvirtio",
         help="Drive virtio devices from user space. DEV is an address: 0000:03:00.0, or qemu:virtio-rng-pci.",
@@ -28,12 +47,9 @@ def make_app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.callback()(_before)
-    look.register(app)
-    bind.register(app)
-    diag.register(app)
-    balloon.register(app)
-    rng.register(app)
-    input_verbs.register(app)
+    modules = [_VERBS[verb]] if verb in _VERBS else dict.fromkeys(_VERBS.values())
+    for module in modules:
+        import_module(f"uvirtio.cli.{module}").register(app)
     return app
 
 
@@ -60,7 +76,9 @@ def run(argv: list[str]) -> int:
     outer = Run(_command_of(argv), json=_wants_json(argv), verbose="-v" in argv or "--verbose" in argv)
     help_only = not argv
     try:
-        code = make_app()(_verb_first(argv) or ["--help"], prog_name="uvirtio", standalone_mode=False)
+        words = _verb_first(argv) or ["--help"]
+        completing = "_UVIRTIO_COMPLETE" in os.environ
+        code = make_app("" if completing else words[0])(words, prog_name="uvirtio", standalone_mode=False)
     except _ClickException as error:
         return perform(outer, partial(_usage, error))
     except (typer.Abort, KeyboardInterrupt):

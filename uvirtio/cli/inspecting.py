@@ -1,0 +1,230 @@
+"""``uvirtio inspect``: all that sysfs tells of one device, and what it does not tell this user."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uvirtio.cli.common import Run, verb
+from uvirtio.cli.look import device_members
+from uvirtio.cli.size import human
+
+if TYPE_CHECKING:
+    from uvirtio.binding.discover import Found
+    from uvirtio.binding.rules import Verdicts
+
+LookArgument = Annotated[
+    str, typer.Argument(metavar="DEV", help="Address of a device, virtio3, or a type that only one device has.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    verb(app, "inspect")(inspect)
+
+
+def inspect(run: Run, dev: LookArgument) -> None:
+    """Everything that sysfs shows of one device; it is not touched."""
+    from uvirtio.binding.discover import find
+    from uvirtio.binding.rules import check
+
+    found = find(dev, run.roots)
+    verdicts = check(found, run.roots)
+    members = _members(run, found, verdicts)
+    if run.json:
+        run.document(**members)
+    else:
+        _print(run, members)
+
+
+def _members(run: Run, found: Found, verdicts: Verdicts) -> dict[str, Any]:
+    from uvirtio.binding.rules import group_members
+
+    hidden: list[str] = []
+    virtio = found.path / found.virtio_name if found.virtio_name else None
+    return {
+        **device_members(found, verdicts),
+        "subsystem_id": found.subsystem_id,
+        "revision": found.revision,
+        "driver_override": found.driver_override,
+        "window": None if found.window is None else {"base": found.window[0], "length": found.window[1]},
+        "noiommu": found.noiommu,
+        "group_members": [
+            {"address": one.address, "pci_id": one.pci_id, "driver": one.driver}
+            for one in group_members(found, run.roots)
+        ],
+        "findings": [one.as_dict() for one in verdicts.findings],
+        "unchecked_why": [{"rule": one.rule, "why": one.why} for one in verdicts.unchecked],
+        "bars": _bars(found, hidden),
+        **_configuration(found, hidden),
+        "features": _features(found, hidden),
+        "status": _status(virtio, hidden),
+        "hidden": hidden,
+    }
+
+
+def _bars(found: Found, hidden: list[str]) -> list[dict[str, Any]] | None:
+    from uvirtio.binding.discover import bars
+
+    if found.bus != "pci":
+        return None
+    every = bars(found)
+    if every is None:
+        hidden.append("BARs: the resource file cannot be read")
+        return None
+    return [{"bar": one.index, "size": one.size, "kind": "io" if one.is_io else "memory"} for one in every if one]
+
+
+def _configuration(found: Found, hidden: list[str]) -> dict[str, Any]:
+    """What configuration space holds: virtio capabilities and MSI-X; None where this user may not see it."""
+    from uvirtio.binding.discover import config_bytes
+    from uvirtio.errors import DeviceGone, PermissionLack
+
+    if found.bus != "pci":
+        return {"capabilities": None, "msix": None}
+    try:
+        space = config_bytes(found)
+    except (PermissionLack, DeviceGone) as error:
+        hidden.append(error.message)
+        return {"capabilities": None, "msix": None}
+    return {
+        "capabilities": [cap.as_dict() for cap in space.capabilities],
+        "msix": msix(space.data),
+    }
+
+
+def msix(config: bytes) -> dict[str, Any] | None:
+    """The MSI-X capability in 256 bytes of configuration space, or None where there is none."""
+    from uvirtio.spec import pci
+
+    at = config[pci.CFG_CAPABILITIES_POINTER] & pci.CAP_NEXT_MASK
+    if not int.from_bytes(config[pci.CFG_STATUS : pci.CFG_STATUS + 2], "little") & pci.STATUS_CAP_LIST:
+        return None
+    for _ in range(pci.MAX_CAPABILITIES):
+        if at < pci.CAP_FIRST or at + pci.MSIX_CAP_SIZE > len(config):
+            return None
+        if config[at] == pci.CapId.MSIX:
+            control = int.from_bytes(config[at + pci.MSIX_CONTROL : at + pci.MSIX_CONTROL + 2], "little")
+            table = int.from_bytes(config[at + pci.MSIX_TABLE : at + pci.MSIX_TABLE + 4], "little")
+            return {
+                "vectors": (control & pci.MSIX_CONTROL_SIZE_MASK) + 1,
+                "enabled": bool(control & pci.MSIX_CONTROL_ENABLE),
+                "bar": table & pci.MSIX_BIR_MASK,
+                "offset": table & pci.MSIX_OFFSET_MASK,
+                "config_offset": at,
+            }
+        at = config[at + pci.CAP_NEXT] & pci.CAP_NEXT_MASK
+    return None
+
+
+def _features(found: Found, hidden: list[str]) -> dict[str, Any] | None:
+    """What the kernel's driver negotiated. What the device offers is in its registers, which are left alone."""
+    from uvirtio.binding.discover import negotiated_features
+    from uvirtio.spec import features as f
+
+    word = negotiated_features(found)
+    if word is None:
+        hidden.append("features: no driver of the kernel holds the device, and its registers are left alone")
+        return None
+    bits = f.names(found.type, word)
+    return {
+        "negotiated": word,
+        "names": [bit.name for bit in bits if bit.known],
+        "unknown": [bit.bit for bit in bits if not bit.known],
+    }
+
+
+def _status(virtio: Path | None, hidden: list[str]) -> dict[str, Any] | None:
+    from uvirtio.binding.sysfs import number
+    from uvirtio.spec.status import names
+
+    value = number(virtio / "status") if virtio else None
+    if value is None:
+        hidden.append("status: only a driver of the kernel shows it in sysfs")
+        return None
+    return {"value": value, "names": names(value)}
+
+
+# --- as text ------------------------------------------------------------------------------------------------
+
+
+def _print(run: Run, members: dict[str, Any]) -> None:
+    features, status, msi = members["features"], members["status"], members["msix"]
+    rows: list[tuple[str, object]] = [
+        ("address", members["address"]),
+        ("type", f"{members['type']} (device id {_or_dash(members['device_id'])})"),
+        ("interface", members["interface"]),
+        ("PCI id", f"{_or_dash(members['pci_id'])}, subsystem {_or_dash(members['subsystem_id'])}"),
+        ("driver", _driver(members)),
+        ("kernel driver", _or_dash(members["kernel_driver"])),
+        ("IOMMU group", _group(members)),
+        ("status", "not shown" if status is None else f"{status['value']:#04x} " + "|".join(status["names"])),
+        ("features", "not shown" if features is None else _feature_text(features)),
+    ]
+    if members["window"] is not None:
+        rows.append(("window", f"{members['window']['base']:#x}, {members['window']['length']} bytes"))
+    if members["node"] is not None:
+        rows.append(("node", members["node"]))
+    if msi is not None:
+        state = "on" if msi["enabled"] else "off"
+        rows.append(("MSI-X", f"{msi['vectors']} vectors, {state}, BAR {msi['bar']}+{msi['offset']:#x}"))
+    run.fields(rows)
+    for bar in members["bars"] or ():
+        run.line(f"BAR {bar['bar']}: {human(bar['size'])}, {'I/O ports' if bar['kind'] == 'io' else 'memory'}")
+    _print_capabilities(run, members["capabilities"])
+    for one in members["findings"]:
+        how = "refuses a bind" if one["severity"] == "refuse" else "warning"
+        run.line(f"rule {one['rule']} ({how}): {one['evidence']}")
+    for one in members["unchecked_why"]:
+        run.line(f"rule {one['rule']} unchecked: {one['why']}")
+    for text in (*members["notes"], *members["hidden"]):
+        run.line(f"not seen: {text}")
+
+
+def _print_capabilities(run: Run, capabilities: list[dict[str, Any]] | None) -> None:
+    if capabilities is None:
+        return
+    if not capabilities:
+        run.line("no virtio capabilities: a legacy device")
+        return
+    run.line()
+    run.table(
+        ("AT", "CAPABILITY", "CFG_TYPE", "BAR", "OFFSET", "LENGTH", "VERDICT", "WHY"),
+        [
+            (
+                f"{cap['config_offset']:#04x}",
+                cap["type"],
+                _or_dash(cap["cfg_type"]),
+                str(cap["bar"]),
+                f"{cap['offset']:#x}",
+                f"{cap['length']:#x}",
+                cap["verdict"],
+                cap["why"],
+            )
+            for cap in capabilities
+        ],
+    )
+    run.line()
+
+
+def _or_dash(value: object) -> str:
+    return "-" if value is None else str(value)
+
+
+def _driver(members: dict[str, Any]) -> str:
+    override = members["driver_override"]
+    return _or_dash(members["driver"]) + (f" (driver_override {override})" if override else "")
+
+
+def _group(members: dict[str, Any]) -> str:
+    if members["iommu_group"] is None:
+        return "none"
+    others = ", ".join(f"{one['address']} ({_or_dash(one['driver'])})" for one in members["group_members"])
+    kind = ", no IOMMU" if members["noiommu"] else ""
+    return f"{members['iommu_group']}{kind}" + (f", with {others}" if others else ", alone")
+
+
+def _feature_text(features: dict[str, Any]) -> str:
+    names = [*features["names"], *(f"bit {bit}" for bit in features["unknown"])]
+    return f"{features['negotiated']:#x}: " + (", ".join(names) or "none")
