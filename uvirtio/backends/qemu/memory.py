@@ -1,4 +1,4 @@
-"""Guest memory: one shared mapping, of which QEMU's device models see the same bytes.
+"""Guest memory: one shared file, of which QEMU's device models see the same bytes.
 
 Device addresses are guest-physical. They begin at 16 MiB (below lies PC hardware) and leave out the hole
 below 4 GiB. Without a vIOMMU an IOVA is a guest-physical address too, so both address policies look alike.
@@ -26,25 +26,13 @@ def address_of(offset: int) -> int:
 
 
 class GuestMemory:
-    """The memory of one machine: a memfd (``fd``), mapped here and in QEMU; ``size`` in bytes."""
+    """The memory of one machine: a memfd (``fd``) that QEMU maps too; ``size`` in bytes."""
 
     def __init__(self, size: int) -> None:
         self.size = size
         self.fd = os.memfd_create("uvirtio-ram", os.MFD_CLOEXEC)
-        try:
-            os.ftruncate(self.fd, size)
-            self._mapping = mmap.mmap(self.fd, size)
-            self._mapping.madvise(mmap.MADV_DONTFORK)
-        except OSError as error:
-            os.close(self.fd)
-            raise OperationFailed(
-                "the guest memory cannot be mapped",
-                seen=os.strerror(error.errno or 0),
-                expected=f"{size} bytes of address space",
-                remedy="give the machine less: ram=256M",
-            ) from error
+        os.ftruncate(self.fd, size)
         self._lock = threading.Lock()
-        self._view = memoryview(self._mapping)
         self._blocks: set[QemuBlock] = set()
         self._closed = False
         # Free areas as (start, end), sorted, never adjacent; one for each side of the hole.
@@ -56,7 +44,7 @@ class GuestMemory:
         """Zeroed, page-aligned, contiguous memory. Raises OperationFailed when there is none left."""
         if size <= 0:
             raise ValueError(f"a block of {size} bytes")
-        length = -(-size // PAGE) * PAGE
+        length = _pages(size) * PAGE
         with self._lock:
             if self._closed:
                 raise Closed("the machine of this memory is closed")
@@ -69,69 +57,65 @@ class GuestMemory:
                     remedy="give the machine more memory: qemu:q35,ram=2G/DEVICE",
                 )
             start, end = self._free[index]
-            rest = [(start + length, end)] if end - start > length else []
-            self._free[index : index + 1] = rest
-            self._discard(start, length)
-            block = QemuBlock(self, start, size, self._view[start : start + size])
+            try:
+                block = QemuBlock(self, start, size)
+            except OSError as error:
+                raise OperationFailed(
+                    "guest memory cannot be mapped",
+                    seen=os.strerror(error.errno or 0),
+                    expected=f"{length} bytes of address space",
+                    remedy="use smaller blocks, or raise the limit: ulimit -v",
+                ) from error
+            self._free[index : index + 1] = [(start + length, end)] if end - start > length else []
             self._blocks.add(block)
             return block
 
-    def free(self, block: QemuBlock, start: int, size: int) -> None:
-        """Take a block back and give its pages to the host; the block calls this."""
-        length = -(-size // PAGE) * PAGE
+    def free(self, block: QemuBlock) -> None:
+        """Take a block back; the block calls this."""
         with self._lock:
-            if self._closed:
-                return
             self._blocks.discard(block)
-            self._discard(start, length)
             merged: list[tuple[int, int]] = []
-            for area in sorted([*self._free, (start, start + length)]):
+            for area in sorted([*self._free, (block.offset, block.offset + _pages(block.size) * PAGE)]):
                 if merged and merged[-1][1] == area[0] != LOW_LIMIT:
                     merged[-1] = (merged[-1][0], area[1])
                 else:
                     merged.append(area)
             self._free = merged
 
-    def _discard(self, start: int, length: int) -> None:
-        """Punch a hole: zeroes here and in QEMU, whatever the device wrote meanwhile."""
-        self._mapping.madvise(mmap.MADV_REMOVE, start, length)
-
     def close(self) -> None:
-        """Unmap; idempotent. Blocks that are still open end here too."""
+        """Close the file; idempotent. Blocks that are still open end here too."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            blocks, self._blocks = self._blocks, set()
+            blocks = list(self._blocks)
         for block in blocks:
             try:
                 block.close()
             except BufferError:
+                # Somebody holds a view. The mapping goes with the last one; QEMU, which shared it, is gone.
                 pass
-        try:
-            self._view.release()
-            self._mapping.close()
-        except BufferError:
-            # Somebody still holds a view. The mapping goes with the last one; QEMU, which wrote to it, is gone.
-            pass
         os.close(self.fd)
 
 
 class QemuBlock:
-    """A run of guest memory; see the Block seam."""
+    """A run of guest memory, mapped by itself; see the Block seam."""
 
     contiguous = True
 
-    def __init__(self, memory: GuestMemory, start: int, size: int, view: memoryview) -> None:
+    def __init__(self, memory: GuestMemory, start: int, size: int) -> None:
         self._memory = memory
-        self._start = start
-        self._closed = False
+        self.closed = False
+        self._mapping = mmap.mmap(memory.fd, size, offset=start)
+        # Punch a hole: zeroes here and in QEMU, whatever a device wrote since the last user left.
+        self._mapping.madvise(mmap.MADV_REMOVE)
+        self._mapping.madvise(mmap.MADV_DONTFORK)
         self.size = size
-        self.view = view
+        self.view = memoryview(self._mapping)
         self.address = address_of(start)
         """The guest-physical address of the first byte."""
         self.offset = start
-        """Where the block lies in the memory backend's file."""
+        """Where the block lies in the memory's file."""
 
     def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
         """The device addresses of these bytes: always one run."""
@@ -142,14 +126,19 @@ class QemuBlock:
     def pfns(self) -> list[int]:
         """The guest-physical frame numbers; they never change."""
         first = self.address >> PFN_SHIFT
-        return list(range(first, first + -(-self.size // PAGE)))
+        return list(range(first, first + _pages(self.size)))
 
     def close(self) -> None:
-        """Give the memory back; idempotent. Raises BufferError while somebody holds a view of ``view``."""
-        if not self._closed:
+        """Give the memory back, to the host too; idempotent.
+
+        Raises BufferError while somebody holds a view made from ``view``; the memory is not reused then.
+        """
+        if not self.closed:
             self.view.release()
-            self._closed = True
-            self._memory.free(self, self._start, self.size)
+            self._mapping.madvise(mmap.MADV_REMOVE)
+            self._mapping.close()
+            self.closed = True
+            self._memory.free(self)
 
 
 class QemuDma:
@@ -167,6 +156,7 @@ class QemuDma:
         if self._closed:
             raise Closed("this DMA space is closed")
         block = self._memory.alloc(size)
+        self._blocks = [old for old in self._blocks if not old.closed]
         self._blocks.append(block)
         return block
 
@@ -179,3 +169,7 @@ class QemuDma:
         self._closed = True
         while self._blocks:
             self._blocks.pop().close()
+
+
+def _pages(size: int) -> int:
+    return -(-size // PAGE)
