@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
         )
         with Vm(config) as vm:
             code = vm.wait(tick=Host(vm.out, socket).tick)
-            alarms = vm.alarms()
+            alarms = vm.alarms() + vm.faults()
     if alarms:
         print("the guest's kernel complained:", *alarms[:10], sep="\n  | ")
         code = code or 1

@@ -38,9 +38,7 @@ def main(arguments: list[str]) -> int:
     everything = options.all or not (options.lint or options.unit or options.qemu or options.vm)
     begin = time.monotonic()
     setup.packages(setup.FOR_TESTS)
-    reports = cache.root() / "reports"
-    shutil.rmtree(reports, ignore_errors=True)
-    reports.mkdir()
+    reports = _reports_folder()
     runner = Runner(setup.venv(), reports, options.expression)
     steps: list[Step] = []
     if everything or options.lint:
@@ -55,6 +53,17 @@ def main(arguments: list[str]) -> int:
     with process.signals_raise():
         outcomes = [step() for step in steps]
     return _verdict(outcomes, time.monotonic() - begin, reports)
+
+
+def _reports_folder() -> Path:
+    """A new folder for this run's reports; those of the last few runs are kept."""
+    top = cache.root() / "reports"
+    top.mkdir(exist_ok=True)
+    for old in sorted(top.iterdir())[:-4]:
+        shutil.rmtree(old, ignore_errors=True)
+    path = top / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    path.mkdir()
+    return path
 
 
 def _lint(runner: Runner) -> Iterator[Step]:

@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
             print(vm.dmesg(), file=sys.stderr)
         if options.out is not None:
             shutil.copytree(vm.out, options.out, dirs_exist_ok=True)
-        alarms = vm.alarms()
+        alarms = vm.alarms() + vm.faults()
         if alarms:
             print("lab: the guest's kernel complained (--dmesg shows all):", file=sys.stderr)
             for line in alarms[:10]:

@@ -80,23 +80,27 @@ class Runner:
             env={"UVIRTIO_LAB_KERNEL": got.version, "UVIRTIO_LAB_MACHINE": machine.name},
         )
         report = self.reports / f"{name.replace(' ', '-')}.xml"
-        note = ""
+        note, alarms, faults = "", [], []
         try:
             with Vm(config) as vm:
                 code = vm.wait()
-                alarms = vm.alarms()
+                alarms, faults = vm.alarms(), vm.faults()
                 (self.reports / f"{name.replace(' ', '-')}.dmesg").write_text(vm.dmesg())
                 if (vm.out / inside.name).exists():
                     shutil.copy(vm.out / inside.name, report)
         except LabError as error:
             print(f"tools/test: {error}", file=sys.stderr)
-            code, alarms = 1, []
-        if alarms:
-            note = f"the guest's kernel complained: {alarms[0].strip()}"
-            print("lab: the guest's kernel complained:", *alarms[:20], sep="\n  | ", flush=True)
+            code = 1
         if code == TIMED_OUT:
             note = f"timed out after {machine.timeout:g} s"
+        elif faults:
+            note = f"{len(faults)} lines about DMA faults"
         outcome = self._judge(name, code, report, begin)
+        if alarms:  # a kernel that complains is a failure, whatever the tests say
+            print("the guest's kernel complained:", *alarms[:20], sep="\n  | ", flush=True)
+            note = f"the guest's kernel complained: {alarms[0].strip()}"
+            outcome.failed += 1
+            outcome.ok = False
         outcome.note = outcome.note or note
         return outcome
 

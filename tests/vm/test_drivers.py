@@ -1,0 +1,100 @@
+"""The driver bodies on vfio-pci, in a stock kernel: every rung of the interrupt ladder, both address policies.
+
+The witness is the QMP of the QEMU around the VM. The devices are those of machines.toml.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import uvirtio
+from tests.bodies import Cell, adopt, any_device, balloon, keyboard, rng
+from tests.vm.qmp_witness import Witness
+from uvirtio.memory.seams import InterruptMode
+
+PER_QUEUE, SHARED, INTX, POLLING = InterruptMode
+
+CELLS: dict[str, list[tuple[str, InterruptMode]]] = {
+    "rng": [
+        ("rng-iova", PER_QUEUE),
+        ("rng-iova", INTX),
+        ("rng-iova", POLLING),
+        ("rng-shared", SHARED),
+        ("rng-intx", INTX),
+        ("rng", PER_QUEUE),
+        ("rng", POLLING),
+    ],
+    "keyboard": [("keyboard", PER_QUEUE), ("keyboard", SHARED), ("keyboard", INTX), ("keyboard", POLLING)],
+    "balloon": [("balloon", INTX), ("balloon", POLLING), ("balloon-iova", INTX)],
+}
+
+DRIVERS = Path("/sys/bus/pci/drivers")
+
+
+def driver_of(address: str) -> str:
+    link = Path("/sys/bus/pci/devices") / address / "driver"
+    return link.resolve().name if link.exists() else ""
+
+
+def hand_over(address: str, driver: str) -> None:
+    """By hand, so that what is tested here does not lean on what test_binding.py tests."""
+    device = Path("/sys/bus/pci/devices") / address
+    if driver_of(address) == driver:
+        return
+    if driver == "vfio-pci":
+        subprocess.run(["modprobe", "vfio-pci"], check=True, timeout=60)
+    (device / "driver_override").write_text("vfio-pci\n" if driver == "vfio-pci" else "\n")
+    if driver_of(address):
+        (device / "driver" / "unbind").write_text(address)
+    Path("/sys/bus/pci/drivers_probe").write_text(address)
+    deadline = time.monotonic() + 20
+    while driver_of(address) != driver:
+        assert time.monotonic() < deadline, f"{address} stays with {driver_of(address)!r}"
+        time.sleep(0.05)
+    (device / "driver_override").write_text("\n")
+
+
+@pytest.fixture(scope="module")
+def given_back(lab_devices: dict[str, str]) -> Iterator[None]:
+    """At the end the kernel has its devices again."""
+    yield
+    for address in lab_devices.values():
+        if driver_of(address) == "vfio-pci":
+            hand_over(address, "virtio-pci")
+
+
+@pytest.fixture
+def cell(request: pytest.FixtureRequest, lab_devices: dict[str, str], witness: Witness, given_back: None) -> Cell:
+    name, mode = request.param
+    if name not in lab_devices:
+        pytest.skip(f"this machine has no {name}")
+    address = lab_devices[name]
+    hand_over(address, "vfio-pci")
+
+    def events(wanted: str, timeout: float) -> list[dict[str, Any]]:
+        return [witness.wait_event(wanted, timeout)]
+
+    return Cell(
+        open=lambda: uvirtio.open(address, interrupts=[mode], timeout=10),
+        qmp=witness.execute,
+        events=events,
+        path=f"/machine/peripheral/{name}/virtio-backend",
+        mode=mode,
+        translated=name in ("rng-iova", "rng-shared", "rng-intx", "keyboard", "balloon-iova"),
+    )
+
+
+def cells(*kinds: str) -> list[Any]:
+    return [pytest.param((name, mode), id=f"{name}-{mode.value}") for kind in kinds for name, mode in CELLS[kind]]
+
+
+globals().update(adopt(any_device, cells("rng", "keyboard", "balloon")))
+globals().update(adopt(rng, cells("rng")))
+globals().update(adopt(balloon, cells("balloon")))
+globals().update(adopt(keyboard, cells("keyboard")))
