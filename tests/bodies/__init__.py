@@ -1,14 +1,17 @@
 """Test bodies that run on every cell: the same driver, another back end, transport or interrupt mode.
 
 A cell module (tests/qemu/test_drivers.py, tests/vm/test_drivers.py) imports the bodies that it can run and
-provides the fixture ``cell``; pytest collects them there.
+provides the fixture ``cell``; pytest collects them there, under the names that ``adopt`` gives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 from uvirtio.device import Device
 from uvirtio.memory.seams import InterruptMode
@@ -45,3 +48,14 @@ class Cell:
     def queue(self, index: int) -> dict[str, Any]:
         """What the device model says of one queue: addresses and indices."""
         return dict(self.qmp("x-query-virtio-queue-status", path=self.path, queue=index))
+
+
+def adopt(bodies: ModuleType, cells: list[Any]) -> dict[str, Any]:
+    """The bodies of a module, each on these cells, under names that say whose they are."""
+    mark = pytest.mark.parametrize("cell", cells, indirect=True)
+    short = bodies.__name__.rsplit(".", 1)[-1]
+    return {
+        f"test_{short}_{name.removeprefix('test_')}": mark(body)
+        for name, body in vars(bodies).items()
+        if name.startswith("test_")
+    }

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.bodies import Cell, any_device, balloon, keyboard, rng
+from tests.bodies import Cell, adopt, any_device, balloon, keyboard, rng
 from uvirtio.device import identify
 from uvirtio.memory.seams import InterruptMode
 from uvirtio.qemu import Machine
@@ -43,7 +43,7 @@ RUNGS: dict[str, list[tuple[str, InterruptMode]]] = {
 }
 
 
-def cells(*kinds: str) -> Any:
+def cells(*kinds: str) -> list[Any]:
     """One parameter for each machine, device and rung."""
     return [
         pytest.param((machine, device, mode), id=f"{machine}-{device.split('-', 1)[1]}-{mode.value}")
@@ -73,18 +73,7 @@ def cell(request: pytest.FixtureRequest) -> Iterator[Cell]:
         )
 
 
-def adopt(bodies: Any, *kinds: str) -> dict[str, Any]:
-    """The bodies of a module, each on the cells of these kinds, under names that say whose they are."""
-    mark = pytest.mark.parametrize("cell", cells(*kinds), indirect=True)
-    short = bodies.__name__.rsplit(".", 1)[-1]
-    return {
-        f"test_{short}_{name.removeprefix('test_')}": mark(body)
-        for name, body in vars(bodies).items()
-        if name.startswith("test_")
-    }
-
-
-globals().update(adopt(any_device, "rng", "keyboard", "balloon"))
-globals().update(adopt(rng, "rng"))
-globals().update(adopt(balloon, "balloon"))
-globals().update(adopt(keyboard, "keyboard"))
+globals().update(adopt(any_device, cells("rng", "keyboard", "balloon")))
+globals().update(adopt(rng, cells("rng")))
+globals().update(adopt(balloon, cells("balloon")))
+globals().update(adopt(keyboard, cells("keyboard")))
