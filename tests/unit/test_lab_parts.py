@@ -1,0 +1,117 @@
+"""The lab's own parts that run without a VM: the archive, module order, sources of apt, machines."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+sys.path.insert(0, str(TOOLS))
+
+from lab import LabError, cache, initramfs, kernels, machines, vm  # noqa: E402
+
+
+def make_kernel(top: Path, dep: str, builtin: str = "") -> kernels.Kernel:
+    modules = top / "usr/lib/modules/6.0-test"
+    modules.mkdir(parents=True)
+    (modules / "modules.dep").write_text(dep)
+    (modules / "modules.builtin").write_text(builtin)
+    (top / "boot").mkdir()
+    (top / "boot/vmlinuz-6.0-test").touch()
+    return kernels.unpacked(top)
+
+
+def test_modules_come_after_what_they_need(tmp_path):
+    kernel = make_kernel(tmp_path, "a/a.ko: b/b-b.ko.xz c/c.ko\nb/b-b.ko.xz: c/c.ko\nc/c.ko:\n", "kernel/d.ko\n")
+    names = [path.name for path in initramfs.load_order(kernel, ["a", "d", "c"])]
+    assert names == ["c.ko", "b-b.ko.xz", "a.ko"]
+
+
+def test_a_module_that_the_kernel_has_not_is_an_error(tmp_path):
+    with pytest.raises(LabError, match="has no module nothing"):
+        initramfs.load_order(make_kernel(tmp_path, ""), ["nothing"])
+
+
+@pytest.mark.skipif(shutil.which("busybox") is None, reason="busybox is not installed")
+def test_cpio_reads_the_archive(tmp_path):
+    archive = initramfs.Cpio()
+    archive.directory("d")
+    for size in range(6):  # every case of the padding
+        archive.file(f"d/{'n' * size}x", b"y" * size)
+    done = subprocess.run(
+        ["busybox", "cpio", "-id"], input=archive.finish(), cwd=tmp_path, capture_output=True, timeout=20
+    )
+    assert done.returncode == 0, done.stderr
+    found = {path.name: path.read_bytes() for path in (tmp_path / "d").iterdir()}
+    assert found == {f"{'n' * size}x": b"y" * size for size in range(6)}
+
+
+def test_sources_in_both_formats_are_understood():
+    line = kernels._one_line(
+        "# deb x y z\ndeb [arch=amd64 signed-by=/k.gpg] http://m/debian here main contrib # c\n"
+    )
+    stanza = kernels._deb822(
+        "Types: deb deb-src\n# a comment\nURIs: http://m/debian\nSuites: here here-updates\n"
+        "Components: main contrib\nSigned-By: /k.gpg\n\nEnabled: no\nTypes: deb\nURIs: http://n\nSuites: here\nComponents: main\n"
+    )
+    assert line == stanza[:1]
+    assert [source.suite for source in stanza] == ["here", "here-updates"]
+
+
+def test_the_image_package_is_found_behind_the_meta_package():
+    text = "linux-image-amd64\n  Depends: linux-image-6.1.0-50-amd64\n"
+    assert kernels._image_package(text) == "linux-image-6.1.0-50-amd64"
+    with pytest.raises(LabError):
+        kernels._image_package("linux-image-amd64\n")
+
+
+def test_a_build_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def build(work: Path) -> None:
+        (work / "half").touch()
+        raise LabError("no network")
+
+    target = cache.root() / "kernels" / "x"
+    with pytest.raises(LabError):
+        cache.build_once(target, build)
+    assert list(target.parent.iterdir()) == []
+    assert cache.build_once(target, lambda work: (work / "whole").touch()) == target
+    assert (target / "whole").exists()
+
+
+def make_vm(tmp_path, monkeypatch, *devices):
+    monkeypatch.setattr(vm.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    kernel = make_kernel(tmp_path / "k", "")
+    return vm.Vm(vm.Config(kernel=kernel, command=["true"], devices=list(devices))).command_line()
+
+
+def test_a_device_gets_a_root_port_and_what_it_needs(tmp_path, monkeypatch):
+    words = make_vm(
+        tmp_path, monkeypatch, "virtio-rng-pci,id=r", "virtio-blk-pci,bus=pcie.0,drive=mine", "usb-kbd"
+    )
+    assert "pcie-root-port,id=lab-port1,chassis=1,slot=1" in words
+    assert "rng-builtin,id=lab-rng1" in words
+    assert words[-5:] == [
+        "virtio-rng-pci,id=r,rng=lab-rng1,bus=lab-port1",
+        "-device",
+        "virtio-blk-pci,bus=pcie.0,drive=mine",
+        "-device",
+        "usb-kbd",
+    ]
+
+
+def test_every_test_file_of_the_vm_floor_has_a_machine():
+    assert {path for machine in machines.load() for path in machine.files}
+
+
+def test_the_job_quotes_every_word(tmp_path, monkeypatch):
+    monkeypatch.setattr(vm.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    words = ["printf", "%s|", "a b", "it's", "$HOME", "*", "", "line\nbreak"]
+    config = vm.Config(kernel=make_kernel(tmp_path / "k", ""), command=words)
+    done = subprocess.run(["sh"], input=vm.Vm(config)._job(), capture_output=True, text=True, timeout=20)
+    assert done.stdout == "|".join(words[2:]) + "|"
