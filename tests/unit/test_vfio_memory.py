@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from uvirtio.backends import vfio_memory
 from uvirtio.backends.vfio import IovaAllocator
 from uvirtio.backends.vfio_memory import PAGE, VfioDmaSpace, merged
-from uvirtio.errors import Closed, MemlockExceeded, OperationFailed, PagemapHidden
+from uvirtio.errors import Closed, MemlockExceeded, OperationFailed, PagemapHidden, PageMoved
 from uvirtio.roots import Roots
 
 RANGES = [(0, 0xFEDF_FFFF), (0xFEF0_0000, (1 << 39) - 1)]
@@ -152,6 +152,23 @@ def test_a_map_that_is_refused_for_its_size_is_made_in_pieces(make, books, monke
     block = make(True).alloc(10 * PAGE)
     assert sorted(size for _, size in books.maps.values()) == [2 * PAGE, 4 * PAGE, 4 * PAGE]
     assert len(block.segments(0, block.size)) == 1
+
+
+def test_pieces_that_were_mapped_are_taken_back_when_a_later_one_is_refused(make, books, monkeypatch):
+    monkeypatch.setattr(vfio_memory, "MAP_PIECE", 4 * PAGE)
+    books.refuse_over = 4 * PAGE
+    books.fail_at = 3  # the whole, the first piece, the second
+    with pytest.raises(MemlockExceeded):
+        make(True).alloc(10 * PAGE)
+    assert books.maps == {}
+
+
+def test_a_page_that_moves_while_it_is_being_mapped_is_refused(make, books):
+    frames = itertools.count(0x100)
+    space = make(False, rule=lambda page: next(frames) * 2)  # never the same answer twice
+    with pytest.raises(PageMoved):
+        space.alloc(PAGE)
+    assert books.maps == {}
 
 
 @pytest.mark.parametrize("translated", [True, False])
