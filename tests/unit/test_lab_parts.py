@@ -56,7 +56,8 @@ def test_sources_in_both_formats_are_understood():
     )
     stanza = kernels._deb822(
         "Types: deb deb-src\n# a comment\nURIs: http://m/debian\nSuites: here here-updates\n"
-        "Components: main contrib\nSigned-By: /k.gpg\n\nEnabled: no\nTypes: deb\nURIs: http://n\nSuites: here\nComponents: main\n"
+        "Components: main contrib\nSigned-By: /k.gpg\n\n"
+        "Enabled: no\nTypes: deb\nURIs: http://n\nSuites: here\nComponents: main\n"
     )
     assert line == stanza[:1]
     assert [source.suite for source in stanza] == ["here", "here-updates"]
