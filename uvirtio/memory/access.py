@@ -156,6 +156,8 @@ class FdRegisters:
 
     def _write(self, offset: int, width: int, value: int) -> None:
         place = self._place(offset, width)
+        if not 0 <= value < 1 << 8 * width:
+            raise ValueError(f"{value:#x} does not fit {width} bytes")
         try:
             done = os.pwrite(self._fd, value.to_bytes(width, "little"), place)
         except OSError as error:
