@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from uvirtio.roots import Roots
@@ -229,3 +230,123 @@ class FakeSys:
                 else:
                     made[key] = ("file", path.read_bytes(), mode)
         return made
+
+
+class FakeKernel:
+    """The writer that bind and restore use, answering as the kernel does; and where it may fail or die.
+
+    ``die_at`` ends the process at the n-th change (0 is the first), before or after it is made: nothing
+    that runs afterwards, no handler and no clean-up, can help. ``fail`` maps a file's name to an errno.
+    """
+
+    def __init__(self, fake: FakeSys, *, die_at: int | None = None, die_after: bool = False) -> None:
+        self.fake = fake
+        self.die_at, self.die_after = die_at, die_after
+        self.count = 0
+        self.log: list[tuple[str, str]] = []
+        self.fail: dict[str, int] = {}
+        self.refuses: set[str] = set()
+        """Drivers whose probe fails without a word."""
+        self.slow_probes = 0
+        """So many probes do nothing at first."""
+        self.forget_override = False
+
+    def _change(self, make: Callable[[], None]) -> None:
+        here = self.count == self.die_at
+        self.count += 1
+        if here and not self.die_after:
+            os._exit(9)
+        make()
+        if here:
+            os._exit(9)
+
+    def write(self, path: Path, text: str, timeout: float) -> None:
+        del timeout
+        self.log.append((str(path.relative_to(self.fake.sys)), text))
+        if not path.exists():
+            raise FileNotFoundError(2, "No such file or directory")
+        if path.name in self.fail:
+            raise OSError(self.fail[path.name], os.strerror(self.fail[path.name]))
+        self._change(lambda: self._answer(path, text))
+
+    def own(self, path: Path, uid: int, gid: int, mode: int | None) -> None:
+        self.log.append((str(path.relative_to(self.fake.top)), f"{uid}:{gid}"))
+
+        def change() -> None:
+            if mode is not None:
+                path.chmod(mode)
+            elif not path.is_symlink():
+                path.chmod(0o660)  # an ordinary user cannot chown; the mode shows that it happened
+
+        self._change(change)
+
+    def _answer(self, path: Path, text: str) -> None:
+        if path.name == "driver_override":
+            if not self.forget_override:
+                name = text.strip("\n")
+                path.write_text(f"{name}\n" if name else "(null)\n")
+        elif path.name == "unbind":
+            self._unbind(path.parent, text)
+        elif path.name == "drivers_probe":
+            self._probe(path.parent, text)
+        else:
+            raise PermissionError(13, "Permission denied")
+
+    def _unbind(self, driver: Path, name: str) -> None:
+        link = driver / name
+        if not link.is_symlink():
+            raise OSError(19, "No such device")
+        device = link.resolve()
+        link.unlink()
+        (device / "driver").unlink()
+        for child in list(device.iterdir()):
+            if child.name.startswith("virtio") and child.is_dir() and not child.is_symlink():
+                (self.fake.sys / "bus/virtio/devices" / child.name).unlink()
+                holder = (child / "driver").resolve() if (child / "driver").is_symlink() else None
+                if holder is not None:
+                    (holder / child.name).unlink()
+                shutil.rmtree(child)
+            elif child.name.startswith("vhost-vdpa-"):
+                shutil.rmtree(child)
+        if driver.name == "vfio-pci":
+            group = device / "iommu_group"
+            mates = [m.resolve() for m in (group / "devices").iterdir()] if group.is_symlink() else []
+            if group.is_symlink() and not any(self._has(m, "vfio-pci") for m in mates):
+                (self.fake.roots.dev / "vfio" / group.readlink().name).unlink(missing_ok=True)
+
+    @staticmethod
+    def _has(device: Path, driver: str) -> bool:
+        return (device / "driver").is_symlink() and (device / "driver").readlink().name == driver
+
+    def _probe(self, bus: Path, name: str) -> None:
+        device = (bus / "devices" / name).resolve(strict=True)
+        if (device / "driver").is_symlink():
+            return
+        if self.slow_probes:
+            self.slow_probes -= 1
+            return
+        override = (device / "driver_override").read_text().strip()
+        own = {"pci": "virtio-pci", "platform": "virtio-mmio", "vdpa": "virtio_vdpa"}[bus.name]
+        driver = own if override in ("", "(null)") else override
+        if driver in self.refuses or not (bus / "drivers" / driver).is_dir():
+            return
+        if driver == "vfio-pci" and not (device / "iommu_group").is_symlink():
+            return
+        self.fake.attach(device, driver, bus=bus.name)
+        if driver == "vfio-pci":
+            node = self.fake.roots.dev / "vfio" / (device / "iommu_group").readlink().name
+            if not node.exists():
+                node.write_text("")
+                node.chmod(0o600)
+        elif driver == "vhost_vdpa":
+            self.fake.text(device / "vhost-vdpa-0/dev", "511:0\n")
+        elif driver in ("virtio-pci", "virtio-mmio", "virtio_vdpa"):
+            kind = self.kind(device, bus.name)
+            if kind is not None:
+                self.fake.virtio(device, self.fake.next_virtio(), kind, 1 << 32)
+
+    def kind(self, device: Path, bus: str) -> str | None:
+        if bus != "pci":
+            return "blk" if bus == "vdpa" else "rng"
+        number = int((device / "device").read_text(), 0) - 0x1040
+        return next((name for name, value in IDS.items() if value == number), None)

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
-from fakesys import FakeSys, config_space
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.fakesys import FakeSys, config_space
 from uvirtio.binding import discover
 from uvirtio.binding.addresses import canonical, is_alias
 from uvirtio.errors import BadAddress, NoSuchDevice, NotVirtio, PermissionLack, UsageError
@@ -75,7 +75,7 @@ def test_canonical(name: str, expected: str) -> None:
         "0x03:00.0",
         "\u0663:00.0",
         "1" * 5000,
-    ],  # fmt: skip
+    ],
 )
 def test_what_is_no_address(name: str) -> None:
     with pytest.raises(BadAddress) as error:

@@ -1,7 +1,7 @@
 """Take a device from the kernel's driver, and give it back.
 
 Order of work: check everything for every device; lock; check again; journal; write, and verify after each
-write. On any failure what was changed is put back in reverse. The journal is on the disk before the first
+write. On any failure what was changed is put back. The journal is on the disk before the first
 write, so restore works also when this process was killed between any two of them. Restore has a goal, not a
 script: it compares what is with what was and does what is missing, so that it may be run again and again.
 """
@@ -382,6 +382,7 @@ class _Run:
             subsystem_id=found.subsystem_id,
             type=found.type,
             iommu_group=found.iommu_group,
+            virtio_name=found.virtio_name,
         )
 
     def _save(self, entry: Entry) -> None:
@@ -440,7 +441,7 @@ class _Run:
     def _roll_back(self, error: BaseException) -> None:
         assert self.entry is not None
         failures = []
-        for device in reversed(self.entry.devices):
+        for device in sorted(self.entry.devices, key=lambda device: device.number):
             try:
                 _give_back(device, self.hands, check_users=False)
             except (UvirtioError, OSError) as second:
@@ -568,13 +569,15 @@ def restore(
 ) -> list[Restored]:
     """Give devices back to the drivers that they had before bind; ``names`` None: all in the journal.
 
-    The newest bind is undone first. A device that is gone is only forgotten. Raises Refused when another
+    A device that is gone is only forgotten. Raises Refused when another
     device is in its place, when somebody else has rebound it, or when it is not in the journal and some
     user-space driver has it; Busy when a process still uses it; OperationFailed when the kernel does not play.
     """
     hands = _Hands(roots, ChildWriter() if writer is None else writer, sleep, timeout)
     if names is None:
-        wanted = [d.address for e in reversed(journal.entries(roots)) for d in reversed(e.devices)]
+        # The kernel gives out the lowest free virtio number: in this order each gets its own again.
+        devices = [device for entry in journal.entries(roots) for device in entry.devices]
+        wanted = [device.address for device in sorted(devices, key=lambda device: device.number)]
     else:
         wanted = [_key(name, roots) for name in names]
     done: list[Restored] = []

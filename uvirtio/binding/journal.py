@@ -41,10 +41,18 @@ class DeviceEntry:
     subsystem_id: str | None = None
     type: str = "unknown"
     iommu_group: int | None = None
+    virtio_name: str | None = None
+    """``virtio3`` as it was; the kernel gives the lowest free number, so the order of giving back matters."""
     node: str | None = None
     """The node whose owner was changed, and what it had before, as (uid, gid, mode)."""
     node_before: tuple[int, int, int] | None = None
     steps: tuple[str, ...] = ()
+
+    @property
+    def number(self) -> int:
+        """The N of virtioN; -1 where there was none."""
+        digits = (self.virtio_name or "").removeprefix("virtio")
+        return int(digits) if digits.isdecimal() and digits.isascii() else -1
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -188,7 +196,7 @@ def _load(path: Path) -> Entry | None:
         return None
 
 
-_TEXT_OR_NONE = ("target", "driver", "driver_override", "pci_id", "subsystem_id", "node")
+_TEXT_OR_NONE = ("target", "driver", "driver_override", "pci_id", "subsystem_id", "virtio_name", "node")
 
 
 def _device(raw: dict[str, Any]) -> DeviceEntry:

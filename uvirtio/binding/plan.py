@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from uvirtio import fuse
-from uvirtio.binding import rules, sysfs
+from uvirtio.binding import journal, rules, sysfs
 from uvirtio.binding.checks import Check, driver_state, modules_directory, writable
 from uvirtio.binding.discover import Found
 from uvirtio.binding.facts import Facts
@@ -124,6 +124,8 @@ def plan(
             fuse.check(member.found.names, roots)
         except Denied as denied:
             problems.append(denied)
+    if (journaled := _journaled(found, target, roots)) is not None:
+        problems.append(journaled)
     if not already:
         for member in members:
             problems.extend(_refusals(member, force, lack is not None))
@@ -133,6 +135,20 @@ def plan(
     if not already:
         problems.extend(_lacking(found, target, roots))
     return Plan(found, target, members, tuple(checks), tuple(problems))
+
+
+def _journaled(found: Found, target: str | None, roots: Roots) -> UvirtioError | None:
+    """A device that is bound already is not bound again to something else: what it was before would be lost."""
+    entry = journal.entry_of(found.key, roots)
+    device = entry.device(found.key) if entry is not None else None
+    if device is None or device.target == target or found.driver != device.target:
+        return None
+    return Refused(
+        f"{found.address} is bound to {device.target} by an earlier run",
+        seen=f"the journal entry {entry.id if entry else ''}",
+        expected="a device that its kernel driver has",
+        remedy=_REMEDIES["foreign-override"],
+    )
 
 
 def _check_words(found: Found, driver: str | None, force: Collection[str]) -> None:
