@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import in_lab
+from tests.vm.qmp_witness import Witness
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE))
-
-from qmp_witness import Witness  # noqa: E402
-
-
-def _in_lab() -> bool:
-    return os.environ.get("UVIRTIO_LAB") == "1" and "uvirtio.lab=1" in Path("/proc/cmdline").read_text().split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if _in_lab():
+    if in_lab():
         return
     skip = pytest.mark.skip(reason="needs the lab VM: tools/test --vm")
     for item in items:

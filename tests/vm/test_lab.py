@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from qmp_witness import QmpError, Witness
+
+from tests.vm.qmp_witness import QmpError, Witness
 
 
 def test_the_kernel_is_the_one_asked_for():
