@@ -106,7 +106,7 @@ class Qmp:
         """Take what QEMU sent by itself, without waiting."""
         with self._lock:
             self._check()
-            while True:
+            for _ in range(_EVENTS_KEPT):
                 message = self._parsed()
                 if message is not None:
                     self._keep(message)
@@ -139,7 +139,7 @@ class Qmp:
     def _send(self, data: bytes, deadline: float) -> None:
         try:
             self._socket.settimeout(max(0.001, deadline - time.monotonic()))
-            self._socket.sendall(data)
+            self._socket.sendall(data, socket.MSG_NOSIGNAL)
         except TimeoutError:
             self._silent("does not read QMP commands")
         except OSError as error:

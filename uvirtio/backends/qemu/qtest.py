@@ -20,6 +20,8 @@ _VERBS = {1: "b", 2: "w", 4: "l"}
 _BATCH = 64
 """Commands sent before answers are read: QEMU blocks when its answers are not taken, so keep it small."""
 _LONGEST_LINE = 4096
+_MOST_DRAINED = 256
+"""Pieces of 4 KiB taken per call of ``drain()``; more is left for the next."""
 _MOST_FORGOTTEN = 1000
 """Answers to interrupted commands that are skipped at most."""
 
@@ -55,8 +57,8 @@ class Qtest:
         self._why = why or (lambda: "the connection ended")
         self._lock = threading.RLock()
         self._closed = False
-        self._received = bytearray()
-        self._chunk = bytearray(4096)
+        self._received = b""
+        self._piece = bytearray(4096)
         self._lines: dict[int, IrqLine] = {}
         self._unsure = False
         self._syncs = 0
@@ -74,43 +76,43 @@ class Qtest:
 
     def read(self, width: int, address: int) -> int:
         """Read guest-physical memory or a register. Unmapped addresses give 0."""
-        return self._value(f"read{_VERBS[width]} {_checked(address, 64):#x}\n")
+        return _number(self._ask(f"read{_VERBS[width]} {_checked(address, 64):#x}\n"))
 
     def write(self, width: int, address: int, value: int) -> None:
         """Write guest-physical memory or a register. At unmapped addresses nothing happens."""
-        self._run([f"write{_VERBS[width]} {_checked(address, 64):#x} {_checked(value, 8 * width):#x}\n"])
+        self._ask(f"write{_VERBS[width]} {_checked(address, 64):#x} {_checked(value, 8 * width):#x}\n")
 
     def port_in(self, width: int, port: int) -> int:
         """Read an I/O port."""
-        return self._value(f"in{_VERBS[width]} {_checked(port, 16):#x}\n")
+        return _number(self._ask(f"in{_VERBS[width]} {_checked(port, 16):#x}\n"))
 
     def port_out(self, width: int, port: int, value: int) -> None:
         """Write an I/O port."""
-        self._run([f"out{_VERBS[width]} {_checked(port, 16):#x} {_checked(value, 8 * width):#x}\n"])
+        self._ask(f"out{_VERBS[width]} {_checked(port, 16):#x} {_checked(value, 8 * width):#x}\n")
 
     def indexed_in(self, index_port: int, index: int, width: int, port: int) -> int:
         """Write a 32-bit index register, then read a data port: two commands, one round trip."""
         select = f"outl {_checked(index_port, 16):#x} {_checked(index, 32):#x}\n"
-        return _number(self._run([select, f"in{_VERBS[width]} {_checked(port, 16):#x}\n"])[1])
+        return _number(self._ask_all([select, f"in{_VERBS[width]} {_checked(port, 16):#x}\n"])[1])
 
     def indexed_out(self, index_port: int, index: int, width: int, port: int, value: int) -> None:
         """Write a 32-bit index register, then a data port: two commands, one round trip."""
         select = f"outl {_checked(index_port, 16):#x} {_checked(index, 32):#x}\n"
         data = f"out{_VERBS[width]} {_checked(port, 16):#x} {_checked(value, 8 * width):#x}\n"
-        self._run([select, data])
+        self._ask_all([select, data])
 
     def write_many(self, width: int, writes: Sequence[tuple[int, int]]) -> None:
         """Write (address, value) pairs in their order, without waiting for each."""
         verb = f"write{_VERBS[width]}"
         lines = [f"{verb} {_checked(at, 64):#x} {_checked(value, 8 * width):#x}\n" for at, value in writes]
         for start in range(0, len(lines), _BATCH):
-            self._run(lines[start : start + _BATCH])
+            self._ask_all(lines[start : start + _BATCH])
 
     # --- interrupts ---
 
     def intercept_ioapic(self) -> None:
         """Report the input lines of the I/O APIC from now on. One interrupt controller per QEMU."""
-        self._run(["irq_intercept_in ioapic\n"])
+        self._ask("irq_intercept_in ioapic\n")
 
     def irq_line(self, number: int) -> IrqLine:
         """The state of one interrupt line, kept up to date by every command and by ``drain()``."""
@@ -122,16 +124,16 @@ class Qtest:
             self._check()
             if self._unsure:
                 self._synchronise()
-            while True:
+            for _ in range(_MOST_DRAINED):
                 try:
-                    count = self._socket.recv_into(self._chunk, 0, socket.MSG_DONTWAIT)
+                    count = self._socket.recv_into(self._piece, 0, socket.MSG_DONTWAIT)
                 except BlockingIOError:
                     break
                 except OSError as error:
                     self._gone(error)
                 if not count:
                     self._gone(None)
-                self._received += self._chunk[:count]
+                self._received += self._piece[:count]
             while (line := self._next_line()) is not None:
                 if not self._take_irq(line):
                     self._nonsense(line)
@@ -150,30 +152,36 @@ class Qtest:
 
     # --- the protocol ---
 
-    def _value(self, line: str) -> int:
-        return _number(self._run([line])[0])
-
-    def _run(self, lines: Sequence[str]) -> list[bytes]:
-        """Send commands and return what follows each OK."""
+    def _ask(self, line: str) -> bytes:
+        """Send one command and return what follows OK. Every register access goes through here."""
         with self._lock:
-            self._check()
-            if self._unsure:
-                self._synchronise()
-            # A signal handler may raise anywhere below. Then nobody knows how many answers are still owed,
-            # and the next call finds out first.
-            self._unsure = True
+            self._ready()
+            self._send(line)
+            answer = self._answer()
+            self._unsure = False
+        return answer[3:] if answer.startswith(b"OK") else self._refused(line, answer)
+
+    def _ask_all(self, lines: Sequence[str]) -> list[bytes]:
+        """The same for several commands that are sent at once."""
+        with self._lock:
+            self._ready()
             self._send("".join(lines))
             answers = [self._answer() for _ in lines]
             self._unsure = False
-        for line, answer in zip(lines, answers, strict=True):
-            if not answer.startswith(b"OK"):
-                raise QemuFailed(
-                    "QEMU refused a qtest command",
-                    seen=answer.decode("ascii", "replace"),
-                    expected=f"OK to {line.strip()!r}",
-                    remedy="use QEMU 7.2 or later",
-                )
-        return [answer[2:].strip() for answer in answers]
+        return [
+            answer[3:] if answer.startswith(b"OK") else self._refused(line, answer)
+            for line, answer in zip(lines, answers, strict=True)
+        ]
+
+    def _ready(self) -> None:
+        """Before a command is sent. A signal handler may raise at any place from here until the answer is read;
+        then nobody knows how many answers are owed, and the next command finds out first.
+        """
+        if self._closed:
+            self._check()
+        if self._unsure:
+            self._synchronise()
+        self._unsure = True
 
     def _synchronise(self) -> None:
         """Skip answers to interrupted commands: an unknown command's refusal quotes its name."""
@@ -188,7 +196,7 @@ class Qtest:
 
     def _send(self, text: str) -> None:
         try:
-            self._socket.sendall(text.encode("ascii"))
+            self._socket.sendall(text.encode("ascii"), socket.MSG_NOSIGNAL)
         except BlockingIOError:
             self._silent("does not read commands")
         except OSError as error:
@@ -196,35 +204,40 @@ class Qtest:
 
     def _answer(self) -> bytes:
         """The next line that is no interrupt line."""
-        deadline = time.monotonic() + self._timeout
-        while True:
+        line = self._next_line()
+        if line is None:
+            self._receive()
             line = self._next_line()
-            if line is None:
-                self._receive()
-            elif not self._take_irq(line):
-                return line
+        if line is not None and not line.startswith(b"IRQ"):
+            return line
+        deadline = time.monotonic() + self._timeout
+        while line is None or self._take_irq(line):
             if time.monotonic() > deadline:
                 self._silent("sends everything but an answer")
+            if line is None:
+                self._receive()
+            line = self._next_line()
+        return line
 
     def _receive(self) -> None:
         try:
-            count = self._socket.recv_into(self._chunk)
+            count = self._socket.recv_into(self._piece)
         except BlockingIOError:
             self._silent("does not answer")
         except OSError as error:
             self._gone(error)
         if not count:
             self._gone(None)
-        self._received += self._chunk[:count]
+        self._received += self._piece[:count]
 
     def _next_line(self) -> bytes | None:
-        end = self._received.find(b"\n")
-        if end < 0:
-            if len(self._received) > _LONGEST_LINE:
-                self._nonsense(bytes(self._received[:80]))
+        received = self._received
+        line, end, rest = received.partition(b"\n")
+        if not end:
+            if len(received) > _LONGEST_LINE:
+                self._nonsense(received)
             return None
-        line = bytes(self._received[:end])
-        del self._received[: end + 1]
+        self._received = rest
         return line
 
     def _take_irq(self, line: bytes) -> bool:
@@ -256,6 +269,14 @@ class Qtest:
             seen=f"nothing for {self._timeout:g} s",
             expected="an answer to every qtest command",
             remedy="close the device; QEMU is killed then",
+        )
+
+    def _refused(self, line: str, answer: bytes) -> NoReturn:
+        raise QemuFailed(
+            "QEMU refused a qtest command",
+            seen=answer.decode("ascii", "replace"),
+            expected=f"OK to {line.strip()!r}",
+            remedy="use QEMU 7.2 or later",
         )
 
     def _nonsense(self, line: bytes) -> NoReturn:
