@@ -512,12 +512,18 @@ def lockdown_mode(roots: Roots) -> str | None:
 def container(found: Found, facts: Facts) -> Iterator[Answer]:
     """A read-only /sys: nothing can be bound from here."""
     del found
-    own = sysfs.lines(facts.roots.proc / "self/mountinfo") or []
-    for line in own:
+    if sysfs_read_only(facts.roots):
+        yield Finding("container", "/sys is mounted read-only here", forceable=False)
+
+
+def sysfs_read_only(roots: Roots) -> bool:
+    """Whether our own mounts have /sys read-only, as containers do."""
+    read_only = False
+    for line in sysfs.lines(roots.proc / "self/mountinfo") or []:
         words = line.split(" ")
-        if len(words) > 5 and words[4] == "/sys" and "ro" in words[5].split(","):
-            yield Finding("container", "/sys is mounted read-only here", forceable=False)
-            return
+        if len(words) > 5 and words[4] == "/sys":
+            read_only = "ro" in words[5].split(",")  # the last mount lies on top
+    return read_only
 
 
 RULES: tuple[Rule, ...] = (
@@ -554,3 +560,8 @@ IN_USE = frozenset(
     }
 )
 """The rules about use by this machine; the others are about whether it can be bound."""
+
+
+def in_use(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings that say that this machine needs the device."""
+    return [finding for finding in findings if finding.severity == "refuse" and finding.rule in IN_USE]

@@ -1,0 +1,134 @@
+"""Doctor on made-up machines: what it says, and that it only looks."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.unit.fakesys import FakeSys
+from uvirtio.binding import doctor, journal
+from uvirtio.binding.checks import Check, driver_state, module_installed
+from uvirtio.roots import Roots
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> FakeSys:
+    return FakeSys(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def no_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+
+def qemu(tmp_path: Path) -> None:
+    path = tmp_path / "bin/qemu-system-x86_64"
+    path.parent.mkdir()
+    path.write_text("#!/bin/false\n")
+    path.chmod(0o755)
+
+
+def run(fake: FakeSys, version: str = "QEMU emulator version 7.2.22") -> dict[str, Check]:
+    made = doctor.checks(fake.roots, qemu_version=lambda path: version)
+    json.dumps([check.as_dict() for check in made])
+    assert all(check.remedy for check in made if check.verdict == "fail")
+    assert len({check.name for check in made}) == len(made)
+    return {check.name: check for check in made}
+
+
+def test_a_machine_with_everything(fake: FakeSys, tmp_path: Path) -> None:
+    qemu(tmp_path)
+    fake.driver("vfio-pci")
+    fake.driver("uio_pci_generic")
+    fake.pci("0000:03:00.0", "rng", group=7)
+    fake.vdpa("vduse0")
+    me = fake.roots.proc / "self"
+    fake.text(me / "status", "Name:\tx\nCapEff:\t000001ffffffffff\n")
+    fake.text(me / "limits", "Max locked memory         8388608              8388608              bytes\n")
+    fake.text(fake.sys / "kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "16\n")
+    fake.text(fake.sys / "kernel/security/lockdown", "[none] integrity confidentiality\n")
+    before = fake.snapshot()
+    made = run(fake)
+    assert {check.verdict for check in made.values()} == {"pass", "skip"}
+    assert [name for name, check in made.items() if check.verdict == "skip"] == ["vfio-access"]
+    assert made["ways"].detail == "vfio-pci, uio_pci_generic (--unsafe-dma), vhost-vdpa, qemu:"
+    assert fake.snapshot() == before and list(fake.roots.run.iterdir()) == []
+
+
+def test_a_machine_with_nothing(tmp_path: Path) -> None:
+    made = {check.name: check for check in doctor.checks(Roots.under(tmp_path / "nothing"))}
+    assert made["ways"].verdict == "fail" and "qemu-system-x86" in made["ways"].remedy
+    assert made["iommu"].verdict == made["vfio-pci"].verdict == made["qemu"].verdict == "warn"
+    assert "intel_iommu=on" in made["iommu"].remedy
+
+
+def test_an_ordinary_user(fake: FakeSys, tmp_path: Path) -> None:
+    qemu(tmp_path)
+    me = fake.roots.proc / "self"
+    fake.text(me / "status", "CapEff:\t0000000000000000\n")
+    fake.text(me / "limits", "Max locked memory         65536              65536              bytes\n")
+    made = run(fake)
+    assert made["memlock"].verdict == "warn" and "65536" in made["memlock"].detail
+    assert made["pagemap"].verdict == "warn" and made["ways"].verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [("QEMU emulator version 11.1.3 (x)", "pass"), ("QEMU emulator version 6.2.0", "warn"), ("", "warn")],
+)
+def test_the_version_of_qemu(fake: FakeSys, tmp_path: Path, text: str, verdict: str) -> None:
+    qemu(tmp_path)
+    assert run(fake, text)["qemu"].verdict == verdict
+
+
+def test_what_is_bound_and_what_was_left(fake: FakeSys) -> None:
+    fake.pci("0000:03:00.0", "rng", group=7, driver="vfio-pci")
+    (fake.roots.dev / "vfio/7").touch()
+    (fake.roots.dev / "vfio/vfio").touch()
+    device = journal.DeviceEntry("0000:03:00.0", "pci", "0000:03:00.0", "vfio-pci", "virtio-pci", None)
+    entry = journal.new([device], fake.roots)
+    journal.store(entry, fake.roots)
+    made = run(fake)
+    assert "0000:03:00.0 (rng, vfio-pci)" in made["devices"].detail
+    assert made["vfio-access"].verdict == "pass"
+    assert made["journal"].verdict == "warn" and "restore" in made["journal"].remedy
+
+
+def test_deny_lockdown_container(fake: FakeSys) -> None:
+    fake.text(fake.roots.etc / "uvirtio/deny", "*\n")
+    fake.text(fake.sys / "kernel/security/lockdown", "none [integrity] confidentiality\n")
+    fake.mountinfo(["20 1 0:20 / /sys ro,nosuid - sysfs sysfs ro"])
+    made = run(fake)
+    assert {made[name].verdict for name in ("deny-list", "lockdown", "container")} == {"warn"}
+
+
+def test_no_program_but_qemu_is_run(fake: FakeSys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    qemu(tmp_path)
+    ran: list[list[str]] = []
+
+    def spy(command: list[str], **more: object) -> subprocess.CompletedProcess[str]:
+        ran.append(command)
+        return subprocess.CompletedProcess(command, 0, "QEMU emulator version 7.2.22", "")
+
+    monkeypatch.setattr(subprocess, "run", spy)
+    doctor.checks(fake.roots)
+    assert ran == [[str(tmp_path / "bin/qemu-system-x86_64"), "--version"]]
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "there"),
+    [
+        ("modules.dep", "kernel/drivers/vfio/pci/vfio-pci.ko.xz: kernel/x.ko\n", True),
+        ("modules.dep", "kernel/drivers/vfio/pci/vfio_pci.ko:\n", True),
+        ("modules.builtin", "kernel/drivers/vfio/pci/vfio-pci.ko\n", True),
+        ("modules.dep", "kernel/drivers/vfio/pci/vfio-pci-core.ko.xz:\n", False),
+        ("modules.dep", "kernel/my-vfio-pci.ko:\n", False),
+    ],
+)
+def test_installed_modules(fake: FakeSys, file: str, line: str, there: bool) -> None:
+    fake.text(fake.top / "lib/modules/6.1.0-test" / file, "kernel/a.ko:\n" + line)
+    assert module_installed("vfio-pci", fake.roots) is there
+    assert driver_state("vfio-pci", "pci", fake.roots) == ("loadable" if there else "missing")

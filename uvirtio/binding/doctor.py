@@ -1,0 +1,281 @@
+"""What this machine has for user-space drivers, and what it lacks. It looks; it changes and opens nothing.
+
+``fail`` is kept for what stops everything; what closes one way in and leaves others is ``warn``, or ``skip``
+where it was never there.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+
+from uvirtio import fuse
+from uvirtio.binding import journal, rules, sysfs
+from uvirtio.binding.checks import Check, driver_state, kernel_release
+from uvirtio.binding.discover import scan
+from uvirtio.binding.facts import Facts
+from uvirtio.errors import Denied, NotSupported
+from uvirtio.memory.fence import full_fence
+from uvirtio.roots import Roots
+
+__all__ = ["Check", "checks"]
+
+_QEMU = "qemu-system-x86_64"
+_QEMU_OLDEST = (7, 2)
+_MEMLOCK = 8 << 20  # what Linux gives by default, and enough for small rings
+
+_CAP_IPC_LOCK = 14  # <linux/capability.h>
+_CAP_SYS_ADMIN = 21
+
+
+def checks(roots: Roots, *, qemu_version: Callable[[str], str] | None = None) -> list[Check]:
+    """Look at everything, in the order in which one would mend it. Raises nothing.
+
+    ``qemu_version`` takes QEMU's path and returns what ``--version`` prints.
+    """
+    made: list[Check] = []
+    for look in (_cpu, _kernel, _iommu, _vfio, _vfio_access, _uio, _vdpa, _memlock, _pagemap, _hugepages):
+        made.extend(look(roots))
+    made.extend(_qemu(qemu_version or _ask_qemu))
+    for look in (_deny, _lockdown, _container, _devices, _journal):
+        made.extend(look(roots))
+    made.append(_ways(made))
+    return made
+
+
+def _cpu(roots: Roots) -> Iterator[Check]:
+    del roots
+    machine = platform.machine()
+    try:
+        full_fence()
+    except NotSupported as error:
+        yield Check("cpu", "fail", f"{machine}: {error.message} ({error.seen})", error.remedy or "")
+    else:
+        yield Check("cpu", "pass", f"{machine}, with a full memory fence")
+
+
+def _kernel(roots: Roots) -> Iterator[Check]:
+    release = kernel_release(roots)
+    if not (roots.sys / "bus").is_dir():
+        yield Check("kernel", "warn", f"{release or 'unknown'}, without a /sys", "mount -t sysfs none /sys")
+    else:
+        yield Check("kernel", "pass", release or "unknown")
+
+
+def _iommu(roots: Roots) -> Iterator[Check]:
+    top = roots.sys / "kernel/iommu_groups"
+    real = [n for n in sysfs.names(top) if sysfs.read(top / n / "name", 64) != "vfio-noiommu"]
+    if real:
+        yield Check("iommu", "pass", f"{len(real)} groups")
+    else:
+        yield Check(
+            "iommu",
+            "warn",
+            "no IOMMU groups: nothing would hold a device",
+            "switch it on in the firmware and on the kernel's command line (intel_iommu=on), or give the VM one "
+            "(QEMU: -device intel-iommu,intremap=on)",
+        )
+
+
+def _module(name: str, driver: str, bus: str, roots: Roots, remedy: str) -> Check:
+    state = driver_state(driver, bus, roots)
+    if state == "loaded":
+        return Check(name, "pass", f"{driver} is loaded")
+    if state == "loadable":
+        return Check(name, "pass", f"{driver} can be loaded; bind does it")
+    return Check(name, "warn", f"{driver} is not there", remedy)
+
+
+def _vfio(roots: Roots) -> Iterator[Check]:
+    yield _module("vfio-pci", "vfio-pci", "pci", roots, "install the kernel's module package that has vfio-pci")
+
+
+def _vfio_access(roots: Roots) -> Iterator[Check]:
+    top = roots.dev / "vfio"
+    groups = [name for name in sysfs.names(top) if re.fullmatch(r"(noiommu-)?[0-9]+", name, re.ASCII)]
+    if not groups:
+        yield Check("vfio-access", "skip", "no function is bound to vfio-pci")
+        return
+    # access(2) asks about the rights and opens nothing: to open a group resets its devices.
+    closed = [name for name in ("vfio", *groups) if not os.access(top / name, os.R_OK | os.W_OK)]
+    if closed:
+        names = ", ".join(f"/dev/vfio/{name}" for name in closed)
+        yield Check(
+            "vfio-access", "warn", f"this user may not open {names}", "run as root, or bind with --owner USER"
+        )
+    else:
+        yield Check(
+            "vfio-access", "pass", f"this user may open {', '.join(f'/dev/vfio/{name}' for name in groups)}"
+        )
+
+
+def _uio(roots: Roots) -> Iterator[Check]:
+    remedy = "only needed without an IOMMU: install the kernel's module package that has uio_pci_generic"
+    yield _module("uio", "uio_pci_generic", "pci", roots, remedy)
+
+
+def _vdpa(roots: Roots) -> Iterator[Check]:
+    if not sysfs.names(roots.sys / "bus/vdpa/devices"):
+        yield Check("vhost-vdpa", "skip", "no vdpa device here")
+        return
+    yield _module(
+        "vhost-vdpa", "vhost_vdpa", "vdpa", roots, "install the kernel's module package that has vhost_vdpa"
+    )
+
+
+def _capable(capability: int, roots: Roots) -> bool:
+    for line in sysfs.lines(roots.proc / "self/status") or []:
+        if match := re.fullmatch(r"CapEff:\s*([0-9a-f]{1,16})", line, re.ASCII):
+            return bool(int(match[1], 16) >> capability & 1)
+    return False
+
+
+def _memlock(roots: Roots) -> Iterator[Check]:
+    limit = None
+    for line in sysfs.lines(roots.proc / "self/limits") or []:
+        if match := re.match(r"Max locked memory\s+(\d+|unlimited)\s", line, re.ASCII):
+            limit = match[1]
+    if _capable(_CAP_IPC_LOCK, roots) or limit == "unlimited":
+        yield Check("memlock", "pass", "no limit on pinned memory")
+    elif limit is None:
+        yield Check("memlock", "skip", "/proc/self/limits does not say")
+    elif int(limit) < _MEMLOCK:
+        yield Check(
+            "memlock",
+            "warn",
+            f"only {int(limit)} bytes may be pinned",
+            "a file in /etc/security/limits.d with: USER - memlock 65536 (in KiB), then log in again",
+        )
+    else:
+        yield Check("memlock", "pass", f"{int(limit)} bytes may be pinned; a balloon needs as many as it takes")
+
+
+def _pagemap(roots: Roots) -> Iterator[Check]:
+    if _capable(_CAP_SYS_ADMIN, roots):
+        yield Check("pagemap", "pass", "physical addresses can be read (CAP_SYS_ADMIN)")
+    else:
+        yield Check(
+            "pagemap",
+            "warn",
+            "frame numbers read as 0 without CAP_SYS_ADMIN: no balloon, and no device without ACCESS_PLATFORM",
+            "run as root for these",
+        )
+
+
+def _hugepages(roots: Roots) -> Iterator[Check]:
+    top = roots.sys / "kernel/mm/hugepages"
+    counts = {
+        name.removeprefix("hugepages-"): sysfs.number(top / name / "nr_hugepages") for name in sysfs.names(top)
+    }
+    some = [f"{count} of {size}" for size, count in counts.items() if count]
+    if some:
+        yield Check("hugepages", "pass", ", ".join(some))
+    else:
+        yield Check("hugepages", "skip", "none set aside; only legacy devices and large rings want them")
+
+
+def _ask_qemu(path: str) -> str:
+    try:
+        done = subprocess.run(
+            [path, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+            start_new_session=True,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout
+
+
+def _qemu(ask: Callable[[str], str]) -> Iterator[Check]:
+    path = shutil.which(_QEMU)
+    if path is None:
+        yield Check("qemu", "warn", f"no {_QEMU} in PATH: no qemu: devices", "apt-get install qemu-system-x86")
+        return
+    match = re.search(r"version (\d+)\.(\d+)(\.\d+)?", ask(path))
+    oldest = ".".join(map(str, _QEMU_OLDEST))
+    if match is None:
+        yield Check("qemu", "warn", f"{path} does not tell its version", f"install QEMU {oldest} or later")
+    elif (int(match[1]), int(match[2])) < _QEMU_OLDEST:
+        yield Check("qemu", "warn", f"{path} is {match[1]}.{match[2]}", f"install QEMU {oldest} or later")
+    else:
+        yield Check("qemu", "pass", f"{path}, {match[0]}")
+
+
+def _deny(roots: Roots) -> Iterator[Check]:
+    path = roots.etc / "uvirtio/deny"
+    try:
+        listed = fuse.patterns(roots)
+    except Denied as error:
+        yield Check("deny-list", "warn", f"{error.message} ({error.seen})", error.remedy or "")
+        return
+    if "*" in listed:
+        yield Check("deny-list", "warn", f"{path} denies every real device; qemu: devices are not meant")
+    elif listed:
+        yield Check("deny-list", "pass", f"{path} has {len(listed)} patterns: {', '.join(listed)[:200]}")
+    else:
+        yield Check("deny-list", "pass", "no device is denied")
+
+
+def _lockdown(roots: Roots) -> Iterator[Check]:
+    mode = rules.lockdown_mode(roots)
+    if mode in ("integrity", "confidentiality"):
+        yield Check(
+            "lockdown", "warn", f"{mode}: uio, /dev/mem and BARs by sysfs are closed; VFIO with an IOMMU works"
+        )
+    else:
+        yield Check("lockdown", "pass", mode or "not built in, or not visible here")
+
+
+def _container(roots: Roots) -> Iterator[Check]:
+    if rules.sysfs_read_only(roots):
+        yield Check("container", "warn", "/sys is mounted read-only: nothing can be bound from here")
+
+
+def _devices(roots: Roots) -> Iterator[Check]:
+    found = scan(roots)
+    if not found:
+        yield Check("devices", "skip", "no virtio device here")
+        return
+    user = [f"{d.address} ({d.type}, {d.driver})" for d in found if d.driver in rules.USER_DRIVERS]
+    facts = Facts(roots)
+    used = [d.address for d in found if rules.in_use(rules.check(d, roots, facts).findings)]
+    detail = f"{len(found)} virtio devices, {len(used)} in use by this machine"
+    yield Check("devices", "pass", detail + (f"; for user space: {', '.join(user)}" if user else ""))
+
+
+def _journal(roots: Roots) -> Iterator[Check]:
+    open_entries = journal.entries(roots)
+    broken = [entry for entry in open_entries if entry.state != "bound"]
+    if broken:
+        names = ", ".join(device.address for entry in broken for device in entry.devices)
+        yield Check("journal", "warn", f"a bind did not come to its end: {names}", "uvirtio restore --all")
+    elif open_entries:
+        names = ", ".join(device.address for entry in open_entries for device in entry.devices)
+        yield Check("journal", "pass", f"bound, to be restored some day: {names}")
+    else:
+        yield Check("journal", "pass", "nothing is left bound")
+
+
+def _ways(made: list[Check]) -> Check:
+    """Whether any way in is open."""
+    verdicts = {check.name: check.verdict for check in made}
+    ways = []
+    if verdicts["iommu"] == verdicts["vfio-pci"] == "pass":
+        ways.append("vfio-pci")
+    if verdicts["uio"] == "pass":
+        ways.append("uio_pci_generic (--unsafe-dma)")
+    if verdicts["vhost-vdpa"] == "pass":
+        ways.append("vhost-vdpa")
+    if verdicts["qemu"] == "pass":
+        ways.append("qemu:")
+    if not ways:
+        return Check("ways", "fail", "no way to reach any device", "the easiest: apt-get install qemu-system-x86")
+    return Check("ways", "pass", ", ".join(ways))
