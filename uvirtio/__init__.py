@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from uvirtio.errors import UvirtioError
 
 if TYPE_CHECKING:
-    from uvirtio.backends import qemu
+    from uvirtio import qemu
     from uvirtio.device import Device, open
     from uvirtio.drivers.balloon import Balloon
     from uvirtio.drivers.input import Input, InputEvent
@@ -53,7 +53,7 @@ if not TYPE_CHECKING:  # or every misspelt name would pass as Any
 
     def __getattr__(name: str) -> Any:
         if name == "qemu":
-            return import_module("uvirtio.backends.qemu")
+            return import_module("uvirtio.qemu")
         if name in _HOMES:
             return getattr(import_module(_HOMES[name]), name)
         raise AttributeError(f"module 'uvirtio' has no attribute {name!r}")

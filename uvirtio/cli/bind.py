@@ -1,9 +1,189 @@
-"""``plan``, ``bind``, ``restore`` and ``journal``."""
+"""``plan``, ``bind``, ``restore`` and ``journal``: devices change hands, and come back."""
 
 from __future__ import annotations
 
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from uvirtio.cli.common import Run, verb
+from uvirtio.cli.inspecting import LookArgument
+from uvirtio.errors import UsageError
+
+if TYPE_CHECKING:
+    from uvirtio.binding.plan import Member, Plan
+
+DriverOption = Annotated[
+    str, typer.Option("--driver", metavar="NAME", help="vfio-pci or uio_pci_generic; without it, what fits.")
+]
+GroupOption = Annotated[bool, typer.Option("--group", help="Take the rest of the IOMMU group along.")]
+ForceOption = Annotated[
+    list[str] | None,
+    typer.Option("--force", metavar="RULE", help="Override this one rule; may be given again for another."),
+]
+DevsArgument = Annotated[list[str], typer.Argument(metavar="DEV...", help="Addresses of devices.")]
 
 
 def register(app: typer.Typer) -> None:
-    pass
+    verb(app, "plan")(plan)
+    verb(app, "bind")(bind)
+    verb(app, "restore")(restore)
+    verb(app, "journal")(journal)
+
+
+# --- plan ---------------------------------------------------------------------------------------------------
+
+
+def plan(
+    run: Run,
+    dev: LookArgument,
+    driver: DriverOption = "",
+    group: GroupOption = False,
+    force: ForceOption = None,
+) -> int:
+    """Say what bind would check and write, and change nothing."""
+    from uvirtio.binding.discover import find
+    from uvirtio.binding.plan import plan as make_plan
+
+    made = make_plan(find(dev, run.roots), run.roots, driver or None, group, force or ())
+    first = made.problems[0] if made.problems else None
+    if run.json:
+        members = made.as_dict()
+        run.document(**members, **({"error": first.as_dict()} if first is not None else {}))
+    else:
+        _print_plan(run, made)
+    # As bind itself would end, so that a script can ask first.
+    return 0 if first is None else first.exit_code
+
+
+def _print_plan(run: Run, made: Plan) -> None:
+    run.line(
+        f"{made.found.address} ({made.found.type}): {made.found.driver or 'no driver'} -> {made.driver or 'none'}"
+    )
+    if made.nothing_to_do:
+        run.line("nothing to do: it is bound already")
+    for member in made.members:
+        _print_member(run, member)
+    for check in made.checks:
+        run.line(f"check {check.name}: {check.verdict}: {check.detail}")
+        if check.remedy:
+            run.line(f"  remedy: {check.remedy}")
+    if not made.problems:
+        run.line("bind would go ahead")
+    for problem in made.problems:
+        run.line(f"bind would refuse: {problem.code}: {problem.message}")
+        for label, value in (("seen", problem.seen), ("remedy", problem.remedy)):
+            if value is not None:
+                run.line(f"  {label}: {value}")
+
+
+def _print_member(run: Run, member: Member) -> None:
+    if len(member.steps):
+        run.line(f"{member.found.address} would be written:")
+    for step in member.steps:
+        run.line(f"  echo {step.value.strip() or chr(39) * 2} > {step.path}  # {step.why}")
+    for finding in member.findings:
+        run.line(f"  rule {finding.rule} ({finding.severity}): {finding.evidence}")
+    for item in member.unchecked:
+        run.line(f"  rule {item.rule} unchecked: {item.why}")
+
+
+# --- bind and restore ---------------------------------------------------------------------------------------
+
+
+def bind(
+    run: Run,
+    devs: DevsArgument,
+    driver: DriverOption = "",
+    group: GroupOption = False,
+    owner: Annotated[
+        str, typer.Option("--owner", metavar="USER[:GROUP]", help="Give the device node to this user.")
+    ] = "",
+    force: ForceOption = None,
+) -> None:
+    """Give devices to a user-space driver, all of them or none; restore gives them back."""
+    from uvirtio.binding import bind as binding
+    from uvirtio.binding.discover import find
+
+    ids = binding.owner_ids(owner) if owner else None
+    founds = [find(dev, run.roots, aliases=False) for dev in dict.fromkeys(devs)]
+    done = binding.bind(
+        founds,
+        run.roots,
+        driver=driver or None,
+        group=group,
+        force=force or (),
+        owner=ids,
+        argv=["uvirtio", *sys.argv[1:]],
+    )
+    if run.json:
+        run.document(devices=[one.as_dict() for one in done])
+        return
+    for one in done:
+        node = f", node {one.node}" if one.node else ""
+        how = "was bound already" if one.journal is None else "bound"
+        run.line(f"{one.address}: {how} to {one.driver or 'no driver'}{node}")
+
+
+def restore(
+    run: Run,
+    devs: Annotated[
+        list[str] | None, typer.Argument(metavar="[DEV...]", help="Addresses of devices that were bound.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every device in the journal.")] = False,
+) -> None:
+    """Give devices back to the drivers that they had before bind."""
+    if bool(devs) == every:
+        raise UsageError(
+            "restore takes devices, or --all",
+            expected="one of the two",
+            remedy="`uvirtio journal` shows what is bound",
+        )
+    from uvirtio.binding import bind as binding
+
+    done = binding.restore(run.roots, None if every else list(dict.fromkeys(devs or ())))
+    if run.json:
+        run.document(devices=[one.as_dict() for one in done])
+        return
+    if not done:
+        run.line("nothing to restore")
+    for one in done:
+        run.line(f"{one.address}: {_ACTIONS[one.action]}{f' {one.driver}' if one.driver else ' no driver'}")
+
+
+_ACTIONS = {
+    "restored": "given back to",
+    "already": "already had its own driver again:",
+    "gone": "is gone and was forgotten; it had",
+}
+
+
+# --- journal ------------------------------------------------------------------------------------------------
+
+
+def journal(run: Run) -> None:
+    """What bind has changed and restore would put back."""
+    from uvirtio.binding.journal import entries
+
+    found = entries(run.roots)
+    if run.json:
+        run.document(entries=[entry.as_dict() for entry in found])
+        return
+    if not found:
+        run.line("nothing is bound by uvirtio")
+        return
+    rows: list[tuple[Any, ...]] = [
+        (
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.time)),
+            entry.state,
+            device.address,
+            device.type,
+            device.driver or "-",
+            device.target or "-",
+        )
+        for entry in found
+        for device in entry.devices
+    ]
+    run.table(("WHEN", "STATE", "ADDRESS", "TYPE", "HAD", "GOT"), rows)

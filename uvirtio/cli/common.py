@@ -140,6 +140,8 @@ class Run:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
+        if self.guard.received is not None and not output.ready():
+            output.abandon_stdout()  # the last words are not worth being stuck for
         try:
             with self.guard.writing():
                 yield

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uvirtio.cli.common import Run, verb
-from uvirtio.errors import UsageError
+from uvirtio.errors import EnvironmentLack, UsageError
 
 if TYPE_CHECKING:
     from uvirtio.binding.discover import Found
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     verb(app, "list")(list_devices)
+    verb(app, "doctor")(doctor)
     verb(app, "features")(features)
 
 
@@ -101,6 +102,28 @@ def _unseen_use(verdicts: Verdicts) -> bool:
     from uvirtio.binding.rules import IN_USE
 
     return any(one.rule in IN_USE for one in verdicts.unchecked)
+
+
+# --- doctor -------------------------------------------------------------------------------------------------
+
+
+def doctor(run: Run) -> int:
+    """What this machine has for driving devices from user space, and what it lacks."""
+    from uvirtio.binding.doctor import checks
+
+    found = checks(run.roots)
+    lacks = [one for one in found if one.verdict == "fail"]
+    if run.json:
+        run.document(checks=[one.as_dict() for one in found], verdict="fail" if lacks else "pass")
+    else:
+        for one in found:
+            run.line(f"{_MARK[one.verdict]:<4}  {one.name}: {one.detail}")
+            if one.remedy:
+                run.line(f"      remedy: {one.remedy}")
+    return EnvironmentLack.exit_code if lacks else 0
+
+
+_MARK = {"pass": "ok", "warn": "WARN", "fail": "FAIL", "skip": "skip"}
 
 
 # --- features -----------------------------------------------------------------------------------------------

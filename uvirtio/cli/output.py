@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import select
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -122,6 +123,16 @@ def error(failure: UvirtioError, command: str, as_json: bool) -> None:
         sys.stderr.flush()
     except (OSError, ValueError):
         pass
+
+
+def ready() -> bool:
+    """Whether stdout takes a line now, without waiting for its reader."""
+    try:
+        poller = select.poll()
+        poller.register(sys.stdout.fileno(), select.POLLOUT)
+        return bool(poller.poll(0))
+    except (OSError, ValueError):
+        return True
 
 
 def abandon_stdout() -> None:

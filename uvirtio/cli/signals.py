@@ -60,10 +60,13 @@ class Guard:
                 signal.signal(key, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        self.received = Signalled(number)
-        if self._device is None or self._writing:
+        again, self.received = self.received is not None, Signalled(number)
+        if self._writing:
             raise self.received
-        self._device.interrupt(self.received)
+        if self._device is not None:
+            self._device.interrupt(self.received)
+        elif not again:
+            raise self.received  # once: what rolls back or cleans up after the first is left to finish
 
     def watch(self, device: Interruptible | None) -> None:
         """From now on signals go to this device's wait loop (None: to nobody's)."""

@@ -1,0 +1,366 @@
+"""What every command has: options anywhere, errors as text or JSON, exit codes, signals, no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from uvirtio import errors
+from uvirtio.cli import main, output
+from uvirtio.cli.app import _VERBS, _verb_first
+from uvirtio.cli.common import Run, perform
+from uvirtio.cli.signals import LEAVING, Guard, Signalled
+from uvirtio.errors import UvirtioError
+
+_CODES = {"UV-USAGE": 2, "UV-REFUSED": 3, "UV-ENV": 4, "UV-NODEV": 5}
+
+
+def every_class(top: type[UvirtioError] = UvirtioError) -> Iterator[type[UvirtioError]]:
+    yield top
+    for below in top.__subclasses__():
+        yield from every_class(below)
+
+
+OURS = sorted({one for one in every_class() if one.__module__ == errors.__name__}, key=lambda one: one.__name__)
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> list[str]:
+    """Options that keep a command away from this machine."""
+    (tmp_path / "sys").mkdir()
+    return ["--root", str(tmp_path)]
+
+
+def document(text: str) -> dict[str, Any]:
+    lines = text.splitlines()
+    assert len(lines) == 1
+    made = json.loads(lines[0])
+    assert isinstance(made, dict)
+    assert made["schema"] == "uvirtio/1"
+    return made
+
+
+# --- errors and exit codes ----------------------------------------------------------------------------------
+
+
+def raising(error: BaseException) -> Any:
+    def body() -> int:
+        raise error
+
+    return body
+
+
+@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
+def test_each_error_has_its_exit_code_and_its_document(
+    kind: type[UvirtioError], capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = next((code for prefix, code in _CODES.items() if kind.code.startswith(prefix)), 1)
+    error = kind("it failed", seen=3, expected={"b", "a"}, remedy="try again")
+    assert perform(Run("list", json=True), raising(error)) == expected
+    out, err = capsys.readouterr()
+    assert err == ""
+    made = document(out)
+    assert made["command"] == "list"
+    assert made["error"] == {
+        "code": kind.code,
+        "message": "it failed",
+        "seen": 3,
+        "expected": ["a", "b"],
+        "remedy": "try again",
+    }
+
+
+@pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
+def test_each_error_as_text(kind: type[UvirtioError], capsys: pytest.CaptureFixture[str]) -> None:
+    perform(Run("list"), raising(kind("it \x1b[31mfailed", seen="a\nb", remedy="try again")))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"uvirtio: {kind.code}: it \\x1b[31mfailed\n  seen:     a\\nb\n  remedy:   try again\n"
+
+
+def test_all_codes_differ() -> None:
+    codes = [kind.code for kind in OURS]
+    assert len(codes) == len(set(codes))
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_the_unexpected_is_a_bug_without_a_traceback(verbose: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    assert perform(Run("list", verbose=verbose), raising(KeyError("what"))) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "UV-BUG: unexpected KeyError: 'what'" in err
+    assert "report" in err
+    assert ("trace: Traceback" in err) is verbose
+    assert not err.startswith("Traceback")
+
+
+def test_a_bug_in_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
+    assert perform(Run("list", json=True), raising(RecursionError("deep"))) == 1
+    assert document(capsys.readouterr().out)["error"]["code"] == "UV-BUG"
+
+
+def test_what_cannot_be_encoded_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    output.prepare()
+    assert perform(Run("list"), raising(errors.BadAddress("bad \udcff\x07"))) == 2
+    assert "\\udcff\\x07" in capsys.readouterr().err
+
+
+# --- usage --------------------------------------------------------------------------------------------------
+
+WRONG = [
+    ["nonsense"],
+    ["list", "--nonsense"],
+    ["balloon"],
+    ["balloon", "nonsense"],
+    ["balloon", "inflate"],
+    ["balloon", "inflate", "qemu:virtio-balloon-pci"],
+    ["balloon", "inflate", "qemu:virtio-balloon-pci", "64X"],
+    ["balloon", "inflate", "qemu:virtio-balloon-pci", "4097"],
+    ["balloon", "inflate", "qemu:virtio-balloon-pci", "0"],
+    ["balloon", "inflate", "qemu:virtio-balloon-pci", "64M", "--hold", "-1"],
+    ["balloon", "inflate", "qemu:virtio-balloon-pci", "64M", "--hold", "soon"],
+    ["balloon", "follow", "qemu:virtio-balloon-pci", "--limit", "3.3"],
+    ["rng", "read", "qemu:virtio-rng-pci", "-5"],
+    ["rng", "read", "qemu:virtio-rng-pci", "5%"],
+    ["rng", "read", "qemu:virtio-rng-pci", "5", "--timeout", "nan"],
+    ["rng", "read", "qemu:virtio-rng-pci", "5", "--timeout", "0"],
+    ["rng", "read", "qemu:virtio-rng-pci", "5", "--interrupts", "morse"],
+    ["rng", "read", "qemu:virtio-rng-pci", "5", "--backend", "nonsense"],
+    ["rng", "read", "qemu:no-such-thing", "5"],
+    ["rng", "read", "qemu:", "5"],
+    ["rng", "read", "no address", "5"],
+    ["input", "events", "qemu:pc/virtio-keyboard-pci", "--count", "0"],
+    ["features", "nonsense", "0"],
+    ["features", "balloon", "-1"],
+    ["features", "balloon", "lo:hi"],
+    ["features", "balloon", str(1 << 128)],
+    ["list", "nonsense"],
+    ["inspect", "no address"],
+    ["inspect", "qemu:virtio-rng-pci"],
+]
+
+
+@pytest.mark.parametrize("argv", WRONG, ids=" ".join)
+def test_wrong_use_is_2_as_text_and_as_json(
+    argv: list[str], outside: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    has_root = argv != ["nonsense"] and argv[0] in _VERBS and len(argv) > (argv[0] in ("balloon", "rng", "input"))
+    root = outside if has_root and argv[:2] != ["balloon", "nonsense"] else []
+    assert main([*argv, *root]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("uvirtio: UV-USAGE")
+    assert main(["--json", *argv, *root]) == 2
+    out, err = capsys.readouterr()
+    assert err == ""
+    made = document(out)
+    assert made["command"].startswith(argv[0])
+    assert set(made["error"]) == {"code", "message", "seen", "expected", "remedy"}
+    assert made["error"]["code"].startswith("UV-USAGE")
+
+
+def test_no_verb_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    shown = capsys.readouterr().out
+    for verb in _VERBS:
+        assert f" {verb} " in shown
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+@pytest.mark.parametrize("verb", sorted(_VERBS))
+def test_each_verb_has_help(verb: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, option]) == 0
+    out, err = capsys.readouterr()
+    assert f"uvirtio {verb}" in out
+    assert err == ""
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    import uvirtio
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"uvirtio {uvirtio.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--json", "list"], ["list", "--json"]),
+        (["--timeout", "3", "-v", "rng", "--json", "read", "D", "5"], ["rng", "read", "--timeout", "3", "-v", "--json", "D", "5"]),  # noqa: E501
+        (["--timeout=3", "diag", "D"], ["diag", "--timeout=3", "D"]),
+        (["list", "--json"], ["list", "--json"]),
+        (["--version"], ["--version"]),
+        (["rng", "--help"], ["rng", "--help"]),
+        (["--json"], []),
+        (["diag", "D", "--json"], ["diag", "D", "--json"]),
+    ],
+)  # fmt: skip
+def test_options_stand_anywhere(argv: list[str], expected: list[str]) -> None:
+    assert _verb_first(argv) == expected
+
+
+_KNOWN = """read status inflate follow info events --json -v --timeout --unsafe-dma --hold -- - --all --driver -h
+virtio0 balloon 0000:00:00.0 mmio:0x1000 vdpa:x /dev/vhost-vdpa-0 64M 25% \x1b[2J [red]""".split()  # noqa: SIM905
+_WORDS = st.one_of(st.sampled_from([*_VERBS, *_KNOWN]), st.text(max_size=12))
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(argv=st.lists(_WORDS, max_size=6))
+def test_garbage_never_gives_a_traceback(
+    argv: list[str], outside: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    # qemu: is left out (it would start one), and the root is an empty tree, whatever else was said.
+    argv = [word for word in argv if not word.startswith("qemu:") and word != "--root"]
+    code = main([*argv[:1], *outside, *argv[1:]] if argv[:1] and argv[0] in _VERBS else argv)
+    out, err = capsys.readouterr()
+    assert code in (0, 1, 2, 3, 4, 5)
+    assert "Traceback" not in err
+    assert "UV-BUG" not in out + err
+    if code and argv and not err:
+        assert "--json" in argv
+        assert "error" in document(out)
+
+
+# --- nobody reads -------------------------------------------------------------------------------------------
+
+
+def uvirtio(*argv: str, **more: Any) -> subprocess.Popen[bytes]:
+    start = "import sys; from uvirtio.cli import main; sys.exit(main())"
+    return subprocess.Popen([sys.executable, "-c", start, *argv], stdin=subprocess.DEVNULL, **more)
+
+
+def test_a_reader_that_went_away_is_no_traceback() -> None:
+    here, there = os.pipe()
+    os.close(here)
+    with uvirtio("features", "net", "0xffffffff", stdout=there, stderr=subprocess.PIPE) as process:
+        os.close(there)
+        _, err = process.communicate(timeout=60)
+        assert err == b""
+        assert process.returncode in (0, 141)
+
+
+def test_a_full_disk_is_an_error() -> None:
+    with (
+        Path("/dev/full").open("wb") as full,
+        uvirtio("features", "net", "1", stdout=full, stderr=subprocess.PIPE) as process,
+    ):
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert err.startswith(b"uvirtio: UV-OPERATION: the output cannot be written")
+        assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize("closed", [0, 1, 2])
+def test_a_closed_standard_stream_is_no_descriptor_of_a_device(closed: int) -> None:
+    def close() -> None:
+        os.close(closed)
+
+    with uvirtio(
+        "features", "net", "1", stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=close
+    ) as process:
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert err == b""
+        assert (b"CSUM" in out) is (closed != 1)
+
+
+# --- signals ------------------------------------------------------------------------------------------------
+
+
+class Waiter:
+    def __init__(self) -> None:
+        self.reasons: list[BaseException] = []
+
+    def interrupt(self, reason: BaseException) -> None:
+        self.reasons.append(reason)
+
+
+@pytest.mark.parametrize("number", LEAVING)
+def test_a_signal_without_a_device_ends_the_command(number: int, capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(number)
+    run = Run("list")
+
+    def body() -> int:
+        signal.raise_signal(number)
+        return 0
+
+    assert perform(run, body) == 128 + number
+    assert signal.getsignal(number) is before
+    assert signal.Signals(number).name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", LEAVING)
+def test_a_signal_goes_to_the_open_device(number: int) -> None:
+    waiter, guard = Waiter(), Guard()
+    run = Run("balloon inflate", json=True, streaming=True, guard=guard)
+    went_on = False
+
+    def body() -> int:
+        nonlocal went_on
+        guard.watch(waiter)
+        signal.raise_signal(number)
+        went_on = True
+        guard.watch(None)
+        return 0
+
+    assert perform(run, body) == 128 + number
+    assert went_on
+    assert [getattr(reason, "number", None) for reason in waiter.reasons] == [number]
+
+
+def test_a_signal_gets_through_to_blocked_output() -> None:
+    waiter, guard = Waiter(), Guard()
+    with guard.installed():
+        guard.watch(waiter)
+        with pytest.raises(Signalled), guard.writing():
+            signal.raise_signal(signal.SIGTERM)
+    assert waiter.reasons == []
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run = Run("list")
+
+        def body() -> int:
+            signal.raise_signal(signal.SIGHUP)
+            return 0
+
+        assert perform(run, body) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_interrupted_document_is_still_one(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> int:
+        signal.raise_signal(signal.SIGINT)
+        return 0
+
+    assert perform(Run("diag", json=True), body) == 130
+    assert document(capsys.readouterr().out)["error"]["code"] == "UV-INTERRUPTED"
+
+
+def test_an_interrupted_stream_just_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> int:
+        signal.raise_signal(signal.SIGINT)
+        return 0
+
+    assert perform(Run("input events", json=True, streaming=True), body) == 130
+    assert capsys.readouterr().out == ""
+
+
+def test_no_thread_is_left() -> None:
+    assert perform(Run("list"), lambda: 0) == 0
+    assert threading.active_count() == 1
