@@ -149,7 +149,7 @@ class Bound:
     driver: str | None
     node: str | None
     journal: str | None
-    """The id of the journal entry; None where nothing had to be changed."""
+    """The id of the journal entry of this run; None where the device was bound already."""
 
     def as_dict(self) -> dict[str, Any]:
         return {"address": self.address, "driver": self.driver, "node": self.node, "journal": self.journal}
@@ -367,8 +367,8 @@ class _Run:
 
     def _bound(self, plan: Plan) -> Bound:
         now = find(plan.found.key, self.roots)
-        entry = journal.entry_of(now.key, self.roots)
-        return Bound(now.address, now.driver, now.node, entry.id if entry is not None else None)
+        ours = self.entry is not None and self.entry.device(now.key) is not None
+        return Bound(now.address, now.driver, now.node, self.entry.id if self.entry and ours else None)
 
     def _record(self, found: Found, target: str | None) -> DeviceEntry:
         return DeviceEntry(
