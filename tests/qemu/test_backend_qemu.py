@@ -12,10 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from uvirtio.backends.qemu import Machine, QemuPciFunction, open_address
+from uvirtio.backends.qemu.process import QemuProcess
+from uvirtio.backends.qemu.qmp import Qmp
 from uvirtio.errors import (
     CapabilityError,
     Closed,
@@ -621,6 +624,39 @@ def test_a_killed_parent_leaves_no_qemu(way: str, tmp_path: Path) -> None:
         child.communicate()
 
 
+@pytest.mark.parametrize("place", ["the keeper's start", "QMP's greeting"])
+def test_an_interrupted_start_leaves_no_qemu(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    seen: list[QemuProcess] = []
+    start = QemuProcess.__init__
+
+    def noted(self: QemuProcess, *arguments: object, **options: object) -> None:
+        seen.append(self)
+        start(self, *arguments, **options)
+
+    class Interrupted(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            if super().wait(timeout) and seen[0]._started is self:
+                raise KeyboardInterrupt
+            return True
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(QemuProcess, "__init__", noted)
+    if place == "QMP's greeting":
+        monkeypatch.setattr(Qmp, "greet", interrupted)
+    else:
+        played = SimpleNamespace(Event=Interrupted, Lock=threading.Lock, Thread=threading.Thread)
+        monkeypatch.setattr("uvirtio.backends.qemu.process.threading", played)
+    with pytest.raises(KeyboardInterrupt):
+        open_address("qemu:virtio-rng-pci")
+    monkeypatch.undo()
+    assert seen[0]._process is not None
+    assert gone(seen[0]._process.pid)
+    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
 def test_a_device_that_qemu_does_not_know_is_quoted() -> None:
     with pytest.raises(QemuFailed) as caught:
         open_address("qemu:virtio-nonsense-pci")
@@ -656,6 +692,11 @@ def test_a_qemu_that_says_nothing_is_ended(tmp_path: Path) -> None:
     with pytest.raises(QemuFailed, match=r"did not start in 0\.5 s"):
         Machine(devices=["virtio-rng-pci"], binary=silent, timeout=0.5)
     assert gone(int(note.read_text()))
+
+
+def test_an_argument_that_no_process_can_have() -> None:
+    with pytest.raises(QemuFailed):
+        Machine(devices=["virtio-rng-pci,id=a\0b"])
 
 
 def test_a_program_that_cannot_be_run(tmp_path: Path) -> None:

@@ -76,15 +76,22 @@ class QemuProcess:
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._watchers: list[int] = []
-        self._failure: OSError | None = None
+        self._failure: OSError | ValueError | None = None
+        self._abandoned = False
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
         self.exited = False
         keeper = threading.Thread(
             target=self._keep, args=(binary, list(arguments), list(fds)), name="uvirtio-qemu", daemon=True
         )
-        keeper.start()
-        if not self._started.wait(timeout) or self._process is None:
+        try:
+            keeper.start()
+            self._started.wait(timeout)
+        except BaseException:
+            self._abandon()
+            raise
+        if self._process is None:
+            self._abandon()
             raise QemuFailed(
                 f"QEMU could not be started: {binary}",
                 seen=str(self._failure or f"nothing after {timeout:g} s"),
@@ -92,6 +99,14 @@ class QemuProcess:
                 remedy="try the program by hand: " + binary + " --version",
             )
         self.pid: int = self._process.pid
+
+    def _abandon(self) -> None:
+        """Nobody will own this process: a signal came, or it never started."""
+        with self._lock:  # held while the process is being started
+            self._abandoned = True
+            if self._process is not None:
+                self._process.kill()
+        os.close(self._stderr)
 
     def _keep(self, binary: str, arguments: list[str], fds: list[int]) -> None:
         """The keeper thread: start QEMU, wait for its end, tell."""
@@ -107,20 +122,23 @@ class QemuProcess:
             def before() -> object:
                 return prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
-        try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._stderr,
-                pass_fds=fds,
-                start_new_session=True,
-                preexec_fn=before,
-            )
-        except OSError as error:
-            self._failure = error
-            self._started.set()
-            return
+        with self._lock:
+            if self._abandoned:
+                return
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._stderr,
+                    pass_fds=fds,
+                    start_new_session=True,
+                    preexec_fn=before,
+                )
+            except (OSError, ValueError) as error:
+                self._failure = error
+                self._started.set()
+                return
         self._started.set()
         self._process.wait()
         with self._lock:
