@@ -63,8 +63,8 @@ def _conclude(run: Run, report: Report) -> int:
     stopped = None if report.reached_device else report.error
     if run.json:
         members = report.as_dict()
-        if stopped is not None:
-            members["error"] = stopped.as_dict()
+        if report.error is not None:
+            members["error"] = report.error.as_dict()
         run.document(**members)
     else:
         run.line(f"verdict: {report.verdict} ({report.type} at {report.address})")
