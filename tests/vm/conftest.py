@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,13 +16,35 @@ from tests.vm.qmp_witness import Witness
 HERE = Path(__file__).resolve().parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if in_lab():
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip this floor outside the VM; in it, leave out what belongs to a device of another machine."""
+    if not in_lab():
+        skip = pytest.mark.skip(reason="needs the lab VM: tools/test --vm")
+        for item in items:
+            if HERE in item.path.parents:
+                item.add_marker(skip)
         return
-    skip = pytest.mark.skip(reason="needs the lab VM: tools/test --vm")
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker(skip)
+    elsewhere = _devices_of_other_machines()
+    gone = [item for item in items if _named(item) & elsewhere]
+    if gone:
+        config.hook.pytest_deselected(items=gone)
+        items[:] = [item for item in items if item not in gone]
+
+
+def _devices_of_other_machines() -> set[str]:
+    """The ids in machines.toml that this machine does not have; empty on a machine that is not in it."""
+    table = tomllib.loads((HERE / "machines.toml").read_text())
+    ids = {name: set(re.findall(r"\bid=([\w-]+)", " ".join(entry["devices"]))) for name, entry in table.items()}
+    here = ids.get(os.environ.get("UVIRTIO_LAB_MACHINE", ""))
+    return set() if here is None else set().union(*ids.values()) - here
+
+
+def _named(item: pytest.Item) -> set[str]:
+    """What could be a device's id among the parameters of a test: a string, or the first of a tuple."""
+    callspec = getattr(item, "callspec", None)
+    values = callspec.params.values() if callspec is not None else ()
+    firsts = (value[0] if isinstance(value, tuple) and value else value for value in values)
+    return {value for value in firsts if isinstance(value, str)}
 
 
 @pytest.fixture
