@@ -1,8 +1,9 @@
-"""Count the loads and stores that Python code makes to one place of memory, with the CPU's own watchpoints.
+"""Count the loads and stores that Python code makes to one place of memory, and the fences that it executes.
 
-A child process runs the code; this process traces it with ptrace and sets x86 debug registers. Each
-instruction that touches the watched bytes stops the child once. Needs x86-64 Linux and permission to ptrace a
-child; :class:`Unavailable` says what is missing.
+A child process runs the code; this process traces it with ptrace. For accesses it sets x86 debug registers:
+each instruction that touches the watched bytes stops the child once. For fences it steps through the child's
+instructions one by one. Needs x86-64 Linux and permission to ptrace a child; :class:`Unavailable` says what
+is missing.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-TRACEME, PEEKUSER, POKEUSER, CONT, SETOPTIONS = 0, 3, 6, 7, 0x4200  # <linux/ptrace.h>
+PEEKTEXT, PEEKUSER, POKEUSER, CONT, SINGLESTEP, SETOPTIONS = 1, 3, 6, 7, 9, 0x4200  # <linux/ptrace.h>
 EXITKILL = 0x00100000
 DEBUG_REGISTERS = 848  # offsetof(struct user, u_debugreg), <sys/user.h> of x86-64
+INSTRUCTION_POINTER = 128  # offsetof(struct user, regs.rip)
 
 WRITE, READ_OR_WRITE = 1, 3  # the R/W field of DR7 (Intel SDM, 17.2.4)
 LENGTH = {1: 0, 2: 1, 4: 3, 8: 2}  # and its LEN field
@@ -79,6 +82,12 @@ class Watch:
         self.put(6, 0)
         return status
 
+    def next_instruction(self) -> bytes:
+        """The first 16 bytes at the instruction pointer."""
+        where = self.request(PEEKUSER, INSTRUCTION_POINTER)
+        words = (self.request(PEEKTEXT, where + at) for at in (0, 8))
+        return b"".join((word & (1 << 64) - 1).to_bytes(8, "little") for word in words)
+
     def arm(self, *points: tuple[int, int, int]) -> None:
         """Watch (address, R/W, length), one for each of the four registers."""
         self.put(7, 0)
@@ -96,8 +105,6 @@ def observe(setup: str, probes: Mapping[str, tuple[str, str]], width: int = 4) -
     address that is watched meanwhile. ``width`` bytes from there count; each probe runs twice, once to tell
     loads from stores and once to tell widths, so it must be repeatable. Raises Unavailable.
     """
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
-        raise Unavailable(f"watchpoints are set as x86-64 Linux has them; this is {platform.machine()}")
     # Compiled before the watch is on, so that only the probe itself runs between two stops.
     lines = [_CHILD, setup]
     for number, (code, address) in enumerate(probes.values()):
@@ -106,6 +113,50 @@ def observe(setup: str, probes: Mapping[str, tuple[str, str]], width: int = 4) -
     lines.append("stop()")
     for number in range(len(probes)):
         lines.append(f"exec(code{number}); stop(); exec(code{number}); stop()")
+    with _child(lines) as child:
+        return _trace(child, list(probes), width)
+
+
+def fences(setup: str, codes: Mapping[str, str]) -> dict[str, int]:
+    """Step through pieces of code; how many instructions of each are full fences. Raises Unavailable."""
+    lines = [_CHILD, setup]
+    for number, code in enumerate(codes.values()):
+        lines.append(f"code{number} = compile({code!r}, 'probe', 'exec')")
+    lines.append("stop()")
+    for number in range(len(codes)):
+        # Once before, so that nothing is resolved or warmed up while we count.
+        lines.append(f"exec(code{number}); stop(); exec(code{number}); stop()")
+    with _child(lines) as child:
+        watch = _attach(child)
+        found = {}
+        for name in codes:
+            assert not _hits(child, watch)
+            found[name] = 0
+            watch.request(SINGLESTEP)
+            while (why := _stopped(child)) == signal.SIGTRAP:
+                found[name] += _is_fence(watch.next_instruction())
+                watch.request(SINGLESTEP)
+            assert why == signal.SIGSTOP, f"signal {why}"
+        return found
+
+
+def _is_fence(code: bytes) -> bool:
+    """Whether an x86-64 instruction is a full fence: LOCK, XCHG with memory, or MFENCE (Intel SDM 3, 9.2.5)."""
+    at = 0
+    while code[at] in b"\x66\x67\xf2\xf3\x2e\x36\x3e\x26\x64\x65":
+        at += 1
+    if code[at] == 0xF0 or code[at : at + 3] == b"\x0f\xae\xf0":
+        return True
+    if 0x40 <= code[at] <= 0x4F:
+        at += 1
+    return code[at] in (0x86, 0x87) and code[at + 1] < 0xC0
+
+
+@contextmanager
+def _child(lines: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """A traced Python that runs these lines; killed at the end, and after SECONDS."""
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        raise Unavailable(f"this is how x86-64 Linux is traced, and not {platform.machine()}")
     child = subprocess.Popen(
         [sys.executable, "-c", "\n".join(lines)],
         stdin=subprocess.DEVNULL,
@@ -116,7 +167,7 @@ def observe(setup: str, probes: Mapping[str, tuple[str, str]], width: int = 4) -
     timer = threading.Timer(SECONDS, child.kill)
     timer.start()
     try:
-        return _trace(child, list(probes), width)
+        yield child
     finally:
         timer.cancel()
         child.kill()
@@ -125,6 +176,15 @@ def observe(setup: str, probes: Mapping[str, tuple[str, str]], width: int = 4) -
         for pipe in (child.stdout, child.stderr):
             assert pipe is not None
             pipe.close()
+
+
+def _attach(child: subprocess.Popen[str]) -> Watch:
+    """The child at its first stop()."""
+    watch = Watch(child.pid)
+    while (why := _stopped(child)) != signal.SIGSTOP:
+        watch.request(CONT, 0, why)
+    watch.request(SETOPTIONS, 0, EXITKILL)
+    return watch
 
 
 def _stopped(child: subprocess.Popen[str]) -> int:
@@ -141,10 +201,7 @@ def _stopped(child: subprocess.Popen[str]) -> int:
 
 
 def _trace(child: subprocess.Popen[str], names: list[str], width: int) -> dict[str, Seen]:
-    watch = Watch(child.pid)
-    while (why := _stopped(child)) != signal.SIGSTOP:
-        watch.request(CONT, 0, why)
-    watch.request(SETOPTIONS, 0, EXITKILL)
+    watch = _attach(child)
     assert child.stdout is not None
     addresses = [int(word) for word in child.stdout.readline().split()]
     found: dict[str, Seen] = {}
