@@ -215,7 +215,7 @@ virtio0 balloon 0000:00:00.0 mmio:0x1000 vdpa:x /dev/vhost-vdpa-0 64M 25% \x1b[2
 _WORDS = st.one_of(st.sampled_from([*_VERBS, *_KNOWN]), st.text(max_size=12))
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(argv=st.lists(_WORDS, max_size=6))
 def test_garbage_never_gives_a_traceback(
     argv: list[str], outside: list[str], capsys: pytest.CaptureFixture[str]
@@ -230,6 +230,32 @@ def test_garbage_never_gives_a_traceback(
     if code and argv and not err:
         assert "--json" in argv
         assert "error" in document(out)
+
+
+def test_list_loads_neither_back_ends_nor_drivers_nor_rich(tmp_path: Path) -> None:
+    script = (
+        "import sys; from uvirtio.cli import main; code = main(['list', '--root', sys.argv[1]]); "
+        "print(*sorted(sys.modules)); sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
+    )
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "uvirtio.binding.discover" in loaded
+    heavy = ("rich", "pyudev", "ctypes", "uvirtio.device", "uvirtio.drivers", "uvirtio.backends", "uvirtio.diag")
+    assert not {name for name in loaded if name in heavy or name.startswith(tuple(f"{one}." for one in heavy))}
+
+
+def test_completion_knows_the_verbs() -> None:
+    environment = {
+        **os.environ,
+        "_UVIRTIO_COMPLETE": "complete_bash",
+        "COMP_WORDS": "uvirtio ba",
+        "COMP_CWORD": "1",
+    }
+    with uvirtio(stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        out, err = process.communicate(timeout=60)
+    assert (out.split(), err) == ([b"balloon"], b"")
 
 
 # --- nobody reads -------------------------------------------------------------------------------------------

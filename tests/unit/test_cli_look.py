@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import stat
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.fakesys import FakeSys, config_space
+from tests.unit.fakesys import FakeKernel, FakeSys, config_space
 from uvirtio.cli import main
 from uvirtio.cli.inspecting import msix
 from uvirtio.cli.look import parse_word
+from uvirtio.cli.signals import LEAVING
 from uvirtio.errors import UsageError
 
 
@@ -292,6 +293,55 @@ def test_what_is_not_bound(cli: Cli, argv: list[str], code: int, error: str) -> 
     assert cli.fake.snapshot() == before
 
 
+@pytest.fixture
+def kernel(fake: FakeSys, monkeypatch: pytest.MonkeyPatch) -> FakeKernel:
+    """Answers what bind and restore write to the tree."""
+    from uvirtio.binding import bind
+
+    fake.driver("vfio-pci")
+    made = FakeKernel(fake)
+    monkeypatch.setattr(bind, "ChildWriter", lambda: made)
+    return made
+
+
+@pytest.mark.usefixtures("kernel")
+def test_bind_and_restore(cli: Cli) -> None:
+    (bound,) = cli.document("bind", "00:02.0")["devices"]
+    assert (bound["address"], bound["driver"], bound["node"]) == ("0000:00:02.0", "vfio-pci", "/dev/vfio/3")
+    assert cli.document("list", "rng")["devices"][0]["driver"] == "vfio-pci"
+    assert cli.text("bind", "00:02.0") == "0000:00:02.0: was bound already to vfio-pci, node /dev/vfio/3\n"
+    assert len(cli.document("journal")["entries"]) == 1
+    (restored,) = cli.document("restore", "00:02.0")["devices"]
+    assert restored == {"address": "0000:00:02.0", "driver": "virtio-pci", "action": "restored"}
+    assert cli.text("restore", "--all") == "nothing to restore\n"
+
+
+@pytest.mark.usefixtures("kernel")
+def test_bind_and_restore_as_text(cli: Cli) -> None:
+    assert cli.text("bind", "0000:00:02.0") == "0000:00:02.0: bound to vfio-pci, node /dev/vfio/3\n"
+    assert cli.text("restore", "--all") == "0000:00:02.0: given back to virtio-pci\n"
+
+
+@pytest.mark.parametrize("number", LEAVING)
+def test_a_signal_during_bind_puts_everything_back(
+    cli: Cli, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    before = cli.fake.snapshot()
+    write = kernel.write
+
+    def signalled_after_unbind(path: Path, text: str, timeout: float) -> None:
+        write(path, text, timeout)
+        if path.name == "unbind":
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(kernel, "write", signalled_after_unbind)
+    made = cli.document("bind", "00:02.0", code=128 + number)
+    assert made["error"]["code"] == "UV-INTERRUPTED"
+    after = cli.fake.snapshot()
+    assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == set()
+    assert cli.document("journal")["entries"] == []
+
+
 def test_the_journal_of_nothing(cli: Cli) -> None:
     assert cli.text("journal") == "nothing is bound by uvirtio\n"
     assert cli.document("journal")["entries"] == []
@@ -316,4 +366,3 @@ def test_doctor(cli: Cli) -> None:
     for one in made["checks"]:
         assert {"name", "verdict", "detail", "remedy"} <= set(one)
         assert one["verdict"] in ("pass", "warn", "fail", "skip")
-    assert stat.S_ISDIR(cli.fake.top.stat().st_mode)

@@ -210,7 +210,7 @@ def _signalled(run: Run, signalled: Signalled) -> int:
         _report(
             run,
             Interrupted(
-                f"{signalled.name} ended this command; the device was left in order",
+                f"{signalled.name} ended this command; everything was left in order",
                 seen=signalled.name,
                 expected="an undisturbed run",
             ),
