@@ -8,8 +8,18 @@ ladder. It never waits: deadlines belong to ``device``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
-from uvirtio.errors import CapabilityError, ConfigError, DeviceGone, NotSupported, NotVirtio, QueueError
+from uvirtio.errors import (
+    CapabilityError,
+    ConfigError,
+    DeviceGone,
+    EnvironmentLack,
+    NotSupported,
+    NotVirtio,
+    OperationFailed,
+    QueueError,
+)
 from uvirtio.memory.seams import (
     Causes,
     DmaSpace,
@@ -54,6 +64,7 @@ class PciModern:
     def __init__(self, function: PciFunction, *, trace: Trace | None = None) -> None:
         self._function = function
         self._trace = trace
+        self._windows: list[Registers] = []
         self._config: Registers | None = None
         self._events: list[Event] = []
         self._mode = InterruptMode.POLLING
@@ -61,14 +72,21 @@ class PciModern:
         self._doorbells: dict[int, Doorbell] = {}
         self._closed = False
 
+        try:
+            self._find_structures()
+        except BaseException:
+            self._close_windows()
+            raise
+
+    def _find_structures(self) -> None:
         self.device_id = self._identify()
-        self.capabilities = pci_caps.walk_capabilities(self._read_pci, function.bar)
+        self.capabilities = pci_caps.walk_capabilities(self._read_pci, self._function.bar)
         chosen = pci_caps.select(self.capabilities)
         self._notify = chosen["notify"]
         self._common = self._window(chosen["common"], pci.COMMON_CFG_SIZE, "common")
         if self._common.length < COMMON_MIN:
             raise CapabilityError(
-                f"the common configuration of {function.address} is too short",
+                f"the common configuration of {self._function.address} is too short",
                 seen=f"{self._common.length} bytes",
                 expected=f"at least {COMMON_MIN} bytes (4.1.4.3)",
             )
@@ -116,11 +134,15 @@ class PciModern:
     def _window(self, capability: pci_caps.VirtioCapability, need: int, name: str) -> Registers:
         # 4.1.4.1: map no more than is needed; a longer structure is a newer one, not an error.
         length = min(capability.usable, need)
-        registers = self._function.registers(capability.bar, capability.offset, length)
-        return self._traced(registers, name)
+        registers: Registers = self._function.registers(capability.bar, capability.offset, length)
+        if self._trace is not None:
+            registers = TracedRegisters(registers, name, self._trace)
+        self._windows.append(registers)
+        return registers
 
-    def _traced(self, registers: Registers, name: str) -> Registers:
-        return registers if self._trace is None else TracedRegisters(registers, name, self._trace)
+    def _close_windows(self) -> None:
+        while self._windows:
+            self._windows.pop().close()
 
     @property
     def description(self) -> str:
@@ -164,10 +186,10 @@ class PciModern:
         return self._common.read8(pci.COMMON_CONFIG_GENERATION)
 
     def _config_window(self, offset: int, width: int) -> Registers:
-        if self._config is None or offset + width > self.config_length:
+        if self._config is None or offset + width > self._config.length:
             raise ConfigError(
                 f"the device configuration of {self._function.address} ends before offset {offset + width:#x}",
-                seen=f"{self.config_length} bytes",
+                seen=f"{0 if self._config is None else self._config.length} bytes",
                 expected=f"at least {offset + width} bytes (2.5.1)",
             )
         return self._config
@@ -263,7 +285,10 @@ class PciModern:
         self._disconnect()
         tried: list[str] = []
         for mode in modes:
-            why = self._try_mode(mode, queues)
+            try:
+                why = self._try_mode(mode, queues)
+            except (OperationFailed, EnvironmentLack) as error:  # this machine cannot; the next rung may do
+                why = str(error)
             if why is None:
                 self._mode = mode
                 return mode
@@ -372,10 +397,7 @@ class PciModern:
         if self._closed:
             return
         self._closed = True
-        try:
+        with ExitStack() as stack:  # runs backwards, and all of it, whatever fails
+            stack.callback(self._function.close)
+            stack.callback(self._close_windows)
             self.release_queues()
-        finally:
-            for registers in (self._common, self._isr, self._config):
-                if registers is not None:
-                    registers.close()
-            self._function.close()
