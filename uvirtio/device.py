@@ -148,6 +148,8 @@ class Device:
         """Feature bits that the device offered at the last start, 128 bits wide."""
         self.features = 0
         """Feature bits that were negotiated at the last start."""
+        self.unsteady_features = 0
+        """Feature bits that were offered in one of two readings at the last start, and not in the other."""
         self.queues: dict[int, Queue] = {}
         self.config_changes = 0
         """Configuration-change notifications seen since the start."""
@@ -195,26 +197,50 @@ class Device:
         """Around every operation of a driver: refuses closed, broken and forked devices, and takes the lock.
 
         A DeviceFailure or DeviceGone that leaves the block makes the device broken: all later calls fail at
-        once instead of each waiting for its own deadline.
+        once instead of each waiting for its own deadline. Sessions nest; what a driver does while it leaves
+        is let through.
         """
+        self._check_owner()  # before the lock: in a forked child its holder may not exist
         with self._lock:
-            self._check_usable()
+            if not self._leaving:
+                self._check_usable()
             try:
                 yield
-            except (DeviceFailure, DeviceAbsent) as error:
+            except DeviceFailure as error:
+                if not self._vanished():
+                    self._break(error)
+                    raise
+                # A removed device answers with ones, which look like many other faults.
+                gone = self._gone("status reads 0xff")
+                self._break(gone)
+                raise gone from error
+            except DeviceAbsent as error:
                 self._break(error)
                 raise
 
-    def _check_usable(self) -> None:
-        if self._closed or self._closing:
-            raise Closed(f"{self.address} is closed")
-        if os.getpid() != self._owner_pid:
+    def _vanished(self) -> bool:
+        try:
+            return self.transport.status() == 0xFF
+        except DeviceAbsent:
+            return True
+        except UvirtioError:
+            return False
+
+    def _ours(self) -> bool:
+        return os.getpid() == self._owner_pid
+
+    def _check_owner(self) -> None:
+        if not self._ours():
             raise NotSupported(
                 f"{self.address} was opened by another process",
                 seen=f"pid {os.getpid()}",
                 expected=f"pid {self._owner_pid}",
                 remedy="open the device after the fork",
             )
+
+    def _check_usable(self) -> None:
+        if self._closed or self._closing:
+            raise Closed(f"{self.address} is closed")
         if self._broken is not None:
             raise DeviceBroken(
                 f"{self.address} failed before: {self._broken}",
@@ -249,48 +275,68 @@ class Device:
         then (3.1.1) and the device is reset and let go of.
         """
         with self.session():
-            self._give_back = None
+            if self._live:
+                self.stop()  # another driver had it: what that one took is given back first
+                self._check_usable()
             try:
-                with observe("reset"):
+                with self._step(observe, "reset"):
                     self.reset()
-                with observe("acknowledge"):
+                with self._step(observe, "acknowledge"):
                     self._add_status(Status.ACKNOWLEDGE)
-                with observe("driver"):
+                with self._step(observe, "driver"):
                     self._add_status(Status.DRIVER)
-                with observe("features"):
+                with self._step(observe, "features"):
                     self._negotiate(wanted, required)
-                with observe("features_ok"):
+                with self._step(observe, "features_ok"):
                     self._confirm_features()
-                with observe("queues"):
+                with self._step(observe, "queues"):
                     self._dma = self._dma_for(bool(self.has(f.ACCESS_PLATFORM)))
                     made = self._make_rings(queues)
-                with observe("vectors"):
+                with self._step(observe, "vectors"):
                     self.transport.connect_interrupts([spec.index for spec, _ in made], self.interrupts)
                     self._enable_queues(made)
                     if before_ok is not None:
                         before_ok()
-                with observe("driver_ok"):
+                with self._step(observe, "driver_ok"):
                     self.transport.dma_enable(True)
                     self._add_status(Status.DRIVER_OK)
-                    self._check_status()
+                    self._confirm_running()
                 self._give_back = give_back
             except BaseException as error:
                 self._fail(error)
                 raise
 
+    @contextmanager
+    def _step(self, observe: Observer, name: str) -> Iterator[None]:
+        """One step of the sequence; a failure in it is named for what it is before the observer sees it."""
+        with observe(name), self.session():
+            yield
+
     def reset(self) -> None:
-        """Write 0 to status and wait until it reads 0 (2.4.2). Raises ResetTimeout.
+        """Write 0 to status and wait until it reads 0 (2.4.2). Raises ResetTimeout, DeviceGone.
 
         Whatever rings the device had are dead afterwards, and their memory is freed.
         """
+        self._check_owner()
+        with self._lock:
+            self._reset_device()
+            with suppress(UvirtioError):
+                self.transport.dma_enable(False)
+            self._release()
+
+    def _reset_device(self) -> None:
         self.transport.set_status(0)
         deadline = time.monotonic() + self.timeout
         pause = _POLL_FIRST
-        while (status := self.transport.status()) != 0:
+        while True:
+            late = time.monotonic() >= deadline  # asked before the look: the last look is after the deadline
+            status = self.transport.status()
+            if status == 0:
+                break
             if status == 0xFF:
                 self._live = False
                 raise self._gone("status reads 0xff")
-            if time.monotonic() >= deadline:
+            if late:
                 raise ResetTimeout(
                     f"{self.address} did not finish its reset within {self.timeout:g} s",
                     seen=f"status {describe(status)}",
@@ -300,7 +346,6 @@ class Device:
             time.sleep(pause)
             pause = min(pause * 2, _POLL_LAST)
         self._live = False
-        self._release()
 
     def _add_status(self, bit: Status) -> None:
         # 2.1.1: bits are added, never taken away. Ours are known, so the device's are not read into them.
@@ -311,7 +356,9 @@ class Device:
         self.transport.set_status(self._status)
 
     def _negotiate(self, wanted: int, required: int) -> None:
-        self.offered = self.transport.device_features()
+        offered, again = self.transport.device_features(), self.transport.device_features()
+        # A device that changes its mind is taken at what it said both times; FEATURES_OK has the last word.
+        self.offered, self.unsteady_features = offered & again, offered ^ again
         must = required | f.mask(f.VERSION_1)
         missing = must & ~self.offered
         if missing:
@@ -332,7 +379,7 @@ class Device:
 
     def _confirm_features(self) -> None:
         self._add_status(Status.FEATURES_OK)
-        status = self.transport.status()
+        status = self._check_status()
         if not status & Status.FEATURES_OK:
             raise FeaturesRefused(
                 f"{self.address} refuses this choice of features",
@@ -340,6 +387,16 @@ class Device:
                 expected="FEATURES_OK to stay set (3.1.1)",
                 remedy=f"the device offered {self.offered:#x}; look at what was left out: "
                 f"{self.offered & ~self.features:#x}",
+            )
+
+    def _confirm_running(self) -> None:
+        status = self._check_status()
+        if not status & Status.DRIVER_OK:
+            raise DeviceNeedsReset(
+                f"{self.address} does not take DRIVER_OK",
+                seen=f"status {describe(status)}",
+                expected="DRIVER_OK to stay set (3.1.1)",
+                remedy="the device gave up at the last step; its own log says why",
             )
 
     def _dma_for(self, access_platform: bool) -> DmaSpace:
@@ -385,12 +442,13 @@ class Device:
 
     def _fail(self, error: BaseException) -> None:
         """Tell the device that we gave up (3.1.1: FAILED), and get out of its way."""
-        if isinstance(error, DeviceAbsent):
-            self._live = False
-        elif self._live and not isinstance(error, ResetTimeout):
-            with suppress(UvirtioError):
-                self.transport.set_status(self._status | int(Status.FAILED))
-        self._quiet(may_reset=not isinstance(error, ResetTimeout))
+        with _signals_held():
+            if isinstance(error, DeviceAbsent):
+                self._live = False
+            elif self._live and not isinstance(error, ResetTimeout):
+                with suppress(UvirtioError):
+                    self.transport.set_status(self._status | int(Status.FAILED))
+            self._quiet(may_reset=not isinstance(error, ResetTimeout))
 
     # --- configuration (2.5) --------------------------------------------------------------------------------
 
@@ -400,6 +458,10 @@ class Device:
         Raises ConfigUnstable after 16 tries. Where a transport has no generation, ``read`` is repeated until
         two results agree (2.5.4).
         """
+        with self.session():
+            return self._snapshot(read)
+
+    def _snapshot(self, read: Callable[[], T]) -> T:
         deadline = time.monotonic() + self.timeout
         for _ in range(_CONFIG_TRIES):
             before = self.transport.generation()
@@ -408,6 +470,8 @@ class Device:
                 if read() == value:
                     return value
             elif self.transport.generation() == before:
+                if before == 0xFF:
+                    self._check_status()  # or is it a device that is gone, and answers with ones?
                 return value
             if time.monotonic() >= deadline:
                 break
@@ -415,6 +479,7 @@ class Device:
             f"the configuration of {self.address} changes faster than it can be read",
             seen=f"a new config_generation at each of {_CONFIG_TRIES} reads",
             expected="the same before and after (2.5.1)",
+            remedy="the device is at fault: its generation must stand still while nothing changes",
         )
 
     def read_config(self, *fields: Field) -> tuple[int, ...]:
@@ -431,7 +496,8 @@ class Device:
 
     def write_config(self, field: Field, value: int) -> None:
         """Write one field, with one access of its width."""
-        self.transport.write_config(field.offset, field.width, value)
+        with self.session():
+            self.transport.write_config(field.offset, field.width, value)
 
     # --- waiting --------------------------------------------------------------------------------------------
 
@@ -442,17 +508,21 @@ class Device:
         miss returns False. ``timeout`` None waits for ever, until ``close()`` or a signal.
         Raises DeviceNeedsReset, DeviceResetByOther, DeviceGone, Closed.
         """
+        with self.session():
+            return self._wait(ready, timeout, what, owed)
+
+    def _wait(self, ready: Callable[[], bool], timeout: float | None, what: str, owed: bool) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = _POLL_FIRST
         slept = False
         next_check = time.monotonic() + _SLICE
         while True:
+            now = time.monotonic()  # before the look, so that the last look is after the deadline
             told = self.service()
             if ready():
                 if slept and not told and self.transport.interrupt_mode is not InterruptMode.POLLING:
                     self.missed_interrupts += 1
                 return True
-            now = time.monotonic()
             if now >= next_check:
                 self._check_status()
                 next_check = now + _SLICE
@@ -466,11 +536,11 @@ class Device:
                     expected=what,
                     remedy="look at the device's own log; uvirtio diag shows which step fails",
                 )
-            longest = _SLICE if deadline is None else min(_SLICE, deadline - now)
-            until = now + min(pause, longest)
+            now = time.monotonic()
+            longest = _SLICE if deadline is None else max(0.0, min(_SLICE, deadline - now))
             slept = self._sleep(pause, longest)
             pause = min(pause * 2, _POLL_LAST)
-            overslept = time.monotonic() - until - _SLICE
+            overslept = time.monotonic() - now - _SLICE
             if deadline is not None and overslept > _OVERSLEPT:
                 # We were stopped (SIGSTOP, a suspended machine). The device had no chance: give it back the time.
                 deadline += overslept
@@ -482,12 +552,15 @@ class Device:
         An exception thrown by a handler itself could come between any two instructions, also in the middle of
         laying down a chain; this one comes where the rings and the books are in order.
         """
+        if not self._ours():
+            return  # a forked child shares the descriptor below
         self._interruption = reason
         if not self._closed:
             os.eventfd_write(self._wake, 1)
 
     def service(self) -> bool:
         """Take and dispatch pending interrupts, without waiting; whether there were any."""
+        self._check_owner()
         if not self._leaving:
             if self._closing or self._closed:
                 raise Closed(f"{self.address} was closed while something waited for it")
@@ -513,20 +586,22 @@ class Device:
             time.sleep(min(pause, longest))
             return False
         poller = select.poll()
-        poller.register(self._wake, select.POLLIN)
+        if not self._leaving:  # then it has done its work, and stays readable
+            poller.register(self._wake, select.POLLIN)
         for event in self.transport.events():
             poller.register(event.fileno(), select.POLLIN)
         polling = self.transport.interrupt_mode is InterruptMode.POLLING
         seconds = min(pause, longest) if polling else longest
         return not poller.poll(max(1.0, seconds * 1000))
 
-    def _check_status(self) -> None:
+    def _check_status(self) -> int:
+        """The status, of a device that goes on."""
         status = self.transport.status()
         if status == 0xFF:
             raise self._gone("status reads 0xff")
-        if status & Status.DEVICE_NEEDS_RESET:
+        if status & (Status.DEVICE_NEEDS_RESET | Status.FAILED):
             raise DeviceNeedsReset(
-                f"{self.address} raised DEVICE_NEEDS_RESET",
+                f"{self.address} needs a reset",
                 seen=f"status {describe(status)}",
                 expected="a device that goes on (2.1.1)",
                 remedy="it met an error in what it was given, its own log says which; close it and open it again",
@@ -539,6 +614,7 @@ class Device:
                 expected=f"status {self._status:#04x}",
                 remedy="close and open it again",
             )
+        return status
 
     def _gone(self, seen: str) -> DeviceGone:
         return DeviceGone(
@@ -552,23 +628,35 @@ class Device:
 
     def stop(self) -> None:
         """Leave the device in order and stay open: give back, reset, bus master off, free. Idempotent."""
+        if self._closed or not self._ours():
+            return
         with self._lock, _signals_held():
+            if self._closed:
+                return
             self._leaving = True
-            give_back, self._give_back = self._give_back, None
-            if give_back is not None and self._live and not isinstance(self._broken, DeviceAbsent):
+            try:
+                self._hand_back()
+            finally:
                 try:
-                    give_back(self._broken is None)
-                except UvirtioError as error:
-                    self._break(error)
-            self._quiet(may_reset=not isinstance(self._broken, ResetTimeout))
-            self._leaving = False
+                    self._quiet(may_reset=not isinstance(self._broken, ResetTimeout))
+                finally:
+                    self._leaving = False
+
+    def _hand_back(self) -> None:
+        give_back, self._give_back = self._give_back, None
+        if give_back is None or not self._live or isinstance(self._broken, DeviceAbsent):
+            return
+        try:
+            give_back(self._broken is None)
+        except UvirtioError as error:
+            self._break(error)
 
     def _quiet(self, *, may_reset: bool) -> None:
         """Reset with confirmation, bus master off, then free. Without confirmation the memory is kept for ever."""
         confirmed = not self._live
         if self._live and may_reset:
             try:
-                self.reset()
+                self._reset_device()
                 confirmed = True
             except DeviceAbsent:
                 confirmed = True  # what is not there writes nowhere
@@ -604,7 +692,7 @@ class Device:
 
         In a forked child it does nothing: the device is the parent's.
         """
-        if self._closed or os.getpid() != self._owner_pid:
+        if self._closed or not self._ours():
             return
         self._closing = True
         os.eventfd_write(self._wake, 1)
@@ -632,13 +720,26 @@ class Device:
 
 @contextmanager
 def _signals_held() -> Iterator[None]:
-    """Keep a second Ctrl-C from tearing the way out, which is bounded anyway; it is delivered afterwards."""
-    leaving = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, leaving)
+    """Keep a second Ctrl-C from tearing the way out, which is bounded anyway; it is delivered afterwards.
+
+    A signal mask would not do: another thread takes the signal then, and its handler runs in the main thread
+    all the same. In other threads no handler runs.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) not in (signal.SIG_IGN, None):
+            before[number] = signal.signal(number, lambda number, _frame: came.append(number))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for late in came:
+            signal.raise_signal(late)
 
 
 def _keep_for_ever(thing: object) -> None:
