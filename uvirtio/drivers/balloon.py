@@ -13,8 +13,8 @@ from contextlib import suppress
 from typing import ClassVar
 
 from uvirtio.device import QueueSpec
-from uvirtio.drivers.base import Driver, runs, transact
-from uvirtio.errors import BadSize, PagemapHidden, PageMoved, UvirtioError
+from uvirtio.drivers.base import Driver, runs, settle, transact
+from uvirtio.errors import BadSize, NotSupported, PagemapHidden, PageMoved, UvirtioError
 from uvirtio.memory.seams import Block
 from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
@@ -23,6 +23,9 @@ from uvirtio.spec.layout import by_name
 _CONFIG = by_name(spec.CONFIG)
 _CHUNK = 16 << 20
 """Bytes that are pinned by one map: few maps for a large balloon, small steps back for a shrinking one."""
+
+_REST = 0.01
+"""Seconds between looks at a target that moved though no notification said so."""
 
 _PFN_END = 1 << 32  # 5.5.6: a PFN is 32 bits wide
 
@@ -40,7 +43,14 @@ class _Chunk:
         self.block = block
         self.pfns = pfns
         self.held = 0
-        self.in_flight = 0  # pages after ``held`` that the host was told about and did not answer for
+
+
+class _Batch:
+    """Pages that the host was told about; ``held`` is what the chunk holds once it has answered."""
+
+    def __init__(self, chunk: _Chunk, held: int) -> None:
+        self.chunk = chunk
+        self.held = held
 
 
 class Balloon(Driver):
@@ -61,6 +71,7 @@ class Balloon(Driver):
 
     def _before_ok(self) -> None:
         self._chunks: list[_Chunk] = []
+        self._out: _Batch | None = None
         self._buffer = self.device.dma.alloc(spec.PFNS_PER_BUFFER * spec.PFN_SIZE)
 
     # --- configuration --------------------------------------------------------------------------------------
@@ -94,6 +105,7 @@ class Balloon(Driver):
         """
         self._check_count(pages)
         with self.device.session():
+            self._settle()
             target = self.held + pages
             self._grow(lambda: target, timeout, progress)
         return self.held
@@ -104,7 +116,8 @@ class Balloon(Driver):
             first = chunk.held
             while missing > 0 and chunk.held < len(chunk.pfns):
                 count = min(spec.PFNS_PER_BUFFER, missing, len(chunk.pfns) - chunk.held)
-                self._inflate_batch(chunk, count, timeout)
+                pfns = chunk.pfns[chunk.held : chunk.held + count]
+                self._tell(spec.INFLATEQ, pfns, _Batch(chunk, chunk.held + count), timeout)
                 if progress is not None:
                     progress(self.held)
                 missing = target() - self.held
@@ -123,14 +136,6 @@ class Balloon(Driver):
         chunk = _Chunk(block, pfns)
         self._chunks.append(chunk)
         return chunk
-
-    def _inflate_batch(self, chunk: _Chunk, count: int, timeout: float | None) -> None:
-        # If this is interrupted, in_flight stays: the host may have these pages, and leaving deals with that.
-        chunk.in_flight = count
-        self._tell(spec.INFLATEQ, chunk.pfns[chunk.held : chunk.held + count], timeout, "the inflate")
-        chunk.held += count
-        chunk.in_flight = 0
-        self._write_actual()
 
     def _recheck(self, chunk: _Chunk, first: int) -> None:
         now = chunk.block.pfns()
@@ -152,13 +157,14 @@ class Balloon(Driver):
         Raises BadSize when there are not as many, DeviceTimeout.
         """
         self._check_count(pages)
-        if pages > self.held:
-            raise BadSize(
-                "there are fewer pages in the balloon than are to be taken out",
-                seen=pages,
-                expected=f"at most {self.held}",
-            )
         with self.device.session():
+            self._settle()
+            if pages > self.held:
+                raise BadSize(
+                    "there are fewer pages in the balloon than are to be taken out",
+                    seen=pages,
+                    expected=f"at most {self.held}",
+                )
             target = self.held - pages
             self._shrink(lambda: target, timeout, progress)
         return self.held
@@ -169,9 +175,7 @@ class Balloon(Driver):
             count = min(spec.PFNS_PER_BUFFER, surplus, chunk.held)
             first = chunk.held - count
             if count:
-                self._tell(spec.DEFLATEQ, chunk.pfns[first : chunk.held], timeout, "the deflate")
-                chunk.held = first
-                self._write_actual()
+                self._tell(spec.DEFLATEQ, chunk.pfns[first : chunk.held], _Batch(chunk, first), timeout)
             if not chunk.held:
                 self._chunks.pop().block.close()
             if progress is not None:
@@ -193,40 +197,65 @@ class Balloon(Driver):
         followed at once.
         """
         with self.device.session():
+            self._settle()
             while True:
                 seen = self.device.config_changes
-                self._converge(limit, progress)
-                if not self.device.wait(
+                steady = self._approach(limit, progress)
+                changed = self.device.wait(
                     lambda seen=seen: self.device.config_changes != seen,  # type: ignore[misc]
-                    timeout=timeout,
+                    timeout=timeout if steady else _REST,
                     what="a new target",
                     owed=False,
-                ):
+                )
+                if steady and not changed:
                     return
 
-    def _converge(self, limit: int | None, progress: Progress | None) -> None:
+    def _approach(self, limit: int | None, progress: Progress | None) -> bool:
+        """Go one way, up or down, until the target is met or lies behind us; whether it is met."""
+
         def target() -> int:
             wanted = self.num_pages
             return wanted if limit is None else min(wanted, limit)
 
-        while self.held != target():
+        if target() > self.held:
             self._grow(target, None, progress)
+        else:
             self._shrink(target, None, progress)
+        return target() == self.held
 
     # --- the wire -------------------------------------------------------------------------------------------
 
-    def _tell(self, queue: int, pfns: list[int], timeout: float | None, what: str) -> None:
+    def _tell(self, queue: int, pfns: list[int], batch: _Batch, timeout: float | None) -> None:
         """Send frame numbers, le32 each (5.5.6), and wait for the acknowledgement."""
         data = array("I", pfns).tobytes()
         self._buffer.view[: len(data)] = data
+        self._out = batch  # stays if the wait is interrupted: the host may have these pages, or may not
         transact(
             self.device,
             self.device.queues[queue],
             runs(self._buffer, 0, len(data)),
             (),
             timeout=self.device.timeout if timeout is None else timeout,
-            what=f"the acknowledgement of {what} of {len(pfns)} pages",
+            what=f"the acknowledgement of {len(pfns)} pages on {self.device.queues[queue].name}",
+            cookie=batch,
         )
+        self._acknowledged(batch)
+
+    def _acknowledged(self, batch: _Batch) -> None:
+        self._out = None
+        batch.chunk.held = batch.held
+        self._write_actual()
+
+    def _settle(self) -> None:
+        """An interrupted batch: wait for its acknowledgement, so that it can be deflated (5.5.6.1)."""
+        batch = self._out
+        if batch is None:
+            return
+        for queue in self.device.queues.values():
+            for done in settle(self.device, queue, timeout=self.device.timeout):
+                if done.cookie is batch:
+                    self._acknowledged(batch)
+        self._out = None
 
     def _check_count(self, pages: int) -> None:
         if pages < 0 or pages >= _PFN_END:
@@ -238,21 +267,11 @@ class Balloon(Driver):
         """Deflate everything, then ``actual`` = 0; on a device that fails, ``actual`` = 0 alone."""
         if working:
             with suppress(UvirtioError):
-                self._finish_in_flight()
+                self._settle()
                 self._shrink(lambda: 0, None, None)
-        # Whatever is still held is forgotten by the host at the reset that follows.
-        self.device.write_config(_CONFIG["actual"], 0)
-
-    def _finish_in_flight(self) -> None:
-        """An interrupted batch: wait for its acknowledgement, so that it can be deflated (5.5.6.1)."""
-        for queue in self.device.queues.values():
-            self.device.wait(
-                lambda queue=queue: queue.ring.in_flight == 0 or bool(queue.reap()),  # type: ignore[misc]
-                timeout=self.device.timeout,
-                what="the acknowledgement of an interrupted batch",
-            )
         for chunk in self._chunks:
-            chunk.held, chunk.in_flight = chunk.held + chunk.in_flight, 0
+            chunk.held = 0  # what is left is forgotten by the host at the reset that follows
+        self._write_actual()
 
     def close(self) -> None:
         """Deflate everything, ``actual`` = 0, reset, and only then free the pages; idempotent."""
@@ -268,8 +287,9 @@ def _check_pfns(pfns: Sequence[int]) -> None:
             remedy="the balloon needs CAP_SYS_ADMIN: run as root, or try qemu:virtio-balloon-pci",
         )
     if max(pfns) >= _PFN_END:
-        raise BadSize(
+        raise NotSupported(
             "a page lies above what a balloon can name",
             seen=f"frame {max(pfns):#x}",
             expected="below 2^32 (5.5.6)",
+            remedy="the balloon takes memory below 16 TiB only",
         )

@@ -75,15 +75,36 @@ def transact(
     *,
     timeout: float,
     what: str,
+    cookie: object = None,
 ) -> Completion:
-    """Post one chain on a queue that has nothing else out, and wait for it. Raises DeviceTimeout."""
+    """Post one chain on a queue that has nothing else out, and wait for it. Raises DeviceTimeout.
+
+    If something interrupts the wait, the chain stays with the device: see :func:`settle`.
+    """
+    mine = cookie or object()
+    done: list[Completion] = []
+
+    def ready() -> bool:
+        done.extend(completion for completion in queue.reap() if completion.cookie is mine)
+        return bool(done)
+
+    queue.add(readable, writable, mine)
+    queue.kick()
+    device.wait(ready, timeout=timeout, what=what)
+    return done[0]
+
+
+def settle(device: Device, queue: Queue, *, timeout: float) -> list[Completion]:
+    """Wait until nothing is out; returns what came back. Raises DeviceTimeout.
+
+    For after an interruption: until the old request is back, its buffers are the device's (3.3.1).
+    """
     done: list[Completion] = []
 
     def ready() -> bool:
         done.extend(queue.reap())
-        return bool(done)
+        return queue.ring.in_flight == 0
 
-    queue.add(readable, writable, what)
-    queue.kick()
-    device.wait(ready, timeout=timeout, what=what)
-    return done[0]
+    if queue.ring.in_flight:
+        device.wait(ready, timeout=timeout, what=f"what is out on {queue.name}")
+    return done

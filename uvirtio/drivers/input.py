@@ -90,7 +90,8 @@ class Input(Driver):
             transport = self.device.transport
 
             def read() -> bytes:
-                size = min(transport.read_config(_CONFIG["size"].offset, 1), spec.PAYLOAD_MAX)
+                announced = transport.read_config(_CONFIG["size"].offset, 1)
+                size = min(announced, spec.PAYLOAD_MAX, transport.config_length - spec.PAYLOAD)
                 pieces = (
                     transport.read_config(spec.PAYLOAD + at, width).to_bytes(width, "little")
                     for at in range(0, size - size % width, width)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from uvirtio.device import QueueSpec
-from uvirtio.drivers.base import Driver, runs, transact
+from uvirtio.drivers.base import Driver, runs, settle, transact
 from uvirtio.errors import ProtocolError, UsageError
 from uvirtio.spec import rng as spec
 
@@ -47,20 +47,23 @@ class Rng(Driver):
                         f"{self.device.address} answers with no bytes at all",
                         seen=f"{empty} empty buffers in a row",
                         expected="at least one byte (5.4.6)",
+                        remedy="look at the host's source of randomness",
                     )
                 found += piece
         return bytes(found)
 
     def _request(self, length: int, timeout: float | None) -> bytes:
-        buffer = self._buffer
+        buffer, queue = self._buffer, self.device.queues[spec.REQUESTQ]
+        timeout = self.device.timeout if timeout is None else timeout
+        settle(self.device, queue, timeout=timeout)
         # Cleared first: what the device does not write must not look like its answer.
         buffer.view[:length] = bytes(length)
         done = transact(
             self.device,
-            self.device.queues[spec.REQUESTQ],
+            queue,
             (),  # 5.4.6.1: no readable buffers here
             runs(buffer, 0, length),
-            timeout=self.device.timeout if timeout is None else timeout,
+            timeout=timeout,
             what=f"{length} random bytes",
         )
         return bytes(buffer.view[: done.written])
