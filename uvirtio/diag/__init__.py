@@ -106,6 +106,9 @@ def diagnose_function(
     return run.report
 
 
+_HINT = "the device's own log may say why; uvirtio diag -v shows every access"
+
+
 class _Note:
     """What a step has to say when it ends."""
 
@@ -150,7 +153,7 @@ class _Run:
         except UvirtioError as error:
             note.verdict = "fail"
             note.detail = _failure(error)
-            note.hint = error.remedy or ""
+            note.hint = error.remedy or _HINT
             self.add(name, note, time.monotonic() - started)
             raise
         self.add(name, note, time.monotonic() - started)
@@ -253,6 +256,8 @@ def _tell_features(device: dev.Device, note: _Note) -> None:
     taken = ", ".join(bit.name for bit in f.names(device.type, device.features))
     left = ", ".join(bit.name for bit in f.names(device.type, device.offered & ~device.features))
     note.detail = f"offered {device.offered:#x}, taken {device.features:#x}: {taken}; left: {left or 'none'}"
+    if device.unsteady_features:
+        note.warn(f"the device offers {device.unsteady_features:#x} at one reading and not at the next")
     unknown = f.bits(device.offered & ~f.known(device.type))
     if unknown and device.type in f.DEVICE_BITS:
         note.warn(f"the device offers bits that the standard does not define: {unknown}; they are left alone")
