@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lab import CHECKOUT, cache, kernels, machines, process, setup
+from lab import CHECKOUT, cache, kernels, machines, process, setup, udev
 from lab.floors import Outcome, Runner, Step, without_devices, without_privilege
 
 
@@ -98,6 +98,7 @@ def _host_floor(runner: Runner, floor: str) -> Iterator[Step]:
 
 
 def _vm_floor(runner: Runner, kernel: str | None, only: str | None) -> Iterator[Step]:
+    udev.get()
     for machine in machines.load():
         if not machine.files or only not in (None, machine.name):
             continue

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import CHECKOUT, LabError, kernels, process
+from lab import CHECKOUT, LabError, kernels, process, udev
 from lab.machines import Machine
 from lab.vm import TIMED_OUT, Config, Vm
 
@@ -77,7 +77,11 @@ class Runner:
             append=machine.append,
             timeout=machine.timeout,
             venv=self.venv,
-            env={"UVIRTIO_LAB_KERNEL": got.version, "UVIRTIO_LAB_MACHINE": machine.name},
+            env={
+                "UVIRTIO_LAB_KERNEL": got.version,
+                "UVIRTIO_LAB_MACHINE": machine.name,
+                "UVIRTIO_UDEV": str(udev.get()),
+            },
         )
         report = self.reports / f"{name.replace(' ', '-')}.xml"
         note, alarms, faults = "", [], []

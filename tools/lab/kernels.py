@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,16 +60,24 @@ def unpacked(where: Path) -> Kernel:
 def _download(suite: str, work: Path) -> None:
     """Download the kernel of ``suite`` and unpack it into ``work``."""
     print(f"lab: fetching the kernel of {suite} (once; kept in {cache.root()})", flush=True)
-    apt = _Apt(work / "apt", suite)
-    apt.run("apt-get", "-qq", "update")
-    package = _image_package(apt.run("apt-cache", "depends", "--important", _META))
-    apt.run("apt-get", "-qq", "download", package)
-    debs = list((work / "apt").glob(f"{package}_*.deb"))
-    if len(debs) != 1:
-        raise LabError(f"apt-get download {package} left {len(debs)} packages")
-    _run(["dpkg", "-x", str(debs[0]), str(work)])
+    with _updated_apt(suite, work) as apt:
+        apt.unpack(_image_package(apt.run("apt-cache", "depends", "--important", _META)), work)
     _settle(work)
-    _run(["rm", "-rf", str(work / "apt")])
+
+
+def unpack(package: str, suite: str, work: Path) -> None:
+    """Download another package of ``suite``, and unpack it into ``work``."""
+    with _updated_apt(suite, work) as apt:
+        apt.unpack(package, work)
+
+
+@contextmanager
+def _updated_apt(suite: str, work: Path) -> Iterator[_Apt]:
+    top = work / "apt"
+    apt = _Apt(top, suite)
+    apt.run("apt-get", "-qq", "update")
+    yield apt
+    _run(["rm", "-rf", str(top)])
 
 
 def _image_package(depends: str) -> str:
@@ -129,10 +139,18 @@ class _Apt:
         """Run an apt tool in the private configuration; its standard output."""
         return _run([*command], cwd=self._top, env={**os.environ, "APT_CONFIG": str(self._top / "apt.conf")})
 
+    def unpack(self, package: str, where: Path) -> None:
+        """Download ``package`` and unpack it into ``where``."""
+        self.run("apt-get", "-qq", "download", package)
+        debs = list(self._top.glob(f"{package}_*.deb"))
+        if len(debs) != 1:
+            raise LabError(f"apt-get download {package} left {len(debs)} packages")
+        _run(["dpkg", "-x", str(debs[0]), str(where)])
+
 
 def _sources(suite: str) -> str:
     """A one-line sources list: the machine's own Debian mirror, with ``suite`` for the machine's."""
-    codename = _codename()
+    codename = machine_suite()
     for source in _machine_sources():
         if source.suite == codename and "main" in source.components:
             options = f"[signed-by={source.signed_by}] " if source.signed_by else ""
@@ -143,7 +161,8 @@ def _sources(suite: str) -> str:
     )
 
 
-def _codename() -> str:
+def machine_suite() -> str:
+    """The Debian release of this machine."""
     text = Path("/etc/os-release").read_text()
     match = re.search(r'^VERSION_CODENAME="?([a-z0-9]+)"?$', text, re.MULTILINE)
     if match is None:
