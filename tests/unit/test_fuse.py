@@ -115,3 +115,19 @@ def test_a_file_in_the_place_of_the_directory_is_no_list(roots: Roots):
     roots.etc.mkdir(parents=True)
     (roots.etc / "uvirtio").write_text("*")
     assert not denied(roots, "0000:00:03.0")
+
+
+def test_a_link_that_leads_nowhere_denies_everything(roots: Roots):
+    path = roots.etc / "uvirtio" / "deny"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to("not-there")
+    with pytest.raises(Denied):
+        fuse.check(["0000:00:03.0"], roots)
+
+
+@pytest.mark.parametrize("line", ["0000:00:1F.2", "00:1f.2", "00:1F.*"])
+def test_neither_case_nor_the_short_form_opens_a_way_round(roots: Roots, line: str):
+    path = roots.etc / "uvirtio" / "deny"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(line + "\n")
+    assert fuse.denying(["0000:00:1f.2"], roots) == line
