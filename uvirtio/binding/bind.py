@@ -8,16 +8,18 @@ script: it compares what is with what was and does what is missing, so that it m
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import select
+import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 from uvirtio.binding import journal, rules, sysfs
 from uvirtio.binding.addresses import canonical
@@ -75,43 +77,58 @@ def _blocked(path: Path, text: str, timeout: float) -> Blocked:
     )
 
 
-# Runs in a process of its own, because an unbind may sleep in the kernel beyond the reach of any signal.
-_CHILD = """
-import os, sys
-try:
-    fd = os.open(sys.argv[1], os.O_WRONLY)
-    os.write(fd, sys.argv[2].encode())
-except OSError as error:
-    sys.exit(error.errno if error.errno and error.errno < 256 else 255)
-"""
+def _write_and_exit(path: Path, text: str) -> NoReturn:
+    """In the child: one write(2), and its errno as the exit code."""
+    code = errno.EIO
+    try:
+        os.setsid()  # Ctrl-C is the parent's to handle, between two writes
+        os.closerange(0, 1 << 16)  # one that stays behind holds nobody's pipe or lock
+        fd = os.open(path, os.O_WRONLY)
+        os.write(fd, text.encode())
+        code = 0
+    except OSError as error:
+        if error.errno is not None and 0 < error.errno < 256:
+            code = error.errno
+    finally:
+        os._exit(code)
 
 
 class ChildWriter:
-    """Writes in a child process, with a deadline."""
+    """Writes in a child process, with a deadline.
+
+    An unbind may sleep in the kernel beyond the reach of any signal; then the child is left behind (init reaps
+    it) and we are free to say so. A bare fork, because an interpreter of its own would cost more than the write.
+    """
 
     def write(self, path: Path, text: str, timeout: float) -> None:
-        child = subprocess.Popen(  # one that sleeps in the kernel is left behind; init reaps it
-            [sys.executable, "-I", "-S", "-c", _CHILD, str(path), text],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is ours to handle, between two writes
-        )
+        child = os.fork()
+        if child == 0:
+            _write_and_exit(path, text)
+        handle = os.pidfd_open(child)
         try:
-            code = child.wait(timeout)
-        except subprocess.TimeoutExpired as error:
-            child.kill()
-            raise _blocked(path, text, timeout) from error
+            code = self._wait(child, handle, timeout)
+            if code is None:
+                os.kill(child, signal.SIGKILL)
+                raise _blocked(path, text, timeout)
         except BaseException as error:
             # A write that was begun is better finished before anything is put back.
-            try:
-                child.wait(timeout)
-            except subprocess.TimeoutExpired:
+            if not isinstance(error, Blocked) and self._wait(child, handle, timeout) is None:
                 raise _blocked(path, text, timeout) from error
             raise
+        finally:
+            os.close(handle)
         if code:
-            number = code if code > 0 else 5
-            raise OSError(number, os.strerror(number), str(path))
+            raise OSError(code, os.strerror(code), str(path))
+
+    @staticmethod
+    def _wait(child: int, handle: int, timeout: float) -> int | None:
+        """The errno that the child ended with, 0 for none; None if it does not end in time."""
+        poller = select.poll()
+        poller.register(handle, select.POLLIN)
+        if not poller.poll(timeout * 1000):
+            return None
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return code if code >= 0 else errno.EIO
 
     def own(self, path: Path, uid: int, gid: int, mode: int | None) -> None:
         os.chown(path, uid, gid, follow_symlinks=False)
