@@ -3,7 +3,7 @@
     with uvirtio.open("qemu:virtio-rng-pci") as device, uvirtio.Rng(device) as rng:
         print(rng.read(16).hex())
 
-``open`` takes an address and gives a Device; a driver (Balloon, Rng, Input) negotiates with it and drives it.
+``open`` takes an address and gives a Device; a driver (Balloon, Mem, Input, Rng) negotiates with it and drives it.
 ``uvirtio.qemu.Machine`` is a QEMU without a guest, for tests. All errors derive from UvirtioError.
 
 The names below are imported when they are first asked for, so that ``uvirtio list`` does not load the drivers.
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from uvirtio.device import Device, open
     from uvirtio.drivers.balloon import Balloon
     from uvirtio.drivers.input import Input, InputEvent
+    from uvirtio.drivers.mem import Mem
     from uvirtio.drivers.rng import Rng
     from uvirtio.memory.seams import InterruptMode
     from uvirtio.roots import Roots
@@ -31,6 +32,7 @@ __all__ = [
     "Input",
     "InputEvent",
     "InterruptMode",
+    "Mem",
     "Rng",
     "Roots",
     "UvirtioError",
@@ -46,6 +48,7 @@ if not TYPE_CHECKING:  # or every misspelt name would pass as Any
         "Input": "uvirtio.drivers.input",
         "InputEvent": "uvirtio.drivers.input",
         "InterruptMode": "uvirtio.memory.seams",
+        "Mem": "uvirtio.drivers.mem",
         "Rng": "uvirtio.drivers.rng",
         "Roots": "uvirtio.roots",
         "open": "uvirtio.device",

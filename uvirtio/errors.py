@@ -138,6 +138,45 @@ class PageMoved(DeviceFailure):
     code = "UV-DEV-PAGE-MOVED"
 
 
+class MemRefusal(UvirtioError):
+    """A memory device did not do what it was asked for (5.15.6); it works on.
+
+    ``done`` is the number of blocks of the same call that were acknowledged before.
+    """
+
+    code = "UV-MEM"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        seen: Any = None,
+        expected: Any = None,
+        remedy: str | None = None,
+        done: int = 0,
+    ) -> None:
+        super().__init__(message, seen=seen, expected=expected, remedy=remedy)
+        self.done = done
+
+
+class MemNack(MemRefusal):
+    """NACK: more than the host requests, or not now; trying again at once makes no sense."""
+
+    code = "UV-MEM-NACK"
+
+
+class MemBusy(MemRefusal):
+    """BUSY: the device cannot do it now; try again later."""
+
+    code = "UV-MEM-BUSY"
+
+
+class MemError(MemRefusal):
+    """ERROR: the device calls the request senseless."""
+
+    code = "UV-MEM-ERROR"
+
+
 class QueueFull(UvirtioError):
     """There are not enough free descriptors for this chain; reap first."""
 
@@ -176,6 +215,12 @@ class BadSize(UsageError):
     """A size is no number with a known unit, or is out of range."""
 
     code = "UV-USAGE-SIZE"
+
+
+class NotPlugged(UsageError):
+    """These bytes of a memory device's region are in blocks that are not plugged; nothing was touched."""
+
+    code = "UV-USAGE-NOT-PLUGGED"
 
 
 class BadChain(UsageError):

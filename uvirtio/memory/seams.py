@@ -7,10 +7,11 @@ bytes, all addresses are the device's (IOVA or guest-physical, as the memory's p
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 PFN_SHIFT = 12
 """A PFN is a guest-physical address divided by 4096, whatever the page size of the CPU (5.5.6)."""
@@ -169,6 +170,42 @@ class PciFunction(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class MemoryWindow(Protocol):
+    """The CPU's way to memory that a device provides (virtio-mem), in pieces that are mapped one by one."""
+
+    size: int
+
+    def map(self, offset: int, length: int) -> mmap.mmap:
+        """Map whole pages of it, for reading and writing; whoever asked closes the mapping.
+
+        Raises PermissionLack, OperationFailed, Closed; ValueError outside the window.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class ProvidesMemory(Protocol):
+    """What a PciFunction may have beside the rest: its device's memory is a file of this process."""
+
+    def plugged_memory(self) -> MemoryWindow:
+        """A window of the whole region. Raises NotSupported where the file belongs to somebody else."""
+        ...
+
+
+@runtime_checkable
+class AdoptsMemory(Protocol):
+    """What a DmaSpace may have beside the rest: it shows a device memory that it did not make."""
+
+    def adopt(self, mapping: mmap.mmap, physical: int) -> Block:
+        """The whole mapping, whose guest-physical address is known, as a block of this space.
+
+        Closing the block takes it away from the device; the mapping stays the caller's.
+        """
+        ...
 
 
 class InterruptMode(Enum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from uvirtio.backends.qemu.events import LineEvent, MessageEvent, RemovalEvent
@@ -10,6 +11,7 @@ from uvirtio.backends.qemu.memory import QemuDma
 from uvirtio.backends.qemu.pci import PciAccess
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, NotSupported
 from uvirtio.memory.seams import BarInfo, Event, Registers
+from uvirtio.memory.window import FileWindow
 from uvirtio.spec import pci as spec
 
 if TYPE_CHECKING:
@@ -127,6 +129,22 @@ class QemuPciFunction:
         """Memory for this function. No IOMMU is there, so an IOVA is a guest-physical address too."""
         self._check()
         return QemuDma(self.machine.memory, translated)
+
+    def plugged_memory(self) -> FileWindow:
+        """The memory that the device plugs (virtio-mem), by its own file. See the ProvidesMemory seam.
+
+        Raises NotSupported where the memory backend is not ours: the device was given its own ``memdev``.
+        """
+        self._check()
+        fd = self.machine.files.get(self.id)
+        if fd is None:
+            raise NotSupported(
+                f"the memory behind {self.address} is no file of this process",
+                seen="a memory backend of the caller's",
+                expected="the one that is supplied",
+                remedy="leave memdev= out of the device's options",
+            )
+        return FileWindow(os.dup(fd), 0, os.fstat(fd).st_size, what=f"the memory behind {self.address}")
 
     def bus_master(self, on: bool) -> None:
         """Let the function access memory and send MSI-X messages, or not. Leaves other command bits alone."""

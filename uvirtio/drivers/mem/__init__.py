@@ -1,0 +1,33 @@
+"""The memory device, virtio-mem (5.15): memory that comes and goes in blocks, as the host requests.
+
+:class:`Mem` speaks the protocol and keeps the books, :class:`Manager` decides which blocks come and go, and
+:class:`Region` is the plugged memory itself.
+"""
+
+from uvirtio.drivers.mem.books import Books, Use
+from uvirtio.drivers.mem.config import MemConfig
+from uvirtio.drivers.mem.driver import Answer, Mem
+from uvirtio.drivers.mem.manager import Consumer, HandOut, Manager, Mode, Outcome, Unit
+from uvirtio.drivers.mem.ranges import Ranges
+from uvirtio.drivers.mem.region import Piece, Region
+from uvirtio.spec.mem import Request, Response, State
+
+__all__ = [
+    "Answer",
+    "Books",
+    "Consumer",
+    "HandOut",
+    "Manager",
+    "Mem",
+    "MemConfig",
+    "Mode",
+    "Outcome",
+    "Piece",
+    "Ranges",
+    "Region",
+    "Request",
+    "Response",
+    "State",
+    "Unit",
+    "Use",
+]

@@ -1,0 +1,527 @@
+"""The memory manager: what Linux's virtio_mem does inside the kernel, in user space.
+
+It moves ``plugged_size`` towards what the host requests, and decides which blocks. One allocator serves both of
+the kernel's modes. The *unit* is what memory is handed out in (for Linux: its memory block), the *step* what is
+plugged at once:
+
+* sub-blocks: the step is a device block and smaller than the unit. Units may be partly plugged, and only whole
+  ones are handed out.
+* big blocks: the step is one or several units. Whole steps come and go.
+
+Units and steps are aligned as addresses; what the region has beyond its first and last whole one is not managed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from uvirtio.drivers.mem.books import Use
+from uvirtio.drivers.mem.config import MemConfig
+from uvirtio.drivers.mem.driver import BUSY_FIRST, BUSY_LAST, Mem, jittered
+from uvirtio.drivers.mem.ranges import Ranges, Run
+from uvirtio.drivers.mem.region import Region
+from uvirtio.errors import BadSize, InUse, MemBusy, MemNack, OperationFailed
+from uvirtio.spec.mem import MAX_BLOCKS, Response
+
+_LOOK = 1.0
+"""Seconds. How often an idle manager reads the request anew, so that a lost notification costs only time."""
+
+
+class Mode(Enum):
+    """The kernel's two ways, by what is larger: the unit, or the step."""
+
+    SUB_BLOCKS = "sub-blocks"
+    BIG_BLOCKS = "big-blocks"
+
+
+class Outcome(Enum):
+    """Where a step, or a way of many steps, ended."""
+
+    MOVED = "moved"
+    REACHED = "reached"
+    """As near to the target as whole steps allow."""
+    BUSY = "busy"
+    """The device said so; try again later."""
+    NACK = "nack"
+    """The device does not want it, and its request did not change; wait until it does."""
+    NOTHING_LEFT = "nothing-left"
+    """No block that could be plugged."""
+    IN_USE = "in-use"
+    """No block that could be unplugged: the rest is in use. Try again later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One hand-out unit; ``address`` and sizes in bytes."""
+
+    address: int
+    size: int
+    plugged: int
+    in_use: bool
+
+    @property
+    def state(self) -> str:
+        """``unplugged``, ``partly``, ``plugged`` or ``in-use``."""
+        if self.in_use:
+            return "in-use"
+        return "unplugged" if not self.plugged else "plugged" if self.plugged == self.size else "partly"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HandOut:
+    """One unit that belongs to its owner until ``Manager.give_back``; ``address`` and ``size`` in bytes."""
+
+    address: int
+    size: int
+    owner: str
+    use: Use
+
+
+class Consumer:
+    """Whoever wants the memory. The manager calls these; each does nothing here."""
+
+    def usable(self, address: int, size: int) -> bool:
+        """Whether it could use this part of the region; nothing else is plugged (5.15.6.1)."""
+        return True
+
+    def arrived(self, manager: Manager) -> None:
+        """The manager has plugged what it could: take whole units, with ``manager.hand_out``."""
+
+    def wanted_back(self, manager: Manager, size: int) -> None:
+        """``size`` bytes more have to go than are free: give units back, as many as can be; asked again later."""
+
+
+class Manager:
+    """Plugs and unplugs for somebody. ``unit`` and ``step`` are in bytes, powers of two.
+
+    ``unit``: default one device block. ``step``: default one device block, or the unit if that is larger than
+    a block and ``big_blocks``. ``limit``: never plug more than this many bytes. ``region``: clears what is
+    handed out; without one, whoever takes a unit initialises it.
+    Raises BadSize for a unit or a step that the region has none of.
+    """
+
+    def __init__(
+        self,
+        mem: Mem,
+        *,
+        unit: int | None = None,
+        step: int | None = None,
+        limit: int | None = None,
+        region: Region | None = None,
+        consumer: Consumer | None = None,
+    ) -> None:
+        block = mem.block_size
+        self.mem = mem
+        self.unit = unit or block
+        self.step = max(step or block, block)
+        if self.step > block or self.unit <= block:
+            self.step = max(self.step, self.unit)
+        self.limit = limit
+        self.region = region
+        self.consumer = consumer or Consumer()
+        self._any_block = type(self.consumer).usable is Consumer.usable
+        for name, size in (("unit", self.unit), ("step", self.step)):
+            if size < 1 or size & (size - 1):
+                raise BadSize(f"the {name} is no power of two", seen=size, expected="a power of two, in bytes")
+        self._step = self.step // block
+        self._group = max(self.unit, self.step) // block
+        """Blocks that want to be together: a unit of sub-blocks, or a step of units."""
+        config = mem.config()
+        group = self._group * block
+        self._low = (-(-config.addr // group) * group - config.addr) // block
+        top = (config.addr + config.region_size) // group * group
+        self._high = max(self._low, (top - config.addr) // block)
+        if self._high == self._low:
+            raise BadSize(
+                f"the region has no whole {group} bytes",
+                seen=f"{config.region_size:#x} bytes at {config.addr:#x}",
+                expected=f"a multiple of {group:#x} in it",
+                remedy="use a smaller unit",
+            )
+        self.retries = 0
+        """Tries that were put off because the device was busy, or blocks were in use."""
+
+    @property
+    def mode(self) -> Mode:
+        """Which of the kernel's two modes this is."""
+        return Mode.SUB_BLOCKS if self.step < self.unit else Mode.BIG_BLOCKS
+
+    @property
+    def counts(self) -> dict[Response, int]:
+        """The device's answers so far, by type."""
+        return self.mem.counts
+
+    # --- units ----------------------------------------------------------------------------------------------
+
+    def units(self) -> Iterator[Unit]:
+        """All whole units of the region, by address."""
+        books, block = self.mem.books, self.mem.block_size
+        claimed = Ranges((use.offset, use.length) for use in books.uses)
+        first, end = self._low * block, self._high * block
+        for offset in range(first, end, self.unit):
+            yield Unit(
+                address=self.mem.addr + offset,
+                size=self.unit,
+                plugged=self._plugged_bytes(offset, self.unit),
+                in_use=claimed.overlaps(offset, self.unit),
+            )
+
+    def _plugged_bytes(self, offset: int, length: int) -> int:
+        books, block = self.mem.books, self.mem.block_size
+        if length >= block:
+            return books.plugged.count(offset // block, length // block) * block
+        return length if books.plugged.covers(offset // block, 1) else 0
+
+    def _free_units(self) -> Iterator[int]:
+        """Offsets of the plugged units that nobody has any of, lowest first."""
+        books, block = self.mem.books, self.mem.block_size
+        free = Ranges((first * block, count * block) for first, count in books.plugged)
+        for use in books.uses:
+            free.remove(use.offset, use.length)
+        low, high = self._low * block, self._high * block
+        for first, count in free.within(low, high - low):
+            begin = low + -(-(first - low) // self.unit) * self.unit
+            yield from range(begin, first + count - self.unit + 1, self.unit)
+
+    def hand_out(self, owner: str, *, count: int | None = None, near: int | None = None) -> list[HandOut]:
+        """Whole plugged units that nobody uses, to one owner; at most ``count``, all of them where None.
+
+        ``near``: only the unit at this guest-physical address. With a region they are cleared first.
+        """
+        made: list[HandOut] = []
+        try:
+            for offset in list(self._free_units()):
+                if count is not None and len(made) >= count:
+                    break
+                address = self.mem.addr + offset
+                if near is not None and address != near:
+                    continue
+                use = self.mem.books.claim(offset, self.unit, owner)
+                made.append(HandOut(address, self.unit, owner, use))
+                if self.region is not None:
+                    self.region.zero(offset, self.unit)
+        except BaseException:
+            for one in made:
+                self.give_back(one)
+            raise
+        return made
+
+    def adopt(self, address: int, owner: str) -> HandOut:
+        """Note that this plugged unit has an owner already, from before us; nothing is cleared.
+
+        Raises NotPlugged, InUse.
+        """
+        use = self.mem.books.claim(address - self.mem.addr, self.unit, owner)
+        return HandOut(address, self.unit, owner, use)
+
+    def give_back(self, one: HandOut) -> None:
+        """The owner is done with it: it may be unplugged, or handed out again; idempotent."""
+        self.mem.books.release(one.use)
+
+    # --- going somewhere ------------------------------------------------------------------------------------
+
+    def plug_size(self, size: int, *, timeout: float | None = None) -> None:
+        """Plug ``size`` bytes more. ``timeout`` (seconds): how long the device may be busy, in all.
+
+        Raises BadSize, MemNack, MemBusy, OperationFailed where there are no more blocks to plug.
+        """
+        self._check_size(size)
+        config = self.mem.config()
+        room = config.region_size - config.plugged_size
+        if size > room:
+            raise BadSize(
+                f"{size} bytes are more than the region has left",
+                seen=size,
+                expected=f"at most {room}: {config.plugged_size} of {config.region_size} are plugged",
+            )
+        if config.plugged_size + size > config.requested_size:
+            # The device has to refuse that (5.15.6.3), and then nothing shall have changed.
+            raise self._beyond_request(config, size)
+        self._go_to(config.plugged_size + size, timeout)
+
+    def unplug_size(self, size: int, *, timeout: float | None = None) -> None:
+        """Unplug ``size`` bytes, whole units first, the highest first.
+
+        Raises BadSize, InUse where too many are in use (nothing is changed then), MemBusy.
+        """
+        self._check_size(size)
+        plugged = self.mem.config().plugged_size
+        books = self.mem.books
+        if size > plugged:
+            raise BadSize(
+                f"{size} bytes are more than is plugged", seen=size, expected=f"at most {plugged}", remedy=None
+            )
+        free = books.plugged.without(books.in_use).total * self.mem.block_size
+        if size > free:
+            books.require_unused(0, self.mem.config().blocks)
+        self._go_to(plugged - size, timeout)
+
+    def _check_size(self, size: int) -> None:
+        if size <= 0 or size % self.step:
+            below = max(0, size) // self.step * self.step
+            near = [below, below + self.step] if below else [self.step]
+            raise BadSize(
+                f"{size} bytes are no multiple of the {self.step} that come and go at once",
+                seen=size,
+                expected=f"a multiple of {self.step}",
+                remedy="the nearest are " + " and ".join(str(one) for one in near),
+            )
+
+    def _beyond_request(self, config: MemConfig, size: int) -> MemNack:
+        return MemNack(
+            f"the host does not request {size} bytes more",
+            seen=f"plugged {config.plugged_size}, requested {config.requested_size}",
+            expected=f"at most {max(0, config.requested_size - config.plugged_size)} more (5.15.6.3)",
+            remedy="raise requested-size first (QMP: qom-set ID requested-size), or follow it: uvirtio mem follow",
+        )
+
+    def _go_to(self, target: int, timeout: float | None) -> None:
+        outcome = self.converge(target, timeout=timeout)
+        if outcome is Outcome.NACK:
+            config = self.mem.config()
+            raise self._beyond_request(config, target - config.plugged_size)
+        if outcome is Outcome.NOTHING_LEFT:
+            config = self.mem.config()
+            raise OperationFailed(
+                "there are no more blocks that could be plugged",
+                seen=f"plugged {config.plugged_size}, usable {config.usable_region_size}",
+                expected=f"{target} plugged",
+                remedy="the usable region grows when the host requests more",
+            )
+        if outcome is Outcome.IN_USE:
+            raise InUse(
+                "the rest of the plugged blocks is in use",
+                seen=f"plugged {self.mem.books.plugged.total * self.mem.block_size}",
+                expected=f"{target} plugged",
+                remedy="close what uses them, or give the units back",
+            )
+
+    def converge(
+        self,
+        target: int | None = None,
+        *,
+        timeout: float | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Outcome:
+        """Go to ``target`` bytes (None: what the host requests, asked anew at each step) and say how it ended.
+
+        Busy answers are waited out, ever more patiently, for ``timeout`` seconds (None: the device's own).
+        ``progress`` is called with the plugged bytes after each request. Raises MemBusy, MemError, and what
+        breaks the device.
+        """
+        deadline = time.monotonic() + (self.mem.device.timeout if timeout is None else timeout)
+        pause = BUSY_FIRST
+        with self.mem.device.session():
+            while True:
+                try:
+                    outcome = self._one_step(target)
+                except MemBusy:
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        raise
+                    self.retries += 1
+                    self.mem.pause(min(left, jittered(pause)))
+                    pause = min(pause * 2, BUSY_LAST)
+                    continue
+                if outcome is not Outcome.MOVED:
+                    return outcome
+                pause = BUSY_FIRST
+                if progress is not None:
+                    progress(self.mem.books.plugged.total * self.mem.block_size)
+
+    def follow(
+        self,
+        *,
+        timeout: float | None = None,
+        progress: Callable[[int], None] | None = None,
+        told: Callable[[Outcome], None] | None = None,
+    ) -> None:
+        """Go where the host wants, whenever it wants, until ``close()`` or a signal.
+
+        With ``timeout`` (seconds), returns when that long the request did not change and nothing was to do.
+        ``told`` hears how each way ended. A NACK is waited out until the request changes; busy devices and
+        blocks in use are tried again, ever more patiently. Raises MemError, and what breaks the device.
+        """
+        device = self.mem.device
+        pause = BUSY_FIRST
+        before: object = None
+        quiet_since = time.monotonic()
+        with device.session():
+            self.consumer.arrived(self)
+            while True:
+                seen = device.config_changes
+                at = self.mem.books.plugged.total
+                try:
+                    outcome = self.converge(timeout=0, progress=progress)
+                except MemBusy:
+                    outcome = Outcome.BUSY
+                requested = self.mem.config().requested_size
+                moved = self.mem.books.plugged.total != at
+                if moved:
+                    self.consumer.arrived(self)
+                if moved or (outcome, requested) != before:
+                    quiet_since = time.monotonic()
+                    pause = BUSY_FIRST
+                    if told is not None:
+                        told(outcome)
+                before = (outcome, requested)
+                again = outcome in (Outcome.BUSY, Outcome.IN_USE)
+                wait = jittered(pause) if again else _LOOK
+                if timeout is not None:
+                    left = quiet_since + timeout - time.monotonic()
+                    if left <= 0:
+                        return
+                    wait = min(wait, left)
+                if device.config_changes == seen and not self.mem.pause(wait) and again:
+                    self.retries += 1
+                    pause = min(pause * 2, BUSY_LAST)
+
+    # --- one step -------------------------------------------------------------------------------------------
+
+    def _one_step(self, target: int | None) -> Outcome:
+        """One request at most, planned on what the device says now. Raises MemBusy, MemError."""
+        config = self.mem.config()
+        wanted = config.requested_size if target is None else target
+        if self.limit is not None:
+            wanted = min(wanted, self.limit)
+        missing = wanted // self.mem.block_size - self.mem.books.plugged.total
+        try:
+            if missing > 0:
+                return self._grow(config, missing)
+            return self._shrink(-missing)
+        except MemNack:
+            after = self.mem.config()
+            if after.requested_size != config.requested_size:
+                return Outcome.MOVED  # it changed its mind meanwhile: plan anew
+            return Outcome.NACK
+
+    def _grow(self, config: MemConfig, missing: int) -> Outcome:
+        missing -= missing % self._step
+        if not missing:
+            return Outcome.REACHED
+        run = self._to_plug(config, missing)
+        if run is None:
+            return Outcome.NOTHING_LEFT
+        self.mem.plug(config.address_of(run[0]), run[1])
+        return Outcome.MOVED
+
+    def _shrink(self, surplus: int) -> Outcome:
+        if surplus < 1:
+            return Outcome.REACHED
+        run = self._to_unplug(surplus)
+        if run is None:
+            short = self.mem.books.plugged.without(self.mem.books.in_use).total < surplus
+            if surplus >= self._step and short:
+                self.consumer.wanted_back(self, surplus * self.mem.block_size)
+                run = self._to_unplug(surplus)
+        if run is None:
+            return Outcome.IN_USE if surplus >= self._step else Outcome.REACHED
+        self.mem.unplug(self.mem.addr + run[0] * self.mem.block_size, run[1])
+        return Outcome.MOVED
+
+    def _to_plug(self, config: MemConfig, missing: int) -> Run | None:
+        """The next blocks to plug: the rest of units that are begun, then the lowest ones."""
+        plugged = self.mem.books.plugged
+        end = min(self._high, config.usable_blocks)
+        begun = sorted(self._begun())
+        for group in begun:
+            for first, count in plugged.gaps(group, max(0, min(self._group, end - group))):
+                if self._is_usable(group):
+                    return first, min(count, missing, MAX_BLOCKS)
+        most = max(self._step, min(missing, MAX_BLOCKS) // self._step * self._step)
+        for first, count in plugged.gaps(self._low, max(0, end - self._low)):
+            run = self._part_of_gap(first, count, most)
+            if run is not None:
+                return run
+        return None
+
+    def _part_of_gap(self, first: int, count: int, most: int) -> Run | None:
+        """The first usable blocks of a gap, at most ``most``; whole steps in big-block mode."""
+        group = self._group
+        end = first + count
+        start = self._low + -(-(first - self._low) // group) * group
+        if self._step == group:
+            end = self._low + (end - self._low) // group * group
+        if self._any_block:
+            return (start, min(end - start, most)) if start < end else None
+        while start < end and not self._is_usable(start):
+            start += group
+        stop = start
+        while stop < end and stop - start < most and self._is_usable(stop):
+            stop += group
+        stop = min(stop, end, start + most)
+        return (start, stop - start) if start < stop else None
+
+    def _is_usable(self, group: int) -> bool:
+        block = self.mem.block_size
+        return self._any_block or self.consumer.usable(self.mem.addr + group * block, self._group * block)
+
+    def _begun(self) -> set[int]:
+        """First blocks of the groups that are plugged in part; such a group holds the end of a plugged run."""
+        plugged, group = self.mem.books.plugged, self._group
+        if group == 1:
+            return set()
+        found = set()
+        for first, count in plugged:
+            for block in (first, first + count - 1):
+                if self._low <= block < self._high:
+                    start = self._low + (block - self._low) // group * group
+                    if not plugged.covers(start, group):
+                        found.add(start)
+        return found
+
+    def _to_unplug(self, surplus: int) -> Run | None:
+        """The next blocks to unplug, so that whole units come free first and with the fewest requests."""
+        books, group = self.mem.books, self._group
+        free = books.plugged.without(books.in_use)
+        for first, count in self._outside(free):
+            return first, min(count, surplus, MAX_BLOCKS)
+        # What is begun is of no use to anybody; the one with the least in it first.
+        begun = [
+            (books.plugged.count(start, group), start)
+            for start in self._begun()
+            if not books.in_use.overlaps(start, group)
+        ]
+        if begun:
+            _, start = min(begun)
+            first, count = next(books.plugged.within(start, group))
+            return first, min(count, surplus, MAX_BLOCKS)
+        if surplus >= group:
+            for first, count in reversed(free):
+                start = self._low + -(-(first - self._low) // group) * group
+                end = self._low + (first + count - self._low) // group * group
+                whole = min(end - start, surplus // group * group)
+                if whole > 0:
+                    # A group of more blocks than a request can name goes in several, which Mem sees to.
+                    whole = min(whole, max(group, MAX_BLOCKS // group * group))
+                    return end - whole, whole
+        if self._step == group:
+            return None
+        # Sub-blocks: first those beside somebody's, then from a whole unit, the highest first.
+        for wanted_used in (True, False):
+            for first, count in reversed(free):
+                run = self._loose(first, count, min(surplus, MAX_BLOCKS), beside_used=wanted_used)
+                if run is not None:
+                    return run
+        return None
+
+    def _loose(self, first: int, count: int, most: int, *, beside_used: bool) -> Run | None:
+        """The highest blocks of a free run that lie in one unit, with somebody else's in it or not."""
+        in_use, group = self.mem.books.in_use, self._group
+        end = first + count
+        while end > first:
+            unit = self._low + (end - 1 - self._low) // group * group
+            start = max(first, unit)
+            if in_use.overlaps(unit, group) == beside_used:
+                return max(start, end - most), min(most, end - start)
+            if not beside_used or not in_use:
+                return None
+            end = start
+        return None
+
+    def _outside(self, free: Ranges) -> Iterator[Run]:
+        yield from free.within(0, self._low)
+        yield from free.within(self._high, max(0, self.mem.config().blocks - self._high))
