@@ -149,6 +149,33 @@ def test_btrfs_has_no_device_number(fake: FakeSys) -> None:
     assert "btrfs" not in finding.rule and not finding.forceable
 
 
+@pytest.mark.parametrize(("root", "forceable"), [("ext4", True), ("overlay", False)])
+def test_a_mount_that_nobody_sees(fake: FakeSys, root: str, forceable: bool) -> None:
+    disk(fake)
+    (fake.sys / "fs/ext4/vda1").mkdir(parents=True)
+    (fake.sys / "fs/ext4/features").mkdir()
+    fake.mountinfo([f"20 1 8:1 / / rw - {root} /dev/sda1 rw"])
+    (finding,) = found(fake, "mounted")
+    assert "vda1: ext4" in finding.evidence and finding.forceable is forceable
+
+
+def test_what_lies_below_an_overlay_is_unchecked(fake: FakeSys) -> None:
+    disk(fake)
+    fake.mountinfo(["20 1 0:25 / / rw - overlay overlay rw,lowerdir=/ro,upperdir=/rw/up"])
+    assert [u.why for u in verdicts(fake).unchecked] == ["what lies below the overlay on /"]
+
+
+def test_a_share_may_lie_below_an_overlay(fake: FakeSys) -> None:
+    device = fake.pci(AT, "9p", group=7)
+    fake.text(device / "virtio0/mount_tag", "hostroot\0")
+    overlay = "20 1 0:25 / / rw - overlay overlay rw,lowerdir=/ro,upperdir=/rw/up"
+    fake.mountinfo([overlay])
+    assert "overlay" in found(fake, "root-share")[0].evidence
+    fake.mountinfo([overlay, "21 1 0:26 / /share rw - 9p hostroot rw,trans=virtio"])
+    (finding,) = found(fake, "root-share")
+    assert "/share" in finding.evidence
+
+
 def test_loop_on_the_disk(fake: FakeSys) -> None:
     disk(fake)
     fake.text(fake.sys / "class/block/loop0/loop/backing_file", "/dev/vda2\n")

@@ -146,6 +146,11 @@ class Facts:
     def mounts_complete(self) -> bool:
         return self._mounts[1]
 
+    @property
+    def layered_root(self) -> bool:
+        """Whether / is made of layers whose own mounts may be visible to nobody."""
+        return any(mount.point == "/" and mount.fstype in ("overlay", "aufs") for mount in self.mounts)
+
     @cached_property
     def swaps(self) -> list[str] | None:
         """The files and devices in /proc/swaps; None where it cannot be read."""

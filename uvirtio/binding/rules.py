@@ -107,6 +107,12 @@ def mounted(found: Found, facts: Facts) -> Iterator[Answer]:
     for point, mount in sorted(on_it.items()):
         critical = critical or _vital(point)
         yield Finding("mounted", f"{mount.source} is mounted on {point}", forceable=not _vital(point))
+    for kind, name in _mounted_by_sysfs(names, facts):
+        # In a name space that we cannot see, or below an overlay: then it may well be the root.
+        if not any(facts.block_name(m.source) == name for m in on_it.values()):
+            critical = critical or facts.layered_root
+            evidence = f"{name}: {kind} in a mount that is not visible here"
+            yield Finding("mounted", evidence, forceable=not facts.layered_root)
     for swap in facts.swaps or []:
         if facts.block_name(swap) in names:
             critical = True
@@ -132,6 +138,8 @@ def mounted(found: Found, facts: Facts) -> Iterator[Answer]:
                 yield Finding("mounted", f"{node.name} holds data ({kind})", severity="warn")
     if not facts.mounts_complete:
         yield Unchecked("mounted", "the mounts of other name spaces")
+    elif facts.layered_root and not on_it:
+        yield Unchecked("mounted", "what lies below the overlay on /")
     elif facts.swaps is None:
         yield Unchecked("mounted", "/proc/swaps")
     elif not facts.open_complete:
@@ -141,6 +149,14 @@ def mounted(found: Found, facts: Facts) -> Iterator[Answer]:
 def _vital(point: str) -> bool:
     """Mount points without which the machine does not run: never taken away, whatever is forced."""
     return point in ("/", "/efi") or bool(re.match(r"/(boot|usr|etc)(/|$)", point))
+
+
+def _mounted_by_sysfs(names: set[str], facts: Facts) -> Iterator[tuple[str, str]]:
+    """File systems that are mounted somewhere, whether we see the mount or not: /sys/fs/ext4/vda1."""
+    for kind in ("ext4", "xfs", "f2fs", "erofs", "nilfs2"):
+        for name in sysfs.names(facts.roots.sys / "fs" / kind):
+            if name in names:
+                yield kind, name
 
 
 def _btrfs(names: set[str], facts: Facts) -> Iterator[tuple[str, Mount]]:
@@ -279,6 +295,7 @@ def root_share(found: Found, facts: Facts) -> Iterator[Answer]:
         return
     fstype = "9p" if found.type == "9p" else "virtiofs"
     tag = _mount_tag(found, facts)
+    seen = False
     for mount in facts.mounts:
         if mount.fstype != fstype or (tag is not None and mount.source != tag):
             continue
@@ -286,6 +303,10 @@ def root_share(found: Found, facts: Facts) -> Iterator[Answer]:
             continue
         which = f"the tag {tag}" if tag is not None else f"a {fstype} share, which may be this one,"
         yield Finding("root-share", f"{which} is mounted on {mount.point}", forceable=not _vital(mount.point))
+        seen = True
+    if not seen and facts.layered_root:
+        # The layers of an overlay need not be visible once the root was switched.
+        yield Finding("root-share", "/ is an overlay, and this share may lie below it")
     if not facts.mounts_complete:
         yield Unchecked("root-share", "the mounts of other name spaces")
 
