@@ -115,6 +115,13 @@ class _Anonymous:
         self._mapping.close()
 
 
+class _Borrowed(_Anonymous):
+    """A mapping that belongs to somebody else, who closes it after us."""
+
+    def close(self) -> None:
+        self.view.release()
+
+
 def _advise(mapping: mmap.mmap, *advice: int) -> None:
     for item in advice:
         try:
@@ -313,6 +320,36 @@ class VfioDmaSpace:
         For balloon pages: the device does not address it; ``pfns()`` does not need the map's address.
         """
         return self._pinned(_ordinary(self._rounded(size), small_pages=True))
+
+    def adopt(self, mapping: mmap.mmap, physical: int) -> VfioBlock:
+        """Show the device memory that is not ours (plugged by virtio-mem); see the AdoptsMemory seam.
+
+        ``physical`` is its guest-physical address, page-aligned: where addresses are not translated, the device
+        reaches it there. Raises OperationFailed, MemlockExceeded, ValueError.
+        """
+        size = len(mapping)
+        if self._rounded(size) != size or physical % max(PAGE, self._iova.page):
+            raise ValueError(f"{size} bytes at {physical:#x} are no whole pages")
+        memory = _Borrowed(mapping, 0, size)
+        block = VfioBlock(memory, self._pagemap, self._unmap)
+        self._blocks[id(block)] = block
+        try:
+            if self.translated:
+                iova = self._iova.alloc(size)
+                try:
+                    self._map_in_pieces(memory.vaddr, iova, size)
+                except BaseException:
+                    self._iova.free(iova)
+                    raise
+                block.maps.append((iova, size))
+            else:
+                self._identity(block, 0, physical, size)
+        except BaseException:
+            block.close()
+            raise
+        block.runs = [(0, block.maps[0][0], size)]
+        block.contiguous = True
+        return block
 
     def _rounded(self, size: int) -> int:
         if self._closed:
