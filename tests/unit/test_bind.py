@@ -521,7 +521,8 @@ def test_the_node_is_given_only_where_the_iommu_holds_the_device(fake: FakeSys) 
 
 def test_owner_words() -> None:
     assert owner_ids("root") == (0, 0) and owner_ids("0:0") == (0, 0) and owner_ids("root:root") == (0, 0)
-    for text in ("", "nobody-by-this-name", "root:no-such-group", "99999999999"):
+    assert owner_ids("54321:54322") == (54321, 54322)
+    for text in ("", "nobody-by-this-name", "root:no-such-group", "99999999999", "54321", "4294967295:0"):
         with pytest.raises(UsageError):
             owner_ids(text)
 

@@ -742,10 +742,20 @@ def owner_ids(text: str) -> tuple[int, int]:
 
     user, _, group_name = text.partition(":")
     try:
-        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
-        if not group_name:
-            return entry.pw_uid, entry.pw_gid
-        gid = int(group_name) if group_name.isdecimal() else grp.getgrnam(group_name).gr_gid
+        if user.isdecimal() and group_name:
+            uid = _number(user)  # as for chown, a number with a group need not be anybody's
+        else:
+            entry = pwd.getpwuid(_number(user)) if user.isdecimal() else pwd.getpwnam(user)
+            if not group_name:
+                return entry.pw_uid, entry.pw_gid
+            uid = entry.pw_uid
+        return uid, _number(group_name) if group_name.isdecimal() else grp.getgrnam(group_name).gr_gid
     except (KeyError, ValueError, OverflowError) as error:
         raise UsageError(f"there is no owner {text!r}", seen=text, expected="USER or USER:GROUP") from error
-    return entry.pw_uid, gid
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if number >= (1 << 32) - 1:  # uid_t and gid_t, whose last value means "leave it"
+        raise ValueError(text)
+    return number

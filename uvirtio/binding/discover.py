@@ -121,9 +121,11 @@ def scan(roots: Roots) -> list[Found]:
 # --- PCI ---------------------------------------------------------------------------------------------------
 
 
-def pci_functions(roots: Roots) -> Iterator[Found]:
-    """Every PCI function, virtio or not: IOMMU groups hold others too."""
-    for name in sysfs.names(roots.sys / "bus/pci/devices"):
+def pci_functions(roots: Roots, group: int | None = None) -> Iterator[Found]:
+    """Every PCI function, or those of one IOMMU group; virtio or not, for groups hold others too."""
+    every = roots.sys / "bus/pci/devices"
+    where = every if group is None else roots.sys / "kernel/iommu_groups" / str(group) / "devices"
+    for name in sysfs.names(where):
         if addresses.is_pci(name) and (device := _pci_function(name, roots)) is not None:
             yield device
 

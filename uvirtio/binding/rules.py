@@ -425,11 +425,10 @@ def group_members(found: Found, roots: Roots) -> list[Found]:
     """The other functions of the IOMMU group, bridges left out: VFIO takes a group whose bridges work on."""
     if found.iommu_group is None:
         return []
-    members = sysfs.names(roots.sys / "kernel/iommu_groups" / str(found.iommu_group) / "devices")
     return [
         function
-        for function in pci_functions(roots)
-        if function.name in members and function.name != found.name and (function.pci_class or 0) >> 8 != 0x0604
+        for function in pci_functions(roots, found.iommu_group)
+        if function.name != found.name and (function.pci_class or 0) >> 8 != 0x0604
     ]
 
 
