@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -632,6 +633,35 @@ def test_a_write_that_blocks_has_a_deadline(tmp_path: Path) -> None:
         binding.ChildWriter().write(fifo, "x", 0.2)
     assert time.monotonic() - start >= 0.2
     assert "restore" in str(error.value.remedy)
+
+
+def test_ctrl_c_waits_for_the_write_and_then_comes(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    got: list[bytes] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        with fifo.open("rb", buffering=0) as reader:  # lets the child's open(2) through
+            got.append(reader.read())
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            binding.ChildWriter().write(fifo, "x", 30)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert got == [b"x"]
+
+
+def test_a_child_that_hangs_keeps_no_lock(fake: FakeSys, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with device_lock(RNG, fake.roots), pytest.raises(binding.Blocked):
+        binding.ChildWriter().write(fifo, "x", 0.2)
+    with device_lock(RNG, fake.roots):
+        pass
 
 
 def test_plans_of_several_know_each_other(fake: FakeSys) -> None:
