@@ -406,6 +406,7 @@ def test_a_vdpa_device_tells_its_node(tree):
         ("forget", "../../../etc/group"),
         ("forget", ".."),
         ("forget", ""),
+        ("forget", "a/bcd:03:00.0"),
         ("note", ADDRESS),
         ("note", ADDRESS, "../x"),
         ("vdpa", ".."),
