@@ -186,7 +186,7 @@ def test_an_owner_can_drive_what_the_iommu_holds(lab_devices):
         assert done.returncode == 0, done.stderr
         done = uvirtio("rng", "read", address, "32", "--json", prefix=USER)
         assert done.returncode == 0, done.stderr
-        assert len(bytes.fromhex(json.loads(done.stdout)["data"])) == 32
+        assert len(bytes.fromhex(json.loads(done.stdout)["hex"])) == 32
     finally:
         uvirtio("restore", "--all")
 

@@ -159,9 +159,8 @@ def demo(show: Show, host: Host) -> None:
             f"{name} is listed, and virtio-pci has it", name in before and kernel_driver(name) == "virtio-pci"
         )
 
-    show.title("May we take them?")
-    for name in ours:
-        show.run(f"uvirtio plan {name}")
+    show.title("May we take one, and what would be written?")
+    show.run(f"uvirtio plan {balloon}")
 
     show.title("Take them, through vfio-pci")
     show.run(f"uvirtio bind {' '.join(ours)}")
