@@ -15,7 +15,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import TracebackType
@@ -104,6 +104,11 @@ class Queue:
         if self.ring.publish():
             self._doorbell.ring(self.index)
             self.kicks += 1
+
+    def notify(self) -> None:
+        """Ring the doorbell unasked: for what was published before DRIVER_OK, when no kick was allowed (3.1.1)."""
+        self._doorbell.ring(self.index)
+        self.kicks += 1
 
     def reap(self, limit: int | None = None) -> list[Completion]:
         return self.ring.reap(limit)
@@ -259,8 +264,9 @@ class Device:
         self,
         *,
         wanted: int,
-        queues: Sequence[QueueSpec],
+        queues: Sequence[QueueSpec] | Callable[[], Sequence[QueueSpec]],
         required: int = 0,
+        couplings: Iterable[f.Needs] | None = None,
         observe: Observer = unobserved,
         before_ok: Callable[[], None] | None = None,
         give_back: GiveBack | None = None,
@@ -268,8 +274,10 @@ class Device:
         """Bring the device up to DRIVER_OK.
 
         ``wanted`` is the driver's allow-list of device-type feature bits; the transport's and the ring's are
-        added here. ``required`` bits must be offered. ``before_ok`` runs with the queues made and DRIVER_OK
-        not yet set; nothing may be kicked there. ``give_back`` runs first when the device is left.
+        added here. ``required`` bits must be offered. ``couplings`` (None: all that the standard has for this
+        type) say which bit needs which. ``queues`` may be a function, for queues that depend on what was
+        negotiated. ``before_ok`` runs with the queues made and DRIVER_OK not yet set; nothing may be kicked
+        there. ``give_back`` runs first when the device is left.
 
         Raises FeatureMissing, FeaturesRefused, QueueError, ResetTimeout, or what memory raises; FAILED is set
         then (3.1.1) and the device is reset and let go of.
@@ -286,12 +294,13 @@ class Device:
                 with self._step(observe, "driver"):
                     self._add_status(Status.DRIVER)
                 with self._step(observe, "features"):
-                    self._negotiate(wanted, required)
+                    rules = f.dependencies(self.type) if couplings is None else couplings
+                    self._negotiate(wanted, required, rules)
                 with self._step(observe, "features_ok"):
                     self._confirm_features()
                 with self._step(observe, "queues"):
                     self._dma = self._dma_for(bool(self.has(f.ACCESS_PLATFORM)))
-                    made = self._make_rings(queues)
+                    made = self._make_rings(queues() if callable(queues) else queues)
                 with self._step(observe, "vectors"):
                     self.transport.connect_interrupts([spec.index for spec, _ in made], self.interrupts)
                     self._enable_queues(made)
@@ -355,7 +364,7 @@ class Device:
         self._status |= int(bit)
         self.transport.set_status(self._status)
 
-    def _negotiate(self, wanted: int, required: int) -> None:
+    def _negotiate(self, wanted: int, required: int, couplings: Iterable[f.Needs]) -> None:
         offered, again = self.transport.device_features(), self.transport.device_features()
         # A device that changes its mind is taken at what it said both times; FEATURES_OK has the last word.
         self.offered, self.unsteady_features = offered & again, offered ^ again
@@ -374,7 +383,7 @@ class Device:
         # 2.2.1: from allow-lists only, so that what nobody here knows is never acknowledged.
         ours = wanted | required | f.mask(f.VERSION_1, f.ACCESS_PLATFORM) | RING_FEATURES
         carried = self.transport.features_allowed | f.DEVICE_TYPE_MASK
-        self.features = f.resolve(self.offered, ours & carried, f.dependencies(self.type))
+        self.features = f.resolve(self.offered, ours & carried, couplings)
         self.transport.set_driver_features(self.features)
 
     def _confirm_features(self) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import ClassVar, Self
 
 from uvirtio.device import Device, Observer, Queue, QueueSpec, unobserved
 from uvirtio.errors import NotVirtio
 from uvirtio.memory.seams import Block
+from uvirtio.spec import features as f
 from uvirtio.spec import ids
 from uvirtio.virtqueue import Completion, Run
 
@@ -33,14 +34,24 @@ class Driver:
             )
         self.device = device
         device.start(
-            wanted=self.features,
-            queues=self._queues(),
+            wanted=self._wanted(),
+            couplings=self._couplings(),
+            queues=self._queues,
             before_ok=self._before_ok,
             give_back=self._give_back,
             observe=observe,
         )
 
+    def _wanted(self) -> int:
+        """The feature bits of this instance; those of the class unless it has options."""
+        return self.features
+
+    def _couplings(self) -> Iterable[f.Needs] | None:
+        """Which bit needs which, for this instance; None: as the standard has it (2.2.1)."""
+        return None
+
     def _queues(self) -> Sequence[QueueSpec]:
+        """The queues, now that ``device.features`` is known."""
         raise NotImplementedError
 
     def _before_ok(self) -> None:
