@@ -318,6 +318,8 @@ def test_failures_are_rolled_back(fake: FakeSys, what: str) -> None:
     with pytest.raises(OperationFailed) as error:
         bind(at(fake, NIC, RNG), fake.roots, writer=kernel, sleep=no_sleep)
     assert "put back" in error.value.message and error.value.exit_code == 1
+    first = {"probe": "does not take", "override": "does not read back", "write": "unbind failed"}
+    assert first[what] in error.value.message
     assert fake.snapshot() == before and journal.entries(fake.roots) == []
 
 
