@@ -174,6 +174,7 @@ class Device:
         self._leaving = False
         self._interruption: BaseException | None = None
         self._give_back: GiveBack | None = None
+        self._watched: Sequence[int] = ()
         self._owner_pid = os.getpid()
         self._lock = threading.RLock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -510,15 +511,36 @@ class Device:
 
     # --- waiting --------------------------------------------------------------------------------------------
 
-    def wait(self, ready: Callable[[], bool], *, timeout: float | None, what: str, owed: bool = True) -> bool:
+    def check(self) -> None:
+        """Look whether the device still goes on; for who waits in a loop of his own.
+
+        Raises DeviceNeedsReset, DeviceResetByOther, DeviceGone, Closed.
+        """
+        with self.session():
+            self._check_status()
+
+    def wait(
+        self,
+        ready: Callable[[], bool],
+        *,
+        timeout: float | None,
+        what: str,
+        owed: bool = True,
+        watch: Sequence[int] = (),
+    ) -> bool:
         """Wait until ``ready()``; the one wait loop.
 
         ``owed``: the device owes this. Then a miss raises DeviceTimeout and the device is broken. Otherwise a
         miss returns False. ``timeout`` None waits for ever, until ``close()`` or a signal.
+        ``watch``: descriptors of the caller's own; ``ready`` is asked again as soon as one can be read.
         Raises DeviceNeedsReset, DeviceResetByOther, DeviceGone, Closed.
         """
         with self.session():
-            return self._wait(ready, timeout, what, owed)
+            outer, self._watched = self._watched, watch
+            try:
+                return self._wait(ready, timeout, what, owed)
+            finally:
+                self._watched = outer
 
     def _wait(self, ready: Callable[[], bool], timeout: float | None, what: str, owed: bool) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -597,8 +619,8 @@ class Device:
         poller = select.poll()
         if not self._leaving:  # then it has done its work, and stays readable
             poller.register(self._wake, select.POLLIN)
-        for event in self.transport.events():
-            poller.register(event.fileno(), select.POLLIN)
+        for number in (*(event.fileno() for event in self.transport.events()), *self._watched):
+            poller.register(number, select.POLLIN)
         polling = self.transport.interrupt_mode is InterruptMode.POLLING
         seconds = min(pause, longest) if polling else longest
         return not poller.poll(max(1.0, seconds * 1000))
