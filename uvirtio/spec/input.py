@@ -71,6 +71,25 @@ EV_CNT: Final = 0x20
 SYN_REPORT: Final = 0  # closes a frame of events (5.8.6)
 SYN_DROPPED: Final = 3
 
+MSC_TIMESTAMP: Final = 0x05
+ABS_MT_SLOT: Final = 0x2F  # of which contact the ABS_MT_* codes above it speak
+ABS_MT_TRACKING_ID: Final = 0x39  # -1: this contact is over
+
+CODE_COUNTS: Final[dict[int, int]] = {
+    EV_SYN: 0x10,
+    EV_KEY: 0x300,
+    EV_REL: 0x10,
+    EV_ABS: 0x40,
+    EV_MSC: 0x08,
+    EV_SW: 0x11,
+    EV_LED: 0x10,
+    EV_SND: 0x08,
+    EV_REP: 0x02,
+    EV_FF: 0x80,
+}
+"""Codes that the kernel has room for, by event type (KEY_CNT and so on)."""
+PROP_COUNT: Final = 0x20
+
 _CODES: Final[dict[int, dict[int, str]]] = {
     EV_SYN: codes.SYN,
     EV_KEY: codes.KEY,

@@ -1,0 +1,25 @@
+"""The input device (5.8): keyboards, mice, tablets, touch screens.
+
+:class:`Input` is the driver: what the device is, its stream of events in frames, its LEDs. :class:`Bridge` is the
+kernel's other half: a clone in /dev/uinput that every program can read. ``evemu`` writes and reads recordings.
+"""
+
+from uvirtio.drivers.input.description import SLOTS_MAX, AbsInfo, Description, InputIds
+from uvirtio.drivers.input.driver import Input
+from uvirtio.drivers.input.events import EVENTS_MAX, FRAME_MAX, EventQueue, Frame, InputEvent
+from uvirtio.drivers.input.state import Contact, InputState
+
+__all__ = [
+    "EVENTS_MAX",
+    "FRAME_MAX",
+    "SLOTS_MAX",
+    "AbsInfo",
+    "Contact",
+    "Description",
+    "EventQueue",
+    "Frame",
+    "Input",
+    "InputEvent",
+    "InputIds",
+    "InputState",
+]

@@ -1,0 +1,142 @@
+"""What holds now: the keys that are down, the axes, the contacts. The sum of all events up to here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from uvirtio.drivers.input.description import SLOTS_MAX
+from uvirtio.drivers.input.events import InputEvent
+from uvirtio.spec import input as spec
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """One finger on a multi-touch device: its slot, its tracking id, its ABS_MT_* values by code."""
+
+    slot: int
+    id: int
+    values: Mapping[int, int]
+
+
+class InputState:
+    """Follows events (protocol B of the kernel's multi-touch-protocol for contacts).
+
+    ``slots``: contacts that are told apart; an ABS_MT_SLOT beyond them is ignored, as the kernel does. Its memory
+    is bounded by the numbers of codes and slots, whatever the device sends.
+    """
+
+    def __init__(self, slots: int = SLOTS_MAX) -> None:
+        self.slots = min(slots, SLOTS_MAX)
+        self.slot = 0
+        """The slot that ABS_MT_* events speak of now."""
+        self._down: set[int] = set()
+        self._switches: set[int] = set()
+        self._axes: dict[int, int] = {}
+        self._touch: dict[int, dict[int, int]] = {}
+
+    @property
+    def keys(self) -> frozenset[int]:
+        """Codes of keys and buttons that are down."""
+        return frozenset(self._down)
+
+    @property
+    def switches(self) -> frozenset[int]:
+        """Codes of switches that are on, of those that have changed since the start."""
+        return frozenset(self._switches)
+
+    @property
+    def axes(self) -> Mapping[int, int]:
+        """Last value of every absolute axis that has moved since the start; no ABS_MT_* among them."""
+        return MappingProxyType(dict(self._axes))
+
+    @property
+    def contacts(self) -> tuple[Contact, ...]:
+        """The contacts that touch now, by slot."""
+        return tuple(
+            Contact(slot, values[spec.ABS_MT_TRACKING_ID], MappingProxyType(dict(values)))
+            for slot, values in sorted(self._touch.items())
+            if values.get(spec.ABS_MT_TRACKING_ID, -1) >= 0
+        )
+
+    def apply(self, events: Iterable[InputEvent]) -> None:
+        """Follow these events; those of an unknown type or code change nothing (5.8.6.1)."""
+        for event in events:
+            kind, code, value = event.type, event.code, event.value
+            if code >= spec.CODE_COUNTS.get(kind, 0):
+                continue
+            if kind == spec.EV_KEY:
+                _put(self._down, code, value)
+            elif kind == spec.EV_ABS:
+                self._move(code, value)
+            elif kind == spec.EV_SW:
+                _put(self._switches, code, value)
+
+    def _move(self, code: int, value: int) -> None:
+        if code == spec.ABS_MT_SLOT:
+            if 0 <= value < self.slots:
+                self.slot = value
+        elif code > spec.ABS_MT_SLOT:
+            self._touch.setdefault(self.slot, {})[code] = value
+        else:
+            self._axes[code] = value
+
+    def copy(self) -> InputState:
+        """An independent state that says the same."""
+        other = InputState(self.slots)
+        other.slot = self.slot
+        other._down, other._switches, other._axes = set(self._down), set(self._switches), dict(self._axes)
+        other._touch = {slot: dict(values) for slot, values in self._touch.items()}
+        return other
+
+    def towards(self, goal: InputState) -> list[InputEvent]:
+        """The events that lead from here to ``goal``, without a SYN_REPORT; releases come first."""
+        events = [InputEvent(spec.EV_KEY, code, 0) for code in sorted(self._down - goal._down)]
+        events += [InputEvent(spec.EV_KEY, code, 1) for code in sorted(goal._down - self._down)]
+        events += [InputEvent(spec.EV_SW, code, 0) for code in sorted(self._switches - goal._switches)]
+        events += [InputEvent(spec.EV_SW, code, 1) for code in sorted(goal._switches - self._switches)]
+        events += [
+            InputEvent(spec.EV_ABS, code, value)
+            for code, value in sorted(goal._axes.items())
+            if self._axes.get(code) != value
+        ]
+        slot = self.slot
+        for number in sorted(set(self._touch) | set(goal._touch)):
+            changes = self._contact_changes(goal, number)
+            if changes and number != slot:
+                events.append(InputEvent(spec.EV_ABS, spec.ABS_MT_SLOT, number))
+                slot = number
+            events += changes
+        if slot != goal.slot:
+            events.append(InputEvent(spec.EV_ABS, spec.ABS_MT_SLOT, goal.slot))
+        return events
+
+    def _contact_changes(self, goal: InputState, slot: int) -> list[InputEvent]:
+        """From one contact to another in the same slot: the tracking id first, which says whose values follow."""
+        have, want = dict(self._touch.get(slot, {})), goal._touch.get(slot, {})
+        changes = []
+        tracking = spec.ABS_MT_TRACKING_ID
+        if have.get(tracking, -1) != want.get(tracking, -1):
+            changes.append(InputEvent(spec.EV_ABS, tracking, want.get(tracking, -1)))
+        changes += [
+            InputEvent(spec.EV_ABS, code, value)
+            for code, value in sorted(want.items())
+            if code != tracking and have.get(code) != value
+        ]
+        return changes
+
+    def releases(self) -> list[InputEvent]:
+        """The events that lift every key and every finger; axes and switches stay where they are."""
+        events = [InputEvent(spec.EV_KEY, code, 0) for code in sorted(self._down)]
+        for contact in self.contacts:
+            events.append(InputEvent(spec.EV_ABS, spec.ABS_MT_SLOT, contact.slot))
+            events.append(InputEvent(spec.EV_ABS, spec.ABS_MT_TRACKING_ID, -1))
+        return events
+
+
+def _put(among: set[int], code: int, value: int) -> None:
+    if value:
+        among.add(code)
+    else:
+        among.discard(code)
