@@ -347,18 +347,20 @@ class Manager:
         """
         device = self.mem.device
         pause = BUSY_FIRST
-        before: object = None
+        outcome = Outcome.REACHED
+        before: tuple[Outcome, int] | None = None
         quiet_since = time.monotonic()
         with device.session():
             self.consumer.arrived(self)
             while True:
                 seen = device.config_changes
                 at = self.mem.books.plugged.total
-                try:
-                    outcome = self.converge(timeout=0, progress=progress)
-                except MemBusy:
-                    outcome = Outcome.BUSY
                 requested = self.mem.config().requested_size
+                if before != (Outcome.NACK, requested):  # it said no to this, so it is not asked again
+                    try:
+                        outcome = self.converge(timeout=0, progress=progress)
+                    except MemBusy:
+                        outcome = Outcome.BUSY
                 moved = self.mem.books.plugged.total != at
                 if moved:
                     self.consumer.arrived(self)
@@ -409,16 +411,15 @@ class Manager:
         return Outcome.MOVED
 
     def _shrink(self, surplus: int) -> Outcome:
+        surplus += -surplus % self._step  # below the request rather than above it
         if surplus < 1:
             return Outcome.REACHED
         run = self._to_unplug(surplus)
         if run is None:
-            short = self.mem.books.plugged.without(self.mem.books.in_use).total < surplus
-            if surplus >= self._step and short:
-                self.consumer.wanted_back(self, surplus * self.mem.block_size)
-                run = self._to_unplug(surplus)
+            self.consumer.wanted_back(self, surplus * self.mem.block_size)
+            run = self._to_unplug(surplus)
         if run is None:
-            return Outcome.IN_USE if surplus >= self._step else Outcome.REACHED
+            return Outcome.IN_USE
         self.mem.unplug(self.mem.addr + run[0] * self.mem.block_size, run[1])
         return Outcome.MOVED
 
@@ -487,8 +488,9 @@ class Manager:
         ]
         if begun:
             _, start = min(begun)
-            first, count = next(books.plugged.within(start, group))
-            return first, min(count, surplus, MAX_BLOCKS)
+            first, count = list(books.plugged.within(start, group))[-1]
+            most = min(count, surplus, MAX_BLOCKS)
+            return first + count - most, most
         if surplus >= group:
             for first, count in reversed(free):
                 start = self._low + -(-(first - self._low) // group) * group
