@@ -94,6 +94,8 @@ class Queue:
         self.ring = ring
         self._doorbell = doorbell
         self.kicks = 0
+        self.completions = 0
+        """Chains that came back, since the start."""
 
     def add(self, readable: Sequence[Run], writable: Sequence[Run], cookie: Any) -> None:
         """Lay down a chain; the device does not see it before ``kick``."""
@@ -111,7 +113,9 @@ class Queue:
         self.kicks += 1
 
     def reap(self, limit: int | None = None) -> list[Completion]:
-        return self.ring.reap(limit)
+        done = self.ring.reap(limit)
+        self.completions += len(done)
+        return done
 
 
 Observer = Callable[[str], AbstractContextManager[None]]
@@ -689,7 +693,8 @@ class Device:
             try:
                 self._reset_device()
                 confirmed = True
-            except DeviceAbsent:
+            except DeviceAbsent as error:
+                self._break(error)
                 confirmed = True  # what is not there writes nowhere
             except UvirtioError as error:
                 self._break(error)

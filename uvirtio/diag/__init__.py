@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from uvirtio import device as dev
 from uvirtio.diag import datapath
 from uvirtio.diag.report import Report, Step, Verdict
-from uvirtio.errors import DeviceFailure, EnvironmentLack, UvirtioError
+from uvirtio.errors import DeviceAbsent, DeviceFailure, EnvironmentLack, UvirtioError
 from uvirtio.memory.seams import InterruptMode, PciFunction
 from uvirtio.memory.trace import Trace
 from uvirtio.roots import Roots
@@ -209,6 +209,9 @@ class _Run:
         try:
             with self.step("reset again") as note:
                 device.stop()
+                failed = device.broken
+                if failed is not None and (failed is not self.report.error or isinstance(failed, DeviceAbsent)):
+                    raise failed
                 status = device.transport.status()
                 note.detail = f"status {describe(status)}"
                 if status:
@@ -284,8 +287,8 @@ def _tell_interrupts(device: dev.Device, note: _Note) -> None:
     if device.transport.interrupt_mode is InterruptMode.POLLING:
         note.skip("the device is polled")
         return
-    if not any(queue.kicks for queue in device.queues.values()):
-        note.skip("nothing was asked of the device")
+    if not any(queue.completions for queue in device.queues.values()):
+        note.skip("the device had nothing to answer, so it owes no interrupt")
         return
     device.wait(lambda: device.interrupts_taken > 0, timeout=1.0, what="an interrupt", owed=False)
     note.detail = f"{device.interrupts_taken} taken ({device.transport.interrupt_mode.value})"
