@@ -519,3 +519,19 @@ def test_the_trace_has_registers_and_kicks():
         kick(device, 0)
     assert "common+0x14 write8 <- 0xf" in lines and "kick queue 0 <- 0x0" in lines
     scripted.assert_left()
+
+
+@pytest.mark.spec("PCI-VND-01")
+def test_vendor_data_changes_nothing_that_is_done():
+    usual = ScriptedDevice(Rng()).usual_capabilities()
+    vendor = struct.pack("<BBBBHH", pci.CapId.VENDOR, 0, 16, pci.CfgType.VENDOR, 0x1AF4, 0) + b"\xff" * 8
+
+    def life(capabilities: list[bytes]) -> list[Access]:
+        scripted = ScriptedDevice(Rng(), capabilities=capabilities)
+        with start(scripted) as device:
+            kick(device, 0)
+        scripted.assert_left()
+        # Addresses differ from run to run only by what was allocated before, which is the same here.
+        return [access for access in scripted.log if access.region != "config"]
+
+    assert life([*usual, vendor]) == life([vendor, *usual]) == life(usual)
