@@ -136,7 +136,8 @@ def test_numbers_that_make_no_sense(rig: Rig, call: str, pages: int):
 @pytest.mark.parametrize("bit", [None, *f.Balloon])
 def test_only_what_is_driven_is_accepted(bit: int | None):
     rig = Rig(Balloon(features=0 if bit is None else f.mask(bit)))
-    taken = f.mask(f.Balloon.MUST_TELL_HOST) if bit == f.Balloon.MUST_TELL_HOST else 0
+    driven = (f.Balloon.MUST_TELL_HOST, f.Balloon.STATS_VQ, f.Balloon.DEFLATE_ON_OOM)
+    taken = f.mask(bit) if bit in driven else 0  # the others need an option
     assert rig.device.features & f.DEVICE_TYPE_MASK == taken
     rig.driver.inflate(2)
     rig.leave()
@@ -368,12 +369,16 @@ def test_the_target_is_followed_up_and_down_and_not_beyond(rig: Rig):
         assert rig.kinds == kinds
 
 
-def test_the_limit_is_kept_and_obeyed_downwards(rig: Rig):
+@pytest.mark.spec("BAL-02")
+@pytest.mark.parametrize(("features", "left"), [(0, 50), (f.mask(f.Balloon.DEFLATE_ON_OOM), 20)])
+def test_the_limit_is_kept_and_obeyed_downwards_where_that_is_allowed(features: int, left: int):
+    rig = Rig(Balloon(features=features))
     rig.model.set_target(0xFFFFFFFF)
     rig.driver.follow(limit=50, timeout=0.01)
     assert rig.driver.held == 50
     rig.driver.follow(limit=20, timeout=0.01)
-    assert rig.driver.held == 20
+    assert rig.driver.held == left, "what the host has asked for and got is not taken back (5.5.6.1)"
+    rig.leave()
 
 
 @pytest.mark.parametrize(("first", "then"), [(2000, 100), (2000, 3000), (600, 0)])
@@ -433,6 +438,28 @@ def test_a_host_that_oscillates_can_be_left(targets: list[int]):
         while True:
             rig.driver.follow(timeout=0.001)  # ends where two looks happen to agree
     assert model.looks < 80, "it can be interrupted at each turn"
+    rig.device.close()
+    rig.scripted.assert_left()
+
+
+@pytest.mark.parametrize("moves_at", range(1, 6))  # the fifth look is the last of a pass
+def test_a_target_that_moves_without_a_word_while_it_is_looked_at_is_met(moves_at: int):
+    class Silent(Oscillating):
+        def read_config(self, offset: int, width: int) -> int:
+            target = super().read_config(offset, width)
+            return target if offset != spec.NUM_PAGES else 5 if self.looks < moves_at else 9
+
+    rig = Rig(Silent([0], -1, lambda: None))
+    watchdog = threading.Timer(20, rig.device.close)
+    watchdog.start()
+
+    def progress(held: int) -> None:
+        if held == 9:
+            rig.device.interrupt(Enough())
+
+    with pytest.raises(Enough):
+        rig.driver.follow(progress=progress)
+    watchdog.cancel()
     rig.device.close()
     rig.scripted.assert_left()
 

@@ -57,6 +57,13 @@ class Stat(IntEnum):
     CACHES = 7
     HTLB_PGALLOC = 8
     HTLB_PGFAIL = 9
+    # Newer than the standard: Linux 6.12's <linux/virtio_balloon.h>.
+    OOM_KILL = 10
+    ALLOC_STALL = 11
+    ASYNC_SCAN = 12
+    DIRECT_SCAN = 13
+    ASYNC_RECLAIM = 14
+    DIRECT_RECLAIM = 15
 
 
 # An entry is packed, 10 bytes; 5.5.6.3.1 still speaks of multiples of 6, which is an oversight.

@@ -1,5 +1,25 @@
-"""The traditional memory balloon (5.5): pages that the host may take, and give back."""
+"""The traditional memory balloon (5.5): pages that the host may take, and give back.
 
+:class:`Balloon` is the driver, :class:`Collector` reads the statistics, and :class:`Arena` is memory that is held
+free: what free page hints and reports are about.
+"""
+
+from uvirtio.drivers.balloon.arena import Arena, Range, Use
 from uvirtio.drivers.balloon.driver import Balloon
+from uvirtio.drivers.balloon.follow import MemoryPressure
+from uvirtio.drivers.balloon.proc import FreeMemory, default_floor
+from uvirtio.drivers.balloon.stats import BYTES, VIRSH, Collector, name_of
 
-__all__ = ["Balloon"]
+__all__ = [
+    "BYTES",
+    "VIRSH",
+    "Arena",
+    "Balloon",
+    "Collector",
+    "FreeMemory",
+    "MemoryPressure",
+    "Range",
+    "Use",
+    "default_floor",
+    "name_of",
+]

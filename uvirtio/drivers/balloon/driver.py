@@ -1,4 +1,4 @@
-"""The traditional memory balloon (5.5): pages that the host may take, and give back.
+"""The balloon itself: bringing it up with its options, inflate, deflate, and the way out.
 
 A page in the balloon is named to the host by its guest-physical frame number, whatever address policy the
 rings have, and the host may then throw its contents away. So the frame must not change while the host has
@@ -7,27 +7,38 @@ it: the pages are pinned by the back end, their numbers are read, sent, and read
 
 from __future__ import annotations
 
+import sys
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from uvirtio.device import QueueSpec
+from uvirtio.device import Device, Observer, QueueSpec, unobserved
+from uvirtio.drivers.balloon.arena import Arena, allocate
+from uvirtio.drivers.balloon.follow import Follower, Shortage
+from uvirtio.drivers.balloon.hints import Hints
+from uvirtio.drivers.balloon.pages import PFN_END, Chunk, Pages
+from uvirtio.drivers.balloon.proc import FreeMemory, Pressure
+from uvirtio.drivers.balloon.reporting import Reporting
+from uvirtio.drivers.balloon.stats import Collector, Source, StatsQueue
 from uvirtio.drivers.base import Driver, runs, settle, transact
-from uvirtio.errors import BadSize, NotSupported, PagemapHidden, PageMoved, UvirtioError
-from uvirtio.memory.seams import Block
+from uvirtio.errors import (
+    BadSize,
+    ConfigError,
+    MemlockExceeded,
+    NotSupported,
+    OperationFailed,
+    Refused,
+    UsageError,
+    UvirtioError,
+)
+from uvirtio.fuse import QEMU_PREFIX
+from uvirtio.roots import Roots
 from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import by_name
 
 _CONFIG = by_name(spec.CONFIG)
-_CHUNK = 16 << 20
-"""Bytes that are pinned by one map: few maps for a large balloon, small steps back for a shrinking one."""
-
-_REST = 0.01
-"""Seconds between looks at a target that moved though no notification said so."""
-
-_PFN_END = 1 << 32  # 5.5.6: a PFN is 32 bits wide
 
 Progress = Callable[[int], None]
 """Called with the number of pages in the balloon after each batch."""
@@ -35,44 +46,125 @@ Progress = Callable[[int], None]
 Target = Callable[[], int]
 """Where to go, in pages; asked again before each batch."""
 
-
-class _Chunk:
-    """A pinned block whose first ``held`` pages are in the balloon."""
-
-    def __init__(self, block: Block, pfns: list[int]) -> None:
-        self.block = block
-        self.pfns = pfns
-        self.held = 0
+SHORTAGE = (MemoryError, OperationFailed, MemlockExceeded, Refused)
+"""What pinning more memory raises when there is none to be had."""
 
 
 class _Batch:
     """Pages that the host was told about; ``held`` is what the chunk holds once it has answered."""
 
-    def __init__(self, chunk: _Chunk, held: int) -> None:
+    def __init__(self, chunk: Chunk, held: int) -> None:
         self.chunk = chunk
         self.held = held
 
 
 class Balloon(Driver):
-    """Inflate, deflate and follow. Sizes are in pages of 4096 bytes unless a name says otherwise.
+    """Inflate, deflate, follow, statistics, hints and reports. Sizes are in pages of 4096 bytes unless a name
+    says otherwise.
+
+    ``stats``: where statistics come from (None: they are not offered to the host). ``floor``: bytes of this
+    machine's memory that the balloon leaves alone (None: 5%, at least 256 MiB but at most a quarter; on qemu:,
+    where no system lives in the guest's memory, none). ``deflate_on_oom``: give pages back under memory pressure,
+    if the host allows it. ``hinting``, ``reporting``: take those features, for use with an arena. ``poison``: the
+    value (32 bits) that free pages hold and keep holding; None: their contents are of no interest.
 
     Leaving deflates everything and writes ``actual`` = 0, because QEMU keeps ``actual`` over a reset.
     """
 
     device_id: ClassVar[int] = spec.TYPE
-    # DEFLATE_ON_OOM, statistics, hinting and reporting are not driven here yet, so they are not taken.
     features: ClassVar[int] = f.mask(f.Balloon.MUST_TELL_HOST)
 
+    def __init__(
+        self,
+        device: Device,
+        *,
+        observe: Observer = unobserved,
+        stats: Source | Literal["auto"] | None = "auto",
+        floor: int | None = None,
+        deflate_on_oom: bool = True,
+        hinting: bool = False,
+        reporting: bool = False,
+        poison: int | None = None,
+        roots: Roots | None = None,
+    ) -> None:
+        if poison is not None and not 0 <= poison < 1 << 32:
+            raise UsageError("a poison value has 32 bits", seen=poison, expected="0 to 2^32 - 1 (5.5.4)")
+        if floor is not None and floor < 0:
+            raise BadSize("a floor is a number of bytes", seen=floor, expected="0 or more")
+        roots = roots or Roots()
+        self._source: Source | None = _collector(roots) if stats == "auto" else stats
+        self._poison = poison
+        self._options = f.mask(
+            *([f.Balloon.STATS_VQ] if self._source is not None else []),
+            *([f.Balloon.DEFLATE_ON_OOM] if deflate_on_oom else []),
+            *([f.Balloon.FREE_PAGE_HINT] if hinting else []),
+            *([f.Balloon.PAGE_REPORTING] if reporting else []),
+            *([f.Balloon.PAGE_POISON] if poison is not None else []),
+        )
+        guarded = floor is not None or not device.address.startswith(QEMU_PREFIX)
+        self._free = FreeMemory(roots, floor) if guarded else None
+        self._roots = roots
+        self._pressure: Pressure | None = None
+        super().__init__(device, observe=observe)
+        if self.stats is not None:
+            with device.session():
+                self.stats.begin()
+        if self._free is not None and device.has(f.Balloon.DEFLATE_ON_OOM):
+            self._pressure = Pressure(roots, self._free)
+
+    def _wanted(self) -> int:
+        return self.features | self._options
+
+    def _couplings(self) -> Iterable[f.Needs] | None:
+        # 5.5.3.1: reporting needs poison only for those who expect their free pages to keep a value.
+        return f.RESERVED_DEPENDS if self._poison is None else None
+
     def _queues(self) -> Sequence[QueueSpec]:
-        return [
-            QueueSpec(spec.INFLATEQ, "inflateq", size=16),
-            QueueSpec(spec.DEFLATEQ, "deflateq", size=16),
-        ]
+        queues = [QueueSpec(spec.INFLATEQ, "inflateq", size=16), QueueSpec(spec.DEFLATEQ, "deflateq", size=16)]
+        if self.device.has(f.Balloon.STATS_VQ):
+            queues.append(QueueSpec(spec.STATSQ, "statsq", size=16))
+        if self.device.has(f.Balloon.FREE_PAGE_HINT):
+            queues.append(QueueSpec(spec.FREE_PAGE_VQ, "free_page_vq", size=64))
+        if self.device.has(f.Balloon.PAGE_REPORTING):
+            queues.append(QueueSpec(self._reporting_vq(), "reporting_vq", size=64))
+        return queues
+
+    def _reporting_vq(self) -> int:
+        # 5.5.2 says 4. QEMU and Linux have no gaps, so without a hint queue theirs is 3.
+        if f.has(self.device.offered, f.Balloon.FREE_PAGE_HINT):
+            return spec.REPORTING_VQ
+        there = self.device.transport.queue_layout(spec.REPORTING_VQ).size_max
+        return spec.REPORTING_VQ if there else spec.REPORTING_VQ_WITHOUT_HINT
 
     def _before_ok(self) -> None:
-        self._chunks: list[_Chunk] = []
+        device = self.device
+        queues = {queue.name: queue for queue in device.queues.values()}
+        # 5.5.6.3.3, 5.5.6.5.3: without VERSION_1 these two are in the guest's order. (Configuration never is.)
+        order: Literal["little", "big"] = "little" if device.has(f.VERSION_1) else sys.byteorder
         self._out: _Batch | None = None
-        self._buffer = self.device.dma.alloc(spec.PFNS_PER_BUFFER * spec.PFN_SIZE)
+        self._buffer = device.dma.alloc(spec.PFNS_PER_BUFFER * spec.PFN_SIZE)
+        self._pages = Pages(device.dma, self._free)
+        self._pattern = bytes(4)
+        if device.has(f.Balloon.PAGE_POISON):
+            self._tell_poison()
+        self.stats: StatsQueue | None = None
+        self.hints = Hints(device, queues["free_page_vq"], order) if "free_page_vq" in queues else None
+        self.reports = Reporting(device, queues["reporting_vq"]) if "reporting_vq" in queues else None
+        if "statsq" in queues and self._source is not None:
+            self.stats = StatsQueue(device, queues["statsq"], self._source, order)
+            self.stats.prepare()
+
+    def _tell_poison(self) -> None:
+        # 5.5.6.6.1: before DRIVER_OK, and never again.
+        value, field = self._poison or 0, _CONFIG["poison_val"]
+        if field.offset + field.width > self.device.transport.config_length:
+            raise ConfigError(
+                f"{self.device.address} offers PAGE_POISON and has no poison_val",
+                seen=f"{self.device.transport.config_length} bytes of configuration",
+                expected=f"{field.offset + field.width} bytes (5.5.4)",
+            )
+        self.device.write_config(field, value)
+        self._pattern = value.to_bytes(4, sys.byteorder)
 
     # --- configuration --------------------------------------------------------------------------------------
 
@@ -89,72 +181,75 @@ class Balloon(Driver):
     @property
     def held(self) -> int:
         """Pages that are in the balloon by our own books: acknowledged and not given back."""
-        return sum(chunk.held for chunk in self._chunks)
+        return self._pages.held
 
-    def _write_actual(self) -> None:
-        # 5.5.6: after the device has acknowledged, in one 4-byte access.
-        self.device.write_config(_CONFIG["actual"], self.held)
+    @property
+    def poison_val(self) -> int | None:
+        """What free pages hold, as the host was told; None where PAGE_POISON was not negotiated."""
+        return self._poison if self.device.has(f.Balloon.PAGE_POISON) else None
 
     # --- inflate --------------------------------------------------------------------------------------------
 
-    def inflate(self, pages: int, *, timeout: float | None = None, progress: Progress | None = None) -> int:
+    def inflate(
+        self,
+        pages: int,
+        *,
+        timeout: float | None = None,
+        progress: Progress | None = None,
+        force: bool = False,
+    ) -> int:
         """Put ``pages`` more pages into the balloon; returns how many it holds then.
 
-        ``timeout`` is for each batch of 256 pages (seconds). Raises BadSize, MemlockExceeded, PagemapHidden,
-        PageMoved, DeviceTimeout; what was acknowledged before the error stays in the balloon and in ``held``.
+        ``timeout`` is for each batch of 256 pages (seconds). Raises Refused (rule free-memory) where the floor
+        would be crossed, unless ``force``; BadSize, MemlockExceeded, PagemapHidden, PageMoved, DeviceTimeout.
+        What was acknowledged before an error stays in the balloon and in ``held``.
         """
         self._check_count(pages)
         with self.device.session():
             self._settle()
+            if not force:
+                self._pages.check(pages)
             target = self.held + pages
-            self._grow(lambda: target, timeout, progress)
+            short = self.grow(lambda: target, timeout, progress, force=force)
+            if short is not None:
+                raise short
         return self.held
 
-    def _grow(self, target: Target, timeout: float | None, progress: Progress | None) -> None:
+    def grow(
+        self, target: Target, timeout: float | None, progress: Progress | None, *, force: bool = False
+    ) -> Exception | None:
+        """Inflate until ``target`` is met; returns why there was no memory for more, or None."""
         while (missing := target() - self.held) > 0:
-            chunk = self._chunk_with_room(missing)
+            try:
+                chunk = self._pages.with_room(missing, force=force)
+            except SHORTAGE as error:
+                return error
             first = chunk.held
-            while missing > 0 and chunk.held < len(chunk.pfns):
-                count = min(spec.PFNS_PER_BUFFER, missing, len(chunk.pfns) - chunk.held)
+            while missing > 0 and chunk.room:
+                count = min(spec.PFNS_PER_BUFFER, missing, chunk.room)
                 pfns = chunk.pfns[chunk.held : chunk.held + count]
                 self._tell(spec.INFLATEQ, pfns, _Batch(chunk, chunk.held + count), timeout)
                 if progress is not None:
                     progress(self.held)
                 missing = target() - self.held
-            self._recheck(chunk, first)
-
-    def _chunk_with_room(self, missing: int) -> _Chunk:
-        if self._chunks and self._chunks[-1].held < len(self._chunks[-1].pfns):
-            return self._chunks[-1]
-        block = self.device.dma.pin(min(missing * spec.PAGE_SIZE, _CHUNK))
-        try:
-            pfns = block.pfns()
-            _check_pfns(pfns)
-        except BaseException:
-            block.close()
-            raise
-        chunk = _Chunk(block, pfns)
-        self._chunks.append(chunk)
-        return chunk
-
-    def _recheck(self, chunk: _Chunk, first: int) -> None:
-        now = chunk.block.pfns()
-        for index in range(first, chunk.held):
-            if now[index] != chunk.pfns[index]:
-                raise PageMoved(
-                    "a page of the balloon moved while the host was told about it",
-                    seen=f"page {index}: frame {now[index]:#x}",
-                    expected=f"frame {chunk.pfns[index]:#x}",
-                    remedy="the back end did not pin this memory; leave the device and report this",
-                )
+            chunk.recheck(first)
+        return None
 
     # --- deflate --------------------------------------------------------------------------------------------
 
-    def deflate(self, pages: int, *, timeout: float | None = None, progress: Progress | None = None) -> int:
+    def deflate(
+        self,
+        pages: int,
+        *,
+        timeout: float | None = None,
+        progress: Progress | None = None,
+        force: bool = False,
+    ) -> int:
         """Take ``pages`` pages out of the balloon; returns how many it holds then.
 
         The memory of a chunk is freed once the host has acknowledged all of its pages (MUST_TELL_HOST).
-        Raises BadSize when there are not as many, DeviceTimeout.
+        Without DEFLATE_ON_OOM no page is taken out that the host still asks for (5.5.6.1): that raises Refused
+        (rule host-target) unless ``force``. Raises BadSize when there are not as many, DeviceTimeout.
         """
         self._check_count(pages)
         with self.device.session():
@@ -166,22 +261,35 @@ class Balloon(Driver):
                     expected=f"at most {self.held}",
                 )
             target = self.held - pages
-            self._shrink(lambda: target, timeout, progress)
+            if pages and not force and not self.device.has(f.Balloon.DEFLATE_ON_OOM):
+                self._check_reclaim(target)
+            self.shrink(lambda: target, timeout, progress)
         return self.held
 
-    def _shrink(self, target: Target, timeout: float | None, progress: Progress | None) -> None:
+    def _check_reclaim(self, target: int) -> None:
+        wanted = self.num_pages
+        if target < wanted:
+            raise Refused(
+                "host-target: the host still asks for these pages",
+                seen=f"{target} pages would be left, {wanted} are asked for",
+                expected=f"at least {wanted} left, for DEFLATE_ON_OOM was not negotiated (5.5.6.1)",
+                remedy="have the host lower its target, or take fewer out",
+            )
+
+    def shrink(self, target: Target, timeout: float | None, progress: Progress | None) -> None:
+        """Deflate until ``target`` is met."""
         while (surplus := self.held - target()) > 0:
-            chunk = self._chunks[-1]
+            chunk = self._pages.chunks[-1]
             count = min(spec.PFNS_PER_BUFFER, surplus, chunk.held)
             first = chunk.held - count
             if count:
                 self._tell(spec.DEFLATEQ, chunk.pfns[first : chunk.held], _Batch(chunk, first), timeout)
             if not chunk.held:
-                self._chunks.pop().block.close()
+                self._pages.drop_last()
             if progress is not None:
                 progress(self.held)
 
-    # --- follow ---------------------------------------------------------------------------------------------
+    # --- as long as it lives --------------------------------------------------------------------------------
 
     def follow(
         self,
@@ -189,44 +297,89 @@ class Balloon(Driver):
         limit: int | None = None,
         timeout: float | None = None,
         progress: Progress | None = None,
+        shortage: Shortage | None = None,
     ) -> None:
         """Go towards the host's ``num_pages`` whenever it changes, until ``close()`` or a signal.
 
         ``limit`` is the most pages that the balloon will hold. With ``timeout`` (seconds), returns when that
         long nothing has changed. The target is read anew for each batch, so a host that changes its mind is
-        followed at once.
+        followed at once. Where memory runs out, and at the floor, it waits and tries again, later each time;
+        ``shortage`` is told why, and the seconds until then. Statistics and hints are answered meanwhile.
         """
         with self.device.session():
             self._settle()
-            while True:
-                seen = self.device.config_changes
-                steady = self._approach(limit, progress)
-                changed = self.device.wait(
-                    lambda seen=seen: self.device.config_changes != seen,  # type: ignore[misc]
-                    timeout=timeout if steady else _REST,
-                    what="a new target",
-                    owed=False,
-                )
-                if steady and not changed:
-                    return
+            Follower(self, self._pages, self._pressure, limit, progress, shortage).run(timeout)
 
-    def _approach(self, limit: int | None, progress: Progress | None) -> bool:
-        """Go one way, up or down, until the target is met or lies behind us; whether it is met."""
+    def hold(self, timeout: float | None = None) -> None:
+        """Stay as it is for ``timeout`` seconds (None: until ``close()`` or a signal), and answer the host.
 
-        def target() -> int:
-            wanted = self.num_pages
-            return wanted if limit is None else min(wanted, limit)
+        Statistics, hints, and memory pressure (where DEFLATE_ON_OOM lets pages go) are served; the target is not.
+        """
+        with self.device.session():
+            self._settle()
+            Follower(self, self._pages, self._pressure, None, None, None).stay(timeout)
 
-        if target() > self.held:
-            self._grow(target, None, progress)
-        else:
-            self._shrink(target, None, progress)
-        return target() == self.held
+    def serve(self) -> None:
+        """Answer what the host has asked for, as far as that can be done without waiting."""
+        if self.stats is not None:
+            self.stats.serve()
+        if self.hints is not None:
+            self.hints.serve()
+        if self.reports is not None:
+            self.reports.serve()
+
+    # --- free memory that stays ours ------------------------------------------------------------------------
+
+    def arena(self, size: int) -> Arena:
+        """Memory of ``size`` bytes that is held free, for ``report`` and for hints. Raises what memory raises.
+
+        With PAGE_POISON what is taken from it holds the poison value, else zeros.
+        """
+        if size <= 0 or size % spec.PAGE_SIZE:
+            raise BadSize("an arena is made of whole pages", seen=size, expected="a multiple of 4096 bytes")
+        names = ("free_page_vq", "reporting_vq")
+        most = [queue.ring.size for queue in self.device.queues.values() if queue.name in names]
+        with self.device.session():
+            if self._free is not None:
+                self._free.check(size)
+            return Arena(allocate(self.device.dma, size), pattern=self._pattern, elements=min([16, *most]))
+
+    def report(self, arena: Arena, *, timeout: float | None = None) -> int:
+        """Tell the host what is free in ``arena``; returns the bytes that it acknowledged.
+
+        The host may take the memory behind it (5.5.6.7); touching a range brings memory back, and nobody is
+        told. ``timeout`` (seconds) is for each queueful. Raises NotSupported without PAGE_REPORTING,
+        DeviceTimeout.
+        """
+        with self.device.session():
+            if self.reports is None:
+                raise self._lacks("PAGE_REPORTING", "reporting")
+            return self.reports.report(arena, self.device.timeout if timeout is None else timeout)
+
+    def lend(self, arena: Arena) -> None:
+        """Hint the free ranges of ``arena`` whenever the host asks for hints. Raises NotSupported without them.
+
+        The host is answered in ``hold``, ``follow`` and ``serve``.
+        """
+        with self.device.session():
+            if self.hints is None:
+                raise self._lacks("FREE_PAGE_HINT", "hinting")
+            self.hints.lend(arena)
+
+    def _lacks(self, feature: str, option: str) -> NotSupported:
+        offered = f.has(self.device.offered, f.Balloon[feature])
+        return NotSupported(
+            f"{feature} was not negotiated with {self.device.address}",
+            seen="offered, not taken" if offered else "not offered",
+            expected="negotiated (5.5.3)",
+            remedy=f"Balloon(device, {option}=True)" if offered else "a host that offers it",
+        )
 
     # --- the wire -------------------------------------------------------------------------------------------
 
     def _tell(self, queue: int, pfns: list[int], batch: _Batch, timeout: float | None) -> None:
         """Send frame numbers, le32 each (5.5.6), and wait for the acknowledgement."""
+        self.serve()
         data = array("I", pfns).tobytes()
         self._buffer.view[: len(data)] = data
         self._out = batch  # stays if the wait is interrupted: the host may have these pages, or may not
@@ -243,22 +396,25 @@ class Balloon(Driver):
 
     def _acknowledged(self, batch: _Batch) -> None:
         self._out = None
-        batch.chunk.held = batch.held
-        self._write_actual()
+        before, batch.chunk.held = batch.chunk.held, batch.held
+        if batch.held < before and self.device.has(f.Balloon.PAGE_POISON):
+            batch.chunk.fill(batch.held, before, self._pattern)  # 5.5.6.6.1
+        # 5.5.6: after the device has acknowledged, in one 4-byte access.
+        self.device.write_config(_CONFIG["actual"], self.held)
 
     def _settle(self) -> None:
         """An interrupted batch: wait for its acknowledgement, so that it can be deflated (5.5.6.1)."""
         batch = self._out
         if batch is None:
             return
-        for queue in self.device.queues.values():
-            for done in settle(self.device, queue, timeout=self.device.timeout):
+        for index in (spec.INFLATEQ, spec.DEFLATEQ):
+            for done in settle(self.device, self.device.queues[index], timeout=self.device.timeout):
                 if done.cookie is batch:
                     self._acknowledged(batch)
         self._out = None
 
     def _check_count(self, pages: int) -> None:
-        if pages < 0 or pages >= _PFN_END:
+        if pages < 0 or pages >= PFN_END:
             raise BadSize("a number of pages is out of range", seen=pages, expected="0 to 2^32 - 1")
 
     # --- leaving --------------------------------------------------------------------------------------------
@@ -268,28 +424,25 @@ class Balloon(Driver):
         if working:
             with suppress(UvirtioError):
                 self._settle()
-                self._shrink(lambda: 0, None, None)
-        for chunk in self._chunks:
+                self.shrink(lambda: 0, None, None)
+        for chunk in self._pages.chunks:
             chunk.held = 0  # what is left is forgotten by the host at the reset that follows
-        self._write_actual()
+        self.device.write_config(_CONFIG["actual"], self.held)
 
     def close(self) -> None:
         """Deflate everything, ``actual`` = 0, reset, and only then free the pages; idempotent."""
-        super().close()
+        try:
+            super().close()
+        finally:
+            if self._pressure is not None:
+                self._pressure.close()
 
 
-def _check_pfns(pfns: Sequence[int]) -> None:
-    if 0 in pfns:
-        raise PagemapHidden(
-            "this process may not know the frame numbers of its pages",
-            seen="frame 0 in /proc/self/pagemap",
-            expected="real frame numbers",
-            remedy="the balloon needs CAP_SYS_ADMIN: run as root, or try qemu:virtio-balloon-pci",
-        )
-    if max(pfns) >= _PFN_END:
-        raise NotSupported(
-            "a page lies above what a balloon can name",
-            seen=f"frame {max(pfns):#x}",
-            expected="below 2^32 (5.5.6)",
-            remedy="the balloon takes memory below 16 TiB only",
-        )
+def _collector(roots: Roots) -> Source | None:
+    """This machine's statistics; None where it tells of none."""
+    collector = Collector(roots)
+    try:
+        collector()
+    except NotSupported:
+        return None
+    return collector

@@ -1,0 +1,114 @@
+"""Free page hints (5.5.6.5): while a host migrates this guest, it leaves out what we say is free."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from uvirtio.device import Device, Queue
+from uvirtio.drivers.balloon.arena import Arena, Range, Use, of_use
+from uvirtio.drivers.base import runs
+from uvirtio.spec import balloon as spec
+from uvirtio.spec.layout import by_name
+
+_CMD_ID = by_name(spec.CONFIG)["free_page_hint_cmd_id"]
+_SLOTS = 16
+"""Commands that can be with the device at once."""
+
+
+class Hints:
+    """The state machine of free_page_vq. Nothing here waits: ``serve`` does what can be done now.
+
+    The host names a round by an id of 2 or more in its configuration. It gets that id once, then free ranges as
+    writable buffers, then STOP when there are no more. STOP in the configuration ends the supply; DONE also ends
+    the need to remember: the ranges are free again. An id that was answered once is stale, and ignored.
+    """
+
+    def __init__(self, device: Device, queue: Queue, order: Literal["little", "big"]) -> None:
+        self._device = device
+        self._queue = queue
+        self._order = order
+        self._slots = list(range(_SLOTS))
+        self._buffer = device.dma.alloc(_SLOTS * spec.CMD_ID_SIZE)
+        self._seen = -1  # configuration changes when the id was last looked at
+        self._answered: int | None = None  # the last id that was sent: it may not be sent again (5.5.6.5.1)
+        self._supplying = False
+        self._over = True  # DONE: what comes back from the device is free at once
+        self._wanted: int | None = None  # an id that waits for a slot
+        self.arenas: list[Arena] = []
+        self.rounds = 0
+        """Rounds that were opened."""
+        self.hinted = 0
+        """Bytes that the device has acknowledged as hints, over all rounds."""
+
+    def lend(self, arena: Arena) -> None:
+        """From now on its free ranges are hinted, from the next round on."""
+        if arena not in self.arenas:
+            self.arenas.append(arena)
+
+    @property
+    def supplying(self) -> bool:
+        """Whether a round is open, and there is more to say in it."""
+        return self._supplying
+
+    def serve(self) -> None:
+        """Take back what the device has used, look whether the host wants something else, and supply."""
+        for done in self._queue.reap():
+            self._returned(done.cookie)
+        changes = self._device.config_changes
+        if changes != self._seen:
+            self._seen = changes
+            self._obey(self._device.read_config(_CMD_ID)[0])
+        if self._wanted is not None and self._slots:
+            self._open(self._wanted)
+        if self._supplying:
+            self._supply()
+        self._queue.kick()
+
+    def _returned(self, cookie: object) -> None:
+        if isinstance(cookie, int):
+            self._slots.append(cookie)
+        elif isinstance(cookie, Range):
+            self.hinted += cookie.size
+            cookie.use = Use.FREE if self._over else Use.HINTED
+
+    def _obey(self, ident: int) -> None:
+        if ident in (spec.CMD_ID_STOP, spec.CMD_ID_DONE):
+            self._supplying, self._wanted = False, None
+            if ident == spec.CMD_ID_DONE:
+                self._release()
+        elif ident != self._answered:
+            # Also in the middle of another round: that one is stale now.
+            self._supplying, self._wanted = False, ident
+
+    def _release(self) -> None:
+        self._over = True
+        for _, one in of_use(self.arenas, Use.HINTED):
+            one.use = Use.FREE
+
+    def _open(self, ident: int) -> None:
+        self._wanted, self._answered = None, ident
+        self._over = False
+        self._supplying = True
+        self.rounds += 1
+        self._command(ident)
+
+    def _command(self, value: int) -> None:
+        slot = self._slots.pop()
+        at = slot * spec.CMD_ID_SIZE
+        self._buffer.view[at : at + spec.CMD_ID_SIZE] = encode(value, self._order)
+        self._queue.add(runs(self._buffer, at, spec.CMD_ID_SIZE), (), slot)
+
+    def _supply(self) -> None:
+        for _, one in of_use(self.arenas, Use.FREE, Use.REPORTED):
+            if self._queue.ring.free < len(one.runs):
+                return  # the rest when the device has used some
+            one.use = Use.OUT
+            self._queue.add((), one.runs, one)
+        if self._slots and self._queue.ring.free:
+            self._command(spec.CMD_ID_STOP)
+            self._supplying = False
+
+
+def encode(command: int, order: Literal["little", "big"] = "little") -> bytes:
+    """A command id, 4 bytes; legacy devices take the guest's order (5.5.6.5.3)."""
+    return command.to_bytes(spec.CMD_ID_SIZE, order)

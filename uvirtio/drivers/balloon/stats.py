@@ -1,0 +1,252 @@
+"""Statistics for the host (5.5.6.3): what they are, where they come from, and the one buffer they travel in."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from uvirtio.device import Device, Queue
+from uvirtio.drivers.balloon.proc import numbers
+from uvirtio.drivers.base import runs
+from uvirtio.errors import NotSupported, OperationFailed, UvirtioError
+from uvirtio.memory.seams import Block
+from uvirtio.roots import Roots
+from uvirtio.spec import balloon as spec
+from uvirtio.spec.balloon import Stat
+
+PAGE = 4096
+
+VIRSH: dict[int, str] = {
+    Stat.SWAP_IN: "swap_in",
+    Stat.SWAP_OUT: "swap_out",
+    Stat.MAJFLT: "major_fault",
+    Stat.MINFLT: "minor_fault",
+    Stat.MEMFREE: "unused",
+    Stat.MEMTOT: "available",
+    Stat.AVAIL: "usable",
+    Stat.CACHES: "disk_caches",
+    Stat.HTLB_PGALLOC: "hugetlb_pgalloc",
+    Stat.HTLB_PGFAIL: "hugetlb_pgfail",
+}
+"""What virsh dommemstat calls them. (Its ``available`` is MEMTOT, and its ``usable`` is AVAIL.)"""
+
+BYTES = frozenset({Stat.SWAP_IN, Stat.SWAP_OUT, Stat.MEMFREE, Stat.MEMTOT, Stat.AVAIL, Stat.CACHES})
+"""These are in bytes; all others count events."""
+
+Source = Callable[[], Mapping[int, int]]
+"""Gives values by tag. It runs in a thread of its own, and may take its time."""
+
+_MEMINFO = {Stat.MEMFREE: ("MemFree",), Stat.MEMTOT: ("MemTotal",), Stat.AVAIL: ("MemAvailable",)}
+_CACHES = ("Cached", "Buffers", "SwapCached")  # together what Linux's driver sends: NR_FILE_PAGES
+
+_VMSTAT: dict[Stat, tuple[str, int]] = {
+    Stat.SWAP_IN: ("pswpin", PAGE),
+    Stat.SWAP_OUT: ("pswpout", PAGE),
+    Stat.MAJFLT: ("pgmajfault", 1),
+    Stat.MINFLT: ("pgfault", 1),  # all faults, as Linux's driver has it
+    Stat.HTLB_PGALLOC: ("htlb_buddy_alloc_success", 1),
+    Stat.HTLB_PGFAIL: ("htlb_buddy_alloc_fail", 1),
+    Stat.OOM_KILL: ("oom_kill", 1),
+    Stat.ASYNC_SCAN: ("pgscan_kswapd", 1),
+    Stat.DIRECT_SCAN: ("pgscan_direct", 1),
+    Stat.ASYNC_RECLAIM: ("pgsteal_kswapd", 1),
+    Stat.DIRECT_RECLAIM: ("pgsteal_direct", 1),
+}
+
+_CGROUP_STAT: dict[Stat, str] = {
+    Stat.MAJFLT: "pgmajfault",
+    Stat.MINFLT: "pgfault",
+    Stat.CACHES: "file",
+    Stat.ASYNC_SCAN: "pgscan_kswapd",
+    Stat.DIRECT_SCAN: "pgscan_direct",
+    Stat.ASYNC_RECLAIM: "pgsteal_kswapd",
+    Stat.DIRECT_RECLAIM: "pgsteal_direct",
+}
+
+
+class Collector:
+    """The statistics of this machine; with ``cgroup`` (a directory of cgroup v2), of what runs in that.
+
+    Values in bytes or events, by tag. What the kernel does not tell is left out.
+    """
+
+    def __init__(self, roots: Roots | None = None, cgroup: Path | None = None) -> None:
+        self._proc = (roots or Roots()).proc
+        self._cgroup = cgroup
+
+    def __call__(self) -> dict[int, int]:
+        """Raises NotSupported where there is no /proc/meminfo."""
+        try:
+            meminfo = numbers(self._proc / "meminfo")
+        except OSError as error:
+            raise NotSupported(f"{self._proc / 'meminfo'} cannot be read", seen=error.strerror) from error
+        found: dict[int, int] = {}
+        for tag, names in _MEMINFO.items():
+            if names[0] in meminfo:
+                found[tag] = meminfo[names[0]]
+        if "Cached" in meminfo:
+            found[Stat.CACHES] = sum(meminfo.get(name, 0) for name in _CACHES)
+        vmstat = _numbers(self._proc / "vmstat")
+        for tag, (name, unit) in _VMSTAT.items():
+            if name in vmstat:
+                found[tag] = vmstat[name] * unit
+        stalls = [value for name, value in vmstat.items() if name.startswith("allocstall")]
+        if stalls:
+            found[Stat.ALLOC_STALL] = sum(stalls)
+        if self._cgroup is not None:
+            self._narrow(found, self._cgroup)
+        return dict(sorted(found.items()))
+
+    def _narrow(self, found: dict[int, int], cgroup: Path) -> None:
+        limit, current = _single(cgroup / "memory.max"), _single(cgroup / "memory.current")
+        stat = _numbers(cgroup / "memory.stat")
+        for tag, name in _CGROUP_STAT.items():
+            if name in stat:
+                found[tag] = stat[name]
+        events = _numbers(cgroup / "memory.events")
+        if "oom_kill" in events:
+            found[Stat.OOM_KILL] = events["oom_kill"]
+        if limit is None or current is None or Stat.MEMTOT not in found:
+            return  # no limit of its own: the machine's numbers hold
+        left = max(0, limit - current)
+        found[Stat.MEMTOT] = min(limit, found[Stat.MEMTOT])
+        for tag, more in ((Stat.MEMFREE, 0), (Stat.AVAIL, stat.get("inactive_file", 0))):
+            if tag in found:
+                found[tag] = min(left + more, found[tag])
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    try:
+        return numbers(path)
+    except OSError:
+        return {}
+
+
+def _single(path: Path) -> int | None:
+    try:
+        text = path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def encode(values: Mapping[int, int], order: Literal["little", "big"] = "little") -> bytes:
+    """Entries of 10 bytes, packed: tag 16 bits, value 64. Legacy devices take the guest's order (5.5.6.3.3)."""
+    entry = struct.Struct("<HQ" if order == "little" else ">HQ")
+    return b"".join(entry.pack(tag, value & (1 << 64) - 1) for tag, value in values.items())
+
+
+def name_of(tag: int) -> str:
+    """The standard's name without its prefix, or the number."""
+    return Stat(tag).name if tag in Stat._value2member_map_ else f"tag {tag}"
+
+
+class _Collection:
+    """One run of the source, beside the driver."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.values: Mapping[int, int] | None = None
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="balloon statistics", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self.values = dict(self._source())
+        except Exception as error:  # noqa: BLE001  # it is handed to whoever asked
+            self.error = error
+
+    def done(self, timeout: float) -> bool:
+        """Whether it is over; waits up to ``timeout`` seconds for that."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+
+class StatsQueue:
+    """Keeps exactly one buffer with the host (5.5.6.3.1); nothing here but ``prepare`` waits.
+
+    The host returns the buffer to ask for new values; they are sent when they are there, at most ten times a
+    second. The tags are those of the first collection for good: a value that is missing later stays as it was.
+    """
+
+    INTERVAL = 0.1  # seconds
+    _PATIENCE = 0.005  # seconds; a collection of /proc takes less, so that most answers go out at once
+
+    def __init__(self, device: Device, queue: Queue, source: Source, order: Literal["little", "big"]) -> None:
+        self._device = device
+        self._queue = queue
+        self._source = source
+        self._order = order
+        self._collection: _Collection | None = None
+        self._asked = False
+        self._sent_at = 0.0
+        self.values: dict[int, int] = {}
+        """What the host was given last, by tag."""
+        self.requests = 0
+        """Times that the host gave the buffer back, which asks for new values."""
+        self.failures: list[Exception] = []
+        """Why collections failed, the last ten."""
+        self._buffer: Block
+
+    def prepare(self) -> None:
+        """The first buffer, before DRIVER_OK (5.5.5). Raises OperationFailed, or what the source raises."""
+        first = _Collection(self._source)
+        if not first.done(self._device.timeout):
+            raise OperationFailed(
+                "the statistics of this machine could not be collected",
+                seen=f"nothing in {self._device.timeout:g} s",
+                expected="values",
+                remedy="leave the statistics out: Balloon(device, stats=None)",
+            )
+        if first.error is not None:
+            raise first.error if isinstance(first.error, UvirtioError) else _failed(first.error)
+        self.values = dict(first.values or {})
+        if not self.values:
+            raise OperationFailed("there are no statistics", seen="no values", expected="at least one")
+        self._buffer = self._device.dma.alloc(len(self.values) * spec.STAT_SIZE)
+        self._lay()
+        self._queue.ring.publish()
+
+    def begin(self) -> None:
+        """The kick that follows DRIVER_OK (5.5.5)."""
+        self._queue.notify()
+
+    def _lay(self) -> None:
+        data = encode(self.values, self._order)
+        self._buffer.view[: len(data)] = data
+        self._queue.add(runs(self._buffer, 0, len(data)), (), self)
+        self._sent_at = time.monotonic()
+
+    def serve(self) -> None:
+        """Answer if the host has asked and the answer is ready. Raises RingCorruption."""
+        if self._queue.reap():
+            self._asked = True
+            self.requests += 1
+        if not self._asked:
+            return
+        if self._collection is None:
+            if time.monotonic() - self._sent_at < self.INTERVAL:
+                return
+            self._collection = _Collection(self._source)
+            if not self._collection.done(self._PATIENCE):
+                return
+        if not self._collection.done(0):
+            return
+        collection, self._collection = self._collection, None
+        self._asked = False
+        if collection.error is not None:
+            self.failures = [*self.failures[-9:], collection.error]
+        for tag, value in (collection.values or {}).items():
+            if tag in self.values:
+                self.values[tag] = value
+        self._lay()
+        self._queue.kick()
+
+
+def _failed(error: Exception) -> OperationFailed:
+    return OperationFailed("the statistics could not be collected", seen=f"{type(error).__name__}: {error}")
