@@ -1,17 +1,32 @@
-"""``uvirtio input``: what a keyboard, mouse or tablet can do, and what it sends."""
+"""``uvirtio input``: what a keyboard, mouse or tablet can do, what it sends, and a clone of it in the kernel."""
 
 from __future__ import annotations
 
+import os
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from uvirtio.cli import output
 from uvirtio.cli.common import DevArgument, Run, seconds, verb
-from uvirtio.errors import UsageError
+from uvirtio.errors import DeviceTimeout, OperationFailed, Refused, UsageError
 
 if TYPE_CHECKING:
-    from uvirtio.drivers.input import Input, InputEvent
+    from uvirtio.device import Device
+    from uvirtio.drivers.input import Description, Input, InputEvent
+    from uvirtio.drivers.input.evemu import Recording
+
+
+class OnOff(StrEnum):
+    ON = "on"
+    OFF = "off"
+
+
+ForOption = Annotated[float | None, typer.Option("--for", metavar="SECONDS", help="Stop after this long.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -19,6 +34,10 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name="input")
     verb(group, "info", group="input", opens=True)(info)
     verb(group, "events", group="input", opens=True, streams=True)(events)
+    verb(group, "bridge", group="input", opens=True, streams=True)(bridge)
+    verb(group, "record", group="input", opens=True, streams=True)(record)
+    verb(group, "replay", group="input", opens=True, streams=True)(replay)
+    verb(group, "led", group="input", opens=True)(led)
 
 
 def info(run: Run, dev: DevArgument) -> None:
@@ -36,12 +55,10 @@ def info(run: Run, dev: DevArgument) -> None:
 def _info(driver: Input) -> dict[str, Any]:
     from uvirtio.spec import input as spec
 
-    ids = driver.ids
-    kinds = driver.event_types()
-    axes = {axis: driver.absinfo(axis) for axis in sorted(kinds.get(spec.EV_ABS, ()))}
+    about, ids = driver.describe(), driver.ids
     return {
-        "name": driver.name,
-        "serial": driver.serial,
+        "name": about.name,
+        "serial": about.serial,
         "ids": None
         if ids is None
         else {
@@ -51,14 +68,14 @@ def _info(driver: Input) -> dict[str, Any]:
             "product": ids.product,
             "version": ids.version,
         },
-        "properties": [{"property": one, "name": spec.prop_name(one)} for one in sorted(driver.properties())],
+        "properties": [{"property": one, "name": spec.prop_name(one)} for one in sorted(about.properties)],
         "events": [
             {
                 "type": kind,
                 "name": spec.type_name(kind),
                 "codes": [{"code": code, "name": spec.code_name(kind, code)} for code in sorted(codes)],
             }
-            for kind, codes in sorted(kinds.items())
+            for kind, codes in sorted(about.events.items())
         ],
         "axes": [
             {
@@ -70,9 +87,10 @@ def _info(driver: Input) -> dict[str, Any]:
                 "flat": one.flat,
                 "resolution": one.resolution,
             }
-            for axis, one in axes.items()
-            if one is not None
+            for axis, one in sorted(about.axes.items())
         ],
+        "slots": about.slots,
+        "findings": sorted(driver.findings),
     }
 
 
@@ -101,14 +119,16 @@ def _print_info(run: Run, found: dict[str, Any]) -> None:
             f"axis {axis['name']}: {axis['min']} to {axis['max']}, fuzz {axis['fuzz']}, "
             f"flat {axis['flat']}, resolution {axis['resolution']}"
         )
+    if found["slots"]:
+        run.line(f"multi-touch: {found['slots']} contacts")
+    for finding in found["findings"]:
+        run.line(f"odd: {finding}")
 
 
 def events(
     run: Run,
     dev: DevArgument,
-    for_seconds: Annotated[
-        float | None, typer.Option("--for", metavar="SECONDS", help="Stop after this long.")
-    ] = None,
+    for_seconds: ForOption = None,
     count: Annotated[
         int | None, typer.Option("--count", metavar="N", help="Stop after N events, SYN_REPORT included.")
     ] = None,
@@ -152,7 +172,284 @@ def _print_event(run: Run, one: InputEvent, now: float) -> None:
             code_name=code,
             value=one.value,
         )
-    elif one.type == spec.EV_SYN:
+    elif one.type == spec.EV_SYN and one.code == spec.SYN_REPORT:
         run.line(f"Event: time {now:.6f}, -------------- {code} ------------")
+    elif one.type == spec.EV_SYN:
+        run.line(f"Event: time {now:.6f}, ++++++++++++++ {code} ++++++++++++")
     else:
         run.line(f"Event: time {now:.6f}, type {one.type} ({kind}), code {one.code} ({code}), value {one.value}")
+
+
+# --- bridge -------------------------------------------------------------------------------------------------
+
+
+def bridge(run: Run, dev: DevArgument, for_seconds: ForOption = None) -> None:
+    """Clone the device into the kernel's input layer, forward its events and bring LEDs back, until Ctrl-C."""
+    if for_seconds is not None:
+        seconds("--for", for_seconds)
+    from uvirtio.drivers.input import Bridge, Feed, Input, UinputClone
+
+    with run.device(dev) as device, Input(device) as driver:
+        about = driver.describe()
+        clone = UinputClone(about, phys=f"uvirtio/{device.address}"[:79], node=str(run.roots.dev / "uinput"))
+        with Feed(clone, about) as feed:
+            _say_clone(run, device, about, clone.path)
+            bridged = Bridge(driver, feed)
+            try:
+                bridged.run(timeout=for_seconds)
+            finally:
+                feed.close()  # before a word is said: whoever reads our output can be slow
+                told = {
+                    "frames": feed.frames,
+                    "events": feed.events,
+                    "ignored": feed.ignored,
+                    "lost": driver.lost,
+                    "brought_back": bridged.brought_back,
+                }
+                _say_bridged(run, told)
+
+
+def _say_clone(run: Run, device: Device | None, about: Description, path: str) -> None:
+    if run.json:
+        run.document(
+            event="cloned", address=device.address if device else None, name=about.name, node=path or None
+        )
+    else:
+        run.line(f"{about.name}: cloned to {path or 'the kernel'} (Ctrl-C to leave)")
+
+
+def _say_bridged(run: Run, told: dict[str, int]) -> None:
+    if run.json:
+        run.document(event="left", **told)
+        return
+    text = f"{told['frames']} frames, {told['events']} events forwarded"
+    if "brought_back" in told:
+        text += f", {told['brought_back']} values brought back"
+    for name in ("ignored", "lost"):
+        if told.get(name):
+            text += f", {told[name]} {name}"
+    run.line(f"clone removed: {text}")
+
+
+# --- record and replay --------------------------------------------------------------------------------------
+
+
+def record(
+    run: Run,
+    dev: DevArgument,
+    file: Annotated[str, typer.Argument(metavar="[FILE]", help="Where to; standard output if left out.")] = "-",
+    yes: Annotated[bool, typer.Option("--yes", help="Yes, write down what is typed.")] = False,
+    for_seconds: ForOption = None,
+) -> None:
+    """Write the device and its events in evemu's format. This is a key logger: passwords are in it."""
+    if for_seconds is not None:
+        seconds("--for", for_seconds)
+    if not yes:
+        raise Refused(
+            "a recording holds everything that is typed, passwords too",
+            seen="no --yes",
+            expected="somebody who knows that",
+            remedy="say --yes, and keep the file as you would keep a password",
+        )
+    if run.json and file == "-":
+        raise UsageError("standard output cannot hold both", seen="--json without FILE", remedy="give a FILE")
+    from uvirtio.drivers.input import Input
+
+    output.note("recording everything that this device sends, passwords too")
+    with run.device(dev) as device, _sink(run, file) as write, Input(device) as driver:
+        about = driver.describe()
+        if file != "-":
+            _say_recording(run, about.name, file)
+        told = _record(driver, about, write, for_seconds)
+    if run.json:
+        run.document(event="recorded", file=file, events=told)
+    elif file != "-":
+        run.line(f"{told} events in {file}")
+
+
+def _say_recording(run: Run, name: str, file: str) -> None:
+    if run.json:
+        run.document(event="recording", name=name, file=file)
+    else:
+        run.line(f"{name}: recording to {file} (Ctrl-C to leave)")
+
+
+def _record(
+    driver: Input, about: Description, write: Callable[[list[str]], None], for_seconds: float | None
+) -> int:
+    """Frame by frame, so that a recording ends where a frame does; the number of events."""
+    from uvirtio.drivers.input import evemu
+
+    write(list(evemu.header(about)))
+    deadline = None if for_seconds is None else time.monotonic() + for_seconds
+    begin: float | None = None
+    told = 0
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        frame = driver.read_frame(timeout=left)
+        if frame is None:
+            return told
+        begin = frame.time if begin is None else begin
+        at = round((frame.time - begin) * 1e6)
+        # What the device did not announce cannot be played again, and a reader of recordings would refuse it.
+        known = [one for one in frame if about.can(one.type, one.code)]
+        write([evemu.event_line(at, one) for one in known])
+        told += len(known)
+        if left == 0:
+            return told
+
+
+@contextmanager
+def _sink(run: Run, file: str) -> Iterator[Callable[[list[str]], None]]:
+    """Where lines go: a new file that only its owner can read, or standard output."""
+    if file == "-":
+        yield lambda lines: run.raw("".join(f"{line}\n" for line in lines).encode())
+        return
+    try:
+        number = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError as error:
+        raise UsageError(f"{file} is there already", seen=file, expected="a new file") from error
+    except OSError as error:
+        raise UsageError(f"{file} cannot be made", seen=error.strerror, expected="a new file") from error
+    with os.fdopen(number, "w", encoding="utf-8") as opened:
+        yield lambda lines: _write(opened, file, lines)
+
+
+def _write(opened: TextIO, file: str, lines: list[str]) -> None:
+    try:
+        opened.write("".join(f"{line}\n" for line in lines))
+        opened.flush()
+    except OSError as error:
+        raise OperationFailed(f"{file} cannot be written", seen=error.strerror) from error
+
+
+def replay(
+    run: Run,
+    dev: Annotated[
+        str, typer.Argument(metavar="DEV", help="The device to clone; - for the one that FILE describes.")
+    ],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A recording in evemu's format.")],
+    only_print: Annotated[bool, typer.Option("--print", help="Print the events, and play nothing.")] = False,
+) -> None:
+    """Play a recording into a clone of DEV in the kernel's input layer, at the pace of the recording.
+
+    A virtio device takes no events from its driver, so that they go where its events would go.
+    """
+    from uvirtio.drivers.input import evemu
+
+    recording = evemu.read(file)
+    if dev == "-":
+        _replay(run, None, None, recording.description, recording, only_print)
+        return
+    from uvirtio.drivers.input import Input
+
+    with run.device(dev) as device, Input(device) as driver:
+        about = driver.describe()
+        missing = sorted({(e.type, e.code) for _, e in recording.events if not about.can(e.type, e.code)})
+        if missing:
+            from uvirtio.spec import input as spec
+
+            raise UsageError(
+                f"{device.address} has not all events of this recording",
+                seen=", ".join(spec.code_name(*one) for one in missing[:8]),
+                expected="a recording of such a device",
+                remedy=f"uvirtio input replay - {file} clones the device that was recorded",
+            )
+        _replay(run, device, driver, about, recording, only_print)
+
+
+def _replay(
+    run: Run,
+    device: Device | None,
+    driver: Input | None,
+    about: Description,
+    recording: Recording,
+    only_print: bool,
+) -> None:
+    if only_print:
+        for at, one in recording.events:
+            _print_event(run, one, at / 1e6)
+        return
+    from uvirtio.drivers.input import Feed, UinputClone
+
+    clone = UinputClone(about, phys="uvirtio/replay", node=str(run.roots.dev / "uinput"))
+    with Feed(clone, about) as feed:
+        _say_clone(run, device, about, clone.path)
+        begin = time.monotonic()
+        for at, frame in recording.frames():
+            _pause(device, driver, begin + at / 1e6)
+            feed.put(frame)
+        feed.close()
+        _say_bridged(run, {"frames": feed.frames, "events": feed.events, "ignored": feed.ignored})
+
+
+def _pause(device: Device | None, driver: Input | None, until: float) -> None:
+    left = until - time.monotonic()
+    if left <= 0:
+        return
+    if device is None or driver is None:
+        time.sleep(left)
+        return
+
+    def served() -> bool:
+        driver.service()
+        while driver.take_frame() is not None:
+            pass  # what the device itself sends meanwhile is not part of the recording
+        return False
+
+    device.wait(served, timeout=left, what="the next frame", owed=False)
+
+
+# --- led ----------------------------------------------------------------------------------------------------
+
+
+def led(
+    run: Run,
+    dev: DevArgument,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="LED_CAPSL, capsl, capslock, or the number.")],
+    state: Annotated[OnOff, typer.Argument(metavar="on|off")],
+    hold: Annotated[
+        float | None, typer.Option("--hold", metavar="SECONDS", help="Stay this long before the device is left.")
+    ] = None,
+) -> None:
+    """Turn an LED on or off. What becomes of it when the device is left is up to the device."""
+    if hold is not None:
+        seconds("--hold", hold)
+    code = _led_code(name)
+    from uvirtio.drivers.input import Input
+    from uvirtio.spec import input as spec
+
+    with run.device(dev) as device, Input(device) as driver:
+        driver.set_led(code, state is OnOff.ON)
+        if not driver.flush(timeout=run.timeout):
+            raise DeviceTimeout(
+                f"{device.address} did not take the LED within {run.timeout:g} s",
+                seen=f"{driver.status_pending} values still out",
+                expected="an empty status queue (5.8.6)",
+                remedy="the device does not serve its status queue; its host may not care for LEDs",
+            )
+        if run.json:
+            run.document(
+                address=device.address, led=code, name=spec.code_name(spec.EV_LED, code), on=state is OnOff.ON
+            )
+        else:
+            run.line(f"{spec.code_name(spec.EV_LED, code)} is {state}")
+        if hold is not None:
+            device.wait(lambda: False, timeout=hold, what="the end of the hold", owed=False)
+
+
+def _led_code(name: str) -> int:
+    from uvirtio.spec import input as spec
+
+    if name.isascii() and name.isdecimal() and len(name) < 4:
+        return int(name)
+    upper = name.upper().removesuffix("OCK")
+    found = spec.code_of(upper if upper.startswith("LED_") else f"LED_{upper}")
+    if found is None or found[0] != spec.EV_LED:
+        known = (spec.code_name(spec.EV_LED, code) for code in range(spec.CODE_COUNTS[spec.EV_LED]))
+        raise UsageError(
+            f"{name!r} is no LED",
+            seen=name,
+            expected=", ".join(one for one in known if one.startswith("LED_")),
+        )
+    return found[1]

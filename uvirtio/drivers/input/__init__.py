@@ -4,6 +4,7 @@
 kernel's other half: a clone in /dev/uinput that every program can read. ``evemu`` writes and reads recordings.
 """
 
+from uvirtio.drivers.input.bridge import Bridge, Clone, Feed, UinputClone
 from uvirtio.drivers.input.description import SLOTS_MAX, AbsInfo, Description, InputIds
 from uvirtio.drivers.input.driver import Input
 from uvirtio.drivers.input.events import EVENTS_MAX, FRAME_MAX, EventQueue, Frame, InputEvent
@@ -14,12 +15,16 @@ __all__ = [
     "FRAME_MAX",
     "SLOTS_MAX",
     "AbsInfo",
+    "Bridge",
+    "Clone",
     "Contact",
     "Description",
     "EventQueue",
+    "Feed",
     "Frame",
     "Input",
     "InputEvent",
     "InputIds",
     "InputState",
+    "UinputClone",
 ]

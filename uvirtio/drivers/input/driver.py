@@ -244,6 +244,10 @@ class Input(Driver):
         self._collect()
         return True
 
+    def take_frame(self) -> Frame | None:
+        """The oldest whole frame that ``service`` or a wait brought in; None when there is none. Asks nobody."""
+        return self._waiting.take_frame()
+
     def _some_event(self) -> bool:
         self._collect()
         return len(self._waiting) > 0

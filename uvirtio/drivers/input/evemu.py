@@ -1,0 +1,288 @@
+"""Recordings in evemu's text format: what a device is (N, I, P, B, A lines), then what it sent (E lines).
+
+``evemu-device`` and ``evemu-play`` read what :func:`header` and :func:`event_line` write. :func:`parse` is strict,
+for a recording is played into the kernel: every line has to be understood, numbers have to fit, time never goes
+back, and no event is there that the device of the recording could not send. All of it is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NoReturn, TextIO
+
+from uvirtio.drivers.input.description import AbsInfo, Description, InputIds
+from uvirtio.drivers.input.events import InputEvent
+from uvirtio.errors import UsageError
+from uvirtio.spec import input as spec
+
+LINE_MAX = 1024
+"""Characters of a line, its end included."""
+LINES_MAX = 300_000
+EVENTS_MAX = 200_000
+
+_PER_LINE = 8
+_PROP_BYTES = 8  # what evemu writes; it takes fewer
+_MASK_BYTES = 96  # KEY_CNT bits, the longest there is
+_SYN_CODES = frozenset({spec.SYN_REPORT, 1, spec.SYN_DROPPED})
+_REP_CODES = frozenset({0, 1})
+
+_HEX = "[0-9a-fA-F]"
+_NUMBER = "-?[0-9]{1,10}"
+_IDS = re.compile(rf"({_HEX}{{1,4}}) ({_HEX}{{1,4}}) ({_HEX}{{1,4}}) ({_HEX}{{1,4}})")
+_BYTES = re.compile(rf"{_HEX}{{2}}(?: {_HEX}{{2}})*")
+_AXIS = re.compile(rf"({_HEX}{{1,2}}) ({_NUMBER}) ({_NUMBER}) ({_NUMBER}) ({_NUMBER})(?: ({_NUMBER}))?")
+_BIT = re.compile(rf"{_HEX}{{1,2}} [01]")
+_EVENT = re.compile(rf"([0-9]{{1,10}})\.([0-9]{{6}}) ({_HEX}{{1,4}}) ({_HEX}{{1,4}}) ({_NUMBER})")
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A device and what it sent; ``events`` are (microseconds since the first one, event)."""
+
+    description: Description
+    events: tuple[tuple[int, InputEvent], ...]
+
+    def frames(self) -> Iterator[tuple[int, tuple[InputEvent, ...]]]:
+        """(microseconds since the first event, the events of one frame); the last may lack its SYN_REPORT."""
+        open_: list[InputEvent] = []
+        for at, event in self.events:
+            open_.append(event)
+            if event.type == spec.EV_SYN and event.code == spec.SYN_REPORT:
+                yield at, tuple(open_)
+                open_.clear()
+        if open_:
+            yield self.events[-1][0], tuple(open_)
+
+
+# --- writing ------------------------------------------------------------------------------------------------
+
+
+def header(description: Description) -> Iterator[str]:
+    """The lines that describe the device, without line ends."""
+    ids = description.ids
+    name = _one_line(description.name)
+    yield "# EVEMU 1.3"
+    yield f'# Input device name: "{name}"'
+    yield (
+        f"# Input device ID: bus {ids.bustype:#04x} vendor {ids.vendor:#04x} product {ids.product:#04x}"
+        f" version {ids.version:#04x}"
+    )
+    yield "# Supported events:"
+    for kind, codes in sorted(description.events.items()):
+        yield f"#   Event type {kind} ({spec.type_name(kind)})"
+        yield from (f"#     Event code {code} ({spec.code_name(kind, code)})" for code in sorted(codes))
+    yield f"N: {name}"
+    yield f"I: {ids.bustype:04x} {ids.vendor:04x} {ids.product:04x} {ids.version:04x}"
+    yield from _mask("P:", description.properties, _PROP_BYTES)
+    for kind in range(spec.EV_CNT):
+        codes = description.events.get(kind, frozenset())
+        if kind == spec.EV_SYN:
+            codes = _SYN_CODES
+        elif kind == spec.EV_REP and kind in description.events:
+            codes = _REP_CODES  # the type alone cannot be written down
+        if codes:
+            length = spec.CODE_COUNTS.get(kind, 64) // 8
+            yield from _mask(f"B: {kind:02x}", codes, max(length, _PER_LINE))
+    for code, axis in sorted(description.axes.items()):
+        numbers = (axis.minimum, axis.maximum, axis.fuzz, axis.flat, axis.resolution)
+        yield f"A: {code:02x} " + " ".join(str(number) for number in numbers)
+    yield "################################"
+    yield "#      Waiting for events      #"
+    yield "################################"
+
+
+def event_line(microseconds: int, event: InputEvent) -> str:
+    """One event, so many microseconds after the first, without the line's end."""
+    names = f"{spec.type_name(event.type)} / {spec.code_name(event.type, event.code)}"
+    if event.type == spec.EV_SYN:
+        names = f"------------ {spec.code_name(event.type, event.code)} ({event.value}) ----------"
+    at = f"{microseconds // 1_000_000}.{microseconds % 1_000_000:06}"
+    return f"E: {at} {event.type:04x} {event.code:04x} {event.value:04d}\t# {names}"
+
+
+def _one_line(text: str) -> str:
+    """evemu takes the rest of the line for the name, and no empty one."""
+    return "".join(char if char.isprintable() else "?" for char in text).strip()[:200] or "?"
+
+
+def _mask(head: str, bits: Iterable[int], length: int) -> Iterator[str]:
+    mask = bytearray(length)
+    for bit in bits:
+        if bit < 8 * length:
+            mask[bit // 8] |= 1 << bit % 8
+    for at in range(0, length, _PER_LINE):
+        yield f"{head} " + " ".join(f"{byte:02x}" for byte in mask[at : at + _PER_LINE].ljust(_PER_LINE, b"\0"))
+
+
+# --- reading ------------------------------------------------------------------------------------------------
+
+
+def parse(lines: Iterable[str]) -> Recording:
+    """The recording in these lines. Raises UsageError, naming the line, for whatever is not understood."""
+    parser = _Parser()
+    for number, line in enumerate(lines, 1):
+        parser.take(number, line)
+    return parser.finish()
+
+
+def read(path: str) -> Recording:
+    """The recording in this file. Raises UsageError, also where it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="strict") as file:  # noqa: PTH123
+            return parse(_lines(file))
+    except OSError as error:
+        raise UsageError(
+            f"{path} cannot be read", seen=error.strerror, expected="a recording in evemu's format"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is no text", seen=str(error), expected="UTF-8") from error
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """Lines of bounded length: a file without line ends never comes into memory whole."""
+    while line := file.readline(LINE_MAX + 1):
+        yield line
+
+
+@dataclass
+class _Parser:
+    number: int = 0
+    text: str = ""
+    name: str | None = None
+    ids: InputIds | None = None
+    properties: bytearray = field(default_factory=bytearray)
+    masks: dict[int, bytearray] = field(default_factory=dict)
+    axes: dict[int, AbsInfo] = field(default_factory=dict)
+    events: list[tuple[int, InputEvent]] = field(default_factory=list)
+    description: Description | None = None
+    first: int = 0
+
+    def wrong(self, why: str, expected: str) -> NoReturn:
+        raise UsageError(
+            f"line {self.number} of the recording: {why}",
+            seen=self.text[:80],
+            expected=expected,
+            remedy="evemu-record and uvirtio input record write such files",
+        )
+
+    def take(self, number: int, line: str) -> None:
+        self.number, self.text = number, line.rstrip("\r\n")
+        if len(line) > LINE_MAX:
+            self.wrong("it is too long", f"{LINE_MAX} characters at most")
+        if number > LINES_MAX:
+            self.wrong("there are too many lines", f"{LINES_MAX} at most")
+        text = self.text.strip(" \t")
+        if not text or text.startswith("#"):
+            return
+        kind, _, rest = text.partition(":")
+        handlers = {
+            "N": self._name,
+            "I": self._ids,
+            "P": self._properties,
+            "B": self._bits,
+            "A": self._axis,
+            "L": self._initial,
+            "S": self._initial,
+            "E": self._event,
+        }
+        if kind not in handlers:
+            self.wrong("it begins with no known letter", ", ".join(f"{letter}:" for letter in handlers))
+        if kind != "E" and self.description is not None:
+            self.wrong("the description goes on after the first event", "E:")
+        handlers[kind](rest.strip(" \t") if kind == "N" else " ".join(rest.split("#")[0].split()))
+
+    def _name(self, rest: str) -> None:
+        if self.name is not None:
+            self.wrong("a second name", "one device in a recording")
+        if not rest or not rest.isprintable():
+            self.wrong("the name is empty or not printable", "N: NAME")
+        self.name = rest
+
+    def _ids(self, rest: str) -> None:
+        found = _IDS.fullmatch(rest)
+        if found is None or self.ids is not None:
+            self.wrong("no ids, or the second ones", "I: BUS VENDOR PRODUCT VERSION, in hexadecimal, once")
+        self.ids = InputIds(*(int(word, 16) for word in found.groups()))
+
+    def _bytes(self, rest: str) -> bytes:
+        if not _BYTES.fullmatch(rest):
+            self.wrong("no bytes", "pairs of hexadecimal digits")
+        return bytes.fromhex(rest)
+
+    def _properties(self, rest: str) -> None:
+        self.properties += self._bytes(rest)
+        if len(self.properties) > _PROP_BYTES:
+            self.wrong("too many properties", f"{_PROP_BYTES} bytes at most")
+
+    def _bits(self, rest: str) -> None:
+        kind, *mask = self._bytes(rest)
+        if kind >= spec.EV_CNT or not mask:
+            self.wrong("no bits of an event type", f"B: TYPE BYTES, TYPE below {spec.EV_CNT:#x}")
+        whole = self.masks.setdefault(kind, bytearray())
+        whole += bytes(mask)
+        if len(whole) > _MASK_BYTES:
+            self.wrong("too many bits", f"{_MASK_BYTES} bytes at most for a type")
+
+    def _axis(self, rest: str) -> None:
+        found = _AXIS.fullmatch(rest)
+        if found is None:
+            self.wrong("no axis", "A: CODE MIN MAX FUZZ FLAT [RESOLUTION]")
+        code = int(found[1], 16)
+        numbers = [int(word) for word in found.groups("0")[1:]]
+        if code >= spec.CODE_COUNTS[spec.EV_ABS] or code in self.axes or not all(map(_fits, numbers)):
+            self.wrong("an axis that cannot be, or a second time", "a code below 0x40, numbers of 32 bits")
+        self.axes[code] = AbsInfo(*numbers)
+
+    def _initial(self, rest: str) -> None:
+        """The LEDs and switches that were on: uinput has no way to begin with them."""
+        if not _BIT.fullmatch(rest):
+            self.wrong("no LED or switch", "CODE 0 or CODE 1")
+
+    def _event(self, rest: str) -> None:
+        found = _EVENT.fullmatch(rest)
+        if found is None:
+            self.wrong("no event", "E: SECONDS.MICROSECONDS TYPE CODE VALUE, type and code in hexadecimal")
+        if self.description is None:
+            self.description = self._describe()
+        event = InputEvent(int(found[3], 16), int(found[4], 16), int(found[5]))
+        if not _fits(event.value):
+            self.wrong("the value does not fit", "32 bits, signed")
+        if not self.description.can(event.type, event.code) or (
+            event.type == spec.EV_SYN and event.code >= spec.CODE_COUNTS[spec.EV_SYN]
+        ):
+            self.wrong("the device of this recording has no such event", "a code that a B: line has")
+        at = int(found[1]) * 1_000_000 + int(found[2])
+        if not self.events:
+            self.first = at
+        at -= self.first
+        if at < (self.events[-1][0] if self.events else 0):
+            self.wrong("time goes back", "events in order")
+        if len(self.events) >= EVENTS_MAX:
+            self.wrong("there are too many events", f"{EVENTS_MAX} at most")
+        self.events.append((at, event))
+
+    def _describe(self) -> Description:
+        if self.name is None or self.ids is None:
+            self.wrong("no device is described before it", "N: and I: lines first")
+        events = {kind: _codes(mask) for kind, mask in self.masks.items() if kind != spec.EV_SYN and any(mask)}
+        return Description(
+            name=self.name,
+            ids=self.ids,
+            properties=_codes(self.properties),
+            events=events,
+            axes={code: axis for code, axis in self.axes.items() if code in events.get(spec.EV_ABS, ())},
+        )
+
+    def finish(self) -> Recording:
+        description = self.description or self._describe()
+        return Recording(description, tuple(self.events))
+
+
+def _codes(mask: bytes | bytearray) -> frozenset[int]:
+    return frozenset(8 * at + bit for at, byte in enumerate(mask) for bit in range(8) if byte >> bit & 1)
+
+
+def _fits(number: int) -> bool:
+    return -(1 << 31) <= number < 1 << 31
