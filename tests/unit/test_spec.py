@@ -252,7 +252,10 @@ def test_packed_flags_are_masks_where_the_header_has_bit_numbers():
 def test_the_balloons_statistics_agree_with_the_header():
     known = defines("virtio_balloon.h")
     for tag in balloon.Stat:
-        assert known[f"VIRTIO_BALLOON_S_{tag.name}"] == tag
+        # The tags from 10 on are younger than some headers.
+        assert (
+            known.get(f"VIRTIO_BALLOON_S_{tag.name}", tag if tag >= known["VIRTIO_BALLOON_S_NR"] else None) == tag
+        )
 
 
 KERNEL_ID_NAMES = {

@@ -72,7 +72,8 @@ class Balloon(Driver):
     """
 
     device_id: ClassVar[int] = spec.TYPE
-    features: ClassVar[int] = f.mask(f.Balloon.MUST_TELL_HOST)
+    features: ClassVar[int] = f.mask(f.Balloon.MUST_TELL_HOST, f.Balloon.STATS_VQ, f.Balloon.DEFLATE_ON_OOM)
+    """Taken without options; statistics and reclaim can be turned off."""
 
     def __init__(
         self,
@@ -94,7 +95,8 @@ class Balloon(Driver):
         roots = roots or Roots()
         self._source: Source | None = _collector(roots) if stats == "auto" else stats
         self._poison = poison
-        self._options = f.mask(
+        self._wishes = f.mask(
+            f.Balloon.MUST_TELL_HOST,
             *([f.Balloon.STATS_VQ] if self._source is not None else []),
             *([f.Balloon.DEFLATE_ON_OOM] if deflate_on_oom else []),
             *([f.Balloon.FREE_PAGE_HINT] if hinting else []),
@@ -113,7 +115,7 @@ class Balloon(Driver):
             self._pressure = Pressure(roots, self._free)
 
     def _wanted(self) -> int:
-        return self.features | self._options
+        return self._wishes
 
     def _couplings(self) -> Iterable[f.Needs] | None:
         # 5.5.3.1: reporting needs poison only for those who expect their free pages to keep a value.
@@ -122,7 +124,7 @@ class Balloon(Driver):
     def _queues(self) -> Sequence[QueueSpec]:
         queues = [QueueSpec(spec.INFLATEQ, "inflateq", size=16), QueueSpec(spec.DEFLATEQ, "deflateq", size=16)]
         if self.device.has(f.Balloon.STATS_VQ):
-            queues.append(QueueSpec(spec.STATSQ, "statsq", size=16))
+            queues.append(QueueSpec(spec.STATSQ, "statsq", size=16, required=False))
         if self.device.has(f.Balloon.FREE_PAGE_HINT):
             queues.append(QueueSpec(spec.FREE_PAGE_VQ, "free_page_vq", size=64))
         if self.device.has(f.Balloon.PAGE_REPORTING):
