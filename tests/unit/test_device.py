@@ -309,6 +309,17 @@ def test_a_reset_that_never_ends_stops_the_bring_up():
     assert not scripted.master and scripted.closed
 
 
+def test_a_reset_by_hand_frees_everything_and_stops_dma():
+    scripted = ScriptedDevice(Rng())
+    with start(scripted) as device:
+        device.reset()
+        assert scripted.status_now == 0 and not scripted.master
+        assert not device.queues and not scripted.memory.open_blocks()
+        with pytest.raises(Closed):
+            _ = device.dma
+    scripted.assert_left()
+
+
 @pytest.mark.parametrize("can_reset", [True, False])
 def test_when_leaving_a_reset_that_never_ends_keeps_the_memory(can_reset: bool):
     scripted = ScriptedDevice(Rng(), can_reset=can_reset)

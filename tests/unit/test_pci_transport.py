@@ -346,6 +346,7 @@ def test_a_line_is_rearmed_after_its_cause_was_read():
             scripted.model.set_target(target)
             assert device.service()
         assert device.config_changes == 3 and not device.service()
+        assert scripted.line is not None and scripted.line.fired == 3, "rearmed too early, it fires again"
 
 
 # --- the device configuration -------------------------------------------------------------------------------

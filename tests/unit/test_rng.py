@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -143,6 +144,36 @@ def test_the_answer_to_an_interrupted_request_is_not_the_next_ones(first: int, s
         assert bytes(buffer[:first]) == pattern(first)
         scripted.auto = True
         assert rng.read(second) == bytes((first + number) & 0xFF for number in range(second))
+    scripted.assert_left()
+
+
+@pytest.mark.spec("CLN-01")
+def test_a_buffer_that_is_still_out_is_not_given_away_again():
+    class Watching(Rng):
+        most = 0
+
+        def handle(self, queue: int, chain: Chain) -> int:
+            ring = self.device.queues[queue].ring
+            assert ring is not None
+            self.most = max(self.most, ring.available() + len(ring.out))
+            return chain.fill(self.source(chain.room))
+
+    model = Watching()
+    scripted = ScriptedDevice(model, auto=False)
+    with identify(scripted) as device, Driver(device) as rng:
+        device.interrupt(Enough())
+        with pytest.raises(Enough):
+            rng.read(8)
+
+        def answer() -> None:
+            scripted.auto = True
+            scripted.run()
+
+        timer = threading.Timer(0.05, answer)
+        timer.start()
+        assert rng.read(8) == pattern(8)
+        timer.join()
+        assert model.most == 1
     scripted.assert_left()
 
 
