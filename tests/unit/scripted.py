@@ -271,10 +271,20 @@ class Balloon(Model):
 
     device_id = balloon.TYPE
 
-    def __init__(self, *, features: int = 0, config_length: int = balloon.CONFIG_SIZE) -> None:
+    def __init__(
+        self, *, features: int = 0, config_length: int = balloon.CONFIG_SIZE, compact: bool = True
+    ) -> None:
         super().__init__()
         self.features = features
-        self.queue_sizes = (128, 128, 128) if f.has(features, f.Balloon.STATS_VQ) else (128, 128)
+        self.roles = {balloon.INFLATEQ: "inflate", balloon.DEFLATEQ: "deflate"}
+        if f.has(features, f.Balloon.STATS_VQ):
+            self.roles[balloon.STATSQ] = "stats"
+        if f.has(features, f.Balloon.FREE_PAGE_HINT):
+            self.roles[balloon.FREE_PAGE_VQ] = "hint"
+        if f.has(features, f.Balloon.PAGE_REPORTING):
+            gap = balloon.FREE_PAGE_VQ not in self.roles
+            self.roles[balloon.REPORTING_VQ_WITHOUT_HINT if gap and compact else balloon.REPORTING_VQ] = "report"
+        self.queue_sizes = [128 if index in self.roles else 0 for index in range(max(self.roles) + 1)]
         self.config = bytearray(config_length)
         self.frames: set[int] = set()
         """What the balloon holds."""
@@ -282,12 +292,22 @@ class Balloon(Model):
         self.actual_writes: list[int] = []
         self.stats: list[dict[int, int]] = []
         self.stats_chain: Chain | None = None
+        self.hints: list[tuple[str, int]] = []
+        """What came on free_page_vq: ("command", id) or ("pages", bytes)."""
+        self.reports: list[list[int]] = []
+        """What came on reporting_vq: the lengths of the elements of each chain."""
+        self.free: list[tuple[int, int]] = []
+        """What was hinted and reported: (device address, length)."""
+        self.scribble = b""
+        """What the device writes over hinted and reported memory: its contents are undefined."""
         self.hold = False
-        """Keep inflate and deflate requests instead of completing them."""
+        """Keep requests instead of completing them; statistics are always kept."""
+        self.kept: list[tuple[int, Chain]] = []
 
     def reset(self) -> None:
         self.frames.clear()
         self.stats_chain = None
+        self.kept.clear()
 
     def memory_freed(self, block: ScriptedBlock) -> None:
         kept = self.frames.intersection(block.frames)
@@ -312,27 +332,88 @@ class Balloon(Model):
             self.actual_writes.append(value)
         super().write_config(offset, width, value)
 
+    def set_hint_id(self, ident: int) -> None:
+        """What a host does that wants a round of hints, or no more of them."""
+        self.device.change_config(balloon.FREE_PAGE_HINT_CMD_ID, struct.pack("<I", ident))
+
+    @property
+    def hint_id(self) -> int:
+        return self.read_config(balloon.FREE_PAGE_HINT_CMD_ID, 4)
+
     def handle(self, queue: int, chain: Chain) -> int | None:
-        check = self.device.check
-        if queue == balloon.STATSQ:
-            data = chain.data()
-            entries = [struct.unpack_from("<HQ", data, at) for at in range(0, len(data) - 9, balloon.STAT_SIZE)]
-            self.stats.append(dict(entries))
-            self.stats_chain = chain
+        written: int | None = 0
+        match self.roles[queue]:
+            case "stats":
+                self._take_stats(chain)
+                return None
+            case "hint":
+                self._take_hint(chain)
+            case "report":
+                self.device.check("BAL-R", not chain.readable, "a readable element on reporting_vq")
+                self.reports.append([element.length for element in chain.writable])
+                written = self._take_free(chain)
+            case role:
+                self._take_pfns(role, chain)
+        if self.hold:
+            self.kept.append((queue, chain))
             return None
+        return written
+
+    def release(self) -> None:
+        """Complete what was kept."""
+        kept, self.kept = self.kept, []
+        for queue, chain in kept:
+            self.device.complete(queue, chain)
+
+    def _take_stats(self, chain: Chain) -> None:
+        check = self.device.check
+        data = chain.data()
+        check("BAL-S01", self.stats_chain is None, "a second statistics buffer while one is out")
+        check("BAL-S05", len(data) % balloon.STAT_SIZE == 0 and bool(data), f"statistics of {len(data)} bytes")
+        check("BAL-S", not chain.writable, "a writable element on statsq")
+        entries = dict(struct.iter_unpack("<HQ", data[: len(data) // 10 * 10]))
+        check("BAL-S06", not self.stats or list(entries) == list(self.stats[-1]), "another set of statistics")
+        self.stats.append(entries)
+        self.stats_chain = chain
+
+    def _take_hint(self, chain: Chain) -> None:
+        check = self.device.check
+        if chain.readable:
+            data = chain.data()
+            check("BAL-H01", len(data) == 4 and not chain.writable, f"a command of {len(data)} bytes")
+            value = int.from_bytes(data[:4], "little")
+            repeated = value >= balloon.CMD_ID_FIRST and ("command", value) in self.hints
+            check("BAL-H03", not repeated, f"the id {value} came twice")
+            self.hints.append(("command", value))
+            return
+        opened = [value for kind, value in self.hints if kind == "command"]
+        inside = bool(opened) and opened[-1] >= balloon.CMD_ID_FIRST
+        check("BAL-H02", inside, "pages outside of a round")
+        self.hints.append(("pages", chain.room))
+        self._take_free(chain)
+
+    def _take_free(self, chain: Chain) -> int:
+        for element in chain.writable:
+            self.free.append((element.address, element.length))
+            if self.scribble:
+                times = element.length // len(self.scribble)
+                self.device.memory.write(element.address, self.scribble * times)
+        return chain.room if self.scribble else 0
+
+    def _take_pfns(self, role: str, chain: Chain) -> None:
+        check = self.device.check
         data = chain.data()
         check("BAL-PFN", not chain.writable and len(data) % 4 == 0, "PFN arrays are le32 and read-only")
         pfns = list(struct.unpack(f"<{len(data) // 4}I", data))
         for pfn in pfns:
-            if queue == balloon.INFLATEQ:
+            if role == "inflate":
                 owner = self.device.memory.frame_owner(pfn)
                 check("BAL-PFN", pfn != 0 and owner is not None, f"frame {pfn:#x} is nobody's")
                 self.frames.add(pfn)
             else:
                 check("BAL-05", pfn in self.frames, f"frame {pfn:#x} is deflated and was never inflated")
                 self.frames.discard(pfn)
-        self.requests.append(("inflate" if queue == balloon.INFLATEQ else "deflate", pfns))
-        return None if self.hold else 0
+        self.requests.append((role, pfns))
 
     def ask_for_stats(self) -> None:
         """Give the statistics buffer back, which asks for new ones (5.5.6.3)."""
@@ -362,6 +443,8 @@ class Input(Model):
         }
         self.size_lies: dict[tuple[int, int], int] = {}
         """What ``size`` announces instead of the payload's length."""
+        self.stuck: tuple[int, int] | None = None
+        """The selection that the device shows and answers, whatever is written."""
         self.buffers: list[Chain] = []
         self.statuses: list[tuple[int, int, int]] = []
 
@@ -372,6 +455,8 @@ class Input(Model):
     def write_config(self, offset: int, width: int, value: int) -> None:
         self.device.check("INP-SEL", offset in (0, 1) and width == 1, f"a config write at {offset}")
         super().write_config(offset, width, value)
+        if self.stuck is not None:
+            self.config[input.SELECT], self.config[input.SUBSEL] = self.stuck
         key = (self.config[input.SELECT], self.config[input.SUBSEL])
         payload = self.answers.get(key, b"")
         self.config[input.SIZE] = self.size_lies.get(key, len(payload)) & 0xFF
@@ -379,10 +464,14 @@ class Input(Model):
 
     def handle(self, queue: int, chain: Chain) -> int | None:
         if queue == input.EVENTQ:
-            self.device.check("INP-BUF", chain.room >= input.EVENT_SIZE, f"an event buffer of {chain.room} bytes")
+            self.device.check("INP-05", chain.room >= input.EVENT_SIZE, f"an event buffer of {chain.room} bytes")
             self.buffers.append(chain)
             return None
-        self.statuses.append(struct.unpack("<HHi", chain.data()[: input.EVENT_SIZE]))
+        data = chain.data()
+        self.device.check(
+            "INP-06", len(data) >= input.EVENT_SIZE and not chain.writable, f"a status of {len(data)} bytes"
+        )
+        self.statuses.append(struct.unpack("<HHi", data[: input.EVENT_SIZE]))
         return 0
 
     def inject(self, *events: tuple[int, int, int], written: int = input.EVENT_SIZE) -> int:
