@@ -9,9 +9,11 @@ from typing import Any, Protocol
 from uvirtio.device import Device, Observer, QueueSpec
 from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.input import Input
+from uvirtio.drivers.mem import Mem
 from uvirtio.drivers.rng import Rng
 from uvirtio.spec import balloon as balloon_spec
 from uvirtio.spec import input as input_spec
+from uvirtio.spec import mem as mem_spec
 from uvirtio.spec import rng as rng_spec
 
 Witness = Callable[..., Any]
@@ -51,6 +53,8 @@ def for_device(device: Device) -> DataPath:
         return _BalloonPath(device, witness)
     if device.device_id == input_spec.TYPE:
         return _InputPath(device, witness)
+    if device.device_id == mem_spec.TYPE:
+        return _MemPath(device, witness, getattr(function, "id", None))
     return _BarePath(device)
 
 
@@ -123,6 +127,50 @@ class _BalloonPath:
         if after == before:
             return Outcome(detail, "the host's change does not show in the configuration")
         return Outcome(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
+
+
+class _MemPath:
+    """Asks, and plugs nothing: what it would plug outlives the diagnosis."""
+
+    def __init__(self, device: Device, witness: Witness | None, ident: str | None) -> None:
+        self._device = device
+        self._witness = witness
+        self._path = f"/machine/peripheral/{ident}"
+
+    def start(self, observe: Observer) -> None:
+        self._mem = Mem(self._device, observe=observe)
+
+    def exercise(self) -> Outcome:
+        config = self._mem.config()
+        about = f"{config.plugged_blocks} of {config.blocks} blocks of {config.block_size} bytes are plugged"
+        odd = "; ".join(self._mem.findings)
+        if not config.usable_blocks:
+            return Outcome(f"{about}; no block is usable, so that none can be asked for", odd, skipped=True)
+        state = self._mem.state(config.addr, 1)
+        return Outcome(f"{about}; the state of the first: {state.name}", odd)
+
+    def change_configuration(self) -> Outcome | None:
+        if self._witness is None:
+            return None
+        device, mem = self._device, self._mem
+        config, seen = mem.config(), device.config_changes
+        other = config.block_size if config.requested_size != config.block_size else 2 * config.block_size
+        if other > config.region_size:
+            return None
+        self._request(other)
+        told = device.wait(
+            lambda: device.config_changes != seen, timeout=device.timeout, what="the change", owed=False
+        )
+        after = mem.config().requested_size
+        self._request(config.requested_size)
+        detail = f"the host changed requested_size from {config.requested_size} to {after}"
+        if after != other:
+            return Outcome(detail, "the host's change does not show in the configuration")
+        return Outcome(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
+
+    def _request(self, size: int) -> None:
+        assert self._witness is not None
+        self._witness("qom-set", path=self._path, property="requested-size", value=size)
 
 
 class _InputPath:

@@ -1,0 +1,347 @@
+"""``uvirtio mem``: memory that comes and goes in blocks. What is plugged outlives the command."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uvirtio.cli import output
+from uvirtio.cli.common import DevArgument, Run, seconds, verb
+from uvirtio.cli.signals import Signalled
+from uvirtio.cli.size import human, parse_size
+from uvirtio.errors import BadSize
+from uvirtio.fuse import QEMU_PREFIX
+
+if TYPE_CHECKING:
+    from uvirtio.device import Device
+    from uvirtio.drivers.mem import Manager, Mem, MemConfig, Outcome
+
+_COLUMNS = 64
+_ROWS = 32
+
+SizeArgument = Annotated[
+    str, typer.Argument(metavar="SIZE", help="64M, 1GiB, or 25% of the region; a multiple of the block.")
+]
+UnitOption = Annotated[
+    str,
+    typer.Option("--unit", metavar="SIZE", help="Keep blocks together in units of this size (Linux: 128M)."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="Memory that the host plugs and unplugs. What is plugged outlives the command.")
+    app.add_typer(group, name="mem")
+    verb(group, "status", group="mem", opens=True)(status)
+    verb(group, "map", group="mem", opens=True)(show_map)
+    verb(group, "plug", group="mem", opens=True)(plug)
+    verb(group, "unplug", group="mem", opens=True)(unplug)
+    verb(group, "follow", group="mem", opens=True, streams=True)(follow)
+    verb(group, "unplug-all", group="mem", opens=True)(unplug_all)
+
+
+@contextmanager
+def _driver(run: Run, dev: str) -> Iterator[tuple[Device, Mem]]:
+    from uvirtio.drivers.mem import Mem
+    from uvirtio.drivers.mem.kernel import note_kernel_use
+
+    with run.device(dev) as device, Mem(device) as mem:
+        if not dev.startswith(QEMU_PREFIX):
+            note_kernel_use(mem, run.roots)  # what Linux has of it is not ours to unplug
+        yield device, mem
+
+
+def _sizes(config: MemConfig) -> dict[str, int]:
+    return {
+        "plugged_bytes": config.plugged_size,
+        "requested_bytes": config.requested_size,
+        "usable_bytes": config.usable_region_size,
+        "region_bytes": config.region_size,
+    }
+
+
+def _answers(mem: Mem) -> dict[str, int]:
+    return {answer.name.lower(): count for answer, count in mem.counts.items()}
+
+
+def _answers_text(mem: Mem) -> str:
+    return ", ".join(f"{count} {name.upper()}" for name, count in _answers(mem).items())
+
+
+# --- status and map -----------------------------------------------------------------------------------------
+
+
+def status(run: Run, dev: DevArgument) -> None:
+    """What is plugged, what the host requests, and how the device is driven."""
+    from uvirtio.spec import features as f
+
+    with _driver(run, dev) as (device, mem):
+        config = mem.config()
+        taken = [bit.name for bit in f.names(device.type, device.features)]
+        mode = device.transport.interrupt_mode.value
+        if run.json:
+            run.document(
+                address=device.address,
+                block_size=config.block_size,
+                addr=config.addr,
+                node_id=config.node_id,
+                **_sizes(config),
+                leftover_blocks=mem.leftover.total,
+                unplugged_inaccessible=mem.unplugged_inaccessible,
+                persistent_suspend=mem.survives_suspend,
+                features=device.features,
+                features_names=taken,
+                answers=_answers(mem),
+                findings=mem.findings,
+                interrupts=mode,
+                backend=device.transport.description,
+            )
+            return
+        run.fields(
+            [
+                ("address", device.address),
+                ("plugged", f"{human(config.plugged_size)}, {config.plugged_blocks} blocks"),
+                ("requested", human(config.requested_size)),
+                ("region", f"{human(config.region_size)} at {config.addr:#x}"),
+                ("usable", human(config.usable_region_size)),
+                ("block", human(config.block_size)),
+                ("node", "not told" if config.node_id is None else config.node_id),
+                ("negotiated", f"{device.features:#x}: " + ", ".join(taken)),
+                (
+                    "suspend to RAM",
+                    "keeps plugged memory" if mem.survives_suspend else "would lose plugged memory",
+                ),
+                ("answers", _answers_text(mem)),
+                ("findings", "; ".join(f"{what} ({count})" for what, count in mem.findings.items()) or "none"),
+                ("interrupts", mode),
+                ("back end", device.transport.description),
+            ]
+        )
+
+
+def show_map(run: Run, dev: DevArgument) -> None:
+    """The region as a bar of blocks: which are plugged, which are in use, where the usable part ends."""
+    with _driver(run, dev) as (device, mem):
+        config = mem.config()
+        if run.json:
+            run.document(
+                address=device.address,
+                block_size=config.block_size,
+                addr=config.addr,
+                **_sizes(config),
+                ranges=_ranges(mem, config),
+                answers=_answers(mem),
+            )
+            return
+        _print_map(run, mem, config)
+
+
+def _ranges(mem: Mem, config: MemConfig) -> list[dict[str, Any]]:
+    """The plugged runs, those in use apart."""
+    books, made = mem.books, []
+    for first, count in books.plugged:
+        pieces = [(at, size, False) for at, size in books.in_use.gaps(first, count)]
+        pieces += [(at, size, True) for at, size in books.in_use.within(first, count)]
+        for at, size, used in sorted(pieces):
+            made.append(
+                {
+                    "address": config.address_of(at),
+                    "bytes": size * config.block_size,
+                    "blocks": size,
+                    "state": "in-use" if used else "plugged",
+                }
+            )
+    return made
+
+
+def _print_map(run: Run, mem: Mem, config: MemConfig) -> None:
+    each = max(1, -(-config.blocks // (_COLUMNS * _ROWS)))
+    each = 1 << (each - 1).bit_length()
+    for row in range(0, config.blocks, _COLUMNS * each):
+        cells = "".join(
+            _cell(mem, config, first, min(each, config.blocks - first))
+            for first in range(row, min(row + _COLUMNS * each, config.blocks), each)
+        )
+        run.line(f"{config.address_of(row):#014x} {cells}")
+    run.line(
+        f"one sign is {human(each * config.block_size)}: "
+        "# plugged, @ in use, + in part, . not plugged, - not usable"
+    )
+    run.line(
+        f"plugged {human(config.plugged_size)} of {human(config.region_size)}, "
+        f"requested {human(config.requested_size)}; {_answers_text(mem)}"
+    )
+
+
+def _cell(mem: Mem, config: MemConfig, first: int, count: int) -> str:
+    plugged = mem.books.plugged.count(first, count)
+    if mem.books.in_use.overlaps(first, count):
+        return "@"
+    if plugged:
+        return "#" if plugged == count else "+"
+    return "." if first < config.usable_blocks else "-"
+
+
+# --- plug and unplug ----------------------------------------------------------------------------------------
+
+
+def plug(run: Run, dev: DevArgument, size: SizeArgument, unit: UnitOption = "") -> None:
+    """Plug SIZE bytes more, as far as the host requests them. They stay plugged."""
+    _change(run, dev, size, unit, "plug")
+
+
+def unplug(run: Run, dev: DevArgument, size: SizeArgument, unit: UnitOption = "") -> None:
+    """Unplug SIZE bytes that nobody uses; what was in them is lost."""
+    _change(run, dev, size, unit, "unplug")
+
+
+def _change(run: Run, dev: str, size: str, unit: str, what: str) -> None:
+    if not size.strip().endswith("%"):
+        _positive(parse_size(size), size)  # what is no size at all needs no device
+    with _driver(run, dev) as (device, mem):
+        wanted = parse_size(size, total=mem.config().region_size, multiple=mem.block_size)
+        _positive(wanted, size)
+        manager = _manager(mem, unit)
+        before = mem.config().plugged_size
+        started = time.monotonic()
+        (manager.plug_size if what == "plug" else manager.unplug_size)(wanted, timeout=run.timeout)
+        _tell_change(run, device, mem, manager, before, time.monotonic() - started)
+
+
+def unplug_all(run: Run, dev: DevArgument) -> None:
+    """Unplug everything, whoever plugged it; what was in it is lost."""
+    with _driver(run, dev) as (device, mem):
+        before = mem.config().plugged_size
+        started = time.monotonic()
+        mem.unplug_all(timeout=run.timeout)
+        _tell_change(run, device, mem, None, before, time.monotonic() - started)
+
+
+def _positive(wanted: int, size: str) -> None:
+    if wanted == 0:
+        raise BadSize(f"{size!r} is not one block", seen=wanted, expected="at least one block")
+
+
+def _manager(mem: Mem, unit: str, limit: str = "") -> Manager:
+    from uvirtio.drivers.mem import Manager
+
+    return Manager(
+        mem,
+        unit=parse_size(unit) if unit else None,
+        limit=parse_size(limit, total=mem.config().region_size, multiple=mem.block_size) if limit else None,
+    )
+
+
+def _tell_change(run: Run, device: Device, mem: Mem, manager: Manager | None, before: int, took: float) -> None:
+    config = mem.config()
+    mode = manager.mode.value if manager is not None else None
+    if run.json:
+        run.document(
+            address=device.address,
+            before_bytes=before,
+            **_sizes(config),
+            mode=mode,
+            answers=_answers(mem),
+            findings=mem.findings,
+            seconds=took,
+        )
+        return
+    run.line(
+        f"plugged {human(config.plugged_size)}, {human(before)} before; "
+        f"requested {human(config.requested_size)}; {_answers_text(mem)}"
+    )
+    if config.plugged_size and not mem.survives_suspend and not device.address.startswith(QEMU_PREFIX):
+        output.note("do not suspend this machine to RAM: what is plugged would be lost (5.15.6.1)")
+
+
+# --- follow -------------------------------------------------------------------------------------------------
+
+
+class _TimeUp(BaseException):
+    """``--for`` is over; thrown by the wait loop, as a signal's end is."""
+
+
+def follow(
+    run: Run,
+    dev: DevArgument,
+    unit: UnitOption = "",
+    limit: Annotated[str, typer.Option("--limit", metavar="SIZE", help="Never plug more than this.")] = "",
+    for_seconds: Annotated[
+        float | None, typer.Option("--for", metavar="SECONDS", help="Stop after this long.")
+    ] = None,
+) -> None:
+    """Plug and unplug as the host requests, whenever it does, until Ctrl-C. What is plugged then stays."""
+    if for_seconds is not None:
+        seconds("--for", for_seconds)
+    for text in (unit, limit):
+        if text and not text.strip().endswith("%"):
+            parse_size(text)
+    with _driver(run, dev) as (device, mem):
+        manager = _manager(mem, unit, limit)
+        teller = _Follower(run, mem, manager)
+        teller.tell("following")
+        try:
+            with _time_up_after(device, for_seconds):
+                manager.follow(progress=teller.progress, told=teller.ended)
+        except _TimeUp:
+            teller.tell("leaving", reason="--for is over")
+        except Signalled as signalled:
+            teller.tell("leaving", reason=signalled.name)
+            raise
+
+
+@contextmanager
+def _time_up_after(device: Device, limit: float | None) -> Iterator[None]:
+    if limit is None:
+        yield
+        return
+    timer = threading.Timer(limit, device.interrupt, (_TimeUp(),))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+class _Follower:
+    """Says where the memory is: each time that it gets as far as it can, and now and then on the way."""
+
+    _EVERY = 0.5  # seconds
+
+    def __init__(self, run: Run, mem: Mem, manager: Manager) -> None:
+        self._run = run
+        self._mem = mem
+        self._manager = manager
+        self._told = time.monotonic()
+
+    def progress(self, _plugged: int) -> None:
+        if time.monotonic() - self._told >= self._EVERY:
+            self.tell("progress")
+
+    def ended(self, outcome: Outcome) -> None:
+        self.tell(outcome.value)
+
+    def tell(self, event: str, reason: str | None = None) -> None:
+        self._told = time.monotonic()
+        config = self._mem.config()
+        if self._run.json:
+            self._run.document(
+                event=event,
+                reason=reason,
+                **_sizes(config),
+                mode=self._manager.mode.value,
+                retries=self._manager.retries,
+                answers=_answers(self._mem),
+                findings=self._mem.findings,
+            )
+            return
+        why = f" ({reason})" if reason else ""
+        self._run.line(
+            f"{event}{why}: requested {human(config.requested_size)}, plugged {human(config.plugged_size)}; "
+            f"{_answers_text(self._mem)}"
+        )
