@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lab import CHECKOUT, cache, kernels, machines, process, setup, udev
+from lab import CHECKOUT, cache, kernels, lanes, machines, process, setup, udev
 from lab.floors import Outcome, Runner, Step, without_devices, without_privilege
 
 
@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
         "--kernel", metavar="V", help="floor 3 on this kernel only: 6.1, 6.12, or an unpacked package"
     )
     top.add_argument("--machine", metavar="NAME", help="floor 3 on this machine of tests/vm/machines.toml only")
+    top.add_argument("--jobs", type=int, metavar="N", help="steps at once (default: 2, or 1 on one core)")
     top.add_argument("-k", dest="expression", metavar="EXPR", help="pytest's -k")
     return top
 
@@ -40,18 +41,19 @@ def main(arguments: list[str]) -> int:
     setup.packages(setup.FOR_TESTS)
     reports = _reports_folder()
     runner = Runner(setup.venv(), reports, options.expression)
-    steps: list[Step] = []
-    if everything or options.lint:
-        steps += _lint(runner)
+    steps: list[tuple[str, Step]] = []
+    # The longest first, so that the lanes end together.
+    if everything or options.vm:
+        steps += _vm_floor(runner, options.kernel, options.machine)
     if everything or options.unit:
         steps += _host_floor(runner, "unit")
     if everything or options.qemu:
         steps += _host_floor(runner, "qemu")
-    if everything or options.vm:
-        steps += _vm_floor(runner, options.kernel, options.machine)
+    if everything or options.lint:
+        steps += _lint(runner)
     print(f"tools/test: set up in {time.monotonic() - begin:.1f} s", flush=True)
     with process.signals_raise():
-        outcomes = [step() for step in steps]
+        outcomes = lanes.run(steps, options.jobs or min(2, os.cpu_count() or 1))
     return _verdict(outcomes, time.monotonic() - begin, reports)
 
 
@@ -66,7 +68,7 @@ def _reports_folder() -> Path:
     return path
 
 
-def _lint(runner: Runner) -> Iterator[Step]:
+def _lint(runner: Runner) -> Iterator[tuple[str, Step]]:
     tools = {
         "ruff check": ["ruff", "check", "--no-cache", "."],
         "ruff format": ["ruff", "format", "--check", "--no-cache", "."],
@@ -79,32 +81,31 @@ def _lint(runner: Runner) -> Iterator[Step]:
     for name, command in tools.items():
         if name == "mypy of tools/lab":
             command = ["env", f"MYPYPATH={CHECKOUT}/tools", *command]
-        yield lambda name=name, command=command: runner.tool(name, command)  # type: ignore[misc]
+        yield name, lambda name=name, command=command: runner.tool(name, command)  # type: ignore[misc]
 
 
-def _host_floor(runner: Runner, floor: str) -> Iterator[Step]:
-    """A floor that runs on this machine: as root never where the real /sys is."""
+def _host_floor(runner: Runner, floor: str) -> Iterator[tuple[str, Step]]:
+    """A floor that runs on this machine: as root never where the real /sys is, and QEMU's as an ordinary user."""
     folder = CHECKOUT / "tests" / floor
     if not any(folder.rglob("test_*.py")):
         return
-    paths = [str(folder)]
-    if os.geteuid() != 0:
-        yield lambda: runner.pytest(floor, paths, [])
-        return
-    yield lambda: runner.pytest(floor, paths, without_devices())
-    if floor == "qemu":
-        wrapper = [*without_devices(), *without_privilege()]
-        yield lambda: runner.pytest("qemu as a user", paths, wrapper)
+    wrapper: list[str] = []
+    if os.geteuid() == 0:
+        wrapper = without_devices()
+        if floor == "qemu":
+            wrapper += without_privilege()
+    yield floor, lambda: runner.pytest(floor, [str(folder)], wrapper)
 
 
-def _vm_floor(runner: Runner, kernel: str | None, only: str | None) -> Iterator[Step]:
+def _vm_floor(runner: Runner, kernel: str | None, only: str | None) -> Iterator[tuple[str, Step]]:
     udev.get()
     for machine in machines.load():
         if not machine.files or only not in (None, machine.name):
             continue
         for version in (kernel,) if kernel else machine.kernels:
             kernels.get(version)  # the download is set-up, not a test
-            yield lambda machine=machine, version=version: runner.vm(machine, version)  # type: ignore[misc]
+            name = f"vm {machine.name} {version}"
+            yield name, lambda machine=machine, version=version: runner.vm(machine, version)  # type: ignore[misc]
 
 
 def _verdict(outcomes: list[Outcome], seconds: float, reports: Path) -> int:
