@@ -109,6 +109,7 @@ class ChildWriter:
             code = self._wait(child, handle, timeout)
             if code is None:
                 os.kill(child, signal.SIGKILL)
+                self._wait(child, handle, 0.2)  # some waits in the kernel do end with it: then no zombie stays
                 raise _blocked(path, text, timeout)
         except BaseException as error:
             # A write that was begun is better finished before anything is put back.
@@ -136,11 +137,11 @@ class ChildWriter:
             path.chmod(mode)
 
 
-def modprobe(module: str) -> None:
-    """Load a module. Raises ModuleLack with what modprobe says."""
+def modprobe(module: str, *parameters: str) -> None:
+    """Load a module, with parameters such as ``name=value``. Raises ModuleLack with what modprobe says."""
     try:
         done = subprocess.run(
-            ["modprobe", "--", module],
+            ["modprobe", "--", module, *parameters],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -1,0 +1,25 @@
+"""Handing plugged memory to Linux itself, from user space, on a kernel as it is shipped.
+
+The region of a memory device is kept for us at boot (``memmap=SIZE%ADDR+0xefffffff``: Soft Reserved). dax_hmem
+makes a dax region of it, of which we cut dax devices of whole memory blocks; one that is bound to the driver
+kmem is System RAM. The way back is the same way backwards, and ends with the block free to be unplugged.
+
+:class:`Kernel` is what the kernel shows of a region, :class:`SystemMemory` moves pieces in and out, and
+:class:`Linux` is the manager's consumer that does so as plugged memory comes and goes.
+"""
+
+from uvirtio.online.consumer import OWNER, Linux, claim_used, system_memory
+from uvirtio.online.kernel import Kernel, Piece, PieceState, boot_line
+from uvirtio.online.pieces import SystemMemory
+
+__all__ = [
+    "OWNER",
+    "Kernel",
+    "Linux",
+    "Piece",
+    "PieceState",
+    "SystemMemory",
+    "boot_line",
+    "claim_used",
+    "system_memory",
+]

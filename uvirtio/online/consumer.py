@@ -1,0 +1,190 @@
+"""Linux as the manager's consumer: plugged units become System RAM, and come back when the host wants them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from uvirtio.drivers.mem import Consumer, HandOut, Manager, Mem
+from uvirtio.errors import InUse, NotPlugged, NotSupported, OperationFailed, UvirtioError
+from uvirtio.memory.seams import ProvidesMemory
+from uvirtio.online.kernel import Kernel, Piece, PieceState
+from uvirtio.online.pieces import SystemMemory
+from uvirtio.roots import Roots
+
+OWNER = "Linux"
+
+
+def kernel_of(mem: Mem, roots: Roots) -> Kernel | None:
+    """What this machine's kernel shows of the device's region; None where that is another machine's memory."""
+    if isinstance(getattr(mem.device.transport, "function", None), ProvidesMemory):
+        return None
+    return Kernel(mem.addr, mem.config().region_size, roots)
+
+
+def system_memory(mem: Mem, roots: Roots) -> SystemMemory:
+    """The region of a device of this machine. Raises NotSupported for one of another machine."""
+    kernel = kernel_of(mem, roots)
+    if kernel is None:
+        raise NotSupported(
+            f"{mem.device.address} is memory of another machine",
+            seen="a device whose memory this kernel does not see",
+            expected="a device of this machine",
+            remedy="run this in the guest",
+        )
+    return SystemMemory(kernel)
+
+
+def claim_used(mem: Mem, roots: Roots) -> int:
+    """Note in the books what Linux has of the region, so that nobody unplugs it; how many bytes that is.
+
+    For whoever plugs and unplugs without handing memory to Linux. Raises PermissionLack where it cannot be
+    seen what Linux has, while something is plugged that it could have.
+    """
+    kernel = kernel_of(mem, roots)
+    if kernel is None or not mem.books.plugged:
+        return 0
+    spans = [(span.start, span.end) for span in kernel.ram()]
+    spans += [(piece.start, piece.start + piece.size) for piece in kernel.pieces() if piece.used]
+    block = mem.block_size
+    for start, end in spans:
+        first, count = mem.books.blocks_of(start - mem.addr, end - start)
+        first, count = max(0, first), count + min(0, first)
+        for at, plugged in list(mem.books.plugged.within(first, count)):
+            for free, length in list(mem.books.in_use.gaps(at, plugged)):
+                mem.books.claim(free * block, length * block, OWNER)
+    return sum(use.length for use in mem.books.uses if use.owner == OWNER)
+
+
+class Linux(Consumer):
+    """Whole memory blocks go to Linux as they are plugged, and come back as far as it can spare them.
+
+    ``patience``: seconds that one ``wanted_back`` may take for all pieces; the manager asks again.
+    ``told``: hears "online", "offline", "busy" or "failed" and the piece's address.
+    """
+
+    def __init__(
+        self,
+        memory: SystemMemory,
+        *,
+        patience: float = 5.0,
+        told: Callable[[str, int], None] | None = None,
+    ) -> None:
+        self.memory = memory
+        self.patience = patience
+        self._told = told or (lambda _event, _address: None)
+        self._held: dict[int, HandOut] = {}
+        self.failures: dict[int, UvirtioError] = {}
+        """What did not come online, by address, and why."""
+
+    def manager(self, mem: Mem) -> Manager:
+        """A manager whose units are memory blocks, with what Linux has already in its books.
+
+        Raises OperationFailed where Linux has memory that is not plugged.
+        """
+        self.memory.prepare()
+        block = self.memory.kernel.block_size()
+        # Steps of whole units too: part of a memory block is of no use to Linux, and the host can use it.
+        manager = Manager(mem, unit=block, step=max(block, mem.block_size), consumer=self)
+        self._adopt(manager)
+        return manager
+
+    def _adopt(self, manager: Manager) -> None:
+        known = 0
+        for piece in self.memory.kernel.pieces():
+            if not piece.used:
+                continue
+            for address in range(piece.start, piece.start + piece.size, manager.unit):
+                try:
+                    self._held[address] = manager.adopt(address, OWNER)
+                except NotPlugged as error:
+                    raise OperationFailed(
+                        f"Linux has memory at {address:#x} that is not plugged",
+                        seen=f"{piece.name}, {piece.state.value}",
+                        expected="plugged memory only (5.15.6.1)",
+                        remedy="take it offline by hand, or boot again",
+                    ) from error
+                known += manager.unit
+        claim_used(manager.mem, self.memory.kernel.roots)  # System RAM that no dax device accounts for
+
+    @property
+    def bytes(self) -> int:
+        """What Linux has of the region."""
+        return sum(one.size for one in self._held.values())
+
+    # --- the manager's calls --------------------------------------------------------------------------------
+
+    def usable(self, address: int, size: int) -> bool:
+        kernel = self.memory.kernel
+        return kernel.addr <= address and address + size <= kernel.addr + kernel.size
+
+    def arrived(self, manager: Manager) -> None:
+        self.take(manager)
+
+    def wanted_back(self, manager: Manager, size: int) -> None:
+        self.give_back(manager, size, timeout=self.patience)
+
+    # --- in and out -----------------------------------------------------------------------------------------
+
+    def take(self, manager: Manager, count: int | None = None) -> int:
+        """Bring at most ``count`` free plugged units online (None: all); the bytes that came.
+
+        One that fails is in ``failures``, stays plugged, and is nobody's.
+        """
+        came = 0
+        for unit in manager.hand_out(OWNER, count=count):
+            try:
+                self.memory.online(unit.address, unit.size)
+            except UvirtioError as error:
+                self.failures[unit.address] = error
+                self._told("failed", unit.address)
+                if self._is_used(unit.address, unit.size):
+                    self._held[unit.address] = unit  # it went wrong so badly that Linux has it after all
+                else:
+                    manager.give_back(unit)
+                continue
+            except BaseException:
+                if self._is_used(unit.address, unit.size):
+                    self._held[unit.address] = unit
+                raise
+            self._held[unit.address] = unit
+            self.failures.pop(unit.address, None)
+            came += unit.size
+            self._told("online", unit.address)
+        return came
+
+    def give_back(self, manager: Manager, size: int, *, timeout: float) -> int:
+        """Take ``size`` bytes from Linux, or as many as it can spare, the highest first; how many came free.
+
+        ``timeout`` (seconds) for all of it. First everything once, then the busy ones again.
+        """
+        deadline = time.monotonic() + timeout
+        freed = 0
+        for last in (False, True):
+            for piece in reversed(self._pieces()):
+                if freed >= size:
+                    return freed
+                left = max(0.0, deadline - time.monotonic())
+                if last and not left:
+                    return freed
+                try:
+                    self.memory.offline(piece, timeout=left if last else 0)
+                except InUse:
+                    self._told("busy", piece.start)
+                    continue
+                for address in range(piece.start, piece.start + piece.size, manager.unit):
+                    manager.give_back(self._held.pop(address))
+                freed += piece.size
+                self._told("offline", piece.start)
+        return freed
+
+    def _pieces(self) -> list[Piece]:
+        going = (PieceState.ONLINE, PieceState.PARTLY, PieceState.OFFLINE)
+        return [p for p in self.memory.kernel.pieces() if p.state in going and p.start in self._held]
+
+    def _is_used(self, address: int, size: int) -> bool:
+        kernel = self.memory.kernel
+        return bool(kernel.blocks(address, size)) or any(
+            piece.used and piece.start < address + size and address < piece.start + piece.size
+            for piece in kernel.pieces()
+        )

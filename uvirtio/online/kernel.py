@@ -1,0 +1,232 @@
+"""What the kernel shows of a region: /proc/iomem, memory blocks, dax devices. Reads only.
+
+Addresses are guest-physical, sizes in bytes. Sources: Documentation/admin-guide/mm/memory-hotplug.rst and
+Documentation/ABI/testing/sysfs-bus-dax of the kernel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from uvirtio.binding import sysfs
+from uvirtio.errors import NotSupported, PermissionLack
+from uvirtio.roots import Roots
+
+SOFT_RESERVED = "Soft Reserved"
+SYSTEM_RAM = "System RAM"
+KMEM = "kmem"
+
+_IOMEM_LINE = re.compile(r"^(?P<indent> *)(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) : (?P<name>.*)$")
+_DAX_NAME = re.compile(r"^dax\d+\.(?P<id>\d+)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Addresses from ``start`` up to, and without, ``end``; ``name`` as /proc/iomem has it."""
+
+    start: int
+    end: int
+    name: str = ""
+
+    @property
+    def size(self) -> int:
+        return self.end - self.start
+
+    def covers(self, start: int, size: int) -> bool:
+        return self.start <= start and start + size <= self.end
+
+    def overlaps(self, start: int, size: int) -> bool:
+        return self.start < start + size and start < self.end
+
+
+class PieceState(Enum):
+    """What became of a dax device, as far as can be seen."""
+
+    ONLINE = "online"
+    """System RAM, all of it."""
+    PARTLY = "partly"
+    """System RAM of which some memory blocks are offline."""
+    OFFLINE = "offline"
+    """Bound to kmem, every memory block offline."""
+    IDLE = "idle"
+    """Bound to nothing; Linux has none of it."""
+    STUCK = "stuck"
+    """Unbound while memory was online: it stays System RAM until the next boot."""
+    FOREIGN = "foreign"
+    """Bound to another driver: somebody else's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One dax device of the region, and the memory blocks in it."""
+
+    name: str
+    start: int
+    size: int
+    driver: str | None
+    state: PieceState
+
+    @property
+    def used(self) -> bool:
+        """Whether somebody may touch its bytes, so that none of it must be unplugged."""
+        return self.state is not PieceState.IDLE
+
+
+def boot_line(addr: int, size: int) -> str:
+    """What to add to the kernel's command line, so that this region can be handed to it later.
+
+    ``+0xefffffff`` makes type 1 (RAM), or 12 (persistent), into type 0xefffffff: E820_TYPE_SOFT_RESERVED.
+    Without ``region_idle`` dax_hmem makes one device of everything, which udev then lets kmem have: memory
+    that is not plugged.
+    """
+    return f"memmap={_short(size)}%{addr:#x}+0xefffffff dax_hmem.region_idle=1"
+
+
+def _short(size: int) -> str:
+    for shift, letter in ((30, "G"), (20, "M"), (10, "K")):
+        if size and size % (1 << shift) == 0:
+            return f"{size >> shift}{letter}"
+    return str(size)
+
+
+class Kernel:
+    """One region of guest-physical addresses, as this machine's kernel sees it."""
+
+    def __init__(self, addr: int, size: int, roots: Roots | None = None) -> None:
+        self.addr = addr
+        self.size = size
+        self.roots = roots or Roots()
+        self.memory = self.roots.sys / "devices/system/memory"
+        self.dax = self.roots.sys / "bus/dax"
+
+    # --- memory blocks --------------------------------------------------------------------------------------
+
+    def block_size(self) -> int:
+        """Bytes in a memory block: what comes and goes at once. Raises NotSupported."""
+        text = sysfs.read(self.memory / "block_size_bytes", 64)
+        try:
+            size = int(text or "", 16)  # without 0x
+        except ValueError:
+            size = 0
+        if size < 1 or size & (size - 1):
+            raise NotSupported(
+                "this kernel has no memory blocks that come and go",
+                seen=f"{self.memory}/block_size_bytes: {text!r}",
+                expected="a power of two",
+                remedy="the kernel needs CONFIG_MEMORY_HOTPLUG",
+            )
+        return size
+
+    def blocks(self, start: int, size: int) -> dict[Path, str]:
+        """The directories of the memory blocks that exist in this range, and their states."""
+        block = self.block_size()
+        found = {}
+        for number in range(start // block, -(-(start + size) // block)):
+            directory = self.memory / f"memory{number}"
+            state = sysfs.read(directory / "state", 64)
+            if state is not None:
+                found[directory] = state
+        return found
+
+    def total(self) -> int:
+        """MemTotal in bytes; 0 where /proc/meminfo has none."""
+        for line in sysfs.lines(self.roots.proc / "meminfo") or ():
+            name, _, value = line.partition(":")
+            words = value.split()
+            if name == "MemTotal" and words and words[0].isdecimal():
+                return int(words[0]) << 10  # proc(5): kB there are KiB
+        return 0
+
+    # --- /proc/iomem ----------------------------------------------------------------------------------------
+
+    def iomem(self) -> list[Span]:
+        """All lines of /proc/iomem. Raises PermissionLack where the kernel hides the addresses."""
+        spans = []
+        for line in sysfs.lines(self.roots.proc / "iomem") or ():
+            match = _IOMEM_LINE.match(line)
+            if match:
+                spans.append(Span(int(match["start"], 16), int(match["end"], 16) + 1, match["name"].strip()))
+        if spans and all(span.end == 1 for span in spans):
+            raise PermissionLack(
+                "/proc/iomem shows no addresses",
+                seen="zeros",
+                expected="addresses",
+                remedy="run this as root: it takes CAP_SYS_ADMIN",
+            )
+        return spans
+
+    def soft_reserved(self) -> Span:
+        """The Soft Reserved range that the region lies in. Raises NotSupported with the line for the boot."""
+        spans = self.iomem()
+        kept = [span for span in spans if span.name == SOFT_RESERVED]
+        for span in kept:
+            if span.covers(self.addr, self.size):
+                return span
+        near = [f"{span.start:#x}-{span.end - 1:#x} {span.name}" for span in kept if self._touches(span)]
+        raise NotSupported(
+            f"the kernel did not keep the region {self.addr:#x}-{self.addr + self.size - 1:#x} for this at boot",
+            seen=", ".join(near) or "nothing Soft Reserved there in /proc/iomem",
+            expected=f"a Soft Reserved range with all {self.size} bytes of it",
+            remedy=f"add this to the kernel's command line and boot again: {boot_line(self.addr, self.size)}",
+        )
+
+    def _touches(self, span: Span) -> bool:
+        return span.overlaps(self.addr, self.size)
+
+    def ram(self) -> list[Span]:
+        """What of the region is System RAM, whoever made it so."""
+        return [span for span in self.iomem() if span.name.startswith(SYSTEM_RAM) and self._touches(span)]
+
+    # --- dax devices ----------------------------------------------------------------------------------------
+
+    def devices(self) -> Iterator[Path]:
+        """The directories of all dax devices."""
+        top = self.dax / "devices"
+        for name in sysfs.names(top):
+            if _DAX_NAME.match(name):
+                yield top / name
+
+    def dax_region(self) -> Path | None:
+        """The directory ``dax_region`` of the dax region that has ours; None where there is none (yet)."""
+        kept = self.soft_reserved()
+        for directory in self.devices():
+            at = sysfs.number(directory / "resource")  # without a range of its own: the start of the region
+            region = sysfs.real(directory).parent / "dax_region"
+            if at is not None and kept.start <= at < kept.end and region.is_dir():
+                return region
+        return None
+
+    def mappings(self, directory: Path) -> list[Span]:
+        """The ranges of a dax device."""
+        found = []
+        for name in sysfs.names(directory):
+            if re.fullmatch(r"mapping\d+", name):
+                start, end = sysfs.number(directory / name / "start"), sysfs.number(directory / name / "end")
+                if start is not None and end is not None and start <= end:
+                    found.append(Span(start, end + 1, directory.name))
+        return found
+
+    def pieces(self) -> list[Piece]:
+        """The dax devices that have some of the region, by address; those without memory are left out."""
+        found = []
+        for directory in self.devices():
+            for span in self.mappings(directory):
+                if self._touches(span):
+                    found.append(self._piece(directory, span))
+        return sorted(found, key=lambda piece: piece.start)
+
+    def _piece(self, directory: Path, span: Span) -> Piece:
+        driver = sysfs.link_name(directory / "driver")
+        states = list(self.blocks(span.start, span.size).values())
+        if driver == KMEM:
+            away = states.count("offline")
+            state = PieceState.OFFLINE if away == len(states) else PieceState.PARTLY if away else PieceState.ONLINE
+        elif driver is not None:
+            state = PieceState.FOREIGN
+        else:
+            state = PieceState.STUCK if states else PieceState.IDLE
+        return Piece(directory.name, span.start, span.size, driver, state)

@@ -1,0 +1,388 @@
+"""Pieces of a region on their way into System RAM and back, one dax device each.
+
+In: create a dax device, give it the addresses, bind it to kmem, see every memory block online. Out: take the
+blocks offline, see that they are, unbind, see that they are gone, destroy. Never unbind what is online: the
+kernel would let go of the device, keep the memory, and not give it back until the next boot.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from uvirtio.binding import sysfs
+from uvirtio.binding.bind import Blocked, ChildWriter, modprobe
+from uvirtio.errors import BadSize, Busy, InUse, ModuleLack, NotSupported, OperationFailed, PermissionLack
+from uvirtio.online.kernel import KMEM, Kernel, Piece, PieceState, boot_line
+
+WRITE_SECONDS = 20.0
+"""How long the kernel may take for a write that has nothing to wait for."""
+RETRY_FIRST, RETRY_LAST = 0.05, 2.0
+"""Seconds between tries to take a busy memory block offline, growing by two."""
+
+TRY_SECONDS = 3.0
+"""How long the kernel may move pages about before a signal ends its try, at the least."""
+
+_IN_USE = frozenset({errno.EBUSY, errno.EAGAIN, errno.EINTR})
+
+
+class Writer(Protocol):
+    """How sysfs is written; :class:`uvirtio.binding.bind.ChildWriter`, but in tests."""
+
+    def write(self, path: Path, text: str, timeout: float) -> None: ...
+
+
+class SystemMemory:
+    """The region ``addr``, ``size`` of this machine, and what of it Linux has.
+
+    Nothing is looked at or changed before :meth:`prepare`. ``load`` loads a module with parameters.
+    """
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        *,
+        writer: Writer | None = None,
+        load: Callable[..., None] = modprobe,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.kernel = kernel
+        self._writer = writer or ChildWriter()
+        self._load = load
+        self._sleep = sleep
+        self._region: Path | None = None
+        self.retries = 0
+        """How often a memory block was busy, and tried again."""
+
+    # --- before anything ------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """See that all is there, load the modules, and clear away what an earlier run left half done.
+
+        Raises NotSupported (with the line for the boot), ModuleLack, PermissionLack.
+        """
+        kernel = self.kernel
+        kernel.soft_reserved()
+        kernel.block_size()
+        if kernel.dax_region() is None:
+            # Idle, or dax_hmem makes one device of the whole region, plugged or not, for kmem to take.
+            self._load("dax_hmem", "region_idle=1")
+        if not (kernel.dax / "drivers" / KMEM).is_dir():
+            self._check_nobody_took_it_all()  # kmem would take it as it comes
+            self._load(KMEM)
+        self._region = kernel.dax_region()
+        if self._region is None:
+            raise ModuleLack(
+                "dax_hmem made no dax region of the Soft Reserved memory",
+                seen="no device of /sys/bus/dax in it",
+                expected="one, such as dax0.0",
+                remedy="the kernel needs CONFIG_DEV_DAX_HMEM; if CXL has the range, this cannot work",
+            )
+        if not (kernel.dax / "drivers" / KMEM).is_dir():
+            raise ModuleLack(
+                "the driver kmem is not there", seen="no /sys/bus/dax/drivers/kmem", expected="CONFIG_DEV_DAX_KMEM"
+            )
+        if not os.access(self._region / "create", os.W_OK):
+            raise PermissionLack(
+                "only root may hand memory to Linux",
+                seen=f"{self._region}/create cannot be written",
+                expected="root",
+                remedy="run this as root",
+            )
+        self._check_nobody_took_it_all()
+        with self._locked():
+            self._clear_leftovers()
+
+    def _check_nobody_took_it_all(self) -> None:
+        """dax_hmem without region_idle makes one device of everything, plugged or not."""
+        block = self.kernel.block_size()
+        for piece in self.kernel.pieces():
+            if piece.start <= self.kernel.addr and piece.size > block and piece.size >= self.kernel.size:
+                raise NotSupported(
+                    f"{piece.name} has the whole region, also what is not plugged",
+                    seen=f"dax_hmem was loaded without region_idle; {piece.name} is {piece.state.value}"
+                    + (f", bound to {piece.driver}" if piece.driver else ""),
+                    expected="a region that is idle until memory is plugged",
+                    remedy="add this to the kernel's command line and boot again: "
+                    + boot_line(self.kernel.addr, self.kernel.size),
+                )
+
+    def _clear_leftovers(self) -> None:
+        """Dax devices that an interrupted run made and did not bind: nobody has them, nothing is in them."""
+        region = self._ready()
+        for directory in list(self.kernel.devices()):
+            if sysfs.real(directory).parent != region.parent or directory.name.endswith(".0"):
+                continue
+            if sysfs.link_name(directory / "driver") is not None:
+                continue
+            spans = self.kernel.mappings(directory)
+            if any(self.kernel.blocks(span.start, span.size) for span in spans):
+                continue  # stuck
+            self._destroy(directory)
+
+    def _ready(self) -> Path:
+        if self._region is None:
+            raise ValueError("prepare() comes first")
+        return self._region
+
+    @contextmanager
+    def _locked(self, timeout: float = 10.0) -> Iterator[None]:
+        """One at a time makes and destroys devices of this dax region: ``seed`` names the latest only."""
+        fd = os.open(self._ready(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            deadline = time.monotonic() + timeout
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if time.monotonic() >= deadline:
+                        raise Busy(
+                            "another process cuts up the same dax region",
+                            seen=f"{self._region} is locked",
+                            expected="one at a time",
+                            remedy="wait for it to end",
+                        ) from error
+                    self._sleep(0.05)
+            yield
+        finally:
+            os.close(fd)
+
+    # --- in -------------------------------------------------------------------------------------------------
+
+    def online(self, start: int, size: int | None = None) -> Piece:
+        """Make these plugged bytes System RAM that can be taken away again (ZONE_MOVABLE); the piece.
+
+        ``size``: whole memory blocks, one where None. What fails half-way is undone.
+        Raises BadSize, InUse where a dax device has some of it, OperationFailed.
+        """
+        block = self.kernel.block_size()
+        size = block if size is None else size
+        if start % block or size % block or size < 1:
+            raise BadSize(
+                f"{size} bytes at {start:#x} are no whole memory blocks",
+                seen=size,
+                expected=f"multiples of {block}",
+            )
+        if start < self.kernel.addr or start + size > self.kernel.addr + self.kernel.size:
+            raise BadSize(f"{size} bytes at {start:#x} are not all in the region", seen=f"{start:#x}")
+        self._require_free(start, size)
+        with self._locked():
+            directory = self._create(start, size)
+        try:
+            with self._movable():
+                self._bind(directory)
+                self._blocks_online(start, size)
+        except BaseException:
+            self._undo(directory, start, size)
+            raise
+        return self._piece_at(start)
+
+    def _require_free(self, start: int, size: int) -> None:
+        for piece in self.kernel.pieces():
+            if piece.start < start + size and start < piece.start + piece.size:
+                raise InUse(
+                    f"{piece.name} has some of the {size} bytes at {start:#x}",
+                    seen=f"{piece.state.value}, {piece.size} bytes at {piece.start:#x}",
+                    expected="memory that nobody has",
+                )
+        if self.kernel.blocks(start, size):
+            raise InUse(
+                f"the {size} bytes at {start:#x} are memory of Linux already", expected="no memory block there"
+            )
+
+    def _create(self, start: int, size: int) -> Path:
+        region = self._ready()
+        self._write(region / "create", "1")
+        name = sysfs.read(region / "seed", 64) or ""
+        directory = self.kernel.dax / "devices" / name
+        if not name or not directory.exists():
+            raise OperationFailed(
+                "the kernel made no dax device", seen=f"seed {name!r}", expected="the name of a new device"
+            )
+        try:
+            self._write(directory / "mapping", f"{start:x}-{start + size - 1:x}")
+        except BaseException:
+            self._destroy(directory)
+            raise
+        return directory
+
+    def _bind(self, directory: Path) -> None:
+        drivers = self.kernel.dax / "drivers" / KMEM
+        # A new id binds what has this name at once; without one nothing else takes it (its type is device_dax).
+        self._write(drivers / "new_id", directory.name)
+        driver = sysfs.link_name(directory / "driver")
+        if driver != KMEM:
+            raise OperationFailed(
+                f"kmem did not take {directory.name}",
+                seen=f"driver {driver}",
+                expected="kmem",
+                remedy="see the kernel's log (dmesg)",
+            )
+
+    @contextmanager
+    def _movable(self) -> Iterator[None]:
+        """While we add memory: what is onlined by itself goes where it can be taken away from again."""
+        path = self.kernel.memory / "auto_online_blocks"
+        before = sysfs.read(path, 64)
+        if before not in ("online", "online_kernel"):
+            yield
+            return
+        self._write(path, "online_movable")
+        try:
+            yield
+        finally:
+            self._write(path, before)
+
+    def _blocks_online(self, start: int, size: int) -> None:
+        for directory, state in self.kernel.blocks(start, size).items():
+            if state == "offline":
+                self._write(directory / "state", "online_movable")
+        states = list(self.kernel.blocks(start, size).values())
+        wanted = ["online"] * (size // self.kernel.block_size())
+        if states != wanted:
+            raise OperationFailed(
+                f"the memory at {start:#x} did not come online", seen=states, expected=wanted, remedy="see dmesg"
+            )
+
+    def _undo(self, directory: Path, start: int, size: int) -> None:
+        """After a failure half-way. What cannot be undone stays a piece that can be seen, and is in use."""
+        try:
+            if sysfs.link_name(directory / "driver") == KMEM:
+                self._all_offline(start, size, WRITE_SECONDS)
+                self._unbind(directory, start, size)
+            self._destroy(directory)
+        except (OperationFailed, InUse):
+            pass  # the failure that led here says more
+
+    # --- out ------------------------------------------------------------------------------------------------
+
+    def offline(self, piece: Piece, *, timeout: float = 10.0) -> None:
+        """Take a piece from Linux: its bytes may be unplugged afterwards.
+
+        Busy memory is tried again, ever less often, for ``timeout`` seconds (0: one try). Raises InUse where it
+        stays busy: the piece is all online again then. OperationFailed where the kernel did not keep its word.
+        """
+        directory = self.kernel.dax / "devices" / piece.name
+        if piece.state is PieceState.IDLE:
+            self._destroy(directory)
+            return
+        if piece.driver != KMEM:
+            raise InUse(
+                f"{piece.name} cannot be taken back",
+                seen=piece.state.value + (f", bound to {piece.driver}" if piece.driver else ""),
+                expected="a piece that kmem has",
+                remedy="it is System RAM until the next boot" if piece.state is PieceState.STUCK else None,
+            )
+        self._all_offline(piece.start, piece.size, timeout)
+        self._unbind(directory, piece.start, piece.size)
+        self._destroy(directory)
+
+    def _all_offline(self, start: int, size: int, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        ours: list[Path] = []
+        try:
+            for directory in self.kernel.blocks(start, size):
+                if self._block_offline(directory, deadline):
+                    ours.append(directory)
+            left = [d.name for d, state in self.kernel.blocks(start, size).items() if state != "offline"]
+            if left:
+                raise InUse(f"{', '.join(left)} came online again", seen="online", expected="offline")
+        except BaseException:
+            # Left alone, as it was: half a piece is of no use to anybody.
+            for directory in ours:
+                try:
+                    self._write(directory / "state", "online_movable")
+                except OperationFailed:
+                    pass
+            raise
+
+    def _block_offline(self, directory: Path, deadline: float) -> bool:
+        """Take one memory block offline; False if it was. Raises InUse when it stays busy."""
+        state = directory / "state"
+        pause = RETRY_FIRST
+        while sysfs.read(state, 64) != "offline":
+            left = deadline - time.monotonic()
+            try:
+                # The kernel tries for as long as nobody sends it a signal; the writer's child gets one.
+                self._writer.write(state, "offline", max(left, TRY_SECONDS))
+                return True
+            except Blocked as error:
+                self._settle(state)
+                why = "the kernel did not get its pages moved"
+                cause: Exception = error
+            except OSError as error:
+                if error.errno not in _IN_USE:
+                    raise _failed(state, "offline", error) from error
+                why = error.strerror or "busy"
+                cause = error
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise InUse(
+                    f"{directory.name} is in use and stays online",
+                    seen=why,
+                    expected="memory whose pages can be moved elsewhere",
+                    remedy="free memory, and try again",
+                ) from cause
+            self.retries += 1
+            self._sleep(min(pause, left))
+            pause = min(pause * 2, RETRY_LAST)
+        return False
+
+    def _settle(self, state: Path) -> None:
+        """After a signal: wait for the block to be one thing or the other."""
+        deadline = time.monotonic() + WRITE_SECONDS
+        while sysfs.read(state, 64) == "going-offline" and time.monotonic() < deadline:
+            self._sleep(0.02)
+
+    def _unbind(self, directory: Path, start: int, size: int) -> None:
+        drivers = self.kernel.dax / "drivers" / KMEM
+        self._write(drivers / "unbind", directory.name)
+        left = self.kernel.blocks(start, size)
+        if left:
+            raise OperationFailed(
+                f"Linux did not let go of the memory at {start:#x}",
+                seen=", ".join(f"{d.name} {state}" for d, state in left.items()),
+                expected="no memory block there",
+                remedy="it stays System RAM until the next boot, and must not be unplugged",
+            )
+
+    def _destroy(self, directory: Path) -> None:
+        """A dax device that nobody has: its id, its addresses, itself. The one with id 0 always stays."""
+        try:
+            self._writer.write(self.kernel.dax / "drivers" / KMEM / "remove_id", directory.name, WRITE_SECONDS)
+        except OSError:
+            pass  # kmem never heard of it
+        if sysfs.number(directory / "size"):
+            self._write(directory / "size", "0")
+        if not directory.name.endswith(".0"):
+            self._write(self._ready() / "delete", directory.name)
+
+    # --- helpers --------------------------------------------------------------------------------------------
+
+    def _piece_at(self, start: int) -> Piece:
+        for piece in self.kernel.pieces():
+            if piece.start == start:
+                return piece
+        raise OperationFailed(f"the piece at {start:#x} is gone", expected="a dax device there")
+
+    def _write(self, path: Path, text: str) -> None:
+        try:
+            self._writer.write(path, text, WRITE_SECONDS)
+        except OSError as error:
+            raise _failed(path, text, error) from error
+
+
+def _failed(path: Path, text: str, error: OSError) -> OperationFailed:
+    return OperationFailed(
+        f"writing {text!r} to {path} failed",
+        seen=error.strerror or str(error),
+        expected="a write that the kernel takes",
+        remedy="see the kernel's log (dmesg)",
+    )
