@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
@@ -55,7 +55,16 @@ def adopt(bodies: ModuleType, cells: list[Any]) -> dict[str, Any]:
     mark = pytest.mark.parametrize("cell", cells, indirect=True)
     short = bodies.__name__.rsplit(".", 1)[-1]
     return {
-        f"test_{short}_{name.removeprefix('test_')}": mark(body)
+        f"test_{short}_{name.removeprefix('test_')}": mark(_copy(body))
         for name, body in vars(bodies).items()
         if name.startswith("test_")
     }
+
+
+def _copy(body: FunctionType) -> FunctionType:
+    """The same test as a function of its own: marks are kept on it, and others adopt it too."""
+    made = FunctionType(body.__code__, body.__globals__, body.__name__, body.__defaults__, body.__closure__)
+    made.__kwdefaults__ = body.__kwdefaults__
+    made.__dict__.update(body.__dict__)
+    made.pytestmark = list(getattr(body, "pytestmark", []))  # type: ignore[attr-defined]
+    return made
