@@ -62,7 +62,8 @@ def _reports_folder() -> Path:
     top = cache.root() / "reports"
     top.mkdir(exist_ok=True)
     for old in sorted(top.iterdir())[:-4]:
-        shutil.rmtree(old, ignore_errors=True)
+        if time.time() - old.stat().st_mtime > 24 * 3600:  # a younger one may be of a run that goes on
+            shutil.rmtree(old, ignore_errors=True)
     path = top / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     path.mkdir()
     return path

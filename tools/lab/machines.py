@@ -23,7 +23,7 @@ class Machine:
     iommu: str = "intel"
     memory: str = "1G"
     append: str = ""
-    timeout: float = 600.0
+    timeout: float = 1200.0
 
 
 def load() -> list[Machine]:
