@@ -294,6 +294,7 @@ class Balloon(Model):
         self.stats_chain: Chain | None = None
         self.hints: list[tuple[str, int]] = []
         """What came on free_page_vq: ("command", id) or ("pages", bytes)."""
+        self.opened: set[int] = set()
         self.reports: list[list[int]] = []
         """What came on reporting_vq: the lengths of the elements of each chain."""
         self.free: list[tuple[int, int]] = []
@@ -307,6 +308,7 @@ class Balloon(Model):
     def reset(self) -> None:
         self.frames.clear()
         self.stats_chain = None
+        self.opened.clear()
         self.kept.clear()
 
     def memory_freed(self, block: ScriptedBlock) -> None:
@@ -382,8 +384,9 @@ class Balloon(Model):
             data = chain.data()
             check("BAL-H01", len(data) == 4 and not chain.writable, f"a command of {len(data)} bytes")
             value = int.from_bytes(data[:4], "little")
-            repeated = value >= balloon.CMD_ID_FIRST and ("command", value) in self.hints
-            check("BAL-H03", not repeated, f"the id {value} came twice")
+            check("BAL-H03", value not in self.opened, f"the id {value} came twice")
+            if value >= balloon.CMD_ID_FIRST:
+                self.opened.add(value)
             self.hints.append(("command", value))
             return
         opened = [value for kind, value in self.hints if kind == "command"]
@@ -405,10 +408,10 @@ class Balloon(Model):
         data = chain.data()
         check("BAL-PFN", not chain.writable and len(data) % 4 == 0, "PFN arrays are le32 and read-only")
         pfns = list(struct.unpack(f"<{len(data) // 4}I", data))
+        owned = {frame for block in self.device.memory.open_blocks() for frame in block.frames}
         for pfn in pfns:
             if role == "inflate":
-                owner = self.device.memory.frame_owner(pfn)
-                check("BAL-PFN", pfn != 0 and owner is not None, f"frame {pfn:#x} is nobody's")
+                check("BAL-PFN", pfn != 0 and pfn in owned, f"frame {pfn:#x} is nobody's")
                 self.frames.add(pfn)
             else:
                 check("BAL-05", pfn in self.frames, f"frame {pfn:#x} is deflated and was never inflated")

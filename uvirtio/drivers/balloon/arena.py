@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import Enum
+from types import TracebackType
+from typing import Self
 
 from uvirtio.errors import Closed, OperationFailed, Refused
 from uvirtio.memory.seams import Block, DmaSpace
@@ -127,6 +129,14 @@ class Arena:
         self._closed = True
         for block in self._blocks:
             block.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def allocate(dma: DmaSpace, size: int) -> list[Block]:

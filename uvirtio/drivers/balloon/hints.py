@@ -58,7 +58,7 @@ class Hints:
         if changes != self._seen:
             self._seen = changes
             self._obey(self._device.read_config(_CMD_ID)[0])
-        if self._wanted is not None and self._slots:
+        if self._wanted is not None and self._slots and self._queue.ring.free:
             self._open(self._wanted)
         if self._supplying:
             self._supply()
