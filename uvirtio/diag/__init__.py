@@ -240,7 +240,9 @@ def _tell_capabilities(device: dev.Device, note: _Note) -> None:
     transport = device.transport
     assert isinstance(transport, PciModern)
     note.detail = f"{device.type} (device id {device.device_id}); " + ", ".join(
-        f"{cap.type} BAR {cap.bar}+{cap.offset:#x}" for cap in transport.capabilities if cap.verdict == "ok"
+        f"{cap.type} BAR {cap.bar}+{cap.offset:#x}"
+        for cap in transport.capabilities
+        if cap.verdict == "ok" and cap.length  # not PCI_CFG and vendor data, which lie in no BAR
     )
     bad = [
         f"{cap.type} at {cap.config_offset:#04x}: {cap.why}"
