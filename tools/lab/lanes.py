@@ -26,8 +26,10 @@ class _Lane:
 def run(steps: list[tuple[str, Step]], lanes: int) -> list[Outcome]:
     """The outcomes of all steps, in their order; at most ``lanes`` run at once, each in a process of its own.
 
-    What a step prints is shown when it has ended. A signal ends all of them.
+    What a step prints is shown when it has ended; with one lane, or one step, as it comes. A signal ends all.
     """
+    if lanes == 1 or len(steps) == 1:
+        return [step() for _, step in steps]
     outcomes: list[Outcome | None] = [None] * len(steps)
     waiting = list(enumerate(steps))
     running: dict[int, _Lane] = {}
