@@ -295,6 +295,7 @@ def test_a_clone_is_what_the_kernel_takes(evdev: FakeEvdev, node: str):
     assert how["name"] == "ä" * 39, "79 bytes, and no half of a character"
     assert (how["bustype"], how["vendor"], how["product"], how["version"]) == (6, 0x627, 1, 2)
     assert (how["phys"], how["devnode"], how["input_props"]) == ("uvirtio/x", node, [1])
+    assert how["max_effects"] == 0
     events = how["events"]
     assert events[KEY] == [30, 0x2FF]
     assert events[spec.EV_REP] == []

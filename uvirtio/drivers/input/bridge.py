@@ -73,6 +73,7 @@ class UinputClone:
                 devnode=node,
                 phys=phys,
                 input_props=sorted(sane.properties),
+                max_effects=0,  # or the clone would claim force feedback
             )
         except (OSError, evdev.UInputError) as error:
             number = getattr(self._device, "fd", -1)
