@@ -72,6 +72,33 @@ def test_the_event_queue_stays_stocked(cell: Cell) -> None:
         assert device.queues[0].ring.in_flight == size
 
 
+@pytest.mark.spec("INP-08")
+def test_what_happens_at_once_is_one_frame(cell: Cell) -> None:
+    with cell.open() as device, Input(device) as keyboard:
+        press(cell, "a", "b", down=True)
+        frame = keyboard.read_frame(timeout=10)
+        assert frame is not None
+        assert list(frame) == [
+            InputEvent(EV_KEY, KEY_A, 1),
+            InputEvent(EV_KEY, KEY_B, 1),
+            InputEvent(EV_SYN, 0, 0),
+        ]
+        assert keyboard.state.keys == {KEY_A, KEY_B}
+        press(cell, "a", "b", down=False)
+        assert keyboard.read_frame(timeout=10) is not None
+        assert keyboard.state.keys == frozenset()
+
+
+@pytest.mark.spec("INP-06")
+def test_the_device_takes_more_leds_than_its_queue_holds(cell: Cell) -> None:
+    with cell.open() as device, Input(device) as keyboard:
+        for turn in range(2 * device.queues[1].ring.size + 1):
+            keyboard.set_led(turn % 3, bool(turn % 2))
+        assert keyboard.flush(timeout=10)
+        assert keyboard.status_pending == 0
+        assert device.queues[1].ring.in_flight == 0
+
+
 def test_nothing_pressed_is_no_error(cell: Cell) -> None:
     with cell.open() as device, Input(device) as keyboard:
         assert keyboard.read(timeout=0.05) == []
