@@ -14,6 +14,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.unit.scripted import Input, ScriptedDevice
 from uvirtio import device as dev
+from uvirtio.device import unobserved
+from uvirtio.diag import datapath
 from uvirtio.drivers.input import AbsInfo, Description, Frame, InputEvent, InputIds
 from uvirtio.drivers.input import Input as Driver
 from uvirtio.errors import DeviceBroken, DeviceResetByOther, NotSupported, UsageError
@@ -478,3 +480,28 @@ def test_a_description_needs_only_a_name():
     assert Description("x").slots == 0
     assert Description("x").can(0, 0)
     assert not Description("x").can(KEY, 30)
+
+
+# --- what diag makes of it ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "answers", "said", "odd"),
+    [
+        ({}, {}, "it took an LED", ""),
+        ({"silent_queues": {spec.STATUSQ}}, {}, "scripted keyboard", "does not look at its status queue"),
+        ({}, {**TOUCH, (Select.ABS_INFO, 0): absinfo(1, 0, 0, 0, 0)}, "5 contacts", "max 0 is below min 1"),
+    ],
+)
+def test_diag_tries_an_led_and_tells_what_is_odd(
+    how: dict[str, object], answers: dict[tuple[int, int], bytes], said: str, odd: str
+):
+    scripted = ScriptedDevice(Input(answers={**LEDS, **answers}), **how)  # type: ignore[arg-type]
+    with dev.identify("x", scripted, timeout=0.1) as device:
+        path = datapath.for_device(device)
+        path.start(unobserved)
+        outcome = path.exercise()
+        assert said in outcome.detail
+        assert odd in outcome.suspicious
+        assert outcome.skipped is not bool(odd), "nobody pressed a key; but what is odd is said"
+    scripted.assert_left()

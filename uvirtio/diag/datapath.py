@@ -184,14 +184,25 @@ class _InputPath:
         self._input = Input(self._device, observe=observe)
 
     def exercise(self) -> Outcome:
-        about = f"{self._input.name!r}, event types {sorted(self._input.event_types())}"
+        told = self._input.describe()
+        about = f"{told.name!r}, event types {sorted(told.events)}"
+        if told.slots:
+            about += f", {told.slots} contacts"
+        leds = sorted(told.events.get(input_spec.EV_LED, ()))
+        odd = "; ".join(self._input.findings)
+        if leds:
+            self._input.set_led(leds[0], False)
+            if self._input.flush(timeout=self._device.timeout):
+                about += "; it took an LED"
+            else:
+                odd = f"{odd}; " * bool(odd) + "it does not look at its status queue (5.8.6)"
         if self._witness is None:
-            return Outcome(f"{about}; event queue stocked, nobody here can press a key", skipped=True)
+            return Outcome(f"{about}; event queue stocked, nobody here can press a key", odd, skipped=not odd)
         self._witness("input-send-event", events=[self._input_event()])
         found = self._input.read(timeout=self._device.timeout)
         if not found:
             return Outcome(about, "the host sent an event and none arrived")
-        return Outcome(f"{about}; the host sent an event, {len(found)} arrived, first {found[0]}")
+        return Outcome(f"{about}; the host sent an event, {len(found)} arrived, first {found[0]}", odd)
 
     def _input_event(self) -> dict[str, Any]:
         """An event of a kind that this device has: a key, or a movement."""
