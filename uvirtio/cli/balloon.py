@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,7 +16,7 @@ from uvirtio.cli.common import DevArgument, Run, seconds, verb
 from uvirtio.cli.progress import make_progress
 from uvirtio.cli.signals import Signalled
 from uvirtio.cli.size import PAGE, human, parse_size
-from uvirtio.errors import BadSize, NotSupported, UvirtioError
+from uvirtio.errors import BadSize, NotSupported, UsageError, UvirtioError
 from uvirtio.fuse import QEMU_PREFIX
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def register(app: typer.Typer) -> None:
     verb(group, "status", group="balloon", opens=True)(status)
     verb(group, "inflate", group="balloon", opens=True, streams=True)(inflate)
     verb(group, "follow", group="balloon", opens=True, streams=True)(follow)
+    verb(group, "stats", group="balloon", opens=True, streams=True)(stats)
+    verb(group, "report", group="balloon", opens=True, streams=True)(report)
 
 
 # --- status -------------------------------------------------------------------------------------------------
@@ -39,7 +42,7 @@ def status(run: Run, dev: DevArgument) -> None:
     from uvirtio.drivers.balloon import Balloon
     from uvirtio.spec import features as f
 
-    with run.device(dev) as device, Balloon(device) as driver:
+    with run.device(dev) as device, Balloon(device, roots=run.roots) as driver:
         target, actual = driver.num_pages, driver.actual
         offered, taken = f.names(device.type, device.offered), f.names(device.type, device.features)
         mode = device.transport.interrupt_mode.value
@@ -73,29 +76,54 @@ def status(run: Run, dev: DevArgument) -> None:
 
 # --- inflate ------------------------------------------------------------------------------------------------
 
+FREE_MEMORY = "free-memory"
+"""The rule that keeps a floor of free memory; the one that --force can name here."""
+
+SizeArgument = Annotated[str, typer.Argument(metavar="SIZE", help="64M, 1GiB, or 25% of the guest's memory.")]
+HoldOption = Annotated[
+    float | None, typer.Option("--hold", metavar="SECONDS", help="Leave after this long instead of on Ctrl-C.")
+]
+FloorOption = Annotated[
+    str,
+    typer.Option("--floor", metavar="SIZE", help="Leave this much memory free (default: 5%, at least 256M)."),
+]
+
+
+def _floor(run: Run, dev: str, floor: str) -> int | None:
+    """``--floor`` in bytes; None where it was not given."""
+    if not floor:
+        return None
+    total = _guest_memory(run, dev) if floor.strip().endswith("%") else None
+    return parse_size(floor, total=total, multiple=1)
+
 
 def inflate(
     run: Run,
     dev: DevArgument,
-    size: Annotated[str, typer.Argument(metavar="SIZE", help="64M, 1GiB, or 25% of the guest's memory.")],
-    hold: Annotated[
-        float | None, typer.Option("--hold", metavar="SECONDS", help="Leave after this long instead of on Ctrl-C.")
-    ] = None,
+    size: SizeArgument,
+    hold: HoldOption = None,
+    floor: FloorOption = "",
+    force: Annotated[
+        str, typer.Option("--force", metavar="RULE", help="free-memory: the floor does not count.")
+    ] = "",
 ) -> None:
     """Take SIZE into the balloon, hold it until Ctrl-C, SIGTERM or --hold, then give it back."""
     if hold is not None and hold != 0:
         seconds("--hold", hold)
+    if force not in ("", FREE_MEMORY):
+        raise UsageError("--force names a rule", seen=force, expected=FREE_MEMORY)
     pages = _pages(run, dev, size)
+    least = _floor(run, dev, floor)
     from uvirtio.drivers.balloon import Balloon
 
     started = time.monotonic()
     reached = 0
     with run.device(dev) as device:
-        with Balloon(device) as driver:
+        with Balloon(device, floor=least, roots=run.roots) as driver:
             try:
                 with make_progress(run, f"inflate {human(pages * PAGE)}", pages) as progress:
-                    driver.inflate(pages, progress=progress.update)
-                _hold(run, device, driver, hold)
+                    driver.inflate(pages, progress=progress.update, force=force == FREE_MEMORY)
+                _hold(run, driver, hold)
                 _say_leaving(run, driver.held, "held long enough")
             except Signalled as signalled:
                 _say_leaving(run, driver.held, signalled.name)
@@ -133,15 +161,14 @@ def _guest_memory(run: Run, dev: str) -> int:
     raise NotSupported(f"{path} has no MemTotal", expected="a MemTotal line", remedy="give SIZE in bytes")
 
 
-def _hold(run: Run, device: Device, driver: Balloon, hold: float | None) -> None:
+def _hold(run: Run, driver: Balloon, hold: float | None) -> None:
     if run.json:
         run.document(event="holding", pages=driver.held, bytes=driver.held * PAGE, hold_s=hold)
     else:
         until = "until Ctrl-C" if hold is None else f"for {hold:g} s"
         run.line(f"holding {driver.held} pages ({human(driver.held * PAGE)}) {until}")
-    with device.session():
-        # In the wait loop, so that a device that breaks or goes away meanwhile is noticed.
-        device.wait(lambda: False, timeout=hold, what="the end of the hold", owed=False)
+    # In the wait loop: the host's questions are answered, and a device that breaks meanwhile is noticed.
+    driver.hold(hold)
 
 
 def _say_leaving(run: Run, pages: int, why: str) -> None:
@@ -183,6 +210,7 @@ def follow(
     run: Run,
     dev: DevArgument,
     limit: Annotated[str, typer.Option("--limit", metavar="SIZE", help="Never hold more than this.")] = "",
+    floor: FloorOption = "",
     for_seconds: Annotated[
         float | None, typer.Option("--for", metavar="SECONDS", help="Stop after this long.")
     ] = None,
@@ -191,16 +219,17 @@ def follow(
     if for_seconds is not None:
         seconds("--for", for_seconds)
     most = _pages(run, dev, limit) if limit else None
+    least = _floor(run, dev, floor)
     from uvirtio.drivers.balloon import Balloon
 
     with run.device(dev) as device:
         started = time.monotonic()
-        with Balloon(device) as driver:
+        with Balloon(device, floor=least, roots=run.roots) as driver:
             teller = _Follower(run, driver, most)
             teller.tell("following")
             try:
                 with _time_up_after(device, for_seconds):
-                    driver.follow(limit=most, progress=teller.progress)
+                    driver.follow(limit=most, progress=teller.progress, shortage=teller.shortage)
             except _TimeUp:
                 _say_leaving(run, driver.held, "--for is over")
             except Signalled as signalled:
@@ -244,6 +273,14 @@ class _Follower:
         elif time.monotonic() - self._told >= self._EVERY:
             self.tell("progress")
 
+    def shortage(self, why: Exception, delay: float) -> None:
+        """Why the balloon does not grow now."""
+        reason = why.message if isinstance(why, UvirtioError) else str(why) or type(why).__name__
+        if self._run.json:
+            self._run.document(event="short", reason=reason, retry_s=delay, pages=self._driver.held)
+        else:
+            self._run.line(f"short of memory: {reason}; next try in {delay:.1f} s")
+
     def tell(self, event: str) -> None:
         self._told = time.monotonic()
         target, held = self._driver.num_pages, self._driver.held
@@ -251,3 +288,104 @@ class _Follower:
             self._run.document(event=event, num_pages=target, pages=held, bytes=held * PAGE)
         else:
             self._run.line(f"{event}: target {human(target * PAGE)}, balloon {human(held * PAGE)}")
+
+
+# --- stats --------------------------------------------------------------------------------------------------
+
+
+def stats(
+    run: Run,
+    dev: DevArgument,
+    watch: Annotated[bool, typer.Option("--watch", help="Show them anew each second, until Ctrl-C.")] = False,
+    for_seconds: Annotated[
+        float | None, typer.Option("--for", metavar="SECONDS", help="With --watch: stop after this long.")
+    ] = None,
+    cgroup: Annotated[
+        Path | None, typer.Option("--cgroup", metavar="DIR", help="Of this cgroup (v2) instead of the machine.")
+    ] = None,
+) -> None:
+    """Give the host statistics of this machine's memory, and show them by their two names."""
+    if for_seconds is not None:
+        seconds("--for", for_seconds)
+    from uvirtio.drivers.balloon import Balloon, Collector
+
+    collector = Collector(run.roots, cgroup)
+    with run.device(dev) as device, Balloon(device, stats=collector, roots=run.roots) as driver:
+        if driver.stats is None:
+            raise NotSupported(
+                f"{dev} takes no statistics",
+                seen=f"offered features {device.offered:#x}",
+                expected="STATS_VQ (5.5.3)",
+            )
+        _tell_stats(run, driver, collector())
+        if not watch:
+            return
+        end = None if for_seconds is None else time.monotonic() + for_seconds
+        while (left := 1.0 if end is None else min(1.0, end - time.monotonic())) > 0:
+            driver.hold(left)
+            _tell_stats(run, driver, collector())
+
+
+def _tell_stats(run: Run, driver: Balloon, values: Mapping[int, int]) -> None:
+    from uvirtio.drivers.balloon import BYTES, VIRSH, name_of
+
+    requests = 0 if driver.stats is None else driver.stats.requests
+    if run.json:
+        entries = [
+            {
+                "tag": tag,
+                "name": name_of(tag),
+                "virsh": VIRSH.get(tag),
+                "value": value,
+                "unit": "bytes" if tag in BYTES else "events",
+            }
+            for tag, value in values.items()
+        ]
+        run.document(statistics=entries, requests=requests)
+        return
+    rows = [
+        [VIRSH.get(tag, "-"), name_of(tag), human(value) if tag in BYTES else str(value)]
+        for tag, value in values.items()
+    ]
+    run.table(["virsh", "standard", "value"], rows)
+    run.line(f"the host has asked {requests} times")
+
+
+# --- report -------------------------------------------------------------------------------------------------
+
+
+def report(run: Run, dev: DevArgument, size: SizeArgument, hold: HoldOption = None) -> None:
+    """Hold SIZE of memory free and tell the host so, until Ctrl-C, SIGTERM or --hold.
+
+    The host may take what is behind it, and leave it out of a migration; nothing of the balloon grows.
+    """
+    if hold is not None and hold != 0:
+        seconds("--hold", hold)
+    wanted = _pages(run, dev, size) * PAGE
+    from uvirtio.drivers.balloon import Balloon
+
+    with run.device(dev) as device, Balloon(device, reporting=True, hinting=True, roots=run.roots) as driver:
+        if driver.reports is None and driver.hints is None:
+            raise NotSupported(
+                f"{dev} does not want to know of free memory",
+                seen=f"offered features {device.offered:#x}",
+                expected="PAGE_REPORTING or FREE_PAGE_HINT (5.5.3)",
+                remedy="QEMU: virtio-balloon-pci,free-page-reporting=on",
+            )
+        arena = driver.arena(wanted)
+        told = driver.report(arena) if driver.reports is not None else 0
+        if driver.hints is not None:
+            driver.lend(arena)
+        try:
+            if run.json:
+                run.document(event="holding", bytes=arena.size, reported_bytes=told, hold_s=hold)
+            else:
+                until = "until Ctrl-C" if hold is None else f"for {hold:g} s"
+                run.line(f"{human(told)} reported in {len(arena.ranges)} ranges; held free {until}")
+            driver.hold(hold)
+        finally:
+            hinted = driver.hints.hinted if driver.hints is not None else 0
+            if run.json:
+                run.document(event="leaving", bytes=arena.size, reported_bytes=told, hinted_bytes=hinted)
+            else:
+                run.line(f"leaving: {human(told)} were reported, {human(hinted)} hinted")

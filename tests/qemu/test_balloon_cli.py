@@ -1,0 +1,75 @@
+"""balloon stats, report, and the floor, as commands on QEMU's balloon."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.qemu.test_cli import start, uvirtio  # noqa: F401  # fixtures, found by their names here
+
+Runs = Callable[..., tuple[int, str, str]]
+REPORTS = "qemu:virtio-balloon-pci,free-page-reporting=on"
+
+
+def test_stats_have_both_names(uvirtio: Runs) -> None:  # noqa: F811
+    code, out, err = uvirtio("balloon", "stats", "qemu:virtio-balloon-pci")
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()]
+    assert ["available", "MEMTOT"] in [row[:2] for row in rows]
+    assert ["usable", "AVAIL"] in [row[:2] for row in rows]
+    code, out, _ = uvirtio("balloon", "stats", "qemu:virtio-balloon-pci", "--json", "--watch", "--for", "1.2")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and len(lines) == 3
+    for line in lines:
+        assert line["requests"] == 0
+        assert {"tag": 5, "name": "MEMTOT", "virsh": "available", "unit": "bytes"}.items() <= next(
+            entry for entry in line["statistics"] if entry["tag"] == 5
+        ).items()
+
+
+def test_report_tells_how_much(uvirtio: Runs) -> None:  # noqa: F811
+    code, out, err = uvirtio("balloon", "report", REPORTS, "8M", "--hold", "0.1", "--json")
+    assert (code, err) == (0, "")
+    held, left = (json.loads(line) for line in out.splitlines())
+    assert (held["event"], held["reported_bytes"]) == ("holding", 8 << 20)
+    assert (left["event"], left["hinted_bytes"]) == ("leaving", 0)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "word"),
+    [
+        (["report", "qemu:virtio-balloon-pci", "8M"], 4, "PAGE_REPORTING"),
+        (["inflate", "qemu:virtio-balloon-pci", "8M", "--floor", "1024T"], 3, "free-memory"),
+        (["inflate", "qemu:virtio-balloon-pci", "8M", "--force", "all"], 2, "free-memory"),
+        (["inflate", "qemu:virtio-balloon-pci", "8M", "--floor", "much"], 2, "UV-USAGE-SIZE"),
+    ],
+)
+def test_wrong_use(uvirtio: Runs, argv: list[str], code: int, word: str) -> None:  # noqa: F811
+    found, out, err = uvirtio("balloon", *argv)
+    assert (found, out) == (code, "")
+    assert word in err
+
+
+def test_force_names_the_rule(uvirtio: Runs) -> None:  # noqa: F811
+    argv = [
+        "inflate",
+        "qemu:virtio-balloon-pci",
+        "8M",
+        "--floor",
+        "1024T",
+        "--force",
+        "free-memory",
+        "--hold",
+        "0",
+    ]
+    code, _, err = uvirtio("balloon", *argv)
+    assert (code, err) == (0, "")
+
+
+def test_follow_says_why_it_does_not_grow(uvirtio: Runs) -> None:  # noqa: F811
+    argv = ["follow", "qemu:virtio-balloon-pci", "--floor", "1024T", "--for", "0.3", "--json"]
+    code, out, _ = uvirtio("balloon", *argv)
+    assert code == 0
+    assert [json.loads(line)["event"] for line in out.splitlines()] == ["following", "leaving", "done"]
