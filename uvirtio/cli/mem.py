@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uvirtio.cli import output
+from uvirtio.cli import mem_online, output
 from uvirtio.cli.common import DevArgument, Run, seconds, verb
 from uvirtio.cli.signals import Signalled
 from uvirtio.cli.size import human, parse_size
-from uvirtio.errors import BadSize
+from uvirtio.errors import BadSize, UsageError
 from uvirtio.fuse import QEMU_PREFIX
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def register(app: typer.Typer) -> None:
     verb(group, "unplug", group="mem", opens=True)(unplug)
     verb(group, "follow", group="mem", opens=True, streams=True)(follow)
     verb(group, "unplug-all", group="mem", opens=True)(unplug_all)
+    verb(group, "online", group="mem", opens=True)(mem_online.online)
+    verb(group, "offline", group="mem", opens=True)(mem_online.offline)
 
 
 @contextmanager
@@ -273,6 +275,9 @@ def follow(
     for_seconds: Annotated[
         float | None, typer.Option("--for", metavar="SECONDS", help="Stop after this long.")
     ] = None,
+    online: Annotated[
+        bool, typer.Option("--online", help="Give what is plugged to Linux itself, and take it back (no --unit).")
+    ] = False,
 ) -> None:
     """Plug and unplug as the host requests, whenever it does, until Ctrl-C. What is plugged then stays."""
     if for_seconds is not None:
@@ -280,8 +285,9 @@ def follow(
     for text in (unit, limit):
         if text and not text.strip().endswith("%"):
             parse_size(text)
-    with _driver(run, dev) as (device, mem):
-        manager = _manager(mem, unit, limit)
+    if online and unit:
+        raise UsageError("--online hands out memory blocks, whatever --unit says", remedy="leave --unit away")
+    with _managed(run, dev, unit, limit, online) as (device, mem, manager):
         teller = _Follower(run, mem, manager)
         teller.tell("following")
         try:
@@ -292,6 +298,16 @@ def follow(
         except Signalled as signalled:
             teller.tell("leaving", reason=signalled.name)
             raise
+
+
+@contextmanager
+def _managed(run: Run, dev: str, unit: str, limit: str, online: bool) -> Iterator[tuple[Device, Mem, Manager]]:
+    if online:
+        with mem_online.handing(run, dev, limit=limit, teller=True) as (device, mem, _, manager):
+            yield device, mem, manager
+    else:
+        with _driver(run, dev) as (device, mem):
+            yield device, mem, _manager(mem, unit, limit)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ kmem is System RAM. The way back is the same way backwards, and ends with the bl
 :class:`Linux` is the manager's consumer that does so as plugged memory comes and goes.
 """
 
-from uvirtio.online.consumer import OWNER, Linux, claim_used, system_memory
+from uvirtio.online.consumer import OWNER, Linux, system_memory
 from uvirtio.online.kernel import Kernel, Piece, PieceState, boot_line
 from uvirtio.online.pieces import SystemMemory
 
@@ -20,6 +20,5 @@ __all__ = [
     "PieceState",
     "SystemMemory",
     "boot_line",
-    "claim_used",
     "system_memory",
 ]

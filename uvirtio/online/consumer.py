@@ -13,6 +13,8 @@ from uvirtio.online.pieces import SystemMemory
 from uvirtio.roots import Roots
 
 OWNER = "Linux"
+BUSY_FIRST, BUSY_LAST = 0.5, 15.0
+"""Seconds before a busy piece is tried again while following, growing by two."""
 
 
 def kernel_of(mem: Mem, roots: Roots) -> Kernel | None:
@@ -35,31 +37,21 @@ def system_memory(mem: Mem, roots: Roots) -> SystemMemory:
     return SystemMemory(kernel)
 
 
-def claim_used(mem: Mem, roots: Roots) -> int:
-    """Note in the books what Linux has of the region, so that nobody unplugs it; how many bytes that is.
-
-    For whoever plugs and unplugs without handing memory to Linux. Raises PermissionLack where it cannot be
-    seen what Linux has, while something is plugged that it could have.
-    """
-    kernel = kernel_of(mem, roots)
-    if kernel is None or not mem.books.plugged:
-        return 0
-    spans = [(span.start, span.end) for span in kernel.ram()]
-    spans += [(piece.start, piece.start + piece.size) for piece in kernel.pieces() if piece.used]
+def _claim_used(mem: Mem, kernel: Kernel) -> None:
+    """Note in the books what Linux has of the region beside what is noted there already: nobody may unplug it."""
     block = mem.block_size
-    for start, end in spans:
-        first, count = mem.books.blocks_of(start - mem.addr, end - start)
+    for span in kernel.ram():
+        first, count = mem.books.blocks_of(span.start - mem.addr, span.size)
         first, count = max(0, first), count + min(0, first)
         for at, plugged in list(mem.books.plugged.within(first, count)):
             for free, length in list(mem.books.in_use.gaps(at, plugged)):
                 mem.books.claim(free * block, length * block, OWNER)
-    return sum(use.length for use in mem.books.uses if use.owner == OWNER)
 
 
 class Linux(Consumer):
     """Whole memory blocks go to Linux as they are plugged, and come back as far as it can spare them.
 
-    ``patience``: seconds that one ``wanted_back`` may take for all pieces; the manager asks again.
+    A piece that is busy is left alone when the manager asks again at once: each try costs the kernel work.
     ``told``: hears "online", "offline", "busy" or "failed" and the piece's address.
     """
 
@@ -67,25 +59,26 @@ class Linux(Consumer):
         self,
         memory: SystemMemory,
         *,
-        patience: float = 5.0,
         told: Callable[[str, int], None] | None = None,
     ) -> None:
         self.memory = memory
-        self.patience = patience
-        self._told = told or (lambda _event, _address: None)
+        self.told = told or (lambda _event, _address: None)
         self._held: dict[int, HandOut] = {}
+        self._busy: dict[int, tuple[float, float]] = {}  # when to try again, and the pause that this was
         self.failures: dict[int, UvirtioError] = {}
         """What did not come online, by address, and why."""
 
-    def manager(self, mem: Mem) -> Manager:
+    def manager(self, mem: Mem, *, limit: int | None = None) -> Manager:
         """A manager whose units are memory blocks, with what Linux has already in its books.
+
+        ``limit``: never plug more than this many bytes.
 
         Raises OperationFailed where Linux has memory that is not plugged.
         """
         self.memory.prepare()
         block = self.memory.kernel.block_size()
         # Steps of whole units too: part of a memory block is of no use to Linux, and the host can use it.
-        manager = Manager(mem, unit=block, step=max(block, mem.block_size), consumer=self)
+        manager = Manager(mem, unit=block, step=max(block, mem.block_size), limit=limit, consumer=self)
         self._adopt(manager)
         return manager
 
@@ -105,12 +98,17 @@ class Linux(Consumer):
                         remedy="take it offline by hand, or boot again",
                     ) from error
                 known += manager.unit
-        claim_used(manager.mem, self.memory.kernel.roots)  # System RAM that no dax device accounts for
+        _claim_used(manager.mem, self.memory.kernel)  # System RAM that no dax device accounts for
 
     @property
     def bytes(self) -> int:
         """What Linux has of the region."""
         return sum(one.size for one in self._held.values())
+
+    @property
+    def movable(self) -> int:
+        """Bytes of it that could come back, as far as they are not busy."""
+        return sum(piece.size for piece in self._pieces())
 
     # --- the manager's calls --------------------------------------------------------------------------------
 
@@ -122,7 +120,10 @@ class Linux(Consumer):
         self.take(manager)
 
     def wanted_back(self, manager: Manager, size: int) -> None:
-        self.give_back(manager, size, timeout=self.patience)
+        now = time.monotonic()
+        self._spare(
+            manager, size, [one for one in self._pieces() if self._busy.get(one.start, (now, 0))[0] <= now]
+        )
 
     # --- in and out -----------------------------------------------------------------------------------------
 
@@ -137,7 +138,7 @@ class Linux(Consumer):
                 self.memory.online(unit.address, unit.size)
             except UvirtioError as error:
                 self.failures[unit.address] = error
-                self._told("failed", unit.address)
+                self.told("failed", unit.address)
                 if self._is_used(unit.address, unit.size):
                     self._held[unit.address] = unit  # it went wrong so badly that Linux has it after all
                 else:
@@ -150,32 +151,41 @@ class Linux(Consumer):
             self._held[unit.address] = unit
             self.failures.pop(unit.address, None)
             came += unit.size
-            self._told("online", unit.address)
+            self.told("online", unit.address)
         return came
 
     def give_back(self, manager: Manager, size: int, *, timeout: float) -> int:
         """Take ``size`` bytes from Linux, or as many as it can spare, the highest first; how many came free.
 
-        ``timeout`` (seconds) for all of it. First everything once, then the busy ones again.
+        First everything once, then the busy ones again, for ``timeout`` seconds in all.
         """
         deadline = time.monotonic() + timeout
+        freed = self._spare(manager, size, self._pieces())
+        for piece in reversed(self._pieces()):
+            left = deadline - time.monotonic()
+            if freed >= size or left <= 0:
+                break
+            freed += self._spare(manager, size - freed, [piece], left)
+        return freed
+
+    def _spare(self, manager: Manager, size: int, pieces: list[Piece], timeout: float = 0.0) -> int:
+        """Take these pieces from Linux, the highest first, until that is ``size`` bytes; how many it was."""
         freed = 0
-        for last in (False, True):
-            for piece in reversed(self._pieces()):
-                if freed >= size:
-                    return freed
-                left = max(0.0, deadline - time.monotonic())
-                if last and not left:
-                    return freed
-                try:
-                    self.memory.offline(piece, timeout=left if last else 0)
-                except InUse:
-                    self._told("busy", piece.start)
-                    continue
-                for address in range(piece.start, piece.start + piece.size, manager.unit):
-                    manager.give_back(self._held.pop(address))
-                freed += piece.size
-                self._told("offline", piece.start)
+        for piece in reversed(pieces):
+            if freed >= size:
+                break
+            try:
+                self.memory.offline(piece, timeout=timeout)
+            except InUse:
+                pause = min(self._busy.get(piece.start, (0.0, BUSY_FIRST / 2))[1] * 2, BUSY_LAST)
+                self._busy[piece.start] = (time.monotonic() + pause, pause)
+                self.told("busy", piece.start)
+                continue
+            self._busy.pop(piece.start, None)
+            for address in range(piece.start, piece.start + piece.size, manager.unit):
+                manager.give_back(self._held.pop(address))
+            freed += piece.size
+            self.told("offline", piece.start)
         return freed
 
     def _pieces(self) -> list[Piece]:

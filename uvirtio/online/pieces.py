@@ -26,8 +26,8 @@ WRITE_SECONDS = 20.0
 RETRY_FIRST, RETRY_LAST = 0.05, 2.0
 """Seconds between tries to take a busy memory block offline, growing by two."""
 
-TRY_SECONDS = 3.0
-"""How long the kernel may move pages about before a signal ends its try, at the least."""
+TRY_FIRST, TRY_LAST = 3.0, 12.0
+"""Seconds that the kernel may move pages about before a signal ends its try, at the least; growing by two."""
 
 _IN_USE = frozenset({errno.EBUSY, errno.EAGAIN, errno.EINTR})
 
@@ -41,7 +41,8 @@ class Writer(Protocol):
 class SystemMemory:
     """The region ``addr``, ``size`` of this machine, and what of it Linux has.
 
-    Nothing is looked at or changed before :meth:`prepare`. ``load`` loads a module with parameters.
+    Nothing is looked at or changed before :meth:`prepare`. ``load`` loads a module with parameters:
+    modprobe, but never for another tree than this machine's.
     """
 
     def __init__(
@@ -49,14 +50,15 @@ class SystemMemory:
         kernel: Kernel,
         *,
         writer: Writer | None = None,
-        load: Callable[..., None] = modprobe,
+        load: Callable[..., None] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.kernel = kernel
         self._writer = writer or ChildWriter()
-        self._load = load
+        self._load = load or self._modprobe
         self._sleep = sleep
         self._region: Path | None = None
+        self._tries: dict[str, float] = {}
         self.retries = 0
         """How often a memory block was busy, and tried again."""
 
@@ -98,6 +100,17 @@ class SystemMemory:
         self._check_nobody_took_it_all()
         with self._locked():
             self._clear_leftovers()
+
+    def _modprobe(self, module: str, *parameters: str) -> None:
+        if self.kernel.roots.sys == Path("/sys") and os.geteuid() == 0:
+            modprobe(module, *parameters)
+            return
+        raise ModuleLack(
+            f"the module {module} is not loaded",
+            seen="no trace of it in sysfs",
+            expected="a loaded module",
+            remedy=f"as root: modprobe {' '.join((module, *parameters))}",
+        )
 
     def _check_nobody_took_it_all(self) -> None:
         """dax_hmem without region_idle makes one device of everything, plugged or not."""
@@ -309,12 +322,15 @@ class SystemMemory:
         pause = RETRY_FIRST
         while sysfs.read(state, 64) != "offline":
             left = deadline - time.monotonic()
+            patience = self._tries.get(directory.name, TRY_FIRST)
             try:
                 # The kernel tries for as long as nobody sends it a signal; the writer's child gets one.
-                self._writer.write(state, "offline", max(left, TRY_SECONDS))
+                self._writer.write(state, "offline", max(left, patience))
+                self._tries.pop(directory.name, None)
                 return True
             except Blocked as error:
                 self._settle(state)
+                self._tries[directory.name] = min(patience * 2, TRY_LAST)  # or a slow machine never gets there
                 why = "the kernel did not get its pages moved"
                 cause: Exception = error
             except OSError as error:
