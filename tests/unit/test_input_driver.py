@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tests.unit.scripted import Input, ScriptedDevice
+from tests.unit.scripted import BAR, DEVICE_AT, Input, ScriptedDevice, virtio_capability
 from uvirtio import device as dev
 from uvirtio.device import unobserved
 from uvirtio.diag import datapath
@@ -21,6 +21,7 @@ from uvirtio.drivers.input import Input as Driver
 from uvirtio.errors import DeviceBroken, DeviceResetByOther, NotSupported, UsageError
 from uvirtio.memory.seams import InterruptMode
 from uvirtio.spec import input as spec
+from uvirtio.spec import pci
 
 SHORT, LONG = 0.02, 30.0
 Select = spec.Select
@@ -155,6 +156,17 @@ def test_a_size_beyond_the_payload_is_a_finding(rig: Rig):
     rig.model.size_lies[Select.ID_NAME, 0] = 255
     assert rig.driver.name == "scripted keyboard"
     assert rig.driver.findings["size beyond the payload"] == 1
+
+
+def test_a_longer_configuration_gives_no_longer_payload():
+    model = Input(name=b"n" * 128)
+    model.size_lies[Select.ID_NAME, 0] = 255
+    caps = ScriptedDevice(model).usual_capabilities()
+    caps[3] = virtio_capability(pci.CfgType.DEVICE, BAR, DEVICE_AT, 8 + 256)
+    scripted = ScriptedDevice(model, capabilities=caps)
+    with dev.identify("x", scripted) as device, Driver(device) as driver:
+        assert driver.name == "n" * 128
+    scripted.assert_left()
 
 
 # --- frames (5.8.6) -----------------------------------------------------------------------------------------

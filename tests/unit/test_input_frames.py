@@ -112,6 +112,12 @@ def test_a_full_queue_whose_last_event_closes_a_frame():
     assert queue.lost == 2
 
 
+def test_the_rest_of_a_dropped_frame_is_dropped_too():
+    queue = queue_of(key(1), key(2), key(3), key(4), key(5), key(6), SYN, key(7), SYN, limit=4)
+    assert [list(frame) for frame in all_frames(queue)] == [[DROPPED, SYN], [key(7), SYN]]
+    assert queue.lost == 6
+
+
 def test_a_queue_of_less_than_two_makes_no_sense():
     with pytest.raises(UsageError):
         EventQueue(1)

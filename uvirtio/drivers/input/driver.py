@@ -360,7 +360,7 @@ class _StatusQueue:
     def send(self, event: InputEvent) -> bool:
         self.advance()
         key = (event.type, event.code)
-        if self._later or not self._free:
+        if not self._free:  # then what waits has gone out before
             if self._later.pop(key, None) is not None:
                 self.lost += 1
             elif len(self._later) >= _LATER_MAX:
