@@ -26,7 +26,7 @@ WRITE_SECONDS = 20.0
 RETRY_FIRST, RETRY_LAST = 0.05, 2.0
 """Seconds between tries to take a busy memory block offline, growing by two."""
 
-TRY_FIRST, TRY_LAST = 3.0, 12.0
+TRY_FIRST, TRY_LAST = 5.0, 15.0
 """Seconds that the kernel may move pages about before a signal ends its try, at the least; growing by two."""
 
 _IN_USE = frozenset({errno.EBUSY, errno.EAGAIN, errno.EINTR})
