@@ -357,21 +357,3 @@ def test_a_signal_leaves_in_order(bound, witness, name, code, where):
     assert driver_of(address) == "vfio-pci"
     status = witness.execute("x-query-virtio-status", path="/machine/peripheral/balloon/virtio-backend")
     assert not status["started"]
-
-
-def test_a_device_that_is_removed_in_use_goes_at_once(lab_devices, witness):
-    address = lab_devices.get("victim") or pytest.skip("this machine has no victim")
-    if not (PCI / address).exists():
-        pytest.skip("the victim was removed before")
-    assert uvirtio("bind", address).returncode == 0
-    with running("input", "events", address) as child:
-        read_until(child, "waiting")
-        witness.execute("device_del", id="victim")
-        assert child.wait(PATIENCE) == 5
-        asked = time.monotonic()
-        witness.wait_event("DEVICE_DELETED", PATIENCE)
-        assert time.monotonic() - asked < 5, "the function was not let go of"
-    until(lambda: not (PCI / address).exists(), "the function to go")
-    done = uvirtio("restore", "--all")
-    assert done.returncode == 0, done.stderr
-    assert "gone" in done.stdout
