@@ -224,7 +224,7 @@ def _say_bridged(run: Run, told: dict[str, int]) -> None:
         return
     text = f"{told['frames']} frames, {told['events']} events forwarded"
     if "brought_back" in told:
-        text += f", {told['brought_back']} values brought back"
+        text += f", {told['brought_back']} brought back"
     for name in ("ignored", "lost"):
         if told.get(name):
             text += f", {told[name]} {name}"
