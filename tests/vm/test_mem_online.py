@@ -1,0 +1,204 @@
+"""Plugged memory for Linux itself: MemTotal goes where the host wants it, on a stock kernel.
+
+The witnesses are QMP of the QEMU around the VM, and the kernel itself: /proc/meminfo, sysfs, its log.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.vm.qmp_witness import Witness
+from tests.vm.test_drivers import driver_of, hand_over
+
+MIB = 1 << 20
+BLOCK = 128 * MIB
+REGION = 512 * MIB
+UVIRTIO = str(Path(sys.executable).with_name("uvirtio"))
+
+pytestmark = pytest.mark.parametrize("lab_address", ["mem-online"], indirect=True)
+
+# Holds MEBIBYTES of memory, keeps writing to it, and sees that it stays what it was. With
+# "pin", 16 of its pages are also in a pipe, where the kernel cannot move them, until stdin says so.
+HOG = """
+import ctypes, mmap, os, select, sys
+os.nice(19)  # one CPU, and an emulated one: the kernel needs some of it to move pages
+size, pin = int(sys.argv[1]) << 20, sys.argv[2] == "pin"
+memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for at in range(0, size, 4096):
+    memory[at:at + 8] = at.to_bytes(8, "little")
+if pin:
+    class Vector(ctypes.Structure):
+        _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
+    reader, writer = os.pipe()
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.vmsplice.restype = ctypes.c_ssize_t
+    vector = Vector(address, 16 * 4096)
+    assert libc.vmsplice(writer, ctypes.byref(vector), ctypes.c_size_t(1), 0) == 16 * 4096, ctypes.get_errno()
+print("ready", flush=True)
+at, step = 0, 1 << 20
+while not select.select([0], [], [], 0.02)[0]:  # one CPU, an emulated one: the kernel needs some of it
+    for page in range(at, at + step, 4096):
+        memory[page + 8:page + 16] = (page + 1).to_bytes(8, "little")
+    at = (at + step) % size
+for at in range(0, size, 4096):
+    assert memory[at:at + 8] == at.to_bytes(8, "little"), hex(at)
+    assert memory[at + 8:at + 16] in (bytes(8), (at + 1).to_bytes(8, "little")), hex(at)
+print("intact", flush=True)
+"""
+
+
+def mem_total() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) << 10
+    raise AssertionError("no MemTotal")
+
+
+def log() -> str:
+    """The kernel's log."""
+    return subprocess.run(["dmesg"], capture_output=True, text=True, timeout=30).stdout
+
+
+def until(what: str, test: Callable[[], bool], timeout: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout
+    while not test():
+        if time.monotonic() >= deadline:
+            now = f"MemTotal {mem_total() // MIB} MiB\n{log()[-3000:]}"
+            raise AssertionError(f"{what}: not within {timeout:g} s; {now}")
+        time.sleep(0.05)
+
+
+def request(witness: Witness, size: int) -> None:
+    witness.execute("qom-set", path="mem-online", property="requested-size", value=size)
+
+
+def plugged(witness: Witness) -> int:
+    (device,) = witness.execute("query-memory-devices")
+    return device["data"]["size"]
+
+
+def uvirtio(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [UVIRTIO, *arguments, "--json"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+
+
+def document(*arguments: str) -> dict[str, Any]:
+    done = uvirtio(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+@contextmanager
+def hog(mebibytes: int, pin: bool = False) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", HOG, str(mebibytes), "pin" if pin else "free"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+            out, _ = process.communicate("enough\n", timeout=60)
+            assert out == "intact\n"
+        finally:
+            process.kill()
+
+
+@contextmanager
+def following(address: str) -> Iterator[list[dict[str, Any]]]:
+    """``mem follow --online`` in the background; what it said, once it has left on SIGTERM."""
+    said: list[dict[str, Any]] = []
+    command = [UVIRTIO, "mem", "follow", address, "--online", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield said
+            process.terminate()
+            out, errors = process.communicate(timeout=30)
+            said += [json.loads(line) for line in out.splitlines()]
+            assert process.returncode == 143, out + errors
+        finally:
+            process.kill()
+
+
+@pytest.fixture(autouse=True)
+def on_vfio(lab_address: str, witness: Witness) -> Iterator[None]:
+    """The device in our hands; nothing plugged, and nothing online, before and after."""
+    hand_over(lab_address, "vfio-pci")
+    before = mem_total()
+    request(witness, 0)
+    assert plugged(witness) == 0
+    yield
+    assert plugged(witness) == 0
+    assert mem_total() == before
+    said = log()
+    for word in ("cannot be hotremoved", "removing memory fails", "WARNING:", "BUG:", "Oops", "kmem dax"):
+        assert word not in said, said[-3000:]
+    assert driver_of(lab_address) == "vfio-pci"
+
+
+def test_mem_total_follows_the_host_up_and_down_three_times_under_pressure(lab_address, witness):
+    before = mem_total()
+    with following(lab_address) as said:
+        for turn in range(3):
+            request(witness, REGION)
+            until(f"up, turn {turn}", lambda: mem_total() == before + REGION)
+            assert plugged(witness) == REGION
+            with hog(200):  # Linux takes the movable zone first: this lies in plugged memory
+                request(witness, 0)
+                until(f"down, turn {turn}", lambda: plugged(witness) == 0)
+                assert mem_total() == before
+    assert sum(one["event"] == "online" for one in said) == 12
+    assert sum(one["event"] == "offline" for one in said) == 12
+
+
+def test_busy_memory_is_left_alone_and_comes_back_later(lab_address, witness):
+    before = mem_total()
+    with following(lab_address) as said:
+        request(witness, REGION)
+        until("up", lambda: mem_total() == before + REGION)
+        with hog(200, pin=True):
+            request(witness, 0)
+            # The rest goes; the block with pages that nobody can move stays, as Linux's, and plugged.
+            until("the rest down", lambda: plugged(witness) == BLOCK)
+            assert mem_total() == before + BLOCK
+        until("all down", lambda: plugged(witness) == 0)
+    events = [one["event"] for one in said]
+    assert "busy" in events
+
+
+def test_one_run_finds_what_another_brought_online(lab_address, witness):
+    before = mem_total()
+    request(witness, REGION)
+    first = document("mem", "online", lab_address, "256M")
+    assert (first["online_bytes"], first["plugged_bytes"]) == (2 * BLOCK, 2 * BLOCK)
+    assert mem_total() == before + 2 * BLOCK
+    assert [one["state"] for one in first["pieces"]] == ["online", "online"]
+    # What Linux has is nobody else's: not to unplug, not to bring online twice.
+    assert uvirtio("mem", "unplug", lab_address, "128M").returncode == 3
+    assert uvirtio("mem", "unplug-all", lab_address).returncode == 3
+    assert plugged(witness) == 2 * BLOCK
+    second = document("mem", "online", lab_address)
+    assert (second["before_bytes"], second["online_bytes"]) == (2 * BLOCK, REGION)
+    assert mem_total() == before + REGION
+    third = document("mem", "offline", lab_address, "128M")
+    assert (third["online_bytes"], third["plugged_bytes"]) == (3 * BLOCK, 3 * BLOCK)
+    assert mem_total() == before + 3 * BLOCK
+    last = document("mem", "offline", lab_address)
+    assert (last["online_bytes"], last["plugged_bytes"]) == (0, 0)
+
+
+def test_more_than_the_host_requests_changes_nothing(lab_address, witness):
+    request(witness, BLOCK)
+    done = uvirtio("mem", "online", lab_address, "256M")
+    assert done.returncode == 1, done.stdout
+    assert json.loads(done.stdout)["error"]["code"] == "UV-MEM-NACK"
+    assert uvirtio("mem", "online", lab_address, "64M").returncode == 2
+    request(witness, 0)
