@@ -279,6 +279,22 @@ def test_intx_loopback_and_back_to_msix(bound):
         assert len(function.enable_msix(1)) == 1
 
 
+def test_the_pin_is_quiet_while_nobody_listens(bound):
+    # Or a polled device asserts a line without a handler, and the kernel switches it off for all who share it.
+    address = bound("rng-iova", no_msix)
+
+    def quiet() -> bool:
+        command = (PCI / "devices" / address / "config").read_bytes()[4:6]
+        return bool(int.from_bytes(command, "little") & 1 << 10)
+
+    with VfioPciFunction.open(address) as function:
+        assert quiet()
+        assert function.enable_intx() is not None
+        assert not quiet()
+        function.disable_interrupts()
+        assert quiet()
+
+
 def test_the_interrupt_pin_with_a_device_behind_it(bound):
     address = bound("rng-iova", no_msix)
     with uvirtio.open(address) as device, Rng(device) as rng:

@@ -38,6 +38,7 @@ _COMMAND = 0x04
 _COMMAND_IO = 1 << 0
 _COMMAND_MEMORY = 1 << 1
 _COMMAND_MASTER = 1 << 2
+_COMMAND_INTX_DISABLE = 1 << 10
 _BAR0 = 0x10
 _BAR_IS_IO = 1 << 0
 
@@ -174,8 +175,12 @@ class VfioPciFunction:
         return None
 
     def _decode(self) -> None:
-        """Let the function answer at its BARs."""
-        wanted = 0
+        """Let the function answer at its BARs, and keep its pin quiet until somebody listens.
+
+        A line that is asserted and has no handler makes the kernel switch it off ("nobody cared"), for all who
+        share it. VFIO lets the physical bit follow ours.
+        """
+        wanted = _COMMAND_INTX_DISABLE
         for info in self._bars.values():
             wanted |= _COMMAND_IO if info.is_io else _COMMAND_MEMORY
         self._command(set_bits=wanted)
@@ -231,6 +236,7 @@ class VfioPciFunction:
             self._arm(VFIO_PCI_INTX_IRQ_INDEX, [event])
         except OperationFailed:
             return None
+        self._command(clear_bits=_COMMAND_INTX_DISABLE)  # armed first: a line that is high already is delivered
         return event
 
     def _arm(self, index: int, events: list[EventFd] | list[IntxEvent]) -> None:
@@ -248,6 +254,8 @@ class VfioPciFunction:
         index, self._armed = self._armed, None
         events, self._interrupts = self._interrupts, []
         try:
+            if index == VFIO_PCI_INTX_IRQ_INDEX:
+                self._command(set_bits=_COMMAND_INTX_DISABLE)
             if index is not None:
                 self._device.disable_irqs(index)
         finally:
