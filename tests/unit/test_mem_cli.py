@@ -175,6 +175,15 @@ def test_the_kernels_memory_is_found_at_any_depth(root):
     assert system_ram(Roots.under(root + "/nowhere")) == []
 
 
+def test_where_iomem_hides_its_addresses_the_memory_blocks_tell(root):
+    roots = iomem(root, "00000000-00000000 : System RAM")
+    folder = roots.sys / "devices/system/memory"
+    for name in ("memory0", f"memory{ADDR // (128 << 20)}", "power"):
+        (folder / name).mkdir(parents=True)
+    (folder / "block_size_bytes").write_text("8000000\n")
+    assert [(first, size) for first, size, _ in system_ram(roots)] == [(0, 128 << 20), (ADDR, 128 << 20)]
+
+
 @pytest.mark.spec("MEM-11")
 def test_what_the_kernel_uses_is_not_unplugged(root):
     roots = iomem(root, f"{ADDR:x}-{ADDR + 2 * BLOCK - 1:x} : System RAM (kmem)")

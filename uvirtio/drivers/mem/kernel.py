@@ -10,18 +10,20 @@ from uvirtio.errors import ConfigError
 from uvirtio.roots import Roots
 
 _LINE = re.compile(r"\s*([0-9a-f]+)-([0-9a-f]+) : (.*)")
+_BLOCK = re.compile(r"memory([0-9]{1,9})")
 _RAM = "System RAM"
 
 
 def system_ram(roots: Roots) -> list[tuple[int, int, str]]:
     """The kernel's memory as (first address, bytes, name), from /proc/iomem.
 
-    Empty where the file is not there; without CAP_SYS_ADMIN it shows zeros, which are left out.
+    Without CAP_SYS_ADMIN that file shows zeros; then it is the memory blocks in sysfs, which everybody may see,
+    whatever their state. Empty where neither is there.
     """
     try:
         text = (roots.proc / "iomem").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return []
+        text = ""
     found = []
     for line in text.splitlines():
         match = _LINE.fullmatch(line)
@@ -29,7 +31,18 @@ def system_ram(roots: Roots) -> list[tuple[int, int, str]]:
             first, last = int(match[1], 16), int(match[2], 16)
             if 0 < first <= last:
                 found.append((first, last - first + 1, match[3]))
-    return found
+    return found or _memory_blocks(roots)
+
+
+def _memory_blocks(roots: Roots) -> list[tuple[int, int, str]]:
+    folder = roots.sys / "devices/system/memory"
+    try:
+        size = int((folder / "block_size_bytes").read_text(), 16)
+        names = sorted(entry.name for entry in folder.iterdir())
+    except (OSError, ValueError):
+        return []
+    numbers = (int(match[1]) for name in names if (match := _BLOCK.fullmatch(name)))
+    return [(number * size, size, f"{_RAM}, memory{number}") for number in sorted(numbers)]
 
 
 def note_kernel_use(mem: Mem, roots: Roots) -> list[Use]:
