@@ -19,6 +19,7 @@ DEVICES = [
     "virtio-balloon-pci,id=balloon",
     "virtio-rng-pci,id=rng,iommu_platform=on",
     "virtio-keyboard-pci,id=keyboard,iommu_platform=on,vectors=3",
+    "virtio-mem-pci,id=mem,block-size=2M,iommu_platform=on",
 ]
 
 
@@ -26,8 +27,8 @@ def main(arguments: list[str]) -> int:
     """Run tools/demo; the exit code."""
     parser = argparse.ArgumentParser(
         prog="tools/demo",
-        description="Boot a stock kernel in QEMU, take its balloon, rng and keyboard through vfio-pci, drive them,"
-        " and give them back.",
+        description="Boot a stock kernel in QEMU, take its balloon, rng, keyboard and virtio-mem through vfio-pci,"
+        " drive them, and give them back.",
     )
     parser.add_argument("--kernel", default="6.1", metavar="V", help="6.1 (default), 6.12, or an unpacked package")
     parser.add_argument(
@@ -37,7 +38,10 @@ def main(arguments: list[str]) -> int:
     begin = time.monotonic()
     setup.packages(setup.FOR_VM)
     kernel, venv = kernels.get(options.kernel), setup.venv()
-    print(f"Linux {kernel.version} under QEMU, with a balloon, an entropy source and a keyboard", flush=True)
+    print(
+        f"Linux {kernel.version} under QEMU, with a balloon, an entropy source, a keyboard and virtio-mem",
+        flush=True,
+    )
     with process.signals_raise(), tempfile.TemporaryDirectory(prefix="uvd-") as folder:
         socket = Path(folder, "qmp")
         script = Path(__file__).with_name("demo_guest.py")
@@ -45,6 +49,7 @@ def main(arguments: list[str]) -> int:
             kernel=kernel,
             command=["python", str(script)],
             devices=DEVICES,
+            memory="1G,maxmem=4G,slots=4",
             qmp=socket,
             venv=venv,
             timeout=options.timeout,

@@ -148,8 +148,8 @@ def kernel_driver(address: str) -> str:
 def demo(show: Show, host: Host) -> None:
     """The whole story, from a kernel's devices and back to them."""
     address = host.ask("addresses")
-    balloon, rng, keyboard = address["balloon"], address["rng"], address["keyboard"]
-    ours = [balloon, rng, keyboard]
+    balloon, rng, keyboard, mem = (address[name] for name in ("balloon", "rng", "keyboard", "mem"))
+    ours = [balloon, rng, keyboard, mem]
     total = host.ask("query_balloon")
 
     show.title("The kernel's own drivers have the devices")
@@ -164,10 +164,10 @@ def demo(show: Show, host: Host) -> None:
 
     show.title("Take them, through vfio-pci")
     show.run(f"uvirtio bind {' '.join(ours)}")
-    show.claim("vfio-pci has all three", all(kernel_driver(name) == "vfio-pci" for name in ours))
+    show.claim("vfio-pci has all four", all(kernel_driver(name) == "vfio-pci" for name in ours))
 
     show.title("Bring each up, step by step")
-    for name in ours:
+    for name in (balloon, rng, keyboard):
         show.run(f"uvirtio diag {name}")
 
     show.title("Inflate the balloon by 64 MiB: the host sees the memory come")
@@ -198,10 +198,23 @@ def demo(show: Show, host: Host) -> None:
     for key in ("KEY_U", "KEY_V", "KEY_ENTER"):
         show.claim(f"{key} went down and up", len(re.findall(rf"\({key}\)", events)) == 2)
 
+    show.run(f"uvirtio input led {keyboard} capslock on")
+
+    show.title("The host offers 128 MiB: plug it, see it, unplug it")
+    host.ask("request_memory", 128 * MIB)
+    show.run(f"uvirtio mem plug {mem} 128M")
+    seen = host.ask("query_memory")
+    show.claim(f"QMP query-memory-devices, outside: {seen // MIB} MiB", seen == 128 * MIB)
+    show.run(f"uvirtio mem map {mem}")
+    host.ask("request_memory", 0)
+    show.run(f"uvirtio mem unplug-all {mem}")
+    seen = host.ask("query_memory")
+    show.claim(f"and now {seen // MIB} MiB", seen == 0)
+
     show.title("Give everything back")
     show.run("uvirtio restore --all")
     after = show.run("uvirtio list")
-    show.claim("virtio-pci has all three", all(kernel_driver(name) == "virtio-pci" for name in ours))
+    show.claim("virtio-pci has all four", all(kernel_driver(name) == "virtio-pci" for name in ours))
     show.claim("the list reads as it did at first", after == before)
 
     show.title("The kernel's drivers work again")

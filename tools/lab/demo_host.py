@@ -48,6 +48,16 @@ class Host:
         qemu.execute("balloon", {"value": target})
 
     @staticmethod
+    def do_request_memory(qemu: Qmp, size: int) -> None:
+        """Offer the guest so many bytes of pluggable memory."""
+        qemu.execute("qom-set", {"path": "/machine/peripheral/mem", "property": "requested-size", "value": size})
+
+    @staticmethod
+    def do_query_memory(qemu: Qmp) -> int:
+        """Bytes that are plugged, by the host's books."""
+        return int(qemu.execute("query-memory-devices")[0]["data"]["size"])
+
+    @staticmethod
     def do_press(qemu: Qmp, keys: list[str]) -> None:
         """Press and release the keys (QEMU's names), one after the other."""
         for key in keys:
