@@ -19,18 +19,19 @@ DEVICES = [
     "virtio-balloon-pci,id=balloon",
     "virtio-rng-pci,id=rng,iommu_platform=on",
     "virtio-keyboard-pci,id=keyboard,iommu_platform=on,vectors=3",
-    "virtio-mem-pci,id=mem,block-size=2M,iommu_platform=on",
 ]
+MEM = "virtio-mem-pci,id=mem,block-size=2M,iommu_platform=on"
 
 
 def main(arguments: list[str]) -> int:
     """Run tools/demo; the exit code."""
     parser = argparse.ArgumentParser(
         prog="tools/demo",
-        description="Boot a stock kernel in QEMU, take its balloon, rng, keyboard and virtio-mem through vfio-pci,"
+        description="Boot a stock kernel in QEMU, take its balloon, rng and keyboard through vfio-pci,"
         " drive them, and give them back.",
     )
     parser.add_argument("--kernel", default="6.1", metavar="V", help="6.1 (default), 6.12, or an unpacked package")
+    parser.add_argument("--mem", action="store_true", help="also plug and unplug virtio-mem, and light an LED")
     parser.add_argument(
         "--timeout", type=float, default=240, metavar="S", help="kill the VM after S seconds (240)"
     )
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
     setup.packages(setup.FOR_VM)
     kernel, venv = kernels.get(options.kernel), setup.venv()
     print(
-        f"Linux {kernel.version} under QEMU, with a balloon, an entropy source, a keyboard and virtio-mem",
+        f"Linux {kernel.version} under QEMU, with a balloon, an entropy source and a keyboard",
         flush=True,
     )
     with process.signals_raise(), tempfile.TemporaryDirectory(prefix="uvd-") as folder:
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> int:
         config = Config(
             kernel=kernel,
             command=["python", str(script)],
-            devices=DEVICES,
+            devices=[*DEVICES, MEM] if options.mem else DEVICES,
             memory="1G,maxmem=4G,slots=4",
             qmp=socket,
             venv=venv,
