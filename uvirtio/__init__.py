@@ -16,12 +16,13 @@ from uvirtio.errors import UvirtioError
 
 if TYPE_CHECKING:
     from uvirtio import qemu
-    from uvirtio.device import Device, open
+    from uvirtio.device import Device
     from uvirtio.drivers.balloon import Balloon
     from uvirtio.drivers.input import Input, InputEvent
     from uvirtio.drivers.mem import Mem
     from uvirtio.drivers.rng import Rng
     from uvirtio.memory.seams import InterruptMode
+    from uvirtio.opening import open
     from uvirtio.roots import Roots
 
 __version__ = "0.1.0"
@@ -51,7 +52,7 @@ if not TYPE_CHECKING:  # or every misspelt name would pass as Any
         "Mem": "uvirtio.drivers.mem",
         "Rng": "uvirtio.drivers.rng",
         "Roots": "uvirtio.roots",
-        "open": "uvirtio.device",
+        "open": "uvirtio.opening",
     }
 
     def __getattr__(name: str) -> Any:

@@ -1,8 +1,7 @@
-"""One device: opening it, bringing it up (3.1.1), waiting for it, and leaving it in order.
+"""One device: bringing it up (3.1.1), waiting for it, and leaving it in order.
 
-``open()`` turns an address into a back end's function and puts a transport on it. A driver then calls
-``Device.start``, which runs the initialisation sequence once, for everybody: drivers, diagnostics and tests
-see the same steps. There is one wait loop, and one way out.
+A driver calls ``Device.start``, which runs the initialisation sequence once, for everybody: drivers,
+diagnostics and tests see the same steps. There is one wait loop, and one way out.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
-import re
 import select
 import signal
 import threading
@@ -21,9 +19,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from uvirtio import fuse
 from uvirtio.errors import (
-    BadAddress,
     Closed,
     ConfigError,
     ConfigUnstable,
@@ -36,7 +32,6 @@ from uvirtio.errors import (
     DeviceTimeout,
     FeatureMissing,
     FeaturesRefused,
-    NotBound,
     NotSupported,
     QueueError,
     ResetTimeout,
@@ -44,14 +39,11 @@ from uvirtio.errors import (
 )
 from uvirtio.memory.access import require_little_endian
 from uvirtio.memory.fence import full_fence
-from uvirtio.memory.seams import DmaSpace, Doorbell, InterruptMode, PciFunction, Transport
-from uvirtio.memory.trace import Trace
-from uvirtio.roots import Roots
+from uvirtio.memory.seams import DmaSpace, Doorbell, InterruptMode, Transport
 from uvirtio.spec import features as f
 from uvirtio.spec import ids
 from uvirtio.spec.layout import Field
 from uvirtio.spec.status import Status, describe
-from uvirtio.transports.pci import PciModern
 from uvirtio.virtqueue import Completion, Run, Virtqueue
 from uvirtio.virtqueue.split import make_split
 
@@ -132,7 +124,7 @@ def unobserved(_step: str) -> AbstractContextManager[None]:
 
 
 class Device:
-    """An open virtio device. Made by :func:`open`; a context manager.
+    """An open virtio device. Made by :func:`uvirtio.open`; a context manager.
 
     One thread owns a device and calls its methods; ``close()`` may come from any thread. Addresses and sizes
     are in bytes, times in seconds.
@@ -781,115 +773,3 @@ def _signals_held() -> Iterator[None]:
 def _keep_for_ever(thing: object) -> None:
     """Quarantine: one reference that nobody gives back, so that this memory is never reused by this process."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
-
-
-# --- opening ------------------------------------------------------------------------------------------------
-
-_PCI = re.compile(r"(?:([0-9a-fA-F]{4,6}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])")
-
-
-def open(
-    address: str,
-    *,
-    backend: str = "auto",
-    timeout: float = DEFAULT_TIMEOUT,
-    unsafe_dma: bool = False,
-    interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
-    roots: Roots | None = None,
-    trace: Trace | None = None,
-) -> Device:
-    """Open and identify the device at ``address`` (``0000:03:00.0``, ``qemu:virtio-rng-pci``, ...).
-
-    It neither resets nor negotiates, and never binds. ``interrupts`` are the rungs of the ladder that may be
-    taken, best first. ``trace`` gets a line for every register access and kick.
-
-    Raises BadAddress, Denied, NotBound, NoSuchDevice, NotVirtio, CapabilityError, or what the back end lacks.
-    """
-    canonical, function = open_function(
-        address, backend=backend, timeout=timeout, unsafe_dma=unsafe_dma, roots=roots
-    )
-    return identify(canonical, function, timeout=timeout, interrupts=interrupts, trace=trace)
-
-
-def open_function(
-    address: str,
-    *,
-    backend: str = "auto",
-    timeout: float = DEFAULT_TIMEOUT,
-    unsafe_dma: bool = False,
-    roots: Roots | None = None,
-) -> tuple[str, PciFunction]:
-    """The first half of :func:`open`: the canonical address, and the function that a back end found there."""
-    roots = roots or Roots()
-    _check_backend(address, backend)
-    if address.startswith(fuse.QEMU_PREFIX):
-        fuse.check([address], roots)
-        from uvirtio.backends import qemu  # here, so that a guest's command does not load it
-
-        return address, qemu.open_address(address, timeout=timeout)
-    canonical = pci_address(address)
-    if canonical is None:
-        raise _not_openable(address)
-    fuse.check([canonical, address], roots)
-    from uvirtio.backends import vfio_pci
-
-    return canonical, vfio_pci.VfioPciFunction.open(canonical, roots, timeout=timeout)
-
-
-def pci_address(address: str) -> str | None:
-    """The long form of a PCI address, ``0000:03:00.0``; None for anything else."""
-    match = _PCI.fullmatch(address)
-    if match is None:
-        return None
-    domain, bus, slot, function = match.groups()
-    return f"{int(domain or '0', 16):04x}:{bus}:{slot}.{function}".lower()
-
-
-def identify(
-    address: str,
-    function: PciFunction,
-    *,
-    timeout: float = DEFAULT_TIMEOUT,
-    interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
-    trace: Trace | None = None,
-) -> Device:
-    """The second half: introduce a function to its transport. Closes the function if they do not get on."""
-    try:
-        transport = PciModern(function, trace=trace)
-    except BaseException:
-        function.close()
-        raise
-    return Device(address, transport, timeout=timeout, interrupts=interrupts)
-
-
-def _check_backend(address: str, backend: str) -> None:
-    fitting = "qemu" if address.startswith(fuse.QEMU_PREFIX) else "vfio"
-    if backend not in ("auto", fitting):
-        raise BadAddress(
-            f"the back end {backend!r} cannot open {address}",
-            seen=backend,
-            expected=f"auto or {fitting}",
-            remedy=f"leave --backend out, or give it as {fitting}",
-        )
-
-
-def _not_openable(address: str) -> UvirtioError:
-    if re.fullmatch(r"virtio\d+", address) or ids.type_id(address) is not None:
-        return NotBound(
-            f"{address} names a device that a kernel driver holds",
-            seen=address,
-            expected="the PCI address of a bound function, or a qemu: address",
-            remedy="uvirtio list shows its address; then: uvirtio bind ADDRESS",
-        )
-    if address.startswith(("mmio:", "vdpa:", "/dev/vhost-vdpa")):
-        return NotSupported(
-            f"this version does not open {address.split(':')[0]} devices yet",
-            seen=address,
-            expected="a PCI address or a qemu: address",
-        )
-    return BadAddress(
-        f"{address!r} is no address of a device",
-        seen=address,
-        expected="0000:03:00.0, 03:00.0 or qemu:[MACHINE/]DEVICE",
-        remedy="uvirtio list shows the addresses of this machine",
-    )

@@ -12,10 +12,11 @@ import pytest
 
 from tests.bodies import adopt, balloon_stats
 from tests.qemu.test_drivers import cell, cells  # noqa: F401  # the fixture is found by its name here
-from uvirtio.device import Device, identify
+from uvirtio.device import Device
 from uvirtio.drivers.balloon import Balloon, Use
 from uvirtio.errors import DeviceBroken, DeviceTimeout
 from uvirtio.memory.seams import InterruptMode
+from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 
 MIB = 1 << 20

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.bodies import Cell, adopt, any_device, balloon, keyboard, rng
-from uvirtio.device import identify
 from uvirtio.memory.seams import InterruptMode
+from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 
 PER_QUEUE, SHARED, INTX, POLLING = InterruptMode

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.bodies.rfb import CAPS, NUM, SCROLL, Vnc
-from uvirtio.device import identify
 from uvirtio.drivers.input import Frame, Input, InputEvent, evemu
 from uvirtio.memory.seams import InterruptMode
+from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 from uvirtio.spec import input as spec
 

@@ -13,12 +13,13 @@ import pytest
 
 from tests.bodies import Cell, adopt, any_device, mem
 from tests.bodies.mem import emptied  # noqa: F401  # a fixture
-from uvirtio.device import QueueSpec, identify
+from uvirtio.device import QueueSpec
 from uvirtio.drivers.base import runs, transact
 from uvirtio.drivers.mem import Mem, Region
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import FeaturesRefused, NotSupported
 from uvirtio.memory.seams import InterruptMode
+from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 from uvirtio.spec import features as f
 from uvirtio.spec import mem as spec

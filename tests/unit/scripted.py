@@ -504,6 +504,8 @@ class ScriptedDevice:
     the usual ones. ``multiplier``, ``notify_offs``: where the doorbells are.
     """
 
+    bus = "pci"
+
     def __init__(
         self,
         model: Model,

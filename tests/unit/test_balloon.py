@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.unit.scripted import Balloon, ScriptedBlock, ScriptedDevice, ScriptedDma
-from uvirtio import device as dev
+from uvirtio import opening
 from uvirtio.device import Device
 from uvirtio.drivers.balloon import Balloon as Driver
 from uvirtio.errors import (
@@ -33,7 +33,7 @@ LONG = 30.0
 
 
 def identify(scripted: ScriptedDevice, timeout: float = LONG) -> Device:
-    return dev.identify("0000:00:04.0", scripted, timeout=timeout)
+    return opening.identify("0000:00:04.0", scripted, timeout=timeout)
 
 
 class Rig:

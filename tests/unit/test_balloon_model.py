@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.unit.scripted import Balloon, ScriptedDevice
-from uvirtio import device as dev
+from uvirtio import opening
 from uvirtio.drivers.balloon import Balloon as Driver
 from uvirtio.drivers.balloon import Use
 from uvirtio.errors import BadSize, Refused
@@ -39,7 +39,7 @@ class Model(RuleBasedStateMachine):
     def start(self, features: set[f.Balloon], mode: InterruptMode, compact: bool, poison: int | None) -> None:
         self.host = Balloon(features=f.mask(*features), compact=compact)
         self.scripted = ScriptedDevice(self.host, access_platform=True, vectors=6)
-        self.device = dev.identify("0000:00:04.0", self.scripted, timeout=30.0, interrupts=[mode])
+        self.device = opening.identify("0000:00:04.0", self.scripted, timeout=30.0, interrupts=[mode])
         self.driver = Driver(
             self.device, stats=lambda: {Stat.MEMFREE: 1}, floor=0, hinting=True, reporting=True, poison=poison
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.scripted import Balloon, ScriptedDevice, ScriptedDma
-from uvirtio import device as dev
+from uvirtio import opening
 from uvirtio.device import Device
 from uvirtio.drivers.balloon import Arena, Collector, Use, default_floor
 from uvirtio.drivers.balloon import Balloon as Driver
@@ -50,7 +50,7 @@ DONE, STOP = spec.CMD_ID_DONE, spec.CMD_ID_STOP
 
 def identify(scripted: ScriptedDevice, timeout: float = 30.0) -> Device:
     # Polling: a turn of the wait loop takes a millisecond, and no test waits for a slice to end.
-    return dev.identify("0000:00:04.0", scripted, timeout=timeout, interrupts=[InterruptMode.POLLING])
+    return opening.identify("0000:00:04.0", scripted, timeout=timeout, interrupts=[InterruptMode.POLLING])
 
 
 class Rig:

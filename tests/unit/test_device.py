@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.unit.scripted import Balloon, Input, Model, Rng, ScriptedDevice
-from uvirtio import device as dev
+from uvirtio import device as devices
+from uvirtio import opening
 from uvirtio.device import Device, QueueSpec
 from uvirtio.drivers.balloon import Balloon as BalloonDriver
 from uvirtio.drivers.base import Driver
@@ -57,7 +58,7 @@ DRIVERS: dict[type[Model], type[Driver]] = {Rng: RngDriver, Balloon: BalloonDriv
 
 def identify(scripted: ScriptedDevice, *, timeout: float = SHORT, mode: InterruptMode | None = None) -> Device:
     modes = MODES if mode is None else [mode]
-    return dev.identify(ADDRESS, scripted, timeout=timeout, interrupts=modes)
+    return opening.identify(ADDRESS, scripted, timeout=timeout, interrupts=modes)
 
 
 def start(scripted: ScriptedDevice, *, wanted: int = 0, **how: object) -> Device:
@@ -584,7 +585,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Device, dict[int, float]], Clock]]:
     def install(device: Device, stopped: dict[int, float]) -> Clock:
         clock = Clock(stopped=stopped)
-        monkeypatch.setattr(dev, "time", clock)
+        monkeypatch.setattr(devices, "time", clock)
 
         def sleep(pause: float, longest: float) -> bool:
             clock.sleep(longest)
@@ -888,7 +889,7 @@ def test_starting_over_leaves_in_order_first():
 EXIT = """
 import atexit, sys
 from tests.unit.scripted import Balloon, ScriptedDevice
-from uvirtio import device as dev
+from uvirtio import opening
 from uvirtio.drivers.balloon import Balloon as Driver
 
 scripted = ScriptedDevice(Balloon())
@@ -898,7 +899,7 @@ def report():
     scripted.assert_left()
     print("left in order", scripted.model.actual_writes[-1], scripted.log[-1].region)
 
-driver = Driver(dev.identify("0000:00:04.0", scripted, timeout=1.0))
+driver = Driver(opening.identify("0000:00:04.0", scripted, timeout=1.0))
 driver.inflate(300)
 {end}
 """

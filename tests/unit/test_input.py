@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from tests.unit.scripted import BAR, DEVICE_AT, Input, ScriptedDevice, virtio_capability
-from uvirtio import device as dev
+from uvirtio import opening
 from uvirtio.device import Device
 from uvirtio.drivers.input import AbsInfo, InputEvent, InputIds
 from uvirtio.drivers.input import Input as Driver
@@ -27,7 +27,7 @@ class Rig:
     def __init__(self, model: Input | None = None, **how: object) -> None:
         self.model = model or Input()
         self.scripted = ScriptedDevice(self.model, **how)  # type: ignore[arg-type]
-        self.device: Device = dev.identify("0000:00:04.0", self.scripted, timeout=LONG)
+        self.device: Device = opening.identify("0000:00:04.0", self.scripted, timeout=LONG)
         self.driver = Driver(self.device)
 
     def leave(self) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from tests.unit.scripted import BAR, DEVICE_AT, Input, ScriptedDevice, virtio_capability
-from uvirtio import device as dev
+from uvirtio import opening
 from uvirtio.device import unobserved
 from uvirtio.diag import datapath
 from uvirtio.drivers.input import AbsInfo, Description, Frame, InputEvent, InputIds
@@ -59,7 +59,7 @@ class Rig:
     def __init__(self, answers: dict[tuple[int, int], bytes] | None = None, *, limit: int = 8192, **how: object):
         self.model = Input(answers={**LEDS, **(answers or {})})
         self.scripted = ScriptedDevice(self.model, **how)  # type: ignore[arg-type]
-        self.device = dev.identify("0000:00:04.0", self.scripted, timeout=LONG)
+        self.device = opening.identify("0000:00:04.0", self.scripted, timeout=LONG)
         self.driver = Driver(self.device, limit=limit)
 
     def serve(self, *queues: int) -> None:
@@ -164,7 +164,7 @@ def test_a_longer_configuration_gives_no_longer_payload():
     caps = ScriptedDevice(model).usual_capabilities()
     caps[3] = virtio_capability(pci.CfgType.DEVICE, BAR, DEVICE_AT, 8 + 256)
     scripted = ScriptedDevice(model, capabilities=caps)
-    with dev.identify("x", scripted) as device, Driver(device) as driver:
+    with opening.identify("x", scripted) as device, Driver(device) as driver:
         assert driver.name == "n" * 128
     scripted.assert_left()
 
@@ -285,7 +285,7 @@ def test_async_for_without_interrupts():
     rig.device.close()
     model = Input()
     scripted = ScriptedDevice(model)
-    with dev.identify("x", scripted, interrupts=[InterruptMode.POLLING]) as device, Driver(device) as driver:
+    with opening.identify("x", scripted, interrupts=[InterruptMode.POLLING]) as device, Driver(device) as driver:
 
         async def one() -> Frame:
             model.inject((KEY, 30, 1), SYN)
@@ -509,7 +509,7 @@ def test_diag_tries_an_led_and_tells_what_is_odd(
     how: dict[str, object], answers: dict[tuple[int, int], bytes], said: str, odd: str
 ):
     scripted = ScriptedDevice(Input(answers={**LEDS, **answers}), **how)  # type: ignore[arg-type]
-    with dev.identify("x", scripted, timeout=0.1) as device:
+    with opening.identify("x", scripted, timeout=0.1) as device:
         path = datapath.for_device(device)
         path.start(unobserved)
         outcome = path.exercise()

@@ -9,7 +9,6 @@ import pytest
 
 from tests.unit.scripted import ScriptedDevice
 from tests.unit.scripted_mem import ADDR, BLOCK, FIELDS, MIB, Mem
-from uvirtio.device import identify
 from uvirtio.drivers import mem as drivers
 from uvirtio.drivers.mem import Answer, Ranges, Request, Response, State
 from uvirtio.errors import (
@@ -25,6 +24,7 @@ from uvirtio.errors import (
     NotVirtio,
     ProtocolError,
 )
+from uvirtio.opening import identify
 from uvirtio.spec import features as f
 from uvirtio.spec import mem as spec
 

@@ -11,11 +11,12 @@ import pytest
 from tests.unit.scripted import ScriptedDevice
 from tests.unit.scripted_mem import ADDR, BLOCK, Mem
 from tests.unit.test_mem import driven
-from uvirtio import device as devices
+from uvirtio import opening
 from uvirtio.cli.app import run
-from uvirtio.device import identify
+from uvirtio.device import Device
 from uvirtio.drivers.mem.kernel import note_kernel_use, system_ram
 from uvirtio.errors import ConfigError, InUse
+from uvirtio.opening import identify
 from uvirtio.roots import Roots
 from uvirtio.spec.mem import Request, Response
 
@@ -27,11 +28,11 @@ def model(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mem]:
     made = Mem(blocks=64, usable=48 * BLOCK, requested=32 * BLOCK, plugged={0, 1, 2, 3, 10, 11})
     functions = []
 
-    def open_it(address: str, **_: Any) -> devices.Device:
+    def open_it(address: str, **_: Any) -> Device:
         functions.append(ScriptedDevice(made))
         return identify(address, functions[-1])
 
-    monkeypatch.setattr(devices, "open", open_it)
+    monkeypatch.setattr(opening, "open", open_it)
     yield made
     for function in functions:
         function.assert_left()
@@ -80,7 +81,7 @@ def test_the_map_is_a_bar_of_blocks(model, root, capsys):
 
 def test_a_large_region_is_a_smaller_map(root, capsys, monkeypatch):
     made = Mem(blocks=1 << 16, requested=BLOCK << 15, plugged=set(range(100)))
-    monkeypatch.setattr(devices, "open", lambda address, **_: identify(address, ScriptedDevice(made)))
+    monkeypatch.setattr(opening, "open", lambda address, **_: identify(address, ScriptedDevice(made)))
     assert run(["mem", "map", DEV, "--root", root]) == 0
     *bars, legend, _ = capsys.readouterr().out.splitlines()
     assert len(bars) == 32 and "one sign is 64 MiB" in legend

@@ -11,10 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from tests.unit.scripted import ScriptedDevice
 from tests.unit.scripted_mem import ADDR, BLOCK, Mem
-from uvirtio.device import identify
 from uvirtio.drivers import mem as drivers
 from uvirtio.drivers.mem import HandOut, Manager, Mode, Outcome, Request, Response, State, Use
 from uvirtio.errors import BadSize, InUse, MemBusy, MemError, MemNack, OperationFailed
+from uvirtio.opening import identify
 
 BLOCKS = 24
 BLOCK_NUMBERS = st.integers(-1, BLOCKS)

@@ -11,12 +11,12 @@ import pytest
 
 from tests.unit.scripted import ScriptedDevice
 from tests.unit.scripted_mem import ADDR, JUNK, Mem
-from uvirtio.device import identify
 from uvirtio.drivers import mem as drivers
 from uvirtio.drivers.mem import Manager, Region
 from uvirtio.errors import Closed, InUse, NotPlugged, NotSupported, OperationFailed, PermissionLack
 from uvirtio.memory.seams import Block, MemoryWindow
 from uvirtio.memory.window import FileWindow, dev_mem
+from uvirtio.opening import identify
 from uvirtio.roots import Roots
 
 PAGE = mmap.PAGESIZE

@@ -20,7 +20,7 @@ from tests.unit.scripted import (
     ScriptedDevice,
     virtio_capability,
 )
-from uvirtio import device as dev
+from uvirtio import opening
 from uvirtio.device import Device, QueueSpec
 from uvirtio.errors import (
     CapabilityError,
@@ -41,7 +41,7 @@ MODES = list(InterruptMode)
 
 
 def identify(scripted: ScriptedDevice, **how: object) -> Device:
-    return dev.identify(ADDRESS, scripted, timeout=1.0, **how)  # type: ignore[arg-type]
+    return opening.identify(ADDRESS, scripted, timeout=1.0, **how)  # type: ignore[arg-type]
 
 
 def start(scripted: ScriptedDevice, *, modes: list[InterruptMode] = MODES, count: int | None = None) -> Device:
@@ -515,7 +515,7 @@ def test_released_queues_can_be_made_again():
 def test_the_trace_has_registers_and_kicks():
     lines: list[str] = []
     scripted = ScriptedDevice(Rng())
-    with dev.identify(ADDRESS, scripted, trace=lines.append) as device:
+    with opening.identify(ADDRESS, scripted, trace=lines.append) as device:
         device.start(wanted=0, queues=[QueueSpec(0, "queue 0", size=8)])
         kick(device, 0)
     assert "common+0x14 write8 <- 0xf" in lines and "kick queue 0 <- 0x0" in lines

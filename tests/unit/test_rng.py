@@ -8,14 +8,14 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.scripted import Balloon, Chain, Rng, ScriptedDevice
-from uvirtio import device as dev
+from uvirtio import opening
 from uvirtio.device import Device
 from uvirtio.drivers.rng import Rng as Driver
 from uvirtio.errors import DeviceBroken, NotVirtio, ProtocolError, RingCorruption, UsageError
 
 
 def identify(scripted: ScriptedDevice, timeout: float = 30.0) -> Device:
-    return dev.identify("0000:00:04.0", scripted, timeout=timeout)
+    return opening.identify("0000:00:04.0", scripted, timeout=timeout)
 
 
 def pattern(count: int) -> bytes:

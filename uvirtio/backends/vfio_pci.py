@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from contextlib import ExitStack
+from typing import Literal
 
 from uvirtio.backends.vfio.container import IOMMU_NAMES, Container
 from uvirtio.backends.vfio.device import Device, RegionInfo
@@ -61,6 +62,8 @@ def require_bound(address: str, roots: Roots) -> None:
 
 class VfioPciFunction:
     """A PCI function that vfio-pci holds and this process has opened. Satisfies ``PciFunction``."""
+
+    bus: Literal["pci"] = "pci"
 
     def __init__(
         self,

@@ -120,9 +120,9 @@ class Run:
     @contextmanager
     def device(self, address: str) -> Iterator[Device]:
         """The device at ``address``, open; signals go to its wait loop until it is closed."""
-        from uvirtio import device as devices  # here: what only reads sysfs does not load it
+        from uvirtio import opening  # here: what only reads sysfs does not load it
 
-        opened = devices.open(
+        opened = opening.open(
             address,
             backend=self.backend,
             timeout=self.timeout,

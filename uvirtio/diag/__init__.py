@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from uvirtio import device as dev
+from uvirtio import opening
 from uvirtio.diag import datapath
 from uvirtio.diag.report import Report, Step, Verdict
 from uvirtio.errors import DeviceAbsent, DeviceFailure, EnvironmentLack, UvirtioError
@@ -64,7 +65,9 @@ def diagnose(
     """
     return diagnose_function(
         address,
-        lambda: dev.open_function(address, backend=backend, timeout=timeout, unsafe_dma=unsafe_dma, roots=roots),
+        lambda: opening.open_function(
+            address, backend=backend, timeout=timeout, unsafe_dma=unsafe_dma, roots=roots
+        ),
         timeout=timeout,
         interrupts=interrupts,
         trace=trace,
@@ -90,7 +93,7 @@ def diagnose_function(
             run.report.address, function = open_function()
             note.detail = f"{function.address}: {function.description}"
         with run.step("capabilities") as note:
-            device = dev.identify(
+            device = opening.identify(
                 run.report.address, function, timeout=timeout, interrupts=interrupts, trace=trace
             )
             run.report.type = device.type

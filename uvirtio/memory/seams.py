@@ -11,7 +11,7 @@ import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 PFN_SHIFT = 12
 """A PFN is a guest-physical address divided by 4096, whatever the page size of the CPU (5.5.6)."""
@@ -119,6 +119,9 @@ class BarInfo:
 
 class PciFunction(Protocol):
     """A PCI function that this process owns."""
+
+    bus: Literal["pci"]
+    """Which kind of thing this is; ``opening`` chooses the transport by it."""
 
     address: str
     config: Registers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from uvirtio.backends.qemu.events import LineEvent, MessageEvent, RemovalEvent
 from uvirtio.backends.qemu.ivshmem import EventfdDoorbell
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 class QemuPciFunction:
     """One function of a :class:`Machine`; ``id`` is QEMU's name for it (``/machine/peripheral/ID``)."""
 
+    bus: Literal["pci"] = "pci"
     translates = False
 
     def __init__(self, machine: Machine, access: PciAccess, *, ident: str, address: str) -> None:

@@ -1,0 +1,166 @@
+"""From an address to a device: a back end finds what is there, a transport is put on it.
+
+This is the one place that knows both. An address has a family (``0000:03:00.0``, ``qemu:``, ``mmio:``, vDPA),
+a family has one or more back ends, and what a back end hands over says by its ``bus`` which transport it takes.
+Modules are imported where they are used, so that a command loads no more than its way in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from uvirtio import fuse
+from uvirtio.device import DEFAULT_TIMEOUT, Device
+from uvirtio.errors import BadAddress, NotBound, NotSupported, UvirtioError
+from uvirtio.memory.seams import InterruptMode, PciFunction, Transport
+from uvirtio.memory.trace import Trace
+from uvirtio.roots import Roots
+from uvirtio.spec import ids
+
+Opened = PciFunction
+"""What a back end hands over."""
+
+_PCI = re.compile(r"(?:([0-9a-fA-F]{4,6}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])")
+
+
+def open(
+    address: str,
+    *,
+    backend: str = "auto",
+    timeout: float = DEFAULT_TIMEOUT,
+    unsafe_dma: bool = False,
+    interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
+    roots: Roots | None = None,
+    trace: Trace | None = None,
+) -> Device:
+    """Open and identify the device at ``address`` (``0000:03:00.0``, ``qemu:virtio-rng-pci``, ...).
+
+    It neither resets nor negotiates, and never binds. ``interrupts`` are the rungs of the ladder that may be
+    taken, best first. ``trace`` gets a line for every register access and kick.
+
+    Raises BadAddress, Denied, NotBound, NoSuchDevice, NotVirtio, CapabilityError, or what the back end lacks.
+    """
+    canonical, function = open_function(
+        address, backend=backend, timeout=timeout, unsafe_dma=unsafe_dma, roots=roots
+    )
+    return identify(canonical, function, timeout=timeout, interrupts=interrupts, trace=trace)
+
+
+def open_function(
+    address: str,
+    *,
+    backend: str = "auto",
+    timeout: float = DEFAULT_TIMEOUT,
+    unsafe_dma: bool = False,
+    roots: Roots | None = None,
+) -> tuple[str, Opened]:
+    """The first half of :func:`open`: the canonical address, and what a back end found there."""
+    roots = roots or Roots()
+    family = _family(address)
+    if backend not in ("auto", *family.backends):
+        raise BadAddress(
+            f"the back end {backend!r} cannot open {address}",
+            seen=backend,
+            expected=" or ".join(("auto", *family.backends)),
+            remedy="leave --backend out",
+        )
+    wish = Wish(backend=backend, timeout=timeout, unsafe_dma=unsafe_dma, roots=roots)
+    return family.open(address, wish)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How an address is to be opened. ``timeout`` in seconds."""
+
+    backend: str
+    timeout: float
+    unsafe_dma: bool
+    roots: Roots
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """One form of address: the back ends that it may be opened by, and how."""
+
+    backends: tuple[str, ...]
+    open: Callable[[str, Wish], tuple[str, Opened]]
+
+
+def _family(address: str) -> _Family:
+    if address.startswith(fuse.QEMU_PREFIX):
+        return _Family(("qemu",), _open_qemu)
+    if pci_address(address) is not None:
+        return _Family(("vfio",), _open_pci)
+    raise _not_openable(address)
+
+
+def _open_qemu(address: str, wish: Wish) -> tuple[str, Opened]:
+    fuse.check([address], wish.roots)
+    from uvirtio.backends import qemu
+
+    return address, qemu.open_address(address, timeout=wish.timeout)
+
+
+def _open_pci(address: str, wish: Wish) -> tuple[str, Opened]:
+    canonical = pci_address(address)
+    assert canonical is not None
+    fuse.check([canonical, address], wish.roots)
+    from uvirtio.backends import vfio_pci
+
+    return canonical, vfio_pci.VfioPciFunction.open(canonical, wish.roots, timeout=wish.timeout)
+
+
+def pci_address(address: str) -> str | None:
+    """The long form of a PCI address, ``0000:03:00.0``; None for anything else."""
+    match = _PCI.fullmatch(address)
+    if match is None:
+        return None
+    domain, bus, slot, function = match.groups()
+    return f"{int(domain or '0', 16):04x}:{bus}:{slot}.{function}".lower()
+
+
+def identify(
+    address: str,
+    found: Opened,
+    *,
+    timeout: float = DEFAULT_TIMEOUT,
+    interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
+    trace: Trace | None = None,
+) -> Device:
+    """The second half: introduce what was found to its transport. Closes it if they do not get on."""
+    try:
+        transport = _transport(found, trace)
+    except BaseException:
+        found.close()
+        raise
+    return Device(address, transport, timeout=timeout, interrupts=interrupts)
+
+
+def _transport(found: Opened, trace: Trace | None) -> Transport:
+    from uvirtio.transports.pci import PciModern
+
+    return PciModern(found, trace=trace)
+
+
+def _not_openable(address: str) -> UvirtioError:
+    if re.fullmatch(r"virtio\d+", address) or ids.type_id(address) is not None:
+        return NotBound(
+            f"{address} names a device that a kernel driver holds",
+            seen=address,
+            expected="the PCI address of a bound function, or a qemu: address",
+            remedy="uvirtio list shows its address; then: uvirtio bind ADDRESS",
+        )
+    if address.startswith(("mmio:", "vdpa:", "/dev/vhost-vdpa")):
+        return NotSupported(
+            f"this version does not open {address.split(':')[0]} devices yet",
+            seen=address,
+            expected="a PCI address or a qemu: address",
+        )
+    return BadAddress(
+        f"{address!r} is no address of a device",
+        seen=address,
+        expected="0000:03:00.0, 03:00.0 or qemu:[MACHINE/]DEVICE",
+        remedy="uvirtio list shows the addresses of this machine",
+    )
