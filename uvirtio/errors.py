@@ -315,6 +315,12 @@ class MemlockExceeded(EnvironmentLack):
     code = "UV-ENV-MEMLOCK"
 
 
+class MemoryScattered(EnvironmentLack):
+    """No memory is at hand that is one run for the device, and a legacy queue has to lie in one (2.7.2)."""
+
+    code = "UV-ENV-SCATTERED"
+
+
 class QemuMissing(EnvironmentLack):
     """QEMU is not installed."""
 

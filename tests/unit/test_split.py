@@ -13,7 +13,16 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from tests.unit.scripted_memory import PAGE, Memory, ScriptedDma
 from tests.unit.scripted_ring import Chain, DeviceRing, Lies
-from uvirtio.errors import BadChain, Closed, DeviceBroken, QueueError, QueueFull, RingCorruption, UsageError
+from uvirtio.errors import (
+    BadChain,
+    Closed,
+    DeviceBroken,
+    MemoryScattered,
+    QueueError,
+    QueueFull,
+    RingCorruption,
+    UsageError,
+)
 from uvirtio.spec import ring
 from uvirtio.virtqueue import Virtqueue
 from uvirtio.virtqueue import split as split_module
@@ -35,8 +44,10 @@ class Rig:
         translated: bool = True,
         clamp: bool = False,
         start: int = 0,
+        one_region: bool = False,
     ) -> None:
-        self.dma = ScriptedDma(translated=translated)
+        limit = 1 << 20 if one_region else None
+        self.dma = ScriptedDma(translated=translated, contiguous_limit=limit)
         self.fences = 0
         self.queue = make_split(
             3,
@@ -46,6 +57,7 @@ class Rig:
             indirect=indirect,
             event_idx=event_idx,
             clamp_used_len=clamp,
+            one_region=one_region,
         )
         self.device = DeviceRing(
             self.dma.memory,
@@ -155,6 +167,35 @@ def test_physical_memory_holds_256_entries_and_no_more_in_a_page():
         indirect=False,
         event_idx=False,
     )
+
+
+@pytest.mark.spec("SPL-L02")
+@pytest.mark.parametrize(
+    ("size", "used", "total"),
+    [(2, 4096, 8192), (128, 4096, 8192), (256, 8192, 12288), (1024, 20480, 32768), (32768, 593920, 860160)],
+)
+def test_the_one_region_of_a_legacy_queue(size: int, used: int, total: int):
+    """Sizes by hand: 16q + 6 + 2q up to a page, then 6 + 8q up to a page (2.7.2)."""
+    dma = ScriptedDma(translated=False, contiguous_limit=1 << 21)
+    queue = make_split(0, size, dma, fence=lambda: None, indirect=False, event_idx=True, one_region=True)
+    desc, driver, device = queue.addresses
+    assert desc % 4096 == 0
+    assert (driver - desc, device - desc) == (16 * size, used)
+    (block,) = dma.memory.open_blocks()
+    assert block.size == total
+    queue.close()
+    assert not dma.memory.open_blocks()
+
+
+def test_a_region_in_pieces_is_refused_and_given_back():
+    """Not even the smallest legacy queue fits a page, so scattered memory will not do."""
+    dma = ScriptedDma(translated=False)
+    with pytest.raises(MemoryScattered) as caught:
+        make_split(1, 8, dma, fence=lambda: None, indirect=True, event_idx=False, one_region=True)
+    assert caught.value.exit_code == 4
+    assert "2 runs" in caught.value.seen
+    assert "hugepages" in caught.value.remedy
+    assert not dma.memory.open_blocks()
 
 
 @pytest.mark.spec("SPL-18")
@@ -782,6 +823,13 @@ def test_soak_over_the_wrap_of_the_indices(kind: dict[str, bool], size: int):
     rig = Rig(size, **kind, start=65_536 - 40)
     _lap(rig, random.Random(size), 300)
     assert rig.queue._reaped > 65_536
+
+
+def test_soak_in_one_region():
+    rig = Rig(16, translated=False, one_region=True, indirect=True, event_idx=True, start=65_536 - 40)
+    _lap(rig, random.Random(16), 300)
+    rig.queue.close()
+    assert not rig.dma.memory.open_blocks()
 
 
 def _lap(rig: Rig, rng: random.Random, requests: int) -> None:

@@ -21,6 +21,7 @@ from uvirtio.spec import ring
 from uvirtio.spec.ring import AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_F_NO_NOTIFY, need_event
 from uvirtio.virtqueue import Completion, Run
 from uvirtio.virtqueue.chain import measure
+from uvirtio.virtqueue.region import legacy_areas
 
 # Descriptor flags (2.7.5), where they lie in the second 64-bit word of a descriptor: length in bits 0..31,
 # flags in 32..47, next in 48..63.
@@ -406,18 +407,23 @@ def make_split(
     indirect: bool,
     event_idx: bool,
     clamp_used_len: bool = False,
+    one_region: bool = False,
 ) -> SplitQueue:
     """A split queue in memory of its own, which its ``close()`` gives back.
 
-    Raises UsageError for a bad size, QueueError where an area would not be one run of device addresses, and
-    what ``dma.alloc`` raises; then nothing stays allocated.
+    ``one_region``: all three areas in one run of device addresses, as a legacy interface wants them (2.7.2).
+
+    Raises UsageError for a bad size, QueueError where an area would not be one run of device addresses,
+    MemoryScattered where the one region would not, and what ``dma.alloc`` raises; then nothing stays allocated.
     """
     sizes = list(SplitQueue.area_sizes(size))
     if indirect:
         sizes.append(INDIRECT_ENTRIES * DESC_SIZE * size)
     blocks: list[Block] = []
     try:
-        for area in sizes:
+        if one_region:
+            blocks += legacy_areas(index, size, dma)
+        for area in sizes[len(blocks) :]:
             blocks.append(dma.alloc(area))
         for area, block in zip(sizes[:3], blocks, strict=False):
             if area > dma.contiguous_limit and not block.contiguous:
