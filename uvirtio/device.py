@@ -55,6 +55,9 @@ QUEUE_SIZE_MAX = 256
 
 RING_FEATURES = f.mask(f.INDIRECT_DESC, f.EVENT_IDX)
 
+LEGACY_FEATURES = f.mask(f.ANY_LAYOUT)
+"""Taken where a legacy interface offers it (6.3): our chains then may be laid out as on a modern one (2.7.4)."""
+
 _SLICE = 0.1
 """Seconds. No wait leans on an interrupt for longer than this: a lost one costs time, never progress."""
 
@@ -276,6 +279,8 @@ class Device:
         negotiated. ``before_ok`` runs with the queues made and DRIVER_OK not yet set; nothing may be kicked
         there. ``give_back`` runs first when the device is left.
 
+        On a legacy interface (3.1.2) the steps are the same without FEATURES_OK, and the choice is not read back.
+
         Raises FeatureMissing, FeaturesRefused, QueueError, ResetTimeout, or what memory raises; FAILED is set
         then (3.1.1) and the device is reset and let go of.
         """
@@ -362,10 +367,12 @@ class Device:
         self.transport.set_status(self._status)
 
     def _negotiate(self, wanted: int, required: int, couplings: Iterable[f.Needs]) -> None:
+        legacy = self.transport.legacy
         offered, again = self.transport.device_features(), self.transport.device_features()
         # A device that changes its mind is taken at what it said both times; FEATURES_OK has the last word.
         self.offered, self.unsteady_features = offered & again, offered ^ again
-        must = required | f.mask(f.VERSION_1)
+        # 2.2.3: on a legacy interface VERSION_1 is not there to be taken, nor is anything above bit 31.
+        must = required if legacy else required | f.mask(f.VERSION_1)
         missing = must & ~self.offered
         if missing:
             names = ", ".join(bit.name for bit in f.names(self.type, missing))
@@ -373,17 +380,20 @@ class Device:
                 f"{self.address} does not offer {names}",
                 seen=f"{self.offered:#x}",
                 expected=f"the bits {must:#x} (2.2.1)",
-                remedy="a device without VERSION_1 needs the legacy interface"
-                if missing & f.mask(f.VERSION_1)
-                else "this driver cannot do without",
+                remedy=_without(missing, legacy),
             )
         # 2.2.1: from allow-lists only, so that what nobody here knows is never acknowledged.
-        ours = wanted | required | f.mask(f.VERSION_1, f.ACCESS_PLATFORM) | RING_FEATURES
+        ours = wanted | required | RING_FEATURES
+        ours |= LEGACY_FEATURES if legacy else f.mask(f.VERSION_1, f.ACCESS_PLATFORM)
         carried = self.transport.features_allowed | f.DEVICE_TYPE_MASK
+        if legacy:
+            carried &= f.LEGACY_MASK  # 4.1.4.10
         self.features = f.resolve(self.offered, ours & carried, couplings)
         self.transport.set_driver_features(self.features)
 
     def _confirm_features(self) -> None:
+        if self.transport.legacy:
+            return  # 3.1.2: no such step, and nothing to read back
         self._add_status(Status.FEATURES_OK)
         status = self._check_status()
         if not status & Status.FEATURES_OK:
@@ -428,7 +438,8 @@ class Device:
                     seen=layout.size_max,
                     expected="a power of two (2.7)",
                 )
-            size = min(layout.size_max, spec.size, QUEUE_SIZE_MAX)
+            # 2.7.2: a legacy queue may have one size only, whatever we would like.
+            size = layout.size_max if layout.size_fixed else min(layout.size_max, spec.size, QUEUE_SIZE_MAX)
             ring = make_split(
                 spec.index,
                 size,
@@ -436,6 +447,7 @@ class Device:
                 fence=self._fence,
                 indirect=self.has(f.INDIRECT_DESC),
                 event_idx=self.has(f.EVENT_IDX),
+                one_region=layout.one_region,
             )
             self._rings.append(ring)
             made.append((spec, ring))
@@ -483,9 +495,9 @@ class Device:
                 break
         raise ConfigUnstable(
             f"the configuration of {self.address} changes faster than it can be read",
-            seen=f"a new config_generation at each of {_CONFIG_TRIES} reads",
-            expected="the same before and after (2.5.1)",
-            remedy="the device is at fault: its generation must stand still while nothing changes",
+            seen=f"something new at each of {_CONFIG_TRIES} reads",
+            expected="the same generation before and after (2.5.1); without one, the same values twice (2.5.4)",
+            remedy="the device is at fault: its configuration must stand still while nothing changes",
         )
 
     def read_config(self, *fields: Field) -> tuple[int, ...]:
@@ -744,6 +756,18 @@ class Device:
         self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _without(missing: int, legacy: bool) -> str:
+    """What to do about feature bits that are not offered."""
+    if legacy and missing & ~f.LEGACY_MASK:
+        return (
+            "the legacy interface has the bits 0 to 31 alone; take the modern one: leave --force-legacy out, "
+            "or start the device without disable-modern=on"
+        )
+    if missing & f.mask(f.VERSION_1):
+        return "a device without VERSION_1 is a legacy device: try --force-legacy"
+    return "this driver cannot do without"
 
 
 @contextmanager

@@ -21,7 +21,6 @@ from uvirtio.memory.trace import Trace
 from uvirtio.roots import Roots
 from uvirtio.spec import features as f
 from uvirtio.spec.status import describe
-from uvirtio.transports.pci import PciModern
 
 __all__ = ["STEPS", "Report", "Step", "diagnose"]
 
@@ -241,23 +240,20 @@ def _failure(error: UvirtioError) -> str:
 
 def _tell_capabilities(device: dev.Device, note: _Note) -> None:
     transport = device.transport
-    assert isinstance(transport, PciModern)
-    note.detail = f"{device.type} (device id {device.device_id}); " + ", ".join(
-        f"{cap.type} BAR {cap.bar}+{cap.offset:#x}"
-        for cap in transport.capabilities
-        if cap.verdict == "ok" and cap.length  # not PCI_CFG and vendor data, which lie in no BAR
-    )
-    bad = [
-        f"{cap.type} at {cap.config_offset:#04x}: {cap.why}"
-        for cap in transport.capabilities
-        if cap.verdict == "bad"
-    ]
-    if bad:
-        note.warn("the device lists capabilities that cannot be used: " + "; ".join(bad))
+    note.detail = f"{device.type} (device id {device.device_id}); {transport.interface}"
+    if transport.oddities:
+        note.warn("; ".join(transport.oddities))
 
 
 def _tell_status(device: dev.Device, note: _Note) -> None:
     note.detail = f"status {describe(device.transport.status())}"
+
+
+def _tell_features_ok(device: dev.Device, note: _Note) -> None:
+    if device.transport.legacy:
+        note.skip("the legacy interface has no such step (3.1.2)")
+    else:
+        _tell_status(device, note)
 
 
 def _tell_features(device: dev.Device, note: _Note) -> None:
@@ -321,7 +317,7 @@ _TELL: dict[str, Callable[[dev.Device, _Note], None]] = {
     "acknowledge": _tell_status,
     "driver": _tell_status,
     "features": _tell_features,
-    "features_ok": _tell_status,
+    "features_ok": _tell_features_ok,
     "queues": _tell_queues,
     "vectors": _tell_vectors,
     "driver_ok": _tell_status,

@@ -228,10 +228,10 @@ class QueueLayout:
     """Entries; 0 means that the queue does not exist."""
 
     size_fixed: bool = False
-    """Legacy: the size cannot be reduced."""
+    """Legacy PCI: the size cannot be reduced."""
 
     one_region: bool = False
-    """Legacy: descriptors, available and used ring in one contiguous region, used aligned to 4096."""
+    """Legacy: descriptors, available and used ring in one contiguous region, used aligned to 4096 (2.7.2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +248,13 @@ class Transport(Protocol):
 
     kind: str
     device_id: int
+    legacy: bool
+    """The legacy interface (2.2.3): feature bits 0..31, no FEATURES_OK, no generation, page-frame queue addresses.
+
+    Where it is spoken the bytes of rings and configuration are in the guest's order (2.5.3, 2.7.3). This package
+    runs on little-endian machines alone (``memory/access.py``), so there is one order for both interfaces.
+    """
+
     features_allowed: int
     """Mask of the feature bits 24..63 that this transport and our rings can carry (6)."""
 
@@ -256,6 +263,16 @@ class Transport(Protocol):
 
     @property
     def description(self) -> str: ...
+    @property
+    def interface(self) -> str:
+        """One line for people: which interface of the device is spoken, and where its registers lie."""
+        ...
+
+    @property
+    def oddities(self) -> Sequence[str]:
+        """What is wrong with how the device presents its interface, though it can be used; a line each."""
+        ...
+
     @property
     def translates(self) -> bool: ...
     @property

@@ -59,6 +59,7 @@ class PciModern:
     """
 
     kind = "pci-modern"
+    legacy = False
     features_allowed = f.mask(f.VERSION_1, f.ACCESS_PLATFORM, f.INDIRECT_DESC, f.EVENT_IDX)
 
     def __init__(self, function: PciFunction, *, trace: Trace | None = None) -> None:
@@ -147,6 +148,23 @@ class PciModern:
     @property
     def description(self) -> str:
         return self._function.description
+
+    @property
+    def interface(self) -> str:
+        places = ", ".join(
+            f"{cap.type} BAR {cap.bar}+{cap.offset:#x}"
+            for cap in self.capabilities
+            if cap.verdict == "ok" and cap.length  # not PCI_CFG and vendor data, which lie in no BAR
+        )
+        return f"modern interface: {places}"
+
+    @property
+    def oddities(self) -> Sequence[str]:
+        return [
+            f"the {cap.type} capability at {cap.config_offset:#04x} cannot be used: {cap.why}"
+            for cap in self.capabilities
+            if cap.verdict == "bad"
+        ]
 
     @property
     def translates(self) -> bool:
