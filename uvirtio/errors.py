@@ -321,6 +321,12 @@ class MemoryScattered(EnvironmentLack):
     code = "UV-ENV-SCATTERED"
 
 
+class HugePagesLack(EnvironmentLack):
+    """The pool of huge pages has not as many left as memory without an IOMMU needs."""
+
+    code = "UV-ENV-HUGEPAGES"
+
+
 class QemuMissing(EnvironmentLack):
     """QEMU is not installed."""
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uvirtio.backends import vfio_memory
+from uvirtio.backends.pages import PAGE, Pagemap, merged
 from uvirtio.backends.vfio import IovaAllocator
-from uvirtio.backends.vfio_memory import PAGE, VfioDmaSpace, merged
+from uvirtio.backends.vfio_memory import VfioDmaSpace
 from uvirtio.errors import Closed, MemlockExceeded, OperationFailed, PagemapHidden, PageMoved
 from uvirtio.roots import Roots
 
@@ -257,7 +258,7 @@ def pagemap(tmp_path):
 
     def write(*entries):
         (tmp_path / "proc/self/pagemap").write_bytes(array("Q", entries).tobytes())
-        return vfio_memory.Pagemap(Roots.under(tmp_path))
+        return Pagemap(Roots.under(tmp_path))
 
     return write
 
@@ -286,7 +287,7 @@ def test_a_pagemap_that_ends_early(pagemap):
 
 def test_no_pagemap_at_all(tmp_path):
     with pytest.raises(PagemapHidden):
-        vfio_memory.Pagemap(Roots.under(tmp_path)).pfns(0, mmap.PAGESIZE)
+        Pagemap(Roots.under(tmp_path)).pfns(0, mmap.PAGESIZE)
 
 
 def test_a_physical_space_without_pagemap_is_refused_before_any_map(tmp_path, books):

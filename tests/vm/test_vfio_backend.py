@@ -20,8 +20,9 @@ from pathlib import Path
 import pytest
 
 import uvirtio
+from uvirtio.backends.pages import PAGE
 from uvirtio.backends.vfio import Container, Device, Group, group_of, uapi
-from uvirtio.backends.vfio_memory import HUGE, PAGE
+from uvirtio.backends.vfio_memory import HUGE
 from uvirtio.backends.vfio_pci import VfioPciFunction
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import (

@@ -15,164 +15,69 @@ from __future__ import annotations
 
 import mmap
 import os
-from array import array
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
+from uvirtio.backends.pages import (
+    MADV_DONTDUMP,
+    MADV_POPULATE_WRITE,
+    PAGE,
+    Memory,
+    Pagemap,
+    advise,
+    merged,
+    pieces,
+)
 from uvirtio.backends.vfio.container import Container
 from uvirtio.backends.vfio.iova import IovaAllocator
-from uvirtio.errors import Closed, OperationFailed, PagemapHidden, PageMoved
-from uvirtio.memory.seams import PFN_SHIFT
+from uvirtio.errors import Closed, OperationFailed, PageMoved
 from uvirtio.roots import Roots
 
-PAGE = mmap.PAGESIZE
 HUGE = 2 << 20
 """A transparent huge page where the CPU's page is 4096 bytes."""
 
 MAP_PIECE = 256 << 20
 """Pieces of a block, in bytes, when one map of all of it is refused."""
 
-_PRESENT = 1 << 63
-_PFN_MASK = (1 << 55) - 1
-_READ_LIMIT = 1 << 20
-_MADV_POPULATE_WRITE = 23
-_MADV_DONTDUMP = getattr(mmap, "MADV_DONTDUMP", 16)
 
-
-class Pagemap:
-    """``/proc/self/pagemap``: which physical page stands behind a page of this process."""
-
-    def __init__(self, roots: Roots) -> None:
-        self._path = roots.proc / "self" / "pagemap"
-        self._fd = -1
-
-    def pfns(self, vaddr: int, size: int) -> list[int]:
-        """The frame number of each 4096-byte piece from ``vaddr``, which is page-aligned, in ``size`` bytes.
-
-        Raises PagemapHidden where the file cannot be read, shows zeros (no CAP_SYS_ADMIN), or no page.
-        """
-        entries = self._entries(vaddr // PAGE, -(-size // PAGE))
-        found = [entry & _PFN_MASK for entry in entries]
-        if min(entries, default=_PRESENT) < _PRESENT:
-            raise self._hidden("a page that is not present", "pages that are pinned")
-        if 0 in found:
-            raise self._hidden(
-                "frame number 0", "real frame numbers, which the kernel shows to CAP_SYS_ADMIN only"
-            )
-        if PAGE == 1 << PFN_SHIFT:
-            return found
-        per_page = PAGE >> PFN_SHIFT
-        return [pfn * per_page + piece for pfn in found for piece in range(per_page)]
-
-    def _entries(self, first: int, count: int) -> array[int]:
-        entries = array("Q")
-        try:
-            if self._fd < 0:
-                self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            position, end = first * 8, (first + count) * 8
-            while position < end:
-                data = os.pread(self._fd, min(end - position, _READ_LIMIT), position)
-                if not data or len(data) % 8:
-                    raise self._hidden(f"{len(data)} bytes at {position:#x}", "8 bytes a page")
-                entries.frombytes(data)
-                position += len(data)
-        except OSError as error:
-            raise self._hidden(os.strerror(error.errno or 0), "a readable file") from error
-        return entries
-
-    def _hidden(self, seen: str, expected: str) -> PagemapHidden:
-        return PagemapHidden(
-            f"{self._path} does not tell physical addresses",
-            seen=seen,
-            expected=expected,
-            remedy="run as root (CAP_SYS_ADMIN), or use a device that offers ACCESS_PLATFORM "
-            "(QEMU: iommu_platform=on)",
-        )
-
-    def close(self) -> None:
-        """Idempotent."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-
-class _Anonymous:
-    """Anonymous memory of this process: whole pages, its address, one view."""
-
-    def __init__(self, mapping: mmap.mmap, start: int, size: int) -> None:
-        # ctypes only to learn the address; the reference to the buffer ends with this statement.
-        import ctypes
-
-        self.vaddr = ctypes.addressof(ctypes.c_char.from_buffer(mapping)) + start
-        self.size = size
-        self._mapping = mapping
-        with memoryview(mapping) as whole:
-            self.view = whole[start : start + size]
-
-    def close(self) -> None:
-        """Raises BufferError while somebody still holds a view; may be called again then."""
-        self.view.release()
-        self._mapping.close()
-
-
-class _Borrowed(_Anonymous):
+class _Borrowed(Memory):
     """A mapping that belongs to somebody else, who closes it after us."""
 
     def close(self) -> None:
         self.view.release()
 
 
-def _advise(mapping: mmap.mmap, *advice: int) -> None:
-    for item in advice:
-        try:
-            mapping.madvise(item)
-        except OSError:
-            pass  # a kernel without KSM or THP does not know the word, and then there is nothing to fear
-
-
-def _ordinary(size: int, *, small_pages: bool) -> _Anonymous:
+def _ordinary(size: int, *, small_pages: bool) -> Memory:
     try:
         mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise _no_memory(size, error) from error
-    _advise(mapping, mmap.MADV_DONTFORK, mmap.MADV_UNMERGEABLE, _MADV_DONTDUMP)
+    advise(mapping, mmap.MADV_DONTFORK, mmap.MADV_UNMERGEABLE, MADV_DONTDUMP)
     if small_pages:
-        _advise(mapping, mmap.MADV_NOHUGEPAGE)
-    return _Anonymous(mapping, 0, size)
+        advise(mapping, mmap.MADV_NOHUGEPAGE)
+    return Memory(mapping, 0, size)
 
 
-def _huge() -> _Anonymous | None:
+def _huge() -> Memory | None:
     """HUGE bytes that are one transparent huge page, if the kernel is so kind; the caller checks."""
     try:
         mapping = mmap.mmap(-1, 2 * HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError:
         return None
-    _advise(mapping, mmap.MADV_DONTFORK, mmap.MADV_UNMERGEABLE, _MADV_DONTDUMP)
-    probe = _Anonymous(mapping, 0, HUGE)
+    advise(mapping, mmap.MADV_DONTFORK, mmap.MADV_UNMERGEABLE, MADV_DONTDUMP)
+    probe = Memory(mapping, 0, HUGE)
     start = -probe.vaddr % HUGE
     probe.view.release()
     try:
         mapping.madvise(mmap.MADV_HUGEPAGE, start, HUGE)
-        mapping.madvise(_MADV_POPULATE_WRITE, start, HUGE)
+        mapping.madvise(MADV_POPULATE_WRITE, start, HUGE)
     except OSError:
         mapping.close()
         return None
-    return _Anonymous(mapping, start, HUGE)
+    return Memory(mapping, start, HUGE)
 
 
 def _no_memory(size: int, error: OSError) -> OperationFailed:
     return OperationFailed(f"no {size} bytes of memory", seen=os.strerror(error.errno or 0))
-
-
-def merged(pfns: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Frame numbers as runs of (offset in the block, physical address, length), neighbours merged."""
-    runs: list[tuple[int, int, int]] = []
-    start = 0
-    for index in range(1, len(pfns) + 1):
-        if index == len(pfns) or pfns[index] != pfns[index - 1] + 1:
-            runs.append((start << PFN_SHIFT, pfns[start] << PFN_SHIFT, (index - start) << PFN_SHIFT))
-            start = index
-    return runs
 
 
 class VfioBlock:
@@ -181,7 +86,7 @@ class VfioBlock:
     Satisfies the ``Block`` protocol: ``view``, ``size`` (bytes, whole pages), ``contiguous``.
     """
 
-    def __init__(self, memory: _Anonymous, pagemap: Pagemap, undo: Callable[[VfioBlock], None]) -> None:
+    def __init__(self, memory: Memory, pagemap: Pagemap, undo: Callable[[VfioBlock], None]) -> None:
         self._memory = memory
         self._pagemap = pagemap
         self._undo = undo
@@ -206,19 +111,7 @@ class VfioBlock:
         """
         if self._closed:
             raise Closed("this block of memory is closed")
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise ValueError(f"{length} bytes at {offset} of a block of {self.size}")
-        found: list[tuple[int, int]] = []
-        end = offset + length
-        index = bisect_right(self.runs, offset, key=lambda run: run[0]) - 1
-        while offset < end:
-            start, address, size = self.runs[index]
-            inside = offset - start
-            piece = min(size - inside, end - offset)
-            found.append((address + inside, piece))
-            offset += piece
-            index += 1
-        return found
+        return pieces(self.runs, offset, length)
 
     def pfns(self) -> list[int]:
         """The frame number of each 4096-byte piece, read anew. Raises PagemapHidden, Closed."""
@@ -259,7 +152,7 @@ class VfioDmaSpace:
         self._iova = iova
         self._pagemap = Pagemap(roots or Roots())
         self._blocks: dict[int, VfioBlock] = {}
-        self._spare: _Anonymous | None = None
+        self._spare: Memory | None = None
         self._closed = False
         self.translated = translated
         self.contiguous_limit = 1 << 63
@@ -359,7 +252,7 @@ class VfioDmaSpace:
         unit = max(PAGE, self._iova.page)
         return -(-size // unit) * unit
 
-    def _physical_memory(self, size: int) -> _Anonymous:
+    def _physical_memory(self, size: int) -> Memory:
         if not PAGE < size <= self.contiguous_limit:
             return _ordinary(size, small_pages=True)
         memory, self._spare = self._spare or _huge(), None
@@ -372,7 +265,7 @@ class VfioDmaSpace:
             memory.size = size
         return memory
 
-    def _pinned(self, memory: _Anonymous) -> VfioBlock:
+    def _pinned(self, memory: Memory) -> VfioBlock:
         """Pin by a map at an address of ours; physical spaces keep to the top, out of the way of RAM."""
         block = VfioBlock(memory, self._pagemap, self._unmap)
         self._blocks[id(block)] = block

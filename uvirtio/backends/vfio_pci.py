@@ -12,6 +12,7 @@ import weakref
 from contextlib import ExitStack
 from typing import Literal
 
+from uvirtio.backends.pages import PAGE
 from uvirtio.backends.vfio.container import IOMMU_NAMES, Container
 from uvirtio.backends.vfio.device import Device, RegionInfo
 from uvirtio.backends.vfio.events import EventFd, IntxEvent
@@ -27,7 +28,7 @@ from uvirtio.backends.vfio.uapi import (
     VFIO_PCI_MSIX_IRQ_INDEX,
     VFIO_PCI_REQ_IRQ_INDEX,
 )
-from uvirtio.backends.vfio_memory import PAGE, VfioDmaSpace
+from uvirtio.backends.vfio_memory import VfioDmaSpace
 from uvirtio.errors import CapabilityError, Closed, DeviceGone, NoSuchDevice, NotBound, OperationFailed
 from uvirtio.memory.access import FdRegisters
 from uvirtio.memory.seams import BarInfo, Doorbell, Event, Registers

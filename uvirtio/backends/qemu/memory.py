@@ -10,6 +10,7 @@ import mmap
 import os
 import threading
 
+from uvirtio.backends.pages import Adopted
 from uvirtio.errors import Closed, OperationFailed
 from uvirtio.memory.seams import PFN_SHIFT
 
@@ -141,32 +142,6 @@ class QemuBlock:
             self._memory.free(self)
 
 
-class AdoptedBlock:
-    """Memory at a known guest-physical address, which is what every device of the machine calls it."""
-
-    contiguous = True
-
-    def __init__(self, mapping: mmap.mmap, physical: int) -> None:
-        self.view = memoryview(mapping)
-        self.size = len(self.view)
-        self.address = physical
-
-    def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """The device addresses of these bytes: always one run."""
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise ValueError(f"{length} bytes at {offset} of a block of {self.size}")
-        return [(self.address + offset, length)] if length else []
-
-    def pfns(self) -> list[int]:
-        """The guest-physical frame numbers; they never change."""
-        first = self.address >> PFN_SHIFT
-        return list(range(first, first + _pages(self.size)))
-
-    def close(self) -> None:
-        """Let go of the mapping; idempotent."""
-        self.view.release()
-
-
 class QemuDma:
     """The DMA space of one function: its blocks end with it. See the DmaSpace seam."""
 
@@ -190,11 +165,11 @@ class QemuDma:
         """The same: guest memory never moves."""
         return self.alloc(size)
 
-    def adopt(self, mapping: mmap.mmap, physical: int) -> AdoptedBlock:
+    def adopt(self, mapping: mmap.mmap, physical: int) -> Adopted:
         """Memory of the same machine that is not ours to give (virtio-mem). See the AdoptsMemory seam."""
         if self._closed:
             raise Closed("this DMA space is closed")
-        return AdoptedBlock(mapping, physical)
+        return Adopted(mapping, physical)
 
     def close(self) -> None:
         """Give all blocks back; idempotent."""

@@ -25,6 +25,7 @@ from uvirtio.drivers.base import Driver, runs, settle, transact
 from uvirtio.errors import (
     BadSize,
     ConfigError,
+    HugePagesLack,
     MemlockExceeded,
     NotSupported,
     OperationFailed,
@@ -46,7 +47,7 @@ Progress = Callable[[int], None]
 Target = Callable[[], int]
 """Where to go, in pages; asked again before each batch."""
 
-SHORTAGE = (MemoryError, OperationFailed, MemlockExceeded, Refused)
+SHORTAGE = (MemoryError, OperationFailed, MemlockExceeded, HugePagesLack, Refused)
 """What pinning more memory raises when there is none to be had."""
 
 

@@ -1,0 +1,169 @@
+"""Pages of this process, as a device knows them: what memory is made of under every back end of this kernel.
+
+Whether a page stays where it is, is the business of whoever made it: a VFIO map pins it, a huge page of the
+kernel's pool is not moved.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from uvirtio.errors import PagemapHidden
+from uvirtio.memory.seams import PFN_SHIFT
+from uvirtio.roots import Roots
+
+PAGE = mmap.PAGESIZE
+
+_PRESENT = 1 << 63
+_PFN_MASK = (1 << 55) - 1
+_READ_LIMIT = 1 << 20
+MADV_POPULATE_WRITE = 23
+MADV_DONTDUMP = getattr(mmap, "MADV_DONTDUMP", 16)
+
+
+class Pagemap:
+    """``/proc/self/pagemap``: which physical page stands behind a page of this process."""
+
+    def __init__(self, roots: Roots) -> None:
+        self._path = roots.proc / "self" / "pagemap"
+        self._fd = -1
+
+    def pfns(self, vaddr: int, size: int) -> list[int]:
+        """The frame number of each 4096-byte piece from ``vaddr``, which is page-aligned, in ``size`` bytes.
+
+        Raises PagemapHidden where the file cannot be read, shows zeros (no CAP_SYS_ADMIN), or no page.
+        """
+        entries = self._entries(vaddr // PAGE, -(-size // PAGE))
+        found = [entry & _PFN_MASK for entry in entries]
+        if min(entries, default=_PRESENT) < _PRESENT:
+            raise self._hidden("a page that is not present", "pages that are pinned")
+        if 0 in found:
+            raise self._hidden(
+                "frame number 0", "real frame numbers, which the kernel shows to CAP_SYS_ADMIN only"
+            )
+        if PAGE == 1 << PFN_SHIFT:
+            return found
+        per_page = PAGE >> PFN_SHIFT
+        return [pfn * per_page + piece for pfn in found for piece in range(per_page)]
+
+    def _entries(self, first: int, count: int) -> array[int]:
+        entries = array("Q")
+        try:
+            if self._fd < 0:
+                self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            position, end = first * 8, (first + count) * 8
+            while position < end:
+                data = os.pread(self._fd, min(end - position, _READ_LIMIT), position)
+                if not data or len(data) % 8:
+                    raise self._hidden(f"{len(data)} bytes at {position:#x}", "8 bytes a page")
+                entries.frombytes(data)
+                position += len(data)
+        except OSError as error:
+            raise self._hidden(os.strerror(error.errno or 0), "a readable file") from error
+        return entries
+
+    def _hidden(self, seen: str, expected: str) -> PagemapHidden:
+        return PagemapHidden(
+            f"{self._path} does not tell physical addresses",
+            seen=seen,
+            expected=expected,
+            remedy="run as root (CAP_SYS_ADMIN), or use a device that offers ACCESS_PLATFORM "
+            "(QEMU: iommu_platform=on)",
+        )
+
+    def close(self) -> None:
+        """Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Memory:
+    """Mapped memory of this process: whole pages, its address, one view."""
+
+    def __init__(self, mapping: mmap.mmap, start: int, size: int) -> None:
+        # ctypes only to learn the address; the reference to the buffer ends with this statement.
+        import ctypes
+
+        self.vaddr = ctypes.addressof(ctypes.c_char.from_buffer(mapping)) + start
+        self.size = size
+        self._mapping = mapping
+        with memoryview(mapping) as whole:
+            self.view = whole[start : start + size]
+
+    def close(self) -> None:
+        """Raises BufferError while somebody still holds a view; may be called again then."""
+        self.view.release()
+        self._mapping.close()
+
+
+def advise(mapping: mmap.mmap, *advice: int) -> None:
+    for item in advice:
+        try:
+            mapping.madvise(item)
+        except OSError:
+            pass  # a kernel without KSM or THP does not know the word, and then there is nothing to fear
+
+
+def merged(pfns: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Frame numbers as runs of (offset in the block, physical address, length), neighbours merged."""
+    runs: list[tuple[int, int, int]] = []
+    start = 0
+    for index in range(1, len(pfns) + 1):
+        if index == len(pfns) or pfns[index] != pfns[index - 1] + 1:
+            runs.append((start << PFN_SHIFT, pfns[start] << PFN_SHIFT, (index - start) << PFN_SHIFT))
+            start = index
+    return runs
+
+
+def pieces(runs: Sequence[tuple[int, int, int]], offset: int, length: int) -> list[tuple[int, int]]:
+    """The device addresses of ``length`` bytes from ``offset``, as (address, length), out of merged runs.
+
+    Raises ValueError outside of what the runs cover.
+    """
+    end = offset + length
+    if offset < 0 or length < 0 or end > (runs[-1][0] + runs[-1][2] if runs else 0):
+        raise ValueError(f"{length} bytes at {offset} are not inside this block")
+    found: list[tuple[int, int]] = []
+    index = bisect_right(runs, offset, key=lambda run: run[0]) - 1
+    while offset < end:
+        start, address, size = runs[index]
+        inside = offset - start
+        piece = min(size - inside, end - offset)
+        found.append((address + inside, piece))
+        offset += piece
+        index += 1
+    return found
+
+
+class Adopted:
+    """Memory at a known guest-physical address, which is what every device of the machine calls it.
+
+    Satisfies the ``Block`` protocol. The mapping stays the caller's.
+    """
+
+    contiguous = True
+
+    def __init__(self, mapping: mmap.mmap, physical: int) -> None:
+        self.view = memoryview(mapping)
+        self.size = len(self.view)
+        self.address = physical
+
+    def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """The device addresses of these bytes: always one run."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise ValueError(f"{length} bytes at {offset} of a block of {self.size}")
+        return [(self.address + offset, length)] if length else []
+
+    def pfns(self) -> list[int]:
+        """The guest-physical frame numbers; they never change."""
+        first = self.address >> PFN_SHIFT
+        return list(range(first, first + (-(-self.size >> PFN_SHIFT))))
+
+    def close(self) -> None:
+        """Let go of the mapping; idempotent."""
+        self.view.release()

@@ -1,0 +1,295 @@
+"""Guest-physical memory where no IOMMU holds the device and no map pins a page: huge pages of the kernel's pool.
+
+Without a map, nothing keeps an ordinary page at its address: ``mlock`` keeps it in memory, but compaction, KSM,
+transparent huge pages or a copy after fork may move it, and the device would go on writing to the old place.
+A page of the hugetlb pool is neither swapped, merged, split nor compacted. It also is 2 MiB of contiguous
+addresses, which legacy rings need (2.7.2 of the legacy interface). The frames are read anew at every ``pfns()``
+all the same.
+
+The memory is one file without a name, so that whoever else holds the descriptor (the guardian) keeps the pages
+from being reused when this process dies.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from uvirtio.backends.pages import MADV_DONTDUMP, PAGE, Adopted, Memory, Pagemap, advise, merged, pieces
+from uvirtio.errors import Closed, HugePagesLack, NotSupported, OperationFailed
+from uvirtio.roots import Roots
+
+HUGE = 2 << 20
+"""Bytes of one page of the pool. The kernel may have others; this one is there wherever the CPU's page is 4096."""
+
+_UNITS = HUGE // PAGE
+_POOL = ("kernel", "mm", "hugepages", "hugepages-2048kB")
+_MFD_HUGETLB = getattr(os, "MFD_HUGETLB", 4)
+_MFD_HUGE_2MB = 21 << 26
+
+
+def huge_file() -> int:
+    """The descriptor of an empty file of huge pages, close-on-exec. Raises OSError."""
+    return os.memfd_create("uvirtio-dma", os.MFD_CLOEXEC | _MFD_HUGETLB | _MFD_HUGE_2MB)
+
+
+class HugeFile:
+    """A file of huge pages: grows by the page, and gives single pages back.
+
+    Empty it takes nothing from the pool. ``create`` makes the descriptor (tests: a file of ordinary pages).
+    """
+
+    def __init__(self, roots: Roots | None = None, *, create: Callable[[], int] = huge_file) -> None:
+        """Raises NotSupported where the kernel has no huge pages of 2 MiB."""
+        self._roots = roots or Roots()
+        try:
+            self._fd = create()
+        except OSError as error:
+            raise NotSupported(
+                "this kernel has no huge pages of 2 MiB",
+                seen=os.strerror(error.errno or 0),
+                expected="hugetlb memory (CONFIG_HUGETLBFS, a CPU with 2 MiB pages)",
+                remedy="without an IOMMU, DMA memory can only be such pages: give the machine an IOMMU",
+            ) from error
+
+    def fileno(self) -> int:
+        """The descriptor. Raises Closed."""
+        if self._fd < 0:
+            raise Closed("this file of huge pages is closed")
+        return self._fd
+
+    def map(self, first: int, count: int) -> mmap.mmap:
+        """Pages ``first`` to ``first + count`` of the file, there to be touched, never inherited by a fork.
+
+        Raises HugePagesLack, or OperationFailed; some of them may have been taken then, and want ``free``.
+        """
+        try:
+            # Taken here, where a failure is an error. On the first touch it would be SIGBUS.
+            os.posix_fallocate(self.fileno(), first * HUGE, count * HUGE)
+        except OSError as error:
+            raise self._lack(count, error) from error
+        try:
+            mapping = mmap.mmap(self.fileno(), count * HUGE, offset=first * HUGE)
+        except OSError as error:
+            raise OperationFailed(
+                "huge pages cannot be mapped",
+                seen=os.strerror(error.errno or 0),
+                expected=f"{count * HUGE} bytes of address space",
+                remedy="use smaller blocks, or raise the limit: ulimit -v",
+            ) from error
+        advise(mapping, mmap.MADV_DONTFORK, MADV_DONTDUMP)
+        return mapping
+
+    def free(self, first: int, count: int) -> None:
+        """Give these pages back to the pool; they read as zeros when they are mapped again."""
+        size, offset = count * HUGE, first * HUGE
+        # ValueError: beyond the end of the file, so nothing was taken.
+        with suppress(OSError, ValueError, Closed), mmap.mmap(self.fileno(), size, offset=offset) as hole:
+            hole.madvise(mmap.MADV_REMOVE)
+
+    def _lack(self, count: int, error: OSError) -> HugePagesLack:
+        pool = self._roots.sys.joinpath(*_POOL)
+        total, free, promised = (_number(pool / f"{name}_hugepages") for name in ("nr", "free", "resv"))
+        return HugePagesLack(
+            f"there are no {count} huge pages of 2 MiB, and without an IOMMU only these stay where they are",
+            seen=f"{max(0, free - promised)} free of {total} ({os.strerror(error.errno or 0)})",
+            expected=f"{count} free",
+            remedy=f"as root: echo {total + count - max(0, free - promised)} > {pool / 'nr_hugepages'} "
+            "(or hugepages=N on the kernel's command line, while memory is not in pieces yet)",
+        )
+
+    def close(self) -> None:
+        """Close the descriptor; idempotent. The pages go with the last mapping and the last descriptor."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return 0
+
+
+class PhysicalBlock:
+    """Memory within huge pages, mapped by itself. Satisfies the ``Block`` protocol."""
+
+    def __init__(self, space: PhysicalDmaSpace, memory: Memory, first: int, pagemap: Pagemap) -> None:
+        """``first`` is where it begins in the file, in bytes."""
+        self._space = space
+        self._memory = memory
+        self._pagemap = pagemap
+        self._closed = False
+        self.first = first
+        self.view = memory.view
+        self.size = memory.size
+        self.runs = merged(pagemap.pfns(memory.vaddr, self.size))
+        """(offset, physical address, length) in the order of offsets."""
+        self.contiguous = len(self.runs) == 1
+
+    def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """The physical addresses of these bytes, as (address, length) runs.
+
+        Raises ValueError outside the block, Closed after close().
+        """
+        self._check_open()
+        return pieces(self.runs, offset, length)
+
+    def pfns(self) -> list[int]:
+        """The frame number of each 4096-byte piece, read anew. Raises PagemapHidden, Closed."""
+        self._check_open()
+        return self._pagemap.pfns(self._memory.vaddr, self.size)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("this block of memory is closed")
+
+    def close(self) -> None:
+        """Free it; idempotent. Raises BufferError while a view of it is held: it is not reused then."""
+        if not self._closed:
+            self._memory.close()
+            self._closed = True
+            self._space.take_back(self)
+
+
+class PhysicalDmaSpace:
+    """DMA memory in huge pages, for one device. Close it after the device was reset. Satisfies ``DmaSpace``.
+
+    Rings and buffers share huge pages; what is not longer than one does not cross its end. ``file`` stays the
+    caller's; without it the space has its own. ``translated`` says only which reading of an address was
+    negotiated: where no IOMMU translates, both are physical (6.1).
+    """
+
+    contiguous_limit = HUGE
+
+    def __init__(
+        self,
+        roots: Roots | None = None,
+        *,
+        file: HugeFile | None = None,
+        translated: bool = False,
+        pagemap: Pagemap | None = None,
+    ) -> None:
+        """Raises HugePagesLack, PagemapHidden, NotSupported: better here than with a device half brought up."""
+        roots = roots or Roots()
+        self.translated = translated
+        self._own = HugeFile(roots) if file is None else None
+        self._file = file or self._own
+        self._pagemap = pagemap or Pagemap(roots)
+        self._blocks: dict[int, PhysicalBlock] = {}
+        # For each huge page of the file that we have: its free runs as (start, end), in units of PAGE.
+        self._free: dict[int, list[tuple[int, int]]] = {}
+        self._closed = False
+        try:
+            self.alloc(PAGE).close()
+        except BaseException:
+            self.close()
+            raise
+
+    def alloc(self, size: int) -> PhysicalBlock:
+        """Zeroed, page-aligned memory of at least ``size`` bytes; one run where that is no more than HUGE.
+
+        Raises HugePagesLack, PagemapHidden.
+        """
+        if self._closed or self._file is None:
+            raise Closed("this DMA space is closed")
+        if size <= 0:
+            raise ValueError(f"{size} bytes of memory")
+        units = -(-size // PAGE)
+        start, fresh = self._place(units)
+        first, last = start // _UNITS, (start + units - 1) // _UNITS
+        try:
+            mapping = self._file.map(first, last - first + 1)
+            memory = Memory(mapping, (start - first * _UNITS) * PAGE, units * PAGE)
+            try:
+                if not fresh:
+                    memory.view[:] = bytes(memory.size)
+                for offset in range(0, memory.size, HUGE):
+                    memory.view[offset] = 0  # pagemap shows what was touched
+                block = PhysicalBlock(self, memory, start * PAGE, self._pagemap)
+            except BaseException:
+                memory.close()
+                raise
+        except BaseException:
+            self._give(start, units)
+            raise
+        self._blocks[id(block)] = block
+        return block
+
+    def pin(self, size: int) -> PhysicalBlock:
+        """The same: memory of huge pages stays where it is."""
+        return self.alloc(size)
+
+    def adopt(self, mapping: mmap.mmap, physical: int) -> Adopted:
+        """Memory that is not ours (plugged by virtio-mem), at its address. See the AdoptsMemory seam."""
+        if self._closed:
+            raise Closed("this DMA space is closed")
+        return Adopted(mapping, physical)
+
+    def _place(self, units: int) -> tuple[int, bool]:
+        """Take a free run of the file: within a huge page that we have, or from new (True), zeroed ones."""
+        if units <= _UNITS:
+            for page, runs in self._free.items():
+                for index, (start, end) in enumerate(runs):
+                    if end - start >= units:
+                        runs[index : index + 1] = [(start + units, end)] if end - start > units else []
+                        return page * _UNITS + start, False
+        count = -(-units // _UNITS)
+        first = 0
+        while taken := [page for page in range(first, first + count) if page in self._free]:
+            first = taken[-1] + 1
+        for page in range(first, first + count):
+            self._free[page] = []
+        tail = units - (count - 1) * _UNITS
+        if tail < _UNITS:
+            self._free[first + count - 1] = [(tail, _UNITS)]
+        return first * _UNITS, True
+
+    def take_back(self, block: PhysicalBlock) -> None:
+        """A block that was closed; the block calls this."""
+        self._blocks.pop(id(block), None)
+        self._give(block.first // PAGE, block.size // PAGE)
+
+    def _give(self, start: int, units: int) -> None:
+        end = start + units
+        while start < end:
+            page = start // _UNITS
+            stop = min(end, (page + 1) * _UNITS)
+            runs = sorted([*self._free[page], (start - page * _UNITS, stop - page * _UNITS)])
+            whole = [runs[0]]
+            for run in runs[1:]:
+                if run[0] == whole[-1][1]:
+                    whole[-1] = (whole[-1][0], run[1])
+                else:
+                    whole.append(run)
+            self._free[page] = whole
+            if whole == [(0, _UNITS)]:
+                del self._free[page]
+                if self._file is not None:
+                    self._file.free(page, 1)
+            start = stop
+
+    def close(self) -> None:
+        """Free all of it; idempotent. Raises BufferError, after trying all, where a view is still held."""
+        self._closed = True
+        first: BaseException | None = None
+        for block in list(self._blocks.values()):
+            try:
+                block.close()
+            except BufferError as error:
+                first = first or error
+        self._pagemap.close()
+        if self._own is not None:
+            self._own.close()
+        if first is not None:
+            raise first
+
+    def __enter__(self) -> PhysicalDmaSpace:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
