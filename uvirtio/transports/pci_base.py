@@ -1,0 +1,320 @@
+"""What both interfaces of a virtio PCI function have in common: identity, the interrupt ladder, the way out.
+
+The function comes from a back end (VFIO, QEMU, ...) as a ``PciFunction``; where the fields lie is what the two
+interfaces differ in: ``pci`` (4.1.4) and ``pci_legacy`` (4.1.4.10). Nothing here waits: deadlines belong to
+``device``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+from uvirtio.errors import DeviceGone, EnvironmentLack, NotSupported, NotVirtio, OperationFailed, QueueError
+from uvirtio.memory.seams import Causes, DmaSpace, Doorbell, Event, InterruptMode, PciFunction, Registers
+from uvirtio.memory.trace import Trace, TracedDoorbell, TracedRegisters
+from uvirtio.spec import ids, pci
+
+
+class RegisterDoorbell:
+    """A kick by a 16-bit write (4.1.5.2): no NOTIFICATION_DATA yet, so the value is the queue index."""
+
+    def __init__(self, registers: Registers) -> None:
+        self._registers = registers
+
+    def ring(self, value: int) -> None:
+        self._registers.write16(0, value)
+
+    def close(self) -> None:
+        self._registers.close()
+
+
+def config_reader(function: PciFunction) -> Callable[[int, int], int]:
+    """``read(offset, width)`` of configuration space, for a capability walk."""
+    config = function.config
+    readers = {1: config.read8, 2: config.read16, 4: config.read32}
+    return lambda offset, width: readers[width](offset)
+
+
+def device_ids(function: PciFunction) -> tuple[int, int]:
+    """The PCI vendor and device id. Raises DeviceGone where nothing answers."""
+    read = config_reader(function)
+    vendor = read(pci.CFG_VENDOR_ID, 2)
+    refuse_all_ones(function, vendor, 16, "the PCI vendor id")
+    return vendor, read(pci.CFG_DEVICE_ID, 2)
+
+
+def refuse_all_ones(function: PciFunction, value: int, bits: int, what: str) -> None:
+    """PCI answers a read of nothing with ones in every bit. Raises DeviceGone."""
+    if value == (1 << bits) - 1:
+        raise DeviceGone(
+            f"{function.address} does not answer any more",
+            seen=f"{what} reads {value:#x}",
+            expected="a value",
+            remedy="look whether the device was removed: uvirtio list",
+        )
+
+
+class PciBase:
+    """The half of a ``Transport`` that does not depend on the interface.
+
+    Takes the function over: ``close()`` closes it. An interface finds its registers in ``_find`` and gives
+    the small verbs at the end of this class their fields.
+    """
+
+    def __init__(self, function: PciFunction, *, trace: Trace | None = None) -> None:
+        self._function = function
+        self._trace = trace
+        self._windows: list[Registers] = []
+        self._events: list[Event] = []
+        self._mode = InterruptMode.POLLING
+        self._msix_on = False
+        self._config_shares_vector = False
+        self._doorbells: dict[int, Doorbell] = {}
+        self._closed = False
+
+        try:
+            self.device_id = self._identify()
+            self._find()
+        except BaseException:
+            self._close_windows()
+            raise
+
+    # --- identity -----------------------------------------------------------------------------------------
+
+    def _identify(self) -> int:
+        # 4.1.2: the revision id says nothing and is not looked at.
+        vendor, device = device_ids(self._function)
+        found = ids.device_id_of_pci(vendor, device)
+        if found is None:
+            raise not_virtio(self._function, vendor, device)
+        return found
+
+    def _refuse_all_ones(self, value: int, bits: int, what: str) -> None:
+        refuse_all_ones(self._function, value, bits, what)
+
+    def _open_window(self, bar: int, offset: int, length: int, name: str) -> Registers:
+        registers: Registers = self._function.registers(bar, offset, length)
+        if self._trace is not None:
+            registers = TracedRegisters(registers, name, self._trace)
+        self._windows.append(registers)
+        return registers
+
+    def _close_windows(self) -> None:
+        while self._windows:
+            self._windows.pop().close()
+
+    @property
+    def description(self) -> str:
+        return self._function.description
+
+    @property
+    def translates(self) -> bool:
+        return self._function.translates
+
+    @property
+    def function(self) -> PciFunction:
+        return self._function
+
+    @property
+    def interrupt_mode(self) -> InterruptMode:
+        return self._mode
+
+    # --- device configuration (4.1.3.1) ---------------------------------------------------------------------
+
+    def read_config(self, offset: int, width: int) -> int:
+        config, place = self._config_place(offset, width)
+        if width == 1:
+            return config.read8(place)
+        if width == 2:
+            return config.read16(place)
+        if width == 4:
+            return config.read32(place)
+        return config.read32(place) | config.read32(place + 4) << 32
+
+    def write_config(self, offset: int, width: int, value: int) -> None:
+        config, place = self._config_place(offset, width)
+        if width == 1:
+            config.write8(place, value)
+        elif width == 2:
+            config.write16(place, value)
+        else:
+            config.write32(place, value & 0xFFFFFFFF)
+            if width == 8:
+                config.write32(place + 4, value >> 32)
+
+    # --- queues -------------------------------------------------------------------------------------------
+
+    def _expect(self, index: int, name: str, seen: int, expected: int, section: str = "4.1.4.3") -> None:
+        if seen != expected:
+            raise QueueError(
+                f"{name} of queue {index} does not read back what was written",
+                seen=f"{seen:#x}",
+                expected=f"{expected:#x} ({section})",
+                remedy="uvirtio diag shows each register; the device is at fault here",
+            )
+
+    def _doorbell_at(self, index: int, bar: int, offset: int) -> Doorbell:
+        """Where queue ``index`` is kicked, by an event of the back end or a register; closed by release_queues."""
+        doorbell = self._function.doorbell(bar, offset, index)
+        if doorbell is None:
+            doorbell = RegisterDoorbell(self._function.registers(bar, offset, pci.NOTIFY_WIDTH))
+        if self._trace is not None:
+            doorbell = TracedDoorbell(doorbell, f"queue {index}", self._trace)
+        self._doorbells[index] = doorbell
+        return doorbell
+
+    # --- interrupts (4.1.5.1.2, 4.1.5.3, 4.1.5.4) -----------------------------------------------------------
+
+    def connect_interrupts(self, queues: Sequence[int], modes: Sequence[InterruptMode]) -> InterruptMode:
+        self._disconnect()
+        tried: list[str] = []
+        for mode in modes:
+            try:
+                why = self._try_mode(mode, queues)
+            except (OperationFailed, EnvironmentLack) as error:  # this machine cannot; the next rung may do
+                why = str(error)
+            if why is None:
+                self._mode = mode
+                return mode
+            tried.append(f"{mode.value}: {why}")
+            self._disconnect()
+        raise NotSupported(
+            f"{self._function.address} can be driven in none of the wanted interrupt modes",
+            seen="; ".join(tried),
+            expected="one that works",
+            remedy="allow polling, which always works",
+        )
+
+    def _try_mode(self, mode: InterruptMode, queues: Sequence[int]) -> str | None:
+        """Set one rung up; None if it holds, else why not."""
+        if mode is InterruptMode.POLLING:
+            return None
+        if mode is InterruptMode.INTX:
+            event = self._function.enable_intx() if self._function.has_intx else None
+            if event is None:
+                return "the function has no interrupt pin"
+            self._events = [event]
+            return None
+        have = self._function.msix_vectors
+        if mode is InterruptMode.PER_QUEUE:
+            if have < len(queues) + 1:
+                return f"{have} vectors for {len(queues)} queues and the configuration"
+            config_vector, queue_vectors = 0, list(range(1, len(queues) + 1))
+        else:
+            if have < 1:
+                return "the function has no MSI-X vectors"
+            config_vector, queue_vectors = 0, [1 if have > 1 else 0] * len(queues)
+        self._config_shares_vector = config_vector in queue_vectors
+        self._events = self._function.enable_msix(max([config_vector, *queue_vectors]) + 1)
+        self._msix_on = True
+        # 4.1.5.1.2.2: a vector that reads back as NO_VECTOR was refused.
+        if self._take_config_vector(config_vector) != config_vector:
+            return "the device refused a vector for configuration changes"
+        for index, vector in zip(queues, queue_vectors, strict=True):
+            if self._take_queue_vector(index, vector) != vector:
+                return f"the device refused vector {vector} for queue {index}"
+        return None
+
+    def _disconnect(self) -> None:
+        if self._events:
+            self._function.disable_interrupts()
+        for event in self._events:
+            event.close()
+        self._events = []
+        self._mode = InterruptMode.POLLING
+        self._msix_on = False
+        self._config_shares_vector = False
+
+    def events(self) -> Sequence[Event]:
+        removal = self._function.removal
+        return self._events if removal is None else [*self._events, removal]
+
+    def causes(self) -> Causes:
+        removal = self._function.removal
+        gone = removal is not None and removal.take()
+        if self._mode is InterruptMode.POLLING:
+            return self._isr_causes(gone)
+        if self._mode is InterruptMode.INTX:
+            line = self._events[0]
+            if not line.take():
+                return Causes(removal=gone)
+            causes = self._isr_causes(gone)
+            line.rearm()
+            return causes
+        # 4.1.4.5.2: with MSI-X on, the ISR is left alone.
+        config = self._events[0].take()
+        queues = [event.take() for event in self._events[1:]]
+        return Causes(
+            config=config,
+            queues=any(queues) or (config and self._config_shares_vector),
+            removal=gone,
+        )
+
+    def _isr_causes(self, removal: bool) -> Causes:
+        # 4.1.4.5: reading clears, so it is read once and both bits are used.
+        isr = self._read_isr()
+        if isr == 0xFF:
+            self._refuse_all_ones(self.status(), 8, "the ISR and the status")
+        return Causes(config=bool(isr & pci.ISR_CONFIG), queues=bool(isr & pci.ISR_QUEUE), removal=removal)
+
+    # --- the rest -------------------------------------------------------------------------------------------
+
+    def dma(self, translated: bool) -> DmaSpace:
+        return self._function.dma(translated)
+
+    def dma_enable(self, on: bool) -> None:
+        self._function.bus_master(on)
+
+    def function_reset(self) -> bool:
+        return self._function.reset()
+
+    def release_queues(self) -> None:
+        """Close the doorbells and the interrupt events; the device has been reset."""
+        for doorbell in self._doorbells.values():
+            doorbell.close()
+        self._doorbells.clear()
+        self._disconnect()
+
+    def close(self) -> None:
+        """Release everything and close the function; idempotent. The device is expected to be reset."""
+        if self._closed:
+            return
+        self._closed = True
+        with ExitStack() as stack:  # runs backwards, and all of it, whatever fails
+            stack.callback(self._function.close)
+            stack.callback(self._close_windows)
+            self.release_queues()
+
+    # --- where the fields lie: what each interface knows ------------------------------------------------------
+
+    def _find(self) -> None:
+        """Find the registers."""
+        raise NotImplementedError
+
+    def _config_place(self, offset: int, width: int) -> tuple[Registers, int]:
+        """Where a field of the device configuration lies. Raises ConfigError behind its end."""
+        raise NotImplementedError
+
+    def _take_config_vector(self, vector: int) -> int:
+        """Set the vector for configuration changes; what it reads back."""
+        raise NotImplementedError
+
+    def _take_queue_vector(self, index: int, vector: int) -> int:
+        """Set the vector of a queue; what it reads back."""
+        raise NotImplementedError
+
+    def _read_isr(self) -> int:
+        raise NotImplementedError
+
+    def status(self) -> int:
+        raise NotImplementedError
+
+
+def not_virtio(function: PciFunction, vendor: int, device: int) -> NotVirtio:
+    return NotVirtio(
+        f"{function.address} is no virtio device",
+        seen=f"{vendor:04x}:{device:04x}",
+        expected="1af4:1000 to 1af4:107f (4.1.2)",
+        remedy="list the virtio devices of this machine: uvirtio list",
+    )
