@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from uvirtio.backends.kernel import holders
 from uvirtio.backends.vfio import Container, Device, Group, Kernel, group_of, uapi
 from uvirtio.backends.vfio.container import DEFAULT_RANGES
-from uvirtio.backends.vfio.group import holders
 from uvirtio.backends.vfio.kernel import INFO_LIMIT
 from uvirtio.backends.vfio_pci import require_bound
 from uvirtio.errors import (

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from uvirtio.backends.vfio.iova import IovaAllocator
 from uvirtio.errors import OperationFailed
+from uvirtio.memory.iova import IovaAllocator
 
 PAGE = 4096
 INTEL = [(0, 0xFEDF_FFFF), (0xFEF0_0000, 0x7F_FFFF_FFFF)]

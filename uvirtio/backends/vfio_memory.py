@@ -28,8 +28,8 @@ from uvirtio.backends.pages import (
     pieces,
 )
 from uvirtio.backends.vfio.container import Container
-from uvirtio.backends.vfio.iova import IovaAllocator
 from uvirtio.errors import Closed, OperationFailed, PageMoved
+from uvirtio.memory.iova import IovaAllocator
 from uvirtio.roots import Roots
 
 HUGE = 2 << 20

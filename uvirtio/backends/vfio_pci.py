@@ -12,13 +12,12 @@ import weakref
 from contextlib import ExitStack
 from typing import Literal
 
+from uvirtio.backends.kernel import Kernel
 from uvirtio.backends.pages import PAGE
 from uvirtio.backends.vfio.container import IOMMU_NAMES, Container
 from uvirtio.backends.vfio.device import Device, RegionInfo
-from uvirtio.backends.vfio.events import EventFd, IntxEvent
+from uvirtio.backends.vfio.events import IntxEvent
 from uvirtio.backends.vfio.group import Group, driver_of, group_of
-from uvirtio.backends.vfio.iova import IovaAllocator
-from uvirtio.backends.vfio.kernel import Kernel
 from uvirtio.backends.vfio.uapi import (
     VFIO_PCI_BAR0_REGION_INDEX,
     VFIO_PCI_BAR5_REGION_INDEX,
@@ -31,6 +30,8 @@ from uvirtio.backends.vfio.uapi import (
 from uvirtio.backends.vfio_memory import VfioDmaSpace
 from uvirtio.errors import CapabilityError, Closed, DeviceGone, NoSuchDevice, NotBound, OperationFailed
 from uvirtio.memory.access import FdRegisters
+from uvirtio.memory.eventfd import EventFd
+from uvirtio.memory.iova import IovaAllocator
 from uvirtio.memory.seams import BarInfo, Doorbell, Event, Registers
 from uvirtio.roots import Roots
 

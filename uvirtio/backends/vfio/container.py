@@ -9,8 +9,9 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
+from uvirtio.backends.kernel import Kernel, failed, named
 from uvirtio.backends.vfio.caps import info_caps
-from uvirtio.backends.vfio.kernel import Kernel, failed, named, query
+from uvirtio.backends.vfio.kernel import query
 from uvirtio.backends.vfio.uapi import (
     VFIO_API_VERSION,
     VFIO_CHECK_EXTENSION,

@@ -11,8 +11,9 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from uvirtio.backends.kernel import Kernel, failed, gone_or_failed
 from uvirtio.backends.vfio.caps import info_caps
-from uvirtio.backends.vfio.kernel import Kernel, failed, gone_or_failed, query
+from uvirtio.backends.vfio.kernel import query
 from uvirtio.backends.vfio.uapi import (
     VFIO_DEVICE_FLAGS_PCI,
     VFIO_DEVICE_FLAGS_RESET,

@@ -2,49 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from uvirtio.backends.vfio.device import Device
 from uvirtio.backends.vfio.uapi import VFIO_PCI_INTX_IRQ_INDEX
-from uvirtio.errors import Closed
-
-
-class EventFd:
-    """An eventfd that the kernel signals: an edge-triggered vector, an error, a request to give back.
-
-    ``fileno()`` polls readable while something is pending. Close-on-exec, never blocks.
-    """
-
-    def __init__(self) -> None:
-        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-    def fileno(self) -> int:
-        if self._fd < 0:
-            raise Closed("this event is closed")
-        return self._fd
-
-    def take(self) -> bool:
-        """Consume what is pending; whether there was anything. Never waits."""
-        try:
-            os.eventfd_read(self.fileno())
-        except BlockingIOError:
-            return False
-        return True
-
-    def rearm(self) -> None:
-        """Nothing: an eventfd fires again by itself."""
-
-    def close(self) -> None:
-        """Close the descriptor; idempotent."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __enter__(self) -> EventFd:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+from uvirtio.memory.eventfd import EventFd
 
 
 class IntxEvent(EventFd):

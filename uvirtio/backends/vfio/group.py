@@ -8,8 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from uvirtio.backends.kernel import Kernel, failed, gone_or_failed, holders, named
 from uvirtio.backends.vfio.container import Container
-from uvirtio.backends.vfio.kernel import Kernel, failed, gone_or_failed, named
 from uvirtio.backends.vfio.uapi import (
     VFIO_GROUP_FLAGS_CONTAINER_SET,
     VFIO_GROUP_FLAGS_VIABLE,
@@ -35,8 +35,6 @@ from uvirtio.roots import Roots
 
 BRIDGE_DRIVERS = frozenset({"pcieport", "pci-stub"})
 """Drivers that may hold members of a group: they do no DMA of their own (vfio.rst, "viable")."""
-
-_SCAN_LIMIT = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,40 +94,6 @@ def driver_of(address: str, roots: Roots) -> str | None:
         return (roots.sys / "bus" / "pci" / "devices" / address / "driver").readlink().name
     except OSError:
         return None
-
-
-def holders(path: Path, roots: Roots) -> list[str]:
-    """The processes that have ``path`` open, as far as ``/proc`` shows them: ``"1234 (python3)"``."""
-    found: list[str] = []
-    wanted = {str(path), os.path.realpath(path)}
-    looked = 0
-    try:
-        processes = sorted((p for p in roots.proc.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
-    except OSError:
-        return found
-    for process in processes:
-        try:
-            links = list((process / "fd").iterdir())
-        except OSError:
-            continue
-        for link in links:
-            looked += 1
-            try:
-                if str(link.readlink()) in wanted:
-                    found.append(f"{process.name} ({_comm(process)})")
-                    break
-            except OSError:
-                continue
-        if looked > _SCAN_LIMIT:
-            break
-    return found
-
-
-def _comm(process: Path) -> str:
-    try:
-        return (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return "?"
 
 
 class Group:

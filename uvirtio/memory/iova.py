@@ -9,10 +9,11 @@ from uvirtio.errors import OperationFailed
 
 
 class IovaAllocator:
-    """Device addresses of one container, in bytes, in whole pages.
+    """Device addresses of one I/O address space, in bytes, in whole pages.
 
-    ``ranges`` are (first byte, last byte) as VFIO_IOMMU_GET_INFO reports them: reserved holes are what lies
-    between. Address 0 is never handed out: a legacy queue means "none" by it (4.1.5.1.3.1).
+    ``ranges`` are (first byte, last byte) as VFIO_IOMMU_GET_INFO and VHOST_VDPA_GET_IOVA_RANGE report them:
+    reserved holes are what lies between. Address 0 is never handed out: a legacy queue means "none" by it
+    (4.1.5.1.3.1).
     """
 
     def __init__(self, ranges: Iterable[tuple[int, int]], page: int = 4096) -> None:
