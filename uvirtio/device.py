@@ -447,6 +447,8 @@ class Device:
                 fence=self._fence,
                 indirect=self.has(f.INDIRECT_DESC),
                 event_idx=self.has(f.EVENT_IDX),
+                # 2.7.8.1: many devices fill in a wrong length on the legacy interface.
+                clamp_used_len=self.transport.legacy,
                 one_region=layout.one_region,
             )
             self._rings.append(ring)

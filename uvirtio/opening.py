@@ -32,20 +32,25 @@ def open(
     timeout: float = DEFAULT_TIMEOUT,
     unsafe_dma: bool = False,
     interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
+    force_legacy: bool = False,
     roots: Roots | None = None,
     trace: Trace | None = None,
 ) -> Device:
     """Open and identify the device at ``address`` (``0000:03:00.0``, ``qemu:virtio-rng-pci``, ...).
 
     It neither resets nor negotiates, and never binds. ``interrupts`` are the rungs of the ladder that may be
-    taken, best first. ``trace`` gets a line for every register access and kick.
+    taken, best first. ``force_legacy`` takes the legacy interface of a transitional PCI device, as the kernel's
+    module parameter of that name does; without it the modern one is preferred (4.1.5.1.1.1). ``trace`` gets a
+    line for every register access and kick.
 
     Raises BadAddress, Denied, NotBound, NoSuchDevice, NotVirtio, CapabilityError, or what the back end lacks.
     """
     canonical, function = open_function(
         address, backend=backend, timeout=timeout, unsafe_dma=unsafe_dma, roots=roots
     )
-    return identify(canonical, function, timeout=timeout, interrupts=interrupts, trace=trace)
+    return identify(
+        canonical, function, timeout=timeout, interrupts=interrupts, force_legacy=force_legacy, trace=trace
+    )
 
 
 def open_function(
@@ -127,20 +132,24 @@ def identify(
     *,
     timeout: float = DEFAULT_TIMEOUT,
     interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
+    force_legacy: bool = False,
     trace: Trace | None = None,
 ) -> Device:
     """The second half: introduce what was found to its transport. Closes it if they do not get on."""
     try:
-        transport = _transport(found, trace)
+        transport = _transport(found, trace, force_legacy)
     except BaseException:
         found.close()
         raise
     return Device(address, transport, timeout=timeout, interrupts=interrupts)
 
 
-def _transport(found: Opened, trace: Trace | None) -> Transport:
+def _transport(found: Opened, trace: Trace | None, force_legacy: bool) -> Transport:
     from uvirtio.transports.pci import PciModern
+    from uvirtio.transports.pci_legacy import PciLegacy, is_legacy_only
 
+    if force_legacy or is_legacy_only(found):
+        return PciLegacy(found, trace=trace)
     return PciModern(found, trace=trace)
 
 

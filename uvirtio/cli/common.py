@@ -72,6 +72,12 @@ InterruptsOption = Annotated[
     InterruptMode | None,
     typer.Option("--interrupts", help="Take only this kind of interrupt.", rich_help_panel=_OPENING),
 ]
+ForceLegacyOption = Annotated[
+    bool,
+    typer.Option(
+        "--force-legacy", help="Take the legacy interface of a transitional device.", rich_help_panel=_OPENING
+    ),
+]
 
 DevArgument = Annotated[
     str, typer.Argument(metavar="DEV", help="Address of a device, such as qemu:virtio-rng-pci.")
@@ -87,9 +93,10 @@ _DEVICE: dict[str, tuple[Any, Any]] = {
     "backend": (BackendOption, "auto"),
     "unsafe_dma": (UnsafeOption, False),
     "interrupts": (InterruptsOption, None),
+    "force_legacy": (ForceLegacyOption, False),
 }
 
-FLAGS = frozenset({"--json", "-v", "--verbose", "--unsafe-dma"})
+FLAGS = frozenset({"--json", "-v", "--verbose", "--unsafe-dma", "--force-legacy"})
 VALUED = frozenset({"--root", "--timeout", "--backend", "--interrupts"})
 """The common options as they are written, for those that stand before the verb."""
 
@@ -109,6 +116,7 @@ class Run:
     backend: str = "auto"
     unsafe_dma: bool = False
     interrupts: tuple[InterruptMode, ...] = tuple(InterruptMode)
+    force_legacy: bool = False
     guard: Guard = field(default_factory=Guard)
     streaming: bool = False
     """JSON lines were promised, so that an end by a signal needs no document of its own."""
@@ -128,6 +136,7 @@ class Run:
             timeout=self.timeout,
             unsafe_dma=self.unsafe_dma,
             interrupts=self.interrupts,
+            force_legacy=self.force_legacy,
             roots=self.roots,
             trace=self.trace,
         )
@@ -303,6 +312,7 @@ def _take_device_options(run: Run, asked: dict[str, Any]) -> None:
     run.timeout = seconds("--timeout", asked["timeout"])
     run.backend = asked["backend"]
     run.unsafe_dma = asked["unsafe_dma"]
+    run.force_legacy = asked["force_legacy"]
     if asked["interrupts"] is not None:
         run.interrupts = (asked["interrupts"],)
 

@@ -53,6 +53,7 @@ def diagnose(
     backend: str = "auto",
     unsafe_dma: bool = False,
     interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
+    force_legacy: bool = False,
     roots: Roots | None = None,
     trace: Trace | None = None,
     on_step: OnStep | None = None,
@@ -69,6 +70,7 @@ def diagnose(
         ),
         timeout=timeout,
         interrupts=interrupts,
+        force_legacy=force_legacy,
         trace=trace,
         on_step=on_step,
         opened=opened,
@@ -81,6 +83,7 @@ def diagnose_function(
     *,
     timeout: float = dev.DEFAULT_TIMEOUT,
     interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
+    force_legacy: bool = False,
     trace: Trace | None = None,
     on_step: OnStep | None = None,
     opened: Callable[[dev.Device], None] | None = None,
@@ -93,7 +96,12 @@ def diagnose_function(
             note.detail = f"{function.address}: {function.description}"
         with run.step("capabilities") as note:
             device = opening.identify(
-                run.report.address, function, timeout=timeout, interrupts=interrupts, trace=trace
+                run.report.address,
+                function,
+                timeout=timeout,
+                interrupts=interrupts,
+                force_legacy=force_legacy,
+                trace=trace,
             )
             run.report.type = device.type
             _tell_capabilities(device, note)

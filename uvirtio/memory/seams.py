@@ -258,9 +258,13 @@ class Transport(Protocol):
     features_allowed: int
     """Mask of the feature bits 24..63 that this transport and our rings can carry (6)."""
 
-    config_length: int
-    num_queues: int
+    @property
+    def config_length(self) -> int:
+        """Bytes of device configuration that there are at most."""
+        ...
 
+    @property
+    def num_queues(self) -> int: ...
     @property
     def description(self) -> str: ...
     @property

@@ -236,7 +236,8 @@ def select(caps: Iterable[VirtioCapability]) -> dict[str, VirtioCapability]:
 def _missing(name: str, every: list[VirtioCapability]) -> CapabilityError:
     refused = [f"at {cap.config_offset:#04x}: {cap.type}: {cap.why}" for cap in every if cap.verdict != "ok"]
     if not every:
-        seen, remedy = "no vendor capability at all", "a legacy device has none; it needs the legacy transport"
+        seen = "no vendor capability at all"
+        remedy = "only a legacy device (1af4:1000 to 103f) may do without, and this one is none by its id"
     else:
         seen = "; ".join(refused) if refused else "none of this type"
         remedy = "see `uvirtio inspect`; the device's capability list is wrong"

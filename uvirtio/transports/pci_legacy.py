@@ -1,0 +1,204 @@
+"""Virtio over PCI, legacy interface (4.1.4.10): one header of registers at the start of I/O BAR 0.
+
+A *legacy* device has nothing else; a *transitional* one has it beside the modern interface. What is different
+for a driver: 32 feature bits, no FEATURES_OK, no generation, queues of a fixed size whose one region is given
+by its page frame, and a device configuration that moves by four bytes when MSI-X goes on, because the vector
+fields then lie before it. Bytes of rings and configuration are in the guest's order (2.5.3, 2.7.3); this package
+runs on little-endian machines alone, where that is the same as everywhere else. The header is little-endian.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from uvirtio.errors import CapabilityError, ConfigError, NotSupported, QueueError
+from uvirtio.memory.seams import Doorbell, PciFunction, QueueLayout, Registers
+from uvirtio.spec import features as f
+from uvirtio.spec import ids, pci, ring
+from uvirtio.transports import pci_caps
+from uvirtio.transports.pci_base import PciBase, config_reader, device_ids, not_virtio
+
+QUEUES_ASKED = 16
+"""Queues that are looked for where their number is asked: no register tells it."""
+
+_PFN_LIMIT = 1 << 32
+_MODERN = (pci_caps.COMMON, pci_caps.NOTIFY, pci_caps.ISR, pci_caps.DEVICE)
+
+
+class PciLegacy(PciBase):
+    """A ``Transport`` over the legacy PCI interface.
+
+    Takes the function over: ``close()`` closes it. Raises NotVirtio, NotSupported where the function has no
+    legacy interface or its I/O BAR cannot be reached, CapabilityError, DeviceGone.
+    """
+
+    kind = "pci-legacy"
+    legacy = True
+    features_allowed = f.mask(f.ANY_LAYOUT, f.INDIRECT_DESC, f.EVENT_IDX)
+
+    def _identify(self) -> int:
+        function = self._function
+        vendor, device = device_ids(function)
+        if not ids.is_virtio_pci(vendor, device):
+            raise not_virtio(function, vendor, device)
+        if not ids.is_transitional_pci(vendor, device):
+            raise NotSupported(
+                f"{function.address} has no legacy interface",
+                seen=f"{vendor:04x}:{device:04x}, the id of a device with the modern interface alone",
+                expected="1af4:1000 to 1af4:103f (4.1.2.1)",
+                remedy="leave --force-legacy out; QEMU gives a device both interfaces with disable-legacy=off",
+            )
+        # 4.1.2.3: the subsystem id is the type; ids that have one in the table agree, or the device is odd.
+        read = config_reader(function)
+        told, listed = read(pci.CFG_SUBSYSTEM_ID, 2), ids.device_id_of_pci(vendor, device)
+        found = listed or told
+        if not found:
+            raise not_virtio(function, vendor, device)
+        self._oddities: list[str] = []
+        if told != found:
+            self._oddities.append(
+                f"the subsystem id is {told}, and {device:04x} is {ids.type_name(found)} ({found})"
+            )
+        revision = read(pci.CFG_REVISION_ID, 1)
+        if revision:
+            self._oddities.append(f"the PCI revision is {revision}, where a legacy interface has 0 (4.1.2.3)")
+        return found
+
+    def _find(self) -> None:
+        bar = self._function.bar(pci.LEGACY_BAR)
+        if bar is None or not bar.is_io or not bar.size:
+            raise NotSupported(
+                f"the legacy interface of {self._function.address} cannot be reached: it has no I/O ports",
+                seen="no BAR 0" if bar is None or not bar.size else "a memory BAR 0",
+                expected="an I/O BAR 0 (4.1.4.10)",
+                remedy="behind a PCI Express port there are often no I/O ports: put the device on the root bus, "
+                "or take its modern interface (QEMU: disable-modern=off)",
+            )
+        least = pci.legacy_config_offset(self._function.msix_vectors > 0)
+        if bar.size < least:
+            raise CapabilityError(
+                f"the legacy interface of {self._function.address} is too short",
+                seen=f"{bar.size} bytes of I/O ports",
+                expected=f"at least {least} (4.1.4.10)",
+            )
+        self._bar_size = bar.size
+        self._header = self._open_window(pci.LEGACY_BAR, 0, bar.size, "legacy")
+        self._num_queues: int | None = None
+        self._refuse_all_ones(self.status(), 8, "the status")
+
+    @property
+    def interface(self) -> str:
+        return f"legacy interface: I/O BAR {pci.LEGACY_BAR}, {self._bar_size} bytes"
+
+    @property
+    def oddities(self) -> Sequence[str]:
+        return self._oddities
+
+    # --- features and status --------------------------------------------------------------------------------
+
+    def device_features(self) -> int:
+        return self._header.read32(pci.LEGACY_DEVICE_FEATURES)
+
+    def set_driver_features(self, features: int) -> None:
+        self._header.write32(pci.LEGACY_DRIVER_FEATURES, features)
+
+    def status(self) -> int:
+        return self._header.read8(pci.LEGACY_DEVICE_STATUS)
+
+    def set_status(self, value: int) -> None:
+        self._header.write8(pci.LEGACY_DEVICE_STATUS, value)
+
+    # --- device configuration ---------------------------------------------------------------------------------
+
+    def generation(self) -> int | None:
+        """None: fields are read until two readings agree (2.5.4)."""
+        return None
+
+    @property
+    def config_length(self) -> int:
+        """Bytes from the header to the end of the BAR, whose size is a power of two: the device may have less."""
+        return self._bar_size - self._config_start
+
+    @property
+    def _config_start(self) -> int:
+        return pci.legacy_config_offset(self._msix_on)
+
+    def _config_place(self, offset: int, width: int) -> tuple[Registers, int]:
+        if offset + width > self.config_length:
+            raise ConfigError(
+                f"the device configuration of {self._function.address} ends before offset {offset + width:#x}",
+                seen=f"{self.config_length} bytes",
+                expected=f"at least {offset + width} bytes (2.5.1)",
+            )
+        return self._header, self._config_start + offset
+
+    # --- queues (4.1.5.1.3.1) -----------------------------------------------------------------------------------
+
+    @property
+    def num_queues(self) -> int:
+        """One more than the last queue of the first 16 that is there."""
+        if self._num_queues is None:
+            there = [index for index in range(QUEUES_ASKED) if self.queue_layout(index).size_max]
+            self._num_queues = max(there, default=-1) + 1
+        return self._num_queues
+
+    def _select(self, index: int) -> None:
+        self._header.write16(pci.LEGACY_QUEUE_SELECT, index)
+
+    def queue_layout(self, index: int) -> QueueLayout:
+        self._select(index)
+        size = self._header.read16(pci.LEGACY_QUEUE_SIZE)
+        return QueueLayout(size_max=size, size_fixed=True, one_region=True)
+
+    def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> Doorbell:
+        header = self._header
+        self._select(index)
+        self._expect(index, "queue_size", header.read16(pci.LEGACY_QUEUE_SIZE), size, "4.1.5.1.3.1")
+        if header.read32(pci.LEGACY_QUEUE_ADDRESS):
+            raise QueueError(
+                f"queue {index} has an address already",
+                seen=f"{header.read32(pci.LEGACY_QUEUE_ADDRESS):#x}",
+                expected="queue_address 0 after a reset (4.1.5.1.3.1)",
+            )
+        frame = self._frame(index, size, desc, driver, device)
+        doorbell = self._doorbell_at(index, pci.LEGACY_BAR, pci.LEGACY_QUEUE_NOTIFY)
+        header.write32(pci.LEGACY_QUEUE_ADDRESS, frame)  # last of all: it is what enables
+        self._expect(index, "queue_address", header.read32(pci.LEGACY_QUEUE_ADDRESS), frame, "4.1.5.1.3.1")
+        return doorbell
+
+    def _frame(self, index: int, size: int, desc: int, driver: int, device: int) -> int:
+        """The page frame that stands for all three areas: the device works them out from it (2.7.2)."""
+        layout = ring.legacy_layout(size, pci.LEGACY_QUEUE_ALIGN)
+        frame = desc >> pci.LEGACY_QUEUE_ADDRESS_SHIFT
+        if desc % pci.LEGACY_QUEUE_ALIGN or (driver, device) != (desc + layout.avail, desc + layout.used):
+            raise ValueError(f"queue {index} is not in one region: {desc:#x}, {driver:#x}, {device:#x}")
+        if not 0 < frame < _PFN_LIMIT:
+            raise NotSupported(
+                f"the memory of queue {index} lies where a legacy interface cannot point",
+                seen=f"{desc:#x}",
+                expected="a page frame of 32 bits, and not 0 (4.1.5.1.3.1)",
+                remedy="take the modern interface",
+            )
+        return frame
+
+    # --- interrupts ---------------------------------------------------------------------------------------------
+
+    def _take_config_vector(self, vector: int) -> int:
+        self._header.write16(pci.LEGACY_CONFIG_VECTOR, vector)
+        return self._header.read16(pci.LEGACY_CONFIG_VECTOR)
+
+    def _take_queue_vector(self, index: int, vector: int) -> int:
+        self._select(index)
+        self._header.write16(pci.LEGACY_QUEUE_VECTOR, vector)
+        return self._header.read16(pci.LEGACY_QUEUE_VECTOR)
+
+    def _read_isr(self) -> int:
+        return self._header.read8(pci.LEGACY_ISR)
+
+
+def is_legacy_only(function: PciFunction) -> bool:
+    """Whether a function of the old ids has none of the modern structures (4.1.5.1.1.1). Raises DeviceGone."""
+    if not ids.is_transitional_pci(*device_ids(function)):
+        return False
+    found = pci_caps.walk_capabilities(config_reader(function), function.bar)
+    return not any(cap.type in _MODERN for cap in found)
