@@ -35,6 +35,9 @@ class Cell:
 
     mode: InterruptMode
     translated: bool
+    legacy: bool = False
+    """The device is driven over its legacy interface."""
+
     knows_pfns: bool = True
     backing: Callable[[], int] | None = None
     """Bytes of memory that the host really holds for this machine, where that can be seen."""

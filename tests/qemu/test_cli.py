@@ -198,6 +198,27 @@ def test_the_kind_of_interrupt_can_be_chosen(uvirtio: Callable[..., tuple[int, s
     assert vectors["detail"].startswith(mode)
 
 
+@pytest.mark.spec("PCI-LEG-03", "PCI-LEG-04")
+def test_the_interface_that_is_taken(uvirtio: Callable[..., tuple[int, str, str]]) -> None:
+    old, new = "legacy interface", "modern interface"
+    for words, interface in (
+        (["qemu:virtio-rng-pci"], new),
+        (["qemu:virtio-rng-pci", "--force-legacy"], old),
+        (["qemu:pc/virtio-balloon-pci,disable-modern=on"], old),
+    ):
+        code, out, err = uvirtio("diag", *words, "--json")
+        assert (code, err) == (0, "")
+        steps = {step["name"]: step for step in json.loads(out)["steps"]}
+        assert interface in steps["capabilities"]["detail"]
+        assert steps["features_ok"]["verdict"] == ("skip" if interface == old else "pass")
+    code, out, err = uvirtio(
+        "--force-legacy", "rng", "read", "qemu:virtio-rng-pci,disable-legacy=on", "8", "--json"
+    )
+    assert code == 4
+    assert json.loads(out)["error"]["code"] == "UV-ENV-NOT-SUPPORTED"
+    assert "--force-legacy" in json.loads(out)["error"]["remedy"]
+
+
 def test_reset(uvirtio: Callable[..., tuple[int, str, str]]) -> None:
     code, out, _ = uvirtio("reset", "qemu:virtio-rng-pci", "--json")
     made = json.loads(out)

@@ -42,20 +42,47 @@ RUNGS: dict[str, list[tuple[str, InterruptMode]]] = {
     ],
 }
 
+LEGACY = [
+    # machine, device, interrupts, whether the legacy interface has to be asked for
+    ("q35", "virtio-rng-pci,disable-modern=on,vectors=3", PER_QUEUE, False),
+    ("q35", "virtio-rng-pci,disable-modern=on", SHARED, False),
+    ("q35", "virtio-rng-pci,disable-modern=on", INTX, False),
+    ("q35", "virtio-rng-pci,disable-modern=on", POLLING, False),
+    ("pc", "virtio-rng-pci,vectors=1", SHARED, True),
+    ("q35", "virtio-balloon-pci", INTX, True),
+    ("pc", "virtio-balloon-pci,disable-modern=on", POLLING, False),
+]
+
+PIO_NOTIFY = [
+    # Kicks through an I/O BAR, which QEMU lists first.
+    ("q35", "virtio-rng-pci,modern-pio-notify=on", PER_QUEUE, False),
+]
+
 
 def cells(*kinds: str) -> list[Any]:
     """One parameter for each machine, device and rung."""
     return [
-        pytest.param((machine, device, mode), id=f"{machine}-{device.split('-', 1)[1]}-{mode.value}")
+        pytest.param((machine, device, mode, False), id=f"{machine}-{device.split('-', 1)[1]}-{mode.value}")
         for machine in ("q35", "pc")
         for kind in kinds
         for device, mode in RUNGS[kind]
     ]
 
 
+def old_cells(kind: str, among: list[tuple[str, str, InterruptMode, bool]]) -> list[Any]:
+    """The same for one machine each, where the legacy interface or I/O ports are in the game."""
+    return [
+        pytest.param(
+            one, id=f"{one[0]}-{one[1].split('-', 1)[1]}{'-force-legacy' if one[3] else ''}-{one[2].value}"
+        )
+        for one in among
+        if one[1].startswith(f"virtio-{kind}-")
+    ]
+
+
 @pytest.fixture
 def cell(request: pytest.FixtureRequest) -> Iterator[Cell]:
-    name, device, mode = request.param
+    name, device, mode, force_legacy = request.param
     with Machine(name, [device]) as machine:
         function = machine.functions[0]
 
@@ -63,17 +90,21 @@ def cell(request: pytest.FixtureRequest) -> Iterator[Cell]:
             return os.fstat(machine.memory.fd).st_blocks * 512
 
         yield Cell(
-            open=lambda: identify(function.address, function, interrupts=[mode]),
+            open=lambda: identify(function.address, function, interrupts=[mode], force_legacy=force_legacy),
             qmp=machine.qmp,
             events=machine.qmp_events,
             path=f"/machine/peripheral/{function.id}/virtio-backend",
             mode=mode,
             translated="iommu_platform=on" in device,
+            legacy=force_legacy or "disable-modern=on" in device,
             backing=backing,
         )
 
 
-globals().update(adopt(any_device, cells("rng", "keyboard", "balloon")))
-globals().update(adopt(rng, cells("rng")))
-globals().update(adopt(balloon, cells("balloon")))
+OLD_RNG = [*old_cells("rng", LEGACY), *old_cells("rng", PIO_NOTIFY)]
+OLD_BALLOON = old_cells("balloon", LEGACY)
+
+globals().update(adopt(any_device, [*cells("rng", "keyboard", "balloon"), *OLD_RNG, *OLD_BALLOON]))
+globals().update(adopt(rng, [*cells("rng"), *OLD_RNG]))
+globals().update(adopt(balloon, [*cells("balloon"), *OLD_BALLOON]))
 globals().update(adopt(keyboard, cells("keyboard")))
