@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +11,7 @@ import typer
 
 from uvirtio.cli import output
 from uvirtio.cli.common import DevArgument, Run, seconds, verb
+from uvirtio.cli.ending import TimeUp, time_up_after
 from uvirtio.cli.progress import make_progress
 from uvirtio.cli.signals import Signalled
 from uvirtio.cli.size import PAGE, human, parse_size
@@ -202,10 +201,6 @@ def _actual(device: Device) -> int:
 # --- follow -------------------------------------------------------------------------------------------------
 
 
-class _TimeUp(BaseException):
-    """``--for`` is over; thrown by the wait loop, as a signal's end is."""
-
-
 def follow(
     run: Run,
     dev: DevArgument,
@@ -228,9 +223,9 @@ def follow(
             teller = _Follower(run, driver, most)
             teller.tell("following")
             try:
-                with _time_up_after(device, for_seconds):
+                with time_up_after(device, for_seconds):
                     driver.follow(limit=most, progress=teller.progress, shortage=teller.shortage)
-            except _TimeUp:
+            except TimeUp:
                 _say_leaving(run, driver.held, "--for is over")
             except Signalled as signalled:
                 _say_leaving(run, driver.held, signalled.name)
@@ -238,20 +233,6 @@ def follow(
             finally:
                 reached = driver.held
         _say_done(run, device, reached, time.monotonic() - started)
-
-
-@contextmanager
-def _time_up_after(device: Device, limit: float | None) -> Iterator[None]:
-    if limit is None:
-        yield
-        return
-    timer = threading.Timer(limit, device.interrupt, (_TimeUp(),))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 class _Follower:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import typer
 
 from uvirtio.cli import mem_online, output
 from uvirtio.cli.common import DevArgument, Run, seconds, verb
+from uvirtio.cli.ending import TimeUp, time_up_after
 from uvirtio.cli.signals import Signalled
 from uvirtio.cli.size import human, parse_size
 from uvirtio.errors import BadSize, UsageError
@@ -263,10 +263,6 @@ def _tell_change(run: Run, device: Device, mem: Mem, manager: Manager | None, be
 # --- follow -------------------------------------------------------------------------------------------------
 
 
-class _TimeUp(BaseException):
-    """``--for`` is over; thrown by the wait loop, as a signal's end is."""
-
-
 def follow(
     run: Run,
     dev: DevArgument,
@@ -291,9 +287,9 @@ def follow(
         teller = _Follower(run, mem, manager)
         teller.tell("following")
         try:
-            with _time_up_after(device, for_seconds):
+            with time_up_after(device, for_seconds):
                 manager.follow(progress=teller.progress, told=teller.ended)
-        except _TimeUp:
+        except TimeUp:
             teller.tell("leaving", reason="--for is over")
         except Signalled as signalled:
             teller.tell("leaving", reason=signalled.name)
@@ -308,20 +304,6 @@ def _managed(run: Run, dev: str, unit: str, limit: str, online: bool) -> Iterato
     else:
         with _driver(run, dev) as (device, mem):
             yield device, mem, _manager(mem, unit, limit)
-
-
-@contextmanager
-def _time_up_after(device: Device, limit: float | None) -> Iterator[None]:
-    if limit is None:
-        yield
-        return
-    timer = threading.Timer(limit, device.interrupt, (_TimeUp(),))
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 class _Follower:

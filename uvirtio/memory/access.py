@@ -115,7 +115,56 @@ class MappedRegisters:
                 view.release()
 
 
-class FdRegisters:
+class WidthRegisters:
+    """Registers behind something that takes a place and a width: a descriptor, a protocol, a pair of ports.
+
+    A subclass makes the one access of exactly ``width`` bytes in ``_read`` and ``_write``; ``place`` is ``base``
+    plus an offset that lies in the window, aligned to the width. What is behind it belongs to the caller.
+    """
+
+    def __init__(self, base: int, length: int) -> None:
+        self._base = base
+        self.length = length
+        self._closed = False
+
+    def _place(self, offset: int, width: int) -> int:
+        if self._closed:
+            raise Closed("these registers are closed")
+        place = self._base + offset
+        if offset < 0 or offset + width > self.length or place % width:
+            raise ValueError(f"a {width}-byte access at {offset:#x} of {self.length:#x}, aligned to its width")
+        return place
+
+    def _read(self, place: int, width: int) -> int:
+        raise NotImplementedError
+
+    def _write(self, place: int, width: int, value: int) -> None:
+        raise NotImplementedError
+
+    def read8(self, offset: int) -> int:
+        return self._read(self._place(offset, 1), 1)
+
+    def read16(self, offset: int) -> int:
+        return self._read(self._place(offset, 2), 2)
+
+    def read32(self, offset: int) -> int:
+        return self._read(self._place(offset, 4), 4)
+
+    def write8(self, offset: int, value: int) -> None:
+        self._write(self._place(offset, 1), 1, value)
+
+    def write16(self, offset: int, value: int) -> None:
+        self._write(self._place(offset, 2), 2, value)
+
+    def write32(self, offset: int, value: int) -> None:
+        self._write(self._place(offset, 4), 4, value)
+
+    def close(self) -> None:
+        """Stop accepting accesses; idempotent."""
+        self._closed = True
+
+
+class FdRegisters(WidthRegisters):
     """Registers behind a file descriptor: an I/O BAR, PCI configuration space, a VFIO region.
 
     One pread or pwrite of exactly the width per access. The descriptor belongs to the caller and stays open.
@@ -123,66 +172,33 @@ class FdRegisters:
     """
 
     def __init__(self, fd: int, offset: int, length: int, *, what: str = "device") -> None:
+        super().__init__(offset, length)
         self._fd = fd
-        self._offset = offset
-        self.length = length
         self._what = what
-        self._closed = False
 
-    def _place(self, offset: int, width: int) -> int:
-        if self._closed:
-            raise Closed("these registers are closed")
-        if offset < 0 or offset + width > self.length or offset % width:
-            raise ValueError(f"a {width}-byte access at {offset:#x} of {self.length:#x}, aligned to its width")
-        return self._offset + offset
-
-    def _gone(self, offset: int, seen: str) -> DeviceGone:
+    def _gone(self, place: int, seen: str) -> DeviceGone:
         return DeviceGone(
-            f"{self._what} no longer answers at offset {offset:#x}",
+            f"{self._what} no longer answers at offset {place - self._base:#x}",
             seen=seen,
             expected="a value",
             remedy="look whether the device was removed: uvirtio list",
         )
 
-    def _read(self, offset: int, width: int) -> int:
-        place = self._place(offset, width)
+    def _read(self, place: int, width: int) -> int:
         try:
             data = os.pread(self._fd, width, place)
         except OSError as error:
-            raise self._gone(offset, os.strerror(error.errno or 0)) from error
+            raise self._gone(place, os.strerror(error.errno or 0)) from error
         if len(data) != width:
-            raise self._gone(offset, f"{len(data)} bytes of {width}")
+            raise self._gone(place, f"{len(data)} bytes of {width}")
         return int.from_bytes(data, "little")
 
-    def _write(self, offset: int, width: int, value: int) -> None:
-        place = self._place(offset, width)
+    def _write(self, place: int, width: int, value: int) -> None:
         if not 0 <= value < 1 << 8 * width:
             raise ValueError(f"{value:#x} does not fit {width} bytes")
         try:
             done = os.pwrite(self._fd, value.to_bytes(width, "little"), place)
         except OSError as error:
-            raise self._gone(offset, os.strerror(error.errno or 0)) from error
+            raise self._gone(place, os.strerror(error.errno or 0)) from error
         if done != width:
-            raise self._gone(offset, f"{done} bytes of {width}")
-
-    def read8(self, offset: int) -> int:
-        return self._read(offset, 1)
-
-    def read16(self, offset: int) -> int:
-        return self._read(offset, 2)
-
-    def read32(self, offset: int) -> int:
-        return self._read(offset, 4)
-
-    def write8(self, offset: int, value: int) -> None:
-        self._write(offset, 1, value)
-
-    def write16(self, offset: int, value: int) -> None:
-        self._write(offset, 2, value)
-
-    def write32(self, offset: int, value: int) -> None:
-        self._write(offset, 4, value)
-
-    def close(self) -> None:
-        """Stop accepting accesses; idempotent. The descriptor is not ours to close."""
-        self._closed = True
+            raise self._gone(place, f"{done} bytes of {width}")

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from uvirtio.backends.qemu.qtest import MemoryRegisters, PortRegisters, Qtest
-from uvirtio.errors import CapabilityError, Closed, OperationFailed
+from uvirtio.errors import CapabilityError, OperationFailed
+from uvirtio.memory.access import WidthRegisters
 from uvirtio.memory.seams import Registers
 from uvirtio.spec import pci as spec
 
@@ -55,51 +56,21 @@ class Windows:
         )
 
 
-class ConfigPorts:
+class ConfigPorts(WidthRegisters):
     """Configuration space through the ports 0xCF8 and 0xCFC: an index and a data register."""
 
     def __init__(self, qtest: Qtest, devfn: int) -> None:
+        super().__init__(0, spec.CONFIG_SIZE)
         self._qtest = qtest
         self._select = _CONFIG_ENABLE | devfn << 8
-        self.length = spec.CONFIG_SIZE
-        self._closed = False
 
-    def _place(self, offset: int, width: int) -> tuple[int, int]:
-        if self._closed:
-            raise Closed("these registers are closed")
-        if offset < 0 or offset + width > self.length or offset % width:
-            raise ValueError(f"a {width}-byte access at {offset:#x} of {self.length:#x}, aligned to its width")
-        return self._select | offset & 0xFC, _CONFIG_DATA + (offset & 3)
-
-    def _read(self, offset: int, width: int) -> int:
-        index, port = self._place(offset, width)
+    def _read(self, place: int, width: int) -> int:
+        index, port = self._select | place & 0xFC, _CONFIG_DATA + (place & 3)
         return self._qtest.indexed_in(_CONFIG_ADDRESS, index, width, port)
 
-    def _write(self, offset: int, width: int, value: int) -> None:
-        index, port = self._place(offset, width)
+    def _write(self, place: int, width: int, value: int) -> None:
+        index, port = self._select | place & 0xFC, _CONFIG_DATA + (place & 3)
         self._qtest.indexed_out(_CONFIG_ADDRESS, index, width, port, value)
-
-    def read8(self, offset: int) -> int:
-        return self._read(offset, 1)
-
-    def read16(self, offset: int) -> int:
-        return self._read(offset, 2)
-
-    def read32(self, offset: int) -> int:
-        return self._read(offset, 4)
-
-    def write8(self, offset: int, value: int) -> None:
-        self._write(offset, 1, value)
-
-    def write16(self, offset: int, value: int) -> None:
-        self._write(offset, 2, value)
-
-    def write32(self, offset: int, value: int) -> None:
-        self._write(offset, 4, value)
-
-    def close(self) -> None:
-        """Stop accepting accesses; idempotent."""
-        self._closed = True
 
 
 class HostBridge:

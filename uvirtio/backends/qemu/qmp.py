@@ -8,31 +8,29 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
-from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, QemuFailed
+from uvirtio.backends.qemu.connection import Connection
+from uvirtio.errors import DeviceTimeout, QemuFailed
 
 _EVENTS_KEPT = 1000
 _LONGEST_LINE = 16 << 20
 
 
-class Qmp:
+class Qmp(Connection):
     """The QMP connection of one QEMU.
 
     Raises DeviceGone when QEMU ended, DeviceTimeout when it does not answer in ``timeout`` seconds, QemuFailed
     when it refuses a command, Closed after ``close()``. The newest 1000 events are kept.
     """
 
+    owed = "an answer to every command"
+
     def __init__(self, connection: socket.socket, *, timeout: float, why: Callable[[], str] | None = None) -> None:
-        self._socket = connection
-        self._timeout = timeout
-        self._why = why or (lambda: "the connection ended")
-        self._lock = threading.RLock()
-        self._closed = False
+        super().__init__(connection, timeout=timeout, why=why)
         self._received = bytearray()
         self._searched = 0
         self._commands = 0
@@ -40,10 +38,6 @@ class Qmp:
         self.deleted: set[str] = set()
         """The ids of devices that QEMU reported as unplugged (DEVICE_DELETED)."""
         self.version: tuple[int, int, int] = (0, 0, 0)
-
-    def fileno(self) -> int:
-        """Polls readable when QEMU sent something; ``drain()`` takes it."""
-        return self._socket.fileno()
 
     def greet(self, timeout: float) -> None:
         """Wait for QEMU's greeting, which tells its ``version``, and leave negotiation mode."""
@@ -113,18 +107,6 @@ class Qmp:
                 elif not self._receive(0.0):
                     return
 
-    def close(self) -> None:
-        """Hang up; idempotent, from any thread. A call that waits in another thread raises Closed."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
-        with self._lock:
-            self._socket.close()
-
     # --- the protocol ---
 
     def _keep(self, message: dict[str, Any]) -> None:
@@ -188,28 +170,6 @@ class Qmp:
             if not isinstance(message, dict):
                 raise self._nonsense(repr(line[:80]))
             return message
-
-    def _check(self) -> None:
-        if self._closed:
-            raise Closed("the connection to QEMU is closed")
-
-    def _gone(self, error: OSError | None) -> NoReturn:
-        self._check()
-        raise DeviceGone(
-            "QEMU ended while it was in use",
-            seen=self._why(),
-            expected="a running QEMU",
-            remedy="open the device again",
-        ) from error
-
-    def _silent(self, what: str) -> NoReturn:
-        self._check()
-        raise DeviceTimeout(
-            f"QEMU {what}",
-            seen="nothing in time",
-            expected="an answer to every command",
-            remedy="close the device; QEMU is killed then",
-        )
 
     def _nonsense(self, seen: str) -> QemuFailed:
         return QemuFailed(

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, QemuFailed
+from uvirtio.backends.qemu.connection import Connection
+from uvirtio.errors import QemuFailed
+from uvirtio.memory.access import WidthRegisters
 
 _VERBS = {1: "b", 2: "w", 4: "l"}
 _BATCH = 64
@@ -44,19 +45,17 @@ class IrqLine:
         self.level = level
 
 
-class Qtest:
+class Qtest(Connection):
     """The qtest connection of one QEMU; addresses are guest-physical, widths 1, 2 or 4 bytes.
 
     Raises DeviceGone when QEMU ended, DeviceTimeout when it does not answer in ``timeout`` seconds, Closed
-    after ``close()``. ``why`` tells how QEMU ended, for the error. Calls from several threads take turns.
+    after ``close()``.
     """
 
+    owed = "an answer to every qtest command"
+
     def __init__(self, connection: socket.socket, *, timeout: float, why: Callable[[], str] | None = None) -> None:
-        self._socket = connection
-        self._timeout = timeout
-        self._why = why or (lambda: "the connection ended")
-        self._lock = threading.RLock()
-        self._closed = False
+        super().__init__(connection, timeout=timeout, why=why)
         self._received = b""
         self._piece = bytearray(4096)
         self._lines: dict[int, IrqLine] = {}
@@ -67,10 +66,6 @@ class Qtest:
         seconds = struct.pack("ll", int(timeout), int(timeout % 1 * 1_000_000) or 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, seconds)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, seconds)
-
-    def fileno(self) -> int:
-        """Polls readable when QEMU sent something; ``drain()`` takes it."""
-        return self._socket.fileno()
 
     # --- accesses ---
 
@@ -137,18 +132,6 @@ class Qtest:
             while (line := self._next_line()) is not None:
                 if not self._take_irq(line):
                     self._nonsense(line)
-
-    def close(self) -> None:
-        """Hang up; idempotent, from any thread. A call that waits in another thread raises Closed."""
-        if self._closed:
-            return
-        self._closed = True
-        try:
-            self._socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
-        with self._lock:
-            self._socket.close()
 
     # --- the protocol ---
 
@@ -249,28 +232,6 @@ class Qtest:
         self.irq_line(int(words[2])).set(words[1] == b"raise")
         return True
 
-    def _check(self) -> None:
-        if self._closed:
-            raise Closed("the connection to QEMU is closed")
-
-    def _gone(self, error: OSError | None) -> NoReturn:
-        self._check()
-        raise DeviceGone(
-            "QEMU ended while its device was in use",
-            seen=self._why(),
-            expected="a running QEMU",
-            remedy="open the device again",
-        ) from error
-
-    def _silent(self, what: str) -> NoReturn:
-        self._check()
-        raise DeviceTimeout(
-            f"QEMU {what}",
-            seen=f"nothing for {self._timeout:g} s",
-            expected="an answer to every qtest command",
-            remedy="close the device; QEMU is killed then",
-        )
-
     def _refused(self, line: str, answer: bytes) -> NoReturn:
         raise QemuFailed(
             "QEMU refused a qtest command",
@@ -288,59 +249,28 @@ class Qtest:
         )
 
 
-class MemoryRegisters:
-    """Registers at a guest-physical address; one access of exactly the width per call."""
+class MemoryRegisters(WidthRegisters):
+    """Registers at a guest-physical address."""
 
     def __init__(self, qtest: Qtest, base: int, length: int) -> None:
+        super().__init__(base, length)
         self._qtest = qtest
-        self._base = base
-        self.length = length
-        self._closed = False
 
-    def _place(self, offset: int, width: int) -> int:
-        if self._closed:
-            raise Closed("these registers are closed")
-        if offset < 0 or offset + width > self.length or (self._base + offset) % width:
-            raise ValueError(f"a {width}-byte access at {offset:#x} of {self.length:#x}, aligned to its width")
-        return self._base + offset
+    def _read(self, place: int, width: int) -> int:
+        return self._qtest.read(width, place)
 
-    def _read(self, offset: int, width: int) -> int:
-        return self._qtest.read(width, self._place(offset, width))
-
-    def _write(self, offset: int, width: int, value: int) -> None:
-        self._qtest.write(width, self._place(offset, width), value)
-
-    def read8(self, offset: int) -> int:
-        return self._read(offset, 1)
-
-    def read16(self, offset: int) -> int:
-        return self._read(offset, 2)
-
-    def read32(self, offset: int) -> int:
-        return self._read(offset, 4)
-
-    def write8(self, offset: int, value: int) -> None:
-        self._write(offset, 1, value)
-
-    def write16(self, offset: int, value: int) -> None:
-        self._write(offset, 2, value)
-
-    def write32(self, offset: int, value: int) -> None:
-        self._write(offset, 4, value)
-
-    def close(self) -> None:
-        """Stop accepting accesses; idempotent."""
-        self._closed = True
+    def _write(self, place: int, width: int, value: int) -> None:
+        self._qtest.write(width, place, value)
 
 
 class PortRegisters(MemoryRegisters):
     """Registers at I/O ports."""
 
-    def _read(self, offset: int, width: int) -> int:
-        return self._qtest.port_in(width, self._place(offset, width))
+    def _read(self, place: int, width: int) -> int:
+        return self._qtest.port_in(width, place)
 
-    def _write(self, offset: int, width: int, value: int) -> None:
-        self._qtest.port_out(width, self._place(offset, width), value)
+    def _write(self, place: int, width: int, value: int) -> None:
+        self._qtest.port_out(width, place, value)
 
 
 def _checked(value: int, bits: int) -> int:
