@@ -44,6 +44,7 @@ from uvirtio.spec import features as f
 from uvirtio.spec import ids
 from uvirtio.spec.layout import Field
 from uvirtio.spec.status import Status, describe
+from uvirtio.storm import Storm
 from uvirtio.virtqueue import Completion, Run, Virtqueue
 from uvirtio.virtqueue.split import make_split
 
@@ -162,6 +163,8 @@ class Device:
         self.missed_interrupts = 0
         """Times that something was there though no interrupt had said so."""
 
+        self._storm = Storm()
+        self._roused = False  # an interrupt came at the last look
         self._fence = full_fence()
         self._dma: DmaSpace | None = None
         self._rings: list[Virtqueue] = []
@@ -192,6 +195,11 @@ class Device:
     def broken(self) -> UvirtioError | None:
         """The error that made the device unusable, or None."""
         return self._broken
+
+    @property
+    def interrupt_storms(self) -> int:
+        """Times that interrupts for nothing came faster than anybody can want them, since it was opened."""
+        return self._storm.count
 
     def has(self, bit: int) -> bool:
         """Whether feature ``bit`` was negotiated."""
@@ -559,7 +567,7 @@ class Device:
         next_check = time.monotonic() + _SLICE
         while True:
             now = time.monotonic()  # before the look, so that the last look is after the deadline
-            told = self.service()
+            told, done = self.service(), self._completions()
             if ready():
                 if slept and not told and self.transport.interrupt_mode is not InterruptMode.POLLING:
                     self.missed_interrupts += 1
@@ -579,7 +587,8 @@ class Device:
                 )
             now = time.monotonic()
             longest = _SLICE if deadline is None else max(0.0, min(_SLICE, deadline - now))
-            slept = self._sleep(pause, longest)
+            deaf = self._storm.note(now, told=self._roused, useful=self._completions() != done)
+            slept = self._sleep(pause, longest, deaf)
             pause = min(pause * 2, _POLL_LAST)
             overslept = time.monotonic() - now - _SLICE
             if deadline is not None and overslept > _OVERSLEPT:
@@ -617,22 +626,27 @@ class Device:
             self.config_changes += 1
             self._check_status()
         told = causes.config or causes.queues
+        self._roused = told or causes.spurious
         if told and self.transport.interrupt_mode is not InterruptMode.POLLING:
             self.interrupts_taken += 1
         return told
 
-    def _sleep(self, pause: float, longest: float) -> bool:
-        """Block until an event or a while; True when it was the while."""
+    def _completions(self) -> int:
+        return sum(queue.completions for queue in self.queues.values())
+
+    def _sleep(self, pause: float, longest: float, deaf: float = 0.0) -> bool:
+        """Block until an event or a while; True when it was the while. ``deaf`` seconds: without the device's."""
         if self.transport.interrupt_mode is InterruptMode.POLLING and pause < 1e-3:
             time.sleep(min(pause, longest))
             return False
         poller = select.poll()
         if not self._leaving:  # then it has done its work, and stays readable
             poller.register(self._wake, select.POLLIN)
-        for number in (*(event.fileno() for event in self.transport.events()), *self._watched):
+        events = () if deaf else self.transport.events()
+        for number in (*(event.fileno() for event in events), *self._watched):
             poller.register(number, select.POLLIN)
         polling = self.transport.interrupt_mode is InterruptMode.POLLING
-        seconds = min(pause, longest) if polling else longest
+        seconds = min(deaf or pause, longest) if polling or deaf else longest
         return not poller.poll(max(1.0, seconds * 1000))
 
     def _check_status(self) -> int:

@@ -114,6 +114,7 @@ class ScriptedEvent:
         self._asserted = asserted
         self._masked = False
         self.fired = 0
+        self.stuck = False
         self.closed = False
 
     def fire(self) -> None:
@@ -133,13 +134,21 @@ class ScriptedEvent:
         except BlockingIOError:
             return False
         self._masked = self._level
+        if self.stuck:
+            self.fire()
         return True
 
     def rearm(self) -> None:
         if self._masked:
             self._masked = False
-            if self._asserted():
+            if self._asserted() or self.stuck:
                 self.fire()
+
+    def storm(self, on: bool) -> None:
+        """Fire again as soon as it was taken, or no more."""
+        self.stuck = on
+        if on:
+            self.fire()
 
     def close(self) -> None:
         if not self.closed:
@@ -537,6 +546,7 @@ class ScriptedDevice:
         self.violations: list[str] = []
         self.auto = auto
         self.kicked: list[int] = []
+        self.on_kick: Callable[[], object] | None = None
         self.gone = False
         self.closed = False
 
@@ -1014,6 +1024,8 @@ class ScriptedDevice:
         if self.faults.needs_reset_at == "kick":
             self.needs_reset()
         self.kicked.append(value)
+        if self.on_kick is not None:
+            self.on_kick()
         if self.auto:
             self.run()
 
@@ -1119,6 +1131,11 @@ class ScriptedDevice:
         """Somebody else resets the device."""
         with self.lock:
             self._finish_reset()
+
+    def storm(self, on: bool = True) -> None:
+        """Fire every interrupt again and again, for nothing."""
+        for event in (*self.msix, *([self.line] if self.line else [])):
+            event.storm(on)
 
     def vanish(self) -> None:
         """Surprise removal: from now on every read gives ones."""

@@ -16,7 +16,7 @@ import pytest
 
 from tests.unit.scripted import Balloon, Input, Model, Rng, ScriptedDevice
 from uvirtio import device as devices
-from uvirtio import opening
+from uvirtio import opening, storm
 from uvirtio.device import Device, QueueSpec
 from uvirtio.drivers.balloon import Balloon as BalloonDriver
 from uvirtio.drivers.base import Driver
@@ -540,12 +540,16 @@ def test_an_accident_during_a_wait_ends_it_by_its_name(
     mode: InterruptMode, accident: Callable[[ScriptedDevice], None], error: type[UvirtioError]
 ):
     scripted = ScriptedDevice(Rng(), silent=True)
+    asked = threading.Event()
+    scripted.on_kick = asked.set
     with identify(scripted, timeout=LONG, mode=mode) as device:
         with RngDriver(device) as rng:
-            timer = later(0.02, lambda: accident(scripted))
+            # Once the request is out: what happens before it, nobody can tell before it is.
+            thread = threading.Thread(target=lambda: (asked.wait(LONG), accident(scripted)))
+            thread.start()
             with pytest.raises(error):
                 rng.read(10)
-            timer.join()
+            thread.join()
             scripted.log.clear()
             with pytest.raises(DeviceBroken) as caught:
                 rng.read(10)
@@ -555,11 +559,96 @@ def test_an_accident_during_a_wait_ends_it_by_its_name(
     scripted.assert_left()
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_reset_before_the_request_is_noticed_after_it(mode: InterruptMode):
+    scripted = ScriptedDevice(Rng())
+    with identify(scripted, timeout=LONG, mode=mode) as device, RngDriver(device) as rng:
+        scripted.reset_by_other()
+        with pytest.raises(DeviceResetByOther):
+            rng.read(10)
+        assert scripted.violations.pop(0).startswith("INIT-07"), (
+            "the kick, of which a reset device takes no notice"
+        )
+        assert scripted.violations.pop(0).startswith("PCI-NTF-07")
+    scripted.assert_left()
+
+
 def test_an_accident_at_the_kick():
     scripted = ScriptedDevice(Rng(), needs_reset_at="kick")
     with identify(scripted, timeout=LONG) as device, RngDriver(device) as rng, pytest.raises(DeviceNeedsReset):
         rng.read(1)
     scripted.assert_left()
+
+
+# --- storms -------------------------------------------------------------------------------------------------
+
+WITH_INTERRUPTS = [mode for mode in MODES if mode is not InterruptMode.POLLING]
+
+
+@pytest.mark.parametrize("mode", WITH_INTERRUPTS)
+def test_interrupts_without_end_starve_neither_work_nor_deadline_nor_the_cpu(mode: InterruptMode):
+    scripted = ScriptedDevice(Rng(), auto=False)
+    with identify(scripted, timeout=LONG, mode=mode) as device, RngDriver(device) as rng:
+        scripted.storm()
+        looks = 0
+
+        def ready() -> bool:
+            nonlocal looks
+            looks += 1
+            return False
+
+        assert device.wait(ready, timeout=SHORT, what="nothing", owed=False) is False
+        assert looks < 1000, "a hundred for each tenth of a second, not one for each interrupt"
+        timer = later(0.05, scripted.run)
+        assert rng.read(10) == bytes(range(10))
+        timer.join()
+        scripted.storm(False)
+        timer = later(0.05, scripted.run)
+        assert rng.read(10) == bytes(range(10, 20))
+        timer.join()
+        with pytest.raises(KeyboardInterrupt):
+            scripted.storm()
+            later(0.02, lambda: device.interrupt(KeyboardInterrupt()))
+            device.wait(never, timeout=None, what="nothing", owed=False)
+        assert device.broken is None
+    scripted.assert_left()
+
+
+@pytest.mark.parametrize("mode", WITH_INTERRUPTS)
+def test_a_storm_is_met_with_ever_longer_sleep_and_counted_once(
+    mode: InterruptMode, monkeypatch: pytest.MonkeyPatch
+):
+    scripted = ScriptedDevice(Rng())
+    with start(scripted, mode=mode) as device:
+        clock = Clock(stopped={})
+        monkeypatch.setattr(devices, "time", clock)
+        asleep: list[float] = []
+
+        def sleep(pause: float, longest: float, deaf: float = 0.0) -> bool:
+            asleep.append(deaf)
+            clock.now += deaf or 1e-5
+            return False
+
+        monkeypatch.setattr(device, "_sleep", sleep)
+        scripted.storm()
+        assert device.wait(never, timeout=1.0, what="nothing", owed=False) is False
+        assert asleep[: storm.LIMIT] == [0.0] * (storm.LIMIT - 1) + [storm.FIRST]
+        assert asleep[storm.LIMIT : storm.LIMIT + 4] == [2e-3, 4e-3, 8e-3, storm.LAST]
+        assert set(asleep[storm.LIMIT + 4 :]) == {storm.LAST}
+        assert device.interrupt_storms == 1
+        monkeypatch.undo()
+        scripted.storm(False)
+        while device.service():
+            pass
+
+
+def test_work_is_no_storm_however_much_of_it_there_is():
+    watch = storm.Storm()
+    for turn in range(10 * storm.LIMIT):
+        assert watch.note(turn * 1e-5, told=True, useful=True) == 0.0
+    for turn in range(10 * storm.LIMIT):  # rare enough
+        assert watch.note(1 + turn * 2 * storm.WINDOW / storm.LIMIT, told=True, useful=False) == 0.0
+    assert watch.count == 0
 
 
 # --- a process that was stopped is no broken device ---------------------------------------------------------
@@ -587,7 +676,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Device, dict[in
         clock = Clock(stopped=stopped)
         monkeypatch.setattr(devices, "time", clock)
 
-        def sleep(pause: float, longest: float) -> bool:
+        def sleep(pause: float, longest: float, deaf: float = 0.0) -> bool:
             clock.sleep(longest)
             return True
 

@@ -241,6 +241,8 @@ class Causes:
     config: bool = False
     queues: bool = False
     removal: bool = False
+    spurious: bool = False
+    """An interrupt was taken, and the device names no cause."""
 
 
 class Transport(Protocol):

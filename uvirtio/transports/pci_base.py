@@ -256,7 +256,9 @@ class PciBase:
         isr = self._read_isr()
         if isr == 0xFF:
             self._refuse_all_ones(self.status(), 8, "the ISR and the status")
-        return Causes(config=bool(isr & pci.ISR_CONFIG), queues=bool(isr & pci.ISR_QUEUE), removal=removal)
+        config, queues = bool(isr & pci.ISR_CONFIG), bool(isr & pci.ISR_QUEUE)
+        spurious = self._mode is InterruptMode.INTX and not (config or queues)
+        return Causes(config=config, queues=queues, removal=removal, spurious=spurious)
 
     # --- the rest -------------------------------------------------------------------------------------------
 
