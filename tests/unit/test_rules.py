@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.fakesys import FakeSys
-from uvirtio.binding import discover, journal, rules
+from uvirtio.binding import discover, journal, plan, rules
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.rules import Finding, check, refusals
 from uvirtio.roots import Roots
@@ -61,7 +61,7 @@ def test_every_rule_has_a_name_of_the_catalogue() -> None:
     assert {rule.__name__.replace("_", "-") for rule in rules.RULES} == {
         "mounted", "network", "memory-in-use", "balloon-inflated", "console", "root-share", "iommu-device",
         "display-input", "other-use", "group", "vf-pf", "not-virtio", "foreign-override", "no-way-back",
-        "unsafe-dma", "lockdown", "container"}  # fmt: skip
+        "unsafe-dma", "suspend", "lockdown", "container"}  # fmt: skip
 
 
 def test_rules_survive_a_machine_without_anything(tmp_path: Path, fake: FakeSys) -> None:
@@ -271,6 +271,58 @@ def test_bridges_and_vlans(fake: FakeSys) -> None:
     (path / "master").symlink_to("../../../../virtual/net/br0")
     (path / "upper_br0").symlink_to("../../../../virtual/net/br0")
     assert {f.evidence for f in found(fake, "network")} == {"eth0 belongs to br0", "br0 stands on eth0"}
+
+
+def session(fake: FakeSys, peer: str, *, ancestor: bool = False) -> None:
+    """We were started over SSH from ``peer``; ``ancestor``: by a shell whose sudo has dropped that."""
+    setting = f"HOME=/root\0SSH_CONNECTION={peer} 50022 10.0.2.15 22\0"
+    fake.text(fake.roots.proc / "self/environ", "HOME=/root\0" if ancestor else setting)
+    fake.text(fake.roots.proc / "self/status", "Name:\tpython3\nPPid:\t90\n")
+    fake.text(fake.roots.proc / "90/environ", setting if ancestor else "")
+    fake.text(fake.roots.proc / "90/status", "Name:\tbash\nPPid:\t0\n")
+
+
+ROUTES4 = "eth0\t0002000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\neth1\t00000000\t0202000A\t0003\t0\t0\t0\t00000000\n"
+ROUTES6 = (
+    f"20010db8{'0' * 24} 20 {'0' * 32} 00 {'0' * 32} 00000100 1 0 1 eth0\n"
+    f"{'0' * 32} 00 {'0' * 32} 00 {'0' * 32} 00000400 1 0 3 eth1\n"
+    f"{'0' * 32} 00 {'0' * 32} 00 {'0' * 32} ffffffff 1 0 200200 lo\n"
+)
+
+
+@pytest.mark.parametrize("ancestor", [False, True])
+@pytest.mark.parametrize(
+    ("peer", "ours"),
+    [
+        ("10.0.2.2", True),
+        ("::ffff:10.0.2.2", True),
+        ("2001:db8::7", True),
+        ("192.0.2.9", False),  # by the default route, which is eth1's
+        ("2001:db9::7", False),
+        ("nonsense", False),
+    ],
+)
+def test_the_interface_that_one_came_by_is_never_forced(
+    fake: FakeSys, peer: str, ours: bool, ancestor: bool
+) -> None:
+    nic(fake, "0x1003")
+    for name, lines in (("route", ROUTES4), ("ipv6_route", ROUTES6)):
+        path = fake.roots.proc / "net" / name
+        fake.text(path, path.read_text() + lines)
+    session(fake, peer, ancestor=ancestor)
+    findings = found(fake, "network")
+    assert any("SSH session" in one.evidence for one in findings) == ours
+    assert any(one.forceable for one in findings) != ours
+    assert refusals(findings, {"network"}) == (findings if ours else [])
+
+
+def test_the_interface_below_the_bridge_that_one_came_by(fake: FakeSys) -> None:
+    path = nic(fake)
+    (path / "master").symlink_to("../../../../virtual/net/br0")
+    table = fake.roots.proc / "net/route"
+    fake.text(table, table.read_text() + ROUTES4.replace("eth0", "br0"))
+    session(fake, "10.0.2.2")
+    assert not any(one.forceable for one in found(fake, "network"))
 
 
 def test_an_interface_in_another_name_space(fake: FakeSys) -> None:
@@ -512,3 +564,32 @@ def test_warnings_refuse_nothing() -> None:
     findings = [Finding("a", "x", "warn"), Finding("b", "y"), Finding("c", "z", forceable=False)]
     assert [f.rule for f in refusals(findings)] == ["b", "c"]
     assert [f.rule for f in refusals(findings, ["b", "c"])] == ["c"]
+
+
+# --- suspend and many ---------------------------------------------------------------------------------------
+
+
+def test_a_machine_about_to_sleep_is_warned_about(fake: FakeSys) -> None:
+    fake.pci(AT, "rng", group=7)
+    assert not found(fake, "suspend")
+    fake.text(fake.roots.proc / "77/comm", "systemd-sleep\n")
+    fake.text(fake.roots.run / "systemd/shutdown/scheduled", "USEC=1\n")
+    assert [(one.evidence, one.severity) for one in found(fake, "suspend")] == [
+        ("systemd-sleep (77) is at work", "warn"),
+        ("a shutdown is scheduled", "warn"),
+    ]
+
+
+def test_many_devices_at_once_have_to_be_meant(fake: FakeSys) -> None:
+    addresses = [f"0000:0{slot}:00.0" for slot in range(1, 7)]
+    for number, address in enumerate(addresses):
+        fake.pci(address, "rng", group=10 + number)
+    founds = [discover.find(address, fake.roots) for address in addresses]
+
+    def refused(founds: list[discover.Found], force: tuple[str, ...] = ()) -> bool:
+        made = plan.plans(founds, fake.roots, force=force)
+        return any("the rule many" in problem.message for one in made for problem in one.problems)
+
+    assert not refused(founds[: rules.MANY])
+    assert refused(founds[: rules.MANY + 1])
+    assert not refused(founds, ("many",))

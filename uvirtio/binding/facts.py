@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from uvirtio.binding import sysfs
+from uvirtio.binding import ssh, sysfs
 from uvirtio.binding.discover import Found
 from uvirtio.roots import Roots
+
+_SLEEPERS = frozenset({"systemd-sleep", "systemd-shutdow", "pm-suspend", "pm-hibernate", "s2ram", "s2disk"})
+"""Programs that put a machine to sleep, as /proc/PID/comm has them: 15 characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +180,30 @@ class Facts:
             if len(words) >= 10 and not words[0].startswith(("fe80", "ff")) and words[9] != "lo":
                 found[words[9]] |= set(words[0]) == {"0"} and words[1] == "00"
         return dict(found)
+
+    @cached_property
+    def ssh(self) -> dict[str, str]:
+        """Interface -> the far end of the SSH session that we run in, where the route to it leaves by that."""
+        found = {}
+        for peer in ssh.peers(self.roots):
+            name = ssh.interface_to(peer, self.roots)
+            if name is not None:
+                found[name] = str(peer)
+        return found
+
+    # --- going to sleep ---
+
+    @cached_property
+    def sleeping(self) -> list[str]:
+        """What says that this machine is about to sleep or to go down."""
+        found = [
+            f"{name} ({pid}) is at work"
+            for pid in self.pids
+            if (name := sysfs.read(self.roots.proc / str(pid) / "comm", 64)) in _SLEEPERS
+        ]
+        if (self.roots.run / "systemd/shutdown/scheduled").exists():
+            found.append("a shutdown is scheduled")
+        return found
 
     # --- other files of proc ---
 

@@ -152,7 +152,7 @@ def _journaled(found: Found, target: str | None, roots: Roots) -> UvirtioError |
 
 
 def _check_words(found: Found, driver: str | None, force: Collection[str]) -> None:
-    known = {function.__name__.replace("_", "-") for function in rules.RULES} | {"unsafe-owner"}
+    known = {function.__name__.replace("_", "-") for function in rules.RULES} | {"unsafe-owner", "many"}
     for word in force:
         if word not in known:
             raise UsageError(f"there is no rule {word!r}", seen=word, expected=", ".join(sorted(known)))
@@ -264,6 +264,7 @@ def _refusals(member: Member, force: Collection[str], no_iommu: bool) -> list[Uv
 
 _REMEDIES = {
     "mounted": "choose another disk: this one carries the running system, and that is never forced",
+    "network": "it carries what you came by, or the root: from the machine's console it may be another matter",
     "memory-in-use": "have the host shrink requested-size to 0 first; this rule cannot be forced",
     "group": "--group takes all of them, after the same checks on each",
     "foreign-override": "`uvirtio restore` puts the earlier bind back first",
@@ -354,4 +355,12 @@ def plans(
         one = plan(found, roots, driver, group, force, along=along, facts=facts)
         along |= {member.found.address for member in one.members}
         made.append(one)
+    for finding in rules.refusals(rules.many(founds), force):
+        problem = Refused(
+            f"{finding.evidence}: refused by the rule {finding.rule}",
+            seen=f"{len(founds)} devices named",
+            expected=f"at most {rules.MANY}",
+            remedy=f"if all of them are meant: --force {finding.rule}",
+        )
+        made[0] = replace(made[0], problems=(problem, *made[0].problems))
     return made

@@ -8,7 +8,7 @@ see enough to answer. Rules read; they open no device node.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -203,7 +203,14 @@ def network(found: Found, facts: Facts) -> Iterator[Answer]:
     root_by_net = any(m.point == "/" and _NETWORK_ROOT.fullmatch(m.fstype) for m in facts.mounts)
     for directory in interfaces:
         name = directory.name
-        forceable = not (root_by_net and name in (routes or {}))
+        above = [entry.partition("_")[2] for entry in sysfs.names(directory) if entry.startswith("upper_")]
+        if (master := sysfs.link_name(directory / "master")) is not None:
+            above.append(master)
+        session = next((facts.ssh[one] for one in (name, *above) if one in facts.ssh), None)
+        # Whoever cuts the line that he came by cannot put it back: from another terminal it may be forced.
+        forceable = session is None and not (root_by_net and name in (routes or {}))
+        if session is not None:
+            yield Finding("network", f"{name} carries this SSH session, from {session}", forceable=False)
         if routes is not None and name in routes:
             what = "the default route" if routes[name] else "a route"
             yield Finding("network", f"{name} carries {what}", forceable=forceable)
@@ -513,6 +520,16 @@ def unsafe_dma(found: Found, facts: Facts) -> Iterator[Answer]:
         yield Finding("unsafe-dma", "an mmio window is used with physical addresses")
 
 
+# --- suspend -----------------------------------------------------------------------------------------------
+
+
+def suspend(found: Found, facts: Facts) -> Iterator[Answer]:
+    """A machine that is about to sleep or to go down: no moment to change drivers."""
+    del found
+    for evidence in facts.sleeping:
+        yield Finding("suspend", evidence, severity="warn")
+
+
 # --- lockdown and container --------------------------------------------------------------------------------
 
 
@@ -562,9 +579,21 @@ RULES: tuple[Rule, ...] = (
     foreign_override,
     no_way_back,
     unsafe_dma,
+    suspend,
     lockdown,
     container,
 )
+
+MANY = 4
+"""Devices that one command may take without more words. The rule ``many`` is about commands, not devices."""
+
+
+def many(founds: Sequence[Found]) -> list[Finding]:
+    """More devices than anybody lists by hand: most likely a glob that matched too much."""
+    if len(founds) <= MANY:
+        return []
+    return [Finding("many", f"{len(founds)} devices at once, which is more than {MANY}")]
+
 
 IN_USE = frozenset(
     {
