@@ -51,7 +51,7 @@ def _driver(run: Run, dev: str) -> Iterator[tuple[Device, Mem]]:
     from uvirtio.drivers.mem import Mem
     from uvirtio.drivers.mem.kernel import note_kernel_use
 
-    with run.device(dev) as device, Mem(device) as mem:
+    with run.device(dev) as device, Mem(device, suspend_lock=mem_online.suspend_lock(run, dev)) as mem:
         if not dev.startswith(QEMU_PREFIX):
             note_kernel_use(mem, run.roots)  # what Linux has of it is not ours to unplug
         yield device, mem
@@ -256,8 +256,11 @@ def _tell_change(run: Run, device: Device, mem: Mem, manager: Manager | None, be
         f"plugged {human(config.plugged_size)}, {human(before)} before; "
         f"requested {human(config.requested_size)}; {_answers_text(mem)}"
     )
-    if config.plugged_size and not mem.survives_suspend and not device.address.startswith(QEMU_PREFIX):
-        output.note("do not suspend this machine to RAM: what is plugged would be lost (5.15.6.1)")
+    if config.plugged_size and mem.suspend_lock is not None and not mem.survives_suspend:
+        output.note(
+            "do not suspend this machine to RAM: what is plugged would be lost (5.15.6.1), and nothing forbids it"
+            f" once this command has ended; {mem_online.STAY_AWAKE} does"
+        )
 
 
 # --- follow -------------------------------------------------------------------------------------------------
@@ -286,6 +289,7 @@ def follow(
     with _managed(run, dev, unit, limit, online) as (device, mem, manager):
         teller = _Follower(run, mem, manager)
         teller.tell("following")
+        mem_online.tell_suspend(run, mem)
         try:
             with time_up_after(device, for_seconds):
                 manager.follow(progress=teller.progress, told=teller.ended)

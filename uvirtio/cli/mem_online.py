@@ -9,19 +9,46 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from uvirtio.cli import output
 from uvirtio.cli.common import DevArgument, Run, seconds
 from uvirtio.cli.size import human, parse_size
 from uvirtio.errors import BadSize, InUse
+from uvirtio.fuse import QEMU_PREFIX
 
 if TYPE_CHECKING:
     from uvirtio.device import Device
-    from uvirtio.drivers.mem import Manager, Mem
+    from uvirtio.drivers.mem import Manager, Mem, SuspendLock
     from uvirtio.online import Linux
 
 SizeArgument = Annotated[
     str,
     typer.Argument(metavar="SIZE", help="1GiB, or 25% of the region; whole memory blocks (x86: 128M)."),
 ]
+
+
+STAY_AWAKE = "`systemd-inhibit --what=sleep sleep infinity`"
+
+
+def suspend_lock(run: Run, dev: str) -> SuspendLock | None:
+    """What keeps this machine awake while its memory is plugged; on ``qemu:`` no machine could lose any."""
+    if dev.startswith(QEMU_PREFIX):
+        return None
+    from uvirtio.drivers.mem import SuspendLock
+
+    return SuspendLock("virtio-mem has memory plugged that a suspend would lose", roots=run.roots)
+
+
+def tell_suspend(run: Run, mem: Mem) -> None:
+    """For who stays: whether the machine is kept from suspending while memory is plugged."""
+    lock = mem.suspend_lock
+    if run.json or lock is None or mem.survives_suspend:
+        return
+    lock.hold()
+    if lock.means:
+        run.line(f"suspend to RAM is held off meanwhile by {' and '.join(lock.means)}")
+    else:
+        why = "; ".join(lock.lacking)
+        output.note(f"nothing here can hold off a suspend to RAM, which would lose what is plugged: {why}")
 
 
 @contextmanager
@@ -35,7 +62,7 @@ def handing(
     from uvirtio.drivers.mem import Mem
     from uvirtio.online import Linux, system_memory
 
-    with run.device(dev) as device, Mem(device) as mem:
+    with run.device(dev) as device, Mem(device, suspend_lock=suspend_lock(run, dev)) as mem:
         linux = Linux(system_memory(mem, run.roots))
         if teller:
             linux.told = _teller(run, linux)

@@ -10,6 +10,7 @@ from uvirtio.drivers.mem.driver import Answer, Mem
 from uvirtio.drivers.mem.manager import Consumer, HandOut, Manager, Mode, Outcome, Unit
 from uvirtio.drivers.mem.ranges import Ranges
 from uvirtio.drivers.mem.region import Piece, Region
+from uvirtio.drivers.mem.suspend import SuspendLock
 from uvirtio.spec.mem import Request, Response, State
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Request",
     "Response",
     "State",
+    "SuspendLock",
     "Unit",
     "Use",
 ]

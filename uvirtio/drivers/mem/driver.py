@@ -15,6 +15,7 @@ from uvirtio.drivers.mem import config as configuration
 from uvirtio.drivers.mem.books import Books
 from uvirtio.drivers.mem.config import MemConfig
 from uvirtio.drivers.mem.ranges import Ranges
+from uvirtio.drivers.mem.suspend import SuspendLock
 from uvirtio.errors import BadSize, MemBusy, MemError, MemNack, ProtocolError
 from uvirtio.spec import features as f
 from uvirtio.spec import mem as spec
@@ -46,6 +47,8 @@ class Mem(Driver):
     Plugged blocks outlive the driver, the process and a reset of the device: leaving unplugs nothing. What an
     earlier owner left plugged is found at the start, shown in ``leftover`` and kept; ``leftover="unplug"``
     repeats UNPLUG ALL instead until it succeeds (5.15.5.1). ``timeout`` of a call is for each request.
+    ``suspend_lock`` is held while something is plugged that a suspend to RAM would lose (5.15.6.1), until the
+    driver is closed; without one (None) it is up to the caller to keep the machine awake.
 
     Raises, beside what every driver does, ConfigError for a configuration that cannot be.
     """
@@ -58,8 +61,10 @@ class Mem(Driver):
         device: Device,
         *,
         leftover: Literal["keep", "unplug"] = "keep",
+        suspend_lock: SuspendLock | None = None,
         observe: Observer = unobserved,
     ) -> None:
+        self.suspend_lock = suspend_lock
         super().__init__(device, observe=observe)
         self.counts: dict[Response, int] = dict.fromkeys(Response, 0)
         """Answers so far, by their type."""
@@ -76,6 +81,7 @@ class Mem(Driver):
                     self.resync()
                 self.leftover = self.books.plugged.copy()
                 """Blocks that were plugged when we came."""
+                self._mind_suspend()
         except BaseException:
             self.close()
             raise
@@ -124,6 +130,23 @@ class Mem(Driver):
         """PERSISTENT_SUSPEND: without it the guest must not suspend to RAM while memory is plugged (5.15.6.1)."""
         return self.device.has(f.Mem.PERSISTENT_SUSPEND)
 
+    def _mind_suspend(self, *, plugs: bool = False) -> None:
+        """5.15.6.1: hold the lock from before the first block is plugged until the last is unplugged."""
+        if self.suspend_lock is None or self.survives_suspend:
+            return
+        if plugs or self.books.plugged.total:
+            self.suspend_lock.hold()
+        else:
+            self.suspend_lock.release()
+
+    def close(self) -> None:
+        """Reset the device, free its memory, let go of the suspend lock; what is plugged stays. Idempotent."""
+        try:
+            super().close()
+        finally:
+            if self.suspend_lock is not None:
+                self.suspend_lock.release()
+
     # --- requests -------------------------------------------------------------------------------------------
 
     def plug(self, addr: int, blocks: int, *, timeout: float | None = None) -> None:
@@ -136,7 +159,11 @@ class Mem(Driver):
             first = self._validated(addr, blocks)
             if self.books.plugged.overlaps(first, blocks):
                 raise self._not_uniform("plugged already", first, blocks)
-            self._each(Request.PLUG, first, blocks, self.books.was_plugged, timeout)
+            self._mind_suspend(plugs=True)
+            try:
+                self._each(Request.PLUG, first, blocks, self.books.was_plugged, timeout)
+            finally:
+                self._mind_suspend()
 
     def unplug(self, addr: int, blocks: int, *, timeout: float | None = None) -> None:
         """Unplug ``blocks`` plugged blocks from ``addr``; their contents are lost (5.15.6.4).
@@ -165,6 +192,7 @@ class Mem(Driver):
             if left:
                 self._finding("plugged_size is not 0 after UNPLUG ALL")
                 self.resync()
+            self._mind_suspend()
 
     def _unplug_all_once(self) -> None:
         answer = self.ask(Request.UNPLUG_ALL)
@@ -355,6 +383,7 @@ class Mem(Driver):
         if self.config().plugged_size != self.books.plugged.total * self.block_size:
             self._finding("plugged_size is not what was acknowledged")
             self.resync()
+        self._mind_suspend()
 
     # --- before sending -------------------------------------------------------------------------------------
 
