@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +12,15 @@ from typing import Any
 
 import pytest
 
-from tests.bodies.rfb import CAPS, NUM, SCROLL, Vnc
 from uvirtio.drivers.input import Frame, Input, InputEvent, evemu
 from uvirtio.memory.seams import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 from uvirtio.spec import input as spec
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+
+from lab.rfb import CAPS, NUM, SCROLL, Vnc
 
 PER_QUEUE, SHARED, INTX, POLLING = InterruptMode
 KEY, REL, ABS, LED = spec.EV_KEY, spec.EV_REL, spec.EV_ABS, spec.EV_LED

@@ -1,4 +1,7 @@
-"""The demo's half inside the VM: runs the steps, shows them, and holds each to what it claims."""
+"""The demo's half inside the VM: runs the steps, shows them, and holds each to what it claims.
+
+What the guest does and what the host says stand side by side: each line begins with who it is.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,8 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lab.demo_commands import Commands
+
 MIB = 1 << 20
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 60.0
 _COLOUR = "FORCE_COLOR" in os.environ
 
 
@@ -59,8 +63,9 @@ def poll(true: Callable[[], bool], what: str, timeout: float = WAIT_SECONDS) -> 
 class Running:
     """A command of a step while it runs: its output so far, and a way to end it."""
 
-    child: subprocess.Popen[str]
+    pid: int
     lines: list[str] = field(default_factory=list)
+    over: threading.Event = field(default_factory=threading.Event)
 
     @property
     def output(self) -> str:
@@ -69,19 +74,21 @@ class Running:
     def wait_for(self, pattern: str) -> None:
         """Wait until the output has a match of ``pattern``, or the command ended."""
         poll(
-            lambda: re.search(pattern, self.output) is not None or self.child.poll() is not None,
+            lambda: re.search(pattern, self.output) is not None or self.over.is_set(),
             f"{pattern!r} in the output",
         )
 
     def interrupt(self) -> None:
         """What Ctrl-C does."""
-        self.child.send_signal(signal.SIGINT)
+        if not self.over.is_set():
+            os.kill(self.pid, signal.SIGINT)
 
 
 class Show:
     """Runs commands, shows them, and keeps count of what was claimed."""
 
-    def __init__(self) -> None:
+    def __init__(self, commands: Commands) -> None:
+        self._commands = commands
         self.held = 0
         self.broken: list[str] = []
 
@@ -89,31 +96,35 @@ class Show:
         """Begin a chapter."""
         print(f"\n{_style('## ' + text, '1')}", flush=True)
 
+    @staticmethod
+    def say(who: str, text: str, code: str = "") -> None:
+        """One line, and whose it is."""
+        print(f"{who:>5} {_style('|', '2')} {_style(text, code) if code else text}", flush=True)
+
+    def host(self, text: str) -> None:
+        """What the host does or sees."""
+        self.say("host", text, "33")
+
     def claim(self, text: str, true: bool) -> None:
         """Say ``text`` and whether it holds."""
         if true:
             self.held += 1
-            print(f"   {_style('ok', '32')}  {text}", flush=True)
+            self.say("", f"{_style('ok', '32')}  {text}")
         else:
             self.broken.append(text)
-            print(f" {_style('FAIL', '31')}  {text}", flush=True)
+            self.say("", f"{_style('FAIL', '31')}  {text}")
 
     def run(self, command: str, *, code: int = 0, during: Callable[[Running], None] | None = None) -> str:
-        """Run ``command`` (words as for a shell, but no shell), and claim its exit code; its output.
+        """Run ``uvirtio ...`` (words as for a shell, but no shell), and claim its exit code; its output.
 
         ``during`` is called while it runs; what it raises is a broken claim, and ends the command.
         """
-        print(_style(f"$ {command}", "36"), flush=True)
-        child = subprocess.Popen(
-            shlex.split(command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-        )
-        running = Running(child)
-        reader = threading.Thread(target=self._read, args=(running,), daemon=True)
+        self.say("guest", f"$ {command}", "36")
+        program, *words = shlex.split(command)
+        assert program == "uvirtio"
+        pid, output = self._commands.start(words)
+        running = Running(pid)
+        reader = threading.Thread(target=self._read, args=(running, output), daemon=True)
         reader.start()
         try:
             if during is not None:
@@ -121,22 +132,21 @@ class Show:
         except (TimeoutError, RuntimeError) as error:
             self.claim(str(error), False)
             running.interrupt()
-        try:
-            child.wait(WAIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        status = self._commands.wait(WAIT_SECONDS)
+        if status is None:
+            os.kill(pid, signal.SIGKILL)
+            status = self._commands.wait(WAIT_SECONDS)
         reader.join(5)
-        if child.returncode != code:
-            self.claim(f"{command}: exit code {code} (it was {child.returncode})", False)
+        if status != code:
+            self.claim(f"{command}: exit code {code} (it was {status})", False)
         return running.output
 
-    @staticmethod
-    def _read(running: Running) -> None:
-        assert running.child.stdout is not None
-        for line in running.child.stdout:
-            running.lines.append(line)
-            print(line, end="", flush=True)
+    def _read(self, running: Running, output: int) -> None:
+        with open(output, errors="replace") as lines:
+            for line in lines:
+                self.say("guest", line.rstrip("\n"))
+                running.lines.append(line)
+        running.over.set()
 
 
 def kernel_driver(address: str) -> str:
@@ -148,99 +158,142 @@ def kernel_driver(address: str) -> str:
 def demo(show: Show, host: Host) -> None:
     """The whole story, from a kernel's devices and back to them."""
     address = host.ask("addresses")
-    balloon, rng, keyboard, mem = (address.get(name) for name in ("balloon", "rng", "keyboard", "mem"))
-    ours = [balloon, rng, keyboard, *([mem] if mem else [])]
+    balloon, mem, keyboard = (address[name] for name in ("balloon", "mem", "keyboard"))
+    ours = [balloon, mem, keyboard]
     total = host.ask("query_balloon")
 
-    show.title("The kernel's own drivers have the devices")
+    show.title("The kernel's own drivers have the devices: may we take one?")
     before = show.run("uvirtio list")
-    for name in ours:
-        show.claim(
-            f"{name} is listed, and virtio-pci has it", name in before and kernel_driver(name) == "virtio-pci"
-        )
-
-    show.title("May we take one, and what would be written?")
+    listed = all(name in before and kernel_driver(name) == "virtio-pci" for name in ours)
+    show.claim("balloon, memory and keyboard are listed, and virtio-pci has them", listed)
     show.run(f"uvirtio plan {balloon}")
 
-    show.title("Take them, through vfio-pci")
+    show.title("Take them, through vfio-pci, and bring one up step by step")
     show.run(f"uvirtio bind {' '.join(ours)}")
     show.claim("vfio-pci has them all", all(kernel_driver(name) == "vfio-pci" for name in ours))
+    diagnosis = show.run(f"uvirtio diag {keyboard}")
+    show.claim("it works, and each step says so", "verdict: pass" in diagnosis)
 
-    show.title("Bring each up, step by step")
-    for name in (balloon, rng, keyboard):
-        show.run(f"uvirtio diag {name}")
-
-    show.title("Inflate the balloon by 64 MiB: the host sees the memory come")
-
-    def watch_balloon(running: Running) -> None:
-        running.wait_for("holding")
-        seen = host.ask("query_balloon")
-        show.claim(
-            f"QMP query-balloon, outside: {seen // MIB} MiB of {total // MIB} MiB", seen == total - 64 * MIB
-        )
-        running.interrupt()
-
-    show.run(f"uvirtio balloon inflate {balloon} 64M", code=130, during=watch_balloon)
-    seen = host.ask("query_balloon")
-    show.claim(f"after Ctrl-C QMP says {seen // MIB} MiB again", seen == total)
-
-    show.title("Random bytes")
-    dump = show.run(f"uvirtio rng read {rng} 64")
-    show.claim("64 bytes came", len(re.findall(r"(?:^|\s)[0-9a-f]{2}(?=\s)", dump)) >= 64)
-
-    show.title("Press keys on the host: they arrive here")
-
-    def press(running: Running) -> None:
-        running.wait_for("waiting")
-        host.ask("press", ["u", "v", "ret"])
-
-    events = show.run(f"uvirtio input events {keyboard} --count 12", during=press)
-    for key in ("KEY_U", "KEY_V", "KEY_ENTER"):
-        show.claim(f"{key} went down and up", len(re.findall(rf"\({key}\)", events)) == 2)
-
-    if mem:
-        plug(show, host, keyboard, mem)
+    inflate(show, host, balloon, total)
+    plug(show, host, mem)
+    keys(show, host, keyboard)
 
     show.title("Give everything back")
     show.run("uvirtio restore --all")
     after = show.run("uvirtio list")
     show.claim("virtio-pci has them all", all(kernel_driver(name) == "virtio-pci" for name in ours))
-    show.claim("the list reads as it did at first", after == before)
+    show.claim("the list reads as it did at first", listed and after == before)
 
     show.title("The kernel's drivers work again")
-    with Path("/dev/hwrng").open("rb") as source:
-        show.claim("virtio_rng gives bytes", len(source.read(16)) == 16)
+    show.host(f"QMP balloon {(total - 32 * MIB) // MIB} MiB")
     host.ask("balloon", total - 32 * MIB)
-    try:
-        poll(lambda: host.ask("query_balloon") == total - 32 * MIB, "virtio_balloon")
-        show.claim("virtio_balloon follows the host by 32 MiB", True)
-    except TimeoutError:
-        show.claim("virtio_balloon follows the host by 32 MiB", False)
+    reached(show, host, "query_balloon", total - 32 * MIB, "virtio_balloon follows, QMP query-balloon: {} MiB")
 
 
-def plug(show: Show, host: Host, keyboard: str, mem: str) -> None:
-    """What takes longer than a short demo has: virtio-mem, and an LED."""
-    show.run(f"uvirtio input led {keyboard} capslock on")
+def reached(show: Show, host: Host, question: str, wanted: int, text: str) -> None:
+    """Claim that the host's books come to say ``wanted`` bytes."""
+    seen = host.ask(question)
+    deadline = time.monotonic() + WAIT_SECONDS / 2
+    while seen != wanted and time.monotonic() < deadline:
+        time.sleep(0.05)
+        seen = host.ask(question)
+    show.claim(text.format(seen // MIB), seen == wanted)
 
-    show.title("The host offers 128 MiB: plug it, see it, unplug it")
-    host.ask("request_memory", 128 * MIB)
-    show.run(f"uvirtio mem plug {mem} 128M")
-    seen = host.ask("query_memory")
-    show.claim(f"QMP query-memory-devices, outside: {seen // MIB} MiB", seen == 128 * MIB)
-    show.run(f"uvirtio mem map {mem}")
+
+def inflate(show: Show, host: Host, balloon: str, total: int) -> None:
+    """The balloon: as large as the command says, then as large as the host says."""
+    show.title("Balloon: inflate by 64 MiB, and give it back on Ctrl-C")
+
+    def watch(running: Running) -> None:
+        running.wait_for("holding")
+        reached(show, host, "query_balloon", total - 64 * MIB, "host: QMP query-balloon says {} MiB")
+        running.interrupt()
+
+    show.run(f"uvirtio balloon inflate {balloon} 64M", code=130, during=watch)
+    reached(show, host, "query_balloon", total, "host: after Ctrl-C it says {} MiB again")
+
+    show.title("Balloon: follow the host, and tell it how the guest's memory is")
+
+    def lead(running: Running) -> None:
+        running.wait_for("following")
+        host.ask("poll_statistics", 1)
+        for less in (96, 16):
+            target = total - less * MIB
+            show.host(f"QMP balloon {target // MIB} MiB")
+            host.ask("balloon", target)
+            reached(show, host, "query_balloon", target, "host: QMP query-balloon says {} MiB")
+        poll(lambda: bool(host.ask("statistics")), "statistics")
+        values = host.ask("statistics")
+        words = ", ".join(f"{name.removeprefix('stat-')} {value // MIB} MiB" for name, value in values.items())
+        show.host(f"QMP guest-stats: {words}")
+        show.claim("the guest's MEMTOT is MemTotal", values["stat-total-memory"] == mem_total())
+        host.ask("balloon", total)
+        running.interrupt()
+
+    show.run(f"uvirtio balloon follow {balloon}", code=130, during=lead)
+    host.ask("poll_statistics", 0)
+
+
+def mem_total() -> int:
+    """Bytes of memory that this Linux has."""
+    [line] = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemTotal:")]
+    return int(line.split()[1]) * 1024
+
+
+def plug(show: Show, host: Host, mem: str) -> None:
+    """virtio-mem: blocks come and go as the host requests."""
+    show.title("Memory: follow the host's requested-size up and down")
+
+    def lead(running: Running) -> None:
+        running.wait_for("following")
+        for size in (128, 48):
+            show.host(f"QMP qom-set requested-size {size} MiB")
+            host.ask("request_memory", size * MIB)
+            reached(show, host, "query_memory", size * MIB, "host: QMP query-memory-devices says {} MiB")
+        running.interrupt()
+
+    show.run(f"uvirtio mem follow {mem}", code=130, during=lead)
+
+    show.title("Memory: it stays plugged when the process ends; see it, and unplug it")
+    picture = show.run(f"uvirtio mem map {mem}")
+    show.claim("24 blocks of 2 MiB are plugged", picture.count("#") == 24 + 1)  # and one in the legend
     host.ask("request_memory", 0)
     show.run(f"uvirtio mem unplug-all {mem}")
-    seen = host.ask("query_memory")
-    show.claim(f"and now {seen // MIB} MiB", seen == 0)
+    reached(show, host, "query_memory", 0, "host: QMP query-memory-devices says {} MiB")
+
+
+def keys(show: Show, host: Host, keyboard: str) -> None:
+    """The keyboard: keys come in, LEDs go out."""
+    show.title("Keyboard: the host presses keys, and they arrive here")
+
+    def press(running: Running) -> None:
+        running.wait_for("waiting")
+        show.host("QMP input-send-event u, v, ret: down and up")
+        host.ask("press", ["u", "v", "ret"])
+
+    events = show.run(f"uvirtio input events {keyboard} --count 12", during=press)
+    both = all(len(re.findall(rf"\({key}\)", events)) == 2 for key in ("KEY_U", "KEY_V", "KEY_ENTER"))
+    show.claim("each key went down and up", both)
+
+    show.title("Keyboard: LEDs go the other way, and a VNC client of the host sees them")
+    for led, state in (("capslock", "on"), ("numlock", "on"), ("capslock", "off"), ("numlock", "off")):
+        show.run(f"uvirtio input led {keyboard} {led} {state}")
+        if state == "on":
+            lit = host.ask("leds", led, True)
+            show.claim(f"host: VNC says that {led} is lit", lit)
+    show.claim("host: VNC says that both are dark", host.ask("leds", "", False))
 
 
 def main() -> int:
     """Run the demo; 0 if every claim held."""
-    show, begin = Show(), time.monotonic()
+    begin = time.monotonic()
+    commands = Commands()
+    show = Show(commands)
     try:
         demo(show, Host())
     except (TimeoutError, RuntimeError, OSError) as error:
         show.claim(f"the demo goes on: {error}", False)
+    commands.close()
     took = time.monotonic() - begin
     verdict = "PASS" if not show.broken else "FAIL"
     show.title(f"{verdict}: {show.held} claims held, {len(show.broken)} broken, {took:.0f} s in the VM")

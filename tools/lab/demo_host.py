@@ -11,14 +11,16 @@ from typing import Any
 
 from lab import LabError
 from lab.qmp import Qmp
+from lab.rfb import CAPS, NUM, Vnc
 
 
 class Host:
     """Answers the guest's questions; ``tick`` is to be called again and again."""
 
-    def __init__(self, share: Path, qmp: Path) -> None:
+    def __init__(self, share: Path, qmp: Path, vnc: Path) -> None:
         self._share = share
         self._path = qmp
+        self._vnc = vnc
         self._next = 0
 
     def tick(self) -> None:
@@ -30,7 +32,7 @@ class Host:
         try:
             with Qmp(self._path) as qemu:
                 answer = {"return": getattr(self, f"do_{verb}")(qemu, *arguments)}
-        except (LabError, OSError) as error:
+        except (LabError, OSError, AssertionError) as error:
             answer = {"error": str(error)}
         new = self._share / "answer.new"
         new.write_text(json.dumps(answer))
@@ -46,6 +48,25 @@ class Host:
     def do_balloon(qemu: Qmp, target: int) -> None:
         """Ask the guest to keep ``target`` bytes."""
         qemu.execute("balloon", {"value": target})
+
+    @staticmethod
+    def do_poll_statistics(qemu: Qmp, seconds: int) -> None:
+        """Ask the guest for its statistics so often; 0: no more."""
+        qemu.execute(
+            "qom-set",
+            {
+                "path": "/machine/peripheral/balloon",
+                "property": "guest-stats-polling-interval",
+                "value": seconds,
+            },
+        )
+
+    @staticmethod
+    def do_statistics(qemu: Qmp) -> dict[str, int]:
+        """The most telling of the guest's statistics, in bytes; nothing before it has answered."""
+        got = qemu.execute("qom-get", {"path": "/machine/peripheral/balloon", "property": "guest-stats"})
+        names = ("stat-total-memory", "stat-free-memory", "stat-available-memory")
+        return {name: got["stats"][name] for name in names} if got["last-update"] else {}
 
     @staticmethod
     def do_request_memory(qemu: Qmp, size: int) -> None:
@@ -64,6 +85,12 @@ class Host:
             for down in (True, False):
                 data = {"down": down, "key": {"type": "qcode", "data": key}}
                 qemu.execute("input-send-event", {"events": [{"type": "key", "data": data}]})
+
+    def do_leds(self, _qemu: Qmp, name: str, lit: bool) -> bool:
+        """Whether a VNC client comes to see this LED lit, or (``lit`` False) all of them dark."""
+        wanted = {"capslock": CAPS, "numlock": NUM}.get(name, 0)
+        with Vnc(str(self._vnc)) as client:
+            return client.wait_leds(lambda leds: bool(leds & wanted) if lit else leds == 0)
 
     @staticmethod
     def do_addresses(qemu: Qmp) -> dict[str, str]:

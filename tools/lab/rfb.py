@@ -1,4 +1,4 @@
-"""A tiny VNC client (RFB 3.8), as a test needs it: it types, points, and sees the keyboard's LEDs.
+"""A tiny VNC client (RFB 3.8), as tests and the demo need it: it types, points, and sees the keyboard's LEDs.
 
 QEMU tells a client that has asked for the pseudo-encoding -261 which LEDs are on: a witness for what a driver
 wrote to a status queue that has nothing to do with virtio.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 CAPS, NUM, SCROLL = 4, 2, 1
@@ -64,16 +65,17 @@ class Vnc:
         """Pointer events, (buttons, x, y)."""
         self._socket.sendall(b"".join(struct.pack(">BBHH", 5, buttons, x, y) for buttons, x, y in events))
 
-    def wait_leds(self, wanted: int) -> bool:
-        """Whether the LEDs become this within a while."""
+    def wait_leds(self, wanted: int | Callable[[int], bool]) -> bool:
+        """Whether the LEDs become this within a while, or something that fits."""
+        fits = wanted if callable(wanted) else wanted.__eq__
         deadline = time.monotonic() + _PATIENCE
-        while self.leds != wanted and time.monotonic() < deadline:
+        while (self.leds is None or not fits(self.leds)) and time.monotonic() < deadline:
             self._socket.sendall(struct.pack(">BBHHHH", 3, 0, 0, 0, 1, 1))
             try:
                 self._update()
             except TimeoutError:
                 break
-        return self.leds == wanted
+        return self.leds is not None and fits(self.leds)
 
     def _update(self) -> None:
         kind = self._take(1)[0]
