@@ -12,7 +12,7 @@ import pytest
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
 
-from lab import LabError, cache, initramfs, kernels, machines, vm  # noqa: E402
+from lab import LabError, cache, cli_test, initramfs, kernels, machines, modules, vm  # noqa: E402
 
 
 def make_kernel(top: Path, dep: str, builtin: str = "") -> kernels.Kernel:
@@ -108,6 +108,34 @@ def test_a_device_gets_a_root_port_and_what_it_needs(tmp_path, monkeypatch):
 
 def test_every_test_file_of_the_vm_floor_has_a_machine():
     assert {path for machine in machines.load() for path in machine.files}
+
+
+def test_extra_machines_run_for_all_or_by_name(monkeypatch):
+    plain = machines.Machine("plain", ("6.1", "6.12"), (), (Path("test_x.py"),))
+    extra = machines.Machine("more", ("6.12",), (), (Path("test_x.py"),), modules=("vdpa",), extra=True)
+    monkeypatch.setattr(machines, "load", lambda: [plain, extra])
+    both = [(plain, "6.1"), (plain, "6.12")]
+    assert cli_test._machines(None, None, extras=False) == (both, ["vm more 6.12"])
+    assert cli_test._machines(None, None, extras=True) == ([*both, (extra, "6.12")], [])
+    assert cli_test._machines("6.9", "more", extras=False) == ([(extra, "6.9")], [])
+
+
+def test_every_set_of_modules_that_a_machine_wants_can_be_built(tmp_path):
+    for machine in machines.load():
+        for version in machine.kernels:
+            assert not {(name, version) for name in machine.modules} - set(modules._RECIPES), machine.name
+    with pytest.raises(LabError, match="no way to build"):
+        modules.add(kernels.Kernel("6.99.1", tmp_path, tmp_path), ("vdpa",))
+
+
+def test_the_half_that_the_kernel_left_out_becomes_a_file(tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "drivers/iommu/iommufd").mkdir(parents=True)
+    (tmp_path / "lib/interval_tree.c").write_text("a\n#ifdef CONFIG_INTERVAL_TREE_SPAN_ITER\nb\n#endif\n")
+    modules._span_iterator(tmp_path)
+    text = (tmp_path / "drivers/iommu/iommufd/span_iter.c").read_text()
+    assert text.splitlines()[-3:] == ["#ifdef CONFIG_INTERVAL_TREE_SPAN_ITER", "b", "#endif"]
+    assert "a" not in text.splitlines()
 
 
 def test_the_job_quotes_every_word(tmp_path, monkeypatch):

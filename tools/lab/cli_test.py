@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lab import CHECKOUT, cache, kernels, lanes, machines, process, setup, udev
+from lab import CHECKOUT, cache, kernels, lanes, machines, modules, process, setup, udev
 from lab.floors import Outcome, Runner, Step, without_devices, without_privilege
 
 
@@ -17,9 +17,10 @@ def parser() -> argparse.ArgumentParser:
     """The command line of tools/test."""
     top = argparse.ArgumentParser(
         prog="tools/test",
-        description="Set up what is missing, then lint and run the floors of tests. With none named: all.",
+        description="Set up what is missing, then lint and run the floors of tests. With none named: all, but"
+        " without the extra machines, whose kernel modules have to be built first.",
     )
-    top.add_argument("--all", action="store_true", help="everything (the default)")
+    top.add_argument("--all", action="store_true", help="everything, the extra machines too")
     top.add_argument("--lint", action="store_true", help="ruff, mypy, the layering, the conformance table")
     top.add_argument("--unit", action="store_true", help="floor 1: no root, no QEMU")
     top.add_argument("--qemu", action="store_true", help="floor 2: QEMU's device models, no guest")
@@ -42,9 +43,11 @@ def main(arguments: list[str]) -> int:
     reports = _reports_folder()
     runner = Runner(setup.venv(), reports, options.expression)
     steps: list[tuple[str, Step]] = []
+    left_out: list[str] = []
     # The longest first, so that the lanes end together.
     if everything or options.vm:
-        steps += _vm_floor(runner, options.kernel, options.machine)
+        chosen, left_out = _machines(options.kernel, options.machine, extras=options.all)
+        steps += _vm_floor(runner, chosen)
     if everything or options.unit:
         steps += _host_floor(runner, "unit")
     if everything or options.qemu:
@@ -54,7 +57,7 @@ def main(arguments: list[str]) -> int:
     print(f"tools/test: set up in {time.monotonic() - begin:.1f} s", flush=True)
     with process.signals_raise():
         outcomes = lanes.run(steps, options.jobs or min(2, os.cpu_count() or 1))
-    return _verdict(outcomes, time.monotonic() - begin, reports)
+    return _verdict(outcomes, time.monotonic() - begin, reports, left_out)
 
 
 def _reports_folder() -> Path:
@@ -98,18 +101,31 @@ def _host_floor(runner: Runner, floor: str) -> Iterator[tuple[str, Step]]:
     yield floor, lambda: runner.pytest(floor, [str(folder)], wrapper)
 
 
-def _vm_floor(runner: Runner, kernel: str | None, only: str | None) -> Iterator[tuple[str, Step]]:
-    udev.get()
+def _machines(
+    kernel: str | None, only: str | None, *, extras: bool
+) -> tuple[list[tuple[machines.Machine, str]], list[str]]:
+    """The machines to boot, each with a kernel; and the names of those that are left out for being extra."""
+    chosen, left_out = [], []
     for machine in machines.load():
         if not machine.files or only not in (None, machine.name):
             continue
         for version in (kernel,) if kernel else machine.kernels:
-            kernels.get(version)  # the download is set-up, not a test
-            name = f"vm {machine.name} {version}"
-            yield name, lambda machine=machine, version=version: runner.vm(machine, version)  # type: ignore[misc]
+            if machine.extra and not extras and only is None:
+                left_out.append(f"vm {machine.name} {version}")
+            else:
+                chosen.append((machine, version))
+    return chosen, left_out
 
 
-def _verdict(outcomes: list[Outcome], seconds: float, reports: Path) -> int:
+def _vm_floor(runner: Runner, chosen: list[tuple[machines.Machine, str]]) -> Iterator[tuple[str, Step]]:
+    udev.get()
+    for machine, version in chosen:
+        modules.add(kernels.get(version), machine.modules)  # downloading and building is set-up, not a test
+        name = f"vm {machine.name} {version}"
+        yield name, lambda machine=machine, version=version: runner.vm(machine, version)  # type: ignore[misc]
+
+
+def _verdict(outcomes: list[Outcome], seconds: float, reports: Path, left_out: list[str]) -> int:
     """Print the table, and as the very last line the sum."""
     width = max((len(outcome.name) for outcome in outcomes), default=0)
     print("\n=== verdict ===")
@@ -117,6 +133,8 @@ def _verdict(outcomes: list[Outcome], seconds: float, reports: Path) -> int:
         counts = f"{outcome.passed:5} passed {outcome.failed:4} failed {outcome.skipped:4} skipped"
         word = "ok  " if outcome.ok else "FAIL"
         print(f"{word} {outcome.name:{width}} {outcome.seconds:7.1f} s {counts}  {outcome.note}".rstrip())
+    if left_out:
+        print(f"not run, for tools/test --all only: {', '.join(left_out)}")
     passed = sum(outcome.passed for outcome in outcomes)
     failed = sum(outcome.failed for outcome in outcomes)
     skipped = sum(outcome.skipped for outcome in outcomes)

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from lab import kernels, process, setup
+from lab import kernels, modules, process, setup
 from lab.vm import Config, Vm
 
 
@@ -35,6 +35,14 @@ def parser() -> argparse.ArgumentParser:
             help="a QEMU -device argument; without bus= it gets a root port, and so an IOMMU group, of its own;"
             " an rng, disk, network or memory backend is supplied unless named",
         )
+        verb.add_argument(
+            "--modules",
+            action="append",
+            default=[],
+            metavar="SET",
+            help="modules that Debian does not build, made on first use: vdpa (vp_vdpa, vdpa_sim; 6.12), vfio"
+            " (no-IOMMU; in 6.12 iommufd and character devices too)",
+        )
         verb.add_argument("--qemu", action="append", default=[], metavar="ARG", help="any other argument of QEMU")
         verb.add_argument("--append", default="", metavar="ARGS", help="more for the kernel's command line")
         verb.add_argument("--qmp", type=Path, metavar="PATH", help="a QMP socket for this side")
@@ -56,7 +64,7 @@ def main(arguments: list[str]) -> int:
         parser().error("no COMMAND; say: tools/vm run -- COMMAND")
     setup.packages(setup.FOR_VM)
     config = Config(
-        kernel=kernels.get(options.kernel),
+        kernel=modules.add(kernels.get(options.kernel), tuple(options.modules)),
         command=command,
         machine=options.machine,
         iommu=options.iommu,

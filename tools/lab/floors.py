@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import CHECKOUT, LabError, kernels, process, udev
+from lab import CHECKOUT, LabError, kernels, modules, process, udev
 from lab.machines import Machine
 from lab.vm import TIMED_OUT, Config, Vm
 
@@ -64,7 +64,7 @@ class Runner:
         name = f"vm {machine.name} {kernel}"
         _title(name)
         begin = time.monotonic()
-        got = kernels.get(kernel)
+        got = modules.add(kernels.get(kernel), machine.modules)
         inside = Path("/run/lab/out/report.xml")
         command = self._pytest([str(path) for path in machine.files], inside, Path("/tmp"))
         config = Config(

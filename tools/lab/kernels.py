@@ -60,24 +60,24 @@ def unpacked(where: Path) -> Kernel:
 def _download(suite: str, work: Path) -> None:
     """Download the kernel of ``suite`` and unpack it into ``work``."""
     print(f"lab: fetching the kernel of {suite} (once; kept in {cache.root()})", flush=True)
-    with _updated_apt(suite, work) as apt:
+    with updated_apt(suite, work) as apt:
         apt.unpack(_image_package(apt.run("apt-cache", "depends", "--important", _META)), work)
     _settle(work)
 
 
 def unpack(package: str, suite: str, work: Path) -> None:
     """Download another package of ``suite``, and unpack it into ``work``."""
-    with _updated_apt(suite, work) as apt:
+    with updated_apt(suite, work) as apt:
         apt.unpack(package, work)
 
 
 @contextmanager
-def _updated_apt(suite: str, work: Path) -> Iterator[_Apt]:
+def updated_apt(suite: str, work: Path) -> Iterator[Apt]:
     top = work / "apt"
-    apt = _Apt(top, suite)
+    apt = Apt(top, suite)
     apt.run("apt-get", "-qq", "update")
     yield apt
-    _run(["rm", "-rf", str(top)])
+    run(["rm", "-rf", str(top)])
 
 
 def _image_package(depends: str) -> str:
@@ -99,12 +99,12 @@ def _settle(work: Path) -> None:
     if not (work / "lib").exists():
         (work / "lib").symlink_to("usr/lib")  # depmod -b looks below lib/
     for version in new.iterdir():
-        _run([_sbin("depmod"), "-b", str(work), version.name])
+        run([sbin("depmod"), "-b", str(work), version.name])
         for link in ("build", "source"):  # they point to headers that are not there
             (version / link).unlink(missing_ok=True)
 
 
-class _Apt:
+class Apt:
     """apt with its own lists, cache and sources below ``top``."""
 
     def __init__(self, top: Path, suite: str) -> None:
@@ -114,7 +114,7 @@ class _Apt:
         (top / "status").touch()
         (top / "sources.list").write_text(_sources(suite))
         # What the machine says about fetching (proxies, time-outs, certificates) holds here as well.
-        fetching = [line for line in _run(["apt-config", "dump"]).splitlines() if line.startswith("Acquire::")]
+        fetching = [line for line in run(["apt-config", "dump"]).splitlines() if line.startswith("Acquire::")]
         settings = {
             "Dir::State": top,
             "Dir::State::Lists": top / "lists",
@@ -135,9 +135,32 @@ class _Apt:
         lines = [*fetching, *(f'{key} "{value}";' for key, value in settings.items() if value != "")]
         (top / "apt.conf").write_text("\n".join(lines) + "\n")
 
-    def run(self, *command: str) -> str:
-        """Run an apt tool in the private configuration; its standard output."""
-        return _run([*command], cwd=self._top, env={**os.environ, "APT_CONFIG": str(self._top / "apt.conf")})
+    def run(self, *command: str, into: Path | None = None) -> str:
+        """Run an apt tool in the private configuration, which downloads to ``into``; its standard output."""
+        environment = {**os.environ, "APT_CONFIG": str(self._top / "apt.conf")}
+        return run([*command], cwd=into or self._top, env=environment)
+
+    def version(self, package: str) -> str:
+        """The version of ``package`` that would be installed; LabError if there is none."""
+        match = re.search(r"^ *Candidate: (\d\S*)$", self.run("apt-cache", "policy", package), re.MULTILINE)
+        if match is None:
+            raise LabError(f"the mirror has no {package} any more; remove the kernel from {cache.root()}/kernels")
+        return match.group(1)
+
+    def needed(self, *packages: str) -> list[str]:
+        """``packages`` and all that they depend on, in a system where nothing is installed."""
+        said = self.run("apt-get", "-s", "--no-install-recommends", "install", *packages)
+        return re.findall(r"^Inst (\S+) ", said, re.MULTILINE)
+
+    def extract(self, packages: list[str], where: Path) -> None:
+        """Download ``packages`` (NAME or NAME=VERSION), and unpack them over a root whose links stay links."""
+        folder = self._top / "debs"
+        folder.mkdir()
+        self.run("apt-get", "-qq", "download", *packages, into=folder)
+        unpack = 'dpkg-deb --fsys-tarfile "$1" | tar -x --no-same-owner --keep-directory-symlink -C "$2"'
+        for deb in sorted(folder.glob("*.deb")):
+            run(["sh", "-c", unpack, "sh", str(deb), str(where)])
+        run(["rm", "-rf", str(folder)])
 
     def unpack(self, package: str, where: Path) -> None:
         """Download ``package`` and unpack it into ``where``."""
@@ -145,7 +168,7 @@ class _Apt:
         debs = list(self._top.glob(f"{package}_*.deb"))
         if len(debs) != 1:
             raise LabError(f"apt-get download {package} left {len(debs)} packages")
-        _run(["dpkg", "-x", str(debs[0]), str(where)])
+        run(["dpkg", "-x", str(debs[0]), str(where)])
 
 
 def _sources(suite: str) -> str:
@@ -218,7 +241,7 @@ def _deb822(text: str) -> list[_Source]:
     return found
 
 
-def _sbin(name: str) -> str:
+def sbin(name: str) -> str:
     """The path of a program that may lie in sbin, outside an ordinary user's PATH."""
     for folder in ("/usr/sbin", "/sbin", "/usr/bin", "/bin"):
         if Path(folder, name).exists():
@@ -226,7 +249,8 @@ def _sbin(name: str) -> str:
     raise LabError(f"{name} is missing; as root: apt-get install kmod")
 
 
-def _run(command: list[str], cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+def run(command: list[str], cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
+    """Run a program; its standard output. LabError with what it said if it fails."""
     done = subprocess.run(
         command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900
     )

@@ -24,6 +24,10 @@ class Machine:
     memory: str = "1G"
     append: str = ""
     timeout: float = 1200.0
+    modules: tuple[str, ...] = ()
+    """Sets of modules that the kernel does not come with; see modules.py."""
+    extra: bool = False
+    """Only for tools/test --all, or when it is named."""
 
 
 def load() -> list[Machine]:
@@ -34,7 +38,8 @@ def load() -> list[Machine]:
     for name, entry in table.items():
         patterns = entry.pop("tests")
         chosen = tuple(path for path in files if any(fnmatchcase(path.name, pattern) for pattern in patterns))
-        entry["kernels"], entry["devices"] = tuple(entry["kernels"]), tuple(entry["devices"])
+        for key in ("kernels", "devices", "modules"):
+            entry[key] = tuple(entry.get(key, ()))
         machines.append(Machine(name=name, files=chosen, **entry))
     homeless = set(files) - {path for machine in machines for path in machine.files}
     if homeless:
