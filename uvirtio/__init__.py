@@ -3,8 +3,8 @@
     with uvirtio.open("qemu:virtio-rng-pci") as device, uvirtio.Rng(device) as rng:
         print(rng.read(16).hex())
 
-``open`` takes an address and gives a Device; a driver (Balloon, Mem, Input, Rng) negotiates with it and drives it.
-``uvirtio.qemu.Machine`` is a QEMU without a guest, for tests. All errors derive from UvirtioError.
+``open`` takes an address and gives a Device; a driver (Balloon, Blk, Input, Mem, Rng) negotiates with it and
+drives it. ``uvirtio.qemu.Machine`` is a QEMU without a guest, for tests. All errors derive from UvirtioError.
 
 The names below are imported when they are first asked for, so that ``uvirtio list`` does not load the drivers.
 """
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from uvirtio import qemu
     from uvirtio.device import Device
     from uvirtio.drivers.balloon import Balloon
+    from uvirtio.drivers.blk import Blk
     from uvirtio.drivers.input import Input, InputEvent
     from uvirtio.drivers.mem import Mem
     from uvirtio.drivers.rng import Rng
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Balloon",
+    "Blk",
     "Device",
     "Input",
     "InputEvent",
@@ -45,6 +47,7 @@ __all__ = [
 if not TYPE_CHECKING:  # or every misspelt name would pass as Any
     _HOMES = {
         "Balloon": "uvirtio.drivers.balloon",
+        "Blk": "uvirtio.drivers.blk",
         "Device": "uvirtio.device",
         "Input": "uvirtio.drivers.input",
         "InputEvent": "uvirtio.drivers.input",

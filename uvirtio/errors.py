@@ -177,6 +177,27 @@ class MemError(MemRefusal):
     code = "UV-MEM-ERROR"
 
 
+class BlkRefusal(UvirtioError):
+    """A block device did not carry out a request (5.2.6); it works on.
+
+    What became of its single sectors or ranges is not known: all, some or none were carried out.
+    """
+
+    code = "UV-BLK"
+
+
+class BlkIoError(BlkRefusal):
+    """IOERR: the device, or what lies behind it, failed at this request."""
+
+    code = "UV-BLK-IOERR"
+
+
+class BlkUnsupported(BlkRefusal):
+    """UNSUPP: the device does not know requests of this kind."""
+
+    code = "UV-BLK-UNSUPP"
+
+
 class QueueFull(UvirtioError):
     """There are not enough free descriptors for this chain; reap first."""
 
@@ -223,6 +244,12 @@ class NotPlugged(UsageError):
     code = "UV-USAGE-NOT-PLUGGED"
 
 
+class BeyondEnd(UsageError):
+    """These sectors reach past the capacity of the block device; nothing was sent."""
+
+    code = "UV-USAGE-BEYOND-END"
+
+
 class BadChain(UsageError):
     """A chain breaks a rule of 2.7.5: empty, too long, over 2^32 bytes, an address out of range."""
 
@@ -249,6 +276,12 @@ class InUse(Refused):
     """The device does work for this machine; taking it away would hurt."""
 
     code = "UV-REFUSED-IN-USE"
+
+
+class WriteRefused(Refused):
+    """Writing was not allowed by the caller, or the device is read-only; nothing was sent."""
+
+    code = "UV-REFUSED-WRITE"
 
 
 class Busy(Refused):

@@ -1,0 +1,20 @@
+"""The block device (5.2): sectors of 512 bytes, read, written, flushed, discarded.
+
+:class:`Blk` sends requests and waits for them, one by one or many at a time; a :class:`Request` is one on its way.
+"""
+
+from uvirtio.drivers.blk.config import BlkConfig, Lifetime, Limits, Topology
+from uvirtio.drivers.blk.driver import Blk
+from uvirtio.drivers.blk.request import Request
+from uvirtio.spec.blk import SECTOR_SIZE, Status
+
+__all__ = [
+    "SECTOR_SIZE",
+    "Blk",
+    "BlkConfig",
+    "Lifetime",
+    "Limits",
+    "Request",
+    "Status",
+    "Topology",
+]
