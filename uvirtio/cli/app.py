@@ -14,7 +14,7 @@ from uvirtio.cli import output
 from uvirtio.cli.common import BROKEN_PIPE, FLAGS, VALUED, Run, perform
 from uvirtio.errors import UsageError
 
-_GROUPS = ("balloon", "rng", "input", "mem")
+_GROUPS = ("balloon", "rng", "input", "mem", "blk")
 
 # BadParameter is a UsageError is a ClickException: the two that typer does not name itself.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -35,6 +35,7 @@ _VERBS = {
     "rng": "rng",
     "input": "input",
     "mem": "mem",
+    "blk": "blk",
 }
 """The module of each verb. Typer takes milliseconds for each option, so only what is asked for is made."""
 

@@ -1,0 +1,299 @@
+"""``uvirtio blk``: what a disk is, and its contents; nothing is changed without ``--allow-write``."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from uvirtio.cli import content
+from uvirtio.cli.common import DevArgument, Run, verb
+from uvirtio.cli.size import human, parse_size
+from uvirtio.errors import BadSize, BlkRefusal, OperationFailed, UsageError, WriteRefused
+
+if TYPE_CHECKING:
+    from uvirtio.device import Device
+    from uvirtio.drivers.blk import Blk, BlkConfig, Limits
+
+SECTOR = 512
+_PIECE = 1 << 20
+_SECTORS = re.compile(r"([0-9]{1,18})s", re.ASCII)
+
+OffsetArgument = Annotated[
+    str, typer.Argument(metavar="OFFSET", help="Where to begin: bytes (0, 4K, 1GiB) or sectors of 512 (8s).")
+]
+SizeArgument = Annotated[str, typer.Argument(metavar="SIZE", help="How much: 4K, 1MiB, or 8s.")]
+AllowOption = Annotated[
+    bool, typer.Option("--allow-write", help="Consent to what changes the contents of the disk.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(help="Disks: read, write, flush, discard.")
+    app.add_typer(group, name="blk")
+    verb(group, "info", group="blk", opens=True)(info)
+    verb(group, "read", group="blk", opens=True)(read)
+    verb(group, "write", group="blk", opens=True)(write)
+    verb(group, "flush", group="blk", opens=True)(flush)
+    verb(group, "discard", group="blk", opens=True)(discard)
+
+
+@contextmanager
+def _driver(run: Run, dev: str, *, allow_write: bool = False) -> Iterator[tuple[Device, Blk]]:
+    from uvirtio.drivers.blk import Blk
+
+    with run.device(dev) as device, Blk(device, allow_write=allow_write) as disk:
+        yield device, disk
+
+
+def sectors(text: str, what: str) -> int:
+    """The number of sectors that ``text`` means: ``8s``, or a size that is a multiple of 512 bytes."""
+    match = _SECTORS.fullmatch(text.strip().lower())
+    if match is not None:
+        return int(match[1])
+    try:
+        return parse_size(text, multiple=SECTOR) // SECTOR
+    except BadSize as error:
+        raise BadSize(
+            f"{what}: {error.message}", seen=error.seen, expected=error.expected, remedy=error.remedy
+        ) from error
+
+
+def _consent(allowed: bool, what: str) -> None:
+    """Before the device is opened: a refusal touches nothing."""
+    if not allowed:
+        raise WriteRefused(
+            f"{what} changes the contents of the disk",
+            seen="no --allow-write",
+            expected="consent",
+            remedy="add --allow-write",
+        )
+
+
+# --- info ---------------------------------------------------------------------------------------------------
+
+
+def info(run: Run, dev: DevArgument) -> None:
+    """Capacity, limits and name of a disk, and how it is driven."""
+    from uvirtio.spec import features as f
+
+    with _driver(run, dev) as (device, disk):
+        config, name = disk.config, _name(disk)
+        taken = [bit.name for bit in f.names(device.type, device.features)]
+        mode = device.transport.interrupt_mode.value
+        if run.json:
+            run.document(
+                address=device.address,
+                id=name,
+                capacity_bytes=config.capacity * SECTOR,
+                sectors=config.capacity,
+                read_only=disk.read_only,
+                write_cache=disk.write_cache,
+                block_size=config.blk_size,
+                size_max=config.size_max,
+                seg_max=config.seg_max,
+                geometry=config.geometry,
+                topology=_members(config.topology),
+                queues=config.num_queues,
+                discard=_members(config.discard),
+                write_zeroes=_members(config.write_zeroes),
+                secure_erase=_members(config.secure_erase),
+                lifetime=_members(disk.lifetime() if device.has(f.Blk.LIFETIME) else None),
+                request_bytes=disk.request_size,
+                depth=disk.depth,
+                features=device.features,
+                features_names=taken,
+                findings=disk.findings,
+                interrupts=mode,
+                backend=device.transport.description,
+            )
+            return
+        cache = "write-back: flush makes durable" if disk.write_cache else "none, or write-through"
+        run.fields(
+            [
+                ("address", device.address),
+                ("id", name if name else "not told"),
+                ("capacity", f"{human(config.capacity * SECTOR)}, {config.capacity} sectors of {SECTOR} bytes"),
+                ("writable", "no (RO)" if disk.read_only else "yes, with --allow-write"),
+                ("cache", cache),
+                ("block", human(config.blk_size) if config.blk_size else "not told"),
+                ("topology", _topology(config)),
+                ("queues", config.num_queues),
+                ("request", f"up to {human(disk.request_size)} each, {disk.depth} at once"),
+                ("discard", _limits(config.discard)),
+                ("write zeroes", _limits(config.write_zeroes)),
+                ("secure erase", _limits(config.secure_erase)),
+                ("negotiated", f"{device.features:#x}: " + ", ".join(taken)),
+                ("findings", "; ".join(f"{what} ({count})" for what, count in disk.findings.items()) or "none"),
+                ("interrupts", mode),
+                ("back end", device.transport.description),
+            ]
+        )
+
+
+def _name(disk: Blk) -> str | None:
+    try:
+        return disk.identify()
+    except BlkRefusal:
+        return None  # it is free to have none
+
+
+def _members(told: Any) -> dict[str, Any] | None:
+    return None if told is None else {name: getattr(told, name) for name in type(told).__slots__}
+
+
+def _topology(config: BlkConfig) -> str:
+    told = config.topology
+    if told is None:
+        return "not told"
+    return (
+        f"physical block {human((config.blk_size or SECTOR) << min(told.physical_block_exp, 32))}, "
+        f"best in units of {told.min_io_size} to {told.opt_io_size} blocks"
+    )
+
+
+def _limits(limits: Limits | None) -> str:
+    if limits is None:
+        return "no"
+    text = f"up to {limits.max_segments} ranges of {human(limits.max_sectors * SECTOR)}"
+    if limits.alignment > 1:
+        text += f", best at multiples of {human(limits.alignment * SECTOR)}"
+    return text + ", may give room back" * limits.may_unmap
+
+
+# --- read and write -----------------------------------------------------------------------------------------
+
+
+def read(
+    run: Run,
+    dev: DevArgument,
+    offset: OffsetArgument,
+    size: SizeArgument,
+    hex: content.HexOption = False,
+    raw: content.RawOption = False,
+    out: content.OutOption = "",
+) -> None:
+    """Read SIZE bytes from OFFSET on."""
+    content.check_form(run, hex=hex, raw=raw, out=out)
+    first, count = sectors(offset, "OFFSET"), sectors(size, "SIZE")
+    with _driver(run, dev) as (device, disk):
+        disk.check_range(first, count)  # or half of it would be out before the end is found
+        content.give(
+            run,
+            _contents(disk, first, count),
+            hex=hex,
+            raw=raw,
+            out=out,
+            base=first * SECTOR,
+            address=device.address,
+            offset=first * SECTOR,
+        )
+
+
+def _contents(disk: Blk, first: int, count: int) -> Iterator[bytes]:
+    step = _PIECE // SECTOR
+    for at in range(first, first + count, step):
+        yield disk.read(at, min(step, first + count - at))
+
+
+def write(
+    run: Run,
+    dev: DevArgument,
+    offset: OffsetArgument,
+    source: Annotated[
+        str, typer.Option("-i", "--in", metavar="FILE", help="What to write; standard input if left out.")
+    ] = "",
+    zeroes: Annotated[str, typer.Option("--zeroes", metavar="SIZE", help="Write so many zeroes instead.")] = "",
+    allow_write: AllowOption = False,
+) -> None:
+    """Write whole sectors from OFFSET on, and flush them."""
+    _consent(allow_write, "blk write")
+    if source and zeroes:
+        raise UsageError("--in and --zeroes are two sources", expected="one of them at most")
+    first = sectors(offset, "OFFSET")
+    count = sectors(zeroes, "--zeroes") if zeroes else 0
+    with _opened(source, wanted=not zeroes) as file, _driver(run, dev, allow_write=True) as (device, disk):
+        if zeroes:
+            disk.write_zeroes(first, count)
+        else:
+            count = _copy(file, disk, first)
+        flushed = disk.flush()
+        if run.json:
+            run.document(address=device.address, offset=first * SECTOR, bytes=count * SECTOR, flushed=flushed)
+        else:
+            durable = "flushed" if flushed else "the device has no cache to flush"
+            run.line(f"wrote {human(count * SECTOR)} at sector {first}; {durable}")
+
+
+@contextmanager
+def _opened(source: str, *, wanted: bool) -> Iterator[BinaryIO]:
+    if not source:
+        yield sys.stdin.buffer
+        return
+    try:
+        file = open(source, "rb")  # noqa: SIM115, PTH123  # closed below; as an error of ours if it fails
+    except OSError as error:
+        raise OperationFailed(
+            f"{source} cannot be read", seen=error.strerror, expected="a file that can be read"
+        ) from error
+    with file:
+        if wanted and os.fstat(file.fileno()).st_size % SECTOR:
+            raise BadSize(
+                f"{source} is no whole number of sectors",
+                seen=os.fstat(file.fileno()).st_size,
+                expected=f"a multiple of {SECTOR} bytes",
+                remedy="pad it: truncate -s %512 FILE",
+            )
+        yield file
+
+
+def _copy(file: BinaryIO, disk: Blk, first: int) -> int:
+    """Write what is in ``file``; how many sectors that were."""
+    at = first
+    for piece in iter(lambda: file.read(_PIECE), b""):
+        if len(piece) % SECTOR:
+            raise BadSize(
+                "the input ends within a sector",
+                seen=f"{(at - first) * SECTOR + len(piece)} bytes; {(at - first) * SECTOR} of them were written",
+                expected=f"a multiple of {SECTOR}",
+                remedy="pad it, for example with dd conv=sync",
+            )
+        disk.write(at, piece)
+        at += len(piece) // SECTOR
+    return at - first
+
+
+# --- flush and discard --------------------------------------------------------------------------------------
+
+
+def flush(run: Run, dev: DevArgument) -> None:
+    """Have the disk make durable what was written."""
+    with _driver(run, dev) as (device, disk):
+        flushed = disk.flush()
+        if run.json:
+            run.document(address=device.address, flushed=flushed)
+        else:
+            run.line("flushed" if flushed else "the device has no cache to flush")
+
+
+def discard(
+    run: Run,
+    dev: DevArgument,
+    offset: OffsetArgument,
+    size: SizeArgument,
+    allow_write: AllowOption = False,
+) -> None:
+    """Tell the disk that SIZE bytes from OFFSET on are not needed; what they hold then is not defined."""
+    _consent(allow_write, "blk discard")
+    first, count = sectors(offset, "OFFSET"), sectors(size, "SIZE")
+    with _driver(run, dev, allow_write=True) as (device, disk):
+        disk.discard(first, count)
+        if run.json:
+            run.document(address=device.address, offset=first * SECTOR, bytes=count * SECTOR)
+        else:
+            run.line(f"discarded {human(count * SECTOR)} at sector {first}")

@@ -1,0 +1,76 @@
+"""Bytes that a command read, given out as a dump, as digits, raw, into a file, or as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from uvirtio.cli.common import Run
+from uvirtio.errors import OperationFailed, UsageError
+
+HexOption = Annotated[bool, typer.Option("--hex", help="Bare hexadecimal digits instead of a dump.")]
+RawOption = Annotated[bool, typer.Option("--raw", help="The bytes themselves.")]
+OutOption = Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="The bytes, into a file.")]
+
+_ROW = 16
+
+
+def check_form(run: Run, *, hex: bool, raw: bool, out: str) -> None:
+    """Raise UsageError where more than one form is asked for."""
+    if sum((hex, raw, bool(out), run.json)) > 1:
+        raise UsageError(
+            "--hex, --raw, -o and --json are four ways of saying the same", expected="one of them at most"
+        )
+
+
+def give(
+    run: Run, pieces: Iterable[bytes], *, hex: bool, raw: bool, out: str, base: int = 0, **members: Any
+) -> None:
+    """Write out ``pieces`` as they come. ``base``: the dump's first offset; ``members``: more of the document."""
+    if run.json:
+        found = b"".join(pieces)
+        run.document(**members, bytes=len(found), hex=found.hex())
+    elif out:
+        _into_file(out, pieces)
+    elif raw:
+        for piece in pieces:
+            run.raw(piece)
+    elif hex:
+        for piece in pieces:
+            run.raw(piece.hex().encode())
+        run.line()
+    else:
+        for text in dump(pieces, base):
+            run.line(text)
+
+
+def _into_file(name: str, pieces: Iterable[bytes]) -> None:
+    try:
+        with Path(name).open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
+    except OSError as error:
+        raise OperationFailed(
+            f"{name} cannot be written", seen=error.strerror, expected="a file that can be written"
+        ) from error
+
+
+def dump(pieces: Iterable[bytes], base: int = 0) -> Iterator[str]:
+    """As ``hexdump -C``: offset, sixteen bytes, and what they are as text; ``*`` for rows like the one above."""
+    offset, above, skipped = base, b"", False
+    for piece in pieces:
+        for at in range(0, len(piece), _ROW):
+            row = piece[at : at + _ROW]
+            if row != above:
+                text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
+                digits = f"{row[:8].hex(' ')}  {row[8:].hex(' ')}"
+                yield f"{offset:08x}  {digits:<49} |{text}|"
+            elif not skipped:
+                yield "*"
+            skipped, above = row == above, row
+            offset += len(row)
+    if skipped:
+        yield f"{offset:08x}"
