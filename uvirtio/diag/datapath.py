@@ -8,10 +8,13 @@ from typing import Any, Protocol
 
 from uvirtio.device import Device, Observer, QueueSpec
 from uvirtio.drivers.balloon import Balloon
+from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.input import Input
 from uvirtio.drivers.mem import Mem
 from uvirtio.drivers.rng import Rng
+from uvirtio.errors import BlkRefusal
 from uvirtio.spec import balloon as balloon_spec
+from uvirtio.spec import blk as blk_spec
 from uvirtio.spec import input as input_spec
 from uvirtio.spec import mem as mem_spec
 from uvirtio.spec import rng as rng_spec
@@ -55,6 +58,8 @@ def for_device(device: Device) -> DataPath:
         return _InputPath(device, witness)
     if device.device_id == mem_spec.TYPE:
         return _MemPath(device, witness, getattr(function, "id", None))
+    if device.device_id == blk_spec.TYPE:
+        return _BlkPath(device, witness, getattr(function, "id", None))
     return _BarePath(device)
 
 
@@ -214,3 +219,62 @@ class _InputPath:
 
     def change_configuration(self) -> Outcome | None:
         return None
+
+
+class _BlkPath:
+    """Reads, and writes nothing."""
+
+    _GROWTH = 1 << 20
+
+    def __init__(self, device: Device, witness: Witness | None, ident: str | None) -> None:
+        self._device = device
+        self._witness = witness
+        self._ident = ident
+
+    def start(self, observe: Observer) -> None:
+        self._blk = Blk(self._device, observe=observe)
+
+    def exercise(self) -> Outcome:
+        blk = self._blk
+        about = f"{blk.capacity} sectors"
+        if not blk.capacity:
+            return Outcome(f"{about}: there is nothing to read", skipped=True)
+        odd = []
+        try:
+            first = blk.read(0, 1)
+            about += f"; sector 0 begins {first[:8].hex(' ')}"
+        except BlkRefusal as error:
+            odd.append(f"sector 0 cannot be read: {error.seen}")
+        try:
+            name = blk.identify()
+            about += f"; its id: {name!r}"
+        except BlkRefusal as error:
+            about += f"; no id: {error.seen}"  # a device is free to have none
+        odd += blk.findings
+        return Outcome(about, "; ".join(odd))
+
+    def change_configuration(self) -> Outcome | None:
+        disk = self._disk()
+        if disk is None:
+            return None
+        assert self._witness is not None
+        device, blk = self._device, self._blk
+        before, seen = blk.refresh().capacity, device.config_changes
+        size = int(disk["inserted"]["image"]["virtual-size"])
+        self._witness("block_resize", device=disk["device"], size=size + self._GROWTH)
+        told = device.wait(
+            lambda: device.config_changes != seen, timeout=device.timeout, what="the change", owed=False
+        )
+        after = blk.refresh().capacity
+        self._witness("block_resize", device=disk["device"], size=size)
+        detail = f"the host changed the capacity from {before} to {after} sectors"
+        if after == before:
+            return Outcome(detail, "the host's change does not show in the configuration")
+        return Outcome(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
+
+    def _disk(self) -> dict[str, Any] | None:
+        """The disk that was supplied for this device; nobody else's is resized."""
+        if self._witness is None:
+            return None
+        disks = (disk for disk in self._witness("query-block") if disk["device"] == f"{self._ident}-disk")
+        return next(disks, None)
