@@ -8,13 +8,14 @@ from tests.bodies import Cell
 from uvirtio.device import Device
 from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.base import Driver
+from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.input import Input
 from uvirtio.drivers.mem import Mem
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import Closed
 from uvirtio.spec import features as f
 
-DRIVERS: dict[int, type[Driver]] = {4: Rng, 5: Balloon, 18: Input, 24: Mem}
+DRIVERS: dict[int, type[Driver]] = {2: Blk, 4: Rng, 5: Balloon, 18: Input, 24: Mem}
 
 
 def drive(device: Device) -> Driver:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.bodies import Cell, adopt, any_device, balloon, keyboard, rng
+from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng
 from uvirtio.memory.seams import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
@@ -40,6 +40,13 @@ RUNGS: dict[str, list[tuple[str, InterruptMode]]] = {
         ("virtio-balloon-pci", POLLING),
         ("virtio-balloon-pci,iommu_platform=on,disable-legacy=on", INTX),
     ],
+    "blk": [
+        ("virtio-blk-pci,num-queues=2", PER_QUEUE),
+        ("virtio-blk-pci,num-queues=2,vectors=2", SHARED),
+        ("virtio-blk-pci", INTX),
+        ("virtio-blk-pci", POLLING),
+        ("virtio-blk-pci,iothread=worker,iommu_platform=on,disable-legacy=on", PER_QUEUE),
+    ],
 }
 
 LEGACY = [
@@ -59,11 +66,11 @@ PIO_NOTIFY = [
 ]
 
 
-def cells(*kinds: str) -> list[Any]:
+def cells(*kinds: str, machines: tuple[str, ...] = ("q35", "pc")) -> list[Any]:
     """One parameter for each machine, device and rung."""
     return [
         pytest.param((machine, device, mode, False), id=f"{machine}-{device.split('-', 1)[1]}-{mode.value}")
-        for machine in ("q35", "pc")
+        for machine in machines
         for kind in kinds
         for device, mode in RUNGS[kind]
     ]
@@ -98,13 +105,16 @@ def cell(request: pytest.FixtureRequest) -> Iterator[Cell]:
             translated="iommu_platform=on" in device,
             legacy=force_legacy or "disable-modern=on" in device,
             backing=backing,
+            extra={"file": machine.files.get(function.id)},
         )
 
 
 OLD_RNG = [*old_cells("rng", LEGACY), *old_cells("rng", PIO_NOTIFY)]
 OLD_BALLOON = old_cells("balloon", LEGACY)
+DISKS = cells("blk", machines=("pc",))
 
-globals().update(adopt(any_device, [*cells("rng", "keyboard", "balloon"), *OLD_RNG, *OLD_BALLOON]))
+globals().update(adopt(any_device, [*cells("rng", "keyboard", "balloon"), *OLD_RNG, *OLD_BALLOON, *DISKS]))
 globals().update(adopt(rng, [*cells("rng"), *OLD_RNG]))
 globals().update(adopt(balloon, [*cells("balloon"), *OLD_BALLOON]))
+globals().update(adopt(blk, cells("blk", machines=("q35",))))
 globals().update(adopt(keyboard, cells("keyboard")))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import uvirtio
-from tests.bodies import Cell, adopt, any_device, balloon, keyboard, rng
+from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng
 from tests.vm.qmp_witness import Witness
 from uvirtio.memory.seams import InterruptMode
 
@@ -30,6 +30,7 @@ CELLS: dict[str, list[tuple[str, InterruptMode]]] = {
     ],
     "keyboard": [("keyboard", PER_QUEUE), ("keyboard", INTX), ("keyboard", POLLING)],
     "balloon": [("balloon", INTX), ("balloon", POLLING), ("balloon-iova", INTX)],
+    "blk": [("disk", PER_QUEUE), ("disk-iova", SHARED)],
     # What holds for any driver, once for each device: the emulated CPU is slow.
     "any": [
         ("rng-iova", PER_QUEUE),
@@ -38,6 +39,7 @@ CELLS: dict[str, list[tuple[str, InterruptMode]]] = {
         ("keyboard", INTX),
         ("balloon", POLLING),
         ("balloon-iova", INTX),
+        ("disk", PER_QUEUE),
     ],
 }
 
@@ -93,7 +95,7 @@ def cell(request: pytest.FixtureRequest, lab_devices: dict[str, str], witness: W
         events=events,
         path=f"/machine/peripheral/{name}/virtio-backend",
         mode=mode,
-        translated=name in ("rng-iova", "rng-shared", "rng-intx", "keyboard", "balloon-iova"),
+        translated=name in ("rng-iova", "rng-shared", "rng-intx", "keyboard", "balloon-iova", "disk-iova"),
     )
 
 
@@ -104,4 +106,5 @@ def cells(*kinds: str) -> list[Any]:
 globals().update(adopt(any_device, cells("any")))
 globals().update(adopt(rng, cells("rng")))
 globals().update(adopt(balloon, cells("balloon")))
+globals().update(adopt(blk, cells("blk")))
 globals().update(adopt(keyboard, cells("keyboard")))
