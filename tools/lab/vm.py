@@ -244,7 +244,8 @@ class Vm:
         words += ["-device", "isa-serial,index=1,chardev=witness-line"]
         if config.qmp is not None:
             words += ["-qmp", f"unix:{config.qmp},server=on,wait=off"]
-        append = "console=ttyS0 quiet loglevel=5 panic=-1 uvirtio.lab=1"
+        # An emulated CPU that the host gives no time to is no lockup of the guest's: wait longer for one.
+        append = "console=ttyS0 quiet loglevel=5 panic=-1 watchdog_thresh=60 uvirtio.lab=1"
         words += ["-kernel", str(config.kernel.image), "-initrd", "initrd.cpio"]
         words += ["-append", f"{append} {config.append}".strip()]
         words += self._folder("hostroot", Path("/"), read_only=True)
