@@ -70,6 +70,13 @@ def test_the_image_package_is_found_behind_the_meta_package():
         kernels._image_package("linux-image-amd64\n")
 
 
+def test_an_image_that_comes_in_parts_is_fetched_whole():
+    text = "linux-image-7.2.13-amd64\n  PreDepends: linux-base\n |Depends: dracut\n  Depends: initramfs-tools\n"
+    assert kernels._parts(text) == []
+    parts = [f"linux-{part}-7.2.13-amd64" for part in ("base", "binary", "modules")]
+    assert kernels._parts(text + "".join(f"  Depends: {part}\n" for part in parts)) == parts
+
+
 def test_a_build_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 

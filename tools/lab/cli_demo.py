@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
         description="Boot a stock kernel in QEMU, take its balloon, memory device and keyboard through vfio-pci,"
         " drive them, and give them back.",
     )
-    parser.add_argument("--kernel", default="6.1", metavar="V", help="6.1 (default), 6.12, or an unpacked package")
+    parser.add_argument("--kernel", default="6.1", metavar="V", help="6.1 (default), 6.12, newest, or a path")
     parser.add_argument(
         "--timeout", type=float, default=240, metavar="S", help="kill the VM after S seconds (240)"
     )

@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--qemu", action="store_true", help="floor 2: QEMU's device models, no guest")
     top.add_argument("--vm", action="store_true", help="floor 3: a real kernel in the lab VM")
     top.add_argument(
-        "--kernel", metavar="V", help="floor 3 on this kernel only: 6.1, 6.12, or an unpacked package"
+        "--kernel", metavar="V", help="floor 3 on this kernel only: 6.1, 6.12, newest, or an unpacked package"
     )
     top.add_argument("--machine", metavar="NAME", help="floor 3 on this machine of tests/vm/machines.toml only")
     top.add_argument("--jobs", type=int, metavar="N", help="steps at once (default: 2, or 1 on one core)")

@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     shell = verbs.add_parser("shell", help="a shell in a fresh VM; leave it with exit")
     for verb in (run, shell):
         verb.add_argument(
-            "--kernel", default="6.1", metavar="V", help="6.1 (default), 6.12, or the path of an unpacked package"
+            "--kernel", default="6.1", metavar="V", help="6.1 (default), 6.12, newest, or an unpacked package"
         )
         verb.add_argument("--machine", default="q35", metavar="M", help="QEMU's -M argument (q35)")
         verb.add_argument("--iommu", choices=("intel", "none"), default="intel")

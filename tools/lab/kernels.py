@@ -17,8 +17,9 @@ from pathlib import Path
 
 from lab import LabError, cache
 
-# Kernel series, and the Debian release that ships it.
-SUITES = {"6.1": "bookworm", "6.12": "trixie"}
+# Kernel series, and the Debian release that ships it. The newest is what the distribution's next release has
+# at the day of the download: for trying, not for the plain run, which shall not change from day to day.
+SUITES = {"6.1": "bookworm", "6.12": "trixie", "newest": "sid"}
 
 _META = "linux-image-amd64"
 
@@ -61,7 +62,9 @@ def _download(suite: str, work: Path) -> None:
     """Download the kernel of ``suite`` and unpack it into ``work``."""
     print(f"lab: fetching the kernel of {suite} (once; kept in {cache.root()})", flush=True)
     with updated_apt(suite, work) as apt:
-        apt.unpack(_image_package(apt.run("apt-cache", "depends", "--important", _META)), work)
+        image = _image_package(apt.run("apt-cache", "depends", "--important", _META))
+        for package in (image, *_parts(apt.run("apt-cache", "depends", "--important", image))):
+            apt.unpack(package, work)
     _settle(work)
 
 
@@ -88,8 +91,16 @@ def _image_package(depends: str) -> str:
     return match.group(1)
 
 
+def _parts(depends: str) -> list[str]:
+    """The packages that newer releases split the image into, from what ``apt-cache depends`` says about it."""
+    return re.findall(r"^\s*Depends: (linux-(?:base|binary|modules)-\d\S*)$", depends, re.MULTILINE)
+
+
 def _settle(work: Path) -> None:
-    """Bring both layouts (lib/modules, usr/lib/modules) to one, and write modules.dep as an install would."""
+    """Bring the layouts of packages to one, and write modules.dep as an install would.
+
+    Modules lie in lib/modules or in usr/lib/modules, the image in boot or beside its modules.
+    """
     new = work / "usr/lib/modules"
     if not new.is_dir():
         new.parent.mkdir(parents=True, exist_ok=True)
@@ -102,6 +113,10 @@ def _settle(work: Path) -> None:
         run([sbin("depmod"), "-b", str(work), version.name])
         for link in ("build", "source"):  # they point to headers that are not there
             (version / link).unlink(missing_ok=True)
+        image = version / "vmlinuz"  # where newer releases have it
+        if image.exists():
+            (work / "boot").mkdir(exist_ok=True)
+            image.rename(work / "boot" / f"vmlinuz-{version.name}")
 
 
 class Apt:
