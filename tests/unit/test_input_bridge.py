@@ -127,6 +127,14 @@ def test_leds_come_back_while_the_bridge_waits(bridged: Bridged):
     assert bridged.bridge.brought_back == 2
 
 
+def test_leds_that_were_set_before_a_signal_still_come_back(bridged: Bridged):
+    bridged.clone.led((LED, 0, 1), (LED, 1, 1))
+    bridged.rig.device.interrupt(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        bridged.bridge.run(timeout=LONG)
+    assert bridged.bridge.brought_back == 2
+
+
 def test_a_run_forwards_until_its_time_is_over_also_in_a_flood(bridged: Bridged):
     stop = threading.Event()
 

@@ -202,8 +202,17 @@ class Bridge:
     def run(self, *, timeout: float | None = None) -> None:
         """Forward until ``timeout`` seconds are over (None: until closed or interrupted).
 
-        Raises what ends the device, or the clone.
+        What programs wrote to the clone before that is brought back, also when a signal ends it. Raises what
+        ends the device, or the clone.
         """
+        try:
+            self._run(timeout)
+        except BaseException:
+            with suppress(UvirtioError):
+                self._bring_back()
+            raise
+
+    def _run(self, timeout: float | None) -> None:
         device = self.driver.device
         deadline = None if timeout is None else time.monotonic() + timeout
         watch = [self.feed.clone.fileno()]
@@ -215,17 +224,20 @@ class Bridge:
 
     def turn(self) -> bool:
         """Forward what is there in both directions, without waiting; whether there was anything."""
+        some = self._bring_back()
+        self.driver.service()
+        while (frame := self.driver.take_frame()) is not None:
+            self.feed.put_frame(frame, self.driver.state)
+            some = True
+        return some
+
+    def _bring_back(self) -> bool:
         back = [event for event in self.feed.clone.read() if event.type in _BACK]
         for event in back:
             if self.feed.description.can(event.type, event.code):
                 self.driver.send(event.type, event.code, event.value)
                 self.brought_back += 1
-        self.driver.service()
-        some = bool(back)
-        while (frame := self.driver.take_frame()) is not None:
-            self.feed.put_frame(frame, self.driver.state)
-            some = True
-        return some
+        return bool(back)
 
 
 # --- uinput -------------------------------------------------------------------------------------------------
