@@ -12,7 +12,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from uvirtio.errors import PagemapHidden
+from uvirtio.errors import OperationFailed, PagemapHidden
 from uvirtio.memory.seams import PFN_SHIFT
 from uvirtio.roots import Roots
 
@@ -107,6 +107,18 @@ def advise(mapping: mmap.mmap, *advice: int) -> None:
             mapping.madvise(item)
         except OSError:
             pass  # a kernel without KSM or THP does not know the word, and then there is nothing to fear
+
+
+def ordinary(size: int, *, small_pages: bool) -> Memory:
+    """Private anonymous memory, whole pages, zeroed; not merged, not inherited. Raises OperationFailed."""
+    try:
+        mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError as error:
+        raise OperationFailed(f"no {size} bytes of memory", seen=os.strerror(error.errno or 0)) from error
+    advise(mapping, mmap.MADV_DONTFORK, mmap.MADV_UNMERGEABLE, MADV_DONTDUMP)
+    if small_pages:
+        advise(mapping, mmap.MADV_NOHUGEPAGE)
+    return Memory(mapping, 0, size)
 
 
 def merged(pfns: Sequence[int]) -> list[tuple[int, int, int]]:

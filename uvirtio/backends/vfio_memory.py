@@ -14,7 +14,6 @@ making copies.
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Callable
 
 from uvirtio.backends.pages import (
@@ -25,6 +24,7 @@ from uvirtio.backends.pages import (
     Pagemap,
     advise,
     merged,
+    ordinary,
     pieces,
 )
 from uvirtio.backends.vfio.container import Container
@@ -46,17 +46,6 @@ class _Borrowed(Memory):
         self.view.release()
 
 
-def _ordinary(size: int, *, small_pages: bool) -> Memory:
-    try:
-        mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except OSError as error:
-        raise _no_memory(size, error) from error
-    advise(mapping, mmap.MADV_DONTFORK, mmap.MADV_UNMERGEABLE, MADV_DONTDUMP)
-    if small_pages:
-        advise(mapping, mmap.MADV_NOHUGEPAGE)
-    return Memory(mapping, 0, size)
-
-
 def _huge() -> Memory | None:
     """HUGE bytes that are one transparent huge page, if the kernel is so kind; the caller checks."""
     try:
@@ -74,10 +63,6 @@ def _huge() -> Memory | None:
         mapping.close()
         return None
     return Memory(mapping, start, HUGE)
-
-
-def _no_memory(size: int, error: OSError) -> OperationFailed:
-    return OperationFailed(f"no {size} bytes of memory", seen=os.strerror(error.errno or 0))
 
 
 class VfioBlock:
@@ -165,7 +150,7 @@ class VfioDmaSpace:
 
     def _probe(self) -> int:
         """How long a run of physical addresses can be had: a huge page is tried once, and kept."""
-        test = _ordinary(PAGE, small_pages=True)
+        test = ordinary(PAGE, small_pages=True)
         try:
             test.view[0] = 0
             self._pagemap.pfns(test.vaddr, PAGE)
@@ -186,7 +171,7 @@ class VfioDmaSpace:
         """
         size = self._rounded(size)
         if self.translated:
-            block = self._pinned(_ordinary(size, small_pages=False))
+            block = self._pinned(ordinary(size, small_pages=False))
             start = block.maps[0][0]
             block.runs = [(0, start, size)]
             block.contiguous = True
@@ -212,7 +197,7 @@ class VfioDmaSpace:
 
         For balloon pages: the device does not address it; ``pfns()`` does not need the map's address.
         """
-        return self._pinned(_ordinary(self._rounded(size), small_pages=True))
+        return self._pinned(ordinary(self._rounded(size), small_pages=True))
 
     def adopt(self, mapping: mmap.mmap, physical: int) -> VfioBlock:
         """Show the device memory that is not ours (plugged by virtio-mem); see the AdoptsMemory seam.
@@ -254,10 +239,10 @@ class VfioDmaSpace:
 
     def _physical_memory(self, size: int) -> Memory:
         if not PAGE < size <= self.contiguous_limit:
-            return _ordinary(size, small_pages=True)
+            return ordinary(size, small_pages=True)
         memory, self._spare = self._spare or _huge(), None
         if memory is None:
-            return _ordinary(size, small_pages=True)
+            return ordinary(size, small_pages=True)
         if size < memory.size:
             # Pin no more than was asked for; the rest of the huge page goes with the mapping.
             whole, memory.view = memory.view, memory.view[:size]

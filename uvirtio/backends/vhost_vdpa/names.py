@@ -1,0 +1,133 @@
+"""Which node belongs to which vDPA device, and who stands behind it: from sysfs, without opening anything."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from uvirtio.errors import NoSuchDevice, NotBound
+from uvirtio.roots import Roots
+from uvirtio.spec import pci
+
+DRIVER = "vhost_vdpa"
+_NODE = re.compile(r"vhost-vdpa-(0|[1-9][0-9]{0,9})", re.ASCII)
+_VP_VDPA = "vp-vdpa"
+
+
+def _devices(roots: Roots) -> Path:
+    return roots.sys / "bus" / "vdpa" / "devices"
+
+
+def node_of(name: str, roots: Roots) -> str | None:
+    """The node of a vDPA device that vhost_vdpa holds, ``/dev/vhost-vdpa-0``; None where it has none."""
+    try:
+        children = sorted(child.name for child in (_devices(roots) / name).iterdir())
+    except OSError:
+        return None
+    return next((f"/dev/{child}" for child in children if _NODE.fullmatch(child)), None)
+
+
+def name_of(node: str, roots: Roots) -> str | None:
+    """The vDPA device behind ``/dev/vhost-vdpa-0``; None where there is none."""
+    try:
+        names = sorted(entry.name for entry in _devices(roots).iterdir())
+    except OSError:
+        return None
+    return next((name for name in names if node_of(name, roots) == node), None)
+
+
+def _link_name(path: Path) -> str | None:
+    try:
+        return path.readlink().name
+    except OSError:
+        return None
+
+
+def require_bound(address: str, roots: Roots) -> tuple[str, str]:
+    """The node and the name of the device at ``address`` (``vdpa:NAME`` or ``/dev/vhost-vdpa-N``).
+
+    Raises NoSuchDevice, or NotBound where vhost_vdpa does not hold the device. Reads sysfs only.
+    """
+    if address.startswith("vdpa:"):
+        name = address.removeprefix("vdpa:")
+        known = "/" not in name and (_devices(roots) / name).is_dir()
+    else:
+        name = name_of(address, roots) or ""
+        known = bool(name)
+    if not known:
+        raise NoSuchDevice(
+            f"there is no vDPA device {address}",
+            seen=f"nothing of this name in {_devices(roots)}",
+            expected="a device of uvirtio list",
+            remedy="uvirtio list; `vdpa dev show` (iproute2) lists vDPA devices too, `vdpa dev add` makes one",
+        )
+    node = node_of(name, roots)
+    driver = _link_name(_devices(roots) / name / "driver")
+    if driver != DRIVER or node is None:
+        raise NotBound(
+            f"vdpa:{name} is not bound to {DRIVER}",
+            seen=driver or "no driver",
+            expected=f"{DRIVER} and its node",
+            remedy=f"uvirtio bind vdpa:{name}",
+        )
+    return node, name
+
+
+def parent_of(name: str, roots: Roots) -> Path:
+    """The directory of what offers the device: a PCI function under vp-vdpa, VDUSE, a simulator ..."""
+    return (_devices(roots) / name).resolve().parent
+
+
+def behind(name: str, roots: Roots) -> str:
+    """A word for people about that: ``0000:03:00.0 (vp-vdpa)``, ``vduse0 (vduse)``."""
+    parent = parent_of(name, roots)
+    kind = _link_name(parent / "driver") or _link_name(parent / "subsystem")
+    return f"{parent.name} ({kind})" if kind else parent.name
+
+
+def calls_of(name: str, roots: Roots) -> int | None:
+    """How many calls (queues and configuration) the device can deliver; None where nothing here tells.
+
+    vp_vdpa asks for one MSI-X vector for each of them when DRIVER_OK is set, does without any if it does not get
+    all, and tells only the kernel's log. So we look into configuration space ourselves. It shows its capabilities
+    to root alone.
+    """
+    parent = parent_of(name, roots)
+    if _link_name(parent / "driver") != _VP_VDPA:
+        return None
+    try:
+        fd = os.open(parent / "config", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return _msix_vectors(lambda offset, width: _config(fd, offset, width))
+    except _Hidden:
+        return None
+    finally:
+        os.close(fd)
+
+
+class _Hidden(Exception):
+    """Configuration space ends before the place that is asked for: for this user it does."""
+
+
+def _config(fd: int, offset: int, width: int) -> int:
+    data = os.pread(fd, width, offset)
+    if len(data) != width:
+        raise _Hidden
+    return int.from_bytes(data, "little")
+
+
+def _msix_vectors(read: Callable[[int, int], int]) -> int:
+    # Nothing but the heads of capabilities: the data register of one of them is a window into a BAR (4.1.4.9).
+    has_list = read(pci.CFG_STATUS, 2) & pci.STATUS_CAP_LIST
+    at = read(pci.CFG_CAPABILITIES_POINTER, 1) & pci.CAP_NEXT_MASK if has_list else 0
+    for _ in range(pci.MAX_CAPABILITIES):
+        if at < pci.CAP_FIRST:
+            break
+        if read(at, 1) == pci.CapId.MSIX:
+            return (read(at + pci.MSIX_CONTROL, 2) & pci.MSIX_CONTROL_SIZE_MASK) + 1
+        at = read(at + pci.CAP_NEXT, 1) & pci.CAP_NEXT_MASK
+    return 0
