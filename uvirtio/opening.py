@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from uvirtio import fuse
 from uvirtio.device import DEFAULT_TIMEOUT, Device
 from uvirtio.errors import BadAddress, NotBound, NotSupported, UvirtioError
-from uvirtio.memory.seams import InterruptMode, PciFunction, Transport
+from uvirtio.memory.seams import InterruptMode, PciFunction, Transport, VdpaNode
 from uvirtio.memory.trace import Trace
 from uvirtio.roots import Roots
 from uvirtio.spec import ids
 
-Opened = PciFunction
+Opened = PciFunction | VdpaNode
 """What a back end hands over."""
 
+_VDPA = re.compile(r"/dev/vhost-vdpa-(0|[1-9][0-9]{0,9})|vdpa:[^\s/]{1,128}", re.ASCII)
 _PCI = re.compile(r"(?:([0-9a-fA-F]{4,6}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])")
 
 
@@ -98,6 +99,8 @@ def _family(address: str) -> _Family:
         return _Family(("qemu",), _open_qemu)
     if pci_address(address) is not None:
         return _Family(("vfio",), _open_pci)
+    if _VDPA.fullmatch(address):
+        return _Family(("vhost-vdpa",), _open_vdpa)
     raise _not_openable(address)
 
 
@@ -115,6 +118,16 @@ def _open_pci(address: str, wish: Wish) -> tuple[str, Opened]:
     from uvirtio.backends import vfio_pci
 
     return canonical, vfio_pci.VfioPciFunction.open(canonical, wish.roots, timeout=wish.timeout)
+
+
+def _open_vdpa(address: str, wish: Wish) -> tuple[str, Opened]:
+    fuse.check([address], wish.roots)
+    from uvirtio.backends import vhost_vdpa
+
+    node, name = vhost_vdpa.require_bound(address, wish.roots)
+    # Whoever denies the PCI function denies what vp_vdpa makes of it.
+    fuse.check([node, f"vdpa:{name}", vhost_vdpa.parent_of(name, wish.roots).name], wish.roots)
+    return node, vhost_vdpa.VhostVdpaNode.open(node, wish.roots)
 
 
 def pci_address(address: str) -> str | None:
@@ -145,12 +158,27 @@ def identify(
 
 
 def _transport(found: Opened, trace: Trace | None, force_legacy: bool) -> Transport:
+    if found.bus == "vdpa":
+        return _over_vdpa(found, trace, force_legacy)
     from uvirtio.transports.pci import PciModern
     from uvirtio.transports.pci_legacy import PciLegacy, is_legacy_only
 
     if force_legacy or is_legacy_only(found):
         return PciLegacy(found, trace=trace)
     return PciModern(found, trace=trace)
+
+
+def _over_vdpa(found: VdpaNode, trace: Trace | None, force_legacy: bool) -> Transport:
+    from uvirtio.transports.vdpa import Vdpa
+
+    if force_legacy:
+        raise NotSupported(
+            f"{found.address} has no legacy interface",
+            seen="a vDPA device",
+            expected="a transitional PCI device",
+            remedy="leave --force-legacy out",
+        )
+    return Vdpa(found, trace=trace)
 
 
 def _not_openable(address: str) -> UvirtioError:
@@ -161,7 +189,7 @@ def _not_openable(address: str) -> UvirtioError:
             expected="the PCI address of a bound function, or a qemu: address",
             remedy="uvirtio list shows its address; then: uvirtio bind ADDRESS",
         )
-    if address.startswith(("mmio:", "vdpa:", "/dev/vhost-vdpa")):
+    if address.startswith("mmio:"):
         return NotSupported(
             f"this version does not open {address.split(':')[0]} devices yet",
             seen=address,
@@ -170,6 +198,6 @@ def _not_openable(address: str) -> UvirtioError:
     return BadAddress(
         f"{address!r} is no address of a device",
         seen=address,
-        expected="0000:03:00.0, 03:00.0 or qemu:[MACHINE/]DEVICE",
+        expected="0000:03:00.0, 03:00.0, vdpa:NAME, /dev/vhost-vdpa-N or qemu:[MACHINE/]DEVICE",
         remedy="uvirtio list shows the addresses of this machine",
     )

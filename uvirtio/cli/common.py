@@ -62,7 +62,8 @@ TimeoutOption = Annotated[
     ),
 ]
 BackendOption = Annotated[
-    str, typer.Option("--backend", metavar="NAME", help="auto, vfio or qemu.", rich_help_panel=_OPENING)
+    str,
+    typer.Option("--backend", metavar="NAME", help="auto, vfio, vhost-vdpa or qemu.", rich_help_panel=_OPENING),
 ]
 UnsafeOption = Annotated[
     bool,

@@ -16,7 +16,7 @@ from uvirtio import opening
 from uvirtio.diag import datapath
 from uvirtio.diag.report import Report, Step, Verdict
 from uvirtio.errors import DeviceAbsent, DeviceFailure, EnvironmentLack, UvirtioError
-from uvirtio.memory.seams import InterruptMode, PciFunction
+from uvirtio.memory.seams import InterruptMode
 from uvirtio.memory.trace import Trace
 from uvirtio.roots import Roots
 from uvirtio.spec import features as f
@@ -79,7 +79,7 @@ def diagnose(
 
 def diagnose_function(
     address: str,
-    open_function: Callable[[], tuple[str, PciFunction]],
+    open_function: Callable[[], tuple[str, opening.Opened]],
     *,
     timeout: float = dev.DEFAULT_TIMEOUT,
     interrupts: Sequence[InterruptMode] = tuple(InterruptMode),

@@ -1,0 +1,296 @@
+"""Virtio over vDPA: what the ioctls of vhost-vdpa mean (no transport of the standard; chapters 2 and 3 hold).
+
+The kernel stands between: it reads the configuration as one, keeps the status, and turns kicks and calls into
+eventfds. Queues are enabled before DRIVER_OK, which every device takes. There is no interrupt status: each queue
+has a call of its own, and so has the configuration. Where calls do not get through, the device is polled, and a
+change of the configuration is found by comparing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from uvirtio.errors import (
+    ConfigError,
+    DeviceFailure,
+    EnvironmentLack,
+    NotSupported,
+    NotVirtio,
+    OperationFailed,
+    QueueError,
+    UvirtioError,
+)
+from uvirtio.memory.eventfd import EventFd, EventFdDoorbell
+from uvirtio.memory.seams import Causes, DmaSpace, Doorbell, Event, InterruptMode, QueueLayout, VdpaNode
+from uvirtio.memory.trace import Trace, TracedDoorbell
+from uvirtio.spec import features as f
+
+PACKED_BASE = 0x8000_8000
+"""Where a new packed ring begins: index 0 and wrap counter 1, in the low half for available, the high for used."""
+
+_UNBIND = -1
+_QUEUES_MAX = 65536
+_CONFIG_MAX = 4096
+"""Bytes. No device type has a longer configuration; what is beyond is not looked at."""
+
+
+class Vdpa:
+    """A ``Transport`` over a vhost-vdpa node.
+
+    Takes the node over: ``close()`` closes it. Raises NotVirtio, DeviceGone, DeviceFailure.
+    """
+
+    kind = "vdpa"
+    legacy = False
+    features_allowed = f.mask(f.VERSION_1, f.ACCESS_PLATFORM, f.INDIRECT_DESC, f.EVENT_IDX)
+    oddities: Sequence[str] = ()
+
+    def __init__(self, node: VdpaNode, *, trace: Trace | None = None) -> None:
+        self._node = node
+        self._trace = trace
+        self._mode = InterruptMode.POLLING
+        self._config_call: EventFd | None = None
+        self._calls: dict[int, EventFd] = {}
+        self._doorbells: dict[int, EventFdDoorbell] = {}
+        self._enabled: set[int] = set()
+        self._seen: bytes | None = None
+        self._packed = False
+        self._closed = False
+        self.device_id = node.get_device_id()
+        if self.device_id == 0:
+            raise NotVirtio(
+                f"{node.address} is no virtio device", seen="device id 0", expected="an id of chapter 5"
+            )
+        self.config_length = node.get_config_size()
+        self.num_queues = node.get_vqs_count()
+        if self.num_queues > _QUEUES_MAX:
+            raise DeviceFailure(
+                f"{node.address} says that it has more queues than virtio can count",
+                seen=self.num_queues,
+                expected=f"at most {_QUEUES_MAX}",
+            )
+        self._size_max = node.get_vring_num()
+
+    # --- identity -------------------------------------------------------------------------------------------
+
+    @property
+    def description(self) -> str:
+        return self._node.description
+
+    @property
+    def interface(self) -> str:
+        return f"vDPA, {self.num_queues} queues, {self.config_length} bytes of configuration"
+
+    @property
+    def translates(self) -> bool:
+        return True
+
+    @property
+    def interrupt_mode(self) -> InterruptMode:
+        return self._mode
+
+    @property
+    def node(self) -> VdpaNode:
+        return self._node
+
+    def _tell(self, text: str) -> None:
+        if self._trace is not None:
+            self._trace(text)
+
+    # --- features and status (2.1, 2.2) ---------------------------------------------------------------------
+
+    def device_features(self) -> int:
+        features = self._node.get_features()
+        self._tell(f"get_features -> {features:#x}")
+        return features
+
+    def set_driver_features(self, features: int) -> None:
+        self._node.set_features(features)
+        self._packed = bool(features >> f.RING_PACKED & 1)
+        self._tell(f"set_features <- {features:#x}")
+
+    def status(self) -> int:
+        value = self._node.get_status()
+        self._tell(f"get_status -> {value:#04x}")
+        return value
+
+    def set_status(self, value: int) -> None:
+        self._node.set_status(value)
+        self._tell(f"set_status <- {value:#04x}")
+
+    # --- device configuration (2.5) -------------------------------------------------------------------------
+
+    def generation(self) -> int | None:
+        """None: the kernel keeps it to itself. What belongs together is read until two readings agree."""
+        return None
+
+    def _check_config(self, offset: int, width: int) -> None:
+        if offset + width > self.config_length:
+            raise ConfigError(
+                f"the device configuration of {self._node.address} ends before offset {offset + width:#x}",
+                seen=f"{self.config_length} bytes",
+                expected=f"at least {offset + width} bytes (2.5.1)",
+            )
+
+    def read_config(self, offset: int, width: int) -> int:
+        self._check_config(offset, width)
+        data = self._node.get_config(offset, width)
+        if len(data) != width:
+            raise ConfigError(
+                f"{self._node.address} gave a part of its configuration",
+                seen=f"{len(data)} bytes",
+                expected=f"{width} bytes at offset {offset:#x}",
+            )
+        value = int.from_bytes(data, "little")
+        self._tell(f"config+{offset:#04x} read{width * 8} -> {value:#x}")
+        return value
+
+    def write_config(self, offset: int, width: int, value: int) -> None:
+        self._check_config(offset, width)
+        self._node.set_config(offset, value.to_bytes(width, "little"))
+        self._tell(f"config+{offset:#04x} write{width * 8} <- {value:#x}")
+        self._seen = None  # what we change ourselves is no news
+
+    # --- queues (2.6, 3.1.1) --------------------------------------------------------------------------------
+
+    def queue_layout(self, index: int) -> QueueLayout:
+        if index >= self.num_queues:
+            return QueueLayout(size_max=0)
+        own = self._node.get_vring_size(index)
+        # The size of one queue, where it is told, may be smaller than what holds for all, and 0: there is none.
+        return QueueLayout(size_max=self._size_max if own is None else min(own, self._size_max))
+
+    def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> Doorbell:
+        if index in self._enabled:
+            raise QueueError(f"queue {index} is already enabled", seen=1, expected="a queue after a reset")
+        node = self._node
+        doorbell = self._doorbells[index] = EventFdDoorbell()
+        node.set_vring_num(index, size)
+        if self._packed:
+            node.set_vring_base(index, PACKED_BASE)
+        # Of a split ring the reset has put the base to 0 already.
+        node.set_vring_addr(index, desc, driver, device)
+        node.set_vring_kick(index, doorbell.fileno())
+        if index in self._calls:
+            node.set_vring_call(index, self._calls[index].fileno())
+        node.set_vring_enable(index, True)
+        self._enabled.add(index)
+        self._tell(f"queue {index}: {size} entries at {desc:#x}, {driver:#x}, {device:#x}, enabled")
+        return doorbell if self._trace is None else TracedDoorbell(doorbell, f"queue {index}", self._trace)
+
+    # --- interrupts (2.3, 2.9) ------------------------------------------------------------------------------
+
+    def connect_interrupts(self, queues: Sequence[int], modes: Sequence[InterruptMode]) -> InterruptMode:
+        self._disconnect()
+        tried: list[str] = []
+        for mode in modes:
+            try:
+                why = self._try_mode(mode, queues)
+            except (OperationFailed, EnvironmentLack) as error:  # this device cannot; the next rung may do
+                why = str(error)
+            if why is None:
+                self._mode = mode
+                return mode
+            tried.append(f"{mode.value}: {why}")
+            self._disconnect()
+        raise NotSupported(
+            f"{self._node.address} can be driven in none of the wanted interrupt modes",
+            seen="; ".join(tried),
+            expected="one that works",
+            remedy="allow polling, which always works",
+        )
+
+    def _try_mode(self, mode: InterruptMode, queues: Sequence[int]) -> str | None:
+        """Set one rung up; None if it holds, else why not."""
+        if mode is InterruptMode.POLLING:
+            return None
+        if mode is not InterruptMode.PER_QUEUE:
+            return "vhost-vdpa gives each queue a call of its own"
+        have = self._node.calls
+        if have is not None and have < len(queues) + 1:
+            return f"the parent device has {have} vectors for {len(queues)} queues and the configuration"
+        self._config_call = EventFd()
+        self._node.set_config_call(self._config_call.fileno())
+        self._calls = {index: EventFd() for index in queues}  # handed over when the queue is enabled
+        return None
+
+    def _disconnect(self) -> None:
+        calls, self._calls = self._calls, {}
+        config, self._config_call = self._config_call, None
+        self._mode = InterruptMode.POLLING
+        self._seen = None
+        with ExitStack() as stack:
+            for event in calls.values():
+                stack.callback(event.close)
+            if config is not None:
+                stack.callback(config.close)
+                self._quietly_unbind()
+
+    def _quietly_unbind(self) -> None:
+        try:
+            self._node.set_config_call(_UNBIND)
+        except UvirtioError:
+            pass  # the node is closed next, or the device has gone: nobody calls any more
+
+    def events(self) -> Sequence[Event]:
+        if self._config_call is None:
+            return []
+        return [self._config_call, *self._calls.values()]
+
+    def causes(self) -> Causes:
+        if self._config_call is None:
+            return Causes(config=self._config_changed())
+        config = self._config_call.take()
+        # A call may come without a cause (VDUSE sends one at the start): the ring is looked at all the same.
+        taken = [event.take() for event in self._calls.values()]
+        return Causes(config=config, queues=any(taken))
+
+    def _config_changed(self) -> bool:
+        """Without calls: whether the configuration reads otherwise than at the last look."""
+        length = min(self.config_length, _CONFIG_MAX)
+        if not length:
+            return False
+        before, self._seen = self._seen, self._node.get_config(0, length)
+        return before is not None and before != self._seen
+
+    # --- the rest -------------------------------------------------------------------------------------------
+
+    def dma(self, translated: bool) -> DmaSpace:
+        return self._node.dma(translated)
+
+    def dma_enable(self, on: bool) -> None:
+        """Nothing: bus mastering is the parent driver's business."""
+
+    def function_reset(self) -> bool:
+        """False: vhost-vdpa has no other reset than status 0."""
+        return False
+
+    def release_queues(self) -> None:
+        """Close the doorbells and the calls; the device has been reset.
+
+        The kernel keeps what it was given until it gets something else or the node is closed; an eventfd that only
+        the kernel has left hurts nobody.
+        """
+        try:
+            for index in self._enabled:
+                self._node.set_vring_kick(index, _UNBIND)
+                self._node.set_vring_call(index, _UNBIND)
+        finally:
+            self._enabled.clear()
+            doorbells, self._doorbells = self._doorbells, {}
+            for doorbell in doorbells.values():
+                doorbell.close()
+            self._disconnect()
+
+    def close(self) -> None:
+        """Release everything and close the node; idempotent. The kernel resets the device on the way."""
+        if self._closed:
+            return
+        self._closed = True
+        with ExitStack() as stack:  # runs backwards, and all of it, whatever fails
+            stack.callback(self._node.close)
+            try:
+                self.release_queues()
+            except UvirtioError:
+                pass  # the node is closed next, and that takes them away
