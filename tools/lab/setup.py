@@ -52,6 +52,8 @@ FOR_TESTS = {
     **FOR_VM,
     "gcc": _program("gcc"),
     "libc6-dev": Path("/usr/include/stdio.h").exists,
+    "iproute2": _program("vdpa"),
+    "qemu-system-common": _program("qemu-storage-daemon"),
     "linux-libc-dev": Path("/usr/include/linux/virtio_pci.h").exists,
 }
 

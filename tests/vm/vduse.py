@@ -1,0 +1,89 @@
+"""A block device of VDUSE: a file, QEMU's storage daemon that serves it, and the kernel's vDPA device before it.
+
+For machines with the vduse module (Linux 6.12 as Debian has it). The file is the witness.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+DEVICES = Path("/sys/bus/vdpa/devices")
+PATIENCE = 30
+
+
+class Disk:
+    """A disk at ``vdpa:NAME`` whose bytes are in ``path``."""
+
+    def __init__(self, name: str, path: Path, daemon: int) -> None:
+        self.name = name
+        self.path = path
+        self.daemon = daemon
+        self.address = f"vdpa:{name}"
+
+    @property
+    def driver(self) -> str:
+        link = DEVICES / self.name / "driver"
+        return link.resolve().name if link.exists() else ""
+
+    def contents(self, offset: int, length: int) -> bytes:
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            return file.read(length)
+
+
+def run(*words: str) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, f"{words}: {done.stderr}"
+    return done.stdout
+
+
+@contextmanager
+def disk(name: str, directory: Path, size: int = 1 << 20) -> Iterator[Disk]:
+    """A disk of ``size`` random bytes, in the hands of no driver or of the first that matches."""
+    for module in ("vduse", "vhost_vdpa", "virtio_vdpa", "virtio_blk"):
+        run("modprobe", module)
+    path = directory / f"{name}.img"
+    path.write_bytes(os.urandom(size))
+    pid = directory / f"{name}.pid"
+    run(
+        "qemu-storage-daemon",
+        "--blockdev",
+        f"driver=file,node-name=file,filename={path}",
+        "--export",
+        f"type=vduse-blk,id=export,node-name=file,name={name},writable=on,num-queues=2",
+        "--daemonize",
+        "--pidfile",
+        str(pid),
+    )
+    daemon = int(pid.read_text())
+    try:
+        run("vdpa", "dev", "add", "name", name, "mgmtdev", "vduse")
+        try:
+            yield Disk(name, path, daemon)
+        finally:
+            run("vdpa", "dev", "del", name)
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+        os.kill(daemon, signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE
+        while Path("/proc", str(daemon)).exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def hand_over(disk: Disk, driver: str) -> None:
+    """By hand, so that what is tested with it does not lean on bind."""
+    device = DEVICES / disk.name
+    if disk.driver == driver:
+        return
+    (device / "driver_override").write_text(driver)
+    if disk.driver:
+        (device / "driver" / "unbind").write_text(disk.name)
+    Path("/sys/bus/vdpa/drivers_probe").write_text(disk.name)
+    assert disk.driver == driver
+    (device / "driver_override").write_text("\n")
