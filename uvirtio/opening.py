@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from uvirtio import fuse
 from uvirtio.device import DEFAULT_TIMEOUT, Device
 from uvirtio.errors import BadAddress, NotBound, NotSupported, UvirtioError
-from uvirtio.memory.seams import InterruptMode, PciFunction, Transport, VdpaNode
+from uvirtio.memory.seams import InterruptMode, MmioWindow, PciFunction, Transport, VdpaNode
 from uvirtio.memory.trace import Trace
 from uvirtio.roots import Roots
 from uvirtio.spec import ids
 
-Opened = PciFunction | VdpaNode
+Opened = PciFunction | MmioWindow | VdpaNode
 """What a back end hands over."""
 
 _VDPA = re.compile(r"/dev/vhost-vdpa-(0|[1-9][0-9]{0,9})|vdpa:[^\s/]{1,128}", re.ASCII)
@@ -160,6 +160,8 @@ def identify(
 def _transport(found: Opened, trace: Trace | None, force_legacy: bool) -> Transport:
     if found.bus == "vdpa":
         return _over_vdpa(found, trace, force_legacy)
+    if found.bus == "mmio":
+        return _over_mmio(found, trace, force_legacy)
     from uvirtio.transports.pci import PciModern
     from uvirtio.transports.pci_legacy import PciLegacy, is_legacy_only
 
@@ -168,17 +170,30 @@ def _transport(found: Opened, trace: Trace | None, force_legacy: bool) -> Transp
     return PciModern(found, trace=trace)
 
 
+def _over_mmio(found: MmioWindow, trace: Trace | None, force_legacy: bool) -> Transport:
+    from uvirtio.transports import mmio
+
+    transport = mmio.transport(found, trace=trace)
+    if force_legacy and not transport.legacy:
+        raise _no_legacy(found.address, f"a virtio-mmio device of version {transport.version}")
+    return transport
+
+
 def _over_vdpa(found: VdpaNode, trace: Trace | None, force_legacy: bool) -> Transport:
     from uvirtio.transports.vdpa import Vdpa
 
     if force_legacy:
-        raise NotSupported(
-            f"{found.address} has no legacy interface",
-            seen="a vDPA device",
-            expected="a transitional PCI device",
-            remedy="leave --force-legacy out",
-        )
+        raise _no_legacy(found.address, "a vDPA device")
     return Vdpa(found, trace=trace)
+
+
+def _no_legacy(address: str, seen: str) -> UvirtioError:
+    return NotSupported(
+        f"{address} has no legacy interface",
+        seen=seen,
+        expected="a transitional PCI device",
+        remedy="leave --force-legacy out",
+    )
 
 
 def _not_openable(address: str) -> UvirtioError:

@@ -25,15 +25,15 @@ from uvirtio.spec.status import describe
 __all__ = ["STEPS", "Report", "Step", "diagnose"]
 
 STEPS = {
-    "discover": "4.1.2",
-    "capabilities": "4.1.4",
+    "discover": "4.1.2, 4.2.1",
+    "capabilities": "4.1.4, 4.2.2",
     "reset": "2.4",
     "acknowledge": "3.1.1 (2)",
     "driver": "3.1.1 (3)",
     "features": "3.1.1 (4), 2.2",
     "features_ok": "3.1.1 (5, 6)",
     "queues": "3.1.1 (7), 2.6",
-    "vectors": "4.1.5.1.2",
+    "vectors": "4.1.5.1.2, 4.2.3.4",
     "driver_ok": "3.1.1 (8)",
     "data path": "5",
     "interrupt": "2.3, 4.1.5.3",

@@ -175,6 +175,36 @@ class PciFunction(Protocol):
     def close(self) -> None: ...
 
 
+class MmioWindow(Protocol):
+    """A virtio-mmio window (4.2) that this process owns. It has no bus master bit and no reset of its own."""
+
+    bus: Literal["mmio"]
+
+    address: str
+    registers: Registers
+    """The whole window: the registers of 4.2.2, then the device's configuration. Closed with the window."""
+
+    translates: bool
+    """True where an IOMMU stands between the device and memory: IOVAs are possible."""
+
+    removal: Event | None
+    """Fires when the device is taken away; None where nobody would tell."""
+
+    description: str
+
+    def enable_interrupt(self) -> Event | None:
+        """Listen to the interrupt line, level-triggered; None where it does not reach this process."""
+        ...
+
+    def disable_interrupt(self) -> None: ...
+
+    def dma(self, translated: bool) -> DmaSpace:
+        """Memory for this device. The caller closes it after the device was reset."""
+        ...
+
+    def close(self) -> None: ...
+
+
 class VdpaNode(Protocol):
     """A vDPA device that this process has opened: one verb for each ioctl of vhost-vdpa, under the kernel's name.
 
@@ -280,6 +310,8 @@ class InterruptMode(Enum):
     PER_QUEUE = "msix-per-queue"
     SHARED = "msix-shared"
     INTX = "intx"
+    """The interrupt pin of a PCI function, or the one line of a virtio-mmio device (4.2.3.4)."""
+
     POLLING = "polling"
 
 
