@@ -4,6 +4,6 @@ One :class:`Machine` owns one QEMU with several virtio functions and a QMP conne
 share it. ``open_function`` puts a device on one of its functions.
 """
 
-from uvirtio.backends.qemu import Machine, QemuPciFunction
+from uvirtio.backends.qemu import Machine, QemuMmioWindow, QemuPciFunction
 
-__all__ = ["Machine", "QemuPciFunction"]
+__all__ = ["Machine", "QemuMmioWindow", "QemuPciFunction"]

@@ -157,8 +157,6 @@ def test_any_text_parses_or_is_a_bad_address(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "qemu:microvm/virtio-rng-device",
-        "qemu:virt/virtio-rng-device",
         "qemu:q35,iommu=intel/virtio-rng-pci",
         "qemu:q35,iommu=virtio/virtio-rng-pci",
     ],
@@ -168,10 +166,36 @@ def test_what_comes_later_says_so(text: str) -> None:
         open_address(text)
 
 
-def test_a_missing_qemu_names_the_package(tmp_path) -> None:
+@pytest.mark.parametrize(
+    ("machine", "device", "others"),
+    [
+        ("q35", "virtio-rng-device", "microvm or virt"),
+        ("pc", "virtio-balloon-device,id=x", "microvm or virt"),
+        ("microvm", "virtio-rng-pci,disable-modern=on", "q35 or pc or virt"),
+    ],
+)
+def test_a_device_without_its_bus_is_told_so_and_where_it_would_fit(
+    machine: str, device: str, others: str
+) -> None:
+    with pytest.raises(BadAddress, match="has no bus for") as caught:
+        open_address(f"qemu:{machine}/{device}")
+    assert others in (caught.value.remedy or "")
+    assert caught.value.exit_code == 2
+
+
+def test_more_memory_than_a_machine_can_have_is_refused() -> None:
+    with pytest.raises(BadAddress, match="so much memory"):
+        open_address("qemu:virt,ram=256G/virtio-rng-device")
+
+
+@pytest.mark.parametrize(
+    ("machine", "device", "package"),
+    [("q35", "virtio-rng-pci", "qemu-system-x86"), ("virt", "virtio-rng-device", "qemu-system-arm")],
+)
+def test_a_missing_qemu_names_the_package(tmp_path, machine: str, device: str, package: str) -> None:
     with pytest.raises(QemuMissing) as caught:
-        open_address(f"qemu:q35,binary={tmp_path}/qemu/virtio-rng-pci")
-    assert "apt-get install qemu-system-x86" in (caught.value.remedy or "")
+        open_address(f"qemu:{machine},binary={tmp_path}/qemu/{device}")
+    assert (caught.value.remedy or "").endswith(f"apt-get install {package}")
     assert caught.value.exit_code == 4
 
 

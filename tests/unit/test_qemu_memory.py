@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uvirtio.backends.qemu.memory import FIRST, HIGH_BASE, LOW_LIMIT, PAGE, GuestMemory, QemuDma
+from uvirtio.backends.qemu.memory import FIRST, PAGE, GuestMemory, QemuDma
+from uvirtio.backends.qemu.models import MICROVM, MODELS, Q35, VIRT, Model
 from uvirtio.errors import Closed, OperationFailed
 
+GIB = 1 << 30
 MIB = 1 << 20
 
 
@@ -95,19 +98,44 @@ def test_closing_the_memory_ends_its_blocks() -> None:
         guest.alloc(1)
 
 
-def test_high_memory_lies_above_the_hole() -> None:
-    guest = GuestMemory(LOW_LIMIT + 32 * MIB)
-    low = guest.alloc(LOW_LIMIT - FIRST)
+@pytest.mark.parametrize("model", [Q35, MICROVM], ids=lambda model: model.name)
+def test_high_memory_lies_above_the_hole(model: Model) -> None:
+    split = model.ram.split
+    guest = GuestMemory(split + 32 * MIB, model.ram)
+    low = guest.alloc(split - FIRST)
     high = guest.alloc(MIB)
-    assert high.segments(0, 2) == [(HIGH_BASE, 2)]
-    assert high.pfns()[0] == HIGH_BASE // PAGE
-    assert high.offset == LOW_LIMIT
+    assert high.segments(0, 2) == [(model.ram.high, 2)]
+    assert high.pfns()[0] == model.ram.high // PAGE
+    assert high.offset == split
     low.close()
     high.close()
     with pytest.raises(OperationFailed):
-        guest.alloc(LOW_LIMIT)  # never across the hole
-    guest.alloc(LOW_LIMIT - FIRST)
+        guest.alloc(split)  # never across the hole
+    guest.alloc(split - FIRST)
     guest.close()
+
+
+def test_memory_need_not_begin_at_0() -> None:
+    guest = GuestMemory(32 * MIB, VIRT.ram)
+    block = guest.alloc(PAGE)
+    assert block.segments(8, 2) == [(VIRT.ram.base + FIRST + 8, 2)]
+    assert block.pfns() == [(VIRT.ram.base + FIRST) // PAGE]
+    guest.close()
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.name)
+def test_no_window_of_a_machine_lies_in_its_memory(model: Model) -> None:
+    ram = [(model.ram.base, model.ram.base + model.ram.split)]
+    if model.ram.high is not None:
+        ram.append((model.ram.high, model.ram.high + 256 * GIB))
+    windows = []
+    if model.pci is not None:
+        windows += [model.pci.memory, model.pci.high]
+        windows += [(at, at + (256 << 12)) for at in (model.pci.ecam,) if at is not None]
+    if model.mmio is not None:
+        windows.append((model.mmio.base, model.mmio.base + 0x200 * model.mmio.count))
+    places = sorted([*ram, *windows])
+    assert all(end <= start for (_, end), (start, _) in pairwise(places))
 
 
 def test_a_dma_space_ends_its_blocks(memory: GuestMemory) -> None:

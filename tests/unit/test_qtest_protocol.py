@@ -66,7 +66,8 @@ def test_commands_as_qemu_reads_them() -> None:
         assert qtest.indexed_in(0xCF8, 0x80000010, 2, 0xCFE) == 0x12
         qtest.indexed_out(0xCF8, 0x80000010, 1, 0xCFC, 7)
         qtest.write_many(4, [(8, 1), (4, 2)])
-        qtest.intercept_ioapic()
+        qtest.intercept("ioapic")
+        qtest.intercept("/machine/unattached/device[1]")
     assert commands == [
         "readl 0xe0000000",
         "inb 0xc000",
@@ -79,7 +80,15 @@ def test_commands_as_qemu_reads_them() -> None:
         "writel 0x8 0x1",
         "writel 0x4 0x2",
         "irq_intercept_in ioapic",
+        "irq_intercept_in /machine/unattached/device[1]",
     ]
+
+
+@pytest.mark.parametrize("path", ["", "ioapic\nquit", "a b", "/machine/" + "x" * 200])
+def test_an_odd_name_of_an_interrupt_controller_is_not_sent(path: str) -> None:
+    with played(lambda line: b"OK\n") as (qtest, _, commands), pytest.raises(ValueError, match="QOM"):
+        qtest.intercept(path)
+    assert not commands
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ FOR_VM = {
 }
 FOR_TESTS = {
     **FOR_VM,
+    "qemu-system-arm": _program("qemu-system-aarch64"),
     "gcc": _program("gcc"),
     "libc6-dev": Path("/usr/include/stdio.h").exists,
     "iproute2": _program("vdpa"),

@@ -2,6 +2,7 @@
 
 from uvirtio.backends.qemu.address import QemuAddress, parse
 from uvirtio.backends.qemu.function import QemuPciFunction
-from uvirtio.backends.qemu.machine import Machine, open_address
+from uvirtio.backends.qemu.machine import Machine, QemuFunction, open_address
+from uvirtio.backends.qemu.mmio import QemuMmioWindow
 
-__all__ = ["Machine", "QemuAddress", "QemuPciFunction", "open_address", "parse"]
+__all__ = ["Machine", "QemuAddress", "QemuFunction", "QemuMmioWindow", "QemuPciFunction", "open_address", "parse"]

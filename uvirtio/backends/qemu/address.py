@@ -11,11 +11,12 @@ import re
 from dataclasses import dataclass
 from typing import NoReturn
 
+from uvirtio.backends.qemu.models import MODELS
 from uvirtio.errors import BadAddress
 
 PREFIX = "qemu:"
-MACHINES = ("q35", "pc", "microvm", "virt")
-MMIO_MACHINES = ("microvm", "virt")
+MACHINES = tuple(MODELS)
+MMIO_MACHINES = tuple(name for name, model in MODELS.items() if model.mmio is not None)
 KEYS = ("ram", "legacy", "iommu", "qmp", "binary")
 IOMMUS = ("none", "intel", "virtio")
 

@@ -53,7 +53,7 @@ class MessageEvent:
 
 
 class LineEvent:
-    """An interrupt pin, level-triggered, intercepted at the I/O APIC and reported over the qtest socket.
+    """An interrupt line, level-triggered, intercepted at its controller and reported over the qtest socket.
 
     ``fileno()`` polls readable when the socket does, or when the line rose while a register access read the
     socket: nothing is missed, and a wake-up may turn out to be nothing. Other functions may share the line.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Literal
 
 from uvirtio.backends.qemu.events import LineEvent, MessageEvent, RemovalEvent
 from uvirtio.backends.qemu.ivshmem import EventfdDoorbell
 from uvirtio.backends.qemu.memory import QemuDma
 from uvirtio.backends.qemu.pci import PciAccess
+from uvirtio.backends.qemu.supply import memory_of
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, NotSupported
 from uvirtio.memory.seams import BarInfo, Event, Registers
 from uvirtio.memory.window import FileWindow
@@ -29,7 +29,7 @@ class QemuPciFunction:
         self.id = ident
         self.address = address
         self.config: Registers = access.config
-        self.has_intx = access.gsi is not None
+        self.has_intx = access.line is not None
         self.description = f"qemu {machine.name}, no guest, process {machine.pid}"
         self._access = access
         self._owns_machine = False
@@ -103,10 +103,10 @@ class QemuPciFunction:
         """The interrupt pin; replaces what was on before. None where its line is not known."""
         self._check()
         self.disable_interrupts()
-        if self._access.gsi is None:
+        if self._access.line is None:
             return None
         qtest = self.machine.qtest
-        event = LineEvent(qtest, qtest.irq_line(self._access.gsi))
+        event = LineEvent(qtest, qtest.irq_line(self._access.line))
         self._events = [event]
         self._access.enable(bus_master=self._master, intx=True)
         return event
@@ -134,18 +134,10 @@ class QemuPciFunction:
     def plugged_memory(self) -> FileWindow:
         """The memory that the device plugs (virtio-mem), by its own file. See the ProvidesMemory seam.
 
-        Raises NotSupported where the memory backend is not ours: the device was given its own ``memdev``.
+        Raises NotSupported where the memory backend is not ours.
         """
         self._check()
-        fd = self.machine.files.get(self.id)
-        if fd is None:
-            raise NotSupported(
-                f"the memory behind {self.address} is no file of this process",
-                seen="a memory backend of the caller's",
-                expected="the one that is supplied",
-                remedy="leave memdev= out of the device's options",
-            )
-        return FileWindow(os.dup(fd), 0, os.fstat(fd).st_size, what=f"the memory behind {self.address}")
+        return memory_of(self.machine.files, self.id, self.address)
 
     def bus_master(self, on: bool) -> None:
         """Let the function access memory and send MSI-X messages, or not. Leaves other command bits alone."""

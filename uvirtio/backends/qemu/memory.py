@@ -1,7 +1,8 @@
 """Guest memory: one shared file, of which QEMU's device models see the same bytes.
 
-Device addresses are guest-physical. They begin at 16 MiB (below lies PC hardware) and leave out the hole
-below 4 GiB. Without a vIOMMU an IOVA is a guest-physical address too, so both address policies look alike.
+Device addresses are guest-physical. They begin 16 MiB into memory (PC hardware lies below, or a device tree)
+and leave out the hole that a machine may have. Without a vIOMMU an IOVA is a guest-physical address too, so both
+address policies look alike.
 """
 
 from __future__ import annotations
@@ -11,35 +12,29 @@ import os
 import threading
 
 from uvirtio.backends.pages import Adopted
+from uvirtio.backends.qemu.models import Q35, Ram
 from uvirtio.errors import Closed, OperationFailed
 from uvirtio.memory.seams import PFN_SHIFT
 
 PAGE = 4096
 FIRST = 16 << 20
-LOW_LIMIT = 2 << 30
-"""RAM above this is moved to 4 GiB; set on QEMU's command line (max-ram-below-4g) for every machine alike."""
-HIGH_BASE = 4 << 30
-
-
-def address_of(offset: int) -> int:
-    """The guest-physical address of a byte of the memory backend."""
-    return offset if offset < LOW_LIMIT else offset - LOW_LIMIT + HIGH_BASE
 
 
 class GuestMemory:
     """The memory of one machine: a memfd (``fd``) that QEMU maps too; ``size`` in bytes."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, ram: Ram = Q35.ram) -> None:
         self.size = size
+        self.ram = ram
         self.fd = os.memfd_create("uvirtio-ram", os.MFD_CLOEXEC)
         os.ftruncate(self.fd, size)
         self._lock = threading.Lock()
         self._blocks: set[QemuBlock] = set()
         self._closed = False
         # Free areas as (start, end), sorted, never adjacent; one for each side of the hole.
-        self._free = [(FIRST, min(size, LOW_LIMIT))]
-        if size > LOW_LIMIT:
-            self._free.append((LOW_LIMIT, size))
+        self._free = [(FIRST, min(size, ram.split))]
+        if size > ram.split:
+            self._free.append((ram.split, size))
 
     def alloc(self, size: int) -> QemuBlock:
         """Zeroed, page-aligned, contiguous memory. Raises OperationFailed when there is none left."""
@@ -77,7 +72,7 @@ class GuestMemory:
             self._blocks.discard(block)
             merged: list[tuple[int, int]] = []
             for area in sorted([*self._free, (block.offset, block.offset + _pages(block.size) * PAGE)]):
-                if merged and merged[-1][1] == area[0] != LOW_LIMIT:
+                if merged and merged[-1][1] == area[0] != self.ram.split:
                     merged[-1] = (merged[-1][0], area[1])
                 else:
                     merged.append(area)
@@ -113,7 +108,7 @@ class QemuBlock:
         self._mapping.madvise(mmap.MADV_DONTFORK)
         self.size = size
         self.view = memoryview(self._mapping)
-        self.address = address_of(start)
+        self.address = memory.ram.address_of(start)
         """The guest-physical address of the first byte."""
         self.offset = start
         """Where the block lies in the memory's file."""

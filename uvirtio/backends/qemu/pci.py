@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from uvirtio.backends.qemu.models import PciBus
 from uvirtio.backends.qemu.qtest import MemoryRegisters, PortRegisters, Qtest
 from uvirtio.errors import CapabilityError, OperationFailed
 from uvirtio.memory.access import WidthRegisters
@@ -16,27 +17,16 @@ from uvirtio.spec import pci as spec
 _CONFIG_ADDRESS = 0xCF8
 _CONFIG_DATA = 0xCFC
 _CONFIG_ENABLE = 1 << 31
-_Q35_PCIEXBAR = 0x60  # of the host bridge: where configuration space is mapped
-_ECAM = 0xB0000000
-_PIIX3_DEVFN = 1 << 3
-_PIIX3_PIRQ = 0x60  # four bytes: the interrupt of each PIRQ
-_PIIX3_IRQS = (5, 7, 10, 11)  # free on a PC without serial and parallel ports
-_Q35_FIRST_GSI = 16
-_Q35_LAST_PLAIN_SLOT = 24  # from 25 on the chip set routes by registers of its own
-
-_MEMORY_WINDOW = (0xC0000000, 0xFE000000)
-_HIGH_WINDOW = (1 << 39, 1 << 40)
-"""For 64-bit BARs that do not fit below 4 GiB. Plugged memory begins right above RAM, far below this."""
-_PORT_WINDOW = (0xC000, 0x10000)
 _PAGE = 4096
 
 
 class Windows:
     """Address space for BARs: memory below and above 4 GiB, and I/O ports. Nothing is ever given back."""
 
-    def __init__(self) -> None:
-        self._next = {"memory": _MEMORY_WINDOW[0], "high": _HIGH_WINDOW[0], "ports": _PORT_WINDOW[0]}
-        self._end = {"memory": _MEMORY_WINDOW[1], "high": _HIGH_WINDOW[1], "ports": _PORT_WINDOW[1]}
+    def __init__(self, bus: PciBus) -> None:
+        windows = {"memory": bus.memory, "high": bus.high, "ports": bus.ports}
+        self._next = {kind: start for kind, (start, _) in windows.items()}
+        self._end = {kind: end for kind, (_, end) in windows.items()}
 
     def place(self, size: int, *, is_io: bool, is_64: bool) -> int:
         """An address for a BAR, aligned to its size. Raises OperationFailed when there is no room."""
@@ -74,37 +64,36 @@ class ConfigPorts(WidthRegisters):
 
 
 class HostBridge:
-    """The root bus of a q35 or pc machine; a function is named by devfn, slot * 8 + function."""
+    """The root bus of a machine; a function is named by devfn, slot * 8 + function."""
 
-    def __init__(self, qtest: Qtest, machine: str) -> None:
+    def __init__(self, qtest: Qtest, bus: PciBus) -> None:
         self.qtest = qtest
-        self.windows = Windows()
-        self._express = machine == "q35"
-        if self._express:
-            ConfigPorts(qtest, 0).write32(_Q35_PCIEXBAR, _ECAM | 1)
-        else:
-            piix3 = ConfigPorts(qtest, _PIIX3_DEVFN)
-            piix3.write32(_PIIX3_PIRQ, int.from_bytes(bytes(_PIIX3_IRQS), "little"))
+        self.bus = bus
+        self.windows = Windows(bus)
+        for devfn, offset, value in bus.setup:
+            ConfigPorts(qtest, devfn).write32(offset, value)
 
     def config(self, devfn: int) -> Registers:
         """The configuration space of one function: 4096 bytes if it is PCI Express, else 256."""
-        if not self._express:
+        if self.bus.ecam is None:
             return ConfigPorts(self.qtest, devfn)
-        config = MemoryRegisters(self.qtest, _ECAM + (devfn << 12), spec.EXPRESS_CONFIG_SIZE)
+        config = MemoryRegisters(self.qtest, self.bus.ecam + (devfn << 12), spec.EXPRESS_CONFIG_SIZE)
         if find_capability(config, spec.CapId.EXPRESS) is None:
             config.length = spec.CONFIG_SIZE
         return config
 
-    def gsi(self, devfn: int, pin: int) -> int | None:
-        """The I/O APIC input that an interrupt pin (1 is INTA) leads to; None where that is not known."""
+    def line(self, devfn: int, pin: int) -> int | None:
+        """The input of the interrupt controller that a pin (1 is INTA) leads to; None where that is not known."""
         slot = devfn >> 3
-        if not 1 <= pin <= 4:
+        if not 1 <= pin <= 4 or slot > self.bus.last_slot:
             return None
-        if not self._express:
-            return _PIIX3_IRQS[(slot - 1 + pin - 1) % 4]
-        if slot > _Q35_LAST_PLAIN_SLOT:
-            return None
-        return _Q35_FIRST_GSI + 4 + (slot + pin - 1) % 4
+        return self.bus.lines[(slot + pin + self.bus.shift) % 4]
+
+    def ports(self, port: int, length: int) -> Registers:
+        """A window of I/O ports."""
+        if self.bus.ports_at is None:
+            return PortRegisters(self.qtest, port, length)
+        return MemoryRegisters(self.qtest, self.bus.ports_at + port, length)
 
 
 def find_capability(config: Registers, wanted: int) -> int | None:
@@ -141,8 +130,8 @@ class PciAccess:
         self.config = bridge.config(devfn)
         self.bars: dict[int, Bar] = {}
         self.pin = self.config.read8(spec.CFG_INTERRUPT_PIN)
-        self.gsi = bridge.gsi(devfn, self.pin)
-        self._windows = bridge.windows
+        self.line = bridge.line(devfn, self.pin)
+        self._bridge = bridge
         self._msix = find_capability(self.config, spec.CapId.MSIX)
         self.msix_size = 0
         self._msix_table = (0, 0)
@@ -178,7 +167,7 @@ class PciAccess:
     def _assign(self, index: int, last: int, *, is_io: bool, is_64: bool) -> None:
         """Place one BAR of ``last + 1`` bytes."""
         size = last + 1
-        address = self._windows.place(size, is_io=is_io, is_64=is_64)
+        address = self._bridge.windows.place(size, is_io=is_io, is_64=is_64)
         place = spec.CFG_BAR0 + 4 * index
         self.config.write32(place, address & 0xFFFFFFFF)
         if is_64:
@@ -204,8 +193,9 @@ class PciAccess:
                 expected=f"{length:#x} bytes at {offset:#x}",
                 remedy="look at the capabilities: uvirtio inspect",
             )
-        kind = PortRegisters if bar.is_io else MemoryRegisters
-        return kind(self.qtest, bar.address + offset, length)
+        if bar.is_io:
+            return self._bridge.ports(bar.address + offset, length)
+        return MemoryRegisters(self.qtest, bar.address + offset, length)
 
     # --- MSI-X (PCI 3.0, 6.8.2) ---
 

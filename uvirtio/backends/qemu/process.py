@@ -20,7 +20,6 @@ from pathlib import Path
 
 from uvirtio.errors import QemuFailed, QemuMissing
 
-BINARY = "qemu-system-x86_64"
 OLDEST = (7, 2)
 _PR_SET_PDEATHSIG = 1
 _TERMINATE_WAIT = 2.0
@@ -41,16 +40,15 @@ def halt_firmware() -> int:
     return fd
 
 
-def find_binary(wanted: str | None) -> str:
+def find_binary(name: str, package: str) -> str:
     """The path of QEMU. Raises QemuMissing, naming the package."""
-    name = wanted or BINARY
     path = shutil.which(name)
     if path is None:
         raise QemuMissing(
             f"QEMU is not installed: there is no program {name}",
             seen=f"no {name}" + ("" if "/" in name else " in PATH"),
             expected=f"QEMU {OLDEST[0]}.{OLDEST[1]} or later",
-            remedy="install the package qemu-system-x86: apt-get install qemu-system-x86",
+            remedy=f"install the package {package}: apt-get install {package}",
         )
     return path
 
@@ -62,7 +60,7 @@ def check_version(version: tuple[int, ...]) -> None:
             "this QEMU is too old",
             seen=".".join(str(part) for part in version),
             expected=f"{OLDEST[0]}.{OLDEST[1]} or later",
-            remedy="install a newer qemu-system-x86, or name one with binary=PATH",
+            remedy="install a newer QEMU, or name one with binary=PATH",
         )
 
 

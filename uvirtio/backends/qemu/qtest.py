@@ -7,6 +7,7 @@ place, also before the answer to the command that caused them; they are kept per
 
 from __future__ import annotations
 
+import re
 import socket
 import struct
 import time
@@ -18,6 +19,7 @@ from uvirtio.errors import QemuFailed
 from uvirtio.memory.access import WidthRegisters
 
 _VERBS = {1: "b", 2: "w", 4: "l"}
+_QOM_PATH = re.compile(r"[a-z0-9_/\[\]-]{1,200}")
 _BATCH = 64
 """Commands sent before answers are read: QEMU blocks when its answers are not taken, so keep it small."""
 _LONGEST_LINE = 4096
@@ -105,9 +107,15 @@ class Qtest(Connection):
 
     # --- interrupts ---
 
-    def intercept_ioapic(self) -> None:
-        """Report the input lines of the I/O APIC from now on. One interrupt controller per QEMU."""
-        self._ask("irq_intercept_in ioapic\n")
+    def intercept(self, controller: str) -> None:
+        """Report the input lines of an interrupt controller from now on; one per QEMU.
+
+        ``controller`` is its place in the QOM tree, or a name that is there once. QEMU crashes when it is of
+        another kind, so it comes from QEMU's own list.
+        """
+        if _QOM_PATH.fullmatch(controller) is None:
+            raise ValueError(f"{controller!r} is no path in the QOM tree")
+        self._ask(f"irq_intercept_in {controller}\n")
 
     def irq_line(self, number: int) -> IrqLine:
         """The state of one interrupt line, kept up to date by every command and by ``drain()``."""

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from uvirtio.errors import NotSupported
+from uvirtio.memory.window import FileWindow
 
 DISK_SIZE = 64 << 20
 PLUGGABLE_SIZE = 1 << 30
@@ -78,3 +82,19 @@ def take_apart(device: str) -> tuple[str, dict[str, str]]:
     name = device.partition(",")[0]
     options = {key: value.replace(",,", ",") for key, value in _OPTION.findall(device[len(name) :])}
     return name, options
+
+
+def memory_of(files: Mapping[str, int], ident: str, address: str) -> FileWindow:
+    """The memory that the device ``ident`` plugs, by the memfd that it was supplied with.
+
+    Raises NotSupported where the memory backend is not ours: the device was given its own ``memdev``.
+    """
+    fd = files.get(ident)
+    if fd is None:
+        raise NotSupported(
+            f"the memory behind {address} is no file of this process",
+            seen="a memory backend of the caller's",
+            expected="the one that is supplied",
+            remedy="leave memdev= out of the device's options",
+        )
+    return FileWindow(os.dup(fd), 0, os.fstat(fd).st_size, what=f"the memory behind {address}")

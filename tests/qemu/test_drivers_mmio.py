@@ -1,0 +1,86 @@
+"""The driver bodies on virtio-mmio, with and without its interrupt: microvm, virt (aarch64); and on virt's PCI.
+
+The witness is QMP, as in test_drivers.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.bodies import Cell, adopt, any_device, balloon, keyboard, rng
+from uvirtio.memory.seams import InterruptMode
+from uvirtio.opening import identify
+from uvirtio.qemu import Machine
+
+PER_QUEUE, SHARED, LINE, POLLING = InterruptMode
+
+# (machine, virtio-mmio version or None, device, rung)
+CELLS: dict[str, list[tuple[str, int | None, str, InterruptMode]]] = {
+    "rng": [
+        ("microvm", 2, "virtio-rng-device", LINE),
+        ("microvm", 2, "virtio-rng-device", POLLING),
+        ("microvm", 2, "virtio-rng-device,iommu_platform=on", LINE),
+        ("virt", 2, "virtio-rng-device", LINE),
+        ("virt", None, "virtio-rng-pci", PER_QUEUE),
+        ("virt", None, "virtio-rng-pci", LINE),
+    ],
+    "keyboard": [
+        ("microvm", 2, "virtio-keyboard-device", LINE),
+        ("virt", 2, "virtio-keyboard-device", POLLING),
+        ("virt", None, "virtio-keyboard-pci", SHARED),
+    ],
+    "balloon": [
+        ("microvm", 2, "virtio-balloon-device", LINE),
+        ("virt", 2, "virtio-balloon-device", LINE),
+        ("virt", None, "virtio-balloon-pci", LINE),
+    ],
+    # What holds for any driver, once for each kind of machine and window.
+    "any": [
+        ("microvm", 2, "virtio-rng-device,iommu_platform=on", LINE),
+        ("microvm", 2, "virtio-balloon-device", POLLING),
+        ("virt", 2, "virtio-keyboard-device", LINE),
+        ("virt", None, "virtio-keyboard-pci,vectors=3", PER_QUEUE),
+    ],
+}
+
+
+def cells(kind: str) -> list[Any]:
+    return [
+        pytest.param(
+            (machine, version, device, mode),
+            id=f"{machine}-{f'v{version}-' if version else ''}{device.split('-', 1)[1]}-{mode.value}",
+        )
+        for machine, version, device, mode in CELLS[kind]
+    ]
+
+
+@pytest.fixture
+def cell(request: pytest.FixtureRequest) -> Iterator[Cell]:
+    name, version, device, mode = request.param
+    with Machine(name, [device], legacy=None if version is None else version == 1) as machine:
+        function = machine.functions[0]
+
+        def backing() -> int:
+            return os.fstat(machine.memory.fd).st_blocks * 512
+
+        backend = f"/machine/peripheral/{function.id}"
+        yield Cell(
+            open=lambda: identify(function.address, function, interrupts=[mode]),
+            qmp=machine.qmp,
+            events=machine.qmp_events,
+            # Behind virtio-mmio the device is what has the id; a PCI function has it inside.
+            path=backend if version is not None else f"{backend}/virtio-backend",
+            mode=mode,
+            translated="iommu_platform=on" in device,
+            backing=backing,
+        )
+
+
+globals().update(adopt(any_device, cells("any")))
+globals().update(adopt(rng, cells("rng")))
+globals().update(adopt(balloon, cells("balloon")))
+globals().update(adopt(keyboard, cells("keyboard")))

@@ -1,0 +1,111 @@
+"""A virtio-mmio window of a QEMU machine; see the MmioWindow seam."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Literal
+
+from uvirtio.backends.qemu.events import LineEvent, RemovalEvent
+from uvirtio.backends.qemu.memory import QemuDma
+from uvirtio.backends.qemu.models import MmioBus
+from uvirtio.backends.qemu.qmp import Qmp
+from uvirtio.backends.qemu.qtest import MemoryRegisters
+from uvirtio.backends.qemu.supply import memory_of
+from uvirtio.errors import Closed, QemuFailed
+from uvirtio.memory.seams import Event, Registers
+from uvirtio.memory.window import FileWindow
+from uvirtio.spec import mmio as spec
+
+if TYPE_CHECKING:
+    from uvirtio.backends.qemu.machine import Machine
+
+_BUS = re.compile(r"virtio-mmio-bus\.([0-9]+)")
+
+
+def transport_of(qmp: Qmp, ident: str, bus: MmioBus) -> int:
+    """Which of the machine's transports a device sits on. Raises QemuFailed.
+
+    QEMU numbers the buses in the order in which it makes the transports, which is that of their addresses.
+    """
+    parent = str(qmp.execute("qom-get", path=f"/machine/peripheral/{ident}", property="parent_bus"))
+    match = _BUS.fullmatch(parent.rpartition("/")[2])
+    if match is None or int(match[1]) >= bus.count:
+        raise QemuFailed(
+            f"the device {ident} is on no virtio-mmio transport",
+            seen=parent or "no bus",
+            expected=f"virtio-mmio-bus.0 to virtio-mmio-bus.{bus.count - 1}",
+            remedy="use the -device form of the device",
+        )
+    return int(match[1])
+
+
+class QemuMmioWindow:
+    """One transport of a :class:`Machine`; ``id`` is QEMU's name of the device in it."""
+
+    bus: Literal["mmio"] = "mmio"
+    translates = False
+
+    def __init__(self, machine: Machine, bus: MmioBus, transport: int, *, ident: str, address: str) -> None:
+        self.machine = machine
+        self.id = ident
+        self.address = address
+        self.base = bus.base + spec.WINDOW_SIZE * transport
+        """The guest-physical address of the window."""
+        self.line = bus.first_line + transport
+        """Its input of the interrupt controller."""
+        self.registers: Registers = MemoryRegisters(machine.qtest, self.base, spec.WINDOW_SIZE)
+        self.description = f"qemu {machine.name}, no guest, window {self.base:#x}, process {machine.pid}"
+        self.removal: Event | None = RemovalEvent(machine.process, machine.qmp_client, ident)
+        self._event: LineEvent | None = None
+        self._owns_machine = False
+        self._closed = False
+
+    def own_machine(self) -> None:
+        """From now on the machine ends with this window."""
+        self._owns_machine = True
+
+    def enable_interrupt(self) -> Event | None:
+        """The transport's interrupt line; replaces what was on before."""
+        self._check()
+        self.disable_interrupt()
+        qtest = self.machine.qtest
+        self._event = LineEvent(qtest, qtest.irq_line(self.line))
+        return self._event
+
+    def disable_interrupt(self) -> None:
+        """Stop listening to the line; the event that was given out is closed."""
+        event, self._event = self._event, None
+        if event is not None:
+            event.close()
+
+    def dma(self, translated: bool) -> QemuDma:
+        """Memory for this device. No IOMMU is there, so an IOVA is a guest-physical address too."""
+        self._check()
+        return QemuDma(self.machine.memory, translated)
+
+    def plugged_memory(self) -> FileWindow:
+        """The memory that the device plugs (virtio-mem). See the ProvidesMemory seam."""
+        self._check()
+        return memory_of(self.machine.files, self.id, self.address)
+
+    def close(self) -> None:
+        """Interrupt off; idempotent. Ends the machine if it was made for this window."""
+        if self._closed:
+            return
+        self.disable_interrupt()
+        self._closed = True
+        self.registers.close()
+        if self.removal is not None:
+            self.removal.close()
+        if self._owns_machine:
+            self.machine.close()
+
+    def __enter__(self) -> QemuMmioWindow:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise Closed("this window is closed")

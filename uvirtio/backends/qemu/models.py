@@ -1,0 +1,175 @@
+"""The machines that QEMU is started as: where each has its memory, its windows and its interrupt lines.
+
+Data only. Firmware and operating system would read it from ACPI tables or a device tree; here it is written
+down, from QEMU's own sources of the boards (hw/i386, hw/arm/virt.c), and tests read it back from QEMU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Ram:
+    """Where guest memory lies: ``split`` bytes at ``base``, the rest at ``high`` (None: there is no rest)."""
+
+    base: int
+    split: int
+    high: int | None
+
+    def address_of(self, offset: int) -> int:
+        """The guest-physical address of a byte of the memory backend."""
+        if self.high is None or offset < self.split:
+            return self.base + offset
+        return offset - self.split + self.high
+
+
+@dataclass(frozen=True, slots=True)
+class PciBus:
+    """The root bus: how configuration space is reached, where BARs may lie, what the interrupt pins lead to."""
+
+    ecam: int | None
+    """Where configuration space is mapped (PCI Express); None: by the ports 0xCF8 and 0xCFC."""
+
+    memory: tuple[int, int]
+    high: tuple[int, int]
+    """For 64-bit BARs that do not fit below. Plugged memory begins right above RAM, far below this."""
+    ports: tuple[int, int]
+    ports_at: int | None
+    """Where I/O ports are mapped in memory; None on x86, which has instructions for them."""
+
+    lines: tuple[int, int, int, int]
+    """The interrupt lines of the four PIRQs: pin p (1 is INTA) of slot s leads to (s + p + shift) modulo 4."""
+    shift: int
+    last_slot: int = 31
+    """Slots beyond are routed by registers that are left alone here."""
+
+    setup: tuple[tuple[int, int, int], ...] = ()
+    """What firmware would write, through the ports: (devfn, offset, 32-bit value)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MmioBus:
+    """The virtio-mmio transports: ``count`` windows of 512 bytes from ``base``, with lines from ``first_line``."""
+
+    base: int
+    count: int
+    first_line: int
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One kind of machine. ``controller`` is the interrupt controller: a type in the QOM tree, or a name."""
+
+    name: str
+    binary: str
+    package: str
+    ram: Ram
+    controller: str
+    pci: PciBus | None
+    mmio: MmioBus | None
+    options: str = ""
+    """For ``-machine``."""
+    split_option: str = ""
+    """What sets the split of memory, for ``-machine``; empty where the machine has it fixed."""
+    arguments: tuple[str, ...] = ()
+    firmware: bool = True
+    """The CPU is parked by our firmware; False: the arguments keep it off."""
+
+    def fits(self, device: str) -> bool:
+        """Whether this machine has a bus for a ``-device`` of this name."""
+        return self.mmio is not None if is_mmio(device) else self.pci is not None
+
+
+def is_mmio(device: str) -> bool:
+    """Whether a ``-device`` name is of a virtio-mmio device: QEMU's end in ``-device``."""
+    return device.partition(",")[0].endswith("-device")
+
+
+_X86 = ("qemu-system-x86_64", "qemu-system-x86")
+_X86_RAM = Ram(base=0, split=2 * GIB, high=4 * GIB)
+_ECAM_Q35 = 0xB0000000
+_PCIEXBAR = (0, 0x60, _ECAM_Q35 | 1)  # of q35's host bridge
+_PIIX3_IRQS = (5, 7, 10, 11)  # free on a PC without serial and parallel ports
+_PIIX3_PIRQ = (1 << 3, 0x60, int.from_bytes(bytes(_PIIX3_IRQS), "little"))
+
+Q35 = Model(
+    name="q35",
+    binary=_X86[0],
+    package=_X86[1],
+    ram=_X86_RAM,
+    split_option="max-ram-below-4g",
+    options="pit=off",
+    controller="ioapic",
+    pci=PciBus(
+        ecam=_ECAM_Q35,
+        memory=(0xC0000000, 0xFE000000),
+        high=(1 << 39, 1 << 40),
+        ports=(0xC000, 0x10000),
+        ports_at=None,
+        lines=(20, 21, 22, 23),
+        shift=-1,
+        last_slot=24,
+        setup=(_PCIEXBAR,),
+    ),
+    mmio=None,
+)
+
+PC = Model(
+    name="pc",
+    binary=_X86[0],
+    package=_X86[1],
+    ram=_X86_RAM,
+    split_option="max-ram-below-4g",
+    options="pit=off",
+    controller="ioapic",
+    pci=PciBus(
+        ecam=None,
+        memory=(0xC0000000, 0xFE000000),
+        high=(1 << 39, 1 << 40),
+        ports=(0xC000, 0x10000),
+        ports_at=None,
+        lines=_PIIX3_IRQS,
+        shift=-2,
+        setup=(_PIIX3_PIRQ,),
+    ),
+    mmio=None,
+)
+
+# With one I/O APIC there are 8 transports, and their lines are those of the one that has a name.
+MICROVM = Model(
+    name="microvm",
+    binary=_X86[0],
+    package=_X86[1],
+    ram=Ram(base=0, split=3 * GIB, high=4 * GIB),
+    options="pit=off,ioapic2=off",
+    controller="ioapic",
+    pci=None,
+    mmio=MmioBus(base=0xFEB00000, count=8, first_line=16),
+)
+
+VIRT = Model(
+    name="virt",
+    binary="qemu-system-aarch64",
+    package="qemu-system-arm",
+    ram=Ram(base=GIB, split=255 * GIB, high=None),
+    options="gic-version=2",
+    controller="arm_gic",
+    pci=PciBus(
+        ecam=0x4010000000,
+        memory=(0x10000000, 0x3EFF0000),
+        high=(1 << 39, 1 << 40),
+        ports=(0x1000, 0x10000),
+        ports_at=0x3EFF0000,
+        lines=(3, 4, 5, 6),
+        shift=-1,
+    ),
+    mmio=MmioBus(base=0x0A000000, count=32, first_line=16),
+    arguments=("-cpu", "cortex-a57", "-global", "arm-cpu.start-powered-off=on"),
+    firmware=False,
+)
+
+MODELS = {model.name: model for model in (Q35, PC, MICROVM, VIRT)}
