@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.bodies import Cell, adopt, any_device, balloon, keyboard, rng
+from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng
 from uvirtio.memory.seams import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
@@ -24,6 +24,7 @@ CELLS: dict[str, list[tuple[str, int | None, str, InterruptMode]]] = {
         ("microvm", 2, "virtio-rng-device", LINE),
         ("microvm", 2, "virtio-rng-device", POLLING),
         ("microvm", 2, "virtio-rng-device,iommu_platform=on", LINE),
+        ("microvm", 1, "virtio-rng-device", LINE),
         ("virt", 2, "virtio-rng-device", LINE),
         ("virt", None, "virtio-rng-pci", PER_QUEUE),
         ("virt", None, "virtio-rng-pci", LINE),
@@ -31,17 +32,25 @@ CELLS: dict[str, list[tuple[str, int | None, str, InterruptMode]]] = {
     "keyboard": [
         ("microvm", 2, "virtio-keyboard-device", LINE),
         ("virt", 2, "virtio-keyboard-device", POLLING),
+        ("microvm", 1, "virtio-keyboard-device", LINE),
         ("virt", None, "virtio-keyboard-pci", SHARED),
     ],
     "balloon": [
         ("microvm", 2, "virtio-balloon-device", LINE),
         ("virt", 2, "virtio-balloon-device", LINE),
+        ("virt", 1, "virtio-balloon-device", LINE),
         ("virt", None, "virtio-balloon-pci", LINE),
+    ],
+    "blk": [
+        ("microvm", 2, "virtio-blk-device,num-queues=2", LINE),
+        ("virt", 1, "virtio-blk-device", POLLING),
     ],
     # What holds for any driver, once for each kind of machine and window.
     "any": [
         ("microvm", 2, "virtio-rng-device,iommu_platform=on", LINE),
         ("microvm", 2, "virtio-balloon-device", POLLING),
+        ("microvm", 1, "virtio-balloon-device", LINE),
+        ("virt", 1, "virtio-rng-device", POLLING),
         ("virt", 2, "virtio-keyboard-device", LINE),
         ("virt", None, "virtio-keyboard-pci,vectors=3", PER_QUEUE),
     ],
@@ -76,11 +85,14 @@ def cell(request: pytest.FixtureRequest) -> Iterator[Cell]:
             path=backend if version is not None else f"{backend}/virtio-backend",
             mode=mode,
             translated="iommu_platform=on" in device,
+            legacy=version == 1,
             backing=backing,
+            extra={"file": machine.files.get(function.id)},
         )
 
 
 globals().update(adopt(any_device, cells("any")))
 globals().update(adopt(rng, cells("rng")))
 globals().update(adopt(balloon, cells("balloon")))
+globals().update(adopt(blk, cells("blk")))
 globals().update(adopt(keyboard, cells("keyboard")))
