@@ -132,6 +132,12 @@ class ProtocolError(DeviceFailure):
     code = "UV-DEV-PROTOCOL"
 
 
+class RngUnhealthy(DeviceFailure):
+    """An entropy device gives bytes that cannot be random."""
+
+    code = "UV-DEV-RNG-HEALTH"
+
+
 class PageMoved(DeviceFailure):
     """The physical address of a balloon page changed while the host was told about it."""
 

@@ -30,13 +30,14 @@ def read(
     hex: content.HexOption = False,
     raw: content.RawOption = False,
     out: content.OutOption = "",
+    untested: Annotated[bool, typer.Option("--untested", help="Take bytes that cannot be random, too.")] = False,
 ) -> None:
     """Read N random bytes."""
     content.check_form(run, hex=hex, raw=raw, out=out)
     wanted = parse_size(count)
     from uvirtio.drivers.rng import Rng
 
-    with run.device(dev) as device, Rng(device) as rng:
+    with run.device(dev) as device, Rng(device, health=not untested) as rng:
         content.give(run, _pieces(rng, wanted), hex=hex, raw=raw, out=out, address=device.address)
 
 

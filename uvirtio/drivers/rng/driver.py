@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from uvirtio.device import QueueSpec
+from uvirtio.device import Device, Observer, QueueSpec, unobserved
 from uvirtio.drivers.base import Driver, runs, settle, transact
-from uvirtio.errors import ProtocolError, UsageError
+from uvirtio.drivers.rng.health import MOST, RUN, WINDOW, Health
+from uvirtio.errors import ProtocolError, RngUnhealthy, UsageError
 from uvirtio.spec import rng as spec
 
 _BUFFER = 4096
@@ -18,9 +19,18 @@ class Rng(Driver):
     """Random bytes from the host.
 
     ``with Rng(uvirtio.open(address)) as rng: rng.read(32)``
+
+    All bytes go through two tests that find a source that is stuck (see :class:`Health`); ``health`` False leaves
+    them out, for sources that are meant to be known.
     """
 
     device_id: ClassVar[int] = spec.TYPE
+
+    def __init__(self, device: Device, *, health: bool = True, observe: Observer = unobserved) -> None:
+        self.health = Health() if health else None
+        self.findings: dict[str, int] = {}
+        """How often the device did something odd that is tolerated, by name."""
+        super().__init__(device, observe=observe)
 
     def _queues(self) -> Sequence[QueueSpec]:
         return [QueueSpec(spec.REQUESTQ, "requestq", size=8)]
@@ -32,7 +42,8 @@ class Rng(Driver):
         """``count`` random bytes. The device may answer short (5.4.6.1); it is asked until there are enough.
 
         ``timeout`` is for each request (seconds; the device's own where None).
-        Raises UsageError for a negative count, DeviceTimeout, ProtocolError after 16 empty answers in a row.
+        Raises UsageError for a negative count, DeviceTimeout, ProtocolError after 16 empty answers in a row, and
+        RngUnhealthy where the bytes cannot be random; then none of them are returned, and no others either.
         """
         if count < 0:
             raise UsageError("a number of bytes is not negative", seen=count, expected="0 or more")
@@ -40,7 +51,10 @@ class Rng(Driver):
         with self.device.session():
             empty = 0
             while len(found) < count:
-                piece = self._request(min(count - len(found), _BUFFER), timeout)
+                asked = min(count - len(found), _BUFFER)
+                piece = self._request(asked, timeout)
+                if len(piece) < asked:
+                    self._finding("empty answer" if not piece else "short answer")
                 empty = 0 if piece else empty + 1
                 if empty == _EMPTY_ANSWERS:
                     raise ProtocolError(
@@ -49,8 +63,22 @@ class Rng(Driver):
                         expected="at least one byte (5.4.6)",
                         remedy="look at the host's source of randomness",
                     )
+                self._test(piece)
                 found += piece
         return bytes(found)
+
+    def _test(self, piece: bytes) -> None:
+        wrong = self.health.feed(piece) if self.health is not None else None
+        if wrong is not None:
+            raise RngUnhealthy(
+                f"{self.device.address} gives bytes that are not random",
+                seen=wrong,
+                expected=f"fewer than {RUN} equal ones in a row, and than {MOST} in {WINDOW}",
+                remedy="look at the host's source; Rng(device, health=False) or --untested takes what comes",
+            )
+
+    def _finding(self, name: str) -> None:
+        self.findings[name] = self.findings.get(name, 0) + 1
 
     def _request(self, length: int, timeout: float | None) -> bytes:
         buffer, queue = self._buffer, self.device.queues[spec.REQUESTQ]

@@ -1,0 +1,6 @@
+"""The entropy device (5.4): random bytes from the host, looked at before they are handed on."""
+
+from uvirtio.drivers.rng.driver import Rng
+from uvirtio.drivers.rng.health import Health
+
+__all__ = ["Health", "Rng"]
