@@ -58,6 +58,7 @@ LEGACY = [
     ("pc", "virtio-rng-pci,vectors=1", SHARED, True),
     ("q35", "virtio-balloon-pci", INTX, True),
     ("pc", "virtio-balloon-pci,disable-modern=on", POLLING, False),
+    ("q35", "virtio-blk-pci,disable-modern=on", SHARED, False),
 ]
 
 PIO_NOTIFY = [
@@ -116,5 +117,5 @@ DISKS = cells("blk", machines=("pc",))
 globals().update(adopt(any_device, [*cells("rng", "keyboard", "balloon"), *OLD_RNG, *OLD_BALLOON, *DISKS]))
 globals().update(adopt(rng, [*cells("rng"), *OLD_RNG]))
 globals().update(adopt(balloon, [*cells("balloon"), *OLD_BALLOON]))
-globals().update(adopt(blk, cells("blk", machines=("q35",))))
+globals().update(adopt(blk, [*cells("blk", machines=("q35",)), *old_cells("blk", LEGACY)]))
 globals().update(adopt(keyboard, cells("keyboard")))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable
+from math import comb
 
 import pytest
 
@@ -11,7 +13,8 @@ from tests.unit.scripted import Balloon, Chain, Rng, ScriptedDevice
 from uvirtio import opening
 from uvirtio.device import Device
 from uvirtio.drivers.rng import Rng as Driver
-from uvirtio.errors import DeviceBroken, NotVirtio, ProtocolError, RingCorruption, UsageError
+from uvirtio.drivers.rng.health import MOST, RUN, WINDOW, Health
+from uvirtio.errors import DeviceBroken, NotVirtio, ProtocolError, RingCorruption, RngUnhealthy, UsageError
 
 
 def identify(scripted: ScriptedDevice, timeout: float = 30.0) -> Device:
@@ -192,3 +195,72 @@ def test_another_type_of_device():
         with pytest.raises(NotVirtio, match="no rng device"):
             Driver(device)
         assert not [access for access in scripted.log if access.op == "write"]
+
+
+# --- health -------------------------------------------------------------------------------------------------
+
+
+class Told(Rng):
+    """Gives these bytes, over and over."""
+
+    def __init__(self, told: bytes, at_most: int | None = None) -> None:
+        super().__init__(at_most=at_most)
+        self.told = told
+
+    def source(self, count: int) -> bytes:
+        first = len(self.given) % len(self.told)
+        return (self.told * (1 + (first + count) // len(self.told)))[first : first + count]
+
+
+STUCK = b"\x00"
+NEARLY = b"\x07" * 8 + b"\x08"  # never nine in a row
+LEANING = bytes(value for number in range(27) for value in (0x55, *range(number, number + 18)))
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [(STUCK, "9 bytes of 0x00"), (NEARLY, "0x07 comes 456 times"), (LEANING, "0x55 comes 27 times")],
+)
+@pytest.mark.parametrize("at_most", [None, 1, 7])
+def test_bytes_that_cannot_be_random_are_not_handed_on(told: bytes, said: str, at_most: int | None):
+    scripted = ScriptedDevice(Told(told, at_most))
+    with identify(scripted) as device, Driver(device) as rng:
+        with pytest.raises(RngUnhealthy) as failure:
+            for _ in range(40):
+                rng.read(16)  # however it is cut
+        assert said in str(failure.value.seen)
+        with pytest.raises(DeviceBroken):
+            rng.read(1)
+    scripted.assert_left()
+
+
+def test_a_known_source_can_be_had_untested():
+    with identify(ScriptedDevice(Told(STUCK))) as device, Driver(device, health=False) as rng:
+        assert rng.read(1000) == bytes(1000)
+
+
+def test_healthy_bytes_pass():
+    health = Health()
+    source = random.Random(90)
+    for size in (1, 511, 1, 4096, 1 << 20):
+        assert health.feed(source.randbytes(size)) is None
+    assert health.tested == 513 + 4096 + (1 << 20)
+    assert health.feed(bytes(8)) is None
+    assert health.feed(bytes(1)) is not None
+
+
+def test_the_cutoffs_are_what_they_say():
+    def tail(least: int, of: int) -> float:
+        return sum(comb(of, n) * 255 ** (of - n) for n in range(least, of + 1)) / 256**of
+
+    assert 256.0 ** -(RUN - 1) == 2.0**-64
+    assert tail(MOST - 1, WINDOW - 1) < 2.0**-64 <= tail(MOST - 2, WINDOW - 1)
+
+
+def test_short_answers_are_noted():
+    with identify(ScriptedDevice(Rng(at_most=10))) as device, Driver(device) as rng:
+        rng.read(30)
+        assert rng.findings == {"short answer": 2}
+    with identify(ScriptedDevice(Empty(3))) as device, Driver(device) as rng:
+        rng.read(5)
+        assert rng.findings == {"empty answer": 3}
