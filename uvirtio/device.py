@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from uvirtio.errors import (
     Closed,
@@ -39,13 +39,15 @@ from uvirtio.errors import (
 )
 from uvirtio.memory.access import require_little_endian
 from uvirtio.memory.fence import full_fence
-from uvirtio.memory.seams import DmaSpace, Doorbell, InterruptMode, Transport
+from uvirtio.memory.seams import DmaSpace, Doorbell, InterruptMode, QueueLayout, Transport
 from uvirtio.spec import features as f
 from uvirtio.spec import ids
 from uvirtio.spec.layout import Field
+from uvirtio.spec.ring import MAX_SIZE, is_power_of_two
 from uvirtio.spec.status import Status, describe
 from uvirtio.storm import Storm
 from uvirtio.virtqueue import Completion, Run, Virtqueue
+from uvirtio.virtqueue.packed import make_packed
 from uvirtio.virtqueue.split import make_split
 
 T = TypeVar("T")
@@ -54,7 +56,10 @@ DEFAULT_TIMEOUT = 5.0
 QUEUE_SIZE_MAX = 256
 """Entries. Enough for every driver here, and each ring area fits one page, which guest-physical memory needs."""
 
-RING_FEATURES = f.mask(f.INDIRECT_DESC, f.EVENT_IDX)
+RING_FEATURES = f.mask(f.INDIRECT_DESC, f.EVENT_IDX, f.RING_PACKED, f.IN_ORDER)
+
+RingChoice = Literal["auto", "split", "packed"]
+"""Which ring format to take: ``auto`` is packed where it is offered, as 6.1 wants it."""
 
 LEGACY_FEATURES = f.mask(f.ANY_LAYOUT)
 """Taken where a legacy interface offers it (6.3): our chains then may be laid out as on a modern one (2.7.4)."""
@@ -141,12 +146,14 @@ class Device:
         *,
         timeout: float = DEFAULT_TIMEOUT,
         interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
+        ring: RingChoice = "auto",
     ) -> None:
         require_little_endian()
         self.address = address
         self.transport = transport
         self.timeout = timeout
         self.interrupts = tuple(interrupts)
+        self.ring = ring
         self.device_id = transport.device_id
         self.type = ids.type_name(transport.device_id)
         self.offered = 0
@@ -381,6 +388,8 @@ class Device:
         self.offered, self.unsteady_features = offered & again, offered ^ again
         # 2.2.3: on a legacy interface VERSION_1 is not there to be taken, nor is anything above bit 31.
         must = required if legacy else required | f.mask(f.VERSION_1)
+        if self.ring == "packed":
+            must |= f.mask(f.RING_PACKED)
         missing = must & ~self.offered
         if missing:
             names = ", ".join(bit.name for bit in f.names(self.type, missing))
@@ -393,6 +402,8 @@ class Device:
         # 2.2.1: from allow-lists only, so that what nobody here knows is never acknowledged.
         ours = wanted | required | RING_FEATURES
         ours |= LEGACY_FEATURES if legacy else f.mask(f.VERSION_1, f.ACCESS_PLATFORM)
+        if self.ring == "split":
+            ours &= ~f.mask(f.RING_PACKED)
         carried = self.transport.features_allowed | f.DEVICE_TYPE_MASK
         if legacy:
             carried &= f.LEGACY_MASK  # 4.1.4.10
@@ -440,28 +451,46 @@ class Device:
                         expected="a queue (4.1.5.1.3)",
                     )
                 continue
-            if layout.size_max > 32768 or layout.size_max & (layout.size_max - 1):
-                raise QueueError(
-                    f"the size of {spec.name} (queue {spec.index}) is no power of two up to 32768",
-                    seen=layout.size_max,
-                    expected="a power of two (2.7)",
-                )
-            # 2.7.2: a legacy queue may have one size only, whatever we would like.
-            size = layout.size_max if layout.size_fixed else min(layout.size_max, spec.size, QUEUE_SIZE_MAX)
-            ring = make_split(
+            ring = self._make_ring(spec, layout)
+            self._rings.append(ring)
+            made.append((spec, ring))
+        return made
+
+    def _make_ring(self, spec: QueueSpec, layout: QueueLayout) -> Virtqueue:
+        """The ring of one queue, in the format that was negotiated."""
+        packed, most = self.has(f.RING_PACKED), layout.size_max
+        if most > MAX_SIZE or not (packed or is_power_of_two(most)):
+            raise QueueError(
+                f"the size of {spec.name} (queue {spec.index}) is no "
+                f"{'number' if packed else 'power of two'} up to 32768",
+                seen=most,
+                expected="1 to 32768 (2.8)" if packed else "a power of two (2.7)",
+            )
+        # 2.7.2: a legacy queue may have one size only, whatever we would like.
+        size = most if layout.size_fixed else min(most, spec.size, QUEUE_SIZE_MAX)
+        indirect, event_idx, in_order = self.has(f.INDIRECT_DESC), self.has(f.EVENT_IDX), self.has(f.IN_ORDER)
+        if packed:
+            return make_packed(
                 spec.index,
                 size,
                 self.dma,
                 fence=self._fence,
-                indirect=self.has(f.INDIRECT_DESC),
-                event_idx=self.has(f.EVENT_IDX),
-                # 2.7.8.1: many devices fill in a wrong length on the legacy interface.
-                clamp_used_len=self.transport.legacy,
-                one_region=layout.one_region,
+                indirect=indirect,
+                event_idx=event_idx,
+                in_order=in_order,
             )
-            self._rings.append(ring)
-            made.append((spec, ring))
-        return made
+        return make_split(
+            spec.index,
+            size,
+            self.dma,
+            fence=self._fence,
+            indirect=indirect,
+            event_idx=event_idx,
+            in_order=in_order,
+            # 2.7.8.1: many devices fill in a wrong length on the legacy interface.
+            clamp_used_len=self.transport.legacy,
+            one_region=layout.one_region,
+        )
 
     def _enable_queues(self, made: Sequence[tuple[QueueSpec, Virtqueue]]) -> None:
         for spec, ring in made:

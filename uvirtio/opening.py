@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from uvirtio import fuse
-from uvirtio.device import DEFAULT_TIMEOUT, Device
+from uvirtio.device import DEFAULT_TIMEOUT, Device, RingChoice
 from uvirtio.errors import BadAddress, NotBound, NotSupported, UvirtioError
 from uvirtio.memory.seams import InterruptMode, MmioWindow, PciFunction, Transport, VdpaNode
 from uvirtio.memory.trace import Trace
@@ -34,15 +34,17 @@ def open(
     unsafe_dma: bool = False,
     interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
     force_legacy: bool = False,
+    ring: RingChoice = "auto",
     roots: Roots | None = None,
     trace: Trace | None = None,
 ) -> Device:
     """Open and identify the device at ``address`` (``0000:03:00.0``, ``qemu:virtio-rng-pci``, ...).
 
     It neither resets nor negotiates, and never binds. ``interrupts`` are the rungs of the ladder that may be
-    taken, best first. ``force_legacy`` takes the legacy interface of a transitional PCI device, as the kernel's
-    module parameter of that name does; without it the modern one is preferred (4.1.5.1.1.1). ``trace`` gets a
-    line for every register access and kick.
+    taken, best first. ``ring`` is the format of the virtqueues: packed where it is offered (auto), or one of them.
+    ``force_legacy`` takes the legacy interface of a transitional PCI device, as the kernel's module parameter of
+    that name does; without it the modern one is preferred (4.1.5.1.1.1). ``trace`` gets a line for every register
+    access and kick.
 
     Raises BadAddress, Denied, NotBound, NoSuchDevice, NotVirtio, CapabilityError, or what the back end lacks.
     """
@@ -50,7 +52,13 @@ def open(
         address, backend=backend, timeout=timeout, unsafe_dma=unsafe_dma, roots=roots
     )
     return identify(
-        canonical, function, timeout=timeout, interrupts=interrupts, force_legacy=force_legacy, trace=trace
+        canonical,
+        function,
+        timeout=timeout,
+        interrupts=interrupts,
+        ring=ring,
+        force_legacy=force_legacy,
+        trace=trace,
     )
 
 
@@ -146,6 +154,7 @@ def identify(
     timeout: float = DEFAULT_TIMEOUT,
     interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
     force_legacy: bool = False,
+    ring: RingChoice = "auto",
     trace: Trace | None = None,
 ) -> Device:
     """The second half: introduce what was found to its transport. Closes it if they do not get on."""
@@ -154,7 +163,7 @@ def identify(
     except BaseException:
         found.close()
         raise
-    return Device(address, transport, timeout=timeout, interrupts=interrupts)
+    return Device(address, transport, timeout=timeout, interrupts=interrupts, ring=ring)
 
 
 def _transport(found: Opened, trace: Trace | None, force_legacy: bool) -> Transport:

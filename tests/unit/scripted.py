@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tests.unit.scripted_memory import Memory, ScriptedBlock, ScriptedDma
+from tests.unit.scripted_packed import PackedDeviceRing
 from tests.unit.scripted_ring import Chain, DeviceRing, DriverViolation, Lies
 from uvirtio.errors import CapabilityError, Closed, OperationFailed
 from uvirtio.memory.seams import BarInfo
@@ -216,7 +217,7 @@ class QueueState:
         self.enable = 0
         self.reset_left = 0
         self.addresses = {"queue_desc": 0, "queue_driver": 0, "queue_device": 0}
-        self.ring: DeviceRing | None = None
+        self.ring: DeviceRing | PackedDeviceRing | None = None
 
 
 # --- device types -------------------------------------------------------------------------------------------
@@ -877,7 +878,10 @@ class ScriptedDevice:
         elif name == "queue_select":
             self._queue_select = value
         elif name == "queue_size":
-            self.check("PCI-COM-03", ring.is_power_of_two(value), f"queue_size {value}")
+            if f.has(self.driver_features, f.RING_PACKED):
+                self.check("PCI-COM-02", 0 < value <= ring.MAX_SIZE, f"queue_size {value}")
+            else:
+                self.check("PCI-COM-03", ring.is_power_of_two(value), f"queue_size {value}")
             self.check("PCI-COM-04", not queue.enable, "queue_size was written after queue_enable")
             if not self.faults.queue_size_stuck:
                 queue.size = value
@@ -969,12 +973,14 @@ class ScriptedDevice:
             return
         queue.enable = 1
         try:
-            queue.ring = DeviceRing(
+            format_ = PackedDeviceRing if f.has(self.driver_features, f.RING_PACKED) else DeviceRing
+            queue.ring = format_(
                 self.memory,
                 queue.size,
                 *queue.addresses.values(),
                 indirect=f.has(self.driver_features, f.INDIRECT_DESC),
                 event_idx=f.has(self.driver_features, f.EVENT_IDX),
+                in_order=f.has(self.driver_features, f.IN_ORDER),
                 lies=self.lies,
                 index=self._queue_select,
             )
@@ -1031,7 +1037,7 @@ class ScriptedDevice:
 
     # --- doing the work -------------------------------------------------------------------------------------
 
-    def _may_run(self, queue: int) -> DeviceRing | None:
+    def _may_run(self, queue: int) -> DeviceRing | PackedDeviceRing | None:
         ring_ = self.queues[queue].ring if queue < len(self.queues) else None
         silent = self.faults.silent or queue in self.faults.silent_queues or self.gone
         stopped = self._status & (Status.DEVICE_NEEDS_RESET | Status.FAILED)

@@ -34,6 +34,8 @@ class Lies:
     used_idx: Callable[[int], int] = lambda index: index
     avail_event: Callable[[int], int] = lambda index: index
     used_flags: int = 0
+    slot_flags: Callable[[int], int] = lambda flags: flags
+    """Flags of a used slot of a packed ring."""
     duplicate: bool = False
     """Every completion comes twice."""
 
@@ -54,6 +56,7 @@ class Chain:
     memory: Memory
     descriptors: list[int] = field(default_factory=list)
     indirect: bool = False
+    tables: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def readable(self) -> list[Element]:
@@ -86,8 +89,11 @@ class Chain:
 class DeviceRing:
     """The device's end of one split queue at these device addresses.
 
-    ``check_buffers``: every element of a chain must lie in mapped memory.
+    ``check_buffers``: every element of a chain must lie in mapped memory. With ``in_order`` the driver's
+    descriptors must lie in their order, and ``batching`` writes one used element for all up to :meth:`flush`.
     """
+
+    kind = "split"
 
     def __init__(
         self,
@@ -99,6 +105,7 @@ class DeviceRing:
         *,
         indirect: bool = False,
         event_idx: bool = False,
+        in_order: bool = False,
         lies: Lies | None = None,
         check_buffers: bool = True,
         index: int = 0,
@@ -110,7 +117,7 @@ class DeviceRing:
         self.size = size
         self.index = index
         self.desc, self.avail, self.used = desc, avail, used
-        self.indirect, self.event_idx = indirect, event_idx
+        self.indirect, self.event_idx, self.in_order = indirect, event_idx, in_order
         self.check_buffers = check_buffers
         self.lies = lies or Lies()
         self.last_avail = 0
@@ -122,6 +129,10 @@ class DeviceRing:
         self._busy: set[int] = set()
         self._seen_idx = 0
         self._signalled = 0
+        self.batching = False
+        self._batch: tuple[int, int] | None = None
+        self._batched = 0
+        self._next_descriptor = 0
         obey("SPL-18", self._used_word(ring.RING_FLAGS) == 0, "used.flags is not zero at the start")
 
     # --- words ----------------------------------------------------------------------------------------------
@@ -211,6 +222,8 @@ class DeviceRing:
             obey("SPL-04", index not in visited, f"chain {head} loops at {index}")
             visited.add(index)
             address, length, flags, following = self._raw(index, table)
+            if self.in_order:
+                self._check_order(index, flags, following, table)
             obey("SPL-10", not flags & ~7, f"reserved flags {flags:#x}")
             if table is None:
                 chain.descriptors.append(index)
@@ -238,6 +251,15 @@ class DeviceRing:
         obey("SPL-04", total <= ring.MAX_CHAIN_BYTES, f"a chain of {total} bytes")
         return chain
 
+    def _check_order(self, index: int, flags: int, following: int, table: int | None) -> None:
+        if table is None:
+            obey("SPL-06", index == self._next_descriptor, f"descriptor {index}, not {self._next_descriptor}")
+            self._next_descriptor = (index + 1) % self.size
+            if flags & ring.DESC_F_NEXT:
+                obey("SPL-05", following == self._next_descriptor, f"descriptor {index} links to {following}")
+        elif flags & ring.DESC_F_NEXT:
+            obey("SPL-11", following == index + 1, f"table entry {index} links to {following}")
+
     # --- giving back ----------------------------------------------------------------------------------------
 
     def push(self, chain: Chain | int, written: int = 0) -> None:
@@ -246,10 +268,23 @@ class DeviceRing:
         taken = self.out.pop(head, None)
         if taken is not None:
             self._busy.difference_update(taken.descriptors)
+        if self.batching:
+            self._batch = (head, written)
+            self._batched += 1
+            return
         for _ in range(2 if self.lies.duplicate else 1):
             self.write_used_element(self.used_idx, self.lies.used_id(head), self.lies.used_len(written))
             self.used_idx = (self.used_idx + 1) & _MASK
         self.write_used_idx(self.lies.used_idx(self.used_idx))
+
+    def flush(self) -> None:
+        """Write the used element of a batch, for its last chain, and move the index over all of it (2.7.9)."""
+        if self._batch is not None:
+            head, written = self._batch
+            self.write_used_element(self.used_idx, self.lies.used_id(head), self.lies.used_len(written))
+            self.used_idx = (self.used_idx + self._batched) & _MASK
+            self._batch, self._batched = None, 0
+            self.write_used_idx(self.lies.used_idx(self.used_idx))
 
     def wants_interrupt(self) -> bool:
         """Whether the driver asked for an interrupt for what was pushed since this was asked last (2.7.7)."""

@@ -230,7 +230,7 @@ ALL = (1 << 128) - 1
 def test_a_device_that_offers_all_128_bits_is_driven_with_the_few_that_are_known(model: type[Model]):
     scripted = ScriptedDevice(model(), features=ALL)
     with identify(scripted) as device, DRIVERS[model](device) as driver:
-        known = f.mask(f.VERSION_1, f.ACCESS_PLATFORM, f.INDIRECT_DESC, f.EVENT_IDX)
+        known = f.mask(f.VERSION_1, f.ACCESS_PLATFORM, f.INDIRECT_DESC, f.EVENT_IDX, f.RING_PACKED, f.IN_ORDER)
         assert scripted.driver_features == device.features == known | driver.features
         assert device.offered == ALL
         assert device.dma.translated

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
@@ -80,6 +80,13 @@ ForceLegacyOption = Annotated[
     ),
 ]
 
+RingOption = Annotated[
+    Literal["auto", "split", "packed"],
+    typer.Option(
+        "--ring", help="Format of the queues; auto: packed where it is offered.", rich_help_panel=_OPENING
+    ),
+]
+
 DevArgument = Annotated[
     str, typer.Argument(metavar="DEV", help="Address of a device, such as qemu:virtio-rng-pci.")
 ]
@@ -95,10 +102,11 @@ _DEVICE: dict[str, tuple[Any, Any]] = {
     "unsafe_dma": (UnsafeOption, False),
     "interrupts": (InterruptsOption, None),
     "force_legacy": (ForceLegacyOption, False),
+    "ring": (RingOption, "auto"),
 }
 
 FLAGS = frozenset({"--json", "-v", "--verbose", "--unsafe-dma", "--force-legacy"})
-VALUED = frozenset({"--root", "--timeout", "--backend", "--interrupts"})
+VALUED = frozenset({"--root", "--timeout", "--backend", "--interrupts", "--ring"})
 """The common options as they are written, for those that stand before the verb."""
 
 
@@ -118,6 +126,7 @@ class Run:
     unsafe_dma: bool = False
     interrupts: tuple[InterruptMode, ...] = tuple(InterruptMode)
     force_legacy: bool = False
+    ring: Literal["auto", "split", "packed"] = "auto"
     guard: Guard = field(default_factory=Guard)
     streaming: bool = False
     """JSON lines were promised, so that an end by a signal needs no document of its own."""
@@ -138,6 +147,7 @@ class Run:
             unsafe_dma=self.unsafe_dma,
             interrupts=self.interrupts,
             force_legacy=self.force_legacy,
+            ring=self.ring,
             roots=self.roots,
             trace=self.trace,
         )
@@ -314,6 +324,7 @@ def _take_device_options(run: Run, asked: dict[str, Any]) -> None:
     run.backend = asked["backend"]
     run.unsafe_dma = asked["unsafe_dma"]
     run.force_legacy = asked["force_legacy"]
+    run.ring = asked["ring"]
     if asked["interrupts"] is not None:
         run.interrupts = (asked["interrupts"],)
 

@@ -27,7 +27,9 @@ class PciModern(PciBase):
 
     kind = "pci-modern"
     legacy = False
-    features_allowed = f.mask(f.VERSION_1, f.ACCESS_PLATFORM, f.INDIRECT_DESC, f.EVENT_IDX)
+    features_allowed = f.mask(
+        f.VERSION_1, f.ACCESS_PLATFORM, f.INDIRECT_DESC, f.EVENT_IDX, f.RING_PACKED, f.IN_ORDER
+    )
 
     def _find(self) -> None:
         self._config: Registers | None = None

@@ -1,17 +1,15 @@
-"""Virtqueues: the split ring of 2.7, behind an interface that the packed ring of 2.8 will share."""
+"""Virtqueues: the split ring of 2.7 and the packed ring of 2.8, behind one interface."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 Run = tuple[int, int]
 """(device address, length in bytes) of one element of a chain."""
 
 
-@dataclass(frozen=True, slots=True)
-class Completion:
+class Completion(NamedTuple):
     """A chain that the device has used: the caller's cookie, and how many bytes it says that it wrote."""
 
     cookie: Any
@@ -24,6 +22,7 @@ class Virtqueue(Protocol):
     Chains are added (nothing is visible to the device yet), then published in one go; completions are reaped.
     """
 
+    kind: Literal["split", "packed"]
     index: int
     size: int
     findings: dict[str, int]
@@ -32,6 +31,11 @@ class Virtqueue(Protocol):
     @property
     def addresses(self) -> tuple[int, int, int]:
         """Device addresses of the descriptor, driver and device areas (2.6)."""
+        ...
+
+    @property
+    def kick_data(self) -> int:
+        """Where the device finds what comes next: next_off in bits 0..14, next_wrap in bit 15 (2.9)."""
         ...
 
     @property

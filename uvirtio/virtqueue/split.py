@@ -10,10 +10,11 @@ whole batch of chains one index store and one fence.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, Literal
 
-from uvirtio.errors import Closed, DeviceBroken, QueueError, QueueFull, RingCorruption, UsageError
+from uvirtio.errors import UsageError
 from uvirtio.memory.access import words16, words32, words64
 from uvirtio.memory.fence import Fence, order_fence
 from uvirtio.memory.seams import Block, DmaSpace
@@ -21,6 +22,13 @@ from uvirtio.spec import ring
 from uvirtio.spec.ring import AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_F_NO_NOTIFY, need_event
 from uvirtio.virtqueue import Completion, Run
 from uvirtio.virtqueue.chain import measure
+from uvirtio.virtqueue.ledger import (
+    INDIRECT_ENTRIES,
+    Ledger,
+    area_address,
+    check_contiguous,
+    table_addresses,
+)
 from uvirtio.virtqueue.region import legacy_areas
 
 # Descriptor flags (2.7.5), where they lie in the second 64-bit word of a descriptor: length in bits 0..31,
@@ -35,14 +43,8 @@ _FLAGS = ring.RING_FLAGS // 2
 _IDX = ring.RING_IDX // 2
 _RING = ring.RING_ENTRIES // 2
 
-INDIRECT_ENTRIES = 16
-"""Descriptors in the indirect table of each head: 256 bytes, so that no table crosses a page."""
 
-# What is kept of a chain: cookie, bytes the device may write, its descriptors, and its number since the start.
-_Posted = tuple[Any, int, tuple[int, ...], int]
-
-
-class SplitQueue:
+class SplitQueue(Ledger):
     """One split virtqueue; implements :class:`uvirtio.virtqueue.Virtqueue`.
 
     ``desc``, ``avail`` and ``used`` are zeroed blocks of at least :meth:`area_sizes` bytes, each contiguous
@@ -53,12 +55,17 @@ class SplitQueue:
     ``fence`` is a full fence. ``order`` is None on CPUs that keep stores in order, and loads in order (x86);
     elsewhere it is called between descriptors and index, and between index and used elements.
 
+    ``in_order`` (IN_ORDER was negotiated): descriptors are taken one after the other, from 0 on and round (2.7.5),
+    and one used element may stand for all chains up to the one that it names (2.7.9).
+
     ``clamp_used_len`` tolerates devices that report more bytes written than there was room for.
     Not safe against exceptions raised in the middle by a signal handler: let the handler set a flag.
 
     Raises UsageError for a size that 2.7 does not allow, QueueError for an area that is not contiguous or
     not aligned (2.7.1).
     """
+
+    kind: Literal["split", "packed"] = "split"
 
     def __init__(
         self,
@@ -71,42 +78,43 @@ class SplitQueue:
         fence: Fence,
         indirect: Block | None = None,
         event_idx: bool,
+        in_order: bool = False,
         order: Fence | None = None,
         clamp_used_len: bool = False,
     ) -> None:
         sizes = self.area_sizes(size)
-        self.index = index
-        self.size = size
-        self.findings: dict[str, int] = {}
-        """How often the device did something odd that is tolerated, by name."""
-
-        self._addresses = (
-            _address(index, "descriptor table", desc, sizes[0], ring.DESC_ALIGN),
-            _address(index, "available ring", avail, sizes[1], ring.AVAIL_ALIGN),
-            _address(index, "used ring", used, sizes[2], ring.USED_ALIGN),
+        super().__init__(
+            index,
+            size,
+            fence=fence,
+            order=order,
+            event_idx=event_idx,
+            in_order=in_order,
+            clamp_used_len=clamp_used_len,
         )
-        self._tables = [] if indirect is None else _table_addresses(index, indirect, size)
+        self._addresses = (
+            area_address(index, "descriptor table", desc, sizes[0], ring.DESC_ALIGN),
+            area_address(index, "available ring", avail, sizes[1], ring.AVAIL_ALIGN),
+            area_address(index, "used ring", used, sizes[2], ring.USED_ALIGN),
+        )
+        self._tables = [] if indirect is None else table_addresses(index, indirect, size)
         self._mask = size - 1
-        self._event_idx = event_idx
-        self._fence = fence
-        self._order = order
-        self._clamp = clamp_used_len
 
         self._used_event = ring.used_event_offset(size) // 2
         self._avail_event = ring.avail_event_offset(size) // 2
 
-        # Free descriptors, a stack; what is out, by head.
-        self._free = list(range(size - 1, -1, -1))
-        self._out: list[_Posted | None] = [None] * size
-        # Chains since the start: laid down, published, reaped. The ring's indices are these modulo 65,536.
-        self._laid = 0
-        self._published = 0
-        self._reaped = 0
-        self._interrupts = True
-        self._broken: str | None = None
-        self._closed = False
-        self._undelivered: list[Completion] = []
-        self._owned: list[Block] = []
+        # Free descriptors: a stack, or with IN_ORDER a queue, whose order then never changes.
+        # The ring's indices are the chains since the start (Ledger), modulo 65,536.
+        self._free: list[int] | deque[int] = list(range(size - 1, -1, -1))
+        if in_order:
+            self._free = deque(range(size))
+        self._heads = [0] * size if in_order else []
+        """With IN_ORDER: the head of each chain, by its number modulo the size."""
+        self._told = -1
+        """With IN_ORDER: the number of the last chain that the device has named as used."""
+        self._told_written = 0
+        self._announced = 0
+        """Chains that used.idx says were used, since the start."""
 
         self._desc = words64(desc.view, 0, 2 * size)
         self._avail = words16(avail.view, 0, 3 + size)
@@ -115,6 +123,9 @@ class SplitQueue:
         self._table_words = None
         if indirect is not None:
             self._table_words = words64(indirect.view, 0, 2 * INDIRECT_ENTRIES * size)
+        self._views = [self._desc, self._avail, self._used, self._elements]
+        if self._table_words is not None:
+            self._views.append(self._table_words)
         # 2.7.10.1: used.flags starts at 0; so does all else, whatever the block held before.
         for word in (_FLAGS, _IDX, self._used_event):
             self._avail[word] = 0
@@ -145,12 +156,9 @@ class SplitQueue:
         return len(self._free)
 
     @property
-    def in_flight(self) -> int:
-        return self._published - self._reaped
-
-    @property
-    def broken(self) -> str | None:
-        return self._broken
+    def kick_data(self) -> int:
+        """avail.idx as it was published last, with its top bit as the wrap (2.9)."""
+        return self._published & 0xFFFF
 
     def add(self, readable: Sequence[Run], writable: Sequence[Run], cookie: Any) -> None:
         if self._broken is not None or self._closed:
@@ -161,8 +169,8 @@ class SplitQueue:
         desc = self._desc
         if count == 1:
             if not free:
-                raise self._full(1)
-            head = free.pop()
+                raise self._full(1, 0)
+            head = self._take()
             if readable:
                 address, length = readable[0]
             else:
@@ -173,8 +181,8 @@ class SplitQueue:
             chain: tuple[int, ...] = (head,)
         elif self._tables and count <= INDIRECT_ENTRIES:
             if not free:
-                raise self._full(1)
-            head = free.pop()
+                raise self._full(1, 0)
+            head = self._take()
             self._fill_table(head, readable, writable, count)
             desc[2 * head] = self._tables[head]
             # 2.7.5.3.1: INDIRECT without NEXT; WRITE means nothing here.
@@ -182,16 +190,22 @@ class SplitQueue:
             chain = (head,)
         else:
             if len(free) < count:
-                raise self._full(count)
-            chain = tuple(free[: -count - 1 : -1])
-            del free[-count:]
+                raise self._full(count, len(free))
+            chain = tuple([self._take() for _ in range(count)])
             self._fill_chain(chain, readable, writable)
             head = chain[0]
         laid = self._laid
         self._out[head] = (cookie, room, chain, laid)
+        if self._in_order:
+            self._heads[laid & self._mask] = head
         # Not visible yet: the device looks no further than avail.idx.
         self._avail[_RING + (laid & self._mask)] = head
         self._laid = laid + 1
+
+    def _take(self) -> int:
+        """A free descriptor; there is one."""
+        free = self._free
+        return free.pop() if type(free) is list else free.popleft()  # type: ignore[union-attr]
 
     def _fill_chain(self, chain: tuple[int, ...], readable: Sequence[Run], writable: Sequence[Run]) -> None:
         desc = self._desc
@@ -263,6 +277,7 @@ class SplitQueue:
                     seen=index,
                     expected=f"{self._reaped & 0xFFFF}..{self._published & 0xFFFF} (modulo 65,536)",
                 )
+            self._announced = self._reaped + count
             if limit is not None:
                 count = min(count, limit - len(done))
                 if count <= 0:
@@ -278,6 +293,9 @@ class SplitQueue:
 
     def _harvest(self, count: int, done: list[Completion]) -> None:
         """Take ``count`` used elements, each checked in full before anything changes because of it (2.7.8)."""
+        if self._in_order:
+            self._harvest_in_order(count, done)
+            return
         elements = self._elements
         out = self._out
         free = self._free
@@ -291,11 +309,7 @@ class SplitQueue:
             written = elements[place + 1]
             posted = out[head] if head < size else None
             if posted is None or posted[3] >= published:
-                self._corrupt(
-                    "a used element names no chain that the device was given",
-                    seen=head,
-                    expected=f"the head of one of {published - number} chains in flight",
-                )
+                self._no_such_chain(head)
             cookie, room, chain, _ = posted
             if written > room:
                 written = self._too_long(written, room)
@@ -307,20 +321,30 @@ class SplitQueue:
             self._reaped = number + 1
             done.append(Completion(cookie, written))
 
-    def _too_long(self, written: int, room: int) -> int:
-        if not room:
-            # Harmless, and shipped devices do it: there is nothing that could be read by mistake.
-            self._find("used-length-on-read-only-chain")
-        elif self._clamp:
-            self._find("used-length-clamped")
-        else:
-            self._corrupt(
-                "a used element says that more was written than there was room for",
-                seen=written,
-                expected=f"at most {room} bytes",
-                remedy="if this device is known for it, open it with the quirk clamp-used-len",
-            )
-        return room
+    def _harvest_in_order(self, count: int, done: list[Completion]) -> None:
+        """The same with IN_ORDER: one element names the last chain of a batch, the index says how many (2.7.9).
+
+        The chains before it have no length of their own: they count as written in full.
+        """
+        first = self._reaped
+        for number in range(first, first + count):
+            if number > self._told:
+                place = 2 * (number & self._mask)
+                head, written = self._elements[place], self._elements[place + 1]
+                named = self._out[head] if head < self.size else None
+                if named is None or not number <= named[3] < self._announced:
+                    self._no_such_chain(head)
+                if written > named[1]:
+                    written = self._too_long(written, named[1])
+                self._told, self._told_written = named[3], written
+            head = self._heads[number & self._mask]
+            posted = self._out[head]
+            assert posted is not None
+            cookie, room, chain, _ = posted
+            self._out[head] = None
+            self._free.extend(chain)
+            self._reaped = number + 1
+            done.append(Completion(cookie, self._told_written if number == self._told else room))
 
     def want_interrupts(self, on: bool) -> bool:
         if self._broken is not None or self._closed:
@@ -336,66 +360,8 @@ class SplitQueue:
         self._fence()  # 2.7.14: the wish before the look
         return self.pending()
 
-    def abandon(self) -> list[Any]:
-        posted = sorted((entry for entry in self._out if entry is not None), key=lambda entry: entry[3])
-        cookies = [entry[0] for entry in posted]
-        if self._broken is None:
-            self._broken = "the device was reset, and this queue belongs to the time before"
-        else:
-            cookies = [completion.cookie for completion in self._undelivered] + cookies
-        self._out = [None] * self.size
+    def _forget(self) -> None:
         self._free = []
-        self._reaped = self._published = self._laid
-        self._undelivered = []
-        return cookies
-
-    def close(self) -> None:
-        """Release the views; then the blocks, if :func:`make_split` made them. Idempotent.
-
-        Only after a confirmed reset: until then the device may write to this memory.
-        """
-        if self._closed:
-            return
-        self._closed = True
-        for view in (self._desc, self._avail, self._used, self._elements, self._table_words):
-            if view is not None:
-                view.release()
-        for block in self._owned:
-            block.close()
-
-    def own(self, *blocks: Block) -> None:
-        """From now on ``close()`` closes these too."""
-        self._owned += blocks
-
-    def _find(self, name: str) -> None:
-        self.findings[name] = self.findings.get(name, 0) + 1
-
-    def _full(self, count: int) -> QueueFull:
-        return QueueFull(
-            f"queue {self.index} has no room for this chain",
-            seen=f"{len(self._free)} free descriptors of {self.size}",
-            expected=f"{count} or more",
-            remedy="reap completions first",
-        )
-
-    def _corrupt(self, what: str, *, seen: int, expected: str, remedy: str | None = None) -> NoReturn:
-        self._broken = what
-        raise RingCorruption(
-            f"queue {self.index}: {what} (2.7.8)",
-            seen=seen,
-            expected=expected,
-            remedy=remedy or "reset the device; report this to whoever makes it",
-        )
-
-    def _refuse(self) -> NoReturn:
-        if self._closed:
-            raise Closed(f"queue {self.index} is closed")
-        raise DeviceBroken(
-            f"queue {self.index} takes nothing more",
-            seen=self._broken,
-            expected="a working queue",
-            remedy="open the device again",
-        )
 
 
 def make_split(
@@ -406,6 +372,7 @@ def make_split(
     fence: Fence,
     indirect: bool,
     event_idx: bool,
+    in_order: bool = False,
     clamp_used_len: bool = False,
     one_region: bool = False,
 ) -> SplitQueue:
@@ -425,9 +392,7 @@ def make_split(
             blocks += legacy_areas(index, size, dma)
         for area in sizes[len(blocks) :]:
             blocks.append(dma.alloc(area))
-        for area, block in zip(sizes[:3], blocks, strict=False):
-            if area > dma.contiguous_limit and not block.contiguous:
-                raise _scattered(index, f"an area of {area} bytes", len(block.segments(0, area)))
+        check_contiguous(index, sizes[:3], blocks, dma.contiguous_limit)
         queue = SplitQueue(
             index,
             size,
@@ -435,6 +400,7 @@ def make_split(
             fence=fence,
             indirect=blocks[3] if indirect else None,
             event_idx=event_idx,
+            in_order=in_order,
             order=order_fence(),
             clamp_used_len=clamp_used_len,
         )
@@ -444,37 +410,3 @@ def make_split(
         raise
     queue.own(*blocks)
     return queue
-
-
-def _scattered(index: int, what: str, runs: int) -> QueueError:
-    return QueueError(
-        f"queue {index}: {what} is not contiguous for the device",
-        seen=f"{runs} runs of device addresses",
-        expected="one run",
-        remedy="use a smaller queue, huge pages, or a device behind an IOMMU",
-    )
-
-
-def _address(index: int, what: str, block: Block, length: int, align: int) -> int:
-    runs = block.segments(0, length)
-    if len(runs) != 1:
-        raise _scattered(index, f"the {what} of {length} bytes", len(runs))
-    address = runs[0][0]
-    if address % align:
-        raise QueueError(
-            f"queue {index}: the {what} is not aligned (2.7.1)",
-            seen=hex(address),
-            expected=f"a multiple of {align}",
-        )
-    return address
-
-
-def _table_addresses(index: int, block: Block, size: int) -> list[int]:
-    """The device address of each head's indirect table; each must lie in one run."""
-    step = INDIRECT_ENTRIES * DESC_SIZE
-    tables: list[int] = []
-    for address, length in block.segments(0, step * size):
-        if length % step:
-            raise _scattered(index, "an indirect table", 2)
-        tables += range(address, address + length, step)
-    return tables

@@ -1,0 +1,426 @@
+"""The packed virtqueue of 2.8.
+
+One ring of descriptors that driver and device both write, and two event structures. A slot belongs to the device
+from the store of its flags on, and comes back with two bits that tell the laps apart (2.8.1). The driver's books
+are its own: nothing that stands in a slot is believed before it was held against them.
+
+A list becomes visible by the flags of its first slot, one 16-bit store that comes last (2.8.17): ``add`` writes
+everything else, ``publish`` stores those flags, one for each list, after one ordering fence for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from uvirtio.errors import UsageError
+from uvirtio.memory.access import words16, words32, words64
+from uvirtio.memory.fence import Fence, order_fence
+from uvirtio.memory.seams import Block, DmaSpace
+from uvirtio.spec import ring
+from uvirtio.spec.ring import (
+    DESC_SIZE,
+    PACKED_DESC_F_AVAIL,
+    PACKED_DESC_F_USED,
+    PACKED_EVENT_DESC,
+    PACKED_EVENT_DISABLE,
+    PACKED_EVENT_ENABLE,
+)
+from uvirtio.virtqueue import Completion, Run
+from uvirtio.virtqueue.chain import measure
+from uvirtio.virtqueue.ledger import (
+    INDIRECT_ENTRIES,
+    Ledger,
+    area_address,
+    check_contiguous,
+    table_addresses,
+)
+
+# Where they lie in the second 64-bit word of a descriptor: length in bits 0..31, id in 32..47, flags in 48..63.
+_ID_SHIFT = 32
+_FLAGS_SHIFT = 48
+
+# The 16-bit words of an event structure (2.8.10).
+_OFF_WRAP, _FLAGS = 0, 1
+
+_AVAIL_OR_USED = PACKED_DESC_F_AVAIL | PACKED_DESC_F_USED
+
+
+class PackedQueue(Ledger):
+    """One packed virtqueue; implements :class:`uvirtio.virtqueue.Virtqueue`.
+
+    ``desc`` is the ring, ``driver`` and ``device`` are the event structures; each a block of at least
+    :meth:`area_sizes` bytes, contiguous over its area. ``indirect``, ``fence``, ``order``, ``in_order`` and
+    ``clamp_used_len`` are as for :class:`uvirtio.virtqueue.split.SplitQueue`.
+
+    Raises UsageError for a size that 2.8 does not allow, QueueError for an area that is not contiguous or not
+    aligned (2.8.11).
+    """
+
+    kind: Literal["split", "packed"] = "packed"
+
+    def __init__(
+        self,
+        index: int,
+        size: int,
+        desc: Block,
+        driver: Block,
+        device: Block,
+        *,
+        fence: Fence,
+        indirect: Block | None = None,
+        event_idx: bool,
+        in_order: bool = False,
+        order: Fence | None = None,
+        clamp_used_len: bool = False,
+    ) -> None:
+        sizes = self.area_sizes(size)
+        super().__init__(
+            index,
+            size,
+            fence=fence,
+            order=order,
+            event_idx=event_idx,
+            in_order=in_order,
+            clamp_used_len=clamp_used_len,
+        )
+        self._addresses = (
+            area_address(index, "descriptor ring", desc, sizes[0], ring.PACKED_RING_ALIGN),
+            area_address(index, "driver event structure", driver, sizes[1], ring.PACKED_EVENT_ALIGN),
+            area_address(index, "device event structure", device, sizes[2], ring.PACKED_EVENT_ALIGN),
+        )
+        self._tables = [] if indirect is None else table_addresses(index, indirect, size)
+
+        # Slots since the start: given to the device or laid out for it, made visible, taken back. Modulo the size
+        # they are places in the ring; an even lap has the wrap counter 1, an odd one 0 (2.8.1).
+        self._next_slot = 0
+        self._shown_slots = 0
+        self._used_slots = 0
+        self._ids = list(range(size - 1, -1, -1))
+        """Free buffer ids, a stack: an id names a list while it is out, and says nothing of where it lies."""
+        self._heads: list[tuple[int, int]] = []
+        """Of each list that was laid down and not published: its first slot, and the flags that show it."""
+        self._by_number = [0] * size if in_order else []
+        """With IN_ORDER: the id of each list, by its number modulo the size."""
+        self._told = -1
+        """With IN_ORDER: the number of the last list that the device has named as used."""
+        self._told_written = 0
+        self._marks = False
+        """The device has set WRITE in a used slot: it knows what the bit is for."""
+
+        self._desc = words64(desc.view, 0, 2 * size)
+        self._flags = words16(desc.view, 0, 8 * size)
+        self._mine = words16(driver.view, 0, 2)
+        self._theirs = words32(device.view, 0, 1)
+        self._views = [self._desc, self._flags, self._mine, self._theirs]
+        self._table_words = None
+        if indirect is not None:
+            self._table_words = words64(indirect.view, 0, 2 * INDIRECT_ENTRIES * size)
+            self._views.append(self._table_words)
+        # 2.8.13: zero at the start, whatever the blocks held before.
+        desc.view[: sizes[0]] = bytes(sizes[0])
+        self._theirs[0] = 0
+        self._mine[_OFF_WRAP] = 0
+        self._mine[_FLAGS] = PACKED_EVENT_ENABLE
+        if event_idx:
+            self._ask()
+            self._mine[_FLAGS] = PACKED_EVENT_DESC
+
+    @staticmethod
+    def area_sizes(size: int) -> tuple[int, int, int]:
+        """Bytes of the descriptor ring, driver and device event structure for ``size`` slots (2.8.10.1, 2.8.11).
+
+        Raises UsageError unless size is 1 to 32,768; it need not be a power of two.
+        """
+        if not 0 < size <= ring.MAX_SIZE:
+            raise UsageError("a packed queue of this size cannot be (2.8)", seen=size, expected="1..32768")
+        return ring.packed_ring_size(size), ring.PACKED_EVENT_SIZE, ring.PACKED_EVENT_SIZE
+
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Device addresses of the descriptor, driver (our events) and device (its events) areas (2.6)."""
+        return self._addresses
+
+    @property
+    def free(self) -> int:
+        return self.size - (self._next_slot - self._used_slots)
+
+    @property
+    def kick_data(self) -> int:
+        """The next slot that the device has not been shown, with the wrap counter of that slot (2.9)."""
+        return self._off_wrap(self._shown_slots)
+
+    def _off_wrap(self, slot: int) -> int:
+        """``slot``, counted from the start, as an offset with its wrap counter in bit 15 (2.8.10)."""
+        lap, place = divmod(slot, self.size)
+        return place if lap & 1 else place | ring.PACKED_EVENT_WRAP
+
+    # --- giving (2.8.21.1) ----------------------------------------------------------------------------------
+
+    def add(self, readable: Sequence[Run], writable: Sequence[Run], cookie: Any) -> None:
+        if self._broken is not None or self._closed:
+            self._refuse()
+        room = measure(readable, writable, self.size)
+        count = len(readable) + len(writable)
+        free = self.free
+        indirect = count > 1 and count <= INDIRECT_ENTRIES and bool(self._tables)
+        slots = 1 if indirect else count
+        if free < slots:
+            raise self._full(slots, free)  # 2.8.17: room for the whole list before any of it
+        ident = self._ids.pop()
+        first = self._next_slot
+        place = first % self.size
+        # The first slot's own flags wait: until publish it looks like a slot of the lap before (2.8.1).
+        odd = first // self.size & 1
+        shown = PACKED_DESC_F_USED if odd else PACKED_DESC_F_AVAIL
+        hidden = (0 if not odd else _AVAIL_OR_USED) << _FLAGS_SHIFT
+        if slots == 1:
+            if indirect:
+                self._fill_table(ident, readable, writable)
+                address, length = self._tables[ident], count * DESC_SIZE
+                shown |= ring.DESC_F_INDIRECT
+            elif readable:
+                address, length = readable[0]
+            else:
+                address, length = writable[0]
+                shown |= ring.DESC_F_WRITE
+            self._desc[2 * place] = address
+            self._desc[2 * place + 1] = length | ident << _ID_SHIFT | hidden
+        else:
+            shown |= self._fill_list(first, ident, readable, writable, hidden)
+        self._heads.append((place, shown))
+        number = self._laid
+        self._out[ident] = (cookie, room, slots, number)
+        if self._in_order:
+            self._by_number[number % self.size] = ident
+        self._next_slot = first + slots
+        self._laid = number + 1
+
+    def _fill_list(
+        self, first: int, ident: int, readable: Sequence[Run], writable: Sequence[Run], hidden: int
+    ) -> int:
+        """Write all slots of a list, with the flags of all but the first; returns what that one needs beside."""
+        desc, size = self._desc, self.size
+        last = first + len(readable) + len(writable) - 1
+        beside = 0
+        slot = first
+        for write, runs in ((0, readable), (ring.DESC_F_WRITE, writable)):
+            for address, length in runs:
+                place = slot % size
+                flags = write if slot == last else write | ring.DESC_F_NEXT
+                if slot == first:
+                    beside, word = flags, hidden
+                else:
+                    avail = PACKED_DESC_F_USED if slot // size & 1 else PACKED_DESC_F_AVAIL
+                    word = (flags | avail) << _FLAGS_SHIFT
+                desc[2 * place] = address
+                desc[2 * place + 1] = length | ident << _ID_SHIFT | word  # 2.8.6: the last slot's id counts
+                slot += 1
+        return beside
+
+    def _fill_table(self, ident: int, readable: Sequence[Run], writable: Sequence[Run]) -> None:
+        # 2.8.19: no flag but WRITE; the length of the table says where it ends.
+        words = self._table_words
+        assert words is not None
+        slot = 2 * INDIRECT_ENTRIES * ident
+        for flags, runs in ((0, readable), (ring.DESC_F_WRITE << _FLAGS_SHIFT, writable)):
+            for address, length in runs:
+                words[slot] = address
+                words[slot + 1] = length | flags
+                slot += 2
+
+    def publish(self) -> bool:
+        if self._broken is not None or self._closed:
+            self._refuse()
+        heads = self._heads
+        if not heads:
+            return False
+        if self._order is not None:
+            self._order()  # 2.8.21.1.1: the slots before the flags that show them
+        words = self._flags
+        for place, shown in heads:
+            words[8 * place + 7] = shown
+        heads.clear()
+        old, new = self._shown_slots, self._next_slot
+        self._published = self._laid
+        self._shown_slots = new
+        self._fence()  # 2.8.21.3.1: the flags before the device's wish is read
+        wish = self._theirs[0]
+        flags = wish >> 16 & ring.PACKED_EVENT_FLAGS_MASK
+        if flags == PACKED_EVENT_DISABLE:
+            return False
+        if flags != PACKED_EVENT_DESC or not self._event_idx:
+            return True  # 2.8.10: the rest is reserved, and a kick too many does no harm
+        return self._passed(wish & 0xFFFF, old, new)
+
+    def _passed(self, off_wrap: int, old: int, new: int) -> bool:
+        """Whether the slot that the device names is one of ``old`` to ``new`` - 1, counted from the start."""
+        place = off_wrap & ring.PACKED_EVENT_OFF_MASK
+        if place >= self.size:
+            return True
+        lap = new // self.size
+        if (off_wrap >> 15) ^ 1 != lap & 1:
+            lap -= 1
+        return old <= lap * self.size + place < new
+
+    # --- taking back (2.8.22) -------------------------------------------------------------------------------
+
+    def pending(self) -> bool:
+        if self._broken is not None or self._closed:
+            self._refuse()
+        return self._reaped <= self._told or self._is_used(self._used_slots)
+
+    def _is_used(self, slot: int) -> bool:
+        """2.8.1: AVAIL and USED both say the wrap counter of this slot's lap."""
+        lap, place = divmod(slot, self.size)
+        bits = self._flags[8 * place + 7] & _AVAIL_OR_USED
+        return bits == (0 if lap & 1 else _AVAIL_OR_USED)
+
+    def reap(self, limit: int | None = None) -> list[Completion]:
+        """See Virtqueue. At most what was in flight at the call comes back, however fast the device is.
+
+        After a ``limit`` that left something, no interrupt announces the rest: ask :meth:`pending`.
+        """
+        if self._broken is not None or self._closed:
+            self._refuse()
+        done: list[Completion] = []
+        self._undelivered = done  # in case that a slot further on is bad
+        while True:
+            before = len(done)
+            while (limit is None or len(done) < limit) and self._take(done):
+                pass
+            if len(done) == before or (limit is not None and len(done) >= limit):
+                return done
+            if not (self._event_idx and self._interrupts):
+                return done
+            # Ask for the next one, and look again, for the device may have been faster (2.8.22).
+            self._ask()
+            self._fence()
+
+    def _take(self, done: list[Completion]) -> bool:
+        """Take one list back if the device has used it; checked in full before anything changes."""
+        number = self._reaped
+        if number <= self._told:
+            self._retire(self._by_number[number % self.size], done)
+            return True
+        slot = self._used_slots
+        if not self._is_used(slot):
+            return False
+        if self._order is not None:
+            self._order()  # 2.8.22: the flags before what they announce
+        place = slot % self.size
+        word = self._desc[2 * place + 1]
+        ident, written = word >> _ID_SHIFT & 0xFFFF, word & 0xFFFF_FFFF
+        posted = self._out[ident] if ident < self.size else None
+        if posted is None or posted[3] >= self._published:
+            self._no_such_chain(ident)
+        if word >> _FLAGS_SHIFT & ring.DESC_F_WRITE:
+            self._marks = True
+        elif written:
+            written = self._unmarked(written, posted[1])
+        if written > posted[1]:
+            written = self._too_long(written, posted[1])
+        if self._in_order:
+            # 2.8.8: the lists before the one that is named were used too, and have no length of their own.
+            self._told, self._told_written = posted[3], written
+            ident = self._by_number[number % self.size]
+            self._retire(ident, done)
+            return True
+        self._out[ident] = None
+        self._ids.append(ident)
+        self._used_slots = slot + posted[2]
+        self._reaped = number + 1
+        done.append(Completion(posted[0], written))
+        return True
+
+    def _unmarked(self, written: int, room: int) -> int:
+        """2.8.4: a length without WRITE says nothing; but QEMU never sets that bit, and means its lengths.
+
+        So a device is taken by the letter once it has set WRITE at all.
+        """
+        if self._marks or not room:
+            return 0
+        self._find("used-length-without-write")
+        return written
+
+    def _retire(self, ident: int, done: list[Completion]) -> None:
+        posted = self._out[ident]
+        assert posted is not None
+        cookie, room, slots, number = posted
+        self._out[ident] = None
+        self._ids.append(ident)
+        self._used_slots += slots
+        self._reaped = number + 1
+        done.append(Completion(cookie, self._told_written if number == self._told else room))
+
+    # --- interrupts (2.8.10) --------------------------------------------------------------------------------
+
+    def _ask(self) -> None:
+        """Want an interrupt for the next slot that comes back."""
+        self._mine[_OFF_WRAP] = self._off_wrap(self._used_slots)
+
+    def want_interrupts(self, on: bool) -> bool:
+        if self._broken is not None or self._closed:
+            self._refuse()
+        self._interrupts = on
+        if not on:
+            self._mine[_FLAGS] = PACKED_EVENT_DISABLE
+            return False
+        if self._event_idx:
+            self._ask()
+            if self._order is not None:
+                self._order()  # the place before the flags that give it a meaning
+            self._mine[_FLAGS] = PACKED_EVENT_DESC
+        else:
+            self._mine[_FLAGS] = PACKED_EVENT_ENABLE
+        self._fence()  # 2.8.22: the wish before the look
+        return self.pending()
+
+    def _forget(self) -> None:
+        self._ids = []
+        self._heads = []
+        self._told = -1
+        self._used_slots = self._next_slot - self.size
+
+
+def make_packed(
+    index: int,
+    size: int,
+    dma: DmaSpace,
+    *,
+    fence: Fence,
+    indirect: bool,
+    event_idx: bool,
+    in_order: bool = False,
+    clamp_used_len: bool = False,
+) -> PackedQueue:
+    """A packed queue in memory of its own, which its ``close()`` gives back.
+
+    Raises UsageError for a bad size, QueueError where an area would not be one run of device addresses, and
+    what ``dma.alloc`` raises; then nothing stays allocated.
+    """
+    sizes = list(PackedQueue.area_sizes(size))
+    if indirect:
+        sizes.append(INDIRECT_ENTRIES * DESC_SIZE * size)
+    blocks: list[Block] = []
+    try:
+        for area in sizes:
+            blocks.append(dma.alloc(area))
+        check_contiguous(index, sizes[:3], blocks, dma.contiguous_limit)
+        queue = PackedQueue(
+            index,
+            size,
+            *blocks[:3],
+            fence=fence,
+            indirect=blocks[3] if indirect else None,
+            event_idx=event_idx,
+            in_order=in_order,
+            order=order_fence(),
+            clamp_used_len=clamp_used_len,
+        )
+    except BaseException:
+        for block in blocks:
+            block.close()
+        raise
+    queue.own(*blocks)
+    return queue
