@@ -47,6 +47,15 @@ def test_the_device_sees_what_we_negotiated(cell: Cell) -> None:
         assert ("VIRTIO_F_ACCESS_PLATFORM" in guest or "IOMMU_PLATFORM" in guest) is cell.translated
 
 
+@pytest.mark.spec("RSV-05")
+def test_packed_rings_are_taken_where_they_are_offered(cell: Cell) -> None:
+    with cell.open() as device, drive(device):
+        offered = f.has(device.offered, f.RING_PACKED)
+        assert device.has(f.RING_PACKED) is offered
+        assert ("RING_PACKED" in str(cell.status()["guest-features"])) is offered
+        assert {queue.ring.kind for queue in device.queues.values()} == {"packed" if offered else "split"}
+
+
 @pytest.mark.spec("RST-01", "CLN-02")
 def test_the_device_is_reset_when_it_is_left(cell: Cell) -> None:
     with cell.open() as device:
@@ -58,7 +67,7 @@ def test_the_device_is_reset_when_it_is_left(cell: Cell) -> None:
         assert not seen["started"]
 
 
-@pytest.mark.spec("SPL-01", "RSV-03", "RSV-04", "SPL-L01", "SPL-L02", "PCI-LEG-05")
+@pytest.mark.spec("SPL-01", "PKD-01", "RSV-03", "RSV-04", "SPL-L01", "SPL-L02", "PCI-LEG-05")
 def test_the_rings_are_where_we_put_them(cell: Cell) -> None:
     with cell.open() as device, drive(device):
         for index, queue in device.queues.items():

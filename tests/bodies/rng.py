@@ -25,13 +25,16 @@ def test_two_reads_differ(cell: Cell) -> None:
         assert len(set(first)) > 8
 
 
-@pytest.mark.spec("SPL-25", "SPL-26", "SPL-29")
+@pytest.mark.spec("SPL-25", "SPL-26", "SPL-29", "PKD-15", "PKD-16", "PKD-17")
 def test_the_device_follows_our_indices(cell: Cell) -> None:
     with cell.open() as device, Rng(device) as rng:
         for _ in range(10):
             rng.read(16)
         seen = cell.queue(spec.REQUESTQ)
-        assert seen["last-avail-idx"] == seen["used-idx"] == 10
+        ring = device.queues[spec.REQUESTQ].ring
+        # Of a packed ring the witness knows the place, not how many went by.
+        expected = 10 if ring.kind == "split" else 10 % ring.size
+        assert seen["last-avail-idx"] == seen["used-idx"] == expected
         assert seen["inuse"] == 0
 
 

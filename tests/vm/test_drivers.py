@@ -27,6 +27,7 @@ CELLS: dict[str, list[tuple[str, InterruptMode]]] = {
         ("rng-shared", SHARED),
         ("rng-intx", INTX),
         ("rng", PER_QUEUE),
+        ("rng-packed", PER_QUEUE),
     ],
     "keyboard": [("keyboard", PER_QUEUE), ("keyboard", INTX), ("keyboard", POLLING)],
     "balloon": [("balloon", INTX), ("balloon", POLLING), ("balloon-iova", INTX)],
@@ -36,6 +37,7 @@ CELLS: dict[str, list[tuple[str, InterruptMode]]] = {
         ("rng-iova", PER_QUEUE),
         ("rng-shared", SHARED),
         ("rng", PER_QUEUE),
+        ("rng-packed", PER_QUEUE),
         ("keyboard", INTX),
         ("balloon", POLLING),
         ("balloon-iova", INTX),
@@ -95,7 +97,8 @@ def cell(request: pytest.FixtureRequest, lab_devices: dict[str, str], witness: W
         events=events,
         path=f"/machine/peripheral/{name}/virtio-backend",
         mode=mode,
-        translated=name in ("rng-iova", "rng-shared", "rng-intx", "keyboard", "balloon-iova", "disk-iova"),
+        translated=name
+        in ("rng-iova", "rng-packed", "rng-shared", "rng-intx", "keyboard", "balloon-iova", "disk-iova"),
     )
 
 
