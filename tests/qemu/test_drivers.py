@@ -73,7 +73,7 @@ PIO_NOTIFY = [
 
 
 def cells(*kinds: str, machines: tuple[str, ...] = ("q35", "pc")) -> list[Any]:
-    """One parameter for each machine, device and rung; packed rings on one machine, for they are the same on all."""
+    """One parameter for each machine, device and rung; packed rings on one machine, the same on all."""
     return [
         pytest.param((machine, device, mode, False), id=f"{machine}-{device.split('-', 1)[1]}-{mode.value}")
         for machine in machines

@@ -120,7 +120,9 @@ class Mmio:
     legacy = False
     version: ClassVar[int] = mmio.VERSION
     # 6: ADMIN_VQ is reserved on MMIO, NOTIF_CONFIG_DATA and SR_IOV have no form there.
-    features_allowed = f.mask(f.VERSION_1, f.ACCESS_PLATFORM, f.INDIRECT_DESC, f.EVENT_IDX)
+    features_allowed = f.mask(
+        f.VERSION_1, f.ACCESS_PLATFORM, f.INDIRECT_DESC, f.EVENT_IDX, f.RING_PACKED, f.IN_ORDER
+    )
     oddities: Sequence[str] = ()
 
     def __init__(
