@@ -141,6 +141,22 @@ def test_a_huge_page_serves_rings_that_need_more_than_a_page(make, books):
     assert sum(size for _, size in books.maps.values()) == 6 * PAGE, "only what was asked for is pinned"
 
 
+@pytest.mark.parametrize("pool", [True, False])
+def test_the_pool_is_asked_where_no_transparent_huge_page_comes(make, books, monkeypatch, pool):
+    asked = []
+
+    def pooled():
+        asked.append("pool")
+        return vfio_memory.ordinary(vfio_memory.HUGE, small_pages=True) if pool else None
+
+    monkeypatch.setattr(vfio_memory, "_transparent", lambda: None)
+    monkeypatch.setattr(vfio_memory, "_pooled", pooled)
+    space = make(False)
+    assert space.contiguous_limit == (vfio_memory.HUGE if pool else PAGE)
+    assert space.alloc(2 * PAGE).size == 2 * PAGE
+    assert asked == ["pool"], "what was tried is kept for the first who needs it"
+
+
 def test_pinned_memory_takes_one_map(make, books):
     block = make(False).pin(100 * PAGE)
     assert len(books.maps) == 1

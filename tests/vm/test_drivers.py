@@ -28,9 +28,11 @@ CELLS: dict[str, list[tuple[str, InterruptMode]]] = {
         ("rng-intx", INTX),
         ("rng", PER_QUEUE),
         ("rng-packed", PER_QUEUE),
+        ("rng-legacy", PER_QUEUE),
+        ("rng-legacy", INTX),
     ],
     "keyboard": [("keyboard", PER_QUEUE), ("keyboard", INTX), ("keyboard", POLLING)],
-    "balloon": [("balloon", INTX), ("balloon", POLLING), ("balloon-iova", INTX)],
+    "balloon": [("balloon", INTX), ("balloon", POLLING), ("balloon-iova", INTX), ("balloon-transitional", INTX)],
     "blk": [("disk", PER_QUEUE), ("disk-iova", SHARED)],
     # What holds for any driver, once for each device: the emulated CPU is slow.
     "any": [
@@ -42,8 +44,13 @@ CELLS: dict[str, list[tuple[str, InterruptMode]]] = {
         ("balloon", POLLING),
         ("balloon-iova", INTX),
         ("disk", PER_QUEUE),
+        ("rng-legacy", SHARED),
+        ("balloon-transitional", POLLING),
     ],
 }
+
+FORCED = ("balloon-transitional",)
+LEGACY = ("rng-legacy", *FORCED)
 
 DRIVERS = Path("/sys/bus/pci/drivers")
 
@@ -92,11 +99,12 @@ def cell(request: pytest.FixtureRequest, lab_devices: dict[str, str], witness: W
         return [witness.wait_event(wanted, timeout)]
 
     return Cell(
-        open=lambda: uvirtio.open(address, interrupts=[mode], timeout=10),
+        open=lambda: uvirtio.open(address, interrupts=[mode], timeout=10, force_legacy=name in FORCED),
         qmp=witness.execute,
         events=events,
         path=f"/machine/peripheral/{name}/virtio-backend",
         mode=mode,
+        legacy=name in LEGACY,
         translated=name
         in ("rng-iova", "rng-packed", "rng-shared", "rng-intx", "keyboard", "balloon-iova", "disk-iova"),
     )

@@ -33,7 +33,10 @@ from uvirtio.memory.iova import IovaAllocator
 from uvirtio.roots import Roots
 
 HUGE = 2 << 20
-"""A transparent huge page where the CPU's page is 4096 bytes."""
+"""A huge page where the CPU's page is 4096 bytes."""
+
+_MAP_HUGETLB = 0x40000
+_MAP_HUGE_2MB = 21 << 26
 
 MAP_PIECE = 256 << 20
 """Pieces of a block, in bytes, when one map of all of it is refused."""
@@ -46,7 +49,18 @@ class _Borrowed(Memory):
         self.view.release()
 
 
-def _huge() -> Memory | None:
+def _huge(pagemap: Pagemap) -> Memory | None:
+    """HUGE bytes of neighbouring frames, if they can be had: a transparent huge page, or one of the pool."""
+    for make in (_transparent, _pooled):
+        memory = make()
+        if memory is not None:
+            if len(merged(pagemap.pfns(memory.vaddr, HUGE))) == 1:
+                return memory
+            memory.close()
+    return None
+
+
+def _transparent() -> Memory | None:
     """HUGE bytes that are one transparent huge page, if the kernel is so kind; the caller checks."""
     try:
         mapping = mmap.mmap(-1, 2 * HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -63,6 +77,19 @@ def _huge() -> Memory | None:
         mapping.close()
         return None
     return Memory(mapping, start, HUGE)
+
+
+def _pooled() -> Memory | None:
+    """A page of the kernel's pool (``vm.nr_hugepages``), which is none of ours unless there is need."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB | _MAP_HUGE_2MB
+    try:
+        mapping = mmap.mmap(-1, HUGE, flags=flags)
+    except OSError:
+        return None  # none is free, or the kernel has no such thing
+    advise(mapping, mmap.MADV_DONTFORK, MADV_DONTDUMP)
+    memory = Memory(mapping, 0, HUGE)
+    memory.view[0] = 0  # it was promised at mmap, so this takes it and cannot fail
+    return memory
 
 
 class VfioBlock:
@@ -156,13 +183,8 @@ class VfioDmaSpace:
             self._pagemap.pfns(test.vaddr, PAGE)
         finally:
             test.close()
-        self._spare = _huge()
-        if self._spare is not None:
-            if len(merged(self._pagemap.pfns(self._spare.vaddr, HUGE))) == 1:
-                return HUGE
-            self._spare.close()
-            self._spare = None
-        return PAGE
+        self._spare = _huge(self._pagemap)
+        return PAGE if self._spare is None else HUGE
 
     def alloc(self, size: int) -> VfioBlock:
         """Zeroed, page-aligned memory of at least ``size`` bytes that the device may read and write.
@@ -240,7 +262,7 @@ class VfioDmaSpace:
     def _physical_memory(self, size: int) -> Memory:
         if not PAGE < size <= self.contiguous_limit:
             return ordinary(size, small_pages=True)
-        memory, self._spare = self._spare or _huge(), None
+        memory, self._spare = self._spare or _huge(self._pagemap), None
         if memory is None:
             return ordinary(size, small_pages=True)
         if size < memory.size:

@@ -20,7 +20,7 @@ from uvirtio.errors import BadAddress, DeviceGone, NoSuchDevice, NotVirtio, Perm
 from uvirtio.memory.seams import BarInfo
 from uvirtio.roots import Roots
 from uvirtio.spec import features, ids, pci
-from uvirtio.transports.pci_caps import VirtioCapability, walk_capabilities
+from uvirtio.transports.pci_caps import VirtioCapability, modern, walk_capabilities
 
 __all__ = [
     "ConfigSpace",
@@ -191,8 +191,7 @@ def _transitional(path: Path, virtio_name: str | None, notes: list[str]) -> Inte
     if config.data[:2] == b"\xff\xff":
         notes.append("transitional or legacy: configuration space reads all ones")
         return "transitional"
-    usable = [cap for cap in config.capabilities if cap.type == "common" and cap.verdict == "ok"]
-    return "transitional" if usable else "legacy"
+    return "transitional" if modern(config.capabilities) else "legacy"
 
 
 def _pci_node(path: Path, driver: str | None, group: str | None) -> str | None:

@@ -216,6 +216,11 @@ def _judge(cap: VirtioCapability, cfg_type: int, bars: BarReader | None) -> Virt
     return cap
 
 
+def modern(caps: Iterable[VirtioCapability]) -> bool:
+    """Whether one of the structures is there, usable or not: without any it is a legacy device (4.1.5.1.1.1)."""
+    return any(cap.type in (COMMON, NOTIFY, ISR, DEVICE) for cap in caps)
+
+
 def select(caps: Iterable[VirtioCapability]) -> dict[str, VirtioCapability]:
     """The first usable ``common``, ``notify``, ``isr`` and (where there is one) ``device`` capability.
 

@@ -22,7 +22,6 @@ QUEUES_ASKED = 16
 """Queues that are looked for where their number is asked: no register tells it."""
 
 _PFN_LIMIT = 1 << 32
-_MODERN = (pci_caps.COMMON, pci_caps.NOTIFY, pci_caps.ISR, pci_caps.DEVICE)
 
 
 class PciLegacy(PciBase):
@@ -200,5 +199,4 @@ def is_legacy_only(function: PciFunction) -> bool:
     """Whether a function of the old ids has none of the modern structures (4.1.5.1.1.1). Raises DeviceGone."""
     if not ids.is_transitional_pci(*device_ids(function)):
         return False
-    found = pci_caps.walk_capabilities(config_reader(function), function.bar)
-    return not any(cap.type in _MODERN for cap in found)
+    return not pci_caps.modern(pci_caps.walk_capabilities(config_reader(function), function.bar))
