@@ -17,6 +17,7 @@ import sys
 from typing import Protocol
 
 from uvirtio.errors import Closed, DeviceGone, NotSupported
+from uvirtio.memory.seams import Registers
 
 
 class Buffer(Protocol):
@@ -202,3 +203,26 @@ class FdRegisters(WidthRegisters):
             raise self._gone(place, os.strerror(error.errno or 0)) from error
         if done != width:
             raise self._gone(place, f"{done} bytes of {width}")
+
+
+def read_field(registers: Registers, offset: int, width: int) -> int:
+    """A field of 1, 2, 4 or 8 bytes by accesses of its width; 8 bytes are two of 4, the lower first (4.1.3.1)."""
+    if width == 1:
+        return registers.read8(offset)
+    if width == 2:
+        return registers.read16(offset)
+    if width == 4:
+        return registers.read32(offset)
+    return registers.read32(offset) | registers.read32(offset + 4) << 32
+
+
+def write_field(registers: Registers, offset: int, width: int, value: int) -> None:
+    """Write a field as :func:`read_field` reads it."""
+    if width == 1:
+        registers.write8(offset, value)
+    elif width == 2:
+        registers.write16(offset, value)
+    else:
+        registers.write32(offset, value & 0xFFFFFFFF)
+        if width == 8:
+            registers.write32(offset + 4, value >> 32)

@@ -15,13 +15,12 @@ from typing import ClassVar, NamedTuple
 from uvirtio.errors import (
     ConfigError,
     DeviceGone,
-    EnvironmentLack,
     NoSuchDevice,
     NotSupported,
     NotVirtio,
-    OperationFailed,
     QueueError,
 )
+from uvirtio.memory.access import read_field, write_field
 from uvirtio.memory.seams import (
     Causes,
     DmaSpace,
@@ -35,6 +34,7 @@ from uvirtio.memory.seams import (
 from uvirtio.memory.trace import Trace, TracedDoorbell, TracedRegisters
 from uvirtio.spec import features as f
 from uvirtio.spec import mmio
+from uvirtio.transports.ladder import climb
 
 _ALL_ONES = 0xFFFFFFFF
 _CAUSES = int(mmio.Interrupt.USED_BUFFER | mmio.Interrupt.CONFIG_CHANGE)
@@ -208,27 +208,13 @@ class Mmio:
             )
         return mmio.CONFIG + offset
 
+    # 4.2.2.2: an 8- or 16-bit field by an access of its width, a 64-bit one by two of 32 bits.
+
     def read_config(self, offset: int, width: int) -> int:
-        # 4.2.2.2: an 8- or 16-bit field by an access of its width, a 64-bit one by two of 32 bits.
-        place, registers = self._config_place(offset, width), self._registers
-        if width == 1:
-            return registers.read8(place)
-        if width == 2:
-            return registers.read16(place)
-        if width == 4:
-            return registers.read32(place)
-        return registers.read32(place) | registers.read32(place + 4) << 32
+        return read_field(self._registers, self._config_place(offset, width), width)
 
     def write_config(self, offset: int, width: int, value: int) -> None:
-        place, registers = self._config_place(offset, width), self._registers
-        if width == 1:
-            registers.write8(place, value)
-        elif width == 2:
-            registers.write16(place, value)
-        else:
-            registers.write32(place, value & 0xFFFFFFFF)
-            if width == 8:
-                registers.write32(place + 4, value >> 32)
+        write_field(self._registers, self._config_place(offset, width), width, value)
 
     # --- queues (4.2.3.2) -----------------------------------------------------------------------------------
 
@@ -328,23 +314,8 @@ class Mmio:
     # --- interrupts (4.2.3.4) -------------------------------------------------------------------------------
 
     def connect_interrupts(self, queues: Sequence[int], modes: Sequence[InterruptMode]) -> InterruptMode:
-        self._disconnect()
-        tried: list[str] = []
-        for mode in modes:
-            try:
-                why = self._try_mode(mode)
-            except (OperationFailed, EnvironmentLack) as error:  # this machine cannot; the next rung may do
-                why = str(error)
-            if why is None:
-                self._mode = mode
-                return mode
-            tried.append(f"{mode.value}: {why}")
-        raise NotSupported(
-            f"{self._window.address} can be driven in none of the wanted interrupt modes",
-            seen="; ".join(tried),
-            expected="one that works",
-            remedy="allow polling, which always works",
-        )
+        self._mode = climb(self._window.address, modes, self._try_mode, self._disconnect)
+        return self._mode
 
     def _try_mode(self, mode: InterruptMode) -> str | None:
         if mode is InterruptMode.POLLING:

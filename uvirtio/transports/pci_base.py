@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from uvirtio.errors import DeviceGone, EnvironmentLack, NotSupported, NotVirtio, OperationFailed, QueueError
+from uvirtio.errors import DeviceGone, NotVirtio, QueueError
+from uvirtio.memory.access import read_field, write_field
 from uvirtio.memory.seams import Causes, DmaSpace, Doorbell, Event, InterruptMode, PciFunction, Registers
 from uvirtio.memory.trace import Trace, TracedDoorbell, TracedRegisters
 from uvirtio.spec import ids, pci
+from uvirtio.transports.ladder import climb
 
 
 class RegisterDoorbell:
@@ -123,25 +125,10 @@ class PciBase:
     # --- device configuration (4.1.3.1) ---------------------------------------------------------------------
 
     def read_config(self, offset: int, width: int) -> int:
-        config, place = self._config_place(offset, width)
-        if width == 1:
-            return config.read8(place)
-        if width == 2:
-            return config.read16(place)
-        if width == 4:
-            return config.read32(place)
-        return config.read32(place) | config.read32(place + 4) << 32
+        return read_field(*self._config_place(offset, width), width)
 
     def write_config(self, offset: int, width: int, value: int) -> None:
-        config, place = self._config_place(offset, width)
-        if width == 1:
-            config.write8(place, value)
-        elif width == 2:
-            config.write16(place, value)
-        else:
-            config.write32(place, value & 0xFFFFFFFF)
-            if width == 8:
-                config.write32(place + 4, value >> 32)
+        write_field(*self._config_place(offset, width), width, value)
 
     # --- queues -------------------------------------------------------------------------------------------
 
@@ -167,24 +154,10 @@ class PciBase:
     # --- interrupts (4.1.5.1.2, 4.1.5.3, 4.1.5.4) -----------------------------------------------------------
 
     def connect_interrupts(self, queues: Sequence[int], modes: Sequence[InterruptMode]) -> InterruptMode:
-        self._disconnect()
-        tried: list[str] = []
-        for mode in modes:
-            try:
-                why = self._try_mode(mode, queues)
-            except (OperationFailed, EnvironmentLack) as error:  # this machine cannot; the next rung may do
-                why = str(error)
-            if why is None:
-                self._mode = mode
-                return mode
-            tried.append(f"{mode.value}: {why}")
-            self._disconnect()
-        raise NotSupported(
-            f"{self._function.address} can be driven in none of the wanted interrupt modes",
-            seen="; ".join(tried),
-            expected="one that works",
-            remedy="allow polling, which always works",
+        self._mode = climb(
+            self._function.address, modes, lambda mode: self._try_mode(mode, queues), self._disconnect
         )
+        return self._mode
 
     def _try_mode(self, mode: InterruptMode, queues: Sequence[int]) -> str | None:
         """Set one rung up; None if it holds, else why not."""

@@ -14,10 +14,7 @@ from contextlib import ExitStack
 from uvirtio.errors import (
     ConfigError,
     DeviceFailure,
-    EnvironmentLack,
-    NotSupported,
     NotVirtio,
-    OperationFailed,
     QueueError,
     UvirtioError,
 )
@@ -25,6 +22,7 @@ from uvirtio.memory.eventfd import EventFd, EventFdDoorbell
 from uvirtio.memory.seams import Causes, DmaSpace, Doorbell, Event, InterruptMode, QueueLayout, VdpaNode
 from uvirtio.memory.trace import Trace, TracedDoorbell
 from uvirtio.spec import features as f
+from uvirtio.transports.ladder import climb
 
 PACKED_BASE = 0x8000_8000
 """Where a new packed ring begins: index 0 and wrap counter 1, in the low half for available, the high for used."""
@@ -182,24 +180,8 @@ class Vdpa:
     # --- interrupts (2.3, 2.9) ------------------------------------------------------------------------------
 
     def connect_interrupts(self, queues: Sequence[int], modes: Sequence[InterruptMode]) -> InterruptMode:
-        self._disconnect()
-        tried: list[str] = []
-        for mode in modes:
-            try:
-                why = self._try_mode(mode, queues)
-            except (OperationFailed, EnvironmentLack) as error:  # this device cannot; the next rung may do
-                why = str(error)
-            if why is None:
-                self._mode = mode
-                return mode
-            tried.append(f"{mode.value}: {why}")
-            self._disconnect()
-        raise NotSupported(
-            f"{self._node.address} can be driven in none of the wanted interrupt modes",
-            seen="; ".join(tried),
-            expected="one that works",
-            remedy="allow polling, which always works",
-        )
+        self._mode = climb(self._node.address, modes, lambda mode: self._try_mode(mode, queues), self._disconnect)
+        return self._mode
 
     def _try_mode(self, mode: InterruptMode, queues: Sequence[int]) -> str | None:
         """Set one rung up; None if it holds, else why not."""
