@@ -242,8 +242,29 @@ def test_list_loads_neither_back_ends_nor_drivers_nor_rich(tmp_path: Path) -> No
     )
     loaded = set(done.stdout.splitlines()[-1].split())
     assert "uvirtio.binding.discover" in loaded
-    heavy = ("rich", "pyudev", "ctypes", "uvirtio.device", "uvirtio.drivers", "uvirtio.backends", "uvirtio.diag")
+    heavy = (
+        "rich",
+        "pydantic",
+        "pyudev",
+        "ctypes",
+        "uvirtio.device",
+        "uvirtio.drivers",
+        "uvirtio.backends",
+        "uvirtio.diag",
+    )
     assert not {name for name in loaded if name in heavy or name.startswith(tuple(f"{one}." for one in heavy))}
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["list", "--help"], ["mem", "plug", "--help"]], ids=" ".join)
+def test_help_in_a_pipe_does_without_frames_and_so_without_rich(argv: list[str]) -> None:
+    script = (
+        "import sys; from uvirtio.cli.app import run; code = run(sys.argv[1:]); "
+        "print(code, 'rich' in sys.modules, 'pydantic' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True, text=True, timeout=60)
+    *_, last = done.stdout.splitlines()
+    assert last == "0 False False"
+    assert "Usage: uvirtio" in done.stdout and not set("│╭─") & set(done.stdout)
 
 
 def test_completion_knows_the_verbs() -> None:

@@ -17,9 +17,9 @@ from typing import Any, Literal
 from uvirtio.binding import addresses, sysfs
 from uvirtio.binding.addresses import canonical
 from uvirtio.errors import BadAddress, DeviceGone, NoSuchDevice, NotVirtio, PermissionLack, UsageError
-from uvirtio.memory.seams import BarInfo
+from uvirtio.memory.plain import BarInfo
 from uvirtio.roots import Roots
-from uvirtio.spec import features, ids, pci
+from uvirtio.spec import ids, pci
 from uvirtio.transports.pci_caps import VirtioCapability, modern, walk_capabilities
 
 __all__ = [
@@ -183,8 +183,10 @@ def _transitional(path: Path, virtio_name: str | None, notes: list[str]) -> Inte
     try:
         config = config_bytes_at(path / "config")
     except (PermissionLack, DeviceGone):
+        from uvirtio.spec.features import VERSION_1  # here: its hundred names take longer to make than a scan
+
         negotiated = _features_of(path / (virtio_name or "virtio"))
-        if negotiated is not None and negotiated >> features.VERSION_1 & 1:
+        if negotiated is not None and negotiated >> VERSION_1 & 1:
             return "transitional"
         notes.append("transitional or legacy: its capabilities can be read by root only")
         return "transitional"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -106,7 +105,7 @@ def process_start(pid: int, roots: Roots) -> int | None:
 def new(devices: Sequence[DeviceEntry], roots: Roots, argv: Sequence[str] = ()) -> Entry:
     """An entry for this run; not written yet."""
     return Entry(
-        id=f"{time.time_ns():016x}-{os.getpid():x}-{secrets.token_hex(3)}",
+        id=f"{time.time_ns():016x}-{os.getpid():x}-{os.urandom(3).hex()}",
         boot_id=boot_id(roots),
         time=time.time(),
         pid=os.getpid(),
@@ -125,7 +124,7 @@ def store(entry: Entry, roots: Roots) -> None:
     """
     home = directory(roots)
     target = home / f"{entry.id}.json"
-    temporary = home / f".{entry.id}.{secrets.token_hex(4)}.tmp"
+    temporary = home / f".{entry.id}.{os.urandom(4).hex()}.tmp"
     text = json.dumps({"schema": SCHEMA, **entry.as_dict()}, indent=1).encode()
     try:
         home.mkdir(mode=0o755, parents=True, exist_ok=True)

@@ -47,6 +47,8 @@ def make_app(verb: str = "") -> typer.Typer:
         help="Drive virtio devices from user space. DEV is an address: 0000:03:00.0, or qemu:virtio-rng-pci.",
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
+        # Importing rich takes a tenth of a second, so only a terminal, which shows its frames, pays for it.
+        rich_markup_mode="rich" if output.fancy() else None,
     )
     app.callback()(_before)
     modules = [_VERBS[verb]] if verb in _VERBS else dict.fromkeys(_VERBS.values())

@@ -19,7 +19,7 @@ import typer
 from uvirtio.cli import output
 from uvirtio.cli.signals import Guard, Signalled
 from uvirtio.errors import OperationFailed, UsageError, UvirtioError
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.memory.plain import InterruptMode
 from uvirtio.roots import Roots
 
 if TYPE_CHECKING:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Literal, Protocol, runtime_checkable
+
+from uvirtio.memory.plain import BarInfo as BarInfo
+from uvirtio.memory.plain import InterruptMode as InterruptMode
 
 PFN_SHIFT = 12
 """A PFN is a guest-physical address divided by 4096, whatever the page size of the CPU (5.5.6)."""
@@ -106,15 +108,6 @@ class DmaSpace(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class BarInfo:
-    """One base address register: its number, its size in bytes, and whether it decodes I/O ports."""
-
-    index: int
-    size: int
-    is_io: bool
 
 
 class PciFunction(Protocol):
@@ -302,17 +295,6 @@ class AdoptsMemory(Protocol):
         Closing the block takes it away from the device; the mapping stays the caller's.
         """
         ...
-
-
-class InterruptMode(Enum):
-    """The rungs of the interrupt ladder, best first (4.1.5.1.2, 4.1.4.5)."""
-
-    PER_QUEUE = "msix-per-queue"
-    SHARED = "msix-shared"
-    INTX = "intx"
-    """The interrupt pin of a PCI function, or the one line of a virtio-mmio device (4.2.3.4)."""
-
-    POLLING = "polling"
 
 
 @dataclass(frozen=True, slots=True)
