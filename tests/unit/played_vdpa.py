@@ -22,6 +22,9 @@ from uvirtio.spec import features as f
 FD = 1000
 PAGE = 4096
 ENOTSUPP = 524
+PATTERN = bytes(range(256)) * 16
+"""What the device answers with, unless it is told to serve otherwise."""
+
 NAMES = {value: name for name, value in vars(uapi).items() if name.startswith("VHOST_") and value > 0xFFFF}
 NAMES[uapi.VHOST_SET_OWNER] = "VHOST_SET_OWNER"
 NAMES[uapi.VHOST_VDPA_SUSPEND] = "VHOST_VDPA_SUSPEND"
@@ -74,7 +77,7 @@ class Played:
         self.log: list[str] = []
         self.messages: list[tuple[int, int, int, int]] = []
         self.refuse: dict[str, int | Callable[[Any], int]] = {}
-        self.serve: Callable[[Played, bytes, int], bytes] = lambda _played, _out, room: b"R" * room
+        self.serve: Callable[[Played, bytes, int], bytes] = lambda _played, _out, room: PATTERN[:room]
         self.kernel = Kernel(ioctl=self.ioctl, open=self.open, close=self.close, write=self.write)
         self._sysfs(name)
 
