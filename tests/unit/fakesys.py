@@ -161,10 +161,15 @@ class FakeSys:
         if driver is not None:
             self.attach(path, driver, bus="vdpa")
         if driver == "vhost_vdpa":
-            self.text(path / f"vhost-vdpa-{index}/dev", "511:0\n")
+            self.vhost_vdpa(path, index)
         elif driver == "virtio_vdpa":
             self.virtio(path, self.next_virtio(), kind, 1 << 32)
         return path
+
+    def vhost_vdpa(self, device: Path, index: int = 0) -> None:
+        """What vhost_vdpa makes of a device: a child in sysfs, and the node."""
+        self.text(device / f"vhost-vdpa-{index}/dev", "511:0\n")
+        self.text(self.roots.dev / f"vhost-vdpa-{index}", "").chmod(0o600)
 
     def next_virtio(self) -> str:
         taken = {p.name for p in (self.sys / "bus/virtio/devices").iterdir()}
@@ -308,6 +313,7 @@ class FakeKernel:
                 shutil.rmtree(child)
             elif child.name.startswith("vhost-vdpa-"):
                 shutil.rmtree(child)
+                (self.fake.roots.dev / child.name).unlink()
         if driver.name == "vfio-pci":
             group = device / "iommu_group"
             mates = [m.resolve() for m in (group / "devices").iterdir()] if group.is_symlink() else []
@@ -339,7 +345,7 @@ class FakeKernel:
                 node.write_text("")
                 node.chmod(0o600)
         elif driver == "vhost_vdpa":
-            self.fake.text(device / "vhost-vdpa-0/dev", "511:0\n")
+            self.fake.vhost_vdpa(device)
         elif driver in ("virtio-pci", "virtio-mmio", "virtio_vdpa"):
             kind = self.kind(device, bus.name)
             if kind is not None:

@@ -449,7 +449,7 @@ def _die_twice(top: Path, name: str, n: int, m: int, after: bool) -> tuple[int, 
     addresses = topology(fake, name)
     before, founds = fake.snapshot(), at(fake, *addresses)
     driver = "uio_pci_generic" if name == "uio" else None
-    owner = (os.getuid(), os.getgid()) if name in ("pci", "two") else None
+    owner = (os.getuid(), os.getgid()) if name in ("pci", "two", "vdpa") else None
     kernel, dying = FakeKernel(fake, die_at=n, die_after=after), FakeKernel(fake, die_at=m, die_after=after)
     bound = in_child(
         lambda: bind(founds, fake.roots, driver=driver, force=FORCE, owner=owner, writer=kernel, sleep=no_sleep)
@@ -520,6 +520,69 @@ def test_the_node_is_given_only_where_the_iommu_holds_the_device(fake: FakeSys) 
         assert why in str(error.value.seen) and kernel.log == []
     bind(at(fake, DISK), fake.roots, owner=(0, 0), force=["unsafe-owner"], writer=kernel, sleep=no_sleep)
     assert kernel.log[-1] == ("dev/vfio/9", "0:0")
+
+
+PLATFORM = 1 << 32 | 1 << 33
+
+
+@pytest.mark.parametrize(
+    ("kind", "features", "why"),
+    [
+        ("balloon", PLATFORM, "whole guest"),
+        ("mem", PLATFORM, "whole guest"),
+        ("rng", 1 << 32, "ACCESS_PLATFORM"),
+        ("rng", PLATFORM, None),
+    ],
+)
+def test_whose_vdpa_node_may_be_given_away(fake: FakeSys, kind: str, features: int, why: str | None) -> None:
+    path = fake.vdpa("vdpa0", driver=None)
+    fake.attach(path, "virtio_vdpa", bus="vdpa")
+    fake.virtio(path, "virtio0", kind, features)
+    node = fake.roots.dev / "vhost-vdpa-0"
+    before = fake.snapshot()
+    if why is not None:
+        with pytest.raises(Refused) as caught:
+            bind(at(fake, "vdpa:vdpa0"), fake.roots, owner=(1000, 1000), writer=FakeKernel(fake), sleep=no_sleep)
+        assert why in caught.value.seen and not changed(before, fake.snapshot())
+        return
+    kernel = FakeKernel(fake)
+    kernel.kind = lambda device, bus: kind  # type: ignore[method-assign]
+    bind(at(fake, "vdpa:vdpa0"), fake.roots, owner=(1000, 1000), writer=kernel, sleep=no_sleep)
+    assert ("dev/vhost-vdpa-0", "1000:1000") in kernel.log and node.exists()
+    restore(fake.roots, writer=kernel, sleep=no_sleep)
+    assert not node.exists() and [line for line in kernel.log if line[0].startswith("dev/")][1:] == []
+
+
+def test_an_unknown_type_may_be_a_balloon_but_vduse_has_none(fake: FakeSys) -> None:
+    fake.vdpa("vdpa0")
+    fake.vdpa("vdpa1", driver=None)
+    with pytest.raises(Refused) as caught:
+        bind(at(fake, "vdpa:vdpa0"), fake.roots, owner=(1000, 1000), writer=FakeKernel(fake), sleep=no_sleep)
+    assert "its type is not known" in caught.value.seen
+    # The process behind VDUSE is no balloon either: the kernel takes net and block from it, with ACCESS_PLATFORM.
+    fake.link(fake.sys / "devices/virtual/vdpa/subsystem", fake.sys / "class/vduse")
+    kernel = FakeKernel(fake)
+    bind(at(fake, "vdpa:vdpa0"), fake.roots, owner=(1000, 1000), writer=kernel, sleep=no_sleep)
+    restore(
+        fake.roots, writer=kernel, sleep=no_sleep
+    )  # it was vhost_vdpa's before: the node stays, and gets its owner back
+    assert [text for path, text in kernel.log if path == "dev/vhost-vdpa-0"] == [
+        "1000:1000",
+        f"{os.getuid()}:{os.getgid()}",
+    ]
+
+
+def test_a_node_number_that_is_another_devices_by_now_keeps_its_owner(fake: FakeSys) -> None:
+    path = fake.vdpa("vdpa0", driver="virtio_vdpa")
+    fake.link(fake.sys / "devices/virtual/vdpa/subsystem", fake.sys / "class/vduse")
+    kernel = FakeKernel(fake)
+    bind(at(fake, "vdpa:vdpa0"), fake.roots, owner=(1000, 1000), writer=kernel, sleep=no_sleep)
+    kernel._unbind(fake.sys / "bus/vdpa/drivers/vhost_vdpa", "vdpa0")
+    fake.vdpa("vdpa1", index=0)
+    del kernel.log[:]
+    restore(fake.roots, writer=kernel, sleep=no_sleep)
+    assert (path / "driver").readlink().name == "virtio_vdpa"
+    assert not [line for line in kernel.log if line[0].startswith("dev/")]
 
 
 def test_owner_words() -> None:

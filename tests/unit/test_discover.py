@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.fakesys import FakeSys, config_space
 from uvirtio.binding import discover
 from uvirtio.binding.addresses import canonical, is_alias
+from uvirtio.binding.rules import check
 from uvirtio.errors import BadAddress, NoSuchDevice, NotVirtio, PermissionLack, UsageError
 
 
@@ -126,6 +127,7 @@ def test_a_bound_modern_function(fake: FakeSys) -> None:
         "virtio_name": "virtio0",
         "numa_node": None,
         "node": None,
+        "parent": None,
         "notes": [],
     }
     assert found.driver_override is None and found.subsystem_id == "1af4:1100"
@@ -307,6 +309,25 @@ def test_windows_on_the_command_line(fake: FakeSys) -> None:
         ("mmio:0xfeb00c00", "virtio-mmio.5", (0xFEB00C00, 1024)),
         ("mmio:0xfeb00e00", "virtio-mmio.0", (0xFEB00E00, 512)),
     ]
+
+
+def test_a_vdpa_device_on_a_pci_function_has_its_type(fake: FakeSys) -> None:
+    function = fake.pci("0000:03:00.0", "balloon", driver="vp-vdpa")
+    path = fake.vdpa("vdpa0")
+    path.rename(function / "vdpa0")
+    (fake.sys / "bus/vdpa/devices/vdpa0").unlink()
+    fake.link(fake.sys / "bus/vdpa/devices/vdpa0", function / "vdpa0")
+    found = discover.find("vdpa:vdpa0", fake.roots)
+    assert (found.type, found.device_id, found.parent) == ("balloon", 5, "0000:03:00.0")
+    assert "0000:03:00.0" in found.names and found.notes == ()
+    stands = [f.evidence for f in check(discover.find("03:00.0", fake.roots), fake.roots).findings]
+    assert "the vDPA device vdpa:vdpa0 stands on it" in stands
+
+
+def test_the_kernel_is_asked_for_no_other_tree(fake: FakeSys, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.vdpa("vdpa0")
+    monkeypatch.setattr(discover.vdpa_netlink, "devices", lambda: pytest.fail("asked"))
+    assert discover.find("vdpa:vdpa0", fake.roots).device_id is None
 
 
 def test_vdpa(fake: FakeSys) -> None:

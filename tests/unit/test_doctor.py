@@ -58,6 +58,26 @@ def test_a_machine_with_everything(fake: FakeSys, tmp_path: Path) -> None:
     assert fake.snapshot() == before and list(fake.roots.run.iterdir()) == []
 
 
+def test_vdpa_nodes_and_a_wait_without_end(fake: FakeSys) -> None:
+    made = run(fake)
+    assert made["vhost-vdpa"].verdict == "skip" and made["vhost-vdpa"].detail == "no vdpa device here"
+    fake.vdpa("vduse0")
+    fake.vdpa("vduse1", index=1)
+    fake.text(fake.sys / "class/vduse/vduse0/msg_timeout", "0\n")
+    fake.text(fake.sys / "class/vduse/vduse1/msg_timeout", "30\n")
+    made = run(fake)
+    assert made["vhost-vdpa"].verdict == made["vhost-vdpa-access"].verdict == "pass"
+    assert made["vduse"].verdict == "warn" and "vduse0" in made["vduse"].remedy
+    (fake.roots.dev / "vhost-vdpa-1").unlink()  # as good as closed, for root too
+    made = run(fake)
+    assert made["vhost-vdpa-access"].verdict == "warn" and "/dev/vhost-vdpa-1" in made["vhost-vdpa-access"].detail
+
+
+def test_a_kernel_without_vdpa(tmp_path: Path) -> None:
+    made = {check.name: check for check in doctor.checks(Roots.under(tmp_path / "nothing"))}
+    assert made["vhost-vdpa"].detail == "this kernel has no vdpa"
+
+
 def test_a_machine_with_nothing(tmp_path: Path) -> None:
     made = {check.name: check for check in doctor.checks(Roots.under(tmp_path / "nothing"))}
     assert made["ways"].verdict == "fail" and "qemu-system-x86" in made["ways"].remedy

@@ -27,7 +27,7 @@ from uvirtio.binding.checks import driver_state
 from uvirtio.binding.discover import Found, find, negotiated_features
 from uvirtio.binding.facts import Facts, Holder
 from uvirtio.binding.journal import DeviceEntry, Entry
-from uvirtio.binding.plan import VFIO, Plan, bus_directory, plans
+from uvirtio.binding.plan import VDPA, VFIO, Plan, bus_directory, plans
 from uvirtio.errors import (
     Busy,
     DeviceAbsent,
@@ -248,9 +248,9 @@ def bind(
 ) -> list[Bound]:
     """Give devices to a user-space driver, all of them or none.
 
-    ``owner`` is (uid, gid) for the VFIO group's node. ``timeout`` is in seconds, for one sysfs write. Raises
-    the first of the plan's problems (Denied, InUse, Refused, NoIommu, ModuleLack, PermissionLack), Busy,
-    EnvironmentLack (no journal), or OperationFailed after everything was put back.
+    ``owner`` is (uid, gid) for the VFIO group's node, or the vhost-vdpa one. ``timeout`` is in seconds, for one
+    sysfs write. Raises the first of the plan's problems (Denied, InUse, Refused, NoIommu, ModuleLack,
+    PermissionLack), Busy, EnvironmentLack (no journal), or OperationFailed after everything was put back.
     """
     if not founds:
         return []
@@ -334,8 +334,12 @@ def _owner_allowed(made: list[Plan], force: Collection[str]) -> None:
             negotiated = negotiated_features(found)
             if found.type in ("balloon", "memory-balloon", "mem"):
                 why = f"a {found.type} device takes memory of the whole guest by its physical address"
-            elif member.target != VFIO or found.noiommu:
+            elif member.target not in (VFIO, VDPA) or found.noiommu:
                 why = f"{member.target or 'an mmio window'} lets the device write anywhere in memory"
+            elif _vduse(found):
+                continue
+            elif found.device_id is None:
+                why = "its type is not known, so it may be a balloon, which takes memory of the whole guest"
             elif negotiated is None or not negotiated >> features.ACCESS_PLATFORM & 1:
                 why = "it is not known to have ACCESS_PLATFORM, so it may go round the IOMMU"
             else:
@@ -346,6 +350,11 @@ def _owner_allowed(made: list[Plan], force: Collection[str]) -> None:
                 expected="a device that the IOMMU holds",
                 remedy="leave its node to root; or, knowing what it means, --force unsafe-owner",
             )
+
+
+def _vduse(found: Found) -> bool:
+    """Whether a process of this machine is the device: VDUSE takes none that lacks ACCESS_PLATFORM."""
+    return found.bus == "vdpa" and sysfs.link_name(sysfs.real(found.path).parent / "subsystem") == "vduse"
 
 
 class _Run:
@@ -441,7 +450,7 @@ class _Run:
                     )
                 hands.set_override(bus, name, found.driver_override)
                 self._step(found.key, "override-cleared")
-        if self.owner is not None and target == VFIO:
+        if self.owner is not None and target in (VFIO, VDPA):
             self._give_node(found)
 
     def _give_node(self, found: Found) -> None:
@@ -548,27 +557,29 @@ class _Hands:
             remedy="see the kernel's log (dmesg); vfio-pci needs an IOMMU group",
         )
 
-    def node(self, iommu_group: int | None) -> Path | None:
-        """The VFIO group's node below /dev, if it is there."""
-        if iommu_group is None:
-            return None
-        for name in (str(iommu_group), f"noiommu-{iommu_group}"):
-            if (path := self.roots.dev / "vfio" / name).exists():
-                return path
-        return None
+    def node(self, bus: str, name: str, iommu_group: int | None) -> Path | None:
+        """The node below /dev of the VFIO group or the vDPA device, if it is there."""
+        if bus == "vdpa":
+            children = [child for child in sysfs.names(self.device(bus, name)) if child.startswith("vhost-vdpa-")]
+            paths = [self.roots.dev / child for child in children]
+        elif iommu_group is None:
+            paths = []
+        else:
+            paths = [self.roots.dev / "vfio" / group for group in (str(iommu_group), f"noiommu-{iommu_group}")]
+        return next((path for path in paths if path.exists()), None)
 
     def wait_for_node(self, found: Found) -> Path:
         group = found.iommu_group
-        if group is None:  # VFIO makes a group when it binds without an IOMMU
+        if group is None and found.bus == "pci":  # VFIO makes a group when it binds without an IOMMU
             group = find(found.key, self.roots).iommu_group
         for attempt in range(PROBES):
             if attempt:
                 self.sleep(PROBE_INTERVAL)
-            if (node := self.node(group)) is not None:
+            if (node := self.node(found.bus, found.name, group)) is not None:
                 return node
         raise OperationFailed(
-            f"the node of group {group} does not appear",
-            seen=f"no {self.roots.dev / 'vfio' / str(group)}",
+            f"the node of {found.address if group is None else f'group {group}'} does not appear",
+            seen=f"nothing in {self.roots.dev}",
             expected="a device node from the kernel",
             remedy="is /dev a devtmpfs here?",
         )
@@ -686,6 +697,11 @@ def _give_back(
         changed = True
     if device.node is not None and device.node_before is not None:
         node = hands.roots.dev / "vfio" / Path(device.node).name
+        if device.bus == "vdpa":
+            node = hands.roots.dev / Path(device.node).name
+            # It goes with the driver, and its number may be another device's by now.
+            if hands.node(device.bus, device.name, None) != node:
+                return "restored" if changed else "already"
         uid, gid, mode = device.node_before
         if node.exists():
             status = node.stat()

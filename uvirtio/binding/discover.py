@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from uvirtio.binding import addresses, sysfs
+from uvirtio.binding import addresses, sysfs, vdpa_netlink
 from uvirtio.binding.addresses import canonical
 from uvirtio.errors import BadAddress, DeviceGone, NoSuchDevice, NotVirtio, PermissionLack, UsageError
 from uvirtio.memory.plain import BarInfo
@@ -74,6 +74,8 @@ class Found:
     """Base address and length of an mmio window, in bytes; the length is 0 where it is not known."""
     node: str | None = None
     """The device node that user space opens, as the driver bound now gives it."""
+    parent: str | None = None
+    """What offers a vDPA device: the address of a PCI function (vp_vdpa), or a name (VDUSE)."""
     notes: tuple[str, ...] = field(default=())
     """What could not be told, and why."""
 
@@ -88,6 +90,8 @@ class Found:
         extra = [self.name, self.virtio_name, self.node]
         if self.bus == "vdpa":
             extra.append(f"vdpa:{self.name}")
+            if self.parent is not None and addresses.is_pci(self.parent):
+                extra.append(canonical(self.parent))  # whoever denies the function denies what stands on it
         if self.window is not None:
             extra.append(f"mmio:{self.window[0]:#x}")
         return tuple(dict.fromkeys([self.address, *(name for name in extra if name)]))
@@ -106,6 +110,7 @@ class Found:
             "virtio_name": self.virtio_name,
             "numa_node": self.numa_node,
             "node": self.node,
+            "parent": self.parent,
             "notes": list(self.notes),
         }
 
@@ -312,10 +317,15 @@ def _command_line(roots: Roots) -> Iterator[tuple[int, int, int]]:
 
 def _vdpa_devices(roots: Roots) -> Iterator[Found]:
     directory = roots.sys / "bus/vdpa/devices"
+    told: dict[str, vdpa_netlink.VdpaDevice] | None = None
     for name in sysfs.names(directory):
         path = directory / name
+        parent = sysfs.real(path).parent
         virtio_name, kernel_driver = _virtio_child(path)
-        device_id = sysfs.number(path / virtio_name / "device") if virtio_name else None
+        device_id = sysfs.number(path / virtio_name / "device") if virtio_name else _id_of_parent(parent)
+        if device_id is None and roots.sys == Path("/sys"):  # the kernel answers for no other tree
+            told = vdpa_netlink.devices() if told is None else told
+            device_id = told[name].device_id if name in told else None
         node = next((f"/dev/{child}" for child in sysfs.names(path) if child.startswith("vhost-vdpa-")), None)
         if node is not None and not addresses.is_vhost_vdpa_node(node):
             node = None
@@ -333,8 +343,19 @@ def _vdpa_devices(roots: Roots) -> Iterator[Found]:
             kernel_driver=kernel_driver,
             numa_node=_node(path),
             node=node,
+            parent=parent.name,
             notes=() if device_id is not None else ("type: only the device itself tells",),
         )
+
+
+def _id_of_parent(parent: Path) -> int | None:
+    """The type of a vDPA device that is a PCI function seen through vp_vdpa; None for others."""
+    if sysfs.link_name(parent / "driver") != "vp-vdpa":
+        return None
+    vendor, device = sysfs.number(parent / "vendor"), sysfs.number(parent / "device")
+    if vendor is None or device is None:
+        return None
+    return ids.device_id_of_pci(vendor, device)
 
 
 # --- common ------------------------------------------------------------------------------------------------

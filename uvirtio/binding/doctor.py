@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 from uvirtio import fuse
 from uvirtio.binding import journal, rules, sysfs
-from uvirtio.binding.checks import Check, driver_state, kernel_release
+from uvirtio.binding.checks import Check, driver_state, kernel_release, module_installed
 from uvirtio.binding.discover import scan
 from uvirtio.binding.facts import Facts
 from uvirtio.errors import Denied, NotSupported
@@ -119,12 +119,37 @@ def _uio(roots: Roots) -> Iterator[Check]:
 
 
 def _vdpa(roots: Roots) -> Iterator[Check]:
-    if not sysfs.names(roots.sys / "bus/vdpa/devices"):
-        yield Check("vhost-vdpa", "skip", "no vdpa device here")
+    devices = sysfs.names(roots.sys / "bus/vdpa/devices")
+    if not devices:
+        here = (roots.sys / "bus/vdpa").is_dir() or module_installed("vdpa", roots)
+        yield Check("vhost-vdpa", "skip", "no vdpa device here" if here else "this kernel has no vdpa")
         return
     yield _module(
         "vhost-vdpa", "vhost_vdpa", "vdpa", roots, "install the kernel's module package that has vhost_vdpa"
     )
+    yield from _vdpa_access(devices, roots)
+    for name in sysfs.names(roots.sys / "class/vduse"):
+        if sysfs.number(roots.sys / "class/vduse" / name / "msg_timeout") == 0:
+            yield Check(
+                "vduse",
+                "warn",
+                f"whoever uses {name} waits for ever when the process behind it stops",
+                f"as root: echo 30 > /sys/class/vduse/{name}/msg_timeout",
+            )
+
+
+def _vdpa_access(devices: list[str], roots: Roots) -> Iterator[Check]:
+    """access(2) asks about the rights and opens nothing: to open a node resets the device."""
+    children = [child for name in devices for child in sysfs.names(roots.sys / "bus/vdpa/devices" / name)]
+    nodes = [child for child in children if re.fullmatch(r"vhost-vdpa-[0-9]+", child, re.ASCII)]
+    closed = [node for node in nodes if not os.access(roots.dev / node, os.R_OK | os.W_OK)]
+    if closed:
+        names = ", ".join(f"/dev/{node}" for node in closed)
+        remedy = "run as root, or bind with --owner USER"
+        yield Check("vhost-vdpa-access", "warn", f"this user may not open {names}", remedy)
+    elif nodes:
+        names = ", ".join(f"/dev/{node}" for node in nodes)
+        yield Check("vhost-vdpa-access", "pass", f"this user may open {names}")
 
 
 def _capable(capability: int, roots: Roots) -> bool:

@@ -388,6 +388,11 @@ def other_use(found: Found, facts: Facts) -> Iterator[Answer]:
         yield Unchecked("other-use", _OTHERS_FILES)
     if not kernel_holds(found):
         return
+    if found.bus == "pci":
+        for name in sysfs.names(facts.roots.sys / "bus/vdpa/devices"):
+            # vp_vdpa takes its vDPA device along when it goes, and restore does not make it again.
+            if sysfs.real(facts.roots.sys / "bus/vdpa/devices" / name).parent == sysfs.real(found.path):
+                yield Finding("other-use", f"the vDPA device vdpa:{name} stands on it")
     if found.type == "rng":
         hwrng = facts.roots.sys / "class/misc/hw_random"
         current = sysfs.read(hwrng / "rng_current", 4096) or ""

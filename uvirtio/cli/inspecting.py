@@ -166,6 +166,8 @@ def _print(run: Run, members: dict[str, Any]) -> None:
         rows.append(("window", f"{members['window']['base']:#x}, {members['window']['length']} bytes"))
     if members["node"] is not None:
         rows.append(("node", members["node"]))
+    if members["parent"] is not None:
+        rows.append(("offered by", members["parent"]))
     if msi is not None:
         state = "on" if msi["enabled"] else "off"
         rows.append(("MSI-X", f"{msi['vectors']} vectors, {state}, BAR {msi['bar']}+{msi['offset']:#x}"))
