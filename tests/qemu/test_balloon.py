@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.bodies import adopt, balloon_stats
+from tests.bodies import adopt, balloon_reports, balloon_stats
 from tests.qemu.test_drivers import cell, cells  # noqa: F401  # the fixture is found by its name here
 from uvirtio.device import Device
 from uvirtio.drivers.balloon import Balloon, Use
@@ -22,6 +22,17 @@ from uvirtio.qemu import Machine
 MIB = 1 << 20
 
 globals().update(adopt(balloon_stats, cells("balloon")))
+
+REPORTS = [
+    pytest.param(
+        ("q35", f"virtio-balloon-pci,free-page-reporting=on,free-page-hint=on,iothread=t{extra}", mode, False), id=name
+    )
+    for name, extra, mode in (
+        ("q35-intx", "", InterruptMode.INTX),
+        ("q35-iova-polling", ",iommu_platform=on,disable-legacy=on", InterruptMode.POLLING),
+    )
+]
+globals().update(adopt(balloon_reports, REPORTS))
 
 
 @contextmanager

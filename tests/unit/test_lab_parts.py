@@ -13,6 +13,7 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
 
 from lab import LabError, cache, cli_test, initramfs, kernels, machines, modules, vm  # noqa: E402
+from lab.commands import Commands  # noqa: E402
 
 
 def make_kernel(top: Path, dep: str, builtin: str = "") -> kernels.Kernel:
@@ -151,3 +152,24 @@ def test_the_job_quotes_every_word(tmp_path, monkeypatch):
     config = vm.Config(kernel=make_kernel(tmp_path / "k", ""), command=words)
     done = subprocess.run(["sh"], input=vm.Vm(config)._job(), capture_output=True, text=True, timeout=20)
     assert done.stdout == "|".join(words[2:]) + "|"
+
+
+# --- commands without a start of Python each ----------------------------------------------------------------
+
+
+def test_a_forked_command_is_the_command():
+    commands = Commands.spawn()
+    try:
+        done = commands.run("features", "rng", "0x100000000", timeout=60)
+        again = subprocess.run(
+            [sys.executable, "-m", "uvirtio.cli.app", "features", "rng", "0x100000000"],
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (again.returncode, again.stdout, again.stderr)
+        done = commands.run("rng", "read", "nonsense", "8", timeout=60)
+        assert done.returncode == 2 and done.stdout == "" and "UV-USAGE" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert commands.run("--version", timeout=60).stdout.startswith("uvirtio ")
+    finally:
+        commands.close()

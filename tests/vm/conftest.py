@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import in_lab
+from tests.vm.commands import commands
 from tests.vm.qmp_witness import Witness
 
 HERE = Path(__file__).resolve().parent
@@ -45,6 +46,12 @@ def _named(item: pytest.Item) -> set[str]:
     values = callspec.params.values() if callspec is not None else ()
     firsts = (value[0] if isinstance(value, tuple) and value else value for value in values)
     return {value for value in firsts if isinstance(value, str)}
+
+
+def pytest_sessionfinish() -> None:
+    """End the process that commands were forked from, if one was."""
+    if commands.cache_info().currsize:
+        commands().close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Statistics and the floor on vfio-pci, in a stock kernel; the witness is the QMP of the QEMU around the VM."""
+"""Statistics, the floor and page reports on vfio-pci, in a stock kernel; the witness is QMP, from outside."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.bodies import adopt, balloon_stats
+from tests.bodies import adopt, balloon_reports, balloon_stats
 from tests.vm.test_drivers import cell, given_back  # noqa: F401  # fixtures, found by their names here
 from uvirtio.memory.seams import InterruptMode
 
@@ -15,3 +15,5 @@ CELLS: list[Any] = [
 ]
 
 globals().update(adopt(balloon_stats, CELLS))
+# Hints themselves are asked for by migrations, which QEMU refuses with a folder shared over 9p, as the lab's are.
+globals().update(adopt(balloon_reports, CELLS))

@@ -7,13 +7,13 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.vm.commands import PATIENCE, USER, program, read_until, running, uvirtio
 from tests.vm.qmp_witness import Witness
 from uvirtio.binding import bind as binding
 from uvirtio.binding.discover import find
@@ -21,20 +21,11 @@ from uvirtio.roots import Roots
 
 PCI = Path("/sys/bus/pci/devices")
 MIB = 1 << 20
-PATIENCE = 60
-USER = ["setpriv", "--reuid", "1234", "--regid", "1234", "--clear-groups", "--"]
 
 
-def uvirtio(*words: str, prefix: tuple[str, ...] | list[str] = ()) -> subprocess.CompletedProcess[str]:
-    """One command, run to its end."""
-    return subprocess.run(
-        [*prefix, "uvirtio", *words], capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL
-    )
-
-
-def refusal(*words: str, prefix: tuple[str, ...] | list[str] = ()) -> tuple[int, dict[str, Any]]:
+def refusal(*words: str, prefix: Sequence[str] = ()) -> tuple[int, dict[str, Any]]:
     """The exit code and the error of a command that must not work; never a traceback."""
-    done = uvirtio(*words, "--json", prefix=prefix)
+    done = program(*words, "--json", prefix=prefix) if prefix else uvirtio(*words, "--json")
     assert "Traceback" not in done.stdout + done.stderr
     return done.returncode, json.loads(done.stdout)["error"]
 
@@ -67,37 +58,6 @@ def bound(lab_devices: dict[str, str]) -> Iterator[Callable[..., list[str]]]:
     yield take
     done = uvirtio("restore", "--all")
     assert done.returncode == 0, done.stderr
-
-
-@contextmanager
-def running(*words: str) -> Iterator[subprocess.Popen[str]]:
-    """A command in the background, in a session of its own; killed at the end if it still runs."""
-    child = subprocess.Popen(
-        ["uvirtio", *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield child
-    finally:
-        child.kill()
-        child.wait()
-        assert child.stdout is not None
-        child.stdout.close()
-
-
-def read_until(child: subprocess.Popen[str], pattern: str) -> str:
-    """The output up to a line that matches."""
-    assert child.stdout is not None
-    seen = ""
-    for line in child.stdout:
-        seen += line
-        if re.search(pattern, line):
-            return seen
-    raise AssertionError(f"no {pattern!r} in {seen!r}")
 
 
 def balloon_size(witness: Witness) -> int:
@@ -171,7 +131,7 @@ def test_a_killed_process_loses_nothing(bound, witness):
         read_until(child, "holding")
         assert balloon_size(witness) == full - 32 * MIB
         child.kill()
-        child.wait()
+        child.wait(PATIENCE)
         done = uvirtio("balloon", "status", address)
         assert done.returncode == 0, done.stderr
         until(lambda: balloon_size(witness) == full, "actual to be 0 again")
@@ -184,7 +144,7 @@ def test_an_owner_can_drive_what_the_iommu_holds(lab_devices):
     try:
         done = uvirtio("bind", address, "--owner", "1234:1234")
         assert done.returncode == 0, done.stderr
-        done = uvirtio("rng", "read", address, "32", "--json", prefix=USER)
+        done = program("rng", "read", address, "32", "--json", prefix=USER)
         assert done.returncode == 0, done.stderr
         assert len(bytes.fromhex(json.loads(done.stdout)["hex"])) == 32
     finally:
@@ -232,7 +192,9 @@ def test_inspect_agrees_with_lspci(lab_devices):
 
 
 def test_list_agrees_with_lspci(lab_devices):
-    listed = {d["address"]: d for d in json.loads(uvirtio("list", "--json").stdout)["devices"]}
+    done = program("list", "--json")
+    assert done.stdout == uvirtio("list", "--json").stdout
+    listed = {d["address"]: d for d in json.loads(done.stdout)["devices"]}
     seen = subprocess.run(["lspci", "-Dn", "-d", "1af4:"], capture_output=True, text=True, check=True).stdout
     theirs = {line.split()[0]: line.split()[2] for line in seen.splitlines()}
     assert {address: device["pci_id"] for address, device in listed.items()} == theirs

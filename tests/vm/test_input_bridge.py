@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.vm.commands import Command, running
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_drivers import hand_over
 
@@ -84,21 +85,10 @@ def type_and_read(witness: Witness, reader: Any) -> list[tuple[int, int, int]]:
 
 
 @contextmanager
-def bridge(address: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+def bridge(address: str) -> Iterator[tuple[Command, dict[str, Any]]]:
     """A running bridge, and what it says of its clone."""
-    child = subprocess.Popen(
-        ["uvirtio", "input", "bridge", address, "--json"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        assert child.stdout is not None
+    with running("input", "bridge", address, "--json", merged=False) as child:
         yield child, json.loads(child.stdout.readline())
-    finally:
-        child.kill()
-        child.wait(PATIENCE)
 
 
 @pytest.mark.spec("INP-08")
@@ -127,7 +117,6 @@ def test_a_clone_is_read_like_the_kernels_own_keyboard(evdev: Any, keyboard: str
         send(witness, ("a", True))
         assert take(clone, 2)[-2:] == [(KEY, 30, 1), SYN]
         child.send_signal(signal.SIGTERM)
-        assert child.stdout is not None
         left = json.loads(child.stdout.readline())
         assert child.wait(PATIENCE) == 143
         clone.close()
@@ -161,14 +150,7 @@ def test_a_recording_is_played_into_a_clone(evdev: Any, tmp_path: Path) -> None:
         "E: 0.000000 0001 001e 0001\nE: 0.000000 0000 0000 0000\n"
         "E: 1.000000 0001 001e 0000\nE: 1.000000 0000 0000 0000\n"
     )
-    child = subprocess.Popen(
-        ["uvirtio", "input", "replay", "-", str(file), "--json"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert child.stdout is not None
+    with running("input", "replay", "-", str(file), "--json", merged=False) as child:
         said = json.loads(child.stdout.readline())
         reader = evdev.InputDevice(said["node"])
         assert reader.name == "Recorded"
@@ -179,6 +161,3 @@ def test_a_recording_is_played_into_a_clone(evdev: Any, tmp_path: Path) -> None:
         assert child.wait(PATIENCE) == 0
         assert json.loads(child.stdout.readline())["frames"] == 2
         reader.close()
-    finally:
-        child.kill()
-        child.wait(PATIENCE)

@@ -6,9 +6,7 @@ The witness is the QMP of the QEMU around the VM. The devices are those of the m
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ import pytest
 import uvirtio
 from tests.bodies import Cell, adopt, any_device, mem
 from tests.bodies.mem import emptied  # noqa: F401  # a fixture
+from tests.vm import commands
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_drivers import driver_of, given_back, hand_over  # noqa: F401  # one is a fixture
 from uvirtio.device import QueueSpec
@@ -149,16 +148,12 @@ def test_the_kernels_own_memory_is_not_for_us() -> None:
 
 
 def test_the_command(plugs: str) -> None:
-    uvirtio_command = [str(Path(sys.executable).parent / "uvirtio"), "mem"]
-
     def run(*words: str) -> tuple[int, str]:
-        done = subprocess.run(
-            [*uvirtio_command, *words], capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
-        )
+        done = commands.uvirtio("mem", *words)
         return done.returncode, done.stdout + done.stderr
 
     code, said = run("plug", plugs, "32M")
-    assert code == 0 and "do not suspend" in said
+    assert code == 0 and "do not suspend" in said and "systemd-inhibit" in said
     code, said = run("map", plugs)  # another process finds what the first has left
     assert code == 0 and "#" * 16 + "." in said
     code, said = run("plug", plugs, "64M")
@@ -169,5 +164,22 @@ def test_the_command(plugs: str) -> None:
     assert code == 0
     code, said = run("follow", plugs, "--for", "1")
     assert code == 0 and "plugged 64 MiB" in said
+    assert "nothing here can hold off a suspend" in said  # no logind in the lab
     code, said = run("unplug-all", plugs)
     assert code == 0 and "plugged 0 B, 64 MiB before" in said
+
+
+def test_without_the_boot_parameter_the_line_to_add_is_printed(plugs: str, witness: Witness) -> None:
+    """This machine was booted without it; the machine "mem-online" with just such a line."""
+    (one, *_) = [
+        device["data"] for device in witness.execute("query-memory-devices") if device["data"]["id"] == "mem"
+    ]
+    size = int(witness.execute("qom-get", path="/machine/peripheral/mem", property="memaddr"))
+    assert size == one["memaddr"]
+    line = f"memmap={one['max-size'] >> 20}M%{one['memaddr']:#x}+0xefffffff dax_hmem.region_idle=1"
+    for words in (["online", plugs], ["online", plugs, "128M"], ["follow", plugs, "--online", "--for", "1"]):
+        done = commands.uvirtio("mem", *words)
+        assert done.returncode == 4, done.stdout + done.stderr
+        assert f"add this to the kernel's command line and boot again: {line}\n" in done.stderr
+        assert "nothing Soft Reserved there" in done.stderr
+    assert witness.execute("query-memory-devices")[0]["data"]["size"] == 0, "nothing was plugged for it"

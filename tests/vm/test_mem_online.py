@@ -5,56 +5,73 @@ The witnesses are QMP of the QEMU around the VM, and the kernel itself: /proc/me
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
+import multiprocessing
+import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.vm import commands
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_drivers import driver_of, hand_over
+from uvirtio.online.kernel import boot_line
 
 MIB = 1 << 20
 BLOCK = 128 * MIB
+TWO = 2 * BLOCK
 REGION = 512 * MIB
-UVIRTIO = str(Path(sys.executable).with_name("uvirtio"))
 
 pytestmark = pytest.mark.parametrize("lab_address", ["mem-online"], indirect=True)
 
-# Holds MEBIBYTES of memory, keeps writing to it, and sees that it stays what it was. With
-# "pin", 16 of its pages are also in a pipe, where the kernel cannot move them, until stdin says so.
-HOG = """
-import ctypes, mmap, os, select, sys
-os.nice(19)  # one CPU, and an emulated one: the kernel needs some of it to move pages
-size, pin = int(sys.argv[1]) << 20, sys.argv[2] == "pin"
-memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-for at in range(0, size, 4096):
-    memory[at:at + 8] = at.to_bytes(8, "little")
-if pin:
+
+def hold(mebibytes: int, pin: bool, line: Connection) -> None:
+    """Hold so much memory, keep writing to it, and see that it stays what it was.
+
+    With ``pin``, 16 of its pages are also in a pipe, where the kernel cannot move them. ``"again"`` on the line
+    lets go of the memory and takes new: that lies where memory is free now. ``"enough"`` ends it.
+    """
+    os.nice(19)  # one CPU, and an emulated one: the kernel needs some of it to move pages
+    size = mebibytes << 20
+    pipe = os.pipe()
+    while True:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        for place in range(0, size, 4096):
+            memory[place : place + 8] = place.to_bytes(8, "little")
+        if pin:
+            _splice(memory, pipe[1])
+        line.send("ready")
+        place, step = 0, 1 << 20
+        while not line.poll(0.05):
+            for page in range(place, place + step, 4096):
+                memory[page + 8 : page + 16] = (page + 1).to_bytes(8, "little")
+            place = (place + step) % size
+        word = line.recv()
+        for place in range(0, size, 4096):
+            assert memory[place : place + 8] == place.to_bytes(8, "little"), hex(place)
+            assert memory[place + 8 : place + 16] in (bytes(8), (place + 1).to_bytes(8, "little")), hex(place)
+        line.send("intact")
+        if word == "enough":
+            return
+        memory.close()
+
+
+def _splice(memory: mmap.mmap, writer: int) -> None:
     class Vector(ctypes.Structure):
         _fields_ = [("base", ctypes.c_void_p), ("length", ctypes.c_size_t)]
-    reader, writer = os.pipe()
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
     libc = ctypes.CDLL(None, use_errno=True)
     libc.vmsplice.restype = ctypes.c_ssize_t
-    vector = Vector(address, 16 * 4096)
+    vector = Vector(ctypes.addressof(ctypes.c_char.from_buffer(memory)), 16 * 4096)
     assert libc.vmsplice(writer, ctypes.byref(vector), ctypes.c_size_t(1), 0) == 16 * 4096, ctypes.get_errno()
-print("ready", flush=True)
-at, step = 0, 1 << 20
-while not select.select([0], [], [], 0.02)[0]:  # one CPU, an emulated one: the kernel needs some of it
-    for page in range(at, at + step, 4096):
-        memory[page + 8:page + 16] = (page + 1).to_bytes(8, "little")
-    at = (at + step) % size
-for at in range(0, size, 4096):
-    assert memory[at:at + 8] == at.to_bytes(8, "little"), hex(at)
-    assert memory[at + 8:at + 16] in (bytes(8), (at + 1).to_bytes(8, "little")), hex(at)
-print("intact", flush=True)
-"""
 
 
 def mem_total() -> int:
@@ -82,14 +99,17 @@ def request(witness: Witness, size: int) -> None:
     witness.execute("qom-set", path="mem-online", property="requested-size", value=size)
 
 
-def plugged(witness: Witness) -> int:
+def plain(witness: Witness) -> dict[str, Any]:
     (device,) = witness.execute("query-memory-devices")
-    return device["data"]["size"]
+    return dict(device["data"])
 
 
-def uvirtio(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [UVIRTIO, *arguments, "--json"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+def plugged(witness: Witness) -> int:
+    return int(plain(witness)["size"])
+
+
+def uvirtio(*arguments: str) -> commands.Done:
+    return commands.uvirtio(*arguments, "--json")
 
 
 def document(*arguments: str) -> dict[str, Any]:
@@ -99,33 +119,42 @@ def document(*arguments: str) -> dict[str, Any]:
 
 
 @contextmanager
-def hog(mebibytes: int, pin: bool = False) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-c", HOG, str(mebibytes), "pin" if pin else "free"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            yield process
-            out, _ = process.communicate("enough\n", timeout=60)
-            assert out == "intact\n"
-        finally:
-            process.kill()
+def hog(mebibytes: int, pin: bool = False) -> Iterator[Callable[[], None]]:
+    """Memory in use; the function that is given takes it anew."""
+    fork = multiprocessing.get_context("fork")  # no start of Python, which takes seconds here
+    line, far = fork.Pipe()
+    process = fork.Process(target=hold, args=(mebibytes, pin, far), daemon=True)
+    process.start()
+    far.close()
+
+    def hear(word: str) -> None:
+        assert line.poll(60), f"no {word!r}"
+        assert line.recv() == word
+
+    def again() -> None:
+        line.send("again")
+        hear("intact")
+        hear("ready")
+
+    try:
+        hear("ready")
+        yield again
+        line.send("enough")
+        hear("intact")
+    finally:
+        process.kill()
+        process.join(30)
 
 
 @contextmanager
 def following(address: str) -> Iterator[list[dict[str, Any]]]:
     """``mem follow --online`` in the background; what it said, once it has left on SIGTERM."""
     said: list[dict[str, Any]] = []
-    command = [UVIRTIO, "mem", "follow", address, "--online", "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield said
-            process.terminate()
-            out, errors = process.communicate(timeout=30)
-            said += [json.loads(line) for line in out.splitlines()]
-            assert process.returncode == 143, out + errors
-        finally:
-            process.kill()
+    with commands.running("mem", "follow", address, "--online", "--json") as process:
+        yield said
+        process.terminate()
+        said += [json.loads(line) for line in process.stdout]
+        assert process.wait(30) == 143, said
 
 
 @pytest.fixture(autouse=True)
@@ -146,25 +175,25 @@ def on_vfio(lab_address: str, witness: Witness) -> Iterator[None]:
 
 def test_mem_total_follows_the_host_up_and_down_three_times_under_pressure(lab_address, witness):
     before = mem_total()
-    with following(lab_address) as said:
+    with following(lab_address) as said, hog(64) as again:
         for turn in range(3):
-            request(witness, REGION)
-            until(f"up, turn {turn}", lambda: mem_total() == before + REGION)
-            assert plugged(witness) == REGION
-            with hog(200):  # Linux takes the movable zone first: this lies in plugged memory
-                request(witness, 0)
-                until(f"down, turn {turn}", lambda: plugged(witness) == 0)
-                assert mem_total() == before
-    assert sum(one["event"] == "online" for one in said) == 12
-    assert sum(one["event"] == "offline" for one in said) == 12
+            request(witness, TWO)
+            until(f"up, turn {turn}", lambda: mem_total() == before + TWO)
+            assert plugged(witness) == TWO
+            again()  # Linux takes the movable zone first: this lies in plugged memory
+            request(witness, 0)
+            until(f"down, turn {turn}", lambda: plugged(witness) == 0)
+            assert mem_total() == before
+    assert sum(one["event"] == "online" for one in said) == 6
+    assert sum(one["event"] == "offline" for one in said) == 6
 
 
 def test_busy_memory_is_left_alone_and_comes_back_later(lab_address, witness):
     before = mem_total()
     with following(lab_address) as said:
-        request(witness, REGION)
-        until("up", lambda: mem_total() == before + REGION)
-        with hog(200, pin=True):
+        request(witness, TWO)
+        until("up", lambda: mem_total() == before + TWO)
+        with hog(32, pin=True):
             request(witness, 0)
             # The rest goes; the block with pages that nobody can move stays, as Linux's, and plugged.
             until("the rest down", lambda: plugged(witness) == BLOCK)
@@ -177,6 +206,8 @@ def test_busy_memory_is_left_alone_and_comes_back_later(lab_address, witness):
 def test_one_run_finds_what_another_brought_online(lab_address, witness):
     before = mem_total()
     request(witness, REGION)
+    line = boot_line(*(plain(witness)[name] for name in ("memaddr", "max-size")))
+    assert line in Path("/proc/cmdline").read_text(), "what is printed where it is missing is what this needs"
     first = document("mem", "online", lab_address, "256M")
     assert (first["online_bytes"], first["plugged_bytes"]) == (2 * BLOCK, 2 * BLOCK)
     assert mem_total() == before + 2 * BLOCK

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lab.demo_commands import Commands
+from lab.commands import Command, Commands
 
 MIB = 1 << 20
 WAIT_SECONDS = 60.0
@@ -63,7 +63,7 @@ def poll(true: Callable[[], bool], what: str, timeout: float = WAIT_SECONDS) -> 
 class Running:
     """A command of a step while it runs: its output so far, and a way to end it."""
 
-    pid: int
+    command: Command
     lines: list[str] = field(default_factory=list)
     over: threading.Event = field(default_factory=threading.Event)
 
@@ -80,8 +80,7 @@ class Running:
 
     def interrupt(self) -> None:
         """What Ctrl-C does."""
-        if not self.over.is_set():
-            os.kill(self.pid, signal.SIGINT)
+        self.command.send_signal(signal.SIGINT)
 
 
 class Show:
@@ -122,9 +121,8 @@ class Show:
         self.say("guest", f"$ {command}", "36")
         program, *words = shlex.split(command)
         assert program == "uvirtio"
-        pid, output = self._commands.start(words)
-        running = Running(pid)
-        reader = threading.Thread(target=self._read, args=(running, output), daemon=True)
+        running = Running(self._commands.start(*words))
+        reader = threading.Thread(target=self._read, args=(running,), daemon=True)
         reader.start()
         try:
             if during is not None:
@@ -132,17 +130,18 @@ class Show:
         except (TimeoutError, RuntimeError) as error:
             self.claim(str(error), False)
             running.interrupt()
-        status = self._commands.wait(WAIT_SECONDS)
-        if status is None:
-            os.kill(pid, signal.SIGKILL)
-            status = self._commands.wait(WAIT_SECONDS)
+        try:
+            status = running.command.wait(WAIT_SECONDS)
+        except TimeoutError:
+            running.command.kill()
+            status = running.command.wait(WAIT_SECONDS)
         reader.join(5)
         if status != code:
             self.claim(f"{command}: exit code {code} (it was {status})", False)
         return running.output
 
-    def _read(self, running: Running, output: int) -> None:
-        with open(output, errors="replace") as lines:
+    def _read(self, running: Running) -> None:
+        with running.command.stdout as lines:
             for line in lines:
                 self.say("guest", line.rstrip("\n"))
                 running.lines.append(line)
@@ -287,7 +286,7 @@ def keys(show: Show, host: Host, keyboard: str) -> None:
 def main() -> int:
     """Run the demo; 0 if every claim held."""
     begin = time.monotonic()
-    commands = Commands()
+    commands = Commands.fork()
     show = Show(commands)
     try:
         demo(show, Host())

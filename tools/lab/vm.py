@@ -271,7 +271,8 @@ class Vm:
         keys = {option.split("=", 1)[0] for option in options}
         words: list[str] = []
         for prefix, key, kind, beside in _BESIDE:
-            if driver.startswith(prefix) and key not in keys:
+            wanted = key != "iothread" or "free-page-hint=on" in options
+            if driver.startswith(prefix) and key not in keys and wanted:
                 name = f"lab-{key}{number}"
                 if kind == "-drive":
                     disk = self.directory / f"disk{number}.raw"
@@ -292,6 +293,7 @@ _BESIDE = (
     ("virtio-rng-", "rng", "-object", "rng-builtin,id={name}"),
     ("virtio-blk-", "drive", "-drive", "format=raw,if=none,id={name}"),
     ("virtio-net-", "netdev", "-netdev", "user,id={name},restrict=on"),
+    ("virtio-balloon-", "iothread", "-object", "iothread,id={name}"),
     ("virtio-mem-", "memdev", "-object", "memory-backend-ram,id={name},size=512M"),
 )
 
