@@ -25,7 +25,8 @@ globals().update(adopt(balloon_stats, cells("balloon")))
 
 REPORTS = [
     pytest.param(
-        ("q35", f"virtio-balloon-pci,free-page-reporting=on,free-page-hint=on,iothread=t{extra}", mode, False), id=name
+        ("q35", f"virtio-balloon-pci,free-page-reporting=on,free-page-hint=on,iothread=t{extra}", mode, False),
+        id=name,
     )
     for name, extra, mode in (
         ("q35-intx", "", InterruptMode.INTX),
