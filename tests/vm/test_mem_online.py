@@ -11,6 +11,7 @@ import mmap
 import multiprocessing
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -148,13 +149,20 @@ def hog(mebibytes: int, pin: bool = False) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def following(address: str) -> Iterator[list[dict[str, Any]]]:
-    """``mem follow --online`` in the background; what it said, once it has left on SIGTERM."""
+    """``mem follow --online`` in the background; what it says, all of it once it has left on SIGTERM."""
     said: list[dict[str, Any]] = []
     with commands.running("mem", "follow", address, "--online", "--json") as process:
-        yield said
-        process.terminate()
-        said += [json.loads(line) for line in process.stdout]
-        assert process.wait(30) == 143, said
+        # Read all the time: a pipe that is full would stop it.
+        reader = threading.Thread(target=lambda: said.extend(map(json.loads, process.stdout)))
+        reader.start()
+        try:
+            yield said
+        finally:
+            process.terminate()
+            code = process.wait(30)
+            reader.join(30)
+            print("it said:", *said, sep="\n")
+        assert code == 143
 
 
 @pytest.fixture(autouse=True)
