@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cells import cells_are_noted  # noqa: F401  # a fixture, found by its name here
 from tests.conftest import in_lab
 from tests.vm.commands import commands
 from tests.vm.qmp_witness import Witness

@@ -110,7 +110,8 @@ class Runner:
 
     def _pytest(self, paths: list[str], report: Path, scratch: Path) -> list[str]:
         command = [str(self.venv / "bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-        command += [f"--junitxml={report}", f"--basetemp={scratch}/t"]  # short: sockets have short paths
+        command += [f"--junitxml={report}", "-o", "junit_family=xunit1"]  # which has properties, for tools/matrix
+        command += [f"--basetemp={scratch}/t"]  # short: sockets have short paths
         if self.expression:
             command += ["-k", self.expression]
         return [*command, *paths]

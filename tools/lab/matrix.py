@@ -1,0 +1,158 @@
+"""``tools/matrix``: which device was driven which way in, from the reports of ``tools/test``; nothing is typed in.
+
+A test case carries a property ``cell`` for each device that it brought to DRIVER_OK (tests/cells.py). Only those
+of tests that passed count. The table stands in README.md between two markers, and is rewritten there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import xml.etree.ElementTree as ET
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+README = Path(__file__).resolve().parents[2] / "README.md"
+BEGIN, END = "<!-- tools/matrix begins -->", "<!-- tools/matrix ends -->"
+
+DEVICES = ("balloon", "mem", "input", "rng", "blk")
+
+WAYS = (
+    # (transport, back end): what the package has code for, whether a test came by or not.
+    ("pci-modern", "qemu"),
+    ("pci-modern", "vfio-pci"),
+    ("pci-modern", "uio"),
+    ("pci-legacy", "qemu"),
+    ("pci-legacy", "vfio-pci"),
+    ("pci-legacy", "uio"),
+    ("mmio", "qemu"),
+    ("mmio", "devmem"),
+    ("mmio", "uio"),
+    ("mmio-legacy", "qemu"),
+    ("mmio-legacy", "devmem"),
+    ("mmio-legacy", "uio"),
+    ("vdpa", "vhost-vdpa"),
+)
+
+IMPOSSIBLE = (
+    # (transport, device or None, ring or None): what the standard has not, or no device here offers.
+    (r"pci-legacy|mmio-legacy", None, "packed"),  # 6: needs VERSION_1
+    (r"pci-legacy|mmio-legacy", "mem", None),  # 5.15: needs a modern interface
+    (r"mmio", "mem", None),  # QEMU's has address 0 there
+)
+
+
+@dataclass
+class Found:
+    """What the tests of one cell say."""
+
+    passed: int = 0
+    places: set[str] = field(default_factory=set)
+
+
+Table = dict[tuple[str, str, str, str], Found]
+"""(transport, back end, ring, device) -> what was found."""
+
+
+def main(arguments: list[str]) -> int:
+    """Run tools/matrix; the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="tools/matrix",
+        description="Read the reports of one or several runs of tools/test, and rewrite the table in README.md:"
+        " which device was driven over which transport, back end and ring.",
+    )
+    parser.add_argument("reports", nargs="*", type=Path, metavar="DIR", help="default: those of the newest run")
+    parser.add_argument("--print", action="store_true", dest="shown", help="print the table, and write nothing")
+    parser.add_argument("--check", action="store_true", help="fail if README.md has another table")
+    options = parser.parse_args(arguments)
+    folders = options.reports or [_newest()]
+    table = read(folders)
+    if not table:
+        print(f"tools/matrix: no cell in {', '.join(map(str, folders))}", file=sys.stderr)
+        return 1
+    text = draw(table)
+    if options.shown:
+        print(text, end="")
+        return 0
+    before = README.read_text()
+    head, found, rest = before.partition(BEGIN)
+    _, closed, tail = rest.partition(END)
+    if not found or not closed:
+        print(f"tools/matrix: README.md has no {BEGIN} ... {END}", file=sys.stderr)
+        return 1
+    after = f"{head}{BEGIN}\n\n{text}\n{END}{tail}"
+    if options.check:
+        return 0 if after == before else 1
+    README.write_text(after)
+    cells = sum(found.passed for found in table.values())
+    print(f"{len(table)} cells, {cells} tests that passed in them, from {', '.join(map(str, folders))}")
+    return 0
+
+
+def _newest() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "uvirtio/reports")
+    return max((path for path in cache.iterdir() if any(path.glob("*.xml"))), key=lambda path: path.name)
+
+
+def read(folders: list[Path]) -> Table:
+    """What all reports of these folders say."""
+    table: Table = defaultdict(Found)
+    for report in sorted(path for folder in folders for path in folder.glob("*.xml")):
+        kernel = re.fullmatch(r"vm-(.+)-([\d.]+)", report.stem)
+        for case in ET.parse(report).getroot().iter("testcase"):
+            if any(case.find(word) is not None for word in ("failure", "error", "skipped")):
+                continue
+            for noted in case.iter("property"):
+                if noted.get("name") == "cell":
+                    device, transport, backend, ring, _, *machine = (noted.get("value") or "").split()
+                    backend = _BACKENDS.get(backend, backend)
+                    one = table[transport, backend, ring, device]
+                    one.passed += 1
+                    one.places.add(f"Linux {kernel[2]}" if kernel else "".join(machine))
+    return dict(table)
+
+
+_BACKENDS = {"uio_pci_generic": "uio", "/dev/mem": "devmem"}
+
+
+def draw(table: Table) -> str:
+    """The table as Markdown."""
+    known = list(WAYS) + sorted({key[:2] for key in table} - set(WAYS))
+    lines = [
+        "| transport | back end | ring | " + " | ".join(DEVICES) + " |",
+        "|---" * (3 + len(DEVICES)) + "|",
+    ]
+    for transport, backend in known:
+        for ring in ("split", "packed"):
+            if _impossible(transport, None, ring):
+                continue
+            cells = []
+            for device in DEVICES:
+                found = table.get((transport, backend, ring, device))
+                if found is not None:
+                    cells.append(f"{', '.join(sorted(found.places))} ({found.passed})")
+                else:
+                    cells.append("-" if _impossible(transport, device, ring) else "built")
+            if any(cell not in ("-", "built") for cell in cells) or ring == "split":
+                lines.append(f"| {transport} | {backend} | {ring} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "A cell says where tests drove the device that way, and how many passed: `Linux 6.12` is a stock kernel",
+        "in the VM; `q35`, `pc`, `microvm`, `virt` are `qemu:`, without a guest. *built*: there is code for it,",
+        "and no test came by here. `-`: the standard has no such thing, or QEMU's device does not work there.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _impossible(transport: str, device: str | None, ring: str) -> bool:
+    return any(
+        re.fullmatch(where, transport) and which in (None, device) and how in (None, ring)
+        for where, which, how in IMPOSSIBLE
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
