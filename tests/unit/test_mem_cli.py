@@ -146,7 +146,11 @@ def test_follow_says_where_it_is(model, root, capsys):
     assert events[-1]["plugged_bytes"] == 32 * BLOCK == events[-1]["requested_bytes"]
     assert len(model.plugged) == 32
     assert run(["mem", "follow", DEV, "--for", "0.2", "--limit", "8M", "--root", root]) == 0
-    assert "leaving (--for is over): requested 64 MiB, plugged 8 MiB" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "leaving (--for is over): requested 64 MiB, plugged 8 MiB" in said
+    assert "units of 2 MiB, steps of 2 MiB: big-blocks (BBM)" in said
+    assert run(["mem", "follow", DEV, "--for", "0.1", "--unit", "8M", "--root", root]) == 0
+    assert "units of 8 MiB, steps of 2 MiB: sub-blocks (SBM)" in capsys.readouterr().out
 
 
 # --- what the kernel has ------------------------------------------------------------------------------------

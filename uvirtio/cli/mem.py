@@ -289,6 +289,8 @@ def follow(
     with _managed(run, dev, unit, limit, online) as (device, mem, manager):
         teller = _Follower(run, mem, manager)
         teller.tell("following")
+        if not run.json:
+            run.line(_units(manager))
         mem_online.tell_suspend(run, mem)
         try:
             with time_up_after(device, for_seconds):
@@ -308,6 +310,12 @@ def _managed(run: Run, dev: str, unit: str, limit: str, online: bool) -> Iterato
     else:
         with _driver(run, dev) as (device, mem):
             yield device, mem, _manager(mem, unit, limit)
+
+
+def _units(manager: Manager) -> str:
+    """Which of the kernel's two ways this is (virtio_mem.c calls them SBM and BBM)."""
+    linux = "SBM" if manager.mode.value == "sub-blocks" else "BBM"
+    return f"units of {human(manager.unit)}, steps of {human(manager.step)}: {manager.mode.value} ({linux})"
 
 
 class _Follower:
