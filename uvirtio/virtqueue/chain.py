@@ -8,8 +8,8 @@ from uvirtio.errors import BadChain
 from uvirtio.spec.ring import MAX_CHAIN_BYTES
 from uvirtio.virtqueue import Run
 
-_MAX_LENGTH = 0xFFFF_FFFF  # a descriptor's length has 32 bits
-_ADDRESS_LIMIT = 1 << 64
+MAX_LENGTH = 0xFFFF_FFFF  # a descriptor's length has 32 bits
+ADDRESS_LIMIT = 1 << 64
 
 
 def measure(readable: Sequence[Run], writable: Sequence[Run], limit: int) -> int:
@@ -26,9 +26,9 @@ def measure(readable: Sequence[Run], writable: Sequence[Run], limit: int) -> int
     for runs in (readable, writable):
         room = 0
         for address, length in runs:
-            if not 0 < length <= _MAX_LENGTH:
-                raise _bad("the length of an element cannot be", length, f"1..{_MAX_LENGTH} bytes")
-            if address < 0 or address + length > _ADDRESS_LIMIT:
+            if not 0 < length <= MAX_LENGTH:
+                raise _bad("the length of an element cannot be", length, f"1..{MAX_LENGTH} bytes")
+            if address < 0 or address + length > ADDRESS_LIMIT:
                 raise _bad("an element lies outside 64 bits of address", (address, length), "0..2^64")
             room += length
         total += room

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from uvirtio.errors import Closed, DeviceBroken, QueueError, QueueFull, RingCorruption
+from uvirtio.errors import Closed, DeviceBroken, QueueError, QueueFull, RingCorruption, UsageError
 from uvirtio.memory.fence import Fence
 from uvirtio.memory.seams import Block
 from uvirtio.spec.ring import DESC_SIZE
@@ -86,6 +86,19 @@ class Ledger:
         self._reaped = self._published = self._laid
         self._undelivered = []
         return cookies
+
+    def _hand_over(self) -> None:
+        """From now on chains go and come through fixed slots alone (slots.py)."""
+        self._forget()
+        for name in ("add", "publish", "reap"):
+            setattr(self, name, self._slots_only)
+
+    def _slots_only(self, *_: object) -> NoReturn:
+        raise UsageError(
+            f"queue {self.index} has fixed slots",
+            seen="a single chain",
+            expected="post() and reap() of its slots",
+        )
 
     def _forget(self) -> None:
         """Nothing is free any more."""

@@ -10,6 +10,8 @@ everything else, ``publish`` stores those flags, one for each list, after one or
 
 from __future__ import annotations
 
+import struct
+from array import array
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -27,7 +29,7 @@ from uvirtio.spec.ring import (
     PACKED_EVENT_ENABLE,
 )
 from uvirtio.virtqueue import Completion, Run
-from uvirtio.virtqueue.chain import measure
+from uvirtio.virtqueue.chain import ADDRESS_LIMIT, MAX_LENGTH, measure
 from uvirtio.virtqueue.ledger import (
     INDIRECT_ENTRIES,
     Ledger,
@@ -105,6 +107,7 @@ class PackedQueue(Ledger):
         self._told = -1
         """With IN_ORDER: the number of the last list that the device has named as used."""
         self._told_written = 0
+        self._fixed: list[tuple[int, int]] = []
         self._marks = False
         """The device has set WRITE in a used slot: it knows what the bit is for."""
 
@@ -143,7 +146,7 @@ class PackedQueue(Ledger):
 
     @property
     def free(self) -> int:
-        return self.size - (self._next_slot - self._used_slots)
+        return 0 if self._fixed else self.size - (self._next_slot - self._used_slots)
 
     @property
     def kick_data(self) -> int:
@@ -160,39 +163,54 @@ class PackedQueue(Ledger):
     def add(self, readable: Sequence[Run], writable: Sequence[Run], cookie: Any) -> None:
         if self._broken is not None or self._closed:
             self._refuse()
-        room = measure(readable, writable, self.size)
         count = len(readable) + len(writable)
-        free = self.free
-        indirect = count > 1 and count <= INDIRECT_ENTRIES and bool(self._tables)
-        slots = 1 if indirect else count
-        if free < slots:
-            raise self._full(slots, free)  # 2.8.17: room for the whole list before any of it
-        ident = self._ids.pop()
+        size = self.size
         first = self._next_slot
-        place = first % self.size
+        free = size - (first - self._used_slots)
+        lap, place = divmod(first, size)
         # The first slot's own flags wait: until publish it looks like a slot of the lap before (2.8.1).
-        odd = first // self.size & 1
-        shown = PACKED_DESC_F_USED if odd else PACKED_DESC_F_AVAIL
-        hidden = (0 if not odd else _AVAIL_OR_USED) << _FLAGS_SHIFT
-        if slots == 1:
+        if lap & 1:
+            shown, hidden = PACKED_DESC_F_USED, _AVAIL_OR_USED << _FLAGS_SHIFT
+        else:
+            shown, hidden = PACKED_DESC_F_AVAIL, 0
+        slots = 1
+        if count == 1:
+            # The commonest list, and so without a loop.
+            if readable:
+                address, length = readable[0]
+                room = 0
+            else:
+                address, length = writable[0]
+                room = length
+                shown |= ring.DESC_F_WRITE
+            if not (0 < length <= MAX_LENGTH and 0 <= address <= ADDRESS_LIMIT - length):
+                measure(readable, writable, size)
+            if not free:
+                raise self._full(1, 0)
+            ident = self._ids.pop()
+        else:
+            room = measure(readable, writable, size)
+            indirect = count <= INDIRECT_ENTRIES and bool(self._tables)
+            if not indirect:
+                slots = count
+            if free < slots:
+                raise self._full(slots, free)  # 2.8.17: room for the whole list before any of it
+            ident = self._ids.pop()
             if indirect:
                 self._fill_table(ident, readable, writable)
                 address, length = self._tables[ident], count * DESC_SIZE
                 shown |= ring.DESC_F_INDIRECT
-            elif readable:
-                address, length = readable[0]
-            else:
-                address, length = writable[0]
-                shown |= ring.DESC_F_WRITE
-            self._desc[2 * place] = address
-            self._desc[2 * place + 1] = length | ident << _ID_SHIFT | hidden
+        if slots == 1:
+            desc = self._desc
+            desc[2 * place] = address
+            desc[2 * place + 1] = length | ident << _ID_SHIFT | hidden
         else:
             shown |= self._fill_list(first, ident, readable, writable, hidden)
         self._heads.append((place, shown))
         number = self._laid
         self._out[ident] = (cookie, room, slots, number)
         if self._in_order:
-            self._by_number[number % self.size] = ident
+            self._by_number[number % size] = ident
         self._next_slot = first + slots
         self._laid = number + 1
 
@@ -232,9 +250,13 @@ class PackedQueue(Ledger):
     def publish(self) -> bool:
         if self._broken is not None or self._closed:
             self._refuse()
-        heads = self._heads
-        if not heads:
+        if not self._heads:
             return False
+        return self._show()
+
+    def _show(self) -> bool:
+        """Store the flags of all first slots that wait; whether the device wants a kick for them."""
+        heads = self._heads
         if self._order is not None:
             self._order()  # 2.8.21.1.1: the slots before the flags that show them
         words = self._flags
@@ -273,8 +295,7 @@ class PackedQueue(Ledger):
     def _is_used(self, slot: int) -> bool:
         """2.8.1: AVAIL and USED both say the wrap counter of this slot's lap."""
         lap, place = divmod(slot, self.size)
-        bits = self._flags[8 * place + 7] & _AVAIL_OR_USED
-        return bits == (0 if lap & 1 else _AVAIL_OR_USED)
+        return self._flags[8 * place + 7] & _AVAIL_OR_USED == (0 if lap & 1 else _AVAIL_OR_USED)
 
     def reap(self, limit: int | None = None) -> list[Completion]:
         """See Virtqueue. At most what was in flight at the call comes back, however fast the device is.
@@ -310,16 +331,11 @@ class PackedQueue(Ledger):
             self._order()  # 2.8.22: the flags before what they announce
         place = slot % self.size
         word = self._desc[2 * place + 1]
-        ident, written = word >> _ID_SHIFT & 0xFFFF, word & 0xFFFF_FFFF
+        ident = word >> _ID_SHIFT & 0xFFFF
         posted = self._out[ident] if ident < self.size else None
         if posted is None or posted[3] >= self._published:
             self._no_such_chain(ident)
-        if word >> _FLAGS_SHIFT & ring.DESC_F_WRITE:
-            self._marks = True
-        elif written:
-            written = self._unmarked(written, posted[1])
-        if written > posted[1]:
-            written = self._too_long(written, posted[1])
+        written = self.length_of(word, posted[1])
         if self._in_order:
             # 2.8.8: the lists before the one that is named were used too, and have no length of their own.
             self._told, self._told_written = posted[3], written
@@ -330,18 +346,25 @@ class PackedQueue(Ledger):
         self._ids.append(ident)
         self._used_slots = slot + posted[2]
         self._reaped = number + 1
-        done.append(Completion(posted[0], written))
+        done.append(
+            tuple.__new__(Completion, (posted[0], written))
+        )  # what a NamedTuple does, without its function
         return True
 
-    def _unmarked(self, written: int, room: int) -> int:
-        """2.8.4: a length without WRITE says nothing; but QEMU never sets that bit, and means its lengths.
+    def length_of(self, word: int, room: int) -> int:
+        """The bytes that the device says it wrote, from the second half of a used slot; at most ``room``.
 
-        So a device is taken by the letter once it has set WRITE at all.
+        2.8.4: a length without WRITE says nothing; but QEMU never sets that bit, and means its lengths. So a
+        device is taken by the letter once it has set WRITE at all. Raises RingCorruption.
         """
-        if self._marks or not room:
-            return 0
-        self._find("used-length-without-write")
-        return written
+        written = word & 0xFFFF_FFFF
+        if word >> _FLAGS_SHIFT & ring.DESC_F_WRITE:
+            self._marks = True
+        elif written:
+            if self._marks or not room:
+                return 0
+            self._find("used-length-without-write")
+        return self._too_long(written, room) if written > room else written
 
     def _retire(self, ident: int, done: list[Completion]) -> None:
         posted = self._out[ident]
@@ -352,6 +375,112 @@ class PackedQueue(Ledger):
         self._used_slots += slots
         self._reaped = number + 1
         done.append(Completion(cookie, self._told_written if number == self._told else room))
+
+    # --- fixed slots (slots.py) -----------------------------------------------------------------------------
+
+    def lay_slots(self, chains: Sequence[tuple[Sequence[Run], Sequence[Run]]]) -> bool:
+        """Take these chains for good, chain ``n`` with the buffer id ``n``, each in one slot.
+
+        False, and nothing changed, where one needs more than a slot, and with IN_ORDER, where one used slot may
+        stand for many (2.8.8). Raises BadChain, QueueFull.
+        """
+        if self._in_order:
+            return False
+        laid: list[tuple[int, int]] = []
+        for readable, writable in chains:
+            measure(readable, writable, self.size)
+            count = len(readable) + len(writable)
+            if count > 1 and not (self._tables and count <= INDIRECT_ENTRIES):
+                return False
+        if len(chains) > self.size:
+            raise self._full(len(chains), self.size)
+        for ident, (readable, writable) in enumerate(chains):
+            count = len(readable) + len(writable)
+            if count > 1:
+                self._fill_table(ident, readable, writable)
+                address, length, flags = self._tables[ident], count * DESC_SIZE, ring.DESC_F_INDIRECT
+            elif readable:
+                (address, length), flags = readable[0], 0
+            else:
+                (address, length), flags = writable[0], ring.DESC_F_WRITE
+            laid.append((address, length | ident << _ID_SHIFT | flags << _FLAGS_SHIFT))
+        self._fixed = laid
+        self._bytes = self._desc.cast("B")
+        self._views.insert(0, self._bytes)
+        self._hand_over()
+        self._used_slots = self._next_slot
+        return True
+
+    def slot_descriptors(self, wrap: int) -> bytes:
+        """The descriptors of all fixed chains as they are shown with this wrap counter."""
+        shown = (PACKED_DESC_F_AVAIL if wrap else PACKED_DESC_F_USED) << _FLAGS_SHIFT
+        return b"".join(struct.pack("<QQ", address, word | shown) for address, word in self._fixed)
+
+    @property
+    def published(self) -> int:
+        """Slots shown to the device since the start."""
+        return self._shown_slots
+
+    @property
+    def reaped(self) -> int:
+        """Slots that came back since the start."""
+        return self._used_slots
+
+    def publish_slots(self, first: bytes, over: bytes, count: int) -> bool:
+        """Show these ``count`` descriptors, of idle fixed chains; ``over`` is what lies beyond the ring's end."""
+        if self._broken is not None or self._closed:
+            self._refuse()
+        old = self._next_slot
+        lap, place = divmod(old, self.size)
+        address, word = struct.unpack_from("<QQ", first)
+        shown = word >> _FLAGS_SHIFT
+        hidden = shown & ~_AVAIL_OR_USED | (_AVAIL_OR_USED if lap & 1 else 0)
+        self._desc[2 * place] = address
+        self._desc[2 * place + 1] = word & ~(0xFFFF << _FLAGS_SHIFT) | hidden << _FLAGS_SHIFT
+        if len(first) > DESC_SIZE:
+            self._bytes[DESC_SIZE * (place + 1) : DESC_SIZE * place + len(first)] = first[DESC_SIZE:]
+        if over:
+            self._bytes[: len(over)] = over
+        self._next_slot = old + count
+        self._laid += count
+        self._heads.append((place, shown))
+        return self._show()
+
+    def used_slots(self, hint: int) -> int:
+        """How many of the slots that are out came back; ``hint`` is what would be no surprise. Fences after it."""
+        if self._broken is not None or self._closed:
+            self._refuse()
+        first = self._used_slots
+        most = self._next_slot - first
+        if not most:
+            if self._is_used(first):
+                self._no_such_chain(self._flags[8 * (first % self.size) + 6])
+            return 0
+        low, high = 0, most + 1  # so many are, so many are not
+        guess = min(hint, most)
+        while high - low > 1:
+            if self._is_used(first + guess - 1):
+                low = guess
+            else:
+                high = guess
+            guess = low + 1 if low == hint else low + (high - low) // 2
+        if low and self._order is not None:
+            self._order()  # 2.8.22
+        return low
+
+    def slot_words(self, at: int, count: int) -> array[int]:
+        """A private copy of length, id and flags of ``count`` slots from place ``at`` on."""
+        return array("Q", bytes(self._bytes[DESC_SIZE * at : DESC_SIZE * (at + count)]))[1::2]
+
+    def took(self, count: int, hint: int) -> int:
+        """``count`` slots were taken back; with EVENT_IDX asks for the next, and returns what came meanwhile."""
+        self._used_slots += count
+        self._reaped += count
+        if not (self._event_idx and self._interrupts):
+            return 0
+        self._ask()
+        self._fence()
+        return self.used_slots(hint)
 
     # --- interrupts (2.8.10) --------------------------------------------------------------------------------
 

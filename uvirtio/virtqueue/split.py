@@ -10,9 +10,10 @@ whole batch of chains one index store and one fence.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from uvirtio.errors import UsageError
 from uvirtio.memory.access import words16, words32, words64
@@ -21,7 +22,7 @@ from uvirtio.memory.seams import Block, DmaSpace
 from uvirtio.spec import ring
 from uvirtio.spec.ring import AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_F_NO_NOTIFY, need_event
 from uvirtio.virtqueue import Completion, Run
-from uvirtio.virtqueue.chain import measure
+from uvirtio.virtqueue.chain import ADDRESS_LIMIT, MAX_LENGTH, measure
 from uvirtio.virtqueue.ledger import (
     INDIRECT_ENTRIES,
     Ledger,
@@ -163,37 +164,41 @@ class SplitQueue(Ledger):
     def add(self, readable: Sequence[Run], writable: Sequence[Run], cookie: Any) -> None:
         if self._broken is not None or self._closed:
             self._refuse()
-        room = measure(readable, writable, self.size)
-        count = len(readable) + len(writable)
         free = self._free
         desc = self._desc
+        count = len(readable) + len(writable)
+        chain: tuple[int, ...] | None = None  # the head alone
         if count == 1:
-            if not free:
-                raise self._full(1, 0)
-            head = self._take()
+            # The commonest chain, and so without a loop.
             if readable:
                 address, length = readable[0]
+                room, word = 0, length
             else:
                 address, length = writable[0]
-                length |= _WRITE
-            desc[2 * head] = address
-            desc[2 * head + 1] = length
-            chain: tuple[int, ...] = (head,)
-        elif self._tables and count <= INDIRECT_ENTRIES:
+                room, word = length, length | _WRITE
+            if not (0 < length <= MAX_LENGTH and 0 <= address <= ADDRESS_LIMIT - length):
+                measure(readable, writable, self.size)
             if not free:
                 raise self._full(1, 0)
-            head = self._take()
-            self._fill_table(head, readable, writable, count)
-            desc[2 * head] = self._tables[head]
-            # 2.7.5.3.1: INDIRECT without NEXT; WRITE means nothing here.
-            desc[2 * head + 1] = count * DESC_SIZE | _INDIRECT
-            chain = (head,)
+            head = free.pop() if not self._in_order else self._take()
+            desc[2 * head] = address
+            desc[2 * head + 1] = word
         else:
-            if len(free) < count:
-                raise self._full(count, len(free))
-            chain = tuple([self._take() for _ in range(count)])
-            self._fill_chain(chain, readable, writable)
-            head = chain[0]
+            room = measure(readable, writable, self.size)
+            if self._tables and count <= INDIRECT_ENTRIES:
+                if not free:
+                    raise self._full(1, 0)
+                head = self._take()
+                self._fill_table(head, readable, writable, count)
+                desc[2 * head] = self._tables[head]
+                # 2.7.5.3.1: INDIRECT without NEXT; WRITE means nothing here.
+                desc[2 * head + 1] = count * DESC_SIZE | _INDIRECT
+            else:
+                if len(free) < count:
+                    raise self._full(count, len(free))
+                chain = tuple([self._take() for _ in range(count)])
+                self._fill_chain(chain, readable, writable)
+                head = chain[0]
         laid = self._laid
         self._out[head] = (cookie, room, chain, laid)
         if self._in_order:
@@ -272,11 +277,7 @@ class SplitQueue(Ledger):
             if not count:
                 return done
             if count > self._published - self._reaped:
-                self._corrupt(
-                    "the used index moved where it cannot",
-                    seen=index,
-                    expected=f"{self._reaped & 0xFFFF}..{self._published & 0xFFFF} (modulo 65,536)",
-                )
+                self._bad_index(index)
             self._announced = self._reaped + count
             if limit is not None:
                 count = min(count, limit - len(done))
@@ -291,6 +292,13 @@ class SplitQueue(Ledger):
             self._avail[self._used_event] = self._reaped & 0xFFFF
             self._fence()
 
+    def _bad_index(self, index: int) -> NoReturn:
+        self._corrupt(
+            "the used index moved where it cannot",
+            seen=index,
+            expected=f"{self._reaped & 0xFFFF}..{self._published & 0xFFFF} (modulo 65,536)",
+        )
+
     def _harvest(self, count: int, done: list[Completion]) -> None:
         """Take ``count`` used elements, each checked in full before anything changes because of it (2.7.8)."""
         if self._in_order:
@@ -303,6 +311,7 @@ class SplitQueue(Ledger):
         mask = self._mask
         reaped = self._reaped
         published = self._published
+        made = tuple.__new__  # what a NamedTuple does, without its function
         for number in range(reaped, reaped + count):
             place = 2 * (number & mask)
             head = elements[place]  # all 32 bits: 0x10003 is not 3
@@ -314,12 +323,12 @@ class SplitQueue(Ledger):
             if written > room:
                 written = self._too_long(written, room)
             out[head] = None
-            if len(chain) == 1:
+            if chain is None:
                 free.append(head)
             else:
                 free.extend(chain)
             self._reaped = number + 1
-            done.append(Completion(cookie, written))
+            done.append(made(Completion, (cookie, written)))
 
     def _harvest_in_order(self, count: int, done: list[Completion]) -> None:
         """The same with IN_ORDER: one element names the last chain of a batch, the index says how many (2.7.9).
@@ -342,7 +351,7 @@ class SplitQueue(Ledger):
             assert posted is not None
             cookie, room, chain, _ = posted
             self._out[head] = None
-            self._free.extend(chain)
+            self._free.extend((head,) if chain is None else chain)
             self._reaped = number + 1
             done.append(Completion(cookie, self._told_written if number == self._told else room))
 
@@ -359,6 +368,96 @@ class SplitQueue(Ledger):
             return False
         self._fence()  # 2.7.14: the wish before the look
         return self.pending()
+
+    # --- fixed slots (slots.py) -----------------------------------------------------------------------------
+
+    def lay_slots(self, chains: Sequence[tuple[Sequence[Run], Sequence[Run]]]) -> bool:
+        """Lay these chains down for good, chain ``n`` with descriptor ``n`` as its head.
+
+        False, and nothing changed, with IN_ORDER: there descriptors have to go round (2.7.5). Raises BadChain,
+        QueueFull.
+        """
+        if self._in_order:
+            return False
+        sizes = []
+        for readable, writable in chains:
+            measure(readable, writable, self.size)
+            count = len(readable) + len(writable)
+            sizes.append(1 if self._tables and 1 < count <= INDIRECT_ENTRIES else count)
+        if sum(sizes) > self.size:
+            raise self._full(sum(sizes), self.size)
+        tail = len(chains)
+        for head, (size, (readable, writable)) in enumerate(zip(sizes, chains, strict=True)):
+            count = len(readable) + len(writable)
+            if size < count:
+                self._fill_table(head, readable, writable, count)
+                self._desc[2 * head] = self._tables[head]
+                self._desc[2 * head + 1] = count * DESC_SIZE | _INDIRECT
+            else:
+                self._fill_chain((head, *range(tail, tail + count - 1)), readable, writable)
+                tail += count - 1
+        self._hand_over()
+        return True
+
+    def element_bytes(self) -> memoryview:
+        """The used elements as bytes, to be copied out; released with the queue."""
+        view = self._elements.cast("B")
+        self._views.insert(0, view)
+        return view
+
+    @property
+    def published(self) -> int:
+        """Chains shown to the device since the start."""
+        return self._published
+
+    @property
+    def reaped(self) -> int:
+        """Chains that came back since the start."""
+        return self._reaped
+
+    def publish_heads(self, heads: array[int], count: int) -> bool:
+        """Show the chains of these ``count`` heads, all idle: one copy (two over the end), then as ``publish``."""
+        if self._broken is not None or self._closed:
+            self._refuse()
+        avail = self._avail
+        old = self._published
+        at = old & self._mask
+        end = at + count
+        if end <= self.size:
+            avail[_RING + at : _RING + end] = heads
+        else:
+            fits = self.size - at
+            avail[_RING + at : _RING + self.size] = heads[:fits]
+            avail[_RING : _RING + count - fits] = heads[fits:]
+        if self._order is not None:
+            self._order()  # 2.7.13.3.1
+        self._laid = self._published = new = old + count
+        avail[_IDX] = new & 0xFFFF
+        self._fence()  # 2.7.13.4.1
+        if self._event_idx:
+            return (new - self._used[self._avail_event] - 1) & 0xFFFF < count
+        return not self._used[_FLAGS] & USED_F_NO_NOTIFY
+
+    def announced(self) -> int:
+        """How many chains used.idx says came back, not more than are out. Raises RingCorruption."""
+        if self._broken is not None or self._closed:
+            self._refuse()
+        count = (self._used[_IDX] - self._reaped) & 0xFFFF
+        if count:
+            if count > self._published - self._reaped:
+                self._bad_index((self._reaped + count) & 0xFFFF)
+            if self._order is not None:
+                self._order()  # the index before the elements that it announces
+        return count
+
+    def took(self, count: int) -> int:
+        """``count`` chains were taken back; with EVENT_IDX asks for the next, and returns what came meanwhile."""
+        self._reaped += count
+        if not (self._event_idx and self._interrupts):
+            return 0
+        self._avail[self._used_event] = self._reaped & 0xFFFF
+        self._fence()
+        return self.announced()
 
     def _forget(self) -> None:
         self._free = []

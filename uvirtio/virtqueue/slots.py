@@ -1,0 +1,418 @@
+"""The batch path: chains that are laid down once, and posted and taken back many at a time.
+
+For queues whose buffers stay where they are (an input device's events, the requests of a disk, a ring of receive
+buffers). Slot ``n`` is one chain, named by ``n`` for as long as the queue lives. Posting a batch is one copy into
+the ring and one store that shows it; taking a batch back is one comparison with what was expected, as long as the
+device answers in order and with the lengths of the last time, and one list otherwise. Everything is checked as on
+the way of a single chain: ids in full against what is out, lengths against the room, indices against what was
+published; and only private copies are looked at, each byte of the used ring fetched once.
+
+The slots take the whole queue: from then on it is posted to and reaped through them alone.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import NoReturn, Protocol
+
+from uvirtio.errors import UsageError
+from uvirtio.spec.ring import DESC_F_WRITE, PACKED_DESC_F_AVAIL, PACKED_DESC_F_USED
+from uvirtio.virtqueue import Run, Virtqueue
+from uvirtio.virtqueue.chain import measure
+from uvirtio.virtqueue.packed import PackedQueue
+from uvirtio.virtqueue.split import SplitQueue
+
+Chain = tuple[Sequence[Run], Sequence[Run]]
+"""(readable, writable) elements of one slot."""
+
+
+_NOTHING = array("H")
+
+
+class Slots(Protocol):
+    """The fixed chains of one queue; see :func:`fixed_slots`."""
+
+    count: int
+    written: array[int]
+    """By slot: the bytes that the device wrote into it the last time that it came back. Before that: its room."""
+
+    def post(self, slots: Sequence[int]) -> bool:
+        """Give these slots to the device; True: it wants a kick. An ``array('H')`` is fastest.
+
+        What the last ``reap`` returned can be posted again as it is, which is fastest of all. Raises UsageError
+        for a slot that is out, named twice or does not exist, changing nothing; DeviceBroken, Closed.
+        """
+        ...
+
+    def reap(self) -> array[int]:
+        """The slots that came back, an ``array('H')`` in the device's order; empty where none did.
+
+        Raises RingCorruption, after which the queue takes nothing more.
+        """
+        ...
+
+    def out(self) -> list[int]:
+        """The slots that are with the device now, lowest first."""
+        ...
+
+
+def fixed_slots(ring: Virtqueue, chains: Sequence[Chain]) -> Slots:
+    """Lay ``chains`` down in an unused queue, one slot each.
+
+    Raises UsageError where the queue is in use already, QueueFull where they do not fit, BadChain.
+    """
+    if ring.in_flight or ring.free != ring.size:
+        raise UsageError(
+            f"queue {ring.index} is in use already",
+            seen=f"{ring.free} of {ring.size} descriptors free",
+            expected="a queue that nothing was added to",
+        )
+    if isinstance(ring, SplitQueue) and ring.lay_slots(chains):
+        return SplitSlots(ring, chains)
+    if isinstance(ring, PackedQueue) and ring.lay_slots(chains):
+        return PackedSlots(ring, chains)
+    return PlainSlots(ring, chains)
+
+
+def room_of(chain: Chain) -> int:
+    """The bytes that the device may write into a chain."""
+    return sum(length for _, length in chain[1])
+
+
+class _Books:
+    """Which slots are idle, as far as that is known without asking."""
+
+    def __init__(self, index: int, chains: Sequence[Chain]) -> None:
+        self.count = len(chains)
+        self.written = array("I", (min(room_of(chain), 0xFFFF_FFFF) for chain in chains))
+        self._index = index
+        self._rooms = [room_of(chain) for chain in chains]
+
+    def out(self) -> list[int]:
+        raise NotImplementedError
+
+    def _check(self, slots: Sequence[int]) -> None:
+        """Raise UsageError unless all of ``slots`` exist, once each, and are idle."""
+        wanted = set(slots)
+        if not wanted:
+            return
+        if len(wanted) != len(slots):
+            raise self._bad(sorted(slot for slot in wanted if list(slots).count(slot) > 1), "each slot once")
+        if min(wanted) < 0 or max(wanted) >= self.count:
+            raise self._bad(sorted(wanted), f"slots 0..{self.count - 1}")
+        both = wanted.intersection(self.out())
+        if both:
+            raise self._bad(sorted(both), "slots that are not with the device")
+
+    def _bad(self, seen: object, expected: str) -> UsageError:
+        return UsageError(f"queue {self._index} cannot post these slots", seen=seen, expected=expected)
+
+
+class PlainSlots(_Books):
+    """Slots on any queue, laid down anew for each post: for IN_ORDER, and for chains that no fixed place holds."""
+
+    def __init__(self, ring: Virtqueue, chains: Sequence[Chain]) -> None:
+        super().__init__(ring.index, chains)
+        self._ring = ring
+        self._chains = [(tuple(readable), tuple(writable)) for readable, writable in chains]
+        self._out: set[int] = set()
+        for readable, writable in self._chains:
+            measure(readable, writable, ring.size)
+
+    def out(self) -> list[int]:
+        return sorted(self._out)
+
+    def post(self, slots: Sequence[int]) -> bool:
+        self._check(slots)
+        for slot in slots:
+            readable, writable = self._chains[slot]
+            self._ring.add(readable, writable, slot)
+            self._out.add(slot)
+        return self._ring.publish()
+
+    def reap(self) -> array[int]:
+        found = array("H")
+        for slot, written in self._ring.reap():
+            self.written[slot] = written
+            self._out.discard(slot)
+            found.append(slot)
+        return found
+
+
+class SplitSlots(_Books):
+    """Slots of a split ring: slot ``n`` is the chain whose head is descriptor ``n``.
+
+    While the device answers in order, what is out is what was posted and not reaped, and no other book of it is
+    kept: ``_order`` has the slots by their place in the ring, ``_expected`` the used elements that should come.
+    At the first answer out of order those become the set ``_loose``, until nothing is out any more.
+    """
+
+    def __init__(self, ring: SplitQueue, chains: Sequence[Chain]) -> None:
+        super().__init__(ring.index, chains)
+        self._ring = ring
+        size = ring.size
+        # A used element as a number: head in bits 0..31, length above. One for each slot, as it came last.
+        self._patterns = [slot | length << 32 for slot, length in enumerate(self.written)]
+        self._order = array("H", bytes(2 * size))
+        self._expected = bytearray(8 * size)
+        self._loose: set[int] | None = None
+        self._elements = ring.element_bytes()
+        # What the last reap returned, and the used elements that it came from: both can be posted as they are.
+        self._back = _NOTHING
+        self._back_raw = b""
+
+    def out(self) -> list[int]:
+        if self._loose is not None:
+            return sorted(value & 0xFFFF_FFFF for value in self._loose)
+        ring = self._ring
+        return sorted(self._order[number % ring.size] for number in range(ring.reaped, ring.published))
+
+    def post(self, slots: Sequence[int]) -> bool:
+        count = len(slots)
+        if not count:
+            return False
+        if slots == self._back:
+            raw = self._back_raw
+        else:
+            self._check(slots)
+            raw = array("Q", map(self._patterns.__getitem__, slots)).tobytes()
+        posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
+        if self._loose is not None:
+            self._loose.update(array("Q", raw))
+        self._back = _NOTHING
+        ring, order, expected = self._ring, self._order, self._expected
+        at = ring.published & (ring.size - 1)
+        end = at + count
+        if end <= ring.size:
+            order[at:end] = posted
+            expected[8 * at : 8 * end] = raw
+        else:
+            fits = ring.size - at
+            order[at:] = posted[:fits]
+            order[: count - fits] = posted[fits:]
+            expected[8 * at :] = raw[: 8 * fits]
+            expected[: 8 * (count - fits)] = raw[8 * fits :]
+        return ring.publish_heads(posted, count)
+
+    def reap(self) -> array[int]:
+        ring = self._ring
+        count = ring.announced()
+        if not count:
+            return array("H")
+        found = self._take(ring.reaped & (ring.size - 1), count)
+        while True:
+            # With EVENT_IDX the ring asks for the next interrupt and looks again; mostly there is no more.
+            count = ring.took(count)
+            if not count:
+                return found
+            found = found + self._take(ring.reaped & (ring.size - 1), count)
+            self._back = _NOTHING
+
+    def _take(self, at: int, count: int) -> array[int]:
+        elements, end, size = self._elements, at + count, self._ring.size
+        if end <= size:
+            raw = bytes(elements[8 * at : 8 * end])
+            if self._loose is None and raw == self._expected[8 * at : 8 * end]:
+                self._back_raw = raw
+                self._back = self._order[at:end]
+                return self._order[at:end]
+        else:
+            over = end - size
+            raw = bytes(elements[8 * at :]) + bytes(elements[: 8 * over])
+            if self._loose is None and raw == self._expected[8 * at :] + self._expected[: 8 * over]:
+                self._back_raw = raw
+                self._back = self._order[at:] + self._order[:over]
+                return self._order[at:] + self._order[:over]
+        return self._sort_out(raw, count)
+
+    def _sort_out(self, raw: bytes, count: int) -> array[int]:
+        """Used elements that did not come as expected: out of order, with another length, or a lie."""
+        loose = self._loose
+        if loose is None:
+            loose = self._loose = self._all_out()
+        values = array("Q", raw)
+        came = set(values)
+        if len(came) == count and came <= loose:
+            loose -= came
+            found = array("H", raw)[::4]
+            self._back, self._back_raw = found[:], raw
+        else:
+            found = self._one_by_one(values, loose)
+            self._back = _NOTHING
+        if not loose:
+            self._loose = None
+        return found
+
+    def _all_out(self) -> set[int]:
+        """The used elements that are still to come, while the device has answered in order."""
+        ring, expected = self._ring, self._expected
+        at, end = ring.reaped & (ring.size - 1), (ring.published - 1 & (ring.size - 1)) + 1
+        if at < end:
+            return set(array("Q", expected[8 * at : 8 * end]))
+        return set(array("Q", expected[8 * at :] + expected[: 8 * end]))
+
+    def _one_by_one(self, values: Iterable[int], loose: set[int]) -> array[int]:
+        found = array("H")
+        for value in values:
+            head, written = value & 0xFFFF_FFFF, value >> 32
+            pattern = self._patterns[head] if head < self.count else -1
+            if pattern not in loose:
+                self._ring._no_such_chain(head)
+            room = self._rooms[head]
+            if written > room:
+                written = self._ring._too_long(written, room)
+            loose.discard(pattern)
+            # What a device answered once it will answer again: that is what is expected from now on.
+            self._patterns[head] = head | written << 32
+            self.written[head] = written
+            found.append(head)
+        return found
+
+
+class PackedSlots(_Books):
+    """Slots of a packed ring, each one slot of it: slot ``n`` has the buffer id ``n``.
+
+    The device writes over what it was given (2.8.6), so that a post copies whole descriptors, sixteen bytes each,
+    where a split ring takes two. All but the first are copied with their flags: no device looks at a slot before
+    the one in front of it is its own (2.8.1), and the flags of the first are stored last. Which came back is asked
+    by the flags themselves, one exact load at a time, in few steps, for the device uses slots in their order; only
+    then are the slots copied out.
+    """
+
+    def __init__(self, ring: PackedQueue, chains: Sequence[Chain]) -> None:
+        super().__init__(ring.index, chains)
+        self._ring = ring
+        count, size = self.count, ring.size
+        self._given = [ring.slot_descriptors(wrap) for wrap in (0, 1)]
+        """By wrap counter: the descriptors of all slots as they are shown, one after the other."""
+        self._pieces = [[all_[16 * at : 16 * at + 16] for at in range(count)] for all_ in self._given]
+        self._numbers = array("H", range(count))
+        # The second half of a used descriptor as a number, by wrap counter and slot, as it came last.
+        self._words = [
+            array("Q", (_used_word(slot, length, length > 0, wrap) for slot, length in enumerate(self.written)))
+            for wrap in (0, 1)
+        ]
+        self._order = array("H", bytes(2 * size))
+        self._expected = array("Q", bytes(8 * size))
+        self._loose: set[int] | None = None
+        self._hint = 1
+        self._back = _NOTHING
+
+    def out(self) -> list[int]:
+        if self._loose is not None:
+            return sorted(self._loose)
+        ring = self._ring
+        return sorted(self._order[number % ring.size] for number in range(ring.reaped, ring.published))
+
+    def post(self, slots: Sequence[int]) -> bool:
+        count = len(slots)
+        if not count:
+            return False
+        if slots != self._back:
+            self._check(slots)
+        posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
+        self._back = _NOTHING
+        if self._loose is not None:
+            self._loose.update(posted)
+        ring = self._ring
+        lap, at = divmod(ring.published, ring.size)
+        wrap = 1 - (lap & 1)
+        end = at + count
+        if end <= ring.size:
+            data, words = self._laid_out(posted, wrap)
+            self._order[at:end] = posted
+            self._expected[at:end] = words
+            return ring.publish_slots(data, b"", count)
+        fits = ring.size - at
+        data, words = self._laid_out(posted[:fits], wrap)
+        over, more = self._laid_out(posted[fits:], 1 - wrap)
+        self._order[at:], self._order[: count - fits] = posted[:fits], posted[fits:]
+        self._expected[at:], self._expected[: count - fits] = words, more
+        return ring.publish_slots(data, over, count)
+
+    def _laid_out(self, slots: array[int], wrap: int) -> tuple[bytes, array[int]]:
+        """The descriptors for these slots, and the words that should come back for them."""
+        first, count = slots[0], len(slots)
+        if slots == self._numbers[first : first + count]:
+            given = self._given[wrap]
+            return given[16 * first : 16 * (first + count)], self._words[wrap][first : first + count]
+        return (
+            b"".join(map(self._pieces[wrap].__getitem__, slots)),
+            array("Q", map(self._words[wrap].__getitem__, slots)),
+        )
+
+    def reap(self) -> array[int]:
+        ring = self._ring
+        found = array("H")
+        count = ring.used_slots(self._hint)
+        while count:
+            self._hint = count
+            at = ring.reaped % ring.size
+            end = min(at + count, ring.size)
+            more = self._take(at, end - at)
+            if end - at < count:
+                more = more + self._take(0, count - end + at, over=True)
+                self._back = more[:]
+            found = found + more if found else more
+            count = ring.took(count, self._hint)
+        return found
+
+    def _take(self, at: int, count: int, *, over: bool = False) -> array[int]:
+        ring = self._ring
+        words = ring.slot_words(at, count)
+        if self._loose is None and words == self._expected[at : at + count]:
+            found = self._order[at : at + count]
+            self._back = found[:]
+            return found
+        wrap = 1 - ((ring.reaped // ring.size + over) & 1)
+        return self._sort_out(words, wrap, at)
+
+    def _sort_out(self, words: array[int], wrap: int, at: int) -> array[int]:
+        """Used slots that did not come as expected: out of order, with another length, or a lie."""
+        loose = self._loose
+        if loose is None:
+            loose = self._loose = self._all_out(at)
+        found = array("H", words.tobytes())[2::4]
+        came = set(found)
+        if not (len(came) == len(found) and came <= loose):
+            self._undo(words, loose)
+        expected = self._words[wrap]
+        if array("Q", map(expected.__getitem__, found)) != words:
+            for slot, word in zip(found, words, strict=True):
+                if word != expected[slot]:
+                    self._note(slot, word)
+        loose -= came
+        self._back = found[:]
+        if not loose:
+            self._loose = None
+        return found
+
+    def _all_out(self, at: int) -> set[int]:
+        ring = self._ring
+        skipped = (at - ring.reaped) % ring.size  # the part before the end of the ring was taken just now
+        return {self._order[number % ring.size] for number in range(ring.reaped + skipped, ring.published)}
+
+    def _undo(self, words: Iterable[int], loose: set[int]) -> NoReturn:
+        for word in words:
+            slot = word >> 32 & 0xFFFF
+            if slot not in loose:
+                self._ring._no_such_chain(slot)
+            loose.discard(slot)
+        raise AssertionError("every slot was out, once")
+
+    def _note(self, slot: int, word: int) -> None:
+        """A length or a WRITE flag that is new for this slot: checked, kept, and expected from now on."""
+        written = self._ring.length_of(word, self._rooms[slot])
+        self.written[slot] = written
+        marked = bool(word >> 48 & DESC_F_WRITE)
+        for wrap in (0, 1):
+            self._words[wrap][slot] = _used_word(slot, word & 0xFFFF_FFFF, marked, wrap)
+
+
+def _used_word(slot: int, length: int, marked: bool, wrap: int) -> int:
+    """Length, id and flags of a used slot (2.8.4)."""
+    flags = DESC_F_WRITE if marked else 0
+    if wrap:
+        flags |= PACKED_DESC_F_AVAIL | PACKED_DESC_F_USED
+    return length | slot << 32 | flags << 48
