@@ -13,6 +13,7 @@ import select
 import signal
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ from uvirtio.spec.status import Status, describe
 from uvirtio.storm import Storm
 from uvirtio.virtqueue import Completion, Run, Virtqueue
 from uvirtio.virtqueue.packed import make_packed
+from uvirtio.virtqueue.slots import Chain, Slots, fixed_slots
 from uvirtio.virtqueue.split import make_split
 
 T = TypeVar("T")
@@ -97,6 +99,7 @@ class Queue:
         self.kicks = 0
         self.completions = 0
         """Chains that came back, since the start."""
+        self._slots: Slots | None = None
 
     def add(self, readable: Sequence[Run], writable: Sequence[Run], cookie: Any) -> None:
         """Lay down a chain; the device does not see it before ``kick``."""
@@ -117,6 +120,25 @@ class Queue:
         done = self.ring.reap(limit)
         self.completions += len(done)
         return done
+
+    def lay(self, chains: Sequence[Chain]) -> Slots:
+        """Lay chains down for good, one slot each; from then on the queue goes by ``post`` and ``take``."""
+        self._slots = fixed_slots(self.ring, chains)
+        return self._slots
+
+    def post(self, slots: Sequence[int]) -> None:
+        """Give these slots to the device, and ring the doorbell if it wants that. Only after DRIVER_OK (3.1.1)."""
+        assert self._slots is not None
+        if self._slots.post(slots):
+            self._doorbell.ring(self.index)
+            self.kicks += 1
+
+    def take(self) -> array[int]:
+        """The slots that came back, in the device's order."""
+        assert self._slots is not None
+        found = self._slots.reap()
+        self.completions += len(found)
+        return found
 
 
 Observer = Callable[[str], AbstractContextManager[None]]

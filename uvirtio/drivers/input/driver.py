@@ -20,6 +20,7 @@ from uvirtio.spec import input as spec
 from uvirtio.spec.layout import by_name
 
 _CONFIG = by_name(spec.CONFIG)
+_EMPTY = bytes(spec.EVENT_SIZE)
 _SLICE = 0.1
 """Seconds between looks at a device that says nothing, while an event loop waits for it."""
 
@@ -38,7 +39,7 @@ class Input(Driver):
         self._waiting = EventQueue(limit)
         super().__init__(device, observe=observe)
         # 3.1.1: buffers may be laid out before DRIVER_OK, the kick comes after.
-        self.device.queues[spec.EVENTQ].kick()
+        self.device.queues[spec.EVENTQ].post(range(self._slots.count))
 
     def _queues(self) -> Sequence[QueueSpec]:
         return [
@@ -57,13 +58,9 @@ class Input(Driver):
         self._known: Description | None = None
         self._buffers = self.device.dma.alloc(queue.ring.size * spec.EVENT_SIZE)
         self._status = _StatusQueue(self.device)
-        for slot in range(queue.ring.size):
-            self._post(slot)
-
-    def _post(self, slot: int) -> None:
-        at = slot * spec.EVENT_SIZE
-        self._buffers.view[at : at + spec.EVENT_SIZE] = bytes(spec.EVENT_SIZE)
-        self.device.queues[spec.EVENTQ].add((), runs(self._buffers, at, spec.EVENT_SIZE), slot)
+        self._slots = queue.lay(
+            [((), runs(self._buffers, slot * spec.EVENT_SIZE, spec.EVENT_SIZE)) for slot in range(queue.ring.size)]
+        )
 
     # --- what it is (5.8.4, 5.8.5) --------------------------------------------------------------------------
 
@@ -259,19 +256,19 @@ class Input(Driver):
     def _collect(self) -> None:
         self._status.advance()
         queue = self.device.queues[spec.EVENTQ]
-        completions = queue.reap()
-        if not completions:
+        slots = queue.take()
+        if not slots:
             return
-        view = self._buffers.view
+        view, written = self._buffers.view, self._slots.written
         taken = []
-        for done in completions:
-            at = done.cookie * spec.EVENT_SIZE
-            if done.written == spec.EVENT_SIZE:
+        for slot in slots:
+            at = slot * spec.EVENT_SIZE
+            if written[slot] == spec.EVENT_SIZE:
                 taken.append(bytes(view[at : at + spec.EVENT_SIZE]))  # copied once, then looked at
             else:
                 self.dropped += 1
-            self._post(done.cookie)
-        queue.kick()  # 5.8.6.1: the device has its buffers back before anything else is done
+            view[at : at + spec.EVENT_SIZE] = _EMPTY
+        queue.post(slots)  # 5.8.6.1: the device has its buffers back before anything else is done
         now = time.monotonic()
         events = [decode(data) for data in taken]
         self.state.apply(events)
