@@ -108,6 +108,12 @@ class DeviceResetByOther(DeviceFailure):
     code = "UV-DEV-RESET-BY-OTHER"
 
 
+class GuardianLost(DeviceFailure):
+    """The process that would quiet the device if this one were killed is gone itself."""
+
+    code = "UV-DEV-GUARDIAN"
+
+
 class RingCorruption(DeviceFailure):
     """A used entry names what was never posted, or the used index moved where it cannot (2.7.8)."""
 
