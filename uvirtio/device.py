@@ -176,6 +176,8 @@ class Device:
         self.timeout = timeout
         self.interrupts = tuple(interrupts)
         self.ring = ring
+        self.warning: str | None = None
+        """What a person has to know before the device is started: nothing holds it. None: something does."""
         self.device_id = transport.device_id
         self.type = ids.type_name(transport.device_id)
         self.offered = 0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from uvirtio import fuse
 from uvirtio.device import DEFAULT_TIMEOUT, Device, RingChoice
 from uvirtio.errors import BadAddress, NotBound, NotSupported, UvirtioError
-from uvirtio.memory.seams import InterruptMode, MmioWindow, PciFunction, Transport, VdpaNode
+from uvirtio.memory.seams import InterruptMode, MmioWindow, PciFunction, Transport, Unheld, VdpaNode
 from uvirtio.memory.trace import Trace
 from uvirtio.roots import Roots
 from uvirtio.spec import ids
@@ -106,7 +106,7 @@ def _family(address: str) -> _Family:
     if address.startswith(fuse.QEMU_PREFIX):
         return _Family(("qemu",), _open_qemu)
     if pci_address(address) is not None:
-        return _Family(("vfio",), _open_pci)
+        return _Family(("vfio", "uio"), _open_pci)
     if _VDPA.fullmatch(address):
         return _Family(("vhost-vdpa",), _open_vdpa)
     raise _not_openable(address)
@@ -123,8 +123,15 @@ def _open_pci(address: str, wish: Wish) -> tuple[str, Opened]:
     canonical = pci_address(address)
     assert canonical is not None
     fuse.check([canonical, address], wish.roots)
-    from uvirtio.backends import vfio_pci
+    from uvirtio.backends import sysfs_pci, uio_pci, vfio_pci
 
+    # The driver that holds it decides; --backend only insists.
+    held = sysfs_pci.driver_of(canonical, wish.roots)
+    if wish.backend == "uio" or (wish.backend == "auto" and held == uio_pci.DRIVER):
+        function = uio_pci.UioPciFunction.open(
+            canonical, wish.roots, timeout=wish.timeout, unsafe_dma=wish.unsafe_dma
+        )
+        return canonical, function
     return canonical, vfio_pci.VfioPciFunction.open(canonical, wish.roots, timeout=wish.timeout)
 
 
@@ -163,7 +170,10 @@ def identify(
     except BaseException:
         found.close()
         raise
-    return Device(address, transport, timeout=timeout, interrupts=interrupts, ring=ring)
+    device = Device(address, transport, timeout=timeout, interrupts=interrupts, ring=ring)
+    if isinstance(found, Unheld):
+        device.warning = found.warning
+    return device
 
 
 def _transport(found: Opened, trace: Trace | None, force_legacy: bool) -> Transport:

@@ -522,6 +522,23 @@ def test_the_node_is_given_only_where_the_iommu_holds_the_device(fake: FakeSys) 
     assert kernel.log[-1] == ("dev/vfio/9", "0:0")
 
 
+@pytest.mark.parametrize("force", [["unsafe-dma"], ["unsafe-dma", "unsafe-owner"]])
+def test_a_node_of_uio_is_given_to_nobody(fake: FakeSys, force: list[str]) -> None:
+    fake.pci(RNG, "rng", features=1 << 32 | 1 << 33)
+    kernel = FakeKernel(fake)
+    with pytest.raises(Refused, match="of no use") as error:
+        bind(
+            at(fake, RNG),
+            fake.roots,
+            driver="uio_pci_generic",
+            force=force,
+            owner=(1000, 1000),
+            writer=kernel,
+            sleep=no_sleep,
+        )
+    assert "as root" in str(error.value.remedy) and kernel.log == []
+
+
 PLATFORM = 1 << 32 | 1 << 33
 
 

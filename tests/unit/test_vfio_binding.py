@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from uvirtio.backends.kernel import holders
+from uvirtio.backends.sysfs_pci import require_bound
 from uvirtio.backends.vfio import Container, Device, Group, Kernel, group_of, uapi
 from uvirtio.backends.vfio.container import DEFAULT_RANGES
 from uvirtio.backends.vfio.kernel import INFO_LIMIT
-from uvirtio.backends.vfio_pci import require_bound
 from uvirtio.errors import (
     Busy,
     Closed,
@@ -302,7 +302,7 @@ def test_a_group_of_the_no_iommu_mode_is_refused_by_name(roots):
 def test_a_function_that_something_else_holds(roots, driver):
     function(roots, driver=driver)
     with pytest.raises(NotBound) as caught:
-        require_bound(BDF, roots)
+        require_bound(BDF, "vfio-pci", roots)
     assert caught.value.remedy == f"uvirtio bind {BDF}"
 
 

@@ -14,10 +14,11 @@ from typing import Literal
 
 from uvirtio.backends.kernel import Kernel
 from uvirtio.backends.pages import PAGE
+from uvirtio.backends.sysfs_pci import require_bound
 from uvirtio.backends.vfio.container import IOMMU_NAMES, Container
 from uvirtio.backends.vfio.device import Device, RegionInfo
 from uvirtio.backends.vfio.events import IntxEvent
-from uvirtio.backends.vfio.group import Group, driver_of, group_of
+from uvirtio.backends.vfio.group import Group, group_of
 from uvirtio.backends.vfio.uapi import (
     VFIO_PCI_BAR0_REGION_INDEX,
     VFIO_PCI_BAR5_REGION_INDEX,
@@ -28,7 +29,7 @@ from uvirtio.backends.vfio.uapi import (
     VFIO_PCI_REQ_IRQ_INDEX,
 )
 from uvirtio.backends.vfio_memory import VfioDmaSpace
-from uvirtio.errors import CapabilityError, Closed, DeviceGone, NoSuchDevice, NotBound, OperationFailed
+from uvirtio.errors import CapabilityError, Closed, DeviceGone, OperationFailed
 from uvirtio.memory.access import FdRegisters
 from uvirtio.memory.eventfd import EventFd
 from uvirtio.memory.iova import IovaAllocator
@@ -44,22 +45,6 @@ _COMMAND_MASTER = 1 << 2
 _COMMAND_INTX_DISABLE = 1 << 10
 _BAR0 = 0x10
 _BAR_IS_IO = 1 << 0
-
-
-def require_bound(address: str, roots: Roots) -> None:
-    """Raise NoSuchDevice, or NotBound where something else than vfio-pci holds the function. Reads sysfs only."""
-    if not (roots.sys / "bus" / "pci" / "devices" / address).exists():
-        raise NoSuchDevice(
-            f"there is no PCI function {address}", expected="an address of uvirtio list", remedy="uvirtio list"
-        )
-    driver = driver_of(address, roots)
-    if driver != DRIVER:
-        raise NotBound(
-            f"{address} is not bound to {DRIVER}",
-            seen=driver or "no driver",
-            expected=DRIVER,
-            remedy=f"uvirtio bind {address}",
-        )
 
 
 class VfioPciFunction:
@@ -131,11 +116,11 @@ class VfioPciFunction:
         """Open the function at ``address`` (``0000:03:00.0``). **The kernel resets it on the way.**
 
         The caller has asked the deny list. ``timeout`` (seconds) bounds later waits for the device's lock.
-        Raises NoSuchDevice, NotBound, NoIommu, NotSupported, GroupNotViable, Busy, PermissionLack, ModuleLack.
+        Raises NoIommu, NotSupported, GroupNotViable, Busy, PermissionLack, ModuleLack.
         """
         roots = roots or Roots()
         kernel = kernel or Kernel()
-        require_bound(address, roots)
+        require_bound(address, DRIVER, roots)
         number = group_of(address, roots)
         with ExitStack() as stack:
             container = stack.enter_context(Container.open(roots, kernel=kernel))

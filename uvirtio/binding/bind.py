@@ -27,7 +27,7 @@ from uvirtio.binding.checks import driver_state
 from uvirtio.binding.discover import Found, find, negotiated_features
 from uvirtio.binding.facts import Facts, Holder
 from uvirtio.binding.journal import DeviceEntry, Entry
-from uvirtio.binding.plan import VDPA, VFIO, Plan, bus_directory, plans
+from uvirtio.binding.plan import UIO, VDPA, VFIO, Plan, bus_directory, plans
 from uvirtio.errors import (
     Busy,
     DeviceAbsent,
@@ -326,6 +326,15 @@ def _owner_allowed(made: list[Plan], force: Collection[str]) -> None:
     ACCESS_PLATFORM. And a balloon or virtio-mem device takes memory from the guest by its physical address,
     whatever the IOMMU.
     """
+    for plan in made:
+        if plan.driver == UIO:
+            # The node alone would give interrupts; BARs, configuration space and frame numbers are root's.
+            raise Refused(
+                f"the node of {plan.found.address} would be of no use to an ordinary user",
+                seen=f"--owner with {UIO}",
+                expected="a driver that hands out a whole device by its node: vfio-pci",
+                remedy="drive it as root, without --owner; or give the machine an IOMMU and take vfio-pci",
+            )
     if "unsafe-owner" in force:
         return
     for plan in made:

@@ -179,8 +179,9 @@ def _choose(found: Found, driver: str | None, roots: Roots) -> tuple[str | None,
         f"{found.address} is in no IOMMU group, and vfio-pci needs one",
         seen="no iommu_group link",
         expected="a machine with an IOMMU that the kernel uses",
-        remedy="switch the IOMMU on (firmware, intel_iommu=on, or QEMU's -device intel-iommu,intremap=on); "
-        f"or accept that nothing holds the device: --driver {UIO}",
+        remedy="best: switch the IOMMU on (firmware, intel_iommu=on, or QEMU's -device intel-iommu,intremap=on). "
+        f"Or accept that nothing holds the device, and name the way: --driver {UIO}; or --driver {VFIO} after, as "
+        "root, echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode, where the kernel has that",
     )
 
 

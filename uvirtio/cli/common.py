@@ -63,7 +63,9 @@ TimeoutOption = Annotated[
 ]
 BackendOption = Annotated[
     str,
-    typer.Option("--backend", metavar="NAME", help="auto, vfio, vhost-vdpa or qemu.", rich_help_panel=_OPENING),
+    typer.Option(
+        "--backend", metavar="NAME", help="auto, vfio, uio, vhost-vdpa or qemu.", rich_help_panel=_OPENING
+    ),
 ]
 UnsafeOption = Annotated[
     bool,
@@ -152,6 +154,8 @@ class Run:
             trace=self.trace,
         )
         with opened:
+            if opened.warning is not None:
+                output.note(f"warning: {opened.warning}")
             self.guard.watch(opened)
             yield opened
         self.guard.watch(None)

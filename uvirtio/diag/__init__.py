@@ -16,7 +16,7 @@ from uvirtio import opening
 from uvirtio.diag import datapath
 from uvirtio.diag.report import Report, Step, Verdict
 from uvirtio.errors import DeviceAbsent, DeviceFailure, EnvironmentLack, UvirtioError
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.memory.seams import InterruptMode, Unheld
 from uvirtio.memory.trace import Trace
 from uvirtio.roots import Roots
 from uvirtio.spec import features as f
@@ -94,6 +94,8 @@ def diagnose_function(
         with run.step("discover") as note:
             run.report.address, function = open_function()
             note.detail = f"{function.address}: {function.description}"
+            if isinstance(function, Unheld):
+                note.warn(function.warning)
         with run.step("capabilities") as note:
             device = opening.identify(
                 run.report.address,

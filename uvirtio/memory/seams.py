@@ -297,6 +297,23 @@ class AdoptsMemory(Protocol):
         ...
 
 
+@runtime_checkable
+class Guarded(Protocol):
+    """What a PciFunction may have beside the rest: somebody resets its device when this process is killed."""
+
+    def guard(self, bar: int, offset: int, width: int) -> None:
+        """Where the device status lies: 0 is written there, and read back, when it comes to that."""
+        ...
+
+
+@runtime_checkable
+class Unheld(Protocol):
+    """What a back end's object may have beside the rest: no IOMMU holds its device."""
+
+    warning: str
+    """What that means, for people."""
+
+
 @dataclass(frozen=True, slots=True)
 class QueueLayout:
     """What a transport knows of a queue before memory is made for it."""

@@ -35,6 +35,7 @@ class PciModern(PciBase):
         self._config: Registers | None = None
         self.capabilities = pci_caps.walk_capabilities(config_reader(self._function), self._function.bar)
         chosen = pci_caps.select(self.capabilities)
+        self._common_place = chosen["common"].bar, chosen["common"].offset
         self._notify = chosen["notify"]
         self._common = self._window(chosen["common"], pci.COMMON_CFG_SIZE, "common")
         if self._common.length < COMMON_MIN:
@@ -86,6 +87,10 @@ class PciModern(PciBase):
         for word in range(4):
             self._common.write32(pci.COMMON_DRIVER_FEATURE_SELECT, word)
             self._common.write32(pci.COMMON_DRIVER_FEATURE, (features >> (32 * word)) & 0xFFFFFFFF)
+
+    def _status_place(self) -> tuple[int, int, int]:
+        bar, offset = self._common_place
+        return bar, offset + pci.COMMON_DEVICE_STATUS, 1
 
     def status(self) -> int:
         return self._common.read8(pci.COMMON_DEVICE_STATUS)

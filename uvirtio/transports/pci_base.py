@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 from uvirtio.errors import DeviceGone, NotVirtio, QueueError
 from uvirtio.memory.access import read_field, write_field
-from uvirtio.memory.seams import Causes, DmaSpace, Doorbell, Event, InterruptMode, PciFunction, Registers
+from uvirtio.memory.seams import Causes, DmaSpace, Doorbell, Event, Guarded, InterruptMode, PciFunction, Registers
 from uvirtio.memory.trace import Trace, TracedDoorbell, TracedRegisters
 from uvirtio.spec import ids, pci
 from uvirtio.transports.ladder import climb
@@ -78,6 +78,8 @@ class PciBase:
         try:
             self.device_id = self._identify()
             self._find()
+            if isinstance(function, Guarded):
+                function.guard(*self._status_place())
         except BaseException:
             self._close_windows()
             raise
@@ -265,6 +267,10 @@ class PciBase:
 
     def _find(self) -> None:
         """Find the registers."""
+        raise NotImplementedError
+
+    def _status_place(self) -> tuple[int, int, int]:
+        """BAR, offset and width of the device status."""
         raise NotImplementedError
 
     def _config_place(self, offset: int, width: int) -> tuple[Registers, int]:

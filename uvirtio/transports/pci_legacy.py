@@ -101,6 +101,9 @@ class PciLegacy(PciBase):
     def set_driver_features(self, features: int) -> None:
         self._header.write32(pci.LEGACY_DRIVER_FEATURES, features)
 
+    def _status_place(self) -> tuple[int, int, int]:
+        return pci.LEGACY_BAR, pci.LEGACY_DEVICE_STATUS, 1
+
     def status(self) -> int:
         return self._header.read8(pci.LEGACY_DEVICE_STATUS)
 

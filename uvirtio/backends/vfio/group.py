@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uvirtio.backends.kernel import Kernel, failed, gone_or_failed, holders, named
+from uvirtio.backends.sysfs_pci import driver_of
 from uvirtio.backends.vfio.container import Container
 from uvirtio.backends.vfio.uapi import (
     VFIO_GROUP_FLAGS_CONTAINER_SET,
@@ -86,14 +87,6 @@ def members(number: int, roots: Roots) -> list[GroupMember]:
     except OSError:
         return []
     return [GroupMember(name, driver_of(name, roots)) for name in names]
-
-
-def driver_of(address: str, roots: Roots) -> str | None:
-    """The driver bound to a PCI function, from sysfs."""
-    try:
-        return (roots.sys / "bus" / "pci" / "devices" / address / "driver").readlink().name
-    except OSError:
-        return None
 
 
 class Group:
