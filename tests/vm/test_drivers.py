@@ -65,9 +65,10 @@ def hand_over(address: str, driver: str) -> None:
     device = Path("/sys/bus/pci/devices") / address
     if driver_of(address) == driver:
         return
-    if driver == "vfio-pci":
-        subprocess.run(["modprobe", "vfio-pci"], check=True, timeout=60)
-    (device / "driver_override").write_text("vfio-pci\n" if driver == "vfio-pci" else "\n")
+    ours = driver != "virtio-pci"
+    if ours:
+        subprocess.run(["modprobe", driver], check=True, timeout=60)
+    (device / "driver_override").write_text(f"{driver}\n" if ours else "\n")
     if driver_of(address):
         (device / "driver" / "unbind").write_text(address)
     Path("/sys/bus/pci/drivers_probe").write_text(address)
@@ -83,7 +84,7 @@ def given_back(lab_devices: dict[str, str]) -> Iterator[None]:
     """At the end the kernel has its devices again."""
     yield
     for address in lab_devices.values():
-        if driver_of(address) == "vfio-pci":
+        if driver_of(address) not in ("virtio-pci", ""):
             hand_over(address, "virtio-pci")
 
 
