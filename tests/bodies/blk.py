@@ -106,6 +106,29 @@ def test_many_at_once(cell: Cell) -> None:
             device.wait(lambda: device.interrupts_taken > 0, timeout=5, what="an interrupt")
 
 
+def test_a_burst(cell: Cell) -> None:
+    with cell.open() as device, Blk(device, allow_write=True, queues=2, depth=16) as blk:
+        writing = blk.burst(8, write=True)
+        data = [os.urandom(4 * KIB) for _ in range(64)]
+        for first in range(0, 64, 16):
+            for slot in writing.slots:
+                writing.fill(slot, data[first + slot])
+            writing.post(writing.slots, range(first * 8, (first + 16) * 8, 8))
+            done = 0
+            while done < 16:
+                done += len(writing.wait())
+        assert in_file(cell, 0, 512) in (b"".join(data), None)
+        if blk.queue_count == 1:
+            return
+        reading = blk.burst(8)
+        order = random.Random(9).choices(range(64), k=300)
+        found = list(reading.read([number * 8 for number in order]))
+        assert sorted(sector // 8 for sector, _ in found) == sorted(order)
+        assert all(content == data[sector // 8] for sector, content in found)
+        if cell.legacy is False:
+            assert device.queues[0].ring.findings == {}
+
+
 @pytest.mark.spec("BLK-08", "BLK-09")
 def test_the_host_makes_it_larger(cell: Cell) -> None:
     disk = next(one for one in cell.qmp("query-block") if is_ours(cell, one))

@@ -1,8 +1,10 @@
 """The block device (5.2): sectors of 512 bytes, read, written, flushed, discarded.
 
 :class:`Blk` sends requests and waits for them, one by one or many at a time; a :class:`Request` is one on its way.
+A :class:`Burst` is the fast way for requests that are all alike.
 """
 
+from uvirtio.drivers.blk.burst import Burst
 from uvirtio.drivers.blk.config import BlkConfig, Lifetime, Limits, Topology
 from uvirtio.drivers.blk.driver import Blk
 from uvirtio.drivers.blk.request import Request
@@ -12,6 +14,7 @@ __all__ = [
     "SECTOR_SIZE",
     "Blk",
     "BlkConfig",
+    "Burst",
     "Lifetime",
     "Limits",
     "Request",

@@ -11,6 +11,7 @@ from uvirtio.device import Device, Observer, QueueSpec, unobserved
 from uvirtio.drivers.base import Driver
 from uvirtio.drivers.blk import config as configuration
 from uvirtio.drivers.blk import ranges as cutting
+from uvirtio.drivers.blk.burst import Burst
 from uvirtio.drivers.blk.config import BlkConfig, Lifetime, Limits
 from uvirtio.drivers.blk.ranges import Range
 from uvirtio.drivers.blk.request import Lane, Request, Slot
@@ -105,10 +106,15 @@ class Blk(Driver):
         """Requests that came back, by their status."""
         self._depth, self._request_size, self._queues_wanted = depth, request_size, queues
         self._lanes: list[Lane] = []
+        self._bursts: list[Burst] = []
         self._next_lane = 0
         super().__init__(device, observe=observe)
         for lane, index in zip(self._lanes, sorted(device.queues), strict=True):
             lane.queue = device.queues[index]
+        self._first = self._lanes[0].queue
+        self._count = len(self._lanes)
+        self._depth = min(lane.depth for lane in self._lanes)
+        self._request_size = min(lane.size for lane in self._lanes)
 
     # --- bring-up -------------------------------------------------------------------------------------------
 
@@ -128,12 +134,19 @@ class Blk(Driver):
                 pieces = min(pieces, max(1, config.seg_max))
             lane = Lane(device.dma, min(self._depth, ring.size), self._request_size)
             lane.stock(size_max, pieces)
+            self._limits = (size_max, pieces)
             self._lanes.append(lane)
 
     def _give_back(self, working: bool) -> None:
         """What was submitted is carried out, if the device still does anything."""
-        if working and any(lane.out for lane in self._lanes):
-            self.wait()
+        try:
+            if working and any(lane.out for lane in self._lanes):
+                self.wait()
+            for burst in self._bursts if working else ():
+                burst.settle(self.device.timeout)
+        finally:
+            for burst in self._bursts:
+                burst.release()
 
     # --- what it is -----------------------------------------------------------------------------------------
 
@@ -159,6 +172,13 @@ class Blk(Driver):
     def capacity(self) -> int:
         """Sectors of 512 bytes. It can change while we look; a request that comes too late fails with IOERR."""
         return self.config.capacity
+
+    @property
+    def known_capacity(self) -> int:
+        """The capacity as far as we were told, for who asks very often."""
+        if self.device.config_changes != self._config_seen:
+            self._read_config()
+        return self._config.capacity
 
     def wait_for_change(self, *, timeout: float | None) -> bool:
         """Wait until the device says that its configuration changed; False if it does not within ``timeout``."""
@@ -210,17 +230,18 @@ class Blk(Driver):
 
     @property
     def queue_count(self) -> int:
-        return len(self._lanes)
+        """Queues of this driver, those of bursts among them."""
+        return self._count
 
     @property
     def depth(self) -> int:
         """Requests of one queue that can be out at once."""
-        return self._lanes[0].depth
+        return self._depth
 
     @property
     def request_size(self) -> int:
         """Bytes of data of one request, at most, under what device and memory allow (5.2.4: size_max, seg_max)."""
-        return self._lanes[0].size
+        return self._request_size
 
     @property
     def in_flight(self) -> int:
@@ -382,6 +403,53 @@ class Blk(Driver):
             limit = self.device.timeout if timeout is None else timeout
             self.device.wait(ready, timeout=limit, what=what)
 
+    # --- bursts ---------------------------------------------------------------------------------------------
+
+    def burst(
+        self, sectors: int, *, depth: int | None = None, write: bool = False, queue: int | None = None
+    ) -> Burst:
+        """Take a queue for requests of ``sectors`` sectors each, ``depth`` of them, that are sent many at a time.
+
+        Reads, or with ``write`` writes. The queue (the last one, where None) serves nothing else until this driver
+        is closed; where it was the only one, the other calls raise UsageError. Raises UsageError while something
+        is out on it, WriteRefused, BadSize, QueueFull where the ring has no room for ``depth`` of them.
+        """
+        with self.device.session():
+            if write:
+                self._allow_write("write to")
+            if sectors < 1:
+                raise BadSize("a request carries whole sectors", seen=sectors, expected="1 or more")
+            lanes = self._live_lanes()
+            lane = lanes[self._lane_number(lanes, queue)] if queue is not None else lanes[-1]
+            if lane.out:
+                raise UsageError(
+                    f"{lane.queue.name} has requests out",
+                    seen=lane.out,
+                    expected="0",
+                    remedy="wait() for them first",
+                )
+            size_max, pieces = self._limits
+            made = Burst(
+                self,
+                lane.queue,
+                spec.Request.OUT if write else spec.Request.IN,
+                sectors=sectors,
+                count=lane.depth if depth is None else depth,
+                size_max=size_max,
+                pieces=pieces,
+            )
+            self._bursts.append(made)
+            self._lanes = [other for other in lanes if other is not lane]
+            return made
+
+    @staticmethod
+    def _lane_number(lanes: Sequence[Lane], queue: int) -> int:
+        for number, lane in enumerate(lanes):
+            if lane.queue.index == queue:
+                return number
+        told = ", ".join(str(lane.queue.index) for lane in lanes)
+        raise UsageError("there is no such queue", seen=queue, expected=told)
+
     # --- the way out ----------------------------------------------------------------------------------------
 
     def _submit(
@@ -422,12 +490,10 @@ class Blk(Driver):
         """A slot that nobody uses; waits for one where all are out."""
         lanes = self._live_lanes()
         if queue is not None:
-            if not 0 <= queue < len(lanes):
-                raise UsageError("there is no such queue", seen=queue, expected=f"0..{len(lanes) - 1}")
-            lanes = lanes[queue : queue + 1]
+            lanes = [lanes[self._lane_number(lanes, queue)]]
         elif len(lanes) > 1:
-            lanes = lanes[self._next_lane :] + lanes[: self._next_lane]
             self._next_lane = (self._next_lane + 1) % len(lanes)
+            lanes = lanes[self._next_lane :] + lanes[: self._next_lane]
         for lane in lanes:
             if lane.free:
                 return lane.free.pop()
@@ -461,8 +527,15 @@ class Blk(Driver):
                 self._await(lambda: self._collect() > 0, timeout, "one of the requests that are out")
 
     def _live_lanes(self) -> list[Lane]:
-        if not self._lanes or self.device.queues.get(self._lanes[0].queue.index) is not self._lanes[0].queue:
+        if self.device.queues.get(self._first.index) is not self._first:
             raise Closed(f"the driver of {self.device.address} was closed")
+        if not self._lanes:
+            raise UsageError(
+                f"all queues of {self.device.address} are taken by bursts",
+                seen=len(self._bursts),
+                expected="a queue that is free",
+                remedy="Blk(device, queues=2) where the device has several, or a Blk without a burst",
+            )
         return self._lanes
 
     # --- the way back ---------------------------------------------------------------------------------------
@@ -494,41 +567,38 @@ class Blk(Driver):
                 self._finding("the used length is not what was to be written")
             if room:
                 request._data = slot.content(room)
-        elif answer in (Status.IOERR, Status.UNSUPP):
-            self.counts[Status(answer)] += 1
-            request.error = self._refused(request, Status(answer))
         else:
-            senseless = request.error = ProtocolError(
-                f"{self.device.address} gave back {request.type.name} without a status",
-                seen=f"status {answer:#04x}",
-                expected="OK, IOERR or UNSUPP (5.2.6)",
-                remedy="the device is at fault; its log may say more",
-            )
+            request.error = self.refusal(request.type, request.sector, request.sectors, answer)
+            if isinstance(request.error, ProtocolError):
+                senseless = request.error
         request.done = True
         lane.free.append(slot)
         return senseless
 
-    def _refused(self, request: Request, status: Status) -> UvirtioError:
-        what = request.type.name
-        if request.sectors:
-            what += f" of {request.sectors} sectors at {request.sector}"
-        if status is Status.UNSUPP:
+    def refusal(self, kind: spec.Request, sector: int, sectors: int, answer: int) -> UvirtioError:
+        """What an answer that is not OK means."""
+        address = self.device.address
+        if answer not in (Status.IOERR, Status.UNSUPP):
+            return ProtocolError(
+                f"{address} gave back {kind.name} without a status",
+                seen=f"status {answer:#04x}",
+                expected="OK, IOERR or UNSUPP (5.2.6)",
+                remedy="the device is at fault; its log may say more",
+            )
+        self.counts[Status(answer)] += 1
+        if answer == Status.UNSUPP:
             return BlkUnsupported(
-                f"{self.device.address} does not know {request.type.name}",
+                f"{address} does not know {kind.name}",
                 seen="UNSUPP",
                 expected="OK",
                 remedy="the device lacks it, whatever features it offers",
             )
         remedy = "the host's log says more: the file or disk behind the device failed"
         block = self._config.blk_size or SECTOR_SIZE
-        if request.sector * SECTOR_SIZE % block or request.sectors * SECTOR_SIZE % block:
+        if sector * SECTOR_SIZE % block or sectors * SECTOR_SIZE % block:
             remedy = f"the device's blocks have {block} bytes: ask for whole ones"
-        return BlkIoError(
-            f"{self.device.address} failed at {what}",
-            seen="IOERR",
-            expected="OK",
-            remedy=remedy,
-        )
+        what = f"{kind.name} of {sectors} sectors at {sector}" if sectors else kind.name
+        return BlkIoError(f"{address} failed at {what}", seen="IOERR", expected="OK", remedy=remedy)
 
     def _results(self, requests: Sequence[Request], timeout: float | None) -> list[bytes]:
         """All results; the first error, once nothing of these is out any more. ``timeout`` is for each."""
