@@ -12,14 +12,9 @@ from pathlib import Path
 
 from lab import CHECKOUT, kernels, process, setup
 from lab.demo_host import Host
+from lab.demo_ways import BACKENDS, WAYS
 from lab.vm import Config, Vm
 
-# The balloon is not behind the IOMMU, because Linux's own driver refuses one that is, and shall have it back.
-DEVICES = [
-    "virtio-balloon-pci,id=balloon",
-    "virtio-mem-pci,id=mem,block-size=2M,iommu_platform=on",
-    "virtio-keyboard-pci,id=keyboard,iommu_platform=on,vectors=3",
-]
 _MARGIN = 8
 """Columns in which each line says whose it is."""
 
@@ -28,34 +23,47 @@ def main(arguments: list[str]) -> int:
     """Run tools/demo; the exit code."""
     parser = argparse.ArgumentParser(
         prog="tools/demo",
-        description="Boot a stock kernel in QEMU, take its balloon, memory device and keyboard through vfio-pci,"
-        " drive them, and give them back.",
+        description="Boot a stock kernel in QEMU, take its devices, drive them from user space, give them back."
+        " By default: balloon, memory device and keyboard, over PCI through vfio-pci.",
     )
-    parser.add_argument("--kernel", default="6.1", metavar="V", help="6.1 (default), 6.12, newest, or a path")
+    transports = list(dict.fromkeys(transport for transport, _ in WAYS))
+    backends = list(dict.fromkeys(backend for _, backend in WAYS))
+    parser.add_argument("--transport", choices=transports, default="pci", help="pci by default")
+    parser.add_argument("--backend", choices=backends, help="the transport's usual one by default")
+    parser.add_argument("--kernel", metavar="V", help="6.1, 6.12, newest, or a path; by default what fits the way")
     parser.add_argument(
         "--timeout", type=float, default=240, metavar="S", help="kill the VM after S seconds (240)"
     )
     options = parser.parse_args(arguments)
+    chosen = (options.transport, options.backend or BACKENDS[options.transport])
+    way = WAYS.get(chosen)
+    if way is None:
+        parser.error(f"{chosen[0]} has no {chosen[1]}; there are: {', '.join('/'.join(one) for one in WAYS)}")
     begin = time.monotonic()
     setup.packages(setup.FOR_VM)
-    kernel, venv = kernels.get(options.kernel), setup.venv()
-    print(
-        f"Linux {kernel.version} under QEMU, with a balloon, a memory device and a keyboard",
-        flush=True,
-    )
+    kernel, venv = kernels.get(options.kernel or way.kernel), setup.venv()
+    print(f"Linux {kernel.version} under QEMU: {way.title}", flush=True)
     with process.signals_raise(), tempfile.TemporaryDirectory(prefix="uvd-") as folder:
         socket, vnc = Path(folder, "qmp"), Path(folder, "vnc")
         config = Config(
             kernel=kernel,
             command=["python", "-m", "lab.demo_guest"],
-            devices=DEVICES,
+            machine=way.machine,
+            iommu=way.iommu,
+            devices=list(way.devices),
             # The VNC server is how the host shows the keyboard's LEDs; it wants a screen.
-            qemu_arguments=["-vnc", f"unix:{vnc}", "-device", "VGA"],
-            memory="1G,maxmem=4G,slots=4",
+            qemu_arguments=[*way.arguments, *(["-vnc", f"unix:{vnc}", "-device", "VGA"] if way.screen else [])],
+            memory=way.memory,
+            append=way.append,
             qmp=socket,
             venv=venv,
             timeout=options.timeout,
-            env={"PYTHONPATH": str(CHECKOUT / "tools"), **_looks()},
+            env={
+                "PYTHONPATH": f"{CHECKOUT}/tools:{CHECKOUT}",
+                "UVIRTIO_DEMO_TRANSPORT": chosen[0],
+                "UVIRTIO_DEMO_BACKEND": chosen[1],
+                **_looks(),
+            },
         )
         with Vm(config) as vm:
             code = vm.wait(tick=Host(vm.out, socket, vnc).tick)

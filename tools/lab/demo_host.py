@@ -94,11 +94,15 @@ class Host:
 
     @staticmethod
     def do_addresses(qemu: Qmp) -> dict[str, str]:
-        """The PCI address of each device behind a root port, by its id on QEMU's command line."""
+        """The PCI address of each device that has an id on QEMU's command line, by that id."""
         found: dict[str, str] = {}
-        for bus in qemu.execute("query-pci"):
-            for bridge in bus["devices"]:
-                inner: list[dict[str, Any]] = bridge.get("pci_bridge", {}).get("devices", [])
-                for one in inner:
+
+        def walk(devices: list[dict[str, Any]]) -> None:
+            for one in devices:
+                if one["qdev_id"]:
                     found[one["qdev_id"]] = f"0000:{one['bus']:02x}:{one['slot']:02x}.{one['function']}"
+                walk(one.get("pci_bridge", {}).get("devices", []))
+
+        for bus in qemu.execute("query-pci"):
+            walk(bus["devices"])
         return found

@@ -1,0 +1,66 @@
+"""The ways in that the demo can show: what to boot for each, and the words that its commands take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Way:
+    """One transport behind one back end.
+
+    ``devices`` are QEMU's, with the ids that the story knows them by (balloon, mem, keyboard, rng). ``options``
+    stand behind every command that opens a device, ``binding`` behind bind. ``driver`` is who has a device once it
+    is bound; None: nobody.
+    """
+
+    title: str
+    devices: tuple[str, ...]
+    driver: str | None
+    options: dict[str, str] = field(default_factory=dict)
+    """By device; "" for all others."""
+    binding: str = ""
+    kernel: str = "6.1"
+    machine: str = "q35"
+    iommu: str = "intel"
+    memory: str = "1G"
+    append: str = ""
+    arguments: tuple[str, ...] = ()
+    screen: bool = True
+    """The machine can have one, which a VNC client needs to be told of LEDs."""
+
+
+WAYS: dict[tuple[str, str], Way] = {
+    # The balloon is not behind the IOMMU, because Linux's own driver refuses one that is, and shall have it back.
+    ("pci", "vfio"): Way(
+        title="a balloon, a memory device and a keyboard, through vfio-pci",
+        devices=(
+            "virtio-balloon-pci,id=balloon",
+            "virtio-mem-pci,id=mem,block-size=2M,iommu_platform=on",
+            "virtio-keyboard-pci,id=keyboard,iommu_platform=on,vectors=3",
+        ),
+        driver="vfio-pci",
+        memory="1G,maxmem=4G,slots=4",
+    ),
+    # A memory device and a keyboard have no legacy interface. Legacy queues want memory in one piece: huge pages.
+    ("pci-legacy", "vfio"): Way(
+        title="a balloon and an entropy source by the interface from before virtio 1.0, through vfio-pci",
+        devices=(
+            "virtio-balloon-pci,id=balloon,bus=pcie.0",
+            "virtio-rng-pci,id=rng,disable-legacy=off,disable-modern=on",
+        ),
+        driver="vfio-pci",
+        options={"balloon": "--force-legacy"},
+        append="hugepages=32",
+    ),
+    ("vdpa", "vhost-vdpa"): Way(
+        title="a disk of VDUSE, served by QEMU's storage daemon in the guest, through vhost-vdpa",
+        devices=(),
+        driver="vhost_vdpa",
+        kernel="6.12",
+        iommu="none",
+    ),
+}
+
+BACKENDS = {"pci": "vfio", "pci-legacy": "vfio", "mmio": "devmem", "vdpa": "vhost-vdpa"}
+"""The back end of each transport where none is named."""
