@@ -195,7 +195,8 @@ class Device:
         """Times that something was there though no interrupt had said so."""
 
         self._storm = Storm()
-        self._roused = False  # an interrupt came at the last look
+        self.roused = False
+        """An interrupt came at the last look, whether the device names a cause or not."""
         self._fence = full_fence()
         self._dma: DmaSpace | None = None
         self._rings: list[Virtqueue] = []
@@ -640,7 +641,7 @@ class Device:
                 )
             now = time.monotonic()
             longest = _SLICE if deadline is None else max(0.0, min(_SLICE, deadline - now))
-            deaf = self._storm.note(now, told=self._roused, useful=self._completions() != done)
+            deaf = self._storm.note(now, told=self.roused, useful=self._completions() != done)
             slept = self._sleep(pause, longest, deaf)
             pause = min(pause * 2, _POLL_LAST)
             overslept = time.monotonic() - now - _SLICE
@@ -679,7 +680,7 @@ class Device:
             self.config_changes += 1
             self._check_status()
         told = causes.config or causes.queues
-        self._roused = told or causes.spurious
+        self.roused = told or causes.spurious
         if told and self.transport.interrupt_mode is not InterruptMode.POLLING:
             self.interrupts_taken += 1
         return told

@@ -265,6 +265,21 @@ class Enough(BaseException):
     """Why a diagnosis was interrupted."""
 
 
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode is not InterruptMode.POLLING])
+def test_a_storm_is_a_warning(mode: InterruptMode):
+    scripted = ScriptedDevice(Rng())
+
+    def begin(one: Step) -> None:
+        if one.name == "driver_ok":
+            scripted.storm()
+
+    report = diagnosis(scripted, modes=[mode], on_step=begin)
+    assert step(report, "interrupt").verdict == "warn"
+    assert "without end" in (step(report, "interrupt").hint or "")
+    assert report.verdict == "warn"
+    scripted.assert_left()
+
+
 def test_an_interrupted_diagnosis_leaves_the_device_in_order():
     scripted = device(silent=True)
     with pytest.raises(Enough):

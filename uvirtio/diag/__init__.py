@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from uvirtio import device as dev
-from uvirtio import opening
+from uvirtio import opening, storm
 from uvirtio.diag import datapath
 from uvirtio.diag.report import Report, Step, Verdict
 from uvirtio.errors import DeviceAbsent, DeviceFailure, EnvironmentLack, UvirtioError
@@ -308,8 +308,19 @@ def _tell_interrupts(device: dev.Device, note: _Note) -> None:
     if not device.interrupts_taken:
         note.verdict = "fail"
         note.hint = "completions come, interrupts do not: look at MSI-X, INTx routing and interrupt remapping"
+    elif _storms(device):
+        note.warn("interrupts for nothing come without end: look at the line, and at what shares it")
     elif device.missed_interrupts:
         note.warn("some completions came without an interrupt; only the poll beside the wait found them")
+
+
+def _storms(device: dev.Device) -> bool:
+    """Whether interrupts go on and on, with nothing to do."""
+    for _ in range(2 * storm.LIMIT):
+        device.service()
+        if not device.roused:
+            return False
+    return True
 
 
 def _tell_change(path: datapath.DataPath, note: _Note) -> None:
