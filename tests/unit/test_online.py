@@ -20,7 +20,7 @@ from uvirtio.errors import (
     OperationFailed,
     PermissionLack,
 )
-from uvirtio.online import Kernel, Linux, PieceState, SystemMemory, boot_line
+from uvirtio.online import Kernel, Linux, PieceState, SystemMemory, boot_line, consumer
 from uvirtio.roots import Roots
 
 UNIT = 128 * MIB
@@ -557,3 +557,16 @@ def test_a_unit_that_does_not_come_online_is_told_and_stays_free(fake, ready):
         assert list(linux.failures) == [ADDR + UNIT]
         assert linux.take(manager) == UNIT
         assert not linux.failures
+
+
+def test_while_following_what_did_not_come_online_is_tried_again(fake, ready, monkeypatch):
+    monkeypatch.setattr(consumer, "BUSY_FIRST", 0.01)
+    with driven(model(requested=SIZE)) as (mem, _):
+        heard = []
+        linux = Linux(ready, told=lambda event, address: heard.append((event, address)))
+        manager = linux.manager(mem)
+        fake.fails["create", "1"] = [None, OSError(errno.ENOMEM, "Cannot allocate memory")]
+        while linux.failures or not heard:
+            manager.follow(timeout=0.05)
+        assert fake.total() == SIZE == linux.bytes
+        assert [event for event, at in heard if at == ADDR + UNIT] == ["failed", "online"]

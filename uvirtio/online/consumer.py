@@ -14,7 +14,7 @@ from uvirtio.roots import Roots
 
 OWNER = "Linux"
 BUSY_FIRST, BUSY_LAST = 0.5, 15.0
-"""Seconds before a busy piece is tried again while following, growing by two."""
+"""Seconds before what is busy, or did not come online, is tried again while following, growing by two."""
 
 
 def kernel_of(mem: Mem, roots: Roots) -> Kernel | None:
@@ -67,6 +67,7 @@ class Linux(Consumer):
         self._busy: dict[int, tuple[float, float]] = {}  # when to try again, and the pause that this was
         self.failures: dict[int, UvirtioError] = {}
         """What did not come online, by address, and why."""
+        self._again = (0.0, 0.0)  # when to try that again, and the pause that this was
 
     def manager(self, mem: Mem, *, limit: int | None = None) -> Manager:
         """A manager whose units are memory blocks, with what Linux has already in its books.
@@ -119,6 +120,9 @@ class Linux(Consumer):
     def arrived(self, manager: Manager) -> None:
         self.take(manager)
 
+    def wants(self) -> bool:
+        return bool(self.failures) and time.monotonic() >= self._again[0]
+
     def wanted_back(self, manager: Manager, size: int) -> None:
         now = time.monotonic()
         self._spare(
@@ -152,6 +156,8 @@ class Linux(Consumer):
             self.failures.pop(unit.address, None)
             came += unit.size
             self.told("online", unit.address)
+        pause = min(max(BUSY_FIRST, 2 * self._again[1]), BUSY_LAST) if self.failures else 0.0
+        self._again = (time.monotonic() + pause, pause)
         return came
 
     def give_back(self, manager: Manager, size: int, *, timeout: float) -> int:

@@ -93,6 +93,10 @@ class Consumer:
     def wanted_back(self, manager: Manager, size: int) -> None:
         """``size`` bytes more have to go than are free: give units back, as many as can be; asked again later."""
 
+    def wants(self) -> bool:
+        """While following: whether ``arrived`` is to be called again, for what could not be taken before."""
+        return False
+
 
 class Manager:
     """Plugs and unplugs for somebody. ``unit`` and ``step`` are in bytes, powers of two.
@@ -362,7 +366,7 @@ class Manager:
                     except MemBusy:
                         outcome = Outcome.BUSY
                 moved = self.mem.books.plugged.total != at
-                if moved:
+                if moved or self.consumer.wants():
                     self.consumer.arrived(self)
                 if moved or (outcome, requested) != before:
                     quiet_since = time.monotonic()
