@@ -430,8 +430,6 @@ class Device:
         if self.ring == "split":
             ours &= ~f.mask(f.RING_PACKED)
         carried = self.transport.features_allowed | f.DEVICE_TYPE_MASK
-        if legacy:
-            carried &= f.LEGACY_MASK  # 4.1.4.10
         self.features = f.resolve(self.offered, ours & carried, couplings)
         self.transport.set_driver_features(self.features)
 

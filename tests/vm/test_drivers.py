@@ -29,7 +29,7 @@ CELLS: dict[str, list[tuple[str, InterruptMode]]] = {
         ("rng", PER_QUEUE),
         ("rng-packed", PER_QUEUE),
         ("rng-legacy", PER_QUEUE),
-        ("rng-legacy", INTX),
+        ("rng-pio", INTX),
     ],
     "keyboard": [("keyboard", PER_QUEUE), ("keyboard", INTX), ("keyboard", POLLING)],
     "balloon": [("balloon", INTX), ("balloon", POLLING), ("balloon-iova", INTX), ("balloon-transitional", INTX)],
