@@ -101,14 +101,33 @@ def test_the_one_region_of_a_legacy_queue(size: int, used: int, total: int):
     assert not dma.memory.open_blocks()
 
 
-def test_a_region_in_pieces_is_refused_and_given_back():
-    """Not even the smallest legacy queue fits a page, so scattered memory will not do."""
+@pytest.mark.parametrize("lucky", [False, True])
+def test_a_region_in_pieces_is_refused_and_given_back(monkeypatch: pytest.MonkeyPatch, lucky: bool):
+    """Not even the smallest legacy queue fits a page, so scattered memory will not do; nor will luck."""
     dma = ScriptedDma(translated=False)
+    if lucky:
+        monkeypatch.setattr(dma.memory, "take_frames", lambda count, run=1: list(range(0x90000, 0x90000 + count)))
     with pytest.raises(MemoryScattered) as caught:
         make_split(1, 8, dma, fence=lambda: None, indirect=True, event_idx=False, one_region=True)
     assert caught.value.exit_code == 4
-    assert "2 runs" in caught.value.seen
+    assert "4096 bytes" in caught.value.seen
     assert "hugepages" in caught.value.remedy
+    assert not dma.memory.open_blocks()
+
+
+def test_a_region_that_was_promised_in_one_piece_and_is_not():
+    dma = ScriptedDma(translated=False)
+
+    class Promising:
+        """Says more than it keeps: the pool ran out between the two."""
+
+        contiguous_limit = 1 << 21
+        alloc = staticmethod(dma.alloc)
+
+    promising: Any = Promising()
+    with pytest.raises(MemoryScattered) as caught:
+        make_split(1, 8, promising, fence=lambda: None, indirect=True, event_idx=False, one_region=True)
+    assert "2 runs" in caught.value.seen
     assert not dma.memory.open_blocks()
 
 

@@ -80,7 +80,7 @@ def test_contiguous_memory_is_a_huge_page_of_either_kind_or_a_clear_refusal(take
     address = taken(LEGACY)
 
     def read() -> int:
-        """A hundred bytes; how long a run of memory could be had, and what it left in the pool."""
+        """A hundred bytes, over rings in a huge page; how many of those are left in the pool."""
         with uvirtio.open(address, timeout=10) as device, uvirtio.Rng(device) as rng:
             assert len(rng.read(100)) == 100
             assert device.dma.contiguous_limit == HUGE

@@ -47,20 +47,27 @@ def legacy_areas(index: int, size: int, dma: DmaSpace) -> list[Block]:
     memory, and what ``dma.alloc`` raises; then nothing stays allocated.
     """
     layout = legacy_layout(size)
+    if layout.total > dma.contiguous_limit:
+        # Neighbours may come by luck, and then not the next time: that would be no way to bring a device up.
+        raise _scattered(index, size, layout.total, f"runs of {dma.contiguous_limit} bytes")
     whole = dma.alloc(layout.total)
     runs = len(whole.segments(0, layout.total))
     if runs != 1:
         whole.close()
-        raise MemoryScattered(
-            f"queue {index} of a legacy interface needs {layout.total} bytes in one piece for its {size} entries, "
-            "and there is no such memory here",
-            seen=f"{runs} runs of device addresses",
-            expected="one run (2.7.2)",
-            remedy="give this machine huge pages: echo 16 > /proc/sys/vm/nr_hugepages; "
-            "or use the modern interface, or a device behind an IOMMU",
-        )
+        raise _scattered(index, size, layout.total, f"{runs} runs of device addresses")
     return [
         Part(whole, layout.desc, layout.avail - layout.desc),
         Part(whole, layout.avail, layout.used - layout.avail),
         Part(whole, layout.used, layout.total - layout.used, last=True),
     ]
+
+
+def _scattered(index: int, size: int, total: int, seen: str) -> MemoryScattered:
+    return MemoryScattered(
+        f"queue {index} of a legacy interface needs {total} bytes in one piece for its {size} entries, "
+        "and there is no such memory here",
+        seen=seen,
+        expected="one run of device addresses (2.7.2)",
+        remedy="give this machine huge pages: echo 16 > /proc/sys/vm/nr_hugepages; "
+        "or use the modern interface, or a device behind an IOMMU",
+    )
