@@ -551,6 +551,15 @@ def test_lockdown(fake: FakeSys, text: str, refused: bool) -> None:
     fake.pci(AT, "rng")
     fake.text(fake.sys / "kernel/security/lockdown", text + "\n")
     assert bool(found(fake, "lockdown")) is refused
+    fake.vdpa("vdpa0", driver="virtio_vdpa")
+    assert not found(fake, "lockdown", "vdpa:vdpa0")  # its node stays open to root
+
+
+def test_a_vdpa_disk_that_is_mounted_stays(fake: FakeSys) -> None:
+    device = fake.vdpa("vduse0", driver="virtio_vdpa")
+    fake.child(device, "virtio0/block/vda", "block", {"dev": "254:0\n"})
+    fake.mountinfo(["30 1 254:0 / /data rw - ext4 /dev/vda rw"])
+    assert [f.evidence for f in found(fake, "mounted", "vdpa:vduse0")] == ["/dev/vda is mounted on /data"]
 
 
 def test_a_container(fake: FakeSys) -> None:

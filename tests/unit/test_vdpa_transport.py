@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import struct
 import time
 
 import pytest
 
 from tests.unit.played_vdpa import MODERN, PAGE, PATTERN, Played
 from uvirtio import opening
+from uvirtio.backends.pages import Pagemap
 from uvirtio.backends.vhost_vdpa import VhostVdpaNode
 from uvirtio.device import Device, QueueSpec
+from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import (
     BadAddress,
@@ -28,6 +31,7 @@ from uvirtio.errors import (
 from uvirtio.memory.seams import InterruptMode
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import Field
+from uvirtio.spec.status import Status
 from uvirtio.transports.vdpa import PACKED_BASE, Vdpa
 
 PER_QUEUE, SHARED, INTX, POLLING = InterruptMode
@@ -121,6 +125,19 @@ def test_nothing_is_taken_that_this_way_cannot_carry(tmp_path):
         assert device.features & MODERN == MODERN
 
 
+@pytest.mark.spec("SUSP-01")
+def test_suspend_is_never_written_though_it_is_offered(tmp_path):
+    played = Played(tmp_path, features=(1 << 64) - 1)
+    written = []
+    original = played._set_status
+    played._set_status = lambda word: (written.append(word.value), original(word))[1]
+    with opened(played) as device:
+        start(device)
+        device.stop()
+    assert Status.DRIVER_OK | 11 in written
+    assert not any(value & Status.SUSPEND for value in written)
+
+
 def test_without_access_platform_there_is_no_memory(tmp_path):
     played = Played(tmp_path, features=f.mask(f.VERSION_1))
     with opened(played) as device, pytest.raises(NotSupported) as caught:
@@ -199,6 +216,38 @@ def test_a_change_of_the_configuration_is_noticed(played, mode):
             time.sleep(0.011)
             device.service()
         assert device.config_changes == seen
+
+
+# --- a balloon ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [PER_QUEUE, POLLING])
+def test_a_balloon_over_vdpa(tmp_path, monkeypatch, mode):
+    """Frames are guest-physical, whatever rings have; num_pages is followed with and without calls."""
+    monkeypatch.setattr(
+        Pagemap, "pfns", lambda _self, vaddr, size: [(vaddr + at) >> 12 & 0xFFFFFF for at in range(0, size, PAGE)]
+    )
+    told: list[int] = []
+
+    def serve(_played, out, _room):
+        told.extend(struct.unpack(f"<{len(out) // 4}I", out))
+        return b""
+
+    played = Played(tmp_path, device_id=5, config=bytes(16), queues=2, pins=True)
+    played.serve = serve
+    with opened(played, mode) as device, Balloon(device) as balloon:
+        assert balloon.inflate(300) == 300
+        assert len(set(told)) == 300
+        assert int.from_bytes(played.config[4:8], "little") == 300  # actual
+        assert played.pinned >= 300 * PAGE
+        played.change_config((512).to_bytes(4, "little") + bytes(played.config[4:]))
+        balloon.follow(timeout=0.2)
+        assert balloon.held == 512
+        played.change_config((10).to_bytes(4, "little") + bytes(played.config[4:]))
+        balloon.follow(timeout=0.2)
+        assert balloon.held == 10
+    assert int.from_bytes(played.config[4:8], "little") == 0
+    assert played.pinned == 0
 
 
 # --- queues and interrupts ----------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def test_who_is_not_bound_is_not_opened(played):
         opened(played)
     assert caught.value.seen == "no driver"
     assert "uvirtio bind vdpa:vdpa0" in caught.value.remedy
-    for address in ("vdpa:other", "/dev/vhost-vdpa-7", "vdpa:../../etc"):
+    for address in ("vdpa:other", "/dev/vhost-vdpa-7", "vdpa:../../etc", "vdpa:..", "vdpa:"):
         with pytest.raises(NoSuchDevice):
             VhostVdpaNode.open(address, played.roots, kernel=played.kernel)
     assert not played.opened

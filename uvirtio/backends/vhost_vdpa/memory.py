@@ -102,6 +102,12 @@ class VdpaBlock:
             self._undo(self)
         self._memory.close()
 
+    def __enter__(self) -> VdpaBlock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 class VdpaDmaSpace:
     """Memory for one vDPA device. Close it after the device was reset. Satisfies ``DmaSpace``."""

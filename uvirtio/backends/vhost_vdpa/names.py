@@ -52,7 +52,7 @@ def require_bound(address: str, roots: Roots) -> tuple[str, str]:
     """
     if address.startswith("vdpa:"):
         name = address.removeprefix("vdpa:")
-        known = "/" not in name and (_devices(roots) / name).is_dir()
+        known = "/" not in name and name not in ("", ".", "..") and (_devices(roots) / name).is_dir()
     else:
         name = name_of(address, roots) or ""
         known = bool(name)
