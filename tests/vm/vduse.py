@@ -1,6 +1,7 @@
-"""A block device of VDUSE: a file, QEMU's storage daemon that serves it, and the kernel's vDPA device before it.
+"""vDPA devices for the tests: VDUSE's block device, and how any of them changes hands.
 
-For machines with the vduse module (Linux 6.12 as Debian has it). The file is the witness.
+VDUSE's is a file, QEMU's storage daemon that serves it, and the kernel's vDPA device before it; for machines with
+the vduse module (Linux 6.12 as Debian has it). The file is the witness.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ class Disk:
 
     @property
     def driver(self) -> str:
-        link = DEVICES / self.name / "driver"
-        return link.resolve().name if link.exists() else ""
+        return driver_of(self.name)
+
+    def signal(self, number: int) -> None:
+        """Send the daemon a signal: SIGSTOP is a device that hangs."""
+        os.kill(self.daemon, number)
 
     def contents(self, offset: int, length: int) -> bytes:
         with self.path.open("rb") as file:
@@ -76,14 +80,19 @@ def disk(name: str, directory: Path, size: int = 1 << 20) -> Iterator[Disk]:
             time.sleep(0.05)
 
 
-def hand_over(disk: Disk, driver: str) -> None:
+def driver_of(name: str) -> str:
+    link = DEVICES / name / "driver"
+    return link.resolve().name if link.exists() else ""
+
+
+def hand_over(name: str, driver: str) -> None:
     """By hand, so that what is tested with it does not lean on bind."""
-    device = DEVICES / disk.name
-    if disk.driver == driver:
+    device = DEVICES / name
+    if driver_of(name) == driver:
         return
     (device / "driver_override").write_text(driver)
-    if disk.driver:
-        (device / "driver" / "unbind").write_text(disk.name)
-    Path("/sys/bus/vdpa/drivers_probe").write_text(disk.name)
-    assert disk.driver == driver
+    if driver_of(name):
+        (device / "driver" / "unbind").write_text(name)
+    Path("/sys/bus/vdpa/drivers_probe").write_text(name)
+    assert driver_of(name) == driver
     (device / "driver_override").write_text("\n")

@@ -1,0 +1,197 @@
+"""The driver bodies over vp_vdpa: virtio-pci functions as vDPA devices, behind the VM's IOMMU.
+
+Debian builds neither vp_vdpa nor the simulator, so that this machine is an extra one. The witness is QMP, as on
+vfio-pci.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import uvirtio
+from tests.bodies import Cell, adopt, any_device, blk, keyboard, rng
+from tests.vm import vduse
+from tests.vm.qmp_witness import Witness
+from uvirtio.backends.vhost_vdpa import VdpaBlock, VhostVdpaNode, uapi
+from uvirtio.backends.vhost_vdpa.memory import pinned_bytes
+from uvirtio.binding.discover import find
+from uvirtio.binding.rules import check
+from uvirtio.device import QueueSpec
+from uvirtio.drivers.balloon import Balloon
+from uvirtio.drivers.blk import Blk
+from uvirtio.drivers.rng import Rng
+from uvirtio.errors import MemlockExceeded, NotSupported
+from uvirtio.memory.seams import InterruptMode
+from uvirtio.roots import Roots
+from uvirtio.spec import features as f
+
+PER_QUEUE, POLLING = InterruptMode.PER_QUEUE, InterruptMode.POLLING
+PCI = Path("/sys/bus/pci/devices")
+MIB = 1 << 20
+
+CELLS: dict[str, list[tuple[str, InterruptMode]]] = {
+    "rng": [("vp-rng", PER_QUEUE), ("vp-rng", POLLING), ("vp-rng-packed", PER_QUEUE)],
+    "keyboard": [("vp-keyboard", PER_QUEUE), ("vp-keyboard", POLLING)],
+    "blk": [("vp-disk", PER_QUEUE), ("vp-disk", POLLING)],
+    "any": [("vp-rng", PER_QUEUE), ("vp-rng-packed", POLLING), ("vp-keyboard", PER_QUEUE), ("vp-disk", PER_QUEUE)],
+}
+
+
+@pytest.fixture(scope="module")
+def over_vdpa(lab_devices: dict[str, str]) -> Iterator[Callable[[str], str]]:
+    """``over_vdpa(id)``: the address of the vDPA device that stands on this function from then on."""
+    made: dict[str, str] = {}
+
+    def make(name: str) -> str:
+        if name not in lab_devices:
+            pytest.skip(f"this machine has no {name}")
+        if name not in made:
+            function = PCI / lab_devices[name]
+            for module in ("vhost_vdpa", "vp_vdpa"):
+                vduse.run("modprobe", module)
+            (function / "driver_override").write_text("vp-vdpa")
+            if (function / "driver").exists():
+                (function / "driver/unbind").write_text(function.name)
+            Path("/sys/bus/pci/drivers_probe").write_text(function.name)
+            vduse.run("vdpa", "dev", "add", "name", name, "mgmtdev", f"pci/{function.name}")
+            vduse.hand_over(name, "vhost_vdpa")
+            made[name] = f"vdpa:{name}"
+        return made[name]
+
+    yield make
+    for name in made:
+        vduse.run("vdpa", "dev", "del", name)
+
+
+@pytest.fixture
+def cell(request: pytest.FixtureRequest, over_vdpa: Callable[[str], str], witness: Witness) -> Cell:
+    name, mode = request.param
+    address = over_vdpa(name)
+
+    def events(wanted: str, timeout: float) -> list[dict[str, Any]]:
+        return [witness.wait_event(wanted, timeout)]
+
+    return Cell(
+        open=lambda: uvirtio.open(address, interrupts=[mode], timeout=10),
+        qmp=witness.execute,
+        events=events,
+        path=f"/machine/peripheral/{name}/virtio-backend",
+        mode=mode,
+        translated=True,
+    )
+
+
+def cells(kind: str) -> list[Any]:
+    return [pytest.param((name, mode), id=f"{name}-{mode.value}") for name, mode in CELLS[kind]]
+
+
+globals().update(adopt(any_device, cells("any")))
+globals().update(adopt(rng, cells("rng")))
+globals().update(adopt(blk, cells("blk")))
+globals().update(adopt(keyboard, cells("keyboard")))
+
+
+# --- what is particular ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["vp-rng"])
+def test_the_kernel_says_what_it_is_without_its_being_opened(over_vdpa, lab_devices, name):
+    roots = Roots()
+    found = find(over_vdpa(name), roots)
+    assert (found.type, found.parent, found.driver) == ("rng", lab_devices[name], "vhost_vdpa")
+    function = check(find(lab_devices[name], roots), roots).findings
+    assert any(f"vdpa:{name} stands on it" in finding.evidence for finding in function)
+
+
+@pytest.mark.parametrize("name", ["vp-rng-packed"])
+def test_the_ring_is_packed(over_vdpa, name):
+    with uvirtio.open(over_vdpa(name)) as device, Rng(device) as source:
+        assert device.has(f.RING_PACKED)
+        assert len(source.read(64)) == 64
+
+
+@pytest.mark.parametrize("name", ["vp-balloon"])
+def test_a_function_without_msix_is_refused_before_the_kernel_warns(over_vdpa, name):
+    with uvirtio.open(over_vdpa(name)) as device:
+        assert device.transport.node.calls == 0
+        with pytest.raises(NotSupported) as caught:
+            Balloon(device)
+        assert "MSI-X" in caught.value.seen
+
+
+@pytest.mark.parametrize("name", ["vp-rng-bypass"])
+def test_a_device_that_goes_round_the_iommu_gets_no_memory(over_vdpa, name):
+    with uvirtio.open(over_vdpa(name)) as device, pytest.raises(NotSupported) as caught:
+        Rng(device)
+    assert "ACCESS_PLATFORM" in caught.value.seen
+
+
+@pytest.mark.parametrize("name", ["vp-rng"])
+def test_a_map_pins_and_a_pinned_page_stays(over_vdpa, name):
+    roots = Roots()
+    with uvirtio.open(over_vdpa(name)) as device, Rng(device):
+        before = pinned_bytes(roots)
+        block = device.dma.pin(4 * MIB)
+        assert isinstance(block, VdpaBlock)
+        assert pinned_bytes(roots) == before + 4 * MIB
+        frames = block.pfns()
+        assert len(set(frames)) == 4 * MIB // 4096
+        Path("/proc/sys/vm/compact_memory").write_text("1")
+        assert block.pfns() == frames
+        block.close()
+        assert pinned_bytes(roots) == before
+
+
+@pytest.mark.parametrize("name", ["vp-rng"])
+def test_the_limit_on_pinned_memory_holds_for_root_too(over_vdpa, name):
+    soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (2 * MIB, hard))
+    try:
+        with uvirtio.open(over_vdpa(name)) as device, Rng(device) as source:
+            with pytest.raises(MemlockExceeded):
+                device.dma.pin(4 * MIB)
+            assert len(source.read(16)) == 16
+    finally:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (soft, hard))
+
+
+@pytest.mark.parametrize("name", ["vp-rng"])  # any device of this machine: the simulator is in its modules
+def test_the_simulator_suspends_and_resumes(lab_devices, name):
+    if name not in lab_devices:
+        pytest.skip("the modules of this machine are needed")
+    for module in ("vhost_vdpa", "vdpa_sim_blk"):
+        vduse.run("modprobe", module)
+    vduse.run("vdpa", "dev", "add", "name", "sim0", "mgmtdev", "vdpasim_blk")
+    try:
+        vduse.hand_over("sim0", "vhost_vdpa")
+        with uvirtio.open("vdpa:sim0", interrupts=[PER_QUEUE]) as device, Blk(device, allow_write=True) as disk:
+            node = device.transport.node
+            assert isinstance(node, VhostVdpaNode)
+            assert node.backend_has(uapi.VHOST_BACKEND_F_SUSPEND)
+            assert node.backend_has(uapi.VHOST_BACKEND_F_RESUME)
+            data = bytes(range(256)) * 2
+            disk.write(3, data)
+            done = node.get_vring_base(0)
+            node.suspend()
+            late = disk.submit_read(3, 1)
+            assert not device.wait(lambda: not disk.in_flight, timeout=0.5, what="nothing", owed=False)
+            assert node.get_vring_base(0) == done
+            node.resume()
+            device.queues[0].notify()
+            assert late.result(timeout=5) == data
+    finally:
+        vduse.run("vdpa", "dev", "del", "sim0")
+
+
+@pytest.mark.parametrize("name", ["vp-disk"])
+def test_a_queue_without_a_name_is_refused_by_the_kernel(over_vdpa, name):
+    with uvirtio.open(over_vdpa(name)) as device:
+        layout = [device.transport.queue_layout(index).size_max for index in range(3)]
+        assert layout[:2] == [256, 256] and layout[2] == 0
+        device.start(wanted=0, queues=[QueueSpec(0, "one"), QueueSpec(9, "none", required=False)])
+        assert list(device.queues) == [0]
