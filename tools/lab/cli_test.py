@@ -77,13 +77,14 @@ def _lint(runner: Runner) -> Iterator[tuple[str, Step]]:
         "ruff check": ["ruff", "check", "--no-cache", "."],
         "ruff format": ["ruff", "format", "--check", "--no-cache", "."],
         "mypy": ["mypy"],
-        "mypy of tools/lab": ["mypy", "--strict", "-p", "lab"],
+        "mypy of tools": ["mypy", "--strict", "-p", "lab", "-p", "benches"],
         "import-linter": ["lint-imports", "--no-cache"],
     }
     if (CHECKOUT / "tools/conformance").exists():
         tools["conformance"] = [str(CHECKOUT / "tools/conformance")]
+    tools["bench, that it runs"] = [str(CHECKOUT / "tools/bench"), "--quick"]
     for name, command in tools.items():
-        if name == "mypy of tools/lab":
+        if name == "mypy of tools":
             command = ["env", f"MYPYPATH={CHECKOUT}/tools", *command]
         yield name, lambda name=name, command=command: runner.tool(name, command)  # type: ignore[misc]
 

@@ -1,0 +1,55 @@
+"""tools/bench runs this in the project's virtual environment; see --help."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # the folder that has the package "benches"
+
+from benches import facts, plot, report  # noqa: E402
+from benches.measure import Section  # noqa: E402
+
+SECTIONS = ("rings", "memory", "disk", "balloon", "interrupts", "startup")
+
+
+def main() -> int:
+    """Run the benches; 0 if they ran, whatever they found."""
+    options = _parser().parse_args()
+    runs = 1 if options.quick else options.runs
+    told = facts.gather()
+    sections: list[Section] = []
+    for name in options.only or SECTIONS:
+        print(f"bench: {name} ...", file=sys.stderr, flush=True)
+        run: Callable[[int, bool], Section] = import_module(f"benches.{name}").run
+        sections.append(run(runs, options.quick))
+    for line in report.text(told, sections):
+        print(line)
+    if options.json:
+        document = {"schema": "uvirtio-bench/1", "facts": told, "sections": [one.as_dict() for one in sections]}
+        Path(options.json).write_text(json.dumps(document, indent=1) + "\n")
+    if options.svg:
+        Path(options.svg).write_text(plot.draw(told, sections))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tools/bench",
+        description="Measure the ring engine and the drivers, each beside what it is compared with, in one run."
+        " Everything runs in memory and on QEMU's device models; no device of this machine is touched.",
+    )
+    parser.add_argument("--quick", action="store_true", help="once and short, to see that it runs")
+    parser.add_argument("--runs", type=int, default=7, metavar="N", help="runs of each (7); the median counts")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="NAME", help=", ".join(SECTIONS))
+    parser.add_argument("--json", metavar="FILE", help="all figures as one JSON document")
+    parser.add_argument("--svg", metavar="FILE", help="a plot of the comparisons")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

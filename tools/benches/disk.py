@@ -1,0 +1,193 @@
+"""A disk on QEMU: 4 KiB reads of random blocks, each one's content compared, by every way that the driver has."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import tempfile
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from benches.measure import Section
+from uvirtio.drivers.blk import Blk
+from uvirtio.opening import identify
+from uvirtio.qemu import Machine
+
+SECTORS = 8  # 4 KiB
+DEPTH = 32
+BLOCKS = 1024
+CONTENT = [number.to_bytes(8, "little") * 512 for number in range(BLOCKS)]
+
+
+def _aio() -> str:
+    """io_uring where this kernel lets us, else what QEMU takes by itself."""
+    allowed = Path("/proc/sys/kernel/io_uring_disabled")
+    return "threads" if allowed.exists() and allowed.read_text().strip() == "2" else "io_uring"
+
+
+@contextmanager
+def _disk(depth: int, *, iothread: bool = True) -> Iterator[tuple[Machine, Blk]]:
+    folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # memory: the disk is not measured
+    with tempfile.TemporaryDirectory(prefix="uvb-", dir=folder) as where:
+        path = Path(where) / "disk"
+        path.write_bytes(b"".join(CONTENT))
+        drive = f"if=none,id=bench,file={path},format=raw,aio={_aio()},cache=writeback"
+        device = "virtio-blk-pci,drive=bench" + (",iothread=bench-io" if iothread else "")
+        with Machine("q35", [device], arguments=["-drive", drive]) as machine:
+            function = machine.functions[0]
+            with identify(function.address, function) as opened, Blk(opened, depth=depth) as blk:
+                yield machine, blk
+
+
+def _blocks(count: int) -> list[int]:
+    draw = random.Random(11)
+    return [draw.randrange(BLOCKS) for _ in range(count)]
+
+
+def burst_rate(count: int) -> Callable[[], tuple[float, float, float]]:
+    """(IOPS, seconds of QEMU's CPU for each, seconds of ours). Twice as many slots as are out: one half is looked
+    at while the device works on the other."""
+
+    def work() -> tuple[float, float, float]:
+        with _disk(2 * DEPTH) as (machine, blk):
+            burst = blk.burst(SECTORS)
+            blocks = _blocks(count + 2 * DEPTH)
+            where = [0] * burst.count
+            for now in (burst.slots[:DEPTH], burst.slots[DEPTH:]):  # what happens once has happened
+                burst.post(now, [0] * DEPTH)
+                while burst.in_flight:
+                    burst.wait()
+            theirs, ours, begin = _cpu(machine.pid), time.process_time(), time.perf_counter()
+            idle, back, out, done, place = burst.slots[:], burst.slots[:0], 0, 0, 0
+            while done < count:
+                now, idle = idle[: DEPTH - out], idle[DEPTH - out :]
+                chosen = blocks[place : place + len(now)]
+                now = now[: len(chosen)]
+                place += len(now)
+                out += len(now)
+                burst.post(now, array("Q", (SECTORS * block for block in chosen)))
+                for slot in back:
+                    if burst.content(slot) != CONTENT[where[slot]]:
+                        raise AssertionError(f"slot {slot} does not hold block {where[slot]}")
+                for slot, block in zip(now, chosen, strict=True):
+                    where[slot] = block
+                idle += back
+                back = burst.wait()
+                out -= len(back)
+                done += len(back)
+            took = time.perf_counter() - begin
+            used = (_cpu(machine.pid) - theirs, time.process_time() - ours)
+            return done / took, used[0] / done, used[1] / done
+
+    return work
+
+
+def futures_rate(count: int) -> Callable[[], float]:
+    """IOPS of submit_read and result, 32 out."""
+
+    def work() -> float:
+        with _disk(DEPTH) as (_, blk):
+            blocks = _blocks(count)
+            begin = time.perf_counter()
+            for first in range(0, count, DEPTH):
+                batch = blocks[first : first + DEPTH]
+                requests = [blk.submit_read(SECTORS * block, SECTORS, kick=False) for block in batch]
+                blk.wait(requests)
+                for block, request in zip(batch, requests, strict=True):
+                    if request.result() != CONTENT[block]:
+                        raise AssertionError(f"{request} does not hold block {block}")
+            return count / (time.perf_counter() - begin)
+
+    return work
+
+
+def single_latency(count: int) -> Callable[[], float]:
+    """Seconds of one read at a time, by the batch path."""
+
+    def work() -> float:
+        with _disk(1) as (_, blk):
+            burst = blk.burst(SECTORS)
+            slot, took = burst.slots, []
+            for block in _blocks(count):
+                sector = array("Q", [SECTORS * block])
+                begin = time.perf_counter()
+                burst.post(slot, sector)
+                burst.wait()
+                took.append(time.perf_counter() - begin)
+                if burst.content(0) != CONTENT[block]:
+                    raise AssertionError(f"not block {block}")
+            return sorted(took)[len(took) // 2]
+
+    return work
+
+
+def ping_pong(count: int) -> float:
+    """Seconds there and back between two processes, over eventfds, the other one in epoll: the median."""
+    there, back = os.eventfd(0), os.eventfd(0)
+    child = os.fork()
+    if child == 0:
+        _echo(there, back)
+    try:
+        poller, took = select.epoll(), []
+        poller.register(back, select.EPOLLIN)
+        for _ in range(count):
+            begin = time.perf_counter()
+            os.eventfd_write(there, 1)
+            poller.poll()
+            os.eventfd_read(back)
+            took.append(time.perf_counter() - begin)
+        poller.close()
+    finally:
+        os.eventfd_write(there, 1 << 32)
+        os.waitpid(child, 0)
+        os.close(there)
+        os.close(back)
+    return sorted(took)[len(took) // 2]
+
+
+def _echo(there: int, back: int) -> None:
+    try:
+        poller = select.epoll()
+        poller.register(there, select.EPOLLIN)
+        while True:
+            poller.poll()
+            if os.eventfd_read(there) >= 1 << 32:
+                break
+            os.eventfd_write(back, 1)
+    finally:
+        os._exit(0)
+
+
+def _cpu(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def run(runs: int, quick: bool) -> Section:
+    """4 KiB reads of a disk in memory behind QEMU."""
+    section = Section("disk", f"4 KiB random reads on qemu:, aio={_aio()}, an iothread, each content compared.")
+    count = 320 if quick else 64_000
+    burst, futures = burst_rate(count), futures_rate(count // 8)
+    single = single_latency(count // 32)
+    fast: list[tuple[float, float, float]] = []
+    slow, one, echo = [], [], []
+    for _ in range(runs):
+        fast.append(burst())
+        slow.append(futures())
+        echo.append(ping_pong(count // 32))
+        one.append(single())
+    section.add(
+        f"{DEPTH} out: batch path", [rate for rate, _, _ in fast], "reads/s", "wanted 300 k on a quiet machine"
+    )
+    section.add(f"{DEPTH} out: futures", slow, "reads/s")
+    section.add("batch path: QEMU's CPU for each", [cpu for _, cpu, _ in fast], "s")
+    section.add("batch path: our CPU for each, polling included", [cpu for _, _, cpu in fast], "s")
+    section.add("1 out: there and back", one, "s")
+    section.add("eventfd ping-pong with another process", echo, "s")
+    section.compare("32 out: batch path / futures", [rate for rate, _, _ in fast], slow, None)
+    section.compare("1 out / eventfd ping-pong", one, echo, 1.3, at_least=False)
+    return section

@@ -1,0 +1,117 @@
+"""How something is measured here: several runs, their median, and a spread that says what the median is worth."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One measured number: the median of its runs, and the lowest and highest of them."""
+
+    name: str
+    value: float
+    unit: str
+    low: float
+    high: float
+    runs: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """Two figures of one run: the median of the quotients of each pair, taken one after the other."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    target: float | None
+    """What is wanted; None where nobody wants anything."""
+    at_least: bool = True
+    """Whether more is better: ``target`` is the least; otherwise the most."""
+    note: str = ""
+
+    @property
+    def met(self) -> bool:
+        if self.target is None:
+            return True
+        return self.value >= self.target if self.at_least else self.value <= self.target
+
+
+@dataclass(slots=True)
+class Section:
+    """What one module measured."""
+
+    name: str
+    about: str
+    figures: list[Figure] = field(default_factory=list)
+    ratios: list[Ratio] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, name: str, values: list[float], unit: str, note: str = "") -> None:
+        self.figures.append(figure(name, values, unit, note))
+
+    def compare(
+        self,
+        name: str,
+        ours: list[float],
+        theirs: list[float],
+        target: float | None,
+        *,
+        at_least: bool = True,
+        note: str = "",
+    ) -> None:
+        """``ours`` / ``theirs``, pair by pair: what disturbed one run mostly disturbed its neighbour too."""
+        quotients = [one / other for one, other in zip(ours, theirs, strict=True)]
+        median = statistics.median(quotients)
+        self.ratios.append(Ratio(name, median, min(quotients), max(quotients), target, at_least, note))
+
+    def as_dict(self) -> dict[str, Any]:
+        made = asdict(self)
+        for ratio, told in zip(self.ratios, made["ratios"], strict=True):
+            told["met"] = ratio.met
+        return made
+
+
+def figure(name: str, values: list[float], unit: str, note: str = "") -> Figure:
+    return Figure(name, statistics.median(values), unit, min(values), max(values), len(values), note)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def interleaved(runs: int, *works: Callable[[], float]) -> list[list[float]]:
+    """``runs`` results of each, taken in turn, so that each pair saw the same machine."""
+    results: list[list[float]] = [[] for _ in works]
+    for _ in range(runs):
+        for kept, work in zip(results, works, strict=True):
+            kept.append(work())
+    return results
+
+
+def human(value: float, unit: str) -> str:
+    """``2.41 M desc/s``, ``830 ns``: three digits that matter."""
+    for size, prefix in _SCALES.get(unit, _THOUSANDS if unit.endswith("/s") else ()):
+        if value >= size:
+            return f"{_digits(value / size)} {prefix}{'' if unit in _SCALES else unit}"
+    return f"{_digits(value)} {unit}".strip()
+
+
+_THOUSANDS = ((1e6, "M "), (1e3, "k "))
+_SCALES: dict[str, tuple[tuple[float, str], ...]] = {
+    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")),
+    "B": ((1 << 20, "MiB"), (1 << 10, "KiB")),
+}
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

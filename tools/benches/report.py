@@ -1,0 +1,29 @@
+"""What was measured, as text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from benches.measure import Section, human
+
+
+def text(facts: dict[str, Any], sections: Sequence[Section]) -> Iterator[str]:
+    """Lines: the machine, then a table for each section, then what was compared."""
+    yield "; ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+    for section in sections:
+        yield ""
+        yield f"== {section.name}: {section.about}"
+        names = [one.name for one in section.figures] + [one.name for one in section.ratios]
+        width = max(map(len, names), default=0)
+        for figure in section.figures:
+            spread = f"[{human(figure.low, figure.unit)} .. {human(figure.high, figure.unit)}]"
+            line = f"   {figure.name:<{width}}  {human(figure.value, figure.unit):>16}  {spread}"
+            yield f"{line}  {figure.note}".rstrip()
+        for ratio in section.ratios:
+            line = f"   {ratio.name:<{width}}  {ratio.value:>13.2f} x  [{ratio.low:.2f} .. {ratio.high:.2f}]"
+            if ratio.target is not None:
+                word, sign = "ok  " if ratio.met else "MISS", ">=" if ratio.at_least else "<="
+                line += f"  {word} (wanted {sign} {ratio.target:g})"
+            yield f"{line}  {ratio.note}".rstrip()
+        yield from (f"   {note}" for note in section.notes)

@@ -1,0 +1,248 @@
+"""The ring engine alone: chains laid down, shown, taken back, in memory that a device would share.
+
+The device is not measured. What it answers is recorded beforehand, from a run of the same loop, so that in the
+measured one it is a slice copy into the used ring and a store of its index; their time, measured alone in the
+same run, is taken off. It answers in order, or in any order. The clock is read every 32 rounds, and the median
+counts, so that some in which the machine did something else do not.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from array import array
+from collections.abc import Callable, Sequence
+
+from benches import measure
+from benches.measure import Section
+from benches.plain_memory import PlainDma
+from benches.plain_ring import PlainRing
+from uvirtio.memory.access import words16
+from uvirtio.memory.fence import full_fence
+from uvirtio.spec import ring as spec
+from uvirtio.virtqueue.slots import fixed_slots
+from uvirtio.virtqueue.split import make_split
+
+SIZE = 256
+BATCH = 32
+LENGTH = 1500
+
+ADDRESS = 0x10000
+CHUNK = 32
+_CHAIN = ((ADDRESS, LENGTH),)
+
+
+class Device:
+    """What stands for the device: it answers one batch of heads, in their order or in any."""
+
+    def __init__(self, used: memoryview, batch: int, *, shuffled: bool, length: int = LENGTH) -> None:
+        self.batch, self.length = batch, length
+        self.words = words16(used, 0, 2)
+        self.elements = used[spec.RING_ENTRIES : spec.RING_ENTRIES + SIZE * spec.USED_ENTRY_SIZE]
+        self.index = 0
+        draw = random.Random(5)
+        self._orders = []
+        for _ in range(64):
+            order = list(range(batch))
+            if shuffled:
+                draw.shuffle(order)
+            self._orders.append(order)
+
+    def answer(self, heads: Sequence[int]) -> bytes:
+        """The used elements for the next batch."""
+        order = self._orders[self.index // self.batch % len(self._orders)]
+        return array("Q", (heads[place] | self.length << 32 for place in order)).tobytes()
+
+    def give(self, raw: bytes) -> None:
+        """The ring's size is a multiple of the batch's, so that no answer goes over its end."""
+        at = spec.USED_ENTRY_SIZE * (self.index & (SIZE - 1))
+        self.elements[at : at + len(raw)] = raw
+        self.index += self.batch
+        self.words[1] = self.index & 0xFFFF
+
+
+class Loop:
+    """One driver's loop. ``once`` is a round of it for recording; ``measured`` is the same, many times, timed."""
+
+    def __init__(self, batch: int, *, shuffled: bool) -> None:
+        self.batch, self.shuffled = batch, shuffled
+        self.device: Device
+        self.fresh()
+
+    def fresh(self) -> None:
+        raise NotImplementedError
+
+    def once(self) -> bytes:
+        raise NotImplementedError
+
+    def chunk(self, answers: Sequence[bytes]) -> None:
+        """A round for each answer, of driver and device."""
+        raise NotImplementedError
+
+    def rate(self, rounds: int) -> float:
+        """Descriptors a second, without the device's part."""
+        self.fresh()
+        answers = [self.once() for _ in range(rounds)]
+        self.fresh()
+        clock, give = time.perf_counter, self.device.give
+        both, alone = [], []
+        for first in range(0, rounds, CHUNK):
+            chunk = answers[first : first + CHUNK]
+            begin = clock()
+            self.chunk(chunk)
+            both.append((clock() - begin) / len(chunk))
+        idle = Device(memoryview(bytearray(4096)), self.batch, shuffled=False)
+        give = idle.give
+        for first in range(0, rounds, CHUNK):
+            chunk = answers[first : first + CHUNK]
+            begin = clock()
+            for answer in chunk:
+                give(answer)
+            alone.append((clock() - begin) / len(chunk))
+        return self.batch / (statistics.median(both) - statistics.median(alone))
+
+
+class Plain(Loop):
+    """The baseline: see plain_ring."""
+
+    def fresh(self) -> None:
+        self.ring = PlainRing(SIZE)
+        self.device = Device(memoryview(self.ring.used).cast("B"), self.batch, shuffled=self.shuffled)
+
+    def once(self) -> bytes:
+        ring, batch = self.ring, self.batch
+        for _ in range(batch):
+            ring.add(ADDRESS, LENGTH, 2)
+        ring.publish()
+        answer = self.device.answer([ring.avail.ring[(ring.shadow - batch + at) % SIZE] for at in range(batch)])
+        self.device.give(answer)
+        assert len(ring.reap()) == batch
+        return answer
+
+    def chunk(self, answers: Sequence[bytes]) -> None:
+        ring, batch, give = self.ring, range(self.batch), self.device.give
+        add, publish, reap = ring.add, ring.publish, ring.reap
+        for answer in answers:
+            for _ in batch:
+                add(ADDRESS, LENGTH, 2)
+            publish()
+            give(answer)
+            reap()
+
+
+class Engine(Loop):
+    """The general path: each chain laid down by itself, with all its checks, and taken back with its cookie."""
+
+    def fresh(self) -> None:
+        self.dma = PlainDma()
+        self.queue = make_split(0, SIZE, self.dma, fence=full_fence(), indirect=False, event_idx=True)
+        self.avail = words16(self.dma.at(self.queue.addresses[1]).view, 0, 2 + SIZE)
+        self.device = Device(self.dma.at(self.queue.addresses[2]).view, self.batch, shuffled=self.shuffled)
+
+    def once(self) -> bytes:
+        for place in range(self.batch):
+            self.queue.add((), _CHAIN, place)
+        self.queue.publish()
+        first, mask = self.avail[1] - self.batch, SIZE - 1
+        answer = self.device.answer([self.avail[2 + (first + at & mask)] for at in range(self.batch)])
+        self.device.give(answer)
+        assert len(self.queue.reap()) == self.batch
+        return answer
+
+    def chunk(self, answers: Sequence[bytes]) -> None:
+        queue, batch, give = self.queue, range(self.batch), self.device.give
+        add, publish, reap = queue.add, queue.publish, queue.reap
+        for answer in answers:
+            for place in batch:
+                add((), _CHAIN, place)
+            publish()
+            give(answer)
+            reap()
+
+
+class Fixed(Loop):
+    """The batch path: what came back is posted again, as input, a disk or a receive queue does it."""
+
+    def fresh(self) -> None:
+        self.dma = PlainDma()
+        self.queue = make_split(0, SIZE, self.dma, fence=full_fence(), indirect=False, event_idx=True)
+        self.slots = fixed_slots(self.queue, [((), ((ADDRESS + 2048 * slot, LENGTH),)) for slot in range(SIZE)])
+        self.device = Device(self.dma.at(self.queue.addresses[2]).view, self.batch, shuffled=self.shuffled)
+        self.back = array("H", range(self.batch))
+
+    def once(self) -> bytes:
+        self.slots.post(self.back)
+        answer = self.device.answer(self.back)
+        self.device.give(answer)
+        self.back = self.slots.reap()
+        assert len(self.back) == self.batch
+        return answer
+
+    def chunk(self, answers: Sequence[bytes]) -> None:
+        back, give, post, reap = self.back, self.device.give, self.slots.post, self.slots.reap
+        for answer in answers:
+            post(back)
+            give(answer)
+            back = reap()
+        self.back = back
+
+
+class Floor(Loop):
+    """What CPython needs at the very least for a batch: two copies, a comparison, three stores, two fences."""
+
+    def fresh(self) -> None:
+        memory = memoryview(bytearray(4096))
+        self.device = Device(memory, self.batch, shuffled=False)
+        self.ring, self.heads = memoryview(bytearray(4096)).cast("H"), array("H", range(self.batch))
+        self.fence = full_fence()
+
+    def once(self) -> bytes:
+        return self.device.answer(self.heads)
+
+    def chunk(self, answers: Sequence[bytes]) -> None:
+        ring, heads, fence, device, give = self.ring, self.heads, self.fence, self.device, self.device.give
+        words, elements, batch, length = device.words, device.elements, self.batch, 8 * self.batch
+        for answer in answers:
+            ring[:batch] = heads
+            ring[-1] = 1
+            fence()
+            give(answer)
+            assert words[1] == device.index & 0xFFFF
+            at = spec.USED_ENTRY_SIZE * (device.index - batch & (SIZE - 1))
+            assert bytes(elements[at : at + length]) == answer
+            ring[-2] = 1
+            fence()
+
+
+IN_ORDER, ANY_ORDER, SINGLE = f"{BATCH} at a time, in order", f"{BATCH} at a time, any order", "one at a time"
+_LEAST = {IN_ORDER: 8.0, ANY_ORDER: 2.5, SINGLE: 0.5}
+
+
+def _rate(loop: Loop, rounds: int) -> Callable[[], float]:
+    return lambda: loop.rate(rounds)
+
+
+def run(runs: int, quick: bool) -> Section:
+    """Descriptors a second, one a chain; batches of 32 and single chains on a queue of 256."""
+    section = Section(
+        "rings",
+        f"The engine alone: a split queue of {SIZE}, descriptors a second, one a chain. The device is memory and"
+        " is not timed.",
+    )
+    rounds = 128 if quick else 4096
+    for batch, shuffled, name in (
+        (BATCH, False, IN_ORDER),
+        (BATCH, True, ANY_ORDER),
+        (1, False, SINGLE),
+    ):
+        loops = [kind(batch, shuffled=shuffled) for kind in (Plain, Engine, Fixed, Floor)]
+        plain, engine, fixed, floor = measure.interleaved(runs, *(_rate(loop, rounds) for loop in loops))
+        section.add(f"{name}: ctypes, no checks (baseline)", plain, "desc/s")
+        section.add(f"{name}: engine, all checks", engine, "desc/s")
+        section.add(f"{name}: fixed slots, all checks", fixed, "desc/s")
+        section.add(f"{name}: the floor, nothing kept", floor, "desc/s")
+        if name == SINGLE:
+            section.compare(f"{name}: engine / baseline", engine, plain, 0.5)
+        section.compare(f"{name}: fixed slots / baseline", fixed, plain, _LEAST[name])
+    return section
