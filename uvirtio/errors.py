@@ -314,6 +314,12 @@ class UnsafeDma(Refused):
     code = "UV-REFUSED-UNSAFE-DMA"
 
 
+class ForeignWindow(Refused):
+    """These addresses are not a virtio-mmio window of this machine; nothing was mapped."""
+
+    code = "UV-REFUSED-WINDOW"
+
+
 # --- exit 4: the environment lacks something --------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from uvirtio import fuse
 from uvirtio.device import DEFAULT_TIMEOUT, Device, RingChoice
-from uvirtio.errors import BadAddress, NotBound, NotSupported, UvirtioError
+from uvirtio.errors import BadAddress, NoSuchDevice, NotBound, NotSupported, PermissionLack, UvirtioError
 from uvirtio.memory.seams import InterruptMode, MmioWindow, PciFunction, Transport, Unheld, VdpaNode
 from uvirtio.memory.trace import Trace
 from uvirtio.roots import Roots
@@ -22,6 +22,10 @@ from uvirtio.spec import ids
 Opened = PciFunction | MmioWindow | VdpaNode
 """What a back end hands over."""
 
+_MMIO = re.compile(
+    r"mmio:0x[0-9a-f]{1,16}|LNRO0005:[0-9a-f]{2,8}|[0-9a-f]{1,16}\.virtio_mmio|virtio-mmio\.[0-9]{1,10}",
+    re.IGNORECASE | re.ASCII,
+)
 _VDPA = re.compile(r"/dev/vhost-vdpa-(0|[1-9][0-9]{0,9})|vdpa:[^\s/]{1,128}", re.ASCII)
 _PCI = re.compile(r"(?:([0-9a-fA-F]{4,6}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])")
 
@@ -107,6 +111,8 @@ def _family(address: str) -> _Family:
         return _Family(("qemu",), _open_qemu)
     if pci_address(address) is not None:
         return _Family(("vfio", "uio"), _open_pci)
+    if _MMIO.fullmatch(address):
+        return _Family(("devmem",), _open_mmio)
     if _VDPA.fullmatch(address):
         return _Family(("vhost-vdpa",), _open_vdpa)
     raise _not_openable(address)
@@ -133,6 +139,40 @@ def _open_pci(address: str, wish: Wish) -> tuple[str, Opened]:
         )
         return canonical, function
     return canonical, vfio_pci.VfioPciFunction.open(canonical, wish.roots, timeout=wish.timeout)
+
+
+def _open_mmio(address: str, wish: Wish) -> tuple[str, Opened]:
+    fuse.check([address], wish.roots)
+    from uvirtio.backends import devmem
+    from uvirtio.binding import addresses, discover
+
+    canonical = addresses.canonical(address)
+    try:
+        found = discover.find(canonical, wish.roots, aliases=False)
+    except NoSuchDevice:
+        base = addresses.mmio_base_of_name(canonical)
+        if base is None or not canonical.startswith("mmio:"):
+            raise
+        # An address that somebody gave by hand: /proc/iomem has the last word.
+        fuse.check([canonical], wish.roots)
+        return canonical, devmem.DevmemWindow.open(canonical, base, 0, wish.roots, unsafe_dma=wish.unsafe_dma)
+    fuse.check(found.names, wish.roots)
+    if found.window is None:
+        raise PermissionLack(
+            f"the address of {found.address} is hidden",
+            seen="/proc/iomem shows none to this user",
+            expected="the physical address of the window",
+            remedy="run as root",
+        )
+    if found.driver is not None:
+        raise NotBound(
+            f"{found.address} is held by a driver of the kernel",
+            seen=f"{found.name} is bound to {found.driver}",
+            expected="a window that nobody drives",
+            remedy=f"uvirtio bind {found.address}",
+        )
+    window = devmem.DevmemWindow.open(found.address, *found.window, wish.roots, unsafe_dma=wish.unsafe_dma)
+    return found.address, window
 
 
 def _open_vdpa(address: str, wish: Wish) -> tuple[str, Opened]:
@@ -222,12 +262,6 @@ def _not_openable(address: str) -> UvirtioError:
             seen=address,
             expected="the PCI address of a bound function, or a qemu: address",
             remedy="uvirtio list shows its address; then: uvirtio bind ADDRESS",
-        )
-    if address.startswith("mmio:"):
-        return NotSupported(
-            f"this version does not open {address.split(':')[0]} devices yet",
-            seen=address,
-            expected="a PCI address or a qemu: address",
         )
     return BadAddress(
         f"{address!r} is no address of a device",

@@ -93,6 +93,10 @@ class ScriptedMmio(ScriptedDevice):
         self._call("disable_interrupts")
         self._interrupts_off()
 
+    def guard(self, status: int) -> None:
+        self._call("guard", status)
+        self.check("GUARD", not self._status & Status.DRIVER_OK, "a guard for a device that works already")
+
     def bar(self, index: int) -> BarInfo | None:
         raise AssertionError("a window has no BARs")
 

@@ -16,7 +16,7 @@ import pytest
 from tests.unit.fakesys import FakeKernel, FakeSys
 from uvirtio.binding import bind as binding
 from uvirtio.binding import discover, journal
-from uvirtio.binding.bind import bind, device_lock, lock_path, owner_ids, restore
+from uvirtio.binding.bind import bind, device_lock, owner_ids, restore
 from uvirtio.binding.plan import plan, plans
 from uvirtio.errors import (
     Busy,
@@ -29,6 +29,7 @@ from uvirtio.errors import (
     Refused,
     UsageError,
 )
+from uvirtio.lock import lock_path
 
 RNG, DISK, NIC = "0000:03:00.0", "0000:04:00.0", "0000:05:00.0"
 

@@ -599,6 +599,15 @@ def test_every_access_and_kick_is_traced():
     assert len(lines) == len(accesses)
 
 
+def test_the_back_end_is_told_before_the_device_may_use_memory():
+    scripted = ScriptedMmio(Rng())
+    with identify(scripted) as device:
+        for _ in range(2):
+            RngDriver(device).close()
+    assert scripted.calls("guard") == [mmio.STATUS, mmio.STATUS]
+    scripted.assert_left()
+
+
 @pytest.mark.parametrize("fault", ["refuse_features", "silent", "reset_reads", "needs_reset_at"])
 def test_faults_end_in_typed_errors_and_in_order(fault: str):
     value: object = {"reset_reads": -1, "needs_reset_at": "kick"}.get(fault, True)

@@ -9,7 +9,6 @@ script: it compares what is with what was and does what is missing, so that it m
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
 import signal
@@ -25,13 +24,12 @@ from uvirtio.binding import journal, rules, sysfs
 from uvirtio.binding.addresses import canonical
 from uvirtio.binding.checks import driver_state
 from uvirtio.binding.discover import Found, find, negotiated_features
-from uvirtio.binding.facts import Facts, Holder
+from uvirtio.binding.facts import Facts
 from uvirtio.binding.journal import DeviceEntry, Entry
 from uvirtio.binding.plan import UIO, VDPA, VFIO, Plan, bus_directory, plans
 from uvirtio.errors import (
     Busy,
     DeviceAbsent,
-    EnvironmentLack,
     ModuleLack,
     OperationFailed,
     PermissionLack,
@@ -39,6 +37,7 @@ from uvirtio.errors import (
     UsageError,
     UvirtioError,
 )
+from uvirtio.lock import take_lock
 from uvirtio.roots import Roots
 from uvirtio.spec import features
 
@@ -188,42 +187,11 @@ class Restored:
 # --- locks -------------------------------------------------------------------------------------------------
 
 
-def lock_path(address: str, roots: Roots) -> Path:
-    """The lock file of a device: ``/run/uvirtio/ADDRESS.lock``."""
-    return roots.run / "uvirtio" / (address.strip("/").replace("/", "_") + ".lock")
-
-
 @contextmanager
 def device_lock(address: str, roots: Roots) -> Iterator[None]:
-    """Hold the lock of a device. Raises Busy when another process has it, EnvironmentLack when it cannot be made.
-
-    The file stays: to remove it would let two processes hold two locks of one name.
-    """
-    path = lock_path(address, roots)
+    """Hold the lock of a device. Raises Busy when another process has it, or EnvironmentLack."""
+    fd = take_lock(address, roots)
     try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise EnvironmentLack(
-            f"the lock {path} cannot be made, so nothing may be changed",
-            seen=error.strerror,
-            expected="a /run that can be written",
-            remedy="run this as root, with room in /run",
-        ) from error
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            text = os.pread(fd, 32, 0).decode(errors="replace").strip()
-            holder = Holder(int(text), Facts(roots).command(int(text))) if text.isdecimal() else "another process"
-            raise Busy(
-                f"{address} is being bound or restored by another process",
-                seen=f"{path} is locked by {holder}",
-                expected="one process at a time",
-                remedy="wait for it to end",
-            ) from error
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(fd)

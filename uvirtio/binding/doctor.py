@@ -38,7 +38,7 @@ def checks(roots: Roots, *, qemu_version: Callable[[str], str] | None = None) ->
     ``qemu_version`` takes QEMU's path and returns what ``--version`` prints.
     """
     made: list[Check] = []
-    for look in (_cpu, _kernel, _iommu, _vfio, _vfio_access, _uio, _vdpa, _memlock, _pagemap, _hugepages):
+    for look in (_cpu, _kernel, _iommu, _vfio, _vfio_access, _uio, _devmem, _vdpa, _memlock, _pagemap, _hugepages):
         made.extend(look(roots))
     made.extend(_qemu(qemu_version or _ask_qemu))
     for look in (_deny, _lockdown, _container, _devices, _journal):
@@ -116,6 +116,31 @@ def _vfio_access(roots: Roots) -> Iterator[Check]:
 def _uio(roots: Roots) -> Iterator[Check]:
     remedy = "only needed without an IOMMU: install the kernel's module package that has uio_pci_generic"
     yield _module("uio", "uio_pci_generic", "pci", roots, remedy)
+
+
+def _devmem(roots: Roots) -> Iterator[Check]:
+    windows = [found for found in scan(roots) if found.bus == "platform"]
+    path = roots.dev / "mem"
+    mode = rules.lockdown_mode(roots)
+    if not windows:
+        yield Check("devmem", "skip", "no virtio-mmio window here")
+    elif not path.exists():
+        yield Check("devmem", "warn", f"no {path}", "boot a kernel with CONFIG_DEVMEM; in a container: mknod")
+    elif mode in ("integrity", "confidentiality"):
+        yield Check("devmem", "warn", f"{path} is closed by lockdown ({mode})", "switch secure boot off")
+    elif not os.access(path, os.R_OK | os.W_OK):
+        # access(2) asks about the rights and opens nothing.
+        yield Check("devmem", "warn", f"this user may not open {path}", "run as root (CAP_SYS_RAWIO)")
+    elif held := [found.address for found in windows if found.driver is not None]:
+        yield Check(
+            "devmem",
+            "pass",
+            f"{path} reaches {len(windows) - len(held)} of {len(windows)} windows; a page in which the kernel "
+            "drives one is closed as a whole (IO_STRICT_DEVMEM)",
+            f"uvirtio bind {held[0]} --group",
+        )
+    else:
+        yield Check("devmem", "pass", f"{path} reaches {len(windows)} windows, which nobody drives")
 
 
 def _vdpa(roots: Roots) -> Iterator[Check]:
@@ -297,6 +322,8 @@ def _ways(made: list[Check]) -> Check:
         ways.append("vfio-pci")
     if verdicts["uio"] == "pass":
         ways.append("uio_pci_generic (--unsafe-dma)")
+    if verdicts["devmem"] == "pass":
+        ways.append("/dev/mem (--unsafe-dma)")
     if verdicts["vhost-vdpa"] == "pass":
         ways.append("vhost-vdpa")
     if verdicts["qemu"] == "pass":

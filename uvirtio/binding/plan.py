@@ -112,9 +112,8 @@ def plan(
     already = found.driver is not None and found.driver == target
     functions = [found]
     if group and not already:
-        functions += [
-            m for m in rules.group_members(found, roots) if rules.kernel_holds(m) and m.address not in along
-        ]
+        others = rules.group_members(found, roots) if found.bus == "pci" else rules.page_members(found, roots)
+        functions += [m for m in others if rules.kernel_holds(m) and m.address not in along]
     members = tuple(
         _member(function, target, roots, facts, group=group, explicit=driver, along=along)
         for function in functions
@@ -200,8 +199,8 @@ def _member(
     for finding in verdicts.findings:
         if finding.rule == "group" and (group or _all_along(found, along, roots)):
             continue
-        if finding.rule == "unsafe-dma" and explicit == UIO:
-            # Whoever names this driver knows; opening the device asks for the consent.
+        if finding.rule == "unsafe-dma" and (explicit == UIO or found.bus == "platform"):
+            # Whoever names this driver knows, and a window is only taken; opening the device asks for the consent.
             finding = replace(finding, severity="warn")
         findings.append(finding)
     return Member(found, target, tuple(steps(found, target, roots)), tuple(findings), tuple(verdicts.unchecked))

@@ -191,6 +191,13 @@ class MmioWindow(Protocol):
 
     def disable_interrupt(self) -> None: ...
 
+    def guard(self, status: int) -> None:
+        """The device is about to use memory. ``status`` is the offset of the register that 0 resets it by.
+
+        Where nothing else stops the device if this process is killed, somebody has to stand ready from now on.
+        """
+        ...
+
     def dma(self, translated: bool) -> DmaSpace:
         """Memory for this device. The caller closes it after the device was reset."""
         ...

@@ -369,7 +369,9 @@ class Mmio:
         return self._window.dma(translated)
 
     def dma_enable(self, on: bool) -> None:
-        """Nothing: there is no bus master bit, a device stops when it is reset."""
+        """There is no bus master bit, a device stops when it is reset: let the back end see to that."""
+        if on:
+            self._window.guard(mmio.STATUS)
 
     def function_reset(self) -> bool:
         return False

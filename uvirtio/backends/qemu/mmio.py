@@ -78,6 +78,9 @@ class QemuMmioWindow:
         if event is not None:
             event.close()
 
+    def guard(self, status: int) -> None:
+        """Nothing: QEMU, device and memory, ends with this process."""
+
     def dma(self, translated: bool) -> QemuDma:
         """Memory for this device. No IOMMU is there, so an IOVA is a guest-physical address too."""
         self._check()
