@@ -85,8 +85,9 @@ class Model:
 
 
 def is_mmio(device: str) -> bool:
-    """Whether a ``-device`` name is of a virtio-mmio device: QEMU's end in ``-device``."""
-    return device.partition(",")[0].endswith("-device")
+    """Whether a ``-device`` name is of a virtio-mmio device: QEMU's end in ``-device``, but for virtio-mem."""
+    name = device.partition(",")[0]
+    return name.endswith("-device") or name == "virtio-mem"
 
 
 _X86 = ("qemu-system-x86_64", "qemu-system-x86")
