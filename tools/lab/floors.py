@@ -71,6 +71,8 @@ class Runner:
             kernel=got,
             # Without hypothesis' plugin: it is not used there, and costs seconds on an emulated CPU.
             command=[*command, "-p", "no:hypothesispytest"],
+            machine=machine.machine,
+            qemu_arguments=list(machine.qemu),
             iommu=machine.iommu,
             memory=machine.memory,
             devices=list(machine.devices),

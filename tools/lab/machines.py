@@ -20,6 +20,10 @@ class Machine:
     kernels: tuple[str, ...]
     devices: tuple[str, ...]
     files: tuple[Path, ...]
+    machine: str = "q35"
+    """QEMU's -M argument."""
+    qemu: tuple[str, ...] = ()
+    """More arguments for QEMU."""
     iommu: str = "intel"
     memory: str = "1G"
     append: str = ""
@@ -38,7 +42,7 @@ def load() -> list[Machine]:
     for name, entry in table.items():
         patterns = entry.pop("tests")
         chosen = tuple(path for path in files if any(fnmatchcase(path.name, pattern) for pattern in patterns))
-        for key in ("kernels", "devices", "modules"):
+        for key in ("kernels", "devices", "modules", "qemu"):
             entry[key] = tuple(entry.get(key, ()))
         machines.append(Machine(name=name, files=chosen, **entry))
     homeless = set(files) - {path for machine in machines for path in machine.files}

@@ -1,0 +1,232 @@
+"""virtio-mmio through /dev/mem on a real kernel, with its own drivers loaded and bound first, and not loaded.
+
+The machines are mmio (version 2) and mmio-legacy (version 1): four devices, whose windows share one page. The
+kernel has STRICT_DEVMEM and IO_STRICT_DEVMEM, as Debian builds it. The witness is QMP.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import uvirtio
+from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng
+from tests.vm.qmp_witness import Witness
+from tests.vm.test_commands import refusal
+from tests.vm.test_commands import uvirtio as command
+from uvirtio.binding import bind as binding
+from uvirtio.binding.discover import find, scan
+from uvirtio.drivers.rng import Rng
+from uvirtio.errors import Busy, ForeignWindow, GroupNotViable, NoSuchDevice, NotBound, NotVirtio
+from uvirtio.memory.seams import InterruptMode
+from uvirtio.roots import Roots
+
+POLLING = InterruptMode.POLLING
+FIRST_WINDOW, WINDOW = 0xFEB00000, 0x200  # of microvm; devices fill the 24 windows from the top
+DRIVERS = Path("/sys/bus/platform/drivers")
+MODULES = ("virtio_rng", "virtio_balloon", "virtio_input", "virtio_blk")
+LEGACY = os.environ.get("UVIRTIO_LAB_MACHINE") == "mmio-legacy"
+
+on_mmio = pytest.mark.parametrize("name", ["mmio-rng"])
+"""For tests of the machine as a whole: the id says where they run."""
+
+
+def modprobe(*words: str) -> None:
+    subprocess.run(["modprobe", *words], check=True, timeout=60, capture_output=True)
+
+
+@pytest.fixture
+def not_loaded() -> None:
+    """The kernel's virtio-mmio driver is not there, as on a machine where nothing asked for it."""
+    if (DRIVERS / "virtio-mmio").exists():
+        modprobe("-r", "virtio_mmio")
+
+
+@pytest.fixture
+def loaded() -> Iterator[None]:
+    """The kernel's driver has all windows, and its drivers of each type the devices."""
+    modprobe("-a", "virtio_mmio", *MODULES)
+    deadline = time.monotonic() + 30
+    while not all(found.kernel_driver for found in windows().values()):
+        assert time.monotonic() < deadline, "the kernel's drivers do not take their devices"
+        time.sleep(0.05)
+    yield
+    binding.restore(Roots())
+
+
+def address_of(witness: Witness, name: str) -> str:
+    """The window of the device with this id, as QEMU tells it."""
+    bus = witness.execute("qom-get", path=f"/machine/peripheral/{name}", property="parent_bus")
+    match = re.search(r"virtio-mmio-bus\.(\d+)$", str(bus))
+    assert match is not None
+    return f"mmio:{FIRST_WINDOW + WINDOW * int(match[1]):#x}"
+
+
+def windows() -> dict[str, Any]:
+    return {found.address: found for found in scan(Roots()) if found.bus == "platform"}
+
+
+# --- the driver bodies --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cell(request: pytest.FixtureRequest, witness: Witness, not_loaded: None) -> Cell:
+    name, mode = request.param
+    address = address_of(witness, name)
+
+    def events(wanted: str, timeout: float) -> list[dict[str, Any]]:
+        return [witness.wait_event(wanted, timeout)]
+
+    return Cell(
+        open=lambda: uvirtio.open(address, unsafe_dma=True, timeout=10),
+        qmp=witness.execute,
+        events=events,
+        path=f"/machine/peripheral/{name}",
+        mode=mode,
+        translated=False,
+        legacy=LEGACY,
+    )
+
+
+def some(bodies: ModuleType, device: str, *names: str) -> dict[str, Any]:
+    """These bodies of a module (all, if none is named), on one device: the emulated CPU is slow."""
+    made = adopt(bodies, [pytest.param((device, POLLING), id=f"{device}-polling")])
+    if not names:
+        return made
+    short = bodies.__name__.rsplit(".", 1)[-1]
+    return {f"test_{short}_{name}": made[f"test_{short}_{name}"] for name in names}
+
+
+globals().update(some(any_device, "mmio-rng"))
+globals().update(some(rng, "mmio-rng", "as_many_bytes_as_asked_for", "the_device_follows_our_indices"))
+globals().update(
+    some(balloon, "mmio-balloon", "the_host_sees_the_balloon_grow_and_shrink", "the_target_is_followed_both_ways")
+)
+globals().update(some(keyboard, "mmio-keyboard", "it_says_what_it_is", "keys_arrive_in_order"))
+globals().update(some(blk, "mmio-disk", "what_is_written_is_on_the_disk"))
+
+
+# --- bind and restore ---------------------------------------------------------------------------------------
+
+
+@on_mmio
+def test_the_whole_page_is_taken_from_the_kernel_and_given_back(name: str, witness: Witness, loaded: None) -> None:
+    address = address_of(witness, name)
+    before = windows()
+    assert len(before) == 4
+    others = sorted(set(before) - {address})
+    with pytest.raises(NotBound):
+        uvirtio.open(address, unsafe_dma=True)
+
+    # Alone it is refused: one window that is still bound closes all of its page.
+    code, error = refusal("bind", address)
+    assert code == 3
+    assert all(other in error["seen"] for other in others)
+    assert "--group" in error["remedy"]
+
+    done = command("bind", address, "--group")
+    assert done.returncode == 0, done.stderr
+    assert {found.driver for found in windows().values()} == {None}
+    with uvirtio.open(address, unsafe_dma=True) as device, Rng(device) as driver:
+        assert len(driver.read(100)) == 100
+        with pytest.raises(Busy):  # the window is in use
+            binding.restore(Roots(), [address])
+
+    done = command("restore", "--all")
+    assert done.returncode == 0, done.stderr
+    after = windows()
+    assert {one: found.driver for one, found in after.items()} == dict.fromkeys(before, "virtio-mmio")
+    # The kernel's driver works again.
+    available = Path("/sys/class/misc/hw_random/rng_available").read_text()
+    assert f"virtio_rng.{0}" in available or "virtio_rng" in available
+    Path("/sys/class/misc/hw_random/rng_current").write_text(available.split()[0])
+    with Path("/dev/hwrng").open("rb", buffering=0) as file:
+        assert len(file.read(16)) == 16
+
+
+@on_mmio
+def test_a_sibling_that_is_bound_closes_the_page(name: str, witness: Witness, loaded: None) -> None:
+    address = address_of(witness, name)
+    found = find(address, Roots())
+    (DRIVERS / "virtio-mmio" / "unbind").write_text(found.name)
+    try:
+        with pytest.raises(GroupNotViable) as caught:
+            uvirtio.open(address, unsafe_dma=True)
+        for other in set(windows()) - {address}:
+            assert other in str(caught.value.seen)
+        assert "--group" in (caught.value.remedy or "")
+    finally:
+        (DRIVERS / "virtio-mmio" / "bind").write_text(found.name)
+
+
+# --- the guardian -------------------------------------------------------------------------------------------
+
+DRIVER = """
+import sys, time, uvirtio
+from uvirtio.drivers.rng import Rng
+device = uvirtio.open(sys.argv[1], unsafe_dma=True)
+print(len(Rng(device).read(8)), flush=True)
+time.sleep(600)
+"""
+
+
+@on_mmio
+def test_a_killed_driver_leaves_a_device_that_is_reset(name: str, witness: Witness, not_loaded: None) -> None:
+    address = address_of(witness, name)
+
+    def status() -> str:
+        return str(witness.execute("x-query-virtio-status", path=f"/machine/peripheral/{name}")["status"])
+
+    child = subprocess.Popen([sys.executable, "-c", DRIVER, address], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    with child.stdout:
+        assert child.stdout.readline() == "8\n"
+        assert "DRIVER_OK" in status()
+        child.kill()
+        child.wait()
+    # The guardian holds the lock until the device is quiet; then the next driver gets it.
+    with uvirtio.open(address, unsafe_dma=True, timeout=10) as device:
+        assert "DRIVER_OK" not in status()
+        with Rng(device) as driver:
+            assert len(driver.read(8)) == 8
+
+
+# --- wrong use, and the commands ----------------------------------------------------------------------------
+
+
+@on_mmio
+def test_wrong_addresses_are_refused_one_by_one(name: str, not_loaded: None) -> None:
+    ram = next(line for line in Path("/proc/iomem").read_text().splitlines() if "System RAM" in line)
+    start = int(ram.split("-")[0], 16)
+    for base, kind in (
+        (start, ForeignWindow),
+        (0xFEC00000, ForeignWindow),  # the I/O APIC
+        (FIRST_WINDOW, NoSuchDevice),  # a window without a device
+        (0xFEB10000, NotVirtio),  # nothing
+    ):
+        with pytest.raises(kind):
+            uvirtio.open(f"mmio:{base:#x}", unsafe_dma=True)
+
+
+@on_mmio
+def test_the_commands_take_mmio_addresses(name: str, witness: Witness, not_loaded: None) -> None:
+    address = address_of(witness, name)
+    code, error = refusal("diag", address)
+    assert (code, error["code"]) == (3, "UV-REFUSED-UNSAFE-DMA")
+    done = command("diag", address, "--unsafe-dma")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"virtio-mmio version {1 if LEGACY else 2}" in done.stdout
+    assert "verdict: pass" in done.stdout or "verdict: warn" in done.stdout
+    traced = command("rng", "read", find(address, Roots()).name, "4", "--unsafe-dma", "-v")
+    assert traced.returncode == 0
+    assert re.search(r"mmio\+0x70 write32 <- 0xf|mmio\+0x70 write32 <- 0x7", traced.stderr)
+    assert "kick queue 0" in traced.stderr
