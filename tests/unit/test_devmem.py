@@ -13,8 +13,8 @@ from tests.unit.fakesys import FakeSys
 from uvirtio import opening
 from uvirtio.backends import devmem, iomem
 from uvirtio.backends.physical import HugeFile
-from uvirtio.binding import bind, doctor
-from uvirtio.binding.discover import find
+from uvirtio.binding import bind, doctor, rules
+from uvirtio.binding.discover import find, scan
 from uvirtio.binding.plan import plan
 from uvirtio.errors import (
     Busy,
@@ -457,3 +457,16 @@ def test_a_lock_of_the_living_is_not_waited_for(fake: FakeSys):
         take_lock(ADDRESS, fake.roots, patience=600)
     assert "driver of" in str(caught.value.seen)
     os.close(fd)
+
+
+@pytest.mark.spec("MMIO-09", "MMIO-08")
+def test_windows_without_a_device_raise_no_alarm(fake: FakeSys, capsys: pytest.CaptureFixture[str]):
+    # Most windows of a machine are empty; only who asks for one by its address is told so, as an error.
+    assert [found.notes for found in scan(fake.roots)] == [
+        ("type: nobody drives it, and only its registers tell",),
+    ] * 3
+    assert not [
+        finding for found in scan(fake.roots) for finding in rules.in_use(rules.check(found, fake.roots)[0])
+    ]
+    assert devmem_row(fake).verdict == "pass"
+    assert capsys.readouterr() == ("", "")
