@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(skip)
         return
     elsewhere = _devices_of_other_machines()
-    gone = [item for item in items if _named(item) & elsewhere]
+    gone = [item for item in items if _named(item) & elsewhere or _of_another_machine(item)]
     if gone:
         config.hook.pytest_deselected(items=gone)
         items[:] = [item for item in items if item not in gone]
@@ -39,6 +39,12 @@ def _devices_of_other_machines() -> set[str]:
     ids = {name: set(re.findall(r"\bid=([\w-]+)", " ".join(entry["devices"]))) for name, entry in table.items()}
     here = ids.get(os.environ.get("UVIRTIO_LAB_MACHINE", ""))
     return set() if here is None else set().union(*ids.values()) - here
+
+
+def _of_another_machine(item: pytest.Item) -> bool:
+    """Whether the test's module names the one machine that it is for (``MACHINE``), and this is not it."""
+    wanted = getattr(getattr(item, "module", None), "MACHINE", None)
+    return wanted is not None and os.environ.get("UVIRTIO_LAB_MACHINE", wanted) != wanted
 
 
 def _named(item: pytest.Item) -> set[str]:

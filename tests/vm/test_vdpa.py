@@ -32,9 +32,8 @@ from uvirtio.memory.seams import InterruptMode
 from uvirtio.spec import blk
 from uvirtio.spec import features as f
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("UVIRTIO_LAB_MACHINE", "vdpa") != "vdpa", reason="the machine vdpa is for this"
-)
+MACHINE = "vdpa"
+"""Others have no VDUSE, or nothing to do with it."""
 
 PER_QUEUE, POLLING = InterruptMode.PER_QUEUE, InterruptMode.POLLING
 SECTOR = blk.SECTOR_SIZE
