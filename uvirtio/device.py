@@ -38,6 +38,7 @@ from uvirtio.errors import (
     ResetTimeout,
     UvirtioError,
 )
+from uvirtio.listener import Listener
 from uvirtio.memory.access import require_little_endian
 from uvirtio.memory.fence import full_fence
 from uvirtio.memory.seams import DmaSpace, Doorbell, InterruptMode, QueueLayout, Transport
@@ -209,6 +210,9 @@ class Device:
         self._interruption: BaseException | None = None
         self._give_back: GiveBack | None = None
         self._watched: Sequence[int] = ()
+        self._listener = Listener()
+        self._fired: list[int] | None = None  # what woke the wait loop just now; None: nobody asked
+        self._look_at = 0.0  # when all events are looked at again, fired or not
         self._owner_pid = os.getpid()
         self._lock = threading.RLock()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -619,7 +623,8 @@ class Device:
         next_check = time.monotonic() + _SLICE
         while True:
             now = time.monotonic()  # before the look, so that the last look is after the deadline
-            told, done = self.service(), self._completions()
+            told = self.service()
+            done = self._completions() if self.roused else 0  # only an interrupt can have been for nothing
             if ready():
                 if slept and not told and self.transport.interrupt_mode is not InterruptMode.POLLING:
                     self.missed_interrupts += 1
@@ -639,7 +644,8 @@ class Device:
                 )
             now = time.monotonic()
             longest = _SLICE if deadline is None else max(0.0, min(_SLICE, deadline - now))
-            deaf = self._storm.note(now, told=self.roused, useful=self._completions() != done)
+            useful = self.roused and self._completions() != done
+            deaf = self._storm.note(now, told=self.roused, useful=useful)
             slept = self._sleep(pause, longest, deaf)
             pause = min(pause * 2, _POLL_LAST)
             overslept = time.monotonic() - now - _SLICE
@@ -671,7 +677,11 @@ class Device:
                 with suppress(BlockingIOError):
                     os.eventfd_read(self._wake)
                 raise reason
-        causes = self.transport.causes()
+        fired = self._which_fired()
+        if fired is not None and not fired:
+            self.roused = False
+            return False
+        causes = self.transport.causes(fired)
         if causes.removal:
             raise self._gone("the device was asked back (hot-unplug)")
         if causes.config:
@@ -683,22 +693,45 @@ class Device:
             self.interrupts_taken += 1
         return told
 
+    def _which_fired(self) -> list[int] | None:
+        """The descriptors that can be read now; None: look at all events, as happens now and then in any case.
+
+        An event may hold what was read beside something else (see the Event seam), and then its descriptor does
+        not tell; nor does anything where there are no events.
+        """
+        fired, self._fired = self._fired, None
+        now = time.monotonic()
+        if now >= self._look_at or self.transport.interrupt_mode is InterruptMode.POLLING:
+            self._look_at = now + _SLICE
+            return None
+        if fired is None and self._listener.ready:
+            fired = self._listener.fired(0)
+        return fired
+
     def _completions(self) -> int:
-        return sum(queue.completions for queue in self.queues.values())
+        count = 0
+        for queue in self.queues.values():
+            count += queue.completions
+        return count
 
     def _sleep(self, pause: float, longest: float, deaf: float = 0.0) -> bool:
         """Block until an event or a while; True when it was the while. ``deaf`` seconds: without the device's."""
         if self.transport.interrupt_mode is InterruptMode.POLLING and pause < 1e-3:
             time.sleep(min(pause, longest))
             return False
+        polling = self.transport.interrupt_mode is InterruptMode.POLLING
+        seconds = min(deaf or pause, longest) if polling or deaf else longest
+        if not (polling or deaf or self._leaving or self._watched):
+            if not self._listener.ready:
+                self._listener.listen([self._wake, *(event.fileno() for event in self.transport.events())])
+            self._fired = self._listener.fired(max(1e-3, seconds))
+            return not self._fired
         poller = select.poll()
         if not self._leaving:  # then it has done its work, and stays readable
             poller.register(self._wake, select.POLLIN)
         events = () if deaf else self.transport.events()
         for number in (*(event.fileno() for event in events), *self._watched):
             poller.register(number, select.POLLIN)
-        polling = self.transport.interrupt_mode is InterruptMode.POLLING
-        seconds = min(deaf or pause, longest) if polling or deaf else longest
         return not poller.poll(max(1.0, seconds * 1000))
 
     def _check_status(self) -> int:
@@ -784,6 +817,7 @@ class Device:
 
     def _release(self) -> None:
         """Let go of queues, interrupts and memory; the device was reset, or its memory is in quarantine."""
+        self._listener.forget()
         self.queues.clear()
         rings, self._rings = self._rings, []
         dma, self._dma = self._dma, None

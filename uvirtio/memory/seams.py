@@ -8,7 +8,7 @@ bytes, all addresses are the device's (IOVA or guest-physical, as the memory's p
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -411,8 +411,12 @@ class Transport(Protocol):
         ...
 
     def events(self) -> Sequence[Event]: ...
-    def causes(self) -> Causes:
-        """Take what is pending, read its cause, rearm. In POLLING mode this asks the device (ISR)."""
+    def causes(self, fired: Container[int] | None = None) -> Causes:
+        """Take what is pending, read its cause, rearm. In POLLING mode this asks the device (ISR).
+
+        ``fired``: the descriptors among those of ``events()`` that can be read now, for who has just asked; the
+        others need not be looked at. None: look at all.
+        """
         ...
 
     def dma(self, translated: bool) -> DmaSpace: ...

@@ -8,7 +8,7 @@ configuration, with the widths of its fields. Version 2 is the standard's, versi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import ExitStack
 from typing import ClassVar, NamedTuple
 
@@ -336,7 +336,7 @@ class Mmio:
         removal = self._window.removal
         return [event for event in (self._event, removal) if event is not None]
 
-    def causes(self) -> Causes:
+    def causes(self, fired: Container[int] | None = None) -> Causes:
         removal = self._window.removal
         gone = removal is not None and removal.take()
         event = self._event

@@ -7,7 +7,7 @@ interfaces differ in: ``pci`` (4.1.4) and ``pci_legacy`` (4.1.4.10). Nothing her
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import ExitStack
 
 from uvirtio.errors import DeviceGone, NotVirtio, QueueError
@@ -205,21 +205,21 @@ class PciBase:
         removal = self._function.removal
         return self._events if removal is None else [*self._events, removal]
 
-    def causes(self) -> Causes:
+    def causes(self, fired: Container[int] | None = None) -> Causes:
         removal = self._function.removal
-        gone = removal is not None and removal.take()
+        gone = removal is not None and _taken(removal, fired)
         if self._mode is InterruptMode.POLLING:
             return self._isr_causes(gone)
         if self._mode is InterruptMode.INTX:
             line = self._events[0]
-            if not line.take():
+            if not _taken(line, fired):
                 return Causes(removal=gone)
             causes = self._isr_causes(gone)
             line.rearm()
             return causes
         # 4.1.4.5.2: with MSI-X on, the ISR is left alone.
-        config = self._events[0].take()
-        queues = [event.take() for event in self._events[1:]]
+        config = _taken(self._events[0], fired)
+        queues = [_taken(event, fired) for event in self._events[1:]]
         return Causes(
             config=config,
             queues=any(queues) or (config and self._config_shares_vector),
@@ -299,3 +299,8 @@ def not_virtio(function: PciFunction, vendor: int, device: int) -> NotVirtio:
         expected="1af4:1000 to 1af4:107f (4.1.2)",
         remedy="list the virtio devices of this machine: uvirtio list",
     )
+
+
+def _taken(event: Event, fired: Container[int] | None) -> bool:
+    """Take an event, unless it is known that there is nothing to take."""
+    return (fired is None or event.fileno() in fired) and event.take()

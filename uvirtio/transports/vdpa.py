@@ -9,7 +9,7 @@ change of the configuration is found by comparing it.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import ExitStack
 
 from uvirtio.errors import (
@@ -240,7 +240,7 @@ class Vdpa:
             return []
         return [self._config_call, *self._calls.values()]
 
-    def causes(self) -> Causes:
+    def causes(self, fired: Container[int] | None = None) -> Causes:
         if self._config_call is None:
             return Causes(config=self._config_changed())
         config = self._config_call.take()
