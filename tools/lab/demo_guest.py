@@ -176,7 +176,7 @@ class Story:
         self.show.title("Random bytes")
         dumps = [self.go("rng read", "rng", "64") for _ in range(2)]
         bytes_of = [re.findall(r"(?:^|\s)([0-9a-f]{2})(?=\s)", dump) for dump in dumps]
-        self.show.claim("64 bytes came, twice, and never the same", [len(one) for one in bytes_of] == [64, 64])
+        self.show.claim("64 bytes came, twice", [len(one) for one in bytes_of] == [64, 64])
         self.show.claim("no two dumps are alike", dumps[0] != dumps[1])
 
     def keys(self) -> None:
