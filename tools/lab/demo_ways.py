@@ -53,6 +53,21 @@ WAYS: dict[tuple[str, str], Way] = {
         options={"balloon": "--force-legacy"},
         append="hugepages=32",
     ),
+    # No IOMMU: physical addresses, which hold still in huge pages alone. The balloon takes its pages there too.
+    ("pci", "uio"): Way(
+        title="a balloon, a memory device and a keyboard, through uio_pci_generic, without an IOMMU",
+        devices=(
+            "virtio-balloon-pci,id=balloon",
+            "virtio-mem-pci,id=mem,block-size=2M",
+            "virtio-keyboard-pci,id=keyboard",
+        ),
+        driver="uio_pci_generic",
+        options={"": "--unsafe-dma"},
+        binding="--driver uio_pci_generic",
+        iommu="none",
+        memory="1G,maxmem=4G,slots=4",
+        append="hugepages=64",
+    ),
     ("vdpa", "vhost-vdpa"): Way(
         title="a disk of VDUSE, served by QEMU's storage daemon in the guest, through vhost-vdpa",
         devices=(),
