@@ -26,6 +26,8 @@ class Way:
     memory: str = "1G"
     append: str = ""
     arguments: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    """What the kernel drives the devices with, where nothing loads it by itself."""
     screen: bool = True
     """The machine can have one, which a VNC client needs to be told of LEDs."""
 
@@ -67,6 +69,24 @@ WAYS: dict[tuple[str, str], Way] = {
         iommu="none",
         memory="1G,maxmem=4G,slots=4",
         append="hugepages=64",
+    ),
+    # The windows share a page, and so change hands together; they are polled.
+    ("mmio", "devmem"): Way(
+        title="a balloon, a keyboard and an entropy source in virtio-mmio windows, through /dev/mem",
+        devices=(
+            "virtio-balloon-device,id=balloon",
+            "virtio-keyboard-device,id=keyboard",
+            "virtio-rng-device,id=rng",
+        ),
+        driver=None,
+        options={"": "--unsafe-dma"},
+        binding="--force unsafe-dma",
+        machine="microvm,pcie=on,acpi=on",
+        iommu="none",
+        append="hugepages=64",
+        arguments=("-global", "virtio-mmio.force-legacy=false"),
+        modules=("virtio_mmio", "virtio_balloon", "virtio_input", "virtio_rng"),
+        screen=False,
     ),
     ("vdpa", "vhost-vdpa"): Way(
         title="a disk of VDUSE, served by QEMU's storage daemon in the guest, through vhost-vdpa",
