@@ -40,8 +40,16 @@ from uvirtio.errors import (
 )
 from uvirtio.listener import Listener
 from uvirtio.memory.access import require_little_endian
-from uvirtio.memory.fence import full_fence
-from uvirtio.memory.seams import DmaSpace, Doorbell, InterruptMode, QueueLayout, Transport
+from uvirtio.memory.fence import full_fence, platform_fence
+from uvirtio.memory.seams import (
+    DmaSpace,
+    Doorbell,
+    HasAdminQueues,
+    InterruptMode,
+    QueueLayout,
+    ResetsQueues,
+    Transport,
+)
 from uvirtio.spec import features as f
 from uvirtio.spec import ids
 from uvirtio.spec.layout import Field
@@ -59,7 +67,15 @@ DEFAULT_TIMEOUT = 5.0
 QUEUE_SIZE_MAX = 256
 """Entries. Enough for every driver here, and each ring area fits one page, which guest-physical memory needs."""
 
-RING_FEATURES = f.mask(f.INDIRECT_DESC, f.EVENT_IDX, f.RING_PACKED, f.IN_ORDER)
+RING_FEATURES = f.mask(
+    f.INDIRECT_DESC,
+    f.EVENT_IDX,
+    f.RING_PACKED,
+    f.IN_ORDER,
+    f.NOTIFICATION_DATA,
+    f.NOTIF_CONFIG_DATA,
+    f.RING_RESET,
+)
 
 RingChoice = Literal["auto", "split", "packed"]
 """Which ring format to take: ``auto`` is packed where it is offered, as 6.1 wants it."""
@@ -79,6 +95,10 @@ _OVERSLEPT = 0.5
 _CONFIG_TRIES = 16
 
 
+ADMIN_QUEUE = "adminq"
+"""The name of the administration queue, where there is one."""
+
+
 @dataclass(frozen=True, slots=True)
 class QueueSpec:
     """A queue that a driver wants: its index (chapter 5), a name for people, and the most entries of use."""
@@ -92,11 +112,13 @@ class QueueSpec:
 class Queue:
     """A live virtqueue: the ring and its doorbell."""
 
-    def __init__(self, spec: QueueSpec, ring: Virtqueue, doorbell: Doorbell) -> None:
+    def __init__(self, spec: QueueSpec, ring: Virtqueue, doorbell: Doorbell, *, with_data: bool = False) -> None:
         self.index = spec.index
         self.name = spec.name
+        self.spec = spec
         self.ring = ring
         self._doorbell = doorbell
+        self._with_data = with_data
         self.kicks = 0
         self.completions = 0
         """Chains that came back, since the start."""
@@ -109,13 +131,22 @@ class Queue:
     def kick(self) -> None:
         """Publish what was added and ring the doorbell if the device wants that (2.7.13)."""
         if self.ring.publish():
-            self._doorbell.ring(self.index)
-            self.kicks += 1
+            self.notify()
 
     def notify(self) -> None:
         """Ring the doorbell unasked: for what was published before DRIVER_OK, when no kick was allowed (3.1.1)."""
-        self._doorbell.ring(self.index)
+        # 2.9: with NOTIFICATION_DATA a kick says where what is new ends.
+        self._doorbell.ring(self.index | self.ring.kick_data << 16 if self._with_data else self.index)
         self.kicks += 1
+
+    def renew(self, ring: Virtqueue, doorbell: Doorbell) -> None:
+        """After a reset of this queue: another ring, without chains and without slots."""
+        self.ring, self._doorbell, self._slots = ring, doorbell, None
+
+    @property
+    def slots(self) -> Slots | None:
+        """The fixed slots, if there are any."""
+        return self._slots
 
     def reap(self, limit: int | None = None) -> list[Completion]:
         done = self.ring.reap(limit)
@@ -131,8 +162,7 @@ class Queue:
         """Give these slots to the device, and ring the doorbell if it wants that. Only after DRIVER_OK (3.1.1)."""
         assert self._slots is not None
         if self._slots.post(slots):
-            self._doorbell.ring(self.index)
-            self.kicks += 1
+            self.notify()
 
     def take(self) -> array[int]:
         """The slots that came back, in the device's order."""
@@ -199,6 +229,7 @@ class Device:
         self.roused = False
         """An interrupt came at the last look, whether the device names a cause or not."""
         self._fence = full_fence()
+        self._platform_fence = platform_fence()
         self._dma: DmaSpace | None = None
         self._rings: list[Virtqueue] = []
         self._status = 0  # the bits that we have set since the last reset
@@ -314,6 +345,7 @@ class Device:
         observe: Observer = unobserved,
         before_ok: Callable[[], None] | None = None,
         give_back: GiveBack | None = None,
+        admin: bool = False,
     ) -> None:
         """Bring the device up to DRIVER_OK.
 
@@ -321,7 +353,8 @@ class Device:
         added here. ``required`` bits must be offered. ``couplings`` (None: all that the standard has for this
         type) say which bit needs which. ``queues`` may be a function, for queues that depend on what was
         negotiated. ``before_ok`` runs with the queues made and DRIVER_OK not yet set; nothing may be kicked
-        there. ``give_back`` runs first when the device is left.
+        there. ``give_back`` runs first when the device is left. ``admin``: take an administration queue where one
+        is offered (ADMIN_VQ); it is among ``queues`` under the name ``adminq``.
 
         On a legacy interface (3.1.2) the steps are the same without FEATURES_OK, and the choice is not read back.
 
@@ -341,12 +374,13 @@ class Device:
                     self._add_status(Status.DRIVER)
                 with self._step(observe, "features"):
                     rules = f.dependencies(self.type) if couplings is None else couplings
-                    self._negotiate(wanted, required, rules)
+                    self._negotiate(wanted, required, rules, admin)
                 with self._step(observe, "features_ok"):
                     self._confirm_features()
                 with self._step(observe, "queues"):
                     self._dma = self._dma_for(bool(self.has(f.ACCESS_PLATFORM)))
-                    made = self._make_rings(queues() if callable(queues) else queues)
+                    asked = queues() if callable(queues) else queues
+                    made = self._make_rings([*asked, *self._admin_queue()])
                 with self._step(observe, "vectors"):
                     self.transport.connect_interrupts([spec.index for spec, _ in made], self.interrupts)
                     self._enable_queues(made)
@@ -410,7 +444,7 @@ class Device:
         self._status |= int(bit)
         self.transport.set_status(self._status)
 
-    def _negotiate(self, wanted: int, required: int, couplings: Iterable[f.Needs]) -> None:
+    def _negotiate(self, wanted: int, required: int, couplings: Iterable[f.Needs], admin: bool) -> None:
         legacy = self.transport.legacy
         offered, again = self.transport.device_features(), self.transport.device_features()
         # A device that changes its mind is taken at what it said both times; FEATURES_OK has the last word.
@@ -433,6 +467,10 @@ class Device:
         ours |= LEGACY_FEATURES if legacy else f.mask(f.VERSION_1, f.ACCESS_PLATFORM)
         if self.ring == "split":
             ours &= ~f.mask(f.RING_PACKED)
+        if self._platform_fence is not None:
+            ours |= f.mask(f.ORDER_PLATFORM)  # 6.1: only with barriers that a device on a bus heeds
+        if admin:
+            ours |= f.mask(f.ADMIN_VQ)
         carried = self.transport.features_allowed | f.DEVICE_TYPE_MASK
         self.features = f.resolve(self.offered, ours & carried, couplings)
         self.transport.set_driver_features(self.features)
@@ -495,6 +533,7 @@ class Device:
             )
         # 2.7.2: a legacy queue may have one size only, whatever we would like.
         size = most if layout.size_fixed else min(most, spec.size, QUEUE_SIZE_MAX)
+        order = self._platform_fence if self.has(f.ORDER_PLATFORM) else None
         indirect, event_idx, in_order = self.has(f.INDIRECT_DESC), self.has(f.EVENT_IDX), self.has(f.IN_ORDER)
         if packed:
             return make_packed(
@@ -505,6 +544,7 @@ class Device:
                 indirect=indirect,
                 event_idx=event_idx,
                 in_order=in_order,
+                order=order,
             )
         return make_split(
             spec.index,
@@ -517,12 +557,70 @@ class Device:
             # 2.7.8.1: many devices fill in a wrong length on the legacy interface.
             clamp_used_len=self.transport.legacy,
             one_region=layout.one_region,
+            order=order,
         )
+
+    def _admin_queue(self) -> list[QueueSpec]:
+        """One administration queue where ADMIN_VQ was negotiated: with one, commands keep their order (2.13.2)."""
+        if not self.has(f.ADMIN_VQ) or not isinstance(self.transport, HasAdminQueues):
+            return []
+        return [QueueSpec(index, ADMIN_QUEUE, size=16) for index in self.transport.admin_queues()[:1]]
 
     def _enable_queues(self, made: Sequence[tuple[QueueSpec, Virtqueue]]) -> None:
         for spec, ring in made:
             doorbell = self.transport.enable_queue(spec.index, ring.size, *ring.addresses)
-            self.queues[spec.index] = Queue(spec, ring, doorbell)
+            data = self.has(f.NOTIFICATION_DATA)
+            self.queues[spec.index] = Queue(spec, ring, doorbell, with_data=data)
+
+    # --- the reset of one queue (2.6.1) -----------------------------------------------------------------------
+
+    def reset_queue(self, queue: Queue, *, timeout: float | None = None) -> list[Any]:
+        """Take back all that is out on one queue and set it up anew, while the others go on.
+
+        Returns the cookies of what was out, in the order in which it was given, or the numbers of its slots; slots
+        have to be laid anew. ``timeout`` in seconds (the device's own where None).
+        Raises NotSupported unless RING_RESET was negotiated; DeviceTimeout, and the device is broken then.
+        """
+        with self.session():
+            transport = self.transport
+            if not self.has(f.RING_RESET) or not isinstance(transport, ResetsQueues):
+                raise NotSupported(
+                    f"{self.address} cannot reset a queue by itself",
+                    seen="RING_RESET was not negotiated",
+                    expected="RING_RESET (2.6.1)",
+                    remedy="reset the whole device",
+                )
+            transport.start_queue_reset(queue.index)
+            self._await_queue_reset(transport, queue, self.timeout if timeout is None else timeout)
+            # 2.6.1.1: from here on the device touches nothing of this queue.
+            old = queue.ring
+            out: list[Any] = old.abandon() if queue.slots is None else list(queue.slots.out())
+            old.abandon()
+            self._rings.remove(old)
+            old.close()
+            ring = self._make_ring(queue.spec, transport.queue_layout(queue.index))
+            self._rings.append(ring)
+            # 2.6.1.2.2: everything is written again, whatever it was before.
+            doorbell = transport.enable_queue(queue.index, ring.size, *ring.addresses)
+            queue.renew(ring, doorbell)
+            return out
+
+    def _await_queue_reset(self, transport: ResetsQueues, queue: Queue, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        pause = _POLL_FIRST
+        while True:
+            late = time.monotonic() >= deadline  # asked before the look: the last look is after the deadline
+            if transport.queue_is_reset(queue.index):
+                return
+            if late:
+                raise DeviceTimeout(
+                    f"{self.address} did not finish the reset of {queue.name} within {timeout:g} s",
+                    seen="queue_reset 1",
+                    expected="queue_reset 0 (2.6.1, 4.1.4.3.2)",
+                    remedy="close the device: that resets it whole",
+                )
+            time.sleep(pause)
+            pause = min(pause * 2, _POLL_LAST)
 
     def _fail(self, error: BaseException) -> None:
         """Tell the device that we gave up (3.1.1: FAILED), and get out of its way."""

@@ -222,6 +222,12 @@ class OperationFailed(UvirtioError):
     code = "UV-OPERATION"
 
 
+class AdminFailed(UvirtioError):
+    """An administration command was answered with an error (2.12.1). ``seen`` has its status and qualifier."""
+
+    code = "UV-ADMIN"
+
+
 class Closed(UvirtioError):
     """The object was closed; it does nothing any more."""
 

@@ -208,11 +208,31 @@ class Window:
         self.closed = True
 
 
+_FEATURE_OF = {
+    "queue_notif_config_data": f.NOTIF_CONFIG_DATA,
+    "queue_reset": f.RING_RESET,
+    "admin_queue_index": f.ADMIN_VQ,
+    "admin_queue_num": f.ADMIN_VQ,
+}
+
+
+class Admin:
+    """What is behind the administration queues of a device; see ``scripted_admin``."""
+
+    queue_sizes: Sequence[int] = ()
+    first = 0
+
+    def reset(self) -> None: ...
+    def handle(self, queue: int, chain: Chain) -> int | None:
+        raise NotImplementedError
+
+
 class QueueState:
     """The registers of one queue, and its ring once it is enabled."""
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.size_max = size
         self.vector = pci.NO_VECTOR
         self.enable = 0
         self.reset_left = 0
@@ -236,6 +256,9 @@ class Model:
 
     def reset(self) -> None:
         """The device was reset."""
+
+    def queue_reset(self, queue: int) -> None:
+        """One queue was reset."""
 
     def driver_ok(self) -> None:
         """The driver set DRIVER_OK."""
@@ -530,6 +553,8 @@ class ScriptedDevice:
         auto: bool = True,
         multiplier: int = 4,
         notify_offs: dict[int, int] | None = None,
+        notif_config_data: dict[int, int] | None = None,
+        admin: Admin | None = None,
         common_length: int = pci.COMMON_CFG_MIN_SIZE,
         pci_device: int | None = None,
         capabilities: Sequence[bytes] | None = None,
@@ -562,6 +587,10 @@ class ScriptedDevice:
         self.removal: ScriptedEvent | None = ScriptedEvent() if removable else None
         self.multiplier = multiplier
         self.notify_offs = notify_offs or {}
+        self.notif_config_data = notif_config_data or {}
+        self.admin = admin
+        self.kick_data: list[tuple[int, int]] = []
+        """(queue, upper half) of each kick under NOTIFICATION_DATA."""
         self.can_reset = can_reset
         self._common_length = common_length
 
@@ -622,6 +651,11 @@ class ScriptedDevice:
             QueueState(self.faults.queue_size.get(index, size))
             for index, size in enumerate(self.model.queue_sizes)
         ]
+        self.kick_data.clear()
+        if self.admin is not None:
+            self.admin.first = len(self.queues)
+            self.queues += [QueueState(size) for size in self.admin.queue_sizes]
+            self.admin.reset()
 
     def check(self, requirement: str, holds: bool, message: str) -> None:
         """Record a broken rule."""
@@ -790,10 +824,51 @@ class ScriptedDevice:
     # --- configuration space --------------------------------------------------------------------------------
 
     def _config_read(self, offset: int, width: int) -> int:
+        at = self._pci_cfg_at()
+        if at is not None and offset in range(at + pci.PCI_CFG_CAP_DATA, at + pci.PCI_CFG_CAP_SIZE):
+            return self._through_window(at, width, None)
         return int.from_bytes(self.config_space[offset : offset + width], "little")
 
     def _config_write(self, offset: int, width: int, value: int) -> None:
-        self.check("PCI-CAP-07", False, f"configuration space was written at {offset:#x}")
+        at = self._pci_cfg_at()
+        if at is None or not at + pci.CAP_BAR <= offset <= at + pci.PCI_CFG_CAP_DATA + 3:
+            self.check("PCI-CAP-07", False, f"configuration space was written at {offset:#x}")
+            return
+        self.config_space[offset : offset + width] = value.to_bytes(width, "little")
+        if offset >= at + pci.PCI_CFG_CAP_DATA:
+            self._through_window(at, width, value)
+
+    def _pci_cfg_at(self) -> int | None:
+        at = self.config_space[pci.CFG_CAPABILITIES_POINTER]
+        while at:
+            if self.config_space[at] == pci.CapId.VENDOR and self.config_space[at + 3] == pci.CfgType.PCI_CFG:
+                return at
+            at = self.config_space[at + pci.CAP_NEXT]
+        return None
+
+    def _through_window(self, at: int, width: int, value: int | None) -> int:
+        """pci_cfg_data was read or written (4.1.4.9)."""
+        bar = self.config_space[at + pci.CAP_BAR]
+        offset, length = struct.unpack_from("<II", self.config_space, at + pci.CAP_OFFSET)
+        self.check(
+            "PCI-CFA-03", length in (1, 2, 4) and length == width, f"a window of {length}, {width} accessed"
+        )
+        self.check("PCI-CFA-01", not length or not offset % length, f"a window of {length} bytes at {offset:#x}")
+        inside = bar == BAR and any(
+            start <= offset and offset + length <= start + size for start, size in self._structures()
+        )
+        self.check("PCI-CFA-02", inside, f"a window at {offset:#x} of BAR {bar}")
+        if not inside:
+            return 0
+        window = self.registers(bar, offset, length)
+        if value is None:
+            return int(getattr(window, f"read{8 * width}")(0))
+        getattr(window, f"write{8 * width}")(0, value)
+        return 0
+
+    def _structures(self) -> list[tuple[int, int]]:
+        sizes = [(COMMON_AT, self._common_length), (ISR_AT, 1), (NOTIFY_AT, 0x1000)]
+        return [*sizes, (DEVICE_AT, len(self.model.config))]
 
     # --- common configuration (4.1.4.3) ---------------------------------------------------------------------
 
@@ -825,7 +900,15 @@ class ScriptedDevice:
                 self._generation += 1
             return self._generation & 0xFF
         if name == "num_queues":
-            return len(self.queues) if self.faults.num_queues is None else self.faults.num_queues
+            count = len(self.queues) if self.admin is None else self.admin.first
+            return count if self.faults.num_queues is None else self.faults.num_queues
+        if name in _FEATURE_OF:
+            taken = f.has(self.driver_features, _FEATURE_OF[name])
+            self.check("PCI-COM-10", taken, f"{name} was read without its feature")
+        if name == "admin_queue_index" and self.admin is not None:
+            return self.admin.first
+        if name == "admin_queue_num" and self.admin is not None:
+            return len(self.admin.queue_sizes)
         if name == "queue_reset":
             if queue.reset_left:
                 queue.reset_left -= 1 if queue.reset_left > 0 else 0
@@ -843,9 +926,15 @@ class ScriptedDevice:
             "queue_size": queue.size,
             "queue_msix_vector": queue.vector,
             "queue_notify_off": self.notify_offs.get(self._queue_select, self._queue_select),
-            "queue_notif_config_data": self._queue_select,
+            "queue_notif_config_data": self._ident(self._queue_select),
         }
         return values.get(name, 0)
+
+    def _ident(self, queue: int) -> int:
+        """What we call a queue in kicks (4.1.5.2.1)."""
+        if f.has(self.driver_features, f.NOTIF_CONFIG_DATA):
+            return self.notif_config_data.get(queue, queue)
+        return queue
 
     def _read_feature(self) -> int:
         select = self._feature_select[0]
@@ -891,9 +980,15 @@ class ScriptedDevice:
         elif name == "queue_enable":
             self._enable_queue(queue, value)
         elif name == "queue_reset":
+            taken = f.has(self.driver_features, f.RING_RESET)
+            self.check("PCI-COM-10", taken and value == 1, f"queue_reset was written {value}")
             queue.reset_left = self.faults.queue_reset_reads
             queue.enable = 0
             queue.ring = None
+            # 2.6.1: all that was written for the queue is gone.
+            queue.size, queue.vector = queue.size_max, pci.NO_VECTOR
+            queue.addresses = dict.fromkeys(queue.addresses, 0)
+            self.model.queue_reset(self._queue_select)
 
     def _vector(self, value: int) -> int:
         if value == pci.NO_VECTOR:
@@ -1016,16 +1111,26 @@ class ScriptedDevice:
         return 0
 
     def _notify_write(self, offset: int, width: int, value: int) -> None:
-        self.check("PCI-NTF-01", width == pci.NOTIFY_WIDTH, f"a kick of {width} bytes")
+        data = f.has(self.driver_features, f.NOTIFICATION_DATA)
+        if data:
+            self.check("PCI-NTF-02", width == pci.NOTIFY_DATA_WIDTH, f"a kick of {width} bytes")
+        else:
+            self.check("PCI-NTF-01", width == pci.NOTIFY_WIDTH, f"a kick of {width} bytes")
+        value, upper = value & 0xFFFF, value >> 16
         self.check("INIT-07", bool(self._status & Status.DRIVER_OK), "a kick before DRIVER_OK")
         here = [
             index
             for index in range(len(self.queues))
             if self.notify_offs.get(index, index) * self.multiplier == offset
         ]
-        if value not in here:
-            self.check("PCI-NTF-03", False, f"the value {value} at the doorbell {offset:#x} of queues {here}")
+        named = [index for index in here if self._ident(index) == value]
+        if not named:
+            rule = "PCI-NTF-05" if f.has(self.driver_features, f.NOTIF_CONFIG_DATA) else "PCI-NTF-03"
+            self.check(rule, False, f"the value {value:#x} at the doorbell {offset:#x} of queues {here}")
             return
+        [value] = named
+        if data:
+            self._check_kick_data(value, upper)
         self.check("PCI-NTF-07", self.queues[value].enable == 1, f"a kick of queue {value}, which is not enabled")
         if self.faults.needs_reset_at == "kick":
             self.needs_reset()
@@ -1034,6 +1139,19 @@ class ScriptedDevice:
             self.on_kick()
         if self.auto:
             self.run()
+
+    def _check_kick_data(self, index: int, upper: int) -> None:
+        """Whether the upper half says where the driver's next chain will be (2.9)."""
+        self.kick_data.append((index, upper))
+        ring_ = self.queues[index].ring
+        if isinstance(ring_, DeviceRing):
+            self.check(
+                "NOTE-02", upper == ring_.published(), f"kick data {upper:#x}, avail.idx {ring_.published():#x}"
+            )
+        elif ring_ is not None:
+            self.check(
+                "PKD-04", upper == ring_.end_of_list(), f"kick data {upper:#x}, not {ring_.end_of_list():#x}"
+            )
 
     # --- doing the work -------------------------------------------------------------------------------------
 
@@ -1060,7 +1178,10 @@ class ScriptedDevice:
                 return False
             if chain is None:
                 return False
-            written = self.model.handle(queue, chain)
+            if self.admin is not None and queue >= self.admin.first:
+                written = self.admin.handle(queue, chain)
+            else:
+                written = self.model.handle(queue, chain)
             if written is not None:
                 ring_.push(chain, written)
             return True

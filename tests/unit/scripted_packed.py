@@ -117,6 +117,13 @@ class PackedDeviceRing:
         spans += [(part.address, part.length) for chain in self.out.values() for part in chain.elements]
         return [at for start, length in spans for at in (*range(start, start + length, 4096), start + length - 1)]
 
+    def end_of_list(self) -> int:
+        """Offset and wrap counter of the first slot that the driver has not shown."""
+        slot = self.next_slot
+        while slot - self.next_slot < self.size and self._is_available(slot):
+            slot += 1
+        return self.off_wrap(slot)
+
     # --- taking ---------------------------------------------------------------------------------------------
 
     def available(self) -> int:

@@ -176,6 +176,10 @@ class DeviceRing:
         spans += [(part.address, part.length) for chain in self.out.values() for part in chain.elements]
         return [at for start, length in spans for at in (*range(start, start + length, 4096), start + length - 1)]
 
+    def published(self) -> int:
+        """avail.idx as the driver left it."""
+        return self._avail_word(ring.RING_IDX)
+
     # --- taking ---------------------------------------------------------------------------------------------
 
     def available(self) -> int:

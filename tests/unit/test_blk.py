@@ -338,6 +338,7 @@ def test_a_configuration_shorter_than_its_features():
     scripted.assert_left()
 
 
+@pytest.mark.spec("PKD-05", "PKD-13")
 @pytest.mark.parametrize(
     ("fields", "request_size"),
     [

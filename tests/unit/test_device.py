@@ -39,6 +39,7 @@ from uvirtio.errors import (
     ResetTimeout,
     UvirtioError,
 )
+from uvirtio.memory.fence import platform_fence
 from uvirtio.memory.seams import InterruptMode
 from uvirtio.spec import balloon, pci
 from uvirtio.spec import features as f
@@ -231,6 +232,7 @@ def test_a_device_that_offers_all_128_bits_is_driven_with_the_few_that_are_known
     scripted = ScriptedDevice(model(), features=ALL)
     with identify(scripted) as device, DRIVERS[model](device) as driver:
         known = f.mask(f.VERSION_1, f.ACCESS_PLATFORM, f.INDIRECT_DESC, f.EVENT_IDX, f.RING_PACKED, f.IN_ORDER)
+        known |= f.mask(f.NOTIFICATION_DATA) | (f.mask(f.ORDER_PLATFORM) if platform_fence() else 0)
         assert scripted.driver_features == device.features == known | driver.features
         assert device.offered == ALL
         assert device.dma.translated

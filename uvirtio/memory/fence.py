@@ -63,6 +63,15 @@ def full_fence() -> Fence:
     return lock_fence() if _is_x86() else libatomic_fence()
 
 
+def platform_fence() -> Fence | None:
+    """What orders memory accesses for a device that is no CPU (ORDER_PLATFORM, 6); None where Python has none.
+
+    A locked instruction of x86 orders all memory. What libatomic has elsewhere is for CPUs among themselves
+    (``dmb ish`` on ARM, where a device may need ``dmb osh``), so there the feature is not to be taken.
+    """
+    return lock_fence() if _is_x86() else None
+
+
 def order_fence() -> Fence | None:
     """What keeps two stores, or two loads, in their order: None on x86, where they stay in order by themselves.
 

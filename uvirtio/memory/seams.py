@@ -322,6 +322,49 @@ class Unheld(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class SharedRegion:
+    """Memory of the device that driver and device share (2.10): its id, and its length in bytes."""
+
+    shmid: int
+    length: int
+
+
+@runtime_checkable
+class ResetsQueues(Protocol):
+    """What a Transport has beside the rest if RING_RESET is among its features."""
+
+    def start_queue_reset(self, index: int) -> None:
+        """Ask for the reset of one queue (2.6.1)."""
+        ...
+
+    def queue_is_reset(self, index: int) -> bool:
+        """Whether it is done; then the queue's doorbell is let go of, and it can be enabled anew."""
+        ...
+
+
+@runtime_checkable
+class HasAdminQueues(Protocol):
+    """What a Transport has beside the rest if ADMIN_VQ is among its features."""
+
+    def admin_queues(self) -> range:
+        """The indices of the administration queues (2.13); empty unless ADMIN_VQ was negotiated."""
+        ...
+
+
+@runtime_checkable
+class SharesMemory(Protocol):
+    """What a Transport has beside the rest if it knows of shared memory regions (2.10)."""
+
+    def shared_memory(self) -> Sequence[SharedRegion]:
+        """The regions that this device has, by ascending id."""
+        ...
+
+    def shared_registers(self, shmid: int, offset: int, length: int) -> Registers:
+        """A piece of a region, for accesses of exact width. The caller closes it. Raises ConfigError outside."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class QueueLayout:
     """What a transport knows of a queue before memory is made for it."""
 

@@ -82,7 +82,10 @@ def probe(registers: Registers, address: str) -> Probed:
 
 
 class RegisterDoorbell:
-    """A kick by a 32-bit write to QueueNotify (4.2.3.3), which all queues share."""
+    """A kick by a 32-bit write to QueueNotify (4.2.3.3), which all queues share.
+
+    With NOTIFICATION_DATA the value has its upper half from ``device``: QueueNotify is as wide.
+    """
 
     def __init__(self, registers: Registers) -> None:
         self._registers = registers
@@ -121,7 +124,14 @@ class Mmio:
     version: ClassVar[int] = mmio.VERSION
     # 6: ADMIN_VQ is reserved on MMIO, NOTIF_CONFIG_DATA and SR_IOV have no form there.
     features_allowed = f.mask(
-        f.VERSION_1, f.ACCESS_PLATFORM, f.INDIRECT_DESC, f.EVENT_IDX, f.RING_PACKED, f.IN_ORDER
+        f.VERSION_1,
+        f.ACCESS_PLATFORM,
+        f.INDIRECT_DESC,
+        f.EVENT_IDX,
+        f.RING_PACKED,
+        f.IN_ORDER,
+        f.NOTIFICATION_DATA,
+        f.ORDER_PLATFORM,
     )
     oddities: Sequence[str] = ()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from uvirtio.errors import CapabilityError, ConfigError, QueueError
-from uvirtio.memory.seams import Doorbell, QueueLayout, Registers
+from uvirtio.memory.seams import Doorbell, QueueLayout, Registers, SharedRegion
 from uvirtio.spec import features as f
 from uvirtio.spec import pci
 from uvirtio.transports import pci_caps
@@ -27,12 +27,10 @@ class PciModern(PciBase):
 
     kind = "pci-modern"
     legacy = False
-    features_allowed = f.mask(
-        f.VERSION_1, f.ACCESS_PLATFORM, f.INDIRECT_DESC, f.EVENT_IDX, f.RING_PACKED, f.IN_ORDER
-    )
 
     def _find(self) -> None:
         self._config: Registers | None = None
+        self._features = 0
         self.capabilities = pci_caps.walk_capabilities(config_reader(self._function), self._function.bar)
         chosen = pci_caps.select(self.capabilities)
         self._common_place = chosen["common"].bar, chosen["common"].offset
@@ -45,6 +43,7 @@ class PciModern(PciBase):
                 expected=f"at least {COMMON_MIN} bytes (4.1.4.3)",
             )
         self._isr = self._window(chosen["isr"], 1, "isr")
+        self.features_allowed = self._carried()
         device = chosen.get("device")
         self.config_length = device.usable if device is not None else 0
         if device is not None:
@@ -52,6 +51,34 @@ class PciModern(PciBase):
             self._config = self._window(device, 4096, "config")
         self.num_queues = self._common.read16(pci.COMMON_NUM_QUEUES)
         self._refuse_all_ones(self.num_queues, 16, "num_queues")
+
+    def _carried(self) -> int:
+        """What this interface carries; what wants fields or alignment that the device lacks is left out."""
+        carried = f.mask(
+            f.VERSION_1,
+            f.ACCESS_PLATFORM,
+            f.INDIRECT_DESC,
+            f.EVENT_IDX,
+            f.RING_PACKED,
+            f.IN_ORDER,
+            f.ORDER_PLATFORM,
+        )
+        # 4.1.4.3: fields from 0x38 on are there with their feature, if the structure is long enough.
+        for bit, end in (
+            (f.NOTIF_CONFIG_DATA, pci.COMMON_QUEUE_NOTIF_CONFIG_DATA + 2),
+            (f.RING_RESET, pci.COMMON_QUEUE_RESET + 2),
+            (f.ADMIN_VQ, pci.COMMON_ADMIN_QUEUE_NUM + 2),
+        ):
+            if self._common.length >= end:
+                carried |= f.mask(bit)
+        # 4.1.4.4.1: a kick with data is 32 bits wide, and wants a place that is aligned to them.
+        aligned = not (self._notify.offset | (self._notify.notify_off_multiplier or 0)) % pci.NOTIFY_DATA_WIDTH
+        if aligned and self._notify.usable >= pci.NOTIFY_DATA_WIDTH:
+            carried |= f.mask(f.NOTIFICATION_DATA)
+        return carried
+
+    def _has(self, bit: int) -> bool:
+        return f.has(self._features, bit)
 
     def _window(self, capability: pci_caps.VirtioCapability, need: int, name: str) -> Registers:
         # 4.1.4.1: map no more than is needed; a longer structure is a newer one, not an error.
@@ -84,6 +111,7 @@ class PciModern(PciBase):
         return features
 
     def set_driver_features(self, features: int) -> None:
+        self._features = features
         for word in range(4):
             self._common.write32(pci.COMMON_DRIVER_FEATURE_SELECT, word)
             self._common.write32(pci.COMMON_DRIVER_FEATURE, (features >> (32 * word)) & 0xFFFFFFFF)
@@ -117,8 +145,15 @@ class PciModern(PciBase):
     def _select(self, index: int) -> None:
         self._common.write16(pci.COMMON_QUEUE_SELECT, index)
 
+    def admin_queues(self) -> range:
+        if not self._has(f.ADMIN_VQ):
+            return range(0)
+        first = self._common.read16(pci.COMMON_ADMIN_QUEUE_INDEX)
+        return range(first, first + self._common.read16(pci.COMMON_ADMIN_QUEUE_NUM))
+
     def queue_layout(self, index: int) -> QueueLayout:
-        if index >= self.num_queues:
+        # 4.1.4.3: num_queues leaves the administration queues out.
+        if index >= self.num_queues and index not in self.admin_queues():
             return QueueLayout(size_max=0)
         self._select(index)
         return QueueLayout(size_max=self._common.read16(pci.COMMON_QUEUE_SIZE))
@@ -144,6 +179,8 @@ class PciModern(PciBase):
             common.write32(offset + 4, address >> 32)
             back = common.read32(offset) | common.read32(offset + 4) << 32
             self._expect(index, name, back, address)
+        if index in self._queue_vectors:
+            self._renew_vector(index)
         doorbell = self._make_doorbell(index)
         common.write16(pci.COMMON_QUEUE_ENABLE, 1)  # last of all (4.1.4.3.2)
         self._expect(index, "queue_enable", common.read16(pci.COMMON_QUEUE_ENABLE), 1)
@@ -154,13 +191,69 @@ class PciModern(PciBase):
         notify_off = self._common.read16(pci.COMMON_QUEUE_NOTIFY_OFF)
         multiplier = self._notify.notify_off_multiplier or 0
         within = notify_off * multiplier
-        if within + 2 > self._notify.usable or (self._notify.offset + within) % 2:
+        data = self._has(f.NOTIFICATION_DATA)
+        width = pci.NOTIFY_DATA_WIDTH if data else pci.NOTIFY_WIDTH
+        if within + width > self._notify.usable or (self._notify.offset + within) % width:
             raise QueueError(
                 f"the doorbell of queue {index} lies outside the notification structure",
                 seen=f"offset {within:#x} ({notify_off} x {multiplier})",
-                expected=f"an even offset of at most {self._notify.usable - 2:#x} (4.1.4.4.1)",
+                expected=f"a multiple of {width}, at most {self._notify.usable - width:#x} (4.1.4.4.1)",
             )
-        return self._doorbell_at(index, self._notify.bar, self._notify.offset + within)
+        ident = index
+        if self._has(f.NOTIF_CONFIG_DATA):
+            ident = self._common.read16(pci.COMMON_QUEUE_NOTIF_CONFIG_DATA)
+        offset = self._notify.offset + within
+        return self._doorbell_at(index, self._notify.bar, offset, ident=ident, data=data)
+
+    def _renew_vector(self, index: int) -> None:
+        """After a queue reset the vector is set up again, like all else (2.6.1.2.2)."""
+        vector = self._queue_vectors[index]
+        if self._common.read16(pci.COMMON_QUEUE_MSIX_VECTOR) != vector:
+            self._expect(index, "queue_msix_vector", self._take_queue_vector(index, vector), vector)
+
+    # --- the reset of one queue (2.6.1, 4.1.4.3.2) ------------------------------------------------------------
+
+    def start_queue_reset(self, index: int) -> None:
+        self._select(index)
+        self._common.write16(pci.COMMON_QUEUE_RESET, 1)
+
+    def queue_is_reset(self, index: int) -> bool:
+        self._select(index)
+        reset = self._common.read16(pci.COMMON_QUEUE_RESET)
+        self._refuse_all_ones(reset, 16, "queue_reset")
+        if reset:
+            return False
+        self._expect(index, "queue_enable", self._common.read16(pci.COMMON_QUEUE_ENABLE), 0)
+        doorbell = self._doorbells.pop(index, None)
+        if doorbell is not None:
+            doorbell.close()
+        return True
+
+    # --- shared memory (2.10, 4.1.4.7) -----------------------------------------------------------------------
+
+    def shared_memory(self) -> Sequence[SharedRegion]:
+        found = [
+            SharedRegion(cap.id, cap.usable)
+            for cap in self.capabilities
+            if cap.type == pci_caps.SHARED_MEMORY and cap.verdict == "ok"
+        ]
+        return sorted(found, key=lambda region: region.shmid)
+
+    def shared_registers(self, shmid: int, offset: int, length: int) -> Registers:
+        for cap in self.capabilities:
+            if cap.type == pci_caps.SHARED_MEMORY and cap.verdict == "ok" and cap.id == shmid:
+                if offset >= 0 and 0 < length <= cap.usable - offset:
+                    return self._function.registers(cap.bar, cap.offset + offset, length)
+                raise ConfigError(
+                    f"shared memory region {shmid} of {self._function.address} is shorter",
+                    seen=f"{length} bytes at {offset:#x}",
+                    expected=f"within {cap.usable:#x} bytes (2.10)",
+                )
+        raise ConfigError(
+            f"{self._function.address} has no shared memory region {shmid}",
+            seen=[region.shmid for region in self.shared_memory()],
+            expected=f"region {shmid} (4.1.4.7)",
+        )
 
     # --- interrupts (4.1.5.1.2, 4.1.4.5) --------------------------------------------------------------------
 

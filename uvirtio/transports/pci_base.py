@@ -19,13 +19,28 @@ from uvirtio.transports.ladder import climb
 
 
 class RegisterDoorbell:
-    """A kick by a 16-bit write (4.1.5.2): no NOTIFICATION_DATA yet, so the value is the queue index."""
+    """A kick by a 16-bit write (4.1.5.2.1): of the queue's index, or of what the device calls the queue."""
 
-    def __init__(self, registers: Registers) -> None:
+    def __init__(self, registers: Registers, ident: int) -> None:
         self._registers = registers
+        self._ident = ident
 
     def ring(self, value: int) -> None:
-        self._registers.write16(0, value)
+        self._registers.write16(0, self._ident)
+
+    def close(self) -> None:
+        self._registers.close()
+
+
+class DataDoorbell:
+    """A kick by a 32-bit write under NOTIFICATION_DATA (4.1.5.2.1): the upper half says what is new (2.9)."""
+
+    def __init__(self, registers: Registers, ident: int) -> None:
+        self._registers = registers
+        self._ident = ident
+
+    def ring(self, value: int) -> None:
+        self._registers.write32(0, value & 0xFFFF_0000 | self._ident)
 
     def close(self) -> None:
         self._registers.close()
@@ -73,6 +88,7 @@ class PciBase:
         self._msix_on = False
         self._config_shares_vector = False
         self._doorbells: dict[int, Doorbell] = {}
+        self._queue_vectors: dict[int, int] = {}
         self._closed = False
 
         try:
@@ -143,11 +159,22 @@ class PciBase:
                 remedy="uvirtio diag shows each register; the device is at fault here",
             )
 
-    def _doorbell_at(self, index: int, bar: int, offset: int) -> Doorbell:
-        """Where queue ``index`` is kicked, by an event of the back end or a register; closed by release_queues."""
-        doorbell = self._function.doorbell(bar, offset, index)
+    def _doorbell_at(
+        self, index: int, bar: int, offset: int, *, ident: int | None = None, data: bool = False
+    ) -> Doorbell:
+        """Where queue ``index`` is kicked, by an event of the back end or a register; closed by release_queues.
+
+        ``ident`` is what the device calls the queue, where that is not its index. With ``data`` each kick has a
+        value of its own, which no event carries.
+        """
+        ident = index if ident is None else ident
+        doorbell: Doorbell | None
+        if data:
+            doorbell = DataDoorbell(self._function.registers(bar, offset, pci.NOTIFY_DATA_WIDTH), ident)
+        else:
+            doorbell = self._function.doorbell(bar, offset, ident)
         if doorbell is None:
-            doorbell = RegisterDoorbell(self._function.registers(bar, offset, pci.NOTIFY_WIDTH))
+            doorbell = RegisterDoorbell(self._function.registers(bar, offset, pci.NOTIFY_WIDTH), ident)
         if self._trace is not None:
             doorbell = TracedDoorbell(doorbell, f"queue {index}", self._trace)
         self._doorbells[index] = doorbell
@@ -186,7 +213,8 @@ class PciBase:
         # 4.1.5.1.2.2: a vector that reads back as NO_VECTOR was refused.
         if self._take_config_vector(config_vector) != config_vector:
             return "the device refused a vector for configuration changes"
-        for index, vector in zip(queues, queue_vectors, strict=True):
+        self._queue_vectors = dict(zip(queues, queue_vectors, strict=True))
+        for index, vector in self._queue_vectors.items():
             if self._take_queue_vector(index, vector) != vector:
                 return f"the device refused vector {vector} for queue {index}"
         return None
@@ -200,6 +228,7 @@ class PciBase:
         self._mode = InterruptMode.POLLING
         self._msix_on = False
         self._config_shares_vector = False
+        self._queue_vectors = {}
 
     def events(self) -> Sequence[Event]:
         removal = self._function.removal

@@ -221,6 +221,22 @@ def modern(caps: Iterable[VirtioCapability]) -> bool:
     return any(cap.type in (COMMON, NOTIFY, ISR, DEVICE) for cap in caps)
 
 
+def vendor_data(config: ConfigReader, cap: VirtioCapability, vendor_id: int) -> bytes:
+    """The data of a vendor capability (4.1.4.8), for reports and debugging and nothing else (4.1.4.8.2).
+
+    Only who knows ``vendor_id`` knows what the bytes mean, so it has to be named: raises CapabilityError where the
+    capability is another vendor's, or none of a vendor.
+    """
+    if cap.type != VENDOR or cap.verdict != "ok" or cap.vendor_id != vendor_id:
+        raise CapabilityError(
+            f"the {cap.type} capability at {cap.config_offset:#04x} holds no data of vendor {vendor_id:#06x}",
+            seen=cap.type if cap.vendor_id is None else f"vendor {cap.vendor_id:#06x}",
+            expected=f"vendor {vendor_id:#06x} (4.1.4.8.2)",
+        )
+    end = min(cap.config_offset + cap.cap_len, pci.CONFIG_SIZE)
+    return bytes(config(at, 1) for at in range(cap.config_offset + pci.VENDOR_CAP_SIZE, end))
+
+
 def select(caps: Iterable[VirtioCapability]) -> dict[str, VirtioCapability]:
     """The first usable ``common``, ``notify``, ``isr`` and (where there is one) ``device`` capability.
 

@@ -522,8 +522,11 @@ def make_packed(
     event_idx: bool,
     in_order: bool = False,
     clamp_used_len: bool = False,
+    order: Fence | None = None,
 ) -> PackedQueue:
     """A packed queue in memory of its own, which its ``close()`` gives back.
+
+    ``order``: an ordering fence instead of what this machine needs between CPUs (ORDER_PLATFORM).
 
     Raises UsageError for a bad size, QueueError where an area would not be one run of device addresses, and
     what ``dma.alloc`` raises; then nothing stays allocated.
@@ -544,7 +547,7 @@ def make_packed(
             indirect=blocks[3] if indirect else None,
             event_idx=event_idx,
             in_order=in_order,
-            order=order_fence(),
+            order=order or order_fence(),
             clamp_used_len=clamp_used_len,
         )
     except BaseException:

@@ -474,9 +474,11 @@ def make_split(
     in_order: bool = False,
     clamp_used_len: bool = False,
     one_region: bool = False,
+    order: Fence | None = None,
 ) -> SplitQueue:
     """A split queue in memory of its own, which its ``close()`` gives back.
 
+    ``order``: an ordering fence instead of what this machine needs between CPUs (ORDER_PLATFORM).
     ``one_region``: all three areas in one run of device addresses, as a legacy interface wants them (2.7.2).
 
     Raises UsageError for a bad size, QueueError where an area would not be one run of device addresses,
@@ -500,7 +502,7 @@ def make_split(
             indirect=blocks[3] if indirect else None,
             event_idx=event_idx,
             in_order=in_order,
-            order=order_fence(),
+            order=order or order_fence(),
             clamp_used_len=clamp_used_len,
         )
     except BaseException:

@@ -39,7 +39,7 @@ class Input(Driver):
         self._waiting = EventQueue(limit)
         super().__init__(device, observe=observe)
         # 3.1.1: buffers may be laid out before DRIVER_OK, the kick comes after.
-        self.device.queues[spec.EVENTQ].post(range(self._slots.count))
+        self._stock()
 
     def _queues(self) -> Sequence[QueueSpec]:
         return [
@@ -58,9 +58,22 @@ class Input(Driver):
         self._known: Description | None = None
         self._buffers = self.device.dma.alloc(queue.ring.size * spec.EVENT_SIZE)
         self._status = _StatusQueue(self.device)
+        self._lay()
+
+    def _lay(self) -> None:
+        queue = self.device.queues[spec.EVENTQ]
         self._slots = queue.lay(
             [((), runs(self._buffers, slot * spec.EVENT_SIZE, spec.EVENT_SIZE)) for slot in range(queue.ring.size)]
         )
+
+    def _stock(self) -> None:
+        self.device.queues[spec.EVENTQ].post(range(self._slots.count))
+
+    def relay(self) -> None:
+        """After ``Device.reset_queue`` of the event queue: give the device its buffers anew."""
+        with self.device.session():
+            self._lay()
+            self._stock()
 
     # --- what it is (5.8.4, 5.8.5) --------------------------------------------------------------------------
 

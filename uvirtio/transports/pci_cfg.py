@@ -1,0 +1,110 @@
+"""The window of the PCI_CFG capability (4.1.4.9): registers of a BAR through configuration space alone.
+
+For a function whose BARs cannot be mapped, and for who wants to look at a register by a second way. Slow: an
+access takes three writes and one access more. It is the only thing in configuration space that is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from uvirtio.errors import CapabilityError
+from uvirtio.memory.seams import Registers
+from uvirtio.spec import pci
+from uvirtio.transports.pci_caps import PCI_CFG, UNKNOWN, VENDOR, VirtioCapability
+
+
+class CfgWindow:
+    """The window of one function. ``config`` is its configuration space, and stays the caller's.
+
+    Raises CapabilityError where the function has no such capability.
+    """
+
+    def __init__(self, config: Registers, capabilities: Sequence[VirtioCapability]) -> None:
+        found = [cap for cap in capabilities if cap.type == PCI_CFG and cap.verdict == "ok"]
+        if not found:
+            raise CapabilityError(
+                "the function has no usable pci_cfg capability",
+                seen=[cap.type for cap in capabilities],
+                expected="one of cfg_type 5 (4.1.4.9)",
+            )
+        self._config = config
+        self._at = found[0].config_offset
+        self._described = [
+            cap
+            for cap in capabilities
+            if cap.verdict == "ok" and cap.type not in (PCI_CFG, VENDOR, UNKNOWN) and cap.usable
+        ]
+
+    def registers(self, capability: VirtioCapability) -> CfgRegisters:
+        """What ``capability`` describes, as registers."""
+        return CfgRegisters(self, capability)
+
+    def read(self, bar: int, offset: int, width: int) -> int:
+        """One access of 1, 2 or 4 bytes. Raises CapabilityError outside of what the capabilities describe."""
+        self._aim(bar, offset, width)
+        config, at = self._config, self._at + pci.PCI_CFG_CAP_DATA
+        return {1: config.read8, 2: config.read16, 4: config.read32}[width](at)
+
+    def write(self, bar: int, offset: int, width: int, value: int) -> None:
+        """The same, writing."""
+        self._aim(bar, offset, width)
+        config, at = self._config, self._at + pci.PCI_CFG_CAP_DATA
+        {1: config.write8, 2: config.write16, 4: config.write32}[width](at, value)
+
+    def _aim(self, bar: int, offset: int, width: int) -> None:
+        if width not in (1, 2, 4) or offset % width:
+            raise ValueError(f"a window of {width} bytes at {offset:#x}: 1, 2 or 4, aligned to itself (4.1.4.9.2)")
+        if not any(
+            cap.bar == bar and cap.offset <= offset and offset + width <= cap.end for cap in self._described
+        ):
+            raise CapabilityError(
+                f"no virtio structure lies at {offset:#x} of BAR {bar}",
+                seen=f"{width} bytes",
+                expected="an access within what a capability describes (4.1.4.9.2)",
+            )
+        self._config.write8(self._at + pci.CAP_BAR, bar)
+        self._config.write32(self._at + pci.CAP_LENGTH, width)
+        self._config.write32(self._at + pci.CAP_OFFSET, offset)
+
+
+class CfgRegisters:
+    """The structure of one capability through the window. Satisfies ``Registers``."""
+
+    def __init__(self, window: CfgWindow, capability: VirtioCapability) -> None:
+        self._window = window
+        self._bar = capability.bar
+        self._offset = capability.offset
+        self.length = capability.usable
+
+    def _read(self, offset: int, width: int) -> int:
+        return self._window.read(self._bar, self._place(offset, width), width)
+
+    def _write(self, offset: int, width: int, value: int) -> None:
+        self._window.write(self._bar, self._place(offset, width), width, value)
+
+    def _place(self, offset: int, width: int) -> int:
+        if offset < 0 or offset + width > self.length:
+            raise ValueError(f"a {width}-byte access at {offset:#x} of {self.length:#x}")
+        return self._offset + offset
+
+    def read8(self, offset: int) -> int:
+        return self._read(offset, 1)
+
+    def read16(self, offset: int) -> int:
+        return self._read(offset, 2)
+
+    def read32(self, offset: int) -> int:
+        return self._read(offset, 4)
+
+    def write8(self, offset: int, value: int) -> None:
+        self._write(offset, 1, value)
+
+    def write16(self, offset: int, value: int) -> None:
+        self._write(offset, 2, value)
+
+    def write32(self, offset: int, value: int) -> None:
+        self._write(offset, 4, value)
+
+    def close(self) -> None:
+        """Nothing: configuration space is the caller's."""
