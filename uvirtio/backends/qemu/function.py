@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from uvirtio.backends.qemu.events import LineEvent, MessageEvent, RemovalEvent
 from uvirtio.backends.qemu.ivshmem import EventfdDoorbell
-from uvirtio.backends.qemu.memory import QemuDma
+from uvirtio.backends.qemu.memory import PAGE, QemuDma
 from uvirtio.backends.qemu.pci import PciAccess
 from uvirtio.backends.qemu.supply import memory_of
+from uvirtio.backends.qemu.vtd import TranslatedDma
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, NotSupported
 from uvirtio.memory.seams import BarInfo, Event, Registers
 from uvirtio.memory.window import FileWindow
@@ -22,13 +23,13 @@ class QemuPciFunction:
     """One function of a :class:`Machine`; ``id`` is QEMU's name for it (``/machine/peripheral/ID``)."""
 
     bus: Literal["pci"] = "pci"
-    translates = False
 
     def __init__(self, machine: Machine, access: PciAccess, *, ident: str, address: str) -> None:
         self.machine = machine
         self.id = ident
         self.address = address
         self.config: Registers = access.config
+        self.translates = machine.iommu is not None
         self.has_intx = access.line is not None
         self.description = f"qemu {machine.name}, no guest, process {machine.pid}"
         self._access = access
@@ -126,10 +127,19 @@ class QemuPciFunction:
             for call in vectors:
                 self.machine.bells.give_call(call)
 
-    def dma(self, translated: bool) -> QemuDma:
-        """Memory for this function. No IOMMU is there, so an IOVA is a guest-physical address too."""
+    def dma(self, translated: bool) -> QemuDma | TranslatedDma:
+        """Memory for this function. Without an IOMMU an IOVA is a guest-physical address too."""
         self._check()
-        return QemuDma(self.machine.memory, translated)
+        iommu = self.machine.iommu
+        if not translated or iommu is None:
+            return QemuDma(self.machine.memory, translated)
+        domain = iommu.domain(self._access.devfn)
+        if self._access.msix_size:
+            # Its messages go to an address behind the IOMMU too: the one that sets our eventfds.
+            self.machine.connect_bells()
+            page = self.machine.bells.call_message(0)[0] & -PAGE
+            domain.map(page, page, PAGE)
+        return TranslatedDma(self.machine.memory, domain)
 
     def plugged_memory(self) -> FileWindow:
         """The memory that the device plugs (virtio-mem), by its own file. See the ProvidesMemory seam.

@@ -25,6 +25,7 @@ from uvirtio.backends.qemu.process import (
 from uvirtio.backends.qemu.qmp import Qmp
 from uvirtio.backends.qemu.qtest import Qtest
 from uvirtio.backends.qemu.supply import Supply
+from uvirtio.backends.qemu.vtd import Vtd
 from uvirtio.errors import BadAddress, DeviceGone, DeviceTimeout, NotSupported, QemuFailed
 
 QemuFunction = QemuPciFunction | QemuMmioWindow
@@ -36,9 +37,10 @@ class Machine:
 
     ``machine`` is q35, pc, microvm (virtio-mmio alone) or virt (aarch64; both). ``devices`` are QEMU's own
     ``-device`` arguments (each begins with ``virtio-``); what they need is supplied. ``ram`` is in bytes.
-    ``legacy``: virtio-mmio of version 1 (True, QEMU's own choice) or 2 (False). ``arguments`` are passed on to
-    QEMU as they are. ``timeout`` (seconds) holds for the start and for every answer of QEMU. Needs no privilege
-    and no KVM.
+    ``legacy``: virtio-mmio of version 1 (True, QEMU's own choice) or 2 (False). ``iommu`` is none, or intel
+    (q35): then devices with ``iommu_platform=on`` are behind an IOMMU that this process programs. ``arguments``
+    are passed on to QEMU as they are. ``timeout`` (seconds) holds for the start and for every answer of QEMU.
+    Needs no privilege and no KVM.
 
     Raises QemuMissing, QemuFailed (with what QEMU said), NotSupported, BadAddress for an unusable device.
     """
@@ -50,6 +52,7 @@ class Machine:
         *,
         ram: int = addresses.RAM_DEFAULT,
         legacy: bool | None = None,
+        iommu: str = "none",
         binary: str | None = None,
         qmp_path: str | None = None,
         timeout: float = 5.0,
@@ -70,6 +73,13 @@ class Machine:
                 expected=f"at most {self.model.ram.split} bytes",
                 remedy="write ram=512M, or leave it out",
             )
+        if iommu not in self.model.iommus:
+            raise NotSupported(
+                f"the machine {machine} has no IOMMU of this kind here",
+                seen=f"iommu={iommu}",
+                expected=" or ".join(f"iommu={kind}" for kind in self.model.iommus),
+                remedy="iommu=intel is there with q35; leave iommu= out elsewhere",
+            )
         for device in devices:
             _check_device(device, self.model)
         if qmp_path is not None:
@@ -77,6 +87,9 @@ class Machine:
         program = find_binary(binary or self.model.binary, self.model.package)
         self.name = machine
         self.timeout = timeout
+        self._has_iommu = iommu != "none"
+        self.iommu: Vtd | None = None
+        """The IOMMU that stands before devices with ``iommu_platform=on``."""
         self.functions: list[QemuFunction] = []
         """In the order of ``devices``."""
         self._closing = False
@@ -129,6 +142,8 @@ class Machine:
         try:
             self.qmp_client.greet(self.timeout)
             check_version(self.qmp_client.version)
+            if self._has_iommu:
+                self.iommu = Vtd(self.qtest, self.memory)
             self._find_functions()
         except (DeviceGone, DeviceTimeout) as error:
             raise self._start_failed(error) from error
@@ -158,6 +173,8 @@ class Machine:
             place = qmp_path.replace(",", ",,")
             command += ["-chardev", f"socket,id=others,path={place},server=on,wait=off"]
             command += ["-mon", "chardev=others,mode=control"]
+        if self._has_iommu:
+            command += ["-device", "intel-iommu,intremap=off"]  # before what is to be behind it
         command += self._supply.arguments
         for _, device in self._supply.devices:
             command += ["-device", device]
@@ -269,18 +286,12 @@ def open_address(address: str, timeout: float = 5.0) -> QemuFunction:
     Raises BadAddress, QemuMissing, QemuFailed, NotSupported.
     """
     parsed = addresses.parse(address)
-    if parsed.iommu != "none":
-        raise NotSupported(
-            f"a virtual IOMMU ({parsed.iommu}) comes later",
-            seen=f"iommu={parsed.iommu}",
-            expected="iommu=none",
-            remedy="leave iommu= out; with iommu_platform=on,disable-legacy=on addresses are not translated",
-        )
     machine = Machine(
         parsed.machine,
         [parsed.device],
         ram=parsed.ram,
         legacy=parsed.legacy,
+        iommu=parsed.iommu,
         binary=parsed.binary,
         qmp_path=parsed.qmp,
         timeout=timeout,

@@ -76,6 +76,8 @@ class Model:
     split_option: str = ""
     """What sets the split of memory, for ``-machine``; empty where the machine has it fixed."""
     arguments: tuple[str, ...] = ()
+    iommus: tuple[str, ...] = ("none",)
+    """What may stand between devices and memory."""
     firmware: bool = True
     """The CPU is parked by our firmware; False: the arguments keep it off."""
 
@@ -104,6 +106,7 @@ Q35 = Model(
     ram=_X86_RAM,
     split_option="max-ram-below-4g",
     options="pit=off",
+    iommus=("none", "intel"),
     controller="ioapic",
     pci=PciBus(
         ecam=_ECAM_Q35,

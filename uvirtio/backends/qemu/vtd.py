@@ -1,0 +1,258 @@
+"""An Intel IOMMU (VT-d) of a machine without a guest: this process programs it, as an operating system would.
+
+Functions are let through as they are until one takes a domain of its own; from then on it sees what was mapped for
+it and nothing else. Root table, context table and page tables are guest memory. Only what is needed is here: one
+bus, 39 bits of address in three levels, 4 KiB pages, invalidation by register (VT-d 3.0, chapters 3, 6, 9 and 10).
+"""
+
+from __future__ import annotations
+
+import mmap
+from contextlib import suppress
+from dataclasses import dataclass
+
+from uvirtio.backends.pages import Adopted
+from uvirtio.backends.qemu.memory import GuestMemory, QemuBlock
+from uvirtio.backends.qemu.qtest import MemoryRegisters, Qtest
+from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, QemuFailed
+from uvirtio.memory.access import words64
+
+PAGE = 4096
+BASE = 0xFED90000
+ADDRESS_BITS = 39
+FIRST_IOVA = 1 << 38
+"""IOVAs begin far above all memory that a machine here can have."""
+
+_LENGTH = 0x1000
+_CAP, _ECAP, _GCMD, _GSTS, _RTADDR, _CCMD, _FSTS = 0x08, 0x10, 0x18, 0x1C, 0x20, 0x28, 0x34
+_TRANSLATE = 1 << 31  # TE and TES
+_ROOT_SET = 1 << 30  # SRTP and RTPS
+_FAULTS_PENDING, _FAULT_OVERFLOW = 1 << 1, 1 << 0
+_FAULT_LAST = 1 << 31  # F, in the last word of a record
+
+_PRESENT = 1
+_PASS_THROUGH = 2 << 2  # translation type of a context entry
+_THREE_LEVELS = 1  # its address width
+_READ_WRITE = 3
+_INVALIDATE_ALL = 1 << 31 | 1 << 29  # CCMD, upper half: ICC, everything
+_IOTLB_ALL = 1 << 31 | 1 << 28 | 1 << 17 | 1 << 16  # IOTLB, upper half: IVT, everything, draining both ways
+_TRIES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """An access that was refused: who, where, and the reason's number (5: no write, 6: no read)."""
+
+    devfn: int
+    address: int
+    reason: int
+
+
+class Vtd:
+    """The IOMMU of one machine, switched on, with every function let through."""
+
+    def __init__(self, qtest: Qtest, memory: GuestMemory) -> None:
+        """Raises QemuFailed where there is none."""
+        self._memory = memory
+        self._registers = MemoryRegisters(qtest, BASE, _LENGTH)
+        read = self._registers.read32
+        capability, extended = read(_CAP) | read(_CAP + 4) << 32, read(_ECAP) | read(_ECAP + 4) << 32
+        if not capability:
+            raise QemuFailed(
+                "this machine has no Intel IOMMU", seen="capabilities 0", expected=f"registers at {BASE:#x}"
+            )
+        self._iotlb = (extended >> 8 & 0x3FF) * 16 + 8
+        self._records = (capability >> 24 & 0x3FF) * 16
+        self._record_count = (capability >> 40 & 0xFF) + 1
+        self._root = memory.alloc(PAGE)
+        self._contexts = memory.alloc(PAGE)
+        with words64(self._root.view, 0, 512) as root:
+            root[0] = self._contexts.address | _PRESENT
+        for devfn in range(256):
+            self.set_context(devfn, 0, domain=1, flush=False)
+        self._registers.write32(_RTADDR, self._root.address & 0xFFFFFFFF)
+        self._registers.write32(_RTADDR + 4, self._root.address >> 32)
+        for bit in (_ROOT_SET, _TRANSLATE):
+            self._registers.write32(_GCMD, bit)
+            self._await(_GSTS, bit, bit)
+        self.flush()
+
+    def _await(self, offset: int, mask: int, value: int) -> None:
+        for _ in range(_TRIES):
+            if self._registers.read32(offset) & mask == value:
+                return
+        raise QemuFailed(
+            "the IOMMU does not do what it is told",
+            seen=f"register {offset:#x} reads {self._registers.read32(offset):#x}",
+            expected=f"{value:#x} in {mask:#x}",
+        )
+
+    def set_context(self, devfn: int, table: int, *, domain: int, flush: bool = True) -> None:
+        """Give a function page tables (their physical address), or with 0 let it through."""
+        with words64(self._contexts.view, 16 * devfn, 2) as entry:
+            entry[1] = domain << 8 | _THREE_LEVELS
+            entry[0] = (table or _PASS_THROUGH) | _PRESENT
+        if flush:
+            self.flush()
+
+    def flush(self) -> None:
+        """Forget everything that was looked up before. Without it an unmapped page goes on being reached."""
+        self._registers.write32(_CCMD, 0)
+        self._registers.write32(_CCMD + 4, _INVALIDATE_ALL)
+        self._await(_CCMD + 4, 1 << 31, 0)
+        self._registers.write32(self._iotlb, 0)
+        self._registers.write32(self._iotlb + 4, _IOTLB_ALL)
+        self._await(self._iotlb + 4, 1 << 31, 0)
+
+    def faults(self) -> list[Fault]:
+        """The accesses that were refused since the last call, as far as there was room for them."""
+        read, found = self._registers.read32, []
+        for number in range(self._record_count):
+            at = self._records + 16 * number
+            last = read(at + 12)
+            if last & _FAULT_LAST:
+                page = read(at) | read(at + 4) << 32
+                found.append(Fault(read(at + 8) & 0xFFFF, page & -PAGE, last & 0xFF))
+                self._registers.write32(at + 12, _FAULT_LAST)  # written as 1, it becomes 0
+        self._registers.write32(_FSTS, _FAULTS_PENDING | _FAULT_OVERFLOW)
+        return found
+
+    def domain(self, devfn: int) -> Domain:
+        """Page tables of its own for a function, empty."""
+        return Domain(self, self._memory, devfn)
+
+
+class Domain:
+    """What one function can reach. Addresses and lengths in bytes, whole pages."""
+
+    def __init__(self, iommu: Vtd, memory: GuestMemory, devfn: int) -> None:
+        self._iommu = iommu
+        self._memory = memory
+        self._devfn = devfn
+        self._tables: dict[int, QemuBlock] = {}
+        self._next = FIRST_IOVA
+        self._closed = False
+        self._top = self._new_table()
+        # 256 functions, and number 1 is of those that are let through.
+        iommu.set_context(devfn, self._top.address, domain=2 + devfn)
+
+    def _new_table(self) -> QemuBlock:
+        block = self._memory.alloc(PAGE)
+        self._tables[block.address] = block
+        return block
+
+    def map(self, iova: int, physical: int, length: int) -> None:
+        """Make ``length`` bytes at ``physical`` readable and writable at ``iova``."""
+        for offset in range(0, length, PAGE):
+            self._set(iova + offset, physical + offset | _READ_WRITE)
+
+    def unmap(self, iova: int, length: int) -> None:
+        """Take them away; the function cannot reach them any more when this returns."""
+        for offset in range(0, length, PAGE):
+            self._set(iova + offset, 0)
+        self._iommu.flush()
+
+    def _set(self, iova: int, entry: int) -> None:
+        if not 0 <= iova < 1 << ADDRESS_BITS or iova % PAGE:
+            raise ValueError(f"{iova:#x} is no page of {ADDRESS_BITS} bits of address")
+        table = self._top
+        for shift in (30, 21):
+            with words64(table.view, iova >> shift << 3 & 0xFF8, 1) as place:
+                if not place[0]:
+                    place[0] = self._new_table().address | _READ_WRITE
+                table = self._tables[place[0] & -PAGE]
+        with words64(table.view, iova >> 12 << 3 & 0xFF8, 1) as place:
+            place[0] = entry
+
+    def take(self, length: int) -> int:
+        """IOVAs that nobody had before, with a page that stays unmapped behind them."""
+        start = self._next
+        self._next += -(-length // PAGE) * PAGE + PAGE
+        return start
+
+    def close(self) -> None:
+        """Let the function through again, and give the tables back; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        with suppress(DeviceGone, DeviceTimeout, Closed):  # QEMU is gone, and its IOMMU with it
+            self._iommu.set_context(self._devfn, 0, domain=1)
+        for block in self._tables.values():
+            block.close()
+
+
+class TranslatedBlock:
+    """Guest memory as one function sees it, at an IOVA. Satisfies the ``Block`` protocol."""
+
+    contiguous = True
+
+    def __init__(self, domain: Domain, inner: QemuBlock | Adopted, physical: int) -> None:
+        self._domain = domain
+        self._inner = inner
+        self.view = inner.view
+        self.size = inner.size
+        self.address = domain.take(self.size)
+        """The IOVA of the first byte."""
+        domain.map(self.address, physical, self.size)
+
+    def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """The device addresses of these bytes: always one run."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise ValueError(f"{length} bytes at {offset} of a block of {self.size}")
+        return [(self.address + offset, length)] if length else []
+
+    def pfns(self) -> list[int]:
+        """The guest-physical frame numbers, which no IOMMU changes."""
+        return self._inner.pfns()
+
+    def close(self) -> None:
+        """Take it away from the function, then give it back; idempotent. Raises BufferError while it is viewed."""
+        with suppress(DeviceGone, DeviceTimeout, Closed):
+            self._domain.unmap(self.address, self.size)
+        self._inner.close()
+
+
+class TranslatedDma:
+    """The DMA space of one function behind the IOMMU: what it makes is mapped, and nothing else is."""
+
+    translated = True
+
+    def __init__(self, memory: GuestMemory, domain: Domain) -> None:
+        self.domain = domain
+        self.contiguous_limit = memory.size
+        self._memory = memory
+        self._blocks: list[TranslatedBlock | QemuBlock] = []
+        self._closed = False
+
+    def alloc(self, size: int) -> TranslatedBlock:
+        """Zeroed, page-aligned memory in one run of IOVAs. Raises OperationFailed when there is none left."""
+        self._check()
+        inner = self._memory.alloc(size)
+        block = TranslatedBlock(self.domain, inner, inner.address)
+        self._blocks.append(block)
+        return block
+
+    def pin(self, size: int) -> QemuBlock:
+        """Memory that the function does not address: not mapped. Guest memory never moves."""
+        self._check()
+        block = self._memory.alloc(size)
+        self._blocks.append(block)
+        return block
+
+    def adopt(self, mapping: mmap.mmap, physical: int) -> TranslatedBlock:
+        """Memory of the same machine that is not ours to give (virtio-mem). See the AdoptsMemory seam."""
+        self._check()
+        block = TranslatedBlock(self.domain, Adopted(mapping, physical), physical)
+        self._blocks.append(block)
+        return block
+
+    def _check(self) -> None:
+        if self._closed:
+            raise Closed("this DMA space is closed")
+
+    def close(self) -> None:
+        """Give all blocks back, and let the function through again; idempotent."""
+        self._closed = True
+        while self._blocks:
+            self._blocks.pop().close()
+        self.domain.close()
