@@ -150,6 +150,15 @@ def test_inspect_as_text(cli: Cli) -> None:
     assert "common" in shown
 
 
+def test_inspect_of_a_vdpa_device_names_its_node_and_who_offers_it(cli: Cli) -> None:
+    cli.fake.vdpa("vduse0")
+    shown = cli.text("inspect", "vdpa:vduse0")
+    assert "/dev/vhost-vdpa-0" in shown and "vhost_vdpa" in shown
+    assert "offered by:" in shown and "not seen: type: only the device itself tells" in shown
+    made = cli.document("plan", "vdpa:vduse0")
+    assert made["driver"] == "vhost_vdpa" and made["nothing_to_do"]
+
+
 def test_inspect_says_what_an_ordinary_user_does_not_see(cli: Cli) -> None:
     config = cli.fake.sys / "bus/pci/devices/0000:00:02.0/config"
     config.write_bytes(config.read_bytes()[:64])
