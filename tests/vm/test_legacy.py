@@ -11,7 +11,7 @@ import uvirtio
 from tests.vm.test_drivers import hand_over
 from uvirtio.binding import discover
 from uvirtio.diag import diagnose
-from uvirtio.errors import MemoryScattered
+from uvirtio.errors import MemoryScattered, NotSupported
 from uvirtio.roots import Roots
 
 LEGACY, TRANSITIONAL = "rng-legacy", "balloon-transitional"
@@ -63,6 +63,13 @@ def test_diag_passes_and_says_which_interface_it_took(
     assert (steps["features_ok"].verdict == "skip") is ("legacy" in interface)
     assert steps["data path"].verdict == "pass"
     assert report.verdict != "fail"
+
+
+def test_a_legacy_device_where_no_io_ports_are_forwarded(taken: Callable[[str], str]) -> None:
+    """The kernel shows an I/O BAR with an address, and nothing answers there."""
+    with pytest.raises(NotSupported, match="no I/O ports") as caught:
+        uvirtio.open(taken("rng-noports"), timeout=10)
+    assert "root bus" in str(caught.value.remedy)
 
 
 @pytest.fixture

@@ -66,13 +66,7 @@ class PciLegacy(PciBase):
     def _find(self) -> None:
         bar = self._function.bar(pci.LEGACY_BAR)
         if bar is None or not bar.is_io or not bar.size:
-            raise NotSupported(
-                f"the legacy interface of {self._function.address} cannot be reached: it has no I/O ports",
-                seen="no BAR 0" if bar is None or not bar.size else "a memory BAR 0",
-                expected="an I/O BAR 0 (4.1.4.10)",
-                remedy="behind a PCI Express port there are often no I/O ports: put the device on the root bus, "
-                "or take its modern interface (QEMU: disable-modern=off)",
-            )
+            raise self._no_ports("no BAR 0" if bar is None or not bar.size else "a memory BAR 0")
         least = pci.legacy_config_offset(self._function.msix_vectors > 0)
         if bar.size < least:
             raise CapabilityError(
@@ -83,7 +77,19 @@ class PciLegacy(PciBase):
         self._bar_size = bar.size
         self._header = self._open_window(pci.LEGACY_BAR, 0, bar.size, "legacy")
         self._num_queues: int | None = None
-        self._refuse_all_ones(self.status(), 8, "the status")
+        if self.status() == 0xFF:
+            device_ids(self._function)  # is it gone?
+            # Its configuration space answers and its ports do not: a bridge in between has no window for them.
+            raise self._no_ports("all ones")
+
+    def _no_ports(self, seen: str) -> NotSupported:
+        return NotSupported(
+            f"the legacy interface of {self._function.address} cannot be reached: it has no I/O ports",
+            seen=seen,
+            expected="an I/O BAR 0 that answers (4.1.4.10)",
+            remedy="behind a PCI Express port there are often no I/O ports: put the device on the root bus, "
+            "or take its modern interface (QEMU: disable-modern=off)",
+        )
 
     @property
     def interface(self) -> str:
