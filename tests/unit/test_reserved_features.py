@@ -1,7 +1,7 @@
 """The reserved feature bits (6) that no device model here offers, on a scripted device.
 
-Kicks with data, a device's own names for its queues, barriers for devices on a bus, the reset of one queue; and the
-bits that are never taken.
+Kicks with data, a device's own names for its queues, barriers for devices on a bus, the reset of one queue; and
+the bits that are never taken.
 """
 
 from __future__ import annotations
