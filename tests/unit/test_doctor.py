@@ -53,8 +53,9 @@ def test_a_machine_with_everything(fake: FakeSys, tmp_path: Path) -> None:
     before = fake.snapshot()
     made = run(fake)
     assert {check.verdict for check in made.values()} == {"pass", "skip"}
-    assert [name for name, check in made.items() if check.verdict == "skip"] == ["vfio-access", "devmem"]
-    assert made["ways"].detail == "vfio-pci, uio_pci_generic (--unsafe-dma), vhost-vdpa, qemu:"
+    skipped = [name for name, check in made.items() if check.verdict == "skip"]
+    assert skipped == ["vfio-cdev", "vfio-noiommu", "vfio-access", "uio", "devmem"]
+    assert made["ways"].detail == "vfio-pci, vhost-vdpa, qemu:"
     assert fake.snapshot() == before and list(fake.roots.run.iterdir()) == []
 
 
@@ -83,6 +84,49 @@ def test_a_machine_with_nothing(tmp_path: Path) -> None:
     assert made["ways"].verdict == "fail" and "qemu-system-x86" in made["ways"].remedy
     assert made["iommu"].verdict == made["vfio-pci"].verdict == made["qemu"].verdict == "warn"
     assert "intel_iommu=on" in made["iommu"].remedy
+
+
+def test_ways_without_an_iommu(fake: FakeSys) -> None:
+    fake.driver("vfio-pci")
+    fake.driver("uio_pci_generic")
+    pool = fake.sys / "kernel/mm/hugepages/hugepages-2048kB"
+    status = fake.roots.proc / "self/status"
+    fake.text(status, "CapEff:\t000001ffffffffff\n")
+    fake.text(pool / "nr_hugepages", "0\n")
+    fake.text(pool / "free_hugepages", "0\n")
+    made = run(fake)
+    assert made["vfio-pci"].verdict == "warn" and "no IOMMU" in made["vfio-pci"].detail
+    assert made["vfio-noiommu"].verdict == "skip" and "not loaded" in made["vfio-noiommu"].detail
+    assert made["uio"].verdict == "warn" and str(pool / "nr_hugepages") in made["uio"].remedy
+    switch = fake.text(fake.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode", "N\n")
+    made = run(fake)
+    assert made["vfio-noiommu"].verdict == "warn" and f"echo 1 > {switch}" in made["vfio-noiommu"].remedy
+    fake.text(switch, "Y\n")
+    fake.text(pool / "free_hugepages", "24\n")
+    made = run(fake)
+    assert made["vfio-noiommu"].verdict == made["uio"].verdict == "pass"
+    assert "24 huge pages" in made["uio"].detail
+    assert "without an IOMMU" in made["ways"].detail and "uio_pci_generic" in made["ways"].detail
+    fake.text(fake.sys / "kernel/security/lockdown", "none [integrity] confidentiality\n")
+    assert run(fake)["uio"].verdict == "warn"
+    fake.text(fake.sys / "kernel/security/lockdown", "[none] integrity confidentiality\n")
+    fake.text(status, "CapEff:\t0000000000000000\n")
+    assert "root" in run(fake)["uio"].remedy
+    switch.unlink()
+    assert "no such mode" in run(fake)["vfio-noiommu"].detail
+
+
+def test_character_devices_of_vfio(fake: FakeSys) -> None:
+    assert run(fake)["vfio-cdev"].verdict == "skip"
+    fake.text(fake.top / "lib/modules/6.1.0-test/modules.dep", "kernel/drivers/iommu/iommufd/iommufd.ko.xz:\n")
+    assert run(fake)["vfio-cdev"].verdict == "pass"
+    (fake.roots.dev / "vfio/devices").mkdir()
+    (fake.roots.dev / "vfio/devices/vfio0").touch()
+    made = run(fake)
+    assert made["vfio-cdev"].verdict == "warn" and "modprobe iommufd" in made["vfio-cdev"].remedy
+    (fake.roots.dev / "iommu").touch()
+    made = run(fake)
+    assert made["vfio-cdev"].verdict == "pass" and "1 functions" in made["vfio-cdev"].detail
 
 
 def test_an_ordinary_user(fake: FakeSys, tmp_path: Path) -> None:

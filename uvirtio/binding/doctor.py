@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from uvirtio import fuse
 from uvirtio.binding import journal, rules, sysfs
@@ -38,7 +39,21 @@ def checks(roots: Roots, *, qemu_version: Callable[[str], str] | None = None) ->
     ``qemu_version`` takes QEMU's path and returns what ``--version`` prints.
     """
     made: list[Check] = []
-    for look in (_cpu, _kernel, _iommu, _vfio, _vfio_access, _uio, _devmem, _vdpa, _memlock, _pagemap, _hugepages):
+    for look in (
+        _cpu,
+        _kernel,
+        _iommu,
+        _vfio,
+        _vfio_cdev,
+        _vfio_noiommu,
+        _vfio_access,
+        _uio,
+        _devmem,
+        _vdpa,
+        _memlock,
+        _pagemap,
+        _hugepages,
+    ):
         made.extend(look(roots))
     made.extend(_qemu(qemu_version or _ask_qemu))
     for look in (_deny, _lockdown, _container, _devices, _journal):
@@ -66,9 +81,14 @@ def _kernel(roots: Roots) -> Iterator[Check]:
         yield Check("kernel", "pass", release or "unknown")
 
 
-def _iommu(roots: Roots) -> Iterator[Check]:
+def _groups(roots: Roots) -> list[str]:
+    """The groups of a real IOMMU; VFIO makes others up where there is none."""
     top = roots.sys / "kernel/iommu_groups"
-    real = [n for n in sysfs.names(top) if sysfs.read(top / n / "name", 64) != "vfio-noiommu"]
+    return [name for name in sysfs.names(top) if sysfs.read(top / name / "name", 64) != "vfio-noiommu"]
+
+
+def _iommu(roots: Roots) -> Iterator[Check]:
+    real = _groups(roots)
     if real:
         yield Check("iommu", "pass", f"{len(real)} groups")
     else:
@@ -91,7 +111,57 @@ def _module(name: str, driver: str, bus: str, roots: Roots, remedy: str) -> Chec
 
 
 def _vfio(roots: Roots) -> Iterator[Check]:
-    yield _module("vfio-pci", "vfio-pci", "pci", roots, "install the kernel's module package that has vfio-pci")
+    found = _module("vfio-pci", "vfio-pci", "pci", roots, "install the kernel's module package that has vfio-pci")
+    if found.verdict == "pass" and not _groups(roots):
+        found = replace(
+            found, verdict="warn", detail=f"{found.detail}, but there is no IOMMU", remedy="switch the IOMMU on"
+        )
+    yield found
+
+
+def _vfio_cdev(roots: Roots) -> Iterator[Check]:
+    nodes = [name for name in sysfs.names(roots.dev / "vfio/devices") if name.startswith("vfio")]
+    if nodes and (roots.dev / "iommu").exists():
+        yield Check("vfio-cdev", "pass", f"iommufd, and a character device each for {len(nodes)} functions")
+    elif nodes:
+        detail = "VFIO makes character devices, but there is no /dev/iommu: the groups are used"
+        yield Check("vfio-cdev", "warn", detail, "as root: modprobe iommufd")
+    elif (roots.dev / "iommu").exists() or module_installed("iommufd", roots):
+        yield Check("vfio-cdev", "pass", "iommufd is there; bind shows whether VFIO makes character devices too")
+    else:
+        yield Check("vfio-cdev", "skip", "this kernel has no iommufd: the groups are used, which is as good")
+
+
+def _vfio_noiommu(roots: Roots) -> Iterator[Check]:
+    switch = roots.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode"
+    on = sysfs.read(switch, 16)
+    if _groups(roots):
+        yield Check("vfio-noiommu", "skip", "not needed: there is an IOMMU")
+    elif on is None:
+        why = "this kernel's vfio has no such mode" if switch.parent.is_dir() else "vfio is not loaded"
+        yield Check("vfio-noiommu", "skip", f"{why} (CONFIG_VFIO_NOIOMMU)")
+    elif on in ("Y", "1"):
+        yield _physical("vfio-noiommu", "VFIO without an IOMMU is switched on", roots)
+    else:
+        yield Check("vfio-noiommu", "warn", "VFIO without an IOMMU is switched off", f"as root: echo 1 > {switch}")
+
+
+def _physical(name: str, detail: str, roots: Roots) -> Check:
+    """What every way needs that gives a device physical addresses: the right to know them, and huge pages."""
+    pool = roots.sys / "kernel/mm/hugepages/hugepages-2048kB"
+    free = sysfs.number(pool / "free_hugepages")
+    if rules.lockdown_mode(roots) in ("integrity", "confidentiality"):
+        return Check(name, "warn", f"{detail}, but the kernel is locked down", "boot without secure boot")
+    if not _capable(_CAP_SYS_ADMIN, roots):
+        return Check(name, "warn", f"{detail}, but this user may not know physical addresses", "run as root")
+    if not free:
+        return Check(
+            name,
+            "warn",
+            f"{detail}, but no huge page of 2 MiB is free for its memory",
+            f"as root: echo 24 > {pool / 'nr_hugepages'} (a balloon needs half as many as it has MiB)",
+        )
+    return Check(name, "pass", f"{detail}; {free} huge pages are free; it wants --unsafe-dma")
 
 
 def _vfio_access(roots: Roots) -> Iterator[Check]:
@@ -115,7 +185,13 @@ def _vfio_access(roots: Roots) -> Iterator[Check]:
 
 def _uio(roots: Roots) -> Iterator[Check]:
     remedy = "only needed without an IOMMU: install the kernel's module package that has uio_pci_generic"
-    yield _module("uio", "uio_pci_generic", "pci", roots, remedy)
+    found = _module("uio", "uio_pci_generic", "pci", roots, remedy)
+    if found.verdict != "pass":
+        yield found
+    elif _groups(roots):
+        yield replace(found, verdict="skip", detail=f"{found.detail}; not needed: vfio-pci is the better way")
+    else:
+        yield _physical("uio", found.detail, roots)
 
 
 def _devmem(roots: Roots) -> Iterator[Check]:
@@ -225,7 +301,7 @@ def _hugepages(roots: Roots) -> Iterator[Check]:
     if some:
         yield Check("hugepages", "pass", ", ".join(some))
     else:
-        yield Check("hugepages", "skip", "none set aside; only legacy devices and large rings want them")
+        yield Check("hugepages", "skip", "none set aside: only wanted for devices without an IOMMU")
 
 
 def _ask_qemu(path: str) -> str:
@@ -320,6 +396,8 @@ def _ways(made: list[Check]) -> Check:
     ways = []
     if verdicts["iommu"] == verdicts["vfio-pci"] == "pass":
         ways.append("vfio-pci")
+    if verdicts["vfio-noiommu"] == "pass":
+        ways.append("vfio-pci without an IOMMU (--unsafe-dma)")
     if verdicts["uio"] == "pass":
         ways.append("uio_pci_generic (--unsafe-dma)")
     if verdicts["devmem"] == "pass":
