@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from uvirtio import fuse
 from uvirtio.device import DEFAULT_TIMEOUT, Device, RingChoice
@@ -110,7 +111,7 @@ def _family(address: str) -> _Family:
     if address.startswith(fuse.QEMU_PREFIX):
         return _Family(("qemu",), _open_qemu)
     if pci_address(address) is not None:
-        return _Family(("vfio", "uio"), _open_pci)
+        return _Family(("vfio", "vfio-group", "vfio-cdev", "uio"), _open_pci)
     if _MMIO.fullmatch(address):
         return _Family(("devmem",), _open_mmio)
     if _VDPA.fullmatch(address):
@@ -125,20 +126,33 @@ def _open_qemu(address: str, wish: Wish) -> tuple[str, Opened]:
     return address, qemu.open_address(address, timeout=wish.timeout)
 
 
+_VFIO_WAYS: dict[str, Literal["group", "cdev"]] = {"vfio-group": "group", "vfio-cdev": "cdev"}
+
+
 def _open_pci(address: str, wish: Wish) -> tuple[str, Opened]:
     canonical = pci_address(address)
     assert canonical is not None
     fuse.check([canonical, address], wish.roots)
-    from uvirtio.backends import sysfs_pci, uio_pci, vfio_pci
+    from uvirtio.backends import sysfs_pci
 
     # The driver that holds it decides; --backend only insists.
     held = sysfs_pci.driver_of(canonical, wish.roots)
-    if wish.backend == "uio" or (wish.backend == "auto" and held == uio_pci.DRIVER):
+    if wish.backend == "uio" or (wish.backend == "auto" and held == sysfs_pci.UIO):
+        from uvirtio.backends import uio_pci
+
         function = uio_pci.UioPciFunction.open(
             canonical, wish.roots, timeout=wish.timeout, unsafe_dma=wish.unsafe_dma
         )
         return canonical, function
-    return canonical, vfio_pci.VfioPciFunction.open(canonical, wish.roots, timeout=wish.timeout)
+    from uvirtio.backends import vfio_pci
+
+    return canonical, vfio_pci.VfioPciFunction.open(
+        canonical,
+        wish.roots,
+        timeout=wish.timeout,
+        way=_VFIO_WAYS.get(wish.backend, "best"),
+        unsafe_dma=wish.unsafe_dma,
+    )
 
 
 def _open_mmio(address: str, wish: Wish) -> tuple[str, Opened]:

@@ -16,6 +16,7 @@ from uvirtio.backends.kernel import holders
 from uvirtio.backends.sysfs_pci import require_bound
 from uvirtio.backends.vfio import Container, Device, Group, Kernel, group_of, uapi
 from uvirtio.backends.vfio.container import DEFAULT_RANGES
+from uvirtio.backends.vfio.group import is_noiommu
 from uvirtio.backends.vfio.kernel import INFO_LIMIT
 from uvirtio.errors import (
     Busy,
@@ -292,10 +293,12 @@ def test_a_function_without_an_iommu(roots):
         group_of(BDF, roots)
 
 
-def test_a_group_of_the_no_iommu_mode_is_refused_by_name(roots):
-    function(roots, label="vfio-noiommu")
-    with pytest.raises(NotSupported, match="no-IOMMU"):
-        group_of(BDF, roots)
+@pytest.mark.parametrize(("label", "made_up"), [("vfio-noiommu", True), ("", False), (None, False)])
+def test_a_group_that_vfio_made_up_is_known_by_its_name(roots, label, made_up):
+    function(roots, label=label)
+    assert group_of(BDF, roots) == 7
+    assert is_noiommu(BDF, roots) is made_up
+    assert not is_noiommu("0000:0f:00.0", roots)
 
 
 @pytest.mark.parametrize("driver", ["virtio-pci", None])
@@ -341,10 +344,6 @@ def test_a_group_of_somebody_else(roots, number):
 def test_a_group_that_is_not_there(roots):
     with pytest.raises(NoIommu):
         open_group(roots, errno.ENOENT)
-    (roots.dev / "vfio/noiommu-7").touch()
-    with pytest.raises(NotSupported):
-        open_group(roots, errno.ENOENT)
-    (roots.dev / "vfio/noiommu-7").unlink()
     (roots.dev / "vfio").rmdir()
     with pytest.raises(ModuleLack):
         open_group(roots, errno.ENOENT)

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 import uvirtio
-from tests.bodies import Cell, adopt, any_device, balloon, keyboard, rng
+from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, mem, rng
+from tests.bodies.mem import emptied  # noqa: F401  # a fixture
 from tests.vm import test_commands as commands
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_drivers import driver_of, given_back, hand_over  # noqa: F401  # one is a fixture
@@ -63,6 +64,7 @@ def cell(
         mode=mode,
         translated=False,
         legacy="legacy" in name,
+        extra={"id": name},
     )
 
 
@@ -79,14 +81,15 @@ def chosen(bodies: Any, cells: list[tuple[str, InterruptMode]], *names: str) -> 
 globals().update(
     chosen(
         any_device,
-        [("rng-uio", POLLING), ("rng-legacy-uio", INTX), ("balloon-uio", INTX)],
+        [("rng-uio", POLLING), ("rng-legacy-uio", INTX)],
         "the_device_sees_what_we_negotiated",
-        "the_device_is_reset_when_it_is_left",
         "the_rings_are_where_we_put_them",
         "the_interrupt_mode_is_the_one_asked_for",
     )
 )
-globals().update(chosen(rng, [("rng-uio", INTX), ("rng-legacy-uio", INTX)], "two_reads", "completions_come"))
+globals().update(chosen(rng, [("rng-uio", INTX), ("rng-legacy-uio", INTX)], "completions_come"))
+globals().update(chosen(blk, [("disk-uio", INTX)], "what_is_written"))
+globals().update(chosen(mem, [("mem-uio", INTX)], "plug_unplug_and_state"))
 globals().update(chosen(keyboard, [("keyboard-uio", INTX)], "keys_arrive", "events_come_by_interrupt"))
 globals().update(
     chosen(
@@ -362,6 +365,13 @@ def test_uio_with_the_iommu_on_is_refused_for_what_it_is(taken, some_pages):
         with pytest.raises(NotSupported, match="uio with the IOMMU on") as caught:
             uvirtio.Rng(device)
         assert "iommu=pt" in caught.value.remedy
+
+
+@on("rng-pt")
+def test_an_iommu_that_passes_addresses_through_is_none(taken):
+    with uvirtio.open(taken, unsafe_dma=True) as device, uvirtio.Rng(device) as source:
+        assert device.dma.translated, "ACCESS_PLATFORM was taken"
+        assert len(source.read(64)) == 64
 
 
 @on("rng")

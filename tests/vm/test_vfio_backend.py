@@ -323,15 +323,15 @@ def test_errors_and_requests_can_be_listened_to(bound):
 
 def test_translated_memory_is_mapped_and_all_of_it_comes_back(bound):
     with VfioPciFunction.open(bound("rng-iova")) as function:
-        before = function._container.iommu_info().dma_avail
+        before = function._way.space.iommu_info().dma_avail
         with function.dma(True) as space:
             blocks = [space.alloc(size) for size in (1, PAGE, 3 * PAGE, 4 << 20)]
-            assert function._container.iommu_info().dma_avail == before - 4
+            assert function._way.space.iommu_info().dma_avail == before - 4
             assert all(len(block.segments(0, block.size)) == 1 for block in blocks)
             assert bytes(blocks[2].view) == bytes(3 * PAGE)
             blocks[1].close()
-            assert function._container.iommu_info().dma_avail == before - 3
-        assert function._container.iommu_info().dma_avail == before
+            assert function._way.space.iommu_info().dma_avail == before - 3
+        assert function._way.space.iommu_info().dma_avail == before
 
 
 def test_the_kernel_refuses_what_the_allocator_never_asks(bound):
@@ -351,7 +351,7 @@ def test_the_kernel_refuses_what_the_allocator_never_asks(bound):
 
 def test_physical_memory_is_mapped_at_itself(bound):
     with VfioPciFunction.open(bound("rng")) as function:
-        before = function._container.iommu_info().dma_avail
+        before = function._way.space.iommu_info().dma_avail
         with function.dma(False) as space:
             block = space.alloc(PAGE)
             (pfn,) = block.pfns()
@@ -363,15 +363,15 @@ def test_physical_memory_is_mapped_at_itself(bound):
                 assert large.contiguous
             assert [length for _, length in large.segments(0, large.size)] == [r[2] for r in large.runs]
             assert [a >> 12 for _, a, n in large.runs for a in range(a, a + n, PAGE)] == large.pfns()
-        assert function._container.iommu_info().dma_avail == before
+        assert function._way.space.iommu_info().dma_avail == before
 
 
 def test_pinned_pages_stay_though_memory_is_compacted(bound):
     with VfioPciFunction.open(bound("balloon")) as function:
-        before = function._container.iommu_info().dma_avail
+        before = function._way.space.iommu_info().dma_avail
         with function.dma(False) as space:
             block = space.pin(32 << 20)
-            assert function._container.iommu_info().dma_avail == before - 1
+            assert function._way.space.iommu_info().dma_avail == before - 1
             pfns = block.pfns()
             assert len(set(pfns)) == 8192
             Path("/proc/sys/vm/compact_memory").write_text("1")

@@ -17,12 +17,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from uvirtio.errors import OperationFailed
+from uvirtio.errors import GuardianLost, OperationFailed
+
+WARNING = (
+    "no IOMMU holds this device: it can read and write all memory of this machine, and so can a mistake of its "
+    "driver"
+)
+"""What has to be said, and consented to, of every device that needs a guardian."""
 
 START = 20.0
 """Seconds that the process may take to be there. It takes 0.03; an emulated CPU takes a second."""
 
 _END = 5.0
+_LOOK = 0.1
+
+QUIET = 1.0
+"""Seconds that it gives the device for its reset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +85,12 @@ class Clear:
 Step = Store | Await | Clear
 
 
+def quieting(status: Register | None, command: Register, master: int) -> list[Step]:
+    """The steps for a PCI function: reset by the device status, where that is known, then bus mastering off."""
+    reset: list[Step] = [] if status is None else [Store(status, 0), Await(status, 0, QUIET)]
+    return [*reset, Clear(command, master)]
+
+
 class Guardian:
     """The guardian of one device, for one driver. ``holds`` are descriptors that it keeps open with us.
 
@@ -112,6 +128,9 @@ class Guardian:
             os.close(us)
         self._armed = False
         self._ended = False
+        self._looked = 0.0
+        self.needed = False
+        """The device may do DMA now, so that ``check`` has something to check."""
 
     @property
     def pid(self) -> int:
@@ -139,10 +158,37 @@ class Guardian:
             said += data
         self._armed = True
 
+    def stand_ready(self, steps: Sequence[Step]) -> None:
+        """Arm it, once, before the device may do DMA. Raises OperationFailed, GuardianLost."""
+        if not self._armed:
+            self.arm(steps)
+        if not self.alive:
+            raise self._lost()
+
     @property
     def alive(self) -> bool:
         """Whether it is there to act."""
         return not self._ended and self._process.poll() is None
+
+    def check(self) -> None:
+        """Look whether it stands while it is needed, at most ten times a second.
+
+        Raises GuardianLost, once: the way out must not stumble over it.
+        """
+        now = time.monotonic()
+        if self.needed and now >= self._looked + _LOOK:
+            self._looked = now
+            if not self.alive:
+                self.needed = False
+                raise self._lost()
+
+    def _lost(self) -> GuardianLost:
+        return GuardianLost(
+            f"the guardian of {self.name} is gone",
+            seen=f"process {self.pid} ended",
+            expected="a process that quiets the device if this one is killed",
+            remedy="find out who ended it; then open the device again",
+        )
 
     def disarm(self) -> None:
         """The device is quiet: have it end, and wait for that; idempotent."""

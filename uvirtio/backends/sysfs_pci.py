@@ -5,6 +5,9 @@ from __future__ import annotations
 from uvirtio.errors import NoSuchDevice, NotBound
 from uvirtio.roots import Roots
 
+VFIO = "vfio-pci"
+UIO = "uio_pci_generic"
+
 
 def driver_of(address: str, roots: Roots) -> str | None:
     """The driver bound to a PCI function; None: none."""
@@ -26,5 +29,5 @@ def require_bound(address: str, wanted: str, roots: Roots) -> None:
             f"{address} is not bound to {wanted}",
             seen=driver or "no driver",
             expected=wanted,
-            remedy=f"uvirtio bind {address}" + ("" if wanted == "vfio-pci" else f" --driver {wanted}"),
+            remedy=f"uvirtio bind {address}" + ("" if wanted == VFIO else f" --driver {wanted}"),
         )

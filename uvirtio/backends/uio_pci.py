@@ -9,14 +9,13 @@ kernel tells it before it takes the mapping away: uio_pci_generic lets go first,
 failed from then on. So that is asked before every access, which costs a microsecond; the moment between the
 question and the access stays, and who dies in it is outlived by the guardian.
 
-Whoever opens and closes ``/dev/uioN`` switches bus mastering off, whoever else has it open. So there is a lock
-on the configuration file, which nobody is disturbed by, and the bit is watched.
+Whoever opens and closes ``/dev/uioN`` switches bus mastering off, whoever else has it open. So the device's lock
+is taken before, which disturbs nobody, and the bit is watched.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import mmap
 import os
 import re
@@ -27,43 +26,33 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from uvirtio.backends.guardian import Await, Clear, Guardian, Register, Step, Store
-from uvirtio.backends.kernel import holders
+from uvirtio.backends.guardian import QUIET, WARNING, Guardian, Register, Step, quieting
 from uvirtio.backends.pages import advise
 from uvirtio.backends.physical import HugeFile, PhysicalDmaSpace
-from uvirtio.backends.sysfs_pci import require_bound
+from uvirtio.backends.sysfs_pci import UIO, require_bound
 from uvirtio.errors import (
-    Busy,
     CapabilityError,
     Closed,
     DeviceGone,
     DeviceResetByOther,
-    GuardianLost,
     NotSupported,
     OperationFailed,
     PermissionLack,
     UnsafeDma,
     UvirtioError,
 )
+from uvirtio.lock import take_lock
 from uvirtio.memory.access import FdRegisters, MappedRegisters
 from uvirtio.memory.seams import BarInfo, Doorbell, Event, Registers
 from uvirtio.roots import Roots
 from uvirtio.spec import pci
 
-DRIVER = "uio_pci_generic"
+DRIVER = UIO
 
 _IORESOURCE_IO = 0x100  # <linux/ioport.h>
 _IORESOURCE_MEM = 0x200
 _WATCH = 0.1
 """Seconds between looks at the bus master bit and the guardian."""
-
-_QUIET = 1.0
-"""Seconds that the guardian gives the device for its reset."""
-
-WARNING = (
-    "no IOMMU holds this device: it can read and write all memory of this machine, and so can a mistake of its "
-    "driver"
-)
 
 
 class _Lines:
@@ -206,14 +195,14 @@ class UioPciFunction:
         self._mappings: dict[int, mmap.mmap] = {}
         self._windows: weakref.WeakSet[_Watched] = weakref.WeakSet()
         self._intx: _Intx | None = None
-        self._status: tuple[Register, ...] = ()
+        self._status: Register | None = None
         self._master = False
-        self._armed = False
         self._looked = 0.0
         self._closed = False
         with ExitStack() as stack:
+            self._lock = take_lock(address, roots, patience=min(timeout, 2 * QUIET))
+            stack.callback(os.close, self._lock)
             self._config_fd = self._open(self._device / "config", stack)
-            self._lock(node)
             self.config: Registers = FdRegisters(
                 self._config_fd, 0, os.fstat(self._config_fd).st_size, what=address
             )
@@ -229,7 +218,7 @@ class UioPciFunction:
             self._decode()
             self._memory = HugeFile(roots)
             stack.callback(self._memory.close)
-            holds = [self._memory.fileno(), self._config_fd, *self._files.values()]
+            holds = [self._lock, self._memory.fileno(), self._config_fd, *self._files.values()]
             self._guardian = Guardian(address, holds)
             stack.pop_all()
 
@@ -271,25 +260,6 @@ class UioPciFunction:
             raise OperationFailed(f"{path} cannot be opened", seen=seen, expected="a file of sysfs") from error
         stack.callback(os.close, fd)
         return fd
-
-    def _lock(self, node: Path) -> None:
-        """One driver at a time. The guardian of a dead one holds the lock until the device is quiet."""
-        deadline = time.monotonic() + min(self._timeout, 2 * _QUIET)
-        while True:
-            try:
-                fcntl.flock(self._config_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except OSError as error:
-                found = holders(node, self._roots)
-                if not found and time.monotonic() < deadline:
-                    time.sleep(0.05)
-                    continue
-                raise Busy(
-                    f"{self.address} is open elsewhere",
-                    seen=("held by process " + ", ".join(found)) if found else "its configuration file is locked",
-                    expected="one process at a time",
-                    remedy="end that process" if found else f"as root: fuser -v {self._device / 'config'}",
-                ) from error
 
     def _gone_error(self, seen: str) -> DeviceGone:
         return DeviceGone(
@@ -374,26 +344,19 @@ class UioPciFunction:
     def guard(self, bar: int, offset: int, width: int) -> None:
         """Where the device status lies: what the guardian resets the device by. See the Guarded seam."""
         info = self._bars[bar]
-        self._status = (Register(self._files[bar], offset, width, mapped=not info.is_io),)
+        self._status = Register(self._files[bar], offset, width, mapped=not info.is_io)
 
     def bus_master(self, on: bool) -> None:
         """Allow the function to do DMA, or not. Allowing waits until the guardian stands ready."""
         if on:
-            if not self._armed:
-                self._guardian.arm(self._plan())
-                self._armed = True
-            if not self._guardian.alive:
-                raise self._lost()
+            self._guardian.stand_ready(self._plan())
             self.command(set_=pci.Command.MASTER)
         else:
             self.command(clear=pci.Command.MASTER)
-        self._master = on
+        self._master = self._guardian.needed = on
 
     def _plan(self) -> list[Step]:
-        steps: list[Step] = []
-        for register in self._status:
-            steps += [Store(register, 0), Await(register, 0, _QUIET)]
-        return [*steps, Clear(Register(self._config_fd, pci.CFG_COMMAND, 2), pci.Command.MASTER)]
+        return quieting(self._status, Register(self._config_fd, pci.CFG_COMMAND, 2), pci.Command.MASTER)
 
     def watch(self) -> None:
         """Look now and then whether the function may still do DMA, and whether the guardian stands.
@@ -415,17 +378,7 @@ class UioPciFunction:
                 expected="bit 2 as it was set",
                 remedy="whoever opens and closes /dev/uioN does that; find it, then open the device again",
             )
-        if not self._guardian.alive:
-            self._master = False
-            raise self._lost()
-
-    def _lost(self) -> GuardianLost:
-        return GuardianLost(
-            f"the guardian of {self.address} is gone",
-            seen=f"process {self._guardian.pid} ended",
-            expected="a process that quiets the device if this one is killed",
-            remedy="find out who ended it; then open the device again",
-        )
+        self._guardian.check()
 
     def dma(self, translated: bool) -> PhysicalDmaSpace:
         """Memory in huge pages. The caller closes it after the device was reset.
@@ -497,7 +450,7 @@ class UioPciFunction:
         self._closed = True
         with ExitStack() as stack:  # runs backwards, and all of it, whatever fails
             stack.callback(self._memory.close)
-            for fd in (self._lines.fd, *self._files.values(), self._config_fd):
+            for fd in (self._lock, self._lines.fd, *self._files.values(), self._config_fd):
                 stack.callback(os.close, fd)
             for mapping in self._mappings.values():
                 stack.callback(mapping.close)

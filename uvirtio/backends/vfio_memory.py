@@ -27,7 +27,7 @@ from uvirtio.backends.pages import (
     ordinary,
     pieces,
 )
-from uvirtio.backends.vfio.container import Container
+from uvirtio.backends.vfio.ways import AddressSpace
 from uvirtio.errors import Closed, OperationFailed, PageMoved
 from uvirtio.memory.iova import IovaAllocator
 from uvirtio.roots import Roots
@@ -154,7 +154,7 @@ class VfioDmaSpace:
 
     def __init__(
         self,
-        container: Container,
+        container: AddressSpace,
         iova: IovaAllocator,
         *,
         translated: bool,

@@ -14,11 +14,10 @@ from typing import Literal
 
 from uvirtio.backends.kernel import Kernel
 from uvirtio.backends.pages import PAGE
-from uvirtio.backends.sysfs_pci import require_bound
-from uvirtio.backends.vfio.container import IOMMU_NAMES, Container
-from uvirtio.backends.vfio.device import Device, RegionInfo
+from uvirtio.backends.sysfs_pci import VFIO, require_bound
+from uvirtio.backends.vfio import ways
+from uvirtio.backends.vfio.device import RegionInfo
 from uvirtio.backends.vfio.events import IntxEvent
-from uvirtio.backends.vfio.group import Group, group_of
 from uvirtio.backends.vfio.uapi import (
     VFIO_PCI_BAR0_REGION_INDEX,
     VFIO_PCI_BAR5_REGION_INDEX,
@@ -28,15 +27,16 @@ from uvirtio.backends.vfio.uapi import (
     VFIO_PCI_MSIX_IRQ_INDEX,
     VFIO_PCI_REQ_IRQ_INDEX,
 )
+from uvirtio.backends.vfio.ways import Way
 from uvirtio.backends.vfio_memory import VfioDmaSpace
-from uvirtio.errors import CapabilityError, Closed, DeviceGone, OperationFailed
+from uvirtio.errors import CapabilityError, Closed, DeviceGone, OperationFailed, UnsafeDma
 from uvirtio.memory.access import FdRegisters
 from uvirtio.memory.eventfd import EventFd
 from uvirtio.memory.iova import IovaAllocator
-from uvirtio.memory.seams import BarInfo, Doorbell, Event, Registers
+from uvirtio.memory.seams import BarInfo, DmaSpace, Doorbell, Event, Registers
 from uvirtio.roots import Roots
 
-DRIVER = "vfio-pci"
+DRIVER = VFIO
 
 _COMMAND = 0x04
 _COMMAND_IO = 1 << 0
@@ -55,18 +55,15 @@ class VfioPciFunction:
     def __init__(
         self,
         address: str,
-        container: Container,
-        group: Group,
-        device: Device,
+        way: Way,
         roots: Roots,
         *,
         timeout: float = 5.0,
     ) -> None:
-        """Takes over the open objects; use :meth:`open`."""
+        """Takes the open way over; use :meth:`open`."""
         self.address = address
-        self._container = container
-        self._group = group
-        self._device = device
+        self._way = way
+        self._device = device = way.device
         self._roots = roots
         self._timeout = timeout
         self._windows: weakref.WeakSet[FdRegisters] = weakref.WeakSet()
@@ -91,10 +88,11 @@ class VfioPciFunction:
         self.msix_vectors = device.irq_info(VFIO_PCI_MSIX_IRQ_INDEX).count
         self.has_intx = device.irq_info(VFIO_PCI_INTX_IRQ_INDEX).count > 0
         self.translates = True
-        iommu = container.iommu_info()
-        page = max(PAGE, iommu.page_sizes & -iommu.page_sizes)
-        self._iova = IovaAllocator(iommu.ranges, page)
-        self.description = f"{DRIVER}, group {group.number}, {IOMMU_NAMES.get(container.iommu_type or 0, 'IOMMU')}"
+        self.description = f"{DRIVER}, {way.description}"
+        if way.space is not None:
+            iommu = way.space.iommu_info()
+            page = max(PAGE, iommu.page_sizes & -iommu.page_sizes)
+            self._iova = IovaAllocator(iommu.ranges, page)
         self._decode()
         self.error = self._listen(VFIO_PCI_ERR_IRQ_INDEX)
         try:
@@ -112,25 +110,41 @@ class VfioPciFunction:
         *,
         timeout: float = 5.0,
         kernel: Kernel | None = None,
+        way: Literal["best", "group", "cdev"] = "best",
+        unsafe_dma: bool = False,
     ) -> VfioPciFunction:
         """Open the function at ``address`` (``0000:03:00.0``). **The kernel resets it on the way.**
 
         The caller has asked the deny list. ``timeout`` (seconds) bounds later waits for the device's lock.
-        Raises NoIommu, NotSupported, GroupNotViable, Busy, PermissionLack, ModuleLack.
+        ``way`` insists on one; the best is what the kernel has and this user may open. A function without an
+        IOMMU comes back as a VfioNoIommuFunction, with the consent. Raises NoIommu, UnsafeDma, NotSupported,
+        GroupNotViable, Busy, PermissionLack, ModuleLack.
         """
         roots = roots or Roots()
         kernel = kernel or Kernel()
         require_bound(address, DRIVER, roots)
-        number = group_of(address, roots)
-        with ExitStack() as stack:
-            container = stack.enter_context(Container.open(roots, kernel=kernel))
-            group = stack.enter_context(Group.open(number, roots, kernel=kernel))
-            group.set_container(container)
-            container.set_iommu()
-            device = stack.enter_context(Device(group.device_fd(address), address, kernel))
-            function = cls(address, container, group, device, roots, timeout=timeout)
-            stack.pop_all()
-        return function
+        kind: type[VfioPciFunction] = cls
+        if ways.is_noiommu(address, roots):
+            from uvirtio.backends.guardian import WARNING
+            from uvirtio.backends.vfio_noiommu import VfioNoIommuFunction
+
+            if not unsafe_dma:
+                raise UnsafeDma(
+                    f"{address} is refused: {WARNING}",
+                    seen="a group called vfio-noiommu, without --unsafe-dma",
+                    expected="the consent, or a device that an IOMMU holds",
+                    remedy="on a machine that you can afford to lose: --unsafe-dma (unsafe_dma=True); better: "
+                    "give it an IOMMU",
+                )
+            kind, take = VfioNoIommuFunction, ways.without_iommu
+        else:
+            take = {"best": ways.best, "group": ways.by_group, "cdev": ways.by_cdev}[way]
+        opened = take(address, roots, kernel)
+        try:
+            return kind(address, opened, roots, timeout=timeout)
+        except BaseException:
+            opened.close()
+            raise
 
     # --- registers ----------------------------------------------------------------------------------------
 
@@ -254,14 +268,14 @@ class VfioPciFunction:
 
     # --- memory, reset, close -----------------------------------------------------------------------------
 
-    def dma(self, translated: bool) -> VfioDmaSpace:
+    def dma(self, translated: bool) -> DmaSpace:
         """Memory under one address policy. The caller closes it after the device was reset.
 
         Raises PagemapHidden with ``translated=False`` where physical addresses cannot be known.
         """
-        if self._closed:
+        if self._closed or self._way.space is None:
             raise Closed(f"{self.address} is closed")
-        space = VfioDmaSpace(self._container, self._iova, translated=translated, roots=self._roots)
+        space = VfioDmaSpace(self._way.space, self._iova, translated=translated, roots=self._roots)
         self._spaces.append(space)
         return space
 
@@ -279,8 +293,7 @@ class VfioPciFunction:
             return
         self._closed = True
         with ExitStack() as stack:  # runs backwards, and all of it, whatever fails
-            stack.callback(self._container.close)
-            stack.callback(self._group.close)
+            stack.callback(self._way.close)
             for space in self._spaces:
                 stack.callback(space.close)
             for event in (self.removal, self.error):

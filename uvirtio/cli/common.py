@@ -64,7 +64,10 @@ TimeoutOption = Annotated[
 BackendOption = Annotated[
     str,
     typer.Option(
-        "--backend", metavar="NAME", help="auto, vfio, uio, vhost-vdpa or qemu.", rich_help_panel=_OPENING
+        "--backend",
+        metavar="NAME",
+        help="auto, vfio (vfio-group, vfio-cdev), uio, devmem, vhost-vdpa or qemu.",
+        rich_help_panel=_OPENING,
     ),
 ]
 UnsafeOption = Annotated[

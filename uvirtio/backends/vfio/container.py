@@ -189,28 +189,7 @@ class Container:
         try:
             self._kernel.ioctl(self.fd, VFIO_IOMMU_MAP_DMA, argument)
         except OSError as error:
-            raise self._map_error(error, iova, size) from error
-
-    def _map_error(self, error: OSError, iova: int, size: int) -> UvirtioError:
-        what = f"mapping {size} bytes at the device address {iova:#x}"
-        if error.errno == errno.ENOMEM:
-            limit = memlock_limit(self._roots)
-            locked = locked_bytes(self._roots)
-            if limit is not None and locked + size > limit:
-                need = locked + size
-                return MemlockExceeded(
-                    f"pinning {size} bytes more goes beyond RLIMIT_MEMLOCK",
-                    seen=f"limit {limit} bytes, {locked} in use",
-                    expected=f"at least {need} bytes",
-                    remedy=f"'ulimit -l {-(-need // 1024)}' in the shell, 'prlimit --memlock={need} COMMAND' as "
-                    f"root, or a line in /etc/security/limits.d: 'USER - memlock {-(-need // 1024)}'",
-                )
-        remedies = {
-            errno.ENOSPC: "fewer, larger maps, or raise the parameter dma_entry_limit of vfio_iommu_type1",
-            errno.EEXIST: "choose device addresses that are free",
-            errno.EINVAL: "stay inside the ranges of VFIO_IOMMU_GET_INFO, in whole pages",
-        }
-        return failed(what, error, remedy=remedies.get(error.errno or 0))
+            raise map_error(self._roots, error, iova, size) from error
 
     def unmap(self, iova: int, size: int) -> None:
         """Take the maps in this range away; the pages are unpinned.
@@ -242,6 +221,29 @@ class Container:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def map_error(roots: Roots, error: OSError, iova: int, size: int) -> UvirtioError:
+    """What a refused map means; ``size`` bytes at the device address ``iova``."""
+    what = f"mapping {size} bytes at the device address {iova:#x}"
+    if error.errno == errno.ENOMEM:
+        limit = memlock_limit(roots)
+        locked = locked_bytes(roots)
+        if limit is not None and locked + size > limit:
+            need = locked + size
+            return MemlockExceeded(
+                f"pinning {size} bytes more goes beyond RLIMIT_MEMLOCK",
+                seen=f"limit {limit} bytes, {locked} in use",
+                expected=f"at least {need} bytes",
+                remedy=f"'ulimit -l {-(-need // 1024)}' in the shell, 'prlimit --memlock={need} COMMAND' as "
+                f"root, or a line in /etc/security/limits.d: 'USER - memlock {-(-need // 1024)}'",
+            )
+    remedies = {
+        errno.ENOSPC: "fewer, larger maps, or raise the parameter dma_entry_limit of vfio_iommu_type1",
+        errno.EEXIST: "choose device addresses that are free",
+        errno.EINVAL: "stay inside the ranges of VFIO_IOMMU_GET_INFO, in whole pages",
+    }
+    return failed(what, error, remedy=remedies.get(error.errno or 0))
 
 
 def _open_error(path: Path, error: OSError) -> UvirtioError:

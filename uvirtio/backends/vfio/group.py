@@ -28,7 +28,6 @@ from uvirtio.errors import (
     ModuleLack,
     NoIommu,
     NoSuchDevice,
-    NotSupported,
     PermissionLack,
     UvirtioError,
 )
@@ -49,7 +48,7 @@ class GroupMember:
 def group_of(address: str, roots: Roots) -> int:
     """The IOMMU group of a PCI function, from sysfs.
 
-    Raises NoSuchDevice, NoIommu, or NotSupported where the group is a no-IOMMU one.
+    Raises NoSuchDevice, NoIommu. VFIO gives a group to a function without an IOMMU too: see :func:`is_noiommu`.
     """
     device = roots.sys / "bus" / "pci" / "devices" / address
     if not device.exists():
@@ -65,18 +64,16 @@ def group_of(address: str, roots: Roots) -> int:
         ) from error
     if not name.isdigit():
         raise NoIommu(f"{address} has a strange IOMMU group", seen=name, expected="a number")
-    try:
-        label = (device / "iommu_group" / "name").read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        label = ""
-    if label == "vfio-noiommu":
-        raise NotSupported(
-            f"{address} has no IOMMU, and VFIO's no-IOMMU mode is not supported yet",
-            seen=f"group {name} is called {label}",
-            expected="a group of a real IOMMU",
-            remedy="give the machine an IOMMU, or use uio_pci_generic with --unsafe-dma",
-        )
     return int(name)
+
+
+def is_noiommu(address: str, roots: Roots) -> bool:
+    """Whether the function's group is one that VFIO made up, because there is no IOMMU."""
+    path = roots.sys / "bus" / "pci" / "devices" / address / "iommu_group" / "name"
+    try:
+        return path.read_text(encoding="ascii", errors="replace").strip() == "vfio-noiommu"
+    except OSError:
+        return False
 
 
 def members(number: int, roots: Roots) -> list[GroupMember]:
@@ -105,15 +102,21 @@ class Group:
         self.path = path
 
     @classmethod
-    def open(cls, number: int, roots: Roots | None = None, *, kernel: Kernel | None = None) -> Group:
-        """Open ``/dev/vfio/NUMBER`` below ``roots.dev``.
+    def open(
+        cls,
+        number: int,
+        roots: Roots | None = None,
+        *,
+        kernel: Kernel | None = None,
+        noiommu: bool = False,
+    ) -> Group:
+        """Open ``/dev/vfio/NUMBER`` (``noiommu-NUMBER``) below ``roots.dev``.
 
-        Raises Busy (naming who has it), PermissionLack, ModuleLack, NotSupported (a no-IOMMU group), or
-        GroupNotViable.
+        Raises Busy (naming who has it), PermissionLack, ModuleLack, NoIommu, or GroupNotViable.
         """
         roots = roots or Roots()
         kernel = kernel or Kernel()
-        path = roots.dev / "vfio" / str(number)
+        path = roots.dev / "vfio" / (f"noiommu-{number}" if noiommu else str(number))
         try:
             fd = kernel.open(str(path), os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
@@ -242,13 +245,6 @@ def _open_error(path: Path, number: int, roots: Roots, error: OSError) -> Uvirti
             "(whoever owns a device without IOMMU protection can write to all memory)",
         )
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-        if (roots.dev / "vfio" / f"noiommu-{number}").exists():
-            return NotSupported(
-                f"group {number} is a no-IOMMU one, and that mode is not supported yet",
-                seen=str(roots.dev / "vfio" / f"noiommu-{number}"),
-                expected=str(path),
-                remedy="give the machine an IOMMU, or use uio_pci_generic with --unsafe-dma",
-            )
         if not (roots.dev / "vfio").exists():
             return ModuleLack(
                 f"{path} is not there: vfio is not loaded",

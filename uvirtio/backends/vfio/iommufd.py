@@ -1,0 +1,256 @@
+"""iommufd and VFIO's character device for each function: the newer way, without groups and containers.
+
+``<linux/iommufd.h>`` and the part of ``<linux/vfio.h>`` (6.6) that belongs to it, as ctypes: the names are the
+kernel's. :class:`Ioas` has the verbs of :class:`Container` that make maps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+from ctypes import c_int32, c_uint32, c_uint64
+from pathlib import Path
+
+from uvirtio.backends.kernel import Kernel, failed, gone_or_failed, holders, named
+from uvirtio.backends.vfio.container import IommuInfo, map_error
+from uvirtio.errors import Busy, Closed, ModuleLack, NotSupported, OperationFailed, PermissionLack
+from uvirtio.roots import Roots
+
+_IOMMUFD_TYPE = ord(";") << 8
+
+IOMMU_DESTROY = _IOMMUFD_TYPE | 0x80
+IOMMU_IOAS_ALLOC = _IOMMUFD_TYPE | 0x81
+IOMMU_IOAS_IOVA_RANGES = _IOMMUFD_TYPE | 0x84
+IOMMU_IOAS_MAP = _IOMMUFD_TYPE | 0x85
+IOMMU_IOAS_UNMAP = _IOMMUFD_TYPE | 0x86
+
+IOMMU_IOAS_MAP_FIXED_IOVA = 1 << 0
+IOMMU_IOAS_MAP_WRITEABLE = 1 << 1
+IOMMU_IOAS_MAP_READABLE = 1 << 2
+
+VFIO_DEVICE_BIND_IOMMUFD = _IOMMUFD_TYPE | 100 + 18
+VFIO_DEVICE_ATTACH_IOMMUFD_PT = _IOMMUFD_TYPE | 100 + 19
+
+_RANGES_LIMIT = 4096
+
+
+class iommu_ioas_alloc(ctypes.Structure):
+    _fields_ = (("size", c_uint32), ("flags", c_uint32), ("out_ioas_id", c_uint32))
+
+
+class iommu_iova_range(ctypes.Structure):
+    """``last`` is the last byte of the range."""
+
+    _fields_ = (("start", c_uint64), ("last", c_uint64))
+
+
+class iommu_ioas_iova_ranges(ctypes.Structure):
+    """``num_iovas`` says how many fit at ``allowed_iovas``, and comes back as how many there are."""
+
+    _fields_ = (
+        ("size", c_uint32),
+        ("ioas_id", c_uint32),
+        ("num_iovas", c_uint32),
+        ("__reserved", c_uint32),
+        ("allowed_iovas", c_uint64),
+        ("out_iova_alignment", c_uint64),
+    )
+
+
+class iommu_ioas_map(ctypes.Structure):
+    _fields_ = (
+        ("size", c_uint32),
+        ("flags", c_uint32),
+        ("ioas_id", c_uint32),
+        ("__reserved", c_uint32),
+        ("user_va", c_uint64),
+        ("length", c_uint64),
+        ("iova", c_uint64),
+    )
+
+
+class iommu_ioas_unmap(ctypes.Structure):
+    """``length`` is overwritten with the number of bytes that were really unmapped."""
+
+    _fields_ = (("size", c_uint32), ("ioas_id", c_uint32), ("iova", c_uint64), ("length", c_uint64))
+
+
+class vfio_device_bind_iommufd(ctypes.Structure):
+    _fields_ = (("argsz", c_uint32), ("flags", c_uint32), ("iommufd", c_int32), ("out_devid", c_uint32))
+
+
+class vfio_device_attach_iommufd_pt(ctypes.Structure):
+    _fields_ = (("argsz", c_uint32), ("flags", c_uint32), ("pt_id", c_uint32))
+
+
+def cdev_of(address: str, roots: Roots) -> Path | None:
+    """The character device that VFIO made for a PCI function; None where this kernel makes none."""
+    try:
+        names = [entry.name for entry in (roots.sys / "bus/pci/devices" / address / "vfio-dev").iterdir()]
+    except OSError:
+        return None
+    for name in names:
+        path = roots.dev / "vfio" / "devices" / name
+        if re.fullmatch(r"vfio[0-9]+", name, re.ASCII) and path.exists():
+            return path
+    return None
+
+
+class Ioas:
+    """An I/O address space of iommufd (``/dev/iommu``): what maps are made in."""
+
+    def __init__(self, fd: int, ioas_id: int, kernel: Kernel, roots: Roots) -> None:
+        self._fd = fd
+        self._kernel = kernel
+        self._roots = roots
+        self.id = ioas_id
+
+    @classmethod
+    def open(cls, roots: Roots, *, kernel: Kernel | None = None) -> Ioas:
+        """Open ``/dev/iommu`` and make one space. Raises ModuleLack, PermissionLack, OperationFailed."""
+        kernel = kernel or Kernel()
+        path = roots.dev / "iommu"
+        try:
+            fd = kernel.open(str(path), os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM):
+                raise PermissionLack(
+                    f"{path} may not be opened",
+                    seen=f"{named(error)}, as user {os.geteuid()}",
+                    expected="root, or the owner of the node",
+                    remedy="run as root, or take the group instead: --backend vfio-group",
+                ) from error
+            raise ModuleLack(
+                f"{path} is not there",
+                seen=named(error),
+                expected="the module iommufd (CONFIG_IOMMUFD)",
+                remedy="as root: modprobe iommufd; or take the group instead: --backend vfio-group",
+            ) from error
+        argument = iommu_ioas_alloc(size=ctypes.sizeof(iommu_ioas_alloc))
+        try:
+            kernel.ioctl(fd, IOMMU_IOAS_ALLOC, argument)
+        except OSError as error:
+            kernel.close(fd)
+            raise failed("IOMMU_IOAS_ALLOC", error) from error
+        return cls(fd, argument.out_ioas_id, kernel, roots)
+
+    @property
+    def fd(self) -> int:
+        """The file descriptor. Raises Closed."""
+        if self._fd < 0:
+            raise Closed("this I/O address space is closed")
+        return self._fd
+
+    def iommu_info(self) -> IommuInfo:
+        """IOMMU_IOAS_IOVA_RANGES; it knows the ranges once a device is attached. Raises OperationFailed."""
+        room = 32
+        while True:
+            found = (iommu_iova_range * room)()
+            argument = iommu_ioas_iova_ranges(
+                size=ctypes.sizeof(iommu_ioas_iova_ranges),
+                ioas_id=self.id,
+                num_iovas=room,
+                allowed_iovas=ctypes.addressof(found),
+            )
+            try:
+                self._kernel.ioctl(self.fd, IOMMU_IOAS_IOVA_RANGES, argument)
+            except OSError as error:
+                if error.errno != errno.EMSGSIZE or not room < argument.num_iovas <= _RANGES_LIMIT:
+                    raise failed("IOMMU_IOAS_IOVA_RANGES", error) from error
+                room = argument.num_iovas
+                continue
+            ranges = tuple((r.start, r.last) for r in found[: min(room, argument.num_iovas)] if r.start <= r.last)
+            return IommuInfo(int(argument.out_iova_alignment), ranges, None)
+
+    def map(self, vaddr: int, iova: int, size: int, *, read: bool = True, write: bool = True) -> None:
+        """Pin ``size`` bytes of this process's memory at ``vaddr`` and show them to the device at ``iova``.
+
+        As :meth:`Container.map`. Raises MemlockExceeded, OperationFailed.
+        """
+        flags = IOMMU_IOAS_MAP_FIXED_IOVA
+        flags |= (IOMMU_IOAS_MAP_READABLE if read else 0) | (IOMMU_IOAS_MAP_WRITEABLE if write else 0)
+        argument = iommu_ioas_map(
+            size=ctypes.sizeof(iommu_ioas_map),
+            flags=flags,
+            ioas_id=self.id,
+            user_va=vaddr,
+            length=size,
+            iova=iova,
+        )
+        try:
+            self._kernel.ioctl(self.fd, IOMMU_IOAS_MAP, argument)
+        except OSError as error:
+            raise map_error(self._roots, error, iova, size) from error
+
+    def unmap(self, iova: int, size: int) -> None:
+        """Take the maps in this range away. Raises OperationFailed unless exactly ``size`` bytes went."""
+        argument = iommu_ioas_unmap(size=ctypes.sizeof(iommu_ioas_unmap), ioas_id=self.id, iova=iova, length=size)
+        try:
+            self._kernel.ioctl(self.fd, IOMMU_IOAS_UNMAP, argument)
+        except OSError as error:
+            raise failed(f"unmapping {size} bytes at the device address {iova:#x}", error) from error
+        if argument.length != size:
+            raise OperationFailed(
+                f"the kernel unmapped another range than was asked at {iova:#x}",
+                seen=f"{argument.length} bytes",
+                expected=f"{size} bytes",
+            )
+
+    def close(self) -> None:
+        """Close the descriptor; idempotent. Maps and the space go with it."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            self._kernel.close(fd)
+
+    def __enter__(self) -> Ioas:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_cdev(path: Path, ioas: Ioas, roots: Roots, *, kernel: Kernel | None = None) -> int:
+    """Open a function's character device, bind it to iommufd and attach it to ``ioas``. **This resets it.**
+
+    Returns a descriptor that the caller owns. Raises PermissionLack, Busy, NotSupported, DeviceGone,
+    OperationFailed.
+    """
+    kernel = kernel or Kernel()
+    try:
+        fd = kernel.open(str(path), os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise PermissionLack(
+                f"{path} may not be opened",
+                seen=f"{named(error)}, as user {os.geteuid()}",
+                expected="root, or the owner of the node",
+                remedy="run as root, or take the group instead: --backend vfio-group",
+            ) from error
+        raise gone_or_failed(f"opening {path}", error) from error
+    try:
+        bind = vfio_device_bind_iommufd(argsz=ctypes.sizeof(vfio_device_bind_iommufd), iommufd=ioas.fd)
+        kernel.ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, bind)
+        attach = vfio_device_attach_iommufd_pt(argsz=ctypes.sizeof(vfio_device_attach_iommufd_pt), pt_id=ioas.id)
+        kernel.ioctl(fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, attach)
+    except OSError as error:
+        kernel.close(fd)
+        found = holders(path, roots)
+        # EBUSY: its group is open. EINVAL: this node is, among other things.
+        if error.errno == errno.EBUSY or (error.errno == errno.EINVAL and found):
+            raise Busy(
+                f"{path} is in use",
+                seen=("held by process " + ", ".join(found)) if found else "EBUSY; perhaps its group is open",
+                expected="one process at a time, by the group or by this node",
+                remedy="end that process" if found else f"as root: fuser -v {path} /dev/vfio/*",
+            ) from error
+        if error.errno in (errno.ENOTTY, errno.EINVAL):
+            raise NotSupported(
+                f"{path} cannot be bound to iommufd",
+                seen=named(error),
+                expected="a kernel with VFIO_DEVICE_BIND_IOMMUFD, and an IOMMU behind the function",
+                remedy="take the group instead: --backend vfio-group",
+            ) from error
+        raise gone_or_failed(f"binding {path} to iommufd", error) from error
+    return fd

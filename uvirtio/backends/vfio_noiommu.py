@@ -1,0 +1,107 @@
+"""A PCI function through VFIO's no-IOMMU mode: VFIO's registers, interrupts and reset, and no protection.
+
+The kernel taints itself for it. Addresses are physical and nothing is pinned, so memory comes from huge pages
+and a guardian stands by, as with uio_pci_generic; but there is MSI-X, and no other process can get in between.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from uvirtio.backends.guardian import WARNING, Guardian, Register, Step, quieting
+from uvirtio.backends.physical import HugeFile, PhysicalDmaSpace
+from uvirtio.backends.vfio.uapi import VFIO_PCI_CONFIG_REGION_INDEX
+from uvirtio.backends.vfio.ways import Way
+from uvirtio.backends.vfio_pci import VfioPciFunction
+from uvirtio.errors import Closed, DeviceGone, UvirtioError
+from uvirtio.memory.eventfd import EventFd
+from uvirtio.memory.seams import DmaSpace, Event
+from uvirtio.roots import Roots
+from uvirtio.spec import pci
+
+
+class _Removal:
+    """The kernel's request to give the function back; the guardian is looked at on the way."""
+
+    def __init__(self, inner: Event, guardian: Guardian) -> None:
+        self._inner = inner
+        self._guardian = guardian
+
+    def fileno(self) -> int:
+        return self._inner.fileno()
+
+    def take(self) -> bool:
+        self._guardian.check()
+        return self._inner.take()
+
+    def rearm(self) -> None:
+        self._inner.rearm()
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class VfioNoIommuFunction(VfioPciFunction):
+    """A PCI function that vfio-pci holds without an IOMMU. Satisfies ``PciFunction``, ``Guarded``, ``Unheld``."""
+
+    warning = WARNING
+
+    def __init__(self, address: str, way: Way, roots: Roots, *, timeout: float = 5.0) -> None:
+        """Takes the open way over; use :meth:`VfioPciFunction.open`."""
+        super().__init__(address, way, roots, timeout=timeout)
+        self.translates = False
+        self._status: Register | None = None
+        self._memory: HugeFile | None = None
+        self._guardian: Guardian | None = None
+        try:
+            self._memory = HugeFile(roots)
+            self._guardian = Guardian(address, [self._memory.fileno(), way.device.fd])
+            self.removal = _Removal(self.removal or EventFd(), self._guardian)
+        except BaseException:
+            self.close()
+            raise
+
+    def guard(self, bar: int, offset: int, width: int) -> None:
+        """Where the device status lies: what the guardian resets the device by. See the Guarded seam."""
+        self._status = Register(self._device.fd, self._regions[bar].offset + offset, width)
+
+    def bus_master(self, on: bool) -> None:
+        """Allow the function to do DMA and to send MSIs, or not. Allowing waits for the guardian."""
+        if on and self._guardian is not None:
+            self._guardian.stand_ready(self._plan())
+        super().bus_master(on)
+        if self._guardian is not None:
+            self._guardian.needed = on
+
+    def _plan(self) -> list[Step]:
+        place = self._regions[VFIO_PCI_CONFIG_REGION_INDEX].offset + pci.CFG_COMMAND
+        return quieting(self._status, Register(self._device.fd, place, 2), pci.Command.MASTER)
+
+    def dma(self, translated: bool) -> DmaSpace:
+        """Memory in huge pages: where nothing translates, both readings of an address are physical.
+
+        Raises HugePagesLack, PagemapHidden.
+        """
+        if self._closed or self._memory is None:
+            raise Closed(f"{self.address} is closed")
+        return PhysicalDmaSpace(self._roots, file=self._memory, translated=translated)
+
+    def close(self) -> None:
+        """Bus mastering off, the guardian sent home (or left to do its work), then as its base; idempotent."""
+        if not self._closed and self._guardian is not None:
+            quiet = False
+            try:
+                super().bus_master(False)
+                quiet = not self.config.read16(pci.CFG_COMMAND) & pci.Command.MASTER
+            except DeviceGone:
+                quiet = True  # what is not there writes nowhere
+            except UvirtioError:
+                pass
+            # It has the function's descriptor, and the kernel's own reset comes when the last one is closed.
+            if quiet:
+                self._guardian.disarm()
+            self._guardian.close()
+        super().close()
+        if self._memory is not None:
+            with suppress(Closed):
+                self._memory.close()
