@@ -11,7 +11,7 @@ import uvirtio
 from uvirtio.device import QueueSpec
 from uvirtio.drivers.mem import Mem
 from uvirtio.drivers.rng import Rng
-from uvirtio.errors import ConfigError, FeatureMissing, NotSupported
+from uvirtio.errors import ConfigError, FeatureMissing, NotSupported, QueueError
 from uvirtio.memory.seams import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
@@ -70,6 +70,19 @@ def test_virtio_mem_has_its_region_nowhere_and_is_refused():
     with uvirtio.open("qemu:virt,legacy=off/virtio-mem") as device, pytest.raises(ConfigError) as caught:
         Mem(device)
     assert "addr is 0" in caught.value.message
+
+
+def test_a_queue_reset_that_this_qemu_has_not_is_not_believed():
+    # It offers RING_RESET over virtio-mmio, and has no register for it (7.2); a newer one resets the queue.
+    with uvirtio.open("qemu:microvm,legacy=off/virtio-rng-device") as device, Rng(device) as rng:
+        if not device.has(f.RING_RESET):
+            pytest.skip("this QEMU does not offer it")
+        try:
+            device.reset_queue(device.queues[0])
+        except QueueError as error:
+            assert "QueueReady 0x1" in str(error.seen)
+        else:
+            assert len(rng.read(8)) == 8
 
 
 @pytest.mark.parametrize("legacy", ["on", "off"])

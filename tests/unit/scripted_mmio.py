@@ -29,7 +29,8 @@ class ScriptedMmio(ScriptedDevice):
     """``line``: whether the interrupt line reaches the driver. ``magic``, ``version``, ``device_id``: what the
     first registers read. ``stray_causes``: bits that InterruptStatus has on top. ``ready_stuck``: QueueReady
     reads 1 after 0 was written. ``shared``: shared memory regions, (base, length) by id. ``two_words``: there are
-    two feature words, and every selection but 0 is the second, as in QEMU.
+    two feature words, and every selection but 0 is the second, as in QEMU. ``resets_queues`` False: QueueReset
+    does nothing, as in QEMU.
     """
 
     bus = "mmio"
@@ -47,6 +48,7 @@ class ScriptedMmio(ScriptedDevice):
         ready_stuck: bool = False,
         shared: dict[int, tuple[int, int]] | None = None,
         two_words: bool = False,
+        resets_queues: bool = True,
         **how: object,
     ) -> None:
         how.setdefault("address", ADDRESS)
@@ -67,6 +69,7 @@ class ScriptedMmio(ScriptedDevice):
         self.ready_stuck = ready_stuck
         self.shared = shared or {}
         self.two_words = two_words
+        self.resets_queues = resets_queues
         self.master = True  # there is no such bit: the device may always work
         self._shm = 0
         self._selected: set[str] = set()
@@ -205,7 +208,8 @@ class ScriptedMmio(ScriptedDevice):
                 self._write_status(value)
             case "SHMSel":
                 self._shm = value
-            case "QueueReset":
+            case "QueueReset" if self.resets_queues:
+                self.check("QRST-01", value == 1, f"QueueReset {value}")
                 queue.reset_left = self.faults.queue_reset_reads
                 queue.enable, queue.ring = 0, None
 

@@ -18,6 +18,7 @@ from uvirtio.errors import (
     ConfigUnstable,
     DeviceAbsent,
     DeviceGone,
+    DeviceTimeout,
     FeatureMissing,
     MemoryScattered,
     NoSuchDevice,
@@ -279,8 +280,8 @@ def test_a_device_without_version_1_behind_version_2_registers_fails():
 def test_shared_memory_regions():
     scripted = ScriptedMmio(Rng(), shared={3: (0x1_2345_6000, 0x2_0000_0000)})
     bare = transport(scripted)  # type: ignore[arg-type]
-    assert bare.shared_memory(3) == (0x1_2345_6000, 0x2_0000_0000)
-    assert bare.shared_memory(0) is None
+    assert bare.shared_memory_region(3) == (0x1_2345_6000, 0x2_0000_0000)
+    assert bare.shared_memory_region(0) is None
     assert not scripted.violations
 
 
@@ -335,6 +336,48 @@ def test_the_number_of_queues_is_found_out(sizes: tuple[int, ...], count: int):
     assert bare.num_queues == count == bare.num_queues
 
 
+@pytest.mark.spec("MMIO-19", "QRST-01", "QRST-02")
+def test_the_reset_of_a_queue_is_over_when_its_register_says_so():
+    features = f.mask(f.VERSION_1, f.INDIRECT_DESC, f.EVENT_IDX, f.RING_RESET)
+    scripted = ScriptedMmio(Rng(), features=features, queue_reset_reads=3)
+    with identify(scripted) as device, RngDriver(device) as rng:
+        assert rng.read(4) == bytes(range(4))
+        before = len(scripted.log)
+        assert device.reset_queue(device.queues[0]) == []
+        done = scripted.order("QueueReset", "QueueReady", "QueueSize", "QueueDescLow")
+        start = done.index("W QueueReset")
+        # Asked until it reads 0, and only then set up anew.
+        assert done[start : start + 5] == ["W QueueReset", *["R QueueReset"] * 4]
+        assert done[start + 5 : start + 9] == ["R QueueReady", "R QueueReady", "W QueueSize", "W QueueDescLow"]
+        assert len(scripted.log) > before
+        assert len(rng.read(100)) == 100
+    scripted.assert_left()
+
+
+@pytest.mark.spec("MMIO-19")
+def test_a_reset_of_a_queue_that_never_ends_is_no_reset():
+    features = f.mask(f.VERSION_1, f.RING_RESET)
+    scripted = ScriptedMmio(Rng(), features=features, queue_reset_reads=-1)
+    with identify(scripted) as device, RngDriver(device):
+        addresses = device.queues[0].ring.addresses
+        with pytest.raises(DeviceTimeout, match="did not finish the reset"):
+            device.reset_queue(device.queues[0], timeout=0.05)
+        assert all(scripted.memory.is_mapped(address, 1) for address in addresses)
+    scripted.assert_left()
+
+
+@pytest.mark.spec("MMIO-19")
+def test_a_register_that_does_nothing_is_not_believed():
+    features = f.mask(f.VERSION_1, f.RING_RESET)
+    scripted = ScriptedMmio(Rng(), features=features, resets_queues=False)
+    with identify(scripted) as device, RngDriver(device):
+        addresses = device.queues[0].ring.addresses
+        with pytest.raises(QueueError, match="is said to be reset"):
+            device.reset_queue(device.queues[0])
+        assert all(scripted.memory.is_mapped(address, 1) for address in addresses)
+    scripted.assert_left()
+
+
 # --- version 1, the legacy interface (4.2.4) ----------------------------------------------------------------
 
 
@@ -346,7 +389,7 @@ def test_version_1_is_the_legacy_interface():
         assert device.transport.legacy
         assert device.transport.generation() is None
         assert device.features == f.mask(f.ANY_LAYOUT, f.INDIRECT_DESC, f.EVENT_IDX)
-        assert device.transport.shared_memory(0) is None
+        assert device.transport.shared_memory_region(0) is None
     assert [value for value in scripted.writes("mmio", mmio.STATUS) if value] == [1, 3, 7]
     assert scripted.order()[:3] == ["R MagicValue", "R Version", "R DeviceID"]
     scripted.assert_left()

@@ -132,6 +132,7 @@ class Mmio:
         f.IN_ORDER,
         f.NOTIFICATION_DATA,
         f.ORDER_PLATFORM,
+        f.RING_RESET,
     )
     oddities: Sequence[str] = ()
 
@@ -307,9 +308,30 @@ class Mmio:
             )
         self._live.discard(index)
 
+    # --- the reset of one queue (2.6.1, 4.2.2.2) --------------------------------------------------------------
+
+    def start_queue_reset(self, index: int) -> None:
+        self._select(index)
+        self._registers.write32(mmio.QUEUE_RESET, 1)
+
+    def queue_is_reset(self, index: int) -> bool:
+        self._select(index)
+        if self._registers.read32(mmio.QUEUE_RESET):
+            return False
+        # QEMU 7.2 offers RING_RESET here and has no such register, so that 0 alone says nothing.
+        if (ready := self._registers.read32(mmio.QUEUE_READY)) != 0:
+            raise QueueError(
+                f"queue {index} is said to be reset, and is not",
+                seen=f"QueueReset 0, QueueReady {ready:#x}",
+                expected="QueueReady 0 (2.6.1, 4.2.2)",
+                remedy="reset the whole device: close it",
+            )
+        self._live.discard(index)
+        return True
+
     # --- shared memory (2.10, 4.2.2) ------------------------------------------------------------------------
 
-    def shared_memory(self, ident: int) -> tuple[int, int] | None:
+    def shared_memory_region(self, ident: int) -> tuple[int, int] | None:
         """Base address and length of a shared memory region; None where the device has none with this id.
 
         For drivers of a type that has such regions, and no others (4.2.3.1.1).
@@ -476,6 +498,6 @@ class MmioLegacy(Mmio):
         self._select(index)
         self._stop(index, mmio.QUEUE_PFN, "QueuePFN")
 
-    def shared_memory(self, ident: int) -> tuple[int, int] | None:
+    def shared_memory_region(self, ident: int) -> tuple[int, int] | None:
         """None: the legacy interface has no such registers."""
         return None
