@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from tests.bodies import adopt, balloon_reports, balloon_stats
-from tests.vm.test_drivers import cell, given_back  # noqa: F401  # fixtures, found by their names here
+from tests.vm import commands
+from tests.vm.qmp_witness import Witness
+from tests.vm.test_drivers import cell, given_back, hand_over  # noqa: F401  # two fixtures, found by their names
 from uvirtio.memory.seams import InterruptMode
 
 CELLS: list[Any] = [
@@ -17,3 +20,23 @@ CELLS: list[Any] = [
 globals().update(adopt(balloon_stats, CELLS))
 # Hints themselves are asked for by migrations, which QEMU refuses with a folder shared over 9p, as the lab's are.
 globals().update(adopt(balloon_reports, CELLS))
+
+
+@pytest.mark.parametrize("lab_address", ["balloon", "balloon-iova"], indirect=True)
+def test_an_ordinary_user_may_not_know_frames_and_so_inflates_nothing(
+    lab_address: str, lab_devices: dict[str, str], witness: Witness
+) -> None:
+    """The node alone is not enough: pagemap shows zeros without CAP_SYS_ADMIN, and frame 0 is somebody's."""
+    full = int(witness.execute("query-balloon")["actual"])
+    owned = ("--owner", "1234:1234", "--force", "unsafe-owner")
+    hand_over(lab_address, "virtio-pci")
+    try:
+        done = commands.uvirtio("bind", lab_address, *owned)
+        assert done.returncode == 0, done.stderr
+        done = commands.program("balloon", "inflate", lab_address, "1M", "--json", prefix=commands.USER)
+        error = json.loads(done.stdout.splitlines()[-1])["error"]
+        assert (done.returncode, error["code"]) == (4, "UV-ENV-PAGEMAP"), done.stdout
+        assert "CAP_SYS_ADMIN" in json.dumps(error)
+        assert int(witness.execute("query-balloon")["actual"]) == full
+    finally:
+        assert commands.uvirtio("restore", "--all").returncode == 0

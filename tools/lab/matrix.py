@@ -30,10 +30,8 @@ WAYS = (
     ("pci-legacy", "uio"),
     ("mmio", "qemu"),
     ("mmio", "devmem"),
-    ("mmio", "uio"),
     ("mmio-legacy", "qemu"),
     ("mmio-legacy", "devmem"),
-    ("mmio-legacy", "uio"),
     ("vdpa", "vhost-vdpa"),
 )
 
@@ -41,6 +39,7 @@ IMPOSSIBLE = (
     # (transport, device or None, ring or None): what the standard has not, or no device here offers.
     (r"pci-legacy|mmio-legacy", None, "packed"),  # 6: needs VERSION_1
     (r"pci-legacy|mmio-legacy", "mem", None),  # 5.15: needs a modern interface
+    (r"pci-legacy", "input", None),  # QEMU's have none
     (r"mmio", "mem", None),  # QEMU's has address 0 there
 )
 
