@@ -7,7 +7,6 @@ of tests that passed count. The table stands in README.md between two markers, a
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import xml.etree.ElementTree as ET
@@ -15,7 +14,9 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+from lab import CHECKOUT, cache
+
+README = CHECKOUT / "README.md"
 BEGIN, END = "<!-- tools/matrix begins -->", "<!-- tools/matrix ends -->"
 
 DEVICES = ("balloon", "mem", "input", "rng", "blk")
@@ -92,8 +93,8 @@ def main(arguments: list[str]) -> int:
 
 
 def _newest() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "uvirtio/reports")
-    return max((path for path in cache.iterdir() if any(path.glob("*.xml"))), key=lambda path: path.name)
+    folders = (cache.root() / "reports").iterdir()
+    return max((path for path in folders if any(path.glob("*.xml"))), key=lambda path: path.name)
 
 
 def read(folders: list[Path]) -> Table:
@@ -153,7 +154,3 @@ def _impossible(transport: str, device: str | None, ring: str) -> bool:
         re.fullmatch(where, transport) and which in (None, device) and how in (None, ring)
         for where, which, how in IMPOSSIBLE
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
