@@ -165,6 +165,17 @@ def test_a_map_beyond_the_memory_limit(space, monkeypatch):
         ioas.map(0, 0, 1 << 21)
 
 
+def test_what_iommufd_pinned_counts_against_the_limit(space, roots, monkeypatch):  # noqa: F811
+    import resource
+
+    (roots.proc / "self/status").write_text("VmLck:\t0 kB\nVmPin:\t900 kB\nCapEff:\t0\n")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1 << 20, 1 << 20))
+    ioas, _ = space(IOMMU_IOAS_MAP=-errno.ENOMEM)
+    with pytest.raises(MemlockExceeded) as caught:
+        ioas.map(0, 0, 1 << 18)
+    assert str((900 << 10) + (1 << 18)) in caught.value.remedy
+
+
 def test_an_unmap_takes_exactly_what_was_asked(space):
     def half(argument) -> int:
         argument.length //= 2

@@ -273,9 +273,12 @@ def _status_field(roots: Roots, name: str) -> str:
 
 
 def locked_bytes(roots: Roots) -> int:
-    """What this process has locked or pinned against RLIMIT_MEMLOCK, in bytes (VmLck of its status)."""
-    field = _status_field(roots, "VmLck").split()
-    return int(field[0]) * 1024 if field and field[0].isdigit() else 0
+    """What this process has locked or pinned against RLIMIT_MEMLOCK, in bytes.
+
+    Type1 counts its maps as locked (VmLck of the status), iommufd as pinned (VmPin).
+    """
+    fields = [_status_field(roots, name).split() for name in ("VmLck", "VmPin")]
+    return sum(int(field[0]) * 1024 for field in fields if field and field[0].isdigit())
 
 
 def memlock_limit(roots: Roots) -> int | None:
