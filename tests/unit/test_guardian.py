@@ -23,9 +23,13 @@ import os, sys, time
 from uvirtio.backends.guardian import Await, Clear, Guardian, Register, Store
 bar, config = (os.open(path, os.O_RDWR) for path in sys.argv[1:3])
 guardian = Guardian("0000:00:00.0", [bar, config])
-if sys.argv[3] == "armed":
+if sys.argv[3] in ("armed", "forks"):
     status = Register(bar, 0x14, 1, mapped=True)
     guardian.arm([Store(status, 0), Await(status, 0, 1.0), Clear(Register(config, 4, 2), 4)])
+if sys.argv[3] == "forks" and os.fork() == 0:
+    os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+    time.sleep(5)  # a child that has all descriptors of its parent, the pipe's end among them
+    os._exit(0)
 print(guardian.pid, flush=True)
 if sys.argv[3] == "leaves":
     guardian.disarm()
@@ -82,6 +86,13 @@ def test_a_killed_driver_leaves_a_quiet_device(files):
     expected = bytearray(range(256))
     expected[COMMAND] &= ~4
     assert config.read_bytes() == bytes(expected)
+
+
+def test_a_child_of_the_driver_does_not_keep_it_alive(files):
+    child, guardian = drive(files, "forks")
+    kill(child)
+    assert until(lambda: ended(guardian), seconds=4), "before the pipe is closed by the child's end"
+    assert files[0].read_bytes()[STATUS] == 0
 
 
 def test_a_driver_that_leaves_in_order_is_not_meddled_with(files):
