@@ -128,6 +128,24 @@ def test_extra_machines_run_for_all_or_by_name(monkeypatch):
     assert cli_test._machines("6.9", "more", extras=False) == ([(extra, "6.9")], [])
 
 
+def test_modules_that_cannot_be_built_fail_their_machine_and_no_other(monkeypatch, tmp_path):
+    plain = machines.Machine("plain", ("6.12",), (), (Path("test_x.py"),))
+    extra = machines.Machine("more", ("6.12",), (), (Path("test_x.py"),), modules=("vdpa",), extra=True)
+    monkeypatch.setattr(cli_test.udev, "get", lambda: tmp_path)
+    monkeypatch.setattr(kernels, "get", lambda name: kernels.Kernel("6.12.1", tmp_path, tmp_path))
+
+    def add(kernel: kernels.Kernel, names: tuple[str, ...]) -> kernels.Kernel:
+        if names:
+            raise LabError("no headers any more\nand more of it")
+        return kernel
+
+    monkeypatch.setattr(modules, "add", add)
+    steps = dict(cli_test._vm_floor(None, [(plain, "6.12"), (extra, "6.12")]))
+    assert list(steps) == ["vm plain 6.12", "vm more 6.12"]
+    outcome = steps["vm more 6.12"]()
+    assert (outcome.ok, outcome.failed, outcome.note) == (False, 1, "no headers any more")
+
+
 def test_every_set_of_modules_that_a_machine_wants_can_be_built(tmp_path):
     for machine in machines.load():
         for version in machine.kernels:

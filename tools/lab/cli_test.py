@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lab import CHECKOUT, cache, kernels, lanes, machines, modules, process, setup, udev
+from lab import CHECKOUT, LabError, cache, kernels, lanes, machines, modules, process, setup, udev
 from lab.floors import Outcome, Runner, Step, without_devices, without_privilege
 
 
@@ -121,9 +121,24 @@ def _machines(
 def _vm_floor(runner: Runner, chosen: list[tuple[machines.Machine, str]]) -> Iterator[tuple[str, Step]]:
     udev.get()
     for machine, version in chosen:
-        modules.add(kernels.get(version), machine.modules)  # downloading and building is set-up, not a test
         name = f"vm {machine.name} {version}"
+        kernel = kernels.get(version)  # downloading and building is set-up, not a test
+        try:
+            modules.add(kernel, machine.modules)
+        except LabError as error:  # the mirror has moved on, most likely: no reason to run nothing else
+            yield name, _failing(name, str(error))
+            continue
         yield name, lambda machine=machine, version=version: runner.vm(machine, version)  # type: ignore[misc]
+
+
+def _failing(name: str, why: str) -> Step:
+    """A step that can only fail."""
+
+    def step() -> Outcome:
+        print(f"\n=== {name} ===\n{why}", flush=True)
+        return Outcome(name, ok=False, seconds=0.0, failed=1, note=why.splitlines()[0])
+
+    return step
 
 
 def _verdict(outcomes: list[Outcome], seconds: float, reports: Path, left_out: list[str]) -> int:
