@@ -291,8 +291,13 @@ def test_a_function_whose_interrupt_the_kernel_has_not_is_polled(machine, monkey
     monkeypatch.setattr(uio_pci._Lines, "state", lambda self: select.POLLERR)
     with machine.open() as function:
         assert not function.has_intx
-        assert function.removal is None
+        assert not function.removal.take()
+        assert not select.select([function.removal], [], [], 0)[0], "or the wait loop would spin"
         assert function.registers(4, 0, 4).read32(0) == 0
+        function.bus_master(True)
+        machine.set_command(0)
+        with pytest.raises(DeviceResetByOther):  # watched all the same
+            turn(function)
 
 
 def test_a_function_that_is_taken_away_is_an_error_and_not_a_signal(machine, function, monkeypatch):

@@ -43,6 +43,7 @@ from uvirtio.errors import (
 )
 from uvirtio.lock import take_lock
 from uvirtio.memory.access import FdRegisters, MappedRegisters
+from uvirtio.memory.eventfd import EventFd
 from uvirtio.memory.seams import BarInfo, Doorbell, Event, Registers
 from uvirtio.roots import Roots
 from uvirtio.spec import pci
@@ -154,15 +155,16 @@ class _Removal:
     So it also is where the bus master bit and the guardian are looked at.
     """
 
-    def __init__(self, function: UioPciFunction, lines: _Lines) -> None:
+    def __init__(self, function: UioPciFunction, lines: _Lines, *, deaf: bool) -> None:
         self._function = function
         self._lines = lines
+        self._silence = EventFd() if deaf else None
 
     def fileno(self) -> int:
-        return self._lines.fd
+        return self._lines.fd if self._silence is None else self._silence.fileno()
 
     def take(self) -> bool:
-        if self._lines.failed():
+        if self._silence is None and self._lines.failed():
             return True
         self._function.watch()
         return False
@@ -171,7 +173,9 @@ class _Removal:
         """Nothing: it fires once."""
 
     def close(self) -> None:
-        """Nothing: the node is the function's."""
+        """The node is the function's."""
+        if self._silence is not None:
+            self._silence.close()
 
 
 class UioPciFunction:
@@ -214,7 +218,8 @@ class UioPciFunction:
             deaf = self._lines.failed()
             self.has_intx = not deaf and bool(self.config.read8(pci.CFG_INTERRUPT_PIN))
             self._can_tell = not deaf
-            self.removal: Event | None = None if deaf else _Removal(self, self._lines)
+            self.removal: Event | None = _Removal(self, self._lines, deaf=deaf)
+            stack.callback(self.removal.close)
             self._decode()
             self._memory = HugeFile(roots)
             stack.callback(self._memory.close)
@@ -454,6 +459,8 @@ class UioPciFunction:
                 stack.callback(os.close, fd)
             for mapping in self._mappings.values():
                 stack.callback(mapping.close)
+            if self.removal is not None:
+                stack.callback(self.removal.close)
             stack.callback(self._guardian.close)
             for window in list(self._windows):
                 stack.callback(window.close)
