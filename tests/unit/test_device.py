@@ -80,6 +80,22 @@ def later(seconds: float, do: Callable[[], object]) -> threading.Timer:
     return timer
 
 
+def after_the_kick(scripted: ScriptedDevice, seconds: float, do: Callable[[], object]) -> threading.Event:
+    """``do``, so many seconds after the next kick: a timer set before may be over when the request goes out."""
+    done = threading.Event()
+
+    def both() -> None:
+        do()
+        done.set()
+
+    def kicked() -> None:
+        scripted.on_kick = None
+        later(seconds, both)
+
+    scripted.on_kick = kicked
+    return done
+
+
 def never() -> bool:
     return False
 
@@ -452,9 +468,9 @@ def test_what_is_owed_and_does_not_come(mode: InterruptMode):
 def test_what_comes_late_comes(mode: InterruptMode):
     scripted = ScriptedDevice(Rng(), auto=False)
     with identify(scripted, timeout=LONG, mode=mode) as device, RngDriver(device) as rng:
-        timer = later(0.05, scripted.run)
+        answered = after_the_kick(scripted, 0.05, scripted.run)
         assert rng.read(10) == bytes(range(10))
-        timer.join()
+        assert answered.wait(LONG)
     scripted.assert_left()
 
 
@@ -462,9 +478,9 @@ def test_what_comes_late_comes(mode: InterruptMode):
 def test_a_lost_interrupt_costs_time_and_nothing_else(mode: InterruptMode):
     scripted = ScriptedDevice(Rng(), auto=False, lose_interrupts=True)
     with identify(scripted, timeout=LONG, mode=mode) as device, RngDriver(device) as rng:
-        timer = later(0.02, scripted.run)
+        answered = after_the_kick(scripted, 0.02, scripted.run)
         assert rng.read(10) == bytes(range(10))
-        timer.join()
+        assert answered.wait(LONG)
         assert device.missed_interrupts == (0 if mode is InterruptMode.POLLING else 1)
     scripted.assert_left()
 
@@ -601,13 +617,13 @@ def test_interrupts_without_end_starve_neither_work_nor_deadline_nor_the_cpu(mod
 
         assert device.wait(ready, timeout=SHORT, what="nothing", owed=False) is False
         assert looks < 1000, "a hundred for each tenth of a second, not one for each interrupt"
-        timer = later(0.05, scripted.run)
+        answered = after_the_kick(scripted, 0.05, scripted.run)
         assert rng.read(10) == bytes(range(10))
-        timer.join()
+        assert answered.wait(LONG)
         scripted.storm(False)
-        timer = later(0.05, scripted.run)
+        answered = after_the_kick(scripted, 0.05, scripted.run)
         assert rng.read(10) == bytes(range(10, 20))
-        timer.join()
+        assert answered.wait(LONG)
         with pytest.raises(KeyboardInterrupt):
             scripted.storm()
             later(0.02, lambda: device.interrupt(KeyboardInterrupt()))

@@ -8,6 +8,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -208,6 +209,9 @@ def test_keys_are_lifted_on_an_error_too(fault: str):
     }
 
     def happen() -> None:
+        deadline = time.monotonic() + LONG
+        while not bridged.clone.writes and time.monotonic() < deadline:
+            time.sleep(0.01)
         if fault == "reset":
             bridged.rig.scripted.reset_by_other()
         elif fault == "gone":
@@ -215,11 +219,11 @@ def test_keys_are_lifted_on_an_error_too(fault: str):
         else:
             bridged.rig.device.interrupt(KeyboardInterrupt())
 
-    timer = threading.Timer(0.05, happen)
-    timer.start()
+    accident = threading.Thread(target=happen)
+    accident.start()
     with pytest.raises(expected[fault]), bridged.feed:
         bridged.bridge.run(timeout=LONG)
-    timer.join()
+    accident.join()
     assert bridged.clone.writes == [PRESSED, LIFTED]
     bridged.leave()
 
