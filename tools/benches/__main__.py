@@ -15,11 +15,18 @@ from benches import facts, plot, report  # noqa: E402
 from benches.measure import Section  # noqa: E402
 
 SECTIONS = ("rings", "memory", "disk", "balloon", "interrupts", "startup")
+GUEST = ("vm",)  # inside the lab VM only
 
 
 def main() -> int:
     """Run the benches; 0 if they ran, whatever they found."""
     options = _parser().parse_args()
+    if options.profile:
+        from benches import paths
+
+        for line in paths.run():
+            print(line)
+        return 0
     runs = 1 if options.quick else options.runs
     told = facts.gather()
     sections: list[Section] = []
@@ -44,8 +51,10 @@ def _parser() -> argparse.ArgumentParser:
         " Everything runs in memory and on QEMU's device models; no device of this machine is touched.",
     )
     parser.add_argument("--quick", action="store_true", help="once and short, to see that it runs")
+    parser.add_argument("--profile", action="store_true", help="no figures: where the time goes, path by path")
     parser.add_argument("--runs", type=int, default=7, metavar="N", help="runs of each (7); the median counts")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="NAME", help=", ".join(SECTIONS))
+    parser.add_argument("--only", nargs="+", choices=SECTIONS + GUEST, metavar="NAME", help=", ".join(SECTIONS))
+    parser.add_argument("--vm", action="store_true", help="in the lab VM, beside the kernel's own drivers")
     parser.add_argument("--json", metavar="FILE", help="all figures as one JSON document")
     parser.add_argument("--svg", metavar="FILE", help="a plot of the comparisons")
     return parser

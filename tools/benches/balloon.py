@@ -12,7 +12,7 @@ from uvirtio.qemu import Machine
 _DEVICE = "virtio-balloon-pci,free-page-reporting=on"
 
 
-def _once(pages: int) -> tuple[float, float, float]:
+def once(pages: int) -> tuple[float, float, float]:
     """Pages a second: inflated, deflated, reported; all of fresh memory that was written to."""
     with Machine("q35", [_DEVICE], ram=512 << 20) as machine:
         function = machine.functions[0]
@@ -34,7 +34,7 @@ def run(runs: int, quick: bool) -> Section:
     """4 KiB pages a second."""
     pages = 1024 if quick else 32768
     section = Section("balloon", f"{pages * 4096 >> 20} MiB on qemu:, 4 KiB pages a second.")
-    results = [_once(pages) for _ in range(runs)]
+    results = [once(pages) for _ in range(runs)]
     inflated, deflated, reported = (list(column) for column in zip(*results, strict=True))
     section.add("inflated", inflated, "pages/s", "the host gives back each page by itself")
     section.add("deflated", deflated, "pages/s")

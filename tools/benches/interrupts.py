@@ -32,7 +32,7 @@ def _rate(count: int, one: Callable[[], None]) -> float:
     return 1 / sorted(took)[count // 2]
 
 
-def _loops(device: Device) -> list[Callable[[], None]]:
+def loops(device: Device) -> list[Callable[[], None]]:
     queue = device.queues[spec.REQUESTQ]
     buffer = device.dma.alloc(4096).segments(0, 16)
     vector = device.transport.events()[1].fileno()
@@ -71,7 +71,7 @@ def run(runs: int, quick: bool) -> Section:
     with Machine("q35", ["virtio-rng-pci"]) as machine:
         function = machine.functions[0]
         with identify(function.address, function) as device, Rng(device):
-            works = [partial(_rate, count, one) for one in _loops(device)]
+            works = [partial(_rate, count, one) for one in loops(device)]
             ours, bare, ours_alone, bare_alone = measure.interleaved(runs, *works)
     section.add("with a device: wait loop", ours, "irq/s")
     section.add("with a device: kick, epoll, read", bare, "irq/s")

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
-from lab import CHECKOUT, process, setup
+from lab import CHECKOUT, kernels, process, setup
 from lab.floors import without_devices, without_privilege
+from lab.vm import Config, Vm
+
+BENCHES = CHECKOUT / "tools/benches"
+
+# What tools/benches/vm.py drives; the disk's and the memory's backends are supplied.
+_DEVICES = [
+    "virtio-balloon-pci,id=balloon",
+    "virtio-blk-pci,id=disk",
+    "virtio-keyboard-pci,id=keyboard",
+    "virtio-mem-pci,id=mem,block-size=2M",
+]
 
 
 def main(arguments: list[str]) -> int:
-    """Run the benches where no device of this machine can be reached, as tests/qemu is run; the exit code."""
-    setup.packages(setup.FOR_TESTS)
+    """Run the benches where no device of this machine can be reached, as tests/qemu is run; the exit code.
+
+    With ``--vm`` first: in the lab VM, beside the kernel's own drivers.
+    """
+    setup.packages(setup.FOR_VM if "--vm" in arguments else setup.FOR_TESTS)
     venv = setup.venv()
-    command = [str(venv / "bin/python"), str(CHECKOUT / "tools/benches"), *arguments]
+    if "--vm" in arguments:
+        return _in_vm(venv, [word for word in arguments if word != "--vm"])
+    command = [str(venv / "bin/python"), str(BENCHES), *arguments]
     if os.geteuid() == 0:
         command = [*without_devices(), *without_privilege(), *command]
     sys.stdout.flush()
@@ -24,3 +42,31 @@ def main(arguments: list[str]) -> int:
             return child.wait()
         finally:
             process.kill(child)
+
+
+def _in_vm(venv: Path, arguments: list[str]) -> int:
+    """In a fresh VM; files that are asked for are copied out of it."""
+    words, files = [], {}
+    for word, before in zip(arguments, ["", *arguments], strict=False):
+        if before in ("--json", "--svg"):
+            files[f"bench{before.removeprefix('-')}"] = Path(word).absolute()
+            word = f"/run/lab/out/bench{before.removeprefix('-')}"
+        words.append(word)
+    config = Config(
+        kernel=kernels.get("6.12"),
+        command=[str(venv / "bin/python"), str(BENCHES), "--only", "vm", *words],
+        memory="1G,maxmem=4G,slots=4",
+        devices=_DEVICES,
+        before="modprobe vfio-pci\nmodprobe virtio_mem\nmodprobe evdev\n"
+        "echo online_movable >/sys/devices/system/memory/auto_online_blocks\n",
+        timeout=900,
+        venv=venv,
+    )
+    with process.signals_raise(), Vm(config) as vm:
+        code = vm.wait()
+        for name, path in files.items():
+            if (vm.out / name).exists():
+                shutil.copy(vm.out / name, path)
+        for line in (*vm.alarms(), *vm.faults()):
+            print(f"  | {line}", file=sys.stderr)
+    return code
