@@ -229,6 +229,22 @@ class PciModern(PciBase):
             doorbell.close()
         return True
 
+    # --- on purpose -----------------------------------------------------------------------------------------
+
+    def raw_registers(self, structure: str) -> Registers:
+        """A structure (``common``, ``notify``, ``isr``, ``device``) for who wants to write what no driver would.
+
+        For diagnostics and tests. The caller closes it. Raises ConfigError where the device has none.
+        """
+        for cap in self.capabilities:
+            if cap.type == structure and cap.verdict == "ok" and cap.usable:
+                return self._function.registers(cap.bar, cap.offset, min(cap.usable, 4096))
+        raise ConfigError(
+            f"{self._function.address} has no {structure} structure",
+            seen=[cap.type for cap in self.capabilities],
+            expected="common, notify, isr or device",
+        )
+
     # --- shared memory (2.10, 4.1.4.7) -----------------------------------------------------------------------
 
     def shared_memory(self) -> Sequence[SharedRegion]:

@@ -121,6 +121,12 @@ class Ledger:
         """From now on ``close()`` closes these too."""
         self._owned += blocks
 
+    @property
+    def areas(self) -> tuple[Block, Block, Block]:
+        """The memory of a queue that made it itself: descriptor, driver and device area. For raw.py."""
+        desc, driver, device = self._owned[:3]
+        return desc, driver, device
+
     def _too_long(self, written: int, room: int) -> int:
         if not room:
             # Harmless, and shipped devices do it: there is nothing that could be read by mistake.
