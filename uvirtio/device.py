@@ -50,6 +50,7 @@ from uvirtio.memory.seams import (
     ResetsQueues,
     Transport,
 )
+from uvirtio.polling import PollWindow
 from uvirtio.spec import features as f
 from uvirtio.spec import ids
 from uvirtio.spec.layout import Field
@@ -200,6 +201,7 @@ class Device:
         timeout: float = DEFAULT_TIMEOUT,
         interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
         ring: RingChoice = "auto",
+        poll_us: float = 0,
     ) -> None:
         require_little_endian()
         self.address = address
@@ -207,6 +209,9 @@ class Device:
         self.timeout = timeout
         self.interrupts = tuple(interrupts)
         self.ring = ring
+        self.polled = 0
+        """Waits that polling ended before they had to sleep."""
+        self._poll = PollWindow(poll_us / 1e6)
         self.warning: str | None = None
         """What a person has to know before the device is started: nothing holds it. None: something does."""
         self.device_id = transport.device_id
@@ -717,8 +722,9 @@ class Device:
     def _wait(self, ready: Callable[[], bool], timeout: float | None, what: str, owed: bool) -> bool:
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = _POLL_FIRST
-        slept = False
-        next_check = time.monotonic() + _SLICE
+        slept = polled = False
+        begin = time.monotonic()
+        next_check = begin + _SLICE
         while True:
             now = time.monotonic()  # before the look, so that the last look is after the deadline
             told = self.service()
@@ -726,6 +732,8 @@ class Device:
             if ready():
                 if slept and not told and self.transport.interrupt_mode is not InterruptMode.POLLING:
                     self.missed_interrupts += 1
+                if polled:
+                    self._poll.slept(now - begin)
                 return True
             if now >= next_check:
                 self._check_status()
@@ -742,6 +750,10 @@ class Device:
                 )
             now = time.monotonic()
             longest = _SLICE if deadline is None else max(0.0, min(_SLICE, deadline - now))
+            if not polled and self._poll.most:
+                polled = True
+                if self._look(ready, longest):
+                    return True
             useful = self.roused and self._completions() != done
             deaf = self._storm.note(now, told=self.roused, useful=useful)
             slept = self._sleep(pause, longest, deaf)
@@ -751,6 +763,34 @@ class Device:
                 # We were stopped (SIGSTOP, a suspended machine). The device had no chance: give it back the time.
                 deadline += overslept
                 next_check = time.monotonic() + _SLICE
+
+    def _look(self, ready: Callable[[], bool], longest: float) -> bool:
+        """Poll for a while (seconds), with the interrupts of all queues off; whether it was worth it."""
+        window = min(self._poll.seconds, longest)
+        if not window or self.transport.interrupt_mode is InterruptMode.POLLING:
+            return False
+        for ring in self._rings:
+            ring.want_interrupts(False)
+        end = time.monotonic() + window
+        try:
+            found = ready()
+            while not found and time.monotonic() < end:
+                found = ready()
+        except BaseException:
+            with suppress(UvirtioError):  # a ring that is broken now
+                self._listen()
+            raise
+        if self._listen() and not found:
+            found = ready()  # 2.7.14, 2.8.22: what came while the interrupts went on announces itself to nobody
+        if found:
+            self.polled += 1
+            self._poll.found()
+        return found
+
+    def _listen(self) -> bool:
+        """Interrupts on again for all queues; whether something came before."""
+        came = [ring.want_interrupts(True) for ring in self._rings]  # all of them, whatever the first says
+        return any(came)
 
     def interrupt(self, reason: BaseException) -> None:
         """Make the wait loop raise ``reason`` at its next turn. For signal handlers: it only sets a flag.

@@ -40,6 +40,7 @@ def open(
     interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
     force_legacy: bool = False,
     ring: RingChoice = "auto",
+    poll_us: float = 0,
     roots: Roots | None = None,
     trace: Trace | None = None,
 ) -> Device:
@@ -47,6 +48,7 @@ def open(
 
     It neither resets nor negotiates, and never binds. ``interrupts`` are the rungs of the ladder that may be
     taken, best first. ``ring`` is the format of the virtqueues: packed where it is offered (auto), or one of them.
+    ``poll_us``: the most microseconds that a wait polls, with interrupts off, before it sleeps; 0 is none.
     ``force_legacy`` takes the legacy interface of a transitional PCI device, as the kernel's module parameter of
     that name does; without it the modern one is preferred (4.1.5.1.1.1). ``trace`` gets a line for every register
     access and kick.
@@ -62,6 +64,7 @@ def open(
         timeout=timeout,
         interrupts=interrupts,
         ring=ring,
+        poll_us=poll_us,
         force_legacy=force_legacy,
         trace=trace,
     )
@@ -216,6 +219,7 @@ def identify(
     interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
     force_legacy: bool = False,
     ring: RingChoice = "auto",
+    poll_us: float = 0,
     trace: Trace | None = None,
 ) -> Device:
     """The second half: introduce what was found to its transport. Closes it if they do not get on."""
@@ -224,7 +228,7 @@ def identify(
     except BaseException:
         found.close()
         raise
-    device = Device(address, transport, timeout=timeout, interrupts=interrupts, ring=ring)
+    device = Device(address, transport, timeout=timeout, interrupts=interrupts, ring=ring, poll_us=poll_us)
     if isinstance(found, Unheld):
         device.warning = found.warning
     return device
