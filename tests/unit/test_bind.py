@@ -540,6 +540,23 @@ def test_a_node_of_uio_is_given_to_nobody(fake: FakeSys, force: list[str]) -> No
     assert "as root" in str(error.value.remedy) and kernel.log == []
 
 
+def test_a_node_without_an_iommu_is_given_to_nobody(fake: FakeSys) -> None:
+    fake.pci(RNG, "rng", features=1 << 32 | 1 << 33)  # in no group yet: VFIO makes one up when it binds
+    fake.text(fake.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode", "Y\n")
+    kernel = FakeKernel(fake)
+    with pytest.raises(Refused) as error:
+        bind(
+            at(fake, RNG),
+            fake.roots,
+            driver="vfio-pci",
+            force=["unsafe-dma"],
+            owner=(1000, 1000),
+            writer=kernel,
+            sleep=no_sleep,
+        )
+    assert "anywhere in memory" in str(error.value.seen) and kernel.log == []
+
+
 PLATFORM = 1 << 32 | 1 << 33
 
 

@@ -311,7 +311,7 @@ def _owner_allowed(made: list[Plan], force: Collection[str]) -> None:
             negotiated = negotiated_features(found)
             if found.type in ("balloon", "memory-balloon", "mem"):
                 why = f"a {found.type} device takes memory of the whole guest by its physical address"
-            elif member.target not in (VFIO, VDPA) or found.noiommu:
+            elif member.target not in (VFIO, VDPA) or _unheld(found):
                 why = f"{member.target or 'an mmio window'} lets the device write anywhere in memory"
             elif _vduse(found):
                 continue
@@ -332,6 +332,11 @@ def _owner_allowed(made: list[Plan], force: Collection[str]) -> None:
 def _vduse(found: Found) -> bool:
     """Whether a process of this machine is the device: VDUSE takes none that lacks ACCESS_PLATFORM."""
     return found.bus == "vdpa" and sysfs.link_name(sysfs.real(found.path).parent / "subsystem") == "vduse"
+
+
+def _unheld(found: Found) -> bool:
+    """No IOMMU stands before the function; VFIO's no-IOMMU mode gives it a group only once it is bound."""
+    return found.noiommu or (found.bus == "pci" and found.iommu_group is None)
 
 
 class _Run:
