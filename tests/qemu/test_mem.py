@@ -31,14 +31,16 @@ MIB = 1 << 20
 
 def cells() -> list[Any]:
     """One parameter for each machine, device and rung."""
+    rungs = (
+        ("virtio-mem-pci", INTX),
+        ("virtio-mem-pci", POLLING),
+        ("virtio-mem-pci,iommu_platform=on,disable-legacy=on", INTX),
+    )
+    every = [(machine, *rung) for machine in ("q35", "pc") for rung in rungs]
+    every.append(("q35", "virtio-mem-pci,packed=on", INTX))
     return [
         pytest.param((machine, device, mode), id=f"{machine}-{device.split('-', 1)[1]}-{mode.value}")
-        for machine in ("q35", "pc")
-        for device, mode in (
-            ("virtio-mem-pci", INTX),
-            ("virtio-mem-pci", POLLING),
-            ("virtio-mem-pci,iommu_platform=on,disable-legacy=on", INTX),
-        )
+        for machine, device, mode in every
     ]
 
 

@@ -72,12 +72,17 @@ class BalloonModel(OnQemu):
     """``held`` and ``target`` are what the model says."""
 
     @initialize(
-        oom=st.booleans(), reporting=st.booleans(), mode=st.sampled_from([INTX, POLLING]), iova=st.booleans()
+        oom=st.booleans(),
+        reporting=st.booleans(),
+        mode=st.sampled_from([INTX, POLLING]),
+        iova=st.booleans(),
+        packed=st.booleans(),
     )
-    def start(self, oom: bool, reporting: bool, mode: InterruptMode, iova: bool) -> None:
+    def start(self, oom: bool, reporting: bool, mode: InterruptMode, iova: bool, packed: bool) -> None:
         options = ["virtio-balloon-pci", f"deflate-on-oom={'on' if oom else 'off'}"]
         options += ["free-page-reporting=on"] if reporting else []
         options += ["iommu_platform=on", "disable-legacy=on"] if iova else []
+        options += ["packed=on"] if packed else []
         self.open(",".join(options), mode)
         self.full = self.machine.qmp("query-balloon")["actual"]
         self.target = 0
@@ -189,9 +194,9 @@ class BalloonModel(OnQemu):
 class MemModel(OnQemu):
     """Requests by hand, and a manager that follows; ``out`` is what somebody uses."""
 
-    @initialize(units=st.sampled_from([1, 2, 4]), mode=st.sampled_from([INTX, POLLING]))
-    def start(self, units: int, mode: InterruptMode) -> None:
-        self.open("virtio-mem-pci,block-size=2M", mode)
+    @initialize(units=st.sampled_from([1, 2, 4]), mode=st.sampled_from([INTX, POLLING]), packed=st.booleans())
+    def start(self, units: int, mode: InterruptMode, packed: bool) -> None:
+        self.open(f"virtio-mem-pci,block-size=2M,packed={'on' if packed else 'off'}", mode)
         self.requested = 0
         self.units = units
         self.begin()
