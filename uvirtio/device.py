@@ -269,6 +269,22 @@ class Device:
         return self._broken
 
     @property
+    def completions(self) -> int:
+        """Chains that came back on all queues, since the start."""
+        count = 0
+        for queue in self.queues.values():
+            count += queue.completions
+        return count
+
+    def deaf(self, done: int) -> float:
+        """Seconds to stay away from the device's events after a look; for who waits in a loop of his own.
+
+        ``done``: the ``completions`` before the look. More than 0 while interrupts come for nothing, without end.
+        """
+        useful = self.roused and self.completions != done
+        return self._storm.note(time.monotonic(), told=self.roused, useful=useful)
+
+    @property
     def interrupt_storms(self) -> int:
         """Times that interrupts for nothing came faster than anybody can want them, since it was opened."""
         return self._storm.count
@@ -728,7 +744,7 @@ class Device:
         while True:
             now = time.monotonic()  # before the look, so that the last look is after the deadline
             told = self.service()
-            done = self._completions() if self.roused else 0  # only an interrupt can have been for nothing
+            done = self.completions if self.roused else 0  # only an interrupt can have been for nothing
             if ready():
                 if slept and not told and self.transport.interrupt_mode is not InterruptMode.POLLING:
                     self.missed_interrupts += 1
@@ -754,9 +770,7 @@ class Device:
                 polled = True
                 if self._look(ready, longest):
                     return True
-            useful = self.roused and self._completions() != done
-            deaf = self._storm.note(now, told=self.roused, useful=useful)
-            slept = self._sleep(pause, longest, deaf)
+            slept = self._sleep(pause, longest, self.deaf(done))
             pause = min(pause * 2, _POLL_LAST)
             overslept = time.monotonic() - now - _SLICE
             if deadline is not None and overslept > _OVERSLEPT:
@@ -845,12 +859,6 @@ class Device:
         if fired is None and self._listener.ready:
             fired = self._listener.fired(0)
         return fired
-
-    def _completions(self) -> int:
-        count = 0
-        for queue in self.queues.values():
-            count += queue.completions
-        return count
 
     def _sleep(self, pause: float, longest: float, deaf: float = 0.0) -> bool:
         """Block until an event or a while; True when it was the while. ``deaf`` seconds: without the device's."""

@@ -280,6 +280,31 @@ def test_async_for(vectors: int):
     rig.leave()
 
 
+@pytest.mark.parametrize("vectors", [3, 1, 0])
+def test_async_for_in_a_storm_of_interrupts(vectors: int):
+    rig = Rig(vectors=vectors)
+    rig.scripted.storm()
+
+    async def press_when_it_is_noticed() -> None:
+        while not rig.device.interrupt_storms:
+            await asyncio.sleep(0.01)
+        rig.model.inject((KEY, 30, 1), SYN)
+
+    async def first() -> Frame:
+        beside = asyncio.create_task(press_when_it_is_noticed())
+        async for frame in rig.driver:
+            await beside
+            return frame
+        raise AssertionError("it ended")
+
+    async def in_time() -> Frame:
+        return await asyncio.wait_for(first(), LONG)
+
+    assert asyncio.run(in_time()).events[0].code == 30
+    rig.scripted.storm(False)
+    rig.leave()
+
+
 def test_async_for_without_interrupts():
     rig = Rig()
     rig.device.close()

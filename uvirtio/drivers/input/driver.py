@@ -228,22 +228,34 @@ class Input(Driver):
         loop = asyncio.get_running_loop()
         told = asyncio.Event()
         watched = [event.fileno() for event in self.device.transport.events()]
-        for number in watched:
-            loop.add_reader(number, told.set)
+
+        def listen(on: bool) -> None:
+            for number in watched:
+                if on:
+                    loop.add_reader(number, told.set)
+                else:
+                    loop.remove_reader(number)
+
+        listen(True)
         try:
             while True:
                 told.clear()
+                done = self.device.completions
                 self.service()
                 while (frame := self._waiting.take_frame()) is not None:
                     yield frame
                     self.service()
-                # An interrupt can be lost, so that no wait is longer than this.
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(told.wait(), _SLICE)
+                if deaf := self.device.deaf(done):
+                    listen(False)
+                    await asyncio.sleep(deaf)
+                    listen(True)
+                else:
+                    # An interrupt can be lost, so that no wait is longer than this.
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(told.wait(), _SLICE)
                 self.device.check()
         finally:
-            for number in watched:
-                loop.remove_reader(number)
+            listen(False)
 
     def service(self) -> None:
         """Take what is there, without waiting: the device gets its buffers back, and the events wait here."""
