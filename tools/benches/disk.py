@@ -10,10 +10,12 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from benches.measure import Section
 from uvirtio.drivers.blk import Blk
+from uvirtio.errors import QemuFailed
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 
@@ -23,10 +25,17 @@ BLOCKS = 1024
 CONTENT = [number.to_bytes(8, "little") * 512 for number in range(BLOCKS)]
 
 
+@cache
 def _aio() -> str:
-    """io_uring where this kernel lets us, else what QEMU takes by itself."""
-    allowed = Path("/proc/sys/kernel/io_uring_disabled")
-    return "threads" if allowed.exists() and allowed.read_text().strip() == "2" else "io_uring"
+    """io_uring where kernel and QEMU let us, else threads."""
+    try:
+        with tempfile.NamedTemporaryFile() as file:
+            file.truncate(1 << 20)
+            drive = f"if=none,id=try,file={file.name},format=raw,aio=io_uring"
+            Machine("q35", ["virtio-blk-pci,drive=try"], arguments=["-drive", drive]).close()
+    except QemuFailed:
+        return "threads"
+    return "io_uring"
 
 
 @contextmanager
@@ -110,13 +119,14 @@ def futures_rate(count: int) -> Callable[[], float]:
     return work
 
 
-def single_latency(count: int) -> Callable[[], float]:
-    """Seconds of one read at a time, by the batch path."""
+def single_latency(count: int) -> Callable[[], tuple[float, float]]:
+    """One read at a time, by the batch path: (seconds there and back, seconds of QEMU's CPU for it)."""
 
-    def work() -> float:
-        with _disk(1) as (_, blk):
+    def work() -> tuple[float, float]:
+        with _disk(1) as (machine, blk):
             burst = blk.burst(SECTORS)
             slot, took = burst.slots, []
+            theirs = _cpu(machine.pid)
             for block in _blocks(count):
                 sector = array("Q", [SECTORS * block])
                 begin = time.perf_counter()
@@ -125,7 +135,7 @@ def single_latency(count: int) -> Callable[[], float]:
                 took.append(time.perf_counter() - begin)
                 if burst.content(0) != CONTENT[block]:
                     raise AssertionError(f"not block {block}")
-            return sorted(took)[len(took) // 2]
+            return sorted(took)[len(took) // 2], (_cpu(machine.pid) - theirs) / count
 
     return work
 
@@ -181,13 +191,15 @@ def run(runs: int, quick: bool) -> Section:
     sequence = burst_rate(count, in_sequence=True)
     fast: list[tuple[float, float, float]] = []
     merged: list[float] = []
-    slow, one, echo = [], [], []
+    slow, one, busy, echo = [], [], [], []
     for _ in range(runs):
         fast.append(burst())
         merged.append(sequence()[0])
         slow.append(futures())
         echo.append(ping_pong(count // 32))
-        one.append(single())
+        latency, cpu = single()
+        one.append(latency)
+        busy.append(cpu)
     section.add(
         f"{DEPTH} out: batch path", [rate for rate, _, _ in fast], "reads/s", "wanted 300 k on a quiet machine"
     )
@@ -196,6 +208,7 @@ def run(runs: int, quick: bool) -> Section:
     section.add("batch path: QEMU's CPU for each", [cpu for _, cpu, _ in fast], "s")
     section.add("batch path: our CPU for each, polling included", [cpu for _, _, cpu in fast], "s")
     section.add("1 out: there and back", one, "s")
+    section.add("1 out: QEMU's CPU for each, its polling included", busy, "s")
     section.add("eventfd ping-pong with another process", echo, "s")
     section.compare("32 out: batch path / futures", [rate for rate, _, _ in fast], slow, None)
     section.compare("1 out / eventfd ping-pong", one, echo, 1.3, at_least=False)
