@@ -124,6 +124,7 @@ def test_any_order_of_posts_and_answers(
             burst.post(now, sectors)
             model.let_go(0)
             back = burst.take()
+            assert burst.contents(back) == [burst.content(slot) for slot in back]
             assert all(burst.content(slot) == at(data, where.pop(slot), 1) for slot in back)
             idle += back
             assert burst.in_flight == len(where) == depth - len(idle)

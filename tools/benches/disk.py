@@ -84,9 +84,8 @@ def burst_rate(count: int, *, in_sequence: bool = False) -> Callable[[], tuple[f
                 place += len(now)
                 out += len(now)
                 burst.post(now, array("Q", (SECTORS * block for block in chosen)))
-                for slot in back:
-                    if burst.content(slot) != CONTENT[where[slot]]:
-                        raise AssertionError(f"slot {slot} does not hold block {where[slot]}")
+                if burst.contents(back) != [CONTENT[where[slot]] for slot in back]:
+                    raise AssertionError(f"slots {list(back)} do not hold what they should")
                 for slot, block in zip(now, chosen, strict=True):
                     where[slot] = block
                 idle += back

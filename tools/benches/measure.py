@@ -51,8 +51,8 @@ class Section:
     about: str
     figures: list[Figure] = field(default_factory=list)
     ratios: list[Ratio] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    extra: dict[str, Any] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+    """What could not be measured, and why; then the bench's exit code is 1."""
 
     def add(self, name: str, values: list[float], unit: str, note: str = "") -> None:
         self.figures.append(figure(name, values, unit, note))

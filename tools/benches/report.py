@@ -26,4 +26,4 @@ def text(facts: dict[str, Any], sections: Sequence[Section]) -> Iterator[str]:
                 word, sign = "ok  " if ratio.met else "MISS", ">=" if ratio.at_least else "<="
                 line += f"  {word} (wanted {sign} {ratio.target:g})"
             yield f"{line}  {ratio.note}".rstrip()
-        yield from (f"   {note}" for note in section.notes)
+        yield from (f"   FAILED {what}" for what in section.failed)

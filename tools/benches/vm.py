@@ -14,6 +14,7 @@ import statistics
 import struct
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -306,7 +307,11 @@ def run(runs: int, quick: bool) -> Section:
     try:
         for part in (disk, balloon, memory, keyboard):
             print(f"bench: vm: {part.__name__} ...", file=sys.stderr, flush=True)
-            part(host, section, runs, quick)
+            try:
+                part(host, section, runs, quick)
+            except Exception as error:  # noqa: BLE001  # the others are worth the boot; it is told, and counts
+                traceback.print_exc()
+                section.failed.append(f"{part.__name__}: {type(error).__name__}: {error}")
     finally:
         host.close()
     return section

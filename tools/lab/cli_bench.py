@@ -57,7 +57,7 @@ def _in_vm(venv: Path, arguments: list[str]) -> int:
         command=[str(venv / "bin/python"), str(BENCHES), "--only", "vm", *words],
         memory="1G,maxmem=4G,slots=4",
         devices=_DEVICES,
-        before="modprobe vfio-pci\nmodprobe virtio_mem\nmodprobe evdev\n"
+        before="modprobe vfio-pci\nmodprobe vfio_iommu_type1\nmodprobe virtio_mem\nmodprobe evdev\n"
         "echo online_movable >/sys/devices/system/memory/auto_online_blocks\n",
         timeout=900,
         venv=venv,

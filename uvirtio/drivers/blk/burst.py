@@ -97,6 +97,11 @@ class Burst:
         """A copy of the data of a slot: what was read, once it came back."""
         return self._data[slot * self._size : (slot + 1) * self._size].tobytes()
 
+    def contents(self, slots: Iterable[int]) -> list[bytes]:
+        """The same for several slots, in their order."""
+        data, size = self._data, self._size
+        return [data[slot * size : (slot + 1) * size].tobytes() for slot in slots]
+
     def fill(self, slot: int, data: bytes | bytearray | memoryview) -> None:
         """Put in what a write will write, ``sectors`` sectors of it, before its slot is posted."""
         if len(data) != self._size:
@@ -234,8 +239,8 @@ class Burst:
                 if len(rest) == self.count:
                     return
                 back = self.wait()
-                for slot in back:
-                    yield where[slot], self.content(slot)
+                for slot, content in zip(back, self.contents(back), strict=True):
+                    yield where[slot], content
                 idle = back + rest
         finally:
             if self._device.broken is None and self.in_flight:
