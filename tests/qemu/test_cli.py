@@ -200,6 +200,16 @@ def test_the_kind_of_interrupt_can_be_chosen(uvirtio: Callable[..., tuple[int, s
     assert vectors["detail"].startswith(mode)
 
 
+@pytest.mark.parametrize(("device", "code"), [("virtio-rng-pci,packed=on", 0), ("virtio-rng-pci", 1)])
+def test_a_ring_that_was_asked_for_is_diagnosed_or_missed(
+    uvirtio: Callable[..., tuple[int, str, str]], device: str, code: int
+) -> None:
+    found, out, _ = uvirtio("diag", f"qemu:{device}", "--ring", "packed", "--json")
+    features = next(step for step in json.loads(out)["steps"] if step["name"] == "features")
+    assert (found, features["verdict"]) == (code, "fail" if code else "pass")
+    assert "RING_PACKED" in (json.loads(out)["error"]["message"] if code else features["detail"])
+
+
 @pytest.mark.spec("PCI-LEG-03", "PCI-LEG-04")
 def test_the_interface_that_is_taken(uvirtio: Callable[..., tuple[int, str, str]]) -> None:
     old, new = "legacy interface", "modern interface"

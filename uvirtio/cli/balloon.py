@@ -137,6 +137,13 @@ def _pages(run: Run, dev: str, size: str) -> int:
     wanted = parse_size(size, total=total, multiple=PAGE)
     if wanted == 0:
         raise BadSize(f"{size!r} is not one page", seen=wanted, expected=f"at least {PAGE} bytes")
+    if dev.startswith(QEMU_PREFIX) and wanted > (most := _guest_memory(run, dev)):
+        raise BadSize(
+            f"{size!r} is more memory than this machine has",
+            seen=wanted,
+            expected=f"at most {most}",
+            remedy="give it more: qemu:q35,ram=SIZE/DEVICE",
+        )
     if wanted // PAGE >= 1 << 32:
         raise BadSize(f"{size!r} is more than a balloon can count", seen=wanted, expected="below 16 TiB (5.5.6)")
     return wanted // PAGE

@@ -39,6 +39,7 @@ def diag(run: Run, dev: DevArgument) -> int:
         backend=run.backend,
         unsafe_dma=run.unsafe_dma,
         interrupts=run.interrupts,
+        ring=run.ring,
         force_legacy=run.force_legacy,
         roots=run.roots,
         trace=run.trace,
