@@ -122,6 +122,16 @@ def test_a_queue_is_set_up_in_order_and_in_halves():
         ]
 
 
+@pytest.mark.spec("MMIO-04")
+def test_addresses_above_4_gib_keep_their_upper_half():
+    scripted = ScriptedMmio(Rng())
+    places = [0x12_3456_7000, 0xFFFF_FFFF_0000_0000, 0x1_0000_0000]
+    scripted.faults.never_enables = True  # there is no memory there
+    with pytest.raises(QueueError, match="does not become ready"):
+        transport(scripted).enable_queue(0, 8, *places)  # type: ignore[arg-type]
+    assert list(scripted.queues[0].addresses.values()) == places
+
+
 @pytest.mark.spec("MMIO-29")
 def test_a_kick_is_the_index_in_32_bits():
     scripted = ScriptedMmio(Input())
@@ -617,6 +627,18 @@ def test_a_window_that_answers_no_more_is_gone():
     with pytest.raises(DeviceGone):
         rng.read(8)
     device.close()
+
+
+@pytest.mark.parametrize("mode", [LINE, POLLING])
+def test_an_interrupt_status_of_ones_is_nobodys(mode: InterruptMode):
+    scripted = ScriptedMmio(Rng())
+    with start(scripted, mode=mode) as device:
+        scripted.interrupt_queue(0, force=True)
+        scripted.vanish()
+        before = len(scripted.log)
+        with pytest.raises(DeviceGone, match="does not answer"):
+            device.transport.causes()
+        assert not [access for access in scripted.log[before:] if access.op == "write"]
 
 
 def test_removal_is_told():
