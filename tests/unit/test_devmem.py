@@ -180,9 +180,10 @@ def test_a_denied_window_is_refused_by_any_name(fake: FakeSys):
     fake.text(fake.roots.etc / "uvirtio/deny", "LNRO0005:00\n")
     with pytest.raises(Denied):
         open_device(fake, ADDRESS)
-    fake.text(fake.roots.etc / "uvirtio/deny", "mmio:*\n")
-    with pytest.raises(Denied):
-        open_device(fake, "mmio:0xfeb00e00")
+    fake.text(fake.roots.etc / "uvirtio/deny", "mmio:0xfeb00e00\n")
+    for name in ("mmio:0xfeb00e00", "mmio:0x00FEB00E00"):
+        with pytest.raises(Denied):
+            open_device(fake, name)
 
 
 def test_an_unknown_name_is_no_device(fake: FakeSys):
@@ -222,6 +223,20 @@ def test_bind_and_restore_wait_for_its_driver(fake: FakeSys):
 
 
 # --- what the kernel may say --------------------------------------------------------------------------------
+
+
+def test_registers_are_not_cached(fake: FakeSys, monkeypatch):
+    flags: list[int] = []
+    real = os.open
+
+    def spy(path, flag: int, *mode: int) -> int:
+        if str(path).endswith("/mem"):
+            flags.append(flag)
+        return real(path, flag, *mode)
+
+    monkeypatch.setattr(devmem.os, "open", spy)
+    open_device(fake).close()
+    assert [flag & os.O_SYNC == os.O_SYNC and flag & os.O_CLOEXEC != 0 for flag in flags] == [True]
 
 
 def test_no_dev_mem(fake: FakeSys):
@@ -317,6 +332,9 @@ def test_names_of_windows(name: str, windows: list[str]):
 def test_a_window_in_a_range_that_is_only_set_aside_is_nobodys(fake: FakeSys):
     for base in (0xFED90000, 0xD0000000):
         assert iomem.check_window(base, 0x200, fake.roots, address="x") == []
+    fake.text(fake.roots.proc / "iomem", IOMEM + "fed91800-fed91fff : Reserved\n")
+    with pytest.raises(ForeignWindow, match="its page has"):
+        iomem.check_window(0xFED91000, 0x200, fake.roots, address="x")  # set aside in part: for something in it
     names = iomem.check_window(0xFEB02E00, 0x200, fake.roots, address="x")
     assert names == ["LNRO0005:02", "LNRO0005:01", "LNRO0005:00"]
 
@@ -420,8 +438,8 @@ def test_a_killed_driver_leaves_a_device_that_is_reset_and_then_a_free_lock(fake
         mine.registers.write32(mmio.STATUS, 0xF)
         os.kill(os.getpid(), 9)
     os.waitpid(child, 0)
-    # Patience is for the guardian, which holds the lock until the device is quiet.
-    os.close(take_lock(ADDRESS, fake.roots, patience=20))
+    # The guardian holds the lock until the device is quiet, and the next driver waits for that.
+    devmem.DevmemWindow.open(ADDRESS, 0xFEB02E00, 0x200, fake.roots, unsafe_dma=True).close()
     assert status_of(fake) == 0
 
 

@@ -43,6 +43,9 @@ WARNING = (
 _QUIET = 1.0
 """Seconds that the guardian gives the device for its reset."""
 
+_PATIENCE = 10.0
+"""Seconds that a new driver gives the guardian of a dead one, which may have to wait for a busy CPU too."""
+
 _X86 = ("x86_64", "AMD64", "i686", "i386")
 
 
@@ -72,7 +75,7 @@ class DevmemWindow:
         self._roots = roots
         self._closed = False
         with ExitStack() as stack:
-            lock = take_lock(address, roots, patience=2 * _QUIET)
+            lock = take_lock(address, roots, patience=_PATIENCE)
             stack.callback(os.close, lock)
             fd = _open(roots)
             stack.callback(os.close, fd)
