@@ -191,7 +191,7 @@ class Blk(Driver):
         """Raise BadSize or BeyondEnd unless these sectors are the device's (5.2.6.1: none past capacity)."""
         if sector < 0 or sectors < 0:
             raise BadSize("sectors are counted from 0", seen=(sector, sectors), expected="0 or more")
-        if sector + sectors <= self.capacity:
+        if sector + sectors <= self.known_capacity:
             return
         if sector + sectors > self.refresh().capacity:  # it may have grown without a word
             raise BeyondEnd(
