@@ -15,7 +15,7 @@ from tests.unit.scripted import Model, QueueState, ScriptedDevice, ScriptedEvent
 from tests.unit.scripted_ring import DeviceRing
 from uvirtio.memory.seams import BarInfo
 from uvirtio.spec import features as f
-from uvirtio.spec import mmio
+from uvirtio.spec import mmio, pci
 from uvirtio.spec.mmio import Way
 from uvirtio.spec.ring import legacy_layout
 from uvirtio.spec.status import Status
@@ -276,10 +276,13 @@ class ScriptedMmio(ScriptedDevice):
 
     def _kick(self, value: int) -> None:
         # The rules of a kick are those of PCI; only the place is another.
-        if value >= len(self.queues):
-            self.check("MMIO-29", False, f"a kick of queue {value}, which does not exist")
+        data = f.has(self.driver_features, f.NOTIFICATION_DATA)
+        queue = value & 0xFFFF if data else value
+        if queue >= len(self.queues):
+            self.check("MMIO-29", False, f"a kick of queue {queue}, which does not exist")
             return
-        self._notify_write(self.notify_offs.get(value, value) * self.multiplier, 2, value)
+        width = pci.NOTIFY_DATA_WIDTH if data else pci.NOTIFY_WIDTH
+        self._notify_write(self.notify_offs.get(queue, queue) * self.multiplier, width, value)
 
     def set_status_now(self, value: int) -> None:
         """The status without a register write."""

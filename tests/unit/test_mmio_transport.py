@@ -143,6 +143,25 @@ def test_a_kick_is_the_index_in_32_bits():
     scripted.assert_left()
 
 
+@pytest.mark.spec("MMIO-29", "NOTE-01", "NOTE-02", "NOTE-03")
+@pytest.mark.parametrize("packed", [False, True])
+def test_with_notification_data_a_kick_says_what_is_new(packed: bool):
+    """4.2.3.3, 2.9: the same register, with the upper half in use."""
+    word = f.mask(f.VERSION_1, f.NOTIFICATION_DATA) | (f.mask(f.RING_PACKED) if packed else 0)
+    scripted = ScriptedMmio(Rng(), features=word)
+    with start(scripted) as device:
+        assert device.features == word
+        queue, buffer = device.queues[0], device.dma.alloc(4096)
+        for number in range(10):  # over the wrap of a packed ring of 8
+            queue.add((), buffer.segments(0, 4), number)
+            queue.kick()
+            assert [done.cookie for done in queue.reap()] == [number]
+    kicks = [access for access in scripted.log if access.offset == mmio.QUEUE_NOTIFY and access.op == "write"]
+    uppers = [place % 8 | (0 if place // 8 % 2 else 0x8000) for place in range(1, 11)] if packed else range(1, 11)
+    assert [(access.width, access.value) for access in kicks] == [(4, upper << 16) for upper in uppers]
+    scripted.assert_left()
+
+
 @pytest.mark.spec("MMIO-14", "MMIO-15")
 def test_a_queue_that_is_left_is_stopped_and_read_back():
     scripted = ScriptedMmio(Input())
