@@ -411,3 +411,19 @@ def test_an_interrupted_stream_just_ends(capsys: pytest.CaptureFixture[str]) -> 
 def test_no_thread_is_left() -> None:
     assert perform(Run("list"), lambda: 0) == 0
     assert threading.active_count() == 1
+
+
+def test_ctrl_c_while_the_command_line_is_loaded_is_no_traceback():
+    """Loading takes a tenth of a second, and a hand may be faster."""
+    code = """
+import sys
+class Impatient:
+    def find_spec(self, name, path=None, target=None):
+        if name == "uvirtio.cli.app":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Impatient())
+from uvirtio.cli import main
+sys.exit(main(["list"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
