@@ -338,7 +338,7 @@ def test_the_kernel_refuses_what_the_allocator_never_asks(bound):
     with VfioPciFunction.open(bound("rng-iova")) as function, function.dma(True) as space:
         block = space.alloc(PAGE)
         ((address, _),) = block.segments(0, PAGE)
-        container = function._container
+        container = function._way.space
         with pytest.raises(OperationFailed) as caught:
             container.map(block.vaddr, address, PAGE)
         assert "EEXIST" in caught.value.seen
