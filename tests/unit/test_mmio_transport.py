@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.unit.scripted import Balloon, Input, Model, Rng
+from tests.unit.scripted import Balloon, Input, Model, QueueState, Rng
 from tests.unit.scripted_mmio import ADDRESS, ScriptedMmio
 from uvirtio import opening
 from uvirtio.device import Device, QueueSpec
@@ -357,6 +360,15 @@ def test_a_maximum_that_shrinks_is_not_exceeded():
     assert not scripted.writes("mmio", mmio.QUEUE_SIZE)
 
 
+def test_a_device_that_has_any_queue_that_it_is_asked_for_is_not_counted_for_ever():
+    class Boundless(ScriptedMmio):
+        def _queue(self) -> QueueState:
+            return QueueState(8)
+
+    bare = transport(Boundless(Rng()))  # type: ignore[arg-type]
+    assert bare.num_queues == 1024
+
+
 @pytest.mark.parametrize(("sizes", "count"), [((64,), 1), ((8, 8, 0, 0, 8), 5), ((0, 0), 0), ((4,) * 9, 9)])
 def test_the_number_of_queues_is_found_out(sizes: tuple[int, ...], count: int):
     model = Rng()
@@ -690,6 +702,54 @@ def test_the_back_end_is_told_before_the_device_may_use_memory():
             RngDriver(device).close()
     assert scripted.calls("guard") == [mmio.STATUS, mmio.STATUS]
     scripted.assert_left()
+
+
+class Noise:
+    """A window whose registers read anything; it checks nothing but the widths."""
+
+    def __init__(self, words: list[int]) -> None:
+        self.words = itertools.cycle(words)
+        self.length = mmio.WINDOW_SIZE
+        self.identity = {mmio.MAGIC_VALUE_REG: mmio.MAGIC, mmio.VERSION_REG: 2, mmio.DEVICE_ID: 4}
+
+    def read8(self, offset: int) -> int:
+        assert offset >= mmio.CONFIG
+        return next(self.words) & 0xFF
+
+    def read16(self, offset: int) -> int:
+        assert offset >= mmio.CONFIG
+        return next(self.words) & 0xFFFF
+
+    def read32(self, offset: int) -> int:
+        return self.identity[offset] if offset in self.identity else next(self.words)
+
+    def write32(self, offset: int, value: int) -> None:
+        assert 0 <= value < 1 << 32
+
+    write8 = write16 = write32
+
+    def close(self) -> None: ...
+
+
+words = st.sampled_from([0, 1, 2, 3, 8, 0xB, 0xF, 0x40, 256, 0xFF, 0xFFFFFFFF]) | st.integers(0, 0xFFFFFFFF)
+
+
+@given(version=st.sampled_from([1, 2]), heard=st.lists(words, min_size=1, max_size=40))
+@settings(max_examples=60)
+def test_whatever_the_registers_read_only_typed_errors_come_of_it(version: int, heard: list[int]):
+    scripted = ScriptedMmio(Rng(), version=version)
+    scripted.registers.close()
+    noise = Noise(heard)
+    noise.identity[mmio.VERSION_REG] = version
+    scripted.registers = noise  # type: ignore[assignment]
+    device = opening.identify(ADDRESS, scripted, timeout=0.005)  # type: ignore[arg-type]
+    try:
+        with RngDriver(device) as rng:
+            rng.read(8, timeout=0.005)
+    except UvirtioError:
+        pass
+    device.close()
+    assert scripted.closed
 
 
 @pytest.mark.parametrize("fault", ["refuse_features", "silent", "reset_reads", "needs_reset_at"])

@@ -40,6 +40,8 @@ _ALL_ONES = 0xFFFFFFFF
 _CAUSES = int(mmio.Interrupt.USED_BUFFER | mmio.Interrupt.CONFIG_CHANGE)
 _GAP = 4
 """So many absent queues in a row are the end: no register tells their number, and a balloon's have gaps."""
+_MOST_QUEUES = 1024
+"""More are not counted: a device that has every queue that it is asked for would be counted for ever."""
 
 
 class Probed(NamedTuple):
@@ -234,7 +236,7 @@ class Mmio:
         """Where the queues end. No register says: it is found out at the first question."""
         if self._count is None:
             last = index = -1
-            while index - last < _GAP:
+            while index - last < _GAP and index + 1 < _MOST_QUEUES:
                 index += 1
                 if self.queue_layout(index).size_max:
                     last = index
