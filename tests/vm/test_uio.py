@@ -41,6 +41,9 @@ PCI = Path("/sys/bus/pci/devices")
 POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 MASTER = 1 << 2
 
+once = pytest.mark.skipif(os.uname().release.startswith("6.1."), reason="once is enough: on the newer kernel")
+"""For what does not depend on the kernel's version."""
+
 
 @pytest.fixture
 def cell(
@@ -68,9 +71,9 @@ def cell(
     )
 
 
-def chosen(bodies: Any, cells: list[tuple[str, InterruptMode]], *names: str) -> dict[str, Any]:
+def chosen(bodies: Any, cells: list[tuple[str, InterruptMode]], *names: str, marks: Any = ()) -> dict[str, Any]:
     """Those bodies of a module whose names begin so: the emulated CPU is slow, and the rest runs elsewhere."""
-    marked = [pytest.param(cell, id=f"{cell[0]}-{cell[1].value}") for cell in cells]
+    marked = [pytest.param(cell, id=f"{cell[0]}-{cell[1].value}", marks=marks) for cell in cells]
     short = bodies.__name__.rsplit(".", 1)[-1]
     wanted = tuple(f"test_{short}_{name}" for name in names)
     found = {name: body for name, body in adopt(bodies, marked).items() if name.startswith(wanted)}
@@ -89,7 +92,7 @@ globals().update(
 )
 globals().update(chosen(rng, [("rng-uio", INTX), ("rng-legacy-uio", INTX)], "completions_come"))
 globals().update(chosen(blk, [("disk-uio", INTX)], "what_is_written"))
-globals().update(chosen(mem, [("mem-uio", INTX)], "plug_unplug_and_state"))
+globals().update(chosen(mem, [("mem-uio", INTX)], "plug_unplug_and_state", marks=once))
 globals().update(chosen(keyboard, [("keyboard-uio", INTX)], "keys_arrive", "events_come_by_interrupt"))
 globals().update(
     chosen(
@@ -126,6 +129,7 @@ def status(witness: Witness, name: str) -> list[str]:
     return [text.split(":")[0] for text in told["status"]["statuses"]]
 
 
+@once
 @on("rng-uio")
 def test_without_the_consent_nothing_is_touched(taken, witness):
     with pytest.raises(UnsafeDma):
@@ -158,6 +162,7 @@ def test_somebody_who_switches_bus_mastering_off_is_noticed(taken):
         assert len(source.read(64)) == 64
 
 
+@once
 @on("rng-uio")
 def test_the_pool_of_huge_pages_gets_all_of_them_back(taken):
     before = free_pages()
@@ -167,6 +172,7 @@ def test_the_pool_of_huge_pages_gets_all_of_them_back(taken):
     assert free_pages() == before
 
 
+@once
 @on("balloon-uio")
 def test_a_balloon_larger_than_the_pool_is_refused_with_the_command(taken):
     with uvirtio.open(taken, unsafe_dma=True) as device, uvirtio.Balloon(device) as it:
@@ -257,7 +263,9 @@ def gone(pid: int) -> Callable[[], bool]:
 
 @pytest.mark.spec("CLN-02")
 @pytest.mark.parametrize(
-    ("lab_address", "program"), [("balloon-uio", BALLOON), ("rng-uio", RNG)], indirect=["lab_address"]
+    ("lab_address", "program"),
+    [("balloon-uio", BALLOON), pytest.param("rng-uio", RNG, marks=once)],
+    indirect=["lab_address"],
 )
 def test_a_killed_driver_leaves_a_reset_device_and_only_then_its_memory(taken, program, witness, lab_devices):
     name = next(name for name, address in lab_devices.items() if address == taken)
@@ -282,6 +290,7 @@ def test_a_killed_driver_leaves_a_reset_device_and_only_then_its_memory(taken, p
         driver.close()
 
 
+@once
 @on("balloon-uio")
 def test_kills_at_any_moment(taken, witness):
     before = free_pages()
@@ -317,6 +326,7 @@ def test_a_killed_guardian_ends_the_driving(taken, witness):
 # --- binding ---------------------------------------------------------------------------------------------------
 
 
+@once
 @on("rng-uio")
 def test_without_an_iommu_bind_names_the_choices_and_takes_none(lab_address):
     hand_over(lab_address, "virtio-pci")
@@ -344,6 +354,7 @@ def test_bind_drive_and_restore(lab_address):
     assert driver_of(lab_address) == "virtio-pci"
 
 
+@once
 @on("rng-uio")
 def test_its_node_is_not_given_to_a_user(lab_address):
     hand_over(lab_address, "virtio-pci")
