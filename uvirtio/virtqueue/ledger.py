@@ -62,6 +62,8 @@ class Ledger:
         self._interrupts = True
         self._broken: str | None = None
         self._closed = False
+        self._dead = False
+        """Broken or closed: the one thing that every call asks."""
         self._undelivered: list[Completion] = []
         self._owned: list[Block] = []
         self._views: list[memoryview] = []
@@ -77,6 +79,7 @@ class Ledger:
     def abandon(self) -> list[Any]:
         posted = sorted((entry for entry in self._out if entry is not None), key=lambda entry: entry[3])
         cookies = [entry[0] for entry in posted]
+        self._dead = True
         if self._broken is None:
             self._broken = "the device was reset, and this queue belongs to the time before"
         else:
@@ -111,7 +114,7 @@ class Ledger:
         """
         if self._closed:
             return
-        self._closed = True
+        self._closed = self._dead = True
         for view in self._views:
             view.release()
         for block in self._owned:
@@ -154,7 +157,7 @@ class Ledger:
         )
 
     def _corrupt(self, what: str, *, seen: int, expected: str, remedy: str | None = None) -> NoReturn:
-        self._broken = what
+        self._broken, self._dead = what, True
         raise RingCorruption(
             f"queue {self.index}: {what} (2.7.8, 2.8.4)",
             seen=seen,

@@ -161,7 +161,7 @@ class PackedQueue(Ledger):
     # --- giving (2.8.21.1) ----------------------------------------------------------------------------------
 
     def add(self, readable: Sequence[Run], writable: Sequence[Run], cookie: Any) -> None:
-        if self._broken is not None or self._closed:
+        if self._dead:
             self._refuse()
         count = len(readable) + len(writable)
         size = self.size
@@ -248,7 +248,7 @@ class PackedQueue(Ledger):
                 slot += 2
 
     def publish(self) -> bool:
-        if self._broken is not None or self._closed:
+        if self._dead:
             self._refuse()
         if not self._heads:
             return False
@@ -288,7 +288,7 @@ class PackedQueue(Ledger):
     # --- taking back (2.8.22) -------------------------------------------------------------------------------
 
     def pending(self) -> bool:
-        if self._broken is not None or self._closed:
+        if self._dead:
             self._refuse()
         return self._reaped <= self._told or self._is_used(self._used_slots)
 
@@ -302,7 +302,7 @@ class PackedQueue(Ledger):
 
         After a ``limit`` that left something, no interrupt announces the rest: ask :meth:`pending`.
         """
-        if self._broken is not None or self._closed:
+        if self._dead:
             self._refuse()
         done: list[Completion] = []
         self._undelivered = done  # in case that a slot further on is bad
@@ -428,7 +428,7 @@ class PackedQueue(Ledger):
 
     def publish_slots(self, first: bytes, over: bytes, count: int) -> bool:
         """Show these ``count`` descriptors, of idle fixed chains; ``over`` is what lies beyond the ring's end."""
-        if self._broken is not None or self._closed:
+        if self._dead:
             self._refuse()
         old = self._next_slot
         lap, place = divmod(old, self.size)
@@ -448,7 +448,7 @@ class PackedQueue(Ledger):
 
     def used_slots(self, hint: int) -> int:
         """How many of the slots that are out came back; ``hint`` is what would be no surprise. Fences after it."""
-        if self._broken is not None or self._closed:
+        if self._dead:
             self._refuse()
         first = self._used_slots
         most = self._next_slot - first
@@ -489,7 +489,7 @@ class PackedQueue(Ledger):
         self._mine[_OFF_WRAP] = self._off_wrap(self._used_slots)
 
     def want_interrupts(self, on: bool) -> bool:
-        if self._broken is not None or self._closed:
+        if self._dead:
             self._refuse()
         self._interrupts = on
         if not on:

@@ -150,8 +150,8 @@ class SplitSlots(_Books):
 
     def __init__(self, ring: SplitQueue, chains: Sequence[Chain]) -> None:
         super().__init__(ring.index, chains)
-        self._ring = ring
-        size = ring.size
+        self._ring = ring  # and a friend: its counters are looked at without a call
+        self._size = size = ring.size
         # A used element as a number: head in bits 0..31, length above. One for each slot, as it came last.
         self._patterns = [slot | length << 32 for slot, length in enumerate(self.written)]
         self._order = array("H", bytes(2 * size))
@@ -181,36 +181,36 @@ class SplitSlots(_Books):
         if self._loose is not None:
             self._loose.update(array("Q", raw))
         self._back = _NOTHING
-        ring, order, expected = self._ring, self._order, self._expected
-        at = ring.published & (ring.size - 1)
+        order, expected, size = self._order, self._expected, self._size
+        at = self._ring._published & (size - 1)
         end = at + count
-        if end <= ring.size:
+        if end <= size:
             order[at:end] = posted
             expected[8 * at : 8 * end] = raw
         else:
-            fits = ring.size - at
+            fits = size - at
             order[at:] = posted[:fits]
             order[: count - fits] = posted[fits:]
             expected[8 * at :] = raw[: 8 * fits]
             expected[: 8 * (count - fits)] = raw[8 * fits :]
-        return ring.publish_heads(posted, count)
+        return self._ring.publish_heads(posted, count)
 
     def reap(self) -> array[int]:
         ring = self._ring
         count = ring.announced()
         if not count:
             return array("H")
-        found = self._take(ring.reaped & (ring.size - 1), count)
-        while True:
-            # With EVENT_IDX the ring asks for the next interrupt and looks again; mostly there is no more.
-            count = ring.took(count)
-            if not count:
-                return found
-            found = found + self._take(ring.reaped & (ring.size - 1), count)
+        found = self._take(ring._reaped & (self._size - 1), count)
+        ring._reaped += count
+        # With EVENT_IDX the ring asks for the next interrupt and looks again; mostly there is no more.
+        while ring._listening and (count := ring.listen()):
+            found = found + self._take(ring._reaped & (self._size - 1), count)
+            ring._reaped += count
             self._back = _NOTHING
+        return found
 
     def _take(self, at: int, count: int) -> array[int]:
-        elements, end, size = self._elements, at + count, self._ring.size
+        elements, end, size = self._elements, at + count, self._size
         if end <= size:
             raw = bytes(elements[8 * at : 8 * end])
             if self._loose is None and raw == self._expected[8 * at : 8 * end]:

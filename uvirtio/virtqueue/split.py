@@ -20,7 +20,7 @@ from uvirtio.memory.access import words16, words32, words64
 from uvirtio.memory.fence import Fence, order_fence
 from uvirtio.memory.seams import Block, DmaSpace
 from uvirtio.spec import ring
-from uvirtio.spec.ring import AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_F_NO_NOTIFY, need_event
+from uvirtio.spec.ring import AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_F_NO_NOTIFY
 from uvirtio.virtqueue import Completion, Run
 from uvirtio.virtqueue.chain import ADDRESS_LIMIT, MAX_LENGTH, measure
 from uvirtio.virtqueue.ledger import (
@@ -114,8 +114,6 @@ class SplitQueue(Ledger):
         self._told = -1
         """With IN_ORDER: the number of the last chain that the device has named as used."""
         self._told_written = 0
-        self._announced = 0
-        """Chains that used.idx says were used, since the start."""
 
         self._desc = words64(desc.view, 0, 2 * size)
         self._avail = words16(avail.view, 0, 3 + size)
@@ -162,7 +160,7 @@ class SplitQueue(Ledger):
         return self._published & 0xFFFF
 
     def add(self, readable: Sequence[Run], writable: Sequence[Run], cookie: Any) -> None:
-        if self._broken is not None or self._closed:
+        if self._dead:
             self._refuse()
         free = self._free
         desc = self._desc
@@ -241,7 +239,7 @@ class SplitQueue(Ledger):
                 follower += 1
 
     def publish(self) -> bool:
-        if self._broken is not None or self._closed:
+        if self._dead:
             self._refuse()
         old = self._published
         new = self._laid
@@ -253,11 +251,12 @@ class SplitQueue(Ledger):
         self._avail[_IDX] = new & 0xFFFF
         self._fence()  # 2.7.13.4.1: the index before the device's wish is read
         if self._event_idx:
-            return need_event(self._used[self._avail_event], new, old)
+            # need_event(avail_event, new, old), without the call
+            return (new - self._used[self._avail_event] - 1) & 0xFFFF < new - old
         return not self._used[_FLAGS] & USED_F_NO_NOTIFY
 
     def pending(self) -> bool:
-        if self._broken is not None or self._closed:
+        if self._dead:
             self._refuse()
         return self._used[_IDX] != self._reaped & 0xFFFF
 
@@ -266,7 +265,7 @@ class SplitQueue(Ledger):
 
         After a ``limit`` that left something, no interrupt announces the rest: ask :meth:`pending`.
         """
-        if self._broken is not None or self._closed:
+        if self._dead:
             self._refuse()
         done: list[Completion] = []
         self._undelivered = done  # in case that an element further on is bad
@@ -278,14 +277,17 @@ class SplitQueue(Ledger):
                 return done
             if count > self._published - self._reaped:
                 self._bad_index(index)
-            self._announced = self._reaped + count
+            announced = count
             if limit is not None:
                 count = min(count, limit - len(done))
                 if count <= 0:
                     return done
             if self._order is not None:
                 self._order()  # the index before the elements that it announces
-            self._harvest(count, done)
+            if self._in_order:
+                self._harvest_in_order(count, self._reaped + announced, done)
+            else:
+                self._harvest(count, done)
             if not (self._event_idx and self._interrupts):
                 return done
             # 2.7.7.1: ask for the next one, and look again, for the device may have been faster.
@@ -301,13 +303,9 @@ class SplitQueue(Ledger):
 
     def _harvest(self, count: int, done: list[Completion]) -> None:
         """Take ``count`` used elements, each checked in full before anything changes because of it (2.7.8)."""
-        if self._in_order:
-            self._harvest_in_order(count, done)
-            return
         elements = self._elements
         out = self._out
         free = self._free
-        size = self.size
         mask = self._mask
         reaped = self._reaped
         published = self._published
@@ -316,7 +314,7 @@ class SplitQueue(Ledger):
             place = 2 * (number & mask)
             head = elements[place]  # all 32 bits: 0x10003 is not 3
             written = elements[place + 1]
-            posted = out[head] if head < size else None
+            posted = out[head] if head <= mask else None
             if posted is None or posted[3] >= published:
                 self._no_such_chain(head)
             cookie, room, chain, _ = posted
@@ -330,10 +328,11 @@ class SplitQueue(Ledger):
             self._reaped = number + 1
             done.append(made(Completion, (cookie, written)))
 
-    def _harvest_in_order(self, count: int, done: list[Completion]) -> None:
+    def _harvest_in_order(self, count: int, announced: int, done: list[Completion]) -> None:
         """The same with IN_ORDER: one element names the last chain of a batch, the index says how many (2.7.9).
 
-        The chains before it have no length of their own: they count as written in full.
+        The chains before it have no length of their own: they count as written in full. ``announced``: the number
+        that the first chain has that used.idx does not count in.
         """
         first = self._reaped
         for number in range(first, first + count):
@@ -341,7 +340,7 @@ class SplitQueue(Ledger):
                 place = 2 * (number & self._mask)
                 head, written = self._elements[place], self._elements[place + 1]
                 named = self._out[head] if head < self.size else None
-                if named is None or not number <= named[3] < self._announced:
+                if named is None or not number <= named[3] < announced:
                     self._no_such_chain(head)
                 if written > named[1]:
                     written = self._too_long(written, named[1])
@@ -356,7 +355,7 @@ class SplitQueue(Ledger):
             done.append(Completion(cookie, self._told_written if number == self._told else room))
 
     def want_interrupts(self, on: bool) -> bool:
-        if self._broken is not None or self._closed:
+        if self._dead:
             self._refuse()
         self._interrupts = on
         if self._event_idx:
@@ -417,7 +416,7 @@ class SplitQueue(Ledger):
 
     def publish_heads(self, heads: array[int], count: int) -> bool:
         """Show the chains of these ``count`` heads, all idle: one copy (two over the end), then as ``publish``."""
-        if self._broken is not None or self._closed:
+        if self._dead:
             self._refuse()
         avail = self._avail
         old = self._published
@@ -440,7 +439,7 @@ class SplitQueue(Ledger):
 
     def announced(self) -> int:
         """How many chains used.idx says came back, not more than are out. Raises RingCorruption."""
-        if self._broken is not None or self._closed:
+        if self._dead:
             self._refuse()
         count = (self._used[_IDX] - self._reaped) & 0xFFFF
         if count:
@@ -450,11 +449,13 @@ class SplitQueue(Ledger):
                 self._order()  # the index before the elements that it announces
         return count
 
-    def took(self, count: int) -> int:
-        """``count`` chains were taken back; with EVENT_IDX asks for the next, and returns what came meanwhile."""
-        self._reaped += count
-        if not (self._event_idx and self._interrupts):
-            return 0
+    @property
+    def _listening(self) -> bool:
+        """Whether each look at the ring asks for the next interrupt."""
+        return self._event_idx and self._interrupts
+
+    def listen(self) -> int:
+        """Ask for an interrupt for what comes next (EVENT_IDX), and look again; how many chains came meanwhile."""
         self._avail[self._used_event] = self._reaped & 0xFFFF
         self._fence()
         return self.announced()
