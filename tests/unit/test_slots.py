@@ -324,6 +324,33 @@ def test_a_completion_where_nothing_is_out(kind: dict[str, Any]):
     bench.corrupt()
 
 
+@modes
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_a_used_slot_behind_one_that_is_not(missing: int, ordered: bool):
+    """Slots are used in their order (2.8.1), so that few of their flags are asked for; but all are checked."""
+    bench = Bench({"format": "packed"})
+    first = bench.post(0, 1, 2, 3)
+    bench.finish(*(first if ordered else first[::-1]))
+    assert len(bench.reap()) == 4, "from now on four at a time are no surprise"
+    if not ordered:
+        bench.post(4, 5, 6, 7)
+        bench.finish(*list(bench.rig.device.out.values())[::-1][:1])
+        assert bench.reap() == [7]
+    posted = list(bench.rig.device.out.values()) or bench.post(0, 1, 2, 3)
+    device = bench.rig.device
+    for number, chain in enumerate(posted):
+        if number != missing or number == len(posted) - 1:
+            slot = device.used_slot + number
+            device.write_used_slot(slot, chain.head, ROOM, device.used_flags(slot, write=True))
+    if missing < len(posted) - 1:
+        try:
+            found = bench.reap()
+        except RingCorruption:
+            assert bench.rig.queue.broken
+        else:
+            assert len(found) <= missing, "what lies before it at most"
+
+
 @fast_kind
 def test_overwritten_descriptors_change_nothing(kind: dict[str, Any]):
     bench = Bench(kind)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from uvirtio.errors import UsageError
 from uvirtio.memory.access import words16, words32, words64
@@ -467,6 +467,13 @@ class PackedQueue(Ledger):
         if low and self._order is not None:
             self._order()  # 2.8.22
         return low
+
+    def _out_of_turn(self, slot: int) -> NoReturn:
+        self._corrupt(
+            "a slot is marked used and one before it is not",
+            seen=slot,
+            expected="slots used in their order (2.8.1)",
+        )
 
     def slot_words(self, at: int, count: int) -> array[int]:
         """A private copy of length, id and flags of ``count`` slots from place ``at`` on."""

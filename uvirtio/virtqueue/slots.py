@@ -381,7 +381,7 @@ class PackedSlots(_Books):
         if array("Q", map(expected.__getitem__, found)) != words:
             for slot, word in zip(found, words, strict=True):
                 if word != expected[slot]:
-                    self._note(slot, word)
+                    self._note(slot, word, wrap)
         loose -= came
         self._back = found[:]
         if not loose:
@@ -389,9 +389,14 @@ class PackedSlots(_Books):
         return found
 
     def _all_out(self, at: int) -> set[int]:
-        ring = self._ring
-        skipped = (at - ring.reaped) % ring.size  # the part before the end of the ring was taken just now
-        return {self._order[number % ring.size] for number in range(ring.reaped + skipped, ring.published)}
+        """The slots that are still to come from place ``at`` on, while the device has answered in order."""
+        ring, order = self._ring, self._order
+        # What lies before ``at`` since the last count was taken just now.
+        left = ring.published - ring.reaped - (at - ring.reaped) % ring.size
+        end = at + left
+        if end <= ring.size:
+            return set(order[at:end])
+        return set(order[at:] + order[: end - ring.size])
 
     def _undo(self, words: Iterable[int], loose: set[int]) -> NoReturn:
         for word in words:
@@ -401,13 +406,18 @@ class PackedSlots(_Books):
             loose.discard(slot)
         raise AssertionError("every slot was out, once")
 
-    def _note(self, slot: int, word: int) -> None:
+    def _note(self, slot: int, word: int, wrap: int) -> None:
         """A length or a WRITE flag that is new for this slot: checked, kept, and expected from now on."""
+        if word >> 48 & _USED_BITS != (_USED_BITS if wrap else 0):
+            self._ring._out_of_turn(slot)
         written = self._ring.length_of(word, self._rooms[slot])
         self.written[slot] = written
         marked = bool(word >> 48 & DESC_F_WRITE)
         for wrap in (0, 1):
             self._words[wrap][slot] = _used_word(slot, word & 0xFFFF_FFFF, marked, wrap)
+
+
+_USED_BITS = PACKED_DESC_F_AVAIL | PACKED_DESC_F_USED
 
 
 def _used_word(slot: int, length: int, marked: bool, wrap: int) -> int:
