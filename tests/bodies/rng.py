@@ -8,6 +8,7 @@ from tests.bodies import Cell
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import UsageError
 from uvirtio.memory.seams import InterruptMode
+from uvirtio.spec import features as f
 from uvirtio.spec import rng as spec
 
 
@@ -36,6 +37,23 @@ def test_the_device_follows_our_indices(cell: Cell) -> None:
         expected = 10 if ring.kind == "split" else 10 % ring.size
         assert seen["last-avail-idx"] == seen["used-idx"] == expected
         assert seen["inuse"] == 0
+
+
+@pytest.mark.spec("QRST-01", "QRST-02", "PCI-COM-07")
+def test_the_queue_can_be_reset_by_itself(cell: Cell) -> None:
+    with cell.open() as device, Rng(device) as rng:
+        # QEMU 7.2 offers it over MMIO too, without the register (docs/mmio.md).
+        if not device.has(f.RING_RESET) or device.transport.kind != "pci-modern":
+            pytest.skip("queues cannot be reset by themselves here")
+        queue = device.queues[spec.REQUESTQ]
+        for _ in range(2):
+            assert len(rng.read(100)) == 100
+            assert device.reset_queue(queue) == []
+            assert cell.queue(spec.REQUESTQ)["last-avail-idx"] == 0
+        before = device.interrupts_taken
+        assert len(rng.read(100)) == 100
+        if cell.mode is not InterruptMode.POLLING:
+            device.wait(lambda: device.interrupts_taken > before, timeout=5, what="an interrupt")
 
 
 def test_completions_come_by_interrupt(cell: Cell) -> None:

@@ -237,9 +237,13 @@ def test_slots_that_do_not_fit(kind: dict[str, Any]):
         fixed_slots(Rig(8, **kind).queue, chains(9))
     with pytest.raises(BadChain):
         fixed_slots(Rig(8, **kind).queue, chains(1, reads=5, writes=4))
-    if kind["format"] == "split" and not kind["indirect"]:
-        with pytest.raises(QueueFull):
-            fixed_slots(Rig(8, **kind).queue, chains(5, reads=1, writes=1))
+    for in_order in (False, True):
+        queue = Rig(8, **kind, in_order=in_order).queue
+        if kind["indirect"]:
+            assert fixed_slots(queue, chains(5, reads=1, writes=1)).count == 5
+        else:
+            with pytest.raises(QueueFull):
+                fixed_slots(queue, chains(5, reads=1, writes=1))
 
 
 @fast_kind

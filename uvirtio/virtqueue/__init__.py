@@ -53,6 +53,10 @@ class Virtqueue(Protocol):
         """Chains that were published and not reaped."""
         ...
 
+    def needs(self, elements: int) -> int:
+        """How many descriptors of the ring a chain of so many elements takes."""
+        ...
+
     def add(self, readable: Sequence[Run], writable: Sequence[Run], cookie: Any) -> None:
         """Lay down one chain, readable runs first. Raises BadChain (our mistake) or QueueFull, changing nothing.
 

@@ -53,6 +53,9 @@ class Ledger:
         self._in_order = in_order
         self._clamp = clamp_used_len
 
+        self._tables: list[int] = []
+        """Device addresses of the indirect tables, one for each id; none without INDIRECT_DESC."""
+
         # What is out, by the id that the device names it by.
         self._out: list[Posted | None] = [None] * size
         # Chains since the start: laid down, published, reaped.
@@ -67,6 +70,10 @@ class Ledger:
         self._undelivered: list[Completion] = []
         self._owned: list[Block] = []
         self._views: list[memoryview] = []
+
+    def needs(self, elements: int) -> int:
+        """How many descriptors of the ring a chain of so many elements takes: one where it fits a table."""
+        return 1 if self._tables and 1 < elements <= INDIRECT_ENTRIES else elements
 
     @property
     def in_flight(self) -> int:

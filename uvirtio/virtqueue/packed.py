@@ -91,7 +91,8 @@ class PackedQueue(Ledger):
             area_address(index, "driver event structure", driver, sizes[1], ring.PACKED_EVENT_ALIGN),
             area_address(index, "device event structure", device, sizes[2], ring.PACKED_EVENT_ALIGN),
         )
-        self._tables = [] if indirect is None else table_addresses(index, indirect, size)
+        if indirect is not None:
+            self._tables = table_addresses(index, indirect, size)
 
         # Slots since the start: given to the device or laid out for it, made visible, taken back. Modulo the size
         # they are places in the ring; an even lap has the wrap counter 1, an odd one 0 (2.8.1).
@@ -389,8 +390,7 @@ class PackedQueue(Ledger):
         laid: list[tuple[int, int]] = []
         for readable, writable in chains:
             measure(readable, writable, self.size)
-            count = len(readable) + len(writable)
-            if count > 1 and not (self._tables and count <= INDIRECT_ENTRIES):
+            if self.needs(len(readable) + len(writable)) > 1:
                 return False
         if len(chains) > self.size:
             raise self._full(len(chains), self.size)

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from typing import NoReturn, Protocol
 
-from uvirtio.errors import UsageError
+from uvirtio.errors import QueueFull, UsageError
 from uvirtio.spec.ring import DESC_F_WRITE, PACKED_DESC_F_AVAIL, PACKED_DESC_F_USED
 from uvirtio.virtqueue import Run, Virtqueue
 from uvirtio.virtqueue.chain import measure
@@ -119,6 +119,15 @@ class PlainSlots(_Books):
         self._out: set[int] = set()
         for readable, writable in self._chains:
             measure(readable, writable, ring.size)
+        # All of them at once have to fit, so that no post ever ends half-way.
+        needed = sum(ring.needs(len(readable) + len(writable)) for readable, writable in self._chains)
+        if needed > ring.size:
+            raise QueueFull(
+                f"queue {ring.index} has no room for these slots",
+                seen=f"{ring.size} descriptors",
+                expected=f"{needed} or more",
+                remedy="lay fewer or shorter chains",
+            )
 
     def out(self) -> list[int]:
         return sorted(self._out)

@@ -98,7 +98,8 @@ class SplitQueue(Ledger):
             area_address(index, "available ring", avail, sizes[1], ring.AVAIL_ALIGN),
             area_address(index, "used ring", used, sizes[2], ring.USED_ALIGN),
         )
-        self._tables = [] if indirect is None else table_addresses(index, indirect, size)
+        if indirect is not None:
+            self._tables = table_addresses(index, indirect, size)
         self._mask = size - 1
 
         self._used_event = ring.used_event_offset(size) // 2
@@ -381,8 +382,7 @@ class SplitQueue(Ledger):
         sizes = []
         for readable, writable in chains:
             measure(readable, writable, self.size)
-            count = len(readable) + len(writable)
-            sizes.append(1 if self._tables and 1 < count <= INDIRECT_ENTRIES else count)
+            sizes.append(self.needs(len(readable) + len(writable)))
         if sum(sizes) > self.size:
             raise self._full(sum(sizes), self.size)
         tail = len(chains)
