@@ -262,9 +262,11 @@ def test_after_a_reset_nothing_goes_and_nothing_comes(kind: dict[str, Any]):
     bench = Bench(kind)
     bench.finish(*bench.post(0, 1))
     bench.rig.queue.abandon()
+    out = bench.slots.out()
     for call in (bench.slots.reap, lambda: bench.slots.post([2])):
         with pytest.raises(DeviceBroken):
             call()
+    assert bench.slots.out() == out, "what was refused is not in the books"
 
 
 # --- lies ---------------------------------------------------------------------------------------------------

@@ -181,6 +181,8 @@ class SplitSlots(_Books):
         count = len(slots)
         if not count:
             return False
+        if self._ring._dead:
+            self._ring._refuse()
         if slots == self._back:
             raw = self._back_raw
         else:
@@ -318,6 +320,8 @@ class PackedSlots(_Books):
         count = len(slots)
         if not count:
             return False
+        if self._ring._dead:
+            self._ring._refuse()
         if slots != self._back:
             self._check(slots)
         posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
