@@ -12,7 +12,7 @@ import pytest
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
 
-from lab import LabError, bench_rings, cache, cli_matrix, cli_test, initramfs, kernels, machines, modules, vm  # noqa: E402
+from lab import LabError, cache, cli_matrix, cli_test, initramfs, kernels, machines, modules, vm  # noqa: E402
 from lab.commands import Commands  # noqa: E402
 
 
@@ -221,10 +221,3 @@ def test_the_matrix_counts_what_passed_and_says_where(tmp_path):
     assert "| pci-modern | vfio-pci | split | built | built | built | Linux 6.12 (2) | built |" in lines
     assert "| pci-legacy | qemu | split | built | - | - | built | built |" in lines
     assert not any("| packed |" in line for line in lines), "where nothing was tested it is not listed"
-
-
-def test_the_ring_benchmark_runs_and_leaves_nothing_allocated():
-    found = bench_rings.measure(quick=True)
-    assert set(found["ratio_to_baseline"]) == set(found["descriptors_per_second"])
-    assert found["ratio_to_baseline"][bench_rings.BASELINE] == 1
-    assert all(left < 1 for left in found["bytes_left_per_completion"].values())

@@ -18,9 +18,10 @@ from benches import measure
 from benches.measure import Section
 from benches.plain_memory import PlainDma
 from benches.plain_ring import PlainRing
-from uvirtio.memory.access import words16
+from uvirtio.memory.access import words16, words64
 from uvirtio.memory.fence import full_fence
 from uvirtio.spec import ring as spec
+from uvirtio.virtqueue.packed import make_packed
 from uvirtio.virtqueue.slots import fixed_slots
 from uvirtio.virtqueue.split import SplitQueue, make_split
 
@@ -62,16 +63,44 @@ class Device:
         self.words[1] = self.index & 0xFFFF
 
 
+class PackedDevice:
+    """The same for a packed ring: it marks slots used, in their order, and names what it likes (2.8.6)."""
+
+    def __init__(self, slots: memoryview, batch: int, *, shuffled: bool) -> None:
+        self._split = Device(memoryview(bytearray(4096)), batch, shuffled=shuffled)
+        self.batch = batch
+        self._words = words64(slots, 0, 2 * SIZE)
+        self.index = 0
+
+    def answer(self, idents: Sequence[int]) -> bytes:
+        """The used slots for the next batch: length, id and flags of each."""
+        flags = spec.DESC_F_WRITE
+        if not self.index // SIZE & 1:
+            flags |= spec.PACKED_DESC_F_AVAIL | spec.PACKED_DESC_F_USED
+        self._split.index = self.index
+        heads = array("Q", self._split.answer(idents))
+        return array("Q", (LENGTH | (one & 0xFFFF) << 32 | flags << 48 for one in heads)).tobytes()
+
+    def give(self, raw: bytes) -> None:
+        at = self.index % SIZE
+        self._words[2 * at + 1 : 2 * (at + self.batch) : 2] = array("Q", raw)
+        self.index += self.batch
+
+
 class Loop:
     """One driver's loop. ``once`` is a round of it for recording; ``measured`` is the same, many times, timed."""
 
     def __init__(self, batch: int, *, shuffled: bool) -> None:
         self.batch, self.shuffled = batch, shuffled
-        self.device: Device
+        self.device: Device | PackedDevice
         self.fresh()
 
     def fresh(self) -> None:
         raise NotImplementedError
+
+    def idle(self) -> Device | PackedDevice:
+        """A device that nobody looks at, to measure what it costs."""
+        return Device(memoryview(bytearray(4096)), self.batch, shuffled=False)
 
     def once(self) -> bytes:
         raise NotImplementedError
@@ -92,8 +121,7 @@ class Loop:
             begin = clock()
             self.chunk(chunk)
             both.append((clock() - begin) / len(chunk))
-        idle = Device(memoryview(bytearray(4096)), self.batch, shuffled=False)
-        give = idle.give
+        give = self.idle().give
         for first in range(0, rounds, CHUNK):
             chunk = answers[first : first + CHUNK]
             begin = clock()
@@ -195,6 +223,72 @@ class Fixed(Loop):
         self.back = back
 
 
+class _Packed(Loop):
+    """A packed ring, polled likewise."""
+
+    def fresh(self) -> None:
+        self.dma = PlainDma()
+        self.queue = make_packed(0, SIZE, self.dma, fence=full_fence(), indirect=False, event_idx=True)
+        self.queue.want_interrupts(False)
+        slots = self.dma.at(self.queue.addresses[0]).view
+        self.device: PackedDevice = PackedDevice(slots, self.batch, shuffled=self.shuffled)
+
+    def idle(self) -> PackedDevice:
+        return PackedDevice(memoryview(bytearray(4096)), self.batch, shuffled=False)
+
+
+class PackedEngine(_Packed):
+    """The general path: each chain laid down by itself."""
+
+    def once(self) -> bytes:
+        for place in range(self.batch):
+            self.queue.add((), _CHAIN, place)
+        self.queue.publish()
+        words = words64(self.dma.at(self.queue.addresses[0]).view, 0, 2 * SIZE)
+        first = self.device.index
+        answer = self.device.answer(
+            [words[2 * ((first + at) % SIZE) + 1] >> 32 & 0xFFFF for at in range(self.batch)]
+        )
+        self.device.give(answer)
+        assert len(self.queue.reap()) == self.batch
+        return answer
+
+    def chunk(self, answers: Sequence[bytes]) -> None:
+        queue, batch, give = self.queue, range(self.batch), self.device.give
+        add, publish, reap = queue.add, queue.publish, queue.reap
+        for answer in answers:
+            for place in batch:
+                add((), _CHAIN, place)
+            publish()
+            give(answer)
+            reap()
+
+
+class PackedFixed(_Packed):
+    """The batch path: what came back is posted again."""
+
+    def fresh(self) -> None:
+        super().fresh()
+        self.slots = fixed_slots(self.queue, [((), ((ADDRESS + 2048 * slot, LENGTH),)) for slot in range(SIZE)])
+        self.back = array("H", range(self.batch))
+
+    def once(self) -> bytes:
+        self.slots.post(self.back)
+        answer = self.device.answer(self.back)
+        self.device.give(answer)
+        self.back = self.slots.reap()
+        assert len(self.back) == self.batch
+        return answer
+
+    def chunk(self, answers: Sequence[bytes]) -> None:
+        back, give, post, reap = self.back, self.device.give, self.slots.post, self.slots.reap
+        for answer in answers:
+            post(back)
+            give(answer)
+            back = reap()
+        self.back = back
+
+
 class Floor(Loop):
     """What CPython needs at the very least for a batch: two copies, a comparison, three stores, two fences."""
 
@@ -208,7 +302,9 @@ class Floor(Loop):
         return self.device.answer(self.heads)
 
     def chunk(self, answers: Sequence[bytes]) -> None:
-        ring, heads, fence, device, give = self.ring, self.heads, self.fence, self.device, self.device.give
+        ring, heads, fence, device = self.ring, self.heads, self.fence, self.device
+        assert isinstance(device, Device)
+        give = device.give
         words, elements, batch, length = device.words, device.elements, self.batch, 8 * self.batch
         for answer in answers:
             ring[:batch] = heads
@@ -234,8 +330,8 @@ def run(runs: int, quick: bool) -> Section:
     """Descriptors a second, one a chain; batches of 32 and single chains on a queue of 256."""
     section = Section(
         "rings",
-        f"The engine alone: a split queue of {SIZE}, descriptors a second, one a chain. The device is memory and"
-        " is not timed.",
+        f"The engine alone: queues of {SIZE}, split unless it says packed, descriptors a second, one a chain."
+        " The device is memory and is not timed.",
     )
     rounds = 128 if quick else 4096
     for batch, shuffled, name in (
@@ -243,12 +339,18 @@ def run(runs: int, quick: bool) -> Section:
         (BATCH, True, ANY_ORDER),
         (1, False, SINGLE),
     ):
-        loops = [kind(batch, shuffled=shuffled) for kind in (Plain, Engine, Fixed, Floor)]
-        plain, engine, fixed, floor = measure.interleaved(runs, *(_rate(loop, rounds) for loop in loops))
+        kinds = (Plain, Engine, Fixed, Floor, PackedEngine, PackedFixed)
+        loops = [kind(batch, shuffled=shuffled) for kind in kinds]
+        measured = measure.interleaved(runs, *(_rate(loop, rounds) for loop in loops))
+        plain, engine, fixed, floor, packed, packed_fixed = measured
         section.add(f"{name}: ctypes, no checks (baseline)", plain, "desc/s")
         section.add(f"{name}: engine, all checks", engine, "desc/s")
         section.add(f"{name}: fixed slots, all checks", fixed, "desc/s")
         section.add(f"{name}: the floor, nothing kept", floor, "desc/s")
+        section.add(f"{name}: packed engine, all checks", packed, "desc/s")
+        section.add(f"{name}: packed fixed slots, all checks", packed_fixed, "desc/s")
         section.compare(f"{name}: engine / baseline", engine, plain, 0.5 if batch > 1 else None)
         section.compare(f"{name}: fixed slots / baseline", fixed, plain, _LEAST[name])
+        section.compare(f"{name}: packed engine / baseline", packed, plain, None)
+        section.compare(f"{name}: packed fixed slots / baseline", packed_fixed, plain, None)
     return section
