@@ -101,7 +101,7 @@ def read(folders: list[Path]) -> Table:
     """What all reports of these folders say. A test that is in several counts once, as it ended in the last."""
     cases: dict[tuple[str, str | None, str | None], tuple[str, list[str]]] = {}
     for report in (path for folder in folders for path in sorted(folder.glob("*.xml"))):
-        kernel = re.fullmatch(r"vm-(.+)-([\d.]+)", report.stem)
+        kernel = re.fullmatch(r"vm-(.+)-([^-]+)", report.stem)
         for case in ET.parse(report).getroot().iter("testcase"):
             bad = any(case.find(word) is not None for word in ("failure", "error", "skipped"))
             noted = [one.get("value") or "" for one in case.iter("property") if one.get("name") == "cell"]
