@@ -12,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from lab.commands import Commands
 from lab.demo_show import MIB, WAIT_SECONDS, Host, Running, Show, poll
@@ -62,15 +64,14 @@ class Story:
         windows = (one for one in listed if one["interface"] == "mmio")
         return {names.get(one["type"], one["type"]): one["address"] for one in windows}
 
-    def go(self, verb: str, name: str, words: str = "", **how: object) -> str:
+    def go(self, verb: str, name: str, words: str = "", **how: Any) -> str:
         """Run ``uvirtio VERB`` on a device that is ours."""
         options = self.way.options.get(name, self.way.options.get("", ""))
         line = " ".join(part for part in (f"uvirtio {verb} {self.at[name]}", words, options) if part)
-        return self.show.run(line, **how)  # type: ignore[arg-type]
+        return self.show.run(line, **how)
 
-    def _between(self, middle: object) -> None:
+    def _between(self, middle: Callable[[], None]) -> None:
         """``middle`` between taking the devices and giving them back."""
-        assert callable(middle)
         show, ours = self.show, list(self.at.values())
         before_driver = {address: driver_of(address) for address in ours}
 
