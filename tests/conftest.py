@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ import pytest
 
 # In the environment of every process this session starts, so that its QEMUs are found even as orphans.
 _MARK = "UVIRTIO_TEST_SESSION"
+_GUARDIAN = "guardian_process.py"
+_LAST_SECONDS = 15.0
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
 _EXPOSED = """\
@@ -53,24 +56,28 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_running() -> Iterator[None]:
-    """At the end no QEMU that this session started is still there."""
+    """At the end no QEMU and no guardian that this session started is still there."""
     mark = f"{_MARK}={uuid.uuid4()}"
     name, value = mark.split("=")
     os.environ[name] = value
     yield
     del os.environ[name]
-    left = _marked_qemus(mark.encode())
-    assert not left, f"QEMU processes of this session still run: {left}"
+    deadline = time.monotonic() + _LAST_SECONDS
+    while (left := _marked(mark.encode())) and time.monotonic() < deadline:
+        time.sleep(0.1)  # a guardian ends by itself, a moment after its driver
+    assert not left, f"processes of this session still run: {left}"
 
 
-def _marked_qemus(mark: bytes) -> list[str]:
+def _marked(mark: bytes) -> list[str]:
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            if (entry / "comm").read_text().startswith("qemu") and mark in (entry / "environ").read_bytes():
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if mark not in (entry / "environ").read_bytes():
+                continue
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if (entry / "comm").read_text().startswith("qemu") or _GUARDIAN in command:
                 found.append(f"{entry.name}: {command[:200]}")
         except OSError:  # gone meanwhile, or somebody else's
             continue
