@@ -2,7 +2,7 @@
 
 The device is not measured. What it answers is recorded beforehand, from a run of the same loop, so that in the
 measured one it is a slice copy into the used ring and a store of its index; their time, measured alone in the
-same run, is taken off. It answers in order, or in any order. The clock is read every 32 rounds, and the median
+same run, is taken off. It answers in order, or in any order. The clock is read every 128 chains, and the median
 counts, so that some in which the machine did something else do not.
 """
 
@@ -30,7 +30,8 @@ BATCH = 32
 LENGTH = 1500
 
 ADDRESS = 0x10000
-CHUNK = 32
+CHUNK = 128
+"""Chains between two looks at the clock: few, so that most are undisturbed on a machine that others use."""
 _CHAIN = ((ADDRESS, LENGTH),)
 
 
@@ -115,15 +116,15 @@ class Loop:
         answers = [self.once() for _ in range(rounds)]
         self.fresh()
         clock, give = time.perf_counter, self.device.give
-        both, alone = [], []
-        for first in range(0, rounds, CHUNK):
-            chunk = answers[first : first + CHUNK]
+        both, alone, step = [], [], max(1, CHUNK // self.batch)
+        for first in range(0, rounds, step):
+            chunk = answers[first : first + step]
             begin = clock()
             self.chunk(chunk)
             both.append((clock() - begin) / len(chunk))
         give = self.idle().give
-        for first in range(0, rounds, CHUNK):
-            chunk = answers[first : first + CHUNK]
+        for first in range(0, rounds, step):
+            chunk = answers[first : first + step]
             begin = clock()
             for answer in chunk:
                 give(answer)
