@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
         return 0 if after == before else 1
     README.write_text(after)
     cells = sum(found.passed for found in table.values())
-    print(f"{len(table)} cells, {cells} tests that passed in them, from {', '.join(map(str, folders))}")
+    print(f"{len(table)} cells, {cells} tests that passed in them, from {len(folders)} folders")
     return 0
 
 
