@@ -12,7 +12,7 @@ import pytest
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
 
-from lab import LabError, cache, cli_matrix, cli_test, initramfs, kernels, machines, modules, vm  # noqa: E402
+from lab import LabError, cache, cli_matrix, cli_test, initramfs, kernels, machines, modules, qemus, vm  # noqa: E402
 from lab.commands import Commands  # noqa: E402
 
 
@@ -126,6 +126,47 @@ def test_extra_machines_run_for_all_or_by_name(monkeypatch):
     assert cli_test._machines(None, None, extras=False) == (both, ["vm more 6.12"])
     assert cli_test._machines(None, None, extras=True) == ([*both, (extra, "6.12")], [])
     assert cli_test._machines("6.9", "more", extras=False) == ([(extra, "6.9")], [])
+
+
+def test_any_machine_runs_with_another_qemu(monkeypatch):
+    plain = machines.Machine("plain", ("6.12",), (), (Path("test_x.py"),))
+    monkeypatch.setattr(machines, "load", lambda: [plain])
+    [(machine, _)], _ = cli_test._machines(None, None, "10.0", extras=False)
+    assert (machine.name, machine.qemu_version) == ("plain", "10.0")
+
+
+def test_a_qemu_that_is_not_to_be_had_fails_its_step_and_no_other(monkeypatch):
+    def get(series: str) -> Path:
+        raise LabError(f"no QEMU {series} any more\nand more of it")
+
+    monkeypatch.setattr(qemus, "get", get)
+    assert [name for name, _ in cli_test._host_floor(None, "qemu")] == ["qemu"]
+    [(name, step)] = cli_test._host_floor(None, "qemu", "10.0")
+    outcome = step()
+    assert (name, outcome.ok, outcome.note) == ("qemu 10.0", False, "no QEMU 10.0 any more")
+
+
+def test_the_wrapper_gives_a_qemu_its_own_loader_libraries_and_firmware(tmp_path):
+    root = tmp_path / "with space"
+    (root / "loaders").mkdir(parents=True)
+    loader, wrapper = root / "loaders" / qemus.X86, tmp_path / qemus.X86
+    loader.write_text('#!/bin/sh\nfor word; do echo "$word"; done; echo "$QEMU_MODULE_DIR"\n')
+    wrapper.write_text(qemus.wrapper_text(root, qemus.X86))
+    for path in (loader, wrapper):
+        path.chmod(0o755)
+    said = subprocess.run([str(wrapper), "-M", "a b"], capture_output=True, text=True, timeout=20).stdout
+    libraries = f"{root}/usr/lib/x86_64-linux-gnu"
+    assert said.splitlines() == [
+        *("--argv0", str(wrapper), "--library-path", libraries, f"{root}/usr/bin/{qemus.X86}"),
+        *("-L", f"{root}/usr/share/qemu", "-L", f"{root}/usr/share/seabios", "-L", f"{root}/usr/lib/ipxe/qemu"),
+        *("-M", "a b", f"{libraries}/qemu"),
+    ]
+
+
+def test_every_qemu_that_a_machine_wants_can_be_fetched():
+    assert {machine.qemu_version for machine in machines.load()} <= {"", *qemus.SUITES}
+    with pytest.raises(LabError, match="not one of"):
+        qemus.get("1.0")
 
 
 def test_modules_that_cannot_be_built_fail_their_machine_and_no_other(monkeypatch, tmp_path):

@@ -7,9 +7,10 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from lab import CHECKOUT, LabError, cache, kernels, lanes, machines, modules, process, setup, udev
+from lab import CHECKOUT, LabError, cache, kernels, lanes, machines, modules, process, qemus, setup, udev
 from lab.floors import Outcome, Runner, Step, without_devices, without_privilege
 
 
@@ -29,6 +30,11 @@ def parser() -> argparse.ArgumentParser:
         "--kernel", metavar="V", help="floor 3 on this kernel only: 6.1, 6.12, newest, or an unpacked package"
     )
     top.add_argument("--machine", metavar="NAME", help="floor 3 on this machine of tests/vm/machines.toml only")
+    top.add_argument(
+        "--qemu-version",
+        metavar="V",
+        help=f"floors 2 and 3 with this QEMU only: {', '.join(qemus.SUITES)}; default: this machine's own",
+    )
     top.add_argument("--jobs", type=int, metavar="N", help="steps at once (default: 2, or 1 on one core)")
     top.add_argument("-k", dest="expression", metavar="EXPR", help="pytest's -k")
     return top
@@ -46,12 +52,16 @@ def main(arguments: list[str]) -> int:
     left_out: list[str] = []
     # The longest first, so that the lanes end together.
     if everything or options.vm:
-        chosen, left_out = _machines(options.kernel, options.machine, extras=options.all)
+        chosen, left_out = _machines(options.kernel, options.machine, options.qemu_version, extras=options.all)
         steps += _vm_floor(runner, chosen)
     if everything or options.unit:
         steps += _host_floor(runner, "unit")
     if everything or options.qemu:
-        steps += _host_floor(runner, "qemu")
+        steps += _host_floor(runner, "qemu", options.qemu_version)
+        if options.all and options.qemu_version is None:
+            steps += [step for version in qemus.SUITES for step in _host_floor(runner, "qemu", version)]
+        elif everything and options.qemu_version is None:
+            left_out += [f"qemu {version}" for version in qemus.SUITES]
     if everything or options.lint:
         steps += _lint(runner)
     print(f"tools/test: set up in {time.monotonic() - begin:.1f} s", flush=True)
@@ -89,8 +99,11 @@ def _lint(runner: Runner) -> Iterator[tuple[str, Step]]:
         yield name, lambda name=name, command=command: runner.tool(name, command)  # type: ignore[misc]
 
 
-def _host_floor(runner: Runner, floor: str) -> Iterator[tuple[str, Step]]:
-    """A floor that runs on this machine: as root never where the real /sys is, and QEMU's as an ordinary user."""
+def _host_floor(runner: Runner, floor: str, version: str | None = None) -> Iterator[tuple[str, Step]]:
+    """A floor that runs on this machine: as root never where the real /sys is, and QEMU's as an ordinary user.
+
+    ``version``: with this QEMU instead of the machine's own.
+    """
     folder = CHECKOUT / "tests" / floor
     if not any(folder.rglob("test_*.py")):
         return
@@ -99,17 +112,27 @@ def _host_floor(runner: Runner, floor: str) -> Iterator[tuple[str, Step]]:
         wrapper = without_devices()
         if floor == "qemu":
             wrapper += without_privilege()
-    yield floor, lambda: runner.pytest(floor, [str(folder)], wrapper)
+    programs = None
+    name = floor if version is None else f"{floor} {version}"
+    if version is not None:
+        try:
+            programs = qemus.get(version)
+        except LabError as error:  # as with modules: the mirror has moved on
+            yield name, _failing(name, str(error))
+            return
+    yield name, lambda: runner.pytest(name, [str(folder)], wrapper, programs)
 
 
 def _machines(
-    kernel: str | None, only: str | None, *, extras: bool
+    kernel: str | None, only: str | None, qemu: str | None = None, *, extras: bool
 ) -> tuple[list[tuple[machines.Machine, str]], list[str]]:
     """The machines to boot, each with a kernel; and the names of those that are left out for being extra."""
     chosen, left_out = [], []
     for machine in machines.load():
         if not machine.files or only not in (None, machine.name):
             continue
+        if qemu is not None:
+            machine = replace(machine, qemu_version=qemu)
         for version in (kernel,) if kernel else machine.kernels:
             if machine.extra and not extras and only is None:
                 left_out.append(f"vm {machine.name} {version}")
@@ -125,6 +148,7 @@ def _vm_floor(runner: Runner, chosen: list[tuple[machines.Machine, str]]) -> Ite
         kernel = kernels.get(version)  # downloading and building is set-up, not a test
         try:
             modules.add(kernel, machine.modules)
+            qemus.system_x86(machine.qemu_version)
         except LabError as error:  # the mirror has moved on, most likely: no reason to run nothing else
             yield name, _failing(name, str(error))
             continue

@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from lab import kernels, modules, process, setup
+from lab import kernels, modules, process, qemus, setup
 from lab.vm import Config, Vm
 
 
@@ -43,6 +43,12 @@ def parser() -> argparse.ArgumentParser:
             help="modules that Debian does not build, made on first use: vdpa (vp_vdpa, vdpa_sim; 6.12), vfio"
             " (no-IOMMU; in 6.12 iommufd and character devices too)",
         )
+        verb.add_argument(
+            "--qemu-version",
+            default="",
+            metavar="V",
+            help=f"another QEMU than this machine's: {', '.join(qemus.SUITES)}",
+        )
         verb.add_argument("--qemu", action="append", default=[], metavar="ARG", help="any other argument of QEMU")
         verb.add_argument("--append", default="", metavar="ARGS", help="more for the kernel's command line")
         verb.add_argument("--qmp", type=Path, metavar="PATH", help="a QMP socket for this side")
@@ -70,6 +76,7 @@ def main(arguments: list[str]) -> int:
         iommu=options.iommu,
         memory=options.memory,
         devices=options.device,
+        qemu=qemus.system_x86(options.qemu_version),
         qemu_arguments=options.qemu,
         append=options.append,
         user=options.user,

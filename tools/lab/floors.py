@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import CHECKOUT, LabError, kernels, modules, process, udev
+from lab import CHECKOUT, LabError, kernels, modules, process, qemus, udev
 from lab.machines import Machine
 from lab.vm import TIMED_OUT, Config, Vm
 
@@ -49,14 +49,17 @@ class Runner:
         code = self._run(command, timeout=300)
         return _whole(name, code == 0, begin)
 
-    def pytest(self, name: str, paths: list[str], wrapper: list[str]) -> Outcome:
-        """pytest on ``paths`` on this machine, inside ``wrapper`` (a command that ends by running its rest)."""
+    def pytest(self, name: str, paths: list[str], wrapper: list[str], programs: Path | None = None) -> Outcome:
+        """pytest on ``paths`` on this machine, inside ``wrapper`` (a command that ends by running its rest).
+
+        ``programs``: a folder that is looked into before all others of PATH.
+        """
         _title(name)
         begin = time.monotonic()
         report = self.reports / f"{name.replace(' ', '-')}.xml"
         with _scratch() as scratch:
             command = [*wrapper, *self._pytest(paths, report, scratch)]
-            code = self._run(command, timeout=900, env={"TMPDIR": str(scratch)})
+            code = self._run(command, timeout=900, env={"TMPDIR": str(scratch)}, programs=programs)
         return self._judge(name, code, report, begin)
 
     def vm(self, machine: Machine, kernel: str) -> Outcome:
@@ -72,6 +75,7 @@ class Runner:
             # Without hypothesis' plugin: it is not used there, and costs seconds on an emulated CPU.
             command=[*command, "-p", "no:hypothesispytest"],
             machine=machine.machine,
+            qemu=qemus.system_x86(machine.qemu_version),
             qemu_arguments=list(machine.qemu),
             iommu=machine.iommu,
             memory=machine.memory,
@@ -137,10 +141,14 @@ class Runner:
         outcome.ok = outcome.failed == 0
         return outcome
 
-    def _run(self, command: list[str], timeout: float, env: dict[str, str] | None = None) -> int:
+    def _run(
+        self, command: list[str], timeout: float, env: dict[str, str] | None = None, programs: Path | None = None
+    ) -> int:
         """Run ``command`` in the checkout with a hard time-out; its exit code, or TIMED_OUT."""
         sys.stdout.flush()
         path = f"{self.venv}/bin:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+        if programs is not None:
+            path = f"{programs}:{path}"
         child = process.start(
             command,
             cwd=CHECKOUT,

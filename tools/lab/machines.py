@@ -30,6 +30,8 @@ class Machine:
     timeout: float = 1200.0
     modules: tuple[str, ...] = ()
     """Sets of modules that the kernel does not come with; see modules.py."""
+    qemu_version: str = ""
+    """Another QEMU than this machine's own; see qemus.py."""
     extra: bool = False
     """Only for tools/test --all, or when it is named."""
 

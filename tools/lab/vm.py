@@ -44,6 +44,7 @@ class Config:
     iommu: str = "intel"
     memory: str = "1G"
     devices: list[str] = field(default_factory=list)
+    qemu: str = "qemu-system-x86_64"  # a path, or a name in PATH
     qemu_arguments: list[str] = field(default_factory=list)
     append: str = ""
     user: int | None = None
@@ -226,7 +227,7 @@ class Vm:
         config = self.config
         # No other number of CPUs, and no other model: with two, one run in six crawls over 9p on a host of
         # two cores; without RDRAND the first Python waits seconds for entropy.
-        words = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-accel", "tcg,thread=multi"]
+        words = [config.qemu, "-nodefaults", "-no-user-config", "-accel", "tcg,thread=multi"]
         words += ["-M", config.machine, "-cpu", "max", "-smp", "1", "-m", config.memory]
         words += ["-display", "none", "-no-reboot", "-monitor", "none"]
         if config.iommu == "intel":
