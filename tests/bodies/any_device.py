@@ -48,12 +48,15 @@ def test_the_device_sees_what_we_negotiated(cell: Cell) -> None:
 
 
 @pytest.mark.spec("RSV-05")
-def test_packed_rings_are_taken_where_they_are_offered(cell: Cell) -> None:
+def test_packed_rings_and_in_order_are_taken_where_they_are_offered(cell: Cell) -> None:
     with cell.open() as device, drive(device):
         offered = f.has(device.offered, f.RING_PACKED)
         assert device.has(f.RING_PACKED) is offered
         assert ("RING_PACKED" in str(cell.status()["guest-features"])) is offered
         assert {queue.ring.kind for queue in device.queues.values()} == {"packed" if offered else "split"}
+        offered = f.has(device.offered, f.IN_ORDER)
+        assert device.has(f.IN_ORDER) is offered
+        assert ("IN_ORDER" in str(cell.status()["guest-features"])) is offered
 
 
 @pytest.mark.spec("RST-01", "CLN-02")

@@ -10,6 +10,7 @@ import pytest
 from tests.bodies import Cell
 from uvirtio.drivers.balloon import Balloon
 from uvirtio.errors import BadSize, Closed
+from uvirtio.memory.seams import InterruptMode
 from uvirtio.spec import balloon as spec
 
 PAGE = 4096
@@ -109,6 +110,22 @@ def test_a_change_while_following_wakes_it(cell: Cell) -> None:
         assert not thread.is_alive()
         assert stopped
         assert _size(cell) == full
+
+
+def test_completions_and_changes_come_by_interrupt(cell: Cell) -> None:
+    with cell.open() as device, Balloon(device) as balloon:
+        full = _size(cell)
+        balloon.inflate(1)
+        if cell.mode is InterruptMode.POLLING:
+            assert device.interrupts_taken == 0
+            return
+        device.wait(lambda: device.interrupts_taken > 0, timeout=5, what="an interrupt")
+        before = device.config_changes
+        try:
+            cell.qmp("balloon", value=full - MIB * PAGE)
+            assert device.wait(lambda: device.config_changes > before, timeout=5, what="a change", owed=False)
+        finally:
+            cell.qmp("balloon", value=full)
 
 
 def test_the_limit_is_kept(cell: Cell) -> None:

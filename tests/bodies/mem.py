@@ -106,6 +106,16 @@ def test_plugged_memory_outlives_the_driver_and_a_reset(cell: Cell, emptied: Non
         assert witness(cell)["size"] == 6 * mem.block_size
 
 
+def test_answers_come_by_interrupt(cell: Cell, emptied: None) -> None:
+    request(cell, 64 * MIB)
+    with cell.open() as device, Mem(device) as mem:
+        mem.plug(mem.config().addr, 1)
+        if cell.mode is InterruptMode.POLLING:
+            assert device.interrupts_taken == 0
+        else:
+            device.wait(lambda: device.interrupts_taken > 0, timeout=5, what="an interrupt")
+
+
 @pytest.mark.spec("MEM-05")
 def test_leftovers_go_on_demand(cell: Cell, emptied: None) -> None:
     request(cell, 32 * MIB)

@@ -233,11 +233,12 @@ def test_msix_vectors_are_shared_by_the_functions_of_a_machine() -> None:
         assert len(second.enable_msix(20)) == 20
 
 
-def test_a_function_without_msix(balloon: QemuPciFunction) -> None:
-    assert balloon.msix_vectors == 0
-    with pytest.raises(NotSupported):
-        balloon.enable_msix(1)
-    assert balloon.doorbell(4, 0x3000, 0) is None
+def test_a_function_without_msix(machine_name: str) -> None:
+    with open_address(f"qemu:{machine_name}/virtio-rng-pci,vectors=0") as function:
+        assert function.msix_vectors == 0
+        with pytest.raises(NotSupported):
+            function.enable_msix(1)
+        assert function.doorbell(4, 0x3000, 0) is None
 
 
 def test_intx_is_level_triggered(balloon: QemuPciFunction) -> None:

@@ -300,7 +300,7 @@ def test_balloon_status(uvirtio: Callable[..., tuple[int, str, str]]) -> None:
     assert (code, made["num_pages"], made["actual"]) == (0, 0, 0)
     assert "VERSION_1" in made["features_names"]
     assert set(made["features_names"]) <= set(made["offered_names"])
-    assert made["interrupts"] in ("intx", "msix-per-queue")
+    assert made["interrupts"] in ("intx", "msix-shared")  # QEMU 7.2's has no vectors, 10.0's not for every queue
     assert "qemu" in made["backend"]
 
 

@@ -54,6 +54,23 @@ RUNGS: dict[str, list[tuple[str, InterruptMode]]] = {
     ],
 }
 
+# What a newer QEMU has: MSI-X on the balloon, and rings whose chains come back in order.
+SINCE_10: list[tuple[str, str, InterruptMode, bool]] = [
+    ("q35", "virtio-balloon-pci,vectors=5", PER_QUEUE, False),
+    ("q35", "virtio-balloon-pci", SHARED, False),
+    ("pc", "virtio-balloon-pci,vectors=5,iommu_platform=on,disable-legacy=on", PER_QUEUE, False),
+    ("q35", "virtio-balloon-pci,vectors=5,packed=on", PER_QUEUE, False),
+    ("q35", "virtio-balloon-pci,vectors=5", PER_QUEUE, True),
+    ("q35", "virtio-balloon-pci,in_order=on", INTX, False),
+    ("q35", "virtio-balloon-pci,in_order=on,packed=on", POLLING, False),
+    ("q35", "virtio-rng-pci,in_order=on", PER_QUEUE, False),
+    ("q35", "virtio-rng-pci,in_order=on,packed=on", PER_QUEUE, False),
+    ("q35", "virtio-keyboard-pci,in_order=on", SHARED, False),
+    ("q35", "virtio-keyboard-pci,in_order=on,packed=on", SHARED, False),
+    ("q35", "virtio-blk-pci,in_order=on", PER_QUEUE, False),
+    ("q35", "virtio-blk-pci,in_order=on,packed=on", PER_QUEUE, False),
+]
+
 LEGACY = [
     # machine, device, interrupts, whether the legacy interface has to be asked for
     ("q35", "virtio-rng-pci,disable-modern=on,vectors=3", PER_QUEUE, False),
@@ -83,11 +100,15 @@ def cells(*kinds: str, machines: tuple[str, ...] = ("q35", "pc")) -> list[Any]:
     ]
 
 
-def old_cells(kind: str, among: list[tuple[str, str, InterruptMode, bool]]) -> list[Any]:
-    """The same for one machine each, where the legacy interface or I/O ports are in the game."""
+def single_cells(
+    kind: str, among: list[tuple[str, str, InterruptMode, bool]], *marks: pytest.MarkDecorator
+) -> list[Any]:
+    """The same for one machine each: where the legacy interface or I/O ports are in the game, or a newer QEMU."""
     return [
         pytest.param(
-            one, id=f"{one[0]}-{one[1].split('-', 1)[1]}{'-force-legacy' if one[3] else ''}-{one[2].value}"
+            one,
+            id=f"{one[0]}-{one[1].split('-', 1)[1]}{'-force-legacy' if one[3] else ''}-{one[2].value}",
+            marks=marks,
         )
         for one in among
         if one[1].startswith(f"virtio-{kind}-")
@@ -116,12 +137,20 @@ def cell(request: pytest.FixtureRequest) -> Iterator[Cell]:
         )
 
 
-OLD_RNG = [*old_cells("rng", LEGACY), *old_cells("rng", PIO_NOTIFY)]
-OLD_BALLOON = old_cells("balloon", LEGACY)
+SINGLE = {
+    kind: [
+        *single_cells(kind, LEGACY),
+        *single_cells(kind, PIO_NOTIFY),
+        *single_cells(kind, SINCE_10, pytest.mark.qemu_since(10, 0)),
+    ]
+    for kind in RUNGS
+}
 DISKS = cells("blk", machines=("pc",))
+NEW_DISKS = single_cells("blk", SINCE_10, pytest.mark.qemu_since(10, 0))
+NOT_DISKS = [cell for kind in ("rng", "keyboard", "balloon") for cell in SINGLE[kind]]
 
-globals().update(adopt(any_device, [*cells("rng", "keyboard", "balloon"), *OLD_RNG, *OLD_BALLOON, *DISKS]))
-globals().update(adopt(rng, [*cells("rng"), *OLD_RNG]))
-globals().update(adopt(balloon, [*cells("balloon"), *OLD_BALLOON]))
-globals().update(adopt(blk, [*cells("blk", machines=("q35",)), *old_cells("blk", LEGACY)]))
-globals().update(adopt(keyboard, cells("keyboard")))
+globals().update(adopt(any_device, [*cells("rng", "keyboard", "balloon"), *NOT_DISKS, *DISKS, *NEW_DISKS]))
+globals().update(adopt(rng, [*cells("rng"), *SINGLE["rng"]]))
+globals().update(adopt(balloon, [*cells("balloon"), *SINGLE["balloon"]]))
+globals().update(adopt(blk, [*cells("blk", machines=("q35",)), *SINGLE["blk"]]))
+globals().update(adopt(keyboard, [*cells("keyboard"), *SINGLE["keyboard"]]))

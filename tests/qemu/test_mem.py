@@ -25,8 +25,16 @@ from uvirtio.spec import features as f
 from uvirtio.spec import mem as spec
 from uvirtio.spec import rng as rng_spec
 
-_, _, INTX, POLLING = InterruptMode  # QEMU 7.2's virtio-mem has no MSI-X
+PER_QUEUE, SHARED, INTX, POLLING = InterruptMode
 MIB = 1 << 20
+
+# What a newer QEMU has: MSI-X, and answers that come in order.
+SINCE_10 = [
+    ("virtio-mem-pci,vectors=2", PER_QUEUE),
+    ("virtio-mem-pci,vectors=1,iommu_platform=on,disable-legacy=on", SHARED),
+    ("virtio-mem-pci,in_order=on", PER_QUEUE),
+    ("virtio-mem-pci,in_order=on,packed=on", PER_QUEUE),
+]
 
 
 def cells() -> list[Any]:
@@ -38,9 +46,15 @@ def cells() -> list[Any]:
     )
     every = [(machine, *rung) for machine in ("q35", "pc") for rung in rungs]
     every.append(("q35", "virtio-mem-pci,packed=on", INTX))
+    newer = [("q35", *rung) for rung in SINCE_10]
     return [
-        pytest.param((machine, device, mode), id=f"{machine}-{device.split('-', 1)[1]}-{mode.value}")
-        for machine, device, mode in every
+        pytest.param(
+            (machine, device, mode),
+            id=f"{machine}-{device.split('-', 1)[1]}-{mode.value}",
+            marks=marks,
+        )
+        for among, marks in ((every, ()), (newer, pytest.mark.qemu_since(10, 0)))
+        for machine, device, mode in among
     ]
 
 
