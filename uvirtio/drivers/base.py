@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import ClassVar, Self
 
@@ -105,15 +105,24 @@ def transact(
     return done[0]
 
 
-def settle(device: Device, queue: Queue, *, timeout: float) -> list[Completion]:
+def settle(
+    device: Device,
+    queue: Queue,
+    *,
+    timeout: float,
+    note: Callable[[Sequence[Completion]], None] = lambda _: None,
+) -> list[Completion]:
     """Wait until nothing is out; returns what came back. Raises DeviceTimeout.
 
-    For after an interruption: until the old request is back, its buffers are the device's (3.3.1).
+    For several requests at once, and for after an interruption: until a request is back, its buffers are the
+    device's (3.3.1). ``note`` is told of completions as they come, for a wait that does not end well.
     """
     done: list[Completion] = []
 
     def ready() -> bool:
-        done.extend(queue.reap())
+        came = queue.reap()
+        note(came)
+        done.extend(came)
         return queue.ring.in_flight == 0
 
     if queue.ring.in_flight:

@@ -21,7 +21,7 @@ from uvirtio.drivers.balloon.pages import PFN_END, Chunk, Pages
 from uvirtio.drivers.balloon.proc import FreeMemory, Pressure
 from uvirtio.drivers.balloon.reporting import Reporting
 from uvirtio.drivers.balloon.stats import Collector, Source, StatsQueue
-from uvirtio.drivers.base import Driver, runs, settle, transact
+from uvirtio.drivers.base import Driver, runs, settle
 from uvirtio.errors import (
     BadSize,
     ConfigError,
@@ -38,6 +38,7 @@ from uvirtio.roots import Roots
 from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import by_name
+from uvirtio.virtqueue import Completion
 
 _CONFIG = by_name(spec.CONFIG)
 
@@ -51,12 +52,23 @@ SHORTAGE = (MemoryError, OperationFailed, MemlockExceeded, HugePagesLack, Refuse
 """What pinning more memory raises when there is none to be had."""
 
 
-class _Batch:
-    """Pages that the host was told about; ``held`` is what the chunk holds once it has answered."""
+_AT_ONCE = 16
+"""Buffers that may be out together: the pages of one chunk."""
 
-    def __init__(self, chunk: Chunk, held: int) -> None:
+_BUFFER = spec.PFNS_PER_BUFFER * spec.PFN_SIZE
+
+
+class _Batch:
+    """Pages ``first`` to ``end`` of a chunk, that the host is told of in one buffer.
+
+    ``held`` is what the chunk holds once the host has answered; ``back`` says that it has.
+    """
+
+    def __init__(self, chunk: Chunk, first: int, end: int, held: int) -> None:
         self.chunk = chunk
         self.held = held
+        self.pfns = chunk.pfns[first:end]
+        self.back = False
 
 
 class Balloon(Driver):
@@ -144,8 +156,8 @@ class Balloon(Driver):
         queues = {queue.name: queue for queue in device.queues.values()}
         # 5.5.6.3.3, 5.5.6.5.3: without VERSION_1 these two are in the guest's order. (Configuration never is.)
         order: Literal["little", "big"] = "little" if device.has(f.VERSION_1) else sys.byteorder
-        self._out: _Batch | None = None
-        self._buffer = device.dma.alloc(spec.PFNS_PER_BUFFER * spec.PFN_SIZE)
+        self._out: list[_Batch] = []
+        self._buffer = device.dma.alloc(_AT_ONCE * _BUFFER)
         self._pages = Pages(device.dma, self._free)
         self._pattern = bytes(4)
         if device.has(f.Balloon.PAGE_POISON):
@@ -229,9 +241,8 @@ class Balloon(Driver):
                 return error
             first = chunk.held
             while missing > 0 and chunk.room:
-                count = min(spec.PFNS_PER_BUFFER, missing, chunk.room)
-                pfns = chunk.pfns[chunk.held : chunk.held + count]
-                self._tell(spec.INFLATEQ, pfns, _Batch(chunk, chunk.held + count), timeout)
+                end = chunk.held + min(spec.PFNS_PER_BUFFER, missing, chunk.room)
+                self._tell(spec.INFLATEQ, [_Batch(chunk, chunk.held, end, end)], timeout)
                 if progress is not None:
                     progress(self.held)
                 missing = target() - self.held
@@ -250,7 +261,9 @@ class Balloon(Driver):
     ) -> int:
         """Take ``pages`` pages out of the balloon; returns how many it holds then.
 
-        The memory of a chunk is freed once the host has acknowledged all of its pages (MUST_TELL_HOST).
+        ``timeout`` is for each chunk of 4096 pages (seconds), whose buffers go out together; ``actual`` is
+        written once for them. The memory of a chunk is freed once the host has acknowledged all of its pages
+        (MUST_TELL_HOST).
         Without DEFLATE_ON_OOM no page is taken out that the host still asks for (5.5.6.1): that raises Refused
         (rule host-target) unless ``force``. Raises BadSize when there are not as many, DeviceTimeout.
         """
@@ -283,14 +296,23 @@ class Balloon(Driver):
         """Deflate until ``target`` is met."""
         while (surplus := self.held - target()) > 0:
             chunk = self._pages.chunks[-1]
-            count = min(spec.PFNS_PER_BUFFER, surplus, chunk.held)
-            first = chunk.held - count
-            if count:
-                self._tell(spec.DEFLATEQ, chunk.pfns[first : chunk.held], _Batch(chunk, first), timeout)
+            batches = self._to_take(chunk, max(0, chunk.held - surplus))
+            if batches:
+                self._tell(spec.DEFLATEQ, batches, timeout)
             if not chunk.held:
                 self._pages.drop_last()
             if progress is not None:
                 progress(self.held)
+
+    def _to_take(self, chunk: Chunk, least: int) -> list[_Batch]:
+        """What can go out at once of a chunk that is to keep ``least`` pages, the last page first."""
+        batches: list[_Batch] = []
+        end = chunk.held
+        while end > least and len(batches) < min(_AT_ONCE, self.device.queues[spec.DEFLATEQ].ring.size):
+            first = max(least, end - spec.PFNS_PER_BUFFER)
+            batches.append(_Batch(chunk, first, end, first))
+            end = first
+        return batches
 
     # --- as long as it lives --------------------------------------------------------------------------------
 
@@ -380,41 +402,38 @@ class Balloon(Driver):
 
     # --- the wire -------------------------------------------------------------------------------------------
 
-    def _tell(self, queue: int, pfns: list[int], batch: _Batch, timeout: float | None) -> None:
-        """Send frame numbers, le32 each (5.5.6), and wait for the acknowledgement."""
+    def _tell(self, queue: int, batches: list[_Batch], timeout: float | None) -> None:
+        """Send frame numbers, le32 each (5.5.6), and wait until all are acknowledged."""
         self.serve()
-        data = array("I", pfns).tobytes()
-        self._buffer.view[: len(data)] = data
-        self._out = batch  # stays if the wait is interrupted: the host may have these pages, or may not
-        transact(
-            self.device,
-            self.device.queues[queue],
-            runs(self._buffer, 0, len(data)),
-            (),
-            timeout=self.device.timeout if timeout is None else timeout,
-            what=f"the acknowledgement of {len(pfns)} pages on {self.device.queues[queue].name}",
-            cookie=batch,
-        )
-        self._acknowledged(batch)
+        line = self.device.queues[queue]
+        self._out = batches  # stays if the wait is interrupted: the host may have these pages, or may not
+        for place, batch in enumerate(batches):
+            data = array("I", batch.pfns).tobytes()
+            start = place * _BUFFER
+            self._buffer.view[start : start + len(data)] = data
+            line.add(runs(self._buffer, start, len(data)), (), batch)
+        line.kick()
+        settle(self.device, line, timeout=self.device.timeout if timeout is None else timeout, note=_note)
+        self._acknowledged()
 
-    def _acknowledged(self, batch: _Batch) -> None:
-        self._out = None
-        before, batch.chunk.held = batch.chunk.held, batch.held
-        if batch.held < before and self.device.has(f.Balloon.PAGE_POISON):
-            batch.chunk.fill(batch.held, before, self._pattern)  # 5.5.6.6.1
-        # 5.5.6: after the device has acknowledged, in one 4-byte access.
+    def _acknowledged(self) -> None:
+        out, self._out = self._out, []
+        for batch in out:
+            if not batch.back:
+                continue  # it was interrupted before it went out
+            before, batch.chunk.held = batch.chunk.held, batch.held
+            if batch.held < before and self.device.has(f.Balloon.PAGE_POISON):
+                batch.chunk.fill(batch.held, before, self._pattern)  # 5.5.6.6.1
+        # 5.5.6: after the device has acknowledged, in one 4-byte access; once for all is enough (5.5.6.1).
         self.device.write_config(_CONFIG["actual"], self.held)
 
     def _settle(self) -> None:
-        """An interrupted batch: wait for its acknowledgement, so that it can be deflated (5.5.6.1)."""
-        batch = self._out
-        if batch is None:
+        """Interrupted batches: wait for their acknowledgement, so that they can be deflated (5.5.6.1)."""
+        if not self._out:
             return
         for index in (spec.INFLATEQ, spec.DEFLATEQ):
-            for done in settle(self.device, self.device.queues[index], timeout=self.device.timeout):
-                if done.cookie is batch:
-                    self._acknowledged(batch)
-        self._out = None
+            settle(self.device, self.device.queues[index], timeout=self.device.timeout, note=_note)
+        self._acknowledged()
 
     def _check_count(self, pages: int) -> None:
         if pages < 0 or pages >= PFN_END:
@@ -439,6 +458,13 @@ class Balloon(Driver):
         finally:
             if self._pressure is not None:
                 self._pressure.close()
+
+
+def _note(done: Sequence[Completion]) -> None:
+    """These batches are back, whatever happens to the wait for the others."""
+    for one in done:
+        if isinstance(one.cookie, _Batch):
+            one.cookie.back = True
 
 
 def _collector(roots: Roots) -> Source | None:
