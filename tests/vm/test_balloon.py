@@ -14,7 +14,12 @@ from tests.vm.test_drivers import cell, given_back, hand_over  # noqa: F401  # t
 from uvirtio.memory.seams import InterruptMode
 
 CELLS: list[Any] = [
-    pytest.param((name, InterruptMode.INTX), id=f"{name}-intx") for name in ("balloon", "balloon-iova")
+    pytest.param((name, mode), id=f"{name}-{mode.value}")
+    for name, mode in (
+        ("balloon", InterruptMode.INTX),
+        ("balloon-iova", InterruptMode.INTX),
+        ("balloon-msix", InterruptMode.PER_QUEUE),
+    )
 ]
 
 globals().update(adopt(balloon_stats, CELLS))

@@ -30,9 +30,18 @@ CELLS: dict[str, list[tuple[str, InterruptMode]]] = {
         ("rng-packed", PER_QUEUE),
         ("rng-legacy", PER_QUEUE),
         ("rng-pio", INTX),
+        ("rng-in-order", PER_QUEUE),
+        ("rng-in-order-packed", PER_QUEUE),
     ],
     "keyboard": [("keyboard", PER_QUEUE), ("keyboard", INTX), ("keyboard", POLLING)],
-    "balloon": [("balloon", INTX), ("balloon", POLLING), ("balloon-iova", INTX), ("balloon-transitional", INTX)],
+    "balloon": [
+        ("balloon", INTX),
+        ("balloon", POLLING),
+        ("balloon-iova", INTX),
+        ("balloon-transitional", INTX),
+        ("balloon-msix", PER_QUEUE),
+        ("balloon-msix", SHARED),
+    ],
     "blk": [("disk", PER_QUEUE), ("disk-iova", SHARED)],
     # What holds for any driver, once for each device: the emulated CPU is slow.
     "any": [
@@ -46,9 +55,22 @@ CELLS: dict[str, list[tuple[str, InterruptMode]]] = {
         ("disk", PER_QUEUE),
         ("rng-legacy", SHARED),
         ("balloon-transitional", POLLING),
+        ("balloon-msix", PER_QUEUE),
+        ("rng-in-order", PER_QUEUE),
+        ("rng-in-order-packed", PER_QUEUE),
     ],
 }
 
+TRANSLATED = (
+    "rng-iova",
+    "rng-packed",
+    "rng-shared",
+    "rng-intx",
+    "rng-in-order",
+    "keyboard",
+    "balloon-iova",
+    "disk-iova",
+)
 FORCED = ("balloon-transitional",)
 LEGACY = ("rng-legacy", *FORCED)
 
@@ -106,8 +128,7 @@ def cell(request: pytest.FixtureRequest, lab_devices: dict[str, str], witness: W
         path=f"/machine/peripheral/{name}/virtio-backend",
         mode=mode,
         legacy=name in LEGACY,
-        translated=name
-        in ("rng-iova", "rng-packed", "rng-shared", "rng-intx", "keyboard", "balloon-iova", "disk-iova"),
+        translated=name in TRANSLATED,
     )
 
 

@@ -27,9 +27,9 @@ from uvirtio.memory.window import dev_mem
 from uvirtio.roots import Roots
 from uvirtio.spec import rng as rng_spec
 
-_, _, INTX, POLLING = InterruptMode  # QEMU 7.2's virtio-mem has no MSI-X
+PER_QUEUE, SHARED, INTX, POLLING = InterruptMode
 MIB = 1 << 20
-CELLS = [("mem", INTX), ("mem", POLLING), ("mem-iova", INTX)]
+CELLS = [("mem", INTX), ("mem", POLLING), ("mem-iova", INTX), ("mem-msix", PER_QUEUE), ("mem-msix-shared", SHARED)]
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def cell(
         events=events,
         path=f"/machine/peripheral/{name}/virtio-backend",
         mode=mode,
-        translated=name.endswith("-iova"),
+        translated=name in ("mem-iova", "mem-msix-shared"),
         extra={"id": name},
     )
 

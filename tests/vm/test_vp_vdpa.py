@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import uvirtio
-from tests.bodies import Cell, adopt, any_device, blk, keyboard, rng
+from tests.bodies import Cell, adopt, any_device, balloon, balloon_reports, balloon_stats, blk, keyboard, mem, rng
+from tests.bodies.mem import emptied  # noqa: F401  # a fixture
 from tests.vm import vduse
 from tests.vm.qmp_witness import Witness
 from uvirtio.backends.vhost_vdpa import VdpaBlock, VhostVdpaNode, uapi
@@ -25,25 +26,51 @@ from uvirtio.device import QueueSpec
 from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.rng import Rng
-from uvirtio.errors import MemlockExceeded, NotSupported
+from uvirtio.errors import FeaturesRefused, MemlockExceeded, NotSupported
 from uvirtio.memory.seams import InterruptMode
 from uvirtio.roots import Roots
 from uvirtio.spec import features as f
+from uvirtio.spec import mem as mem_spec
 
 PER_QUEUE, POLLING = InterruptMode.PER_QUEUE, InterruptMode.POLLING
 PCI = Path("/sys/bus/pci/devices")
 MIB = 1 << 20
 
 CELLS: dict[str, list[tuple[str, InterruptMode]]] = {
-    "rng": [("vp-rng", PER_QUEUE), ("vp-rng", POLLING), ("vp-rng-packed", PER_QUEUE)],
+    "rng": [
+        ("vp-rng", PER_QUEUE),
+        ("vp-rng", POLLING),
+        ("vp-rng-packed", PER_QUEUE),
+        ("vp-rng-in-order", PER_QUEUE),
+    ],
     "keyboard": [("vp-keyboard", PER_QUEUE), ("vp-keyboard", POLLING)],
     "blk": [("vp-disk", PER_QUEUE), ("vp-disk", POLLING)],
-    "any": [("vp-rng", PER_QUEUE), ("vp-rng-packed", POLLING), ("vp-keyboard", PER_QUEUE), ("vp-disk", PER_QUEUE)],
+    "balloon": [("vp-balloon-msix", PER_QUEUE), ("vp-balloon-msix", POLLING)],
+    "balloon_more": [("vp-balloon-msix", PER_QUEUE)],
+    "mem": [("vp-mem", PER_QUEUE), ("vp-mem", POLLING)],
+    "any": [
+        ("vp-rng", PER_QUEUE),
+        ("vp-rng-packed", POLLING),
+        ("vp-rng-in-order", PER_QUEUE),
+        ("vp-keyboard", PER_QUEUE),
+        ("vp-disk", PER_QUEUE),
+        ("vp-balloon-msix", PER_QUEUE),
+        ("vp-mem", PER_QUEUE),
+    ],
 }
 
 
 @pytest.fixture(scope="module")
-def over_vdpa(lab_devices: dict[str, str]) -> Iterator[Callable[[str], str]]:
+def memlock() -> Iterator[None]:
+    """Room to pin what the bodies pin: the usual limit is 8 MiB, and holds for root too."""
+    before = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (64 * MIB, 64 * MIB))
+    yield
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, before)
+
+
+@pytest.fixture(scope="module")
+def over_vdpa(memlock: None, lab_devices: dict[str, str]) -> Iterator[Callable[[str], str]]:
     """``over_vdpa(id)``: the address of the vDPA device that stands on this function from then on."""
     made: dict[str, str] = {}
 
@@ -74,7 +101,7 @@ def cell(request: pytest.FixtureRequest, over_vdpa: Callable[[str], str], witnes
     address = over_vdpa(name)
 
     def events(wanted: str, timeout: float) -> list[dict[str, Any]]:
-        return [witness.wait_event(wanted, timeout)]
+        return [event for event in witness.events(timeout) if event["event"] == wanted]
 
     return Cell(
         open=lambda: uvirtio.open(address, interrupts=[mode], timeout=10),
@@ -83,6 +110,7 @@ def cell(request: pytest.FixtureRequest, over_vdpa: Callable[[str], str], witnes
         path=f"/machine/peripheral/{name}/virtio-backend",
         mode=mode,
         translated=True,
+        extra={"id": name},
     )
 
 
@@ -94,6 +122,10 @@ globals().update(adopt(any_device, cells("any")))
 globals().update(adopt(rng, cells("rng")))
 globals().update(adopt(blk, cells("blk")))
 globals().update(adopt(keyboard, cells("keyboard")))
+globals().update(adopt(balloon, cells("balloon")))
+globals().update(adopt(balloon_stats, cells("balloon_more")))
+globals().update(adopt(balloon_reports, cells("balloon_more")))
+globals().update(adopt(mem, cells("mem")))
 
 
 # --- what is particular ------------------------------------------------------------------------------------
@@ -122,6 +154,13 @@ def test_a_function_without_msix_is_refused_before_the_kernel_warns(over_vdpa, n
         with pytest.raises(NotSupported) as caught:
             Balloon(device)
         assert "MSI-X" in caught.value.seen
+
+
+@pytest.mark.parametrize("name", ["vp-mem"])
+@pytest.mark.spec("MEM-04")
+def test_what_the_device_insists_on_is_refused_without(over_vdpa, name):
+    with uvirtio.open(over_vdpa(name)) as device, pytest.raises(FeaturesRefused):
+        device.start(wanted=0, queues=[QueueSpec(mem_spec.GUEST_REQUESTQ, "guest-request", size=8)])
 
 
 @pytest.mark.parametrize("name", ["vp-rng-bypass"])
