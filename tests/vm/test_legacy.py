@@ -14,6 +14,8 @@ from uvirtio.diag import diagnose
 from uvirtio.errors import MemoryScattered, NotSupported
 from uvirtio.roots import Roots
 
+MACHINE = "legacy"
+
 LEGACY, TRANSITIONAL = "rng-legacy", "balloon-transitional"
 THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 POOL = Path("/proc/sys/vm/nr_hugepages")
