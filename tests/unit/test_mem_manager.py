@@ -438,6 +438,36 @@ def test_a_consumer_takes_what_arrives_and_gives_back_what_it_can():
         assert not linux.has and not model.plugged
 
 
+def test_what_went_down_and_came_up_again_in_one_go_arrives_too():
+    class Taker(Consumer):
+        def __init__(self) -> None:
+            self.has: list[drivers.HandOut] = []
+
+        def arrived(self, manager: Manager) -> None:
+            self.has += manager.hand_out("taker")
+
+        def wanted_back(self, manager: Manager, size: int) -> None:
+            while self.has:
+                manager.give_back(self.has.pop())
+
+    model = Mem(requested=4 * BLOCK)
+    with driven(model) as (mem, _):
+        taker = Taker()
+        manager = Manager(mem, unit=2 * BLOCK, consumer=taker)
+        manager.follow(timeout=0.05)
+        assert len(taker.has) == 2
+        model.request(0)
+
+        def change_its_mind(kind: int, _addr: int, _blocks: int) -> None:
+            if kind == Request.UNPLUG:
+                model.put("requested_size", 4 * BLOCK)  # noted in the configuration when the last block goes
+
+        model.before = change_its_mind
+        manager.follow(timeout=0.05)
+        assert len(model.plugged) == 4
+        assert sum(one.size for one in taker.has) == 4 * BLOCK, "as much as before, and again somebody's"
+
+
 def test_an_owner_from_before_us_is_noted():
     with driven(Mem(plugged={4, 5, 6, 7}, requested=4 * BLOCK)) as (mem, _):
         manager = Manager(mem, unit=4 * BLOCK)

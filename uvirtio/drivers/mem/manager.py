@@ -145,6 +145,7 @@ class Manager:
                 expected=f"a multiple of {group:#x} in it",
                 remedy="use a smaller unit",
             )
+        self._steps = 0
         self.retries = 0
         """Tries that were put off because the device was busy, or blocks were in use."""
 
@@ -332,6 +333,7 @@ class Manager:
                     continue
                 if outcome is not Outcome.MOVED:
                     return outcome
+                self._steps += 1
                 pause = BUSY_FIRST
                 if progress is not None:
                     progress(self.mem.books.plugged.total * self.mem.block_size)
@@ -358,14 +360,15 @@ class Manager:
             self.consumer.arrived(self)
             while True:
                 seen = device.config_changes
-                at = self.mem.books.plugged.total
+                at, steps = self.mem.books.plugged.total, self._steps
                 requested = self.mem.config().requested_size
                 if before != (Outcome.NACK, requested):  # it said no to this, so it is not asked again
                     try:
                         outcome = self.converge(timeout=0, progress=progress)
                     except MemBusy:
                         outcome = Outcome.BUSY
-                moved = self.mem.books.plugged.total != at
+                # Also where it ends where it began: down and up again are other blocks, which nobody has yet.
+                moved = self._steps != steps or self.mem.books.plugged.total != at
                 if moved or self.consumer.wants():
                     self.consumer.arrived(self)
                 if moved or (outcome, requested) != before:
