@@ -12,7 +12,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from uvirtio.errors import OperationFailed, PagemapHidden
+from uvirtio.errors import Closed, OperationFailed, PagemapHidden
 from uvirtio.memory.seams import PFN_SHIFT
 from uvirtio.roots import Roots
 
@@ -99,6 +99,26 @@ class Memory:
         """Raises BufferError while somebody still holds a view; may be called again then."""
         self.view.release()
         self._mapping.close()
+
+
+class PagedBlock:
+    """What blocks of this process's pages have in common: the view, and frame numbers that are read anew."""
+
+    def __init__(self, memory: Memory, pagemap: Pagemap) -> None:
+        self._memory = memory
+        self._pagemap = pagemap
+        self._closed = False
+        self.view = memory.view
+        self.size = memory.size
+
+    def pfns(self) -> list[int]:
+        """The frame number of each 4096-byte piece, read anew. Raises PagemapHidden, Closed."""
+        self._check_open()
+        return self._pagemap.pfns(self._memory.vaddr, self.size)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("this block of memory is closed")
 
 
 def advise(mapping: mmap.mmap, *advice: int) -> None:

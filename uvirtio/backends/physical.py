@@ -18,7 +18,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from uvirtio.backends.pages import MADV_DONTDUMP, PAGE, Adopted, Memory, Pagemap, advise, merged, pieces
+from uvirtio.backends.pages import (
+    MADV_DONTDUMP,
+    PAGE,
+    Adopted,
+    Memory,
+    PagedBlock,
+    Pagemap,
+    advise,
+    merged,
+    pieces,
+)
 from uvirtio.errors import Closed, HugePagesLack, NotSupported, OperationFailed
 from uvirtio.roots import Roots
 
@@ -115,18 +125,14 @@ def _number(path: Path) -> int:
         return 0
 
 
-class PhysicalBlock:
+class PhysicalBlock(PagedBlock):
     """Memory within huge pages, mapped by itself. Satisfies the ``Block`` protocol."""
 
     def __init__(self, space: PhysicalDmaSpace, memory: Memory, first: int, pagemap: Pagemap) -> None:
         """``first`` is where it begins in the file, in bytes."""
+        super().__init__(memory, pagemap)
         self._space = space
-        self._memory = memory
-        self._pagemap = pagemap
-        self._closed = False
         self.first = first
-        self.view = memory.view
-        self.size = memory.size
         self.runs = merged(pagemap.pfns(memory.vaddr, self.size))
         """(offset, physical address, length) in the order of offsets."""
         self.contiguous = len(self.runs) == 1
@@ -138,15 +144,6 @@ class PhysicalBlock:
         """
         self._check_open()
         return pieces(self.runs, offset, length)
-
-    def pfns(self) -> list[int]:
-        """The frame number of each 4096-byte piece, read anew. Raises PagemapHidden, Closed."""
-        self._check_open()
-        return self._pagemap.pfns(self._memory.vaddr, self.size)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise Closed("this block of memory is closed")
 
     def close(self) -> None:
         """Free it; idempotent. Raises BufferError while a view of it is held: it is not reused then."""

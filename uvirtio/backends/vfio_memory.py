@@ -21,6 +21,7 @@ from uvirtio.backends.pages import (
     MADV_POPULATE_WRITE,
     PAGE,
     Memory,
+    PagedBlock,
     Pagemap,
     advise,
     merged,
@@ -92,23 +93,19 @@ def _pooled() -> Memory | None:
     return memory
 
 
-class VfioBlock:
+class VfioBlock(PagedBlock):
     """Memory that is pinned by VFIO maps until ``close()``; made by :class:`VfioDmaSpace`.
 
     Satisfies the ``Block`` protocol: ``view``, ``size`` (bytes, whole pages), ``contiguous``.
     """
 
     def __init__(self, memory: Memory, pagemap: Pagemap, undo: Callable[[VfioBlock], None]) -> None:
-        self._memory = memory
-        self._pagemap = pagemap
+        super().__init__(memory, pagemap)
         self._undo = undo
-        self._closed = False
         self.maps: list[tuple[int, int]] = []
         """The VFIO maps that pin this block and show it to the device: (device address, size)."""
         self.runs: list[tuple[int, int, int]] = []
         """(offset, device address, length) in the order of offsets."""
-        self.view = memory.view
-        self.size = memory.size
         self.contiguous = False
 
     @property
@@ -121,15 +118,8 @@ class VfioBlock:
 
         Raises ValueError outside the block, Closed after close().
         """
-        if self._closed:
-            raise Closed("this block of memory is closed")
+        self._check_open()
         return pieces(self.runs, offset, length)
-
-    def pfns(self) -> list[int]:
-        """The frame number of each 4096-byte piece, read anew. Raises PagemapHidden, Closed."""
-        if self._closed:
-            raise Closed("this block of memory is closed")
-        return self._pagemap.pfns(self._memory.vaddr, self.size)
 
     def close(self) -> None:
         """Unmap from the device, then free; idempotent. Raises BufferError while a view of it is still held."""

@@ -18,7 +18,7 @@ import resource
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from uvirtio.backends.pages import MADV_DONTDUMP, PAGE, Memory, Pagemap, advise, ordinary
+from uvirtio.backends.pages import MADV_DONTDUMP, PAGE, Memory, PagedBlock, Pagemap, advise, ordinary
 from uvirtio.backends.physical import PhysicalBlock, PhysicalDmaSpace
 from uvirtio.errors import Closed, MemlockExceeded, OperationFailed
 from uvirtio.memory.iova import IovaAllocator
@@ -62,7 +62,7 @@ def _shared(size: int) -> Memory:
     return Memory(mapping, 0, size)
 
 
-class VdpaBlock:
+class VdpaBlock(PagedBlock):
     """Memory that the device sees as one run of IOVAs until ``close()``; made by :class:`VdpaDmaSpace`.
 
     Satisfies the ``Block`` protocol: ``view``, ``size`` (bytes, whole pages), ``contiguous``.
@@ -71,13 +71,9 @@ class VdpaBlock:
     contiguous = True
 
     def __init__(self, memory: Memory, iova: int, pagemap: Pagemap, undo: Callable[[VdpaBlock], None]) -> None:
-        self._memory = memory
-        self._pagemap = pagemap
+        super().__init__(memory, pagemap)
         self._undo = undo
-        self._closed = False
         self.iova = iova
-        self.view = memory.view
-        self.size = memory.size
 
     def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
         """The device addresses of these bytes: one run. Raises ValueError outside the block, Closed."""
@@ -85,15 +81,6 @@ class VdpaBlock:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise ValueError(f"{length} bytes at {offset} of a block of {self.size}")
         return [(self.iova + offset, length)] if length else []
-
-    def pfns(self) -> list[int]:
-        """The frame number of each 4096-byte piece, read anew. Raises PagemapHidden, Closed."""
-        self._check_open()
-        return self._pagemap.pfns(self._memory.vaddr, self.size)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise Closed("this block of memory is closed")
 
     def close(self) -> None:
         """Take it from the device, then free it; idempotent. Raises BufferError while a view of it is held."""
