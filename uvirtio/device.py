@@ -17,6 +17,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from itertools import count
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -93,7 +94,9 @@ _POLL_FIRST, _POLL_LAST = 50e-6, 10e-3
 _OVERSLEPT = 0.5
 """Seconds. Waking this much later than asked means that this process was stopped, not that the device was slow."""
 
-_CONFIG_TRIES = 16
+_CONFIG_TRIES, _CONFIG_PATIENCE = 16, 0.5
+"""Readings of a configuration that moves before we pause between them, and seconds until we give up. A host that
+sweeps a value through a hundred others is busy, not broken; one that never holds still is."""
 
 
 ADMIN_QUEUE = "adminq"
@@ -658,15 +661,17 @@ class Device:
     def snapshot(self, read: Callable[[], T]) -> T:
         """What ``read`` returns, read between two equal generations, so that its fields belong together.
 
-        Raises ConfigUnstable after 16 tries. Where a transport has no generation, ``read`` is repeated until
-        two results agree (2.5.4).
+        Raises ConfigUnstable when the device changed it all the time for half a second (or for its time-out,
+        where that is shorter). Where a transport has no generation, ``read`` is repeated until two results
+        agree (2.5.4).
         """
         with self.session():
             return self._snapshot(read)
 
     def _snapshot(self, read: Callable[[], T]) -> T:
-        deadline = time.monotonic() + self.timeout
-        for _ in range(_CONFIG_TRIES):
+        patience = min(self.timeout, _CONFIG_PATIENCE)
+        deadline = time.monotonic() + patience
+        for tries in count(1):
             before = self.transport.generation()
             value = read()
             if before is None:
@@ -678,9 +683,11 @@ class Device:
                 return value
             if time.monotonic() >= deadline:
                 break
+            if tries >= _CONFIG_TRIES:
+                time.sleep(min(1e-3, patience))
         raise ConfigUnstable(
             f"the configuration of {self.address} changes faster than it can be read",
-            seen=f"something new at each of {_CONFIG_TRIES} reads",
+            seen=f"something new at each of {tries} reads in {patience:g} s",
             expected="the same generation before and after (2.5.1); without one, the same values twice (2.5.4)",
             remedy="the device is at fault: its configuration must stand still while nothing changes",
         )
