@@ -189,6 +189,39 @@ def unobserved(_step: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
+class _Session:
+    """What ``Device.session`` gives; the same one each time, since all that it knows is the device's.
+
+    Each call of a driver's goes through two or three of these. A generator would do, at four times the cost.
+    """
+
+    __slots__ = ("_device",)
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+
+    def __enter__(self) -> None:
+        device = self._device
+        device._check_owner()  # before the lock: in a forked child its holder may not exist
+        device._lock.acquire()
+        if (device._closing or device._broken is not None) and not device._leaving:
+            try:
+                device._check_usable()
+            except BaseException:
+                device._lock.release()
+                raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        device = self._device
+        try:
+            if error is not None:
+                device._left_by(error)
+        finally:
+            device._lock.release()
+
+
 class Device:
     """An open virtio device. Made by :func:`uvirtio.open`; a context manager.
 
@@ -254,6 +287,7 @@ class Device:
         self._look_at = 0.0  # when all events are looked at again, fired or not
         self._owner_pid = os.getpid()
         self._lock = threading.RLock()
+        self._session = _Session(self)
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         atexit.register(self.close)
 
@@ -296,31 +330,24 @@ class Device:
         """Whether feature ``bit`` was negotiated."""
         return bool(self.features >> bit & 1)
 
-    @contextmanager
-    def session(self) -> Iterator[None]:
+    def session(self) -> AbstractContextManager[None]:
         """Around every operation of a driver: refuses closed, broken and forked devices, and takes the lock.
 
         A DeviceFailure or DeviceGone that leaves the block makes the device broken: all later calls fail at
         once instead of each waiting for its own deadline. Sessions nest; what a driver does while it leaves
         is let through.
         """
-        self._check_owner()  # before the lock: in a forked child its holder may not exist
-        with self._lock:
-            if not self._leaving:
-                self._check_usable()
-            try:
-                yield
-            except DeviceFailure as error:
-                if not self._vanished():
-                    self._break(error)
-                    raise
-                # A removed device answers with ones, which look like many other faults.
-                gone = self._gone("status reads 0xff")
-                self._break(gone)
-                raise gone from error
-            except DeviceAbsent as error:
-                self._break(error)
-                raise
+        return self._session
+
+    def _left_by(self, error: BaseException) -> None:
+        """An exception leaves a session: whether it makes the device broken."""
+        if isinstance(error, DeviceFailure) and self._vanished():
+            # A removed device answers with ones, which look like many other faults.
+            gone = self._gone("status reads 0xff")
+            self._break(gone)
+            raise gone from error
+        if isinstance(error, (DeviceFailure, DeviceAbsent)):
+            self._break(error)
 
     def _vanished(self) -> bool:
         try:
@@ -334,7 +361,7 @@ class Device:
         return os.getpid() == self._owner_pid
 
     def _check_owner(self) -> None:
-        if not self._ours():
+        if os.getpid() != self._owner_pid:
             raise NotSupported(
                 f"{self.address} was opened by another process",
                 seen=f"pid {os.getpid()}",

@@ -792,6 +792,24 @@ def test_closing_twice_is_once():
         device.read_config(Field("nothing", 0, 0))
 
 
+@pytest.mark.parametrize("error", [KeyError("x"), ConfigError("x"), DeviceFailure("x"), DeviceGone("x")])
+def test_a_session_gives_the_lock_back_however_it_ends(error: Exception):
+    device = identify(ScriptedDevice(Rng()), timeout=LONG)
+    with pytest.raises(type(error)), device.session(), device.session():
+        raise error
+    broken = isinstance(error, (DeviceFailure, DeviceGone))
+    assert device.broken is (error if broken else None)
+    if broken:
+        with pytest.raises(DeviceBroken), device.session(), device.session():
+            pytest.fail("a broken device has no sessions")
+    closer = threading.Thread(target=device.close, daemon=True)
+    closer.start()
+    closer.join(LONG)
+    assert not closer.is_alive()
+    with pytest.raises(Closed), device.session():
+        pytest.fail("nor has a closed one")
+
+
 def _refused(call: Callable[[], object]) -> bool:
     try:
         call()
