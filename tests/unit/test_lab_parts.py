@@ -14,6 +14,7 @@ sys.path.insert(0, str(TOOLS))
 
 from lab import LabError, cache, cli_matrix, cli_test, initramfs, kernels, machines, modules, qemus, vm  # noqa: E402
 from lab.commands import Commands  # noqa: E402
+from lab.floors import Outcome  # noqa: E402
 
 
 def make_kernel(top: Path, dep: str, builtin: str = "") -> kernels.Kernel:
@@ -133,6 +134,36 @@ def test_any_machine_runs_with_another_qemu(monkeypatch):
     monkeypatch.setattr(machines, "load", lambda: [plain])
     [(machine, _)], _ = cli_test._machines(None, None, "10.0", extras=False)
     assert (machine.name, machine.qemu_version) == ("plain", "10.0")
+
+
+def test_the_wake_ups_run_alone_and_in_no_other_step(monkeypatch, tmp_path):
+    ran = []
+
+    class Noting:
+        def __init__(self, *of): ...
+
+        def pytest(self, name, arguments, wrapper, *, programs=None, env=None):
+            ran.append((name, arguments, env))
+            return Outcome(name, ok=True, seconds=0.0, passed=1)
+
+    def run(steps, wide):
+        ran.append(wide)
+        return [step() for _, step in steps]
+
+    monkeypatch.setattr(cli_test, "Runner", Noting)
+    monkeypatch.setattr(cli_test.lanes, "run", run)
+    monkeypatch.setattr(cli_test.setup, "packages", lambda names: None)
+    monkeypatch.setattr(cli_test.setup, "venv", lambda: tmp_path)
+    monkeypatch.setattr(cli_test, "_reports_folder", lambda: tmp_path)
+    monkeypatch.setenv("UVIRTIO_RACE_SECONDS", "7")
+    assert cli_test.main(["--unit", "--jobs", "3"]) == 0
+    folder = Path(__file__).parent
+    race = folder / "test_wakeups.py"
+    assert race.exists()
+    assert ran == [
+        *(1, ("wake-ups", [str(race)], {"UVIRTIO_RACE_SECONDS": "7"})),
+        *(3, ("unit", [str(folder), f"--ignore={race}"], None)),
+    ]
 
 
 def test_a_qemu_that_is_not_to_be_had_fails_its_step_and_no_other(monkeypatch):

@@ -7,7 +7,8 @@ round (one publish of the driver) takes microseconds, and the two meet at every 
 that never ends: both sides wait for each other.
 
 Each format and kind of notification gets SECONDS; UVIRTIO_RACE_SECONDS=600 makes a long run of it. How many rounds
-that is depends on who else wants the cores: docs/rings.md has figures.
+that is depends on who else wants the two cores, so tools/test runs this file alone, before all other steps, for
+longer than pytest by hand does, and counts the rounds: docs/rings.md has figures.
 """
 
 from __future__ import annotations

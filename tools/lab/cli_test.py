@@ -13,6 +13,10 @@ from pathlib import Path
 from lab import CHECKOUT, LabError, cache, kernels, lanes, machines, modules, process, qemus, setup, udev
 from lab.floors import Outcome, Runner, Step, without_devices, without_privilege
 
+# Two processes that poll, each on a CPU of its own: beside another lane they hardly ever run at the same time.
+_WAKE_UPS = CHECKOUT / "tests/unit/test_wakeups.py"
+_RACE_SECONDS = "UVIRTIO_RACE_SECONDS"
+
 
 def parser() -> argparse.ArgumentParser:
     """The command line of tools/test."""
@@ -48,6 +52,7 @@ def main(arguments: list[str]) -> int:
     setup.packages(setup.FOR_TESTS)
     reports = _reports_folder()
     runner = Runner(setup.venv(), reports, options.expression)
+    alone: list[tuple[str, Step]] = []
     steps: list[tuple[str, Step]] = []
     left_out: list[str] = []
     # The longest first, so that the lanes end together.
@@ -55,6 +60,7 @@ def main(arguments: list[str]) -> int:
         chosen, left_out = _machines(options.kernel, options.machine, options.qemu_version, extras=options.all)
         steps += _vm_floor(runner, chosen)
     if everything or options.unit:
+        alone += _wake_ups(runner)
         steps += _host_floor(runner, "unit")
     if everything or options.qemu:
         steps += _host_floor(runner, "qemu", options.qemu_version)
@@ -66,7 +72,8 @@ def main(arguments: list[str]) -> int:
         steps += _lint(runner)
     print(f"tools/test: set up in {time.monotonic() - begin:.1f} s", flush=True)
     with process.signals_raise():
-        outcomes = lanes.run(steps, options.jobs or min(2, os.cpu_count() or 1))
+        outcomes = lanes.run(alone, 1)  # before any lane is busy
+        outcomes += lanes.run(steps, options.jobs or min(2, os.cpu_count() or 1))
     return _verdict(outcomes, time.monotonic() - begin, reports, left_out)
 
 
@@ -99,19 +106,20 @@ def _lint(runner: Runner) -> Iterator[tuple[str, Step]]:
         yield name, lambda name=name, command=command: runner.tool(name, command)  # type: ignore[misc]
 
 
-def _host_floor(runner: Runner, floor: str, version: str | None = None) -> Iterator[tuple[str, Step]]:
-    """A floor that runs on this machine: as root never where the real /sys is, and QEMU's as an ordinary user.
+def _wake_ups(runner: Runner) -> Iterator[tuple[str, Step]]:
+    """The part of the unit floor that wants the machine for itself, and some seconds to make its rounds in."""
+    env = {_RACE_SECONDS: os.environ.get(_RACE_SECONDS, "4")}
+    yield "wake-ups", lambda: runner.pytest("wake-ups", [str(_WAKE_UPS)], _wrapper("unit"), env=env)
 
-    ``version``: with this QEMU instead of the machine's own.
-    """
+
+def _host_floor(runner: Runner, floor: str, version: str | None = None) -> Iterator[tuple[str, Step]]:
+    """A floor that runs on this machine. ``version``: with this QEMU instead of the machine's own."""
     folder = CHECKOUT / "tests" / floor
     if not any(folder.rglob("test_*.py")):
         return
-    wrapper: list[str] = []
-    if os.geteuid() == 0:
-        wrapper = without_devices()
-        if floor == "qemu":
-            wrapper += without_privilege()
+    arguments = [str(folder)]
+    if floor == "unit":
+        arguments.append(f"--ignore={_WAKE_UPS}")
     programs = None
     name = floor if version is None else f"{floor} {version}"
     if version is not None:
@@ -120,7 +128,14 @@ def _host_floor(runner: Runner, floor: str, version: str | None = None) -> Itera
         except LabError as error:  # as with modules: the mirror has moved on
             yield name, _failing(name, str(error))
             return
-    yield name, lambda: runner.pytest(name, [str(folder)], wrapper, programs)
+    yield name, lambda: runner.pytest(name, arguments, _wrapper(floor), programs=programs)
+
+
+def _wrapper(floor: str) -> list[str]:
+    """What a floor runs inside: as root never where the real /sys is, and QEMU's as an ordinary user."""
+    if os.geteuid() != 0:
+        return []
+    return without_devices() + (without_privilege() if floor == "qemu" else [])
 
 
 def _machines(

@@ -49,17 +49,26 @@ class Runner:
         code = self._run(command, timeout=300)
         return _whole(name, code == 0, begin)
 
-    def pytest(self, name: str, paths: list[str], wrapper: list[str], programs: Path | None = None) -> Outcome:
-        """pytest on ``paths`` on this machine, inside ``wrapper`` (a command that ends by running its rest).
+    def pytest(
+        self,
+        name: str,
+        arguments: list[str],
+        wrapper: list[str],
+        *,
+        programs: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> Outcome:
+        """pytest with ``arguments`` on this machine, inside ``wrapper`` (a command that ends by running its rest).
 
-        ``programs``: a folder that is looked into before all others of PATH.
+        ``programs``: a folder that is looked into before all others of PATH; ``env``: set beside what there is.
         """
         _title(name)
         begin = time.monotonic()
         report = self.reports / f"{name.replace(' ', '-')}.xml"
         with _scratch() as scratch:
-            command = [*wrapper, *self._pytest(paths, report, scratch)]
-            code = self._run(command, timeout=900, env={"TMPDIR": str(scratch)}, programs=programs)
+            command = [*wrapper, *self._pytest(arguments, report, scratch)]
+            env = {**(env or {}), "TMPDIR": str(scratch)}
+            code = self._run(command, timeout=900, env=env, programs=programs)
         return self._judge(name, code, report, begin)
 
     def vm(self, machine: Machine, kernel: str) -> Outcome:
@@ -114,13 +123,13 @@ class Runner:
         outcome.note = outcome.note or note
         return outcome
 
-    def _pytest(self, paths: list[str], report: Path, scratch: Path) -> list[str]:
+    def _pytest(self, arguments: list[str], report: Path, scratch: Path) -> list[str]:
         command = [str(self.venv / "bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         command += [f"--junitxml={report}", "-o", "junit_family=xunit1"]  # which has properties, for tools/matrix
         command += [f"--basetemp={scratch}/t"]  # short: sockets have short paths
         if self.expression:
             command += ["-k", self.expression]
-        return [*command, *paths]
+        return [*command, *arguments]
 
     def _judge(self, name: str, code: int, report: Path, begin: float) -> Outcome:
         """The outcome of a pytest run, from its exit code and its report."""
