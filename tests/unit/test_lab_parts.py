@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ sys.path.insert(0, str(TOOLS))
 
 from lab import LabError, cache, cli_matrix, cli_test, initramfs, kernels, machines, modules, qemus, vm  # noqa: E402
 from lab.commands import Commands  # noqa: E402
-from lab.floors import Outcome  # noqa: E402
+from lab.floors import Outcome, Runner  # noqa: E402
 
 
 def make_kernel(top: Path, dep: str, builtin: str = "") -> kernels.Kernel:
@@ -164,6 +165,15 @@ def test_the_wake_ups_run_alone_and_in_no_other_step(monkeypatch, tmp_path):
         *(1, ("wake-ups", [str(race)], {"UVIRTIO_RACE_SECONDS": "7"})),
         *(3, ("unit", [str(folder), f"--ignore={race}"], None)),
     ]
+
+
+def test_the_verdict_tells_the_rounds_of_a_race(tmp_path):
+    case = '<testcase name="{}"><properties><property name="rounds" value="{}"/></properties></testcase>'
+    suite = '<testsuite tests="2" skipped="0" failures="0" errors="0">{}</testsuite>'
+    path = tmp_path / "x.xml"
+    path.write_text(suite.format(case.format("a", 1200) + case.format("b", 34)))
+    outcome = Runner(tmp_path, tmp_path)._judge("x", 0, path, time.monotonic())
+    assert (outcome.ok, outcome.passed, outcome.note) == (True, 2, "1,234 rounds")
 
 
 def test_a_qemu_that_is_not_to_be_had_fails_its_step_and_no_other(monkeypatch):

@@ -138,7 +138,12 @@ class Runner:
             outcome.ok, outcome.note = True, "nothing matches -k"
             return outcome
         if report.exists():
-            for suite in ET.parse(report).getroot().iter("testsuite"):
+            document = ET.parse(report).getroot()
+            # Of a race, how long it went on says more than that it passed.
+            rounds = [int(one.get("value", 0)) for one in document.iter("property") if one.get("name") == "rounds"]
+            if rounds:
+                outcome.note = f"{sum(rounds):,} rounds"
+            for suite in document.iter("testsuite"):
                 total, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
                 bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
                 outcome.failed += bad
