@@ -15,6 +15,7 @@ import pytest
 
 import uvirtio
 from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng
+from tests.vm.lab_cell import lab_cell
 from tests.vm.qmp_witness import Witness
 from uvirtio.memory.seams import InterruptMode
 
@@ -118,17 +119,13 @@ def cell(request: pytest.FixtureRequest, lab_devices: dict[str, str], witness: W
     address = lab_devices[name]
     hand_over(address, "vfio-pci")
 
-    def events(wanted: str, timeout: float) -> list[dict[str, Any]]:
-        return [witness.wait_event(wanted, timeout)]
-
-    return Cell(
-        open=lambda: uvirtio.open(address, interrupts=[mode], timeout=10, force_legacy=name in FORCED),
-        qmp=witness.execute,
-        events=events,
-        path=f"/machine/peripheral/{name}/virtio-backend",
-        mode=mode,
-        legacy=name in LEGACY,
+    return lab_cell(
+        witness,
+        name,
+        mode,
+        lambda: uvirtio.open(address, interrupts=[mode], timeout=10, force_legacy=name in FORCED),
         translated=name in TRANSLATED,
+        legacy=name in LEGACY,
     )
 
 

@@ -15,6 +15,7 @@ import uvirtio
 from tests.bodies import Cell, adopt, any_device, mem
 from tests.bodies.mem import emptied  # noqa: F401  # a fixture
 from tests.vm import commands
+from tests.vm.lab_cell import lab_cell
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_drivers import driver_of, given_back, hand_over  # noqa: F401  # one is a fixture
 from uvirtio.device import QueueSpec
@@ -45,17 +46,12 @@ def cell(
     address = lab_devices[name]
     hand_over(address, "vfio-pci")
 
-    def events(wanted: str, timeout: float) -> list[dict[str, Any]]:
-        return [event for event in witness.events(timeout) if event["event"] == wanted]
-
-    return Cell(
-        open=lambda: uvirtio.open(address, interrupts=[mode], timeout=10),
-        qmp=witness.execute,
-        events=events,
-        path=f"/machine/peripheral/{name}/virtio-backend",
-        mode=mode,
+    return lab_cell(
+        witness,
+        name,
+        mode,
+        lambda: uvirtio.open(address, interrupts=[mode], timeout=10),
         translated=name in ("mem-iova", "mem-msix-shared"),
-        extra={"id": name},
     )
 
 

@@ -19,6 +19,7 @@ import pytest
 
 import uvirtio
 from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng
+from tests.vm.lab_cell import lab_cell
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_commands import refusal
 from tests.vm.test_commands import uvirtio as command
@@ -90,17 +91,14 @@ def cell(request: pytest.FixtureRequest, witness: Witness, not_loaded: None) -> 
     name, mode = request.param
     address = address_of(witness, name)
 
-    def events(wanted: str, timeout: float) -> list[dict[str, Any]]:
-        return [witness.wait_event(wanted, timeout)]
-
-    return Cell(
-        open=lambda: uvirtio.open(address, unsafe_dma=True, timeout=10),
-        qmp=witness.execute,
-        events=events,
-        path=f"/machine/peripheral/{name}",
-        mode=mode,
+    return lab_cell(
+        witness,
+        name,
+        mode,
+        lambda: uvirtio.open(address, unsafe_dma=True, timeout=10),
         translated=False,
         legacy=is_legacy(name),
+        inside="",
     )
 
 

@@ -21,6 +21,7 @@ import uvirtio
 from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, mem, rng
 from tests.bodies.mem import emptied  # noqa: F401  # a fixture
 from tests.vm import test_commands as commands
+from tests.vm.lab_cell import lab_cell
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_drivers import driver_of, given_back, hand_over  # noqa: F401  # one is a fixture
 from uvirtio.backends.uio_pci import UioPciFunction
@@ -56,18 +57,13 @@ def cell(
     address = lab_devices[name]
     hand_over(address, UIO)
 
-    def events(wanted: str, timeout: float) -> list[dict[str, Any]]:
-        return [witness.wait_event(wanted, timeout)]
-
-    return Cell(
-        open=lambda: uvirtio.open(address, interrupts=[mode], timeout=10, unsafe_dma=True),
-        qmp=witness.execute,
-        events=events,
-        path=f"/machine/peripheral/{name}/virtio-backend",
-        mode=mode,
+    return lab_cell(
+        witness,
+        name,
+        mode,
+        lambda: uvirtio.open(address, interrupts=[mode], timeout=10, unsafe_dma=True),
         translated=False,
         legacy="legacy" in name,
-        extra={"id": name},
     )
 
 

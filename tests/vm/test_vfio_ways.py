@@ -7,13 +7,13 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import uvirtio
 from tests.bodies import Cell, any_device, balloon, rng
 from tests.vm import test_commands as commands
+from tests.vm.lab_cell import lab_cell
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_drivers import driver_of, given_back, hand_over  # noqa: F401  # one is a fixture
 from tests.vm.test_uio import BALLOON, MASTER, child_of, chosen, command, free_pages, gone, guardian_of, on, status
@@ -46,15 +46,11 @@ def cell(
     address = lab_devices[name]
     take(name, address)
 
-    def events(wanted: str, timeout: float) -> list[dict[str, Any]]:
-        return [witness.wait_event(wanted, timeout)]
-
-    return Cell(
-        open=lambda: uvirtio.open(address, interrupts=[mode], timeout=10, unsafe_dma="noiommu" in name),
-        qmp=witness.execute,
-        events=events,
-        path=f"/machine/peripheral/{name}/virtio-backend",
-        mode=mode,
+    return lab_cell(
+        witness,
+        name,
+        mode,
+        lambda: uvirtio.open(address, interrupts=[mode], timeout=10, unsafe_dma="noiommu" in name),
         translated=name == "rng-cdev",
     )
 

@@ -17,6 +17,7 @@ import uvirtio
 from tests.bodies import Cell, adopt, any_device, balloon, balloon_reports, balloon_stats, blk, keyboard, mem, rng
 from tests.bodies.mem import emptied  # noqa: F401  # a fixture
 from tests.vm import vduse
+from tests.vm.lab_cell import lab_cell
 from tests.vm.qmp_witness import Witness
 from uvirtio.backends.vhost_vdpa import VdpaBlock, VhostVdpaNode, uapi
 from uvirtio.backends.vhost_vdpa.memory import pinned_bytes
@@ -100,17 +101,12 @@ def cell(request: pytest.FixtureRequest, over_vdpa: Callable[[str], str], witnes
     name, mode = request.param
     address = over_vdpa(name)
 
-    def events(wanted: str, timeout: float) -> list[dict[str, Any]]:
-        return [event for event in witness.events(timeout) if event["event"] == wanted]
-
-    return Cell(
-        open=lambda: uvirtio.open(address, interrupts=[mode], timeout=10),
-        qmp=witness.execute,
-        events=events,
-        path=f"/machine/peripheral/{name}/virtio-backend",
-        mode=mode,
+    return lab_cell(
+        witness,
+        name,
+        mode,
+        lambda: uvirtio.open(address, interrupts=[mode], timeout=10),
         translated=True,
-        extra={"id": name},
     )
 
 

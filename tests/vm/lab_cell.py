@@ -1,0 +1,41 @@
+"""A cell of the VM floor: a device of this machine, and the QEMU around the VM as the witness."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tests.bodies import Cell
+from tests.vm.qmp_witness import Witness
+from uvirtio.device import Device
+from uvirtio.memory.seams import InterruptMode
+
+
+def lab_cell(
+    witness: Witness,
+    name: str,
+    mode: InterruptMode,
+    open: Callable[[], Device],
+    *,
+    translated: bool,
+    legacy: bool = False,
+    inside: str = "/virtio-backend",
+) -> Cell:
+    """The device with the id ``name`` in machines.toml, which ``open`` opens.
+
+    ``inside``: where the virtio device is in the one that has the id; behind virtio-mmio it is that itself.
+    """
+
+    def events(wanted: str, timeout: float) -> list[dict[str, Any]]:
+        return [event for event in witness.events(timeout) if event["event"] == wanted]
+
+    return Cell(
+        open=open,
+        qmp=witness.execute,
+        events=events,
+        path=f"/machine/peripheral/{name}{inside}",
+        mode=mode,
+        translated=translated,
+        legacy=legacy,
+        extra={"id": name},
+    )
