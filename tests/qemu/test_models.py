@@ -12,21 +12,20 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.bodies.balloon_model import PAGES, BalloonOrders
 from uvirtio.device import Device
 from uvirtio.drivers.balloon import Balloon, Use
 from uvirtio.drivers.input import Input, InputEvent
 from uvirtio.drivers.mem import HandOut, Manager, Mem, Outcome
-from uvirtio.errors import BadSize, InUse, MemNack, Refused
+from uvirtio.errors import BadSize, InUse, MemNack
 from uvirtio.memory.seams import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
-from uvirtio.spec import features as f
 from uvirtio.spec import input as spec
 
 _, _, INTX, POLLING = InterruptMode
 MIB = 1 << 20
 PATIENCE = 20.0
-PAGES = st.integers(0, 700)
 
 each_starts_a_qemu = settings(
     max_examples=8,
@@ -34,10 +33,6 @@ each_starts_a_qemu = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-
-
-class Enough(BaseException):
-    """An interruption."""
 
 
 class OnQemu(RuleBasedStateMachine):
@@ -68,8 +63,8 @@ class OnQemu(RuleBasedStateMachine):
 # --- the balloon --------------------------------------------------------------------------------------------
 
 
-class BalloonModel(OnQemu):
-    """``held`` and ``target`` are what the model says."""
+class BalloonModel(OnQemu, BalloonOrders):
+    """What QEMU's device says at every step is the model's."""
 
     @initialize(
         oom=st.booleans(),
@@ -91,45 +86,8 @@ class BalloonModel(OnQemu):
     def begin(self) -> None:
         self.driver = Balloon(self.device, reporting=True)
         self.arena = self.driver.arena(4 * MIB)
-        self.taken: list[object] = []
+        self.taken = []
         self.held = 0
-
-    @rule(pages=PAGES)
-    def inflate(self, pages: int) -> None:
-        self.held += pages
-        assert self.driver.inflate(pages) == self.held
-
-    @rule(pages=PAGES)
-    def deflate(self, pages: int) -> None:
-        left = self.held - pages
-        if left < 0 or not (self.device.has(f.Balloon.DEFLATE_ON_OOM) or left >= self.target or not pages):
-            with pytest.raises((BadSize, Refused)):
-                self.driver.deflate(pages)
-        else:
-            self.held = left
-            assert self.driver.deflate(pages) == left
-
-    @rule(pages=PAGES, at=st.integers(1, 3), down=st.booleans())
-    def interrupted(self, pages: int, at: int, down: bool) -> None:
-        """Ctrl-C after some batches: what the host has acknowledged counts."""
-        told = 0
-
-        def progress(held: int) -> None:
-            nonlocal told
-            told += 1
-            if told == at:
-                self.device.interrupt(Enough())
-
-        try:
-            if down:
-                self.driver.deflate(min(pages, self.held), progress=progress, force=True)
-            else:
-                self.driver.inflate(pages, progress=progress)
-            self.driver.hold(timeout=0)  # where it comes now if that was the last batch
-        except Enough:
-            pass
-        self.driver.inflate(0)  # settles
-        self.held = self.driver.held
 
     @rule(pages=PAGES)
     def the_host_wants(self, pages: int) -> None:
@@ -154,12 +112,6 @@ class BalloonModel(OnQemu):
         self.driver.follow(timeout=0.05, progress=progress)
         self.held = self.target
 
-    @precondition(lambda self: self.driver.reports is not None)
-    @rule()
-    def report(self) -> None:
-        free = self.arena.bytes_in(Use.FREE)
-        assert self.driver.report(self.arena) == free
-
     @precondition(lambda self: self.arena.bytes_in(Use.FREE, Use.REPORTED))
     @rule()
     def take(self) -> None:
@@ -168,11 +120,6 @@ class BalloonModel(OnQemu):
             assert not any(view[::512])
             view[:] = b"\xa5" * one.size
         self.taken.append(one)
-
-    @precondition(lambda self: self.taken)
-    @rule()
-    def give(self) -> None:
-        self.arena.give(self.taken.pop())  # type: ignore[arg-type]
 
     @rule()
     def leave_and_come_back(self) -> None:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
+from tests.bodies.balloon_model import PAGES, BalloonOrders
 from tests.unit.scripted import Balloon, ScriptedDevice
 from uvirtio import opening
 from uvirtio.drivers.balloon import Balloon as Driver
 from uvirtio.drivers.balloon import Use
-from uvirtio.errors import BadSize, Refused
 from uvirtio.memory.seams import InterruptMode
 from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
 from uvirtio.spec.balloon import Stat
 
-PAGES = st.integers(0, 900)
 MIB = 1 << 20
 
 
-class Enough(BaseException):
-    """An interruption."""
-
-
-class Model(RuleBasedStateMachine):
-    """``held`` and ``target`` are what the model says; the scripted device checks every rule by itself."""
-
-    driver: Driver
+class Model(BalloonOrders):
+    """On the scripted device, which checks every rule by itself."""
 
     @initialize(
         features=st.sets(st.sampled_from(list(f.Balloon))),
@@ -44,54 +36,13 @@ class Model(RuleBasedStateMachine):
             self.device, stats=lambda: {Stat.MEMFREE: 1}, floor=0, hinting=True, reporting=True, poison=poison
         )
         self.arena = self.driver.arena(5 * MIB)
-        self.taken: list[object] = []
+        self.taken = []
         self.held = self.target = 0
         self.ident = 1
         if self.driver.hints is not None:
             self.driver.lend(self.arena)
 
-    def _has(self, bit: f.Balloon) -> bool:
-        return self.device.has(bit)
-
-    # --- orders -------------------------------------------------------------------------------------------
-
-    @rule(pages=PAGES)
-    def inflate(self, pages: int) -> None:
-        self.held += pages
-        assert self.driver.inflate(pages) == self.held
-
-    @rule(pages=PAGES)
-    def deflate(self, pages: int) -> None:
-        left = self.held - pages
-        allowed = self._has(f.Balloon.DEFLATE_ON_OOM) or left >= self.target or not pages
-        if left < 0 or not allowed:
-            with pytest.raises((BadSize, Refused)):
-                self.driver.deflate(pages)
-        else:
-            self.held = left
-            assert self.driver.deflate(pages) == left
-
-    @rule(pages=PAGES, at=st.integers(1, 3), down=st.booleans())
-    def interrupted(self, pages: int, at: int, down: bool) -> None:
-        """Ctrl-C after some batches: what was acknowledged counts, what was not is settled later."""
-        told = 0
-
-        def progress(held: int) -> None:
-            nonlocal told
-            told += 1
-            if told == at:
-                self.device.interrupt(Enough())
-
-        try:
-            if down:
-                self.driver.deflate(min(pages, self.held), progress=progress, force=True)
-            else:
-                self.driver.inflate(pages, progress=progress)
-            self.driver.hold(timeout=0)  # where it comes now if that was the last batch
-        except Enough:
-            pass
-        self.driver.inflate(0)  # settles
-        self.held = self.driver.held
+    # --- orders, beside those of any device -----------------------------------------------------------------
 
     @rule()
     def follow(self) -> None:
@@ -121,12 +72,6 @@ class Model(RuleBasedStateMachine):
 
     # --- the arena ----------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.driver.reports is not None)
-    @rule()
-    def report(self) -> None:
-        free = self.arena.bytes_in(Use.FREE)
-        assert self.driver.report(self.arena) == free
-
     @precondition(lambda self: self.arena.bytes_in(Use.FREE, Use.HINTED, Use.REPORTED))
     @rule()
     def take(self) -> None:
@@ -135,11 +80,6 @@ class Model(RuleBasedStateMachine):
             pattern = (self.driver.poison_val or 0).to_bytes(4, "little")
             assert bytes(view[:4]) == bytes(view[-4:]) == pattern
         self.taken.append(one)
-
-    @precondition(lambda self: self.taken)
-    @rule()
-    def give(self) -> None:
-        self.arena.give(self.taken.pop())  # type: ignore[arg-type]
 
     # --- always -------------------------------------------------------------------------------------------
 
