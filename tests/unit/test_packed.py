@@ -6,14 +6,11 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.unit.ring_rigs import A, Rig, corrupt, name_of, rigs, traced
 from tests.unit.scripted_memory import PAGE, ScriptedDma
-from uvirtio.errors import QueueError, RingCorruption, UsageError
 from uvirtio.spec import ring
-from uvirtio.virtqueue.packed import PackedQueue, make_packed
+from uvirtio.virtqueue.packed import PackedQueue
 
 every_kind = pytest.mark.parametrize("kind", rigs("packed"), ids=name_of)
 ODD = (1, 2, 3, 5, 8, 255, 256)
@@ -30,49 +27,6 @@ def slot(rig: Rig, place: int) -> tuple[int, int, int, int]:
 
 
 # --- layout and set-up --------------------------------------------------------------------------------------
-
-
-@pytest.mark.spec("PKD-01", "PKD-20")
-@pytest.mark.parametrize("size", [*ODD, 32767, 32768])
-def test_areas_are_as_long_and_aligned_as_the_standard_says(size: int):
-    dma = ScriptedDma()
-    queue = make_packed(0, size, dma, fence=lambda: None, indirect=False, event_idx=True)
-    assert queue.area_sizes(size) == (16 * size, 4, 4)
-    assert [address % align for address, align in zip(queue.addresses, (16, 4, 4), strict=True)] == [0, 0, 0]
-    for address, length in zip(queue.addresses, queue.area_sizes(size), strict=True):
-        assert dma.memory.is_mapped(address, length)
-    assert queue.free == size
-    queue.close()
-
-
-@pytest.mark.spec("PKD-20")
-@pytest.mark.parametrize("size", [-1, 0, 32769, 65536])
-def test_a_size_that_cannot_be_is_refused(size: int):
-    dma = ScriptedDma()
-    with pytest.raises(UsageError):
-        make_packed(0, size, dma, fence=lambda: None, indirect=False, event_idx=False)
-    assert not dma.memory.blocks
-
-
-@pytest.mark.spec("PKD-01")
-def test_an_area_that_is_not_aligned_or_not_in_one_piece_is_refused():
-    blocks: list[Any] = [ScriptedDma().alloc(PAGE) for _ in range(3)]
-
-    class Crooked:
-        def __init__(self, block: Any, runs: list[tuple[int, int]]) -> None:
-            self.view, self.size, self._runs = block.view, block.size, runs
-
-        def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
-            return self._runs
-
-    for place, bad in ((0, 8), (1, 2), (2, 1)):
-        wrong = list(blocks)
-        wrong[place] = Crooked(blocks[place], [(0x1000 + bad, 4096)])
-        with pytest.raises(QueueError, match="aligned"):
-            PackedQueue(0, 8, *wrong, fence=lambda: None, event_idx=False)
-        wrong[place] = Crooked(blocks[place], [(0x1000, 2), (0x3000, 8)])
-        with pytest.raises(QueueError, match="contiguous"):
-            PackedQueue(0, 8, *wrong, fence=lambda: None, event_idx=False)
 
 
 @pytest.mark.spec("PKD-20")
@@ -320,29 +274,3 @@ def test_a_used_slot_that_was_never_given(kind: dict[str, Any]):
         rig.device.write_used_slot(start, 0, 0, rig.device.used_flags(start))
         assert rig.queue.pending()
         corrupt(rig, 0)
-
-
-@given(seed=st.integers(0, 1 << 32), event_idx=st.booleans(), indirect=st.booleans())
-def test_random_slots_are_refused_or_right(seed: int, event_idx: bool, indirect: bool):
-    """Fuzz: whatever stands in the ring, a completion is one that was posted, or there is none."""
-    import random
-
-    rig = packed(event_idx=event_idx, indirect=indirect)
-    rng = random.Random(seed)
-    rig.out(*range(rng.randrange(1, 9)))
-    out = set(range(8))
-    for _ in range(10):
-        rig.device.write_used_slot(
-            rng.randrange(8),
-            rng.choice([rng.randrange(10), rng.getrandbits(16)]),
-            rng.choice([0, 64, 65]),
-            rng.choice([AVAIL | USED, 0, rng.getrandbits(16)]),
-        )
-        rig.device.write_event(rng.getrandbits(16), rng.getrandbits(16))
-        try:
-            for done in rig.queue.reap():
-                assert done.cookie in out and done.written <= 64
-                out.discard(done.cookie)
-        except RingCorruption:
-            break
-    rig.dma.memory.assert_clean()

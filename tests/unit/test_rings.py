@@ -6,14 +6,15 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from tests.unit.ring_rigs import FORMATS, A, Rig, both, corrupt, every_kind, name_of, rigs, traced
 from tests.unit.scripted_memory import PAGE, ScriptedDma
 from tests.unit.scripted_ring import Chain
-from uvirtio.errors import BadChain, Closed, DeviceBroken, QueueFull, RingCorruption
+from uvirtio.errors import BadChain, Closed, DeviceBroken, QueueError, QueueFull, RingCorruption, UsageError
+from uvirtio.spec.ring import PACKED_DESC_F_AVAIL, PACKED_DESC_F_USED
 from uvirtio.virtqueue import Virtqueue
 from uvirtio.virtqueue import packed as packed_module
 from uvirtio.virtqueue import split as split_module
@@ -21,7 +22,70 @@ from uvirtio.virtqueue.ledger import INDIRECT_ENTRIES
 from uvirtio.virtqueue.packed import PackedQueue, make_packed
 from uvirtio.virtqueue.split import SplitQueue, make_split
 
-MAKERS = {"split": make_split, "packed": make_packed}
+MAKERS: dict[str, Any] = {"split": make_split, "packed": make_packed}
+
+
+# --- layout and set-up ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.spec("SPL-01", "SPL-29", "PKD-01", "PKD-20")
+@pytest.mark.parametrize(
+    ("format", "size"),
+    [
+        *(("split", 1 << power) for power in range(16)),
+        *(("packed", size) for size in (1, 2, 3, 5, 8, 255, 256, 32767, 32768)),
+    ],
+)
+def test_areas_are_as_long_and_aligned_as_the_standard_says(format: str, size: int):
+    lengths, aligns = {
+        "split": ((16 * size, 6 + 2 * size, 6 + 8 * size), (16, 2, 4)),
+        "packed": ((16 * size, 4, 4), (16, 4, 4)),
+    }[format]
+    dma = ScriptedDma()
+    queue = MAKERS[format](0, size, dma, fence=lambda: None, indirect=False, event_idx=True)
+    assert queue.area_sizes(size) == lengths
+    assert [address % align for address, align in zip(queue.addresses, aligns, strict=True)] == [0, 0, 0]
+    for address, length in zip(queue.addresses, lengths, strict=True):
+        assert dma.memory.is_mapped(address, length)
+    assert queue.free == size
+    queue.close()
+
+
+@pytest.mark.spec("SPL-29", "PKD-20")
+@pytest.mark.parametrize(
+    ("format", "size"),
+    [
+        *(("split", size) for size in (-1, 0, 3, 6, 255, 65536)),
+        *(("packed", size) for size in (-1, 0, 32769, 65536)),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused(format: str, size: int):
+    dma = ScriptedDma()
+    with pytest.raises(UsageError):
+        MAKERS[format](0, size, dma, fence=lambda: None, indirect=False, event_idx=False)
+    assert not dma.memory.blocks
+
+
+@pytest.mark.spec("SPL-01", "PKD-01")
+@pytest.mark.parametrize(("made", "crooked"), [(SplitQueue, (8, 1, 2)), (PackedQueue, (8, 2, 1))])
+def test_an_area_that_is_not_aligned_or_not_in_one_piece_is_refused(made: Any, crooked: tuple[int, int, int]):
+    blocks: list[Any] = [ScriptedDma().alloc(PAGE) for _ in range(3)]
+
+    class Crooked:
+        def __init__(self, block: Any, runs: list[tuple[int, int]]) -> None:
+            self.view, self.size, self._runs = block.view, block.size, runs
+
+        def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
+            return self._runs
+
+    for place, bad in enumerate(crooked):
+        wrong = list(blocks)
+        wrong[place] = Crooked(blocks[place], [(0x1000 + bad, 4096)])
+        with pytest.raises(QueueError, match="aligned"):
+            made(0, 8, *wrong, fence=lambda: None, event_idx=False)
+        wrong[place] = Crooked(blocks[place], [(0x1000, 2), (0x3000, 8)])
+        with pytest.raises(QueueError, match="contiguous"):
+            made(0, 8, *wrong, fence=lambda: None, event_idx=False)
 
 
 # --- chains ---------------------------------------------------------------------------------------------------
@@ -480,6 +544,38 @@ def test_soak_of_more_than_65536_requests():
     rig = Rig(256, indirect=True, event_idx=True)
     _lap(rig, random.Random(1), 66_000)
     assert rig.queue._reaped >= 66_000
+
+
+@both
+@given(seed=st.integers(0, 1 << 32), event_idx=st.booleans(), indirect=st.booleans())
+def test_whatever_the_device_writes_is_refused_or_right(format: str, seed: int, event_idx: bool, indirect: bool):
+    """Fuzz: whatever stands where it tells what is used, a completion is one that was posted, or there is none."""
+    rig = Rig(format=format, event_idx=event_idx, indirect=indirect)
+    rng = random.Random(seed)
+    rig.out(*range(rng.randrange(1, 9)))
+    out = set(range(8))
+    for _ in range(10):
+        _scrawl(rig, rng)
+        try:
+            for done in rig.queue.reap():
+                assert done.cookie in out and done.written <= 64
+                out.discard(done.cookie)
+        except RingCorruption:
+            break
+    rig.dma.memory.assert_clean()
+
+
+def _scrawl(rig: Rig, rng: random.Random) -> None:
+    """A used element or slot, and the index or event beside it; half of the time near to what could be."""
+    device, place, written = rig.device, rng.randrange(8), rng.choice([0, 64, 65])
+    if rig.queue.kind == "split":
+        device.write_used_element(place, rng.choice([rng.randrange(10), rng.getrandbits(32)]), written)
+        device.write_used_idx(rng.choice([rng.randrange(9), rng.getrandbits(16)]))
+    else:
+        ident = rng.choice([rng.randrange(10), rng.getrandbits(16)])
+        used = PACKED_DESC_F_AVAIL | PACKED_DESC_F_USED
+        device.write_used_slot(place, ident, written, rng.choice([used, 0, rng.getrandbits(16)]))
+        device.write_event(rng.getrandbits(16), rng.getrandbits(16))
 
 
 class Machine(RuleBasedStateMachine):
