@@ -16,7 +16,7 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -27,6 +27,7 @@ from uvirtio.errors import CapabilityError, Closed, OperationFailed
 from uvirtio.memory.seams import BarInfo
 from uvirtio.spec import balloon, ids, input, pci, ring
 from uvirtio.spec import features as f
+from uvirtio.spec.layout import Field
 from uvirtio.spec.status import Status
 
 __all__ = [
@@ -249,6 +250,8 @@ class Model:
     device_id = 0
     features = 0
     queue_sizes: Sequence[int] = (64,)
+    fields: Mapping[str, Field] = {}
+    """The fields of the configuration, by name."""
 
     def __init__(self) -> None:
         self.config = bytearray()
@@ -275,6 +278,19 @@ class Model:
 
     def write_config(self, offset: int, width: int, value: int) -> None:
         self.config[offset : offset + width] = value.to_bytes(width, "little")
+
+    def put(self, name: str, value: int, *, interrupt: bool | None = None) -> None:
+        """Change a field; with ``interrupt`` as a device does it, otherwise just so."""
+        field = self.fields[name]
+        data = value.to_bytes(field.width, "little")
+        if interrupt is None:
+            self.config[field.offset : field.end] = data
+        else:
+            self.device.change_config(field.offset, data, interrupt=interrupt)
+
+    def get(self, name: str) -> int:
+        field = self.fields[name]
+        return int.from_bytes(self.config[field.offset : field.end], "little")
 
 
 class Rng(Model):
@@ -1055,17 +1071,25 @@ class ScriptedDevice:
             if unfit or self.faults.refuse_features:
                 self._status &= ~int(Status.FEATURES_OK)
         if fresh & Status.DRIVER_OK:
-            if self.faults.needs_reset_at == "driver_ok":
-                self.needs_reset()
-            self.model.driver_ok()
-            for index in range(len(self.queues)):
-                self.fetch(index)
+            self._go()
+
+    def _go(self) -> None:
+        """DRIVER_OK was set: from now on the device works."""
+        if self.faults.needs_reset_at == "driver_ok":
+            self.needs_reset()
+        self.model.driver_ok()
+        for index in range(len(self.queues)):
+            self.fetch(index)
 
     def _enable_queue(self, queue: QueueState, value: int) -> None:
         self.check("PCI-COM-06", value == 1, f"queue_enable was written {value}")
         self.check("INIT-01", bool(self._status & Status.FEATURES_OK), "queue_enable before FEATURES_OK")
         if not value or not queue.size or self.faults.never_enables:
             return
+        self._serve(queue)
+
+    def _serve(self, queue: QueueState) -> None:
+        """Enable the queue that is selected, and look at its ring for the first time."""
         queue.enable = 1
         try:
             format_ = PackedDeviceRing if f.has(self.driver_features, f.RING_PACKED) else DeviceRing

@@ -9,10 +9,12 @@ stays as it was), ``hold`` (keep requests; ``release`` completes them, in any or
 
 from __future__ import annotations
 
+import random
 import struct
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tests.unit.scripted import Chain, Model
 from uvirtio.spec import blk as spec
@@ -43,6 +45,7 @@ class Disk(Model):
     """``sectors`` of 512 bytes; fields of the configuration by name as keywords."""
 
     device_id = spec.TYPE
+    fields = FIELDS
 
     def __init__(
         self,
@@ -99,19 +102,6 @@ class Disk(Model):
         self.no_status = False
         self.hold = False
         self.kept: list[tuple[int, Chain, int]] = []
-
-    def put(self, name: str, value: int, *, interrupt: bool | None = None) -> None:
-        """Change a field; with ``interrupt`` as a device does it, otherwise just so."""
-        field = FIELDS[name]
-        data = value.to_bytes(field.width, "little")
-        if interrupt is None:
-            self.config[field.offset : field.end] = data
-        else:
-            self.device.change_config(field.offset, data, interrupt=interrupt)
-
-    def get(self, name: str) -> int:
-        field = FIELDS[name]
-        return int.from_bytes(self.config[field.offset : field.end], "little")
 
     def grow(self, sectors: int, *, interrupt: bool = True) -> None:
         """The host gives the disk another size."""
@@ -240,3 +230,23 @@ class Disk(Model):
             fill = JUNK if kind == spec.Request.DISCARD else b"\0"
             self.content[sector * SECTOR_SIZE : (sector + count) * SECTOR_SIZE] = fill * count * SECTOR_SIZE
         return Status.OK, b""
+
+
+class Shuffling(Disk):
+    """Keeps what comes, and gives it back in any order, when it is told to."""
+
+    def __init__(self, seed: int, **more: Any) -> None:
+        super().__init__(**more)
+        self.random = random.Random(seed)
+
+    def handle(self, queue: int, chain: Chain) -> int | None:
+        done = super().handle(queue, chain)
+        assert done is not None
+        self.kept.append((queue, chain, done))
+        return None
+
+    def let_go(self, least: int = 1) -> None:
+        """Some of those that are kept, not less than ``least`` of them."""
+        self.random.shuffle(self.kept)
+        for _ in range(self.random.randint(least, len(self.kept)) if self.kept else 0):
+            self.device.complete(*self.kept.pop())

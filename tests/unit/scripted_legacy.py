@@ -12,7 +12,6 @@ from __future__ import annotations
 import struct
 
 from tests.unit.scripted import BAR, Model, QueueState, ScriptedDevice, Window
-from tests.unit.scripted_ring import DeviceRing
 from uvirtio.errors import CapabilityError
 from uvirtio.memory.seams import BarInfo
 from uvirtio.spec import features as f
@@ -183,11 +182,7 @@ class ScriptedLegacy(ScriptedDevice):
                 self.check("INIT-L01", not fresh & bit or bool(value & needs), f"{bit.name} without {needs.name}")
         self._status = value
         if fresh & Status.DRIVER_OK:
-            if self.faults.needs_reset_at == "driver_ok":
-                self.needs_reset()
-            self.model.driver_ok()
-            for index in range(len(self.queues)):
-                self.fetch(index)
+            self._go()
 
     def _place_queue(self, queue: QueueState, frame: int) -> None:
         self.check("INIT-L01", bool(self._status & Status.DRIVER), "queue_address before DRIVER")
@@ -203,19 +198,7 @@ class ScriptedLegacy(ScriptedDevice):
         }
         if self.faults.never_enables:
             return
-        queue.enable = 1
-        try:
-            queue.ring = DeviceRing(
-                self.memory,
-                queue.size,
-                *queue.addresses.values(),
-                indirect=f.has(self.driver_features, f.INDIRECT_DESC),
-                event_idx=f.has(self.driver_features, f.EVENT_IDX),
-                lies=self.lies,
-                index=self._queue_select,
-            )
-        except AssertionError as error:
-            self.violations.append(str(error))
+        self._serve(queue)
 
     def _legacy_kick(self, value: int) -> None:
         self.check("INIT-07", bool(self._status & Status.DRIVER_OK), "a kick before DRIVER_OK")

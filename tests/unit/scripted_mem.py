@@ -35,6 +35,7 @@ class Mem(Model):
     """``blocks`` of ``block_size`` bytes at ``addr``, of which ``usable`` take requests; sizes in bytes."""
 
     device_id = spec.TYPE
+    fields = FIELDS
 
     def __init__(
         self,
@@ -79,19 +80,6 @@ class Mem(Model):
         ):
             self.put(name, value)
         self._book()
-
-    def put(self, name: str, value: int, *, interrupt: bool | None = None) -> None:
-        """Change a field; with ``interrupt`` as a device does it, otherwise just so."""
-        field = FIELDS[name]
-        data = value.to_bytes(field.width, "little")
-        if interrupt is None:
-            self.config[field.offset : field.end] = data
-        else:
-            self.device.change_config(field.offset, data, interrupt=interrupt)
-
-    def get(self, name: str) -> int:
-        field = FIELDS[name]
-        return int.from_bytes(self.config[field.offset : field.end], "little")
 
     def request(self, size: int) -> None:
         """The host wants another size, and says so."""

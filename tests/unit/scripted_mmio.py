@@ -12,7 +12,6 @@ offset that is no register - is a violation with its requirement's id.
 from __future__ import annotations
 
 from tests.unit.scripted import Model, QueueState, ScriptedDevice, ScriptedEvent, Window
-from tests.unit.scripted_ring import DeviceRing
 from uvirtio.memory.seams import BarInfo
 from uvirtio.spec import features as f
 from uvirtio.spec import mmio, pci
@@ -235,20 +234,8 @@ class ScriptedMmio(ScriptedDevice):
         start = frame << 12
         places = (start + layout.desc, start + layout.avail, start + layout.used)
         queue.addresses = dict(zip(queue.addresses, places, strict=True))
-        queue.enable = 1
         self.check("INIT-L01", bool(self._status & Status.DRIVER), "QueuePFN before DRIVER")
-        try:
-            queue.ring = DeviceRing(
-                self.memory,
-                queue.size,
-                *places,
-                indirect=f.has(self.driver_features, f.INDIRECT_DESC),
-                event_idx=f.has(self.driver_features, f.EVENT_IDX),
-                lies=self.lies,
-                index=self._queue_select,
-            )
-        except AssertionError as error:
-            self.violations.append(str(error))
+        self._serve(queue)
 
     def _write_status(self, value: int) -> None:
         if not self.legacy or value == 0:
@@ -260,9 +247,7 @@ class ScriptedMmio(ScriptedDevice):
         self.check("STAT-02", value & self._status == self._status, f"from {self._status:#x} to {value:#x}")
         self._status = value
         if fresh & Status.DRIVER_OK:
-            self.model.driver_ok()
-            for index in range(len(self.queues)):
-                self.fetch(index)
+            self._go()
 
     def _power_on(self) -> None:
         super()._power_on()

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.scripted import Chain, ScriptedDevice
-from tests.unit.scripted_blk import FEATURES, Disk
+from tests.unit.scripted import ScriptedDevice
+from tests.unit.scripted_blk import FEATURES, Disk, Shuffling
 from tests.unit.test_blk import ALL, Enough, driven, fill
 from uvirtio import opening
 from uvirtio.drivers.blk import Blk
@@ -77,25 +77,6 @@ def test_what_is_written_is_there():
         with pytest.raises(UsageError, match="writes"):
             next(burst.read([0]))
     assert {seen.type for seen in model.requests} == {Kind.OUT}
-
-
-class Shuffling(Disk):
-    """Keeps what comes with a kick, and gives back some of it, in any order."""
-
-    def __init__(self, seed: int, **more: Any) -> None:
-        super().__init__(**more)
-        self.random = random.Random(seed)
-
-    def handle(self, queue: int, chain: Chain) -> int | None:
-        done = super().handle(queue, chain)
-        assert done is not None
-        self.kept.append((queue, chain, done))
-        return None
-
-    def let_go(self, least: int = 1) -> None:
-        self.random.shuffle(self.kept)
-        for _ in range(self.random.randint(least, len(self.kept)) if self.kept else 0):
-            self.device.complete(*self.kept.pop())
 
 
 @settings(max_examples=40)

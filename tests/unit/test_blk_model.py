@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-import random
-from typing import Any
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.bodies import blk_model
-from tests.unit.scripted import Chain
-from tests.unit.scripted_blk import FEATURES, Disk
+from tests.unit.scripted_blk import FEATURES, Shuffling
 from tests.unit.test_blk import driven
 from uvirtio.spec import features as f
 from uvirtio.spec.blk import SECTOR_SIZE
-
-
-class Shuffling(Disk):
-    """Gives back what came with one kick in any order."""
-
-    def __init__(self, seed: int, **more: Any) -> None:
-        super().__init__(**more)
-        self.random = random.Random(seed)
-
-    def handle(self, queue: int, chain: Chain) -> int | None:
-        done = super().handle(queue, chain)
-        assert done is not None
-        self.kept.append((queue, chain, done))
-        return None
-
-    def let_go(self) -> None:
-        self.random.shuffle(self.kept)
-        while self.kept:
-            self.device.complete(*self.kept.pop())
 
 
 @settings(max_examples=60)
@@ -56,7 +33,7 @@ def test_a_scripted_disk_is_what_the_model_says(
 
         def shuffled(queue: int) -> int:
             count = fetch(queue)
-            model.let_go()
+            model.let_go(len(model.kept))
             return count
 
         scripted.fetch = shuffled  # type: ignore[method-assign]
