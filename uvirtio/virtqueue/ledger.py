@@ -5,12 +5,13 @@ The books are private. The device can reach none of them, so that whatever it wr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
 from uvirtio.errors import Closed, DeviceBroken, QueueError, QueueFull, RingCorruption, UsageError
-from uvirtio.memory.fence import Fence
-from uvirtio.memory.seams import Block
+from uvirtio.memory.access import words64
+from uvirtio.memory.fence import Fence, order_fence
+from uvirtio.memory.seams import Block, DmaSpace
 from uvirtio.spec.ring import DESC_SIZE
 from uvirtio.virtqueue import Completion
 
@@ -24,26 +25,51 @@ Posted = tuple[Any, int, Any, int]
 class Ledger:
     """The part of a queue that is the same for split and packed rings.
 
+    ``desc``, ``driver`` and ``device`` are blocks of at least :meth:`area_sizes` bytes, each contiguous over its
+    area. ``indirect`` (given when INDIRECT_DESC was negotiated) holds one table of ``INDIRECT_ENTRIES``
+    descriptors for each id: a chain of two or more elements that fits a table goes there and takes one descriptor
+    of the ring.
+
     ``fence`` is a full fence. ``order`` is None on CPUs that keep stores in order, and loads in order (x86);
-    elsewhere it is a fence that keeps them so.
+    elsewhere it is a fence that keeps them so: what is shown after what it shows, what was announced after the
+    announcement.
+
+    ``in_order``: IN_ORDER was negotiated. ``clamp_used_len`` tolerates devices that report more bytes written
+    than there was room for. Not safe against exceptions raised in the middle by a signal handler: let the handler
+    set a flag.
+
+    Raises UsageError for a size that the format does not allow, QueueError for an area that is not contiguous or
+    not aligned (2.7.1, 2.8.11).
     """
 
-    index: int
-    size: int
+    kind: Literal["split", "packed"]
+    AREAS: ClassVar[tuple[tuple[str, int], ...]]
+    """What the three areas are called, and how they are aligned, in bytes."""
 
     def __init__(
         self,
         index: int,
         size: int,
+        desc: Block,
+        driver: Block,
+        device: Block,
         *,
         fence: Fence,
-        order: Fence | None,
+        indirect: Block | None = None,
         event_idx: bool,
-        in_order: bool,
-        clamp_used_len: bool,
+        in_order: bool = False,
+        order: Fence | None = None,
+        clamp_used_len: bool = False,
     ) -> None:
+        desc_size, driver_size, device_size = self.area_sizes(size)
         self.index = index
         self.size = size
+        (desc_name, desc_align), (driver_name, driver_align), (device_name, device_align) = self.AREAS
+        self._addresses = (
+            area_address(index, desc_name, desc, desc_size, desc_align),
+            area_address(index, driver_name, driver, driver_size, driver_align),
+            area_address(index, device_name, device, device_size, device_align),
+        )
         self.findings: dict[str, int] = {}
         """How often the device did something odd that is tolerated, by name."""
 
@@ -53,7 +79,7 @@ class Ledger:
         self._in_order = in_order
         self._clamp = clamp_used_len
 
-        self._tables: list[int] = []
+        self._tables: list[int] = [] if indirect is None else table_addresses(index, indirect, size)
         """Device addresses of the indirect tables, one for each id; none without INDIRECT_DESC."""
 
         # What is out, by the id that the device names it by.
@@ -68,8 +94,32 @@ class Ledger:
         self._dead = False
         """Broken or closed: the one thing that every call asks."""
         self._undelivered: list[Completion] = []
+        self._told = -1
+        """With IN_ORDER: the number of the last chain that the device has named as used."""
+        self._told_written = 0
+
         self._owned: list[Block] = []
-        self._views: list[memoryview] = []
+        self._desc = words64(desc.view, 0, 2 * size)
+        self._views = [self._desc]
+        self._table_words = None
+        if indirect is not None:
+            self._table_words = words64(indirect.view, 0, 2 * INDIRECT_ENTRIES * size)
+            self._views.append(self._table_words)
+        self._begin(desc, driver, device)
+
+    def _begin(self, desc: Block, driver: Block, device: Block) -> None:
+        """Take the views and make the books of this format, and write what a ring starts from."""
+        raise NotImplementedError
+
+    @staticmethod
+    def area_sizes(size: int) -> tuple[int, int, int]:
+        """Bytes of the descriptor, driver and device area. Raises UsageError for a size that cannot be."""
+        raise NotImplementedError
+
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Device addresses of the descriptor, driver and device areas (2.6)."""
+        return self._addresses
 
     def needs(self, elements: int) -> int:
         """How many descriptors of the ring a chain of so many elements takes: one where it fits a table."""
@@ -233,3 +283,57 @@ def table_addresses(index: int, block: Block, size: int) -> list[int]:
             raise scattered(index, "an indirect table", 2)
         tables += range(address, address + length, step)
     return tables
+
+
+Made = TypeVar("Made", bound=Ledger)
+
+
+def in_own_memory(
+    made: type[Made],
+    index: int,
+    size: int,
+    dma: DmaSpace,
+    *,
+    fence: Fence,
+    indirect: bool,
+    event_idx: bool,
+    in_order: bool,
+    order: Fence | None,
+    clamp_used_len: bool,
+    areas: Callable[[int, int, DmaSpace], list[Block]] | None = None,
+) -> Made:
+    """A queue of either format in memory of its own, which its ``close()`` gives back.
+
+    ``order``: an ordering fence instead of what this machine needs between CPUs (ORDER_PLATFORM).
+    ``areas(index, size, dma)`` makes the three areas where they may not be three blocks.
+
+    Raises UsageError for a bad size, QueueError where an area would not be one run of device addresses, and what
+    ``dma.alloc`` and ``areas`` raise; then nothing stays allocated.
+    """
+    sizes = list(made.area_sizes(size))
+    if indirect:
+        sizes.append(INDIRECT_ENTRIES * DESC_SIZE * size)
+    blocks: list[Block] = []
+    try:
+        if areas is not None:
+            blocks += areas(index, size, dma)
+        for area in sizes[len(blocks) :]:
+            blocks.append(dma.alloc(area))
+        check_contiguous(index, sizes[:3], blocks, dma.contiguous_limit)
+        queue = made(
+            index,
+            size,
+            *blocks[:3],
+            fence=fence,
+            indirect=blocks[3] if indirect else None,
+            event_idx=event_idx,
+            in_order=in_order,
+            order=order or order_fence(),
+            clamp_used_len=clamp_used_len,
+        )
+    except BaseException:
+        for block in blocks:
+            block.close()
+        raise
+    queue.own(*blocks)
+    return queue

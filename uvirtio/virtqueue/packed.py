@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
 from uvirtio.errors import UsageError
-from uvirtio.memory.access import words16, words32, words64
-from uvirtio.memory.fence import Fence, order_fence
+from uvirtio.memory.access import words16, words32
+from uvirtio.memory.fence import Fence
 from uvirtio.memory.seams import Block, DmaSpace
 from uvirtio.spec import ring
 from uvirtio.spec.ring import (
@@ -30,13 +30,7 @@ from uvirtio.spec.ring import (
 )
 from uvirtio.virtqueue import Completion, Run
 from uvirtio.virtqueue.chain import ADDRESS_LIMIT, MAX_LENGTH, measure
-from uvirtio.virtqueue.ledger import (
-    INDIRECT_ENTRIES,
-    Ledger,
-    area_address,
-    check_contiguous,
-    table_addresses,
-)
+from uvirtio.virtqueue.ledger import INDIRECT_ENTRIES, Ledger, in_own_memory
 
 # Where they lie in the second 64-bit word of a descriptor: length in bits 0..31, id in 32..47, flags in 48..63.
 _ID_SHIFT = 32
@@ -51,49 +45,21 @@ _AVAIL_OR_USED = PACKED_DESC_F_AVAIL | PACKED_DESC_F_USED
 class PackedQueue(Ledger):
     """One packed virtqueue; implements :class:`uvirtio.virtqueue.Virtqueue`.
 
-    ``desc`` is the ring, ``driver`` and ``device`` are the event structures; each a block of at least
-    :meth:`area_sizes` bytes, contiguous over its area. ``indirect``, ``fence``, ``order``, ``in_order`` and
-    ``clamp_used_len`` are as for :class:`uvirtio.virtqueue.split.SplitQueue`.
+    Its descriptor area is the ring; its driver and device areas are the event structures. ``order`` is called
+    between slots and the flags that show them, and between flags and what they announce.
 
-    Raises UsageError for a size that 2.8 does not allow, QueueError for an area that is not contiguous or not
-    aligned (2.8.11).
+    With ``in_order`` one used slot may stand for all lists up to the one that it names (2.8.8).
     """
 
     kind: Literal["split", "packed"] = "packed"
+    AREAS = (
+        ("descriptor ring", ring.PACKED_RING_ALIGN),
+        ("driver event structure", ring.PACKED_EVENT_ALIGN),
+        ("device event structure", ring.PACKED_EVENT_ALIGN),
+    )
 
-    def __init__(
-        self,
-        index: int,
-        size: int,
-        desc: Block,
-        driver: Block,
-        device: Block,
-        *,
-        fence: Fence,
-        indirect: Block | None = None,
-        event_idx: bool,
-        in_order: bool = False,
-        order: Fence | None = None,
-        clamp_used_len: bool = False,
-    ) -> None:
-        sizes = self.area_sizes(size)
-        super().__init__(
-            index,
-            size,
-            fence=fence,
-            order=order,
-            event_idx=event_idx,
-            in_order=in_order,
-            clamp_used_len=clamp_used_len,
-        )
-        self._addresses = (
-            area_address(index, "descriptor ring", desc, sizes[0], ring.PACKED_RING_ALIGN),
-            area_address(index, "driver event structure", driver, sizes[1], ring.PACKED_EVENT_ALIGN),
-            area_address(index, "device event structure", device, sizes[2], ring.PACKED_EVENT_ALIGN),
-        )
-        if indirect is not None:
-            self._tables = table_addresses(index, indirect, size)
-
+    def _begin(self, desc: Block, driver: Block, device: Block) -> None:
+        size = self.size
         # Slots since the start: given to the device or laid out for it, made visible, taken back. Modulo the size
         # they are places in the ring; an even lap has the wrap counter 1, an odd one 0 (2.8.1).
         self._next_slot = 0
@@ -103,30 +69,23 @@ class PackedQueue(Ledger):
         """Free buffer ids, a stack: an id names a list while it is out, and says nothing of where it lies."""
         self._heads: list[tuple[int, int]] = []
         """Of each list that was laid down and not published: its first slot, and the flags that show it."""
-        self._by_number = [0] * size if in_order else []
+        self._by_number = [0] * size if self._in_order else []
         """With IN_ORDER: the id of each list, by its number modulo the size."""
-        self._told = -1
-        """With IN_ORDER: the number of the last list that the device has named as used."""
-        self._told_written = 0
         self._fixed: list[tuple[int, int]] = []
         self._marks = False
         """The device has set WRITE in a used slot: it knows what the bit is for."""
 
-        self._desc = words64(desc.view, 0, 2 * size)
         self._flags = words16(desc.view, 0, 8 * size)
         self._mine = words16(driver.view, 0, 2)
         self._theirs = words32(device.view, 0, 1)
-        self._views = [self._desc, self._flags, self._mine, self._theirs]
-        self._table_words = None
-        if indirect is not None:
-            self._table_words = words64(indirect.view, 0, 2 * INDIRECT_ENTRIES * size)
-            self._views.append(self._table_words)
+        self._views += [self._flags, self._mine, self._theirs]
         # 2.8.13: zero at the start, whatever the blocks held before.
-        desc.view[: sizes[0]] = bytes(sizes[0])
+        length = ring.packed_ring_size(size)
+        desc.view[:length] = bytes(length)
         self._theirs[0] = 0
         self._mine[_OFF_WRAP] = 0
         self._mine[_FLAGS] = PACKED_EVENT_ENABLE
-        if event_idx:
+        if self._event_idx:
             self._ask()
             self._mine[_FLAGS] = PACKED_EVENT_DESC
 
@@ -139,11 +98,6 @@ class PackedQueue(Ledger):
         if not 0 < size <= ring.MAX_SIZE:
             raise UsageError("a packed queue of this size cannot be (2.8)", seen=size, expected="1..32768")
         return ring.packed_ring_size(size), ring.PACKED_EVENT_SIZE, ring.PACKED_EVENT_SIZE
-
-    @property
-    def addresses(self) -> tuple[int, int, int]:
-        """Device addresses of the descriptor, driver (our events) and device (its events) areas (2.6)."""
-        return self._addresses
 
     @property
     def free(self) -> int:
@@ -538,28 +492,15 @@ def make_packed(
     Raises UsageError for a bad size, QueueError where an area would not be one run of device addresses, and
     what ``dma.alloc`` raises; then nothing stays allocated.
     """
-    sizes = list(PackedQueue.area_sizes(size))
-    if indirect:
-        sizes.append(INDIRECT_ENTRIES * DESC_SIZE * size)
-    blocks: list[Block] = []
-    try:
-        for area in sizes:
-            blocks.append(dma.alloc(area))
-        check_contiguous(index, sizes[:3], blocks, dma.contiguous_limit)
-        queue = PackedQueue(
-            index,
-            size,
-            *blocks[:3],
-            fence=fence,
-            indirect=blocks[3] if indirect else None,
-            event_idx=event_idx,
-            in_order=in_order,
-            order=order or order_fence(),
-            clamp_used_len=clamp_used_len,
-        )
-    except BaseException:
-        for block in blocks:
-            block.close()
-        raise
-    queue.own(*blocks)
-    return queue
+    return in_own_memory(
+        PackedQueue,
+        index,
+        size,
+        dma,
+        fence=fence,
+        indirect=indirect,
+        event_idx=event_idx,
+        in_order=in_order,
+        order=order,
+        clamp_used_len=clamp_used_len,
+    )

@@ -16,20 +16,14 @@ from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
 from uvirtio.errors import UsageError
-from uvirtio.memory.access import words16, words32, words64
-from uvirtio.memory.fence import Fence, order_fence
+from uvirtio.memory.access import words16, words32
+from uvirtio.memory.fence import Fence
 from uvirtio.memory.seams import Block, DmaSpace
 from uvirtio.spec import ring
 from uvirtio.spec.ring import AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_F_NO_NOTIFY
 from uvirtio.virtqueue import Completion, Run
 from uvirtio.virtqueue.chain import ADDRESS_LIMIT, MAX_LENGTH, measure
-from uvirtio.virtqueue.ledger import (
-    INDIRECT_ENTRIES,
-    Ledger,
-    area_address,
-    check_contiguous,
-    table_addresses,
-)
+from uvirtio.virtqueue.ledger import INDIRECT_ENTRIES, Ledger, in_own_memory
 from uvirtio.virtqueue.region import legacy_areas
 
 # Descriptor flags (2.7.5), where they lie in the second 64-bit word of a descriptor: length in bits 0..31,
@@ -48,84 +42,38 @@ _RING = ring.RING_ENTRIES // 2
 class SplitQueue(Ledger):
     """One split virtqueue; implements :class:`uvirtio.virtqueue.Virtqueue`.
 
-    ``desc``, ``avail`` and ``used`` are zeroed blocks of at least :meth:`area_sizes` bytes, each contiguous
-    over its area. ``indirect`` (given when INDIRECT_DESC was negotiated) holds one table of
-    ``INDIRECT_ENTRIES`` descriptors for each head: a chain of two or more elements that fits a table goes
-    there and takes one descriptor of the ring.
+    Its driver area is the available ring, its device area the used ring. ``order`` is called between descriptors
+    and index, and between index and used elements.
 
-    ``fence`` is a full fence. ``order`` is None on CPUs that keep stores in order, and loads in order (x86);
-    elsewhere it is called between descriptors and index, and between index and used elements.
-
-    ``in_order`` (IN_ORDER was negotiated): descriptors are taken one after the other, from 0 on and round (2.7.5),
-    and one used element may stand for all chains up to the one that it names (2.7.9).
-
-    ``clamp_used_len`` tolerates devices that report more bytes written than there was room for.
-    Not safe against exceptions raised in the middle by a signal handler: let the handler set a flag.
-
-    Raises UsageError for a size that 2.7 does not allow, QueueError for an area that is not contiguous or
-    not aligned (2.7.1).
+    With ``in_order`` descriptors are taken one after the other, from 0 on and round (2.7.5), and one used element
+    may stand for all chains up to the one that it names (2.7.9).
     """
 
     kind: Literal["split", "packed"] = "split"
+    AREAS = (
+        ("descriptor table", ring.DESC_ALIGN),
+        ("available ring", ring.AVAIL_ALIGN),
+        ("used ring", ring.USED_ALIGN),
+    )
 
-    def __init__(
-        self,
-        index: int,
-        size: int,
-        desc: Block,
-        avail: Block,
-        used: Block,
-        *,
-        fence: Fence,
-        indirect: Block | None = None,
-        event_idx: bool,
-        in_order: bool = False,
-        order: Fence | None = None,
-        clamp_used_len: bool = False,
-    ) -> None:
-        sizes = self.area_sizes(size)
-        super().__init__(
-            index,
-            size,
-            fence=fence,
-            order=order,
-            event_idx=event_idx,
-            in_order=in_order,
-            clamp_used_len=clamp_used_len,
-        )
-        self._addresses = (
-            area_address(index, "descriptor table", desc, sizes[0], ring.DESC_ALIGN),
-            area_address(index, "available ring", avail, sizes[1], ring.AVAIL_ALIGN),
-            area_address(index, "used ring", used, sizes[2], ring.USED_ALIGN),
-        )
-        if indirect is not None:
-            self._tables = table_addresses(index, indirect, size)
+    def _begin(self, desc: Block, driver: Block, device: Block) -> None:
+        size = self.size
         self._mask = size - 1
-
         self._used_event = ring.used_event_offset(size) // 2
         self._avail_event = ring.avail_event_offset(size) // 2
 
         # Free descriptors: a stack, or with IN_ORDER a queue, whose order then never changes.
         # The ring's indices are the chains since the start (Ledger), modulo 65,536.
         self._free: list[int] | deque[int] = list(range(size - 1, -1, -1))
-        if in_order:
+        if self._in_order:
             self._free = deque(range(size))
-        self._heads = [0] * size if in_order else []
+        self._heads = [0] * size if self._in_order else []
         """With IN_ORDER: the head of each chain, by its number modulo the size."""
-        self._told = -1
-        """With IN_ORDER: the number of the last chain that the device has named as used."""
-        self._told_written = 0
 
-        self._desc = words64(desc.view, 0, 2 * size)
-        self._avail = words16(avail.view, 0, 3 + size)
-        self._used = words16(used.view, 0, 3 + 4 * size)
-        self._elements = words32(used.view, ring.RING_ENTRIES, 2 * size)
-        self._table_words = None
-        if indirect is not None:
-            self._table_words = words64(indirect.view, 0, 2 * INDIRECT_ENTRIES * size)
-        self._views = [self._desc, self._avail, self._used, self._elements]
-        if self._table_words is not None:
-            self._views.append(self._table_words)
+        self._avail = words16(driver.view, 0, 3 + size)
+        self._used = words16(device.view, 0, 3 + 4 * size)
+        self._elements = words32(device.view, ring.RING_ENTRIES, 2 * size)
+        self._views += [self._avail, self._used, self._elements]
         # 2.7.10.1: used.flags starts at 0; so does all else, whatever the block held before.
         for word in (_FLAGS, _IDX, self._used_event):
             self._avail[word] = 0
@@ -145,11 +93,6 @@ class SplitQueue(Ledger):
                 expected="a power of two, 1..32768",
             )
         return ring.desc_size(size), ring.avail_size(size), ring.used_size(size)
-
-    @property
-    def addresses(self) -> tuple[int, int, int]:
-        """Device addresses of the descriptor, driver (available) and device (used) areas (2.6)."""
-        return self._addresses
 
     @property
     def free(self) -> int:
@@ -485,30 +428,16 @@ def make_split(
     Raises UsageError for a bad size, QueueError where an area would not be one run of device addresses,
     MemoryScattered where the one region would not, and what ``dma.alloc`` raises; then nothing stays allocated.
     """
-    sizes = list(SplitQueue.area_sizes(size))
-    if indirect:
-        sizes.append(INDIRECT_ENTRIES * DESC_SIZE * size)
-    blocks: list[Block] = []
-    try:
-        if one_region:
-            blocks += legacy_areas(index, size, dma)
-        for area in sizes[len(blocks) :]:
-            blocks.append(dma.alloc(area))
-        check_contiguous(index, sizes[:3], blocks, dma.contiguous_limit)
-        queue = SplitQueue(
-            index,
-            size,
-            *blocks[:3],
-            fence=fence,
-            indirect=blocks[3] if indirect else None,
-            event_idx=event_idx,
-            in_order=in_order,
-            order=order or order_fence(),
-            clamp_used_len=clamp_used_len,
-        )
-    except BaseException:
-        for block in blocks:
-            block.close()
-        raise
-    queue.own(*blocks)
-    return queue
+    return in_own_memory(
+        SplitQueue,
+        index,
+        size,
+        dma,
+        fence=fence,
+        indirect=indirect,
+        event_idx=event_idx,
+        in_order=in_order,
+        order=order,
+        clamp_used_len=clamp_used_len,
+        areas=legacy_areas if one_region else None,
+    )
