@@ -23,7 +23,7 @@ from uvirtio.memory.fence import full_fence
 from uvirtio.spec import ring as spec
 from uvirtio.virtqueue.packed import make_packed
 from uvirtio.virtqueue.slots import fixed_slots
-from uvirtio.virtqueue.split import SplitQueue, make_split
+from uvirtio.virtqueue.split import make_split
 
 SIZE = 256
 BATCH = 32
@@ -160,31 +160,48 @@ class Plain(Loop):
             reap()
 
 
-def _queue(dma: PlainDma) -> SplitQueue:
-    """With event words, and without interrupts: a loop that looks at the ring by itself, as the baseline does."""
-    queue = make_split(0, SIZE, dma, fence=full_fence(), indirect=False, event_idx=True)
-    queue.want_interrupts(False)
-    return queue
+class _Ours(Loop):
+    """A queue of ours, with event words and without interrupts: it is looked at by itself, as the baseline is."""
+
+    packed = False
+
+    def fresh(self) -> None:
+        dma = PlainDma()
+        make = make_packed if self.packed else make_split
+        self.queue = make(0, SIZE, dma, fence=full_fence(), indirect=False, event_idx=True)
+        self.queue.want_interrupts(False)
+        desc, avail, used = (dma.at(address).view for address in self.queue.addresses)
+        if self.packed:
+            self.device = PackedDevice(desc, self.batch, shuffled=self.shuffled)
+            self.shown = words64(desc, 0, 2 * SIZE)
+        else:
+            self.device = Device(used, self.batch, shuffled=self.shuffled)
+            self.shown = words16(avail, 0, 2 + SIZE)
+
+    def idle(self) -> Device | PackedDevice:
+        if self.packed:
+            return PackedDevice(memoryview(bytearray(4096)), self.batch, shuffled=False)
+        return super().idle()
 
 
-class Engine(Loop):
+class Engine(_Ours):
     """The general path: each chain laid down by itself, with all its checks, and taken back with its cookie."""
 
-    def fresh(self) -> None:
-        self.dma = PlainDma()
-        self.queue = _queue(self.dma)
-        self.avail = words16(self.dma.at(self.queue.addresses[1]).view, 0, 2 + SIZE)
-        self.device = Device(self.dma.at(self.queue.addresses[2]).view, self.batch, shuffled=self.shuffled)
-
     def once(self) -> bytes:
         for place in range(self.batch):
             self.queue.add((), _CHAIN, place)
         self.queue.publish()
-        first, mask = self.avail[1] - self.batch, SIZE - 1
-        answer = self.device.answer([self.avail[2 + (first + at & mask)] for at in range(self.batch)])
+        answer = self.device.answer(self.idents())
         self.device.give(answer)
         assert len(self.queue.reap()) == self.batch
         return answer
+
+    def idents(self) -> list[int]:
+        """What the batch that was shown last goes by."""
+        places = [(self.device.index + at) % SIZE for at in range(self.batch)]
+        if self.packed:
+            return [self.shown[2 * place + 1] >> 32 & 0xFFFF for place in places]
+        return [self.shown[2 + place] for place in places]
 
     def chunk(self, answers: Sequence[bytes]) -> None:
         queue, batch, give = self.queue, range(self.batch), self.device.give
@@ -197,76 +214,8 @@ class Engine(Loop):
             reap()
 
 
-class Fixed(Loop):
+class Fixed(_Ours):
     """The batch path: what came back is posted again, as input, a disk or a receive queue does it."""
-
-    def fresh(self) -> None:
-        self.dma = PlainDma()
-        self.queue = _queue(self.dma)
-        self.slots = fixed_slots(self.queue, [((), ((ADDRESS + 2048 * slot, LENGTH),)) for slot in range(SIZE)])
-        self.device = Device(self.dma.at(self.queue.addresses[2]).view, self.batch, shuffled=self.shuffled)
-        self.back = array("H", range(self.batch))
-
-    def once(self) -> bytes:
-        self.slots.post(self.back)
-        answer = self.device.answer(self.back)
-        self.device.give(answer)
-        self.back = self.slots.reap()
-        assert len(self.back) == self.batch
-        return answer
-
-    def chunk(self, answers: Sequence[bytes]) -> None:
-        back, give, post, reap = self.back, self.device.give, self.slots.post, self.slots.reap
-        for answer in answers:
-            post(back)
-            give(answer)
-            back = reap()
-        self.back = back
-
-
-class _Packed(Loop):
-    """A packed ring, polled likewise."""
-
-    def fresh(self) -> None:
-        self.dma = PlainDma()
-        self.queue = make_packed(0, SIZE, self.dma, fence=full_fence(), indirect=False, event_idx=True)
-        self.queue.want_interrupts(False)
-        slots = self.dma.at(self.queue.addresses[0]).view
-        self.device: PackedDevice = PackedDevice(slots, self.batch, shuffled=self.shuffled)
-
-    def idle(self) -> PackedDevice:
-        return PackedDevice(memoryview(bytearray(4096)), self.batch, shuffled=False)
-
-
-class PackedEngine(_Packed):
-    """The general path: each chain laid down by itself."""
-
-    def once(self) -> bytes:
-        for place in range(self.batch):
-            self.queue.add((), _CHAIN, place)
-        self.queue.publish()
-        words = words64(self.dma.at(self.queue.addresses[0]).view, 0, 2 * SIZE)
-        first = self.device.index
-        answer = self.device.answer(
-            [words[2 * ((first + at) % SIZE) + 1] >> 32 & 0xFFFF for at in range(self.batch)]
-        )
-        self.device.give(answer)
-        assert len(self.queue.reap()) == self.batch
-        return answer
-
-    def chunk(self, answers: Sequence[bytes]) -> None:
-        queue, batch, give = self.queue, range(self.batch), self.device.give
-        add, publish, reap = queue.add, queue.publish, queue.reap
-        for answer in answers:
-            for place in batch:
-                add((), _CHAIN, place)
-            publish()
-            give(answer)
-            reap()
-
-
-class PackedFixed(_Packed):
-    """The batch path: what came back is posted again."""
 
     def fresh(self) -> None:
         super().fresh()
@@ -288,6 +237,18 @@ class PackedFixed(_Packed):
             give(answer)
             back = reap()
         self.back = back
+
+
+class PackedEngine(Engine):
+    """The same on a packed ring."""
+
+    packed = True
+
+
+class PackedFixed(Fixed):
+    """The same on a packed ring."""
+
+    packed = True
 
 
 class Floor(Loop):
