@@ -132,6 +132,29 @@ def test_only_part_of_what_is_out_comes_back(kind: dict[str, Any]):
 
 
 @every_kind
+def test_other_slots_than_those_that_came_back(kind: dict[str, Any]):
+    """Eight slots, three of them out, in turn; then for a while what came back goes out again; and so on."""
+    bench = Bench(kind, 16, 8)
+    waiting, idle = bench.post(0, 1, 2), [3, 4, 5, 6, 7]
+    for turn in range(60):
+        bench.finish(waiting.pop(0))
+        (back,) = bench.reap()
+        busy = sorted(bench.slot_of(chain) for chain in waiting)
+        assert bench.slots.out() == busy and bench.slots.in_flight == 2
+        for wrong in ([busy[0]], [idle[0], busy[1]], [idle[0], idle[0]], [8]):
+            if not turn % 7:
+                with pytest.raises(UsageError):
+                    bench.slots.post(wrong)
+        idle.append(back)
+        following = back if turn // 12 % 2 else idle[0]
+        idle.remove(following)
+        waiting += bench.post(following)
+    for chain in waiting:
+        bench.finish(chain)
+    assert len(bench.reap()) == 3 and bench.slots.out() == [] and bench.slots.in_flight == 0
+
+
+@every_kind
 def test_nothing_comes_of_nothing(kind: dict[str, Any]):
     bench = Bench(kind)
     assert bench.reap() == [] and not bench.slots.post([]) and bench.slots.out() == []

@@ -29,6 +29,9 @@ Chain = tuple[Sequence[Run], Sequence[Run]]
 
 _NOTHING = array("H")
 
+_BOOKKEEPING = 8
+"""Posts in a row that did without the book of what is out, after which it is not kept any more."""
+
 
 class Slots(Protocol):
     """The fixed chains of one queue; see :func:`fixed_slots`."""
@@ -54,6 +57,11 @@ class Slots(Protocol):
 
     def out(self) -> list[int]:
         """The slots that are with the device now, lowest first."""
+        ...
+
+    @property
+    def in_flight(self) -> int:
+        """How many those are."""
         ...
 
 
@@ -132,6 +140,10 @@ class PlainSlots(_Books):
     def out(self) -> list[int]:
         return sorted(self._out)
 
+    @property
+    def in_flight(self) -> int:
+        return len(self._out)
+
     def post(self, slots: Sequence[int]) -> bool:
         self._check(slots)
         for slot in slots:
@@ -155,6 +167,10 @@ class SplitSlots(_Books):
     While the device answers in order, what is out is what was posted and not reaped, and no other book of it is
     kept: ``_order`` has the slots by their place in the ring, ``_expected`` the used elements that should come.
     At the first answer out of order those become the set ``_loose``, until nothing is out any more.
+
+    What came back last can be posted as it is: it is idle. For who posts other slots than those (he has more than
+    he keeps out) there is ``_busy``, the set of what is out, from the first time that it is asked for until it
+    was not needed for a while.
     """
 
     def __init__(self, ring: SplitQueue, chains: Sequence[Chain]) -> None:
@@ -166,6 +182,8 @@ class SplitSlots(_Books):
         self._order = array("H", bytes(2 * size))
         self._expected = bytearray(8 * size)
         self._loose: set[int] | None = None
+        self._busy: set[int] | None = None
+        self._unneeded = 0
         self._elements = ring.element_bytes()
         # What the last reap returned, and the used elements that it came from: both can be posted as they are.
         self._back = _NOTHING
@@ -177,6 +195,10 @@ class SplitSlots(_Books):
         ring = self._ring
         return sorted(self._order[number % ring.size] for number in range(ring.reaped, ring.published))
 
+    @property
+    def in_flight(self) -> int:
+        return self._ring.published - self._ring.reaped
+
     def post(self, slots: Sequence[int]) -> bool:
         count = len(slots)
         if not count:
@@ -185,6 +207,8 @@ class SplitSlots(_Books):
             self._ring._refuse()
         if slots == self._back:
             raw = self._back_raw
+            if self._busy is not None:
+                self._count_in(slots)
         else:
             self._check(slots)
             raw = array("Q", map(self._patterns.__getitem__, slots)).tobytes()
@@ -206,7 +230,36 @@ class SplitSlots(_Books):
             expected[: 8 * (count - fits)] = raw[8 * fits :]
         return self._ring.publish_heads(posted, count)
 
+    def _check(self, slots: Sequence[int]) -> None:
+        busy = self._busy
+        if busy is None:
+            super()._check(slots)
+            if self._ring.published != self._ring.reaped:
+                self._busy, self._unneeded = {*self.out(), *slots}, 0
+            return
+        before = len(busy)
+        busy.update(slots)
+        self._unneeded = 0
+        if len(busy) != before + len(slots) or max(slots) >= self.count or min(slots) < 0:
+            self._busy = None  # made anew when it is needed again
+            super()._check(slots)
+            raise AssertionError("the books disagree")
+
+    def _count_in(self, slots: Sequence[int]) -> None:
+        """What came back goes out again as it is: the book only follows, and ends when that is always so."""
+        assert self._busy is not None
+        self._busy.update(slots)
+        self._unneeded += 1
+        if self._unneeded > _BOOKKEEPING:
+            self._busy = None
+
     def reap(self) -> array[int]:
+        found = self._reap()
+        if self._busy is not None:
+            self._busy.difference_update(found)
+        return found
+
+    def _reap(self) -> array[int]:
         ring = self._ring
         count = ring.announced()
         if not count:
@@ -315,6 +368,10 @@ class PackedSlots(_Books):
             return sorted(self._loose)
         ring = self._ring
         return sorted(self._order[number % ring.size] for number in range(ring.reaped, ring.published))
+
+    @property
+    def in_flight(self) -> int:
+        return self._ring.published - self._ring.reaped
 
     def post(self, slots: Sequence[int]) -> bool:
         count = len(slots)
