@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _HEADER_WORDS = spec.HEADER_SIZE // 8
 
+_NOTHING = array("H")
+
 _LOOK = 256
 """Waits between two looks at what else the device has to say: its configuration, its removal."""
 
@@ -57,6 +59,8 @@ class Burst:
         """All slots: what a first ``post`` takes."""
         self.returned = array("H")
         """What the last ``take`` or ``wait`` found, also if it raised."""
+        self._back = array("H")  # the same, ours alone, until the next post: what certainly is idle
+        self._numbers = self.slots * 2
         self._waits = 0
         self._blk = blk
         self._device = blk.device
@@ -85,7 +89,7 @@ class Burst:
         self._slots = fixed_slots(queue.ring, chains)
         # From here on nothing can fail, so that nobody else has to release these.
         self._status = statuses.view[:count]
-        self._data = data.view
+        self._data = [data.view[slot * self._size : (slot + 1) * self._size] for slot in range(count)]
         words = words64(headers.view, 0, _HEADER_WORDS * count)
         words[0::_HEADER_WORDS] = array("Q", [int(kind)]) * count
         self._headers, self._at = words, words[1::_HEADER_WORDS]
@@ -95,23 +99,23 @@ class Burst:
 
     def content(self, slot: int) -> bytes:
         """A copy of the data of a slot: what was read, once it came back."""
-        return self._data[slot * self._size : (slot + 1) * self._size].tobytes()
+        return self._data[slot].tobytes()
 
     def contents(self, slots: Iterable[int]) -> list[bytes]:
         """The same for several slots, in their order."""
-        data, size = self._data, self._size
-        return [data[slot * size : (slot + 1) * size].tobytes() for slot in slots]
+        data = self._data
+        return [data[slot].tobytes() for slot in slots]
 
     def fill(self, slot: int, data: bytes | bytearray | memoryview) -> None:
         """Put in what a write will write, ``sectors`` sectors of it, before its slot is posted."""
         if len(data) != self._size:
             raise BadSize("this does not fill the slot", seen=len(data), expected=f"{self._size} bytes")
-        self._check_idle(self._status[slot : slot + 1])
-        self._data[slot * self._size : (slot + 1) * self._size] = data
+        self._check_idle([slot])
+        self._data[slot][:] = data
 
     @property
     def in_flight(self) -> int:
-        return len(self._slots.out())
+        return self._slots.in_flight
 
     def post(self, slots: array[int], sectors: Sequence[int]) -> None:
         """Send these slots, for requests that begin at these sectors.
@@ -131,25 +135,34 @@ class Burst:
         last = max(sectors) + self.sectors
         if min(sectors) < 0 or last > self._blk.known_capacity:
             self._blk.check_range(min(sectors), last - min(sectors))
+        if slots != self._back:
+            self._check_idle(slots)
+        self._back = _NOTHING
         first, status, at = slots[0], self._status, self._at
-        if slots == self.slots[first : first + count]:  # they follow each other: one copy for all
-            self._check_idle(bytes(status[first : first + count]))
-            status[first : first + count] = self._none[:count]
-            at[first : first + count] = array("Q", sectors)
+        if (
+            count <= self.count and slots == self._numbers[first : first + count]
+        ):  # they follow each other, maybe over the end
+            fits = min(count, self.count - first)
+            status[first : first + fits] = self._none[:fits]
+            if fits == count:
+                at[first : first + fits] = array("Q", sectors)
+            else:
+                at[first:] = array("Q", sectors[:fits])
+                at[: count - fits] = array("Q", sectors[fits:])
+                status[: count - fits] = self._none[fits:count]
         else:
-            if max(slots) >= self.count:
-                raise UsageError("there is no such slot", seen=max(slots), expected=f"0..{self.count - 1}")
-            self._check_idle(map(status.__getitem__, slots))
             for slot, sector in zip(slots, sectors, strict=True):
                 status[slot] = NO_STATUS
                 at[slot] = sector
         if self._slots.post(slots):
             self._queue.notify()
 
-    @staticmethod
-    def _check_idle(statuses: Iterable[int]) -> None:
+    def _check_idle(self, slots: Sequence[int]) -> None:
         """Raise UsageError before anything of a slot that is out is changed: no status yet is how it looks."""
-        if NO_STATUS in statuses:
+        for slot in (min(slots), max(slots)):
+            if not 0 <= slot < self.count:
+                raise UsageError("there is no such slot", seen=slot, expected=f"0..{self.count - 1}")
+        if NO_STATUS in map(self._status.__getitem__, slots):
             raise UsageError(
                 "a slot is with the device", seen="posted, and not back", expected="what take() or wait() returned"
             )
@@ -166,6 +179,7 @@ class Burst:
     def _take(self) -> array[int]:
         self.returned = back = self._slots.reap()
         if back:
+            self._back = back[:]
             self._queue.completions += len(back)
             status = bytes(self._status)
             if any(map(status.__getitem__, back)):
@@ -216,7 +230,7 @@ class Burst:
         return found[0]
 
     def _check_out(self) -> None:
-        if not self._slots.out():
+        if not self._slots.in_flight:
             raise UsageError("nothing is out that could come back", expected="post() before wait()")
 
     def read(self, sectors: Iterable[int]) -> Iterator[tuple[int, bytes]]:
@@ -251,14 +265,14 @@ class Burst:
 
         def ready() -> bool:
             self._slots.reap()
-            return not self._slots.out()
+            return not self._slots.in_flight
 
         if not ready():
             self._device.wait(ready, timeout=timeout, what="requests of a burst")
 
     def release(self) -> None:
         """Let go of the views; the blocks end with the device's memory."""
-        for view in (self._status, self._at, self._headers):
+        for view in (self._status, self._at, self._headers, *self._data):
             view.release()
 
     # --- what went wrong ------------------------------------------------------------------------------------
