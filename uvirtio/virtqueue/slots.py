@@ -48,6 +48,10 @@ class Slots(Protocol):
         """
         ...
 
+    def check(self, slots: Sequence[int]) -> None:
+        """Raise UsageError as ``post`` would: for who has to write something into the slots before they go."""
+        ...
+
     def reap(self) -> array[int]:
         """The slots that came back, an ``array('H')`` in the device's order; empty where none did.
 
@@ -100,7 +104,7 @@ class _Books:
     def out(self) -> list[int]:
         raise NotImplementedError
 
-    def _check(self, slots: Sequence[int]) -> None:
+    def check(self, slots: Sequence[int]) -> None:
         """Raise UsageError unless all of ``slots`` exist, once each, and are idle."""
         wanted = set(slots)
         if not wanted:
@@ -145,7 +149,7 @@ class PlainSlots(_Books):
         return len(self._out)
 
     def post(self, slots: Sequence[int]) -> bool:
-        self._check(slots)
+        self.check(slots)
         for slot in slots:
             readable, writable = self._chains[slot]
             self._ring.add(readable, writable, slot)
@@ -178,7 +182,8 @@ class SplitSlots(_Books):
         self._ring = ring  # and a friend: its counters are looked at without a call
         self._size = size = ring.size
         # A used element as a number: head in bits 0..31, length above. One for each slot, as it came last.
-        self._patterns = [slot | length << 32 for slot, length in enumerate(self.written)]
+        self._patterns = array("Q", (slot | length << 32 for slot, length in enumerate(self.written)))
+        self._numbers = array("H", range(self.count))
         self._order = array("H", bytes(2 * size))
         self._expected = bytearray(8 * size)
         self._loose: set[int] | None = None
@@ -210,8 +215,12 @@ class SplitSlots(_Books):
             if self._busy is not None:
                 self._count_in(slots)
         else:
-            self._check(slots)
-            raw = array("Q", map(self._patterns.__getitem__, slots)).tobytes()
+            self._enter(slots)
+            first, end = slots[0], slots[0] + count
+            if slots == self._numbers[first:end]:
+                raw = self._patterns[first:end].tobytes()
+            else:
+                raw = array("Q", map(self._patterns.__getitem__, slots)).tobytes()
         posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
         if self._loose is not None:
             self._loose.update(array("Q", raw))
@@ -230,10 +239,24 @@ class SplitSlots(_Books):
             expected[: 8 * (count - fits)] = raw[8 * fits :]
         return self._ring.publish_heads(posted, count)
 
-    def _check(self, slots: Sequence[int]) -> None:
+    def check(self, slots: Sequence[int]) -> None:
+        if slots == self._back or not slots:
+            return
+        busy, wanted = self._busy, set(slots)
+        if (
+            busy is None
+            or not busy.isdisjoint(wanted)
+            or len(wanted) != len(slots)
+            or max(wanted) >= self.count
+            or min(wanted) < 0
+        ):
+            super().check(slots)
+
+    def _enter(self, slots: Sequence[int]) -> None:
+        """Enter these slots as out. Raises UsageError, changing nothing, where ``check`` would."""
         busy = self._busy
         if busy is None:
-            super()._check(slots)
+            super().check(slots)
             if self._ring.published != self._ring.reaped:
                 self._busy, self._unneeded = {*self.out(), *slots}, 0
             return
@@ -242,7 +265,7 @@ class SplitSlots(_Books):
         self._unneeded = 0
         if len(busy) != before + len(slots) or max(slots) >= self.count or min(slots) < 0:
             self._busy = None  # made anew when it is needed again
-            super()._check(slots)
+            super().check(slots)
             raise AssertionError("the books disagree")
 
     def _count_in(self, slots: Sequence[int]) -> None:
@@ -380,7 +403,7 @@ class PackedSlots(_Books):
         if self._ring._dead:
             self._ring._refuse()
         if slots != self._back:
-            self._check(slots)
+            self.check(slots)
         posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
         self._back = _NOTHING
         if self._loose is not None:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 _HEADER_WORDS = spec.HEADER_SIZE // 8
 
-_NOTHING = array("H")
-
 _LOOK = 256
 """Waits between two looks at what else the device has to say: its configuration, its removal."""
 
@@ -59,7 +57,6 @@ class Burst:
         """All slots: what a first ``post`` takes."""
         self.returned = array("H")
         """What the last ``take`` or ``wait`` found, also if it raised."""
-        self._back = array("H")  # the same, ours alone, until the next post: what certainly is idle
         self._numbers = self.slots * 2
         self._waits = 0
         self._blk = blk
@@ -110,7 +107,7 @@ class Burst:
         """Put in what a write will write, ``sectors`` sectors of it, before its slot is posted."""
         if len(data) != self._size:
             raise BadSize("this does not fill the slot", seen=len(data), expected=f"{self._size} bytes")
-        self._check_idle([slot])
+        self._slots.check([slot])
         self._data[slot][:] = data
 
     @property
@@ -135,13 +132,9 @@ class Burst:
         last = max(sectors) + self.sectors
         if min(sectors) < 0 or last > self._blk.known_capacity:
             self._blk.check_range(min(sectors), last - min(sectors))
-        if slots != self._back:
-            self._check_idle(slots)
-        self._back = _NOTHING
+        self._slots.check(slots)
         first, status, at = slots[0], self._status, self._at
-        if (
-            count <= self.count and slots == self._numbers[first : first + count]
-        ):  # they follow each other, maybe over the end
+        if slots == self._numbers[first : first + count]:  # they follow each other, maybe over the end
             fits = min(count, self.count - first)
             status[first : first + fits] = self._none[:fits]
             if fits == count:
@@ -157,16 +150,6 @@ class Burst:
         if self._slots.post(slots):
             self._queue.notify()
 
-    def _check_idle(self, slots: Sequence[int]) -> None:
-        """Raise UsageError before anything of a slot that is out is changed: no status yet is how it looks."""
-        for slot in (min(slots), max(slots)):
-            if not 0 <= slot < self.count:
-                raise UsageError("there is no such slot", seen=slot, expected=f"0..{self.count - 1}")
-        if NO_STATUS in map(self._status.__getitem__, slots):
-            raise UsageError(
-                "a slot is with the device", seen="posted, and not back", expected="what take() or wait() returned"
-            )
-
     def take(self) -> array[int]:
         """The slots that came back by now, in the device's order; maybe none.
 
@@ -179,7 +162,6 @@ class Burst:
     def _take(self) -> array[int]:
         self.returned = back = self._slots.reap()
         if back:
-            self._back = back[:]
             self._queue.completions += len(back)
             status = bytes(self._status)
             if any(map(status.__getitem__, back)):
