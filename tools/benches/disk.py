@@ -24,8 +24,10 @@ from uvirtio.qemu import Machine
 from uvirtio.spec.blk import REQUESTQ
 
 SECTORS = 8  # 4 KiB
-DEPTH = 32
+DEPTH, CHUNK = 32, 12
 BLOCKS = 1024
+PATIENCE = 100e-6
+"""Seconds for which both sides look before they sleep, where one read is out at a time."""
 CONTENT = [number.to_bytes(8, "little") * 512 for number in range(BLOCKS)]
 
 
@@ -43,18 +45,21 @@ def _aio() -> str:
 
 
 @contextmanager
-def _disk(depth: int, *, iothread: bool = False) -> Iterator[tuple[Machine, Blk]]:
+def _disk(depth: int, *, merging: bool = False, iothread: bool = False) -> Iterator[tuple[Machine, Blk]]:
     """A disk whose file is in the page cache: a disk of this machine is not what is measured.
 
     Its file lies where other caches lie. In a tmpfs io_uring would hand each read to a thread of the kernel's, for
     such files cannot be read without waiting; that costs QEMU twice its time. The node is the file itself: a
-    ``raw`` node above it would be one more thing to go through.
+    ``raw`` node above it would be one more thing to go through. ``merging``: QEMU looks for neighbours among what
+    it was sent, which only reads in sequence have.
     """
     with tempfile.TemporaryDirectory(prefix="bench-", dir=cache.root()) as where:
         path = Path(where) / "disk"
         path.write_bytes(b"".join(CONTENT))
         drive = f"driver=file,node-name=bench,filename={path},aio={_aio()}"
-        device = "virtio-blk-pci,drive=bench" + (",iothread=bench-io" if iothread else "")
+        device = f"virtio-blk-pci,drive=bench,request-merging={'on' if merging else 'off'}"
+        if iothread:
+            device += ",iothread=bench-io"
         with Machine("q35", [device], arguments=["-blockdev", drive]) as machine:
             function = machine.functions[0]
             with identify(function.address, function) as opened, Blk(opened, depth=depth) as blk:
@@ -69,16 +74,14 @@ def _blocks(count: int) -> list[int]:
 def burst_rate(count: int, *, in_sequence: bool = False) -> Callable[[], tuple[float, float, float]]:
     """(IOPS, seconds of QEMU's CPU for each, seconds of ours).
 
-    Twice as many slots as are out: what came back is looked at while the device works on the others. Reads in
-    sequence are merged by QEMU.
+    Twice as many slots as are out, and never more than CHUNK of them sent or looked at in one turn: so the device
+    always has something to do while we look, and we while it works. Reads in sequence are merged by QEMU.
     """
 
     def work() -> tuple[float, float, float]:
-        with _disk(2 * DEPTH) as (machine, blk):
+        with _disk(2 * DEPTH, merging=in_sequence) as (machine, blk):
             burst = blk.burst(SECTORS)
-            blocks = _blocks(count)
-            if in_sequence:
-                blocks = [number % BLOCKS for number in range(count)]
+            blocks = [number % BLOCKS for number in range(count)] if in_sequence else _blocks(count)
             sectors = array("Q", (SECTORS * block for block in blocks))
             expected = [CONTENT[block] for block in blocks]
             where = [b""] * burst.count
@@ -87,23 +90,25 @@ def burst_rate(count: int, *, in_sequence: bool = False) -> Callable[[], tuple[f
                 while burst.in_flight:
                     burst.wait()
             theirs, ours, begin = _cpu(machine.pid), time.process_time(), time.perf_counter()
-            idle, back, out, done, place = burst.slots[:], burst.slots[:0], 0, 0, 0
+            idle, came, out, place, done = burst.slots[:], burst.slots[:0], 0, 0, 0
             while done < count:
-                room = min(DEPTH - out, count - place)
+                room = min(DEPTH - out, CHUNK, count - place)
                 now, idle = idle[:room], idle[room:]
                 end = place + len(now)
                 burst.post(now, sectors[place:end])
-                if burst.contents(back) != [where[slot] for slot in back]:
-                    raise AssertionError(f"slots {list(back)} do not hold what they should")
                 for slot, content in zip(now, expected[place:end], strict=True):
                     where[slot] = content
                 out, place = out + len(now), end
+                back, came = came[:CHUNK], came[CHUNK:]
+                if burst.contents(back) != [where[slot] for slot in back]:
+                    raise AssertionError(f"slots {list(back)} do not hold what they should")
                 idle += back
-                back = burst.wait()
-                out -= len(back)
                 done += len(back)
-            if burst.contents(back) != [where[slot] for slot in back]:
-                raise AssertionError(f"slots {list(back)} do not hold what they should")
+                if out and len(came) < CHUNK:
+                    idling = not came and (out == DEPTH or place == count)
+                    more = burst.wait() if idling else burst.take()
+                    out -= len(more)
+                    came += more
             took = time.perf_counter() - begin
             used = (_cpu(machine.pid) - theirs, time.process_time() - ours)
             return done / took, used[0] / done, used[1] / done
@@ -144,10 +149,12 @@ def single_latency(count: int) -> Callable[[], tuple[float, float]]:
     """One read at a time, by the batch path: (seconds there and back, seconds of QEMU's CPU for it).
 
     With an iothread, which looks at the ring for a while before it sleeps, as we do; QEMU's main loop never does.
+    Both look for long enough to see the other come back.
     """
 
     def work() -> tuple[float, float]:
         with _disk(1, iothread=True) as (machine, blk):
+            machine.qmp("qom-set", path="/objects/bench-io", property="poll-max-ns", value=int(PATIENCE * 1e9))
             burst = blk.burst(SECTORS)
             slot, took = burst.slots, []
             theirs = _cpu(machine.pid)
@@ -155,7 +162,7 @@ def single_latency(count: int) -> Callable[[], tuple[float, float]]:
                 sector = array("Q", [SECTORS * block])
                 begin = time.perf_counter()
                 burst.post(slot, sector)
-                burst.wait()
+                burst.wait(poll=PATIENCE)
                 took.append(time.perf_counter() - begin)
                 if burst.content(0) != CONTENT[block]:
                     raise AssertionError(f"not block {block}")
