@@ -24,6 +24,7 @@ CELLS: dict[str, list[tuple[str, int | None, str, InterruptMode]]] = {
         ("microvm", 2, "virtio-rng-device", LINE),
         ("microvm", 2, "virtio-rng-device", POLLING),
         ("microvm", 2, "virtio-rng-device,iommu_platform=on", LINE),
+        ("microvm", 2, "virtio-rng-device,packed=on", LINE),
         ("microvm", 1, "virtio-rng-device", LINE),
         ("virt", 2, "virtio-rng-device", LINE),
         ("virt", None, "virtio-rng-pci", PER_QUEUE),
@@ -31,24 +32,30 @@ CELLS: dict[str, list[tuple[str, int | None, str, InterruptMode]]] = {
     ],
     "keyboard": [
         ("microvm", 2, "virtio-keyboard-device", LINE),
+        ("microvm", 2, "virtio-keyboard-device,packed=on", LINE),
         ("virt", 2, "virtio-keyboard-device", POLLING),
         ("microvm", 1, "virtio-keyboard-device", LINE),
         ("virt", None, "virtio-keyboard-pci", SHARED),
     ],
     "balloon": [
         ("microvm", 2, "virtio-balloon-device", LINE),
+        ("microvm", 2, "virtio-balloon-device,packed=on", LINE),
         ("virt", 2, "virtio-balloon-device", LINE),
         ("virt", 1, "virtio-balloon-device", LINE),
         ("virt", None, "virtio-balloon-pci", LINE),
     ],
     "blk": [
         ("microvm", 2, "virtio-blk-device,num-queues=2", LINE),
+        ("microvm", 2, "virtio-blk-device,num-queues=2,packed=on", LINE),
         ("virt", 1, "virtio-blk-device", POLLING),
     ],
     # What holds for any driver, once for each kind of machine and window.
     "any": [
         ("microvm", 2, "virtio-rng-device,iommu_platform=on", LINE),
         ("microvm", 2, "virtio-balloon-device", POLLING),
+        ("microvm", 2, "virtio-balloon-device,packed=on", POLLING),
+        ("microvm", 2, "virtio-keyboard-device,packed=on", LINE),
+        ("microvm", 2, "virtio-blk-device,num-queues=2,packed=on", LINE),
         ("microvm", 1, "virtio-balloon-device", LINE),
         ("virt", 1, "virtio-rng-device", POLLING),
         ("virt", 2, "virtio-keyboard-device", LINE),
