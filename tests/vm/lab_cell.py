@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from tests.bodies import Cell
 from tests.vm.qmp_witness import Witness
 from uvirtio.device import Device
 from uvirtio.memory.seams import InterruptMode
+
+once = pytest.mark.skipif(os.uname().release.startswith("6.1."), reason="once is enough: on the newer kernel")
+"""For what does not depend on the kernel's version."""
 
 
 def lab_cell(

@@ -30,7 +30,14 @@ from uvirtio.spec import rng as rng_spec
 
 PER_QUEUE, SHARED, INTX, POLLING = InterruptMode
 MIB = 1 << 20
-CELLS = [("mem", INTX), ("mem", POLLING), ("mem-iova", INTX), ("mem-msix", PER_QUEUE), ("mem-msix-shared", SHARED)]
+CELLS = [
+    ("mem", INTX),
+    ("mem", POLLING),
+    ("mem-iova", INTX),
+    ("mem-msix", PER_QUEUE),
+    ("mem-msix-shared", SHARED),
+    ("mem-msix-packed", PER_QUEUE),
+]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import uvirtio
 from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, mem, rng
 from tests.bodies.mem import emptied  # noqa: F401  # a fixture
 from tests.vm import test_commands as commands
-from tests.vm.lab_cell import lab_cell
+from tests.vm.lab_cell import lab_cell, once
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_drivers import driver_of, given_back, hand_over  # noqa: F401  # one is a fixture
 from uvirtio.backends.uio_pci import UioPciFunction
@@ -41,9 +41,6 @@ INTX, POLLING = InterruptMode.INTX, InterruptMode.POLLING
 PCI = Path("/sys/bus/pci/devices")
 POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 MASTER = 1 << 2
-
-once = pytest.mark.skipif(os.uname().release.startswith("6.1."), reason="once is enough: on the newer kernel")
-"""For what does not depend on the kernel's version."""
 
 
 @pytest.fixture
@@ -69,7 +66,10 @@ def cell(
 
 def chosen(bodies: Any, cells: list[tuple[str, InterruptMode]], *names: str, marks: Any = ()) -> dict[str, Any]:
     """Those bodies of a module whose names begin so: the emulated CPU is slow, and the rest runs elsewhere."""
-    marked = [pytest.param(cell, id=f"{cell[0]}-{cell[1].value}", marks=marks) for cell in cells]
+    marked = [
+        pytest.param(cell, id=f"{cell[0]}-{cell[1].value}", marks=once if "packed" in cell[0] else marks)
+        for cell in cells
+    ]
     short = bodies.__name__.rsplit(".", 1)[-1]
     wanted = tuple(f"test_{short}_{name}" for name in names)
     found = {name: body for name, body in adopt(bodies, marked).items() if name.startswith(wanted)}
@@ -86,15 +86,16 @@ globals().update(
         "the_interrupt_mode_is_the_one_asked_for",
     )
 )
-globals().update(chosen(rng, [("rng-uio", INTX), ("rng-legacy-uio", INTX)], "completions_come"))
-globals().update(chosen(blk, [("disk-uio", INTX)], "what_is_written"))
-globals().update(chosen(mem, [("mem-uio", INTX)], "plug_unplug_and_state", marks=once))
-globals().update(chosen(keyboard, [("keyboard-uio", INTX)], "keys_arrive", "events_come_by_interrupt"))
-globals().update(
-    chosen(
-        balloon, [("balloon-uio", INTX)], "the_host_sees_the_balloon", "leaving_gives", "the_target_is_followed"
-    )
-)
+PACKED = [(f"{kind}-uio-packed", INTX) for kind in ("rng", "balloon", "keyboard", "disk", "mem")]
+globals().update(chosen(any_device, PACKED, "packed_rings_and_in_order_are_taken"))
+RNGS = [("rng-uio", INTX), ("rng-legacy-uio", INTX), ("rng-uio-packed", INTX)]
+BALLOONS = [("balloon-uio", INTX), ("balloon-uio-packed", INTX)]
+KEYBOARDS = [("keyboard-uio", INTX), ("keyboard-uio-packed", INTX)]
+globals().update(chosen(rng, RNGS, "completions_come"))
+globals().update(chosen(blk, [("disk-uio", INTX), ("disk-uio-packed", INTX)], "what_is_written"))
+globals().update(chosen(mem, [("mem-uio", INTX), ("mem-uio-packed", INTX)], "plug_unplug_and_state", marks=once))
+globals().update(chosen(keyboard, KEYBOARDS, "keys_arrive", "events_come_by_interrupt"))
+globals().update(chosen(balloon, BALLOONS, "the_host_sees_the_balloon", "leaving_gives", "the_target_is_followed"))
 
 
 # --- the device, and what it may -------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Hot-unplug of a device that is in use. It does not come back, so this has a machine of its own."""
+"""Hot-unplug of a device that is in use. It does not come back, so that it is there for nothing else."""
 
 from __future__ import annotations
 
