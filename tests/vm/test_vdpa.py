@@ -90,6 +90,8 @@ def test_what_the_node_says_of_itself(held):
         assert node.get_iova_range() == (0, (1 << 64) - 1)
         features = node.get_features()
         assert features >> f.VERSION_1 & features >> f.ACCESS_PLATFORM & 1
+        # The daemon serves split rings alone, and has no option for more. docs/vdpa.md says so.
+        assert not features & f.mask(f.RING_PACKED, f.IN_ORDER)
         assert node.backend_has(uapi.VHOST_BACKEND_F_IOTLB_MSG_V2)
         assert node.backend_has(uapi.VHOST_BACKEND_F_IOTLB_BATCH)
         with pytest.raises(OperationFailed):
