@@ -53,7 +53,7 @@ def read(device: Device, queue: int, depth: int, blocks: list[int], content: lis
         where = list(range(depth))
         begin = time.perf_counter()
         limit = begin + LOST
-        free, shown, seen, place, count = range(depth), avail[1], used[1], 0, len(blocks)
+        free, shown, seen, place, count = list(range(depth)), avail[1], used[1], 0, len(blocks)
         out = 0
         while place < count or out:
             free = free[: count - place]
