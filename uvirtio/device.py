@@ -1,7 +1,7 @@
-"""One device: bringing it up (3.1.1), waiting for it, and leaving it in order.
+"""One device: bringing it up (3.1.1), sessions with it, its configuration, and leaving it in order.
 
 A driver calls ``Device.start``, which runs the initialisation sequence once, for everybody: drivers,
-diagnostics and tests see the same steps. There is one wait loop, and one way out.
+diagnostics and tests see the same steps. There is one wait loop (``waiting.py``), and one way out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
-import select
 import signal
 import threading
 import time
@@ -28,7 +27,6 @@ from uvirtio.errors import (
     DeviceAbsent,
     DeviceBroken,
     DeviceFailure,
-    DeviceGone,
     DeviceNeedsReset,
     DeviceResetByOther,
     DeviceTimeout,
@@ -39,7 +37,6 @@ from uvirtio.errors import (
     ResetTimeout,
     UvirtioError,
 )
-from uvirtio.listener import Listener
 from uvirtio.memory.access import require_little_endian
 from uvirtio.memory.fence import full_fence, platform_fence
 from uvirtio.memory.seams import (
@@ -51,17 +48,16 @@ from uvirtio.memory.seams import (
     ResetsQueues,
     Transport,
 )
-from uvirtio.polling import PollWindow
 from uvirtio.spec import features as f
 from uvirtio.spec import ids
 from uvirtio.spec.layout import Field
 from uvirtio.spec.ring import MAX_SIZE, is_power_of_two
 from uvirtio.spec.status import Status, describe
-from uvirtio.storm import Storm
 from uvirtio.virtqueue import Completion, Run, Virtqueue
 from uvirtio.virtqueue.packed import make_packed
 from uvirtio.virtqueue.slots import Chain, Slots, fixed_slots
 from uvirtio.virtqueue.split import make_split
+from uvirtio.waiting import POLL_FIRST, POLL_LAST, WaitLoop, gone
 
 T = TypeVar("T")
 
@@ -84,15 +80,6 @@ RingChoice = Literal["auto", "split", "packed"]
 
 LEGACY_FEATURES = f.mask(f.ANY_LAYOUT)
 """Taken where a legacy interface offers it (6.3): our chains then may be laid out as on a modern one (2.7.4)."""
-
-_SLICE = 0.1
-"""Seconds. No wait leans on an interrupt for longer than this: a lost one costs time, never progress."""
-
-_POLL_FIRST, _POLL_LAST = 50e-6, 10e-3
-"""Seconds between looks at a device that has no interrupt, growing from the first to the last."""
-
-_OVERSLEPT = 0.5
-"""Seconds. Waking this much later than asked means that this process was stopped, not that the device was slow."""
 
 _CONFIG_TRIES, _CONFIG_PATIENCE = 16, 0.5
 """Readings of a configuration that moves before we pause between them, and seconds until we give up. A host that
@@ -202,9 +189,9 @@ class _Session:
 
     def __enter__(self) -> None:
         device = self._device
-        device._check_owner()  # before the lock: in a forked child its holder may not exist
+        device.check_owner()  # before the lock: in a forked child its holder may not exist
         device._lock.acquire()
-        if (device._closing or device._broken is not None) and not device._leaving:
+        if (device.closing or device._broken is not None) and not device.leaving:
             try:
                 device._check_usable()
             except BaseException:
@@ -245,9 +232,6 @@ class Device:
         self.timeout = timeout
         self.interrupts = tuple(interrupts)
         self.ring = ring
-        self.polled = 0
-        """Waits that polling ended before they had to sleep."""
-        self._poll = PollWindow(poll_us / 1e6)
         self.warning: str | None = None
         """What a person has to know before the device is started: nothing holds it. None: something does."""
         self.device_id = transport.device_id
@@ -259,16 +243,6 @@ class Device:
         self.unsteady_features = 0
         """Feature bits that were offered in one of two readings at the last start, and not in the other."""
         self.queues: dict[int, Queue] = {}
-        self.config_changes = 0
-        """Configuration-change notifications seen since the start."""
-        self.interrupts_taken = 0
-        """Times that an interrupt was taken since the device was opened."""
-        self.missed_interrupts = 0
-        """Times that something was there though no interrupt had said so."""
-
-        self._storm = Storm()
-        self.roused = False
-        """An interrupt came at the last look, whether the device names a cause or not."""
         self._fence = full_fence()
         self._platform_fence = platform_fence()
         self._dma: DmaSpace | None = None
@@ -276,19 +250,16 @@ class Device:
         self._status = 0  # the bits that we have set since the last reset
         self._live = False  # between the first status write and a confirmed reset
         self._broken: UvirtioError | None = None
-        self._closing = False
+        self.closing = False
+        """``close()`` was called; it may still be at work."""
+        self.leaving = False
+        """The device is being left: what its driver does meanwhile is let through, whatever else is so."""
         self._closed = False
-        self._leaving = False
-        self._interruption: BaseException | None = None
         self._give_back: GiveBack | None = None
-        self._watched: Sequence[int] = ()
-        self._listener = Listener()
-        self._fired: list[int] | None = None  # what woke the wait loop just now; None: nobody asked
-        self._look_at = 0.0  # when all events are looked at again, fired or not
         self._owner_pid = os.getpid()
         self._lock = threading.RLock()
         self._session = _Session(self)
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._waiting = WaitLoop(self, transport, poll_us / 1e6)
         atexit.register(self.close)
 
     # --- state ----------------------------------------------------------------------------------------------
@@ -313,19 +284,6 @@ class Device:
             count += queue.completions
         return count
 
-    def deaf(self, done: int) -> float:
-        """Seconds to stay away from the device's events after a look; for who waits in a loop of his own.
-
-        ``done``: the ``completions`` before the look. More than 0 while interrupts come for nothing, without end.
-        """
-        useful = self.roused and self.completions != done
-        return self._storm.note(time.monotonic(), told=self.roused, useful=useful)
-
-    @property
-    def interrupt_storms(self) -> int:
-        """Times that interrupts for nothing came faster than anybody can want them, since it was opened."""
-        return self._storm.count
-
     def has(self, bit: int) -> bool:
         """Whether feature ``bit`` was negotiated."""
         return bool(self.features >> bit & 1)
@@ -343,9 +301,9 @@ class Device:
         """An exception leaves a session: whether it makes the device broken."""
         if isinstance(error, DeviceFailure) and self._vanished():
             # A removed device answers with ones, which look like many other faults.
-            gone = self._gone("status reads 0xff")
-            self._break(gone)
-            raise gone from error
+            removed = gone(self.address, "status reads 0xff")
+            self._break(removed)
+            raise removed from error
         if isinstance(error, (DeviceFailure, DeviceAbsent)):
             self._break(error)
 
@@ -360,7 +318,8 @@ class Device:
     def _ours(self) -> bool:
         return os.getpid() == self._owner_pid
 
-    def _check_owner(self) -> None:
+    def check_owner(self) -> None:
+        """Raises NotSupported in a forked child: the device is the parent's."""
         if os.getpid() != self._owner_pid:
             raise NotSupported(
                 f"{self.address} was opened by another process",
@@ -370,7 +329,7 @@ class Device:
             )
 
     def _check_usable(self) -> None:
-        if self._closed or self._closing:
+        if self._closed or self.closing:
             raise Closed(f"{self.address} is closed")
         if self._broken is not None:
             raise DeviceBroken(
@@ -457,7 +416,7 @@ class Device:
 
         Whatever rings the device had are dead afterwards, and their memory is freed.
         """
-        self._check_owner()
+        self.check_owner()
         with self._lock:
             self._reset_device()
             with suppress(UvirtioError):
@@ -467,7 +426,7 @@ class Device:
     def _reset_device(self) -> None:
         self.transport.set_status(0)
         deadline = time.monotonic() + self.timeout
-        pause = _POLL_FIRST
+        pause = POLL_FIRST
         while True:
             late = time.monotonic() >= deadline  # asked before the look: the last look is after the deadline
             status = self.transport.status()
@@ -475,7 +434,7 @@ class Device:
                 break
             if status == 0xFF:
                 self._live = False
-                raise self._gone("status reads 0xff")
+                raise gone(self.address, "status reads 0xff")
             if late:
                 raise ResetTimeout(
                     f"{self.address} did not finish its reset within {self.timeout:g} s",
@@ -484,7 +443,7 @@ class Device:
                     remedy="try a function-level reset: uvirtio reset DEV --flr",
                 )
             time.sleep(pause)
-            pause = min(pause * 2, _POLL_LAST)
+            pause = min(pause * 2, POLL_LAST)
         self._live = False
 
     def _add_status(self, bit: Status) -> None:
@@ -530,7 +489,7 @@ class Device:
         if self.transport.legacy:
             return  # 3.1.2: no such step, and nothing to read back
         self._add_status(Status.FEATURES_OK)
-        status = self._check_status()
+        status = self.check_status()
         if not status & Status.FEATURES_OK:
             raise FeaturesRefused(
                 f"{self.address} refuses this choice of features",
@@ -541,7 +500,7 @@ class Device:
             )
 
     def _confirm_running(self) -> None:
-        status = self._check_status()
+        status = self.check_status()
         if not status & Status.DRIVER_OK:
             raise DeviceNeedsReset(
                 f"{self.address} does not take DRIVER_OK",
@@ -658,7 +617,7 @@ class Device:
 
     def _await_queue_reset(self, transport: ResetsQueues, queue: Queue, timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        pause = _POLL_FIRST
+        pause = POLL_FIRST
         while True:
             late = time.monotonic() >= deadline  # asked before the look: the last look is after the deadline
             if transport.queue_is_reset(queue.index):
@@ -671,7 +630,7 @@ class Device:
                     remedy="close the device: that resets it whole",
                 )
             time.sleep(pause)
-            pause = min(pause * 2, _POLL_LAST)
+            pause = min(pause * 2, POLL_LAST)
 
     def _fail(self, error: BaseException) -> None:
         """Tell the device that we gave up (3.1.1: FAILED), and get out of its way."""
@@ -706,7 +665,7 @@ class Device:
                     return value
             elif self.transport.generation() == before:
                 if before == 0xFF:
-                    self._check_status()  # or is it a device that is gone, and answers with ones?
+                    self.check_status()  # or is it a device that is gone, and answers with ones?
                 return value
             if time.monotonic() >= deadline:
                 break
@@ -744,7 +703,7 @@ class Device:
         Raises DeviceNeedsReset, DeviceResetByOther, DeviceGone, Closed.
         """
         with self.session():
-            self._check_status()
+            self.check_status()
 
     def wait(
         self,
@@ -762,83 +721,8 @@ class Device:
         ``watch``: descriptors of the caller's own; ``ready`` is asked again as soon as one can be read.
         Raises DeviceNeedsReset, DeviceResetByOther, DeviceGone, Closed.
         """
-        with self.session():
-            outer, self._watched = self._watched, watch
-            try:
-                return self._wait(ready, timeout, what, owed)
-            finally:
-                self._watched = outer
-
-    def _wait(self, ready: Callable[[], bool], timeout: float | None, what: str, owed: bool) -> bool:
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause = _POLL_FIRST
-        slept = polled = False
-        begin = time.monotonic()
-        next_check = begin + _SLICE
-        while True:
-            now = time.monotonic()  # before the look, so that the last look is after the deadline
-            told = self.service()
-            done = self.completions if self.roused else 0  # only an interrupt can have been for nothing
-            if ready():
-                if slept and not told and self.transport.interrupt_mode is not InterruptMode.POLLING:
-                    self.missed_interrupts += 1
-                if polled:
-                    self._poll.slept(now - begin)
-                return True
-            if now >= next_check:
-                self._check_status()
-                next_check = now + _SLICE
-            if deadline is not None and now >= deadline:
-                if not owed:
-                    return False
-                self._check_status()
-                raise DeviceTimeout(
-                    f"{self.address} owes {what} and did not give it within {timeout:g} s",
-                    seen="nothing",
-                    expected=what,
-                    remedy="look at the device's own log; uvirtio diag shows which step fails",
-                )
-            now = time.monotonic()
-            longest = _SLICE if deadline is None else max(0.0, min(_SLICE, deadline - now))
-            if not polled and self._poll.most:
-                polled = True
-                if self._look(ready, longest):
-                    return True
-            slept = self._sleep(pause, longest, self.deaf(done))
-            pause = min(pause * 2, _POLL_LAST)
-            overslept = time.monotonic() - now - _SLICE
-            if deadline is not None and overslept > _OVERSLEPT:
-                # We were stopped (SIGSTOP, a suspended machine). The device had no chance: give it back the time.
-                deadline += overslept
-                next_check = time.monotonic() + _SLICE
-
-    def _look(self, ready: Callable[[], bool], longest: float) -> bool:
-        """Poll for a while (seconds), with the interrupts of all queues off; whether it was worth it."""
-        window = min(self._poll.seconds, longest)
-        if not window or self.transport.interrupt_mode is InterruptMode.POLLING:
-            return False
-        for ring in self._rings:
-            ring.want_interrupts(False)
-        end = time.monotonic() + window
-        try:
-            found = ready()
-            while not found and time.monotonic() < end:
-                found = ready()
-        except BaseException:
-            with suppress(UvirtioError):  # a ring that is broken now
-                self._listen()
-            raise
-        if self._listen() and not found:
-            found = ready()  # 2.7.14, 2.8.22: what came while the interrupts went on announces itself to nobody
-        if found:
-            self.polled += 1
-            self._poll.found()
-        return found
-
-    def _listen(self) -> bool:
-        """Interrupts on again for all queues; whether something came before."""
-        came = [ring.want_interrupts(True) for ring in self._rings]  # all of them, whatever the first says
-        return any(came)
+        with self._session:
+            return self._waiting.wait(ready, timeout, what, owed, watch)
 
     def interrupt(self, reason: BaseException) -> None:
         """Make the wait loop raise ``reason`` at its next turn. For signal handlers: it only sets a flag.
@@ -846,79 +730,58 @@ class Device:
         An exception thrown by a handler itself could come between any two instructions, also in the middle of
         laying down a chain; this one comes where the rings and the books are in order.
         """
-        if not self._ours():
-            return  # a forked child shares the descriptor below
-        self._interruption = reason
-        if not self._closed:
-            os.eventfd_write(self._wake, 1)
+        if self._ours() and not self._closed:  # a forked child shares the descriptor that wakes the loop
+            self._waiting.interrupt(reason)
 
     def service(self) -> bool:
-        """Take and dispatch pending interrupts, without waiting; whether there were any."""
-        self._check_owner()
-        if not self._leaving:
-            if self._closing or self._closed:
-                raise Closed(f"{self.address} was closed while something waited for it")
-            reason, self._interruption = self._interruption, None
-            if reason is not None:
-                with suppress(BlockingIOError):
-                    os.eventfd_read(self._wake)
-                raise reason
-        fired = self._which_fired()
-        if fired is not None and not fired:
-            self.roused = False
-            return False
-        causes = self.transport.causes(fired)
-        if causes.removal:
-            raise self._gone("the device was asked back (hot-unplug)")
-        if causes.config:
-            self.config_changes += 1
-            self._check_status()
-        told = causes.config or causes.queues
-        self.roused = told or causes.spurious
-        if told and self.transport.interrupt_mode is not InterruptMode.POLLING:
-            self.interrupts_taken += 1
-        return told
+        """Take and dispatch pending interrupts, without waiting; whether there were any.
 
-    def _which_fired(self) -> list[int] | None:
-        """The descriptors that can be read now; None: look at all events, as happens now and then in any case.
-
-        An event may hold what was read beside something else (see the Event seam), and then its descriptor does
-        not tell; nor does anything where there are no events.
+        Raises DeviceGone, DeviceNeedsReset, DeviceResetByOther, Closed.
         """
-        fired, self._fired = self._fired, None
-        now = time.monotonic()
-        if now >= self._look_at or self.transport.interrupt_mode is InterruptMode.POLLING:
-            self._look_at = now + _SLICE
-            return None
-        if fired is None and self._listener.ready:
-            fired = self._listener.fired(0)
-        return fired
+        return self._waiting.service()
 
-    def _sleep(self, pause: float, longest: float, deaf: float = 0.0) -> bool:
-        """Block until an event or a while; True when it was the while. ``deaf`` seconds: without the device's."""
-        if self.transport.interrupt_mode is InterruptMode.POLLING and pause < 1e-3:
-            time.sleep(min(pause, longest))
-            return False
-        polling = self.transport.interrupt_mode is InterruptMode.POLLING
-        seconds = min(deaf or pause, longest) if polling or deaf else longest
-        if not (polling or deaf or self._leaving or self._watched):
-            if not self._listener.ready:
-                self._listener.listen([self._wake, *(event.fileno() for event in self.transport.events())])
-            self._fired = self._listener.fired(max(1e-3, seconds))
-            return not self._fired
-        poller = select.poll()
-        if not self._leaving:  # then it has done its work, and stays readable
-            poller.register(self._wake, select.POLLIN)
-        events = () if deaf else self.transport.events()
-        for number in (*(event.fileno() for event in events), *self._watched):
-            poller.register(number, select.POLLIN)
-        return not poller.poll(max(1.0, seconds * 1000))
+    def deaf(self, done: int) -> float:
+        """Seconds to stay away from the device's events after a look; for who waits in a loop of his own.
 
-    def _check_status(self) -> int:
-        """The status, of a device that goes on."""
+        ``done``: the ``completions`` before the look. More than 0 while interrupts come for nothing, without end.
+        """
+        return self._waiting.deaf(done)
+
+    @property
+    def roused(self) -> bool:
+        """An interrupt came at the last look, whether the device names a cause or not."""
+        return self._waiting.roused
+
+    @property
+    def config_changes(self) -> int:
+        """Configuration-change notifications seen since the device was opened."""
+        return self._waiting.config_changes
+
+    @property
+    def interrupts_taken(self) -> int:
+        """Times that an interrupt was taken since the device was opened."""
+        return self._waiting.interrupts_taken
+
+    @property
+    def missed_interrupts(self) -> int:
+        """Times that something was there though no interrupt had said so."""
+        return self._waiting.missed_interrupts
+
+    @property
+    def interrupt_storms(self) -> int:
+        """Times that interrupts for nothing came faster than anybody can want them, since it was opened."""
+        return self._waiting.storms
+
+    @property
+    def polled(self) -> int:
+        """Waits that polling ended before they had to sleep."""
+        return self._waiting.polled
+
+    def check_status(self) -> int:
+        """The status of a device that goes on; inside a session. Raises as :meth:`check`."""
         status = self.transport.status()
         if status == 0xFF:
-            raise self._gone("status reads 0xff")
+            raise gone(self.address, "status reads 0xff")
         if status & (Status.DEVICE_NEEDS_RESET | Status.FAILED):
             raise DeviceNeedsReset(
                 f"{self.address} needs a reset",
@@ -936,14 +799,6 @@ class Device:
             )
         return status
 
-    def _gone(self, seen: str) -> DeviceGone:
-        return DeviceGone(
-            f"{self.address} is gone",
-            seen=seen,
-            expected="a device that answers",
-            remedy="uvirtio list shows what is left",
-        )
-
     # --- leaving --------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
@@ -953,14 +808,14 @@ class Device:
         with self._lock, _signals_held():
             if self._closed:
                 return
-            self._leaving = True
+            self.leaving = True
             try:
                 self._hand_back()
             finally:
                 try:
                     self._quiet(may_reset=not isinstance(self._broken, ResetTimeout))
                 finally:
-                    self._leaving = False
+                    self.leaving = False
 
     def _hand_back(self) -> None:
         give_back, self._give_back = self._give_back, None
@@ -997,7 +852,7 @@ class Device:
 
     def _release(self) -> None:
         """Let go of queues, interrupts and memory; the device was reset, or its memory is in quarantine."""
-        self._listener.forget()
+        self._waiting.forget()
         self.queues.clear()
         rings, self._rings = self._rings, []
         dma, self._dma = self._dma, None
@@ -1016,8 +871,8 @@ class Device:
         """
         if self._closed or not self._ours():
             return
-        self._closing = True
-        os.eventfd_write(self._wake, 1)
+        self.closing = True
+        self._waiting.wake()
         with self._lock, _signals_held():
             if self._closed:
                 return
@@ -1028,7 +883,7 @@ class Device:
                 try:
                     self.transport.close()
                 finally:
-                    os.close(self._wake)
+                    self._waiting.close()
                     atexit.unregister(self.close)
 
     def __enter__(self) -> Self:

@@ -29,10 +29,13 @@ class Listener:
         for number in set(numbers):
             self._poll.register(number, select.EPOLLIN)
 
-    def fired(self, seconds: float) -> list[int]:
-        """The descriptors that can be read, waiting so long for the first; 0: without waiting."""
+    def fired(self, seconds: float) -> dict[int, int]:
+        """The descriptors that can be read, waiting so long for the first; 0: without waiting.
+
+        Each with the kernel's word for what it is ready for, which is of no use: an error shows when it is read.
+        """
         assert self._poll is not None
-        return [number for number, _ in self._poll.poll(seconds)]
+        return dict(self._poll.poll(seconds))
 
     def forget(self) -> None:
         """Listen to nothing: the descriptors are about to be closed. Idempotent."""

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.scripted import Balloon, Input, Model, Rng, ScriptedDevice
-from uvirtio import device as devices
-from uvirtio import opening, storm
+from uvirtio import opening, storm, waiting
 from uvirtio.device import Device, QueueSpec
 from uvirtio.drivers.balloon import Balloon as BalloonDriver
 from uvirtio.drivers.base import Driver
@@ -649,15 +648,15 @@ def test_a_storm_is_met_with_ever_longer_sleep_and_counted_once(
     scripted = ScriptedDevice(Rng())
     with start(scripted, mode=mode) as device:
         clock = Clock(stopped={})
-        monkeypatch.setattr(devices, "time", clock)
+        monkeypatch.setattr(waiting, "time", clock)
         asleep: list[float] = []
 
-        def sleep(pause: float, longest: float, deaf: float = 0.0) -> bool:
+        def sleep(pause: float, longest: float, deaf: float, watch: object) -> bool:
             asleep.append(deaf)
             clock.now += deaf or 1e-5
             return False
 
-        monkeypatch.setattr(device, "_sleep", sleep)
+        monkeypatch.setattr(device._waiting, "_sleep", sleep)
         scripted.storm()
         assert device.wait(never, timeout=1.0, what="nothing", owed=False) is False
         assert asleep[: storm.LIMIT] == [0.0] * (storm.LIMIT - 1) + [storm.FIRST]
@@ -702,13 +701,13 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Device, dict[int, float]], Clock]]:
     def install(device: Device, stopped: dict[int, float]) -> Clock:
         clock = Clock(stopped=stopped)
-        monkeypatch.setattr(devices, "time", clock)
+        monkeypatch.setattr(waiting, "time", clock)
 
-        def sleep(pause: float, longest: float, deaf: float = 0.0) -> bool:
+        def sleep(pause: float, longest: float, deaf: float, watch: object) -> bool:
             clock.sleep(longest)
             return True
 
-        monkeypatch.setattr(device, "_sleep", sleep)
+        monkeypatch.setattr(device._waiting, "_sleep", sleep)
         return clock
 
     yield install

@@ -132,14 +132,14 @@ def test_it_leaves_in_order_wherever_it_is_interrupted(name: str, mode: Interrup
 
 def _interrupt_at(device: Device, turn: int) -> Callable[[], bool]:
     """Interrupt at this turn of the wait loop; whether it came to that."""
-    service, done = device.service, 0
+    take, done = device._waiting._take, 0
 
-    def counted() -> bool:
+    def counted(now: float) -> bool:
         nonlocal done
         done += 1
         if done == turn:
             device.interrupt(CtrlC())
-        return service()
+        return take(now)
 
-    device.service = counted  # type: ignore[method-assign]
+    device._waiting._take = counted  # type: ignore[method-assign]
     return lambda: done >= turn

@@ -148,14 +148,14 @@ def test_what_comes_later_wakes_it(word: int):
     with started(scripted, poll_us=160) as device:
         posted(device)
         sleeps = []
-        sleep = device._sleep
+        sleep = device._waiting._sleep
 
         def sleeping(*args: Any) -> bool:
             sleeps.append(device.queues[0].ring._interrupts)  # type: ignore[attr-defined]
             model.release()
             return sleep(*args)
 
-        device._sleep = sleeping  # type: ignore[method-assign]
+        device._waiting._sleep = sleeping  # type: ignore[method-assign]
         assert device.wait(lambda: bool(device.queues[0].reap()), timeout=2, what="an answer")
         assert sleeps == [True], "interrupts are on while it sleeps"
         assert device.polled == 0 and device.interrupts_taken == 1 and device.missed_interrupts == 0
@@ -169,8 +169,8 @@ def test_nothing_is_polled_where_nobody_asked_or_where_all_is_polled_anyway(poll
     with started(scripted, poll_us, mode) as device:
         posted(device)
         ready = watched(scripted, device, {2: model.release})
-        sleep = device._sleep
-        device._sleep = lambda *args: (model.release(), sleep(*args))[1]  # type: ignore[method-assign]
+        sleep = device._waiting._sleep
+        device._waiting._sleep = lambda *args: (model.release(), sleep(*args))[1]  # type: ignore[method-assign]
         assert device.wait(ready, timeout=2, what="an answer")
         assert device.polled == 0
         assert all(ready.wanted)  # type: ignore[attr-defined]
