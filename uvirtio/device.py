@@ -189,7 +189,8 @@ class _Session:
 
     def __enter__(self) -> None:
         device = self._device
-        device.check_owner()  # before the lock: in a forked child its holder may not exist
+        if os.getpid() != device._owner_pid:
+            device.check_owner()  # before the lock: in a forked child its holder may not exist
         device._lock.acquire()
         if (device.closing or device._broken is not None) and not device.leaving:
             try:

@@ -16,11 +16,8 @@ class Listener:
 
     def __init__(self) -> None:
         self._poll: select.epoll | None = None
-
-    @property
-    def ready(self) -> bool:
+        self.ready = False
         """Whether there is anything to listen to."""
-        return self._poll is not None
 
     def listen(self, numbers: Iterable[int]) -> None:
         """Listen to these from now on, and to nothing else."""
@@ -28,6 +25,7 @@ class Listener:
         self._poll = select.epoll()
         for number in set(numbers):
             self._poll.register(number, select.EPOLLIN)
+        self.ready = True
 
     def fired(self, seconds: float) -> dict[int, int]:
         """The descriptors that can be read, waiting so long for the first; 0: without waiting.
@@ -39,6 +37,7 @@ class Listener:
 
     def forget(self) -> None:
         """Listen to nothing: the descriptors are about to be closed. Idempotent."""
+        self.ready = False
         if self._poll is not None:
             with suppress(OSError):
                 self._poll.close()

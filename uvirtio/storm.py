@@ -20,7 +20,8 @@ class Storm:
 
     def __init__(self) -> None:
         self.count = 0
-        self._row = 0
+        self.row = 0
+        """Interrupts for nothing since the last quiet turn."""
         self._since = 0.0
         self._pause = 0.0
 
@@ -30,17 +31,17 @@ class Storm:
         ``told``: an interrupt came. ``useful``: something was there for it. ``now`` in seconds.
         """
         if not told:
-            self._row, self._pause = 0, 0.0
+            self.row, self._pause = 0, 0.0
             return 0.0
         if useful:
             return 0.0
         if self._pause:
             self._pause = min(2 * self._pause, LAST)
             return self._pause
-        if not self._row or now - self._since > WINDOW:
-            self._row, self._since = 0, now
-        self._row += 1
-        if self._row >= LIMIT:
+        if not self.row or now - self._since > WINDOW:
+            self.row, self._since = 0, now
+        self.row += 1
+        if self.row >= LIMIT:
             self.count += 1
             self._pause = FIRST
         return self._pause

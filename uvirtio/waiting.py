@@ -87,6 +87,7 @@ class WaitLoop:
     def forget(self) -> None:
         """The device's events are about to be closed: sleep on them no more."""
         self._listener.forget()
+        self._fired = None
 
     def close(self) -> None:
         """Nobody waits any more."""
@@ -102,11 +103,10 @@ class WaitLoop:
         now = begin = time.monotonic()
         deadline = inf if timeout is None else begin + timeout
         next_check = begin + _SLICE
-        pause = POLL_FIRST / 2
         slept = polled = False
+        told = self._take(now)
+        done = self._device.completions if self.roused else 0  # only an interrupt can have been for nothing
         while True:
-            told = self._take(now)
-            done = self._device.completions if self.roused else 0  # only an interrupt can have been for nothing
             if ready():
                 if slept and not told and self._transport.interrupt_mode is not InterruptMode.POLLING:
                     self.missed_interrupts += 1
@@ -127,19 +127,23 @@ class WaitLoop:
                     remedy="look at the device's own log; uvirtio diag shows which step fails",
                 )
             asleep = time.monotonic()
-            longest = max(0.0, min(_SLICE, deadline - asleep))
+            left = deadline - asleep
+            longest = _SLICE if left > _SLICE else max(0.0, left)
             if self._poll.most and not polled:
                 polled = True
                 if self._look(ready, longest):
                     return True
-            pause = min(2 * pause, POLL_LAST)
-            slept = self._sleep(pause, longest, self.deaf(done), watch)
+            # What can be done before the sleep is done here, while the device works: afterwards it waits for us.
+            self._device.check_owner()  # ``ready`` may have forked
+            deaf = self.deaf(done) if self.roused or self._storm.row else 0.0
+            done = self._device.completions
+            slept = self._sleep(asleep - begin, longest, deaf, watch)
             now = time.monotonic()
             if now - asleep > _SLICE + _OVERSLEPT:
                 # We were stopped (SIGSTOP, a suspended machine). The device had no chance: give it back the time.
                 deadline += now - asleep - _SLICE
                 next_check = now + _SLICE
-            self._device.check_owner()  # ``ready`` may have forked
+            told = self._take(now)
 
     def service(self) -> bool:
         """Take and dispatch pending interrupts, without waiting; whether there were any."""
@@ -163,7 +167,13 @@ class WaitLoop:
         device = self._device
         if (device.closing or self._interruption is not None) and not device.leaving:
             self._end()
-        fired = self._which_fired(now)
+        fired, self._fired = self._fired, None
+        if now >= self._look_at or not self._listener.ready:
+            # All events are looked at now and then in any case: one may hold what was read beside something else
+            # (see the Event seam), and its descriptor does not tell. Nor does anything where there are no events.
+            fired, self._look_at = None, now + _SLICE
+        elif fired is None:
+            fired = self._listener.fired(0)
         if fired is not None and not fired:
             self.roused = False
             return False
@@ -175,7 +185,7 @@ class WaitLoop:
             device.check_status()
         told = causes.config or causes.queues
         self.roused = told or causes.spurious
-        if told and self._transport.interrupt_mode is not InterruptMode.POLLING:
+        if told and (fired or self._transport.interrupt_mode is not InterruptMode.POLLING):
             self.interrupts_taken += 1
         return told
 
@@ -188,38 +198,27 @@ class WaitLoop:
                 os.eventfd_read(self._wake)
             raise reason
 
-    def _which_fired(self, now: float) -> Mapping[int, int] | None:
-        """The descriptors that can be read now; None: look at all events, as happens now and then in any case.
-
-        An event may hold what was read beside something else (see the Event seam), and then its descriptor does
-        not tell; nor does anything where there are no events.
-        """
-        fired, self._fired = self._fired, None
-        if now >= self._look_at or self._transport.interrupt_mode is InterruptMode.POLLING:
-            self._look_at = now + _SLICE
-            return None
-        if fired is None and self._listener.ready:
-            fired = self._listener.fired(0)
-        return fired
-
     # --- sleeping -------------------------------------------------------------------------------------------
 
-    def _sleep(self, pause: float, longest: float, deaf: float, watch: Sequence[int]) -> bool:
+    def _sleep(self, waited: float, longest: float, deaf: float, watch: Sequence[int]) -> bool:
         """Block until an event or a while; True when it was the while.
 
-        ``deaf`` seconds: without the device's events. ``watch``: what else wakes it.
+        ``waited``: seconds since the wait began; as long again where nothing announces itself. ``deaf`` seconds:
+        without the device's events. ``watch``: what else wakes it.
         """
         leaving = self._device.leaving
+        usual = not (deaf or leaving or watch)
+        if usual and not self._listener.ready and self._transport.interrupt_mode is not InterruptMode.POLLING:
+            self._listener.listen([self._wake, *(event.fileno() for event in self._transport.events())])
+        if usual and self._listener.ready:
+            self._fired = fired = self._listener.fired(longest)
+            return not fired
         polling = self._transport.interrupt_mode is InterruptMode.POLLING
+        pause = min(max(POLL_FIRST, waited), POLL_LAST)
         if polling and pause < 1e-3:
             time.sleep(min(pause, longest))
             return False
         seconds = min(deaf or pause, longest) if polling or deaf else longest
-        if not (polling or deaf or leaving or watch):
-            if not self._listener.ready:
-                self._listener.listen([self._wake, *(event.fileno() for event in self._transport.events())])
-            self._fired = self._listener.fired(max(1e-3, seconds))
-            return not self._fired
         poller = select.poll()
         if not leaving:  # then it has done its work, and stays readable
             poller.register(self._wake, select.POLLIN)

@@ -17,6 +17,9 @@ from uvirtio.memory.trace import Trace, TracedDoorbell, TracedRegisters
 from uvirtio.spec import ids, pci
 from uvirtio.transports.ladder import climb
 
+_USED = Causes(queues=True)
+"""What nearly every interrupt says."""
+
 
 class RegisterDoorbell:
     """A kick by a 16-bit write (4.1.5.2.1): of the queue's index, or of what the device calls the queue."""
@@ -84,6 +87,8 @@ class PciBase:
         self._trace = trace
         self._windows: list[Registers] = []
         self._events: list[Event] = []
+        self._numbers: list[int] = []
+        """The descriptors of MSI-X vectors, which each interrupt is held against: asked for once."""
         self._mode = InterruptMode.POLLING
         self._msix_on = False
         self._config_shares_vector = False
@@ -209,6 +214,7 @@ class PciBase:
             config_vector, queue_vectors = 0, [1 if have > 1 else 0] * len(queues)
         self._config_shares_vector = config_vector in queue_vectors
         self._events = self._function.enable_msix(max([config_vector, *queue_vectors]) + 1)
+        self._numbers = [event.fileno() for event in self._events]
         self._msix_on = True
         # 4.1.5.1.2.2: a vector that reads back as NO_VECTOR was refused.
         if self._take_config_vector(config_vector) != config_vector:
@@ -224,7 +230,7 @@ class PciBase:
             self._function.disable_interrupts()
         for event in self._events:
             event.close()
-        self._events = []
+        self._events, self._numbers = [], []
         self._mode = InterruptMode.POLLING
         self._msix_on = False
         self._config_shares_vector = False
@@ -237,23 +243,24 @@ class PciBase:
     def causes(self, fired: Container[int] | None = None) -> Causes:
         removal = self._function.removal
         gone = removal is not None and _taken(removal, fired)
+        if self._msix_on:
+            # 4.1.4.5.2: the ISR is left alone then.
+            config = queues = False
+            for vector, number in enumerate(self._numbers):
+                if (fired is None or number in fired) and self._events[vector].take():
+                    if vector:
+                        queues = True
+                    else:
+                        config, queues = True, self._config_shares_vector
+            return _USED if queues and not (config or gone) else Causes(config, queues, gone)
         if self._mode is InterruptMode.POLLING:
             return self._isr_causes(gone)
-        if self._mode is InterruptMode.INTX:
-            line = self._events[0]
-            if not _taken(line, fired):
-                return Causes(removal=gone)
-            causes = self._isr_causes(gone)
-            line.rearm()
-            return causes
-        # 4.1.4.5.2: with MSI-X on, the ISR is left alone.
-        config = _taken(self._events[0], fired)
-        queues = [_taken(event, fired) for event in self._events[1:]]
-        return Causes(
-            config=config,
-            queues=any(queues) or (config and self._config_shares_vector),
-            removal=gone,
-        )
+        line = self._events[0]
+        if not _taken(line, fired):
+            return Causes(removal=gone)
+        causes = self._isr_causes(gone)
+        line.rearm()
+        return causes
 
     def _isr_causes(self, removal: bool) -> Causes:
         # 4.1.4.5: reading clears, so it is read once and both bits are used.
