@@ -41,7 +41,7 @@ class Bells:
         os.ftruncate(self._shared, _SHARED_SIZE)
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
         self._calls = [os.eventfd(0, flags) for _ in range(VECTORS)]
-        self._kicks = [os.eventfd(0, flags) for _ in range(VECTORS)]
+        self._kicks: list[int] = []
         self._free_calls = list(range(VECTORS - 2, -1, -1))
         self._free_kicks = list(range(VECTORS - 1, -1, -1))
         self._pci: PciAccess | None = None
@@ -53,8 +53,6 @@ class Bells:
         self._tell(-1, self._shared)
         for fd in self._calls:
             self._tell(_OUR_PEER, fd)
-        for fd in self._kicks:
-            self._tell(_QEMU_PEER, fd)
 
     def _tell(self, word: int, fd: int | None = None) -> None:
         socket.send_fds(self._server, [word.to_bytes(8, "little", signed=True)], [] if fd is None else [fd])
@@ -114,9 +112,25 @@ class Bells:
         """An eventfd that writes ``value`` (32 bits) to a guest-physical address; None when all are taken."""
         if self._pci is None or not self._free_kicks:
             return None
+        if self._free_kicks[-1] == len(self._kicks) and not self._one_more_kick():
+            return None
         vector = self._free_kicks.pop()
         self._pci.msix_set(vector, address, value)
         return EventfdDoorbell(self, vector, self._kicks[vector], value, process)
+
+    def _one_more_kick(self) -> bool:
+        """The next of QEMU's own vectors: told when it is needed, for QEMU polls each of them at every turn.
+
+        It takes a while to hear of it; what is rung before that is counted in the eventfd. False: it is gone.
+        """
+        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._tell(_QEMU_PEER, fd)
+        except OSError:
+            os.close(fd)
+            return False
+        self._kicks.append(fd)
+        return True
 
     def give_kick(self, vector: int) -> None:
         if self._pci is not None and not self._closed:
