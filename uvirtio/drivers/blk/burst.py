@@ -30,6 +30,9 @@ _HEADER_WORDS = spec.HEADER_SIZE // 8
 _LOOK = 256
 """Waits between two looks at what else the device has to say: its configuration, its removal."""
 
+_TURN = 16
+"""Reads that a turn of ``read`` sends and delivers at most: the device works while somebody looks at them."""
+
 POLL = 50e-6
 """Seconds to look at the ring before waiting for an interrupt."""
 
@@ -224,20 +227,22 @@ class Burst:
             raise UsageError("this burst writes", seen=self._kind.name, expected="IN")
         wanted = iter(sectors)
         where = [0] * self.count
-        idle = self.slots
+        idle, came = self.slots[:], self.slots[:0]
         try:
             while True:
-                batch = list(islice(wanted, len(idle)))
+                batch = list(islice(wanted, min(len(idle), _TURN)))
                 for slot, sector in zip(idle, batch, strict=False):
                     where[slot] = sector
                 self.post(idle[: len(batch)], batch)
-                rest = idle[len(batch) :]
-                if len(rest) == self.count:
+                idle = idle[len(batch) :]
+                if not came and self.in_flight:
+                    came = self.take() if batch and idle else self.wait()
+                elif not (batch or came):
                     return
-                back = self.wait()
-                for slot, content in zip(back, self.contents(back), strict=True):
-                    yield where[slot], content
-                idle = back + rest
+                back, came = came[:_TURN], came[_TURN:]
+                found = self.contents(back)  # copies: their slots can go again while these are looked at
+                idle += back
+                yield from zip([where[slot] for slot in back], found, strict=True)
         finally:
             if self._device.broken is None and self.in_flight:
                 self.settle(self._device.timeout)  # nobody is left who would tell these from later ones
