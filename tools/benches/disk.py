@@ -24,10 +24,10 @@ from uvirtio.qemu import Machine
 from uvirtio.spec.blk import REQUESTQ
 
 SECTORS = 8  # 4 KiB
-DEPTH, CHUNK = 32, 12
+DEPTH, CHUNK = 32, 16
 BLOCKS = 1024
 PATIENCE = 100e-6
-"""Seconds for which both sides look before they sleep, where one read is out at a time."""
+"""Seconds for which both sides look before they sleep."""
 CONTENT = [number.to_bytes(8, "little") * 512 for number in range(BLOCKS)]
 
 
@@ -45,22 +45,24 @@ def _aio() -> str:
 
 
 @contextmanager
-def _disk(depth: int, *, merging: bool = False, iothread: bool = False) -> Iterator[tuple[Machine, Blk]]:
+def _disk(depth: int, *, merging: bool = False) -> Iterator[tuple[Machine, Blk]]:
     """A disk whose file is in the page cache: a disk of this machine is not what is measured.
 
     Its file lies where other caches lie. In a tmpfs io_uring would hand each read to a thread of the kernel's, for
     such files cannot be read without waiting; that costs QEMU twice its time. The node is the file itself: a
-    ``raw`` node above it would be one more thing to go through. ``merging``: QEMU looks for neighbours among what
-    it was sent, which only reads in sequence have.
+    ``raw`` node above it would be one more thing to go through. An iothread looks at the ring for PATIENCE before
+    it sleeps, which QEMU's main loop never does; with event indices it would ask for kicks while it looks.
+    ``merging``: QEMU looks for neighbours among what it was sent, which only reads in sequence have.
     """
     with tempfile.TemporaryDirectory(prefix="bench-", dir=cache.root()) as where:
         path = Path(where) / "disk"
         path.write_bytes(b"".join(CONTENT))
         drive = f"driver=file,node-name=bench,filename={path},aio={_aio()}"
-        device = f"virtio-blk-pci,drive=bench,request-merging={'on' if merging else 'off'}"
-        if iothread:
-            device += ",iothread=bench-io"
+        device = (
+            f"virtio-blk-pci,drive=bench,iothread=io,event_idx=off,request-merging={'on' if merging else 'off'}"
+        )
         with Machine("q35", [device], arguments=["-blockdev", drive]) as machine:
+            machine.qmp("qom-set", path="/objects/io", property="poll-max-ns", value=int(PATIENCE * 1e9))
             function = machine.functions[0]
             with identify(function.address, function) as opened, Blk(opened, depth=depth) as blk:
                 yield machine, blk
@@ -106,12 +108,29 @@ def burst_rate(count: int, *, in_sequence: bool = False) -> Callable[[], tuple[f
                 done += len(back)
                 if out and len(came) < CHUNK:
                     idling = not came and (out == DEPTH or place == count)
-                    more = burst.wait() if idling else burst.take()
+                    more = burst.wait(poll=PATIENCE) if idling else burst.take()
                     out -= len(more)
                     came += more
             took = time.perf_counter() - begin
             used = (_cpu(machine.pid) - theirs, time.process_time() - ours)
             return done / took, used[0] / done, used[1] / done
+
+    return work
+
+
+def read_rate(count: int) -> Callable[[], float]:
+    """IOPS of ``Burst.read``, 32 out."""
+
+    def work() -> float:
+        with _disk(DEPTH) as (_, blk):
+            burst = blk.burst(SECTORS)
+            content = {SECTORS * number: content for number, content in enumerate(CONTENT)}
+            sectors = [SECTORS * block for block in _blocks(count)]
+            begin = time.perf_counter()
+            for sector, found in burst.read(sectors):
+                if found != content[sector]:
+                    raise AssertionError(f"sector {sector} does not hold what it should")
+            return count / (time.perf_counter() - begin)
 
     return work
 
@@ -148,13 +167,11 @@ def futures_rate(count: int) -> Callable[[], float]:
 def single_latency(count: int) -> Callable[[], tuple[float, float]]:
     """One read at a time, by the batch path: (seconds there and back, seconds of QEMU's CPU for it).
 
-    With an iothread, which looks at the ring for a while before it sleeps, as we do; QEMU's main loop never does.
-    Both look for long enough to see the other come back.
+    Both sides look for long enough to see the other come back.
     """
 
     def work() -> tuple[float, float]:
-        with _disk(1, iothread=True) as (machine, blk):
-            machine.qmp("qom-set", path="/objects/bench-io", property="poll-max-ns", value=int(PATIENCE * 1e9))
+        with _disk(1) as (machine, blk):
             burst = blk.burst(SECTORS)
             slot, took = burst.slots, []
             theirs = _cpu(machine.pid)
@@ -221,14 +238,17 @@ def run(runs: int, quick: bool) -> Section:
     count = 320 if quick else 64_000
     burst, sequence = burst_rate(count), burst_rate(count, in_sequence=True)
     simple, futures, single = flat_rate(count), futures_rate(count // 8), single_latency(count // 32)
+    generator = read_rate(count)
     fast: list[tuple[float, float, float]] = []
     merged: list[tuple[float, float, float]] = []
     floor: list[float] = []
     slow: list[float] = []
+    yielded: list[float] = []
     one, busy, echo = [], [], []
     for _ in range(runs):
         fast.append(burst())
         floor.append(simple())
+        yielded.append(generator())
         merged.append(sequence())
         slow.append(futures())
         echo.append(ping_pong(count // 32))
@@ -237,17 +257,19 @@ def run(runs: int, quick: bool) -> Section:
         busy.append(cpu)
     rates = [rate for rate, _, _ in fast]
     section.add(f"{DEPTH} out: batch path", rates, "reads/s", "wanted 300 k on a quiet machine")
+    section.add(f"{DEPTH} out: batch path, by Burst.read", yielded, "reads/s", "a generator of (sector, data)")
     section.add(
         f"{DEPTH} out: batch path, in sequence", [rate for rate, _, _ in merged], "reads/s", "QEMU merges them"
     )
-    section.add(f"{DEPTH} out: flat code without checks", floor, "reads/s", "the floor")
+    section.add(f"{DEPTH} out: flat code without checks", floor, "reads/s")
     section.add(f"{DEPTH} out: futures", slow, "reads/s")
     section.add("batch path: QEMU's CPU for each", [cpu for _, cpu, _ in fast], "s")
     section.add("batch path: our CPU for each, polling included", [cpu for _, _, cpu in fast], "s")
-    section.add("1 out, an iothread: there and back", one, "s")
-    section.add("1 out, an iothread: QEMU's CPU for each, its polling included", busy, "s")
+    section.add("1 out: there and back", one, "s")
+    section.add("1 out: QEMU's CPU for each, its polling included", busy, "s")
     section.add("eventfd ping-pong with another process", echo, "s")
     section.compare("32 out: batch path / flat code", rates, floor, None)
+    section.compare("32 out: Burst.read / flat code", yielded, floor, None)
     section.compare("32 out: batch path / futures", rates, slow, None)
     section.compare("1 out / eventfd ping-pong", one, echo, 1.3, at_least=False)
     return section

@@ -1,4 +1,4 @@
-"""The floor for a disk: the same reads by flat code that knows one queue, one request size, and trusts the device.
+"""The baseline of the disk: the same reads by flat code that knows one queue and one size, and trusts the device.
 
 No slots, no sessions, no deadline, no look at ids, lengths or anything but the contents: what is left is QEMU, the
 copies, and Python's loop. It is here to be compared with, not to be used.
@@ -64,7 +64,8 @@ def read(device: Device, queue: int, depth: int, blocks: list[int], content: lis
             out += len(free)
             avail[1] = shown & 0xFFFF
             fence()
-            kick()
+            if not used[0] & 1:
+                kick()
             turns = 0
             while used[1] == seen:
                 turns += 1
