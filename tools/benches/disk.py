@@ -24,7 +24,7 @@ from uvirtio.qemu import Machine
 from uvirtio.spec.blk import REQUESTQ
 
 SECTORS = 8  # 4 KiB
-DEPTH, CHUNK = 32, 16
+DEPTH, CHUNK = 32, 20
 BLOCKS = 1024
 PATIENCE = 100e-6
 """Seconds for which both sides look before they sleep."""
@@ -50,17 +50,17 @@ def _disk(depth: int, *, merging: bool = False) -> Iterator[tuple[Machine, Blk]]
 
     Its file lies where other caches lie. In a tmpfs io_uring would hand each read to a thread of the kernel's, for
     such files cannot be read without waiting; that costs QEMU twice its time. The node is the file itself: a
-    ``raw`` node above it would be one more thing to go through. An iothread looks at the ring for PATIENCE before
-    it sleeps, which QEMU's main loop never does; with event indices it would ask for kicks while it looks.
-    ``merging``: QEMU looks for neighbours among what it was sent, which only reads in sequence have.
+    ``raw`` node above it would be one more thing to go through, and an indirect table one more to look up. An
+    iothread looks at the ring for PATIENCE before it sleeps, which QEMU's main loop never does; with event indices
+    it would ask for kicks while it looks. ``merging``: QEMU looks for neighbours among what it was sent, which
+    only reads in sequence have.
     """
     with tempfile.TemporaryDirectory(prefix="bench-", dir=cache.root()) as where:
         path = Path(where) / "disk"
         path.write_bytes(b"".join(CONTENT))
         drive = f"driver=file,node-name=bench,filename={path},aio={_aio()}"
-        device = (
-            f"virtio-blk-pci,drive=bench,iothread=io,event_idx=off,request-merging={'on' if merging else 'off'}"
-        )
+        device = "virtio-blk-pci,drive=bench,iothread=io,event_idx=off,indirect_desc=off"
+        device += f",request-merging={'on' if merging else 'off'}"
         with Machine("q35", [device], arguments=["-blockdev", drive]) as machine:
             machine.qmp("qom-set", path="/objects/io", property="poll-max-ns", value=int(PATIENCE * 1e9))
             function = machine.functions[0]
