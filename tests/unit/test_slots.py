@@ -140,7 +140,7 @@ def test_other_slots_than_those_that_came_back(kind: dict[str, Any]):
         bench.finish(waiting.pop(0))
         (back,) = bench.reap()
         busy = sorted(bench.slot_of(chain) for chain in waiting)
-        assert bench.slots.out() == busy and bench.slots.in_flight == 2
+        assert bench.slots.out() == busy and bench.rig.queue.in_flight == 2
         for wrong in ([busy[0]], [idle[0], busy[1]], [idle[0], idle[0]], [8]):
             if not turn % 7:
                 with pytest.raises(UsageError):
@@ -151,7 +151,7 @@ def test_other_slots_than_those_that_came_back(kind: dict[str, Any]):
         waiting += bench.post(following)
     for chain in waiting:
         bench.finish(chain)
-    assert len(bench.reap()) == 3 and bench.slots.out() == [] and bench.slots.in_flight == 0
+    assert len(bench.reap()) == 3 and bench.slots.out() == [] and bench.rig.queue.in_flight == 0
 
 
 @every_kind

@@ -13,7 +13,7 @@ The slots take the whole queue: from then on it is posted to and reaped through 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import NoReturn, Protocol
 
 from uvirtio.errors import QueueFull, UsageError
@@ -63,11 +63,6 @@ class Slots(Protocol):
         """The slots that are with the device now, lowest first."""
         ...
 
-    @property
-    def in_flight(self) -> int:
-        """How many those are."""
-        ...
-
 
 def fixed_slots(ring: Virtqueue, chains: Sequence[Chain]) -> Slots:
     """Lay ``chains`` down in an unused queue, one slot each.
@@ -100,20 +95,24 @@ class _Books:
         self.written = array("I", (min(room_of(chain), 0xFFFF_FFFF) for chain in chains))
         self._index = index
         self._rooms = [room_of(chain) for chain in chains]
+        self._back = _NOTHING  # what the last reap returned, where that is remembered: it is idle
 
     def out(self) -> list[int]:
         raise NotImplementedError
 
+    def _with_device(self) -> Set[int]:
+        return set(self.out())
+
     def check(self, slots: Sequence[int]) -> None:
         """Raise UsageError unless all of ``slots`` exist, once each, and are idle."""
-        wanted = set(slots)
-        if not wanted:
+        if not slots or slots == self._back:
             return
+        wanted = set(slots)
         if len(wanted) != len(slots):
             raise self._bad(sorted(slot for slot in wanted if list(slots).count(slot) > 1), "each slot once")
         if min(wanted) < 0 or max(wanted) >= self.count:
             raise self._bad(sorted(wanted), f"slots 0..{self.count - 1}")
-        both = wanted.intersection(self.out())
+        both = wanted & self._with_device()
         if both:
             raise self._bad(sorted(both), "slots that are not with the device")
 
@@ -143,10 +142,6 @@ class PlainSlots(_Books):
 
     def out(self) -> list[int]:
         return sorted(self._out)
-
-    @property
-    def in_flight(self) -> int:
-        return len(self._out)
 
     def post(self, slots: Sequence[int]) -> bool:
         self.check(slots)
@@ -190,19 +185,13 @@ class SplitSlots(_Books):
         self._busy: set[int] | None = None
         self._unneeded = 0
         self._elements = ring.element_bytes()
-        # What the last reap returned, and the used elements that it came from: both can be posted as they are.
-        self._back = _NOTHING
-        self._back_raw = b""
+        self._back_raw = b""  # the used elements that _back came from: both can be posted as they are
 
     def out(self) -> list[int]:
         if self._loose is not None:
             return sorted(value & 0xFFFF_FFFF for value in self._loose)
         ring = self._ring
         return sorted(self._order[number % ring.size] for number in range(ring.reaped, ring.published))
-
-    @property
-    def in_flight(self) -> int:
-        return self._ring.published - self._ring.reaped
 
     def post(self, slots: Sequence[int]) -> bool:
         count = len(slots)
@@ -239,34 +228,17 @@ class SplitSlots(_Books):
             expected[: 8 * (count - fits)] = raw[8 * fits :]
         return self._ring.publish_heads(posted, count)
 
-    def check(self, slots: Sequence[int]) -> None:
-        if slots == self._back or not slots:
-            return
-        busy, wanted = self._busy, set(slots)
-        if (
-            busy is None
-            or not busy.isdisjoint(wanted)
-            or len(wanted) != len(slots)
-            or max(wanted) >= self.count
-            or min(wanted) < 0
-        ):
-            super().check(slots)
+    def _with_device(self) -> Set[int]:
+        return super()._with_device() if self._busy is None else self._busy
 
     def _enter(self, slots: Sequence[int]) -> None:
-        """Enter these slots as out. Raises UsageError, changing nothing, where ``check`` would."""
-        busy = self._busy
-        if busy is None:
-            super().check(slots)
-            if self._ring.published != self._ring.reaped:
-                self._busy, self._unneeded = {*self.out(), *slots}, 0
-            return
-        before = len(busy)
-        busy.update(slots)
+        """Enter these slots as out. Raises UsageError, changing nothing."""
+        self.check(slots)
         self._unneeded = 0
-        if len(busy) != before + len(slots) or max(slots) >= self.count or min(slots) < 0:
-            self._busy = None  # made anew when it is needed again
-            super().check(slots)
-            raise AssertionError("the books disagree")
+        if self._busy is not None:
+            self._busy.update(slots)
+        elif self._ring.in_flight:
+            self._busy = {*self.out(), *slots}
 
     def _count_in(self, slots: Sequence[int]) -> None:
         """What came back goes out again as it is: the book only follows, and ends when that is always so."""
@@ -384,7 +356,6 @@ class PackedSlots(_Books):
         self._expected = array("Q", bytes(8 * size))
         self._loose: set[int] | None = None
         self._hint = 1
-        self._back = _NOTHING
 
     def out(self) -> list[int]:
         if self._loose is not None:
@@ -392,18 +363,13 @@ class PackedSlots(_Books):
         ring = self._ring
         return sorted(self._order[number % ring.size] for number in range(ring.reaped, ring.published))
 
-    @property
-    def in_flight(self) -> int:
-        return self._ring.published - self._ring.reaped
-
     def post(self, slots: Sequence[int]) -> bool:
         count = len(slots)
         if not count:
             return False
         if self._ring._dead:
             self._ring._refuse()
-        if slots != self._back:
-            self.check(slots)
+        self.check(slots)
         posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
         self._back = _NOTHING
         if self._loose is not None:

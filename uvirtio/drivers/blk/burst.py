@@ -115,7 +115,7 @@ class Burst:
 
     @property
     def in_flight(self) -> int:
-        return self._slots.in_flight
+        return self._queue.ring.in_flight
 
     def post(self, slots: array[int], sectors: Sequence[int]) -> None:
         """Send these slots, for requests that begin at these sectors.
@@ -215,7 +215,7 @@ class Burst:
         return found[0]
 
     def _check_out(self) -> None:
-        if not self._slots.in_flight:
+        if not self.in_flight:
             raise UsageError("nothing is out that could come back", expected="post() before wait()")
 
     def read(self, sectors: Iterable[int]) -> Iterator[tuple[int, bytes]]:
@@ -252,7 +252,7 @@ class Burst:
 
         def ready() -> bool:
             self._slots.reap()
-            return not self._slots.in_flight
+            return not self.in_flight
 
         if not ready():
             self._device.wait(ready, timeout=timeout, what="requests of a burst")
