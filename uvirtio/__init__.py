@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from uvirtio.drivers.input import Input, InputEvent
     from uvirtio.drivers.mem import Mem
     from uvirtio.drivers.rng import Rng
-    from uvirtio.memory.seams import InterruptMode
+    from uvirtio.host.roots import Roots
+    from uvirtio.interfaces.values import InterruptMode
     from uvirtio.opening import open
-    from uvirtio.roots import Roots
 
 __version__ = "0.1.0"
 
@@ -51,10 +51,10 @@ if not TYPE_CHECKING:  # or every misspelt name would pass as Any
         "Device": "uvirtio.device",
         "Input": "uvirtio.drivers.input",
         "InputEvent": "uvirtio.drivers.input",
-        "InterruptMode": "uvirtio.memory.seams",
+        "InterruptMode": "uvirtio.interfaces.values",
         "Mem": "uvirtio.drivers.mem",
         "Rng": "uvirtio.drivers.rng",
-        "Roots": "uvirtio.roots",
+        "Roots": "uvirtio.host.roots",
         "open": "uvirtio.opening",
     }
 

@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from uvirtio import fuse
 from uvirtio.device import DEFAULT_TIMEOUT, Device, RingChoice
 from uvirtio.errors import BadAddress, NoSuchDevice, NotBound, NotSupported, PermissionLack, UvirtioError
-from uvirtio.memory.seams import InterruptMode, MmioWindow, PciFunction, Transport, Unheld, VdpaNode
+from uvirtio.host import denylist
+from uvirtio.host.roots import Roots
+from uvirtio.interfaces.backend import MmioWindow, PciFunction, VdpaNode, WithoutIommu
+from uvirtio.interfaces.transport import Transport
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.trace import Trace
-from uvirtio.roots import Roots
 from uvirtio.spec import ids
 
 Opened = PciFunction | MmioWindow | VdpaNode
@@ -111,7 +113,7 @@ class _Family:
 
 
 def _family(address: str) -> _Family:
-    if address.startswith(fuse.QEMU_PREFIX):
+    if address.startswith(denylist.QEMU_PREFIX):
         return _Family(("qemu",), _open_qemu)
     if pci_address(address) is not None:
         return _Family(("vfio", "vfio-group", "vfio-cdev", "uio"), _open_pci)
@@ -123,7 +125,7 @@ def _family(address: str) -> _Family:
 
 
 def _open_qemu(address: str, wish: Wish) -> tuple[str, Opened]:
-    fuse.check([address], wish.roots)
+    denylist.check([address], wish.roots)
     from uvirtio.backends import qemu
 
     return address, qemu.open_address(address, timeout=wish.timeout)
@@ -135,12 +137,12 @@ _VFIO_WAYS: dict[str, Literal["group", "cdev"]] = {"vfio-group": "group", "vfio-
 def _open_pci(address: str, wish: Wish) -> tuple[str, Opened]:
     canonical = pci_address(address)
     assert canonical is not None
-    fuse.check([canonical, address], wish.roots)
-    from uvirtio.backends import sysfs_pci
+    denylist.check([canonical, address], wish.roots)
+    from uvirtio.host import pci_driver
 
     # The driver that holds it decides; --backend only insists.
-    held = sysfs_pci.driver_of(canonical, wish.roots)
-    if wish.backend == "uio" or (wish.backend == "auto" and held == sysfs_pci.UIO):
+    held = pci_driver.driver_of(canonical, wish.roots)
+    if wish.backend == "uio" or (wish.backend == "auto" and held == pci_driver.UIO):
         from uvirtio.backends import uio_pci
 
         function = uio_pci.UioPciFunction.open(
@@ -159,9 +161,10 @@ def _open_pci(address: str, wish: Wish) -> tuple[str, Opened]:
 
 
 def _open_mmio(address: str, wish: Wish) -> tuple[str, Opened]:
-    fuse.check([address], wish.roots)
+    denylist.check([address], wish.roots)
     from uvirtio.backends import devmem
-    from uvirtio.binding import addresses, discover
+    from uvirtio.binding import discover
+    from uvirtio.host import addresses
 
     canonical = addresses.canonical(address)
     try:
@@ -171,9 +174,9 @@ def _open_mmio(address: str, wish: Wish) -> tuple[str, Opened]:
         if base is None or not canonical.startswith("mmio:"):
             raise
         # An address that somebody gave by hand: /proc/iomem has the last word.
-        fuse.check([canonical], wish.roots)
+        denylist.check([canonical], wish.roots)
         return canonical, devmem.DevmemWindow.open(canonical, base, 0, wish.roots, unsafe_dma=wish.unsafe_dma)
-    fuse.check(found.names, wish.roots)
+    denylist.check(found.names, wish.roots)
     if found.window is None:
         raise PermissionLack(
             f"the address of {found.address} is hidden",
@@ -193,12 +196,12 @@ def _open_mmio(address: str, wish: Wish) -> tuple[str, Opened]:
 
 
 def _open_vdpa(address: str, wish: Wish) -> tuple[str, Opened]:
-    fuse.check([address], wish.roots)
+    denylist.check([address], wish.roots)
     from uvirtio.backends import vhost_vdpa
 
     node, name = vhost_vdpa.require_bound(address, wish.roots)
     # Whoever denies the PCI function denies what vp_vdpa makes of it.
-    fuse.check([node, f"vdpa:{name}", vhost_vdpa.parent_of(name, wish.roots).name], wish.roots)
+    denylist.check([node, f"vdpa:{name}", vhost_vdpa.parent_of(name, wish.roots).name], wish.roots)
     return node, vhost_vdpa.VhostVdpaNode.open(node, wish.roots)
 
 
@@ -229,7 +232,7 @@ def identify(
         found.close()
         raise
     device = Device(address, transport, timeout=timeout, interrupts=interrupts, ring=ring, poll_us=poll_us)
-    if isinstance(found, Unheld):
+    if isinstance(found, WithoutIommu):
         device.warning = found.warning
     return device
 

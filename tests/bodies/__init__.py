@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from uvirtio.device import Device
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pytest
 from tests.bodies import Cell
 from uvirtio.drivers.balloon import Balloon
 from uvirtio.errors import BadSize, Closed
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import balloon as spec
 
 PAGE = 4096

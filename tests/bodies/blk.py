@@ -11,7 +11,7 @@ import pytest
 from tests.bodies import Cell
 from uvirtio.drivers.blk import SECTOR_SIZE, Blk
 from uvirtio.errors import BeyondEnd, WriteRefused
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
 
 KIB = 1 << 10

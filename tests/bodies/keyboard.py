@@ -6,7 +6,7 @@ import pytest
 
 from tests.bodies import Cell
 from uvirtio.drivers.input import Input, InputEvent
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 
 EV_SYN, EV_KEY, EV_LED, EV_REP = 0x00, 0x01, 0x11, 0x14
 KEY_A, KEY_B = 30, 48

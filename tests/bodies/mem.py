@@ -12,7 +12,7 @@ import pytest
 from tests.bodies import Cell
 from uvirtio.drivers.mem import Manager, Mem, Mode, Outcome, Ranges, Region, Request, Response, State
 from uvirtio.errors import BadSize, InUse, MemNack, NotPlugged
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
 
 MIB = 1 << 20
@@ -99,7 +99,7 @@ def test_plugged_memory_outlives_the_driver_and_a_reset(cell: Cell, emptied: Non
             mem.plug(at(0), 3)
             mem.plug(at(7), 2)
             mem.plug(at(12), 1)
-            left = mem.books.plugged
+            left = mem.block_table.plugged
         assert witness(cell)["size"] == 6 * mem.block_size
     with cell.open() as device, Mem(device) as mem:
         assert mem.leftover == left

@@ -7,7 +7,7 @@ import pytest
 from tests.bodies import Cell
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import UsageError
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
 from uvirtio.spec import rng as spec
 

@@ -28,7 +28,7 @@ from uvirtio.errors import (
     QemuFailed,
     UvirtioError,
 )
-from uvirtio.memory.seams import Event, Registers
+from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.spec import pci as spec
 
 MACHINES = ("q35", "pc")

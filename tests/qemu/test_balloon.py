@@ -15,7 +15,7 @@ from tests.qemu.test_drivers import cell, cells  # noqa: F401  # the fixture is 
 from uvirtio.device import Device
 from uvirtio.drivers.balloon import Balloon, Use
 from uvirtio.errors import DeviceBroken, DeviceTimeout
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 

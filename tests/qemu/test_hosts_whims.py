@@ -13,7 +13,7 @@ from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.input import Input
 from uvirtio.drivers.mem import Manager, Mem
 from uvirtio.errors import DeviceAbsent, DeviceBroken, DeviceFailure
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 
@@ -107,5 +107,5 @@ def test_memory_is_where_a_hundred_changes_end(mode: InterruptMode) -> None:
             change(0)
             manager.follow(timeout=0.3, progress=change)
         assert machine.qmp("query-memory-devices")[0]["data"]["size"] == 4 * MIB  # 100 % 7 blocks
-        assert mem.books.plugged.total == 2
+        assert mem.block_table.plugged.total == 2
         assert not mem.findings

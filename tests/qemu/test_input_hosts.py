@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from uvirtio.drivers.input import Frame, Input, InputEvent, evemu
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 from uvirtio.spec import input as spec

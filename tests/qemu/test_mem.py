@@ -18,7 +18,7 @@ from uvirtio.drivers.base import runs, transact
 from uvirtio.drivers.mem import Mem, Region
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import FeaturesRefused, NotSupported
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 from uvirtio.spec import features as f
@@ -117,7 +117,7 @@ def test_another_device_reads_into_plugged_memory(pair: Machine) -> None:
             assert not any(buffer.view[64:4096])
             two.stop()
             buffer.close()
-        assert not memory.books.in_use
+        assert not memory.block_table.in_use
         memory.unplug_all()
 
 

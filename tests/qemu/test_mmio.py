@@ -12,7 +12,7 @@ from uvirtio.device import QueueSpec
 from uvirtio.drivers.mem import Mem
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import ConfigError, FeatureMissing, NotSupported, QueueError
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 from uvirtio.spec import features as f

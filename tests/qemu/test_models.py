@@ -18,7 +18,7 @@ from uvirtio.drivers.balloon import Balloon, Use
 from uvirtio.drivers.input import Input, InputEvent
 from uvirtio.drivers.mem import HandOut, Manager, Mem, Outcome
 from uvirtio.errors import BadSize, InUse, MemNack
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 from uvirtio.spec import input as spec
@@ -165,8 +165,8 @@ class MemModel(OnQemu):
     @rule(first=st.integers(0, 24), count=st.integers(1, 6), plug=st.booleans())
     def ask_for_these(self, first: int, count: int, plug: bool) -> None:
         before = self.plugged()
-        there = self.mem.books.plugged.count(first, count)
-        used = not plug and self.mem.books.in_use.overlaps(first, count)
+        there = self.mem.block_table.plugged.count(first, count)
+        used = not plug and self.mem.block_table.in_use.overlaps(first, count)
         beyond = plug and before + count > self.requested
         wrong = (there if plug else there != count) or first + count > self.mem.config().usable_blocks
         call = self.mem.plug if plug else self.mem.unplug
@@ -207,10 +207,10 @@ class MemModel(OnQemu):
     @invariant()
     def the_host_says_so(self) -> None:
         if self.ready:
-            assert self.mem.books.plugged.total == self.plugged()
+            assert self.mem.block_table.plugged.total == self.plugged()
             assert not self.mem.findings
             for one in self.out:
-                assert self.mem.books.plugged.covers((one.address - self.mem.addr) // self.block, self.units)
+                assert self.mem.block_table.plugged.covers((one.address - self.mem.addr) // self.block, self.units)
 
 
 # --- the keyboard -------------------------------------------------------------------------------------------

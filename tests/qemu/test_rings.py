@@ -16,7 +16,8 @@ from uvirtio.device import QueueSpec
 from uvirtio.drivers.input import Input, InputEvent
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import ConfigError, DeviceBroken, DeviceNeedsReset, DeviceResetByOther
-from uvirtio.memory.seams import Block, InterruptMode
+from uvirtio.interfaces.memory import Block
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 from uvirtio.spec import features as f

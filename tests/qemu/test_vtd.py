@@ -15,7 +15,7 @@ from uvirtio.backends.qemu.vtd import FIRST_IOVA, PAGE, Fault, TranslatedBlock, 
 from uvirtio.device import Device
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import DeviceNeedsReset, DeviceTimeout
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 

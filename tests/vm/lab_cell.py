@@ -11,7 +11,7 @@ import pytest
 from tests.bodies import Cell
 from tests.vm.qmp_witness import Witness
 from uvirtio.device import Device
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 
 once = pytest.mark.skipif(os.uname().release.startswith("6.1."), reason="once is enough: on the newer kernel")
 """For what does not depend on the kernel's version."""

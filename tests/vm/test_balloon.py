@@ -11,7 +11,7 @@ from tests.bodies import adopt, balloon_reports, balloon_stats
 from tests.vm import commands
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_drivers import cell, given_back, hand_over  # noqa: F401  # two fixtures, found by their names
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 
 CELLS: list[Any] = [
     pytest.param((name, mode), id=f"{name}-{mode.value}")

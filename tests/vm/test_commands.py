@@ -16,8 +16,9 @@ import pytest
 from tests.vm.commands import PATIENCE, USER, program, read_until, running, uvirtio
 from tests.vm.qmp_witness import Witness
 from uvirtio.binding import bind as binding
+from uvirtio.binding import restore as restoring
 from uvirtio.binding.discover import find
-from uvirtio.roots import Roots
+from uvirtio.host.roots import Roots
 
 PCI = Path("/sys/bus/pci/devices")
 MIB = 1 << 20
@@ -90,7 +91,7 @@ def test_twenty_cycles_leave_sysfs_as_it_was(lab_devices):
     for _ in range(20):
         binding.bind([find(address, roots) for address in addresses], roots)
         assert [driver_of(address) for address in addresses] == ["vfio-pci"] * len(addresses)
-        binding.restore(roots, None)
+        restoring.restore(roots, None)
         assert [driver_of(address) for address in addresses] == ["virtio-pci"] * len(addresses)
     assert [without_number(portrait(address)) for address in addresses] == before
     assert uvirtio("journal").stdout.strip() == "nothing is bound by uvirtio"

@@ -17,7 +17,7 @@ import uvirtio
 from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng
 from tests.vm.lab_cell import lab_cell, once
 from tests.vm.qmp_witness import Witness
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 
 PER_QUEUE, SHARED, INTX, POLLING = InterruptMode
 

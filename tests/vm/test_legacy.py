@@ -12,7 +12,7 @@ from tests.vm.test_drivers import hand_over
 from uvirtio.binding import discover
 from uvirtio.diag import diagnose
 from uvirtio.errors import MemoryScattered, NotSupported
-from uvirtio.roots import Roots
+from uvirtio.host.roots import Roots
 
 MACHINE = "legacy"
 

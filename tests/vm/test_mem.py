@@ -23,9 +23,9 @@ from uvirtio.drivers.base import runs, transact
 from uvirtio.drivers.mem import Manager, Mem, Region
 from uvirtio.drivers.mem.kernel import note_kernel_use, system_ram
 from uvirtio.errors import NotPlugged, PermissionLack
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.host.roots import Roots
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.window import dev_mem
-from uvirtio.roots import Roots
 from uvirtio.spec import rng as rng_spec
 
 PER_QUEUE, SHARED, INTX, POLLING = InterruptMode

@@ -23,12 +23,12 @@ from tests.vm.lab_cell import lab_cell
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_commands import refusal
 from tests.vm.test_commands import uvirtio as command
-from uvirtio.binding import bind as binding
+from uvirtio.binding import restore as restoring
 from uvirtio.binding.discover import find, scan
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import Busy, ForeignWindow, GroupNotViable, NoSuchDevice, NotBound, NotVirtio
-from uvirtio.memory.seams import InterruptMode
-from uvirtio.roots import Roots
+from uvirtio.host.roots import Roots
+from uvirtio.interfaces.values import InterruptMode
 
 POLLING = InterruptMode.POLLING
 FIRST_WINDOW, WINDOW = 0xFEB00000, 0x200  # of microvm; devices fill the 24 windows from the top
@@ -63,7 +63,7 @@ def loaded() -> Iterator[None]:
         assert time.monotonic() < deadline, "the kernel's drivers do not take their devices"
         time.sleep(0.05)
     yield
-    binding.restore(Roots())
+    restoring.restore(Roots())
 
 
 def address_of(witness: Witness, name: str) -> str:
@@ -149,7 +149,7 @@ def test_the_whole_page_is_taken_from_the_kernel_and_given_back(name: str, witne
     with uvirtio.open(address, unsafe_dma=True) as device, Rng(device) as driver:
         assert len(driver.read(100)) == 100
         with pytest.raises(Busy):  # the window is in use
-            binding.restore(Roots(), [address])
+            restoring.restore(Roots(), [address])
 
     done = command("restore", "--all")
     assert done.returncode == 0, done.stderr

@@ -34,7 +34,7 @@ from uvirtio.errors import (
     NotSupported,
     UnsafeDma,
 )
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 
 UIO = "uio_pci_generic"
 INTX, POLLING = InterruptMode.INTX, InterruptMode.POLLING

@@ -28,7 +28,7 @@ from uvirtio.errors import (
     OperationFailed,
     PermissionLack,
 )
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import blk
 from uvirtio.spec import features as f
 

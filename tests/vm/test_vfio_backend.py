@@ -143,7 +143,7 @@ def test_the_three_objects_by_hand(bound):
 
 
 def uvirtio_roots():
-    from uvirtio.roots import Roots
+    from uvirtio.host.roots import Roots
 
     return Roots()
 

@@ -20,7 +20,7 @@ from tests.vm.test_uio import BALLOON, MASTER, child_of, chosen, command, free_p
 from uvirtio.backends.vfio_noiommu import VfioNoIommuFunction
 from uvirtio.backends.vfio_pci import VfioPciFunction
 from uvirtio.errors import Busy, GuardianLost, UnsafeDma
-from uvirtio.memory.seams import InterruptMode
+from uvirtio.interfaces.values import InterruptMode
 
 PER_QUEUE, INTX = InterruptMode.PER_QUEUE, InterruptMode.INTX
 NOIOMMU = Path("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode")

@@ -28,8 +28,8 @@ from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import FeaturesRefused, MemlockExceeded, NotSupported
-from uvirtio.memory.seams import InterruptMode
-from uvirtio.roots import Roots
+from uvirtio.host.roots import Roots
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
 from uvirtio.spec import mem as mem_spec
 from uvirtio.spec.status import Status

@@ -67,7 +67,7 @@ def _rounds(slots: Slots, device: Device, rounds: int) -> tuple[float, float]:
         if number == rounds // 2:  # what is made once has been made
             gc.collect()
             start = tracemalloc.get_traced_memory()[0]
-        slots.post(back)
+        slots.submit(back)
         device.give(device.answer(back))
         tracemalloc.reset_peak()
         here = tracemalloc.get_traced_memory()[0]

@@ -223,7 +223,7 @@ class Fixed(_Ours):
         self.back = array("H", range(self.batch))
 
     def once(self) -> bytes:
-        self.slots.post(self.back)
+        self.slots.submit(self.back)
         answer = self.device.answer(self.back)
         self.device.give(answer)
         self.back = self.slots.reap()
@@ -231,7 +231,7 @@ class Fixed(_Ours):
         return answer
 
     def chunk(self, answers: Sequence[bytes]) -> None:
-        back, give, post, reap = self.back, self.device.give, self.slots.post, self.slots.reap
+        back, give, post, reap = self.back, self.device.give, self.slots.submit, self.slots.reap
         for answer in answers:
             post(back)
             give(answer)

@@ -14,7 +14,7 @@ from lab import CHECKOUT, LabError, cache, kernels, lanes, machines, modules, pr
 from lab.floors import Outcome, Runner, Step, without_devices, without_privilege
 
 # Two processes that poll, each on a CPU of its own: beside another lane they hardly ever run at the same time.
-_WAKE_UPS = CHECKOUT / "tests/unit/test_wakeups.py"
+_WAKE_UPS = CHECKOUT / "tests/unit/memory/test_wakeups.py"
 _RACE_SECONDS = "UVIRTIO_RACE_SECONDS"
 
 

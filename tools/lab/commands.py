@@ -174,7 +174,7 @@ def _load() -> None:
     """What every command would import first; none of it touches a device."""
     from uvirtio import device, opening  # noqa: F401
     from uvirtio.backends import vfio_pci  # noqa: F401
-    from uvirtio.binding import bind, discover, journal, plan, rules  # noqa: F401
+    from uvirtio.binding import bind, discover, journal, plan, restore, rules  # noqa: F401
     from uvirtio.cli import app
     from uvirtio.drivers import balloon, input, mem, rng  # noqa: F401
 

@@ -16,7 +16,6 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Literal
 
-from uvirtio.backends import iomem
 from uvirtio.backends.guardian import Await, Guardian, Register, Store
 from uvirtio.backends.physical import HugeFile, PhysicalDmaSpace
 from uvirtio.errors import (
@@ -29,10 +28,11 @@ from uvirtio.errors import (
     PermissionLack,
     UnsafeDma,
 )
-from uvirtio.lock import take_lock
+from uvirtio.host import iomem
+from uvirtio.host.lock import take_lock
+from uvirtio.host.roots import Roots
+from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.memory.access import MappedRegisters
-from uvirtio.memory.seams import Event, Registers
-from uvirtio.roots import Roots
 from uvirtio.spec import mmio as spec
 
 WARNING = (

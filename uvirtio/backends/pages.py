@@ -13,8 +13,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 
 from uvirtio.errors import Closed, OperationFailed, PagemapHidden
-from uvirtio.memory.seams import PFN_SHIFT
-from uvirtio.roots import Roots
+from uvirtio.host.roots import Roots
+from uvirtio.interfaces.memory import PFN_SHIFT
 
 PAGE = mmap.PAGESIZE
 

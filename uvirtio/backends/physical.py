@@ -30,7 +30,7 @@ from uvirtio.backends.pages import (
     pieces,
 )
 from uvirtio.errors import Closed, HugePagesLack, NotSupported, OperationFailed
-from uvirtio.roots import Roots
+from uvirtio.host.roots import Roots
 
 HUGE = 2 << 20
 """Bytes of one page of the pool. The kernel may have others; this one is there wherever the CPU's page is 4096."""

@@ -29,7 +29,6 @@ from typing import Literal, NoReturn
 from uvirtio.backends.guardian import QUIET, WARNING, Guardian, Register, Step, quieting
 from uvirtio.backends.pages import advise
 from uvirtio.backends.physical import HugeFile, PhysicalDmaSpace
-from uvirtio.backends.sysfs_pci import UIO, require_bound
 from uvirtio.errors import (
     CapabilityError,
     Closed,
@@ -41,11 +40,13 @@ from uvirtio.errors import (
     UnsafeDma,
     UvirtioError,
 )
-from uvirtio.lock import take_lock
+from uvirtio.host.lock import take_lock
+from uvirtio.host.pci_driver import UIO, require_bound
+from uvirtio.host.roots import Roots
+from uvirtio.interfaces.memory import Doorbell, Event, Registers
+from uvirtio.interfaces.values import BarInfo
 from uvirtio.memory.access import FdRegisters, MappedRegisters
 from uvirtio.memory.eventfd import EventFd
-from uvirtio.memory.seams import BarInfo, Doorbell, Event, Registers
-from uvirtio.roots import Roots
 from uvirtio.spec import pci
 
 DRIVER = UIO

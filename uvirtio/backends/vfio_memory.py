@@ -30,8 +30,8 @@ from uvirtio.backends.pages import (
 )
 from uvirtio.backends.vfio.ways import AddressSpace
 from uvirtio.errors import Closed, OperationFailed, PageMoved
+from uvirtio.host.roots import Roots
 from uvirtio.memory.iova import IovaAllocator
-from uvirtio.roots import Roots
 
 HUGE = 2 << 20
 """A huge page where the CPU's page is 4096 bytes."""

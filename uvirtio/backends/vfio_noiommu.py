@@ -14,9 +14,9 @@ from uvirtio.backends.vfio.uapi import VFIO_PCI_CONFIG_REGION_INDEX
 from uvirtio.backends.vfio.ways import Way
 from uvirtio.backends.vfio_pci import VfioPciFunction
 from uvirtio.errors import Closed, DeviceGone, UvirtioError
+from uvirtio.host.roots import Roots
+from uvirtio.interfaces.memory import DmaSpace, Event
 from uvirtio.memory.eventfd import EventFd
-from uvirtio.memory.seams import DmaSpace, Event
-from uvirtio.roots import Roots
 from uvirtio.spec import pci
 
 

@@ -12,9 +12,7 @@ import weakref
 from contextlib import ExitStack
 from typing import Literal
 
-from uvirtio.backends.kernel import Kernel
 from uvirtio.backends.pages import PAGE
-from uvirtio.backends.sysfs_pci import VFIO, require_bound
 from uvirtio.backends.vfio import ways
 from uvirtio.backends.vfio.device import RegionInfo
 from uvirtio.backends.vfio.events import IntxEvent
@@ -30,11 +28,14 @@ from uvirtio.backends.vfio.uapi import (
 from uvirtio.backends.vfio.ways import Way
 from uvirtio.backends.vfio_memory import VfioDmaSpace
 from uvirtio.errors import CapabilityError, Closed, DeviceGone, OperationFailed, UnsafeDma
+from uvirtio.host.pci_driver import VFIO, require_bound
+from uvirtio.host.roots import Roots
+from uvirtio.host.syscalls import Kernel
+from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event, Registers
+from uvirtio.interfaces.values import BarInfo
 from uvirtio.memory.access import FdRegisters
 from uvirtio.memory.eventfd import EventFd
 from uvirtio.memory.iova import IovaAllocator
-from uvirtio.memory.seams import BarInfo, DmaSpace, Doorbell, Event, Registers
-from uvirtio.roots import Roots
 
 DRIVER = VFIO
 

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from uvirtio.binding import addresses, sysfs, vdpa_netlink
-from uvirtio.binding.addresses import canonical
+from uvirtio.binding import vdpa_netlink
 from uvirtio.errors import BadAddress, DeviceGone, NoSuchDevice, NotVirtio, PermissionLack, UsageError
-from uvirtio.memory.plain import BarInfo
-from uvirtio.roots import Roots
+from uvirtio.host import addresses, sysfs
+from uvirtio.host.addresses import canonical
+from uvirtio.host.roots import Roots
+from uvirtio.interfaces.values import BarInfo
 from uvirtio.spec import ids, pci
 from uvirtio.transports.pci_caps import VirtioCapability, modern, walk_capabilities
 

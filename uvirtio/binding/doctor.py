@@ -14,14 +14,14 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from uvirtio import fuse
-from uvirtio.binding import journal, rules, sysfs
+from uvirtio.binding import journal, rules
 from uvirtio.binding.checks import Check, driver_state, kernel_release, module_installed
 from uvirtio.binding.discover import scan
 from uvirtio.binding.facts import Facts
 from uvirtio.errors import Denied, NotSupported
+from uvirtio.host import denylist, sysfs
+from uvirtio.host.roots import Roots
 from uvirtio.memory.fence import full_fence
-from uvirtio.roots import Roots
 
 __all__ = ["Check", "checks"]
 
@@ -338,7 +338,7 @@ def _qemu(ask: Callable[[str], str]) -> Iterator[Check]:
 def _deny(roots: Roots) -> Iterator[Check]:
     path = roots.etc / "uvirtio/deny"
     try:
-        listed = fuse.patterns(roots)
+        listed = denylist.patterns(roots)
     except Denied as error:
         yield Check("deny-list", "warn", f"{error.message} ({error.seen})", error.remedy or "")
         return

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from uvirtio.binding import ssh, sysfs
+from uvirtio.binding import ssh
 from uvirtio.binding.discover import Found
-from uvirtio.roots import Roots
+from uvirtio.host import sysfs
+from uvirtio.host.roots import Roots
 
 _SLEEPERS = frozenset({"systemd-sleep", "systemd-shutdow", "pm-suspend", "pm-hibernate", "s2ram", "s2disk"})
 """Programs that put a machine to sleep, as /proc/PID/comm has them: 15 characters."""

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from uvirtio.binding import sysfs
 from uvirtio.errors import EnvironmentLack
-from uvirtio.roots import Roots
+from uvirtio.host import sysfs
+from uvirtio.host.roots import Roots
 
 SCHEMA = "uvirtio-journal/1"
 _LIMIT = 1 << 20

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from uvirtio import fuse
-from uvirtio.binding import journal, rules, sysfs
+from uvirtio.binding import journal, rules
 from uvirtio.binding.checks import Check, driver_state, modules_directory, writable
 from uvirtio.binding.discover import Found
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.rules import Finding, Unchecked
 from uvirtio.errors import Denied, InUse, ModuleLack, NoIommu, PermissionLack, Refused, UsageError, UvirtioError
-from uvirtio.roots import Roots
+from uvirtio.host import denylist, sysfs
+from uvirtio.host.roots import Roots
 
 VFIO = "vfio-pci"
 UIO = "uio_pci_generic"
@@ -120,7 +120,7 @@ def plan(
     )
     for member in members:
         try:
-            fuse.check(member.found.names, roots)
+            denylist.check(member.found.names, roots)
         except Denied as denied:
             problems.append(denied)
     if (journaled := _journaled(found, target, roots)) is not None:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from uvirtio.binding import journal, sysfs
+from uvirtio.binding import journal
 from uvirtio.binding.discover import Found, pci_functions, scan
 from uvirtio.binding.facts import Facts, Mount
-from uvirtio.roots import Roots
+from uvirtio.host import sysfs
+from uvirtio.host.roots import Roots
 
 USER_DRIVERS = frozenset({"vfio-pci", "uio_pci_generic", "pci-stub", "vhost_vdpa"})
 """Drivers under which the kernel itself does nothing with a device."""

@@ -6,8 +6,8 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
-from uvirtio.binding import sysfs
-from uvirtio.roots import Roots
+from uvirtio.host import sysfs
+from uvirtio.host.roots import Roots
 
 _GENERATIONS = 64
 """Ancestors that are asked at most: sudo drops SSH_CONNECTION, the shell before it has it."""

@@ -16,7 +16,7 @@ from uvirtio.cli.progress import make_progress
 from uvirtio.cli.signals import Signalled
 from uvirtio.cli.size import PAGE, human, parse_size
 from uvirtio.errors import BadSize, NotSupported, UsageError, UvirtioError
-from uvirtio.fuse import QEMU_PREFIX
+from uvirtio.host.denylist import QEMU_PREFIX
 
 if TYPE_CHECKING:
     from uvirtio.device import Device

@@ -106,8 +106,9 @@ def bind(
     """Give devices to a user-space driver, all of them or none; restore gives them back."""
     from uvirtio.binding import bind as binding
     from uvirtio.binding.discover import find
+    from uvirtio.binding.owner import owner_ids
 
-    ids = binding.owner_ids(owner) if owner else None
+    ids = owner_ids(owner) if owner else None
     founds = [find(dev, run.roots, aliases=False) for dev in dict.fromkeys(devs)]
     done = binding.bind(
         founds,
@@ -141,9 +142,9 @@ def restore(
             expected="one of the two",
             remedy="`uvirtio journal` shows what is bound",
         )
-    from uvirtio.binding import bind as binding
+    from uvirtio.binding import restore as restoring
 
-    done = binding.restore(run.roots, None if every else list(dict.fromkeys(devs or ())))
+    done = restoring.restore(run.roots, None if every else list(dict.fromkeys(devs or ())))
     if run.json:
         run.document(devices=[one.as_dict() for one in done])
         return

@@ -19,8 +19,8 @@ import typer
 from uvirtio.cli import output
 from uvirtio.cli.signals import Guard, Signalled
 from uvirtio.errors import OperationFailed, UsageError, UvirtioError
-from uvirtio.memory.plain import InterruptMode
-from uvirtio.roots import Roots
+from uvirtio.host.roots import Roots
+from uvirtio.interfaces.values import InterruptMode
 
 if TYPE_CHECKING:
     from uvirtio.device import Device

@@ -136,7 +136,7 @@ def _features(found: Found, hidden: list[str]) -> dict[str, Any] | None:
 
 
 def _status(virtio: Path | None, hidden: list[str]) -> dict[str, Any] | None:
-    from uvirtio.binding.sysfs import number
+    from uvirtio.host.sysfs import number
     from uvirtio.spec.status import names
 
     value = number(virtio / "status") if virtio else None

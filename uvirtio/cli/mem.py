@@ -15,7 +15,7 @@ from uvirtio.cli.ending import TimeUp, time_up_after
 from uvirtio.cli.signals import Signalled
 from uvirtio.cli.size import human, parse_size
 from uvirtio.errors import BadSize, UsageError
-from uvirtio.fuse import QEMU_PREFIX
+from uvirtio.host.denylist import QEMU_PREFIX
 
 if TYPE_CHECKING:
     from uvirtio.device import Device
@@ -144,7 +144,7 @@ def show_map(run: Run, dev: DevArgument) -> None:
 
 def _ranges(mem: Mem, config: MemConfig) -> list[dict[str, Any]]:
     """The plugged runs, those in use apart."""
-    books, made = mem.books, []
+    books, made = mem.block_table, []
     for first, count in books.plugged:
         pieces = [(at, size, False) for at, size in books.in_use.gaps(first, count)]
         pieces += [(at, size, True) for at, size in books.in_use.within(first, count)]
@@ -180,8 +180,8 @@ def _print_map(run: Run, mem: Mem, config: MemConfig) -> None:
 
 
 def _cell(mem: Mem, config: MemConfig, first: int, count: int) -> str:
-    plugged = mem.books.plugged.count(first, count)
-    if mem.books.in_use.overlaps(first, count):
+    plugged = mem.block_table.plugged.count(first, count)
+    if mem.block_table.in_use.overlaps(first, count):
         return "@"
     if plugged:
         return "#" if plugged == count else "+"

@@ -13,7 +13,7 @@ from uvirtio.cli import output
 from uvirtio.cli.common import DevArgument, Run, seconds
 from uvirtio.cli.size import human, parse_size
 from uvirtio.errors import BadSize, InUse
-from uvirtio.fuse import QEMU_PREFIX
+from uvirtio.host.denylist import QEMU_PREFIX
 
 if TYPE_CHECKING:
     from uvirtio.device import Device

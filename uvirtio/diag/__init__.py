@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from uvirtio import device as dev
-from uvirtio import opening, storm
+from uvirtio import opening
+from uvirtio.device import storm
 from uvirtio.diag import datapath
 from uvirtio.diag.report import Report, Step, Verdict
 from uvirtio.errors import DeviceAbsent, DeviceFailure, EnvironmentLack, UvirtioError
-from uvirtio.memory.seams import InterruptMode, Unheld
+from uvirtio.host.roots import Roots
+from uvirtio.interfaces.backend import WithoutIommu
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.trace import Trace
-from uvirtio.roots import Roots
 from uvirtio.spec import features as f
 from uvirtio.spec.status import describe
 
@@ -97,7 +99,7 @@ def diagnose_function(
         with run.step("discover") as note:
             run.report.address, function = open_function()
             note.detail = f"{function.address}: {function.description}"
-            if isinstance(function, Unheld):
+            if isinstance(function, WithoutIommu):
                 note.warn(function.warning)
         with run.step("capabilities") as note:
             device = opening.identify(
@@ -255,8 +257,8 @@ def _failure(error: UvirtioError) -> str:
 def _tell_capabilities(device: dev.Device, note: _Note) -> None:
     transport = device.transport
     note.detail = f"{device.type} (device id {device.device_id}); {transport.interface}"
-    if transport.oddities:
-        note.warn("; ".join(transport.oddities))
+    if transport.quirks:
+        note.warn("; ".join(transport.quirks))
 
 
 def _tell_status(device: dev.Device, note: _Note) -> None:
@@ -322,7 +324,7 @@ def _storms(device: dev.Device) -> bool:
     """Whether interrupts go on and on, with nothing to do."""
     for _ in range(2 * storm.LIMIT):
         device.service()
-        if not device.roused:
+        if not device.interrupted:
             return False
     return True
 

@@ -8,10 +8,10 @@ from typing import ClassVar, Self
 
 from uvirtio.device import Device, Observer, Queue, QueueSpec, unobserved
 from uvirtio.errors import NotVirtio
-from uvirtio.memory.seams import Block
+from uvirtio.interfaces.memory import Block
 from uvirtio.spec import features as f
 from uvirtio.spec import ids
-from uvirtio.virtqueue import Completion, Run
+from uvirtio.virtqueue import Completion, SgEntry
 
 
 class Driver:
@@ -35,7 +35,7 @@ class Driver:
         self.device = device
         device.start(
             wanted=self._wanted(),
-            couplings=self._couplings(),
+            dependencies=self._dependencies(),
             queues=self._queues,
             before_ok=self._before_ok,
             give_back=self._give_back,
@@ -46,7 +46,7 @@ class Driver:
         """The feature bits of this instance; those of the class unless it has options."""
         return self.features
 
-    def _couplings(self) -> Iterable[f.Needs] | None:
+    def _dependencies(self) -> Iterable[f.Needs] | None:
         """Which bit needs which, for this instance; None: as the standard has it (2.2.1)."""
         return None
 
@@ -73,7 +73,7 @@ class Driver:
         self.close()
 
 
-def runs(block: Block, offset: int, length: int) -> list[Run]:
+def runs(block: Block, offset: int, length: int) -> list[SgEntry]:
     """These bytes of a block as elements of a chain; contiguous pieces are one element (2.7.4.2)."""
     return block.segments(offset, length)
 
@@ -81,8 +81,8 @@ def runs(block: Block, offset: int, length: int) -> list[Run]:
 def transact(
     device: Device,
     queue: Queue,
-    readable: Sequence[Run],
-    writable: Sequence[Run],
+    readable: Sequence[SgEntry],
+    writable: Sequence[SgEntry],
     *,
     timeout: float,
     what: str,

@@ -3,8 +3,8 @@
 CPython has exactly one idiom that makes one load or one store of the right width: an item access on a
 memoryview that was cast to ``B``, ``H`` or ``I``. ``struct.pack_into`` stores zero first (a doorbell would
 ring queue 0, a status write would reset), ctypes stores read the register first, slices access twice. So
-everything here is a cast view, or pread/pwrite of exactly the width; ``tests/unit/test_access.py`` proves it
-on the running interpreter by watching each access with a debugger's eye.
+everything here is a cast view, or pread/pwrite of exactly the width; ``tests/unit/memory/test_access.py`` proves
+it on the running interpreter by watching each access with a debugger's eye.
 
 All values are unsigned and little-endian, which is also the byte order of the hosts that this runs on
 (:func:`require_little_endian`): virtio 1.x is little-endian throughout (1.4 of the standard).
@@ -17,7 +17,7 @@ import sys
 from typing import Protocol
 
 from uvirtio.errors import Closed, DeviceGone, NotSupported
-from uvirtio.memory.seams import Registers
+from uvirtio.interfaces.memory import Registers
 
 
 class Buffer(Protocol):

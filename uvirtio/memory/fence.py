@@ -4,7 +4,7 @@ A driver publishes ``avail.idx`` and then reads the device's event word; the dev
 round. x86 may let the load overtake the store (2.7.13.4.1, 2.8.21.3.1), and then both sides believe that
 the other is awake: a lost notification. CPython has no fence of its own, but an uncontended lock is taken by
 a locked instruction, which on x86 is a full fence and costs 75 ns; elsewhere only libatomic will do (170 ns).
-``tests/unit/test_fence.py`` races two processes against each other and fails when the fence is taken out.
+``tests/unit/memory/test_fence.py`` races two processes against each other and fails when the fence is taken out.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from uvirtio.memory.seams import Doorbell, Registers
+from uvirtio.interfaces.memory import Doorbell, Registers
 
 Trace = Callable[[str], None]
 

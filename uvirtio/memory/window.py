@@ -8,7 +8,7 @@ import os
 from contextlib import suppress
 
 from uvirtio.errors import Closed, NotSupported, OperationFailed, PermissionLack
-from uvirtio.roots import Roots
+from uvirtio.host.roots import Roots
 
 PAGE = mmap.PAGESIZE
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from uvirtio.drivers.mem import Consumer, HandOut, Manager, Mem
 from uvirtio.errors import InUse, NotPlugged, NotSupported, OperationFailed, UvirtioError
-from uvirtio.memory.seams import ProvidesMemory
+from uvirtio.host.roots import Roots
+from uvirtio.interfaces.backend import ProvidesMemory
 from uvirtio.online.kernel import Kernel, Piece, PieceState
 from uvirtio.online.pieces import SystemMemory
-from uvirtio.roots import Roots
 
 OWNER = "Linux"
 BUSY_FIRST, BUSY_LAST = 0.5, 15.0
@@ -41,11 +41,11 @@ def _claim_used(mem: Mem, kernel: Kernel) -> None:
     """Note in the books what Linux has of the region beside what is noted there already: nobody may unplug it."""
     block = mem.block_size
     for span in kernel.ram():
-        first, count = mem.books.blocks_of(span.start - mem.addr, span.size)
+        first, count = mem.block_table.blocks_of(span.start - mem.addr, span.size)
         first, count = max(0, first), count + min(0, first)
-        for at, plugged in list(mem.books.plugged.within(first, count)):
-            for free, length in list(mem.books.in_use.gaps(at, plugged)):
-                mem.books.claim(free * block, length * block, OWNER)
+        for at, plugged in list(mem.block_table.plugged.within(first, count)):
+            for free, length in list(mem.block_table.in_use.gaps(at, plugged)):
+                mem.block_table.claim(free * block, length * block, OWNER)
 
 
 class Linux(Consumer):
@@ -70,7 +70,7 @@ class Linux(Consumer):
         self._again = (0.0, 0.0)  # when to try that again, and the pause that this was
 
     def manager(self, mem: Mem, *, limit: int | None = None) -> Manager:
-        """A manager whose units are memory blocks, with what Linux has already in its books.
+        """A manager whose units are memory blocks, with what Linux has already in its table.
 
         ``limit``: never plug more than this many bytes.
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from uvirtio.binding import sysfs
 from uvirtio.errors import NotSupported, PermissionLack
-from uvirtio.roots import Roots
+from uvirtio.host import sysfs
+from uvirtio.host.roots import Roots
 
 SOFT_RESERVED = "Soft Reserved"
 SYSTEM_RAM = "System RAM"

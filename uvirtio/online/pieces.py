@@ -14,11 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
-from uvirtio.binding import sysfs
-from uvirtio.binding.bind import Blocked, ChildWriter, modprobe
 from uvirtio.errors import BadSize, Busy, InUse, ModuleLack, NotSupported, OperationFailed, PermissionLack
+from uvirtio.host import sysfs
+from uvirtio.host.writer import Blocked, ChildWriter, Writer, module_loader
 from uvirtio.online.kernel import KMEM, Kernel, Piece, PieceState, boot_line
 
 WRITE_SECONDS = 20.0
@@ -30,12 +29,6 @@ TRY_FIRST, TRY_LAST = 5.0, 15.0
 """Seconds that the kernel may move pages about before a signal ends its try, at the least; growing by two."""
 
 _IN_USE = frozenset({errno.EBUSY, errno.EAGAIN, errno.EINTR})
-
-
-class Writer(Protocol):
-    """How sysfs is written; :class:`uvirtio.binding.bind.ChildWriter`, but in tests."""
-
-    def write(self, path: Path, text: str, timeout: float) -> None: ...
 
 
 class SystemMemory:
@@ -55,7 +48,7 @@ class SystemMemory:
     ) -> None:
         self.kernel = kernel
         self._writer = writer or ChildWriter()
-        self._load = load or self._modprobe
+        self._load = load or module_loader(kernel.roots)
         self._sleep = sleep
         self._region: Path | None = None
         self._tries: dict[str, float] = {}
@@ -100,17 +93,6 @@ class SystemMemory:
         self._check_nobody_took_it_all()
         with self._locked():
             self._clear_leftovers()
-
-    def _modprobe(self, module: str, *parameters: str) -> None:
-        if self.kernel.roots.sys == Path("/sys") and os.geteuid() == 0:
-            modprobe(module, *parameters)
-            return
-        raise ModuleLack(
-            f"the module {module} is not loaded",
-            seen="no trace of it in sysfs",
-            expected="a loaded module",
-            remedy=f"as root: modprobe {' '.join((module, *parameters))}",
-        )
 
     def _check_nobody_took_it_all(self) -> None:
         """dax_hmem without region_idle makes one device of everything, plugged or not."""

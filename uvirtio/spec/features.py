@@ -429,7 +429,7 @@ def known(type_name: str) -> int:
     return own | mask(*Reserved)
 
 
-# --- couplings --------------------------------------------------------------------------------------------
+# --- dependencies --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,7 +493,7 @@ DEPENDS: Final[dict[str, tuple[Needs, ...]]] = {
     ),
     "blk": (_needs(Blk.CONFIG_WCE, Blk.FLUSH),),  # 5.2.5.2: a device offers the first only with the second
     # 5.5.3.1: a driver whose free pages keep an initial value takes reporting only with poison. This is the
-    # careful reading, for such a driver; one that expects nothing of its pages passes couplings of its own.
+    # careful reading, for such a driver; one that expects nothing of its pages passes dependencies of its own.
     "balloon": (_needs(Balloon.PAGE_REPORTING, Balloon.PAGE_POISON),),
     "gpu": (_needs(Gpu.CONTEXT_INIT, Gpu.VIRGL),),  # 5.7.3
     "crypto": tuple(  # 5.9.3.1
@@ -512,17 +512,17 @@ DEPENDS: Final[dict[str, tuple[Needs, ...]]] = {
 
 
 def dependencies(type_name: str) -> tuple[Needs, ...]:
-    """All couplings for this type: those of every device, and its own."""
+    """All dependencies for this type: those of every device, and its own."""
     return RESERVED_DEPENDS + DEPENDS.get(type_name, ())
 
 
-def resolve(offered: int, wanted: int, couplings: Iterable[Needs] = RESERVED_DEPENDS) -> int:
+def resolve(offered: int, wanted: int, dependencies: Iterable[Needs] = RESERVED_DEPENDS) -> int:
     """The bits to take: offered and wanted, less each whose need is not met (2.2.1).
 
     Dropping one bit can leave another without its need, so it goes on until nothing changes; every round but
     the last drops at least one bit.
     """
-    rules = tuple(couplings)
+    rules = tuple(dependencies)
     taken = offered & wanted
     while True:
         dropped = mask(*(rule.bit for rule in rules if has(taken, rule.bit) and not taken & mask(*rule.any_of)))
@@ -531,6 +531,6 @@ def resolve(offered: int, wanted: int, couplings: Iterable[Needs] = RESERVED_DEP
         taken &= ~dropped
 
 
-def unmet(word: int, couplings: Iterable[Needs] = RESERVED_DEPENDS) -> list[Needs]:
-    """The couplings that ``word`` breaks; a device that offers such a word is at fault (2.2.2)."""
-    return [rule for rule in couplings if has(word, rule.bit) and not word & mask(*rule.any_of)]
+def unmet(word: int, dependencies: Iterable[Needs] = RESERVED_DEPENDS) -> list[Needs]:
+    """The dependencies that ``word`` breaks; a device that offers such a word is at fault (2.2.2)."""
+    return [rule for rule in dependencies if has(word, rule.bit) and not word & mask(*rule.any_of)]

@@ -20,21 +20,15 @@ from uvirtio.errors import (
     NotVirtio,
     QueueError,
 )
+from uvirtio.interfaces.backend import MmioWindow
+from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event, Registers
+from uvirtio.interfaces.transport import Causes, QueueLayout
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.access import read_field, write_field
-from uvirtio.memory.seams import (
-    Causes,
-    DmaSpace,
-    Doorbell,
-    Event,
-    InterruptMode,
-    MmioWindow,
-    QueueLayout,
-    Registers,
-)
 from uvirtio.memory.trace import Trace, TracedDoorbell, TracedRegisters
 from uvirtio.spec import features as f
 from uvirtio.spec import mmio
-from uvirtio.transports.ladder import climb
+from uvirtio.transports.interrupt_modes import choose_mode
 
 _ALL_ONES = 0xFFFFFFFF
 _CAUSES = int(mmio.Interrupt.USED_BUFFER | mmio.Interrupt.CONFIG_CHANGE)
@@ -136,7 +130,7 @@ class Mmio:
         f.ORDER_PLATFORM,
         f.RING_RESET,
     )
-    oddities: Sequence[str] = ()
+    quirks: Sequence[str] = ()
 
     def __init__(
         self, window: MmioWindow, registers: Registers, device_id: int, *, trace: Trace | None = None
@@ -348,7 +342,7 @@ class Mmio:
     # --- interrupts (4.2.3.4) -------------------------------------------------------------------------------
 
     def connect_interrupts(self, queues: Sequence[int], modes: Sequence[InterruptMode]) -> InterruptMode:
-        self._mode = climb(self._window.address, modes, self._try_mode, self._disconnect)
+        self._mode = choose_mode(self._window.address, modes, self._try_mode, self._disconnect)
         return self._mode
 
     def _try_mode(self, mode: InterruptMode) -> str | None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from uvirtio.errors import CapabilityError, ConfigError, QueueError
-from uvirtio.memory.seams import Doorbell, QueueLayout, Registers, SharedRegion
+from uvirtio.interfaces.memory import Doorbell, Registers
+from uvirtio.interfaces.transport import QueueLayout, SharedRegion
 from uvirtio.spec import features as f
 from uvirtio.spec import pci
 from uvirtio.transports import pci_caps
@@ -94,7 +95,7 @@ class PciModern(PciBase):
         return f"modern interface: {places}"
 
     @property
-    def oddities(self) -> Sequence[str]:
+    def quirks(self) -> Sequence[str]:
         return [
             f"the {cap.type} capability at {cap.config_offset:#04x} cannot be used: {cap.why}"
             for cap in self.capabilities

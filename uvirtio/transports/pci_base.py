@@ -11,11 +11,14 @@ from collections.abc import Callable, Container, Sequence
 from contextlib import ExitStack
 
 from uvirtio.errors import DeviceGone, NotVirtio, QueueError
+from uvirtio.interfaces.backend import Guarded, PciFunction
+from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event, Registers
+from uvirtio.interfaces.transport import Causes
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.access import read_field, write_field
-from uvirtio.memory.seams import Causes, DmaSpace, Doorbell, Event, Guarded, InterruptMode, PciFunction, Registers
 from uvirtio.memory.trace import Trace, TracedDoorbell, TracedRegisters
 from uvirtio.spec import ids, pci
-from uvirtio.transports.ladder import climb
+from uvirtio.transports.interrupt_modes import choose_mode
 
 _USED = Causes(queues=True)
 """What nearly every interrupt says."""
@@ -188,7 +191,7 @@ class PciBase:
     # --- interrupts (4.1.5.1.2, 4.1.5.3, 4.1.5.4) -----------------------------------------------------------
 
     def connect_interrupts(self, queues: Sequence[int], modes: Sequence[InterruptMode]) -> InterruptMode:
-        self._mode = climb(
+        self._mode = choose_mode(
             self._function.address, modes, lambda mode: self._try_mode(mode, queues), self._disconnect
         )
         return self._mode

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from uvirtio.errors import CapabilityError
-from uvirtio.memory.plain import BarInfo
+from uvirtio.interfaces.values import BarInfo
 from uvirtio.spec import pci
 
 ConfigReader = Callable[[int, int], int]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from uvirtio.errors import CapabilityError
-from uvirtio.memory.seams import Registers
+from uvirtio.interfaces.memory import Registers
 from uvirtio.spec import pci
 from uvirtio.transports.pci_caps import PCI_CFG, UNKNOWN, VENDOR, VirtioCapability
 

@@ -12,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from uvirtio.errors import CapabilityError, ConfigError, NotSupported, QueueError
-from uvirtio.memory.seams import Doorbell, PciFunction, QueueLayout, Registers
+from uvirtio.interfaces.backend import PciFunction
+from uvirtio.interfaces.memory import Doorbell, Registers
+from uvirtio.interfaces.transport import QueueLayout
 from uvirtio.spec import features as f
 from uvirtio.spec import ids, pci, ring
 from uvirtio.transports import pci_caps
@@ -96,7 +98,7 @@ class PciLegacy(PciBase):
         return f"legacy interface: I/O BAR {pci.LEGACY_BAR}, {self._bar_size} bytes"
 
     @property
-    def oddities(self) -> Sequence[str]:
+    def quirks(self) -> Sequence[str]:
         return self._oddities
 
     # --- features and status --------------------------------------------------------------------------------

@@ -20,11 +20,14 @@ from uvirtio.errors import (
     QueueError,
     UvirtioError,
 )
+from uvirtio.interfaces.backend import VdpaNode
+from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event
+from uvirtio.interfaces.transport import Causes, QueueLayout
+from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.eventfd import EventFd, EventFdDoorbell
-from uvirtio.memory.seams import Causes, DmaSpace, Doorbell, Event, InterruptMode, QueueLayout, VdpaNode
 from uvirtio.memory.trace import Trace, TracedDoorbell
 from uvirtio.spec import features as f
-from uvirtio.transports.ladder import climb
+from uvirtio.transports.interrupt_modes import choose_mode
 
 PACKED_BASE = 0x8000_8000
 """Where a new packed ring begins: index 0 and wrap counter 1, in the low half for available, the high for used."""
@@ -49,7 +52,7 @@ class Vdpa:
     features_allowed = f.mask(
         f.VERSION_1, f.ACCESS_PLATFORM, f.INDIRECT_DESC, f.EVENT_IDX, f.RING_PACKED, f.IN_ORDER
     )
-    oddities: Sequence[str] = ()
+    quirks: Sequence[str] = ()
 
     def __init__(self, node: VdpaNode, *, trace: Trace | None = None) -> None:
         self._node = node
@@ -199,7 +202,9 @@ class Vdpa:
                 expected="at least one MSI-X vector, for the configuration",
                 remedy="use a function that has MSI-X (the balloon of QEMU 10 has), or bind it to vfio-pci",
             )
-        self._mode = climb(self._node.address, modes, lambda mode: self._try_mode(mode, queues), self._disconnect)
+        self._mode = choose_mode(
+            self._node.address, modes, lambda mode: self._try_mode(mode, queues), self._disconnect
+        )
         return self._mode
 
     def _try_mode(self, mode: InterruptMode, queues: Sequence[int]) -> str | None:

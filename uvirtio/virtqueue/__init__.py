@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
-Run = tuple[int, int]
+SgEntry = tuple[int, int]
 """(device address, length in bytes) of one element of a chain."""
 
 
@@ -57,7 +57,7 @@ class Virtqueue(Protocol):
         """How many descriptors of the ring a chain of so many elements takes."""
         ...
 
-    def add(self, readable: Sequence[Run], writable: Sequence[Run], cookie: Any) -> None:
+    def add(self, readable: Sequence[SgEntry], writable: Sequence[SgEntry], cookie: Any) -> None:
         """Lay down one chain, readable runs first. Raises BadChain (our mistake) or QueueFull, changing nothing.
 
         This and all calls below raise DeviceBroken after a RingCorruption or abandon(), Closed after close().

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from uvirtio.errors import BadChain
 from uvirtio.spec.ring import MAX_CHAIN_BYTES
-from uvirtio.virtqueue import Run
+from uvirtio.virtqueue import SgEntry
 
 MAX_LENGTH = 0xFFFF_FFFF  # a descriptor's length has 32 bits
 ADDRESS_LIMIT = 1 << 64
 
 
-def measure(readable: Sequence[Run], writable: Sequence[Run], limit: int) -> int:
+def measure(readable: Sequence[SgEntry], writable: Sequence[SgEntry], limit: int) -> int:
     """Check a chain against 2.7.5.2 and 2.7.5.3.1; the number of bytes that the device may write.
 
     ``limit`` is the queue size: no chain has more elements, indirect ones included. Raises BadChain.

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
 from uvirtio.errors import UsageError
+from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.memory.access import words16, words32
 from uvirtio.memory.fence import Fence
-from uvirtio.memory.seams import Block, DmaSpace
 from uvirtio.spec import ring
 from uvirtio.spec.ring import (
     DESC_SIZE,
@@ -28,9 +28,9 @@ from uvirtio.spec.ring import (
     PACKED_EVENT_DISABLE,
     PACKED_EVENT_ENABLE,
 )
-from uvirtio.virtqueue import Completion, Run
+from uvirtio.virtqueue import Completion, SgEntry
+from uvirtio.virtqueue.base import INDIRECT_ENTRIES, VirtqueueBase, allocate_queue
 from uvirtio.virtqueue.chain import ADDRESS_LIMIT, MAX_LENGTH, measure
-from uvirtio.virtqueue.ledger import INDIRECT_ENTRIES, Ledger, in_own_memory
 
 # Where they lie in the second 64-bit word of a descriptor: length in bits 0..31, id in 32..47, flags in 48..63.
 _ID_SHIFT = 32
@@ -42,7 +42,7 @@ _OFF_WRAP, _FLAGS = 0, 1
 _AVAIL_OR_USED = PACKED_DESC_F_AVAIL | PACKED_DESC_F_USED
 
 
-class PackedQueue(Ledger):
+class PackedQueue(VirtqueueBase):
     """One packed virtqueue; implements :class:`uvirtio.virtqueue.Virtqueue`.
 
     Its descriptor area is the ring; its driver and device areas are the event structures. ``order`` is called
@@ -115,7 +115,7 @@ class PackedQueue(Ledger):
 
     # --- giving (2.8.21.1) ----------------------------------------------------------------------------------
 
-    def add(self, readable: Sequence[Run], writable: Sequence[Run], cookie: Any) -> None:
+    def add(self, readable: Sequence[SgEntry], writable: Sequence[SgEntry], cookie: Any) -> None:
         if self._dead:
             self._refuse()
         count = len(readable) + len(writable)
@@ -170,7 +170,7 @@ class PackedQueue(Ledger):
         self._laid = number + 1
 
     def _fill_list(
-        self, first: int, ident: int, readable: Sequence[Run], writable: Sequence[Run], hidden: int
+        self, first: int, ident: int, readable: Sequence[SgEntry], writable: Sequence[SgEntry], hidden: int
     ) -> int:
         """Write all slots of a list, with the flags of all but the first; returns what that one needs beside."""
         desc, size = self._desc, self.size
@@ -191,7 +191,7 @@ class PackedQueue(Ledger):
                 slot += 1
         return beside
 
-    def _fill_table(self, ident: int, readable: Sequence[Run], writable: Sequence[Run]) -> None:
+    def _fill_table(self, ident: int, readable: Sequence[SgEntry], writable: Sequence[SgEntry]) -> None:
         # 2.8.19: no flag but WRITE; the length of the table says where it ends.
         words = self._table_words
         assert words is not None
@@ -333,7 +333,7 @@ class PackedQueue(Ledger):
 
     # --- fixed slots (slots.py) -----------------------------------------------------------------------------
 
-    def lay_slots(self, chains: Sequence[tuple[Sequence[Run], Sequence[Run]]]) -> bool:
+    def set_fixed_slots(self, chains: Sequence[tuple[Sequence[SgEntry], Sequence[SgEntry]]]) -> bool:
         """Take these chains for good, chain ``n`` with the buffer id ``n``, each in one slot.
 
         False, and nothing changed, where one needs more than a slot, and with IN_ORDER, where one used slot may
@@ -492,7 +492,7 @@ def make_packed(
     Raises UsageError for a bad size, QueueError where an area would not be one run of device addresses, and
     what ``dma.alloc`` raises; then nothing stays allocated.
     """
-    return in_own_memory(
+    return allocate_queue(
         PackedQueue,
         index,
         size,

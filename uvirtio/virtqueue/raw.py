@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from uvirtio.interfaces.memory import Block
 from uvirtio.memory.access import words16, words32, words64
 from uvirtio.memory.fence import Fence, full_fence
-from uvirtio.memory.seams import Block
 from uvirtio.spec import ring
-from uvirtio.virtqueue.ledger import Ledger
+from uvirtio.virtqueue.base import VirtqueueBase
 
 
 class Descriptor(NamedTuple):
@@ -30,7 +30,7 @@ class Descriptor(NamedTuple):
 class _Raw:
     """What both formats share: three areas of a queue, and a fence for who wants one."""
 
-    def __init__(self, queue: Ledger) -> None:
+    def __init__(self, queue: VirtqueueBase) -> None:
         desc, driver, device = queue.areas
         self.size = queue.size
         self.fence: Fence = full_fence()

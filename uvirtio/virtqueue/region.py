@@ -7,7 +7,7 @@ addresses, and each part has to lie where the formula says.
 from __future__ import annotations
 
 from uvirtio.errors import MemoryScattered
-from uvirtio.memory.seams import Block, DmaSpace
+from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.spec.ring import legacy_layout
 
 

@@ -18,12 +18,12 @@ from typing import NoReturn, Protocol
 
 from uvirtio.errors import QueueFull, UsageError
 from uvirtio.spec.ring import DESC_F_WRITE, PACKED_DESC_F_AVAIL, PACKED_DESC_F_USED
-from uvirtio.virtqueue import Run, Virtqueue
+from uvirtio.virtqueue import SgEntry, Virtqueue
 from uvirtio.virtqueue.chain import measure
 from uvirtio.virtqueue.packed import PackedQueue
 from uvirtio.virtqueue.split import SplitQueue
 
-Chain = tuple[Sequence[Run], Sequence[Run]]
+Chain = tuple[Sequence[SgEntry], Sequence[SgEntry]]
 """(readable, writable) elements of one slot."""
 
 
@@ -40,7 +40,7 @@ class Slots(Protocol):
     written: array[int]
     """By slot: the bytes that the device wrote into it the last time that it came back. Before that: its room."""
 
-    def post(self, slots: Sequence[int]) -> bool:
+    def submit(self, slots: Sequence[int]) -> bool:
         """Give these slots to the device; True: it wants a kick. An ``array('H')`` is fastest.
 
         What the last ``reap`` returned can be posted again as it is, which is fastest of all. Raises UsageError
@@ -49,7 +49,7 @@ class Slots(Protocol):
         ...
 
     def check(self, slots: Sequence[int]) -> None:
-        """Raise UsageError as ``post`` would: for who has to write something into the slots before they go."""
+        """Raise UsageError as ``submit`` would, for callers that write into the slots before they submit them."""
         ...
 
     def reap(self) -> array[int]:
@@ -75,9 +75,9 @@ def fixed_slots(ring: Virtqueue, chains: Sequence[Chain]) -> Slots:
             seen=f"{ring.free} of {ring.size} descriptors free",
             expected="a queue that nothing was added to",
         )
-    if isinstance(ring, SplitQueue) and ring.lay_slots(chains):
+    if isinstance(ring, SplitQueue) and ring.set_fixed_slots(chains):
         return SplitSlots(ring, chains)
-    if isinstance(ring, PackedQueue) and ring.lay_slots(chains):
+    if isinstance(ring, PackedQueue) and ring.set_fixed_slots(chains):
         return PackedSlots(ring, chains)
     return PlainSlots(ring, chains)
 
@@ -143,7 +143,7 @@ class PlainSlots(_Books):
     def out(self) -> list[int]:
         return sorted(self._out)
 
-    def post(self, slots: Sequence[int]) -> bool:
+    def submit(self, slots: Sequence[int]) -> bool:
         self.check(slots)
         for slot in slots:
             readable, writable = self._chains[slot]
@@ -167,9 +167,9 @@ class SplitSlots(_Books):
     kept: ``_order`` has the slots by their place in the ring, ``_expected`` the used elements that should come.
     At the first answer out of order those become the set ``_loose``, until nothing is out any more.
 
-    What came back last can be posted as it is: it is idle. For who posts other slots than those (he has more than
-    he keeps out) there is ``_busy``, the set of what is out, from the first time that it is asked for until it
-    was not needed for a while.
+    What came back last can be posted as it is: it is idle. For callers that submit other slots than those
+    (they have more than they keep out) there is ``_busy``, the set of what is out, from the first time that it is
+    asked for until it was not needed for a while.
     """
 
     def __init__(self, ring: SplitQueue, chains: Sequence[Chain]) -> None:
@@ -193,7 +193,7 @@ class SplitSlots(_Books):
         ring = self._ring
         return sorted(self._order[number % ring.size] for number in range(ring.reaped, ring.published))
 
-    def post(self, slots: Sequence[int]) -> bool:
+    def submit(self, slots: Sequence[int]) -> bool:
         count = len(slots)
         if not count:
             return False
@@ -363,7 +363,7 @@ class PackedSlots(_Books):
         ring = self._ring
         return sorted(self._order[number % ring.size] for number in range(ring.reaped, ring.published))
 
-    def post(self, slots: Sequence[int]) -> bool:
+    def submit(self, slots: Sequence[int]) -> bool:
         count = len(slots)
         if not count:
             return False

@@ -16,14 +16,14 @@ from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
 from uvirtio.errors import UsageError
+from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.memory.access import words16, words32
 from uvirtio.memory.fence import Fence
-from uvirtio.memory.seams import Block, DmaSpace
 from uvirtio.spec import ring
 from uvirtio.spec.ring import AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_F_NO_NOTIFY
-from uvirtio.virtqueue import Completion, Run
+from uvirtio.virtqueue import Completion, SgEntry
+from uvirtio.virtqueue.base import INDIRECT_ENTRIES, VirtqueueBase, allocate_queue
 from uvirtio.virtqueue.chain import ADDRESS_LIMIT, MAX_LENGTH, measure
-from uvirtio.virtqueue.ledger import INDIRECT_ENTRIES, Ledger, in_own_memory
 from uvirtio.virtqueue.region import legacy_areas
 
 # Descriptor flags (2.7.5), where they lie in the second 64-bit word of a descriptor: length in bits 0..31,
@@ -39,7 +39,7 @@ _IDX = ring.RING_IDX // 2
 _RING = ring.RING_ENTRIES // 2
 
 
-class SplitQueue(Ledger):
+class SplitQueue(VirtqueueBase):
     """One split virtqueue; implements :class:`uvirtio.virtqueue.Virtqueue`.
 
     Its driver area is the available ring, its device area the used ring. ``order`` is called between descriptors
@@ -63,7 +63,7 @@ class SplitQueue(Ledger):
         self._avail_event = ring.avail_event_offset(size) // 2
 
         # Free descriptors: a stack, or with IN_ORDER a queue, whose order then never changes.
-        # The ring's indices are the chains since the start (Ledger), modulo 65,536.
+        # The ring's indices are the chains since the start (VirtqueueBase), modulo 65,536.
         self._free: list[int] | deque[int] = list(range(size - 1, -1, -1))
         if self._in_order:
             self._free = deque(range(size))
@@ -103,7 +103,7 @@ class SplitQueue(Ledger):
         """avail.idx as it was published last, with its top bit as the wrap (2.9)."""
         return self._published & 0xFFFF
 
-    def add(self, readable: Sequence[Run], writable: Sequence[Run], cookie: Any) -> None:
+    def add(self, readable: Sequence[SgEntry], writable: Sequence[SgEntry], cookie: Any) -> None:
         if self._dead:
             self._refuse()
         free = self._free
@@ -154,7 +154,9 @@ class SplitQueue(Ledger):
         free = self._free
         return free.pop() if type(free) is list else free.popleft()  # type: ignore[union-attr]
 
-    def _fill_chain(self, chain: tuple[int, ...], readable: Sequence[Run], writable: Sequence[Run]) -> None:
+    def _fill_chain(
+        self, chain: tuple[int, ...], readable: Sequence[SgEntry], writable: Sequence[SgEntry]
+    ) -> None:
         desc = self._desc
         # Each descriptor's link to the one after it, last link cut below (2.7.5).
         links = [_NEXT | follower << _NEXT_SHIFT for follower in chain[1:]]
@@ -167,7 +169,7 @@ class SplitQueue(Ledger):
                 desc[slot + 1] = length | flags | links[place]
                 place += 1
 
-    def _fill_table(self, head: int, readable: Sequence[Run], writable: Sequence[Run], count: int) -> None:
+    def _fill_table(self, head: int, readable: Sequence[SgEntry], writable: Sequence[SgEntry], count: int) -> None:
         words = self._table_words
         assert words is not None
         slot = 2 * INDIRECT_ENTRIES * head
@@ -314,7 +316,7 @@ class SplitQueue(Ledger):
 
     # --- fixed slots (slots.py) -----------------------------------------------------------------------------
 
-    def lay_slots(self, chains: Sequence[tuple[Sequence[Run], Sequence[Run]]]) -> bool:
+    def set_fixed_slots(self, chains: Sequence[tuple[Sequence[SgEntry], Sequence[SgEntry]]]) -> bool:
         """Lay these chains down for good, chain ``n`` with descriptor ``n`` as its head.
 
         False, and nothing changed, with IN_ORDER: there descriptors have to go round (2.7.5). Raises BadChain,
@@ -428,7 +430,7 @@ def make_split(
     Raises UsageError for a bad size, QueueError where an area would not be one run of device addresses,
     MemoryScattered where the one region would not, and what ``dma.alloc`` raises; then nothing stays allocated.
     """
-    return in_own_memory(
+    return allocate_queue(
         SplitQueue,
         index,
         size,

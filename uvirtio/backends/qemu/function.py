@@ -11,7 +11,8 @@ from uvirtio.backends.qemu.pci import PciAccess
 from uvirtio.backends.qemu.supply import memory_of
 from uvirtio.backends.qemu.vtd import TranslatedDma
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, NotSupported
-from uvirtio.memory.seams import BarInfo, Event, Registers
+from uvirtio.interfaces.memory import Event, Registers
+from uvirtio.interfaces.values import BarInfo
 from uvirtio.memory.window import FileWindow
 from uvirtio.spec import pci as spec
 

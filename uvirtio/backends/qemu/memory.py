@@ -14,7 +14,7 @@ import threading
 from uvirtio.backends.pages import Adopted
 from uvirtio.backends.qemu.models import Q35, Ram
 from uvirtio.errors import Closed, OperationFailed
-from uvirtio.memory.seams import PFN_SHIFT
+from uvirtio.interfaces.memory import PFN_SHIFT
 
 PAGE = 4096
 FIRST = 16 << 20

@@ -12,7 +12,7 @@ from uvirtio.backends.qemu.qmp import Qmp
 from uvirtio.backends.qemu.qtest import MemoryRegisters
 from uvirtio.backends.qemu.supply import memory_of
 from uvirtio.errors import Closed, QemuFailed
-from uvirtio.memory.seams import Event, Registers
+from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.memory.window import FileWindow
 from uvirtio.spec import mmio as spec
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from uvirtio.backends.qemu.models import PciBus
 from uvirtio.backends.qemu.qtest import MemoryRegisters, PortRegisters, Qtest
 from uvirtio.errors import CapabilityError, OperationFailed
+from uvirtio.interfaces.memory import Registers
 from uvirtio.memory.access import WidthRegisters
-from uvirtio.memory.seams import Registers
 from uvirtio.spec import pci as spec
 
 _CONFIG_ADDRESS = 0xCF8

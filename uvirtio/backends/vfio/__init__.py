@@ -6,11 +6,11 @@ apart, a :class:`Device` has regions, interrupts and a reset. ``docs/vfio.md`` h
 
 from __future__ import annotations
 
-from uvirtio.backends.kernel import Kernel
-from uvirtio.backends.sysfs_pci import driver_of
 from uvirtio.backends.vfio.container import Container, IommuInfo
 from uvirtio.backends.vfio.device import Device, DeviceInfo, IrqInfo, RegionInfo
 from uvirtio.backends.vfio.group import Group, GroupMember, group_of, members
+from uvirtio.host.pci_driver import driver_of
+from uvirtio.host.syscalls import Kernel
 from uvirtio.memory.iova import IovaAllocator
 
 __all__ = [

@@ -9,9 +9,8 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
-from uvirtio.backends.kernel import Kernel, failed, named
 from uvirtio.backends.vfio.caps import info_caps
-from uvirtio.backends.vfio.kernel import query
+from uvirtio.backends.vfio.syscalls import query
 from uvirtio.backends.vfio.uapi import (
     VFIO_API_VERSION,
     VFIO_CHECK_EXTENSION,
@@ -45,7 +44,8 @@ from uvirtio.errors import (
     PermissionLack,
     UvirtioError,
 )
-from uvirtio.roots import Roots
+from uvirtio.host.roots import Roots
+from uvirtio.host.syscalls import Kernel, failed, named
 
 IOMMU_NAMES = {VFIO_TYPE1v2_IOMMU: "type1v2", VFIO_TYPE1_IOMMU: "type1", VFIO_NOIOMMU_IOMMU: "no-IOMMU"}
 

@@ -11,9 +11,8 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from uvirtio.backends.kernel import Kernel, failed, gone_or_failed
 from uvirtio.backends.vfio.caps import info_caps
-from uvirtio.backends.vfio.kernel import query
+from uvirtio.backends.vfio.syscalls import query
 from uvirtio.backends.vfio.uapi import (
     VFIO_DEVICE_FLAGS_PCI,
     VFIO_DEVICE_FLAGS_RESET,
@@ -43,6 +42,7 @@ from uvirtio.backends.vfio.uapi import (
     vfio_region_sparse_mmap_area,
 )
 from uvirtio.errors import Closed, DeviceGone, OperationFailed
+from uvirtio.host.syscalls import Kernel, failed, gone_or_failed
 
 _RESET_PAUSE = 0.01
 

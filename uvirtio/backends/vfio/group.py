@@ -8,8 +8,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from uvirtio.backends.kernel import Kernel, failed, gone_or_failed, holders, named
-from uvirtio.backends.sysfs_pci import driver_of
 from uvirtio.backends.vfio.container import Container
 from uvirtio.backends.vfio.uapi import (
     VFIO_GROUP_FLAGS_CONTAINER_SET,
@@ -31,7 +29,9 @@ from uvirtio.errors import (
     PermissionLack,
     UvirtioError,
 )
-from uvirtio.roots import Roots
+from uvirtio.host.pci_driver import driver_of
+from uvirtio.host.roots import Roots
+from uvirtio.host.syscalls import Kernel, failed, gone_or_failed, holders, named
 
 BRIDGE_DRIVERS = frozenset({"pcieport", "pci-stub"})
 """Drivers that may hold members of a group: they do no DMA of their own (vfio.rst, "viable")."""

@@ -13,10 +13,10 @@ import re
 from ctypes import c_int32, c_uint32, c_uint64
 from pathlib import Path
 
-from uvirtio.backends.kernel import Kernel, failed, gone_or_failed, holders, named
 from uvirtio.backends.vfio.container import IommuInfo, map_error
 from uvirtio.errors import Busy, Closed, ModuleLack, NotSupported, OperationFailed, PermissionLack
-from uvirtio.roots import Roots
+from uvirtio.host.roots import Roots
+from uvirtio.host.syscalls import Kernel, failed, gone_or_failed, holders, named
 
 _IOMMUFD_TYPE = ord(";") << 8
 

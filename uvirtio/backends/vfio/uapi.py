@@ -1,7 +1,7 @@
 """``<linux/vfio.h>`` as ctypes: the ioctl numbers, flags and structures that this binding uses.
 
-The names are the kernel's, without a prefix of ours. ``tests/unit/test_vfio_uapi.py`` holds every number, size
-and offset against the header of the machine it runs on. ctypes is used for ioctl arguments and nothing else.
+The names are the kernel's, without a prefix of ours. ``tests/unit/backends/test_vfio_uapi.py`` holds every number,
+size and offset against the header of the machine it runs on. ctypes is used for ioctl arguments and nothing else.
 """
 
 from __future__ import annotations

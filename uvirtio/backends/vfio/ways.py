@@ -10,14 +10,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
-from uvirtio.backends.kernel import Kernel
 from uvirtio.backends.vfio.container import IOMMU_NAMES, Container, IommuInfo
 from uvirtio.backends.vfio.device import Device
 from uvirtio.backends.vfio.group import Group, group_of, is_noiommu
 from uvirtio.backends.vfio.iommufd import Ioas, cdev_of, open_cdev
 from uvirtio.backends.vfio.uapi import VFIO_NOIOMMU_IOMMU
 from uvirtio.errors import NotSupported
-from uvirtio.roots import Roots
+from uvirtio.host.roots import Roots
+from uvirtio.host.syscalls import Kernel
 
 
 class AddressSpace(Protocol):

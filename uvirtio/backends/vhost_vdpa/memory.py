@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING
 from uvirtio.backends.pages import MADV_DONTDUMP, PAGE, Memory, PagedBlock, Pagemap, advise, ordinary
 from uvirtio.backends.physical import PhysicalBlock, PhysicalDmaSpace
 from uvirtio.errors import Closed, MemlockExceeded, OperationFailed
+from uvirtio.host.roots import Roots
 from uvirtio.memory.iova import IovaAllocator
-from uvirtio.roots import Roots
 
 if TYPE_CHECKING:
     from uvirtio.backends.vhost_vdpa.node import VhostVdpaNode

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from uvirtio.errors import NoSuchDevice, NotBound
-from uvirtio.roots import Roots
+from uvirtio.host.roots import Roots
 from uvirtio.spec import pci
 
 DRIVER = "vhost_vdpa"

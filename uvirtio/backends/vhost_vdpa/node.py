@@ -18,7 +18,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from uvirtio.backends.kernel import GONE, Kernel, failed, gone_or_failed, holders, named
 from uvirtio.backends.vhost_vdpa import uapi
 from uvirtio.backends.vhost_vdpa.memory import VdpaDmaSpace
 from uvirtio.backends.vhost_vdpa.names import behind, calls_of, require_bound
@@ -32,8 +31,9 @@ from uvirtio.errors import (
     PermissionLack,
     UvirtioError,
 )
+from uvirtio.host.roots import Roots
+from uvirtio.host.syscalls import GONE, Kernel, failed, gone_or_failed, holders, named
 from uvirtio.memory.iova import IovaAllocator
-from uvirtio.roots import Roots
 
 ENOTSUPP = 524
 """A number of the kernel's own (<linux/errno.h>) that vhost-vdpa lets through; user space has no name for it."""

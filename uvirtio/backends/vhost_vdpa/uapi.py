@@ -1,8 +1,8 @@
 """``<linux/vhost.h>`` and ``<linux/vhost_types.h>`` as ctypes: what vhost-vdpa needs of them.
 
-The names are the kernel's, without a prefix of ours. ``tests/unit/test_vhost_vdpa_uapi.py`` holds every number,
-size and offset against the headers of the machine it runs on. ctypes is used for arguments of ioctls and for the
-messages that are written to the node, and for nothing else.
+The names are the kernel's, without a prefix of ours. ``tests/unit/backends/test_vhost_vdpa_uapi.py`` holds every
+number, size and offset against the headers of the machine it runs on. ctypes is used for arguments of ioctls and
+for the messages that are written to the node, and for nothing else.
 """
 
 from __future__ import annotations

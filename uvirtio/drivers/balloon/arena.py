@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Self
 
 from uvirtio.errors import Closed, OperationFailed, Refused
-from uvirtio.memory.seams import Block, DmaSpace
-from uvirtio.virtqueue import Run
+from uvirtio.interfaces.memory import Block, DmaSpace
+from uvirtio.virtqueue import SgEntry
 
 RANGE = 2 << 20
 """Bytes. Large, as 5.5.6.7.1 wants it: a huge page of the host. No chain is longer, because a device may see
@@ -36,7 +36,7 @@ class Use(Enum):
 class Range:
     """Some bytes of a block: what the device is told as one chain."""
 
-    def __init__(self, block: Block, offset: int, runs: list[Run]) -> None:
+    def __init__(self, block: Block, offset: int, runs: list[SgEntry]) -> None:
         self.block = block
         self.offset = offset
         self.runs = runs
@@ -160,7 +160,7 @@ def allocate(dma: DmaSpace, size: int) -> list[Block]:
 def _cut(block: Block, elements: int) -> list[Range]:
     """The block as ranges that end at multiples of ``RANGE`` in the device's addresses."""
     made: list[Range] = []
-    begun: list[Run] = []
+    begun: list[SgEntry] = []
     start = offset = 0
 
     def end() -> None:

@@ -33,8 +33,8 @@ from uvirtio.errors import (
     UsageError,
     UvirtioError,
 )
-from uvirtio.fuse import QEMU_PREFIX
-from uvirtio.roots import Roots
+from uvirtio.host.denylist import QEMU_PREFIX
+from uvirtio.host.roots import Roots
 from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import by_name
@@ -130,7 +130,7 @@ class Balloon(Driver):
     def _wanted(self) -> int:
         return self._wishes
 
-    def _couplings(self) -> Iterable[f.Needs] | None:
+    def _dependencies(self) -> Iterable[f.Needs] | None:
         # 5.5.3.1: reporting needs poison only for those who expect their free pages to keep a value.
         return f.RESERVED_DEPENDS if self._poison is None else None
 

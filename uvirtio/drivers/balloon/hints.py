@@ -57,7 +57,7 @@ class Hints:
         changes = self._device.config_changes
         if changes != self._seen:
             self._seen = changes
-            self._obey(self._device.read_config(_CMD_ID)[0])
+            self._handle_cmd_id(self._device.read_config(_CMD_ID)[0])
         if self._wanted is not None and self._slots and self._queue.ring.free:
             self._open(self._wanted)
         if self._supplying:
@@ -71,7 +71,7 @@ class Hints:
             self.hinted += cookie.size
             cookie.use = Use.FREE if self._over else Use.HINTED
 
-    def _obey(self, ident: int) -> None:
+    def _handle_cmd_id(self, ident: int) -> None:
         if ident in (spec.CMD_ID_STOP, spec.CMD_ID_DONE):
             self._supplying, self._wanted = False, None
             if ident == spec.CMD_ID_DONE:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from uvirtio.drivers.balloon.proc import FreeMemory
 from uvirtio.errors import NotSupported, PagemapHidden, PageMoved, Refused
-from uvirtio.memory.seams import Block, DmaSpace
+from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.spec import balloon as spec
 
 CHUNK = 16 << 20

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from uvirtio.errors import Refused
-from uvirtio.roots import Roots
+from uvirtio.host.roots import Roots
 
 MIB = 1 << 20
 

@@ -13,8 +13,8 @@ from uvirtio.device import Device, Queue
 from uvirtio.drivers.balloon.proc import numbers
 from uvirtio.drivers.base import runs
 from uvirtio.errors import NotSupported, OperationFailed, UvirtioError
-from uvirtio.memory.seams import Block
-from uvirtio.roots import Roots
+from uvirtio.host.roots import Roots
+from uvirtio.interfaces.memory import Block
 from uvirtio.spec import balloon as spec
 from uvirtio.spec.balloon import Stat
 

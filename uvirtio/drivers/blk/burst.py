@@ -150,7 +150,7 @@ class Burst:
             for slot, sector in zip(slots, sectors, strict=True):
                 status[slot] = NO_STATUS
                 at[slot] = sector
-        if self._slots.post(slots):
+        if self._slots.submit(slots):
             self._queue.notify()
 
     def take(self) -> array[int]:

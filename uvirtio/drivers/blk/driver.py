@@ -14,7 +14,7 @@ from uvirtio.drivers.blk import ranges as cutting
 from uvirtio.drivers.blk.burst import Burst
 from uvirtio.drivers.blk.config import BlkConfig, Lifetime, Limits
 from uvirtio.drivers.blk.ranges import Range
-from uvirtio.drivers.blk.request import Lane, Request, Slot
+from uvirtio.drivers.blk.request import Request, RequestQueue, Slot
 from uvirtio.errors import (
     BadSize,
     BeyondEnd,
@@ -105,7 +105,7 @@ class Blk(Driver):
         self.counts: dict[Status, int] = dict.fromkeys(Status, 0)
         """Requests that came back, by their status."""
         self._depth, self._request_size, self._queues_wanted = depth, request_size, queues
-        self._lanes: list[Lane] = []
+        self._lanes: list[RequestQueue] = []
         self._bursts: list[Burst] = []
         self._next_lane = 0
         super().__init__(device, observe=observe)
@@ -132,7 +132,7 @@ class Blk(Driver):
             pieces = ring.size - 2  # beside header and status
             if config.seg_max is not None:
                 pieces = min(pieces, max(1, config.seg_max))
-            lane = Lane(device.dma, min(self._depth, ring.size), self._request_size)
+            lane = RequestQueue(device.dma, min(self._depth, ring.size), self._request_size)
             lane.stock(size_max, pieces)
             self._limits = (size_max, pieces)
             self._lanes.append(lane)
@@ -443,7 +443,7 @@ class Blk(Driver):
             return made
 
     @staticmethod
-    def _lane_number(lanes: Sequence[Lane], queue: int) -> int:
+    def _lane_number(lanes: Sequence[RequestQueue], queue: int) -> int:
         for number, lane in enumerate(lanes):
             if lane.queue.index == queue:
                 return number
@@ -508,7 +508,7 @@ class Blk(Driver):
 
     def _add(
         self,
-        lane: Lane,
+        lane: RequestQueue,
         readable: Sequence[tuple[int, int]],
         writable: Sequence[tuple[int, int]],
         slot: Slot,
@@ -526,7 +526,7 @@ class Blk(Driver):
                 # The chain is longer than what the ring has left: the slots are more than the descriptors.
                 self._await(lambda: self._collect() > 0, timeout, "one of the requests that are out")
 
-    def _live_lanes(self) -> list[Lane]:
+    def _live_lanes(self) -> list[RequestQueue]:
         if self.device.queues.get(self._first.index) is not self._first:
             raise Closed(f"the driver of {self.device.address} was closed")
         if not self._lanes:
@@ -553,7 +553,7 @@ class Blk(Driver):
             raise senseless
         return count
 
-    def _finish(self, lane: Lane, completion: Completion) -> UvirtioError | None:
+    def _finish(self, lane: RequestQueue, completion: Completion) -> UvirtioError | None:
         slot: Slot = completion.cookie
         request, slot.request = slot.request, None
         assert request is not None

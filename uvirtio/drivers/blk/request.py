@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from uvirtio.device import Queue
 from uvirtio.errors import ConfigError, UvirtioError
-from uvirtio.memory.seams import Block, DmaSpace
+from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.spec import blk as spec
-from uvirtio.virtqueue import Run
+from uvirtio.virtqueue import SgEntry
 
 if TYPE_CHECKING:
     from uvirtio.drivers.blk.driver import Blk
@@ -71,7 +71,7 @@ class Slot:
         "status",
     )
 
-    def __init__(self, lane: Lane, number: int, size: int, size_max: int) -> None:
+    def __init__(self, lane: RequestQueue, number: int, size: int, size_max: int) -> None:
         self.lane = lane
         self.request: Request | None = None
         self.room = 0
@@ -82,7 +82,7 @@ class Slot:
         (self.header,) = lane.control.segments(self._control_at, spec.HEADER_SIZE)
         (self.status,) = lane.control.segments(self._control_at + _STATUS_AT, spec.STATUS_SIZE)
         self._runs = clipped(lane.data.segments(self._data_at, size), size, size_max)
-        self._cut: Sequence[Run] = self._runs
+        self._cut: Sequence[SgEntry] = self._runs
         self._cut_length = size
 
     def prepare(self, kind: int, sector: int) -> None:
@@ -94,7 +94,7 @@ class Slot:
     def fill(self, data: bytes | memoryview) -> None:
         self._data.view[self._data_at : self._data_at + len(data)] = data
 
-    def runs(self, length: int) -> Sequence[Run]:
+    def runs(self, length: int) -> Sequence[SgEntry]:
         """The first ``length`` bytes of data as elements."""
         if length != self._cut_length:
             self._cut, self._cut_length = _first(self._runs, length), length
@@ -111,7 +111,7 @@ class Slot:
         return bytes(self._data.view[self._data_at : self._data_at + length])
 
 
-class Lane:
+class RequestQueue:
     """One queue and the slots of its requests."""
 
     def __init__(self, dma: DmaSpace, depth: int, size: int) -> None:
@@ -141,16 +141,16 @@ class Lane:
         return self.depth - len(self.free)
 
 
-def clipped(runs: Sequence[Run], length: int, size_max: int) -> list[Run]:
+def clipped(runs: Sequence[SgEntry], length: int, size_max: int) -> list[SgEntry]:
     """The first ``length`` bytes of ``runs``, in elements of at most ``size_max`` bytes."""
-    made: list[Run] = []
+    made: list[SgEntry] = []
     for address, size in _first(runs, length):
         made += [(address + at, min(size_max, size - at)) for at in range(0, size, size_max)]
     return made
 
 
-def _first(runs: Sequence[Run], length: int) -> list[Run]:
-    made: list[Run] = []
+def _first(runs: Sequence[SgEntry], length: int) -> list[SgEntry]:
+    made: list[SgEntry] = []
     for address, size in runs:
         if length <= 0:
             break

@@ -15,7 +15,7 @@ from uvirtio.drivers.input.description import AbsInfo, Description, InputIds
 from uvirtio.drivers.input.events import EVENTS_MAX, EventQueue, Frame, InputEvent
 from uvirtio.drivers.input.state import InputState
 from uvirtio.errors import NotSupported, UsageError
-from uvirtio.memory.seams import Block
+from uvirtio.interfaces.memory import Block
 from uvirtio.spec import input as spec
 from uvirtio.spec.layout import by_name
 
@@ -62,12 +62,12 @@ class Input(Driver):
 
     def _lay(self) -> None:
         queue = self.device.queues[spec.EVENTQ]
-        self._slots = queue.lay(
+        self._slots = queue.set_fixed(
             [((), runs(self._buffers, slot * spec.EVENT_SIZE, spec.EVENT_SIZE)) for slot in range(queue.ring.size)]
         )
 
     def _stock(self) -> None:
-        self.device.queues[spec.EVENTQ].post(range(self._slots.count))
+        self.device.queues[spec.EVENTQ].submit(range(self._slots.count))
 
     def relay(self) -> None:
         """After ``Device.reset_queue`` of the event queue: give the device its buffers anew."""
@@ -245,7 +245,7 @@ class Input(Driver):
                 while (frame := self._waiting.take_frame()) is not None:
                     yield frame
                     self.service()
-                if deaf := self.device.deaf(done):
+                if deaf := self.device.storm_backoff(done):
                     listen(False)
                     await asyncio.sleep(deaf)
                     listen(True)
@@ -281,7 +281,7 @@ class Input(Driver):
     def _collect(self) -> None:
         self._status.advance()
         queue = self.device.queues[spec.EVENTQ]
-        slots = queue.take()
+        slots = queue.reap_slots()
         if not slots:
             return
         view, written = self._buffers.view, self._slots.written
@@ -293,7 +293,7 @@ class Input(Driver):
             else:
                 self.dropped += 1
             view[at : at + spec.EVENT_SIZE] = _EMPTY
-        queue.post(slots)  # 5.8.6.1: the device has its buffers back before anything else is done
+        queue.submit(slots)  # 5.8.6.1: the device has its buffers back before anything else is done
         now = time.monotonic()
         events = [decode(data) for data in taken]
         self.state.apply(events)

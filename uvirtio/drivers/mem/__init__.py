@@ -4,7 +4,7 @@
 :class:`Region` is the plugged memory itself.
 """
 
-from uvirtio.drivers.mem.books import Books, Use
+from uvirtio.drivers.mem.block_table import BlockTable, Use
 from uvirtio.drivers.mem.config import MemConfig
 from uvirtio.drivers.mem.driver import Answer, Mem
 from uvirtio.drivers.mem.manager import Consumer, HandOut, Manager, Mode, Outcome, Unit
@@ -15,7 +15,7 @@ from uvirtio.spec.mem import Request, Response, State
 
 __all__ = [
     "Answer",
-    "Books",
+    "BlockTable",
     "Consumer",
     "HandOut",
     "Manager",

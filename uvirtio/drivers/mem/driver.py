@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, NoReturn
 from uvirtio.device import Device, Observer, QueueSpec, unobserved
 from uvirtio.drivers.base import Driver, runs, transact
 from uvirtio.drivers.mem import config as configuration
-from uvirtio.drivers.mem.books import Books
+from uvirtio.drivers.mem.block_table import BlockTable
 from uvirtio.drivers.mem.config import MemConfig
 from uvirtio.drivers.mem.ranges import Ranges
 from uvirtio.drivers.mem.suspend import SuspendLock
@@ -73,15 +73,15 @@ class Mem(Driver):
         try:
             with device.session():
                 config = self.config()
-                self.books = Books(config.block_size)
+                self.block_table = BlockTable(config.block_size)
                 self._identity = (config.block_size, config.addr, config.region_size)
                 if config.plugged_size and leftover == "unplug":
                     self.unplug_all(timeout=device.timeout)
                 elif config.plugged_size:
                     self.resync()
-                self.leftover = self.books.plugged.copy()
+                self.leftover = self.block_table.plugged.copy()
                 """Blocks that were plugged when we came."""
-                self._mind_suspend()
+                self._update_suspend_lock()
         except BaseException:
             self.close()
             raise
@@ -113,7 +113,7 @@ class Mem(Driver):
     @property
     def block_size(self) -> int:
         """Bytes; never changes (5.15.4)."""
-        return self.books.block_size
+        return self.block_table.block_size
 
     @property
     def addr(self) -> int:
@@ -130,11 +130,11 @@ class Mem(Driver):
         """PERSISTENT_SUSPEND: without it the guest must not suspend to RAM while memory is plugged (5.15.6.1)."""
         return self.device.has(f.Mem.PERSISTENT_SUSPEND)
 
-    def _mind_suspend(self, *, plugs: bool = False) -> None:
+    def _update_suspend_lock(self, *, plugs: bool = False) -> None:
         """5.15.6.1: hold the lock from before the first block is plugged until the last is unplugged."""
         if self.suspend_lock is None or self.survives_suspend:
             return
-        if plugs or self.books.plugged.total:
+        if plugs or self.block_table.plugged.total:
             self.suspend_lock.hold()
         else:
             self.suspend_lock.release()
@@ -157,13 +157,13 @@ class Mem(Driver):
         """
         with self.device.session():
             first = self._validated(addr, blocks)
-            if self.books.plugged.overlaps(first, blocks):
+            if self.block_table.plugged.overlaps(first, blocks):
                 raise self._not_uniform("plugged already", first, blocks)
-            self._mind_suspend(plugs=True)
+            self._update_suspend_lock(plugs=True)
             try:
-                self._each(Request.PLUG, first, blocks, self.books.was_plugged, timeout)
+                self._each(Request.PLUG, first, blocks, self.block_table.was_plugged, timeout)
             finally:
-                self._mind_suspend()
+                self._update_suspend_lock()
 
     def unplug(self, addr: int, blocks: int, *, timeout: float | None = None) -> None:
         """Unplug ``blocks`` plugged blocks from ``addr``; their contents are lost (5.15.6.4).
@@ -172,10 +172,10 @@ class Mem(Driver):
         """
         with self.device.session():
             first = self._validated(addr, blocks)
-            if not self.books.plugged.covers(first, blocks):
+            if not self.block_table.plugged.covers(first, blocks):
                 raise self._not_uniform("not plugged", first, blocks)
-            self.books.require_unused(first, blocks)
-            self._each(Request.UNPLUG, first, blocks, self.books.was_unplugged, timeout)
+            self.block_table.require_unused(first, blocks)
+            self._each(Request.UNPLUG, first, blocks, self.block_table.was_unplugged, timeout)
 
     def unplug_all(self, *, timeout: float | None = None) -> None:
         """Unplug everything, whoever plugged it; repeated while the device is busy, ``timeout`` seconds in all.
@@ -185,14 +185,14 @@ class Mem(Driver):
         """
         with self.device.session():
             whole = self._identity[2] // self.block_size
-            self.books.require_unused(0, whole)
+            self.block_table.require_unused(0, whole)
             self.patiently(self._unplug_all_once, timeout)
-            self.books.was_unplugged(0, whole)
+            self.block_table.was_unplugged(0, whole)
             left = self.config().plugged_size
             if left:
                 self._finding("plugged_size is not 0 after UNPLUG ALL")
                 self.resync()
-            self._mind_suspend()
+            self._update_suspend_lock()
 
     def _unplug_all_once(self) -> None:
         answer = self.ask(Request.UNPLUG_ALL)
@@ -341,11 +341,11 @@ class Mem(Driver):
             plugged = self._survey(config)
             if plugged.total != config.plugged_blocks:
                 self._finding("plugged_size is not the number of plugged blocks")
-            if self.books.plugged != plugged:
-                lost = self.books.in_use.without(plugged)
+            if self.block_table.plugged != plugged:
+                lost = self.block_table.in_use.without(plugged)
                 if lost:
                     self._finding("blocks in use were unplugged behind our back")
-                self.books.is_really(plugged)
+                self.block_table.set_plugged(plugged)
             return plugged
 
     def _survey(self, config: MemConfig) -> Ranges:
@@ -380,10 +380,10 @@ class Mem(Driver):
 
     def _compare(self) -> None:
         """5.15.4.2: plugged_size follows our requests without a notification; when it does not, ask for all."""
-        if self.config().plugged_size != self.books.plugged.total * self.block_size:
+        if self.config().plugged_size != self.block_table.plugged.total * self.block_size:
             self._finding("plugged_size is not what was acknowledged")
             self.resync()
-        self._mind_suspend()
+        self._update_suspend_lock()
 
     # --- before sending -------------------------------------------------------------------------------------
 
@@ -415,7 +415,7 @@ class Mem(Driver):
         return config.block_at(addr)
 
     def _not_uniform(self, what: str, first: int, blocks: int) -> BadSize:
-        plugged = self.books.plugged.count(first, blocks)
+        plugged = self.block_table.plugged.count(first, blocks)
         return BadSize(
             f"some of these {blocks} blocks are {what}",
             seen=f"{plugged} plugged, {blocks - plugged} not",

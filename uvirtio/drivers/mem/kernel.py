@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from uvirtio.drivers.mem.books import Use
+from uvirtio.drivers.mem.block_table import Use
 from uvirtio.drivers.mem.driver import Mem
 from uvirtio.errors import ConfigError
-from uvirtio.roots import Roots
+from uvirtio.host.roots import Roots
 
 _LINE = re.compile(r"\s*([0-9a-f]+)-([0-9a-f]+) : (.*)")
 _BLOCK = re.compile(r"memory([0-9]{1,9})")
@@ -59,12 +59,12 @@ def note_kernel_use(mem: Mem, roots: Roots) -> list[Use]:
         if low >= high:
             continue
         offset = low - config.addr
-        if not mem.books.plugged.covers(*mem.books.blocks_of(offset, high - low)):
+        if not mem.block_table.plugged.covers(*mem.block_table.blocks_of(offset, high - low)):
             raise ConfigError(
                 f"the region of {mem.device.address} lies over memory that the kernel has",
                 seen=f"{name} at {low:#x}..{high:#x}, and not all of it is plugged",
                 expected="a region of its own (5.15.4)",
                 remedy="leave this device alone and look at /proc/iomem",
             )
-        pins.append(mem.books.pin(offset, high - low, f"the kernel ({name})"))
+        pins.append(mem.block_table.pin(offset, high - low, f"the kernel ({name})"))
     return pins

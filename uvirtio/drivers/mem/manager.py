@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-from uvirtio.drivers.mem.books import Use
+from uvirtio.drivers.mem.block_table import Use
 from uvirtio.drivers.mem.config import MemConfig
 from uvirtio.drivers.mem.driver import BUSY_FIRST, BUSY_LAST, Mem, jittered
-from uvirtio.drivers.mem.ranges import Ranges, Run
+from uvirtio.drivers.mem.ranges import BlockRange, Ranges
 from uvirtio.drivers.mem.region import Region
 from uvirtio.errors import BadSize, InUse, MemBusy, MemNack, OperationFailed
 from uvirtio.spec.mem import MAX_BLOCKS, Response
@@ -163,8 +163,8 @@ class Manager:
 
     def units(self) -> Iterator[Unit]:
         """All whole units of the region, by address."""
-        books, block = self.mem.books, self.mem.block_size
-        claimed = Ranges((use.offset, use.length) for use in books.uses)
+        table, block = self.mem.block_table, self.mem.block_size
+        claimed = Ranges((use.offset, use.length) for use in table.uses)
         first, end = self._low * block, self._high * block
         for offset in range(first, end, self.unit):
             yield Unit(
@@ -175,16 +175,16 @@ class Manager:
             )
 
     def _plugged_bytes(self, offset: int, length: int) -> int:
-        books, block = self.mem.books, self.mem.block_size
+        table, block = self.mem.block_table, self.mem.block_size
         if length >= block:
-            return books.plugged.count(offset // block, length // block) * block
-        return length if books.plugged.covers(offset // block, 1) else 0
+            return table.plugged.count(offset // block, length // block) * block
+        return length if table.plugged.covers(offset // block, 1) else 0
 
     def _free_units(self) -> Iterator[int]:
         """Offsets of the plugged units that nobody has any of, lowest first."""
-        books, block = self.mem.books, self.mem.block_size
-        free = Ranges((first * block, count * block) for first, count in books.plugged)
-        for use in books.uses:
+        table, block = self.mem.block_table, self.mem.block_size
+        free = Ranges((first * block, count * block) for first, count in table.plugged)
+        for use in table.uses:
             free.remove(use.offset, use.length)
         low, high = self._low * block, self._high * block
         for first, count in free.within(low, high - low):
@@ -204,7 +204,7 @@ class Manager:
                 address = self.mem.addr + offset
                 if near is not None and address != near:
                     continue
-                use = self.mem.books.claim(offset, self.unit, owner)
+                use = self.mem.block_table.claim(offset, self.unit, owner)
                 made.append(HandOut(address, self.unit, owner, use))
                 if self.region is not None:
                     self.region.zero(offset, self.unit)
@@ -219,12 +219,12 @@ class Manager:
 
         Raises NotPlugged, InUse.
         """
-        use = self.mem.books.claim(address - self.mem.addr, self.unit, owner)
+        use = self.mem.block_table.claim(address - self.mem.addr, self.unit, owner)
         return HandOut(address, self.unit, owner, use)
 
     def give_back(self, one: HandOut) -> None:
         """The owner is done with it: it may be unplugged, or handed out again; idempotent."""
-        self.mem.books.release(one.use)
+        self.mem.block_table.release(one.use)
 
     # --- going somewhere ------------------------------------------------------------------------------------
 
@@ -254,14 +254,14 @@ class Manager:
         """
         self._check_size(size)
         plugged = self.mem.config().plugged_size
-        books = self.mem.books
+        table = self.mem.block_table
         if size > plugged:
             raise BadSize(
                 f"{size} bytes are more than is plugged", seen=size, expected=f"at most {plugged}", remedy=None
             )
-        free = books.plugged.without(books.in_use).total * self.mem.block_size
+        free = table.plugged.without(table.in_use).total * self.mem.block_size
         if size > free:
-            books.require_unused(0, self.mem.config().blocks)
+            table.require_unused(0, self.mem.config().blocks)
         self._go_to(plugged - size, timeout)
 
     def _check_size(self, size: int) -> None:
@@ -299,7 +299,7 @@ class Manager:
         if outcome is Outcome.IN_USE:
             raise InUse(
                 "the rest of the plugged blocks is in use",
-                seen=f"plugged {self.mem.books.plugged.total * self.mem.block_size}",
+                seen=f"plugged {self.mem.block_table.plugged.total * self.mem.block_size}",
                 expected=f"{target} plugged",
                 remedy="close what uses them, or give the units back",
             )
@@ -336,7 +336,7 @@ class Manager:
                 self._steps += 1
                 pause = BUSY_FIRST
                 if progress is not None:
-                    progress(self.mem.books.plugged.total * self.mem.block_size)
+                    progress(self.mem.block_table.plugged.total * self.mem.block_size)
 
     def follow(
         self,
@@ -360,7 +360,7 @@ class Manager:
             self.consumer.arrived(self)
             while True:
                 seen = device.config_changes
-                at, steps = self.mem.books.plugged.total, self._steps
+                at, steps = self.mem.block_table.plugged.total, self._steps
                 requested = self.mem.config().requested_size
                 if before != (Outcome.NACK, requested):  # it said no to this, so it is not asked again
                     try:
@@ -368,7 +368,7 @@ class Manager:
                     except MemBusy:
                         outcome = Outcome.BUSY
                 # Also where it ends where it began: down and up again are other blocks, which nobody has yet.
-                moved = self._steps != steps or self.mem.books.plugged.total != at
+                moved = self._steps != steps or self.mem.block_table.plugged.total != at
                 if moved or self.consumer.wants():
                     self.consumer.arrived(self)
                 if moved or (outcome, requested) != before:
@@ -396,7 +396,7 @@ class Manager:
         wanted = config.requested_size if target is None else target
         if self.limit is not None:
             wanted = min(wanted, self.limit)
-        missing = wanted // self.mem.block_size - self.mem.books.plugged.total
+        missing = wanted // self.mem.block_size - self.mem.block_table.plugged.total
         try:
             if missing > 0:
                 return self._grow(config, missing)
@@ -430,9 +430,9 @@ class Manager:
         self.mem.unplug(self.mem.addr + run[0] * self.mem.block_size, run[1])
         return Outcome.MOVED
 
-    def _to_plug(self, config: MemConfig, missing: int) -> Run | None:
+    def _to_plug(self, config: MemConfig, missing: int) -> BlockRange | None:
         """The next blocks to plug: the rest of units that are begun, then the lowest ones."""
-        plugged = self.mem.books.plugged
+        plugged = self.mem.block_table.plugged
         end = min(self._high, config.usable_blocks)
         begun = sorted(self._begun())
         for group in begun:
@@ -446,7 +446,7 @@ class Manager:
                 return run
         return None
 
-    def _part_of_gap(self, first: int, count: int, most: int) -> Run | None:
+    def _part_of_gap(self, first: int, count: int, most: int) -> BlockRange | None:
         """The first usable blocks of a gap, at most ``most``; whole steps in big-block mode."""
         group = self._group
         end = first + count
@@ -469,7 +469,7 @@ class Manager:
 
     def _begun(self) -> set[int]:
         """First blocks of the groups that are plugged in part; such a group holds the end of a plugged run."""
-        plugged, group = self.mem.books.plugged, self._group
+        plugged, group = self.mem.block_table.plugged, self._group
         if group == 1:
             return set()
         found = set()
@@ -481,21 +481,21 @@ class Manager:
                         found.add(start)
         return found
 
-    def _to_unplug(self, surplus: int) -> Run | None:
+    def _to_unplug(self, surplus: int) -> BlockRange | None:
         """The next blocks to unplug, so that whole units come free first and with the fewest requests."""
-        books, group = self.mem.books, self._group
-        free = books.plugged.without(books.in_use)
+        table, group = self.mem.block_table, self._group
+        free = table.plugged.without(table.in_use)
         for first, count in self._outside(free):
             return first, min(count, surplus, MAX_BLOCKS)
         # What is begun is of no use to anybody; the one with the least in it first.
         begun = [
-            (books.plugged.count(start, group), start)
+            (table.plugged.count(start, group), start)
             for start in self._begun()
-            if not books.in_use.overlaps(start, group)
+            if not table.in_use.overlaps(start, group)
         ]
         if begun:
             _, start = min(begun)
-            first, count = list(books.plugged.within(start, group))[-1]
+            first, count = list(table.plugged.within(start, group))[-1]
             most = min(count, surplus, MAX_BLOCKS)
             return first + count - most, most
         if surplus >= group:
@@ -517,9 +517,9 @@ class Manager:
                     return run
         return None
 
-    def _loose(self, first: int, count: int, most: int, *, beside_used: bool) -> Run | None:
+    def _loose(self, first: int, count: int, most: int, *, beside_used: bool) -> BlockRange | None:
         """The highest blocks of a free run that lie in one unit, with somebody else's in it or not."""
-        in_use, group = self.mem.books.in_use, self._group
+        in_use, group = self.mem.block_table.in_use, self._group
         end = first + count
         while end > first:
             unit = self._low + (end - 1 - self._low) // group * group
@@ -531,6 +531,6 @@ class Manager:
             end = start
         return None
 
-    def _outside(self, free: Ranges) -> Iterator[Run]:
+    def _outside(self, free: Ranges) -> Iterator[BlockRange]:
         yield from free.within(0, self._low)
         yield from free.within(self._high, max(0, self.mem.config().blocks - self._high))

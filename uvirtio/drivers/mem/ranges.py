@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
-Run = tuple[int, int]
+BlockRange = tuple[int, int]
 """(first, count); ``count`` is above 0 wherever a run comes out of here."""
 
 
@@ -14,17 +14,17 @@ class Ranges:
 
     __slots__ = ("_ends", "_starts")
 
-    def __init__(self, runs: Iterable[Run] = ()) -> None:
+    def __init__(self, runs: Iterable[BlockRange] = ()) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
         for first, count in runs:
             self.add(first, count)
 
-    def __iter__(self) -> Iterator[Run]:
+    def __iter__(self) -> Iterator[BlockRange]:
         for start, end in zip(self._starts, self._ends, strict=True):
             yield start, end - start
 
-    def __reversed__(self) -> Iterator[Run]:
+    def __reversed__(self) -> Iterator[BlockRange]:
         for start, end in zip(reversed(self._starts), reversed(self._ends), strict=True):
             yield start, end - start
 
@@ -88,7 +88,7 @@ class Ranges:
         self._starts[low:high] = starts
         self._ends[low:high] = ends
 
-    def within(self, first: int, count: int) -> Iterator[Run]:
+    def within(self, first: int, count: int) -> Iterator[BlockRange]:
         """The parts of the set's runs that lie in these numbers, ascending."""
         end = first + count
         for index in range(bisect_right(self._ends, first), bisect_left(self._starts, end)):
@@ -96,7 +96,7 @@ class Ranges:
             if start < stop:
                 yield start, stop - start
 
-    def gaps(self, first: int, count: int) -> Iterator[Run]:
+    def gaps(self, first: int, count: int) -> Iterator[BlockRange]:
         """The runs of these numbers that are not in the set, ascending."""
         at, end = first, first + count
         for start, length in self.within(first, count):

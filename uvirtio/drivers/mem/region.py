@@ -9,13 +9,14 @@ from __future__ import annotations
 import mmap
 from typing import Self
 
-from uvirtio.drivers.mem.books import Use
+from uvirtio.drivers.mem.block_table import Use
 from uvirtio.drivers.mem.driver import Mem
 from uvirtio.drivers.mem.ranges import Ranges
 from uvirtio.errors import Closed, NotSupported, OperationFailed
-from uvirtio.memory.seams import PFN_SHIFT, AdoptsMemory, Block, DmaSpace, MemoryWindow, ProvidesMemory
+from uvirtio.host.roots import Roots
+from uvirtio.interfaces.backend import ProvidesMemory
+from uvirtio.interfaces.memory import PFN_SHIFT, AdoptsMemory, Block, DmaSpace, MemoryWindow
 from uvirtio.memory.window import dev_mem
-from uvirtio.roots import Roots
 
 PAGE = mmap.PAGESIZE
 _ZEROES = 1 << 20
@@ -145,7 +146,7 @@ class Region:
         Raises NotPlugged, and what mapping them may raise.
         """
         self._initialise(offset, length)
-        return self._piece(self.mem.books.pin(offset, length, owner), shown)
+        return self._piece(self.mem.block_table.pin(offset, length, owner), shown)
 
     def alloc(self, size: int, *, owner: str = "a buffer", shown: DmaSpace | None = None) -> Piece:
         """``size`` zeroed bytes that nobody else uses, in whole pages, for buffers of another driver.
@@ -155,10 +156,10 @@ class Region:
         if size <= 0:
             raise ValueError(f"{size} bytes of memory")
         length = -(-size // PAGE) * PAGE
-        books = self.mem.books
-        block = books.block_size
-        free = Ranges((first * block, count * block) for first, count in books.plugged)
-        for use in books.uses:
+        table = self.mem.block_table
+        block = table.block_size
+        free = Ranges((first * block, count * block) for first, count in table.plugged)
+        for use in table.uses:
             free.remove(use.offset // PAGE * PAGE, use.length + use.offset % PAGE)
         found = next(
             (offset for first, count in free if (offset := -(-first // PAGE) * PAGE) + length <= first + count),
@@ -171,11 +172,11 @@ class Region:
                 expected=f"a run of {length}",
                 remedy="plug more: uvirtio mem plug DEV SIZE",
             )
-        use = books.claim(found, length, owner)
+        use = table.claim(found, length, owner)
         try:
             self.zero(found, length)
         except BaseException:
-            books.release(use)
+            table.release(use)
             raise
         return self._piece(use, shown)
 
@@ -184,7 +185,7 @@ class Region:
         block = self.mem.block_size
         made: list[Piece] = []
         try:
-            for first, count in list(self.mem.books.plugged):
+            for first, count in list(self.mem.block_table.plugged):
                 made.append(self.view(first * block, count * block, owner=owner, shown=space))
         except BaseException:
             for piece in made:
@@ -204,24 +205,24 @@ class Region:
 
     def zero(self, offset: int, length: int) -> None:
         """Clear plugged bytes. Raises NotPlugged."""
-        books = self.mem.books
-        with self._piece(books.pin(offset, length, "being cleared"), None) as piece:
+        table = self.mem.block_table
+        with self._piece(table.pin(offset, length, "being cleared"), None) as piece:
             for at in range(0, length, _ZEROES):
                 count = min(_ZEROES, length - at)
                 piece.view[at : at + count] = bytes(count)
-        books.fresh.remove(offset, length)
+        table.fresh.remove(offset, length)
 
     def _initialise(self, offset: int, length: int) -> None:
-        books = self.mem.books
-        books.require_plugged(offset, length)
-        for first, count in list(books.fresh.within(offset, length)):
+        table = self.mem.block_table
+        table.require_plugged(offset, length)
+        for first, count in list(table.fresh.within(offset, length)):
             self.zero(first, count)
 
     def _piece(self, use: Use, shown: DmaSpace | None) -> Piece:
         try:
             piece = Piece(self, use, shown)
         except BaseException:
-            self.mem.books.release(use)
+            self.mem.block_table.release(use)
             raise
         self._pieces[id(piece)] = piece
         return piece
@@ -234,7 +235,7 @@ class Region:
     def closed_piece(self, piece: Piece, use: Use) -> None:
         """A piece was unmapped."""
         del self._pieces[id(piece)]
-        self.mem.books.release(use)
+        self.mem.block_table.release(use)
 
     def close(self) -> None:
         """Close all pieces and the window; idempotent. Raises BufferError while a view is held elsewhere."""

@@ -15,7 +15,7 @@ import time
 from types import TracebackType
 from typing import IO, Self
 
-from uvirtio.roots import Roots
+from uvirtio.host.roots import Roots
 
 TIMEOUT = 5.0
 """Seconds that logind has for its answer."""

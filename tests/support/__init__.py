@@ -1,0 +1,1 @@
+"""Tools of the tests: compiling a C program, watching memory with hardware watchpoints."""

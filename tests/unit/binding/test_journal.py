@@ -1,0 +1,137 @@
+"""The journal on the disk: whole or not at all, private, and not believed when it is nonsense."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fakes.fakesys import FakeSys
+from uvirtio.binding import journal
+from uvirtio.binding.journal import DeviceEntry
+from uvirtio.errors import EnvironmentLack
+
+DEVICE = DeviceEntry(
+    "0000:03:00.0", "pci", "0000:03:00.0", "vfio-pci", "virtio-pci", None, pci_id="1af4:1044",
+    subsystem_id="1af4:1100", type="rng", iommu_group=7, node="7", node_before=(0, 0, 0o600), steps=("override",),
+)  # fmt: skip
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> FakeSys:
+    return FakeSys(tmp_path)
+
+
+def test_what_is_stored_comes_back(fake: FakeSys) -> None:
+    fake.text(
+        fake.roots.proc / f"{os.getpid()}/stat", f"{os.getpid()} (a) b) R " + " ".join(str(n) for n in range(30))
+    )
+    entry = journal.new([DEVICE], fake.roots, ["uvirtio", "bind"])
+    journal.store(entry, fake.roots)
+    assert journal.entries(fake.roots) == [entry]
+    assert entry.pid == os.getpid() and entry.pid_start == 18 and entry.kernel == "6.1.0-test"
+    assert journal.entry_of("0000:03:00.0", fake.roots) == entry
+    assert journal.entry_of("0000:04:00.0", fake.roots) is None
+    (path,) = journal.directory(fake.roots).iterdir()
+    assert path.stat().st_mode & 0o777 == 0o600
+    json.dumps(entry.as_dict())
+
+
+def test_store_replaces_and_remove_removes(fake: FakeSys) -> None:
+    entry = journal.new([DEVICE], fake.roots)
+    journal.store(entry, fake.roots)
+    later = dataclasses.replace(entry, state="bound").with_device(dataclasses.replace(DEVICE, steps=("a", "b")))
+    journal.store(later, fake.roots)
+    assert journal.entries(fake.roots) == [later]
+    journal.remove(later, fake.roots)
+    assert journal.entries(fake.roots) == [] and list(journal.directory(fake.roots).iterdir()) == []
+
+
+def test_entries_of_another_boot_are_passed_over(fake: FakeSys) -> None:
+    journal.store(journal.new([DEVICE], fake.roots), fake.roots)
+    fake.text(fake.roots.proc / "sys/kernel/random/boot_id", "another\n")
+    assert journal.entries(fake.roots) == []
+    assert len(journal.entries(fake.roots, every_boot=True)) == 1
+
+
+@pytest.mark.parametrize("call", ["write", "fsync", "open"])
+def test_a_full_disk_is_an_error_and_leaves_nothing(
+    fake: FakeSys, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def full(*args: object, **more: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    journal.directory(fake.roots).mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, full)
+        with pytest.raises(EnvironmentLack) as error:
+            journal.store(journal.new([DEVICE], fake.roots), fake.roots)
+    assert "No space" in str(error.value.seen) and error.value.exit_code == 4
+    assert list(journal.directory(fake.roots).iterdir()) == []
+
+
+def test_it_is_synced_before_it_has_its_name(fake: FakeSys, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    fsync = os.fsync
+
+    def spy(fd: int) -> None:
+        seen.append(sorted(p.suffix for p in journal.directory(fake.roots).iterdir()))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", spy)
+    journal.store(journal.new([DEVICE], fake.roots), fake.roots)
+    assert seen == [[".tmp"], [".json"]]  # the file, then the directory
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"schema": "other"},
+        {"devices": [{}]},
+        {"devices": None},
+        {"id": "../../etc/passwd"},
+        {"extra": 1},
+        {"boot_id": None},
+    ],
+)
+def test_nonsense_is_passed_over(fake: FakeSys, spoil: dict[str, object]) -> None:
+    entry = journal.new([DEVICE], fake.roots)
+    raw = {"schema": journal.SCHEMA, **entry.as_dict(), **spoil}
+    fake.text(journal.directory(fake.roots) / f"{entry.id}.json", json.dumps(raw))
+    assert journal.entries(fake.roots) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../../../etc"},
+        {"driver": "a/b"},
+        {"driver": ".."},
+        {"bus": "usb"},
+        {"target": "x\0y"},
+        {"name": 3},
+        {"node": "../../x"},
+        {"node_before": [0, 0]},
+        {"steps": 3},
+    ],
+)
+def test_a_record_cannot_lead_a_path_astray(fake: FakeSys, change: dict[str, object]) -> None:
+    entry = journal.new([DEVICE], fake.roots)
+    raw = {"schema": journal.SCHEMA, **entry.as_dict()}
+    raw["devices"] = [{**DEVICE.as_dict(), **change}]
+    fake.text(journal.directory(fake.roots) / f"{entry.id}.json", json.dumps(raw))
+    assert journal.entries(fake.roots) == []
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_survived(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    fake = FakeSys(tmp_path_factory.mktemp("tree"))
+    fake.text(journal.directory(fake.roots) / "0.json", content)
+    fake.text(journal.directory(fake.roots) / ".0.1.tmp", content)
+    assert journal.entries(fake.roots) == []

@@ -1,0 +1,335 @@
+"""Bursts of a disk's requests (the batch path) on a scripted disk: as strict as single requests, lies and all."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.fakes.scripted import ScriptedDevice
+from tests.fakes.scripted_blk import FEATURES, Disk, Shuffling
+from tests.unit.drivers.test_blk import ALL, Enough, driven, fill
+from uvirtio import opening
+from uvirtio.drivers.blk import Blk
+from uvirtio.errors import (
+    BadSize,
+    BeyondEnd,
+    BlkIoError,
+    BlkUnsupported,
+    Closed,
+    DeviceBroken,
+    DeviceTimeout,
+    ProtocolError,
+    QueueFull,
+    RingCorruption,
+    UsageError,
+    WriteRefused,
+)
+from uvirtio.interfaces.values import InterruptMode
+from uvirtio.spec import features as f
+from uvirtio.spec.blk import SECTOR_SIZE, Status
+from uvirtio.spec.blk import Request as Kind
+
+KIB4 = 8  # sectors
+
+
+def at(data: bytes | bytearray, sector: int, sectors: int = KIB4) -> bytes:
+    return bytes(data[sector * SECTOR_SIZE : (sector + sectors) * SECTOR_SIZE])
+
+
+@pytest.mark.spec("BLK-13", "BLK-L05")
+@pytest.mark.parametrize(
+    "features", [None, FEATURES | f.mask(f.VERSION_1), ALL | f.mask(f.VERSION_1, f.EVENT_IDX)]
+)
+@pytest.mark.parametrize("interrupts", [tuple(InterruptMode), [InterruptMode.POLLING]])
+def test_what_is_read_is_what_is_there(features: int | None, interrupts: Any):
+    model = Disk(sectors=4096, features=ALL)
+    data = fill(model)
+    with driven(model, features=features, interrupts=interrupts) as (_, device, blk):
+        burst = blk.burst(KIB4, depth=16)
+        sectors = [random.randrange(4096 - KIB4) for _ in range(1000)]
+        found = list(burst.read(sectors))
+        assert sorted(sector for sector, _ in found) == sorted(sectors)
+        assert all(content == at(data, sector) for sector, content in found)
+        assert burst.in_flight == 0
+        assert device.queues[0].kicks < 200
+    assert all(seen.elements[0] == (16, False) and seen.elements[-1] == (1, True) for seen in model.requests)
+
+
+def test_what_is_written_is_there():
+    model = Disk()
+    with driven(model, allow_write=True, depth=8) as (_, _, blk):
+        burst = blk.burst(2, write=True)
+        assert burst.count == 8 and list(burst.slots) == list(range(8))
+        for slot in burst.slots:
+            burst.fill(slot, bytes([slot + 1]) * 1024)
+        burst.post(burst.slots, range(0, 16, 2))
+        back = burst.wait()
+        assert sorted(back) == list(range(8))
+        assert model.content[: 16 * 512] == b"".join(bytes([slot + 1]) * 1024 for slot in range(8))
+        with pytest.raises(BadSize, match="fill"):
+            burst.fill(0, b"x")
+        with pytest.raises(UsageError, match="writes"):
+            next(burst.read([0]))
+    assert {seen.type for seen in model.requests} == {Kind.OUT}
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 1 << 16),
+    depth=st.integers(1, 20),
+    steps=st.lists(st.tuples(st.integers(0, 20), st.booleans()), min_size=1, max_size=30),
+    indirect=st.booleans(),
+)
+def test_any_order_of_posts_and_answers(
+    seed: int, depth: int, steps: list[tuple[int, bool]], indirect: bool
+) -> None:
+    model = Shuffling(seed, sectors=1024)
+    data = fill(model)
+    features = FEATURES | f.mask(f.VERSION_1, f.EVENT_IDX) | (f.mask(f.INDIRECT_DESC) if indirect else 0)
+    with driven(model, features=features, depth=depth) as (_, _, blk):
+        burst = blk.burst(1)
+        idle, where = list(burst.slots), {}
+        for count, shuffle in steps:
+            if shuffle:
+                model.random.shuffle(idle)
+            now = array("H", idle[:count])
+            idle = idle[count:]
+            sectors = [model.random.randrange(1024) for _ in now]
+            where.update(zip(now, sectors, strict=True))
+            burst.post(now, sectors)
+            model.let_go(0)
+            back = burst.take()
+            assert burst.contents(back) == [burst.content(slot) for slot in back]
+            assert all(burst.content(slot) == at(data, where.pop(slot), 1) for slot in back)
+            idle += back
+            assert burst.in_flight == len(where) == depth - len(idle)
+        while burst.in_flight:
+            model.let_go()
+            assert all(burst.content(slot) == at(data, where.pop(slot), 1) for slot in burst.wait())
+
+
+@pytest.mark.spec("BLK-09", "CLN-01")
+@pytest.mark.parametrize(
+    ("slots", "sectors", "error"),
+    [
+        ([0], [1024], BeyondEnd),
+        ([0, 1], [0, 1021], BeyondEnd),
+        ([0], [-1], BadSize),
+        ([0, 1], [0], UsageError),
+        ([4], [0], UsageError),
+        ([0, 0], [0, 0], UsageError),
+        ([3], [0], UsageError),
+        ([2, 3], [0, 0], UsageError),
+        ([3, 0], [0, 0], UsageError),
+    ],
+)
+def test_what_cannot_be_posted_changes_nothing(slots: list[int], sectors: list[int], error: type[Exception]):
+    model = Disk(sectors=1024)
+    data = fill(model)
+    with driven(model, depth=4) as (scripted, device, blk):
+        burst = blk.burst(4)
+        scripted.auto = False
+        burst.post(array("H", [3]), [8])  # is out
+        with pytest.raises(error):
+            burst.post(array("H", slots), sectors)
+        assert burst.in_flight == 1 and device.broken is None
+        scripted.auto = True
+        scripted.run()
+        assert list(burst.wait()) == [3]
+        assert burst.content(3) == at(data, 8, 4)
+    assert len(model.requests) == 1
+
+
+def test_a_status_belongs_to_its_slot():
+    model = Disk()
+    model.script.extend([None, Status.IOERR, None, Status.UNSUPP])
+    with driven(model, depth=4) as (_, device, blk):
+        burst = blk.burst(1)
+        burst.post(burst.slots[:3], [10, 11, 12])
+        with pytest.raises(BlkIoError, match="IN of 1 sectors at 11"):
+            burst.wait()
+        assert list(burst.returned) == [0, 1, 2] and burst.in_flight == 0
+        burst.post(burst.returned[1:2], [13])
+        with pytest.raises(BlkUnsupported):
+            burst.wait()
+        burst.post(burst.slots, [0, 1, 2, 3])
+        assert len(burst.wait()) == 4 and device.broken is None
+
+
+@pytest.mark.parametrize("status", [3, 0xFE, None])
+def test_what_is_no_status_ends_it(status: int | None):
+    model = Disk()
+    model.no_status = status is None
+    model.script.extend([] if status is None else [status])
+    with driven(model) as (_, _, blk):
+        burst = blk.burst(1)
+        burst.post(burst.slots[:2], [0, 1])
+        with pytest.raises(ProtocolError, match="without a status"):
+            burst.wait()
+        with pytest.raises(DeviceBroken):
+            burst.wait()
+
+
+def test_an_ok_for_less_than_was_asked_for_is_not_believed():
+    model = Disk()
+    with driven(model) as (_, _, blk):
+        burst = blk.burst(2)
+        model.written = 513
+        burst.post(burst.slots[:1], [0])
+        with pytest.raises(ProtocolError, match="wrote less"):
+            burst.wait()
+
+
+def _too_long(scripted: ScriptedDevice) -> None:
+    scripted.lies.used_len = lambda written: written + 1
+
+
+def _wrong_id(scripted: ScriptedDevice) -> None:
+    scripted.lies.used_id = lambda head: head ^ 8
+
+
+def _high_bits(scripted: ScriptedDevice) -> None:
+    scripted.lies.used_id = lambda head: head | 0x10000
+
+
+def _twice(scripted: ScriptedDevice) -> None:
+    scripted.lies.duplicate = True
+
+
+def _jump(scripted: ScriptedDevice) -> None:
+    scripted.lies.used_idx = lambda index: index + 100
+
+
+@pytest.mark.parametrize("lie", [_too_long, _wrong_id, _high_bits, _twice, _jump])
+@pytest.mark.parametrize("rounds", [0, 3])
+def test_a_lie_about_the_ring_ends_it(lie: Callable[[ScriptedDevice], None], rounds: int):
+    with driven(Disk(), depth=8) as (scripted, _, blk):
+        burst = blk.burst(1)
+        for _ in range(rounds):
+            burst.post(burst.slots[:4], [0, 1, 2, 3])
+            assert len(burst.wait()) == 4
+        lie(scripted)
+        with pytest.raises(RingCorruption):
+            burst.post(burst.slots[:4], [0, 1, 2, 3])
+            burst.wait()
+        with pytest.raises(DeviceBroken):
+            burst.take()
+
+
+@pytest.mark.spec("CLN-01")
+def test_an_interrupted_wait_and_one_that_comes_too_late():
+    model = Disk()
+    data = fill(model)
+    with driven(model, timeout=0.05, depth=4) as (_, device, blk):
+        burst = blk.burst(1)
+        with pytest.raises(UsageError, match="nothing is out"):
+            burst.wait()
+        model.hold = True
+        burst.post(burst.slots[:2], [5, 6])
+        device.interrupt(Enough())
+        with pytest.raises(Enough):
+            burst.wait()
+        assert burst.in_flight == 2
+        model.release([1, 0])
+        assert list(burst.wait()) == [1, 0] and burst.content(1) == at(data, 6, 1)
+        model.hold = True
+        burst.post(burst.slots[:1], [0])
+        with pytest.raises(DeviceTimeout):
+            burst.wait()
+        with pytest.raises(DeviceBroken):
+            burst.take()
+
+
+def test_a_reader_that_leaves_early_leaves_nothing_out():
+    model = Disk()
+    data = fill(model)
+    with driven(model, depth=4) as (_, _, blk):
+        burst = blk.burst(1)
+        for sector, content in burst.read(range(100)):
+            assert content == at(data, sector, 1)
+            break
+        assert burst.in_flight == 0
+        assert dict(burst.read([7, 9])) == {7: at(data, 7, 1), 9: at(data, 9, 1)}
+        assert list(burst.read([])) == []
+
+
+def test_the_queue_is_the_bursts_and_comes_back_with_the_next_driver():
+    model = Disk(features=ALL, queues=2)
+    data = fill(model)
+    scripted = ScriptedDevice(model)
+    with opening.identify("0000:00:04.0", scripted) as device:
+        with Blk(device, queues=2, depth=4) as blk:
+            burst = blk.burst(1)
+            assert blk.queue_count == 2
+            burst.post(burst.slots[:1], [3])
+            assert blk.read(0, 4) == data[:2048]  # by the other queue
+            assert blk.submit_read(1, 1, queue=0).result() == at(data, 1, 1)
+            with pytest.raises(UsageError, match="no such queue"):
+                blk.submit_read(1, 1, queue=1)
+            assert list(burst.wait()) == [0]
+            second = blk.burst(1)
+            for call in (lambda: blk.read(0, 1), lambda: blk.burst(1), lambda: blk.wait()):
+                with pytest.raises(UsageError, match="taken by bursts"):
+                    call()
+            assert [content for _, content in second.read([2])] == [at(data, 2, 1)]
+        for call in (lambda: blk.burst(1), lambda: blk.read(0, 1)):
+            with pytest.raises(Closed):
+                call()
+        with Blk(device) as again:
+            assert again.read(0, 1) == data[:512]
+    scripted.assert_left()
+    assert {seen.queue for seen in model.requests} == {0, 1}
+
+
+def test_what_a_burst_cannot_be():
+    model = Disk(queue_size=16)
+    with driven(model, features=FEATURES | f.mask(f.VERSION_1)) as (_, _, blk):
+        with pytest.raises(WriteRefused):
+            blk.burst(1, write=True)
+        with pytest.raises(BadSize):
+            blk.burst(0)
+        with pytest.raises(QueueFull):
+            blk.burst(1, depth=6)  # three descriptors each
+        with pytest.raises(BadSize, match="one request"):
+            blk.burst(200, depth=1)  # 25 pages that do not touch
+        with pytest.raises(UsageError, match="no such queue"):
+            blk.burst(1, queue=1)
+        model.hold = True
+        blk.submit_read(0, 1)
+        with pytest.raises(UsageError, match="has requests out"):
+            blk.burst(1)
+        model.release()
+        blk.wait()
+        assert len(list(blk.burst(1, depth=5).read(range(9)))) == 9
+
+
+def test_leaving_waits_for_what_is_out():
+    model = Disk()
+    with driven(model, allow_write=True) as (scripted, _, blk):
+        burst = blk.burst(1, write=True)
+        scripted.auto = False
+        burst.fill(0, b"x" * 512)
+        burst.post(burst.slots[:1], [0])
+        scripted.auto = True
+        scripted.run()
+    assert model.content[:512] == b"x" * 512
+
+
+@pytest.mark.spec("BLK-08")
+def test_a_disk_that_shrinks_under_a_burst():
+    model = Disk(sectors=100)
+    with driven(model) as (_, _, blk):
+        burst = blk.burst(1, depth=2)
+        assert len(list(burst.read([99]))) == 1
+        model.grow(50)
+        for sector in [0] * 600:  # it looks now and then, also while it is never idle
+            burst.post(burst.slots[:1], [sector])
+            burst.wait()
+        with pytest.raises(BeyondEnd):
+            burst.post(burst.slots[:1], [99])

@@ -1,0 +1,213 @@
+"""tools/conformance: the table is whole, markers are read as pytest reads them, mistakes are caught."""
+
+import json
+import re
+import subprocess
+import sys
+import textwrap
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+TOOL = ROOT / "tools" / "conformance"
+TABLE = ROOT / "docs" / "conformance.toml"
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, str(TOOL), *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def check(tmp_path):
+    """Run the tool on a small table and one test module; returns (exit code, states by id, stderr)."""
+
+    def check(source, table=None, name="test_it.py"):
+        (tmp_path / "table.toml").write_text(table or SMALL)
+        tests = tmp_path / "tests"
+        tests.mkdir(exist_ok=True)
+        (tests / name).write_text("import pytest\nfrom pytest import mark\n" + textwrap.dedent(source))
+        done = run("--json", "--table", tmp_path / "table.toml", "--tests", tests)
+        document = json.loads(done.stdout)
+        states = {row["id"]: row["state"] for area in document["areas"] for row in area["requirements"]}
+        return done.returncode, states, done.stderr
+
+    return check
+
+
+SMALL = """
+[[area]]
+number = 1
+name = "one"
+count = 3
+requirements = [
+  { id = "A-01", section = "1", level = "MUST", title = "a" },
+  { id = "A-02", section = "1", level = "DESC", title = "b" },
+  { id = "A-03", section = "1", level = "MUST^", title = "c", reason = "never" },
+]
+"""
+
+
+def covered(states):
+    return sorted(name for name, state in states.items() if state == "covered")
+
+
+# --- the project's own table ------------------------------------------------------------------------------
+
+
+def test_the_table_holds_all_355_requirements():
+    areas = tomllib.loads(TABLE.read_text())["area"]
+    assert [len(area["requirements"]) for area in areas] == [48, 40, 34, 24, 50, 37, 12, 38, 42, 8, 22]
+    assert [area["number"] for area in areas] == list(range(1, 12))
+    levels = Counter(row["level"].removesuffix("^") for area in areas for row in area["requirements"])
+    assert levels == {"MUST": 153, "MUST NOT": 95, "SHOULD": 45, "SHOULD NOT": 15, "DESC": 47}
+
+
+def test_every_title_is_short_and_none_is_there_twice():
+    rows = [row for area in tomllib.loads(TABLE.read_text())["area"] for row in area["requirements"]]
+    assert [row["id"] for row in rows if not 3 <= len(row["title"].split()) <= 9] == []
+    assert [title for title, count in Counter(row["title"] for row in rows).items() if count > 1] == []
+
+
+def test_the_projects_markers_are_sound_and_the_totals_come_last():
+    done = run()
+    assert (done.stderr, done.returncode) == ("", 0)
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("total of 355 requirements: ")
+    numbers = [int(word) for word in last.replace(",", "").split() if word.isdigit()]
+    assert sum(numbers[1:]) == numbers[0] == 355
+
+
+def test_open_lists_exactly_the_open_ones_and_area_narrows():
+    for number in (3, 10):
+        document = json.loads(run("--json", "--area", str(number)).stdout)
+        [area] = document["areas"]
+        expected = [row["id"] for row in area["requirements"] if row["state"] == "open"]
+        listing = run("--open", "--area", str(number)).stdout
+        # After the last blank line comes the table; before it, the ids.
+        listed = [line.split()[0] for line in listing.splitlines() if re.match(r"[A-Z]+-[A-Z0-9-]+\b", line)]
+        assert listed == expected
+
+
+def test_an_area_that_does_not_exist_is_wrong_usage():
+    assert run("--area", "12").returncode == 2
+
+
+# --- reading markers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("@pytest.mark.spec('A-01')\ndef test_a(): pass", ["A-01"]),
+        ("@mark.spec('A-01', 'A-02')\nasync def test_a(): pass", ["A-01", "A-02"]),
+        ("pytestmark = pytest.mark.spec('A-01')\ndef test_a(): pass", ["A-01"]),
+        ("pytestmark = [mark.slow, mark.spec('A-01')]\ndef test_a(): pass", ["A-01"]),
+        ("@mark.spec('A-01')\nclass TestA:\n    def test_a(self): pass", ["A-01"]),
+        ("class TestA:\n    pytestmark = mark.spec('A-01')\n    def test_a(self): pass", ["A-01"]),
+        ("class TestA:\n    @mark.spec('A-01')\n    def test_a(self): pass", ["A-01"]),
+        (
+            "@mark.parametrize('x', [1, pytest.param(2, marks=pytest.mark.spec('A-01'))])\ndef test_a(x): pass",
+            ["A-01"],
+        ),
+        (
+            "@mark.parametrize('x', [pytest.param(2, marks=[mark.slow, mark.spec('A-01')])])\ndef test_a(x): pass",
+            ["A-01"],
+        ),
+        (
+            "CASES = [pytest.param(1, marks=mark.spec('A-01'))]\n"
+            "@mark.parametrize('x', CASES)\ndef test_a(x): pass",
+            ["A-01"],
+        ),
+        ("both = mark.spec('A-01')\n@both\ndef test_a(): pass", ["A-01"]),
+        ("@mark.skipif(not hasattr(pytest, 'x'), reason='')\n@mark.spec('A-01')\ndef test_a(): pass", ["A-01"]),
+        ("if True:\n    @mark.spec('A-01')\n    def test_a(): pass", ["A-01"]),
+        ("TestA = mark.slow()(mark.spec('A-01')(list))", ["A-01"]),
+    ],
+)
+def test_markers_count_wherever_pytest_takes_them(check, source, expected):
+    code, states, errors = check(source)
+    assert (code, errors) == (0, "")
+    assert covered(states) == expected
+    assert states["A-03"] == "reasoned away"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "@pytest.mark.skip\n@mark.spec('A-01')\ndef test_a(): pass",
+        "@pytest.mark.skip(reason='later')\n@mark.spec('A-01')\ndef test_a(): pass",
+        "@mark.skipif(True, reason='later')\n@mark.spec('A-01')\ndef test_a(): pass",
+        "@mark.xfail\n@mark.spec('A-01')\ndef test_a(): pass",
+        "@mark.spec('A-01')\ndef test_a():\n    '''Later.'''\n    pytest.skip('later')",
+        "pytestmark = [mark.skip, mark.spec('A-01')]\ndef test_a(): pass",
+        "pytestmark = mark.skip\n@mark.spec('A-01')\nclass TestA:\n    def test_a(self): pass",
+        "pytest.skip('later', allow_module_level=True)\n@mark.spec('A-01')\ndef test_a(): pass",
+        "@mark.skip\nclass TestA:\n    @mark.spec('A-01')\n    def test_a(self): pass",
+        "@mark.spec('A-01')\nclass TestA:\n    @mark.skip\n    def test_a(self): pass",
+        "@mark.parametrize('x', [pytest.param(1, marks=[mark.skip, mark.spec('A-01')])])\ndef test_a(x): pass",
+        "@mark.skip\n@mark.parametrize('x', [pytest.param(1, marks=mark.spec('A-01'))])\ndef test_a(x): pass",
+        "pytestmark = mark.spec('A-01')\ndef helper(): pass",
+        "TestA = mark.skip()(mark.spec('A-01')(list))",
+    ],
+)
+def test_what_never_runs_or_need_not_pass_covers_nothing(check, source):
+    code, states, errors = check(source)
+    assert (code, errors) == (0, "")
+    assert covered(states) == []
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("@mark.spec('B-01')\ndef test_a(): pass", "test_it.py:3: 'B-01' is no id of the table"),
+        ("@mark.skip\n@mark.spec('B-01')\ndef test_a(): pass", "'B-01' is no id"),
+        (
+            "@mark.spec('A-03')\ndef test_a(): pass",
+            "A-03 is reasoned away, and tests/test_it.py::test_a covers it",
+        ),
+        ("@mark.spec('A-01')\ndef helper(): pass", "marks no test"),
+        ("@mark.spec\ndef test_a(): pass", "marks no test"),
+        ("machine = mark.spec('A-01')(list)", "marks no test"),
+        ("@mark.spec()\ndef test_a(): pass", "without an id"),
+        ("@mark.spec(*NAMES)\ndef test_a(): pass", "string literal"),
+        ("def test_a(: pass", "cannot be parsed"),
+    ],
+)
+def test_a_mistake_in_a_marker_is_an_error(check, source, complaint):
+    code, _, errors = check(source)
+    assert code == 1
+    assert complaint in errors
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ('"A-02"', '"A-01"', "A-01 is there twice"),
+        ("count = 3", "count = 4", "area 1 has 3 rows, not 4"),
+        ('"MUST^"', '"MAY"', "A-03 has the level 'MAY'"),
+        ('"never"', '" "', "A-03 has an empty reason"),
+    ],
+)
+def test_a_mistake_in_the_table_is_an_error(check, old, new, complaint):
+    code, _, errors = check("def test_a(): pass", table=SMALL.replace(old, new))
+    assert code == 1
+    assert complaint in errors
+
+
+def test_a_table_that_is_no_table_is_one_line_and_no_traceback(tmp_path):
+    (tmp_path / "table.toml").write_text("[[area]]\nnumber = 1\n")
+    done = run("--table", tmp_path / "table.toml", "--tests", tmp_path)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,305 @@
+"""The lab's own parts that run without a VM: the archive, module order, sources of apt, machines."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[3] / "tools"
+sys.path.insert(0, str(TOOLS))
+
+from lab import LabError, cache, cli_matrix, cli_test, initramfs, kernels, machines, modules, qemus, vm  # noqa: E402
+from lab.commands import Commands  # noqa: E402
+from lab.floors import Outcome, Runner  # noqa: E402
+
+
+def make_kernel(top: Path, dep: str, builtin: str = "") -> kernels.Kernel:
+    modules = top / "usr/lib/modules/6.0-test"
+    modules.mkdir(parents=True)
+    (modules / "modules.dep").write_text(dep)
+    (modules / "modules.builtin").write_text(builtin)
+    (top / "boot").mkdir()
+    (top / "boot/vmlinuz-6.0-test").touch()
+    return kernels.unpacked(top)
+
+
+def test_modules_come_after_what_they_need(tmp_path):
+    kernel = make_kernel(tmp_path, "a/a.ko: b/b-b.ko.xz c/c.ko\nb/b-b.ko.xz: c/c.ko\nc/c.ko:\n", "kernel/d.ko\n")
+    names = [path.name for path in initramfs.load_order(kernel, ["a", "d", "c"])]
+    assert names == ["c.ko", "b-b.ko.xz", "a.ko"]
+
+
+def test_a_module_that_the_kernel_has_not_is_an_error(tmp_path):
+    with pytest.raises(LabError, match="has no module nothing"):
+        initramfs.load_order(make_kernel(tmp_path, ""), ["nothing"])
+
+
+@pytest.mark.skipif(shutil.which("busybox") is None, reason="busybox is not installed")
+def test_cpio_reads_the_archive(tmp_path):
+    archive = initramfs.Cpio()
+    archive.directory("d")
+    for size in range(6):  # every case of the padding
+        archive.file(f"d/{'n' * size}x", b"y" * size)
+    done = subprocess.run(
+        ["busybox", "cpio", "-id"], input=archive.finish(), cwd=tmp_path, capture_output=True, timeout=20
+    )
+    assert done.returncode == 0, done.stderr
+    found = {path.name: path.read_bytes() for path in (tmp_path / "d").iterdir()}
+    assert found == {f"{'n' * size}x": b"y" * size for size in range(6)}
+
+
+def test_sources_in_both_formats_are_understood():
+    line = kernels._one_line(
+        "# deb x y z\ndeb [arch=amd64 signed-by=/k.gpg] http://m/debian here main contrib # c\n"
+    )
+    stanza = kernels._deb822(
+        "Types: deb deb-src\n# a comment\nURIs: http://m/debian\nSuites: here here-updates\n"
+        "Components: main contrib\nSigned-By: /k.gpg\n\n"
+        "Enabled: no\nTypes: deb\nURIs: http://n\nSuites: here\nComponents: main\n"
+    )
+    assert line == stanza[:1]
+    assert [source.suite for source in stanza] == ["here", "here-updates"]
+
+
+def test_the_image_package_is_found_behind_the_meta_package():
+    text = "linux-image-amd64\n  Depends: linux-image-6.1.0-50-amd64\n"
+    assert kernels._image_package(text) == "linux-image-6.1.0-50-amd64"
+    with pytest.raises(LabError):
+        kernels._image_package("linux-image-amd64\n")
+
+
+def test_an_image_that_comes_in_parts_is_fetched_whole():
+    text = "linux-image-7.2.13-amd64\n  PreDepends: linux-base\n |Depends: dracut\n  Depends: initramfs-tools\n"
+    assert kernels._parts(text) == []
+    parts = [f"linux-{part}-7.2.13-amd64" for part in ("base", "binary", "modules")]
+    assert kernels._parts(text + "".join(f"  Depends: {part}\n" for part in parts)) == parts
+
+
+def test_a_build_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def build(work: Path) -> None:
+        (work / "half").touch()
+        raise LabError("no network")
+
+    target = cache.root() / "kernels" / "x"
+    with pytest.raises(LabError):
+        cache.build_once(target, build)
+    assert list(target.parent.iterdir()) == []
+    assert cache.build_once(target, lambda work: (work / "whole").touch()) == target
+    assert (target / "whole").exists()
+
+
+def make_vm(tmp_path, monkeypatch, *devices):
+    monkeypatch.setattr(vm.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    kernel = make_kernel(tmp_path / "k", "")
+    return vm.Vm(vm.Config(kernel=kernel, command=["true"], devices=list(devices))).command_line()
+
+
+def test_a_device_gets_a_root_port_and_what_it_needs(tmp_path, monkeypatch):
+    words = make_vm(
+        tmp_path, monkeypatch, "virtio-rng-pci,id=r", "virtio-blk-pci,bus=pcie.0,drive=mine", "usb-kbd"
+    )
+    assert "pcie-root-port,id=lab-port1,chassis=1,slot=1" in words
+    assert "rng-builtin,id=lab-rng1" in words
+    assert words[-5:] == [
+        "virtio-rng-pci,id=r,rng=lab-rng1,bus=lab-port1",
+        "-device",
+        "virtio-blk-pci,bus=pcie.0,drive=mine",
+        "-device",
+        "usb-kbd",
+    ]
+
+
+def test_every_test_file_of_the_vm_floor_has_a_machine():
+    assert {path for machine in machines.load() for path in machine.files}
+
+
+def test_extra_machines_run_for_all_or_by_name(monkeypatch):
+    plain = machines.Machine("plain", ("6.1", "6.12"), (), (Path("test_x.py"),))
+    extra = machines.Machine("more", ("6.12",), (), (Path("test_x.py"),), modules=("vdpa",), extra=True)
+    monkeypatch.setattr(machines, "load", lambda: [plain, extra])
+    both = [(plain, "6.1"), (plain, "6.12")]
+    assert cli_test._machines(None, None, extras=False) == (both, ["vm more 6.12"])
+    assert cli_test._machines(None, None, extras=True) == ([*both, (extra, "6.12")], [])
+    assert cli_test._machines("6.9", "more", extras=False) == ([(extra, "6.9")], [])
+
+
+def test_any_machine_runs_with_another_qemu(monkeypatch):
+    plain = machines.Machine("plain", ("6.12",), (), (Path("test_x.py"),))
+    monkeypatch.setattr(machines, "load", lambda: [plain])
+    [(machine, _)], _ = cli_test._machines(None, None, "10.0", extras=False)
+    assert (machine.name, machine.qemu_version) == ("plain", "10.0")
+
+
+def test_the_wake_ups_run_alone_and_in_no_other_step(monkeypatch, tmp_path):
+    ran = []
+
+    class Noting:
+        def __init__(self, *of): ...
+
+        def pytest(self, name, arguments, wrapper, *, programs=None, env=None):
+            ran.append((name, arguments, env))
+            return Outcome(name, ok=True, seconds=0.0, passed=1)
+
+    def run(steps, wide):
+        ran.append(wide)
+        return [step() for _, step in steps]
+
+    monkeypatch.setattr(cli_test, "Runner", Noting)
+    monkeypatch.setattr(cli_test.lanes, "run", run)
+    monkeypatch.setattr(cli_test.setup, "packages", lambda names: None)
+    monkeypatch.setattr(cli_test.setup, "venv", lambda: tmp_path)
+    monkeypatch.setattr(cli_test, "_reports_folder", lambda: tmp_path)
+    monkeypatch.setenv("UVIRTIO_RACE_SECONDS", "7")
+    assert cli_test.main(["--unit", "--jobs", "3"]) == 0
+    folder = Path(__file__).parents[1]
+    race = folder / "memory/test_wakeups.py"
+    assert race.exists()
+    assert ran == [
+        *(1, ("wake-ups", [str(race)], {"UVIRTIO_RACE_SECONDS": "7"})),
+        *(3, ("unit", [str(folder), f"--ignore={race}"], None)),
+    ]
+
+
+def test_the_verdict_tells_the_rounds_of_a_race(tmp_path):
+    case = '<testcase name="{}"><properties><property name="rounds" value="{}"/></properties></testcase>'
+    suite = '<testsuite tests="2" skipped="0" failures="0" errors="0">{}</testsuite>'
+    path = tmp_path / "x.xml"
+    path.write_text(suite.format(case.format("a", 1200) + case.format("b", 34)))
+    outcome = Runner(tmp_path, tmp_path)._judge("x", 0, path, time.monotonic())
+    assert (outcome.ok, outcome.passed, outcome.note) == (True, 2, "1,234 rounds")
+
+
+def test_a_qemu_that_is_not_to_be_had_fails_its_step_and_no_other(monkeypatch):
+    def get(series: str) -> Path:
+        raise LabError(f"no QEMU {series} any more\nand more of it")
+
+    monkeypatch.setattr(qemus, "get", get)
+    assert [name for name, _ in cli_test._host_floor(None, "qemu")] == ["qemu"]
+    [(name, step)] = cli_test._host_floor(None, "qemu", "10.0")
+    outcome = step()
+    assert (name, outcome.ok, outcome.note) == ("qemu 10.0", False, "no QEMU 10.0 any more")
+
+
+def test_the_wrapper_gives_a_qemu_its_own_loader_libraries_and_firmware(tmp_path):
+    root = tmp_path / "with space"
+    (root / "loaders").mkdir(parents=True)
+    loader, wrapper = root / "loaders" / qemus.X86, tmp_path / qemus.X86
+    loader.write_text('#!/bin/sh\nfor word; do echo "$word"; done; echo "$QEMU_MODULE_DIR"\n')
+    wrapper.write_text(qemus.wrapper_text(root, qemus.X86))
+    for path in (loader, wrapper):
+        path.chmod(0o755)
+    said = subprocess.run([str(wrapper), "-M", "a b"], capture_output=True, text=True, timeout=20).stdout
+    libraries = f"{root}/usr/lib/x86_64-linux-gnu"
+    assert said.splitlines() == [
+        *("--argv0", str(wrapper), "--library-path", libraries, f"{root}/usr/bin/{qemus.X86}"),
+        *("-L", f"{root}/usr/share/qemu", "-L", f"{root}/usr/share/seabios", "-L", f"{root}/usr/lib/ipxe/qemu"),
+        *("-M", "a b", f"{libraries}/qemu"),
+    ]
+
+
+def test_every_qemu_that_a_machine_wants_can_be_fetched():
+    assert {machine.qemu_version for machine in machines.load()} <= {"", *qemus.SUITES}
+    with pytest.raises(LabError, match="not one of"):
+        qemus.get("1.0")
+
+
+def test_modules_that_cannot_be_built_fail_their_machine_and_no_other(monkeypatch, tmp_path):
+    plain = machines.Machine("plain", ("6.12",), (), (Path("test_x.py"),))
+    extra = machines.Machine("more", ("6.12",), (), (Path("test_x.py"),), modules=("vdpa",), extra=True)
+    monkeypatch.setattr(cli_test.udev, "get", lambda: tmp_path)
+    monkeypatch.setattr(kernels, "get", lambda name: kernels.Kernel("6.12.1", tmp_path, tmp_path))
+
+    def add(kernel: kernels.Kernel, names: tuple[str, ...]) -> kernels.Kernel:
+        if names:
+            raise LabError("no headers any more\nand more of it")
+        return kernel
+
+    monkeypatch.setattr(modules, "add", add)
+    steps = dict(cli_test._vm_floor(None, [(plain, "6.12"), (extra, "6.12")]))
+    assert list(steps) == ["vm plain 6.12", "vm more 6.12"]
+    outcome = steps["vm more 6.12"]()
+    assert (outcome.ok, outcome.failed, outcome.note) == (False, 1, "no headers any more")
+
+
+def test_every_set_of_modules_that_a_machine_wants_can_be_built(tmp_path):
+    for machine in machines.load():
+        for version in machine.kernels:
+            assert not {(name, version) for name in machine.modules} - set(modules._RECIPES), machine.name
+    with pytest.raises(LabError, match="no way to build"):
+        modules.add(kernels.Kernel("6.99.1", tmp_path, tmp_path), ("vdpa",))
+
+
+def test_the_half_that_the_kernel_left_out_becomes_a_file(tmp_path):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "drivers/iommu/iommufd").mkdir(parents=True)
+    (tmp_path / "lib/interval_tree.c").write_text("a\n#ifdef CONFIG_INTERVAL_TREE_SPAN_ITER\nb\n#endif\n")
+    modules._span_iterator(tmp_path)
+    text = (tmp_path / "drivers/iommu/iommufd/span_iter.c").read_text()
+    assert text.splitlines()[-3:] == ["#ifdef CONFIG_INTERVAL_TREE_SPAN_ITER", "b", "#endif"]
+    assert "a" not in text.splitlines()
+
+
+def test_the_job_quotes_every_word(tmp_path, monkeypatch):
+    monkeypatch.setattr(vm.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    words = ["printf", "%s|", "a b", "it's", "$HOME", "*", "", "line\nbreak"]
+    config = vm.Config(kernel=make_kernel(tmp_path / "k", ""), command=words)
+    done = subprocess.run(["sh"], input=vm.Vm(config)._job(), capture_output=True, text=True, timeout=20)
+    assert done.stdout == "|".join(words[2:]) + "|"
+
+
+# --- commands without a start of Python each ----------------------------------------------------------------
+
+
+def test_a_forked_command_is_the_command():
+    commands = Commands.spawn()
+    try:
+        done = commands.run("features", "rng", "0x100000000", timeout=60)
+        again = subprocess.run(
+            [sys.executable, "-m", "uvirtio.cli.app", "features", "rng", "0x100000000"],
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (again.returncode, again.stdout, again.stderr)
+        done = commands.run("rng", "read", "nonsense", "8", timeout=60)
+        assert done.returncode == 2 and done.stdout == "" and "UV-USAGE" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert commands.run("--version", timeout=60).stdout.startswith("uvirtio ")
+    finally:
+        commands.close()
+
+
+# --- the table of what was tested ---------------------------------------------------------------------------
+
+CASE = """<testcase name="{}"><properties><property name="cell" value="{} pci-modern {} split {}"/>
+<property name="other" value="x"/></properties>{}</testcase>"""
+
+
+def report(backend: str, machine: str = "") -> str:
+    cases = [
+        CASE.format("one", "rng", backend, f"intx{machine}", ""),
+        CASE.format("two", "rng", backend, f"polling{machine}", ""),
+        CASE.format("bad", "blk", backend, f"intx{machine}", '<failure message="no"/>'),
+    ]
+    return f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>"
+
+
+def test_the_matrix_counts_what_passed_and_says_where(tmp_path):
+    (tmp_path / "qemu.xml").write_text(report("qemu", " q35"))
+    (tmp_path / "vm-vfio-6.12.xml").write_text(report("vfio-pci"))
+    table = cli_matrix.read([tmp_path, tmp_path])  # a test counts once
+    assert {key: (one.passed, one.places) for key, one in table.items()} == {
+        ("pci-modern", "qemu", "split", "rng"): (2, {"q35"}),
+        ("pci-modern", "vfio-pci", "split", "rng"): (2, {"Linux 6.12"}),
+    }
+    lines = cli_matrix.draw(table).splitlines()
+    assert "| pci-modern | qemu | split | built | built | built | q35 (2) | built |" in lines
+    assert "| pci-modern | vfio-pci | split | built | built | built | Linux 6.12 (2) | built |" in lines
+    assert "| pci-legacy | qemu | split | built | - | - | built | built |" in lines
+    assert not any("| packed |" in line for line in lines), "where nothing was tested it is not listed"

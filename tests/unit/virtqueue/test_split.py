@@ -1,0 +1,279 @@
+"""The split virtqueue against a strict device, and against one that lies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.fakes.ring_rigs import A, Rig, corrupt, name_of, rigs, traced
+from tests.fakes.scripted_memory import PAGE, ScriptedDma
+from uvirtio.errors import MemoryScattered, QueueError
+from uvirtio.spec import ring
+from uvirtio.virtqueue.split import SplitQueue, make_split
+
+every_kind = pytest.mark.parametrize("kind", rigs("split"), ids=name_of)
+
+
+# --- layout and set-up --------------------------------------------------------------------------------------
+
+
+def test_physical_memory_holds_256_entries_and_no_more_in_a_page():
+    queue = make_split(0, 256, ScriptedDma(translated=False), fence=lambda: None, indirect=True, event_idx=True)
+    queue.close()
+    dma = ScriptedDma(translated=False)
+    with pytest.raises(QueueError) as caught:
+        make_split(0, 512, dma, fence=lambda: None, indirect=False, event_idx=False)
+    assert caught.value.seen and caught.value.remedy
+    assert not dma.memory.open_blocks()
+    make_split(
+        0,
+        512,
+        ScriptedDma(translated=False, contiguous_limit=1 << 21),
+        fence=lambda: None,
+        indirect=False,
+        event_idx=False,
+    )
+
+
+@pytest.mark.spec("SPL-L02")
+@pytest.mark.parametrize(
+    ("size", "used", "total"),
+    [(2, 4096, 8192), (128, 4096, 8192), (256, 8192, 12288), (1024, 20480, 32768), (32768, 593920, 860160)],
+)
+def test_the_one_region_of_a_legacy_queue(size: int, used: int, total: int):
+    """Sizes by hand: 16q + 6 + 2q up to a page, then 6 + 8q up to a page (2.7.2)."""
+    dma = ScriptedDma(translated=False, contiguous_limit=1 << 21)
+    queue = make_split(0, size, dma, fence=lambda: None, indirect=False, event_idx=True, one_region=True)
+    desc, driver, device = queue.addresses
+    assert desc % 4096 == 0
+    assert (driver - desc, device - desc) == (16 * size, used)
+    (block,) = dma.memory.open_blocks()
+    assert block.size == total
+    queue.close()
+    assert not dma.memory.open_blocks()
+
+
+@pytest.mark.parametrize("lucky", [False, True])
+def test_a_region_in_pieces_is_refused_and_given_back(monkeypatch: pytest.MonkeyPatch, lucky: bool):
+    """Not even the smallest legacy queue fits a page, so scattered memory will not do; nor will luck."""
+    dma = ScriptedDma(translated=False)
+    if lucky:
+        monkeypatch.setattr(dma.memory, "take_frames", lambda count, run=1: list(range(0x90000, 0x90000 + count)))
+    with pytest.raises(MemoryScattered) as caught:
+        make_split(1, 8, dma, fence=lambda: None, indirect=True, event_idx=False, one_region=True)
+    assert caught.value.exit_code == 4
+    assert "4096 bytes" in caught.value.seen
+    assert "hugepages" in caught.value.remedy
+    assert not dma.memory.open_blocks()
+
+
+def test_a_region_that_was_promised_in_one_piece_and_is_not():
+    dma = ScriptedDma(translated=False)
+
+    class Promising:
+        """Says more than it keeps: the pool ran out between the two."""
+
+        contiguous_limit = 1 << 21
+        alloc = staticmethod(dma.alloc)
+
+    promising: Any = Promising()
+    with pytest.raises(MemoryScattered) as caught:
+        make_split(1, 8, promising, fence=lambda: None, indirect=True, event_idx=False, one_region=True)
+    assert "2 runs" in caught.value.seen
+    assert not dma.memory.open_blocks()
+
+
+@pytest.mark.spec("SPL-18")
+def test_used_flags_start_at_zero_whatever_the_memory_held():
+    blocks = [ScriptedDma().alloc(PAGE) for _ in range(3)]
+    for block in blocks:
+        block.view[:] = b"\xff" * PAGE
+    queue = SplitQueue(0, 8, *blocks, fence=lambda: None, event_idx=True)
+    for area, end in ((1, 4 + 2 * 8), (2, 4 + 8 * 8)):
+        assert bytes(blocks[area].view[:4]) == bytes(4)
+        assert bytes(blocks[area].view[end : end + 2]) == bytes(2)
+    assert not queue.pending()
+
+
+# --- publishing and kicking ---------------------------------------------------------------------------------
+
+
+@pytest.mark.spec("SPL-25", "SPL-26")
+@every_kind
+def test_fences_stand_where_they_must(kind: dict[str, Any]):
+    rig = Rig(**kind)
+    trace = traced(rig, weak=True)
+    for cookie in range(3):
+        rig.queue.add([(A, 1)], [(A, 1)], cookie)
+    assert ("store", "_avail", 1) not in trace, "the index waits for publish"
+    rig.queue.publish()
+    index = trace.index(("store", "_avail", 1))
+    assert trace[index - 1] == ("fence", "order", 0), "descriptors and ring before the index"
+    assert trace[index + 1] == ("fence", "full", 0), "the index before the device's wish"
+    wish = 2 + 4 * 8 if kind["event_idx"] else 0
+    assert trace[index + 2 :] == [("load", "_used", wish)]
+    assert sum(entry[0] == "store" and entry[1:] == ("_avail", 1) for entry in trace) == 1, "one index store"
+    assert sum(entry[1] == "full" for entry in trace) == 1, "one fence for the whole batch"
+
+
+@pytest.mark.spec("SPL-25")
+def test_where_stores_stay_in_order_no_fence_precedes_the_index():
+    rig = Rig()
+    trace = traced(rig)
+    rig.queue._order = None
+    rig.queue.add((), [(A, 1)], 0)
+    rig.queue.publish()
+    assert [entry[0] for entry in trace[:4]] == ["store"] * 4
+
+
+def test_the_index_is_read_before_the_elements_and_never_the_descriptors():
+    rig = Rig(indirect=True)
+    rig.out("a", "b")
+    for head in list(rig.device.out):
+        rig.device.push(head, 0)
+    trace = traced(rig, weak=True)
+    assert len(rig.queue.reap()) == 2
+    assert trace[:2] == [("load", "_used", 1), ("fence", "order", 0)]
+    assert not [entry for entry in trace if entry[1] in ("_desc", "_avail", "_table_words")]
+    assert len([entry for entry in trace if entry[1] == "_elements"]) == 4, "each word of an element once"
+
+
+@pytest.mark.spec("SPL-20", "SPL-21", "SPL-19")
+def test_without_event_idx_flags_decide_and_avail_event_is_ignored():
+    rig = Rig(64)
+    for flags, wanted in ((0, True), (1, False), (0, True)):
+        for event in (0, 1, 0x7FFF, 0xFFFF):
+            rig.device.write_used_flags(flags)
+            rig.device.write_avail_event(event)
+            rig.queue.add((), [(A, 1)], None)
+            assert rig.queue.publish() is wanted
+
+
+@pytest.mark.spec("SPL-22")
+def test_with_event_idx_used_flags_mean_nothing():
+    rig = Rig(64, event_idx=True)
+    for flags in (0, 1, 0xFFFF):
+        rig.device.write_used_flags(flags)
+        rig.device.write_avail_event(rig.queue._published)
+        rig.queue.add((), [(A, 1)], None)
+        assert rig.queue.publish()
+        rig.device.write_avail_event(rig.queue._published + 100)
+        rig.queue.add((), [(A, 1)], None)
+        assert not rig.queue.publish()
+
+
+@pytest.mark.spec("SPL-23", "SPL-24")
+@pytest.mark.parametrize("start", [0, 5, 32766, 65530, 65535])
+@pytest.mark.parametrize("batch", [1, 2, 7])
+def test_with_event_idx_a_kick_comes_exactly_when_the_index_passes_avail_event(start: int, batch: int):
+    for distance in range(-9, 10):
+        rig = Rig(event_idx=True, start=start)
+        queue = rig.queue
+        rig.device.write_avail_event(start + distance)
+        for _ in range(batch):
+            queue.add((), [(A, 1)], None)
+        # An entry was placed at the index avail_event.
+        assert queue.publish() is (0 <= distance < batch)
+
+
+@pytest.mark.spec("SPL-23")
+@given(old=st.integers(0, 0xFFFF), moved=st.integers(0, ring.MAX_SIZE), event=st.integers(0, 0xFFFF))
+def test_need_event_is_the_range_test(old: int, moved: int, event: int):
+    passed = any((old + step) & 0xFFFF == event for step in range(moved)) if moved < 64 else None
+    answer = ring.need_event(event, (old + moved) & 0xFFFF, old)
+    assert answer is ((event - old) & 0xFFFF < moved)
+    if passed is not None:
+        assert answer is passed
+
+
+@pytest.mark.spec("SPL-12")
+@every_kind
+def test_the_index_only_ever_grows(kind: dict[str, Any]):
+    rig = Rig(**kind)
+    seen: list[int] = []
+    rig.on_fence = lambda: seen.append(rig.avail[1])
+    for number in range(50):
+        rig.queue.add((), [(A, 1)] * (1 + number % 3), number)
+        rig.queue.publish()
+        for chain in rig.device.pop_all():
+            rig.device.push(chain, 0)
+        rig.queue.reap()
+    assert seen == sorted(seen) and seen[-1] == 50
+
+
+# --- interrupts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.spec("SPL-13")
+def test_without_event_idx_flags_are_zero_or_one():
+    rig = Rig()
+    for on in (True, False, True, False):
+        rig.queue.want_interrupts(on)
+        assert rig.avail[0] == (0 if on else 1)
+        rig.device.push(rig.out("c")[0], 0)
+        assert rig.device.wants_interrupt() is on
+        rig.queue.reap()
+
+
+@pytest.mark.spec("SPL-14")
+@pytest.mark.parametrize("start", [0, 65533])
+def test_with_event_idx_flags_stay_zero_and_used_event_speaks(start: int):
+    rig = Rig(event_idx=True, start=start)
+    for on in (True, False, False, True, True, False):
+        rig.queue.want_interrupts(on)
+        for _ in range(5):
+            rig.device.push(rig.out("c")[0], 0)
+            assert rig.avail[0] == 0
+            assert rig.device.wants_interrupt() is on
+            assert len(rig.queue.reap()) == 1
+
+
+def test_interrupts_that_are_off_stay_off_for_65535_entries():
+    rig = Rig(256, event_idx=True)
+    rig.queue.want_interrupts(False)
+    left = 65_535
+    while left:
+        chains = rig.out(*range(min(left, 256)))
+        for chain in chains:
+            rig.device.push(chain, 0)
+        assert not rig.device.wants_interrupt()
+        left -= len(rig.queue.reap())
+
+
+# --- used elements that lie (2.7.8) -------------------------------------------------------------------------
+
+
+def test_a_used_id_with_valid_low_bits_is_compared_in_full():
+    rig = Rig()
+    [chain] = rig.out("c")
+    rig.device.lies.used_id = lambda head: 0x1_0000 + head
+    rig.device.push(chain, 0)
+    corrupt(rig, 0x1_0000 + chain.head)
+
+
+def test_a_used_id_of_a_member_that_is_no_head():
+    rig = Rig()
+    rig.queue.add([(A, 1)], [(A, 1)], "c")
+    rig.queue.publish()
+    [chain] = rig.device.pop_all()
+    member = chain.descriptors[1]
+    rig.device.lies.used_id = lambda head: member
+    rig.device.push(chain, 0)
+    corrupt(rig, member)
+
+
+@pytest.mark.parametrize("out", [0, 1, 3, 8])
+@pytest.mark.parametrize("start", [0, 65530, 65535])
+@every_kind
+def test_a_used_index_beyond_what_is_in_flight(kind: dict[str, Any], start: int, out: int):
+    for jump in (out + 1, out + 2, 9, 100, 32768, 65534, 65535):
+        rig = Rig(**kind, start=start)
+        queue = rig.queue
+        if out:
+            rig.out(*range(out))
+        rig.device.write_used_idx(start + jump)
+        assert queue.pending()
+        corrupt(rig, (start + jump) & 0xFFFF)

@@ -1,0 +1,88 @@
+"""Whom the node of a bound device may be given to (``--owner``)."""
+
+from __future__ import annotations
+
+import grp
+import pwd
+from collections.abc import Collection, Sequence
+
+from uvirtio.binding.discover import Found, negotiated_features
+from uvirtio.binding.plan import UIO, VDPA, VFIO, Plan
+from uvirtio.errors import Refused, UsageError
+from uvirtio.host import sysfs
+from uvirtio.spec import features
+
+
+def owner_ids(text: str) -> tuple[int, int]:
+    """(uid, gid) of ``USER[:GROUP]``, names or numbers; without a group, the user's own. Raises UsageError."""
+    user, _, group_name = text.partition(":")
+    try:
+        if user.isdecimal() and group_name:
+            uid = _number(user)  # as for chown, a number with a group need not be anybody's
+        else:
+            entry = pwd.getpwuid(_number(user)) if user.isdecimal() else pwd.getpwnam(user)
+            if not group_name:
+                return entry.pw_uid, entry.pw_gid
+            uid = entry.pw_uid
+        return uid, _number(group_name) if group_name.isdecimal() else grp.getgrnam(group_name).gr_gid
+    except (KeyError, ValueError, OverflowError) as error:
+        raise UsageError(f"there is no owner {text!r}", seen=text, expected="USER or USER:GROUP") from error
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if number >= (1 << 32) - 1:  # uid_t and gid_t, whose last value means "leave it"
+        raise ValueError(text)
+    return number
+
+
+def check_owner_allowed(made: Sequence[Plan], force: Collection[str]) -> None:
+    """Whoever may open the node of a device that no IOMMU holds may write anywhere in memory.
+
+    VFIO holds a function only as far as the function takes its addresses from the IOMMU: with
+    ACCESS_PLATFORM. And a balloon or virtio-mem device takes memory from the guest by its physical address,
+    whatever the IOMMU.
+    """
+    for plan in made:
+        if plan.driver == UIO:
+            # The node alone would give interrupts; BARs, configuration space and frame numbers are root's.
+            raise Refused(
+                f"the node of {plan.found.address} would be of no use to an ordinary user",
+                seen=f"--owner with {UIO}",
+                expected="a driver that hands out a whole device by its node: vfio-pci",
+                remedy="drive it as root, without --owner; or give the machine an IOMMU and take vfio-pci",
+            )
+    if "unsafe-owner" in force:
+        return
+    for plan in made:
+        for member in plan.members:
+            found = member.found
+            negotiated = negotiated_features(found)
+            if found.type in ("balloon", "memory-balloon", "mem"):
+                why = f"a {found.type} device takes memory of the whole guest by its physical address"
+            elif member.target not in (VFIO, VDPA) or _unheld(found):
+                why = f"{member.target or 'an mmio window'} lets the device write anywhere in memory"
+            elif _vduse(found):
+                continue
+            elif found.device_id is None:
+                why = "its type is not known, so it may be a balloon, which takes memory of the whole guest"
+            elif negotiated is None or not negotiated >> features.ACCESS_PLATFORM & 1:
+                why = "it is not known to have ACCESS_PLATFORM, so it may go round the IOMMU"
+            else:
+                continue
+            raise Refused(
+                f"{found.address} is not given to an ordinary user",
+                seen=why,
+                expected="a device that the IOMMU holds",
+                remedy="leave its node to root; or, knowing what it means, --force unsafe-owner",
+            )
+
+
+def _vduse(found: Found) -> bool:
+    """Whether a process of this machine is the device: VDUSE takes none that lacks ACCESS_PLATFORM."""
+    return found.bus == "vdpa" and sysfs.link_name(sysfs.real(found.path).parent / "subsystem") == "vduse"
+
+
+def _unheld(found: Found) -> bool:
+    """No IOMMU stands before the function; VFIO's no-IOMMU mode gives it a group only once it is bound."""
+    return found.noiommu or (found.bus == "pci" and found.iommu_group is None)

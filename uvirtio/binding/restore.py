@@ -1,0 +1,201 @@
+"""Give devices back to the drivers that they had before bind.
+
+Restore has a goal, not a script: it compares what is with what was and does what is missing, so that it may be run
+again after any interruption.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from uvirtio.binding import journal, rules
+from uvirtio.binding.discover import find
+from uvirtio.binding.facts import Facts
+from uvirtio.binding.journal import DeviceEntry
+from uvirtio.binding.plan import bus_directory
+from uvirtio.binding.sysfs_ops import TIMEOUT, SysfsOps, device_lock
+from uvirtio.errors import Busy, DeviceAbsent, OperationFailed, Refused, UvirtioError
+from uvirtio.host import sysfs
+from uvirtio.host.addresses import canonical
+from uvirtio.host.roots import Roots
+from uvirtio.host.writer import ChildWriter, Writer
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What restore did with one device."""
+
+    address: str
+    driver: str | None
+    action: Literal["restored", "already", "gone"]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"address": self.address, "driver": self.driver, "action": self.action}
+
+
+def restore(
+    roots: Roots,
+    names: Sequence[str] | None = None,
+    *,
+    writer: Writer | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+    timeout: float = TIMEOUT,
+) -> list[Restored]:
+    """Give devices back to the drivers that they had before bind; ``names`` None: all in the journal.
+
+    A device that is gone is only forgotten. Raises Refused when another
+    device is in its place, when somebody else has rebound it, or when it is not in the journal and some
+    user-space driver has it; Busy when a process still uses it; OperationFailed when the kernel does not play.
+    """
+    ops = SysfsOps(roots, ChildWriter() if writer is None else writer, sleep, timeout)
+    if names is None:
+        # The kernel gives out the lowest free virtio number: in this order each gets its own again.
+        devices = [device for entry in journal.entries(roots) for device in entry.devices]
+        wanted = [device.address for device in sorted(devices, key=lambda device: device.number)]
+    else:
+        wanted = [_key(name, roots) for name in names]
+    done: list[Restored] = []
+    failures: list[UvirtioError] = []
+    for address in dict.fromkeys(wanted):
+        try:
+            done.append(_restore_one(address, roots, ops))
+        except UvirtioError as error:
+            failures.append(error)
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        raise OperationFailed(
+            f"{len(failures)} devices could not be given back",
+            seen="; ".join(f"{error.message}: {error.seen}" for error in failures),
+            expected="all devices as they were",
+            remedy=failures[0].remedy,
+        )
+    return done
+
+
+def _key(name: str, roots: Roots) -> str:
+    """The name under which the journal has a device; it may be gone, and then its address must do."""
+    try:
+        return find(name, roots, aliases=False).key
+    except DeviceAbsent:
+        return canonical(name)
+
+
+def _restore_one(address: str, roots: Roots, ops: SysfsOps) -> Restored:
+    with device_lock(address, roots):
+        entry = journal.entry_of(address, roots)
+        device = entry.device(address) if entry is not None else None
+        if entry is None or device is None:
+            return _not_journaled(address, roots)
+        action = give_back(device, ops)
+        left = tuple(other for other in entry.devices if other.address != address)
+        if left:
+            journal.store(replace(entry, devices=left), roots)
+        else:
+            journal.remove(entry, roots)
+        return Restored(address, ops.driver(device.bus, device.name), action)
+
+
+def _not_journaled(address: str, roots: Roots) -> Restored:
+    found = find(address, roots, aliases=False)
+    if found.driver not in rules.USER_DRIVERS:
+        return Restored(found.address, found.driver, "already")
+    raise Refused(
+        f"{address} was not bound by uvirtio, or not since the last boot",
+        seen=f"bound to {found.driver}, and not in {journal.directory(roots)}",
+        expected="a journal entry that says what it was before",
+        remedy=f"by hand: echo {found.name} > {found.path / 'driver/unbind'}; "
+        f"echo {found.name} > {bus_directory(found.bus, roots) / 'drivers_probe'}",
+    )
+
+
+def give_back(
+    device: DeviceEntry, ops: SysfsOps, *, check_users: bool = True
+) -> Literal["restored", "already", "gone"]:
+    """Make driver, override and node owner what they were. Does only what is missing."""
+    directory = ops.device(device.bus, device.name)
+    if not directory.exists():
+        return "gone"
+    _same_device(device, directory)
+    now = ops.driver(device.bus, device.name)
+    if now not in (device.driver, device.target, None):
+        raise Refused(
+            f"somebody else has bound {device.address} since",
+            seen=f"driver {now}",
+            expected=f"{device.target or 'no driver'}, as bind left it",
+            remedy="give it back by hand, then run restore again",
+        )
+    changed = False
+    if now != device.driver:
+        if now is not None:
+            if check_users:
+                _check_unused(device, ops)
+            ops.unbind(device.bus, device.name, now)
+        if device.driver is not None:
+            # Named, because without it any driver with a matching id might come first.
+            if sysfs.override(directory) != device.driver:
+                ops.set_override(device.bus, device.name, device.driver)
+            ops.probe(device.bus, device.name, device.driver)
+        changed = True
+    if sysfs.override(directory) != device.driver_override:
+        ops.set_override(device.bus, device.name, device.driver_override)
+        changed = True
+    if device.node is not None and device.node_before is not None:
+        node = ops.roots.dev / "vfio" / Path(device.node).name
+        if device.bus == "vdpa":
+            node = ops.roots.dev / Path(device.node).name
+            # It goes with the driver, and its number may be another device's by now.
+            if ops.node(device.bus, device.name, None) != node:
+                return "restored" if changed else "already"
+        uid, gid, mode = device.node_before
+        if node.exists():
+            status = node.stat()
+            if (status.st_uid, status.st_gid, status.st_mode & 0o7777) != (uid, gid, mode):
+                ops.writer.own(node, uid, gid, mode)
+                changed = True
+    return "restored" if changed else "already"
+
+
+def _same_device(device: DeviceEntry, directory: Path) -> None:
+    """A function may have been unplugged and another plugged in its place."""
+    if device.pci_id is None:
+        return
+    vendor, product = sysfs.number(directory / "vendor"), sysfs.number(directory / "device")
+    sub_vendor, sub = sysfs.number(directory / "subsystem_vendor"), sysfs.number(directory / "subsystem_device")
+    seen = (_ids(vendor, product), _ids(sub_vendor, sub))
+    if seen != (device.pci_id, device.subsystem_id):
+        raise Refused(
+            f"another device is at {device.address} now",
+            seen=f"PCI id {seen[0]}, subsystem {seen[1]}",
+            expected=f"PCI id {device.pci_id}, subsystem {device.subsystem_id}",
+            remedy="it was plugged in after bind; the journal entry is of no use to it",
+        )
+
+
+def _ids(vendor: int | None, device: int | None) -> str | None:
+    return None if vendor is None or device is None else f"{vendor:04x}:{device:04x}"
+
+
+def _check_unused(device: DeviceEntry, ops: SysfsOps) -> None:
+    """An unbind under a running user-space driver waits for it, and may take its memory from under it."""
+    node = f"/dev/vfio/{device.iommu_group}"
+    if device.bus != "pci":
+        node = device.address
+    try:
+        found = find(device.address, ops.roots)
+    except UvirtioError:
+        pass
+    else:
+        node = found.node or node
+    holders = Facts(ops.roots).holders(node)
+    if holders:
+        raise Busy(
+            f"{device.address} is in use",
+            seen=f"{node} is open in {', '.join(map(str, holders))}",
+            expected="nobody",
+            remedy="end it, then run restore again",
+        )

@@ -1,0 +1,21 @@
+"""One device: bringing it up (3.1.1), sessions with it, its configuration, waiting, and leaving it in order."""
+
+from uvirtio.device.bringup import ADMIN_QUEUE, LEGACY_FEATURES, RING_FEATURES, RingChoice
+from uvirtio.device.core import Device, GiveBack, Observer, unobserved
+from uvirtio.device.queue import QUEUE_SIZE_MAX, Queue, QueueSpec
+from uvirtio.interfaces.values import DEFAULT_TIMEOUT
+
+__all__ = [
+    "ADMIN_QUEUE",
+    "DEFAULT_TIMEOUT",
+    "LEGACY_FEATURES",
+    "QUEUE_SIZE_MAX",
+    "RING_FEATURES",
+    "Device",
+    "GiveBack",
+    "Observer",
+    "Queue",
+    "QueueSpec",
+    "RingChoice",
+    "unobserved",
+]

@@ -1,0 +1,213 @@
+"""The parts of the initialisation sequence (3.1.1) that decide something: the features, and the rings.
+
+``Device.start`` runs the steps in their order; what is decided in them stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from uvirtio.device.queue import QUEUE_SIZE_MAX, QueueSpec
+from uvirtio.errors import FeatureMissing, QueueError
+from uvirtio.interfaces.memory import DmaSpace
+from uvirtio.interfaces.transport import HasAdminQueues, QueueLayout, Transport
+from uvirtio.spec import features as f
+from uvirtio.spec.ring import MAX_SIZE, is_power_of_two
+from uvirtio.virtqueue import Virtqueue
+from uvirtio.virtqueue.packed import make_packed
+from uvirtio.virtqueue.split import make_split
+
+RING_FEATURES = f.mask(
+    f.INDIRECT_DESC,
+    f.EVENT_IDX,
+    f.RING_PACKED,
+    f.IN_ORDER,
+    f.NOTIFICATION_DATA,
+    f.NOTIF_CONFIG_DATA,
+    f.RING_RESET,
+)
+
+RingChoice = Literal["auto", "split", "packed"]
+"""Which ring format to take: ``auto`` is packed where it is offered, as 6.1 wants it."""
+
+LEGACY_FEATURES = f.mask(f.ANY_LAYOUT)
+"""Taken where a legacy interface offers it (6.3): our chains then may be laid out as on a modern one (2.7.4)."""
+
+ADMIN_QUEUE = "adminq"
+"""The name of the administration queue, where there is one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Negotiated:
+    """The outcome of the feature negotiation; each field is a mask of feature bits, 128 bits wide."""
+
+    offered: int
+    features: int
+    unsteady: int
+    """Bits that were offered in one of two readings, and not in the other."""
+
+
+def negotiate(
+    transport: Transport,
+    address: str,
+    type_name: str,
+    *,
+    wanted: int,
+    required: int,
+    dependencies: Iterable[f.Needs],
+    ring: RingChoice,
+    platform_order: bool,
+    admin: bool,
+) -> Negotiated:
+    """Read what is offered, and write the choice (3.1.1 (4), 2.2).
+
+    Args:
+        transport: Where the features are read and written.
+        address: The device's, for errors.
+        type_name: The device type, which names the bits 0 to 23 and 50 to 127.
+        wanted: The driver's allow-list of device-type feature bits.
+        required: Bits without which the driver cannot work.
+        dependencies: Which bit needs which others.
+        ring: The ring format that was asked for.
+        platform_order: Whether we have barriers that a device on a bus heeds (ORDER_PLATFORM).
+        admin: Whether an administration queue is wanted (ADMIN_VQ).
+
+    Raises:
+        FeatureMissing: A required bit is not offered; nothing was written.
+    """
+    legacy = transport.legacy
+    first, again = transport.device_features(), transport.device_features()
+    # A device whose offer changes is taken at what it said both times; FEATURES_OK has the last word.
+    offered = first & again
+    # 2.2.3: on a legacy interface VERSION_1 is not there to be taken, nor is anything above bit 31.
+    must = required if legacy else required | f.mask(f.VERSION_1)
+    if ring == "packed":
+        must |= f.mask(f.RING_PACKED)
+    missing = must & ~offered
+    if missing:
+        names = ", ".join(bit.name for bit in f.names(type_name, missing))
+        raise FeatureMissing(
+            f"{address} does not offer {names}",
+            seen=f"{offered:#x}",
+            expected=f"the bits {must:#x} (2.2.1)",
+            remedy=_without(missing, legacy),
+        )
+    # 2.2.1: from allow-lists only, so that an unknown bit is never acknowledged.
+    ours = wanted | required | RING_FEATURES
+    ours |= LEGACY_FEATURES if legacy else f.mask(f.VERSION_1, f.ACCESS_PLATFORM)
+    if ring == "split":
+        ours &= ~f.mask(f.RING_PACKED)
+    if platform_order:
+        ours |= f.mask(f.ORDER_PLATFORM)  # 6.1: only with barriers that a device on a bus heeds
+    if admin:
+        ours |= f.mask(f.ADMIN_VQ)
+    features = f.resolve(offered, ours & (transport.features_allowed | f.DEVICE_TYPE_MASK), dependencies)
+    transport.set_driver_features(features)
+    return Negotiated(offered, features, first ^ again)
+
+
+def _without(missing: int, legacy: bool) -> str:
+    """What to do about feature bits that are not offered."""
+    if legacy and missing & ~f.LEGACY_MASK:
+        return (
+            "the legacy interface has the bits 0 to 31 alone; take the modern one: leave --force-legacy out, "
+            "or start the device without disable-modern=on"
+        )
+    if missing & f.mask(f.VERSION_1):
+        return "a device without VERSION_1 is a legacy device: try --force-legacy"
+    return "this driver cannot do without"
+
+
+@dataclass(frozen=True, slots=True)
+class RingMaker:
+    """Makes the rings of one device in the format, and with the options, that were negotiated."""
+
+    address: str
+    transport: Transport
+    dma: DmaSpace
+    features: int
+    fence: Callable[[], None]
+    platform_fence: Callable[[], None] | None
+
+    def make_all(self, specs: Sequence[QueueSpec], made: list[Virtqueue]) -> list[tuple[QueueSpec, Virtqueue]]:
+        """The rings of the queues that there are.
+
+        Args:
+            specs: The queues that the driver wants.
+            made: Each ring is appended as soon as it exists, so that it is closed whatever happens to the next.
+
+        Raises:
+            QueueError: A required queue does not exist, or its size cannot be.
+            MemlockExceeded: There is no memory for the ring that may be pinned.
+        """
+        pairs: list[tuple[QueueSpec, Virtqueue]] = []
+        for spec in specs:
+            layout = self.transport.queue_layout(spec.index)
+            if layout.size_max == 0:
+                if spec.required:
+                    raise QueueError(
+                        f"{self.address} has no {spec.name} (queue {spec.index})",
+                        seen=f"queue_size 0, {self.transport.num_queues} queues",
+                        expected="a queue (4.1.5.1.3)",
+                    )
+                continue
+            ring = self.make(spec, layout)
+            made.append(ring)
+            pairs.append((spec, ring))
+        return pairs
+
+    def make(self, spec: QueueSpec, layout: QueueLayout) -> Virtqueue:
+        """The ring of one queue.
+
+        Raises:
+            QueueError: Its size is none that the format allows.
+        """
+        packed, most = self._has(f.RING_PACKED), layout.size_max
+        if most > MAX_SIZE or not (packed or is_power_of_two(most)):
+            raise QueueError(
+                f"the size of {spec.name} (queue {spec.index}) is no "
+                f"{'number' if packed else 'power of two'} up to 32768",
+                seen=most,
+                expected="1 to 32768 (2.8)" if packed else "a power of two (2.7)",
+            )
+        # 2.7.2: a legacy queue may have one size only, whatever we would like.
+        size = most if layout.size_fixed else min(most, spec.size, QUEUE_SIZE_MAX)
+        order = self.platform_fence if self._has(f.ORDER_PLATFORM) else None
+        indirect, event_idx = self._has(f.INDIRECT_DESC), self._has(f.EVENT_IDX)
+        in_order = self._has(f.IN_ORDER)
+        if packed:
+            return make_packed(
+                spec.index,
+                size,
+                self.dma,
+                fence=self.fence,
+                indirect=indirect,
+                event_idx=event_idx,
+                in_order=in_order,
+                order=order,
+            )
+        return make_split(
+            spec.index,
+            size,
+            self.dma,
+            fence=self.fence,
+            indirect=indirect,
+            event_idx=event_idx,
+            in_order=in_order,
+            # 2.7.8.1: many devices fill in a wrong length on the legacy interface.
+            clamp_used_len=self.transport.legacy,
+            one_region=layout.one_region,
+            order=order,
+        )
+
+    def _has(self, bit: int) -> bool:
+        return bool(self.features >> bit & 1)
+
+
+def admin_queue(transport: Transport, features: int) -> list[QueueSpec]:
+    """One administration queue where ADMIN_VQ was negotiated: with one, commands keep their order (2.13.2)."""
+    if not features >> f.ADMIN_VQ & 1 or not isinstance(transport, HasAdminQueues):
+        return []
+    return [QueueSpec(index, ADMIN_QUEUE, size=16) for index in transport.admin_queues()[:1]]

@@ -1,0 +1,271 @@
+"""Waiting for a device: the one wait loop, whoever waits and for whatever.
+
+A turn of it: take the interrupts that came, ask whether what is waited for is there, sleep until the next event or
+for a while. It leans on no interrupt for longer than a tenth of a second, keeps its deadline, sleeps through
+storms, and can be ended from a signal handler and from another thread. The device that it works for knows how to
+live and when to die; the loop asks it for the little that :class:`Waited` says.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from math import inf
+from typing import Protocol
+
+from uvirtio.device.listener import Listener
+from uvirtio.device.polling import PollWindow
+from uvirtio.device.storm import InterruptStorm
+from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, UvirtioError
+from uvirtio.interfaces.transport import Transport
+from uvirtio.interfaces.values import InterruptMode
+from uvirtio.virtqueue import Virtqueue
+
+POLL_FIRST, POLL_LAST = 50e-6, 10e-3
+"""Seconds between looks at what announces itself to nobody, growing from the first to the last."""
+
+_SLICE = 0.1
+"""Seconds. No wait leans on an interrupt for longer than this: a lost one costs time, never progress."""
+
+_OVERSLEPT = 0.5
+"""Seconds. Waking this much later than asked means that this process was stopped, not that the device was slow."""
+
+
+class HasRing(Protocol):
+    """A queue, as far as the loop knows it."""
+
+    ring: Virtqueue
+
+
+class Waited(Protocol):
+    """The device, as far as the loop knows it."""
+
+    address: str
+    closing: bool
+    leaving: bool
+
+    @property
+    def queues(self) -> Mapping[int, HasRing]: ...
+    @property
+    def completions(self) -> int: ...
+    def check_owner(self) -> None: ...
+    def check_status(self) -> int: ...
+
+
+class WaitLoop:
+    """The wait loop of one device, and what it counts. ``Device`` says what its public names mean."""
+
+    def __init__(self, device: Waited, transport: Transport, poll: float) -> None:
+        self._device = device
+        self._transport = transport
+        self.config_changes = 0
+        self.interrupts_taken = 0
+        self.missed_interrupts = 0
+        self.polled = 0
+        self.interrupted = False
+        self._poll = PollWindow(poll)
+        self._storm = InterruptStorm()
+        self._interruption: BaseException | None = None
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._listener = Listener()
+        self._fired: Mapping[int, int] | None = None  # what woke the loop just now; None: nobody asked
+        self._look_at = 0.0  # when all events are looked at again, fired or not
+
+    # --- from outside ---------------------------------------------------------------------------------------
+
+    def interrupt(self, reason: BaseException) -> None:
+        """Make the loop raise ``reason`` at its next turn."""
+        self._interruption = reason
+        self.wake()
+
+    def wake(self) -> None:
+        """End its sleep, from any thread: something is to be looked at."""
+        os.eventfd_write(self._wake, 1)
+
+    def forget(self) -> None:
+        """The device's events are about to be closed: sleep on them no more."""
+        self._listener.forget()
+        self._fired = None
+
+    def close(self) -> None:
+        """Nobody waits any more."""
+        self.forget()
+        os.close(self._wake)
+
+    # --- the loop -------------------------------------------------------------------------------------------
+
+    def wait(
+        self, ready: Callable[[], bool], timeout: float | None, what: str, owed: bool, watch: Sequence[int]
+    ) -> bool:
+        """See ``Device.wait``, which holds a session around this."""
+        now = begin = time.monotonic()
+        deadline = inf if timeout is None else begin + timeout
+        next_check = begin + _SLICE
+        slept = polled = False
+        told = self._take(now)
+        done = self._device.completions if self.interrupted else 0  # only an interrupt can have been for nothing
+        while True:
+            if ready():
+                if slept and not told and self._transport.interrupt_mode is not InterruptMode.POLLING:
+                    self.missed_interrupts += 1
+                if polled:
+                    self._poll.slept(now - begin)
+                return True
+            if now >= next_check:
+                self._device.check_status()
+                next_check = now + _SLICE
+            if now >= deadline:  # ``now`` is from before the look, so that the last look is after the deadline
+                if not owed:
+                    return False
+                self._device.check_status()
+                raise DeviceTimeout(
+                    f"{self._device.address} owes {what} and did not give it within {timeout:g} s",
+                    seen="nothing",
+                    expected=what,
+                    remedy="look at the device's own log; uvirtio diag shows which step fails",
+                )
+            asleep = time.monotonic()
+            left = deadline - asleep
+            longest = _SLICE if left > _SLICE else max(0.0, left)
+            if self._poll.most and not polled:
+                polled = True
+                if self._look(ready, longest):
+                    return True
+            # What can be done before the sleep is done here, while the device works: afterwards it waits for us.
+            self._device.check_owner()  # ``ready`` may have forked
+            deaf = self.storm_backoff(done) if self.interrupted or self._storm.row else 0.0
+            done = self._device.completions
+            slept = self._sleep(asleep - begin, longest, deaf, watch)
+            now = time.monotonic()
+            if now - asleep > _SLICE + _OVERSLEPT:
+                # We were stopped (SIGSTOP, a suspended machine). The device had no chance: give it back the time.
+                deadline += now - asleep - _SLICE
+                next_check = now + _SLICE
+            told = self._take(now)
+
+    def service(self) -> bool:
+        """Take and dispatch pending interrupts, without waiting; whether there were any."""
+        self._device.check_owner()
+        return self._take(time.monotonic())
+
+    def storm_backoff(self, done: int) -> float:
+        """After a look: seconds to stay away from the events. ``done``: the ``completions`` before the look."""
+        useful = self.interrupted and self._device.completions != done
+        return self._storm.note(time.monotonic(), told=self.interrupted, useful=useful)
+
+    @property
+    def storms(self) -> int:
+        """Times that interrupts for nothing came faster than anybody can want them."""
+        return self._storm.count
+
+    # --- a look at the events -------------------------------------------------------------------------------
+
+    def _take(self, now: float) -> bool:
+        """Take what is pending; whether that was a cause to look. Raises what ends the loop."""
+        device = self._device
+        if (device.closing or self._interruption is not None) and not device.leaving:
+            self._end()
+        fired, self._fired = self._fired, None
+        if now >= self._look_at or not self._listener.ready:
+            # All events are looked at now and then in any case: one may hold what was read beside something else
+            # (see the Event seam), and its descriptor does not tell. Nor does anything where there are no events.
+            fired, self._look_at = None, now + _SLICE
+        elif fired is None:
+            fired = self._listener.fired(0)
+        if fired is not None and not fired:
+            self.interrupted = False
+            return False
+        causes = self._transport.causes(fired)
+        if causes.removal:
+            raise gone(device.address, "the device was asked back (hot-unplug)")
+        if causes.config:
+            self.config_changes += 1
+            device.check_status()
+        told = causes.config or causes.queues
+        self.interrupted = told or causes.spurious
+        if told and (fired or self._transport.interrupt_mode is not InterruptMode.POLLING):
+            self.interrupts_taken += 1
+        return told
+
+    def _end(self) -> None:
+        if self._device.closing:
+            raise Closed(f"{self._device.address} was closed while something waited for it")
+        reason, self._interruption = self._interruption, None
+        if reason is not None:
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._wake)
+            raise reason
+
+    # --- sleeping -------------------------------------------------------------------------------------------
+
+    def _sleep(self, waited: float, longest: float, deaf: float, watch: Sequence[int]) -> bool:
+        """Block until an event or a while; True when it was the while.
+
+        ``waited``: seconds since the wait began; as long again where nothing announces itself. ``deaf`` seconds:
+        without the device's events. ``watch``: what else wakes it.
+        """
+        leaving = self._device.leaving
+        usual = not (deaf or leaving or watch)
+        if usual and not self._listener.ready and self._transport.interrupt_mode is not InterruptMode.POLLING:
+            self._listener.listen([self._wake, *(event.fileno() for event in self._transport.events())])
+        if usual and self._listener.ready:
+            self._fired = fired = self._listener.fired(longest)
+            return not fired
+        polling = self._transport.interrupt_mode is InterruptMode.POLLING
+        pause = min(max(POLL_FIRST, waited), POLL_LAST)
+        if polling and pause < 1e-3:
+            time.sleep(min(pause, longest))
+            return False
+        seconds = min(deaf or pause, longest) if polling or deaf else longest
+        poller = select.poll()
+        if not leaving:  # then it has done its work, and stays readable
+            poller.register(self._wake, select.POLLIN)
+        events = () if deaf else self._transport.events()
+        for number in (*(event.fileno() for event in events), *watch):
+            poller.register(number, select.POLLIN)
+        return not poller.poll(max(1.0, seconds * 1000))
+
+    # --- polling first --------------------------------------------------------------------------------------
+
+    def _look(self, ready: Callable[[], bool], longest: float) -> bool:
+        """Poll for a while (seconds), with the interrupts of all queues off; whether it was worth it."""
+        window = min(self._poll.seconds, longest)
+        if not window or self._transport.interrupt_mode is InterruptMode.POLLING:
+            return False
+        rings = [queue.ring for queue in self._device.queues.values()]
+        for ring in rings:
+            ring.want_interrupts(False)
+        end = time.monotonic() + window
+        try:
+            found = ready()
+            while not found and time.monotonic() < end:
+                found = ready()
+        except BaseException:
+            with suppress(UvirtioError):  # a ring that is broken now
+                _listen(rings)
+            raise
+        if _listen(rings) and not found:
+            found = ready()  # 2.7.14, 2.8.22: what came while the interrupts went on announces itself to nobody
+        if found:
+            self.polled += 1
+            self._poll.found()
+        return found
+
+
+def _listen(rings: Sequence[Virtqueue]) -> bool:
+    """Interrupts on again for all queues; whether something came before."""
+    came = [ring.want_interrupts(True) for ring in rings]  # all of them, whatever the first says
+    return any(came)
+
+
+def gone(address: str, seen: str) -> DeviceGone:
+    """The error of a device that was removed while it was in use."""
+    return DeviceGone(
+        f"{address} is gone",
+        seen=seen,
+        expected="a device that answers",
+        remedy="uvirtio list shows what is left",
+    )

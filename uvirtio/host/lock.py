@@ -1,0 +1,85 @@
+"""One process at a time: the lock of a device, ``/run/uvirtio/ADDRESS.lock``.
+
+Bind and restore take it for their work, and so does, for as long as it drives the device, whoever reaches it by
+a way that the kernel does not lock (/dev/mem).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from pathlib import Path
+
+from uvirtio.errors import Busy, EnvironmentLack
+from uvirtio.host.roots import Roots
+
+
+def lock_path(address: str, roots: Roots) -> Path:
+    """The lock file of a device: ``/run/uvirtio/ADDRESS.lock``."""
+    return roots.run / "uvirtio" / (address.strip("/").replace("/", "_") + ".lock")
+
+
+def take_lock(address: str, roots: Roots, *, patience: float = 0.0) -> int:
+    """Take the lock of a device; closing the descriptor gives it back.
+
+    The file stays: to remove it would let two processes hold two locks of one name. ``patience`` is for a lock
+    whose taker is dead: its guardian holds it until the device is quiet (seconds). Raises Busy when another
+    process has it, EnvironmentLack when it cannot be made.
+    """
+    path = lock_path(address, roots)
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise EnvironmentLack(
+            f"the lock {path} cannot be made, so nothing may be changed",
+            seen=error.strerror,
+            expected="a /run that can be written",
+            remedy="run this as root, with room in /run",
+        ) from error
+    try:
+        _lock(fd, roots, time.monotonic() + patience)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    except OSError as error:
+        holder = _holder(fd, roots)
+        os.close(fd)
+        raise Busy(
+            f"{address} is being bound, restored or driven by another process",
+            seen=f"{path} is locked by {holder}",
+            expected="one process at a time",
+            remedy="wait for it to end",
+        ) from error
+    return fd
+
+
+def _lock(fd: int, roots: Roots, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError:
+            taker = _taker(fd)
+            if time.monotonic() >= deadline or (taker and (roots.proc / taker).exists()):
+                raise
+        time.sleep(0.05)
+
+
+def _taker(fd: int) -> str:
+    """The number of the process that took the lock; empty where none is told."""
+    text = os.pread(fd, 32, 0).decode(errors="replace").strip()
+    return text if text.isdecimal() else ""
+
+
+def _holder(fd: int, roots: Roots) -> str:
+    """The process that wrote its number there, with the first two words of its command line."""
+    text = _taker(fd)
+    if not text:
+        return "another process"
+    try:
+        command = (roots.proc / text / "cmdline").read_bytes()[:4096].decode(errors="replace")
+    except OSError:
+        command = ""
+    words = "".join(c if c.isprintable() else "?" for c in " ".join(command.split("\0")[:2]))[:80]
+    return f"process {text} ({words.strip()})" if words.strip() else f"process {text}"

@@ -1,0 +1,141 @@
+"""Writing to sysfs with a deadline, in a child process; and loading modules."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+from uvirtio.errors import ModuleLack, OperationFailed
+from uvirtio.host.roots import Roots
+
+
+class Writer(Protocol):
+    """All that bind and restore change goes through this."""
+
+    def write(self, path: Path, text: str, timeout: float) -> None:
+        """Write ``text`` to a sysfs file in one write(2). Raises OSError, or Blocked after ``timeout`` seconds."""
+        ...
+
+    def own(self, path: Path, uid: int, gid: int, mode: int | None) -> None:
+        """Give a device node an owner, a group and, unless None, a mode. Raises OSError."""
+        ...
+
+
+class Blocked(OperationFailed):
+    """A write to sysfs did not return in time. The kernel will finish it, we do not know when."""
+
+    code = "UV-OPERATION-BLOCKED"
+
+
+def _blocked(path: Path, text: str, timeout: float) -> Blocked:
+    return Blocked(
+        f"the kernel did not finish writing {text!r} to {path}",
+        seen=f"no answer within {timeout:g} s",
+        expected="a driver that lets go",
+        remedy="end the processes that use the device; the kernel finishes the write by itself, then "
+        "`uvirtio restore`",
+    )
+
+
+def _write_and_exit(path: Path, text: str) -> NoReturn:
+    """In the child: one write(2), and its errno as the exit code."""
+    code = errno.EIO
+    try:
+        os.setsid()  # Ctrl-C is the parent's to handle, between two writes
+        os.closerange(0, 1 << 16)  # one that stays behind holds nobody's pipe or lock
+        fd = os.open(path, os.O_WRONLY)
+        os.write(fd, text.encode())
+        code = 0
+    except OSError as error:
+        if error.errno is not None and 0 < error.errno < 256:
+            code = error.errno
+    finally:
+        os._exit(code)
+
+
+class ChildWriter:
+    """Writes in a child process, with a deadline.
+
+    An unbind may sleep in the kernel beyond the reach of any signal; then the child is left behind (init reaps
+    it) and we are free to say so. A bare fork, because an interpreter of its own would cost more than the write.
+    """
+
+    def write(self, path: Path, text: str, timeout: float) -> None:
+        child = os.fork()
+        if child == 0:
+            _write_and_exit(path, text)
+        handle = os.pidfd_open(child)
+        try:
+            code = self._wait(child, handle, timeout)
+            if code is None:
+                os.kill(child, signal.SIGKILL)
+                self._wait(child, handle, 0.2)  # some waits in the kernel do end with it: then no zombie stays
+                raise _blocked(path, text, timeout)
+        except BaseException as error:
+            # A write that was begun is better finished before anything is put back.
+            if not isinstance(error, Blocked) and self._wait(child, handle, timeout) is None:
+                raise _blocked(path, text, timeout) from error
+            raise
+        finally:
+            os.close(handle)
+        if code:
+            raise OSError(code, os.strerror(code), str(path))
+
+    @staticmethod
+    def _wait(child: int, handle: int, timeout: float) -> int | None:
+        """The errno that the child ended with, 0 for none; None if it does not end in time."""
+        poller = select.poll()
+        poller.register(handle, select.POLLIN)
+        if not poller.poll(timeout * 1000):
+            return None
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return code if code >= 0 else errno.EIO
+
+    def own(self, path: Path, uid: int, gid: int, mode: int | None) -> None:
+        os.chown(path, uid, gid, follow_symlinks=False)
+        if mode is not None:
+            path.chmod(mode)
+
+
+def modprobe(module: str, *parameters: str) -> None:
+    """Load a module, with parameters such as ``name=value``. Raises ModuleLack with what modprobe says."""
+    try:
+        done = subprocess.run(
+            ["modprobe", "--", module, *parameters],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ModuleLack(f"modprobe {module} did not run", seen=str(error), expected="a loaded module") from error
+    if done.returncode:
+        raise ModuleLack(
+            f"modprobe {module} failed",
+            seen=done.stderr.strip()[:500] or f"exit code {done.returncode}",
+            expected="a loaded module",
+            remedy="see the kernel's log (dmesg)",
+        )
+
+
+def module_loader(roots: Roots) -> Callable[..., None]:
+    """What loads a module here: ``modprobe`` for root on the real /sys, else a refusal with the remedy."""
+    if roots.sys == Path("/sys") and os.geteuid() == 0:
+        return modprobe
+
+    def refuse(module: str, *parameters: str) -> None:
+        raise ModuleLack(
+            f"the module {module} is not loaded",
+            seen="no such driver in sysfs",
+            expected="a loaded module",
+            remedy=f"as root: modprobe {' '.join((module, *parameters))}",
+        )
+
+    return refuse

@@ -1,0 +1,29 @@
+"""Plain values that the interfaces share, apart from them, so that looking at sysfs does not load Protocols."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+DEFAULT_TIMEOUT = 5.0
+"""Seconds that a device, or the program behind it, may take for one answer."""
+
+
+class InterruptMode(Enum):
+    """The rungs of the interrupt ladder, best first (4.1.5.1.2, 4.1.4.5)."""
+
+    PER_QUEUE = "msix-per-queue"
+    SHARED = "msix-shared"
+    INTX = "intx"
+    """The interrupt pin of a PCI function, or the one line of a virtio-mmio device (4.2.3.4)."""
+
+    POLLING = "polling"
+
+
+@dataclass(frozen=True, slots=True)
+class BarInfo:
+    """One base address register: its number, its size in bytes, and whether it decodes I/O ports."""
+
+    index: int
+    size: int
+    is_io: bool

@@ -1,0 +1,44 @@
+"""Choosing the interrupt mode (4.1.5.1.2, 4.1.4.5): the first that works is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from uvirtio.errors import EnvironmentLack, NotSupported, OperationFailed
+from uvirtio.interfaces.values import InterruptMode
+
+
+def choose_mode(
+    address: str,
+    modes: Sequence[InterruptMode],
+    try_mode: Callable[[InterruptMode], str | None],
+    undo: Callable[[], None],
+) -> InterruptMode:
+    """Set up the first of ``modes`` that works.
+
+    Args:
+        address: The device's, for errors.
+        modes: The modes that may be taken, best first.
+        try_mode: Sets one mode up; returns None when that worked, else why it did not.
+        undo: Undoes what is set up, wholly or in part.
+
+    Raises:
+        NotSupported: None of them works; ``seen`` has every reason.
+    """
+    undo()
+    tried: list[str] = []
+    for mode in modes:
+        try:
+            why = try_mode(mode)
+        except (OperationFailed, EnvironmentLack) as error:  # this machine cannot; the next mode may do
+            why = str(error)
+        if why is None:
+            return mode
+        tried.append(f"{mode.value}: {why}")
+        undo()
+    raise NotSupported(
+        f"{address} can be driven in none of the wanted interrupt modes",
+        seen="; ".join(tried),
+        expected="one that works",
+        remedy="allow polling, which always works",
+    )
