@@ -1,7 +1,8 @@
-"""One family of errors.
+"""The exceptions of this package.
 
 Every error says five things: a stable ``code``, what happened (the message), the value ``seen``, what was
-``expected``, and the ``remedy``: the next thing a person can do. The class decides the exit code of the
+``expected``, and the ``remedy``: the next thing a person can do. ``str(error)`` is the message; a traceback, and
+a test report, show the other three below it (they are notes, PEP 678). The class decides the exit code of the
 command line, so that a library user and a shell script tell the same cases apart.
 """
 
@@ -33,6 +34,9 @@ class UvirtioError(Exception):
         self.seen = seen
         self.expected = expected
         self.remedy = remedy
+        for label, value in (("seen", seen), ("expected", expected), ("remedy", remedy)):
+            if value is not None:
+                self.add_note(f"  {label + ':':<10}{value}")
 
     def as_dict(self) -> dict[str, Any]:
         """The error as the ``error`` member of a JSON document."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+import traceback
 
 import pytest
 
@@ -64,6 +67,55 @@ def test_an_error_carries_its_five_things(kind: type[UvirtioError]):
     assert json.loads(json.dumps(document)) == document
     bare = kind("it went wrong")
     assert (bare.seen, bare.expected, bare.remedy) == (None, None, None)
+
+
+NOTES = ["  seen:     3", "  expected: 4", "  remedy:   add one"]
+
+
+@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
+def test_a_traceback_shows_what_was_seen_what_was_expected_and_the_remedy(kind: type[UvirtioError]):
+    error = kind("it went wrong", seen=3, expected="4", remedy="add one")
+    assert error.__notes__ == NOTES
+    head, *rest = "".join(traceback.format_exception_only(error)).splitlines()
+    assert head == f"{kind.__module__}.{kind.__name__}: it went wrong"
+    assert rest == NOTES
+    assert not hasattr(kind("it went wrong"), "__notes__")
+    # What is falsy was seen all the same; only None says nothing.
+    assert kind("it went wrong", seen=0).__notes__ == ["  seen:     0"]
+
+
+def _raised_again(error: UvirtioError) -> UvirtioError:
+    for _ in range(2):
+        try:
+            raise error
+        except UvirtioError as caught:
+            error = caught
+    return error
+
+
+@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "way",
+    [
+        copy.copy,
+        copy.deepcopy,
+        _raised_again,
+        *(lambda e, p=p: pickle.loads(pickle.dumps(e, p)) for p in range(pickle.HIGHEST_PROTOCOL + 1)),
+    ],
+)
+def test_an_error_stays_whole_when_it_is_copied_pickled_or_raised_again(kind: type[UvirtioError], way):
+    error = kind("it went wrong", seen=3, expected="4", remedy="add one")
+    error.add_note("and a note of the caller's")
+    again = way(error)
+    assert type(again) is kind
+    assert str(again) == "it went wrong" and again.args == ("it went wrong",)
+    assert again.as_dict() == error.as_dict()
+    assert again.__notes__ == [*NOTES, "and a note of the caller's"]
+
+
+def test_a_refusal_of_a_memory_device_keeps_its_count_when_it_is_pickled():
+    error = errors.MemBusy("not now", seen="BUSY", done=7)
+    assert pickle.loads(pickle.dumps(error)).done == 7
 
 
 def test_the_exit_codes_are_those_of_the_contract():
