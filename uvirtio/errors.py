@@ -4,6 +4,11 @@ Every error says five things: a stable ``code``, what happened (the message), th
 ``expected``, and the ``remedy``: the next thing a person can do. ``str(error)`` is the message; a traceback, and
 a test report, show the other three below it (they are notes, PEP 678). The class decides the exit code of the
 command line, so that a library user and a shell script tell the same cases apart.
+
+Where Python has a class for the case, the error derives from it too: a ``DeviceTimeout`` is a ``TimeoutError``,
+missing rights are a ``PermissionError``, an unusable argument is a ``ValueError``, an address without a device is
+a ``FileNotFoundError``. Those among them that are OSErrors have no ``errno``: they are not the answer to one
+system call.
 """
 
 from __future__ import annotations
@@ -82,13 +87,13 @@ class FeatureMissing(DeviceFailure):
     code = "UV-DEV-FEATURE-MISSING"
 
 
-class ResetTimeout(DeviceFailure):
+class ResetTimeout(DeviceFailure, TimeoutError):
     """Status did not come back to 0 in time after a reset (2.4.2)."""
 
     code = "UV-DEV-RESET-TIMEOUT"
 
 
-class DeviceTimeout(DeviceFailure):
+class DeviceTimeout(DeviceFailure, TimeoutError):
     """The device owes an answer and did not give it in time."""
 
     code = "UV-DEV-TIMEOUT"
@@ -241,7 +246,7 @@ class Closed(UvirtioError):
 # --- exit 2: usage ----------------------------------------------------------------------------------------
 
 
-class UsageError(UvirtioError):
+class UsageError(UvirtioError, ValueError):
     """The caller asked for something that makes no sense, whatever the device."""
 
     code = "UV-USAGE"
@@ -288,7 +293,7 @@ class Refused(UvirtioError):
     exit_code = 3
 
 
-class Denied(Refused):
+class Denied(Refused, PermissionError):
     """The administrator's deny list names this device."""
 
     code = "UV-REFUSED-DENIED"
@@ -340,7 +345,7 @@ class EnvironmentLack(UvirtioError):
     exit_code = 4
 
 
-class PermissionLack(EnvironmentLack):
+class PermissionLack(EnvironmentLack, PermissionError):
     """This user may not do that."""
 
     code = "UV-ENV-PERMISSION"
@@ -364,7 +369,7 @@ class GroupNotViable(EnvironmentLack):
     code = "UV-ENV-GROUP"
 
 
-class PagemapHidden(EnvironmentLack):
+class PagemapHidden(EnvironmentLack, PermissionError):
     """/proc/self/pagemap shows no frame numbers without CAP_SYS_ADMIN."""
 
     code = "UV-ENV-PAGEMAP"
@@ -416,7 +421,7 @@ class DeviceAbsent(UvirtioError):
     exit_code = 5
 
 
-class NoSuchDevice(DeviceAbsent):
+class NoSuchDevice(DeviceAbsent, FileNotFoundError):
     """No device has this address or name."""
 
     code = "UV-NODEV-NONE"

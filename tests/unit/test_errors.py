@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import json
 import pickle
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import uvirtio
 from uvirtio import errors
 from uvirtio.errors import UvirtioError
 
@@ -120,6 +124,132 @@ def test_a_refusal_of_a_memory_device_keeps_its_count_when_it_is_pickled():
 
 def test_the_exit_codes_are_those_of_the_contract():
     assert {kind.exit_code for kind in EVERY} == {1, 2, 3, 4, 5}
+
+
+# Python's own classes, and the errors that are also one of these. All others derive from Exception alone.
+BUILT_IN = {
+    TimeoutError: {errors.DeviceTimeout, errors.ResetTimeout},
+    PermissionError: {errors.PermissionLack, errors.PagemapHidden, errors.Denied},
+    FileNotFoundError: {errors.NoSuchDevice},
+    ValueError: {kind for kind in EVERY if issubclass(kind, errors.UsageError)},
+}
+
+
+@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
+def test_an_error_is_also_python_s_own_where_there_is_one(kind: type[UvirtioError]):
+    for built_in, kinds in BUILT_IN.items():
+        assert issubclass(kind, built_in) == (kind in kinds), built_in.__name__
+    error = kind("it went wrong", seen=3)
+    assert isinstance(error, OSError) == any(
+        kind in kinds for built_in, kinds in BUILT_IN.items() if issubclass(built_in, OSError)
+    )
+    if isinstance(error, OSError):
+        assert (error.errno, error.strerror, error.filename) == (None, None, None)
+
+
+# Calls inside a handler for one of Python's classes, from which no error of ours comes that is of that class.
+INNOCENT = frozenset({
+    "BarInfo",  # a record
+    "numbers",  # reads a file of /proc
+    "query",  # ioctls: OSError, or OperationFailed
+    "self._iova.take",  # its ValueError is meant
+    "self._kernel.ioctl",
+    "self._kernel.write",
+    "self._lines.take",  # one read(2)
+    "self._device.__init__",  # evdev's, and the standard library's, from here on
+    "self._device.close",
+    "self._poll.close",
+    "self._process.stdin.write",
+    "self._socket.recv",
+    "self._socket.recv_into",
+    "self._socket.sendall",
+    "self._socket.settimeout",
+    "self._socket.shutdown",
+    "self._tries.pop",
+    "self._writer.write",
+    "self.hands.writer.own",
+    "self.writer.write",
+})  # fmt: skip
+
+
+def _root(node: ast.expr) -> str:
+    while isinstance(node, ast.Attribute | ast.Call | ast.Subscript):
+        node = node.func if isinstance(node, ast.Call) else node.value
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _names(node: ast.expr | None) -> set[str]:
+    return {one.id for one in ast.walk(node) if isinstance(one, ast.Name)} if node is not None else set()
+
+
+def _guarded(tree: ast.Module, caught: set[str]) -> Iterator[ast.stmt]:
+    """The statements inside a handler for one of ``caught`` that does not let our own errors through first."""
+    for node in ast.walk(tree):
+        kinds: list[set[str]] = []
+        if isinstance(node, ast.Try):
+            kinds = [_names(handler.type) for handler in node.handlers]
+        elif isinstance(node, ast.With):
+            calls = [item.context_expr for item in node.items if isinstance(item.context_expr, ast.Call)]
+            kinds = [_names(call) for call in calls if ast.unparse(call.func).endswith("suppress")]
+        else:
+            continue
+        first = next((names for names in kinds if names & (caught | {"UvirtioError"})), set())
+        if "UvirtioError" not in first and first:
+            yield from node.body
+
+
+def _doubtful(tree: ast.Module, caught: set[str]) -> Iterator[tuple[int, str]]:
+    """Calls there of what the file imports from this package and of what its objects hold, and raises of ours."""
+    imported = {
+        name.asname or name.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "uvirtio"
+        for name in node.names
+    }
+    for statement in _guarded(tree, caught):
+        for node in ast.walk(statement):
+            call = node.exc if isinstance(node, ast.Raise) else node
+            if not isinstance(call, ast.Call):
+                continue
+            callee, root = ast.unparse(call.func), _root(call.func)
+            ours = root in imported and not callee.startswith("vfio_")  # a structure for an ioctl
+            held = root == "self" and (callee.count(".") > 1 or isinstance(node, ast.Raise))
+            if (ours or held) and callee not in INNOCENT:
+                yield call.lineno, callee
+
+
+def test_no_handler_of_python_s_own_classes_takes_an_error_of_ours_for_it():
+    """``except OSError`` around a call that can raise DeviceTimeout would swallow it, or give it a wrong name.
+
+    Where such a call may raise one of ours, put ``except UvirtioError: raise`` before the handler, or the call
+    outside of it; where it cannot, add it to INNOCENT.
+    """
+    caught = {built_in.__name__ for built_in in BUILT_IN} | {"OSError", "IOError", "EnvironmentError"}
+    sources = sorted(Path(uvirtio.__file__).parent.rglob("*.py"))
+    assert sources
+    assert not [
+        f"{path}:{line}: {callee}"
+        for path in sources
+        for line, callee in _doubtful(ast.parse(path.read_text(encoding="utf-8")), caught)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "doubtful"),
+    [
+        ("try:\n  read(1)\nexcept OSError:\n  pass", True),
+        ("try:\n  read(1)\nexcept (KeyError, ValueError):\n  pass", True),
+        ("try:\n  self.device.check()\nexcept KeyError:\n  pass\nexcept TimeoutError:\n  pass", True),
+        ("try:\n  raise self._hidden()\nexcept OSError:\n  pass", True),
+        ("with suppress(ValueError):\n  read(1)", True),
+        ("try:\n  read(1)\nexcept UvirtioError:\n  raise\nexcept OSError:\n  pass", False),
+        ("try:\n  read(1)\nexcept KeyError:\n  pass", False),
+        ("try:\n  os.read(1)\nexcept OSError:\n  read(1)", False),
+    ],
+)
+def test_such_a_handler_would_be_found(body: str, doubtful: bool):
+    tree = ast.parse(f"from uvirtio.x import read\n{body}")
+    assert bool(list(_doubtful(tree, {"OSError", "ValueError", "TimeoutError"}))) == doubtful
 
 
 def test_python_s_own_names_are_not_taken():

@@ -52,19 +52,22 @@ class Pagemap:
 
     def _entries(self, first: int, count: int) -> array[int]:
         entries = array("Q")
+        position, end = first * 8, (first + count) * 8
+        while position < end:
+            data = self._read(min(end - position, _READ_LIMIT), position)
+            if not data or len(data) % 8:
+                raise self._hidden(f"{len(data)} bytes at {position:#x}", "8 bytes a page")
+            entries.frombytes(data)
+            position += len(data)
+        return entries
+
+    def _read(self, length: int, position: int) -> bytes:
         try:
             if self._fd < 0:
                 self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            position, end = first * 8, (first + count) * 8
-            while position < end:
-                data = os.pread(self._fd, min(end - position, _READ_LIMIT), position)
-                if not data or len(data) % 8:
-                    raise self._hidden(f"{len(data)} bytes at {position:#x}", "8 bytes a page")
-                entries.frombytes(data)
-                position += len(data)
+            return os.pread(self._fd, length, position)
         except OSError as error:
             raise self._hidden(os.strerror(error.errno or 0), "a readable file") from error
-        return entries
 
     def _hidden(self, seen: str, expected: str) -> PagemapHidden:
         return PagemapHidden(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from uvirtio.cli.common import Run
-from uvirtio.errors import OperationFailed, UsageError
+from uvirtio.errors import OperationFailed, UsageError, UvirtioError
 
 HexOption = Annotated[bool, typer.Option("--hex", help="Bare hexadecimal digits instead of a dump.")]
 RawOption = Annotated[bool, typer.Option("--raw", help="The bytes themselves.")]
@@ -52,6 +52,8 @@ def _into_file(name: str, pieces: Iterable[bytes]) -> None:
         with Path(name).open("wb") as file:
             for piece in pieces:
                 file.write(piece)
+    except UvirtioError:
+        raise  # from the device that the pieces come from; some of these are OSErrors too
     except OSError as error:
         raise OperationFailed(
             f"{name} cannot be written", seen=error.strerror, expected="a file that can be written"

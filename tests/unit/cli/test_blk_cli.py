@@ -15,8 +15,10 @@ from tests.fakes.scripted_blk import FEATURES, Disk
 from tests.unit.drivers.test_blk import ALL
 from uvirtio import opening
 from uvirtio.cli.app import run
-from uvirtio.cli.content import dump
+from uvirtio.cli.common import Run
+from uvirtio.cli.content import dump, give
 from uvirtio.device import Device
+from uvirtio.errors import DeviceTimeout, OperationFailed
 from uvirtio.opening import identify
 from uvirtio.spec import features as f
 from uvirtio.spec.blk import Request, Status
@@ -67,6 +69,19 @@ def test_info_of_a_disk_that_tells_little(model, capsys):
     assert run(["blk", "info", DEV]) == 0
     out = capsys.readouterr().out
     assert "id:           not told" in out and "writable:     no (RO)" in out and "cache:        none" in out
+
+
+def test_an_error_of_the_device_is_not_one_of_the_file_that_is_written(tmp_path):
+    def pieces() -> Iterator[bytes]:
+        yield b"first"
+        raise DeviceTimeout("the disk is silent")
+
+    made = Run("blk read")
+    with pytest.raises(DeviceTimeout, match="silent"):
+        give(made, pieces(), hex=False, raw=False, out=str(tmp_path / "out"))
+    assert (tmp_path / "out").read_bytes() == b"first"
+    with pytest.raises(OperationFailed, match="cannot be written"):
+        give(made, pieces(), hex=False, raw=False, out=str(tmp_path / "no" / "out"))
 
 
 @pytest.mark.parametrize(("offset", "size"), [("8s", "2s"), ("4K", "1024"), ("4096", "1K"), ("0x", None)])
