@@ -4,7 +4,8 @@
         print(rng.read(16).hex())
 
 ``open`` takes an address and gives a Device; a driver (Balloon, Blk, Input, Mem, Rng) negotiates with it and
-drives it. ``uvirtio.qemu.Machine`` is a QEMU without a guest, for tests. All errors derive from UvirtioError.
+drives it. ``uvirtio.qemu.Machine`` is a QEMU without a guest, for tests. All errors derive from UvirtioError;
+``help(uvirtio.errors)`` has them, and each can be imported from here.
 
 The names below are imported when they are first asked for, so that ``uvirtio list`` does not load the drivers.
 """
@@ -12,7 +13,8 @@ The names below are imported when they are first asked for, so that ``uvirtio li
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from uvirtio.errors import UvirtioError
+from uvirtio import errors
+from uvirtio.errors import *  # noqa: F403  # its __all__, which is part of ours below
 
 if TYPE_CHECKING:
     from uvirtio import qemu
@@ -38,11 +40,12 @@ __all__ = [
     "Mem",
     "Rng",
     "Roots",
-    "UvirtioError",
     "__version__",
+    "errors",
     "open",
     "qemu",
 ]
+__all__ += errors.__all__
 
 if not TYPE_CHECKING:  # or every misspelt name would pass as Any
     _HOMES = {
@@ -66,4 +69,5 @@ if not TYPE_CHECKING:  # or every misspelt name would pass as Any
         raise AttributeError(f"module 'uvirtio' has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+        # Without the errors: help() would print five pages of them before the first driver.
+        return sorted({*globals(), *__all__}.difference(errors.__all__) | {"UvirtioError"})

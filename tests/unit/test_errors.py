@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import copy
+import importlib
 import json
 import pickle
+import pkgutil
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +33,25 @@ BRANCHES = {
     errors.DeviceAbsent: ("UV-NODEV", 5),
     errors.DeviceFailure: ("UV-DEV", 1),
 }
+
+
+def test_every_class_can_be_imported_from_the_package():
+    assert sorted(errors.__all__) == sorted(kind.__name__ for kind in EVERY)
+    assert set(errors.__all__) < set(uvirtio.__all__) and "errors" in uvirtio.__all__
+    for kind in EVERY:
+        assert getattr(uvirtio, kind.__name__) is kind
+
+
+# These are the command's: no library call raises them.
+COMMAND_ONLY = {"Bug", "Interrupted"}
+
+
+def test_no_error_is_made_elsewhere():
+    for module in pkgutil.walk_packages(uvirtio.__path__, "uvirtio."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    elsewhere = {kind for kind in family() if kind.__module__.split(".")[0] == "uvirtio"} - set(EVERY)
+    assert {kind.__name__ for kind in elsewhere} - {"Blocked"} == COMMAND_ONLY
 
 
 def test_every_class_has_a_code_of_its_own():
