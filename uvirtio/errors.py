@@ -24,6 +24,7 @@ __all__ = [
     "BlkIoError",
     "BlkRefusal",
     "BlkUnsupported",
+    "Blocked",
     "Busy",
     "CapabilityError",
     "Closed",
@@ -291,6 +292,12 @@ class OperationFailed(UvirtioError):
     """An operation on this machine (a sysfs write, an ioctl) failed half-way and was rolled back."""
 
     code = "UV-OPERATION"
+
+
+class Blocked(OperationFailed, TimeoutError):
+    """A write to sysfs did not return in time. The kernel will finish it, we do not know when."""
+
+    code = "UV-OPERATION-BLOCKED"
 
 
 class AdminFailed(UvirtioError):

@@ -21,9 +21,9 @@ from uvirtio.binding.owner import check_owner_allowed
 from uvirtio.binding.plan import VDPA, VFIO, Plan, bus_directory, plans
 from uvirtio.binding.restore import give_back
 from uvirtio.binding.sysfs_ops import TIMEOUT, SysfsOps, device_lock
-from uvirtio.errors import ModuleLack, OperationFailed, Refused, UvirtioError
+from uvirtio.errors import Blocked, ModuleLack, OperationFailed, Refused, UvirtioError
 from uvirtio.host.roots import Roots
-from uvirtio.host.writer import Blocked, ChildWriter, Writer, module_loader
+from uvirtio.host.writer import ChildWriter, Writer, module_loader
 
 
 @dataclass(frozen=True, slots=True)

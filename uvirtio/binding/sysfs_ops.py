@@ -9,11 +9,11 @@ from pathlib import Path
 
 from uvirtio.binding.discover import Found, find
 from uvirtio.binding.plan import bus_directory
-from uvirtio.errors import OperationFailed, PermissionLack
+from uvirtio.errors import Blocked, OperationFailed, PermissionLack
 from uvirtio.host import sysfs
 from uvirtio.host.lock import take_lock
 from uvirtio.host.roots import Roots
-from uvirtio.host.writer import Blocked, Writer
+from uvirtio.host.writer import Writer
 
 TIMEOUT = 10.0
 """Seconds that one write to sysfs may take before it is called blocked."""
@@ -59,6 +59,8 @@ class SysfsOps:
     def _write(self, path: Path, text: str) -> None:
         try:
             self.writer.write(path, text, self.timeout)
+        except Blocked:
+            raise  # an OSError too
         except PermissionError as error:
             raise PermissionLack(f"{path} cannot be written", seen=error.strerror, expected="root") from error
         except OSError as error:

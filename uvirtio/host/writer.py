@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, Protocol
 
-from uvirtio.errors import ModuleLack, OperationFailed
+from uvirtio.errors import Blocked, ModuleLack
 from uvirtio.host.roots import Roots
 
 
@@ -25,12 +25,6 @@ class Writer(Protocol):
     def own(self, path: Path, uid: int, gid: int, mode: int | None) -> None:
         """Give a device node an owner, a group and, unless None, a mode. Raises OSError."""
         ...
-
-
-class Blocked(OperationFailed):
-    """A write to sysfs did not return in time. The kernel will finish it, we do not know when."""
-
-    code = "UV-OPERATION-BLOCKED"
 
 
 def _blocked(path: Path, text: str, timeout: float) -> Blocked:

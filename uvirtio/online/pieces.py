@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from uvirtio.errors import BadSize, Busy, InUse, ModuleLack, NotSupported, OperationFailed, PermissionLack
+from uvirtio.errors import BadSize, Blocked, Busy, InUse, ModuleLack, NotSupported, OperationFailed, PermissionLack
 from uvirtio.host import sysfs
-from uvirtio.host.writer import Blocked, ChildWriter, Writer, module_loader
+from uvirtio.host.writer import ChildWriter, Writer, module_loader
 from uvirtio.online.kernel import KMEM, Kernel, Piece, PieceState, boot_line
 
 WRITE_SECONDS = 20.0
@@ -355,6 +355,8 @@ class SystemMemory:
         """A dax device that nobody has: its id, its addresses, itself. The one with id 0 always stays."""
         try:
             self._writer.write(self.kernel.dax / "drivers" / KMEM / "remove_id", directory.name, WRITE_SECONDS)
+        except Blocked:
+            raise  # an OSError too
         except OSError:
             pass  # kmem never heard of it
         if sysfs.number(directory / "size"):
@@ -373,6 +375,8 @@ class SystemMemory:
     def _write(self, path: Path, text: str) -> None:
         try:
             self._writer.write(path, text, WRITE_SECONDS)
+        except Blocked:
+            raise
         except OSError as error:
             raise _failed(path, text, error) from error
 

@@ -22,6 +22,7 @@ from uvirtio.binding.plan import plan, plans
 from uvirtio.binding.restore import restore
 from uvirtio.binding.sysfs_ops import device_lock
 from uvirtio.errors import (
+    Blocked,
     Busy,
     Denied,
     EnvironmentLack,
@@ -33,7 +34,7 @@ from uvirtio.errors import (
     UsageError,
 )
 from uvirtio.host.lock import lock_path
-from uvirtio.host.writer import Blocked, ChildWriter
+from uvirtio.host.writer import ChildWriter
 
 RNG, DISK, NIC = "0000:03:00.0", "0000:04:00.0", "0000:05:00.0"
 

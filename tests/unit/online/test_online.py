@@ -13,6 +13,7 @@ from tests.unit.drivers.test_mem import driven
 from uvirtio.drivers.mem import Outcome
 from uvirtio.errors import (
     BadSize,
+    Blocked,
     InUse,
     ModuleLack,
     NotSupported,
@@ -20,7 +21,6 @@ from uvirtio.errors import (
     PermissionLack,
 )
 from uvirtio.host.roots import Roots
-from uvirtio.host.writer import Blocked
 from uvirtio.online import Kernel, Linux, PieceState, SystemMemory, boot_line, consumer
 
 UNIT = 128 * MIB
@@ -425,6 +425,14 @@ def test_a_try_without_end_is_ended_and_gets_longer_next_time(fake, ready):
     assert given == [5.0, 10.0, 15.0, 15.0]
     fake.write = write
     ready.offline(piece, timeout=0)
+
+
+@pytest.mark.parametrize("where", ["unbind", "remove_id", "size"])
+def test_a_write_that_does_not_come_back_is_told_as_that(fake, ready, where):
+    piece = ready.online(ADDR)
+    fake.fails[where, ""] = [Blocked("the kernel is busy")]
+    with pytest.raises(Blocked, match="is busy"):
+        ready.offline(piece)
 
 
 def test_another_failure_is_no_reason_to_try_again(fake, ready, pauses):
