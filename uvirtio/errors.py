@@ -52,6 +52,7 @@ __all__ = [
     "MemRefusal",
     "MemlockExceeded",
     "MemoryScattered",
+    "Misuse",
     "ModuleLack",
     "NoIommu",
     "NoSuchDevice",
@@ -320,6 +321,15 @@ class UsageError(UvirtioError, ValueError):
 
     code = "UV-USAGE"
     exit_code = 2
+
+
+class Misuse(UsageError):
+    """A call that only a faulty program makes: an offset outside of a block, a queue without fixed slots.
+
+    What a person can ask for, such as a size on a command line, raises the other usage errors.
+    """
+
+    code = "UV-USAGE-MISUSE"
 
 
 class BadAddress(UsageError):

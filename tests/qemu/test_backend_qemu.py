@@ -24,6 +24,7 @@ from uvirtio.errors import (
     Closed,
     DeviceGone,
     DeviceTimeout,
+    Misuse,
     NotSupported,
     QemuFailed,
     UvirtioError,
@@ -333,7 +334,7 @@ def test_a_kick_is_heard_and_memory_is_shared_both_ways(rng: QemuPciFunction, wa
             bell = rng.doorbell(bar, offset, 0)
             assert bell is not None
             bell.ring(0)
-            with pytest.raises(ValueError, match="writes"):
+            with pytest.raises(Misuse, match="writes"):
                 bell.ring(1)
             bell.close()
             bell.close()

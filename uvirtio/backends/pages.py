@@ -12,7 +12,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from uvirtio.errors import Closed, OperationFailed, PagemapHidden
+from uvirtio.errors import Closed, Misuse, OperationFailed, PagemapHidden
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import PFN_SHIFT
 
@@ -158,11 +158,11 @@ def merged(pfns: Sequence[int]) -> list[tuple[int, int, int]]:
 def pieces(runs: Sequence[tuple[int, int, int]], offset: int, length: int) -> list[tuple[int, int]]:
     """The device addresses of ``length`` bytes from ``offset``, as (address, length), out of merged runs.
 
-    Raises ValueError outside of what the runs cover.
+    Raises Misuse outside of what the runs cover.
     """
     end = offset + length
     if offset < 0 or length < 0 or end > (runs[-1][0] + runs[-1][2] if runs else 0):
-        raise ValueError(f"{length} bytes at {offset} are not inside this block")
+        raise Misuse(f"{length} bytes at {offset} are not inside this block")
     found: list[tuple[int, int]] = []
     index = bisect_right(runs, offset, key=lambda run: run[0]) - 1
     while offset < end:
@@ -191,7 +191,7 @@ class Adopted:
     def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
         """The device addresses of these bytes: always one run."""
         if offset < 0 or length < 0 or offset + length > self.size:
-            raise ValueError(f"{length} bytes at {offset} of a block of {self.size}")
+            raise Misuse(f"{length} bytes at {offset} of a block of {self.size}")
         return [(self.address + offset, length)] if length else []
 
     def pfns(self) -> list[int]:

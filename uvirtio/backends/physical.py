@@ -29,7 +29,7 @@ from uvirtio.backends.pages import (
     merged,
     pieces,
 )
-from uvirtio.errors import Closed, HugePagesLack, NotSupported, OperationFailed
+from uvirtio.errors import BadSize, Closed, HugePagesLack, NotSupported, OperationFailed
 from uvirtio.host.roots import Roots
 
 HUGE = 2 << 20
@@ -140,7 +140,7 @@ class PhysicalBlock(PagedBlock):
     def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
         """The physical addresses of these bytes, as (address, length) runs.
 
-        Raises ValueError outside the block, Closed after close().
+        Raises Misuse outside the block, Closed after close().
         """
         self._check_open()
         return pieces(self.runs, offset, length)
@@ -195,7 +195,7 @@ class PhysicalDmaSpace:
         if self._closed or self._file is None:
             raise Closed("this DMA space is closed")
         if size <= 0:
-            raise ValueError(f"{size} bytes of memory")
+            raise BadSize(f"{size} bytes of memory", seen=size, expected="1 or more")
         units = -(-size // PAGE)
         start, fresh = self._place(units)
         first, last = start // _UNITS, (start + units - 1) // _UNITS

@@ -29,7 +29,7 @@ from uvirtio.backends.pages import (
     pieces,
 )
 from uvirtio.backends.vfio.ways import AddressSpace
-from uvirtio.errors import Closed, OperationFailed, PageMoved
+from uvirtio.errors import BadSize, Closed, Misuse, OperationFailed, PageMoved
 from uvirtio.host.roots import Roots
 from uvirtio.memory.iova import IovaAllocator
 
@@ -116,7 +116,7 @@ class VfioBlock(PagedBlock):
     def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
         """The device addresses of ``length`` bytes from ``offset``, as (address, length) runs.
 
-        Raises ValueError outside the block, Closed after close().
+        Raises Misuse outside the block, Closed after close().
         """
         self._check_open()
         return pieces(self.runs, offset, length)
@@ -215,11 +215,11 @@ class VfioDmaSpace:
         """Show the device memory that is not ours (plugged by virtio-mem); see the AdoptsMemory seam.
 
         ``physical`` is its guest-physical address, page-aligned: where addresses are not translated, the device
-        reaches it there. Raises OperationFailed, MemlockExceeded, ValueError.
+        reaches it there. Raises OperationFailed, MemlockExceeded, Misuse.
         """
         size = len(mapping)
         if self._rounded(size) != size or physical % max(PAGE, self._iova.page):
-            raise ValueError(f"{size} bytes at {physical:#x} are no whole pages")
+            raise Misuse(f"{size} bytes at {physical:#x} are no whole pages")
         memory = _Borrowed(mapping, 0, size)
         block = VfioBlock(memory, self._pagemap, self._unmap)
         self._blocks[id(block)] = block
@@ -245,7 +245,7 @@ class VfioDmaSpace:
         if self._closed:
             raise Closed("this DMA space is closed")
         if size <= 0:
-            raise ValueError(f"{size} bytes of memory")
+            raise BadSize(f"{size} bytes of memory", seen=size, expected="1 or more")
         unit = max(PAGE, self._iova.page)
         return -(-size // unit) * unit
 
@@ -300,7 +300,7 @@ class VfioDmaSpace:
     def _identity(self, block: VfioBlock, offset: int, address: int, length: int) -> None:
         try:
             self._iova.take(address, length)
-        except (OperationFailed, ValueError) as error:
+        except (OperationFailed, Misuse) as error:
             raise OperationFailed(
                 f"the physical address {address:#x} cannot be mapped at itself: a device that honours the IOMMU "
                 "would not reach the page",

@@ -18,7 +18,7 @@ import typer
 
 from uvirtio.cli import output
 from uvirtio.cli.signals import Guard, Signalled
-from uvirtio.errors import OperationFailed, UsageError, UvirtioError
+from uvirtio.errors import Misuse, OperationFailed, UsageError, UvirtioError
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import InterruptMode
 
@@ -213,6 +213,8 @@ def perform(run: Run, body: Callable[[], int | None]) -> int:
     except output.OutputClosed:
         output.abandon_stdout()
         return BROKEN_PIPE
+    except Misuse as mistake:
+        return _bug(run, mistake)  # ours: what a person asked for is checked before
     except UvirtioError as failure:
         return _report(run, failure)
     except Exception as unforeseen:  # noqa: BLE001  # the last stop: nothing may leave as a traceback

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from uvirtio.errors import QueueError
+from uvirtio.errors import Misuse
 from uvirtio.interfaces.memory import Doorbell
 from uvirtio.virtqueue import Completion, SgEntry, Virtqueue
 from uvirtio.virtqueue.slots import Chain, Slots, fixed_slots
@@ -100,7 +100,7 @@ class Queue:
             slots: Numbers of slots that are not with the device.
 
         Raises:
-            QueueError: The queue has no fixed slots.
+            Misuse: The queue has no fixed slots.
             UsageError: A slot is with the device already, or there is none of that number.
         """
         if self._fixed().submit(slots):
@@ -110,7 +110,7 @@ class Queue:
         """The slots that came back, in the device's order.
 
         Raises:
-            QueueError: The queue has no fixed slots.
+            Misuse: The queue has no fixed slots.
             RingCorruption: The device wrote what cannot be.
         """
         found = self._fixed().reap()
@@ -119,7 +119,7 @@ class Queue:
 
     def _fixed(self) -> Slots:
         if self._slots is None:
-            raise QueueError(
+            raise Misuse(
                 f"{self.name} (queue {self.index}) has no fixed slots",
                 seen="a queue of single chains",
                 expected="set_fixed() after the start of the device",

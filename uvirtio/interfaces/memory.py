@@ -16,7 +16,7 @@ PFN_SHIFT = 12
 class Registers(Protocol):
     """A window of registers: one access of exactly the width per call, at an aligned byte offset.
 
-    Raises ValueError for an access outside the window or not aligned (a mistake of the caller), Closed after
+    Raises Misuse for an access outside the window or not aligned (a mistake of the caller), Closed after
     ``close()``, DeviceGone when the device has been removed.
     """
 
@@ -112,7 +112,7 @@ class MemoryWindow(Protocol):
     def map(self, offset: int, length: int) -> mmap.mmap:
         """Map whole pages of it, for reading and writing; whoever asked closes the mapping.
 
-        Raises PermissionLack, OperationFailed, Closed; ValueError outside the window.
+        Raises PermissionLack, OperationFailed, Closed; Misuse outside the window.
         """
         ...
 

@@ -16,7 +16,7 @@ import os
 import sys
 from typing import Protocol
 
-from uvirtio.errors import Closed, DeviceGone, NotSupported
+from uvirtio.errors import Closed, DeviceGone, Misuse, NotSupported
 from uvirtio.interfaces.memory import Registers
 
 
@@ -53,9 +53,13 @@ def words64(memory: memoryview, offset: int, count: int) -> memoryview:
 
 def _words(memory: memoryview, offset: int, count: int, width: int, code: str) -> memoryview:
     if offset < 0 or count < 0 or offset % width or offset + count * width > memory.nbytes:
-        raise ValueError(f"{count} words of {width} bytes at {offset} do not fit {memory.nbytes} bytes, aligned")
+        raise Misuse(f"{count} words of {width} bytes at {offset} do not fit {memory.nbytes} bytes, aligned")
     with memory[offset : offset + count * width] as piece:
         return piece.cast(code)  # type: ignore[call-overload,no-any-return]
+
+
+def _too_large(value: int, width: int) -> Misuse:
+    return Misuse(f"{value:#x} does not fit {width} bytes", seen=value, expected=f"0 to {(1 << 8 * width) - 1:#x}")
 
 
 class MappedRegisters:
@@ -67,12 +71,12 @@ class MappedRegisters:
 
     def __init__(self, mapping: Buffer, offset: int, length: int) -> None:
         if offset < 0 or length < 0:
-            raise ValueError(f"a window of {length} bytes at {offset}")
+            raise Misuse(f"a window of {length} bytes at {offset}")
         # A capability may lie at any byte (an ISR often does): the views start at the 4-byte word below it.
         base = offset & ~3
         with memoryview(mapping) as whole:
             if offset + length > whole.nbytes:
-                raise ValueError(f"a window of {length} bytes at {offset} does not fit {whole.nbytes} bytes")
+                raise Misuse(f"a window of {length} bytes at {offset} does not fit {whole.nbytes} bytes")
             end = min(whole.nbytes, (offset + length + 3) & ~3)
             with whole.cast("B")[base:end] as piece:
                 self._b = piece.cast("B")
@@ -87,7 +91,7 @@ class MappedRegisters:
             raise Closed("these registers are closed")
         place = offset + self._bias
         if offset < 0 or offset + width > self.length or place % width:
-            raise ValueError(f"a {width}-byte access at {offset:#x} of {self.length:#x}, aligned to its width")
+            raise Misuse(f"a {width}-byte access at {offset:#x} of {self.length:#x}, aligned to its width")
         return place // width
 
     def read8(self, offset: int) -> int:
@@ -100,13 +104,25 @@ class MappedRegisters:
         return self._i[self._index(offset, 4)]
 
     def write8(self, offset: int, value: int) -> None:
-        self._b[self._index(offset, 1)] = value
+        place = self._index(offset, 1)
+        try:
+            self._b[place] = value
+        except ValueError:
+            raise _too_large(value, 1) from None
 
     def write16(self, offset: int, value: int) -> None:
-        self._h[self._index(offset, 2)] = value
+        place = self._index(offset, 2)
+        try:
+            self._h[place] = value
+        except ValueError:
+            raise _too_large(value, 2) from None
 
     def write32(self, offset: int, value: int) -> None:
-        self._i[self._index(offset, 4)] = value
+        place = self._index(offset, 4)
+        try:
+            self._i[place] = value
+        except ValueError:
+            raise _too_large(value, 4) from None
 
     def close(self) -> None:
         """Release the views; idempotent."""
@@ -133,7 +149,7 @@ class WidthRegisters:
             raise Closed("these registers are closed")
         place = self._base + offset
         if offset < 0 or offset + width > self.length or place % width:
-            raise ValueError(f"a {width}-byte access at {offset:#x} of {self.length:#x}, aligned to its width")
+            raise Misuse(f"a {width}-byte access at {offset:#x} of {self.length:#x}, aligned to its width")
         return place
 
     def _read(self, place: int, width: int) -> int:
@@ -196,7 +212,7 @@ class FdRegisters(WidthRegisters):
 
     def _write(self, place: int, width: int, value: int) -> None:
         if not 0 <= value < 1 << 8 * width:
-            raise ValueError(f"{value:#x} does not fit {width} bytes")
+            raise _too_large(value, width)
         try:
             done = os.pwrite(self._fd, value.to_bytes(width, "little"), place)
         except OSError as error:

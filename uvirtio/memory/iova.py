@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable
 
-from uvirtio.errors import OperationFailed
+from uvirtio.errors import BadSize, Misuse, OperationFailed
 
 
 class IovaAllocator:
@@ -18,7 +18,7 @@ class IovaAllocator:
 
     def __init__(self, ranges: Iterable[tuple[int, int]], page: int = 4096) -> None:
         if page <= 0 or page & (page - 1):
-            raise ValueError(f"a page of {page} bytes")
+            raise Misuse(f"a page of {page} bytes")
         self.page = page
         pieces: list[tuple[int, int]] = []
         for first, last in sorted(ranges):
@@ -38,7 +38,7 @@ class IovaAllocator:
 
     def _rounded(self, size: int) -> int:
         if size <= 0:
-            raise ValueError(f"{size} bytes of device addresses")
+            raise BadSize(f"{size} bytes of device addresses", seen=size, expected="1 or more")
         return -(-size // self.page) * self.page
 
     def alloc(self, size: int, *, highest: bool = False) -> int:
@@ -64,7 +64,7 @@ class IovaAllocator:
         """Take exactly these pages. Raises OperationFailed where they are reserved, taken, or in no range."""
         size = self._rounded(size)
         if iova % self.page:
-            raise ValueError(f"{iova:#x} is not the start of a page of {self.page}")
+            raise Misuse(f"{iova:#x} is not the start of a page of {self.page}")
         index = bisect_left(self._free, (iova + 1, 0)) - 1
         if index < 0 or not (self._free[index][0] <= iova and iova + size <= self._free[index][1]):
             inside = any(start <= iova and iova + size <= end for start, end in self._all)
@@ -82,10 +82,10 @@ class IovaAllocator:
         self._taken[iova] = size
 
     def free(self, iova: int) -> None:
-        """Give back what ``alloc`` or ``take`` handed out. Raises ValueError for anything else."""
+        """Give back what ``alloc`` or ``take`` handed out. Raises Misuse for anything else."""
         size = self._taken.pop(iova, 0)
         if not size:
-            raise ValueError(f"{iova:#x} was not handed out")
+            raise Misuse(f"{iova:#x} was not handed out")
         start, end = iova, iova + size
         index = bisect_left(self._free, (start, end))
         first = last = index

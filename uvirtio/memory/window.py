@@ -7,7 +7,7 @@ import mmap
 import os
 from contextlib import suppress
 
-from uvirtio.errors import Closed, NotSupported, OperationFailed, PermissionLack
+from uvirtio.errors import Closed, Misuse, NotSupported, OperationFailed, PermissionLack
 from uvirtio.host.roots import Roots
 
 PAGE = mmap.PAGESIZE
@@ -25,12 +25,12 @@ class FileWindow:
     def map(self, offset: int, length: int) -> mmap.mmap:
         """Map whole pages, shared, readable and writable; never inherited by a fork.
 
-        Raises ValueError outside the window, PermissionLack, OperationFailed, Closed.
+        Raises Misuse outside the window, PermissionLack, OperationFailed, Closed.
         """
         if self._fd < 0:
             raise Closed(f"{self._what} is closed")
         if offset < 0 or length <= 0 or offset + length > self.size or (offset | length) % PAGE:
-            raise ValueError(f"{length} bytes at {offset:#x} of {self.size:#x}, in pages of {PAGE}")
+            raise Misuse(f"{length} bytes at {offset:#x} of {self.size:#x}, in pages of {PAGE}")
         try:
             mapping = mmap.mmap(self._fd, length, offset=self._base + offset)
         except PermissionError as error:

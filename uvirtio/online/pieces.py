@@ -15,7 +15,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from uvirtio.errors import BadSize, Blocked, Busy, InUse, ModuleLack, NotSupported, OperationFailed, PermissionLack
+from uvirtio.errors import (
+    BadSize,
+    Blocked,
+    Busy,
+    InUse,
+    Misuse,
+    ModuleLack,
+    NotSupported,
+    OperationFailed,
+    PermissionLack,
+)
 from uvirtio.host import sysfs
 from uvirtio.host.writer import ChildWriter, Writer, module_loader
 from uvirtio.online.kernel import KMEM, Kernel, Piece, PieceState, boot_line
@@ -123,7 +133,7 @@ class SystemMemory:
 
     def _ready(self) -> Path:
         if self._region is None:
-            raise ValueError("prepare() comes first")
+            raise Misuse("prepare() comes first")
         return self._region
 
     @contextmanager

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Final
 
+from uvirtio.errors import Misuse
+
 MAX_BITS: Final = 128  # what the transports carry today: four words of 32 bits (2.2, 4.1.4.3)
 ALL: Final = (1 << MAX_BITS) - 1
 LEGACY_MASK: Final = 0xFFFFFFFF  # a legacy interface has bits 0 to 31 only (4.1.4.10)
@@ -396,10 +398,10 @@ def feature(type_name: str, number: int) -> FeatureBit:
 def names(type_name: str, word: int) -> list[FeatureBit]:
     """Every bit that is set in ``word``, lowest first, those without a name included.
 
-    Raises ValueError for a negative word.
+    Raises Misuse for a negative word.
     """
     if word < 0:
-        raise ValueError(f"a feature word is not negative: {word}")
+        raise Misuse("a feature word is not negative", seen=word, expected="0 or more")
     return [feature(type_name, number) for number in bits(word)]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from uvirtio.errors import CapabilityError
+from uvirtio.errors import CapabilityError, Misuse
 from uvirtio.interfaces.memory import Registers
 from uvirtio.spec import pci
 from uvirtio.transports.pci_caps import PCI_CFG, UNKNOWN, VENDOR, VirtioCapability
@@ -54,7 +54,7 @@ class CfgWindow:
 
     def _aim(self, bar: int, offset: int, width: int) -> None:
         if width not in (1, 2, 4) or offset % width:
-            raise ValueError(f"a window of {width} bytes at {offset:#x}: 1, 2 or 4, aligned to itself (4.1.4.9.2)")
+            raise Misuse(f"a window of {width} bytes at {offset:#x}: 1, 2 or 4, aligned to itself (4.1.4.9.2)")
         if not any(
             cap.bar == bar and cap.offset <= offset and offset + width <= cap.end for cap in self._described
         ):
@@ -85,7 +85,7 @@ class CfgRegisters:
 
     def _place(self, offset: int, width: int) -> int:
         if offset < 0 or offset + width > self.length:
-            raise ValueError(f"a {width}-byte access at {offset:#x} of {self.length:#x}")
+            raise Misuse(f"a {width}-byte access at {offset:#x} of {self.length:#x}")
         return self._offset + offset
 
     def read8(self, offset: int) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from uvirtio.errors import CapabilityError, ConfigError, NotSupported, QueueError
+from uvirtio.errors import CapabilityError, ConfigError, Misuse, NotSupported, QueueError
 from uvirtio.interfaces.backend import PciFunction
 from uvirtio.interfaces.memory import Doorbell, Registers
 from uvirtio.interfaces.transport import QueueLayout
@@ -181,7 +181,7 @@ class PciLegacy(PciBase):
         layout = ring.legacy_layout(size, pci.LEGACY_QUEUE_ALIGN)
         frame = desc >> pci.LEGACY_QUEUE_ADDRESS_SHIFT
         if desc % pci.LEGACY_QUEUE_ALIGN or (driver, device) != (desc + layout.avail, desc + layout.used):
-            raise ValueError(f"queue {index} is not in one region: {desc:#x}, {driver:#x}, {device:#x}")
+            raise Misuse(f"queue {index} is not in one region: {desc:#x}, {driver:#x}, {device:#x}")
         if not 0 < frame < _PFN_LIMIT:
             raise NotSupported(
                 f"the memory of queue {index} lies where a legacy interface cannot point",

@@ -6,7 +6,7 @@ addresses, and each part has to lie where the formula says.
 
 from __future__ import annotations
 
-from uvirtio.errors import MemoryScattered
+from uvirtio.errors import MemoryScattered, Misuse
 from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.spec.ring import legacy_layout
 
@@ -27,11 +27,11 @@ class Part:
 
     def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
         if offset < 0 or length < 0 or offset + length > self.size:
-            raise ValueError(f"{length} bytes at {offset} of a part of {self.size}")
+            raise Misuse(f"{length} bytes at {offset} of a part of {self.size}")
         return self._whole.segments(self._offset + offset, length)
 
     def pfns(self) -> list[int]:
-        raise ValueError("a part of a block has no page frames of its own")
+        raise Misuse("a part of a block has no page frames of its own")
 
     def close(self) -> None:
         """Release the view; idempotent."""

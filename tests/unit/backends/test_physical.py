@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from uvirtio.backends.pages import PAGE, Pagemap
 from uvirtio.backends.physical import HUGE, HugeFile, PhysicalDmaSpace
-from uvirtio.errors import Closed, HugePagesLack, NotSupported, OperationFailed, PagemapHidden
+from uvirtio.errors import BadSize, Closed, HugePagesLack, Misuse, NotSupported, OperationFailed, PagemapHidden
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import AdoptsMemory, Block, DmaSpace
 
@@ -280,9 +280,9 @@ def test_a_closed_space(space):
 def test_sizes_that_cannot_be(space):
     block = space.alloc(PAGE)
     for offset, length in ((-1, 1), (0, PAGE + 1), (PAGE, 1)):
-        with pytest.raises(ValueError):
+        with pytest.raises(Misuse):
             block.segments(offset, length)
-    with pytest.raises(ValueError):
+    with pytest.raises(BadSize):
         space.alloc(0)
 
 

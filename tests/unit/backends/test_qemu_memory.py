@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from uvirtio.backends.qemu.memory import FIRST, PAGE, GuestMemory, QemuDma
 from uvirtio.backends.qemu.models import MICROVM, MODELS, Q35, VIRT, Model
-from uvirtio.errors import Closed, OperationFailed
+from uvirtio.errors import Closed, Misuse, OperationFailed
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -37,7 +37,7 @@ def test_a_block(memory: GuestMemory) -> None:
     assert block.pfns() == [FIRST // PAGE, FIRST // PAGE + 1, FIRST // PAGE + 2]
     assert bytes(block.view) == bytes(10_000)
     for offset, length in ((-1, 1), (0, 10_001), (10_000, 1), (0, -1)):
-        with pytest.raises(ValueError, match="block"):
+        with pytest.raises(Misuse, match="block"):
             block.segments(offset, length)
     block.close()
     block.close()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from uvirtio.backends.qemu.events import LineEvent
 from uvirtio.backends.qemu.qtest import MemoryRegisters, PortRegisters, Qtest
-from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, QemuFailed
+from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, Misuse, QemuFailed
 
 Reply = Callable[[str], bytes | list[bytes] | None]
 
@@ -86,7 +86,7 @@ def test_commands_as_qemu_reads_them() -> None:
 
 @pytest.mark.parametrize("path", ["", "ioapic\nquit", "a b", "/machine/" + "x" * 200])
 def test_an_odd_name_of_an_interrupt_controller_is_not_sent(path: str) -> None:
-    with played(lambda line: b"OK\n") as (qtest, _, commands), pytest.raises(ValueError, match="QOM"):
+    with played(lambda line: b"OK\n") as (qtest, _, commands), pytest.raises(Misuse, match="QOM"):
         qtest.intercept(path)
     assert not commands
 
@@ -106,7 +106,7 @@ def test_an_odd_name_of_an_interrupt_controller_is_not_sent(path: str) -> None:
 def test_nothing_malformed_is_sent(mistake: Callable[[Qtest], object]) -> None:
     """QEMU aborts on a malformed command."""
     with played(lambda line: b"OK\n") as (qtest, _, commands):
-        with pytest.raises(ValueError, match="does not fit"):
+        with pytest.raises(Misuse, match="does not fit"):
             mistake(qtest)
         qtest.write(1, 0, 0)
     assert commands == ["writeb 0x0 0x0"]
@@ -298,7 +298,7 @@ def test_registers_are_windows() -> None:
             lambda: memory.read16(1),
             lambda: ports.write32(4, 0),
         ):
-            with pytest.raises(ValueError, match="access"):
+            with pytest.raises(Misuse, match="access"):
                 mistake()
         memory.close()
         memory.close()

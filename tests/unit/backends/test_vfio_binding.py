@@ -22,6 +22,7 @@ from uvirtio.errors import (
     DeviceGone,
     GroupNotViable,
     MemlockExceeded,
+    Misuse,
     ModuleLack,
     NoIommu,
     NoSuchDevice,
@@ -453,7 +454,7 @@ def test_access_outside_a_region_is_the_callers_mistake():
     box, _ = device(VFIO_DEVICE_GET_REGION_INFO=region(0x3, 0x100))
     info = box.region_info(0)
     for offset, length in ((0x100, 1), (-1, 1), (0xFE, 4)):
-        with pytest.raises(ValueError):
+        with pytest.raises(Misuse):
             box.read(info, offset, length)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from uvirtio.errors import OperationFailed
+from uvirtio.errors import BadSize, Misuse, OperationFailed
 from uvirtio.memory.iova import IovaAllocator
 
 PAGE = 4096
@@ -55,13 +55,13 @@ def test_take_says_why_not(address, why):
 def test_mistakes_of_the_caller():
     iova = IovaAllocator(INTEL)
     for size in (0, -1):
-        with pytest.raises(ValueError):
+        with pytest.raises(BadSize):
             iova.alloc(size)
-    with pytest.raises(ValueError):
+    with pytest.raises(Misuse):
         iova.take(0x1001, PAGE)
     start = iova.alloc(PAGE)
     iova.free(start)
-    with pytest.raises(ValueError):
+    with pytest.raises(Misuse):
         iova.free(start)
 
 

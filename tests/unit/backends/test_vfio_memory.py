@@ -14,7 +14,7 @@ from uvirtio.backends import vfio_memory
 from uvirtio.backends.pages import PAGE, Pagemap, merged
 from uvirtio.backends.vfio import IovaAllocator
 from uvirtio.backends.vfio_memory import VfioDmaSpace
-from uvirtio.errors import Closed, MemlockExceeded, OperationFailed, PagemapHidden, PageMoved
+from uvirtio.errors import Closed, MemlockExceeded, Misuse, OperationFailed, PagemapHidden, PageMoved
 from uvirtio.host.roots import Roots
 
 RANGES = [(0, 0xFEDF_FFFF), (0xFEF0_0000, (1 << 39) - 1)]
@@ -210,7 +210,7 @@ def test_a_physical_address_that_the_iommu_reserves_is_refused(make, books):
 def test_segments_outside_the_block(make):
     block = make(True).alloc(PAGE)
     for offset, length in ((-1, 1), (0, PAGE + 1), (PAGE, 1)):
-        with pytest.raises(ValueError):
+        with pytest.raises(Misuse):
             block.segments(offset, length)
     assert block.segments(PAGE, 0) == []
 

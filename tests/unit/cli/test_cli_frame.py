@@ -32,7 +32,10 @@ def every_class(top: type[UvirtioError] = UvirtioError) -> Iterator[type[Uvirtio
         yield from every_class(below)
 
 
-OURS = sorted({one for one in every_class() if one.__module__ == errors.__name__}, key=lambda one: one.__name__)
+OURS = sorted(
+    {one for one in every_class() if one.__module__ == errors.__name__} - {errors.Misuse},
+    key=lambda one: one.__name__,
+)
 
 
 @pytest.fixture
@@ -103,6 +106,11 @@ def test_the_unexpected_is_a_bug_without_a_traceback(verbose: bool, capsys: pyte
     assert "report" in err
     assert ("trace: Traceback" in err) is verbose
     assert not err.startswith("Traceback")
+
+
+def test_a_misuse_of_the_library_is_a_bug_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert perform(Run("list"), raising(errors.Misuse("outside", seen=9, expected="0 to 7"))) == 1
+    assert "UV-BUG: unexpected Misuse: outside" in capsys.readouterr().err
 
 
 def test_a_bug_in_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:

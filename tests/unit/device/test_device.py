@@ -33,6 +33,7 @@ from uvirtio.errors import (
     DeviceTimeout,
     FeatureMissing,
     FeaturesRefused,
+    Misuse,
     NotSupported,
     QueueError,
     ResetTimeout,
@@ -471,6 +472,14 @@ def test_what_is_owed_and_does_not_come(mode: InterruptMode):
         with pytest.raises(DeviceBroken) as caught:
             device.wait(lambda: True, timeout=SHORT, what="an answer")
         assert caught.value.seen == DeviceTimeout.code
+
+
+def test_a_queue_without_fixed_slots_says_so_and_goes_on():
+    with identify(ScriptedDevice(Rng())) as device, RngDriver(device) as rng:
+        for misuse in (lambda: device.queues[0].submit([0]), device.queues[0].reap_slots):
+            with pytest.raises(Misuse, match="no fixed slots"), device.session():
+                misuse()
+        assert rng.read(3) == bytes(range(3))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -13,7 +13,16 @@ from tests.fakes.scripted import ScriptedDevice
 from tests.fakes.scripted_mem import ADDR, JUNK, Mem
 from uvirtio.drivers import mem as drivers
 from uvirtio.drivers.mem import Manager, Region
-from uvirtio.errors import Closed, InUse, NotPlugged, NotSupported, OperationFailed, PermissionLack
+from uvirtio.errors import (
+    BadSize,
+    Closed,
+    InUse,
+    Misuse,
+    NotPlugged,
+    NotSupported,
+    OperationFailed,
+    PermissionLack,
+)
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import Block, MemoryWindow
 from uvirtio.memory.window import FileWindow, dev_mem
@@ -181,9 +190,9 @@ def test_buffers_come_from_plugged_memory_that_nobody_uses():
             mem.unplug(at(5), 1)
         three.close()
         mem.unplug(at(5), 1)
-        with pytest.raises(ValueError, match="bytes at"):
+        with pytest.raises(Misuse, match="bytes at"):
             one.segments(PAGE, 2 * PAGE)
-        with pytest.raises(ValueError, match="0 bytes"):
+        with pytest.raises(BadSize, match="0 bytes"):
             it.alloc(0)
         assert one.segments(0, 0) == []
 
@@ -313,7 +322,7 @@ def test_a_range_that_the_kernel_keeps(monkeypatch):
 def test_a_window_has_edges(offset, length):
     window = FileWindow(99, 0, SIZE, what="test")
     window_fd, window._fd = window._fd, 0
-    with pytest.raises(ValueError, match="in pages"):
+    with pytest.raises(Misuse, match="in pages"):
         window.map(offset, length)
     window._fd = -1
     assert window_fd == 99

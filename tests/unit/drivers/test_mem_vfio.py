@@ -10,7 +10,7 @@ from tests.unit.backends.test_vfio_memory import PAGE, BlockTable, FakePagemap
 from uvirtio.backends import vfio_memory
 from uvirtio.backends.vfio import IovaAllocator
 from uvirtio.backends.vfio_memory import VfioDmaSpace
-from uvirtio.errors import Closed, MemlockExceeded, OperationFailed
+from uvirtio.errors import Closed, MemlockExceeded, Misuse, OperationFailed
 from uvirtio.interfaces.memory import AdoptsMemory, Block
 
 PHYSICAL = 0x1_0000_0000
@@ -93,7 +93,7 @@ def test_a_refused_map_leaves_nothing(make, books, mapping, translated):
 
 def test_no_whole_pages_are_a_mistake_of_ours(make, mapping):
     space = make(translated=True)
-    with pytest.raises(ValueError, match="whole pages"):
+    with pytest.raises(Misuse, match="whole pages"):
         space.adopt(mapping, PHYSICAL + 1)
 
 

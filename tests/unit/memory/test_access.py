@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.watchpoints import Seen, Unavailable, observe
-from uvirtio.errors import Closed, DeviceGone, NotSupported
+from uvirtio.errors import Closed, DeviceGone, Misuse, NotSupported
 from uvirtio.memory import access
 from uvirtio.memory.access import FdRegisters, MappedRegisters, words16, words32, words64
 
@@ -135,9 +135,9 @@ def test_nothing_outside_the_window_or_misaligned(offset: int, length: int):
                 write(at, 0)
                 assert read(at) == 0
             else:
-                with pytest.raises(ValueError):
+                with pytest.raises(Misuse):
                     read(at)
-                with pytest.raises(ValueError):
+                with pytest.raises(Misuse):
                     write(at, 0)
     assert bytes(page) == with_guard
     registers.close()
@@ -147,7 +147,7 @@ def test_nothing_outside_the_window_or_misaligned(offset: int, length: int):
 @pytest.mark.parametrize(("offset", "length"), [(-1, 4), (0, -1), (0, 4097), (4096, 1), (4000, 97)])
 def test_a_window_beyond_the_mapping_is_refused_and_leaks_no_view(offset: int, length: int):
     page = mmap.mmap(-1, 4096)
-    with pytest.raises(ValueError):
+    with pytest.raises(Misuse):
         MappedRegisters(page, offset, length)
     page.close()
 
@@ -155,7 +155,7 @@ def test_a_window_beyond_the_mapping_is_refused_and_leaks_no_view(offset: int, l
 @pytest.mark.parametrize("value", [-1, 256])
 def test_a_value_that_does_not_fit_is_not_cut(value: int):
     registers = MappedRegisters(bytearray(8), 0, 8)
-    with pytest.raises(ValueError):
+    with pytest.raises(Misuse):
         registers.write8(0, value)
     assert registers.read8(0) == 0
 
@@ -195,7 +195,7 @@ def test_words_are_bounded_and_aligned(view: object, width: int):
         words[3] = 1
     words.release()
     for offset, count in ((1, 1), (-width, 1), (0, -1), (0, 64 // width + 1), (64, 1)):
-        with pytest.raises(ValueError):
+        with pytest.raises(Misuse):
             view(whole, offset, count)  # type: ignore[operator]
     whole.release()
     memory += b"resizing fails while a view lives"
@@ -248,9 +248,9 @@ def test_fd_registers_keep_to_their_window_without_a_system_call(tmp_path: Path,
     recorded = Recorded(monkeypatch)
     registers = FdRegisters(-1, 16, 8)
     for width, offset in ((1, -1), (1, 8), (2, 7), (2, 1), (4, 6), (4, 2), (4, 8)):
-        with pytest.raises(ValueError):
+        with pytest.raises(Misuse):
             getattr(registers, f"read{8 * width}")(offset)
-        with pytest.raises(ValueError):
+        with pytest.raises(Misuse):
             getattr(registers, f"write{8 * width}")(offset, 0)
     registers.close()
     registers.close()
@@ -264,7 +264,7 @@ def test_fd_registers_keep_to_their_window_without_a_system_call(tmp_path: Path,
 @pytest.mark.parametrize("value", [-1, 1 << 16])
 def test_fd_registers_refuse_a_value_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, value: int):
     recorded = Recorded(monkeypatch)
-    with pytest.raises(ValueError):
+    with pytest.raises(Misuse):
         FdRegisters(-1, 0, 8).write16(0, value)
     assert recorded.calls == []
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.c_program import place_of, printed, size_of
+from uvirtio.errors import Misuse
 from uvirtio.spec import balloon, blk, features, ids, input_codes, layout, mem, mmio, pci, ring, rng, status
 from uvirtio.spec import input as inp
 from uvirtio.spec.features import Balloon, Blk, Kind, Needs, Net, Reserved, bit, mask
@@ -512,7 +513,7 @@ def test_bits_are_named_for_their_type():
     [entry] = features.names("blk", bit(0))
     assert (entry.name, entry.section) == ("BARRIER", "5.2.3.1")
     assert features.names("net", bit(127))[0].name == "bit 127"
-    with pytest.raises(ValueError, match="negative"):
+    with pytest.raises(Misuse, match="negative"):
         features.names("net", -1)
 
 

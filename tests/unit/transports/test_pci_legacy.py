@@ -24,6 +24,7 @@ from uvirtio.errors import (
     DeviceTimeout,
     FeatureMissing,
     MemoryScattered,
+    Misuse,
     NotSupported,
     NotVirtio,
     QueueError,
@@ -354,7 +355,7 @@ def test_memory_above_what_a_page_frame_can_name_is_refused():
         with pytest.raises(NotSupported, match="cannot point"):
             transport.enable_queue(0, 64, desc, desc + layout.avail, desc + layout.used)
     for wrong in ((8, layout.avail, layout.used), (0, layout.avail + 2, layout.used), (0, layout.avail, 4096 * 9)):
-        with pytest.raises(ValueError, match="one region"):
+        with pytest.raises(Misuse, match="one region"):
             transport.enable_queue(0, 64, *(0x10000 + at for at in wrong))
 
 

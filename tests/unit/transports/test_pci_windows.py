@@ -11,7 +11,7 @@ from tests.fakes.scripted import BAR, BAR_SIZE, COMMON_AT, DEVICE_AT, Balloon, S
 from uvirtio import opening
 from uvirtio.device import Device
 from uvirtio.drivers.balloon import Balloon as BalloonDriver
-from uvirtio.errors import CapabilityError, ConfigError
+from uvirtio.errors import CapabilityError, ConfigError, Misuse
 from uvirtio.interfaces.memory import Registers
 from uvirtio.interfaces.transport import SharesMemory
 from uvirtio.spec import pci
@@ -78,9 +78,9 @@ def test_the_window_is_aimed_before_its_data_is_touched():
 def test_a_window_that_is_not_aligned_is_never_set(offset: int, width: int):
     scripted = ScriptedDevice(Balloon())
     window = CfgWindow(scripted.config, walk(scripted))
-    with pytest.raises(ValueError, match="aligned"):
+    with pytest.raises(Misuse, match="aligned"):
         window.read(BAR, offset, width)
-    with pytest.raises(ValueError, match="aligned"):
+    with pytest.raises(Misuse, match="aligned"):
         window.write(BAR, offset, width, 0)
     assert not scripted.writes("config")
 
@@ -96,7 +96,7 @@ def test_what_no_capability_describes_is_never_aimed_at(bar: int, offset: int):
     with pytest.raises(CapabilityError):
         window.read(bar, offset, 4)
     assert not scripted.writes("config")
-    with pytest.raises(ValueError):
+    with pytest.raises(Misuse):
         window.registers(described(scripted, "common")).read32(0x38)
 
 

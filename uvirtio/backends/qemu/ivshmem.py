@@ -18,7 +18,7 @@ import time
 
 from uvirtio.backends.qemu.pci import PciAccess
 from uvirtio.backends.qemu.process import QemuProcess
-from uvirtio.errors import Closed, DeviceGone, QemuFailed
+from uvirtio.errors import Closed, DeviceGone, Misuse, QemuFailed
 
 VECTORS = 32
 """Each way. The last interrupt vector is kept for finding out whether QEMU has them all yet."""
@@ -163,9 +163,9 @@ class EventfdDoorbell:
         self._closed = False
 
     def ring(self, value: int) -> None:
-        """Kick. Raises ValueError for any word but the fixed one, Closed, DeviceGone."""
+        """Kick. Raises Misuse for any word but the fixed one, Closed, DeviceGone."""
         if value != self._value:
-            raise ValueError(f"this doorbell writes {self._value:#x}, not {value:#x}")
+            raise Misuse(f"this doorbell writes {self._value:#x}, not {value:#x}")
         if self._closed:
             raise Closed("this doorbell is closed")
         if self._process.exited:

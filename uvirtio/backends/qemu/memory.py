@@ -13,7 +13,7 @@ import threading
 
 from uvirtio.backends.pages import Adopted
 from uvirtio.backends.qemu.models import Q35, Ram
-from uvirtio.errors import Closed, OperationFailed
+from uvirtio.errors import BadSize, Closed, Misuse, OperationFailed
 from uvirtio.interfaces.memory import PFN_SHIFT
 
 PAGE = 4096
@@ -39,7 +39,7 @@ class GuestMemory:
     def alloc(self, size: int) -> QemuBlock:
         """Zeroed, page-aligned, contiguous memory. Raises OperationFailed when there is none left."""
         if size <= 0:
-            raise ValueError(f"a block of {size} bytes")
+            raise BadSize(f"a block of {size} bytes", seen=size, expected="1 or more")
         length = _pages(size) * PAGE
         with self._lock:
             if self._closed:
@@ -116,7 +116,7 @@ class QemuBlock:
     def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
         """The device addresses of these bytes: always one run."""
         if offset < 0 or length < 0 or offset + length > self.size:
-            raise ValueError(f"{length} bytes at {offset} of a block of {self.size}")
+            raise Misuse(f"{length} bytes at {offset} of a block of {self.size}")
         return [(self.address + offset, length)] if length else []
 
     def pfns(self) -> list[int]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from uvirtio.backends.qemu.models import PciBus
 from uvirtio.backends.qemu.qtest import MemoryRegisters, PortRegisters, Qtest
-from uvirtio.errors import CapabilityError, OperationFailed
+from uvirtio.errors import CapabilityError, Misuse, OperationFailed
 from uvirtio.interfaces.memory import Registers
 from uvirtio.memory.access import WidthRegisters
 from uvirtio.spec import pci as spec
@@ -206,7 +206,7 @@ class PciAccess:
 
     def _entry(self, vector: int) -> int:
         if not 0 <= vector < self.msix_size:
-            raise ValueError(f"vector {vector} of {self.msix_size}")
+            raise Misuse(f"vector {vector} of {self.msix_size}")
         index, offset = self._msix_table
         bar = self.bars.get(index)
         if bar is None or bar.is_io or offset + self.msix_size * spec.MSIX_ENTRY_SIZE > bar.size:

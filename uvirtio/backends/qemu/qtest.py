@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from uvirtio.backends.qemu.connection import Connection
-from uvirtio.errors import QemuFailed
+from uvirtio.errors import Misuse, QemuFailed
 from uvirtio.memory.access import WidthRegisters
 
 _VERBS = {1: "b", 2: "w", 4: "l"}
@@ -114,7 +114,7 @@ class Qtest(Connection):
         another kind, so it comes from QEMU's own list.
         """
         if _QOM_PATH.fullmatch(controller) is None:
-            raise ValueError(f"{controller!r} is no path in the QOM tree")
+            raise Misuse(f"{controller!r} is no path in the QOM tree")
         self._ask(f"irq_intercept_in {controller}\n")
 
     def irq_line(self, number: int) -> IrqLine:
@@ -284,7 +284,7 @@ class PortRegisters(MemoryRegisters):
 def _checked(value: int, bits: int) -> int:
     """QEMU takes whatever text it gets, and truncates or aborts: let no odd number through."""
     if not 0 <= value < 1 << bits:
-        raise ValueError(f"{value:#x} does not fit {bits} bits")
+        raise Misuse(f"{value:#x} does not fit {bits} bits")
     return value
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from uvirtio.backends.pages import Adopted
 from uvirtio.backends.qemu.memory import GuestMemory, QemuBlock
 from uvirtio.backends.qemu.qtest import MemoryRegisters, Qtest
-from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, QemuFailed
+from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, Misuse, QemuFailed
 from uvirtio.memory.access import words64
 
 PAGE = 4096
@@ -154,7 +154,7 @@ class Domain:
 
     def _set(self, iova: int, entry: int) -> None:
         if not 0 <= iova < 1 << ADDRESS_BITS or iova % PAGE:
-            raise ValueError(f"{iova:#x} is no page of {ADDRESS_BITS} bits of address")
+            raise Misuse(f"{iova:#x} is no page of {ADDRESS_BITS} bits of address")
         table = self._top
         for shift in (30, 21):
             with words64(table.view, iova >> shift << 3 & 0xFF8, 1) as place:
@@ -198,7 +198,7 @@ class TranslatedBlock:
     def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
         """The device addresses of these bytes: always one run."""
         if offset < 0 or length < 0 or offset + length > self.size:
-            raise ValueError(f"{length} bytes at {offset} of a block of {self.size}")
+            raise Misuse(f"{length} bytes at {offset} of a block of {self.size}")
         return [(self.address + offset, length)] if length else []
 
     def pfns(self) -> list[int]:

@@ -41,7 +41,7 @@ from uvirtio.backends.vfio.uapi import (
     vfio_region_info_cap_sparse_mmap,
     vfio_region_sparse_mmap_area,
 )
-from uvirtio.errors import Closed, DeviceGone, OperationFailed
+from uvirtio.errors import Closed, DeviceGone, Misuse, OperationFailed
 from uvirtio.host.syscalls import Kernel, failed, gone_or_failed
 
 _RESET_PAUSE = 0.01
@@ -195,7 +195,7 @@ class Device:
 
     def _place(self, region: RegionInfo, offset: int, length: int) -> int:
         if offset < 0 or length < 0 or offset + length > region.size:
-            raise ValueError(f"{length} bytes at {offset:#x} of a region of {region.size:#x}")
+            raise Misuse(f"{length} bytes at {offset:#x} of a region of {region.size:#x}")
         return region.offset + offset
 
     def _short(self, region: RegionInfo, done: int, length: int) -> DeviceGone:

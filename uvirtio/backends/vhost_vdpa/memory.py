@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from uvirtio.backends.pages import MADV_DONTDUMP, PAGE, Memory, PagedBlock, Pagemap, advise, ordinary
 from uvirtio.backends.physical import PhysicalBlock, PhysicalDmaSpace
-from uvirtio.errors import Closed, MemlockExceeded, OperationFailed
+from uvirtio.errors import BadSize, Closed, MemlockExceeded, Misuse, OperationFailed
 from uvirtio.host.roots import Roots
 from uvirtio.memory.iova import IovaAllocator
 
@@ -76,10 +76,10 @@ class VdpaBlock(PagedBlock):
         self.iova = iova
 
     def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """The device addresses of these bytes: one run. Raises ValueError outside the block, Closed."""
+        """The device addresses of these bytes: one run. Raises Misuse outside the block, Closed."""
         self._check_open()
         if offset < 0 or length < 0 or offset + length > self.size:
-            raise ValueError(f"{length} bytes at {offset} of a block of {self.size}")
+            raise Misuse(f"{length} bytes at {offset} of a block of {self.size}")
         return [(self.iova + offset, length)] if length else []
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ class VdpaDmaSpace:
         if self._closed:
             raise Closed("this DMA space is closed")
         if size <= 0:
-            raise ValueError(f"{size} bytes of memory")
+            raise BadSize(f"{size} bytes of memory", seen=size, expected="1 or more")
         unit = max(PAGE, self._iova.page)
         return -(-size // unit) * unit
 

@@ -12,7 +12,7 @@ from typing import Self
 from uvirtio.drivers.mem.block_table import Use
 from uvirtio.drivers.mem.driver import Mem
 from uvirtio.drivers.mem.ranges import Ranges
-from uvirtio.errors import Closed, NotSupported, OperationFailed
+from uvirtio.errors import BadSize, Closed, Misuse, NotSupported, OperationFailed
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.backend import ProvidesMemory
 from uvirtio.interfaces.memory import PFN_SHIFT, AdoptsMemory, Block, DmaSpace, MemoryWindow
@@ -66,7 +66,7 @@ class Piece:
         if self.closed:
             raise Closed("this piece of plugged memory is closed")
         if offset < 0 or length < 0 or offset + length > self.size:
-            raise ValueError(f"{length} bytes at {offset} of a piece of {self.size}")
+            raise Misuse(f"{length} bytes at {offset} of a piece of {self.size}")
         if not length:
             return []
         if self._block is not None:
@@ -154,7 +154,7 @@ class Region:
         Raises OperationFailed when there is no such run of plugged memory.
         """
         if size <= 0:
-            raise ValueError(f"{size} bytes of memory")
+            raise BadSize(f"{size} bytes of memory", seen=size, expected="1 or more")
         length = -(-size // PAGE) * PAGE
         table = self.mem.block_table
         block = table.block_size
