@@ -170,7 +170,7 @@ class DeviceNeedsReset(DeviceFailure):
 
 
 class DeviceBroken(DeviceFailure):
-    """An earlier error made the device unusable; it has to be opened again."""
+    """An earlier error made the device unusable; it has to be opened again. ``__cause__`` is that error."""
 
     code = "UV-DEV-BROKEN"
 
@@ -513,6 +513,6 @@ class NotVirtio(DeviceAbsent):
 
 
 class DeviceGone(DeviceAbsent):
-    """The device was removed while it was in use."""
+    """The device was removed while it was in use. Every later call raises this again."""
 
     code = "UV-NODEV-GONE"

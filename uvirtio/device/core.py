@@ -29,6 +29,7 @@ from uvirtio.errors import (
     DeviceAbsent,
     DeviceBroken,
     DeviceFailure,
+    DeviceGone,
     DeviceTimeout,
     NotSupported,
     ResetTimeout,
@@ -181,8 +182,8 @@ class Device:
         """Around every operation of a driver: refuses closed, broken and forked devices, and takes the lock.
 
         A DeviceFailure or DeviceGone that leaves the block makes the device broken: all later calls fail at
-        once instead of each waiting for its own deadline. Sessions nest; what a driver does while it leaves
-        is let through.
+        once instead of each waiting for its own deadline, with DeviceGone where the device is gone and
+        DeviceBroken otherwise. Sessions nest; what a driver does while it leaves is let through.
         """
         return self._session
 
@@ -212,13 +213,18 @@ class Device:
     def _check_usable(self) -> None:
         if self._closed or self.closing:
             raise Closed(f"{self.address} is closed")
-        if self._broken is not None:
-            raise DeviceBroken(
-                f"{self.address} failed before: {self._broken}",
-                seen=self._broken.code,
-                expected="a device that works",
-                remedy="close it and open it again",
-            ) from self._broken
+        first = self._broken
+        if first is None:
+            return
+        message = f"{self.address} is unusable after an earlier error: {first}"
+        if isinstance(first, DeviceGone):  # for a caller that calls in a loop until the device is gone
+            raise DeviceGone(message, seen=first.seen, expected=first.expected, remedy=first.remedy) from first
+        raise DeviceBroken(
+            message,
+            seen=first.code,
+            expected="a device that works",
+            remedy="close it and open it again",
+        ) from first
 
     def _break(self, error: UvirtioError) -> None:
         if self._broken is None and not isinstance(error, DeviceBroken):
