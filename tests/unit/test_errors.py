@@ -6,9 +6,11 @@ import ast
 import builtins
 import copy
 import importlib
+import inspect
 import json
 import pickle
 import pkgutil
+import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -299,6 +301,99 @@ def test_a_misuse_raises_an_error_of_ours():
                 if isinstance(getattr(builtins, name, None), type) and name not in known:
                     found.append(f"{path}:{node.lineno}: {name}")
     assert not found
+
+
+# --- docs/errors.md -----------------------------------------------------------------------------------------
+
+PAGE = (Path(uvirtio.__file__).parents[1] / "docs" / "errors.md").read_text(encoding="utf-8")
+_ROW = re.compile(r"^\| (`[^|]*) \| ([^|]*)(?: \|.*)?\|$", re.MULTILINE)
+_SPAN = re.compile(r"`([^`]+)`")
+
+CLASSES = (
+    uvirtio.Device,
+    uvirtio.Balloon,
+    uvirtio.Blk,
+    uvirtio.Input,
+    uvirtio.Mem,
+    uvirtio.Rng,
+    uvirtio.qemu.Machine,
+)
+"""What has a row for each of its public methods."""
+
+
+def calls_of_the_page() -> dict[str, set[str]]:
+    """Each call in the tables of docs/errors.md, with the errors that it adds."""
+    part = PAGE[PAGE.index("## By call") : PAGE.index("## Every class")]
+    return {
+        call: {name for name in _SPAN.findall(adds) if name in errors.__all__}
+        for calls, adds in _ROW.findall(part)
+        for call in _SPAN.findall(calls)
+    }
+
+
+def found(call: str) -> object:
+    """What the page means by ``Blk.read``, ``qemu.Machine`` or ``blk.burst.Burst.post``."""
+    for home in ("uvirtio", "uvirtio.drivers"):
+        try:
+            return pkgutil.resolve_name(f"{home}.{call}")
+        except (AttributeError, ImportError):
+            pass
+    raise LookupError(call)
+
+
+@pytest.mark.parametrize("kind", EVERY, ids=lambda kind: kind.__name__)
+def test_the_page_has_every_class_as_it_is(kind: type[UvirtioError]):
+    bases = ", ".join(f"`{base.__name__}`" for base in kind.__bases__)
+    row = f"| `{kind.__name__}` | `{kind.code}` | {kind.exit_code} | {bases} | "
+    assert row in PAGE[PAGE.index("## Every class") :]
+
+
+def test_the_page_has_no_class_and_no_code_that_is_not_there():
+    part = PAGE[PAGE.index("## Every class") :]
+    assert re.findall(r"^\| `(\w+)`", part, re.MULTILINE) == errors_in_order()
+    known = {kind.code for kind in family() if kind.__module__.startswith("uvirtio.")} | {
+        "UV-BUG",
+        "UV-INTERRUPTED",
+    }
+    assert set(re.findall(r"`(UV-[A-Z-]+)`", PAGE)) <= known
+
+
+def errors_in_order() -> list[str]:
+    tree = ast.parse(Path(errors.__file__).read_text(encoding="utf-8"))
+    return [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
+
+
+def test_the_page_has_a_row_for_every_call():
+    calls = calls_of_the_page()
+    wanted = {"open", "binding.bind.bind", "binding.restore.restore"}
+    for made in CLASSES:
+        name = "qemu.Machine" if made is uvirtio.qemu.Machine else made.__name__
+        wanted |= set() if made is uvirtio.Device else {name}
+        wanted |= {
+            f"{name}.{method}"
+            for method, _ in inspect.getmembers(made, inspect.isfunction)
+            if not method.startswith("_")
+        }
+    assert wanted - set(calls) == set()
+    for call in calls:
+        assert found(call) is not None
+
+
+def test_the_page_says_what_the_docstrings_say():
+    """An error that a docstring names after ``Raises`` is in the call's row, or among those of every call."""
+    begin, end = PAGE.index("## By call"), PAGE.index("### Opening")
+    common = set(_SPAN.findall(PAGE[begin:end]))
+    starting = set(_SPAN.findall(PAGE[PAGE.index("### Starting") : PAGE.index("### balloon")]))
+    missing = []
+    for call, adds in calls_of_the_page().items():
+        thing = found(call)
+        text = inspect.getdoc(thing) or ""
+        named = set(re.findall(r"\b[A-Z]\w+", text[text.find("Raises") :])) if "Raises" in text else set()
+        known = adds | common | (starting if isinstance(thing, type) or call == "Device.start" else set())
+        # Those that share a table share what stands above it.
+        part = PAGE[: PAGE.index(f"`{call}`", begin)].rpartition("\n### ")[2].partition("\n|")[0]
+        missing += [f"{call}: {name}" for name in named & set(errors.__all__) - known - set(_SPAN.findall(part))]
+    assert not missing
 
 
 def test_python_s_own_names_are_not_taken():
