@@ -49,8 +49,11 @@ _PATIENCE = 10.0
 _X86 = ("x86_64", "AMD64", "i686", "i386")
 
 
-class _Watched(MappedRegisters):
-    """The registers, with the question before each read whether the guardian still stands."""
+class _GuardedRegisters(MappedRegisters):
+    """The registers, with the question before each read whether the guardian still stands.
+
+    Not before a write: the one that resets the device has to get through.
+    """
 
     window: DevmemWindow
 
@@ -82,9 +85,9 @@ class DevmemWindow:
             start = base & -mmap.PAGESIZE
             mapping = _map(fd, start, base + length - start, base, address, roots)
             stack.callback(mapping.close)
-            watched = _Watched(mapping, base - start, length)
-            watched.window = self
-            self.registers: Registers = watched
+            guarded = _GuardedRegisters(mapping, base - start, length)
+            guarded.window = self
+            self.registers: Registers = guarded
             stack.callback(self.registers.close)
             self._held = (lock, fd)
             self._memory: HugeFile | None = None

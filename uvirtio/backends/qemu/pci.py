@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from uvirtio.backends.pci_function import bar_of
 from uvirtio.backends.qemu.models import PciBus
 from uvirtio.backends.qemu.qtest import MemoryRegisters, PortRegisters, Qtest
 from uvirtio.errors import CapabilityError, Misuse, OperationFailed
@@ -185,14 +186,7 @@ class PciAccess:
 
     def registers(self, index: int, offset: int, length: int) -> Registers:
         """A window of a BAR. Raises CapabilityError if the BAR is absent or too small."""
-        bar = self.bars.get(index)
-        if bar is None or offset < 0 or length < 0 or offset + length > bar.size:
-            raise CapabilityError(
-                f"there is no such window in BAR {index}",
-                seen="no BAR" if bar is None else f"a BAR of {bar.size:#x} bytes",
-                expected=f"{length:#x} bytes at {offset:#x}",
-                remedy="look at the capabilities: uvirtio inspect",
-            )
+        bar = bar_of(self.bars, index, offset, length, address="the function")
         if bar.is_io:
             return self._bridge.ports(bar.address + offset, length)
         return MemoryRegisters(self.qtest, bar.address + offset, length)
