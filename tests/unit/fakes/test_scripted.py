@@ -17,6 +17,7 @@ from uvirtio.interfaces.memory import DmaSpace, Registers
 from uvirtio.memory.fence import full_fence
 from uvirtio.spec import features as f
 from uvirtio.spec import pci
+from uvirtio.virtqueue.base import RingOptions
 from uvirtio.virtqueue.split import SplitQueue, make_split
 
 VERSION_1 = f.mask(f.VERSION_1)
@@ -44,9 +45,11 @@ def bring_up(device: ScriptedDevice, features: int = VERSION_1, vector: int | No
         0,
         8,
         device.dma(bool(features & f.mask(f.ACCESS_PLATFORM))),
-        fence=full_fence(),
-        indirect=bool(features & f.mask(f.INDIRECT_DESC)),
-        event_idx=bool(features & f.mask(f.EVENT_IDX)),
+        RingOptions(
+            fence=full_fence(),
+            indirect=bool(features & f.mask(f.INDIRECT_DESC)),
+            event_idx=bool(features & f.mask(f.EVENT_IDX)),
+        ),
     )
     registers.write16(pci.COMMON_QUEUE_SELECT, 0)
     registers.write16(pci.COMMON_QUEUE_SIZE, 8)
