@@ -20,9 +20,7 @@ from pathlib import Path
 import pytest
 
 import uvirtio
-from uvirtio.backends.pages import PAGE
 from uvirtio.backends.vfio import Container, Device, Group, group_of, uapi
-from uvirtio.backends.vfio_memory import HUGE
 from uvirtio.backends.vfio_pci import VfioPciFunction
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import (
@@ -33,6 +31,8 @@ from uvirtio.errors import (
     NotBound,
     OperationFailed,
 )
+from uvirtio.host.pages import CPU_PAGE as PAGE
+from uvirtio.host.pages import HUGE_PAGE as HUGE
 
 PCI = Path("/sys/bus/pci")
 RNG = {"0x1044", "0x1005"}

@@ -30,6 +30,7 @@ from uvirtio.errors import (
 )
 from uvirtio.host import iomem
 from uvirtio.host.lock import take_lock
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.memory.access import MappedRegisters
@@ -82,7 +83,7 @@ class DevmemWindow:
             stack.callback(os.close, lock)
             fd = _open(roots)
             stack.callback(os.close, fd)
-            start = base & -mmap.PAGESIZE
+            start = base & -CPU_PAGE
             mapping = _map(fd, start, base + length - start, base, address, roots)
             stack.callback(mapping.close)
             guarded = _GuardedRegisters(mapping, base - start, length)
@@ -280,7 +281,7 @@ def _refused(start: int, length: int, base: int, address: str, roots: Roots) -> 
     """Why the kernel says no to a mapping: whose window lies in the page, or its configuration."""
     held = []
     for region in iomem.regions(roots):
-        if region.overlaps(start & -iomem.PAGE, (start + length + iomem.PAGE - 1) & -iomem.PAGE):
+        if region.overlaps(start & -CPU_PAGE, (start + length + CPU_PAGE - 1) & -CPU_PAGE):
             for name in region.windows:
                 driver = driver_of(name, roots)
                 if driver is not None:

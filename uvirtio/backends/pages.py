@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Self, TypeVar
 
 from uvirtio.errors import BadSize, Closed, Misuse, OperationFailed, PagemapHidden
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.memory import PFN_SHIFT
-
-PAGE = mmap.PAGESIZE
+from uvirtio.spec.page import PFN_SHIFT
 
 _PRESENT = 1 << 63
 _PFN_MASK = (1 << 55) - 1
@@ -38,7 +37,7 @@ class Pagemap:
 
         Raises PagemapHidden where the file cannot be read, shows zeros (no CAP_SYS_ADMIN), or no page.
         """
-        entries = self._entries(vaddr // PAGE, -(-size // PAGE))
+        entries = self._entries(vaddr // CPU_PAGE, -(-size // CPU_PAGE))
         found = [entry & _PFN_MASK for entry in entries]
         if min(entries, default=_PRESENT) < _PRESENT:
             raise self._hidden("a page that is not present", "pages that are pinned")
@@ -46,9 +45,9 @@ class Pagemap:
             raise self._hidden(
                 "frame number 0", "real frame numbers, which the kernel shows to CAP_SYS_ADMIN only"
             )
-        if PAGE == 1 << PFN_SHIFT:
+        if CPU_PAGE == 1 << PFN_SHIFT:
             return found
-        per_page = PAGE >> PFN_SHIFT
+        per_page = CPU_PAGE >> PFN_SHIFT
         return [pfn * per_page + piece for pfn in found for piece in range(per_page)]
 
     def _entries(self, first: int, count: int) -> array[int]:

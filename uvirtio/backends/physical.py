@@ -20,7 +20,6 @@ from pathlib import Path
 
 from uvirtio.backends.pages import (
     MADV_DONTDUMP,
-    PAGE,
     GuestBlock,
     Memory,
     OwnedBlocks,
@@ -31,12 +30,10 @@ from uvirtio.backends.pages import (
     pieces,
 )
 from uvirtio.errors import Closed, HugePagesLack, NotSupported, OperationFailed
+from uvirtio.host.pages import CPU_PAGE, HUGE_PAGE
 from uvirtio.host.roots import Roots
 
-HUGE = 2 << 20
-"""Bytes of one page of the pool. The kernel may have others; this one is there wherever the CPU's page is 4096."""
-
-_UNITS = HUGE // PAGE
+_UNITS = HUGE_PAGE // CPU_PAGE
 _POOL = ("kernel", "mm", "hugepages", "hugepages-2048kB")
 _MFD_HUGETLB = getattr(os, "MFD_HUGETLB", 4)
 _MFD_HUGE_2MB = 21 << 26
@@ -79,16 +76,16 @@ class HugeFile:
         """
         try:
             # Taken here, where a failure is an error. On the first touch it would be SIGBUS.
-            os.posix_fallocate(self.fileno(), first * HUGE, count * HUGE)
+            os.posix_fallocate(self.fileno(), first * HUGE_PAGE, count * HUGE_PAGE)
         except OSError as error:
             raise self._lack(count, error) from error
         try:
-            mapping = mmap.mmap(self.fileno(), count * HUGE, offset=first * HUGE)
+            mapping = mmap.mmap(self.fileno(), count * HUGE_PAGE, offset=first * HUGE_PAGE)
         except OSError as error:
             raise OperationFailed(
                 "huge pages cannot be mapped",
                 seen=os.strerror(error.errno or 0),
-                expected=f"{count * HUGE} bytes of address space",
+                expected=f"{count * HUGE_PAGE} bytes of address space",
                 remedy="use smaller blocks, or raise the limit: ulimit -v",
             ) from error
         advise(mapping, mmap.MADV_DONTFORK, MADV_DONTDUMP)
@@ -96,7 +93,7 @@ class HugeFile:
 
     def free(self, first: int, count: int) -> None:
         """Give these pages back to the pool; they read as zeros when they are mapped again."""
-        size, offset = count * HUGE, first * HUGE
+        size, offset = count * HUGE_PAGE, first * HUGE_PAGE
         # ValueError: beyond the end of the file, so nothing was taken.
         with suppress(OSError, ValueError, Closed), mmap.mmap(self.fileno(), size, offset=offset) as hole:
             hole.madvise(mmap.MADV_REMOVE)
@@ -161,7 +158,7 @@ class PhysicalDmaSpace(OwnedBlocks[PhysicalBlock]):
     negotiated: where no IOMMU translates, both are physical (6.1).
     """
 
-    contiguous_limit = HUGE
+    contiguous_limit = HUGE_PAGE
 
     def __init__(
         self,
@@ -177,31 +174,31 @@ class PhysicalDmaSpace(OwnedBlocks[PhysicalBlock]):
         self.translated = translated
         self._file = HugeFile(roots) if file is None else file
         self._owns_file = file is None
-        # For each huge page of the file that we have: its free runs as (start, end), in units of PAGE.
+        # For each huge page of the file that we have: its free runs as (start, end), in units of CPU_PAGE.
         self._free: dict[int, list[tuple[int, int]]] = {}
         try:
-            self.alloc(PAGE).close()
+            self.alloc(CPU_PAGE).close()
         except BaseException:
             self.close()
             raise
 
     def alloc(self, size: int) -> PhysicalBlock:
-        """Zeroed, page-aligned memory of at least ``size`` bytes; one run where that is no more than HUGE.
+        """Zeroed, page-aligned memory of at least ``size`` bytes; one run where that is no more than HUGE_PAGE.
 
         Raises HugePagesLack, PagemapHidden.
         """
-        units = self._rounded(size, PAGE) // PAGE
+        units = self._rounded(size, CPU_PAGE) // CPU_PAGE
         start, fresh = self._place(units)
         first, last = start // _UNITS, (start + units - 1) // _UNITS
         try:
             mapping = self._file.map(first, last - first + 1)
-            memory = Memory(mapping, (start - first * _UNITS) * PAGE, units * PAGE)
+            memory = Memory(mapping, (start - first * _UNITS) * CPU_PAGE, units * CPU_PAGE)
             try:
                 if not fresh:
                     memory.view[:] = bytes(memory.size)
-                for offset in range(0, memory.size, HUGE):
+                for offset in range(0, memory.size, HUGE_PAGE):
                     memory.view[offset] = 0  # pagemap shows what was touched
-                block = PhysicalBlock(self, memory, start * PAGE, self._pagemap)
+                block = PhysicalBlock(self, memory, start * CPU_PAGE, self._pagemap)
             except BaseException:
                 memory.close()
                 raise
@@ -241,7 +238,7 @@ class PhysicalDmaSpace(OwnedBlocks[PhysicalBlock]):
     def take_back(self, block: PhysicalBlock) -> None:
         """A block that was closed; the block calls this."""
         self._forget(block)
-        self._give(block.first // PAGE, block.size // PAGE)
+        self._give(block.first // CPU_PAGE, block.size // CPU_PAGE)
 
     def _give(self, start: int, units: int) -> None:
         end = start + units

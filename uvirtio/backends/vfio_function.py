@@ -12,7 +12,6 @@ import weakref
 from contextlib import ExitStack
 from typing import Self
 
-from uvirtio.backends.pages import PAGE
 from uvirtio.backends.pci_function import BoundFunction
 from uvirtio.backends.vfio.device import RegionInfo
 from uvirtio.backends.vfio.events import IntxEvent
@@ -28,6 +27,7 @@ from uvirtio.backends.vfio.uapi import (
 from uvirtio.backends.vfio.ways import Way
 from uvirtio.backends.vfio_memory import VfioDmaSpace
 from uvirtio.errors import Closed, DeviceGone, OperationFailed
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.pci_driver import VFIO
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import DmaSpace, Event, Registers
@@ -81,7 +81,7 @@ class VfioFunction(BoundFunction):
         self.description = f"{VFIO}, {way.description}"
         if way.space is not None:
             iommu = way.space.iommu_info()
-            page = max(PAGE, iommu.page_sizes & -iommu.page_sizes)
+            page = max(CPU_PAGE, iommu.page_sizes & -iommu.page_sizes)
             self._iova = IovaAllocator(iommu.ranges, page)
         self._decode()
         self.error = self._listen(VFIO_PCI_ERR_IRQ_INDEX)

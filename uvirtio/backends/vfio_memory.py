@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 from uvirtio.backends.pages import (
     MADV_DONTDUMP,
     MADV_POPULATE_WRITE,
-    PAGE,
     Memory,
     OwnedBlocks,
     PagedBlock,
@@ -31,11 +30,9 @@ from uvirtio.backends.pages import (
 )
 from uvirtio.backends.vfio.ways import AddressSpace
 from uvirtio.errors import Closed, Misuse, OperationFailed, PageMoved
+from uvirtio.host.pages import CPU_PAGE, HUGE_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.memory.iova import IovaAllocator
-
-HUGE = 2 << 20
-"""A huge page where the CPU's page is 4096 bytes."""
 
 _MAP_HUGETLB = 0x40000
 _MAP_HUGE_2MB = 21 << 26
@@ -52,44 +49,44 @@ class _Borrowed(Memory):
 
 
 def _huge(pagemap: Pagemap) -> Memory | None:
-    """HUGE bytes of neighbouring frames, if they can be had: a transparent huge page, or one of the pool."""
+    """HUGE_PAGE bytes of neighbouring frames, if they can be had: a transparent huge page, or one of the pool."""
     for make in (_transparent, _pooled):
         memory = make()
         if memory is not None:
-            if len(merged(pagemap.pfns(memory.vaddr, HUGE))) == 1:
+            if len(merged(pagemap.pfns(memory.vaddr, HUGE_PAGE))) == 1:
                 return memory
             memory.close()
     return None
 
 
 def _transparent() -> Memory | None:
-    """HUGE bytes that are one transparent huge page, if the kernel is so kind; the caller checks."""
+    """HUGE_PAGE bytes that are one transparent huge page, if the kernel is so kind; the caller checks."""
     try:
-        mapping = mmap.mmap(-1, 2 * HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        mapping = mmap.mmap(-1, 2 * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError:
         return None
     advise(mapping, mmap.MADV_DONTFORK, mmap.MADV_UNMERGEABLE, MADV_DONTDUMP)
-    probe = Memory(mapping, 0, HUGE)
-    start = -probe.vaddr % HUGE
+    probe = Memory(mapping, 0, HUGE_PAGE)
+    start = -probe.vaddr % HUGE_PAGE
     probe.view.release()
     try:
-        mapping.madvise(mmap.MADV_HUGEPAGE, start, HUGE)
-        mapping.madvise(MADV_POPULATE_WRITE, start, HUGE)
+        mapping.madvise(mmap.MADV_HUGEPAGE, start, HUGE_PAGE)
+        mapping.madvise(MADV_POPULATE_WRITE, start, HUGE_PAGE)
     except OSError:
         mapping.close()
         return None
-    return Memory(mapping, start, HUGE)
+    return Memory(mapping, start, HUGE_PAGE)
 
 
 def _pooled() -> Memory | None:
     """A page of the kernel's pool (``vm.nr_hugepages``), which is none of ours unless there is need."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB | _MAP_HUGE_2MB
     try:
-        mapping = mmap.mmap(-1, HUGE, flags=flags)
+        mapping = mmap.mmap(-1, HUGE_PAGE, flags=flags)
     except OSError:
         return None  # none is free, or the kernel has no such thing
     advise(mapping, mmap.MADV_DONTFORK, MADV_DONTDUMP)
-    memory = Memory(mapping, 0, HUGE)
+    memory = Memory(mapping, 0, HUGE_PAGE)
     memory.view[0] = 0  # it was promised at mmap, so this takes it and cannot fail
     return memory
 
@@ -132,7 +129,7 @@ class VfioDmaSpace(OwnedBlocks[VfioBlock]):
         super().__init__(Pagemap(roots or Roots()))
         self._container = container
         self._iova = iova
-        self._unit = max(PAGE, iova.page)
+        self._unit = max(CPU_PAGE, iova.page)
         self._spare: Memory | None = None
         self.translated = translated
         self.contiguous_limit = 1 << 63
@@ -145,14 +142,14 @@ class VfioDmaSpace(OwnedBlocks[VfioBlock]):
 
     def _probe(self) -> int:
         """How long a run of physical addresses can be had: a huge page is tried once, and kept."""
-        test = ordinary(PAGE, small_pages=True)
+        test = ordinary(CPU_PAGE, small_pages=True)
         try:
             test.view[0] = 0
-            self._pagemap.pfns(test.vaddr, PAGE)
+            self._pagemap.pfns(test.vaddr, CPU_PAGE)
         finally:
             test.close()
         self._spare = _huge(self._pagemap)
-        return PAGE if self._spare is None else HUGE
+        return CPU_PAGE if self._spare is None else HUGE_PAGE
 
     def alloc(self, size: int) -> VfioBlock:
         """Zeroed, page-aligned memory of at least ``size`` bytes that the device may read and write.
@@ -219,7 +216,7 @@ class VfioDmaSpace(OwnedBlocks[VfioBlock]):
         return block
 
     def _physical_memory(self, size: int) -> Memory:
-        if not PAGE < size <= self.contiguous_limit:
+        if not CPU_PAGE < size <= self.contiguous_limit:
             return ordinary(size, small_pages=True)
         memory, self._spare = self._spare or _huge(self._pagemap), None
         if memory is None:

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from uvirtio.errors import ForeignWindow, PermissionLack
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 
-PAGE = 4096
 _LINE = re.compile(r"( *)([0-9a-f]+)-([0-9a-f]+) : (.*)", re.ASCII)
 _VIRTIO_MMIO = re.compile(
     r"LNRO0005:[0-9a-f]{2,8}|[0-9a-f]{1,16}\.virtio_mmio|virtio-mmio\.[0-9]{1,10}", re.ASCII | re.IGNORECASE
@@ -76,7 +76,7 @@ def check_window(base: int, length: int, roots: Roots, *, address: str, named_on
     Returns the names of the windows in these pages. ``named_only``: nobody's will not do. Raises ForeignWindow,
     PermissionLack.
     """
-    start, end = base & -PAGE, (base + length + PAGE - 1) & -PAGE
+    start, end = base & -CPU_PAGE, (base + length + CPU_PAGE - 1) & -CPU_PAGE
     there = [region for region in regions(roots) if region.overlaps(start, end)]
     names: list[str] = []
     for region in there:

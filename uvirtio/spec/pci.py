@@ -11,6 +11,7 @@ from typing import Final
 
 from uvirtio.spec.layout import Field as F
 from uvirtio.spec.layout import Layout
+from uvirtio.spec.page import PFN_SHIFT, VIRTIO_PAGE
 
 # --- PCI configuration space (PCI 3.0, 6.1) ---------------------------------------------------------------
 
@@ -311,8 +312,8 @@ LEGACY_DEVICE_STATUS: Final = 18  # 1 byte
 LEGACY_ISR: Final = 19  # 1 byte
 LEGACY_CONFIG_VECTOR: Final = 20  # 2 bytes, only while MSI-X is on
 LEGACY_QUEUE_VECTOR: Final = 22  # 2 bytes, only while MSI-X is on
-LEGACY_QUEUE_ADDRESS_SHIFT: Final = 12  # 4.1.5.1.3.1
-LEGACY_QUEUE_ALIGN: Final = 4096
+LEGACY_QUEUE_ADDRESS_SHIFT: Final = PFN_SHIFT  # 4.1.5.1.3.1
+LEGACY_QUEUE_ALIGN: Final = VIRTIO_PAGE
 
 
 def legacy_config_offset(msix_enabled: bool) -> int:

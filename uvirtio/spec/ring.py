@@ -10,6 +10,7 @@ from typing import Final
 
 from uvirtio.spec.layout import Field as F
 from uvirtio.spec.layout import Layout
+from uvirtio.spec.page import VIRTIO_PAGE
 
 MAX_SIZE: Final = 32768  # 2.7, 2.8
 INDEX_MASK: Final = 0xFFFF  # ring indices run freely modulo 65536 (2.7.6)
@@ -100,7 +101,7 @@ def split_layout(q: int) -> SplitLayout:
     return SplitLayout(desc=0, avail=avail, used=used, total=used + used_size(q))
 
 
-def legacy_layout(q: int, align: int = 4096) -> SplitLayout:
+def legacy_layout(q: int, align: int = VIRTIO_PAGE) -> SplitLayout:
     """The one region of a legacy queue (2.7.2); ``align`` is the Queue Align, 4096 on PCI.
 
     The standard's ALIGN macro is right only if qalign means the alignment less one; the rounding meant is

@@ -27,6 +27,7 @@ from uvirtio.memory.access import read_field, write_field
 from uvirtio.memory.trace import Trace, TracedDoorbell, TracedRegisters
 from uvirtio.spec import features as f
 from uvirtio.spec import mmio
+from uvirtio.spec.page import VIRTIO_PAGE
 from uvirtio.transports.base import TransportBase
 from uvirtio.transports.doorbells import QueueNotifyDoorbell
 
@@ -393,7 +394,6 @@ class MmioLegacy(Mmio):
     version = mmio.VERSION_LEGACY
     features_allowed = f.mask(f.INDIRECT_DESC, f.EVENT_IDX, f.ANY_LAYOUT)
 
-    _PAGE = 1 << 12
     _page_told = False
 
     def device_features(self) -> int:
@@ -415,7 +415,7 @@ class MmioLegacy(Mmio):
     def queue_layout(self, index: int) -> QueueLayout:
         if not self._page_told:
             # Once in a life, before any queue (4.2.4).
-            self._registers.write32(mmio.GUEST_PAGE_SIZE, self._PAGE)
+            self._registers.write32(mmio.GUEST_PAGE_SIZE, VIRTIO_PAGE)
             self._page_told = True
         self._select(index)
         if self._registers.read32(mmio.QUEUE_PFN):  # then the size cannot be read
@@ -424,8 +424,8 @@ class MmioLegacy(Mmio):
 
     def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> Doorbell:
         registers = self._registers
-        frame = desc // self._PAGE
-        if desc % self._PAGE or not 0 < frame <= _ALL_ONES:
+        frame = desc // VIRTIO_PAGE
+        if desc % VIRTIO_PAGE or not 0 < frame <= _ALL_ONES:
             # Number 0 means none.
             raise QueueError(
                 f"queue {index} lies where the legacy interface cannot name it",
@@ -436,7 +436,7 @@ class MmioLegacy(Mmio):
         self._refuse_busy(index, mmio.QUEUE_PFN, "QueuePFN")
         self._check_size(index, size)
         registers.write32(mmio.QUEUE_SIZE, size)
-        registers.write32(mmio.QUEUE_ALIGN, self._PAGE)
+        registers.write32(mmio.QUEUE_ALIGN, VIRTIO_PAGE)
         self._live.add(index)
         registers.write32(mmio.QUEUE_PFN, frame)
         if (seen := registers.read32(mmio.QUEUE_PFN)) != frame:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.support.c_program import place_of, printed, size_of
 from uvirtio.errors import Misuse
-from uvirtio.spec import balloon, blk, features, ids, input_codes, layout, mem, mmio, pci, ring, rng, status
+from uvirtio.spec import balloon, blk, features, ids, input_codes, layout, mem, mmio, page, pci, ring, rng, status
 from uvirtio.spec import input as inp
 from uvirtio.spec.features import Balloon, Blk, Kind, Needs, Net, Reserved, bit, mask
 from uvirtio.spec.layout import Field
@@ -202,7 +202,7 @@ HEADER_NAMES = [
     ("virtio_ring.h", "VRING_PACKED_EVENT_FLAG_ENABLE", ring.PACKED_EVENT_ENABLE),
     ("virtio_ring.h", "VRING_PACKED_EVENT_FLAG_DISABLE", ring.PACKED_EVENT_DISABLE),
     ("virtio_ring.h", "VRING_PACKED_EVENT_FLAG_DESC", ring.PACKED_EVENT_DESC),
-    ("virtio_balloon.h", "VIRTIO_BALLOON_PFN_SHIFT", balloon.PFN_SHIFT),
+    ("virtio_balloon.h", "VIRTIO_BALLOON_PFN_SHIFT", page.PFN_SHIFT),
     ("virtio_balloon.h", "VIRTIO_BALLOON_CMD_ID_STOP", balloon.CMD_ID_STOP),
     ("virtio_balloon.h", "VIRTIO_BALLOON_CMD_ID_DONE", balloon.CMD_ID_DONE),
     ("virtio_blk.h", "VIRTIO_BLK_ID_BYTES", blk.ID_SIZE),

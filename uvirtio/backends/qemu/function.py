@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from uvirtio.backends.qemu.events import LineEvent, MessageEvent, RemovalEvent
 from uvirtio.backends.qemu.ivshmem import EventfdDoorbell
-from uvirtio.backends.qemu.memory import PAGE, QemuDma
+from uvirtio.backends.qemu.memory import QemuDma
 from uvirtio.backends.qemu.pci import PciAccess
 from uvirtio.backends.qemu.supply import memory_of
-from uvirtio.backends.qemu.vtd import TranslatedDma
+from uvirtio.backends.qemu.vtd import PAGE, TranslatedDma
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, NotSupported
 from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.interfaces.values import BarInfo

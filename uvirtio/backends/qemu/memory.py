@@ -14,8 +14,8 @@ import threading
 from uvirtio.backends.pages import GuestBlock
 from uvirtio.backends.qemu.models import Q35, Ram
 from uvirtio.errors import BadSize, Closed, OperationFailed
+from uvirtio.host.pages import CPU_PAGE
 
-PAGE = 4096
 FIRST = 16 << 20
 
 
@@ -39,7 +39,7 @@ class GuestMemory:
         """Zeroed, page-aligned, contiguous memory. Raises OperationFailed when there is none left."""
         if size <= 0:
             raise BadSize(f"a block of {size} bytes", seen=size, expected="1 or more")
-        length = _pages(size) * PAGE
+        length = _pages(size) * CPU_PAGE
         with self._lock:
             if self._closed:
                 raise Closed("the machine of this memory is closed")
@@ -70,7 +70,7 @@ class GuestMemory:
         with self._lock:
             self._blocks.discard(block)
             merged: list[tuple[int, int]] = []
-            for area in sorted([*self._free, (block.offset, block.offset + _pages(block.size) * PAGE)]):
+            for area in sorted([*self._free, (block.offset, block.offset + _pages(block.size) * CPU_PAGE)]):
                 if merged and merged[-1][1] == area[0] != self.ram.split:
                     merged[-1] = (merged[-1][0], area[1])
                 else:
@@ -157,4 +157,4 @@ class QemuDma:
 
 
 def _pages(size: int) -> int:
-    return -(-size // PAGE)
+    return -(-size // CPU_PAGE)

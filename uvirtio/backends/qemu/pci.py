@@ -18,7 +18,7 @@ from uvirtio.spec import pci as spec
 _CONFIG_ADDRESS = 0xCF8
 _CONFIG_DATA = 0xCFC
 _CONFIG_ENABLE = 1 << 31
-_PAGE = 4096
+_GRAIN = 4096  # what PCI recommends for memory BARs (PCI 3.0, 6.2.5.1)
 
 
 class Windows:
@@ -33,8 +33,8 @@ class Windows:
         """An address for a BAR, aligned to its size. Raises OperationFailed when there is no room."""
         kinds = ["ports"] if is_io else ["memory", "high"] if is_64 else ["memory"]
         for kind in kinds:
-            # Whole pages for memory, so that no two functions share one.
-            grain = size if is_io else max(size, _PAGE)
+            # Multiples of 4 KiB for memory, so that no two functions share one.
+            grain = size if is_io else max(size, _GRAIN)
             start = -(-self._next[kind] // grain) * grain
             if start + size <= self._end[kind]:
                 self._next[kind] = start + grain

@@ -18,6 +18,7 @@ from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, Misuse, QemuFailed
 from uvirtio.memory.access import words64
 
 PAGE = 4096
+"""Bytes of a page of the IOMMU (VT-d 3.0, 3.7): not the CPU's, nor virtio's."""
 BASE = 0xFED90000
 ADDRESS_BITS = 39
 FIRST_IOVA = 1 << 38

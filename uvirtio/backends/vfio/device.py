@@ -42,6 +42,7 @@ from uvirtio.backends.vfio.uapi import (
     vfio_region_sparse_mmap_area,
 )
 from uvirtio.errors import Closed, DeviceGone, Misuse, OperationFailed
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.syscalls import Kernel, failed, gone_or_failed
 
 _RESET_PAUSE = 0.01
@@ -212,7 +213,7 @@ class Device:
         Python process: ``read`` and ``write`` raise an error instead. Raises OperationFailed where the kernel
         does not allow it.
         """
-        if offset % mmap.PAGESIZE or length % mmap.PAGESIZE or not region.mappable(offset, length):
+        if offset % CPU_PAGE or length % CPU_PAGE or not region.mappable(offset, length):
             raise OperationFailed(
                 f"region {region.index} of {self.name} cannot be mapped there",
                 seen=f"{length:#x} bytes at {offset:#x}",

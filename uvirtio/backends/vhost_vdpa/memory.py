@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from uvirtio.backends.pages import (
     MADV_DONTDUMP,
-    PAGE,
     LinearBlock,
     Memory,
     OwnedBlocks,
@@ -31,6 +30,7 @@ from uvirtio.backends.pages import (
 )
 from uvirtio.backends.physical import PhysicalBlock, PhysicalDmaSpace
 from uvirtio.errors import MemlockExceeded, OperationFailed
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.memory.iova import IovaAllocator
 
@@ -99,7 +99,7 @@ class VdpaDmaSpace(OwnedBlocks[VdpaBlock]):
         super().__init__(Pagemap(self._roots))
         self._node = node
         self._iova = iova
-        self._unit = max(PAGE, iova.page)
+        self._unit = max(CPU_PAGE, iova.page)
         self._huge: PhysicalDmaSpace | None = None
         self._abandoned = False
 

@@ -38,6 +38,7 @@ from uvirtio.host.roots import Roots
 from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import by_name
+from uvirtio.spec.page import VIRTIO_PAGE
 from uvirtio.virtqueue import Completion
 
 _CONFIG = by_name(spec.CONFIG)
@@ -360,7 +361,7 @@ class Balloon(Driver):
 
         With PAGE_POISON what is taken from it holds the poison value, else zeros.
         """
-        if size <= 0 or size % spec.PAGE_SIZE:
+        if size <= 0 or size % VIRTIO_PAGE:
             raise BadSize("an arena is made of whole pages", seen=size, expected="a multiple of 4096 bytes")
         names = ("free_page_vq", "reporting_vq")
         most = [queue.ring.size for queue in self.device.queues.values() if queue.name in names]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from uvirtio.drivers.balloon.pages import CHUNK, Pages
 from uvirtio.drivers.balloon.proc import Pressure
-from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
+from uvirtio.spec.page import VIRTIO_PAGE
 
 if TYPE_CHECKING:
     from uvirtio.drivers.balloon.driver import Balloon, Progress
@@ -132,6 +132,6 @@ class Follower:
     def _relieve(self) -> None:
         """Give a chunk back, or what is missing up to the floor if that is more (5.5.6.1, DEFLATE_ON_OOM)."""
         missing = max(CHUNK, -(self._pages.spare() or 0))
-        left = max(0, self._balloon.held - -(-missing // spec.PAGE_SIZE))
+        left = max(0, self._balloon.held - -(-missing // VIRTIO_PAGE))
         self._balloon.shrink(lambda: left, None, self._progress)
         self._back_off(MemoryPressure("this machine is short of memory"), CALM)
