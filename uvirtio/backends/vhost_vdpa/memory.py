@@ -16,7 +16,7 @@ import mmap
 import os
 import resource
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from uvirtio.backends.pages import (
     MADV_DONTDUMP,
@@ -34,8 +34,17 @@ from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.memory.iova import IovaAllocator
 
-if TYPE_CHECKING:
-    from uvirtio.backends.vhost_vdpa.node import VhostVdpaNode
+
+class Iotlb(Protocol):
+    """What the space needs of its node: the device's maps."""
+
+    def iotlb_update(self, iova: int, size: int, vaddr: int) -> None:
+        """Let the device see ``size`` bytes of this process at ``iova``. Raises OperationFailed."""
+        ...
+
+    def iotlb_invalidate(self, iova: int, size: int) -> None:
+        """Take every map in this range away."""
+        ...
 
 
 def pinned_bytes(roots: Roots) -> int:
@@ -94,7 +103,7 @@ class VdpaDmaSpace(OwnedBlocks[VdpaBlock]):
     translated = True
     contiguous_limit = 1 << 63
 
-    def __init__(self, node: VhostVdpaNode, iova: IovaAllocator, roots: Roots | None = None) -> None:
+    def __init__(self, node: Iotlb, iova: IovaAllocator, roots: Roots | None = None) -> None:
         self._roots = roots or Roots()
         super().__init__(Pagemap(self._roots))
         self._node = node
