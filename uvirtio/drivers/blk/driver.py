@@ -120,10 +120,10 @@ class Blk(Disk):
         """
         with self.device.session():
             self.check_range(sector, sectors)
-            out = [
-                self._requests.submit(spec.Request.IN, first, count, room=count * SECTOR_SIZE, timeout=timeout)
-                for first, count in self._pieces(sector, sectors)
-            ]
+            out: list[Request] = []
+            for first, count in self._pieces(sector, sectors):
+                room = count * SECTOR_SIZE
+                out.append(self._send(out, spec.Request.IN, first, count, room=room, timeout=timeout))
             return b"".join(self._requests.results(out, timeout))
 
     def write(self, sector: int, data: bytes | bytearray | memoryview, *, timeout: float | None = None) -> None:
@@ -134,16 +134,10 @@ class Blk(Disk):
         """
         with self.device.session():
             view, sectors = self._writable(sector, data)
-            out = [
-                self._requests.submit(
-                    spec.Request.OUT,
-                    first,
-                    count,
-                    data=view[(first - sector) * SECTOR_SIZE :][: count * SECTOR_SIZE],
-                    timeout=timeout,
-                )
-                for first, count in self._pieces(sector, sectors)
-            ]
+            out: list[Request] = []
+            for first, count in self._pieces(sector, sectors):
+                piece = view[(first - sector) * SECTOR_SIZE :][: count * SECTOR_SIZE]
+                out.append(self._send(out, spec.Request.OUT, first, count, data=piece, timeout=timeout))
             self._requests.results(out, timeout)
 
     def flush(self, *, timeout: float | None = None) -> bool:
@@ -288,6 +282,25 @@ class Blk(Disk):
 
     # --- what is asked for ----------------------------------------------------------------------------------
 
+    def _send(
+        self,
+        before: Sequence[Request],
+        kind: spec.Request,
+        sector: int,
+        sectors: int,
+        *,
+        data: bytes | memoryview = b"",
+        room: int = 0,
+        timeout: float | None,
+    ) -> Request:
+        """One of several requests. The first is shown to the device at once, so that it begins.
+
+        The others are shown together, when all slots are out or the results are waited for: a kick costs more than
+        a request.
+        """
+        kick = not before
+        return self._requests.submit(kind, sector, sectors, data=data, room=room, kick=kick, timeout=timeout)
+
     def _pieces(self, sector: int, sectors: int) -> Iterator[Range]:
         step = self.request_size // SECTOR_SIZE
         return ((at, min(step, sector + sectors - at)) for at in range(sector, sector + sectors, step))
@@ -321,11 +334,11 @@ class Blk(Disk):
                 )
             most = min(limits.max_segments, self.request_size // spec.SEGMENT_SIZE)
             pieces = deque(cutting.segments(ranges, limits))
-            out = []
+            out: list[Request] = []
             while pieces:
                 these = [pieces.popleft() for _ in range(min(most, len(pieces)))]
                 data = cutting.packed(these, flags)
                 total = sum(count for _, count in these)
                 # 5.2.6: the sector of these requests means nothing; the ranges are in the data.
-                out.append(self._requests.submit(kind, 0, total, data=data, timeout=timeout))
+                out.append(self._send(out, kind, 0, total, data=data, timeout=timeout))
             self._requests.results(out, timeout)
