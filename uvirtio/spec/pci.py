@@ -294,11 +294,6 @@ NOTIFY_WIDTH: Final = 2  # 4.1.5.2
 NOTIFY_DATA_WIDTH: Final = 4  # with NOTIFICATION_DATA
 
 
-def notify_length(queue_notify_off: int, multiplier: int, notification_data: bool = False) -> int:
-    """The bytes that the notify capability must have for this queue (4.1.4.4.1)."""
-    return queue_notify_off * multiplier + (NOTIFY_DATA_WIDTH if notification_data else NOTIFY_WIDTH)
-
-
 # --- the legacy interface (4.1.4.10) ----------------------------------------------------------------------
 
 LEGACY_BAR: Final = 0

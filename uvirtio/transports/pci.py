@@ -229,7 +229,7 @@ class PciModern(PciBase):
     # --- on purpose -----------------------------------------------------------------------------------------
 
     def raw_registers(self, structure: str) -> Registers:
-        """A structure (``common``, ``notify``, ``isr``, ``device``) for who wants to write what no driver would.
+        """A structure (``common``, ``notify``, ``isr``, ``device``) to write what no driver would write.
 
         For diagnostics and tests. The caller closes it. Raises ConfigError where the device has none.
         """

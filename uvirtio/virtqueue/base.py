@@ -194,7 +194,7 @@ class VirtqueueBase:
 
     @property
     def areas(self) -> tuple[Block, Block, Block]:
-        """The memory of a queue that made it itself: descriptor, driver and device area. For raw.py."""
+        """The memory of a queue that made it itself: descriptor, driver and device area. For diag/raw.py."""
         desc, driver, device = self._owned[:3]
         return desc, driver, device
 

@@ -196,7 +196,7 @@ class SplitQueue(VirtqueueBase):
         self._avail[_IDX] = new & 0xFFFF
         self._fence()  # 2.7.13.4.1: the index before the device's wish is read
         if self._event_idx:
-            # need_event(avail_event, new, old), without the call
+            # 2.7.10.1: whether the index avail_event was passed on the way from old to new
             return (new - self._used[self._avail_event] - 1) & 0xFFFF < new - old
         return not self._used[_FLAGS] & USED_F_NO_NOTIFY
 

@@ -123,7 +123,6 @@ words[{STOP}] = 1
 DEVICE_SIDE = (
     COMMON
     + f"""
-from uvirtio.spec.ring import need_event
 limit = time.monotonic() + {STUCK}
 while not words[{READY}]:
     if time.monotonic() > limit:
@@ -147,7 +146,7 @@ if kind == "split":
         used[1] = done & 0xFFFF
         full()
         if event_idx:
-            return need_event(avail[2 + SIZE], done & 0xFFFF, old & 0xFFFF)
+            return (done - avail[2 + SIZE] - 1) & 0xFFFF < done - old  # used_event was passed (2.7.7.1)
         return not avail[0] & 1
 
     def want(on):

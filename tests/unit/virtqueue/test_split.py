@@ -5,13 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.fakes.ring_rigs import A, Rig, corrupt, name_of, rigs, traced
 from tests.fakes.scripted_memory import PAGE, ScriptedDma
 from uvirtio.errors import MemoryScattered, QueueError
-from uvirtio.spec import ring
 from uvirtio.virtqueue.base import RingOptions
 from uvirtio.virtqueue.split import SplitQueue, make_split
 
@@ -178,16 +175,6 @@ def test_with_event_idx_a_kick_comes_exactly_when_the_index_passes_avail_event(s
             queue.add((), [(A, 1)], None)
         # An entry was placed at the index avail_event.
         assert queue.publish() is (0 <= distance < batch)
-
-
-@pytest.mark.spec("SPL-23")
-@given(old=st.integers(0, 0xFFFF), moved=st.integers(0, ring.MAX_SIZE), event=st.integers(0, 0xFFFF))
-def test_need_event_is_the_range_test(old: int, moved: int, event: int):
-    passed = any((old + step) & 0xFFFF == event for step in range(moved)) if moved < 64 else None
-    answer = ring.need_event(event, (old + moved) & 0xFFFF, old)
-    assert answer is ((event - old) & 0xFFFF < moved)
-    if passed is not None:
-        assert answer is passed
 
 
 @pytest.mark.spec("SPL-12")

@@ -14,15 +14,12 @@ from dataclasses import dataclass
 from uvirtio.backends.vfio.caps import info_caps
 from uvirtio.backends.vfio.syscalls import query
 from uvirtio.backends.vfio.uapi import (
-    VFIO_DEVICE_FLAGS_PCI,
-    VFIO_DEVICE_FLAGS_RESET,
     VFIO_DEVICE_GET_INFO,
     VFIO_DEVICE_GET_IRQ_INFO,
     VFIO_DEVICE_GET_REGION_INFO,
     VFIO_DEVICE_RESET,
     VFIO_DEVICE_SET_IRQS,
     VFIO_IRQ_INFO_EVENTFD,
-    VFIO_IRQ_INFO_MASKABLE,
     VFIO_IRQ_SET_ACTION_MASK,
     VFIO_IRQ_SET_ACTION_TRIGGER,
     VFIO_IRQ_SET_ACTION_UNMASK,
@@ -55,14 +52,6 @@ class DeviceInfo:
     flags: int
     num_regions: int
     num_irqs: int
-
-    @property
-    def resettable(self) -> bool:
-        return bool(self.flags & VFIO_DEVICE_FLAGS_RESET)
-
-    @property
-    def is_pci(self) -> bool:
-        return bool(self.flags & VFIO_DEVICE_FLAGS_PCI)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +95,6 @@ class IrqInfo:
     @property
     def eventfd(self) -> bool:
         return bool(self.flags & VFIO_IRQ_INFO_EVENTFD)
-
-    @property
-    def maskable(self) -> bool:
-        return bool(self.flags & VFIO_IRQ_INFO_MASKABLE)
 
 
 class Device:
