@@ -303,3 +303,26 @@ def test_the_matrix_counts_what_passed_and_says_where(tmp_path):
     assert "| pci-modern | vfio-pci | split | built | built | built | Linux 6.12 (2) | built |" in lines
     assert "| pci-legacy | qemu | split | built | - | - | built | built |" in lines
     assert not any("| packed |" in line for line in lines), "where nothing was tested it is not listed"
+    short = cli_matrix.glance(table).splitlines()
+    assert "| pci-modern | qemu | built | built | built | split | built |" in short
+    assert "| pci-legacy | qemu | built | - | - | built | built |" in short
+    assert "(2)" not in "".join(short)
+
+
+def test_the_matrix_is_written_into_two_pages_and_nowhere_else(tmp_path, monkeypatch, capsys):
+    (tmp_path / "qemu.xml").write_text(report("qemu", " q35"))
+    (tmp_path / "docs").mkdir()
+    pages = [tmp_path / "docs/tested.md", tmp_path / "README.md"]
+    for page in pages:
+        page.write_text(f"head\n\n{cli_matrix.BEGIN}\nold\n{cli_matrix.END}\n\ntail\n")
+    monkeypatch.setattr(cli_matrix, "CHECKOUT", tmp_path)
+    assert cli_matrix.main(["--check", str(tmp_path)]) == 1
+    assert cli_matrix.main([str(tmp_path)]) == 0
+    assert cli_matrix.main(["--check", str(tmp_path)]) == 0
+    for page, cell in zip(pages, ["q35 (2)", "| split |"], strict=True):
+        text = page.read_text()
+        assert text.startswith("head\n\n<!--") and text.endswith("-->\n\ntail\n")
+        assert cell in text and "old" not in text
+    pages[1].write_text("nothing")
+    assert cli_matrix.main([str(tmp_path)]) == 1
+    assert "has no <!--" in capsys.readouterr().err

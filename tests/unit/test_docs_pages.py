@@ -1,0 +1,35 @@
+"""What the pages have to agree on with each other."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+CHECKOUT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").exists())
+sys.path.insert(0, str(CHECKOUT / "tools"))
+
+from lab import cli_matrix  # noqa: E402
+
+
+def rows(page: str) -> list[list[str]]:
+    """The cells of the table that tools/matrix wrote into a page."""
+    between = (CHECKOUT / page).read_text().partition(cli_matrix.BEGIN)[2].partition(cli_matrix.END)[0]
+    lines = [line for line in between.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_the_table_of_readme_is_that_of_the_page_without_counts() -> None:
+    table: cli_matrix.Table = {}
+    for transport, backend, ring, *cells in rows("docs/tested.md"):
+        for device, cell in zip(cli_matrix.DEVICES, cells, strict=True):
+            if counted := re.fullmatch(r"(.+) \((\d+)\)", cell):
+                found = cli_matrix.Found(int(counted[2]), set(counted[1].split(", ")))
+                table[transport, backend, ring, device] = found
+    assert table
+    assert (
+        cli_matrix.replaced((CHECKOUT / "docs/tested.md").read_text(), cli_matrix.draw(table))
+        == (CHECKOUT / "docs/tested.md").read_text()
+    )
+    readme = (CHECKOUT / "README.md").read_text()
+    assert cli_matrix.replaced(readme, cli_matrix.glance(table)) == readme
