@@ -33,3 +33,18 @@ def test_the_table_of_readme_is_that_of_the_page_without_counts() -> None:
     )
     readme = (CHECKOUT / "README.md").read_text()
     assert cli_matrix.replaced(readme, cli_matrix.glance(table)) == readme
+
+
+def test_the_page_about_diag_has_the_steps_and_every_fault_that_is_tested() -> None:
+    from tests.unit.diag.test_diag import FAULTS
+    from uvirtio.diag import STEPS
+
+    page = (CHECKOUT / "docs/diag.md").read_text()
+    table = page.partition("## The steps")[2].partition("\n### ")[0]
+    assert re.findall(r"^\| (\d+) \| \[([^\]]+)\]", table, re.MULTILINE) == [
+        (str(number), name) for number, name in enumerate(STEPS, 1)
+    ]
+    sections = dict(re.findall(r"^### ([^\n]+)\n(.*?)(?=^##)", page, re.MULTILINE | re.DOTALL))
+    assert all(any(name in heading for heading in sections) for name in STEPS)
+    for step, code, _ in FAULTS:
+        assert f"`{code}`" in sections[step], f"{code} ends in {step}, and the page does not say so"
