@@ -1,4 +1,4 @@
-"""Find out that a device was unplugged while it was in use: DeviceGone, and nothing hangs.
+"""Find out that a device was unplugged while it was in use: uvirtio.DeviceGone, and nothing hangs.
 
     python examples/hot_unplug.py
 
@@ -9,7 +9,6 @@ hw/acpi/pcihp.c). There is no guest here, so this program does what its kernel w
 import sys
 
 import uvirtio
-from uvirtio.errors import DeviceGone
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 
@@ -34,7 +33,7 @@ def main() -> None:
                 try:
                     rng.read(16)
                     sys.exit("it is still there")
-                except DeviceGone as error:
+                except uvirtio.DeviceGone as error:
                     print(f"gone:    {error.code}: {error}")
             print("QEMU:   ", machine.qmp("query-status")["status"])  # it is the device that went, not QEMU
             balloon.inflate(10)

@@ -10,7 +10,6 @@ import sys
 import time
 
 import uvirtio
-from uvirtio.errors import UvirtioError
 
 READS = 50
 
@@ -21,13 +20,13 @@ def main(address: str) -> int:
         for ring in ("split", "packed"):
             try:
                 device = uvirtio.open(address, interrupts=[mode], ring=ring)
-            except UvirtioError as error:
+            except uvirtio.UvirtioError as error:
                 print(f"cannot be opened: {error.code}: {error}", file=sys.stderr)
                 return error.exit_code
             with device:
                 try:
                     rng = uvirtio.Rng(device, health=False)
-                except UvirtioError as error:
+                except uvirtio.UvirtioError as error:
                     print(f"{mode.value:<15} {ring:<7} {error.code}")
                     continue
                 begin = time.monotonic()

@@ -7,7 +7,6 @@ deadline the device counts as broken: calls fail at once, and opening it again r
 """
 
 import uvirtio
-from uvirtio.errors import DeviceFailure, DeviceTimeout
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 
@@ -20,12 +19,12 @@ def main() -> None:
             print(f"first read:  {len(rng.read(64))} bytes")
             try:
                 rng.read(64)
-            except DeviceTimeout as error:
+            except uvirtio.DeviceTimeout as error:
                 print(f"second read: {error.code}: {error}")
                 print(f"  remedy: {error.remedy}")
             try:
                 rng.read(64)
-            except DeviceFailure as error:
+            except uvirtio.DeviceFailure as error:
                 print(f"third read:  {error.code}, at once; because of {error.__cause__}")
             print(f"the device counts as broken: {device.broken is not None}")
         # close() reset the device and waited until it said so; only then was its memory freed.

@@ -60,3 +60,8 @@ def script(page: Path) -> str:
             lines += [""] * (block.line - 1 - len(lines))
             lines += block.code.splitlines()
     return "\n".join(lines)
+
+
+def shell(page: Path) -> list[str]:
+    """The blocks of a page that are commands of a shell (``sh``)."""
+    return re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)

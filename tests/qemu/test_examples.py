@@ -107,3 +107,4 @@ def test_an_example_is_short_and_says_what_it_shows(path: Path) -> None:
     assert told is not None
     assert f"python examples/{path.name}" in told
     assert f"({path.name})" in (CHECKOUT / "examples/README.md").read_text()
+    assert f"examples/{path.name}\n" in (CHECKOUT / "docs/examples.md").read_text()
