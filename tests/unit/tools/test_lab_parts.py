@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +15,19 @@ import pytest
 TOOLS = Path(__file__).resolve().parents[3] / "tools"
 sys.path.insert(0, str(TOOLS))
 
-from lab import LabError, cache, cli_matrix, cli_test, initramfs, kernels, machines, modules, qemus, vm  # noqa: E402
+from lab import (  # noqa: E402
+    LabError,
+    cache,
+    cli_matrix,
+    cli_test,
+    initramfs,
+    kernels,
+    machines,
+    modules,
+    process,
+    qemus,
+    vm,
+)
 from lab.commands import Commands  # noqa: E402
 from lab.floors import Outcome, Runner  # noqa: E402
 
@@ -252,6 +266,51 @@ def test_the_job_quotes_every_word(tmp_path, monkeypatch):
     config = vm.Config(kernel=make_kernel(tmp_path / "k", ""), command=words)
     done = subprocess.run(["sh"], input=vm.Vm(config)._job(), capture_output=True, text=True, timeout=20)
     assert done.stdout == "|".join(words[2:]) + "|"
+
+
+# --- signals, of which nohup and a shell's & have some ignored -----------------------------------------------
+
+
+@pytest.fixture
+def ignoring():
+    before = [signal.signal(number, signal.SIG_IGN) for number in process.LEAVING]
+    yield
+    for number, handler in zip(process.LEAVING, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("ignoring")
+def test_a_child_ignores_no_signal_though_we_do():
+    bits = sum(1 << number - 1 for number in process.LEAVING)
+    own = Path("/proc/self/status").read_text()
+    child = process.start(["cat", "/proc/self/status"], stdout=subprocess.PIPE)
+    said = child.communicate(timeout=20)[0].decode()
+    ignored = [int(re.search(r"^SigIgn:\s*(\w+)$", text, re.MULTILINE)[1], 16) & bits for text in (own, said)]
+    assert ignored == [bits, 0]
+
+
+@pytest.mark.usefixtures("ignoring")
+def test_what_is_ignored_does_not_end_a_tool():
+    with process.signals_raise():
+        for number in process.LEAVING:
+            signal.raise_signal(number)
+
+
+@pytest.mark.usefixtures("signals_as_in_a_terminal")
+@pytest.mark.parametrize("number", process.LEAVING)
+def test_what_is_not_ignored_ends_a_tool_in_order(number):
+    before = signal.getsignal(number)
+    with pytest.raises(process.Interrupted) as caught, process.signals_raise():
+        signal.raise_signal(number)
+    assert (caught.value.code, signal.getsignal(number)) == (128 + number, before)
+
+
+@pytest.mark.usefixtures("ignoring")
+def test_a_test_of_signals_has_them_as_in_a_terminal(request):
+    request.getfixturevalue("signals_as_in_a_terminal")
+    assert [signal.getsignal(number) for number in process.LEAVING] == [
+        *(signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL)
+    ]
 
 
 # --- commands without a start of Python each ----------------------------------------------------------------
