@@ -97,8 +97,7 @@ def _lint(runner: Runner) -> Iterator[tuple[str, Step]]:
         "mypy of tools": ["mypy", "--strict", "-p", "lab", "-p", "benches"],
         "import-linter": ["lint-imports", "--no-cache"],
     }
-    if (CHECKOUT / "tools/conformance").exists():
-        tools["conformance"] = [str(CHECKOUT / "tools/conformance")]
+    tools["conformance"] = [str(CHECKOUT / "tools/conformance")]
     tools["bench, that it runs"] = [str(CHECKOUT / "tools/bench"), "--quick"]
     for name, command in tools.items():
         if name == "mypy of tools":
