@@ -26,6 +26,7 @@ from lab import (  # noqa: E402
     modules,
     process,
     qemus,
+    setup,
     vm,
 )
 from lab.commands import Commands  # noqa: E402
@@ -185,6 +186,39 @@ def test_the_wake_ups_run_alone_and_in_no_other_step(monkeypatch, tmp_path):
         *(1, ("wake-ups", [str(race)], {"UVIRTIO_RACE_SECONDS": "7"})),
         *(3, ("unit", [str(folder), f"--ignore={race}"], None)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "packages"),
+    [
+        (["--lint"], {"python3-venv"}),
+        (["--unit"], {"python3-venv", "gcc", "libc6-dev", "linux-libc-dev", "libatomic1", "busybox-static"}),
+        (["--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-arm"}),
+        (["--lint", "--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-arm"}),
+        ([], {name for floor in ("LINT", "UNIT", "QEMU", "VM") for name in getattr(setup, f"FOR_{floor}")}),
+    ],
+)
+def test_each_floor_wants_its_own_packages_only(arguments, packages, monkeypatch):
+    class Enough(Exception): ...
+
+    def wanted(names):
+        assert set(names) == packages
+        raise Enough
+
+    monkeypatch.setattr(cli_test.setup, "packages", wanted)
+    with pytest.raises(Enough):
+        cli_test.main(arguments)
+
+
+def test_a_quiet_step_shows_what_was_said_only_when_it_fails(tmp_path, capfd):
+    runner = Runner(tmp_path, tmp_path)
+    command = ["sh", "-c", 'echo "MISS" && echo "no" >&2 && exit "$0"']
+    assert runner.tool("good", [*command, "0"], quiet=True).ok
+    assert capfd.readouterr() == ("\n=== good ===\n", "")
+    assert not runner.tool("bad", [*command, "3"], quiet=True).ok
+    assert capfd.readouterr() == ("\n=== bad ===\nMISS\nno\n\n", "")
+    assert runner.tool("loud", [*command, "0"]).ok
+    assert capfd.readouterr() == ("\n=== loud ===\nMISS\n", "no\n")
 
 
 def test_the_verdict_tells_the_rounds_of_a_race(tmp_path):
