@@ -28,7 +28,7 @@ from uvirtio.backends.vfio.uapi import (
 from uvirtio.backends.vfio.ways import Way
 from uvirtio.backends.vfio_memory import VfioDmaSpace
 from uvirtio.errors import CapabilityError, Closed, DeviceGone, OperationFailed, UnsafeDma
-from uvirtio.host.pci_driver import VFIO, require_bound
+from uvirtio.host.drivers import VFIO, require_bound
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import Kernel
 from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event, Registers

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uvirtio.backends import vfio_memory
-from uvirtio.backends.pages import PAGE, Pagemap, merged
+from uvirtio.backends.pages import PAGE, merged
 from uvirtio.backends.vfio import IovaAllocator
 from uvirtio.backends.vfio_memory import VfioDmaSpace
 from uvirtio.errors import Closed, MemlockExceeded, Misuse, OperationFailed, PagemapHidden, PageMoved
+from uvirtio.host.pagemap import Pagemap
 from uvirtio.host.roots import Roots
 
 RANGES = [(0, 0xFEDF_FFFF), (0xFEF0_0000, (1 << 39) - 1)]

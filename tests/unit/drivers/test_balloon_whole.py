@@ -17,8 +17,8 @@ from uvirtio.drivers.balloon import Arena, Collector, Use, default_floor
 from uvirtio.drivers.balloon import Balloon as Driver
 from uvirtio.drivers.balloon import arena as arenas
 from uvirtio.drivers.balloon import follow as following
+from uvirtio.drivers.balloon.free_memory import FreeMemory, Pressure
 from uvirtio.drivers.balloon.hints import encode as encode_command
-from uvirtio.drivers.balloon.proc import FreeMemory, Pressure
 from uvirtio.drivers.balloon.stats import StatsQueue
 from uvirtio.drivers.balloon.stats import encode as encode_stats
 from uvirtio.errors import (
@@ -905,24 +905,24 @@ def test_the_kernels_trigger_is_accepted_and_quiet(kernel_pressure: Pressure, ma
 
 
 def test_a_trigger_that_fires_is_pressure(machine: Machine, monkeypatch: pytest.MonkeyPatch):
-    from uvirtio.drivers.balloon import proc
+    from uvirtio.host import pressure
 
     made = Pressure(machine.roots, FreeMemory(machine.roots))
     assert not made.has_psi and not made.rose()
     reader, writer = os.pipe()
-    made._fd = reader
-    events = [proc.select.POLLPRI, 0, proc.select.POLLERR]
+    made._trigger._fd = reader
+    events = [pressure.select.POLLPRI, 0, pressure.select.POLLERR]
 
     class Poller:
         def register(self, fd: int, mask: int) -> None:
-            assert (fd, mask) == (reader, proc.select.POLLPRI)
+            assert (fd, mask) == (reader, pressure.select.POLLPRI)
 
         def poll(self, timeout: float) -> list[tuple[int, int]]:
             assert timeout == 0
             event = events.pop(0)
             return [(reader, event)] if event else []
 
-    monkeypatch.setattr(proc.select, "poll", Poller)
+    monkeypatch.setattr(pressure.select, "poll", Poller)
     assert made.rose() and not made.rose() and made.has_psi
     assert not made.rose() and not made.has_psi, "the trigger is gone, MemAvailable is left"
     os.close(writer)

@@ -16,9 +16,9 @@ from typing import ClassVar, Literal
 from uvirtio.device import Device, Observer, QueueSpec, unobserved
 from uvirtio.drivers.balloon.arena import Arena, allocate
 from uvirtio.drivers.balloon.follow import Follower, Shortage
+from uvirtio.drivers.balloon.free_memory import FreeMemory, Pressure
 from uvirtio.drivers.balloon.hints import Hints
 from uvirtio.drivers.balloon.pages import PFN_END, Chunk, Pages
-from uvirtio.drivers.balloon.proc import FreeMemory, Pressure
 from uvirtio.drivers.balloon.reporting import Reporting
 from uvirtio.drivers.balloon.stats import Collector, Source, StatsQueue
 from uvirtio.drivers.base import Driver, runs, settle

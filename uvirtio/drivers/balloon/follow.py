@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from uvirtio.drivers.balloon.free_memory import Pressure
 from uvirtio.drivers.balloon.pages import CHUNK, Pages
-from uvirtio.drivers.balloon.proc import Pressure
 from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
 

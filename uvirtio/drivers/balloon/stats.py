@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from uvirtio.device import Device, Queue
-from uvirtio.drivers.balloon.proc import numbers
 from uvirtio.drivers.base import runs
 from uvirtio.errors import NotSupported, OperationFailed, UvirtioError
+from uvirtio.host import proc
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import Block
 from uvirtio.spec import balloon as spec
@@ -75,22 +75,22 @@ class Collector:
     """
 
     def __init__(self, roots: Roots | None = None, cgroup: Path | None = None) -> None:
-        self._proc = (roots or Roots()).proc
+        self._roots = roots or Roots()
         self._cgroup = cgroup
 
     def __call__(self) -> dict[int, int]:
         """Raises NotSupported where there is no /proc/meminfo."""
         try:
-            meminfo = numbers(self._proc / "meminfo")
+            meminfo = proc.meminfo(self._roots)
         except OSError as error:
-            raise NotSupported(f"{self._proc / 'meminfo'} cannot be read", seen=error.strerror) from error
+            raise NotSupported("/proc/meminfo cannot be read", seen=error.strerror) from error
         found: dict[int, int] = {}
         for tag, names in _MEMINFO.items():
             if names[0] in meminfo:
                 found[tag] = meminfo[names[0]]
         if "Cached" in meminfo:
             found[Stat.CACHES] = sum(meminfo.get(name, 0) for name in _CACHES)
-        vmstat = _numbers(self._proc / "vmstat")
+        vmstat = proc.vmstat(self._roots)
         for tag, (name, unit) in _VMSTAT.items():
             if name in vmstat:
                 found[tag] = vmstat[name] * unit
@@ -121,7 +121,7 @@ class Collector:
 
 def _numbers(path: Path) -> dict[str, int]:
     try:
-        return numbers(path)
+        return proc.numbers(path)
     except OSError:
         return {}
 
