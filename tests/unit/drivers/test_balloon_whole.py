@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.scripted import Balloon, ScriptedDevice, ScriptedDma
+from tests.fakes.scripted import Balloon, Numbering, ScriptedDevice, ScriptedDma
 from uvirtio import opening
 from uvirtio.device import Device
 from uvirtio.drivers.balloon import Arena, Collector, Use, default_floor
@@ -30,6 +30,7 @@ from uvirtio.errors import (
     MemlockExceeded,
     NotSupported,
     OperationFailed,
+    QueueError,
     Refused,
     UsageError,
 )
@@ -108,19 +109,97 @@ def machine(tmp_path: Path) -> Machine:
 # --- queues and features (5.5.2, 5.5.3) ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("features", "compact", "index"),
-    [(REPORT, True, 3), (REPORT, False, 4), (REPORT | HINT, True, 4), (REPORT | STATS, True, 3)],
-)
-@pytest.mark.parametrize("hinting", [False, True])
-def test_the_reporting_queue_is_found_where_the_device_has_it(
-    features: int, compact: bool, index: int, hinting: bool
+ALL = STATS | HINT | REPORT
+NUMBERINGS: list[Numbering] = ["standard", "offered", "negotiated"]
+QUEUES = {"stats": "statsq", "hint": "free_page_vq", "report": "reporting_vq"}
+"""What the scripted device calls a queue, and what the driver does."""
+
+
+@pytest.mark.parametrize("numbering", NUMBERINGS)
+@pytest.mark.parametrize("features", [0, STATS, HINT, REPORT, STATS | HINT, STATS | REPORT, HINT | REPORT, ALL])
+@pytest.mark.parametrize("options", [("hinting",), ("reporting",), ("hinting", "reporting")], ids="+".join)
+def test_each_optional_queue_is_found_where_the_device_has_it(
+    numbering: Numbering, features: int, options: tuple[str, ...]
 ):
-    rig = Rig(Balloon(features=features, compact=compact), reporting=True, hinting=hinting)
-    assert index in rig.device.queues and rig.device.queues[index].name == "reporting_vq"
-    assert (spec.FREE_PAGE_VQ in rig.device.queues) == (index == 3 or (hinting and bool(features & HINT)))
+    rig = Rig(Balloon(features=features, numbering=numbering), **dict.fromkeys(options, True))
+    found = {index: queue.name for index, queue in rig.device.queues.items() if index > spec.DEFLATEQ}
+    assert found.items() <= {index: QUEUES.get(role) for index, role in rig.model.roles.items()}.items()
+    assert ("reporting_vq" in found.values()) == ("reporting" in options and bool(features & REPORT))
+    assert ("free_page_vq" in found.values()) == bool(features & HINT), "taken for the numbering's sake too"
+    assert ("statsq" in found.values()) == bool(features & STATS)
     with rig.driver.arena(arenas.RANGE) as arena:
-        assert rig.driver.report(arena) == arena.size
+        if rig.driver.reports is not None:
+            assert rig.driver.report(arena) == arena.size
+        if rig.driver.stats is not None:
+            rig.model.ask_for_stats()
+            rig.soon(lambda: len(rig.model.stats) == 2)
+        if rig.driver.hints is not None:
+            rig.model.set_hint_id(2)
+            rig.soon(lambda: rig.model.hints == [("command", 2), ("command", STOP)])
+    rig.driver.inflate(3)
+    rig.leave()
+
+
+@pytest.mark.parametrize(
+    ("features", "numbering", "shows", "options"),
+    [
+        # A queue at the standard's index, and one at the index without gaps: one of them is something else.
+        *((STATS | REPORT, numbering, 5, {"reporting": True}) for numbering in NUMBERINGS),
+        *((REPORT, numbering, 5, {"reporting": True}) for numbering in NUMBERINGS),
+        *((HINT, numbering, 4, {"hinting": True}) for numbering in NUMBERINGS),
+        *((HINT | REPORT, numbering, 5, {"reporting": True}) for numbering in NUMBERINGS),
+        # Offered and not taken: those that count what is offered have it elsewhere than those that do not.
+        (STATS | REPORT, "offered", 0, {"reporting": True, "stats": None}),
+        (STATS | REPORT, "negotiated", 0, {"reporting": True, "stats": None}),
+        *((STATS | HINT, numbering, 0, {"hinting": True, "stats": None}) for numbering in NUMBERINGS),
+        *((ALL, numbering, 0, {"reporting": True, "stats": None}) for numbering in NUMBERINGS),
+    ],
+)
+def test_where_two_numberings_fit_none_is_taken(
+    features: int, numbering: Numbering, shows: int, options: dict[str, object]
+):
+    model = Balloon(features=features, numbering=numbering, shows=shows)
+    scripted = ScriptedDevice(model)
+    with identify(scripted) as device:
+        with pytest.raises(NotSupported, match="cannot be known") as caught:
+            Driver(device, **options)  # type: ignore[arg-type]
+        assert "without gaps" in str(caught.value.seen)
+        assert ("stats=" in str(caught.value.remedy)) == ("stats" in options), "the way out that there is"
+        if "stats" in options:  # and it is one
+            options.pop("stats")
+            with Driver(device, **options) as driver, driver.arena(4096) as arena:  # type: ignore[arg-type]
+                assert driver.reports is None or driver.report(arena) == 4096
+    scripted.assert_left()
+
+
+def test_a_hole_among_the_queues_is_the_standards():
+    rig = Rig(Balloon(features=STATS | REPORT, numbering="standard"), reporting=True, stats=None)
+    assert sorted(rig.device.queues) == [0, 1, 4]
+    with rig.driver.arena(4096) as arena:
+        assert rig.driver.report(arena) == 4096
+    rig.leave()
+
+
+@pytest.mark.parametrize("lacking", [spec.REPORTING_VQ, spec.STATSQ])
+def test_a_feature_whose_queue_is_nowhere_is_an_error(lacking: int):
+    model = Balloon(features=STATS | REPORT, numbering="standard")
+    scripted = ScriptedDevice(model, queue_size={lacking: 0})
+    with identify(scripted) as device:
+        if lacking == spec.STATSQ:  # then statistics are left out, and 4 can be nothing but the reporting queue
+            with Driver(device, reporting=True) as driver, driver.arena(4096) as arena:
+                assert driver.stats is None and driver.report(arena) == arena.size
+        else:
+            with pytest.raises(QueueError, match="no place for statsq, reporting_vq"):
+                Driver(device, reporting=True)
+    scripted.assert_left()
+
+
+def test_what_comes_last_need_not_be_taken():
+    rig = Rig(Balloon(features=ALL, numbering="negotiated", shows=5), stats=None)
+    assert sorted(rig.device.queues) == [0, 1]
+    rig.leave()
+    rig = Rig(Balloon(features=ALL, numbering="negotiated", shows=5), hinting=True)
+    assert sorted(rig.device.queues) == [0, 1, 2, 3]
     rig.leave()
 
 
