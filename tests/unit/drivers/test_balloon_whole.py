@@ -13,7 +13,7 @@ import pytest
 from tests.fakes.scripted import Balloon, Numbering, ScriptedDevice, ScriptedDma
 from uvirtio import opening
 from uvirtio.device import Device
-from uvirtio.drivers.balloon import Arena, Collector, Use, default_floor
+from uvirtio.drivers.balloon import BYTES, Arena, Collector, Use, default_floor
 from uvirtio.drivers.balloon import Balloon as Driver
 from uvirtio.drivers.balloon import arena as arenas
 from uvirtio.drivers.balloon import follow as following
@@ -382,31 +382,50 @@ def test_an_answer_comes_while_the_balloon_is_held_and_while_it_follows(at_once:
     rig.leave()
 
 
-def test_what_this_machine_tells_comes_under_the_standards_tags(machine: Machine):
-    (machine.roots.proc / "vmstat").write_text(
-        "pswpin 1\npswpout 2\npgmajfault 3\npgfault 40\nhtlb_buddy_alloc_success 5\nhtlb_buddy_alloc_fail 6\n"
-        "oom_kill 7\nallocstall_dma 1\nallocstall_normal 2\npgscan_kswapd 8\npgscan_direct 9\n"
-        "pgsteal_kswapd 10\npgsteal_direct 11\n"
-    )
-    assert Collector(machine.roots)() == {
-        Stat.SWAP_IN: 4096,
-        Stat.SWAP_OUT: 8192,
-        Stat.MAJFLT: 3,
-        Stat.MINFLT: 40,
+EVENTS = (
+    "pswpin 1\npswpout 2\npgmajfault 5\npgfault 40\nhtlb_buddy_alloc_success 6\nhtlb_buddy_alloc_fail 7\n"
+    "oom_kill 8\nallocstall_dma 1\nallocstall_normal 2\nallocstall_movable 6\npgscan_kswapd 3\npgscan_direct 4\n"
+    "pgscan_direct_throttle 99\npgsteal_kswapd 10\npgsteal_direct 11\n"
+)
+
+
+@pytest.mark.parametrize("page_size", [4096, 16384, 65536])
+def test_each_statistic_is_in_the_unit_that_linux_sends(machine: Machine, page_size: int):
+    # drivers/virtio/virtio_balloon.c: pages_to_bytes() or not; /proc/meminfo is in KiB, /proc/vmstat in pages.
+    (machine.roots.proc / "vmstat").write_text(EVENTS)
+    found = Collector(machine.roots, page_size=page_size)()
+    pages = {
+        Stat.SWAP_IN: 1,
+        Stat.SWAP_OUT: 2,
+        Stat.ASYNC_SCAN: 3,
+        Stat.DIRECT_SCAN: 4,
+        Stat.ASYNC_RECLAIM: 10,
+        Stat.DIRECT_RECLAIM: 11,
+    }
+    bytes_ = {
         Stat.MEMFREE: 512 * MIB,
         Stat.MEMTOT: 4096 * MIB,
         Stat.AVAIL: 1024 * MIB,
         Stat.CACHES: 24 << 10,
-        Stat.HTLB_PGALLOC: 5,
-        Stat.HTLB_PGFAIL: 6,
-        Stat.OOM_KILL: 7,
-        Stat.ALLOC_STALL: 3,
-        Stat.ASYNC_SCAN: 8,
-        Stat.DIRECT_SCAN: 9,
-        Stat.ASYNC_RECLAIM: 10,
-        Stat.DIRECT_RECLAIM: 11,
     }
-    assert [*Collector(machine.roots)()] == sorted(Collector(machine.roots)())
+    events = {
+        Stat.MAJFLT: 5,
+        Stat.MINFLT: 40,
+        Stat.HTLB_PGALLOC: 6,
+        Stat.HTLB_PGFAIL: 7,
+        Stat.OOM_KILL: 8,
+        Stat.ALLOC_STALL: 9,
+    }
+    assert found == {tag: count * page_size for tag, count in pages.items()} | bytes_ | events
+    assert [*found] == sorted(found)
+    assert pages.keys() | bytes_.keys() == BYTES and pages.keys() | bytes_.keys() | events.keys() == {*Stat}
+    if page_size == 4096:
+        assert found[Stat.ASYNC_SCAN] == 12288
+
+
+def test_the_size_of_a_page_is_this_kernels(machine: Machine):
+    (machine.roots.proc / "vmstat").write_text("pswpin 1\n")
+    assert Collector(machine.roots)()[Stat.SWAP_IN] == os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.parametrize("limit", ["max", str(64 * MIB)])
@@ -415,10 +434,13 @@ def test_a_cgroups_numbers_stand_in_front_of_the_machines(machine: Machine, tmp_
     group.mkdir()
     (group / "memory.max").write_text(f"{limit}\n")
     (group / "memory.current").write_text(f"{40 * MIB}\n")
-    (group / "memory.stat").write_text(f"file 4096\ninactive_file {MIB}\npgfault 9\npgmajfault 8\n")
+    (group / "memory.stat").write_text(
+        f"file 4096\ninactive_file {MIB}\npgfault 9\npgmajfault 8\npgscan_kswapd 3\n"
+    )
     (group / "memory.events").write_text("oom 1\noom_kill 2\n")
     found = Collector(machine.roots, group)()
     assert (found[Stat.MINFLT], found[Stat.MAJFLT], found[Stat.CACHES], found[Stat.OOM_KILL]) == (9, 8, 4096, 2)
+    assert found[Stat.ASYNC_SCAN] == 3 * os.sysconf("SC_PAGE_SIZE")
     memory = (found[Stat.MEMTOT], found[Stat.MEMFREE], found[Stat.AVAIL])
     if limit == "max":
         assert memory == (4096 * MIB, 512 * MIB, 1024 * MIB)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import struct
 import threading
 import time
@@ -18,8 +19,6 @@ from uvirtio.interfaces.memory import Block
 from uvirtio.spec import balloon as spec
 from uvirtio.spec.balloon import Stat
 
-PAGE = 4096
-
 VIRSH: dict[int, str] = {
     Stat.SWAP_IN: "swap_in",
     Stat.SWAP_OUT: "swap_out",
@@ -34,66 +33,86 @@ VIRSH: dict[int, str] = {
 }
 """What virsh dommemstat calls them. (Its ``available`` is MEMTOT, and its ``usable`` is AVAIL.)"""
 
-BYTES = frozenset({Stat.SWAP_IN, Stat.SWAP_OUT, Stat.MEMFREE, Stat.MEMTOT, Stat.AVAIL, Stat.CACHES})
-"""These are in bytes; all others count events."""
+BYTES = frozenset(
+    {
+        Stat.SWAP_IN,
+        Stat.SWAP_OUT,
+        Stat.MEMFREE,
+        Stat.MEMTOT,
+        Stat.AVAIL,
+        Stat.CACHES,
+        Stat.ASYNC_SCAN,
+        Stat.DIRECT_SCAN,
+        Stat.ASYNC_RECLAIM,
+        Stat.DIRECT_RECLAIM,
+    }
+)
+"""These are in bytes, all others count events: the units of Linux's driver (drivers/virtio/virtio_balloon.c)."""
 
 Source = Callable[[], Mapping[int, int]]
 """Gives values by tag. It runs in a thread of its own, and may take its time."""
 
-_MEMINFO = {Stat.MEMFREE: ("MemFree",), Stat.MEMTOT: ("MemTotal",), Stat.AVAIL: ("MemAvailable",)}
+_MEMINFO = {Stat.MEMFREE: "MemFree", Stat.MEMTOT: "MemTotal", Stat.AVAIL: "MemAvailable"}
 _CACHES = ("Cached", "Buffers", "SwapCached")  # together what Linux's driver sends: NR_FILE_PAGES
 
-_VMSTAT: dict[Stat, tuple[str, int]] = {
-    Stat.SWAP_IN: ("pswpin", PAGE),
-    Stat.SWAP_OUT: ("pswpout", PAGE),
-    Stat.MAJFLT: ("pgmajfault", 1),
-    Stat.MINFLT: ("pgfault", 1),  # all faults, as Linux's driver has it
-    Stat.HTLB_PGALLOC: ("htlb_buddy_alloc_success", 1),
-    Stat.HTLB_PGFAIL: ("htlb_buddy_alloc_fail", 1),
-    Stat.OOM_KILL: ("oom_kill", 1),
-    Stat.ASYNC_SCAN: ("pgscan_kswapd", 1),
-    Stat.DIRECT_SCAN: ("pgscan_direct", 1),
-    Stat.ASYNC_RECLAIM: ("pgsteal_kswapd", 1),
-    Stat.DIRECT_RECLAIM: ("pgsteal_direct", 1),
-}
-
-_CGROUP_STAT: dict[Stat, str] = {
+_VMSTAT: dict[Stat, str] = {
+    Stat.SWAP_IN: "pswpin",
+    Stat.SWAP_OUT: "pswpout",
     Stat.MAJFLT: "pgmajfault",
-    Stat.MINFLT: "pgfault",
-    Stat.CACHES: "file",
+    Stat.MINFLT: "pgfault",  # all faults, as Linux's driver has it
+    Stat.HTLB_PGALLOC: "htlb_buddy_alloc_success",
+    Stat.HTLB_PGFAIL: "htlb_buddy_alloc_fail",
+    Stat.OOM_KILL: "oom_kill",
     Stat.ASYNC_SCAN: "pgscan_kswapd",
     Stat.DIRECT_SCAN: "pgscan_direct",
     Stat.ASYNC_RECLAIM: "pgsteal_kswapd",
     Stat.DIRECT_RECLAIM: "pgsteal_direct",
 }
+"""By these names in /proc/vmstat: what is in bytes on the wire is in pages there."""
+
+_CGROUP_STAT: dict[Stat, str] = {
+    Stat.SWAP_IN: "pswpin",
+    Stat.SWAP_OUT: "pswpout",
+    Stat.MAJFLT: "pgmajfault",
+    Stat.MINFLT: "pgfault",
+    Stat.ASYNC_SCAN: "pgscan_kswapd",
+    Stat.DIRECT_SCAN: "pgscan_direct",
+    Stat.ASYNC_RECLAIM: "pgsteal_kswapd",
+    Stat.DIRECT_RECLAIM: "pgsteal_direct",
+}
+"""The same in memory.stat of a cgroup, in the same units; its ``file`` is in bytes."""
 
 
 class Collector:
     """The statistics of this machine; with ``cgroup`` (a directory of cgroup v2), of what runs in that.
 
-    Values in bytes or events, by tag. What the kernel does not tell is left out.
+    Values in bytes or events, by tag. What the kernel does not tell is left out; what it does not count for a
+    cgroup (ALLOC_STALL, HTLB_PGALLOC, HTLB_PGFAIL; before Linux 6.13 SWAP_IN and SWAP_OUT) is the machine's.
+    ``page_size``: bytes of a page of this machine's kernel, in which it counts some of them.
     """
 
-    def __init__(self, roots: Roots | None = None, cgroup: Path | None = None) -> None:
+    def __init__(
+        self, roots: Roots | None = None, cgroup: Path | None = None, *, page_size: int = mmap.PAGESIZE
+    ) -> None:
         self._proc = (roots or Roots()).proc
         self._cgroup = cgroup
+        self._page_size = page_size
 
     def __call__(self) -> dict[int, int]:
-        """Raises NotSupported where there is no /proc/meminfo."""
+        """The values now.
+
+        Raises:
+            NotSupported: There is no /proc/meminfo.
+        """
         try:
             meminfo = numbers(self._proc / "meminfo")
         except OSError as error:
             raise NotSupported(f"{self._proc / 'meminfo'} cannot be read", seen=error.strerror) from error
-        found: dict[int, int] = {}
-        for tag, names in _MEMINFO.items():
-            if names[0] in meminfo:
-                found[tag] = meminfo[names[0]]
+        found: dict[int, int] = {tag: meminfo[name] for tag, name in _MEMINFO.items() if name in meminfo}
         if "Cached" in meminfo:
             found[Stat.CACHES] = sum(meminfo.get(name, 0) for name in _CACHES)
         vmstat = _numbers(self._proc / "vmstat")
-        for tag, (name, unit) in _VMSTAT.items():
-            if name in vmstat:
-                found[tag] = vmstat[name] * unit
+        self._take(found, vmstat, _VMSTAT)
         stalls = [value for name, value in vmstat.items() if name.startswith("allocstall")]
         if stalls:
             found[Stat.ALLOC_STALL] = sum(stalls)
@@ -101,12 +120,17 @@ class Collector:
             self._narrow(found, self._cgroup)
         return dict(sorted(found.items()))
 
+    def _take(self, found: dict[int, int], counted: Mapping[str, int], names: Mapping[Stat, str]) -> None:
+        for tag, name in names.items():
+            if name in counted:
+                found[tag] = counted[name] * (self._page_size if tag in BYTES else 1)
+
     def _narrow(self, found: dict[int, int], cgroup: Path) -> None:
         limit, current = _single(cgroup / "memory.max"), _single(cgroup / "memory.current")
         stat = _numbers(cgroup / "memory.stat")
-        for tag, name in _CGROUP_STAT.items():
-            if name in stat:
-                found[tag] = stat[name]
+        self._take(found, stat, _CGROUP_STAT)
+        if "file" in stat:
+            found[Stat.CACHES] = stat["file"]
         events = _numbers(cgroup / "memory.events")
         if "oom_kill" in events:
             found[Stat.OOM_KILL] = events["oom_kill"]
