@@ -428,26 +428,6 @@ def test_the_size_of_a_page_is_this_kernels(machine: Machine):
     assert Collector(machine.roots)()[Stat.SWAP_IN] == os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.parametrize("limit", ["max", str(64 * MIB)])
-def test_a_cgroups_numbers_stand_in_front_of_the_machines(machine: Machine, tmp_path: Path, limit: str):
-    group = tmp_path / "group"
-    group.mkdir()
-    (group / "memory.max").write_text(f"{limit}\n")
-    (group / "memory.current").write_text(f"{40 * MIB}\n")
-    (group / "memory.stat").write_text(
-        f"file 4096\ninactive_file {MIB}\npgfault 9\npgmajfault 8\npgscan_kswapd 3\n"
-    )
-    (group / "memory.events").write_text("oom 1\noom_kill 2\n")
-    found = Collector(machine.roots, group)()
-    assert (found[Stat.MINFLT], found[Stat.MAJFLT], found[Stat.CACHES], found[Stat.OOM_KILL]) == (9, 8, 4096, 2)
-    assert found[Stat.ASYNC_SCAN] == 3 * os.sysconf("SC_PAGE_SIZE")
-    memory = (found[Stat.MEMTOT], found[Stat.MEMFREE], found[Stat.AVAIL])
-    if limit == "max":
-        assert memory == (4096 * MIB, 512 * MIB, 1024 * MIB)
-    else:
-        assert memory == (64 * MIB, 24 * MIB, 25 * MIB)
-
-
 def test_without_a_proc_there_are_no_statistics(tmp_path: Path):
     with pytest.raises(NotSupported):
         Collector(Roots.under(tmp_path))()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from uvirtio.device import Device, Queue
+from uvirtio.drivers.balloon import cgroup as cgroups
 from uvirtio.drivers.balloon.proc import numbers
 from uvirtio.drivers.base import runs
 from uvirtio.errors import NotSupported, OperationFailed, UvirtioError
@@ -102,7 +103,10 @@ class Collector:
         """The values now.
 
         Raises:
-            NotSupported: There is no /proc/meminfo.
+            NotSupported: There is no /proc/meminfo, or the cgroup does not count memory.
+            UsageError: There is no such cgroup.
+            PermissionLack: A file of the cgroup may not be read.
+            OperationFailed: It cannot be read.
         """
         try:
             meminfo = numbers(self._proc / "meminfo")
@@ -111,7 +115,7 @@ class Collector:
         found: dict[int, int] = {tag: meminfo[name] for tag, name in _MEMINFO.items() if name in meminfo}
         if "Cached" in meminfo:
             found[Stat.CACHES] = sum(meminfo.get(name, 0) for name in _CACHES)
-        vmstat = _numbers(self._proc / "vmstat")
+        vmstat = self._vmstat()
         self._take(found, vmstat, _VMSTAT)
         stalls = [value for name, value in vmstat.items() if name.startswith("allocstall")]
         if stalls:
@@ -120,42 +124,30 @@ class Collector:
             self._narrow(found, self._cgroup)
         return dict(sorted(found.items()))
 
+    def _vmstat(self) -> dict[str, int]:
+        try:
+            return numbers(self._proc / "vmstat")
+        except OSError:
+            return {}  # without CONFIG_VM_EVENT_COUNTERS Linux sends none of these either
+
     def _take(self, found: dict[int, int], counted: Mapping[str, int], names: Mapping[Stat, str]) -> None:
         for tag, name in names.items():
             if name in counted:
                 found[tag] = counted[name] * (self._page_size if tag in BYTES else 1)
 
-    def _narrow(self, found: dict[int, int], cgroup: Path) -> None:
-        limit, current = _single(cgroup / "memory.max"), _single(cgroup / "memory.current")
-        stat = _numbers(cgroup / "memory.stat")
-        self._take(found, stat, _CGROUP_STAT)
-        if "file" in stat:
-            found[Stat.CACHES] = stat["file"]
-        events = _numbers(cgroup / "memory.events")
-        if "oom_kill" in events:
-            found[Stat.OOM_KILL] = events["oom_kill"]
-        if limit is None or current is None or Stat.MEMTOT not in found:
-            return  # no limit of its own: the machine's numbers hold
-        left = max(0, limit - current)
-        found[Stat.MEMTOT] = min(limit, found[Stat.MEMTOT])
-        for tag, more in ((Stat.MEMFREE, 0), (Stat.AVAIL, stat.get("inactive_file", 0))):
-            if tag in found:
-                found[tag] = min(left + more, found[tag])
-
-
-def _numbers(path: Path) -> dict[str, int]:
-    try:
-        return numbers(path)
-    except OSError:
-        return {}
-
-
-def _single(path: Path) -> int | None:
-    try:
-        text = path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return None
-    return int(text) if text.isdecimal() else None
+    def _narrow(self, found: dict[int, int], directory: Path) -> None:
+        memory = cgroups.read(directory)
+        if memory is None:
+            return
+        self._take(found, memory.stat, _CGROUP_STAT)
+        if "file" in memory.stat:
+            found[Stat.CACHES] = memory.stat["file"]
+        if memory.oom_kills is not None:
+            found[Stat.OOM_KILL] = memory.oom_kills
+        limited = {Stat.MEMTOT: memory.total, Stat.MEMFREE: memory.free, Stat.AVAIL: memory.available}
+        for tag, most in limited.items():
+            if most is not None and tag in found:
+                found[tag] = min(most, found[tag])
 
 
 def encode(values: Mapping[int, int], order: Literal["little", "big"] = "little") -> bytes:
