@@ -191,7 +191,7 @@ def bridge(run: Run, dev: DevArgument, for_seconds: ForOption = None) -> None:
 
     with run.device(dev) as device, Input(device) as driver:
         about = driver.describe()
-        clone = UinputClone(about, phys=f"uvirtio/{device.address}"[:79], node=str(run.roots.dev / "uinput"))
+        clone = UinputClone(about, phys=f"uvirtio/{device.address}"[:79], roots=run.roots)
         with Feed(clone, about) as feed:
             _say_clone(run, device, about, clone.path)
             bridged = Bridge(driver, feed)
@@ -372,7 +372,7 @@ def _replay(
         return
     from uvirtio.drivers.input import Feed, UinputClone
 
-    clone = UinputClone(about, phys="uvirtio/replay", node=str(run.roots.dev / "uinput"))
+    clone = UinputClone(about, phys="uvirtio/replay", roots=run.roots)
     with Feed(clone, about) as feed:
         _say_clone(run, device, about, clone.path)
         begin = time.monotonic()

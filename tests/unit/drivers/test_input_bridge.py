@@ -39,7 +39,9 @@ from uvirtio.errors import (
     NotSupported,
     OperationFailed,
     PermissionLack,
+    UvirtioError,
 )
+from uvirtio.host.roots import Roots
 from uvirtio.spec import input as spec
 
 Triple = tuple[int, int, int]
@@ -309,17 +311,21 @@ def evdev(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEvdev]:
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> str:
-    (tmp_path / "uinput").touch()
-    return str(tmp_path / "uinput")
+def roots(tmp_path: Path) -> Roots:
+    """A machine whose uinput is a device node that can be opened."""
+    roots = Roots.under(tmp_path)
+    roots.dev.mkdir()
+    roots.proc.mkdir()
+    (roots.dev / "uinput").symlink_to("/dev/null")
+    return roots
 
 
-def test_a_clone_is_what_the_kernel_takes(evdev: FakeEvdev, node: str):
-    clone = UinputClone(ABOUT, phys="uvirtio/x", node=node)
+def test_a_clone_is_what_the_kernel_takes(evdev: FakeEvdev, roots: Roots):
+    clone = UinputClone(ABOUT, phys="uvirtio/x", roots=roots)
     [how] = evdev.made
     assert how["name"] == "ä" * 39, "79 bytes, and no half of a character"
     assert (how["bustype"], how["vendor"], how["product"], how["version"]) == (6, 0x627, 1, 2)
-    assert (how["phys"], how["devnode"], how["input_props"]) == ("uvirtio/x", node, [1])
+    assert (how["phys"], how["devnode"], how["input_props"]) == ("uvirtio/x", str(roots.dev / "uinput"), [1])
     assert how["max_effects"] == 0
     events = how["events"]
     assert events[KEY] == [30, 0x2FF]
@@ -333,14 +339,14 @@ def test_a_clone_is_what_the_kernel_takes(evdev: FakeEvdev, node: str):
     clone.close()
 
 
-def test_a_clone_of_a_device_that_can_nothing_gets_no_keyboard(evdev: FakeEvdev, node: str):
-    UinputClone(Description(""), node=node).close()
+def test_a_clone_of_a_device_that_can_nothing_gets_no_keyboard(evdev: FakeEvdev, roots: Roots):
+    UinputClone(Description(""), roots=roots).close()
     assert evdev.made[0]["name"] == "virtio input"
     assert evdev.made[0]["events"] == {MSC: [0]}
 
 
-def test_events_go_through_in_one_piece_and_come_back(evdev: FakeEvdev, node: str):
-    clone = UinputClone(ABOUT, node=node)
+def test_events_go_through_in_one_piece_and_come_back(evdev: FakeEvdev, roots: Roots):
+    clone = UinputClone(ABOUT, roots=roots)
     clone.write([InputEvent(KEY, 30, 1), InputEvent(ABS, 0, -3), InputEvent(*SYN)])
     data = evdev.kernel.recv(4096)
     assert [fields[2:] for fields in EVENT.iter_unpack(data)] == [(KEY, 30, 1), (ABS, 0, -3), SYN]
@@ -362,22 +368,71 @@ def test_events_go_through_in_one_piece_and_come_back(evdev: FakeEvdev, node: st
         (PermissionError(errno.EACCES, "no"), PermissionLack),
     ],
 )
-def test_a_clone_that_is_half_made_is_undone(evdev: FakeEvdev, node: str, error: Exception, kind: type[Exception]):
+def test_a_clone_that_is_half_made_is_undone(
+    evdev: FakeEvdev, roots: Roots, error: Exception, kind: type[Exception]
+):
     evdev.fails = error
     with pytest.raises(kind):
-        UinputClone(ABOUT, node=node)
+        UinputClone(ABOUT, roots=roots)
 
 
-def test_without_uinput(evdev: FakeEvdev, tmp_path: Path):
-    with pytest.raises(ModuleLack) as lack:
-        UinputClone(ABOUT, node=str(tmp_path / "uinput"))
-    assert lack.value.remedy == "modprobe uinput"
+@pytest.mark.parametrize(
+    ("number", "loaded", "user", "kind", "message", "remedy"),
+    [
+        (errno.ENOENT, False, 0, ModuleLack, "there is no", "modprobe uinput"),
+        (errno.ENOENT, True, 0, ModuleLack, "though the kernel has uinput", "--device"),
+        # A node that systemd made of modules.devname, and no module behind it: what mknod and open really give.
+        (errno.ENODEV, False, 0, ModuleLack, "is not loaded", "modprobe uinput"),
+        (errno.ENXIO, False, 0, ModuleLack, "is not loaded", "modprobe uinput"),
+        # open() as root in a container: the device cgroup says EPERM, a file system without devices EACCES.
+        (errno.EPERM, True, 0, PermissionLack, "device cgroup", "DeviceAllow="),
+        (errno.EACCES, True, 0, PermissionLack, "even by root", "nodev"),
+        (errno.EACCES, True, 1000, PermissionLack, "may not be opened", "group input"),
+        (errno.EIO, True, 0, OperationFailed, "cannot be opened", ""),
+    ],
+)
+def test_a_uinput_that_cannot_be_opened_is_told_by_its_cause(
+    evdev: FakeEvdev,
+    roots: Roots,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    loaded: bool,
+    user: int,
+    kind: type[UvirtioError],
+    message: str,
+    remedy: str,
+):
+    node = str(roots.dev / "uinput")
+    (roots.proc / "misc").write_text("223 uinput\n232 kvm\n" if loaded else "232 kvm\n")
+    real = os.open
+
+    def open_(path: Any, *args: Any, **kwargs: Any) -> int:
+        if path == node:
+            raise OSError(number, os.strerror(number), path)
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    with pytest.raises(kind, match=message) as lack:
+        UinputClone(ABOUT, roots=roots)
+    assert node in lack.value.message and os.strerror(number) in str(lack.value.seen)
+    assert remedy in (lack.value.remedy or "")
+    assert not evdev.made, "python-evdev is not asked: its error has no errno"
     os.close(evdev.fd)
 
 
-def test_without_evdev(monkeypatch: pytest.MonkeyPatch, node: str):
+def test_a_file_in_the_place_of_uinput_is_no_node(evdev: FakeEvdev, roots: Roots):
+    (roots.dev / "uinput").unlink()
+    (roots.dev / "uinput").write_text("an event that went astray")
+    with pytest.raises(ModuleLack, match="no device node"):
+        UinputClone(ABOUT, roots=roots)
+    assert not evdev.made
+    os.close(evdev.fd)
+
+
+def test_without_evdev(monkeypatch: pytest.MonkeyPatch, roots: Roots):
     monkeypatch.setitem(sys.modules, "evdev", None)
     with pytest.raises(NotSupported) as lack:
-        UinputClone(ABOUT, node=node)
+        UinputClone(ABOUT, roots=roots)
     assert lack.value.exit_code == 4
     assert "uvirtio[input]" in str(lack.value.remedy)

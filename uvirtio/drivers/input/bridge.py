@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import struct
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -24,9 +24,8 @@ from uvirtio.drivers.input.driver import Input
 from uvirtio.drivers.input.events import SYN_REPORT, Frame, InputEvent
 from uvirtio.drivers.input.state import InputState
 from uvirtio.errors import Closed, ModuleLack, NotSupported, OperationFailed, PermissionLack, UvirtioError
+from uvirtio.host.roots import Roots
 from uvirtio.spec import input as spec
-
-UINPUT = "/dev/uinput"
 
 _NAME_MAX = 79  # bytes; UINPUT_MAX_NAME_SIZE with its NUL
 _EVENT = struct.Struct("@LLHHi")  # struct input_event: two longs of time, then ours
@@ -52,12 +51,16 @@ class Clone(Protocol):
 class UinputClone:
     """A device in the kernel's input layer with this description, as far as the kernel takes it.
 
-    Raises NotSupported without python-evdev, ModuleLack without /dev/uinput, PermissionLack, OperationFailed.
+    ``phys``: where it says that it is plugged in; ``roots``: whose /dev/uinput makes it.
+
+    Raises NotSupported without python-evdev, ModuleLack without uinput, PermissionLack, OperationFailed.
     """
 
-    def __init__(self, description: Description, *, phys: str = "uvirtio", node: str = UINPUT) -> None:
+    def __init__(self, description: Description, *, phys: str = "uvirtio", roots: Roots | None = None) -> None:
         evdev = _evdev()
-        _check_node(node)
+        roots = roots or Roots()
+        node = str(roots.dev / "uinput")
+        _check_node(node, roots)
         sane = description.sane()
         self.path = ""
         # By hand, for a constructor that fails half-way has a device already, and nobody else closes it.
@@ -255,21 +258,81 @@ def _evdev() -> Any:
         ) from error
 
 
-def _check_node(node: str) -> None:
-    if not Path(node).exists():
+def _check_node(node: str, roots: Roots) -> None:
+    """Open the node once: what python-evdev raises when it cannot has no errno, and so no cause."""
+    try:
+        fd = os.open(node, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _not_opened(node, roots, error) from error
+    try:
+        special = stat.S_ISCHR(os.fstat(fd).st_mode)
+    finally:
+        os.close(fd)
+    if not special:
         raise ModuleLack(
-            f"there is no {node}",
-            seen="nothing there",
-            expected="the node of the kernel's uinput module",
-            remedy="modprobe uinput",
+            f"{node} is no device node",
+            seen="another kind of file",
+            expected=_NODE,
+            remedy=f"rm {node} && modprobe -r uinput && modprobe uinput",
         )
-    if not os.access(node, os.R_OK | os.W_OK):
-        raise PermissionLack(
-            f"{node} may not be opened",
-            seen=f"user {os.geteuid()} without access",
-            expected="read and write",
-            remedy="as root, or give the group input access to it with a udev rule",
-        )
+
+
+_NODE = "the node of the kernel's uinput module"
+_NUMBERS = "10:223"
+"""Major and minor of /dev/uinput: Documentation/admin-guide/devices.txt."""
+
+
+def _not_opened(node: str, roots: Roots, error: OSError) -> UvirtioError:
+    match error.errno:
+        case errno.ENOENT if _has_uinput(roots):
+            # The kernel has it, and this /dev does not show it: a container, most likely.
+            return ModuleLack(
+                f"there is no {node}, though the kernel has uinput",
+                seen=error.strerror,
+                expected=_NODE,
+                remedy=f"give the container the device: --device {node}; elsewhere: "
+                f"mknod -m 0600 {node} c {_NUMBERS.replace(':', ' ')}",
+            )
+        case errno.ENOENT | errno.ENODEV | errno.ENXIO:
+            # A node without its driver: systemd makes the nodes of modules that an open would load.
+            missing = error.errno == errno.ENOENT
+            return ModuleLack(
+                f"there is no {node}" if missing else f"{node} leads nowhere: uinput is not loaded",
+                seen=error.strerror,
+                expected=_NODE,
+                remedy="modprobe uinput (outside, where this is a container)",
+            )
+        case errno.EPERM:
+            return PermissionLack(
+                f"{node} is forbidden by the device cgroup",
+                seen=error.strerror,
+                expected=f"the right to open the character device {_NUMBERS}",
+                remedy=f"let the container have it: --device {node}, or DeviceAllow={node} rw in its unit",
+            )
+        case errno.EACCES if os.geteuid() == 0:
+            return PermissionLack(
+                f"{node} may not be opened, even by root",
+                seen=error.strerror,
+                expected="device nodes that work there",
+                remedy=f"findmnt -T {node}: mounted nodev, or in a user namespace",
+            )
+        case errno.EACCES:
+            return PermissionLack(
+                f"{node} may not be opened",
+                seen=f"{error.strerror}, user {os.geteuid()}",
+                expected="read and write",
+                remedy="as root, or give the group input access to it with a udev rule",
+            )
+    return OperationFailed(f"{node} cannot be opened", seen=error.strerror, expected=_NODE)
+
+
+def _has_uinput(roots: Roots) -> bool:
+    """Whether the kernel has the driver, going by /proc/misc."""
+    try:
+        text = (roots.proc / "misc").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return any(line.split()[1:] == ["uinput"] for line in text.splitlines())
 
 
 def _refused(node: str, error: Exception) -> UvirtioError:
