@@ -192,7 +192,7 @@ def bridge(run: Run, dev: DevArgument, for_seconds: ForOption = None) -> None:
     with run.device(dev) as device, Input(device) as driver:
         about = driver.describe()
         clone = UinputClone(about, phys=f"uvirtio/{device.address}"[:79], roots=run.roots)
-        with Feed(clone, about) as feed:
+        with Feed(clone, clone.description) as feed:
             _say_clone(run, device, about, clone.path)
             bridged = Bridge(driver, feed)
             try:
@@ -385,7 +385,7 @@ def _replay(
     from uvirtio.drivers.input import Feed, UinputClone
 
     clone = UinputClone(about, phys="uvirtio/replay", roots=run.roots)
-    with Feed(clone, about) as feed:
+    with Feed(clone, clone.description) as feed:
         _say_clone(run, device, about, clone.path)
         begin = time.monotonic()
         for at, frame in recording.frames():

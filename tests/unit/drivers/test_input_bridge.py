@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -30,7 +31,15 @@ from tests.unit.drivers.test_input_driver import (
     Rig,
     X,
 )
-from uvirtio.drivers.input import AbsInfo, Bridge, Description, Feed, InputEvent, InputIds, UinputClone
+from uvirtio.drivers.input import (
+    AbsInfo,
+    Bridge,
+    Description,
+    Feed,
+    InputEvent,
+    InputIds,
+    UinputClone,
+)
 from uvirtio.errors import (
     Closed,
     DeviceGone,
@@ -336,6 +345,31 @@ def test_a_clone_is_what_the_kernel_takes(evdev: FakeEvdev, roots: Roots):
     assert (slot, dict(about_slot)["max"]) == (SLOT, 1023)
     assert clone.path == "/dev/input/event9"
     clone.close()
+    clone.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "left"),
+    [(0, {5, 0x10, 0x11}), (errno.EINVAL, {5, 0x10}), (errno.ENOTTY, {5, 0x10, 0x11})],
+)
+def test_a_switch_that_the_kernel_is_too_old_for_does_not_cost_the_clone(
+    evdev: FakeEvdev, roots: Roots, monkeypatch: pytest.MonkeyPatch, number: int, left: set[int]
+):
+    # SW_USB_INSERT came after Linux 6.12, whose UI_SET_SWBIT refuses what is above its SW_MAX.
+    asked: list[tuple[int, int]] = []
+
+    def ioctl(fd: int, request: int, code: int) -> int:
+        asked.append((request, code))
+        if number:
+            raise OSError(number, os.strerror(number))
+        return 0
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    about = Description("switches", events={spec.EV_SW: frozenset({5, 0x10, 0x11}), KEY: frozenset({30, 0x2FE})})
+    clone = UinputClone(about, roots=roots)
+    assert asked == [(0x4004556D, 0x11)], "_IOW('U', 109, int), for what is new alone"
+    assert evdev.made[0]["events"] == {spec.EV_SW: sorted(left), KEY: [30, 0x2FE]}
+    assert clone.description.events[spec.EV_SW] == left
     clone.close()
 
 

@@ -9,12 +9,14 @@ The extra ``input`` (python-evdev) makes the clone; it is loaded when a clone is
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import struct
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -60,8 +62,9 @@ class UinputClone:
         evdev = _evdev()
         roots = roots or Roots()
         node = str(roots.dev / "uinput")
-        _check_node(node, roots)
-        sane = description.sane()
+        sane = _as_the_kernel_takes_it(description.sane(), node, roots)
+        self.description = sane
+        """What the clone announces: the description as far as this kernel takes it."""
         self.path = ""
         # By hand, for a constructor that fails half-way has a device already, and nobody else closes it.
         self._device: Any = evdev.UInput.__new__(evdev.UInput)
@@ -258,25 +261,43 @@ def _evdev() -> Any:
         ) from error
 
 
-def _check_node(node: str, roots: Roots) -> None:
-    """Open the node once: what python-evdev raises when it cannot has no errno, and so no cause."""
+def _as_the_kernel_takes_it(description: Description, node: str, roots: Roots) -> Description:
+    """Open the node once, and ask it for what is newer than the oldest kernel: older ones refuse the whole device.
+
+    What python-evdev raises when it cannot open it has no errno, and so no cause.
+    """
     try:
         fd = os.open(node, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise _not_opened(node, roots, error) from error
     try:
-        special = stat.S_ISCHR(os.fstat(fd).st_mode)
+        if not stat.S_ISCHR(os.fstat(fd).st_mode):
+            raise ModuleLack(
+                f"{node} is no device node",
+                seen="another kind of file",
+                expected=_NODE,
+                remedy=f"rm {node} && modprobe -r uinput && modprobe uinput",
+            )
+        events = {kind: codes - _too_new(fd, kind, codes) for kind, codes in description.events.items()}
     finally:
         os.close(fd)
-    if not special:
-        raise ModuleLack(
-            f"{node} is no device node",
-            seen="another kind of file",
-            expected=_NODE,
-            remedy=f"rm {node} && modprobe -r uinput && modprobe uinput",
-        )
+    return replace(description, events=events)
 
 
+def _too_new(fd: int, kind: int, codes: frozenset[int]) -> frozenset[int]:
+    """The codes among these that this kernel does not know."""
+    found = set()
+    if kind in _SETTERS:
+        for code in (code for code in codes if code >= spec.OLDER_COUNTS[kind]):
+            try:
+                fcntl.ioctl(fd, _SETTERS[kind], code)
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # above its SW_MAX
+                    found.add(code)
+    return frozenset(found)
+
+
+_SETTERS = {spec.EV_SW: spec.UI_SET_SWBIT}
 _NODE = "the node of the kernel's uinput module"
 _NUMBERS = "10:223"
 """Major and minor of /dev/uinput: Documentation/admin-guide/devices.txt."""
