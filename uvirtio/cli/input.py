@@ -187,11 +187,11 @@ def bridge(run: Run, dev: DevArgument, for_seconds: ForOption = None) -> None:
     """Clone the device into the kernel's input layer, forward its events and bring LEDs back, until Ctrl-C."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
-    from uvirtio.drivers.input import Bridge, Feed, Input, UinputClone
+    from uvirtio.drivers.input import Bridge, Feed, Input, UinputClone, phys_of
 
     with run.device(dev) as device, Input(device) as driver:
         about = driver.describe()
-        clone = UinputClone(about, phys=f"uvirtio/{device.address}"[:79], roots=run.roots)
+        clone = UinputClone(about, phys=phys_of(device.address), roots=run.roots)
         with Feed(clone, clone.description) as feed:
             _say_clone(run, device, about, clone.path)
             bridged = Bridge(driver, feed)

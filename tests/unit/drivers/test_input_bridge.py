@@ -39,6 +39,7 @@ from uvirtio.drivers.input import (
     InputEvent,
     InputIds,
     UinputClone,
+    phys_of,
 )
 from uvirtio.errors import (
     Closed,
@@ -371,6 +372,34 @@ def test_a_switch_that_the_kernel_is_too_old_for_does_not_cost_the_clone(
     assert evdev.made[0]["events"] == {spec.EV_SW: sorted(left), KEY: [30, 0x2FE]}
     assert clone.description.events[spec.EV_SW] == left
     clone.close()
+
+
+def libinput_group(phys: str) -> str:
+    """What libinput's udev/libinput-device-group.c makes of it: devices of one group are taken for one."""
+    group = phys.split("/input")[0]
+    dot = group.rfind(".")
+    return group[:dot] if dot > group.rfind("-") else group
+
+
+def test_two_functions_are_two_devices_for_libinput():
+    addresses = [
+        "0000:01:00.0",
+        "0000:01:00.1",
+        "mmio:0xfeb02e00",
+        "mmio:0xfeb02c00",
+        "/dev/vhost-vdpa-0",
+        "/dev/vhost-vdpa-1",
+        "qemu:pc/virtio-keyboard-pci",
+        "qemu:q35,binary=/opt/input/v1.0/qemu/virtio-keyboard-pci",
+        "qemu:q35,binary=/opt/input/v1.0/qemu/virtio-tablet-pci",
+    ]
+    groups = [libinput_group(phys_of(address)) for address in addresses]
+    assert len({*groups}) == len(addresses)
+    assert phys_of("0000:01:00.0") == "uvirtio/0000:01:00-0"
+    assert not any("." in phys_of(address) for address in addresses)
+    assert len(phys_of("qemu:" + "x" * 500)) == 79
+    # What it was before.
+    assert libinput_group("uvirtio/0000:01:00.0") == libinput_group("uvirtio/0000:01:00.1")
 
 
 def test_a_clone_of_a_device_that_can_nothing_gets_no_keyboard(evdev: FakeEvdev, roots: Roots):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import stat
 import struct
 import time
@@ -261,6 +262,15 @@ def _evdev() -> Any:
         ) from error
 
 
+def phys_of(address: str) -> str:
+    """Where a clone says that it is plugged in, by the address of the device.
+
+    Without a dot, and with no second slash: libinput takes devices for one whose ``phys`` differs only behind the
+    last dot, or behind ``/input`` (udev/libinput-device-group.c), and two functions of a slot are two devices.
+    """
+    return f"uvirtio/{re.sub('[^0-9A-Za-z:_-]', '-', address)}"[:_PHYS_MAX]
+
+
 def _as_the_kernel_takes_it(description: Description, node: str, roots: Roots) -> Description:
     """Open the node once, and ask it for what is newer than the oldest kernel: older ones refuse the whole device.
 
@@ -298,6 +308,7 @@ def _too_new(fd: int, kind: int, codes: frozenset[int]) -> frozenset[int]:
 
 
 _SETTERS = {spec.EV_SW: spec.UI_SET_SWBIT}
+_PHYS_MAX = 79  # bytes
 _NODE = "the node of the kernel's uinput module"
 _NUMBERS = "10:223"
 """Major and minor of /dev/uinput: Documentation/admin-guide/devices.txt."""
