@@ -298,6 +298,7 @@ def stats(
     from uvirtio.drivers.balloon import Balloon, Collector
 
     collector = Collector(run.roots, cgroup)
+    collector()  # a DIR that is no cgroup is an error before the device is touched
     with run.device(dev) as device, Balloon(device, stats=collector, roots=run.roots) as driver:
         if driver.stats is None:
             raise NotSupported(
