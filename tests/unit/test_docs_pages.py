@@ -48,3 +48,18 @@ def test_the_page_about_diag_has_the_steps_and_every_fault_that_is_tested() -> N
     assert all(any(name in heading for heading in sections) for name in STEPS)
     for step, code, _ in FAULTS:
         assert f"`{code}`" in sections[step], f"{code} ends in {step}, and the page does not say so"
+
+
+def test_lines_are_not_wider_than_120_columns() -> None:
+    """Tables, code and links apart, which cannot be wrapped."""
+    for page in [
+        *CHECKOUT.glob("*.md"),
+        *(CHECKOUT / "docs").rglob("*.md"),
+        *(CHECKOUT / "examples").glob("*.md"),
+    ]:
+        fenced = False
+        for number, line in enumerate(page.read_text().splitlines(), 1):
+            fenced ^= line.startswith("```")
+            if fenced or line.startswith(("|", "    ", "```")) or "](" in line:
+                continue
+            assert len(line) <= 120, f"{page.name}:{number}"

@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         " without the extra machines, whose kernel modules have to be built first.",
     )
     top.add_argument("--all", action="store_true", help="everything, the extra machines too")
-    top.add_argument("--lint", action="store_true", help="ruff, mypy, the layering, the conformance table")
+    top.add_argument("--lint", action="store_true", help="ruff, mypy, the layers, the conformance table, the site")
     top.add_argument("--unit", action="store_true", help="floor 1: no root, no QEMU")
     top.add_argument("--qemu", action="store_true", help="floor 2: QEMU's device models, no guest; the benches")
     top.add_argument("--vm", action="store_true", help="floor 3: a real kernel in the lab VM")
@@ -106,6 +106,7 @@ def _lint(runner: Runner) -> Iterator[tuple[str, Step]]:
         "import-linter": ["lint-imports", "--no-cache"],
     }
     tools["conformance"] = [str(CHECKOUT / "tools/conformance")]
+    tools["docs"] = [str(CHECKOUT / "tools/docs")]
     for name, command in tools.items():
         if name == "mypy of tools":
             command = ["env", f"MYPYPATH={CHECKOUT}/tools", *command]

@@ -118,7 +118,7 @@ def _build_venv(path: Path) -> None:
     pip = [str(path / "bin/python"), "-m", "pip", "--disable-pip-version-check", "-qq"]
     for command in (
         [PYTHON, "-m", "venv", str(path)],
-        [*pip, "install", "--retries", "5", "--editable", f"{CHECKOUT}[test,lint,input]"],
+        [*pip, "install", "--retries", "5", "--editable", f"{CHECKOUT}[test,lint,input,docs]"],
     ):
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, timeout=1200)
         if done.returncode:
