@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 import uuid
 from collections.abc import Iterator
@@ -52,6 +53,26 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         return
     if os.geteuid() == 0 and Path("/sys/bus/pci").exists():
         pytest.exit(_EXPOSED, returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+@pytest.fixture
+def signals_as_in_a_terminal() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP have their default effect, also where this run was started to ignore them.
+
+    nohup and a script's ``&`` do that, and what is ignored stays ignored by the commands that a test runs in this
+    process. For such tests alone: the run as a whole goes on ignoring them.
+    """
+    defaults = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    ignored = [number for number in defaults if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, defaults[number])
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session", autouse=True)

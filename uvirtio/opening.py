@@ -138,11 +138,11 @@ def _open_pci(address: str, wish: Wish) -> tuple[str, Opened]:
     canonical = pci_address(address)
     assert canonical is not None
     denylist.check([canonical, address], wish.roots)
-    from uvirtio.host import pci_driver
+    from uvirtio.host import drivers
 
     # The driver that holds it decides; --backend only insists.
-    held = pci_driver.driver_of(canonical, wish.roots)
-    if wish.backend == "uio" or (wish.backend == "auto" and held == pci_driver.UIO):
+    held = drivers.pci_driver(canonical, wish.roots)
+    if wish.backend == "uio" or (wish.backend == "auto" and held == drivers.UIO):
         from uvirtio.backends import uio_pci
 
         function = uio_pci.UioPciFunction.open(

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from tests.fakes.scripted_memory import Memory, ScriptedBlock, ScriptedDma
 from tests.fakes.scripted_packed import PackedDeviceRing
@@ -315,25 +315,33 @@ class Rng(Model):
         return chain.fill(data)
 
 
+Numbering = Literal["standard", "offered", "negotiated"]
+"""How a balloon numbers its optional queues: as 5.5.2 has it, or without gaps, by the features that it offers, or
+by those that were negotiated."""
+
+
 class Balloon(Model):
-    """The traditional balloon (5.5): knows which frames it was given."""
+    """The traditional balloon (5.5): knows which frames it was given.
+
+    ``shows``: queues that it shows at least, whatever they are good for.
+    """
 
     device_id = balloon.TYPE
 
     def __init__(
-        self, *, features: int = 0, config_length: int = balloon.CONFIG_SIZE, compact: bool = True
+        self,
+        *,
+        features: int = 0,
+        config_length: int = balloon.CONFIG_SIZE,
+        numbering: Numbering = "offered",
+        shows: int = 0,
     ) -> None:
         super().__init__()
         self.features = features
-        self.roles = {balloon.INFLATEQ: "inflate", balloon.DEFLATEQ: "deflate"}
-        if f.has(features, f.Balloon.STATS_VQ):
-            self.roles[balloon.STATSQ] = "stats"
-        if f.has(features, f.Balloon.FREE_PAGE_HINT):
-            self.roles[balloon.FREE_PAGE_VQ] = "hint"
-        if f.has(features, f.Balloon.PAGE_REPORTING):
-            gap = balloon.FREE_PAGE_VQ not in self.roles
-            self.roles[balloon.REPORTING_VQ_WITHOUT_HINT if gap and compact else balloon.REPORTING_VQ] = "report"
-        self.queue_sizes = [128 if index in self.roles else 0 for index in range(max(self.roles) + 1)]
+        self.numbering = numbering
+        roles = self._numbered(features)
+        shown = [*range(shows), *roles]
+        self.queue_sizes = [128 if index in shown else 0 for index in range(max(shown) + 1)]
         self.config = bytearray(config_length)
         self.frames: set[int] = set()
         """What the balloon holds."""
@@ -353,6 +361,23 @@ class Balloon(Model):
         self.hold = False
         """Keep requests instead of completing them; statistics are always kept."""
         self.kept: list[tuple[int, Chain]] = []
+
+    def _numbered(self, features: int) -> dict[int, str]:
+        optional = (
+            (f.Balloon.STATS_VQ, balloon.STATSQ, "stats"),
+            (f.Balloon.FREE_PAGE_HINT, balloon.FREE_PAGE_VQ, "hint"),
+            (f.Balloon.PAGE_REPORTING, balloon.REPORTING_VQ, "report"),
+        )
+        roles = {balloon.INFLATEQ: "inflate", balloon.DEFLATEQ: "deflate"}
+        for bit, index, role in optional:
+            if f.has(features, bit):
+                roles[index if self.numbering == "standard" else len(roles)] = role
+        return roles
+
+    @property
+    def roles(self) -> dict[int, str]:
+        """What each queue is for, by its index."""
+        return self._numbered(self.device.driver_features if self.numbering == "negotiated" else self.features)
 
     def reset(self) -> None:
         self.frames.clear()
@@ -393,7 +418,9 @@ class Balloon(Model):
 
     def handle(self, queue: int, chain: Chain) -> int | None:
         written: int | None = 0
-        match self.roles[queue]:
+        match self.roles.get(queue):
+            case None:
+                self.device.check("BAL-QUEUE", False, f"a chain on queue {queue}, which is for nothing")
             case "stats":
                 self._take_stats(chain)
                 return None

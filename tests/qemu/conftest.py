@@ -1,14 +1,20 @@
-"""What holds for the whole floor: the ways in that a test took are in its report; what QEMU lacks is left out."""
+"""What holds for the whole floor: the ways in that a test took are in its report, its QEMU ends with it, and what
+QEMU lacks is left out.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
 import subprocess
+from collections.abc import Iterator
 
 import pytest
 
 from tests.cells import cells_are_noted  # noqa: F401  # a fixture, found by its name here
+from tests.left_open import closed_at_the_end, failed, pytest_runtest_makereport  # noqa: F401  # a hook
+from uvirtio.device import Device
+from uvirtio.qemu import Machine
 
 
 @functools.cache
@@ -27,3 +33,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if gone:
         config.hook.pytest_deselected(items=gone)
         items[:] = [item for item in items if item not in gone]
+
+
+@pytest.fixture(autouse=True)
+def a_machine_ends_with_its_test(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Close the devices and machines that a failed test leaves open; a test that passed has to do it itself."""
+    with closed_at_the_end(Device, Machine) as made:
+        yield
+        left = [one for one in made if isinstance(one, Machine) and not one._closing]
+    if left and not failed(request.node):
+        pytest.fail(f"the test left open: {', '.join(f'{one.name} (pid {one.pid})' for one in left)}")

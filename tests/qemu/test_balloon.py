@@ -10,11 +10,12 @@ from contextlib import contextmanager
 
 import pytest
 
+import uvirtio
 from tests.bodies import adopt, balloon_reports, balloon_stats
 from tests.qemu.test_drivers import cell, cells  # noqa: F401  # the fixture is found by its name here
 from uvirtio.device import Device
 from uvirtio.drivers.balloon import Balloon, Use
-from uvirtio.errors import DeviceBroken, DeviceTimeout
+from uvirtio.errors import DeviceBroken, DeviceTimeout, NotSupported
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
@@ -74,6 +75,32 @@ def test_reported_memory_leaves_the_host_and_comes_back(options: str, queue: int
             with arena.view(one) as view:
                 assert not any(view[::4096])
             assert before - 31 * MIB < backing(machine) < before
+
+
+@pytest.mark.parametrize(
+    ("options", "queues"),
+    [
+        ("", ["statsq"]),
+        (",free-page-reporting=on", ["statsq", "reporting_vq"]),
+        (f",{HINTS}", ["statsq", "free_page_vq"]),
+        (f",free-page-reporting=on,{HINTS}", ["statsq", "free_page_vq", "reporting_vq"]),
+    ],
+)
+@pytest.mark.parametrize("kind", ["q35/virtio-balloon-pci", "microvm/virtio-balloon-device"])
+def test_qemu_has_its_optional_queues_without_gaps(kind: str, options: str, queues: list[str]) -> None:
+    with uvirtio.open(f"qemu:{kind}{options}", timeout=10.0) as device:
+        with Balloon(device, reporting=True) as driver:
+            assert [device.queues[index].name for index in sorted(device.queues)][2:] == queues
+            assert (driver.hints is not None) == ("free_page_vq" in queues)
+            if driver.reports is not None:
+                with driver.arena(MIB) as arena:
+                    assert driver.report(arena) == MIB
+        if driver.reports is not None:
+            # QEMU counts what it offers; nothing that it shows tells it from a device that counts what was taken.
+            with pytest.raises(NotSupported, match="cannot be known"):
+                Balloon(device, reporting=True, stats=None)
+        with Balloon(device, stats=None) as driver:
+            driver.inflate(1)
 
 
 @pytest.mark.spec("BAL-P02", "BAL-R02")

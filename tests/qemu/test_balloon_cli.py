@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +29,33 @@ def test_stats_have_both_names(uvirtio: Runs) -> None:  # noqa: F811
         assert {"tag": 5, "name": "MEMTOT", "virsh": "available", "unit": "bytes"}.items() <= next(
             entry for entry in line["statistics"] if entry["tag"] == 5
         ).items()
+
+
+def test_a_cgroup_that_is_none_is_wrong_use(uvirtio: Runs, tmp_path: Path) -> None:  # noqa: F811
+    for directory in (tmp_path, tmp_path / "nothing"):
+        code, out, err = uvirtio("balloon", "stats", "qemu:virtio-balloon-pci", "--cgroup", str(directory))
+        assert (code, out) == (2, "") and "UV-USAGE" in err and str(directory) in err
+
+
+def test_a_cgroups_memory_is_what_the_host_is_told(uvirtio: Runs, tmp_path: Path) -> None:  # noqa: F811
+    files = {"controllers": "memory", "type": "domain"}
+    memory = {
+        "max": 64 << 20,
+        "high": "max",
+        "current": 24 << 20,
+        "stat": "pgscan_kswapd 3",
+        "events": "oom_kill 1",
+    }
+    for name, text in {f"cgroup.{name}": text for name, text in files.items()}.items():
+        (tmp_path / name).write_text(f"{text}\n")
+    for name, value in memory.items():
+        (tmp_path / f"memory.{name}").write_text(f"{value}\n")
+    code, out, _ = uvirtio("balloon", "stats", "qemu:virtio-balloon-pci", "--cgroup", str(tmp_path), "--json")
+    told = {entry["name"]: (entry["value"], entry["unit"]) for entry in json.loads(out)["statistics"]}
+    assert code == 0
+    assert (told["MEMTOT"], told["OOM_KILL"]) == ((64 << 20, "bytes"), (1, "events"))
+    assert told["MEMFREE"][0] <= 40 << 20
+    assert told["ASYNC_SCAN"] == (3 * os.sysconf("SC_PAGE_SIZE"), "bytes")
 
 
 def test_report_tells_how_much(uvirtio: Runs) -> None:  # noqa: F811

@@ -156,7 +156,15 @@ def witness(tmp_path: Path) -> Iterator[Callable[[], Witness]]:
 
 @pytest.mark.parametrize(
     "address",
-    ["qemu:virtio-rng-pci", "qemu:virtio-balloon-pci", "qemu:pc/virtio-keyboard-pci", "qemu:virtio-net-pci"],
+    [
+        "qemu:virtio-rng-pci",
+        "qemu:virtio-balloon-pci",
+        "qemu:pc/virtio-keyboard-pci",
+        "qemu:virtio-mouse-pci",
+        "qemu:microvm/virtio-tablet-device",
+        pytest.param("qemu:virtio-multitouch-pci", marks=pytest.mark.qemu_since(8, 1)),
+        "qemu:virtio-net-pci",
+    ],
 )
 def test_diag(uvirtio: Callable[..., tuple[int, str, str]], address: str) -> None:
     code, out, err = uvirtio("diag", address, "--json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +87,30 @@ def test_a_recording_goes_to_standard_output_and_is_printed_again(uvirtio: Runs,
     code, out, _ = uvirtio("input", "replay", "-", str(file), "--json")
     assert code == 2
     assert "line 1" in error(out)["message"]
+
+
+def test_events_alone_want_a_device_or_a_description(uvirtio: Runs, tmp_path: Path):  # noqa: F811
+    description, file, joined = tmp_path / "it.desc", tmp_path / "it.events", tmp_path / "joined"
+    code, out, _ = uvirtio("input", "record", "qemu:virtio-tablet-pci", "--yes", "--for", "0.2")
+    assert code == 0
+    description.write_text(out)
+    file.write_text("E: 7.000000 0003 0001 0123\nE: 7.000000 0000 0000 0000\n")
+    # Nothing is cloned for --print, and a device that has these events is a description.
+    for device in ("-", "qemu:virtio-tablet-pci"):
+        code, out, _ = uvirtio("input", "replay", device, str(file), "--print")
+        assert (code, len(out.splitlines())) == (0, 2) and "ABS_Y), value 123" in out
+    code, out, _ = uvirtio("input", "replay", KEYBOARD, str(file), "--json")
+    assert (code, error(out)["seen"]) == (2, "ABS_Y")
+    assert "replay -" not in str(error(out)["remedy"]), "what describes no device cannot be cloned"
+    code, out, _ = uvirtio("input", "replay", "-", str(file), "--json")
+    assert (code, error(out)["code"]) == (2, "UV-USAGE")
+    # The remedy works.
+    command = str(error(out)["remedy"]).partition(": ")[2].partition(" &&")[0]
+    assert command.startswith("cat DESCRIPTION ")
+    command = command.replace("DESCRIPTION", str(description)).replace("JOINED", str(joined))
+    subprocess.run(["sh", "-c", command], check=True, timeout=20)
+    code, out, _ = uvirtio("input", "replay", "-", str(joined), "--print")
+    assert (code, len(out.splitlines())) == (0, 2)
 
 
 def test_a_led(uvirtio: Runs):  # noqa: F811

@@ -136,6 +136,28 @@ def test_a_tablet_fed_by_qmp(tmp_path: Path):
         assert evemu.parse(text).description.axes == about.axes
 
 
+@pytest.mark.qemu_since(8, 1)
+def test_a_touch_screen_fed_by_qmp(tmp_path: Path):
+    with machine_with("virtio-multitouch-pci", tmp_path) as (machine, bring_up, _):
+        driver = bring_up()
+        about = driver.describe()
+        assert about.slots == 11 and about.events[ABS] == {0x2F, 0x35, 0x36, 0x39}
+
+        def touch(kind: str, slot: int, ident: int, axis: str = "x", value: int = 0) -> list[InputEvent]:
+            data = {"type": kind, "slot": slot, "tracking-id": ident, "axis": axis, "value": value}
+            machine.qmp("input-send-event", events=[{"type": "mtt", "data": data}])
+            [frame] = frames(driver, 1)
+            return list(frame)
+
+        assert touch("begin", 2, 7) == [InputEvent(ABS, 0x2F, 2), InputEvent(ABS, 0x39, 7), SYN]
+        assert touch("data", 2, 7, "x", 32767) == [InputEvent(ABS, 0x35, 32767), SYN]
+        assert touch("data", 2, 7, "y", 1) == [InputEvent(ABS, 0x36, 1), SYN]
+        [contact] = driver.state.contacts
+        assert (contact.slot, contact.id) == (2, 7)
+        assert touch("end", 2, -1) == [InputEvent(ABS, 0x2F, 2), InputEvent(ABS, 0x39, -1), SYN]
+        assert not driver.state.contacts
+
+
 # --- by VNC, at full speed ----------------------------------------------------------------------------------
 
 

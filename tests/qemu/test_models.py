@@ -53,9 +53,9 @@ class OnQemu(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if self.ready:
-            status = self.machine.qmp("x-query-virtio-status", path=f"{self.path}/virtio-backend")
-            self.device.close()
-            self.machine.close()
+            with self.machine:  # each example has its own: the next must not find that of a failed one running
+                status = self.machine.qmp("x-query-virtio-status", path=f"{self.path}/virtio-backend")
+                self.device.close()
             assert not status["broken"]
             assert self.device.broken is None
 

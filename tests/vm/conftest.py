@@ -12,8 +12,10 @@ import pytest
 
 from tests.cells import cells_are_noted  # noqa: F401  # a fixture, found by its name here
 from tests.conftest import in_lab
+from tests.left_open import closed_at_the_end
 from tests.vm.commands import commands
 from tests.vm.qmp_witness import Witness
+from uvirtio.device import Device
 
 HERE = Path(__file__).resolve().parent
 
@@ -59,6 +61,13 @@ def pytest_sessionfinish() -> None:
     """End the process that commands were forked from, if one was."""
     if commands.cache_info().currsize:
         commands().close()
+
+
+@pytest.fixture(autouse=True)
+def a_device_is_left_with_its_test() -> Iterator[None]:
+    """Close what a failed test leaves open, or every later test of that device would find it taken."""
+    with closed_at_the_end(Device):
+        yield
 
 
 @pytest.fixture

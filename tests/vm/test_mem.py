@@ -21,8 +21,9 @@ from tests.vm.test_drivers import driver_of, given_back, hand_over  # noqa: F401
 from uvirtio.device import QueueSpec
 from uvirtio.drivers.base import runs, transact
 from uvirtio.drivers.mem import Manager, Mem, Region
-from uvirtio.drivers.mem.kernel import note_kernel_use, system_ram
+from uvirtio.drivers.mem.kernel_use import note_kernel_use
 from uvirtio.errors import NotPlugged, PermissionLack
+from uvirtio.host.memory import system_ram
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.window import dev_mem

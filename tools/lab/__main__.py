@@ -1,4 +1,4 @@
-"""Entry point of tools/vm, tools/test, tools/demo, tools/bench and tools/matrix: the first argument says which."""
+"""Entry point of tools/vm, tools/test, tools/demo and their like: the first argument says which."""
 
 from __future__ import annotations
 

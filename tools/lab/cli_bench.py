@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
 
     With ``--vm`` first: in the lab VM, beside the kernel's own drivers.
     """
-    setup.packages(setup.FOR_VM if "--vm" in arguments else setup.FOR_TESTS)
+    setup.packages(setup.FOR_VM if "--vm" in arguments else setup.FOR_BENCH)
     venv = setup.venv()
     if "--vm" in arguments:
         return _in_vm(venv, [word for word in arguments if word != "--vm"])

@@ -1,7 +1,8 @@
 """``tools/matrix``: which device was driven which way in, from the reports of ``tools/test``; nothing is typed in.
 
 A test case carries a property ``cell`` for each device that it brought to DRIVER_OK (tests/cells.py). Only those
-of tests that passed count. The table stands in README.md between two markers, and is rewritten there.
+of tests that passed count. The table stands in docs/tested.md between two markers, and is rewritten there;
+README.md has the same at a glance, without counts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from pathlib import Path
 
 from lab import CHECKOUT, cache
 
-README = CHECKOUT / "README.md"
 BEGIN, END = "<!-- tools/matrix begins -->", "<!-- tools/matrix ends -->"
 
 DEVICES = ("balloon", "mem", "input", "rng", "blk")
@@ -61,35 +61,45 @@ def main(arguments: list[str]) -> int:
     """Run tools/matrix; the exit code."""
     parser = argparse.ArgumentParser(
         prog="tools/matrix",
-        description="Read the reports of one or several runs of tools/test, and rewrite the table in README.md:"
-        " which device was driven over which transport, back end and ring.",
+        description="Read the reports of one or several runs of tools/test, and rewrite the tables in"
+        " docs/tested.md and README.md: which device was driven over which transport, back end and ring.",
     )
     parser.add_argument("reports", nargs="*", type=Path, metavar="DIR", help="default: those of the newest run")
     parser.add_argument("--print", action="store_true", dest="shown", help="print the table, and write nothing")
-    parser.add_argument("--check", action="store_true", help="fail if README.md has another table")
+    parser.add_argument("--check", action="store_true", help="fail if one of the pages has another table")
     options = parser.parse_args(arguments)
     folders = options.reports or [_newest()]
     table = read(folders)
     if not table:
         print(f"tools/matrix: no cell in {', '.join(map(str, folders))}", file=sys.stderr)
         return 1
-    text = draw(table)
     if options.shown:
-        print(text, end="")
+        print(draw(table), end="")
         return 0
-    before = README.read_text()
-    head, found, rest = before.partition(BEGIN)
-    _, closed, tail = rest.partition(END)
-    if not found or not closed:
-        print(f"tools/matrix: README.md has no {BEGIN} ... {END}", file=sys.stderr)
-        return 1
-    after = f"{head}{BEGIN}\n\n{text}\n{END}{tail}"
+    pages = {CHECKOUT / "docs/tested.md": draw(table), CHECKOUT / "README.md": glance(table)}
+    changed = {}
+    for page, text in pages.items():
+        before = page.read_text()
+        after = replaced(before, text)
+        if after is None:
+            print(f"tools/matrix: {page} has no {BEGIN} ... {END}", file=sys.stderr)
+            return 1
+        if after != before:
+            changed[page] = after
     if options.check:
-        return 0 if after == before else 1
-    README.write_text(after)
+        return 1 if changed else 0
+    for page, after in changed.items():
+        page.write_text(after)
     cells = sum(found.passed for found in table.values())
     print(f"{len(table)} cells, {cells} tests that passed in them, from {len(folders)} folders")
     return 0
+
+
+def replaced(page: str, text: str) -> str | None:
+    """The page with ``text`` between its markers; None where it has none."""
+    head, found, rest = page.partition(BEGIN)
+    _, closed, tail = rest.partition(END)
+    return f"{head}{BEGIN}\n\n{text}\n{END}{tail}" if found and closed else None
 
 
 def _newest() -> Path:
@@ -146,6 +156,19 @@ def draw(table: Table) -> str:
         "in the VM; `q35`, `pc`, `microvm`, `virt` are `qemu:`, without a guest. *built*: there is code for it,",
         "and no test came by here. `-`: the standard has no such thing, or QEMU's device does not work there.",
     ]
+    return "\n".join(lines) + "\n"
+
+
+def glance(table: Table) -> str:
+    """The same without rings, places and counts: one line for each way in."""
+    lines = ["| transport | back end | " + " | ".join(DEVICES) + " |", "|---" * (2 + len(DEVICES)) + "|"]
+    for transport, backend in list(WAYS) + sorted({key[:2] for key in table} - set(WAYS)):
+        cells = []
+        for device in DEVICES:
+            tested = [ring for ring in ("split", "packed") if (transport, backend, ring, device) in table]
+            untested = "-" if _impossible(transport, device, "split") else "built"
+            cells.append(", ".join(tested) or untested)
+        lines.append(f"| {transport} | {backend} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -26,9 +26,9 @@ def parser() -> argparse.ArgumentParser:
         " without the extra machines, whose kernel modules have to be built first.",
     )
     top.add_argument("--all", action="store_true", help="everything, the extra machines too")
-    top.add_argument("--lint", action="store_true", help="ruff, mypy, the layering, the conformance table")
+    top.add_argument("--lint", action="store_true", help="ruff, mypy, the layers, the conformance table, the site")
     top.add_argument("--unit", action="store_true", help="floor 1: no root, no QEMU")
-    top.add_argument("--qemu", action="store_true", help="floor 2: QEMU's device models, no guest")
+    top.add_argument("--qemu", action="store_true", help="floor 2: QEMU's device models, no guest; the benches")
     top.add_argument("--vm", action="store_true", help="floor 3: a real kernel in the lab VM")
     top.add_argument(
         "--kernel", metavar="V", help="floor 3 on this kernel only: 6.1, 6.12, newest, or an unpacked package"
@@ -49,7 +49,7 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     everything = options.all or not (options.lint or options.unit or options.qemu or options.vm)
     begin = time.monotonic()
-    setup.packages(setup.FOR_TESTS)
+    setup.packages(_packages(options, everything))
     reports = _reports_folder()
     runner = Runner(setup.venv(), reports, options.expression)
     alone: list[tuple[str, Step]] = []
@@ -64,6 +64,7 @@ def main(arguments: list[str]) -> int:
         steps += _host_floor(runner, "unit")
     if everything or options.qemu:
         steps += _host_floor(runner, "qemu", options.qemu_version)
+        steps += _benches(runner)
         if options.all and options.qemu_version is None:
             steps += [step for version in qemus.SUITES for step in _host_floor(runner, "qemu", version)]
         elif everything and options.qemu_version is None:
@@ -75,6 +76,13 @@ def main(arguments: list[str]) -> int:
         outcomes = lanes.run(alone, 1)  # before any lane is busy
         outcomes += lanes.run(steps, options.jobs or min(2, os.cpu_count() or 1))
     return _verdict(outcomes, time.monotonic() - begin, reports, left_out)
+
+
+def _packages(options: argparse.Namespace, everything: bool) -> setup.Packages:
+    """What the chosen floors need on this machine, and nothing else."""
+    floors = {"lint": setup.FOR_LINT, "unit": setup.FOR_UNIT, "qemu": setup.FOR_QEMU, "vm": setup.FOR_VM}
+    chosen = [wanted for name, wanted in floors.items() if everything or getattr(options, name)]
+    return {name: present for wanted in chosen for name, present in wanted.items()}
 
 
 def _reports_folder() -> Path:
@@ -97,13 +105,18 @@ def _lint(runner: Runner) -> Iterator[tuple[str, Step]]:
         "mypy of tools": ["mypy", "--strict", "-p", "lab", "-p", "benches"],
         "import-linter": ["lint-imports", "--no-cache"],
     }
-    if (CHECKOUT / "tools/conformance").exists():
-        tools["conformance"] = [str(CHECKOUT / "tools/conformance")]
-    tools["bench, that it runs"] = [str(CHECKOUT / "tools/bench"), "--quick"]
+    tools["conformance"] = [str(CHECKOUT / "tools/conformance")]
+    tools["docs"] = [str(CHECKOUT / "tools/docs")]
     for name, command in tools.items():
         if name == "mypy of tools":
             command = ["env", f"MYPYPATH={CHECKOUT}/tools", *command]
         yield name, lambda name=name, command=command: runner.tool(name, command)  # type: ignore[misc]
+
+
+def _benches(runner: Runner) -> Iterator[tuple[str, Step]]:
+    """The benches, which drive QEMU's devices. The figures of so short a run say nothing: they are not shown."""
+    name, command = "bench, that it runs", [str(CHECKOUT / "tools/bench"), "--quick"]
+    yield name, lambda: runner.tool(name, command, quiet=True)
 
 
 def _wake_ups(runner: Runner) -> Iterator[tuple[str, Step]]:

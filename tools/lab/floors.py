@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from lab import CHECKOUT, LabError, kernels, modules, process, qemus, udev
 from lab.machines import Machine
@@ -41,12 +42,19 @@ class Runner:
     venv: Path
     reports: Path
     expression: str | None = None
+    """pytest's -k."""
 
-    def tool(self, name: str, command: list[str]) -> Outcome:
-        """A program that passes or fails as a whole."""
+    def tool(self, name: str, command: list[str], *, quiet: bool = False) -> Outcome:
+        """A program that passes or fails as a whole. ``quiet``: what it says is shown only when it fails."""
         _title(name)
         begin = time.monotonic()
-        code = self._run(command, timeout=300)
+        if not quiet:
+            return _whole(name, self._run(command, timeout=300) == 0, begin)
+        with tempfile.TemporaryFile() as said:
+            code = self._run(command, timeout=300, output=said)
+            if code:
+                said.seek(0)
+                print(said.read().decode(errors="replace"), flush=True)
         return _whole(name, code == 0, begin)
 
     def pytest(
@@ -156,9 +164,17 @@ class Runner:
         return outcome
 
     def _run(
-        self, command: list[str], timeout: float, env: dict[str, str] | None = None, programs: Path | None = None
+        self,
+        command: list[str],
+        timeout: float,
+        env: dict[str, str] | None = None,
+        programs: Path | None = None,
+        output: IO[bytes] | None = None,
     ) -> int:
-        """Run ``command`` in the checkout with a hard time-out; its exit code, or TIMED_OUT."""
+        """Run ``command`` in the checkout with a hard time-out; its exit code, or TIMED_OUT.
+
+        ``output``: where both of its streams go, if not to ours.
+        """
         sys.stdout.flush()
         path = f"{self.venv}/bin:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
         if programs is not None:
@@ -167,6 +183,8 @@ class Runner:
             command,
             cwd=CHECKOUT,
             stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
             env={**os.environ, "VIRTUAL_ENV": str(self.venv), "PATH": path, **(env or {})},
         )
         try:

@@ -11,12 +11,19 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals by which a user or a terminal asks a program to end."""
+
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def _die_with(parent: int) -> Callable[[], None]:
     def before_exec() -> None:
+        # nohup, and a shell that puts a command in the background, have it ignore some of these, and that is
+        # inherited. A child is in a session of its own, where no terminal sends them; who sends one means it.
+        for number in LEAVING:
+            signal.signal(number, signal.SIG_DFL)
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before we asked
             os._exit(127)
@@ -25,7 +32,10 @@ def _die_with(parent: int) -> Callable[[], None]:
 
 
 def start(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-    """Start ``command`` in a session of its own; the kernel kills it when this thread's process ends."""
+    """Start ``command`` in a session of its own, with the signals of LEAVING at their defaults.
+
+    The kernel kills it when the thread that started it ends.
+    """
     return subprocess.Popen(command, start_new_session=True, preexec_fn=_die_with(os.getpid()), **options)
 
 
@@ -48,12 +58,15 @@ class Interrupted(BaseException):
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Within, SIGINT, SIGTERM and SIGHUP raise Interrupted, so that every ``finally`` runs."""
+    """Within, the signals of LEAVING raise Interrupted, so that every ``finally`` runs.
+
+    One that was ignored (nohup) stays ignored.
+    """
 
     def handler(number: int, _frame: FrameType | None) -> None:
         raise Interrupted(number)
 
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    wanted = [number for number in LEAVING if signal.getsignal(number) is not signal.SIG_IGN]
     before = [signal.signal(number, handler) for number in wanted]
     try:
         yield

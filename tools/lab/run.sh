@@ -1,5 +1,5 @@
-# Sourced by tools/vm, tools/test, tools/demo and tools/bench: run the tool with the distribution's own Python, which a
-# fresh machine may not have yet. (Another python3 may come first in PATH, but one of pyenv or conda can be
+# Sourced by tools/vm, tools/test, tools/demo and their like: run the tool with the distribution's own Python, which
+# a fresh machine may not have yet. (Another python3 may come first in PATH, but one of pyenv or conda can be
 # closed to the other users that some tests run as.)
 if ! [ -x /usr/bin/python3 ]; then
     install="apt-get install --yes --no-install-recommends python3-venv"

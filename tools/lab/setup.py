@@ -39,27 +39,31 @@ def _venv_module() -> bool:
     return done.returncode == 0
 
 
-# Package, and how to see that what it brings is here (it may have come from elsewhere).
-FOR_VM = {
-    "qemu-system-x86": _program("qemu-system-x86_64"),
-    "busybox-static": _static_busybox,
-    "kmod": _program("depmod"),
-    "pciutils": _program("lspci"),
-    "python3-venv": _venv_module,
-    "libatomic1": _library("libatomic.so.1"),
-}
-FOR_TESTS = {
-    **FOR_VM,
-    "qemu-system-arm": _program("qemu-system-aarch64"),
+# Packages for each floor, and how to see that what one brings is here (it may have come from elsewhere).
+Packages = dict[str, Callable[[], bool]]
+FOR_LINT: Packages = {"python3-venv": _venv_module}
+FOR_UNIT: Packages = {
+    **FOR_LINT,
+    # Our tables and structures are compared with what a compiler makes of the kernel's headers.
     "gcc": _program("gcc"),
     "libc6-dev": Path("/usr/include/stdio.h").exists,
+    "linux-libc-dev": Path("/usr/include/linux/virtio_pci.h").exists,
+    "libatomic1": _library("libatomic.so.1"),  # the fence of other CPUs than x86's
+    "busybox-static": _static_busybox,  # whose cpio unpacks what initramfs.py writes
+}
+FOR_BENCH: Packages = {**FOR_LINT, "qemu-system-x86": _program("qemu-system-x86_64")}
+FOR_QEMU: Packages = {**FOR_BENCH, "qemu-system-arm": _program("qemu-system-aarch64")}
+FOR_VM: Packages = {
+    **FOR_BENCH,
+    "busybox-static": _static_busybox,  # the initramfs
+    "kmod": _program("depmod"),  # on this machine; and modprobe in the guest, which has this machine's programs
+    "pciutils": _program("lspci"),  # from here on: in the guest alone
     "iproute2": _program("vdpa"),
     "qemu-system-common": _program("qemu-storage-daemon"),
-    "linux-libc-dev": Path("/usr/include/linux/virtio_pci.h").exists,
 }
 
 
-def packages(wanted: dict[str, Callable[[], bool]]) -> None:
+def packages(wanted: Packages) -> None:
     """Install what is missing of ``wanted`` as root; LabError with the one command otherwise."""
     missing = [name for name, present in wanted.items() if not present()]
     if not missing:
@@ -114,7 +118,7 @@ def _build_venv(path: Path) -> None:
     pip = [str(path / "bin/python"), "-m", "pip", "--disable-pip-version-check", "-qq"]
     for command in (
         [PYTHON, "-m", "venv", str(path)],
-        [*pip, "install", "--retries", "5", "--editable", f"{CHECKOUT}[test,lint,input]"],
+        [*pip, "install", "--retries", "5", "--editable", f"{CHECKOUT}[test,lint,input,docs]"],
     ):
         done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, timeout=1200)
         if done.returncode:

@@ -1,8 +1,8 @@
 """virtio-mmio windows through /dev/mem: no driver in between, no interrupt, no IOMMU.
 
-What is mapped is held against /proc/iomem first (``iomem``). The kernel has its own rules on top: with
-STRICT_DEVMEM it maps no RAM, with IO_STRICT_DEVMEM no page in which a driver has a window, and when it is locked
-down, nothing. Rings and buffers are huge pages at their physical addresses.
+What is mapped is held against /proc/iomem first (:mod:`uvirtio.host.mmio`). The kernel has its own rules on top:
+with STRICT_DEVMEM it maps no RAM, with IO_STRICT_DEVMEM no page in which a driver has a window, and when it is
+locked down, nothing. Rings and buffers are huge pages at their physical addresses.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import errno
 import mmap
 import os
 import platform
-import re
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Literal
@@ -28,9 +27,10 @@ from uvirtio.errors import (
     PermissionLack,
     UnsafeDma,
 )
-from uvirtio.host import iomem
+from uvirtio.host import mmio, sysfs
 from uvirtio.host.lock import take_lock
 from uvirtio.host.pages import CPU_PAGE
+from uvirtio.host.proc import iomem_addresses
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.memory.access import MappedRegisters
@@ -129,7 +129,7 @@ class DevmemWindow:
                 remedy="on a machine that you can afford to lose: --unsafe-dma (unsafe_dma=True)",
             )
         on_x86 = (machine or platform.machine()) in _X86
-        iomem.check_window(base, length, roots, address=address, named_only=not on_x86)
+        mmio.check_window(base, length, roots, address=address, named_only=not on_x86)
         return cls(address, base, length, roots)
 
     def enable_interrupt(self) -> Event | None:
@@ -209,24 +209,6 @@ class DevmemWindow:
         self.close()
 
 
-def driver_of(name: str, roots: Roots) -> str | None:
-    """The driver that holds a platform device, by sysfs."""
-    try:
-        return (roots.sys / "bus" / "platform" / "devices" / name / "driver").readlink().name
-    except OSError:
-        return None
-
-
-def lockdown(roots: Roots) -> str | None:
-    """What the kernel is locked down to, ``integrity`` or ``confidentiality``; None where it is not."""
-    try:
-        text = (roots.sys / "kernel/security/lockdown").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return None
-    match = re.search(r"\[(integrity|confidentiality)\]", text)
-    return match[1] if match else None
-
-
 def _open(roots: Roots) -> int:
     path = roots.dev / "mem"
     try:
@@ -245,7 +227,7 @@ def _open(roots: Roots) -> int:
 
 
 def _locked(path: Path, seen: str, roots: Roots) -> PermissionLack:
-    mode = lockdown(roots)
+    mode = sysfs.locked_down(roots)
     if mode is not None:
         return PermissionLack(
             f"{path} is closed: this kernel is locked down",
@@ -280,10 +262,10 @@ def _map(fd: int, start: int, length: int, base: int, address: str, roots: Roots
 def _refused(start: int, length: int, base: int, address: str, roots: Roots) -> Exception:
     """Why the kernel says no to a mapping: whose window lies in the page, or its configuration."""
     held = []
-    for region in iomem.regions(roots):
+    for region in iomem_addresses(roots):
         if region.overlaps(start & -CPU_PAGE, (start + length + CPU_PAGE - 1) & -CPU_PAGE):
-            for name in region.windows:
-                driver = driver_of(name, roots)
+            for name in mmio.windows_of(region):
+                driver = sysfs.driver_of(sysfs.device("platform", name, roots))
                 if driver is not None:
                     entry = f"mmio:{region.start:#x} ({name}, {driver})"
                     if region.start == base:
@@ -301,7 +283,7 @@ def _refused(start: int, length: int, base: int, address: str, roots: Roots) -> 
             expected="a page without a driver in it (IO_STRICT_DEVMEM)",
             remedy=f"uvirtio bind mmio:{base:#x} --group takes them all; or boot with iomem=relaxed",
         )
-    mode = lockdown(roots)
+    mode = sysfs.locked_down(roots)
     return PermissionLack(
         f"the kernel does not map {address}",
         seen=f"EPERM; lockdown is {mode}" if mode else "EPERM",

@@ -16,7 +16,6 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 from uvirtio.backends.pages import (
     MADV_DONTDUMP,
@@ -24,17 +23,17 @@ from uvirtio.backends.pages import (
     Memory,
     OwnedBlocks,
     PagedBlock,
-    Pagemap,
     advise,
     merged,
     pieces,
 )
 from uvirtio.errors import Closed, HugePagesLack, NotSupported, OperationFailed
+from uvirtio.host.memory import huge_pages
+from uvirtio.host.pagemap import Pagemap
 from uvirtio.host.pages import CPU_PAGE, HUGE_PAGE
 from uvirtio.host.roots import Roots
 
 _UNITS = HUGE_PAGE // CPU_PAGE
-_POOL = ("kernel", "mm", "hugepages", "hugepages-2048kB")
 _MFD_HUGETLB = getattr(os, "MFD_HUGETLB", 4)
 _MFD_HUGE_2MB = 21 << 26
 
@@ -99,13 +98,13 @@ class HugeFile:
             hole.madvise(mmap.MADV_REMOVE)
 
     def _lack(self, count: int, error: OSError) -> HugePagesLack:
-        pool = self._roots.sys.joinpath(*_POOL)
-        total, free, promised = (_number(pool / f"{name}_hugepages") for name in ("nr", "free", "resv"))
+        pool = huge_pages(self._roots)
+        total, left = pool.total or 0, max(0, (pool.free or 0) - (pool.reserved or 0))
         return HugePagesLack(
             f"there are no {count} huge pages of 2 MiB, and without an IOMMU only these stay where they are",
-            seen=f"{max(0, free - promised)} free of {total} ({os.strerror(error.errno or 0)})",
+            seen=f"{left} free of {total} ({os.strerror(error.errno or 0)})",
             expected=f"{count} free",
-            remedy=f"as root: echo {total + count - max(0, free - promised)} > {pool / 'nr_hugepages'} "
+            remedy=f"as root: echo {total + count - left} > {pool.switch} "
             "(or hugepages=N on the kernel's command line, while memory is not in pieces yet)",
         )
 
@@ -114,13 +113,6 @@ class HugeFile:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-
-def _number(path: Path) -> int:
-    try:
-        return int(path.read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return 0
 
 
 class PhysicalBlock(PagedBlock):

@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import re
 import select
 import time
 import weakref
@@ -39,8 +38,9 @@ from uvirtio.errors import (
     UnsafeDma,
     UvirtioError,
 )
+from uvirtio.host import sysfs
+from uvirtio.host.drivers import UIO, require_bound
 from uvirtio.host.lock import take_lock
-from uvirtio.host.pci_driver import UIO, require_bound
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.interfaces.values import BarInfo
@@ -50,8 +50,6 @@ from uvirtio.spec import pci
 
 DRIVER = UIO
 
-_IORESOURCE_IO = 0x100  # <linux/ioport.h>
-_IORESOURCE_MEM = 0x200
 _WATCH = 0.1
 """Seconds between looks at the bus master bit and the guardian."""
 
@@ -148,7 +146,7 @@ class UioPciFunction(BoundFunction):
         self.description = f"{DRIVER}, {node.name}, physical addresses"
         self._roots = roots
         self._timeout = timeout
-        self._device = roots.sys / "bus" / "pci" / "devices" / address
+        self._device = sysfs.device("pci", address, roots)
         self._files: dict[int, int] = {}
         self._mappings: dict[int, mmap.mmap] = {}
         self._windows: weakref.WeakSet[WatchedRegisters] = weakref.WeakSet()
@@ -163,7 +161,7 @@ class UioPciFunction(BoundFunction):
             self.config: Registers = FdRegisters(
                 self._config_fd, 0, os.fstat(self._config_fd).st_size, what=address
             )
-            self._bars = _bars(self._device / "resource")
+            self._bars = _bars(self._device)
             for info in self._bars.values():
                 self._files[info.index] = self._open(self._device / f"resource{info.index}", stack)
             self._lines = _Lines(self._open(node, stack, os.O_NONBLOCK))
@@ -391,35 +389,32 @@ class UioPciFunction(BoundFunction):
 
 def _node(address: str, roots: Roots) -> Path:
     """The character device that uio_pci_generic made for the function."""
-    folder = roots.sys / "bus" / "pci" / "devices" / address / "uio"
-    try:
-        names = [entry.name for entry in folder.iterdir() if re.fullmatch(r"uio[0-9]+", entry.name, re.ASCII)]
-    except OSError:
-        names = []
+    directory = sysfs.device("pci", address, roots)
+    names = sysfs.uio_nodes(directory)
     if len(names) != 1:
         raise OperationFailed(
             f"{DRIVER} holds {address} and has no node for it",
-            seen=", ".join(names) or f"nothing in {folder}",
+            seen=", ".join(names) or f"nothing in {directory / 'uio'}",
             expected="one uioN",
             remedy="see the kernel's log (dmesg)",
         )
     return roots.dev / names[0]
 
 
-def _bars(resource: Path) -> dict[int, BarInfo]:
-    """The BARs, from sysfs: a line each of first address, last address and flags. Raises OperationFailed."""
-    found: dict[int, BarInfo] = {}
-    try:
-        lines = resource.read_text(encoding="ascii").splitlines()[: pci.BARS]
-        for index, line in enumerate(lines):
-            start, end, flags = (int(word, 16) for word in line.split())
-            if end > start and flags & (_IORESOURCE_IO | _IORESOURCE_MEM):
-                found[index] = BarInfo(index, end - start + 1, bool(flags & _IORESOURCE_IO))
-    except (OSError, ValueError) as error:
+def _bars(directory: Path) -> dict[int, BarInfo]:
+    """The BARs, as sysfs tells them. Raises OperationFailed."""
+    lines = sysfs.resources(directory)
+    if lines is None or None in lines[: pci.BARS]:
         raise OperationFailed(
-            f"{resource} does not tell the BARs", seen=str(error), expected="three numbers a line"
-        ) from error
-    return found
+            f"sysfs does not tell the BARs of {directory.name}",
+            seen="no readable file" if lines is None else "a line of another shape",
+            expected="a file resource with three numbers a line",
+        )
+    return {
+        index: BarInfo(index, line.size, line.is_io)
+        for index, line in enumerate(lines[: pci.BARS])
+        if line is not None and line.used
+    }
 
 
 def _iommu(device: Path) -> str | None:

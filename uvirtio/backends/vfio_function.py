@@ -27,8 +27,8 @@ from uvirtio.backends.vfio.uapi import (
 from uvirtio.backends.vfio.ways import Way
 from uvirtio.backends.vfio_memory import VfioDmaSpace
 from uvirtio.errors import Closed, DeviceGone, OperationFailed
+from uvirtio.host.drivers import VFIO
 from uvirtio.host.pages import CPU_PAGE
-from uvirtio.host.pci_driver import VFIO
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import DmaSpace, Event, Registers
 from uvirtio.interfaces.values import BarInfo

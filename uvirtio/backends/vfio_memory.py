@@ -22,7 +22,6 @@ from uvirtio.backends.pages import (
     Memory,
     OwnedBlocks,
     PagedBlock,
-    Pagemap,
     advise,
     merged,
     ordinary,
@@ -30,6 +29,7 @@ from uvirtio.backends.pages import (
 )
 from uvirtio.backends.vfio.ways import AddressSpace
 from uvirtio.errors import Closed, Misuse, OperationFailed, PageMoved
+from uvirtio.host.pagemap import Pagemap
 from uvirtio.host.pages import CPU_PAGE, HUGE_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.memory.iova import IovaAllocator

@@ -7,7 +7,7 @@ from typing import Literal
 from uvirtio.backends.vfio import ways
 from uvirtio.backends.vfio_function import VfioFunction
 from uvirtio.errors import UnsafeDma
-from uvirtio.host.pci_driver import VFIO, require_bound
+from uvirtio.host.drivers import VFIO, require_bound
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import Kernel
 

@@ -18,10 +18,12 @@ from uvirtio.binding.checks import driver_state
 from uvirtio.binding.discover import Found, find
 from uvirtio.binding.journal import DeviceEntry, Entry
 from uvirtio.binding.owner import check_owner_allowed
-from uvirtio.binding.plan import VDPA, VFIO, Plan, bus_directory, plans
+from uvirtio.binding.plan import Plan, plans
 from uvirtio.binding.restore import give_back
 from uvirtio.binding.sysfs_ops import TIMEOUT, SysfsOps, device_lock
 from uvirtio.errors import Blocked, ModuleLack, OperationFailed, Refused, UvirtioError
+from uvirtio.host import sysfs
+from uvirtio.host.drivers import VDPA, VFIO
 from uvirtio.host.roots import Roots
 from uvirtio.host.writer import ChildWriter, Writer, module_loader
 
@@ -106,7 +108,7 @@ def _load_drivers(made: list[Plan], roots: Roots, load: Callable[[str], None]) -
         if driver_state(target, bus, roots) != "loaded":
             raise ModuleLack(
                 f"the module {target} was loaded, and the driver is still not there",
-                seen=f"no {bus_directory(bus, roots) / 'drivers' / target}",
+                seen=f"no {sysfs.bus(bus, roots) / 'drivers' / target}",
                 expected="the driver in sysfs",
                 remedy="see the kernel's log (dmesg)",
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from uvirtio.host import sysfs
+from uvirtio.host.proc import kernel_release
 from uvirtio.host.roots import Roots
 
 Outcome = Literal["pass", "fail", "warn", "skip"]
@@ -29,13 +30,9 @@ class Check:
 
 def driver_state(driver: str, bus: str, roots: Roots) -> Literal["loaded", "loadable", "missing"]:
     """Whether a driver is registered with its bus, or could be by modprobe."""
-    if (roots.sys / "bus" / bus / "drivers" / driver).is_dir():
+    if (sysfs.bus(bus, roots) / "drivers" / driver).is_dir():
         return "loaded"
     return "loadable" if module_installed(driver, roots) else "missing"
-
-
-def kernel_release(roots: Roots) -> str:
-    return sysfs.read(roots.proc / "sys/kernel/osrelease", 256) or ""
 
 
 def modules_directory(roots: Roots) -> Path:

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from uvirtio.binding import vdpa_netlink
 from uvirtio.errors import BadAddress, DeviceGone, NoSuchDevice, NotVirtio, PermissionLack, UsageError
-from uvirtio.host import addresses, sysfs
+from uvirtio.host import addresses, proc, sysfs
 from uvirtio.host.addresses import canonical
+from uvirtio.host.drivers import UIO, VFIO, VP_VDPA
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.spec import ids, pci
@@ -40,8 +41,6 @@ __all__ = [
 Interface = Literal["modern", "transitional", "legacy", "mmio", "vdpa", "none"]
 
 _NUMBERED = re.compile(r"virtio[0-9]+", re.ASCII)
-_IORESOURCE_IO = 0x100  # <linux/ioport.h>
-_IORESOURCE_TYPES = 0x1F00
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,21 +128,20 @@ def scan(roots: Roots) -> list[Found]:
 
 def pci_functions(roots: Roots, group: int | None = None) -> Iterator[Found]:
     """Every PCI function, or those of one IOMMU group; virtio or not, for groups hold others too."""
-    every = roots.sys / "bus/pci/devices"
-    where = every if group is None else roots.sys / "kernel/iommu_groups" / str(group) / "devices"
-    for name in sysfs.names(where):
+    names = sysfs.device_names("pci", roots) if group is None else sysfs.iommu_group_members(group, roots)
+    for name in names:
         if addresses.is_pci(name) and (device := _pci_function(name, roots)) is not None:
             yield device
 
 
 def _pci_function(name: str, roots: Roots) -> Found | None:
-    path = roots.sys / "bus/pci/devices" / name
+    path = sysfs.device("pci", name, roots)
     vendor, device = sysfs.number(path / "vendor"), sysfs.number(path / "device")
     if vendor is None or device is None:
         return None
     notes: list[str] = []
     interface: Interface
-    driver = sysfs.link_name(path / "driver")
+    driver = sysfs.driver_of(path)
     virtio_name, kernel_driver = _virtio_child(path)
     subsystem = sysfs.number(path / "subsystem_device")
     if not ids.is_virtio_pci(vendor, device):
@@ -154,8 +152,7 @@ def _pci_function(name: str, roots: Roots) -> Found | None:
         interface = _transitional(path, virtio_name, notes)
     else:
         device_id, interface = ids.device_id_of_pci(vendor, device), "modern"
-    group = sysfs.link_name(path / "iommu_group")
-    group_name = sysfs.read(path / "iommu_group/name")
+    group = sysfs.iommu_group(path)
     return Found(
         address=canonical(name),
         bus="pci",
@@ -172,8 +169,8 @@ def _pci_function(name: str, roots: Roots) -> Found | None:
         driver_override=sysfs.override(path),
         virtio_name=virtio_name,
         kernel_driver=kernel_driver,
-        iommu_group=int(group) if group is not None and group.isdecimal() else None,
-        noiommu=group_name == "vfio-noiommu",
+        iommu_group=group,
+        noiommu=sysfs.is_noiommu(path),
         numa_node=_node(path),
         node=_pci_node(path, driver, group),
         notes=tuple(notes),
@@ -202,14 +199,11 @@ def _transitional(path: Path, virtio_name: str | None, notes: list[str]) -> Inte
     return "transitional" if modern(config.capabilities) else "legacy"
 
 
-def _pci_node(path: Path, driver: str | None, group: str | None) -> str | None:
-    if driver == "vfio-pci" and group is not None:
-        name = sysfs.read(path / "iommu_group/name")
-        return f"/dev/vfio/noiommu-{group}" if name == "vfio-noiommu" else f"/dev/vfio/{group}"
-    if driver == "uio_pci_generic":
-        for name in sysfs.names(path / "uio"):
-            if re.fullmatch(r"uio[0-9]+", name, re.ASCII):
-                return f"/dev/{name}"
+def _pci_node(path: Path, driver: str | None, group: int | None) -> str | None:
+    if driver == VFIO and group is not None:
+        return f"/dev/vfio/noiommu-{group}" if sysfs.is_noiommu(path) else f"/dev/vfio/{group}"
+    if driver == UIO:
+        return next((f"/dev/{name}" for name in sysfs.uio_nodes(path)), None)
     return None
 
 
@@ -217,7 +211,7 @@ def _pci_node(path: Path, driver: str | None, group: str | None) -> str | None:
 
 
 def _platform_devices(roots: Roots) -> Iterator[Found]:
-    directory = roots.sys / "bus/platform/devices"
+    directory = sysfs.bus("platform", roots) / "devices"
     windows = _iomem(roots)
     known: set[int] = set()
     for name in sysfs.names(directory):
@@ -250,7 +244,7 @@ def _platform_device(name: str, path: Path, window: tuple[int, int] | None) -> F
         type=_type_name(device_id),
         device_id=device_id,
         interface="mmio",
-        driver=sysfs.link_name(path / "driver"),
+        driver=sysfs.driver_of(path),
         driver_override=sysfs.override(path),
         virtio_name=virtio_name,
         kernel_driver=kernel_driver,
@@ -286,14 +280,10 @@ def _of_node_size(path: Path) -> int:
 def _iomem(roots: Roots) -> dict[str, tuple[int, int]]:
     """Name -> (base, length) of /proc/iomem, first line of a name; without the zeros a user gets."""
     found: dict[str, tuple[int, int]] = {}
-    for line in sysfs.lines(roots.proc / "iomem") or []:
-        match = re.fullmatch(r"\s*([0-9a-f]+)-([0-9a-f]+) : (.+)", line, re.ASCII)
-        if match is None:
-            continue
-        start, end = int(match[1], 16), int(match[2], 16)
-        if 0 < start <= end:
-            for name in match[3].split():  # device tree: "a003e00.virtio_mmio a003e00.virtio_mmio"
-                found.setdefault(name, (start, end - start + 1))
+    for line in proc.iomem(roots) or []:
+        if 0 < line.start < line.end:
+            for name in line.name.split():  # device tree: "a003e00.virtio_mmio a003e00.virtio_mmio"
+                found.setdefault(name, (line.start, line.size))
     return found
 
 
@@ -302,7 +292,7 @@ _SUFFIX = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 def _command_line(roots: Roots) -> Iterator[tuple[int, int, int]]:
     """(index, base, size) of ``virtio_mmio.device=<size>@<base>:<irq>[:<id>]`` on the kernel's command line."""
-    text = sysfs.read(roots.proc / "cmdline") or ""
+    text = proc.command_line(roots)
     found = re.finditer(
         r"(?:^|\s)virtio_mmio\.device=([0-9]{1,12}|0x[0-9a-f]{1,12})([KMG]?)@(0x[0-9a-f]{1,16}):[0-9]+(?::([0-9]{1,9}))?(?=\s|$)",
         text,
@@ -317,14 +307,13 @@ def _command_line(roots: Roots) -> Iterator[tuple[int, int, int]]:
 
 
 def _vdpa_devices(roots: Roots) -> Iterator[Found]:
-    directory = roots.sys / "bus/vdpa/devices"
     told: dict[str, vdpa_netlink.VdpaDevice] | None = None
-    for name in sysfs.names(directory):
-        path = directory / name
+    for name in sysfs.device_names("vdpa", roots):
+        path = sysfs.device("vdpa", name, roots)
         parent = sysfs.real(path).parent
         virtio_name, kernel_driver = _virtio_child(path)
         device_id = sysfs.number(path / virtio_name / "device") if virtio_name else _id_of_parent(parent)
-        if device_id is None and roots.sys == Path("/sys"):  # the kernel answers for no other tree
+        if device_id is None and roots.live:  # the kernel answers for no other tree
             told = vdpa_netlink.devices() if told is None else told
             device_id = told[name].device_id if name in told else None
         node = next((f"/dev/{child}" for child in sysfs.names(path) if child.startswith("vhost-vdpa-")), None)
@@ -338,7 +327,7 @@ def _vdpa_devices(roots: Roots) -> Iterator[Found]:
             type=_type_name(device_id),
             device_id=device_id,
             interface="vdpa",
-            driver=sysfs.link_name(path / "driver"),
+            driver=sysfs.driver_of(path),
             driver_override=sysfs.override(path),
             virtio_name=virtio_name,
             kernel_driver=kernel_driver,
@@ -351,7 +340,7 @@ def _vdpa_devices(roots: Roots) -> Iterator[Found]:
 
 def _id_of_parent(parent: Path) -> int | None:
     """The type of a vDPA device that is a PCI function seen through vp_vdpa; None for others."""
-    if sysfs.link_name(parent / "driver") != "vp-vdpa":
+    if sysfs.driver_of(parent) != VP_VDPA:
         return None
     vendor, device = sysfs.number(parent / "vendor"), sysfs.number(parent / "device")
     if vendor is None or device is None:
@@ -366,7 +355,7 @@ def _virtio_child(path: Path) -> tuple[str | None, str | None]:
     """``virtio3`` below the bus device, and the driver that holds it."""
     for name in sysfs.names(path):
         if _NUMBERED.fullmatch(name):
-            return name, sysfs.link_name(path / name / "driver")
+            return name, sysfs.driver_of(path / name)
     return None, None
 
 
@@ -434,8 +423,9 @@ def find(name: str, roots: Roots, *, aliases: bool = True) -> Found:
 
 
 def _find_pci(address: str, roots: Roots) -> Found:
-    directory = roots.sys / "bus/pci/devices"
-    name = next((n for n in sysfs.names(directory) if addresses.is_pci(n) and canonical(n) == address), None)
+    name = next(
+        (n for n in sysfs.device_names("pci", roots) if addresses.is_pci(n) and canonical(n) == address), None
+    )
     if name is None:
         raise _none(address)
     device = _pci_function(name, roots)
@@ -562,17 +552,13 @@ def _pick(bar_list: list[BarInfo | None], index: int) -> BarInfo | None:
 
 def bars(found: Found) -> list[BarInfo | None] | None:
     """The six base address registers by the ``resource`` file; None where it cannot be read."""
-    text = sysfs.lines(found.path / "resource")
-    if text is None:
+    lines = sysfs.resources(found.path)
+    if lines is None:
         return None
     made: list[BarInfo | None] = [None] * (pci.MAX_BAR + 1)
-    for index, line in enumerate(text[: len(made)]):
-        try:
-            start, end, flags = (int(word, 16) for word in line.split())
-        except ValueError:
-            continue
-        if flags & _IORESOURCE_TYPES and end > start:
-            made[index] = BarInfo(index, end - start + 1, bool(flags & _IORESOURCE_IO))
+    for index, line in enumerate(lines[: len(made)]):
+        if line is not None and line.used:
+            made[index] = BarInfo(index, line.size, line.is_io)
     return made
 
 
@@ -589,7 +575,7 @@ def capabilities(found: Found) -> list[VirtioCapability]:
 
 def udev_properties(found: Found, roots: Roots) -> dict[str, str]:
     """What udev's database says of the device; empty where there is no udev, no pyudev, or another root."""
-    if roots.sys != Path("/sys"):
+    if not roots.live:
         return {}  # pyudev's Context takes no other root
     try:
         import pyudev

@@ -9,17 +9,20 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from uvirtio.binding import journal, rules
-from uvirtio.binding.checks import Check, driver_state, kernel_release, module_installed
+from uvirtio.binding.checks import Check, driver_state, module_installed
 from uvirtio.binding.discover import scan
 from uvirtio.binding.facts import Facts
 from uvirtio.errors import Denied, NotSupported
-from uvirtio.host import denylist, sysfs
+from uvirtio.host import addresses, denylist, memory, process, sysfs
+from uvirtio.host.drivers import UIO, USER_DRIVERS, VDPA, VFIO
+from uvirtio.host.proc import kernel_release
 from uvirtio.host.roots import Roots
 from uvirtio.memory.fence import full_fence
 
@@ -28,9 +31,6 @@ __all__ = ["Check", "checks"]
 _QEMU = "qemu-system-x86_64"
 _QEMU_OLDEST = (7, 2)
 _MEMLOCK = 8 << 20  # what Linux gives by default, and enough for small rings
-
-_CAP_IPC_LOCK = 14  # <linux/capability.h>
-_CAP_SYS_ADMIN = 21
 
 
 def checks(roots: Roots, *, qemu_version: Callable[[str], str] | None = None) -> list[Check]:
@@ -75,20 +75,14 @@ def _cpu(roots: Roots) -> Iterator[Check]:
 
 def _kernel(roots: Roots) -> Iterator[Check]:
     release = kernel_release(roots)
-    if not (roots.sys / "bus").is_dir():
+    if not sysfs.there(roots):
         yield Check("kernel", "warn", f"{release or 'unknown'}, without a /sys", "mount -t sysfs none /sys")
     else:
         yield Check("kernel", "pass", release or "unknown")
 
 
-def _groups(roots: Roots) -> list[str]:
-    """The groups of a real IOMMU; VFIO makes others up where there is none."""
-    top = roots.sys / "kernel/iommu_groups"
-    return [name for name in sysfs.names(top) if sysfs.read(top / name / "name", 64) != "vfio-noiommu"]
-
-
 def _iommu(roots: Roots) -> Iterator[Check]:
-    real = _groups(roots)
+    real = sysfs.iommu_groups(roots)
     if real:
         yield Check("iommu", "pass", f"{len(real)} groups")
     else:
@@ -111,8 +105,8 @@ def _module(name: str, driver: str, bus: str, roots: Roots, remedy: str) -> Chec
 
 
 def _vfio(roots: Roots) -> Iterator[Check]:
-    found = _module("vfio-pci", "vfio-pci", "pci", roots, "install the kernel's module package that has vfio-pci")
-    if found.verdict == "pass" and not _groups(roots):
+    found = _module(VFIO, VFIO, "pci", roots, "install the kernel's module package that has vfio-pci")
+    if found.verdict == "pass" and not sysfs.iommu_groups(roots):
         found = replace(
             found, verdict="warn", detail=f"{found.detail}, but there is no IOMMU", remedy="switch the IOMMU on"
         )
@@ -133,14 +127,14 @@ def _vfio_cdev(roots: Roots) -> Iterator[Check]:
 
 
 def _vfio_noiommu(roots: Roots) -> Iterator[Check]:
-    switch = roots.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode"
-    on = sysfs.read(switch, 16)
-    if _groups(roots):
+    switch = sysfs.noiommu_switch(roots)
+    on = sysfs.noiommu_mode(roots)
+    if sysfs.iommu_groups(roots):
         yield Check("vfio-noiommu", "skip", "not needed: there is an IOMMU")
     elif on is None:
         why = "this kernel's vfio has no such mode" if switch.parent.is_dir() else "vfio is not loaded"
         yield Check("vfio-noiommu", "skip", f"{why} (CONFIG_VFIO_NOIOMMU)")
-    elif on in ("Y", "1"):
+    elif on:
         yield _physical("vfio-noiommu", "VFIO without an IOMMU is switched on", roots)
     else:
         yield Check("vfio-noiommu", "warn", "VFIO without an IOMMU is switched off", f"as root: echo 1 > {switch}")
@@ -148,20 +142,19 @@ def _vfio_noiommu(roots: Roots) -> Iterator[Check]:
 
 def _physical(name: str, detail: str, roots: Roots) -> Check:
     """What every way needs that gives a device physical addresses: the right to know them, and huge pages."""
-    pool = roots.sys / "kernel/mm/hugepages/hugepages-2048kB"
-    free = sysfs.number(pool / "free_hugepages")
-    if rules.lockdown_mode(roots) in ("integrity", "confidentiality"):
+    pool = memory.huge_pages(roots)
+    if sysfs.locked_down(roots) is not None:
         return Check(name, "warn", f"{detail}, but the kernel is locked down", "boot without secure boot")
-    if not _capable(_CAP_SYS_ADMIN, roots):
+    if not process.capable(process.CAP_SYS_ADMIN, roots):
         return Check(name, "warn", f"{detail}, but this user may not know physical addresses", "run as root")
-    if not free:
+    if not pool.free:
         return Check(
             name,
             "warn",
             f"{detail}, but no huge page of 2 MiB is free for its memory",
-            f"as root: echo 24 > {pool / 'nr_hugepages'} (a balloon needs half as many as it has MiB)",
+            f"as root: echo 24 > {pool.switch} (a balloon needs half as many as it has MiB)",
         )
-    return Check(name, "pass", f"{detail}; {free} huge pages are free; it wants --unsafe-dma")
+    return Check(name, "pass", f"{detail}; {pool.free} huge pages are free; it wants --unsafe-dma")
 
 
 def _vfio_access(roots: Roots) -> Iterator[Check]:
@@ -185,10 +178,10 @@ def _vfio_access(roots: Roots) -> Iterator[Check]:
 
 def _uio(roots: Roots) -> Iterator[Check]:
     remedy = "only needed without an IOMMU: install the kernel's module package that has uio_pci_generic"
-    found = _module("uio", "uio_pci_generic", "pci", roots, remedy)
+    found = _module("uio", UIO, "pci", roots, remedy)
     if found.verdict != "pass":
         yield found
-    elif _groups(roots):
+    elif sysfs.iommu_groups(roots):
         yield replace(found, verdict="skip", detail=f"{found.detail}; not needed: vfio-pci is the better way")
     else:
         yield _physical("uio", found.detail, roots)
@@ -197,12 +190,12 @@ def _uio(roots: Roots) -> Iterator[Check]:
 def _devmem(roots: Roots) -> Iterator[Check]:
     windows = [found for found in scan(roots) if found.bus == "platform"]
     path = roots.dev / "mem"
-    mode = rules.lockdown_mode(roots)
+    mode = sysfs.locked_down(roots)
     if not windows:
         yield Check("devmem", "skip", "no virtio-mmio window here")
     elif not path.exists():
         yield Check("devmem", "warn", f"no {path}", "boot a kernel with CONFIG_DEVMEM; in a container: mknod")
-    elif mode in ("integrity", "confidentiality"):
+    elif mode is not None:
         yield Check("devmem", "warn", f"{path} is closed by lockdown ({mode})", "switch secure boot off")
     elif not os.access(path, os.R_OK | os.W_OK):
         # access(2) asks about the rights and opens nothing.
@@ -220,14 +213,12 @@ def _devmem(roots: Roots) -> Iterator[Check]:
 
 
 def _vdpa(roots: Roots) -> Iterator[Check]:
-    devices = sysfs.names(roots.sys / "bus/vdpa/devices")
+    devices = sysfs.device_names("vdpa", roots)
     if not devices:
-        here = (roots.sys / "bus/vdpa").is_dir() or module_installed("vdpa", roots)
+        here = sysfs.bus("vdpa", roots).is_dir() or module_installed("vdpa", roots)
         yield Check("vhost-vdpa", "skip", "no vdpa device here" if here else "this kernel has no vdpa")
         return
-    yield _module(
-        "vhost-vdpa", "vhost_vdpa", "vdpa", roots, "install the kernel's module package that has vhost_vdpa"
-    )
+    yield _module("vhost-vdpa", VDPA, "vdpa", roots, "install the kernel's module package that has vhost_vdpa")
     yield from _vdpa_access(devices, roots)
     for name in sysfs.names(roots.sys / "class/vduse"):
         if sysfs.number(roots.sys / "class/vduse" / name / "msg_timeout") == 0:
@@ -241,8 +232,8 @@ def _vdpa(roots: Roots) -> Iterator[Check]:
 
 def _vdpa_access(devices: list[str], roots: Roots) -> Iterator[Check]:
     """access(2) asks about the rights and opens nothing: to open a node resets the device."""
-    children = [child for name in devices for child in sysfs.names(roots.sys / "bus/vdpa/devices" / name)]
-    nodes = [child for child in children if re.fullmatch(r"vhost-vdpa-[0-9]+", child, re.ASCII)]
+    children = [child for name in devices for child in sysfs.names(sysfs.device("vdpa", name, roots))]
+    nodes = [child for child in children if addresses.is_vhost_vdpa_node(f"/dev/{child}")]
     closed = [node for node in nodes if not os.access(roots.dev / node, os.R_OK | os.W_OK)]
     if closed:
         names = ", ".join(f"/dev/{node}" for node in closed)
@@ -253,35 +244,25 @@ def _vdpa_access(devices: list[str], roots: Roots) -> Iterator[Check]:
         yield Check("vhost-vdpa-access", "pass", f"this user may open {names}")
 
 
-def _capable(capability: int, roots: Roots) -> bool:
-    for line in sysfs.lines(roots.proc / "self/status") or []:
-        if match := re.fullmatch(r"CapEff:\s*([0-9a-f]{1,16})", line, re.ASCII):
-            return bool(int(match[1], 16) >> capability & 1)
-    return False
-
-
 def _memlock(roots: Roots) -> Iterator[Check]:
-    limit = None
-    for line in sysfs.lines(roots.proc / "self/limits") or []:
-        if match := re.match(r"Max locked memory\s+(\d+|unlimited)\s", line, re.ASCII):
-            limit = match[1]
-    if _capable(_CAP_IPC_LOCK, roots) or limit == "unlimited":
+    limit = process.locked_memory_limit(roots)
+    if process.capable(process.CAP_IPC_LOCK, roots) or limit == resource.RLIM_INFINITY:
         yield Check("memlock", "pass", "no limit on pinned memory")
     elif limit is None:
         yield Check("memlock", "skip", "/proc/self/limits does not say")
-    elif int(limit) < _MEMLOCK:
+    elif limit < _MEMLOCK:
         yield Check(
             "memlock",
             "warn",
-            f"only {int(limit)} bytes may be pinned",
+            f"only {limit} bytes may be pinned",
             "a file in /etc/security/limits.d with: USER - memlock 65536 (in KiB), then log in again",
         )
     else:
-        yield Check("memlock", "pass", f"{int(limit)} bytes may be pinned; a balloon needs as many as it takes")
+        yield Check("memlock", "pass", f"{limit} bytes may be pinned; a balloon needs as many as it takes")
 
 
 def _pagemap(roots: Roots) -> Iterator[Check]:
-    if _capable(_CAP_SYS_ADMIN, roots):
+    if process.capable(process.CAP_SYS_ADMIN, roots):
         yield Check("pagemap", "pass", "physical addresses can be read (CAP_SYS_ADMIN)")
     else:
         yield Check(
@@ -293,11 +274,7 @@ def _pagemap(roots: Roots) -> Iterator[Check]:
 
 
 def _hugepages(roots: Roots) -> Iterator[Check]:
-    top = roots.sys / "kernel/mm/hugepages"
-    counts = {
-        name.removeprefix("hugepages-"): sysfs.number(top / name / "nr_hugepages") for name in sysfs.names(top)
-    }
-    some = [f"{count} of {size}" for size, count in counts.items() if count]
+    some = [f"{pool.total} of {pool.kib}kB" for pool in memory.huge_page_pools(roots) if pool.total]
     if some:
         yield Check("hugepages", "pass", ", ".join(some))
     else:
@@ -351,8 +328,8 @@ def _deny(roots: Roots) -> Iterator[Check]:
 
 
 def _lockdown(roots: Roots) -> Iterator[Check]:
-    mode = rules.lockdown_mode(roots)
-    if mode in ("integrity", "confidentiality"):
+    mode = sysfs.lockdown(roots)
+    if sysfs.locked_down(roots) is not None:
         yield Check(
             "lockdown", "warn", f"{mode}: uio, /dev/mem and BARs by sysfs are closed; VFIO with an IOMMU works"
         )
@@ -361,7 +338,7 @@ def _lockdown(roots: Roots) -> Iterator[Check]:
 
 
 def _container(roots: Roots) -> Iterator[Check]:
-    if rules.sysfs_read_only(roots):
+    if process.sysfs_read_only(roots):
         yield Check("container", "warn", "/sys is mounted read-only: nothing can be bound from here")
 
 
@@ -370,7 +347,7 @@ def _devices(roots: Roots) -> Iterator[Check]:
     if not found:
         yield Check("devices", "skip", "no virtio device here")
         return
-    user = [f"{d.address} ({d.type}, {d.driver})" for d in found if d.driver in rules.USER_DRIVERS]
+    user = [f"{d.address} ({d.type}, {d.driver})" for d in found if d.driver in USER_DRIVERS]
     facts = Facts(roots)
     used = [d.address for d in found if rules.in_use(rules.check(d, roots, facts).findings)]
     detail = f"{len(found)} virtio devices, {len(used)} in use by this machine"
@@ -394,8 +371,8 @@ def _ways(made: list[Check]) -> Check:
     """Whether any way in is open."""
     verdicts = {check.name: check.verdict for check in made}
     ways = []
-    if verdicts["iommu"] == verdicts["vfio-pci"] == "pass":
-        ways.append("vfio-pci")
+    if verdicts["iommu"] == verdicts[VFIO] == "pass":
+        ways.append(VFIO)
     if verdicts["vfio-noiommu"] == "pass":
         ways.append("vfio-pci without an IOMMU (--unsafe-dma)")
     if verdicts["uio"] == "pass":

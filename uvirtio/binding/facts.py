@@ -6,8 +6,6 @@ before anything is changed a new one is made. What could not be seen is said (``
 
 from __future__ import annotations
 
-import os
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,35 +13,13 @@ from pathlib import Path
 
 from uvirtio.binding import ssh
 from uvirtio.binding.discover import Found
-from uvirtio.host import sysfs
+from uvirtio.host import proc, process, sysfs
+from uvirtio.host.process import Holder, Mount
 from uvirtio.host.roots import Roots
+from uvirtio.host.routes import routes
 
 _SLEEPERS = frozenset({"systemd-sleep", "systemd-shutdow", "pm-suspend", "pm-hibernate", "s2ram", "s2disk"})
 """Programs that put a machine to sleep, as /proc/PID/comm has them: 15 characters."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mount:
-    """One line of mountinfo (proc_pid_mountinfo(5))."""
-
-    device: str
-    """``major:minor``; anonymous file systems (btrfs, overlay, 9p) have major 0."""
-    point: str
-    options: str
-    fstype: str
-    source: str
-    super_options: str
-
-
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """A process that has a file open."""
-
-    pid: int
-    command: str
-
-    def __str__(self) -> str:
-        return f"process {self.pid} ({self.command})" if self.command else f"process {self.pid}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,48 +43,20 @@ class Facts:
 
     @cached_property
     def pids(self) -> list[int]:
-        return sorted(int(name) for name in sysfs.names(self.roots.proc) if name.isdecimal() and name.isascii())
-
-    def command(self, pid: int) -> str:
-        """The first two words of a command line, made printable."""
-        text = sysfs.read(self.roots.proc / str(pid) / "cmdline", 4096) or ""
-        words = " ".join(text.split("\0")[:2])
-        return "".join(c if c.isprintable() else "?" for c in words)[:80]
+        return process.pids(self.roots)
 
     @cached_property
-    def _open(self) -> tuple[dict[str, list[int]], bool]:
-        found: dict[str, list[int]] = defaultdict(list)
-        complete = bool(self.pids)
-        for pid in self.pids:
-            directory = self.roots.proc / str(pid) / "fd"
-            try:
-                entries = list(directory.iterdir())
-            except PermissionError:
-                complete = False
-                continue
-            except OSError:
-                continue  # it ended
-            for entry in entries:
-                try:
-                    target = os.readlink(entry)  # noqa: PTH115  # "socket:[1]" is no path
-                except PermissionError:
-                    complete = False
-                except OSError:
-                    pass
-                else:
-                    if target.startswith("/"):
-                        found[target].append(pid)
-        return dict(found), complete
+    def _open(self) -> process.OpenFiles:
+        return process.open_files(self.roots)
 
     @property
     def open_complete(self) -> bool:
         """False where the open files of some process could not be seen."""
-        return self._open[1]
+        return self._open.complete
 
     def holders(self, node: str) -> list[Holder]:
         """The processes that have ``node`` (a path below /dev) open."""
-        pids = dict.fromkeys(self._open[0].get(node, ()))
-        return [Holder(pid, self.command(pid)) for pid in pids]
+        return self._open.holders(node, self.roots)
 
     # --- mounts ---
 
@@ -118,10 +66,10 @@ class Facts:
         found: dict[Mount, None] = {}
         spaces: set[str] = set()
         complete = True
-        for pid in ["self", 1, *self.pids]:
-            directory = self.roots.proc / str(pid)
+        every: list[process.Pid] = ["self", 1, *self.pids]
+        for pid in every:
             try:
-                space = os.readlink(directory / "ns/mnt")  # noqa: PTH115
+                space = process.mount_namespace(pid, self.roots)
             except FileNotFoundError:
                 space = ""  # it ended, or a kernel without name spaces
                 if pid not in ("self", 1):
@@ -133,13 +81,13 @@ class Facts:
                     continue
             if space and space in spaces:
                 continue
-            lines = sysfs.lines(directory / "mountinfo")
-            if lines is None:
+            seen = process.mounts(pid, self.roots)
+            if seen is None:
                 complete = False
                 continue
             if space:
                 spaces.add(space)
-            found.update((mount, None) for line in lines if (mount := _mount(line)) is not None)
+            found.update((mount, None) for mount in seen)
         return list(found), complete
 
     @property
@@ -156,30 +104,28 @@ class Facts:
         return any(mount.point == "/" and mount.fstype in ("overlay", "aufs") for mount in self.mounts)
 
     @cached_property
+    def sysfs_read_only(self) -> bool:
+        """Whether our own mounts have /sys read-only, as containers do."""
+        return process.sysfs_read_only(self.roots)
+
+    @cached_property
     def swaps(self) -> list[str] | None:
         """The files and devices in /proc/swaps; None where it cannot be read."""
-        text = sysfs.lines(self.roots.proc / "swaps")
-        return None if text is None else [_unescape(line.split()[0]) for line in text[1:] if line.split()]
+        return proc.swaps(self.roots)
 
     # --- network ---
 
     @cached_property
     def routes(self) -> dict[str, bool] | None:
         """Interface -> whether a default route leaves by it, for all that have a route; None if unreadable."""
-        v4 = sysfs.lines(self.roots.proc / "net/route")
-        v6 = sysfs.lines(self.roots.proc / "net/ipv6_route")
-        if v4 is None and v6 is None:
+        every = routes(self.roots)
+        if every is None:
             return None
         found: dict[str, bool] = defaultdict(bool)
-        for line in (v4 or [])[1:]:
-            words = line.split()
-            if len(words) >= 8:
-                found[words[0]] |= words[1] == words[7] == "00000000"
-        for line in v6 or []:
-            words = line.split()
+        for route in every:
             # Link-local and multicast routes are on every interface that is up; they carry nothing for us.
-            if len(words) >= 10 and not words[0].startswith(("fe80", "ff")) and words[9] != "lo":
-                found[words[9]] |= set(words[0]) == {"0"} and words[1] == "00"
+            if route.network.version == 4 or not (route.network.is_link_local or route.network.is_multicast):
+                found[route.interface] |= route.default
         return dict(found)
 
     @cached_property
@@ -200,7 +146,7 @@ class Facts:
         found = [
             f"{name} ({pid}) is at work"
             for pid in self.pids
-            if (name := sysfs.read(self.roots.proc / str(pid) / "comm", 64)) in _SLEEPERS
+            if (name := process.comm(pid, self.roots)) in _SLEEPERS
         ]
         if (self.roots.run / "systemd/shutdown/scheduled").exists():
             found.append("a shutdown is scheduled")
@@ -211,34 +157,16 @@ class Facts:
     @cached_property
     def consoles(self) -> list[tuple[str, bool]]:
         """(name, whether it is /dev/console) of /proc/consoles."""
-        found = []
-        for line in sysfs.lines(self.roots.proc / "consoles") or []:
-            match = re.match(r"(\S+)\s+\S+\s+\(([^)]*)\)", line)
-            if match:
-                found.append((match[1], "C" in match[2]))
-        return found
+        return proc.consoles(self.roots)
 
     @cached_property
-    def iomem(self) -> list[tuple[int, str]] | None:
-        """(depth, name) of /proc/iomem; names are shown to everybody, addresses to root only."""
-        lines = sysfs.lines(self.roots.proc / "iomem")
-        if lines is None:
-            return None
-        found = []
-        for line in lines:
-            match = re.fullmatch(r"( *)[0-9a-f]+-[0-9a-f]+ : (.*)", line, re.ASCII)
-            if match:
-                found.append((len(match[1]) // 2, match[2]))
-        return found
+    def iomem(self) -> list[proc.IoRange] | None:
+        """The lines of /proc/iomem; names are shown to everybody, addresses to root only."""
+        return proc.iomem(self.roots)
 
     @cached_property
     def vmstat(self) -> dict[str, int]:
-        found = {}
-        for line in sysfs.lines(self.roots.proc / "vmstat") or []:
-            words = line.split()
-            if len(words) == 2 and words[1].isdecimal():
-                found[words[0]] = int(words[1])
-        return found
+        return proc.vmstat(self.roots)
 
     # --- nodes of a device ---
 
@@ -286,24 +214,3 @@ class Facts:
                     return name
         real = sysfs.real(self.roots.dev / plain)
         return real.name if real != self.roots.dev / plain else None
-
-
-def _mount(line: str) -> Mount | None:
-    words = line.split(" ")
-    try:
-        dash = words.index("-", 6)
-        return Mount(
-            device=words[2],
-            point=_unescape(words[4]),
-            options=words[5],
-            fstype=words[dash + 1],
-            source=_unescape(words[dash + 2]),
-            super_options=words[dash + 3] if len(words) > dash + 3 else "",
-        )
-    except (ValueError, IndexError):
-        return None
-
-
-def _unescape(text: str) -> str:
-    """Undo the octal escapes of blanks and backslashes in mountinfo and swaps."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

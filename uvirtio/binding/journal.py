@@ -18,6 +18,8 @@ from typing import Any
 
 from uvirtio.errors import EnvironmentLack
 from uvirtio.host import sysfs
+from uvirtio.host.proc import boot_id, kernel_release
+from uvirtio.host.process import start_time
 from uvirtio.host.roots import Roots
 
 SCHEMA = "uvirtio-journal/1"
@@ -91,17 +93,6 @@ def directory(roots: Roots) -> Path:
     return roots.run / "uvirtio" / "journal.d"
 
 
-def boot_id(roots: Roots) -> str:
-    return sysfs.read(roots.proc / "sys/kernel/random/boot_id", 64) or ""
-
-
-def process_start(pid: int, roots: Roots) -> int | None:
-    """When a process started, in ticks since boot: with the pid, it names one process."""
-    text = sysfs.read(roots.proc / str(pid) / "stat", 4096)
-    words = text.rpartition(")")[2].split() if text else []
-    return int(words[19]) if len(words) > 19 and words[19].isdecimal() else None
-
-
 def new(devices: Sequence[DeviceEntry], roots: Roots, argv: Sequence[str] = ()) -> Entry:
     """An entry for this run; not written yet."""
     return Entry(
@@ -109,9 +100,9 @@ def new(devices: Sequence[DeviceEntry], roots: Roots, argv: Sequence[str] = ()) 
         boot_id=boot_id(roots),
         time=time.time(),
         pid=os.getpid(),
-        pid_start=process_start(os.getpid(), roots),
+        pid_start=start_time(os.getpid(), roots),
         argv=tuple(argv),
-        kernel=sysfs.read(roots.proc / "sys/kernel/osrelease", 256) or "",
+        kernel=kernel_release(roots),
         state="binding",
         devices=tuple(devices),
     )

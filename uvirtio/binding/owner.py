@@ -7,9 +7,10 @@ import pwd
 from collections.abc import Collection, Sequence
 
 from uvirtio.binding.discover import Found, negotiated_features
-from uvirtio.binding.plan import UIO, VDPA, VFIO, Plan
+from uvirtio.binding.plan import Plan
 from uvirtio.errors import Refused, UsageError
 from uvirtio.host import sysfs
+from uvirtio.host.drivers import UIO, VDPA, VFIO
 from uvirtio.spec import features
 
 

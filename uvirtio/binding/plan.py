@@ -17,11 +17,9 @@ from uvirtio.binding.facts import Facts
 from uvirtio.binding.rules import Finding, Unchecked
 from uvirtio.errors import Denied, InUse, ModuleLack, NoIommu, PermissionLack, Refused, UsageError, UvirtioError
 from uvirtio.host import denylist, sysfs
+from uvirtio.host.drivers import UIO, VDPA, VFIO
 from uvirtio.host.roots import Roots
 
-VFIO = "vfio-pci"
-UIO = "uio_pci_generic"
-VDPA = "vhost_vdpa"
 _DRIVERS = {"pci": (VFIO, UIO), "vdpa": (VDPA,), "platform": ()}
 """The drivers that bind gives a device to, by bus; their modules have the same names."""
 
@@ -171,8 +169,7 @@ def _choose(found: Found, driver: str | None, roots: Roots) -> tuple[str | None,
         return VDPA, None
     if driver == UIO:
         return UIO, None
-    noiommu = sysfs.read(roots.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode", 16)
-    if found.iommu_group is not None or (driver == VFIO and noiommu in ("Y", "1")):
+    if found.iommu_group is not None or (driver == VFIO and sysfs.noiommu_mode(roots)):
         return VFIO, None
     return driver, NoIommu(
         f"{found.address} is in no IOMMU group, and vfio-pci needs one",
@@ -214,15 +211,11 @@ def _all_along(found: Found, along: Collection[str], roots: Roots) -> bool:
     return all(other.address in along or not rules.kernel_holds(other) for other in others)
 
 
-def bus_directory(bus: str, roots: Roots) -> Path:
-    return roots.sys / "bus" / bus
-
-
 def steps(found: Found, target: str | None, roots: Roots) -> list[Step]:
     """The writes that give the device to ``target``; none where it has it."""
     if found.driver == target:
         return []
-    home = bus_directory(found.bus, roots)
+    home = sysfs.bus(found.bus, roots)
     override = home / "devices" / found.name / "driver_override"
     made = []
     if target is not None:
@@ -313,7 +306,7 @@ def _lacking(found: Found, target: str | None, roots: Roots) -> list[UvirtioErro
         made.append(
             ModuleLack(
                 f"the module {target} is not there",
-                seen=f"no {target} in {bus_directory(found.bus, roots) / 'drivers'} "
+                seen=f"no {target} in {sysfs.bus(found.bus, roots) / 'drivers'} "
                 f"and none in {modules_directory(roots)}",
                 expected="a kernel with this module",
                 remedy=_module_remedy("missing", target),
@@ -325,7 +318,7 @@ def _lacking(found: Found, target: str | None, roots: Roots) -> list[UvirtioErro
 
 
 def _rights(found: Found, roots: Roots) -> UvirtioError | None:
-    home = bus_directory(found.bus, roots)
+    home = sysfs.bus(found.bus, roots)
     files = [home / "drivers_probe", home / "devices" / found.name / "driver_override"]
     if found.driver is not None:
         files.append(home / "drivers" / found.driver / "unbind")

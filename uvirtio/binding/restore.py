@@ -12,15 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from uvirtio.binding import journal, rules
+from uvirtio.binding import journal
 from uvirtio.binding.discover import find
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.journal import DeviceEntry
-from uvirtio.binding.plan import bus_directory
 from uvirtio.binding.sysfs_ops import TIMEOUT, SysfsOps, device_lock
 from uvirtio.errors import Busy, DeviceAbsent, OperationFailed, Refused, UvirtioError
 from uvirtio.host import sysfs
 from uvirtio.host.addresses import canonical
+from uvirtio.host.drivers import USER_DRIVERS
 from uvirtio.host.roots import Roots
 from uvirtio.host.writer import ChildWriter, Writer
 
@@ -102,14 +102,14 @@ def _restore_one(address: str, roots: Roots, ops: SysfsOps) -> Restored:
 
 def _not_journaled(address: str, roots: Roots) -> Restored:
     found = find(address, roots, aliases=False)
-    if found.driver not in rules.USER_DRIVERS:
+    if found.driver not in USER_DRIVERS:
         return Restored(found.address, found.driver, "already")
     raise Refused(
         f"{address} was not bound by uvirtio, or not since the last boot",
         seen=f"bound to {found.driver}, and not in {journal.directory(roots)}",
         expected="a journal entry that says what it was before",
         remedy=f"by hand: echo {found.name} > {found.path / 'driver/unbind'}; "
-        f"echo {found.name} > {bus_directory(found.bus, roots) / 'drivers_probe'}",
+        f"echo {found.name} > {sysfs.bus(found.bus, roots) / 'drivers_probe'}",
     )
 
 

@@ -14,12 +14,11 @@ from typing import Any, Literal, NamedTuple
 
 from uvirtio.binding import journal
 from uvirtio.binding.discover import Found, pci_functions, scan
-from uvirtio.binding.facts import Facts, Mount
-from uvirtio.host import sysfs
+from uvirtio.binding.facts import Facts
+from uvirtio.host import proc, sysfs
+from uvirtio.host.drivers import USER_DRIVERS
+from uvirtio.host.process import Mount
 from uvirtio.host.roots import Roots
-
-USER_DRIVERS = frozenset({"vfio-pci", "uio_pci_generic", "pci-stub", "vhost_vdpa"})
-"""Drivers under which the kernel itself does nothing with a device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,20 +234,20 @@ def memory_in_use(found: Found, facts: Facts) -> Iterator[Answer]:
     """virtio-mem whose plugged memory Linux uses. The kernel cannot give it back; never forced."""
     if found.type != "mem" or found.kernel_driver is None:
         return
-    if facts.iomem is None or not any(name == "System RAM" for _, name in facts.iomem):
+    if facts.iomem is None or not any(line.name == proc.SYSTEM_RAM for line in facts.iomem):
         yield Unchecked("memory-in-use", "/proc/iomem")
         return
     # The driver's region has the device's name; what it gave to Linux is nested in it (virtio_mem.c).
-    others = {name for name in sysfs.names(facts.roots.sys / "bus/virtio/devices") if name != found.virtio_name}
+    others = set(sysfs.device_names("virtio", facts.roots)) - {found.virtio_name}
     inside, depth = "", 0
-    for level, name in facts.iomem:
-        if level <= depth:
+    for line in facts.iomem:
+        if line.depth <= depth:
             inside = ""
-        if name == found.virtio_name or name in others:
-            inside, depth = name, level
-        elif name.startswith("System RAM (virtio_mem)") and inside not in others:
+        if line.name == found.virtio_name or line.name in others:
+            inside, depth = line.name, line.depth
+        elif line.name.startswith(f"{proc.SYSTEM_RAM} (virtio_mem)") and inside not in others:
             yield Finding(
-                "memory-in-use", f"/proc/iomem: {name} inside {inside or 'no named region'}", forceable=False
+                "memory-in-use", f"/proc/iomem: {line.name} inside {inside or 'no named region'}", forceable=False
             )
             return
 
@@ -390,9 +389,9 @@ def other_use(found: Found, facts: Facts) -> Iterator[Answer]:
     if not kernel_holds(found):
         return
     if found.bus == "pci":
-        for name in sysfs.names(facts.roots.sys / "bus/vdpa/devices"):
+        for name in sysfs.device_names("vdpa", facts.roots):
             # vp_vdpa takes its vDPA device along when it goes, and restore does not make it again.
-            if sysfs.real(facts.roots.sys / "bus/vdpa/devices" / name).parent == sysfs.real(found.path):
+            if sysfs.real(sysfs.device("vdpa", name, facts.roots)).parent == sysfs.real(found.path):
                 yield Finding("other-use", f"the vDPA device vdpa:{name} stands on it")
     if found.type == "rng":
         hwrng = facts.roots.sys / "class/misc/hw_random"
@@ -405,13 +404,11 @@ def other_use(found: Found, facts: Facts) -> Iterator[Answer]:
 
 
 def _crypto(facts: Facts) -> Iterator[Answer]:
-    text = sysfs.read(facts.roots.proc / "crypto")
-    if text is None:
+    algorithms = proc.crypto(facts.roots)
+    if algorithms is None:
         yield Unchecked("other-use", "/proc/crypto")
         return
-    for stanza in text.split("\n\n"):
-        pairs = (line.partition(":") for line in stanza.splitlines())
-        fields = {key.strip(): value.strip() for key, _, value in pairs}
+    for fields in algorithms:
         driver, count = fields.get("driver", ""), fields.get("refcnt", "")
         if driver.startswith("virtio_crypto") and count.isdecimal() and int(count) > 1:
             yield Finding("other-use", f"/proc/crypto: {driver} has refcnt {count}")
@@ -465,7 +462,7 @@ def vf_pf(found: Found, facts: Facts) -> Iterator[Answer]:
     count = sysfs.number(found.path / "sriov_numvfs")
     if count:
         yield Finding("vf-pf", f"{count} virtual functions are enabled on it", forceable=False)
-    parent = sysfs.link_name(found.path / "physfn/driver")
+    parent = sysfs.driver_of(found.path / "physfn")
     if parent in USER_DRIVERS:
         yield Finding("vf-pf", f"its physical function is bound to {parent}, which wants a token", forceable=False)
 
@@ -543,32 +540,16 @@ def lockdown(found: Found, facts: Facts) -> Iterator[Answer]:
     """A kernel that lets nobody write to configuration space or BARs."""
     if found.bus == "vdpa":
         return  # its node is open to whoever may open it, whatever the lockdown
-    mode = lockdown_mode(facts.roots)
-    if mode in ("integrity", "confidentiality") and (found.bus == "platform" or found.iommu_group is None):
+    mode = sysfs.locked_down(facts.roots)
+    if mode is not None and (found.bus == "platform" or found.iommu_group is None):
         yield Finding("lockdown", f"kernel lockdown is {mode}: /dev/mem, uio and BARs are closed", forceable=False)
-
-
-def lockdown_mode(roots: Roots) -> str | None:
-    """``none``, ``integrity`` or ``confidentiality``; None where it cannot be read."""
-    match = re.search(r"\[(\w+)\]", sysfs.read(roots.sys / "kernel/security/lockdown", 256) or "")
-    return match[1] if match else None
 
 
 def container(found: Found, facts: Facts) -> Iterator[Answer]:
     """A read-only /sys: nothing can be bound from here."""
     del found
-    if sysfs_read_only(facts.roots):
+    if facts.sysfs_read_only:
         yield Finding("container", "/sys is mounted read-only here", forceable=False)
-
-
-def sysfs_read_only(roots: Roots) -> bool:
-    """Whether our own mounts have /sys read-only, as containers do."""
-    read_only = False
-    for line in sysfs.lines(roots.proc / "self/mountinfo") or []:
-        words = line.split(" ")
-        if len(words) > 5 and words[4] == "/sys":
-            read_only = "ro" in words[5].split(",")  # the last mount lies on top
-    return read_only
 
 
 RULES: tuple[Rule, ...] = (

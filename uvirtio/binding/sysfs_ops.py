@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from uvirtio.binding.discover import Found, find
-from uvirtio.binding.plan import bus_directory
 from uvirtio.errors import Blocked, OperationFailed, PermissionLack
 from uvirtio.host import sysfs
 from uvirtio.host.lock import take_lock
@@ -44,16 +43,16 @@ class SysfsOps:
         self.roots, self.writer, self.sleep, self.timeout = roots, writer, sleep, timeout
 
     def device(self, bus: str, name: str) -> Path:
-        return bus_directory(bus, self.roots) / "devices" / name
+        return sysfs.device(bus, name, self.roots)
 
     def driver(self, bus: str, name: str) -> str | None:
-        return sysfs.link_name(self.device(bus, name) / "driver")
+        return sysfs.driver_of(self.device(bus, name))
 
     def held_by(self, bus: str, driver: str | None) -> set[str]:
         """The devices that a driver has."""
         if driver is None:
             return set()
-        home = bus_directory(bus, self.roots)
+        home = sysfs.bus(bus, self.roots)
         return {name for name in sysfs.names(home / "drivers" / driver) if (home / "devices" / name).exists()}
 
     def _write(self, path: Path, text: str) -> None:
@@ -80,7 +79,7 @@ class SysfsOps:
             )
 
     def unbind(self, bus: str, name: str, driver: str) -> None:
-        self._write(bus_directory(bus, self.roots) / "drivers" / driver / "unbind", name)
+        self._write(sysfs.bus(bus, self.roots) / "drivers" / driver / "unbind", name)
         if (seen := self.driver(bus, name)) is not None:
             raise OperationFailed(f"{name} is not free after unbind", seen=f"driver {seen}", expected="no driver")
 
@@ -90,7 +89,7 @@ class SysfsOps:
             if attempt:
                 self.sleep(PROBE_INTERVAL)
             try:
-                self._write(bus_directory(bus, self.roots) / "drivers_probe", name)
+                self._write(sysfs.bus(bus, self.roots) / "drivers_probe", name)
             except Blocked:
                 raise
             except OperationFailed as error:

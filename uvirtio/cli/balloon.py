@@ -17,6 +17,7 @@ from uvirtio.cli.signals import Signalled
 from uvirtio.cli.size import PAGE, human, parse_size
 from uvirtio.errors import BadSize, NotSupported, UsageError, UvirtioError
 from uvirtio.host.denylist import QEMU_PREFIX
+from uvirtio.host.proc import meminfo
 
 if TYPE_CHECKING:
     from uvirtio.device import Device
@@ -155,16 +156,15 @@ def _guest_memory(run: Run, dev: str) -> int:
         from uvirtio.backends.qemu.address import parse
 
         return parse(dev).ram
-    path = run.roots.proc / "meminfo"
     try:
-        for line in path.read_text(encoding="ascii", errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            words = value.split()
-            if name == "MemTotal" and words and words[0].isdecimal():
-                return int(words[0]) * 1024  # proc(5): kB there are KiB
-    except OSError as error:
-        raise NotSupported(f"{path} cannot be read", seen=error.strerror, remedy="give SIZE in bytes") from error
-    raise NotSupported(f"{path} has no MemTotal", expected="a MemTotal line", remedy="give SIZE in bytes")
+        return meminfo(run.roots)["MemTotal"]
+    except (OSError, KeyError) as error:
+        raise NotSupported(
+            "it is not known how much memory this machine has",
+            seen=f"/proc/meminfo: {error}",
+            expected="MemTotal",
+            remedy="give SIZE in bytes",
+        ) from error
 
 
 def _hold(run: Run, driver: Balloon, hold: float | None) -> None:
@@ -298,6 +298,7 @@ def stats(
     from uvirtio.drivers.balloon import Balloon, Collector
 
     collector = Collector(run.roots, cgroup)
+    collector()  # a DIR that is no cgroup is an error before the device is touched
     with run.device(dev) as device, Balloon(device, stats=collector, roots=run.roots) as driver:
         if driver.stats is None:
             raise NotSupported(

@@ -187,12 +187,12 @@ def bridge(run: Run, dev: DevArgument, for_seconds: ForOption = None) -> None:
     """Clone the device into the kernel's input layer, forward its events and bring LEDs back, until Ctrl-C."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
-    from uvirtio.drivers.input import Bridge, Feed, Input, UinputClone
+    from uvirtio.drivers.input import Bridge, Feed, Input, UinputClone, phys_of
 
     with run.device(dev) as device, Input(device) as driver:
         about = driver.describe()
-        clone = UinputClone(about, phys=f"uvirtio/{device.address}"[:79], node=str(run.roots.dev / "uinput"))
-        with Feed(clone, about) as feed:
+        clone = UinputClone(about, phys=phys_of(device.address), roots=run.roots)
+        with Feed(clone, clone.description) as feed:
             _say_clone(run, device, about, clone.path)
             bridged = Bridge(driver, feed)
             try:
@@ -338,8 +338,19 @@ def replay(
     from uvirtio.drivers.input import evemu
 
     recording = evemu.read(file)
+    if only_print and dev == "-":
+        _print_recording(run, recording)
+        return
     if dev == "-":
-        _replay(run, None, None, recording.description, recording, only_print)
+        if recording.description is None:
+            raise UsageError(
+                f"{file} describes no device that could be cloned",
+                seen="E: lines alone",
+                expected="N:, I: and B: lines before them",
+                remedy=f"put its description (evemu-describe) in front: cat DESCRIPTION {file} > JOINED"
+                f" && uvirtio input replay - JOINED; or, for a device with these events: input replay DEV {file}",
+            )
+        _replay(run, None, None, recording.description, recording)
         return
     from uvirtio.drivers.input import Input
 
@@ -353,27 +364,28 @@ def replay(
                 f"{device.address} has not all events of this recording",
                 seen=", ".join(spec.code_name(*one) for one in missing[:8]),
                 expected="a recording of such a device",
-                remedy=f"uvirtio input replay - {file} clones the device that was recorded",
+                remedy="uvirtio input info DEV shows what a device has"
+                if recording.description is None
+                else f"uvirtio input replay - {file} clones the device that was recorded",
             )
-        _replay(run, device, driver, about, recording, only_print)
+        if only_print:
+            _print_recording(run, recording)
+        else:
+            _replay(run, device, driver, about, recording)
+
+
+def _print_recording(run: Run, recording: Recording) -> None:
+    for at, one in recording.events:
+        _print_event(run, one, at / 1e6)
 
 
 def _replay(
-    run: Run,
-    device: Device | None,
-    driver: Input | None,
-    about: Description,
-    recording: Recording,
-    only_print: bool,
+    run: Run, device: Device | None, driver: Input | None, about: Description, recording: Recording
 ) -> None:
-    if only_print:
-        for at, one in recording.events:
-            _print_event(run, one, at / 1e6)
-        return
     from uvirtio.drivers.input import Feed, UinputClone
 
-    clone = UinputClone(about, phys="uvirtio/replay", node=str(run.roots.dev / "uinput"))
-    with Feed(clone, about) as feed:
+    clone = UinputClone(about, phys="uvirtio/replay", roots=run.roots)
+    with Feed(clone, clone.description) as feed:
         _say_clone(run, device, about, clone.path)
         begin = time.monotonic()
         for at, frame in recording.frames():

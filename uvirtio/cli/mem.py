@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
 @contextmanager
 def _driver(run: Run, dev: str) -> Iterator[tuple[Device, Mem]]:
     from uvirtio.drivers.mem import Mem
-    from uvirtio.drivers.mem.kernel import note_kernel_use
+    from uvirtio.drivers.mem.kernel_use import note_kernel_use
 
     with run.device(dev) as device, Mem(device, suspend_lock=mem_online.suspend_lock(run, dev)) as mem:
         if not dev.startswith(QEMU_PREFIX):

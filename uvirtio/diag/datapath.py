@@ -22,6 +22,9 @@ from uvirtio.spec import rng as rng_spec
 Witness = Callable[..., Any]
 """``qmp(command, **arguments)`` of the machine that the device lives in, where we own that machine."""
 
+_HostEvent = dict[str, Any]
+"""An InputEvent of QEMU's QMP schema."""
+
 _QUEUES_MAX = 16
 
 
@@ -55,7 +58,7 @@ def for_device(device: Device) -> DataPath:
     if device.device_id == balloon_spec.TYPE:
         return _BalloonPath(device, witness)
     if device.device_id == input_spec.TYPE:
-        return _InputPath(device, witness)
+        return _InputPath(device, witness, getattr(function, "id", None))
     if device.device_id == mem_spec.TYPE:
         return _MemPath(device, witness, getattr(function, "id", None))
     if device.device_id == blk_spec.TYPE:
@@ -178,12 +181,48 @@ class _MemPath:
         self._witness("qom-set", path=self._path, property="requested-size", value=size)
 
 
-class _InputPath:
-    _KEYS = ("a", "shift")
+def _rel(value: int) -> _HostEvent:
+    return {"type": "rel", "data": {"axis": "x", "value": value}}
 
-    def __init__(self, device: Device, witness: Witness | None) -> None:
+
+def _abs(value: int) -> _HostEvent:
+    return {"type": "abs", "data": {"axis": "x", "value": value}}
+
+
+def _contact(kind: str, ident: int) -> _HostEvent:
+    data = {"type": kind, "slot": 0, "tracking-id": ident, "axis": "x", "value": 0}
+    return {"type": "mtt", "data": data}
+
+
+def _key(down: bool) -> _HostEvent:
+    return {"type": "key", "data": {"down": down, "key": {"type": "qcode", "data": "a"}}}
+
+
+def _button(down: bool) -> _HostEvent:
+    return {"type": "btn", "data": {"down": down, "button": "left"}}
+
+
+_KEY_A, _BTN_LEFT = 30, 0x110
+
+_HOST_EVENTS: tuple[tuple[int, int, _HostEvent, _HostEvent | None], ...] = (
+    # The first code that the device has decides: QEMU gives an event to the first model that takes its type.
+    (input_spec.EV_REL, 0, _rel(1), None),
+    (input_spec.EV_ABS, 0, _abs(1), None),
+    (input_spec.EV_ABS, input_spec.ABS_MT_SLOT, _contact("begin", 0), _contact("end", -1)),
+    (input_spec.EV_KEY, _KEY_A, _key(True), _key(False)),
+    (input_spec.EV_KEY, _BTN_LEFT, _button(True), _button(False)),
+)
+"""What a host can send to a device with this type and code: QMP input-send-event; and what takes it back."""
+
+_PASSED_THROUGH = ("virtio-input-host", "vhost-user-input")
+"""Models that pass on another device's events, and get none from QMP."""
+
+
+class _InputPath:
+    def __init__(self, device: Device, witness: Witness | None, ident: str | None) -> None:
         self._device = device
         self._witness = witness
+        self._path = f"/machine/peripheral/{ident}"
 
     def start(self, observe: Observer) -> None:
         self._input = Input(self._device, observe=observe)
@@ -201,21 +240,30 @@ class _InputPath:
                 about += "; it took an LED"
             else:
                 odd = f"{odd}; " * bool(odd) + "it does not look at its status queue (5.8.6)"
-        if self._witness is None:
+        sent = self._host_event()
+        if self._witness is None or sent is None:
             return Outcome(f"{about}; event queue stocked, nobody here can press a key", odd, skipped=not odd)
-        self._witness("input-send-event", events=[self._input_event()])
+        event, back = sent
+        self._witness("input-send-event", events=[event])
         found = self._input.read(timeout=self._device.timeout)
+        if back is not None:
+            self._witness("input-send-event", events=[back])
         if not found:
             return Outcome(about, "the host sent an event and none arrived")
         return Outcome(f"{about}; the host sent an event, {len(found)} arrived, first {found[0]}", odd)
 
-    def _input_event(self) -> dict[str, Any]:
-        """An event of a kind that this device has: a key, or a movement."""
-        kinds = self._input.event_types()
-        for name, kind in (("rel", 0x02), ("abs", 0x03)):
-            if 0 in kinds.get(kind, ()):  # REL_X, ABS_X
-                return {"type": name, "data": {"axis": "x", "value": 1}}
-        return {"type": "key", "data": {"down": True, "key": {"type": "qcode", "data": "a"}}}
+    def _host_event(self) -> tuple[_HostEvent, _HostEvent | None] | None:
+        """An event of a kind that this device has, and what takes it back; None where the host can send none."""
+        if self._witness is None:
+            return None
+        model = str(self._witness("qom-get", path=self._path, property="type"))
+        if model.startswith(_PASSED_THROUGH):
+            return None
+        kinds = self._input.describe().events
+        for kind, code, event, back in _HOST_EVENTS:
+            if code in kinds.get(kind, ()):
+                return event, back
+        return None
 
     def change_configuration(self) -> Outcome | None:
         return None

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from uvirtio.errors import Busy, EnvironmentLack
+from uvirtio.host import process
 from uvirtio.host.roots import Roots
 
 
@@ -61,7 +62,7 @@ def _lock(fd: int, roots: Roots, deadline: float) -> None:
             return
         except OSError:
             taker = _taker(fd)
-            if time.monotonic() >= deadline or (taker and (roots.proc / taker).exists()):
+            if time.monotonic() >= deadline or (taker and process.exists(taker, roots)):
                 raise
         time.sleep(0.05)
 
@@ -69,17 +70,10 @@ def _lock(fd: int, roots: Roots, deadline: float) -> None:
 def _taker(fd: int) -> str:
     """The number of the process that took the lock; empty where none is told."""
     text = os.pread(fd, 32, 0).decode(errors="replace").strip()
-    return text if text.isdecimal() else ""
+    return text if text.isdecimal() and text.isascii() else ""
 
 
 def _holder(fd: int, roots: Roots) -> str:
     """The process that wrote its number there, with the first two words of its command line."""
     text = _taker(fd)
-    if not text:
-        return "another process"
-    try:
-        command = (roots.proc / text / "cmdline").read_bytes()[:4096].decode(errors="replace")
-    except OSError:
-        command = ""
-    words = "".join(c if c.isprintable() else "?" for c in " ".join(command.split("\0")[:2]))[:80]
-    return f"process {text} ({words.strip()})" if words.strip() else f"process {text}"
+    return str(process.holder(int(text), roots)) if text else "another process"

@@ -20,6 +20,11 @@ class Roots:
     run: Path = Path("/run")
     etc: Path = Path("/etc")
 
+    @property
+    def live(self) -> bool:
+        """Whether sysfs is this machine's own: only then does the kernel behind it answer, or load a module."""
+        return self.sys == Path("/sys")
+
     @classmethod
     def under(cls, root: str | Path) -> Roots:
         """The same five trees below ``root`` (``Roots.under("/")`` are the real ones)."""

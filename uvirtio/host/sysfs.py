@@ -1,4 +1,4 @@
-"""Reading sysfs and proc without being surprised.
+"""Reading sysfs: files, links and directories of any kind first, then the ones that several packages ask about.
 
 What is missing, unreadable, garbage or gone between two reads is None (or empty): devices come and go while
 we look, and an ordinary user sees less than root. Nothing here writes.
@@ -7,7 +7,11 @@ we look, and an ordinary user sees less than root. Nothing here writes.
 from __future__ import annotations
 
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
+
+from uvirtio.host.roots import Roots
 
 _LIMIT = 1 << 20
 """No attribute file is longer; a longer one is not read to its end."""
@@ -91,3 +95,132 @@ def below(top: Path, limit: int = 5000, depth: int = 12) -> list[Path]:
             continue
         pending.extend((here / name, level + 1) for name in reversed(children))
     return found
+
+
+# --- buses and drivers --------------------------------------------------------------------------------------
+
+
+def there(roots: Roots) -> bool:
+    """Whether sysfs is mounted."""
+    return (roots.sys / "bus").is_dir()
+
+
+def bus(name: str, roots: Roots) -> Path:
+    """The directory of a bus: ``pci``, ``platform``, ``vdpa``, ``virtio``, ``dax``."""
+    return roots.sys / "bus" / name
+
+
+def device(bus_name: str, name: str, roots: Roots) -> Path:
+    """The directory of a device by the name that its bus has for it; it need not exist."""
+    return bus(bus_name, roots) / "devices" / name
+
+
+def device_names(bus_name: str, roots: Roots) -> list[str]:
+    """The devices on a bus, sorted by name; none where there is no such bus."""
+    return names(bus(bus_name, roots) / "devices")
+
+
+def driver_of(directory: Path) -> str | None:
+    """The driver that is bound to a device; None where none is."""
+    return link_name(directory / "driver")
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A line of a PCI function's ``resource`` file: first address, last address, flags (<linux/ioport.h>)."""
+
+    start: int
+    last: int
+    flags: int
+
+    @property
+    def is_io(self) -> bool:
+        """Whether it is in I/O ports."""
+        return bool(self.flags & 0x100)
+
+    @property
+    def used(self) -> bool:
+        """Whether there is one: I/O ports or memory, with a size."""
+        return bool(self.flags & 0x300) and self.last > self.start
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.last - self.start + 1
+
+
+def resources(directory: Path) -> list[Resource | None] | None:
+    """The BARs, the ROM and the windows of a PCI function, as the kernel placed them.
+
+    A line that has another shape is None, and so is all of it where the file cannot be read.
+    """
+    text = lines(directory / "resource")
+    if text is None:
+        return None
+    made: list[Resource | None] = []
+    for line in text:
+        try:
+            start, last, flags = (int(word, 16) for word in line.split())
+            made.append(Resource(start, last, flags))
+        except ValueError:
+            made.append(None)
+    return made
+
+
+def uio_nodes(directory: Path) -> list[str]:
+    """The character devices that UIO made for a device, ``uio0``, by their names below /dev."""
+    return [name for name in names(directory / "uio") if re.fullmatch(r"uio[0-9]+", name, re.ASCII)]
+
+
+# --- IOMMU --------------------------------------------------------------------------------------------------
+
+
+def iommu_group(directory: Path) -> int | None:
+    """The number of a device's IOMMU group; None where it is in none."""
+    name = link_name(directory / "iommu_group")
+    return int(name) if name is not None and name.isdecimal() and name.isascii() else None
+
+
+def is_noiommu(directory: Path) -> bool:
+    """Whether a device's group is one that VFIO made up because there is no IOMMU."""
+    return read(directory / "iommu_group/name", 64) == _NOIOMMU
+
+
+def iommu_groups(roots: Roots) -> list[str]:
+    """The groups of a real IOMMU."""
+    top = roots.sys / "kernel/iommu_groups"
+    return [name for name in names(top) if read(top / name / "name", 64) != _NOIOMMU]
+
+
+def iommu_group_members(group: int, roots: Roots) -> list[str]:
+    """The devices of an IOMMU group by their names; none where it cannot be read."""
+    return names(roots.sys / "kernel/iommu_groups" / str(group) / "devices")
+
+
+_NOIOMMU = "vfio-noiommu"
+
+
+def noiommu_switch(roots: Roots) -> Path:
+    """The parameter of the vfio module that allows VFIO without an IOMMU."""
+    return roots.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode"
+
+
+def noiommu_mode(roots: Roots) -> bool | None:
+    """Whether VFIO may be used without an IOMMU; None where the kernel has no such mode, or no vfio yet."""
+    text = read(noiommu_switch(roots), 16)
+    return None if text is None else text in ("Y", "1")
+
+
+# --- security -----------------------------------------------------------------------------------------------
+
+
+def lockdown(roots: Roots) -> str | None:
+    """What the kernel is locked down to: ``none``, ``integrity`` or ``confidentiality``; None if unknown."""
+    match = re.search(r"\[(\w+)\]", read(roots.sys / "kernel/security/lockdown", 256) or "")
+    return match[1] if match else None
+
+
+def locked_down(roots: Roots) -> str | None:
+    """The mode of a kernel that is locked down; None where it is not."""
+    mode = lockdown(roots)
+    return mode if mode in ("integrity", "confidentiality") else None

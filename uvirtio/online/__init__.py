@@ -4,17 +4,20 @@ The region of a memory device is kept for us at boot (``memmap=SIZE%ADDR+0xeffff
 makes a dax region of it, of which we cut dax devices of whole memory blocks; one that is bound to the driver
 kmem is System RAM. The way back is the same way backwards, and ends with the block free to be unplugged.
 
-:class:`Kernel` is what the kernel shows of a region, :class:`SystemMemory` moves pieces in and out, and
+:class:`KernelView` is what the kernel shows of a region, :class:`SystemMemory` moves pieces in and out, and
 :class:`Linux` is the manager's consumer that does so as plugged memory comes and goes.
 """
 
+import warnings
+from typing import TYPE_CHECKING, Any
+
 from uvirtio.online.consumer import OWNER, Linux, system_memory
-from uvirtio.online.kernel import Kernel, Piece, PieceState, boot_line
+from uvirtio.online.kernel_view import KernelView, Piece, PieceState, boot_line
 from uvirtio.online.pieces import SystemMemory
 
 __all__ = [
     "OWNER",
-    "Kernel",
+    "KernelView",
     "Linux",
     "Piece",
     "PieceState",
@@ -22,3 +25,11 @@ __all__ = [
     "boot_line",
     "system_memory",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name == "Kernel":  # its name before 0.2; goes with 0.3
+            warnings.warn("uvirtio.online.Kernel is KernelView now", DeprecationWarning, stacklevel=2)
+            return KernelView
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from uvirtio.drivers.mem import Consumer, HandOut, Manager, Mem
 from uvirtio.errors import InUse, NotPlugged, NotSupported, OperationFailed, UvirtioError
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.backend import ProvidesMemory
-from uvirtio.online.kernel import Kernel, Piece, PieceState
+from uvirtio.online.kernel_view import KernelView, Piece, PieceState
 from uvirtio.online.pieces import SystemMemory
 
 OWNER = "Linux"
@@ -17,11 +17,11 @@ BUSY_FIRST, BUSY_LAST = 0.5, 15.0
 """Seconds before what is busy, or did not come online, is tried again while following, growing by two."""
 
 
-def kernel_of(mem: Mem, roots: Roots) -> Kernel | None:
+def kernel_of(mem: Mem, roots: Roots) -> KernelView | None:
     """What this machine's kernel shows of the device's region; None where that is another machine's memory."""
     if isinstance(getattr(mem.device.transport, "function", None), ProvidesMemory):
         return None
-    return Kernel(mem.addr, mem.config().region_size, roots)
+    return KernelView(mem.addr, mem.config().region_size, roots)
 
 
 def system_memory(mem: Mem, roots: Roots) -> SystemMemory:
@@ -37,7 +37,7 @@ def system_memory(mem: Mem, roots: Roots) -> SystemMemory:
     return SystemMemory(kernel)
 
 
-def _claim_used(mem: Mem, kernel: Kernel) -> None:
+def _claim_used(mem: Mem, kernel: KernelView) -> None:
     """Note in the books what Linux has of the region beside what is noted there already: nobody may unplug it."""
     block = mem.block_size
     for span in kernel.ram():

@@ -27,8 +27,9 @@ from uvirtio.errors import (
     PermissionLack,
 )
 from uvirtio.host import sysfs
+from uvirtio.host.drivers import KMEM
 from uvirtio.host.writer import ChildWriter, Writer, module_loader
-from uvirtio.online.kernel import KMEM, Kernel, Piece, PieceState, boot_line
+from uvirtio.online.kernel_view import KernelView, Piece, PieceState, boot_line
 
 WRITE_SECONDS = 20.0
 """How long the kernel may take for a write that has nothing to wait for."""
@@ -50,7 +51,7 @@ class SystemMemory:
 
     def __init__(
         self,
-        kernel: Kernel,
+        kernel: KernelView,
         *,
         writer: Writer | None = None,
         load: Callable[..., None] | None = None,
@@ -124,7 +125,7 @@ class SystemMemory:
         for directory in list(self.kernel.devices()):
             if sysfs.real(directory).parent != region.parent or directory.name.endswith(".0"):
                 continue
-            if sysfs.link_name(directory / "driver") is not None:
+            if sysfs.driver_of(directory) is not None:
                 continue
             spans = self.kernel.mappings(directory)
             if any(self.kernel.blocks(span.start, span.size) for span in spans):
@@ -222,12 +223,12 @@ class SystemMemory:
         drivers = self.kernel.dax / "drivers" / KMEM
         # A new id binds what has this name at once; without one nothing else takes it (its type is device_dax).
         self._write(drivers / "new_id", directory.name)
-        driver = sysfs.link_name(directory / "driver")
+        driver = sysfs.driver_of(directory)
         if driver != KMEM:
             raise OperationFailed(
                 f"kmem did not take {directory.name}",
                 seen=f"driver {driver}",
-                expected="kmem",
+                expected=KMEM,
                 remedy="see the kernel's log (dmesg)",
             )
 
@@ -259,7 +260,7 @@ class SystemMemory:
     def _undo(self, directory: Path, start: int, size: int) -> None:
         """After a failure half-way. What cannot be undone stays a piece that can be seen, and is in use."""
         try:
-            if sysfs.link_name(directory / "driver") == KMEM:
+            if sysfs.driver_of(directory) == KMEM:
                 self._all_offline(start, size, WRITE_SECONDS)
                 self._unbind(directory, start, size)
             self._destroy(directory)

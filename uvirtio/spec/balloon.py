@@ -10,13 +10,16 @@ from uvirtio.spec.layout import Layout
 
 TYPE: Final = 5
 
-# Queues (5.5.2). The last three exist only with their features.
+# Queues (5.5.2). The last three exist only with their features, and not every device has them at these indices:
+# see drivers/balloon/queues.py.
 INFLATEQ: Final = 0
 DEFLATEQ: Final = 1
 STATSQ: Final = 2  # with STATS_VQ
 FREE_PAGE_VQ: Final = 3  # with FREE_PAGE_HINT
 REPORTING_VQ: Final = 4  # with PAGE_REPORTING
-REPORTING_VQ_WITHOUT_HINT: Final = 3  # where QEMU has it when FREE_PAGE_HINT is not offered, the standard not
+STATSQ_NAME: Final = "statsq"
+FREE_PAGE_VQ_NAME: Final = "free_page_vq"
+REPORTING_VQ_NAME: Final = "reporting_vq"
 
 # Configuration (5.5.4), little-endian on legacy devices too (5.5.4.0.0.1).
 CONFIG: Final[Layout] = (

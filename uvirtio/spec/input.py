@@ -66,7 +66,7 @@ EV_REP: Final = 0x14
 EV_FF: Final = 0x15
 EV_PWR: Final = 0x16
 EV_FF_STATUS: Final = 0x17
-EV_CNT: Final = 0x20
+EV_CNT: Final = codes.COUNTS["EV"]
 
 SYN_REPORT: Final = 0  # closes a frame of events (5.8.6)
 SYN_DROPPED: Final = 3
@@ -76,19 +76,24 @@ ABS_MT_SLOT: Final = 0x2F  # of which contact the ABS_MT_* codes above it speak
 ABS_MT_TRACKING_ID: Final = 0x39  # -1: this contact is over
 
 CODE_COUNTS: Final[dict[int, int]] = {
-    EV_SYN: 0x10,
-    EV_KEY: 0x300,
-    EV_REL: 0x10,
-    EV_ABS: 0x40,
-    EV_MSC: 0x08,
-    EV_SW: 0x11,
-    EV_LED: 0x10,
-    EV_SND: 0x08,
-    EV_REP: 0x02,
-    EV_FF: 0x80,
+    EV_SYN: codes.COUNTS["SYN"],
+    EV_KEY: codes.COUNTS["KEY"],
+    EV_REL: codes.COUNTS["REL"],
+    EV_ABS: codes.COUNTS["ABS"],
+    EV_MSC: codes.COUNTS["MSC"],
+    EV_SW: codes.COUNTS["SW"],
+    EV_LED: codes.COUNTS["LED"],
+    EV_SND: codes.COUNTS["SND"],
+    EV_REP: codes.COUNTS["REP"],
+    EV_FF: codes.COUNTS["FF"],
 }
-"""Codes that the kernel has room for, by event type (KEY_CNT and so on)."""
-PROP_COUNT: Final = 0x20
+"""Codes that the newest kernel has room for, by event type; :data:`OLDER_COUNTS` has those of older ones."""
+OLDER_COUNTS: Final[dict[int, int]] = {EV_SW: 0x11}
+"""Codes that every kernel from Linux 6.1 on has room for, where newer ones have room for more."""
+PROP_COUNT: Final = codes.COUNTS["INPUT_PROP"]
+
+UI_SET_SWBIT: Final = 0x4004556D
+"""ioctl of /dev/uinput, _IOW('U', 109, int): the device has this switch (<linux/uinput.h>)."""
 
 _CODES: Final[dict[int, dict[int, str]]] = {
     EV_SYN: codes.SYN,

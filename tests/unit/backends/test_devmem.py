@@ -31,7 +31,8 @@ from uvirtio.errors import (
     PermissionLack,
     UnsafeDma,
 )
-from uvirtio.host import iomem
+from uvirtio.host import mmio as windows
+from uvirtio.host import proc
 from uvirtio.host.lock import take_lock
 from uvirtio.spec import mmio
 
@@ -310,14 +311,14 @@ def test_any_other_no_is_told_as_what_it_may_be(fake: FakeSys, mode: str | None,
 
 
 def test_the_lines_of_iomem(fake: FakeSys):
-    found = iomem.regions(fake.roots)
+    found = proc.iomem_addresses(fake.roots)
     assert len(found) == len(IOMEM.splitlines())
-    assert found[3] == iomem.Region(0x1DA00000, 0x1EA00000, "Kernel code", 1)
-    assert found[6].windows == ["LNRO0005:02"]
+    assert found[3] == proc.IoRange(0x1DA00000, 0x1EA00000, "Kernel code", 1)
+    assert windows.windows_of(found[6]) == ["LNRO0005:02"]
 
 
 @pytest.mark.parametrize(
-    ("name", "windows"),
+    ("name", "expected"),
     [
         ("LNRO0005:00 LNRO0005:00", ["LNRO0005:00"]),
         ("a003e00.virtio_mmio a003e00.virtio_mmio", ["a003e00.virtio_mmio"]),
@@ -327,17 +328,17 @@ def test_the_lines_of_iomem(fake: FakeSys):
         ("", []),
     ],
 )
-def test_names_of_windows(name: str, windows: list[str]):
-    assert iomem.Region(0, 1, name, 0).windows == windows
+def test_names_of_windows(name: str, expected: list[str]):
+    assert windows.windows_of(proc.IoRange(0, 1, name)) == expected
 
 
 def test_a_window_in_a_range_that_is_only_set_aside_is_nobodys(fake: FakeSys):
     for base in (0xFED90000, 0xD0000000):
-        assert iomem.check_window(base, 0x200, fake.roots, address="x") == []
+        assert windows.check_window(base, 0x200, fake.roots, address="x") == []
     fake.text(fake.roots.proc / "iomem", IOMEM + "fed91800-fed91fff : Reserved\n")
     with pytest.raises(ForeignWindow, match="its page has"):
-        iomem.check_window(0xFED91000, 0x200, fake.roots, address="x")  # set aside in part: for something in it
-    names = iomem.check_window(0xFEB02E00, 0x200, fake.roots, address="x")
+        windows.check_window(0xFED91000, 0x200, fake.roots, address="x")  # set aside in part: for something in it
+    names = windows.check_window(0xFEB02E00, 0x200, fake.roots, address="x")
     assert names == ["LNRO0005:02", "LNRO0005:01", "LNRO0005:00"]
 
 

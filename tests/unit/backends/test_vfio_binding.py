@@ -31,9 +31,9 @@ from uvirtio.errors import (
     OperationFailed,
     PermissionLack,
 )
-from uvirtio.host.pci_driver import require_bound
+from uvirtio.host.drivers import require_bound
+from uvirtio.host.process import holders
 from uvirtio.host.roots import Roots
-from uvirtio.host.syscalls import holders
 
 BDF = "0000:03:00.0"
 

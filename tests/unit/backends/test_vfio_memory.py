@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uvirtio.backends import vfio_memory
-from uvirtio.backends.pages import Pagemap, merged
+from uvirtio.backends.pages import merged
 from uvirtio.backends.vfio import IovaAllocator
 from uvirtio.backends.vfio_memory import VfioDmaSpace
 from uvirtio.errors import Closed, MemlockExceeded, Misuse, OperationFailed, PagemapHidden, PageMoved
+from uvirtio.host.pagemap import Pagemap
 from uvirtio.host.pages import CPU_PAGE as PAGE
 from uvirtio.host.pages import HUGE_PAGE
 from uvirtio.host.roots import Roots

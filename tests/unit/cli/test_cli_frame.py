@@ -341,6 +341,7 @@ class Waiter:
         self.reasons.append(reason)
 
 
+@pytest.mark.usefixtures("signals_as_in_a_terminal")
 @pytest.mark.parametrize("number", LEAVING)
 def test_a_signal_without_a_device_ends_the_command(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(number)
@@ -355,6 +356,7 @@ def test_a_signal_without_a_device_ends_the_command(number: int, capsys: pytest.
     assert signal.Signals(number).name in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("signals_as_in_a_terminal")
 @pytest.mark.parametrize("number", LEAVING)
 def test_a_signal_goes_to_the_open_device(number: int) -> None:
     waiter, guard = Waiter(), Guard()
@@ -374,6 +376,7 @@ def test_a_signal_goes_to_the_open_device(number: int) -> None:
     assert [getattr(reason, "number", None) for reason in waiter.reasons] == [number]
 
 
+@pytest.mark.usefixtures("signals_as_in_a_terminal")
 def test_a_signal_gets_through_to_blocked_output() -> None:
     waiter, guard = Waiter(), Guard()
     with guard.installed():
@@ -398,6 +401,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.usefixtures("signals_as_in_a_terminal")
 def test_an_interrupted_document_is_still_one(capsys: pytest.CaptureFixture[str]) -> None:
     def body() -> int:
         signal.raise_signal(signal.SIGINT)
@@ -407,6 +411,7 @@ def test_an_interrupted_document_is_still_one(capsys: pytest.CaptureFixture[str]
     assert document(capsys.readouterr().out)["error"]["code"] == "UV-INTERRUPTED"
 
 
+@pytest.mark.usefixtures("signals_as_in_a_terminal")
 def test_an_interrupted_stream_just_ends(capsys: pytest.CaptureFixture[str]) -> None:
     def body() -> int:
         signal.raise_signal(signal.SIGINT)

@@ -332,6 +332,7 @@ def test_bind_and_restore_as_text(cli: Cli) -> None:
     assert cli.text("restore", "--all") == "0000:00:02.0: given back to virtio-pci\n"
 
 
+@pytest.mark.usefixtures("signals_as_in_a_terminal")
 @pytest.mark.parametrize("number", LEAVING)
 def test_a_signal_during_bind_puts_everything_back(
     cli: Cli, kernel: FakeKernel, monkeypatch: pytest.MonkeyPatch, number: int

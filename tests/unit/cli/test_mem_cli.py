@@ -14,8 +14,9 @@ from tests.unit.drivers.test_mem import driven
 from uvirtio import opening
 from uvirtio.cli.app import run
 from uvirtio.device import Device
-from uvirtio.drivers.mem.kernel import note_kernel_use, system_ram
+from uvirtio.drivers.mem.kernel_use import note_kernel_use
 from uvirtio.errors import ConfigError, InUse
+from uvirtio.host.memory import system_ram
 from uvirtio.host.roots import Roots
 from uvirtio.opening import identify
 from uvirtio.spec.mem import Request, Response

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Callable
 
 import pytest
@@ -88,6 +89,80 @@ def test_a_type_that_nobody_knows():
     scripted = ScriptedDevice(Strange(), features=(1 << 128) - 1)
     report = diagnosis(scripted)
     assert report.type == "unknown(63)" and report.verdict in ("pass", "warn")
+    scripted.assert_left()
+
+
+class Hosted:
+    """The machine of an input device, played: it takes QMP events of one type, and answers with what evdev has."""
+
+    def __init__(self, model: Input, name: str, takes: str) -> None:
+        self.model = model
+        self.name = name
+        self.takes = takes
+        self.sent: list[dict[str, object]] = []
+
+    def qmp(self, command: str, **arguments: object) -> object:
+        if command == "qom-get":
+            assert arguments == {"path": "/machine/peripheral/dev0", "property": "type"}
+            return self.name
+        assert command == "input-send-event"
+        events = arguments["events"]
+        assert isinstance(events, list)
+        for event in events:
+            self.sent.append(event)
+            if event["type"] == self.takes:
+                self.model.inject((3, 0x2F, 0), (0, 0, 0))
+        return {}
+
+
+def bits(*codes: int) -> bytes:
+    return sum(1 << code for code in codes).to_bytes(max(codes) // 8 + 1, "little")
+
+
+@pytest.mark.parametrize(
+    ("events", "takes"),
+    [
+        ({1: bits(30, 57)}, "key"),
+        ({1: bits(0x110), 2: bits(0, 1)}, "rel"),
+        ({1: bits(0x110), 3: bits(0, 1)}, "abs"),
+        # A touch screen has buttons too, and QEMU's model takes no key: that went to another keyboard.
+        ({1: bits(0x110, 0x14A), 3: bits(0x2F, 0x35, 0x36, 0x39)}, "mtt"),
+        ({1: bits(0x110, 0x111)}, "btn"),
+    ],
+)
+def test_the_host_sends_an_event_that_the_device_has(events: dict[int, bytes], takes: str):
+    ranges = {(0x12, axis): struct.pack("<5i", 0, 10, 0, 0, 0) for axis in range(0x40)}
+    model = Input(answers={(0x11, kind): events.get(kind, b"") for kind in (1, 2, 3)} | ranges)
+    scripted = ScriptedDevice(model)
+    host = Hosted(model, f"virtio-{takes}-pci", takes)
+    scripted.machine, scripted.id = host, "dev0"  # type: ignore[attr-defined]
+    report = diagnosis(scripted)
+    assert step(report, "data path").verdict == "pass", step(report, "data path")
+    assert [event["type"] for event in host.sent] == [takes] * (2 if takes in ("key", "mtt", "btn") else 1)
+    scripted.assert_left()
+
+
+@pytest.mark.parametrize(
+    ("name", "codes"),
+    [("virtio-input-host-pci", bits(30)), ("vhost-user-input-pci", bits(30)), ("virtio-keyboard-pci", bits(0x74))],
+)
+def test_where_the_host_can_send_nothing_the_data_path_is_skipped(name: str, codes: bytes):
+    model = Input(answers={(0x11, 1): codes})
+    scripted = ScriptedDevice(model)
+    host = Hosted(model, name, "key")
+    scripted.machine, scripted.id = host, "dev0"  # type: ignore[attr-defined]
+    report = diagnosis(scripted)
+    assert step(report, "data path").verdict == "skip" and not host.sent
+    assert "nobody here can press a key" in step(report, "data path").detail
+    scripted.assert_left()
+
+
+def test_an_event_that_does_not_arrive_is_a_warning():
+    model = Input()
+    scripted = ScriptedDevice(model)
+    scripted.machine, scripted.id = Hosted(model, "virtio-keyboard-pci", "mtt"), "dev0"  # type: ignore[attr-defined]
+    report = diagnosis(scripted)
+    assert step(report, "data path").verdict == "warn" and "none arrived" in (step(report, "data path").hint or "")
     scripted.assert_left()
 
 

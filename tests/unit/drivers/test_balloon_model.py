@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
 
 from tests.bodies.balloon_model import PAGES, BalloonOrders
-from tests.fakes.scripted import Balloon, ScriptedDevice
+from tests.fakes.scripted import Balloon, Numbering, ScriptedDevice
 from uvirtio import opening
 from uvirtio.drivers.balloon import Balloon as Driver
 from uvirtio.drivers.balloon import Use
@@ -26,11 +26,13 @@ class Model(BalloonOrders):
     @initialize(
         features=st.sets(st.sampled_from(list(f.Balloon))),
         mode=st.sampled_from([InterruptMode.PER_QUEUE, InterruptMode.INTX, InterruptMode.POLLING]),
-        compact=st.booleans(),
+        numbering=st.sampled_from(["standard", "offered", "negotiated"]),
         poison=st.sampled_from([None, 0, 0xAAAAAAAA]),
     )
-    def start(self, features: set[f.Balloon], mode: InterruptMode, compact: bool, poison: int | None) -> None:
-        self.host = Balloon(features=f.mask(*features), compact=compact)
+    def start(
+        self, features: set[f.Balloon], mode: InterruptMode, numbering: Numbering, poison: int | None
+    ) -> None:
+        self.host = Balloon(features=f.mask(*features), numbering=numbering)
         self.scripted = ScriptedDevice(self.host, access_platform=True, vectors=6)
         self.device = opening.identify("0000:00:04.0", self.scripted, timeout=30.0, interrupts=[mode])
         self.driver = Driver(

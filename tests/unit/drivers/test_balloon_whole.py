@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.scripted import Balloon, ScriptedDevice, ScriptedDma
+from tests.fakes.scripted import Balloon, Numbering, ScriptedDevice, ScriptedDma
 from uvirtio import opening
 from uvirtio.device import Device
-from uvirtio.drivers.balloon import Arena, Collector, Use, default_floor
+from uvirtio.drivers.balloon import BYTES, Arena, Collector, Use, default_floor
 from uvirtio.drivers.balloon import Balloon as Driver
 from uvirtio.drivers.balloon import arena as arenas
 from uvirtio.drivers.balloon import follow as following
+from uvirtio.drivers.balloon.free_memory import FreeMemory, Pressure
 from uvirtio.drivers.balloon.hints import encode as encode_command
-from uvirtio.drivers.balloon.proc import FreeMemory, Pressure
 from uvirtio.drivers.balloon.stats import StatsQueue
 from uvirtio.drivers.balloon.stats import encode as encode_stats
 from uvirtio.errors import (
@@ -30,6 +30,7 @@ from uvirtio.errors import (
     MemlockExceeded,
     NotSupported,
     OperationFailed,
+    QueueError,
     Refused,
     UsageError,
 )
@@ -108,19 +109,97 @@ def machine(tmp_path: Path) -> Machine:
 # --- queues and features (5.5.2, 5.5.3) ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("features", "compact", "index"),
-    [(REPORT, True, 3), (REPORT, False, 4), (REPORT | HINT, True, 4), (REPORT | STATS, True, 3)],
-)
-@pytest.mark.parametrize("hinting", [False, True])
-def test_the_reporting_queue_is_found_where_the_device_has_it(
-    features: int, compact: bool, index: int, hinting: bool
+ALL = STATS | HINT | REPORT
+NUMBERINGS: list[Numbering] = ["standard", "offered", "negotiated"]
+QUEUES = {"stats": "statsq", "hint": "free_page_vq", "report": "reporting_vq"}
+"""What the scripted device calls a queue, and what the driver does."""
+
+
+@pytest.mark.parametrize("numbering", NUMBERINGS)
+@pytest.mark.parametrize("features", [0, STATS, HINT, REPORT, STATS | HINT, STATS | REPORT, HINT | REPORT, ALL])
+@pytest.mark.parametrize("options", [("hinting",), ("reporting",), ("hinting", "reporting")], ids="+".join)
+def test_each_optional_queue_is_found_where_the_device_has_it(
+    numbering: Numbering, features: int, options: tuple[str, ...]
 ):
-    rig = Rig(Balloon(features=features, compact=compact), reporting=True, hinting=hinting)
-    assert index in rig.device.queues and rig.device.queues[index].name == "reporting_vq"
-    assert (spec.FREE_PAGE_VQ in rig.device.queues) == (index == 3 or (hinting and bool(features & HINT)))
+    rig = Rig(Balloon(features=features, numbering=numbering), **dict.fromkeys(options, True))
+    found = {index: queue.name for index, queue in rig.device.queues.items() if index > spec.DEFLATEQ}
+    assert found.items() <= {index: QUEUES.get(role) for index, role in rig.model.roles.items()}.items()
+    assert ("reporting_vq" in found.values()) == ("reporting" in options and bool(features & REPORT))
+    assert ("free_page_vq" in found.values()) == bool(features & HINT), "taken for the numbering's sake too"
+    assert ("statsq" in found.values()) == bool(features & STATS)
     with rig.driver.arena(arenas.RANGE) as arena:
-        assert rig.driver.report(arena) == arena.size
+        if rig.driver.reports is not None:
+            assert rig.driver.report(arena) == arena.size
+        if rig.driver.stats is not None:
+            rig.model.ask_for_stats()
+            rig.soon(lambda: len(rig.model.stats) == 2)
+        if rig.driver.hints is not None:
+            rig.model.set_hint_id(2)
+            rig.soon(lambda: rig.model.hints == [("command", 2), ("command", STOP)])
+    rig.driver.inflate(3)
+    rig.leave()
+
+
+@pytest.mark.parametrize(
+    ("features", "numbering", "shows", "options"),
+    [
+        # A queue at the standard's index, and one at the index without gaps: one of them is something else.
+        *((STATS | REPORT, numbering, 5, {"reporting": True}) for numbering in NUMBERINGS),
+        *((REPORT, numbering, 5, {"reporting": True}) for numbering in NUMBERINGS),
+        *((HINT, numbering, 4, {"hinting": True}) for numbering in NUMBERINGS),
+        *((HINT | REPORT, numbering, 5, {"reporting": True}) for numbering in NUMBERINGS),
+        # Offered and not taken: those that count what is offered have it elsewhere than those that do not.
+        (STATS | REPORT, "offered", 0, {"reporting": True, "stats": None}),
+        (STATS | REPORT, "negotiated", 0, {"reporting": True, "stats": None}),
+        *((STATS | HINT, numbering, 0, {"hinting": True, "stats": None}) for numbering in NUMBERINGS),
+        *((ALL, numbering, 0, {"reporting": True, "stats": None}) for numbering in NUMBERINGS),
+    ],
+)
+def test_where_two_numberings_fit_none_is_taken(
+    features: int, numbering: Numbering, shows: int, options: dict[str, object]
+):
+    model = Balloon(features=features, numbering=numbering, shows=shows)
+    scripted = ScriptedDevice(model)
+    with identify(scripted) as device:
+        with pytest.raises(NotSupported, match="cannot be known") as caught:
+            Driver(device, **options)  # type: ignore[arg-type]
+        assert "without gaps" in str(caught.value.seen)
+        assert ("stats=" in str(caught.value.remedy)) == ("stats" in options), "the way out that there is"
+        if "stats" in options:  # and it is one
+            options.pop("stats")
+            with Driver(device, **options) as driver, driver.arena(4096) as arena:  # type: ignore[arg-type]
+                assert driver.reports is None or driver.report(arena) == 4096
+    scripted.assert_left()
+
+
+def test_a_hole_among_the_queues_is_the_standards():
+    rig = Rig(Balloon(features=STATS | REPORT, numbering="standard"), reporting=True, stats=None)
+    assert sorted(rig.device.queues) == [0, 1, 4]
+    with rig.driver.arena(4096) as arena:
+        assert rig.driver.report(arena) == 4096
+    rig.leave()
+
+
+@pytest.mark.parametrize("lacking", [spec.REPORTING_VQ, spec.STATSQ])
+def test_a_feature_whose_queue_is_nowhere_is_an_error(lacking: int):
+    model = Balloon(features=STATS | REPORT, numbering="standard")
+    scripted = ScriptedDevice(model, queue_size={lacking: 0})
+    with identify(scripted) as device:
+        if lacking == spec.STATSQ:  # then statistics are left out, and 4 can be nothing but the reporting queue
+            with Driver(device, reporting=True) as driver, driver.arena(4096) as arena:
+                assert driver.stats is None and driver.report(arena) == arena.size
+        else:
+            with pytest.raises(QueueError, match="no place for statsq, reporting_vq"):
+                Driver(device, reporting=True)
+    scripted.assert_left()
+
+
+def test_what_comes_last_need_not_be_taken():
+    rig = Rig(Balloon(features=ALL, numbering="negotiated", shows=5), stats=None)
+    assert sorted(rig.device.queues) == [0, 1]
+    rig.leave()
+    rig = Rig(Balloon(features=ALL, numbering="negotiated", shows=5), hinting=True)
+    assert sorted(rig.device.queues) == [0, 1, 2, 3]
     rig.leave()
 
 
@@ -303,48 +382,50 @@ def test_an_answer_comes_while_the_balloon_is_held_and_while_it_follows(at_once:
     rig.leave()
 
 
-def test_what_this_machine_tells_comes_under_the_standards_tags(machine: Machine):
-    (machine.roots.proc / "vmstat").write_text(
-        "pswpin 1\npswpout 2\npgmajfault 3\npgfault 40\nhtlb_buddy_alloc_success 5\nhtlb_buddy_alloc_fail 6\n"
-        "oom_kill 7\nallocstall_dma 1\nallocstall_normal 2\npgscan_kswapd 8\npgscan_direct 9\n"
-        "pgsteal_kswapd 10\npgsteal_direct 11\n"
-    )
-    assert Collector(machine.roots)() == {
-        Stat.SWAP_IN: 4096,
-        Stat.SWAP_OUT: 8192,
-        Stat.MAJFLT: 3,
-        Stat.MINFLT: 40,
+EVENTS = (
+    "pswpin 1\npswpout 2\npgmajfault 5\npgfault 40\nhtlb_buddy_alloc_success 6\nhtlb_buddy_alloc_fail 7\n"
+    "oom_kill 8\nallocstall_dma 1\nallocstall_normal 2\nallocstall_movable 6\npgscan_kswapd 3\npgscan_direct 4\n"
+    "pgscan_direct_throttle 99\npgsteal_kswapd 10\npgsteal_direct 11\n"
+)
+
+
+@pytest.mark.parametrize("page_size", [4096, 16384, 65536])
+def test_each_statistic_is_in_the_unit_that_linux_sends(machine: Machine, page_size: int):
+    # drivers/virtio/virtio_balloon.c: pages_to_bytes() or not; /proc/meminfo is in KiB, /proc/vmstat in pages.
+    (machine.roots.proc / "vmstat").write_text(EVENTS)
+    found = Collector(machine.roots, page_size=page_size)()
+    pages = {
+        Stat.SWAP_IN: 1,
+        Stat.SWAP_OUT: 2,
+        Stat.ASYNC_SCAN: 3,
+        Stat.DIRECT_SCAN: 4,
+        Stat.ASYNC_RECLAIM: 10,
+        Stat.DIRECT_RECLAIM: 11,
+    }
+    bytes_ = {
         Stat.MEMFREE: 512 * MIB,
         Stat.MEMTOT: 4096 * MIB,
         Stat.AVAIL: 1024 * MIB,
         Stat.CACHES: 24 << 10,
-        Stat.HTLB_PGALLOC: 5,
-        Stat.HTLB_PGFAIL: 6,
-        Stat.OOM_KILL: 7,
-        Stat.ALLOC_STALL: 3,
-        Stat.ASYNC_SCAN: 8,
-        Stat.DIRECT_SCAN: 9,
-        Stat.ASYNC_RECLAIM: 10,
-        Stat.DIRECT_RECLAIM: 11,
     }
-    assert [*Collector(machine.roots)()] == sorted(Collector(machine.roots)())
+    events = {
+        Stat.MAJFLT: 5,
+        Stat.MINFLT: 40,
+        Stat.HTLB_PGALLOC: 6,
+        Stat.HTLB_PGFAIL: 7,
+        Stat.OOM_KILL: 8,
+        Stat.ALLOC_STALL: 9,
+    }
+    assert found == {tag: count * page_size for tag, count in pages.items()} | bytes_ | events
+    assert [*found] == sorted(found)
+    assert pages.keys() | bytes_.keys() == BYTES and pages.keys() | bytes_.keys() | events.keys() == {*Stat}
+    if page_size == 4096:
+        assert found[Stat.ASYNC_SCAN] == 12288
 
 
-@pytest.mark.parametrize("limit", ["max", str(64 * MIB)])
-def test_a_cgroups_numbers_stand_in_front_of_the_machines(machine: Machine, tmp_path: Path, limit: str):
-    group = tmp_path / "group"
-    group.mkdir()
-    (group / "memory.max").write_text(f"{limit}\n")
-    (group / "memory.current").write_text(f"{40 * MIB}\n")
-    (group / "memory.stat").write_text(f"file 4096\ninactive_file {MIB}\npgfault 9\npgmajfault 8\n")
-    (group / "memory.events").write_text("oom 1\noom_kill 2\n")
-    found = Collector(machine.roots, group)()
-    assert (found[Stat.MINFLT], found[Stat.MAJFLT], found[Stat.CACHES], found[Stat.OOM_KILL]) == (9, 8, 4096, 2)
-    memory = (found[Stat.MEMTOT], found[Stat.MEMFREE], found[Stat.AVAIL])
-    if limit == "max":
-        assert memory == (4096 * MIB, 512 * MIB, 1024 * MIB)
-    else:
-        assert memory == (64 * MIB, 24 * MIB, 25 * MIB)
+def test_the_size_of_a_page_is_this_kernels(machine: Machine):
+    (machine.roots.proc / "vmstat").write_text("pswpin 1\n")
+    assert Collector(machine.roots)()[Stat.SWAP_IN] == os.sysconf("SC_PAGE_SIZE")
 
 
 def test_without_a_proc_there_are_no_statistics(tmp_path: Path):
@@ -905,24 +986,24 @@ def test_the_kernels_trigger_is_accepted_and_quiet(kernel_pressure: Pressure, ma
 
 
 def test_a_trigger_that_fires_is_pressure(machine: Machine, monkeypatch: pytest.MonkeyPatch):
-    from uvirtio.drivers.balloon import proc
+    from uvirtio.host import pressure
 
     made = Pressure(machine.roots, FreeMemory(machine.roots))
     assert not made.has_psi and not made.rose()
     reader, writer = os.pipe()
-    made._fd = reader
-    events = [proc.select.POLLPRI, 0, proc.select.POLLERR]
+    made._trigger._fd = reader
+    events = [pressure.select.POLLPRI, 0, pressure.select.POLLERR]
 
     class Poller:
         def register(self, fd: int, mask: int) -> None:
-            assert (fd, mask) == (reader, proc.select.POLLPRI)
+            assert (fd, mask) == (reader, pressure.select.POLLPRI)
 
         def poll(self, timeout: float) -> list[tuple[int, int]]:
             assert timeout == 0
             event = events.pop(0)
             return [(reader, event)] if event else []
 
-    monkeypatch.setattr(proc.select, "poll", Poller)
+    monkeypatch.setattr(pressure.select, "poll", Poller)
     assert made.rose() and not made.rose() and made.has_psi
     assert not made.rose() and not made.has_psi, "the trigger is gone, MemAvailable is left"
     os.close(writer)

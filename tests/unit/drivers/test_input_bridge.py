@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -30,7 +31,16 @@ from tests.unit.drivers.test_input_driver import (
     Rig,
     X,
 )
-from uvirtio.drivers.input import AbsInfo, Bridge, Description, Feed, InputEvent, InputIds, UinputClone
+from uvirtio.drivers.input import (
+    AbsInfo,
+    Bridge,
+    Description,
+    Feed,
+    InputEvent,
+    InputIds,
+    UinputClone,
+    phys_of,
+)
 from uvirtio.errors import (
     Closed,
     DeviceGone,
@@ -39,7 +49,9 @@ from uvirtio.errors import (
     NotSupported,
     OperationFailed,
     PermissionLack,
+    UvirtioError,
 )
+from uvirtio.host.roots import Roots
 from uvirtio.spec import input as spec
 
 Triple = tuple[int, int, int]
@@ -309,17 +321,21 @@ def evdev(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEvdev]:
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> str:
-    (tmp_path / "uinput").touch()
-    return str(tmp_path / "uinput")
+def roots(tmp_path: Path) -> Roots:
+    """A machine whose uinput is a device node that can be opened."""
+    roots = Roots.under(tmp_path)
+    roots.dev.mkdir()
+    roots.proc.mkdir()
+    (roots.dev / "uinput").symlink_to("/dev/null")
+    return roots
 
 
-def test_a_clone_is_what_the_kernel_takes(evdev: FakeEvdev, node: str):
-    clone = UinputClone(ABOUT, phys="uvirtio/x", node=node)
+def test_a_clone_is_what_the_kernel_takes(evdev: FakeEvdev, roots: Roots):
+    clone = UinputClone(ABOUT, phys="uvirtio/x", roots=roots)
     [how] = evdev.made
     assert how["name"] == "ä" * 39, "79 bytes, and no half of a character"
     assert (how["bustype"], how["vendor"], how["product"], how["version"]) == (6, 0x627, 1, 2)
-    assert (how["phys"], how["devnode"], how["input_props"]) == ("uvirtio/x", node, [1])
+    assert (how["phys"], how["devnode"], how["input_props"]) == ("uvirtio/x", str(roots.dev / "uinput"), [1])
     assert how["max_effects"] == 0
     events = how["events"]
     assert events[KEY] == [30, 0x2FF]
@@ -333,14 +349,67 @@ def test_a_clone_is_what_the_kernel_takes(evdev: FakeEvdev, node: str):
     clone.close()
 
 
-def test_a_clone_of_a_device_that_can_nothing_gets_no_keyboard(evdev: FakeEvdev, node: str):
-    UinputClone(Description(""), node=node).close()
+@pytest.mark.parametrize(
+    ("number", "left"),
+    [(0, {5, 0x10, 0x11}), (errno.EINVAL, {5, 0x10}), (errno.ENOTTY, {5, 0x10, 0x11})],
+)
+def test_a_switch_that_the_kernel_is_too_old_for_does_not_cost_the_clone(
+    evdev: FakeEvdev, roots: Roots, monkeypatch: pytest.MonkeyPatch, number: int, left: set[int]
+):
+    # SW_USB_INSERT came after Linux 6.12, whose UI_SET_SWBIT refuses what is above its SW_MAX.
+    asked: list[tuple[int, int]] = []
+
+    def ioctl(fd: int, request: int, code: int) -> int:
+        asked.append((request, code))
+        if number:
+            raise OSError(number, os.strerror(number))
+        return 0
+
+    monkeypatch.setattr(fcntl, "ioctl", ioctl)
+    about = Description("switches", events={spec.EV_SW: frozenset({5, 0x10, 0x11}), KEY: frozenset({30, 0x2FE})})
+    clone = UinputClone(about, roots=roots)
+    assert asked == [(0x4004556D, 0x11)], "_IOW('U', 109, int), for what is new alone"
+    assert evdev.made[0]["events"] == {spec.EV_SW: sorted(left), KEY: [30, 0x2FE]}
+    assert clone.description.events[spec.EV_SW] == left
+    clone.close()
+
+
+def libinput_group(phys: str) -> str:
+    """What libinput's udev/libinput-device-group.c makes of it: devices of one group are taken for one."""
+    group = phys.split("/input")[0]
+    dot = group.rfind(".")
+    return group[:dot] if dot > group.rfind("-") else group
+
+
+def test_two_functions_are_two_devices_for_libinput():
+    addresses = [
+        "0000:01:00.0",
+        "0000:01:00.1",
+        "mmio:0xfeb02e00",
+        "mmio:0xfeb02c00",
+        "/dev/vhost-vdpa-0",
+        "/dev/vhost-vdpa-1",
+        "qemu:pc/virtio-keyboard-pci",
+        "qemu:q35,binary=/opt/input/v1.0/qemu/virtio-keyboard-pci",
+        "qemu:q35,binary=/opt/input/v1.0/qemu/virtio-tablet-pci",
+    ]
+    groups = [libinput_group(phys_of(address)) for address in addresses]
+    assert len({*groups}) == len(addresses)
+    assert phys_of("0000:01:00.0") == "uvirtio/0000:01:00-0"
+    assert not any("." in phys_of(address) for address in addresses)
+    assert len(phys_of("qemu:" + "x" * 500)) == 79
+    # What it was before.
+    assert libinput_group("uvirtio/0000:01:00.0") == libinput_group("uvirtio/0000:01:00.1")
+
+
+def test_a_clone_of_a_device_that_can_nothing_gets_no_keyboard(evdev: FakeEvdev, roots: Roots):
+    UinputClone(Description(""), roots=roots).close()
     assert evdev.made[0]["name"] == "virtio input"
     assert evdev.made[0]["events"] == {MSC: [0]}
 
 
-def test_events_go_through_in_one_piece_and_come_back(evdev: FakeEvdev, node: str):
-    clone = UinputClone(ABOUT, node=node)
+def test_events_go_through_in_one_piece_and_come_back(evdev: FakeEvdev, roots: Roots):
+    clone = UinputClone(ABOUT, roots=roots)
     clone.write([InputEvent(KEY, 30, 1), InputEvent(ABS, 0, -3), InputEvent(*SYN)])
     data = evdev.kernel.recv(4096)
     assert [fields[2:] for fields in EVENT.iter_unpack(data)] == [(KEY, 30, 1), (ABS, 0, -3), SYN]
@@ -362,22 +431,71 @@ def test_events_go_through_in_one_piece_and_come_back(evdev: FakeEvdev, node: st
         (PermissionError(errno.EACCES, "no"), PermissionLack),
     ],
 )
-def test_a_clone_that_is_half_made_is_undone(evdev: FakeEvdev, node: str, error: Exception, kind: type[Exception]):
+def test_a_clone_that_is_half_made_is_undone(
+    evdev: FakeEvdev, roots: Roots, error: Exception, kind: type[Exception]
+):
     evdev.fails = error
     with pytest.raises(kind):
-        UinputClone(ABOUT, node=node)
+        UinputClone(ABOUT, roots=roots)
 
 
-def test_without_uinput(evdev: FakeEvdev, tmp_path: Path):
-    with pytest.raises(ModuleLack) as lack:
-        UinputClone(ABOUT, node=str(tmp_path / "uinput"))
-    assert lack.value.remedy == "modprobe uinput"
+@pytest.mark.parametrize(
+    ("number", "loaded", "user", "kind", "message", "remedy"),
+    [
+        (errno.ENOENT, False, 0, ModuleLack, "there is no", "modprobe uinput"),
+        (errno.ENOENT, True, 0, ModuleLack, "though the kernel has uinput", "--device"),
+        # A node that systemd made of modules.devname, and no module behind it: what mknod and open really give.
+        (errno.ENODEV, False, 0, ModuleLack, "is not loaded", "modprobe uinput"),
+        (errno.ENXIO, False, 0, ModuleLack, "is not loaded", "modprobe uinput"),
+        # open() as root in a container: the device cgroup says EPERM, a file system without devices EACCES.
+        (errno.EPERM, True, 0, PermissionLack, "device cgroup", "DeviceAllow="),
+        (errno.EACCES, True, 0, PermissionLack, "even by root", "nodev"),
+        (errno.EACCES, True, 1000, PermissionLack, "may not be opened", "group input"),
+        (errno.EIO, True, 0, OperationFailed, "cannot be opened", ""),
+    ],
+)
+def test_a_uinput_that_cannot_be_opened_is_told_by_its_cause(
+    evdev: FakeEvdev,
+    roots: Roots,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    loaded: bool,
+    user: int,
+    kind: type[UvirtioError],
+    message: str,
+    remedy: str,
+):
+    node = str(roots.dev / "uinput")
+    (roots.proc / "misc").write_text("223 uinput\n232 kvm\n" if loaded else "232 kvm\n")
+    real = os.open
+
+    def open_(path: Any, *args: Any, **kwargs: Any) -> int:
+        if path == node:
+            raise OSError(number, os.strerror(number), path)
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    with pytest.raises(kind, match=message) as lack:
+        UinputClone(ABOUT, roots=roots)
+    assert node in lack.value.message and os.strerror(number) in str(lack.value.seen)
+    assert remedy in (lack.value.remedy or "")
+    assert not evdev.made, "python-evdev is not asked: its error has no errno"
     os.close(evdev.fd)
 
 
-def test_without_evdev(monkeypatch: pytest.MonkeyPatch, node: str):
+def test_a_file_in_the_place_of_uinput_is_no_node(evdev: FakeEvdev, roots: Roots):
+    (roots.dev / "uinput").unlink()
+    (roots.dev / "uinput").write_text("an event that went astray")
+    with pytest.raises(ModuleLack, match="no device node"):
+        UinputClone(ABOUT, roots=roots)
+    assert not evdev.made
+    os.close(evdev.fd)
+
+
+def test_without_evdev(monkeypatch: pytest.MonkeyPatch, roots: Roots):
     monkeypatch.setitem(sys.modules, "evdev", None)
     with pytest.raises(NotSupported) as lack:
-        UinputClone(ABOUT, node=node)
+        UinputClone(ABOUT, roots=roots)
     assert lack.value.exit_code == 4
     assert "uvirtio[input]" in str(lack.value.remedy)

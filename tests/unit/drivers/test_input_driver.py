@@ -118,6 +118,13 @@ def test_a_selection_that_does_not_stick_is_no_answer(rig: Rig):
     assert rig.device.broken is None
 
 
+def test_the_newest_switch_is_one():
+    rig = Rig({(Select.EV_BITS, spec.EV_SW): (1 << 0x11 | 1 << 5).to_bytes(3, "little")})
+    assert rig.driver.describe().events[spec.EV_SW] == {5, 0x11}
+    assert not rig.driver.findings
+    assert spec.code_name(spec.EV_SW, 0x11) == "SW_USB_INSERT"
+
+
 def test_bits_beyond_the_last_code_are_left_out():
     rig = Rig(
         {(Select.EV_BITS, KEY): b"\xff" * 128, (Select.EV_BITS, 0x1F): b"\x01", (Select.PROP_BITS, 0): b"\xff" * 8}

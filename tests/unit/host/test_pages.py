@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.fakesys import FakeSys
-from uvirtio.backends.pages import Pagemap, merged
+from uvirtio.backends.pages import merged
 from uvirtio.backends.physical import HugeFile, PhysicalDmaSpace
 from uvirtio.backends.qemu.memory import FIRST, GuestMemory, QemuDma
 from uvirtio.drivers.balloon.pages import Pages
 from uvirtio.errors import ForeignWindow, Misuse
-from uvirtio.host.iomem import check_window
+from uvirtio.host.mmio import check_window
+from uvirtio.host.pagemap import Pagemap
 from uvirtio.host.pages import CPU_PAGE, HUGE_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.memory.fence import full_fence

@@ -21,7 +21,7 @@ from uvirtio.errors import (
     PermissionLack,
 )
 from uvirtio.host.roots import Roots
-from uvirtio.online import Kernel, Linux, PieceState, SystemMemory, boot_line, consumer
+from uvirtio.online import KernelView, Linux, PieceState, SystemMemory, boot_line, consumer
 
 UNIT = 128 * MIB
 ADDR = 0x1_0000_0000
@@ -177,7 +177,7 @@ class FakeKernel:
     # --- what is seen ---------------------------------------------------------------------------------------
 
     def total(self) -> int:
-        return Kernel(ADDR, SIZE, self.roots).total() - (self.base << 10)
+        return KernelView(ADDR, SIZE, self.roots).total() - (self.base << 10)
 
     def devices(self) -> list[str]:
         return sorted(path.name for path in (self.dax / "devices").iterdir())
@@ -195,7 +195,7 @@ def pauses():
 
 @pytest.fixture
 def memory(fake, pauses):
-    return SystemMemory(Kernel(ADDR, SIZE, fake.roots), writer=fake, load=fake.load, sleep=pauses.append)
+    return SystemMemory(KernelView(ADDR, SIZE, fake.roots), writer=fake, load=fake.load, sleep=pauses.append)
 
 
 @pytest.fixture
@@ -256,14 +256,14 @@ def test_dax_hmem_comes_up_idle_and_before_kmem(fake, ready):
 
 
 def test_no_module_is_loaded_for_a_tree_of_somebody_else(fake):
-    memory = SystemMemory(Kernel(ADDR, SIZE, fake.roots), writer=fake)
+    memory = SystemMemory(KernelView(ADDR, SIZE, fake.roots), writer=fake)
     with pytest.raises(ModuleLack) as caught:
         memory.prepare()
     assert "modprobe dax_hmem region_idle=1" in caught.value.remedy
 
 
 def test_modules_that_bring_nothing(fake):
-    memory = SystemMemory(Kernel(ADDR, SIZE, fake.roots), writer=fake, load=lambda *_: None)
+    memory = SystemMemory(KernelView(ADDR, SIZE, fake.roots), writer=fake, load=lambda *_: None)
     with pytest.raises(ModuleLack):
         memory.prepare()
 

@@ -297,6 +297,11 @@ def test_input_codes_agree_with_the_headers():
                 assert known[name] == number, name
                 checked += 1
     assert checked > 700
+    # The headers here may be older than the tables: then there was room for less.
+    for prefix, count in input_codes.COUNTS.items():
+        assert known[f"{prefix}_MAX"] + 1 <= count, prefix
+    for kind, count in inp.OLDER_COUNTS.items():
+        assert count <= known[f"{inp.type_name(kind).removeprefix('EV_')}_MAX"] + 1, "Linux 6.1 and later"
     assert known["EV_MAX"] + 1 == inp.EV_CNT
     for name in ("EV_SYN", "EV_KEY", "EV_REL", "EV_ABS", "EV_LED", "EV_FF_STATUS", "SYN_REPORT", "SYN_DROPPED"):
         assert getattr(inp, name) == known[name]
@@ -634,6 +639,43 @@ def test_events_are_named_as_evtest_names_them():
     assert inp.prop_name(0) == "INPUT_PROP_POINTER"
     assert inp.bus_name(6) == "BUS_VIRTUAL"
     assert (inp.type_name(0x99), inp.code_name(0x99, 3), inp.code_name(1, 0x2FE)) == ("0x99", "0x3", "0x2fe")
+
+
+# What came between Linux 6.1 and 7.2, as <linux/input-event-codes.h> and <linux/input.h> of 7.2 have it.
+NEWER = {
+    "BTN_GRIPL": 0x224,
+    "BTN_GRIPR": 0x225,
+    "BTN_GRIPL2": 0x226,
+    "BTN_GRIPR2": 0x227,
+    "KEY_CAMERA_ACCESS_ENABLE": 0x24B,
+    "KEY_CAMERA_ACCESS_DISABLE": 0x24C,
+    "KEY_CAMERA_ACCESS_TOGGLE": 0x24D,
+    "KEY_ACCESSIBILITY": 0x24E,
+    "KEY_DO_NOT_DISTURB": 0x24F,
+    "KEY_EPRIVACY_SCREEN_ON": 0x252,
+    "KEY_EPRIVACY_SCREEN_OFF": 0x253,
+    "KEY_ACTION_ON_SELECTION": 0x254,
+    "KEY_CONTEXTUAL_INSERT": 0x255,
+    "KEY_CONTEXTUAL_QUERY": 0x256,
+    "KEY_PERFORMANCE": 0x2BD,
+    "ABS_SND_PROFILE": 0x22,
+    "SW_USB_INSERT": 0x11,
+    "FF_HAPTIC": 0x4F,
+}
+
+
+def test_names_that_are_newer_than_many_headers():
+    for name, code in NEWER.items():
+        prefix = name.partition("_")[0]
+        kind = {"BTN": inp.EV_KEY, "KEY": inp.EV_KEY, "ABS": inp.EV_ABS, "SW": inp.EV_SW, "FF": inp.EV_FF}[prefix]
+        assert inp.code_of(name) == (kind, code) and inp.code_name(kind, code) == name
+        assert code < inp.CODE_COUNTS[kind], "or a device's would be left out"
+    assert inp.prop_name(7) == "INPUT_PROP_PRESSUREPAD"
+    assert inp.bus_name(0x21) == "BUS_SDW"
+    assert inp.CODE_COUNTS == {0: 16, 1: 768, 2: 16, 3: 64, 4: 8, 5: 18, 0x11: 16, 0x12: 8, 0x14: 2, 0x15: 128}
+    assert (inp.EV_CNT, inp.PROP_COUNT) == (32, 32)
+    # The values of ABS_SND_PROFILE begin as sounds do, and are none.
+    assert not any("PROFILE" in name for name in (*input_codes.SND.values(), *input_codes.ALIASES))
 
 
 def test_every_code_is_found_by_its_name_and_by_its_old_one():

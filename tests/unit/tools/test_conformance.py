@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import sys
 import textwrap
 import tomllib
 from collections import Counter
@@ -18,7 +17,7 @@ TABLE = ROOT / "docs" / "conformance.toml"
 
 def run(*arguments):
     return subprocess.run(
-        [sys.executable, str(TOOL), *map(str, arguments)],
+        [str(TOOL), *map(str, arguments)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -99,6 +98,56 @@ def test_open_lists_exactly_the_open_ones_and_area_narrows():
 
 def test_an_area_that_does_not_exist_is_wrong_usage():
     assert run("--area", "12").returncode == 2
+
+
+# --- one requirement --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_tests(tmp_path):
+    """The options for a small table and tests of it, a body among them."""
+    (tmp_path / "table.toml").write_text(SMALL)
+    (tmp_path / "tests/bodies").mkdir(parents=True)
+    source = "import pytest\n\n@pytest.mark.spec('A-01')\ndef test_{}(): pass\n"
+    (tmp_path / "tests/test_one.py").write_text(source.format("one"))
+    (tmp_path / "tests/bodies/two.py").write_text(source.format("two"))
+    return ["--table", tmp_path / "table.toml", "--tests", tmp_path / "tests"]
+
+
+def test_an_id_shows_the_requirement_its_tests_and_how_to_run_them(two_tests):
+    done = run("A-01", *two_tests)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "A-01  MUST  1  (one)",
+        "  a",
+        "  tests/bodies/two.py::test_two  (run by the cells of tests/qemu and tests/vm)",
+        "  tests/test_one.py::test_one",
+        "  run: tools/test --spec A-01",
+        "",
+    ]
+    [row] = json.loads(run("A-01", "--json", *two_tests).stdout)["requirements"]
+    assert row["tests"] == ["tests/bodies/two.py::test_two", "tests/test_one.py::test_one"]
+    lines = run("A-03", "A-02", *two_tests).stdout.splitlines()
+    assert [line for line in lines if "A-0" in line or "reason" in line] == [
+        *("A-03  MUST^  1  (one)", "  reasoned away: never", "A-02  DESC  1  (one)")
+    ]
+
+
+def test_an_id_that_does_not_exist_names_those_like_it(tmp_path):
+    done = run("pci-com-1", "--tests", tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pci-com-1: no such requirement in docs/conformance.toml; like it: PCI-COM-" in done.stderr
+    assert "--search" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_word_finds_the_requirements_that_have_it(tmp_path):
+    done = run("--search", "POISON", "--tests", tmp_path)
+    rows = [row for area in tomllib.loads(TABLE.read_text())["area"] for row in area["requirements"]]
+    expected = [row["id"] for row in rows if "poison" in row["title"].lower()]
+    assert [line.split()[0] for line in done.stdout.splitlines()] == expected
+    assert run("--search", "5.5.6.6.1", "--tests", tmp_path).stdout.count("BAL-P0") == 3
+    done = run("--search", "no such word", "--tests", tmp_path)
+    assert (done.returncode, done.stdout) == (1, "") and "no requirement has" in done.stderr
 
 
 # --- reading markers --------------------------------------------------------------------------------------

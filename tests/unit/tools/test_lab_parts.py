@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -13,7 +15,20 @@ import pytest
 TOOLS = Path(__file__).resolve().parents[3] / "tools"
 sys.path.insert(0, str(TOOLS))
 
-from lab import LabError, cache, cli_matrix, cli_test, initramfs, kernels, machines, modules, qemus, vm  # noqa: E402
+from lab import (  # noqa: E402
+    LabError,
+    cache,
+    cli_matrix,
+    cli_test,
+    initramfs,
+    kernels,
+    machines,
+    modules,
+    process,
+    qemus,
+    setup,
+    vm,
+)
 from lab.commands import Commands  # noqa: E402
 from lab.floors import Outcome, Runner  # noqa: E402
 
@@ -116,6 +131,12 @@ def test_a_device_gets_a_root_port_and_what_it_needs(tmp_path, monkeypatch):
     ]
 
 
+def test_a_busy_host_is_no_broken_timer_and_no_lockup(tmp_path, monkeypatch):
+    words = make_vm(tmp_path, monkeypatch)
+    booted = words[words.index("-append") + 1].split()
+    assert {"no_timer_check", "watchdog_thresh=60"} <= set(booted)
+
+
 def test_every_test_file_of_the_vm_floor_has_a_machine():
     assert {path for machine in machines.load() for path in machine.files}
 
@@ -165,6 +186,39 @@ def test_the_wake_ups_run_alone_and_in_no_other_step(monkeypatch, tmp_path):
         *(1, ("wake-ups", [str(race)], {"UVIRTIO_RACE_SECONDS": "7"})),
         *(3, ("unit", [str(folder), f"--ignore={race}"], None)),
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "packages"),
+    [
+        (["--lint"], {"python3-venv"}),
+        (["--unit"], {"python3-venv", "gcc", "libc6-dev", "linux-libc-dev", "libatomic1", "busybox-static"}),
+        (["--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-arm"}),
+        (["--lint", "--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-arm"}),
+        ([], {name for floor in ("LINT", "UNIT", "QEMU", "VM") for name in getattr(setup, f"FOR_{floor}")}),
+    ],
+)
+def test_each_floor_wants_its_own_packages_only(arguments, packages, monkeypatch):
+    class Enough(Exception): ...
+
+    def wanted(names):
+        assert set(names) == packages
+        raise Enough
+
+    monkeypatch.setattr(cli_test.setup, "packages", wanted)
+    with pytest.raises(Enough):
+        cli_test.main(arguments)
+
+
+def test_a_quiet_step_shows_what_was_said_only_when_it_fails(tmp_path, capfd):
+    runner = Runner(tmp_path, tmp_path)
+    command = ["sh", "-c", 'echo "MISS" && echo "no" >&2 && exit "$0"']
+    assert runner.tool("good", [*command, "0"], quiet=True).ok
+    assert capfd.readouterr() == ("\n=== good ===\n", "")
+    assert not runner.tool("bad", [*command, "3"], quiet=True).ok
+    assert capfd.readouterr() == ("\n=== bad ===\nMISS\nno\n\n", "")
+    assert runner.tool("loud", [*command, "0"]).ok
+    assert capfd.readouterr() == ("\n=== loud ===\nMISS\n", "no\n")
 
 
 def test_the_verdict_tells_the_rounds_of_a_race(tmp_path):
@@ -254,6 +308,51 @@ def test_the_job_quotes_every_word(tmp_path, monkeypatch):
     assert done.stdout == "|".join(words[2:]) + "|"
 
 
+# --- signals, of which nohup and a shell's & have some ignored -----------------------------------------------
+
+
+@pytest.fixture
+def ignoring():
+    before = [signal.signal(number, signal.SIG_IGN) for number in process.LEAVING]
+    yield
+    for number, handler in zip(process.LEAVING, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("ignoring")
+def test_a_child_ignores_no_signal_though_we_do():
+    bits = sum(1 << number - 1 for number in process.LEAVING)
+    own = Path("/proc/self/status").read_text()
+    child = process.start(["cat", "/proc/self/status"], stdout=subprocess.PIPE)
+    said = child.communicate(timeout=20)[0].decode()
+    ignored = [int(re.search(r"^SigIgn:\s*(\w+)$", text, re.MULTILINE)[1], 16) & bits for text in (own, said)]
+    assert ignored == [bits, 0]
+
+
+@pytest.mark.usefixtures("ignoring")
+def test_what_is_ignored_does_not_end_a_tool():
+    with process.signals_raise():
+        for number in process.LEAVING:
+            signal.raise_signal(number)
+
+
+@pytest.mark.usefixtures("signals_as_in_a_terminal")
+@pytest.mark.parametrize("number", process.LEAVING)
+def test_what_is_not_ignored_ends_a_tool_in_order(number):
+    before = signal.getsignal(number)
+    with pytest.raises(process.Interrupted) as caught, process.signals_raise():
+        signal.raise_signal(number)
+    assert (caught.value.code, signal.getsignal(number)) == (128 + number, before)
+
+
+@pytest.mark.usefixtures("ignoring")
+def test_a_test_of_signals_has_them_as_in_a_terminal(request):
+    request.getfixturevalue("signals_as_in_a_terminal")
+    assert [signal.getsignal(number) for number in process.LEAVING] == [
+        *(signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL)
+    ]
+
+
 # --- commands without a start of Python each ----------------------------------------------------------------
 
 
@@ -303,3 +402,26 @@ def test_the_matrix_counts_what_passed_and_says_where(tmp_path):
     assert "| pci-modern | vfio-pci | split | built | built | built | Linux 6.12 (2) | built |" in lines
     assert "| pci-legacy | qemu | split | built | - | - | built | built |" in lines
     assert not any("| packed |" in line for line in lines), "where nothing was tested it is not listed"
+    short = cli_matrix.glance(table).splitlines()
+    assert "| pci-modern | qemu | built | built | built | split | built |" in short
+    assert "| pci-legacy | qemu | built | - | - | built | built |" in short
+    assert "(2)" not in "".join(short)
+
+
+def test_the_matrix_is_written_into_two_pages_and_nowhere_else(tmp_path, monkeypatch, capsys):
+    (tmp_path / "qemu.xml").write_text(report("qemu", " q35"))
+    (tmp_path / "docs").mkdir()
+    pages = [tmp_path / "docs/tested.md", tmp_path / "README.md"]
+    for page in pages:
+        page.write_text(f"head\n\n{cli_matrix.BEGIN}\nold\n{cli_matrix.END}\n\ntail\n")
+    monkeypatch.setattr(cli_matrix, "CHECKOUT", tmp_path)
+    assert cli_matrix.main(["--check", str(tmp_path)]) == 1
+    assert cli_matrix.main([str(tmp_path)]) == 0
+    assert cli_matrix.main(["--check", str(tmp_path)]) == 0
+    for page, cell in zip(pages, ["q35 (2)", "| split |"], strict=True):
+        text = page.read_text()
+        assert text.startswith("head\n\n<!--") and text.endswith("-->\n\ntail\n")
+        assert cell in text and "old" not in text
+    pages[1].write_text("nothing")
+    assert cli_matrix.main([str(tmp_path)]) == 1
+    assert "has no <!--" in capsys.readouterr().err

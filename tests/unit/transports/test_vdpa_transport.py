@@ -10,7 +10,6 @@ import pytest
 
 from tests.fakes.played_vdpa import MODERN, PAGE, PATTERN, Played
 from uvirtio import opening
-from uvirtio.backends.pages import Pagemap
 from uvirtio.backends.vhost_vdpa import VhostVdpaNode
 from uvirtio.device import Device, QueueSpec
 from uvirtio.drivers.balloon import Balloon
@@ -28,6 +27,7 @@ from uvirtio.errors import (
     QueueError,
     UvirtioError,
 )
+from uvirtio.host.pagemap import Pagemap
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import Field

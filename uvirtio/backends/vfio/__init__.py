@@ -9,7 +9,7 @@ from __future__ import annotations
 from uvirtio.backends.vfio.container import Container, IommuInfo
 from uvirtio.backends.vfio.device import Device, DeviceInfo, IrqInfo, RegionInfo
 from uvirtio.backends.vfio.group import Group, GroupMember, group_of, members
-from uvirtio.host.pci_driver import driver_of
+from uvirtio.host.drivers import pci_driver as driver_of
 from uvirtio.host.syscalls import Kernel
 from uvirtio.memory.iova import IovaAllocator
 

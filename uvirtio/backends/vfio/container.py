@@ -44,6 +44,7 @@ from uvirtio.errors import (
     PermissionLack,
     UvirtioError,
 )
+from uvirtio.host import process
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import Kernel, failed, named
@@ -52,8 +53,6 @@ IOMMU_NAMES = {VFIO_TYPE1v2_IOMMU: "type1v2", VFIO_TYPE1_IOMMU: "type1", VFIO_NO
 
 DEFAULT_RANGES = ((0, 0xFEDF_FFFF), (0xFEF0_0000, (1 << 39) - 1))
 """For kernels before 5.4, which report no ranges: 39 bits without the hole where x86 has its MSIs."""
-
-_CAP_IPC_LOCK = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,29 +264,17 @@ def _open_error(path: Path, error: OSError) -> UvirtioError:
     return failed(f"opening {path}", error)
 
 
-def _status_field(roots: Roots, name: str) -> str:
-    try:
-        text = (roots.proc / "self" / "status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""
-    return next((line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith(name + ":")), "")
-
-
 def locked_bytes(roots: Roots) -> int:
     """What this process has locked or pinned against RLIMIT_MEMLOCK, in bytes.
 
     Type1 counts its maps as locked (VmLck of the status), iommufd as pinned (VmPin).
     """
-    fields = [_status_field(roots, name).split() for name in ("VmLck", "VmPin")]
-    return sum(int(field[0]) * 1024 for field in fields if field and field[0].isdigit())
+    return process.status_bytes(("VmLck", "VmPin"), roots)
 
 
 def memlock_limit(roots: Roots) -> int | None:
     """The soft RLIMIT_MEMLOCK in bytes; None where it does not bind (unlimited, or CAP_IPC_LOCK)."""
-    try:
-        if int(_status_field(roots, "CapEff") or "0", 16) >> _CAP_IPC_LOCK & 1:
-            return None
-    except ValueError:
-        pass
+    if process.capable(process.CAP_IPC_LOCK, roots):
+        return None
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     return None if soft == resource.RLIM_INFINITY else soft

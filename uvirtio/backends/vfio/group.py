@@ -28,11 +28,13 @@ from uvirtio.errors import (
     PermissionLack,
     UvirtioError,
 )
-from uvirtio.host.pci_driver import driver_of
+from uvirtio.host import sysfs
+from uvirtio.host.drivers import PCI_STUB, pci_driver
+from uvirtio.host.process import holders
 from uvirtio.host.roots import Roots
-from uvirtio.host.syscalls import Kernel, failed, gone_or_failed, holders, named
+from uvirtio.host.syscalls import Kernel, failed, gone_or_failed, named
 
-BRIDGE_DRIVERS = frozenset({"pcieport", "pci-stub"})
+BRIDGE_DRIVERS = frozenset({"pcieport", PCI_STUB})
 """Drivers that may hold members of a group: they do no DMA of their own (vfio.rst, "viable")."""
 
 
@@ -49,7 +51,7 @@ def group_of(address: str, roots: Roots) -> int:
 
     Raises NoSuchDevice, NoIommu. VFIO gives a group to a function without an IOMMU too: see :func:`is_noiommu`.
     """
-    device = roots.sys / "bus" / "pci" / "devices" / address
+    device = sysfs.device("pci", address, roots)
     if not device.exists():
         raise NoSuchDevice(f"there is no PCI function {address}", seen=str(device), remedy="uvirtio list")
     try:
@@ -68,21 +70,12 @@ def group_of(address: str, roots: Roots) -> int:
 
 def is_noiommu(address: str, roots: Roots) -> bool:
     """Whether the function's group is one that VFIO made up, because there is no IOMMU."""
-    path = roots.sys / "bus" / "pci" / "devices" / address / "iommu_group" / "name"
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip() == "vfio-noiommu"
-    except OSError:
-        return False
+    return sysfs.is_noiommu(sysfs.device("pci", address, roots))
 
 
 def members(number: int, roots: Roots) -> list[GroupMember]:
     """The functions of an IOMMU group with their drivers, from sysfs; empty where it cannot be read."""
-    devices = roots.sys / "kernel" / "iommu_groups" / str(number) / "devices"
-    try:
-        names = sorted(entry.name for entry in devices.iterdir())
-    except OSError:
-        return []
-    return [GroupMember(name, driver_of(name, roots)) for name in names]
+    return [GroupMember(name, pci_driver(name, roots)) for name in sysfs.iommu_group_members(number, roots)]
 
 
 class Group:
@@ -222,7 +215,7 @@ def _busy(path: Path, roots: Roots, what: str) -> Busy:
     found = holders(path, roots)
     return Busy(
         what,
-        seen=("held by process " + ", ".join(found)) if found else "EBUSY; the holder is not visible from here",
+        seen=("held by " + ", ".join(map(str, found))) if found else "EBUSY; the holder is not visible from here",
         expected="one process at a time",
         remedy="end that process" if found else f"as root: fuser -v {path}",
     )

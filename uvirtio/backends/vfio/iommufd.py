@@ -15,8 +15,10 @@ from pathlib import Path
 
 from uvirtio.backends.vfio.container import IommuInfo, map_error
 from uvirtio.errors import Busy, Closed, ModuleLack, NotSupported, OperationFailed, PermissionLack
+from uvirtio.host import sysfs
+from uvirtio.host.process import holders
 from uvirtio.host.roots import Roots
-from uvirtio.host.syscalls import Kernel, failed, gone_or_failed, holders, named
+from uvirtio.host.syscalls import Kernel, failed, gone_or_failed, named
 
 _IOMMUFD_TYPE = ord(";") << 8
 
@@ -87,11 +89,7 @@ class vfio_device_attach_iommufd_pt(ctypes.Structure):
 
 def cdev_of(address: str, roots: Roots) -> Path | None:
     """The character device that VFIO made for a PCI function; None where this kernel makes none."""
-    try:
-        names = [entry.name for entry in (roots.sys / "bus/pci/devices" / address / "vfio-dev").iterdir()]
-    except OSError:
-        return None
-    for name in names:
+    for name in sysfs.names(sysfs.device("pci", address, roots) / "vfio-dev"):
         path = roots.dev / "vfio" / "devices" / name
         if re.fullmatch(r"vfio[0-9]+", name, re.ASCII) and path.exists():
             return path
@@ -241,7 +239,7 @@ def open_cdev(path: Path, ioas: Ioas, roots: Roots, *, kernel: Kernel | None = N
         if error.errno == errno.EBUSY or (error.errno == errno.EINVAL and found):
             raise Busy(
                 f"{path} is in use",
-                seen=("held by process " + ", ".join(found)) if found else "EBUSY; perhaps its group is open",
+                seen=("held by " + ", ".join(map(str, found))) if found else "EBUSY; perhaps its group is open",
                 expected="one process at a time, by the group or by this node",
                 remedy="end that process" if found else f"as root: fuser -v {path} /dev/vfio/*",
             ) from error

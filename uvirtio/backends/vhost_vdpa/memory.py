@@ -24,13 +24,14 @@ from uvirtio.backends.pages import (
     Memory,
     OwnedBlocks,
     PagedBlock,
-    Pagemap,
     advise,
     ordinary,
 )
 from uvirtio.backends.physical import PhysicalBlock, PhysicalDmaSpace
 from uvirtio.errors import MemlockExceeded, OperationFailed
+from uvirtio.host.pagemap import Pagemap
 from uvirtio.host.pages import CPU_PAGE
+from uvirtio.host.process import status_bytes
 from uvirtio.host.roots import Roots
 from uvirtio.memory.iova import IovaAllocator
 
@@ -49,16 +50,7 @@ class Iotlb(Protocol):
 
 def pinned_bytes(roots: Roots) -> int:
     """What the kernel has pinned of this process for others than VFIO, in bytes (VmPin of its status)."""
-    try:
-        text = (roots.proc / "self" / "status").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return 0
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        words = value.split()
-        if name == "VmPin" and words and words[0].isdigit():
-            return int(words[0]) * 1024
-    return 0
+    return status_bytes(("VmPin",), roots)
 
 
 def _shared(size: int) -> Memory:

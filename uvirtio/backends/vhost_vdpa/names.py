@@ -3,46 +3,26 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from uvirtio.errors import NoSuchDevice, NotBound
+from uvirtio.host import addresses, sysfs
+from uvirtio.host.drivers import VDPA, VP_VDPA
 from uvirtio.host.roots import Roots
 from uvirtio.spec import pci
-
-DRIVER = "vhost_vdpa"
-_NODE = re.compile(r"vhost-vdpa-(0|[1-9][0-9]{0,9})", re.ASCII)
-_VP_VDPA = "vp-vdpa"
-
-
-def _devices(roots: Roots) -> Path:
-    return roots.sys / "bus" / "vdpa" / "devices"
 
 
 def node_of(name: str, roots: Roots) -> str | None:
     """The node of a vDPA device that vhost_vdpa holds, ``/dev/vhost-vdpa-0``; None where it has none."""
-    try:
-        children = sorted(child.name for child in (_devices(roots) / name).iterdir())
-    except OSError:
-        return None
-    return next((f"/dev/{child}" for child in children if _NODE.fullmatch(child)), None)
+    children = (f"/dev/{child}" for child in sysfs.names(sysfs.device("vdpa", name, roots)))
+    return next((node for node in children if addresses.is_vhost_vdpa_node(node)), None)
 
 
 def name_of(node: str, roots: Roots) -> str | None:
     """The vDPA device behind ``/dev/vhost-vdpa-0``; None where there is none."""
-    try:
-        names = sorted(entry.name for entry in _devices(roots).iterdir())
-    except OSError:
-        return None
+    names = sysfs.device_names("vdpa", roots)
     return next((name for name in names if node_of(name, roots) == node), None)
-
-
-def _link_name(path: Path) -> str | None:
-    try:
-        return path.readlink().name
-    except OSError:
-        return None
 
 
 def require_bound(address: str, roots: Roots) -> tuple[str, str]:
@@ -52,24 +32,24 @@ def require_bound(address: str, roots: Roots) -> tuple[str, str]:
     """
     if address.startswith("vdpa:"):
         name = address.removeprefix("vdpa:")
-        known = "/" not in name and name not in ("", ".", "..") and (_devices(roots) / name).is_dir()
+        known = "/" not in name and name not in ("", ".", "..") and sysfs.device("vdpa", name, roots).is_dir()
     else:
         name = name_of(address, roots) or ""
         known = bool(name)
     if not known:
         raise NoSuchDevice(
             f"there is no vDPA device {address}",
-            seen=f"nothing of this name in {_devices(roots)}",
+            seen=f"nothing of this name in {sysfs.bus('vdpa', roots) / 'devices'}",
             expected="a device of uvirtio list",
             remedy="uvirtio list; `vdpa dev show` (iproute2) lists vDPA devices too, `vdpa dev add` makes one",
         )
     node = node_of(name, roots)
-    driver = _link_name(_devices(roots) / name / "driver")
-    if driver != DRIVER or node is None:
+    driver = sysfs.driver_of(sysfs.device("vdpa", name, roots))
+    if driver != VDPA or node is None:
         raise NotBound(
-            f"vdpa:{name} is not bound to {DRIVER}",
+            f"vdpa:{name} is not bound to {VDPA}",
             seen=driver or "no driver",
-            expected=f"{DRIVER} and its node",
+            expected=f"{VDPA} and its node",
             remedy=f"uvirtio bind vdpa:{name}",
         )
     return node, name
@@ -77,13 +57,13 @@ def require_bound(address: str, roots: Roots) -> tuple[str, str]:
 
 def parent_of(name: str, roots: Roots) -> Path:
     """The directory of what offers the device: a PCI function under vp-vdpa, VDUSE, a simulator ..."""
-    return (_devices(roots) / name).resolve().parent
+    return sysfs.device("vdpa", name, roots).resolve().parent
 
 
 def behind(name: str, roots: Roots) -> str:
     """A word for people about that: ``0000:03:00.0 (vp-vdpa)``, ``vduse0 (vduse)``."""
     parent = parent_of(name, roots)
-    kind = _link_name(parent / "driver") or _link_name(parent / "subsystem")
+    kind = sysfs.driver_of(parent) or sysfs.link_name(parent / "subsystem")
     return f"{parent.name} ({kind})" if kind else parent.name
 
 
@@ -95,7 +75,7 @@ def calls_of(name: str, roots: Roots) -> int | None:
     to root alone.
     """
     parent = parent_of(name, roots)
-    if _link_name(parent / "driver") != _VP_VDPA:
+    if sysfs.driver_of(parent) != VP_VDPA:
         return None
     try:
         fd = os.open(parent / "config", os.O_RDONLY | os.O_CLOEXEC)

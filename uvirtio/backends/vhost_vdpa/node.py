@@ -31,8 +31,9 @@ from uvirtio.errors import (
     PermissionLack,
     UvirtioError,
 )
+from uvirtio.host.process import holders
 from uvirtio.host.roots import Roots
-from uvirtio.host.syscalls import GONE, Kernel, failed, gone_or_failed, holders, named
+from uvirtio.host.syscalls import GONE, Kernel, failed, gone_or_failed, named
 from uvirtio.memory.iova import IovaAllocator
 
 ENOTSUPP = 524
@@ -411,7 +412,7 @@ def _busy(path: Path, name: str, roots: Roots, error: OSError) -> Busy:
     found = holders(path, roots)
     return Busy(
         f"the vDPA device {name} is in use",
-        seen=f"{path} is held by process " + ", ".join(found) if found else _named(error),
+        seen=f"{path} is held by " + ", ".join(map(str, found)) if found else _named(error),
         expected="one process at a time",
         remedy="end that process" if found else f"as root: fuser -v {path}",
     )

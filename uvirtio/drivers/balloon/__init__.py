@@ -7,7 +7,7 @@ free: what free page hints and reports are about.
 from uvirtio.drivers.balloon.arena import Arena, Range, Use
 from uvirtio.drivers.balloon.driver import Balloon
 from uvirtio.drivers.balloon.follow import MemoryPressure
-from uvirtio.drivers.balloon.proc import FreeMemory, default_floor
+from uvirtio.drivers.balloon.free_memory import FreeMemory, default_floor
 from uvirtio.drivers.balloon.stats import BYTES, VIRSH, Collector, name_of
 
 __all__ = [

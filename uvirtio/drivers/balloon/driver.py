@@ -16,9 +16,10 @@ from typing import ClassVar, Literal
 from uvirtio.device import Device, Observer, QueueSpec, unobserved
 from uvirtio.drivers.balloon.arena import Arena, allocate
 from uvirtio.drivers.balloon.follow import Follower, Progress, Shortage, Target
+from uvirtio.drivers.balloon.free_memory import FreeMemory, Pressure
 from uvirtio.drivers.balloon.hints import Hints
 from uvirtio.drivers.balloon.pages import PFN_END, Chunk, Pages
-from uvirtio.drivers.balloon.proc import FreeMemory, Pressure
+from uvirtio.drivers.balloon.queues import numbered
 from uvirtio.drivers.balloon.reporting import Reporting
 from uvirtio.drivers.balloon.stats import Collector, Source, StatsQueue
 from uvirtio.drivers.base import Driver, runs, settle
@@ -73,8 +74,12 @@ class Balloon(Driver):
     ``stats``: where statistics come from (None: they are not offered to the host). ``floor``: bytes of this
     machine's memory that the balloon leaves alone (None: 5%, at least 256 MiB but at most a quarter; on qemu:,
     where no system lives in the guest's memory, none). ``deflate_on_oom``: give pages back under memory pressure,
-    if the host allows it. ``hinting``, ``reporting``: take those features, for use with an arena. ``poison``: the
-    value (32 bits) that free pages hold and keep holding; None: their contents are of no interest.
+    if the host allows it. ``hinting``, ``reporting``: take those features, for use with an arena. Where hints are
+    offered, ``reporting`` takes them too, and a round of hints is answered with what was lent, or with nothing: so
+    all devices agree on the index of the reporting queue. ``poison``: the value (32 bits) that free pages hold and
+    keep holding; None: their contents are of no interest.
+
+    Raises NotSupported where it cannot be known which queue is which (``queues.py``), else what ``Driver`` raises.
 
     Leaving deflates everything and writes ``actual`` = 0, because QEMU keeps ``actual`` over a reset.
     """
@@ -107,7 +112,8 @@ class Balloon(Driver):
             f.Balloon.MUST_TELL_HOST,
             *([f.Balloon.STATS_VQ] if self._source is not None else []),
             *([f.Balloon.DEFLATE_ON_OOM] if deflate_on_oom else []),
-            *([f.Balloon.FREE_PAGE_HINT] if hinting else []),
+            # Also for reporting: where devices do not agree on its index, it is what comes before it that counts.
+            *([f.Balloon.FREE_PAGE_HINT] if hinting or reporting else []),
             *([f.Balloon.PAGE_REPORTING] if reporting else []),
             *([f.Balloon.PAGE_POISON] if poison is not None else []),
         )
@@ -130,21 +136,18 @@ class Balloon(Driver):
         return f.RESERVED_DEPENDS if self._poison is None else None
 
     def _queues(self) -> Sequence[QueueSpec]:
-        queues = [QueueSpec(spec.INFLATEQ, "inflateq", size=16), QueueSpec(spec.DEFLATEQ, "deflateq", size=16)]
-        if self.device.has(f.Balloon.STATS_VQ):
-            queues.append(QueueSpec(spec.STATSQ, "statsq", size=16, required=False))
-        if self.device.has(f.Balloon.FREE_PAGE_HINT):
-            queues.append(QueueSpec(spec.FREE_PAGE_VQ, "free_page_vq", size=64))
-        if self.device.has(f.Balloon.PAGE_REPORTING):
-            queues.append(QueueSpec(self._reporting_vq(), "reporting_vq", size=64))
-        return queues
-
-    def _reporting_vq(self) -> int:
-        # 5.5.2 says 4. QEMU and Linux have no gaps, so without a hint queue theirs is 3.
-        if f.has(self.device.offered, f.Balloon.FREE_PAGE_HINT):
-            return spec.REPORTING_VQ
-        there = self.device.transport.queue_layout(spec.REPORTING_VQ).size_max
-        return spec.REPORTING_VQ if there else spec.REPORTING_VQ_WITHOUT_HINT
+        device = self.device
+        return [
+            QueueSpec(spec.INFLATEQ, "inflateq", size=16),
+            QueueSpec(spec.DEFLATEQ, "deflateq", size=16),
+            *numbered(
+                device.address,
+                device.offered,
+                device.features,
+                device.transport.num_queues,
+                lambda index: device.transport.queue_layout(index).size_max > 0,
+            ),
+        ]
 
     def _before_ok(self) -> None:
         device = self.device
@@ -158,10 +161,14 @@ class Balloon(Driver):
         if device.has(f.Balloon.PAGE_POISON):
             self._tell_poison()
         self.stats: StatsQueue | None = None
-        self.hints = Hints(device, queues["free_page_vq"], order) if "free_page_vq" in queues else None
-        self.reports = Reporting(device, queues["reporting_vq"]) if "reporting_vq" in queues else None
-        if "statsq" in queues and self._source is not None:
-            self.stats = StatsQueue(device, queues["statsq"], self._source, order)
+        self.hints: Hints | None = None
+        self.reports: Reporting | None = None
+        if (hints := queues.get(spec.FREE_PAGE_VQ_NAME)) is not None:
+            self.hints = Hints(device, hints, order)
+        if (reports := queues.get(spec.REPORTING_VQ_NAME)) is not None:
+            self.reports = Reporting(device, reports)
+        if (stats := queues.get(spec.STATSQ_NAME)) is not None and self._source is not None:
+            self.stats = StatsQueue(device, stats, self._source, order)
             self.stats.prepare()
 
     def _tell_poison(self) -> None:
@@ -357,7 +364,7 @@ class Balloon(Driver):
         """
         if size <= 0 or size % VIRTIO_PAGE:
             raise BadSize("an arena is made of whole pages", seen=size, expected="a multiple of 4096 bytes")
-        names = ("free_page_vq", "reporting_vq")
+        names = (spec.FREE_PAGE_VQ_NAME, spec.REPORTING_VQ_NAME)
         most = [queue.ring.size for queue in self.device.queues.values() if queue.name in names]
         with self.device.session():
             if self._free is not None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from uvirtio.device import Device
+from uvirtio.drivers.balloon.free_memory import Pressure
 from uvirtio.drivers.balloon.pages import CHUNK, Pages
-from uvirtio.drivers.balloon.proc import Pressure
 from uvirtio.spec import features as f
 from uvirtio.spec.page import VIRTIO_PAGE
 

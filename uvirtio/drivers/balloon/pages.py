@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from uvirtio.drivers.balloon.proc import FreeMemory
+from uvirtio.drivers.balloon.free_memory import FreeMemory
 from uvirtio.errors import NotSupported, PagemapHidden, PageMoved, Refused
 from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.spec import balloon as spec

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Literal
 
 from uvirtio.device import Device, Queue
-from uvirtio.drivers.balloon.proc import numbers
+from uvirtio.drivers.balloon import cgroup as cgroups
 from uvirtio.drivers.base import runs
 from uvirtio.errors import NotSupported, OperationFailed, UvirtioError
+from uvirtio.host import proc
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import Block
 from uvirtio.spec import balloon as spec
 from uvirtio.spec.balloon import Stat
-
-PAGE = 4096
 
 VIRSH: dict[int, str] = {
     Stat.SWAP_IN: "swap_in",
@@ -34,66 +34,89 @@ VIRSH: dict[int, str] = {
 }
 """What virsh dommemstat calls them. (Its ``available`` is MEMTOT, and its ``usable`` is AVAIL.)"""
 
-BYTES = frozenset({Stat.SWAP_IN, Stat.SWAP_OUT, Stat.MEMFREE, Stat.MEMTOT, Stat.AVAIL, Stat.CACHES})
-"""These are in bytes; all others count events."""
+BYTES = frozenset(
+    {
+        Stat.SWAP_IN,
+        Stat.SWAP_OUT,
+        Stat.MEMFREE,
+        Stat.MEMTOT,
+        Stat.AVAIL,
+        Stat.CACHES,
+        Stat.ASYNC_SCAN,
+        Stat.DIRECT_SCAN,
+        Stat.ASYNC_RECLAIM,
+        Stat.DIRECT_RECLAIM,
+    }
+)
+"""These are in bytes, all others count events: the units of Linux's driver (drivers/virtio/virtio_balloon.c)."""
 
 Source = Callable[[], Mapping[int, int]]
 """Gives values by tag. It runs in a thread of its own, and may take its time."""
 
-_MEMINFO = {Stat.MEMFREE: ("MemFree",), Stat.MEMTOT: ("MemTotal",), Stat.AVAIL: ("MemAvailable",)}
+_MEMINFO = {Stat.MEMFREE: "MemFree", Stat.MEMTOT: "MemTotal", Stat.AVAIL: "MemAvailable"}
 _CACHES = ("Cached", "Buffers", "SwapCached")  # together what Linux's driver sends: NR_FILE_PAGES
 
-_VMSTAT: dict[Stat, tuple[str, int]] = {
-    Stat.SWAP_IN: ("pswpin", PAGE),
-    Stat.SWAP_OUT: ("pswpout", PAGE),
-    Stat.MAJFLT: ("pgmajfault", 1),
-    Stat.MINFLT: ("pgfault", 1),  # all faults, as Linux's driver has it
-    Stat.HTLB_PGALLOC: ("htlb_buddy_alloc_success", 1),
-    Stat.HTLB_PGFAIL: ("htlb_buddy_alloc_fail", 1),
-    Stat.OOM_KILL: ("oom_kill", 1),
-    Stat.ASYNC_SCAN: ("pgscan_kswapd", 1),
-    Stat.DIRECT_SCAN: ("pgscan_direct", 1),
-    Stat.ASYNC_RECLAIM: ("pgsteal_kswapd", 1),
-    Stat.DIRECT_RECLAIM: ("pgsteal_direct", 1),
-}
-
-_CGROUP_STAT: dict[Stat, str] = {
+_VMSTAT: dict[Stat, str] = {
+    Stat.SWAP_IN: "pswpin",
+    Stat.SWAP_OUT: "pswpout",
     Stat.MAJFLT: "pgmajfault",
-    Stat.MINFLT: "pgfault",
-    Stat.CACHES: "file",
+    Stat.MINFLT: "pgfault",  # all faults, as Linux's driver has it
+    Stat.HTLB_PGALLOC: "htlb_buddy_alloc_success",
+    Stat.HTLB_PGFAIL: "htlb_buddy_alloc_fail",
+    Stat.OOM_KILL: "oom_kill",
     Stat.ASYNC_SCAN: "pgscan_kswapd",
     Stat.DIRECT_SCAN: "pgscan_direct",
     Stat.ASYNC_RECLAIM: "pgsteal_kswapd",
     Stat.DIRECT_RECLAIM: "pgsteal_direct",
 }
+"""By these names in /proc/vmstat: what is in bytes on the wire is in pages there."""
+
+_CGROUP_STAT: dict[Stat, str] = {
+    Stat.SWAP_IN: "pswpin",
+    Stat.SWAP_OUT: "pswpout",
+    Stat.MAJFLT: "pgmajfault",
+    Stat.MINFLT: "pgfault",
+    Stat.ASYNC_SCAN: "pgscan_kswapd",
+    Stat.DIRECT_SCAN: "pgscan_direct",
+    Stat.ASYNC_RECLAIM: "pgsteal_kswapd",
+    Stat.DIRECT_RECLAIM: "pgsteal_direct",
+}
+"""The same in memory.stat of a cgroup, in the same units; its ``file`` is in bytes."""
 
 
 class Collector:
     """The statistics of this machine; with ``cgroup`` (a directory of cgroup v2), of what runs in that.
 
-    Values in bytes or events, by tag. What the kernel does not tell is left out.
+    Values in bytes or events, by tag. What the kernel does not tell is left out; what it does not count for a
+    cgroup (ALLOC_STALL, HTLB_PGALLOC, HTLB_PGFAIL; before Linux 6.13 SWAP_IN and SWAP_OUT) is the machine's.
+    ``page_size``: bytes of a page of this machine's kernel, in which it counts some of them.
     """
 
-    def __init__(self, roots: Roots | None = None, cgroup: Path | None = None) -> None:
-        self._proc = (roots or Roots()).proc
+    def __init__(
+        self, roots: Roots | None = None, cgroup: Path | None = None, *, page_size: int = CPU_PAGE
+    ) -> None:
+        self._roots = roots or Roots()
         self._cgroup = cgroup
+        self._page_size = page_size
 
     def __call__(self) -> dict[int, int]:
-        """Raises NotSupported where there is no /proc/meminfo."""
+        """The values now.
+
+        Raises:
+            NotSupported: There is no /proc/meminfo, or the cgroup does not count memory.
+            UsageError: There is no such cgroup.
+            PermissionLack: A file of the cgroup may not be read.
+            OperationFailed: It cannot be read.
+        """
         try:
-            meminfo = numbers(self._proc / "meminfo")
+            meminfo = proc.meminfo(self._roots)
         except OSError as error:
-            raise NotSupported(f"{self._proc / 'meminfo'} cannot be read", seen=error.strerror) from error
-        found: dict[int, int] = {}
-        for tag, names in _MEMINFO.items():
-            if names[0] in meminfo:
-                found[tag] = meminfo[names[0]]
+            raise NotSupported("/proc/meminfo cannot be read", seen=error.strerror) from error
+        found: dict[int, int] = {tag: meminfo[name] for tag, name in _MEMINFO.items() if name in meminfo}
         if "Cached" in meminfo:
             found[Stat.CACHES] = sum(meminfo.get(name, 0) for name in _CACHES)
-        vmstat = _numbers(self._proc / "vmstat")
-        for tag, (name, unit) in _VMSTAT.items():
-            if name in vmstat:
-                found[tag] = vmstat[name] * unit
+        vmstat = proc.vmstat(self._roots)  # without CONFIG_VM_EVENT_COUNTERS Linux sends none of these either
+        self._take(found, vmstat, _VMSTAT)
         stalls = [value for name, value in vmstat.items() if name.startswith("allocstall")]
         if stalls:
             found[Stat.ALLOC_STALL] = sum(stalls)
@@ -101,37 +124,24 @@ class Collector:
             self._narrow(found, self._cgroup)
         return dict(sorted(found.items()))
 
-    def _narrow(self, found: dict[int, int], cgroup: Path) -> None:
-        limit, current = _single(cgroup / "memory.max"), _single(cgroup / "memory.current")
-        stat = _numbers(cgroup / "memory.stat")
-        for tag, name in _CGROUP_STAT.items():
-            if name in stat:
-                found[tag] = stat[name]
-        events = _numbers(cgroup / "memory.events")
-        if "oom_kill" in events:
-            found[Stat.OOM_KILL] = events["oom_kill"]
-        if limit is None or current is None or Stat.MEMTOT not in found:
-            return  # no limit of its own: the machine's numbers hold
-        left = max(0, limit - current)
-        found[Stat.MEMTOT] = min(limit, found[Stat.MEMTOT])
-        for tag, more in ((Stat.MEMFREE, 0), (Stat.AVAIL, stat.get("inactive_file", 0))):
-            if tag in found:
-                found[tag] = min(left + more, found[tag])
+    def _take(self, found: dict[int, int], counted: Mapping[str, int], names: Mapping[Stat, str]) -> None:
+        for tag, name in names.items():
+            if name in counted:
+                found[tag] = counted[name] * (self._page_size if tag in BYTES else 1)
 
-
-def _numbers(path: Path) -> dict[str, int]:
-    try:
-        return numbers(path)
-    except OSError:
-        return {}
-
-
-def _single(path: Path) -> int | None:
-    try:
-        text = path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return None
-    return int(text) if text.isdecimal() else None
+    def _narrow(self, found: dict[int, int], directory: Path) -> None:
+        memory = cgroups.read(directory)
+        if memory is None:
+            return
+        self._take(found, memory.stat, _CGROUP_STAT)
+        if "file" in memory.stat:
+            found[Stat.CACHES] = memory.stat["file"]
+        if memory.oom_kills is not None:
+            found[Stat.OOM_KILL] = memory.oom_kills
+        limited = {Stat.MEMTOT: memory.total, Stat.MEMFREE: memory.free, Stat.AVAIL: memory.available}
+        for tag, most in limited.items():
+            if most is not None and tag in found:
+                found[tag] = min(most, found[tag])
 
 
 def encode(values: Mapping[int, int], order: Literal["little", "big"] = "little") -> bytes:

@@ -4,7 +4,7 @@
 kernel's other half: a clone in /dev/uinput that every program can read. ``evemu`` writes and reads recordings.
 """
 
-from uvirtio.drivers.input.bridge import Bridge, Clone, Feed, UinputClone
+from uvirtio.drivers.input.bridge import Bridge, Clone, Feed, UinputClone, phys_of
 from uvirtio.drivers.input.description import SLOTS_MAX, AbsInfo, Description, InputIds
 from uvirtio.drivers.input.driver import Input
 from uvirtio.drivers.input.events import EVENTS_MAX, FRAME_MAX, EventQueue, Frame, InputEvent
@@ -27,4 +27,5 @@ __all__ = [
     "InputIds",
     "InputState",
     "UinputClone",
+    "phys_of",
 ]

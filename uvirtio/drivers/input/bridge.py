@@ -9,13 +9,16 @@ The extra ``input`` (python-evdev) makes the clone; it is loaded when a clone is
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
+import stat
 import struct
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -24,9 +27,8 @@ from uvirtio.drivers.input.driver import Input
 from uvirtio.drivers.input.events import SYN_REPORT, Frame, InputEvent
 from uvirtio.drivers.input.state import InputState
 from uvirtio.errors import Closed, ModuleLack, NotSupported, OperationFailed, PermissionLack, UvirtioError
+from uvirtio.host.roots import Roots
 from uvirtio.spec import input as spec
-
-UINPUT = "/dev/uinput"
 
 _NAME_MAX = 79  # bytes; UINPUT_MAX_NAME_SIZE with its NUL
 _EVENT = struct.Struct("@LLHHi")  # struct input_event: two longs of time, then ours
@@ -52,13 +54,18 @@ class Clone(Protocol):
 class UinputClone:
     """A device in the kernel's input layer with this description, as far as the kernel takes it.
 
-    Raises NotSupported without python-evdev, ModuleLack without /dev/uinput, PermissionLack, OperationFailed.
+    ``phys``: where it says that it is plugged in; ``roots``: whose /dev/uinput makes it.
+
+    Raises NotSupported without python-evdev, ModuleLack without uinput, PermissionLack, OperationFailed.
     """
 
-    def __init__(self, description: Description, *, phys: str = "uvirtio", node: str = UINPUT) -> None:
+    def __init__(self, description: Description, *, phys: str = "uvirtio", roots: Roots | None = None) -> None:
         evdev = _evdev()
-        _check_node(node)
-        sane = description.sane()
+        roots = roots or Roots()
+        node = str(roots.dev / "uinput")
+        sane = _as_the_kernel_takes_it(description.sane(), node, roots)
+        self.description = sane
+        """What the clone announces: the description as far as this kernel takes it."""
         self.path = ""
         # By hand, for a constructor that fails half-way has a device already, and nobody else closes it.
         self._device: Any = evdev.UInput.__new__(evdev.UInput)
@@ -255,21 +262,109 @@ def _evdev() -> Any:
         ) from error
 
 
-def _check_node(node: str) -> None:
-    if not Path(node).exists():
-        raise ModuleLack(
-            f"there is no {node}",
-            seen="nothing there",
-            expected="the node of the kernel's uinput module",
-            remedy="modprobe uinput",
-        )
-    if not os.access(node, os.R_OK | os.W_OK):
-        raise PermissionLack(
-            f"{node} may not be opened",
-            seen=f"user {os.geteuid()} without access",
-            expected="read and write",
-            remedy="as root, or give the group input access to it with a udev rule",
-        )
+def phys_of(address: str) -> str:
+    """Where a clone says that it is plugged in, by the address of the device.
+
+    Without a dot, and with no second slash: libinput takes devices for one whose ``phys`` differs only behind the
+    last dot, or behind ``/input`` (udev/libinput-device-group.c), and two functions of a slot are two devices.
+    """
+    return f"uvirtio/{re.sub('[^0-9A-Za-z:_-]', '-', address)}"[:_PHYS_MAX]
+
+
+def _as_the_kernel_takes_it(description: Description, node: str, roots: Roots) -> Description:
+    """Open the node once, and ask it for what is newer than the oldest kernel: older ones refuse the whole device.
+
+    What python-evdev raises when it cannot open it has no errno, and so no cause.
+    """
+    try:
+        fd = os.open(node, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise _not_opened(node, roots, error) from error
+    try:
+        if not stat.S_ISCHR(os.fstat(fd).st_mode):
+            raise ModuleLack(
+                f"{node} is no device node",
+                seen="another kind of file",
+                expected=_NODE,
+                remedy=f"rm {node} && modprobe -r uinput && modprobe uinput",
+            )
+        events = {kind: codes - _too_new(fd, kind, codes) for kind, codes in description.events.items()}
+    finally:
+        os.close(fd)
+    return replace(description, events=events)
+
+
+def _too_new(fd: int, kind: int, codes: frozenset[int]) -> frozenset[int]:
+    """The codes among these that this kernel does not know."""
+    found = set()
+    if kind in _SETTERS:
+        for code in (code for code in codes if code >= spec.OLDER_COUNTS[kind]):
+            try:
+                fcntl.ioctl(fd, _SETTERS[kind], code)
+            except OSError as error:
+                if error.errno == errno.EINVAL:  # above its SW_MAX
+                    found.add(code)
+    return frozenset(found)
+
+
+_SETTERS = {spec.EV_SW: spec.UI_SET_SWBIT}
+_PHYS_MAX = 79  # bytes
+_NODE = "the node of the kernel's uinput module"
+_NUMBERS = "10:223"
+"""Major and minor of /dev/uinput: Documentation/admin-guide/devices.txt."""
+
+
+def _not_opened(node: str, roots: Roots, error: OSError) -> UvirtioError:
+    match error.errno:
+        case errno.ENOENT if _has_uinput(roots):
+            # The kernel has it, and this /dev does not show it: a container, most likely.
+            return ModuleLack(
+                f"there is no {node}, though the kernel has uinput",
+                seen=error.strerror,
+                expected=_NODE,
+                remedy=f"give the container the device: --device {node}; elsewhere: "
+                f"mknod -m 0600 {node} c {_NUMBERS.replace(':', ' ')}",
+            )
+        case errno.ENOENT | errno.ENODEV | errno.ENXIO:
+            # A node without its driver: systemd makes the nodes of modules that an open would load.
+            missing = error.errno == errno.ENOENT
+            return ModuleLack(
+                f"there is no {node}" if missing else f"{node} leads nowhere: uinput is not loaded",
+                seen=error.strerror,
+                expected=_NODE,
+                remedy="modprobe uinput (outside, where this is a container)",
+            )
+        case errno.EPERM:
+            return PermissionLack(
+                f"{node} is forbidden by the device cgroup",
+                seen=error.strerror,
+                expected=f"the right to open the character device {_NUMBERS}",
+                remedy=f"let the container have it: --device {node}, or DeviceAllow={node} rw in its unit",
+            )
+        case errno.EACCES if os.geteuid() == 0:
+            return PermissionLack(
+                f"{node} may not be opened, even by root",
+                seen=error.strerror,
+                expected="device nodes that work there",
+                remedy=f"findmnt -T {node}: mounted nodev, or in a user namespace",
+            )
+        case errno.EACCES:
+            return PermissionLack(
+                f"{node} may not be opened",
+                seen=f"{error.strerror}, user {os.geteuid()}",
+                expected="read and write",
+                remedy="as root, or give the group input access to it with a udev rule",
+            )
+    return OperationFailed(f"{node} cannot be opened", seen=error.strerror, expected=_NODE)
+
+
+def _has_uinput(roots: Roots) -> bool:
+    """Whether the kernel has the driver, going by /proc/misc."""
+    try:
+        text = (roots.proc / "misc").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return any(line.split()[1:] == ["uinput"] for line in text.splitlines())
 
 
 def _refused(node: str, error: Exception) -> UvirtioError:

@@ -3,6 +3,9 @@
 ``evemu-device`` and ``evemu-play`` read what :func:`header` and :func:`event_line` write. :func:`parse` is strict,
 for a recording is played into the kernel: every line has to be understood, numbers have to fit, time never goes
 back, and no event is there that the device of the recording could not send. All of it is bounded.
+
+evemu keeps the two halves apart as well: ``evemu-describe`` writes descriptions, and many recordings are E lines
+alone, to be played into a device that is there already. Those have no description here.
 """
 
 from __future__ import annotations
@@ -39,9 +42,13 @@ _EVENT = re.compile(rf"([0-9]{{1,10}})\.([0-9]{{6}}) ({_HEX}{{1,4}}) ({_HEX}{{1,
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A device and what it sent; ``events`` are (microseconds since the first one, event)."""
+    """A device and what it sent.
 
-    description: Description
+    ``description`` is None where there are E lines alone; ``events`` are (microseconds since the first one,
+    event).
+    """
+
+    description: Description | None
     events: tuple[tuple[int, InputEvent], ...]
 
     def frames(self) -> Iterator[tuple[int, tuple[InputEvent, ...]]]:
@@ -156,6 +163,8 @@ class _Parser:
     masks: dict[int, bytearray] = field(default_factory=dict)
     axes: dict[int, AbsInfo] = field(default_factory=dict)
     events: list[tuple[int, InputEvent]] = field(default_factory=list)
+    described: bool = False
+    """Whether there was a line of a description."""
     description: Description | None = None
     first: int = 0
 
@@ -189,8 +198,10 @@ class _Parser:
         }
         if kind not in handlers:
             self.wrong("it begins with no known letter", ", ".join(f"{letter}:" for letter in handlers))
-        if kind != "E" and self.description is not None:
-            self.wrong("the description goes on after the first event", "E:")
+        if kind != "E":
+            if self.events:
+                self.wrong("the description goes on after the first event", "E:")
+            self.described = True
         handlers[kind](rest.strip(" \t") if kind == "N" else " ".join(rest.split("#")[0].split()))
 
     def _name(self, rest: str) -> None:
@@ -244,14 +255,14 @@ class _Parser:
         found = _EVENT.fullmatch(rest)
         if found is None:
             self.wrong("no event", "E: SECONDS.MICROSECONDS TYPE CODE VALUE, type and code in hexadecimal")
-        if self.description is None:
+        if self.described and self.description is None:
             self.description = self._describe()
         event = InputEvent(int(found[3], 16), int(found[4], 16), int(found[5]))
         if not _fits(event.value):
             self.wrong("the value does not fit", "32 bits, signed")
-        if not self.description.can(event.type, event.code) or (
-            event.type == spec.EV_SYN and event.code >= spec.CODE_COUNTS[spec.EV_SYN]
-        ):
+        if event.code >= spec.CODE_COUNTS.get(event.type, 0):
+            self.wrong("there is no such event", "a type and a code of evdev")
+        if self.description is not None and not self.description.can(event.type, event.code):
             self.wrong("the device of this recording has no such event", "a code that a B: line has")
         at = int(found[1]) * 1_000_000 + int(found[2])
         if not self.events:
@@ -276,8 +287,9 @@ class _Parser:
         )
 
     def finish(self) -> Recording:
-        description = self.description or self._describe()
-        return Recording(description, tuple(self.events))
+        if self.description is None and (self.described or not self.events):
+            self.description = self._describe()
+        return Recording(self.description, tuple(self.events))
 
 
 def _codes(mask: bytes | bytearray) -> frozenset[int]:

@@ -15,6 +15,7 @@ import time
 from types import TracebackType
 from typing import IO, Self
 
+from uvirtio.host import wake_lock
 from uvirtio.host.roots import Roots
 
 TIMEOUT = 5.0
@@ -66,7 +67,7 @@ class SuspendLock:
         name, self._wake_lock = self._wake_lock, None
         if name is not None:
             try:
-                (self._roots.sys / "power/wake_unlock").write_text(name)
+                wake_lock.drop(name, self._roots)
             except OSError as error:
                 self.lacking.append(f"wake_unlock: {error.strerror}")
 
@@ -104,13 +105,12 @@ class SuspendLock:
             self.lacking.append("systemd-logind grants no lock")
 
     def _take_wake_lock(self) -> None:
-        path = self._roots.sys / "power/wake_lock"
-        if not path.exists():
+        if not wake_lock.supported(self._roots):
             self.lacking.append("this kernel has no wake locks")
             return
         name = f"uvirtio-{os.getpid()}"
         try:
-            path.write_text(name)
+            wake_lock.take(name, self._roots)
         except OSError as error:
             self.lacking.append(f"wake_lock: {error.strerror}")
         else:

@@ -12,35 +12,13 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from uvirtio.errors import NotSupported, PermissionLack
-from uvirtio.host import sysfs
+from uvirtio.errors import NotSupported
+from uvirtio.host import memory, sysfs
+from uvirtio.host.drivers import KMEM
+from uvirtio.host.proc import SOFT_RESERVED, SYSTEM_RAM, IoRange, iomem_addresses, meminfo
 from uvirtio.host.roots import Roots
 
-SOFT_RESERVED = "Soft Reserved"
-SYSTEM_RAM = "System RAM"
-KMEM = "kmem"
-
-_IOMEM_LINE = re.compile(r"^(?P<indent> *)(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) : (?P<name>.*)$")
 _DAX_NAME = re.compile(r"^dax\d+\.(?P<id>\d+)$")
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Addresses from ``start`` up to, and without, ``end``; ``name`` as /proc/iomem has it."""
-
-    start: int
-    end: int
-    name: str = ""
-
-    @property
-    def size(self) -> int:
-        return self.end - self.start
-
-    def covers(self, start: int, size: int) -> bool:
-        return self.start <= start and start + size <= self.end
-
-    def overlaps(self, start: int, size: int) -> bool:
-        return self.start < start + size and start < self.end
 
 
 class PieceState(Enum):
@@ -93,78 +71,55 @@ def _short(size: int) -> str:
     return str(size)
 
 
-class Kernel:
+class KernelView:
     """One region of guest-physical addresses, as this machine's kernel sees it."""
 
     def __init__(self, addr: int, size: int, roots: Roots | None = None) -> None:
         self.addr = addr
         self.size = size
         self.roots = roots or Roots()
-        self.memory = self.roots.sys / "devices/system/memory"
-        self.dax = self.roots.sys / "bus/dax"
+        self.memory = memory.memory_directory(self.roots)
+        self.dax = sysfs.bus("dax", self.roots)
 
     # --- memory blocks --------------------------------------------------------------------------------------
 
     def block_size(self) -> int:
         """Bytes in a memory block: what comes and goes at once. Raises NotSupported."""
-        text = sysfs.read(self.memory / "block_size_bytes", 64)
-        try:
-            size = int(text or "", 16)  # without 0x
-        except ValueError:
-            size = 0
-        if size < 1 or size & (size - 1):
+        size = memory.memory_block_size(self.roots)
+        if size is None:
             raise NotSupported(
                 "this kernel has no memory blocks that come and go",
-                seen=f"{self.memory}/block_size_bytes: {text!r}",
-                expected="a power of two",
+                seen=f"no power of two in {self.memory}/block_size_bytes",
+                expected="the size of a memory block",
                 remedy="the kernel needs CONFIG_MEMORY_HOTPLUG",
             )
         return size
 
     def blocks(self, start: int, size: int) -> dict[Path, str]:
         """The directories of the memory blocks that exist in this range, and their states."""
-        block = self.block_size()
-        found = {}
-        for number in range(start // block, -(-(start + size) // block)):
-            directory = self.memory / f"memory{number}"
-            state = sysfs.read(directory / "state", 64)
-            if state is not None:
-                found[directory] = state
-        return found
+        self.block_size()
+        states = ((one.path, one.state) for one in memory.blocks_of_range(start, start + size, self.roots))
+        return {path: state for path, state in states if state is not None}
 
     def total(self) -> int:
-        """MemTotal in bytes; 0 where /proc/meminfo has none."""
-        for line in sysfs.lines(self.roots.proc / "meminfo") or ():
-            name, _, value = line.partition(":")
-            words = value.split()
-            if name == "MemTotal" and words and words[0].isdecimal():
-                return int(words[0]) << 10  # proc(5): kB there are KiB
-        return 0
+        """MemTotal in bytes; 0 where the kernel does not tell."""
+        try:
+            return meminfo(self.roots).get("MemTotal", 0)
+        except OSError:
+            return 0
 
     # --- /proc/iomem ----------------------------------------------------------------------------------------
 
-    def iomem(self) -> list[Span]:
-        """All lines of /proc/iomem. Raises PermissionLack where the kernel hides the addresses."""
-        spans = []
-        for line in sysfs.lines(self.roots.proc / "iomem") or ():
-            match = _IOMEM_LINE.match(line)
-            if match:
-                spans.append(Span(int(match["start"], 16), int(match["end"], 16) + 1, match["name"].strip()))
-        if spans and all(span.end == 1 for span in spans):
-            raise PermissionLack(
-                "/proc/iomem shows no addresses",
-                seen="zeros",
-                expected="addresses",
-                remedy="run this as root: it takes CAP_SYS_ADMIN",
-            )
-        return spans
+    def soft_reserved(self) -> IoRange:
+        """The Soft Reserved range that the region lies in.
 
-    def soft_reserved(self) -> Span:
-        """The Soft Reserved range that the region lies in. Raises NotSupported with the line for the boot."""
-        spans = self.iomem()
-        kept = [span for span in spans if span.name == SOFT_RESERVED]
+        Raises:
+            NotSupported: There is none; the remedy has the line for the boot.
+            PermissionLack: The kernel hides the addresses from this user.
+        """
+        kept = [span for span in iomem_addresses(self.roots) if span.name == SOFT_RESERVED]
         for span in kept:
-            if span.covers(self.addr, self.size):
+            if span.covers(self.addr, self.addr + self.size):
                 return span
         near = [f"{span.start:#x}-{span.end - 1:#x} {span.name}" for span in kept if self._touches(span)]
         raise NotSupported(
@@ -174,12 +129,16 @@ class Kernel:
             remedy=f"add this to the kernel's command line and boot again: {boot_line(self.addr, self.size)}",
         )
 
-    def _touches(self, span: Span) -> bool:
-        return span.overlaps(self.addr, self.size)
+    def _touches(self, span: IoRange) -> bool:
+        return span.overlaps(self.addr, self.addr + self.size)
 
-    def ram(self) -> list[Span]:
-        """What of the region is System RAM, whoever made it so."""
-        return [span for span in self.iomem() if span.name.startswith(SYSTEM_RAM) and self._touches(span)]
+    def ram(self) -> list[IoRange]:
+        """What of the region is System RAM, whoever made it so. Raises PermissionLack."""
+        return [
+            span
+            for span in iomem_addresses(self.roots)
+            if span.name.startswith(SYSTEM_RAM) and self._touches(span)
+        ]
 
     # --- dax devices ----------------------------------------------------------------------------------------
 
@@ -200,14 +159,14 @@ class Kernel:
                 return region
         return None
 
-    def mappings(self, directory: Path) -> list[Span]:
+    def mappings(self, directory: Path) -> list[IoRange]:
         """The ranges of a dax device."""
         found = []
         for name in sysfs.names(directory):
             if re.fullmatch(r"mapping\d+", name):
                 start, end = sysfs.number(directory / name / "start"), sysfs.number(directory / name / "end")
                 if start is not None and end is not None and start <= end:
-                    found.append(Span(start, end + 1, directory.name))
+                    found.append(IoRange(start, end + 1, directory.name))
         return found
 
     def pieces(self) -> list[Piece]:
@@ -219,8 +178,8 @@ class Kernel:
                     found.append(self._piece(directory, span))
         return sorted(found, key=lambda piece: piece.start)
 
-    def _piece(self, directory: Path, span: Span) -> Piece:
-        driver = sysfs.link_name(directory / "driver")
+    def _piece(self, directory: Path, span: IoRange) -> Piece:
+        driver = sysfs.driver_of(directory)
         states = list(self.blocks(span.start, span.size).values())
         if driver == KMEM:
             away = states.count("offline")

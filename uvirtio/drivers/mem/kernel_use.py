@@ -1,0 +1,34 @@
+"""What this machine's kernel uses of a memory device's region: it must not be unplugged under it."""
+
+from __future__ import annotations
+
+from uvirtio.drivers.mem.block_table import Use
+from uvirtio.drivers.mem.driver import Mem
+from uvirtio.errors import ConfigError
+from uvirtio.host.memory import system_ram
+from uvirtio.host.roots import Roots
+
+
+def note_kernel_use(mem: Mem, roots: Roots) -> list[Use]:
+    """Pin what the kernel uses of this device's plugged memory, so that nothing unplugs it; the pins.
+
+    For a device of this machine, not of a ``qemu:`` one. Raises ConfigError where the kernel has memory in the
+    region that is not plugged: then this is no region of the device's.
+    """
+    config = mem.config()
+    end = config.addr + config.region_size
+    pins: list[Use] = []
+    for first, size, name in system_ram(roots):
+        low, high = max(first, config.addr), min(first + size, end)
+        if low >= high:
+            continue
+        offset = low - config.addr
+        if not mem.block_table.plugged.covers(*mem.block_table.blocks_of(offset, high - low)):
+            raise ConfigError(
+                f"the region of {mem.device.address} lies over memory that the kernel has",
+                seen=f"{name} at {low:#x}..{high:#x}, and not all of it is plugged",
+                expected="a region of its own (5.15.4)",
+                remedy="leave this device alone and look at /proc/iomem",
+            )
+        pins.append(mem.block_table.pin(offset, high - low, f"the kernel ({name})"))
+    return pins

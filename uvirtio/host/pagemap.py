@@ -1,0 +1,75 @@
+"""``/proc/self/pagemap``: where this process's pages are in physical memory."""
+
+from __future__ import annotations
+
+import os
+from array import array
+
+from uvirtio.errors import PagemapHidden
+from uvirtio.host.pages import CPU_PAGE
+from uvirtio.host.roots import Roots
+from uvirtio.spec.page import VIRTIO_PAGE
+
+_PRESENT = 1 << 63
+_PFN_MASK = (1 << 55) - 1
+_READ_LIMIT = 1 << 20
+
+
+class Pagemap:
+    """``/proc/self/pagemap``: which physical page stands behind a page of this process."""
+
+    def __init__(self, roots: Roots) -> None:
+        self._path = roots.proc / "self" / "pagemap"
+        self._fd = -1
+
+    def pfns(self, vaddr: int, size: int) -> list[int]:
+        """The frame number of each 4096-byte piece from ``vaddr``, which is page-aligned, in ``size`` bytes.
+
+        Raises PagemapHidden where the file cannot be read, shows zeros (no CAP_SYS_ADMIN), or no page.
+        """
+        entries = self._entries(vaddr // CPU_PAGE, -(-size // CPU_PAGE))
+        found = [entry & _PFN_MASK for entry in entries]
+        if min(entries, default=_PRESENT) < _PRESENT:
+            raise self._hidden("a page that is not present", "pages that are pinned")
+        if 0 in found:
+            raise self._hidden(
+                "frame number 0", "real frame numbers, which the kernel shows to CAP_SYS_ADMIN only"
+            )
+        if CPU_PAGE == VIRTIO_PAGE:
+            return found
+        per_page = CPU_PAGE // VIRTIO_PAGE
+        return [pfn * per_page + piece for pfn in found for piece in range(per_page)]
+
+    def _entries(self, first: int, count: int) -> array[int]:
+        entries = array("Q")
+        position, end = first * 8, (first + count) * 8
+        while position < end:
+            data = self._read(min(end - position, _READ_LIMIT), position)
+            if not data or len(data) % 8:
+                raise self._hidden(f"{len(data)} bytes at {position:#x}", "8 bytes a page")
+            entries.frombytes(data)
+            position += len(data)
+        return entries
+
+    def _read(self, length: int, position: int) -> bytes:
+        try:
+            if self._fd < 0:
+                self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            return os.pread(self._fd, length, position)
+        except OSError as error:
+            raise self._hidden(os.strerror(error.errno or 0), "a readable file") from error
+
+    def _hidden(self, seen: str, expected: str) -> PagemapHidden:
+        return PagemapHidden(
+            f"{self._path} does not tell physical addresses",
+            seen=seen,
+            expected=expected,
+            remedy="run as root (CAP_SYS_ADMIN), or use a device that offers ACCESS_PLATFORM "
+            "(QEMU: iommu_platform=on)",
+        )
+
+    def close(self) -> None:
+        """Idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,52 @@
+"""Whether memory is short, as the kernel tells it: a trigger of ``/proc/pressure/memory`` (PSI)."""
+
+from __future__ import annotations
+
+import os
+import select
+from contextlib import suppress
+
+from uvirtio.host.roots import Roots
+
+TRIGGER = b"some 200000 2000000\0"
+"""Stalls of 200 ms within 2 s. Windows of 2 s need no privilege (Documentation/accounting/psi.rst)."""
+
+
+class StallTrigger:
+    """The kernel's word that tasks wait for memory. Owns a descriptor.
+
+    Where the kernel has no PSI (CONFIG_PSI), or gives this user no trigger, it is not ``armed``.
+    """
+
+    def __init__(self, roots: Roots) -> None:
+        self._fd = -1
+        with suppress(OSError):
+            fd = os.open(roots.proc / "pressure" / "memory", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                os.write(fd, TRIGGER)
+                self._fd = fd
+            except OSError:
+                os.close(fd)
+
+    @property
+    def armed(self) -> bool:
+        """Whether the kernel will tell."""
+        return self._fd >= 0
+
+    def fired(self) -> bool:
+        """Whether there was a stall since the last call. Never waits; disarms itself when the trigger is gone."""
+        if self._fd < 0:
+            return False
+        poller = select.poll()
+        poller.register(self._fd, select.POLLPRI)
+        for _, events in poller.poll(0):
+            if events & select.POLLPRI:
+                return True
+            self.close()  # POLLERR
+        return False
+
+    def close(self) -> None:
+        """Take the trigger back; idempotent."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

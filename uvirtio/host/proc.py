@@ -1,0 +1,183 @@
+"""The files of ``/proc`` about the whole machine, each parsed here and nowhere else.
+
+What is missing or unreadable is None (or empty): an ordinary user sees less than root. Files of single processes
+are in :mod:`uvirtio.host.process`, routes in :mod:`uvirtio.host.routes`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from uvirtio.errors import PermissionLack
+from uvirtio.host import sysfs
+from uvirtio.host.roots import Roots
+
+SYSTEM_RAM = "System RAM"
+SOFT_RESERVED = "Soft Reserved"
+
+# --- iomem --------------------------------------------------------------------------------------------------
+
+_IOMEM = re.compile(r"( *)([0-9a-f]+)-([0-9a-f]+) : (.*)", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class IoRange:
+    """One line of ``/proc/iomem``: the physical addresses ``start`` to ``end - 1``, and whose they are."""
+
+    start: int
+    end: int
+    name: str
+    depth: int = 0
+    """How many other lines it is nested in."""
+
+    def __str__(self) -> str:
+        return f"{self.start:#x}-{self.end - 1:#x} : {self.name}"
+
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
+        return self.end - self.start
+
+    @property
+    def hidden(self) -> bool:
+        """Whether the kernel shows zeros in place of the addresses, as it does without CAP_SYS_ADMIN."""
+        return self.end <= 1
+
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether it has an address in ``start`` to ``end - 1``."""
+        return self.start < end and start < self.end
+
+    def covers(self, start: int, end: int) -> bool:
+        """Whether it has every address in ``start`` to ``end - 1``."""
+        return self.start <= start and end <= self.end
+
+
+def iomem(roots: Roots) -> list[IoRange] | None:
+    """All lines of ``/proc/iomem``, in its order; None where it cannot be read.
+
+    Names are shown to every user, addresses to CAP_SYS_ADMIN only: see :attr:`IoRange.hidden`.
+    """
+    text = sysfs.lines(roots.proc / "iomem")
+    if text is None:
+        return None
+    matches = [match for line in text if (match := _IOMEM.fullmatch(line))]
+    return [
+        IoRange(int(match[2], 16), int(match[3], 16) + 1, match[4].strip(), len(match[1]) // 2)
+        for match in matches
+    ]
+
+
+def iomem_addresses(roots: Roots) -> list[IoRange]:
+    """All lines of ``/proc/iomem``, with their addresses.
+
+    Raises:
+        PermissionLack: The file cannot be read, or the kernel hides the addresses from this user.
+    """
+    found = iomem(roots)
+    if found is None:
+        raise PermissionLack(
+            f"{roots.proc / 'iomem'} cannot be read, so it is not known what this machine's addresses belong to",
+            seen="no readable file",
+            expected="the list of this machine's addresses",
+            remedy="run as root",
+        )
+    if all(line.hidden for line in found):
+        raise PermissionLack(
+            f"{roots.proc / 'iomem'} hides its addresses, so it is not known what they belong to",
+            seen="zeros" if found else "no lines",
+            expected="addresses, which the kernel shows to CAP_SYS_ADMIN only",
+            remedy="run as root",
+        )
+    return found
+
+
+# --- files of names and numbers -----------------------------------------------------------------------------
+
+
+def numbers(path: Path) -> dict[str, int]:
+    """The first number behind each name of a file such as meminfo, vmstat or a cgroup's memory.stat.
+
+    Lines that have another shape are left out. ``kB`` is KiB (proc(5)) and comes in bytes.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    found: dict[str, int] = {}
+    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+        name, *values = line.replace(":", " ").split() or [""]
+        if values and values[0].isdecimal():
+            found[name] = int(values[0]) << (10 if values[1:2] == ["kB"] else 0)
+    return found
+
+
+def meminfo(roots: Roots) -> dict[str, int]:
+    """``/proc/meminfo``: sizes in bytes.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    return numbers(roots.proc / "meminfo")
+
+
+def vmstat(roots: Roots) -> dict[str, int]:
+    """``/proc/vmstat``: counters since boot, and numbers of pages of the CPU; empty where it cannot be read."""
+    try:
+        return numbers(roots.proc / "vmstat")
+    except OSError:
+        return {}
+
+
+# --- the kernel itself --------------------------------------------------------------------------------------
+
+
+def kernel_release(roots: Roots) -> str:
+    """What ``uname -r`` prints; empty where it cannot be read."""
+    return sysfs.read(roots.proc / "sys/kernel/osrelease", 256) or ""
+
+
+def boot_id(roots: Roots) -> str:
+    """A random identifier of this boot; empty where it cannot be read."""
+    return sysfs.read(roots.proc / "sys/kernel/random/boot_id", 64) or ""
+
+
+def command_line(roots: Roots) -> str:
+    """The kernel's command line as the boot loader gave it; empty where it cannot be read."""
+    return sysfs.read(roots.proc / "cmdline") or ""
+
+
+# --- users of devices ---------------------------------------------------------------------------------------
+
+
+def swaps(roots: Roots) -> list[str] | None:
+    """The files and devices that are swapped to; None where ``/proc/swaps`` cannot be read."""
+    text = sysfs.lines(roots.proc / "swaps")
+    return None if text is None else [unescape(line.split()[0]) for line in text[1:] if line.split()]
+
+
+def consoles(roots: Roots) -> list[tuple[str, bool]]:
+    """(name, whether it is ``/dev/console``) of the kernel's consoles."""
+    found = []
+    for line in sysfs.lines(roots.proc / "consoles") or []:
+        match = re.match(r"(\S+)\s+\S+\s+\(([^)]*)\)", line)
+        if match:
+            found.append((match[1], "C" in match[2]))
+    return found
+
+
+def crypto(roots: Roots) -> list[dict[str, str]] | None:
+    """The algorithms in ``/proc/crypto``, each as its fields; None where it cannot be read."""
+    text = sysfs.read(roots.proc / "crypto")
+    if text is None:
+        return None
+    made = []
+    for stanza in text.split("\n\n"):
+        pairs = (line.partition(":") for line in stanza.splitlines())
+        made.append({key.strip(): value.strip() for key, _, value in pairs})
+    return made
+
+
+def unescape(text: str) -> str:
+    """Undo the octal escapes of blanks and backslashes in mountinfo and swaps."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

@@ -1,0 +1,239 @@
+"""The files of ``/proc/PID``, each parsed here and nowhere else: who runs, what it has open, what it may do."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from uvirtio.host import sysfs
+from uvirtio.host.proc import unescape
+from uvirtio.host.roots import Roots
+
+CAP_IPC_LOCK = 14  # <linux/capability.h>
+CAP_SYS_ADMIN = 21
+
+Pid = int | str
+"""A process, or ``self``."""
+
+
+def directory(pid: Pid, roots: Roots) -> Path:
+    """``/proc/PID``."""
+    return roots.proc / str(pid)
+
+
+def pids(roots: Roots) -> list[int]:
+    """The processes that run now, in the order of their numbers."""
+    return sorted(int(name) for name in sysfs.names(roots.proc) if name.isdecimal() and name.isascii())
+
+
+# --- one process --------------------------------------------------------------------------------------------
+
+
+def exists(pid: Pid, roots: Roots) -> bool:
+    """Whether there is such a process."""
+    return directory(pid, roots).exists()
+
+
+def command(pid: Pid, roots: Roots) -> str:
+    """The first two words of a process's command line, made printable; without one, its ``comm``."""
+    text = sysfs.read(directory(pid, roots) / "cmdline", 4096) or ""
+    words = " ".join(text.split("\0")[:2]).strip() or comm(pid, roots)
+    return "".join(c if c.isprintable() else "?" for c in words)[:80]
+
+
+def comm(pid: Pid, roots: Roots) -> str:
+    """The name of a process's program, at most 15 characters; empty where it cannot be read."""
+    return sysfs.read(directory(pid, roots) / "comm", 64) or ""
+
+
+def start_time(pid: Pid, roots: Roots) -> int | None:
+    """When a process started, in ticks since boot: with the pid, it names one process."""
+    text = sysfs.read(directory(pid, roots) / "stat", 4096)
+    words = text.rpartition(")")[2].split() if text else []
+    return int(words[19]) if len(words) > 19 and words[19].isdecimal() else None
+
+
+def environment(pid: Pid, roots: Roots) -> list[str]:
+    """The ``NAME=value`` settings that a process was started with; empty where they cannot be read."""
+    return (sysfs.read(directory(pid, roots) / "environ", 1 << 20) or "").split("\0")
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that has a file open."""
+
+    pid: int
+    command: str
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.command})" if self.command else f"process {self.pid}"
+
+
+def holder(pid: int, roots: Roots) -> Holder:
+    """A process by its number, with the first words of its command line."""
+    return Holder(pid, command(pid, roots))
+
+
+# --- rights and limits --------------------------------------------------------------------------------------
+
+
+def status(pid: Pid, roots: Roots) -> dict[str, str]:
+    """The fields of ``/proc/PID/status`` as text; empty where it cannot be read."""
+    pairs = (line.partition(":") for line in sysfs.lines(directory(pid, roots) / "status") or [])
+    return {name: value.strip() for name, _, value in pairs}
+
+
+def parent(pid: Pid, roots: Roots) -> int | None:
+    """The process that started this one; None for the first, and where it cannot be read."""
+    text = status(pid, roots).get("PPid", "")
+    return int(text) if text.isdecimal() and text != "0" else None
+
+
+def capable(capability: int, roots: Roots) -> bool:
+    """Whether this process has a capability (by its number) in effect."""
+    text = status("self", roots).get("CapEff", "")
+    return bool(re.fullmatch(r"[0-9a-f]{1,16}", text, re.ASCII)) and bool(int(text, 16) >> capability & 1)
+
+
+def status_bytes(fields: Iterable[str], roots: Roots) -> int:
+    """The sum of these fields of our own status, such as VmLck and VmPin, in bytes; those that it lacks are 0."""
+    known = status("self", roots)
+    words = [known.get(name, "").split() for name in fields]
+    return sum(int(word[0]) << 10 for word in words if word and word[0].isdecimal())  # proc(5): kB there are KiB
+
+
+def locked_memory_limit(roots: Roots) -> int | None:
+    """The most bytes that this process may lock or pin, by its limits.
+
+    Returns:
+        The soft limit; ``resource.RLIM_INFINITY`` where there is none; None where it cannot be read.
+    """
+    for line in sysfs.lines(directory("self", roots) / "limits") or []:
+        if match := re.match(r"Max locked memory\s+(\d+|unlimited)\s", line, re.ASCII):
+            return resource.RLIM_INFINITY if match[1] == "unlimited" else int(match[1])
+    return None
+
+
+# --- open files ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFiles:
+    """Which files are open, by path, and in which processes."""
+
+    by_path: dict[str, list[int]]
+    complete: bool
+    """False where the open files of some process could not be seen."""
+
+    def holders(self, path: str, roots: Roots) -> list[Holder]:
+        """The processes that have ``path`` open."""
+        return [holder(pid, roots) for pid in dict.fromkeys(self.by_path.get(path, ()))]
+
+
+def open_files(roots: Roots, limit: int | None = None) -> OpenFiles:
+    """The files that processes have open, as far as this user may see it.
+
+    Args:
+        roots: Where to look.
+        limit: The most descriptors to look at; None is all of them.
+    """
+    found: dict[str, list[int]] = defaultdict(list)
+    everyone = pids(roots)
+    complete = bool(everyone)
+    looked = 0
+    for pid in everyone:
+        try:
+            entries = list((directory(pid, roots) / "fd").iterdir())
+        except PermissionError:
+            complete = False
+            continue
+        except OSError:
+            continue  # it ended
+        for entry in entries:
+            looked += 1
+            try:
+                target = os.readlink(entry)  # noqa: PTH115  # "socket:[1]" is no path
+            except PermissionError:
+                complete = False
+            except OSError:
+                pass
+            else:
+                if target.startswith("/"):
+                    found[target].append(pid)
+        if limit is not None and looked > limit:
+            return OpenFiles(dict(found), complete=False)
+    return OpenFiles(dict(found), complete)
+
+
+_SCAN_LIMIT = 65536
+
+
+def holders(path: Path, roots: Roots) -> list[Holder]:
+    """The processes that have the node ``path`` open, as far as ``/proc`` shows them to this user."""
+    seen = open_files(roots, _SCAN_LIMIT)
+    names = dict.fromkeys((str(path), os.path.realpath(path)))
+    return list(dict.fromkeys(one for name in names for one in seen.holders(name, roots)))
+
+
+# --- mounts -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of mountinfo (proc_pid_mountinfo(5))."""
+
+    device: str
+    """``major:minor``; anonymous file systems (btrfs, overlay, 9p) have major 0."""
+    point: str
+    options: str
+    fstype: str
+    source: str
+    super_options: str
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be written by way of this mount."""
+        return "ro" in self.options.split(",")
+
+
+def mounts(pid: Pid, roots: Roots) -> list[Mount] | None:
+    """The mounts that a process sees, the last one on top; None where they cannot be read."""
+    lines = sysfs.lines(directory(pid, roots) / "mountinfo")
+    return None if lines is None else [mount for line in lines if (mount := _mount(line)) is not None]
+
+
+def _mount(line: str) -> Mount | None:
+    words = line.split(" ")
+    try:
+        dash = words.index("-", 6)
+        return Mount(
+            device=words[2],
+            point=unescape(words[4]),
+            options=words[5],
+            fstype=words[dash + 1],
+            source=unescape(words[dash + 2]),
+            super_options=words[dash + 3] if len(words) > dash + 3 else "",
+        )
+    except (ValueError, IndexError):
+        return None
+
+
+def sysfs_read_only(roots: Roots) -> bool:
+    """Whether our own mounts have /sys read-only, as containers do."""
+    found = [mount for mount in mounts("self", roots) or [] if mount.point == "/sys"]
+    return bool(found) and found[-1].read_only  # the last mount lies on top
+
+
+def mount_namespace(pid: Pid, roots: Roots) -> str:
+    """What names a process's mount name space, such as ``mnt:[4026531840]``.
+
+    Raises:
+        FileNotFoundError: The process ended, or the kernel has no name spaces.
+        OSError: It may not be seen.
+    """
+    return os.readlink(directory(pid, roots) / "ns/mnt")  # noqa: PTH115  # "mnt:[1]" is no path
