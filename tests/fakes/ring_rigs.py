@@ -11,6 +11,7 @@ from tests.fakes.scripted_memory import ScriptedDma
 from tests.fakes.scripted_packed import PackedDeviceRing
 from tests.fakes.scripted_ring import Chain, DeviceRing, Lies
 from uvirtio.errors import DeviceBroken, RingCorruption
+from uvirtio.virtqueue.base import RingOptions
 from uvirtio.virtqueue.packed import make_packed
 from uvirtio.virtqueue.split import make_split
 
@@ -49,12 +50,14 @@ class Rig:
             3,
             size,
             self.dma,
-            fence=self.fence,
-            indirect=indirect,
-            event_idx=event_idx,
-            in_order=in_order,
-            clamp_used_len=clamp,
-            **({"one_region": True} if one_region else {}),
+            RingOptions(
+                fence=self.fence,
+                indirect=indirect,
+                event_idx=event_idx,
+                in_order=in_order,
+                clamp_used_len=clamp,
+                one_region=one_region,
+            ),
         )
         self.device = device(  # type: ignore[operator]
             self.dma.memory,
@@ -71,7 +74,7 @@ class Rig:
             (self._split_from if format == "split" else self._packed_from)(start)
 
     def _split_from(self, start: int) -> None:
-        self.queue._laid = self.queue._published = self.queue._reaped = start
+        self.queue._laid = self.queue.published = self.queue.reaped = start
         self.queue._avail[1] = start & 0xFFFF
         self.device.last_avail = self.device.used_idx = start & 0xFFFF
         self.device._seen_idx = self.device._signalled = start & 0xFFFF
@@ -79,7 +82,7 @@ class Rig:
 
     def _packed_from(self, start: int) -> None:
         queue, device = self.queue, self.device
-        queue._next_slot = queue._shown_slots = queue._used_slots = start
+        queue._next_slot = queue.slots_published = queue.slots_reaped = start
         device.next_slot = device.used_slot = device._signalled = start
         for slot in range(max(0, start - queue.size), start):
             device.write_used_slot(slot, 0, 0, device.used_flags(slot))

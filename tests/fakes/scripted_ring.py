@@ -16,6 +16,15 @@ from uvirtio.spec import ring
 _MASK = 0xFFFF
 
 
+def need_event(event: int, new: int, old: int) -> bool:
+    """Whether the index ``event`` was passed on the way from ``old`` to ``new``, all modulo 65536 (2.7.7.1).
+
+    ``old`` is the index at the last such question, ``new`` the one published since. A batch of 65536 or more looks
+    like none at all; a ring never holds that many.
+    """
+    return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
+
+
 class DriverViolation(AssertionError):
     """The driver broke a rule of the standard."""
 
@@ -297,7 +306,7 @@ class DeviceRing:
             return False
         if self.event_idx:
             event = self._avail_word(ring.used_event_offset(self.size))
-            return ring.need_event(event, self.used_idx, old)
+            return need_event(event, self.used_idx, old)
         return not self._avail_word(ring.RING_FLAGS) & ring.AVAIL_F_NO_INTERRUPT
 
     def ask_for_kicks(self, on: bool = True) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import uvirtio
 from uvirtio.device import QueueSpec
+from uvirtio.diag.raw import Descriptor, RawPacked, RawSplit, packed_table, table
 from uvirtio.drivers.input import Input, InputEvent
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import ConfigError, DeviceBroken, DeviceNeedsReset, DeviceResetByOther
@@ -24,7 +25,6 @@ from uvirtio.spec import features as f
 from uvirtio.spec import pci, ring
 from uvirtio.transports.pci import PciModern
 from uvirtio.transports.pci_cfg import CfgWindow
-from uvirtio.virtqueue.raw import Descriptor, RawPacked, RawSplit, packed_table, table
 
 both = pytest.mark.parametrize("packed", ["off", "on"])
 
@@ -100,7 +100,7 @@ def test_the_window_in_configuration_space_shows_the_same_registers():
         assert low | high << 32 == device.queues[0].ring.addresses[0]
 
 
-# --- wrong on purpose (uvirtio.virtqueue.raw) ---------------------------------------------------------------
+# --- wrong on purpose (uvirtio.diag.raw) ---------------------------------------------------------------
 
 # QEMU 7.2's rng and blk spin for ever after such a fault on a packed ring; its balloon says NEEDS_RESET.
 

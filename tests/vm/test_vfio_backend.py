@@ -20,9 +20,7 @@ from pathlib import Path
 import pytest
 
 import uvirtio
-from uvirtio.backends.pages import PAGE
 from uvirtio.backends.vfio import Container, Device, Group, group_of, uapi
-from uvirtio.backends.vfio_memory import HUGE
 from uvirtio.backends.vfio_pci import VfioPciFunction
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import (
@@ -33,6 +31,8 @@ from uvirtio.errors import (
     NotBound,
     OperationFailed,
 )
+from uvirtio.host.pages import CPU_PAGE as PAGE
+from uvirtio.host.pages import HUGE_PAGE as HUGE
 
 PCI = Path("/sys/bus/pci")
 RNG = {"0x1044", "0x1005"}
@@ -124,16 +124,16 @@ def test_the_three_objects_by_hand(bound):
     address = bound("rng-iova")
     with Container.open() as container, Group.open(group_of(address, uvirtio_roots())) as group:
         assert container.check_extension(uapi.VFIO_TYPE1v2_IOMMU)
-        assert not group.in_container()
+        assert not group.status() & uapi.VFIO_GROUP_FLAGS_CONTAINER_SET
         group.set_container(container)
-        assert group.in_container()
+        assert group.status() & uapi.VFIO_GROUP_FLAGS_CONTAINER_SET
         assert container.set_iommu() == uapi.VFIO_TYPE1v2_IOMMU
         info = container.iommu_info()
         assert info.page_sizes & PAGE
         assert info.ranges == ((0, 0xFEDF_FFFF), (0xFEF0_0000, (1 << 39) - 1))
         assert info.dma_avail == 65535
         with Device(group.device_fd(address), address) as device:
-            assert device.info().is_pci
+            assert device.info().flags & uapi.VFIO_DEVICE_FLAGS_PCI
             assert device.info().num_regions >= uapi.VFIO_PCI_NUM_REGIONS
             config = device.region_info(uapi.VFIO_PCI_CONFIG_REGION_INDEX)
             assert config.size in (256, 4096)

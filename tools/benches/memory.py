@@ -10,6 +10,7 @@ from benches.measure import Section
 from benches.plain_memory import PlainDma
 from benches.rings import Device
 from uvirtio.memory.fence import full_fence
+from uvirtio.virtqueue.base import RingOptions
 from uvirtio.virtqueue.slots import Slots, fixed_slots
 from uvirtio.virtqueue.split import make_split
 
@@ -30,7 +31,7 @@ def run(runs: int, quick: bool) -> Section:
     try:
         before = tracemalloc.get_traced_memory()[0]
         dma = PlainDma()
-        queue = make_split(0, SIZE, dma, fence=full_fence(), indirect=True, event_idx=True)
+        queue = make_split(0, SIZE, dma, RingOptions(fence=full_fence(), indirect=True, event_idx=True))
         buffers = dma.alloc(SIZE * BUFFER)
         chains = [((), ((buffers.address + BUFFER * slot, BUFFER),)) for slot in range(SIZE)]
         slots = fixed_slots(queue, chains)

@@ -21,6 +21,7 @@ from benches.plain_ring import PlainRing
 from uvirtio.memory.access import words16, words64
 from uvirtio.memory.fence import full_fence
 from uvirtio.spec import ring as spec
+from uvirtio.virtqueue.base import RingOptions
 from uvirtio.virtqueue.packed import make_packed
 from uvirtio.virtqueue.slots import fixed_slots
 from uvirtio.virtqueue.split import make_split
@@ -168,7 +169,7 @@ class _Ours(Loop):
     def fresh(self) -> None:
         dma = PlainDma()
         make = make_packed if self.packed else make_split
-        self.queue = make(0, SIZE, dma, fence=full_fence(), indirect=False, event_idx=True)
+        self.queue = make(0, SIZE, dma, RingOptions(fence=full_fence(), indirect=False, event_idx=True))
         self.queue.want_interrupts(False)
         desc, avail, used = (dma.at(address).view for address in self.queue.addresses)
         if self.packed:

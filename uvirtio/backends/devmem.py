@@ -29,6 +29,7 @@ from uvirtio.errors import (
 )
 from uvirtio.host import mmio, sysfs
 from uvirtio.host.lock import take_lock
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.proc import iomem_addresses
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import Event, Registers
@@ -49,8 +50,11 @@ _PATIENCE = 10.0
 _X86 = ("x86_64", "AMD64", "i686", "i386")
 
 
-class _Watched(MappedRegisters):
-    """The registers, with the question before each read whether the guardian still stands."""
+class _GuardedRegisters(MappedRegisters):
+    """The registers, with the question before each read whether the guardian still stands.
+
+    Not before a write: the one that resets the device has to get through.
+    """
 
     window: DevmemWindow
 
@@ -79,12 +83,12 @@ class DevmemWindow:
             stack.callback(os.close, lock)
             fd = _open(roots)
             stack.callback(os.close, fd)
-            start = base & -mmap.PAGESIZE
+            start = base & -CPU_PAGE
             mapping = _map(fd, start, base + length - start, base, address, roots)
             stack.callback(mapping.close)
-            watched = _Watched(mapping, base - start, length)
-            watched.window = self
-            self.registers: Registers = watched
+            guarded = _GuardedRegisters(mapping, base - start, length)
+            guarded.window = self
+            self.registers: Registers = guarded
             stack.callback(self.registers.close)
             self._held = (lock, fd)
             self._memory: HugeFile | None = None
@@ -259,7 +263,7 @@ def _refused(start: int, length: int, base: int, address: str, roots: Roots) -> 
     """Why the kernel says no to a mapping: whose window lies in the page, or its configuration."""
     held = []
     for region in iomem_addresses(roots):
-        if region.overlaps(start & -mmio.PAGE, (start + length + mmio.PAGE - 1) & -mmio.PAGE):
+        if region.overlaps(start & -CPU_PAGE, (start + length + CPU_PAGE - 1) & -CPU_PAGE):
             for name in mmio.windows_of(region):
                 driver = sysfs.driver_of(sysfs.device("platform", name, roots))
                 if driver is not None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import mmap
 import os
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, Self, TypeVar
 
-from uvirtio.errors import Closed, Misuse, OperationFailed
+from uvirtio.errors import BadSize, Closed, Misuse, OperationFailed
 from uvirtio.host.pagemap import Pagemap
-from uvirtio.interfaces.memory import PFN_SHIFT
-
-PAGE = mmap.PAGESIZE
+from uvirtio.spec.page import PFN_SHIFT
 
 MADV_POPULATE_WRITE = 23
 MADV_DONTDUMP = getattr(mmap, "MADV_DONTDUMP", 16)
@@ -41,14 +40,25 @@ class Memory:
 
 
 class PagedBlock:
-    """What blocks of this process's pages have in common: the view, and frame numbers that are read anew."""
+    """A block of this process's pages, which its space takes from the device when it is closed.
 
-    def __init__(self, memory: Memory, pagemap: Pagemap) -> None:
+    The common part of what satisfies the ``Block`` protocol: ``view``, ``size`` (bytes, whole pages), and frame
+    numbers that are read at every call.
+    """
+
+    def __init__(self, memory: Memory, pagemap: Pagemap, undo: Callable[[Any], None]) -> None:
+        """``undo`` takes the block from the device, and out of the books of its space."""
         self._memory = memory
         self._pagemap = pagemap
+        self._undo = undo
         self._closed = False
         self.view = memory.view
         self.size = memory.size
+
+    @property
+    def vaddr(self) -> int:
+        """Where this process sees the block."""
+        return self._memory.vaddr
 
     def pfns(self) -> list[int]:
         """The frame number of each 4096-byte piece, read anew. Raises PagemapHidden, Closed."""
@@ -58,6 +68,79 @@ class PagedBlock:
     def _check_open(self) -> None:
         if self._closed:
             raise Closed("this block of memory is closed")
+
+    def close(self) -> None:
+        """Take the block from the device, then free it; idempotent.
+
+        Raises:
+            BufferError: A view of it is still held; call again when it is not.
+        """
+        if not self._closed:
+            self._closed = True
+            self._undo(self)
+        self._memory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+AnyBlock = TypeVar("AnyBlock", bound=PagedBlock)
+
+
+class OwnedBlocks(Generic[AnyBlock]):
+    """The blocks that a DMA space has given out and that are still open; they end with the space."""
+
+    def __init__(self, pagemap: Pagemap) -> None:
+        self._pagemap = pagemap
+        self._blocks: dict[int, AnyBlock] = {}
+        self._closed = False
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed("this DMA space is closed")
+
+    def _rounded(self, size: int, unit: int) -> int:
+        """``size`` bytes as whole units. Raises Closed, and BadSize unless size is positive."""
+        self._check_open()
+        if size <= 0:
+            raise BadSize(f"{size} bytes of memory", seen=size, expected="1 or more")
+        return -(-size // unit) * unit
+
+    def _keep(self, block: AnyBlock) -> AnyBlock:
+        self._blocks[id(block)] = block
+        return block
+
+    def _forget(self, block: AnyBlock) -> None:
+        self._blocks.pop(id(block), None)
+
+    def _closers(self) -> Iterator[Callable[[], None]]:
+        """What else ends with the space, after its blocks; each idempotent."""
+        yield self._pagemap.close
+
+    def close(self) -> None:
+        """Unmap and free all blocks; idempotent.
+
+        Raises:
+            OperationFailed, BufferError: The first error, after all was tried.
+        """
+        self._closed = True
+        first: BaseException | None = None
+        for close in [*(block.close for block in self._blocks.values()), *self._closers()]:
+            try:
+                close()
+            except (OperationFailed, Closed, BufferError) as error:
+                first = first or error
+        if first is not None:
+            raise first
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def advise(mapping: mmap.mmap, *advice: int) -> None:
@@ -111,24 +194,31 @@ def pieces(runs: Sequence[tuple[int, int, int]], offset: int, length: int) -> li
     return found
 
 
-class Adopted:
+class LinearBlock:
+    """A block that is one run of device addresses from ``address`` on."""
+
+    contiguous = True
+    address: int
+    """The device address of the first byte."""
+    size: int
+
+    def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """The device addresses of these bytes: always one run. Raises Misuse outside the block."""
+        if offset < 0 or length < 0 or offset + length > self.size:
+            raise Misuse(f"{length} bytes at {offset} of a block of {self.size}")
+        return [(self.address + offset, length)] if length else []
+
+
+class GuestBlock(LinearBlock):
     """Memory at a known guest-physical address, which is what every device of the machine calls it.
 
     Satisfies the ``Block`` protocol. The mapping stays the caller's.
     """
 
-    contiguous = True
-
     def __init__(self, mapping: mmap.mmap, physical: int) -> None:
         self.view = memoryview(mapping)
         self.size = len(self.view)
         self.address = physical
-
-    def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """The device addresses of these bytes: always one run."""
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise Misuse(f"{length} bytes at {offset} of a block of {self.size}")
-        return [(self.address + offset, length)] if length else []
 
     def pfns(self) -> list[int]:
         """The guest-physical frame numbers; they never change."""

@@ -14,28 +14,26 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from uvirtio.backends.pages import (
     MADV_DONTDUMP,
-    PAGE,
-    Adopted,
+    GuestBlock,
     Memory,
+    OwnedBlocks,
     PagedBlock,
     advise,
     merged,
     pieces,
 )
-from uvirtio.errors import BadSize, Closed, HugePagesLack, NotSupported, OperationFailed
+from uvirtio.errors import Closed, HugePagesLack, NotSupported, OperationFailed
 from uvirtio.host.memory import huge_pages
 from uvirtio.host.pagemap import Pagemap
+from uvirtio.host.pages import CPU_PAGE, HUGE_PAGE
 from uvirtio.host.roots import Roots
 
-HUGE = 2 << 20
-"""Bytes of one page of the pool. The kernel may have others; this one is there wherever the CPU's page is 4096."""
-
-_UNITS = HUGE // PAGE
+_UNITS = HUGE_PAGE // CPU_PAGE
 _MFD_HUGETLB = getattr(os, "MFD_HUGETLB", 4)
 _MFD_HUGE_2MB = 21 << 26
 
@@ -77,16 +75,16 @@ class HugeFile:
         """
         try:
             # Taken here, where a failure is an error. On the first touch it would be SIGBUS.
-            os.posix_fallocate(self.fileno(), first * HUGE, count * HUGE)
+            os.posix_fallocate(self.fileno(), first * HUGE_PAGE, count * HUGE_PAGE)
         except OSError as error:
             raise self._lack(count, error) from error
         try:
-            mapping = mmap.mmap(self.fileno(), count * HUGE, offset=first * HUGE)
+            mapping = mmap.mmap(self.fileno(), count * HUGE_PAGE, offset=first * HUGE_PAGE)
         except OSError as error:
             raise OperationFailed(
                 "huge pages cannot be mapped",
                 seen=os.strerror(error.errno or 0),
-                expected=f"{count * HUGE} bytes of address space",
+                expected=f"{count * HUGE_PAGE} bytes of address space",
                 remedy="use smaller blocks, or raise the limit: ulimit -v",
             ) from error
         advise(mapping, mmap.MADV_DONTFORK, MADV_DONTDUMP)
@@ -94,7 +92,7 @@ class HugeFile:
 
     def free(self, first: int, count: int) -> None:
         """Give these pages back to the pool; they read as zeros when they are mapped again."""
-        size, offset = count * HUGE, first * HUGE
+        size, offset = count * HUGE_PAGE, first * HUGE_PAGE
         # ValueError: beyond the end of the file, so nothing was taken.
         with suppress(OSError, ValueError, Closed), mmap.mmap(self.fileno(), size, offset=offset) as hole:
             hole.madvise(mmap.MADV_REMOVE)
@@ -122,8 +120,7 @@ class PhysicalBlock(PagedBlock):
 
     def __init__(self, space: PhysicalDmaSpace, memory: Memory, first: int, pagemap: Pagemap) -> None:
         """``first`` is where it begins in the file, in bytes."""
-        super().__init__(memory, pagemap)
-        self._space = space
+        super().__init__(memory, pagemap, space.take_back)
         self.first = first
         self.runs = merged(pagemap.pfns(memory.vaddr, self.size))
         """(offset, physical address, length) in the order of offsets."""
@@ -140,12 +137,12 @@ class PhysicalBlock(PagedBlock):
     def close(self) -> None:
         """Free it; idempotent. Raises BufferError while a view of it is held: it is not reused then."""
         if not self._closed:
-            self._memory.close()
+            self._memory.close()  # first of all, as the pages are reused by the next block of the space
             self._closed = True
-            self._space.take_back(self)
+            self._undo(self)
 
 
-class PhysicalDmaSpace:
+class PhysicalDmaSpace(OwnedBlocks[PhysicalBlock]):
     """DMA memory in huge pages, for one device. Close it after the device was reset. Satisfies ``DmaSpace``.
 
     Rings and buffers share huge pages; what is not longer than one does not cross its end. ``file`` stays the
@@ -153,7 +150,7 @@ class PhysicalDmaSpace:
     negotiated: where no IOMMU translates, both are physical (6.1).
     """
 
-    contiguous_limit = HUGE
+    contiguous_limit = HUGE_PAGE
 
     def __init__(
         self,
@@ -165,59 +162,51 @@ class PhysicalDmaSpace:
     ) -> None:
         """Raises HugePagesLack, PagemapHidden, NotSupported: better here than with a device half brought up."""
         roots = roots or Roots()
+        super().__init__(pagemap or Pagemap(roots))
         self.translated = translated
-        self._own = HugeFile(roots) if file is None else None
-        self._file = file or self._own
-        self._pagemap = pagemap or Pagemap(roots)
-        self._blocks: dict[int, PhysicalBlock] = {}
-        # For each huge page of the file that we have: its free runs as (start, end), in units of PAGE.
+        self._file = HugeFile(roots) if file is None else file
+        self._owns_file = file is None
+        # For each huge page of the file that we have: its free runs as (start, end), in units of CPU_PAGE.
         self._free: dict[int, list[tuple[int, int]]] = {}
-        self._closed = False
         try:
-            self.alloc(PAGE).close()
+            self.alloc(CPU_PAGE).close()
         except BaseException:
             self.close()
             raise
 
     def alloc(self, size: int) -> PhysicalBlock:
-        """Zeroed, page-aligned memory of at least ``size`` bytes; one run where that is no more than HUGE.
+        """Zeroed, page-aligned memory of at least ``size`` bytes; one run where that is no more than HUGE_PAGE.
 
         Raises HugePagesLack, PagemapHidden.
         """
-        if self._closed or self._file is None:
-            raise Closed("this DMA space is closed")
-        if size <= 0:
-            raise BadSize(f"{size} bytes of memory", seen=size, expected="1 or more")
-        units = -(-size // PAGE)
+        units = self._rounded(size, CPU_PAGE) // CPU_PAGE
         start, fresh = self._place(units)
         first, last = start // _UNITS, (start + units - 1) // _UNITS
         try:
             mapping = self._file.map(first, last - first + 1)
-            memory = Memory(mapping, (start - first * _UNITS) * PAGE, units * PAGE)
+            memory = Memory(mapping, (start - first * _UNITS) * CPU_PAGE, units * CPU_PAGE)
             try:
                 if not fresh:
                     memory.view[:] = bytes(memory.size)
-                for offset in range(0, memory.size, HUGE):
+                for offset in range(0, memory.size, HUGE_PAGE):
                     memory.view[offset] = 0  # pagemap shows what was touched
-                block = PhysicalBlock(self, memory, start * PAGE, self._pagemap)
+                block = PhysicalBlock(self, memory, start * CPU_PAGE, self._pagemap)
             except BaseException:
                 memory.close()
                 raise
         except BaseException:
             self._give(start, units)
             raise
-        self._blocks[id(block)] = block
-        return block
+        return self._keep(block)
 
     def pin(self, size: int) -> PhysicalBlock:
         """The same: memory of huge pages stays where it is."""
         return self.alloc(size)
 
-    def adopt(self, mapping: mmap.mmap, physical: int) -> Adopted:
+    def adopt(self, mapping: mmap.mmap, physical: int) -> GuestBlock:
         """Memory that is not ours (plugged by virtio-mem), at its address. See the AdoptsMemory seam."""
-        if self._closed:
-            raise Closed("this DMA space is closed")
-        return Adopted(mapping, physical)
+        self._check_open()
+        return GuestBlock(mapping, physical)
 
     def _place(self, units: int) -> tuple[int, bool]:
         """Take a free run of the file: within a huge page that we have, or from new (True), zeroed ones."""
@@ -240,8 +229,8 @@ class PhysicalDmaSpace:
 
     def take_back(self, block: PhysicalBlock) -> None:
         """A block that was closed; the block calls this."""
-        self._blocks.pop(id(block), None)
-        self._give(block.first // PAGE, block.size // PAGE)
+        self._forget(block)
+        self._give(block.first // CPU_PAGE, block.size // CPU_PAGE)
 
     def _give(self, start: int, units: int) -> None:
         end = start + units
@@ -258,27 +247,10 @@ class PhysicalDmaSpace:
             self._free[page] = whole
             if whole == [(0, _UNITS)]:
                 del self._free[page]
-                if self._file is not None:
-                    self._file.free(page, 1)
+                self._file.free(page, 1)
             start = stop
 
-    def close(self) -> None:
-        """Free all of it; idempotent. Raises BufferError, after trying all, where a view is still held."""
-        self._closed = True
-        first: BaseException | None = None
-        for block in list(self._blocks.values()):
-            try:
-                block.close()
-            except BufferError as error:
-                first = first or error
-        self._pagemap.close()
-        if self._own is not None:
-            self._own.close()
-        if first is not None:
-            raise first
-
-    def __enter__(self) -> PhysicalDmaSpace:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _closers(self) -> Iterator[Callable[[], None]]:
+        yield from super()._closers()
+        if self._owns_file:
+            yield self._file.close

@@ -23,15 +23,14 @@ import time
 import weakref
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Literal, NoReturn
 
 from uvirtio.backends.guardian import QUIET, WARNING, Guardian, Register, Step, quieting
 from uvirtio.backends.pages import advise
+from uvirtio.backends.pci_function import BoundFunction
 from uvirtio.backends.physical import HugeFile, PhysicalDmaSpace
+from uvirtio.backends.watched import WatchedRegisters, WatchedRemoval
 from uvirtio.errors import (
-    CapabilityError,
     Closed,
-    DeviceGone,
     DeviceResetByOther,
     NotSupported,
     OperationFailed,
@@ -43,7 +42,7 @@ from uvirtio.host import sysfs
 from uvirtio.host.drivers import UIO, require_bound
 from uvirtio.host.lock import take_lock
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.memory import Doorbell, Event, Registers
+from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.memory.access import FdRegisters, MappedRegisters
 from uvirtio.memory.eventfd import EventFd
@@ -76,42 +75,6 @@ class _Lines:
             return len(os.read(self.fd, 4)) == 4
         except BlockingIOError:
             return False
-
-
-class _Watched:
-    """Registers of the function, with the question before each access whether it is still there."""
-
-    def __init__(self, function: UioPciFunction, inner: Registers) -> None:
-        self._function = function
-        self._inner = inner
-        self.length = inner.length
-
-    def read8(self, offset: int) -> int:
-        self._function.check_there()
-        return self._inner.read8(offset)
-
-    def read16(self, offset: int) -> int:
-        self._function.check_there()
-        return self._inner.read16(offset)
-
-    def read32(self, offset: int) -> int:
-        self._function.check_there()
-        return self._inner.read32(offset)
-
-    def write8(self, offset: int, value: int) -> None:
-        self._function.check_there()
-        self._inner.write8(offset, value)
-
-    def write16(self, offset: int, value: int) -> None:
-        self._function.check_there()
-        self._inner.write16(offset, value)
-
-    def write32(self, offset: int, value: int) -> None:
-        self._function.check_there()
-        self._inner.write32(offset, value)
-
-    def close(self) -> None:
-        self._inner.close()
 
 
 class _Intx:
@@ -148,39 +111,29 @@ class _Intx:
         self._closed = True
 
 
-class _Removal:
-    """Fires when the kernel takes the function away; asked by every turn of the wait loop.
+class _NodeFailed:
+    """The event of the removal: ``/dev/uioN`` polls as failed from then on. The node is the function's."""
 
-    So it also is where the bus master bit and the guardian are looked at.
-    """
-
-    def __init__(self, function: UioPciFunction, lines: _Lines, *, deaf: bool) -> None:
-        self._function = function
+    def __init__(self, lines: _Lines) -> None:
         self._lines = lines
-        self._silence = EventFd() if deaf else None
 
     def fileno(self) -> int:
-        return self._lines.fd if self._silence is None else self._silence.fileno()
+        return self._lines.fd
 
     def take(self) -> bool:
-        if self._silence is None and self._lines.failed():
-            return True
-        self._function.watch()
-        return False
+        return self._lines.failed()
 
     def rearm(self) -> None:
         """Nothing: it fires once."""
 
     def close(self) -> None:
-        """The node is the function's."""
-        if self._silence is not None:
-            self._silence.close()
+        """Nothing."""
 
 
-class UioPciFunction:
+class UioPciFunction(BoundFunction):
     """A PCI function that uio_pci_generic holds and this process has opened. Satisfies ``PciFunction``."""
 
-    bus: Literal["pci"] = "pci"
+    driver = DRIVER
     msix_vectors = 0
     """uio_pci_generic delivers the interrupt pin alone."""
 
@@ -188,7 +141,7 @@ class UioPciFunction:
 
     def __init__(self, address: str, node: Path, roots: Roots, *, timeout: float = 5.0) -> None:
         """Use :meth:`open`, which asks first."""
-        self.address = address
+        super().__init__(address)
         self.translates = False
         self.description = f"{DRIVER}, {node.name}, physical addresses"
         self._roots = roots
@@ -196,12 +149,11 @@ class UioPciFunction:
         self._device = sysfs.device("pci", address, roots)
         self._files: dict[int, int] = {}
         self._mappings: dict[int, mmap.mmap] = {}
-        self._windows: weakref.WeakSet[_Watched] = weakref.WeakSet()
+        self._windows: weakref.WeakSet[WatchedRegisters] = weakref.WeakSet()
         self._intx: _Intx | None = None
         self._status: Register | None = None
         self._master = False
         self._looked = 0.0
-        self._closed = False
         with ExitStack() as stack:
             self._lock = take_lock(address, roots, patience=min(timeout, 2 * QUIET))
             stack.callback(os.close, self._lock)
@@ -217,9 +169,12 @@ class UioPciFunction:
             deaf = self._lines.failed()
             self.has_intx = not deaf and bool(self.config.read8(pci.CFG_INTERRUPT_PIN))
             self._can_tell = not deaf
-            self.removal: Event | None = _Removal(self, self._lines, deaf=deaf)
+            self.removal: Event | None = WatchedRemoval(
+                EventFd() if deaf else _NodeFailed(self._lines), self.watch
+            )
             stack.callback(self.removal.close)
-            self._decode()
+            # It may have been left running.
+            self._decode(clear=pci.Command.MASTER)
             self._memory = HugeFile(roots)
             stack.callback(self._memory.close)
             holds = [self._lock, self._memory.fileno(), self._config_fd, *self._files.values()]
@@ -260,22 +215,10 @@ class UioPciFunction:
                     remedy="run as root; under lockdown (secure boot) only VFIO with an IOMMU is left",
                 ) from error
             if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-                raise self._gone_error(f"{path}: {seen}") from error
+                self.gone(f"{path}: {seen}")
             raise OperationFailed(f"{path} cannot be opened", seen=seen, expected="a file of sysfs") from error
         stack.callback(os.close, fd)
         return fd
-
-    def _gone_error(self, seen: str) -> DeviceGone:
-        return DeviceGone(
-            f"{self.address} does not answer any more",
-            seen=seen,
-            expected=f"a function that {DRIVER} holds",
-            remedy="look whether the device was removed: uvirtio list",
-        )
-
-    def gone(self, seen: str) -> NoReturn:
-        """Raise DeviceGone."""
-        raise self._gone_error(seen)
 
     def check_there(self) -> None:
         """Raise DeviceGone once the kernel has begun to take the function away."""
@@ -284,25 +227,15 @@ class UioPciFunction:
 
     # --- registers ----------------------------------------------------------------------------------------
 
-    def bar(self, index: int) -> BarInfo | None:
-        """The base address register, or None: absent, or the upper half of a 64-bit one."""
-        return self._bars.get(index)
-
     def registers(self, bar: int, offset: int, length: int) -> Registers:
         """A window of a BAR. Raises CapabilityError if the BAR is absent or too small."""
-        info = self._bars.get(bar)
-        if info is None or offset < 0 or length < 0 or offset + length > info.size:
-            raise CapabilityError(
-                f"{self.address} has no {length} bytes at {offset:#x} of BAR {bar}",
-                seen="no such BAR" if info is None else f"{info.size} bytes",
-                expected=f"at least {offset + length} bytes",
-            )
+        info = self._bar_of(bar, offset, length)
         inner: Registers
         if info.is_io:
             inner = FdRegisters(self._files[bar], offset, length, what=self.address)
         else:
             inner = MappedRegisters(self._mapping(info), offset, length)
-        window = _Watched(self, inner)
+        window = WatchedRegisters(inner, self.check_there)
         self._windows.add(window)
         return window
 
@@ -321,27 +254,6 @@ class UioPciFunction:
             advise(found, mmap.MADV_DONTFORK)
             self._mappings[info.index] = found
         return found
-
-    def doorbell(self, bar: int, offset: int, value: int) -> Doorbell | None:
-        """None: a kick is a register write."""
-        return None
-
-    def command(self, *, set_: int = 0, clear: int = 0) -> int:
-        """Change bits of the command register; what it was before."""
-        old = self.config.read16(pci.CFG_COMMAND)
-        if old == 0xFFFF:
-            self.gone("configuration space reads all ones")
-        new = (old | set_) & ~clear
-        if new != old:
-            self.config.write16(pci.CFG_COMMAND, new)
-        return old
-
-    def _decode(self) -> None:
-        """Let the function answer at its BARs, without DMA and interrupts: it may have been left running."""
-        wanted = int(pci.Command.INTX_DISABLE)
-        for info in self._bars.values():
-            wanted |= pci.Command.IO if info.is_io else pci.Command.MEMORY
-        self.command(set_=wanted, clear=pci.Command.MASTER)
 
     # --- DMA, and who stops it ------------------------------------------------------------------------------
 
@@ -463,16 +375,9 @@ class UioPciFunction:
             stack.callback(self._guardian.close)
             for window in list(self._windows):
                 stack.callback(window.close)
-            quiet = False
-            try:
+            with suppress(UvirtioError):
                 self.disable_interrupts()
-                self.command(clear=pci.Command.MASTER)
-                quiet = not self.config.read16(pci.CFG_COMMAND) & pci.Command.MASTER
-            except DeviceGone:
-                quiet = True  # what is not there writes nowhere
-            except UvirtioError:
-                pass
-            if quiet:
+            if self._master_off():
                 self._guardian.disarm()
 
     def __enter__(self) -> UioPciFunction:

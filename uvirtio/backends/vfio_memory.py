@@ -14,13 +14,13 @@ making copies.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from uvirtio.backends.pages import (
     MADV_DONTDUMP,
     MADV_POPULATE_WRITE,
-    PAGE,
     Memory,
+    OwnedBlocks,
     PagedBlock,
     advise,
     merged,
@@ -28,13 +28,11 @@ from uvirtio.backends.pages import (
     pieces,
 )
 from uvirtio.backends.vfio.ways import AddressSpace
-from uvirtio.errors import BadSize, Closed, Misuse, OperationFailed, PageMoved
+from uvirtio.errors import Closed, Misuse, OperationFailed, PageMoved
 from uvirtio.host.pagemap import Pagemap
+from uvirtio.host.pages import CPU_PAGE, HUGE_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.memory.iova import IovaAllocator
-
-HUGE = 2 << 20
-"""A huge page where the CPU's page is 4096 bytes."""
 
 _MAP_HUGETLB = 0x40000
 _MAP_HUGE_2MB = 21 << 26
@@ -51,67 +49,58 @@ class _Borrowed(Memory):
 
 
 def _huge(pagemap: Pagemap) -> Memory | None:
-    """HUGE bytes of neighbouring frames, if they can be had: a transparent huge page, or one of the pool."""
+    """HUGE_PAGE bytes of neighbouring frames, if they can be had: a transparent huge page, or one of the pool."""
     for make in (_transparent, _pooled):
         memory = make()
         if memory is not None:
-            if len(merged(pagemap.pfns(memory.vaddr, HUGE))) == 1:
+            if len(merged(pagemap.pfns(memory.vaddr, HUGE_PAGE))) == 1:
                 return memory
             memory.close()
     return None
 
 
 def _transparent() -> Memory | None:
-    """HUGE bytes that are one transparent huge page, if the kernel is so kind; the caller checks."""
+    """HUGE_PAGE bytes that are one transparent huge page, if the kernel is so kind; the caller checks."""
     try:
-        mapping = mmap.mmap(-1, 2 * HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        mapping = mmap.mmap(-1, 2 * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError:
         return None
     advise(mapping, mmap.MADV_DONTFORK, mmap.MADV_UNMERGEABLE, MADV_DONTDUMP)
-    probe = Memory(mapping, 0, HUGE)
-    start = -probe.vaddr % HUGE
+    probe = Memory(mapping, 0, HUGE_PAGE)
+    start = -probe.vaddr % HUGE_PAGE
     probe.view.release()
     try:
-        mapping.madvise(mmap.MADV_HUGEPAGE, start, HUGE)
-        mapping.madvise(MADV_POPULATE_WRITE, start, HUGE)
+        mapping.madvise(mmap.MADV_HUGEPAGE, start, HUGE_PAGE)
+        mapping.madvise(MADV_POPULATE_WRITE, start, HUGE_PAGE)
     except OSError:
         mapping.close()
         return None
-    return Memory(mapping, start, HUGE)
+    return Memory(mapping, start, HUGE_PAGE)
 
 
 def _pooled() -> Memory | None:
     """A page of the kernel's pool (``vm.nr_hugepages``), which is none of ours unless there is need."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB | _MAP_HUGE_2MB
     try:
-        mapping = mmap.mmap(-1, HUGE, flags=flags)
+        mapping = mmap.mmap(-1, HUGE_PAGE, flags=flags)
     except OSError:
         return None  # none is free, or the kernel has no such thing
     advise(mapping, mmap.MADV_DONTFORK, MADV_DONTDUMP)
-    memory = Memory(mapping, 0, HUGE)
+    memory = Memory(mapping, 0, HUGE_PAGE)
     memory.view[0] = 0  # it was promised at mmap, so this takes it and cannot fail
     return memory
 
 
 class VfioBlock(PagedBlock):
-    """Memory that is pinned by VFIO maps until ``close()``; made by :class:`VfioDmaSpace`.
-
-    Satisfies the ``Block`` protocol: ``view``, ``size`` (bytes, whole pages), ``contiguous``.
-    """
+    """Memory that is pinned by VFIO maps until ``close()``; made by :class:`VfioDmaSpace`. Satisfies ``Block``."""
 
     def __init__(self, memory: Memory, pagemap: Pagemap, undo: Callable[[VfioBlock], None]) -> None:
-        super().__init__(memory, pagemap)
-        self._undo = undo
+        super().__init__(memory, pagemap, undo)
         self.maps: list[tuple[int, int]] = []
         """The VFIO maps that pin this block and show it to the device: (device address, size)."""
         self.runs: list[tuple[int, int, int]] = []
         """(offset, device address, length) in the order of offsets."""
         self.contiguous = False
-
-    @property
-    def vaddr(self) -> int:
-        """Where this process sees the block."""
-        return self._memory.vaddr
 
     def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
         """The device addresses of ``length`` bytes from ``offset``, as (address, length) runs.
@@ -121,21 +110,8 @@ class VfioBlock(PagedBlock):
         self._check_open()
         return pieces(self.runs, offset, length)
 
-    def close(self) -> None:
-        """Unmap from the device, then free; idempotent. Raises BufferError while a view of it is still held."""
-        if not self._closed:
-            self._closed = True
-            self._undo(self)
-        self._memory.close()
 
-    def __enter__(self) -> VfioBlock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-class VfioDmaSpace:
+class VfioDmaSpace(OwnedBlocks[VfioBlock]):
     """Memory for the devices of one container, under one address policy. Close it after the device was reset.
 
     Satisfies the ``DmaSpace`` protocol. With ``translated=False`` the constructor already raises PagemapHidden
@@ -150,12 +126,11 @@ class VfioDmaSpace:
         translated: bool,
         roots: Roots | None = None,
     ) -> None:
+        super().__init__(Pagemap(roots or Roots()))
         self._container = container
         self._iova = iova
-        self._pagemap = Pagemap(roots or Roots())
-        self._blocks: dict[int, VfioBlock] = {}
+        self._unit = max(CPU_PAGE, iova.page)
         self._spare: Memory | None = None
-        self._closed = False
         self.translated = translated
         self.contiguous_limit = 1 << 63
         if not translated:
@@ -167,21 +142,21 @@ class VfioDmaSpace:
 
     def _probe(self) -> int:
         """How long a run of physical addresses can be had: a huge page is tried once, and kept."""
-        test = ordinary(PAGE, small_pages=True)
+        test = ordinary(CPU_PAGE, small_pages=True)
         try:
             test.view[0] = 0
-            self._pagemap.pfns(test.vaddr, PAGE)
+            self._pagemap.pfns(test.vaddr, CPU_PAGE)
         finally:
             test.close()
         self._spare = _huge(self._pagemap)
-        return PAGE if self._spare is None else HUGE
+        return CPU_PAGE if self._spare is None else HUGE_PAGE
 
     def alloc(self, size: int) -> VfioBlock:
         """Zeroed, page-aligned memory of at least ``size`` bytes that the device may read and write.
 
         Raises MemlockExceeded, PagemapHidden, or OperationFailed when the map is refused.
         """
-        size = self._rounded(size)
+        size = self._rounded(size, self._unit)
         if self.translated:
             block = self._pinned(ordinary(size, small_pages=False))
             start = block.maps[0][0]
@@ -209,7 +184,7 @@ class VfioDmaSpace:
 
         For balloon pages: the device does not address it; ``pfns()`` does not need the map's address.
         """
-        return self._pinned(ordinary(self._rounded(size), small_pages=True))
+        return self._pinned(ordinary(self._rounded(size, self._unit), small_pages=True))
 
     def adopt(self, mapping: mmap.mmap, physical: int) -> VfioBlock:
         """Show the device memory that is not ours (plugged by virtio-mem); see the AdoptsMemory seam.
@@ -218,11 +193,10 @@ class VfioDmaSpace:
         reaches it there. Raises OperationFailed, MemlockExceeded, Misuse.
         """
         size = len(mapping)
-        if self._rounded(size) != size or physical % max(PAGE, self._iova.page):
+        if self._rounded(size, self._unit) != size or physical % self._unit:
             raise Misuse(f"{size} bytes at {physical:#x} are no whole pages")
         memory = _Borrowed(mapping, 0, size)
-        block = VfioBlock(memory, self._pagemap, self._unmap)
-        self._blocks[id(block)] = block
+        block = self._keep(VfioBlock(memory, self._pagemap, self._unmap))
         try:
             if self.translated:
                 iova = self._iova.alloc(size)
@@ -241,16 +215,8 @@ class VfioDmaSpace:
         block.contiguous = True
         return block
 
-    def _rounded(self, size: int) -> int:
-        if self._closed:
-            raise Closed("this DMA space is closed")
-        if size <= 0:
-            raise BadSize(f"{size} bytes of memory", seen=size, expected="1 or more")
-        unit = max(PAGE, self._iova.page)
-        return -(-size // unit) * unit
-
     def _physical_memory(self, size: int) -> Memory:
-        if not PAGE < size <= self.contiguous_limit:
+        if not CPU_PAGE < size <= self.contiguous_limit:
             return ordinary(size, small_pages=True)
         memory, self._spare = self._spare or _huge(self._pagemap), None
         if memory is None:
@@ -264,8 +230,7 @@ class VfioDmaSpace:
 
     def _pinned(self, memory: Memory) -> VfioBlock:
         """Pin by a map at an address of ours; physical spaces keep to the top, out of the way of RAM."""
-        block = VfioBlock(memory, self._pagemap, self._unmap)
-        self._blocks[id(block)] = block
+        block = self._keep(VfioBlock(memory, self._pagemap, self._unmap))
         try:
             scratch = self._iova.alloc(memory.size, highest=not self.translated)
             try:
@@ -318,7 +283,7 @@ class VfioDmaSpace:
 
     def _unmap(self, block: VfioBlock) -> None:
         """Take the maps of a block away, the newest first. The scratch map, which pins, is the last."""
-        self._blocks.pop(id(block), None)
+        self._forget(block)
         first: BaseException | None = None
         while block.maps:
             address, size = block.maps.pop()
@@ -331,24 +296,7 @@ class VfioDmaSpace:
         if first is not None:
             raise first
 
-    def close(self) -> None:
-        """Unmap and free all blocks; idempotent. Raises the first error after trying them all."""
-        self._closed = True
-        first: BaseException | None = None
-        for block in list(self._blocks.values()):
-            try:
-                block.close()
-            except (OperationFailed, Closed, BufferError) as error:
-                first = first or error
+    def _closers(self) -> Iterator[Callable[[], None]]:
         if self._spare is not None:
-            self._spare.close()
-            self._spare = None
-        self._pagemap.close()
-        if first is not None:
-            raise first
-
-    def __enter__(self) -> VfioDmaSpace:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+            yield self._spare.close
+        yield from super()._closers()

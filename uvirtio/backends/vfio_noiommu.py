@@ -12,42 +12,22 @@ from uvirtio.backends.guardian import WARNING, Guardian, Register, Step, quietin
 from uvirtio.backends.physical import HugeFile, PhysicalDmaSpace
 from uvirtio.backends.vfio.uapi import VFIO_PCI_CONFIG_REGION_INDEX
 from uvirtio.backends.vfio.ways import Way
-from uvirtio.backends.vfio_pci import VfioPciFunction
-from uvirtio.errors import Closed, DeviceGone, UvirtioError
+from uvirtio.backends.vfio_function import VfioFunction
+from uvirtio.backends.watched import WatchedRemoval
+from uvirtio.errors import Closed
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.memory import DmaSpace, Event
+from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.memory.eventfd import EventFd
 from uvirtio.spec import pci
 
 
-class _Removal:
-    """The kernel's request to give the function back; the guardian is looked at on the way."""
-
-    def __init__(self, inner: Event, guardian: Guardian) -> None:
-        self._inner = inner
-        self._guardian = guardian
-
-    def fileno(self) -> int:
-        return self._inner.fileno()
-
-    def take(self) -> bool:
-        self._guardian.check()
-        return self._inner.take()
-
-    def rearm(self) -> None:
-        self._inner.rearm()
-
-    def close(self) -> None:
-        self._inner.close()
-
-
-class VfioNoIommuFunction(VfioPciFunction):
+class VfioNoIommuFunction(VfioFunction):
     """A PCI function that vfio-pci holds without an IOMMU. Satisfies ``PciFunction``, ``Guarded``, ``Unheld``."""
 
     warning = WARNING
 
     def __init__(self, address: str, way: Way, roots: Roots, *, timeout: float = 5.0) -> None:
-        """Takes the open way over; use :meth:`VfioPciFunction.open`."""
+        """Takes the open way over; ``VfioPciFunction.open`` finds it."""
         super().__init__(address, way, roots, timeout=timeout)
         self.translates = False
         self._status: Register | None = None
@@ -56,7 +36,7 @@ class VfioNoIommuFunction(VfioPciFunction):
         try:
             self._memory = HugeFile(roots)
             self._guardian = Guardian(address, [self._memory.fileno(), way.device.fd])
-            self.removal = _Removal(self.removal or EventFd(), self._guardian)
+            self.removal = WatchedRemoval(self.removal or EventFd(), self._guardian.check)
         except BaseException:
             self.close()
             raise
@@ -89,16 +69,8 @@ class VfioNoIommuFunction(VfioPciFunction):
     def close(self) -> None:
         """Bus mastering off, the guardian sent home (or left to do its work), then as its base; idempotent."""
         if not self._closed and self._guardian is not None:
-            quiet = False
-            try:
-                super().bus_master(False)
-                quiet = not self.config.read16(pci.CFG_COMMAND) & pci.Command.MASTER
-            except DeviceGone:
-                quiet = True  # what is not there writes nowhere
-            except UvirtioError:
-                pass
             # It has the function's descriptor, and the kernel's own reset comes when the last one is closed.
-            if quiet:
+            if self._master_off():
                 self._guardian.disarm()
             self._guardian.close()
         super().close()

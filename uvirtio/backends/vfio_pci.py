@@ -1,107 +1,19 @@
-"""A PCI function through vfio-pci, as the ``PciFunction`` that the transports want.
-
-Every register access is a pread or pwrite on the region, the doorbell's too, though memory BARs could be
-mapped: touching a mapped BAR of a device that was removed, is in reset or decodes no memory raises SIGBUS,
-which ends the Python process with its balloon inflated. A pwrite raises DeviceGone, and costs a microsecond
-per batch. Whoever wants the mapping has ``Device.mmap``.
-"""
+"""The way to a PCI function through vfio-pci: with an IOMMU, or in VFIO's no-IOMMU mode."""
 
 from __future__ import annotations
 
-import weakref
-from contextlib import ExitStack
 from typing import Literal
 
-from uvirtio.backends.pages import PAGE
 from uvirtio.backends.vfio import ways
-from uvirtio.backends.vfio.device import RegionInfo
-from uvirtio.backends.vfio.events import IntxEvent
-from uvirtio.backends.vfio.uapi import (
-    VFIO_PCI_BAR0_REGION_INDEX,
-    VFIO_PCI_BAR5_REGION_INDEX,
-    VFIO_PCI_CONFIG_REGION_INDEX,
-    VFIO_PCI_ERR_IRQ_INDEX,
-    VFIO_PCI_INTX_IRQ_INDEX,
-    VFIO_PCI_MSIX_IRQ_INDEX,
-    VFIO_PCI_REQ_IRQ_INDEX,
-)
-from uvirtio.backends.vfio.ways import Way
-from uvirtio.backends.vfio_memory import VfioDmaSpace
-from uvirtio.errors import CapabilityError, Closed, DeviceGone, OperationFailed, UnsafeDma
+from uvirtio.backends.vfio_function import VfioFunction
+from uvirtio.errors import UnsafeDma
 from uvirtio.host.drivers import VFIO, require_bound
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import Kernel
-from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event, Registers
-from uvirtio.interfaces.values import BarInfo
-from uvirtio.memory.access import FdRegisters
-from uvirtio.memory.eventfd import EventFd
-from uvirtio.memory.iova import IovaAllocator
-
-DRIVER = VFIO
-
-_COMMAND = 0x04
-_COMMAND_IO = 1 << 0
-_COMMAND_MEMORY = 1 << 1
-_COMMAND_MASTER = 1 << 2
-_COMMAND_INTX_DISABLE = 1 << 10
-_BAR0 = 0x10
-_BAR_IS_IO = 1 << 0
 
 
-class VfioPciFunction:
-    """A PCI function that vfio-pci holds and this process has opened. Satisfies ``PciFunction``."""
-
-    bus: Literal["pci"] = "pci"
-
-    def __init__(
-        self,
-        address: str,
-        way: Way,
-        roots: Roots,
-        *,
-        timeout: float = 5.0,
-    ) -> None:
-        """Takes the open way over; use :meth:`open`."""
-        self.address = address
-        self._way = way
-        self._device = device = way.device
-        self._roots = roots
-        self._timeout = timeout
-        self._windows: weakref.WeakSet[FdRegisters] = weakref.WeakSet()
-        self._spaces: list[VfioDmaSpace] = []
-        self._interrupts: list[EventFd] = []
-        self._armed: int | None = None
-        self._closed = False
-        self.removal: Event | None = None
-        self.error: Event | None = None
-        """Fires when the function reports an uncorrectable error (AER); None where the kernel would not tell."""
-
-        self._regions: dict[int, RegionInfo] = {
-            index: device.region_info(index)
-            for index in (
-                *range(VFIO_PCI_BAR0_REGION_INDEX, VFIO_PCI_BAR5_REGION_INDEX + 1),
-                VFIO_PCI_CONFIG_REGION_INDEX,
-            )
-        }
-        space = self._regions[VFIO_PCI_CONFIG_REGION_INDEX]
-        self.config: Registers = self._window(space, 0, space.size)
-        self._bars = {index: info for index in range(6) if (info := self._bar_info(index)) is not None}
-        self.msix_vectors = device.irq_info(VFIO_PCI_MSIX_IRQ_INDEX).count
-        self.has_intx = device.irq_info(VFIO_PCI_INTX_IRQ_INDEX).count > 0
-        self.translates = True
-        self.description = f"{DRIVER}, {way.description}"
-        if way.space is not None:
-            iommu = way.space.iommu_info()
-            page = max(PAGE, iommu.page_sizes & -iommu.page_sizes)
-            self._iova = IovaAllocator(iommu.ranges, page)
-        self._decode()
-        self.error = self._listen(VFIO_PCI_ERR_IRQ_INDEX)
-        try:
-            self.removal = self._listen(VFIO_PCI_REQ_IRQ_INDEX)
-        except BaseException:
-            if self.error is not None:
-                self.error.close()
-            raise
+class VfioPciFunction(VfioFunction):
+    """A PCI function that vfio-pci holds behind an IOMMU. Satisfies ``PciFunction``."""
 
     @classmethod
     def open(
@@ -113,7 +25,7 @@ class VfioPciFunction:
         kernel: Kernel | None = None,
         way: Literal["best", "group", "cdev"] = "best",
         unsafe_dma: bool = False,
-    ) -> VfioPciFunction:
+    ) -> VfioFunction:
         """Open the function at ``address`` (``0000:03:00.0``). **The kernel resets it on the way.**
 
         The caller has asked the deny list. ``timeout`` (seconds) bounds later waits for the device's lock.
@@ -123,8 +35,8 @@ class VfioPciFunction:
         """
         roots = roots or Roots()
         kernel = kernel or Kernel()
-        require_bound(address, DRIVER, roots)
-        kind: type[VfioPciFunction] = cls
+        require_bound(address, VFIO, roots)
+        kind: type[VfioFunction] = cls
         if ways.is_noiommu(address, roots):
             from uvirtio.backends.guardian import WARNING
             from uvirtio.backends.vfio_noiommu import VfioNoIommuFunction
@@ -146,170 +58,3 @@ class VfioPciFunction:
         except BaseException:
             opened.close()
             raise
-
-    # --- registers ----------------------------------------------------------------------------------------
-
-    def _window(self, region: RegionInfo, offset: int, length: int) -> FdRegisters:
-        window = FdRegisters(self._device.fd, region.offset + offset, length, what=self.address)
-        self._windows.add(window)
-        return window
-
-    def _bar_info(self, index: int) -> BarInfo | None:
-        size = self._regions[index].size
-        if not size:
-            return None
-        return BarInfo(index, size, bool(self.config.read32(_BAR0 + 4 * index) & _BAR_IS_IO))
-
-    def bar(self, index: int) -> BarInfo | None:
-        """The base address register, or None: absent, or the upper half of a 64-bit one."""
-        return self._bars.get(index)
-
-    def registers(self, bar: int, offset: int, length: int) -> FdRegisters:
-        """A window of a BAR. Raises CapabilityError if the BAR is absent or too small."""
-        info = self._bars.get(bar)
-        if info is None or offset < 0 or length < 0 or offset + length > info.size:
-            raise CapabilityError(
-                f"{self.address} has no {length} bytes at {offset:#x} of BAR {bar}",
-                seen="no such BAR" if info is None else f"{info.size} bytes",
-                expected=f"at least {offset + length} bytes",
-            )
-        return self._window(self._regions[bar], offset, length)
-
-    def doorbell(self, bar: int, offset: int, value: int) -> Doorbell | None:
-        """None: a kick is a register write. (VFIO's ioeventfd costs the same one system call.)"""
-        return None
-
-    def _decode(self) -> None:
-        """Let the function answer at its BARs, and keep its pin quiet until somebody listens.
-
-        A line that is asserted and has no handler makes the kernel switch it off ("nobody cared"), for all who
-        share it. VFIO lets the physical bit follow ours.
-        """
-        wanted = _COMMAND_INTX_DISABLE
-        for info in self._bars.values():
-            wanted |= _COMMAND_IO if info.is_io else _COMMAND_MEMORY
-        self._command(set_bits=wanted)
-
-    def bus_master(self, on: bool) -> None:
-        """Allow the function to do DMA and to send MSIs, or not."""
-        if on:
-            self._command(set_bits=_COMMAND_MASTER)
-        else:
-            self._command(clear_bits=_COMMAND_MASTER)
-
-    def _command(self, *, set_bits: int = 0, clear_bits: int = 0) -> None:
-        old = self.config.read16(_COMMAND)
-        new = (old | set_bits) & ~clear_bits
-        if new != old:
-            self.config.write16(_COMMAND, new)
-
-    # --- interrupts ---------------------------------------------------------------------------------------
-
-    def _listen(self, index: int) -> EventFd | None:
-        """An event for one of the kernel's own messages (error, request), or None."""
-        if not self._device.irq_info(index).count:
-            return None
-        event = EventFd()
-        try:
-            self._device.set_irqs(index, [event.fileno()])
-        except OperationFailed:
-            event.close()
-            return None
-        except BaseException:
-            event.close()
-            raise
-        return event
-
-    def enable_msix(self, count: int) -> list[Event]:
-        """Turn MSI-X on with ``count`` vectors. Raises OperationFailed where the kernel has fewer."""
-        if not 0 < count <= self.msix_vectors:
-            raise OperationFailed(
-                f"{self.address} cannot have {count} MSI-X vectors", seen=f"{self.msix_vectors} in its table"
-            )
-        self.disable_interrupts()
-        events = [EventFd() for _ in range(count)]
-        self._arm(VFIO_PCI_MSIX_IRQ_INDEX, events)
-        return list(events)
-
-    def enable_intx(self) -> Event | None:
-        """Turn the interrupt pin on; None where the function has none or the kernel cannot deliver it."""
-        if not self.has_intx:
-            return None
-        self.disable_interrupts()
-        event = IntxEvent(self._device)
-        try:
-            self._arm(VFIO_PCI_INTX_IRQ_INDEX, [event])
-        except OperationFailed:
-            return None
-        self._command(clear_bits=_COMMAND_INTX_DISABLE)  # armed first: a line that is high already is delivered
-        return event
-
-    def _arm(self, index: int, events: list[EventFd] | list[IntxEvent]) -> None:
-        try:
-            self._device.set_irqs(index, [event.fileno() for event in events])
-        except BaseException:
-            for event in events:
-                event.close()
-            raise
-        self._armed = index
-        self._interrupts = list(events)
-
-    def disable_interrupts(self) -> None:
-        """Turn MSI-X or INTx off and close their events; idempotent."""
-        index, self._armed = self._armed, None
-        events, self._interrupts = self._interrupts, []
-        try:
-            if index == VFIO_PCI_INTX_IRQ_INDEX:
-                self._command(set_bits=_COMMAND_INTX_DISABLE)
-            if index is not None:
-                self._device.disable_irqs(index)
-        finally:
-            for event in events:
-                event.close()
-
-    # --- memory, reset, close -----------------------------------------------------------------------------
-
-    def dma(self, translated: bool) -> DmaSpace:
-        """Memory under one address policy. The caller closes it after the device was reset.
-
-        Raises PagemapHidden with ``translated=False`` where physical addresses cannot be known.
-        """
-        if self._closed or self._way.space is None:
-            raise Closed(f"{self.address} is closed")
-        space = VfioDmaSpace(self._way.space, self._iova, translated=translated, roots=self._roots)
-        self._spaces.append(space)
-        return space
-
-    def reset(self) -> bool:
-        """VFIO_DEVICE_RESET; False where the function has no reset."""
-        return self._device.reset(self._timeout)
-
-    def close(self) -> None:
-        """Give the function back; idempotent.
-
-        Order: interrupts off, the device's descriptor (the kernel stops DMA and resets), memory that is still
-        out, group, container.
-        """
-        if self._closed:
-            return
-        self._closed = True
-        with ExitStack() as stack:  # runs backwards, and all of it, whatever fails
-            stack.callback(self._way.close)
-            for space in self._spaces:
-                stack.callback(space.close)
-            for event in (self.removal, self.error):
-                if event is not None:
-                    stack.callback(event.close)
-            stack.callback(self._device.close)
-            for window in list(self._windows):
-                stack.callback(window.close)  # or a number that was reused would be written to
-            try:
-                self.disable_interrupts()
-            except (DeviceGone, OperationFailed):
-                pass  # it is going away
-
-    def __enter__(self) -> VfioPciFunction:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

@@ -130,11 +130,6 @@ def _attributes(body: bytes) -> dict[int, bytes]:
     return found
 
 
-def _parent(fields: dict[int, bytes]) -> str | None:
-    bus, name = _text(fields.get(_MGMTDEV_BUS_NAME)), _text(fields.get(_MGMTDEV_DEV_NAME))
-    return f"{bus}/{name}" if bus and name else name or None
-
-
 def _number(data: bytes | None) -> int | None:
     return int.from_bytes(data, "little") if data is not None and len(data) in (2, 4) else None
 

@@ -6,8 +6,9 @@ import re
 from fractions import Fraction
 
 from uvirtio.errors import BadSize
+from uvirtio.spec.page import VIRTIO_PAGE
 
-PAGE = 4096
+PAGE = VIRTIO_PAGE
 """Bytes of a balloon page, whatever the CPU's (5.5.6)."""
 
 _SYNTAX = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,9}))?(?:([KMGT])(?:IB)?|B|(%))?", re.ASCII)

@@ -16,6 +16,7 @@ from uvirtio.interfaces.transport import HasAdminQueues, QueueLayout, Transport
 from uvirtio.spec import features as f
 from uvirtio.spec.ring import MAX_SIZE, is_power_of_two
 from uvirtio.virtqueue import Virtqueue
+from uvirtio.virtqueue.base import RingOptions
 from uvirtio.virtqueue.packed import make_packed
 from uvirtio.virtqueue.split import make_split
 
@@ -174,33 +175,17 @@ class RingMaker:
             )
         # 2.7.2: a legacy queue may have one size only, whatever we would like.
         size = most if layout.size_fixed else min(most, spec.size, QUEUE_SIZE_MAX)
-        order = self.platform_fence if self._has(f.ORDER_PLATFORM) else None
-        indirect, event_idx = self._has(f.INDIRECT_DESC), self._has(f.EVENT_IDX)
-        in_order = self._has(f.IN_ORDER)
-        if packed:
-            return make_packed(
-                spec.index,
-                size,
-                self.dma,
-                fence=self.fence,
-                indirect=indirect,
-                event_idx=event_idx,
-                in_order=in_order,
-                order=order,
-            )
-        return make_split(
-            spec.index,
-            size,
-            self.dma,
+        options = RingOptions(
             fence=self.fence,
-            indirect=indirect,
-            event_idx=event_idx,
-            in_order=in_order,
+            order=self.platform_fence if self._has(f.ORDER_PLATFORM) else None,
+            indirect=self._has(f.INDIRECT_DESC),
+            event_idx=self._has(f.EVENT_IDX),
+            in_order=self._has(f.IN_ORDER),
             # 2.7.8.1: many devices fill in a wrong length on the legacy interface.
             clamp_used_len=self.transport.legacy,
             one_region=layout.one_region,
-            order=order,
         )
+        return (make_packed if packed else make_split)(spec.index, size, self.dma, options)
 
     def _has(self, bit: int) -> bool:
         return bool(self.features >> bit & 1)

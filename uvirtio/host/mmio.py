@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 from uvirtio.errors import ForeignWindow
 from uvirtio.host import addresses
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.proc import IoRange, iomem_addresses
 from uvirtio.host.roots import Roots
 
-PAGE = 4096
 # What only says that firmware or a bus has the addresses, and not that somebody uses them.
 _PASSIVE = re.compile(r"reserved|PCI Bus .*|pnp [0-9a-f:]+", re.ASCII | re.IGNORECASE)
 
@@ -31,7 +31,7 @@ def check_window(base: int, length: int, roots: Roots, *, address: str, named_on
     Returns the names of the windows in these pages. ``named_only``: nobody's will not do. Raises ForeignWindow,
     PermissionLack.
     """
-    start, end = base & -PAGE, (base + length + PAGE - 1) & -PAGE
+    start, end = base & -CPU_PAGE, (base + length + CPU_PAGE - 1) & -CPU_PAGE
     there = [region for region in iomem_addresses(roots) if region.overlaps(start, end)]
     names: list[str] = []
     for region in there:

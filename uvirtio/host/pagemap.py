@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 from array import array
 
 from uvirtio.errors import PagemapHidden
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
-
-PAGE = mmap.PAGESIZE
-_UNIT = 4096  # of a frame number here, whatever the CPU's page
+from uvirtio.spec.page import VIRTIO_PAGE
 
 _PRESENT = 1 << 63
 _PFN_MASK = (1 << 55) - 1
@@ -29,7 +27,7 @@ class Pagemap:
 
         Raises PagemapHidden where the file cannot be read, shows zeros (no CAP_SYS_ADMIN), or no page.
         """
-        entries = self._entries(vaddr // PAGE, -(-size // PAGE))
+        entries = self._entries(vaddr // CPU_PAGE, -(-size // CPU_PAGE))
         found = [entry & _PFN_MASK for entry in entries]
         if min(entries, default=_PRESENT) < _PRESENT:
             raise self._hidden("a page that is not present", "pages that are pinned")
@@ -37,9 +35,9 @@ class Pagemap:
             raise self._hidden(
                 "frame number 0", "real frame numbers, which the kernel shows to CAP_SYS_ADMIN only"
             )
-        if PAGE == _UNIT:
+        if CPU_PAGE == VIRTIO_PAGE:
             return found
-        per_page = PAGE // _UNIT
+        per_page = CPU_PAGE // VIRTIO_PAGE
         return [pfn * per_page + piece for pfn in found for piece in range(per_page)]
 
     def _entries(self, first: int, count: int) -> array[int]:

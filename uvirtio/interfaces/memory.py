@@ -9,9 +9,6 @@ from __future__ import annotations
 import mmap
 from typing import Protocol, runtime_checkable
 
-PFN_SHIFT = 12
-"""A PFN is a guest-physical address divided by 4096, whatever the page size of the CPU (5.5.6)."""
-
 
 class Registers(Protocol):
     """A window of registers: one access of exactly the width per call, at an aligned byte offset.

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable
 
 from uvirtio.errors import BadSize, Misuse, OperationFailed
+from uvirtio.host.pages import CPU_PAGE
 
 
 class IovaAllocator:
@@ -16,7 +17,7 @@ class IovaAllocator:
     (4.1.5.1.3.1).
     """
 
-    def __init__(self, ranges: Iterable[tuple[int, int]], page: int = 4096) -> None:
+    def __init__(self, ranges: Iterable[tuple[int, int]], page: int = CPU_PAGE) -> None:
         if page <= 0 or page & (page - 1):
             raise Misuse(f"a page of {page} bytes")
         self.page = page

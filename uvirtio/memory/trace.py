@@ -5,46 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from uvirtio.interfaces.memory import Doorbell, Registers
+from uvirtio.memory.access import ForwardedRegisters
 
 Trace = Callable[[str], None]
 
 
-class TracedRegisters:
+class TracedRegisters(ForwardedRegisters):
     """The same registers, each access reported to ``trace`` after it was made."""
 
     def __init__(self, inner: Registers, name: str, trace: Trace) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._name = name
         self._trace = trace
-        self.length = inner.length
 
-    def _read(self, width: int, offset: int, value: int) -> int:
+    def _read(self, offset: int, width: int) -> int:
+        value = super()._read(offset, width)
         self._trace(f"{self._name}+{offset:#04x} read{width * 8} -> {value:#x}")
         return value
 
-    def read8(self, offset: int) -> int:
-        return self._read(1, offset, self._inner.read8(offset))
-
-    def read16(self, offset: int) -> int:
-        return self._read(2, offset, self._inner.read16(offset))
-
-    def read32(self, offset: int) -> int:
-        return self._read(4, offset, self._inner.read32(offset))
-
-    def write8(self, offset: int, value: int) -> None:
-        self._inner.write8(offset, value)
-        self._trace(f"{self._name}+{offset:#04x} write8 <- {value:#x}")
-
-    def write16(self, offset: int, value: int) -> None:
-        self._inner.write16(offset, value)
-        self._trace(f"{self._name}+{offset:#04x} write16 <- {value:#x}")
-
-    def write32(self, offset: int, value: int) -> None:
-        self._inner.write32(offset, value)
-        self._trace(f"{self._name}+{offset:#04x} write32 <- {value:#x}")
-
-    def close(self) -> None:
-        self._inner.close()
+    def _write(self, offset: int, width: int, value: int) -> None:
+        super()._write(offset, width, value)
+        self._trace(f"{self._name}+{offset:#04x} write{width * 8} <- {value:#x}")
 
 
 class TracedDoorbell:

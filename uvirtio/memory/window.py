@@ -8,9 +8,8 @@ import os
 from contextlib import suppress
 
 from uvirtio.errors import Closed, Misuse, NotSupported, OperationFailed, PermissionLack
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
-
-PAGE = mmap.PAGESIZE
 
 
 class FileWindow:
@@ -29,8 +28,8 @@ class FileWindow:
         """
         if self._fd < 0:
             raise Closed(f"{self._what} is closed")
-        if offset < 0 or length <= 0 or offset + length > self.size or (offset | length) % PAGE:
-            raise Misuse(f"{length} bytes at {offset:#x} of {self.size:#x}, in pages of {PAGE}")
+        if offset < 0 or length <= 0 or offset + length > self.size or (offset | length) % CPU_PAGE:
+            raise Misuse(f"{length} bytes at {offset:#x} of {self.size:#x}, in pages of {CPU_PAGE}")
         try:
             mapping = mmap.mmap(self._fd, length, offset=self._base + offset)
         except PermissionError as error:

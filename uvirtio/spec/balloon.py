@@ -35,8 +35,6 @@ ACTUAL: Final = 4
 FREE_PAGE_HINT_CMD_ID: Final = 8
 POISON_VAL: Final = 12
 
-PFN_SHIFT: Final = 12  # 5.5.6: a unit is 4096 bytes, whatever the page size
-PAGE_SIZE: Final = 1 << PFN_SHIFT
 PFN_SIZE: Final = 4  # le32 each
 PFNS_PER_BUFFER: Final = 256  # Linux's choice (drivers/virtio/virtio_balloon.c); the standard sets no limit
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from uvirtio.spec.layout import Field as F
 from uvirtio.spec.layout import Layout
+from uvirtio.spec.page import PFN_SHIFT, VIRTIO_PAGE
 
 # --- PCI configuration space (PCI 3.0, 6.1) ---------------------------------------------------------------
 
@@ -293,11 +294,6 @@ NOTIFY_WIDTH: Final = 2  # 4.1.5.2
 NOTIFY_DATA_WIDTH: Final = 4  # with NOTIFICATION_DATA
 
 
-def notify_length(queue_notify_off: int, multiplier: int, notification_data: bool = False) -> int:
-    """The bytes that the notify capability must have for this queue (4.1.4.4.1)."""
-    return queue_notify_off * multiplier + (NOTIFY_DATA_WIDTH if notification_data else NOTIFY_WIDTH)
-
-
 # --- the legacy interface (4.1.4.10) ----------------------------------------------------------------------
 
 LEGACY_BAR: Final = 0
@@ -311,8 +307,8 @@ LEGACY_DEVICE_STATUS: Final = 18  # 1 byte
 LEGACY_ISR: Final = 19  # 1 byte
 LEGACY_CONFIG_VECTOR: Final = 20  # 2 bytes, only while MSI-X is on
 LEGACY_QUEUE_VECTOR: Final = 22  # 2 bytes, only while MSI-X is on
-LEGACY_QUEUE_ADDRESS_SHIFT: Final = 12  # 4.1.5.1.3.1
-LEGACY_QUEUE_ALIGN: Final = 4096
+LEGACY_QUEUE_ADDRESS_SHIFT: Final = PFN_SHIFT  # 4.1.5.1.3.1
+LEGACY_QUEUE_ALIGN: Final = VIRTIO_PAGE
 
 
 def legacy_config_offset(msix_enabled: bool) -> int:

@@ -10,9 +10,9 @@ from typing import Final
 
 from uvirtio.spec.layout import Field as F
 from uvirtio.spec.layout import Layout
+from uvirtio.spec.page import VIRTIO_PAGE
 
 MAX_SIZE: Final = 32768  # 2.7, 2.8
-INDEX_MASK: Final = 0xFFFF  # ring indices run freely modulo 65536 (2.7.6)
 MAX_CHAIN_BYTES: Final = 1 << 32  # 2.7.5.2
 
 # --- descriptors (2.7.5, 2.8.14) --------------------------------------------------------------------------
@@ -69,18 +69,9 @@ def avail_event_offset(q: int) -> int:
     return RING_ENTRIES + USED_ENTRY_SIZE * q
 
 
-def need_event(event: int, new: int, old: int) -> bool:
-    """Whether the index ``event`` was passed on the way from ``old`` to ``new``, all modulo 65536.
-
-    ``old`` is the index at the last such question, ``new`` the one published since (2.7.7.1, 2.7.10.1). A batch
-    of 65536 or more looks like none at all; a ring never holds that many.
-    """
-    return (new - event - 1) & INDEX_MASK < (new - old) & INDEX_MASK
-
-
 @dataclass(frozen=True, slots=True)
-class SplitLayout:
-    """Where the three parts lie when they share one piece of memory that starts well aligned."""
+class LegacyLayout:
+    """Where the three parts of a legacy queue lie in their one region, which starts at a page."""
 
     desc: int
     avail: int
@@ -93,14 +84,7 @@ def align_up(value: int, alignment: int) -> int:
     return (value + alignment - 1) & ~(alignment - 1)
 
 
-def split_layout(q: int) -> SplitLayout:
-    """The parts one after the other, each at its own alignment (2.7)."""
-    avail = desc_size(q)
-    used = align_up(avail + avail_size(q), USED_ALIGN)
-    return SplitLayout(desc=0, avail=avail, used=used, total=used + used_size(q))
-
-
-def legacy_layout(q: int, align: int = 4096) -> SplitLayout:
+def legacy_layout(q: int, align: int = VIRTIO_PAGE) -> LegacyLayout:
     """The one region of a legacy queue (2.7.2); ``align`` is the Queue Align, 4096 on PCI.
 
     The standard's ALIGN macro is right only if qalign means the alignment less one; the rounding meant is
@@ -108,7 +92,7 @@ def legacy_layout(q: int, align: int = 4096) -> SplitLayout:
     """
     avail = desc_size(q)
     used = align_up(avail + avail_size(q), align)
-    return SplitLayout(desc=0, avail=avail, used=used, total=used + align_up(used_size(q), align))
+    return LegacyLayout(desc=0, avail=avail, used=used, total=used + align_up(used_size(q), align))
 
 
 # --- the packed ring (2.8) --------------------------------------------------------------------------------
@@ -129,22 +113,6 @@ PACKED_EVENT_WRAP: Final = 0x8000
 def packed_ring_size(q: int) -> int:
     """The descriptor ring."""
     return DESC_SIZE * q
-
-
-# --- notification data (2.9) ------------------------------------------------------------------------------
-
-
-def notification_data(queue: int, next_off: int, next_wrap: int) -> int:
-    """The 32-bit word of a kick under NOTIFICATION_DATA.
-
-    ``queue`` is the queue's index, or its queue_notif_config_data under NOTIF_CONFIG_DATA.
-    """
-    return queue & 0xFFFF | (next_off & 0x7FFF) << 16 | (next_wrap & 1) << 31
-
-
-def split_notification_data(queue: int, avail_idx: int) -> int:
-    """The same for a split queue: next_off and next_wrap are the low 15 bits and bit 15 of avail.idx."""
-    return notification_data(queue, avail_idx & 0x7FFF, avail_idx >> 15)
 
 
 def is_power_of_two(q: int) -> bool:

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from typing import ClassVar, NamedTuple
 
 from uvirtio.errors import (
-    ConfigError,
     DeviceGone,
     NoSuchDevice,
     NotSupported,
@@ -21,14 +20,16 @@ from uvirtio.errors import (
     QueueError,
 )
 from uvirtio.interfaces.backend import MmioWindow
-from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event, Registers
+from uvirtio.interfaces.memory import Doorbell, Event, Registers
 from uvirtio.interfaces.transport import Causes, QueueLayout
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.access import read_field, write_field
 from uvirtio.memory.trace import Trace, TracedDoorbell, TracedRegisters
 from uvirtio.spec import features as f
 from uvirtio.spec import mmio
-from uvirtio.transports.interrupt_modes import choose_mode
+from uvirtio.spec.page import VIRTIO_PAGE
+from uvirtio.transports.base import TransportBase
+from uvirtio.transports.doorbells import QueueNotifyDoorbell
 
 _ALL_ONES = 0xFFFFFFFF
 _CAUSES = int(mmio.Interrupt.USED_BUFFER | mmio.Interrupt.CONFIG_CHANGE)
@@ -77,22 +78,6 @@ def probe(registers: Registers, address: str) -> Probed:
     return Probed(version, device_id)
 
 
-class RegisterDoorbell:
-    """A kick by a 32-bit write to QueueNotify (4.2.3.3), which all queues share.
-
-    With NOTIFICATION_DATA the value has its upper half from ``device``: QueueNotify is as wide.
-    """
-
-    def __init__(self, registers: Registers) -> None:
-        self._registers = registers
-
-    def ring(self, value: int) -> None:
-        self._registers.write32(mmio.QUEUE_NOTIFY, value)
-
-    def close(self) -> None:
-        """Nothing: the registers are the transport's."""
-
-
 def transport(window: MmioWindow, *, trace: Trace | None = None) -> Mmio:
     """The transport for the version that the window has. Raises NotVirtio, NotSupported, NoSuchDevice."""
     registers = window.registers
@@ -109,7 +94,7 @@ def transport(window: MmioWindow, *, trace: Trace | None = None) -> Mmio:
     return kind(window, registers, found.device_id, trace=trace)
 
 
-class Mmio:
+class Mmio(TransportBase):
     """A ``Transport`` over a virtio-mmio window of version 2; :func:`transport` makes it.
 
     Takes the window over: ``close()`` closes it.
@@ -136,23 +121,17 @@ class Mmio:
         self, window: MmioWindow, registers: Registers, device_id: int, *, trace: Trace | None = None
     ) -> None:
         """``registers`` are the window's, perhaps traced."""
+        super().__init__(window, trace=trace)
         self._window = window
         self._registers = registers
-        self._trace = trace
         self._event: Event | None = None
-        self._mode = InterruptMode.POLLING
         self._live: set[int] = set()
         self._count: int | None = None
-        self._closed = False
         self.device_id = device_id
         self.config_length = registers.length - mmio.CONFIG
         """The space that there is for it; no register tells how much of it the device uses."""
 
     # --- identity -----------------------------------------------------------------------------------------
-
-    @property
-    def description(self) -> str:
-        return self._window.description
 
     @property
     def translates(self) -> bool:
@@ -168,10 +147,6 @@ class Mmio:
         vendor = self._registers.read32(mmio.VENDOR_ID)
         kind = "legacy" if self.legacy else "modern"
         return f"virtio-mmio version {self.version} ({kind}), vendor {vendor:#x}, {self._window.address}"
-
-    @property
-    def interrupt_mode(self) -> InterruptMode:
-        return self._mode
 
     # --- features and status --------------------------------------------------------------------------------
 
@@ -208,11 +183,7 @@ class Mmio:
 
     def _config_place(self, offset: int, width: int) -> int:
         if offset < 0 or offset + width > self.config_length:
-            raise ConfigError(
-                f"the device configuration of {self._window.address} ends before offset {offset + width:#x}",
-                seen=f"{self.config_length} bytes",
-                expected=f"at least {offset + width} bytes (2.5.1)",
-            )
+            raise self._beyond_config(offset + width, self.config_length)
         return mmio.CONFIG + offset
 
     # 4.2.2.2: an 8- or 16-bit field by an access of its width, a 64-bit one by two of 32 bits.
@@ -286,7 +257,9 @@ class Mmio:
             )
 
     def _doorbell(self, index: int) -> Doorbell:
-        doorbell: Doorbell = RegisterDoorbell(self._registers if self._trace is None else self._window.registers)
+        doorbell: Doorbell = QueueNotifyDoorbell(
+            self._registers if self._trace is None else self._window.registers
+        )
         return doorbell if self._trace is None else TracedDoorbell(doorbell, f"queue {index}", self._trace)
 
     def stop_queue(self, index: int) -> None:
@@ -341,11 +314,7 @@ class Mmio:
 
     # --- interrupts (4.2.3.4) -------------------------------------------------------------------------------
 
-    def connect_interrupts(self, queues: Sequence[int], modes: Sequence[InterruptMode]) -> InterruptMode:
-        self._mode = choose_mode(self._window.address, modes, self._try_mode, self._disconnect)
-        return self._mode
-
-    def _try_mode(self, mode: InterruptMode) -> str | None:
+    def _try_mode(self, mode: InterruptMode, queues: Sequence[int]) -> str | None:
         if mode is InterruptMode.POLLING:
             return None
         if mode is not InterruptMode.INTX:
@@ -393,9 +362,6 @@ class Mmio:
 
     # --- the rest -------------------------------------------------------------------------------------------
 
-    def dma(self, translated: bool) -> DmaSpace:
-        return self._window.dma(translated)
-
     def dma_enable(self, on: bool) -> None:
         """There is no bus master bit, a device stops when it is reset: let the back end see to that."""
         if on:
@@ -412,14 +378,8 @@ class Mmio:
                 stack.callback(self.stop_queue, index)
         self._live.clear()
 
-    def close(self) -> None:
-        """Release everything and close the window; idempotent. The device is expected to be reset."""
-        if self._closed:
-            return
-        self._closed = True
-        with ExitStack() as stack:  # runs backwards, and all of it, whatever fails
-            stack.callback(self._window.close)
-            stack.callback(self._disconnect)
+    def _let_go(self) -> None:
+        self._disconnect()
 
 
 class MmioLegacy(Mmio):
@@ -434,7 +394,6 @@ class MmioLegacy(Mmio):
     version = mmio.VERSION_LEGACY
     features_allowed = f.mask(f.INDIRECT_DESC, f.EVENT_IDX, f.ANY_LAYOUT)
 
-    _PAGE = 1 << 12
     _page_told = False
 
     def device_features(self) -> int:
@@ -456,7 +415,7 @@ class MmioLegacy(Mmio):
     def queue_layout(self, index: int) -> QueueLayout:
         if not self._page_told:
             # Once in a life, before any queue (4.2.4).
-            self._registers.write32(mmio.GUEST_PAGE_SIZE, self._PAGE)
+            self._registers.write32(mmio.GUEST_PAGE_SIZE, VIRTIO_PAGE)
             self._page_told = True
         self._select(index)
         if self._registers.read32(mmio.QUEUE_PFN):  # then the size cannot be read
@@ -465,8 +424,8 @@ class MmioLegacy(Mmio):
 
     def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> Doorbell:
         registers = self._registers
-        frame = desc // self._PAGE
-        if desc % self._PAGE or not 0 < frame <= _ALL_ONES:
+        frame = desc // VIRTIO_PAGE
+        if desc % VIRTIO_PAGE or not 0 < frame <= _ALL_ONES:
             # Number 0 means none.
             raise QueueError(
                 f"queue {index} lies where the legacy interface cannot name it",
@@ -477,7 +436,7 @@ class MmioLegacy(Mmio):
         self._refuse_busy(index, mmio.QUEUE_PFN, "QueuePFN")
         self._check_size(index, size)
         registers.write32(mmio.QUEUE_SIZE, size)
-        registers.write32(mmio.QUEUE_ALIGN, self._PAGE)
+        registers.write32(mmio.QUEUE_ALIGN, VIRTIO_PAGE)
         self._live.add(index)
         registers.write32(mmio.QUEUE_PFN, frame)
         if (seen := registers.read32(mmio.QUEUE_PFN)) != frame:

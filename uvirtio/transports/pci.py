@@ -134,11 +134,7 @@ class PciModern(PciBase):
 
     def _config_place(self, offset: int, width: int) -> tuple[Registers, int]:
         if self._config is None or offset + width > self._config.length:
-            raise ConfigError(
-                f"the device configuration of {self._function.address} ends before offset {offset + width:#x}",
-                seen=f"{0 if self._config is None else self._config.length} bytes",
-                expected=f"at least {offset + width} bytes (2.5.1)",
-            )
+            raise self._beyond_config(offset + width, 0 if self._config is None else self._config.length)
         return self._config, offset
 
     # --- queues (4.1.4.3, 4.1.5.1.3) ------------------------------------------------------------------------
@@ -233,7 +229,7 @@ class PciModern(PciBase):
     # --- on purpose -----------------------------------------------------------------------------------------
 
     def raw_registers(self, structure: str) -> Registers:
-        """A structure (``common``, ``notify``, ``isr``, ``device``) for who wants to write what no driver would.
+        """A structure (``common``, ``notify``, ``isr``, ``device``) to write what no driver would write.
 
         For diagnostics and tests. The caller closes it. Raises ConfigError where the device has none.
         """

@@ -1,4 +1,4 @@
-"""What both interfaces of a virtio PCI function have in common: identity, the interrupt ladder, the way out.
+"""What both interfaces of a virtio PCI function have in common: identity, interrupt modes, the way out.
 
 The function comes from a back end (VFIO, QEMU, ...) as a ``PciFunction``; where the fields lie is what the two
 interfaces differ in: ``pci`` (4.1.4) and ``pci_legacy`` (4.1.4.10). Nothing here waits: deadlines belong to
@@ -8,48 +8,20 @@ interfaces differ in: ``pci`` (4.1.4) and ``pci_legacy`` (4.1.4.10). Nothing her
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
-from contextlib import ExitStack
 
 from uvirtio.errors import DeviceGone, NotVirtio, QueueError
 from uvirtio.interfaces.backend import Guarded, PciFunction
-from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event, Registers
+from uvirtio.interfaces.memory import Doorbell, Event, Registers
 from uvirtio.interfaces.transport import Causes
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.access import read_field, write_field
 from uvirtio.memory.trace import Trace, TracedDoorbell, TracedRegisters
 from uvirtio.spec import ids, pci
-from uvirtio.transports.interrupt_modes import choose_mode
+from uvirtio.transports.base import TransportBase
+from uvirtio.transports.doorbells import DataDoorbell, IndexDoorbell
 
 _USED = Causes(queues=True)
 """What nearly every interrupt says."""
-
-
-class RegisterDoorbell:
-    """A kick by a 16-bit write (4.1.5.2.1): of the queue's index, or of what the device calls the queue."""
-
-    def __init__(self, registers: Registers, ident: int) -> None:
-        self._registers = registers
-        self._ident = ident
-
-    def ring(self, value: int) -> None:
-        self._registers.write16(0, self._ident)
-
-    def close(self) -> None:
-        self._registers.close()
-
-
-class DataDoorbell:
-    """A kick by a 32-bit write under NOTIFICATION_DATA (4.1.5.2.1): the upper half says what is new (2.9)."""
-
-    def __init__(self, registers: Registers, ident: int) -> None:
-        self._registers = registers
-        self._ident = ident
-
-    def ring(self, value: int) -> None:
-        self._registers.write32(0, value & 0xFFFF_0000 | self._ident)
-
-    def close(self) -> None:
-        self._registers.close()
 
 
 def config_reader(function: PciFunction) -> Callable[[int, int], int]:
@@ -78,7 +50,7 @@ def refuse_all_ones(function: PciFunction, value: int, bits: int, what: str) -> 
         )
 
 
-class PciBase:
+class PciBase(TransportBase):
     """The half of a ``Transport`` that does not depend on the interface.
 
     Takes the function over: ``close()`` closes it. An interface finds its registers in ``_find`` and gives
@@ -86,18 +58,16 @@ class PciBase:
     """
 
     def __init__(self, function: PciFunction, *, trace: Trace | None = None) -> None:
+        super().__init__(function, trace=trace)
         self._function = function
-        self._trace = trace
         self._windows: list[Registers] = []
         self._events: list[Event] = []
         self._numbers: list[int] = []
         """The descriptors of MSI-X vectors, which each interrupt is held against: asked for once."""
-        self._mode = InterruptMode.POLLING
         self._msix_on = False
         self._config_shares_vector = False
         self._doorbells: dict[int, Doorbell] = {}
         self._queue_vectors: dict[int, int] = {}
-        self._closed = False
 
         try:
             self.device_id = self._identify()
@@ -133,20 +103,12 @@ class PciBase:
             self._windows.pop().close()
 
     @property
-    def description(self) -> str:
-        return self._function.description
-
-    @property
     def translates(self) -> bool:
         return self._function.translates
 
     @property
     def function(self) -> PciFunction:
         return self._function
-
-    @property
-    def interrupt_mode(self) -> InterruptMode:
-        return self._mode
 
     # --- device configuration (4.1.3.1) ---------------------------------------------------------------------
 
@@ -182,7 +144,7 @@ class PciBase:
         else:
             doorbell = self._function.doorbell(bar, offset, ident)
         if doorbell is None:
-            doorbell = RegisterDoorbell(self._function.registers(bar, offset, pci.NOTIFY_WIDTH), ident)
+            doorbell = IndexDoorbell(self._function.registers(bar, offset, pci.NOTIFY_WIDTH), ident)
         if self._trace is not None:
             doorbell = TracedDoorbell(doorbell, f"queue {index}", self._trace)
         self._doorbells[index] = doorbell
@@ -190,14 +152,7 @@ class PciBase:
 
     # --- interrupts (4.1.5.1.2, 4.1.5.3, 4.1.5.4) -----------------------------------------------------------
 
-    def connect_interrupts(self, queues: Sequence[int], modes: Sequence[InterruptMode]) -> InterruptMode:
-        self._mode = choose_mode(
-            self._function.address, modes, lambda mode: self._try_mode(mode, queues), self._disconnect
-        )
-        return self._mode
-
     def _try_mode(self, mode: InterruptMode, queues: Sequence[int]) -> str | None:
-        """Set one rung up; None if it holds, else why not."""
         if mode is InterruptMode.POLLING:
             return None
         if mode is InterruptMode.INTX:
@@ -276,9 +231,6 @@ class PciBase:
 
     # --- the rest -------------------------------------------------------------------------------------------
 
-    def dma(self, translated: bool) -> DmaSpace:
-        return self._function.dma(translated)
-
     def dma_enable(self, on: bool) -> None:
         self._function.bus_master(on)
 
@@ -292,15 +244,11 @@ class PciBase:
         self._doorbells.clear()
         self._disconnect()
 
-    def close(self) -> None:
-        """Release everything and close the function; idempotent. The device is expected to be reset."""
-        if self._closed:
-            return
-        self._closed = True
-        with ExitStack() as stack:  # runs backwards, and all of it, whatever fails
-            stack.callback(self._function.close)
-            stack.callback(self._close_windows)
+    def _let_go(self) -> None:
+        try:
             self.release_queues()
+        finally:
+            self._close_windows()
 
     # --- where the fields lie: what each interface knows ------------------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from uvirtio.errors import CapabilityError, ConfigError, Misuse, NotSupported, QueueError
+from uvirtio.errors import CapabilityError, Misuse, NotSupported, QueueError
 from uvirtio.interfaces.backend import PciFunction
 from uvirtio.interfaces.memory import Doorbell, Registers
 from uvirtio.interfaces.transport import QueueLayout
@@ -135,11 +135,7 @@ class PciLegacy(PciBase):
 
     def _config_place(self, offset: int, width: int) -> tuple[Registers, int]:
         if offset + width > self.config_length:
-            raise ConfigError(
-                f"the device configuration of {self._function.address} ends before offset {offset + width:#x}",
-                seen=f"{self.config_length} bytes",
-                expected=f"at least {offset + width} bytes (2.5.1)",
-            )
+            raise self._beyond_config(offset + width, self.config_length)
         return self._header, self._config_start + offset
 
     # --- queues (4.1.5.1.3.1) -----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from uvirtio.errors import (
     ConfigError,
@@ -21,13 +21,13 @@ from uvirtio.errors import (
     UvirtioError,
 )
 from uvirtio.interfaces.backend import VdpaNode
-from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event
+from uvirtio.interfaces.memory import Doorbell, Event
 from uvirtio.interfaces.transport import Causes, QueueLayout
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.eventfd import EventFd, EventFdDoorbell
 from uvirtio.memory.trace import Trace, TracedDoorbell
 from uvirtio.spec import features as f
-from uvirtio.transports.interrupt_modes import choose_mode
+from uvirtio.transports.base import TransportBase
 
 PACKED_BASE = 0x8000_8000
 """Where a new packed ring begins: index 0 and wrap counter 1, in the low half for available, the high for used."""
@@ -41,7 +41,7 @@ _LOOK = 10e-3
 """Seconds between two looks at a configuration whose changes nobody tells."""
 
 
-class Vdpa:
+class Vdpa(TransportBase):
     """A ``Transport`` over a vhost-vdpa node.
 
     Takes the node over: ``close()`` closes it. Raises NotVirtio, DeviceGone, DeviceFailure.
@@ -55,9 +55,8 @@ class Vdpa:
     quirks: Sequence[str] = ()
 
     def __init__(self, node: VdpaNode, *, trace: Trace | None = None) -> None:
+        super().__init__(node, trace=trace)
         self._node = node
-        self._trace = trace
-        self._mode = InterruptMode.POLLING
         self._config_call: EventFd | None = None
         self._calls: dict[int, EventFd] = {}
         self._doorbells: dict[int, EventFdDoorbell] = {}
@@ -65,7 +64,6 @@ class Vdpa:
         self._seen = b""
         self._next_look = 0.0
         self._packed = False
-        self._closed = False
         self.device_id = node.get_device_id()
         if self.device_id == 0:
             raise NotVirtio(
@@ -84,20 +82,12 @@ class Vdpa:
     # --- identity -------------------------------------------------------------------------------------------
 
     @property
-    def description(self) -> str:
-        return self._node.description
-
-    @property
     def interface(self) -> str:
         return f"vDPA, {self.num_queues} queues, {self.config_length} bytes of configuration"
 
     @property
     def translates(self) -> bool:
         return True
-
-    @property
-    def interrupt_mode(self) -> InterruptMode:
-        return self._mode
 
     @property
     def node(self) -> VdpaNode:
@@ -136,11 +126,7 @@ class Vdpa:
 
     def _check_config(self, offset: int, width: int) -> None:
         if offset + width > self.config_length:
-            raise ConfigError(
-                f"the device configuration of {self._node.address} ends before offset {offset + width:#x}",
-                seen=f"{self.config_length} bytes",
-                expected=f"at least {offset + width} bytes (2.5.1)",
-            )
+            raise self._beyond_config(offset + width, self.config_length)
 
     def read_config(self, offset: int, width: int) -> int:
         self._check_config(offset, width)
@@ -202,13 +188,9 @@ class Vdpa:
                 expected="at least one MSI-X vector, for the configuration",
                 remedy="use a function that has MSI-X (the balloon of QEMU 10 has), or bind it to vfio-pci",
             )
-        self._mode = choose_mode(
-            self._node.address, modes, lambda mode: self._try_mode(mode, queues), self._disconnect
-        )
-        return self._mode
+        return super().connect_interrupts(queues, modes)
 
     def _try_mode(self, mode: InterruptMode, queues: Sequence[int]) -> str | None:
-        """Set one rung up; None if it holds, else why not."""
         have = self._node.calls
         if mode is InterruptMode.POLLING:
             self._seen = self._look()
@@ -268,9 +250,6 @@ class Vdpa:
 
     # --- the rest -------------------------------------------------------------------------------------------
 
-    def dma(self, translated: bool) -> DmaSpace:
-        return self._node.dma(translated)
-
     def dma_enable(self, on: bool) -> None:
         """Nothing: bus mastering is the parent driver's business."""
 
@@ -295,14 +274,6 @@ class Vdpa:
                 doorbell.close()
             self._disconnect()
 
-    def close(self) -> None:
-        """Release everything and close the node; idempotent. The kernel resets the device on the way."""
-        if self._closed:
-            return
-        self._closed = True
-        with ExitStack() as stack:  # runs backwards, and all of it, whatever fails
-            stack.callback(self._node.close)
-            try:
-                self.release_queues()
-            except UvirtioError:
-                pass  # the node is closed next, and that takes them away
+    def _let_go(self) -> None:
+        with suppress(UvirtioError):  # the node is closed next, and that takes them away
+            self.release_queues()

@@ -6,6 +6,7 @@ The books are private. The device can reach none of them, so that whatever it wr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
 from uvirtio.errors import Closed, DeviceBroken, QueueError, QueueFull, RingCorruption, UsageError
@@ -22,21 +23,39 @@ InFlight = tuple[Any, int, Any, int]
 """What is kept of a chain: cookie, bytes the device may write, its place in the ring, its number."""
 
 
+@dataclass(frozen=True, slots=True)
+class RingOptions:
+    """How a ring is made: what was negotiated for it, and what this machine needs."""
+
+    fence: Fence
+    """A full fence: the index before the device's wish is read (2.7.13.4.1, 2.8.21.3.1)."""
+    order: Fence | None = None
+    """A fence that keeps stores in order, and loads, for a device on a bus (ORDER_PLATFORM).
+
+    It stands between what is shown and what shows it, and between an announcement and what it announces. None:
+    what this machine needs between CPUs, which is nothing on x86.
+    """
+    indirect: bool = False
+    """INDIRECT_DESC was negotiated: chains of two or more elements go into indirect tables."""
+    event_idx: bool = False
+    """EVENT_IDX was negotiated."""
+    in_order: bool = False
+    """IN_ORDER was negotiated."""
+    clamp_used_len: bool = False
+    """Tolerate a device that reports more bytes written than there was room for (2.7.8.1)."""
+    one_region: bool = False
+    """Split rings: all three areas in one run of device addresses, as a legacy interface wants them (2.7.2)."""
+
+
 class VirtqueueBase:
     """The part of a queue that is the same for split and packed rings.
 
     ``desc``, ``driver`` and ``device`` are blocks of at least :meth:`area_sizes` bytes, each contiguous over its
-    area. ``indirect`` (given when INDIRECT_DESC was negotiated) holds one table of ``INDIRECT_ENTRIES``
+    area. ``tables`` (given when INDIRECT_DESC was negotiated) holds one table of ``INDIRECT_ENTRIES``
     descriptors for each id: a chain of two or more elements that fits a table goes there and takes one descriptor
     of the ring.
 
-    ``fence`` is a full fence. ``order`` is None on CPUs that keep stores in order, and loads in order (x86);
-    elsewhere it is a fence that keeps them so: what is shown after what it shows, what was announced after the
-    announcement.
-
-    ``in_order``: IN_ORDER was negotiated. ``clamp_used_len`` tolerates devices that report more bytes written
-    than there was room for. Not safe against exceptions raised in the middle by a signal handler: let the handler
-    set a flag.
+    Not safe against exceptions raised in the middle by a signal handler: let the handler set a flag.
 
     Raises UsageError for a size that the format does not allow, QueueError for an area that is not contiguous or
     not aligned (2.7.1, 2.8.11).
@@ -53,13 +72,9 @@ class VirtqueueBase:
         desc: Block,
         driver: Block,
         device: Block,
+        options: RingOptions,
         *,
-        fence: Fence,
-        indirect: Block | None = None,
-        event_idx: bool,
-        in_order: bool = False,
-        order: Fence | None = None,
-        clamp_used_len: bool = False,
+        tables: Block | None = None,
     ) -> None:
         desc_size, driver_size, device_size = self.area_sizes(size)
         self.index = index
@@ -73,26 +88,30 @@ class VirtqueueBase:
         self.findings: dict[str, int] = {}
         """How often the device did something odd that is tolerated, by name."""
 
-        self._fence = fence
-        self._order = order
-        self._event_idx = event_idx
-        self._in_order = in_order
-        self._clamp = clamp_used_len
+        self._fence = options.fence
+        self._order = options.order or order_fence()
+        self._event_idx = options.event_idx
+        self._in_order = options.in_order
+        self._clamp = options.clamp_used_len
 
-        self._tables: list[int] = [] if indirect is None else table_addresses(index, indirect, size)
+        self._tables: list[int] = [] if tables is None else table_addresses(index, tables, size)
         """Device addresses of the indirect tables, one for each id; none without INDIRECT_DESC."""
 
         # What is out, by the id that the device names it by.
         self._out: list[InFlight | None] = [None] * size
-        # Chains since the start: laid down, published, reaped.
         self._laid = 0
-        self._published = 0
-        self._reaped = 0
+        """Chains that were laid down since the start."""
+        self.published = 0
+        """Chains that were shown to the device since the start."""
+        self.reaped = 0
+        """Chains that came back since the start."""
         self._interrupts = True
         self._broken: str | None = None
         self._closed = False
-        self._dead = False
-        """Broken or closed: the one thing that every call asks."""
+        self.dead = False
+        """Broken or closed: the one thing that every call asks. ``refuse()`` raises why."""
+        self._shut = False
+        """No chain goes or comes by itself: dead, or handed over to fixed slots."""
         self._undelivered: list[Completion] = []
         self._told = -1
         """With IN_ORDER: the number of the last chain that the device has named as used."""
@@ -102,8 +121,8 @@ class VirtqueueBase:
         self._desc = words64(desc.view, 0, 2 * size)
         self._views = [self._desc]
         self._table_words = None
-        if indirect is not None:
-            self._table_words = words64(indirect.view, 0, 2 * INDIRECT_ENTRIES * size)
+        if tables is not None:
+            self._table_words = words64(tables.view, 0, 2 * INDIRECT_ENTRIES * size)
             self._views.append(self._table_words)
         self._begin(desc, driver, device)
 
@@ -127,7 +146,7 @@ class VirtqueueBase:
 
     @property
     def in_flight(self) -> int:
-        return self._published - self._reaped
+        return self.published - self.reaped
 
     @property
     def broken(self) -> str | None:
@@ -136,29 +155,21 @@ class VirtqueueBase:
     def abandon(self) -> list[Any]:
         posted = sorted((entry for entry in self._out if entry is not None), key=lambda entry: entry[3])
         cookies = [entry[0] for entry in posted]
-        self._dead = True
+        self.dead = self._shut = True
         if self._broken is None:
             self._broken = "the device was reset, and this queue belongs to the time before"
         else:
             cookies = [completion.cookie for completion in self._undelivered] + cookies
         self._out = [None] * self.size
         self._forget()
-        self._reaped = self._published = self._laid
+        self.reaped = self.published = self._laid
         self._undelivered = []
         return cookies
 
     def _hand_over(self) -> None:
         """From now on chains go and come through fixed slots alone (slots.py)."""
         self._forget()
-        for name in ("add", "publish", "reap"):
-            setattr(self, name, self._slots_only)
-
-    def _slots_only(self, *_: object) -> NoReturn:
-        raise UsageError(
-            f"queue {self.index} has fixed slots",
-            seen="a single chain",
-            expected="submit() and reap() of its slots",
-        )
+        self._shut = True
 
     def _forget(self) -> None:
         """Nothing is free any more."""
@@ -171,7 +182,7 @@ class VirtqueueBase:
         """
         if self._closed:
             return
-        self._closed = self._dead = True
+        self._closed = self.dead = self._shut = True
         for view in self._views:
             view.release()
         for block in self._owned:
@@ -183,11 +194,11 @@ class VirtqueueBase:
 
     @property
     def areas(self) -> tuple[Block, Block, Block]:
-        """The memory of a queue that made it itself: descriptor, driver and device area. For raw.py."""
+        """The memory of a queue that made it itself: descriptor, driver and device area. For diag/raw.py."""
         desc, driver, device = self._owned[:3]
         return desc, driver, device
 
-    def _too_long(self, written: int, room: int) -> int:
+    def too_long(self, written: int, room: int) -> int:
         if not room:
             # Harmless, and shipped devices do it: there is nothing that could be read by mistake.
             self._find("used-length-on-read-only-chain")
@@ -214,7 +225,7 @@ class VirtqueueBase:
         )
 
     def _corrupt(self, what: str, *, seen: int, expected: str, remedy: str | None = None) -> NoReturn:
-        self._broken, self._dead = what, True
+        self._broken, self.dead, self._shut = what, True, True
         raise RingCorruption(
             f"queue {self.index}: {what} (2.7.8, 2.8.4)",
             seen=seen,
@@ -222,16 +233,23 @@ class VirtqueueBase:
             remedy=remedy or "reset the device; report this to whoever makes it",
         )
 
-    def _no_such_chain(self, seen: int) -> NoReturn:
+    def no_such_chain(self, seen: int) -> NoReturn:
         self._corrupt(
             "a used element names no chain that the device was given",
             seen=seen,
-            expected=f"the id of one of {self._published - self._reaped} chains in flight",
+            expected=f"the id of one of {self.published - self.reaped} chains in flight",
         )
 
-    def _refuse(self) -> NoReturn:
+    def refuse(self) -> NoReturn:
+        """Raise for a call that this queue does not take (any more)."""
         if self._closed:
             raise Closed(f"queue {self.index} is closed")
+        if not self.dead:
+            raise UsageError(
+                f"queue {self.index} has fixed slots",
+                seen="a single chain",
+                expected="submit() and reap() of its slots",
+            )
         raise DeviceBroken(
             f"queue {self.index} takes nothing more",
             seen=self._broken,
@@ -293,25 +311,26 @@ def allocate_queue(
     index: int,
     size: int,
     dma: DmaSpace,
-    *,
-    fence: Fence,
-    indirect: bool,
-    event_idx: bool,
-    in_order: bool,
-    order: Fence | None,
-    clamp_used_len: bool,
+    options: RingOptions,
     areas: Callable[[int, int, DmaSpace], list[Block]] | None = None,
 ) -> Made:
     """A queue of either format in memory of its own, which its ``close()`` gives back.
 
-    ``order``: an ordering fence instead of what this machine needs between CPUs (ORDER_PLATFORM).
-    ``areas(index, size, dma)`` makes the three areas where they may not be three blocks.
+    Args:
+        made: The format's class.
+        index: The queue's number, for errors.
+        size: Entries of the ring.
+        dma: Where its memory comes from.
+        options: What was negotiated.
+        areas: Makes the three areas where they may not be three blocks.
 
-    Raises UsageError for a bad size, QueueError where an area would not be one run of device addresses, and what
-    ``dma.alloc`` and ``areas`` raise; then nothing stays allocated.
+    Raises:
+        UsageError: The format does not allow this size.
+        QueueError: An area would not be one run of device addresses.
+        MemlockExceeded, HugePagesLack, OperationFailed: There is no such memory. Nothing stays allocated.
     """
     sizes = list(made.area_sizes(size))
-    if indirect:
+    if options.indirect:
         sizes.append(INDIRECT_ENTRIES * DESC_SIZE * size)
     blocks: list[Block] = []
     try:
@@ -320,17 +339,9 @@ def allocate_queue(
         for area in sizes[len(blocks) :]:
             blocks.append(dma.alloc(area))
         check_contiguous(index, sizes[:3], blocks, dma.contiguous_limit)
-        queue = made(
-            index,
-            size,
-            *blocks[:3],
-            fence=fence,
-            indirect=blocks[3] if indirect else None,
-            event_idx=event_idx,
-            in_order=in_order,
-            order=order or order_fence(),
-            clamp_used_len=clamp_used_len,
-        )
+        desc, driver, device = blocks[:3]
+        tables = blocks[3] if options.indirect else None
+        queue = made(index, size, desc, driver, device, options, tables=tables)
     except BaseException:
         for block in blocks:
             block.close()

@@ -18,7 +18,6 @@ from typing import Any, Literal, NoReturn
 from uvirtio.errors import UsageError
 from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.memory.access import words16, words32
-from uvirtio.memory.fence import Fence
 from uvirtio.spec import ring
 from uvirtio.spec.ring import (
     DESC_SIZE,
@@ -29,7 +28,7 @@ from uvirtio.spec.ring import (
     PACKED_EVENT_ENABLE,
 )
 from uvirtio.virtqueue import Completion, SgEntry
-from uvirtio.virtqueue.base import INDIRECT_ENTRIES, VirtqueueBase, allocate_queue
+from uvirtio.virtqueue.base import INDIRECT_ENTRIES, RingOptions, VirtqueueBase, allocate_queue
 from uvirtio.virtqueue.chain import ADDRESS_LIMIT, MAX_LENGTH, measure
 
 # Where they lie in the second 64-bit word of a descriptor: length in bits 0..31, id in 32..47, flags in 48..63.
@@ -63,8 +62,8 @@ class PackedQueue(VirtqueueBase):
         # Slots since the start: given to the device or laid out for it, made visible, taken back. Modulo the size
         # they are places in the ring; an even lap has the wrap counter 1, an odd one 0 (2.8.1).
         self._next_slot = 0
-        self._shown_slots = 0
-        self._used_slots = 0
+        self.slots_published = 0
+        self.slots_reaped = 0
         self._ids = list(range(size - 1, -1, -1))
         """Free buffer ids, a stack: an id names a list while it is out, and says nothing of where it lies."""
         self._heads: list[tuple[int, int]] = []
@@ -101,12 +100,12 @@ class PackedQueue(VirtqueueBase):
 
     @property
     def free(self) -> int:
-        return 0 if self._fixed else self.size - (self._next_slot - self._used_slots)
+        return 0 if self._fixed else self.size - (self._next_slot - self.slots_reaped)
 
     @property
     def kick_data(self) -> int:
         """The next slot that the device has not been shown, with the wrap counter of that slot (2.9)."""
-        return self._off_wrap(self._shown_slots)
+        return self._off_wrap(self.slots_published)
 
     def _off_wrap(self, slot: int) -> int:
         """``slot``, counted from the start, as an offset with its wrap counter in bit 15 (2.8.10)."""
@@ -116,12 +115,12 @@ class PackedQueue(VirtqueueBase):
     # --- giving (2.8.21.1) ----------------------------------------------------------------------------------
 
     def add(self, readable: Sequence[SgEntry], writable: Sequence[SgEntry], cookie: Any) -> None:
-        if self._dead:
-            self._refuse()
+        if self._shut:
+            self.refuse()
         count = len(readable) + len(writable)
         size = self.size
         first = self._next_slot
-        free = size - (first - self._used_slots)
+        free = size - (first - self.slots_reaped)
         lap, place = divmod(first, size)
         # The first slot's own flags wait: until publish it looks like a slot of the lap before (2.8.1).
         if lap & 1:
@@ -203,8 +202,8 @@ class PackedQueue(VirtqueueBase):
                 slot += 2
 
     def publish(self) -> bool:
-        if self._dead:
-            self._refuse()
+        if self._shut:
+            self.refuse()
         if not self._heads:
             return False
         return self._show()
@@ -218,9 +217,9 @@ class PackedQueue(VirtqueueBase):
         for place, shown in heads:
             words[8 * place + 7] = shown
         heads.clear()
-        old, new = self._shown_slots, self._next_slot
-        self._published = self._laid
-        self._shown_slots = new
+        old, new = self.slots_published, self._next_slot
+        self.published = self._laid
+        self.slots_published = new
         self._fence()  # 2.8.21.3.1: the flags before the device's wish is read
         wish = self._theirs[0]
         flags = wish >> 16 & ring.PACKED_EVENT_FLAGS_MASK
@@ -243,9 +242,9 @@ class PackedQueue(VirtqueueBase):
     # --- taking back (2.8.22) -------------------------------------------------------------------------------
 
     def pending(self) -> bool:
-        if self._dead:
-            self._refuse()
-        return self._reaped <= self._told or self._is_used(self._used_slots)
+        if self.dead:
+            self.refuse()
+        return self.reaped <= self._told or self._is_used(self.slots_reaped)
 
     def _is_used(self, slot: int) -> bool:
         """2.8.1: AVAIL and USED both say the wrap counter of this slot's lap."""
@@ -257,8 +256,8 @@ class PackedQueue(VirtqueueBase):
 
         After a ``limit`` that left something, no interrupt announces the rest: ask :meth:`pending`.
         """
-        if self._dead:
-            self._refuse()
+        if self._shut:
+            self.refuse()
         done: list[Completion] = []
         self._undelivered = done  # in case that a slot further on is bad
         while True:
@@ -275,11 +274,11 @@ class PackedQueue(VirtqueueBase):
 
     def _take(self, done: list[Completion]) -> bool:
         """Take one list back if the device has used it; checked in full before anything changes."""
-        number = self._reaped
+        number = self.reaped
         if number <= self._told:
             self._retire(self._by_number[number % self.size], done)
             return True
-        slot = self._used_slots
+        slot = self.slots_reaped
         if not self._is_used(slot):
             return False
         if self._order is not None:
@@ -288,8 +287,8 @@ class PackedQueue(VirtqueueBase):
         word = self._desc[2 * place + 1]
         ident = word >> _ID_SHIFT & 0xFFFF
         posted = self._out[ident] if ident < self.size else None
-        if posted is None or posted[3] >= self._published:
-            self._no_such_chain(ident)
+        if posted is None or posted[3] >= self.published:
+            self.no_such_chain(ident)
         written = self.length_of(word, posted[1])
         if self._in_order:
             # 2.8.8: the lists before the one that is named were used too, and have no length of their own.
@@ -299,8 +298,8 @@ class PackedQueue(VirtqueueBase):
             return True
         self._out[ident] = None
         self._ids.append(ident)
-        self._used_slots = slot + posted[2]
-        self._reaped = number + 1
+        self.slots_reaped = slot + posted[2]
+        self.reaped = number + 1
         done.append(
             tuple.__new__(Completion, (posted[0], written))
         )  # what a NamedTuple does, without its function
@@ -319,7 +318,7 @@ class PackedQueue(VirtqueueBase):
             if self._marks or not room:
                 return 0
             self._find("used-length-without-write")
-        return self._too_long(written, room) if written > room else written
+        return self.too_long(written, room) if written > room else written
 
     def _retire(self, ident: int, done: list[Completion]) -> None:
         posted = self._out[ident]
@@ -327,8 +326,8 @@ class PackedQueue(VirtqueueBase):
         cookie, room, slots, number = posted
         self._out[ident] = None
         self._ids.append(ident)
-        self._used_slots += slots
-        self._reaped = number + 1
+        self.slots_reaped += slots
+        self.reaped = number + 1
         done.append(Completion(cookie, self._told_written if number == self._told else room))
 
     # --- fixed slots (slots.py) -----------------------------------------------------------------------------
@@ -362,7 +361,7 @@ class PackedQueue(VirtqueueBase):
         self._bytes = self._desc.cast("B")
         self._views.insert(0, self._bytes)
         self._hand_over()
-        self._used_slots = self._next_slot
+        self.slots_reaped = self._next_slot
         return True
 
     def slot_descriptors(self, wrap: int) -> bytes:
@@ -370,20 +369,10 @@ class PackedQueue(VirtqueueBase):
         shown = (PACKED_DESC_F_AVAIL if wrap else PACKED_DESC_F_USED) << _FLAGS_SHIFT
         return b"".join(struct.pack("<QQ", address, word | shown) for address, word in self._fixed)
 
-    @property
-    def published(self) -> int:
-        """Slots shown to the device since the start."""
-        return self._shown_slots
-
-    @property
-    def reaped(self) -> int:
-        """Slots that came back since the start."""
-        return self._used_slots
-
     def publish_slots(self, first: bytes, over: bytes, count: int) -> bool:
         """Show these ``count`` descriptors, of idle fixed chains; ``over`` is what lies beyond the ring's end."""
-        if self._dead:
-            self._refuse()
+        if self.dead:
+            self.refuse()
         old = self._next_slot
         lap, place = divmod(old, self.size)
         address, word = struct.unpack_from("<QQ", first)
@@ -402,13 +391,13 @@ class PackedQueue(VirtqueueBase):
 
     def used_slots(self, hint: int) -> int:
         """How many of the slots that are out came back; ``hint`` is what would be no surprise. Fences after it."""
-        if self._dead:
-            self._refuse()
-        first = self._used_slots
+        if self.dead:
+            self.refuse()
+        first = self.slots_reaped
         most = self._next_slot - first
         if not most:
             if self._is_used(first):
-                self._no_such_chain(self._flags[8 * (first % self.size) + 6])
+                self.no_such_chain(self._flags[8 * (first % self.size) + 6])
             return 0
         low, high = 0, most + 1  # so many are, so many are not
         guess = min(hint, most)
@@ -422,7 +411,7 @@ class PackedQueue(VirtqueueBase):
             self._order()  # 2.8.22
         return low
 
-    def _out_of_turn(self, slot: int) -> NoReturn:
+    def out_of_turn(self, slot: int) -> NoReturn:
         self._corrupt(
             "a slot is marked used and one before it is not",
             seen=slot,
@@ -435,8 +424,8 @@ class PackedQueue(VirtqueueBase):
 
     def took(self, count: int, hint: int) -> int:
         """``count`` slots were taken back; with EVENT_IDX asks for the next, and returns what came meanwhile."""
-        self._used_slots += count
-        self._reaped += count
+        self.slots_reaped += count
+        self.reaped += count
         if not (self._event_idx and self._interrupts):
             return 0
         self._ask()
@@ -447,11 +436,11 @@ class PackedQueue(VirtqueueBase):
 
     def _ask(self) -> None:
         """Want an interrupt for the next slot that comes back."""
-        self._mine[_OFF_WRAP] = self._off_wrap(self._used_slots)
+        self._mine[_OFF_WRAP] = self._off_wrap(self.slots_reaped)
 
     def want_interrupts(self, on: bool) -> bool:
-        if self._dead:
-            self._refuse()
+        if self.dead:
+            self.refuse()
         self._interrupts = on
         if not on:
             self._mine[_FLAGS] = PACKED_EVENT_DISABLE
@@ -470,37 +459,15 @@ class PackedQueue(VirtqueueBase):
         self._ids = []
         self._heads = []
         self._told = -1
-        self._used_slots = self._next_slot - self.size
+        self.slots_reaped = self._next_slot - self.size
 
 
-def make_packed(
-    index: int,
-    size: int,
-    dma: DmaSpace,
-    *,
-    fence: Fence,
-    indirect: bool,
-    event_idx: bool,
-    in_order: bool = False,
-    clamp_used_len: bool = False,
-    order: Fence | None = None,
-) -> PackedQueue:
+def make_packed(index: int, size: int, dma: DmaSpace, options: RingOptions) -> PackedQueue:
     """A packed queue in memory of its own, which its ``close()`` gives back.
 
-    ``order``: an ordering fence instead of what this machine needs between CPUs (ORDER_PLATFORM).
-
-    Raises UsageError for a bad size, QueueError where an area would not be one run of device addresses, and
-    what ``dma.alloc`` raises; then nothing stays allocated.
+    Raises:
+        UsageError: The size is not 1 to 32,768.
+        QueueError: An area would not be one run of device addresses.
+        MemlockExceeded, HugePagesLack, OperationFailed: There is no such memory. Nothing stays allocated.
     """
-    return allocate_queue(
-        PackedQueue,
-        index,
-        size,
-        dma,
-        fence=fence,
-        indirect=indirect,
-        event_idx=event_idx,
-        in_order=in_order,
-        order=order,
-        clamp_used_len=clamp_used_len,
-    )
+    return allocate_queue(PackedQueue, index, size, dma, options)

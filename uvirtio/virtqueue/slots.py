@@ -160,12 +160,31 @@ class PlainSlots(_Books):
         return found
 
 
-class SplitSlots(_Books):
-    """Slots of a split ring: slot ``n`` is the chain whose head is descriptor ``n``.
+class _RingBooks(_Books):
+    """The books of slots that lie in the ring for good.
 
     While the device answers in order, what is out is what was posted and not reaped, and no other book of it is
-    kept: ``_order`` has the slots by their place in the ring, ``_expected`` the used elements that should come.
-    At the first answer out of order those become the set ``_loose``, until nothing is out any more.
+    kept: ``_order`` has the slots by their place in the ring. At the first answer out of order those become the
+    set ``_loose``, until nothing is out any more.
+    """
+
+    def __init__(self, index: int, size: int, chains: Sequence[Chain]) -> None:
+        super().__init__(index, chains)
+        self._size = size
+        self._numbers = array("H", range(self.count))
+        self._order = array("H", bytes(2 * size))
+        self._loose: set[int] | None = None
+
+    def _in_order(self, first: int, end: int) -> list[int]:
+        """The slots that were posted as number ``first`` to ``end`` - 1 since the start, lowest first."""
+        return sorted(self._order[number % self._size] for number in range(first, end))
+
+
+class SplitSlots(_RingBooks):
+    """Slots of a split ring: slot ``n`` is the chain whose head is descriptor ``n``.
+
+    ``_expected`` has the used elements that should come, by their place in the ring, while they come in order;
+    ``_loose`` those that are still to come.
 
     What came back last can be posted as it is: it is idle. For callers that submit other slots than those
     (they have more than they keep out) there is ``_busy``, the set of what is out, from the first time that it is
@@ -173,15 +192,11 @@ class SplitSlots(_Books):
     """
 
     def __init__(self, ring: SplitQueue, chains: Sequence[Chain]) -> None:
-        super().__init__(ring.index, chains)
-        self._ring = ring  # and a friend: its counters are looked at without a call
-        self._size = size = ring.size
+        super().__init__(ring.index, ring.size, chains)
+        self._ring = ring
         # A used element as a number: head in bits 0..31, length above. One for each slot, as it came last.
         self._patterns = array("Q", (slot | length << 32 for slot, length in enumerate(self.written)))
-        self._numbers = array("H", range(self.count))
-        self._order = array("H", bytes(2 * size))
-        self._expected = bytearray(8 * size)
-        self._loose: set[int] | None = None
+        self._expected = bytearray(8 * ring.size)
         self._busy: set[int] | None = None
         self._unneeded = 0
         self._elements = ring.element_bytes()
@@ -190,15 +205,14 @@ class SplitSlots(_Books):
     def out(self) -> list[int]:
         if self._loose is not None:
             return sorted(value & 0xFFFF_FFFF for value in self._loose)
-        ring = self._ring
-        return sorted(self._order[number % ring.size] for number in range(ring.reaped, ring.published))
+        return self._in_order(self._ring.reaped, self._ring.published)
 
     def submit(self, slots: Sequence[int]) -> bool:
         count = len(slots)
         if not count:
             return False
-        if self._ring._dead:
-            self._ring._refuse()
+        if self._ring.dead:
+            self._ring.refuse()
         if slots == self._back:
             raw = self._back_raw
             if self._busy is not None:
@@ -215,7 +229,7 @@ class SplitSlots(_Books):
             self._loose.update(array("Q", raw))
         self._back = _NOTHING
         order, expected, size = self._order, self._expected, self._size
-        at = self._ring._published & (size - 1)
+        at = self._ring.published & (size - 1)
         end = at + count
         if end <= size:
             order[at:end] = posted
@@ -259,12 +273,10 @@ class SplitSlots(_Books):
         count = ring.announced()
         if not count:
             return array("H")
-        found = self._take(ring._reaped & (self._size - 1), count)
-        ring._reaped += count
+        found = self._take(ring.reaped & (self._size - 1), count)
         # With EVENT_IDX the ring asks for the next interrupt and looks again; mostly there is no more.
-        while ring._listening and (count := ring.listen()):
-            found = found + self._take(ring._reaped & (self._size - 1), count)
-            ring._reaped += count
+        while count := ring.took(count):
+            found = found + self._take(ring.reaped & (self._size - 1), count)
             self._back = _NOTHING
         return found
 
@@ -317,10 +329,10 @@ class SplitSlots(_Books):
             head, written = value & 0xFFFF_FFFF, value >> 32
             pattern = self._patterns[head] if head < self.count else -1
             if pattern not in loose:
-                self._ring._no_such_chain(head)
+                self._ring.no_such_chain(head)
             room = self._rooms[head]
             if written > room:
-                written = self._ring._too_long(written, room)
+                written = self._ring.too_long(written, room)
             loose.discard(pattern)
             # What a device answered once it will answer again: that is what is expected from now on.
             self._patterns[head] = head | written << 32
@@ -329,7 +341,7 @@ class SplitSlots(_Books):
         return found
 
 
-class PackedSlots(_Books):
+class PackedSlots(_RingBooks):
     """Slots of a packed ring, each one slot of it: slot ``n`` has the buffer id ``n``.
 
     The device writes over what it was given (2.8.6), so that a post copies whole descriptors, sixteen bytes each,
@@ -340,42 +352,38 @@ class PackedSlots(_Books):
     """
 
     def __init__(self, ring: PackedQueue, chains: Sequence[Chain]) -> None:
-        super().__init__(ring.index, chains)
+        super().__init__(ring.index, ring.size, chains)
         self._ring = ring
-        count, size = self.count, ring.size
+        count = self.count
         self._given = [ring.slot_descriptors(wrap) for wrap in (0, 1)]
         """By wrap counter: the descriptors of all slots as they are shown, one after the other."""
         self._pieces = [[all_[16 * at : 16 * at + 16] for at in range(count)] for all_ in self._given]
-        self._numbers = array("H", range(count))
         # The second half of a used descriptor as a number, by wrap counter and slot, as it came last.
         self._words = [
             array("Q", (_used_word(slot, length, length > 0, wrap) for slot, length in enumerate(self.written)))
             for wrap in (0, 1)
         ]
-        self._order = array("H", bytes(2 * size))
-        self._expected = array("Q", bytes(8 * size))
-        self._loose: set[int] | None = None
+        self._expected = array("Q", bytes(8 * ring.size))
         self._hint = 1
 
     def out(self) -> list[int]:
         if self._loose is not None:
             return sorted(self._loose)
-        ring = self._ring
-        return sorted(self._order[number % ring.size] for number in range(ring.reaped, ring.published))
+        return self._in_order(self._ring.slots_reaped, self._ring.slots_published)
 
     def submit(self, slots: Sequence[int]) -> bool:
         count = len(slots)
         if not count:
             return False
-        if self._ring._dead:
-            self._ring._refuse()
+        if self._ring.dead:
+            self._ring.refuse()
         self.check(slots)
         posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
         self._back = _NOTHING
         if self._loose is not None:
             self._loose.update(posted)
         ring = self._ring
-        lap, at = divmod(ring.published, ring.size)
+        lap, at = divmod(ring.slots_published, ring.size)
         wrap = 1 - (lap & 1)
         end = at + count
         if end <= ring.size:
@@ -407,7 +415,7 @@ class PackedSlots(_Books):
         count = ring.used_slots(self._hint)
         while count:
             self._hint = count
-            at = ring.reaped % ring.size
+            at = ring.slots_reaped % ring.size
             end = min(at + count, ring.size)
             more = self._take(at, end - at)
             if end - at < count:
@@ -424,7 +432,7 @@ class PackedSlots(_Books):
             found = self._order[at : at + count]
             self._back = found[:]
             return found
-        wrap = 1 - ((ring.reaped // ring.size + over) & 1)
+        wrap = 1 - ((ring.slots_reaped // ring.size + over) & 1)
         return self._sort_out(words, wrap, at)
 
     def _sort_out(self, words: array[int], wrap: int, at: int) -> array[int]:
@@ -451,7 +459,7 @@ class PackedSlots(_Books):
         """The slots that are still to come from place ``at`` on, while the device has answered in order."""
         ring, order = self._ring, self._order
         # What lies before ``at`` since the last count was taken just now.
-        left = ring.published - ring.reaped - (at - ring.reaped) % ring.size
+        left = ring.slots_published - ring.slots_reaped - (at - ring.slots_reaped) % ring.size
         end = at + left
         if end <= ring.size:
             return set(order[at:end])
@@ -461,14 +469,14 @@ class PackedSlots(_Books):
         for word in words:
             slot = word >> 32 & 0xFFFF
             if slot not in loose:
-                self._ring._no_such_chain(slot)
+                self._ring.no_such_chain(slot)
             loose.discard(slot)
         raise AssertionError("every slot was out, once")
 
     def _note(self, slot: int, word: int, wrap: int) -> None:
         """A length or a WRITE flag that is new for this slot: checked, kept, and expected from now on."""
         if word >> 48 & _USED_BITS != (_USED_BITS if wrap else 0):
-            self._ring._out_of_turn(slot)
+            self._ring.out_of_turn(slot)
         written = self._ring.length_of(word, self._rooms[slot])
         self.written[slot] = written
         marked = bool(word >> 48 & DESC_F_WRITE)

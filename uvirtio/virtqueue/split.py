@@ -18,11 +18,10 @@ from typing import Any, Literal, NoReturn
 from uvirtio.errors import UsageError
 from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.memory.access import words16, words32
-from uvirtio.memory.fence import Fence
 from uvirtio.spec import ring
 from uvirtio.spec.ring import AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_F_NO_NOTIFY
 from uvirtio.virtqueue import Completion, SgEntry
-from uvirtio.virtqueue.base import INDIRECT_ENTRIES, VirtqueueBase, allocate_queue
+from uvirtio.virtqueue.base import INDIRECT_ENTRIES, RingOptions, VirtqueueBase, allocate_queue
 from uvirtio.virtqueue.chain import ADDRESS_LIMIT, MAX_LENGTH, measure
 from uvirtio.virtqueue.region import legacy_areas
 
@@ -101,11 +100,11 @@ class SplitQueue(VirtqueueBase):
     @property
     def kick_data(self) -> int:
         """avail.idx as it was published last, with its top bit as the wrap (2.9)."""
-        return self._published & 0xFFFF
+        return self.published & 0xFFFF
 
     def add(self, readable: Sequence[SgEntry], writable: Sequence[SgEntry], cookie: Any) -> None:
-        if self._dead:
-            self._refuse()
+        if self._shut:
+            self.refuse()
         free = self._free
         desc = self._desc
         count = len(readable) + len(writable)
@@ -185,43 +184,43 @@ class SplitQueue(VirtqueueBase):
                 follower += 1
 
     def publish(self) -> bool:
-        if self._dead:
-            self._refuse()
-        old = self._published
+        if self._shut:
+            self.refuse()
+        old = self.published
         new = self._laid
         if new == old:
             return False
         if self._order is not None:
             self._order()  # 2.7.13.3.1: descriptors and ring before the index
-        self._published = new
+        self.published = new
         self._avail[_IDX] = new & 0xFFFF
         self._fence()  # 2.7.13.4.1: the index before the device's wish is read
         if self._event_idx:
-            # need_event(avail_event, new, old), without the call
+            # 2.7.10.1: whether the index avail_event was passed on the way from old to new
             return (new - self._used[self._avail_event] - 1) & 0xFFFF < new - old
         return not self._used[_FLAGS] & USED_F_NO_NOTIFY
 
     def pending(self) -> bool:
-        if self._dead:
-            self._refuse()
-        return self._used[_IDX] != self._reaped & 0xFFFF
+        if self.dead:
+            self.refuse()
+        return self._used[_IDX] != self.reaped & 0xFFFF
 
     def reap(self, limit: int | None = None) -> list[Completion]:
         """See Virtqueue. At most what was in flight at the call comes back, however fast the device is.
 
         After a ``limit`` that left something, no interrupt announces the rest: ask :meth:`pending`.
         """
-        if self._dead:
-            self._refuse()
+        if self._shut:
+            self.refuse()
         done: list[Completion] = []
         self._undelivered = done  # in case that an element further on is bad
         used = self._used
         while True:
             index = used[_IDX]
-            count = (index - self._reaped) & 0xFFFF
+            count = (index - self.reaped) & 0xFFFF
             if not count:
                 return done
-            if count > self._published - self._reaped:
+            if count > self.published - self.reaped:
                 self._bad_index(index)
             announced = count
             if limit is not None:
@@ -231,20 +230,20 @@ class SplitQueue(VirtqueueBase):
             if self._order is not None:
                 self._order()  # the index before the elements that it announces
             if self._in_order:
-                self._harvest_in_order(count, self._reaped + announced, done)
+                self._harvest_in_order(count, self.reaped + announced, done)
             else:
                 self._harvest(count, done)
             if not (self._event_idx and self._interrupts):
                 return done
             # 2.7.7.1: ask for the next one, and look again, for the device may have been faster.
-            self._avail[self._used_event] = self._reaped & 0xFFFF
+            self._avail[self._used_event] = self.reaped & 0xFFFF
             self._fence()
 
     def _bad_index(self, index: int) -> NoReturn:
         self._corrupt(
             "the used index moved where it cannot",
             seen=index,
-            expected=f"{self._reaped & 0xFFFF}..{self._published & 0xFFFF} (modulo 65,536)",
+            expected=f"{self.reaped & 0xFFFF}..{self.published & 0xFFFF} (modulo 65,536)",
         )
 
     def _harvest(self, count: int, done: list[Completion]) -> None:
@@ -253,8 +252,8 @@ class SplitQueue(VirtqueueBase):
         out = self._out
         free = self._free
         mask = self._mask
-        reaped = self._reaped
-        published = self._published
+        reaped = self.reaped
+        published = self.published
         made = tuple.__new__  # what a NamedTuple does, without its function
         for number in range(reaped, reaped + count):
             place = 2 * (number & mask)
@@ -262,16 +261,16 @@ class SplitQueue(VirtqueueBase):
             written = elements[place + 1]
             posted = out[head] if head <= mask else None
             if posted is None or posted[3] >= published:
-                self._no_such_chain(head)
+                self.no_such_chain(head)
             cookie, room, chain, _ = posted
             if written > room:
-                written = self._too_long(written, room)
+                written = self.too_long(written, room)
             out[head] = None
             if chain is None:
                 free.append(head)
             else:
                 free.extend(chain)
-            self._reaped = number + 1
+            self.reaped = number + 1
             done.append(made(Completion, (cookie, written)))
 
     def _harvest_in_order(self, count: int, announced: int, done: list[Completion]) -> None:
@@ -280,16 +279,16 @@ class SplitQueue(VirtqueueBase):
         The chains before it have no length of their own: they count as written in full. ``announced``: the number
         that the first chain has that used.idx does not count in.
         """
-        first = self._reaped
+        first = self.reaped
         for number in range(first, first + count):
             if number > self._told:
                 place = 2 * (number & self._mask)
                 head, written = self._elements[place], self._elements[place + 1]
                 named = self._out[head] if head < self.size else None
                 if named is None or not number <= named[3] < announced:
-                    self._no_such_chain(head)
+                    self.no_such_chain(head)
                 if written > named[1]:
-                    written = self._too_long(written, named[1])
+                    written = self.too_long(written, named[1])
                 self._told, self._told_written = named[3], written
             head = self._heads[number & self._mask]
             posted = self._out[head]
@@ -297,16 +296,16 @@ class SplitQueue(VirtqueueBase):
             cookie, room, chain, _ = posted
             self._out[head] = None
             self._free.extend((head,) if chain is None else chain)
-            self._reaped = number + 1
+            self.reaped = number + 1
             done.append(Completion(cookie, self._told_written if number == self._told else room))
 
     def want_interrupts(self, on: bool) -> bool:
-        if self._dead:
-            self._refuse()
+        if self.dead:
+            self.refuse()
         self._interrupts = on
         if self._event_idx:
             # 2.7.7.1: flags stay 0. The entry just behind us is the one that comes up last, 65,535 entries on.
-            self._avail[self._used_event] = (self._reaped if on else self._reaped - 1) & 0xFFFF
+            self._avail[self._used_event] = (self.reaped if on else self.reaped - 1) & 0xFFFF
         else:
             self._avail[_FLAGS] = 0 if on else AVAIL_F_NO_INTERRUPT
         if not on:
@@ -349,22 +348,12 @@ class SplitQueue(VirtqueueBase):
         self._views.insert(0, view)
         return view
 
-    @property
-    def published(self) -> int:
-        """Chains shown to the device since the start."""
-        return self._published
-
-    @property
-    def reaped(self) -> int:
-        """Chains that came back since the start."""
-        return self._reaped
-
     def publish_heads(self, heads: array[int], count: int) -> bool:
         """Show the chains of these ``count`` heads, all idle: one copy (two over the end), then as ``publish``."""
-        if self._dead:
-            self._refuse()
+        if self.dead:
+            self.refuse()
         avail = self._avail
-        old = self._published
+        old = self.published
         at = old & self._mask
         end = at + count
         if end <= self.size:
@@ -375,7 +364,7 @@ class SplitQueue(VirtqueueBase):
             avail[_RING : _RING + count - fits] = heads[fits:]
         if self._order is not None:
             self._order()  # 2.7.13.3.1
-        self._laid = self._published = new = old + count
+        self._laid = self.published = new = old + count
         avail[_IDX] = new & 0xFFFF
         self._fence()  # 2.7.13.4.1
         if self._event_idx:
@@ -384,24 +373,22 @@ class SplitQueue(VirtqueueBase):
 
     def announced(self) -> int:
         """How many chains used.idx says came back, not more than are out. Raises RingCorruption."""
-        if self._dead:
-            self._refuse()
-        count = (self._used[_IDX] - self._reaped) & 0xFFFF
+        if self.dead:
+            self.refuse()
+        count = (self._used[_IDX] - self.reaped) & 0xFFFF
         if count:
-            if count > self._published - self._reaped:
-                self._bad_index((self._reaped + count) & 0xFFFF)
+            if count > self.published - self.reaped:
+                self._bad_index((self.reaped + count) & 0xFFFF)
             if self._order is not None:
                 self._order()  # the index before the elements that it announces
         return count
 
-    @property
-    def _listening(self) -> bool:
-        """Whether each look at the ring asks for the next interrupt."""
-        return self._event_idx and self._interrupts
-
-    def listen(self) -> int:
-        """Ask for an interrupt for what comes next (EVENT_IDX), and look again; how many chains came meanwhile."""
-        self._avail[self._used_event] = self._reaped & 0xFFFF
+    def took(self, count: int) -> int:
+        """``count`` chains were taken back; with EVENT_IDX asks for the next, and returns what came meanwhile."""
+        self.reaped += count
+        if not (self._event_idx and self._interrupts):
+            return 0
+        self._avail[self._used_event] = self.reaped & 0xFFFF
         self._fence()
         return self.announced()
 
@@ -409,37 +396,13 @@ class SplitQueue(VirtqueueBase):
         self._free = []
 
 
-def make_split(
-    index: int,
-    size: int,
-    dma: DmaSpace,
-    *,
-    fence: Fence,
-    indirect: bool,
-    event_idx: bool,
-    in_order: bool = False,
-    clamp_used_len: bool = False,
-    one_region: bool = False,
-    order: Fence | None = None,
-) -> SplitQueue:
+def make_split(index: int, size: int, dma: DmaSpace, options: RingOptions) -> SplitQueue:
     """A split queue in memory of its own, which its ``close()`` gives back.
 
-    ``order``: an ordering fence instead of what this machine needs between CPUs (ORDER_PLATFORM).
-    ``one_region``: all three areas in one run of device addresses, as a legacy interface wants them (2.7.2).
-
-    Raises UsageError for a bad size, QueueError where an area would not be one run of device addresses,
-    MemoryScattered where the one region would not, and what ``dma.alloc`` raises; then nothing stays allocated.
+    Raises:
+        UsageError: The size is no power of two up to 32,768.
+        QueueError: An area would not be one run of device addresses.
+        MemoryScattered: The one region of a legacy queue would not be one run.
+        MemlockExceeded, HugePagesLack, OperationFailed: There is no such memory. Nothing stays allocated.
     """
-    return allocate_queue(
-        SplitQueue,
-        index,
-        size,
-        dma,
-        fence=fence,
-        indirect=indirect,
-        event_idx=event_idx,
-        in_order=in_order,
-        order=order,
-        clamp_used_len=clamp_used_len,
-        areas=legacy_areas if one_region else None,
-    )
+    return allocate_queue(SplitQueue, index, size, dma, options, legacy_areas if options.one_region else None)

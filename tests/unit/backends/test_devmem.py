@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 from pathlib import Path
 
@@ -401,7 +400,6 @@ def test_the_mapping_is_not_inherited_and_goes_with_the_window(fake: FakeSys):
     with open_device(fake):
         assert str(fake.roots.dev / "mem") in maps.read_text()
     assert str(fake.roots.dev / "mem") not in maps.read_text()
-    assert mmap.PAGESIZE == windows.PAGE
 
 
 # --- the guardian -------------------------------------------------------------------------------------------

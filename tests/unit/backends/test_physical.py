@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uvirtio.backends.pages import PAGE, Pagemap
-from uvirtio.backends.physical import HUGE, HugeFile, PhysicalDmaSpace
+from uvirtio.backends.pages import Pagemap
+from uvirtio.backends.physical import HugeFile, PhysicalDmaSpace
 from uvirtio.errors import BadSize, Closed, HugePagesLack, Misuse, NotSupported, OperationFailed, PagemapHidden
+from uvirtio.host.pages import CPU_PAGE as PAGE
+from uvirtio.host.pages import HUGE_PAGE as HUGE
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import AdoptsMemory, Block, DmaSpace
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uvirtio.backends.qemu.memory import FIRST, PAGE, GuestMemory, QemuDma
+from uvirtio.backends.qemu.memory import FIRST, GuestMemory, QemuDma
 from uvirtio.backends.qemu.models import MICROVM, MODELS, Q35, VIRT, Model
 from uvirtio.errors import Closed, Misuse, OperationFailed
+from uvirtio.host.pages import CPU_PAGE as PAGE
 
 GIB = 1 << 30
 MIB = 1 << 20

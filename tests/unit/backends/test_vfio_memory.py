@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uvirtio.backends import vfio_memory
-from uvirtio.backends.pages import PAGE, merged
+from uvirtio.backends.pages import merged
 from uvirtio.backends.vfio import IovaAllocator
 from uvirtio.backends.vfio_memory import VfioDmaSpace
 from uvirtio.errors import Closed, MemlockExceeded, Misuse, OperationFailed, PagemapHidden, PageMoved
 from uvirtio.host.pagemap import Pagemap
+from uvirtio.host.pages import CPU_PAGE as PAGE
+from uvirtio.host.pages import HUGE_PAGE
 from uvirtio.host.roots import Roots
 
 RANGES = [(0, 0xFEDF_FFFF), (0xFEF0_0000, (1 << 39) - 1)]
@@ -135,7 +137,7 @@ def test_physical_memory_in_pieces_merges_what_touches(make, books):
 
 def test_a_huge_page_serves_rings_that_need_more_than_a_page(make, books):
     space = make(False)
-    assert space.contiguous_limit == vfio_memory.HUGE
+    assert space.contiguous_limit == HUGE_PAGE
     block = space.alloc(3 * PAGE)
     assert block.contiguous
     assert block.size == 3 * PAGE
@@ -148,12 +150,12 @@ def test_the_pool_is_asked_where_no_transparent_huge_page_comes(make, books, mon
 
     def pooled():
         asked.append("pool")
-        return vfio_memory.ordinary(vfio_memory.HUGE, small_pages=True) if pool else None
+        return vfio_memory.ordinary(HUGE_PAGE, small_pages=True) if pool else None
 
     monkeypatch.setattr(vfio_memory, "_transparent", lambda: None)
     monkeypatch.setattr(vfio_memory, "_pooled", pooled)
     space = make(False)
-    assert space.contiguous_limit == (vfio_memory.HUGE if pool else PAGE)
+    assert space.contiguous_limit == (HUGE_PAGE if pool else PAGE)
     assert space.alloc(2 * PAGE).size == 2 * PAGE
     assert asked == ["pool"], "what was tried is kept for the first who needs it"
 

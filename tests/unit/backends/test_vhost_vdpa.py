@@ -377,12 +377,12 @@ def test_addresses_are_given_back_and_never_zero_nor_where_interrupts_go(tmp_pat
     played = Played(tmp_path, iova=(0, 0xFEE0_0000 + (2 << 20)))
     with opened(played) as node, node.dma(True) as space:
         first = space.alloc(PAGE)
-        assert first.iova == PAGE
+        assert first.address == PAGE
         first.close()
         second = space.alloc(PAGE)
-        assert second.iova == PAGE
+        assert second.address == PAGE
     with opened(Played(tmp_path / "two", iova=(0xFEDF_F000, 0xFEF0_0FFF))) as node, node.dma(True) as space:
-        assert {space.alloc(PAGE).iova, space.alloc(PAGE).iova} == {0xFEDF_F000, 0xFEF0_0000}
+        assert {space.alloc(PAGE).address, space.alloc(PAGE).address} == {0xFEDF_F000, 0xFEF0_0000}
         with pytest.raises(OperationFailed):
             space.alloc(PAGE)
 
@@ -408,7 +408,7 @@ def test_a_map_that_is_refused_gives_everything_back(played):
         with pytest.raises(OperationFailed):
             space.alloc(PAGE)
         played.refuse.clear()
-        assert space.alloc(PAGE).iova == PAGE
+        assert space.alloc(PAGE).address == PAGE
 
 
 def test_memlock_is_named_where_it_is_the_reason(played, monkeypatch):

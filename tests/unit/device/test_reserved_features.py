@@ -93,7 +93,7 @@ def test_the_top_bit_of_the_index_is_the_wrap():
     with identify(scripted) as device, RngDriver(device) as rng:
         ring: Any = device.queues[0].ring
         start = 0x7FFE  # as if so many chains had gone through
-        ring._laid = ring._published = ring._reaped = start
+        ring._laid = ring.published = ring.reaped = start
         ring._avail[1] = ring._avail[ring._used_event] = start
         other = scripted.queues[0].ring
         other.last_avail = other.used_idx = other._seen_idx = other._signalled = start

@@ -25,9 +25,10 @@ from uvirtio.errors import (
 )
 from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
+from uvirtio.spec.page import VIRTIO_PAGE
 
 INFLATE, DEFLATE = spec.INFLATEQ, spec.DEFLATEQ
-CHUNK = (16 << 20) // spec.PAGE_SIZE
+CHUNK = (16 << 20) // VIRTIO_PAGE
 SHORT = 0.1
 LONG = 30.0
 
@@ -108,7 +109,7 @@ def test_actual_follows_each_acknowledgement_in_one_store(rig: Rig):
 
 def test_more_than_one_chunk(rig: Rig):
     rig.driver.inflate(CHUNK + 1)
-    assert [block.size for block in rig.pinned] == [CHUNK * spec.PAGE_SIZE, spec.PAGE_SIZE]
+    assert [block.size for block in rig.pinned] == [CHUNK * VIRTIO_PAGE, VIRTIO_PAGE]
     rig.driver.deflate(2)
     assert len(rig.pinned) == 1
     rig.driver.inflate(1)

@@ -15,6 +15,7 @@ from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
 from uvirtio.spec.balloon import Stat
+from uvirtio.spec.page import VIRTIO_PAGE
 
 MIB = 1 << 20
 
@@ -94,7 +95,7 @@ class Model(BalloonOrders):
         assert not self.scripted.violations, self.scripted.violations
         assert self.device.broken is None
         pinned = sum(block.size for block in self.scripted.memory.open_blocks() if not block.mapped)
-        assert pinned >= self.held * spec.PAGE_SIZE
+        assert pinned >= self.held * VIRTIO_PAGE
 
     def teardown(self) -> None:
         if hasattr(self, "driver"):

@@ -694,3 +694,24 @@ def test_after_closing():
             assert again.read(0, 1) == bytes(512)
     assert isinstance(Request, type)
     scripted.assert_left()
+
+
+def test_a_call_of_many_requests_kicks_for_the_first_and_for_the_rest():
+    """32 requests each. With more of them than slots there is a kick whenever all slots are out."""
+    model = Disk(sectors=4096, features=ALL)
+    data = fill(model)
+    with driven(model, features=FEATURES | f.mask(f.VERSION_1, f.INDIRECT_DESC), allow_write=True) as (
+        _,
+        device,
+        blk,
+    ):
+        queue = device.queues[0]
+        for call in (lambda: blk.read(0, 2048), lambda: blk.write(0, data[: 1 << 20])):
+            before = queue.kicks, len(model.requests)
+            call()
+            assert len(model.requests) - before[1] == 32
+            assert queue.kicks - before[0] == 2
+        assert blk.read(0, 2048) == data[: 1 << 20]
+    with driven(Disk(sectors=4096, features=ALL), depth=4) as (_, device, blk):
+        blk.read(0, 2048)
+        assert device.queues[0].kicks <= 2 + 32 // 3

@@ -333,3 +333,13 @@ def test_a_disk_that_shrinks_under_a_burst():
             burst.wait()
         with pytest.raises(BeyondEnd):
             burst.post(burst.slots[:1], [99])
+
+
+def test_a_burst_keeps_to_the_limits_of_its_own_queue():
+    """Without a limit of the device, it is the ring that a request has to fit: 14 elements here, 62 there."""
+    model = Disk(features=f.mask(f.Blk.MQ), queues=2)
+    model.queue_sizes = (16, 64)
+    with driven(model, queues=2, depth=1) as (_, _, blk):
+        with pytest.raises(BadSize, match="one request"):
+            blk.burst(200, queue=0)
+        assert blk.burst(200, queue=1).count == 1

@@ -7,16 +7,19 @@ import struct
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.fakes.scripted import BAR, COMMON_AT, DEVICE_AT, ISR_AT, NOTIFY_AT, Balloon, Input, Rng, ScriptedDevice
 from tests.fakes.scripted_memory import CANARY, PAGE, Memory, ScriptedDma, StrayAccess
-from tests.fakes.scripted_ring import DeviceRing, DriverViolation
+from tests.fakes.scripted_ring import DeviceRing, DriverViolation, need_event
 from uvirtio.errors import Closed
 from uvirtio.interfaces.backend import PciFunction
 from uvirtio.interfaces.memory import DmaSpace, Registers
 from uvirtio.memory.fence import full_fence
 from uvirtio.spec import features as f
 from uvirtio.spec import pci
+from uvirtio.virtqueue.base import RingOptions
 from uvirtio.virtqueue.split import SplitQueue, make_split
 
 VERSION_1 = f.mask(f.VERSION_1)
@@ -44,9 +47,11 @@ def bring_up(device: ScriptedDevice, features: int = VERSION_1, vector: int | No
         0,
         8,
         device.dma(bool(features & f.mask(f.ACCESS_PLATFORM))),
-        fence=full_fence(),
-        indirect=bool(features & f.mask(f.INDIRECT_DESC)),
-        event_idx=bool(features & f.mask(f.EVENT_IDX)),
+        RingOptions(
+            fence=full_fence(),
+            indirect=bool(features & f.mask(f.INDIRECT_DESC)),
+            event_idx=bool(features & f.mask(f.EVENT_IDX)),
+        ),
     )
     registers.write16(pci.COMMON_QUEUE_SELECT, 0)
     registers.write16(pci.COMMON_QUEUE_SIZE, 8)
@@ -447,3 +452,13 @@ def test_the_balloon_model_knows_its_frames():
     kick(device)
     assert device.model.frames >= set(pages.pfns())
     assert any("0xabcde" in violation for violation in device.violations)
+
+
+_INDEX = st.integers(min_value=0, max_value=0xFFFF)
+
+
+@given(event=_INDEX, old=_INDEX, count=st.integers(min_value=0, max_value=32768))
+def test_need_event_is_whether_the_event_was_passed(event: int, old: int, count: int):
+    # By the definition: one of the entries old, old + 1, ... new - 1 (modulo 65536) was put at index ``event``.
+    passed = (event - old) % 65536 < count
+    assert need_event(event, (old + count) % 65536, old) is passed

@@ -17,6 +17,7 @@ from uvirtio.memory.access import FdRegisters, MappedRegisters, words16, words32
 SETUP = """
 import ctypes, mmap, struct
 from uvirtio.memory.access import MappedRegisters, words16, words32, words64
+from uvirtio.virtqueue.base import RingOptions
 from uvirtio.virtqueue.split import SplitQueue
 page = mmap.mmap(-1, 4096)
 base = ctypes.addressof(ctypes.c_char.from_buffer(page))
@@ -33,7 +34,7 @@ class Area:
     def segments(self, offset, length):
         return [(self.base + offset, length)]
 desc, avail, used = Area(), Area(), Area()
-queue = SplitQueue(0, 8, desc, avail, used, fence=lambda: None, event_idx=False)
+queue = SplitQueue(0, 8, desc, avail, used, RingOptions(fence=lambda: None, event_idx=False))
 """
 
 # name: (code, watched address, loads, stores, width)

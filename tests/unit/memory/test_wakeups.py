@@ -38,6 +38,7 @@ COMMON = f"""
 import mmap, os, random, sys, time
 from uvirtio.memory.access import words16, words32, words64
 from uvirtio.memory.fence import full_fence
+from uvirtio.virtqueue.base import RingOptions
 from uvirtio.virtqueue.packed import PackedQueue
 from uvirtio.virtqueue.split import SplitQueue
 
@@ -83,7 +84,7 @@ class Block:
 
 made = SplitQueue if kind == "split" else PackedQueue
 areas = [Block({DESC}, 0), Block({DRIVER}, 4096), Block({DEVICE}, 8192)]
-queue = made(0, SIZE, *areas, fence=full, event_idx=event_idx)
+queue = made(0, SIZE, *areas, RingOptions(full, event_idx=bool(event_idx)))
 words[{READY}] = 1
 run = [(0x1000, 64)]
 end = time.monotonic() + seconds
@@ -122,7 +123,6 @@ words[{STOP}] = 1
 DEVICE_SIDE = (
     COMMON
     + f"""
-from uvirtio.spec.ring import need_event
 limit = time.monotonic() + {STUCK}
 while not words[{READY}]:
     if time.monotonic() > limit:
@@ -146,7 +146,7 @@ if kind == "split":
         used[1] = done & 0xFFFF
         full()
         if event_idx:
-            return need_event(avail[2 + SIZE], done & 0xFFFF, old & 0xFFFF)
+            return (done - avail[2 + SIZE] - 1) & 0xFFFF < done - old  # used_event was passed (2.7.7.1)
         return not avail[0] & 1
 
     def want(on):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.support.c_program import place_of, printed, size_of
 from uvirtio.errors import Misuse
-from uvirtio.spec import balloon, blk, features, ids, input_codes, layout, mem, mmio, pci, ring, rng, status
+from uvirtio.spec import balloon, blk, features, ids, input_codes, layout, mem, mmio, page, pci, ring, rng, status
 from uvirtio.spec import input as inp
 from uvirtio.spec.features import Balloon, Blk, Kind, Needs, Net, Reserved, bit, mask
 from uvirtio.spec.layout import Field
@@ -202,7 +202,7 @@ HEADER_NAMES = [
     ("virtio_ring.h", "VRING_PACKED_EVENT_FLAG_ENABLE", ring.PACKED_EVENT_ENABLE),
     ("virtio_ring.h", "VRING_PACKED_EVENT_FLAG_DISABLE", ring.PACKED_EVENT_DISABLE),
     ("virtio_ring.h", "VRING_PACKED_EVENT_FLAG_DESC", ring.PACKED_EVENT_DESC),
-    ("virtio_balloon.h", "VIRTIO_BALLOON_PFN_SHIFT", balloon.PFN_SHIFT),
+    ("virtio_balloon.h", "VIRTIO_BALLOON_PFN_SHIFT", page.PFN_SHIFT),
     ("virtio_balloon.h", "VIRTIO_BALLOON_CMD_ID_STOP", balloon.CMD_ID_STOP),
     ("virtio_balloon.h", "VIRTIO_BALLOON_CMD_ID_DONE", balloon.CMD_ID_DONE),
     ("virtio_blk.h", "VIRTIO_BLK_ID_BYTES", blk.ID_SIZE),
@@ -593,16 +593,6 @@ def test_page_reporting_is_taken_only_with_page_poison():
 
 # --- rings ------------------------------------------------------------------------------------------------
 
-index = st.integers(min_value=0, max_value=0xFFFF)
-
-
-@pytest.mark.spec("SPL-23", "SPL-24")
-@given(event=index, old=index, count=st.integers(min_value=0, max_value=32768))
-def test_need_event_is_whether_the_event_was_passed(event, old, count):
-    # By the definition: one of the entries old, old + 1, ... new - 1 (modulo 65536) was put at index ``event``.
-    passed = (event - old) % 65536 < count
-    assert ring.need_event(event, (old + count) % 65536, old) is passed
-
 
 def test_ring_parts_have_the_sizes_and_offsets_of_the_standard():
     assert [ring.desc_size(q) for q in (1, 8, 256)] == [16, 128, 4096]
@@ -616,11 +606,11 @@ def test_ring_parts_have_the_sizes_and_offsets_of_the_standard():
 @given(st.integers(min_value=0, max_value=15), st.sampled_from([4096, 16384, 65536]))
 def test_layouts_are_aligned_and_their_parts_do_not_overlap(power, align):
     q = 1 << power
-    for parts, used_align in ((ring.split_layout(q), 4), (ring.legacy_layout(q, align), align)):
-        assert parts.desc % 16 == parts.avail % 2 == parts.used % used_align == 0
-        assert parts.desc + ring.desc_size(q) <= parts.avail
-        assert parts.avail + ring.avail_size(q) <= parts.used
-        assert parts.used + ring.used_size(q) <= parts.total
+    parts = ring.legacy_layout(q, align)
+    assert parts.desc % 16 == parts.avail % 2 == parts.used % align == 0
+    assert parts.desc + ring.desc_size(q) <= parts.avail
+    assert parts.avail + ring.avail_size(q) <= parts.used
+    assert parts.used + ring.used_size(q) <= parts.total
 
 
 @pytest.mark.spec("SPL-L02")
@@ -635,16 +625,6 @@ def test_the_legacy_layout_is_the_one_that_devices_have():
     ]:
         parts = ring.legacy_layout(q)
         assert (parts.used, parts.total) == (used, total)
-
-
-@pytest.mark.spec("NOTE-01", "NOTE-02")
-@given(queue=index, idx=index)
-def test_notification_data_holds_queue_and_index(queue, idx):
-    word = ring.split_notification_data(queue, idx)
-    assert word & 0xFFFF == queue
-    assert word >> 16 & 0x7FFF == idx & 0x7FFF
-    assert word >> 31 == idx >> 15
-    assert word < 1 << 32
 
 
 # --- input names ------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 from tests.fakes.ring_rigs import A, Rig, corrupt, name_of, rigs, traced
 from tests.fakes.scripted_memory import PAGE, ScriptedDma
 from uvirtio.spec import ring
+from uvirtio.virtqueue.base import RingOptions
 from uvirtio.virtqueue.packed import PackedQueue
 
 every_kind = pytest.mark.parametrize("kind", rigs("packed"), ids=name_of)
@@ -34,7 +35,7 @@ def test_all_is_zero_at_the_start_whatever_the_memory_held():
     blocks = [ScriptedDma().alloc(PAGE) for _ in range(3)]
     for block in blocks:
         block.view[:] = b"\xff" * PAGE
-    queue = PackedQueue(0, 8, *blocks, fence=lambda: None, event_idx=False)
+    queue = PackedQueue(0, 8, *blocks, RingOptions(fence=lambda: None, event_idx=False))
     assert [bytes(block.view[:4]) for block in blocks] == [bytes(4)] * 3
     assert bytes(blocks[0].view[:128]) == bytes(128)
     assert not queue.pending()
@@ -80,7 +81,7 @@ def test_a_list_may_go_over_the_end_of_the_ring(start: int):
     assert [part.length for part in chain.elements] == [1, 2, 3, 4, 5]
     rig.device.push(chain, 9)
     assert [(done.cookie, done.written) for done in rig.queue.reap()] == [("c", 9)]
-    assert rig.queue.free == 8 and rig.queue._used_slots == start + 5
+    assert rig.queue.free == 8 and rig.queue.slots_reaped == start + 5
 
 
 @pytest.mark.spec("PKD-02", "PKD-19")

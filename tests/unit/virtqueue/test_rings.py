@@ -16,7 +16,7 @@ from tests.fakes.scripted_ring import Chain
 from uvirtio.errors import BadChain, Closed, DeviceBroken, QueueError, QueueFull, RingCorruption, UsageError
 from uvirtio.spec.ring import PACKED_DESC_F_AVAIL, PACKED_DESC_F_USED
 from uvirtio.virtqueue import Virtqueue, base
-from uvirtio.virtqueue.base import INDIRECT_ENTRIES
+from uvirtio.virtqueue.base import INDIRECT_ENTRIES, RingOptions
 from uvirtio.virtqueue.packed import PackedQueue, make_packed
 from uvirtio.virtqueue.split import SplitQueue, make_split
 
@@ -40,7 +40,7 @@ def test_areas_are_as_long_and_aligned_as_the_standard_says(format: str, size: i
         "packed": ((16 * size, 4, 4), (16, 4, 4)),
     }[format]
     dma = ScriptedDma()
-    queue = MAKERS[format](0, size, dma, fence=lambda: None, indirect=False, event_idx=True)
+    queue = MAKERS[format](0, size, dma, RingOptions(fence=lambda: None, indirect=False, event_idx=True))
     assert queue.area_sizes(size) == lengths
     assert [address % align for address, align in zip(queue.addresses, aligns, strict=True)] == [0, 0, 0]
     for address, length in zip(queue.addresses, lengths, strict=True):
@@ -60,7 +60,7 @@ def test_areas_are_as_long_and_aligned_as_the_standard_says(format: str, size: i
 def test_a_size_that_cannot_be_is_refused(format: str, size: int):
     dma = ScriptedDma()
     with pytest.raises(UsageError):
-        MAKERS[format](0, size, dma, fence=lambda: None, indirect=False, event_idx=False)
+        MAKERS[format](0, size, dma, RingOptions(fence=lambda: None, indirect=False, event_idx=False))
     assert not dma.memory.blocks
 
 
@@ -80,10 +80,10 @@ def test_an_area_that_is_not_aligned_or_not_in_one_piece_is_refused(made: Any, c
         wrong = list(blocks)
         wrong[place] = Crooked(blocks[place], [(0x1000 + bad, 4096)])
         with pytest.raises(QueueError, match="aligned"):
-            made(0, 8, *wrong, fence=lambda: None, event_idx=False)
+            made(0, 8, *wrong, RingOptions(fence=lambda: None, event_idx=False))
         wrong[place] = Crooked(blocks[place], [(0x1000, 2), (0x3000, 8)])
         with pytest.raises(QueueError, match="contiguous"):
-            made(0, 8, *wrong, fence=lambda: None, event_idx=False)
+            made(0, 8, *wrong, RingOptions(fence=lambda: None, event_idx=False))
 
 
 # --- chains ---------------------------------------------------------------------------------------------------
@@ -446,7 +446,7 @@ def test_close_gives_the_memory_back_once(kind: dict[str, Any]):
 @pytest.mark.parametrize("made", [SplitQueue, PackedQueue])
 def test_what_the_caller_brought_stays_the_callers(made: Any):
     blocks = [ScriptedDma().alloc(PAGE) for _ in range(3)]
-    made(0, 8, *blocks, fence=lambda: None, event_idx=False).close()
+    made(0, 8, *blocks, RingOptions(fence=lambda: None, event_idx=False)).close()
     for block in blocks:
         assert not block.closed
         block.close()
@@ -468,7 +468,7 @@ def test_memory_that_runs_out_leaves_nothing_behind(format: str, monkeypatch: py
 
         monkeypatch.setattr(dma, "alloc", limited)
         with pytest.raises(MemoryError):
-            MAKERS[format](0, 8, dma, fence=lambda: None, indirect=True, event_idx=True)
+            MAKERS[format](0, 8, dma, RingOptions(fence=lambda: None, indirect=True, event_idx=True))
         assert not dma.memory.open_blocks()
 
 
@@ -499,9 +499,9 @@ def test_soak_over_the_wraps(kind: dict[str, Any], size: int):
     # Begins shortly before the wrap of the indices; one whole lap is soaked below.
     rig = Rig(size, **kind, start=65_536 - 40)
     _lap(rig, random.Random(size), 300)
-    assert rig.queue._reaped > (65_536 if kind["format"] == "split" else 299)
+    assert rig.queue.reaped > (65_536 if kind["format"] == "split" else 299)
     if kind["format"] == "packed":
-        assert rig.queue._used_slots // size > (65_536 - 40) // size, "it wrapped"
+        assert rig.queue.slots_reaped // size > (65_536 - 40) // size, "it wrapped"
 
 
 def test_soak_in_one_region():
@@ -540,7 +540,7 @@ def _lap(rig: Rig, rng: random.Random, requests: int) -> None:
 def test_soak_of_more_than_65536_requests():
     rig = Rig(256, indirect=True, event_idx=True)
     _lap(rig, random.Random(1), 66_000)
-    assert rig.queue._reaped >= 66_000
+    assert rig.queue.reaped >= 66_000
 
 
 @both

@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.fakes.ring_rigs import A, Rig, corrupt, name_of, rigs, traced
 from tests.fakes.scripted_memory import PAGE, ScriptedDma
 from uvirtio.errors import MemoryScattered, QueueError
-from uvirtio.spec import ring
+from uvirtio.virtqueue.base import RingOptions
 from uvirtio.virtqueue.split import SplitQueue, make_split
 
 every_kind = pytest.mark.parametrize("kind", rigs("split"), ids=name_of)
@@ -21,20 +19,20 @@ every_kind = pytest.mark.parametrize("kind", rigs("split"), ids=name_of)
 
 
 def test_physical_memory_holds_256_entries_and_no_more_in_a_page():
-    queue = make_split(0, 256, ScriptedDma(translated=False), fence=lambda: None, indirect=True, event_idx=True)
+    queue = make_split(
+        0, 256, ScriptedDma(translated=False), RingOptions(lambda: None, indirect=True, event_idx=True)
+    )
     queue.close()
     dma = ScriptedDma(translated=False)
     with pytest.raises(QueueError) as caught:
-        make_split(0, 512, dma, fence=lambda: None, indirect=False, event_idx=False)
+        make_split(0, 512, dma, RingOptions(lambda: None, event_idx=False))
     assert caught.value.seen and caught.value.remedy
     assert not dma.memory.open_blocks()
     make_split(
         0,
         512,
         ScriptedDma(translated=False, contiguous_limit=1 << 21),
-        fence=lambda: None,
-        indirect=False,
-        event_idx=False,
+        RingOptions(lambda: None, event_idx=False),
     )
 
 
@@ -46,7 +44,7 @@ def test_physical_memory_holds_256_entries_and_no_more_in_a_page():
 def test_the_one_region_of_a_legacy_queue(size: int, used: int, total: int):
     """Sizes by hand: 16q + 6 + 2q up to a page, then 6 + 8q up to a page (2.7.2)."""
     dma = ScriptedDma(translated=False, contiguous_limit=1 << 21)
-    queue = make_split(0, size, dma, fence=lambda: None, indirect=False, event_idx=True, one_region=True)
+    queue = make_split(0, size, dma, RingOptions(lambda: None, event_idx=True, one_region=True))
     desc, driver, device = queue.addresses
     assert desc % 4096 == 0
     assert (driver - desc, device - desc) == (16 * size, used)
@@ -63,7 +61,7 @@ def test_a_region_in_pieces_is_refused_and_given_back(monkeypatch: pytest.Monkey
     if lucky:
         monkeypatch.setattr(dma.memory, "take_frames", lambda count, run=1: list(range(0x90000, 0x90000 + count)))
     with pytest.raises(MemoryScattered) as caught:
-        make_split(1, 8, dma, fence=lambda: None, indirect=True, event_idx=False, one_region=True)
+        make_split(1, 8, dma, RingOptions(lambda: None, indirect=True, event_idx=False, one_region=True))
     assert caught.value.exit_code == 4
     assert "4096 bytes" in caught.value.seen
     assert "hugepages" in caught.value.remedy
@@ -81,7 +79,7 @@ def test_a_region_that_was_promised_in_one_piece_and_is_not():
 
     promising: Any = Promising()
     with pytest.raises(MemoryScattered) as caught:
-        make_split(1, 8, promising, fence=lambda: None, indirect=True, event_idx=False, one_region=True)
+        make_split(1, 8, promising, RingOptions(lambda: None, indirect=True, event_idx=False, one_region=True))
     assert "2 runs" in caught.value.seen
     assert not dma.memory.open_blocks()
 
@@ -91,7 +89,7 @@ def test_used_flags_start_at_zero_whatever_the_memory_held():
     blocks = [ScriptedDma().alloc(PAGE) for _ in range(3)]
     for block in blocks:
         block.view[:] = b"\xff" * PAGE
-    queue = SplitQueue(0, 8, *blocks, fence=lambda: None, event_idx=True)
+    queue = SplitQueue(0, 8, *blocks, RingOptions(lambda: None, event_idx=True))
     for area, end in ((1, 4 + 2 * 8), (2, 4 + 8 * 8)):
         assert bytes(blocks[area].view[:4]) == bytes(4)
         assert bytes(blocks[area].view[end : end + 2]) == bytes(2)
@@ -157,10 +155,10 @@ def test_with_event_idx_used_flags_mean_nothing():
     rig = Rig(64, event_idx=True)
     for flags in (0, 1, 0xFFFF):
         rig.device.write_used_flags(flags)
-        rig.device.write_avail_event(rig.queue._published)
+        rig.device.write_avail_event(rig.queue.published)
         rig.queue.add((), [(A, 1)], None)
         assert rig.queue.publish()
-        rig.device.write_avail_event(rig.queue._published + 100)
+        rig.device.write_avail_event(rig.queue.published + 100)
         rig.queue.add((), [(A, 1)], None)
         assert not rig.queue.publish()
 
@@ -177,16 +175,6 @@ def test_with_event_idx_a_kick_comes_exactly_when_the_index_passes_avail_event(s
             queue.add((), [(A, 1)], None)
         # An entry was placed at the index avail_event.
         assert queue.publish() is (0 <= distance < batch)
-
-
-@pytest.mark.spec("SPL-23")
-@given(old=st.integers(0, 0xFFFF), moved=st.integers(0, ring.MAX_SIZE), event=st.integers(0, 0xFFFF))
-def test_need_event_is_the_range_test(old: int, moved: int, event: int):
-    passed = any((old + step) & 0xFFFF == event for step in range(moved)) if moved < 64 else None
-    answer = ring.need_event(event, (old + moved) & 0xFFFF, old)
-    assert answer is ((event - old) & 0xFFFF < moved)
-    if passed is not None:
-        assert answer is passed
 
 
 @pytest.mark.spec("SPL-12")

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import NoReturn
 
-from uvirtio.backends.qemu.models import MODELS
+from uvirtio.backends.qemu.models import MIB, MODELS
 from uvirtio.errors import BadAddress
 
 PREFIX = "qemu:"
@@ -20,7 +20,6 @@ MMIO_MACHINES = tuple(name for name, model in MODELS.items() if model.mmio is no
 KEYS = ("ram", "legacy", "iommu", "qmp", "binary")
 IOMMUS = ("none", "intel", "virtio")
 
-MIB = 1 << 20
 RAM_DEFAULT = 512 * MIB
 RAM_MINIMUM = 32 * MIB
 """The first 16 MiB are not for us: PC hardware lives in the first, and a 24-bit DMA hole may end there."""

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from uvirtio.backends.qemu.events import LineEvent, MessageEvent, RemovalEvent
 from uvirtio.backends.qemu.ivshmem import EventfdDoorbell
-from uvirtio.backends.qemu.memory import PAGE, QemuDma
+from uvirtio.backends.qemu.memory import QemuDma
+from uvirtio.backends.qemu.parts import MachineParts
 from uvirtio.backends.qemu.pci import PciAccess
 from uvirtio.backends.qemu.supply import memory_of
-from uvirtio.backends.qemu.vtd import TranslatedDma
+from uvirtio.backends.qemu.vtd import PAGE, TranslatedDma
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, NotSupported
 from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.memory.window import FileWindow
 from uvirtio.spec import pci as spec
 
-if TYPE_CHECKING:
-    from uvirtio.backends.qemu.machine import Machine
-
 
 class QemuPciFunction:
-    """One function of a :class:`Machine`; ``id`` is QEMU's name for it (``/machine/peripheral/ID``)."""
+    """One function of a ``Machine``; ``id`` is QEMU's name for it (``/machine/peripheral/ID``)."""
 
     bus: Literal["pci"] = "pci"
 
-    def __init__(self, machine: Machine, access: PciAccess, *, ident: str, address: str) -> None:
+    def __init__(self, machine: MachineParts, access: PciAccess, *, ident: str, address: str) -> None:
         self.machine = machine
         self.id = ident
         self.address = address

@@ -11,12 +11,11 @@ import mmap
 import os
 import threading
 
-from uvirtio.backends.pages import Adopted
+from uvirtio.backends.pages import GuestBlock
 from uvirtio.backends.qemu.models import Q35, Ram
-from uvirtio.errors import BadSize, Closed, Misuse, OperationFailed
-from uvirtio.interfaces.memory import PFN_SHIFT
+from uvirtio.errors import BadSize, Closed, OperationFailed
+from uvirtio.host.pages import CPU_PAGE
 
-PAGE = 4096
 FIRST = 16 << 20
 
 
@@ -40,7 +39,7 @@ class GuestMemory:
         """Zeroed, page-aligned, contiguous memory. Raises OperationFailed when there is none left."""
         if size <= 0:
             raise BadSize(f"a block of {size} bytes", seen=size, expected="1 or more")
-        length = _pages(size) * PAGE
+        length = _pages(size) * CPU_PAGE
         with self._lock:
             if self._closed:
                 raise Closed("the machine of this memory is closed")
@@ -71,7 +70,7 @@ class GuestMemory:
         with self._lock:
             self._blocks.discard(block)
             merged: list[tuple[int, int]] = []
-            for area in sorted([*self._free, (block.offset, block.offset + _pages(block.size) * PAGE)]):
+            for area in sorted([*self._free, (block.offset, block.offset + _pages(block.size) * CPU_PAGE)]):
                 if merged and merged[-1][1] == area[0] != self.ram.split:
                     merged[-1] = (merged[-1][0], area[1])
                 else:
@@ -94,10 +93,8 @@ class GuestMemory:
         os.close(self.fd)
 
 
-class QemuBlock:
+class QemuBlock(GuestBlock):
     """A run of guest memory, mapped by itself; see the Block seam."""
-
-    contiguous = True
 
     def __init__(self, memory: GuestMemory, start: int, size: int) -> None:
         self._memory = memory
@@ -106,23 +103,9 @@ class QemuBlock:
         # Punch a hole: zeroes here and in QEMU, whatever a device wrote since the last user left.
         self._mapping.madvise(mmap.MADV_REMOVE)
         self._mapping.madvise(mmap.MADV_DONTFORK)
-        self.size = size
-        self.view = memoryview(self._mapping)
-        self.address = memory.ram.address_of(start)
-        """The guest-physical address of the first byte."""
+        super().__init__(self._mapping, memory.ram.address_of(start))
         self.offset = start
         """Where the block lies in the memory's file."""
-
-    def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """The device addresses of these bytes: always one run."""
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise Misuse(f"{length} bytes at {offset} of a block of {self.size}")
-        return [(self.address + offset, length)] if length else []
-
-    def pfns(self) -> list[int]:
-        """The guest-physical frame numbers; they never change."""
-        first = self.address >> PFN_SHIFT
-        return list(range(first, first + _pages(self.size)))
 
     def close(self) -> None:
         """Give the memory back, to the host too; idempotent.
@@ -160,11 +143,11 @@ class QemuDma:
         """The same: guest memory never moves."""
         return self.alloc(size)
 
-    def adopt(self, mapping: mmap.mmap, physical: int) -> Adopted:
+    def adopt(self, mapping: mmap.mmap, physical: int) -> GuestBlock:
         """Memory of the same machine that is not ours to give (virtio-mem). See the AdoptsMemory seam."""
         if self._closed:
             raise Closed("this DMA space is closed")
-        return Adopted(mapping, physical)
+        return GuestBlock(mapping, physical)
 
     def close(self) -> None:
         """Give all blocks back; idempotent."""
@@ -174,4 +157,4 @@ class QemuDma:
 
 
 def _pages(size: int) -> int:
-    return -(-size // PAGE)
+    return -(-size // CPU_PAGE)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from uvirtio.backends.qemu.events import LineEvent, RemovalEvent
 from uvirtio.backends.qemu.memory import QemuDma
 from uvirtio.backends.qemu.models import MmioBus
+from uvirtio.backends.qemu.parts import MachineParts
 from uvirtio.backends.qemu.qmp import Qmp
 from uvirtio.backends.qemu.qtest import MemoryRegisters
 from uvirtio.backends.qemu.supply import memory_of
@@ -15,9 +16,6 @@ from uvirtio.errors import Closed, QemuFailed
 from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.memory.window import FileWindow
 from uvirtio.spec import mmio as spec
-
-if TYPE_CHECKING:
-    from uvirtio.backends.qemu.machine import Machine
 
 _BUS = re.compile(r"virtio-mmio-bus\.([0-9]+)")
 
@@ -40,12 +38,12 @@ def transport_of(qmp: Qmp, ident: str, bus: MmioBus) -> int:
 
 
 class QemuMmioWindow:
-    """One transport of a :class:`Machine`; ``id`` is QEMU's name of the device in it."""
+    """One transport of a ``Machine``; ``id`` is QEMU's name of the device in it."""
 
     bus: Literal["mmio"] = "mmio"
     translates = False
 
-    def __init__(self, machine: Machine, bus: MmioBus, transport: int, *, ident: str, address: str) -> None:
+    def __init__(self, machine: MachineParts, bus: MmioBus, transport: int, *, ident: str, address: str) -> None:
         self.machine = machine
         self.id = ident
         self.address = address

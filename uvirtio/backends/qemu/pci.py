@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from uvirtio.backends.pci_function import bar_of
 from uvirtio.backends.qemu.models import PciBus
 from uvirtio.backends.qemu.qtest import MemoryRegisters, PortRegisters, Qtest
 from uvirtio.errors import CapabilityError, Misuse, OperationFailed
@@ -17,7 +18,7 @@ from uvirtio.spec import pci as spec
 _CONFIG_ADDRESS = 0xCF8
 _CONFIG_DATA = 0xCFC
 _CONFIG_ENABLE = 1 << 31
-_PAGE = 4096
+_GRAIN = 4096  # what PCI recommends for memory BARs (PCI 3.0, 6.2.5.1)
 
 
 class Windows:
@@ -32,8 +33,8 @@ class Windows:
         """An address for a BAR, aligned to its size. Raises OperationFailed when there is no room."""
         kinds = ["ports"] if is_io else ["memory", "high"] if is_64 else ["memory"]
         for kind in kinds:
-            # Whole pages for memory, so that no two functions share one.
-            grain = size if is_io else max(size, _PAGE)
+            # Multiples of 4 KiB for memory, so that no two functions share one.
+            grain = size if is_io else max(size, _GRAIN)
             start = -(-self._next[kind] // grain) * grain
             if start + size <= self._end[kind]:
                 self._next[kind] = start + grain
@@ -185,14 +186,7 @@ class PciAccess:
 
     def registers(self, index: int, offset: int, length: int) -> Registers:
         """A window of a BAR. Raises CapabilityError if the BAR is absent or too small."""
-        bar = self.bars.get(index)
-        if bar is None or offset < 0 or length < 0 or offset + length > bar.size:
-            raise CapabilityError(
-                f"there is no such window in BAR {index}",
-                seen="no BAR" if bar is None else f"a BAR of {bar.size:#x} bytes",
-                expected=f"{length:#x} bytes at {offset:#x}",
-                remedy="look at the capabilities: uvirtio inspect",
-            )
+        bar = bar_of(self.bars, index, offset, length, address="the function")
         if bar.is_io:
             return self._bridge.ports(bar.address + offset, length)
         return MemoryRegisters(self.qtest, bar.address + offset, length)

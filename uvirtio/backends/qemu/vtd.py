@@ -11,13 +11,14 @@ import mmap
 from contextlib import suppress
 from dataclasses import dataclass
 
-from uvirtio.backends.pages import Adopted
+from uvirtio.backends.pages import GuestBlock, LinearBlock
 from uvirtio.backends.qemu.memory import GuestMemory, QemuBlock
 from uvirtio.backends.qemu.qtest import MemoryRegisters, Qtest
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, Misuse, QemuFailed
 from uvirtio.memory.access import words64
 
 PAGE = 4096
+"""Bytes of a page of the IOMMU (VT-d 3.0, 3.7): not the CPU's, nor virtio's."""
 BASE = 0xFED90000
 ADDRESS_BITS = 39
 FIRST_IOVA = 1 << 38
@@ -181,12 +182,10 @@ class Domain:
             block.close()
 
 
-class TranslatedBlock:
+class TranslatedBlock(LinearBlock):
     """Guest memory as one function sees it, at an IOVA. Satisfies the ``Block`` protocol."""
 
-    contiguous = True
-
-    def __init__(self, domain: Domain, inner: QemuBlock | Adopted, physical: int) -> None:
+    def __init__(self, domain: Domain, inner: GuestBlock, physical: int) -> None:
         self._domain = domain
         self._inner = inner
         self.view = inner.view
@@ -194,12 +193,6 @@ class TranslatedBlock:
         self.address = domain.take(self.size)
         """The IOVA of the first byte."""
         domain.map(self.address, physical, self.size)
-
-    def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """The device addresses of these bytes: always one run."""
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise Misuse(f"{length} bytes at {offset} of a block of {self.size}")
-        return [(self.address + offset, length)] if length else []
 
     def pfns(self) -> list[int]:
         """The guest-physical frame numbers, which no IOMMU changes."""
@@ -242,7 +235,7 @@ class TranslatedDma:
     def adopt(self, mapping: mmap.mmap, physical: int) -> TranslatedBlock:
         """Memory of the same machine that is not ours to give (virtio-mem). See the AdoptsMemory seam."""
         self._check()
-        block = TranslatedBlock(self.domain, Adopted(mapping, physical), physical)
+        block = TranslatedBlock(self.domain, GuestBlock(mapping, physical), physical)
         self._blocks.append(block)
         return block
 

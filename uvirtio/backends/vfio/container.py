@@ -45,6 +45,7 @@ from uvirtio.errors import (
     UvirtioError,
 )
 from uvirtio.host import process
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import Kernel, failed, named
 
@@ -161,7 +162,7 @@ class Container:
             head, data = query(self._kernel, self.fd, VFIO_IOMMU_GET_INFO, vfio_iommu_type1_info())
         except OSError as error:
             raise failed("VFIO_IOMMU_GET_INFO", error) from error
-        sizes = int(head.iova_pgsizes) if head.flags & VFIO_IOMMU_INFO_PGSIZES else 4096
+        sizes = int(head.iova_pgsizes) if head.flags & VFIO_IOMMU_INFO_PGSIZES else CPU_PAGE
         ranges: tuple[tuple[int, int], ...] = DEFAULT_RANGES
         avail: int | None = None
         first = head.cap_offset if head.flags & VFIO_IOMMU_INFO_CAPS else 0

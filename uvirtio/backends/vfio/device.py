@@ -14,15 +14,12 @@ from dataclasses import dataclass
 from uvirtio.backends.vfio.caps import info_caps
 from uvirtio.backends.vfio.syscalls import query
 from uvirtio.backends.vfio.uapi import (
-    VFIO_DEVICE_FLAGS_PCI,
-    VFIO_DEVICE_FLAGS_RESET,
     VFIO_DEVICE_GET_INFO,
     VFIO_DEVICE_GET_IRQ_INFO,
     VFIO_DEVICE_GET_REGION_INFO,
     VFIO_DEVICE_RESET,
     VFIO_DEVICE_SET_IRQS,
     VFIO_IRQ_INFO_EVENTFD,
-    VFIO_IRQ_INFO_MASKABLE,
     VFIO_IRQ_SET_ACTION_MASK,
     VFIO_IRQ_SET_ACTION_TRIGGER,
     VFIO_IRQ_SET_ACTION_UNMASK,
@@ -42,6 +39,7 @@ from uvirtio.backends.vfio.uapi import (
     vfio_region_sparse_mmap_area,
 )
 from uvirtio.errors import Closed, DeviceGone, Misuse, OperationFailed
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.syscalls import Kernel, failed, gone_or_failed
 
 _RESET_PAUSE = 0.01
@@ -54,14 +52,6 @@ class DeviceInfo:
     flags: int
     num_regions: int
     num_irqs: int
-
-    @property
-    def resettable(self) -> bool:
-        return bool(self.flags & VFIO_DEVICE_FLAGS_RESET)
-
-    @property
-    def is_pci(self) -> bool:
-        return bool(self.flags & VFIO_DEVICE_FLAGS_PCI)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +95,6 @@ class IrqInfo:
     @property
     def eventfd(self) -> bool:
         return bool(self.flags & VFIO_IRQ_INFO_EVENTFD)
-
-    @property
-    def maskable(self) -> bool:
-        return bool(self.flags & VFIO_IRQ_INFO_MASKABLE)
 
 
 class Device:
@@ -212,7 +198,7 @@ class Device:
         Python process: ``read`` and ``write`` raise an error instead. Raises OperationFailed where the kernel
         does not allow it.
         """
-        if offset % mmap.PAGESIZE or length % mmap.PAGESIZE or not region.mappable(offset, length):
+        if offset % CPU_PAGE or length % CPU_PAGE or not region.mappable(offset, length):
             raise OperationFailed(
                 f"region {region.index} of {self.name} cannot be mapped there",
                 seen=f"{length:#x} bytes at {offset:#x}",

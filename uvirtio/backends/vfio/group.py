@@ -10,7 +10,6 @@ from pathlib import Path
 
 from uvirtio.backends.vfio.container import Container
 from uvirtio.backends.vfio.uapi import (
-    VFIO_GROUP_FLAGS_CONTAINER_SET,
     VFIO_GROUP_FLAGS_VIABLE,
     VFIO_GROUP_GET_DEVICE_FD,
     VFIO_GROUP_GET_STATUS,
@@ -165,10 +164,6 @@ class Group:
                 expected="a group with an IOMMU that the container's can serve",
             ) from error
         self._contained = True
-
-    def in_container(self) -> bool:
-        """Whether the group has joined a container."""
-        return bool(self.status() & VFIO_GROUP_FLAGS_CONTAINER_SET)
 
     def device_fd(self, address: str) -> int:
         """VFIO_GROUP_GET_DEVICE_FD: open a function. **This resets it** where the kernel can.

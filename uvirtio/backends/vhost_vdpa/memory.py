@@ -15,19 +15,37 @@ from __future__ import annotations
 import mmap
 import os
 import resource
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
-from uvirtio.backends.pages import MADV_DONTDUMP, PAGE, Memory, PagedBlock, advise, ordinary
+from uvirtio.backends.pages import (
+    MADV_DONTDUMP,
+    LinearBlock,
+    Memory,
+    OwnedBlocks,
+    PagedBlock,
+    advise,
+    ordinary,
+)
 from uvirtio.backends.physical import PhysicalBlock, PhysicalDmaSpace
-from uvirtio.errors import BadSize, Closed, MemlockExceeded, Misuse, OperationFailed
+from uvirtio.errors import MemlockExceeded, OperationFailed
 from uvirtio.host.pagemap import Pagemap
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.process import status_bytes
 from uvirtio.host.roots import Roots
 from uvirtio.memory.iova import IovaAllocator
 
-if TYPE_CHECKING:
-    from uvirtio.backends.vhost_vdpa.node import VhostVdpaNode
+
+class Iotlb(Protocol):
+    """What the space needs of its node: the device's maps."""
+
+    def iotlb_update(self, iova: int, size: int, vaddr: int) -> None:
+        """Let the device see ``size`` bytes of this process at ``iova``. Raises OperationFailed."""
+        ...
+
+    def iotlb_invalidate(self, iova: int, size: int) -> None:
+        """Take every map in this range away."""
+        ...
 
 
 def pinned_bytes(roots: Roots) -> int:
@@ -55,69 +73,50 @@ def _shared(size: int) -> Memory:
     return Memory(mapping, 0, size)
 
 
-class VdpaBlock(PagedBlock):
+class VdpaBlock(PagedBlock, LinearBlock):
     """Memory that the device sees as one run of IOVAs until ``close()``; made by :class:`VdpaDmaSpace`.
 
-    Satisfies the ``Block`` protocol: ``view``, ``size`` (bytes, whole pages), ``contiguous``.
+    Satisfies the ``Block`` protocol.
     """
 
-    contiguous = True
-
     def __init__(self, memory: Memory, iova: int, pagemap: Pagemap, undo: Callable[[VdpaBlock], None]) -> None:
-        super().__init__(memory, pagemap)
-        self._undo = undo
-        self.iova = iova
+        super().__init__(memory, pagemap, undo)
+        self.address = iova
 
     def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
         """The device addresses of these bytes: one run. Raises Misuse outside the block, Closed."""
         self._check_open()
-        if offset < 0 or length < 0 or offset + length > self.size:
-            raise Misuse(f"{length} bytes at {offset} of a block of {self.size}")
-        return [(self.iova + offset, length)] if length else []
-
-    def close(self) -> None:
-        """Take it from the device, then free it; idempotent. Raises BufferError while a view of it is held."""
-        if not self._closed:
-            self._closed = True
-            self._undo(self)
-        self._memory.close()
-
-    def __enter__(self) -> VdpaBlock:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        return super().segments(offset, length)
 
 
-class VdpaDmaSpace:
+class VdpaDmaSpace(OwnedBlocks[VdpaBlock]):
     """Memory for one vDPA device. Close it after the device was reset. Satisfies ``DmaSpace``."""
 
     translated = True
     contiguous_limit = 1 << 63
 
-    def __init__(self, node: VhostVdpaNode, iova: IovaAllocator, roots: Roots | None = None) -> None:
+    def __init__(self, node: Iotlb, iova: IovaAllocator, roots: Roots | None = None) -> None:
+        self._roots = roots or Roots()
+        super().__init__(Pagemap(self._roots))
         self._node = node
         self._iova = iova
-        self._roots = roots or Roots()
-        self._pagemap = Pagemap(self._roots)
-        self._blocks: dict[int, VdpaBlock] = {}
+        self._unit = max(CPU_PAGE, iova.page)
         self._huge: PhysicalDmaSpace | None = None
         self._abandoned = False
-        self._closed = False
 
     def alloc(self, size: int) -> VdpaBlock:
         """Zeroed, page-aligned memory of at least ``size`` bytes that the device may read and write.
 
         Raises MemlockExceeded, or OperationFailed when the map is refused or no device addresses are left.
         """
-        return self._shown(_shared(self._rounded(size)))
+        return self._shown(_shared(self._rounded(size, self._unit)))
 
     def pin(self, size: int) -> VdpaBlock | PhysicalBlock:
         """Zeroed memory in small pages that stays where it is; huge ones where the device's maps do not pin.
 
         Raises MemlockExceeded, HugePagesLack, PagemapHidden, OperationFailed.
         """
-        size = self._rounded(size)
+        size = self._rounded(size, self._unit)
         before = pinned_bytes(self._roots)
         block = self._shown(ordinary(size, small_pages=True))
         if pinned_bytes(self._roots) - before >= size:
@@ -126,14 +125,6 @@ class VdpaDmaSpace:
         if self._huge is None:
             self._huge = PhysicalDmaSpace(self._roots, translated=True)
         return self._huge.pin(size)
-
-    def _rounded(self, size: int) -> int:
-        if self._closed:
-            raise Closed("this DMA space is closed")
-        if size <= 0:
-            raise BadSize(f"{size} bytes of memory", seen=size, expected="1 or more")
-        unit = max(PAGE, self._iova.page)
-        return -(-size // unit) * unit
 
     def _shown(self, memory: Memory) -> VdpaBlock:
         try:
@@ -146,9 +137,7 @@ class VdpaDmaSpace:
         except BaseException:
             memory.close()
             raise
-        block = VdpaBlock(memory, iova, self._pagemap, self._hide)
-        self._blocks[id(block)] = block
-        return block
+        return self._keep(VdpaBlock(memory, iova, self._pagemap, self._hide))
 
     def _map(self, memory: Memory, iova: int) -> None:
         try:
@@ -167,12 +156,12 @@ class VdpaDmaSpace:
             ) from error
 
     def _hide(self, block: VdpaBlock) -> None:
-        self._blocks.pop(id(block), None)
+        self._forget(block)
         if self._abandoned:
             return
         # On a failure the address stays taken, and the pages stay pinned until the node is closed.
-        self._node.iotlb_invalidate(block.iova, block.size)
-        self._iova.free(block.iova)
+        self._node.iotlb_invalidate(block.address, block.size)
+        self._iova.free(block.address)
 
     def abandon(self) -> None:
         """Free what is left when the node has been closed: the kernel has taken every map away. Idempotent."""
@@ -182,27 +171,7 @@ class VdpaDmaSpace:
         except BufferError:
             pass  # somebody still looks at it; it goes with the last view
 
-    def close(self) -> None:
-        """Unmap and free all blocks; idempotent. Raises the first error after trying them all."""
-        self._closed = True
-        first: BaseException | None = None
-        for block in list(self._blocks.values()):
-            try:
-                block.close()
-            except (OperationFailed, Closed, BufferError) as error:
-                first = first or error
+    def _closers(self) -> Iterator[Callable[[], None]]:
         if self._huge is not None:
-            try:
-                self._huge.close()
-                self._huge = None
-            except BufferError as error:
-                first = first or error
-        self._pagemap.close()
-        if first is not None:
-            raise first
-
-    def __enter__(self) -> VdpaDmaSpace:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+            yield self._huge.close
+        yield from super()._closers()

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import ClassVar, Literal
 
 from uvirtio.device import Device, Observer, QueueSpec, unobserved
 from uvirtio.drivers.balloon.arena import Arena, allocate
-from uvirtio.drivers.balloon.follow import Follower, Shortage
+from uvirtio.drivers.balloon.follow import Follower, Progress, Shortage, Target
 from uvirtio.drivers.balloon.free_memory import FreeMemory, Pressure
 from uvirtio.drivers.balloon.hints import Hints
 from uvirtio.drivers.balloon.pages import PFN_END, Chunk, Pages
@@ -39,15 +39,10 @@ from uvirtio.host.roots import Roots
 from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import by_name
+from uvirtio.spec.page import VIRTIO_PAGE
 from uvirtio.virtqueue import Completion
 
 _CONFIG = by_name(spec.CONFIG)
-
-Progress = Callable[[int], None]
-"""Called with the number of pages in the balloon after each batch."""
-
-Target = Callable[[], int]
-"""Where to go, in pages; asked again before each batch."""
 
 SHORTAGE = (MemoryError, OperationFailed, MemlockExceeded, HugePagesLack, Refused)
 """What pinning more memory raises when there is none to be had."""
@@ -367,7 +362,7 @@ class Balloon(Driver):
 
         With PAGE_POISON what is taken from it holds the poison value, else zeros.
         """
-        if size <= 0 or size % spec.PAGE_SIZE:
+        if size <= 0 or size % VIRTIO_PAGE:
             raise BadSize("an arena is made of whole pages", seen=size, expected="a multiple of 4096 bytes")
         names = (spec.FREE_PAGE_VQ_NAME, spec.REPORTING_VQ_NAME)
         most = [queue.ring.size for queue in self.device.queues.values() if queue.name in names]
@@ -409,18 +404,18 @@ class Balloon(Driver):
 
     # --- the wire -------------------------------------------------------------------------------------------
 
-    def _tell(self, queue: int, batches: list[_Batch], timeout: float | None) -> None:
+    def _tell(self, index: int, batches: list[_Batch], timeout: float | None) -> None:
         """Send frame numbers, le32 each (5.5.6), and wait until all are acknowledged."""
         self.serve()
-        line = self.device.queues[queue]
+        queue = self.device.queues[index]
         self._out = batches  # stays if the wait is interrupted: the host may have these pages, or may not
         for place, batch in enumerate(batches):
             data = array("I", batch.pfns).tobytes()
             start = place * _BUFFER
             self._buffer.view[start : start + len(data)] = data
-            line.add(runs(self._buffer, start, len(data)), (), batch)
-        line.kick()
-        settle(self.device, line, timeout=self.device.timeout if timeout is None else timeout, note=_note)
+            queue.add(runs(self._buffer, start, len(data)), (), batch)
+        queue.kick()
+        settle(self.device, queue, timeout=self.device.timeout if timeout is None else timeout, note=_note)
         self._acknowledged()
 
     def _acknowledged(self) -> None:

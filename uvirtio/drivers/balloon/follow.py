@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from uvirtio.device import Device
 from uvirtio.drivers.balloon.free_memory import Pressure
 from uvirtio.drivers.balloon.pages import CHUNK, Pages
-from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
-
-if TYPE_CHECKING:
-    from uvirtio.drivers.balloon.driver import Balloon, Progress
+from uvirtio.spec.page import VIRTIO_PAGE
 
 REST = 0.01
 """Seconds between looks at a target that moved though no notification said so."""
@@ -23,6 +21,12 @@ RETRY_FIRST, RETRY_LAST = 0.2, 30.0
 CALM = 10.0
 """Seconds after memory pressure in which the balloon does not grow."""
 
+Progress = Callable[[int], None]
+"""Called with the number of pages in the balloon after each batch."""
+
+Target = Callable[[], int]
+"""Where to go, in pages; asked again before each batch."""
+
 Shortage = Callable[[Exception, float], None]
 """Told why there is no memory, and the seconds until it is tried again."""
 
@@ -31,12 +35,26 @@ class MemoryPressure(Exception):
     """Why the balloon stays below its target: others needed the memory."""
 
 
+class Followed(Protocol):
+    """What a follower needs of its balloon."""
+
+    @property
+    def device(self) -> Device: ...
+    @property
+    def num_pages(self) -> int: ...
+    @property
+    def held(self) -> int: ...
+    def grow(self, target: Target, timeout: float | None, progress: Progress | None) -> Exception | None: ...
+    def shrink(self, target: Target, timeout: float | None, progress: Progress | None) -> None: ...
+    def serve(self) -> None: ...
+
+
 class Follower:
     """One ``follow()`` or ``hold()`` of a balloon."""
 
     def __init__(
         self,
-        balloon: Balloon,
+        balloon: Followed,
         pages: Pages,
         pressure: Pressure | None,
         limit: int | None,
@@ -132,6 +150,6 @@ class Follower:
     def _relieve(self) -> None:
         """Give a chunk back, or what is missing up to the floor if that is more (5.5.6.1, DEFLATE_ON_OOM)."""
         missing = max(CHUNK, -(self._pages.spare() or 0))
-        left = max(0, self._balloon.held - -(-missing // spec.PAGE_SIZE))
+        left = max(0, self._balloon.held - -(-missing // VIRTIO_PAGE))
         self._balloon.shrink(lambda: left, None, self._progress)
         self._back_off(MemoryPressure("this machine is short of memory"), CALM)

@@ -8,11 +8,12 @@ from uvirtio.drivers.balloon.free_memory import FreeMemory
 from uvirtio.errors import NotSupported, PagemapHidden, PageMoved, Refused
 from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.spec import balloon as spec
+from uvirtio.spec.page import VIRTIO_PAGE
 
 CHUNK = 16 << 20
 """Bytes that are pinned by one map: few maps for a large balloon, small steps back for a shrinking one."""
 
-_BATCH = spec.PFNS_PER_BUFFER * spec.PAGE_SIZE
+_BATCH = spec.PFNS_PER_BUFFER * VIRTIO_PAGE
 
 PFN_END = 1 << 32  # 5.5.6: a PFN is 32 bits wide
 
@@ -31,8 +32,8 @@ class Chunk:
 
     def fill(self, first: int, end: int, pattern: bytes) -> None:
         """Write ``pattern`` (4 bytes) all over these pages."""
-        page = pattern * (spec.PAGE_SIZE // len(pattern))
-        self.block.view[first * spec.PAGE_SIZE : end * spec.PAGE_SIZE] = page * (end - first)
+        page = pattern * (VIRTIO_PAGE // len(pattern))
+        self.block.view[first * VIRTIO_PAGE : end * VIRTIO_PAGE] = page * (end - first)
 
     def recheck(self, first: int) -> None:
         """The pages from ``first`` on, which the host has, are where they were. Raises PageMoved."""
@@ -67,7 +68,7 @@ class Pages:
         """
         if self.chunks and self.chunks[-1].room:
             return self.chunks[-1]
-        size = min(missing * spec.PAGE_SIZE, CHUNK)
+        size = min(missing * VIRTIO_PAGE, CHUNK)
         if self._free is not None and not force:
             spare = self._free.spare()
             if spare < size:
@@ -98,7 +99,7 @@ class Pages:
         if self._free is not None:
             room = self.chunks[-1].room if self.chunks else 0
             if pages > room:
-                self._free.check((pages - room) * spec.PAGE_SIZE)
+                self._free.check((pages - room) * VIRTIO_PAGE)
 
     def drop_last(self) -> None:
         """Free the newest chunk, which the host has nothing of."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import struct
 import threading
 import time
@@ -15,6 +14,7 @@ from uvirtio.drivers.balloon import cgroup as cgroups
 from uvirtio.drivers.base import runs
 from uvirtio.errors import NotSupported, OperationFailed, UvirtioError
 from uvirtio.host import proc
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import Block
 from uvirtio.spec import balloon as spec
@@ -93,7 +93,7 @@ class Collector:
     """
 
     def __init__(
-        self, roots: Roots | None = None, cgroup: Path | None = None, *, page_size: int = mmap.PAGESIZE
+        self, roots: Roots | None = None, cgroup: Path | None = None, *, page_size: int = CPU_PAGE
     ) -> None:
         self._roots = roots or Roots()
         self._cgroup = cgroup

@@ -12,18 +12,14 @@ import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
 
-from uvirtio.device import Queue
-from uvirtio.drivers.blk.request import NO_STATUS, clipped
+from uvirtio.drivers.blk.disk import Disk
+from uvirtio.drivers.blk.request import NO_STATUS, RequestQueue, clipped
 from uvirtio.errors import BadSize, ProtocolError, UsageError
 from uvirtio.memory.access import words64
 from uvirtio.spec import blk as spec
 from uvirtio.spec.blk import SECTOR_SIZE
 from uvirtio.virtqueue.slots import Chain, fixed_slots
-
-if TYPE_CHECKING:
-    from uvirtio.drivers.blk.driver import Blk
 
 _HEADER_WORDS = spec.HEADER_SIZE // 8
 
@@ -52,7 +48,7 @@ class Burst:
     """
 
     def __init__(
-        self, blk: Blk, queue: Queue, kind: spec.Request, *, sectors: int, count: int, size_max: int, pieces: int
+        self, disk: Disk, requestq: RequestQueue, kind: spec.Request, *, sectors: int, count: int
     ) -> None:
         self.sectors = sectors
         self.count = count
@@ -62,9 +58,9 @@ class Burst:
         """What the last ``take`` or ``wait`` found, also if it raised."""
         self._numbers = self.slots * 2
         self._waits = 0
-        self._blk = blk
-        self._device = blk.device
-        self._queue = queue
+        self._disk = disk
+        self._device = disk.device
+        self._queue = queue = requestq.queue
         self._kind = kind
         self._size = sectors * SECTOR_SIZE
         dma = self._device.dma
@@ -77,12 +73,12 @@ class Burst:
         for slot in range(count):
             header = headers.segments(slot * spec.HEADER_SIZE, spec.HEADER_SIZE)
             status = statuses.segments(slot, spec.STATUS_SIZE)
-            runs = clipped(data.segments(slot * self._size, self._size), self._size, size_max)
-            if len(runs) > pieces:
+            runs = clipped(data.segments(slot * self._size, self._size), self._size, requestq.size_max)
+            if len(runs) > requestq.pieces_max:
                 raise BadSize(
                     "this is more than the device takes in one request",
                     seen=f"{len(runs)} elements of data",
-                    expected=f"at most {pieces}",
+                    expected=f"at most {requestq.pieces_max}",
                     remedy="fewer sectors in a request",
                 )
             chains.append((header, [*runs, *status]) if kind == spec.Request.IN else ([*header, *runs], status))
@@ -133,8 +129,8 @@ class Burst:
         if count != len(sectors):
             raise UsageError("each slot needs a sector", seen=len(sectors), expected=count)
         last = max(sectors) + self.sectors
-        if min(sectors) < 0 or last > self._blk.known_capacity:
-            self._blk.check_range(min(sectors), last - min(sectors))
+        if min(sectors) < 0 or last > self._disk.known_capacity:
+            self._disk.check_range(min(sectors), last - min(sectors))
         self._slots.check(slots)
         first, status, at = slots[0], self._status, self._at
         if slots == self._numbers[first : first + count]:  # they follow each other, maybe over the end
@@ -266,7 +262,7 @@ class Burst:
 
     def _failed(self, back: array[int], status: bytes) -> None:
         slot = next(slot for slot in back if status[slot])
-        raise self._blk.refusal(self._kind, self._at[slot], self.sectors, status[slot])
+        raise self._disk.refusal(self._kind, self._at[slot], self.sectors, status[slot])
 
     def _short(self, back: array[int]) -> None:
         """Less was written than a read holds: nobody knows what the rest is, for it was not cleared."""

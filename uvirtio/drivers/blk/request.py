@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from uvirtio.device import Queue
 from uvirtio.errors import ConfigError, UvirtioError
@@ -12,23 +12,27 @@ from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.spec import blk as spec
 from uvirtio.virtqueue import SgEntry
 
-if TYPE_CHECKING:
-    from uvirtio.drivers.blk.driver import Blk
-
 _HEADER = struct.Struct("<IIQ")
 _CONTROL = 32  # bytes of each slot: the header, and the status apart from it
 _STATUS_AT = spec.HEADER_SIZE
+_NO_LIMIT = 0xFFFF_FFFF
 NO_STATUS = 0xFF
 """What the status byte holds before the device writes it: no status of 5.2.6."""
+
+
+class Waits(Protocol):
+    """Who waits for requests."""
+
+    def wait(self, requests: Sequence[Request], *, timeout: float | None) -> None: ...
 
 
 class Request:
     """One request that was submitted. ``done`` says whether the device gave it back; ``error`` how it failed."""
 
-    __slots__ = ("_blk", "_data", "done", "error", "queue", "sector", "sectors", "type")
+    __slots__ = ("_data", "_waits", "done", "error", "queue", "sector", "sectors", "type")
 
-    def __init__(self, blk: Blk, kind: spec.Request, sector: int, sectors: int, queue: int) -> None:
-        self._blk = blk
+    def __init__(self, waits: Waits, kind: spec.Request, sector: int, sectors: int, queue: int) -> None:
+        self._waits = waits
         self._data = b""
         self.type = kind
         self.sector = sector
@@ -43,7 +47,7 @@ class Request:
         ``timeout`` in seconds (None: the device's own). Raises BlkIoError, BlkUnsupported, DeviceTimeout.
         """
         if not self.done:
-            self._blk.wait([self], timeout=timeout)
+            self._waits.wait([self], timeout=timeout)
         if self.error is not None:
             raise self.error
         return self._data
@@ -65,23 +69,23 @@ class Slot:
         "_data_at",
         "_runs",
         "header",
-        "lane",
         "request",
+        "requestq",
         "room",
         "status",
     )
 
-    def __init__(self, lane: RequestQueue, number: int, size: int, size_max: int) -> None:
-        self.lane = lane
+    def __init__(self, requestq: RequestQueue, number: int, size: int, size_max: int) -> None:
+        self.requestq = requestq
         self.request: Request | None = None
         self.room = 0
         """Bytes of data that the device may write."""
-        self._control, self._data = lane.control, lane.data
+        self._control, self._data = requestq.control, requestq.data
         self._control_at, self._data_at = number * _CONTROL, number * size
         # 32 divides a page, so neither of these is cut by one. Each is an element alone (5.2.6.4).
-        (self.header,) = lane.control.segments(self._control_at, spec.HEADER_SIZE)
-        (self.status,) = lane.control.segments(self._control_at + _STATUS_AT, spec.STATUS_SIZE)
-        self._runs = clipped(lane.data.segments(self._data_at, size), size, size_max)
+        (self.header,) = requestq.control.segments(self._control_at, spec.HEADER_SIZE)
+        (self.status,) = requestq.control.segments(self._control_at + _STATUS_AT, spec.STATUS_SIZE)
+        self._runs = clipped(requestq.data.segments(self._data_at, size), size, size_max)
         self._cut: Sequence[SgEntry] = self._runs
         self._cut_length = size
 
@@ -112,25 +116,36 @@ class Slot:
 
 
 class RequestQueue:
-    """One queue and the slots of its requests."""
+    """One queue, the slots of its requests, and what the device takes in one of them."""
 
-    def __init__(self, dma: DmaSpace, depth: int, size: int) -> None:
-        self.queue: Queue
+    def __init__(self, queue: Queue, dma: DmaSpace, depth: int, size: int) -> None:
+        self.queue = queue
         self.depth = depth
         self.size = size
         """Bytes of data of one request, at most."""
         self.control: Block = dma.alloc(depth * _CONTROL)
         self.data: Block = dma.alloc(depth * size)
+        self.size_max = _NO_LIMIT
+        """Bytes of one element of data, at most."""
+        self.pieces_max = queue.ring.size - 2  # beside header and status
+        """Elements of data in one request, at most."""
         self.free: list[Slot] = []
 
-    def stock(self, size_max: int, pieces_max: int) -> None:
-        """Make the slots, with as much data each as ``pieces_max`` elements of ``size_max`` bytes can carry."""
-        made = [Slot(self, number, self.size, size_max) for number in range(self.depth)]
-        self.size = min(slot.fits(pieces_max) for slot in made)
+    def stock(self, size_max: int | None, seg_max: int | None) -> None:
+        """Make the slots, with as much data each as the device's limits (5.2.4) allow; None: it has no such limit.
+
+        Raises:
+            ConfigError: Not even one sector fits.
+        """
+        self.size_max = size_max or _NO_LIMIT
+        if seg_max is not None:
+            self.pieces_max = min(self.pieces_max, max(1, seg_max))
+        made = [Slot(self, number, self.size, self.size_max) for number in range(self.depth)]
+        self.size = min(slot.fits(self.pieces_max) for slot in made)
         if not self.size:
             raise ConfigError(
                 "not even one sector fits what the device takes in a request",
-                seen=f"{pieces_max} elements of {size_max} bytes",
+                seen=f"{self.pieces_max} elements of {self.size_max} bytes",
                 expected="512 bytes",
                 remedy="the device is at fault: size_max and seg_max are too small (5.2.4)",
             )

@@ -46,10 +46,6 @@ class MemConfig:
         return self.usable_region_size // self.block_size
 
     @property
-    def requested_blocks(self) -> int:
-        return self.requested_size // self.block_size
-
-    @property
     def plugged_blocks(self) -> int:
         return self.plugged_size // self.block_size
 

@@ -6,19 +6,19 @@ in no DMA map (5.15.6.1); a block with a piece on it cannot be unplugged.
 
 from __future__ import annotations
 
-import mmap
 from typing import Self
 
 from uvirtio.drivers.mem.block_table import Use
 from uvirtio.drivers.mem.driver import Mem
 from uvirtio.drivers.mem.ranges import Ranges
 from uvirtio.errors import BadSize, Closed, Misuse, NotSupported, OperationFailed
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.backend import ProvidesMemory
-from uvirtio.interfaces.memory import PFN_SHIFT, AdoptsMemory, Block, DmaSpace, MemoryWindow
+from uvirtio.interfaces.memory import AdoptsMemory, Block, DmaSpace, MemoryWindow
 from uvirtio.memory.window import dev_mem
+from uvirtio.spec.page import PFN_SHIFT
 
-PAGE = mmap.PAGESIZE
 _ZEROES = 1 << 20
 
 
@@ -36,8 +36,8 @@ class Piece:
         self.offset = use.offset
         self.size = use.length
         self.address = region.mem.addr + use.offset
-        self._within = use.offset % PAGE  # mappings begin at a page
-        whole = -(-(self._within + use.length) // PAGE) * PAGE
+        self._within = use.offset % CPU_PAGE  # mappings begin at a page
+        whole = -(-(self._within + use.length) // CPU_PAGE) * CPU_PAGE
         self._mapping = region.window.map(use.offset - self._within, whole)
         self._block: Block | None = None
         self._runs: list[tuple[int, int]] | None = None
@@ -110,11 +110,11 @@ class Region:
     """
 
     def __init__(self, mem: Mem, window: MemoryWindow) -> None:
-        if mem.block_size % PAGE:
+        if mem.block_size % CPU_PAGE:
             raise NotSupported(
                 "blocks smaller than a page cannot be mapped one by one",
                 seen=f"block_size {mem.block_size}",
-                expected=f"a multiple of {PAGE}",
+                expected=f"a multiple of {CPU_PAGE}",
             )
         self.mem = mem
         self.window = window
@@ -155,16 +155,14 @@ class Region:
         """
         if size <= 0:
             raise BadSize(f"{size} bytes of memory", seen=size, expected="1 or more")
-        length = -(-size // PAGE) * PAGE
+        length = -(-size // CPU_PAGE) * CPU_PAGE
         table = self.mem.block_table
         block = table.block_size
         free = Ranges((first * block, count * block) for first, count in table.plugged)
         for use in table.uses:
-            free.remove(use.offset // PAGE * PAGE, use.length + use.offset % PAGE)
-        found = next(
-            (offset for first, count in free if (offset := -(-first // PAGE) * PAGE) + length <= first + count),
-            None,
-        )
+            free.remove(use.offset // CPU_PAGE * CPU_PAGE, use.length + use.offset % CPU_PAGE)
+        starts = ((-(-first // CPU_PAGE) * CPU_PAGE, first + count) for first, count in free)
+        found = next((offset for offset, end in starts if offset + length <= end), None)
         if found is None:
             raise OperationFailed(
                 f"no {length} bytes of plugged memory in a row are free",

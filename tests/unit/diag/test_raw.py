@@ -9,8 +9,8 @@ import pytest
 from tests.fakes.ring_rigs import A, Rig
 from tests.fakes.scripted_memory import ScriptedDma
 from tests.fakes.scripted_ring import DriverViolation
+from uvirtio.diag.raw import Descriptor, RawPacked, RawSplit, packed_table, table
 from uvirtio.spec import ring
-from uvirtio.virtqueue.raw import Descriptor, RawPacked, RawSplit, packed_table, table
 
 NEXT, WRITE, INDIRECT = ring.DESC_F_NEXT, ring.DESC_F_WRITE, ring.DESC_F_INDIRECT
 

@@ -1,4 +1,4 @@
-"""Rings without a conscience: any descriptor, any index, any flag, at any time.
+"""Unchecked ring access for diagnostics and tests: any descriptor, any index, any flag, at any time.
 
 For diagnostics and tests that ask what a device does with nonsense. Nothing here checks or remembers, and no
 driver uses it. It writes into the memory of a safe queue (which knows nothing of it, and is not to be used
@@ -28,7 +28,7 @@ class Descriptor(NamedTuple):
 
 
 class _Raw:
-    """What both formats share: three areas of a queue, and a fence for who wants one."""
+    """What both formats share: three areas of a queue, and a fence."""
 
     def __init__(self, queue: VirtqueueBase) -> None:
         desc, driver, device = queue.areas

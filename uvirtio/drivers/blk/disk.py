@@ -1,0 +1,196 @@
+"""What a disk is: its configuration, its cache, what may be asked of it, and what its refusals mean."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from uvirtio.device import Device, Observer, unobserved
+from uvirtio.drivers.base import Driver
+from uvirtio.drivers.blk import config as configuration
+from uvirtio.drivers.blk.config import BlkConfig
+from uvirtio.errors import (
+    BadSize,
+    BeyondEnd,
+    BlkIoError,
+    BlkUnsupported,
+    NotSupported,
+    ProtocolError,
+    UvirtioError,
+    WriteRefused,
+)
+from uvirtio.spec import blk as spec
+from uvirtio.spec import features as f
+from uvirtio.spec.blk import SECTOR_SIZE, Status
+
+
+class Disk(Driver):
+    """A block device and what it tells of itself. Its requests are made by :class:`Blk`, which derives from it.
+
+    A sector is 512 bytes, whatever the device's block is; so many lie between 0 and ``capacity``. Nothing may be
+    written, discarded or zeroed without ``allow_write``.
+    """
+
+    device_id: ClassVar[int] = spec.TYPE
+    features: ClassVar[int] = f.mask(
+        f.Blk.SIZE_MAX,
+        f.Blk.SEG_MAX,
+        f.Blk.GEOMETRY,
+        f.Blk.RO,
+        f.Blk.BLK_SIZE,
+        f.Blk.FLUSH,
+        f.Blk.TOPOLOGY,
+        f.Blk.CONFIG_WCE,
+        f.Blk.MQ,
+        f.Blk.DISCARD,
+        f.Blk.WRITE_ZEROES,
+        f.Blk.LIFETIME,
+        f.Blk.SECURE_ERASE,
+        # Not ZONED: 5.2.5.1 wants all three zone models handled by who takes it.
+    )
+
+    def __init__(self, device: Device, *, allow_write: bool, observe: Observer = unobserved) -> None:
+        self.allow_write = allow_write
+        self.findings: dict[str, int] = {}
+        """How often the device did something odd that is tolerated, by name."""
+        self.counts: dict[Status, int] = dict.fromkeys(Status, 0)
+        """Requests that came back, by their status."""
+        super().__init__(device, observe=observe)
+
+    # --- the configuration (5.2.4) --------------------------------------------------------------------------
+
+    def _read_config(self) -> None:
+        self._config_seen = self.device.config_changes
+        self._config = configuration.read(self.device)
+
+    @property
+    def config(self) -> BlkConfig:
+        """The configuration, read anew after each notification that it changed (5.2.6.1)."""
+        with self.device.session():
+            if self.device.config_changes != self._config_seen:
+                self._read_config()
+            return self._config
+
+    def refresh(self) -> BlkConfig:
+        """The configuration, read now."""
+        with self.device.session():
+            self._read_config()
+            return self._config
+
+    @property
+    def capacity(self) -> int:
+        """Sectors of 512 bytes. It can change while we look; a request that comes too late fails with IOERR."""
+        return self.config.capacity
+
+    @property
+    def known_capacity(self) -> int:
+        """The capacity as far as we were told, for who asks very often."""
+        if self.device.config_changes != self._config_seen:
+            self._read_config()
+        return self._config.capacity
+
+    def wait_for_change(self, *, timeout: float | None) -> bool:
+        """Wait until the device says that its configuration changed; False if it does not within ``timeout``."""
+        seen = self._config_seen
+        return self.device.wait(
+            lambda: self.device.config_changes != seen, timeout=timeout, what="a change", owed=False
+        )
+
+    @property
+    def read_only(self) -> bool:
+        """The device takes no writes (RO)."""
+        return self.device.has(f.Blk.RO)
+
+    @property
+    def write_cache(self) -> bool:
+        """Whether a write that is done may still be lost with the power, until ``flush()``.
+
+        With CONFIG_WCE the device says so; with FLUSH alone it is assumed (5.2.5.1); without, it is not so.
+        """
+        if self.device.has(f.Blk.CONFIG_WCE):
+            return bool(self.config.writeback)
+        return self.device.has(f.Blk.FLUSH)
+
+    # --- what may be asked of it ----------------------------------------------------------------------------
+
+    def check_range(self, sector: int, sectors: int) -> None:
+        """Raise BadSize or BeyondEnd unless these sectors are the device's (5.2.6.1: none past capacity)."""
+        if sector < 0 or sectors < 0:
+            raise BadSize("sectors are counted from 0", seen=(sector, sectors), expected="0 or more")
+        if sector + sectors <= self.known_capacity:
+            return
+        if sector + sectors > self.refresh().capacity:  # it may have grown without a word
+            raise BeyondEnd(
+                f"{self.device.address} ends before sector {sector + sectors}",
+                seen=f"{sectors} sectors from {sector}",
+                expected=f"within {self._config.capacity} sectors",
+                remedy="uvirtio blk info shows the capacity",
+            )
+
+    def _writable(self, sector: int, data: bytes | bytearray | memoryview) -> tuple[memoryview, int]:
+        """``data`` as bytes, and how many sectors it is. Raises WriteRefused, BadSize, BeyondEnd."""
+        self._require_write("write to")
+        view = memoryview(data).cast("B")
+        sectors, rest = divmod(len(view), SECTOR_SIZE)
+        if rest:
+            raise BadSize(
+                "only whole sectors can be written",
+                seen=f"{len(view)} bytes",
+                expected=f"a multiple of {SECTOR_SIZE} (5.2.6.1)",
+                remedy="read the last sector, change it, write it",
+            )
+        self.check_range(sector, sectors)
+        return view, sectors
+
+    def _require_write(self, what: str) -> None:
+        """Raise WriteRefused unless the device takes writes, and the caller allowed them."""
+        if self.read_only:
+            raise WriteRefused(
+                f"{self.device.address} is read-only",
+                seen="RO",
+                expected="a device that takes writes",
+                remedy="make it writable on the host",
+            )
+        if not self.allow_write:
+            raise WriteRefused(
+                f"nobody allowed to {what} {self.device.address}",
+                seen="allow_write=False",
+                expected="consent",
+                remedy="Blk(device, allow_write=True), or --allow-write",
+            )
+
+    def _need(self, bit: int, what: str) -> None:
+        """Raise NotSupported unless the feature was negotiated without which the device cannot do ``what``."""
+        if not self.device.has(bit):
+            raise NotSupported(
+                f"{self.device.address} cannot {what}",
+                seen=f"features {self.device.features:#x}",
+                expected=f"{f.Blk(bit).name}, bit {int(bit)}",
+                remedy="the host must offer it",
+            )
+
+    # --- what its refusals mean -----------------------------------------------------------------------------
+
+    def refusal(self, kind: spec.Request, sector: int, sectors: int, answer: int) -> UvirtioError:
+        """What a status that is not OK means (5.2.6)."""
+        address = self.device.address
+        if answer not in (Status.IOERR, Status.UNSUPP):
+            return ProtocolError(
+                f"{address} gave back {kind.name} without a status",
+                seen=f"status {answer:#04x}",
+                expected="OK, IOERR or UNSUPP (5.2.6)",
+                remedy="the device is at fault; its log may say more",
+            )
+        self.counts[Status(answer)] += 1
+        if answer == Status.UNSUPP:
+            return BlkUnsupported(
+                f"{address} does not know {kind.name}",
+                seen="UNSUPP",
+                expected="OK",
+                remedy="the device lacks it, whatever features it offers",
+            )
+        remedy = "the host's log says more: the file or disk behind the device failed"
+        block = self._config.blk_size or SECTOR_SIZE
+        if sector * SECTOR_SIZE % block or sectors * SECTOR_SIZE % block:
+            remedy = f"the device's blocks have {block} bytes: ask for whole ones"
+        what = f"{kind.name} of {sectors} sectors at {sector}" if sectors else kind.name
+        return BlkIoError(f"{address} failed at {what}", seen="IOERR", expected="OK", remedy=remedy)

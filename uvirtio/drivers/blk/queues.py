@@ -1,0 +1,264 @@
+"""The request queues of a disk: which has room, what is out on them, what came back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from uvirtio.drivers.blk.disk import Disk
+from uvirtio.drivers.blk.request import Request, RequestQueue, Slot
+from uvirtio.errors import Closed, ProtocolError, QueueFull, UsageError, UvirtioError
+from uvirtio.spec import blk as spec
+from uvirtio.spec.blk import Status
+from uvirtio.virtqueue import Completion
+
+_ZEROES = bytes(1 << 16)
+
+
+class RequestQueues:
+    """All request queues of a started disk.
+
+    Args:
+        disk: What the requests are for. Its device has its queues, and DRIVER_OK is not set yet.
+        depth: Requests of one queue that may be out at once.
+        request_size: Bytes of data of one request, at most, where the device's limits are no lower.
+
+    Raises:
+        ConfigError: Not even one sector fits the device's limits.
+        MemlockExceeded, HugePagesLack, OperationFailed: There is no memory for the requests.
+    """
+
+    def __init__(self, disk: Disk, *, depth: int, request_size: int) -> None:
+        self._disk = disk
+        self._device = device = disk.device
+        config = disk.config
+        self._free: list[RequestQueue] = []
+        """Those that no burst has taken."""
+        for _, queue in sorted(device.queues.items()):
+            requestq = RequestQueue(queue, device.dma, min(depth, queue.ring.size), request_size)
+            requestq.stock(config.size_max, config.seg_max)
+            self._free.append(requestq)
+        self.count = len(self._free)
+        """Request queues, those of bursts among them."""
+        self.depth = min(one.depth for one in self._free)
+        """Requests of one queue that can be out at once."""
+        self.request_size = min(one.size for one in self._free)
+        """Bytes of data of one request, at most."""
+        self._first = self._free[0].queue
+        self._turn = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were submitted and did not come back yet."""
+        return sum(one.out for one in self._free)
+
+    def _live(self) -> list[RequestQueue]:
+        """The queues that take requests. Raises Closed, and UsageError where bursts have taken them all."""
+        if self._device.queues.get(self._first.index) is not self._first:
+            raise Closed(f"the driver of {self._device.address} was closed")
+        if not self._free:
+            raise UsageError(
+                f"all queues of {self._device.address} are taken by bursts",
+                seen=self.count,
+                expected="a queue that is free",
+                remedy="Blk(device, queues=2) where the device has several, or a Blk without a burst",
+            )
+        return self._free
+
+    def _numbered(self, index: int | None) -> list[RequestQueue]:
+        """The queue of this index alone; None: all, the next one in turn first."""
+        live = self._live()
+        if index is None:
+            if len(live) == 1:
+                return live
+            self._turn = (self._turn + 1) % len(live)
+            return live[self._turn :] + live[: self._turn]
+        found = [one for one in live if one.queue.index == index]
+        if not found:
+            told = ", ".join(str(one.queue.index) for one in live)
+            raise UsageError("there is no such queue", seen=index, expected=told)
+        return found
+
+    def idle(self, index: int | None) -> RequestQueue:
+        """The queue of this index (None: the last one). Raises UsageError while requests are out on it."""
+        requestq = self._live()[-1] if index is None else self._numbered(index)[0]
+        if requestq.out:
+            raise UsageError(
+                f"{requestq.queue.name} has requests out",
+                seen=requestq.out,
+                expected="0",
+                remedy="wait() for them first",
+            )
+        return requestq
+
+    def remove(self, requestq: RequestQueue) -> None:
+        """From now on this queue takes no single requests: a burst has it."""
+        self._free = [one for one in self._free if one is not requestq]
+
+    # --- the way out ----------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        kind: spec.Request,
+        sector: int,
+        sectors: int,
+        *,
+        data: bytes | memoryview = b"",
+        room: int = 0,
+        queue: int | None = None,
+        kick: bool = True,
+        timeout: float | None = None,
+    ) -> Request:
+        """Send one request; waits for a slot where all are out.
+
+        Args:
+            kind: The request's type (5.2.6).
+            sector: Where it begins.
+            sectors: How many sectors it is about, for errors.
+            data: What the device reads, copied.
+            room: Bytes that the device writes.
+            queue: The index of the queue; None: where there is room.
+            kick: Make the device see it; else it does with the next kick or wait.
+            timeout: Seconds to wait for a slot; the device's own where None.
+
+        Raises:
+            DeviceTimeout: All slots are out, and nothing came back.
+        """
+        slot = self._slot(queue, timeout)
+        requestq = slot.requestq
+        slot.prepare(kind, sector)
+        slot.room = room
+        readable, writable = [slot.header], [slot.status]
+        if data:
+            slot.fill(data)
+            readable += slot.runs(len(data))
+        elif room:
+            # Cleared: what the device does not write must not look like an answer, or be somebody else's data.
+            slot.fill(memoryview(_ZEROES)[:room] if room <= len(_ZEROES) else bytes(room))
+            writable[:0] = slot.runs(room)
+        slot.request = request = Request(self, kind, sector, sectors, requestq.queue.index)
+        try:
+            self._add(requestq, readable, writable, slot, timeout)
+        except BaseException:
+            requestq.free.append(slot)
+            raise
+        if kick:
+            requestq.queue.kick()
+        return request
+
+    def _slot(self, index: int | None, timeout: float | None) -> Slot:
+        """A slot that is idle; waits for one where all are out."""
+        requestqs = self._numbered(index)
+        for requestq in requestqs:
+            if requestq.free:
+                return requestq.free.pop()
+        self.kick()
+
+        def ready() -> bool:
+            self.collect()
+            return any(requestq.free for requestq in requestqs)
+
+        self._await(ready, timeout, "one of the requests that are out")
+        return next(requestq for requestq in requestqs if requestq.free).free.pop()
+
+    def _add(
+        self,
+        requestq: RequestQueue,
+        readable: Sequence[tuple[int, int]],
+        writable: Sequence[tuple[int, int]],
+        slot: Slot,
+        timeout: float | None,
+    ) -> None:
+        ring = requestq.queue.ring
+        while True:
+            try:
+                return requestq.queue.add(readable, writable, slot)
+            except QueueFull:
+                requestq.queue.kick()
+                if not ring.in_flight:
+                    raise
+                # The chain is longer than what the ring has left: the slots are more than the descriptors.
+                self._await(lambda: self.collect() > 0, timeout, "one of the requests that are out")
+
+    def kick(self) -> None:
+        """Make the device see what was submitted without a kick."""
+        for requestq in self._live():
+            requestq.queue.kick()
+
+    # --- the way back ---------------------------------------------------------------------------------------
+
+    def wait(self, requests: Iterable[Request] | None = None, *, timeout: float | None = None) -> None:
+        """Wait until these (None: all that are out) came back, well or not; errors are in the requests.
+
+        Args:
+            requests: What to wait for.
+            timeout: Seconds, for all of them; the device's own where None.
+
+        Raises:
+            DeviceTimeout: They did not come back; the device counts as broken then.
+            ProtocolError: A status is none.
+        """
+        with self._device.session():
+            self.kick()
+            left = None if requests is None else [one for one in requests if not one.done]
+
+            def ready() -> bool:
+                self.collect()
+                if left is None:
+                    return not self.in_flight
+                while left and left[-1].done:
+                    left.pop()
+                return not left
+
+            self._await(ready, timeout, "requests that are out" if left is None else f"{len(left)} requests")
+
+    def results(self, requests: Sequence[Request], timeout: float | None) -> list[bytes]:
+        """All results; the first error, once nothing of these is out any more. ``timeout`` is for each."""
+        for request in requests:
+            if not request.done:
+                self.wait([request], timeout=timeout)
+        return [request.result() for request in requests]
+
+    def _await(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
+        if not ready():
+            limit = self._device.timeout if timeout is None else timeout
+            self._device.wait(ready, timeout=limit, what=what)
+
+    def collect(self) -> int:
+        """Take all that came back, without waiting; how many requests that were.
+
+        Raises:
+            ProtocolError: A status is none; raised when all was taken.
+        """
+        count = 0
+        senseless: UvirtioError | None = None
+        for requestq in self._live():
+            for completion in requestq.queue.reap():
+                count += 1
+                error = self._finish(requestq, completion)
+                senseless = senseless or error
+        if senseless is not None:
+            raise senseless
+        return count
+
+    def _finish(self, requestq: RequestQueue, completion: Completion) -> UvirtioError | None:
+        slot: Slot = completion.cookie
+        request, slot.request = slot.request, None
+        assert request is not None
+        answer = slot.answer()
+        room = slot.room
+        senseless = None
+        if answer == Status.OK:
+            self._disk.counts[Status.OK] += 1
+            # The status byte decides. Old devices' used lengths are wrong (5.2.6.3), so these are only noted.
+            if completion.written != room + spec.STATUS_SIZE:
+                name, findings = "the used length is not what was to be written", self._disk.findings
+                findings[name] = findings.get(name, 0) + 1
+            if room:
+                request._data = slot.content(room)
+        else:
+            request.error = self._disk.refusal(request.type, request.sector, request.sectors, answer)
+            if isinstance(request.error, ProtocolError):
+                senseless = request.error
+        request.done = True
+        requestq.free.append(slot)
+        return senseless

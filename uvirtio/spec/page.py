@@ -1,0 +1,14 @@
+"""The page of virtio: 4096 bytes, whatever the CPU's page is.
+
+Frame numbers count these: of balloon pages (5.5.6) and of the queues of a legacy interface (4.1.5.1.3.1, 4.2.4).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+PFN_SHIFT: Final = 12
+"""A PFN is a guest-physical address shifted right by this."""
+
+VIRTIO_PAGE: Final = 1 << PFN_SHIFT
+"""Bytes."""

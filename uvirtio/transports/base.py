@@ -1,0 +1,74 @@
+"""What every transport does the same way: naming what it is for, choosing the interrupt mode, leaving."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from uvirtio.errors import ConfigError
+from uvirtio.interfaces.backend import MmioWindow, PciFunction, VdpaNode
+from uvirtio.interfaces.memory import DmaSpace
+from uvirtio.interfaces.values import InterruptMode
+from uvirtio.memory.trace import Trace
+from uvirtio.transports.interrupt_modes import choose_mode
+
+
+class TransportBase:
+    """The half of a ``Transport`` that does not depend on its registers.
+
+    Takes over what the back end gave: ``close()`` closes it.
+    """
+
+    def __init__(self, owned: PciFunction | MmioWindow | VdpaNode, *, trace: Trace | None) -> None:
+        self._owned = owned
+        self._trace = trace
+        self._mode = InterruptMode.POLLING
+        self._closed = False
+
+    @property
+    def description(self) -> str:
+        return self._owned.description
+
+    @property
+    def interrupt_mode(self) -> InterruptMode:
+        return self._mode
+
+    def connect_interrupts(self, queues: Sequence[int], modes: Sequence[InterruptMode]) -> InterruptMode:
+        self._mode = choose_mode(
+            self._owned.address, modes, lambda mode: self._try_mode(mode, queues), self._disconnect
+        )
+        return self._mode
+
+    def dma(self, translated: bool) -> DmaSpace:
+        return self._owned.dma(translated)
+
+    def close(self) -> None:
+        """Release everything and close what the back end gave; idempotent. The device is expected to be reset."""
+        if self._closed:
+            return
+        self._closed = True
+        with ExitStack() as stack:  # runs backwards, and all of it, whatever fails
+            stack.callback(self._owned.close)
+            self._let_go()
+
+    def _beyond_config(self, end: int, length: int) -> ConfigError:
+        """The error for a field that ends at ``end``, of a configuration of ``length`` bytes."""
+        return ConfigError(
+            f"the device configuration of {self._owned.address} ends before offset {end:#x}",
+            seen=f"{length} bytes",
+            expected=f"at least {end} bytes (2.5.1)",
+        )
+
+    # --- what each transport knows ----------------------------------------------------------------------------
+
+    def _try_mode(self, mode: InterruptMode, queues: Sequence[int]) -> str | None:
+        """Set one interrupt mode up; None if it holds, else why not."""
+        raise NotImplementedError
+
+    def _disconnect(self) -> None:
+        """Undo what is set up of an interrupt mode, wholly or in part; the mode is POLLING then."""
+        raise NotImplementedError
+
+    def _let_go(self) -> None:
+        """Release registers, queues and interrupts."""
+        raise NotImplementedError
