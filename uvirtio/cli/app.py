@@ -11,7 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from uvirtio.cli import output
-from uvirtio.cli.common import BROKEN_PIPE, FLAGS, VALUED, Run, perform
+from uvirtio.cli.command import BROKEN_PIPE, FLAGS, VALUED, Command, perform
 from uvirtio.errors import UsageError
 
 _GROUPS = ("balloon", "rng", "input", "mem", "blk")
@@ -21,16 +21,16 @@ _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 _VERBS = {
-    "list": "look",
-    "inspect": "inspecting",
-    "doctor": "look",
+    "list": "list",
+    "inspect": "inspect",
+    "doctor": "doctor",
     "plan": "bind",
     "bind": "bind",
     "restore": "bind",
     "journal": "bind",
     "diag": "diag",
     "reset": "diag",
-    "features": "look",
+    "features": "features",
     "balloon": "balloon",
     "rng": "rng",
     "input": "input",
@@ -53,7 +53,7 @@ def make_app(verb: str = "") -> typer.Typer:
     app.callback()(_before)
     modules = [_VERBS[verb]] if verb in _VERBS else dict.fromkeys(_VERBS.values())
     for module in modules:
-        import_module(f"uvirtio.cli.{module}").register(app)
+        import_module(f"uvirtio.cli.verbs.{module}").register(app)
     return app
 
 
@@ -75,9 +75,9 @@ def _before(
 
 
 def run(argv: list[str]) -> int:
-    """Run one command; returns its exit code, whatever ``argv`` holds."""
+    """Command one command; returns its exit code, whatever ``argv`` holds."""
     output.prepare()
-    outer = Run(_command_of(argv), json=_wants_json(argv), verbose="-v" in argv or "--verbose" in argv)
+    outer = Command(_command_of(argv), json=_wants_json(argv), verbose="-v" in argv or "--verbose" in argv)
     help_only = not argv
     try:
         words = _verb_first(argv) or ["--help"]

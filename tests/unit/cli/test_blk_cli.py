@@ -15,7 +15,7 @@ from tests.fakes.scripted_blk import FEATURES, Disk
 from tests.unit.drivers.test_blk import ALL
 from uvirtio import opening
 from uvirtio.cli.app import run
-from uvirtio.cli.common import Run
+from uvirtio.cli.command import Command
 from uvirtio.cli.content import dump, give
 from uvirtio.device import Device
 from uvirtio.errors import DeviceTimeout, OperationFailed
@@ -76,7 +76,7 @@ def test_an_error_of_the_device_is_not_one_of_the_file_that_is_written(tmp_path)
         yield b"first"
         raise DeviceTimeout("the disk is silent")
 
-    made = Run("blk read")
+    made = Command("blk read")
     with pytest.raises(DeviceTimeout, match="silent"):
         give(made, pieces(), hex=False, raw=False, out=str(tmp_path / "out"))
     assert (tmp_path / "out").read_bytes() == b"first"

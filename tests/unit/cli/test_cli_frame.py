@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from uvirtio import errors
 from uvirtio.cli import main, output
 from uvirtio.cli.app import _VERBS, _verb_first
-from uvirtio.cli.common import Run, perform
+from uvirtio.cli.command import Command, perform
 from uvirtio.cli.signals import LEAVING, Guard, Signalled
 from uvirtio.errors import UvirtioError
 
@@ -70,7 +70,7 @@ def test_each_error_has_its_exit_code_and_its_document(
 ) -> None:
     expected = next((code for prefix, code in _CODES.items() if kind.code.startswith(prefix)), 1)
     error = kind("it failed", seen=3, expected={"b", "a"}, remedy="try again")
-    assert perform(Run("list", json=True), raising(error)) == expected
+    assert perform(Command("list", json=True), raising(error)) == expected
     out, err = capsys.readouterr()
     assert err == ""
     made = document(out)
@@ -86,7 +86,7 @@ def test_each_error_has_its_exit_code_and_its_document(
 
 @pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
 def test_each_error_as_text(kind: type[UvirtioError], capsys: pytest.CaptureFixture[str]) -> None:
-    perform(Run("list"), raising(kind("it \x1b[31mfailed", seen="a\nb", remedy="try again")))
+    perform(Command("list"), raising(kind("it \x1b[31mfailed", seen="a\nb", remedy="try again")))
     out, err = capsys.readouterr()
     assert out == ""
     assert err == f"uvirtio: {kind.code}: it \\x1b[31mfailed\n  seen:     a\\nb\n  remedy:   try again\n"
@@ -99,7 +99,7 @@ def test_all_codes_differ() -> None:
 
 @pytest.mark.parametrize("verbose", [False, True])
 def test_the_unexpected_is_a_bug_without_a_traceback(verbose: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    assert perform(Run("list", verbose=verbose), raising(KeyError("what"))) == 1
+    assert perform(Command("list", verbose=verbose), raising(KeyError("what"))) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert "UV-BUG: unexpected KeyError: 'what'" in err
@@ -109,18 +109,18 @@ def test_the_unexpected_is_a_bug_without_a_traceback(verbose: bool, capsys: pyte
 
 
 def test_a_misuse_of_the_library_is_a_bug_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert perform(Run("list"), raising(errors.Misuse("outside", seen=9, expected="0 to 7"))) == 1
+    assert perform(Command("list"), raising(errors.Misuse("outside", seen=9, expected="0 to 7"))) == 1
     assert "UV-BUG: unexpected Misuse: outside" in capsys.readouterr().err
 
 
 def test_a_bug_in_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
-    assert perform(Run("list", json=True), raising(RecursionError("deep"))) == 1
+    assert perform(Command("list", json=True), raising(RecursionError("deep"))) == 1
     assert document(capsys.readouterr().out)["error"]["code"] == "UV-BUG"
 
 
 def test_what_cannot_be_encoded_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     output.prepare()
-    assert perform(Run("list"), raising(errors.BadAddress("bad \udcff\x07"))) == 2
+    assert perform(Command("list"), raising(errors.BadAddress("bad \udcff\x07"))) == 2
     assert "\\udcff\\x07" in capsys.readouterr().err
 
 
@@ -345,7 +345,7 @@ class Waiter:
 @pytest.mark.parametrize("number", LEAVING)
 def test_a_signal_without_a_device_ends_the_command(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(number)
-    run = Run("list")
+    run = Command("list")
 
     def body() -> int:
         signal.raise_signal(number)
@@ -360,7 +360,7 @@ def test_a_signal_without_a_device_ends_the_command(number: int, capsys: pytest.
 @pytest.mark.parametrize("number", LEAVING)
 def test_a_signal_goes_to_the_open_device(number: int) -> None:
     waiter, guard = Waiter(), Guard()
-    run = Run("balloon inflate", json=True, streaming=True, guard=guard)
+    run = Command("balloon inflate", json=True, streaming=True, guard=guard)
     went_on = False
 
     def body() -> int:
@@ -389,7 +389,7 @@ def test_a_signal_gets_through_to_blocked_output() -> None:
 def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        run = Run("list")
+        run = Command("list")
 
         def body() -> int:
             signal.raise_signal(signal.SIGHUP)
@@ -407,7 +407,7 @@ def test_an_interrupted_document_is_still_one(capsys: pytest.CaptureFixture[str]
         signal.raise_signal(signal.SIGINT)
         return 0
 
-    assert perform(Run("diag", json=True), body) == 130
+    assert perform(Command("diag", json=True), body) == 130
     assert document(capsys.readouterr().out)["error"]["code"] == "UV-INTERRUPTED"
 
 
@@ -417,12 +417,12 @@ def test_an_interrupted_stream_just_ends(capsys: pytest.CaptureFixture[str]) -> 
         signal.raise_signal(signal.SIGINT)
         return 0
 
-    assert perform(Run("input events", json=True, streaming=True), body) == 130
+    assert perform(Command("input events", json=True, streaming=True), body) == 130
     assert capsys.readouterr().out == ""
 
 
 def test_no_thread_is_left() -> None:
-    assert perform(Run("list"), lambda: 0) == 0
+    assert perform(Command("list"), lambda: 0) == 0
     assert threading.active_count() == 1
 
 

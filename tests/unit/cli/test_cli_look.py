@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from tests.fakes.fakesys import FakeKernel, FakeSys, config_space
 from uvirtio.cli import main
-from uvirtio.cli.inspecting import msix
-from uvirtio.cli.look import parse_word
 from uvirtio.cli.signals import LEAVING
+from uvirtio.cli.verbs.features import parse_word
+from uvirtio.cli.verbs.inspect import msix
 from uvirtio.errors import UsageError
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uvirtio.cli import output
-from uvirtio.cli.common import DevArgument, Run, verb
+from uvirtio.cli.command import Command, DevArgument, verb
 from uvirtio.errors import NotSupported
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
     verb(app, "reset", opens=True)(reset)
 
 
-def diag(run: Run, dev: DevArgument) -> int:
+def diag(cmd: Command, dev: DevArgument) -> int:
     """Bring a device up step by step and say which step fails."""
     from uvirtio.diag import STEPS, diagnose
 
@@ -30,62 +30,62 @@ def diag(run: Run, dev: DevArgument) -> int:
     def tell(step: Step) -> None:
         nonlocal number
         number += 1
-        if not run.json:
-            _tell(run, number, len(STEPS), step)
+        if not cmd.json:
+            _tell(cmd, number, len(STEPS), step)
 
     report = diagnose(
         dev,
-        timeout=run.timeout,
-        backend=run.backend,
-        unsafe_dma=run.unsafe_dma,
-        interrupts=run.interrupts,
-        ring=run.ring,
-        force_legacy=run.force_legacy,
-        roots=run.roots,
-        trace=run.trace,
+        timeout=cmd.timeout,
+        backend=cmd.backend,
+        unsafe_dma=cmd.unsafe_dma,
+        interrupts=cmd.interrupts,
+        ring=cmd.ring,
+        force_legacy=cmd.force_legacy,
+        roots=cmd.roots,
+        trace=cmd.trace,
         on_step=tell,
-        opened=run.guard.watch,
+        opened=cmd.guard.watch,
     )
-    run.guard.watch(None)
-    return _conclude(run, report)
+    cmd.guard.watch(None)
+    return _conclude(cmd, report)
 
 
-def _tell(run: Run, number: int, count: int, step: Step) -> None:
-    run.line(
+def _tell(cmd: Command, number: int, count: int, step: Step) -> None:
+    cmd.line(
         f"{number:>{len(str(count))}}/{count}  {_MARK[step.verdict]:<4}  {step.name:<20}  "
         f"{step.took_s * 1000:8.1f} ms  ({step.spec})"
     )
     for text in (step.detail, f"hint: {step.hint}" if step.hint else ""):
         if text:
-            run.line(f"{'':13}{text}")
+            cmd.line(f"{'':13}{text}")
 
 
-def _conclude(run: Run, report: Report) -> int:
+def _conclude(cmd: Command, report: Report) -> int:
     """The verdict; a device that was not even reached is no failed device but its error's own case."""
     stopped = None if report.reached_device else report.error
-    if run.json:
+    if cmd.json:
         members = report.as_dict()
         if report.error is not None:
             members["error"] = report.error.as_dict()
-        run.document(**members)
+        cmd.document(**members)
     else:
-        run.line(f"verdict: {report.verdict} ({report.type} at {report.address})")
+        cmd.line(f"verdict: {report.verdict} ({report.type} at {report.address})")
         if stopped is not None:
-            output.error(stopped, run.command, as_json=False)
+            output.error(stopped, cmd.name, as_json=False)
     if stopped is not None:
         return stopped.exit_code
     return 1 if report.verdict == "fail" else 0
 
 
 def reset(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
     flr: Annotated[bool, typer.Option("--flr", help="Then a function-level reset too.")] = False,
 ) -> None:
     """Reset a device and wait until it says that it is done."""
     from uvirtio.spec.status import describe
 
-    with run.device(dev) as device:
+    with cmd.device(dev) as device:
         before = device.transport.status()
         device.reset()
         if flr and not device.transport.function_reset():
@@ -96,8 +96,8 @@ def reset(
                 remedy="the virtio reset was done; leave --flr out",
             )
         after = device.transport.status()
-        if run.json:
-            run.document(
+        if cmd.json:
+            cmd.document(
                 address=device.address,
                 type=device.type,
                 status_before=before,
@@ -106,5 +106,5 @@ def reset(
             )
             return
         how = "reset, then function-level reset" if flr else "reset"
-        run.line(f"{device.address} ({device.type}): {how}")
-        run.fields([("status before", describe(before)), ("status after", describe(after))])
+        cmd.line(f"{device.address} ({device.type}): {how}")
+        cmd.fields([("status before", describe(before)), ("status after", describe(after))])

@@ -1,7 +1,7 @@
 """What every command shares: its options, its way to open a device, its exit code.
 
-A command is a function of a :class:`Run` and of its own arguments; :func:`verb` gives it the common options and
-turns whatever it raises into contract-shaped output and an exit code. No traceback leaves a command.
+A verb is a function of a :class:`Command` and of its own arguments; :func:`verb` adds the common options and turns
+whatever it raises into contract-shaped output and an exit code. No traceback leaves a command.
 """
 
 from __future__ import annotations
@@ -95,6 +95,9 @@ RingOption = Annotated[
 DevArgument = Annotated[
     str, typer.Argument(metavar="DEV", help="Address of a device, such as qemu:virtio-rng-pci.")
 ]
+LookArgument = Annotated[
+    str, typer.Argument(metavar="DEV", help="Address of a device, virtio3, or a type that only one device has.")
+]
 
 _COMMON: dict[str, tuple[Any, Any]] = {
     "json": (JsonOption, False),
@@ -115,14 +118,14 @@ VALUED = frozenset({"--root", "--timeout", "--backend", "--interrupts", "--ring"
 """The common options as they are written, for those that stand before the verb."""
 
 
-# --- a run --------------------------------------------------------------------------------------------------
+# --- a command as it was given --------------------------------------------------------------------------------
 
 
 @dataclass
-class Run:
-    """One run of one command: what was asked for, and the way out to the world."""
+class Command:
+    """One command as it was given: its common options, and its way to stdout and stderr."""
 
-    command: str
+    name: str
     json: bool = False
     verbose: bool = False
     roots: Roots = field(default_factory=Roots)
@@ -183,7 +186,7 @@ class Run:
 
     def document(self, **members: Any) -> None:
         with self._writing():
-            output.document(self.command, **members)
+            output.document(self.name, **members)
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         with self._writing():
@@ -200,51 +203,51 @@ class Run:
             self.line(f"{name + ':':<{width}}{value}")
 
 
-def perform(run: Run, body: Callable[[], int | None]) -> int:
+def perform(cmd: Command, body: Callable[[], int | None]) -> int:
     """Do ``body``, which returns an exit code (None: 0), and say what went wrong. Never raises."""
     try:
-        with run.guard.installed():
+        with cmd.guard.installed():
             code = body() or 0
-            if run.guard.received is None:
+            if cmd.guard.received is None:
                 return code
-            raise run.guard.received
+            raise cmd.guard.received
     except Signalled as signalled:
-        return _signalled(run, signalled)
+        return _signalled(cmd, signalled)
     except output.OutputClosed:
         output.abandon_stdout()
         return BROKEN_PIPE
     except Misuse as mistake:
-        return _bug(run, mistake)  # ours: what a person asked for is checked before
+        return _bug(cmd, mistake)  # ours: what a person asked for is checked before
     except UvirtioError as failure:
-        return _report(run, failure)
+        return _report(cmd, failure)
     except Exception as unforeseen:  # noqa: BLE001  # the last stop: nothing may leave as a traceback
-        if run.guard.received is not None:  # a dead terminal, most likely
-            return _signalled(run, run.guard.received)
-        return _bug(run, unforeseen)
+        if cmd.guard.received is not None:  # a dead terminal, most likely
+            return _signalled(cmd, cmd.guard.received)
+        return _bug(cmd, unforeseen)
 
 
-def _report(run: Run, failure: UvirtioError) -> int:
+def _report(cmd: Command, failure: UvirtioError) -> int:
     try:
-        output.error(failure, run.command, run.json)
+        output.error(failure, cmd.name, cmd.json)
     except (output.OutputClosed, UvirtioError):
         output.abandon_stdout()
-        if not run.json:
+        if not cmd.json:
             return BROKEN_PIPE
-        output.error(failure, run.command, as_json=False)
+        output.error(failure, cmd.name, as_json=False)
     return failure.exit_code
 
 
-def _signalled(run: Run, signalled: Signalled) -> int:
-    if run.json and not run.streaming:
+def _signalled(cmd: Command, signalled: Signalled) -> int:
+    if cmd.json and not cmd.streaming:
         _report(
-            run,
+            cmd,
             Interrupted(
                 f"{signalled.name} ended this command; everything was left in order",
                 seen=signalled.name,
                 expected="an undisturbed run",
             ),
         )
-    elif not run.json:
+    elif not cmd.json:
         output.note(f"{signalled.name}: left in order")
     try:
         output.write("")  # what is still buffered
@@ -253,13 +256,13 @@ def _signalled(run: Run, signalled: Signalled) -> int:
     return signalled.exit_code
 
 
-def _bug(run: Run, unforeseen: Exception) -> int:
-    if run.verbose:
+def _bug(cmd: Command, unforeseen: Exception) -> int:
+    if cmd.verbose:
         for text in traceback.format_exception(unforeseen):
             for one in text.rstrip("\n").split("\n"):
                 output.trace(one)
     return _report(
-        run,
+        cmd,
         Bug(
             f"unexpected {type(unforeseen).__name__}: {unforeseen}",
             seen=_where(unforeseen),
@@ -282,7 +285,7 @@ Body = Callable[..., int | None]
 def verb(
     app: typer.Typer, name: str, *, group: str = "", opens: bool = False, streams: bool = False
 ) -> Callable[[Body], Body]:
-    """Register ``body(run, ...)`` as the command ``name`` of ``app``, with the common options.
+    """Register ``body(cmd, ...)`` as the command ``name`` of ``app``, with the common options.
 
     ``opens``: it opens a device, and so has the options for that. ``streams``: its JSON is lines.
     """
@@ -298,7 +301,7 @@ def verb(
 
         def run(**given: Any) -> int:
             asked = {key: given.pop(key) for key in common}
-            made = Run(
+            made = Command(
                 command,
                 json=asked["json"],
                 verbose=asked["verbose"],
@@ -328,14 +331,14 @@ def _roots(root: str) -> Roots:
     return Roots.under(root) if root else Roots()
 
 
-def _take_device_options(run: Run, asked: dict[str, Any]) -> None:
-    run.timeout = seconds("--timeout", asked["timeout"])
-    run.backend = asked["backend"]
-    run.unsafe_dma = asked["unsafe_dma"]
-    run.force_legacy = asked["force_legacy"]
-    run.ring = asked["ring"]
+def _take_device_options(cmd: Command, asked: dict[str, Any]) -> None:
+    cmd.timeout = seconds("--timeout", asked["timeout"])
+    cmd.backend = asked["backend"]
+    cmd.unsafe_dma = asked["unsafe_dma"]
+    cmd.force_legacy = asked["force_legacy"]
+    cmd.ring = asked["ring"]
     if asked["interrupts"] is not None:
-        run.interrupts = (asked["interrupts"],)
+        cmd.interrupts = (asked["interrupts"],)
 
 
 def seconds(option: str, value: float) -> float:

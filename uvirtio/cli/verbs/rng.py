@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uvirtio.cli import content
-from uvirtio.cli.common import DevArgument, Run, verb
+from uvirtio.cli.command import Command, DevArgument, verb
 from uvirtio.cli.size import parse_size
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def read(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
     count: Annotated[str, typer.Argument(metavar="N", help="How many bytes: 32, 4K.")],
     hex: content.HexOption = False,
@@ -33,12 +33,12 @@ def read(
     untested: Annotated[bool, typer.Option("--untested", help="Take bytes that cannot be random, too.")] = False,
 ) -> None:
     """Read N random bytes."""
-    content.check_form(run, hex=hex, raw=raw, out=out)
+    content.check_form(cmd, hex=hex, raw=raw, out=out)
     wanted = parse_size(count)
     from uvirtio.drivers.rng import Rng
 
-    with run.device(dev) as device, Rng(device, health=not untested) as rng:
-        content.give(run, _pieces(rng, wanted), hex=hex, raw=raw, out=out, address=device.address)
+    with cmd.device(dev) as device, Rng(device, health=not untested) as rng:
+        content.give(cmd, _pieces(rng, wanted), hex=hex, raw=raw, out=out, address=device.address)
 
 
 def _pieces(rng: Rng, count: int) -> Iterator[bytes]:

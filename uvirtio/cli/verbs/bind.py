@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uvirtio.cli.common import Run, verb
-from uvirtio.cli.inspecting import LookArgument
+from uvirtio.cli.command import Command, LookArgument, verb
 from uvirtio.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(
-    run: Run,
+    cmd: Command,
     dev: LookArgument,
     driver: DriverOption = "",
     group: GroupOption = False,
@@ -47,54 +46,54 @@ def plan(
     from uvirtio.binding.discover import find
     from uvirtio.binding.plan import plan as make_plan
 
-    made = make_plan(find(dev, run.roots), run.roots, driver or None, group, force or ())
+    made = make_plan(find(dev, cmd.roots), cmd.roots, driver or None, group, force or ())
     first = made.problems[0] if made.problems else None
-    if run.json:
+    if cmd.json:
         members = made.as_dict()
-        run.document(**members, **({"error": first.as_dict()} if first is not None else {}))
+        cmd.document(**members, **({"error": first.as_dict()} if first is not None else {}))
     else:
-        _print_plan(run, made)
+        _print_plan(cmd, made)
     # As bind itself would end, so that a script can ask first.
     return 0 if first is None else first.exit_code
 
 
-def _print_plan(run: Run, made: Plan) -> None:
-    run.line(
+def _print_plan(cmd: Command, made: Plan) -> None:
+    cmd.line(
         f"{made.found.address} ({made.found.type}): {made.found.driver or 'no driver'} -> {made.driver or 'none'}"
     )
     if made.nothing_to_do:
-        run.line("nothing to do: it is bound already")
+        cmd.line("nothing to do: it is bound already")
     for member in made.members:
-        _print_member(run, member)
+        _print_member(cmd, member)
     for check in made.checks:
-        run.line(f"check {check.name}: {check.verdict}: {check.detail}")
+        cmd.line(f"check {check.name}: {check.verdict}: {check.detail}")
         if check.remedy:
-            run.line(f"  remedy: {check.remedy}")
+            cmd.line(f"  remedy: {check.remedy}")
     if not made.problems:
-        run.line("bind would go ahead")
+        cmd.line("bind would go ahead")
     for problem in made.problems:
-        run.line(f"bind would refuse: {problem.code}: {problem.message}")
+        cmd.line(f"bind would refuse: {problem.code}: {problem.message}")
         for label, value in (("seen", problem.seen), ("remedy", problem.remedy)):
             if value is not None:
-                run.line(f"  {label}: {value}")
+                cmd.line(f"  {label}: {value}")
 
 
-def _print_member(run: Run, member: Member) -> None:
+def _print_member(cmd: Command, member: Member) -> None:
     if len(member.steps):
-        run.line(f"{member.found.address} would be written:")
+        cmd.line(f"{member.found.address} would be written:")
     for step in member.steps:
-        run.line(f"  echo {step.value.strip() or chr(39) * 2} > {step.path}  # {step.why}")
+        cmd.line(f"  echo {step.value.strip() or chr(39) * 2} > {step.path}  # {step.why}")
     for finding in member.findings:
-        run.line(f"  rule {finding.rule} ({finding.severity}): {finding.evidence}")
+        cmd.line(f"  rule {finding.rule} ({finding.severity}): {finding.evidence}")
     for item in member.unchecked:
-        run.line(f"  rule {item.rule} unchecked: {item.why}")
+        cmd.line(f"  rule {item.rule} unchecked: {item.why}")
 
 
 # --- bind and restore ---------------------------------------------------------------------------------------
 
 
 def bind(
-    run: Run,
+    cmd: Command,
     devs: DevsArgument,
     driver: DriverOption = "",
     group: GroupOption = False,
@@ -109,27 +108,27 @@ def bind(
     from uvirtio.binding.owner import owner_ids
 
     ids = owner_ids(owner) if owner else None
-    founds = [find(dev, run.roots, aliases=False) for dev in dict.fromkeys(devs)]
+    founds = [find(dev, cmd.roots, aliases=False) for dev in dict.fromkeys(devs)]
     done = binding.bind(
         founds,
-        run.roots,
+        cmd.roots,
         driver=driver or None,
         group=group,
         force=force or (),
         owner=ids,
         argv=["uvirtio", *sys.argv[1:]],
     )
-    if run.json:
-        run.document(devices=[one.as_dict() for one in done])
+    if cmd.json:
+        cmd.document(devices=[one.as_dict() for one in done])
         return
     for one in done:
         node = f", node {one.node}" if one.node else ""
         how = "was bound already" if one.journal is None else "bound"
-        run.line(f"{one.address}: {how} to {one.driver or 'no driver'}{node}")
+        cmd.line(f"{one.address}: {how} to {one.driver or 'no driver'}{node}")
 
 
 def restore(
-    run: Run,
+    cmd: Command,
     devs: Annotated[
         list[str] | None, typer.Argument(metavar="[DEV...]", help="Addresses of devices that were bound.")
     ] = None,
@@ -144,14 +143,14 @@ def restore(
         )
     from uvirtio.binding import restore as restoring
 
-    done = restoring.restore(run.roots, None if every else list(dict.fromkeys(devs or ())))
-    if run.json:
-        run.document(devices=[one.as_dict() for one in done])
+    done = restoring.restore(cmd.roots, None if every else list(dict.fromkeys(devs or ())))
+    if cmd.json:
+        cmd.document(devices=[one.as_dict() for one in done])
         return
     if not done:
-        run.line("nothing to restore")
+        cmd.line("nothing to restore")
     for one in done:
-        run.line(f"{one.address}: {_ACTIONS[one.action]}{f' {one.driver}' if one.driver else ' no driver'}")
+        cmd.line(f"{one.address}: {_ACTIONS[one.action]}{f' {one.driver}' if one.driver else ' no driver'}")
 
 
 _ACTIONS = {
@@ -164,16 +163,16 @@ _ACTIONS = {
 # --- journal ------------------------------------------------------------------------------------------------
 
 
-def journal(run: Run) -> None:
+def journal(cmd: Command) -> None:
     """What bind has changed and restore would put back."""
     from uvirtio.binding.journal import entries
 
-    found = entries(run.roots)
-    if run.json:
-        run.document(entries=[entry.as_dict() for entry in found])
+    found = entries(cmd.roots)
+    if cmd.json:
+        cmd.document(entries=[entry.as_dict() for entry in found])
         return
     if not found:
-        run.line("nothing is bound by uvirtio")
+        cmd.line("nothing is bound by uvirtio")
         return
     rows: list[tuple[Any, ...]] = [
         (
@@ -187,4 +186,4 @@ def journal(run: Run) -> None:
         for entry in found
         for device in entry.devices
     ]
-    run.table(("WHEN", "STATE", "ADDRESS", "TYPE", "HAD", "GOT"), rows)
+    cmd.table(("WHEN", "STATE", "ADDRESS", "TYPE", "HAD", "GOT"), rows)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from uvirtio.cli import output
-from uvirtio.cli.common import DevArgument, Run, seconds, verb
+from uvirtio.cli.command import Command, DevArgument, seconds, verb
 from uvirtio.errors import DeviceTimeout, OperationFailed, Refused, UsageError
 
 if TYPE_CHECKING:
@@ -40,16 +40,16 @@ def register(app: typer.Typer) -> None:
     verb(group, "led", group="input", opens=True)(led)
 
 
-def info(run: Run, dev: DevArgument) -> None:
+def info(cmd: Command, dev: DevArgument) -> None:
     """What the device is and which events it can send."""
     from uvirtio.drivers.input import Input
 
-    with run.device(dev) as device, Input(device) as driver:
+    with cmd.device(dev) as device, Input(device) as driver:
         found = _info(driver)
-        if run.json:
-            run.document(address=device.address, **found)
+        if cmd.json:
+            cmd.document(address=device.address, **found)
         else:
-            _print_info(run, found)
+            _print_info(cmd, found)
 
 
 def _info(driver: Input) -> dict[str, Any]:
@@ -94,9 +94,9 @@ def _info(driver: Input) -> dict[str, Any]:
     }
 
 
-def _print_info(run: Run, found: dict[str, Any]) -> None:
+def _print_info(cmd: Command, found: dict[str, Any]) -> None:
     ids = found["ids"]
-    run.fields(
+    cmd.fields(
         [
             ("name", found["name"]),
             ("serial", found["serial"] or "none"),
@@ -111,22 +111,22 @@ def _print_info(run: Run, found: dict[str, Any]) -> None:
         ]
     )
     for kind in found["events"]:
-        run.line(f"event type {kind['type']} ({kind['name']})")
+        cmd.line(f"event type {kind['type']} ({kind['name']})")
         for code in kind["codes"]:
-            run.line(f"  code {code['code']} ({code['name']})")
+            cmd.line(f"  code {code['code']} ({code['name']})")
     for axis in found["axes"]:
-        run.line(
+        cmd.line(
             f"axis {axis['name']}: {axis['min']} to {axis['max']}, fuzz {axis['fuzz']}, "
             f"flat {axis['flat']}, resolution {axis['resolution']}"
         )
     if found["slots"]:
-        run.line(f"multi-touch: {found['slots']} contacts")
+        cmd.line(f"multi-touch: {found['slots']} contacts")
     for finding in found["findings"]:
-        run.line(f"odd: {finding}")
+        cmd.line(f"odd: {finding}")
 
 
 def events(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
     for_seconds: ForOption = None,
     count: Annotated[
@@ -140,30 +140,30 @@ def events(
         raise UsageError("--count takes a number above 0", seen=count, expected="1 or more")
     from uvirtio.drivers.input import Input
 
-    with run.device(dev) as device, Input(device) as driver:
+    with cmd.device(dev) as device, Input(device) as driver:
         deadline = None if for_seconds is None else time.monotonic() + for_seconds
-        if not run.json:
-            run.line(f"{driver.name or device.address}: waiting for events (Ctrl-C to leave)")
+        if not cmd.json:
+            cmd.line(f"{driver.name or device.address}: waiting for events (Ctrl-C to leave)")
         else:
-            run.document(event="waiting", address=device.address, name=driver.name)
+            cmd.document(event="waiting", address=device.address, name=driver.name)
         told = 0
         while count is None or told < count:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             found = driver.read(timeout=left)
             now = time.time()
             for one in found[: None if count is None else count - told]:
-                _print_event(run, one, now)
+                _print_event(cmd, one, now)
                 told += 1
             if deadline is not None and time.monotonic() >= deadline:
                 return
 
 
-def _print_event(run: Run, one: InputEvent, now: float) -> None:
+def _print_event(cmd: Command, one: InputEvent, now: float) -> None:
     from uvirtio.spec import input as spec
 
     kind, code = spec.type_name(one.type), spec.code_name(one.type, one.code)
-    if run.json:
-        run.document(
+    if cmd.json:
+        cmd.document(
             event="input",
             time=now,
             type=one.type,
@@ -173,27 +173,27 @@ def _print_event(run: Run, one: InputEvent, now: float) -> None:
             value=one.value,
         )
     elif one.type == spec.EV_SYN and one.code == spec.SYN_REPORT:
-        run.line(f"Event: time {now:.6f}, -------------- {code} ------------")
+        cmd.line(f"Event: time {now:.6f}, -------------- {code} ------------")
     elif one.type == spec.EV_SYN:
-        run.line(f"Event: time {now:.6f}, ++++++++++++++ {code} ++++++++++++")
+        cmd.line(f"Event: time {now:.6f}, ++++++++++++++ {code} ++++++++++++")
     else:
-        run.line(f"Event: time {now:.6f}, type {one.type} ({kind}), code {one.code} ({code}), value {one.value}")
+        cmd.line(f"Event: time {now:.6f}, type {one.type} ({kind}), code {one.code} ({code}), value {one.value}")
 
 
 # --- bridge -------------------------------------------------------------------------------------------------
 
 
-def bridge(run: Run, dev: DevArgument, for_seconds: ForOption = None) -> None:
+def bridge(cmd: Command, dev: DevArgument, for_seconds: ForOption = None) -> None:
     """Clone the device into the kernel's input layer, forward its events and bring LEDs back, until Ctrl-C."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
     from uvirtio.drivers.input import Bridge, Feed, Input, UinputClone, phys_of
 
-    with run.device(dev) as device, Input(device) as driver:
+    with cmd.device(dev) as device, Input(device) as driver:
         about = driver.describe()
-        clone = UinputClone(about, phys=phys_of(device.address), roots=run.roots)
+        clone = UinputClone(about, phys=phys_of(device.address), roots=cmd.roots)
         with Feed(clone, clone.description) as feed:
-            _say_clone(run, device, about, clone.path)
+            _say_clone(cmd, device, about, clone.path)
             bridged = Bridge(driver, feed)
             try:
                 bridged.run(timeout=for_seconds)
@@ -206,21 +206,21 @@ def bridge(run: Run, dev: DevArgument, for_seconds: ForOption = None) -> None:
                     "lost": driver.lost,
                     "brought_back": bridged.brought_back,
                 }
-                _say_bridged(run, told)
+                _say_bridged(cmd, told)
 
 
-def _say_clone(run: Run, device: Device | None, about: Description, path: str) -> None:
-    if run.json:
-        run.document(
+def _say_clone(cmd: Command, device: Device | None, about: Description, path: str) -> None:
+    if cmd.json:
+        cmd.document(
             event="cloned", address=device.address if device else None, name=about.name, node=path or None
         )
     else:
-        run.line(f"{about.name}: cloned to {path or 'the kernel'} (Ctrl-C to leave)")
+        cmd.line(f"{about.name}: cloned to {path or 'the kernel'} (Ctrl-C to leave)")
 
 
-def _say_bridged(run: Run, told: dict[str, int]) -> None:
-    if run.json:
-        run.document(event="left", **told)
+def _say_bridged(cmd: Command, told: dict[str, int]) -> None:
+    if cmd.json:
+        cmd.document(event="left", **told)
         return
     text = f"{told['frames']} frames, {told['events']} events forwarded"
     if "brought_back" in told:
@@ -228,14 +228,14 @@ def _say_bridged(run: Run, told: dict[str, int]) -> None:
     for name in ("ignored", "lost"):
         if told.get(name):
             text += f", {told[name]} {name}"
-    run.line(f"clone removed: {text}")
+    cmd.line(f"clone removed: {text}")
 
 
 # --- record and replay --------------------------------------------------------------------------------------
 
 
 def record(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
     file: Annotated[str, typer.Argument(metavar="[FILE]", help="Where to; standard output if left out.")] = "-",
     yes: Annotated[bool, typer.Option("--yes", help="Yes, write down what is typed.")] = False,
@@ -251,27 +251,27 @@ def record(
             expected="somebody who knows that",
             remedy="say --yes, and keep the file as you would keep a password",
         )
-    if run.json and file == "-":
+    if cmd.json and file == "-":
         raise UsageError("standard output cannot hold both", seen="--json without FILE", remedy="give a FILE")
     from uvirtio.drivers.input import Input
 
     output.note("recording everything that this device sends, passwords too")
-    with run.device(dev) as device, _sink(run, file) as write, Input(device) as driver:
+    with cmd.device(dev) as device, _sink(cmd, file) as write, Input(device) as driver:
         about = driver.describe()
         if file != "-":
-            _say_recording(run, about.name, file)
+            _say_recording(cmd, about.name, file)
         told = _record(driver, about, write, for_seconds)
-    if run.json:
-        run.document(event="recorded", file=file, events=told)
+    if cmd.json:
+        cmd.document(event="recorded", file=file, events=told)
     elif file != "-":
-        run.line(f"{told} events in {file}")
+        cmd.line(f"{told} events in {file}")
 
 
-def _say_recording(run: Run, name: str, file: str) -> None:
-    if run.json:
-        run.document(event="recording", name=name, file=file)
+def _say_recording(cmd: Command, name: str, file: str) -> None:
+    if cmd.json:
+        cmd.document(event="recording", name=name, file=file)
     else:
-        run.line(f"{name}: recording to {file} (Ctrl-C to leave)")
+        cmd.line(f"{name}: recording to {file} (Ctrl-C to leave)")
 
 
 def _record(
@@ -300,10 +300,10 @@ def _record(
 
 
 @contextmanager
-def _sink(run: Run, file: str) -> Iterator[Callable[[list[str]], None]]:
+def _sink(cmd: Command, file: str) -> Iterator[Callable[[list[str]], None]]:
     """Where lines go: a new file that only its owner can read, or standard output."""
     if file == "-":
-        yield lambda lines: run.raw("".join(f"{line}\n" for line in lines).encode())
+        yield lambda lines: cmd.raw("".join(f"{line}\n" for line in lines).encode())
         return
     try:
         number = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -324,7 +324,7 @@ def _write(opened: TextIO, file: str, lines: list[str]) -> None:
 
 
 def replay(
-    run: Run,
+    cmd: Command,
     dev: Annotated[
         str, typer.Argument(metavar="DEV", help="The device to clone; - for the one that FILE describes.")
     ],
@@ -339,7 +339,7 @@ def replay(
 
     recording = evemu.read(file)
     if only_print and dev == "-":
-        _print_recording(run, recording)
+        _print_recording(cmd, recording)
         return
     if dev == "-":
         if recording.description is None:
@@ -350,11 +350,11 @@ def replay(
                 remedy=f"put its description (evemu-describe) in front: cat DESCRIPTION {file} > JOINED"
                 f" && uvirtio input replay - JOINED; or, for a device with these events: input replay DEV {file}",
             )
-        _replay(run, None, None, recording.description, recording)
+        _replay(cmd, None, None, recording.description, recording)
         return
     from uvirtio.drivers.input import Input
 
-    with run.device(dev) as device, Input(device) as driver:
+    with cmd.device(dev) as device, Input(device) as driver:
         about = driver.describe()
         missing = sorted({(e.type, e.code) for _, e in recording.events if not about.can(e.type, e.code)})
         if missing:
@@ -369,30 +369,30 @@ def replay(
                 else f"uvirtio input replay - {file} clones the device that was recorded",
             )
         if only_print:
-            _print_recording(run, recording)
+            _print_recording(cmd, recording)
         else:
-            _replay(run, device, driver, about, recording)
+            _replay(cmd, device, driver, about, recording)
 
 
-def _print_recording(run: Run, recording: Recording) -> None:
+def _print_recording(cmd: Command, recording: Recording) -> None:
     for at, one in recording.events:
-        _print_event(run, one, at / 1e6)
+        _print_event(cmd, one, at / 1e6)
 
 
 def _replay(
-    run: Run, device: Device | None, driver: Input | None, about: Description, recording: Recording
+    cmd: Command, device: Device | None, driver: Input | None, about: Description, recording: Recording
 ) -> None:
     from uvirtio.drivers.input import Feed, UinputClone
 
-    clone = UinputClone(about, phys="uvirtio/replay", roots=run.roots)
+    clone = UinputClone(about, phys="uvirtio/replay", roots=cmd.roots)
     with Feed(clone, clone.description) as feed:
-        _say_clone(run, device, about, clone.path)
+        _say_clone(cmd, device, about, clone.path)
         begin = time.monotonic()
         for at, frame in recording.frames():
             _pause(device, driver, begin + at / 1e6)
             feed.put(frame)
         feed.close()
-        _say_bridged(run, {"frames": feed.frames, "events": feed.events, "ignored": feed.ignored})
+        _say_bridged(cmd, {"frames": feed.frames, "events": feed.events, "ignored": feed.ignored})
 
 
 def _pause(device: Device | None, driver: Input | None, until: float) -> None:
@@ -416,7 +416,7 @@ def _pause(device: Device | None, driver: Input | None, until: float) -> None:
 
 
 def led(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
     name: Annotated[str, typer.Argument(metavar="NAME", help="LED_CAPSL, capsl, capslock, or the number.")],
     state: Annotated[OnOff, typer.Argument(metavar="on|off")],
@@ -431,21 +431,21 @@ def led(
     from uvirtio.drivers.input import Input
     from uvirtio.spec import input as spec
 
-    with run.device(dev) as device, Input(device) as driver:
+    with cmd.device(dev) as device, Input(device) as driver:
         driver.set_led(code, state is OnOff.ON)
-        if not driver.flush(timeout=run.timeout):
+        if not driver.flush(timeout=cmd.timeout):
             raise DeviceTimeout(
-                f"{device.address} did not take the LED within {run.timeout:g} s",
+                f"{device.address} did not take the LED within {cmd.timeout:g} s",
                 seen=f"{driver.status_pending} values still out",
                 expected="an empty status queue (5.8.6)",
                 remedy="the device does not serve its status queue; its host may not care for LEDs",
             )
-        if run.json:
-            run.document(
+        if cmd.json:
+            cmd.document(
                 address=device.address, led=code, name=spec.code_name(spec.EV_LED, code), on=state is OnOff.ON
             )
         else:
-            run.line(f"{spec.code_name(spec.EV_LED, code)} is {state}")
+            cmd.line(f"{spec.code_name(spec.EV_LED, code)} is {state}")
         if hold is not None:
             device.wait(lambda: False, timeout=hold, what="the end of the hold", owed=False)
 

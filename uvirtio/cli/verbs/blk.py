@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from uvirtio.cli import content
-from uvirtio.cli.common import DevArgument, Run, verb
+from uvirtio.cli.command import Command, DevArgument, verb
 from uvirtio.cli.size import human, parse_size
 from uvirtio.errors import BadSize, BlkRefusal, OperationFailed, UsageError, WriteRefused
 
@@ -44,10 +44,10 @@ def register(app: typer.Typer) -> None:
 
 
 @contextmanager
-def _driver(run: Run, dev: str, *, allow_write: bool = False) -> Iterator[tuple[Device, Blk]]:
+def _driver(cmd: Command, dev: str, *, allow_write: bool = False) -> Iterator[tuple[Device, Blk]]:
     from uvirtio.drivers.blk import Blk
 
-    with run.device(dev) as device, Blk(device, allow_write=allow_write) as disk:
+    with cmd.device(dev) as device, Blk(device, allow_write=allow_write) as disk:
         yield device, disk
 
 
@@ -78,16 +78,16 @@ def _consent(allowed: bool, what: str) -> None:
 # --- info ---------------------------------------------------------------------------------------------------
 
 
-def info(run: Run, dev: DevArgument) -> None:
+def info(cmd: Command, dev: DevArgument) -> None:
     """Capacity, limits and name of a disk, and how it is driven."""
     from uvirtio.spec import features as f
 
-    with _driver(run, dev) as (device, disk):
+    with _driver(cmd, dev) as (device, disk):
         config, name = disk.config, _name(disk)
         taken = [bit.name for bit in f.names(device.type, device.features)]
         mode = device.transport.interrupt_mode.value
-        if run.json:
-            run.document(
+        if cmd.json:
+            cmd.document(
                 address=device.address,
                 id=name,
                 capacity_bytes=config.capacity * SECTOR,
@@ -114,7 +114,7 @@ def info(run: Run, dev: DevArgument) -> None:
             )
             return
         cache = "write-back: flush makes durable" if disk.write_cache else "none, or write-through"
-        run.fields(
+        cmd.fields(
             [
                 ("address", device.address),
                 ("id", name if name else "not told"),
@@ -170,7 +170,7 @@ def _limits(limits: Limits | None) -> str:
 
 
 def read(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
     offset: OffsetArgument,
     size: SizeArgument,
@@ -179,12 +179,12 @@ def read(
     out: content.OutOption = "",
 ) -> None:
     """Read SIZE bytes from OFFSET on."""
-    content.check_form(run, hex=hex, raw=raw, out=out)
+    content.check_form(cmd, hex=hex, raw=raw, out=out)
     first, count = sectors(offset, "OFFSET"), sectors(size, "SIZE")
-    with _driver(run, dev) as (device, disk):
+    with _driver(cmd, dev) as (device, disk):
         disk.check_range(first, count)  # or half of it would be out before the end is found
         content.give(
-            run,
+            cmd,
             _contents(disk, first, count),
             hex=hex,
             raw=raw,
@@ -202,7 +202,7 @@ def _contents(disk: Blk, first: int, count: int) -> Iterator[bytes]:
 
 
 def write(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
     offset: OffsetArgument,
     source: Annotated[
@@ -217,17 +217,17 @@ def write(
         raise UsageError("--in and --zeroes are two sources", expected="one of them at most")
     first = sectors(offset, "OFFSET")
     count = sectors(zeroes, "--zeroes") if zeroes else 0
-    with _opened(source, wanted=not zeroes) as file, _driver(run, dev, allow_write=True) as (device, disk):
+    with _opened(source, wanted=not zeroes) as file, _driver(cmd, dev, allow_write=True) as (device, disk):
         if zeroes:
             disk.write_zeroes(first, count)
         else:
             count = _copy(file, disk, first)
         flushed = disk.flush()
-        if run.json:
-            run.document(address=device.address, offset=first * SECTOR, bytes=count * SECTOR, flushed=flushed)
+        if cmd.json:
+            cmd.document(address=device.address, offset=first * SECTOR, bytes=count * SECTOR, flushed=flushed)
         else:
             durable = "flushed" if flushed else "the device has no cache to flush"
-            run.line(f"wrote {human(count * SECTOR)} at sector {first}; {durable}")
+            cmd.line(f"wrote {human(count * SECTOR)} at sector {first}; {durable}")
 
 
 @contextmanager
@@ -271,18 +271,18 @@ def _copy(file: BinaryIO, disk: Blk, first: int) -> int:
 # --- flush and discard --------------------------------------------------------------------------------------
 
 
-def flush(run: Run, dev: DevArgument) -> None:
+def flush(cmd: Command, dev: DevArgument) -> None:
     """Have the disk make durable what was written."""
-    with _driver(run, dev) as (device, disk):
+    with _driver(cmd, dev) as (device, disk):
         flushed = disk.flush()
-        if run.json:
-            run.document(address=device.address, flushed=flushed)
+        if cmd.json:
+            cmd.document(address=device.address, flushed=flushed)
         else:
-            run.line("flushed" if flushed else "the device has no cache to flush")
+            cmd.line("flushed" if flushed else "the device has no cache to flush")
 
 
 def discard(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
     offset: OffsetArgument,
     size: SizeArgument,
@@ -291,9 +291,9 @@ def discard(
     """Tell the disk that SIZE bytes from OFFSET on are not needed; what they hold then is not defined."""
     _consent(allow_write, "blk discard")
     first, count = sectors(offset, "OFFSET"), sectors(size, "SIZE")
-    with _driver(run, dev, allow_write=True) as (device, disk):
+    with _driver(cmd, dev, allow_write=True) as (device, disk):
         disk.discard(first, count)
-        if run.json:
-            run.document(address=device.address, offset=first * SECTOR, bytes=count * SECTOR)
+        if cmd.json:
+            cmd.document(address=device.address, offset=first * SECTOR, bytes=count * SECTOR)
         else:
-            run.line(f"discarded {human(count * SECTOR)} at sector {first}")
+            cmd.line(f"discarded {human(count * SECTOR)} at sector {first}")
