@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from functools import partial
 from importlib import import_module
 from typing import Annotated, NoReturn
@@ -68,7 +67,7 @@ def _print_version(wanted: bool) -> None:
 def _before(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+        typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
     """Drive virtio devices from user space. DEV is an address: 0000:03:00.0, or qemu:virtio-rng-pci."""
@@ -140,7 +139,3 @@ def _verb_first(argv: list[str]) -> list[str]:
         else:
             verbs.append(rest.pop(0))
     return [*verbs, *moved, *rest] if verbs else rest
-
-
-if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))

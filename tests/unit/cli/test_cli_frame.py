@@ -194,11 +194,22 @@ def test_each_verb_has_help(verb: str, option: str, capsys: pytest.CaptureFixtur
     assert err == ""
 
 
-def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_the_version(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     import uvirtio
 
-    assert main(["--version"]) == 0
+    assert main([option]) == 0
     assert capsys.readouterr().out == f"uvirtio {uvirtio.__version__}\n"
+
+
+def test_python_m_uvirtio_is_the_command() -> None:
+    command = [sys.executable, "-m", "uvirtio", "features", "rng", "0x100000000", "--nonsense"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "see: uvirtio features --help" in done.stderr
+    done = subprocess.run(command[:-1], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "VERSION_1" in done.stdout
 
 
 @pytest.mark.parametrize(
