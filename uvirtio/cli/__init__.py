@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command one command and return its exit code; ``argv`` without the program's name (default: sys.argv's)."""
+    """Run one command and return its exit code; ``argv`` without the program's name (default: sys.argv's)."""
     import sys  # here, as the app is: importing this package costs nothing
 
     try:

@@ -11,7 +11,7 @@ import typer
 
 from uvirtio.cli import output
 from uvirtio.cli.command import BROKEN_PIPE, FLAGS, VALUED, Command, perform
-from uvirtio.errors import UsageError
+from uvirtio.errors import UsageError, UvirtioError
 
 _GROUPS = ("balloon", "rng", "input", "mem", "blk")
 
@@ -74,8 +74,15 @@ def _before(
 
 
 def run(argv: list[str]) -> int:
-    """Command one command; returns its exit code, whatever ``argv`` holds."""
+    """Run one command; returns its exit code, whatever ``argv`` holds."""
     output.prepare()
+    try:
+        return _run(argv)
+    finally:
+        output.settle()
+
+
+def _run(argv: list[str]) -> int:
     outer = Command(_command_of(argv), json=_wants_json(argv), verbose="-v" in argv or "--verbose" in argv)
     help_only = not argv
     try:
@@ -86,6 +93,10 @@ def run(argv: list[str]) -> int:
         return perform(outer, partial(_usage, error))
     except (typer.Abort, KeyboardInterrupt):
         return 130
+    except UvirtioError as error:  # some of ours are OSErrors too
+        return perform(outer, partial(_raise, error))
+    except OSError as error:  # of stdout, to which typer writes the help
+        return perform(outer, partial(_raise, output.OutputFailed(error)))
     except SystemExit as leaving:  # shell completion; and typer's own answer to `--help | head`
         if isinstance(leaving.__context__, BrokenPipeError):
             return BROKEN_PIPE

@@ -18,7 +18,7 @@ import typer
 
 from uvirtio.cli import output
 from uvirtio.cli.signals import Guard, Signalled
-from uvirtio.errors import Misuse, OperationFailed, UsageError, UvirtioError
+from uvirtio.errors import Misuse, UsageError, UvirtioError
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import InterruptMode
 
@@ -175,7 +175,7 @@ class Command:
         try:
             with self.guard.writing():
                 yield
-        except OperationFailed:
+        except output.OutputFailed:
             if self.guard.received is None:
                 raise
             output.abandon_stdout()  # the terminal went away (SIGHUP): nobody misses the last words
@@ -208,6 +208,7 @@ def perform(cmd: Command, body: Callable[[], int | None]) -> int:
     try:
         with cmd.guard.installed():
             code = body() or 0
+            output.finish()
             if cmd.guard.received is None:
                 return code
             raise cmd.guard.received
@@ -216,6 +217,9 @@ def perform(cmd: Command, body: Callable[[], int | None]) -> int:
     except output.OutputClosed:
         output.abandon_stdout()
         return BROKEN_PIPE
+    except output.OutputFailed as failed:
+        output.abandon_stdout()
+        return _report_as_text(cmd, failed.error)
     except Misuse as mistake:
         return _bug(cmd, mistake)  # ours: what a person asked for is checked before
     except UvirtioError as failure:
@@ -229,11 +233,14 @@ def perform(cmd: Command, body: Callable[[], int | None]) -> int:
 def _report(cmd: Command, failure: UvirtioError) -> int:
     try:
         output.error(failure, cmd.name, cmd.json)
-    except (output.OutputClosed, UvirtioError):
+    except (output.OutputClosed, output.OutputFailed):  # a document that nothing takes
         output.abandon_stdout()
-        if not cmd.json:
-            return BROKEN_PIPE
-        output.error(failure, cmd.name, as_json=False)
+        return _report_as_text(cmd, failure)
+    return failure.exit_code
+
+
+def _report_as_text(cmd: Command, failure: UvirtioError) -> int:
+    output.error(failure, cmd.name, as_json=False)
     return failure.exit_code
 
 
@@ -251,7 +258,7 @@ def _signalled(cmd: Command, signalled: Signalled) -> int:
         output.note(f"{signalled.name}: left in order")
     try:
         output.write("")  # what is still buffered
-    except (output.OutputClosed, UvirtioError):
+    except (output.OutputClosed, output.OutputFailed):
         output.abandon_stdout()
     return signalled.exit_code
 

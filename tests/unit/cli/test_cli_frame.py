@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -298,47 +299,135 @@ def test_completion_knows_the_verbs() -> None:
     assert (out.split(), err) == ([b"balloon"], b"")
 
 
-# --- nobody reads -------------------------------------------------------------------------------------------
+# --- nobody reads, and nothing takes the output -----------------------------------------------------------------
 
 
 def uvirtio(*argv: str, **more: Any) -> subprocess.Popen[bytes]:
-    start = "import sys; from uvirtio.cli import main; sys.exit(main())"
-    return subprocess.Popen([sys.executable, "-c", start, *argv], stdin=subprocess.DEVNULL, **more)
+    # Buffered, as users have it: PYTHONUNBUFFERED hides what fails at the interpreter's last flush.
+    more.setdefault("env", {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"})
+    return subprocess.Popen([sys.executable, "-m", "uvirtio", *argv], stdin=subprocess.DEVNULL, **more)
 
 
-def test_a_reader_that_went_away_is_no_traceback() -> None:
+WITH_OUTPUT = [
+    ["list"],
+    ["doctor"],
+    ["journal"],
+    ["features", "net", "0xffffffff"],
+    ["features", "net", "1", "--json"],
+    ["--help"],
+    ["mem", "plug", "--help"],
+    ["--version"],
+]
+
+
+def in_the_tree(argv: list[str], outside: list[str]) -> list[str]:
+    return [*argv, *outside] if argv[0] in ("list", "doctor", "journal") else argv
+
+
+@pytest.mark.parametrize("argv", WITH_OUTPUT, ids=" ".join)
+def test_a_reader_that_went_away_is_141_and_no_word(argv: list[str], outside: list[str]) -> None:
     here, there = os.pipe()
     os.close(here)
-    with uvirtio("features", "net", "0xffffffff", stdout=there, stderr=subprocess.PIPE) as process:
+    with uvirtio(*in_the_tree(argv, outside), stdout=there, stderr=subprocess.PIPE) as process:
         os.close(there)
         _, err = process.communicate(timeout=60)
-        assert err == b""
-        assert process.returncode in (0, 141)
+        assert (process.returncode, err) == (141, b"")
 
 
-def test_a_full_disk_is_an_error() -> None:
+@pytest.mark.parametrize("argv", WITH_OUTPUT, ids=" ".join)
+def test_a_full_disk_is_an_error_of_ours(argv: list[str], outside: list[str]) -> None:
     with (
         Path("/dev/full").open("wb") as full,
-        uvirtio("features", "net", "1", stdout=full, stderr=subprocess.PIPE) as process,
+        uvirtio(*in_the_tree(argv, outside), stdout=full, stderr=subprocess.PIPE) as process,
     ):
         _, err = process.communicate(timeout=60)
-        assert process.returncode == 1
-        assert err.startswith(b"uvirtio: UV-OPERATION: the output cannot be written")
-        assert b"Traceback" not in err
+    lines = err.decode().splitlines()
+    assert process.returncode == 1
+    assert lines[0] == "uvirtio: UV-OPERATION: the output cannot be written"
+    assert lines[1].split(":", 1)[1].strip() == "No space left on device"
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["seen", "expected", "remedy"]
+
+
+@pytest.mark.parametrize("argv", WITH_OUTPUT, ids=" ".join)
+def test_a_closed_stdout_is_an_error_of_ours(argv: list[str], outside: list[str]) -> None:
+    shell = '"$@" >&-'
+    command = ["sh", "-c", shell, "sh", sys.executable, "-m", "uvirtio", *in_the_tree(argv, outside)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("uvirtio: UV-OPERATION: the output cannot be written")
+    assert "no standard output" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("where", ["/dev/full", None], ids=["full", "closed"])
+@pytest.mark.parametrize("json", [[], ["--json"]], ids=["text", "json"])
+def test_an_error_keeps_its_code_when_nothing_takes_its_words(where: str | None, json: list[str]) -> None:
+    # As text it goes to stderr, as a document to stdout, and to stderr where that fails.
+    to, other = ("stdout", "stderr") if json else ("stderr", "stdout")
+    redirect = f"{'1' if json else '2'}>{where or '&-'}"
+    command = ["sh", "-c", f'"$@" {redirect}', "sh", sys.executable, "-m", "uvirtio", "nonsense", *json]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert getattr(done, to) == ""
+    assert getattr(done, other).startswith("uvirtio: UV-USAGE: ") is bool(json)
 
 
 @pytest.mark.parametrize("closed", [0, 1, 2])
 def test_a_closed_standard_stream_is_no_descriptor_of_a_device(closed: int) -> None:
-    def close() -> None:
-        os.close(closed)
+    # A forked process that looks at its descriptors after prepare(): what it opens next is none of 0, 1, 2.
+    script = "import os; from uvirtio.cli import output; output.prepare(); os._exit(os.open('/', os.O_RDONLY))"
+    command = ["sh", "-c", f'"$@" {closed}>&-', "sh", sys.executable, "-c", script]
+    assert subprocess.run(command, stdin=subprocess.DEVNULL, timeout=60).returncode > 2
 
-    with uvirtio(
-        "features", "net", "1", stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=close
-    ) as process:
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 0
-        assert err == b""
-        assert (b"CSUM" in out) is (closed != 1)
+
+def test_a_command_without_output_needs_no_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> int:
+        sys.stdout = output._NoStdout(open(os.devnull, "wb"))  # noqa: SIM115, PTH123
+        return 0
+
+    before = sys.stdout
+    try:
+        assert perform(Command("rng read"), body) == 0
+    finally:
+        sys.stdout = before
+    assert capsys.readouterr().err == ""
+
+
+def test_what_a_file_system_says_only_at_close_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # NFS and FUSE report a write that failed at close(2), and there alone.
+    close = os.close
+
+    def failing(number: int) -> None:
+        close(number)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with (tmp_path / "out").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        monkeypatch.setattr(os, "close", failing)
+        assert perform(Command("list"), lambda: 0) == 1
+        monkeypatch.undo()
+    assert os.strerror(errno.EDQUOT) in capsys.readouterr().err
+
+
+def test_a_recording_that_does_not_fit_is_an_error_of_ours(tmp_path: Path) -> None:
+    script = """
+import resource, sys
+from uvirtio.cli.command import Command, perform
+from uvirtio.cli.verbs.input import _sink
+
+def body():
+    with _sink(cmd, sys.argv[1]) as write:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # write(2) fails with EFBIG from here on
+        write(["E: 0.000000 0001 001e 0001"])
+
+cmd = Command("input record")
+sys.exit(perform(cmd, body))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "file")]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"uvirtio: UV-OPERATION: {tmp_path / 'file'} cannot be written")
 
 
 # --- signals ------------------------------------------------------------------------------------------------

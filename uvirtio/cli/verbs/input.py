@@ -311,14 +311,25 @@ def _sink(cmd: Command, file: str) -> Iterator[Callable[[list[str]], None]]:
         raise UsageError(f"{file} is there already", seen=file, expected="a new file") from error
     except OSError as error:
         raise UsageError(f"{file} cannot be made", seen=error.strerror, expected="a new file") from error
-    with os.fdopen(number, "w", encoding="utf-8") as opened:
+    opened = os.fdopen(number, "w", encoding="utf-8")
+    try:
         yield lambda lines: _write(opened, file, lines)
+    finally:
+        with _writing(file):
+            opened.close()
 
 
 def _write(opened: TextIO, file: str, lines: list[str]) -> None:
-    try:
+    with _writing(file):
         opened.write("".join(f"{line}\n" for line in lines))
         opened.flush()
+
+
+@contextmanager
+def _writing(file: str) -> Iterator[None]:
+    """A file that cannot be written is an error of ours."""
+    try:
+        yield
     except OSError as error:
         raise OperationFailed(f"{file} cannot be written", seen=error.strerror) from error
 
