@@ -47,7 +47,7 @@ def make_app(verb: str = "") -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
         # Importing rich takes a tenth of a second, so only a terminal, which shows its frames, pays for it.
-        rich_markup_mode="rich" if output.fancy() else None,
+        rich_markup_mode="rich" if output.coloured() else None,
     )
     app.callback()(_before)
     modules = [_VERBS[verb]] if verb in _VERBS else dict.fromkeys(_VERBS.values())

@@ -184,6 +184,12 @@ class Command:
         with self._writing():
             output.line(text)
 
+    def paragraph(self, text: str, indent: str = "") -> None:
+        """One line, or on a terminal as many as its width takes."""
+        with self._writing():
+            for part in output.wrapped(text, indent):
+                output.line(part)
+
     def document(self, **members: Any) -> None:
         with self._writing():
             output.document(self.name, **members)

@@ -214,28 +214,39 @@ def fancy() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
 
 
+def coloured() -> bool:
+    """Whether stdout takes colours and bold: a terminal, and no NO_COLOR in the environment (no-color.org)."""
+    return fancy() and not os.environ.get("NO_COLOR")
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Aligned columns: with rules and colours on a terminal, plain in a pipe."""
+    """Aligned columns, as wide as what they hold: no cell is cut, whatever the width of the terminal."""
     cells = [[printable(cell) for cell in row] for row in rows]
-    if fancy():
-        _rich_table(header, cells)
-        return
     widths = [max(len(row[column]) for row in [list(header), *cells]) for column in range(len(header))]
-    for row in [list(header), *cells]:
-        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        write("  ".join(padded).rstrip() + "\n")
 
+    def joined(row: Sequence[str]) -> str:
+        return "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
-def _rich_table(header: Sequence[str], cells: list[list[str]]) -> None:
-    from rich import box  # here: a pipe pays nothing for it
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in header:
-        made.add_column(name, no_wrap=name == header[0])
+    first = joined(header)
+    write((f"\x1b[1m{first}\x1b[0m" if coloured() else first) + "\n")
     for row in cells:
-        made.add_row(*(Text(cell) for cell in row))  # Text: no markup from sysfs or a device
-    Console().print(made)
-    write("")
+        write(joined(row) + "\n")
+
+
+def wrapped(text: str, indent: str) -> list[str]:
+    """``text`` behind ``indent``: in lines that fit a terminal, in one line where stdout is none."""
+    plain = printable(text)
+    if not sys.stdout.isatty():
+        return [indent + plain]
+    import shutil
+    import textwrap  # here: a pipe pays nothing for it
+
+    width = max(shutil.get_terminal_size().columns, len(indent) + 40)
+    return textwrap.wrap(
+        plain,
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

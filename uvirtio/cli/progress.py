@@ -71,6 +71,7 @@ class _Lines:
 @contextmanager
 def _bar(what: str, total: int) -> Iterator[Progress]:
     from rich import progress as bars  # here: a pipe pays nothing for it
+    from rich.console import Console
 
     columns = (
         bars.TextColumn("{task.description}", markup=False),
@@ -80,7 +81,8 @@ def _bar(what: str, total: int) -> Iterator[Progress]:
         bars.TimeRemainingColumn(),
     )
     # Without its refresh thread: a line is drawn where a batch ends, never beside a signal handler.
-    with bars.Progress(*columns, auto_refresh=False) as shown:
+    console = Console(color_system="auto" if output.coloured() else None)
+    with bars.Progress(*columns, auto_refresh=False, console=console) as shown:
         yield _Bar(shown, shown.add_task(what, total=total * PAGE, rate=""))
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.fakes.fakesys import FakeSys
 from uvirtio import errors
 from uvirtio.cli import main, output
 from uvirtio.cli.app import _VERBS, _verb_first
@@ -297,6 +302,60 @@ def test_completion_knows_the_verbs() -> None:
     with uvirtio(stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
         out, err = process.communicate(timeout=60)
     assert (out.split(), err) == ([b"balloon"], b"")
+
+
+# --- a terminal ---------------------------------------------------------------------------------------------
+
+
+def on_a_terminal(*argv: str, columns: int = 80, **environment: str) -> list[str]:
+    """The lines that a command writes to a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
+    env |= {"TERM": "xterm", **environment}
+    with uvirtio(*argv, stdout=theirs, stderr=theirs, env=env) as process:
+        os.close(theirs)
+        with open(ours, "rb", closefd=True) as shown:  # noqa: PTH123
+            pieces = []
+            try:
+                while piece := shown.read1(4096):
+                    pieces.append(piece)
+            except OSError:  # EIO: the other end is closed
+                pass
+        assert process.wait(timeout=60) == 0
+    return b"".join(pieces).decode().replace("\r\n", "\n").splitlines()
+
+
+def test_a_table_is_as_wide_on_a_terminal_as_in_a_pipe(tmp_path: Path) -> None:
+    fake = FakeSys(tmp_path)
+    fake.pci("0000:00:04.0", "balloon", transitional=True, driver="vfio-pci", group=5)
+    with uvirtio("list", "--root", str(tmp_path), stdout=subprocess.PIPE) as process:
+        out, _ = process.communicate(timeout=60)
+    plain = out.decode().splitlines()
+    assert max(map(len, plain)) > 60
+    shown = on_a_terminal("list", "--root", str(tmp_path), columns=40)
+    assert shown == [f"\x1b[1m{plain[0]}\x1b[0m", *plain[1:]]
+    assert on_a_terminal("list", "--root", str(tmp_path), columns=40, NO_COLOR="1") == plain
+    assert on_a_terminal("list", "--root", str(tmp_path), columns=40, TERM="dumb") == plain
+
+
+def test_help_on_a_terminal_has_no_escapes_with_no_color() -> None:
+    assert any("\x1b[1m" in line for line in on_a_terminal("list", "--help"))
+    assert not any("\x1b" in line for line in on_a_terminal("list", "--help", NO_COLOR="1"))
+
+
+def test_long_lines_are_wrapped_on_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "word " * 30 + "0x" + "f" * 60
+    Command("diag").paragraph(text, indent=" " * 13)
+    assert capsys.readouterr().out == f"{'':13}{text}\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    Command("diag").paragraph(text, indent=" " * 13)
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == f"{'':13}0x" + "f" * 60
+    assert len(lines) > 1 and all(len(line) <= 80 and line.startswith(" " * 13 + "word") for line in lines)
 
 
 # --- nobody reads, and nothing takes the output -----------------------------------------------------------------

@@ -57,7 +57,7 @@ def _tell(cmd: Command, number: int, count: int, step: Step) -> None:
     )
     for text in (step.detail, f"hint: {step.hint}" if step.hint else ""):
         if text:
-            cmd.line(f"{'':13}{text}")
+            cmd.paragraph(text, indent=" " * 13)
 
 
 def _conclude(cmd: Command, report: Report) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from uvirtio.cli import output
 from uvirtio.cli.command import Command, verb
 from uvirtio.errors import EnvironmentLack
 
@@ -22,7 +23,10 @@ def doctor(cmd: Command) -> int:
         cmd.document(checks=[one.as_dict() for one in found], verdict="fail" if lacks else "pass")
     else:
         for one in found:
-            cmd.line(f"{_MARK[one.verdict]:<4}  {one.name}: {one.detail}")
+            first, *rest = output.wrapped(f"{one.name}: {one.detail}", " " * 6)
+            cmd.line(f"{_MARK[one.verdict]:<4}  {first.lstrip()}")
+            for text in rest:
+                cmd.line(text)
             if one.remedy:
                 cmd.line(f"      remedy: {one.remedy}")
     return EnvironmentLack.exit_code if lacks else 0
