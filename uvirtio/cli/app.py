@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from functools import partial
 from importlib import import_module
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, get_type_hints
 
 import typer
 
-from uvirtio.cli import output
+from uvirtio.cli import conversion, output
 from uvirtio.cli.command import BROKEN_PIPE, FLAGS, VALUED, Command, perform
 from uvirtio.errors import UsageError, UvirtioError
 
@@ -46,6 +46,7 @@ def make_app(verb: str = "") -> typer.Typer:
         help="Drive virtio devices from user space. DEV is an address: 0000:03:00.0, or qemu:virtio-rng-pci.",
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
+        cls=conversion.group(get_type_hints(_before)),
         # Importing rich takes a tenth of a second, so only a terminal, which shows its frames, pays for it.
         rich_markup_mode="rich" if output.coloured() else None,
     )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
-from uvirtio.cli import output
+from uvirtio.cli import conversion, output
 from uvirtio.cli.signals import Guard, Signalled
 from uvirtio.errors import Misuse, UsageError, UvirtioError
 from uvirtio.host.roots import Roots
@@ -295,6 +295,11 @@ def _where(unforeseen: Exception) -> str | None:
 Body = Callable[..., int | None]
 
 
+def make_group(help: str) -> typer.Typer:
+    """A group of verbs, such as ``uvirtio balloon``."""
+    return typer.Typer(help=help, cls=conversion.group({}))
+
+
 def verb(
     app: typer.Typer, name: str, *, group: str = "", opens: bool = False, streams: bool = False
 ) -> Callable[[Body], Body]:
@@ -334,7 +339,7 @@ def verb(
         run.__annotations__ = {one.name: one.annotation for one in parameters}
         run.__doc__ = body.__doc__
         run.__name__ = body.__name__
-        app.command(name)(run)
+        app.command(name, cls=conversion.command({one.name: one.annotation for one in parameters}))(run)
         return body
 
     return register

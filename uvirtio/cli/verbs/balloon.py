@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uvirtio.cli import output
-from uvirtio.cli.command import Command, DevArgument, seconds, verb
+from uvirtio.cli.command import Command, DevArgument, make_group, seconds, verb
 from uvirtio.cli.ending import TimeUp, time_up_after
 from uvirtio.cli.progress import make_progress
 from uvirtio.cli.signals import Signalled
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="The memory balloon. It lives as long as the command does.")
+    group = make_group("The memory balloon. It lives as long as the command does.")
     app.add_typer(group, name="balloon")
     verb(group, "status", group="balloon", opens=True)(status)
     verb(group, "inflate", group="balloon", opens=True, streams=True)(inflate)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from uvirtio.cli import content
-from uvirtio.cli.command import Command, DevArgument, verb
+from uvirtio.cli.command import Command, DevArgument, make_group, verb
 from uvirtio.cli.size import human, parse_size
 from uvirtio.errors import BadSize, BlkRefusal, OperationFailed, UsageError, WriteRefused
 
@@ -34,7 +34,7 @@ AllowOption = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Disks: read, write, flush, discard.")
+    group = make_group("Disks: read, write, flush, discard.")
     app.add_typer(group, name="blk")
     verb(group, "info", group="blk", opens=True)(info)
     verb(group, "read", group="blk", opens=True)(read)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from uvirtio.cli import output
-from uvirtio.cli.command import Command, DevArgument, seconds, verb
+from uvirtio.cli.command import Command, DevArgument, make_group, seconds, verb
 from uvirtio.errors import DeviceTimeout, OperationFailed, Refused, UsageError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ ForOption = Annotated[float | None, typer.Option("--for", metavar="SECONDS", hel
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Keyboards, mice and tablets.")
+    group = make_group("Keyboards, mice and tablets.")
     app.add_typer(group, name="input")
     verb(group, "info", group="input", opens=True)(info)
     verb(group, "events", group="input", opens=True, streams=True)(events)

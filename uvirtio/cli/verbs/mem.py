@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from uvirtio.cli import output
-from uvirtio.cli.command import Command, DevArgument, seconds, verb
+from uvirtio.cli.command import Command, DevArgument, make_group, seconds, verb
 from uvirtio.cli.ending import TimeUp, time_up_after
 from uvirtio.cli.signals import Signalled
 from uvirtio.cli.size import human, parse_size
@@ -35,7 +35,7 @@ UnitOption = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Memory that the host plugs and unplugs. What is plugged outlives the command.")
+    group = make_group("Memory that the host plugs and unplugs. What is plugged outlives the command.")
     app.add_typer(group, name="mem")
     verb(group, "status", group="mem", opens=True)(status)
     verb(group, "map", group="mem", opens=True)(show_map)

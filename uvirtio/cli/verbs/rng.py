@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uvirtio.cli import content
-from uvirtio.cli.command import Command, DevArgument, verb
+from uvirtio.cli.command import Command, DevArgument, make_group, verb
 from uvirtio.cli.size import parse_size
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _PIECE = 1 << 16
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Random bytes from the host.")
+    group = make_group("Random bytes from the host.")
     app.add_typer(group, name="rng")
     verb(group, "read", group="rng", opens=True)(read)
 
