@@ -369,6 +369,20 @@ def test_a_journal_with_an_entry(cli: Cli) -> None:
     assert cli.text("journal").splitlines()[1].split()[3:] == ["0000:00:02.0", "rng", "virtio-pci", "vfio-pci"]
 
 
+def test_doctor_says_where_things_are(cli: Cli) -> None:
+    code = main(["doctor", "--json", "--root", str(cli.fake.top)])
+    top = cli.fake.top
+    places = json.loads(cli.capsys.readouterr().out)["places"]
+    places.pop("udev_rules", None)  # of an installed wheel
+    assert places == {
+        "deny_list": f"{top}/etc/uvirtio/deny",
+        "journal": f"{top}/run/uvirtio/journal.d",
+        "locks": f"{top}/run/uvirtio/ADDRESS.lock",
+    }
+    shown = cli.text("doctor", code=code)
+    assert f"journal:   {top}/run/uvirtio/journal.d\n" in shown
+
+
 def test_doctor(cli: Cli) -> None:
     code = main(["doctor", "--json", "--root", str(cli.fake.top)])
     made = json.loads(cli.capsys.readouterr().out)
