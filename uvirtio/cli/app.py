@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from importlib import import_module
 from typing import Annotated, NoReturn, get_type_hints
@@ -47,6 +46,7 @@ def make_app(verb: str = "") -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
         cls=conversion.group(get_type_hints(_before)),
+        add_completion=False,  # ours answers without importing typer, and completes addresses
         # Importing rich takes a tenth of a second, so only a terminal, which shows its frames, pays for it.
         rich_markup_mode="rich" if output.coloured() else None,
     )
@@ -65,11 +65,48 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _show_completion(shell: str | None) -> None:
+    if shell is not None:
+        from uvirtio.cli.completion.install import script
+
+        output.write(script(shell))
+        raise typer.Exit
+
+
+def _install_completion(shell: str | None) -> None:
+    if shell is not None:
+        from uvirtio.cli.completion.install import install
+
+        for text in install(shell):
+            output.line(text)
+        raise typer.Exit
+
+
 def _before(
     version: Annotated[
         bool,
         typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Print the version."),
     ] = False,
+    show_completion: Annotated[
+        str | None,
+        typer.Option(
+            "--show-completion",
+            metavar="SHELL",
+            callback=_show_completion,
+            is_eager=True,
+            help="Print the completion script for bash, zsh or fish.",
+        ),
+    ] = None,
+    install_completion: Annotated[
+        str | None,
+        typer.Option(
+            "--install-completion",
+            metavar="SHELL",
+            callback=_install_completion,
+            is_eager=True,
+            help="Write that script to where the shell looks for it, and say where.",
+        ),
+    ] = None,
 ) -> None:
     """Drive virtio devices from user space. DEV is an address: 0000:03:00.0, or qemu:virtio-rng-pci."""
 
@@ -88,8 +125,7 @@ def _run(argv: list[str]) -> int:
     help_only = not argv
     try:
         words = _verb_first(argv) or ["--help"]
-        completing = "_UVIRTIO_COMPLETE" in os.environ
-        code = make_app("" if completing else words[0])(words, prog_name="uvirtio", standalone_mode=False)
+        code = make_app(words[0])(words, prog_name="uvirtio", standalone_mode=False)
     except _ClickException as error:
         return perform(outer, partial(_usage, error))
     except (typer.Abort, KeyboardInterrupt):
@@ -98,7 +134,7 @@ def _run(argv: list[str]) -> int:
         return perform(outer, partial(_raise, error))
     except OSError as error:  # of stdout, to which typer writes the help
         return perform(outer, partial(_raise, output.OutputFailed(error)))
-    except SystemExit as leaving:  # shell completion; and typer's own answer to `--help | head`
+    except SystemExit as leaving:  # typer's own answer to `--help | head`
         if isinstance(leaving.__context__, BrokenPipeError):
             return BROKEN_PIPE
         return leaving.code if isinstance(leaving.code, int) else 0

@@ -51,7 +51,9 @@ VerboseOption = Annotated[
     bool,
     typer.Option("-v", "--verbose", help="Trace registers and kicks to stderr.", rich_help_panel=_ALL),
 ]
-RootOption = Annotated[str, typer.Option("--root", hidden=True, help="Take sys, proc, dev, run, etc below here.")]
+RootOption = Annotated[
+    str, typer.Option("--root", metavar="DIR", hidden=True, help="Take sys, proc, dev, run, etc below here.")
+]
 TimeoutOption = Annotated[
     float,
     typer.Option(

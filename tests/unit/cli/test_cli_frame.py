@@ -292,18 +292,6 @@ def test_help_in_a_pipe_does_without_frames_and_so_without_rich(argv: list[str])
     assert "Usage: uvirtio" in done.stdout and not set("│╭─") & set(done.stdout)
 
 
-def test_completion_knows_the_verbs() -> None:
-    environment = {
-        **os.environ,
-        "_UVIRTIO_COMPLETE": "complete_bash",
-        "COMP_WORDS": "uvirtio ba",
-        "COMP_CWORD": "1",
-    }
-    with uvirtio(stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
-        out, err = process.communicate(timeout=60)
-    assert (out.split(), err) == ([b"balloon"], b"")
-
-
 # --- a terminal ---------------------------------------------------------------------------------------------
 
 

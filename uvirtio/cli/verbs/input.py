@@ -429,7 +429,7 @@ def _pause(device: Device | None, driver: Input | None, until: float) -> None:
 def led(
     cmd: Command,
     dev: DevArgument,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="LED_CAPSL, capsl, capslock, or the number.")],
+    name: Annotated[str, typer.Argument(metavar="LED", help="LED_CAPSL, capsl, capslock, or the number.")],
     state: Annotated[OnOff, typer.Argument(metavar="on|off")],
     hold: Annotated[
         float | None, typer.Option("--hold", metavar="SECONDS", help="Stay this long before the device is left.")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SizeArgument = Annotated[
     str,
-    typer.Argument(metavar="SIZE", help="1GiB, or 25% of the region; whole memory blocks (x86: 128M)."),
+    typer.Argument(metavar="[SIZE]", help="1GiB, or 25% of the region; whole memory blocks (x86: 128M)."),
 ]
 
 
