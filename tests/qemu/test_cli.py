@@ -199,6 +199,15 @@ def test_diag_of_a_failing_device_is_1(uvirtio: Callable[..., tuple[int, str, st
     assert made["error"]["code"] == "UV-DEV-TIMEOUT"
 
 
+def test_diag_as_text_says_once_why_steps_were_skipped(uvirtio: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = uvirtio("diag", "qemu:virtio-rng-pci,max-bytes=1,period=60000", "--timeout", "0.3")
+    assert (code, err) == (1, "")
+    (at,) = [number for number, line in enumerate(out.splitlines()) if "skip" in line]
+    assert " ".join(out.splitlines()[at].split()) == "12/15 skip interrupt to step 13, configuration change"
+    assert out.splitlines()[at + 1].strip() == "an earlier step failed"
+    assert "14/15" in out and out.endswith("verdict: fail (rng at qemu:virtio-rng-pci,max-bytes=1,period=60000)\n")
+
+
 @pytest.mark.parametrize("mode", ["msix-per-queue", "msix-shared", "intx", "polling"])
 def test_the_kind_of_interrupt_can_be_chosen(uvirtio: Callable[..., tuple[int, str, str]], mode: str) -> None:
     code, out, _ = uvirtio("diag", "qemu:virtio-rng-pci", "--interrupts", mode, "--json")

@@ -202,6 +202,16 @@ def test_msix_never_fails(config: bytes) -> None:
     assert found is None or 1 <= found["vectors"] <= 2048
 
 
+# --- diag ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("address", "code"), [("0000:00:1f.9", 2), ("0000:00:1f.0", 5), ("0000:00:02.0", 3)])
+def test_diag_of_what_cannot_be_opened_prints_the_error_alone(cli: Cli, address: str, code: int) -> None:
+    assert cli.text("diag", address, code=code) == ""
+    assert cli.err.startswith("uvirtio: UV-") and "hint" not in cli.err and "step" not in cli.err
+    assert len(cli.document("diag", address, code=code)["steps"]) == 15
+
+
 # --- features -----------------------------------------------------------------------------------------------
 
 

@@ -25,14 +25,7 @@ def diag(cmd: Command, dev: DevArgument) -> int:
     """Bring a device up step by step and say which step fails."""
     from uvirtio.diag import STEPS, diagnose
 
-    number = 0
-
-    def tell(step: Step) -> None:
-        nonlocal number
-        number += 1
-        if not cmd.json:
-            _tell(cmd, number, len(STEPS), step)
-
+    teller = _Teller(cmd, len(STEPS))
     report = diagnose(
         dev,
         timeout=cmd.timeout,
@@ -43,21 +36,55 @@ def diag(cmd: Command, dev: DevArgument) -> int:
         force_legacy=cmd.force_legacy,
         roots=cmd.roots,
         trace=cmd.trace,
-        on_step=tell,
+        on_step=teller.tell,
         opened=cmd.guard.watch,
     )
     cmd.guard.watch(None)
+    teller.finish()
     return _conclude(cmd, report)
 
 
-def _tell(cmd: Command, number: int, count: int, step: Step) -> None:
-    cmd.line(
-        f"{number:>{len(str(count))}}/{count}  {_MARK[step.verdict]:<4}  {step.name:<20}  "
-        f"{step.took_s * 1000:8.1f} ms  ({step.spec})"
-    )
-    for text in (step.detail, f"hint: {step.hint}" if step.hint else ""):
-        if text:
-            cmd.paragraph(text, indent=" " * 13)
+class _Teller:
+    """Prints each step as it ends; steps that were skipped for the same reason in one entry.
+
+    A device that was not found or may not be opened is no failed device: nothing is printed but the error.
+    """
+
+    def __init__(self, cmd: Command, count: int) -> None:
+        self._cmd = cmd
+        self._count = count
+        self._number = 0
+        self._skipped: list[Step] = []
+        self._silent = cmd.json
+
+    def tell(self, step: Step) -> None:
+        if self._number == 0 and step.verdict == "fail":
+            self._silent = True
+        if step.verdict != "skip" or (self._skipped and step.detail != self._skipped[0].detail):
+            self.finish()
+        self._number += 1
+        if step.verdict == "skip":
+            self._skipped.append(step)
+        else:
+            self._print(self._number, step, f"{step.took_s * 1000:8.1f} ms  ({step.spec})")
+
+    def finish(self) -> None:
+        """Print the steps that were skipped and are not printed yet."""
+        if not self._skipped:
+            return
+        first, *rest = self._skipped
+        what = f"to step {self._number}, {rest[-1].name}" if rest else f"{'':11}  ({first.spec})"
+        self._print(self._number - len(rest), first, what)
+        self._skipped = []
+
+    def _print(self, number: int, step: Step, what: str) -> None:
+        if self._silent:
+            return
+        width = len(str(self._count))
+        self._cmd.line(f"{number:>{width}}/{self._count}  {_MARK[step.verdict]:<4}  {step.name:<20}  {what}")
+        for text in (step.detail, f"hint: {step.hint}" if step.hint else ""):
+            if text:
+                self._cmd.paragraph(text, indent=" " * 13)
 
 
 def _conclude(cmd: Command, report: Report) -> int:
@@ -68,10 +95,10 @@ def _conclude(cmd: Command, report: Report) -> int:
         if report.error is not None:
             members["error"] = report.error.as_dict()
         cmd.document(**members)
+    elif stopped is not None:
+        output.error(stopped, cmd.name, as_json=False)
     else:
         cmd.line(f"verdict: {report.verdict} ({report.type} at {report.address})")
-        if stopped is not None:
-            output.error(stopped, cmd.name, as_json=False)
     if stopped is not None:
         return stopped.exit_code
     return 1 if report.verdict == "fail" else 0
