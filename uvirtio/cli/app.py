@@ -85,7 +85,9 @@ def _install_completion(shell: str | None) -> None:
 def _before(
     version: Annotated[
         bool,
-        typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "-V", "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
     show_completion: Annotated[
         str | None,
@@ -94,7 +96,7 @@ def _before(
             metavar="SHELL",
             callback=_show_completion,
             is_eager=True,
-            help="Print the completion script for bash, zsh or fish.",
+            help="Print the completion script of bash, zsh or fish.",
         ),
     ] = None,
     install_completion: Annotated[
@@ -104,7 +106,7 @@ def _before(
             metavar="SHELL",
             callback=_install_completion,
             is_eager=True,
-            help="Write that script to where the shell looks for it, and say where.",
+            help="Write that script to where SHELL looks for it, and say where.",
         ),
     ] = None,
 ) -> None:

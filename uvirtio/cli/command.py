@@ -46,10 +46,10 @@ class Interrupted(UvirtioError):
 _ALL = "Options of every command"
 _OPENING = "Options of every command that opens a device"
 
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout.", rich_help_panel=_ALL)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=_ALL)]
 VerboseOption = Annotated[
     bool,
-    typer.Option("-v", "--verbose", help="Trace registers and kicks to stderr.", rich_help_panel=_ALL),
+    typer.Option("-v", "--verbose", help="Trace register accesses and kicks on stderr.", rich_help_panel=_ALL),
 ]
 RootOption = Annotated[
     str, typer.Option("--root", metavar="DIR", hidden=True, help="Take sys, proc, dev, run, etc below here.")
@@ -59,7 +59,7 @@ TimeoutOption = Annotated[
     typer.Option(
         "--timeout",
         metavar="SECONDS",
-        help="How long the device may take for each answer that it owes.",
+        help="Longest wait for any one response of the device.",
         rich_help_panel=_OPENING,
     ),
 ]
@@ -68,37 +68,37 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME",
-        help="auto, vfio (vfio-group, vfio-cdev), uio, devmem, vhost-vdpa or qemu.",
+        help="Back end: auto, vfio (vfio-group, vfio-cdev), uio, devmem, vhost-vdpa or qemu.",
         rich_help_panel=_OPENING,
     ),
 ]
 UnsafeOption = Annotated[
     bool,
-    typer.Option("--unsafe-dma", help="Consent to a device that no IOMMU holds.", rich_help_panel=_OPENING),
+    typer.Option("--unsafe-dma", help="Allow DMA that no IOMMU restricts.", rich_help_panel=_OPENING),
 ]
 InterruptsOption = Annotated[
     InterruptMode | None,
-    typer.Option("--interrupts", help="Take only this kind of interrupt.", rich_help_panel=_OPENING),
+    typer.Option("--interrupts", help="Use only this kind of interrupt.", rich_help_panel=_OPENING),
 ]
 ForceLegacyOption = Annotated[
     bool,
     typer.Option(
-        "--force-legacy", help="Take the legacy interface of a transitional device.", rich_help_panel=_OPENING
+        "--force-legacy", help="Use the legacy interface of a transitional device.", rich_help_panel=_OPENING
     ),
 ]
 
 RingOption = Annotated[
     Literal["auto", "split", "packed"],
     typer.Option(
-        "--ring", help="Format of the queues; auto: packed where it is offered.", rich_help_panel=_OPENING
+        "--ring", help="Format of the virtqueues; auto: packed if the device offers it.", rich_help_panel=_OPENING
     ),
 ]
 
 DevArgument = Annotated[
-    str, typer.Argument(metavar="DEV", help="Address of a device, such as qemu:virtio-rng-pci.")
+    str, typer.Argument(metavar="DEV", help="Device address, such as 0000:03:00.0 or qemu:virtio-rng-pci.")
 ]
 LookArgument = Annotated[
-    str, typer.Argument(metavar="DEV", help="Address of a device, virtio3, or a type that only one device has.")
+    str, typer.Argument(metavar="DEV", help="Device address, virtio3, or a type that only one device has.")
 ]
 
 _COMMON: dict[str, tuple[Any, Any]] = {
@@ -257,13 +257,13 @@ def _signalled(cmd: Command, signalled: Signalled) -> int:
         _report(
             cmd,
             Interrupted(
-                f"{signalled.name} ended this command; everything was left in order",
+                f"{signalled.name} ended this command, which cleaned up first",
                 seen=signalled.name,
-                expected="an undisturbed run",
+                expected="no signal",
             ),
         )
     elif not cmd.json:
-        output.note(f"{signalled.name}: left in order")
+        output.note(f"{signalled.name}: cleaned up and exited")
     try:
         output.write("")  # what is still buffered
     except (output.OutputClosed, output.OutputFailed):
@@ -281,7 +281,7 @@ def _bug(cmd: Command, unforeseen: Exception) -> int:
         Bug(
             f"unexpected {type(unforeseen).__name__}: {unforeseen}",
             seen=_where(unforeseen),
-            expected="no such thing: this is a mistake in uvirtio",
+            expected="no unexpected exception: this is a bug in uvirtio",
             remedy="please report it, with the output of the same command with -v",
         ),
     )

@@ -11,9 +11,9 @@ import typer
 from uvirtio.cli.command import Command
 from uvirtio.errors import OperationFailed, UsageError, UvirtioError
 
-HexOption = Annotated[bool, typer.Option("--hex", help="Bare hexadecimal digits instead of a dump.")]
-RawOption = Annotated[bool, typer.Option("--raw", help="The bytes themselves.")]
-OutOption = Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="The bytes, into a file.")]
+HexOption = Annotated[bool, typer.Option("--hex", help="Write plain hexadecimal digits instead of a dump.")]
+RawOption = Annotated[bool, typer.Option("--raw", help="Write the raw bytes to stdout.")]
+OutOption = Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="Write the raw bytes to FILE.")]
 
 _ROW = 16
 
@@ -21,9 +21,7 @@ _ROW = 16
 def check_form(cmd: Command, *, hex: bool, raw: bool, out: str) -> None:
     """Raise UsageError where more than one form is asked for."""
     if sum((hex, raw, bool(out), cmd.json)) > 1:
-        raise UsageError(
-            "--hex, --raw, -o and --json are four ways of saying the same", expected="one of them at most"
-        )
+        raise UsageError("--hex, --raw, -o and --json exclude each other", expected="at most one of them")
 
 
 def give(

@@ -60,7 +60,7 @@ def test_a_man_page_shows_what_help_shows() -> None:
         ["groff", "-man", "-Tascii", "-P-cbou", page], capture_output=True, text=True, timeout=60
     )
     shown = " ".join(done.stdout.split())
-    assert "NAME uvirtio-mem - memory that the host plugs and unplugs" in shown
+    assert "NAME uvirtio-mem - memory that is plugged and unplugged as the host requests" in shown
     assert "uvirtio mem follow DEV [OPTION]... " in shown
-    assert "--for SECONDS Stop after this long." in shown
+    assert "--for SECONDS Stop after SECONDS." in shown
     assert "--timeout SECONDS" in shown

@@ -1,4 +1,4 @@
-"""``uvirtio balloon``: a driver that lives as long as this process, and gives everything back when it leaves."""
+"""``uvirtio balloon``: a driver that lives as long as this process, and deflates on every way out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    group = make_group("The memory balloon. It lives as long as the command does.")
+    group = make_group("The memory balloon. It is deflated when the command ends.")
     app.add_typer(group, name="balloon")
     verb(group, "status", group="balloon", opens=True)(status)
     verb(group, "inflate", group="balloon", opens=True, streams=True)(inflate)
@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
 
 
 def status(cmd: Command, dev: DevArgument) -> None:
-    """The host's target, what the balloon holds, and how the device is driven."""
+    """Show the host's target, what the balloon holds, and how the device is driven."""
     from uvirtio.drivers.balloon import Balloon
     from uvirtio.spec import features as f
 
@@ -81,11 +81,14 @@ FREE_MEMORY = "free-memory"
 
 SizeArgument = Annotated[str, typer.Argument(metavar="SIZE", help="64M, 1GiB, or 25% of the guest's memory.")]
 HoldOption = Annotated[
-    float | None, typer.Option("--hold", metavar="SECONDS", help="Leave after this long instead of on Ctrl-C.")
+    float | None,
+    typer.Option("--hold", metavar="SECONDS", help="Release and exit after SECONDS (default: at Ctrl-C)."),
 ]
 FloorOption = Annotated[
     str,
-    typer.Option("--floor", metavar="SIZE", help="Leave this much memory free (default: 5%, at least 256M)."),
+    typer.Option(
+        "--floor", metavar="SIZE", help="Keep at least this much memory free (default: 5%, at least 256M)."
+    ),
 ]
 
 
@@ -103,15 +106,13 @@ def inflate(
     size: SizeArgument,
     hold: HoldOption = None,
     floor: FloorOption = "",
-    force: Annotated[
-        str, typer.Option("--force", metavar="RULE", help="free-memory: the floor does not count.")
-    ] = "",
+    force: Annotated[str, typer.Option("--force", metavar="RULE", help="free-memory: ignore the floor.")] = "",
 ) -> None:
-    """Take SIZE into the balloon, hold it until Ctrl-C, SIGTERM or --hold, then give it back."""
+    """Inflate the balloon by SIZE, hold it until Ctrl-C, SIGTERM or --hold, then deflate it."""
     if hold is not None and hold != 0:
         seconds("--hold", hold)
     if force not in ("", FREE_MEMORY):
-        raise UsageError("--force names a rule", seen=force, expected=FREE_MEMORY)
+        raise UsageError("--force takes a rule", seen=force, expected=FREE_MEMORY)
     pages = _pages(cmd, dev, size)
     least = _floor(cmd, dev, floor)
     from uvirtio.drivers.balloon import Balloon
@@ -137,16 +138,20 @@ def _pages(cmd: Command, dev: str, size: str) -> int:
     total = _guest_memory(cmd, dev) if size.strip().endswith("%") else None
     wanted = parse_size(size, total=total, multiple=PAGE)
     if wanted == 0:
-        raise BadSize(f"{size!r} is not one page", seen=wanted, expected=f"at least {PAGE} bytes")
+        raise BadSize(f"SIZE must be at least one page ({PAGE})", seen=size, expected=f"at least {PAGE} bytes")
     if dev.startswith(QEMU_PREFIX) and wanted > (most := _guest_memory(cmd, dev)):
         raise BadSize(
-            f"{size!r} is more memory than this machine has",
+            f"the qemu: guest has only {human(most)} (ram=)",
             seen=wanted,
             expected=f"at most {most}",
             remedy="give it more: qemu:q35,ram=SIZE/DEVICE",
         )
     if wanted // PAGE >= 1 << 32:
-        raise BadSize(f"{size!r} is more than a balloon can count", seen=wanted, expected="below 16 TiB (5.5.6)")
+        raise BadSize(
+            f"{size!r} is more than a balloon can hold: its page count has 32 bits",
+            seen=wanted,
+            expected="below 16 TiB (5.5.6)",
+        )
     return wanted // PAGE
 
 
@@ -189,13 +194,11 @@ def _say_done(cmd: Command, device: Device, pages: int, took: float) -> None:
     try:
         actual = _actual(device)
     except UvirtioError as error:
-        output.note(f"what the device has noted at the end is not known: {error.message}")
+        output.note(f"the final value of actual is unknown: {error.message}")
     if cmd.json:
         cmd.document(event="done", pages=pages, bytes=pages * PAGE, seconds=took, actual=actual)
     else:
-        cmd.line(
-            f"done: {pages} pages ({human(pages * PAGE)}) in {took:.1f} s; the device has noted {actual} pages"
-        )
+        cmd.line(f"done: {pages} pages ({human(pages * PAGE)}) in {took:.1f} s; actual is {actual} pages now")
 
 
 def _actual(device: Device) -> int:
@@ -211,13 +214,13 @@ def _actual(device: Device) -> int:
 def follow(
     cmd: Command,
     dev: DevArgument,
-    limit: Annotated[str, typer.Option("--limit", metavar="SIZE", help="Never hold more than this.")] = "",
+    limit: Annotated[str, typer.Option("--limit", metavar="SIZE", help="Never hold more than SIZE.")] = "",
     floor: FloorOption = "",
     for_seconds: Annotated[
-        float | None, typer.Option("--for", metavar="SECONDS", help="Stop after this long.")
+        float | None, typer.Option("--for", metavar="SECONDS", help="Stop after SECONDS.")
     ] = None,
 ) -> None:
-    """Be the balloon that the host asks for, whenever it asks, until Ctrl-C."""
+    """Track the host's target until Ctrl-C."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
     most = _pages(cmd, dev, limit) if limit else None
@@ -243,7 +246,7 @@ def follow(
 
 
 class _Follower:
-    """Says where the balloon is: each time that it gets where it was sent, and now and then on the way."""
+    """Reports the size of the balloon: whenever the target is reached, and now and then on the way."""
 
     _EVERY = 0.5  # seconds
 
@@ -267,7 +270,7 @@ class _Follower:
         if self._cmd.json:
             self._cmd.document(event="short", reason=reason, retry_s=delay, pages=self._driver.held)
         else:
-            self._cmd.line(f"short of memory: {reason}; next try in {delay:.1f} s")
+            self._cmd.line(f"short of memory: {reason}; retrying in {delay:.1f} s")
 
     def tell(self, event: str) -> None:
         self._told = time.monotonic()
@@ -284,15 +287,16 @@ class _Follower:
 def stats(
     cmd: Command,
     dev: DevArgument,
-    watch: Annotated[bool, typer.Option("--watch", help="Show them anew each second, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show them again every second, until Ctrl-C.")] = False,
     for_seconds: Annotated[
-        float | None, typer.Option("--for", metavar="SECONDS", help="With --watch: stop after this long.")
+        float | None, typer.Option("--for", metavar="SECONDS", help="With --watch: stop after SECONDS.")
     ] = None,
     cgroup: Annotated[
-        Path | None, typer.Option("--cgroup", metavar="DIR", help="Of this cgroup (v2) instead of the machine.")
+        Path | None,
+        typer.Option("--cgroup", metavar="DIR", help="Report this cgroup (v2) instead of the whole machine."),
     ] = None,
 ) -> None:
-    """Give the host statistics of this machine's memory, and show them by their two names."""
+    """Report memory statistics of this machine to the host, and show them under both of their names."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
     from uvirtio.drivers.balloon import Balloon, Collector
@@ -302,7 +306,7 @@ def stats(
     with cmd.device(dev) as device, Balloon(device, stats=collector, roots=cmd.roots) as driver:
         if driver.stats is None:
             raise NotSupported(
-                f"{dev} takes no statistics",
+                f"{dev} does not take statistics",
                 seen=f"offered features {device.offered:#x}",
                 expected="STATS_VQ (5.5.3)",
             )
@@ -337,16 +341,16 @@ def _tell_stats(cmd: Command, driver: Balloon, values: Mapping[int, int]) -> Non
         for tag, value in values.items()
     ]
     cmd.table(["virsh", "standard", "value"], rows)
-    cmd.line(f"the host has asked {requests} times")
+    cmd.line(f"requests from the host: {requests}")
 
 
 # --- report -------------------------------------------------------------------------------------------------
 
 
 def report(cmd: Command, dev: DevArgument, size: SizeArgument, hold: HoldOption = None) -> None:
-    """Hold SIZE of memory free and tell the host so, until Ctrl-C, SIGTERM or --hold.
+    """Keep SIZE of memory free and report it to the host, until Ctrl-C, SIGTERM or --hold.
 
-    The host may take what is behind it, and leave it out of a migration; nothing of the balloon grows.
+    The host may reclaim the memory behind it and leave it out of a migration; the balloon itself does not grow.
     """
     if hold is not None and hold != 0:
         seconds("--hold", hold)
@@ -356,7 +360,7 @@ def report(cmd: Command, dev: DevArgument, size: SizeArgument, hold: HoldOption 
     with cmd.device(dev) as device, Balloon(device, reporting=True, hinting=True, roots=cmd.roots) as driver:
         if driver.reports is None and driver.hints is None:
             raise NotSupported(
-                f"{dev} does not want to know of free memory",
+                f"{dev} does not offer free page reporting or hints",
                 seen=f"offered features {device.offered:#x}",
                 expected="PAGE_REPORTING or FREE_PAGE_HINT (5.5.3)",
                 remedy="QEMU: virtio-balloon-pci,free-page-reporting=on",
@@ -370,11 +374,11 @@ def report(cmd: Command, dev: DevArgument, size: SizeArgument, hold: HoldOption 
                 cmd.document(event="holding", bytes=arena.size, reported_bytes=told, hold_s=hold)
             else:
                 until = "until Ctrl-C" if hold is None else f"for {hold:g} s"
-                cmd.line(f"{human(told)} reported in {len(arena.ranges)} ranges; held free {until}")
+                cmd.line(f"{human(told)} reported in {len(arena.ranges)} ranges; kept free {until}")
             driver.hold(hold)
         finally:
             hinted = driver.hints.hinted if driver.hints is not None else 0
             if cmd.json:
                 cmd.document(event="leaving", bytes=arena.size, reported_bytes=told, hinted_bytes=hinted)
             else:
-                cmd.line(f"leaving: {human(told)} were reported, {human(hinted)} hinted")
+                cmd.line(f"leaving: {human(told)} reported, {human(hinted)} hinted")

@@ -1,4 +1,4 @@
-"""``plan``, ``bind``, ``restore`` and ``journal``: devices change hands, and come back."""
+"""``plan``, ``bind``, ``restore`` and ``journal``: devices get a user-space driver, and their own one back."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from uvirtio.binding.plan import Member, Plan
 
 DriverOption = Annotated[
-    str, typer.Option("--driver", metavar="NAME", help="vfio-pci or uio_pci_generic; without it, what fits.")
+    str, typer.Option("--driver", metavar="NAME", help="vfio-pci or uio_pci_generic (default: what fits).")
 ]
-GroupOption = Annotated[bool, typer.Option("--group", help="Take the rest of the IOMMU group along.")]
+GroupOption = Annotated[bool, typer.Option("--group", help="Bind the rest of the IOMMU group, too.")]
 ForceOption = Annotated[
     list[str] | None,
-    typer.Option("--force", metavar="RULE", help="Override this one rule; may be given again for another."),
+    typer.Option("--force", metavar="RULE", help="Override RULE; repeatable."),
 ]
-DevsArgument = Annotated[list[str], typer.Argument(metavar="DEV...", help="Addresses of devices.")]
+DevsArgument = Annotated[list[str], typer.Argument(metavar="DEV...", help="Device addresses.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -42,7 +42,7 @@ def plan(
     group: GroupOption = False,
     force: ForceOption = None,
 ) -> int:
-    """Say what bind would check and write, and change nothing."""
+    """Show what bind would check and write; change nothing."""
     from uvirtio.binding.discover import find
     from uvirtio.binding.plan import plan as make_plan
 
@@ -58,11 +58,10 @@ def plan(
 
 
 def _print_plan(cmd: Command, made: Plan) -> None:
-    cmd.line(
-        f"{made.found.address} ({made.found.type}): {made.found.driver or 'no driver'} -> {made.driver or 'none'}"
-    )
+    now, then = made.found.driver or "no driver", made.driver or "(no usable driver)"
+    cmd.line(f"{made.found.address} ({made.found.type}): {now} -> {then}")
     if made.nothing_to_do:
-        cmd.line("nothing to do: it is bound already")
+        cmd.line("nothing to do: already bound")
     for member in made.members:
         _print_member(cmd, member)
     for check in made.checks:
@@ -80,7 +79,7 @@ def _print_plan(cmd: Command, made: Plan) -> None:
 
 def _print_member(cmd: Command, member: Member) -> None:
     if len(member.steps):
-        cmd.line(f"{member.found.address} would be written:")
+        cmd.line(f"{member.found.address} : what would be written")
     for step in member.steps:
         cmd.line(f"  echo {step.value.strip() or chr(39) * 2} > {step.path}  # {step.why}")
     for finding in member.findings:
@@ -98,11 +97,11 @@ def bind(
     driver: DriverOption = "",
     group: GroupOption = False,
     owner: Annotated[
-        str, typer.Option("--owner", metavar="USER[:GROUP]", help="Give the device node to this user.")
+        str, typer.Option("--owner", metavar="USER[:GROUP]", help="Make USER the owner of the device node.")
     ] = "",
     force: ForceOption = None,
 ) -> None:
-    """Give devices to a user-space driver, all of them or none; restore gives them back."""
+    """Bind devices to a user-space driver, all of them or none; restore undoes it."""
     from uvirtio.binding import bind as binding
     from uvirtio.binding.discover import find
     from uvirtio.binding.owner import owner_ids
@@ -123,22 +122,22 @@ def bind(
         return
     for one in done:
         node = f", node {one.node}" if one.node else ""
-        how = "was bound already" if one.journal is None else "bound"
+        how = "already bound" if one.journal is None else "bound"
         cmd.line(f"{one.address}: {how} to {one.driver or 'no driver'}{node}")
 
 
 def restore(
     cmd: Command,
     devs: Annotated[
-        list[str] | None, typer.Argument(metavar="[DEV...]", help="Addresses of devices that were bound.")
+        list[str] | None, typer.Argument(metavar="[DEV...]", help="Addresses of devices that bind has bound.")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every device in the journal.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Restore every device in the journal.")] = False,
 ) -> None:
     """Give devices back to the drivers that they had before bind."""
     if bool(devs) == every:
         raise UsageError(
             "restore takes devices, or --all",
-            expected="one of the two",
+            expected="devices or --all, not both",
             remedy="`uvirtio journal` shows what is bound",
         )
     from uvirtio.binding import restore as restoring
@@ -155,8 +154,8 @@ def restore(
 
 _ACTIONS = {
     "restored": "given back to",
-    "already": "already had its own driver again:",
-    "gone": "is gone and was forgotten; it had",
+    "already": "already back with",
+    "gone": "is gone, and no longer in the journal; it had",
 }
 
 
@@ -164,7 +163,7 @@ _ACTIONS = {
 
 
 def journal(cmd: Command) -> None:
-    """What bind has changed and restore would put back."""
+    """Show what bind has changed and restore would undo."""
     from uvirtio.binding.journal import entries
 
     found = entries(cmd.roots)
@@ -186,4 +185,4 @@ def journal(cmd: Command) -> None:
         for entry in found
         for device in entry.devices
     ]
-    cmd.table(("WHEN", "STATE", "ADDRESS", "TYPE", "HAD", "GOT"), rows)
+    cmd.table(("WHEN", "STATE", "ADDRESS", "TYPE", "FROM", "TO"), rows)

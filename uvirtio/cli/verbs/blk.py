@@ -25,12 +25,10 @@ _PIECE = 1 << 20
 _SECTORS = re.compile(r"([0-9]{1,18})s", re.ASCII)
 
 OffsetArgument = Annotated[
-    str, typer.Argument(metavar="OFFSET", help="Where to begin: bytes (0, 4K, 1GiB) or sectors of 512 (8s).")
+    str, typer.Argument(metavar="OFFSET", help="Start: bytes (0, 4K, 1GiB) or sectors of 512 (8s).")
 ]
-SizeArgument = Annotated[str, typer.Argument(metavar="SIZE", help="How much: 4K, 1MiB, or 8s.")]
-AllowOption = Annotated[
-    bool, typer.Option("--allow-write", help="Consent to what changes the contents of the disk.")
-]
+SizeArgument = Annotated[str, typer.Argument(metavar="SIZE", help="Length: 4K, 1MiB, or 8s.")]
+AllowOption = Annotated[bool, typer.Option("--allow-write", help="Allow the contents of the disk to be changed.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -70,7 +68,7 @@ def _consent(allowed: bool, what: str) -> None:
         raise WriteRefused(
             f"{what} changes the contents of the disk",
             seen="no --allow-write",
-            expected="consent",
+            expected="--allow-write",
             remedy="add --allow-write",
         )
 
@@ -79,7 +77,7 @@ def _consent(allowed: bool, what: str) -> None:
 
 
 def info(cmd: Command, dev: DevArgument) -> None:
-    """Capacity, limits and name of a disk, and how it is driven."""
+    """Show capacity, limits and serial of a disk, and how it is driven."""
     from uvirtio.spec import features as f
 
     with _driver(cmd, dev) as (device, disk):
@@ -113,15 +111,15 @@ def info(cmd: Command, dev: DevArgument) -> None:
                 backend=device.transport.description,
             )
             return
-        cache = "write-back: flush makes durable" if disk.write_cache else "none, or write-through"
+        cache = "write-back: flush makes writes durable" if disk.write_cache else "none, or write-through"
         cmd.fields(
             [
                 ("address", device.address),
-                ("id", name if name else "not told"),
+                ("serial", name or "none"),
                 ("capacity", f"{human(config.capacity * SECTOR)}, {config.capacity} sectors of {SECTOR} bytes"),
                 ("writable", "no (RO)" if disk.read_only else "yes, with --allow-write"),
                 ("cache", cache),
-                ("block", human(config.blk_size) if config.blk_size else "not told"),
+                ("block", human(config.blk_size) if config.blk_size else "not reported"),
                 ("topology", _topology(config)),
                 ("queues", config.num_queues),
                 ("request", f"up to {human(disk.request_size)} each, {disk.depth} at once"),
@@ -150,7 +148,7 @@ def _members(told: Any) -> dict[str, Any] | None:
 def _topology(config: BlkConfig) -> str:
     told = config.topology
     if told is None:
-        return "not told"
+        return "not reported"
     return (
         f"physical block {human((config.blk_size or SECTOR) << min(told.physical_block_exp, 32))}, "
         f"best in units of {told.min_io_size} to {told.opt_io_size} blocks"
@@ -160,10 +158,11 @@ def _topology(config: BlkConfig) -> str:
 def _limits(limits: Limits | None) -> str:
     if limits is None:
         return "no"
-    text = f"up to {limits.max_segments} ranges of {human(limits.max_sectors * SECTOR)}"
+    ranges = f"{limits.max_segments} range{'s' * (limits.max_segments != 1)}"
+    text = f"up to {ranges} of {human(limits.max_sectors * SECTOR)}"
     if limits.alignment > 1:
         text += f", best at multiples of {human(limits.alignment * SECTOR)}"
-    return text + ", may give room back" * limits.may_unmap
+    return text + ", may deallocate" * limits.may_unmap
 
 
 # --- read and write -----------------------------------------------------------------------------------------
@@ -178,7 +177,7 @@ def read(
     raw: content.RawOption = False,
     out: content.OutOption = "",
 ) -> None:
-    """Read SIZE bytes from OFFSET on."""
+    """Read SIZE bytes at OFFSET."""
     content.check_form(cmd, hex=hex, raw=raw, out=out)
     first, count = sectors(offset, "OFFSET"), sectors(size, "SIZE")
     with _driver(cmd, dev) as (device, disk):
@@ -206,15 +205,15 @@ def write(
     dev: DevArgument,
     offset: OffsetArgument,
     source: Annotated[
-        str, typer.Option("-i", "--in", metavar="FILE", help="What to write; standard input if left out.")
+        str, typer.Option("-i", "--in", metavar="FILE", help="Data to write (default: standard input).")
     ] = "",
-    zeroes: Annotated[str, typer.Option("--zeroes", metavar="SIZE", help="Write so many zeroes instead.")] = "",
+    zeroes: Annotated[str, typer.Option("--zeroes", metavar="SIZE", help="Write SIZE of zeroes instead.")] = "",
     allow_write: AllowOption = False,
 ) -> None:
-    """Write whole sectors from OFFSET on, and flush them."""
+    """Write whole sectors at OFFSET, then flush."""
     _consent(allow_write, "blk write")
     if source and zeroes:
-        raise UsageError("--in and --zeroes are two sources", expected="one of them at most")
+        raise UsageError("--in and --zeroes exclude each other", expected="at most one of them")
     first = sectors(offset, "OFFSET")
     count = sectors(zeroes, "--zeroes") if zeroes else 0
     with _opened(source, wanted=not zeroes) as file, _driver(cmd, dev, allow_write=True) as (device, disk):
@@ -226,7 +225,7 @@ def write(
         if cmd.json:
             cmd.document(address=device.address, offset=first * SECTOR, bytes=count * SECTOR, flushed=flushed)
         else:
-            durable = "flushed" if flushed else "the device has no cache to flush"
+            durable = "flushed" if flushed else "no cache to flush"
             cmd.line(f"wrote {human(count * SECTOR)} at sector {first}; {durable}")
 
 
@@ -244,7 +243,7 @@ def _opened(source: str, *, wanted: bool) -> Iterator[BinaryIO]:
     with file:
         if wanted and os.fstat(file.fileno()).st_size % SECTOR:
             raise BadSize(
-                f"{source} is no whole number of sectors",
+                f"{source} is not a whole number of sectors",
                 seen=os.fstat(file.fileno()).st_size,
                 expected=f"a multiple of {SECTOR} bytes",
                 remedy="pad it: truncate -s %512 FILE",
@@ -253,7 +252,7 @@ def _opened(source: str, *, wanted: bool) -> Iterator[BinaryIO]:
 
 
 def _copy(file: BinaryIO, disk: Blk, first: int) -> int:
-    """Write what is in ``file``; how many sectors that were."""
+    """Write what is in ``file``; returns the number of sectors."""
     at = first
     for piece in iter(lambda: file.read(_PIECE), b""):
         if len(piece) % SECTOR:
@@ -272,13 +271,13 @@ def _copy(file: BinaryIO, disk: Blk, first: int) -> int:
 
 
 def flush(cmd: Command, dev: DevArgument) -> None:
-    """Have the disk make durable what was written."""
+    """Flush the write cache of the disk."""
     with _driver(cmd, dev) as (device, disk):
         flushed = disk.flush()
         if cmd.json:
             cmd.document(address=device.address, flushed=flushed)
         else:
-            cmd.line("flushed" if flushed else "the device has no cache to flush")
+            cmd.line("flushed" if flushed else "no cache to flush")
 
 
 def discard(
@@ -288,7 +287,7 @@ def discard(
     size: SizeArgument,
     allow_write: AllowOption = False,
 ) -> None:
-    """Tell the disk that SIZE bytes from OFFSET on are not needed; what they hold then is not defined."""
+    """Tell the disk that SIZE bytes at OFFSET are unused; their contents become undefined."""
     _consent(allow_write, "blk discard")
     first, count = sectors(offset, "OFFSET"), sectors(size, "SIZE")
     with _driver(cmd, dev, allow_write=True) as (device, disk):

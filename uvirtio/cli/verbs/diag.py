@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def diag(cmd: Command, dev: DevArgument) -> int:
-    """Bring a device up step by step and say which step fails."""
+    """Bring a device up step by step and report which step fails."""
     from uvirtio.diag import STEPS, diagnose
 
     teller = _Teller(cmd, len(STEPS))
@@ -107,9 +107,9 @@ def _conclude(cmd: Command, report: Report) -> int:
 def reset(
     cmd: Command,
     dev: DevArgument,
-    flr: Annotated[bool, typer.Option("--flr", help="Then a function-level reset too.")] = False,
+    flr: Annotated[bool, typer.Option("--flr", help="Do a function-level reset, too.")] = False,
 ) -> None:
-    """Reset a device and wait until it says that it is done."""
+    """Reset a device and wait until it confirms the reset."""
     from uvirtio.spec.status import describe
 
     with cmd.device(dev) as device:
@@ -118,7 +118,7 @@ def reset(
         if flr and not device.transport.function_reset():
             raise NotSupported(
                 f"{device.address} has no function-level reset",
-                seen="none that this back end can ask for",
+                seen="no reset method that this back end can use",
                 expected="a function with FLR or another reset method",
                 remedy="the virtio reset was done; leave --flr out",
             )

@@ -18,9 +18,11 @@ def register(app: typer.Typer) -> None:
 def features(
     cmd: Command,
     kind: Annotated[str, typer.Argument(metavar="TYPE", help="balloon, net, blk, ...")],
-    word: Annotated[str, typer.Argument(metavar="WORD", help="0x..., 0b..., decimal, or sysfs's row of 0 and 1.")],
+    word: Annotated[
+        str, typer.Argument(metavar="WORD", help="0x..., 0b..., decimal, or the 64 zeros and ones of sysfs.")
+    ],
 ) -> None:
-    """Say what the bits of a raw feature word mean."""
+    """Decode the bits of a raw feature word."""
     from uvirtio.spec import features as f
 
     device_id, name = device_type(kind)
@@ -74,7 +76,7 @@ def parse_word(text: str) -> int:
         value = -1
     if not 0 <= value < 1 << MAX_BITS:
         raise UsageError(
-            f"{text[:60]!r} is no feature word",
+            f"{text[:60]!r} is not a feature word",
             seen=text[:200],
             expected=f"0 to 2^{MAX_BITS} - 1: 0x130000022, 0b1010, decimal, or a row of 64 zeros and ones",
         )

@@ -26,7 +26,7 @@ class OnOff(StrEnum):
     OFF = "off"
 
 
-ForOption = Annotated[float | None, typer.Option("--for", metavar="SECONDS", help="Stop after this long.")]
+ForOption = Annotated[float | None, typer.Option("--for", metavar="SECONDS", help="Stop after SECONDS.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
 
 
 def info(cmd: Command, dev: DevArgument) -> None:
-    """What the device is and which events it can send."""
+    """Show what the device is and which events it can send."""
     from uvirtio.drivers.input import Input
 
     with cmd.device(dev) as device, Input(device) as driver:
@@ -133,7 +133,7 @@ def events(
         int | None, typer.Option("--count", metavar="N", help="Stop after N events, SYN_REPORT included.")
     ] = None,
 ) -> None:
-    """Print the events as they come, until Ctrl-C."""
+    """Print events as they arrive, until Ctrl-C."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
     if count is not None and count < 1:
@@ -184,7 +184,7 @@ def _print_event(cmd: Command, one: InputEvent, now: float) -> None:
 
 
 def bridge(cmd: Command, dev: DevArgument, for_seconds: ForOption = None) -> None:
-    """Clone the device into the kernel's input layer, forward its events and bring LEDs back, until Ctrl-C."""
+    """Clone the device into the kernel's input layer: forward events, return LED changes, until Ctrl-C."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
     from uvirtio.drivers.input import Bridge, Feed, Input, UinputClone, phys_of
@@ -224,7 +224,7 @@ def _say_bridged(cmd: Command, told: dict[str, int]) -> None:
         return
     text = f"{told['frames']} frames, {told['events']} events forwarded"
     if "brought_back" in told:
-        text += f", {told['brought_back']} brought back"
+        text += f", {told['brought_back']} LED change{'s' * (told['brought_back'] != 1)} returned"
     for name in ("ignored", "lost"):
         if told.get(name):
             text += f", {told[name]} {name}"
@@ -237,22 +237,30 @@ def _say_bridged(cmd: Command, told: dict[str, int]) -> None:
 def record(
     cmd: Command,
     dev: DevArgument,
-    file: Annotated[str, typer.Argument(metavar="[FILE]", help="Where to; standard output if left out.")] = "-",
-    yes: Annotated[bool, typer.Option("--yes", help="Yes, write down what is typed.")] = False,
+    file: Annotated[
+        str, typer.Argument(metavar="[FILE]", help="File to create (default: standard output).")
+    ] = "-",
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Confirm that keystrokes, passwords too, are recorded.")
+    ] = False,
     for_seconds: ForOption = None,
 ) -> None:
-    """Write the device and its events in evemu's format. This is a key logger: passwords are in it."""
+    """Record the device and its events in evemu's format. This is a key logger: it records passwords, too."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
     if not yes:
         raise Refused(
             "a recording holds everything that is typed, passwords too",
             seen="no --yes",
-            expected="somebody who knows that",
-            remedy="say --yes, and keep the file as you would keep a password",
+            expected="--yes",
+            remedy="add --yes, and protect the file like a password",
         )
     if cmd.json and file == "-":
-        raise UsageError("standard output cannot hold both", seen="--json without FILE", remedy="give a FILE")
+        raise UsageError(
+            "standard output cannot take both the recording and JSON",
+            seen="--json without FILE",
+            remedy="give a FILE",
+        )
     from uvirtio.drivers.input import Input
 
     output.note("recording everything that this device sends, passwords too")
@@ -308,9 +316,9 @@ def _sink(cmd: Command, file: str) -> Iterator[Callable[[list[str]], None]]:
     try:
         number = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
-        raise UsageError(f"{file} is there already", seen=file, expected="a new file") from error
+        raise UsageError(f"{file} already exists", seen=file, expected="a new file") from error
     except OSError as error:
-        raise UsageError(f"{file} cannot be made", seen=error.strerror, expected="a new file") from error
+        raise UsageError(f"{file} cannot be created", seen=error.strerror, expected="a new file") from error
     opened = os.fdopen(number, "w", encoding="utf-8")
     try:
         yield lambda lines: _write(opened, file, lines)
@@ -340,11 +348,11 @@ def replay(
         str, typer.Argument(metavar="DEV", help="The device to clone; - for the one that FILE describes.")
     ],
     file: Annotated[str, typer.Argument(metavar="FILE", help="A recording in evemu's format.")],
-    only_print: Annotated[bool, typer.Option("--print", help="Print the events, and play nothing.")] = False,
+    only_print: Annotated[bool, typer.Option("--print", help="Print the events and play nothing.")] = False,
 ) -> None:
-    """Play a recording into a clone of DEV in the kernel's input layer, at the pace of the recording.
+    """Play a recording into a clone of DEV in the kernel's input layer, at its own pace.
 
-    A virtio device takes no events from its driver, so that they go where its events would go.
+    A virtio device takes no events from its driver, so they go to where its own events would go.
     """
     from uvirtio.drivers.input import evemu
 
@@ -372,9 +380,9 @@ def replay(
             from uvirtio.spec import input as spec
 
             raise UsageError(
-                f"{device.address} has not all events of this recording",
+                f"{device.address} lacks events of this recording",
                 seen=", ".join(spec.code_name(*one) for one in missing[:8]),
-                expected="a recording of such a device",
+                expected="a recording of a device with the same events",
                 remedy="uvirtio input info DEV shows what a device has"
                 if recording.description is None
                 else f"uvirtio input replay - {file} clones the device that was recorded",
@@ -432,10 +440,10 @@ def led(
     name: Annotated[str, typer.Argument(metavar="LED", help="LED_CAPSL, capsl, capslock, or the number.")],
     state: Annotated[OnOff, typer.Argument(metavar="on|off")],
     hold: Annotated[
-        float | None, typer.Option("--hold", metavar="SECONDS", help="Stay this long before the device is left.")
+        float | None, typer.Option("--hold", metavar="SECONDS", help="Keep the device open for SECONDS.")
     ] = None,
 ) -> None:
-    """Turn an LED on or off. What becomes of it when the device is left is up to the device."""
+    """Turn an LED on or off. Whether it stays so once the device is closed depends on the device."""
     if hold is not None:
         seconds("--hold", hold)
     code = _led_code(name)
@@ -447,9 +455,9 @@ def led(
         if not driver.flush(timeout=cmd.timeout):
             raise DeviceTimeout(
                 f"{device.address} did not take the LED within {cmd.timeout:g} s",
-                seen=f"{driver.status_pending} values still out",
+                seen=f"{driver.status_pending} values not acknowledged",
                 expected="an empty status queue (5.8.6)",
-                remedy="the device does not serve its status queue; its host may not care for LEDs",
+                remedy="the device does not serve its status queue; its host may ignore LEDs",
             )
         if cmd.json:
             cmd.document(
@@ -471,7 +479,7 @@ def _led_code(name: str) -> int:
     if found is None or found[0] != spec.EV_LED:
         known = (spec.code_name(spec.EV_LED, code) for code in range(spec.CODE_COUNTS[spec.EV_LED]))
         raise UsageError(
-            f"{name!r} is no LED",
+            f"{name!r} is not an LED",
             seen=name,
             expected=", ".join(one for one in known if one.startswith("LED_")),
         )

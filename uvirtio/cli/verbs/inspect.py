@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(cmd: Command, dev: LookArgument) -> None:
-    """Everything that sysfs shows of one device; it is not touched."""
+    """Show everything that sysfs tells about one device, without touching it."""
     from uvirtio.binding.discover import find
     from uvirtio.binding.rules import check
 
@@ -121,7 +121,7 @@ def _features(found: Found, hidden: list[str]) -> dict[str, Any] | None:
 
     word = negotiated_features(found)
     if word is None:
-        hidden.append("features: no driver of the kernel holds the device, and its registers are left alone")
+        hidden.append("features: no kernel driver is bound, and the registers are not read")
         return None
     bits = f.names(found.type, word)
     return {
@@ -137,7 +137,7 @@ def _status(virtio: Path | None, hidden: list[str]) -> dict[str, Any] | None:
 
     value = number(virtio / "status") if virtio else None
     if value is None:
-        hidden.append("status: only a driver of the kernel shows it in sysfs")
+        hidden.append("status: sysfs shows it only while a kernel driver is bound")
         return None
     return {"value": value, "names": names(value)}
 
@@ -172,12 +172,12 @@ def _print(cmd: Command, members: dict[str, Any]) -> None:
         cmd.line(f"BAR {bar['bar']}: {human(bar['size'])}, {'I/O ports' if bar['kind'] == 'io' else 'memory'}")
     _print_capabilities(cmd, members["capabilities"])
     for one in members["findings"]:
-        how = "refuses a bind" if one["severity"] == "refuse" else "warning"
+        how = "refuses bind" if one["severity"] == "refuse" else "warning"
         cmd.line(f"rule {one['rule']} ({how}): {one['evidence']}")
     for one in members["unchecked_why"]:
         cmd.line(f"rule {one['rule']} unchecked: {one['why']}")
     for text in (*members["notes"], *members["hidden"]):
-        cmd.line(f"not seen: {text}")
+        cmd.line(f"not visible: {text}")
 
 
 def _print_capabilities(cmd: Command, capabilities: list[dict[str, Any]] | None) -> None:

@@ -21,9 +21,9 @@ def register(app: typer.Typer) -> None:
 
 def list_devices(
     cmd: Command,
-    kind: Annotated[str, typer.Argument(metavar="[TYPE]", help="Only these: balloon, net, blk, ...")] = "",
+    kind: Annotated[str, typer.Argument(metavar="[TYPE]", help="Only this type: balloon, net, blk, ...")] = "",
 ) -> None:
-    """The virtio devices of this machine."""
+    """List the virtio devices of this machine."""
     from uvirtio.binding.discover import scan
     from uvirtio.binding.facts import Facts
     from uvirtio.binding.rules import check
@@ -39,7 +39,7 @@ def list_devices(
         cmd.document(devices=[device_members(found, verdicts) for found, verdicts in shown])
         return
     if not shown:
-        cmd.line("no virtio device here" if wanted is None else f"no {wanted[1]} device here")
+        cmd.line("no virtio devices found" if wanted is None else f"no {wanted[1]} devices found")
         return
     cmd.table(
         ("ADDRESS", "TYPE", "PCI ID", "INTERFACE", "DRIVER", "KERNEL DRIVER", "GROUP", "IN USE"),
@@ -54,7 +54,7 @@ def device_type(kind: str) -> tuple[int, str]:
     device_id = ids.type_id(kind)
     if device_id is None:
         raise UsageError(
-            f"{kind!r} is no type of virtio device",
+            f"{kind!r} is not a type of virtio device",
             seen=kind,
             expected=", ".join(entry.name for entry in ids.TYPES),
         )

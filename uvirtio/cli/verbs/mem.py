@@ -26,16 +26,18 @@ _COLUMNS = 64
 _ROWS = 32
 
 SizeArgument = Annotated[
-    str, typer.Argument(metavar="SIZE", help="64M, 1GiB, or 25% of the region; a multiple of the block.")
+    str, typer.Argument(metavar="SIZE", help="64M, 1GiB, or 25% of the region; a multiple of the block size.")
 ]
 UnitOption = Annotated[
     str,
-    typer.Option("--unit", metavar="SIZE", help="Keep blocks together in units of this size (Linux: 128M)."),
+    typer.Option("--unit", metavar="SIZE", help="Plug and unplug in multiples of SIZE (Linux: 128M)."),
 ]
 
 
 def register(app: typer.Typer) -> None:
-    group = make_group("Memory that the host plugs and unplugs. What is plugged outlives the command.")
+    group = make_group(
+        "Memory that is plugged and unplugged as the host requests. What is plugged outlives the command."
+    )
     app.add_typer(group, name="mem")
     verb(group, "status", group="mem", opens=True)(status)
     verb(group, "map", group="mem", opens=True)(show_map)
@@ -79,7 +81,7 @@ def _answers_text(mem: Mem) -> str:
 
 
 def status(cmd: Command, dev: DevArgument) -> None:
-    """What is plugged, what the host requests, and how the device is driven."""
+    """Show what is plugged, what the host requests, and how the device is driven."""
     from uvirtio.spec import features as f
 
     with _driver(cmd, dev) as (device, mem):
@@ -112,7 +114,7 @@ def status(cmd: Command, dev: DevArgument) -> None:
                 ("region", f"{human(config.region_size)} at {config.addr:#x}"),
                 ("usable", human(config.usable_region_size)),
                 ("block", human(config.block_size)),
-                ("node", "not told" if config.node_id is None else config.node_id),
+                ("node", "not reported" if config.node_id is None else config.node_id),
                 ("negotiated", f"{device.features:#x}: " + ", ".join(taken)),
                 (
                     "suspend to RAM",
@@ -127,7 +129,7 @@ def status(cmd: Command, dev: DevArgument) -> None:
 
 
 def show_map(cmd: Command, dev: DevArgument) -> None:
-    """The region as a bar of blocks: which are plugged, which are in use, where the usable part ends."""
+    """Show the region as a map of blocks: plugged, in use, not usable."""
     with _driver(cmd, dev) as (device, mem):
         config = mem.config()
         if cmd.json:
@@ -171,8 +173,8 @@ def _print_map(cmd: Command, mem: Mem, config: MemConfig) -> None:
         )
         cmd.line(f"{config.address_of(row):#014x} {cells}")
     cmd.line(
-        f"one sign is {human(each * config.block_size)}: "
-        "# plugged, @ in use, + in part, . not plugged, - not usable"
+        f"each character is {human(each * config.block_size)}: "
+        "# plugged, @ in use, + partly plugged, . not plugged, - not usable"
     )
     cmd.line(
         f"plugged {human(config.plugged_size)} of {human(config.region_size)}, "
@@ -193,12 +195,12 @@ def _cell(mem: Mem, config: MemConfig, first: int, count: int) -> str:
 
 
 def plug(cmd: Command, dev: DevArgument, size: SizeArgument, unit: UnitOption = "") -> None:
-    """Plug SIZE bytes more, as far as the host requests them. They stay plugged."""
+    """Plug SIZE more bytes, as far as the host requests them. They stay plugged."""
     _change(cmd, dev, size, unit, "plug")
 
 
 def unplug(cmd: Command, dev: DevArgument, size: SizeArgument, unit: UnitOption = "") -> None:
-    """Unplug SIZE bytes that nobody uses; what was in them is lost."""
+    """Unplug SIZE bytes that are not in use; their contents are lost."""
     _change(cmd, dev, size, unit, "unplug")
 
 
@@ -216,7 +218,7 @@ def _change(cmd: Command, dev: str, size: str, unit: str, what: str) -> None:
 
 
 def unplug_all(cmd: Command, dev: DevArgument) -> None:
-    """Unplug everything, whoever plugged it; what was in it is lost."""
+    """Unplug everything, whoever plugged it; its contents are lost."""
     with _driver(cmd, dev) as (device, mem):
         before = mem.config().plugged_size
         started = time.monotonic()
@@ -226,7 +228,7 @@ def unplug_all(cmd: Command, dev: DevArgument) -> None:
 
 def _positive(wanted: int, size: str) -> None:
     if wanted == 0:
-        raise BadSize(f"{size!r} is not one block", seen=wanted, expected="at least one block")
+        raise BadSize("SIZE must be at least one block", seen=size, expected="at least one block")
 
 
 def _manager(mem: Mem, unit: str, limit: str = "") -> Manager:
@@ -261,7 +263,7 @@ def _tell_change(
     )
     if config.plugged_size and mem.suspend_lock is not None and not mem.survives_suspend:
         output.note(
-            "do not suspend this machine to RAM: what is plugged would be lost (5.15.6.1), and nothing forbids it"
+            "do not suspend this machine to RAM: plugged memory would be lost (5.15.6.1), and nothing prevents it"
             f" once this command has ended; {mem_online.STAY_AWAKE} does"
         )
 
@@ -273,22 +275,23 @@ def follow(
     cmd: Command,
     dev: DevArgument,
     unit: UnitOption = "",
-    limit: Annotated[str, typer.Option("--limit", metavar="SIZE", help="Never plug more than this.")] = "",
+    limit: Annotated[str, typer.Option("--limit", metavar="SIZE", help="Never plug more than SIZE.")] = "",
     for_seconds: Annotated[
-        float | None, typer.Option("--for", metavar="SECONDS", help="Stop after this long.")
+        float | None, typer.Option("--for", metavar="SECONDS", help="Stop after SECONDS.")
     ] = None,
     online: Annotated[
-        bool, typer.Option("--online", help="Give what is plugged to Linux itself, and take it back (no --unit).")
+        bool,
+        typer.Option("--online", help="Give plugged memory to Linux itself, and take it back (excludes --unit)."),
     ] = False,
 ) -> None:
-    """Plug and unplug as the host requests, whenever it does, until Ctrl-C. What is plugged then stays."""
+    """Plug and unplug as the host requests, until Ctrl-C. What is plugged then stays plugged."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
     for text in (unit, limit):
         if text and not text.strip().endswith("%"):
             parse_size(text)
     if online and unit:
-        raise UsageError("--online hands out memory blocks, whatever --unit says", remedy="leave --unit away")
+        raise UsageError("--online and --unit exclude each other", remedy="leave --unit out")
     with _managed(cmd, dev, unit, limit, online) as (device, mem, manager):
         teller = _Follower(cmd, mem, manager)
         teller.tell("following")
@@ -316,13 +319,13 @@ def _managed(cmd: Command, dev: str, unit: str, limit: str, online: bool) -> Ite
 
 
 def _units(manager: Manager) -> str:
-    """Which of the kernel's two ways this is (virtio_mem.c calls them SBM and BBM)."""
+    """Which of the kernel's two modes this is (virtio_mem.c calls them SBM and BBM)."""
     linux = "SBM" if manager.mode.value == "sub-blocks" else "BBM"
     return f"units of {human(manager.unit)}, steps of {human(manager.step)}: {manager.mode.value} ({linux})"
 
 
 class _Follower:
-    """Says where the memory is: each time that it gets as far as it can, and now and then on the way."""
+    """Reports how much is plugged: whenever no more can be done, and now and then on the way."""
 
     _EVERY = 0.5  # seconds
 

@@ -35,20 +35,20 @@ def suspend_lock(cmd: Command, dev: str) -> SuspendLock | None:
         return None
     from uvirtio.drivers.mem import SuspendLock
 
-    return SuspendLock("virtio-mem has memory plugged that a suspend would lose", roots=cmd.roots)
+    return SuspendLock("plugged virtio-mem memory would be lost by a suspend", roots=cmd.roots)
 
 
 def tell_suspend(cmd: Command, mem: Mem) -> None:
-    """For who stays: whether the machine is kept from suspending while memory is plugged."""
+    """For a command that stays: whether suspend is blocked while memory is plugged."""
     lock = mem.suspend_lock
     if cmd.json or lock is None or mem.survives_suspend:
         return
     lock.hold()
     if lock.means:
-        cmd.line(f"suspend to RAM is held off meanwhile by {' and '.join(lock.means)}")
+        cmd.line(f"suspend to RAM is blocked meanwhile by {' and '.join(lock.means)}")
     else:
         why = "; ".join(lock.lacking)
-        output.note(f"nothing here can hold off a suspend to RAM, which would lose what is plugged: {why}")
+        output.note(f"cannot block a suspend to RAM, which would lose plugged memory: {why}")
 
 
 @contextmanager
@@ -91,12 +91,16 @@ def _teller(cmd: Command, linux: Linux) -> Callable[[str, int], None]:
 def _bytes(size: str, mem: Mem, manager: Manager) -> int:
     wanted = parse_size(size, total=mem.config().region_size, multiple=manager.unit)
     if wanted == 0:
-        raise BadSize(f"{size!r} is not one memory block", seen=wanted, expected=f"at least {manager.unit}")
+        raise BadSize(
+            f"SIZE must be at least one memory block ({manager.unit})",
+            seen=size,
+            expected=f"at least {manager.unit}",
+        )
     return wanted
 
 
 def online(cmd: Command, dev: DevArgument, size: SizeArgument = "") -> None:
-    """Give SIZE bytes more to Linux, plugging what is missing; without SIZE all that the host requests."""
+    """Give SIZE more bytes to Linux, plugging what is missing; without SIZE, all that the host requests."""
     if size and not size.strip().endswith("%"):
         parse_size(size)
     with handing(cmd, dev) as (device, mem, linux, manager):
@@ -120,10 +124,10 @@ def offline(
     dev: DevArgument,
     size: SizeArgument = "",
     wait: Annotated[
-        float, typer.Option("--wait", metavar="SECONDS", help="How long to try again while memory is busy.")
+        float, typer.Option("--wait", metavar="SECONDS", help="How long to retry while memory is busy.")
     ] = 30.0,
 ) -> None:
-    """Take SIZE bytes from Linux and unplug them; without SIZE all. What stays busy is left alone."""
+    """Take SIZE bytes back from Linux and unplug them; without SIZE, all. Busy memory is left alone."""
     seconds("--wait", wait)
     if size and not size.strip().endswith("%"):
         parse_size(size)
@@ -132,14 +136,14 @@ def offline(
         wanted = _bytes(size, mem, manager) if size else linux.movable
         if wanted > before:
             raise BadSize(
-                f"{human(wanted)} are more than Linux has of it", seen=wanted, expected=f"at most {before}"
+                f"{human(wanted)} are more than Linux has of the region", seen=wanted, expected=f"at most {before}"
             )
         freed = linux.give_back(manager, wanted, timeout=wait)
         if freed:
             manager.unplug_size(freed, timeout=cmd.timeout)
         if freed < wanted:
             raise InUse(
-                f"Linux cannot spare {human(wanted - freed)} of it now",
+                f"Linux cannot free {human(wanted - freed)} of the region now",
                 seen=f"{human(freed)} came back and were unplugged",
                 expected=human(wanted),
                 remedy="free memory, or try again with a longer --wait",

@@ -26,11 +26,11 @@ def register(app: typer.Typer) -> None:
 def read(
     cmd: Command,
     dev: DevArgument,
-    count: Annotated[str, typer.Argument(metavar="N", help="How many bytes: 32, 4K.")],
+    count: Annotated[str, typer.Argument(metavar="N", help="Number of bytes: 32, 4K.")],
     hex: content.HexOption = False,
     raw: content.RawOption = False,
     out: content.OutOption = "",
-    untested: Annotated[bool, typer.Option("--untested", help="Take bytes that cannot be random, too.")] = False,
+    untested: Annotated[bool, typer.Option("--untested", help="Skip the randomness health tests.")] = False,
 ) -> None:
     """Read N random bytes."""
     content.check_form(cmd, hex=hex, raw=raw, out=out)
