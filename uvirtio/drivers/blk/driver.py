@@ -396,7 +396,8 @@ class Blk(Driver):
                     left.pop()
                 return not left
 
-            self._await(ready, timeout, "requests that are out" if left is None else f"{len(left)} requests")
+            many = "requests in flight" if left is None else f"{len(left)} request{'s' * (len(left) != 1)}"
+            self._await(ready, timeout, many)
 
     def _await(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
         if not ready():
@@ -651,9 +652,9 @@ class Blk(Driver):
             )
         if not self.allow_write:
             raise WriteRefused(
-                f"nobody allowed to {what} {self.device.address}",
+                f"cannot {what} {self.device.address}: it was opened read-only",
                 seen="allow_write=False",
-                expected="consent",
+                expected="allow_write=True",
                 remedy="Blk(device, allow_write=True), or --allow-write",
             )
 
