@@ -361,7 +361,7 @@ def test_a_forked_command_is_the_command():
     try:
         done = commands.run("features", "rng", "0x100000000", timeout=60)
         again = subprocess.run(
-            [sys.executable, "-m", "uvirtio.cli.app", "features", "rng", "0x100000000"],
+            [sys.executable, "-m", "uvirtio", "features", "rng", "0x100000000"],
             capture_output=True,
             text=True,
         )
