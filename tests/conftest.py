@@ -20,7 +20,7 @@ _CHECKOUT = Path(__file__).resolve().parents[1]
 _EXPOSED = """\
 These tests run as root here, where the real /sys and its devices can be reached. Run them with
 
-    tools/test
+    tools/test PATH...
 
 which gives them a private, empty /sys; or as an ordinary user."""
 

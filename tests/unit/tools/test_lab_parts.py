@@ -26,11 +26,14 @@ from lab import (  # noqa: E402
     modules,
     process,
     qemus,
+    selection,
     setup,
     vm,
 )
 from lab.commands import Commands  # noqa: E402
 from lab.floors import Outcome, Runner  # noqa: E402
+
+VM_TEST = machines.FOLDER / "test_x.py"
 
 
 def make_kernel(top: Path, dep: str, builtin: str = "") -> kernels.Kernel:
@@ -142,8 +145,8 @@ def test_every_test_file_of_the_vm_floor_has_a_machine():
 
 
 def test_extra_machines_run_for_all_or_by_name(monkeypatch):
-    plain = machines.Machine("plain", ("6.1", "6.12"), (), (Path("test_x.py"),))
-    extra = machines.Machine("more", ("6.12",), (), (Path("test_x.py"),), modules=("vdpa",), extra=True)
+    plain = machines.Machine("plain", ("6.1", "6.12"), (), (VM_TEST,))
+    extra = machines.Machine("more", ("6.12",), (), (VM_TEST,), modules=("vdpa",), extra=True)
     monkeypatch.setattr(machines, "load", lambda: [plain, extra])
     both = [(plain, "6.1"), (plain, "6.12")]
     assert cli_test._machines(None, None, extras=False) == (both, ["vm more 6.12"])
@@ -152,7 +155,7 @@ def test_extra_machines_run_for_all_or_by_name(monkeypatch):
 
 
 def test_any_machine_runs_with_another_qemu(monkeypatch):
-    plain = machines.Machine("plain", ("6.12",), (), (Path("test_x.py"),))
+    plain = machines.Machine("plain", ("6.12",), (), (VM_TEST,))
     monkeypatch.setattr(machines, "load", lambda: [plain])
     [(machine, _)], _ = cli_test._machines(None, None, "10.0", extras=False)
     assert (machine.name, machine.qemu_version) == ("plain", "10.0")
@@ -179,13 +182,16 @@ def test_the_wake_ups_run_alone_and_in_no_other_step(monkeypatch, tmp_path):
     monkeypatch.setattr(cli_test, "_reports_folder", lambda: tmp_path)
     monkeypatch.setenv("UVIRTIO_RACE_SECONDS", "7")
     assert cli_test.main(["--unit", "--jobs", "3"]) == 0
-    folder = Path(__file__).parents[1]
-    race = folder / "memory/test_wakeups.py"
-    assert race.exists()
+    folder = TOOLS.parent / "tests/unit"
+    [race] = folder.rglob("test_wakeups.py")
     assert ran == [
         *(1, ("wake-ups", [str(race)], {"UVIRTIO_RACE_SECONDS": "7"})),
         *(3, ("unit", [str(folder), f"--ignore={race}"], None)),
     ]
+    ran.clear()
+    one = f"{race}::test_no_wake_up_is_lost"
+    assert cli_test.main([one, __file__]) == 0
+    assert [words[:2] for words in ran if isinstance(words, tuple)] == [("wake-ups", [one]), ("unit", [__file__])]
 
 
 @pytest.mark.parametrize(
@@ -230,15 +236,120 @@ def test_the_verdict_tells_the_rounds_of_a_race(tmp_path):
     assert (outcome.ok, outcome.passed, outcome.note) == (True, 2, "1,234 rounds")
 
 
+@pytest.mark.parametrize(("code", "note"), [(4, "a test that is not there?"), (5, "no test there"), (3, "with 3")])
+def test_a_pytest_that_ran_nothing_says_why(code, note, tmp_path):
+    outcome = Runner(tmp_path, tmp_path)._judge("x", code, tmp_path / "none.xml", time.monotonic())
+    assert (outcome.ok, outcome.failed) == (False, 1) and note in outcome.note
+    if code == 5:
+        assert Runner(tmp_path, tmp_path, "some")._judge("x", code, tmp_path / "none.xml", time.monotonic()).ok
+
+
 def test_a_qemu_that_is_not_to_be_had_fails_its_step_and_no_other(monkeypatch):
     def get(series: str) -> Path:
         raise LabError(f"no QEMU {series} any more\nand more of it")
 
     monkeypatch.setattr(qemus, "get", get)
-    assert [name for name, _ in cli_test._host_floor(None, "qemu")] == ["qemu"]
-    [(name, step)] = cli_test._host_floor(None, "qemu", "10.0")
+    chosen = cli_test._whole("qemu")
+    assert [name for name, _ in cli_test._qemu_floor(None, chosen)] == ["qemu"]
+    [(name, step)] = cli_test._qemu_floor(None, chosen, "10.0")
     outcome = step()
     assert (name, outcome.ok, outcome.note) == ("qemu 10.0", False, "no QEMU 10.0 any more")
+
+
+# --- paths and node ids -------------------------------------------------------------------------------------
+
+
+def test_paths_go_to_their_floors_and_come_from_here_or_from_the_checkout(monkeypatch):
+    monkeypatch.chdir(selection.TESTS / "qemu")
+    floors = selection.by_floor(["test_cli.py", "tests/unit", "tests/vm/test_mem.py", "test_cli.py", __file__])
+    assert {floor: list(map(str, chosen)) for floor, chosen in floors.items()} == {
+        "qemu": [str(selection.TESTS / "qemu/test_cli.py")],
+        "unit": [str(selection.TESTS / "unit"), __file__],
+        "vm": [str(selection.TESTS / "vm/test_mem.py")],
+    }
+    assert list(selection.by_floor(["../../tests"])) == ["unit", "qemu", "vm"]
+
+
+def test_a_node_id_is_handed_on_whole():
+    node = f"{__file__}::test_a_node_id_is_handed_on_whole[a b]"
+    assert [str(one) for one in selection.by_floor([node])["unit"]] == [node]
+    made = f"{selection.TESTS}/qemu/test_drivers.py::test_made_at_import"  # only pytest can know
+    assert [str(one) for one in selection.by_floor([made])["qemu"]] == [made]
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("tests/unit/test_lab_part.py", r"test_lab_part\.py: no such file or folder; like it: tests/unit/.*parts"),
+        ("tests/vm/test_lab_parts.py", r"no such file or folder; like it: tests/unit/(\w+/)?test_lab_parts\.py$"),
+        ("nothing/at/all", "see the folders tests/unit, tests/qemu, tests/vm"),
+        ("uvirtio/errors.py", "not below tests/unit, tests/qemu or tests/vm"),
+        ("/etc/passwd", "not below tests/unit"),
+        ("tests/conftest.py", "not below tests/unit"),
+        ("tests/bodies/balloon_stats.py", r"bodies are run by .*: tools/test tests/qemu/\w+\.py -k balloon$"),
+        ("tests/qemu/conftest.py", "a helper of the tests, with no test in it"),
+        ("tests/unit::test_x", "is a folder; write FILE::NAME"),
+        (f"{__file__}::test_a_node_is_handed_on", "has no test .*; like it: test_a_node_id_is_handed_on_whole"),
+    ],
+)
+def test_a_path_that_names_no_test_is_an_error_with_a_remedy(word, said, capsys):
+    with pytest.raises(LabError, match=said) as caught:
+        cli_test.main([word])
+    assert caught.value.exit_code == 2
+
+
+def test_a_path_says_its_floor_itself():
+    with pytest.raises(LabError, match="leave --unit --vm out") as caught:
+        cli_test.main([__file__, "--unit", "--vm"])
+    assert caught.value.exit_code == 2
+    options = cli_test.parser().parse_args([__file__, "--lint"])
+    assert {floor: list(map(str, chosen)) for floor, chosen in cli_test._floors(options).items()} == {
+        "unit": [__file__],
+        "lint": [],
+    }
+
+
+def test_a_file_of_the_vm_boots_the_machines_that_have_it():
+    def booted(*words, only=None, extras=False):
+        named = selection.by_floor(words)["vm"]
+        chosen, left_out = cli_test._machines("6.12", only, extras=extras, named=named)
+        return [machine.name for machine, _ in chosen], [name.split()[1] for name in left_out]
+
+    assert booted("tests/vm/test_uio.py") == (["vfio", "uio"], ["uio-pt"])
+    assert booted("tests/vm/test_uio.py", extras=True) == (["vfio", "uio", "uio-pt"], [])
+    assert booted("tests/vm/test_uio.py", only="uio-pt") == (["uio-pt"], [])
+    # One that plain machines do not have: it is clear what is wanted.
+    assert booted("tests/vm/test_vfio_ways.py", "tests/vm/test_legacy.py") == (
+        *(["legacy", "vfio-cdev", "vfio-noiommu"], []),
+    )
+    with pytest.raises(LabError, match=r"--machine mem has none of .*test_uio"):
+        booted("tests/vm/test_uio.py", only="mem")
+    with pytest.raises(LabError, match="--machine men: not one of vfio, uio,"):
+        booted("tests/vm/test_uio.py", only="men")
+
+
+def test_a_test_of_the_vm_is_what_pytest_there_is_told():
+    file = machines.FOLDER / "test_x.py"
+    other = machines.FOLDER / "test_y.py"
+    machine = machines.Machine("m", ("6.12",), (), (file, other))
+    one = selection.Chosen(file, "::test_a")
+    assert selection.of_machine(machine, [selection.Chosen(machines.FOLDER)]) == machine
+    assert selection.of_machine(machine, [one]).arguments == (f"{file}::test_a",)
+    part = selection.of_machine(machine, [one, selection.Chosen(other), selection.Chosen(file, "::test_b")])
+    assert part.arguments == (f"{file}::test_a", f"{file}::test_b", str(other))
+    assert selection.of_machine(machine, [selection.Chosen(file)]).files == (file,)
+    assert selection.of_machine(machine, [selection.Chosen(machines.FOLDER / "test_z.py")]) is None
+
+
+def test_when_nothing_matches_nothing_has_passed(tmp_path, capsys):
+    outcomes = [Outcome("unit", ok=True, seconds=0.0, note="nothing matches -k")]
+    assert cli_test._verdict(outcomes, 0.0, tmp_path, []) == 2
+    assert "no test ran: nothing matches" in capsys.readouterr().out
+    assert cli_test._verdict([*outcomes, Outcome("qemu", True, 0.0, passed=1)], 0.0, tmp_path, []) == 0
+    assert cli_test._verdict([*outcomes, Outcome("qemu", False, 0.0, failed=1)], 0.0, tmp_path, []) == 1
+
+
+# --- QEMUs and modules that are fetched and built -------------------------------------------------------------
 
 
 def test_the_wrapper_gives_a_qemu_its_own_loader_libraries_and_firmware(tmp_path):
@@ -265,8 +376,8 @@ def test_every_qemu_that_a_machine_wants_can_be_fetched():
 
 
 def test_modules_that_cannot_be_built_fail_their_machine_and_no_other(monkeypatch, tmp_path):
-    plain = machines.Machine("plain", ("6.12",), (), (Path("test_x.py"),))
-    extra = machines.Machine("more", ("6.12",), (), (Path("test_x.py"),), modules=("vdpa",), extra=True)
+    plain = machines.Machine("plain", ("6.12",), (), (VM_TEST,))
+    extra = machines.Machine("more", ("6.12",), (), (VM_TEST,), modules=("vdpa",), extra=True)
     monkeypatch.setattr(cli_test.udev, "get", lambda: tmp_path)
     monkeypatch.setattr(kernels, "get", lambda name: kernels.Kernel("6.12.1", tmp_path, tmp_path))
 
