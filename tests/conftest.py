@@ -32,6 +32,32 @@ def in_lab() -> bool:
     return "uvirtio.lab=1" in Path("/proc/cmdline").read_text().split()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    ours = parser.getgroup("uvirtio")
+    ours.addoption(
+        "--spec",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="only tests that prove this requirement of virtio 1.4 (pytest.mark.spec); may be given again",
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what the options leave out."""
+    wanted = set(config.getoption("spec"))
+    if wanted:
+        proves = {item: {name for mark in item.iter_markers("spec") for name in mark.args} for item in items}
+        _keep(config, items, [item for item in items if wanted & proves[item]])
+
+
+def _keep(config: pytest.Config, items: list[pytest.Item], kept: list[pytest.Item]) -> None:
+    if gone := set(items) - set(kept):
+        config.hook.pytest_deselected(items=list(gone))
+        items[:] = kept
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if in_lab():
         return  # no property tests there, and importing hypothesis in an emulated CPU takes seconds

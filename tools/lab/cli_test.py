@@ -38,6 +38,7 @@ examples:
   tools/test tests/unit/test_rng.py::test_it   one test
   tools/test tests/vm/test_mem.py              in the lab VM, on each machine that has this file
   tools/test --unit -k "queue and not reset"   a part of a floor
+  tools/test --spec PCI-COM-01                 what proves this requirement
 """
 
 
@@ -72,6 +73,14 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--jobs", type=int, metavar="N", help="steps at once (default: 2, or 1 on one core)")
     top.add_argument("-k", dest="expression", metavar="EXPR", help="pytest's -k")
+    top.add_argument(
+        "--spec",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="only tests that prove this requirement of virtio 1.4 (tools/conformance has the ids); may be given"
+        " again; without a floor or a PATH: on floors 1 and 2",
+    )
     return top
 
 
@@ -82,7 +91,7 @@ def main(arguments: list[str]) -> int:
     floors = _floors(options)
     setup.packages(_packages(floors))
     reports = _reports_folder()
-    runner = Runner(setup.venv(), reports, options.expression)
+    runner = Runner(setup.venv(), reports, options.expression, tuple(options.spec))
     alone: list[tuple[str, Step]] = []
     steps: list[tuple[str, Step]] = []
     left_out: list[str] = []
@@ -119,7 +128,11 @@ def _floors(options: argparse.Namespace) -> dict[str, list[Chosen]]:
     if named:
         if tests := [f"--{floor}" for floor in flags if floor != "lint"]:
             raise LabError(f"a PATH says its floor itself: leave {' '.join(tests)} out", 2)
+        selection.check_requirements(options.spec)
         return named | {floor: [] for floor in flags}
+    if options.spec:
+        where = selection.FLOORS if options.all else [floor for floor in flags if floor != "lint"]
+        return selection.of_requirements(options.spec, where) | {floor: [] for floor in flags if floor == "lint"}
     if options.all or not flags:
         flags = ["lint", *selection.FLOORS]
     return {floor: _whole(floor) for floor in flags}

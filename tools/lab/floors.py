@@ -47,6 +47,8 @@ class Runner:
     reports: Path
     expression: str | None = None
     """pytest's -k."""
+    spec: tuple[str, ...] = ()
+    """Only tests that prove one of these requirements."""
 
     def tool(self, name: str, command: list[str], *, quiet: bool = False) -> Outcome:
         """A program that passes or fails as a whole. ``quiet``: what it says is shown only when it fails."""
@@ -143,13 +145,15 @@ class Runner:
         command += [f"--basetemp={scratch}/t"]  # short: sockets have short paths
         if self.expression:
             command += ["-k", self.expression]
+        for name in self.spec:
+            command += ["--spec", name]
         return [*command, *arguments]
 
     def _judge(self, name: str, code: int, report: Path, begin: float) -> Outcome:
         """The outcome of a pytest run, from its exit code and its report."""
         outcome = Outcome(name, code == 0, time.monotonic() - begin)
-        if code == _NO_TESTS and self.expression:
-            outcome.ok, outcome.note = True, "nothing matches -k"
+        if code == _NO_TESTS and (self.expression or self.spec):
+            outcome.ok, outcome.note = True, f"nothing matches {'-k' if self.expression else '--spec'}"
             return outcome
         if report.exists():
             document = ET.parse(report).getroot()

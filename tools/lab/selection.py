@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lab import CHECKOUT, LabError
+from lab import CHECKOUT, LabError, conformance
 from lab.machines import Machine
 
 TESTS = CHECKOUT / "tests"
@@ -59,6 +59,48 @@ def of_machine(machine: Machine, chosen: list[Chosen]) -> Machine | None:
     if list(arguments) == [str(file) for file in files]:
         arguments = {}
     return replace(machine, files=files, arguments=tuple(arguments)) if files else None
+
+
+def check_requirements(names: list[str]) -> None:
+    """Raises LabError for an id that the table of requirements does not have."""
+    conformance.found(conformance.read_table(conformance.TABLE), names)
+
+
+def of_requirements(names: list[str], floors: Iterable[str]) -> dict[str, list[Chosen]]:
+    """The files whose tests prove these requirements, by the floors that may run.
+
+    With no floors: all that need no VM. Raises LabError for an id that the table does not have, and where no test
+    of those floors proves one.
+    """
+    table = conformance.read_table(conformance.TABLE)
+    rows = conformance.found(table, names)
+    conformance.collect(table, conformance.TESTS)
+    found: dict[str, list[Chosen]] = {}
+    for row in rows:
+        for file in dict.fromkeys(CHECKOUT / test.partition("::")[0] for test in row.tests):
+            for chosen in map(Chosen, _adopters() if TESTS / "bodies" in file.parents else [file]):
+                others = found.setdefault(chosen.floor, [])
+                if chosen not in others:
+                    others.append(chosen)
+    wanted = list(floors) or [floor for floor in FLOORS if floor != "vm"]
+    left = {floor: chosen for floor, chosen in found.items() if floor in wanted}
+    if not left:
+        raise LabError(_unproved(rows, found), _USAGE)
+    return left
+
+
+def _adopters() -> list[Path]:
+    """The files that run the bodies on their cells."""
+    return [file for floor in FLOORS for file in _files(TESTS / floor) if "tests.bodies" in file.read_text()]
+
+
+def _unproved(rows: list[conformance.Row], found: Iterable[str]) -> str:
+    names = ", ".join(row.id for row in rows)
+    if found:
+        flags = " or ".join(f"--{floor}" for floor in found)
+        return f"{names}: proved on another floor; add {flags}"
+    reasons = "".join(f"; {row.id}: {row.reason}" for row in rows if row.reason)
+    return f"{names}: no test proves it{reasons}"
 
 
 def _chosen(word: str) -> list[Chosen]:

@@ -20,6 +20,7 @@ from lab import (  # noqa: E402
     cache,
     cli_matrix,
     cli_test,
+    conformance,
     initramfs,
     kernels,
     machines,
@@ -339,6 +340,86 @@ def test_a_test_of_the_vm_is_what_pytest_there_is_told():
     assert part.arguments == (f"{file}::test_a", f"{file}::test_b", str(other))
     assert selection.of_machine(machine, [selection.Chosen(file)]).files == (file,)
     assert selection.of_machine(machine, [selection.Chosen(machines.FOLDER / "test_z.py")]) is None
+
+
+# --- tests of a requirement ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_table(tmp_path, monkeypatch):
+    """A checkout with three requirements: of a unit test, of a body, of none; and one that only the VM proves."""
+    for folder in ("unit/room", "qemu", "vm", "bodies"):
+        (tmp_path / "tests" / folder).mkdir(parents=True)
+    rows = "".join(
+        f'{{ id = "A-0{number}", section = "1", level = "MUST", title = "{number}"{more} }},'
+        for number, more in enumerate(["", "", ', reason = "never"', ""], 1)
+    )
+    table = f'[[area]]\nnumber = 1\nname = "x"\ncount = 4\nrequirements = [{rows}]\n'
+    (tmp_path / "table.toml").write_text(table)
+    marked = "import pytest\n@pytest.mark.spec('{}')\ndef test_a(): pass\n"
+    for name, text in {
+        "unit/room/test_a.py": marked.format("A-01") + marked.format("A-02"),
+        "unit/test_b.py": marked.format("A-01"),
+        "qemu/test_cells.py": "from tests.bodies import a",
+        "vm/test_cells.py": "from tests.bodies import a",
+        "vm/test_own.py": marked.format("A-04"),
+        "bodies/a.py": marked.format("A-02"),
+    }.items():
+        (tmp_path / "tests" / name).write_text(text)
+    monkeypatch.setattr(selection, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(selection, "TESTS", tmp_path / "tests")
+    monkeypatch.setattr(conformance, "TESTS", tmp_path / "tests")
+    monkeypatch.setattr(conformance, "TABLE", tmp_path / "table.toml")
+    monkeypatch.setattr(conformance, "CHECKOUT", tmp_path)
+    return tmp_path / "tests"
+
+
+@pytest.mark.parametrize(
+    ("names", "floors", "expected"),
+    [
+        (["A-01"], [], {"unit": ["unit/room/test_a.py", "unit/test_b.py"]}),
+        (["A-02"], [], {"unit": ["unit/room/test_a.py"], "qemu": ["qemu/test_cells.py"]}),
+        (["A-02"], ["vm"], {"vm": ["vm/test_cells.py"]}),
+        (["A-02", "A-04"], ["vm"], {"vm": ["vm/test_cells.py", "vm/test_own.py"]}),
+        (["A-01", "A-02"], ["qemu"], {"qemu": ["qemu/test_cells.py"]}),
+    ],
+)
+def test_the_files_of_a_requirement(small_table, names, floors, expected):
+    found = selection.of_requirements(names, floors)
+    shown = {floor: [str(one.path.relative_to(small_table)) for one in chosen] for floor, chosen in found.items()}
+    assert shown == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "floors", "said"),
+    [
+        (["A-4"], [], "A-4: no such requirement in table.toml; like it: A-04"),
+        (["A-03"], [], "A-03: no test proves it; A-03: never$"),
+        (["A-04"], [], "A-04: proved on another floor; add --vm$"),
+        (["A-01"], ["qemu"], "add --unit$"),
+    ],
+)
+def test_a_requirement_without_tests_here_is_an_error_with_a_remedy(small_table, names, floors, said):
+    with pytest.raises(LabError, match=said) as caught:
+        selection.of_requirements(names, floors)
+    assert caught.value.exit_code == 2
+
+
+def test_pytest_keeps_what_proves_the_requirement(tmp_path):
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.spec('A-01', 'A-02')\ndef test_one(): pass\n"
+        "@pytest.mark.spec('A-03')\nclass TestTwo:\n"
+        "    @pytest.mark.parametrize('x', [1, pytest.param(2, marks=pytest.mark.spec('A-02'))])\n"
+        "    def test_two(self, x): pass\n"
+        "def test_three(): pass\n"
+    )
+    runner = Runner(Path(sys.prefix), tmp_path, spec=("A-02", "A-99"))
+    command = runner._pytest([str(tmp_path)], tmp_path / "x.xml", tmp_path)
+    options = ["-c", f"{TOOLS.parent}/pyproject.toml", "-p", "tests.conftest", "-vv", "-p", "no:randomly"]
+    done = subprocess.run([*command, *options], cwd=TOOLS.parent, capture_output=True, text=True, timeout=60)
+    ran = re.findall(r"::(\S+) PASSED", done.stdout)
+    assert (ran, done.returncode) == (["test_one", "TestTwo::test_two[2]"], 0), done.stdout
 
 
 def test_when_nothing_matches_nothing_has_passed(tmp_path, capsys):
