@@ -41,6 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="ID",
         help="only tests that prove this requirement of virtio 1.4 (pytest.mark.spec); may be given again",
     )
+    ours.addoption("--once", action="store_true", help="each test once, with the first of its parameters")
 
 
 @pytest.hookimpl(trylast=True)
@@ -50,6 +51,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if wanted:
         proves = {item: {name for mark in item.iter_markers("spec") for name in mark.args} for item in items}
         _keep(config, items, [item for item in items if wanted & proves[item]])
+    if config.getoption("once"):
+        first: dict[str, pytest.Item] = {}
+        for item in sorted(items, key=_place):
+            first.setdefault(item.nodeid.partition("[")[0], item)
+        _keep(config, items, [item for item in items if first[item.nodeid.partition("[")[0]] is item])
+
+
+def _place(item: pytest.Item) -> tuple[int, ...]:
+    """Where a test's parameters stand in their lists, in whatever order the tests are run."""
+    callspec = getattr(item, "callspec", None)
+    return tuple(callspec.indices.values()) if callspec is not None else ()
 
 
 def _keep(config: pytest.Config, items: list[pytest.Item], kept: list[pytest.Item]) -> None:

@@ -34,6 +34,7 @@ _RACE_SECONDS = "UVIRTIO_RACE_SECONDS"
 _EXAMPLES = """\
 examples:
   tools/test                                   everything
+  tools/test --quick                           before a commit
   tools/test tests/unit/drivers/test_rng.py    one file, or a folder, on its floor
   tools/test tests/unit/test_rng.py::test_it   one test
   tools/test tests/vm/test_mem.py              in the lab VM, on each machine that has this file
@@ -58,6 +59,11 @@ def parser() -> argparse.ArgumentParser:
         help="test files, folders or pytest node ids (FILE::NAME) below tests/unit, tests/qemu or tests/vm",
     )
     top.add_argument("--all", action="store_true", help="everything, the extra machines too")
+    top.add_argument(
+        "--quick",
+        action="store_true",
+        help="under three minutes: lint, floor 1, and each test of floor 2 once, with the first of its parameters",
+    )
     top.add_argument("--lint", action="store_true", help="ruff, mypy, the layers, the conformance table, the site")
     top.add_argument("--unit", action="store_true", help="floor 1: no root, no QEMU")
     top.add_argument("--qemu", action="store_true", help="floor 2: QEMU's device models, no guest; the benches")
@@ -102,10 +108,10 @@ def main(arguments: list[str]) -> int:
         )
         steps += _vm_floor(runner, chosen)
     if "unit" in floors:
-        alone += _wake_ups(runner, floors["unit"])
-        steps += _unit_floor(runner, floors["unit"])
+        alone += _wake_ups(runner, floors["unit"], seconds="1" if options.quick else "4")
+        steps += _unit_halves(runner) if options.quick else _unit_floor(runner, floors["unit"])
     if "qemu" in floors:
-        steps += _qemu_floor(runner, floors["qemu"], options.qemu_version)
+        steps += _qemu_floor(runner, floors["qemu"], options.qemu_version, once=options.quick)
         if floors["qemu"] == _whole("qemu"):
             steps += _benches(runner)
         if options.all and options.qemu_version is None:
@@ -124,6 +130,10 @@ def main(arguments: list[str]) -> int:
 def _floors(options: argparse.Namespace) -> dict[str, list[Chosen]]:
     """The floors to run, each with the tests that were chosen. LabError for a PATH that names none."""
     flags = [floor for floor in ("lint", *selection.FLOORS) if getattr(options, floor)]
+    if options.quick:
+        if flags or options.all or options.paths or options.spec or options.qemu_version:
+            raise LabError("--quick chooses by itself: leave floors, PATH, --spec, --all, --qemu-version out", 2)
+        return {floor: _whole(floor) for floor in ("lint", "unit", "qemu")}
     named = selection.by_floor(options.paths)
     if named:
         if tests := [f"--{floor}" for floor in flags if floor != "lint"]:
@@ -182,9 +192,9 @@ def _benches(runner: Runner) -> Iterator[tuple[str, Step]]:
     yield name, lambda: runner.tool(name, command, quiet=True)
 
 
-def _wake_ups(runner: Runner, chosen: list[Chosen]) -> Iterator[tuple[str, Step]]:
+def _wake_ups(runner: Runner, chosen: list[Chosen], seconds: str) -> Iterator[tuple[str, Step]]:
     """The part of the unit floor that wants the machine for itself, and some seconds to make its rounds in."""
-    env = {_RACE_SECONDS: os.environ.get(_RACE_SECONDS, "4")}
+    env = {_RACE_SECONDS: os.environ.get(_RACE_SECONDS, seconds)}
     arguments = [str(one.within(file)) for file in _wake_ups_files() for one in chosen if one.has(file)]
     if arguments:
         yield "wake-ups", lambda: runner.pytest("wake-ups", arguments, _wrapper("unit"), env=env)
@@ -205,8 +215,29 @@ def _unit_floor(runner: Runner, chosen: list[Chosen]) -> Iterator[tuple[str, Ste
     yield "unit", lambda: runner.pytest("unit", arguments, _wrapper("unit"))
 
 
-def _qemu_floor(runner: Runner, chosen: list[Chosen], version: str | None = None) -> Iterator[tuple[str, Step]]:
-    """The floor on QEMU's device models. ``version``: with this QEMU instead of the machine's own."""
+def _unit_halves(runner: Runner) -> Iterator[tuple[str, Step]]:
+    """The unit floor without the wake-ups in two steps, which take about as long: so both lanes have work."""
+    halves: list[list[Path]] = [[], []]
+    for file in sorted((TESTS / "unit").rglob("test_*.py"), key=lambda file: file.stat().st_size, reverse=True):
+        if file.name != _WAKE_UPS:
+            min(halves, key=lambda half: sum(one.stat().st_size for one in half)).append(file)
+    for number, half in enumerate(halves, 1):
+        arguments = [str(file) for file in half]
+        yield (
+            f"unit {number} of 2",
+            lambda number=number, arguments=arguments: runner.pytest(  # type: ignore[misc]
+                f"unit {number} of 2", arguments, _wrapper("unit")
+            ),
+        )
+
+
+def _qemu_floor(
+    runner: Runner, chosen: list[Chosen], version: str | None = None, *, once: bool = False
+) -> Iterator[tuple[str, Step]]:
+    """The floor on QEMU's device models.
+
+    ``version``: with this QEMU instead of the machine's own. ``once``: each test with the first of its parameters.
+    """
     programs = None
     name = "qemu" if version is None else f"qemu {version}"
     if version is not None:
@@ -215,7 +246,7 @@ def _qemu_floor(runner: Runner, chosen: list[Chosen], version: str | None = None
         except LabError as error:  # as with modules: the mirror has moved on
             yield name, _failing(name, str(error))
             return
-    arguments = [str(one) for one in chosen]
+    arguments = [*(["--once"] if once else []), *map(str, chosen)]
     yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), programs=programs)
 
 

@@ -195,9 +195,65 @@ def test_the_wake_ups_run_alone_and_in_no_other_step(monkeypatch, tmp_path):
     assert [words[:2] for words in ran if isinstance(words, tuple)] == [("wake-ups", [one]), ("unit", [__file__])]
 
 
+def test_quick_is_lint_the_units_in_halves_and_each_qemu_test_once(monkeypatch, tmp_path):
+    ran = {}
+
+    class Noting:
+        def __init__(self, *of): ...
+
+        def pytest(self, name, arguments, wrapper, *, programs=None, env=None):
+            ran[name] = arguments
+            return Outcome(name, ok=True, seconds=0.0, passed=1)
+
+        def tool(self, name, command, quiet=False):
+            ran[name] = command
+            return Outcome(name, ok=True, seconds=0.0, passed=1)
+
+    monkeypatch.setattr(cli_test, "Runner", Noting)
+    monkeypatch.setattr(cli_test.lanes, "run", lambda steps, wide: [step() for _, step in steps])
+    monkeypatch.setattr(cli_test.setup, "packages", lambda names: None)
+    monkeypatch.setattr(cli_test.setup, "venv", lambda: tmp_path)
+    monkeypatch.setattr(cli_test, "_reports_folder", lambda: tmp_path)
+    assert cli_test.main(["--quick"]) == 0
+    assert list(ran)[:4] == ["wake-ups", "unit 1 of 2", "unit 2 of 2", "qemu"]
+    assert {"mypy", "conformance", "bench, that it runs"} <= set(ran)
+    assert ran["qemu"] == ["--once", str(selection.TESTS / "qemu")]
+    units = [Path(path) for name in list(ran)[:3] for path in ran[name]]
+    assert sorted(units) == sorted((selection.TESTS / "unit").rglob("test_*.py"))
+    sizes = [sum(Path(path).stat().st_size for path in ran[f"unit {number} of 2"]) for number in (1, 2)]
+    assert 0.9 < sizes[0] / sizes[1] < 1.1
+    for more in ("--vm", "--lint", "--all", __file__):
+        with pytest.raises(LabError, match="--quick chooses by itself") as caught:
+            cli_test.main(["--quick", more])
+        assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("order", ["no:randomly", "randomly"])
+def test_once_is_the_first_of_the_parameters_that_are_left(order, tmp_path):
+    (tmp_path / "conftest.py").write_text(
+        "def pytest_collection_modifyitems(items):\n"  # as tests/qemu leaves out what this QEMU lacks
+        "    items[:] = [item for item in items if '[lacking' not in item.name]\n"
+    )
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n"
+        "both = pytest.mark.parametrize('x', ['b', 'a'])\n"
+        "@both\ndef test_one(x): pass\n"
+        "@both\n@pytest.mark.parametrize('y', ['lacking', 'd', 'c'])\ndef test_two(x, y): pass\n"
+        "class TestThree:\n    @both\n    def test_one(self, x): pass\n"
+        "def test_four(): pass\n"
+    )
+    command = Runner(Path(sys.prefix), tmp_path)._pytest(["--once", str(tmp_path)], tmp_path / "x.xml", tmp_path)
+    options = ["-c", f"{TOOLS.parent}/pyproject.toml", "-p", "tests.conftest", "-vv", "-p", order]
+    done = subprocess.run([*command, *options], cwd=TOOLS.parent, capture_output=True, text=True, timeout=60)
+    assert sorted(re.findall(r"::(\S+) PASSED", done.stdout)) == [
+        *("TestThree::test_one[b]", "test_four", "test_one[b]", "test_two[d-b]")
+    ], done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "packages"),
     [
+        (["--quick"], {name for floor in ("UNIT", "QEMU") for name in getattr(setup, f"FOR_{floor}")}),
         (["--lint"], {"python3-venv"}),
         (["--unit"], {"python3-venv", "gcc", "libc6-dev", "linux-libc-dev", "libatomic1", "busybox-static"}),
         (["--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-arm"}),
