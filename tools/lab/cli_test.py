@@ -19,6 +19,7 @@ from lab import (
     machines,
     modules,
     process,
+    pythons,
     qemus,
     selection,
     setup,
@@ -40,6 +41,7 @@ examples:
   tools/test tests/vm/test_mem.py              in the lab VM, on each machine that has this file
   tools/test --unit -k "queue and not reset"   a part of a floor
   tools/test --spec PCI-COM-01                 what proves this requirement
+  tools/test --python 3.14t                    the unit floor with another interpreter
 """
 
 
@@ -77,6 +79,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="V",
         help=f"floors 2 and 3 with this QEMU only: {', '.join(qemus.SUITES)}; default: this machine's own",
     )
+    top.add_argument(
+        "--python",
+        metavar="V",
+        help="floor 1 (or --qemu, or PATHs of these) with this interpreter, in an environment of its own: 3.13,"
+        " 3.14t (free-threaded), python3.12 or a path",
+    )
     top.add_argument("--jobs", type=int, metavar="N", help="steps at once (default: 2, or 1 on one core)")
     top.add_argument("-k", dest="expression", metavar="EXPR", help="pytest's -k")
     top.add_argument(
@@ -95,9 +103,16 @@ def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
     begin = time.monotonic()
     floors = _floors(options)
+    interpreter = pythons.find(options.python) if options.python else None
     setup.packages(_packages(floors))
     reports = _reports_folder()
-    runner = Runner(setup.venv(), reports, options.expression, tuple(options.spec))
+    runner = Runner(
+        setup.venv(interpreter),
+        reports,
+        options.expression,
+        tuple(options.spec),
+        "" if interpreter is None else str(interpreter),
+    )
     alone: list[tuple[str, Step]] = []
     steps: list[tuple[str, Step]] = []
     left_out: list[str] = []
@@ -112,7 +127,7 @@ def main(arguments: list[str]) -> int:
         steps += _unit_halves(runner) if options.quick else _unit_floor(runner, floors["unit"])
     if "qemu" in floors:
         steps += _qemu_floor(runner, floors["qemu"], options.qemu_version, once=options.quick)
-        if floors["qemu"] == _whole("qemu"):
+        if floors["qemu"] == _whole("qemu") and interpreter is None:
             steps += _benches(runner)
         if options.all and options.qemu_version is None:
             steps += [step for version in qemus.SUITES for step in _qemu_floor(runner, floors["qemu"], version)]
@@ -128,12 +143,21 @@ def main(arguments: list[str]) -> int:
 
 
 def _floors(options: argparse.Namespace) -> dict[str, list[Chosen]]:
-    """The floors to run, each with the tests that were chosen. LabError for a PATH that names none."""
+    """The floors to run, each with the tests that were chosen. LabError for what cannot be had together."""
     flags = [floor for floor in ("lint", *selection.FLOORS) if getattr(options, floor)]
     if options.quick:
-        if flags or options.all or options.paths or options.spec or options.qemu_version:
-            raise LabError("--quick chooses by itself: leave floors, PATH, --spec, --all, --qemu-version out", 2)
+        if flags or options.python or options.all or options.paths or options.spec or options.qemu_version:
+            raise LabError("--quick chooses by itself: leave all other options but --jobs and -k out", 2)
         return {floor: _whole(floor) for floor in ("lint", "unit", "qemu")}
+    if options.python and not (flags or options.all or options.paths or options.spec):
+        flags = ["unit"]
+    floors = _chosen(options, flags)
+    if options.python and not {"unit", "qemu"} >= set(floors):
+        raise LabError("--python is for --unit, --qemu and the tests below them: leave everything else out", 2)
+    return floors
+
+
+def _chosen(options: argparse.Namespace, flags: list[str]) -> dict[str, list[Chosen]]:
     named = selection.by_floor(options.paths)
     if named:
         if tests := [f"--{floor}" for floor in flags if floor != "lint"]:

@@ -49,6 +49,8 @@ class Runner:
     """pytest's -k."""
     spec: tuple[str, ...] = ()
     """Only tests that prove one of these requirements."""
+    python: str = ""
+    """The version of the environment's interpreter, where it is not the usual one."""
 
     def tool(self, name: str, command: list[str], *, quiet: bool = False) -> Outcome:
         """A program that passes or fails as a whole. ``quiet``: what it says is shown only when it fails."""
@@ -76,6 +78,7 @@ class Runner:
 
         ``programs``: a folder that is looked into before all others of PATH; ``env``: set beside what there is.
         """
+        name = f"{name} {self.python}".rstrip()
         _title(name)
         begin = time.monotonic()
         report = self.reports / f"{name.replace(' ', '-')}.xml"
