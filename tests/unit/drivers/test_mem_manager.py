@@ -304,7 +304,7 @@ def test_it_goes_where_the_host_wants():
 
         followed(model, manager, wants(10), wants(64), wants(3), wants(0), wants(17))
         assert mem.block_table.plugged.total == 17
-        assert mem.device.config_changes >= 5
+        assert mem.device.counters.config_changes >= 5
 
 
 @pytest.mark.spec("MEM-22")

@@ -324,9 +324,9 @@ class Mem(Driver):
 
     def pause(self, seconds: float) -> bool:
         """Wait, unless the configuration changes, which is told by True; a signal or ``close()`` gets through."""
-        seen = self.device.config_changes
+        seen = self.device.counters.config_changes
         return self.device.wait(
-            lambda: self.device.config_changes != seen, timeout=seconds, what="a change", owed=False
+            lambda: self.device.counters.config_changes != seen, timeout=seconds, what="a change", owed=False
         )
 
     # --- what is plugged ------------------------------------------------------------------------------------

@@ -359,7 +359,7 @@ class Manager:
         with device.session():
             self.consumer.arrived(self)
             while True:
-                seen = device.config_changes
+                seen = device.counters.config_changes
                 at, steps = self.mem.block_table.plugged.total, self._steps
                 requested = self.mem.config().requested_size
                 if before != (Outcome.NACK, requested):  # it said no to this, so it is not asked again
@@ -384,7 +384,7 @@ class Manager:
                     if left <= 0:
                         return
                     wait = min(wait, left)
-                if device.config_changes == seen and not self.mem.pause(wait) and again:
+                if device.counters.config_changes == seen and not self.mem.pause(wait) and again:
                     self.retries += 1
                     pause = min(pause * 2, BUSY_LAST)
 
