@@ -34,7 +34,7 @@ def main(address: str) -> int:
                     rng.read(64)
                 rate = READS / (time.monotonic() - begin)
                 kicks = sum(queue.kicks for queue in device.queues.values())
-                print(f"{mode.value:<15} {ring:<7} {device.interrupts_taken:>6} {kicks:>6} {rate:>8.0f}")
+                print(f"{mode.value:<15} {ring:<7} {device.counters.interrupts_taken:>6} {kicks:>6} {rate:>8.0f}")
     return 0
 
 

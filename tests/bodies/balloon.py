@@ -117,13 +117,15 @@ def test_completions_and_changes_come_by_interrupt(cell: Cell) -> None:
         full = _size(cell)
         balloon.inflate(1)
         if cell.mode is InterruptMode.POLLING:
-            assert device.interrupts_taken == 0
+            assert device.counters.interrupts_taken == 0
             return
-        device.wait(lambda: device.interrupts_taken > 0, timeout=5, what="an interrupt")
-        before = device.config_changes
+        device.wait(lambda: device.counters.interrupts_taken > 0, timeout=5, what="an interrupt")
+        before = device.counters.config_changes
         try:
             cell.qmp("balloon", value=full - MIB * PAGE)
-            assert device.wait(lambda: device.config_changes > before, timeout=5, what="a change", owed=False)
+            assert device.wait(
+                lambda: device.counters.config_changes > before, timeout=5, what="a change", owed=False
+            )
         finally:
             cell.qmp("balloon", value=full)
 

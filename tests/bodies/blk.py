@@ -103,7 +103,7 @@ def test_many_at_once(cell: Cell) -> None:
         assert blk.in_flight == 0
         assert {request.queue for _, request in out} == set(device.queues)
         if cell.mode is not InterruptMode.POLLING:
-            device.wait(lambda: device.interrupts_taken > 0, timeout=5, what="an interrupt")
+            device.wait(lambda: device.counters.interrupts_taken > 0, timeout=5, what="an interrupt")
 
 
 def test_bursts(cell: Cell) -> None:

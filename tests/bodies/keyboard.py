@@ -112,5 +112,5 @@ def test_events_come_by_interrupt(cell: Cell) -> None:
         press(cell, "a", down=False)
         assert len(collect(keyboard, 4)) == 4
         if cell.mode is not InterruptMode.POLLING:
-            assert device.interrupts_taken > 0
-            assert device.missed_interrupts == 0
+            assert device.counters.interrupts_taken > 0
+            assert device.counters.missed_interrupts == 0

@@ -111,9 +111,9 @@ def test_answers_come_by_interrupt(cell: Cell, emptied: None) -> None:
     with cell.open() as device, Mem(device) as mem:
         mem.plug(mem.config().addr, 1)
         if cell.mode is InterruptMode.POLLING:
-            assert device.interrupts_taken == 0
+            assert device.counters.interrupts_taken == 0
         else:
-            device.wait(lambda: device.interrupts_taken > 0, timeout=5, what="an interrupt")
+            device.wait(lambda: device.counters.interrupts_taken > 0, timeout=5, what="an interrupt")
 
 
 @pytest.mark.spec("MEM-05")
@@ -175,7 +175,7 @@ def test_following_the_host(cell: Cell, emptied: None, unit: int | None) -> None
             raise failures[0]
         assert mem.findings == {}
         if cell.mode is not InterruptMode.POLLING:
-            assert device.config_changes > 0
+            assert device.counters.config_changes > 0
 
 
 def _until(true: Callable[[], bool]) -> None:

@@ -50,10 +50,10 @@ def test_the_queue_can_be_reset_by_itself(cell: Cell) -> None:
             assert len(rng.read(100)) == 100
             assert device.reset_queue(queue) == []
             assert cell.queue(spec.REQUESTQ)["last-avail-idx"] == 0
-        before = device.interrupts_taken
+        before = device.counters.interrupts_taken
         assert len(rng.read(100)) == 100
         if cell.mode is not InterruptMode.POLLING:
-            device.wait(lambda: device.interrupts_taken > before, timeout=5, what="an interrupt")
+            device.wait(lambda: device.counters.interrupts_taken > before, timeout=5, what="an interrupt")
 
 
 def test_completions_come_by_interrupt(cell: Cell) -> None:
@@ -61,9 +61,9 @@ def test_completions_come_by_interrupt(cell: Cell) -> None:
         for _ in range(5):
             rng.read(16)
         if cell.mode is InterruptMode.POLLING:
-            assert device.interrupts_taken == 0
+            assert device.counters.interrupts_taken == 0
         else:
-            device.wait(lambda: device.interrupts_taken > 0, timeout=5, what="an interrupt")
+            device.wait(lambda: device.counters.interrupts_taken > 0, timeout=5, what="an interrupt")
 
 
 def test_a_negative_count_is_refused_and_nothing_breaks(cell: Cell) -> None:

@@ -47,8 +47,8 @@ def test_the_windows_of_a_machine_do_not_disturb_each_other():
             assert all(len(driver.read(16)) == 16 for driver in drivers)
         for device in (first, second, pci):
             # An answer may be seen before its interrupt, and two interrupts of one vector may be taken as one.
-            device.wait(lambda: device.interrupts_taken > 0, timeout=5, what="an interrupt")  # noqa: B023
-            assert device.missed_interrupts == 0
+            device.wait(lambda: device.counters.interrupts_taken > 0, timeout=5, what="an interrupt")  # noqa: B023
+            assert device.counters.missed_interrupts == 0
             device.close()
 
 

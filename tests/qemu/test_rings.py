@@ -45,10 +45,10 @@ def test_a_queue_is_reset_and_goes_on(packed: str, mode: InterruptMode):
                 seen = machine.qmp("x-query-virtio-queue-status", path=path, queue=0)
                 assert (seen["vring-desc"], seen["vring-avail"], seen["vring-used"]) == queue.ring.addresses
                 assert seen["last-avail-idx"] == 0
-                before = device.interrupts_taken
+                before = device.counters.interrupts_taken
                 assert len(rng.read(200)) == 200
                 if mode is not InterruptMode.POLLING:
-                    device.wait(lambda: device.interrupts_taken > before, timeout=5, what="an interrupt")  # noqa: B023
+                    device.wait(lambda: device.counters.interrupts_taken > before, timeout=5, what="an interrupt")  # noqa: B023
 
 
 @pytest.mark.spec("QRST-01", "QRST-02")
@@ -79,10 +79,10 @@ def test_answers_are_polled_for_before_anybody_sleeps(packed: str):
     with uvirtio.open(f"qemu:virtio-rng-pci,packed={packed}", poll_us=20_000) as device, Rng(device) as rng:
         # How many depends on who else wants the CPU; that it happens does not.
         deadline = time.monotonic() + 30
-        while device.polled == 0:
+        while device.counters.polled == 0:
             assert time.monotonic() < deadline, "an answer that is there within 20 ms was never found by looking"
             assert len(rng.read(16)) == 16
-        assert device.missed_interrupts == 0
+        assert device.counters.missed_interrupts == 0
 
 
 @pytest.mark.spec("PCI-CFA-01", "PCI-CFA-02", "PCI-CFA-03")

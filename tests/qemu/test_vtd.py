@@ -109,7 +109,7 @@ def test_what_one_function_has_is_nothing_to_another():
         assert theirs[0].pfns() != theirs[1].pfns()
         for device in opened_:
             # An answer may overtake its interrupt, which then waits to be taken.
-            device.wait(lambda: device.interrupts_taken > 0, timeout=5, what="an interrupt")  # noqa: B023
+            device.wait(lambda: device.counters.interrupts_taken > 0, timeout=5, what="an interrupt")  # noqa: B023
             device.close()
         assert machine.iommu is not None
         assert machine.iommu.faults() == []

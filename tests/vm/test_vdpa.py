@@ -119,9 +119,9 @@ def test_what_is_written_is_in_the_file(held, mode):
             assert held.contents(8 * SECTOR, len(data)) == data
             assert request(device, blk.Request.IN, 8, len(data), queue=1) == data
             if mode is POLLING:
-                assert device.interrupts_taken == 0
+                assert device.counters.interrupts_taken == 0
             else:
-                device.wait(lambda: device.interrupts_taken > 0, timeout=5, what="an interrupt")
+                device.wait(lambda: device.counters.interrupts_taken > 0, timeout=5, what="an interrupt")
             device.stop()
             assert device.transport.status() == 0
 

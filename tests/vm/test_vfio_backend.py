@@ -303,7 +303,7 @@ def test_the_interrupt_pin_with_a_device_behind_it(bound):
             assert len(rng.read(64)) == 64
             # An answer may overtake its interrupt. Each line was masked by the kernel and rearmed by us, or there
             # would be one interrupt only.
-            device.wait(lambda: device.interrupts_taken > count, timeout=5, what="an interrupt")  # noqa: B023
+            device.wait(lambda: device.counters.interrupts_taken > count, timeout=5, what="an interrupt")  # noqa: B023
 
 
 def test_errors_and_requests_can_be_listened_to(bound):

@@ -57,9 +57,9 @@ def loops(device: Device) -> list[Callable[[], None]]:
         os.eventfd_read(vector)
 
     def ours_alone() -> None:
-        taken = device.interrupts_taken
+        taken = device.counters.interrupts_taken
         os.eventfd_write(vector, 1)
-        device.wait(lambda: device.interrupts_taken != taken, timeout=5, what="an interrupt")
+        device.wait(lambda: device.counters.interrupts_taken != taken, timeout=5, what="an interrupt")
 
     return [ours, bare, ours_alone, bare_alone]
 

@@ -2,6 +2,7 @@
 
 from uvirtio.device.bringup import ADMIN_QUEUE, LEGACY_FEATURES, RING_FEATURES, RingChoice
 from uvirtio.device.core import Device, GiveBack, Observer, unobserved
+from uvirtio.device.counters import Counters
 from uvirtio.device.queue import QUEUE_SIZE_MAX, Queue, QueueSpec
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 
@@ -11,6 +12,7 @@ __all__ = [
     "LEGACY_FEATURES",
     "QUEUE_SIZE_MAX",
     "RING_FEATURES",
+    "Counters",
     "Device",
     "GiveBack",
     "Observer",

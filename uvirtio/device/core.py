@@ -11,13 +11,15 @@ import ctypes
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from itertools import count
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from uvirtio.device.bringup import RingChoice, RingMaker, admin_queue, negotiate
+from uvirtio.device.counters import Counters
 from uvirtio.device.queue import Queue, QueueSpec
 from uvirtio.device.signals import signals_held
 from uvirtio.device.status import StatusField, poll_until
@@ -499,29 +501,18 @@ class Device:
         return self._waiting.interrupted
 
     @property
-    def config_changes(self) -> int:
-        """Configuration-change notifications seen since the device was opened."""
-        return self._waiting.config_changes
+    def counters(self) -> Counters:
+        """What was counted since the device was opened: configuration changes, interrupts, storms."""
+        return self._waiting.counters
 
-    @property
-    def interrupts_taken(self) -> int:
-        """Times that an interrupt was taken since the device was opened."""
-        return self._waiting.interrupts_taken
+    if not TYPE_CHECKING:
 
-    @property
-    def missed_interrupts(self) -> int:
-        """Times that something was there though no interrupt had said so."""
-        return self._waiting.missed_interrupts
-
-    @property
-    def interrupt_storms(self) -> int:
-        """Times that interrupts for nothing came faster than anybody can want them, since it was opened."""
-        return self._waiting.storms
-
-    @property
-    def polled(self) -> int:
-        """Waits that polling ended before they had to sleep."""
-        return self._waiting.polled
+        def __getattr__(self, name: str) -> int:
+            """The counters by the names that they had here before 0.2. Goes with 0.3."""
+            if name not in Counters.__slots__:
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            warnings.warn(f"Device.{name} is Device.counters.{name} now", DeprecationWarning, stacklevel=2)
+            return getattr(self.counters, name)
 
     def check_status(self) -> int:
         """The status of a device that goes on; inside a session. Raises as :meth:`check`."""

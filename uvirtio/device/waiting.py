@@ -16,6 +16,7 @@ from contextlib import suppress
 from math import inf
 from typing import Protocol
 
+from uvirtio.device.counters import Counters
 from uvirtio.device.listener import Listener
 from uvirtio.device.polling import PollWindow
 from uvirtio.device.storm import InterruptStorm
@@ -61,10 +62,7 @@ class WaitLoop:
     def __init__(self, device: Waited, transport: Transport, poll: float) -> None:
         self._device = device
         self._transport = transport
-        self.config_changes = 0
-        self.interrupts_taken = 0
-        self.missed_interrupts = 0
-        self.polled = 0
+        self.counters = Counters()
         self.interrupted = False
         self._poll = PollWindow(poll)
         self._storm = InterruptStorm()
@@ -110,7 +108,7 @@ class WaitLoop:
         while True:
             if ready():
                 if slept and not told and self._transport.interrupt_mode is not InterruptMode.POLLING:
-                    self.missed_interrupts += 1
+                    self.counters.missed_interrupts += 1
                 if polled:
                     self._poll.slept(now - begin)
                 return True
@@ -154,12 +152,9 @@ class WaitLoop:
     def storm_backoff(self, done: int) -> float:
         """After a look: seconds to stay away from the events. ``done``: the ``completions`` before the look."""
         useful = self.interrupted and self._device.completions != done
-        return self._storm.note(time.monotonic(), told=self.interrupted, useful=useful)
-
-    @property
-    def storms(self) -> int:
-        """Times that interrupts for nothing came faster than anybody can want them."""
-        return self._storm.count
+        pause = self._storm.note(time.monotonic(), told=self.interrupted, useful=useful)
+        self.counters.interrupt_storms = self._storm.count
+        return pause
 
     # --- a look at the events -------------------------------------------------------------------------------
 
@@ -182,12 +177,12 @@ class WaitLoop:
         if causes.removal:
             raise gone(device.address, "the host removed the device (hot-unplug)")
         if causes.config:
-            self.config_changes += 1
+            self.counters.config_changes += 1
             device.check_status()
         told = causes.config or causes.queues
         self.interrupted = told or causes.spurious
         if told and (fired or self._transport.interrupt_mode is not InterruptMode.POLLING):
-            self.interrupts_taken += 1
+            self.counters.interrupts_taken += 1
         return told
 
     def _end(self) -> None:
@@ -250,7 +245,7 @@ class WaitLoop:
         if _listen(rings) and not found:
             found = ready()  # 2.7.14, 2.8.22: what came while the interrupts went on announces itself to nobody
         if found:
-            self.polled += 1
+            self.counters.polled += 1
             self._poll.found()
         return found
 

@@ -305,16 +305,16 @@ def _tell_interrupts(device: dev.Device, note: _Note) -> None:
     if not any(queue.completions for queue in device.queues.values()):
         note.skip("the device had no buffer to return, so no interrupt is due")
         return
-    device.wait(lambda: device.interrupts_taken > 0, timeout=1.0, what="an interrupt", owed=False)
-    note.detail = f"{device.interrupts_taken} taken ({device.transport.interrupt_mode.value})"
-    if device.missed_interrupts:
-        note.detail += f", {device.missed_interrupts} missed"
-    if not device.interrupts_taken:
+    device.wait(lambda: device.counters.interrupts_taken > 0, timeout=1.0, what="an interrupt", owed=False)
+    note.detail = f"{device.counters.interrupts_taken} taken ({device.transport.interrupt_mode.value})"
+    if device.counters.missed_interrupts:
+        note.detail += f", {device.counters.missed_interrupts} missed"
+    if not device.counters.interrupts_taken:
         note.verdict = "fail"
         note.hint = "completions arrive, interrupts do not: check MSI-X, INTx routing and interrupt remapping"
     elif _storms(device):
         note.warn("spurious interrupts do not stop: check the interrupt line, and what shares it")
-    elif device.missed_interrupts:
+    elif device.counters.missed_interrupts:
         note.warn("some completions came without an interrupt; only polling found them")
 
 

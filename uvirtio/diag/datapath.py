@@ -123,11 +123,11 @@ class _BalloonPath:
         if self._witness is None:
             return None
         device, balloon = self._device, self._balloon
-        before, seen = balloon.num_pages, device.config_changes
+        before, seen = balloon.num_pages, device.counters.config_changes
         size = int(self._witness("query-balloon")["actual"])
         self._witness("balloon", value=size - (1 << 20))
         told = device.wait(
-            lambda: device.config_changes != seen, timeout=device.timeout, what="the change", owed=False
+            lambda: device.counters.config_changes != seen, timeout=device.timeout, what="the change", owed=False
         )
         after = balloon.num_pages
         self._witness("balloon", value=size)
@@ -161,13 +161,13 @@ class _MemPath:
         if self._witness is None:
             return None
         device, mem = self._device, self._mem
-        config, seen = mem.config(), device.config_changes
+        config, seen = mem.config(), device.counters.config_changes
         other = config.block_size if config.requested_size != config.block_size else 2 * config.block_size
         if other > config.region_size:
             return None
         self._request(other)
         told = device.wait(
-            lambda: device.config_changes != seen, timeout=device.timeout, what="the change", owed=False
+            lambda: device.counters.config_changes != seen, timeout=device.timeout, what="the change", owed=False
         )
         after = mem.config().requested_size
         self._request(config.requested_size)
@@ -307,11 +307,11 @@ class _BlkPath:
             return None
         assert self._witness is not None
         device, blk = self._device, self._blk
-        before, seen = blk.refresh().capacity, device.config_changes
+        before, seen = blk.refresh().capacity, device.counters.config_changes
         size = int(disk["inserted"]["image"]["virtual-size"])
         self._witness("block_resize", device=disk["device"], size=size + self._GROWTH)
         told = device.wait(
-            lambda: device.config_changes != seen, timeout=device.timeout, what="the change", owed=False
+            lambda: device.counters.config_changes != seen, timeout=device.timeout, what="the change", owed=False
         )
         after = blk.refresh().capacity
         self._witness("block_resize", device=disk["device"], size=size)

@@ -499,7 +499,7 @@ def test_a_lost_interrupt_costs_time_and_nothing_else(mode: InterruptMode):
         answered = after_the_kick(scripted, 0.02, scripted.run)
         assert rng.read(10) == bytes(range(10))
         assert answered.wait(LONG)
-        assert device.missed_interrupts == (0 if mode is InterruptMode.POLLING else 1)
+        assert device.counters.missed_interrupts == (0 if mode is InterruptMode.POLLING else 1)
     scripted.assert_left()
 
 
@@ -518,9 +518,9 @@ def test_an_interrupt_for_nothing_is_counted_and_nothing_else(mode: InterruptMod
 
         assert not device.wait(ready, timeout=SHORT, what="nothing", owed=False)
         if mode is InterruptMode.POLLING:
-            assert device.interrupts_taken == 0
+            assert device.counters.interrupts_taken == 0
         else:
-            assert device.interrupts_taken == 3
+            assert device.counters.interrupts_taken == 3
             assert looks < 12, "no spinning afterwards"
         assert device.broken is None
     scripted.assert_left()
@@ -674,7 +674,7 @@ def test_a_storm_is_met_with_ever_longer_sleep_and_counted_once(
         assert asleep[: storm.LIMIT] == [0.0] * (storm.LIMIT - 1) + [storm.FIRST]
         assert asleep[storm.LIMIT : storm.LIMIT + 4] == [2e-3, 4e-3, 8e-3, storm.LAST]
         assert set(asleep[storm.LIMIT + 4 :]) == {storm.LAST}
-        assert device.interrupt_storms == 1
+        assert device.counters.interrupt_storms == 1
         monkeypatch.undo()
         scripted.storm(False)
         while device.service():
@@ -1136,3 +1136,12 @@ def test_no_call_waits_for_ever_on_a_silent_device(
     assert time.monotonic() - begun < SHORT + 10
     scripted.assert_obedient()
     assert scripted.closed
+
+
+def test_the_counters_by_their_old_names_are_there_for_one_release():
+    with identify(ScriptedDevice(Rng())) as device:
+        for name in ("config_changes", "interrupts_taken", "missed_interrupts", "interrupt_storms", "polled"):
+            with pytest.warns(DeprecationWarning, match=f"Device.counters.{name}"):
+                assert getattr(device, name) == getattr(device.counters, name)
+        with pytest.raises(AttributeError, match="interrupts_given"):
+            device.interrupts_given  # noqa: B018

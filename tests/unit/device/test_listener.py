@@ -48,11 +48,11 @@ def test_a_wait_that_slept_asks_only_those_that_fired(mode: InterruptMode):
         assert len(rng.read(64)) == 64
         for events in (scripted.msix, [scripted.line]):
             assert all(event is None or not event.closed for event in events)
-        before = device.interrupts_taken
+        before = device.counters.interrupts_taken
         assert not device.wait(lambda: False, timeout=0.05, what="nothing", owed=False)
-        assert device.interrupts_taken - before <= 1  # what was left from the read, and then no more
+        assert device.counters.interrupts_taken - before <= 1  # what was left from the read, and then no more
         scripted.interrupt_config()
-        assert device.wait(lambda: device.config_changes > 0, timeout=5, what="the change")
+        assert device.wait(lambda: device.counters.config_changes > 0, timeout=5, what="the change")
     scripted.assert_left()
 
 
@@ -76,6 +76,6 @@ def test_events_are_forgotten_before_they_are_closed_and_made_anew():
                 assert not device.wait(lambda: False, timeout=0.01, what="nothing", owed=False)
                 assert len(rng.read(8)) == 8
                 scripted.interrupt_config()
-                seen = device.config_changes
-                device.wait(lambda seen=seen: device.config_changes != seen, timeout=5, what="the change")
+                seen = device.counters.config_changes
+                device.wait(lambda seen=seen: device.counters.config_changes != seen, timeout=5, what="the change")
     scripted.assert_left()

@@ -113,7 +113,7 @@ def test_what_comes_while_polling_is_found_without_an_interrupt(word: int):
         wanted: list[bool] = ready.wanted  # type: ignore[attr-defined]
         assert wanted[0] and not any(wanted[1:]), "on at the first look, off while polling"
         assert device.queues[0].ring._interrupts, "on again afterwards"  # type: ignore[attr-defined]
-        assert device.polled == 1 and device.interrupts_taken == 0
+        assert device.counters.polled == 1 and device.counters.interrupts_taken == 0
         assert sum(event.fired for event in scripted.msix) == 0
     scripted.assert_left()
 
@@ -136,7 +136,7 @@ def test_what_comes_while_interrupts_go_on_is_found(word: int, monkeypatch: pyte
         monkeypatch.setattr(ring, "want_interrupts", racing)
         begin = time.monotonic()
         assert device.wait(lambda: bool(device.queues[0].reap()), timeout=2, what="an answer")
-        assert device.polled == 1, "it did not sleep"
+        assert device.counters.polled == 1, "it did not sleep"
         assert time.monotonic() - begin < 2
     scripted.assert_left()
 
@@ -158,7 +158,11 @@ def test_what_comes_later_wakes_it(word: int):
         device._waiting._sleep = sleeping  # type: ignore[method-assign]
         assert device.wait(lambda: bool(device.queues[0].reap()), timeout=2, what="an answer")
         assert sleeps == [True], "interrupts are on while it sleeps"
-        assert device.polled == 0 and device.interrupts_taken == 1 and device.missed_interrupts == 0
+        assert (
+            device.counters.polled == 0
+            and device.counters.interrupts_taken == 1
+            and device.counters.missed_interrupts == 0
+        )
     scripted.assert_left()
 
 
@@ -172,7 +176,7 @@ def test_nothing_is_polled_where_nobody_asked_or_where_all_is_polled_anyway(poll
         sleep = device._waiting._sleep
         device._waiting._sleep = lambda *args: (model.release(), sleep(*args))[1]  # type: ignore[method-assign]
         assert device.wait(ready, timeout=2, what="an answer")
-        assert device.polled == 0
+        assert device.counters.polled == 0
         assert all(ready.wanted)  # type: ignore[attr-defined]
     scripted.assert_left()
 

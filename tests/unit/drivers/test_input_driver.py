@@ -293,7 +293,7 @@ def test_async_for_in_a_storm_of_interrupts(vectors: int):
     rig.scripted.storm()
 
     async def press_when_it_is_noticed() -> None:
-        while not rig.device.interrupt_storms:
+        while not rig.device.counters.interrupt_storms:
             await asyncio.sleep(0.01)
         rig.model.inject((KEY, 30, 1), SYN)
 

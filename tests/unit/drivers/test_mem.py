@@ -413,10 +413,10 @@ def test_unplug_all_may_shrink_the_region_without_a_word():
     model.shrinks = True
     with driven(model) as (mem, _):
         mem.plug(at(0), 2)
-        seen = mem.device.config_changes
+        seen = mem.device.counters.config_changes
         mem.unplug_all()
         assert mem.config().usable_region_size == 8 * BLOCK
-        assert mem.device.config_changes == seen
+        assert mem.device.counters.config_changes == seen
         with pytest.raises(BadSize, match="usable"):
             mem.plug(at(8), 1)
 

@@ -151,6 +151,19 @@ def test_only_what_the_consumer_can_use_is_plugged(unit):
             manager.plug_size(BLOCK)
 
 
+def test_a_consumer_that_can_use_all_of_it_is_not_asked():
+    class Greedy(Consumer):
+        anywhere = True
+
+        def usable(self, address: int, size: int) -> bool:
+            raise AssertionError("it was asked")
+
+    model = Mem(requested=ALL)
+    with driven(model) as (mem, _):
+        assert Manager(mem, consumer=Greedy()).converge() is Outcome.REACHED
+        assert model.plugged == set(range(64))
+
+
 def test_blocks_beyond_the_usable_region_wait_until_it_grows():
     model = Mem(usable=10 * BLOCK, requested=10 * BLOCK)
     with driven(model) as (mem, _):
@@ -304,7 +317,7 @@ def test_it_goes_where_the_host_wants():
 
         followed(model, manager, wants(10), wants(64), wants(3), wants(0), wants(17))
         assert mem.block_table.plugged.total == 17
-        assert mem.device.config_changes >= 5
+        assert mem.device.counters.config_changes >= 5
 
 
 @pytest.mark.spec("MEM-22")

@@ -537,7 +537,7 @@ def test_what_was_read_is_acknowledged_and_nothing_else(mode: InterruptMode):
         assert scripted.reads("mmio", mmio.INTERRUPT_STATUS)[-1] == 3
         assert scripted.writes("mmio", mmio.INTERRUPT_ACK) == [3]
         assert scripted.isr == 0
-        assert device.config_changes == 1
+        assert device.counters.config_changes == 1
         assert not device.service()
         scripted.interrupt_queue(0, force=True)
         assert device.service()
@@ -606,8 +606,8 @@ def test_one_cause_serves_all_queues():
 
         device.wait(ready, timeout=1, what="the LED")
         assert found == ["led"]
-        assert device.interrupts_taken == 1
-        assert device.missed_interrupts == 0
+        assert device.counters.interrupts_taken == 1
+        assert device.counters.missed_interrupts == 0
 
 
 def test_there_are_no_messages_and_the_line_is_the_best():
@@ -622,7 +622,7 @@ def test_without_a_line_it_is_polled():
     with identify(scripted) as device, RngDriver(device) as rng:
         assert rng.read(4) == bytes(range(4))
         assert device.transport.interrupt_mode is POLLING
-        assert device.interrupts_taken == 0
+        assert device.counters.interrupts_taken == 0
 
 
 @pytest.mark.parametrize("modes", [[InterruptMode.PER_QUEUE], [InterruptMode.SHARED, LINE]])

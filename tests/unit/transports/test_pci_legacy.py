@@ -190,7 +190,7 @@ def test_the_ladder_on_a_legacy_interface(how: dict[str, object], mode: Interrup
         assert device.transport.interrupt_mode is mode
         assert driver.inflate(2) == 2
         scripted.model.set_target(7)  # type: ignore[attr-defined]
-        device.wait(lambda: device.config_changes > 0, timeout=2.0, what="a configuration change")
+        device.wait(lambda: device.counters.config_changes > 0, timeout=2.0, what="a configuration change")
     scripted.assert_left()
 
 

@@ -307,7 +307,7 @@ def test_with_msix_the_isr_rests(mode: InterruptMode):
     with start(scripted, modes=[mode]) as device:
         kick(device, 0)
         scripted.model.set_target(3)
-        assert device.service() and device.config_changes == 1
+        assert device.service() and device.counters.config_changes == 1
     assert not scripted.reads("isr")
 
 
@@ -345,7 +345,7 @@ def test_a_line_is_rearmed_after_its_cause_was_read():
         for target in range(1, 4):
             scripted.model.set_target(target)
             assert device.service()
-        assert device.config_changes == 3 and not device.service()
+        assert device.counters.config_changes == 3 and not device.service()
         assert scripted.line is not None and scripted.line.fired == 3, "rearmed too early, it fires again"
 
 

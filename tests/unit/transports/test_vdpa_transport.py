@@ -65,7 +65,7 @@ def test_a_driver_comes_up_works_and_leaves(played, mode):
             assert played.taken == device.features == MODERN
             assert rng.read(100) == PATTERN[:100]
             assert rng.read(5000) == PATTERN + PATTERN[:904]
-            assert (device.interrupts_taken > 0) is (mode is PER_QUEUE)
+            assert (device.counters.interrupts_taken > 0) is (mode is PER_QUEUE)
         assert played.status == 0
         assert played.maps == {}
         with Rng(device) as rng:  # and once more
@@ -112,7 +112,7 @@ def test_a_call_without_a_cause_does_no_harm(played):
         device.service()  # the one that came when the queue was enabled
         assert device.queues[0].completions == 0
         assert rng.read(4) == PATTERN[:4]
-        assert device.config_changes == 0
+        assert device.counters.config_changes == 0
 
 
 @pytest.mark.spec("FEAT-06")
@@ -207,15 +207,15 @@ def test_a_change_of_the_configuration_is_noticed(played, mode):
     with opened(played, mode) as device:
         start(device)
         device.service()
-        assert device.config_changes == 0
+        assert device.counters.config_changes == 0
         played.change_config(bytes([1] * 8))
-        device.wait(lambda: device.config_changes > 0, timeout=2, what="the change")
-        seen = device.config_changes
+        device.wait(lambda: device.counters.config_changes > 0, timeout=2, what="the change")
+        seen = device.counters.config_changes
         device.write_config(NUM_PAGES, 5)  # ours is no news
         for _ in range(3):
             time.sleep(0.011)
             device.service()
-        assert device.config_changes == seen
+        assert device.counters.config_changes == seen
 
 
 # --- a balloon ----------------------------------------------------------------------------------------------

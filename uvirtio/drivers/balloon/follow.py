@@ -86,7 +86,7 @@ class Follower:
         """Follow until nothing has changed for ``timeout`` seconds (None: for ever)."""
         quiet_since = time.monotonic()
         while True:
-            seen, held = self._device.config_changes, self._balloon.held
+            seen, held = self._device.counters.config_changes, self._balloon.held
             met = self._approach()
             now = time.monotonic()
             if self._balloon.held != held:
@@ -140,7 +140,7 @@ class Follower:
             nonlocal pressed
             self._balloon.serve()
             pressed = self._pressure is not None and self._balloon.held > 0 and self._pressure.rose()
-            return pressed or (seen is not None and self._device.config_changes != seen)
+            return pressed or (seen is not None and self._device.counters.config_changes != seen)
 
         changed = self._device.wait(ready, timeout=timeout, what="a new target", owed=False)
         if pressed:

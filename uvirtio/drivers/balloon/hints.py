@@ -54,7 +54,7 @@ class Hints:
         """Take back what the device has used, look whether the host wants something else, and supply."""
         for done in self._queue.reap():
             self._returned(done.cookie)
-        changes = self._device.config_changes
+        changes = self._device.counters.config_changes
         if changes != self._seen:
             self._seen = changes
             self._handle_cmd_id(self._device.read_config(_CMD_ID)[0])

@@ -59,14 +59,14 @@ class Disk(Driver):
     # --- the configuration (5.2.4) --------------------------------------------------------------------------
 
     def _read_config(self) -> None:
-        self._config_seen = self.device.config_changes
+        self._config_seen = self.device.counters.config_changes
         self._config = configuration.read(self.device)
 
     @property
     def config(self) -> BlkConfig:
         """The configuration, read anew after each notification that it changed (5.2.6.1)."""
         with self.device.session():
-            if self.device.config_changes != self._config_seen:
+            if self.device.counters.config_changes != self._config_seen:
                 self._read_config()
             return self._config
 
@@ -84,7 +84,7 @@ class Disk(Driver):
     @property
     def known_capacity(self) -> int:
         """The capacity as far as we were told, for who asks very often."""
-        if self.device.config_changes != self._config_seen:
+        if self.device.counters.config_changes != self._config_seen:
             self._read_config()
         return self._config.capacity
 
@@ -92,7 +92,7 @@ class Disk(Driver):
         """Wait until the device says that its configuration changed; False if it does not within ``timeout``."""
         seen = self._config_seen
         return self.device.wait(
-            lambda: self.device.config_changes != seen, timeout=timeout, what="a change", owed=False
+            lambda: self.device.counters.config_changes != seen, timeout=timeout, what="a change", owed=False
         )
 
     @property

@@ -74,7 +74,6 @@ class Mem(Driver):
             with device.session():
                 config = self.config()
                 self.block_table = BlockTable(config.block_size)
-                self._identity = (config.block_size, config.addr, config.region_size)
                 if config.plugged_size and leftover == "unplug":
                     self.unplug_all(timeout=device.timeout)
                 elif config.plugged_size:
@@ -90,7 +89,8 @@ class Mem(Driver):
         return [QueueSpec(spec.GUEST_REQUESTQ, "guest-request", size=8)]
 
     def _before_ok(self) -> None:
-        configuration.read(self.device)  # a device that cannot be is left before it runs
+        config = configuration.read(self.device)  # a device that cannot be is left before it runs
+        self._identity = (config.block_size, config.addr, config.region_size)
         self._buffer = self.device.dma.alloc(_BUFFER)
 
     # --- configuration --------------------------------------------------------------------------------------
@@ -99,13 +99,12 @@ class Mem(Driver):
         """The configuration, read now: it changes without a notification too (5.15.4.2). Raises ConfigError."""
         with self.device.session():
             config = configuration.read(self.device)
-            first = getattr(self, "_identity", None)
-            if first is not None and first != (config.block_size, config.addr, config.region_size):
+            if self._identity != (config.block_size, config.addr, config.region_size):
                 self._finding("what cannot change changed: block_size, addr or region_size")
                 raise ProtocolError(
                     f"{self.device.address} changed its block_size, addr or region_size",
                     seen=(config.block_size, config.addr, config.region_size),
-                    expected=first,
+                    expected=self._identity,
                     remedy="the device is at fault: they stand for its life (5.15.4)",
                 )
             return config
@@ -324,9 +323,9 @@ class Mem(Driver):
 
     def pause(self, seconds: float) -> bool:
         """Wait, unless the configuration changes, which is told by True; a signal or ``close()`` gets through."""
-        seen = self.device.config_changes
+        seen = self.device.counters.config_changes
         return self.device.wait(
-            lambda: self.device.config_changes != seen, timeout=seconds, what="a change", owed=False
+            lambda: self.device.counters.config_changes != seen, timeout=seconds, what="a change", owed=False
         )
 
     # --- what is plugged ------------------------------------------------------------------------------------

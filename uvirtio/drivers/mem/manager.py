@@ -83,6 +83,9 @@ class HandOut:
 class Consumer:
     """Whoever wants the memory. The manager calls these; each does nothing here."""
 
+    anywhere = False
+    """True: it can use every part of the region, and ``usable`` is not asked about each of them."""
+
     def usable(self, address: int, size: int) -> bool:
         """Whether it could use this part of the region; nothing else is plugged (5.15.6.1)."""
         return True
@@ -96,6 +99,12 @@ class Consumer:
     def wants(self) -> bool:
         """While following: whether ``arrived`` is to be called again, for what could not be taken before."""
         return False
+
+
+class _Anywhere(Consumer):
+    """A consumer that takes nothing by itself: whoever made the manager asks it for units."""
+
+    anywhere = True
 
 
 class Manager:
@@ -125,8 +134,7 @@ class Manager:
             self.step = max(self.step, self.unit)
         self.limit = limit
         self.region = region
-        self.consumer = consumer or Consumer()
-        self._any_block = type(self.consumer).usable is Consumer.usable
+        self.consumer = consumer or _Anywhere()
         for name, size in (("unit", self.unit), ("step", self.step)):
             if size < 1 or size & (size - 1):
                 raise BadSize(f"the {name} is no power of two", seen=size, expected="a power of two, in bytes")
@@ -359,7 +367,7 @@ class Manager:
         with device.session():
             self.consumer.arrived(self)
             while True:
-                seen = device.config_changes
+                seen = device.counters.config_changes
                 at, steps = self.mem.block_table.plugged.total, self._steps
                 requested = self.mem.config().requested_size
                 if before != (Outcome.NACK, requested):  # it said no to this, so it is not asked again
@@ -384,7 +392,7 @@ class Manager:
                     if left <= 0:
                         return
                     wait = min(wait, left)
-                if device.config_changes == seen and not self.mem.pause(wait) and again:
+                if device.counters.config_changes == seen and not self.mem.pause(wait) and again:
                     self.retries += 1
                     pause = min(pause * 2, BUSY_LAST)
 
@@ -453,7 +461,7 @@ class Manager:
         start = self._low + -(-(first - self._low) // group) * group
         if self._step == group:
             end = self._low + (end - self._low) // group * group
-        if self._any_block:
+        if self.consumer.anywhere:
             return (start, min(end - start, most)) if start < end else None
         while start < end and not self._is_usable(start):
             start += group
@@ -465,7 +473,7 @@ class Manager:
 
     def _is_usable(self, group: int) -> bool:
         block = self.mem.block_size
-        return self._any_block or self.consumer.usable(self.mem.addr + group * block, self._group * block)
+        return self.consumer.anywhere or self.consumer.usable(self.mem.addr + group * block, self._group * block)
 
     def _begun(self) -> set[int]:
         """First blocks of the groups that are plugged in part; such a group holds the end of a plugged run."""
