@@ -18,7 +18,7 @@ from uvirtio.errors import *  # noqa: F403  # its __all__, which is part of ours
 
 if TYPE_CHECKING:
     from uvirtio import qemu
-    from uvirtio.device import Device
+    from uvirtio.device import Device, OpenOptions
     from uvirtio.drivers.balloon import Balloon
     from uvirtio.drivers.blk import Blk
     from uvirtio.drivers.input import Input, InputEvent
@@ -38,6 +38,7 @@ __all__ = [
     "InputEvent",
     "InterruptMode",
     "Mem",
+    "OpenOptions",
     "Rng",
     "Roots",
     "__version__",
@@ -56,6 +57,7 @@ if not TYPE_CHECKING:  # or every misspelt name would pass as Any
         "InputEvent": "uvirtio.drivers.input",
         "InterruptMode": "uvirtio.interfaces.values",
         "Mem": "uvirtio.drivers.mem",
+        "OpenOptions": "uvirtio.device",
         "Rng": "uvirtio.drivers.rng",
         "Roots": "uvirtio.host.roots",
         "open": "uvirtio.opening",

@@ -16,6 +16,7 @@ from uvirtio.backends.vfio_pci import VfioPciFunction
 from uvirtio.errors import Closed, DeviceGone, UvirtioError
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import DmaSpace, Event
+from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 from uvirtio.memory.eventfd import EventFd
 from uvirtio.spec import pci
 
@@ -46,7 +47,7 @@ class VfioNoIommuFunction(VfioPciFunction):
 
     warning = WARNING
 
-    def __init__(self, address: str, way: Way, roots: Roots, *, timeout: float = 5.0) -> None:
+    def __init__(self, address: str, way: Way, roots: Roots, *, timeout: float = DEFAULT_TIMEOUT) -> None:
         """Takes the open way over; use :meth:`VfioPciFunction.open`."""
         super().__init__(address, way, roots, timeout=timeout)
         self.translates = False

@@ -32,7 +32,7 @@ from uvirtio.host.drivers import VFIO, require_bound
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import Kernel
 from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event, Registers
-from uvirtio.interfaces.values import BarInfo
+from uvirtio.interfaces.values import DEFAULT_TIMEOUT, BarInfo
 from uvirtio.memory.access import FdRegisters
 from uvirtio.memory.eventfd import EventFd
 from uvirtio.memory.iova import IovaAllocator
@@ -59,7 +59,7 @@ class VfioPciFunction:
         way: Way,
         roots: Roots,
         *,
-        timeout: float = 5.0,
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         """Takes the open way over; use :meth:`open`."""
         self.address = address
@@ -109,7 +109,7 @@ class VfioPciFunction:
         address: str,
         roots: Roots | None = None,
         *,
-        timeout: float = 5.0,
+        timeout: float = DEFAULT_TIMEOUT,
         kernel: Kernel | None = None,
         way: Literal["best", "group", "cdev"] = "best",
         unsafe_dma: bool = False,

@@ -33,19 +33,7 @@ def diag(run: Run, dev: DevArgument) -> int:
         if not run.json:
             _tell(run, number, len(STEPS), step)
 
-    report = diagnose(
-        dev,
-        timeout=run.timeout,
-        backend=run.backend,
-        unsafe_dma=run.unsafe_dma,
-        interrupts=run.interrupts,
-        ring=run.ring,
-        force_legacy=run.force_legacy,
-        roots=run.roots,
-        trace=run.trace,
-        on_step=tell,
-        opened=run.guard.watch,
-    )
+    report = diagnose(dev, options=run.options, on_step=tell, opened=run.guard.watch)
     run.guard.watch(None)
     return _conclude(run, report)
 

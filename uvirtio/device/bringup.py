@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from uvirtio.device.options import RingChoice
 from uvirtio.device.queue import QUEUE_SIZE_MAX, QueueSpec
 from uvirtio.errors import FeatureMissing, QueueError
 from uvirtio.interfaces.memory import DmaSpace
@@ -28,9 +28,6 @@ RING_FEATURES = f.mask(
     f.NOTIF_CONFIG_DATA,
     f.RING_RESET,
 )
-
-RingChoice = Literal["auto", "split", "packed"]
-"""Which ring format to take: ``auto`` is packed where it is offered, as 6.1 wants it."""
 
 LEGACY_FEATURES = f.mask(f.ANY_LAYOUT)
 """Taken where a legacy interface offers it (6.3): our chains then may be laid out as on a modern one (2.7.4)."""

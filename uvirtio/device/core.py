@@ -17,7 +17,8 @@ from itertools import count
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from uvirtio.device.bringup import RingChoice, RingMaker, admin_queue, negotiate
+from uvirtio.device.bringup import RingMaker, admin_queue, negotiate
+from uvirtio.device.options import OpenOptions
 from uvirtio.device.queue import Queue, QueueSpec
 from uvirtio.device.signals import signals_held
 from uvirtio.device.status import StatusField, poll_until
@@ -33,11 +34,11 @@ from uvirtio.errors import (
     DeviceTimeout,
     NotSupported,
     ResetTimeout,
+    UsageError,
     UvirtioError,
 )
 from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.transport import ResetsQueues, Transport
-from uvirtio.interfaces.values import DEFAULT_TIMEOUT, InterruptMode
 from uvirtio.memory.access import require_little_endian
 from uvirtio.memory.fence import full_fence, platform_fence
 from uvirtio.spec import features as f
@@ -107,22 +108,15 @@ class Device:
     are in bytes, times in seconds.
     """
 
-    def __init__(
-        self,
-        address: str,
-        transport: Transport,
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-        interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
-        ring: RingChoice = "auto",
-        poll_us: float = 0,
-    ) -> None:
+    def __init__(self, address: str, transport: Transport, options: OpenOptions | None = None) -> None:
         require_little_endian()
+        options = OpenOptions() if options is None else options
         self.address = address
         self.transport = transport
-        self.timeout = timeout
-        self.interrupts = tuple(interrupts)
-        self.ring = ring
+        self.timeout = options.timeout
+        """Seconds that the device has for each response, where a call is given no time-out of its own."""
+        self.interrupts = tuple(options.interrupts)
+        self.ring = options.ring
         self.warning: str | None = None
         """What a person has to know before the device is started: nothing holds it. None: something does."""
         self.device_id = transport.device_id
@@ -149,7 +143,7 @@ class Device:
         self._owner_pid = os.getpid()
         self._lock = threading.RLock()
         self._session = _Session(self)
-        self._waiting = WaitLoop(self, transport, poll_us / 1e6)
+        self._waiting = WaitLoop(self, transport, options.poll_us / 1e6)
         atexit.register(self.close)
 
     # --- state ----------------------------------------------------------------------------------------------
@@ -173,6 +167,18 @@ class Device:
         for queue in self.queues.values():
             count += queue.completions
         return count
+
+    def seconds(self, timeout: float | None) -> float:
+        """The time-out of one call, in seconds: ``timeout``, or the device's own where that is None.
+
+        Raises:
+            UsageError: It is NaN, which no clock ever passes.
+        """
+        if timeout is None:
+            return self.timeout
+        if timeout != timeout:
+            raise UsageError("a time-out cannot be NaN", seen=timeout, expected="seconds, or None")
+        return timeout
 
     def has(self, bit: int) -> bool:
         """Whether feature ``bit`` was negotiated."""
@@ -355,7 +361,7 @@ class Device:
                     remedy="reset the whole device",
                 )
             transport.start_queue_reset(queue.index)
-            self._await_queue_reset(transport, queue, self.timeout if timeout is None else timeout)
+            self._await_queue_reset(transport, queue, self.seconds(timeout))
             # 2.6.1.1: from here on the device touches nothing of this queue.
             old = queue.ring
             out: list[Any] = old.abandon() if queue.slots is None else list(queue.slots.out())
@@ -467,6 +473,8 @@ class Device:
         ``watch``: descriptors of the caller's own; ``ready`` is asked again as soon as one can be read.
         Raises DeviceNeedsReset, DeviceResetByOther, DeviceGone, Closed.
         """
+        if timeout is not None:
+            timeout = self.seconds(timeout)
         with self._session:
             return self._waiting.wait(ready, timeout, what, owed, watch)
 

@@ -1,4 +1,4 @@
-"""Bring-up in steps: does the device work, and if not, which step fails?
+"""The diagnosis itself: bring a device up, and say of each step what it found.
 
 The steps are those of the initialisation sequence itself (``Device.start``), watched from outside, so that a
 diagnosis goes exactly the way that a driver goes. Then the data path of the type, the interrupt, a change of
@@ -8,8 +8,9 @@ the configuration where somebody can cause one, and the way out.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Unpack
 
 from uvirtio import device as dev
 from uvirtio import opening
@@ -17,14 +18,12 @@ from uvirtio.device import storm
 from uvirtio.diag import datapath
 from uvirtio.diag.report import Report, Step, Verdict
 from uvirtio.errors import DeviceAbsent, DeviceFailure, EnvironmentLack, UvirtioError
-from uvirtio.host.roots import Roots
 from uvirtio.interfaces.backend import WithoutIommu
 from uvirtio.interfaces.values import InterruptMode
-from uvirtio.memory.trace import Trace
 from uvirtio.spec import features as f
 from uvirtio.spec.status import describe
 
-__all__ = ["STEPS", "Report", "Step", "diagnose"]
+__all__ = ["STEPS", "Report", "Step", "diagnose", "diagnose_function"]
 
 STEPS = {
     "discover": "4.1.2, 4.2.1",
@@ -49,33 +48,34 @@ OnStep = Callable[[Step], None]
 
 
 def diagnose(
-    address: str,
+    address: str | opening.Opened,
     *,
-    timeout: float = dev.DEFAULT_TIMEOUT,
-    backend: str = "auto",
-    unsafe_dma: bool = False,
-    interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
-    ring: dev.RingChoice = "auto",
-    force_legacy: bool = False,
-    roots: Roots | None = None,
-    trace: Trace | None = None,
+    options: dev.OpenOptions | None = None,
     on_step: OnStep | None = None,
     opened: Callable[[dev.Device], None] | None = None,
+    **keywords: Unpack[dev.OpenKeywords],
 ) -> Report:
-    """Bring the device up step by step; returns the report and raises nothing that a device can cause.
+    """Bring a device up step by step, try its data path, and leave it.
 
-    ``on_step`` gets each step as it ends; ``opened`` gets the device, for signal handlers to interrupt.
+    Args:
+        address: Of the device, or what a back end handed over, as for ``uvirtio.open``.
+        options: How to open it, as for ``uvirtio.open``.
+        on_step: Called with each step as it ends.
+        opened: Called with the open device, for signal handlers to interrupt.
+        **keywords: Single options, as for ``uvirtio.open``.
+
+    Returns:
+        The report; whatever the device does wrong is in it.
+
+    Raises:
+        UsageError: An option has a value that it cannot have.
     """
+    options = opening.chosen(options, keywords)
+    name = address if isinstance(address, str) else address.address
     return diagnose_function(
-        address,
-        lambda: opening.open_function(
-            address, backend=backend, timeout=timeout, unsafe_dma=unsafe_dma, roots=roots
-        ),
-        timeout=timeout,
-        interrupts=interrupts,
-        ring=ring,
-        force_legacy=force_legacy,
-        trace=trace,
+        name,
+        lambda: opening.open_function(address, options=options),
+        options=options,
         on_step=on_step,
         opened=opened,
     )
@@ -85,43 +85,49 @@ def diagnose_function(
     address: str,
     open_function: Callable[[], tuple[str, opening.Opened]],
     *,
-    timeout: float = dev.DEFAULT_TIMEOUT,
-    interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
-    ring: dev.RingChoice = "auto",
-    force_legacy: bool = False,
-    trace: Trace | None = None,
+    options: dev.OpenOptions | None = None,
     on_step: OnStep | None = None,
     opened: Callable[[dev.Device], None] | None = None,
+    **keywords: Unpack[dev.OpenKeywords],
 ) -> Report:
-    """:func:`diagnose` for a function that the caller opens."""
-    run = _Run(address, on_step)
+    """Do what ``diagnose`` does, with a function that the caller opens.
+
+    Args:
+        address: What the report calls the device until it is open.
+        open_function: Returns the address and what a back end handed over; its errors end up in the report.
+        options: As for ``diagnose``.
+        on_step: As for ``diagnose``.
+        opened: As for ``diagnose``.
+        **keywords: As for ``diagnose``.
+
+    Returns:
+        The report.
+
+    Raises:
+        UsageError: An option has a value that it cannot have.
+    """
+    options = opening.chosen(options, keywords)
+    diagnosis = _Diagnosis(address, on_step)
+    report = diagnosis.report
     try:
-        with run.step("discover") as note:
-            run.report.address, function = open_function()
+        with diagnosis.step("discover") as note:
+            report.address, function = open_function()
             note.detail = f"{function.address}: {function.description}"
             if isinstance(function, WithoutIommu):
                 note.warn(function.warning)
-        with run.step("capabilities") as note:
-            device = opening.identify(
-                run.report.address,
-                function,
-                timeout=timeout,
-                interrupts=interrupts,
-                ring=ring,
-                force_legacy=force_legacy,
-                trace=trace,
-            )
-            run.report.type = device.type
+        with diagnosis.step("capabilities") as note:
+            device = opening.identify(report.address, function, options=options)
+            report.type = device.type
             _tell_capabilities(device, note)
     except UvirtioError as error:
-        run.report.error = error
-        run.skip_rest("the device could not be opened")
-        return run.report
+        report.error = error
+        diagnosis.skip_rest("the device could not be opened")
+        return report
     with device:
         if opened is not None:
             opened(device)
-        run.bring_up(device)
-    return run.report
+        diagnosis.bring_up(device)
+    return report
 
 
 _HINT = "the device's own log may say why; uvirtio diag -v shows every access"
@@ -142,7 +148,9 @@ class _Note:
         self.verdict, self.detail = "skip", detail
 
 
-class _Run:
+class _Diagnosis:
+    """One diagnosis: the report so far, and the steps that add to it."""
+
     def __init__(self, address: str, on_step: OnStep | None) -> None:
         self.report = Report(address)
         self._on_step = on_step

@@ -27,6 +27,7 @@ from uvirtio.backends.qemu.qtest import Qtest
 from uvirtio.backends.qemu.supply import Supply
 from uvirtio.backends.qemu.vtd import Vtd
 from uvirtio.errors import BadAddress, DeviceGone, DeviceTimeout, NotSupported, QemuFailed
+from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 
 QemuFunction = QemuPciFunction | QemuMmioWindow
 """A device of a machine: a PCI function, or a virtio-mmio window."""
@@ -55,7 +56,7 @@ class Machine:
         iommu: str = "none",
         binary: str | None = None,
         qmp_path: str | None = None,
-        timeout: float = 5.0,
+        timeout: float = DEFAULT_TIMEOUT,
         arguments: Sequence[str] = (),
     ) -> None:
         if machine not in MODELS:
@@ -280,7 +281,7 @@ class Machine:
         self.close()
 
 
-def open_address(address: str, timeout: float = 5.0) -> QemuFunction:
+def open_address(address: str, timeout: float = DEFAULT_TIMEOUT) -> QemuFunction:
     """Start the machine of a ``qemu:`` address; it ends when the function is closed.
 
     Raises BadAddress, QemuMissing, QemuFailed, NotSupported.

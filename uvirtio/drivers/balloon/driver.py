@@ -386,7 +386,7 @@ class Balloon(Driver):
         with self.device.session():
             if self.reports is None:
                 raise self._lacks("PAGE_REPORTING", "reporting")
-            return self.reports.report(arena, self.device.timeout if timeout is None else timeout)
+            return self.reports.report(arena, self.device.seconds(timeout))
 
     def lend(self, arena: Arena) -> None:
         """Hint the free ranges of ``arena`` whenever the host asks for hints. Raises NotSupported without them.
@@ -420,7 +420,7 @@ class Balloon(Driver):
             self._buffer.view[start : start + len(data)] = data
             line.add(runs(self._buffer, start, len(data)), (), batch)
         line.kick()
-        settle(self.device, line, timeout=self.device.timeout if timeout is None else timeout, note=_note)
+        settle(self.device, line, timeout=self.device.seconds(timeout), note=_note)
         self._acknowledged()
 
     def _acknowledged(self) -> None:

@@ -400,7 +400,7 @@ class Blk(Driver):
 
     def _await(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
         if not ready():
-            limit = self.device.timeout if timeout is None else timeout
+            limit = self.device.seconds(timeout)
             self.device.wait(ready, timeout=limit, what=what)
 
     # --- bursts ---------------------------------------------------------------------------------------------

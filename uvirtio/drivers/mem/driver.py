@@ -231,7 +231,7 @@ class Mem(Driver):
                 self.device.queues[spec.GUEST_REQUESTQ],
                 runs(buffer, 0, spec.REQUEST_SIZE),
                 runs(buffer, _RESPONSE_AT, spec.RESPONSE_SIZE),
-                timeout=self.device.timeout if timeout is None else timeout,
+                timeout=self.device.seconds(timeout),
                 what=f"the answer to {request.name} {addr:#x} +{blocks}",
             )
             data = bytes(buffer.view[_RESPONSE_AT : _RESPONSE_AT + spec.RESPONSE_SIZE])
@@ -309,7 +309,7 @@ class Mem(Driver):
 
     def patiently(self, act: Callable[[], None], timeout: float | None) -> None:
         """Do ``act`` again, ever less often, while it raises MemBusy; ``timeout`` in seconds, for all of it."""
-        deadline = time.monotonic() + (self.device.timeout if timeout is None else timeout)
+        deadline = time.monotonic() + self.device.seconds(timeout)
         pause = BUSY_FIRST
         while True:
             try:

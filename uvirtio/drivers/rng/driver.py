@@ -82,7 +82,7 @@ class Rng(Driver):
 
     def _request(self, length: int, timeout: float | None) -> bytes:
         buffer, queue = self._buffer, self.device.queues[spec.REQUESTQ]
-        timeout = self.device.timeout if timeout is None else timeout
+        timeout = self.device.seconds(timeout)
         settle(self.device, queue, timeout=timeout)
         # Cleared first: what the device does not write must not look like its answer.
         buffer.view[:length] = bytes(length)
