@@ -16,12 +16,15 @@ from uvirtio.cli.progress import make_progress
 from uvirtio.cli.signals import Signalled
 from uvirtio.cli.size import PAGE, human, parse_size
 from uvirtio.errors import BadSize, NotSupported, UsageError, UvirtioError
-from uvirtio.host.denylist import QEMU_PREFIX
 from uvirtio.host.proc import meminfo
 
 if TYPE_CHECKING:
     from uvirtio.device import Device
     from uvirtio.drivers.balloon import Balloon
+
+
+_ANY_MEMORY = (1 << 44) - PAGE
+"""Bytes; as much as a balloon can count (5.5.6)."""
 
 
 def register(app: typer.Typer) -> None:
@@ -89,12 +92,9 @@ FloorOption = Annotated[
 ]
 
 
-def _floor(run: Run, dev: str, floor: str) -> int | None:
+def _floor(run: Run, device: Device, floor: str) -> int | None:
     """``--floor`` in bytes; None where it was not given."""
-    if not floor:
-        return None
-    total = _guest_memory(run, dev) if floor.strip().endswith("%") else None
-    return parse_size(floor, total=total, multiple=1)
+    return parse_size(floor, total=_guest_memory(run, device), multiple=1) if floor else None
 
 
 def inflate(
@@ -112,13 +112,13 @@ def inflate(
         seconds("--hold", hold)
     if force not in ("", FREE_MEMORY):
         raise UsageError("--force names a rule", seen=force, expected=FREE_MEMORY)
-    pages = _pages(run, dev, size)
-    least = _floor(run, dev, floor)
+    _check_sizes(size, floor)
     from uvirtio.drivers.balloon import Balloon
 
     started = time.monotonic()
     reached = 0
     with run.device(dev) as device:
+        pages, least = _pages(run, device, size), _floor(run, device, floor)
         with Balloon(device, floor=least, roots=run.roots) as driver:
             try:
                 with make_progress(run, f"inflate {human(pages * PAGE)}", pages) as progress:
@@ -133,29 +133,42 @@ def inflate(
         _say_done(run, device, reached, time.monotonic() - started)
 
 
-def _pages(run: Run, dev: str, size: str) -> int:
-    total = _guest_memory(run, dev) if size.strip().endswith("%") else None
+def _check_sizes(size: str = "", floor: str = "") -> None:
+    """Refuse, before a device is opened, what is no size of any balloon, or no floor."""
+    if size:
+        _count(size, _ANY_MEMORY)
+    if floor:
+        parse_size(floor, total=_ANY_MEMORY)
+
+
+def _count(size: str, total: int) -> int:
+    """Pages; ``total`` is the memory that a percentage is of, in bytes."""
     wanted = parse_size(size, total=total, multiple=PAGE)
     if wanted == 0:
         raise BadSize(f"{size!r} is not one page", seen=wanted, expected=f"at least {PAGE} bytes")
-    if dev.startswith(QEMU_PREFIX) and wanted > (most := _guest_memory(run, dev)):
-        raise BadSize(
-            f"{size!r} is more memory than this machine has",
-            seen=wanted,
-            expected=f"at most {most}",
-            remedy="give it more: qemu:q35,ram=SIZE/DEVICE",
-        )
     if wanted // PAGE >= 1 << 32:
         raise BadSize(f"{size!r} is more than a balloon can count", seen=wanted, expected="below 16 TiB (5.5.6)")
     return wanted // PAGE
 
 
-def _guest_memory(run: Run, dev: str) -> int:
-    """Bytes of memory of the guest that the device belongs to: a QEMU of ours, or this machine."""
-    if dev.startswith(QEMU_PREFIX):
-        from uvirtio.backends.qemu.address import parse
+def _pages(run: Run, device: Device, size: str) -> int:
+    """``size`` in pages. Raises BadSize for more than the guest has, where that is a guest of ours."""
+    total = _guest_memory(run, device) if size.strip().endswith("%") else _ANY_MEMORY
+    pages = _count(size, total)
+    if device.guest is not None and pages * PAGE > device.guest.ram:
+        raise BadSize(
+            f"{size!r} is more memory than this machine has",
+            seen=pages * PAGE,
+            expected=f"at most {device.guest.ram}",
+            remedy="give it more: qemu:q35,ram=SIZE/DEVICE",
+        )
+    return pages
 
-        return parse(dev).ram
+
+def _guest_memory(run: Run, device: Device) -> int:
+    """Bytes of memory of the guest that the device belongs to: one of ours, or this machine."""
+    if device.guest is not None:
+        return device.guest.ram
     try:
         return meminfo(run.roots)["MemTotal"]
     except (OSError, KeyError) as error:
@@ -220,11 +233,12 @@ def follow(
     """Be the balloon that the host asks for, whenever it asks, until Ctrl-C."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
-    most = _pages(run, dev, limit) if limit else None
-    least = _floor(run, dev, floor)
+    _check_sizes(limit, floor)
     from uvirtio.drivers.balloon import Balloon
 
     with run.device(dev) as device:
+        most = _pages(run, device, limit) if limit else None
+        least = _floor(run, device, floor)
         started = time.monotonic()
         with Balloon(device, floor=least, roots=run.roots) as driver:
             teller = _Follower(run, driver, most)
@@ -350,10 +364,11 @@ def report(run: Run, dev: DevArgument, size: SizeArgument, hold: HoldOption = No
     """
     if hold is not None and hold != 0:
         seconds("--hold", hold)
-    wanted = _pages(run, dev, size) * PAGE
+    _check_sizes(size)
     from uvirtio.drivers.balloon import Balloon
 
     with run.device(dev) as device, Balloon(device, reporting=True, hinting=True, roots=run.roots) as driver:
+        wanted = _pages(run, device, size) * PAGE
         if driver.reports is None and driver.hints is None:
             raise NotSupported(
                 f"{dev} does not want to know of free memory",

@@ -15,7 +15,6 @@ from uvirtio.cli.ending import TimeUp, time_up_after
 from uvirtio.cli.signals import Signalled
 from uvirtio.cli.size import human, parse_size
 from uvirtio.errors import BadSize, UsageError
-from uvirtio.host.denylist import QEMU_PREFIX
 
 if TYPE_CHECKING:
     from uvirtio.device import Device
@@ -51,8 +50,8 @@ def _driver(run: Run, dev: str) -> Iterator[tuple[Device, Mem]]:
     from uvirtio.drivers.mem import Mem
     from uvirtio.drivers.mem.kernel_use import note_kernel_use
 
-    with run.device(dev) as device, Mem(device, suspend_lock=mem_online.suspend_lock(run, dev)) as mem:
-        if not dev.startswith(QEMU_PREFIX):
+    with run.device(dev) as device, Mem(device, suspend_lock=mem_online.suspend_lock(run, device)) as mem:
+        if device.guest is None:
             note_kernel_use(mem, run.roots)  # what Linux has of it is not ours to unplug
         yield device, mem
 

@@ -37,6 +37,7 @@ from uvirtio.errors import (
     UsageError,
     UvirtioError,
 )
+from uvirtio.interfaces.backend import GuestMachine
 from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.transport import ResetsQueues, Transport
 from uvirtio.memory.access import require_little_endian
@@ -167,6 +168,12 @@ class Device:
         for queue in self.queues.values():
             count += queue.completions
         return count
+
+    @property
+    def guest(self) -> GuestMachine | None:
+        """The guest machine that the device is in, where this process runs it; None: it is this machine's."""
+        backend = self.transport.backend
+        return backend if isinstance(backend, GuestMachine) else None
 
     def seconds(self, timeout: float | None) -> float:
         """The time-out of one call, in seconds: ``timeout``, or the device's own where that is None.

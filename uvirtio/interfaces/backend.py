@@ -6,7 +6,7 @@ their own beside the main one, and are asked for by ``isinstance``.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event, MemoryWindow, Registers
 from uvirtio.interfaces.values import BarInfo
@@ -170,12 +170,43 @@ class VdpaNode(Protocol):
         ...
 
 
+Backend = PciFunction | MmioWindow | VdpaNode
+"""What a back end hands over. ``bus`` tells which of the three it is."""
+
+
 @runtime_checkable
 class ProvidesMemory(Protocol):
-    """What a PciFunction may have beside the rest: its device's memory is a file of this process."""
+    """What it may have beside the rest: its device's memory is a file of this process."""
 
     def plugged_memory(self) -> MemoryWindow:
         """A window of the whole region. Raises NotSupported where the file belongs to somebody else."""
+        ...
+
+
+@runtime_checkable
+class GuestMachine(Protocol):
+    """What it may have beside the rest: its device is in a guest machine that this process runs.
+
+    No operating system runs in that guest, so all of its memory is the drivers'.
+    """
+
+    id: str
+    """The machine's own name of the device: ``/machine/peripheral/ID`` in QEMU's tree of objects."""
+
+    @property
+    def ram(self) -> int:
+        """The guest's memory in bytes, without what a virtio-mem device plugs."""
+        ...
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """Run a command of the machine's monitor (QMP) and return its result.
+
+        Raises:
+            QemuFailed: The machine refuses the command.
+            DeviceGone: The machine has ended.
+            DeviceTimeout: It does not answer.
+            Closed: It was closed here.
+        """
         ...
 
 

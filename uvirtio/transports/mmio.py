@@ -159,8 +159,7 @@ class Mmio:
         return self._window.translates
 
     @property
-    def function(self) -> MmioWindow:
-        """What the back end gave."""
+    def backend(self) -> MmioWindow:
         return self._window
 
     @property

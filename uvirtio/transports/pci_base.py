@@ -141,7 +141,7 @@ class PciBase:
         return self._function.translates
 
     @property
-    def function(self) -> PciFunction:
+    def backend(self) -> PciFunction:
         return self._function
 
     @property

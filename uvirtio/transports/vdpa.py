@@ -100,7 +100,7 @@ class Vdpa:
         return self._mode
 
     @property
-    def node(self) -> VdpaNode:
+    def backend(self) -> VdpaNode:
         return self._node
 
     def _tell(self, text: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from uvirtio.backends.qemu.events import LineEvent, MessageEvent, RemovalEvent
 from uvirtio.backends.qemu.ivshmem import EventfdDoorbell
@@ -149,6 +149,15 @@ class QemuPciFunction:
         """
         self._check()
         return memory_of(self.machine.files, self.id, self.address)
+
+    @property
+    def ram(self) -> int:
+        """Bytes of guest memory. See the GuestMachine interface."""
+        return self.machine.memory.size
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """Run a QMP command of the machine. See the GuestMachine interface."""
+        return self.machine.qmp(command, **arguments)
 
     def bus_master(self, on: bool) -> None:
         """Let the function access memory and send MSI-X messages, or not. Leaves other command bits alone."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from uvirtio.backends.qemu.events import LineEvent, RemovalEvent
 from uvirtio.backends.qemu.memory import QemuDma
@@ -90,6 +90,15 @@ class QemuMmioWindow:
         """The memory that the device plugs (virtio-mem). See the ProvidesMemory seam."""
         self._check()
         return memory_of(self.machine.files, self.id, self.address)
+
+    @property
+    def ram(self) -> int:
+        """Bytes of guest memory. See the GuestMachine interface."""
+        return self.machine.memory.size
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """Run a QMP command of the machine. See the GuestMachine interface."""
+        return self.machine.qmp(command, **arguments)
 
     def close(self) -> None:
         """Interrupt off; idempotent. Ends the machine if it was made for this window."""

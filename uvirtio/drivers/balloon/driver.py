@@ -34,7 +34,6 @@ from uvirtio.errors import (
     UsageError,
     UvirtioError,
 )
-from uvirtio.host.denylist import QEMU_PREFIX
 from uvirtio.host.roots import Roots
 from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
@@ -77,12 +76,12 @@ class Balloon(Driver):
     says otherwise.
 
     ``stats``: where statistics come from (None: they are not offered to the host). ``floor``: bytes of this
-    machine's memory that the balloon leaves alone (None: 5%, at least 256 MiB but at most a quarter; on qemu:,
-    where no system lives in the guest's memory, none). ``deflate_on_oom``: give pages back under memory pressure,
-    if the host allows it. ``hinting``, ``reporting``: take those features, for use with an arena. Where hints are
-    offered, ``reporting`` takes them too, and a round of hints is answered with what was lent, or with nothing: so
-    all devices agree on the index of the reporting queue. ``poison``: the value (32 bits) that free pages hold and
-    keep holding; None: their contents are of no interest.
+    machine's memory that the balloon leaves alone (None: 5%, at least 256 MiB but at most a quarter; nothing in a
+    guest of ours, where no operating system runs: ``device.guest``). ``deflate_on_oom``: give pages back under
+    memory pressure, if the host allows it. ``hinting``, ``reporting``: take those features, for use with an arena.
+    Where hints are offered, ``reporting`` takes them too, and a round of hints is answered with what was lent, or
+    with nothing: so all devices agree on the index of the reporting queue. ``poison``: the value (32 bits) that
+    free pages hold and keep holding; None: their contents are of no interest.
 
     Raises NotSupported where it cannot be known which queue is which (``queues.py``), else what ``Driver`` raises.
 
@@ -122,7 +121,7 @@ class Balloon(Driver):
             *([f.Balloon.PAGE_REPORTING] if reporting else []),
             *([f.Balloon.PAGE_POISON] if poison is not None else []),
         )
-        guarded = floor is not None or not device.address.startswith(QEMU_PREFIX)
+        guarded = floor is not None or device.guest is None
         self._free = FreeMemory(roots, floor) if guarded else None
         self._roots = roots
         self._pressure: Pressure | None = None
