@@ -157,6 +157,26 @@ class Device:
         return self._dma
 
     @property
+    def state(self) -> str:
+        """What is known of the device without asking it.
+
+        The status bit that was set last (3.1.1), which is ``DRIVER_OK`` while a driver has the device; or one of
+        "not started", "broken", "gone", "closed".
+        """
+        if self._closed:
+            return "closed"
+        if self._broken is not None:
+            return "gone" if isinstance(self._broken, DeviceAbsent) else "broken"
+        return self._status.state
+
+    def __repr__(self) -> str:
+        about = [self.state]
+        if self.queues and not self._closed:
+            about.append("packed" if self.has(f.RING_PACKED) else "split")
+            about.append(self.transport.interrupt_mode.value)
+        return f"<Device {self.address} {self.type}, {', '.join(about)}>"
+
+    @property
     def broken(self) -> UvirtioError | None:
         """The error that made the device unusable, or None."""
         return self._broken

@@ -132,6 +132,9 @@ class Balloon(Driver):
         if self._free is not None and device.has(f.Balloon.DEFLATE_ON_OOM):
             self._pressure = Pressure(roots, self._free)
 
+    def _about(self) -> str:
+        return f"{self.held} pages held"
+
     def _wanted(self) -> int:
         return self._wishes
 

@@ -100,8 +100,6 @@ class Blk(Driver):
                 "a request carries whole sectors", seen=request_size, expected=f"a multiple of {SECTOR_SIZE}"
             )
         self.allow_write = allow_write
-        self.findings: dict[str, int] = {}
-        """How often the device did something odd that is tolerated, by name."""
         self.counts: dict[Status, int] = dict.fromkeys(Status, 0)
         """Requests that came back, by their status."""
         self._depth, self._request_size, self._queues_wanted = depth, request_size, queues
@@ -147,6 +145,10 @@ class Blk(Driver):
         finally:
             for burst in self._bursts:
                 burst.release()
+
+    def _about(self) -> str:
+        access = "read-only" if self.read_only or not self.allow_write else "writable"
+        return f"{self._config.capacity} sectors, {access}, {sum(lane.out for lane in self._lanes)} requests out"
 
     # --- what it is -----------------------------------------------------------------------------------------
 
@@ -606,9 +608,6 @@ class Blk(Driver):
             if not request.done:
                 self.wait([request], timeout=timeout)
         return [request.result() for request in requests]
-
-    def _finding(self, name: str) -> None:
-        self.findings[name] = self.findings.get(name, 0) + 1
 
     # --- what is asked for ----------------------------------------------------------------------------------
 

@@ -68,8 +68,6 @@ class Mem(Driver):
         super().__init__(device, observe=observe)
         self.counts: dict[Response, int] = dict.fromkeys(Response, 0)
         """Answers so far, by their type."""
-        self.findings: dict[str, int] = {}
-        """How often the device did something odd that is tolerated, by name."""
         try:
             with device.session():
                 config = self.config()
@@ -92,6 +90,9 @@ class Mem(Driver):
     def _before_ok(self) -> None:
         configuration.read(self.device)  # a device that cannot be is left before it runs
         self._buffer = self.device.dma.alloc(_BUFFER)
+
+    def _about(self) -> str:
+        return f"{self.block_table.plugged.total} of {self._identity[2] // self._identity[0]} blocks plugged"
 
     # --- configuration --------------------------------------------------------------------------------------
 
@@ -422,9 +423,6 @@ class Mem(Driver):
             expected="all plugged to unplug them, all unplugged to plug them (5.15.6)",
             remedy="uvirtio mem map DEV shows which are plugged",
         )
-
-    def _finding(self, what: str) -> None:
-        self.findings[what] = self.findings.get(what, 0) + 1
 
 
 def jittered(seconds: float) -> float:

@@ -28,8 +28,6 @@ class Rng(Driver):
 
     def __init__(self, device: Device, *, health: bool = True, observe: Observer = unobserved) -> None:
         self.health = Health() if health else None
-        self.findings: dict[str, int] = {}
-        """How often the device did something odd that is tolerated, by name."""
         super().__init__(device, observe=observe)
 
     def _queues(self) -> Sequence[QueueSpec]:
@@ -76,9 +74,6 @@ class Rng(Driver):
                 expected=f"fewer than {RUN} equal ones in a row, and than {MOST} in {WINDOW}",
                 remedy="look at the host's source; Rng(device, health=False) or --untested takes what comes",
             )
-
-    def _finding(self, name: str) -> None:
-        self.findings[name] = self.findings.get(name, 0) + 1
 
     def _request(self, length: int, timeout: float | None) -> bytes:
         buffer, queue = self._buffer, self.device.queues[spec.REQUESTQ]
