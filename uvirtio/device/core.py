@@ -224,7 +224,7 @@ class Device:
         """An exception leaves a session: whether it makes the device broken."""
         if isinstance(error, DeviceFailure) and self._status.vanished():
             # A removed device answers with ones, which look like many other faults.
-            removed = gone(self.address, "status reads 0xff")
+            removed = gone(self.address, self.transport, "status reads 0xff")
             self._break(removed)
             raise removed from error
         if isinstance(error, (DeviceFailure, DeviceAbsent)):

@@ -65,7 +65,7 @@ class StatusField:
             status = self._transport.status()
             if status == 0xFF:
                 self.live = False
-                raise gone(self._address, "status reads 0xff")
+                raise gone(self._address, self._transport, "status reads 0xff")
             return status == 0
 
         if not poll_until(done, timeout):
@@ -87,7 +87,7 @@ class StatusField:
         """
         status = self._transport.status()
         if status == 0xFF:
-            raise gone(self._address, "status reads 0xff")
+            raise gone(self._address, self._transport, "status reads 0xff")
         if status & (Status.DEVICE_NEEDS_RESET | Status.FAILED):
             raise DeviceNeedsReset(
                 f"{self._address} needs a reset",

@@ -27,7 +27,10 @@ class PciFunction(Protocol):
     """True where an IOMMU stands between the function and memory: IOVAs are possible."""
 
     removal: Event | None
-    """Fires when somebody wants the device back (hot-unplug); None where nobody would tell."""
+    """Fires when the host asks for the device back, or has removed it (hot-unplug); None where nothing would tell.
+
+    ``take()`` raises DeviceGone instead where the cause is another, such as the end of the device's process.
+    """
 
     description: str
     """One line for people: which way in this is (``vfio-pci, group 12, type1v2``)."""
@@ -83,7 +86,7 @@ class MmioWindow(Protocol):
     """True where an IOMMU stands between the device and memory: IOVAs are possible."""
 
     removal: Event | None
-    """Fires when the device is taken away; None where nobody would tell."""
+    """Fires when the device is taken away, as that of a PciFunction does; None where nothing would tell."""
 
     description: str
 
@@ -208,6 +211,13 @@ class GuestMachine(Protocol):
             Closed: It was closed here.
         """
         ...
+
+
+def after_removal(backend: object) -> str:
+    """What to do when the device behind ``backend`` is gone, for the remedy of DeviceGone."""
+    if isinstance(backend, GuestMachine):
+        return "its machine runs without it: plug in another device, or start another machine"
+    return "uvirtio list shows what is left"
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ from uvirtio.errors import (
     NotVirtio,
     QueueError,
 )
-from uvirtio.interfaces.backend import MmioWindow
+from uvirtio.interfaces.backend import MmioWindow, after_removal
 from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event, Registers
 from uvirtio.interfaces.transport import Causes, QueueLayout
 from uvirtio.interfaces.values import InterruptMode
@@ -375,7 +375,7 @@ class Mmio:
                 f"{self._window.address} does not answer any more",
                 seen="InterruptStatus and Status read ones",
                 expected="a value",
-                remedy="look whether the device was removed: uvirtio list",
+                remedy=after_removal(self._window),
             )
         handled = status & _CAUSES
         if handled:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Sequence
 from contextlib import ExitStack
 
 from uvirtio.errors import DeviceGone, NotVirtio, QueueError
-from uvirtio.interfaces.backend import Guarded, PciFunction
+from uvirtio.interfaces.backend import Guarded, PciFunction, after_removal
 from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event, Registers
 from uvirtio.interfaces.transport import Causes
 from uvirtio.interfaces.values import InterruptMode
@@ -74,7 +74,7 @@ def refuse_all_ones(function: PciFunction, value: int, bits: int, what: str) -> 
             f"{function.address} does not answer any more",
             seen=f"{what} reads {value:#x}",
             expected="a value",
-            remedy="look whether the device was removed: uvirtio list",
+            remedy=after_removal(function),
         )
 
 
