@@ -35,13 +35,27 @@ class QemuPciFunction:
         self.description = f"qemu {machine.name}, no guest, process {machine.pid}"
         self._access = access
         self._owns_machine = False
-        self._closed = False
         self._vectors: list[int] = []
         self._events: list[MessageEvent | LineEvent] = []
-        self._master = False
         access.assign_bars()
-        access.enable()
-        self.removal: Event | None = RemovalEvent(machine.process, machine.qmp_client, ident)
+        self.reopen()
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called, and ``reopen`` not since."""
+        return self._closed
+
+    def reopen(self) -> None:
+        """Get ready for another device, after ``close``. Raises DeviceGone, Closed."""
+        self._access.enable()
+        self._master = False
+        self._closed = False
+        self._removal = RemovalEvent(self.machine.process, self.machine.qmp_client, self.id)
+        self.removal: Event | None = self._removal
+
+    def wake(self) -> None:
+        """Have the wait loop of its device look at ``removal``."""
+        self._removal.wake()
 
     def own_machine(self) -> None:
         """From now on the machine ends with this function."""
@@ -124,6 +138,8 @@ class QemuPciFunction:
         try:
             self._access.msix_enable(False)
             self._access.enable(bus_master=self._master)
+        except DeviceGone:
+            pass  # what is not there interrupts nobody
         finally:
             for call in vectors:
                 self.machine.bells.give_call(call)
@@ -182,10 +198,14 @@ class QemuPciFunction:
             # QEMU is gone or hangs: its device model writes nothing any more, or ends below.
             pass
         self._closed = True
-        if self.removal is not None:
-            self.removal.close()
+        self._removal.close()
+        if self.id in self.machine.qmp_client.deleted:
+            self._access.release_bars()
         if self._owns_machine:
             self.machine.close()
+
+    def __repr__(self) -> str:
+        return f"<QemuPciFunction {self.address}{', closed' * self._closed}>"
 
     def __enter__(self) -> QemuPciFunction:
         return self
