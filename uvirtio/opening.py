@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, Unpack, cast
 
 from uvirtio.device import Device, OpenKeywords, OpenOptions
+from uvirtio.device.log import register_trace
 from uvirtio.errors import (
     BadAddress,
     Misuse,
@@ -258,7 +259,8 @@ def identify(
     """
     options = chosen(options, keywords)
     try:
-        transport = _transport(found, options.trace, options.force_legacy)
+        trace = register_trace(address, options.trace)
+        transport = _transport(found, trace, options.force_legacy)
     except BaseException:
         found.close()
         raise

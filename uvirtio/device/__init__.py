@@ -1,7 +1,14 @@
 """One device: bringing it up (3.1.1), sessions with it, its configuration, waiting, and leaving it in order."""
 
-from uvirtio.device.bringup import ADMIN_QUEUE, LEGACY_FEATURES, RING_FEATURES
-from uvirtio.device.core import Device, GiveBack, Observer, unobserved
+from uvirtio.device.bringup import (
+    ADMIN_QUEUE,
+    LEGACY_FEATURES,
+    RING_FEATURES,
+    GiveBack,
+    Observer,
+    unobserved,
+)
+from uvirtio.device.core import Device
 from uvirtio.device.options import OpenKeywords, OpenOptions, RingChoice
 from uvirtio.device.queue import QUEUE_SIZE_MAX, Queue, QueueSpec
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT

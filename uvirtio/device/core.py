@@ -10,23 +10,22 @@ import atexit
 import ctypes
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from itertools import count
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from uvirtio.device.bringup import RingMaker, admin_queue, negotiate
+from uvirtio.device import log
+from uvirtio.device.bringup import GiveBack, Observer, RingMaker, admin_queue, negotiate, unobserved
 from uvirtio.device.options import OpenOptions
 from uvirtio.device.queue import Queue, QueueSpec
 from uvirtio.device.signals import signals_held
+from uvirtio.device.snapshot import snapshot
 from uvirtio.device.status import StatusField, poll_until
 from uvirtio.device.waiting import WaitLoop, gone
 from uvirtio.errors import (
     Closed,
     ConfigError,
-    ConfigUnstable,
     DeviceAbsent,
     DeviceBroken,
     DeviceFailure,
@@ -49,23 +48,6 @@ from uvirtio.spec.status import Status
 from uvirtio.virtqueue import Virtqueue
 
 T = TypeVar("T")
-
-_CONFIG_TRIES, _CONFIG_PATIENCE = 16, 0.5
-"""Readings of a configuration that moves before we pause between them, and seconds until we give up. A host that
-sweeps a value through a hundred others is busy, not broken; one that never holds still is."""
-
-
-Observer = Callable[[str], AbstractContextManager[None]]
-"""Called with the name of a step of the sequence; the step runs inside the context it returns."""
-
-
-GiveBack = Callable[[bool], None]
-"""What a driver does first when the device is left; the argument says whether the device still works."""
-
-
-def unobserved(_step: str) -> AbstractContextManager[None]:
-    """The default observer: does nothing."""
-    return nullcontext()
 
 
 class _Session:
@@ -145,7 +127,13 @@ class Device:
         self._lock = threading.RLock()
         self._session = _Session(self)
         self._waiting = WaitLoop(self, transport, options.poll_us / 1e6)
+        self._log = log.logger()
         atexit.register(self.close)
+        self._say(log.INFO, "opened: %s, %s; %s", self.type, transport.kind, transport.description)
+
+    def _say(self, level: int, text: str, *values: object) -> None:
+        if self._log is not None:
+            self._log.log(level, "%s: " + text, self.address, *values)
 
     # --- state ----------------------------------------------------------------------------------------------
 
@@ -262,6 +250,7 @@ class Device:
     def _break(self, error: UvirtioError) -> None:
         if self._broken is None and not isinstance(error, DeviceBroken):
             self._broken = error
+            self._say(log.INFO, "%s: %s", self.state, error)
 
     # --- the initialisation sequence (3.1.1) ----------------------------------------------------------------
 
@@ -325,14 +314,18 @@ class Device:
                     self._status.confirm_running()
                 self._give_back = give_back
             except BaseException as error:
+                self._say(log.INFO, "bring-up failed: %s", error)
                 self._fail(error)
                 raise
+            mode, ring = self.transport.interrupt_mode.value, "packed" if self.has(f.RING_PACKED) else "split"
+            self._say(log.INFO, "started: features %#x, %s rings, interrupts %s", self.features, ring, mode)
 
     @contextmanager
     def _step(self, observe: Observer, name: str) -> Iterator[None]:
         """One step of the sequence; a failure in it is named for what it is before the observer sees it."""
         with observe(name), self.session():
             yield
+        self._say(log.DEBUG, "step %s done", name)
 
     def reset(self) -> None:
         """Write 0 to status and wait until it reads 0 (2.4.2). Raises ResetTimeout, DeviceGone.
@@ -431,31 +424,7 @@ class Device:
         agree (2.5.4).
         """
         with self.session():
-            return self._snapshot(read)
-
-    def _snapshot(self, read: Callable[[], T]) -> T:
-        patience = min(self.timeout, _CONFIG_PATIENCE)
-        deadline = time.monotonic() + patience
-        for tries in count(1):
-            before = self.transport.generation()
-            value = read()
-            if before is None:
-                if read() == value:
-                    return value
-            elif self.transport.generation() == before:
-                if before == 0xFF:
-                    self.check_status()  # or is it a device that is gone, and answers with ones?
-                return value
-            if time.monotonic() >= deadline:
-                break
-            if tries >= _CONFIG_TRIES:
-                time.sleep(min(1e-3, patience))
-        raise ConfigUnstable(
-            f"the configuration of {self.address} changes faster than it can be read",
-            seen=f"something new at each of {tries} reads in {patience:g} s",
-            expected="the same generation before and after (2.5.1); without one, the same values twice (2.5.4)",
-            remedy="the device is at fault: its configuration must stand still while nothing changes",
-        )
+            return snapshot(self.transport, self.address, read, check=self.check_status, patience=self.timeout)
 
     def read_config(self, *fields: Field) -> tuple[int, ...]:
         """The values of these fields, as one snapshot. Raises ConfigError where the device has them not."""
@@ -588,11 +557,13 @@ class Device:
             give_back(self._broken is None)
         except UvirtioError as error:
             self._break(error)
+        self._say(log.DEBUG, "given back what outlives a reset")
 
     def _quiet(self, *, may_reset: bool) -> None:
         """Reset with confirmation, bus master off, then free. Without confirmation the memory is kept for ever."""
-        confirmed = not self._status.live
-        if self._status.live and may_reset:
+        was_live = self._status.live
+        confirmed = not was_live
+        if was_live and may_reset:
             try:
                 self._status.reset(self.timeout)
                 confirmed = True
@@ -608,10 +579,13 @@ class Device:
                 confirmed = self.transport.function_reset()
         if not confirmed and self._dma is not None:
             # The device may still write there. Leaking the memory is the lesser evil.
+            self._say(log.WARNING, "its reset is not confirmed, so its memory is kept for ever")
             _quarantine((self._dma, self._rings))
             self._dma, self._rings = None, []
         self._status.live = False
         self._release()
+        if was_live:
+            self._say(log.INFO, "left: %s", "reset" if confirmed else "reset without an answer")
 
     def _release(self) -> None:
         """Let go of queues, interrupts and memory; the device was reset, or its memory is in quarantine."""
@@ -643,6 +617,7 @@ class Device:
                 self.stop()
             finally:
                 self._closed = True
+                self._say(log.INFO, "closed")
                 try:
                     self.transport.close()
                 finally:
