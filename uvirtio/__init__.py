@@ -79,11 +79,21 @@ if not TYPE_CHECKING:  # or every misspelt name would pass as Any
         **dict.fromkeys(("bind", "bound", "check_denied", "find", "list", "restore"), "uvirtio.binding.api"),
     }
 
+    _MOVED = {
+        "fuse": "uvirtio.host.denylist",
+        "roots": "uvirtio.host.roots",
+    }  # shown in the docs of 0.1; until 0.3
+
     def __getattr__(name: str) -> Any:
         if name == "qemu":
             return import_module("uvirtio.qemu")
         if name in _HOMES:
             return getattr(import_module(_HOMES[name]), name)
+        if name in _MOVED:
+            import warnings
+
+            warnings.warn(f"uvirtio.{name} is {_MOVED[name]} now", DeprecationWarning, stacklevel=2)
+            return import_module(_MOVED[name])
         raise AttributeError(f"module 'uvirtio' has no attribute {name!r}")
 
     def __dir__() -> list[str]:
