@@ -63,7 +63,7 @@ def open(address: str | Opened, *, options: OpenOptions | None = None, **keyword
         NotVirtio: It is no virtio device.
         CapabilityError: Its virtio capabilities cannot be used.
         EnvironmentLack: This machine lacks something that the way in needs; the subclass says what.
-        DeviceAbsent: The device went away meanwhile.
+        DeviceGone: The device went away meanwhile.
     """
     options = chosen(options, keywords)
     return identify(*open_function(address, options=options), options=options)

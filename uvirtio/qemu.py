@@ -11,13 +11,16 @@ One :class:`Machine` is one QEMU process with its real device models. ``machine.
 
 from __future__ import annotations
 
-from typing import Unpack
+from typing import TYPE_CHECKING, Unpack
 
 from uvirtio import opening
 from uvirtio.backends.qemu import Machine as _Machine
 from uvirtio.backends.qemu import QemuFunction, QemuMmioWindow, QemuPciFunction
-from uvirtio.device import Device, OpenKeywords, OpenOptions
+from uvirtio.device import OpenOptions
 from uvirtio.errors import Busy
+
+if TYPE_CHECKING:
+    from uvirtio.device import Device, OpenKeywords
 
 __all__ = ["Machine", "QemuFunction", "QemuMmioWindow", "QemuPciFunction"]
 
@@ -42,11 +45,10 @@ class Machine(_Machine):
         Returns:
             The open device. Closing it leaves the machine running.
 
-        Raises:
+        Raises, beside what ``uvirtio.open`` raises for a device that is there:
             UsageError: It is no function of this machine.
             Busy: A Device that was opened before is still open.
             DeviceGone: QEMU has ended, or the device was unplugged.
-            UvirtioError: As ``uvirtio.open``.
         """
         function = self.function(function)
         if options is None:

@@ -195,7 +195,8 @@ def bind(
         Busy: Another process binds or drives a device.
         OperationFailed: A write failed; everything was put back.
         BadAddress: An address has no known form.
-        DeviceAbsent: There is no such device.
+        NoSuchDevice: There is no device at an address.
+        NotVirtio: What is there is no virtio device.
         UsageError: There is no such owner, driver or rule.
     """
     from uvirtio.binding import bind as binding
@@ -261,7 +262,8 @@ def bound(
             ...
 
     A device that was bound before the block stays bound after it. Close what you opened before the block ends.
-    When the process is killed in the block, ``uvirtio restore`` gives the device back.
+    When the process is killed in the block, ``uvirtio restore`` gives the device back. Entering the block raises
+    what ``bind`` raises, leaving it what ``restore`` raises.
 
     Args:
         address: Of the device.
@@ -273,9 +275,6 @@ def bound(
 
     Yields:
         Its address now (that of a vDPA device changes), driver and node.
-
-    Raises:
-        UvirtioError: As ``bind`` when the block is entered, and as ``restore`` when it is left.
     """
     from uvirtio.binding import journal
     from uvirtio.device.signals import signals_held
