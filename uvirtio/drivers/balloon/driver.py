@@ -222,11 +222,25 @@ class Balloon(Driver):
         progress: Progress | None = None,
         force: bool = False,
     ) -> int:
-        """Put ``pages`` more pages into the balloon; returns how many it holds then.
+        """Put more pages into the balloon. What was acknowledged before an error stays in it and in ``held``.
 
-        ``timeout`` is for each batch of 256 pages (seconds). Raises Refused (rule free-memory) where the floor
-        would be crossed, unless ``force``; BadSize, MemlockExceeded, PagemapHidden, PageMoved, DeviceTimeout.
-        What was acknowledged before an error stays in the balloon and in ``held``.
+        Args:
+            pages: How many pages of 4096 bytes.
+            timeout: Seconds that the device has for each batch of 256 pages; None: its own. A device that is
+                always just in time takes ``pages`` / 256 times as long.
+            progress: Called with the pages held after each batch.
+            force: Let the floor be crossed.
+
+        Returns:
+            How many pages the balloon holds then.
+
+        Raises:
+            Refused: The floor would be crossed (rule free-memory).
+            BadSize: The number is negative, or more than a balloon can count (5.5.6).
+            MemlockExceeded: This process may not pin as much.
+            PagemapHidden: This process may not know where its pages lie.
+            PageMoved: A page was moved in spite of being pinned.
+            DeviceTimeout: A batch was not acknowledged in time.
         """
         self._check_count(pages)
         with self.device.session():
@@ -268,13 +282,25 @@ class Balloon(Driver):
         progress: Progress | None = None,
         force: bool = False,
     ) -> int:
-        """Take ``pages`` pages out of the balloon; returns how many it holds then.
+        """Take pages out of the balloon.
 
-        ``timeout`` is for each chunk of 4096 pages (seconds), whose buffers go out together; ``actual`` is
-        written once for them. The memory of a chunk is freed once the host has acknowledged all of its pages
-        (MUST_TELL_HOST).
-        Without DEFLATE_ON_OOM no page is taken out that the host still asks for (5.5.6.1): that raises Refused
-        (rule host-target) unless ``force``. Raises BadSize when there are not as many, DeviceTimeout.
+        The buffers of a chunk of 4096 pages go out together, and ``actual`` is written once for them. The memory
+        of a chunk is freed once the host has acknowledged all of its pages (MUST_TELL_HOST).
+
+        Args:
+            pages: How many pages of 4096 bytes.
+            timeout: Seconds that the device has for each chunk; None: its own. A device that is always just in
+                time takes ``pages`` / 4096 times as long.
+            progress: Called with the pages held after each chunk.
+            force: Take out pages that the host still asks for.
+
+        Returns:
+            How many pages the balloon holds then.
+
+        Raises:
+            Refused: Without DEFLATE_ON_OOM: the host still asks for these pages (5.5.6.1; rule host-target).
+            BadSize: There are not as many pages in the balloon.
+            DeviceTimeout: A chunk was not acknowledged in time.
         """
         self._check_count(pages)
         with self.device.session():

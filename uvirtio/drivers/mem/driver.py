@@ -153,6 +153,7 @@ class Mem(Driver):
     def plug(self, addr: int, blocks: int, *, timeout: float | None = None) -> None:
         """Plug ``blocks`` unplugged blocks from ``addr``; more than 65,535 take several requests (5.15.6.3).
 
+        ``timeout``: seconds that the device has for each of these requests; None: its own.
         Raises BadSize before anything is sent; MemNack, MemBusy, MemError with ``done``, the number of blocks
         that were acknowledged before; DeviceTimeout, ProtocolError.
         """
@@ -169,6 +170,7 @@ class Mem(Driver):
     def unplug(self, addr: int, blocks: int, *, timeout: float | None = None) -> None:
         """Unplug ``blocks`` plugged blocks from ``addr``; their contents are lost (5.15.6.4).
 
+        ``timeout``: seconds that the device has for each request of up to 65,535 blocks; None: its own.
         Raises as :meth:`plug`, and InUse where somebody uses one of them.
         """
         with self.device.session():
@@ -203,6 +205,7 @@ class Mem(Driver):
     def state(self, addr: int, blocks: int, *, timeout: float | None = None) -> State:
         """Whether these blocks are plugged, unplugged, or some of each (5.15.6.6).
 
+        ``timeout``: seconds that the device has for each request of up to 65,535 blocks; None: its own.
         Raises BadSize, DeviceTimeout, ProtocolError, and MemError where the device refuses to tell.
         """
         with self.device.session():

@@ -37,11 +37,21 @@ class Rng(Driver):
         self._buffer = self.device.dma.alloc(_BUFFER)
 
     def read(self, count: int, *, timeout: float | None = None) -> bytes:
-        """``count`` random bytes. The device may answer short (5.4.6.1); it is asked until there are enough.
+        """Read random bytes. The device may answer short (5.4.6.1); it is asked until there are enough.
 
-        ``timeout`` is for each request (seconds; the device's own where None).
-        Raises UsageError for a negative count, DeviceTimeout, ProtocolError after 16 empty answers in a row, and
-        RngUnhealthy where the bytes cannot be random; then none of them are returned, and no others either.
+        Args:
+            count: How many bytes.
+            timeout: Seconds that the device has for each request of up to 4096 bytes; None: its own. A device that
+                is always just in time takes ``count`` / 4096 times as long, and longer if its answers are short.
+
+        Returns:
+            ``count`` bytes.
+
+        Raises:
+            UsageError: The count is negative.
+            DeviceTimeout: A request was not answered in time.
+            ProtocolError: 16 answers in a row were empty.
+            RngUnhealthy: The bytes cannot be random; none of them are returned, and no others from then on.
         """
         if count < 0:
             raise UsageError("a number of bytes is not negative", seen=count, expected="0 or more")
