@@ -9,7 +9,6 @@ the balloon, so the host sees all of the memory again.
 import sys
 
 import uvirtio
-from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 
 MIB = 1 << 20
@@ -18,12 +17,11 @@ PAGE = 4096  # a balloon page, whatever the CPU's page size is (5.5.6)
 
 def main(mebibytes: int) -> int:
     with Machine(devices=["virtio-balloon-pci"], ram=512 * MIB) as machine:
-        function = machine.functions[0]
 
         def host() -> int:
             return int(machine.qmp("query-balloon")["actual"]) // MIB
 
-        with identify(function.address, function) as device, uvirtio.Balloon(device) as balloon:
+        with machine.open(0) as device, uvirtio.Balloon(device) as balloon:
             print(f"before:   the host sees a guest of {host()} MiB")
             balloon.inflate(mebibytes * MIB // PAGE)
             print(f"inflated: {balloon.actual} pages in the balloon, the host sees {host()} MiB")

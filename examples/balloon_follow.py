@@ -7,7 +7,6 @@ pages. Here the host changes its mind from there: with the callback the program 
 """
 
 import uvirtio
-from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 
 MIB = 1 << 20
@@ -17,14 +16,13 @@ def main() -> None:
     targets = [448, 480, 512]  # MiB that the host leaves to the guest, one after the other
 
     with Machine(devices=["virtio-balloon-pci"], ram=512 * MIB) as machine:
-        function = machine.functions[0]
 
         def next_target() -> None:
             if targets:
                 print(f"host: leaves {targets[0]} MiB to the guest")
                 machine.qmp("balloon", value=targets.pop(0) * MIB)
 
-        with identify(function.address, function) as device, uvirtio.Balloon(device) as balloon:
+        with machine.open(0) as device, uvirtio.Balloon(device) as balloon:
 
             def progress(held: int) -> None:
                 if held == balloon.num_pages:

@@ -10,7 +10,6 @@ import tempfile
 
 from uvirtio.device import Device, QueueSpec
 from uvirtio.drivers.base import Driver, runs, transact
-from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 from uvirtio.virtqueue import Completion
 
@@ -58,8 +57,7 @@ with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as h
     arguments = ["-chardev", far, "-device", "virtconsole,chardev=far"]
     with Machine(devices=["virtio-serial-pci"], arguments=arguments) as machine:
         host.connect(f"{folder}/far")
-        function = machine.functions[0]
-        with identify(function.address, function) as device, Console(device) as console:
+        with machine.open(0) as device, Console(device) as console:
             console.write(b"hello, host\n")
             host.sendall(host.recv(100).upper())
             print(console.read(timeout=5))

@@ -7,17 +7,15 @@ drivers share the machine. ``qmp_events`` waits for an event of the host.
 """
 
 import uvirtio
-from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 
 
 def main() -> None:
     with Machine("q35", ["virtio-rng-pci,id=entropy", "virtio-balloon-pci,id=balloon"]) as machine:
         print(f"QEMU {'.'.join(map(str, machine.version))}, process {machine.pid}")
-        entropy, balloon = machine.functions
         with (
-            identify(entropy.address, entropy) as first,
-            identify(balloon.address, balloon) as second,
+            machine.open(0) as first,
+            machine.open(1) as second,
             uvirtio.Rng(first) as rng,
             uvirtio.Balloon(second) as driver,
         ):

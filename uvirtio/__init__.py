@@ -18,7 +18,10 @@ from uvirtio.errors import *  # noqa: F403  # its __all__, which is part of ours
 
 if TYPE_CHECKING:
     from uvirtio import qemu
-    from uvirtio.device import Device
+    from uvirtio.binding.api import DeviceInfo, bind, bound, check_denied, find, list, restore
+    from uvirtio.binding.bind import Bound
+    from uvirtio.binding.restore import Restored
+    from uvirtio.device import Device, OpenOptions
     from uvirtio.drivers.balloon import Balloon
     from uvirtio.drivers.blk import Blk
     from uvirtio.drivers.input import Input, InputEvent
@@ -33,17 +36,27 @@ __version__ = "0.1.0"
 __all__ = [
     "Balloon",
     "Blk",
+    "Bound",
     "Device",
+    "DeviceInfo",
     "Input",
     "InputEvent",
     "InterruptMode",
     "Mem",
+    "OpenOptions",
+    "Restored",
     "Rng",
     "Roots",
     "__version__",
+    "bind",
+    "bound",
+    "check_denied",
     "errors",
+    "find",
+    "list",
     "open",
     "qemu",
+    "restore",
 ]
 __all__ += errors.__all__
 
@@ -51,21 +64,36 @@ if not TYPE_CHECKING:  # or every misspelt name would pass as Any
     _HOMES = {
         "Balloon": "uvirtio.drivers.balloon",
         "Blk": "uvirtio.drivers.blk",
+        "Bound": "uvirtio.binding.bind",
         "Device": "uvirtio.device",
+        "DeviceInfo": "uvirtio.binding.api",
         "Input": "uvirtio.drivers.input",
         "InputEvent": "uvirtio.drivers.input",
         "InterruptMode": "uvirtio.interfaces.values",
         "Mem": "uvirtio.drivers.mem",
+        "OpenOptions": "uvirtio.device",
+        "Restored": "uvirtio.binding.restore",
         "Rng": "uvirtio.drivers.rng",
         "Roots": "uvirtio.host.roots",
         "open": "uvirtio.opening",
+        **dict.fromkeys(("bind", "bound", "check_denied", "find", "list", "restore"), "uvirtio.binding.api"),
     }
+
+    _MOVED = {
+        "fuse": "uvirtio.host.denylist",
+        "roots": "uvirtio.host.roots",
+    }  # shown in the docs of 0.1; until 0.3
 
     def __getattr__(name: str) -> Any:
         if name == "qemu":
             return import_module("uvirtio.qemu")
         if name in _HOMES:
             return getattr(import_module(_HOMES[name]), name)
+        if name in _MOVED:
+            import warnings
+
+            warnings.warn(f"uvirtio.{name} is {_MOVED[name]} now", DeprecationWarning, stacklevel=2)
+            return import_module(_MOVED[name])
         raise AttributeError(f"module 'uvirtio' has no attribute {name!r}")
 
     def __dir__() -> list[str]:

@@ -8,17 +8,24 @@ Modules are imported where they are used, so that a command loads no more than i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Unpack, cast
 
-from uvirtio.device import DEFAULT_TIMEOUT, Device, RingChoice
-from uvirtio.errors import BadAddress, NoSuchDevice, NotBound, NotSupported, PermissionLack, UvirtioError
+from uvirtio.device import Device, OpenKeywords, OpenOptions
+from uvirtio.device.log import register_trace
+from uvirtio.errors import (
+    BadAddress,
+    Misuse,
+    NoSuchDevice,
+    NotBound,
+    NotSupported,
+    PermissionLack,
+    UvirtioError,
+)
 from uvirtio.host import denylist
-from uvirtio.host.roots import Roots
 from uvirtio.interfaces.backend import MmioWindow, PciFunction, VdpaNode, WithoutIommu
 from uvirtio.interfaces.transport import Transport
-from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.trace import Trace
 from uvirtio.spec import ids
 
@@ -33,75 +40,90 @@ _VDPA = re.compile(r"/dev/vhost-vdpa-(0|[1-9][0-9]{0,9})|vdpa:[^\s/]{1,128}", re
 _PCI = re.compile(r"(?:([0-9a-fA-F]{4,6}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])")
 
 
-def open(
-    address: str,
-    *,
-    backend: str = "auto",
-    timeout: float = DEFAULT_TIMEOUT,
-    unsafe_dma: bool = False,
-    interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
-    force_legacy: bool = False,
-    ring: RingChoice = "auto",
-    poll_us: float = 0,
-    roots: Roots | None = None,
-    trace: Trace | None = None,
-) -> Device:
-    """Open and identify the device at ``address`` (``0000:03:00.0``, ``qemu:virtio-rng-pci``, ...).
+def open(address: str | Opened, *, options: OpenOptions | None = None, **keywords: Unpack[OpenKeywords]) -> Device:
+    """Open and identify a virtio device. It is not reset, nothing is negotiated, and no driver is bound.
 
-    It neither resets nor negotiates, and never binds. ``interrupts`` are the rungs of the ladder that may be
-    taken, best first. ``ring`` is the format of the virtqueues: packed where it is offered (auto), or one of them.
-    ``poll_us``: the most microseconds that a wait polls, with interrupts off, before it sleeps; 0 is none.
-    ``force_legacy`` takes the legacy interface of a transitional PCI device, as the kernel's module parameter of
-    that name does; without it the modern one is preferred (4.1.5.1.1.1). ``trace`` gets a line for every register
-    access and kick.
+    Args:
+        address: Of the device: ``0000:03:00.0``, ``mmio:0xfeb02e00``, ``vdpa:NAME``, ``qemu:virtio-rng-pci`` ...;
+            or what a back end of your own hands over, which the device then owns and closes.
+        options: How to open it; None: the defaults of OpenOptions.
+        **keywords: Single options, which override those in ``options``: ``backend``, ``timeout`` (seconds),
+            ``interrupts``, ``ring``, ``poll_us`` (microseconds), ``force_legacy``, ``unsafe_dma``, ``roots``,
+            ``trace``. OpenOptions says what each means.
 
-    Raises BadAddress, Denied, NotBound, NoSuchDevice, NotVirtio, CapabilityError, or what the back end lacks.
+    Returns:
+        The open device, which a driver (Balloon, Blk, Input, Mem, Rng) can start. A context manager.
+
+    Raises:
+        UsageError: An option has a value that it cannot have.
+        BadAddress: The address has no known form, or the back end cannot open addresses of this form.
+        Denied: The administrator's deny list names the device.
+        NotBound: A kernel driver holds the device.
+        NoSuchDevice: There is no device at the address.
+        NotVirtio: It is no virtio device.
+        CapabilityError: Its virtio capabilities cannot be used.
+        EnvironmentLack: This machine lacks something that the way in needs; the subclass says what.
+        DeviceGone: The device went away meanwhile.
     """
-    canonical, function = open_function(
-        address, backend=backend, timeout=timeout, unsafe_dma=unsafe_dma, roots=roots
-    )
-    return identify(
-        canonical,
-        function,
-        timeout=timeout,
-        interrupts=interrupts,
-        ring=ring,
-        poll_us=poll_us,
-        force_legacy=force_legacy,
-        trace=trace,
-    )
+    options = chosen(options, keywords)
+    return identify(*open_function(address, options=options), options=options)
 
 
 def open_function(
-    address: str,
-    *,
-    backend: str = "auto",
-    timeout: float = DEFAULT_TIMEOUT,
-    unsafe_dma: bool = False,
-    roots: Roots | None = None,
+    address: str | Opened, *, options: OpenOptions | None = None, **keywords: Unpack[OpenKeywords]
 ) -> tuple[str, Opened]:
-    """The first half of :func:`open`: the canonical address, and what a back end found there."""
-    roots = roots or Roots()
+    """The first half of ``open``: find the back end for an address, and open what is there.
+
+    Args:
+        address: As for ``open``; what a back end has already handed over is returned as it is.
+        options: As for ``open``.
+        **keywords: As for ``open``.
+
+    Returns:
+        The canonical address, and what the back end found there.
+
+    Raises:
+        UvirtioError: As ``open``, but for what is found in the device's own registers.
+    """
+    options = chosen(options, keywords)
+    if not isinstance(address, str):
+        found = _handed_over(address)
+        return found.address, found
     family = _family(address)
-    if backend not in ("auto", *family.backends):
+    if options.backend not in ("auto", *family.backends):
         raise BadAddress(
-            f"the back end {backend!r} cannot open {address}",
-            seen=backend,
+            f"the back end {options.backend!r} cannot open {address}",
+            seen=options.backend,
             expected=" or ".join(("auto", *family.backends)),
             remedy="leave --backend out",
         )
-    wish = Wish(backend=backend, timeout=timeout, unsafe_dma=unsafe_dma, roots=roots)
-    return family.open(address, wish)
+    return family.open(address, options)
 
 
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """How an address is to be opened. ``timeout`` in seconds."""
+def chosen(options: OpenOptions | None, keywords: OpenKeywords) -> OpenOptions:
+    """``options`` (None: the defaults) with single ones replaced. Raises UsageError."""
+    if options is None:
+        options = OpenOptions()
+    elif not isinstance(options, OpenOptions):
+        raise Misuse(
+            f"options cannot be {options!r}",
+            seen=repr(options),
+            expected="an OpenOptions, or None",
+            remedy="write single options as keywords: uvirtio.open(address, timeout=1)",
+        )
+    return options.merged(keywords)
 
-    backend: str
-    timeout: float
-    unsafe_dma: bool
-    roots: Roots
+
+def _handed_over(found: object) -> Opened:
+    """What a caller has in the place of an address, if it is what a back end hands over. Raises Misuse."""
+    if getattr(found, "bus", None) in ("pci", "mmio", "vdpa") and callable(getattr(found, "dma", None)):
+        return cast(Opened, found)
+    raise Misuse(
+        f"{found!r} cannot be opened",
+        seen=type(found).__name__,
+        expected="an address (a str), or what a back end hands over: PciFunction, MmioWindow, VdpaNode",
+        remedy="uvirtio.list() has the addresses of this machine's devices",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +131,7 @@ class _Family:
     """One form of address: the back ends that it may be opened by, and how."""
 
     backends: tuple[str, ...]
-    open: Callable[[str, Wish], tuple[str, Opened]]
+    open: Callable[[str, OpenOptions], tuple[str, Opened]]
 
 
 def _family(address: str) -> _Family:
@@ -124,59 +146,60 @@ def _family(address: str) -> _Family:
     raise _not_openable(address)
 
 
-def _open_qemu(address: str, wish: Wish) -> tuple[str, Opened]:
-    denylist.check([address], wish.roots)
+def _open_qemu(address: str, options: OpenOptions) -> tuple[str, Opened]:
+    denylist.check([address], options.roots)
     from uvirtio.backends import qemu
 
-    return address, qemu.open_address(address, timeout=wish.timeout)
+    return address, qemu.open_address(address, timeout=options.timeout)
 
 
 _VFIO_WAYS: dict[str, Literal["group", "cdev"]] = {"vfio-group": "group", "vfio-cdev": "cdev"}
 
 
-def _open_pci(address: str, wish: Wish) -> tuple[str, Opened]:
+def _open_pci(address: str, options: OpenOptions) -> tuple[str, Opened]:
     canonical = pci_address(address)
     assert canonical is not None
-    denylist.check([canonical, address], wish.roots)
+    denylist.check([canonical, address], options.roots)
     from uvirtio.host import drivers
 
     # The driver that holds it decides; --backend only insists.
-    held = drivers.pci_driver(canonical, wish.roots)
-    if wish.backend == "uio" or (wish.backend == "auto" and held == drivers.UIO):
+    held = drivers.pci_driver(canonical, options.roots)
+    if options.backend == "uio" or (options.backend == "auto" and held == drivers.UIO):
         from uvirtio.backends import uio_pci
 
         function = uio_pci.UioPciFunction.open(
-            canonical, wish.roots, timeout=wish.timeout, unsafe_dma=wish.unsafe_dma
+            canonical, options.roots, timeout=options.timeout, unsafe_dma=options.unsafe_dma
         )
         return canonical, function
     from uvirtio.backends import vfio_pci
 
     return canonical, vfio_pci.VfioPciFunction.open(
         canonical,
-        wish.roots,
-        timeout=wish.timeout,
-        way=_VFIO_WAYS.get(wish.backend, "best"),
-        unsafe_dma=wish.unsafe_dma,
+        options.roots,
+        timeout=options.timeout,
+        way=_VFIO_WAYS.get(options.backend, "best"),
+        unsafe_dma=options.unsafe_dma,
     )
 
 
-def _open_mmio(address: str, wish: Wish) -> tuple[str, Opened]:
-    denylist.check([address], wish.roots)
+def _open_mmio(address: str, options: OpenOptions) -> tuple[str, Opened]:
+    denylist.check([address], options.roots)
     from uvirtio.backends import devmem
     from uvirtio.binding import discover
     from uvirtio.host import addresses
 
     canonical = addresses.canonical(address)
     try:
-        found = discover.find(canonical, wish.roots, aliases=False)
+        found = discover.find(canonical, options.roots, aliases=False)
     except NoSuchDevice:
         base = addresses.mmio_base_of_name(canonical)
         if base is None or not canonical.startswith("mmio:"):
             raise
         # An address that somebody gave by hand: /proc/iomem has the last word.
-        denylist.check([canonical], wish.roots)
-        return canonical, devmem.DevmemWindow.open(canonical, base, 0, wish.roots, unsafe_dma=wish.unsafe_dma)
-    denylist.check(found.names, wish.roots)
+        denylist.check([canonical], options.roots)
+        unsafe = options.unsafe_dma
+        return canonical, devmem.DevmemWindow.open(canonical, base, 0, options.roots, unsafe_dma=unsafe)
+    denylist.check(found.names, options.roots)
     if found.window is None:
         raise PermissionLack(
             f"the address of {found.address} is hidden",
@@ -191,18 +214,18 @@ def _open_mmio(address: str, wish: Wish) -> tuple[str, Opened]:
             expected="a window that nobody drives",
             remedy=f"uvirtio bind {found.address}",
         )
-    window = devmem.DevmemWindow.open(found.address, *found.window, wish.roots, unsafe_dma=wish.unsafe_dma)
+    window = devmem.DevmemWindow.open(found.address, *found.window, options.roots, unsafe_dma=options.unsafe_dma)
     return found.address, window
 
 
-def _open_vdpa(address: str, wish: Wish) -> tuple[str, Opened]:
-    denylist.check([address], wish.roots)
+def _open_vdpa(address: str, options: OpenOptions) -> tuple[str, Opened]:
+    denylist.check([address], options.roots)
     from uvirtio.backends import vhost_vdpa
 
-    node, name = vhost_vdpa.require_bound(address, wish.roots)
+    node, name = vhost_vdpa.require_bound(address, options.roots)
     # Whoever denies the PCI function denies what vp_vdpa makes of it.
-    denylist.check([node, f"vdpa:{name}", vhost_vdpa.parent_of(name, wish.roots).name], wish.roots)
-    return node, vhost_vdpa.VhostVdpaNode.open(node, wish.roots)
+    denylist.check([node, f"vdpa:{name}", vhost_vdpa.parent_of(name, options.roots).name], options.roots)
+    return node, vhost_vdpa.VhostVdpaNode.open(node, options.roots)
 
 
 def pci_address(address: str) -> str | None:
@@ -215,23 +238,33 @@ def pci_address(address: str) -> str | None:
 
 
 def identify(
-    address: str,
-    found: Opened,
-    *,
-    timeout: float = DEFAULT_TIMEOUT,
-    interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
-    force_legacy: bool = False,
-    ring: RingChoice = "auto",
-    poll_us: float = 0,
-    trace: Trace | None = None,
+    address: str, found: Opened, *, options: OpenOptions | None = None, **keywords: Unpack[OpenKeywords]
 ) -> Device:
-    """The second half: introduce what was found to its transport. Closes it if they do not get on."""
+    """The second half of ``open``: put the transport for its bus on what a back end handed over.
+
+    Args:
+        address: What the device is called from now on, in errors and in ``Device.address``.
+        found: A PciFunction, MmioWindow or VdpaNode. The device owns it, and it is closed if there is none.
+        options: As for ``open``; those that choose and set up a back end do nothing here.
+        **keywords: As for ``open``.
+
+    Returns:
+        The open device.
+
+    Raises:
+        NotVirtio: It is no virtio device.
+        CapabilityError: Its virtio capabilities cannot be used.
+        NotSupported: A legacy interface was asked for, and there is none.
+        DeviceGone: The device does not answer.
+    """
+    options = chosen(options, keywords)
     try:
-        transport = _transport(found, trace, force_legacy)
+        trace = register_trace(address, options.trace)
+        transport = _transport(found, trace, options.force_legacy)
     except BaseException:
         found.close()
         raise
-    device = Device(address, transport, timeout=timeout, interrupts=interrupts, ring=ring, poll_us=poll_us)
+    device = Device(address, transport, options)
     if isinstance(found, WithoutIommu):
         device.warning = found.warning
     return device

@@ -1,9 +1,67 @@
-"""QEMU without a guest, for tests and experiments: ``uvirtio.qemu.Machine``.
+"""QEMU without a guest, for integration tests and experiments.
 
-One :class:`Machine` owns one QEMU with several virtio functions and a QMP connection; several drivers may
-share it. ``open_function`` puts a device on one of its functions.
+    with uvirtio.qemu.Machine(devices=["virtio-rng-pci", "virtio-balloon-pci"]) as machine:
+        with machine.open(1) as device, uvirtio.Balloon(device) as balloon:
+            balloon.inflate(16384)
+            assert machine.qmp("query-balloon")["actual"] == 448 << 20
+
+One :class:`Machine` is one QEMU process with its real device models. ``machine.functions`` are its devices,
+``open`` makes a Device of one, ``qmp`` and ``qmp_events`` are the host's side, ``plug`` and ``unplug`` hot-plug.
 """
 
-from uvirtio.backends.qemu import Machine, QemuMmioWindow, QemuPciFunction
+from __future__ import annotations
 
-__all__ = ["Machine", "QemuMmioWindow", "QemuPciFunction"]
+from typing import TYPE_CHECKING, Unpack
+
+from uvirtio import opening
+from uvirtio.backends.qemu import Machine as _Machine
+from uvirtio.backends.qemu import QemuFunction, QemuMmioWindow, QemuPciFunction
+from uvirtio.device import OpenOptions
+from uvirtio.errors import Busy
+
+if TYPE_CHECKING:
+    from uvirtio.device import Device, OpenKeywords
+
+__all__ = ["Machine", "QemuFunction", "QemuMmioWindow", "QemuPciFunction"]
+
+
+class Machine(_Machine):
+    __doc__ = _Machine.__doc__
+
+    def open(
+        self,
+        function: QemuFunction | int = 0,
+        *,
+        options: OpenOptions | None = None,
+        **keywords: Unpack[OpenKeywords],
+    ) -> Device:
+        """Open one of the machine's devices; again, too, after the Device that was opened before is closed.
+
+        Args:
+            function: One of ``functions``, or its number there.
+            options: As for ``uvirtio.open``.
+            **keywords: As for ``uvirtio.open``; the time-out is the machine's unless one is given.
+
+        Returns:
+            The open device. Closing it leaves the machine running.
+
+        Raises, beside what ``uvirtio.open`` raises for a device that is there:
+            UsageError: It is no function of this machine.
+            Busy: A Device that was opened before is still open.
+            DeviceGone: QEMU has ended, or the device was unplugged.
+        """
+        function = self.function(function)
+        if options is None:
+            options = OpenOptions(timeout=self.timeout)
+        if function.closed:
+            function.reopen()
+        elif function.id in self._opened:
+            raise Busy(
+                f"{function.address} is open already",
+                seen=repr(self._opened[function.id]),
+                expected="a function that no Device has",
+                remedy="use that Device, or close it first",
+            )
+        device = opening.identify(function.address, function, options=options, **keywords)
+        self._opened[function.id] = device
+        return device

@@ -41,7 +41,7 @@ def machine():
 def test_a_driven_device_of_a_failed_test():
     device = uvirtio.open("qemu:virtio-rng-pci")
     uvirtio.Rng(device).read(4)
-    running.append(device.transport.function.machine.pid)
+    running.append(device.transport.backend.machine.pid)
     raise ValueError("scripted")
 
 

@@ -90,7 +90,7 @@ def test_the_window_in_configuration_space_shows_the_same_registers():
     with uvirtio.open("qemu:virtio-rng-pci") as device, Rng(device):
         transport = device.transport
         assert isinstance(transport, PciModern)
-        window = CfgWindow(transport.function.config, transport.capabilities)
+        window = CfgWindow(transport.backend.config, transport.capabilities)
         common = window.registers(next(cap for cap in transport.capabilities if cap.type == "common"))
         assert common.read8(pci.COMMON_DEVICE_STATUS) == transport.status() == 0xF
         assert common.read16(pci.COMMON_NUM_QUEUES) == 1

@@ -83,8 +83,8 @@ def public_name(name: str) -> bool:
 
 
 def diagnosis(name: str) -> bool:
-    device: Any = SimpleNamespace(device_id=spec_type(name), type=name, transport=SimpleNamespace())
-    nothing: Any = SimpleNamespace(device_id=-1, type="unknown", transport=SimpleNamespace())
+    device: Any = SimpleNamespace(device_id=spec_type(name), type=name, guest=None)
+    nothing: Any = SimpleNamespace(device_id=-1, type="unknown", guest=None)
     return type(datapath.for_device(device)) is not type(datapath.for_device(nothing))
 
 

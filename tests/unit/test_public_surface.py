@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import re
 import textwrap
@@ -88,9 +89,9 @@ def test_every_error_is_in_the_page_of_errors() -> None:
 
 
 def test_the_keywords_of_open_are_named() -> None:
-    (meaning,) = (text for cell, text in rows(section("`import uvirtio`")) if cell == "`uvirtio.open`")
-    keywords = set(inspect.signature(uvirtio.open).parameters) - {"address"}
-    assert names(meaning) - {"Device"} == keywords
+    (meaning,) = (text for cell, text in rows(section("`import uvirtio`")) if cell == "`uvirtio.OpenOptions`")
+    assert names(meaning) == {field.name for field in dataclasses.fields(uvirtio.OpenOptions)}
+    assert set(inspect.signature(uvirtio.open).parameters) == {"address", "options", "keywords"}
 
 
 # --- modules ----------------------------------------------------------------------------------------------------

@@ -154,7 +154,7 @@ def test_a_node_has_one_process(held):
         with pytest.raises(Busy) as caught:
             uvirtio.open("/dev/vhost-vdpa-0")
         assert str(os.getpid()) in caught.value.seen
-        node = device.transport.node
+        node = device.transport.backend
         child = os.fork()
         if child == 0:
             try:

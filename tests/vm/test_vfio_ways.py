@@ -132,7 +132,7 @@ def test_no_iommu_wants_the_consent_and_is_shown(taken):
         uvirtio.open(taken)
     with uvirtio.open(taken, unsafe_dma=True) as device, uvirtio.Rng(device) as source:
         assert "no-IOMMU" in device.transport.description
-        assert isinstance(device.transport.function, VfioNoIommuFunction)
+        assert isinstance(device.transport.backend, VfioNoIommuFunction)
         assert len(source.read(64)) == 64
     assert commands.refusal("rng", "read", taken, "16")[0] == 3
     done = commands.uvirtio("rng", "read", taken, "16", "--unsafe-dma")

@@ -165,7 +165,7 @@ def test_a_packed_ring_begins_at_0_with_both_wrap_counters_1(over_vdpa, name):
 @pytest.mark.parametrize("name", ["vp-balloon"])
 def test_a_function_without_msix_is_refused_before_the_kernel_warns(over_vdpa, name):
     with uvirtio.open(over_vdpa(name)) as device:
-        assert device.transport.node.calls == 0
+        assert device.transport.backend.calls == 0
         with pytest.raises(NotSupported) as caught:
             Balloon(device)
         assert "MSI-X" in caught.value.seen
@@ -224,7 +224,7 @@ def test_the_simulator_suspends_and_resumes(lab_devices, name):
     try:
         vduse.hand_over("sim0", "vhost_vdpa")
         with uvirtio.open("vdpa:sim0", interrupts=[PER_QUEUE]) as device, Blk(device, allow_write=True) as disk:
-            node = device.transport.node
+            node = device.transport.backend
             assert isinstance(node, VhostVdpaNode)
             assert not f.has(device.offered, f.RING_PACKED)  # docs/vdpa.md says so
             assert node.backend_has(uapi.VHOST_BACKEND_F_SUSPEND)

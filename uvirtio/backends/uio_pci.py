@@ -43,7 +43,7 @@ from uvirtio.host.drivers import UIO, require_bound
 from uvirtio.host.lock import take_lock
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import Event, Registers
-from uvirtio.interfaces.values import BarInfo
+from uvirtio.interfaces.values import DEFAULT_TIMEOUT, BarInfo
 from uvirtio.memory.access import FdRegisters, MappedRegisters
 from uvirtio.memory.eventfd import EventFd
 from uvirtio.spec import pci
@@ -139,7 +139,7 @@ class UioPciFunction(BoundFunction):
 
     warning = WARNING
 
-    def __init__(self, address: str, node: Path, roots: Roots, *, timeout: float = 5.0) -> None:
+    def __init__(self, address: str, node: Path, roots: Roots, *, timeout: float = DEFAULT_TIMEOUT) -> None:
         """Use :meth:`open`, which asks first."""
         super().__init__(address)
         self.translates = False
@@ -183,7 +183,12 @@ class UioPciFunction(BoundFunction):
 
     @classmethod
     def open(
-        cls, address: str, roots: Roots | None = None, *, timeout: float = 5.0, unsafe_dma: bool = False
+        cls,
+        address: str,
+        roots: Roots | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        unsafe_dma: bool = False,
     ) -> UioPciFunction:
         """Open the function at ``address`` (``0000:03:00.0``).
 

@@ -31,7 +31,7 @@ from uvirtio.host.drivers import VFIO
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import DmaSpace, Event, Registers
-from uvirtio.interfaces.values import BarInfo
+from uvirtio.interfaces.values import DEFAULT_TIMEOUT, BarInfo
 from uvirtio.memory.access import FdRegisters
 from uvirtio.memory.eventfd import EventFd
 from uvirtio.memory.iova import IovaAllocator
@@ -49,7 +49,7 @@ class VfioFunction(BoundFunction):
         way: Way,
         roots: Roots,
         *,
-        timeout: float = 5.0,
+        timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
         """Takes the open way over; ``VfioPciFunction.open`` finds it."""
         super().__init__(address)

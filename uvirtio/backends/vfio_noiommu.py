@@ -17,6 +17,7 @@ from uvirtio.backends.watched import WatchedRemoval
 from uvirtio.errors import Closed
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import DmaSpace
+from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 from uvirtio.memory.eventfd import EventFd
 from uvirtio.spec import pci
 
@@ -26,8 +27,8 @@ class VfioNoIommuFunction(VfioFunction):
 
     warning = WARNING
 
-    def __init__(self, address: str, way: Way, roots: Roots, *, timeout: float = 5.0) -> None:
-        """Takes the open way over; ``VfioPciFunction.open`` finds it."""
+    def __init__(self, address: str, way: Way, roots: Roots, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        """Takes the open way over; use :meth:`VfioPciFunction.open`."""
         super().__init__(address, way, roots, timeout=timeout)
         self.translates = False
         self._status: Register | None = None

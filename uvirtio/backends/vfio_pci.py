@@ -10,6 +10,7 @@ from uvirtio.errors import UnsafeDma
 from uvirtio.host.drivers import VFIO, require_bound
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import Kernel
+from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 
 
 class VfioPciFunction(VfioFunction):
@@ -21,7 +22,7 @@ class VfioPciFunction(VfioFunction):
         address: str,
         roots: Roots | None = None,
         *,
-        timeout: float = 5.0,
+        timeout: float = DEFAULT_TIMEOUT,
         kernel: Kernel | None = None,
         way: Literal["best", "group", "cdev"] = "best",
         unsafe_dma: bool = False,

@@ -64,6 +64,7 @@ def bind(
     """
     if not founds:
         return []
+    founds = [*{found.key: found for found in founds}.values()]  # one device may have been named twice
     writer = ChildWriter() if writer is None else writer
     load = module_loader(roots) if modprobe is None else modprobe
     made = plans(founds, roots, driver, group, force)

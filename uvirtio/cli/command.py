@@ -7,7 +7,6 @@ whatever it raises into contract-shaped output and an exit code. No traceback le
 from __future__ import annotations
 
 import inspect
-import math
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,10 +19,10 @@ from uvirtio.cli import conversion, output
 from uvirtio.cli.signals import Guard, Signalled
 from uvirtio.errors import Misuse, UsageError, UvirtioError
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.values import InterruptMode
+from uvirtio.interfaces.values import DEFAULT_TIMEOUT, TIMEOUT_MAX, InterruptMode
 
 if TYPE_CHECKING:
-    from uvirtio.device import Device
+    from uvirtio.device import Device, OpenOptions
 
 BROKEN_PIPE = 141
 """The exit code when the reader of our output went away: 128 + SIGPIPE, what other tools have."""
@@ -107,7 +106,7 @@ _COMMON: dict[str, tuple[Any, Any]] = {
     "root": (RootOption, ""),
 }
 _DEVICE: dict[str, tuple[Any, Any]] = {
-    "timeout": (TimeoutOption, 5.0),
+    "timeout": (TimeoutOption, DEFAULT_TIMEOUT),
     "backend": (BackendOption, "auto"),
     "unsafe_dma": (UnsafeOption, False),
     "interrupts": (InterruptsOption, None),
@@ -131,37 +130,23 @@ class Command:
     json: bool = False
     verbose: bool = False
     roots: Roots = field(default_factory=Roots)
-    timeout: float = 5.0
-    backend: str = "auto"
-    unsafe_dma: bool = False
-    interrupts: tuple[InterruptMode, ...] = tuple(InterruptMode)
-    force_legacy: bool = False
-    ring: Literal["auto", "split", "packed"] = "auto"
+    options: OpenOptions = field(init=False)
+    """How to open a device; only the verbs that open one have it."""
     guard: Guard = field(default_factory=Guard)
     streaming: bool = False
     """JSON lines were promised, so that an end by a signal needs no document of its own."""
 
     @property
-    def trace(self) -> Callable[[str], None] | None:
-        return output.trace if self.verbose else None
+    def timeout(self) -> float:
+        """Seconds that the device has for each response."""
+        return self.options.timeout
 
     @contextmanager
     def device(self, address: str) -> Iterator[Device]:
         """The device at ``address``, open; signals go to its wait loop until it is closed."""
         from uvirtio import opening  # here: what only reads sysfs does not load it
 
-        opened = opening.open(
-            address,
-            backend=self.backend,
-            timeout=self.timeout,
-            unsafe_dma=self.unsafe_dma,
-            interrupts=self.interrupts,
-            force_legacy=self.force_legacy,
-            ring=self.ring,
-            roots=self.roots,
-            trace=self.trace,
-        )
-        with opened:
+        with opening.open(address, options=self.options) as opened:
             if opened.warning is not None:
                 output.note(f"warning: {opened.warning}")
             self.guard.watch(opened)
@@ -331,7 +316,7 @@ def verb(
 
             def checked() -> int | None:
                 if opens:
-                    _take_device_options(made, asked)
+                    made.options = _options(made, asked)
                 return body(made, **given)
 
             return perform(made, checked)
@@ -351,23 +336,26 @@ def _roots(root: str) -> Roots:
     return Roots.under(root) if root else Roots()
 
 
-def _take_device_options(cmd: Command, asked: dict[str, Any]) -> None:
-    cmd.timeout = seconds("--timeout", asked["timeout"])
-    cmd.backend = asked["backend"]
-    cmd.unsafe_dma = asked["unsafe_dma"]
-    cmd.force_legacy = asked["force_legacy"]
-    cmd.ring = asked["ring"]
-    if asked["interrupts"] is not None:
-        cmd.interrupts = (asked["interrupts"],)
+def _options(cmd: Command, asked: dict[str, Any]) -> OpenOptions:
+    from uvirtio.device import OpenOptions  # here: what only reads sysfs does not load it
+
+    mode = asked["interrupts"]
+    return OpenOptions(
+        timeout=seconds("--timeout", asked["timeout"]),
+        interrupts=tuple(InterruptMode) if mode is None else (mode,),
+        roots=cmd.roots,
+        trace=output.trace if cmd.verbose else None,
+        **{name: asked[name] for name in ("backend", "unsafe_dma", "force_legacy", "ring")},
+    )
 
 
 def seconds(option: str, value: float) -> float:
     """A number of seconds above 0 that a clock can count. Raises UsageError."""
-    if math.isfinite(value) and 0 < value <= 1e8:
+    if 0 < value <= TIMEOUT_MAX:
         return value
     raise UsageError(
         f"{option} takes a number of seconds above 0",
         seen=value,
-        expected="above 0, at most 1e8",
+        expected=f"above 0, at most {TIMEOUT_MAX:g}",
         remedy=f"for example {option} 10",
     )

@@ -1,8 +1,16 @@
 """One device: bringing it up (3.1.1), sessions with it, its configuration, waiting, and leaving it in order."""
 
-from uvirtio.device.bringup import ADMIN_QUEUE, LEGACY_FEATURES, RING_FEATURES, RingChoice
-from uvirtio.device.core import Device, GiveBack, Observer, unobserved
+from uvirtio.device.bringup import (
+    ADMIN_QUEUE,
+    LEGACY_FEATURES,
+    RING_FEATURES,
+    GiveBack,
+    Observer,
+    unobserved,
+)
+from uvirtio.device.core import Device
 from uvirtio.device.counters import Counters
+from uvirtio.device.options import OpenKeywords, OpenOptions, RingChoice
 from uvirtio.device.queue import QUEUE_SIZE_MAX, Queue, QueueSpec
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 
@@ -16,6 +24,8 @@ __all__ = [
     "Device",
     "GiveBack",
     "Observer",
+    "OpenKeywords",
+    "OpenOptions",
     "Queue",
     "QueueSpec",
     "RingChoice",

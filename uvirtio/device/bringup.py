@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
+from uvirtio.device.options import RingChoice
 from uvirtio.device.queue import QUEUE_SIZE_MAX, QueueSpec
 from uvirtio.errors import FeatureMissing, QueueError
 from uvirtio.interfaces.memory import DmaSpace
@@ -30,14 +31,22 @@ RING_FEATURES = f.mask(
     f.RING_RESET,
 )
 
-RingChoice = Literal["auto", "split", "packed"]
-"""Which ring format to take: ``auto`` is packed where it is offered, as 6.1 wants it."""
-
 LEGACY_FEATURES = f.mask(f.ANY_LAYOUT)
 """Taken where a legacy interface offers it (6.3): our chains then may be laid out as on a modern one (2.7.4)."""
 
+Observer = Callable[[str], AbstractContextManager[None]]
+"""Called with the name of a step of the sequence; the step runs inside the context it returns."""
+
+GiveBack = Callable[[bool], None]
+"""What a driver does first when the device is left; the argument says whether the device still works."""
+
 ADMIN_QUEUE = "adminq"
 """The name of the administration queue, where there is one."""
+
+
+def unobserved(_step: str) -> AbstractContextManager[None]:
+    """The default observer: does nothing."""
+    return nullcontext()
 
 
 @dataclass(frozen=True, slots=True)

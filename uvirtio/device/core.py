@@ -10,24 +10,24 @@ import atexit
 import ctypes
 import os
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from itertools import count
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from uvirtio.device.bringup import RingChoice, RingMaker, admin_queue, negotiate
+from uvirtio.device import log
+from uvirtio.device.bringup import GiveBack, Observer, RingMaker, admin_queue, negotiate, unobserved
 from uvirtio.device.counters import Counters
+from uvirtio.device.options import OpenOptions
 from uvirtio.device.queue import Queue, QueueSpec
 from uvirtio.device.signals import signals_held
+from uvirtio.device.snapshot import snapshot
 from uvirtio.device.status import StatusField, poll_until
 from uvirtio.device.waiting import WaitLoop, gone
 from uvirtio.errors import (
     Closed,
     ConfigError,
-    ConfigUnstable,
     DeviceAbsent,
     DeviceBroken,
     DeviceFailure,
@@ -35,11 +35,12 @@ from uvirtio.errors import (
     DeviceTimeout,
     NotSupported,
     ResetTimeout,
+    UsageError,
     UvirtioError,
 )
+from uvirtio.interfaces.backend import GuestMachine
 from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.transport import ResetsQueues, Transport
-from uvirtio.interfaces.values import DEFAULT_TIMEOUT, InterruptMode
 from uvirtio.memory.access import require_little_endian
 from uvirtio.memory.fence import full_fence, platform_fence
 from uvirtio.spec import features as f
@@ -49,23 +50,6 @@ from uvirtio.spec.status import Status
 from uvirtio.virtqueue import Virtqueue
 
 T = TypeVar("T")
-
-_CONFIG_TRIES, _CONFIG_PATIENCE = 16, 0.5
-"""Readings of a configuration that moves before we pause between them, and seconds until we give up. A host that
-sweeps a value through a hundred others is busy, not broken; one that never holds still is."""
-
-
-Observer = Callable[[str], AbstractContextManager[None]]
-"""Called with the name of a step of the sequence; the step runs inside the context it returns."""
-
-
-GiveBack = Callable[[bool], None]
-"""What a driver does first when the device is left; the argument says whether the device still works."""
-
-
-def unobserved(_step: str) -> AbstractContextManager[None]:
-    """The default observer: does nothing."""
-    return nullcontext()
 
 
 class _Session:
@@ -109,22 +93,15 @@ class Device:
     are in bytes, times in seconds.
     """
 
-    def __init__(
-        self,
-        address: str,
-        transport: Transport,
-        *,
-        timeout: float = DEFAULT_TIMEOUT,
-        interrupts: Sequence[InterruptMode] = tuple(InterruptMode),
-        ring: RingChoice = "auto",
-        poll_us: float = 0,
-    ) -> None:
+    def __init__(self, address: str, transport: Transport, options: OpenOptions | None = None) -> None:
         require_little_endian()
+        options = OpenOptions() if options is None else options
         self.address = address
         self.transport = transport
-        self.timeout = timeout
-        self.interrupts = tuple(interrupts)
-        self.ring = ring
+        self.timeout = options.timeout
+        """Seconds that the device has for each response, where a call is given no time-out of its own."""
+        self.interrupts = tuple(options.interrupts)
+        self.ring = options.ring
         self.warning: str | None = None
         """What a person has to know before the device is started: nothing holds it. None: something does."""
         self.device_id = transport.device_id
@@ -151,8 +128,14 @@ class Device:
         self._owner_pid = os.getpid()
         self._lock = threading.RLock()
         self._session = _Session(self)
-        self._waiting = WaitLoop(self, transport, poll_us / 1e6)
+        self._waiting = WaitLoop(self, transport, options.poll_us / 1e6)
+        self._log = log.logger()
         atexit.register(self.close)
+        self._say(log.INFO, "opened: %s, %s; %s", self.type, transport.kind, transport.description)
+
+    def _say(self, level: int, text: str, *values: object) -> None:
+        if self._log is not None:
+            self._log.log(level, "%s: " + text, self.address, *values)
 
     # --- state ----------------------------------------------------------------------------------------------
 
@@ -162,6 +145,26 @@ class Device:
         if self._dma is None:
             raise Closed(f"{self.address} is not started: its address policy is not known before FEATURES_OK")
         return self._dma
+
+    @property
+    def state(self) -> str:
+        """What is known of the device without asking it.
+
+        The status bit that was set last (3.1.1), which is ``DRIVER_OK`` while a driver has the device; or one of
+        "not started", "broken", "gone", "closed".
+        """
+        if self._closed:
+            return "closed"
+        if self._broken is not None:
+            return "gone" if isinstance(self._broken, DeviceAbsent) else "broken"
+        return self._status.state
+
+    def __repr__(self) -> str:
+        about = [self.state]
+        if self.queues and not self._closed:
+            about.append("packed" if self.has(f.RING_PACKED) else "split")
+            about.append(self.transport.interrupt_mode.value)
+        return f"<Device {self.address} {self.type}, {', '.join(about)}>"
 
     @property
     def broken(self) -> UvirtioError | None:
@@ -175,6 +178,24 @@ class Device:
         for queue in self.queues.values():
             count += queue.completions
         return count
+
+    @property
+    def guest(self) -> GuestMachine | None:
+        """The guest machine that the device is in, where this process runs it; None: it is this machine's."""
+        backend = self.transport.backend
+        return backend if isinstance(backend, GuestMachine) else None
+
+    def seconds(self, timeout: float | None) -> float:
+        """The time-out of one call, in seconds: ``timeout``, or the device's own where that is None.
+
+        Raises:
+            UsageError: It is NaN, which no clock ever passes.
+        """
+        if timeout is None:
+            return self.timeout
+        if timeout != timeout:
+            raise UsageError("a time-out cannot be NaN", seen=timeout, expected="seconds, or None")
+        return timeout
 
     def has(self, bit: int) -> bool:
         """Whether feature ``bit`` was negotiated."""
@@ -193,7 +214,7 @@ class Device:
         """An exception leaves a session: whether it makes the device broken."""
         if isinstance(error, DeviceFailure) and self._status.vanished():
             # A removed device answers with ones, which look like many other faults.
-            removed = gone(self.address, "status reads 0xff")
+            removed = gone(self.address, self.transport, "status reads 0xff")
             self._break(removed)
             raise removed from error
         if isinstance(error, (DeviceFailure, DeviceAbsent)):
@@ -231,6 +252,7 @@ class Device:
     def _break(self, error: UvirtioError) -> None:
         if self._broken is None and not isinstance(error, DeviceBroken):
             self._broken = error
+            self._say(log.INFO, "%s: %s", self.state, error)
 
     # --- the initialisation sequence (3.1.1) ----------------------------------------------------------------
 
@@ -294,14 +316,18 @@ class Device:
                     self._status.confirm_running()
                 self._give_back = give_back
             except BaseException as error:
+                self._say(log.INFO, "bring-up failed: %s", error)
                 self._fail(error)
                 raise
+            mode, ring = self.transport.interrupt_mode.value, "packed" if self.has(f.RING_PACKED) else "split"
+            self._say(log.INFO, "started: features %#x, %s rings, interrupts %s", self.features, ring, mode)
 
     @contextmanager
     def _step(self, observe: Observer, name: str) -> Iterator[None]:
         """One step of the sequence; a failure in it is named for what it is before the observer sees it."""
         with observe(name), self.session():
             yield
+        self._say(log.DEBUG, "step %s done", name)
 
     def reset(self) -> None:
         """Write 0 to status and wait until it reads 0 (2.4.2). Raises ResetTimeout, DeviceGone.
@@ -357,7 +383,7 @@ class Device:
                     remedy="reset the whole device",
                 )
             transport.start_queue_reset(queue.index)
-            self._await_queue_reset(transport, queue, self.timeout if timeout is None else timeout)
+            self._await_queue_reset(transport, queue, self.seconds(timeout))
             # 2.6.1.1: from here on the device touches nothing of this queue.
             old = queue.ring
             out: list[Any] = old.abandon() if queue.slots is None else list(queue.slots.out())
@@ -400,31 +426,7 @@ class Device:
         agree (2.5.4).
         """
         with self.session():
-            return self._snapshot(read)
-
-    def _snapshot(self, read: Callable[[], T]) -> T:
-        patience = min(self.timeout, _CONFIG_PATIENCE)
-        deadline = time.monotonic() + patience
-        for tries in count(1):
-            before = self.transport.generation()
-            value = read()
-            if before is None:
-                if read() == value:
-                    return value
-            elif self.transport.generation() == before:
-                if before == 0xFF:
-                    self.check_status()  # or is it a device that is gone, and answers with ones?
-                return value
-            if time.monotonic() >= deadline:
-                break
-            if tries >= _CONFIG_TRIES:
-                time.sleep(min(1e-3, patience))
-        raise ConfigUnstable(
-            f"the configuration of {self.address} changes faster than it can be read",
-            seen=f"something new at each of {tries} reads in {patience:g} s",
-            expected="the same generation before and after (2.5.1); without one, the same values twice (2.5.4)",
-            remedy="the device is at fault: its configuration must stand still while nothing changes",
-        )
+            return snapshot(self.transport, self.address, read, check=self.check_status, patience=self.timeout)
 
     def read_config(self, *fields: Field) -> tuple[int, ...]:
         """The values of these fields, as one snapshot. Raises ConfigError where the device has them not."""
@@ -469,6 +471,8 @@ class Device:
         ``watch``: descriptors of the caller's own; ``ready`` is asked again as soon as one can be read.
         Raises DeviceNeedsReset, DeviceResetByOther, DeviceGone, Closed.
         """
+        if timeout is not None:
+            timeout = self.seconds(timeout)
         with self._session:
             return self._waiting.wait(ready, timeout, what, owed, watch)
 
@@ -544,11 +548,13 @@ class Device:
             give_back(self._broken is None)
         except UvirtioError as error:
             self._break(error)
+        self._say(log.DEBUG, "given back what outlives a reset")
 
     def _quiet(self, *, may_reset: bool) -> None:
         """Reset with confirmation, bus master off, then free. Without confirmation the memory is kept for ever."""
-        confirmed = not self._status.live
-        if self._status.live and may_reset:
+        was_live = self._status.live
+        confirmed = not was_live
+        if was_live and may_reset:
             try:
                 self._status.reset(self.timeout)
                 confirmed = True
@@ -564,10 +570,13 @@ class Device:
                 confirmed = self.transport.function_reset()
         if not confirmed and self._dma is not None:
             # The device may still write there. Leaking the memory is the lesser evil.
+            self._say(log.WARNING, "its reset is not confirmed, so its memory is kept for ever")
             _quarantine((self._dma, self._rings))
             self._dma, self._rings = None, []
         self._status.live = False
         self._release()
+        if was_live:
+            self._say(log.INFO, "left: %s", "reset" if confirmed else "reset without an answer")
 
     def _release(self) -> None:
         """Let go of queues, interrupts and memory; the device was reset, or its memory is in quarantine."""
@@ -599,6 +608,7 @@ class Device:
                 self.stop()
             finally:
                 self._closed = True
+                self._say(log.INFO, "closed")
                 try:
                     self.transport.close()
                 finally:

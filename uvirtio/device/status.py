@@ -25,6 +25,7 @@ class StatusField:
         self._address = address
         self._transport = transport
         self._bits = 0  # those that we have set since the last reset
+        self._last: Status | None = None
         self.live = False
         """Between the first write of a bit and a confirmed reset."""
 
@@ -34,7 +35,13 @@ class StatusField:
         if bit is Status.ACKNOWLEDGE:
             self._bits = 0
         self._bits |= int(bit)
+        self._last = bit
         self._transport.set_status(self._bits)
+
+    @property
+    def state(self) -> str:
+        """The last bit that we have set, or "not started"; the device is not asked."""
+        return self._last.name or "" if self.live and self._last is not None else "not started"
 
     def fail(self) -> None:
         """Set FAILED beside what is set: the driver has given up (3.1.1)."""
@@ -58,7 +65,7 @@ class StatusField:
             status = self._transport.status()
             if status == 0xFF:
                 self.live = False
-                raise gone(self._address, "status reads 0xff")
+                raise gone(self._address, self._transport, "status reads 0xff")
             return status == 0
 
         if not poll_until(done, timeout):
@@ -80,7 +87,7 @@ class StatusField:
         """
         status = self._transport.status()
         if status == 0xFF:
-            raise gone(self._address, "status reads 0xff")
+            raise gone(self._address, self._transport, "status reads 0xff")
         if status & (Status.DEVICE_NEEDS_RESET | Status.FAILED):
             raise DeviceNeedsReset(
                 f"{self._address} needs a reset",

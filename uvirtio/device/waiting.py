@@ -21,6 +21,7 @@ from uvirtio.device.listener import Listener
 from uvirtio.device.polling import PollWindow
 from uvirtio.device.storm import InterruptStorm
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, UvirtioError
+from uvirtio.interfaces.backend import after_removal
 from uvirtio.interfaces.transport import Transport
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.virtqueue import Virtqueue
@@ -175,7 +176,7 @@ class WaitLoop:
             return False
         causes = self._transport.causes(fired)
         if causes.removal:
-            raise gone(device.address, "the host removed the device (hot-unplug)")
+            raise gone(device.address, self._transport, "the host removed the device (hot-unplug)")
         if causes.config:
             self.counters.config_changes += 1
             device.check_status()
@@ -256,11 +257,11 @@ def _listen(rings: Sequence[Virtqueue]) -> bool:
     return any(came)
 
 
-def gone(address: str, seen: str) -> DeviceGone:
+def gone(address: str, transport: Transport, seen: str) -> DeviceGone:
     """The error of a device that was removed while it was in use."""
     return DeviceGone(
         f"{address} is gone",
         seen=seen,
         expected="a device that answers",
-        remedy="uvirtio list shows what is left",
+        remedy=after_removal(transport.backend),
     )

@@ -20,7 +20,7 @@ from uvirtio.spec import mem as mem_spec
 from uvirtio.spec import rng as rng_spec
 
 Witness = Callable[..., Any]
-"""``qmp(command, **arguments)`` of the machine that the device lives in, where we own that machine."""
+"""``qmp(command, **arguments)`` of the guest machine that the device is in, where this process runs it."""
 
 _HostEvent = dict[str, Any]
 """An InputEvent of QEMU's QMP schema."""
@@ -50,19 +50,19 @@ class DataPath(Protocol):
 
 def for_device(device: Device) -> DataPath:
     """The data path of this device's type; for a type without a driver, one that only starts its queues."""
-    function = getattr(device.transport, "function", None)
-    machine = getattr(function, "machine", None)
-    witness: Witness | None = getattr(machine, "qmp", None)
+    guest = device.guest
+    witness = guest.qmp if guest is not None else None
+    ident = guest.id if guest is not None else None
     if device.device_id == rng_spec.TYPE:
         return _RngPath(device)
     if device.device_id == balloon_spec.TYPE:
         return _BalloonPath(device, witness)
     if device.device_id == input_spec.TYPE:
-        return _InputPath(device, witness, getattr(function, "id", None))
+        return _InputPath(device, witness, ident)
     if device.device_id == mem_spec.TYPE:
-        return _MemPath(device, witness, getattr(function, "id", None))
+        return _MemPath(device, witness, ident)
     if device.device_id == blk_spec.TYPE:
-        return _BlkPath(device, witness, getattr(function, "id", None))
+        return _BlkPath(device, witness, ident)
     return _BarePath(device)
 
 

@@ -112,7 +112,7 @@ class Admin:
                 f"a command has room for {_ROOM} bytes each way", seen=(sent, wanted), expected=f"at most {_ROOM}"
             )
         head = struct.pack("<HH12xQ", opcode, group, member)
-        timeout = self.device.timeout if timeout is None else timeout
+        timeout = self.device.seconds(timeout)
         with self.device.session():
             deadline = time.monotonic() + timeout
             pause = _FIRST_PAUSE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import ClassVar, Self
@@ -24,6 +25,12 @@ class Driver:
     features: ClassVar[int] = 0
     """Allow-list of device-type feature bits (2.2.1)."""
 
+    findings: Counter[str]
+    """What the device did against the standard that could be tolerated: how often, by a line of text.
+
+    Empty for a device that keeps to the standard. The texts are for people, and may change.
+    """
+
     def __init__(self, device: Device, *, observe: Observer = unobserved) -> None:
         if device.device_id != self.device_id:
             raise NotVirtio(
@@ -33,6 +40,7 @@ class Driver:
                 remedy="uvirtio list shows what each device is",
             )
         self.device = device
+        self.findings = Counter()
         device.start(
             wanted=self._wanted(),
             dependencies=self._dependencies(),
@@ -59,6 +67,24 @@ class Driver:
 
     def _give_back(self, working: bool) -> None:
         """First step of leaving: undo what outlives a reset. Bounded; ``working`` False: don't wait for it."""
+
+    def _finding(self, what: str) -> None:
+        """Count something that the device should not have done, and that is tolerated."""
+        self.findings[what] += 1
+
+    def _about(self) -> str:
+        """What a person wants to know of this driver, from its own books: the device is not asked."""
+        return ""
+
+    def __repr__(self) -> str:
+        name, device = type(self).__name__, self.__dict__.get("device")
+        if device is None:
+            return f"<{name}, no device>"
+        try:
+            about = self._about()
+        except AttributeError:  # in the middle of __init__, in a debugger
+            about = ""
+        return f"<{name} {device.address}, {f'{about}, ' * bool(about)}{device.state}>"
 
     def close(self) -> None:
         """Give back, reset the device, free its memory; idempotent. The device stays open."""

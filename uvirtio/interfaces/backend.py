@@ -6,7 +6,7 @@ their own beside the main one, and are asked for by ``isinstance``.
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event, MemoryWindow, Registers
 from uvirtio.interfaces.values import BarInfo
@@ -27,7 +27,10 @@ class PciFunction(Protocol):
     """True where an IOMMU stands between the function and memory: IOVAs are possible."""
 
     removal: Event | None
-    """Fires when somebody wants the device back (hot-unplug); None where nobody would tell."""
+    """Fires when the host asks for the device back, or has removed it (hot-unplug); None where nothing would tell.
+
+    ``take()`` raises DeviceGone instead where the cause is another, such as the end of the device's process.
+    """
 
     description: str
     """One line for people: which way in this is (``vfio-pci, group 12, type1v2``)."""
@@ -83,7 +86,7 @@ class MmioWindow(Protocol):
     """True where an IOMMU stands between the device and memory: IOVAs are possible."""
 
     removal: Event | None
-    """Fires when the device is taken away; None where nobody would tell."""
+    """Fires when the device is taken away, as that of a PciFunction does; None where nothing would tell."""
 
     description: str
 
@@ -170,13 +173,51 @@ class VdpaNode(Protocol):
         ...
 
 
+Backend = PciFunction | MmioWindow | VdpaNode
+"""What a back end hands over. ``bus`` tells which of the three it is."""
+
+
 @runtime_checkable
 class ProvidesMemory(Protocol):
-    """What a PciFunction may have beside the rest: its device's memory is a file of this process."""
+    """What it may have beside the rest: its device's memory is a file of this process."""
 
     def plugged_memory(self) -> MemoryWindow:
         """A window of the whole region. Raises NotSupported where the file belongs to somebody else."""
         ...
+
+
+@runtime_checkable
+class GuestMachine(Protocol):
+    """What it may have beside the rest: its device is in a guest machine that this process runs.
+
+    No operating system runs in that guest, so all of its memory is the drivers'.
+    """
+
+    id: str
+    """The machine's own name of the device: ``/machine/peripheral/ID`` in QEMU's tree of objects."""
+
+    @property
+    def ram(self) -> int:
+        """The guest's memory in bytes, without what a virtio-mem device plugs."""
+        ...
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """Run a command of the machine's monitor (QMP) and return its result.
+
+        Raises:
+            QemuFailed: The machine refuses the command.
+            DeviceGone: The machine has ended.
+            DeviceTimeout: It does not answer.
+            Closed: It was closed here.
+        """
+        ...
+
+
+def after_removal(backend: object) -> str:
+    """What to do when the device behind ``backend`` is gone, for the remedy of DeviceGone."""
+    if isinstance(backend, GuestMachine):
+        return "its machine runs without it: plug in another device, or start another machine"
+    return "uvirtio list shows what is left"
 
 
 @runtime_checkable

@@ -10,6 +10,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from uvirtio.interfaces.backend import Backend
 from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event, Registers
 from uvirtio.interfaces.values import InterruptMode
 
@@ -96,6 +97,11 @@ class Transport(Protocol):
 
     features_allowed: int
     """Mask of the feature bits 24..63 that this transport and our rings can carry (6)."""
+
+    @property
+    def backend(self) -> Backend:
+        """What the back end handed over. Its optional abilities are asked for by ``isinstance``."""
+        ...
 
     @property
     def config_length(self) -> int:

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from enum import Enum
 
 DEFAULT_TIMEOUT = 5.0
-"""Seconds that a device, or the program behind it, may take for one answer."""
+"""Seconds that a device, or the program behind it, may take for one response."""
+
+TIMEOUT_MAX = 1e8
+"""Seconds; the longest time-out that every clock and system call here can count (three years)."""
 
 
 class InterruptMode(Enum):

@@ -19,7 +19,7 @@ BUSY_FIRST, BUSY_LAST = 0.5, 15.0
 
 def kernel_of(mem: Mem, roots: Roots) -> KernelView | None:
     """What this machine's kernel shows of the device's region; None where that is another machine's memory."""
-    if isinstance(getattr(mem.device.transport, "function", None), ProvidesMemory):
+    if isinstance(mem.device.transport.backend, ProvidesMemory):
         return None
     return KernelView(mem.addr, mem.config().region_size, roots)
 

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from uvirtio.errors import UsageError
 from uvirtio.spec.pci import DEVICE_FIRST, DEVICE_LAST, DEVICE_MODERN, VIRTIO_VENDOR
 
 VENDOR: Final = VIRTIO_VENDOR
@@ -105,6 +106,22 @@ def type_id(name: str) -> int | None:
         return entry.id
     match = re.fullmatch(r"unknown\((\d{1,5})\)", plain, re.ASCII)
     return int(match[1]) if match else None
+
+
+def require_type(name: str) -> int:
+    """The device id of a type name, as ``type_id`` knows it.
+
+    Raises:
+        UsageError: There is no such type; ``expected`` has all of them.
+    """
+    device_id = type_id(name)
+    if device_id is None:
+        raise UsageError(
+            f"{name!r} is not a type of virtio device",
+            seen=name,
+            expected=", ".join(entry.name for entry in TYPES),
+        )
+    return device_id
 
 
 def section(device_id: int) -> str:

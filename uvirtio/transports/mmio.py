@@ -19,7 +19,7 @@ from uvirtio.errors import (
     NotVirtio,
     QueueError,
 )
-from uvirtio.interfaces.backend import MmioWindow
+from uvirtio.interfaces.backend import MmioWindow, after_removal
 from uvirtio.interfaces.memory import Doorbell, Event, Registers
 from uvirtio.interfaces.transport import Causes, QueueLayout
 from uvirtio.interfaces.values import InterruptMode
@@ -138,8 +138,7 @@ class Mmio(TransportBase):
         return self._window.translates
 
     @property
-    def function(self) -> MmioWindow:
-        """What the back end gave."""
+    def backend(self) -> MmioWindow:
         return self._window
 
     @property
@@ -345,7 +344,7 @@ class Mmio(TransportBase):
                 f"{self._window.address} does not answer any more",
                 seen="InterruptStatus and Status read ones",
                 expected="a value",
-                remedy="look whether the device was removed: uvirtio list",
+                remedy=after_removal(self._window),
             )
         handled = status & _CAUSES
         if handled:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Container, Sequence
 
 from uvirtio.errors import DeviceGone, NotVirtio, QueueError
-from uvirtio.interfaces.backend import Guarded, PciFunction
+from uvirtio.interfaces.backend import Guarded, PciFunction, after_removal
 from uvirtio.interfaces.memory import Doorbell, Event, Registers
 from uvirtio.interfaces.transport import Causes
 from uvirtio.interfaces.values import InterruptMode
@@ -46,7 +46,7 @@ def refuse_all_ones(function: PciFunction, value: int, bits: int, what: str) -> 
             f"{function.address} does not answer any more",
             seen=f"{what} reads {value:#x}",
             expected="a value",
-            remedy="look whether the device was removed: uvirtio list",
+            remedy=after_removal(function),
         )
 
 
@@ -107,7 +107,7 @@ class PciBase(TransportBase):
         return self._function.translates
 
     @property
-    def function(self) -> PciFunction:
+    def backend(self) -> PciFunction:
         return self._function
 
     # --- device configuration (4.1.3.1) ---------------------------------------------------------------------

@@ -90,7 +90,7 @@ class Vdpa(TransportBase):
         return True
 
     @property
-    def node(self) -> VdpaNode:
+    def backend(self) -> VdpaNode:
         return self._node
 
     def _tell(self, text: str) -> None:

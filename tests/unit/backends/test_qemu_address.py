@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +21,8 @@ from uvirtio.backends.qemu.address import (
     parse,
 )
 from uvirtio.backends.qemu.machine import Machine, open_address
-from uvirtio.backends.qemu.supply import Supply, take_apart
-from uvirtio.errors import BadAddress, NotSupported, QemuMissing, UvirtioError
+from uvirtio.backends.qemu.supply import Supply, image_at, images_of, take_apart
+from uvirtio.errors import BadAddress, NotSupported, QemuMissing, UsageError, UvirtioError
 
 
 def test_a_device_alone_is_on_q35() -> None:
@@ -49,6 +53,19 @@ def test_legacy_is_for_mmio(value: str, legacy: bool) -> None:
     with pytest.raises(BadAddress, match="virtio-mmio") as caught:
         parse(f"qemu:pc,legacy={value}/virtio-rng-pci")
     assert "disable-modern" in (caught.value.remedy or "")
+
+
+def test_a_disk_has_its_image() -> None:
+    address = parse("qemu:q35,ram=64M,file=/tmp/virtio-images/a.img/virtio-blk-pci,serial=x")
+    assert (address.file, address.device) == ("/tmp/virtio-images/a.img", "virtio-blk-pci,serial=x")
+    assert parse("qemu:microvm,file=a.img/virtio-blk-device").file == "a.img"
+    assert parse("qemu:virtio-blk-pci").file is None
+
+
+def test_the_name_of_a_function_of_a_machine_is_no_address() -> None:
+    with pytest.raises(BadAddress, match="already running") as caught:
+        parse("qemu:virt@99/virtio-blk-pci,id=mine")
+    assert "machine.open(0)" in (caught.value.remedy or "")
 
 
 def test_slashes_and_virtio_in_paths() -> None:
@@ -87,6 +104,9 @@ def test_slashes_and_virtio_in_paths() -> None:
         "qemu:microvm,legacy=maybe/virtio-rng-device",
         "qemu:virtio-rng-pci\n",
         "qemu:virtio-rng-pci,id=a\0b",
+        "qemu:q35,file=/tmp/a.img/virtio-rng-pci",
+        "qemu:q35,file=/tmp/a.img/virtio-blk-pci,drive=mine",
+        "qemu:q35@4711/virtio-rng-pci,id=dev0",
     ],
 )
 def test_a_mistake_is_explained(text: str) -> None:
@@ -98,7 +118,7 @@ def test_a_mistake_is_explained(text: str) -> None:
     assert caught.value.exit_code == 2
 
 
-_names = st.from_regex(r"virtio-[a-z0-9-]{1,20}", fullmatch=True)
+_names = st.just("virtio-blk-pci") | st.from_regex(r"virtio-[a-z0-9-]{1,20}", fullmatch=True)
 _options = st.lists(st.from_regex(r"[a-z-]{1,8}=[a-zA-Z0-9/._]{0,12}", fullmatch=True), max_size=3)
 _paths = st.from_regex(r"(/[a-z._]{1,8}){1,4}", fullmatch=True)
 
@@ -112,6 +132,7 @@ _paths = st.from_regex(r"(/[a-z._]{1,8}){1,4}", fullmatch=True)
     iommu=st.none() | st.sampled_from(IOMMUS),
     qmp=st.none() | _paths,
     binary=st.none() | _paths,
+    file=st.none() | _paths,
 )
 def test_what_is_put_together_comes_apart(
     machine: str,
@@ -122,7 +143,10 @@ def test_what_is_put_together_comes_apart(
     iommu: str | None,
     qmp: str | None,
     binary: str | None,
+    file: str | None,
 ) -> None:
+    if not name.startswith("virtio-blk") or "drive=" in ",".join(options):
+        file = None
     if machine not in MMIO_MACHINES:
         legacy = None
     keys = {
@@ -131,6 +155,7 @@ def test_what_is_put_together_comes_apart(
         "iommu": iommu,
         "qmp": qmp,
         "binary": binary,
+        "file": file,
     }
     head = ",".join([machine, *(f"{key}={value}" for key, value in keys.items() if value is not None)])
     device = ",".join([name, *options])
@@ -140,7 +165,7 @@ def test_what_is_put_together_comes_apart(
     assert address.ram == (RAM_DEFAULT if ram is None else ram * MIB)
     assert address.legacy is legacy
     assert address.iommu == (iommu or "none")
-    assert (address.qmp, address.binary) == (qmp, binary)
+    assert (address.qmp, address.binary, address.file) == (qmp, binary, file)
 
 
 @given(st.text(max_size=40) | st.text("qemu:35pc,=/virtio-rngm1G", max_size=40).map(lambda text: "qemu:" + text))
@@ -226,8 +251,12 @@ def test_each_device_gets_an_id_of_its_own() -> None:
     supply = Supply()
     for device in ("virtio-rng-pci", "virtio-rng-pci,id=dev2", "virtio-rng-pci", "virtio-rng-pci,id=mine"):
         supply.add(device)
-    assert [ident for ident, _ in supply.devices] == ["dev0", "dev2", "dev3", "mine"]
-    assert supply.devices[0][1] == "virtio-rng-pci,id=dev0"
+    assert [part.id for part in supply.parts] == ["dev0", "dev2", "dev3", "mine"]
+    assert supply.parts[0].device == "virtio-rng-pci,id=dev0"
+    with pytest.raises(UsageError, match="mine is taken"):
+        supply.add("virtio-blk-pci,id=mine")
+    supply.drop("dev3")
+    assert supply.add("virtio-rng-pci").id == "dev4", "what was unplugged may still be named by somebody"
     supply.close()
 
 
@@ -235,8 +264,8 @@ def test_a_disk_is_supplied_unless_given() -> None:
     supply = Supply()
     supply.add("virtio-blk-pci")
     supply.add("virtio-blk-pci,drive=mine")
-    assert supply.devices[0][1].endswith("drive=dev0-disk")
-    assert supply.devices[1][1] == "virtio-blk-pci,drive=mine,id=dev1"
+    assert supply.parts[0].device.endswith("drive=dev0-disk")
+    assert supply.parts[1].device == "virtio-blk-pci,drive=mine,id=dev1"
     assert list(supply.files) == ["dev0"]
     supply.close()
     assert not supply.files
@@ -245,7 +274,87 @@ def test_a_disk_is_supplied_unless_given() -> None:
 def test_memory_is_supplied_unless_given() -> None:
     supply = Supply()
     supply.add("virtio-mem-pci,requested-size=64M")
-    assert supply.devices[0][1] == "virtio-mem-pci,requested-size=64M,id=dev0,memdev=dev0-memory"
+    assert supply.parts[0].device == "virtio-mem-pci,requested-size=64M,id=dev0,memdev=dev0-memory"
+    path = f"/proc/self/fd/{supply.files['dev0']}"
+    assert supply.arguments() == [
+        "-object",
+        f"memory-backend-file,id=dev0-memory,size={1 << 30},share=on,mem-path={path}",
+        "-device",
+        "virtio-mem-pci,requested-size=64M,id=dev0,memdev=dev0-memory",
+    ]
     assert supply.slots == 1
     assert supply.hotplug == 1 << 30
     supply.close()
+
+
+# --- images of the caller's ---
+
+
+def test_an_image_is_what_the_disk_is_made_of(tmp_path: Path) -> None:
+    image = tmp_path / "a,b.img"
+    image.write_bytes(bytes(1 << 20))
+    supply = Supply()
+    supply.add("virtio-blk-pci", image_at(image))
+    assert supply.parts[0].device == "virtio-blk-pci,id=dev0,drive=dev0-image"
+    drive = supply.arguments()[1]
+    assert drive == f"if=none,id=dev0-image,format=raw,file={tmp_path}/a,,b.img,readonly=off"
+    assert not supply.files
+    with pytest.raises(UsageError, match="no use for the image"):
+        supply.add("virtio-rng-pci", image_at(image))
+
+
+def test_images_go_to_the_disks_in_their_order(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_bytes(bytes(512))
+    devices = [
+        "virtio-rng-pci",
+        "virtio-blk-pci",
+        "virtio-blk-pci,drive=mine",
+        "virtio-blk-device",
+        "virtio-blk-pci",
+    ]
+    found = images_of(devices, [str(tmp_path / "a"), None, tmp_path / "b"])
+    assert [None if one is None else one.path.name for one in found] == [None, "a", None, None, "b"]
+    assert images_of(devices, []) == [None] * 5
+    with pytest.raises(UsageError, match="more drives than disks"):
+        images_of(devices[:2], [tmp_path / "a", tmp_path / "b"])
+
+
+@pytest.mark.parametrize(
+    ("make", "seen"),
+    [
+        (lambda path: None, "No such file"),
+        (lambda path: path.mkdir(), "no regular file"),
+        (lambda path: os.mkfifo(path), "no regular file"),
+        (lambda path: path.write_bytes(b"QFI\xfb" + bytes(1000)), "a qcow2 image"),
+        (lambda path: path.symlink_to("/dev/null"), "no regular file"),
+    ],
+    ids=["missing", "folder", "fifo", "qcow2", "device"],
+)
+def test_what_can_be_no_disk_is_refused(tmp_path: Path, make: Callable[[Path], object], seen: str) -> None:
+    make(tmp_path / "image")
+    with pytest.raises(UsageError) as caught:
+        image_at(tmp_path / "image")
+    assert seen in caught.value.seen
+    with pytest.raises(UsageError):
+        Machine(devices=["virtio-blk-pci"], drives=[tmp_path / "image"], binary="/nothing")
+    with pytest.raises(UsageError):
+        open_address(f"qemu:q35,binary=/nothing,file={tmp_path}/image/virtio-blk-pci")
+
+
+def test_a_path_with_a_zero_byte_is_no_file() -> None:
+    with pytest.raises(UsageError, match="cannot be a disk"):
+        image_at("a\0b")
+
+
+# --- sockets ---
+
+
+@pytest.mark.parametrize(
+    ("machine", "ports", "iommu"),
+    [("pc", 1, "none"), ("microvm", 1, "none"), ("q35", 17, "none"), ("q35", 1, "intel")],
+)
+def test_root_ports_that_cannot_be_had_are_refused(machine: str, ports: int, iommu: str) -> None:
+    with pytest.raises(NotSupported) as caught:
+        Machine(machine, root_ports=ports, iommu=iommu, binary="/nothing")
+    assert caught.value.remedy

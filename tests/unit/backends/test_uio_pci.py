@@ -111,7 +111,7 @@ def test_the_driver_that_holds_it_decides_the_way_in(machine):
     with opening.open(ADDRESS, roots=machine.roots, unsafe_dma=True) as device:
         assert device.type == "rng"
         assert device.warning is not None and "no IOMMU holds this device" in device.warning
-        assert device.transport.function._plan()[0].register.offset == STATUS
+        assert device.transport.backend._plan()[0].register.offset == STATUS
 
 
 def test_a_function_that_was_left_running_is_stopped_when_it_is_opened(machine):

@@ -1077,26 +1077,26 @@ def test_the_end_of_the_interpreter_leaves_in_order(end: str, code: int):
 def _deflate(device: Device) -> None:
     driver = BalloonDriver(device)
     driver.inflate(2)
-    device.transport.function.faults.silent = True  # type: ignore[attr-defined]
+    device.transport.backend.faults.silent = True  # type: ignore[attr-defined]
     driver.deflate(1)
 
 
 def _leave(device: Device) -> None:
     driver = BalloonDriver(device)
     driver.inflate(2)
-    device.transport.function.faults.silent = True  # type: ignore[attr-defined]
+    device.transport.backend.faults.silent = True  # type: ignore[attr-defined]
     driver.close()
     assert isinstance(device.broken, DeviceTimeout)
 
 
 def _follow(device: Device) -> None:
-    device.transport.function.model.config[:4] = struct.pack("<I", 5)  # type: ignore[attr-defined]
+    device.transport.backend.model.config[:4] = struct.pack("<I", 5)  # type: ignore[attr-defined]
     BalloonDriver(device).follow(timeout=SHORT)
 
 
 def _restart(device: Device) -> None:
     RngDriver(device)
-    device.transport.function.faults.reset_reads = -1  # type: ignore[attr-defined]
+    device.transport.backend.faults.reset_reads = -1  # type: ignore[attr-defined]
     RngDriver(device)
 
 

@@ -93,13 +93,17 @@ def test_a_type_that_nobody_knows():
 
 
 class Hosted:
-    """The machine of an input device, played: it takes QMP events of one type, and answers with what evdev has."""
+    """The guest machine of an input device, played: it takes QMP events of one type, and answers in evdev's."""
 
     def __init__(self, model: Input, name: str, takes: str) -> None:
         self.model = model
         self.name = name
         self.takes = takes
         self.sent: list[dict[str, object]] = []
+
+    def own(self, scripted: ScriptedDevice) -> None:
+        """From now on the device is in this machine: a GuestMachine."""
+        scripted.id, scripted.ram, scripted.qmp = "dev0", 0, self.qmp  # type: ignore[attr-defined]
 
     def qmp(self, command: str, **arguments: object) -> object:
         if command == "qom-get":
@@ -135,7 +139,7 @@ def test_the_host_sends_an_event_that_the_device_has(events: dict[int, bytes], t
     model = Input(answers={(0x11, kind): events.get(kind, b"") for kind in (1, 2, 3)} | ranges)
     scripted = ScriptedDevice(model)
     host = Hosted(model, f"virtio-{takes}-pci", takes)
-    scripted.machine, scripted.id = host, "dev0"  # type: ignore[attr-defined]
+    host.own(scripted)
     report = diagnosis(scripted)
     assert step(report, "data path").verdict == "pass", step(report, "data path")
     assert [event["type"] for event in host.sent] == [takes] * (2 if takes in ("key", "mtt", "btn") else 1)
@@ -150,7 +154,7 @@ def test_where_the_host_can_send_nothing_the_data_path_is_skipped(name: str, cod
     model = Input(answers={(0x11, 1): codes})
     scripted = ScriptedDevice(model)
     host = Hosted(model, name, "key")
-    scripted.machine, scripted.id = host, "dev0"  # type: ignore[attr-defined]
+    host.own(scripted)
     report = diagnosis(scripted)
     assert step(report, "data path").verdict == "skip" and not host.sent
     assert "nobody here can press a key" in step(report, "data path").detail
@@ -160,7 +164,7 @@ def test_where_the_host_can_send_nothing_the_data_path_is_skipped(name: str, cod
 def test_an_event_that_does_not_arrive_is_a_warning():
     model = Input()
     scripted = ScriptedDevice(model)
-    scripted.machine, scripted.id = Hosted(model, "virtio-keyboard-pci", "mtt"), "dev0"  # type: ignore[attr-defined]
+    Hosted(model, "virtio-keyboard-pci", "mtt").own(scripted)
     report = diagnosis(scripted)
     assert step(report, "data path").verdict == "warn" and "none arrived" in (step(report, "data path").hint or "")
     scripted.assert_left()

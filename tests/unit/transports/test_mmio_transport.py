@@ -204,7 +204,7 @@ def test_configuration_is_read_with_the_widths_of_its_fields():
     assert {width for op, at, width in accesses if op == "read" and at >= 8} == {1, 2}
     bare = transport(ScriptedMmio(Balloon()))  # type: ignore[arg-type]
     assert bare.read_config(0, 8) == 0
-    assert bare.function.config_accesses() == [("read", 0, 4), ("read", 4, 4)]  # type: ignore[attr-defined]
+    assert bare.backend.config_accesses() == [("read", 0, 4), ("read", 4, 4)]  # type: ignore[attr-defined]
 
 
 def test_configuration_is_written_with_the_widths_of_its_fields():

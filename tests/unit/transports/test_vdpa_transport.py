@@ -197,7 +197,7 @@ def test_the_end_of_the_configuration_is_kept(played):
 
 def test_a_part_of_a_field_is_no_value(played, monkeypatch):
     with opened(played) as device:
-        monkeypatch.setattr(device.transport.node, "get_config", lambda offset, length: b"\0" * (length - 1))
+        monkeypatch.setattr(device.transport.backend, "get_config", lambda offset, length: b"\0" * (length - 1))
         with pytest.raises(ConfigError):
             device.transport.read_config(0, 4)
 
@@ -279,14 +279,14 @@ def test_a_queue_is_enabled_once(played):
 @pytest.mark.parametrize(("calls", "mode"), [(None, PER_QUEUE), (3, PER_QUEUE), (2, POLLING), (1, POLLING)])
 def test_calls_that_do_not_get_through_are_not_waited_for(tmp_path, calls, mode):
     with opened(Played(tmp_path, queues=2)) as device:
-        device.transport.node.calls = calls
+        device.transport.backend.calls = calls
         start(device, 2)
         assert device.transport.interrupt_mode is mode
 
 
 def test_a_parent_that_wants_a_vector_for_nothing_is_not_driven_into_a_warning(played):
     with opened(played) as device:
-        device.transport.node.calls = 0
+        device.transport.backend.calls = 0
         del played.log[:]
         with pytest.raises(NotSupported) as caught:
             start(device)

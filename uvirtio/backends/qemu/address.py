@@ -2,7 +2,7 @@
 
 MACHINE is one of :data:`MACHINES` (q35 where none is given), the keys are ours, and DEVICE is QEMU's own
 ``-device`` argument, which begins with ``virtio-``. The split is at the first ``/virtio-NAME`` that a comma or
-the end follows, so a path in ``qmp=`` or ``binary=`` may hold ``/virtio-`` anywhere but at its end.
+the end follows, so a path in ``qmp=``, ``binary=`` or ``file=`` may hold ``/virtio-`` anywhere but at its end.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from uvirtio.errors import BadAddress
 PREFIX = "qemu:"
 MACHINES = tuple(MODELS)
 MMIO_MACHINES = tuple(name for name, model in MODELS.items() if model.mmio is not None)
-KEYS = ("ram", "legacy", "iommu", "qmp", "binary")
+KEYS = ("ram", "legacy", "iommu", "qmp", "binary", "file")
 IOMMUS = ("none", "intel", "virtio")
 
 RAM_DEFAULT = 512 * MIB
@@ -27,6 +27,7 @@ RAM_MAXIMUM = 256 << 30
 
 _DEVICE = re.compile(r"virtio-[a-z0-9-]+(?=,|\Z)")
 _SPLIT = re.compile(r"/(?=virtio-[a-z0-9-]+(?:,|\Z))")
+_RUNNING = re.compile(r"[a-z0-9]+@[0-9]+/")
 _SIZE = re.compile(r"([0-9]{1,12})([KMGT]?)(?:i?B)?")
 _UNIT = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SYNTAX = "qemu:[MACHINE[,KEY=VALUE].../]DEVICE"
@@ -45,6 +46,8 @@ class QemuAddress:
     iommu: str = "none"
     qmp: str | None = None
     binary: str | None = None
+    file: str | None = None
+    """A raw disk image, for a virtio-blk device."""
 
     def __str__(self) -> str:
         return self.text
@@ -59,6 +62,14 @@ def parse(text: str) -> QemuAddress:
     rest = text.removeprefix(PREFIX)
     if _DEVICE.match(rest):
         return QemuAddress(text=text, machine="q35", device=rest)
+    if _RUNNING.match(rest):
+        _bad(
+            text,
+            "is a device of a QEMU that is already running",
+            seen=text,
+            expected="an address that starts a QEMU of its own",
+            remedy="open it from its machine: machine.open(0), or uvirtio.open(machine.functions[0])",
+        )
     split = _SPLIT.search(rest)
     if split is None:
         device = rest.rpartition("/")[2]
@@ -86,6 +97,7 @@ def parse(text: str) -> QemuAddress:
         iommu=_choice(text, "iommu", values.get("iommu", "none"), IOMMUS),
         qmp=values.get("qmp"),
         binary=values.get("binary"),
+        file=_file(text, device, values.get("file")),
     )
 
 
@@ -116,6 +128,18 @@ def _legacy(text: str, machine: str, value: str | None) -> bool | None:
             remedy="for a legacy PCI device append disable-modern=on to DEVICE",
         )
     return _choice(text, "legacy", value, ("on", "off")) == "on"
+
+
+def _file(text: str, device: str, value: str | None) -> str | None:
+    if value is not None and (not device.startswith("virtio-blk") or ",drive=" in device):
+        _bad(
+            text,
+            "has file=, which is for a disk",
+            seen=device,
+            expected="a virtio-blk device without drive=",
+            remedy="leave file= out",
+        )
+    return value
 
 
 def _ram(text: str, value: str) -> int:

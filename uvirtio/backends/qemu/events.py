@@ -33,19 +33,14 @@ class MessageEvent:
     def take(self) -> bool:
         """Consume what is pending. Raises DeviceGone when QEMU ended and nothing is pending."""
         if self._closed:
-            raise Closed("this interrupt is turned off")
+            raise Closed("this interrupt is turned off: its function or its machine was closed")
         try:
             os.eventfd_read(self._fd)
             return True
         except BlockingIOError:
             pass
         if self._process.exited:
-            raise DeviceGone(
-                "QEMU ended while its device was in use",
-                seen=self._process.autopsy(),
-                expected="a running QEMU",
-                remedy="open the device again",
-            )
+            raise _ended(self._process)
         return False
 
     def rearm(self) -> None:
@@ -86,7 +81,7 @@ class LineEvent:
     def take(self) -> bool:
         """Whether the line is, or was, raised; it is masked then until ``rearm()``. Raises DeviceGone."""
         if self._closed:
-            raise Closed("this interrupt is turned off")
+            raise Closed("this interrupt is turned off: its function or its machine was closed")
         self._qtest.drain()
         _drained(self._bell)
         if self._masked:
@@ -115,7 +110,10 @@ class LineEvent:
 
 
 class RemovalEvent:
-    """Fires once, when QEMU ended or reported the function as unplugged (QMP DEVICE_DELETED)."""
+    """Fires once, when QEMU reported the device as unplugged (QMP DEVICE_DELETED).
+
+    A QEMU that has ended is no hot-unplug: ``take()`` raises DeviceGone then, with how it ended.
+    """
 
     def __init__(self, process: QemuProcess, qmp: Qmp, device: str) -> None:
         self._process = process
@@ -132,19 +130,31 @@ class RemovalEvent:
     def fileno(self) -> int:
         return self._poll.fileno()
 
+    def wake(self) -> None:
+        """Poll readable: the report was read by another reader of the connection."""
+        if not self._closed:
+            os.eventfd_write(self._bell, 1)
+
     def take(self) -> bool:
-        """Whether the function went away since the last call."""
+        """Whether the device was unplugged since the last call. Raises DeviceGone when QEMU has ended."""
         if self._closed or self._fired:
             return False
         _drained(self._bell)
         try:
             self._qmp.drain()
-        except (DeviceGone, Closed):
-            # The socket polls readable from now on: nothing more can be learnt from it.
-            self._poll.unregister(self._qmp.fileno())
-            self._fired = True
-            return True
-        self._fired = self._process.exited or self._device in self._qmp.deleted
+            ended = self._process.exited
+        except DeviceGone:
+            ended = True
+        except Closed as error:
+            raise DeviceGone(
+                "the device's machine was closed while it was in use",
+                seen="Machine.close()",
+                expected="a running QEMU",
+                remedy="close the device before its machine",
+            ) from error
+        self._fired = self._device in self._qmp.deleted
+        if ended and not self._fired:
+            raise _ended(self._process)
         return self._fired
 
     def rearm(self) -> None:
@@ -157,3 +167,12 @@ class RemovalEvent:
             self._process.unwatch(self._bell)
             self._poll.close()
             os.close(self._bell)
+
+
+def _ended(process: QemuProcess) -> DeviceGone:
+    return DeviceGone(
+        "QEMU ended while its device was in use",
+        seen=process.autopsy(),
+        expected="a running QEMU",
+        remedy="open the device again",
+    )

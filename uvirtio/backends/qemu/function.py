@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from uvirtio.backends.qemu.events import LineEvent, MessageEvent, RemovalEvent
 from uvirtio.backends.qemu.ivshmem import EventfdDoorbell
@@ -33,13 +33,27 @@ class QemuPciFunction:
         self.description = f"qemu {machine.name}, no guest, process {machine.pid}"
         self._access = access
         self._owns_machine = False
-        self._closed = False
         self._vectors: list[int] = []
         self._events: list[MessageEvent | LineEvent] = []
-        self._master = False
         access.assign_bars()
-        access.enable()
-        self.removal: Event | None = RemovalEvent(machine.process, machine.qmp_client, ident)
+        self.reopen()
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called, and ``reopen`` not since."""
+        return self._closed
+
+    def reopen(self) -> None:
+        """Get ready for another device, after ``close``. Raises DeviceGone, Closed."""
+        self._access.enable()
+        self._master = False
+        self._closed = False
+        self._removal = RemovalEvent(self.machine.process, self.machine.qmp_client, self.id)
+        self.removal: Event | None = self._removal
+
+    def wake(self) -> None:
+        """Have the wait loop of its device look at ``removal``."""
+        self._removal.wake()
 
     def own_machine(self) -> None:
         """From now on the machine ends with this function."""
@@ -122,6 +136,8 @@ class QemuPciFunction:
         try:
             self._access.msix_enable(False)
             self._access.enable(bus_master=self._master)
+        except DeviceGone:
+            pass  # what is not there interrupts nobody
         finally:
             for call in vectors:
                 self.machine.bells.give_call(call)
@@ -148,6 +164,15 @@ class QemuPciFunction:
         self._check()
         return memory_of(self.machine.files, self.id, self.address)
 
+    @property
+    def ram(self) -> int:
+        """Bytes of guest memory. See the GuestMachine interface."""
+        return self.machine.memory.size
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """Run a QMP command of the machine. See the GuestMachine interface."""
+        return self.machine.qmp(command, **arguments)
+
     def bus_master(self, on: bool) -> None:
         """Let the function access memory and send MSI-X messages, or not. Leaves other command bits alone."""
         self._check()
@@ -171,10 +196,14 @@ class QemuPciFunction:
             # QEMU is gone or hangs: its device model writes nothing any more, or ends below.
             pass
         self._closed = True
-        if self.removal is not None:
-            self.removal.close()
+        self._removal.close()
+        if self.id in self.machine.qmp_client.deleted:
+            self._access.release_bars()
         if self._owns_machine:
             self.machine.close()
+
+    def __repr__(self) -> str:
+        return f"<QemuPciFunction {self.address}{', closed' * self._closed}>"
 
     def __enter__(self) -> QemuPciFunction:
         return self

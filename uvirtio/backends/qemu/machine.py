@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import Any
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import Any, Self
 
 from uvirtio.backends.qemu import address as addresses
+from uvirtio.backends.qemu import hotplug
 from uvirtio.backends.qemu.function import QemuPciFunction
+from uvirtio.backends.qemu.hotplug import Sockets
 from uvirtio.backends.qemu.ivshmem import VECTORS, Bells
 from uvirtio.backends.qemu.memory import GuestMemory
 from uvirtio.backends.qemu.mmio import QemuMmioWindow, transport_of
 from uvirtio.backends.qemu.models import GIB, MODELS, Model, is_mmio
-from uvirtio.backends.qemu.pci import HostBridge, PciAccess
+from uvirtio.backends.qemu.pci import Bridge, HostBridge, PciAccess
+from uvirtio.backends.qemu.ports import RootPort
 from uvirtio.backends.qemu.process import (
     QemuProcess,
     check_socket_path,
@@ -24,25 +28,52 @@ from uvirtio.backends.qemu.process import (
 )
 from uvirtio.backends.qemu.qmp import Qmp
 from uvirtio.backends.qemu.qtest import Qtest
-from uvirtio.backends.qemu.supply import Supply
+from uvirtio.backends.qemu.supply import Part, Supply, image_at, images_of, take_apart
 from uvirtio.backends.qemu.vtd import Vtd
-from uvirtio.errors import BadAddress, DeviceGone, DeviceTimeout, NotSupported, QemuFailed
+from uvirtio.errors import (
+    BadAddress,
+    Closed,
+    DeviceGone,
+    DeviceTimeout,
+    NotSupported,
+    QemuFailed,
+    UsageError,
+    UvirtioError,
+)
+from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 
 QemuFunction = QemuPciFunction | QemuMmioWindow
 """A device of a machine: a PCI function, or a virtio-mmio window."""
 
 
 class Machine:
-    """One QEMU with a parked CPU; several drivers may share it, each with one of its ``functions``.
+    """One QEMU with a parked CPU and several virtio devices, for tests and experiments; a context manager.
 
-    ``machine`` is q35, pc, microvm (virtio-mmio alone) or virt (aarch64; both). ``devices`` are QEMU's own
-    ``-device`` arguments (each begins with ``virtio-``); what they need is supplied. ``ram`` is in bytes.
-    ``legacy``: virtio-mmio of version 1 (True, QEMU's own choice) or 2 (False). ``iommu`` is none, or intel
-    (q35): then devices with ``iommu_platform=on`` are behind an IOMMU that this process programs. ``arguments``
-    are passed on to QEMU as they are. ``timeout`` (seconds) holds for the start and for every answer of QEMU.
-    Needs no privilege and no KVM.
+    It needs no privilege and no KVM. Each of its ``functions`` takes one driver at a time; several drivers may run
+    side by side. QEMU ends with the machine, and with this process, however that ends.
 
-    Raises QemuMissing, QemuFailed (with what QEMU said), NotSupported, BadAddress for an unusable device.
+    Args:
+        machine: ``q35``, ``pc``, ``microvm`` (virtio-mmio alone) or ``virt`` (aarch64; PCI and virtio-mmio).
+        devices: QEMU's own ``-device`` arguments, each of which begins with ``virtio-``. What a device needs
+            beside it (a disk of 64 MiB, memory to plug, ...) is supplied unless the argument names its own.
+        ram: Bytes of guest memory.
+        legacy: virtio-mmio of version 1 (True, which is QEMU's own choice) or 2 (False).
+        iommu: ``none``, or ``intel`` (q35): then devices with ``iommu_platform=on`` are behind an IOMMU that this
+            process programs.
+        binary: The program, by name or path; None: the machine's usual one, from PATH.
+        qmp_path: Where QEMU makes a QMP socket for others.
+        timeout: Seconds that QEMU has for its start, and for each answer.
+        arguments: Arguments that are passed on to QEMU as they are.
+        drives: Raw disk images, for the virtio-blk devices in their order; None among them, or none at all: a disk
+            is supplied. An image that this user may not write is read-only.
+        root_ports: How many PCI Express root ports the machine has (q35, virt), each a socket for ``plug``. The
+            machine pc needs none.
+
+    Raises:
+        QemuMissing: QEMU is not installed.
+        QemuFailed: QEMU did not start; ``seen`` has what it said.
+        NotSupported: There is no such machine here, or it has no such IOMMU or ports.
+        UsageError: A device or an image cannot be used; BadAddress says what is wrong with a device.
     """
 
     def __init__(
@@ -55,8 +86,10 @@ class Machine:
         iommu: str = "none",
         binary: str | None = None,
         qmp_path: str | None = None,
-        timeout: float = 5.0,
+        timeout: float = DEFAULT_TIMEOUT,
         arguments: Sequence[str] = (),
+        drives: Sequence[str | os.PathLike[str] | None] = (),
+        root_ports: int = 0,
     ) -> None:
         if machine not in MODELS:
             raise NotSupported(
@@ -82,6 +115,9 @@ class Machine:
             )
         for device in devices:
             _check_device(device, self.model)
+        if root_ports:
+            hotplug.check_ports(self.model, root_ports, iommu)
+        images = images_of(devices, drives)
         if qmp_path is not None:
             check_socket_path(qmp_path)
         program = find_binary(binary or self.model.binary, self.model.package)
@@ -91,22 +127,31 @@ class Machine:
         self.iommu: Vtd | None = None
         """The IOMMU that stands before devices with ``iommu_platform=on``."""
         self.functions: list[QemuFunction] = []
-        """In the order of ``devices``."""
+        """One for each device: those of ``devices`` in their order, then what was plugged in."""
+        self._unplugged: list[QemuFunction] = []
+        self._opened: dict[str, object] = {}
+        """The Device that was made of a function last, by its id; ``uvirtio.qemu`` keeps it."""
         self._closing = False
         # Closed in reverse: first the sockets, then QEMU, then what it used.
         self._resources = ExitStack()
         try:
             self._supply = Supply()
             self._resources.callback(self._supply.close)
-            for device in devices:
-                self._supply.add(device)
-            self._start(program, ram, legacy, qmp_path, arguments)
+            for device, image in zip(devices, images, strict=True):
+                self._supply.add(device, image)
+            self._start(program, ram, legacy, qmp_path, arguments, root_ports)
         except BaseException:
             self.close()
             raise
 
     def _start(
-        self, program: str, ram: int, legacy: bool | None, qmp_path: str | None, arguments: Sequence[str]
+        self,
+        program: str,
+        ram: int,
+        legacy: bool | None,
+        qmp_path: str | None,
+        arguments: Sequence[str],
+        root_ports: int,
     ) -> None:
         own = self._resources.callback
         self.memory = GuestMemory(ram, self.model.ram)
@@ -130,6 +175,7 @@ class Machine:
                 qtest=qtest_far.fileno(),
                 qmp=qmp_far.fileno(),
                 qmp_path=qmp_path,
+                root_ports=root_ports,
             )
             fds = [firmware, qtest_far.fileno(), qmp_far.fileno(), self.bells.inherited.fileno(), self.memory.fd]
             fds += self._supply.files.values()
@@ -144,12 +190,20 @@ class Machine:
             check_version(self.qmp_client.version)
             if self._has_iommu:
                 self.iommu = Vtd(self.qtest, self.memory)
-            self._find_functions()
+            self._find_functions(root_ports)
         except (DeviceGone, DeviceTimeout) as error:
             raise self._start_failed(error) from error
 
     def _command(
-        self, *, ram: int, legacy: bool | None, firmware: int, qtest: int, qmp: int, qmp_path: str | None
+        self,
+        *,
+        ram: int,
+        legacy: bool | None,
+        firmware: int,
+        qtest: int,
+        qmp: int,
+        qmp_path: str | None,
+        root_ports: int,
     ) -> list[str]:
         model = self.model
         machine = ",".join(word for word in (self.name, "memory-backend=ram", model.options) if word)
@@ -175,36 +229,62 @@ class Machine:
             command += ["-mon", "chardev=others,mode=control"]
         if self._has_iommu:
             command += ["-device", "intel-iommu,intremap=off"]  # before what is to be behind it
-        command += self._supply.arguments
-        for _, device in self._supply.devices:
-            command += ["-device", device]
+        command += self._supply.arguments()
         if model.pci is not None:
             command += ["-chardev", f"socket,id=bells,fd={self.bells.inherited.fileno()}"]
             command += ["-device", f"ivshmem-doorbell,id={Bells.ID},chardev=bells,vectors={VECTORS}"]
+            command += model.pci.native if root_ports else ()
+            for number in range(1, root_ports + 1):  # last, so that the others keep their slots
+                command += ["-device", f"pcie-root-port,id={_port(number)},chassis={number},slot={number}"]
         return command
 
-    def _find_functions(self) -> None:
+    def _find_functions(self, root_ports: int) -> None:
         self.qtest.intercept(self._controller())
         if self.model.pci is not None:
             self._bridge = HostBridge(self.qtest, self.model.pci)
             self._places = self._functions_of_qemu()
-        for ident, device in self._supply.devices:
-            address = f"qemu:{self.name}/{device}"
-            if is_mmio(device):
+            numbers = range(1, root_ports + 1)
+            ports = [RootPort(self._bridge, self._places[_port(n)], n, ident=_port(n)) for n in numbers]
+        else:
+            ports = []
+        self._sockets = Sockets(self.model, ports, self.qmp_client, self.qtest, self.timeout)
+        for part in self._supply.parts:
+            if is_mmio(part.device):
                 assert self.model.mmio is not None
-                transport = transport_of(self.qmp_client, ident, self.model.mmio)
-                window = QemuMmioWindow(self, self.model.mmio, transport, ident=ident, address=address)
+                transport = transport_of(self.qmp_client, part.id, self.model.mmio)
+                address = self._address(part)
+                window = QemuMmioWindow(self, self.model.mmio, transport, ident=part.id, address=address)
                 self.functions.append(window)
-                continue
-            if ident not in self._places:
-                raise QemuFailed(
-                    f"{device} did not become a PCI function",
-                    seen=f"functions {', '.join(sorted(self._places))} on the root bus",
-                    expected=f"one with the id {ident}",
-                    remedy="use the -pci form of the device",
-                )
-            access = PciAccess(self._bridge, self._places[ident])
-            self.functions.append(QemuPciFunction(self, access, ident=ident, address=address))
+            else:
+                self.functions.append(self._on_root_bus(part))
+
+    def _on_root_bus(self, part: Part) -> QemuPciFunction:
+        if part.id not in self._places:
+            raise QemuFailed(
+                f"{part.device} did not become a PCI function",
+                seen=f"functions {', '.join(sorted(self._places))} on the root bus",
+                expected=f"one with the id {part.id}",
+                remedy="use the -pci form of the device",
+            )
+        return self._function(part, self._bridge, self._places[part.id])
+
+    def _function(self, part: Part, bridge: Bridge, devfn: int) -> QemuPciFunction:
+        address = self._address(part)
+        access = PciAccess(bridge, devfn, partial(self._refuse_removed, part.id, address))
+        return QemuPciFunction(self, access, ident=part.id, address=address)
+
+    def _address(self, part: Part) -> str:
+        """What the device is called. It is no address that can be opened: that would start another QEMU."""
+        return f"{addresses.PREFIX}{self.name}@{self.pid}/{take_apart(part.device)[0]},id={part.id}"
+
+    def _refuse_removed(self, ident: str, address: str) -> None:
+        if ident in self.qmp_client.deleted:
+            raise DeviceGone(
+                f"{address} is gone",
+                seen="the host removed the device (hot-unplug)",
+                expected="a device that answers",
+                remedy="plug in another device, or start another machine",
+            )
 
     def _controller(self) -> str:
         """The interrupt controller by its name, or, where it has none, by its place in QEMU's tree."""
@@ -257,12 +337,124 @@ class Machine:
             self.bells.connect(PciAccess(self._bridge, self._places[Bells.ID]), self.timeout)
 
     def qmp(self, command: str, **arguments: Any) -> Any:
-        """Run a QMP command and return its result. Raises QemuFailed when QEMU refuses it."""
+        """Run a QMP command: what the host says and does, as opposed to what a driver sees.
+
+            machine.qmp("query-balloon")["actual"]
+            machine.qmp("qom-set", path=f"/machine/peripheral/{function.id}", property="requested-size", value=0)
+
+        Args:
+            command: Its name in QEMU's QMP reference manual.
+            **arguments: Its arguments; ``**{"command-line": "info pci"}`` for names with dashes.
+
+        Returns:
+            The ``return`` member of QEMU's answer.
+
+        Raises:
+            QemuFailed: QEMU refuses the command.
+            DeviceGone: QEMU has ended.
+            DeviceTimeout: QEMU does not answer within the machine's time-out.
+            Closed: The machine is closed.
+        """
         return self.qmp_client.execute(command, **arguments)
 
     def qmp_events(self, name: str, timeout: float = 0.0) -> list[dict[str, Any]]:
-        """Take the QMP events of this name, waiting up to ``timeout`` seconds for the first; maybe none."""
+        """Take the QMP events of one name that have come since the last call.
+
+        Args:
+            name: ``DEVICE_DELETED``, ``BALLOON_CHANGE`` ...
+            timeout: Seconds to wait for the first of them.
+
+        Returns:
+            The events, oldest first; empty if none came.
+
+        Raises:
+            DeviceGone: QEMU has ended.
+            Closed: The machine is closed.
+        """
         return self.qmp_client.events(name, timeout)
+
+    # --- plugging and unplugging ------------------------------------------------------------------------------
+
+    def plug(self, device: str, *, drive: str | os.PathLike[str] | None = None) -> QemuPciFunction:
+        """Plug a device in while the machine runs, as host and guest together do it; it joins ``functions``.
+
+        Args:
+            device: A ``-device`` argument of a PCI device; not virtio-mem and virtio-pmem, whose memory QEMU wants
+                to know of at its start.
+            drive: A raw disk image for a virtio-blk device; None: a disk of 64 MiB is supplied.
+
+        Returns:
+            The function, for ``open``.
+
+        Raises:
+            NotSupported: The machine has no free socket, or cannot plug this device in.
+            QemuFailed: QEMU refuses; ``seen`` has what it said.
+            UsageError: The device or the image cannot be used.
+        """
+        self._check()
+        _check_device(device, self.model)
+        port = self._sockets.free(device)
+        part = self._supply.add(device, None if drive is None else image_at(drive))
+        try:
+            self._sockets.plug(part, self.files.get(part.id), port)
+            if port is None:
+                self._places = self._functions_of_qemu()
+            function = self._on_root_bus(part) if port is None else self._function(part, port, 0)
+        except BaseException:
+            with suppress(UvirtioError):
+                self._take_out(part.id)
+            self._supply.drop(part.id)
+            raise
+        self.functions.append(function)
+        return function
+
+    def unplug(self, function: QemuFunction | int) -> None:
+        """Have the host take a device away while the machine runs; it leaves ``functions``.
+
+        The guest gives it up at once, whatever its driver does: that sees DeviceGone in the call that it is in, or
+        in the next.
+
+        Args:
+            function: One of ``functions``, or its number there. On q35 and virt only what was plugged in.
+
+        Raises:
+            NotSupported: It cannot be unplugged from where it is.
+            QemuFailed: QEMU refuses.
+            DeviceTimeout: QEMU does not report its end.
+            UsageError: It is no function of this machine.
+        """
+        function = self.function(function)
+        self._sockets.check(function.id, function.address)
+        self._take_out(function.id)
+        self.functions.remove(function)
+        self._unplugged.append(function)  # its device may be in use, and is closed by whoever has it
+        function.wake()
+
+    def _take_out(self, ident: str) -> None:
+        self._sockets.take_out(ident, self._places.get(ident, 0))
+        for part in [part for part in self._supply.parts if part.id == ident]:
+            hotplug.withdraw(self.qmp_client, part)
+            self._supply.drop(ident)
+
+    def function(self, which: QemuFunction | int) -> QemuFunction:
+        """One of ``functions``, by itself or by its number there. Raises UsageError, DeviceGone, Closed."""
+        self._check()
+        if isinstance(which, int):
+            if 0 <= which < len(self.functions):
+                return self.functions[which]
+        elif which in self.functions:
+            return which
+        elif which in self._unplugged:
+            self._refuse_removed(which.id, which.address)
+        raise UsageError(
+            f"{which!r} is no function of this machine",
+            seen=[function.address for function in self.functions],
+            expected="one of machine.functions, or its number",
+        )
+
+    def _check(self) -> None:
+        if self._closing:
+            raise Closed("this machine is closed")
 
     def close(self) -> None:
         """End QEMU and free everything; idempotent, from any thread."""
@@ -270,17 +462,22 @@ class Machine:
             return
         self._closing = True
         self._resources.close()
-        for function in self.functions:
+        for function in [*self.functions, *self._unplugged]:
             function.close()
 
-    def __enter__(self) -> Machine:
+    def __repr__(self) -> str:
+        if self._closing:
+            return f"<Machine {self.name}, closed>"
+        return f"<Machine {self.name}, process {self.pid}, {len(self.functions)} functions>"
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def open_address(address: str, timeout: float = 5.0) -> QemuFunction:
+def open_address(address: str, timeout: float = DEFAULT_TIMEOUT) -> QemuFunction:
     """Start the machine of a ``qemu:`` address; it ends when the function is closed.
 
     Raises BadAddress, QemuMissing, QemuFailed, NotSupported.
@@ -295,6 +492,7 @@ def open_address(address: str, timeout: float = 5.0) -> QemuFunction:
         binary=parsed.binary,
         qmp_path=parsed.qmp,
         timeout=timeout,
+        drives=[parsed.file] if parsed.file is not None else (),
     )
     function = machine.functions[0]
     function.address = address
@@ -327,6 +525,11 @@ def _check_device(device: str, model: Model) -> None:
             expected=f"a {fitting}",
             remedy=f"or take a machine that has it: {' or '.join(others)}",
         )
+
+
+def _port(number: int) -> str:
+    """What QEMU calls the root port with this number, and the bus behind it."""
+    return f"uvirtio-port{number}"
 
 
 def _path(fd: int) -> str:

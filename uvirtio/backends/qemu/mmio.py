@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from uvirtio.backends.qemu.events import LineEvent, RemovalEvent
 from uvirtio.backends.qemu.memory import QemuDma
@@ -51,12 +51,26 @@ class QemuMmioWindow:
         """The guest-physical address of the window."""
         self.line = bus.first_line + transport
         """Its input of the interrupt controller."""
-        self.registers: Registers = MemoryRegisters(machine.qtest, self.base, spec.WINDOW_SIZE)
         self.description = f"qemu {machine.name}, no guest, window {self.base:#x}, process {machine.pid}"
-        self.removal: Event | None = RemovalEvent(machine.process, machine.qmp_client, ident)
         self._event: LineEvent | None = None
         self._owns_machine = False
+        self.reopen()
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called, and ``reopen`` not since."""
+        return self._closed
+
+    def reopen(self) -> None:
+        """Get ready for another device, after ``close``."""
+        self.registers: Registers = MemoryRegisters(self.machine.qtest, self.base, spec.WINDOW_SIZE)
+        self._removal = RemovalEvent(self.machine.process, self.machine.qmp_client, self.id)
+        self.removal: Event | None = self._removal
         self._closed = False
+
+    def wake(self) -> None:
+        """Have the wait loop of its device look at ``removal``."""
+        self._removal.wake()
 
     def own_machine(self) -> None:
         """From now on the machine ends with this window."""
@@ -89,6 +103,15 @@ class QemuMmioWindow:
         self._check()
         return memory_of(self.machine.files, self.id, self.address)
 
+    @property
+    def ram(self) -> int:
+        """Bytes of guest memory. See the GuestMachine interface."""
+        return self.machine.memory.size
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """Run a QMP command of the machine. See the GuestMachine interface."""
+        return self.machine.qmp(command, **arguments)
+
     def close(self) -> None:
         """Interrupt off; idempotent. Ends the machine if it was made for this window."""
         if self._closed:
@@ -96,10 +119,12 @@ class QemuMmioWindow:
         self.disable_interrupt()
         self._closed = True
         self.registers.close()
-        if self.removal is not None:
-            self.removal.close()
+        self._removal.close()
         if self._owns_machine:
             self.machine.close()
+
+    def __repr__(self) -> str:
+        return f"<QemuMmioWindow {self.address}{', closed' * self._closed}>"
 
     def __enter__(self) -> QemuMmioWindow:
         return self

@@ -28,6 +28,16 @@ class Ram:
 
 
 @dataclass(frozen=True, slots=True)
+class AcpiEjection:
+    """How a guest gives a device of the root bus back (docs/specs/acpi_pci_hotplug.txt of QEMU)."""
+
+    eject: int
+    """The I/O port that a slot's bit is written to."""
+    select: int
+    """The I/O port that the number of the bus is written to first; the root bus is 0."""
+
+
+@dataclass(frozen=True, slots=True)
 class PciBus:
     """The root bus: how configuration space is reached, where BARs may lie, what the interrupt pins lead to."""
 
@@ -49,6 +59,13 @@ class PciBus:
 
     setup: tuple[tuple[int, int, int], ...] = ()
     """What firmware would write, through the ports: (devfn, offset, 32-bit value)."""
+
+    name: str = "pcie.0"
+    """What QEMU calls the root bus."""
+    ejection: AcpiEjection | None = None
+    """Where devices of the root bus can be plugged and unplugged; None: only those behind root ports can."""
+    native: tuple[str, ...] = ()
+    """What makes root ports do PCI Express's own hot-plug, as arguments."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +135,7 @@ Q35 = Model(
         shift=-1,
         last_slot=24,
         setup=(_PCIEXBAR,),
+        native=("-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"),
     ),
     mmio=None,
 )
@@ -139,6 +157,8 @@ PC = Model(
         lines=_PIIX3_IRQS,
         shift=-2,
         setup=(_PIIX3_PIRQ,),
+        name="pci.0",
+        ejection=AcpiEjection(eject=0xAE08, select=0xAE10),
     ),
     mmio=None,
 )

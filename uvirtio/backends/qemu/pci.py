@@ -5,7 +5,9 @@ What a BIOS does before an operating system runs, for the few functions of one m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from uvirtio.backends.pci_function import bar_of
 from uvirtio.backends.qemu.models import PciBus
@@ -22,29 +24,38 @@ _GRAIN = 4096  # what PCI recommends for memory BARs (PCI 3.0, 6.2.5.1)
 
 
 class Windows:
-    """Address space for BARs: memory below and above 4 GiB, and I/O ports. Nothing is ever given back."""
+    """Address space for BARs as (start, end): memory below and above 4 GiB, and I/O ports."""
 
-    def __init__(self, bus: PciBus) -> None:
-        windows = {"memory": bus.memory, "high": bus.high, "ports": bus.ports}
-        self._next = {kind: start for kind, (start, _) in windows.items()}
-        self._end = {kind: end for kind, (_, end) in windows.items()}
+    def __init__(self, memory: tuple[int, int], high: tuple[int, int], ports: tuple[int, int]) -> None:
+        self._windows = {"memory": memory, "high": high, "ports": ports}
+        self._used: dict[str, list[tuple[int, int]]] = {kind: [] for kind in self._windows}  # sorted
 
     def place(self, size: int, *, is_io: bool, is_64: bool) -> int:
         """An address for a BAR, aligned to its size. Raises OperationFailed when there is no room."""
         kinds = ["ports"] if is_io else ["memory", "high"] if is_64 else ["memory"]
+        # Multiples of 4 KiB for memory, so that no two functions share one.
+        grain = size if is_io else max(size, _GRAIN)
         for kind in kinds:
-            # Multiples of 4 KiB for memory, so that no two functions share one.
-            grain = size if is_io else max(size, _GRAIN)
-            start = -(-self._next[kind] // grain) * grain
-            if start + size <= self._end[kind]:
-                self._next[kind] = start + grain
-                return start
+            start, end = self._windows[kind]
+            used = self._used[kind]
+            for taken, after in [*used, (end, end)]:
+                start = -(-start // grain) * grain
+                if start + grain <= taken:
+                    used.append((start, start + grain))
+                    used.sort()
+                    return start
+                start = max(start, after)
         raise OperationFailed(
             "no address space is left for a BAR",
             seen=f"a BAR of {size} bytes",
             expected=f"room in {' or '.join(kinds)}",
             remedy="put fewer devices into one machine",
         )
+
+    def give_back(self, address: int) -> None:
+        """The BAR at this address is no more."""
+        for kind, used in self._used.items():
+            self._used[kind] = [one for one in used if one[0] != address]
 
 
 class ConfigPorts(WidthRegisters):
@@ -64,21 +75,41 @@ class ConfigPorts(WidthRegisters):
         self._qtest.indexed_out(_CONFIG_ADDRESS, index, width, port, value)
 
 
+class Bridge(Protocol):
+    """What a bus is reached through; a function on it is named by devfn, slot * 8 + function."""
+
+    qtest: Qtest
+    windows: Windows
+
+    def config(self, devfn: int) -> Registers:
+        """The configuration space of one function: 4096 bytes if it is PCI Express, else 256."""
+        ...
+
+    def line(self, devfn: int, pin: int) -> int | None:
+        """The input of the interrupt controller that a pin (1 is INTA) leads to; None where that is not known."""
+        ...
+
+    def ports(self, port: int, length: int) -> Registers:
+        """A window of I/O ports."""
+        ...
+
+
 class HostBridge:
-    """The root bus of a machine; a function is named by devfn, slot * 8 + function."""
+    """The way to the root bus of a machine."""
 
     def __init__(self, qtest: Qtest, bus: PciBus) -> None:
         self.qtest = qtest
         self.bus = bus
-        self.windows = Windows(bus)
+        self.windows = Windows(bus.memory, bus.high, bus.ports)
         for devfn, offset, value in bus.setup:
             ConfigPorts(qtest, devfn).write32(offset, value)
 
-    def config(self, devfn: int) -> Registers:
+    def config(self, devfn: int, bus: int = 0) -> Registers:
         """The configuration space of one function: 4096 bytes if it is PCI Express, else 256."""
         if self.bus.ecam is None:
             return ConfigPorts(self.qtest, devfn)
-        config = MemoryRegisters(self.qtest, self.bus.ecam + (devfn << 12), spec.EXPRESS_CONFIG_SIZE)
+        place = self.bus.ecam + (bus << 20 | devfn << 12)
+        config = MemoryRegisters(self.qtest, place, spec.EXPRESS_CONFIG_SIZE)
         if find_capability(config, spec.CapId.EXPRESS) is None:
             config.length = spec.CONFIG_SIZE
         return config
@@ -122,13 +153,54 @@ class Bar:
     address: int
 
 
-class PciAccess:
-    """One function as firmware sees it."""
+def _present() -> None:
+    """A function that cannot be unplugged."""
 
-    def __init__(self, bridge: HostBridge, devfn: int) -> None:
+
+class CheckedRegisters:
+    """The same registers, with a check before each access: of a function that may have been unplugged."""
+
+    def __init__(self, inner: Registers, check: Callable[[], None]) -> None:
+        self._inner = inner
+        self._check = check
+        self.length = inner.length
+
+    def read8(self, offset: int) -> int:
+        self._check()
+        return self._inner.read8(offset)
+
+    def read16(self, offset: int) -> int:
+        self._check()
+        return self._inner.read16(offset)
+
+    def read32(self, offset: int) -> int:
+        self._check()
+        return self._inner.read32(offset)
+
+    def write8(self, offset: int, value: int) -> None:
+        self._check()
+        self._inner.write8(offset, value)
+
+    def write16(self, offset: int, value: int) -> None:
+        self._check()
+        self._inner.write16(offset, value)
+
+    def write32(self, offset: int, value: int) -> None:
+        self._check()
+        self._inner.write32(offset, value)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class PciAccess:
+    """One function as firmware sees it. ``check`` is called before each access; it raises once it is unplugged."""
+
+    def __init__(self, bridge: Bridge, devfn: int, check: Callable[[], None] = _present) -> None:
         self.qtest = bridge.qtest
         self.devfn = devfn
-        self.config = bridge.config(devfn)
+        self._check = check
+        self.config: Registers = CheckedRegisters(bridge.config(devfn), check)
         self.bars: dict[int, Bar] = {}
         self.pin = self.config.read8(spec.CFG_INTERRUPT_PIN)
         self.line = bridge.line(devfn, self.pin)
@@ -143,7 +215,9 @@ class PciAccess:
             self._msix_table = (table & spec.MSIX_BIR_MASK, table & spec.MSIX_OFFSET_MASK)
 
     def assign_bars(self) -> None:
-        """Size every BAR and give it an address, as firmware does (PCI 3.0, 6.2.5.1); decoding is off."""
+        """Size every BAR and give it an address, as firmware does (PCI 3.0, 6.2.5.1); decoding is off. Once."""
+        if self.bars:
+            return
         config = self.config
         index = 0
         while index < spec.BARS:
@@ -188,8 +262,13 @@ class PciAccess:
         """A window of a BAR. Raises CapabilityError if the BAR is absent or too small."""
         bar = bar_of(self.bars, index, offset, length, address="the function")
         if bar.is_io:
-            return self._bridge.ports(bar.address + offset, length)
-        return MemoryRegisters(self.qtest, bar.address + offset, length)
+            return CheckedRegisters(self._bridge.ports(bar.address + offset, length), self._check)
+        return CheckedRegisters(MemoryRegisters(self.qtest, bar.address + offset, length), self._check)
+
+    def release_bars(self) -> None:
+        """The function is gone, and nothing uses its registers any more: let others have its addresses."""
+        while self.bars:
+            self._bridge.windows.give_back(self.bars.popitem()[1].address)
 
     # --- MSI-X (PCI 3.0, 6.8.2) ---
 
@@ -213,6 +292,7 @@ class PciAccess:
 
     def msix_set(self, vector: int, address: int, data: int) -> None:
         """Program one entry, masked while it changes, and unmask it."""
+        self._check()
         entry = self._entry(vector)
         self.qtest.write_many(
             4,

@@ -24,6 +24,7 @@ OLDEST = (7, 2)
 _PR_SET_PDEATHSIG = 1
 _TERMINATE_WAIT = 2.0
 _KILL_WAIT = 5.0
+_REAP_WAIT = 2.0
 _STDERR_QUOTED = 2000
 
 
@@ -162,7 +163,7 @@ class QemuProcess:
 
     def autopsy(self) -> str:
         """How QEMU ended, and the last it said; for errors."""
-        self._ended.wait(0.5)
+        self._ended.wait(_REAP_WAIT)  # its sockets close a moment before it can be reaped
         code = self._process.returncode if self._process is not None else None
         if code is None:
             how = "QEMU still runs, but hung up"

@@ -10,7 +10,7 @@ import json
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from uvirtio.backends.qemu.connection import Connection
@@ -53,6 +53,10 @@ class Qmp(Connection):
 
     def execute(self, command: str, **arguments: Any) -> Any:
         """Run a command and return its result; ``**{"command-line": "info pci"}`` for names with dashes."""
+        return self.execute_with((), command, **arguments)
+
+    def execute_with(self, fds: Sequence[int], command: str, /, **arguments: Any) -> Any:
+        """Run a command that takes descriptors along (``add-fd``)."""
         with self._lock:
             self._check()
             self._commands += 1
@@ -60,7 +64,7 @@ class Qmp(Connection):
             if arguments:
                 request["arguments"] = arguments
             deadline = time.monotonic() + self._timeout
-            self._send(json.dumps(request, separators=(",", ":")).encode(), deadline)
+            self._send(json.dumps(request, separators=(",", ":")).encode(), deadline, fds)
             while True:
                 message = self._message(deadline)
                 if message.get("id") != self._commands:
@@ -96,6 +100,16 @@ class Qmp(Connection):
                 except DeviceTimeout:
                     pass
 
+    def await_message(self, deadline: float) -> None:
+        """Take the next message, if one comes before ``deadline`` (of time.monotonic())."""
+        with self._lock:
+            self._check()
+            message = self._parsed()
+            if message is None and self._receive(max(0.001, deadline - time.monotonic())):
+                message = self._parsed()
+            if message is not None:
+                self._keep(message)
+
     def drain(self) -> None:
         """Take what QEMU sent by itself, without waiting."""
         with self._lock:
@@ -118,9 +132,12 @@ class Qmp(Connection):
         if message["event"] == "DEVICE_DELETED" and isinstance(data, dict) and "device" in data:
             self.deleted.add(str(data["device"]))
 
-    def _send(self, data: bytes, deadline: float) -> None:
+    def _send(self, data: bytes, deadline: float, fds: Sequence[int] = ()) -> None:
         try:
             self._socket.settimeout(max(0.001, deadline - time.monotonic()))
+            if fds:
+                sent = socket.send_fds(self._socket, [data], [*fds], socket.MSG_NOSIGNAL)
+                data = data[sent:]
             self._socket.sendall(data, socket.MSG_NOSIGNAL)
         except TimeoutError:
             self._silent("does not read QMP commands")

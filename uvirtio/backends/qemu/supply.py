@@ -1,80 +1,233 @@
 """What a device needs beside itself, supplied unless its ``-device`` argument names its own.
 
-Memory and disks are memfds of this process: nothing is left behind, and a test can look into them.
+Memory and disks are memfds of this process: nothing is left behind, and a test can look into them. A disk may be
+an image of the caller's instead.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import stat
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from uvirtio.errors import NotSupported
+from uvirtio.errors import NotSupported, UsageError
 from uvirtio.memory.window import FileWindow
 
 DISK_SIZE = 64 << 20
 PLUGGABLE_SIZE = 1 << 30
+_QCOW2 = b"QFI\xfb"
 
 _OPTION = re.compile(r",([^=,]+)=((?:[^,]|,,)*)")
 
 
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A raw disk image of the caller's. ``read_only``: this user may not write it."""
+
+    path: Path
+    read_only: bool
+
+
+@dataclass(slots=True)
+class Part:
+    """One device with what it needs."""
+
+    id: str
+    device: str
+    """The complete ``-device`` argument."""
+    objects: list[dict[str, Any]] = field(default_factory=list)
+    """Objects of QEMU's that have to be there first: ``qom-type``, ``id`` and properties."""
+    disk: str = ""
+    """The name of the disk that is supplied; empty: none is."""
+    image: Image | None = None
+    """The caller's image behind that disk; None: a memfd."""
+    size: int = 0
+    """Bytes of the memfd behind the device; 0: there is none."""
+
+    @property
+    def plugs_memory(self) -> bool:
+        return any(one["qom-type"] == "memory-backend-file" for one in self.objects)
+
+
+def lacks_disk(device: str) -> bool:
+    """Whether a device needs a disk and names none."""
+    name, options = take_apart(device)
+    return name.startswith("virtio-blk") and "drive" not in options
+
+
+def part_of(device: str, ident: str, image: Image | None = None) -> Part:
+    """What the device ``ident`` lacks. Raises UsageError for an image that it has no use for."""
+    name, options = take_apart(device)
+    if "id" not in options:
+        device += f",id={ident}"
+    part = Part(ident, device)
+    if lacks_disk(device):
+        # Another name where it is not ours: diagnostics resize what was supplied, and nothing else.
+        part.disk, part.image = f"{ident}-{'disk' if image is None else 'image'}", image
+        part.size = DISK_SIZE if image is None else 0
+        part.device += f",drive={part.disk}"
+    elif image is not None:
+        raise UsageError(
+            f"{device.partition(',')[0]} has no use for the image {image.path}",
+            seen=device,
+            expected="a virtio-blk device without drive=",
+            remedy="give as many images as there are disks",
+        )
+    elif name.startswith(("virtio-mem", "virtio-pmem")) and "memdev" not in options:
+        part.size = PLUGGABLE_SIZE
+        memory = {"qom-type": "memory-backend-file", "id": f"{ident}-memory", "size": part.size, "share": True}
+        part.objects.append(memory)
+        part.device += f",memdev={ident}-memory"
+    elif name.startswith("virtio-crypto") and "cryptodev" not in options:
+        part.objects.append({"qom-type": "cryptodev-backend-builtin", "id": f"{ident}-crypto"})
+        part.device += f",cryptodev={ident}-crypto"
+    elif name.startswith("virtio-net") and "romfile" not in options:
+        # The boot ROM is in a package of its own, and there is nobody to boot.
+        part.device += ",romfile="
+    if "iothread" in options:
+        part.objects.append({"qom-type": "iothread", "id": options["iothread"]})
+    # virtio-rng makes its own entropy source (rng-builtin).
+    return part
+
+
 @dataclass
 class Supply:
-    """The arguments, descriptors and memory slots that the devices of one machine need."""
+    """The parts of one machine, and the descriptors that they need."""
 
-    arguments: list[str] = field(default_factory=list)
-    devices: list[tuple[str, str]] = field(default_factory=list)
-    """(id, complete ``-device`` argument), in the order asked for."""
+    parts: list[Part] = field(default_factory=list)
+    """In the order asked for."""
     files: dict[str, int] = field(default_factory=dict)
     """The memfd behind a device, by the device's id: a disk, or memory to plug."""
-    slots: int = 0
-    hotplug: int = 0
-    """Bytes of memory that may be plugged, for ``-m maxmem``."""
+    taken: set[str] = field(default_factory=set)
+    """Every id that a device has had."""
 
-    def add(self, device: str) -> None:
-        """Take in one device: give it an id if it has none, and what it lacks."""
-        name, options = take_apart(device)
-        if "id" not in options:
-            number = len(self.devices)
-            taken = {known for known, _ in self.devices}
-            while f"dev{number}" in taken:
-                number += 1
-            options["id"] = f"dev{number}"
-            device += f",id={options['id']}"
-        ident = options["id"]
-        if name.startswith("virtio-blk") and "drive" not in options:
-            path = self._file(ident, DISK_SIZE)
-            self.arguments += ["-drive", f"if=none,id={ident}-disk,format=raw,file={path},file.locking=off"]
-            device += f",drive={ident}-disk"
-        elif name.startswith(("virtio-mem", "virtio-pmem")) and "memdev" not in options:
-            path = self._file(ident, PLUGGABLE_SIZE)
-            backend = f"memory-backend-file,id={ident}-memory,size={PLUGGABLE_SIZE},mem-path={path},share=on"
-            self.arguments += ["-object", backend]
-            device += f",memdev={ident}-memory"
-            self.slots += 1
-            self.hotplug += PLUGGABLE_SIZE
-        elif name.startswith("virtio-crypto") and "cryptodev" not in options:
-            self.arguments += ["-object", f"cryptodev-backend-builtin,id={ident}-crypto"]
-            device += f",cryptodev={ident}-crypto"
-        elif name.startswith("virtio-net") and "romfile" not in options:
-            # The boot ROM is in a package of its own, and there is nobody to boot.
-            device += ",romfile="
-        if "iothread" in options:
-            self.arguments += ["-object", f"iothread,id={options['iothread']}"]
-        # virtio-rng makes its own entropy source (rng-builtin).
-        self.devices.append((ident, device))
+    def add(self, device: str, image: Image | None = None) -> Part:
+        """Take in one device: give it an id if it has none, and what it lacks.
 
-    def _file(self, ident: str, size: int) -> str:
-        fd = os.memfd_create(f"uvirtio-{ident}", os.MFD_CLOEXEC)
-        self.files[ident] = fd
-        os.ftruncate(fd, size)
-        return f"/proc/self/fd/{fd}"
+        Raises:
+            UsageError: Another device has this id, or the image is for no disk.
+        """
+        ident = take_apart(device)[1].get("id") or next(
+            name for number in range(len(self.taken), 1 << 32) if (name := f"dev{number}") not in self.taken
+        )
+        if ident in self.taken:
+            raise UsageError(
+                f"the id {ident} is taken",
+                seen=device,
+                expected="an id that no device of this machine has had",
+                remedy="leave id= out",
+            )
+        part = part_of(device, ident, image)
+        if part.size:
+            self.files[ident] = os.memfd_create(f"uvirtio-{ident}", os.MFD_CLOEXEC)
+            os.ftruncate(self.files[ident], part.size)
+        self.taken.add(ident)
+        self.parts.append(part)
+        return part
+
+    @property
+    def slots(self) -> int:
+        """Pieces of memory that may be plugged, for ``-m slots``."""
+        return sum(part.plugs_memory for part in self.parts)
+
+    @property
+    def hotplug(self) -> int:
+        """Bytes of memory that may be plugged, for ``-m maxmem``."""
+        return sum(part.size for part in self.parts if part.plugs_memory)
+
+    def arguments(self) -> list[str]:
+        """The parts as arguments of QEMU, which inherits the descriptors; each object before its device."""
+        made: list[str] = []
+        for part in self.parts:
+            path = f"/proc/self/fd/{self.files[part.id]}" if part.id in self.files else ""
+            for one in part.objects:
+                made += ["-object", _object(one, path)]
+            if part.disk:
+                made += ["-drive", _drive(part, path)]
+        for part in self.parts:
+            made += ["-device", part.device]
+        return made
+
+    def drop(self, ident: str) -> None:
+        """The device is no more: close what was supplied to it."""
+        self.parts = [part for part in self.parts if part.id != ident]
+        fd = self.files.pop(ident, None)
+        if fd is not None:
+            os.close(fd)
 
     def close(self) -> None:
         """Close the descriptors; idempotent."""
         while self.files:
             os.close(self.files.popitem()[1])
+
+
+def _object(one: Mapping[str, Any], path: str) -> str:
+    words = [one["qom-type"]]
+    words += [f"{key}={_word(value)}" for key, value in one.items() if key != "qom-type"]
+    if one["qom-type"] == "memory-backend-file":
+        words.append(f"mem-path={path}")
+    return ",".join(words)
+
+
+def _word(value: Any) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+def _drive(part: Part, path: str) -> str:
+    if part.image is None:
+        return f"if=none,id={part.disk},format=raw,file={path},file.locking=off"
+    place = str(part.image.path).replace(",", ",,")
+    return f"if=none,id={part.disk},format=raw,file={place},readonly={_word(part.image.read_only)}"
+
+
+def image_at(path: str | os.PathLike[str]) -> Image:
+    """The raw image at ``path``, looked at as far as this user may.
+
+    Raises:
+        UsageError: It is not there, no file, not to be read, or a qcow2 image.
+    """
+    place = Path(path).absolute()
+    try:
+        fd = os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            regular = stat.S_ISREG(os.fstat(fd).st_mode)
+            magic = os.pread(fd, len(_QCOW2), 0) if regular else b""
+        finally:
+            os.close(fd)
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise _no_image(place, why, "a file that this user may read") from error
+    if not regular:
+        raise _no_image(place, "no regular file", "a raw disk image")
+    if magic == _QCOW2:
+        raise _no_image(place, "a qcow2 image", "a raw disk image", "qemu-img convert -O raw IMAGE RAW")
+    return Image(place, not os.access(place, os.W_OK))
+
+
+def images_of(devices: Sequence[str], drives: Sequence[str | os.PathLike[str] | None]) -> list[Image | None]:
+    """The image of each device, from those of the disks in their order.
+
+    Raises:
+        UsageError: There are more images than disks, or one cannot be a disk.
+    """
+    left = deque(None if path is None else image_at(path) for path in drives)
+    found = [left.popleft() if left and lacks_disk(device) else None for device in devices]
+    if left:
+        raise UsageError(
+            "there are more drives than disks",
+            seen=f"{len(drives)} drives",
+            expected=f"at most {len(drives) - len(left)}, one for each virtio-blk device without drive=",
+        )
+    return found
+
+
+def _no_image(path: Path, seen: str, expected: str, remedy: str = "name a raw disk image") -> UsageError:
+    return UsageError(f"{path} cannot be a disk", seen=seen, expected=expected, remedy=remedy)
 
 
 def take_apart(device: str) -> tuple[str, dict[str, str]]:

@@ -41,6 +41,7 @@ from uvirtio.backends.vfio.uapi import (
 from uvirtio.errors import Closed, DeviceGone, Misuse, OperationFailed
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.syscalls import Kernel, failed, gone_or_failed
+from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 
 _RESET_PAUSE = 0.01
 
@@ -260,7 +261,7 @@ class Device:
 
     # --- reset and close ----------------------------------------------------------------------------------
 
-    def reset(self, timeout: float = 5.0) -> bool:
+    def reset(self, timeout: float = DEFAULT_TIMEOUT) -> bool:
         """VFIO_DEVICE_RESET: a function-level (or better) reset; False where the device has none.
 
         While somebody else holds the device's lock the kernel says EAGAIN; that is asked again for ``timeout``

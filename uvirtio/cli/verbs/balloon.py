@@ -16,12 +16,15 @@ from uvirtio.cli.progress import make_progress
 from uvirtio.cli.signals import Signalled
 from uvirtio.cli.size import PAGE, human, parse_size
 from uvirtio.errors import BadSize, NotSupported, UsageError, UvirtioError
-from uvirtio.host.denylist import QEMU_PREFIX
 from uvirtio.host.proc import meminfo
 
 if TYPE_CHECKING:
     from uvirtio.device import Device
     from uvirtio.drivers.balloon import Balloon
+
+
+_ANY_MEMORY = (1 << 44) - PAGE
+"""Bytes; as much as a balloon can count (5.5.6)."""
 
 
 def register(app: typer.Typer) -> None:
@@ -92,12 +95,9 @@ FloorOption = Annotated[
 ]
 
 
-def _floor(cmd: Command, dev: str, floor: str) -> int | None:
+def _floor(cmd: Command, device: Device, floor: str) -> int | None:
     """``--floor`` in bytes; None where it was not given."""
-    if not floor:
-        return None
-    total = _guest_memory(cmd, dev) if floor.strip().endswith("%") else None
-    return parse_size(floor, total=total, multiple=1)
+    return parse_size(floor, total=_guest_memory(cmd, device), multiple=1) if floor else None
 
 
 def inflate(
@@ -113,13 +113,13 @@ def inflate(
         seconds("--hold", hold)
     if force not in ("", FREE_MEMORY):
         raise UsageError("--force takes a rule", seen=force, expected=FREE_MEMORY)
-    pages = _pages(cmd, dev, size)
-    least = _floor(cmd, dev, floor)
+    _check_sizes(size, floor)
     from uvirtio.drivers.balloon import Balloon
 
     started = time.monotonic()
     reached = 0
     with cmd.device(dev) as device:
+        pages, least = _pages(cmd, device, size), _floor(cmd, device, floor)
         with Balloon(device, floor=least, roots=cmd.roots) as driver:
             try:
                 with make_progress(cmd, f"inflate {human(pages * PAGE)}", pages) as progress:
@@ -134,18 +134,19 @@ def inflate(
         _say_done(cmd, device, reached, time.monotonic() - started)
 
 
-def _pages(cmd: Command, dev: str, size: str) -> int:
-    total = _guest_memory(cmd, dev) if size.strip().endswith("%") else None
+def _check_sizes(size: str = "", floor: str = "") -> None:
+    """Refuse, before a device is opened, what is no size of any balloon, or no floor."""
+    if size:
+        _count(size, _ANY_MEMORY)
+    if floor:
+        parse_size(floor, total=_ANY_MEMORY)
+
+
+def _count(size: str, total: int) -> int:
+    """Pages; ``total`` is the memory that a percentage is of, in bytes."""
     wanted = parse_size(size, total=total, multiple=PAGE)
     if wanted == 0:
         raise BadSize(f"SIZE must be at least one page ({PAGE})", seen=size, expected=f"at least {PAGE} bytes")
-    if dev.startswith(QEMU_PREFIX) and wanted > (most := _guest_memory(cmd, dev)):
-        raise BadSize(
-            f"the qemu: guest has only {human(most)} (ram=)",
-            seen=wanted,
-            expected=f"at most {most}",
-            remedy="give it more: qemu:q35,ram=SIZE/DEVICE",
-        )
     if wanted // PAGE >= 1 << 32:
         raise BadSize(
             f"{size!r} is more than a balloon can hold: its page count has 32 bits",
@@ -155,12 +156,24 @@ def _pages(cmd: Command, dev: str, size: str) -> int:
     return wanted // PAGE
 
 
-def _guest_memory(cmd: Command, dev: str) -> int:
-    """Bytes of memory of the guest that the device belongs to: a QEMU of ours, or this machine."""
-    if dev.startswith(QEMU_PREFIX):
-        from uvirtio.backends.qemu.address import parse
+def _pages(cmd: Command, device: Device, size: str) -> int:
+    """``size`` in pages. Raises BadSize for more than the guest has, where that is a guest of ours."""
+    total = _guest_memory(cmd, device) if size.strip().endswith("%") else _ANY_MEMORY
+    pages = _count(size, total)
+    if device.guest is not None and pages * PAGE > device.guest.ram:
+        raise BadSize(
+            f"the qemu: guest has only {human(device.guest.ram)} (ram=)",
+            seen=pages * PAGE,
+            expected=f"at most {device.guest.ram}",
+            remedy="give it more: qemu:q35,ram=SIZE/DEVICE",
+        )
+    return pages
 
-        return parse(dev).ram
+
+def _guest_memory(cmd: Command, device: Device) -> int:
+    """Bytes of memory of the guest that the device belongs to: one of ours, or this machine."""
+    if device.guest is not None:
+        return device.guest.ram
     try:
         return meminfo(cmd.roots)["MemTotal"]
     except (OSError, KeyError) as error:
@@ -223,11 +236,12 @@ def follow(
     """Track the host's target until Ctrl-C."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
-    most = _pages(cmd, dev, limit) if limit else None
-    least = _floor(cmd, dev, floor)
+    _check_sizes(limit, floor)
     from uvirtio.drivers.balloon import Balloon
 
     with cmd.device(dev) as device:
+        most = _pages(cmd, device, limit) if limit else None
+        least = _floor(cmd, device, floor)
         started = time.monotonic()
         with Balloon(device, floor=least, roots=cmd.roots) as driver:
             teller = _Follower(cmd, driver, most)
@@ -354,10 +368,11 @@ def report(cmd: Command, dev: DevArgument, size: SizeArgument, hold: HoldOption 
     """
     if hold is not None and hold != 0:
         seconds("--hold", hold)
-    wanted = _pages(cmd, dev, size) * PAGE
+    _check_sizes(size)
     from uvirtio.drivers.balloon import Balloon
 
     with cmd.device(dev) as device, Balloon(device, reporting=True, hinting=True, roots=cmd.roots) as driver:
+        wanted = _pages(cmd, device, size) * PAGE
         if driver.reports is None and driver.hints is None:
             raise NotSupported(
                 f"{dev} does not offer free page reporting or hints",

@@ -28,14 +28,7 @@ def diag(cmd: Command, dev: DevArgument) -> int:
     teller = _Teller(cmd, len(STEPS))
     report = diagnose(
         dev,
-        timeout=cmd.timeout,
-        backend=cmd.backend,
-        unsafe_dma=cmd.unsafe_dma,
-        interrupts=cmd.interrupts,
-        ring=cmd.ring,
-        force_legacy=cmd.force_legacy,
-        roots=cmd.roots,
-        trace=cmd.trace,
+        options=cmd.options,
         on_step=teller.tell,
         opened=cmd.guard.watch,
     )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from uvirtio.cli.command import Command, verb
-from uvirtio.errors import UsageError
 
 if TYPE_CHECKING:
     from uvirtio.binding.discover import Found
-    from uvirtio.binding.rules import Finding, Verdicts
+    from uvirtio.binding.rules import Verdicts
 
 
 def register(app: typer.Typer) -> None:
@@ -51,35 +49,22 @@ def device_type(kind: str) -> tuple[int, str]:
     """The device id and the name of a type. Raises UsageError."""
     from uvirtio.spec import ids
 
-    device_id = ids.type_id(kind)
-    if device_id is None:
-        raise UsageError(
-            f"{kind!r} is not a type of virtio device",
-            seen=kind,
-            expected=", ".join(entry.name for entry in ids.TYPES),
-        )
+    device_id = ids.require_type(kind)
     return device_id, ids.type_name(device_id)
-
-
-def uses(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings that say that this machine needs the device."""
-    from uvirtio.binding.rules import IN_USE
-
-    return [one for one in findings if one.severity == "refuse" and one.rule in IN_USE]
 
 
 def device_members(found: Found, verdicts: Verdicts) -> dict[str, Any]:
     """One device as the JSON of ``list`` has it."""
-    return {
-        **found.as_dict(),
-        "in_use": [{"rule": one.rule, "evidence": one.evidence} for one in uses(verdicts.findings)],
-        "unchecked": [one.rule for one in verdicts.unchecked],
-    }
+    from uvirtio.binding.api import describe
+
+    return describe(found, verdicts).as_dict()
 
 
 def _row(found: Found, verdicts: Verdicts) -> tuple[str, ...]:
+    from uvirtio.binding.rules import in_use
+
     # A question mark: not every rule about use could see enough to say no.
-    rules = ",".join(dict.fromkeys(one.rule for one in uses(verdicts.findings)))
+    rules = ",".join(dict.fromkeys(one.rule for one in in_use(verdicts.findings)))
     group = "-" if found.iommu_group is None else str(found.iommu_group)
     return (
         found.address,

@@ -16,7 +16,6 @@ from uvirtio.cli.signals import Signalled
 from uvirtio.cli.size import human, parse_size
 from uvirtio.cli.verbs import mem_online
 from uvirtio.errors import BadSize, UsageError
-from uvirtio.host.denylist import QEMU_PREFIX
 
 if TYPE_CHECKING:
     from uvirtio.device import Device
@@ -54,8 +53,8 @@ def _driver(cmd: Command, dev: str) -> Iterator[tuple[Device, Mem]]:
     from uvirtio.drivers.mem import Mem
     from uvirtio.drivers.mem.kernel_use import note_kernel_use
 
-    with cmd.device(dev) as device, Mem(device, suspend_lock=mem_online.suspend_lock(cmd, dev)) as mem:
-        if not dev.startswith(QEMU_PREFIX):
+    with cmd.device(dev) as device, Mem(device, suspend_lock=mem_online.suspend_lock(cmd, device)) as mem:
+        if device.guest is None:
             note_kernel_use(mem, cmd.roots)  # what Linux has of it is not ours to unplug
         yield device, mem
 

@@ -13,7 +13,6 @@ from uvirtio.cli import output
 from uvirtio.cli.command import Command, DevArgument, seconds
 from uvirtio.cli.size import human, parse_size
 from uvirtio.errors import BadSize, InUse
-from uvirtio.host.denylist import QEMU_PREFIX
 
 if TYPE_CHECKING:
     from uvirtio.device import Device
@@ -29,9 +28,9 @@ SizeArgument = Annotated[
 STAY_AWAKE = "`systemd-inhibit --what=sleep sleep infinity`"
 
 
-def suspend_lock(cmd: Command, dev: str) -> SuspendLock | None:
-    """What keeps this machine awake while its memory is plugged; on ``qemu:`` no machine could lose any."""
-    if dev.startswith(QEMU_PREFIX):
+def suspend_lock(cmd: Command, device: Device) -> SuspendLock | None:
+    """What keeps this machine awake while its memory is plugged; a guest of ours does not suspend."""
+    if device.guest is not None:
         return None
     from uvirtio.drivers.mem import SuspendLock
 
@@ -62,7 +61,7 @@ def handing(
     from uvirtio.drivers.mem import Mem
     from uvirtio.online import Linux, system_memory
 
-    with cmd.device(dev) as device, Mem(device, suspend_lock=suspend_lock(cmd, dev)) as mem:
+    with cmd.device(dev) as device, Mem(device, suspend_lock=suspend_lock(cmd, device)) as mem:
         linux = Linux(system_memory(mem, cmd.roots))
         if teller:
             linux.told = _teller(cmd, linux)

@@ -34,7 +34,6 @@ from uvirtio.errors import (
     UsageError,
     UvirtioError,
 )
-from uvirtio.host.denylist import QEMU_PREFIX
 from uvirtio.host.roots import Roots
 from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
@@ -72,12 +71,12 @@ class Balloon(Driver):
     says otherwise.
 
     ``stats``: where statistics come from (None: they are not offered to the host). ``floor``: bytes of this
-    machine's memory that the balloon leaves alone (None: 5%, at least 256 MiB but at most a quarter; on qemu:,
-    where no system lives in the guest's memory, none). ``deflate_on_oom``: give pages back under memory pressure,
-    if the host allows it. ``hinting``, ``reporting``: take those features, for use with an arena. Where hints are
-    offered, ``reporting`` takes them too, and a round of hints is answered with what was lent, or with nothing: so
-    all devices agree on the index of the reporting queue. ``poison``: the value (32 bits) that free pages hold and
-    keep holding; None: their contents are of no interest.
+    machine's memory that the balloon leaves alone (None: 5%, at least 256 MiB but at most a quarter; nothing in a
+    guest of ours, where no operating system runs: ``device.guest``). ``deflate_on_oom``: give pages back under
+    memory pressure, if the host allows it. ``hinting``, ``reporting``: take those features, for use with an arena.
+    Where hints are offered, ``reporting`` takes them too, and a round of hints is answered with what was lent, or
+    with nothing: so all devices agree on the index of the reporting queue. ``poison``: the value (32 bits) that
+    free pages hold and keep holding; None: their contents are of no interest.
 
     Raises NotSupported where it cannot be known which queue is which (``queues.py``), else what ``Driver`` raises.
 
@@ -117,7 +116,7 @@ class Balloon(Driver):
             *([f.Balloon.PAGE_REPORTING] if reporting else []),
             *([f.Balloon.PAGE_POISON] if poison is not None else []),
         )
-        guarded = floor is not None or not device.address.startswith(QEMU_PREFIX)
+        guarded = floor is not None or device.guest is None
         self._free = FreeMemory(roots, floor) if guarded else None
         self._roots = roots
         self._pressure: Pressure | None = None
@@ -127,6 +126,9 @@ class Balloon(Driver):
                 self.stats.begin()
         if self._free is not None and device.has(f.Balloon.DEFLATE_ON_OOM):
             self._pressure = Pressure(roots, self._free)
+
+    def _about(self) -> str:
+        return f"{self.held} pages held"
 
     def _wanted(self) -> int:
         return self._wishes
@@ -215,11 +217,25 @@ class Balloon(Driver):
         progress: Progress | None = None,
         force: bool = False,
     ) -> int:
-        """Put ``pages`` more pages into the balloon; returns how many it holds then.
+        """Put more pages into the balloon. What was acknowledged before an error stays in it and in ``held``.
 
-        ``timeout`` is for each batch of 256 pages (seconds). Raises Refused (rule free-memory) where the floor
-        would be crossed, unless ``force``; BadSize, MemlockExceeded, PagemapHidden, PageMoved, DeviceTimeout.
-        What was acknowledged before an error stays in the balloon and in ``held``.
+        Args:
+            pages: How many pages of 4096 bytes.
+            timeout: Seconds that the device has for each batch of 256 pages; None: its own. A device that is
+                always just in time takes ``pages`` / 256 times as long.
+            progress: Called with the pages held after each batch.
+            force: Let the floor be crossed.
+
+        Returns:
+            How many pages the balloon holds then.
+
+        Raises:
+            Refused: The floor would be crossed (rule free-memory).
+            BadSize: The number is negative, or more than a balloon can count (5.5.6).
+            MemlockExceeded: This process may not pin as much.
+            PagemapHidden: This process may not know where its pages lie.
+            PageMoved: A page was moved in spite of being pinned.
+            DeviceTimeout: A batch was not acknowledged in time.
         """
         self._check_count(pages)
         with self.device.session():
@@ -261,13 +277,25 @@ class Balloon(Driver):
         progress: Progress | None = None,
         force: bool = False,
     ) -> int:
-        """Take ``pages`` pages out of the balloon; returns how many it holds then.
+        """Take pages out of the balloon.
 
-        ``timeout`` is for each chunk of 4096 pages (seconds), whose buffers go out together; ``actual`` is
-        written once for them. The memory of a chunk is freed once the host has acknowledged all of its pages
-        (MUST_TELL_HOST).
-        Without DEFLATE_ON_OOM no page is taken out that the host still asks for (5.5.6.1): that raises Refused
-        (rule host-target) unless ``force``. Raises BadSize when there are not as many, DeviceTimeout.
+        The buffers of a chunk of 4096 pages go out together, and ``actual`` is written once for them. The memory
+        of a chunk is freed once the host has acknowledged all of its pages (MUST_TELL_HOST).
+
+        Args:
+            pages: How many pages of 4096 bytes.
+            timeout: Seconds that the device has for each chunk; None: its own. A device that is always just in
+                time takes ``pages`` / 4096 times as long.
+            progress: Called with the pages held after each chunk.
+            force: Take out pages that the host still asks for.
+
+        Returns:
+            How many pages the balloon holds then.
+
+        Raises:
+            Refused: Without DEFLATE_ON_OOM: the host still asks for these pages (5.5.6.1; rule host-target).
+            BadSize: There are not as many pages in the balloon.
+            DeviceTimeout: A chunk was not acknowledged in time.
         """
         self._check_count(pages)
         with self.device.session():
@@ -381,7 +409,7 @@ class Balloon(Driver):
         with self.device.session():
             if self.reports is None:
                 raise self._lacks("PAGE_REPORTING", "reporting")
-            return self.reports.report(arena, self.device.timeout if timeout is None else timeout)
+            return self.reports.report(arena, self.device.seconds(timeout))
 
     def lend(self, arena: Arena) -> None:
         """Hint the free ranges of ``arena`` whenever the host asks for hints. Raises NotSupported without them.
@@ -415,7 +443,7 @@ class Balloon(Driver):
             self._buffer.view[start : start + len(data)] = data
             queue.add(runs(self._buffer, start, len(data)), (), batch)
         queue.kick()
-        settle(self.device, queue, timeout=self.device.timeout if timeout is None else timeout, note=_note)
+        settle(self.device, queue, timeout=self.device.seconds(timeout), note=_note)
         self._acknowledged()
 
     def _acknowledged(self) -> None:

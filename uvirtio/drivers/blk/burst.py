@@ -190,7 +190,7 @@ class Burst:
                     back = self._take()
                     if back:
                         return back
-            return self._sleep(device.timeout if timeout is None else timeout)
+            return self._sleep(device.seconds(timeout))
 
     def _sleep(self, timeout: float) -> array[int]:
         found: list[array[int]] = []

@@ -50,8 +50,6 @@ class Disk(Driver):
 
     def __init__(self, device: Device, *, allow_write: bool, observe: Observer = unobserved) -> None:
         self.allow_write = allow_write
-        self.findings: dict[str, int] = {}
-        """How often the device did something odd that is tolerated, by name."""
         self.counts: dict[Status, int] = dict.fromkeys(Status, 0)
         """Requests that came back, by their status."""
         super().__init__(device, observe=observe)

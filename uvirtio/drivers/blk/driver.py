@@ -91,6 +91,10 @@ class Blk(Disk):
             for burst in self._bursts:
                 burst.release()
 
+    def _about(self) -> str:
+        access = "read-only" if self.read_only or not self.allow_write else "writable"
+        return f"{self._config.capacity} sectors, {access}, {self.in_flight} requests out"
+
     @property
     def queue_count(self) -> int:
         """Queues of this driver, those of bursts among them."""
@@ -114,9 +118,21 @@ class Blk(Disk):
     # --- one by one -----------------------------------------------------------------------------------------
 
     def read(self, sector: int, sectors: int, *, timeout: float | None = None) -> bytes:
-        """The contents of ``sectors`` sectors from ``sector``; ``timeout`` is for each answer.
+        """Read whole sectors.
 
-        Raises BeyondEnd before anything is sent; BlkIoError, BlkUnsupported, DeviceTimeout.
+        Args:
+            sector: The first of them.
+            sectors: How many, of 512 bytes.
+            timeout: Seconds that the device has for each request of ``request_size`` bytes; None: its own.
+
+        Returns:
+            Their contents.
+
+        Raises:
+            BeyondEnd: They are not all of this disk; nothing was sent.
+            BlkIoError: The device could not read them.
+            BlkUnsupported: The device does not know the request.
+            DeviceTimeout: A request was not answered in time.
         """
         with self.device.session():
             self.check_range(sector, sectors)
@@ -129,8 +145,20 @@ class Blk(Disk):
     def write(self, sector: int, data: bytes | bytearray | memoryview, *, timeout: float | None = None) -> None:
         """Write whole sectors. They are safe from a power cut after ``flush()`` (see ``write_cache``).
 
-        Raises WriteRefused, BeyondEnd or BadSize before anything is sent; BlkIoError, BlkUnsupported,
-        DeviceTimeout. After an error any of the sectors may hold old data, new data or neither.
+        After an error any of the sectors may hold old data, new data or neither.
+
+        Args:
+            sector: The first of them.
+            data: Their contents, a multiple of 512 bytes.
+            timeout: Seconds that the device has for each request of ``request_size`` bytes; None: its own.
+
+        Raises:
+            WriteRefused: Writing was not allowed, or the disk is read-only; nothing was sent.
+            BeyondEnd: They are not all of this disk; nothing was sent.
+            BadSize: These are no whole sectors; nothing was sent.
+            BlkIoError: The device could not write them.
+            BlkUnsupported: The device does not know the request.
+            DeviceTimeout: A request was not answered in time.
         """
         with self.device.session():
             view, sectors = self._writable(sector, data)
@@ -141,7 +169,10 @@ class Blk(Disk):
             self._requests.results(out, timeout)
 
     def flush(self, *, timeout: float | None = None) -> bool:
-        """Have the device make durable all writes that are done; False where it has no cache (no FLUSH)."""
+        """Have the device make durable all writes that are done; False where it has no cache (no FLUSH).
+
+        ``timeout``: seconds for the one request; None: the device's own.
+        """
         with self.device.session():
             if not self.device.has(f.Blk.FLUSH):
                 return False
@@ -151,6 +182,7 @@ class Blk(Disk):
     def discard(self, sector: int, sectors: int, *, timeout: float | None = None) -> None:
         """Tell the device that nobody needs these sectors. What they hold afterwards is not defined (5.2.6.1).
 
+        ``timeout``: seconds that the device has for each request of ``max_discard_sectors``; None: its own.
         Raises NotSupported, WriteRefused or BeyondEnd before anything is sent; BlkIoError, BlkUnsupported.
         """
         self.discard_ranges([(sector, sectors)], timeout=timeout)

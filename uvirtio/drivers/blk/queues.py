@@ -221,7 +221,7 @@ class RequestQueues:
 
     def _await(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
         if not ready():
-            limit = self._device.timeout if timeout is None else timeout
+            limit = self._device.seconds(timeout)
             self._device.wait(ready, timeout=limit, what=what)
 
     def collect(self) -> int:
@@ -252,8 +252,7 @@ class RequestQueues:
             self._disk.counts[Status.OK] += 1
             # The status byte decides. Old devices' used lengths are wrong (5.2.6.3), so these are only noted.
             if completion.written != room + spec.STATUS_SIZE:
-                name, findings = "the used length is not what was to be written", self._disk.findings
-                findings[name] = findings.get(name, 0) + 1
+                self._disk.findings["the used length is not what was to be written"] += 1
             if room:
                 request._data = slot.content(room)
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from typing import ClassVar
@@ -51,14 +50,15 @@ class Input(Driver):
         queue = self.device.queues[spec.EVENTQ]
         self.dropped = 0
         """Answers of the device that were no event (a wrong length), and were left out."""
-        self.findings: Counter[str] = Counter()
-        """How often the device did something odd that is tolerated, by name."""
         self.state = InputState()
         """The keys that are down, the axes, the contacts: all events that were taken, also those lost since."""
         self._known: Description | None = None
         self._buffers = self.device.dma.alloc(queue.ring.size * spec.EVENT_SIZE)
         self._status = _StatusQueue(self.device)
         self._lay()
+
+    def _about(self) -> str:
+        return repr(self._known.name) if self._known is not None else ""
 
     def _lay(self) -> None:
         queue = self.device.queues[spec.EVENTQ]

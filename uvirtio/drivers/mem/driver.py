@@ -68,8 +68,6 @@ class Mem(Driver):
         super().__init__(device, observe=observe)
         self.counts: dict[Response, int] = dict.fromkeys(Response, 0)
         """Answers so far, by their type."""
-        self.findings: dict[str, int] = {}
-        """How often the device did something odd that is tolerated, by name."""
         try:
             with device.session():
                 config = self.config()
@@ -92,6 +90,9 @@ class Mem(Driver):
         config = configuration.read(self.device)  # a device that cannot be is left before it runs
         self._identity = (config.block_size, config.addr, config.region_size)
         self._buffer = self.device.dma.alloc(_BUFFER)
+
+    def _about(self) -> str:
+        return f"{self.block_table.plugged.total} of {self._identity[2] // self._identity[0]} blocks plugged"
 
     # --- configuration --------------------------------------------------------------------------------------
 
@@ -151,6 +152,7 @@ class Mem(Driver):
     def plug(self, addr: int, blocks: int, *, timeout: float | None = None) -> None:
         """Plug ``blocks`` unplugged blocks from ``addr``; more than 65,535 take several requests (5.15.6.3).
 
+        ``timeout``: seconds that the device has for each of these requests; None: its own.
         Raises BadSize before anything is sent; MemNack, MemBusy, MemError with ``done``, the number of blocks
         that were acknowledged before; DeviceTimeout, ProtocolError.
         """
@@ -167,6 +169,7 @@ class Mem(Driver):
     def unplug(self, addr: int, blocks: int, *, timeout: float | None = None) -> None:
         """Unplug ``blocks`` plugged blocks from ``addr``; their contents are lost (5.15.6.4).
 
+        ``timeout``: seconds that the device has for each request of up to 65,535 blocks; None: its own.
         Raises as :meth:`plug`, and InUse where somebody uses one of them.
         """
         with self.device.session():
@@ -201,6 +204,7 @@ class Mem(Driver):
     def state(self, addr: int, blocks: int, *, timeout: float | None = None) -> State:
         """Whether these blocks are plugged, unplugged, or some of each (5.15.6.6).
 
+        ``timeout``: seconds that the device has for each request of up to 65,535 blocks; None: its own.
         Raises BadSize, DeviceTimeout, ProtocolError, and MemError where the device refuses to tell.
         """
         with self.device.session():
@@ -230,7 +234,7 @@ class Mem(Driver):
                 self.device.queues[spec.GUEST_REQUESTQ],
                 runs(buffer, 0, spec.REQUEST_SIZE),
                 runs(buffer, _RESPONSE_AT, spec.RESPONSE_SIZE),
-                timeout=self.device.timeout if timeout is None else timeout,
+                timeout=self.device.seconds(timeout),
                 what=f"the answer to {request.name} {addr:#x} +{blocks}",
             )
             data = bytes(buffer.view[_RESPONSE_AT : _RESPONSE_AT + spec.RESPONSE_SIZE])
@@ -308,7 +312,7 @@ class Mem(Driver):
 
     def patiently(self, act: Callable[[], None], timeout: float | None) -> None:
         """Do ``act`` again, ever less often, while it raises MemBusy; ``timeout`` in seconds, for all of it."""
-        deadline = time.monotonic() + (self.device.timeout if timeout is None else timeout)
+        deadline = time.monotonic() + self.device.seconds(timeout)
         pause = BUSY_FIRST
         while True:
             try:
@@ -421,9 +425,6 @@ class Mem(Driver):
             expected="all plugged to unplug them, all unplugged to plug them (5.15.6)",
             remedy="uvirtio mem map DEV shows which are plugged",
         )
-
-    def _finding(self, what: str) -> None:
-        self.findings[what] = self.findings.get(what, 0) + 1
 
 
 def jittered(seconds: float) -> float:

@@ -325,7 +325,7 @@ class Manager:
         ``progress`` is called with the plugged bytes after each request. Raises MemBusy, MemError, and what
         breaks the device.
         """
-        deadline = time.monotonic() + (self.mem.device.timeout if timeout is None else timeout)
+        deadline = time.monotonic() + self.mem.device.seconds(timeout)
         pause = BUSY_FIRST
         with self.mem.device.session():
             while True:

@@ -126,9 +126,9 @@ class Region:
 
         Raises NotSupported, PermissionLack.
         """
-        function = getattr(mem.device.transport, "function", None)
-        if isinstance(function, ProvidesMemory):
-            window: MemoryWindow = function.plugged_memory()
+        backend = mem.device.transport.backend
+        if isinstance(backend, ProvidesMemory):
+            window: MemoryWindow = backend.plugged_memory()
         else:
             window = dev_mem(mem.addr, mem.config().region_size, roots or Roots())
         try:

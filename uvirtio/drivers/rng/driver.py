@@ -28,8 +28,6 @@ class Rng(Driver):
 
     def __init__(self, device: Device, *, health: bool = True, observe: Observer = unobserved) -> None:
         self.health = Health() if health else None
-        self.findings: dict[str, int] = {}
-        """How often the device did something odd that is tolerated, by name."""
         super().__init__(device, observe=observe)
 
     def _queues(self) -> Sequence[QueueSpec]:
@@ -39,11 +37,21 @@ class Rng(Driver):
         self._buffer = self.device.dma.alloc(_BUFFER)
 
     def read(self, count: int, *, timeout: float | None = None) -> bytes:
-        """``count`` random bytes. The device may answer short (5.4.6.1); it is asked until there are enough.
+        """Read random bytes. The device may answer short (5.4.6.1); it is asked until there are enough.
 
-        ``timeout`` is for each request (seconds; the device's own where None).
-        Raises UsageError for a negative count, DeviceTimeout, ProtocolError after 16 empty answers in a row, and
-        RngUnhealthy where the bytes cannot be random; then none of them are returned, and no others either.
+        Args:
+            count: How many bytes.
+            timeout: Seconds that the device has for each request of up to 4096 bytes; None: its own. A device that
+                is always just in time takes ``count`` / 4096 times as long, and longer if its answers are short.
+
+        Returns:
+            ``count`` bytes.
+
+        Raises:
+            UsageError: The count is negative.
+            DeviceTimeout: A request was not answered in time.
+            ProtocolError: 16 answers in a row were empty.
+            RngUnhealthy: The bytes cannot be random; none of them are returned, and no others from then on.
         """
         if count < 0:
             raise UsageError("a number of bytes is not negative", seen=count, expected="0 or more")
@@ -77,12 +85,9 @@ class Rng(Driver):
                 remedy="look at the host's source; Rng(device, health=False) or --untested takes what comes",
             )
 
-    def _finding(self, name: str) -> None:
-        self.findings[name] = self.findings.get(name, 0) + 1
-
     def _request(self, length: int, timeout: float | None) -> bytes:
         buffer, queue = self._buffer, self.device.queues[spec.REQUESTQ]
-        timeout = self.device.timeout if timeout is None else timeout
+        timeout = self.device.seconds(timeout)
         settle(self.device, queue, timeout=timeout)
         # Cleared first: what the device does not write must not look like its answer.
         buffer.view[:length] = bytes(length)

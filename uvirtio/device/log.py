@@ -1,0 +1,50 @@
+"""The loggers ``uvirtio`` (opening, bring-up, leaving) and ``uvirtio.registers`` (each register access and kick).
+
+Importing ``logging`` takes as long as opening a device of sysfs. A program that has not imported it has no handler
+either, so it is looked for and never imported here.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from uvirtio.memory.trace import Trace
+
+if TYPE_CHECKING:
+    from logging import Logger
+
+DEBUG, INFO, WARNING = 10, 20, 30
+"""The levels of ``logging``."""
+
+NAME, REGISTERS = "uvirtio", "uvirtio.registers"
+
+
+def logger(name: str = NAME) -> Logger | None:
+    """The logger of this name; None in a program that has not imported ``logging``."""
+    logging = sys.modules.get("logging")
+    if logging is None:
+        return None
+    top: Logger = logging.getLogger(NAME)
+    if not top.handlers:
+        top.addHandler(logging.NullHandler())  # or a warning without any handler would be printed
+    found: Logger = logging.getLogger(name)
+    return found
+
+
+def register_trace(address: str, given: Trace | None) -> Trace | None:
+    """What gets a line for each register access and kick: ``given``, and the logger where it is at DEBUG now.
+
+    Decided once, when a device is opened: registers that are not traced cost nothing.
+    """
+    registers = logger(REGISTERS)
+    if registers is None or not registers.isEnabledFor(DEBUG):
+        return given
+    debug = registers.debug
+
+    def trace(line: str) -> None:
+        debug("%s: %s", address, line)
+        if given is not None:
+            given(line)
+
+    return trace

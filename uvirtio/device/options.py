@@ -1,0 +1,99 @@
+"""How a device is opened: one object from ``uvirtio.open`` and the command line down to the back end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypedDict, get_args
+
+from uvirtio.errors import UsageError
+from uvirtio.host.roots import Roots
+from uvirtio.interfaces.values import DEFAULT_TIMEOUT, TIMEOUT_MAX, InterruptMode
+from uvirtio.memory.trace import Trace
+
+RingChoice = Literal["auto", "split", "packed"]
+"""Which ring format to take: ``auto`` is packed where it is offered, as 6.1 wants it."""
+
+
+class OpenKeywords(TypedDict, total=False):
+    """The fields of :class:`OpenOptions` as keywords, each with the same meaning; all may be left out."""
+
+    backend: str
+    timeout: float
+    interrupts: Sequence[InterruptMode]
+    ring: RingChoice
+    poll_us: float
+    force_legacy: bool
+    unsafe_dma: bool
+    roots: Roots | None
+    trace: Trace | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenOptions:
+    """How a device is to be opened, and what its driver may use.
+
+    Raises:
+        UsageError: A value is none that the option can have.
+    """
+
+    backend: str = "auto"
+    """``vfio`` (``vfio-group``, ``vfio-cdev``), ``uio``, ``devmem``, ``vhost-vdpa`` or ``qemu``; ``auto`` takes
+    the one for the kernel driver that holds the device, or for the form of the address."""
+
+    timeout: float = DEFAULT_TIMEOUT
+    """Seconds that the device, or the program behind it, has for each response; calls that take ``timeout`` may
+    override it."""
+
+    interrupts: Sequence[InterruptMode] = tuple(InterruptMode)
+    """The interrupt modes that may be used, best first; the first that works is taken."""
+
+    ring: RingChoice = "auto"
+    """The format of the virtqueues: packed where it is offered (``auto``), or one of the two."""
+
+    poll_us: float = 0
+    """Microseconds that a wait polls at most, with interrupts off, before it sleeps; 0: it does not poll."""
+
+    force_legacy: bool = False
+    """Use the legacy interface of a transitional PCI device, as the kernel's module parameter of that name does;
+    otherwise the modern one is preferred (4.1.5.1.1.1)."""
+
+    unsafe_dma: bool = False
+    """Allow DMA that no IOMMU restricts: the device can then write to all of memory."""
+
+    roots: Roots = field(default_factory=Roots)
+    """Where ``/sys``, ``/proc``, ``/dev``, ``/run`` and ``/etc`` are read."""
+
+    trace: Trace | None = None
+    """Called with one line of text for every register access and kick."""
+
+    def __post_init__(self) -> None:
+        _check(self.backend, "backend", isinstance(self.backend, str), "the name of a back end, or 'auto'")
+        clock = _number(self.timeout) and 0 < self.timeout <= TIMEOUT_MAX
+        _check(self.timeout, "timeout", clock, f"seconds, above 0, at most {TIMEOUT_MAX:g}")
+        modes = self.interrupts
+        known = isinstance(modes, Sequence) and all(isinstance(mode, InterruptMode) for mode in modes)
+        expected = "one or more of " + ", ".join(map(str, InterruptMode))
+        _check(modes, "interrupts", known and len(modes) > 0, expected)
+        object.__setattr__(self, "interrupts", tuple(modes))
+        _check(self.ring, "ring", self.ring in get_args(RingChoice), " or ".join(map(repr, get_args(RingChoice))))
+        _check(self.poll_us, "poll_us", _number(self.poll_us) and self.poll_us >= 0, "microseconds, 0 or more")
+        _check(self.roots, "roots", isinstance(self.roots, Roots), "a uvirtio.Roots")
+        _check(self.trace, "trace", self.trace is None or callable(self.trace), "a callable, or None")
+
+    def merged(self, keywords: OpenKeywords) -> OpenOptions:
+        """These options with some replaced; ``roots=None`` leaves the roots as they are."""
+        changes: dict[str, Any] = {**keywords}
+        if changes.get("roots", self) is None:
+            del changes["roots"]
+        return replace(self, **changes) if changes else self
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _check(value: object, name: str, good: bool, expected: str) -> None:
+    if not good:
+        raise UsageError(f"{name} cannot be {value!r}", seen=repr(value), expected=expected)
