@@ -17,8 +17,9 @@ from typing import Any, Literal
 from uvirtio.binding import vdpa_netlink
 from uvirtio.errors import BadAddress, DeviceGone, NoSuchDevice, NotVirtio, PermissionLack, UsageError
 from uvirtio.host import addresses, proc, sysfs
-from uvirtio.host.addresses import canonical
+from uvirtio.host.addresses import Address, canonical
 from uvirtio.host.drivers import UIO, VFIO, VP_VDPA
+from uvirtio.host.names import device_behind
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.spec import ids, pci
@@ -39,8 +40,6 @@ __all__ = [
 ]
 
 Interface = Literal["modern", "transitional", "legacy", "mmio", "vdpa", "none"]
-
-_NUMBERED = re.compile(r"virtio[0-9]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +263,7 @@ def _is_virtio_mmio(name: str, path: Path) -> bool:
 def _window(name: str, path: Path, windows: dict[str, tuple[int, int]]) -> tuple[int, int] | None:
     if name in windows:
         return windows[name]
-    base = addresses.mmio_base_of_name(name)
+    base = addresses.mmio_base(name)
     return None if base is None else (base, _of_node_size(path))
 
 
@@ -316,9 +315,7 @@ def _vdpa_devices(roots: Roots) -> Iterator[Found]:
         if device_id is None and roots.live:  # the kernel answers for no other tree
             told = vdpa_netlink.devices() if told is None else told
             device_id = told[name].device_id if name in told else None
-        node = next((f"/dev/{child}" for child in sysfs.names(path) if child.startswith("vhost-vdpa-")), None)
-        if node is not None and not addresses.is_vhost_vdpa_node(node):
-            node = None
+        node = sysfs.vdpa_node(path)
         yield Found(
             address=node or f"vdpa:{name}",
             bus="vdpa",
@@ -354,7 +351,7 @@ def _id_of_parent(parent: Path) -> int | None:
 def _virtio_child(path: Path) -> tuple[str | None, str | None]:
     """``virtio3`` below the bus device, and the driver that holds it."""
     for name in sysfs.names(path):
-        if _NUMBERED.fullmatch(name):
+        if addresses.is_virtio_name(name):
             return name, sysfs.driver_of(path / name)
     return None, None
 
@@ -391,53 +388,64 @@ def negotiated_features(found: Found) -> int | None:
 def find(name: str, roots: Roots, *, aliases: bool = True) -> Found:
     """The device with this name, in any of its forms.
 
-    ``virtio3`` and type names are for looking only; with ``aliases=False`` they are refused. Raises
-    BadAddress (no known form), UsageError (several devices of that type), NoSuchDevice, NotVirtio.
+    Args:
+        name: An address, or what the kernel calls something that stands on the device (``eth0``, ``/dev/vda``).
+        roots: Where to look.
+        aliases: Whether ``virtio3`` and a type will do: these are for looking only.
+
+    Raises:
+        BadAddress: The name has no known form, or is for looking only.
+        UsageError: It is that of several devices, or of one of QEMU's.
+        NoSuchDevice: No device has it.
+        NotVirtio: The device that has it is no virtio device.
     """
-    wanted = canonical(name)
-    if wanted.startswith(addresses.QEMU):
+    wanted = addresses.parse(name)
+    if wanted.family == "pci":
+        return _find_pci(wanted.name, roots)
+    if wanted.family == "qemu":
         raise UsageError(
             f"{wanted} is a device of QEMU's; this machine's sysfs does not have it",
-            seen=wanted,
+            seen=wanted.canonical,
             expected="an address of this machine",
             remedy="`uvirtio diag` takes qemu: addresses",
         )
-    if addresses.is_pci(wanted):
-        return _find_pci(wanted, roots)
+    if wanted.family in addresses.LOOKED_UP:
+        return _find_behind(wanted, roots)
     found = scan(roots)
-    if addresses.is_alias(wanted):
+    if wanted.family in addresses.LOOKING_ONLY:
         device = _by_alias(wanted, found)
         if aliases:
             return device
         raise BadAddress(
             f"{wanted} is a name for looking only",
-            seen=wanted,
+            seen=wanted.canonical,
             expected="the address of a device",
             remedy=f"write {device.address}",
         )
-    base = addresses.mmio_base_of_name(wanted)
     for device in found:
-        if wanted in device.names or (base is not None and device.window is not None and base == device.window[0]):
+        if wanted.canonical in device.names:
             return device
-    raise _none(wanted)
+        if wanted.base is not None and device.window is not None and wanted.base == device.window[0]:
+            return device
+    raise _none(wanted.canonical)
 
 
-def _find_pci(address: str, roots: Roots) -> Found:
-    name = next(
-        (n for n in sysfs.device_names("pci", roots) if addresses.is_pci(n) and canonical(n) == address), None
-    )
+def _find_pci(address: str, roots: Roots, known_as: str = "") -> Found:
+    names = sysfs.device_names("pci", roots)
+    name = next((name for name in names if addresses.is_pci(name) and canonical(name) == address), None)
     if name is None:
         raise _none(address)
+    shown = f"{known_as} belongs to {address}, which" if known_as else address
     device = _pci_function(name, roots)
     if device is None:
         raise NotVirtio(
-            f"{address} does not show its vendor and device id",
+            f"{shown} does not show its vendor and device id",
             seen="no readable vendor or device file",
             expected="a virtio PCI function",
         )
     if device.interface == "none":
         raise NotVirtio(
-            f"{address} is no virtio device",
+            f"{shown} is no virtio device",
             seen=f"PCI id {device.pci_id}, class {device.pci_class or 0:06x}, driver {device.driver or 'none'}",
             expected="PCI id 1af4:1000 to 1af4:107f (4.1.2)",
             remedy="`uvirtio list` shows the virtio devices of this machine",
@@ -445,16 +453,39 @@ def _find_pci(address: str, roots: Roots) -> Found:
     return device
 
 
-def _by_alias(name: str, found: list[Found]) -> Found:
-    if addresses.is_virtio_name(name):
-        matches = [device for device in found if device.virtio_name == name]
+def _find_behind(wanted: Address, roots: Roots) -> Found:
+    """The device that an interface, a disk, a node or a path of sysfs belongs to."""
+    if wanted.family == "node" and (having := [one for one in scan(roots) if one.node == wanted.canonical]):
+        return _only(having, f"devices behind {wanted}")  # the nodes of user-space drivers: /dev/vfio/8
+    bus, name = device_behind(wanted, roots)
+    if bus == "pci":
+        return _find_pci(canonical(name), roots, wanted.canonical)
+    for device in scan(roots):
+        if device.bus == bus and device.name == name:
+            return device
+    raise NotVirtio(
+        f"{wanted} belongs to {name}, which is no virtio device",
+        seen=f"the {bus} device {name}",
+        expected="a virtio-mmio window or a vDPA device",
+        remedy="`uvirtio list` shows the virtio devices of this machine",
+    )
+
+
+def _by_alias(wanted: Address, found: list[Found]) -> Found:
+    if wanted.family == "virtio":
+        matches = [device for device in found if device.virtio_name == wanted.name]
     else:
-        matches = [device for device in found if device.type == name]
+        matches = [device for device in found if device.type == wanted.name]
     if not matches:
-        raise _none(name)
+        raise _none(wanted.canonical)
+    return _only(matches, f"devices of type {wanted}")
+
+
+def _only(matches: list[Found], what: str) -> Found:
+    """The one that there is. Raises UsageError where there are several."""
     if len(matches) > 1:
         raise UsageError(
-            f"there are {len(matches)} devices of type {name}",
+            f"there are {len(matches)} {what}",
             seen=[device.address for device in matches],
             expected="one",
             remedy="name one by its address",

@@ -13,100 +13,11 @@ from tests.fakes.fakesys import FakeSys, config_space
 from uvirtio.binding import discover
 from uvirtio.binding.rules import check
 from uvirtio.errors import BadAddress, NoSuchDevice, NotVirtio, PermissionLack, UsageError
-from uvirtio.host.addresses import canonical, is_alias
 
 
 @pytest.fixture
 def fake(tmp_path: Path) -> FakeSys:
     return FakeSys(tmp_path)
-
-
-# --- canonical names ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("03:00.0", "0000:03:00.0"),
-        ("0000:03:00.0", "0000:03:00.0"),
-        ("0000:0A:1F.7", "0000:0a:1f.7"),
-        ("1:0a:00.0", "0001:0a:00.0"),
-        ("010000:00:02.0", "10000:00:02.0"),
-        ("1000a0:00:02.0", "1000a0:00:02.0"),
-        ("mmio:0xFEB02E00", "mmio:0xfeb02e00"),
-        ("mmio:0x0a003e00", "mmio:0xa003e00"),
-        ("LNRO0005:07", "LNRO0005:07"),
-        ("lnro0005:0A", "LNRO0005:0a"),
-        ("a003e00.virtio_mmio", "a003e00.virtio_mmio"),
-        ("virtio-mmio.3", "virtio-mmio.3"),
-        ("/dev/vhost-vdpa-0", "/dev/vhost-vdpa-0"),
-        ("vdpa:vduse0", "vdpa:vduse0"),
-        ("virtio3", "virtio3"),
-        ("balloon", "balloon"),
-        ("qemu:pc/virtio-rng-pci,disable-modern=on", "qemu:pc/virtio-rng-pci,disable-modern=on"),
-    ],
-)
-def test_canonical(name: str, expected: str) -> None:
-    assert canonical(name) == expected
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        " ",
-        "03:00",
-        "03:00.8",
-        "03:20.0",
-        "3:0.0",
-        "0000:03:00.0\n",
-        "mmio:feb02e00",
-        "mmio:0x",
-        "virtio",
-        "virtio03",
-        "/dev/vhost-vdpa-",
-        "/dev/vfio/3",
-        "vdpa:",
-        "vdpa:..",
-        "vdpa:a/b",
-        "qemu:",
-        "toaster",
-        "../../etc",
-        "LNRO0005:",
-        "0x03:00.0",
-        "\u0663:00.0",
-        "1" * 5000,
-    ],
-)
-def test_what_is_no_address(name: str) -> None:
-    with pytest.raises(BadAddress) as error:
-        canonical(name)
-    assert error.value.exit_code == 2 and error.value.expected
-
-
-@given(st.text(max_size=40))
-def test_canonical_is_idempotent_or_refuses(name: str) -> None:
-    try:
-        made = canonical(name)
-    except BadAddress:
-        return
-    assert canonical(made) == made
-
-
-@given(
-    st.integers(0, 0xFFFFFFFF), st.integers(0, 255), st.integers(0, 31), st.integers(0, 7), st.integers(1, 8),
-    st.booleans(),
-)  # fmt: skip
-def test_all_spellings_of_a_pci_address_meet(
-    domain: int, bus: int, device: int, function: int, width: int, upper: bool
-) -> None:
-    spelled = f"{domain:0{width}x}:{bus:02x}:{device:02x}.{function}"
-    assert canonical(spelled.upper() if upper else spelled) == f"{domain:04x}:{bus:02x}:{device:02x}.{function}"
-
-
-def test_aliases_are_told_apart() -> None:
-    assert is_alias("virtio3") and is_alias("balloon")
-    assert not is_alias("0000:03:00.0") and not is_alias("vdpa:balloon")
 
 
 # --- PCI ---------------------------------------------------------------------------------------------------
