@@ -8,7 +8,6 @@ into a BAR (pci_cfg_data, 4.1.4.9) are not read.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, Literal
 
 from uvirtio.binding import vdpa_netlink
 from uvirtio.errors import BadAddress, DeviceGone, NoSuchDevice, NotVirtio, PermissionLack, UsageError
-from uvirtio.host import addresses, proc, sysfs
+from uvirtio.host import addresses, mmio, sysfs
 from uvirtio.host.addresses import Address, canonical
 from uvirtio.host.drivers import UIO, VFIO, VP_VDPA
 from uvirtio.host.names import device_behind
@@ -210,23 +209,9 @@ def _pci_node(path: Path, driver: str | None, group: int | None) -> str | None:
 
 
 def _platform_devices(roots: Roots) -> Iterator[Found]:
-    directory = sysfs.bus("platform", roots) / "devices"
-    windows = _iomem(roots)
-    known: set[int] = set()
-    for name in sysfs.names(directory):
-        path = directory / name
-        if not _is_virtio_mmio(name, path):
-            continue
-        window = _window(name, path, windows)
-        if window is not None:
-            known.add(window[0])
-        yield _platform_device(name, path, window)
-    # A kernel without VIRTIO_MMIO_CMDLINE_DEVICES passes over these; the windows are there all the same.
-    for index, base, size in _command_line(roots):
-        if base not in known:
-            known.add(base)
-            name = f"virtio-mmio.{index}"
-            yield _platform_device(name, directory / name, (base, size))
+    for window in mmio.windows(roots):
+        place = None if window.base is None else (window.base, window.length)
+        yield _platform_device(window.name, sysfs.device("platform", window.name, roots), place)
 
 
 def _platform_device(name: str, path: Path, window: tuple[int, int] | None) -> Found:
@@ -251,55 +236,6 @@ def _platform_device(name: str, path: Path, window: tuple[int, int] | None) -> F
         window=window,
         notes=tuple(notes),
     )
-
-
-def _is_virtio_mmio(name: str, path: Path) -> bool:
-    if addresses.is_mmio_platform_name(name):
-        return True
-    compatible = sysfs.read(path / "of_node/compatible", 4096)
-    return compatible is not None and "virtio,mmio" in compatible.split("\0")
-
-
-def _window(name: str, path: Path, windows: dict[str, tuple[int, int]]) -> tuple[int, int] | None:
-    if name in windows:
-        return windows[name]
-    base = addresses.mmio_base(name)
-    return None if base is None else (base, _of_node_size(path))
-
-
-def _of_node_size(path: Path) -> int:
-    """The size in of_node/reg: big-endian cells, 1+1 or 2+2 of them; 0 where it is neither."""
-    try:
-        reg = (path / "of_node/reg").read_bytes()
-    except OSError:
-        return 0
-    return int.from_bytes(reg[len(reg) // 2 :], "big") if len(reg) in (8, 16) else 0
-
-
-def _iomem(roots: Roots) -> dict[str, tuple[int, int]]:
-    """Name -> (base, length) of /proc/iomem, first line of a name; without the zeros a user gets."""
-    found: dict[str, tuple[int, int]] = {}
-    for line in proc.iomem(roots) or []:
-        if 0 < line.start < line.end:
-            for name in line.name.split():  # device tree: "a003e00.virtio_mmio a003e00.virtio_mmio"
-                found.setdefault(name, (line.start, line.size))
-    return found
-
-
-_SUFFIX = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-def _command_line(roots: Roots) -> Iterator[tuple[int, int, int]]:
-    """(index, base, size) of ``virtio_mmio.device=<size>@<base>:<irq>[:<id>]`` on the kernel's command line."""
-    text = proc.command_line(roots)
-    found = re.finditer(
-        r"(?:^|\s)virtio_mmio\.device=([0-9]{1,12}|0x[0-9a-f]{1,12})([KMG]?)@(0x[0-9a-f]{1,16}):[0-9]+(?::([0-9]{1,9}))?(?=\s|$)",
-        text,
-        re.ASCII | re.IGNORECASE,
-    )
-    for position, match in enumerate(found):
-        size = int(match[1], 0 if match[1].lower().startswith("0x") else 10) * _SUFFIX[match[2].upper()]
-        yield int(match[4]) if match[4] else position, int(match[3], 16), size
 
 
 # --- vdpa --------------------------------------------------------------------------------------------------

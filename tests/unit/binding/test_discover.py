@@ -208,7 +208,10 @@ def test_device_tree_windows(fake: FakeSys) -> None:
 def test_an_odd_name_with_the_right_compatible(fake: FakeSys) -> None:
     fake.mmio("10008000.virtio", compatible=b"acme,thing\0virtio,mmio\0")
     fake.mmio("10009000.serial", compatible=b"ns16550a\0")
-    assert [f.name for f in discover.scan(fake.roots)] == ["10008000.virtio"]
+    (found,) = discover.scan(fake.roots)
+    assert (found.name, found.address) == ("10008000.virtio", "mmio:0x10008000")
+    for name in ("10008000.virtio", "mmio:0x10008000", "/sys/bus/platform/devices/10008000.virtio"):
+        assert discover.find(name, fake.roots, aliases=False) == found
 
 
 def test_windows_on_the_command_line(fake: FakeSys) -> None:
@@ -220,6 +223,24 @@ def test_windows_on_the_command_line(fake: FakeSys) -> None:
         ("mmio:0xfeb00c00", "virtio-mmio.5", (0xFEB00C00, 1024)),
         ("mmio:0xfeb00e00", "virtio-mmio.0", (0xFEB00E00, 512)),
     ]
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_window_on_the_command_line_is_one_window(fake: FakeSys, shown: bool) -> None:
+    """With its platform device, as a user to whom /proc/iomem shows no addresses, and as root."""
+    fake.mmio("virtio-mmio.0", "balloon")
+    fake.mmio("virtio-mmio.7")
+    given = "virtio_mmio.device=512@0xfeb00e00:12 virtio_mmio.device=0x200@0xfeb00c00:13:7"
+    fake.text(fake.roots.proc / "cmdline", given + "\n")
+    lines = [("feb00c00-feb00dff", "virtio-mmio.7"), ("feb00e00-feb00fff", "virtio-mmio.0 virtio-mmio.0")]
+    text = "".join(f"{where if shown else '00000000-00000000'} : {name}\n" for where, name in lines)
+    fake.text(fake.roots.proc / "iomem", text)
+    assert [(f.address, f.name, f.type, f.window) for f in discover.scan(fake.roots)] == [
+        ("mmio:0xfeb00c00", "virtio-mmio.7", "unknown", (0xFEB00C00, 0x200)),
+        ("mmio:0xfeb00e00", "virtio-mmio.0", "balloon", (0xFEB00E00, 0x200)),
+    ]
+    for name in ("balloon", "virtio-mmio.0", "mmio:0xfeb00e00", "virtio0"):
+        assert discover.find(name, fake.roots).name == "virtio-mmio.0"
 
 
 def test_a_vdpa_device_on_a_pci_function_has_its_type(fake: FakeSys) -> None:

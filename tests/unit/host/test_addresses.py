@@ -90,6 +90,9 @@ MALFORMED = [
     "mmio:" + "0x" + "1" * 17,
     "LNRO0005:",
     "/dev/vhost-vdpa-0/..",
+    "/dev/vhost-vdpa-",
+    "/dev/vhost-vdpa-x",
+    "/dev/vhost-vdpa-00",
     "/dev/",
     "/dev/../etc/passwd",
     "/sys",
@@ -406,6 +409,17 @@ def test_the_deny_list_takes_such_names_too(fake: FakeSys, line: str) -> None:
 # --- list shows no name that no verb takes ------------------------------------------------------------------
 
 
+def windows(fake: FakeSys) -> FakeSys:
+    fake.mmio("LNRO0005:07", "balloon")
+    fake.mmio("10008000.virtio", compatible=b"virtio,mmio\0")
+    fake.mmio("a003e00.virtio_mmio", "rng", compatible=b"virtio,mmio\0")
+    fake.mmio("virtio-mmio.0")
+    fake.text(
+        fake.roots.proc / "cmdline", "virtio_mmio.device=1K@0xfeb00c00:13 virtio_mmio.device=512@0xfeb00e00:12:7\n"
+    )
+    return fake
+
+
 def user_drivers(fake: FakeSys) -> FakeSys:
     fake.pci("0000:05:00.0", "rng", driver="vfio-pci", group=9)
     path = fake.pci("10000:06:00.0", "rng", driver="uio_pci_generic")
@@ -422,7 +436,7 @@ def user_drivers(fake: FakeSys) -> FakeSys:
     return fake
 
 
-@pytest.mark.parametrize("make", [machine, user_drivers])
+@pytest.mark.parametrize("make", [machine, windows, user_drivers])
 def test_list_shows_no_name_that_no_verb_takes(
     fake: FakeSys, make: Callable[[FakeSys], FakeSys], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -441,3 +455,8 @@ def test_list_shows_no_name_that_no_verb_takes(
         parent = device["parent"]
         if parent and addresses.is_pci(parent):
             assert find(parent, fake.roots).address == parent
+    if make is windows:
+        for one in listed:
+            fake.text(fake.roots.etc / "uvirtio/deny", one["address"] + "\n")
+            denied = [found.address for found in scan(fake.roots) if denylist.denying(found.names, fake.roots)]
+            assert denied == [one["address"]]
