@@ -180,6 +180,12 @@ def parameters(line: str) -> list[tuple[str, str | None]]:
             found.append((name, value[1:].removesuffix('"') if value.startswith('"') else value))
 
 
+def misc_devices(roots: Roots) -> list[str]:
+    """The misc devices that the kernel has a driver for, by name; none where it does not tell."""
+    words = (line.split() for line in sysfs.lines(roots.proc / "misc") or [])
+    return [found[1] for found in words if len(found) == 2]
+
+
 # --- users of devices ---------------------------------------------------------------------------------------
 
 
