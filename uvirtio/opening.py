@@ -7,7 +7,6 @@ Modules are imported where they are used, so that a command loads no more than i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Unpack, cast
@@ -23,21 +22,15 @@ from uvirtio.errors import (
     PermissionLack,
     UvirtioError,
 )
-from uvirtio.host import denylist
+from uvirtio.host import addresses, denylist
+from uvirtio.host.addresses import Address
+from uvirtio.host.roots import Roots
 from uvirtio.interfaces.backend import MmioWindow, PciFunction, VdpaNode, WithoutIommu
 from uvirtio.interfaces.transport import Transport
 from uvirtio.memory.trace import Trace
-from uvirtio.spec import ids
 
 Opened = PciFunction | MmioWindow | VdpaNode
 """What a back end hands over."""
-
-_MMIO = re.compile(
-    r"mmio:0x[0-9a-f]{1,16}|LNRO0005:[0-9a-f]{2,8}|[0-9a-f]{1,16}\.virtio_mmio|virtio-mmio\.[0-9]{1,10}",
-    re.IGNORECASE | re.ASCII,
-)
-_VDPA = re.compile(r"/dev/vhost-vdpa-(0|[1-9][0-9]{0,9})|vdpa:[^\s/]{1,128}", re.ASCII)
-_PCI = re.compile(r"(?:([0-9a-fA-F]{4,6}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])")
 
 
 def open(address: str | Opened, *, options: OpenOptions | None = None, **keywords: Unpack[OpenKeywords]) -> Device:
@@ -87,9 +80,10 @@ def open_function(
     """
     options = chosen(options, keywords)
     if not isinstance(address, str):
-        found = _handed_over(address)
-        return found.address, found
-    family = _family(address)
+        handed = _handed_over(address)
+        return handed.address, handed
+    found = _openable(address, options.roots)
+    family = _family(found)
     if options.backend not in ("auto", *family.backends):
         raise BadAddress(
             f"the back end {options.backend!r} cannot open {address}",
@@ -97,7 +91,7 @@ def open_function(
             expected=" or ".join(("auto", *family.backends)),
             remedy="leave --backend out",
         )
-    return family.open(address, options)
+    return family.open(found.canonical, options)
 
 
 def chosen(options: OpenOptions | None, keywords: OpenKeywords) -> OpenOptions:
@@ -134,16 +128,31 @@ class _Family:
     open: Callable[[str, OpenOptions], tuple[str, Opened]]
 
 
-def _family(address: str) -> _Family:
-    if address.startswith(denylist.QEMU_PREFIX):
-        return _Family(("qemu",), _open_qemu)
-    if pci_address(address) is not None:
-        return _Family(("vfio", "vfio-group", "vfio-cdev", "uio"), _open_pci)
-    if _MMIO.fullmatch(address):
-        return _Family(("devmem",), _open_mmio)
-    if _VDPA.fullmatch(address):
-        return _Family(("vhost-vdpa",), _open_vdpa)
-    raise _not_openable(address)
+def _family(address: Address) -> _Family:
+    families = {
+        "qemu": _Family(("qemu",), _open_qemu),
+        "pci": _Family(("vfio", "vfio-group", "vfio-cdev", "uio"), _open_pci),
+        "mmio": _Family(("devmem",), _open_mmio),
+        "vdpa": _Family(("vhost-vdpa",), _open_vdpa),
+    }
+    return families[address.family]
+
+
+def _openable(text: str, roots: Roots) -> Address:
+    """The address of the device that a name belongs to. Raises BadAddress, NotBound, as ``discover.find`` does."""
+    address = addresses.parse(text)
+    if address.family in addresses.LOOKED_UP:
+        from uvirtio.binding import discover
+
+        return addresses.parse(discover.find(text, roots).address)
+    if not address.openable:
+        raise NotBound(
+            f"{address} is a name for looking only",
+            seen=text,
+            expected="the address of a device that a driver for user space holds, or a qemu: address",
+            remedy="uvirtio list shows its address; then: uvirtio bind ADDRESS",
+        )
+    return address
 
 
 def _open_qemu(address: str, options: OpenOptions) -> tuple[str, Opened]:
@@ -157,24 +166,22 @@ _VFIO_WAYS: dict[str, Literal["group", "cdev"]] = {"vfio-group": "group", "vfio-
 
 
 def _open_pci(address: str, options: OpenOptions) -> tuple[str, Opened]:
-    canonical = pci_address(address)
-    assert canonical is not None
-    denylist.check([canonical, address], options.roots)
+    denylist.check([address], options.roots)
     from uvirtio.host import drivers
 
     # The driver that holds it decides; --backend only insists.
-    held = drivers.pci_driver(canonical, options.roots)
+    held = drivers.pci_driver(address, options.roots)
     if options.backend == "uio" or (options.backend == "auto" and held == drivers.UIO):
         from uvirtio.backends import uio_pci
 
         function = uio_pci.UioPciFunction.open(
-            canonical, options.roots, timeout=options.timeout, unsafe_dma=options.unsafe_dma
+            address, options.roots, timeout=options.timeout, unsafe_dma=options.unsafe_dma
         )
-        return canonical, function
+        return address, function
     from uvirtio.backends import vfio_pci
 
-    return canonical, vfio_pci.VfioPciFunction.open(
-        canonical,
+    return address, vfio_pci.VfioPciFunction.open(
+        address,
         options.roots,
         timeout=options.timeout,
         way=_VFIO_WAYS.get(options.backend, "best"),
@@ -186,19 +193,15 @@ def _open_mmio(address: str, options: OpenOptions) -> tuple[str, Opened]:
     denylist.check([address], options.roots)
     from uvirtio.backends import devmem
     from uvirtio.binding import discover
-    from uvirtio.host import addresses
 
-    canonical = addresses.canonical(address)
     try:
-        found = discover.find(canonical, options.roots, aliases=False)
+        found = discover.find(address, options.roots, aliases=False)
     except NoSuchDevice:
-        base = addresses.mmio_base_of_name(canonical)
-        if base is None or not canonical.startswith("mmio:"):
+        base = addresses.mmio_base(address)
+        if base is None or not address.startswith("mmio:"):
             raise
         # An address that somebody gave by hand: /proc/iomem has the last word.
-        denylist.check([canonical], options.roots)
-        unsafe = options.unsafe_dma
-        return canonical, devmem.DevmemWindow.open(canonical, base, 0, options.roots, unsafe_dma=unsafe)
+        return address, devmem.DevmemWindow.open(address, base, 0, options.roots, unsafe_dma=options.unsafe_dma)
     denylist.check(found.names, options.roots)
     if found.window is None:
         raise PermissionLack(
@@ -226,15 +229,6 @@ def _open_vdpa(address: str, options: OpenOptions) -> tuple[str, Opened]:
     # Whoever denies the PCI function denies what vp_vdpa makes of it.
     denylist.check([node, f"vdpa:{name}", vhost_vdpa.parent_of(name, options.roots).name], options.roots)
     return node, vhost_vdpa.VhostVdpaNode.open(node, options.roots)
-
-
-def pci_address(address: str) -> str | None:
-    """The long form of a PCI address, ``0000:03:00.0``; None for anything else."""
-    match = _PCI.fullmatch(address)
-    if match is None:
-        return None
-    domain, bus, slot, function = match.groups()
-    return f"{int(domain or '0', 16):04x}:{bus}:{slot}.{function}".lower()
 
 
 def identify(
@@ -306,20 +300,4 @@ def _no_legacy(address: str, seen: str) -> UvirtioError:
         seen=seen,
         expected="a transitional PCI device",
         remedy="leave --force-legacy out",
-    )
-
-
-def _not_openable(address: str) -> UvirtioError:
-    if re.fullmatch(r"virtio\d+", address) or ids.type_id(address) is not None:
-        return NotBound(
-            f"{address} names a device that a kernel driver holds",
-            seen=address,
-            expected="the PCI address of a bound function, or a qemu: address",
-            remedy="uvirtio list shows its address; then: uvirtio bind ADDRESS",
-        )
-    return BadAddress(
-        f"{address!r} is no address of a device",
-        seen=address,
-        expected="0000:03:00.0, 03:00.0, vdpa:NAME, /dev/vhost-vdpa-N or qemu:[MACHINE/]DEVICE",
-        remedy="uvirtio list shows the addresses of this machine",
     )

@@ -30,7 +30,6 @@ from uvirtio.errors import (
 from uvirtio.host import mmio, sysfs
 from uvirtio.host.lock import take_lock
 from uvirtio.host.pages import CPU_PAGE
-from uvirtio.host.proc import iomem_addresses
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.memory.access import MappedRegisters
@@ -262,20 +261,22 @@ def _map(fd: int, start: int, length: int, base: int, address: str, roots: Roots
 def _refused(start: int, length: int, base: int, address: str, roots: Roots) -> Exception:
     """Why the kernel says no to a mapping: whose window lies in the page, or its configuration."""
     held = []
-    for region in iomem_addresses(roots):
-        if region.overlaps(start & -CPU_PAGE, (start + length + CPU_PAGE - 1) & -CPU_PAGE):
-            for name in mmio.windows_of(region):
-                driver = sysfs.driver_of(sysfs.device("platform", name, roots))
-                if driver is not None:
-                    entry = f"mmio:{region.start:#x} ({name}, {driver})"
-                    if region.start == base:
-                        return NotBound(
-                            f"{address} is held by a driver of the kernel",
-                            seen=entry,
-                            expected="a window that nobody drives",
-                            remedy=f"uvirtio bind mmio:{base:#x}",
-                        )
-                    held.append(entry)
+    page = (start & -CPU_PAGE, (start + length + CPU_PAGE - 1) & -CPU_PAGE)
+    for window in mmio.windows(roots):
+        if window.base is None or not page[0] <= window.base < page[1]:
+            continue
+        driver = sysfs.driver_of(sysfs.device("platform", window.name, roots))
+        if driver is None:
+            continue
+        entry = f"mmio:{window.base:#x} ({window.name}, {driver})"
+        if window.base == base:
+            return NotBound(
+                f"{address} is held by a driver of the kernel",
+                seen=entry,
+                expected="a window that nobody drives",
+                remedy=f"uvirtio bind mmio:{base:#x}",
+            )
+        held.append(entry)
     if held:
         return GroupNotViable(
             f"{address} shares its page with windows that the kernel drives, and then it maps none of them",

@@ -8,7 +8,6 @@ into a BAR (pci_cfg_data, 4.1.4.9) are not read.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any, Literal
 
 from uvirtio.binding import vdpa_netlink
 from uvirtio.errors import BadAddress, DeviceGone, NoSuchDevice, NotVirtio, PermissionLack, UsageError
-from uvirtio.host import addresses, proc, sysfs
-from uvirtio.host.addresses import canonical
+from uvirtio.host import addresses, mmio, sysfs
+from uvirtio.host.addresses import Address, canonical
 from uvirtio.host.drivers import UIO, VFIO, VP_VDPA
+from uvirtio.host.names import device_behind
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.spec import ids, pci
@@ -39,8 +39,6 @@ __all__ = [
 ]
 
 Interface = Literal["modern", "transitional", "legacy", "mmio", "vdpa", "none"]
-
-_NUMBERED = re.compile(r"virtio[0-9]+", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,23 +209,9 @@ def _pci_node(path: Path, driver: str | None, group: int | None) -> str | None:
 
 
 def _platform_devices(roots: Roots) -> Iterator[Found]:
-    directory = sysfs.bus("platform", roots) / "devices"
-    windows = _iomem(roots)
-    known: set[int] = set()
-    for name in sysfs.names(directory):
-        path = directory / name
-        if not _is_virtio_mmio(name, path):
-            continue
-        window = _window(name, path, windows)
-        if window is not None:
-            known.add(window[0])
-        yield _platform_device(name, path, window)
-    # A kernel without VIRTIO_MMIO_CMDLINE_DEVICES passes over these; the windows are there all the same.
-    for index, base, size in _command_line(roots):
-        if base not in known:
-            known.add(base)
-            name = f"virtio-mmio.{index}"
-            yield _platform_device(name, directory / name, (base, size))
+    for window in mmio.windows(roots):
+        place = None if window.base is None else (window.base, window.length)
+        yield _platform_device(window.name, sysfs.device("platform", window.name, roots), place)
 
 
 def _platform_device(name: str, path: Path, window: tuple[int, int] | None) -> Found:
@@ -254,55 +238,6 @@ def _platform_device(name: str, path: Path, window: tuple[int, int] | None) -> F
     )
 
 
-def _is_virtio_mmio(name: str, path: Path) -> bool:
-    if addresses.is_mmio_platform_name(name):
-        return True
-    compatible = sysfs.read(path / "of_node/compatible", 4096)
-    return compatible is not None and "virtio,mmio" in compatible.split("\0")
-
-
-def _window(name: str, path: Path, windows: dict[str, tuple[int, int]]) -> tuple[int, int] | None:
-    if name in windows:
-        return windows[name]
-    base = addresses.mmio_base_of_name(name)
-    return None if base is None else (base, _of_node_size(path))
-
-
-def _of_node_size(path: Path) -> int:
-    """The size in of_node/reg: big-endian cells, 1+1 or 2+2 of them; 0 where it is neither."""
-    try:
-        reg = (path / "of_node/reg").read_bytes()
-    except OSError:
-        return 0
-    return int.from_bytes(reg[len(reg) // 2 :], "big") if len(reg) in (8, 16) else 0
-
-
-def _iomem(roots: Roots) -> dict[str, tuple[int, int]]:
-    """Name -> (base, length) of /proc/iomem, first line of a name; without the zeros a user gets."""
-    found: dict[str, tuple[int, int]] = {}
-    for line in proc.iomem(roots) or []:
-        if 0 < line.start < line.end:
-            for name in line.name.split():  # device tree: "a003e00.virtio_mmio a003e00.virtio_mmio"
-                found.setdefault(name, (line.start, line.size))
-    return found
-
-
-_SUFFIX = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-
-
-def _command_line(roots: Roots) -> Iterator[tuple[int, int, int]]:
-    """(index, base, size) of ``virtio_mmio.device=<size>@<base>:<irq>[:<id>]`` on the kernel's command line."""
-    text = proc.command_line(roots)
-    found = re.finditer(
-        r"(?:^|\s)virtio_mmio\.device=([0-9]{1,12}|0x[0-9a-f]{1,12})([KMG]?)@(0x[0-9a-f]{1,16}):[0-9]+(?::([0-9]{1,9}))?(?=\s|$)",
-        text,
-        re.ASCII | re.IGNORECASE,
-    )
-    for position, match in enumerate(found):
-        size = int(match[1], 0 if match[1].lower().startswith("0x") else 10) * _SUFFIX[match[2].upper()]
-        yield int(match[4]) if match[4] else position, int(match[3], 16), size
-
-
 # --- vdpa --------------------------------------------------------------------------------------------------
 
 
@@ -316,9 +251,7 @@ def _vdpa_devices(roots: Roots) -> Iterator[Found]:
         if device_id is None and roots.live:  # the kernel answers for no other tree
             told = vdpa_netlink.devices() if told is None else told
             device_id = told[name].device_id if name in told else None
-        node = next((f"/dev/{child}" for child in sysfs.names(path) if child.startswith("vhost-vdpa-")), None)
-        if node is not None and not addresses.is_vhost_vdpa_node(node):
-            node = None
+        node = sysfs.vdpa_node(path)
         yield Found(
             address=node or f"vdpa:{name}",
             bus="vdpa",
@@ -354,7 +287,7 @@ def _id_of_parent(parent: Path) -> int | None:
 def _virtio_child(path: Path) -> tuple[str | None, str | None]:
     """``virtio3`` below the bus device, and the driver that holds it."""
     for name in sysfs.names(path):
-        if _NUMBERED.fullmatch(name):
+        if addresses.is_virtio_name(name):
             return name, sysfs.driver_of(path / name)
     return None, None
 
@@ -391,53 +324,64 @@ def negotiated_features(found: Found) -> int | None:
 def find(name: str, roots: Roots, *, aliases: bool = True) -> Found:
     """The device with this name, in any of its forms.
 
-    ``virtio3`` and type names are for looking only; with ``aliases=False`` they are refused. Raises
-    BadAddress (no known form), UsageError (several devices of that type), NoSuchDevice, NotVirtio.
+    Args:
+        name: An address, or what the kernel calls something that stands on the device (``eth0``, ``/dev/vda``).
+        roots: Where to look.
+        aliases: Whether ``virtio3`` and a type will do: these are for looking only.
+
+    Raises:
+        BadAddress: The name has no known form, or is for looking only.
+        UsageError: It is that of several devices, or of one of QEMU's.
+        NoSuchDevice: No device has it.
+        NotVirtio: The device that has it is no virtio device.
     """
-    wanted = canonical(name)
-    if wanted.startswith(addresses.QEMU):
+    wanted = addresses.parse(name)
+    if wanted.family == "pci":
+        return _find_pci(wanted.name, roots)
+    if wanted.family == "qemu":
         raise UsageError(
             f"{wanted} is a device of QEMU's; this machine's sysfs does not have it",
-            seen=wanted,
+            seen=wanted.canonical,
             expected="an address of this machine",
             remedy="`uvirtio diag` takes qemu: addresses",
         )
-    if addresses.is_pci(wanted):
-        return _find_pci(wanted, roots)
+    if wanted.family in addresses.LOOKED_UP:
+        return _find_behind(wanted, roots)
     found = scan(roots)
-    if addresses.is_alias(wanted):
+    if wanted.family in addresses.LOOKING_ONLY:
         device = _by_alias(wanted, found)
         if aliases:
             return device
         raise BadAddress(
             f"{wanted} is a name for looking only",
-            seen=wanted,
+            seen=wanted.canonical,
             expected="the address of a device",
             remedy=f"write {device.address}",
         )
-    base = addresses.mmio_base_of_name(wanted)
     for device in found:
-        if wanted in device.names or (base is not None and device.window is not None and base == device.window[0]):
+        if wanted.canonical in device.names:
             return device
-    raise _none(wanted)
+        if wanted.base is not None and device.window is not None and wanted.base == device.window[0]:
+            return device
+    raise _none(wanted.canonical)
 
 
-def _find_pci(address: str, roots: Roots) -> Found:
-    name = next(
-        (n for n in sysfs.device_names("pci", roots) if addresses.is_pci(n) and canonical(n) == address), None
-    )
+def _find_pci(address: str, roots: Roots, known_as: str = "") -> Found:
+    names = sysfs.device_names("pci", roots)
+    name = next((name for name in names if addresses.is_pci(name) and canonical(name) == address), None)
     if name is None:
         raise _none(address)
+    shown = f"{known_as} belongs to {address}, which" if known_as else address
     device = _pci_function(name, roots)
     if device is None:
         raise NotVirtio(
-            f"{address} does not show its vendor and device id",
+            f"{shown} does not show its vendor and device id",
             seen="no readable vendor or device file",
             expected="a virtio PCI function",
         )
     if device.interface == "none":
         raise NotVirtio(
-            f"{address} is no virtio device",
+            f"{shown} is no virtio device",
             seen=f"PCI id {device.pci_id}, class {device.pci_class or 0:06x}, driver {device.driver or 'none'}",
             expected="PCI id 1af4:1000 to 1af4:107f (4.1.2)",
             remedy="`uvirtio list` shows the virtio devices of this machine",
@@ -445,16 +389,39 @@ def _find_pci(address: str, roots: Roots) -> Found:
     return device
 
 
-def _by_alias(name: str, found: list[Found]) -> Found:
-    if addresses.is_virtio_name(name):
-        matches = [device for device in found if device.virtio_name == name]
+def _find_behind(wanted: Address, roots: Roots) -> Found:
+    """The device that an interface, a disk, a node or a path of sysfs belongs to."""
+    if wanted.family == "node" and (having := [one for one in scan(roots) if one.node == wanted.canonical]):
+        return _only(having, f"devices behind {wanted}")  # the nodes of user-space drivers: /dev/vfio/8
+    bus, name = device_behind(wanted, roots)
+    if bus == "pci":
+        return _find_pci(canonical(name), roots, wanted.canonical)
+    for device in scan(roots):
+        if device.bus == bus and device.name == name:
+            return device
+    raise NotVirtio(
+        f"{wanted} belongs to {name}, which is no virtio device",
+        seen=f"the {bus} device {name}",
+        expected="a virtio-mmio window or a vDPA device",
+        remedy="`uvirtio list` shows the virtio devices of this machine",
+    )
+
+
+def _by_alias(wanted: Address, found: list[Found]) -> Found:
+    if wanted.family == "virtio":
+        matches = [device for device in found if device.virtio_name == wanted.name]
     else:
-        matches = [device for device in found if device.type == name]
+        matches = [device for device in found if device.type == wanted.name]
     if not matches:
-        raise _none(name)
+        raise _none(wanted.canonical)
+    return _only(matches, f"devices of type {wanted}")
+
+
+def _only(matches: list[Found], what: str) -> Found:
+    """The one that there is. Raises UsageError where there are several."""
     if len(matches) > 1:
         raise UsageError(
-            f"there are {len(matches)} devices of type {name}",
+            f"there are {len(matches)} {what}",
             seen=[device.address for device in matches],
             expected="one",
             remedy="name one by its address",

@@ -20,7 +20,7 @@ from uvirtio.binding.checks import Check, driver_state, module_installed
 from uvirtio.binding.discover import scan
 from uvirtio.binding.facts import Facts
 from uvirtio.errors import Denied, NotSupported
-from uvirtio.host import addresses, denylist, memory, process, sysfs
+from uvirtio.host import denylist, memory, process, sysfs
 from uvirtio.host.drivers import UIO, USER_DRIVERS, VDPA, VFIO
 from uvirtio.host.proc import kernel_release
 from uvirtio.host.roots import Roots
@@ -234,15 +234,16 @@ def _vdpa(roots: Roots) -> Iterator[Check]:
 
 def _vdpa_access(devices: list[str], roots: Roots) -> Iterator[Check]:
     """access(2) asks about the rights and opens nothing: to open a node resets the device."""
-    children = [child for name in devices for child in sysfs.names(sysfs.device("vdpa", name, roots))]
-    nodes = [child for child in children if addresses.is_vhost_vdpa_node(f"/dev/{child}")]
-    closed = [node for node in nodes if not os.access(roots.dev / node, os.R_OK | os.W_OK)]
+    made = (sysfs.vdpa_node(sysfs.device("vdpa", name, roots)) for name in devices)
+    nodes = [node for node in made if node is not None]
+    rights = {node: os.access(roots.dev / node.removeprefix("/dev/"), os.R_OK | os.W_OK) for node in nodes}
+    closed = [node for node, allowed in rights.items() if not allowed]
     if closed:
-        names = ", ".join(f"/dev/{node}" for node in closed)
+        names = ", ".join(closed)
         remedy = "run as root, or bind with --owner USER"
         yield Check("vhost-vdpa-access", "warn", f"this user may not open {names}", remedy)
     elif nodes:
-        names = ", ".join(f"/dev/{node}" for node in nodes)
+        names = ", ".join(nodes)
         yield Check("vhost-vdpa-access", "pass", f"this user may open {names}")
 
 
@@ -323,6 +324,13 @@ def _deny(roots: Roots) -> Iterator[Check]:
         return
     if "*" in listed:
         yield Check("deny-list", "warn", f"{path} denies every real device; qemu: devices are exempt")
+    elif lost := denylist.without_effect(roots):
+        yield Check(
+            "deny-list",
+            "warn",
+            f"{path} has lines that deny no device: {', '.join(lost)[:200]}",
+            "write addresses as `uvirtio list` shows them, or globs over these",
+        )
     elif listed:
         yield Check("deny-list", "pass", f"{path} has {len(listed)} patterns: {', '.join(listed)[:200]}")
     else:

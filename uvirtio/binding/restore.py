@@ -18,8 +18,7 @@ from uvirtio.binding.facts import Facts
 from uvirtio.binding.journal import DeviceEntry
 from uvirtio.binding.sysfs_ops import TIMEOUT, SysfsOps, device_lock
 from uvirtio.errors import Busy, DeviceAbsent, OperationFailed, Refused, UvirtioError
-from uvirtio.host import sysfs
-from uvirtio.host.addresses import canonical
+from uvirtio.host import addresses, sysfs
 from uvirtio.host.drivers import USER_DRIVERS
 from uvirtio.host.roots import Roots
 from uvirtio.host.writer import ChildWriter, Writer
@@ -82,7 +81,9 @@ def _key(name: str, roots: Roots) -> str:
     try:
         return find(name, roots, aliases=False).key
     except DeviceAbsent:
-        return canonical(name)
+        if not (gone := addresses.parse(name)).openable:
+            raise
+        return gone.canonical
 
 
 def _restore_one(address: str, roots: Roots, ops: SysfsOps) -> Restored:

@@ -109,8 +109,8 @@ class SysfsOps:
     def node(self, bus: str, name: str, iommu_group: int | None) -> Path | None:
         """The node below /dev of the VFIO group or the vDPA device, if it is there."""
         if bus == "vdpa":
-            children = [child for child in sysfs.names(self.device(bus, name)) if child.startswith("vhost-vdpa-")]
-            paths = [self.roots.dev / child for child in children]
+            made = sysfs.vdpa_node(self.device(bus, name))
+            paths = [] if made is None else [self.roots.dev / made.removeprefix("/dev/")]
         elif iommu_group is None:
             paths = []
         else:

@@ -1,94 +1,240 @@
-"""The names that a device goes by, and the one that is canonical. Pure text: nothing is looked at."""
+"""The names that a device goes by: one grammar for every verb, every option and the deny list.
+
+Pure text: nothing is looked at. What a name of the kernel's (``eth0``, ``/dev/vda``, a path of sysfs) belongs to
+is found by :mod:`uvirtio.host.names`. What may follow ``qemu:`` is the business of that back end.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal, NoReturn
 
 from uvirtio.errors import BadAddress
 from uvirtio.spec import ids
 
-_PCI = re.compile(r"(?:([0-9a-f]{1,8}):)?([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])", re.IGNORECASE | re.ASCII)
-_VIRTIO = re.compile(r"virtio(0|[1-9][0-9]{0,9})", re.ASCII)
-_MMIO = re.compile(r"mmio:0x([0-9a-f]{1,16})", re.IGNORECASE | re.ASCII)
-_ACPI = re.compile(r"LNRO0005:([0-9a-f]{2,8})", re.IGNORECASE | re.ASCII)
-_DEVICE_TREE = re.compile(r"([0-9a-f]{1,16})\.virtio_mmio", re.IGNORECASE | re.ASCII)
-_COMMAND_LINE = re.compile(r"virtio-mmio\.([0-9]{1,10})", re.ASCII)
-_VHOST_VDPA = re.compile(r"/dev/vhost-vdpa-(0|[1-9][0-9]{0,9})", re.ASCII)
-_VDPA = re.compile(r"vdpa:([^\s/\x00-\x1f\x7f]{1,128})")
-QEMU = "qemu:"
+Family = Literal["pci", "mmio", "vdpa", "qemu", "virtio", "type", "name", "node", "path"]
+"""What kind of name it is.
 
-FORMS = (
-    "0000:03:00.0, mmio:0xfeb02e00, LNRO0005:07, a003e00.virtio_mmio, /dev/vhost-vdpa-0, vdpa:NAME, qemu:DEVICE; "
-    "to look only, also virtio3 or a type such as balloon"
+``pci``, ``mmio``, ``vdpa`` and ``qemu`` name a device for good. ``virtio`` (``virtio3``) and ``type``
+(``balloon``) are for looking only. ``name`` (``eth0``), ``node`` (``/dev/vda``) and ``path``
+(``/sys/class/net/eth0``) are what the kernel made of a device, or where it shows it.
+"""
+
+OPENABLE: Final = frozenset({"pci", "mmio", "vdpa", "qemu"})
+LOOKING_ONLY: Final = frozenset({"virtio", "type"})
+LOOKED_UP: Final = frozenset({"name", "node", "path"})
+
+QEMU: Final = "qemu:"
+
+FORMS: Final = (
+    "0000:03:00.0, mmio:0xfeb02e00, LNRO0005:07, a003e00.virtio_mmio, virtio-mmio.3, /dev/vhost-vdpa-0, vdpa:NAME "
+    "or qemu:[MACHINE/]DEVICE; also eth0, /dev/vda, /dev/input/event3 or a path below /sys; to look only, virtio3 "
+    "or a type that one device has"
 )
 
+# lspci, sysfs and virsh write pci:..., lshw writes pci@..., devlink writes pci/...
+_PCI = re.compile(
+    r"(?:pci[@/])?(?:(?P<domain>[0-9a-f]{1,8}):)?(?P<bus>[0-9a-f]{1,2}):(?P<device>[0-9a-f]{1,2})\.(?P<function>[0-7])",
+    re.IGNORECASE | re.ASCII,
+)
+_LIKE_PCI = re.compile(
+    r"(?:pci[@/])?(?:([0-9a-f]+):)?([0-9a-f]+):([0-9a-f]+)(?:\.([0-9a-f]*))?", re.IGNORECASE | re.ASCII
+)
+_PCI_DEVICES = 0x1F  # the last one on a bus
 
-def canonical(name: str) -> str:
-    """The one way to write ``name``: ``03:00.0`` becomes ``0000:03:00.0``, hex digits become lower case.
+_MMIO = re.compile(r"mmio:0x([0-9a-f]{1,16})", re.IGNORECASE | re.ASCII)
+# The names of platform devices: of ACPI, of a device tree (address and node name, of_device_make_bus_id), and of
+# the kernel's command line.
+_ACPI = re.compile(r"LNRO0005:([0-9a-f]{2,8})", re.IGNORECASE | re.ASCII)
+_DEVICE_TREE = re.compile(r"([0-9a-f]{1,16})\.([a-z][a-z0-9,._+-]{0,30})", re.IGNORECASE | re.ASCII)
+_COMMAND_LINE = re.compile(r"virtio-mmio\.(-?[0-9]{1,10})", re.ASCII)
 
-    Raises BadAddress for what has none of the known forms. Whether there is such a device is another question.
+_VHOST_VDPA = re.compile(r"/dev/vhost-vdpa-(0|[1-9][0-9]{0,9})", re.ASCII)
+_VDPA = re.compile(r"vdpa:([^\s/\x00-\x1f\x7f]{1,128})")
+_VIRTIO = re.compile(r"virtio@?(0|[1-9][0-9]{0,9})", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.!-]{0,63}", re.ASCII)
+_PATH = re.compile(r"/(sys|dev)(/[^/\x00-\x1f\x7f]{1,255}){1,64}/?")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A device by one of its names, taken apart."""
+
+    family: Family
+    canonical: str
+    """The one way to write it; for the families in ``LOOKED_UP`` as it was given."""
+    name: str
+    """What the bus, the kernel or the file system calls it: ``0000:03:00.0``, ``vduse0``, ``eth0``, ``vda``."""
+    base: int | None = None
+    """The physical address of a virtio-mmio window, where the name has it."""
+
+    def __str__(self) -> str:
+        return self.canonical
+
+    @property
+    def openable(self) -> bool:
+        """Whether it names a device for good, and not only what the kernel makes of it now."""
+        return self.family in OPENABLE
+
+
+def parse(text: str) -> Address:
+    """Take a name of a device apart. Whether there is such a device is another question.
+
+    Raises:
+        BadAddress: It has none of the known forms.
     """
-    if match := _PCI.fullmatch(name):
-        domain, bus, device, function = match.groups()
-        if int(device, 16) > 0x1F:
-            raise _bad(name, "a PCI device number up to 1f")
-        # As the kernel prints it: four digits, more only where the domain needs them.
-        return f"{int(domain or '0', 16):04x}:{bus}:{device}.{function}".lower()
-    if match := _MMIO.fullmatch(name):
-        return f"mmio:{int(match[1], 16):#x}"
-    if match := _ACPI.fullmatch(name):
-        return f"LNRO0005:{match[1].lower()}"
-    if match := _DEVICE_TREE.fullmatch(name):
-        return f"{match[1].lower()}.virtio_mmio"
-    if _VIRTIO.fullmatch(name) or _COMMAND_LINE.fullmatch(name) or _VHOST_VDPA.fullmatch(name):
-        return name
-    if (match := _VDPA.fullmatch(name)) and match[1] not in (".", ".."):
-        return name
-    if name.startswith(QEMU) and len(name) > len(QEMU):
-        return name
-    if (kind := type_of_name(name)) is not None:
-        return ids.type_name(kind)
-    raise _bad(name, FORMS)
+    for form in (_pci, _mmio, _vdpa, _qemu, _alias, _looked_up):
+        if (found := form(text)) is not None:
+            return found
+    raise bad(text, _why(text))
 
 
-def _bad(name: str, expected: str) -> BadAddress:
-    shown = name if len(name) <= 200 else name[:200] + "..."
+def canonical(text: str) -> str:
+    """The one way to write a name: ``3:00.0`` becomes ``0000:03:00.0``, hex digits become lower case.
+
+    Raises:
+        BadAddress: It has none of the known forms.
+    """
+    return parse(text).canonical
+
+
+def _pci(text: str) -> Address | None:
+    match = _PCI.fullmatch(text)
+    if match is None or (device := int(match["device"], 16)) > _PCI_DEVICES:
+        return None
+    # As the kernel prints it: four digits, more only where the domain needs them.
+    name = f"{int(match['domain'] or '0', 16):04x}:{int(match['bus'], 16):02x}:{device:02x}.{match['function']}"
+    return Address("pci", name, name)
+
+
+def _mmio(text: str) -> Address | None:
+    if match := _MMIO.fullmatch(text):
+        base = int(match[1], 16)
+        return Address("mmio", f"mmio:{base:#x}", f"mmio:{base:#x}", base)
+    if match := _ACPI.fullmatch(text):
+        name = f"LNRO0005:{match[1].lower()}"
+    elif match := _DEVICE_TREE.fullmatch(text):
+        name = f"{match[1].lower()}.{match[2]}"
+        return Address("mmio", name, name, int(match[1], 16))
+    elif _COMMAND_LINE.fullmatch(text):
+        name = text
+    else:
+        return None
+    return Address("mmio", name, name)
+
+
+def _vdpa(text: str) -> Address | None:
+    if _VHOST_VDPA.fullmatch(text):
+        return Address("vdpa", text, text)
+    if (match := _VDPA.fullmatch(text)) and match[1] not in (".", ".."):
+        return Address("vdpa", text, match[1])
+    return None
+
+
+def _qemu(text: str) -> Address | None:
+    return Address("qemu", text, text) if text.startswith(QEMU) and len(text) > len(QEMU) else None
+
+
+def _alias(text: str) -> Address | None:
+    if match := _VIRTIO.fullmatch(text):
+        return Address("virtio", f"virtio{match[1]}", f"virtio{match[1]}")
+    kind = ids.type_id(text)
+    return None if kind is None else Address("type", ids.type_name(kind), ids.type_name(kind))
+
+
+def _looked_up(text: str) -> Address | None:
+    if match := _PATH.fullmatch(text):
+        plain = text.rstrip("/")
+        if {".", ".."} & set(plain.split("/")) or plain.startswith("/dev/vhost-vdpa-"):
+            return None
+        return Address("node" if match[1] == "dev" else "path", plain, plain[5:])
+    return Address("name", text, text) if _NAME.fullmatch(text) else None
+
+
+def _why(text: str) -> str:
+    """What is wrong with it, as far as that can be told."""
+    if not text.strip():
+        return "it is empty"
+    match = _LIKE_PCI.fullmatch(text) if len(text) < 64 else None
+    if match is None:
+        return ""
+    domain, bus, device, function = match.groups()
+    if function is None:
+        return "a PCI address ends in a dot and the function, as in 03:00.0"
+    for what, digits, most in (
+        ("domain", domain, 0xFFFFFFFF),
+        ("bus", bus, 0xFF),
+        ("device", device, _PCI_DEVICES),
+        ("function", function, 7),
+    ):
+        if digits is not None and (not digits or int(digits, 16) > most):
+            return f"{what} {digits or 'none'} is not 0 to {most:x}"
+    return "too many digits"
+
+
+def bad(text: str, why: str = "") -> BadAddress:
+    """The error for what is no address; ``why`` says what is wrong with it."""
+    shown = text if len(text) <= 200 else text[:200] + "..."
     return BadAddress(
-        f"{shown!r} is no address of a device",
+        f"{shown!r} is not the address of a device" + (f": {why}" if why else ""),
         seen=shown,
-        expected=expected,
+        expected=FORMS,
         remedy="`uvirtio list` shows the addresses of this machine",
     )
 
 
+def refuse(text: str, why: str = "") -> NoReturn:
+    """Raise :func:`bad`."""
+    raise bad(text, why)
+
+
+# --- questions about one text -------------------------------------------------------------------------------
+
+
 def is_pci(name: str) -> bool:
-    return _PCI.fullmatch(name) is not None
+    """Whether sysfs would name a PCI function so."""
+    return _pci(name) is not None and name[:1] not in "pP"
 
 
 def is_virtio_name(name: str) -> bool:
-    return _VIRTIO.fullmatch(name) is not None
-
-
-def is_mmio_platform_name(name: str) -> bool:
-    """Whether a platform device has one of the three names that virtio-mmio windows get."""
-    return any(form.fullmatch(name) for form in (_ACPI, _DEVICE_TREE, _COMMAND_LINE))
+    """Whether the virtio bus would name a device so: ``virtio3``."""
+    return _VIRTIO.fullmatch(name) is not None and "@" not in name
 
 
 def is_vhost_vdpa_node(name: str) -> bool:
+    """Whether it is the node that vhost_vdpa makes: ``/dev/vhost-vdpa-0``."""
     return _VHOST_VDPA.fullmatch(name) is not None
 
 
-def mmio_base_of_name(name: str) -> int | None:
-    """The base address in ``mmio:0xfeb02e00`` or ``a003e00.virtio_mmio``; None in other names."""
-    match = _MMIO.fullmatch(name) or _DEVICE_TREE.fullmatch(name)
-    return int(match[1], 16) if match else None
+def is_mmio_platform_name(name: str) -> bool:
+    """Whether a platform device of this name is a virtio-mmio window, without a look at its device tree node."""
+    tree = _DEVICE_TREE.fullmatch(name)
+    return tree[2] == "virtio_mmio" if tree else any(form.fullmatch(name) for form in (_ACPI, _COMMAND_LINE))
 
 
-def type_of_name(name: str) -> int | None:
-    """The device id of a type name (``balloon``: 5), or None. ``virtio3`` is a device, no type."""
-    return None if is_virtio_name(name) else ids.type_id(name)
+def mmio_base(name: str) -> int | None:
+    """The physical address in a name such as ``mmio:0xfeb02e00`` or ``a003e00.virtio_mmio``; None in others."""
+    address = _mmio(name)
+    return None if address is None else address.base
 
 
-def is_alias(name: str) -> bool:
-    """Whether ``name`` is a way to say it that only looking verbs take: ``virtio3`` or a type name."""
-    return is_virtio_name(name) or type_of_name(name) is not None
+def spellings(name: str) -> Iterator[str]:
+    """Every way to write a name that a list of patterns may have, in lower case; the canonical one first."""
+    try:
+        address = parse(name)
+    except BadAddress:
+        yield name.lower()
+        return
+    yield address.canonical.lower()
+    if address.family != "pci":
+        return
+    domain, bus, rest = address.name.split(":")
+    device, function = rest.split(".")
+    domains = {f"{domain}:", f"{int(domain, 16):x}:"} | ({""} if int(domain, 16) == 0 else set())
+    for one in sorted(domains):
+        for two in {bus, f"{int(bus, 16):x}"}:
+            for three in {device, f"{int(device, 16):x}"}:
+                for before in ("", "pci@", "pci/"):
+                    yield f"{before}{one}{two}:{three}.{function}"

@@ -1,69 +1,214 @@
-"""virtio-mmio windows in physical memory, and whether an address is one: ``/proc/iomem`` has the last word.
+"""The virtio-mmio windows of this machine, and whether an address is one: ``/proc/iomem`` has the last word.
 
-/dev/mem reaches everything, RAM and other drivers' devices included, so nothing is mapped before it was held
-against that list.
+A window is a platform device of ACPI, of a device tree or of the kernel's command line. /dev/mem reaches
+everything, RAM and other drivers' devices included, so nothing is mapped before it was held against that list.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from uvirtio.errors import ForeignWindow
-from uvirtio.host import addresses
+from uvirtio.host import addresses, proc, sysfs
 from uvirtio.host.pages import CPU_PAGE
-from uvirtio.host.proc import IoRange, iomem_addresses
+from uvirtio.host.proc import IoRange
 from uvirtio.host.roots import Roots
 
 # What only says that firmware or a bus has the addresses, and not that somebody uses them.
 _PASSIVE = re.compile(r"reserved|PCI Bus .*|pnp [0-9a-f:]+", re.ASCII | re.IGNORECASE)
 
 
-def windows_of(line: IoRange) -> list[str]:
-    """The virtio-mmio devices that a line of /proc/iomem names; a device tree's line names one twice."""
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One window: its platform device, and where its registers are."""
+
+    name: str
+    """What the platform bus calls it."""
+    base: int | None
+    """Its first physical address; None where this user may not know it."""
+    length: int
+    """Bytes; 0 where it is not known."""
+    registered: bool = True
+    """Whether the kernel has made the device; it passes over the command line without a certain option."""
+
+    @property
+    def range(self) -> IoRange | None:
+        """Its addresses as a line of ``/proc/iomem``; None where the base or the length is not known."""
+        if self.base is None or not self.length:
+            return None
+        return IoRange(self.base, self.base + self.length, self.name)
+
+
+def windows(roots: Roots) -> list[Window]:
+    """Every window that the platform bus or the kernel's command line has, by name."""
+    shown: dict[str, IoRange] = {}
+    for line in proc.iomem(roots) or []:
+        if not line.hidden and (name := _device_of(line)) is not None:
+            shown.setdefault(name, line)
+    given = {one.name: one for one in _on_the_command_line(roots)}
+    found = []
+    for name in sysfs.device_names("platform", roots):
+        path = sysfs.device("platform", name, roots)
+        if name not in given and not _is_window(name, path):
+            continue
+        if name in shown:
+            found.append(Window(name, shown[name].start, shown[name].size))
+        elif name in given:
+            found.append(given.pop(name))
+        else:
+            found.append(Window(name, addresses.mmio_base(name), _length_in_device_tree(path)))
+        given.pop(name, None)
+    # A kernel without VIRTIO_MMIO_CMDLINE_DEVICES passes over these; the windows are there all the same.
+    known = {window.base for window in found}
+    for window in given.values():
+        if window.base not in known:
+            known.add(window.base)
+            found.append(Window(window.name, window.base, window.length, registered=False))
+    return sorted(found, key=lambda window: window.name)
+
+
+def _is_window(name: str, path: Path) -> bool:
+    if addresses.is_mmio_platform_name(name):
+        return True
+    compatible = sysfs.read(path / "of_node/compatible", 4096)
+    return compatible is not None and "virtio,mmio" in compatible.split("\0")
+
+
+def _length_in_device_tree(path: Path) -> int:
+    """The size in of_node/reg: big-endian cells, 1+1 or 2+2 of them; 0 where it is neither."""
+    try:
+        reg = (path / "of_node/reg").read_bytes()
+    except OSError:
+        return 0
+    return int.from_bytes(reg[len(reg) // 2 :], "big") if len(reg) in (8, 16) else 0
+
+
+def _device_of(line: IoRange) -> str | None:
+    """The platform device that a line of /proc/iomem may name.
+
+    A driver's own line has the name of its device, and behind that the one of the resource, which a device tree
+    calls ``NODE@ADDRESS`` (devm_ioremap_resource of Linux).
+    """
     words = line.name.split()
-    return list(dict.fromkeys(words)) if words and all(map(addresses.is_mmio_platform_name, words)) else []
+    return words[0] if 1 <= len(words) <= 2 else None
+
+
+# --- the kernel's command line ------------------------------------------------------------------------------
+
+_NUMBER = r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*"  # as simple_strtoull takes it with base 0
+_SIZE = re.compile(rf"({_NUMBER})?([kKmMgGtTpPeE]?)", re.ASCII)  # memparse
+_PLACE = re.compile(rf"@\s*(-?)({_NUMBER}):\s*([0-9]+)", re.ASCII)
+_ID = re.compile(r":\s*(-?[0-9]+)", re.ASCII)
+_SHIFT = {letter: 10 * (index + 1) for index, letter in enumerate("kmgtpe")}
+
+
+def _on_the_command_line(roots: Roots) -> Iterator[Window]:
+    """What Linux makes of each ``virtio_mmio.device=SIZE@BASE:IRQ[:ID]`` (vm_cmdline_set in virtio_mmio.c).
+
+    A device without an id gets the one after the last that was used or given. A value that is refused makes no
+    device; its id, where it had one, counts all the same.
+    """
+    next_id = 0
+    for name, value in proc.parameters(proc.command_line(roots)):
+        if name.replace("-", "_") != "virtio_mmio.device" or value is None:
+            continue
+        size = _SIZE.match(value)
+        assert size is not None  # it matches nothing, too
+        length = _integer(size[1] or "0") << _SHIFT.get(size[2].lower(), 0)
+        place = _PLACE.match(value, size.end())
+        if place is None:
+            continue
+        end = place.end()
+        if (explicit := _ID.match(value, end)) is not None:
+            next_id = _signed32(int(explicit[1][:32]))
+            end = explicit.end()
+        if end != len(value) or int(place[3][-32:]) % (1 << 32) == 0:
+            continue  # EINVAL: something behind it, or no interrupt
+        device = "virtio-mmio" if next_id == -1 else f"virtio-mmio.{next_id}"  # PLATFORM_DEVID_NONE
+        next_id = _signed32(next_id + 1)
+        base = _integer(place[2])
+        if not place[1] and length > 0 and base + length <= 1 << 64:
+            yield Window(device, base, length)
+
+
+def _integer(text: str) -> int:
+    """A C literal, at most 64 bits of it."""
+    base = 16 if text[:2].lower() == "0x" else 8 if text[0] == "0" else 10
+    return int(text[:64], base) % (1 << 64)
+
+
+def _signed32(value: int) -> int:
+    return (value + (1 << 31)) % (1 << 32) - (1 << 31)
+
+
+# --- may it be mapped? --------------------------------------------------------------------------------------
 
 
 def check_window(base: int, length: int, roots: Roots, *, address: str, named_only: bool = False) -> list[str]:
-    """Make sure that ``length`` bytes at ``base`` are a virtio-mmio window or nobody's, and so is their page.
+    """Make sure that some bytes of physical memory are a virtio-mmio window or unused, and so is their page.
 
-    Returns the names of the windows in these pages. ``named_only``: nobody's will not do. Raises ForeignWindow,
-    PermissionLack.
+    Args:
+        base: The first address.
+        length: Bytes.
+        roots: Where to look.
+        address: What to call it in an error.
+        named_only: Whether it must be a window that the kernel knows: unused addresses will not do.
+
+    Returns:
+        The names of the windows in these pages.
+
+    Raises:
+        ForeignWindow: It is not, or not a whole one.
+        PermissionLack: ``/proc/iomem`` hides the addresses from this user.
     """
     start, end = base & -CPU_PAGE, (base + length + CPU_PAGE - 1) & -CPU_PAGE
-    there = [region for region in iomem_addresses(roots) if region.overlaps(start, end)]
-    names: list[str] = []
-    for region in there:
-        if windows := windows_of(region):
-            names += windows
-        elif not (_PASSIVE.fullmatch(region.name) and region.covers(start, end)):
-            inside = region.overlaps(base, base + length)
+    known = windows(roots)
+    names = {window.name for window in known}
+    ours: list[IoRange] = []
+    for line in proc.iomem_addresses(roots):
+        if not line.overlaps(start, end):
+            continue
+        device = _device_of(line)
+        if device is not None and (device in names or addresses.is_mmio_platform_name(device)):
+            ours.append(IoRange(line.start, line.end, device))
+        elif not (_PASSIVE.fullmatch(line.name) and line.covers(start, end)):
+            inside = line.overlaps(base, base + length)
             raise ForeignWindow(
                 f"{address} is not mapped: " + ("it is" if inside else "its page has") + " somebody else's memory",
-                seen=str(region),
+                seen=str(line),
                 expected="a virtio-mmio window",
                 remedy="uvirtio list shows the windows of this machine; compare the address with /proc/iomem",
             )
-    _check_names(base, length, there, address, named_only)
-    return list(dict.fromkeys(names))
+    # A window of a device tree is in that list only while a driver has it.
+    listed = {line.name for line in ours}
+    ours += [
+        window.range or IoRange(window.base, window.base + 1, window.name)
+        for window in known
+        if window.registered and window.base is not None and window.name not in listed
+    ]
+    here = [line for line in ours if line.overlaps(start, end)]
+    _check_whole(base, length, here, address, named_only)
+    return list(dict.fromkeys(line.name for line in here))
 
 
-def _check_names(base: int, length: int, there: Sequence[IoRange], address: str, named_only: bool) -> None:
-    windows = [region for region in there if windows_of(region) and region.overlaps(base, base + length)]
-    for region in windows:
-        if base < region.start or region.end < base + length:
+def _check_whole(base: int, length: int, here: Sequence[IoRange], address: str, named_only: bool) -> None:
+    touched = [line for line in here if line.overlaps(base, base + length)]
+    for line in touched:
+        if base != line.start or (line.size > 1 and line.end < base + length):
             raise ForeignWindow(
                 f"{address} is not mapped: it is no whole window",
-                seen=f"{base:#x}-{base + length - 1:#x} across {region}",
+                seen=f"{base:#x}-{base + length - 1:#x} across {line}",
                 expected="the beginning of a window",
-                remedy=f"write mmio:{region.start:#x}",
+                remedy=f"write mmio:{line.start:#x}",
             )
-    if named_only and not windows:
+    if named_only and not touched:
         # On x86 a read of nothing gives ones; elsewhere it is a bus error, which ends this process.
         raise ForeignWindow(
             f"{address} is not mapped: the kernel knows of no window there",
-            seen="no line of a virtio-mmio device in /proc/iomem",
+            seen="no line of a virtio-mmio device in /proc/iomem, and none in sysfs",
             expected="one: on this CPU a read of nothing is fatal",
             remedy="uvirtio list shows the windows of this machine",
         )

@@ -147,6 +147,45 @@ def command_line(roots: Roots) -> str:
     return sysfs.read(roots.proc / "cmdline") or ""
 
 
+_SPACE = " \t\n\v\f\r"
+
+
+def parameters(line: str) -> list[tuple[str, str | None]]:
+    """The parameters of a kernel's command line as (name, value), by the kernel's own rules (next_arg).
+
+    Quotation marks keep blanks together and are taken off around a whole parameter or value. What follows ``--``
+    is for the init process, and left out.
+    """
+    found: list[tuple[str, str | None]] = []
+    at = 0
+    while True:
+        while at < len(line) and line[at] in _SPACE:
+            at += 1
+        if at >= len(line):
+            return found
+        begin, quoted = at, False
+        while at < len(line) and (quoted or line[at] not in _SPACE):
+            quoted ^= line[at] == '"'
+            at += 1
+        word = line[begin:at]
+        if word.startswith('"'):
+            word = word[1:].removesuffix('"')
+        equals = word.find("=", 1)
+        if word == "--":
+            return found
+        if equals < 0:
+            found.append((word, None))
+        else:
+            name, value = word[:equals], word[equals + 1 :]
+            found.append((name, value[1:].removesuffix('"') if value.startswith('"') else value))
+
+
+def misc_devices(roots: Roots) -> list[str]:
+    """The misc devices that the kernel has a driver for, by name; none where it does not tell."""
+    words = (line.split() for line in sysfs.lines(roots.proc / "misc") or [])
+    return [found[1] for found in words if len(found) == 2]
+
+
 # --- users of devices ---------------------------------------------------------------------------------------
 
 

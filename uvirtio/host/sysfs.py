@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from uvirtio.host import addresses
 from uvirtio.host.roots import Roots
 
 _LIMIT = 1 << 20
@@ -165,6 +166,12 @@ def resources(directory: Path) -> list[Resource | None] | None:
         except ValueError:
             made.append(None)
     return made
+
+
+def vdpa_node(directory: Path) -> str | None:
+    """The node that vhost_vdpa made for a vDPA device, ``/dev/vhost-vdpa-0``; None where it has none."""
+    children = (f"/dev/{child}" for child in names(directory))
+    return next((node for node in children if addresses.is_vhost_vdpa_node(node)), None)
 
 
 def uio_nodes(directory: Path) -> list[str]:

@@ -52,6 +52,8 @@ fed00000-fed003ff : HPET 0
 fed90000-fed90fff : Reserved
 """
 
+IOMEM_OF_ARM = "09000000-09000fff : 9000000.pl011 pl011@9000000\n40000000-7fffffff : System RAM\n"
+
 
 @pytest.fixture
 def fake(tmp_path: Path) -> FakeSys:
@@ -314,22 +316,68 @@ def test_the_lines_of_iomem(fake: FakeSys):
     found = proc.iomem_addresses(fake.roots)
     assert len(found) == len(IOMEM.splitlines())
     assert found[3] == proc.IoRange(0x1DA00000, 0x1EA00000, "Kernel code", 1)
-    assert windows.windows_of(found[6]) == ["LNRO0005:02"]
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "ours"),
     [
-        ("LNRO0005:00 LNRO0005:00", ["LNRO0005:00"]),
-        ("a003e00.virtio_mmio a003e00.virtio_mmio", ["a003e00.virtio_mmio"]),
-        ("virtio-mmio.3", ["virtio-mmio.3"]),
-        ("System RAM", []),
-        ("LNRO0005:00 System RAM", []),
-        ("", []),
+        ("LNRO0005:05", True),
+        ("LNRO0005:05 LNRO0005:05", True),
+        ("a003e00.virtio_mmio virtio_mmio@a003e00", True),
+        ("10008000.virtio virtio@10008000", True),
+        ("virtio-mmio.3 virtio-mmio.3", True),
+        ("LNRO0005:05 System RAM", False),
+        ("10009000.serial serial@10009000", False),
+        ("0000:00:05.0", False),
     ],
 )
-def test_names_of_windows(name: str, expected: list[str]):
-    assert windows.windows_of(proc.IoRange(0, 1, name)) == expected
+def test_lines_of_windows(fake: FakeSys, name: str, ours: bool):
+    fake.mmio("10008000.virtio", compatible=b"virtio,mmio\0")
+    fake.mmio("10009000.serial", compatible=b"ns16550a\0")
+    fake.text(fake.roots.proc / "iomem", f"00001000-0009fbff : System RAM\nfeb00000-feb001ff : {name}\n")
+    if ours:
+        assert windows.check_window(0xFEB00000, 0x200, fake.roots, address="x") == [name.split()[0]]
+    else:
+        with pytest.raises(ForeignWindow):
+            windows.check_window(0xFEB00000, 0x200, fake.roots, address="x")
+
+
+def test_a_window_of_a_device_tree_is_known_when_no_driver_has_it(fake: FakeSys):
+    """Linux lists these in /proc/iomem only while a driver holds them."""
+    fake.text(fake.roots.proc / "iomem", IOMEM_OF_ARM)
+    path = fake.mmio("a003e00.virtio", compatible=b"virtio,mmio\0")
+    fake.text(path / "of_node/reg", (0xA003E00).to_bytes(8, "big") + (0x200).to_bytes(8, "big"))
+    fake.mmio("b000000.virtio", compatible=b"virtio,mmio\0")  # its node has no reg that we can read
+
+    def window(base: int, length: int = 0) -> devmem.DevmemWindow:
+        return devmem.DevmemWindow.open("x", base, length, fake.roots, unsafe_dma=True, machine="aarch64")
+
+    put(fake, 0xA003E00, mmio.MAGIC, 2, 4)
+    window(0xA003E00, 0x200).close()
+    window(0xB000000).close()
+    with pytest.raises(ForeignWindow, match="no whole window") as caught:
+        window(0xA003E80, 0x100)
+    assert caught.value.remedy == "write mmio:0xa003e00"
+    with pytest.raises(ForeignWindow, match="knows of no window"):
+        window(0xA003C00)
+
+
+@pytest.mark.parametrize("name", ["a003e00.virtio", "mmio:0xa003e00"])
+def test_a_window_of_any_node_name_is_opened_and_taken(fake: FakeSys, name: str):
+    fake.text(fake.roots.proc / "iomem", IOMEM_OF_ARM)
+    path = fake.mmio("a003e00.virtio", compatible=b"virtio,mmio\0")
+    fake.text(path / "of_node/reg", (0xA003E00).to_bytes(8, "big") + (0x200).to_bytes(8, "big"))
+    put(fake, 0xA003E00, mmio.MAGIC, 2, 4)
+    with open_device(fake, name) as device:
+        assert (device.address, device.type) == ("mmio:0xa003e00", "rng")
+    fake.attach(path, "virtio-mmio", bus="platform")
+    fake.virtio(path, fake.next_virtio(), "rng", 1 << 32)
+    fake.text(fake.roots.proc / "iomem", "0a003e00-0a003fff : a003e00.virtio virtio@a003e00\n" + IOMEM_OF_ARM)
+    with pytest.raises(NotBound) as caught:
+        open_device(fake, name)
+    assert caught.value.remedy == "uvirtio bind mmio:0xa003e00"
+    made = plan(find(name, fake.roots), fake.roots)
+    assert not made.problems and len(made.members[0].steps) == 1
 
 
 def test_a_window_in_a_range_that_is_only_set_aside_is_nobodys(fake: FakeSys):

@@ -13,100 +13,11 @@ from tests.fakes.fakesys import FakeSys, config_space
 from uvirtio.binding import discover
 from uvirtio.binding.rules import check
 from uvirtio.errors import BadAddress, NoSuchDevice, NotVirtio, PermissionLack, UsageError
-from uvirtio.host.addresses import canonical, is_alias
 
 
 @pytest.fixture
 def fake(tmp_path: Path) -> FakeSys:
     return FakeSys(tmp_path)
-
-
-# --- canonical names ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("03:00.0", "0000:03:00.0"),
-        ("0000:03:00.0", "0000:03:00.0"),
-        ("0000:0A:1F.7", "0000:0a:1f.7"),
-        ("1:0a:00.0", "0001:0a:00.0"),
-        ("010000:00:02.0", "10000:00:02.0"),
-        ("1000a0:00:02.0", "1000a0:00:02.0"),
-        ("mmio:0xFEB02E00", "mmio:0xfeb02e00"),
-        ("mmio:0x0a003e00", "mmio:0xa003e00"),
-        ("LNRO0005:07", "LNRO0005:07"),
-        ("lnro0005:0A", "LNRO0005:0a"),
-        ("a003e00.virtio_mmio", "a003e00.virtio_mmio"),
-        ("virtio-mmio.3", "virtio-mmio.3"),
-        ("/dev/vhost-vdpa-0", "/dev/vhost-vdpa-0"),
-        ("vdpa:vduse0", "vdpa:vduse0"),
-        ("virtio3", "virtio3"),
-        ("balloon", "balloon"),
-        ("qemu:pc/virtio-rng-pci,disable-modern=on", "qemu:pc/virtio-rng-pci,disable-modern=on"),
-    ],
-)
-def test_canonical(name: str, expected: str) -> None:
-    assert canonical(name) == expected
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        " ",
-        "03:00",
-        "03:00.8",
-        "03:20.0",
-        "3:0.0",
-        "0000:03:00.0\n",
-        "mmio:feb02e00",
-        "mmio:0x",
-        "virtio",
-        "virtio03",
-        "/dev/vhost-vdpa-",
-        "/dev/vfio/3",
-        "vdpa:",
-        "vdpa:..",
-        "vdpa:a/b",
-        "qemu:",
-        "toaster",
-        "../../etc",
-        "LNRO0005:",
-        "0x03:00.0",
-        "\u0663:00.0",
-        "1" * 5000,
-    ],
-)
-def test_what_is_no_address(name: str) -> None:
-    with pytest.raises(BadAddress) as error:
-        canonical(name)
-    assert error.value.exit_code == 2 and error.value.expected
-
-
-@given(st.text(max_size=40))
-def test_canonical_is_idempotent_or_refuses(name: str) -> None:
-    try:
-        made = canonical(name)
-    except BadAddress:
-        return
-    assert canonical(made) == made
-
-
-@given(
-    st.integers(0, 0xFFFFFFFF), st.integers(0, 255), st.integers(0, 31), st.integers(0, 7), st.integers(1, 8),
-    st.booleans(),
-)  # fmt: skip
-def test_all_spellings_of_a_pci_address_meet(
-    domain: int, bus: int, device: int, function: int, width: int, upper: bool
-) -> None:
-    spelled = f"{domain:0{width}x}:{bus:02x}:{device:02x}.{function}"
-    assert canonical(spelled.upper() if upper else spelled) == f"{domain:04x}:{bus:02x}:{device:02x}.{function}"
-
-
-def test_aliases_are_told_apart() -> None:
-    assert is_alias("virtio3") and is_alias("balloon")
-    assert not is_alias("0000:03:00.0") and not is_alias("vdpa:balloon")
 
 
 # --- PCI ---------------------------------------------------------------------------------------------------
@@ -297,7 +208,10 @@ def test_device_tree_windows(fake: FakeSys) -> None:
 def test_an_odd_name_with_the_right_compatible(fake: FakeSys) -> None:
     fake.mmio("10008000.virtio", compatible=b"acme,thing\0virtio,mmio\0")
     fake.mmio("10009000.serial", compatible=b"ns16550a\0")
-    assert [f.name for f in discover.scan(fake.roots)] == ["10008000.virtio"]
+    (found,) = discover.scan(fake.roots)
+    assert (found.name, found.address) == ("10008000.virtio", "mmio:0x10008000")
+    for name in ("10008000.virtio", "mmio:0x10008000", "/sys/bus/platform/devices/10008000.virtio"):
+        assert discover.find(name, fake.roots, aliases=False) == found
 
 
 def test_windows_on_the_command_line(fake: FakeSys) -> None:
@@ -309,6 +223,24 @@ def test_windows_on_the_command_line(fake: FakeSys) -> None:
         ("mmio:0xfeb00c00", "virtio-mmio.5", (0xFEB00C00, 1024)),
         ("mmio:0xfeb00e00", "virtio-mmio.0", (0xFEB00E00, 512)),
     ]
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_window_on_the_command_line_is_one_window(fake: FakeSys, shown: bool) -> None:
+    """With its platform device, as a user to whom /proc/iomem shows no addresses, and as root."""
+    fake.mmio("virtio-mmio.0", "balloon")
+    fake.mmio("virtio-mmio.7")
+    given = "virtio_mmio.device=512@0xfeb00e00:12 virtio_mmio.device=0x200@0xfeb00c00:13:7"
+    fake.text(fake.roots.proc / "cmdline", given + "\n")
+    lines = [("feb00c00-feb00dff", "virtio-mmio.7"), ("feb00e00-feb00fff", "virtio-mmio.0 virtio-mmio.0")]
+    text = "".join(f"{where if shown else '00000000-00000000'} : {name}\n" for where, name in lines)
+    fake.text(fake.roots.proc / "iomem", text)
+    assert [(f.address, f.name, f.type, f.window) for f in discover.scan(fake.roots)] == [
+        ("mmio:0xfeb00c00", "virtio-mmio.7", "unknown", (0xFEB00C00, 0x200)),
+        ("mmio:0xfeb00e00", "virtio-mmio.0", "balloon", (0xFEB00E00, 0x200)),
+    ]
+    for name in ("balloon", "virtio-mmio.0", "mmio:0xfeb00e00", "virtio0"):
+        assert discover.find(name, fake.roots).name == "virtio-mmio.0"
 
 
 def test_a_vdpa_device_on_a_pci_function_has_its_type(fake: FakeSys) -> None:

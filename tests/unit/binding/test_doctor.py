@@ -169,6 +169,14 @@ def test_deny_lockdown_container(fake: FakeSys) -> None:
     assert {made[name].verdict for name in ("deny-list", "lockdown", "container")} == {"warn"}
 
 
+def test_lines_of_the_deny_list_that_deny_nothing(fake: FakeSys) -> None:
+    fake.text(fake.roots.etc / "uvirtio/deny", "0000:03:00.0\nballoon\n")
+    made = run(fake)["deny-list"]
+    assert made.verdict == "warn" and made.detail.endswith(": balloon") and made.remedy
+    fake.text(fake.roots.etc / "uvirtio/deny", "0000:03:00.0\n")
+    assert run(fake)["deny-list"].verdict == "pass"
+
+
 def test_no_program_but_qemu_is_run(fake: FakeSys, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     qemu(tmp_path)
     ran: list[list[str]] = []

@@ -125,9 +125,32 @@ def test_a_link_that_leads_nowhere_denies_everything(roots: Roots):
         denylist.check(["0000:00:03.0"], roots)
 
 
-@pytest.mark.parametrize("line", ["0000:00:1F.2", "00:1f.2", "00:1F.*"])
+@pytest.mark.parametrize(
+    "line",
+    ["0000:00:1F.2", "00:1f.2", "00:1F.*", "0:1f.2", "0:0:1F.2", "0:1?.2", "PCI@0000:00:1f.2", "pci/0000:00:1F.*"],
+)
 def test_neither_case_nor_the_short_form_opens_a_way_round(roots: Roots, line: str):
     path = roots.etc / "uvirtio" / "deny"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(line + "\n")
     assert denylist.denying(["0000:00:1f.2"], roots) == line
+    assert denylist.denying(["0000:10:1f.2"], Roots.under(roots.etc.parent)) is None
+
+
+@pytest.mark.parametrize("line", ["3:00.0", "3:0.0", "0:3:0.0"])
+def test_a_short_form_means_one_function(roots: Roots, line: str):
+    deny(roots, line + "\n")
+    assert denied(roots, "0000:03:00.0") and denied(roots, "3:00.0")
+    for other in ("0000:30:00.0", "0000:13:00.0", "0003:00:00.0", "0000:03:00.1"):
+        assert not denied(roots, other)
+
+
+@pytest.mark.parametrize("line", ["mmio:0xFEB02E00", "mmio:0x00feb02e00", "MMIO:0xfeb02e0?"])
+def test_a_window_by_any_spelling(roots: Roots, line: str):
+    deny(roots, line + "\n")
+    assert denied(roots, "mmio:0xfeb02e00") and not denied(roots, "mmio:0xfeb02c00")
+
+
+def test_lines_that_deny_nothing_are_known(roots: Roots):
+    deny(roots, "balloon\ntoaster\neth0\n/dev/vdz\n03:00.9\n0000:03:00.0\nvirtio3\n0000:0?:*\nvdpa:x\nqemu:x\n")
+    assert denylist.without_effect(roots) == ["balloon", "toaster", "eth0", "/dev/vdz", "03:00.9"]

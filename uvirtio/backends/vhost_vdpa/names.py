@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from uvirtio.errors import NoSuchDevice, NotBound
-from uvirtio.host import addresses, sysfs
+from uvirtio.host import sysfs
 from uvirtio.host.drivers import VDPA, VP_VDPA
 from uvirtio.host.roots import Roots
 from uvirtio.spec import pci
@@ -15,8 +15,7 @@ from uvirtio.spec import pci
 
 def node_of(name: str, roots: Roots) -> str | None:
     """The node of a vDPA device that vhost_vdpa holds, ``/dev/vhost-vdpa-0``; None where it has none."""
-    children = (f"/dev/{child}" for child in sysfs.names(sysfs.device("vdpa", name, roots)))
-    return next((node for node in children if addresses.is_vhost_vdpa_node(node)), None)
+    return sysfs.vdpa_node(sysfs.device("vdpa", name, roots))
 
 
 def name_of(node: str, roots: Roots) -> str | None:

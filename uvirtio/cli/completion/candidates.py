@@ -127,7 +127,9 @@ def _devices(place: _Place) -> Iterator[Candidate]:
         yield "-", "the device that FILE describes"
     found = [device for device in _scan(place) if not kind or device.type in (kind, "unknown")]
     if place.verb == "restore":
-        found = [device for device in found if device.driver in _TAKEN]
+        from uvirtio.host.drivers import USER_DRIVERS
+
+        found = [device for device in found if device.driver is None or device.driver in USER_DRIVERS]
     fresh = [device for device in found if device.address not in place.arguments]
     yield from ((device.address, _about(device)) for device in fresh)
     if place.current and not any(device.address.startswith(place.current) for device in fresh):
@@ -140,8 +142,6 @@ def _devices(place: _Place) -> Iterator[Candidate]:
         yield from _qemu(place.current, kind)
 
 
-_TAKEN = ("vfio-pci", "uio_pci_generic", "vhost_vdpa", None)
-"""Drivers that bind may have given, for restore; None: bind takes a virtio-mmio window from its driver."""
 _ALIASED = ("inspect", "plan")
 """The verbs that take ``virtio3``, and a type that only one device has."""
 

@@ -27,6 +27,7 @@ from uvirtio.drivers.input.driver import Input
 from uvirtio.drivers.input.events import SYN_REPORT, Frame, InputEvent
 from uvirtio.drivers.input.state import InputState
 from uvirtio.errors import Closed, ModuleLack, NotSupported, OperationFailed, PermissionLack, UvirtioError
+from uvirtio.host.proc import misc_devices
 from uvirtio.host.roots import Roots
 from uvirtio.spec import input as spec
 
@@ -316,7 +317,7 @@ _NUMBERS = "10:223"
 
 def _not_opened(node: str, roots: Roots, error: OSError) -> UvirtioError:
     match error.errno:
-        case errno.ENOENT if _has_uinput(roots):
+        case errno.ENOENT if "uinput" in misc_devices(roots):
             # The kernel has it, and this /dev does not show it: a container, most likely.
             return ModuleLack(
                 f"there is no {node}, though the kernel has uinput",
@@ -356,15 +357,6 @@ def _not_opened(node: str, roots: Roots, error: OSError) -> UvirtioError:
                 remedy="as root, or give the group input access to it with a udev rule",
             )
     return OperationFailed(f"{node} cannot be opened", seen=error.strerror, expected=_NODE)
-
-
-def _has_uinput(roots: Roots) -> bool:
-    """Whether the kernel has the driver, going by /proc/misc."""
-    try:
-        text = (roots.proc / "misc").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False
-    return any(line.split()[1:] == ["uinput"] for line in text.splitlines())
 
 
 def _refused(node: str, error: Exception) -> UvirtioError:

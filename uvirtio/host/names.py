@@ -1,0 +1,113 @@
+"""Which device stands behind what the kernel made of it: ``eth0``, ``/dev/vda``, ``/sys/class/net/eth0``.
+
+sysfs alone is read; of a node below /dev only the number is asked for, and it is not opened.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import NoReturn
+
+from uvirtio.errors import NoSuchDevice, NotVirtio, UsageError
+from uvirtio.host import addresses, sysfs
+from uvirtio.host.addresses import Address
+from uvirtio.host.roots import Roots
+
+BUSES = ("pci", "platform", "vdpa")
+"""The buses on which virtio devices sit, and bind and unbind work."""
+
+
+def device_behind(address: Address, roots: Roots) -> tuple[str, str]:
+    """The device that a name of the families in ``addresses.LOOKED_UP`` belongs to.
+
+    It need not be a virtio device: an ``eth0`` on another card leads to that card.
+
+    Returns:
+        Its bus, one of ``BUSES``, and the name that the bus has for it.
+
+    Raises:
+        BadAddress: A word that names nothing here.
+        NoSuchDevice: A node or a path that is not there.
+        NotVirtio: It belongs to no device of these buses.
+        UsageError: It belongs to more than one.
+    """
+    if address.family == "path":
+        places = [_below_sys(address, roots)]
+    elif address.family == "node":
+        places = _of_node(address, roots)
+    else:
+        places = _of_class(address.name, roots)
+        if not places:
+            addresses.refuse(
+                address.canonical, "no interface, disk, input device or other class device here is called that"
+            )
+    found = sorted({one for place in places if (one := _owner(place, roots)) is not None})
+    if not found:
+        raise NotVirtio(
+            f"{address} belongs to no device of a bus",
+            seen=", ".join(f"/sys/{place.relative_to(sysfs.real(roots.sys))}" for place in places),
+            expected=f"something that stands on a device of {', '.join(BUSES)}",
+            remedy="`uvirtio list` shows the virtio devices of this machine",
+        )
+    if len(found) > 1:
+        raise UsageError(
+            f"{address} belongs to {len(found)} devices",
+            seen=[name for _, name in found],
+            expected="one",
+            remedy="name one by its address",
+        )
+    return found[0]
+
+
+def _absent(address: Address) -> NoReturn:
+    raise NoSuchDevice(
+        f"there is no {address}",
+        seen=address.canonical,
+        expected="a name that this machine has now",
+        remedy="`uvirtio list` shows the virtio devices of this machine",
+    )
+
+
+def _below_sys(address: Address, roots: Roots) -> Path:
+    try:
+        place = (roots.sys / address.name).resolve(strict=True)
+    except (OSError, RuntimeError, ValueError):
+        _absent(address)
+    if not place.is_relative_to(sysfs.real(roots.sys)):
+        addresses.refuse(address.canonical, "it leads out of /sys")
+    return place
+
+
+def _of_class(name: str, roots: Roots) -> list[Path]:
+    """What has this name in a class of sysfs, such as net, block or input."""
+    top = roots.sys / "class"
+    places = (sysfs.real(top / kind / name) for kind in sysfs.names(top) if (top / kind / name).exists())
+    return [place for place in dict.fromkeys(places) if place.is_relative_to(sysfs.real(roots.sys))]
+
+
+def _of_node(address: Address, roots: Roots) -> list[Path]:
+    node = sysfs.real(roots.dev / address.name)  # /dev/disk/by-id/... are links
+    try:
+        status = node.stat()
+    except (OSError, ValueError):
+        _absent(address)
+    if stat.S_ISBLK(status.st_mode) or stat.S_ISCHR(status.st_mode):
+        kind = "block" if stat.S_ISBLK(status.st_mode) else "char"
+        number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+        place = sysfs.real(roots.sys / "dev" / kind / number)
+        if place.name == number:  # no link there: a number that no driver has
+            _absent(address)
+        return [place]
+    return _of_class(node.name, roots)  # a tree that was captured or made up has no device numbers
+
+
+def _owner(place: Path, roots: Roots) -> tuple[str, str] | None:
+    """The nearest device of a bus at or above a real directory of sysfs."""
+    for directory in (place, *place.parents):
+        for bus in BUSES:
+            link = sysfs.device(bus, directory.name, roots)
+            if link.exists() and sysfs.real(link) == directory:
+                return bus, directory.name
+    return None
