@@ -28,7 +28,7 @@ class VfioNoIommuFunction(VfioFunction):
     warning = WARNING
 
     def __init__(self, address: str, way: Way, roots: Roots, *, timeout: float = DEFAULT_TIMEOUT) -> None:
-        """Takes the open way over; use :meth:`VfioPciFunction.open`."""
+        """Takes the open way over; ``VfioPciFunction.open`` finds it."""
         super().__init__(address, way, roots, timeout=timeout)
         self.translates = False
         self._status: Register | None = None

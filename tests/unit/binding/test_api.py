@@ -71,7 +71,7 @@ def test_list_of_a_type(fake: FakeSys) -> None:
     assert isinstance(only, uvirtio.DeviceInfo)
     assert (only.address, only.type, only.device_id, only.driver) == (DISK, "blk", 2, "virtio-pci")
     assert uvirtio.list("net", roots=fake.roots) == []
-    with pytest.raises(UsageError, match="no type") as caught:
+    with pytest.raises(UsageError, match="not a type") as caught:
         uvirtio.list("toaster", roots=fake.roots)
     assert "balloon" in caught.value.expected
 

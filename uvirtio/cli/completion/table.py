@@ -172,6 +172,7 @@ QEMU_KEYS: Final[dict[str, str]] = {
     "iommu=": "one of none, intel, virtio",
     "qmp=": "path of a QMP socket to make",
     "binary=": "path of the QEMU to start",
+    "file=": "path of a raw disk image, for virtio-blk",
 }
 QEMU_DEVICES: Final[dict[str, tuple[str, ...]]] = {
     "balloon": ("balloon",),

@@ -26,12 +26,7 @@ def diag(cmd: Command, dev: DevArgument) -> int:
     from uvirtio.diag import STEPS, diagnose
 
     teller = _Teller(cmd, len(STEPS))
-    report = diagnose(
-        dev,
-        options=cmd.options,
-        on_step=teller.tell,
-        opened=cmd.guard.watch,
-    )
+    report = diagnose(dev, options=cmd.options, on_step=teller.tell, opened=cmd.guard.watch)
     cmd.guard.watch(None)
     teller.finish()
     return _conclude(cmd, report)
