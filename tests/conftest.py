@@ -20,7 +20,7 @@ _CHECKOUT = Path(__file__).resolve().parents[1]
 _EXPOSED = """\
 These tests run as root here, where the real /sys and its devices can be reached. Run them with
 
-    tools/test
+    tools/test PATH...
 
 which gives them a private, empty /sys; or as an ordinary user."""
 
@@ -30,6 +30,44 @@ def in_lab() -> bool:
     if os.environ.get("UVIRTIO_LAB") != "1":
         return False
     return "uvirtio.lab=1" in Path("/proc/cmdline").read_text().split()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    ours = parser.getgroup("uvirtio")
+    ours.addoption(
+        "--spec",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="only tests that prove this requirement of virtio 1.4 (pytest.mark.spec); may be given again",
+    )
+    ours.addoption("--once", action="store_true", help="each test once, with the first of its parameters")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what the options leave out."""
+    wanted = set(config.getoption("spec"))
+    if wanted:
+        proves = {item: {name for mark in item.iter_markers("spec") for name in mark.args} for item in items}
+        _keep(config, items, [item for item in items if wanted & proves[item]])
+    if config.getoption("once"):
+        first: dict[str, pytest.Item] = {}
+        for item in sorted(items, key=_place):
+            first.setdefault(item.nodeid.partition("[")[0], item)
+        _keep(config, items, [item for item in items if first[item.nodeid.partition("[")[0]] is item])
+
+
+def _place(item: pytest.Item) -> tuple[int, ...]:
+    """Where a test's parameters stand in their lists, in whatever order the tests are run."""
+    callspec = getattr(item, "callspec", None)
+    return tuple(callspec.indices.values()) if callspec is not None else ()
+
+
+def _keep(config: pytest.Config, items: list[pytest.Item], kept: list[pytest.Item]) -> None:
+    if gone := set(items) - set(kept):
+        config.hook.pytest_deselected(items=list(gone))
+        items[:] = kept
 
 
 def pytest_configure(config: pytest.Config) -> None:

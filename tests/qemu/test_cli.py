@@ -32,9 +32,8 @@ class Command:
     """A running ``uvirtio`` with its output as lines."""
 
     def __init__(self, *argv: str) -> None:
-        start = "import sys; from uvirtio.cli import main; sys.exit(main())"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", start, *argv],
+            [sys.executable, "-m", "uvirtio", *argv],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -200,6 +199,15 @@ def test_diag_of_a_failing_device_is_1(uvirtio: Callable[..., tuple[int, str, st
     assert made["error"]["code"] == "UV-DEV-TIMEOUT"
 
 
+def test_diag_as_text_says_once_why_steps_were_skipped(uvirtio: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = uvirtio("diag", "qemu:virtio-rng-pci,max-bytes=1,period=60000", "--timeout", "0.3")
+    assert (code, err) == (1, "")
+    (at,) = [number for number, line in enumerate(out.splitlines()) if "skip" in line]
+    assert " ".join(out.splitlines()[at].split()) == "12/15 skip interrupt to step 13, configuration change"
+    assert out.splitlines()[at + 1].strip() == "an earlier step failed"
+    assert "14/15" in out and out.endswith("verdict: fail (rng at qemu:virtio-rng-pci,max-bytes=1,period=60000)\n")
+
+
 @pytest.mark.parametrize("mode", ["msix-per-queue", "msix-shared", "intx", "polling"])
 def test_the_kind_of_interrupt_can_be_chosen(uvirtio: Callable[..., tuple[int, str, str]], mode: str) -> None:
     code, out, _ = uvirtio("diag", "qemu:virtio-rng-pci", "--interrupts", mode, "--json")
@@ -285,6 +293,36 @@ def test_rng_raw_into_a_reader_that_leaves(start: Callable[..., Command]) -> Non
     assert command.process.stderr is not None
     assert command.process.stderr.read() == ""
     assert gone(qemus[0])
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        "diag qemu:virtio-rng-pci",
+        "diag qemu:virtio-rng-pci --json",
+        "rng read qemu:virtio-rng-pci 16",
+        "rng read qemu:virtio-rng-pci 16 --raw",
+        "balloon inflate qemu:virtio-balloon-pci 1M --hold 0",
+    ],
+)
+@pytest.mark.parametrize("where", ["/dev/full", "&-"], ids=["full", "closed"])
+def test_output_that_nothing_takes(argv: str, where: str) -> None:
+    # Buffered, as users have it; the interpreter's own exit code for a failed last flush would be 120.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = ["sh", "-c", f'"$@" >{where}', "sh", sys.executable, "-m", "uvirtio", *argv.split()]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env, timeout=LIMIT
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("uvirtio: UV-OPERATION: the output cannot be written")
+    assert "UV-BUG" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_bytes_into_a_file_need_no_stdout(tmp_path: Path) -> None:
+    argv = ["rng", "read", "qemu:virtio-rng-pci", "16", "-o", str(tmp_path / "bytes")]
+    command = ["sh", "-c", '"$@" >&-', "sh", sys.executable, "-m", "uvirtio", *argv]
+    assert subprocess.run(command, stdin=subprocess.DEVNULL, timeout=LIMIT).returncode == 0
+    assert (tmp_path / "bytes").stat().st_size == 16
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -92,7 +92,7 @@ def commands(name: str) -> bool:
     from uvirtio.cli import app
 
     groups = [group.name for group in app.make_app("").registered_groups]
-    return (CHECKOUT / f"uvirtio/cli/{name}.py").exists() and name in groups and name in app._GROUPS
+    return (CHECKOUT / f"uvirtio/cli/verbs/{name}.py").exists() and name in groups and name in app._GROUPS
 
 
 def scripted_model(name: str) -> bool:
@@ -189,7 +189,7 @@ PLACES: dict[str, Callable[[str], bool]] = {
     "uvirtio/drivers/NAME/": the_driver,
     "uvirtio/__init__.py": public_name,
     "uvirtio/diag/datapath.py": diagnosis,
-    "uvirtio/cli/NAME.py": commands,
+    "uvirtio/cli/verbs/NAME.py": commands,
     "tests/fakes/scripted*.py": scripted_model,
     "tests/unit/**/test_NAME*.py": unit_tests,
     "tests/bodies/": has_bodies,
@@ -233,7 +233,7 @@ def test_a_driver_that_a_file_does_not_name_is_missed(place: str, monkeypatch: p
     assert not PLACES[place]("blk")
 
 
-@pytest.mark.parametrize("place", ["uvirtio/spec/NAME.py", "uvirtio/drivers/NAME/", "uvirtio/cli/NAME.py"])
+@pytest.mark.parametrize("place", ["uvirtio/spec/NAME.py", "uvirtio/drivers/NAME/", "uvirtio/cli/verbs/NAME.py"])
 def test_a_type_without_a_driver_is_missed(place: str) -> None:
     try:
         there = PLACES[place]("vsock")

@@ -6,26 +6,66 @@ import argparse
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from lab import CHECKOUT, LabError, cache, kernels, lanes, machines, modules, process, qemus, setup, udev
+from lab import (
+    CHECKOUT,
+    LabError,
+    cache,
+    kernels,
+    lanes,
+    machines,
+    modules,
+    process,
+    pythons,
+    qemus,
+    selection,
+    setup,
+    udev,
+)
 from lab.floors import Outcome, Runner, Step, without_devices, without_privilege
+from lab.selection import TESTS, Chosen
 
-# Two processes that poll, each on a CPU of its own: beside another lane they hardly ever run at the same time.
-_WAKE_UPS = CHECKOUT / "tests/unit/memory/test_wakeups.py"
+_WAKE_UPS = "test_wakeups.py"
+"""Two processes that poll, each on a CPU of its own: beside another lane they hardly ever run at the same time."""
 _RACE_SECONDS = "UVIRTIO_RACE_SECONDS"
+
+_EXAMPLES = """\
+examples:
+  tools/test                                   everything
+  tools/test --quick                           before a commit
+  tools/test tests/unit/drivers/test_rng.py    one file, or a folder, on its floor
+  tools/test tests/unit/test_rng.py::test_it   one test
+  tools/test tests/vm/test_mem.py              in the lab VM, on each machine that has this file
+  tools/test --unit -k "queue and not reset"   a part of a floor
+  tools/test --spec PCI-COM-01                 what proves this requirement
+  tools/test --python 3.14t                    the unit floor with another interpreter
+"""
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line of tools/test."""
     top = argparse.ArgumentParser(
         prog="tools/test",
-        description="Set up what is missing, then lint and run the floors of tests. With none named: all, but"
-        " without the extra machines, whose kernel modules have to be built first.",
+        description="Set up what is missing, then lint and run the floors of tests. With no floor and no PATH:"
+        " all, but without the extra machines, whose kernel modules have to be built first.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument(
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="test files, folders or pytest node ids (FILE::NAME) below tests/unit, tests/qemu or tests/vm",
     )
     top.add_argument("--all", action="store_true", help="everything, the extra machines too")
+    top.add_argument(
+        "--quick",
+        action="store_true",
+        help="under three minutes: lint, floor 1, and each test of floor 2 once, with the first of its parameters",
+    )
     top.add_argument("--lint", action="store_true", help="ruff, mypy, the layers, the conformance table, the site")
     top.add_argument("--unit", action="store_true", help="floor 1: no root, no QEMU")
     top.add_argument("--qemu", action="store_true", help="floor 2: QEMU's device models, no guest; the benches")
@@ -39,37 +79,61 @@ def parser() -> argparse.ArgumentParser:
         metavar="V",
         help=f"floors 2 and 3 with this QEMU only: {', '.join(qemus.SUITES)}; default: this machine's own",
     )
+    top.add_argument(
+        "--python",
+        metavar="V",
+        help="floor 1 (or --qemu, or PATHs of these) with this interpreter, in an environment of its own: 3.13,"
+        " 3.14t (free-threaded), python3.12 or a path",
+    )
     top.add_argument("--jobs", type=int, metavar="N", help="steps at once (default: 2, or 1 on one core)")
     top.add_argument("-k", dest="expression", metavar="EXPR", help="pytest's -k")
+    top.add_argument(
+        "--spec",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="only tests that prove this requirement of virtio 1.4 (tools/conformance has the ids); may be given"
+        " again; without a floor or a PATH: on floors 1 and 2",
+    )
     return top
 
 
 def main(arguments: list[str]) -> int:
     """Run tools/test; the exit code."""
     options = parser().parse_args(arguments)
-    everything = options.all or not (options.lint or options.unit or options.qemu or options.vm)
     begin = time.monotonic()
-    setup.packages(_packages(options, everything))
+    floors = _floors(options)
+    interpreter = pythons.find(options.python) if options.python else None
+    setup.packages(_packages(floors))
     reports = _reports_folder()
-    runner = Runner(setup.venv(), reports, options.expression)
+    runner = Runner(
+        setup.venv(interpreter),
+        reports,
+        options.expression,
+        tuple(options.spec),
+        "" if interpreter is None else str(interpreter),
+    )
     alone: list[tuple[str, Step]] = []
     steps: list[tuple[str, Step]] = []
     left_out: list[str] = []
     # The longest first, so that the lanes end together.
-    if everything or options.vm:
-        chosen, left_out = _machines(options.kernel, options.machine, options.qemu_version, extras=options.all)
+    if "vm" in floors:
+        chosen, left_out = _machines(
+            options.kernel, options.machine, options.qemu_version, extras=options.all, named=floors["vm"]
+        )
         steps += _vm_floor(runner, chosen)
-    if everything or options.unit:
-        alone += _wake_ups(runner)
-        steps += _host_floor(runner, "unit")
-    if everything or options.qemu:
-        steps += _host_floor(runner, "qemu", options.qemu_version)
-        steps += _benches(runner)
+    if "unit" in floors:
+        alone += _wake_ups(runner, floors["unit"], seconds="1" if options.quick else "4")
+        steps += _unit_halves(runner) if options.quick else _unit_floor(runner, floors["unit"])
+    if "qemu" in floors:
+        steps += _qemu_floor(runner, floors["qemu"], options.qemu_version, once=options.quick)
+        if floors["qemu"] == _whole("qemu") and interpreter is None:
+            steps += _benches(runner)
         if options.all and options.qemu_version is None:
-            steps += [step for version in qemus.SUITES for step in _host_floor(runner, "qemu", version)]
-        elif everything and options.qemu_version is None:
+            steps += [step for version in qemus.SUITES for step in _qemu_floor(runner, floors["qemu"], version)]
+        elif not options.paths and "vm" in floors and options.qemu_version is None:
             left_out += [f"qemu {version}" for version in qemus.SUITES]
-    if everything or options.lint:
+    if "lint" in floors:
         steps += _lint(runner)
     print(f"tools/test: set up in {time.monotonic() - begin:.1f} s", flush=True)
     with process.signals_raise():
@@ -78,11 +142,44 @@ def main(arguments: list[str]) -> int:
     return _verdict(outcomes, time.monotonic() - begin, reports, left_out)
 
 
-def _packages(options: argparse.Namespace, everything: bool) -> setup.Packages:
+def _floors(options: argparse.Namespace) -> dict[str, list[Chosen]]:
+    """The floors to run, each with the tests that were chosen. LabError for what cannot be had together."""
+    flags = [floor for floor in ("lint", *selection.FLOORS) if getattr(options, floor)]
+    if options.quick:
+        if flags or options.python or options.all or options.paths or options.spec or options.qemu_version:
+            raise LabError("--quick chooses by itself: leave all other options but --jobs and -k out", 2)
+        return {floor: _whole(floor) for floor in ("lint", "unit", "qemu")}
+    if options.python and not (flags or options.all or options.paths or options.spec):
+        flags = ["unit"]
+    floors = _chosen(options, flags)
+    if options.python and not {"unit", "qemu"} >= set(floors):
+        raise LabError("--python is for --unit, --qemu and the tests below them: leave everything else out", 2)
+    return floors
+
+
+def _chosen(options: argparse.Namespace, flags: list[str]) -> dict[str, list[Chosen]]:
+    named = selection.by_floor(options.paths)
+    if named:
+        if tests := [f"--{floor}" for floor in flags if floor != "lint"]:
+            raise LabError(f"a PATH says its floor itself: leave {' '.join(tests)} out", 2)
+        selection.check_requirements(options.spec)
+        return named | {floor: [] for floor in flags}
+    if options.spec:
+        where = selection.FLOORS if options.all else [floor for floor in flags if floor != "lint"]
+        return selection.of_requirements(options.spec, where) | {floor: [] for floor in flags if floor == "lint"}
+    if options.all or not flags:
+        flags = ["lint", *selection.FLOORS]
+    return {floor: _whole(floor) for floor in flags}
+
+
+def _whole(floor: str) -> list[Chosen]:
+    return [Chosen(TESTS / floor)]
+
+
+def _packages(floors: Iterable[str]) -> setup.Packages:
     """What the chosen floors need on this machine, and nothing else."""
-    floors = {"lint": setup.FOR_LINT, "unit": setup.FOR_UNIT, "qemu": setup.FOR_QEMU, "vm": setup.FOR_VM}
-    chosen = [wanted for name, wanted in floors.items() if everything or getattr(options, name)]
-    return {name: present for wanted in chosen for name, present in wanted.items()}
+    needs = {"lint": setup.FOR_LINT, "unit": setup.FOR_UNIT, "qemu": setup.FOR_QEMU, "vm": setup.FOR_VM}
+    return {name: present for floor in floors for name, present in needs[floor].items()}
 
 
 def _reports_folder() -> Path:
@@ -119,29 +216,62 @@ def _benches(runner: Runner) -> Iterator[tuple[str, Step]]:
     yield name, lambda: runner.tool(name, command, quiet=True)
 
 
-def _wake_ups(runner: Runner) -> Iterator[tuple[str, Step]]:
+def _wake_ups(runner: Runner, chosen: list[Chosen], seconds: str) -> Iterator[tuple[str, Step]]:
     """The part of the unit floor that wants the machine for itself, and some seconds to make its rounds in."""
-    env = {_RACE_SECONDS: os.environ.get(_RACE_SECONDS, "4")}
-    yield "wake-ups", lambda: runner.pytest("wake-ups", [str(_WAKE_UPS)], _wrapper("unit"), env=env)
+    env = {_RACE_SECONDS: os.environ.get(_RACE_SECONDS, seconds)}
+    arguments = [str(one.within(file)) for file in _wake_ups_files() for one in chosen if one.has(file)]
+    if arguments:
+        yield "wake-ups", lambda: runner.pytest("wake-ups", arguments, _wrapper("unit"), env=env)
 
 
-def _host_floor(runner: Runner, floor: str, version: str | None = None) -> Iterator[tuple[str, Step]]:
-    """A floor that runs on this machine. ``version``: with this QEMU instead of the machine's own."""
-    folder = CHECKOUT / "tests" / floor
-    if not any(folder.rglob("test_*.py")):
+def _wake_ups_files() -> list[Path]:
+    return sorted((TESTS / "unit").rglob(_WAKE_UPS))
+
+
+def _unit_floor(runner: Runner, chosen: list[Chosen]) -> Iterator[tuple[str, Step]]:
+    """The unit floor without the wake-ups."""
+    alone = _wake_ups_files()
+    rest = [one for one in chosen if one.path not in alone]
+    if not rest:
         return
-    arguments = [str(folder)]
-    if floor == "unit":
-        arguments.append(f"--ignore={_WAKE_UPS}")
+    arguments = [str(one) for one in rest]
+    arguments += [f"--ignore={file}" for file in alone if any(one.has(file) for one in rest)]
+    yield "unit", lambda: runner.pytest("unit", arguments, _wrapper("unit"))
+
+
+def _unit_halves(runner: Runner) -> Iterator[tuple[str, Step]]:
+    """The unit floor without the wake-ups in two steps, which take about as long: so both lanes have work."""
+    halves: list[list[Path]] = [[], []]
+    for file in sorted((TESTS / "unit").rglob("test_*.py"), key=lambda file: file.stat().st_size, reverse=True):
+        if file.name != _WAKE_UPS:
+            min(halves, key=lambda half: sum(one.stat().st_size for one in half)).append(file)
+    for number, half in enumerate(halves, 1):
+        arguments = [str(file) for file in half]
+        yield (
+            f"unit {number} of 2",
+            lambda number=number, arguments=arguments: runner.pytest(  # type: ignore[misc]
+                f"unit {number} of 2", arguments, _wrapper("unit")
+            ),
+        )
+
+
+def _qemu_floor(
+    runner: Runner, chosen: list[Chosen], version: str | None = None, *, once: bool = False
+) -> Iterator[tuple[str, Step]]:
+    """The floor on QEMU's device models.
+
+    ``version``: with this QEMU instead of the machine's own. ``once``: each test with the first of its parameters.
+    """
     programs = None
-    name = floor if version is None else f"{floor} {version}"
+    name = "qemu" if version is None else f"qemu {version}"
     if version is not None:
         try:
             programs = qemus.get(version)
         except LabError as error:  # as with modules: the mirror has moved on
             yield name, _failing(name, str(error))
             return
-    yield name, lambda: runner.pytest(name, arguments, _wrapper(floor), programs=programs)
+    arguments = [*(["--once"] if once else []), *map(str, chosen)]
+    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), programs=programs)
 
 
 def _wrapper(floor: str) -> list[str]:
@@ -152,20 +282,37 @@ def _wrapper(floor: str) -> list[str]:
 
 
 def _machines(
-    kernel: str | None, only: str | None, qemu: str | None = None, *, extras: bool
+    kernel: str | None,
+    only: str | None,
+    qemu: str | None = None,
+    *,
+    extras: bool,
+    named: list[Chosen] | None = None,
 ) -> tuple[list[tuple[machines.Machine, str]], list[str]]:
-    """The machines to boot, each with a kernel; and the names of those that are left out for being extra."""
+    """The machines to boot, each with a kernel; and the names of those that are left out for being extra.
+
+    ``named``: only machines that have these tests, with these alone. A file that only extra machines have is
+    booted on them when it is named itself.
+    """
     chosen, left_out = [], []
-    for machine in machines.load():
-        if not machine.files or only not in (None, machine.name):
+    table = machines.load()
+    if only is not None and only not in {machine.name for machine in table}:
+        raise LabError(f"--machine {only}: not one of {', '.join(machine.name for machine in table)}", 2)
+    named = _whole("vm") if named is None else named
+    plain = {file for machine in table if not machine.extra for file in machine.files}
+    needed = [one for one in named if one.path.is_file() and one.path not in plain]
+    for machine in table:
+        if only not in (None, machine.name):
             continue
-        if qemu is not None:
-            machine = replace(machine, qemu_version=qemu)
+        spare = machine.extra and not extras and only is None
+        part = selection.of_machine(machine, needed if spare else named)
         for version in (kernel,) if kernel else machine.kernels:
-            if machine.extra and not extras and only is None:
+            if part is not None:
+                chosen.append((part if qemu is None else replace(part, qemu_version=qemu), version))
+            elif spare and selection.of_machine(machine, named):
                 left_out.append(f"vm {machine.name} {version}")
-            else:
-                chosen.append((machine, version))
+    if not chosen:
+        raise LabError(f"--machine {only} has none of {', '.join(map(str, named))}", 2)
     return chosen, left_out
 
 
@@ -206,7 +353,10 @@ def _verdict(outcomes: list[Outcome], seconds: float, reports: Path, left_out: l
     passed = sum(outcome.passed for outcome in outcomes)
     failed = sum(outcome.failed for outcome in outcomes)
     skipped = sum(outcome.skipped for outcome in outcomes)
-    good = bool(outcomes) and all(outcome.ok for outcome in outcomes)
+    nothing = not passed + failed + skipped  # a misspelt -k is no success
+    good = not nothing and all(outcome.ok for outcome in outcomes)
+    if nothing:
+        print("no test ran: nothing matches")
     print(f"{'PASS' if good else 'FAIL'} in {seconds:.0f} s; reports in {reports}")
     print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""), flush=True)
-    return 0 if good else 1
+    return 0 if good else 2 if nothing else 1

@@ -20,6 +20,10 @@ from lab.machines import Machine
 from lab.vm import TIMED_OUT, Config, Vm
 
 _NO_TESTS = 5  # pytest's exit code for "nothing was collected"
+_ENDS = {
+    4: "pytest refused its arguments, and says above why: a test that is not there?",
+    _NO_TESTS: "no test there",
+}
 
 
 @dataclass(slots=True)
@@ -43,6 +47,10 @@ class Runner:
     reports: Path
     expression: str | None = None
     """pytest's -k."""
+    spec: tuple[str, ...] = ()
+    """Only tests that prove one of these requirements."""
+    python: str = ""
+    """The version of the environment's interpreter, where it is not the usual one."""
 
     def tool(self, name: str, command: list[str], *, quiet: bool = False) -> Outcome:
         """A program that passes or fails as a whole. ``quiet``: what it says is shown only when it fails."""
@@ -70,6 +78,7 @@ class Runner:
 
         ``programs``: a folder that is looked into before all others of PATH; ``env``: set beside what there is.
         """
+        name = f"{name} {self.python}".rstrip()
         _title(name)
         begin = time.monotonic()
         report = self.reports / f"{name.replace(' ', '-')}.xml"
@@ -80,13 +89,13 @@ class Runner:
         return self._judge(name, code, report, begin)
 
     def vm(self, machine: Machine, kernel: str) -> Outcome:
-        """The machine's test files in the lab VM."""
+        """The machine's tests in the lab VM."""
         name = f"vm {machine.name} {kernel}"
         _title(name)
         begin = time.monotonic()
         got = modules.add(kernels.get(kernel), machine.modules)
         inside = Path("/run/lab/out/report.xml")
-        command = self._pytest([str(path) for path in machine.files], inside, Path("/tmp"))
+        command = self._pytest(list(machine.arguments or map(str, machine.files)), inside, Path("/tmp"))
         config = Config(
             kernel=got,
             # Without hypothesis' plugin: it is not used there, and costs seconds on an emulated CPU.
@@ -122,6 +131,8 @@ class Runner:
             note = f"timed out after {machine.timeout:g} s"
         elif faults:
             note = f"{len(faults)} lines about DMA faults"
+        if code == _NO_TESTS and machine.arguments:
+            code, note = 0, "none of these tests is for this machine"
         outcome = self._judge(name, code, report, begin)
         if alarms:  # a kernel that complains is a failure, whatever the tests say
             print("the guest's kernel complained:", *alarms[:20], sep="\n  | ", flush=True)
@@ -137,13 +148,15 @@ class Runner:
         command += [f"--basetemp={scratch}/t"]  # short: sockets have short paths
         if self.expression:
             command += ["-k", self.expression]
+        for name in self.spec:
+            command += ["--spec", name]
         return [*command, *arguments]
 
     def _judge(self, name: str, code: int, report: Path, begin: float) -> Outcome:
         """The outcome of a pytest run, from its exit code and its report."""
         outcome = Outcome(name, code == 0, time.monotonic() - begin)
-        if code == _NO_TESTS and self.expression:
-            outcome.ok, outcome.note = True, "nothing matches -k"
+        if code == _NO_TESTS and (self.expression or self.spec):
+            outcome.ok, outcome.note = True, f"nothing matches {'-k' if self.expression else '--spec'}"
             return outcome
         if report.exists():
             document = ET.parse(report).getroot()
@@ -159,7 +172,7 @@ class Runner:
                 outcome.passed += max(0, total - bad - skipped)
         if code != 0 and outcome.failed == 0:
             outcome.failed = 1
-            outcome.note = f"pytest ended with {code}"
+            outcome.note = _ENDS.get(code, f"pytest ended with {code}")
         outcome.ok = outcome.failed == 0
         return outcome
 

@@ -20,6 +20,8 @@ class Machine:
     kernels: tuple[str, ...]
     devices: tuple[str, ...]
     files: tuple[Path, ...]
+    arguments: tuple[str, ...] = ()
+    """For pytest, instead of ``files``: some of them, or some tests of theirs."""
     machine: str = "q35"
     """QEMU's -M argument."""
     qemu: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from lab import CHECKOUT, LabError, cache, initramfs
+from lab.pythons import Interpreter
 
 PYTHON = "/usr/bin/python3"  # the distribution's own: one of pyenv or conda may be closed to other users
 _SBIN = "/usr/sbin:/sbin"
@@ -83,17 +84,20 @@ def packages(wanted: Packages) -> None:
         raise LabError(f"installed, but still not found: {' '.join(still)}")
 
 
-def venv() -> Path:
+def venv(interpreter: Interpreter | None = None) -> Path:
     """The virtual environment of this checkout: uvirtio (editable), with all that tests and linting need.
 
     Another one is made when pyproject.toml, the checkout's path or the Python changes. Inside an active
-    environment that has uvirtio, it is that one.
+    environment that has uvirtio, it is that one. ``interpreter``: one of its own for that Python, without linting.
     """
     active = os.environ.get("VIRTUAL_ENV")
-    if active and (Path(active) / "bin/uvirtio").exists():
+    if interpreter is None and active and (Path(active) / "bin/uvirtio").exists():
         return Path(active)
     key = hashlib.sha256()
-    for part in (CHECKOUT / "pyproject.toml").read_bytes(), bytes(CHECKOUT), sys.version.encode():
+    parts = [(CHECKOUT / "pyproject.toml").read_bytes(), bytes(CHECKOUT), sys.version.encode()]
+    if interpreter is not None:
+        parts[2:] = [bytes(interpreter.path), interpreter.build.encode()]
+    for part in parts:
         key.update(len(part).to_bytes(8, "big") + part)
     path = cache.root() / "venv" / key.hexdigest()[:16]
     stamp = path / ".complete"  # not a rename: an environment can't be moved
@@ -101,7 +105,7 @@ def venv() -> Path:
         path.parent.mkdir(exist_ok=True)
         with cache.lock(f"venv-{path.name}"):
             if not stamp.exists():
-                _build_venv(path)
+                _build_venv(path, interpreter)
                 stamp.touch()
         _forget_stale(path.parent)
     os.utime(stamp)
@@ -112,17 +116,30 @@ def venv() -> Path:
     return path
 
 
-def _build_venv(path: Path) -> None:
+def _build_venv(path: Path, interpreter: Interpreter | None) -> None:
     print(f"lab: making the virtual environment {path}", flush=True)
     shutil.rmtree(path, ignore_errors=True)
+    _do([PYTHON if interpreter is None else str(interpreter.path), "-m", "venv", str(path)])
     pip = [str(path / "bin/python"), "-m", "pip", "--disable-pip-version-check", "-qq"]
-    for command in (
-        [PYTHON, "-m", "venv", str(path)],
-        [*pip, "install", "--retries", "5", "--editable", f"{CHECKOUT}[test,lint,input,docs]"],
-    ):
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, timeout=1200)
-        if done.returncode:
-            raise LabError(f"{' '.join(command)}: exit {done.returncode}")
+    # Of a package whose newest release has no wheel for this interpreter, one before it that has.
+    install = [*pip, "install", "--retries", "5", "--prefer-binary", "--editable"]
+    if interpreter is None:
+        _do([*install, f"{CHECKOUT}[test,lint,input,docs]"])
+        return
+    _do([*install, f"{CHECKOUT}[test]"])
+    # The one part that is no pure Python; its wheels come later than an interpreter does.
+    done = subprocess.run(
+        [*install, f"{CHECKOUT}[input]"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=1200
+    )
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [""])[-1]
+        print(f"lab: Python {interpreter} goes without the extra 'input': {last}", flush=True)
+
+
+def _do(command: list[str]) -> None:
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sys.stderr, timeout=1200)
+    if done.returncode:
+        raise LabError(f"{' '.join(command)}: exit {done.returncode}")
 
 
 def _forget_stale(folder: Path) -> None:

@@ -89,7 +89,7 @@ def _iommu(roots: Roots) -> Iterator[Check]:
         yield Check(
             "iommu",
             "warn",
-            "no IOMMU groups: nothing would hold a device",
+            "no IOMMU groups: devices can write to all of memory",
             "switch it on in the firmware and on the kernel's command line (intel_iommu=on), or give the VM one "
             "(QEMU: -device intel-iommu,intremap=on)",
         )
@@ -101,7 +101,9 @@ def _module(name: str, driver: str, bus: str, roots: Roots, remedy: str) -> Chec
         return Check(name, "pass", f"{driver} is loaded")
     if state == "loadable":
         return Check(name, "pass", f"{driver} can be loaded; bind does it")
-    return Check(name, "warn", f"{driver} is not there", remedy)
+    return Check(
+        name, "warn", f"module {driver} is not installed for kernel {kernel_release(roots) or 'unknown'}", remedy
+    )
 
 
 def _vfio(roots: Roots) -> Iterator[Check]:
@@ -320,7 +322,7 @@ def _deny(roots: Roots) -> Iterator[Check]:
         yield Check("deny-list", "warn", f"{error.message} ({error.seen})", error.remedy or "")
         return
     if "*" in listed:
-        yield Check("deny-list", "warn", f"{path} denies every real device; qemu: devices are not meant")
+        yield Check("deny-list", "warn", f"{path} denies every real device; qemu: devices are exempt")
     elif listed:
         yield Check("deny-list", "pass", f"{path} has {len(listed)} patterns: {', '.join(listed)[:200]}")
     else:

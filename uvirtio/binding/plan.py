@@ -176,7 +176,7 @@ def _choose(found: Found, driver: str | None, roots: Roots) -> tuple[str | None,
         seen="no iommu_group link",
         expected="a machine with an IOMMU that the kernel uses",
         remedy="best: switch the IOMMU on (firmware, intel_iommu=on, or QEMU's -device intel-iommu,intremap=on). "
-        f"Or accept that nothing holds the device, and name the way: --driver {UIO}; or --driver {VFIO} after, as "
+        f"Or accept unrestricted DMA and choose: --driver {UIO}; or --driver {VFIO} after, as "
         "root, echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode, where the kernel has that",
     )
 
@@ -305,7 +305,7 @@ def _lacking(found: Found, target: str | None, roots: Roots) -> list[UvirtioErro
     if target is not None and driver_state(target, found.bus, roots) == "missing":
         made.append(
             ModuleLack(
-                f"the module {target} is not there",
+                f"the module {target} is not installed",
                 seen=f"no {target} in {sysfs.bus(found.bus, roots) / 'drivers'} "
                 f"and none in {modules_directory(roots)}",
                 expected="a kernel with this module",

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from functools import partial
 from importlib import import_module
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, get_type_hints
 
 import typer
 
-from uvirtio.cli import output
-from uvirtio.cli.common import BROKEN_PIPE, FLAGS, VALUED, Run, perform
-from uvirtio.errors import UsageError
+from uvirtio.cli import conversion, output
+from uvirtio.cli.command import BROKEN_PIPE, FLAGS, VALUED, Command, perform
+from uvirtio.errors import UsageError, UvirtioError
 
 _GROUPS = ("balloon", "rng", "input", "mem", "blk")
 
@@ -21,16 +19,16 @@ _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 _VERBS = {
-    "list": "look",
-    "inspect": "inspecting",
-    "doctor": "look",
+    "list": "list",
+    "inspect": "inspect",
+    "doctor": "doctor",
     "plan": "bind",
     "bind": "bind",
     "restore": "bind",
     "journal": "bind",
     "diag": "diag",
     "reset": "diag",
-    "features": "look",
+    "features": "features",
     "balloon": "balloon",
     "rng": "rng",
     "input": "input",
@@ -47,13 +45,15 @@ def make_app(verb: str = "") -> typer.Typer:
         help="Drive virtio devices from user space. DEV is an address: 0000:03:00.0, or qemu:virtio-rng-pci.",
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
+        cls=conversion.group(get_type_hints(_before)),
+        add_completion=False,  # ours answers without importing typer, and completes addresses
         # Importing rich takes a tenth of a second, so only a terminal, which shows its frames, pays for it.
-        rich_markup_mode="rich" if output.fancy() else None,
+        rich_markup_mode="rich" if output.coloured() else None,
     )
     app.callback()(_before)
     modules = [_VERBS[verb]] if verb in _VERBS else dict.fromkeys(_VERBS.values())
     for module in modules:
-        import_module(f"uvirtio.cli.{module}").register(app)
+        import_module(f"uvirtio.cli.verbs.{module}").register(app)
     return app
 
 
@@ -65,11 +65,50 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _show_completion(shell: str | None) -> None:
+    if shell is not None:
+        from uvirtio.cli.completion.install import script
+
+        output.write(script(shell))
+        raise typer.Exit
+
+
+def _install_completion(shell: str | None) -> None:
+    if shell is not None:
+        from uvirtio.cli.completion.install import install
+
+        for text in install(shell):
+            output.line(text)
+        raise typer.Exit
+
+
 def _before(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "-V", "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
+    show_completion: Annotated[
+        str | None,
+        typer.Option(
+            "--show-completion",
+            metavar="SHELL",
+            callback=_show_completion,
+            is_eager=True,
+            help="Print the completion script of bash, zsh or fish.",
+        ),
+    ] = None,
+    install_completion: Annotated[
+        str | None,
+        typer.Option(
+            "--install-completion",
+            metavar="SHELL",
+            callback=_install_completion,
+            is_eager=True,
+            help="Write that script to where SHELL looks for it, and say where.",
+        ),
+    ] = None,
 ) -> None:
     """Drive virtio devices from user space. DEV is an address: 0000:03:00.0, or qemu:virtio-rng-pci."""
 
@@ -77,17 +116,27 @@ def _before(
 def run(argv: list[str]) -> int:
     """Run one command; returns its exit code, whatever ``argv`` holds."""
     output.prepare()
-    outer = Run(_command_of(argv), json=_wants_json(argv), verbose="-v" in argv or "--verbose" in argv)
+    try:
+        return _run(argv)
+    finally:
+        output.settle()
+
+
+def _run(argv: list[str]) -> int:
+    outer = Command(_command_of(argv), json=_wants_json(argv), verbose="-v" in argv or "--verbose" in argv)
     help_only = not argv
     try:
         words = _verb_first(argv) or ["--help"]
-        completing = "_UVIRTIO_COMPLETE" in os.environ
-        code = make_app("" if completing else words[0])(words, prog_name="uvirtio", standalone_mode=False)
+        code = make_app(words[0])(words, prog_name="uvirtio", standalone_mode=False)
     except _ClickException as error:
         return perform(outer, partial(_usage, error))
     except (typer.Abort, KeyboardInterrupt):
         return 130
-    except SystemExit as leaving:  # shell completion; and typer's own answer to `--help | head`
+    except UvirtioError as error:  # some of ours are OSErrors too
+        return perform(outer, partial(_raise, error))
+    except OSError as error:  # of stdout, to which typer writes the help
+        return perform(outer, partial(_raise, output.OutputFailed(error)))
+    except SystemExit as leaving:  # typer's own answer to `--help | head`
         if isinstance(leaving.__context__, BrokenPipeError):
             return BROKEN_PIPE
         return leaving.code if isinstance(leaving.code, int) else 0
@@ -140,7 +189,3 @@ def _verb_first(argv: list[str]) -> list[str]:
         else:
             verbs.append(rest.pop(0))
     return [*verbs, *moved, *rest] if verbs else rest
-
-
-if __name__ == "__main__":
-    sys.exit(run(sys.argv[1:]))

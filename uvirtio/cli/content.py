@@ -8,43 +8,41 @@ from typing import Annotated, Any
 
 import typer
 
-from uvirtio.cli.common import Run
+from uvirtio.cli.command import Command
 from uvirtio.errors import OperationFailed, UsageError, UvirtioError
 
-HexOption = Annotated[bool, typer.Option("--hex", help="Bare hexadecimal digits instead of a dump.")]
-RawOption = Annotated[bool, typer.Option("--raw", help="The bytes themselves.")]
-OutOption = Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="The bytes, into a file.")]
+HexOption = Annotated[bool, typer.Option("--hex", help="Write plain hexadecimal digits instead of a dump.")]
+RawOption = Annotated[bool, typer.Option("--raw", help="Write the raw bytes to stdout.")]
+OutOption = Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="Write the raw bytes to FILE.")]
 
 _ROW = 16
 
 
-def check_form(run: Run, *, hex: bool, raw: bool, out: str) -> None:
+def check_form(cmd: Command, *, hex: bool, raw: bool, out: str) -> None:
     """Raise UsageError where more than one form is asked for."""
-    if sum((hex, raw, bool(out), run.json)) > 1:
-        raise UsageError(
-            "--hex, --raw, -o and --json are four ways of saying the same", expected="one of them at most"
-        )
+    if sum((hex, raw, bool(out), cmd.json)) > 1:
+        raise UsageError("--hex, --raw, -o and --json exclude each other", expected="at most one of them")
 
 
 def give(
-    run: Run, pieces: Iterable[bytes], *, hex: bool, raw: bool, out: str, base: int = 0, **members: Any
+    cmd: Command, pieces: Iterable[bytes], *, hex: bool, raw: bool, out: str, base: int = 0, **members: Any
 ) -> None:
     """Write out ``pieces`` as they come. ``base``: the dump's first offset; ``members``: more of the document."""
-    if run.json:
+    if cmd.json:
         found = b"".join(pieces)
-        run.document(**members, bytes=len(found), hex=found.hex())
+        cmd.document(**members, bytes=len(found), hex=found.hex())
     elif out:
         _into_file(out, pieces)
     elif raw:
         for piece in pieces:
-            run.raw(piece)
+            cmd.raw(piece)
     elif hex:
         for piece in pieces:
-            run.raw(piece.hex().encode())
-        run.line()
+            cmd.raw(piece.hex().encode())
+        cmd.line()
     else:
         for text in dump(pieces, base):
-            run.line(text)
+            cmd.line(text)
 
 
 def _into_file(name: str, pieces: Iterable[bytes]) -> None:

@@ -6,29 +6,60 @@ traces go to stderr. Whatever a device or a caller says is printed without its c
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import select
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
 from uvirtio.errors import OperationFailed, UvirtioError
 
 SCHEMA = "uvirtio/1"
 
 
+# Neither of the two is an Exception: no driver and no diagnosis may take them for a failure of the device.
+
+
 class OutputClosed(BaseException):
-    """Whoever read our output went away (``| head``). No error: leave in order and say nothing."""
+    """The reader of stdout went away (``| head``). No error: leave in order and say nothing."""
+
+
+class OutputFailed(BaseException):
+    """stdout cannot be written: a full disk, or there is none. ``error`` is what to report on stderr."""
+
+    def __init__(self, why: Exception) -> None:
+        super().__init__(why)
+        self.error = OperationFailed(
+            "the output cannot be written",
+            seen=getattr(why, "strerror", None) or str(why),
+            expected="a standard output that is open, with room for what is written",
+            remedy="what the command did up to here has taken effect; its output is incomplete",
+        )
+
+
+class _NoStdout(io.TextIOWrapper):
+    """What stands in for a stdout that the caller closed (``>&-``): a command that has output fails."""
+
+    def write(self, text: str) -> int:
+        if text:
+            self.refuse()
+        return 0
+
+    def refuse(self) -> NoReturn:
+        raise OutputFailed(OSError(errno.EBADF, "there is no standard output: the caller closed it"))
 
 
 def prepare() -> None:
     """Make stdin, stdout and stderr usable: present, and not choking on what they cannot encode."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    # What the caller closed gets /dev/null: without it the descriptor of a device could become number 1.
+    for name, mode in (("stdin", "r"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # Closed by the caller. Without this a device's descriptor could become number 1.
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
+    if sys.stdout is None:
+        sys.stdout = _NoStdout(open(os.devnull, "wb"))  # noqa: SIM115, PTH123
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -43,30 +74,59 @@ def printable(text: object) -> str:
 
 
 def write(text: str) -> None:
-    """Write ``text`` to stdout and flush it. Raises OutputClosed, or OperationFailed (a full disk)."""
+    """Write ``text`` to stdout and flush it.
+
+    Raises:
+        OutputClosed: The reader went away.
+        OutputFailed: A full disk, or no stdout.
+    """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         raise OutputClosed from None
     except (OSError, ValueError) as error:
-        raise _cannot_write("the output", error) from error
+        raise OutputFailed(error) from error
 
 
 def write_bytes(data: bytes) -> None:
     """Write raw bytes to stdout. Raises as :func:`write`."""
     try:
+        if isinstance(sys.stdout, _NoStdout):
+            sys.stdout.refuse()
         sys.stdout.flush()
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         raise OutputClosed from None
     except (OSError, ValueError) as error:
-        raise _cannot_write("the output", error) from error
+        raise OutputFailed(error) from error
 
 
-def _cannot_write(what: str, error: Exception) -> OperationFailed:
-    return OperationFailed(f"{what} cannot be written", seen=str(error), expected="a place that takes it")
+def finish() -> None:
+    """Raise as :func:`write` what goes wrong with the last of the output.
+
+    A file system that reports a failed write only at close(2) (NFS, FUSE) reports it for any descriptor of the
+    file, so for a duplicate too.
+    """
+    write("")
+    try:
+        duplicate = os.dup(sys.stdout.fileno())
+    except (OSError, ValueError):
+        return  # no descriptor behind it: a test's
+    try:
+        os.close(duplicate)
+    except OSError as error:
+        raise OutputFailed(error) from error
+
+
+def settle() -> None:
+    """Flush stdout and stderr, so that the interpreter's own flush cannot end it with code 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            _abandon(stream)
 
 
 def line(text: str = "") -> None:
@@ -137,9 +197,13 @@ def ready() -> bool:
 
 def abandon_stdout() -> None:
     """Send what is still buffered nowhere, so that the interpreter's last flush neither fails nor blocks."""
+    _abandon(sys.stdout)
+
+
+def _abandon(stream: TextIO) -> None:
     try:
         void = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        os.dup2(void, sys.stdout.fileno())
+        os.dup2(void, stream.fileno())
         os.close(void)
     except (OSError, ValueError):
         pass
@@ -150,28 +214,39 @@ def fancy() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
 
 
+def coloured() -> bool:
+    """Whether stdout takes colours and bold: a terminal, and no NO_COLOR in the environment (no-color.org)."""
+    return fancy() and not os.environ.get("NO_COLOR")
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Aligned columns: with rules and colours on a terminal, plain in a pipe."""
+    """Aligned columns, as wide as what they hold: no cell is cut, whatever the width of the terminal."""
     cells = [[printable(cell) for cell in row] for row in rows]
-    if fancy():
-        _rich_table(header, cells)
-        return
     widths = [max(len(row[column]) for row in [list(header), *cells]) for column in range(len(header))]
-    for row in [list(header), *cells]:
-        padded = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        write("  ".join(padded).rstrip() + "\n")
 
+    def joined(row: Sequence[str]) -> str:
+        return "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
-def _rich_table(header: Sequence[str], cells: list[list[str]]) -> None:
-    from rich import box  # here: a pipe pays nothing for it
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in header:
-        made.add_column(name, no_wrap=name == header[0])
+    first = joined(header)
+    write((f"\x1b[1m{first}\x1b[0m" if coloured() else first) + "\n")
     for row in cells:
-        made.add_row(*(Text(cell) for cell in row))  # Text: no markup from sysfs or a device
-    Console().print(made)
-    write("")
+        write(joined(row) + "\n")
+
+
+def wrapped(text: str, indent: str) -> list[str]:
+    """``text`` behind ``indent``: in lines that fit a terminal, in one line where stdout is none."""
+    plain = printable(text)
+    if not sys.stdout.isatty():
+        return [indent + plain]
+    import shutil
+    import textwrap  # here: a pipe pays nothing for it
+
+    width = max(shutil.get_terminal_size().columns, len(indent) + 40)
+    return textwrap.wrap(
+        plain,
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

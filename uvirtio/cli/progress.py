@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from uvirtio.cli import output
-from uvirtio.cli.common import Run
+from uvirtio.cli.command import Command
 from uvirtio.cli.size import PAGE, human
 
 if TYPE_CHECKING:
@@ -22,22 +22,22 @@ class Progress(Protocol):
 
 
 @contextmanager
-def make_progress(run: Run, what: str, total: int) -> Iterator[Progress]:
+def make_progress(cmd: Command, what: str, total: int) -> Iterator[Progress]:
     """What fits stdout; ``total`` in pages."""
-    if run.json:
-        yield _Lines(run, what, total, every=0.2)
+    if cmd.json:
+        yield _Lines(cmd, what, total, every=0.2)
     elif output.fancy():
         with _bar(what, total) as bar:
             yield bar
     else:
-        yield _Lines(run, what, total, every=1.0)
+        yield _Lines(cmd, what, total, every=1.0)
 
 
 class _Lines:
     """The first, the last, and between them one each ``every`` seconds."""
 
-    def __init__(self, run: Run, what: str, total: int, *, every: float) -> None:
-        self._run = run
+    def __init__(self, cmd: Command, what: str, total: int, *, every: float) -> None:
+        self._cmd = cmd
         self._what = what
         self._total = total
         self._every = every
@@ -52,8 +52,8 @@ class _Lines:
         took = now - self._started
         size = pages * PAGE
         rate = size / took if took > 0 else 0.0
-        if self._run.json:
-            self._run.document(
+        if self._cmd.json:
+            self._cmd.document(
                 event="progress",
                 pages=pages,
                 bytes=size,
@@ -62,7 +62,7 @@ class _Lines:
                 bytes_per_second=rate,
             )
         else:
-            self._run.line(
+            self._cmd.line(
                 f"{self._what}: {human(size)} of {human(self._total * PAGE)} "
                 f"({pages * 100 // self._total}%), {human(int(rate))}/s"
             )
@@ -71,6 +71,7 @@ class _Lines:
 @contextmanager
 def _bar(what: str, total: int) -> Iterator[Progress]:
     from rich import progress as bars  # here: a pipe pays nothing for it
+    from rich.console import Console
 
     columns = (
         bars.TextColumn("{task.description}", markup=False),
@@ -80,7 +81,8 @@ def _bar(what: str, total: int) -> Iterator[Progress]:
         bars.TimeRemainingColumn(),
     )
     # Without its refresh thread: a line is drawn where a batch ends, never beside a signal handler.
-    with bars.Progress(*columns, auto_refresh=False) as shown:
+    console = Console(color_system="auto" if output.coloured() else None)
+    with bars.Progress(*columns, auto_refresh=False, console=console) as shown:
         yield _Bar(shown, shown.add_task(what, total=total * PAGE, rate=""))
 
 

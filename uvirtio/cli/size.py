@@ -26,22 +26,22 @@ def parse_size(text: str, *, total: int | None = None, multiple: int = 1) -> int
     """
     match = _SYNTAX.fullmatch(text.strip().upper())
     if match is None:
-        raise BadSize(f"{text!r} is no size", seen=text, expected=_EXPECTED, remedy=_EXAMPLE)
+        raise BadSize(f"{text!r} is not a size", seen=text, expected=_EXPECTED, remedy=_EXAMPLE)
     number = Fraction(f"{match[1]}.{match[2] or '0'}")
     if match[4]:
         return _share(text, number, total, multiple)
     size = number * _UNIT[match[3]]
     if size.denominator != 1:
-        raise BadSize(f"{text!r} is no whole number of bytes", seen=text, expected=_EXPECTED, remedy=_EXAMPLE)
+        raise BadSize(f"{text!r} is not a whole number of bytes", seen=text, expected=_EXPECTED, remedy=_EXAMPLE)
     whole = int(size)
     if whole % multiple:
         below = whole // multiple * multiple
         nearest = [below, below + multiple] if below else [multiple]
         raise BadSize(
-            f"{text!r} is no multiple of {multiple} bytes",
+            f"{text!r} is not a multiple of {multiple} bytes",
             seen=whole,
             expected=f"a multiple of {multiple}",
-            remedy="the nearest are " + " and ".join(str(one) for one in nearest),
+            remedy=f"nearest valid size{'s' * (len(nearest) > 1)}: " + " and ".join(str(one) for one in nearest),
         )
     return whole
 
@@ -49,7 +49,7 @@ def parse_size(text: str, *, total: int | None = None, multiple: int = 1) -> int
 def _share(text: str, percent: Fraction, total: int | None, multiple: int) -> int:
     if total is None:
         raise BadSize(
-            f"{text!r}: a percentage has no meaning here", seen=text, expected=_EXPECTED, remedy=_EXAMPLE
+            f"{text!r}: a percentage is not accepted here", seen=text, expected=_EXPECTED, remedy=_EXAMPLE
         )
     if not 0 < percent <= 100:
         raise BadSize(f"{text!r} is out of range", seen=text, expected="above 0%, at most 100%")

@@ -92,8 +92,8 @@ def negotiate(
         raise FeatureMissing(
             f"{address} does not offer {names}",
             seen=f"{offered:#x}",
-            expected=f"the bits {must:#x} (2.2.1)",
-            remedy=_without(missing, legacy),
+            expected=f"{_named(type_name, must)} (2.2.1)",
+            remedy=_without(missing, legacy, packed=ring == "packed"),
         )
     # 2.2.1: from allow-lists only, so that an unknown bit is never acknowledged.
     ours = wanted | required | RING_FEATURES
@@ -109,16 +109,22 @@ def negotiate(
     return Negotiated(offered, features, first ^ again)
 
 
-def _without(missing: int, legacy: bool) -> str:
+def _named(type_name: str, word: int) -> str:
+    return ", ".join(f"{bit.name} (bit {bit.bit})" for bit in f.names(type_name, word))
+
+
+def _without(missing: int, legacy: bool, *, packed: bool) -> str:
     """What to do about feature bits that are not offered."""
     if legacy and missing & ~f.LEGACY_MASK:
         return (
-            "the legacy interface has the bits 0 to 31 alone; take the modern one: leave --force-legacy out, "
+            "the legacy interface has only bits 0 to 31; use the modern one: leave --force-legacy out, "
             "or start the device without disable-modern=on"
         )
     if missing & f.mask(f.VERSION_1):
         return "a device without VERSION_1 is a legacy device: try --force-legacy"
-    return "this driver cannot do without"
+    if packed and missing == f.mask(f.RING_PACKED):
+        return "leave --ring packed out, or have the device offer it (QEMU: packed=on)"
+    return "this driver needs these bits: enable them where the device is configured"
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ class StatusField:
                 f"{self._address} needs a reset",
                 seen=f"status {describe(status)}",
                 expected="DEVICE_NEEDS_RESET clear (2.1.1)",
-                remedy="it met an error in what it was given, its own log says which; close it and open it again",
+                remedy="it met an error in what it was given, see its log or its host's; open it again",
             )
         if status == 0 and self.live:
             self.live = False
@@ -108,10 +108,10 @@ class StatusField:
         status = self.check()
         if not status & Status.FEATURES_OK:
             raise FeaturesRefused(
-                f"{self._address} refuses this choice of features",
+                f"{self._address} refuses the features that were accepted",
                 seen=f"status {describe(status)} after writing {features:#x}",
                 expected="FEATURES_OK to stay set (3.1.1)",
-                remedy=f"the device offered {offered:#x}; look at what was left out: {offered & ~features:#x}",
+                remedy="it refuses one of these bits or their combination; try fewer: --ring split withholds one",
             )
 
     def confirm_running(self) -> None:
@@ -124,10 +124,10 @@ class StatusField:
         status = self.check()
         if not status & Status.DRIVER_OK:
             raise DeviceNeedsReset(
-                f"{self._address} does not take DRIVER_OK",
+                f"{self._address} does not keep DRIVER_OK",
                 seen=f"status {describe(status)}",
                 expected="DRIVER_OK to stay set (3.1.1)",
-                remedy="the device gave up at the last step; its own log says why",
+                remedy="the device failed at the last step; its log or its host's may say why",
             )
 
     def vanished(self) -> bool:

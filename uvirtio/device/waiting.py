@@ -120,10 +120,10 @@ class WaitLoop:
                     return False
                 self._device.check_status()
                 raise DeviceTimeout(
-                    f"{self._device.address} owes {what} and did not give it within {timeout:g} s",
+                    f"{self._device.address}: timed out after {timeout:g} s waiting for {what}",
                     seen="nothing",
                     expected=what,
-                    remedy="look at the device's own log; uvirtio diag shows which step fails",
+                    remedy="see the log of the device or its host; uvirtio diag shows which step fails",
                 )
             asleep = time.monotonic()
             left = deadline - asleep
@@ -175,7 +175,7 @@ class WaitLoop:
             return False
         causes = self._transport.causes(fired)
         if causes.removal:
-            raise gone(device.address, "the device was asked back (hot-unplug)")
+            raise gone(device.address, "the host removed the device (hot-unplug)")
         if causes.config:
             self.counters.config_changes += 1
             device.check_status()

@@ -2,7 +2,7 @@
 
 The steps are those of the initialisation sequence itself (``Device.start``), watched from outside, so that a
 diagnosis goes exactly the way that a driver goes. Then the data path of the type, the interrupt, a change of
-the configuration where somebody can cause one, and the way out.
+the configuration where one can be triggered, and the shutdown.
 """
 
 from __future__ import annotations
@@ -124,11 +124,11 @@ def diagnose_function(
     return run.report
 
 
-_HINT = "the device's own log may say why; uvirtio diag -v shows every access"
+_HINT = "the log of the device or its host may say why; uvirtio diag -v shows every register access"
 
 
 class _Note:
-    """What a step has to say when it ends."""
+    """The result of a step, while it runs."""
 
     def __init__(self) -> None:
         self.verdict: Verdict = "pass"
@@ -239,7 +239,7 @@ class _Run:
                 note.detail = "bus master off, interrupts off, memory freed, function closed"
         except UvirtioError as error:
             self.report.error = self.report.error or error
-            self.skip_rest("the device does not leave in order")
+            self.skip_rest("the device could not be reset")
 
 
 def _failure(error: UvirtioError) -> str:
@@ -275,21 +275,19 @@ def _tell_features_ok(device: dev.Device, note: _Note) -> None:
 def _tell_features(device: dev.Device, note: _Note) -> None:
     taken = ", ".join(bit.name for bit in f.names(device.type, device.features))
     left = ", ".join(bit.name for bit in f.names(device.type, device.offered & ~device.features))
-    note.detail = f"offered {device.offered:#x}, taken {device.features:#x}: {taken}; left: {left or 'none'}"
+    note.detail = f"offered {device.offered:#x}, taken {device.features:#x}: {taken}; declined: {left or 'none'}"
     if device.unsteady_features:
-        note.warn(f"the device offers {device.unsteady_features:#x} at one reading and not at the next")
+        note.warn(f"the offered features change between two reads: {device.unsteady_features:#x}")
     unknown = f.bits(device.offered & ~f.known(device.type))
     if unknown and device.type in f.DEVICE_BITS:
-        note.warn(f"the device offers bits that the standard does not define: {unknown}; they are left alone")
+        note.warn(f"the device offers bits that the standard does not define: {unknown}; they are not negotiated")
 
 
 def _tell_queues(device: dev.Device, note: _Note) -> None:
     policy = "IOVAs (ACCESS_PLATFORM)" if device.dma.translated else "guest-physical addresses"
-    sizes = [
-        f"{index}: {device.transport.queue_layout(index).size_max}"
-        for index in range(min(device.transport.num_queues, 16))
-    ]
-    note.detail = f"{device.transport.num_queues} queues, sizes {', '.join(sizes) or 'none'}; {policy}"
+    count = device.transport.num_queues
+    sizes = [f"#{index} holds {device.transport.queue_layout(index).size_max}" for index in range(min(count, 16))]
+    note.detail = f"{count} queue{'s' * (count != 1)}{': ' * bool(count)}{', '.join(sizes)}; {policy}"
 
 
 def _tell_vectors(device: dev.Device, note: _Note) -> None:
@@ -297,7 +295,7 @@ def _tell_vectors(device: dev.Device, note: _Note) -> None:
     used = ", ".join(f"{queue.name} ({queue.ring.size})" for queue in device.queues.values())
     note.detail = f"{mode.value}; enabled: {used or 'no queue'}"
     if mode is InterruptMode.POLLING and InterruptMode.INTX in device.interrupts:
-        note.warn("no interrupt could be had, so the device is polled")
+        note.warn("no kind of interrupt works, so the device is polled")
 
 
 def _tell_interrupts(device: dev.Device, note: _Note) -> None:
@@ -305,7 +303,7 @@ def _tell_interrupts(device: dev.Device, note: _Note) -> None:
         note.skip("the device is polled")
         return
     if not any(queue.completions for queue in device.queues.values()):
-        note.skip("the device had nothing to answer, so it owes no interrupt")
+        note.skip("the device had no buffer to return, so no interrupt is due")
         return
     device.wait(lambda: device.counters.interrupts_taken > 0, timeout=1.0, what="an interrupt", owed=False)
     note.detail = f"{device.counters.interrupts_taken} taken ({device.transport.interrupt_mode.value})"
@@ -313,15 +311,15 @@ def _tell_interrupts(device: dev.Device, note: _Note) -> None:
         note.detail += f", {device.counters.missed_interrupts} missed"
     if not device.counters.interrupts_taken:
         note.verdict = "fail"
-        note.hint = "completions come, interrupts do not: look at MSI-X, INTx routing and interrupt remapping"
+        note.hint = "completions arrive, interrupts do not: check MSI-X, INTx routing and interrupt remapping"
     elif _storms(device):
-        note.warn("interrupts for nothing come without end: look at the line, and at what shares it")
+        note.warn("spurious interrupts do not stop: check the interrupt line, and what shares it")
     elif device.counters.missed_interrupts:
-        note.warn("some completions came without an interrupt; only the poll beside the wait found them")
+        note.warn("some completions came without an interrupt; only polling found them")
 
 
 def _storms(device: dev.Device) -> bool:
-    """Whether interrupts go on and on, with nothing to do."""
+    """Whether interrupts keep coming with nothing to do."""
     for _ in range(2 * storm.LIMIT):
         device.service()
         if not device.interrupted:
@@ -332,7 +330,7 @@ def _storms(device: dev.Device) -> bool:
 def _tell_change(path: datapath.DataPath, note: _Note) -> None:
     outcome = path.change_configuration()
     if outcome is None:
-        note.skip("nobody here can cause one for this device")
+        note.skip("no way to trigger one from here")
         return
     note.detail = outcome.detail
     if outcome.suspicious:

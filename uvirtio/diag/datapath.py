@@ -30,7 +30,7 @@ _QUEUES_MAX = 16
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of it; ``suspicious`` says what is odd though it works."""
+    """The result; ``suspicious`` names an anomaly of a data path that works."""
 
     detail: str
     suspicious: str = ""
@@ -44,7 +44,7 @@ class DataPath(Protocol):
 
     def exercise(self) -> Outcome: ...
     def change_configuration(self) -> Outcome | None:
-        """Have somebody outside change the configuration, and see it; None where nobody can."""
+        """Have the host change the configuration, and see it; None where that cannot be triggered."""
         ...
 
 
@@ -78,7 +78,7 @@ class _BarePath:
         self._device.start(wanted=0, queues=queues, observe=observe)
 
     def exercise(self) -> Outcome:
-        return Outcome(f"no driver for {self._device.type} here, so no buffers were moved", skipped=True)
+        return Outcome(f"no driver for {self._device.type}, so no buffers were exchanged", skipped=True)
 
     def change_configuration(self) -> Outcome | None:
         return None
@@ -153,7 +153,7 @@ class _MemPath:
         about = f"{config.plugged_blocks} of {config.blocks} blocks of {config.block_size} bytes are plugged"
         odd = "; ".join(self._mem.findings)
         if not config.usable_blocks:
-            return Outcome(f"{about}; no block is usable, so that none can be asked for", odd, skipped=True)
+            return Outcome(f"{about}; no block is usable, so none can be queried", odd, skipped=True)
         state = self._mem.state(config.addr, 1)
         return Outcome(f"{about}; the state of the first: {state.name}", odd)
 
@@ -237,12 +237,12 @@ class _InputPath:
         if leds:
             self._input.set_led(leds[0], False)
             if self._input.flush(timeout=self._device.timeout):
-                about += "; it took an LED"
+                about += "; it acknowledged an LED"
             else:
-                odd = f"{odd}; " * bool(odd) + "it does not look at its status queue (5.8.6)"
+                odd = f"{odd}; " * bool(odd) + "it does not serve its status queue (5.8.6)"
         sent = self._host_event()
         if self._witness is None or sent is None:
-            return Outcome(f"{about}; event queue stocked, nobody here can press a key", odd, skipped=not odd)
+            return Outcome(f"{about}; event queue filled; no key can be pressed from here", odd, skipped=not odd)
         event, back = sent
         self._witness("input-send-event", events=[event])
         found = self._input.read(timeout=self._device.timeout)
@@ -295,9 +295,9 @@ class _BlkPath:
             odd.append(f"sector 0 cannot be read: {error.seen}")
         try:
             name = blk.identify()
-            about += f"; its id: {name!r}"
+            about += f"; serial: {name or 'none'}"
         except BlkRefusal as error:
-            about += f"; no id: {error.seen}"  # a device is free to have none
+            about += f"; serial: none ({error.seen})"  # a device is free to have none
         odd += blk.findings
         return Outcome(about, "; ".join(odd))
 
@@ -321,7 +321,7 @@ class _BlkPath:
         return Outcome(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
 
     def _disk(self) -> dict[str, Any] | None:
-        """The disk that was supplied for this device; nobody else's is resized."""
+        """The disk that was supplied for this device; no other is resized."""
         if self._witness is None:
             return None
         disks = (disk for disk in self._witness("query-block") if disk["device"] == f"{self._ident}-disk")

@@ -1,4 +1,4 @@
-"""What a diagnosis says: numbered steps, each with a verdict, and one verdict over all."""
+"""The report of a diagnosis: numbered steps, each with a verdict, and an overall verdict."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Verdict = Literal["pass", "fail", "warn", "skip"]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of the bring-up: what was done, under which section, what was read, and what to do about it."""
+    """One step of the bring-up: its section of the standard, what was read, and what to do about it."""
 
     name: str
     verdict: Verdict
@@ -27,7 +27,7 @@ class Step:
 
 @dataclass(slots=True)
 class Report:
-    """The steps in their order. ``error`` is what stopped the bring-up, if something did."""
+    """The steps in their order. ``error`` is what stopped the bring-up, or None."""
 
     address: str
     type: str = "unknown"
@@ -36,7 +36,7 @@ class Report:
 
     @property
     def verdict(self) -> Literal["pass", "warn", "fail"]:
-        """The worst of the steps; a skipped step is no fault."""
+        """The worst verdict of the steps; a skipped step counts as passed."""
         verdicts = {step.verdict for step in self.steps}
         if "fail" in verdicts:
             return "fail"

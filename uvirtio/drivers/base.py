@@ -126,5 +126,9 @@ def settle(
         return queue.ring.in_flight == 0
 
     if queue.ring.in_flight:
-        device.wait(ready, timeout=timeout, what=f"what is out on {queue.name}")
+        device.wait(
+            ready,
+            timeout=timeout,
+            what=f"{queue.ring.in_flight} buffer{'s' * (queue.ring.in_flight != 1)} on {queue.name}",
+        )
     return done

@@ -46,5 +46,5 @@ def names(value: int) -> list[str]:
 
 
 def describe(value: int) -> str:
-    """``ACKNOWLEDGE|DRIVER``; 0, which is also what a device reads after its reset, is ``reset``."""
-    return "|".join(names(value)) or "reset"
+    """``ACKNOWLEDGE|DRIVER``; 0, which a device reads after its reset, is ``0 (reset)``."""
+    return "|".join(names(value)) or "0 (reset)"

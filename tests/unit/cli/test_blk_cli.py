@@ -15,7 +15,7 @@ from tests.fakes.scripted_blk import FEATURES, Disk
 from tests.unit.drivers.test_blk import ALL
 from uvirtio import opening
 from uvirtio.cli.app import run
-from uvirtio.cli.common import Run
+from uvirtio.cli.command import Command
 from uvirtio.cli.content import dump, give
 from uvirtio.device import Device
 from uvirtio.errors import DeviceTimeout, OperationFailed
@@ -68,7 +68,7 @@ def test_info_of_a_disk_that_tells_little(model, capsys):
     model.script.append(Status.UNSUPP)
     assert run(["blk", "info", DEV]) == 0
     out = capsys.readouterr().out
-    assert "id:           not told" in out and "writable:     no (RO)" in out and "cache:        none" in out
+    assert "serial:       none" in out and "writable:     no (RO)" in out and "cache:        none" in out
 
 
 def test_an_error_of_the_device_is_not_one_of_the_file_that_is_written(tmp_path):
@@ -76,7 +76,7 @@ def test_an_error_of_the_device_is_not_one_of_the_file_that_is_written(tmp_path)
         yield b"first"
         raise DeviceTimeout("the disk is silent")
 
-    made = Run("blk read")
+    made = Command("blk read")
     with pytest.raises(DeviceTimeout, match="silent"):
         give(made, pieces(), hex=False, raw=False, out=str(tmp_path / "out"))
     assert (tmp_path / "out").read_bytes() == b"first"
@@ -88,7 +88,7 @@ def test_an_error_of_the_device_is_not_one_of_the_file_that_is_written(tmp_path)
 def test_read(model, capsys, offset, size, tmp_path):
     if size is None:
         assert run(["blk", "read", DEV, offset, "1s"]) == 2
-        assert "OFFSET: '0x' is no size" in capsys.readouterr().err
+        assert "OFFSET: '0x' is not a size" in capsys.readouterr().err
         return
     data = os.urandom(1024)
     model.content[4096:5120] = data
@@ -130,14 +130,14 @@ def test_write_from_a_file_and_from_standard_input(model, capsys, tmp_path, monk
     [
         (["write", DEV, "0"], 3, "UV-REFUSED-WRITE"),
         (["discard", DEV, "0", "4K"], 3, "add --allow-write"),
-        (["write", DEV, "0", "--in", "x", "--zeroes", "1s", "--allow-write"], 2, "two sources"),
+        (["write", DEV, "0", "--in", "x", "--zeroes", "1s", "--allow-write"], 2, "exclude each other"),
         (["write", DEV, "0", "--in", "/nonexistent", "--allow-write"], 1, "cannot be read"),
         (["write", DEV, "0", "--in", "ODD", "--allow-write"], 2, "truncate -s %512"),
         (["write", DEV, "2047s", "--zeroes", "2s", "--allow-write"], 2, "UV-USAGE-BEYOND-END"),
-        (["read", DEV, "100", "1s"], 2, "OFFSET: '100' is no multiple of 512"),
-        (["read", DEV, "0", "100"], 2, "SIZE: '100' is no multiple of 512"),
+        (["read", DEV, "100", "1s"], 2, "OFFSET: '100' is not a multiple of 512"),
+        (["read", DEV, "0", "100"], 2, "SIZE: '100' is not a multiple of 512"),
         (["read", DEV, "2048s", "1s"], 2, "UV-USAGE-BEYOND-END"),
-        (["read", DEV, "0", "1s", "--hex", "--raw"], 2, "four ways"),
+        (["read", DEV, "0", "1s", "--hex", "--raw"], 2, "exclude each other"),
         (["discard", DEV, "2048s", "1s", "--allow-write"], 2, "UV-USAGE-BEYOND-END"),
     ],
 )

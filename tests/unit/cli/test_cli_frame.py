@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +21,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.fakes.fakesys import FakeSys
 from uvirtio import errors
 from uvirtio.cli import main, output
 from uvirtio.cli.app import _VERBS, _verb_first
-from uvirtio.cli.common import Run, perform
+from uvirtio.cli.command import Command, perform
 from uvirtio.cli.signals import LEAVING, Guard, Signalled
 from uvirtio.errors import UvirtioError
 
@@ -70,7 +76,7 @@ def test_each_error_has_its_exit_code_and_its_document(
 ) -> None:
     expected = next((code for prefix, code in _CODES.items() if kind.code.startswith(prefix)), 1)
     error = kind("it failed", seen=3, expected={"b", "a"}, remedy="try again")
-    assert perform(Run("list", json=True), raising(error)) == expected
+    assert perform(Command("list", json=True), raising(error)) == expected
     out, err = capsys.readouterr()
     assert err == ""
     made = document(out)
@@ -86,7 +92,7 @@ def test_each_error_has_its_exit_code_and_its_document(
 
 @pytest.mark.parametrize("kind", OURS, ids=lambda kind: kind.__name__)
 def test_each_error_as_text(kind: type[UvirtioError], capsys: pytest.CaptureFixture[str]) -> None:
-    perform(Run("list"), raising(kind("it \x1b[31mfailed", seen="a\nb", remedy="try again")))
+    perform(Command("list"), raising(kind("it \x1b[31mfailed", seen="a\nb", remedy="try again")))
     out, err = capsys.readouterr()
     assert out == ""
     assert err == f"uvirtio: {kind.code}: it \\x1b[31mfailed\n  seen:     a\\nb\n  remedy:   try again\n"
@@ -99,7 +105,7 @@ def test_all_codes_differ() -> None:
 
 @pytest.mark.parametrize("verbose", [False, True])
 def test_the_unexpected_is_a_bug_without_a_traceback(verbose: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    assert perform(Run("list", verbose=verbose), raising(KeyError("what"))) == 1
+    assert perform(Command("list", verbose=verbose), raising(KeyError("what"))) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert "UV-BUG: unexpected KeyError: 'what'" in err
@@ -109,18 +115,18 @@ def test_the_unexpected_is_a_bug_without_a_traceback(verbose: bool, capsys: pyte
 
 
 def test_a_misuse_of_the_library_is_a_bug_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert perform(Run("list"), raising(errors.Misuse("outside", seen=9, expected="0 to 7"))) == 1
+    assert perform(Command("list"), raising(errors.Misuse("outside", seen=9, expected="0 to 7"))) == 1
     assert "UV-BUG: unexpected Misuse: outside" in capsys.readouterr().err
 
 
 def test_a_bug_in_json_is_one_document(capsys: pytest.CaptureFixture[str]) -> None:
-    assert perform(Run("list", json=True), raising(RecursionError("deep"))) == 1
+    assert perform(Command("list", json=True), raising(RecursionError("deep"))) == 1
     assert document(capsys.readouterr().out)["error"]["code"] == "UV-BUG"
 
 
 def test_what_cannot_be_encoded_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
     output.prepare()
-    assert perform(Run("list"), raising(errors.BadAddress("bad \udcff\x07"))) == 2
+    assert perform(Command("list"), raising(errors.BadAddress("bad \udcff\x07"))) == 2
     assert "\\udcff\\x07" in capsys.readouterr().err
 
 
@@ -194,11 +200,22 @@ def test_each_verb_has_help(verb: str, option: str, capsys: pytest.CaptureFixtur
     assert err == ""
 
 
-def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("option", ["-V", "--version"])
+def test_the_version(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     import uvirtio
 
-    assert main(["--version"]) == 0
+    assert main([option]) == 0
     assert capsys.readouterr().out == f"uvirtio {uvirtio.__version__}\n"
+
+
+def test_python_m_uvirtio_is_the_command() -> None:
+    command = [sys.executable, "-m", "uvirtio", "features", "rng", "0x100000000", "--nonsense"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "see: uvirtio features --help" in done.stderr
+    done = subprocess.run(command[:-1], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "VERSION_1" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -275,59 +292,189 @@ def test_help_in_a_pipe_does_without_frames_and_so_without_rich(argv: list[str])
     assert "Usage: uvirtio" in done.stdout and not set("│╭─") & set(done.stdout)
 
 
-def test_completion_knows_the_verbs() -> None:
-    environment = {
-        **os.environ,
-        "_UVIRTIO_COMPLETE": "complete_bash",
-        "COMP_WORDS": "uvirtio ba",
-        "COMP_CWORD": "1",
-    }
-    with uvirtio(stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
-        out, err = process.communicate(timeout=60)
-    assert (out.split(), err) == ([b"balloon"], b"")
+# --- a terminal ---------------------------------------------------------------------------------------------
 
 
-# --- nobody reads -------------------------------------------------------------------------------------------
+def on_a_terminal(*argv: str, columns: int = 80, **environment: str) -> list[str]:
+    """The lines that a command writes to a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES")}
+    env |= {"TERM": "xterm", **environment}
+    with uvirtio(*argv, stdout=theirs, stderr=theirs, env=env) as process:
+        os.close(theirs)
+        with open(ours, "rb", closefd=True) as shown:  # noqa: PTH123
+            pieces = []
+            try:
+                while piece := shown.read1(4096):
+                    pieces.append(piece)
+            except OSError:  # EIO: the other end is closed
+                pass
+        assert process.wait(timeout=60) == 0
+    return b"".join(pieces).decode().replace("\r\n", "\n").splitlines()
+
+
+def test_a_table_is_as_wide_on_a_terminal_as_in_a_pipe(tmp_path: Path) -> None:
+    fake = FakeSys(tmp_path)
+    fake.pci("0000:00:04.0", "balloon", transitional=True, driver="vfio-pci", group=5)
+    with uvirtio("list", "--root", str(tmp_path), stdout=subprocess.PIPE) as process:
+        out, _ = process.communicate(timeout=60)
+    plain = out.decode().splitlines()
+    assert max(map(len, plain)) > 60
+    shown = on_a_terminal("list", "--root", str(tmp_path), columns=40)
+    assert shown == [f"\x1b[1m{plain[0]}\x1b[0m", *plain[1:]]
+    assert on_a_terminal("list", "--root", str(tmp_path), columns=40, NO_COLOR="1") == plain
+    assert on_a_terminal("list", "--root", str(tmp_path), columns=40, TERM="dumb") == plain
+
+
+def test_help_on_a_terminal_has_no_escapes_with_no_color() -> None:
+    assert any("\x1b[1m" in line for line in on_a_terminal("list", "--help"))
+    assert not any("\x1b" in line for line in on_a_terminal("list", "--help", NO_COLOR="1"))
+
+
+def test_long_lines_are_wrapped_on_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "word " * 30 + "0x" + "f" * 60
+    Command("diag").paragraph(text, indent=" " * 13)
+    assert capsys.readouterr().out == f"{'':13}{text}\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    Command("diag").paragraph(text, indent=" " * 13)
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == f"{'':13}0x" + "f" * 60
+    assert len(lines) > 1 and all(len(line) <= 80 and line.startswith(" " * 13 + "word") for line in lines)
+
+
+# --- nobody reads, and nothing takes the output -----------------------------------------------------------------
 
 
 def uvirtio(*argv: str, **more: Any) -> subprocess.Popen[bytes]:
-    start = "import sys; from uvirtio.cli import main; sys.exit(main())"
-    return subprocess.Popen([sys.executable, "-c", start, *argv], stdin=subprocess.DEVNULL, **more)
+    # Buffered, as users have it: PYTHONUNBUFFERED hides what fails at the interpreter's last flush.
+    more.setdefault("env", {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"})
+    return subprocess.Popen([sys.executable, "-m", "uvirtio", *argv], stdin=subprocess.DEVNULL, **more)
 
 
-def test_a_reader_that_went_away_is_no_traceback() -> None:
+WITH_OUTPUT = [
+    ["list"],
+    ["doctor"],
+    ["journal"],
+    ["features", "net", "0xffffffff"],
+    ["features", "net", "1", "--json"],
+    ["--help"],
+    ["mem", "plug", "--help"],
+    ["--version"],
+]
+
+
+def in_the_tree(argv: list[str], outside: list[str]) -> list[str]:
+    return [*argv, *outside] if argv[0] in ("list", "doctor", "journal") else argv
+
+
+@pytest.mark.parametrize("argv", WITH_OUTPUT, ids=" ".join)
+def test_a_reader_that_went_away_is_141_and_no_word(argv: list[str], outside: list[str]) -> None:
     here, there = os.pipe()
     os.close(here)
-    with uvirtio("features", "net", "0xffffffff", stdout=there, stderr=subprocess.PIPE) as process:
+    with uvirtio(*in_the_tree(argv, outside), stdout=there, stderr=subprocess.PIPE) as process:
         os.close(there)
         _, err = process.communicate(timeout=60)
-        assert err == b""
-        assert process.returncode in (0, 141)
+        assert (process.returncode, err) == (141, b"")
 
 
-def test_a_full_disk_is_an_error() -> None:
+@pytest.mark.parametrize("argv", WITH_OUTPUT, ids=" ".join)
+def test_a_full_disk_is_an_error_of_ours(argv: list[str], outside: list[str]) -> None:
     with (
         Path("/dev/full").open("wb") as full,
-        uvirtio("features", "net", "1", stdout=full, stderr=subprocess.PIPE) as process,
+        uvirtio(*in_the_tree(argv, outside), stdout=full, stderr=subprocess.PIPE) as process,
     ):
         _, err = process.communicate(timeout=60)
-        assert process.returncode == 1
-        assert err.startswith(b"uvirtio: UV-OPERATION: the output cannot be written")
-        assert b"Traceback" not in err
+    lines = err.decode().splitlines()
+    assert process.returncode == 1
+    assert lines[0] == "uvirtio: UV-OPERATION: the output cannot be written"
+    assert lines[1].split(":", 1)[1].strip() == "No space left on device"
+    assert [line.split(":")[0].strip() for line in lines[1:]] == ["seen", "expected", "remedy"]
+
+
+@pytest.mark.parametrize("argv", WITH_OUTPUT, ids=" ".join)
+def test_a_closed_stdout_is_an_error_of_ours(argv: list[str], outside: list[str]) -> None:
+    shell = '"$@" >&-'
+    command = ["sh", "-c", shell, "sh", sys.executable, "-m", "uvirtio", *in_the_tree(argv, outside)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("uvirtio: UV-OPERATION: the output cannot be written")
+    assert "no standard output" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("where", ["/dev/full", None], ids=["full", "closed"])
+@pytest.mark.parametrize("json", [[], ["--json"]], ids=["text", "json"])
+def test_an_error_keeps_its_code_when_nothing_takes_its_words(where: str | None, json: list[str]) -> None:
+    # As text it goes to stderr, as a document to stdout, and to stderr where that fails.
+    to, other = ("stdout", "stderr") if json else ("stderr", "stdout")
+    redirect = f"{'1' if json else '2'}>{where or '&-'}"
+    command = ["sh", "-c", f'"$@" {redirect}', "sh", sys.executable, "-m", "uvirtio", "nonsense", *json]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert getattr(done, to) == ""
+    assert getattr(done, other).startswith("uvirtio: UV-USAGE: ") is bool(json)
 
 
 @pytest.mark.parametrize("closed", [0, 1, 2])
 def test_a_closed_standard_stream_is_no_descriptor_of_a_device(closed: int) -> None:
-    def close() -> None:
-        os.close(closed)
+    # A forked process that looks at its descriptors after prepare(): what it opens next is none of 0, 1, 2.
+    script = "import os; from uvirtio.cli import output; output.prepare(); os._exit(os.open('/', os.O_RDONLY))"
+    command = ["sh", "-c", f'"$@" {closed}>&-', "sh", sys.executable, "-c", script]
+    assert subprocess.run(command, stdin=subprocess.DEVNULL, timeout=60).returncode > 2
 
-    with uvirtio(
-        "features", "net", "1", stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=close
-    ) as process:
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 0
-        assert err == b""
-        assert (b"CSUM" in out) is (closed != 1)
+
+def test_a_command_without_output_needs_no_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> int:
+        sys.stdout = output._NoStdout(open(os.devnull, "wb"))  # noqa: SIM115, PTH123
+        return 0
+
+    before = sys.stdout
+    try:
+        assert perform(Command("rng read"), body) == 0
+    finally:
+        sys.stdout = before
+    assert capsys.readouterr().err == ""
+
+
+def test_what_a_file_system_says_only_at_close_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # NFS and FUSE report a write that failed at close(2), and there alone.
+    close = os.close
+
+    def failing(number: int) -> None:
+        close(number)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with (tmp_path / "out").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        monkeypatch.setattr(os, "close", failing)
+        assert perform(Command("list"), lambda: 0) == 1
+        monkeypatch.undo()
+    assert os.strerror(errno.EDQUOT) in capsys.readouterr().err
+
+
+def test_a_recording_that_does_not_fit_is_an_error_of_ours(tmp_path: Path) -> None:
+    script = """
+import resource, sys
+from uvirtio.cli.command import Command, perform
+from uvirtio.cli.verbs.input import _sink
+
+def body():
+    with _sink(cmd, sys.argv[1]) as write:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # write(2) fails with EFBIG from here on
+        write(["E: 0.000000 0001 001e 0001"])
+
+cmd = Command("input record")
+sys.exit(perform(cmd, body))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path / "file")]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"uvirtio: UV-OPERATION: {tmp_path / 'file'} cannot be written")
 
 
 # --- signals ------------------------------------------------------------------------------------------------
@@ -345,7 +492,7 @@ class Waiter:
 @pytest.mark.parametrize("number", LEAVING)
 def test_a_signal_without_a_device_ends_the_command(number: int, capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(number)
-    run = Run("list")
+    run = Command("list")
 
     def body() -> int:
         signal.raise_signal(number)
@@ -360,7 +507,7 @@ def test_a_signal_without_a_device_ends_the_command(number: int, capsys: pytest.
 @pytest.mark.parametrize("number", LEAVING)
 def test_a_signal_goes_to_the_open_device(number: int) -> None:
     waiter, guard = Waiter(), Guard()
-    run = Run("balloon inflate", json=True, streaming=True, guard=guard)
+    run = Command("balloon inflate", json=True, streaming=True, guard=guard)
     went_on = False
 
     def body() -> int:
@@ -389,7 +536,7 @@ def test_a_signal_gets_through_to_blocked_output() -> None:
 def test_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        run = Run("list")
+        run = Command("list")
 
         def body() -> int:
             signal.raise_signal(signal.SIGHUP)
@@ -407,7 +554,7 @@ def test_an_interrupted_document_is_still_one(capsys: pytest.CaptureFixture[str]
         signal.raise_signal(signal.SIGINT)
         return 0
 
-    assert perform(Run("diag", json=True), body) == 130
+    assert perform(Command("diag", json=True), body) == 130
     assert document(capsys.readouterr().out)["error"]["code"] == "UV-INTERRUPTED"
 
 
@@ -417,12 +564,12 @@ def test_an_interrupted_stream_just_ends(capsys: pytest.CaptureFixture[str]) -> 
         signal.raise_signal(signal.SIGINT)
         return 0
 
-    assert perform(Run("input events", json=True, streaming=True), body) == 130
+    assert perform(Command("input events", json=True, streaming=True), body) == 130
     assert capsys.readouterr().out == ""
 
 
 def test_no_thread_is_left() -> None:
-    assert perform(Run("list"), lambda: 0) == 0
+    assert perform(Command("list"), lambda: 0) == 0
     assert threading.active_count() == 1
 
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from tests.fakes.fakesys import FakeKernel, FakeSys, config_space
 from uvirtio.cli import main
-from uvirtio.cli.inspecting import msix
-from uvirtio.cli.look import parse_word
 from uvirtio.cli.signals import LEAVING
+from uvirtio.cli.verbs.features import parse_word
+from uvirtio.cli.verbs.inspect import msix
 from uvirtio.errors import UsageError
 
 
@@ -98,12 +98,12 @@ def test_list_as_json(cli: Cli) -> None:
 @pytest.mark.parametrize("name", ["rng", "virtio-rng", "entropy"])
 def test_list_of_one_type(cli: Cli, name: str) -> None:
     assert [one["type"] for one in cli.document("list", name)["devices"]] == ["rng"]
-    assert cli.text("list", "vsock") == "no vsock device here\n"
+    assert cli.text("list", "vsock") == "no vsock devices found\n"
 
 
 def test_list_of_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--root", str(tmp_path / "nowhere")]) == 0
-    assert capsys.readouterr().out == "no virtio device here\n"
+    assert capsys.readouterr().out == "no virtio devices found\n"
 
 
 def test_looking_writes_nothing_and_opens_no_node(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,7 @@ def test_inspect_as_json(cli: Cli) -> None:
 
 def test_inspect_as_text(cli: Cli) -> None:
     shown = cli.text("inspect", "03:00.0".replace("03:00", "00:03"))
-    assert "rule mounted (refuses a bind): " in shown
+    assert "rule mounted (refuses bind): " in shown
     assert "VERSION_1" in shown
     assert "common" in shown
 
@@ -154,7 +154,7 @@ def test_inspect_of_a_vdpa_device_names_its_node_and_who_offers_it(cli: Cli) -> 
     cli.fake.vdpa("vduse0")
     shown = cli.text("inspect", "vdpa:vduse0")
     assert "/dev/vhost-vdpa-0" in shown and "vhost_vdpa" in shown
-    assert "offered by:" in shown and "not seen: type: only the device itself tells" in shown
+    assert "offered by:" in shown and "not visible: type: only the device itself tells" in shown
     made = cli.document("plan", "vdpa:vduse0")
     assert made["driver"] == "vhost_vdpa" and made["nothing_to_do"]
 
@@ -165,7 +165,7 @@ def test_inspect_says_what_an_ordinary_user_does_not_see(cli: Cli) -> None:
     made = cli.document("inspect", "00:02.0")
     assert made["capabilities"] is None
     assert any("CAP_SYS_ADMIN" in text for text in made["hidden"])
-    assert "not seen: the capabilities are hidden" in cli.text("inspect", "00:02.0")
+    assert "not visible: the capabilities are hidden" in cli.text("inspect", "00:02.0")
 
 
 @pytest.mark.parametrize(
@@ -200,6 +200,16 @@ def test_msix_in_hostile_configuration_space() -> None:
 def test_msix_never_fails(config: bytes) -> None:
     found = msix(config)
     assert found is None or 1 <= found["vectors"] <= 2048
+
+
+# --- diag ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("address", "code"), [("0000:00:1f.9", 2), ("0000:00:1f.0", 5), ("0000:00:02.0", 3)])
+def test_diag_of_what_cannot_be_opened_prints_the_error_alone(cli: Cli, address: str, code: int) -> None:
+    assert cli.text("diag", address, code=code) == ""
+    assert cli.err.startswith("uvirtio: UV-") and "hint" not in cli.err and "step" not in cli.err
+    assert len(cli.document("diag", address, code=code)["steps"]) == 15
 
 
 # --- features -----------------------------------------------------------------------------------------------
@@ -319,7 +329,7 @@ def test_bind_and_restore(cli: Cli) -> None:
     (bound,) = cli.document("bind", "00:02.0")["devices"]
     assert (bound["address"], bound["driver"], bound["node"]) == ("0000:00:02.0", "vfio-pci", "/dev/vfio/3")
     assert cli.document("list", "rng")["devices"][0]["driver"] == "vfio-pci"
-    assert cli.text("bind", "00:02.0") == "0000:00:02.0: was bound already to vfio-pci, node /dev/vfio/3\n"
+    assert cli.text("bind", "00:02.0") == "0000:00:02.0: already bound to vfio-pci, node /dev/vfio/3\n"
     assert len(cli.document("journal")["entries"]) == 1
     (restored,) = cli.document("restore", "00:02.0")["devices"]
     assert restored == {"address": "0000:00:02.0", "driver": "virtio-pci", "action": "restored"}
@@ -367,6 +377,20 @@ def test_a_journal_with_an_entry(cli: Cli) -> None:
     journal.store(journal.new([record], cli.fake.roots, ["uvirtio", "bind"]), cli.fake.roots)
     assert cli.document("journal")["entries"][0]["devices"][0]["driver"] == "virtio-pci"
     assert cli.text("journal").splitlines()[1].split()[3:] == ["0000:00:02.0", "rng", "virtio-pci", "vfio-pci"]
+
+
+def test_doctor_says_where_things_are(cli: Cli) -> None:
+    code = main(["doctor", "--json", "--root", str(cli.fake.top)])
+    top = cli.fake.top
+    places = json.loads(cli.capsys.readouterr().out)["places"]
+    places.pop("udev_rules", None)  # of an installed wheel
+    assert places == {
+        "deny_list": f"{top}/etc/uvirtio/deny",
+        "journal": f"{top}/run/uvirtio/journal.d",
+        "locks": f"{top}/run/uvirtio/ADDRESS.lock",
+    }
+    shown = cli.text("doctor", code=code)
+    assert f"journal:   {top}/run/uvirtio/journal.d\n" in shown
 
 
 def test_doctor(cli: Cli) -> None:

@@ -50,7 +50,7 @@ def test_a_fraction_of_a_byte_is_refused() -> None:
 def test_the_nearest_sizes_are_named() -> None:
     with pytest.raises(BadSize) as raised:
         parse_size("10000", multiple=PAGE)
-    assert raised.value.remedy == "the nearest are 8192 and 12288"
+    assert raised.value.remedy == "nearest valid sizes: 8192 and 12288"
     with pytest.raises(BadSize) as raised:
         parse_size("5", multiple=PAGE)
     assert raised.value.remedy is not None
@@ -70,7 +70,7 @@ def test_percentages_out_of_range(text: str) -> None:
 
 
 def test_a_percentage_of_nothing() -> None:
-    with pytest.raises(BadSize, match="no meaning"):
+    with pytest.raises(BadSize, match="not accepted here"):
         parse_size("25%")
 
 

@@ -72,7 +72,7 @@ def test_the_map_is_a_bar_of_blocks(model, root, capsys):
     assert run(["mem", "map", DEV, "--root", root]) == 0
     first, legend, _ = capsys.readouterr().out.splitlines()
     assert first == f"{ADDR:#014x} " + "####......##" + "." * 36 + "-" * 16
-    assert legend.startswith("one sign is 2 MiB")
+    assert legend.startswith("each character is 2 MiB")
     assert run(["mem", "map", DEV, "--json", "--root", root]) == 0
     assert answer(capsys)["ranges"] == [
         {"address": ADDR, "bytes": 4 * BLOCK, "blocks": 4, "state": "plugged"},
@@ -85,7 +85,7 @@ def test_a_large_region_is_a_smaller_map(root, capsys, monkeypatch):
     monkeypatch.setattr(opening, "open", lambda address, **_: identify(address, ScriptedDevice(made)))
     assert run(["mem", "map", DEV, "--root", root]) == 0
     *bars, legend, _ = capsys.readouterr().out.splitlines()
-    assert len(bars) == 32 and "one sign is 64 MiB" in legend
+    assert len(bars) == 32 and "each character is 64 MiB" in legend
     assert bars[0].split()[1].startswith("###+....")
 
 
@@ -107,16 +107,16 @@ def test_plug_and_unplug(model, root, capsys):
 @pytest.mark.parametrize(
     ("argv", "code", "said"),
     [
-        (["plug", DEV, "3M"], 2, "the nearest are 2097152 and 4194304"),
+        (["plug", DEV, "3M"], 2, "nearest valid sizes: 2097152 and 4194304"),
         (["plug", DEV, "0"], 2, "at least one block"),
-        (["plug", DEV, "1K"], 2, "the nearest are 2097152"),
+        (["plug", DEV, "1K"], 2, "nearest valid size: 2097152"),
         (["plug", DEV, "lots"], 2, "UV-USAGE-SIZE"),
         (["plug", DEV, "1G"], 2, "more than the region has left"),
         (["plug", DEV, "64M"], 1, "UV-MEM-NACK"),
         (["unplug", DEV, "14M"], 2, "more than is plugged"),
         (["unplug", DEV, "2M", "--unit", "3M"], 2, "power of two"),
         (["plug", DEV, "2M", "--unit", "1G"], 2, "no whole"),
-        (["follow", DEV, "--limit", "3M", "--for", "1"], 2, "the nearest are"),
+        (["follow", DEV, "--limit", "3M", "--for", "1"], 2, "nearest valid sizes"),
         (["follow", DEV, "--for", "-1"], 2, "above 0"),
     ],
 )

@@ -467,7 +467,7 @@ def test_what_is_owed_and_does_not_come(mode: InterruptMode):
     with start(ScriptedDevice(Rng()), mode=mode) as device:
         assert device.wait(never, timeout=SHORT, what="nothing", owed=False) is False
         assert device.broken is None
-        with pytest.raises(DeviceTimeout, match="owes an answer"):
+        with pytest.raises(DeviceTimeout, match="waiting for an answer"):
             device.wait(never, timeout=SHORT, what="an answer")
         with pytest.raises(DeviceBroken) as caught:
             device.wait(lambda: True, timeout=SHORT, what="an answer")

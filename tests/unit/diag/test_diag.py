@@ -265,7 +265,7 @@ def test_lost_interrupts_are_told_apart_from_lost_answers(mode: InterruptMode):
         (lambda: device(Constant), "data path", "not random"),
         (lambda: device(StuckActual), "data path", "actual reads 0"),
         (lambda: device(Balloon, features=f.mask(f.VERSION_1, 20)), "features", "[20]"),
-        (lambda: device(features_later=f.mask(f.VERSION_1)), "features", "not at the next"),
+        (lambda: device(features_later=f.mask(f.VERSION_1)), "features", "change between two reads"),
         (lambda: device(vectors=0, intx=False), "vectors", "polled"),
     ],
 )
@@ -350,7 +350,7 @@ def test_a_storm_is_a_warning(mode: InterruptMode):
 
     report = diagnosis(scripted, modes=[mode], on_step=begin)
     assert step(report, "interrupt").verdict == "warn"
-    assert "without end" in (step(report, "interrupt").hint or "")
+    assert "do not stop" in (step(report, "interrupt").hint or "")
     assert report.verdict == "warn"
     scripted.assert_left()
 

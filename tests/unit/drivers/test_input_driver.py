@@ -532,8 +532,8 @@ def test_a_description_needs_only_a_name():
 @pytest.mark.parametrize(
     ("how", "answers", "said", "odd"),
     [
-        ({}, {}, "it took an LED", ""),
-        ({"silent_queues": {spec.STATUSQ}}, {}, "scripted keyboard", "does not look at its status queue"),
+        ({}, {}, "it acknowledged an LED", ""),
+        ({"silent_queues": {spec.STATUSQ}}, {}, "scripted keyboard", "does not serve its status queue"),
         ({}, {**TOUCH, (Select.ABS_INFO, 0): absinfo(1, 0, 0, 0, 0)}, "5 contacts", "max 0 is below min 1"),
     ],
 )

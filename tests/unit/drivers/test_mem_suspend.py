@@ -198,8 +198,8 @@ def test_follow_says_whether_it_holds_it_off(
     monkeypatch.setattr("uvirtio.opening.open", lambda address, **_: identify(address, ScriptedDevice(model)))
     assert main(["mem", "follow", ADDRESS, "--for", "0.2", "--root", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
-    assert ("held off meanwhile by systemd-inhibit" in out) == (script is not None)
-    assert ("nothing here can hold off" in err) == (script is None)
+    assert ("blocked meanwhile by systemd-inhibit" in out) == (script is not None)
+    assert ("cannot block a suspend" in err) == (script is None)
     if script is not None:
         assert ended(holder(tmp_path))
     model.close()

@@ -483,7 +483,7 @@ def test_transitional_pci_ids_are_known_one_by_one():
 
 
 def test_status_is_described_with_every_bit():
-    assert status.describe(0) == "reset"
+    assert status.describe(0) == "0 (reset)"
     assert status.describe(0x0F) == "ACKNOWLEDGE|DRIVER|DRIVER_OK|FEATURES_OK"
     assert status.describe(0xE1) == "ACKNOWLEDGE|0x20|DEVICE_NEEDS_RESET|FAILED"
     assert status.Status.describe(0x50) == "SUSPEND|DEVICE_NEEDS_RESET"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = Path(__file__).resolve().parents[3] / "tools"
+TOOLS = next(top for top in Path(__file__).resolve().parents if (top / "pyproject.toml").exists()) / "tools"
 sys.path.insert(0, str(TOOLS))
 
 from lab import (  # noqa: E402
@@ -26,11 +26,12 @@ from lab import (  # noqa: E402
     modules,
     process,
     qemus,
-    setup,
     vm,
 )
 from lab.commands import Commands  # noqa: E402
-from lab.floors import Outcome, Runner  # noqa: E402
+from lab.floors import Runner  # noqa: E402
+
+VM_TEST = machines.FOLDER / "test_x.py"
 
 
 def make_kernel(top: Path, dep: str, builtin: str = "") -> kernels.Kernel:
@@ -142,8 +143,8 @@ def test_every_test_file_of_the_vm_floor_has_a_machine():
 
 
 def test_extra_machines_run_for_all_or_by_name(monkeypatch):
-    plain = machines.Machine("plain", ("6.1", "6.12"), (), (Path("test_x.py"),))
-    extra = machines.Machine("more", ("6.12",), (), (Path("test_x.py"),), modules=("vdpa",), extra=True)
+    plain = machines.Machine("plain", ("6.1", "6.12"), (), (VM_TEST,))
+    extra = machines.Machine("more", ("6.12",), (), (VM_TEST,), modules=("vdpa",), extra=True)
     monkeypatch.setattr(machines, "load", lambda: [plain, extra])
     both = [(plain, "6.1"), (plain, "6.12")]
     assert cli_test._machines(None, None, extras=False) == (both, ["vm more 6.12"])
@@ -152,62 +153,10 @@ def test_extra_machines_run_for_all_or_by_name(monkeypatch):
 
 
 def test_any_machine_runs_with_another_qemu(monkeypatch):
-    plain = machines.Machine("plain", ("6.12",), (), (Path("test_x.py"),))
+    plain = machines.Machine("plain", ("6.12",), (), (VM_TEST,))
     monkeypatch.setattr(machines, "load", lambda: [plain])
     [(machine, _)], _ = cli_test._machines(None, None, "10.0", extras=False)
     assert (machine.name, machine.qemu_version) == ("plain", "10.0")
-
-
-def test_the_wake_ups_run_alone_and_in_no_other_step(monkeypatch, tmp_path):
-    ran = []
-
-    class Noting:
-        def __init__(self, *of): ...
-
-        def pytest(self, name, arguments, wrapper, *, programs=None, env=None):
-            ran.append((name, arguments, env))
-            return Outcome(name, ok=True, seconds=0.0, passed=1)
-
-    def run(steps, wide):
-        ran.append(wide)
-        return [step() for _, step in steps]
-
-    monkeypatch.setattr(cli_test, "Runner", Noting)
-    monkeypatch.setattr(cli_test.lanes, "run", run)
-    monkeypatch.setattr(cli_test.setup, "packages", lambda names: None)
-    monkeypatch.setattr(cli_test.setup, "venv", lambda: tmp_path)
-    monkeypatch.setattr(cli_test, "_reports_folder", lambda: tmp_path)
-    monkeypatch.setenv("UVIRTIO_RACE_SECONDS", "7")
-    assert cli_test.main(["--unit", "--jobs", "3"]) == 0
-    folder = Path(__file__).parents[1]
-    race = folder / "memory/test_wakeups.py"
-    assert race.exists()
-    assert ran == [
-        *(1, ("wake-ups", [str(race)], {"UVIRTIO_RACE_SECONDS": "7"})),
-        *(3, ("unit", [str(folder), f"--ignore={race}"], None)),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "packages"),
-    [
-        (["--lint"], {"python3-venv"}),
-        (["--unit"], {"python3-venv", "gcc", "libc6-dev", "linux-libc-dev", "libatomic1", "busybox-static"}),
-        (["--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-arm"}),
-        (["--lint", "--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-arm"}),
-        ([], {name for floor in ("LINT", "UNIT", "QEMU", "VM") for name in getattr(setup, f"FOR_{floor}")}),
-    ],
-)
-def test_each_floor_wants_its_own_packages_only(arguments, packages, monkeypatch):
-    class Enough(Exception): ...
-
-    def wanted(names):
-        assert set(names) == packages
-        raise Enough
-
-    monkeypatch.setattr(cli_test.setup, "packages", wanted)
-    with pytest.raises(Enough):
-        cli_test.main(arguments)
 
 
 def test_a_quiet_step_shows_what_was_said_only_when_it_fails(tmp_path, capfd):
@@ -230,15 +179,27 @@ def test_the_verdict_tells_the_rounds_of_a_race(tmp_path):
     assert (outcome.ok, outcome.passed, outcome.note) == (True, 2, "1,234 rounds")
 
 
+@pytest.mark.parametrize(("code", "note"), [(4, "a test that is not there?"), (5, "no test there"), (3, "with 3")])
+def test_a_pytest_that_ran_nothing_says_why(code, note, tmp_path):
+    outcome = Runner(tmp_path, tmp_path)._judge("x", code, tmp_path / "none.xml", time.monotonic())
+    assert (outcome.ok, outcome.failed) == (False, 1) and note in outcome.note
+    if code == 5:
+        assert Runner(tmp_path, tmp_path, "some")._judge("x", code, tmp_path / "none.xml", time.monotonic()).ok
+
+
 def test_a_qemu_that_is_not_to_be_had_fails_its_step_and_no_other(monkeypatch):
     def get(series: str) -> Path:
         raise LabError(f"no QEMU {series} any more\nand more of it")
 
     monkeypatch.setattr(qemus, "get", get)
-    assert [name for name, _ in cli_test._host_floor(None, "qemu")] == ["qemu"]
-    [(name, step)] = cli_test._host_floor(None, "qemu", "10.0")
+    chosen = cli_test._whole("qemu")
+    assert [name for name, _ in cli_test._qemu_floor(None, chosen)] == ["qemu"]
+    [(name, step)] = cli_test._qemu_floor(None, chosen, "10.0")
     outcome = step()
     assert (name, outcome.ok, outcome.note) == ("qemu 10.0", False, "no QEMU 10.0 any more")
+
+
+# --- QEMUs and modules that are fetched and built -------------------------------------------------------------
 
 
 def test_the_wrapper_gives_a_qemu_its_own_loader_libraries_and_firmware(tmp_path):
@@ -265,8 +226,8 @@ def test_every_qemu_that_a_machine_wants_can_be_fetched():
 
 
 def test_modules_that_cannot_be_built_fail_their_machine_and_no_other(monkeypatch, tmp_path):
-    plain = machines.Machine("plain", ("6.12",), (), (Path("test_x.py"),))
-    extra = machines.Machine("more", ("6.12",), (), (Path("test_x.py"),), modules=("vdpa",), extra=True)
+    plain = machines.Machine("plain", ("6.12",), (), (VM_TEST,))
+    extra = machines.Machine("more", ("6.12",), (), (VM_TEST,), modules=("vdpa",), extra=True)
     monkeypatch.setattr(cli_test.udev, "get", lambda: tmp_path)
     monkeypatch.setattr(kernels, "get", lambda name: kernels.Kernel("6.12.1", tmp_path, tmp_path))
 
@@ -361,7 +322,7 @@ def test_a_forked_command_is_the_command():
     try:
         done = commands.run("features", "rng", "0x100000000", timeout=60)
         again = subprocess.run(
-            [sys.executable, "-m", "uvirtio.cli.app", "features", "rng", "0x100000000"],
+            [sys.executable, "-m", "uvirtio", "features", "rng", "0x100000000"],
             capture_output=True,
             text=True,
         )

@@ -53,7 +53,7 @@ class QemuAddress:
 def parse(text: str) -> QemuAddress:
     """Take an address apart. Raises BadAddress, with what to write instead."""
     if not text.startswith(PREFIX):
-        _bad(text, "is no address of a QEMU device", seen=text[: len(PREFIX)], expected=f"{PREFIX} in front")
+        _bad(text, "is not the address of a QEMU device", seen=text[: len(PREFIX)], expected=f"{PREFIX} in front")
     if not text.isprintable():
         _bad(text, "holds a character that cannot be printed", seen=repr(text), expected="printable text")
     rest = text.removeprefix(PREFIX)
@@ -62,11 +62,11 @@ def parse(text: str) -> QemuAddress:
     split = _SPLIT.search(rest)
     if split is None:
         device = rest.rpartition("/")[2]
-        _bad(text, "names no virtio device of QEMU's", seen=device, expected="DEVICE begins with virtio-")
+        _bad(text, "is not a virtio device that QEMU has", seen=device, expected="DEVICE begins with virtio-")
     head, device = rest[: split.start()], rest[split.end() :]
     machine, *pairs = head.split(",")
     if machine not in MACHINES:
-        _bad(text, "names no machine that is known here", seen=machine, expected=" ".join(MACHINES))
+        _bad(text, "names an unknown machine", seen=machine, expected=" ".join(MACHINES))
     values: dict[str, str] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")

@@ -233,7 +233,7 @@ class Machine:
             "QEMU did not start" if self.process.exited else f"QEMU did not start in {self.timeout:g} s",
             seen=seen,
             expected="a QEMU that takes these devices and options",
-            remedy=f"correct the device; its options: {self.model.binary} -device NAME,help",
+            remedy=f"change the option that QEMU names; those of a device: {self.model.binary} -device NAME,help",
         )
 
     @property

@@ -135,7 +135,7 @@ class Container:
                 raise ModuleLack(
                     "this VFIO container has no type1 IOMMU",
                     seen="neither VFIO_TYPE1v2_IOMMU nor VFIO_TYPE1_IOMMU",
-                    expected="one of them",
+                    expected="one of the two",
                     remedy="as root: modprobe vfio_iommu_type1",
                 )
             iommu_type = offered[0]

@@ -204,7 +204,7 @@ class Burst:
         ring = self._queue.ring
         ring.want_interrupts(True)
         try:
-            self._device.wait(ready, timeout=timeout, what="one of the requests that are out")
+            self._device.wait(ready, timeout=timeout, what="a request in flight")
         finally:
             if ring.broken is None:
                 ring.want_interrupts(False)
@@ -251,7 +251,7 @@ class Burst:
             return not self.in_flight
 
         if not ready():
-            self._device.wait(ready, timeout=timeout, what="requests of a burst")
+            self._device.wait(ready, timeout=timeout, what="the requests of a burst")
 
     def release(self) -> None:
         """Let go of the views; the blocks end with the device's memory."""

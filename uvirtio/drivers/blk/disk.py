@@ -152,9 +152,9 @@ class Disk(Driver):
             )
         if not self.allow_write:
             raise WriteRefused(
-                f"nobody allowed to {what} {self.device.address}",
+                f"cannot {what} {self.device.address}: it was opened read-only",
                 seen="allow_write=False",
-                expected="consent",
+                expected="allow_write=True",
                 remedy="Blk(device, allow_write=True), or --allow-write",
             )
 

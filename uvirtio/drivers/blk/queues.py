@@ -209,7 +209,8 @@ class RequestQueues:
                     left.pop()
                 return not left
 
-            self._await(ready, timeout, "requests that are out" if left is None else f"{len(left)} requests")
+            many = "requests in flight" if left is None else f"{len(left)} request{'s' * (len(left) != 1)}"
+            self._await(ready, timeout, many)
 
     def results(self, requests: Sequence[Request], timeout: float | None) -> list[bytes]:
         """All results; the first error, once nothing of these is out any more. ``timeout`` is for each."""

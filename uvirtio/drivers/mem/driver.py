@@ -401,7 +401,7 @@ class Mem(Driver):
                 f"{addr:#x} is not the address of a block",
                 seen=addr,
                 expected=f"a multiple of {block:#x}",
-                remedy=f"the nearest are {below:#x} and {below + block:#x}",
+                remedy=f"nearest block addresses: {below:#x} and {below + block:#x}",
             )
         end = config.addr + config.usable_blocks * block
         if addr < config.addr or addr + blocks * block > end:

@@ -277,10 +277,10 @@ class Manager:
             below = max(0, size) // self.step * self.step
             near = [below, below + self.step] if below else [self.step]
             raise BadSize(
-                f"{size} bytes are no multiple of the {self.step} that come and go at once",
+                f"{size} bytes are not a multiple of {self.step}, the step of plugging",
                 seen=size,
                 expected=f"a multiple of {self.step}",
-                remedy="the nearest are " + " and ".join(str(one) for one in near),
+                remedy=f"nearest valid size{'s' * (len(near) > 1)}: " + " and ".join(str(one) for one in near),
             )
 
     def _beyond_request(self, config: MemConfig, size: int) -> MemNack:

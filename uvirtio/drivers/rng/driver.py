@@ -92,6 +92,6 @@ class Rng(Driver):
             (),  # 5.4.6.1: no readable buffers here
             runs(buffer, 0, length),
             timeout=timeout,
-            what=f"{length} random bytes",
+            what=f"the buffer for {length} random bytes",
         )
         return bytes(buffer.view[: done.written])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uvirtio.cli import output
-from uvirtio.cli.common import DevArgument, Run, seconds
+from uvirtio.cli.command import Command, DevArgument, seconds
 from uvirtio.cli.size import human, parse_size
 from uvirtio.errors import BadSize, InUse
 from uvirtio.host.denylist import QEMU_PREFIX
@@ -22,38 +22,38 @@ if TYPE_CHECKING:
 
 SizeArgument = Annotated[
     str,
-    typer.Argument(metavar="SIZE", help="1GiB, or 25% of the region; whole memory blocks (x86: 128M)."),
+    typer.Argument(metavar="[SIZE]", help="1GiB, or 25% of the region; whole memory blocks (x86: 128M)."),
 ]
 
 
 STAY_AWAKE = "`systemd-inhibit --what=sleep sleep infinity`"
 
 
-def suspend_lock(run: Run, dev: str) -> SuspendLock | None:
+def suspend_lock(cmd: Command, dev: str) -> SuspendLock | None:
     """What keeps this machine awake while its memory is plugged; on ``qemu:`` no machine could lose any."""
     if dev.startswith(QEMU_PREFIX):
         return None
     from uvirtio.drivers.mem import SuspendLock
 
-    return SuspendLock("virtio-mem has memory plugged that a suspend would lose", roots=run.roots)
+    return SuspendLock("plugged virtio-mem memory would be lost by a suspend", roots=cmd.roots)
 
 
-def tell_suspend(run: Run, mem: Mem) -> None:
-    """For who stays: whether the machine is kept from suspending while memory is plugged."""
+def tell_suspend(cmd: Command, mem: Mem) -> None:
+    """For a command that stays: whether suspend is blocked while memory is plugged."""
     lock = mem.suspend_lock
-    if run.json or lock is None or mem.survives_suspend:
+    if cmd.json or lock is None or mem.survives_suspend:
         return
     lock.hold()
     if lock.means:
-        run.line(f"suspend to RAM is held off meanwhile by {' and '.join(lock.means)}")
+        cmd.line(f"suspend to RAM is blocked meanwhile by {' and '.join(lock.means)}")
     else:
         why = "; ".join(lock.lacking)
-        output.note(f"nothing here can hold off a suspend to RAM, which would lose what is plugged: {why}")
+        output.note(f"cannot block a suspend to RAM, which would lose plugged memory: {why}")
 
 
 @contextmanager
 def handing(
-    run: Run, dev: str, *, limit: str = "", teller: bool = False
+    cmd: Command, dev: str, *, limit: str = "", teller: bool = False
 ) -> Iterator[tuple[Device, Mem, Linux, Manager]]:
     """The device, and its memory as Linux has it; everything is checked before anything changes.
 
@@ -62,15 +62,15 @@ def handing(
     from uvirtio.drivers.mem import Mem
     from uvirtio.online import Linux, system_memory
 
-    with run.device(dev) as device, Mem(device, suspend_lock=suspend_lock(run, dev)) as mem:
-        linux = Linux(system_memory(mem, run.roots))
+    with cmd.device(dev) as device, Mem(device, suspend_lock=suspend_lock(cmd, dev)) as mem:
+        linux = Linux(system_memory(mem, cmd.roots))
         if teller:
-            linux.told = _teller(run, linux)
+            linux.told = _teller(cmd, linux)
         most = parse_size(limit, total=mem.config().region_size, multiple=mem.block_size) if limit else None
         yield device, mem, linux, linux.manager(mem, limit=most)
 
 
-def _teller(run: Run, linux: Linux) -> Callable[[str, int], None]:
+def _teller(cmd: Command, linux: Linux) -> Callable[[str, int], None]:
     last: dict[int, str] = {}
 
     def tell(event: str, address: int) -> None:
@@ -79,11 +79,11 @@ def _teller(run: Run, linux: Linux) -> Callable[[str, int], None]:
         last[address] = event
         total = linux.memory.kernel.total()
         failure = linux.failures.get(address) if event == "failed" else None
-        if run.json:
+        if cmd.json:
             error = failure.as_dict() if failure else None
-            run.document(event=event, address=address, mem_total=total, error=error)
+            cmd.document(event=event, address=address, mem_total=total, error=error)
         else:
-            run.line(f"{event} {address:#x}; MemTotal {human(total)}" + (f": {failure}" if failure else ""))
+            cmd.line(f"{event} {address:#x}; MemTotal {human(total)}" + (f": {failure}" if failure else ""))
 
     return tell
 
@@ -91,15 +91,19 @@ def _teller(run: Run, linux: Linux) -> Callable[[str, int], None]:
 def _bytes(size: str, mem: Mem, manager: Manager) -> int:
     wanted = parse_size(size, total=mem.config().region_size, multiple=manager.unit)
     if wanted == 0:
-        raise BadSize(f"{size!r} is not one memory block", seen=wanted, expected=f"at least {manager.unit}")
+        raise BadSize(
+            f"SIZE must be at least one memory block ({manager.unit})",
+            seen=size,
+            expected=f"at least {manager.unit}",
+        )
     return wanted
 
 
-def online(run: Run, dev: DevArgument, size: SizeArgument = "") -> None:
-    """Give SIZE bytes more to Linux, plugging what is missing; without SIZE all that the host requests."""
+def online(cmd: Command, dev: DevArgument, size: SizeArgument = "") -> None:
+    """Give SIZE more bytes to Linux, plugging what is missing; without SIZE, all that the host requests."""
     if size and not size.strip().endswith("%"):
         parse_size(size)
-    with handing(run, dev) as (device, mem, linux, manager):
+    with handing(cmd, dev) as (device, mem, linux, manager):
         started, before = time.monotonic(), linux.bytes
         unit = manager.unit
         if size:
@@ -108,50 +112,50 @@ def online(run: Run, dev: DevArgument, size: SizeArgument = "") -> None:
             wanted = max(0, mem.config().requested_size - before) // unit * unit
         free = sum(one.size for one in manager.units() if one.state == "plugged")
         if wanted > free:
-            manager.plug_size(wanted - free, timeout=run.timeout)
+            manager.plug_size(wanted - free, timeout=cmd.timeout)
         linux.take(manager, wanted // unit)
-        _tell(run, device, mem, linux, before, time.monotonic() - started)
+        _tell(cmd, device, mem, linux, before, time.monotonic() - started)
         for failure in linux.failures.values():
             raise failure
 
 
 def offline(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
     size: SizeArgument = "",
     wait: Annotated[
-        float, typer.Option("--wait", metavar="SECONDS", help="How long to try again while memory is busy.")
+        float, typer.Option("--wait", metavar="SECONDS", help="How long to retry while memory is busy.")
     ] = 30.0,
 ) -> None:
-    """Take SIZE bytes from Linux and unplug them; without SIZE all. What stays busy is left alone."""
+    """Take SIZE bytes back from Linux and unplug them; without SIZE, all. Busy memory is left alone."""
     seconds("--wait", wait)
     if size and not size.strip().endswith("%"):
         parse_size(size)
-    with handing(run, dev) as (device, mem, linux, manager):
+    with handing(cmd, dev) as (device, mem, linux, manager):
         started, before = time.monotonic(), linux.bytes
         wanted = _bytes(size, mem, manager) if size else linux.movable
         if wanted > before:
             raise BadSize(
-                f"{human(wanted)} are more than Linux has of it", seen=wanted, expected=f"at most {before}"
+                f"{human(wanted)} are more than Linux has of the region", seen=wanted, expected=f"at most {before}"
             )
         freed = linux.give_back(manager, wanted, timeout=wait)
         if freed:
-            manager.unplug_size(freed, timeout=run.timeout)
+            manager.unplug_size(freed, timeout=cmd.timeout)
         if freed < wanted:
             raise InUse(
-                f"Linux cannot spare {human(wanted - freed)} of it now",
+                f"Linux cannot free {human(wanted - freed)} of the region now",
                 seen=f"{human(freed)} came back and were unplugged",
                 expected=human(wanted),
                 remedy="free memory, or try again with a longer --wait",
             )
-        _tell(run, device, mem, linux, before, time.monotonic() - started)
+        _tell(cmd, device, mem, linux, before, time.monotonic() - started)
 
 
-def _tell(run: Run, device: Device, mem: Mem, linux: Linux, before: int, took: float) -> None:
+def _tell(cmd: Command, device: Device, mem: Mem, linux: Linux, before: int, took: float) -> None:
     kernel = linux.memory.kernel
     total, config = kernel.total(), mem.config()
-    if run.json:
-        run.document(
+    if cmd.json:
+        cmd.document(
             address=device.address,
             unit=kernel.block_size(),
             before_bytes=before,
@@ -168,7 +172,7 @@ def _tell(run: Run, device: Device, mem: Mem, linux: Linux, before: int, took: f
             seconds=took,
         )
         return
-    run.line(
+    cmd.line(
         f"Linux has {human(linux.bytes)} of the region, {human(before)} before; MemTotal {human(total)}; "
         f"plugged {human(config.plugged_size)}, requested {human(config.requested_size)}"
     )

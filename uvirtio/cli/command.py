@@ -1,7 +1,7 @@
 """What every command shares: its options, its way to open a device, its exit code.
 
-A command is a function of a :class:`Run` and of its own arguments; :func:`verb` gives it the common options and
-turns whatever it raises into contract-shaped output and an exit code. No traceback leaves a command.
+A verb is a function of a :class:`Command` and of its own arguments; :func:`verb` adds the common options and turns
+whatever it raises into contract-shaped output and an exit code. No traceback leaves a command.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
-from uvirtio.cli import output
+from uvirtio.cli import conversion, output
 from uvirtio.cli.signals import Guard, Signalled
-from uvirtio.errors import Misuse, OperationFailed, UsageError, UvirtioError
+from uvirtio.errors import Misuse, UsageError, UvirtioError
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import InterruptMode
 
@@ -46,18 +46,20 @@ class Interrupted(UvirtioError):
 _ALL = "Options of every command"
 _OPENING = "Options of every command that opens a device"
 
-JsonOption = Annotated[bool, typer.Option("--json", help="JSON on stdout.", rich_help_panel=_ALL)]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.", rich_help_panel=_ALL)]
 VerboseOption = Annotated[
     bool,
-    typer.Option("-v", "--verbose", help="Trace registers and kicks to stderr.", rich_help_panel=_ALL),
+    typer.Option("-v", "--verbose", help="Trace register accesses and kicks on stderr.", rich_help_panel=_ALL),
 ]
-RootOption = Annotated[str, typer.Option("--root", hidden=True, help="Take sys, proc, dev, run, etc below here.")]
+RootOption = Annotated[
+    str, typer.Option("--root", metavar="DIR", hidden=True, help="Take sys, proc, dev, run, etc below here.")
+]
 TimeoutOption = Annotated[
     float,
     typer.Option(
         "--timeout",
         metavar="SECONDS",
-        help="How long the device may take for each answer that it owes.",
+        help="Longest wait for any one response of the device.",
         rich_help_panel=_OPENING,
     ),
 ]
@@ -66,34 +68,37 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME",
-        help="auto, vfio (vfio-group, vfio-cdev), uio, devmem, vhost-vdpa or qemu.",
+        help="Back end: auto, vfio (vfio-group, vfio-cdev), uio, devmem, vhost-vdpa or qemu.",
         rich_help_panel=_OPENING,
     ),
 ]
 UnsafeOption = Annotated[
     bool,
-    typer.Option("--unsafe-dma", help="Consent to a device that no IOMMU holds.", rich_help_panel=_OPENING),
+    typer.Option("--unsafe-dma", help="Allow DMA that no IOMMU restricts.", rich_help_panel=_OPENING),
 ]
 InterruptsOption = Annotated[
     InterruptMode | None,
-    typer.Option("--interrupts", help="Take only this kind of interrupt.", rich_help_panel=_OPENING),
+    typer.Option("--interrupts", help="Use only this kind of interrupt.", rich_help_panel=_OPENING),
 ]
 ForceLegacyOption = Annotated[
     bool,
     typer.Option(
-        "--force-legacy", help="Take the legacy interface of a transitional device.", rich_help_panel=_OPENING
+        "--force-legacy", help="Use the legacy interface of a transitional device.", rich_help_panel=_OPENING
     ),
 ]
 
 RingOption = Annotated[
     Literal["auto", "split", "packed"],
     typer.Option(
-        "--ring", help="Format of the queues; auto: packed where it is offered.", rich_help_panel=_OPENING
+        "--ring", help="Format of the virtqueues; auto: packed if the device offers it.", rich_help_panel=_OPENING
     ),
 ]
 
 DevArgument = Annotated[
-    str, typer.Argument(metavar="DEV", help="Address of a device, such as qemu:virtio-rng-pci.")
+    str, typer.Argument(metavar="DEV", help="Device address, such as 0000:03:00.0 or qemu:virtio-rng-pci.")
+]
+LookArgument = Annotated[
+    str, typer.Argument(metavar="DEV", help="Device address, virtio3, or a type that only one device has.")
 ]
 
 _COMMON: dict[str, tuple[Any, Any]] = {
@@ -115,14 +120,14 @@ VALUED = frozenset({"--root", "--timeout", "--backend", "--interrupts", "--ring"
 """The common options as they are written, for those that stand before the verb."""
 
 
-# --- a run --------------------------------------------------------------------------------------------------
+# --- a command as it was given --------------------------------------------------------------------------------
 
 
 @dataclass
-class Run:
-    """One run of one command: what was asked for, and the way out to the world."""
+class Command:
+    """One command as it was given: its common options, and its way to stdout and stderr."""
 
-    command: str
+    name: str
     json: bool = False
     verbose: bool = False
     roots: Roots = field(default_factory=Roots)
@@ -172,7 +177,7 @@ class Run:
         try:
             with self.guard.writing():
                 yield
-        except OperationFailed:
+        except output.OutputFailed:
             if self.guard.received is None:
                 raise
             output.abandon_stdout()  # the terminal went away (SIGHUP): nobody misses the last words
@@ -181,9 +186,15 @@ class Run:
         with self._writing():
             output.line(text)
 
+    def paragraph(self, text: str, indent: str = "") -> None:
+        """One line, or on a terminal as many as its width takes."""
+        with self._writing():
+            for part in output.wrapped(text, indent):
+                output.line(part)
+
     def document(self, **members: Any) -> None:
         with self._writing():
-            output.document(self.command, **members)
+            output.document(self.name, **members)
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         with self._writing():
@@ -200,70 +211,77 @@ class Run:
             self.line(f"{name + ':':<{width}}{value}")
 
 
-def perform(run: Run, body: Callable[[], int | None]) -> int:
+def perform(cmd: Command, body: Callable[[], int | None]) -> int:
     """Do ``body``, which returns an exit code (None: 0), and say what went wrong. Never raises."""
     try:
-        with run.guard.installed():
+        with cmd.guard.installed():
             code = body() or 0
-            if run.guard.received is None:
+            output.finish()
+            if cmd.guard.received is None:
                 return code
-            raise run.guard.received
+            raise cmd.guard.received
     except Signalled as signalled:
-        return _signalled(run, signalled)
+        return _signalled(cmd, signalled)
     except output.OutputClosed:
         output.abandon_stdout()
         return BROKEN_PIPE
-    except Misuse as mistake:
-        return _bug(run, mistake)  # ours: what a person asked for is checked before
-    except UvirtioError as failure:
-        return _report(run, failure)
-    except Exception as unforeseen:  # noqa: BLE001  # the last stop: nothing may leave as a traceback
-        if run.guard.received is not None:  # a dead terminal, most likely
-            return _signalled(run, run.guard.received)
-        return _bug(run, unforeseen)
-
-
-def _report(run: Run, failure: UvirtioError) -> int:
-    try:
-        output.error(failure, run.command, run.json)
-    except (output.OutputClosed, UvirtioError):
+    except output.OutputFailed as failed:
         output.abandon_stdout()
-        if not run.json:
-            return BROKEN_PIPE
-        output.error(failure, run.command, as_json=False)
+        return _report_as_text(cmd, failed.error)
+    except Misuse as mistake:
+        return _bug(cmd, mistake)  # ours: what a person asked for is checked before
+    except UvirtioError as failure:
+        return _report(cmd, failure)
+    except Exception as unforeseen:  # noqa: BLE001  # the last stop: nothing may leave as a traceback
+        if cmd.guard.received is not None:  # a dead terminal, most likely
+            return _signalled(cmd, cmd.guard.received)
+        return _bug(cmd, unforeseen)
+
+
+def _report(cmd: Command, failure: UvirtioError) -> int:
+    try:
+        output.error(failure, cmd.name, cmd.json)
+    except (output.OutputClosed, output.OutputFailed):  # a document that nothing takes
+        output.abandon_stdout()
+        return _report_as_text(cmd, failure)
     return failure.exit_code
 
 
-def _signalled(run: Run, signalled: Signalled) -> int:
-    if run.json and not run.streaming:
+def _report_as_text(cmd: Command, failure: UvirtioError) -> int:
+    output.error(failure, cmd.name, as_json=False)
+    return failure.exit_code
+
+
+def _signalled(cmd: Command, signalled: Signalled) -> int:
+    if cmd.json and not cmd.streaming:
         _report(
-            run,
+            cmd,
             Interrupted(
-                f"{signalled.name} ended this command; everything was left in order",
+                f"{signalled.name} ended this command, which cleaned up first",
                 seen=signalled.name,
-                expected="an undisturbed run",
+                expected="no signal",
             ),
         )
-    elif not run.json:
-        output.note(f"{signalled.name}: left in order")
+    elif not cmd.json:
+        output.note(f"{signalled.name}: cleaned up and exited")
     try:
         output.write("")  # what is still buffered
-    except (output.OutputClosed, UvirtioError):
+    except (output.OutputClosed, output.OutputFailed):
         output.abandon_stdout()
     return signalled.exit_code
 
 
-def _bug(run: Run, unforeseen: Exception) -> int:
-    if run.verbose:
+def _bug(cmd: Command, unforeseen: Exception) -> int:
+    if cmd.verbose:
         for text in traceback.format_exception(unforeseen):
             for one in text.rstrip("\n").split("\n"):
                 output.trace(one)
     return _report(
-        run,
+        cmd,
         Bug(
             f"unexpected {type(unforeseen).__name__}: {unforeseen}",
             seen=_where(unforeseen),
-            expected="no such thing: this is a mistake in uvirtio",
+            expected="no unexpected exception: this is a bug in uvirtio",
             remedy="please report it, with the output of the same command with -v",
         ),
     )
@@ -279,10 +297,15 @@ def _where(unforeseen: Exception) -> str | None:
 Body = Callable[..., int | None]
 
 
+def make_group(help: str) -> typer.Typer:
+    """A group of verbs, such as ``uvirtio balloon``."""
+    return typer.Typer(help=help, cls=conversion.group({}))
+
+
 def verb(
     app: typer.Typer, name: str, *, group: str = "", opens: bool = False, streams: bool = False
 ) -> Callable[[Body], Body]:
-    """Register ``body(run, ...)`` as the command ``name`` of ``app``, with the common options.
+    """Register ``body(cmd, ...)`` as the command ``name`` of ``app``, with the common options.
 
     ``opens``: it opens a device, and so has the options for that. ``streams``: its JSON is lines.
     """
@@ -298,7 +321,7 @@ def verb(
 
         def run(**given: Any) -> int:
             asked = {key: given.pop(key) for key in common}
-            made = Run(
+            made = Command(
                 command,
                 json=asked["json"],
                 verbose=asked["verbose"],
@@ -318,7 +341,7 @@ def verb(
         run.__annotations__ = {one.name: one.annotation for one in parameters}
         run.__doc__ = body.__doc__
         run.__name__ = body.__name__
-        app.command(name)(run)
+        app.command(name, cls=conversion.command({one.name: one.annotation for one in parameters}))(run)
         return body
 
     return register
@@ -328,14 +351,14 @@ def _roots(root: str) -> Roots:
     return Roots.under(root) if root else Roots()
 
 
-def _take_device_options(run: Run, asked: dict[str, Any]) -> None:
-    run.timeout = seconds("--timeout", asked["timeout"])
-    run.backend = asked["backend"]
-    run.unsafe_dma = asked["unsafe_dma"]
-    run.force_legacy = asked["force_legacy"]
-    run.ring = asked["ring"]
+def _take_device_options(cmd: Command, asked: dict[str, Any]) -> None:
+    cmd.timeout = seconds("--timeout", asked["timeout"])
+    cmd.backend = asked["backend"]
+    cmd.unsafe_dma = asked["unsafe_dma"]
+    cmd.force_legacy = asked["force_legacy"]
+    cmd.ring = asked["ring"]
     if asked["interrupts"] is not None:
-        run.interrupts = (asked["interrupts"],)
+        cmd.interrupts = (asked["interrupts"],)
 
 
 def seconds(option: str, value: float) -> float:

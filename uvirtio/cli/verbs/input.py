@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from uvirtio.cli import output
-from uvirtio.cli.common import DevArgument, Run, seconds, verb
+from uvirtio.cli.command import Command, DevArgument, make_group, seconds, verb
 from uvirtio.errors import DeviceTimeout, OperationFailed, Refused, UsageError
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ class OnOff(StrEnum):
     OFF = "off"
 
 
-ForOption = Annotated[float | None, typer.Option("--for", metavar="SECONDS", help="Stop after this long.")]
+ForOption = Annotated[float | None, typer.Option("--for", metavar="SECONDS", help="Stop after SECONDS.")]
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Keyboards, mice and tablets.")
+    group = make_group("Keyboards, mice and tablets.")
     app.add_typer(group, name="input")
     verb(group, "info", group="input", opens=True)(info)
     verb(group, "events", group="input", opens=True, streams=True)(events)
@@ -40,16 +40,16 @@ def register(app: typer.Typer) -> None:
     verb(group, "led", group="input", opens=True)(led)
 
 
-def info(run: Run, dev: DevArgument) -> None:
-    """What the device is and which events it can send."""
+def info(cmd: Command, dev: DevArgument) -> None:
+    """Show what the device is and which events it can send."""
     from uvirtio.drivers.input import Input
 
-    with run.device(dev) as device, Input(device) as driver:
+    with cmd.device(dev) as device, Input(device) as driver:
         found = _info(driver)
-        if run.json:
-            run.document(address=device.address, **found)
+        if cmd.json:
+            cmd.document(address=device.address, **found)
         else:
-            _print_info(run, found)
+            _print_info(cmd, found)
 
 
 def _info(driver: Input) -> dict[str, Any]:
@@ -94,9 +94,9 @@ def _info(driver: Input) -> dict[str, Any]:
     }
 
 
-def _print_info(run: Run, found: dict[str, Any]) -> None:
+def _print_info(cmd: Command, found: dict[str, Any]) -> None:
     ids = found["ids"]
-    run.fields(
+    cmd.fields(
         [
             ("name", found["name"]),
             ("serial", found["serial"] or "none"),
@@ -111,59 +111,59 @@ def _print_info(run: Run, found: dict[str, Any]) -> None:
         ]
     )
     for kind in found["events"]:
-        run.line(f"event type {kind['type']} ({kind['name']})")
+        cmd.line(f"event type {kind['type']} ({kind['name']})")
         for code in kind["codes"]:
-            run.line(f"  code {code['code']} ({code['name']})")
+            cmd.line(f"  code {code['code']} ({code['name']})")
     for axis in found["axes"]:
-        run.line(
+        cmd.line(
             f"axis {axis['name']}: {axis['min']} to {axis['max']}, fuzz {axis['fuzz']}, "
             f"flat {axis['flat']}, resolution {axis['resolution']}"
         )
     if found["slots"]:
-        run.line(f"multi-touch: {found['slots']} contacts")
+        cmd.line(f"multi-touch: {found['slots']} contacts")
     for finding in found["findings"]:
-        run.line(f"odd: {finding}")
+        cmd.line(f"odd: {finding}")
 
 
 def events(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
     for_seconds: ForOption = None,
     count: Annotated[
         int | None, typer.Option("--count", metavar="N", help="Stop after N events, SYN_REPORT included.")
     ] = None,
 ) -> None:
-    """Print the events as they come, until Ctrl-C."""
+    """Print events as they arrive, until Ctrl-C."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
     if count is not None and count < 1:
         raise UsageError("--count takes a number above 0", seen=count, expected="1 or more")
     from uvirtio.drivers.input import Input
 
-    with run.device(dev) as device, Input(device) as driver:
+    with cmd.device(dev) as device, Input(device) as driver:
         deadline = None if for_seconds is None else time.monotonic() + for_seconds
-        if not run.json:
-            run.line(f"{driver.name or device.address}: waiting for events (Ctrl-C to leave)")
+        if not cmd.json:
+            cmd.line(f"{driver.name or device.address}: waiting for events (Ctrl-C to leave)")
         else:
-            run.document(event="waiting", address=device.address, name=driver.name)
+            cmd.document(event="waiting", address=device.address, name=driver.name)
         told = 0
         while count is None or told < count:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             found = driver.read(timeout=left)
             now = time.time()
             for one in found[: None if count is None else count - told]:
-                _print_event(run, one, now)
+                _print_event(cmd, one, now)
                 told += 1
             if deadline is not None and time.monotonic() >= deadline:
                 return
 
 
-def _print_event(run: Run, one: InputEvent, now: float) -> None:
+def _print_event(cmd: Command, one: InputEvent, now: float) -> None:
     from uvirtio.spec import input as spec
 
     kind, code = spec.type_name(one.type), spec.code_name(one.type, one.code)
-    if run.json:
-        run.document(
+    if cmd.json:
+        cmd.document(
             event="input",
             time=now,
             type=one.type,
@@ -173,27 +173,27 @@ def _print_event(run: Run, one: InputEvent, now: float) -> None:
             value=one.value,
         )
     elif one.type == spec.EV_SYN and one.code == spec.SYN_REPORT:
-        run.line(f"Event: time {now:.6f}, -------------- {code} ------------")
+        cmd.line(f"Event: time {now:.6f}, -------------- {code} ------------")
     elif one.type == spec.EV_SYN:
-        run.line(f"Event: time {now:.6f}, ++++++++++++++ {code} ++++++++++++")
+        cmd.line(f"Event: time {now:.6f}, ++++++++++++++ {code} ++++++++++++")
     else:
-        run.line(f"Event: time {now:.6f}, type {one.type} ({kind}), code {one.code} ({code}), value {one.value}")
+        cmd.line(f"Event: time {now:.6f}, type {one.type} ({kind}), code {one.code} ({code}), value {one.value}")
 
 
 # --- bridge -------------------------------------------------------------------------------------------------
 
 
-def bridge(run: Run, dev: DevArgument, for_seconds: ForOption = None) -> None:
-    """Clone the device into the kernel's input layer, forward its events and bring LEDs back, until Ctrl-C."""
+def bridge(cmd: Command, dev: DevArgument, for_seconds: ForOption = None) -> None:
+    """Clone the device into the kernel's input layer: forward events, return LED changes, until Ctrl-C."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
     from uvirtio.drivers.input import Bridge, Feed, Input, UinputClone, phys_of
 
-    with run.device(dev) as device, Input(device) as driver:
+    with cmd.device(dev) as device, Input(device) as driver:
         about = driver.describe()
-        clone = UinputClone(about, phys=phys_of(device.address), roots=run.roots)
+        clone = UinputClone(about, phys=phys_of(device.address), roots=cmd.roots)
         with Feed(clone, clone.description) as feed:
-            _say_clone(run, device, about, clone.path)
+            _say_clone(cmd, device, about, clone.path)
             bridged = Bridge(driver, feed)
             try:
                 bridged.run(timeout=for_seconds)
@@ -206,72 +206,80 @@ def bridge(run: Run, dev: DevArgument, for_seconds: ForOption = None) -> None:
                     "lost": driver.lost,
                     "brought_back": bridged.brought_back,
                 }
-                _say_bridged(run, told)
+                _say_bridged(cmd, told)
 
 
-def _say_clone(run: Run, device: Device | None, about: Description, path: str) -> None:
-    if run.json:
-        run.document(
+def _say_clone(cmd: Command, device: Device | None, about: Description, path: str) -> None:
+    if cmd.json:
+        cmd.document(
             event="cloned", address=device.address if device else None, name=about.name, node=path or None
         )
     else:
-        run.line(f"{about.name}: cloned to {path or 'the kernel'} (Ctrl-C to leave)")
+        cmd.line(f"{about.name}: cloned to {path or 'the kernel'} (Ctrl-C to leave)")
 
 
-def _say_bridged(run: Run, told: dict[str, int]) -> None:
-    if run.json:
-        run.document(event="left", **told)
+def _say_bridged(cmd: Command, told: dict[str, int]) -> None:
+    if cmd.json:
+        cmd.document(event="left", **told)
         return
     text = f"{told['frames']} frames, {told['events']} events forwarded"
     if "brought_back" in told:
-        text += f", {told['brought_back']} brought back"
+        text += f", {told['brought_back']} LED change{'s' * (told['brought_back'] != 1)} returned"
     for name in ("ignored", "lost"):
         if told.get(name):
             text += f", {told[name]} {name}"
-    run.line(f"clone removed: {text}")
+    cmd.line(f"clone removed: {text}")
 
 
 # --- record and replay --------------------------------------------------------------------------------------
 
 
 def record(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
-    file: Annotated[str, typer.Argument(metavar="[FILE]", help="Where to; standard output if left out.")] = "-",
-    yes: Annotated[bool, typer.Option("--yes", help="Yes, write down what is typed.")] = False,
+    file: Annotated[
+        str, typer.Argument(metavar="[FILE]", help="File to create (default: standard output).")
+    ] = "-",
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Confirm that keystrokes, passwords too, are recorded.")
+    ] = False,
     for_seconds: ForOption = None,
 ) -> None:
-    """Write the device and its events in evemu's format. This is a key logger: passwords are in it."""
+    """Record the device and its events in evemu's format. This is a key logger: it records passwords, too."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
     if not yes:
         raise Refused(
             "a recording holds everything that is typed, passwords too",
             seen="no --yes",
-            expected="somebody who knows that",
-            remedy="say --yes, and keep the file as you would keep a password",
+            expected="--yes",
+            remedy="add --yes, and protect the file like a password",
         )
-    if run.json and file == "-":
-        raise UsageError("standard output cannot hold both", seen="--json without FILE", remedy="give a FILE")
+    if cmd.json and file == "-":
+        raise UsageError(
+            "standard output cannot take both the recording and JSON",
+            seen="--json without FILE",
+            remedy="give a FILE",
+        )
     from uvirtio.drivers.input import Input
 
     output.note("recording everything that this device sends, passwords too")
-    with run.device(dev) as device, _sink(run, file) as write, Input(device) as driver:
+    with cmd.device(dev) as device, _sink(cmd, file) as write, Input(device) as driver:
         about = driver.describe()
         if file != "-":
-            _say_recording(run, about.name, file)
+            _say_recording(cmd, about.name, file)
         told = _record(driver, about, write, for_seconds)
-    if run.json:
-        run.document(event="recorded", file=file, events=told)
+    if cmd.json:
+        cmd.document(event="recorded", file=file, events=told)
     elif file != "-":
-        run.line(f"{told} events in {file}")
+        cmd.line(f"{told} events in {file}")
 
 
-def _say_recording(run: Run, name: str, file: str) -> None:
-    if run.json:
-        run.document(event="recording", name=name, file=file)
+def _say_recording(cmd: Command, name: str, file: str) -> None:
+    if cmd.json:
+        cmd.document(event="recording", name=name, file=file)
     else:
-        run.line(f"{name}: recording to {file} (Ctrl-C to leave)")
+        cmd.line(f"{name}: recording to {file} (Ctrl-C to leave)")
 
 
 def _record(
@@ -300,46 +308,57 @@ def _record(
 
 
 @contextmanager
-def _sink(run: Run, file: str) -> Iterator[Callable[[list[str]], None]]:
+def _sink(cmd: Command, file: str) -> Iterator[Callable[[list[str]], None]]:
     """Where lines go: a new file that only its owner can read, or standard output."""
     if file == "-":
-        yield lambda lines: run.raw("".join(f"{line}\n" for line in lines).encode())
+        yield lambda lines: cmd.raw("".join(f"{line}\n" for line in lines).encode())
         return
     try:
         number = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
-        raise UsageError(f"{file} is there already", seen=file, expected="a new file") from error
+        raise UsageError(f"{file} already exists", seen=file, expected="a new file") from error
     except OSError as error:
-        raise UsageError(f"{file} cannot be made", seen=error.strerror, expected="a new file") from error
-    with os.fdopen(number, "w", encoding="utf-8") as opened:
+        raise UsageError(f"{file} cannot be created", seen=error.strerror, expected="a new file") from error
+    opened = os.fdopen(number, "w", encoding="utf-8")
+    try:
         yield lambda lines: _write(opened, file, lines)
+    finally:
+        with _writing(file):
+            opened.close()
 
 
 def _write(opened: TextIO, file: str, lines: list[str]) -> None:
-    try:
+    with _writing(file):
         opened.write("".join(f"{line}\n" for line in lines))
         opened.flush()
+
+
+@contextmanager
+def _writing(file: str) -> Iterator[None]:
+    """A file that cannot be written is an error of ours."""
+    try:
+        yield
     except OSError as error:
         raise OperationFailed(f"{file} cannot be written", seen=error.strerror) from error
 
 
 def replay(
-    run: Run,
+    cmd: Command,
     dev: Annotated[
         str, typer.Argument(metavar="DEV", help="The device to clone; - for the one that FILE describes.")
     ],
     file: Annotated[str, typer.Argument(metavar="FILE", help="A recording in evemu's format.")],
-    only_print: Annotated[bool, typer.Option("--print", help="Print the events, and play nothing.")] = False,
+    only_print: Annotated[bool, typer.Option("--print", help="Print the events and play nothing.")] = False,
 ) -> None:
-    """Play a recording into a clone of DEV in the kernel's input layer, at the pace of the recording.
+    """Play a recording into a clone of DEV in the kernel's input layer, at its own pace.
 
-    A virtio device takes no events from its driver, so that they go where its events would go.
+    A virtio device takes no events from its driver, so they go to where its own events would go.
     """
     from uvirtio.drivers.input import evemu
 
     recording = evemu.read(file)
     if only_print and dev == "-":
-        _print_recording(run, recording)
+        _print_recording(cmd, recording)
         return
     if dev == "-":
         if recording.description is None:
@@ -350,49 +369,49 @@ def replay(
                 remedy=f"put its description (evemu-describe) in front: cat DESCRIPTION {file} > JOINED"
                 f" && uvirtio input replay - JOINED; or, for a device with these events: input replay DEV {file}",
             )
-        _replay(run, None, None, recording.description, recording)
+        _replay(cmd, None, None, recording.description, recording)
         return
     from uvirtio.drivers.input import Input
 
-    with run.device(dev) as device, Input(device) as driver:
+    with cmd.device(dev) as device, Input(device) as driver:
         about = driver.describe()
         missing = sorted({(e.type, e.code) for _, e in recording.events if not about.can(e.type, e.code)})
         if missing:
             from uvirtio.spec import input as spec
 
             raise UsageError(
-                f"{device.address} has not all events of this recording",
+                f"{device.address} lacks events of this recording",
                 seen=", ".join(spec.code_name(*one) for one in missing[:8]),
-                expected="a recording of such a device",
+                expected="a recording of a device with the same events",
                 remedy="uvirtio input info DEV shows what a device has"
                 if recording.description is None
                 else f"uvirtio input replay - {file} clones the device that was recorded",
             )
         if only_print:
-            _print_recording(run, recording)
+            _print_recording(cmd, recording)
         else:
-            _replay(run, device, driver, about, recording)
+            _replay(cmd, device, driver, about, recording)
 
 
-def _print_recording(run: Run, recording: Recording) -> None:
+def _print_recording(cmd: Command, recording: Recording) -> None:
     for at, one in recording.events:
-        _print_event(run, one, at / 1e6)
+        _print_event(cmd, one, at / 1e6)
 
 
 def _replay(
-    run: Run, device: Device | None, driver: Input | None, about: Description, recording: Recording
+    cmd: Command, device: Device | None, driver: Input | None, about: Description, recording: Recording
 ) -> None:
     from uvirtio.drivers.input import Feed, UinputClone
 
-    clone = UinputClone(about, phys="uvirtio/replay", roots=run.roots)
+    clone = UinputClone(about, phys="uvirtio/replay", roots=cmd.roots)
     with Feed(clone, clone.description) as feed:
-        _say_clone(run, device, about, clone.path)
+        _say_clone(cmd, device, about, clone.path)
         begin = time.monotonic()
         for at, frame in recording.frames():
             _pause(device, driver, begin + at / 1e6)
             feed.put(frame)
         feed.close()
-        _say_bridged(run, {"frames": feed.frames, "events": feed.events, "ignored": feed.ignored})
+        _say_bridged(cmd, {"frames": feed.frames, "events": feed.events, "ignored": feed.ignored})
 
 
 def _pause(device: Device | None, driver: Input | None, until: float) -> None:
@@ -416,36 +435,36 @@ def _pause(device: Device | None, driver: Input | None, until: float) -> None:
 
 
 def led(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="LED_CAPSL, capsl, capslock, or the number.")],
+    name: Annotated[str, typer.Argument(metavar="LED", help="LED_CAPSL, capsl, capslock, or the number.")],
     state: Annotated[OnOff, typer.Argument(metavar="on|off")],
     hold: Annotated[
-        float | None, typer.Option("--hold", metavar="SECONDS", help="Stay this long before the device is left.")
+        float | None, typer.Option("--hold", metavar="SECONDS", help="Keep the device open for SECONDS.")
     ] = None,
 ) -> None:
-    """Turn an LED on or off. What becomes of it when the device is left is up to the device."""
+    """Turn an LED on or off. Whether it stays so once the device is closed depends on the device."""
     if hold is not None:
         seconds("--hold", hold)
     code = _led_code(name)
     from uvirtio.drivers.input import Input
     from uvirtio.spec import input as spec
 
-    with run.device(dev) as device, Input(device) as driver:
+    with cmd.device(dev) as device, Input(device) as driver:
         driver.set_led(code, state is OnOff.ON)
-        if not driver.flush(timeout=run.timeout):
+        if not driver.flush(timeout=cmd.timeout):
             raise DeviceTimeout(
-                f"{device.address} did not take the LED within {run.timeout:g} s",
-                seen=f"{driver.status_pending} values still out",
+                f"{device.address} did not take the LED within {cmd.timeout:g} s",
+                seen=f"{driver.status_pending} values not acknowledged",
                 expected="an empty status queue (5.8.6)",
-                remedy="the device does not serve its status queue; its host may not care for LEDs",
+                remedy="the device does not serve its status queue; its host may ignore LEDs",
             )
-        if run.json:
-            run.document(
+        if cmd.json:
+            cmd.document(
                 address=device.address, led=code, name=spec.code_name(spec.EV_LED, code), on=state is OnOff.ON
             )
         else:
-            run.line(f"{spec.code_name(spec.EV_LED, code)} is {state}")
+            cmd.line(f"{spec.code_name(spec.EV_LED, code)} is {state}")
         if hold is not None:
             device.wait(lambda: False, timeout=hold, what="the end of the hold", owed=False)
 
@@ -460,7 +479,7 @@ def _led_code(name: str) -> int:
     if found is None or found[0] != spec.EV_LED:
         known = (spec.code_name(spec.EV_LED, code) for code in range(spec.CODE_COUNTS[spec.EV_LED]))
         raise UsageError(
-            f"{name!r} is no LED",
+            f"{name!r} is not an LED",
             seen=name,
             expected=", ".join(one for one in known if one.startswith("LED_")),
         )

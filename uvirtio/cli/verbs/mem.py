@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uvirtio.cli import mem_online, output
-from uvirtio.cli.common import DevArgument, Run, seconds, verb
+from uvirtio.cli import output
+from uvirtio.cli.command import Command, DevArgument, make_group, seconds, verb
 from uvirtio.cli.ending import TimeUp, time_up_after
 from uvirtio.cli.signals import Signalled
 from uvirtio.cli.size import human, parse_size
+from uvirtio.cli.verbs import mem_online
 from uvirtio.errors import BadSize, UsageError
 from uvirtio.host.denylist import QEMU_PREFIX
 
@@ -25,16 +26,18 @@ _COLUMNS = 64
 _ROWS = 32
 
 SizeArgument = Annotated[
-    str, typer.Argument(metavar="SIZE", help="64M, 1GiB, or 25% of the region; a multiple of the block.")
+    str, typer.Argument(metavar="SIZE", help="64M, 1GiB, or 25% of the region; a multiple of the block size.")
 ]
 UnitOption = Annotated[
     str,
-    typer.Option("--unit", metavar="SIZE", help="Keep blocks together in units of this size (Linux: 128M)."),
+    typer.Option("--unit", metavar="SIZE", help="Plug and unplug in multiples of SIZE (Linux: 128M)."),
 ]
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Memory that the host plugs and unplugs. What is plugged outlives the command.")
+    group = make_group(
+        "Memory that is plugged and unplugged as the host requests. What is plugged outlives the command."
+    )
     app.add_typer(group, name="mem")
     verb(group, "status", group="mem", opens=True)(status)
     verb(group, "map", group="mem", opens=True)(show_map)
@@ -47,13 +50,13 @@ def register(app: typer.Typer) -> None:
 
 
 @contextmanager
-def _driver(run: Run, dev: str) -> Iterator[tuple[Device, Mem]]:
+def _driver(cmd: Command, dev: str) -> Iterator[tuple[Device, Mem]]:
     from uvirtio.drivers.mem import Mem
     from uvirtio.drivers.mem.kernel_use import note_kernel_use
 
-    with run.device(dev) as device, Mem(device, suspend_lock=mem_online.suspend_lock(run, dev)) as mem:
+    with cmd.device(dev) as device, Mem(device, suspend_lock=mem_online.suspend_lock(cmd, dev)) as mem:
         if not dev.startswith(QEMU_PREFIX):
-            note_kernel_use(mem, run.roots)  # what Linux has of it is not ours to unplug
+            note_kernel_use(mem, cmd.roots)  # what Linux has of it is not ours to unplug
         yield device, mem
 
 
@@ -77,16 +80,16 @@ def _answers_text(mem: Mem) -> str:
 # --- status and map -----------------------------------------------------------------------------------------
 
 
-def status(run: Run, dev: DevArgument) -> None:
-    """What is plugged, what the host requests, and how the device is driven."""
+def status(cmd: Command, dev: DevArgument) -> None:
+    """Show what is plugged, what the host requests, and how the device is driven."""
     from uvirtio.spec import features as f
 
-    with _driver(run, dev) as (device, mem):
+    with _driver(cmd, dev) as (device, mem):
         config = mem.config()
         taken = [bit.name for bit in f.names(device.type, device.features)]
         mode = device.transport.interrupt_mode.value
-        if run.json:
-            run.document(
+        if cmd.json:
+            cmd.document(
                 address=device.address,
                 block_size=config.block_size,
                 addr=config.addr,
@@ -103,7 +106,7 @@ def status(run: Run, dev: DevArgument) -> None:
                 backend=device.transport.description,
             )
             return
-        run.fields(
+        cmd.fields(
             [
                 ("address", device.address),
                 ("plugged", f"{human(config.plugged_size)}, {config.plugged_blocks} blocks"),
@@ -111,7 +114,7 @@ def status(run: Run, dev: DevArgument) -> None:
                 ("region", f"{human(config.region_size)} at {config.addr:#x}"),
                 ("usable", human(config.usable_region_size)),
                 ("block", human(config.block_size)),
-                ("node", "not told" if config.node_id is None else config.node_id),
+                ("node", "not reported" if config.node_id is None else config.node_id),
                 ("negotiated", f"{device.features:#x}: " + ", ".join(taken)),
                 (
                     "suspend to RAM",
@@ -125,12 +128,12 @@ def status(run: Run, dev: DevArgument) -> None:
         )
 
 
-def show_map(run: Run, dev: DevArgument) -> None:
-    """The region as a bar of blocks: which are plugged, which are in use, where the usable part ends."""
-    with _driver(run, dev) as (device, mem):
+def show_map(cmd: Command, dev: DevArgument) -> None:
+    """Show the region as a map of blocks: plugged, in use, not usable."""
+    with _driver(cmd, dev) as (device, mem):
         config = mem.config()
-        if run.json:
-            run.document(
+        if cmd.json:
+            cmd.document(
                 address=device.address,
                 block_size=config.block_size,
                 addr=config.addr,
@@ -139,7 +142,7 @@ def show_map(run: Run, dev: DevArgument) -> None:
                 answers=_answers(mem),
             )
             return
-        _print_map(run, mem, config)
+        _print_map(cmd, mem, config)
 
 
 def _ranges(mem: Mem, config: MemConfig) -> list[dict[str, Any]]:
@@ -160,7 +163,7 @@ def _ranges(mem: Mem, config: MemConfig) -> list[dict[str, Any]]:
     return made
 
 
-def _print_map(run: Run, mem: Mem, config: MemConfig) -> None:
+def _print_map(cmd: Command, mem: Mem, config: MemConfig) -> None:
     each = max(1, -(-config.blocks // (_COLUMNS * _ROWS)))
     each = 1 << (each - 1).bit_length()
     for row in range(0, config.blocks, _COLUMNS * each):
@@ -168,12 +171,12 @@ def _print_map(run: Run, mem: Mem, config: MemConfig) -> None:
             _cell(mem, config, first, min(each, config.blocks - first))
             for first in range(row, min(row + _COLUMNS * each, config.blocks), each)
         )
-        run.line(f"{config.address_of(row):#014x} {cells}")
-    run.line(
-        f"one sign is {human(each * config.block_size)}: "
-        "# plugged, @ in use, + in part, . not plugged, - not usable"
+        cmd.line(f"{config.address_of(row):#014x} {cells}")
+    cmd.line(
+        f"each character is {human(each * config.block_size)}: "
+        "# plugged, @ in use, + partly plugged, . not plugged, - not usable"
     )
-    run.line(
+    cmd.line(
         f"plugged {human(config.plugged_size)} of {human(config.region_size)}, "
         f"requested {human(config.requested_size)}; {_answers_text(mem)}"
     )
@@ -191,41 +194,41 @@ def _cell(mem: Mem, config: MemConfig, first: int, count: int) -> str:
 # --- plug and unplug ----------------------------------------------------------------------------------------
 
 
-def plug(run: Run, dev: DevArgument, size: SizeArgument, unit: UnitOption = "") -> None:
-    """Plug SIZE bytes more, as far as the host requests them. They stay plugged."""
-    _change(run, dev, size, unit, "plug")
+def plug(cmd: Command, dev: DevArgument, size: SizeArgument, unit: UnitOption = "") -> None:
+    """Plug SIZE more bytes, as far as the host requests them. They stay plugged."""
+    _change(cmd, dev, size, unit, "plug")
 
 
-def unplug(run: Run, dev: DevArgument, size: SizeArgument, unit: UnitOption = "") -> None:
-    """Unplug SIZE bytes that nobody uses; what was in them is lost."""
-    _change(run, dev, size, unit, "unplug")
+def unplug(cmd: Command, dev: DevArgument, size: SizeArgument, unit: UnitOption = "") -> None:
+    """Unplug SIZE bytes that are not in use; their contents are lost."""
+    _change(cmd, dev, size, unit, "unplug")
 
 
-def _change(run: Run, dev: str, size: str, unit: str, what: str) -> None:
+def _change(cmd: Command, dev: str, size: str, unit: str, what: str) -> None:
     if not size.strip().endswith("%"):
         _positive(parse_size(size), size)  # what is no size at all needs no device
-    with _driver(run, dev) as (device, mem):
+    with _driver(cmd, dev) as (device, mem):
         wanted = parse_size(size, total=mem.config().region_size, multiple=mem.block_size)
         _positive(wanted, size)
         manager = _manager(mem, unit)
         before = mem.config().plugged_size
         started = time.monotonic()
-        (manager.plug_size if what == "plug" else manager.unplug_size)(wanted, timeout=run.timeout)
-        _tell_change(run, device, mem, manager, before, time.monotonic() - started)
+        (manager.plug_size if what == "plug" else manager.unplug_size)(wanted, timeout=cmd.timeout)
+        _tell_change(cmd, device, mem, manager, before, time.monotonic() - started)
 
 
-def unplug_all(run: Run, dev: DevArgument) -> None:
-    """Unplug everything, whoever plugged it; what was in it is lost."""
-    with _driver(run, dev) as (device, mem):
+def unplug_all(cmd: Command, dev: DevArgument) -> None:
+    """Unplug everything, whoever plugged it; its contents are lost."""
+    with _driver(cmd, dev) as (device, mem):
         before = mem.config().plugged_size
         started = time.monotonic()
-        mem.unplug_all(timeout=run.timeout)
-        _tell_change(run, device, mem, None, before, time.monotonic() - started)
+        mem.unplug_all(timeout=cmd.timeout)
+        _tell_change(cmd, device, mem, None, before, time.monotonic() - started)
 
 
 def _positive(wanted: int, size: str) -> None:
     if wanted == 0:
-        raise BadSize(f"{size!r} is not one block", seen=wanted, expected="at least one block")
+        raise BadSize("SIZE must be at least one block", seen=size, expected="at least one block")
 
 
 def _manager(mem: Mem, unit: str, limit: str = "") -> Manager:
@@ -238,11 +241,13 @@ def _manager(mem: Mem, unit: str, limit: str = "") -> Manager:
     )
 
 
-def _tell_change(run: Run, device: Device, mem: Mem, manager: Manager | None, before: int, took: float) -> None:
+def _tell_change(
+    cmd: Command, device: Device, mem: Mem, manager: Manager | None, before: int, took: float
+) -> None:
     config = mem.config()
     mode = manager.mode.value if manager is not None else None
-    if run.json:
-        run.document(
+    if cmd.json:
+        cmd.document(
             address=device.address,
             before_bytes=before,
             **_sizes(config),
@@ -252,13 +257,13 @@ def _tell_change(run: Run, device: Device, mem: Mem, manager: Manager | None, be
             seconds=took,
         )
         return
-    run.line(
+    cmd.line(
         f"plugged {human(config.plugged_size)}, {human(before)} before; "
         f"requested {human(config.requested_size)}; {_answers_text(mem)}"
     )
     if config.plugged_size and mem.suspend_lock is not None and not mem.survives_suspend:
         output.note(
-            "do not suspend this machine to RAM: what is plugged would be lost (5.15.6.1), and nothing forbids it"
+            "do not suspend this machine to RAM: plugged memory would be lost (5.15.6.1), and nothing prevents it"
             f" once this command has ended; {mem_online.STAY_AWAKE} does"
         )
 
@@ -267,31 +272,32 @@ def _tell_change(run: Run, device: Device, mem: Mem, manager: Manager | None, be
 
 
 def follow(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
     unit: UnitOption = "",
-    limit: Annotated[str, typer.Option("--limit", metavar="SIZE", help="Never plug more than this.")] = "",
+    limit: Annotated[str, typer.Option("--limit", metavar="SIZE", help="Never plug more than SIZE.")] = "",
     for_seconds: Annotated[
-        float | None, typer.Option("--for", metavar="SECONDS", help="Stop after this long.")
+        float | None, typer.Option("--for", metavar="SECONDS", help="Stop after SECONDS.")
     ] = None,
     online: Annotated[
-        bool, typer.Option("--online", help="Give what is plugged to Linux itself, and take it back (no --unit).")
+        bool,
+        typer.Option("--online", help="Give plugged memory to Linux itself, and take it back (excludes --unit)."),
     ] = False,
 ) -> None:
-    """Plug and unplug as the host requests, whenever it does, until Ctrl-C. What is plugged then stays."""
+    """Plug and unplug as the host requests, until Ctrl-C. What is plugged then stays plugged."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
     for text in (unit, limit):
         if text and not text.strip().endswith("%"):
             parse_size(text)
     if online and unit:
-        raise UsageError("--online hands out memory blocks, whatever --unit says", remedy="leave --unit away")
-    with _managed(run, dev, unit, limit, online) as (device, mem, manager):
-        teller = _Follower(run, mem, manager)
+        raise UsageError("--online and --unit exclude each other", remedy="leave --unit out")
+    with _managed(cmd, dev, unit, limit, online) as (device, mem, manager):
+        teller = _Follower(cmd, mem, manager)
         teller.tell("following")
-        if not run.json:
-            run.line(_units(manager))
-        mem_online.tell_suspend(run, mem)
+        if not cmd.json:
+            cmd.line(_units(manager))
+        mem_online.tell_suspend(cmd, mem)
         try:
             with time_up_after(device, for_seconds):
                 manager.follow(progress=teller.progress, told=teller.ended)
@@ -303,28 +309,28 @@ def follow(
 
 
 @contextmanager
-def _managed(run: Run, dev: str, unit: str, limit: str, online: bool) -> Iterator[tuple[Device, Mem, Manager]]:
+def _managed(cmd: Command, dev: str, unit: str, limit: str, online: bool) -> Iterator[tuple[Device, Mem, Manager]]:
     if online:
-        with mem_online.handing(run, dev, limit=limit, teller=True) as (device, mem, _, manager):
+        with mem_online.handing(cmd, dev, limit=limit, teller=True) as (device, mem, _, manager):
             yield device, mem, manager
     else:
-        with _driver(run, dev) as (device, mem):
+        with _driver(cmd, dev) as (device, mem):
             yield device, mem, _manager(mem, unit, limit)
 
 
 def _units(manager: Manager) -> str:
-    """Which of the kernel's two ways this is (virtio_mem.c calls them SBM and BBM)."""
+    """Which of the kernel's two modes this is (virtio_mem.c calls them SBM and BBM)."""
     linux = "SBM" if manager.mode.value == "sub-blocks" else "BBM"
     return f"units of {human(manager.unit)}, steps of {human(manager.step)}: {manager.mode.value} ({linux})"
 
 
 class _Follower:
-    """Says where the memory is: each time that it gets as far as it can, and now and then on the way."""
+    """Reports how much is plugged: whenever no more can be done, and now and then on the way."""
 
     _EVERY = 0.5  # seconds
 
-    def __init__(self, run: Run, mem: Mem, manager: Manager) -> None:
-        self._run = run
+    def __init__(self, cmd: Command, mem: Mem, manager: Manager) -> None:
+        self._cmd = cmd
         self._mem = mem
         self._manager = manager
         self._told = time.monotonic()
@@ -339,8 +345,8 @@ class _Follower:
     def tell(self, event: str, reason: str | None = None) -> None:
         self._told = time.monotonic()
         config = self._mem.config()
-        if self._run.json:
-            self._run.document(
+        if self._cmd.json:
+            self._cmd.document(
                 event=event,
                 reason=reason,
                 **_sizes(config),
@@ -351,7 +357,7 @@ class _Follower:
             )
             return
         why = f" ({reason})" if reason else ""
-        self._run.line(
+        self._cmd.line(
             f"{event}{why}: requested {human(config.requested_size)}, plugged {human(config.plugged_size)}; "
             f"{_answers_text(self._mem)}"
         )

@@ -1,4 +1,4 @@
-"""``uvirtio balloon``: a driver that lives as long as this process, and gives everything back when it leaves."""
+"""``uvirtio balloon``: a driver that lives as long as this process, and deflates on every way out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uvirtio.cli import output
-from uvirtio.cli.common import DevArgument, Run, seconds, verb
+from uvirtio.cli.command import Command, DevArgument, make_group, seconds, verb
 from uvirtio.cli.ending import TimeUp, time_up_after
 from uvirtio.cli.progress import make_progress
 from uvirtio.cli.signals import Signalled
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="The memory balloon. It lives as long as the command does.")
+    group = make_group("The memory balloon. It is deflated when the command ends.")
     app.add_typer(group, name="balloon")
     verb(group, "status", group="balloon", opens=True)(status)
     verb(group, "inflate", group="balloon", opens=True, streams=True)(inflate)
@@ -37,17 +37,17 @@ def register(app: typer.Typer) -> None:
 # --- status -------------------------------------------------------------------------------------------------
 
 
-def status(run: Run, dev: DevArgument) -> None:
-    """The host's target, what the balloon holds, and how the device is driven."""
+def status(cmd: Command, dev: DevArgument) -> None:
+    """Show the host's target, what the balloon holds, and how the device is driven."""
     from uvirtio.drivers.balloon import Balloon
     from uvirtio.spec import features as f
 
-    with run.device(dev) as device, Balloon(device, roots=run.roots) as driver:
+    with cmd.device(dev) as device, Balloon(device, roots=cmd.roots) as driver:
         target, actual = driver.num_pages, driver.actual
         offered, taken = f.names(device.type, device.offered), f.names(device.type, device.features)
         mode = device.transport.interrupt_mode.value
-        if run.json:
-            run.document(
+        if cmd.json:
+            cmd.document(
                 address=device.address,
                 num_pages=target,
                 actual=actual,
@@ -61,7 +61,7 @@ def status(run: Run, dev: DevArgument) -> None:
                 backend=device.transport.description,
             )
             return
-        run.fields(
+        cmd.fields(
             [
                 ("address", device.address),
                 ("target", f"{target} pages, {human(target * PAGE)}"),
@@ -81,83 +81,88 @@ FREE_MEMORY = "free-memory"
 
 SizeArgument = Annotated[str, typer.Argument(metavar="SIZE", help="64M, 1GiB, or 25% of the guest's memory.")]
 HoldOption = Annotated[
-    float | None, typer.Option("--hold", metavar="SECONDS", help="Leave after this long instead of on Ctrl-C.")
+    float | None,
+    typer.Option("--hold", metavar="SECONDS", help="Release and exit after SECONDS (default: at Ctrl-C)."),
 ]
 FloorOption = Annotated[
     str,
-    typer.Option("--floor", metavar="SIZE", help="Leave this much memory free (default: 5%, at least 256M)."),
+    typer.Option(
+        "--floor", metavar="SIZE", help="Keep at least this much memory free (default: 5%, at least 256M)."
+    ),
 ]
 
 
-def _floor(run: Run, dev: str, floor: str) -> int | None:
+def _floor(cmd: Command, dev: str, floor: str) -> int | None:
     """``--floor`` in bytes; None where it was not given."""
     if not floor:
         return None
-    total = _guest_memory(run, dev) if floor.strip().endswith("%") else None
+    total = _guest_memory(cmd, dev) if floor.strip().endswith("%") else None
     return parse_size(floor, total=total, multiple=1)
 
 
 def inflate(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
     size: SizeArgument,
     hold: HoldOption = None,
     floor: FloorOption = "",
-    force: Annotated[
-        str, typer.Option("--force", metavar="RULE", help="free-memory: the floor does not count.")
-    ] = "",
+    force: Annotated[str, typer.Option("--force", metavar="RULE", help="free-memory: ignore the floor.")] = "",
 ) -> None:
-    """Take SIZE into the balloon, hold it until Ctrl-C, SIGTERM or --hold, then give it back."""
+    """Inflate the balloon by SIZE, hold it until Ctrl-C, SIGTERM or --hold, then deflate it."""
     if hold is not None and hold != 0:
         seconds("--hold", hold)
     if force not in ("", FREE_MEMORY):
-        raise UsageError("--force names a rule", seen=force, expected=FREE_MEMORY)
-    pages = _pages(run, dev, size)
-    least = _floor(run, dev, floor)
+        raise UsageError("--force takes a rule", seen=force, expected=FREE_MEMORY)
+    pages = _pages(cmd, dev, size)
+    least = _floor(cmd, dev, floor)
     from uvirtio.drivers.balloon import Balloon
 
     started = time.monotonic()
     reached = 0
-    with run.device(dev) as device:
-        with Balloon(device, floor=least, roots=run.roots) as driver:
+    with cmd.device(dev) as device:
+        with Balloon(device, floor=least, roots=cmd.roots) as driver:
             try:
-                with make_progress(run, f"inflate {human(pages * PAGE)}", pages) as progress:
+                with make_progress(cmd, f"inflate {human(pages * PAGE)}", pages) as progress:
                     driver.inflate(pages, progress=progress.update, force=force == FREE_MEMORY)
-                _hold(run, driver, hold)
-                _say_leaving(run, driver.held, "held long enough")
+                _hold(cmd, driver, hold)
+                _say_leaving(cmd, driver.held, "held long enough")
             except Signalled as signalled:
-                _say_leaving(run, driver.held, signalled.name)
+                _say_leaving(cmd, driver.held, signalled.name)
                 raise
             finally:
                 reached = driver.held
-        _say_done(run, device, reached, time.monotonic() - started)
+        _say_done(cmd, device, reached, time.monotonic() - started)
 
 
-def _pages(run: Run, dev: str, size: str) -> int:
-    total = _guest_memory(run, dev) if size.strip().endswith("%") else None
+def _pages(cmd: Command, dev: str, size: str) -> int:
+    total = _guest_memory(cmd, dev) if size.strip().endswith("%") else None
     wanted = parse_size(size, total=total, multiple=PAGE)
     if wanted == 0:
-        raise BadSize(f"{size!r} is not one page", seen=wanted, expected=f"at least {PAGE} bytes")
-    if dev.startswith(QEMU_PREFIX) and wanted > (most := _guest_memory(run, dev)):
+        raise BadSize(f"SIZE must be at least one page ({PAGE})", seen=size, expected=f"at least {PAGE} bytes")
+    if dev.startswith(QEMU_PREFIX) and wanted > (most := _guest_memory(cmd, dev)):
         raise BadSize(
-            f"{size!r} is more memory than this machine has",
+            f"the qemu: guest has only {human(most)} (ram=)",
             seen=wanted,
             expected=f"at most {most}",
             remedy="give it more: qemu:q35,ram=SIZE/DEVICE",
         )
     if wanted // PAGE >= 1 << 32:
-        raise BadSize(f"{size!r} is more than a balloon can count", seen=wanted, expected="below 16 TiB (5.5.6)")
+        raise BadSize(
+            f"{size!r} is more than a balloon can hold: its page count has 32 bits",
+            seen=wanted,
+            expected="below 16 TiB (5.5.6)",
+        )
     return wanted // PAGE
 
 
-def _guest_memory(run: Run, dev: str) -> int:
+def _guest_memory(cmd: Command, dev: str) -> int:
     """Bytes of memory of the guest that the device belongs to: a QEMU of ours, or this machine."""
     if dev.startswith(QEMU_PREFIX):
         from uvirtio.backends.qemu.address import parse
 
         return parse(dev).ram
     try:
-        return meminfo(run.roots)["MemTotal"]
+        return meminfo(cmd.roots)["MemTotal"]
     except (OSError, KeyError) as error:
         raise NotSupported(
             "it is not known how much memory this machine has",
@@ -167,35 +172,33 @@ def _guest_memory(run: Run, dev: str) -> int:
         ) from error
 
 
-def _hold(run: Run, driver: Balloon, hold: float | None) -> None:
-    if run.json:
-        run.document(event="holding", pages=driver.held, bytes=driver.held * PAGE, hold_s=hold)
+def _hold(cmd: Command, driver: Balloon, hold: float | None) -> None:
+    if cmd.json:
+        cmd.document(event="holding", pages=driver.held, bytes=driver.held * PAGE, hold_s=hold)
     else:
         until = "until Ctrl-C" if hold is None else f"for {hold:g} s"
-        run.line(f"holding {driver.held} pages ({human(driver.held * PAGE)}) {until}")
+        cmd.line(f"holding {driver.held} pages ({human(driver.held * PAGE)}) {until}")
     # In the wait loop: the host's questions are answered, and a device that breaks meanwhile is noticed.
     driver.hold(hold)
 
 
-def _say_leaving(run: Run, pages: int, why: str) -> None:
-    if run.json:
-        run.document(event="leaving", pages=pages, bytes=pages * PAGE, reason=why)
+def _say_leaving(cmd: Command, pages: int, why: str) -> None:
+    if cmd.json:
+        cmd.document(event="leaving", pages=pages, bytes=pages * PAGE, reason=why)
     else:
-        run.line(f"leaving ({why}): giving {human(pages * PAGE)} back")
+        cmd.line(f"leaving ({why}): giving {human(pages * PAGE)} back")
 
 
-def _say_done(run: Run, device: Device, pages: int, took: float) -> None:
+def _say_done(cmd: Command, device: Device, pages: int, took: float) -> None:
     actual: int | None = None
     try:
         actual = _actual(device)
     except UvirtioError as error:
-        output.note(f"what the device has noted at the end is not known: {error.message}")
-    if run.json:
-        run.document(event="done", pages=pages, bytes=pages * PAGE, seconds=took, actual=actual)
+        output.note(f"the final value of actual is unknown: {error.message}")
+    if cmd.json:
+        cmd.document(event="done", pages=pages, bytes=pages * PAGE, seconds=took, actual=actual)
     else:
-        run.line(
-            f"done: {pages} pages ({human(pages * PAGE)}) in {took:.1f} s; the device has noted {actual} pages"
-        )
+        cmd.line(f"done: {pages} pages ({human(pages * PAGE)}) in {took:.1f} s; actual is {actual} pages now")
 
 
 def _actual(device: Device) -> int:
@@ -209,46 +212,46 @@ def _actual(device: Device) -> int:
 
 
 def follow(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
-    limit: Annotated[str, typer.Option("--limit", metavar="SIZE", help="Never hold more than this.")] = "",
+    limit: Annotated[str, typer.Option("--limit", metavar="SIZE", help="Never hold more than SIZE.")] = "",
     floor: FloorOption = "",
     for_seconds: Annotated[
-        float | None, typer.Option("--for", metavar="SECONDS", help="Stop after this long.")
+        float | None, typer.Option("--for", metavar="SECONDS", help="Stop after SECONDS.")
     ] = None,
 ) -> None:
-    """Be the balloon that the host asks for, whenever it asks, until Ctrl-C."""
+    """Track the host's target until Ctrl-C."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
-    most = _pages(run, dev, limit) if limit else None
-    least = _floor(run, dev, floor)
+    most = _pages(cmd, dev, limit) if limit else None
+    least = _floor(cmd, dev, floor)
     from uvirtio.drivers.balloon import Balloon
 
-    with run.device(dev) as device:
+    with cmd.device(dev) as device:
         started = time.monotonic()
-        with Balloon(device, floor=least, roots=run.roots) as driver:
-            teller = _Follower(run, driver, most)
+        with Balloon(device, floor=least, roots=cmd.roots) as driver:
+            teller = _Follower(cmd, driver, most)
             teller.tell("following")
             try:
                 with time_up_after(device, for_seconds):
                     driver.follow(limit=most, progress=teller.progress, shortage=teller.shortage)
             except TimeUp:
-                _say_leaving(run, driver.held, "--for is over")
+                _say_leaving(cmd, driver.held, "--for is over")
             except Signalled as signalled:
-                _say_leaving(run, driver.held, signalled.name)
+                _say_leaving(cmd, driver.held, signalled.name)
                 raise
             finally:
                 reached = driver.held
-        _say_done(run, device, reached, time.monotonic() - started)
+        _say_done(cmd, device, reached, time.monotonic() - started)
 
 
 class _Follower:
-    """Says where the balloon is: each time that it gets where it was sent, and now and then on the way."""
+    """Reports the size of the balloon: whenever the target is reached, and now and then on the way."""
 
     _EVERY = 0.5  # seconds
 
-    def __init__(self, run: Run, driver: Balloon, limit: int | None) -> None:
-        self._run = run
+    def __init__(self, cmd: Command, driver: Balloon, limit: int | None) -> None:
+        self._cmd = cmd
         self._driver = driver
         self._limit = limit
         self._told = 0.0
@@ -264,62 +267,63 @@ class _Follower:
     def shortage(self, why: Exception, delay: float) -> None:
         """Why the balloon does not grow now."""
         reason = why.message if isinstance(why, UvirtioError) else str(why) or type(why).__name__
-        if self._run.json:
-            self._run.document(event="short", reason=reason, retry_s=delay, pages=self._driver.held)
+        if self._cmd.json:
+            self._cmd.document(event="short", reason=reason, retry_s=delay, pages=self._driver.held)
         else:
-            self._run.line(f"short of memory: {reason}; next try in {delay:.1f} s")
+            self._cmd.line(f"short of memory: {reason}; retrying in {delay:.1f} s")
 
     def tell(self, event: str) -> None:
         self._told = time.monotonic()
         target, held = self._driver.num_pages, self._driver.held
-        if self._run.json:
-            self._run.document(event=event, num_pages=target, pages=held, bytes=held * PAGE)
+        if self._cmd.json:
+            self._cmd.document(event=event, num_pages=target, pages=held, bytes=held * PAGE)
         else:
-            self._run.line(f"{event}: target {human(target * PAGE)}, balloon {human(held * PAGE)}")
+            self._cmd.line(f"{event}: target {human(target * PAGE)}, balloon {human(held * PAGE)}")
 
 
 # --- stats --------------------------------------------------------------------------------------------------
 
 
 def stats(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
-    watch: Annotated[bool, typer.Option("--watch", help="Show them anew each second, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show them again every second, until Ctrl-C.")] = False,
     for_seconds: Annotated[
-        float | None, typer.Option("--for", metavar="SECONDS", help="With --watch: stop after this long.")
+        float | None, typer.Option("--for", metavar="SECONDS", help="With --watch: stop after SECONDS.")
     ] = None,
     cgroup: Annotated[
-        Path | None, typer.Option("--cgroup", metavar="DIR", help="Of this cgroup (v2) instead of the machine.")
+        Path | None,
+        typer.Option("--cgroup", metavar="DIR", help="Report this cgroup (v2) instead of the whole machine."),
     ] = None,
 ) -> None:
-    """Give the host statistics of this machine's memory, and show them by their two names."""
+    """Report memory statistics of this machine to the host, and show them under both of their names."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
     from uvirtio.drivers.balloon import Balloon, Collector
 
-    collector = Collector(run.roots, cgroup)
+    collector = Collector(cmd.roots, cgroup)
     collector()  # a DIR that is no cgroup is an error before the device is touched
-    with run.device(dev) as device, Balloon(device, stats=collector, roots=run.roots) as driver:
+    with cmd.device(dev) as device, Balloon(device, stats=collector, roots=cmd.roots) as driver:
         if driver.stats is None:
             raise NotSupported(
-                f"{dev} takes no statistics",
+                f"{dev} does not take statistics",
                 seen=f"offered features {device.offered:#x}",
                 expected="STATS_VQ (5.5.3)",
             )
-        _tell_stats(run, driver, collector())
+        _tell_stats(cmd, driver, collector())
         if not watch:
             return
         end = None if for_seconds is None else time.monotonic() + for_seconds
         while (left := 1.0 if end is None else min(1.0, end - time.monotonic())) > 0:
             driver.hold(left)
-            _tell_stats(run, driver, collector())
+            _tell_stats(cmd, driver, collector())
 
 
-def _tell_stats(run: Run, driver: Balloon, values: Mapping[int, int]) -> None:
+def _tell_stats(cmd: Command, driver: Balloon, values: Mapping[int, int]) -> None:
     from uvirtio.drivers.balloon import BYTES, VIRSH, name_of
 
     requests = 0 if driver.stats is None else driver.stats.requests
-    if run.json:
+    if cmd.json:
         entries = [
             {
                 "tag": tag,
@@ -330,33 +334,33 @@ def _tell_stats(run: Run, driver: Balloon, values: Mapping[int, int]) -> None:
             }
             for tag, value in values.items()
         ]
-        run.document(statistics=entries, requests=requests)
+        cmd.document(statistics=entries, requests=requests)
         return
     rows = [
         [VIRSH.get(tag, "-"), name_of(tag), human(value) if tag in BYTES else str(value)]
         for tag, value in values.items()
     ]
-    run.table(["virsh", "standard", "value"], rows)
-    run.line(f"the host has asked {requests} times")
+    cmd.table(["virsh", "standard", "value"], rows)
+    cmd.line(f"requests from the host: {requests}")
 
 
 # --- report -------------------------------------------------------------------------------------------------
 
 
-def report(run: Run, dev: DevArgument, size: SizeArgument, hold: HoldOption = None) -> None:
-    """Hold SIZE of memory free and tell the host so, until Ctrl-C, SIGTERM or --hold.
+def report(cmd: Command, dev: DevArgument, size: SizeArgument, hold: HoldOption = None) -> None:
+    """Keep SIZE of memory free and report it to the host, until Ctrl-C, SIGTERM or --hold.
 
-    The host may take what is behind it, and leave it out of a migration; nothing of the balloon grows.
+    The host may reclaim the memory behind it and leave it out of a migration; the balloon itself does not grow.
     """
     if hold is not None and hold != 0:
         seconds("--hold", hold)
-    wanted = _pages(run, dev, size) * PAGE
+    wanted = _pages(cmd, dev, size) * PAGE
     from uvirtio.drivers.balloon import Balloon
 
-    with run.device(dev) as device, Balloon(device, reporting=True, hinting=True, roots=run.roots) as driver:
+    with cmd.device(dev) as device, Balloon(device, reporting=True, hinting=True, roots=cmd.roots) as driver:
         if driver.reports is None and driver.hints is None:
             raise NotSupported(
-                f"{dev} does not want to know of free memory",
+                f"{dev} does not offer free page reporting or hints",
                 seen=f"offered features {device.offered:#x}",
                 expected="PAGE_REPORTING or FREE_PAGE_HINT (5.5.3)",
                 remedy="QEMU: virtio-balloon-pci,free-page-reporting=on",
@@ -366,15 +370,15 @@ def report(run: Run, dev: DevArgument, size: SizeArgument, hold: HoldOption = No
         if driver.hints is not None:
             driver.lend(arena)
         try:
-            if run.json:
-                run.document(event="holding", bytes=arena.size, reported_bytes=told, hold_s=hold)
+            if cmd.json:
+                cmd.document(event="holding", bytes=arena.size, reported_bytes=told, hold_s=hold)
             else:
                 until = "until Ctrl-C" if hold is None else f"for {hold:g} s"
-                run.line(f"{human(told)} reported in {len(arena.ranges)} ranges; held free {until}")
+                cmd.line(f"{human(told)} reported in {len(arena.ranges)} ranges; kept free {until}")
             driver.hold(hold)
         finally:
             hinted = driver.hints.hinted if driver.hints is not None else 0
-            if run.json:
-                run.document(event="leaving", bytes=arena.size, reported_bytes=told, hinted_bytes=hinted)
+            if cmd.json:
+                cmd.document(event="leaving", bytes=arena.size, reported_bytes=told, hinted_bytes=hinted)
             else:
-                run.line(f"leaving: {human(told)} were reported, {human(hinted)} hinted")
+                cmd.line(f"leaving: {human(told)} reported, {human(hinted)} hinted")

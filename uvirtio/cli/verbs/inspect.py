@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from uvirtio.cli.common import Run, verb
-from uvirtio.cli.look import device_members
+from uvirtio.cli.command import Command, LookArgument, verb
 from uvirtio.cli.size import human
+from uvirtio.cli.verbs.list import device_members
 
 if TYPE_CHECKING:
     from uvirtio.binding.discover import Found
     from uvirtio.binding.rules import Verdicts
-
-LookArgument = Annotated[
-    str, typer.Argument(metavar="DEV", help="Address of a device, virtio3, or a type that only one device has.")
-]
 
 
 def register(app: typer.Typer) -> None:
     verb(app, "inspect")(inspect)
 
 
-def inspect(run: Run, dev: LookArgument) -> None:
-    """Everything that sysfs shows of one device; it is not touched."""
+def inspect(cmd: Command, dev: LookArgument) -> None:
+    """Show everything that sysfs tells about one device, without touching it."""
     from uvirtio.binding.discover import find
     from uvirtio.binding.rules import check
 
-    found = find(dev, run.roots)
-    verdicts = check(found, run.roots)
-    members = _members(run, found, verdicts)
-    if run.json:
-        run.document(**members)
+    found = find(dev, cmd.roots)
+    verdicts = check(found, cmd.roots)
+    members = _members(cmd, found, verdicts)
+    if cmd.json:
+        cmd.document(**members)
     else:
-        _print(run, members)
+        _print(cmd, members)
 
 
-def _members(run: Run, found: Found, verdicts: Verdicts) -> dict[str, Any]:
+def _members(cmd: Command, found: Found, verdicts: Verdicts) -> dict[str, Any]:
     from uvirtio.binding.rules import group_members
 
     hidden: list[str] = []
@@ -52,7 +48,7 @@ def _members(run: Run, found: Found, verdicts: Verdicts) -> dict[str, Any]:
         "noiommu": found.noiommu,
         "group_members": [
             {"address": one.address, "pci_id": one.pci_id, "driver": one.driver}
-            for one in group_members(found, run.roots)
+            for one in group_members(found, cmd.roots)
         ],
         "findings": [one.as_dict() for one in verdicts.findings],
         "unchecked_why": [{"rule": one.rule, "why": one.why} for one in verdicts.unchecked],
@@ -125,7 +121,7 @@ def _features(found: Found, hidden: list[str]) -> dict[str, Any] | None:
 
     word = negotiated_features(found)
     if word is None:
-        hidden.append("features: no driver of the kernel holds the device, and its registers are left alone")
+        hidden.append("features: no kernel driver is bound, and the registers are not read")
         return None
     bits = f.names(found.type, word)
     return {
@@ -141,7 +137,7 @@ def _status(virtio: Path | None, hidden: list[str]) -> dict[str, Any] | None:
 
     value = number(virtio / "status") if virtio else None
     if value is None:
-        hidden.append("status: only a driver of the kernel shows it in sysfs")
+        hidden.append("status: sysfs shows it only while a kernel driver is bound")
         return None
     return {"value": value, "names": names(value)}
 
@@ -149,7 +145,7 @@ def _status(virtio: Path | None, hidden: list[str]) -> dict[str, Any] | None:
 # --- as text ------------------------------------------------------------------------------------------------
 
 
-def _print(run: Run, members: dict[str, Any]) -> None:
+def _print(cmd: Command, members: dict[str, Any]) -> None:
     features, status, msi = members["features"], members["status"], members["msix"]
     rows: list[tuple[str, object]] = [
         ("address", members["address"]),
@@ -171,27 +167,27 @@ def _print(run: Run, members: dict[str, Any]) -> None:
     if msi is not None:
         state = "on" if msi["enabled"] else "off"
         rows.append(("MSI-X", f"{msi['vectors']} vectors, {state}, BAR {msi['bar']}+{msi['offset']:#x}"))
-    run.fields(rows)
+    cmd.fields(rows)
     for bar in members["bars"] or ():
-        run.line(f"BAR {bar['bar']}: {human(bar['size'])}, {'I/O ports' if bar['kind'] == 'io' else 'memory'}")
-    _print_capabilities(run, members["capabilities"])
+        cmd.line(f"BAR {bar['bar']}: {human(bar['size'])}, {'I/O ports' if bar['kind'] == 'io' else 'memory'}")
+    _print_capabilities(cmd, members["capabilities"])
     for one in members["findings"]:
-        how = "refuses a bind" if one["severity"] == "refuse" else "warning"
-        run.line(f"rule {one['rule']} ({how}): {one['evidence']}")
+        how = "refuses bind" if one["severity"] == "refuse" else "warning"
+        cmd.line(f"rule {one['rule']} ({how}): {one['evidence']}")
     for one in members["unchecked_why"]:
-        run.line(f"rule {one['rule']} unchecked: {one['why']}")
+        cmd.line(f"rule {one['rule']} unchecked: {one['why']}")
     for text in (*members["notes"], *members["hidden"]):
-        run.line(f"not seen: {text}")
+        cmd.line(f"not visible: {text}")
 
 
-def _print_capabilities(run: Run, capabilities: list[dict[str, Any]] | None) -> None:
+def _print_capabilities(cmd: Command, capabilities: list[dict[str, Any]] | None) -> None:
     if capabilities is None:
         return
     if not capabilities:
-        run.line("no virtio capabilities: a legacy device")
+        cmd.line("no virtio capabilities: a legacy device")
         return
-    run.line()
-    run.table(
+    cmd.line()
+    cmd.table(
         ("AT", "CAPABILITY", "CFG_TYPE", "BAR", "OFFSET", "LENGTH", "VERDICT", "WHY"),
         [
             (
@@ -207,7 +203,7 @@ def _print_capabilities(run: Run, capabilities: list[dict[str, Any]] | None) -> 
             for cap in capabilities
         ],
     )
-    run.line()
+    cmd.line()
 
 
 def _or_dash(value: object) -> str:

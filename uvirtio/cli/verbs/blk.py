@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from uvirtio.cli import content
-from uvirtio.cli.common import DevArgument, Run, verb
+from uvirtio.cli.command import Command, DevArgument, make_group, verb
 from uvirtio.cli.size import human, parse_size
 from uvirtio.errors import BadSize, BlkRefusal, OperationFailed, UsageError, WriteRefused
 
@@ -25,16 +25,14 @@ _PIECE = 1 << 20
 _SECTORS = re.compile(r"([0-9]{1,18})s", re.ASCII)
 
 OffsetArgument = Annotated[
-    str, typer.Argument(metavar="OFFSET", help="Where to begin: bytes (0, 4K, 1GiB) or sectors of 512 (8s).")
+    str, typer.Argument(metavar="OFFSET", help="Start: bytes (0, 4K, 1GiB) or sectors of 512 (8s).")
 ]
-SizeArgument = Annotated[str, typer.Argument(metavar="SIZE", help="How much: 4K, 1MiB, or 8s.")]
-AllowOption = Annotated[
-    bool, typer.Option("--allow-write", help="Consent to what changes the contents of the disk.")
-]
+SizeArgument = Annotated[str, typer.Argument(metavar="SIZE", help="Length: 4K, 1MiB, or 8s.")]
+AllowOption = Annotated[bool, typer.Option("--allow-write", help="Allow the contents of the disk to be changed.")]
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Disks: read, write, flush, discard.")
+    group = make_group("Disks: read, write, flush, discard.")
     app.add_typer(group, name="blk")
     verb(group, "info", group="blk", opens=True)(info)
     verb(group, "read", group="blk", opens=True)(read)
@@ -44,10 +42,10 @@ def register(app: typer.Typer) -> None:
 
 
 @contextmanager
-def _driver(run: Run, dev: str, *, allow_write: bool = False) -> Iterator[tuple[Device, Blk]]:
+def _driver(cmd: Command, dev: str, *, allow_write: bool = False) -> Iterator[tuple[Device, Blk]]:
     from uvirtio.drivers.blk import Blk
 
-    with run.device(dev) as device, Blk(device, allow_write=allow_write) as disk:
+    with cmd.device(dev) as device, Blk(device, allow_write=allow_write) as disk:
         yield device, disk
 
 
@@ -70,7 +68,7 @@ def _consent(allowed: bool, what: str) -> None:
         raise WriteRefused(
             f"{what} changes the contents of the disk",
             seen="no --allow-write",
-            expected="consent",
+            expected="--allow-write",
             remedy="add --allow-write",
         )
 
@@ -78,16 +76,16 @@ def _consent(allowed: bool, what: str) -> None:
 # --- info ---------------------------------------------------------------------------------------------------
 
 
-def info(run: Run, dev: DevArgument) -> None:
-    """Capacity, limits and name of a disk, and how it is driven."""
+def info(cmd: Command, dev: DevArgument) -> None:
+    """Show capacity, limits and serial of a disk, and how it is driven."""
     from uvirtio.spec import features as f
 
-    with _driver(run, dev) as (device, disk):
+    with _driver(cmd, dev) as (device, disk):
         config, name = disk.config, _name(disk)
         taken = [bit.name for bit in f.names(device.type, device.features)]
         mode = device.transport.interrupt_mode.value
-        if run.json:
-            run.document(
+        if cmd.json:
+            cmd.document(
                 address=device.address,
                 id=name,
                 capacity_bytes=config.capacity * SECTOR,
@@ -113,15 +111,15 @@ def info(run: Run, dev: DevArgument) -> None:
                 backend=device.transport.description,
             )
             return
-        cache = "write-back: flush makes durable" if disk.write_cache else "none, or write-through"
-        run.fields(
+        cache = "write-back: flush makes writes durable" if disk.write_cache else "none, or write-through"
+        cmd.fields(
             [
                 ("address", device.address),
-                ("id", name if name else "not told"),
+                ("serial", name or "none"),
                 ("capacity", f"{human(config.capacity * SECTOR)}, {config.capacity} sectors of {SECTOR} bytes"),
                 ("writable", "no (RO)" if disk.read_only else "yes, with --allow-write"),
                 ("cache", cache),
-                ("block", human(config.blk_size) if config.blk_size else "not told"),
+                ("block", human(config.blk_size) if config.blk_size else "not reported"),
                 ("topology", _topology(config)),
                 ("queues", config.num_queues),
                 ("request", f"up to {human(disk.request_size)} each, {disk.depth} at once"),
@@ -150,7 +148,7 @@ def _members(told: Any) -> dict[str, Any] | None:
 def _topology(config: BlkConfig) -> str:
     told = config.topology
     if told is None:
-        return "not told"
+        return "not reported"
     return (
         f"physical block {human((config.blk_size or SECTOR) << min(told.physical_block_exp, 32))}, "
         f"best in units of {told.min_io_size} to {told.opt_io_size} blocks"
@@ -160,17 +158,18 @@ def _topology(config: BlkConfig) -> str:
 def _limits(limits: Limits | None) -> str:
     if limits is None:
         return "no"
-    text = f"up to {limits.max_segments} ranges of {human(limits.max_sectors * SECTOR)}"
+    ranges = f"{limits.max_segments} range{'s' * (limits.max_segments != 1)}"
+    text = f"up to {ranges} of {human(limits.max_sectors * SECTOR)}"
     if limits.alignment > 1:
         text += f", best at multiples of {human(limits.alignment * SECTOR)}"
-    return text + ", may give room back" * limits.may_unmap
+    return text + ", may deallocate" * limits.may_unmap
 
 
 # --- read and write -----------------------------------------------------------------------------------------
 
 
 def read(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
     offset: OffsetArgument,
     size: SizeArgument,
@@ -178,13 +177,13 @@ def read(
     raw: content.RawOption = False,
     out: content.OutOption = "",
 ) -> None:
-    """Read SIZE bytes from OFFSET on."""
-    content.check_form(run, hex=hex, raw=raw, out=out)
+    """Read SIZE bytes at OFFSET."""
+    content.check_form(cmd, hex=hex, raw=raw, out=out)
     first, count = sectors(offset, "OFFSET"), sectors(size, "SIZE")
-    with _driver(run, dev) as (device, disk):
+    with _driver(cmd, dev) as (device, disk):
         disk.check_range(first, count)  # or half of it would be out before the end is found
         content.give(
-            run,
+            cmd,
             _contents(disk, first, count),
             hex=hex,
             raw=raw,
@@ -202,32 +201,32 @@ def _contents(disk: Blk, first: int, count: int) -> Iterator[bytes]:
 
 
 def write(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
     offset: OffsetArgument,
     source: Annotated[
-        str, typer.Option("-i", "--in", metavar="FILE", help="What to write; standard input if left out.")
+        str, typer.Option("-i", "--in", metavar="FILE", help="Data to write (default: standard input).")
     ] = "",
-    zeroes: Annotated[str, typer.Option("--zeroes", metavar="SIZE", help="Write so many zeroes instead.")] = "",
+    zeroes: Annotated[str, typer.Option("--zeroes", metavar="SIZE", help="Write SIZE of zeroes instead.")] = "",
     allow_write: AllowOption = False,
 ) -> None:
-    """Write whole sectors from OFFSET on, and flush them."""
+    """Write whole sectors at OFFSET, then flush."""
     _consent(allow_write, "blk write")
     if source and zeroes:
-        raise UsageError("--in and --zeroes are two sources", expected="one of them at most")
+        raise UsageError("--in and --zeroes exclude each other", expected="at most one of them")
     first = sectors(offset, "OFFSET")
     count = sectors(zeroes, "--zeroes") if zeroes else 0
-    with _opened(source, wanted=not zeroes) as file, _driver(run, dev, allow_write=True) as (device, disk):
+    with _opened(source, wanted=not zeroes) as file, _driver(cmd, dev, allow_write=True) as (device, disk):
         if zeroes:
             disk.write_zeroes(first, count)
         else:
             count = _copy(file, disk, first)
         flushed = disk.flush()
-        if run.json:
-            run.document(address=device.address, offset=first * SECTOR, bytes=count * SECTOR, flushed=flushed)
+        if cmd.json:
+            cmd.document(address=device.address, offset=first * SECTOR, bytes=count * SECTOR, flushed=flushed)
         else:
-            durable = "flushed" if flushed else "the device has no cache to flush"
-            run.line(f"wrote {human(count * SECTOR)} at sector {first}; {durable}")
+            durable = "flushed" if flushed else "no cache to flush"
+            cmd.line(f"wrote {human(count * SECTOR)} at sector {first}; {durable}")
 
 
 @contextmanager
@@ -244,7 +243,7 @@ def _opened(source: str, *, wanted: bool) -> Iterator[BinaryIO]:
     with file:
         if wanted and os.fstat(file.fileno()).st_size % SECTOR:
             raise BadSize(
-                f"{source} is no whole number of sectors",
+                f"{source} is not a whole number of sectors",
                 seen=os.fstat(file.fileno()).st_size,
                 expected=f"a multiple of {SECTOR} bytes",
                 remedy="pad it: truncate -s %512 FILE",
@@ -253,7 +252,7 @@ def _opened(source: str, *, wanted: bool) -> Iterator[BinaryIO]:
 
 
 def _copy(file: BinaryIO, disk: Blk, first: int) -> int:
-    """Write what is in ``file``; how many sectors that were."""
+    """Write what is in ``file``; returns the number of sectors."""
     at = first
     for piece in iter(lambda: file.read(_PIECE), b""):
         if len(piece) % SECTOR:
@@ -271,29 +270,29 @@ def _copy(file: BinaryIO, disk: Blk, first: int) -> int:
 # --- flush and discard --------------------------------------------------------------------------------------
 
 
-def flush(run: Run, dev: DevArgument) -> None:
-    """Have the disk make durable what was written."""
-    with _driver(run, dev) as (device, disk):
+def flush(cmd: Command, dev: DevArgument) -> None:
+    """Flush the write cache of the disk."""
+    with _driver(cmd, dev) as (device, disk):
         flushed = disk.flush()
-        if run.json:
-            run.document(address=device.address, flushed=flushed)
+        if cmd.json:
+            cmd.document(address=device.address, flushed=flushed)
         else:
-            run.line("flushed" if flushed else "the device has no cache to flush")
+            cmd.line("flushed" if flushed else "no cache to flush")
 
 
 def discard(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
     offset: OffsetArgument,
     size: SizeArgument,
     allow_write: AllowOption = False,
 ) -> None:
-    """Tell the disk that SIZE bytes from OFFSET on are not needed; what they hold then is not defined."""
+    """Tell the disk that SIZE bytes at OFFSET are unused; their contents become undefined."""
     _consent(allow_write, "blk discard")
     first, count = sectors(offset, "OFFSET"), sectors(size, "SIZE")
-    with _driver(run, dev, allow_write=True) as (device, disk):
+    with _driver(cmd, dev, allow_write=True) as (device, disk):
         disk.discard(first, count)
-        if run.json:
-            run.document(address=device.address, offset=first * SECTOR, bytes=count * SECTOR)
+        if cmd.json:
+            cmd.document(address=device.address, offset=first * SECTOR, bytes=count * SECTOR)
         else:
-            run.line(f"discarded {human(count * SECTOR)} at sector {first}")
+            cmd.line(f"discarded {human(count * SECTOR)} at sector {first}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from uvirtio.cli import content
-from uvirtio.cli.common import DevArgument, Run, verb
+from uvirtio.cli.command import Command, DevArgument, make_group, verb
 from uvirtio.cli.size import parse_size
 
 if TYPE_CHECKING:
@@ -18,27 +18,27 @@ _PIECE = 1 << 16
 
 
 def register(app: typer.Typer) -> None:
-    group = typer.Typer(help="Random bytes from the host.")
+    group = make_group("Random bytes from the host.")
     app.add_typer(group, name="rng")
     verb(group, "read", group="rng", opens=True)(read)
 
 
 def read(
-    run: Run,
+    cmd: Command,
     dev: DevArgument,
-    count: Annotated[str, typer.Argument(metavar="N", help="How many bytes: 32, 4K.")],
+    count: Annotated[str, typer.Argument(metavar="N", help="Number of bytes: 32, 4K.")],
     hex: content.HexOption = False,
     raw: content.RawOption = False,
     out: content.OutOption = "",
-    untested: Annotated[bool, typer.Option("--untested", help="Take bytes that cannot be random, too.")] = False,
+    untested: Annotated[bool, typer.Option("--untested", help="Skip the randomness health tests.")] = False,
 ) -> None:
     """Read N random bytes."""
-    content.check_form(run, hex=hex, raw=raw, out=out)
+    content.check_form(cmd, hex=hex, raw=raw, out=out)
     wanted = parse_size(count)
     from uvirtio.drivers.rng import Rng
 
-    with run.device(dev) as device, Rng(device, health=not untested) as rng:
-        content.give(run, _pieces(rng, wanted), hex=hex, raw=raw, out=out, address=device.address)
+    with cmd.device(dev) as device, Rng(device, health=not untested) as rng:
+        content.give(cmd, _pieces(rng, wanted), hex=hex, raw=raw, out=out, address=device.address)
 
 
 def _pieces(rng: Rng, count: int) -> Iterator[bytes]:

@@ -1,0 +1,234 @@
+"""What may stand in a place of the command line, by the table of verbs and by what sysfs shows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from uvirtio.cli.completion import table
+
+if TYPE_CHECKING:
+    from uvirtio.binding.discover import Found
+
+Candidate = tuple[str, str]
+"""A value, and a few words about it."""
+
+# What no shell has to quote. Some names come from whoever made the device, so nothing else is offered.
+_PLAIN = re.compile(r"[\w./:@,=+-]+", re.ASCII)
+
+
+def complete(words: list[str]) -> tuple[str, list[Candidate]]:
+    """The kind of the answer (words, files, dirs) and the candidates for the last of ``words``."""
+    place = _Place(words)
+    kind, prefix, found = place.look()
+    current = words[-1]
+    seen: dict[str, str] = {}
+    for value, what in found:
+        whole = prefix + value
+        if whole.startswith(current) and _PLAIN.fullmatch(whole):
+            seen.setdefault(whole, " ".join(what.split()))
+    return kind, list(seen.items())
+
+
+class _Place:
+    """Where the cursor is: the verb so far, the arguments before it, the option that waits for a value."""
+
+    def __init__(self, words: list[str]) -> None:
+        *before, self.current = words
+        self.verb = ""
+        self.arguments: list[str] = []
+        self.values: dict[str, str] = {}
+        self.awaited = ""
+        self.used: set[str] = set()
+        self.only_arguments = False
+        for word in before:
+            self._pass(word)
+
+    @property
+    def options(self) -> dict[str, tuple[str, str]]:
+        """Those that may be written here: name -> (metavar, help); no metavar: a flag."""
+        if self.verb in table.VERBS:
+            return table.VERBS[self.verb][2]
+        return {**table.COMMON, **table.OPENING} if self.verb else {**table.TOP, **table.COMMON, **table.OPENING}
+
+    def _pass(self, word: str) -> None:
+        """Take in one word before the cursor."""
+        if self.awaited:
+            self.values[self.awaited], self.awaited = word, ""
+        elif not self.only_arguments and word == "--":
+            self.only_arguments = True
+        elif not self.only_arguments and len(word) > 1 and word.startswith("-"):
+            name, equals, value = word.partition("=")
+            self.used.add(name)
+            if equals:
+                self.values[name] = value
+            elif name in table.HIDDEN or self.options.get(name, ("", ""))[0]:
+                self.awaited = name
+        elif self.verb in table.VERBS or (self.verb and self.verb not in table.GROUPS):
+            self.arguments.append(word)
+        else:
+            self.verb = f"{self.verb} {word}".strip()
+
+    def look(self) -> tuple[str, str, Iterable[Candidate]]:
+        """The kind of the answer, what stands before each value within the word, and the values."""
+        if self.awaited:
+            return self._values(self.awaited, "")
+        if self.current.startswith("-") and not self.only_arguments:
+            name, equals, _ = self.current.partition("=")
+            if equals:
+                return self._values(name, f"{name}=")
+            unused = (name for name in self.options if name not in self.used or name in table.REPEATABLE)
+            return "words", "", [(name, self.options[name][1]) for name in unused]
+        if self.verb in table.VERBS:
+            return self._argument()
+        if not self.verb:
+            tops = {**{verb: entry[0] for verb, entry in table.VERBS.items() if " " not in verb}, **table.GROUPS}
+            return "words", "", tops.items()
+        group = f"{self.verb} "
+        below = (
+            (verb.removeprefix(group), entry[0]) for verb, entry in table.VERBS.items() if verb.startswith(group)
+        )
+        return "words", "", below
+
+    def _argument(self) -> tuple[str, str, Iterable[Candidate]]:
+        metavars = table.VERBS[self.verb][1]
+        if len(self.arguments) < len(metavars):
+            metavar = metavars[len(self.arguments)]
+        elif metavars and metavars[-1].strip("[]").endswith("..."):
+            metavar = metavars[-1]
+        else:
+            return "words", "", []
+        return self._source(metavar.strip("[]").removesuffix("..."), "")
+
+    def _values(self, option: str, prefix: str) -> tuple[str, str, Iterable[Candidate]]:
+        metavar = self.options.get(option, ("", ""))[0]
+        return self._source(f"{option} {metavar}", prefix)
+
+    def _source(self, what: str, prefix: str) -> tuple[str, str, Iterable[Candidate]]:
+        metavar = what.rpartition(" ")[2]
+        if metavar in ("FILE", "DIR"):
+            # The shell knows files by whole words; after --output= most shells still do.
+            return ("files" if metavar == "FILE" else "dirs"), "", []
+        if "|" in metavar:
+            return "words", prefix, [(value, "") for value in metavar.strip("[]").split("|")]
+        source = _SOURCES.get(f"{self.verb} {what}") or _SOURCES.get(what)
+        return "words", prefix, source(self) if source is not None else []
+
+
+# --- devices ------------------------------------------------------------------------------------------------
+
+
+def _devices(place: _Place) -> Iterator[Candidate]:
+    """Addresses of this machine's devices, other names of them where the verb takes those, and qemu: ones."""
+    group = place.verb.partition(" ")[0]
+    kind = group if group in table.GROUPS else ""
+    if place.verb == "input replay":
+        yield "-", "the device that FILE describes"
+    found = [device for device in _scan(place) if not kind or device.type in (kind, "unknown")]
+    if place.verb == "restore":
+        found = [device for device in found if device.driver in _TAKEN]
+    fresh = [device for device in found if device.address not in place.arguments]
+    yield from ((device.address, _about(device)) for device in fresh)
+    if place.current and not any(device.address.startswith(place.current) for device in fresh):
+        # Only where no address fits: 00:03.0 beside 0000:00:03.0 would stop both from being completed.
+        for device in fresh:
+            yield from (
+                (name, f"{device.address}, {_about(device)}") for name in _other_names(place, device, found)
+            )
+    if "--timeout" in place.options:  # the verbs that open the device; the others look at this machine
+        yield from _qemu(place.current, kind)
+
+
+_TAKEN = ("vfio-pci", "uio_pci_generic", "vhost_vdpa", None)
+"""Drivers that bind may have given, for restore; None: bind takes a virtio-mmio window from its driver."""
+_ALIASED = ("inspect", "plan")
+"""The verbs that take ``virtio3``, and a type that only one device has."""
+
+
+def _scan(place: _Place) -> list[Found]:
+    from uvirtio.binding.discover import scan
+    from uvirtio.host.roots import Roots
+
+    root = place.values.get("--root")
+    return scan(Roots.under(root) if root else Roots())
+
+
+def _about(device: Found) -> str:
+    return f"{device.type}, {device.driver or 'no driver'}"
+
+
+def _other_names(place: _Place, device: Found, found: list[Found]) -> Iterator[str]:
+    if device.bus == "pci":
+        yield device.address.removeprefix("0000:")
+    elif device.bus == "vdpa":
+        yield device.key
+    else:
+        yield device.name
+    if place.verb in _ALIASED:
+        if device.virtio_name:
+            yield device.virtio_name
+        if sum(one.type == device.type for one in found) == 1:
+            yield device.type
+
+
+def _qemu(current: str, kind: str) -> Iterator[Candidate]:
+    """One step further at a time: ``qemu:``, then machines and devices, then a machine's keys."""
+    if not current.startswith("qemu:"):
+        yield "qemu:", "a device of QEMU's, without a guest"
+        return
+    machine, slash, _ = current.partition("/")
+    machine, comma, keys = machine.removeprefix("qemu:").partition(",")
+    if comma and not slash:
+        done = "".join(f"{key}," for key in keys.split(",")[:-1])
+        yield from ((f"qemu:{machine},{done}{key}", what) for key, what in table.QEMU_KEYS.items())
+        return
+    suffix = "device" if machine == "microvm" else "pci"
+    before = current[: current.index("/") + 1] if slash else "qemu:"
+    for type_name, models in table.QEMU_DEVICES.items():
+        if kind in ("", type_name):
+            yield from ((f"{before}virtio-{model}-{suffix}", f"{type_name} of QEMU") for model in models)
+    if not slash:
+        yield from ((f"qemu:{name}/", "machine") for name in table.QEMU_MACHINES)
+
+
+# --- other words ----------------------------------------------------------------------------------------------
+
+
+def _types(place: _Place) -> Iterable[Candidate]:
+    del place
+    return table.TYPES.items()
+
+
+def _rules(place: _Place) -> Iterable[Candidate]:
+    del place
+    return table.RULES.items()
+
+
+def _leds(place: _Place) -> Iterator[Candidate]:
+    for name in table.LEDS:
+        if place.current.islower():
+            yield name.removeprefix("LED_").lower(), name
+        else:
+            yield name, ""
+
+
+def _users(place: _Place) -> Iterator[Candidate]:
+    del place
+    import pwd
+
+    yield from ((user.pw_name, user.pw_gecos.partition(",")[0]) for user in pwd.getpwall())
+
+
+_SOURCES: dict[str, Callable[[_Place], Iterable[Candidate]]] = {
+    "DEV": _devices,
+    "TYPE": _types,
+    "--force RULE": _rules,
+    "balloon inflate --force RULE": lambda _: [("free-memory", "the floor of free memory")],
+    "LED": _leds,
+    "--backend NAME": lambda _: [(name, "") for name in table.BACKENDS],
+    "--driver NAME": lambda _: table.DRIVERS.items(),
+    "--owner USER[:GROUP]": _users,
+    "--show-completion SHELL": lambda _: [(name, "") for name in table.SHELLS],
+    "--install-completion SHELL": lambda _: [(name, "") for name in table.SHELLS],
+}

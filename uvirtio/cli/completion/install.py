@@ -1,0 +1,96 @@
+"""The scripts of completion, and where a shell looks for a user's own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from uvirtio.errors import OperationFailed, UsageError
+
+
+class _Shell(NamedTuple):
+    script: str
+    """The file beside this one."""
+    variables: tuple[tuple[str, str], ...]
+    """Variables of the environment that name a directory, the first that is set counts, and what is below it."""
+    home: str
+    """The directory below the user's own, where none of the variables is set."""
+    name: str
+    loads: str
+    """When a shell reads the file."""
+
+
+SHELLS = {
+    "bash": _Shell(
+        "uvirtio.bash",
+        (("BASH_COMPLETION_USER_DIR", "completions"), ("XDG_DATA_HOME", "bash-completion/completions")),
+        ".local/share/bash-completion/completions",
+        "uvirtio",
+        "new shells load it if the package bash-completion is installed and active; without it, add to ~/.bashrc: "
+        "source {path}",
+    ),
+    "zsh": _Shell(
+        "_uvirtio",
+        (("XDG_DATA_HOME", "zsh/site-functions"),),
+        ".local/share/zsh/site-functions",
+        "_uvirtio",
+        "new shells load it if its directory is in fpath; if it is not, add to ~/.zshrc, before compinit: "
+        "fpath=({directory} $fpath)",
+    ),
+    "fish": _Shell(
+        "uvirtio.fish",
+        (("XDG_CONFIG_HOME", "fish/completions"),),
+        ".config/fish/completions",
+        "uvirtio.fish",
+        "new shells load it",
+    ),
+}
+
+
+def script(shell: str) -> str:
+    """The completion script of ``shell``.
+
+    Raises:
+        UsageError: No such shell.
+    """
+    return (Path(__file__).parent / _known(shell).script).read_text(encoding="utf-8")
+
+
+def install(shell: str) -> list[str]:
+    """Write the script to where ``shell`` looks for it, and nothing else; returns lines that say what was done.
+
+    Raises:
+        UsageError: No such shell.
+        OperationFailed: The file cannot be written.
+    """
+    known, text = _known(shell), script(shell)
+    path = _directory(known) / known.name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OperationFailed(
+            f"{path} cannot be written",
+            seen=error.strerror,
+            expected="a directory that this user may write",
+            remedy=f"uvirtio --show-completion {shell} prints the script, to put it elsewhere",
+        ) from error
+    return [
+        f"wrote {path}",
+        known.loads.format(path=path, directory=path.parent),
+        f"to remove it: rm {path}",
+    ]
+
+
+def _known(shell: str) -> _Shell:
+    if shell not in SHELLS:
+        raise UsageError(f"there is no completion for {shell!r}", seen=shell, expected=", ".join(SHELLS))
+    return SHELLS[shell]
+
+
+def _directory(shell: _Shell) -> Path:
+    for variable, below in shell.variables:
+        if base := os.environ.get(variable):
+            return Path(base) / below
+    return Path.home() / shell.home

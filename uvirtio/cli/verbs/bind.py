@@ -1,0 +1,188 @@
+"""``plan``, ``bind``, ``restore`` and ``journal``: devices get a user-space driver, and their own one back."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uvirtio.cli.command import Command, LookArgument, verb
+from uvirtio.errors import UsageError
+
+if TYPE_CHECKING:
+    from uvirtio.binding.plan import Member, Plan
+
+DriverOption = Annotated[
+    str, typer.Option("--driver", metavar="NAME", help="vfio-pci or uio_pci_generic (default: what fits).")
+]
+GroupOption = Annotated[bool, typer.Option("--group", help="Bind the rest of the IOMMU group, too.")]
+ForceOption = Annotated[
+    list[str] | None,
+    typer.Option("--force", metavar="RULE", help="Override RULE; repeatable."),
+]
+DevsArgument = Annotated[list[str], typer.Argument(metavar="DEV...", help="Device addresses.")]
+
+
+def register(app: typer.Typer) -> None:
+    verb(app, "plan")(plan)
+    verb(app, "bind")(bind)
+    verb(app, "restore")(restore)
+    verb(app, "journal")(journal)
+
+
+# --- plan ---------------------------------------------------------------------------------------------------
+
+
+def plan(
+    cmd: Command,
+    dev: LookArgument,
+    driver: DriverOption = "",
+    group: GroupOption = False,
+    force: ForceOption = None,
+) -> int:
+    """Show what bind would check and write; change nothing."""
+    from uvirtio.binding.discover import find
+    from uvirtio.binding.plan import plan as make_plan
+
+    made = make_plan(find(dev, cmd.roots), cmd.roots, driver or None, group, force or ())
+    first = made.problems[0] if made.problems else None
+    if cmd.json:
+        members = made.as_dict()
+        cmd.document(**members, **({"error": first.as_dict()} if first is not None else {}))
+    else:
+        _print_plan(cmd, made)
+    # As bind itself would end, so that a script can ask first.
+    return 0 if first is None else first.exit_code
+
+
+def _print_plan(cmd: Command, made: Plan) -> None:
+    now, then = made.found.driver or "no driver", made.driver or "(no usable driver)"
+    cmd.line(f"{made.found.address} ({made.found.type}): {now} -> {then}")
+    if made.nothing_to_do:
+        cmd.line("nothing to do: already bound")
+    for member in made.members:
+        _print_member(cmd, member)
+    for check in made.checks:
+        cmd.line(f"check {check.name}: {check.verdict}: {check.detail}")
+        if check.remedy:
+            cmd.line(f"  remedy: {check.remedy}")
+    if not made.problems:
+        cmd.line("bind would go ahead")
+    for problem in made.problems:
+        cmd.line(f"bind would refuse: {problem.code}: {problem.message}")
+        for label, value in (("seen", problem.seen), ("remedy", problem.remedy)):
+            if value is not None:
+                cmd.line(f"  {label}: {value}")
+
+
+def _print_member(cmd: Command, member: Member) -> None:
+    if len(member.steps):
+        cmd.line(f"{member.found.address} : what would be written")
+    for step in member.steps:
+        cmd.line(f"  echo {step.value.strip() or chr(39) * 2} > {step.path}  # {step.why}")
+    for finding in member.findings:
+        cmd.line(f"  rule {finding.rule} ({finding.severity}): {finding.evidence}")
+    for item in member.unchecked:
+        cmd.line(f"  rule {item.rule} unchecked: {item.why}")
+
+
+# --- bind and restore ---------------------------------------------------------------------------------------
+
+
+def bind(
+    cmd: Command,
+    devs: DevsArgument,
+    driver: DriverOption = "",
+    group: GroupOption = False,
+    owner: Annotated[
+        str, typer.Option("--owner", metavar="USER[:GROUP]", help="Make USER the owner of the device node.")
+    ] = "",
+    force: ForceOption = None,
+) -> None:
+    """Bind devices to a user-space driver, all of them or none; restore undoes it."""
+    from uvirtio.binding import bind as binding
+    from uvirtio.binding.discover import find
+    from uvirtio.binding.owner import owner_ids
+
+    ids = owner_ids(owner) if owner else None
+    founds = [find(dev, cmd.roots, aliases=False) for dev in dict.fromkeys(devs)]
+    done = binding.bind(
+        founds,
+        cmd.roots,
+        driver=driver or None,
+        group=group,
+        force=force or (),
+        owner=ids,
+        argv=["uvirtio", *sys.argv[1:]],
+    )
+    if cmd.json:
+        cmd.document(devices=[one.as_dict() for one in done])
+        return
+    for one in done:
+        node = f", node {one.node}" if one.node else ""
+        how = "already bound" if one.journal is None else "bound"
+        cmd.line(f"{one.address}: {how} to {one.driver or 'no driver'}{node}")
+
+
+def restore(
+    cmd: Command,
+    devs: Annotated[
+        list[str] | None, typer.Argument(metavar="[DEV...]", help="Addresses of devices that bind has bound.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Restore every device in the journal.")] = False,
+) -> None:
+    """Give devices back to the drivers that they had before bind."""
+    if bool(devs) == every:
+        raise UsageError(
+            "restore takes devices, or --all",
+            expected="devices or --all, not both",
+            remedy="`uvirtio journal` shows what is bound",
+        )
+    from uvirtio.binding import restore as restoring
+
+    done = restoring.restore(cmd.roots, None if every else list(dict.fromkeys(devs or ())))
+    if cmd.json:
+        cmd.document(devices=[one.as_dict() for one in done])
+        return
+    if not done:
+        cmd.line("nothing to restore")
+    for one in done:
+        cmd.line(f"{one.address}: {_ACTIONS[one.action]}{f' {one.driver}' if one.driver else ' no driver'}")
+
+
+_ACTIONS = {
+    "restored": "given back to",
+    "already": "already back with",
+    "gone": "is gone, and no longer in the journal; it had",
+}
+
+
+# --- journal ------------------------------------------------------------------------------------------------
+
+
+def journal(cmd: Command) -> None:
+    """Show what bind has changed and restore would undo."""
+    from uvirtio.binding.journal import entries
+
+    found = entries(cmd.roots)
+    if cmd.json:
+        cmd.document(entries=[entry.as_dict() for entry in found])
+        return
+    if not found:
+        cmd.line("nothing is bound by uvirtio")
+        return
+    rows: list[tuple[Any, ...]] = [
+        (
+            time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.time)),
+            entry.state,
+            device.address,
+            device.type,
+            device.driver or "-",
+            device.target or "-",
+        )
+        for entry in found
+        for device in entry.devices
+    ]
+    cmd.table(("WHEN", "STATE", "ADDRESS", "TYPE", "FROM", "TO"), rows)

@@ -1,0 +1,137 @@
+"""``uvirtio diag`` and ``uvirtio reset``: bring-up, step by step, and back to the start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from uvirtio.cli import output
+from uvirtio.cli.command import Command, DevArgument, verb
+from uvirtio.errors import NotSupported
+
+if TYPE_CHECKING:
+    from uvirtio.diag import Report, Step
+
+_MARK = {"pass": "ok", "warn": "WARN", "fail": "FAIL", "skip": "skip"}
+
+
+def register(app: typer.Typer) -> None:
+    verb(app, "diag", opens=True)(diag)
+    verb(app, "reset", opens=True)(reset)
+
+
+def diag(cmd: Command, dev: DevArgument) -> int:
+    """Bring a device up step by step and report which step fails."""
+    from uvirtio.diag import STEPS, diagnose
+
+    teller = _Teller(cmd, len(STEPS))
+    report = diagnose(
+        dev,
+        timeout=cmd.timeout,
+        backend=cmd.backend,
+        unsafe_dma=cmd.unsafe_dma,
+        interrupts=cmd.interrupts,
+        ring=cmd.ring,
+        force_legacy=cmd.force_legacy,
+        roots=cmd.roots,
+        trace=cmd.trace,
+        on_step=teller.tell,
+        opened=cmd.guard.watch,
+    )
+    cmd.guard.watch(None)
+    teller.finish()
+    return _conclude(cmd, report)
+
+
+class _Teller:
+    """Prints each step as it ends; steps that were skipped for the same reason in one entry.
+
+    A device that was not found or may not be opened is no failed device: nothing is printed but the error.
+    """
+
+    def __init__(self, cmd: Command, count: int) -> None:
+        self._cmd = cmd
+        self._count = count
+        self._number = 0
+        self._skipped: list[Step] = []
+        self._silent = cmd.json
+
+    def tell(self, step: Step) -> None:
+        if self._number == 0 and step.verdict == "fail":
+            self._silent = True
+        if step.verdict != "skip" or (self._skipped and step.detail != self._skipped[0].detail):
+            self.finish()
+        self._number += 1
+        if step.verdict == "skip":
+            self._skipped.append(step)
+        else:
+            self._print(self._number, step, f"{step.took_s * 1000:8.1f} ms  ({step.spec})")
+
+    def finish(self) -> None:
+        """Print the steps that were skipped and are not printed yet."""
+        if not self._skipped:
+            return
+        first, *rest = self._skipped
+        what = f"to step {self._number}, {rest[-1].name}" if rest else f"{'':11}  ({first.spec})"
+        self._print(self._number - len(rest), first, what)
+        self._skipped = []
+
+    def _print(self, number: int, step: Step, what: str) -> None:
+        if self._silent:
+            return
+        width = len(str(self._count))
+        self._cmd.line(f"{number:>{width}}/{self._count}  {_MARK[step.verdict]:<4}  {step.name:<20}  {what}")
+        for text in (step.detail, f"hint: {step.hint}" if step.hint else ""):
+            if text:
+                self._cmd.paragraph(text, indent=" " * 13)
+
+
+def _conclude(cmd: Command, report: Report) -> int:
+    """The verdict; a device that was not even reached is no failed device but its error's own case."""
+    stopped = None if report.reached_device else report.error
+    if cmd.json:
+        members = report.as_dict()
+        if report.error is not None:
+            members["error"] = report.error.as_dict()
+        cmd.document(**members)
+    elif stopped is not None:
+        output.error(stopped, cmd.name, as_json=False)
+    else:
+        cmd.line(f"verdict: {report.verdict} ({report.type} at {report.address})")
+    if stopped is not None:
+        return stopped.exit_code
+    return 1 if report.verdict == "fail" else 0
+
+
+def reset(
+    cmd: Command,
+    dev: DevArgument,
+    flr: Annotated[bool, typer.Option("--flr", help="Do a function-level reset, too.")] = False,
+) -> None:
+    """Reset a device and wait until it confirms the reset."""
+    from uvirtio.spec.status import describe
+
+    with cmd.device(dev) as device:
+        before = device.transport.status()
+        device.reset()
+        if flr and not device.transport.function_reset():
+            raise NotSupported(
+                f"{device.address} has no function-level reset",
+                seen="no reset method that this back end can use",
+                expected="a function with FLR or another reset method",
+                remedy="the virtio reset was done; leave --flr out",
+            )
+        after = device.transport.status()
+        if cmd.json:
+            cmd.document(
+                address=device.address,
+                type=device.type,
+                status_before=before,
+                status_after=after,
+                function_reset=flr,
+            )
+            return
+        how = "reset, then function-level reset" if flr else "reset"
+        cmd.line(f"{device.address} ({device.type}): {how}")
+        cmd.fields([("status before", describe(before)), ("status after", describe(after))])

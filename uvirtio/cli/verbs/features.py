@@ -1,0 +1,83 @@
+"""``uvirtio features``: what the bits of a feature word mean. It needs no device."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from uvirtio.cli.command import Command, verb
+from uvirtio.cli.verbs.list import device_type
+from uvirtio.errors import UsageError
+
+
+def register(app: typer.Typer) -> None:
+    verb(app, "features")(features)
+
+
+def features(
+    cmd: Command,
+    kind: Annotated[str, typer.Argument(metavar="TYPE", help="balloon, net, blk, ...")],
+    word: Annotated[
+        str, typer.Argument(metavar="WORD", help="0x..., 0b..., decimal, or the 64 zeros and ones of sysfs.")
+    ],
+) -> None:
+    """Decode the bits of a raw feature word."""
+    from uvirtio.spec import features as f
+
+    device_id, name = device_type(kind)
+    value = parse_word(word)
+    found = f.names(name, value)
+    broken = f.unmet(value, f.dependencies(name))
+    if cmd.json:
+        cmd.document(
+            type=name,
+            device_id=device_id,
+            word=value,
+            bits=[
+                {
+                    "bit": one.bit,
+                    "name": one.name if one.known else None,
+                    "spec": one.section,
+                    "kind": one.kind.value,
+                }
+                for one in found
+            ],
+            unknown=[one.bit for one in found if not one.known],
+            unmet=[{"bit": one.bit, "any_of": list(one.any_of)} for one in broken],
+        )
+        return
+    cmd.line(f"{name} {value:#x}")
+    cmd.table(
+        ("BIT", "NAME", "KIND", "SECTION"),
+        [(str(one.bit), one.name if one.known else "?", one.kind.value, one.section) for one in found],
+    )
+    for rule in broken:
+        needed = " or ".join(f.feature(name, bit).name for bit in rule.any_of)
+        cmd.line(f"{f.feature(name, rule.bit).name} needs {needed}, which is not set (2.2.1)")
+
+
+_ROW_OF_BITS = 64  # what the kernel prints in virtioN/features, lowest bit first
+
+
+def parse_word(text: str) -> int:
+    """A feature word of up to 128 bits. Raises UsageError.
+
+    A row of 64 or 128 zeros and ones is what sysfs prints: bit 0 first.
+    """
+    from uvirtio.spec.features import MAX_BITS
+
+    plain = text.strip()
+    if len(plain) in (_ROW_OF_BITS, 2 * _ROW_OF_BITS) and set(plain) <= {"0", "1"}:
+        return int(plain[::-1], 2)
+    try:
+        value = int(plain, 0) if len(plain) <= 200 else -1  # a longer one cannot fit, and costs time
+    except ValueError:
+        value = -1
+    if not 0 <= value < 1 << MAX_BITS:
+        raise UsageError(
+            f"{text[:60]!r} is not a feature word",
+            seen=text[:200],
+            expected=f"0 to 2^{MAX_BITS} - 1: 0x130000022, 0b1010, decimal, or a row of 64 zeros and ones",
+        )
+    return value

@@ -1,0 +1,99 @@
+"""``uvirtio list``: the virtio devices of this machine, by sysfs alone; none is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from uvirtio.cli.command import Command, verb
+from uvirtio.errors import UsageError
+
+if TYPE_CHECKING:
+    from uvirtio.binding.discover import Found
+    from uvirtio.binding.rules import Finding, Verdicts
+
+
+def register(app: typer.Typer) -> None:
+    verb(app, "list")(list_devices)
+
+
+def list_devices(
+    cmd: Command,
+    kind: Annotated[str, typer.Argument(metavar="[TYPE]", help="Only this type: balloon, net, blk, ...")] = "",
+) -> None:
+    """List the virtio devices of this machine."""
+    from uvirtio.binding.discover import scan
+    from uvirtio.binding.facts import Facts
+    from uvirtio.binding.rules import check
+
+    wanted = device_type(kind) if kind else None
+    facts = Facts(cmd.roots)
+    shown = [
+        (found, check(found, cmd.roots, facts))
+        for found in scan(cmd.roots)
+        if wanted is None or found.device_id == wanted[0]
+    ]
+    if cmd.json:
+        cmd.document(devices=[device_members(found, verdicts) for found, verdicts in shown])
+        return
+    if not shown:
+        cmd.line("no virtio devices found" if wanted is None else f"no {wanted[1]} devices found")
+        return
+    cmd.table(
+        ("ADDRESS", "TYPE", "PCI ID", "INTERFACE", "DRIVER", "KERNEL DRIVER", "GROUP", "IN USE"),
+        [_row(found, verdicts) for found, verdicts in shown],
+    )
+
+
+def device_type(kind: str) -> tuple[int, str]:
+    """The device id and the name of a type. Raises UsageError."""
+    from uvirtio.spec import ids
+
+    device_id = ids.type_id(kind)
+    if device_id is None:
+        raise UsageError(
+            f"{kind!r} is not a type of virtio device",
+            seen=kind,
+            expected=", ".join(entry.name for entry in ids.TYPES),
+        )
+    return device_id, ids.type_name(device_id)
+
+
+def uses(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings that say that this machine needs the device."""
+    from uvirtio.binding.rules import IN_USE
+
+    return [one for one in findings if one.severity == "refuse" and one.rule in IN_USE]
+
+
+def device_members(found: Found, verdicts: Verdicts) -> dict[str, Any]:
+    """One device as the JSON of ``list`` has it."""
+    return {
+        **found.as_dict(),
+        "in_use": [{"rule": one.rule, "evidence": one.evidence} for one in uses(verdicts.findings)],
+        "unchecked": [one.rule for one in verdicts.unchecked],
+    }
+
+
+def _row(found: Found, verdicts: Verdicts) -> tuple[str, ...]:
+    # A question mark: not every rule about use could see enough to say no.
+    rules = ",".join(dict.fromkeys(one.rule for one in uses(verdicts.findings)))
+    group = "-" if found.iommu_group is None else str(found.iommu_group)
+    return (
+        found.address,
+        found.type,
+        found.pci_id or "-",
+        found.interface,
+        found.driver or "-",
+        found.kernel_driver or "-",
+        f"{group} (no IOMMU)" if found.noiommu else group,
+        rules or ("?" if _unseen_use(verdicts) else "-"),
+    )
+
+
+def _unseen_use(verdicts: Verdicts) -> bool:
+    from uvirtio.binding.rules import IN_USE
+
+    return any(one.rule in IN_USE for one in verdicts.unchecked)
