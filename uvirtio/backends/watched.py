@@ -15,13 +15,13 @@ class WatchedRegisters(ForwardedRegisters):
         super().__init__(inner)
         self._look = look
 
-    def _read(self, offset: int, width: int) -> int:
+    def _read(self, place: int, width: int) -> int:
         self._look()
-        return super()._read(offset, width)
+        return super()._read(place, width)
 
-    def _write(self, offset: int, width: int, value: int) -> None:
+    def _write(self, place: int, width: int, value: int) -> None:
         self._look()
-        super()._write(offset, width, value)
+        super()._write(place, width, value)
 
 
 class WatchedRemoval:

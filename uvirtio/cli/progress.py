@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from uvirtio.cli import output
 from uvirtio.cli.command import Command
-from uvirtio.cli.size import PAGE, human
+from uvirtio.cli.size import human
+from uvirtio.spec.page import VIRTIO_PAGE
 
 if TYPE_CHECKING:
     from rich import progress as bars
@@ -50,20 +51,20 @@ class _Lines:
             return
         self._told = now
         took = now - self._started
-        size = pages * PAGE
+        size = pages * VIRTIO_PAGE
         rate = size / took if took > 0 else 0.0
         if self._cmd.json:
             self._cmd.document(
                 event="progress",
                 pages=pages,
                 bytes=size,
-                total_bytes=self._total * PAGE,
+                total_bytes=self._total * VIRTIO_PAGE,
                 seconds=took,
                 bytes_per_second=rate,
             )
         else:
             self._cmd.line(
-                f"{self._what}: {human(size)} of {human(self._total * PAGE)} "
+                f"{self._what}: {human(size)} of {human(self._total * VIRTIO_PAGE)} "
                 f"({pages * 100 // self._total}%), {human(int(rate))}/s"
             )
 
@@ -83,7 +84,7 @@ def _bar(what: str, total: int) -> Iterator[Progress]:
     # Without its refresh thread: a line is drawn where a batch ends, never beside a signal handler.
     console = Console(color_system="auto" if output.coloured() else None)
     with bars.Progress(*columns, auto_refresh=False, console=console) as shown:
-        yield _Bar(shown, shown.add_task(what, total=total * PAGE, rate=""))
+        yield _Bar(shown, shown.add_task(what, total=total * VIRTIO_PAGE, rate=""))
 
 
 class _Bar:
@@ -99,7 +100,7 @@ class _Bar:
         now = time.monotonic()
         due = now - self._drawn >= self._EVERY
         took = now - self._started
-        rate = f"{human(int(pages * PAGE / took))}/s" if took > 0 else ""
-        self._shown.update(self._task, completed=pages * PAGE, rate=rate, refresh=due)
+        rate = f"{human(int(pages * VIRTIO_PAGE / took))}/s" if took > 0 else ""
+        self._shown.update(self._task, completed=pages * VIRTIO_PAGE, rate=rate, refresh=due)
         if due:
             self._drawn = now

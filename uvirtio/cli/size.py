@@ -6,10 +6,6 @@ import re
 from fractions import Fraction
 
 from uvirtio.errors import BadSize
-from uvirtio.spec.page import VIRTIO_PAGE
-
-PAGE = VIRTIO_PAGE
-"""Bytes of a balloon page, whatever the CPU's (5.5.6)."""
 
 _SYNTAX = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,9}))?(?:([KMGT])(?:IB)?|B|(%))?", re.ASCII)
 _UNIT = {None: 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

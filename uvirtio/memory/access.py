@@ -181,38 +181,24 @@ class WidthRegisters:
         self._closed = True
 
 
-class ForwardedRegisters:
+class ForwardedRegisters(WidthRegisters):
     """The same registers as ``inner``, for subclasses that do something beside in ``_read`` and ``_write``."""
 
     def __init__(self, inner: Registers) -> None:
+        super().__init__(0, inner.length)
         self._inner = inner
-        self.length = inner.length
 
-    def _read(self, offset: int, width: int) -> int:
-        return read_field(self._inner, offset, width)
+    def _place(self, offset: int, width: int) -> int:
+        return offset  # checked there
 
-    def _write(self, offset: int, width: int, value: int) -> None:
-        write_field(self._inner, offset, width, value)
+    def _read(self, place: int, width: int) -> int:
+        return read_field(self._inner, place, width)
 
-    def read8(self, offset: int) -> int:
-        return self._read(offset, 1)
-
-    def read16(self, offset: int) -> int:
-        return self._read(offset, 2)
-
-    def read32(self, offset: int) -> int:
-        return self._read(offset, 4)
-
-    def write8(self, offset: int, value: int) -> None:
-        self._write(offset, 1, value)
-
-    def write16(self, offset: int, value: int) -> None:
-        self._write(offset, 2, value)
-
-    def write32(self, offset: int, value: int) -> None:
-        self._write(offset, 4, value)
+    def _write(self, place: int, width: int, value: int) -> None:
+        write_field(self._inner, place, width, value)
 
     def close(self) -> None:
+        """Close the registers behind; idempotent."""
         self._inner.close()
 
 

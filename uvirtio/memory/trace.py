@@ -18,14 +18,14 @@ class TracedRegisters(ForwardedRegisters):
         self._name = name
         self._trace = trace
 
-    def _read(self, offset: int, width: int) -> int:
-        value = super()._read(offset, width)
-        self._trace(f"{self._name}+{offset:#04x} read{width * 8} -> {value:#x}")
+    def _read(self, place: int, width: int) -> int:
+        value = super()._read(place, width)
+        self._trace(f"{self._name}+{place:#04x} read{width * 8} -> {value:#x}")
         return value
 
-    def _write(self, offset: int, width: int, value: int) -> None:
-        super()._write(offset, width, value)
-        self._trace(f"{self._name}+{offset:#04x} write{width * 8} <- {value:#x}")
+    def _write(self, place: int, width: int, value: int) -> None:
+        super()._write(place, width, value)
+        self._trace(f"{self._name}+{place:#04x} write{width * 8} <- {value:#x}")
 
 
 class TracedDoorbell:

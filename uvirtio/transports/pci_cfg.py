@@ -1,6 +1,6 @@
 """The window of the PCI_CFG capability (4.1.4.9): registers of a BAR through configuration space alone.
 
-For a function whose BARs cannot be mapped, and for who wants to look at a register by a second way. Slow: an
+For a function whose BARs cannot be mapped, and to look at a register by a second way. Slow: an
 access takes three writes and one access more. It is the only thing in configuration space that is written.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from uvirtio.errors import CapabilityError, Misuse
 from uvirtio.interfaces.memory import Registers
+from uvirtio.memory.access import WidthRegisters, read_field, write_field
 from uvirtio.spec import pci
 from uvirtio.transports.pci_caps import PCI_CFG, UNKNOWN, VENDOR, VirtioCapability
 
@@ -43,14 +44,12 @@ class CfgWindow:
     def read(self, bar: int, offset: int, width: int) -> int:
         """One access of 1, 2 or 4 bytes. Raises CapabilityError outside of what the capabilities describe."""
         self._aim(bar, offset, width)
-        config, at = self._config, self._at + pci.PCI_CFG_CAP_DATA
-        return {1: config.read8, 2: config.read16, 4: config.read32}[width](at)
+        return read_field(self._config, self._at + pci.PCI_CFG_CAP_DATA, width)
 
     def write(self, bar: int, offset: int, width: int, value: int) -> None:
         """The same, writing."""
         self._aim(bar, offset, width)
-        config, at = self._config, self._at + pci.PCI_CFG_CAP_DATA
-        {1: config.write8, 2: config.write16, 4: config.write32}[width](at, value)
+        write_field(self._config, self._at + pci.PCI_CFG_CAP_DATA, width, value)
 
     def _aim(self, bar: int, offset: int, width: int) -> None:
         if width not in (1, 2, 4) or offset % width:
@@ -68,43 +67,16 @@ class CfgWindow:
         self._config.write32(self._at + pci.CAP_OFFSET, offset)
 
 
-class CfgRegisters:
+class CfgRegisters(WidthRegisters):
     """The structure of one capability through the window. Satisfies ``Registers``."""
 
     def __init__(self, window: CfgWindow, capability: VirtioCapability) -> None:
+        super().__init__(capability.offset, capability.usable)
         self._window = window
         self._bar = capability.bar
-        self._offset = capability.offset
-        self.length = capability.usable
 
-    def _read(self, offset: int, width: int) -> int:
-        return self._window.read(self._bar, self._place(offset, width), width)
+    def _read(self, place: int, width: int) -> int:
+        return self._window.read(self._bar, place, width)
 
-    def _write(self, offset: int, width: int, value: int) -> None:
-        self._window.write(self._bar, self._place(offset, width), width, value)
-
-    def _place(self, offset: int, width: int) -> int:
-        if offset < 0 or offset + width > self.length:
-            raise Misuse(f"a {width}-byte access at {offset:#x} of {self.length:#x}")
-        return self._offset + offset
-
-    def read8(self, offset: int) -> int:
-        return self._read(offset, 1)
-
-    def read16(self, offset: int) -> int:
-        return self._read(offset, 2)
-
-    def read32(self, offset: int) -> int:
-        return self._read(offset, 4)
-
-    def write8(self, offset: int, value: int) -> None:
-        self._write(offset, 1, value)
-
-    def write16(self, offset: int, value: int) -> None:
-        self._write(offset, 2, value)
-
-    def write32(self, offset: int, value: int) -> None:
-        self._write(offset, 4, value)
-
-    def close(self) -> None:
-        """Nothing: configuration space is the caller's."""
+    def _write(self, place: int, width: int, value: int) -> None:
+        self._window.write(self._bar, place, width, value)

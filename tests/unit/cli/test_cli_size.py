@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uvirtio.cli.size import PAGE, human, parse_size
+from uvirtio.cli.size import human, parse_size
 from uvirtio.errors import BadSize
+from uvirtio.spec.page import VIRTIO_PAGE
 
 _UNITS = {"": 1, "B": 1, "K": 1 << 10, "KiB": 1 << 10, "M": 1 << 20, "MiB": 1 << 20,
           "G": 1 << 30, "GiB": 1 << 30, "T": 1 << 40, "TiB": 1 << 40}  # fmt: skip
@@ -49,18 +50,18 @@ def test_a_fraction_of_a_byte_is_refused() -> None:
 
 def test_the_nearest_sizes_are_named() -> None:
     with pytest.raises(BadSize) as raised:
-        parse_size("10000", multiple=PAGE)
+        parse_size("10000", multiple=VIRTIO_PAGE)
     assert raised.value.remedy == "nearest valid sizes: 8192 and 12288"
     with pytest.raises(BadSize) as raised:
-        parse_size("5", multiple=PAGE)
+        parse_size("5", multiple=VIRTIO_PAGE)
     assert raised.value.remedy is not None
     assert "4096" in raised.value.remedy
 
 
 def test_a_percentage_is_of_the_total_and_whole_pages() -> None:
-    assert parse_size("25%", total=512 << 20, multiple=PAGE) == 128 << 20
+    assert parse_size("25%", total=512 << 20, multiple=VIRTIO_PAGE) == 128 << 20
     assert parse_size("12.5%", total=1 << 20) == 1 << 17
-    assert parse_size("100%", total=10_000, multiple=PAGE) == 8192
+    assert parse_size("100%", total=10_000, multiple=VIRTIO_PAGE) == 8192
 
 
 @pytest.mark.parametrize("text", ["0%", "101%", "100.1%"])
@@ -95,15 +96,15 @@ def test_multiples_or_a_refusal(number: int, multiple: int) -> None:
 
 @given(st.integers(1, 100), st.integers(0, 1 << 50))
 def test_percentages_never_exceed(percent: int, total: int) -> None:
-    size = parse_size(f"{percent}%", total=total, multiple=PAGE)
-    assert size % PAGE == 0
-    assert 0 <= total * percent // 100 - size < PAGE
+    size = parse_size(f"{percent}%", total=total, multiple=VIRTIO_PAGE)
+    assert size % VIRTIO_PAGE == 0
+    assert 0 <= total * percent // 100 - size < VIRTIO_PAGE
 
 
 @given(st.text(max_size=30))
 def test_garbage_is_a_size_or_a_refusal(text: str) -> None:
     try:
-        assert parse_size(text, total=1 << 30, multiple=PAGE) >= 0
+        assert parse_size(text, total=1 << 30, multiple=VIRTIO_PAGE) >= 0
     except BadSize as error:
         assert error.remedy is not None or error.expected is not None
 

@@ -14,16 +14,17 @@ from uvirtio.cli.command import Command, DevArgument, make_group, seconds, verb
 from uvirtio.cli.ending import TimeUp, time_up_after
 from uvirtio.cli.progress import make_progress
 from uvirtio.cli.signals import Signalled
-from uvirtio.cli.size import PAGE, human, parse_size
+from uvirtio.cli.size import human, parse_size
 from uvirtio.errors import BadSize, NotSupported, UsageError, UvirtioError
 from uvirtio.host.proc import meminfo
+from uvirtio.spec.page import VIRTIO_PAGE
 
 if TYPE_CHECKING:
     from uvirtio.device import Device
     from uvirtio.drivers.balloon import Balloon
 
 
-_ANY_MEMORY = (1 << 44) - PAGE
+_ANY_MEMORY = (1 << 44) - VIRTIO_PAGE
 """Bytes; as much as a balloon can count (5.5.6)."""
 
 
@@ -54,8 +55,8 @@ def status(cmd: Command, dev: DevArgument) -> None:
                 address=device.address,
                 num_pages=target,
                 actual=actual,
-                target_bytes=target * PAGE,
-                actual_bytes=actual * PAGE,
+                target_bytes=target * VIRTIO_PAGE,
+                actual_bytes=actual * VIRTIO_PAGE,
                 offered=device.offered,
                 offered_names=[bit.name for bit in offered],
                 features=device.features,
@@ -67,8 +68,8 @@ def status(cmd: Command, dev: DevArgument) -> None:
         cmd.fields(
             [
                 ("address", device.address),
-                ("target", f"{target} pages, {human(target * PAGE)}"),
-                ("actual", f"{actual} pages, {human(actual * PAGE)}"),
+                ("target", f"{target} pages, {human(target * VIRTIO_PAGE)}"),
+                ("actual", f"{actual} pages, {human(actual * VIRTIO_PAGE)}"),
                 ("offered", f"{device.offered:#x}: " + ", ".join(bit.name for bit in offered)),
                 ("negotiated", f"{device.features:#x}: " + ", ".join(bit.name for bit in taken)),
                 ("interrupts", mode),
@@ -122,7 +123,7 @@ def inflate(
         pages, least = _pages(cmd, device, size), _floor(cmd, device, floor)
         with Balloon(device, floor=least, roots=cmd.roots) as driver:
             try:
-                with make_progress(cmd, f"inflate {human(pages * PAGE)}", pages) as progress:
+                with make_progress(cmd, f"inflate {human(pages * VIRTIO_PAGE)}", pages) as progress:
                     driver.inflate(pages, progress=progress.update, force=force == FREE_MEMORY)
                 _hold(cmd, driver, hold)
                 _say_leaving(cmd, driver.held, "held long enough")
@@ -144,26 +145,28 @@ def _check_sizes(size: str = "", floor: str = "") -> None:
 
 def _count(size: str, total: int) -> int:
     """Pages; ``total`` is the memory that a percentage is of, in bytes."""
-    wanted = parse_size(size, total=total, multiple=PAGE)
+    wanted = parse_size(size, total=total, multiple=VIRTIO_PAGE)
     if wanted == 0:
-        raise BadSize(f"SIZE must be at least one page ({PAGE})", seen=size, expected=f"at least {PAGE} bytes")
-    if wanted // PAGE >= 1 << 32:
+        raise BadSize(
+            f"SIZE must be at least one page ({VIRTIO_PAGE})", seen=size, expected=f"at least {VIRTIO_PAGE} bytes"
+        )
+    if wanted // VIRTIO_PAGE >= 1 << 32:
         raise BadSize(
             f"{size!r} is more than a balloon can hold: its page count has 32 bits",
             seen=wanted,
             expected="below 16 TiB (5.5.6)",
         )
-    return wanted // PAGE
+    return wanted // VIRTIO_PAGE
 
 
 def _pages(cmd: Command, device: Device, size: str) -> int:
     """``size`` in pages. Raises BadSize for more than the guest has, where that is a guest of ours."""
     total = _guest_memory(cmd, device) if size.strip().endswith("%") else _ANY_MEMORY
     pages = _count(size, total)
-    if device.guest is not None and pages * PAGE > device.guest.ram:
+    if device.guest is not None and pages * VIRTIO_PAGE > device.guest.ram:
         raise BadSize(
             f"the qemu: guest has only {human(device.guest.ram)} (ram=)",
-            seen=pages * PAGE,
+            seen=pages * VIRTIO_PAGE,
             expected=f"at most {device.guest.ram}",
             remedy="give it more: qemu:q35,ram=SIZE/DEVICE",
         )
@@ -187,19 +190,19 @@ def _guest_memory(cmd: Command, device: Device) -> int:
 
 def _hold(cmd: Command, driver: Balloon, hold: float | None) -> None:
     if cmd.json:
-        cmd.document(event="holding", pages=driver.held, bytes=driver.held * PAGE, hold_s=hold)
+        cmd.document(event="holding", pages=driver.held, bytes=driver.held * VIRTIO_PAGE, hold_s=hold)
     else:
         until = "until Ctrl-C" if hold is None else f"for {hold:g} s"
-        cmd.line(f"holding {driver.held} pages ({human(driver.held * PAGE)}) {until}")
+        cmd.line(f"holding {driver.held} pages ({human(driver.held * VIRTIO_PAGE)}) {until}")
     # In the wait loop: the host's questions are answered, and a device that breaks meanwhile is noticed.
     driver.hold(hold)
 
 
 def _say_leaving(cmd: Command, pages: int, why: str) -> None:
     if cmd.json:
-        cmd.document(event="leaving", pages=pages, bytes=pages * PAGE, reason=why)
+        cmd.document(event="leaving", pages=pages, bytes=pages * VIRTIO_PAGE, reason=why)
     else:
-        cmd.line(f"leaving ({why}): giving {human(pages * PAGE)} back")
+        cmd.line(f"leaving ({why}): giving {human(pages * VIRTIO_PAGE)} back")
 
 
 def _say_done(cmd: Command, device: Device, pages: int, took: float) -> None:
@@ -209,9 +212,11 @@ def _say_done(cmd: Command, device: Device, pages: int, took: float) -> None:
     except UvirtioError as error:
         output.note(f"the final value of actual is unknown: {error.message}")
     if cmd.json:
-        cmd.document(event="done", pages=pages, bytes=pages * PAGE, seconds=took, actual=actual)
+        cmd.document(event="done", pages=pages, bytes=pages * VIRTIO_PAGE, seconds=took, actual=actual)
     else:
-        cmd.line(f"done: {pages} pages ({human(pages * PAGE)}) in {took:.1f} s; actual is {actual} pages now")
+        cmd.line(
+            f"done: {pages} pages ({human(pages * VIRTIO_PAGE)}) in {took:.1f} s; actual is {actual} pages now"
+        )
 
 
 def _actual(device: Device) -> int:
@@ -290,9 +295,9 @@ class _Follower:
         self._told = time.monotonic()
         target, held = self._driver.num_pages, self._driver.held
         if self._cmd.json:
-            self._cmd.document(event=event, num_pages=target, pages=held, bytes=held * PAGE)
+            self._cmd.document(event=event, num_pages=target, pages=held, bytes=held * VIRTIO_PAGE)
         else:
-            self._cmd.line(f"{event}: target {human(target * PAGE)}, balloon {human(held * PAGE)}")
+            self._cmd.line(f"{event}: target {human(target * VIRTIO_PAGE)}, balloon {human(held * VIRTIO_PAGE)}")
 
 
 # --- stats --------------------------------------------------------------------------------------------------
@@ -372,7 +377,7 @@ def report(cmd: Command, dev: DevArgument, size: SizeArgument, hold: HoldOption 
     from uvirtio.drivers.balloon import Balloon
 
     with cmd.device(dev) as device, Balloon(device, reporting=True, hinting=True, roots=cmd.roots) as driver:
-        wanted = _pages(cmd, device, size) * PAGE
+        wanted = _pages(cmd, device, size) * VIRTIO_PAGE
         if driver.reports is None and driver.hints is None:
             raise NotSupported(
                 f"{dev} does not offer free page reporting or hints",
