@@ -73,7 +73,9 @@ class BalloonOrders(RuleBasedStateMachine):
         free = self.arena.bytes_in(Use.FREE)
         assert self.driver.report(self.arena) == free
 
-    @precondition(lambda self: self.taken)
     @rule()
     def give(self) -> None:
-        self.arena.give(self.taken.pop())
+        # No precondition: what could be taken depends on what the host had hinted by then, and so on the clock. A
+        # step that may be chosen in one run and not in the next is an error to hypothesis.
+        if self.taken:
+            self.arena.give(self.taken.pop())
