@@ -34,14 +34,15 @@ _RACE_SECONDS = "UVIRTIO_RACE_SECONDS"
 
 _EXAMPLES = """\
 examples:
-  tools/test                                   everything
-  tools/test --quick                           before a commit
-  tools/test tests/unit/drivers/test_rng.py    one file, or a folder, on its floor
-  tools/test tests/unit/test_rng.py::test_it   one test
-  tools/test tests/vm/test_mem.py              in the lab VM, on each machine that has this file
-  tools/test --unit -k "queue and not reset"   a part of a floor
-  tools/test --spec PCI-COM-01                 what proves this requirement
-  tools/test --python 3.14t                    the unit floor with another interpreter
+  tools/test                                  everything
+  tools/test --quick                          before a commit
+  tools/test tests/unit/drivers/test_rng.py   one file, or a folder, on its floor
+  tools/test tests/qemu/test_rings.py::test_a_register_written_on_purpose
+                                              one test
+  tools/test tests/vm/test_mem.py             in the lab VM, on each machine that has this file
+  tools/test --unit -k "queue and not reset"  a part of a floor
+  tools/test --spec PCI-COM-01                what proves this requirement
+  tools/test --python 3.14t                   the unit floor with another interpreter
 """
 
 
@@ -49,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line of tools/test."""
     top = argparse.ArgumentParser(
         prog="tools/test",
-        description="Set up what is missing, then lint and run the floors of tests. With no floor and no PATH:"
-        " all, but without the extra machines, whose kernel modules have to be built first.",
+        description="Set up what is missing, then lint and run the floors of tests. With no floor and no PATH:\n"
+        "all, but without the extra machines, whose kernel modules have to be built first.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -165,6 +166,14 @@ def test_a_path_that_names_no_test_is_an_error_with_a_remedy(word, said, capsys)
     with pytest.raises(LabError, match=said) as caught:
         cli_test.main([word])
     assert caught.value.exit_code == 2
+
+
+def test_the_examples_of_the_help_can_be_run():
+    lines = [line for line in cli_test._EXAMPLES.splitlines() if line.startswith("  tools/test")]
+    assert len(lines) > 5
+    for line in lines:
+        words = shlex.split(re.split(r" {2,}", line.strip())[0])[1:]
+        cli_test._floors(cli_test.parser().parse_args(words))
 
 
 def test_a_path_says_its_floor_itself():
