@@ -153,7 +153,7 @@ def test_where_the_host_can_send_nothing_the_data_path_is_skipped(name: str, cod
     scripted.machine, scripted.id = host, "dev0"  # type: ignore[attr-defined]
     report = diagnosis(scripted)
     assert step(report, "data path").verdict == "skip" and not host.sent
-    assert "nobody here can press a key" in step(report, "data path").detail
+    assert "no key can be pressed from here" in step(report, "data path").detail
     scripted.assert_left()
 
 
