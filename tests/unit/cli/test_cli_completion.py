@@ -122,6 +122,7 @@ def test_words_of_other_kinds(values: Callable[[str], list[str]]) -> None:
     assert values("input led x capsl o") == ["on", "off"]
     assert values("diag x --backend vfio-") == ["vfio-group", "vfio-cdev"]
     assert values("bind x --force mou") == ["mounted"]
+    assert values("bind x --driver v") == ["vfio-pci", "vhost_vdpa"]
     assert values("balloon inflate x 1M --force ") == ["free-memory"]
     assert values("bind x --owner roo") == ["root"]
     assert values("--show-completion ") == ["bash", "zsh", "fish"]

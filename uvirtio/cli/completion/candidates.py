@@ -126,7 +126,7 @@ def _devices(place: _Place) -> Iterator[Candidate]:
     if place.verb == "input replay":
         yield "-", "the device that FILE describes"
     found = [device for device in _scan(place) if not kind or device.type in (kind, "unknown")]
-    if place.verb == "restore":
+    if place.verb == "restore":  # None: bind takes a virtio-mmio window from its driver, and gives it no other
         from uvirtio.host.drivers import USER_DRIVERS
 
         found = [device for device in found if device.driver is None or device.driver in USER_DRIVERS]
@@ -213,6 +213,13 @@ def _leds(place: _Place) -> Iterator[Candidate]:
             yield name, ""
 
 
+def _drivers(place: _Place) -> Iterable[Candidate]:
+    del place
+    from uvirtio.host.drivers import UIO, VDPA, VFIO
+
+    return [(VFIO, "needs an IOMMU"), (UIO, "without an IOMMU"), (VDPA, "for vDPA devices")]
+
+
 def _users(place: _Place) -> Iterator[Candidate]:
     del place
     import pwd
@@ -227,7 +234,7 @@ _SOURCES: dict[str, Callable[[_Place], Iterable[Candidate]]] = {
     "balloon inflate --force RULE": lambda _: [("free-memory", "the floor of free memory")],
     "LED": _leds,
     "--backend NAME": lambda _: [(name, "") for name in table.BACKENDS],
-    "--driver NAME": lambda _: table.DRIVERS.items(),
+    "--driver NAME": _drivers,
     "--owner USER[:GROUP]": _users,
     "--show-completion SHELL": lambda _: [(name, "") for name in table.SHELLS],
     "--install-completion SHELL": lambda _: [(name, "") for name in table.SHELLS],

@@ -44,40 +44,40 @@ GROUPS: Final[dict[str, str]] = {
 
 VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
     "list": ("List the virtio devices of this machine", ("[TYPE]",), {**COMMON}),
-    "inspect": ("Show everything that sysfs tells about one device, without touching it", ("DEV",), {**COMMON}),
-    "doctor": ("Check what this machine has for driving devices from user space, and what it lacks", (), {**COMMON}),
+    "inspect": ("Show all that sysfs tells about one device", ("DEV",), {**COMMON}),
+    "doctor": ("Check what this machine has and lacks for driving devices", (), {**COMMON}),
     "plan": ("Show what bind would check and write; change nothing", ("DEV",), {**COMMON, "--driver": ("NAME", "vfio-pci or uio_pci_generic (default: what fits)"), "--group": ("", "Bind the rest of the IOMMU group, too"), "--force": ("RULE", "Override RULE; repeatable")}),
-    "bind": ("Bind devices to a user-space driver, all of them or none; restore undoes it", ("DEV...",), {**COMMON, "--driver": ("NAME", "vfio-pci or uio_pci_generic (default: what fits)"), "--group": ("", "Bind the rest of the IOMMU group, too"), "--owner": ("USER[:GROUP]", "Make USER the owner of the device node"), "--force": ("RULE", "Override RULE; repeatable")}),
+    "bind": ("Bind devices to a user-space driver, all or none", ("DEV...",), {**COMMON, "--driver": ("NAME", "vfio-pci or uio_pci_generic (default: what fits)"), "--group": ("", "Bind the rest of the IOMMU group, too"), "--owner": ("USER[:GROUP]", "Make USER the owner of the device node"), "--force": ("RULE", "Override RULE; repeatable")}),
     "restore": ("Give devices back to the drivers that they had before bind", ("[DEV...]",), {**COMMON, "--all": ("", "Restore every device in the journal")}),
     "journal": ("Show what bind has changed and restore would undo", (), {**COMMON}),
     "diag": ("Bring a device up step by step and report which step fails", ("DEV",), {**COMMON, **OPENING}),
     "reset": ("Reset a device and wait until it confirms the reset", ("DEV",), {**COMMON, **OPENING, "--flr": ("", "Do a function-level reset, too")}),
     "features": ("Decode the bits of a raw feature word", ("TYPE", "WORD"), {**COMMON}),
-    "balloon status": ("Show the host's target, what the balloon holds, and how the device is driven", ("DEV",), {**COMMON, **OPENING}),
-    "balloon inflate": ("Inflate the balloon by SIZE, hold it until Ctrl-C, SIGTERM or --hold, then deflate it", ("DEV", "SIZE"), {**COMMON, **OPENING, "--hold": ("SECONDS", "Release and exit after SECONDS (default: at Ctrl-C)"), "--floor": ("SIZE", "Keep at least this much memory free (default: 5%, at least 256M)"), "--force": ("RULE", "free-memory: ignore the floor")}),
+    "balloon status": ("Show the host's target and the size of the balloon", ("DEV",), {**COMMON, **OPENING}),
+    "balloon inflate": ("Inflate the balloon by SIZE, hold it, then deflate it", ("DEV", "SIZE"), {**COMMON, **OPENING, "--hold": ("SECONDS", "Release and exit after SECONDS (default: at Ctrl-C)"), "--floor": ("SIZE", "Keep at least this much memory free (default: 5%, at least 256M)"), "--force": ("RULE", "free-memory: ignore the floor")}),
     "balloon follow": ("Track the host's target until Ctrl-C", ("DEV",), {**COMMON, **OPENING, "--limit": ("SIZE", "Never hold more than SIZE"), "--floor": ("SIZE", "Keep at least this much memory free (default: 5%, at least 256M)"), "--for": ("SECONDS", "Stop after SECONDS")}),
-    "balloon stats": ("Report memory statistics of this machine to the host, and show them under both of their names", ("DEV",), {**COMMON, **OPENING, "--watch": ("", "Show them again every second, until Ctrl-C"), "--for": ("SECONDS", "With --watch: stop after SECONDS"), "--cgroup": ("DIR", "Report this cgroup (v2) instead of the whole machine")}),
-    "balloon report": ("Keep SIZE of memory free and report it to the host, until Ctrl-C, SIGTERM or --hold", ("DEV", "SIZE"), {**COMMON, **OPENING, "--hold": ("SECONDS", "Release and exit after SECONDS (default: at Ctrl-C)")}),
+    "balloon stats": ("Report memory statistics to the host", ("DEV",), {**COMMON, **OPENING, "--watch": ("", "Show them again every second, until Ctrl-C"), "--for": ("SECONDS", "With --watch: stop after SECONDS"), "--cgroup": ("DIR", "Report this cgroup (v2) instead of the whole machine")}),
+    "balloon report": ("Keep SIZE of memory free and report it to the host", ("DEV", "SIZE"), {**COMMON, **OPENING, "--hold": ("SECONDS", "Release and exit after SECONDS (default: at Ctrl-C)")}),
     "rng read": ("Read N random bytes", ("DEV", "N"), {**COMMON, **OPENING, "--hex": ("", "Write plain hexadecimal digits instead of a dump"), "--raw": ("", "Write the raw bytes to stdout"), "-o": ("FILE", "Write the raw bytes to FILE"), "--output": ("FILE", "Write the raw bytes to FILE"), "--untested": ("", "Skip the randomness health tests")}),
     "input info": ("Show what the device is and which events it can send", ("DEV",), {**COMMON, **OPENING}),
     "input events": ("Print events as they arrive, until Ctrl-C", ("DEV",), {**COMMON, **OPENING, "--for": ("SECONDS", "Stop after SECONDS"), "--count": ("N", "Stop after N events, SYN_REPORT included")}),
-    "input bridge": ("Clone the device into the kernel's input layer: forward events, return LED changes, until Ctrl-C", ("DEV",), {**COMMON, **OPENING, "--for": ("SECONDS", "Stop after SECONDS")}),
+    "input bridge": ("Clone the device into the kernel's input layer", ("DEV",), {**COMMON, **OPENING, "--for": ("SECONDS", "Stop after SECONDS")}),
     "input record": ("Record the device and its events in evemu's format", ("DEV", "[FILE]"), {**COMMON, **OPENING, "--yes": ("", "Confirm that keystrokes, passwords too, are recorded"), "--for": ("SECONDS", "Stop after SECONDS")}),
-    "input replay": ("Play a recording into a clone of DEV in the kernel's input layer, at its own pace", ("DEV", "FILE"), {**COMMON, **OPENING, "--print": ("", "Print the events and play nothing")}),
+    "input replay": ("Play a recording into a clone of DEV. The clone is in the kernel's input layer; the pace is the recording's", ("DEV", "FILE"), {**COMMON, **OPENING, "--print": ("", "Print the events and play nothing")}),
     "input led": ("Turn an LED on or off", ("DEV", "LED", "on|off"), {**COMMON, **OPENING, "--hold": ("SECONDS", "Keep the device open for SECONDS")}),
-    "mem status": ("Show what is plugged, what the host requests, and how the device is driven", ("DEV",), {**COMMON, **OPENING}),
-    "mem map": ("Show the region as a map of blocks: plugged, in use, not usable", ("DEV",), {**COMMON, **OPENING}),
+    "mem status": ("Show plugged and requested memory", ("DEV",), {**COMMON, **OPENING}),
+    "mem map": ("Show a map of the blocks of the region", ("DEV",), {**COMMON, **OPENING}),
     "mem plug": ("Plug SIZE more bytes, as far as the host requests them", ("DEV", "SIZE"), {**COMMON, **OPENING, "--unit": ("SIZE", "Plug and unplug in multiples of SIZE (Linux: 128M)")}),
-    "mem unplug": ("Unplug SIZE bytes that are not in use; their contents are lost", ("DEV", "SIZE"), {**COMMON, **OPENING, "--unit": ("SIZE", "Plug and unplug in multiples of SIZE (Linux: 128M)")}),
+    "mem unplug": ("Unplug SIZE bytes that are not in use", ("DEV", "SIZE"), {**COMMON, **OPENING, "--unit": ("SIZE", "Plug and unplug in multiples of SIZE (Linux: 128M)")}),
     "mem follow": ("Plug and unplug as the host requests, until Ctrl-C. What is plugged then stays plugged", ("DEV",), {**COMMON, **OPENING, "--unit": ("SIZE", "Plug and unplug in multiples of SIZE (Linux: 128M)"), "--limit": ("SIZE", "Never plug more than SIZE"), "--for": ("SECONDS", "Stop after SECONDS"), "--online": ("", "Give plugged memory to Linux itself, and take it back (excludes --unit)")}),
     "mem unplug-all": ("Unplug everything, whoever plugged it; its contents are lost", ("DEV",), {**COMMON, **OPENING}),
-    "mem online": ("Give SIZE more bytes to Linux, plugging what is missing; without SIZE, all that the host requests", ("DEV", "[SIZE]"), {**COMMON, **OPENING}),
-    "mem offline": ("Take SIZE bytes back from Linux and unplug them; without SIZE, all", ("DEV", "[SIZE]"), {**COMMON, **OPENING, "--wait": ("SECONDS", "How long to retry while memory is busy")}),
-    "blk info": ("Show capacity, limits and serial of a disk, and how it is driven", ("DEV",), {**COMMON, **OPENING}),
+    "mem online": ("Give SIZE more bytes to Linux", ("DEV", "[SIZE]"), {**COMMON, **OPENING}),
+    "mem offline": ("Take SIZE bytes back from Linux and unplug them", ("DEV", "[SIZE]"), {**COMMON, **OPENING, "--wait": ("SECONDS", "How long to retry while memory is busy")}),
+    "blk info": ("Show capacity, limits and serial of a disk", ("DEV",), {**COMMON, **OPENING}),
     "blk read": ("Read SIZE bytes at OFFSET", ("DEV", "OFFSET", "SIZE"), {**COMMON, **OPENING, "--hex": ("", "Write plain hexadecimal digits instead of a dump"), "--raw": ("", "Write the raw bytes to stdout"), "-o": ("FILE", "Write the raw bytes to FILE"), "--output": ("FILE", "Write the raw bytes to FILE")}),
     "blk write": ("Write whole sectors at OFFSET, then flush", ("DEV", "OFFSET"), {**COMMON, **OPENING, "-i": ("FILE", "Data to write (default: standard input)"), "--in": ("FILE", "Data to write (default: standard input)"), "--zeroes": ("SIZE", "Write SIZE of zeroes instead"), "--allow-write": ("", "Allow the contents of the disk to be changed")}),
     "blk flush": ("Flush the write cache of the disk", ("DEV",), {**COMMON, **OPENING}),
-    "blk discard": ("Tell the disk that SIZE bytes at OFFSET are unused; their contents become undefined", ("DEV", "OFFSET", "SIZE"), {**COMMON, **OPENING, "--allow-write": ("", "Allow the contents of the disk to be changed")}),
+    "blk discard": ("Tell the disk that SIZE bytes at OFFSET are unused", ("DEV", "OFFSET", "SIZE"), {**COMMON, **OPENING, "--allow-write": ("", "Allow the contents of the disk to be changed")}),
 }
 """Verb -> help, the metavars of its arguments, its options."""
 
@@ -158,11 +158,6 @@ RULES: Final[dict[str, str]] = {
 
 LEDS: Final = ('LED_NUML', 'LED_CAPSL', 'LED_SCROLLL', 'LED_COMPOSE', 'LED_KANA', 'LED_SLEEP', 'LED_SUSPEND', 'LED_MUTE', 'LED_MISC', 'LED_MAIL', 'LED_CHARGING')
 BACKENDS: Final = ('auto', 'vfio', 'vfio-group', 'vfio-cdev', 'uio', 'devmem', 'vhost-vdpa', 'qemu')
-DRIVERS: Final[dict[str, str]] = {
-    "vfio-pci": "needs an IOMMU",
-    "uio_pci_generic": "without an IOMMU",
-    "vhost_vdpa": "for vDPA devices",
-}
 SHELLS: Final = ('bash', 'zsh', 'fish')
 
 QEMU_MACHINES: Final = ('q35', 'pc', 'microvm', 'virt')

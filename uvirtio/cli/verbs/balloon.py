@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
 
 
 def status(cmd: Command, dev: DevArgument) -> None:
-    """Show the host's target, what the balloon holds, and how the device is driven."""
+    """Show the host's target and the size of the balloon. Also its features and how it is driven."""
     from uvirtio.drivers.balloon import Balloon
     from uvirtio.spec import features as f
 
@@ -109,7 +109,7 @@ def inflate(
     floor: FloorOption = "",
     force: Annotated[str, typer.Option("--force", metavar="RULE", help="free-memory: ignore the floor.")] = "",
 ) -> None:
-    """Inflate the balloon by SIZE, hold it until Ctrl-C, SIGTERM or --hold, then deflate it."""
+    """Inflate the balloon by SIZE, hold it, then deflate it. It holds until Ctrl-C, SIGTERM or --hold."""
     if hold is not None and hold != 0:
         seconds("--hold", hold)
     if force not in ("", FREE_MEMORY):
@@ -315,7 +315,7 @@ def stats(
         typer.Option("--cgroup", metavar="DIR", help="Report this cgroup (v2) instead of the whole machine."),
     ] = None,
 ) -> None:
-    """Report memory statistics of this machine to the host, and show them under both of their names."""
+    """Report memory statistics to the host. They are those of this machine, shown under both of their names."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
     from uvirtio.drivers.balloon import Balloon, Collector
@@ -367,7 +367,7 @@ def _tell_stats(cmd: Command, driver: Balloon, values: Mapping[int, int]) -> Non
 
 
 def report(cmd: Command, dev: DevArgument, size: SizeArgument, hold: HoldOption = None) -> None:
-    """Keep SIZE of memory free and report it to the host, until Ctrl-C, SIGTERM or --hold.
+    """Keep SIZE of memory free and report it to the host. It is kept until Ctrl-C, SIGTERM or --hold.
 
     The host may reclaim the memory behind it and leave it out of a migration; the balloon itself does not grow.
     """

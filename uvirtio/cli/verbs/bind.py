@@ -101,7 +101,7 @@ def bind(
     ] = "",
     force: ForceOption = None,
 ) -> None:
-    """Bind devices to a user-space driver, all of them or none; restore undoes it."""
+    """Bind devices to a user-space driver, all or none. restore undoes it."""
     from uvirtio.binding import bind as binding
     from uvirtio.binding.discover import find
     from uvirtio.binding.owner import owner_ids

@@ -77,7 +77,7 @@ def _consent(allowed: bool, what: str) -> None:
 
 
 def info(cmd: Command, dev: DevArgument) -> None:
-    """Show capacity, limits and serial of a disk, and how it is driven."""
+    """Show capacity, limits and serial of a disk. Also its features and how it is driven."""
     from uvirtio.spec import features as f
 
     with _driver(cmd, dev) as (device, disk):
@@ -287,7 +287,7 @@ def discard(
     size: SizeArgument,
     allow_write: AllowOption = False,
 ) -> None:
-    """Tell the disk that SIZE bytes at OFFSET are unused; their contents become undefined."""
+    """Tell the disk that SIZE bytes at OFFSET are unused. Their contents become undefined."""
     _consent(allow_write, "blk discard")
     first, count = sectors(offset, "OFFSET"), sectors(size, "SIZE")
     with _driver(cmd, dev, allow_write=True) as (device, disk):

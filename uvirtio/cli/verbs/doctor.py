@@ -30,7 +30,7 @@ def places(roots: Roots) -> dict[str, Path]:
 
 
 def doctor(cmd: Command) -> int:
-    """Check what this machine has for driving devices from user space, and what it lacks."""
+    """Check what this machine has and lacks for driving devices."""
     from uvirtio.binding.doctor import checks
 
     found = checks(cmd.roots)

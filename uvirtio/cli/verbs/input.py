@@ -184,7 +184,7 @@ def _print_event(cmd: Command, one: InputEvent, now: float) -> None:
 
 
 def bridge(cmd: Command, dev: DevArgument, for_seconds: ForOption = None) -> None:
-    """Clone the device into the kernel's input layer: forward events, return LED changes, until Ctrl-C."""
+    """Clone the device into the kernel's input layer. Events go there, LED changes come back, until Ctrl-C."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
     from uvirtio.drivers.input import Bridge, Feed, Input, UinputClone, phys_of
@@ -350,7 +350,7 @@ def replay(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A recording in evemu's format.")],
     only_print: Annotated[bool, typer.Option("--print", help="Print the events and play nothing.")] = False,
 ) -> None:
-    """Play a recording into a clone of DEV in the kernel's input layer, at its own pace.
+    """Play a recording into a clone of DEV. The clone is in the kernel's input layer; the pace is the recording's.
 
     A virtio device takes no events from its driver, so they go to where its own events would go.
     """

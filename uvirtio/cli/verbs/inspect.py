@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(cmd: Command, dev: LookArgument) -> None:
-    """Show everything that sysfs tells about one device, without touching it."""
+    """Show all that sysfs tells about one device. The device is not touched."""
     from uvirtio.binding.discover import find
     from uvirtio.binding.rules import check
 

@@ -80,7 +80,7 @@ def _answers_text(mem: Mem) -> str:
 
 
 def status(cmd: Command, dev: DevArgument) -> None:
-    """Show what is plugged, what the host requests, and how the device is driven."""
+    """Show plugged and requested memory. Also the features and how the device is driven."""
     from uvirtio.spec import features as f
 
     with _driver(cmd, dev) as (device, mem):
@@ -128,7 +128,7 @@ def status(cmd: Command, dev: DevArgument) -> None:
 
 
 def show_map(cmd: Command, dev: DevArgument) -> None:
-    """Show the region as a map of blocks: plugged, in use, not usable."""
+    """Show a map of the blocks of the region. They are plugged, in use, or not usable."""
     with _driver(cmd, dev) as (device, mem):
         config = mem.config()
         if cmd.json:
@@ -199,7 +199,7 @@ def plug(cmd: Command, dev: DevArgument, size: SizeArgument, unit: UnitOption = 
 
 
 def unplug(cmd: Command, dev: DevArgument, size: SizeArgument, unit: UnitOption = "") -> None:
-    """Unplug SIZE bytes that are not in use; their contents are lost."""
+    """Unplug SIZE bytes that are not in use. Their contents are lost."""
     _change(cmd, dev, size, unit, "unplug")
 
 

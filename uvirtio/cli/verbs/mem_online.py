@@ -99,7 +99,7 @@ def _bytes(size: str, mem: Mem, manager: Manager) -> int:
 
 
 def online(cmd: Command, dev: DevArgument, size: SizeArgument = "") -> None:
-    """Give SIZE more bytes to Linux, plugging what is missing; without SIZE, all that the host requests."""
+    """Give SIZE more bytes to Linux. What is missing is plugged. Without SIZE: all that the host requests."""
     if size and not size.strip().endswith("%"):
         parse_size(size)
     with handing(cmd, dev) as (device, mem, linux, manager):
@@ -126,7 +126,7 @@ def offline(
         float, typer.Option("--wait", metavar="SECONDS", help="How long to retry while memory is busy.")
     ] = 30.0,
 ) -> None:
-    """Take SIZE bytes back from Linux and unplug them; without SIZE, all. Busy memory is left alone."""
+    """Take SIZE bytes back from Linux and unplug them. Without SIZE: all. Busy memory is left alone."""
     seconds("--wait", wait)
     if size and not size.strip().endswith("%"):
         parse_size(size)
