@@ -224,3 +224,19 @@ def locked_down(roots: Roots) -> str | None:
     """The mode of a kernel that is locked down; None where it is not."""
     mode = lockdown(roots)
     return mode if mode in ("integrity", "confidentiality") else None
+
+
+# --- uevents ------------------------------------------------------------------------------------------------
+
+
+def uevent_seqnum(roots: Roots) -> int:
+    """SEQNUM of the last uevent that the kernel has sent; 0 where it does not tell."""
+    return number(roots.sys / "kernel/uevent_seqnum") or 0
+
+
+def devpath(directory: Path, roots: Roots) -> str:
+    """What a uevent calls a device: the path below sysfs behind all links, with a slash before it."""
+    try:
+        return "/" + str(real(directory).relative_to(real(roots.sys)))
+    except ValueError:
+        return str(directory)
