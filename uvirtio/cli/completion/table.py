@@ -53,6 +53,7 @@ VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
     "diag": ("Bring a device up step by step and report which step fails", ("DEV",), {**COMMON, **OPENING}),
     "reset": ("Reset a device and wait until it confirms the reset", ("DEV",), {**COMMON, **OPENING, "--flr": ("", "Do a function-level reset, too")}),
     "features": ("Decode the bits of a raw feature word", ("TYPE", "WORD"), {**COMMON}),
+    "watch": ("Print hot plug, removal, changes of drivers and of configurations as they happen, until Ctrl-C", (), {**COMMON, "--count": ("N", "Stop after N events"), "--for": ("SECONDS", "Stop after SECONDS"), "--poll": ("SECONDS", "Read carriers and MTUs this often; 0: never"), "--jsonl": ("", "The same as --json")}),
     "balloon status": ("Show the host's target, what the balloon holds, and how the device is driven", ("DEV",), {**COMMON, **OPENING}),
     "balloon inflate": ("Inflate the balloon by SIZE, hold it until Ctrl-C, SIGTERM or --hold, then deflate it", ("DEV", "SIZE"), {**COMMON, **OPENING, "--hold": ("SECONDS", "Release and exit after SECONDS (default: at Ctrl-C)"), "--floor": ("SIZE", "Keep at least this much memory free (default: 5%, at least 256M)"), "--force": ("RULE", "free-memory: ignore the floor")}),
     "balloon follow": ("Track the host's target until Ctrl-C", ("DEV",), {**COMMON, **OPENING, "--limit": ("SIZE", "Never hold more than SIZE"), "--floor": ("SIZE", "Keep at least this much memory free (default: 5%, at least 256M)"), "--for": ("SECONDS", "Stop after SECONDS")}),
