@@ -43,12 +43,12 @@ GROUPS: Final[dict[str, str]] = {
 }
 
 VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
-    "list": ("List the virtio devices of this machine", ("[TYPE]",), {**COMMON}),
+    "list": ("List the virtio devices of this machine", ("[TYPE]",), {**COMMON, "--names": ("", "Show the names of udev's hardware database, too")}),
     "inspect": ("Show everything that sysfs tells about one device, without touching it", ("DEV",), {**COMMON}),
     "doctor": ("Check what this machine has for driving devices from user space, and what it lacks", (), {**COMMON}),
     "plan": ("Show what bind would check and write; change nothing", ("DEV",), {**COMMON, "--driver": ("NAME", "vfio-pci or uio_pci_generic (default: what fits)"), "--group": ("", "Bind the rest of the IOMMU group, too"), "--force": ("RULE", "Override RULE; repeatable")}),
-    "bind": ("Bind devices to a user-space driver, all of them or none; restore undoes it", ("DEV...",), {**COMMON, "--driver": ("NAME", "vfio-pci or uio_pci_generic (default: what fits)"), "--group": ("", "Bind the rest of the IOMMU group, too"), "--owner": ("USER[:GROUP]", "Make USER the owner of the device node"), "--force": ("RULE", "Override RULE; repeatable")}),
-    "restore": ("Give devices back to the drivers that they had before bind", ("[DEV...]",), {**COMMON, "--all": ("", "Restore every device in the journal")}),
+    "bind": ("Bind devices to a user-space driver, all of them or none; restore undoes it", ("DEV...",), {**COMMON, "--driver": ("NAME", "vfio-pci or uio_pci_generic (default: what fits)"), "--group": ("", "Bind the rest of the IOMMU group, too"), "--owner": ("USER[:GROUP]", "Make USER the owner of the device node"), "--force": ("RULE", "Override RULE; repeatable"), "--wait": ("SECONDS", "Wait until udev is done, at most SECONDS")}),
+    "restore": ("Give devices back to the drivers that they had before bind", ("[DEV...]",), {**COMMON, "--all": ("", "Every device in the journal"), "--wait": ("SECONDS", "Wait until udev is done, at most SECONDS")}),
     "journal": ("Show what bind has changed and restore would undo", (), {**COMMON}),
     "diag": ("Bring a device up step by step and report which step fails", ("DEV",), {**COMMON, **OPENING}),
     "reset": ("Reset a device and wait until it confirms the reset", ("DEV",), {**COMMON, **OPENING, "--flr": ("", "Do a function-level reset, too")}),
