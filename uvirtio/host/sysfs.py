@@ -172,6 +172,16 @@ def uio_nodes(directory: Path) -> list[str]:
     return [name for name in names(directory / "uio") if re.fullmatch(r"uio[0-9]+", name, re.ASCII)]
 
 
+def physical_function(directory: Path) -> str | None:
+    """The physical function that a virtual function of SR-IOV belongs to; None for all others."""
+    return link_name(directory / "physfn")
+
+
+def is_physical_function(directory: Path) -> bool:
+    """Whether a PCI function has the SR-IOV capability."""
+    return (directory / "sriov_totalvfs").exists()
+
+
 # --- IOMMU --------------------------------------------------------------------------------------------------
 
 
