@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from uvirtio.binding import discover
 from uvirtio.binding.discover import Found
-from uvirtio.errors import Closed, NotSupported
+from uvirtio.errors import Closed, NotSupported, UsageError
 from uvirtio.host import addresses, sysfs, uevents
 from uvirtio.host.roots import Roots
 from uvirtio.host.uevents import Uevent, Uevents
@@ -29,6 +29,8 @@ SUBSYSTEMS = ("pci", "platform", "vdpa", "virtio", "block", "net")
 POLL = 1.0
 """Seconds between two looks at what changes without a uevent."""
 
+_SECONDS_MAX = 1e6
+"""The most that poll(2) counts in milliseconds is twice that."""
 _BATCH = 1000
 """So many uevents are taken before what they mean is handed out."""
 _CHILDREN = 16
@@ -115,9 +117,11 @@ class Watcher:
             events: Where uevents come from; None: the best source there is. The watcher closes it.
 
         Raises:
+            UsageError: ``poll`` is no time.
             NotSupported: ``roots`` are not this machine's own.
             OperationFailed: There is no source of uevents.
         """
+        _check_seconds("poll", poll)
         self._roots = roots = Roots() if roots is None else roots
         self.note: str | None = None
         """What was missing for a better source of uevents; None where nothing was."""
@@ -165,9 +169,12 @@ class Watcher:
             What happened, in its order; nothing at the deadline.
 
         Raises:
+            UsageError: ``timeout`` is no time.
             OperationFailed: The source of uevents failed.
             Closed: The watcher is closed.
         """
+        if timeout is not None:
+            _check_seconds("timeout", timeout)
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if self._closed:
@@ -447,6 +454,11 @@ class Watcher:
         if old.virtio_name == new.virtio_name:
             new.attributes = old.attributes
             yield from self._compared(new, tuple(_ATTRIBUTES), "scan", None)
+
+
+def _check_seconds(name: str, value: float) -> None:
+    if not 0 <= value <= _SECONDS_MAX:
+        raise UsageError(f"{name} cannot be {value!r}", seen=value, expected=f"seconds, 0 to {_SECONDS_MAX:g}")
 
 
 def _type_of_modalias(modalias: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import signal
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from tests.fakes.fakesys import FakeSys
 from tests.fakes.uevents import SentEvents
 from uvirtio.binding.watch import Watcher, WatchEvent
-from uvirtio.errors import Closed, NotSupported
+from uvirtio.errors import Closed, NotSupported, UsageError
 
 RNG = "/devices/pci0000:00/0000:00:02.0"
 DISK = "/devices/pci0000:00/0000:00:03.0"
@@ -227,6 +228,14 @@ def test_interrupt_ends_a_wait_at_its_next_turn(watcher):
     watcher.interrupt(KeyboardInterrupt(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         watcher.read()
+
+
+@pytest.mark.parametrize("seconds", [-1, math.nan, math.inf])
+def test_a_time_that_no_clock_passes_is_refused(fake, watcher, seconds):
+    with pytest.raises(UsageError, match="timeout"):
+        watcher.read(seconds)
+    with pytest.raises(UsageError, match="poll"):
+        Watcher(fake.roots, poll=seconds)
 
 
 def test_an_iterator(events, watcher):

@@ -59,7 +59,9 @@ def watch(
         told = 0
         while count is None or told < count:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            for one in watcher.read(left)[: None if count is None else count - told]:
+            for one in watcher.read(left if left is None else min(left, 3600.0))[
+                : None if count is None else count - told
+            ]:
                 _say(cmd, one)
                 told += 1
             if deadline is not None and time.monotonic() >= deadline:
