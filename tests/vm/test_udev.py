@@ -83,6 +83,14 @@ class Udev:
     def log(self) -> str:
         return self._log.read_text(errors="replace")
 
+    def compile_hwdb(self) -> None:
+        """Make the hardware database of what lies in hwdb.d."""
+        subprocess.run([self._admin, "hwdb", "--update"], check=True, capture_output=True)
+
+    def reload(self) -> None:
+        """Read the rules again."""
+        subprocess.run([self._admin, "control", "--reload", f"--timeout={PATIENCE:g}"], check=True)
+
     def settle(self) -> None:
         subprocess.run([self._admin, "settle", f"--timeout={PATIENCE:g}"], check=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from uvirtio.backends.vfio import ways
+from uvirtio.backends.vfio.group import require_vf_token_taker
 from uvirtio.backends.vfio_function import VfioFunction
 from uvirtio.errors import UnsafeDma
 from uvirtio.host.drivers import VFIO, require_bound
@@ -26,17 +27,21 @@ class VfioPciFunction(VfioFunction):
         kernel: Kernel | None = None,
         way: Literal["best", "group", "cdev"] = "best",
         unsafe_dma: bool = False,
+        vf_token: str | None = None,
     ) -> VfioFunction:
         """Open the function at ``address`` (``0000:03:00.0``). **The kernel resets it on the way.**
 
         The caller has asked the deny list. ``timeout`` (seconds) bounds later waits for the device's lock.
         ``way`` insists on one; the best is what the kernel has and this user may open. A function without an
-        IOMMU comes back as a VfioNoIommuFunction, with the consent. Raises NoIommu, UnsafeDma, NotSupported,
-        GroupNotViable, Busy, PermissionLack, ModuleLack.
+        IOMMU comes back as a VfioNoIommuFunction, with the consent. ``vf_token`` is the UUID of a function with
+        SR-IOV (``Group.device_fd``). Raises NoIommu, UnsafeDma, NotSupported, GroupNotViable, Busy,
+        PermissionLack, ModuleLack.
         """
         roots = roots or Roots()
         kernel = kernel or Kernel()
         require_bound(address, VFIO, roots)
+        if vf_token is not None:
+            require_vf_token_taker(address, roots)
         kind: type[VfioFunction] = cls
         if ways.is_noiommu(address, roots):
             from uvirtio.backends.guardian import WARNING
@@ -53,7 +58,7 @@ class VfioPciFunction(VfioFunction):
             kind, take = VfioNoIommuFunction, ways.without_iommu
         else:
             take = {"best": ways.best, "group": ways.by_group, "cdev": ways.by_cdev}[way]
-        opened = take(address, roots, kernel)
+        opened = take(address, roots, kernel, vf_token)
         try:
             return kind(address, opened, roots, timeout=timeout)
         except BaseException:

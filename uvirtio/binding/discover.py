@@ -32,7 +32,9 @@ __all__ = [
     "capabilities",
     "config_bytes",
     "find",
+    "hardware",
     "negotiated_features",
+    "on_bus",
     "pci_functions",
     "scan",
     "udev_properties",
@@ -119,6 +121,15 @@ def scan(roots: Roots) -> list[Found]:
     found.extend(_platform_devices(roots))
     found.extend(_vdpa_devices(roots))
     return sorted(found, key=lambda device: device.address)
+
+
+def on_bus(bus: str, name: str, roots: Roots) -> Found | None:
+    """The virtio device that a bus (``pci``, ``platform``, ``vdpa``) has by this name; None where it has none."""
+    if bus == "pci":
+        device = _pci_function(name, roots) if addresses.is_pci(name) else None
+        return device if device is not None and device.interface != "none" else None
+    walk = {"platform": _platform_devices, "vdpa": _vdpa_devices}.get(bus)
+    return None if walk is None else next((device for device in walk(roots) if device.name == name), None)
 
 
 # --- PCI ---------------------------------------------------------------------------------------------------
@@ -542,8 +553,8 @@ def capabilities(found: Found) -> list[VirtioCapability]:
 
 def udev_properties(found: Found, roots: Roots) -> dict[str, str]:
     """What udev's database says of the device; empty where there is no udev, no pyudev, or another root."""
-    if not roots.live:
-        return {}  # pyudev's Context takes no other root
+    if not roots.live or not (roots.run / "udev/data").is_dir():
+        return {}  # pyudev's Context takes no other root; to load it for an empty database takes 0.1 s
     try:
         import pyudev
 
@@ -551,3 +562,14 @@ def udev_properties(found: Found, roots: Roots) -> dict[str, str]:
         return {str(key): str(value) for key, value in device.properties.items()}
     except Exception:  # noqa: BLE001  # names are a nicety: no failure of theirs may stop discovery
         return {}
+
+
+def hardware(found: Found, roots: Roots) -> dict[str, str | None] | None:
+    """The names that udev's hardware database has for the device's ids: ``vendor`` and ``model``.
+
+    Returns:
+        None where it has none: no udev, another root, a bus without such ids.
+    """
+    properties = udev_properties(found, roots)
+    vendor, model = properties.get("ID_VENDOR_FROM_DATABASE"), properties.get("ID_MODEL_FROM_DATABASE")
+    return None if vendor is None and model is None else {"vendor": vendor, "model": model}

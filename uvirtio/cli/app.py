@@ -29,6 +29,7 @@ _VERBS = {
     "diag": "diag",
     "reset": "diag",
     "features": "features",
+    "watch": "watch",
     "balloon": "balloon",
     "rng": "rng",
     "input": "input",
@@ -162,7 +163,8 @@ def _usage(error: Exception) -> NoReturn:
 
 
 def _wants_json(argv: list[str]) -> bool:
-    return "--json" in (argv[: argv.index("--")] if "--" in argv else argv)
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    return "--json" in words or "--jsonl" in words
 
 
 def _command_of(argv: list[str]) -> str:

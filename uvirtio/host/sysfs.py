@@ -179,6 +179,16 @@ def uio_nodes(directory: Path) -> list[str]:
     return [name for name in names(directory / "uio") if re.fullmatch(r"uio[0-9]+", name, re.ASCII)]
 
 
+def physical_function(directory: Path) -> str | None:
+    """The physical function that a virtual function of SR-IOV belongs to; None for all others."""
+    return link_name(directory / "physfn")
+
+
+def is_physical_function(directory: Path) -> bool:
+    """Whether a PCI function has the SR-IOV capability."""
+    return (directory / "sriov_totalvfs").exists()
+
+
 # --- IOMMU --------------------------------------------------------------------------------------------------
 
 
@@ -231,3 +241,19 @@ def locked_down(roots: Roots) -> str | None:
     """The mode of a kernel that is locked down; None where it is not."""
     mode = lockdown(roots)
     return mode if mode in ("integrity", "confidentiality") else None
+
+
+# --- uevents ------------------------------------------------------------------------------------------------
+
+
+def uevent_seqnum(roots: Roots) -> int:
+    """SEQNUM of the last uevent that the kernel has sent; 0 where it does not tell."""
+    return number(roots.sys / "kernel/uevent_seqnum") or 0
+
+
+def devpath(directory: Path, roots: Roots) -> str:
+    """What a uevent calls a device: the path below sysfs behind all links, with a slash before it."""
+    try:
+        return "/" + str(real(directory).relative_to(real(roots.sys)))
+    except ValueError:
+        return str(directory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import resource
 import struct
 from array import array
@@ -14,8 +15,9 @@ import pytest
 
 from uvirtio.backends.vfio import Container, Device, Group, Kernel, group_of, uapi
 from uvirtio.backends.vfio.container import DEFAULT_RANGES
-from uvirtio.backends.vfio.group import is_noiommu
+from uvirtio.backends.vfio.group import is_noiommu, require_vf_token_taker
 from uvirtio.backends.vfio.syscalls import INFO_LIMIT
+from uvirtio.backends.vfio_pci import VfioPciFunction
 from uvirtio.errors import (
     Busy,
     Closed,
@@ -89,6 +91,16 @@ def function(roots: Roots, address=BDF, *, group=7, driver: str | None = "vfio-p
     if driver is not None:
         (roots.sys / "bus/pci/drivers" / driver).mkdir(parents=True, exist_ok=True)
         (device / "driver").symlink_to(roots.sys / "bus/pci/drivers" / driver)
+    return device
+
+
+def virtual_function(roots: Roots, owner="0000:03:00.1", *, driver: str | None = "vfio-pci") -> Path:
+    """BDF as a virtual function of ``owner``, which ``driver`` has."""
+    device = roots.sys / "bus/pci/devices" / BDF
+    if not device.exists():
+        function(roots)
+    (function(roots, owner, group=8, driver=driver) / "sriov_totalvfs").write_text("7\n")
+    (device / "physfn").symlink_to(f"../{owner}")
     return device
 
 
@@ -399,6 +411,51 @@ def test_a_group_leaves_its_container_before_it_closes(roots, container):
     group.close()
     assert played.names()[-1] == "VFIO_GROUP_UNSET_CONTAINER"
     assert played.closed == [1000]
+
+
+# --- VF tokens --------------------------------------------------------------------------------------------
+
+TOKEN = "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3"
+
+
+def test_a_vf_token_goes_with_the_name(roots):
+    played = Played(VFIO_GROUP_GET_STATUS=viable, VFIO_GROUP_GET_DEVICE_FD=42)
+    with Group.open(7, roots, kernel=played.kernel) as group:
+        assert group.device_fd(BDF, TOKEN) == 42
+    assert played.asked[-1][1] == f"{BDF} vf_token={TOKEN}\0".encode()
+
+
+@pytest.mark.parametrize(("given", "seen"), [(None, "no token"), (TOKEN, "another token")])
+def test_a_virtual_function_is_not_opened_without_its_token(roots, given, seen):
+    virtual_function(roots)
+    played = Played(VFIO_GROUP_GET_STATUS=viable, VFIO_GROUP_GET_DEVICE_FD=-errno.EACCES)
+    with (
+        Group.open(7, roots, kernel=played.kernel) as group,
+        pytest.raises(PermissionLack, match=re.escape("0000:03:00.1")) as caught,
+    ):
+        group.device_fd(BDF, given)
+    assert caught.value.seen == seen
+    assert "--vf-token" in caught.value.remedy
+
+
+def test_what_takes_a_token(roots):
+    virtual_function(roots)
+    require_vf_token_taker(BDF, roots)
+    require_vf_token_taker("0000:03:00.1", roots)
+
+
+@pytest.mark.parametrize(
+    ("owned", "seen"),
+    [("virtio-pci", "bound to virtio-pci"), (None, "no driver"), ("nothing", "no function with")],
+)
+def test_what_takes_no_token(roots, owned, seen):
+    if owned == "nothing":
+        function(roots)
+    else:
+        virtual_function(roots, driver=owned)
+    with pytest.raises(NotSupported, match="takes no VF token") as caught:
+        VfioPciFunction.open(BDF, roots, vf_token=TOKEN)
+    assert seen in caught.value.seen
 
 
 # --- device -----------------------------------------------------------------------------------------------

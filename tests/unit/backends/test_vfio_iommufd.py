@@ -10,9 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.backends.test_vfio_binding import BDF, Played, function, roots  # noqa: F401  # one is a fixture
+from tests.unit.backends.test_vfio_binding import (
+    BDF,
+    Played,
+    function,
+    roots,  # noqa: F401  # a fixture
+    virtual_function,
+)
 from uvirtio.backends.vfio import iommufd as api
-from uvirtio.backends.vfio import ways
+from uvirtio.backends.vfio import uapi, ways
 from uvirtio.backends.vfio.iommufd import Ioas, cdev_of, open_cdev
 from uvirtio.backends.vfio_pci import VfioPciFunction
 from uvirtio.errors import (
@@ -36,7 +42,7 @@ SIZES = {
     api.iommu_ioas_iova_ranges: 32,
     api.iommu_ioas_map: 40,
     api.iommu_ioas_unmap: 24,
-    api.vfio_device_bind_iommufd: 16,
+    api.vfio_device_bind_iommufd: 24,
     api.vfio_device_attach_iommufd_pt: 12,
 }
 
@@ -266,7 +272,7 @@ def taken(monkeypatch):
     chosen = []
 
     def note(name):
-        def take(address, roots, kernel):  # noqa: F811
+        def take(address, roots, kernel, vf_token):  # noqa: F811
             chosen.append(name)
             raise Closed(name)
 
@@ -313,3 +319,84 @@ def test_a_function_without_an_iommu_wants_the_consent(roots, taken):  # noqa: F
     assert taken == []
     try_to_open(roots, unsafe_dma=True)
     assert taken == ["without_iommu"]
+
+
+# --- VF tokens -------------------------------------------------------------------------------------------------
+
+TOKEN = "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3"
+UUID = bytes.fromhex("bd8d9d2b5a5f4f5aa211f591514ba1f3")
+CDEV = Path("/dev/vfio/devices/vfio3")
+
+
+def test_a_vf_token_is_handed_over_when_the_function_is_bound(space, roots):  # noqa: F811
+    seen = []
+
+    def bind(argument) -> int:
+        seen.append((argument.argsz, argument.flags, ctypes.string_at(argument.token_uuid_ptr, 16)))
+        return 0
+
+    ioas, played = space(VFIO_DEVICE_BIND_IOMMUFD=bind)
+    assert open_cdev(CDEV, ioas, roots, kernel=played.kernel, address=BDF, vf_token=TOKEN) == 1000
+    assert seen == [(24, api.VFIO_DEVICE_BIND_FLAG_TOKEN, UUID)]
+
+
+def no_flag(argument) -> int:
+    """Linux before 6.17."""
+    return -errno.EINVAL if argument.flags else 0
+
+
+def test_an_older_kernel_takes_no_token_of_a_virtual_function(space, roots):  # noqa: F811
+    function(roots)
+    ioas, played = space(VFIO_DEVICE_BIND_IOMMUFD=no_flag)
+    with pytest.raises(NotSupported, match="with a VF token") as caught:
+        open_cdev(CDEV, ioas, roots, kernel=played.kernel, address=BDF, vf_token=TOKEN)
+    assert "6.17" in caught.value.expected
+    assert "vfio-group" in caught.value.remedy
+    assert played.closed == [1000]
+
+
+def test_an_older_kernel_is_told_the_token_of_a_physical_function_afterwards(space, roots):  # noqa: F811
+    (function(roots) / "sriov_totalvfs").write_text("7\n")
+    ioas, played = space(VFIO_DEVICE_BIND_IOMMUFD=no_flag)
+    assert open_cdev(CDEV, ioas, roots, kernel=played.kernel, address=BDF, vf_token=TOKEN) == 1000
+    told = [argument for request, argument in played.asked if request == uapi.VFIO_DEVICE_FEATURE]
+    assert told == [bytes.fromhex("18000000 00000200") + UUID]
+
+
+def test_a_token_that_cannot_be_set_leaves_nothing_open(space, roots):  # noqa: F811
+    (function(roots) / "sriov_totalvfs").write_text("7\n")
+    ioas, played = space(VFIO_DEVICE_BIND_IOMMUFD=no_flag)
+    played.answers[uapi.VFIO_DEVICE_FEATURE] = -errno.ENOTTY
+    with pytest.raises(OperationFailed, match="VF token"):
+        open_cdev(CDEV, ioas, roots, kernel=played.kernel, address=BDF, vf_token=TOKEN)
+    assert played.closed == [1000]
+
+
+@pytest.mark.parametrize(("given", "seen"), [(None, "no token"), (TOKEN, "another token")])
+def test_a_virtual_function_without_its_token(space, roots, given, seen):  # noqa: F811
+    virtual_function(roots)
+    ioas, played = space(VFIO_DEVICE_BIND_IOMMUFD=-errno.EACCES)
+    with pytest.raises(PermissionLack, match=re.escape("VF token of 0000:03:00.1")) as caught:
+        open_cdev(CDEV, ioas, roots, kernel=played.kernel, address=BDF, vf_token=given)
+    assert caught.value.seen == seen
+    assert played.closed == [1000]
+
+
+def test_where_the_kernel_binds_with_no_token_the_group_is_taken(roots, monkeypatch):  # noqa: F811
+    with_cdev(roots)
+    virtual_function(roots)
+    asked = []
+
+    def refuse(address, roots, kernel, vf_token):
+        raise NotSupported("no token here")
+
+    def take(address, roots, kernel, vf_token):
+        asked.append((address, vf_token))
+        raise Closed("taken")
+
+    monkeypatch.setattr(ways, "by_cdev", refuse)
+    monkeypatch.setattr(ways, "by_group", take)
+    try_to_open(roots, vf_token=TOKEN)
+    assert asked == [(BDF, TOKEN)]
+    with pytest.raises(NotSupported):
+        VfioPciFunction.open(BDF, roots, kernel=Kernel())

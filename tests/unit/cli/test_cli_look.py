@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.fakesys import FakeKernel, FakeSys, config_space
+from tests.fakes.uevents import SentEvents
 from uvirtio.cli import main
 from uvirtio.cli.signals import LEAVING
 from uvirtio.cli.verbs.features import parse_word
 from uvirtio.cli.verbs.inspect import msix
 from uvirtio.errors import UsageError
+from uvirtio.host.roots import Roots
 
 
 @pytest.fixture
@@ -401,3 +403,71 @@ def test_doctor(cli: Cli) -> None:
     for one in made["checks"]:
         assert {"name", "verdict", "detail", "remedy"} <= set(one)
         assert one["verdict"] in ("pass", "warn", "fail", "skip")
+
+
+# --- names of hardware, watch, --wait -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def hwdb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """udev's database, which a made-up tree has not."""
+    from uvirtio.binding import discover
+
+    known = {"rng": {"ID_VENDOR_FROM_DATABASE": "Red Hat, Inc.", "ID_MODEL_FROM_DATABASE": "Virtio RNG"}}
+    monkeypatch.setattr(discover, "udev_properties", lambda found, _: known.get(found.type, {}))
+
+
+@pytest.mark.usefixtures("hwdb")
+def test_names_of_hardware_are_in_inspect_and_in_list_when_asked(cli: Cli) -> None:
+    names = {"vendor": "Red Hat, Inc.", "model": "Virtio RNG"}
+    assert cli.document("inspect", "0000:00:02.0")["hardware"] == names
+    assert cli.document("inspect", "0000:00:03.0")["hardware"] is None
+    assert "hardware:      Red Hat, Inc. Virtio RNG" in cli.text("inspect", "0000:00:02.0")
+    assert "hardware" not in cli.document("list")["devices"][0]
+    assert [one["hardware"] for one in cli.document("list", "--names")["devices"]] == [names, None, None]
+    lines = cli.text("list", "--names").splitlines()
+    assert lines[0].endswith("HARDWARE")
+    assert lines[1].endswith("Red Hat, Inc. Virtio RNG")
+    assert lines[2].endswith("  -")
+
+
+def test_a_made_up_tree_has_no_names_of_hardware(cli: Cli) -> None:
+    assert cli.document("inspect", "0000:00:02.0")["hardware"] is None
+    assert "hardware" not in cli.text("inspect", "0000:00:02.0")
+
+
+def test_a_made_up_tree_cannot_be_watched(cli: Cli) -> None:
+    assert cli.document("watch", code=4)["error"]["code"] == "UV-ENV-NOT-SUPPORTED"
+
+
+@pytest.mark.parametrize(
+    "argv", [["--count", "0"], ["--for", "-1"], ["--for", "nan"], ["--poll", "-1"], ["--poll", "inf"]]
+)
+def test_watch_refuses_numbers_that_are_none(cli: Cli, argv: list[str]) -> None:
+    assert json.loads(cli.text("watch", "--jsonl", *argv, code=2))["error"]["code"] == "UV-USAGE"
+
+
+def test_watch_prints_what_happens(cli: Cli, fake: FakeSys, monkeypatch: pytest.MonkeyPatch) -> None:
+    from uvirtio.host import uevents
+
+    rng = "/devices/pci0000:00/0000:00:02.0"
+    sent = SentEvents()
+    sent.send("unbind", rng, "pci")
+    sent.send("bind", rng, "pci", DRIVER="vfio-pci")
+    sent.send("remove", rng, "pci")
+    monkeypatch.setattr(uevents, "listen", lambda *_: (sent, "libudev cannot be used"))
+    monkeypatch.setattr(Roots, "live", True)
+    lines = cli.text("watch", "--count", "2").splitlines()
+    assert "libudev cannot be used" in cli.err
+    assert lines[0] == "watching 3 devices, by test (Ctrl-C to leave)"
+    assert lines[1].split()[2:] == ["unbound", "0000:00:02.0", "rng", "virtio-pci"]
+    assert lines[2].split()[2:] == ["bound", "0000:00:02.0", "rng", "vfio-pci"]
+    assert len(lines) == 3
+    assert sent.closed
+
+
+def test_bind_wait_says_where_there_is_no_udev(cli: Cli, fake: FakeSys) -> None:
+    done = cli.document("restore", "--all", "--wait", "5")
+    assert done["udev"] == "no udevd runs here"
+    assert "nothing to wait for: no udevd runs here" in (cli.text("restore", "--all", "--wait", "5") and cli.err)
+    assert cli.document("bind", "0000:00:02.0", "--wait", "0", code=2)["error"]["code"] == "UV-USAGE"

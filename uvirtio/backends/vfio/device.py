@@ -6,6 +6,7 @@ import ctypes
 import errno
 import mmap
 import os
+import struct
 import time
 from array import array
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ from dataclasses import dataclass
 from uvirtio.backends.vfio.caps import info_caps
 from uvirtio.backends.vfio.syscalls import query
 from uvirtio.backends.vfio.uapi import (
+    VFIO_DEVICE_FEATURE,
+    VFIO_DEVICE_FEATURE_PCI_VF_TOKEN,
+    VFIO_DEVICE_FEATURE_SET,
     VFIO_DEVICE_GET_INFO,
     VFIO_DEVICE_GET_IRQ_INFO,
     VFIO_DEVICE_GET_REGION_INFO,
@@ -156,6 +160,23 @@ class Device:
                 return IrqInfo(index, 0, 0)
             raise gone_or_failed(f"VFIO_DEVICE_GET_IRQ_INFO {index} of {self.name}", error) from error
         return IrqInfo(index, argument.flags, argument.count)
+
+    def set_vf_token(self, token: str) -> None:
+        """VFIO_DEVICE_FEATURE_PCI_VF_TOKEN: from now on, who opens a virtual function must know this UUID.
+
+        Args:
+            token: The UUID as text.
+
+        Raises:
+            OperationFailed: The device is no physical function of SR-IOV.
+            DeviceGone: The device is gone.
+        """
+        data = bytes.fromhex(token.replace("-", ""))
+        head = struct.pack("=II", 8 + len(data), VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_PCI_VF_TOKEN)
+        try:
+            self._kernel.ioctl(self.fd, VFIO_DEVICE_FEATURE, bytearray(head + data))
+        except OSError as error:
+            raise gone_or_failed(f"setting the VF token of {self.name}", error) from error
 
     # --- regions ------------------------------------------------------------------------------------------
 

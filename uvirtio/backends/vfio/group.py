@@ -25,6 +25,7 @@ from uvirtio.errors import (
     ModuleLack,
     NoIommu,
     NoSuchDevice,
+    NotSupported,
     PermissionLack,
     UvirtioError,
 )
@@ -165,13 +166,28 @@ class Group:
             ) from error
         self._contained = True
 
-    def device_fd(self, address: str) -> int:
+    def device_fd(self, address: str, vf_token: str | None = None) -> int:
         """VFIO_GROUP_GET_DEVICE_FD: open a function. **This resets it** where the kernel can.
 
-        Returns a descriptor that the caller owns. Raises NoSuchDevice, Busy, DeviceGone or OperationFailed.
+        Args:
+            address: Of the function: ``0000:03:00.0``.
+            vf_token: A UUID. A virtual function of SR-IOV whose physical function vfio-pci has is opened only with
+                the token of that one; that of a physical function is set, or has to match while the virtual ones
+                are open.
+
+        Returns:
+            A descriptor that the caller owns.
+
+        Raises:
+            NoSuchDevice: The group has no such function with vfio-pci.
+            Busy: Another process has it.
+            PermissionLack: The VF token is missing, or another one.
+            DeviceGone: It is gone.
+            OperationFailed: The kernel refused.
         """
         # A bytearray, on purpose: given bytes, fcntl.ioctl returns the buffer and loses the descriptor.
-        name = bytearray(address.encode("ascii") + b"\0")
+        text = address if vf_token is None else f"{address} vf_token={vf_token}"
+        name = bytearray(text.encode("ascii") + b"\0")
         try:
             return self._kernel.ioctl(self.fd, VFIO_GROUP_GET_DEVICE_FD, name)
         except OSError as error:
@@ -184,6 +200,8 @@ class Group:
                 ) from error
             if error.errno == errno.EBUSY:
                 raise _busy(self.path, self._roots, f"{address} is open elsewhere") from error
+            if error.errno == errno.EACCES:
+                raise vf_token_refused(address, vf_token, self._roots) from error
             raise gone_or_failed(f"opening {address} of VFIO group {self.number}", error) from error
 
     def close(self) -> None:
@@ -204,6 +222,38 @@ class Group:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def require_vf_token_taker(address: str, roots: Roots) -> None:
+    """Make sure that VFIO has a use for a VF token. Raises NotSupported."""
+    device = sysfs.device("pci", address, roots)
+    owner = sysfs.physical_function(device)
+    if owner is None:
+        if sysfs.is_physical_function(device):
+            return
+        seen = f"{address} is no function with SR-IOV"
+    else:
+        driver = pci_driver(owner, roots)
+        if driver is not None and _is_vfio(driver):
+            return
+        seen = f"its physical function {owner} is bound to {driver or 'no driver'}"
+    raise NotSupported(
+        f"{address} takes no VF token",
+        seen=seen,
+        expected="a physical function of SR-IOV, or a virtual one whose physical function vfio-pci has",
+        remedy="leave --vf-token out",
+    )
+
+
+def vf_token_refused(address: str, vf_token: str | None, roots: Roots) -> PermissionLack:
+    """The kernel's EACCES for a function of SR-IOV that is opened without its token, or with another."""
+    owner = sysfs.physical_function(sysfs.device("pci", address, roots)) or address
+    return PermissionLack(
+        f"{address} is opened only with the VF token of {owner}",
+        seen="no token" if vf_token is None else "another token",
+        expected=f"the UUID that the process which has {owner} has set",
+        remedy="--vf-token UUID (vf_token=)",
+    )
 
 
 def _is_vfio(driver: str) -> bool:

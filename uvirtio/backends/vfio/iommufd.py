@@ -14,6 +14,8 @@ from ctypes import c_int32, c_uint32, c_uint64
 from pathlib import Path
 
 from uvirtio.backends.vfio.container import IommuInfo, map_error
+from uvirtio.backends.vfio.device import Device
+from uvirtio.backends.vfio.group import vf_token_refused
 from uvirtio.errors import Busy, Closed, ModuleLack, NotSupported, OperationFailed, PermissionLack
 from uvirtio.host import sysfs
 from uvirtio.host.process import holders
@@ -79,8 +81,23 @@ class iommu_ioas_unmap(ctypes.Structure):
     _fields_ = (("size", c_uint32), ("ioas_id", c_uint32), ("iova", c_uint64), ("length", c_uint64))
 
 
+VFIO_DEVICE_BIND_FLAG_TOKEN = 1 << 0
+
+
 class vfio_device_bind_iommufd(ctypes.Structure):
-    _fields_ = (("argsz", c_uint32), ("flags", c_uint32), ("iommufd", c_int32), ("out_devid", c_uint32))
+    """``token_uuid_ptr`` is Linux 6.17's: the address of the 16 bytes of a UUID."""
+
+    _fields_ = (
+        ("argsz", c_uint32),
+        ("flags", c_uint32),
+        ("iommufd", c_int32),
+        ("out_devid", c_uint32),
+        ("token_uuid_ptr", c_uint64),
+    )
+
+
+_BIND_SIZE = vfio_device_bind_iommufd.token_uuid_ptr.offset
+"""Without a token: what every kernel knows."""
 
 
 class vfio_device_attach_iommufd_pt(ctypes.Structure):
@@ -209,11 +226,34 @@ class Ioas:
         self.close()
 
 
-def open_cdev(path: Path, ioas: Ioas, roots: Roots, *, kernel: Kernel | None = None) -> int:
+def open_cdev(
+    path: Path,
+    ioas: Ioas,
+    roots: Roots,
+    *,
+    kernel: Kernel | None = None,
+    address: str = "",
+    vf_token: str | None = None,
+) -> int:
     """Open a function's character device, bind it to iommufd and attach it to ``ioas``. **This resets it.**
 
-    Returns a descriptor that the caller owns. Raises PermissionLack, Busy, NotSupported, DeviceGone,
-    OperationFailed.
+    Args:
+        path: The node.
+        ioas: Where its maps will be made.
+        roots: Where sysfs is read, and who has the node.
+        kernel: What makes system calls; None: the real one.
+        address: Of the function; needed only with ``vf_token``, and for what errors say.
+        vf_token: As for :meth:`Group.device_fd`. Before Linux 6.17 only that of a physical function can be given.
+
+    Returns:
+        A descriptor that the caller owns.
+
+    Raises:
+        PermissionLack: The node may not be opened; the VF token is missing, or another one.
+        Busy: Another process has the function.
+        NotSupported: The kernel cannot bind it, or takes no token here.
+        DeviceGone: It is gone.
+        OperationFailed: The kernel refused.
     """
     kernel = kernel or Kernel()
     try:
@@ -228,12 +268,15 @@ def open_cdev(path: Path, ioas: Ioas, roots: Roots, *, kernel: Kernel | None = N
             ) from error
         raise gone_or_failed(f"opening {path}", error) from error
     try:
-        bind = vfio_device_bind_iommufd(argsz=ctypes.sizeof(vfio_device_bind_iommufd), iommufd=ioas.fd)
-        kernel.ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, bind)
+        late_token = _bind(fd, ioas, kernel, address, vf_token, roots)
+        if late_token is not None:
+            Device(fd, address, kernel).set_vf_token(late_token)
         attach = vfio_device_attach_iommufd_pt(argsz=ctypes.sizeof(vfio_device_attach_iommufd_pt), pt_id=ioas.id)
         kernel.ioctl(fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, attach)
     except OSError as error:
         kernel.close(fd)
+        if error.errno == errno.EACCES:
+            raise vf_token_refused(address or path.name, vf_token, roots) from error
         found = holders(path, roots)
         # EBUSY: its group is open. EINVAL: this node is, among other things.
         if error.errno == errno.EBUSY or (error.errno == errno.EINVAL and found):
@@ -245,10 +288,39 @@ def open_cdev(path: Path, ioas: Ioas, roots: Roots, *, kernel: Kernel | None = N
             ) from error
         if error.errno in (errno.ENOTTY, errno.EINVAL):
             raise NotSupported(
-                f"{path} cannot be bound to iommufd",
+                f"{path} cannot be bound to iommufd" + ("" if vf_token is None else " with a VF token"),
                 seen=named(error),
-                expected="a kernel with VFIO_DEVICE_BIND_IOMMUFD, and an IOMMU behind the function",
+                expected="a kernel with VFIO_DEVICE_BIND_IOMMUFD"
+                + ("" if vf_token is None else " that takes a token (Linux 6.17)")
+                + ", and an IOMMU behind the function",
                 remedy="take the group instead: --backend vfio-group",
             ) from error
         raise gone_or_failed(f"binding {path} to iommufd", error) from error
+    except BaseException:
+        kernel.close(fd)
+        raise
     return fd
+
+
+def _bind(fd: int, ioas: Ioas, kernel: Kernel, address: str, vf_token: str | None, roots: Roots) -> str | None:
+    """VFIO_DEVICE_BIND_IOMMUFD; the VF token that is still to be set, or None. Raises OSError."""
+    plain = vfio_device_bind_iommufd(argsz=_BIND_SIZE, iommufd=ioas.fd)
+    if vf_token is None:
+        kernel.ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, plain)
+        return None
+    uuid = (ctypes.c_uint8 * 16).from_buffer_copy(bytes.fromhex(vf_token.replace("-", "")))
+    bind = vfio_device_bind_iommufd(
+        argsz=ctypes.sizeof(vfio_device_bind_iommufd),
+        flags=VFIO_DEVICE_BIND_FLAG_TOKEN,
+        iommufd=ioas.fd,
+        token_uuid_ptr=ctypes.addressof(uuid),
+    )
+    try:
+        kernel.ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, bind)
+        return None
+    except OSError as error:
+        # Linux before 6.17 knows no flag. A physical function can be told its token afterwards.
+        if error.errno != errno.EINVAL or not sysfs.is_physical_function(sysfs.device("pci", address, roots)):
+            raise
+    kernel.ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, plain)
+    return vf_token

@@ -44,6 +44,7 @@ VFIO_DEVICE_RESET = _io(11)
 VFIO_IOMMU_GET_INFO = _io(12)
 VFIO_IOMMU_MAP_DMA = _io(13)
 VFIO_IOMMU_UNMAP_DMA = _io(14)
+VFIO_DEVICE_FEATURE = _io(17)
 
 # --- flags ----------------------------------------------------------------------------------------------------
 
@@ -53,6 +54,9 @@ VFIO_GROUP_FLAGS_CONTAINER_SET = 1 << 1
 VFIO_DEVICE_FLAGS_RESET = 1 << 0
 VFIO_DEVICE_FLAGS_PCI = 1 << 1
 VFIO_DEVICE_FLAGS_CAPS = 1 << 7
+
+VFIO_DEVICE_FEATURE_SET = 1 << 17
+VFIO_DEVICE_FEATURE_PCI_VF_TOKEN = 0
 
 VFIO_REGION_INFO_FLAG_READ = 1 << 0
 VFIO_REGION_INFO_FLAG_WRITE = 1 << 1

@@ -45,33 +45,33 @@ class Way:
         self.rest.close()
 
 
-def by_group(address: str, roots: Roots, kernel: Kernel) -> Way:
+def by_group(address: str, roots: Roots, kernel: Kernel, vf_token: str | None = None) -> Way:
     """Through ``/dev/vfio/N`` and a container with type1, which every kernel has.
 
     Raises NoIommu, GroupNotViable, Busy, PermissionLack, ModuleLack, NotSupported.
     """
-    return _by_group(address, roots, kernel, None)
+    return _by_group(address, roots, kernel, None, vf_token)
 
 
-def without_iommu(address: str, roots: Roots, kernel: Kernel) -> Way:
+def without_iommu(address: str, roots: Roots, kernel: Kernel, vf_token: str | None = None) -> Way:
     """Through ``/dev/vfio/noiommu-N``: interrupts and reset as with VFIO, and nothing that holds the device."""
-    return _by_group(address, roots, kernel, VFIO_NOIOMMU_IOMMU)
+    return _by_group(address, roots, kernel, VFIO_NOIOMMU_IOMMU, vf_token)
 
 
-def _by_group(address: str, roots: Roots, kernel: Kernel, kind: int | None) -> Way:
+def _by_group(address: str, roots: Roots, kernel: Kernel, kind: int | None, vf_token: str | None) -> Way:
     number = group_of(address, roots)
     with ExitStack() as stack:
         container = stack.enter_context(Container.open(roots, kernel=kernel))
         group = stack.enter_context(Group.open(number, roots, kernel=kernel, noiommu=kind is not None))
         group.set_container(container)
         name = IOMMU_NAMES[container.set_iommu(kind)]
-        device = Device(group.device_fd(address), address, kernel)
+        device = Device(group.device_fd(address, vf_token), address, kernel)
         text = f"group {number}, {name}"
         return Way(device, container if kind is None else None, text, stack.pop_all())
 
 
-def by_cdev(address: str, roots: Roots, kernel: Kernel) -> Way:
-    """Through ``/dev/vfio/devices/vfioN`` and iommufd (Linux 6.6).
+def by_cdev(address: str, roots: Roots, kernel: Kernel, vf_token: str | None = None) -> Way:
+    """Through ``/dev/vfio/devices/vfioN`` and iommufd (Linux 6.6; with the token of a virtual function, 6.17).
 
     Raises NotSupported where the kernel has none; Busy, PermissionLack, ModuleLack, OperationFailed.
     """
@@ -85,16 +85,21 @@ def by_cdev(address: str, roots: Roots, kernel: Kernel) -> Way:
         )
     with ExitStack() as stack:
         ioas = stack.enter_context(Ioas.open(roots, kernel=kernel))
-        device = Device(open_cdev(path, ioas, roots, kernel=kernel), address, kernel)
+        fd = open_cdev(path, ioas, roots, kernel=kernel, address=address, vf_token=vf_token)
+        device = Device(fd, address, kernel)
         return Way(device, ioas, f"{path.name}, iommufd", stack.pop_all())
 
 
-def best(address: str, roots: Roots, kernel: Kernel) -> Way:
+def best(address: str, roots: Roots, kernel: Kernel, vf_token: str | None = None) -> Way:
     """What this kernel has, and this user may open: the character device, else the group."""
     path = cdev_of(address, roots)
     if path is not None and all(os.access(node, os.R_OK | os.W_OK) for node in (path, roots.dev / "iommu")):
-        return by_cdev(address, roots, kernel)
-    return by_group(address, roots, kernel)
+        try:
+            return by_cdev(address, roots, kernel, vf_token)
+        except NotSupported:
+            if vf_token is None:
+                raise  # the group of an older kernel takes one
+    return by_group(address, roots, kernel, vf_token)
 
 
 __all__ = ["AddressSpace", "Way", "best", "by_cdev", "by_group", "is_noiommu", "without_iommu"]

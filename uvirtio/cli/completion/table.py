@@ -43,16 +43,17 @@ GROUPS: Final[dict[str, str]] = {
 }
 
 VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
-    "list": ("List the virtio devices of this machine", ("[TYPE]",), {**COMMON}),
+    "list": ("List the virtio devices of this machine", ("[TYPE]",), {**COMMON, "--names": ("", "Show the names of udev's hardware database, too")}),
     "inspect": ("Show all that sysfs tells about one device", ("DEV",), {**COMMON}),
     "doctor": ("Check what this machine has and lacks for driving devices", (), {**COMMON}),
     "plan": ("Show what bind would check and write; change nothing", ("DEV",), {**COMMON, "--driver": ("NAME", "vfio-pci or uio_pci_generic (default: what fits)"), "--group": ("", "Bind the rest of the IOMMU group, too"), "--force": ("RULE", "Override RULE; repeatable")}),
-    "bind": ("Bind devices to a user-space driver, all or none", ("DEV...",), {**COMMON, "--driver": ("NAME", "vfio-pci or uio_pci_generic (default: what fits)"), "--group": ("", "Bind the rest of the IOMMU group, too"), "--owner": ("USER[:GROUP]", "Make USER the owner of the device node"), "--force": ("RULE", "Override RULE; repeatable")}),
-    "restore": ("Give devices back to the drivers that they had before bind", ("[DEV...]",), {**COMMON, "--all": ("", "Restore every device in the journal")}),
+    "bind": ("Bind devices to a user-space driver, all or none", ("DEV...",), {**COMMON, "--driver": ("NAME", "vfio-pci or uio_pci_generic (default: what fits)"), "--group": ("", "Bind the rest of the IOMMU group, too"), "--owner": ("USER[:GROUP]", "Make USER the owner of the device node"), "--force": ("RULE", "Override RULE; repeatable"), "--wait": ("SECONDS", "Wait until udev is done, at most SECONDS")}),
+    "restore": ("Give devices back to the drivers that they had before bind", ("[DEV...]",), {**COMMON, "--all": ("", "Every device in the journal"), "--wait": ("SECONDS", "Wait until udev is done, at most SECONDS")}),
     "journal": ("Show what bind has changed and restore would undo", (), {**COMMON}),
     "diag": ("Bring a device up step by step and report which step fails", ("DEV",), {**COMMON, **OPENING}),
     "reset": ("Reset a device and wait until it confirms the reset", ("DEV",), {**COMMON, **OPENING, "--flr": ("", "Do a function-level reset, too")}),
     "features": ("Decode the bits of a raw feature word", ("TYPE", "WORD"), {**COMMON}),
+    "watch": ("Print hot plug, removal, changes of drivers and of configurations as they happen, until Ctrl-C", (), {**COMMON, "--count": ("N", "Stop after N events"), "--for": ("SECONDS", "Stop after SECONDS"), "--poll": ("SECONDS", "Read carriers and MTUs this often; 0: never"), "--jsonl": ("", "The same as --json")}),
     "balloon status": ("Show the host's target and the size of the balloon", ("DEV",), {**COMMON, **OPENING}),
     "balloon inflate": ("Inflate the balloon by SIZE, hold it, then deflate it", ("DEV", "SIZE"), {**COMMON, **OPENING, "--hold": ("SECONDS", "Release and exit after SECONDS (default: at Ctrl-C)"), "--floor": ("SIZE", "Keep at least this much memory free (default: 5%, at least 256M)"), "--force": ("RULE", "free-memory: ignore the floor")}),
     "balloon follow": ("Track the host's target until Ctrl-C", ("DEV",), {**COMMON, **OPENING, "--limit": ("SIZE", "Never hold more than SIZE"), "--floor": ("SIZE", "Keep at least this much memory free (default: 5%, at least 256M)"), "--for": ("SECONDS", "Stop after SECONDS")}),

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uvirtio.cli.command import Command, LookArgument, verb
-from uvirtio.errors import UsageError
+from uvirtio.cli import output
+from uvirtio.cli.command import Command, LookArgument, seconds, verb
+from uvirtio.errors import OperationFailed, UsageError
 
 if TYPE_CHECKING:
     from uvirtio.binding.plan import Member, Plan
+    from uvirtio.binding.settle import Settling
 
 DriverOption = Annotated[
     str, typer.Option("--driver", metavar="NAME", help="vfio-pci or uio_pci_generic (default: what fits).")
@@ -21,6 +26,10 @@ GroupOption = Annotated[bool, typer.Option("--group", help="Bind the rest of the
 ForceOption = Annotated[
     list[str] | None,
     typer.Option("--force", metavar="RULE", help="Override RULE; repeatable."),
+]
+WaitOption = Annotated[
+    float | None,
+    typer.Option("--wait", metavar="SECONDS", help="Wait until udev is done, at most SECONDS."),
 ]
 DevsArgument = Annotated[list[str], typer.Argument(metavar="DEV...", help="Device addresses.")]
 
@@ -100,30 +109,69 @@ def bind(
         str, typer.Option("--owner", metavar="USER[:GROUP]", help="Make USER the owner of the device node.")
     ] = "",
     force: ForceOption = None,
-) -> None:
+    wait: WaitOption = None,
+) -> int:
     """Bind devices to a user-space driver, all or none. restore undoes it."""
     from uvirtio.binding import bind as binding
     from uvirtio.binding.discover import find
     from uvirtio.binding.owner import owner_ids
 
+    _check_wait(wait)
     ids = owner_ids(owner) if owner else None
     founds = [find(dev, cmd.roots, aliases=False) for dev in dict.fromkeys(devs)]
-    done = binding.bind(
-        founds,
-        cmd.roots,
-        driver=driver or None,
-        group=group,
-        force=force or (),
-        owner=ids,
-        argv=["uvirtio", *sys.argv[1:]],
-    )
+    with _settling([found.path for found in founds], cmd, wait) as udev:
+        done = binding.bind(
+            founds,
+            cmd.roots,
+            driver=driver or None,
+            group=group,
+            force=force or (),
+            owner=ids,
+            argv=["uvirtio", *sys.argv[1:]],
+        )
+        if not cmd.json:
+            for one in done:
+                node = f", node {one.node}" if one.node else ""
+                how = "already bound" if one.journal is None else "bound"
+                cmd.line(f"{one.address}: {how} to {one.driver or 'no driver'}{node}")
+        return _settled(cmd, udev, wait, [one.as_dict() for one in done])
+
+
+def _check_wait(wait: float | None) -> None:
+    if wait is not None:
+        seconds("--wait", wait)
+
+
+def _settling(paths: Iterable[Path], cmd: Command, wait: float | None) -> AbstractContextManager[Settling | None]:
+    """What listens to udev from now on, with --wait."""
+    if wait is None:
+        return nullcontext()
+    from uvirtio.binding.settle import Settling
+
+    return Settling(paths, cmd.roots)
+
+
+def _settled(cmd: Command, udev: Settling | None, wait: float | None, devices: list[dict[str, Any]]) -> int:
+    """Wait for udev with --wait; then the document of a command whose devices have changed hands.
+
+    They have done so whether udev is done in time or not: so both are said.
+    """
+    members: dict[str, Any] = {}
+    failure: OperationFailed | None = None
+    if udev is not None and wait is not None:
+        try:
+            there = udev.wait(wait)
+            members["udev"] = "settled" if there else udev.why
+            if not there and not cmd.json:
+                output.note(f"nothing to wait for: {udev.why}")
+        except OperationFailed as error:
+            failure = error
+            members["error"] = error.as_dict()
     if cmd.json:
-        cmd.document(devices=[one.as_dict() for one in done])
-        return
-    for one in done:
-        node = f", node {one.node}" if one.node else ""
-        how = "already bound" if one.journal is None else "bound"
-        cmd.line(f"{one.address}: {how} to {one.driver or 'no driver'}{node}")
+        cmd.document(devices=devices, **members)
+    elif failure is not None:
+        output.error(failure, cmd.name, as_json=False)
+    return 0 if failure is None else failure.exit_code
 
 
 def restore(
@@ -131,8 +179,9 @@ def restore(
     devs: Annotated[
         list[str] | None, typer.Argument(metavar="[DEV...]", help="Addresses of devices that bind has bound.")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Restore every device in the journal.")] = False,
-) -> None:
+    every: Annotated[bool, typer.Option("--all", help="Every device in the journal.")] = False,
+    wait: WaitOption = None,
+) -> int:
     """Give devices back to the drivers that they had before bind."""
     if bool(devs) == every:
         raise UsageError(
@@ -141,15 +190,22 @@ def restore(
             remedy="`uvirtio journal` shows what is bound",
         )
     from uvirtio.binding import restore as restoring
+    from uvirtio.binding.journal import entries
+    from uvirtio.host import sysfs
 
-    done = restoring.restore(cmd.roots, None if every else list(dict.fromkeys(devs or ())))
-    if cmd.json:
-        cmd.document(devices=[one.as_dict() for one in done])
-        return
-    if not done:
-        cmd.line("nothing to restore")
-    for one in done:
-        cmd.line(f"{one.address}: {_ACTIONS[one.action]}{f' {one.driver}' if one.driver else ' no driver'}")
+    _check_wait(wait)
+    # All that is in the journal: what keeps its driver is not waited for.
+    listed = [device for entry in entries(cmd.roots) for device in entry.devices] if wait is not None else []
+    with _settling([sysfs.device(one.bus, one.name, cmd.roots) for one in listed], cmd, wait) as udev:
+        done = restoring.restore(cmd.roots, None if every else list(dict.fromkeys(devs or ())))
+        if not cmd.json:
+            for one in done:
+                cmd.line(
+                    f"{one.address}: {_ACTIONS[one.action]}{f' {one.driver}' if one.driver else ' no driver'}"
+                )
+            if not done:
+                cmd.line("nothing to restore")
+        return _settled(cmd, udev, wait, [one.as_dict() for one in done])
 
 
 _ACTIONS = {

@@ -35,12 +35,14 @@ def inspect(cmd: Command, dev: LookArgument) -> None:
 
 
 def _members(cmd: Command, found: Found, verdicts: Verdicts) -> dict[str, Any]:
+    from uvirtio.binding.discover import hardware
     from uvirtio.binding.rules import group_members
 
     hidden: list[str] = []
     virtio = found.path / found.virtio_name if found.virtio_name else None
     return {
         **device_members(found, verdicts),
+        "hardware": hardware(found, cmd.roots),
         "subsystem_id": found.subsystem_id,
         "revision": found.revision,
         "driver_override": found.driver_override,
@@ -158,6 +160,8 @@ def _print(cmd: Command, members: dict[str, Any]) -> None:
         ("status", "not shown" if status is None else f"{status['value']:#04x} " + "|".join(status["names"])),
         ("features", "not shown" if features is None else _feature_text(features)),
     ]
+    if members["hardware"] is not None:
+        rows.insert(1, ("hardware", " ".join(filter(None, members["hardware"].values()))))
     if members["window"] is not None:
         rows.append(("window", f"{members['window']['base']:#x}, {members['window']['length']} bytes"))
     if members["node"] is not None:

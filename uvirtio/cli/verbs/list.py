@@ -20,9 +20,12 @@ def register(app: typer.Typer) -> None:
 def list_devices(
     cmd: Command,
     kind: Annotated[str, typer.Argument(metavar="[TYPE]", help="Only this type: balloon, net, blk, ...")] = "",
+    names: Annotated[
+        bool, typer.Option("--names", help="Show the names of udev's hardware database, too.")
+    ] = False,
 ) -> None:
     """List the virtio devices of this machine."""
-    from uvirtio.binding.discover import scan
+    from uvirtio.binding.discover import hardware, scan
     from uvirtio.binding.facts import Facts
     from uvirtio.binding.rules import check
 
@@ -33,16 +36,33 @@ def list_devices(
         for found in scan(cmd.roots)
         if wanted is None or found.device_id == wanted[0]
     ]
+    # Only when asked: to load libudev takes longer than all the rest.
+    called = [{"hardware": hardware(found, cmd.roots)} if names else {} for found, _ in shown]
     if cmd.json:
-        cmd.document(devices=[device_members(found, verdicts) for found, verdicts in shown])
+        cmd.document(
+            devices=[
+                {**device_members(found, verdicts), **more}
+                for (found, verdicts), more in zip(shown, called, strict=True)
+            ]
+        )
         return
     if not shown:
         cmd.line("no virtio devices found" if wanted is None else f"no {wanted[1]} devices found")
         return
     cmd.table(
-        ("ADDRESS", "TYPE", "PCI ID", "INTERFACE", "DRIVER", "KERNEL DRIVER", "GROUP", "IN USE"),
-        [_row(found, verdicts) for found, verdicts in shown],
+        (
+            *("ADDRESS", "TYPE", "PCI ID", "INTERFACE", "DRIVER", "KERNEL DRIVER", "GROUP", "IN USE"),
+            *(("HARDWARE",) if names else ()),
+        ),
+        [
+            (*_row(found, verdicts), *(_called(one) for one in more.values()))
+            for (found, verdicts), more in zip(shown, called, strict=True)
+        ],
     )
+
+
+def _called(hardware: dict[str, str | None] | None) -> str:
+    return "-" if hardware is None else " ".join(filter(None, hardware.values()))
 
 
 def device_type(kind: str) -> tuple[int, str]:
