@@ -20,6 +20,7 @@ from uvirtio.errors import (
     NotBound,
     NotSupported,
     PermissionLack,
+    UsageError,
     UvirtioError,
 )
 from uvirtio.host import addresses, denylist
@@ -41,8 +42,8 @@ def open(address: str | Opened, *, options: OpenOptions | None = None, **keyword
             or what a back end of your own hands over, which the device then owns and closes.
         options: How to open it; None: the defaults of OpenOptions.
         **keywords: Single options, which override those in ``options``: ``backend``, ``timeout`` (seconds),
-            ``interrupts``, ``ring``, ``poll_us`` (microseconds), ``force_legacy``, ``unsafe_dma``, ``roots``,
-            ``trace``. OpenOptions says what each means.
+            ``interrupts``, ``ring``, ``poll_us`` (microseconds), ``force_legacy``, ``unsafe_dma``,
+            ``vf_token``, ``roots``, ``trace``. OpenOptions says what each means.
 
     Returns:
         The open device, which a driver (Balloon, Blk, Input, Mem, Rng) can start. A context manager.
@@ -91,7 +92,18 @@ def open_function(
             expected=" or ".join(("auto", *family.backends)),
             remedy="leave --backend out",
         )
+    if options.vf_token is not None and "vfio" not in family.backends:
+        raise _no_vf_token(address, f"the back end {family.backends[0]}")
     return family.open(found.canonical, options)
+
+
+def _no_vf_token(address: str, seen: str) -> UsageError:
+    return UsageError(
+        f"{address} takes no VF token",
+        seen=seen,
+        expected="a PCI function with SR-IOV that vfio-pci holds",
+        remedy="leave --vf-token out",
+    )
 
 
 def chosen(options: OpenOptions | None, keywords: OpenKeywords) -> OpenOptions:
@@ -172,6 +184,8 @@ def _open_pci(address: str, options: OpenOptions) -> tuple[str, Opened]:
     # The driver that holds it decides; --backend only insists.
     held = drivers.pci_driver(address, options.roots)
     if options.backend == "uio" or (options.backend == "auto" and held == drivers.UIO):
+        if options.vf_token is not None:
+            raise _no_vf_token(address, "the back end uio")
         from uvirtio.backends import uio_pci
 
         function = uio_pci.UioPciFunction.open(
@@ -186,6 +200,7 @@ def _open_pci(address: str, options: OpenOptions) -> tuple[str, Opened]:
         timeout=options.timeout,
         way=_VFIO_WAYS.get(options.backend, "best"),
         unsafe_dma=options.unsafe_dma,
+        vf_token=options.vf_token,
     )
 
 

@@ -86,6 +86,15 @@ ForceLegacyOption = Annotated[
     ),
 ]
 
+VfTokenOption = Annotated[
+    str | None,
+    typer.Option(
+        "--vf-token",
+        metavar="UUID",
+        help="VFIO's token of a function with SR-IOV: set by who opens the physical function.",
+        rich_help_panel=_OPENING,
+    ),
+]
 RingOption = Annotated[
     Literal["auto", "split", "packed"],
     typer.Option(
@@ -112,10 +121,11 @@ _DEVICE: dict[str, tuple[Any, Any]] = {
     "interrupts": (InterruptsOption, None),
     "force_legacy": (ForceLegacyOption, False),
     "ring": (RingOption, "auto"),
+    "vf_token": (VfTokenOption, None),
 }
 
 FLAGS = frozenset({"--json", "-v", "--verbose", "--unsafe-dma", "--force-legacy"})
-VALUED = frozenset({"--root", "--timeout", "--backend", "--interrupts", "--ring"})
+VALUED = frozenset({"--root", "--timeout", "--backend", "--interrupts", "--ring", "--vf-token"})
 """The common options as they are written, for those that stand before the verb."""
 
 
@@ -345,7 +355,7 @@ def _options(cmd: Command, asked: dict[str, Any]) -> OpenOptions:
         interrupts=tuple(InterruptMode) if mode is None else (mode,),
         roots=cmd.roots,
         trace=output.trace if cmd.verbose else None,
-        **{name: asked[name] for name in ("backend", "unsafe_dma", "force_legacy", "ring")},
+        **{name: asked[name] for name in ("backend", "unsafe_dma", "force_legacy", "ring", "vf_token")},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypedDict, get_args
@@ -26,6 +27,7 @@ class OpenKeywords(TypedDict, total=False):
     poll_us: float
     force_legacy: bool
     unsafe_dma: bool
+    vf_token: str | None
     roots: Roots | None
     trace: Trace | None
 
@@ -62,6 +64,10 @@ class OpenOptions:
     unsafe_dma: bool = False
     """Allow DMA that no IOMMU restricts: the device can then write to all of memory."""
 
+    vf_token: str | None = None
+    """The UUID that VFIO asks for where a function has SR-IOV (Documentation/driver-api/vfio.rst): a virtual
+    function is opened with the one that was set by who opened its physical function with it."""
+
     roots: Roots = field(default_factory=Roots)
     """Where ``/sys``, ``/proc``, ``/dev``, ``/run`` and ``/etc`` are read."""
 
@@ -79,6 +85,7 @@ class OpenOptions:
         object.__setattr__(self, "interrupts", tuple(modes))
         _check(self.ring, "ring", self.ring in get_args(RingChoice), " or ".join(map(repr, get_args(RingChoice))))
         _check(self.poll_us, "poll_us", _number(self.poll_us) and self.poll_us >= 0, "microseconds, 0 or more")
+        _check(self.vf_token, "vf_token", self.vf_token is None or _is_uuid(self.vf_token), "a UUID, or None")
         _check(self.roots, "roots", isinstance(self.roots, Roots), "a uvirtio.Roots")
         _check(self.trace, "trace", self.trace is None or callable(self.trace), "a callable, or None")
 
@@ -88,6 +95,14 @@ class OpenOptions:
         if changes.get("roots", self) is None:
             del changes["roots"]
         return replace(self, **changes) if changes else self
+
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+"""The one form that the kernel reads (uuid_parse)."""
+
+
+def _is_uuid(value: object) -> bool:
+    return isinstance(value, str) and _UUID.fullmatch(value) is not None
 
 
 def _number(value: object) -> bool:

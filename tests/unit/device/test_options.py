@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 import uvirtio
+from tests.fakes.fakesys import FakeSys
 from tests.fakes.scripted import Rng, ScriptedDevice
 from uvirtio import opening
+from uvirtio.backends.vfio_pci import VfioPciFunction
 from uvirtio.device import DEFAULT_TIMEOUT, Device, OpenKeywords, OpenOptions
 from uvirtio.errors import BadAddress, Closed, UsageError
 from uvirtio.host.roots import Roots
@@ -50,6 +52,12 @@ BAD: list[dict[str, Any]] = [
     {"ring": None},
     {"poll_us": -1},
     {"poll_us": math.nan},
+    {"vf_token": ""},
+    {"vf_token": "bd8d9d2b5a5f4f5aa211f591514ba1f3"},
+    {"vf_token": "{bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3}"},
+    {"vf_token": "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3 "},
+    {"vf_token": "bd8d9d2b-5a5f-4f5a-a211-f591514ba1fg"},
+    {"vf_token": 5},
     {"roots": "/sys"},
     {"trace": "stderr"},
 ]
@@ -77,6 +85,38 @@ def test_keywords_override_the_options():
     assert options.merged({}) is options
     assert options.merged({"roots": None}) == options
     assert options.ring == "split"
+
+
+TOKEN = "bd8d9d2b-5a5f-4f5a-a211-f591514ba1f3"
+
+
+@pytest.mark.parametrize("address", ["qemu:virtio-rng-pci", "mmio:0xfeb02e00", "/dev/vhost-vdpa-0"])
+def test_only_vfio_takes_a_vf_token(address: str):
+    with pytest.raises(UsageError, match="takes no VF token"):
+        uvirtio.open(address, vf_token=TOKEN)
+
+
+def test_a_function_by_uio_takes_no_vf_token(tmp_path: Path):
+    fake = FakeSys(tmp_path)
+    fake.pci("0000:00:02.0", driver="uio_pci_generic")
+    with pytest.raises(UsageError, match="takes no VF token") as caught:
+        uvirtio.open("0000:00:02.0", vf_token=TOKEN, roots=fake.roots)
+    assert caught.value.seen == "the back end uio"
+
+
+def test_a_vf_token_goes_to_vfio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fake = FakeSys(tmp_path)
+    fake.pci("0000:00:02.0", driver="vfio-pci")
+    seen = []
+
+    def opened(address: str, roots: Roots, **keywords: Any) -> ScriptedDevice:
+        seen.append((address, keywords["vf_token"]))
+        return ScriptedDevice(Rng())
+
+    monkeypatch.setattr(VfioPciFunction, "open", opened)
+    uvirtio.open("0000:00:02.0", vf_token=TOKEN.upper(), roots=fake.roots).close()
+    uvirtio.open("0000:00:02.0", roots=fake.roots).close()
+    assert seen == [("0000:00:02.0", TOKEN.upper()), ("0000:00:02.0", None)]
 
 
 def test_an_unknown_keyword_is_a_type_error_as_everywhere():

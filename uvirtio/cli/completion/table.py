@@ -23,6 +23,7 @@ OPENING: Final[Options] = {
     "--interrupts": ("msix-per-queue|msix-shared|intx|polling", "Use only this kind of interrupt"),
     "--force-legacy": ("", "Use the legacy interface of a transitional device"),
     "--ring": ("auto|split|packed", "Format of the virtqueues; auto: packed if the device offers it"),
+    "--vf-token": ("UUID", "VFIO's token of a function with SR-IOV: set by who opens the physical function"),
 }
 
 TOP: Final[Options] = {
