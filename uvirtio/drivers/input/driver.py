@@ -298,9 +298,9 @@ class Input(Driver):
                 while (frame := self._waiting.take_frame()) is not None:
                     yield frame
                     self.service()
-                if deaf := self.device.storm_backoff(done):
+                if backoff := self.device.storm_backoff(done):
                     listen(False)
-                    await asyncio.sleep(deaf)
+                    await asyncio.sleep(backoff)
                     listen(True)
                 else:
                     # An interrupt can be lost, so no wait is longer than this.

@@ -119,7 +119,7 @@ class Consumer:
 
 
 class _Anywhere(Consumer):
-    """A consumer that takes nothing by itself: whoever made the manager asks it for units."""
+    """A consumer that takes nothing by itself: the owner of the manager asks it for units."""
 
     anywhere = True
 
@@ -353,7 +353,7 @@ class Manager:
         if outcome is Outcome.NOTHING_LEFT:
             config = self.mem.config()
             raise OperationFailed(
-                "there are no more blocks that could be plugged",
+                "there is no other block that could be plugged",
                 seen=f"plugged {config.plugged_size}, usable {config.usable_region_size}",
                 expected=f"{target} plugged",
                 remedy="the usable region grows when the host requests more",
