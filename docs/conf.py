@@ -79,8 +79,15 @@ def _read(_app: Sphinx, name: str, source: list[str]) -> None:
         source[0] = _links(path.read_text(), str(path.parent.relative_to(HERE.parent)))
 
 
+def _returns(section: GoogleDocstring, preprocess_types: bool = False) -> list[tuple[str, str, list[str]]]:
+    lines = section._dedent(section._consume_to_next_section())
+    return [("", "", lines)] if lines else []
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
-    # Google's style has "type: description" for attributes. Ours have annotations, and sentences with colons.
+    # Google's style has "type: description" for attributes, and for what is returned or yielded. Ours have
+    # annotations, and sentences with colons.
     GoogleDocstring._parse_attribute_docstring = GoogleDocstring._consume_to_end
+    GoogleDocstring._consume_returns_section = _returns
     app.connect("source-read", _read)

@@ -395,7 +395,7 @@ def test_the_page_says_what_the_docstrings_say():
     missing = []
     for call, adds in calls_of_the_page().items():
         thing = found(call)
-        text = inspect.getdoc(thing) or ""
+        text = inspect.getdoc(thing.__init__ if isinstance(thing, type) else thing) or ""
         named = set(re.findall(r"\b[A-Z]\w+", text[text.find("Raises") :])) if "Raises" in text else set()
         known = adds | common | (starting if isinstance(thing, type) or call == "Device.start" else set())
         # Those that share a table share what stands above it.

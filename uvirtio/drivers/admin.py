@@ -1,7 +1,7 @@
 """The administration queue (2.12, 2.13): commands to a device about itself, or about a group that it owns.
 
-No device model that is known here has one; this is proved on a scripted device. Commands go one at a time through
-one queue, so that they keep their order, and nothing is outstanding when LIST_USE is sent.
+No device model known to us has one, so this is tested with a scripted device only. Commands go through one queue
+one at a time: they keep their order, and nothing is outstanding when LIST_USE is sent.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from uvirtio.spec.admin import (
 from uvirtio.spec.ring import align_up
 
 KNOWN = frozenset({Opcode.LIST_QUERY, Opcode.LIST_USE})
-"""What this package knows how to use. The rest is for owners of groups, of resources and of device parts."""
+"""Opcodes that this package uses. The others are for owners of groups, of resources and of device parts."""
 
 _ROOM = 4096
 _LIST = 64
@@ -36,12 +36,18 @@ _FIRST_PAUSE, _LAST_PAUSE = 1e-3, 50e-3
 
 
 class Admin:
-    """Commands for a device that was started with ``admin=True``. Raises NotSupported where it has no such queue.
-
-    ``extra``: opcodes beside :data:`KNOWN` that the caller knows how to use.
-    """
+    """Sends administration commands to a device that was started with ``admin=True``."""
 
     def __init__(self, device: Device, *, extra: Iterable[int] = ()) -> None:
+        """Take the administration queue of a started device.
+
+        Args:
+            device: A device that was started with ``admin=True``.
+            extra: Opcodes beside ``KNOWN`` that the caller knows how to use.
+
+        Raises:
+            NotSupported: ADMIN_VQ was not negotiated.
+        """
         found = [queue for queue in device.queues.values() if queue.name == ADMIN_QUEUE]
         if not found:
             raise NotSupported(
@@ -55,19 +61,40 @@ class Admin:
         self._buffer = device.dma.alloc(2 * _ROOM)
         self._reported: dict[int, frozenset[int]] = {}
         self.in_use: dict[int, frozenset[int]] = {}
-        """By group type: the opcodes that were switched on by ``use``."""
+        """The opcodes that ``use`` enabled, by group type."""
 
     # --- lists (2.12.1) ---------------------------------------------------------------------------------------
 
     def query(self, group: int = Group.SELF) -> frozenset[int]:
-        """The opcodes that the device has for this type of group (LIST_QUERY)."""
+        """Return the opcodes that the device supports for a group type (LIST_QUERY).
+
+        Args:
+            group: The group type (2.12.1).
+
+        Raises:
+            AdminFailed: The device answered with an error.
+            DeviceTimeout: The device did not answer in time.
+        """
         answer = self._run(Opcode.LIST_QUERY, group, 0, b"", _LIST, None)
         bits = int.from_bytes(answer, "little")
         self._reported[group] = frozenset(bit for bit in range(8 * _LIST) if bits >> bit & 1)
         return self._reported[group]
 
     def use(self, group: int = Group.SELF) -> frozenset[int]:
-        """Switch on what the device has and we know (LIST_USE); returns it. Asks the device first if need be."""
+        """Enable the opcodes that both the device and the driver support (LIST_USE).
+
+        Queries the device first where ``query`` was not called for this group type.
+
+        Args:
+            group: The group type (2.12.1).
+
+        Returns:
+            The opcodes that are enabled now.
+
+        Raises:
+            AdminFailed: The device answered with an error.
+            DeviceTimeout: The device did not answer in time.
+        """
         reported = self._reported.get(group)
         if reported is None:
             reported = self.query(group)
@@ -90,16 +117,29 @@ class Admin:
         room: int = 0,
         timeout: float | None = None,
     ) -> bytes:
-        """Run one command that ``use`` switched on; its result, ``room`` bytes.
+        """Run one command that ``use`` enabled. EAGAIN is tried again until ``timeout``.
 
-        What the device left unwritten reads zero (2.13.2). EAGAIN is tried again until ``timeout`` (seconds, the
-        device's own where None). Raises UsageError for a command that is not in use, AdminFailed, DeviceTimeout.
+        Args:
+            opcode: The command (2.12.1).
+            data: Command-specific data for the device.
+            group: The group type.
+            member: The identifier of the group member.
+            room: Bytes of the command-specific result.
+            timeout: Seconds; the device's own where None.
+
+        Returns:
+            The result, ``room`` bytes. What the device left unwritten reads as zero (2.13.2).
+
+        Raises:
+            UsageError: The command is not enabled, or data or result exceed the buffer.
+            AdminFailed: The device answered with an error.
+            DeviceTimeout: The device did not answer in time.
         """
         if opcode not in self.in_use.get(group, frozenset()):
             raise UsageError(
                 f"command {opcode:#x} is not in use for group type {group}",
                 seen=sorted(self.in_use.get(group, ())),
-                expected="a command that use() switched on (2.12.1.6)",
+                expected="a command that use() enabled (2.12.1.6)",
             )
         return self._run(opcode, group, member, data, room, timeout)
 
@@ -109,7 +149,9 @@ class Admin:
         wanted = align_up(ANSWER_SIZE + room, PART_ALIGN)
         if sent > _ROOM or wanted > _ROOM:
             raise UsageError(
-                f"a command has room for {_ROOM} bytes each way", seen=(sent, wanted), expected=f"at most {_ROOM}"
+                f"a command carries up to {_ROOM} bytes each way",
+                seen=(sent, wanted),
+                expected=f"at most {_ROOM}",
             )
         head = struct.pack("<HH12xQ", opcode, group, member)
         timeout = self.device.seconds(timeout)
@@ -125,7 +167,7 @@ class Admin:
                         f"{self.device.address} answers command {opcode:#x} with {status.name}",
                         seen=f"{status.name}, {qualifier.name}",
                         expected="OK",
-                        remedy="the qualifier says what it did not like (2.12.1)",
+                        remedy="the qualifier says what is wrong (2.12.1)",
                     )
                 time.sleep(pause)
                 pause = min(2 * pause, _LAST_PAUSE)

@@ -1,4 +1,4 @@
-"""What the drivers share: the way in, the way out, and one request that waits for its answer."""
+"""What all drivers share: starting and stopping the device, and one request with its response."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from uvirtio.virtqueue import Completion, SgEntry
 
 
 class Driver:
-    """A driver owns the started device, not the open one: ``close()`` leaves in order and keeps it open.
-
-    Raises NotVirtio when the device is of another type, else what ``Device.start`` raises.
-    """
+    """Base of the drivers: owns the started device, not the open one. ``close()`` resets it and keeps it open."""
 
     device_id: ClassVar[int]
     features: ClassVar[int] = 0
@@ -32,6 +29,22 @@ class Driver:
     """
 
     def __init__(self, device: Device, *, observe: Observer = unobserved) -> None:
+        """Start the device (3.1.1): negotiate features, set up its queues, set DRIVER_OK.
+
+        Args:
+            device: An open device that is not started.
+            observe: Called after each step of the initialisation.
+
+        Raises:
+            NotVirtio: The device is of another type.
+            ResetTimeout: Status did not return to 0 in time (2.4.2).
+            FeatureMissing: The device does not offer a feature that it was opened with (such as a packed ring).
+            FeaturesRefused: The device cleared FEATURES_OK (3.1.1).
+            QueueError: A required queue is missing, or the device refused it.
+            ConfigError, ConfigUnstable: The configuration is invalid, or changes at every read.
+            MemlockExceeded, HugePagesLack, MemoryScattered, PagemapHidden: There is no suitable DMA memory.
+            NotSupported, OperationFailed: The back end cannot do what is needed, or failed at it.
+        """
         if device.device_id != self.device_id:
             raise NotVirtio(
                 f"{device.address} is no {ids.type_name(self.device_id)} device",
@@ -59,14 +72,14 @@ class Driver:
         return None
 
     def _queues(self) -> Sequence[QueueSpec]:
-        """The queues, now that ``device.features`` is known."""
+        """The queues to set up; ``device.features`` is known by now."""
         raise NotImplementedError
 
     def _before_ok(self) -> None:
-        """With the queues made and DRIVER_OK not yet set; must not kick (3.1.1)."""
+        """Device-specific setup between the queues and DRIVER_OK; must not kick (3.1.1)."""
 
     def _give_back(self, working: bool) -> None:
-        """First step of leaving: undo what outlives a reset. Bounded; ``working`` False: don't wait for it."""
+        """Before the reset: undo what outlives it. Bounded; ``working`` False: do not wait for the device."""
 
     def _finding(self, what: str) -> None:
         """Count something that the device should not have done, and that is tolerated."""
@@ -87,7 +100,7 @@ class Driver:
         return f"<{name} {device.address}, {f'{about}, ' * bool(about)}{device.state}>"
 
     def close(self) -> None:
-        """Give back, reset the device, free its memory; idempotent. The device stays open."""
+        """Stop the driver: reset the device and free its memory. The device stays open. Idempotent."""
         self.device.stop()
 
     def __enter__(self) -> Self:
@@ -100,7 +113,13 @@ class Driver:
 
 
 def runs(block: Block, offset: int, length: int) -> list[SgEntry]:
-    """These bytes of a block as elements of a chain; contiguous pieces are one element (2.7.4.2)."""
+    """Return bytes of a block as elements of a descriptor chain; contiguous pieces are one element (2.7.4.2).
+
+    Args:
+        block: DMA memory.
+        offset: Where the bytes begin in the block.
+        length: How many bytes.
+    """
     return block.segments(offset, length)
 
 
@@ -114,9 +133,25 @@ def transact(
     what: str,
     cookie: object = None,
 ) -> Completion:
-    """Post one chain on a queue that has nothing else out, and wait for it. Raises DeviceTimeout.
+    """Send one descriptor chain on a queue that has nothing else in flight, and wait until it is used.
 
-    If something interrupts the wait, the chain stays with the device: see :func:`settle`.
+    If something interrupts the wait, the chain stays with the device: see ``settle``.
+
+    Args:
+        device: The device of the queue.
+        queue: The virtqueue.
+        readable: Elements that the device reads.
+        writable: Elements that the device writes; after the readable ones (2.7.4.2).
+        timeout: Seconds to wait for the used buffer.
+        what: What is waited for, for the error.
+        cookie: Identifies the chain; one of its own where None.
+
+    Returns:
+        The completion, which says how many bytes the device wrote.
+
+    Raises:
+        DeviceTimeout: The device did not use the buffer in time.
+        RingCorruption: The used ring holds what cannot be.
     """
     mine = cookie or object()
     done: list[Completion] = []
@@ -138,10 +173,23 @@ def settle(
     timeout: float,
     note: Callable[[Sequence[Completion]], None] = lambda _: None,
 ) -> list[Completion]:
-    """Wait until nothing is out; returns what came back. Raises DeviceTimeout.
+    """Wait until the device has used every buffer of a queue.
 
-    For several requests at once, and for after an interruption: until a request is back, its buffers are the
-    device's (3.3.1). ``note`` is told of completions as they come, for a wait that does not end well.
+    For several requests at once, and after an interrupted wait: until a request is used, its buffers belong to
+    the device (3.3.1).
+
+    Args:
+        device: The device of the queue.
+        queue: The virtqueue.
+        timeout: Seconds to wait, for all of them.
+        note: Called with the completions as they arrive, for a wait that fails later.
+
+    Returns:
+        All completions, in the device's order.
+
+    Raises:
+        DeviceTimeout: The device still has buffers after ``timeout``.
+        RingCorruption: The used ring holds what cannot be.
     """
     done: list[Completion] = []
 

@@ -29,7 +29,7 @@ class Group(IntEnum):
 
 
 class Opcode(IntEnum):
-    """Commands (2.12.1). Where table and text of the standard disagree (0xb, 0xc), the table's numbers."""
+    """Commands (2.12.1). Where table and text of the standard disagree (0xb, 0xc), the table counts."""
 
     LIST_QUERY = 0x0
     LIST_USE = 0x1
@@ -52,7 +52,7 @@ class Opcode(IntEnum):
 
 
 class AdminStatus(IntEnum):
-    """Status of a command; any other means what EINVAL means (2.12.1.6)."""
+    """Status of a command; any other value means EINVAL (2.12.1.6)."""
 
     OK = 0
     ENXIO = 6
@@ -64,7 +64,7 @@ class AdminStatus(IntEnum):
 
 
 class Qualifier(IntEnum):
-    """What is wrong, beside the status; any other means what INVALID_COMMAND means (2.12.1.6)."""
+    """Status qualifier: what is wrong in detail; any other value means INVALID_COMMAND (2.12.1.6)."""
 
     OK = 0
     INVALID_COMMAND = 1
@@ -77,10 +77,10 @@ class Qualifier(IntEnum):
 
 
 def status_of(value: int) -> AdminStatus:
-    """The status that ``value`` means."""
+    """Return the status of a command; EINVAL for a value that is not defined (2.12.1.6)."""
     return AdminStatus(value) if value in set(AdminStatus) else AdminStatus.EINVAL
 
 
 def qualifier_of(value: int) -> Qualifier:
-    """The qualifier that ``value`` means."""
+    """Return the qualifier of a status; INVALID_COMMAND for a value that is not defined (2.12.1.6)."""
     return Qualifier(value) if value in set(Qualifier) else Qualifier.INVALID_COMMAND

@@ -1,4 +1,4 @@
-"""Feature bits (2.2, 6): all 128, with their names, who owns them, and which needs which.
+"""Feature bits (2.2, 6): all 128, with their names, ranges and dependencies.
 
 A *word* is the whole bitmap as one integer, bit 0 lowest. Bit *numbers* are in the enums; ``bit(n)`` makes
 the mask. Names are the standard's without their ``VIRTIO_..._F_`` prefix. Where the kernel's header and the
@@ -302,7 +302,7 @@ DEVICE_BITS: Final[dict[str, tuple[type[IntEnum], str]]] = {
     "bt": (Bt, ""),
     "gpio": (Gpio, "5.18.3"),
 }
-"""By type: its bits, and their section. A type that is not here defines none (rng 5.4.3, input 5.8.3)."""
+"""The bits of each device type, and their section. Other types define none (rng 5.4.3, input 5.8.3)."""
 
 _LEGACY_SECTIONS: Final[dict[tuple[str, int], str]] = {
     ("net", Net.GSO): "5.1.3.2",
@@ -310,17 +310,17 @@ _LEGACY_SECTIONS: Final[dict[tuple[str, int], str]] = {
     ("blk", Blk.SCSI): "5.2.3.1",
 }
 
-# Bits that one type had before 1.0 where now a device-independent one lies (5.1.3.2).
+# Bits of one type before 1.0, where a device-independent bit is now (5.1.3.2).
 _NET_LEGACY_RSC: Final = {41: "GUEST_RSC4", 42: "GUEST_RSC6"}
 
 
 def bit(number: int) -> int:
-    """The mask with only bit ``number`` set."""
+    """Return the mask with only bit ``number`` set."""
     return 1 << number
 
 
 def mask(*numbers: int) -> int:
-    """The word in which exactly the bits ``numbers`` are set."""
+    """Return the word in which exactly the bits ``numbers`` are set."""
     word = 0
     for number in numbers:
         word |= 1 << number
@@ -328,17 +328,17 @@ def mask(*numbers: int) -> int:
 
 
 def has(word: int, number: int) -> bool:
-    """Whether bit ``number`` is set in ``word``."""
+    """Return whether bit ``number`` is set in ``word``."""
     return bool(word >> number & 1)
 
 
 def bits(word: int) -> list[int]:
-    """The numbers of the bits set in ``word``, lowest first."""
+    """Return the numbers of the bits set in ``word``, lowest first."""
     return [number for number in range(word.bit_length()) if word >> number & 1]
 
 
 class Kind(Enum):
-    """Who a bit belongs to (2.2)."""
+    """The ranges of feature bits (2.2)."""
 
     DEVICE = "device"  # 0 to 23, 41, 42, 50 to 127: the device type's
     RING = "ring"  # 24 to 40, 43: queues and negotiation
@@ -346,7 +346,7 @@ class Kind(Enum):
 
 
 def kind(number: int) -> Kind:
-    """The range that bit ``number`` lies in (2.2).
+    """Return the range of bit ``number`` (2.2).
 
     ADMIN_VQ is 41, which 2.2 counts among the device types' bits; chapter 6 defines it for all types, so it is
     a ring bit here.
@@ -366,21 +366,31 @@ DEVICE_TYPE_MASK: Final = mask(*(number for number in range(MAX_BITS) if kind(nu
 
 @dataclass(frozen=True, slots=True)
 class FeatureBit:
-    """One bit: ``name`` is ``bit N`` where the standard defines none, and ``section`` is then empty."""
+    """One feature bit of a device type."""
 
     bit: int
     name: str
+    """The standard's name; ``bit N`` where it has none."""
     section: str
+    """The section that defines it; empty where none does."""
     kind: Kind
 
     @property
     def known(self) -> bool:
-        """Whether the bit has a name of its own."""
+        """Whether the standard or the kernel names the bit."""
         return self.name != f"bit {self.bit}"
 
 
 def feature(type_name: str, number: int) -> FeatureBit:
-    """What bit ``number`` means for a device of the type ``type_name`` (as ``ids.type_name`` gives it)."""
+    """Look up a feature bit.
+
+    Args:
+        type_name: The device type, as ``ids.type_name`` returns it.
+        number: The bit.
+
+    Returns:
+        What the bit means for this type.
+    """
     owner = kind(number)
     if owner is Kind.DEVICE and type_name in DEVICE_BITS:
         family, section = DEVICE_BITS[type_name]
@@ -396,9 +406,17 @@ def feature(type_name: str, number: int) -> FeatureBit:
 
 
 def names(type_name: str, word: int) -> list[FeatureBit]:
-    """Every bit that is set in ``word``, lowest first, those without a name included.
+    """Look up every bit that is set in a word.
 
-    Raises Misuse for a negative word.
+    Args:
+        type_name: The device type, as ``ids.type_name`` returns it.
+        word: The feature bits.
+
+    Returns:
+        The bits, lowest first, including those without a name.
+
+    Raises:
+        Misuse: ``word`` is negative.
     """
     if word < 0:
         raise Misuse("a feature word is not negative", seen=word, expected="0 or more")
@@ -407,15 +425,26 @@ def names(type_name: str, word: int) -> list[FeatureBit]:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A word taken apart by who the bits belong to (2.2)."""
+    """The bits of a word by range (2.2)."""
 
     device: list[FeatureBit]
+    """Those of the device type."""
     ring: list[FeatureBit]
+    """Those of queues and negotiation."""
     future: list[FeatureBit]
+    """Reserved ones."""
 
 
 def decode(type_name: str, word: int) -> Decoded:
-    """``names``, sorted into the device type's bits, the ring's and those reserved for the future."""
+    """Look up every bit that is set in a word, by range.
+
+    Args:
+        type_name: The device type, as ``ids.type_name`` returns it.
+        word: The feature bits.
+
+    Raises:
+        Misuse: ``word`` is negative.
+    """
     found = names(type_name, word)
     return Decoded(
         device=[entry for entry in found if entry.kind is Kind.DEVICE],
@@ -425,7 +454,7 @@ def decode(type_name: str, word: int) -> Decoded:
 
 
 def known(type_name: str) -> int:
-    """All bits that have a name for this type: its own and the device-independent ones."""
+    """Return the word of all bits that have a name for this type: its own and the device-independent ones."""
     family = DEVICE_BITS.get(type_name)
     own = mask(*family[0]) if family else 0
     return own | mask(*Reserved)
@@ -436,7 +465,7 @@ def known(type_name: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """Bit ``bit`` may be taken only together with at least one of ``any_of`` (2.2.1)."""
+    """A dependency: ``bit`` may be accepted only together with at least one of ``any_of`` (2.2.1)."""
 
     bit: int
     any_of: tuple[int, ...]
@@ -494,8 +523,8 @@ DEPENDS: Final[dict[str, tuple[Needs, ...]]] = {
         _needs(Net.DEVICE_STATS, Net.CTRL_VQ),  # 5.1.6.5: they come through the control queue
     ),
     "blk": (_needs(Blk.CONFIG_WCE, Blk.FLUSH),),  # 5.2.5.2: a device offers the first only with the second
-    # 5.5.3.1: a driver whose free pages keep an initial value takes reporting only with poison. This is the
-    # careful reading, for such a driver; one that expects nothing of its pages passes dependencies of its own.
+    # 5.5.3.1: a driver whose free pages keep an initial value takes reporting only with poison. This is for such
+    # a driver; one that expects nothing of the contents of its pages passes dependencies of its own.
     "balloon": (_needs(Balloon.PAGE_REPORTING, Balloon.PAGE_POISON),),
     "gpu": (_needs(Gpu.CONTEXT_INIT, Gpu.VIRGL),),  # 5.7.3
     "crypto": tuple(  # 5.9.3.1
@@ -510,19 +539,27 @@ DEPENDS: Final[dict[str, tuple[Needs, ...]]] = {
     ),
     "can": (_needs(Can.RTR_FRAMES, Can.CAN_CLASSIC),),  # 5.20.3.1
 }
-"""By type: which bit needs which (2.2.1). Bits that are common to all types are in RESERVED_DEPENDS."""
+"""The dependencies of each device type (2.2.1). Those common to all types are in ``RESERVED_DEPENDS``."""
 
 
 def dependencies(type_name: str) -> tuple[Needs, ...]:
-    """All dependencies for this type: those of every device, and its own."""
+    """Return all dependencies of a device type: those of every device, and its own."""
     return RESERVED_DEPENDS + DEPENDS.get(type_name, ())
 
 
 def resolve(offered: int, wanted: int, dependencies: Iterable[Needs] = RESERVED_DEPENDS) -> int:
-    """The bits to take: offered and wanted, less each whose need is not met (2.2.1).
+    """Choose the feature bits to accept (2.2.1): offered and wanted, without those whose dependency is not met.
 
-    Dropping one bit can leave another without its need, so it goes on until nothing changes; every round but
+    Dropping one bit can break the dependency of another, so this repeats until nothing changes; every round but
     the last drops at least one bit.
+
+    Args:
+        offered: The word that the device offers.
+        wanted: The word that the driver supports.
+        dependencies: Which bit needs which.
+
+    Returns:
+        The word to accept.
     """
     rules = tuple(dependencies)
     taken = offered & wanted
@@ -534,5 +571,5 @@ def resolve(offered: int, wanted: int, dependencies: Iterable[Needs] = RESERVED_
 
 
 def unmet(word: int, dependencies: Iterable[Needs] = RESERVED_DEPENDS) -> list[Needs]:
-    """The dependencies that ``word`` breaks; a device that offers such a word is at fault (2.2.2)."""
+    """Return the dependencies that ``word`` breaks; a device that offers such a word is at fault (2.2.2)."""
     return [rule for rule in dependencies if has(word, rule.bit) and not word & mask(*rule.any_of)]

@@ -1,4 +1,4 @@
-"""Device types, their names, and the PCI ids that they go by (5, 4.1.2.1).
+"""Device types, their names and their PCI ids (5, 4.1.2.1).
 
 Names are those that QEMU and Linux use; a type without one here is ``unknown(N)``.
 """
@@ -17,12 +17,14 @@ VENDOR: Final = VIRTIO_VENDOR
 
 @dataclass(frozen=True, slots=True)
 class DeviceType:
-    """One line of the table in chapter 5; ``section`` is empty where the type has an id and no text."""
+    """One line of the table in chapter 5."""
 
     id: int
     name: str
     section: str = ""
+    """The section about the type; empty where the standard has only its id."""
     kernel_driver: str | None = None
+    """The name of Linux's driver in /sys/bus/virtio/drivers, if it has one."""
 
 
 TYPES: Final[tuple[DeviceType, ...]] = (
@@ -77,10 +79,10 @@ TYPES: Final[tuple[DeviceType, ...]] = (
 _BY_ID: Final = {entry.id: entry for entry in TYPES}
 _BY_NAME: Final = {entry.name: entry for entry in TYPES}
 
-# Other names that people use for the same thing; accepted, never printed.
+# Other common names, accepted but never printed.
 _ALIASES: Final = {"block": "blk", "entropy": "rng", "memory": "mem", "network": "net", "snd": "sound"}
 
-# Transitional PCI device ids (4.1.2.1): given out before 0x1040 + type was the rule.
+# Transitional PCI device ids (4.1.2.1), assigned before the rule 0x1040 + type.
 TRANSITIONAL: Final[dict[int, int]] = {
     0x1000: 1,  # net
     0x1001: 2,  # blk
@@ -93,13 +95,23 @@ TRANSITIONAL: Final[dict[int, int]] = {
 
 
 def type_name(device_id: int) -> str:
-    """``balloon`` for 5; ``unknown(N)`` for a type without a name. 0 is no device (4.2.2.2)."""
+    """Return the name of a device type: ``balloon`` for 5; ``unknown(N)`` where there is none.
+
+    0 means no device (4.2.2.2).
+    """
     entry = _BY_ID.get(device_id)
     return entry.name if entry else f"unknown({device_id})"
 
 
 def type_id(name: str) -> int | None:
-    """5 for ``balloon``; understands ``unknown(N)`` and ``virtio-balloon``; None for no such name."""
+    """Return the id of a device type: 5 for ``balloon`` and ``virtio-balloon``, N for ``unknown(N)``.
+
+    Args:
+        name: The name, in upper or lower case.
+
+    Returns:
+        The id; None where there is no such name.
+    """
     plain = name.lower().removeprefix("virtio-").removeprefix("virtio_")
     entry = _BY_NAME.get(_ALIASES.get(plain, plain))
     if entry is not None:
@@ -125,27 +137,30 @@ def require_type(name: str) -> int:
 
 
 def section(device_id: int) -> str:
-    """The section of the standard about this type, or an empty string."""
+    """Return the section of the standard about a device type; an empty string if there is none."""
     entry = _BY_ID.get(device_id)
     return entry.section if entry else ""
 
 
 def kernel_driver(device_id: int) -> str | None:
-    """The name that Linux's driver for this type has in /sys/bus/virtio/drivers, or None."""
+    """Return the name of Linux's driver for a type in /sys/bus/virtio/drivers; None if it has none."""
     entry = _BY_ID.get(device_id)
     return entry.kernel_driver if entry else None
 
 
 def is_virtio_pci(vendor: int, device: int) -> bool:
-    """Whether these PCI ids lie in virtio's range, whatever the revision (4.1.2, 4.1.2.2)."""
+    """Return whether PCI vendor and device ids are in virtio's range, for any revision (4.1.2, 4.1.2.2)."""
     return vendor == VENDOR and DEVICE_FIRST <= device <= DEVICE_LAST
 
 
 def device_id_of_pci(vendor: int, device: int) -> int | None:
-    """The virtio device type behind PCI ids; None where they are not virtio's.
+    """Return the virtio device type for PCI vendor and device ids.
 
-    A legacy or transitional device with an id of the old range that is not in the table tells its type in the
-    subsystem id (4.1.2.3); that needs another read, so the answer here is None.
+    A legacy or transitional device with an id of the old range that is not in ``TRANSITIONAL`` has its type in the
+    subsystem id (4.1.2.3), which has to be read from the device.
+
+    Returns:
+        The type; None where the ids are not virtio's, or do not tell.
     """
     if not is_virtio_pci(vendor, device):
         return None
@@ -155,5 +170,5 @@ def device_id_of_pci(vendor: int, device: int) -> int | None:
 
 
 def is_transitional_pci(vendor: int, device: int) -> bool:
-    """Whether the ids are of the old range: a transitional or a legacy device (4.1.2.1)."""
+    """Return whether PCI ids are of the old range: a transitional or a legacy device (4.1.2.1)."""
     return vendor == VENDOR and DEVICE_FIRST <= device < DEVICE_MODERN

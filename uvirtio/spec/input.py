@@ -32,7 +32,7 @@ PAYLOAD_MAX: Final = 128
 
 
 class Select(IntEnum):
-    """What the payload shows (5.8.4)."""
+    """Values of ``select``: what the payload shows (5.8.4)."""
 
     UNSET = 0x00
     ID_NAME = 0x01  # a string without a NUL
@@ -72,8 +72,8 @@ SYN_REPORT: Final = 0  # closes a frame of events (5.8.6)
 SYN_DROPPED: Final = 3
 
 MSC_TIMESTAMP: Final = 0x05
-ABS_MT_SLOT: Final = 0x2F  # of which contact the ABS_MT_* codes above it speak
-ABS_MT_TRACKING_ID: Final = 0x39  # -1: this contact is over
+ABS_MT_SLOT: Final = 0x2F  # the contact that the ABS_MT_* codes above it refer to
+ABS_MT_TRACKING_ID: Final = 0x39  # -1: the contact ended
 
 CODE_COUNTS: Final[dict[int, int]] = {
     EV_SYN: codes.COUNTS["SYN"],
@@ -87,9 +87,9 @@ CODE_COUNTS: Final[dict[int, int]] = {
     EV_REP: codes.COUNTS["REP"],
     EV_FF: codes.COUNTS["FF"],
 }
-"""Codes that the newest kernel has room for, by event type; :data:`OLDER_COUNTS` has those of older ones."""
+"""How many codes each event type has in the newest kernel (KEY_CNT and so on); ``OLDER_COUNTS`` has older ones."""
 OLDER_COUNTS: Final[dict[int, int]] = {EV_SW: 0x11}
-"""Codes that every kernel from Linux 6.1 on has room for, where newer ones have room for more."""
+"""How many codes an event type has in every kernel since Linux 6.1, where newer kernels have more."""
 PROP_COUNT: Final = codes.COUNTS["INPUT_PROP"]
 
 UI_SET_SWBIT: Final = 0x4004556D
@@ -111,27 +111,34 @@ _CODES: Final[dict[int, dict[int, str]]] = {
 
 
 def type_name(event_type: int) -> str:
-    """``EV_KEY`` for 1; a type without a name is given in hexadecimal."""
+    """Return the name of an event type: ``EV_KEY`` for 1; its number in hexadecimal if it has none."""
     return codes.TYPES.get(event_type, hex(event_type))
 
 
 def code_name(event_type: int, code: int) -> str:
-    """``KEY_A`` for (1, 30); a code without a name is given in hexadecimal."""
+    """Return the name of an event code: ``KEY_A`` for (1, 30); its number in hexadecimal if it has none."""
     return _CODES.get(event_type, {}).get(code, hex(code))
 
 
 def prop_name(prop: int) -> str:
-    """``INPUT_PROP_POINTER`` for 0; a property without a name is given in hexadecimal."""
+    """Return the name of a property: ``INPUT_PROP_POINTER`` for 0; its number in hexadecimal if it has none."""
     return codes.PROPS.get(prop, hex(prop))
 
 
 def bus_name(bustype: int) -> str:
-    """``BUS_VIRTUAL`` for 6; a bus without a name is given in hexadecimal."""
+    """Return the name of a bus type: ``BUS_VIRTUAL`` for 6; its number in hexadecimal if it has none."""
     return codes.BUSES.get(bustype, hex(bustype))
 
 
 def code_of(name: str) -> tuple[int, int] | None:
-    """(type, code) of ``KEY_A``, of an old name such as ``BTN_MOUSE`` too; None for no such name."""
+    """Look up the name of an event code.
+
+    Args:
+        name: Such as ``KEY_A``, or an older name such as ``BTN_MOUSE``.
+
+    Returns:
+        (type, code); None where there is no such name.
+    """
     for event_type, table in _CODES.items():
         for code, known in table.items():
             if known == name:

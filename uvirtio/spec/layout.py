@@ -1,4 +1,4 @@
-"""One field of a structure that a device shows: its name, where it is, how wide it is."""
+"""Fields of the structures in a device's registers and configuration: name, offset, width."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Layout = tuple[Field, ...]
 
 
 def by_name(layout: Layout) -> dict[str, Field]:
-    """The fields of ``layout`` by name."""
+    """Return the fields of ``layout`` by name."""
     return {field.name: field for field in layout}
 
 
 def size(layout: Layout) -> int:
-    """Bytes from the start of the structure to the end of its last field."""
+    """Return the bytes from the start of the structure to the end of its last field."""
     return max((field.end for field in layout), default=0)

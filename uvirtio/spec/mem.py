@@ -51,7 +51,7 @@ class Response(IntEnum):
     ACK = 0
     NACK = 1  # would exceed requested_size, or not now
     BUSY = 2  # try again later
-    ERROR = 3  # the request makes no sense
+    ERROR = 3  # the request is invalid
 
 
 RESPONSE: Final[Layout] = (F("type", 0, 2), F("padding", 2, 6), F("state", 8, 2))
@@ -59,7 +59,7 @@ RESPONSE_SIZE: Final = 10
 
 
 class State(IntEnum):
-    """What a STATE request answers, if the response is ACK (5.15.6.6)."""
+    """The result of a STATE request whose response is ACK (5.15.6.6)."""
 
     PLUGGED = 0
     UNPLUGGED = 1

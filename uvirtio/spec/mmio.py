@@ -11,7 +11,7 @@ from uvirtio.spec.layout import Layout
 MAGIC: Final = 0x74726976  # "virt"
 VERSION: Final = 2
 VERSION_LEGACY: Final = 1  # 4.2.4
-PLACEHOLDER: Final = 0  # DeviceID of a window with nothing in it (4.2.2.2)
+PLACEHOLDER: Final = 0  # DeviceID of an empty window (4.2.2.2)
 
 MAGIC_VALUE_REG: Final = 0x000
 VERSION_REG: Final = 0x004
@@ -63,7 +63,7 @@ class Interrupt(IntFlag):
 
 
 class Way(Enum):
-    """Whether a register may be read or written; the other way is forbidden (4.2.2.2)."""
+    """Access rights of a register: read, write or both; other accesses are forbidden (4.2.2.2)."""
 
     R = "R"
     W = "W"
@@ -127,5 +127,9 @@ LEGACY_REGISTERS: Final[tuple[tuple[F, Way], ...]] = (
 
 
 def layout(legacy: bool = False) -> Layout:
-    """The fields of the register table, without who may do what."""
+    """Return the registers as fields, without their access rights.
+
+    Args:
+        legacy: Those of version 1 (4.2.4), else of version 2 (4.2.2).
+    """
     return tuple(field for field, _ in (LEGACY_REGISTERS if legacy else REGISTERS))

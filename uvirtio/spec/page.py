@@ -1,6 +1,7 @@
-"""The page of virtio: 4096 bytes, whatever the CPU's page is.
+"""The page of virtio: 4096 bytes, whatever the CPU's page size is.
 
-Frame numbers count these: of balloon pages (5.5.6) and of the queues of a legacy interface (4.1.5.1.3.1, 4.2.4).
+Frame numbers (PFNs) count pages of this size: balloon pages (5.5.6) and queues of a legacy interface (4.1.5.1.3.1,
+4.2.4).
 """
 
 from __future__ import annotations
@@ -11,4 +12,4 @@ PFN_SHIFT: Final = 12
 """A PFN is a guest-physical address shifted right by this."""
 
 VIRTIO_PAGE: Final = 1 << PFN_SHIFT
-"""Bytes."""
+"""Bytes of a page."""

@@ -1,4 +1,4 @@
-"""Virtio over PCI (4.1), and the little of PCI itself that it stands on.
+"""Virtio over PCI (4.1), and the parts of PCI itself that it uses.
 
 Numbers of PCI proper are those of the PCI Local Bus Specification 3.0 (chapter 6) and of <linux/pci_regs.h>.
 Offsets and widths in bytes.
@@ -162,7 +162,7 @@ CFG_TYPE_NAMES: Final[dict[int, str]] = {
 
 
 def cfg_type_name(cfg_type: int) -> str:
-    """``common``, ``notify`` and so on; ``unknown`` for a reserved type."""
+    """Return the name of a cfg_type: ``common``, ``notify`` and so on; ``unknown`` for a reserved one."""
     return CFG_TYPE_NAMES.get(cfg_type, "unknown")
 
 
@@ -204,7 +204,7 @@ CAP_SIZES: Final[dict[int, int]] = {
     CfgType.SHARED_MEMORY: CAP64_SIZE,
     CfgType.VENDOR: VENDOR_CAP_SIZE,
 }
-"""The least ``cap_len`` with which a capability of this type can be used."""
+"""The smallest ``cap_len`` of a usable capability of each type."""
 
 CAP_ALIGNMENT: Final[dict[int, int]] = {
     CfgType.COMMON: 4,  # 4.1.4.3.1
@@ -212,7 +212,7 @@ CAP_ALIGNMENT: Final[dict[int, int]] = {
     CfgType.ISR: 1,  # 4.1.4.5.1
     CfgType.DEVICE: 4,  # 4.1.4.6.1
 }
-"""What ``offset`` of a capability is a multiple of."""
+"""The alignment of ``offset`` in a capability of each type, in bytes."""
 
 # --- virtio_pci_common_cfg (4.1.4.3) ----------------------------------------------------------------------
 
@@ -249,7 +249,7 @@ COMMON_CFG_READ_ONLY: Final = frozenset(
         "admin_queue_num",
     }
 )
-"""A driver never writes these (4.1.4.3.2)."""
+"""Fields that a driver never writes (4.1.4.3.2)."""
 
 COMMON_DEVICE_FEATURE_SELECT: Final = 0x00
 COMMON_DEVICE_FEATURE: Final = 0x04
@@ -312,5 +312,5 @@ LEGACY_QUEUE_ALIGN: Final = VIRTIO_PAGE
 
 
 def legacy_config_offset(msix_enabled: bool) -> int:
-    """Where the device configuration starts in BAR 0: it moves when MSI-X goes on (4.1.4.10)."""
+    """Return the offset of the device configuration in BAR 0, which depends on MSI-X (4.1.4.10)."""
     return 24 if msix_enabled else 20

@@ -1,4 +1,4 @@
-"""The layouts of split (2.7) and packed (2.8) virtqueues, and the rules that are pure arithmetic.
+"""The layouts of split (2.7) and packed (2.8) virtqueues, and the arithmetic on them.
 
 Sizes and offsets in bytes; ``q`` is the queue size, in descriptors.
 """
@@ -45,33 +45,33 @@ USED_ENTRY: Final[Layout] = (F("id", 0, 4), F("len", 4, 4))
 
 
 def desc_size(q: int) -> int:
-    """The descriptor table."""
+    """Return the size of the descriptor table."""
     return DESC_SIZE * q
 
 
 def avail_size(q: int) -> int:
-    """The available ring, with used_event."""
+    """Return the size of the available ring, with used_event."""
     return 6 + AVAIL_ENTRY_SIZE * q
 
 
 def used_size(q: int) -> int:
-    """The used ring, with avail_event."""
+    """Return the size of the used ring, with avail_event."""
     return 6 + USED_ENTRY_SIZE * q
 
 
 def used_event_offset(q: int) -> int:
-    """used_event, at the end of the available ring: the driver asks for an interrupt there (2.7.6)."""
+    """Return the offset of used_event in the available ring, where the driver asks for an interrupt (2.7.6)."""
     return RING_ENTRIES + AVAIL_ENTRY_SIZE * q
 
 
 def avail_event_offset(q: int) -> int:
-    """avail_event, at the end of the used ring: the device asks for a kick there (2.7.8)."""
+    """Return the offset of avail_event in the used ring, where the device asks for a kick (2.7.8)."""
     return RING_ENTRIES + USED_ENTRY_SIZE * q
 
 
 @dataclass(frozen=True, slots=True)
 class LegacyLayout:
-    """Where the three parts of a legacy queue lie in their one region, which starts at a page."""
+    """Offsets of the three parts of a legacy queue (2.7.2) in their page-aligned memory, and its size."""
 
     desc: int
     avail: int
@@ -80,15 +80,19 @@ class LegacyLayout:
 
 
 def align_up(value: int, alignment: int) -> int:
-    """``value`` rounded up to a multiple of ``alignment``, a power of two."""
+    """Return ``value`` rounded up to a multiple of ``alignment``, a power of two."""
     return (value + alignment - 1) & ~(alignment - 1)
 
 
 def legacy_layout(q: int, align: int = VIRTIO_PAGE) -> LegacyLayout:
-    """The one region of a legacy queue (2.7.2); ``align`` is the Queue Align, 4096 on PCI.
+    """Return the layout of a legacy queue, whose parts are in one piece of memory (2.7.2).
 
-    The standard's ALIGN macro is right only if qalign means the alignment less one; the rounding meant is
-    the usual one, as every implementation has it.
+    The standard's ALIGN macro is right only if qalign means the alignment less one; the usual rounding is meant,
+    as in every implementation.
+
+    Args:
+        q: The queue size.
+        align: The Queue Align, 4096 on PCI.
     """
     avail = desc_size(q)
     used = align_up(avail + avail_size(q), align)
@@ -111,10 +115,10 @@ PACKED_EVENT_WRAP: Final = 0x8000
 
 
 def packed_ring_size(q: int) -> int:
-    """The descriptor ring."""
+    """Return the size of the descriptor ring."""
     return DESC_SIZE * q
 
 
 def is_power_of_two(q: int) -> bool:
-    """Whether ``q`` can be the size of a split queue (2.7)."""
+    """Return whether ``q`` can be the size of a split queue (2.7)."""
     return 0 < q <= MAX_SIZE and q & (q - 1) == 0

@@ -6,24 +6,24 @@ from enum import IntFlag
 
 
 class Status(IntFlag):
-    """The bits of the status byte. A driver only ever adds bits, or writes 0 to reset (2.1.1)."""
+    """The bits of the status byte. A driver only adds bits, or writes 0 to reset (2.1.1)."""
 
-    ACKNOWLEDGE = 1  # 2.1: somebody found the device
-    DRIVER = 2  # 2.1: somebody knows how to drive it
+    ACKNOWLEDGE = 1  # 2.1: the device was found
+    DRIVER = 2  # 2.1: there is a driver for it
     DRIVER_OK = 4  # 2.1: the driver is ready
-    FEATURES_OK = 8  # 2.1: negotiation is over
+    FEATURES_OK = 8  # 2.1: negotiation is complete
     SUSPEND = 16  # 2.1, 3.4: suspended, or to be suspended
-    DEVICE_NEEDS_RESET = 64  # 2.1: the device gave up
+    DEVICE_NEEDS_RESET = 64  # 2.1: the device failed
     FAILED = 128  # 2.1: the driver gave up
 
     @staticmethod
     def describe(value: int) -> str:
-        """The same as the function of this name below."""
+        """Return the names of the bits in ``value``; see the function ``describe``."""
         return describe(value)
 
 
 RESET = 0
-"""What is written to reset the device, and what reads back when that is done (2.4)."""
+"""Written to reset the device, and read back once that is complete (2.4)."""
 
 ACKNOWLEDGE = Status.ACKNOWLEDGE
 DRIVER = Status.DRIVER
@@ -35,7 +35,7 @@ FAILED = Status.FAILED
 
 
 def names(value: int) -> list[str]:
-    """The names of the bits in ``value``, lowest first; a bit without a name is given as ``0x20``."""
+    """Return the names of the bits in ``value``, lowest first; ``0x20`` and so on for a bit without a name."""
     known = {int(bit): bit.name or "" for bit in Status}
     found = []
     for shift in range(value.bit_length()):
@@ -46,5 +46,5 @@ def names(value: int) -> list[str]:
 
 
 def describe(value: int) -> str:
-    """``ACKNOWLEDGE|DRIVER``; 0, which a device reads after its reset, is ``0 (reset)``."""
+    """Return the names of the bits in ``value`` as ``ACKNOWLEDGE|DRIVER``; ``0 (reset)`` for 0 (2.4)."""
     return "|".join(names(value)) or "0 (reset)"

@@ -228,7 +228,7 @@ def test_an_interrupted_wait_and_one_that_comes_too_late():
     data = fill(model)
     with driven(model, timeout=0.05, depth=4) as (_, device, blk):
         burst = blk.burst(1)
-        with pytest.raises(UsageError, match="nothing is out"):
+        with pytest.raises(UsageError, match="no request is in flight"):
             burst.wait()
         model.hold = True
         burst.post(burst.slots[:2], [5, 6])
@@ -302,7 +302,7 @@ def test_what_a_burst_cannot_be():
             blk.burst(1, queue=1)
         model.hold = True
         blk.submit_read(0, 1)
-        with pytest.raises(UsageError, match="has requests out"):
+        with pytest.raises(UsageError, match="has requests in flight"):
             blk.burst(1)
         model.release()
         blk.wait()

@@ -225,7 +225,7 @@ def test_an_unknown_answer_breaks_the_device_and_is_not_repeated(kind):
     model = Mem(requested=8 * BLOCK)
     with driven(model) as (mem, _):
         model.script.append(kind)
-        with pytest.raises(ProtocolError, match="no answer"):
+        with pytest.raises(ProtocolError, match="invalid response"):
             mem.plug(at(0), 1)
         assert len(model.requests) == 1
         with pytest.raises(DeviceBroken):
@@ -245,7 +245,7 @@ def test_a_state_that_is_none():
     model = Mem()
     with driven(model) as (mem, _):
         model.script.append((Response.ACK, 3))
-        with pytest.raises(ProtocolError, match="no answer"):
+        with pytest.raises(ProtocolError, match="invalid response"):
             mem.state(at(0), 1)
 
 
@@ -371,7 +371,7 @@ def test_mixed_for_one_block_is_a_lie():
     model = Mem(plugged={1})
     model.script.extend([(Response.ACK, State.MIXED)] * 100)
     function = ScriptedDevice(model)
-    with identify(function.address, function) as opened, pytest.raises(ProtocolError, match="no answer"):
+    with identify(function.address, function) as opened, pytest.raises(ProtocolError, match="invalid response"):
         drivers.Mem(opened)
     assert len(model.requests) <= 8
     function.assert_left()
@@ -465,7 +465,7 @@ def test_no_two_owners_and_no_unplugged_block():
     with driven(model) as (mem, _):
         mem.plug(at(0), 2)
         mem.block_table.claim(0, BLOCK, "one")
-        with pytest.raises(InUse, match="handed out before"):
+        with pytest.raises(InUse, match="handed out already"):
             mem.block_table.claim(BLOCK - 1, 2, "two")
         with pytest.raises(NotPlugged):
             mem.block_table.claim(BLOCK, BLOCK + 1, "two")

@@ -147,7 +147,7 @@ def test_only_what_the_consumer_can_use_is_plugged(unit):
         assert manager.converge() is Outcome.NOTHING_LEFT
         per = unit // BLOCK
         assert model.plugged == {block for block in range(64) if block // per % 3 == 1}
-        with pytest.raises(OperationFailed, match="no more blocks"):
+        with pytest.raises(OperationFailed, match="no other block"):
             manager.plug_size(BLOCK)
 
 

@@ -219,7 +219,7 @@ LEANING = bytes(value for number in range(27) for value in (0x55, *range(number,
 
 @pytest.mark.parametrize(
     ("told", "said"),
-    [(STUCK, "9 bytes of 0x00"), (NEARLY, "0x07 comes 456 times"), (LEANING, "0x55 comes 27 times")],
+    [(STUCK, "9 bytes of 0x00"), (NEARLY, "0x07 occurs 456 times"), (LEANING, "0x55 occurs 27 times")],
 )
 @pytest.mark.parametrize("at_most", [None, 1, 7])
 def test_bytes_that_cannot_be_random_are_not_handed_on(told: bytes, said: str, at_most: int | None):

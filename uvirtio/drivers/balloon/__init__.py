@@ -1,7 +1,7 @@
-"""The traditional memory balloon (5.5): pages that the host may take, and give back.
+"""The traditional memory balloon (5.5): pages that the guest gives to the host, and takes back.
 
-:class:`Balloon` is the driver, :class:`Collector` reads the statistics, and :class:`Arena` is memory that is held
-free: what free page hints and reports are about.
+``Balloon`` is the driver, ``Collector`` reads the statistics, and ``Arena`` is memory that is kept free for free
+page hints and free page reports.
 """
 
 from uvirtio.drivers.balloon.arena import Arena, Range, Use

@@ -1,4 +1,4 @@
-"""Memory that a process holds free, and tells the host about: the ranges that hints and reports are made of."""
+"""Memory that a process keeps free: the ranges that free page hints and reports tell the host about."""
 
 from __future__ import annotations
 
@@ -12,31 +12,38 @@ from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.virtqueue import SgEntry
 
 RANGE = 2 << 20
-"""Bytes. Large, as 5.5.6.7.1 wants it: a huge page of the host. No chain is longer, because a device may see
-as many pieces as there are pages in it, and QEMU takes 1024 of them."""
+"""Bytes; a huge page of the host, because 5.5.6.7.1 asks for large ranges. No chain is longer: a device may see as
+many pieces as there are pages in it, and QEMU accepts 1024."""
 
 _RUNS = 16
-"""Elements of one chain at most, where memory is scattered."""
+"""Elements of one chain, at most, where memory is scattered."""
 
 
 class Use(Enum):
-    """Whose a range is."""
+    """Owner and state of a range."""
 
     FREE = "free"
     OUT = "out"
-    """With the device, which has not answered: out of bounds (5.5.6.7.1)."""
+    """In flight: the device has not used the buffer yet, so it must not be touched (5.5.6.7.1)."""
     HINTED = "hinted"
     """The host may leave it out of a migration; its contents are undefined (5.5.6.5.1)."""
     REPORTED = "reported"
-    """The host may have taken the memory behind it; it comes back when it is touched (5.5.6.7)."""
+    """The host may have taken the memory behind it; touching it brings memory back (5.5.6.7)."""
     TAKEN = "taken"
-    """In use by whoever called ``take``."""
+    """In use by the caller of ``take``."""
 
 
 class Range:
-    """Some bytes of a block: what the device is told as one chain."""
+    """Part of a block that is sent to the device as one chain; ``size`` in bytes."""
 
     def __init__(self, block: Block, offset: int, runs: list[SgEntry]) -> None:
+        """Describe a free range.
+
+        Args:
+            block: The memory that it is part of.
+            offset: Where it begins in the block, in bytes.
+            runs: Its device addresses and lengths, the elements of the chain.
+        """
         self.block = block
         self.offset = offset
         self.runs = runs
@@ -45,13 +52,20 @@ class Range:
 
 
 class Arena:
-    """Free memory in ranges. ``blocks`` are the device's (``device.dma``) and belong to the arena from now on.
+    """Free memory, divided into ranges. ``Balloon.arena`` makes one.
 
-    ``pattern`` (4 bytes): what a range holds when it is taken; the poison value where that was negotiated, else
-    zeros. Closing frees the blocks; not before the device has answered for every range.
+    Closing it frees the memory, once the device has used every range that was sent.
     """
 
     def __init__(self, blocks: Iterable[Block], *, pattern: bytes = bytes(4), elements: int = _RUNS) -> None:
+        """Divide memory into free ranges.
+
+        Args:
+            blocks: Memory of the device (``device.dma``); the arena owns it from now on.
+            pattern: What a range holds when it is taken, 4 bytes: the poison value where PAGE_POISON was
+                negotiated, else zeros.
+            elements: Elements of one chain, at most.
+        """
         self._blocks = list(blocks)
         self._pattern = pattern
         self._closed = False
@@ -61,14 +75,21 @@ class Arena:
         self.size = sum(one.size for one in self.ranges)
 
     def bytes_in(self, *uses: Use) -> int:
-        """How much of it is in one of these uses."""
+        """Return how many bytes are in one of the states ``uses``."""
         return sum(one.size for one in self.ranges if one.use in uses)
 
     def take(self) -> Range:
-        """One range for use, filled with the pattern; those that the host does not know as free come first.
+        """Take one range into use, filled with the pattern.
 
-        5.5.6.7.1: what was reported or hinted is left alone while there is something else, and is filled
-        before it is used. Raises OperationFailed when nothing is left, Closed.
+        Ranges that the host does not know to be free are taken first. Hinted or reported ones only when there are
+        no others, and they are filled before use (5.5.6.7.1).
+
+        Returns:
+            The range, which is the caller's until ``give``.
+
+        Raises:
+            OperationFailed: Nothing is left.
+            Closed: The arena was closed.
         """
         self._check_open()
         for use in (Use.FREE, Use.HINTED, Use.REPORTED):
@@ -86,11 +107,16 @@ class Arena:
         )
 
     def view(self, one: Range) -> memoryview:
-        """The bytes of a taken range; release the view before ``give``. Raises Refused for any other range."""
+        """Return a view of a taken range; release it before ``give``.
+
+        Raises:
+            Refused: The range was not taken.
+            Closed: The arena was closed.
+        """
         self._check_open()
         if one.use is not Use.TAKEN:
             raise Refused(
-                "in-use: this range was not taken, so it is not yours to touch",
+                "in-use: this range was not taken, so it must not be touched",
                 seen=one.use.value,
                 expected=Use.TAKEN.value,
                 remedy="use what take() returned, until you give it back",
@@ -98,7 +124,13 @@ class Arena:
         return one.block.view[one.offset : one.offset + one.size]
 
     def give(self, one: Range) -> None:
-        """Give a taken range back; it is free again. Raises Refused for one that was not taken."""
+        """Give a taken range back; it is free again.
+
+        Raises:
+            Refused: The range was not taken.
+            Closed: The arena was closed.
+            BufferError: A view of it is still held.
+        """
         self.view(one).release()
         one.use = Use.FREE
 
@@ -115,13 +147,17 @@ class Arena:
             raise Closed("this arena is closed")
 
     def close(self) -> None:
-        """Free all of it; idempotent. Raises Refused while the device has some of it."""
+        """Free the memory; idempotent.
+
+        Raises:
+            Refused: Ranges are still in flight.
+        """
         if self._closed:
             return
         out = self.bytes_in(Use.OUT)
         if out:
             raise Refused(
-                "in-use: the device has not answered for all of this memory",
+                "in-use: the device has not used all buffers of this memory",
                 seen=f"{out} bytes are with the device",
                 expected="none",
                 remedy="wait for the device, or close the driver: that resets it and frees the memory",
@@ -140,9 +176,18 @@ class Arena:
 
 
 def allocate(dma: DmaSpace, size: int) -> list[Block]:
-    """Blocks of ``size`` bytes in all: one where that is one run for the device, else pieces of ``RANGE`` each.
+    """Allocate DMA memory for an arena.
 
-    Where addresses are physical, a huge page can serve such a piece.
+    Args:
+        dma: The memory of the device.
+        size: Bytes in all.
+
+    Returns:
+        One block where the device sees ``size`` bytes as contiguous, else blocks of ``RANGE`` bytes: where
+        addresses are physical, a huge page can serve each.
+
+    Raises:
+        MemlockExceeded, HugePagesLack, PagemapHidden, OperationFailed: There is not that much DMA memory.
     """
     if dma.contiguous_limit >= size:
         return [dma.alloc(size)]
@@ -185,5 +230,5 @@ def _cut(block: Block, elements: int) -> list[Range]:
 
 
 def of_use(arenas: Sequence[Arena], *uses: Use) -> list[tuple[Arena, Range]]:
-    """All ranges of these arenas in one of these uses."""
+    """Return all ranges of ``arenas`` in one of the states ``uses``, with their arenas."""
     return [(arena, one) for arena in arenas for one in arena.ranges if one.use in uses]

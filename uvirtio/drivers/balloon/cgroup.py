@@ -25,7 +25,7 @@ class CgroupMemory:
     oom_kills: int | None
     """Processes killed for lack of memory; None where that is not counted."""
     total: int | None
-    """The lowest limit that holds for it, its own or an ancestor's; None: no limit."""
+    """The lowest limit that applies to it, its own or an ancestor's, in bytes; None: no limit."""
     free: int | None
     """Bytes until the first of these limits is reached."""
     available: int | None
@@ -33,16 +33,22 @@ class CgroupMemory:
 
 
 def read(directory: Path) -> CgroupMemory | None:
-    """The memory of this cgroup; None for the root, whose memory is the machine's.
+    """Read the memory statistics and limits of a cgroup.
 
     A limit is ``memory.max``, or ``memory.high`` where that is lower: the kernel reclaims what is above it. An
-    ancestor's limit holds for all below it together, so what is free there counts too.
+    ancestor's limit applies to all its descendants together, so what is free there counts too.
+
+    Args:
+        directory: The cgroup, a directory of the cgroup2 file system.
+
+    Returns:
+        What the kernel counts; None for the root, whose memory is the machine's.
 
     Raises:
         UsageError: There is no such directory, or it is no cgroup of version 2.
         NotSupported: The cgroup does not count memory.
         PermissionLack: A file of it may not be read.
-        OperationFailed: A file of it cannot be read, or holds something else than the kernel writes.
+        OperationFailed: A file of it cannot be read, or has unexpected contents.
     """
     try:
         path = _resolved(directory)
@@ -91,7 +97,7 @@ def _counted(path: Path, directory: Path) -> tuple[dict[str, int], dict[str, int
 
 
 def _enabling(path: Path) -> str:
-    """How the memory controller comes to this cgroup: handed down from the first ancestor that has it."""
+    """How to enable the memory controller for this cgroup, from the first ancestor that has it."""
     below: list[Path] = []
     for one in path.parents:
         below.insert(0, one / "cgroup.subtree_control")
@@ -124,6 +130,7 @@ class _Limit:
 
     @classmethod
     def of(cls, path: Path) -> _Limit | None:
+        """Read the limit of one cgroup; None if it has none."""
         limits = [_number(path / name) for name in ("memory.max", "memory.high")]
         sizes = [size for size in limits if size is not None]
         if not sizes:

@@ -1,8 +1,8 @@
-"""The balloon itself: bringing it up with its options, inflate, deflate, and the way out.
+"""The balloon driver: starting with options, inflate, deflate, and closing.
 
-A page in the balloon is named to the host by its guest-physical frame number, whatever address policy the
-rings have, and the host may then throw its contents away. So the frame must not change while the host has
-it: the pages are pinned by the back end, their numbers are read, sent, and read again.
+The host knows a page in the balloon by its guest-physical frame number, whatever kind of addresses the rings use,
+and may discard its contents. So the frame must not change while the host has it: the pages are pinned by the back
+end, and their frame numbers are read, sent, and read again.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ from uvirtio.virtqueue import Completion
 _CONFIG = by_name(spec.CONFIG)
 
 SHORTAGE = (MemoryError, OperationFailed, MemlockExceeded, HugePagesLack, Refused)
-"""What pinning more memory raises when there is none to be had."""
+"""What pinning more memory raises when there is none."""
 
 
 _AT_ONCE = 16
-"""Buffers that may be out together: the pages of one chunk."""
+"""Buffers that may be in flight together: the pages of one chunk."""
 
 _BUFFER = spec.PFNS_PER_BUFFER * spec.PFN_SIZE
 
 
 class _Batch:
-    """Pages ``first`` to ``end`` of a chunk, that the host is told of in one buffer.
+    """Pages ``first`` to ``end`` (exclusive) of a chunk, whose frame numbers are sent in one buffer.
 
-    ``held`` is what the chunk holds once the host has answered; ``back`` says that it has.
+    Once the device has used the buffer (``back``), the chunk has ``held`` pages in the balloon.
     """
 
     def __init__(self, chunk: Chunk, first: int, end: int, held: int) -> None:
@@ -67,25 +67,14 @@ class _Batch:
 
 
 class Balloon(Driver):
-    """Inflate, deflate, follow, statistics, hints and reports. Sizes are in pages of 4096 bytes unless a name
-    says otherwise.
+    """Driver of the traditional memory balloon (5.5). Sizes are in pages of 4096 bytes.
 
-    ``stats``: where statistics come from (None: they are not offered to the host). ``floor``: bytes of this
-    machine's memory that the balloon leaves alone (None: 5%, at least 256 MiB but at most a quarter; nothing in a
-    guest of ours, where no operating system runs: ``device.guest``). ``deflate_on_oom``: give pages back under
-    memory pressure, if the host allows it. ``hinting``, ``reporting``: take those features, for use with an arena.
-    Where hints are offered, ``reporting`` takes them too, and a round of hints is answered with what was lent, or
-    with nothing: so all devices agree on the index of the reporting queue. ``poison``: the value (32 bits) that
-    free pages hold and keep holding; None: their contents are of no interest.
-
-    Raises NotSupported where it cannot be known which queue is which (``queues.py``), else what ``Driver`` raises.
-
-    Leaving deflates everything and writes ``actual`` = 0, because QEMU keeps ``actual`` over a reset.
+    Closing it deflates everything and writes ``actual`` = 0, because QEMU keeps ``actual`` over a reset.
     """
 
     device_id: ClassVar[int] = spec.TYPE
     features: ClassVar[int] = f.mask(f.Balloon.MUST_TELL_HOST, f.Balloon.STATS_VQ, f.Balloon.DEFLATE_ON_OOM)
-    """Taken without options; statistics and reclaim can be turned off."""
+    """Accepted by default; STATS_VQ and DEFLATE_ON_OOM can be turned off."""
 
     def __init__(
         self,
@@ -100,6 +89,33 @@ class Balloon(Driver):
         poison: int | None = None,
         roots: Roots | None = None,
     ) -> None:
+        """Start the device; ``Driver.__init__`` lists how that can fail.
+
+        Args:
+            device: An open balloon.
+            observe: Called after each step of the initialisation.
+            stats: The source of statistics: a function, or this machine's (``auto``); None: STATS_VQ is not
+                accepted.
+            floor: Bytes of this machine's memory that the balloon does not take; None: 5%, at least 256 MiB but
+                at most a quarter. On ``qemu:``, where no system uses the guest's memory, None means no floor.
+            deflate_on_oom: Give pages back under memory pressure, if the host allows it (DEFLATE_ON_OOM).
+            hinting: Accept FREE_PAGE_HINT, for use with an arena.
+            reporting: Accept PAGE_REPORTING, for use with an arena. Where hints are offered they are accepted
+                too, because then all devices agree on the index of the reporting queue; a round of hints is
+                answered with what was lent, or with nothing.
+            poison: The value of 32 bits that free pages hold and keep (PAGE_POISON); None: their contents do not
+                matter.
+            roots: Whose /proc to read, for memory and statistics.
+
+        Raises:
+            NotVirtio: The device is of another type.
+            UsageError: ``poison`` does not fit 32 bits.
+            BadSize: ``floor`` is negative.
+            NotSupported: Which queue is which cannot be known (``queues.py``).
+            QueueError: The device has no queue for a feature that it offers.
+            ConfigError: PAGE_POISON is offered, but the configuration has no ``poison_val``.
+            OperationFailed: The statistics could not be collected.
+        """
         if poison is not None and not 0 <= poison < 1 << 32:
             raise UsageError("a poison value has 32 bits", seen=poison, expected="0 to 2^32 - 1 (5.5.4)")
         if floor is not None and floor < 0:
@@ -111,7 +127,7 @@ class Balloon(Driver):
             f.Balloon.MUST_TELL_HOST,
             *([f.Balloon.STATS_VQ] if self._source is not None else []),
             *([f.Balloon.DEFLATE_ON_OOM] if deflate_on_oom else []),
-            # Also for reporting: where devices do not agree on its index, it is what comes before it that counts.
+            # Also for reporting: devices that disagree on its index count the queues before it.
             *([f.Balloon.FREE_PAGE_HINT] if hinting or reporting else []),
             *([f.Balloon.PAGE_REPORTING] if reporting else []),
             *([f.Balloon.PAGE_POISON] if poison is not None else []),
@@ -134,7 +150,7 @@ class Balloon(Driver):
         return self._wishes
 
     def _dependencies(self) -> Iterable[f.Needs] | None:
-        # 5.5.3.1: reporting needs poison only for those who expect their free pages to keep a value.
+        # 5.5.3.1: reporting needs poison only for a driver that expects its free pages to keep a value.
         return f.RESERVED_DEPENDS if self._poison is None else None
 
     def _queues(self) -> Sequence[QueueSpec]:
@@ -194,17 +210,17 @@ class Balloon(Driver):
 
     @property
     def actual(self) -> int:
-        """What the device has noted as the size of the balloon, in pages (5.5.4)."""
+        """The size of the balloon as the driver last reported it to the device, in pages (5.5.4)."""
         return self.device.read_config(_CONFIG["actual"])[0]
 
     @property
     def held(self) -> int:
-        """Pages that are in the balloon by our own books: acknowledged and not given back."""
+        """Pages in the balloon by the driver's own count: acknowledged by the host and not deflated since."""
         return self._pages.held
 
     @property
     def poison_val(self) -> int | None:
-        """What free pages hold, as the host was told; None where PAGE_POISON was not negotiated."""
+        """The value that free pages hold, as reported to the host; None where PAGE_POISON was not negotiated."""
         return self._poison if self.device.has(f.Balloon.PAGE_POISON) else None
 
     # --- inflate --------------------------------------------------------------------------------------------
@@ -217,25 +233,26 @@ class Balloon(Driver):
         progress: Progress | None = None,
         force: bool = False,
     ) -> int:
-        """Put more pages into the balloon. What was acknowledged before an error stays in it and in ``held``.
+        """Put pages into the balloon. Those that were acknowledged before an error stay in it.
 
         Args:
-            pages: How many pages of 4096 bytes.
-            timeout: Seconds that the device has for each batch of 256 pages; None: its own. A device that is
-                always just in time takes ``pages`` / 256 times as long.
-            progress: Called with the pages held after each batch.
-            force: Let the floor be crossed.
+            pages: How many.
+            timeout: Seconds for each batch of 256 pages; the device's own where None. A device that is always
+                just in time takes ``pages`` / 256 times as long.
+            progress: Called after each batch.
+            force: Ignore the floor.
 
         Returns:
-            How many pages the balloon holds then.
+            How many pages are in the balloon now.
 
         Raises:
+            BadSize: ``pages`` is negative or exceeds 32 bits.
             Refused: The floor would be crossed (rule free-memory).
-            BadSize: The number is negative, or more than a balloon can count (5.5.6).
-            MemlockExceeded: This process may not pin as much.
-            PagemapHidden: This process may not know where its pages lie.
-            PageMoved: A page was moved in spite of being pinned.
-            DeviceTimeout: A batch was not acknowledged in time.
+            MemlockExceeded, HugePagesLack, OperationFailed: There is no memory to pin.
+            PagemapHidden: The frame numbers are hidden from this process.
+            NotSupported: A frame number exceeds 32 bits.
+            PageMoved: A page changed its frame while it was sent.
+            DeviceTimeout: The device did not acknowledge a batch in time.
         """
         self._check_count(pages)
         with self.device.session():
@@ -251,7 +268,22 @@ class Balloon(Driver):
     def grow(
         self, target: Target, timeout: float | None, progress: Progress | None, *, force: bool = False
     ) -> Exception | None:
-        """Inflate until ``target`` is met; returns why there was no memory for more, or None."""
+        """Inflate until ``target`` is met. For ``follow``; ``inflate`` checks its argument and raises instead.
+
+        Args:
+            target: Returns the desired size.
+            timeout: Seconds for each batch of 256 pages; the device's own where None. A device that is always
+                just in time takes ``pages`` / 256 times as long.
+            progress: Called after each batch.
+            force: Ignore the floor.
+
+        Returns:
+            Why there was no memory for more; None if the target is met.
+
+        Raises:
+            PagemapHidden, PageMoved, NotSupported: Pages cannot be put into the balloon.
+            DeviceTimeout: The device did not acknowledge a batch in time.
+        """
         while (missing := target() - self.held) > 0:
             try:
                 chunk = self._pages.with_room(missing, force=force)
@@ -279,23 +311,24 @@ class Balloon(Driver):
     ) -> int:
         """Take pages out of the balloon.
 
-        The buffers of a chunk of 4096 pages go out together, and ``actual`` is written once for them. The memory
-        of a chunk is freed once the host has acknowledged all of its pages (MUST_TELL_HOST).
+        The buffers of a chunk of 4096 pages are sent together, and ``actual`` is written once for them. The memory
+        of a chunk is freed once the host has acknowledged all of its pages (MUST_TELL_HOST). Without
+        DEFLATE_ON_OOM, pages that the host still asks for stay in the balloon (5.5.6.1).
 
         Args:
-            pages: How many pages of 4096 bytes.
-            timeout: Seconds that the device has for each chunk; None: its own. A device that is always just in
-                time takes ``pages`` / 4096 times as long.
-            progress: Called with the pages held after each chunk.
-            force: Take out pages that the host still asks for.
+            pages: How many.
+            timeout: Seconds for each chunk of 4096 pages; the device's own where None. A device that is always
+                just in time takes ``pages`` / 4096 times as long.
+            progress: Called after each chunk.
+            force: Also take out pages that the host still asks for.
 
         Returns:
-            How many pages the balloon holds then.
+            How many pages are in the balloon now.
 
         Raises:
-            Refused: Without DEFLATE_ON_OOM: the host still asks for these pages (5.5.6.1; rule host-target).
-            BadSize: There are not as many pages in the balloon.
-            DeviceTimeout: A chunk was not acknowledged in time.
+            BadSize: ``pages`` is out of range, or more than there are in the balloon.
+            Refused: The host still asks for the pages (rule host-target).
+            DeviceTimeout: The device did not acknowledge a chunk in time.
         """
         self._check_count(pages)
         with self.device.session():
@@ -323,7 +356,17 @@ class Balloon(Driver):
             )
 
     def shrink(self, target: Target, timeout: float | None, progress: Progress | None) -> None:
-        """Deflate until ``target`` is met."""
+        """Deflate until ``target`` is met. For ``follow``; ``deflate`` checks its argument.
+
+        Args:
+            target: Returns the desired size.
+            timeout: Seconds for each chunk of 4096 pages; the device's own where None. A device that is always
+                just in time takes ``pages`` / 4096 times as long.
+            progress: Called after each chunk.
+
+        Raises:
+            DeviceTimeout: The device did not acknowledge a chunk in time.
+        """
         while (surplus := self.held - target()) > 0:
             chunk = self._pages.chunks[-1]
             batches = self._to_take(chunk, max(0, chunk.held - surplus))
@@ -335,7 +378,7 @@ class Balloon(Driver):
                 progress(self.held)
 
     def _to_take(self, chunk: Chunk, least: int) -> list[_Batch]:
-        """What can go out at once of a chunk that is to keep ``least`` pages, the last page first."""
+        """The buffers to send at once for a chunk that is to keep ``least`` pages, the last page first."""
         batches: list[_Batch] = []
         end = chunk.held
         while end > least and len(batches) < min(_AT_ONCE, self.device.queues[spec.DEFLATEQ].ring.size):
@@ -344,7 +387,7 @@ class Balloon(Driver):
             end = first
         return batches
 
-    # --- as long as it lives --------------------------------------------------------------------------------
+    # --- following the host ---------------------------------------------------------------------------------
 
     def follow(
         self,
@@ -354,28 +397,47 @@ class Balloon(Driver):
         progress: Progress | None = None,
         shortage: Shortage | None = None,
     ) -> None:
-        """Go towards the host's ``num_pages`` whenever it changes, until ``close()`` or a signal.
+        """Track the host's target (``num_pages``) until ``close()`` or a signal.
 
-        ``limit`` is the most pages that the balloon will hold. With ``timeout`` (seconds), returns when that
-        long nothing has changed. The target is read anew for each batch, so a host that changes its mind is
-        followed at once. Where memory runs out, and at the floor, it waits and tries again, later each time;
-        ``shortage`` is told why, and the seconds until then. Statistics and hints are answered meanwhile.
+        The target is read before each batch, so that a change takes effect at once. When memory runs out, or at
+        the floor, it waits with growing pauses. Statistics and hints are answered meanwhile.
+
+        Args:
+            limit: Pages that the balloon may hold at most; None: as many as the host wants.
+            timeout: Return after so many seconds without a change; None: never.
+            progress: Called after each batch.
+            shortage: Called when there is no memory, with the reason and the seconds until the next attempt.
+
+        Raises:
+            PagemapHidden, PageMoved, NotSupported: Pages cannot be put into the balloon.
+            DeviceTimeout: The device did not acknowledge a batch in time.
         """
         with self.device.session():
             self._settle()
             Follower(self, self._pages, self._pressure, limit, progress, shortage).run(timeout)
 
     def hold(self, timeout: float | None = None) -> None:
-        """Stay as it is for ``timeout`` seconds (None: until ``close()`` or a signal), and answer the host.
+        """Keep the balloon as it is, and answer the host.
 
-        Statistics, hints, and memory pressure (where DEFLATE_ON_OOM lets pages go) are served; the target is not.
+        Statistics and hints are answered, and pages are given back under memory pressure where DEFLATE_ON_OOM
+        allows it; the host's target is not followed.
+
+        Args:
+            timeout: Seconds; None: until ``close()`` or a signal.
+
+        Raises:
+            DeviceTimeout: The device did not acknowledge a batch in time.
         """
         with self.device.session():
             self._settle()
             Follower(self, self._pages, self._pressure, None, None, None).stay(timeout)
 
     def serve(self) -> None:
-        """Answer what the host has asked for, as far as that can be done without waiting."""
+        """Answer requests for statistics and hints, as far as that is possible without waiting.
+
+        Raises:
+            RingCorruption: A used ring holds what cannot be.
+        """
         if self.stats is not None:
             self.stats.serve()
         if self.hints is not None:
@@ -383,12 +445,20 @@ class Balloon(Driver):
         if self.reports is not None:
             self.reports.serve()
 
-    # --- free memory that stays ours ------------------------------------------------------------------------
+    # --- free memory that is not in the balloon -------------------------------------------------------------
 
     def arena(self, size: int) -> Arena:
-        """Memory of ``size`` bytes that is held free, for ``report`` and for hints. Raises what memory raises.
+        """Allocate memory that is kept free, for ``report`` and for ``lend``.
 
-        With PAGE_POISON what is taken from it holds the poison value, else zeros.
+        With PAGE_POISON, what is taken from it holds the poison value, else zeros.
+
+        Args:
+            size: Bytes, a multiple of 4096.
+
+        Raises:
+            BadSize: ``size`` is no multiple of 4096, or 0.
+            Refused: The floor would be crossed.
+            MemlockExceeded, HugePagesLack, PagemapHidden, OperationFailed: There is not that much DMA memory.
         """
         if size <= 0 or size % VIRTIO_PAGE:
             raise BadSize("an arena is made of whole pages", seen=size, expected="a multiple of 4096 bytes")
@@ -400,11 +470,20 @@ class Balloon(Driver):
             return Arena(allocate(self.device.dma, size), pattern=self._pattern, elements=min([16, *most]))
 
     def report(self, arena: Arena, *, timeout: float | None = None) -> int:
-        """Tell the host what is free in ``arena``; returns the bytes that it acknowledged.
+        """Report the free ranges of an arena to the host, which may take the memory behind them (5.5.6.7).
 
-        The host may take the memory behind it (5.5.6.7); touching a range brings memory back, and nobody is
-        told. ``timeout`` (seconds) is for each queueful. Raises NotSupported without PAGE_REPORTING,
-        DeviceTimeout.
+        Touching a range brings memory back, without a message to the host.
+
+        Args:
+            arena: Memory of this balloon.
+            timeout: Seconds for each queueful of ranges; the device's own where None.
+
+        Returns:
+            The bytes that the host acknowledged.
+
+        Raises:
+            NotSupported: PAGE_REPORTING was not negotiated.
+            DeviceTimeout: The device did not acknowledge the ranges in time.
         """
         with self.device.session():
             if self.reports is None:
@@ -412,9 +491,15 @@ class Balloon(Driver):
             return self.reports.report(arena, self.device.seconds(timeout))
 
     def lend(self, arena: Arena) -> None:
-        """Hint the free ranges of ``arena`` whenever the host asks for hints. Raises NotSupported without them.
+        """Hint the free ranges of an arena whenever the host asks for hints (5.5.6.5).
 
         The host is answered in ``hold``, ``follow`` and ``serve``.
+
+        Args:
+            arena: Memory of this balloon.
+
+        Raises:
+            NotSupported: FREE_PAGE_HINT was not negotiated.
         """
         with self.device.session():
             if self.hints is None:
@@ -425,12 +510,12 @@ class Balloon(Driver):
         offered = f.has(self.device.offered, f.Balloon[feature])
         return NotSupported(
             f"{feature} was not negotiated with {self.device.address}",
-            seen="offered, not taken" if offered else "not offered",
+            seen="offered, not accepted" if offered else "not offered",
             expected="negotiated (5.5.3)",
             remedy=f"Balloon(device, {option}=True)" if offered else "a host that offers it",
         )
 
-    # --- the wire -------------------------------------------------------------------------------------------
+    # --- inflateq and deflateq ------------------------------------------------------------------------------
 
     def _tell(self, index: int, batches: list[_Batch], timeout: float | None) -> None:
         """Send frame numbers, le32 each (5.5.6), and wait until all are acknowledged."""
@@ -450,7 +535,7 @@ class Balloon(Driver):
         out, self._out = self._out, []
         for batch in out:
             if not batch.back:
-                continue  # it was interrupted before it went out
+                continue  # interrupted before it was sent
             before, batch.chunk.held = batch.chunk.held, batch.held
             if batch.held < before and self.device.has(f.Balloon.PAGE_POISON):
                 batch.chunk.fill(batch.held, before, self._pattern)  # 5.5.6.6.1
@@ -458,7 +543,7 @@ class Balloon(Driver):
         self.device.write_config(_CONFIG["actual"], self.held)
 
     def _settle(self) -> None:
-        """Interrupted batches: wait for their acknowledgement, so that they can be deflated (5.5.6.1)."""
+        """Wait for the acknowledgement of interrupted batches, so that they can be deflated (5.5.6.1)."""
         if not self._out:
             return
         for index in (spec.INFLATEQ, spec.DEFLATEQ):
@@ -469,16 +554,16 @@ class Balloon(Driver):
         if pages < 0 or pages >= PFN_END:
             raise BadSize("a number of pages is out of range", seen=pages, expected="0 to 2^32 - 1")
 
-    # --- leaving --------------------------------------------------------------------------------------------
+    # --- closing --------------------------------------------------------------------------------------------
 
     def _give_back(self, working: bool) -> None:
-        """Deflate everything, then ``actual`` = 0; on a device that fails, ``actual`` = 0 alone."""
+        """Deflate everything, then ``actual`` = 0; on a device that fails, only ``actual`` = 0."""
         if working:
             with suppress(UvirtioError):
                 self._settle()
                 self.shrink(lambda: 0, None, None)
         for chunk in self._pages.chunks:
-            chunk.held = 0  # what is left is forgotten by the host at the reset that follows
+            chunk.held = 0  # the host drops the rest at the reset that follows
         self.device.write_config(_CONFIG["actual"], self.held)
 
     def close(self) -> None:
@@ -491,14 +576,14 @@ class Balloon(Driver):
 
 
 def _note(done: Sequence[Completion]) -> None:
-    """These batches are back, whatever happens to the wait for the others."""
+    """Mark these batches as used, whatever happens to the wait for the others."""
     for one in done:
         if isinstance(one.cookie, _Batch):
             one.cookie.back = True
 
 
 def _collector(roots: Roots) -> Source | None:
-    """This machine's statistics; None where it tells of none."""
+    """A source of this machine's statistics; None where it has none."""
     collector = Collector(roots)
     try:
         collector()

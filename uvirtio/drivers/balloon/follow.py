@@ -1,4 +1,4 @@
-"""Following the host's target, and what stands in the way: no memory left, and memory that others need."""
+"""Following the host's target: waiting for memory, and giving pages back under memory pressure."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from uvirtio.spec import features as f
 from uvirtio.spec.page import VIRTIO_PAGE
 
 REST = 0.01
-"""Seconds between looks at a target that moved though no notification said so."""
+"""Seconds between reads of a target that changes without a notification."""
 
 RETRY_FIRST, RETRY_LAST = 0.2, 30.0
-"""Seconds until memory is asked for again: 200 ms as in Linux's driver, then twice as long each time."""
+"""Seconds between attempts to get memory: 200 ms as in Linux's driver, then doubled each time."""
 
 CALM = 10.0
 """Seconds after memory pressure in which the balloon does not grow."""
@@ -25,32 +25,49 @@ Progress = Callable[[int], None]
 """Called with the number of pages in the balloon after each batch."""
 
 Target = Callable[[], int]
-"""Where to go, in pages; asked again before each batch."""
+"""Returns the desired balloon size, in pages; called before each batch."""
 
 Shortage = Callable[[Exception, float], None]
-"""Told why there is no memory, and the seconds until it is tried again."""
+"""Called with the reason why there is no memory, and the seconds until the next attempt."""
 
 
 class MemoryPressure(Exception):
-    """Why the balloon stays below its target: others needed the memory."""
+    """Why the balloon stays below its target: this machine is short of memory. Passed to a ``Shortage``."""
 
 
 class Followed(Protocol):
-    """What a follower needs of its balloon."""
+    """What a follower needs of its balloon; see ``Balloon``."""
 
     @property
-    def device(self) -> Device: ...
+    def device(self) -> Device:
+        """The device of the balloon."""
+        ...
+
     @property
-    def num_pages(self) -> int: ...
+    def num_pages(self) -> int:
+        """The host's target, in pages."""
+        ...
+
     @property
-    def held(self) -> int: ...
-    def grow(self, target: Target, timeout: float | None, progress: Progress | None) -> Exception | None: ...
-    def shrink(self, target: Target, timeout: float | None, progress: Progress | None) -> None: ...
-    def serve(self) -> None: ...
+    def held(self) -> int:
+        """Pages in the balloon."""
+        ...
+
+    def grow(self, target: Target, timeout: float | None, progress: Progress | None) -> Exception | None:
+        """Inflate to the target; return why there was no memory for more, or None."""
+        ...
+
+    def shrink(self, target: Target, timeout: float | None, progress: Progress | None) -> None:
+        """Deflate to the target."""
+        ...
+
+    def serve(self) -> None:
+        """Answer the host, as far as that is possible without waiting."""
+        ...
 
 
 class Follower:
-    """One ``follow()`` or ``hold()`` of a balloon."""
+    """One call of ``Balloon.follow`` or ``Balloon.hold``."""
 
     def __init__(
         self,
@@ -61,6 +78,16 @@ class Follower:
         progress: Progress | None,
         shortage: Shortage | None,
     ) -> None:
+        """Prepare to follow.
+
+        Args:
+            balloon: The balloon.
+            pages: Its pages.
+            pressure: Detects memory pressure; None: pages are never given back for it.
+            limit: Pages that the balloon may hold at most; None: as many as the host wants.
+            progress: Called after each batch.
+            shortage: Called when there is no memory.
+        """
         self._balloon = balloon
         self._device = balloon.device
         self._pages = pages
@@ -71,7 +98,7 @@ class Follower:
         self._retry_at = 0.0
         self._delay = RETRY_FIRST
 
-    # --- where to ----------------------------------------------------------------------------------------
+    # --- the target --------------------------------------------------------------------------------------
 
     def _goal(self) -> int:
         wanted = self._balloon.num_pages
@@ -79,11 +106,16 @@ class Follower:
             return wanted
         if self._device.has(f.Balloon.DEFLATE_ON_OOM):
             return self._limit
-        # 5.5.6.1: what the host asks for and has, it keeps.
+        # 5.5.6.1: pages that the host has and still asks for must stay in the balloon.
         return max(self._limit, min(wanted, self._balloon.held))
 
     def run(self, timeout: float | None) -> None:
-        """Follow until nothing has changed for ``timeout`` seconds (None: for ever)."""
+        """Follow until nothing has changed for ``timeout`` seconds (None: without end).
+
+        Raises:
+            PagemapHidden, PageMoved, NotSupported: Pages cannot be put into the balloon.
+            DeviceTimeout: The device did not acknowledge a batch in time.
+        """
         quiet_since = time.monotonic()
         while True:
             seen, held = self._device.counters.config_changes, self._balloon.held
@@ -103,7 +135,7 @@ class Follower:
                 return
 
     def _approach(self) -> bool:
-        """Go one way, up or down, until the goal is met or lies behind us; whether it is met."""
+        """Inflate or deflate until the goal is met or passed; whether it is met."""
         if self._goal() > self._balloon.held:
             if time.monotonic() >= self._retry_at:
                 short = self._balloon.grow(self._goal, None, self._progress)
@@ -125,7 +157,11 @@ class Follower:
     # --- waiting -----------------------------------------------------------------------------------------
 
     def stay(self, timeout: float | None) -> None:
-        """Answer the host for ``timeout`` seconds (None: for ever), wherever its target goes."""
+        """Answer the host for ``timeout`` seconds (None: without end), without following its target.
+
+        Raises:
+            DeviceTimeout: The device did not acknowledge a batch in time.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -133,7 +169,7 @@ class Follower:
                 return
 
     def _wait(self, seen: int | None, timeout: float | None) -> bool:
-        """Until the configuration is no longer that of change ``seen``, or there was pressure; False: neither."""
+        """Wait for a configuration change after ``seen``, or for memory pressure; False: neither happened."""
         pressed = False
 
         def ready() -> bool:
@@ -148,7 +184,7 @@ class Follower:
         return changed
 
     def _relieve(self) -> None:
-        """Give a chunk back, or what is missing up to the floor if that is more (5.5.6.1, DEFLATE_ON_OOM)."""
+        """Deflate a chunk, or what is missing up to the floor if that is more (5.5.6.1, DEFLATE_ON_OOM)."""
         missing = max(CHUNK, -(self._pages.spare() or 0))
         left = max(0, self._balloon.held - -(-missing // VIRTIO_PAGE))
         self._balloon.shrink(lambda: left, None, self._progress)

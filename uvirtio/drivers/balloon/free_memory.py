@@ -13,19 +13,39 @@ MIB = 1 << 20
 
 
 def default_floor(total: int) -> int:
-    """Bytes that are left to a machine of ``total`` bytes: 5%, at least 256 MiB, but never above a quarter."""
+    """Return the bytes that a balloon leaves to its machine by default.
+
+    Args:
+        total: Memory of the machine (MemTotal), in bytes.
+
+    Returns:
+        5% of ``total``, at least 256 MiB, but at most a quarter.
+    """
     return min(max(256 * MIB, total // 20), total // 4)
 
 
 class FreeMemory:
-    """How much this machine can spare: MemAvailable less a floor (bytes; None: ``default_floor``)."""
+    """How much memory this machine can spare: MemAvailable less a floor."""
 
     def __init__(self, roots: Roots, floor: int | None = None) -> None:
+        """Set the floor; nothing is read yet.
+
+        Args:
+            roots: Whose /proc to read.
+            floor: Bytes to leave to the machine; None: ``default_floor``.
+        """
         self._roots = roots
         self._floor = floor
 
     def read(self) -> tuple[int, int]:
-        """(MemAvailable, the floor), in bytes. Raises Refused where the kernel does not tell."""
+        """Read /proc/meminfo.
+
+        Returns:
+            MemAvailable and the floor, in bytes.
+
+        Raises:
+            Refused: /proc/meminfo does not say.
+        """
         try:
             found = meminfo(self._roots)
             available, total = found["MemAvailable"], found["MemTotal"]
@@ -34,17 +54,25 @@ class FreeMemory:
                 "free-memory: it is not known how much memory is free",
                 seen=f"/proc/meminfo: {error}",
                 expected="MemAvailable and MemTotal",
-                remedy="where you know that there is enough: --force free-memory",
+                remedy="if you know that there is enough: --force free-memory",
             ) from error
         return available, default_floor(total) if self._floor is None else self._floor
 
     def spare(self) -> int:
-        """Bytes above the floor; negative below it. Raises Refused where that is not known."""
+        """Return MemAvailable less the floor, in bytes; negative below the floor.
+
+        Raises:
+            Refused: /proc/meminfo does not say.
+        """
         available, floor = self.read()
         return available - floor
 
     def check(self, size: int) -> None:
-        """Raise Refused, by the rule free-memory, unless ``size`` bytes can be spared."""
+        """Check the rule free-memory: the machine can spare ``size`` bytes.
+
+        Raises:
+            Refused: It cannot, or it is not known.
+        """
         available, floor = self.read()
         if size > available - floor:
             raise Refused(
@@ -56,25 +84,31 @@ class FreeMemory:
 
 
 class Pressure:
-    """Whether memory is short here: the kernel says so (PSI), or MemAvailable is below the floor.
+    """Detects memory pressure: the kernel reports stalls (PSI), or MemAvailable is below the floor.
 
-    Without PSI only the floor is looked at, once a second. Owns a descriptor.
+    Without PSI only the floor is checked, once a second. Owns a file descriptor.
     """
 
     _EVERY = 1.0  # seconds between looks at MemAvailable
 
     def __init__(self, roots: Roots, free: FreeMemory) -> None:
+        """Arm a PSI trigger, where the kernel has PSI.
+
+        Args:
+            roots: Whose /proc to use.
+            free: Knows the floor.
+        """
         self._free = free
         self._next_look = 0.0
         self._trigger = StallTrigger(roots)
 
     @property
     def has_psi(self) -> bool:
-        """Whether the kernel will tell."""
+        """Whether the kernel reports memory stalls (PSI)."""
         return self._trigger.armed
 
     def rose(self) -> bool:
-        """Whether it is time to give memory back. Never waits."""
+        """Return whether it is time to give memory back. Never waits."""
         if self._trigger.fired():
             return True
         now = time.monotonic()
@@ -87,5 +121,5 @@ class Pressure:
             return False
 
     def close(self) -> None:
-        """Take the trigger back; idempotent."""
+        """Remove the PSI trigger; idempotent."""
         self._trigger.close()

@@ -1,4 +1,4 @@
-"""Free page hints (5.5.6.5): while a host migrates this guest, it leaves out what we say is free."""
+"""Free page hints (5.5.6.5): a host that migrates this guest skips the pages that we hint as free."""
 
 from __future__ import annotations
 
@@ -12,18 +12,25 @@ from uvirtio.spec.layout import by_name
 
 _CMD_ID = by_name(spec.CONFIG)["free_page_hint_cmd_id"]
 _SLOTS = 16
-"""Commands that can be with the device at once."""
+"""Commands that can be in flight."""
 
 
 class Hints:
     """The state machine of free_page_vq. Nothing here waits: ``serve`` does what can be done now.
 
-    The host names a round by an id of 2 or more in its configuration. It gets that id once, then free ranges as
-    writable buffers, then STOP when there are no more. STOP in the configuration ends the supply; DONE also ends
-    the need to remember: the ranges are free again. An id that was answered once is stale, and ignored.
+    The host starts a round by putting an id of 2 or more in its configuration. The driver sends that id once, then
+    free ranges as writable buffers, then STOP when there are no more. STOP in the configuration ends the supply;
+    DONE also makes the hinted ranges free again. An id that was answered once is stale, and ignored.
     """
 
     def __init__(self, device: Device, queue: Queue, order: Literal["little", "big"]) -> None:
+        """Allocate the command buffers.
+
+        Args:
+            device: The balloon.
+            queue: Its free_page_vq.
+            order: Byte order of command ids; legacy devices use the guest's (5.5.6.5.3).
+        """
         self._device = device
         self._queue = queue
         self._order = order
@@ -36,22 +43,26 @@ class Hints:
         self._wanted: int | None = None  # an id that waits for a slot
         self.arenas: list[Arena] = []
         self.rounds = 0
-        """Rounds that were opened."""
+        """Rounds of hints so far."""
         self.hinted = 0
         """Bytes that the device has acknowledged as hints, over all rounds."""
 
     def lend(self, arena: Arena) -> None:
-        """From now on its free ranges are hinted, from the next round on."""
+        """Hint the free ranges of ``arena``, from the next round on."""
         if arena not in self.arenas:
             self.arenas.append(arena)
 
     @property
     def supplying(self) -> bool:
-        """Whether a round is open, and there is more to say in it."""
+        """Whether a round is open and its STOP was not sent yet."""
         return self._supplying
 
     def serve(self) -> None:
-        """Take back what the device has used, look whether the host wants something else, and supply."""
+        """Reap used buffers, read the command id if the configuration changed, and send hints or STOP.
+
+        Raises:
+            RingCorruption: The used ring holds what cannot be.
+        """
         for done in self._queue.reap():
             self._returned(done.cookie)
         changes = self._device.counters.config_changes
@@ -77,7 +88,7 @@ class Hints:
             if ident == spec.CMD_ID_DONE:
                 self._release()
         elif ident != self._answered:
-            # Also in the middle of another round: that one is stale now.
+            # Also in the middle of another round, which is stale then.
             self._supplying, self._wanted = False, ident
 
     def _release(self) -> None:
@@ -110,5 +121,10 @@ class Hints:
 
 
 def encode(command: int, order: Literal["little", "big"] = "little") -> bytes:
-    """A command id, 4 bytes; legacy devices take the guest's order (5.5.6.5.3)."""
+    """Encode a command id as 4 bytes.
+
+    Args:
+        command: The id.
+        order: Byte order; legacy devices use the guest's (5.5.6.5.3).
+    """
     return command.to_bytes(spec.CMD_ID_SIZE, order)

@@ -1,4 +1,4 @@
-"""The pages of the balloon: pinned memory in chunks, and the books of what the host has of it."""
+"""The pages of the balloon: pinned memory in chunks, and how many pages of each the host has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uvirtio.spec import balloon as spec
 from uvirtio.spec.page import VIRTIO_PAGE
 
 CHUNK = 16 << 20
-"""Bytes that are pinned by one map: few maps for a large balloon, small steps back for a shrinking one."""
+"""Bytes that are pinned by one map: few maps for a large balloon, and small steps when it shrinks."""
 
 _BATCH = spec.PFNS_PER_BUFFER * VIRTIO_PAGE
 
@@ -22,21 +22,38 @@ class Chunk:
     """A pinned block whose first ``held`` pages are in the balloon."""
 
     def __init__(self, block: Block, pfns: list[int]) -> None:
+        """Wrap a pinned block, none of whose pages are in the balloon.
+
+        Args:
+            block: The memory.
+            pfns: The frame number of each page of 4096 bytes.
+        """
         self.block = block
         self.pfns = pfns
         self.held = 0
 
     @property
     def room(self) -> int:
+        """Pages that are not in the balloon."""
         return len(self.pfns) - self.held
 
     def fill(self, first: int, end: int, pattern: bytes) -> None:
-        """Write ``pattern`` (4 bytes) all over these pages."""
+        """Fill pages with a pattern.
+
+        Args:
+            first: The first page.
+            end: The page after the last one.
+            pattern: 4 bytes.
+        """
         page = pattern * (VIRTIO_PAGE // len(pattern))
         self.block.view[first * VIRTIO_PAGE : end * VIRTIO_PAGE] = page * (end - first)
 
     def recheck(self, first: int) -> None:
-        """The pages from ``first`` on, which the host has, are where they were. Raises PageMoved."""
+        """Check that the frame numbers of the pages from ``first`` on, which the host has, did not change.
+
+        Raises:
+            PageMoved: One changed.
+        """
         now = self.block.pfns()
         for index in range(first, self.held):
             if now[index] != self.pfns[index]:
@@ -44,27 +61,41 @@ class Chunk:
                     "a page of the balloon moved while the host was told about it",
                     seen=f"page {index}: frame {now[index]:#x}",
                     expected=f"frame {self.pfns[index]:#x}",
-                    remedy="the back end did not pin this memory; leave the device and report this",
+                    remedy="the back end did not pin this memory; close the device and report this",
                 )
 
 
 class Pages:
-    """All chunks, the newest last. ``free`` None: nothing here can run short (a machine without a guest)."""
+    """All chunks of a balloon, the newest last."""
 
     def __init__(self, dma: DmaSpace, free: FreeMemory | None) -> None:
+        """Start with no chunks.
+
+        Args:
+            dma: Pins the memory.
+            free: The floor to respect; None: there is none (``qemu:`` machines have no guest that needs memory).
+        """
         self._dma = dma
         self._free = free
         self.chunks: list[Chunk] = []
 
     @property
     def held(self) -> int:
-        """Pages that the host has acknowledged and that were not given back."""
+        """Pages in the balloon: acknowledged by the host and not deflated since."""
         return sum(chunk.held for chunk in self.chunks)
 
     def with_room(self, missing: int, *, force: bool) -> Chunk:
-        """A chunk that can take some of ``missing`` pages; pins a new one when the last is full.
+        """Return a chunk with pages that are not in the balloon; pin a new one when the last is full.
 
-        ``force``: the floor of free memory does not count. Raises Refused (the floor), and what pinning raises.
+        Args:
+            missing: Pages that are to be put into the balloon, in this chunk and in later ones.
+            force: Ignore the floor.
+
+        Raises:
+            Refused: The floor would be crossed.
+            MemlockExceeded, HugePagesLack, OperationFailed, MemoryError: There is no memory to pin.
+            PagemapHidden: The frame numbers are hidden from this process.
+            NotSupported: A frame number exceeds 32 bits.
         """
         if self.chunks and self.chunks[-1].room:
             return self.chunks[-1]
@@ -86,7 +117,7 @@ class Pages:
         return chunk
 
     def spare(self) -> int | None:
-        """Bytes of this machine's memory above the floor; None where that is unknown, or nothing to go by."""
+        """Return the bytes of this machine's memory above the floor; None without a floor, or if not known."""
         if self._free is None:
             return None
         try:
@@ -95,28 +126,32 @@ class Pages:
             return None
 
     def check(self, pages: int) -> None:
-        """Raise Refused unless so many pages more can be spared."""
+        """Check that ``pages`` more pages can be put into the balloon without crossing the floor.
+
+        Raises:
+            Refused: They cannot, or it is not known.
+        """
         if self._free is not None:
             room = self.chunks[-1].room if self.chunks else 0
             if pages > room:
                 self._free.check((pages - room) * VIRTIO_PAGE)
 
     def drop_last(self) -> None:
-        """Free the newest chunk, which the host has nothing of."""
+        """Free the newest chunk, none of whose pages are in the balloon."""
         self.chunks.pop().block.close()
 
 
 def _check(pfns: Sequence[int]) -> None:
     if 0 in pfns:
         raise PagemapHidden(
-            "this process may not know the frame numbers of its pages",
+            "the frame numbers of its pages are hidden from this process",
             seen="frame 0 in /proc/self/pagemap",
             expected="real frame numbers",
             remedy="the balloon needs CAP_SYS_ADMIN: run as root, or try qemu:virtio-balloon-pci",
         )
     if max(pfns) >= PFN_END:
         raise NotSupported(
-            "a page lies above what a balloon can name",
+            "a page lies above what a balloon can address",
             seen=f"frame {max(pfns):#x}",
             expected="below 2^32 (5.5.6)",
             remedy="the balloon takes memory below 16 TiB only",

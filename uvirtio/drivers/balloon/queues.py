@@ -2,7 +2,7 @@
 
 The standard gives each queue an index of its own. Devices differ: most count only the queues that exist, either
 those whose features they offer (QEMU, Firecracker, crosvm since 2025) or those whose features were negotiated
-(Alioth, Linux's driver). So an index is taken only where all that the device shows leads to the same one.
+(Alioth, Linux's driver). So an index is used only where everything that the device shows leads to the same one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class _Numbering:
 def numbered(
     address: str, offered: int, negotiated: int, num_queues: int, exists: Callable[[int], bool]
 ) -> list[QueueSpec]:
-    """The optional queues that were negotiated, each with the index that this device has it at.
+    """Find the index that this device has each negotiated optional queue at.
 
     Args:
         address: The device's, for errors.
@@ -43,6 +43,9 @@ def numbered(
         negotiated: Feature bits that were negotiated.
         num_queues: How many queues the device shows, for errors.
         exists: Whether the device shows a queue of this index.
+
+    Returns:
+        The negotiated optional queues, in the standard's order.
 
     Raises:
         QueueError: The device shows no queue where one should be.
@@ -75,7 +78,7 @@ def numbered(
 
 
 def _as_standard(offered: int, taken: Sequence[int], shown: Sequence[int]) -> _Numbering:
-    # A device that offers statistics and has no queue for them is driven without; the others have to be there.
+    # A device that offers statistics and has no queue for them is driven without; the other queues are required.
     needs = [queue.index for bit, queue in _OPTIONAL.items() if queue.required and f.has(offered, bit)]
     indices = {bit: _OPTIONAL[bit].index for bit in taken}
     return _Numbering("as the standard has it", indices, set(needs) <= set(shown))

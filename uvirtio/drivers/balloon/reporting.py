@@ -1,4 +1,4 @@
-"""Free page reporting (5.5.6.7): the host may take the memory behind what we say is free, until we touch it."""
+"""Free page reporting (5.5.6.7): the host may take the memory behind free pages, until we touch them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ class Reporting:
     """Sends the free ranges of an arena, as many at a time as the queue takes."""
 
     def __init__(self, device: Device, queue: Queue) -> None:
+        """Report on ``queue``, the reporting_vq of ``device``."""
         self._device = device
         self._queue = queue
         self._poison = device.has(f.Balloon.PAGE_POISON)
@@ -18,16 +19,29 @@ class Reporting:
         """Bytes that the device has acknowledged."""
 
     def serve(self) -> None:
-        """Take back what the device has used; never waits."""
+        """Reap the ranges that the device acknowledged; never waits.
+
+        Raises:
+            RingCorruption: The used ring holds what cannot be.
+        """
         for done in self._queue.reap():
             one: Range = done.cookie
             one.use = Use.REPORTED
             self.reported += one.size
 
     def report(self, arena: Arena, timeout: float) -> int:
-        """Report what is free in the arena; returns the bytes. ``timeout`` (seconds) is for each queueful.
+        """Report the free ranges of an arena, and wait until the device has acknowledged them (5.5.6.7.1).
 
-        Returns when the device has acknowledged all: until then the ranges are out of bounds (5.5.6.7.1).
+        Args:
+            arena: The memory.
+            timeout: Seconds to wait for each queueful.
+
+        Returns:
+            The bytes that were acknowledged.
+
+        Raises:
+            DeviceTimeout: The device did not acknowledge a queueful in time.
+            RingCorruption: The used ring holds what cannot be.
         """
         self.serve()
         before = self.reported
@@ -37,7 +51,7 @@ class Reporting:
             while waiting and (not posted or self._queue.ring.free >= len(waiting[-1].runs)):
                 one = waiting[-1]
                 if self._poison:
-                    arena.fill_free(one)  # 5.5.6.7.1: the host may rely on it
+                    arena.fill_free(one)  # 5.5.6.7.1: the host may rely on the pattern
                 self._queue.add((), one.runs, one)
                 one.use = Use.OUT
                 waiting.pop()

@@ -1,4 +1,4 @@
-"""Statistics for the host (5.5.6.3): what they are, where they come from, and the one buffer they travel in."""
+"""Memory statistics for the host (5.5.6.3): their tags, where they are read, and the statistics queue."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ VIRSH: dict[int, str] = {
     Stat.HTLB_PGALLOC: "hugetlb_pgalloc",
     Stat.HTLB_PGFAIL: "hugetlb_pgfail",
 }
-"""What virsh dommemstat calls them. (Its ``available`` is MEMTOT, and its ``usable`` is AVAIL.)"""
+"""The names that virsh dommemstat uses. (Its ``available`` is MEMTOT, and its ``usable`` is AVAIL.)"""
 
 BYTES = frozenset(
     {
@@ -48,10 +48,10 @@ BYTES = frozenset(
         Stat.DIRECT_RECLAIM,
     }
 )
-"""These are in bytes, all others count events: the units of Linux's driver (drivers/virtio/virtio_balloon.c)."""
+"""Tags in bytes; all others count events. The units are those of Linux (drivers/virtio/virtio_balloon.c)."""
 
 Source = Callable[[], Mapping[int, int]]
-"""Gives values by tag. It runs in a thread of its own, and may take its time."""
+"""Returns values by tag. It runs in a thread of its own, and may be slow."""
 
 _MEMINFO = {Stat.MEMFREE: "MemFree", Stat.MEMTOT: "MemTotal", Stat.AVAIL: "MemAvailable"}
 _CACHES = ("Cached", "Buffers", "SwapCached")  # together what Linux's driver sends: NR_FILE_PAGES
@@ -69,7 +69,7 @@ _VMSTAT: dict[Stat, str] = {
     Stat.ASYNC_RECLAIM: "pgsteal_kswapd",
     Stat.DIRECT_RECLAIM: "pgsteal_direct",
 }
-"""By these names in /proc/vmstat: what is in bytes on the wire is in pages there."""
+"""Their names in /proc/vmstat. What is sent in bytes is counted in pages there."""
 
 _CGROUP_STAT: dict[Stat, str] = {
     Stat.SWAP_IN: "pswpin",
@@ -85,28 +85,38 @@ _CGROUP_STAT: dict[Stat, str] = {
 
 
 class Collector:
-    """The statistics of this machine; with ``cgroup`` (a directory of cgroup v2), of what runs in that.
+    """Reads the memory statistics of this machine, or of a cgroup; a ``Source``.
 
-    Values in bytes or events, by tag. What the kernel does not tell is left out; what it does not count for a
-    cgroup (ALLOC_STALL, HTLB_PGALLOC, HTLB_PGFAIL; before Linux 6.13 SWAP_IN and SWAP_OUT) is the machine's.
-    ``page_size``: bytes of a page of this machine's kernel, in which it counts some of them.
+    Values are in bytes or events, by tag. Values that the kernel does not have are left out; those that it does
+    not count for a cgroup (ALLOC_STALL, HTLB_PGALLOC, HTLB_PGFAIL; before Linux 6.13 SWAP_IN and SWAP_OUT) are
+    the machine's.
     """
 
     def __init__(
         self, roots: Roots | None = None, cgroup: Path | None = None, *, page_size: int = CPU_PAGE
     ) -> None:
+        """Choose what to read; nothing is read yet.
+
+        Args:
+            roots: Whose /proc to read.
+            cgroup: A directory of cgroup v2, for the statistics of what runs in it.
+            page_size: Bytes of a page of this machine's kernel, in which it counts some values.
+        """
         self._roots = roots or Roots()
         self._cgroup = cgroup
         self._page_size = page_size
 
     def __call__(self) -> dict[int, int]:
-        """The values now.
+        """Read the current values.
+
+        Returns:
+            Values by tag, in bytes or events (see ``BYTES``).
 
         Raises:
             NotSupported: There is no /proc/meminfo, or the cgroup does not count memory.
             UsageError: There is no such cgroup.
             PermissionLack: A file of the cgroup may not be read.
-            OperationFailed: It cannot be read.
+            OperationFailed: A file of the cgroup cannot be read.
         """
         try:
             meminfo = proc.meminfo(self._roots)
@@ -145,13 +155,18 @@ class Collector:
 
 
 def encode(values: Mapping[int, int], order: Literal["little", "big"] = "little") -> bytes:
-    """Entries of 10 bytes, packed: tag 16 bits, value 64. Legacy devices take the guest's order (5.5.6.3.3)."""
+    """Encode statistics as packed entries of 10 bytes each: tag 16 bits, value 64 bits (5.5.6.3).
+
+    Args:
+        values: Values by tag; reduced modulo 2^64.
+        order: Byte order; legacy devices use the guest's (5.5.6.3.3).
+    """
     entry = struct.Struct("<HQ" if order == "little" else ">HQ")
     return b"".join(entry.pack(tag, value & (1 << 64) - 1) for tag, value in values.items())
 
 
 def name_of(tag: int) -> str:
-    """The standard's name without its prefix, or the number."""
+    """Return the standard's name of a tag without its prefix (``MEMFREE``); ``tag N`` for an unknown one."""
     return Stat(tag).name if tag in Stat._value2member_map_ else f"tag {tag}"
 
 
@@ -168,26 +183,34 @@ class _Collection:
     def _run(self) -> None:
         try:
             self.values = dict(self._source())
-        except Exception as error:  # noqa: BLE001  # it is handed to whoever asked
+        except Exception as error:  # noqa: BLE001  # it is handed to the caller of values
             self.error = error
 
     def done(self, timeout: float) -> bool:
-        """Whether it is over; waits up to ``timeout`` seconds for that."""
+        """Return whether the source has returned; waits up to ``timeout`` seconds for that."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
 
 class StatsQueue:
-    """Keeps exactly one buffer with the host (5.5.6.3.1); nothing here but ``prepare`` waits.
+    """The statistics queue: keeps exactly one buffer with the host (5.5.6.3.1). Only ``prepare`` waits.
 
-    The host returns the buffer to ask for new values; they are sent when they are there, at most ten times a
-    second. The tags are those of the first collection for good: a value that is missing later stays as it was.
+    The host returns the buffer to ask for new values; they are sent when they have been collected, at most ten
+    times a second. The tags are those of the first collection: a value that is missing later keeps its old value.
     """
 
     INTERVAL = 0.1  # seconds
-    _PATIENCE = 0.005  # seconds; a collection of /proc takes less, so that most answers go out at once
+    _PATIENCE = 0.005  # seconds; reading /proc takes less, so that most answers are sent at once
 
     def __init__(self, device: Device, queue: Queue, source: Source, order: Literal["little", "big"]) -> None:
+        """Remember the queue and the source; ``prepare`` adds the first buffer.
+
+        Args:
+            device: The balloon.
+            queue: Its statsq.
+            source: Where values come from.
+            order: Byte order of entries; legacy devices use the guest's (5.5.6.3.3).
+        """
         self._device = device
         self._queue = queue
         self._source = source
@@ -196,15 +219,21 @@ class StatsQueue:
         self._asked = False
         self._sent_at = 0.0
         self.values: dict[int, int] = {}
-        """What the host was given last, by tag."""
+        """The values that were sent last, by tag."""
         self.requests = 0
-        """Times that the host gave the buffer back, which asks for new values."""
+        """How often the host returned the buffer, which asks for new values."""
         self.failures: list[Exception] = []
-        """Why collections failed, the last ten."""
+        """Why collections failed; the last ten errors."""
         self._buffer: Block
 
     def prepare(self) -> None:
-        """The first buffer, before DRIVER_OK (5.5.5). Raises OperationFailed, or what the source raises."""
+        """Collect the first values and add the first buffer, before DRIVER_OK (5.5.5).
+
+        An error of this package that the source raises passes through.
+
+        Raises:
+            OperationFailed: The source failed, returned no values, or took longer than ``device.timeout`` seconds.
+        """
         first = _Collection(self._source)
         if not first.done(self._device.timeout):
             raise OperationFailed(
@@ -223,7 +252,7 @@ class StatsQueue:
         self._queue.ring.publish()
 
     def begin(self) -> None:
-        """The kick that follows DRIVER_OK (5.5.5)."""
+        """Notify the device of the first buffer, after DRIVER_OK (5.5.5)."""
         self._queue.notify()
 
     def _lay(self) -> None:
@@ -233,7 +262,11 @@ class StatsQueue:
         self._sent_at = time.monotonic()
 
     def serve(self) -> None:
-        """Answer if the host has asked and the answer is ready. Raises RingCorruption."""
+        """Send new values if the host has asked for them and they have been collected. Never waits.
+
+        Raises:
+            RingCorruption: The used ring holds what cannot be.
+        """
         if self._queue.reap():
             self._asked = True
             self.requests += 1

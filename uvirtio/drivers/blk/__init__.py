@@ -1,7 +1,7 @@
 """The block device (5.2): sectors of 512 bytes, read, written, flushed, discarded.
 
-:class:`Blk` sends requests and waits for them, one by one or many at a time; a :class:`Request` is one on its way.
-A :class:`Burst` is the fast way for requests that are all alike.
+``Blk`` sends requests and waits for them, one by one or many at a time; a ``Request`` is one that was submitted. A
+``Burst`` is the fast way for many requests of one kind and size.
 """
 
 from uvirtio.drivers.blk.burst import Burst

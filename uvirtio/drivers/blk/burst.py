@@ -1,9 +1,9 @@
-"""The fast way: requests of one kind and size, laid down once, sent and taken back many at a time.
+"""The fast path: requests of one kind and size, prepared once, sent and reaped many at a time.
 
-A :class:`Request` costs some microseconds of Python: its header, its chain, its object. Here all that is made at
-the start, one slot for each request that can be out. To send one is to write its sector and to name its slot; the
-ring posts a batch with one copy and takes it back with one comparison. What is believed is the same: the status
-byte of each request, preset to what is no status, and ids and lengths against what is out.
+A ``Request`` costs some microseconds of Python: its header, its chain, its object. Here all of these are made at
+the start, one slot for each request that can be in flight. Sending one means writing its sector and naming its
+slot; the ring submits a batch with one copy and reaps it with one comparison. The checks are the same: the status
+byte of each request, preset to an invalid status, and ids and lengths against what is in flight.
 """
 
 from __future__ import annotations
@@ -24,38 +24,54 @@ from uvirtio.virtqueue.slots import Chain, fixed_slots
 _HEADER_WORDS = spec.HEADER_SIZE // 8
 
 _LOOK = 256
-"""Waits between two looks at what else the device has to say: its configuration, its removal."""
+"""Calls of ``wait`` between two checks for configuration changes and removal."""
 
 _TURN = 16
-"""Reads that a turn of ``read`` sends and delivers at most: the device works while somebody looks at them."""
+"""Reads that ``read`` sends and delivers at once, at most: the device works while the caller processes them."""
 
 POLL = 50e-6
-"""Seconds to look at the ring before waiting for an interrupt."""
+"""Seconds to poll the ring before waiting for an interrupt."""
 
 
 class Burst:
-    """``count`` slots, each a request of ``sectors`` sectors, on a queue of its own. See ``Blk.burst``.
+    """Many requests of one kind and size, on a queue of their own. ``Blk.burst`` makes one.
 
-    Made for loops that keep the device busy::
+    For loops that keep the device busy::
 
         burst.post(burst.slots, first_sectors)
         while ...:
-            back = burst.wait()                  # slots whose requests are done
+            back = burst.wait()                  # slots whose requests are complete
             ...                                  # burst.content(slot) is a copy of its data
             burst.post(back, next_sectors)
 
-    Views of the data are not given out: one that somebody keeps would keep the device's memory mapped.
+    There are no views of the data: a view that is kept would keep the device's memory mapped.
     """
 
     def __init__(
         self, disk: Disk, requestq: RequestQueue, kind: spec.Request, *, sectors: int, count: int
     ) -> None:
+        """Prepare the requests.
+
+        Args:
+            disk: The disk.
+            requestq: An idle queue of it, used by this burst alone.
+            kind: IN or OUT.
+            sectors: Sectors of each request.
+            count: How many requests can be in flight.
+
+        Raises:
+            BadSize: A request exceeds the device's limits.
+            QueueFull: The ring has too few descriptors for ``count`` requests.
+            MemlockExceeded, HugePagesLack, OperationFailed: There is no memory for the requests.
+        """
         self.sectors = sectors
+        """Sectors of each request."""
         self.count = count
+        """Number of slots."""
         self.slots = array("H", range(count))
-        """All slots: what a first ``post`` takes."""
+        """All slots, for the first ``post``."""
         self.returned = array("H")
-        """What the last ``take`` or ``wait`` found, also if it raised."""
+        """The slots that the last ``take`` or ``wait`` reaped, also if it raised."""
         self._numbers = self.slots * 2
         self._waits = 0
         self._disk = disk
@@ -76,14 +92,14 @@ class Burst:
             runs = clipped(data.segments(slot * self._size, self._size), self._size, requestq.size_max)
             if len(runs) > requestq.pieces_max:
                 raise BadSize(
-                    "this is more than the device takes in one request",
+                    "this is more than the device accepts in one request",
                     seen=f"{len(runs)} elements of data",
                     expected=f"at most {requestq.pieces_max}",
                     remedy="fewer sectors in a request",
                 )
             chains.append((header, [*runs, *status]) if kind == spec.Request.IN else ([*header, *runs], status))
         self._slots = fixed_slots(queue.ring, chains)
-        # From here on nothing can fail, so that nobody else has to release these.
+        # From here on nothing can fail, so these views need no other owner.
         self._status = statuses.view[:count]
         self._data = [data.view[slot * self._size : (slot + 1) * self._size] for slot in range(count)]
         words = words64(headers.view, 0, _HEADER_WORDS * count)
@@ -94,16 +110,25 @@ class Burst:
         queue.ring.want_interrupts(False)
 
     def content(self, slot: int) -> bytes:
-        """A copy of the data of a slot: what was read, once it came back."""
+        """Return a copy of the data of a slot: what was read, once its request is complete."""
         return self._data[slot].tobytes()
 
     def contents(self, slots: Iterable[int]) -> list[bytes]:
-        """The same for several slots, in their order."""
+        """Return copies of the data of several slots, in their order."""
         data = self._data
         return [data[slot].tobytes() for slot in slots]
 
     def fill(self, slot: int, data: bytes | bytearray | memoryview) -> None:
-        """Put in what a write will write, ``sectors`` sectors of it, before its slot is posted."""
+        """Set the data of a write, before its slot is posted.
+
+        Args:
+            slot: A slot that is not in flight.
+            data: ``sectors`` whole sectors; copied.
+
+        Raises:
+            BadSize: ``data`` has another size.
+            UsageError: The slot is in flight, or there is none of that number.
+        """
         if len(data) != self._size:
             raise BadSize("this does not fill the slot", seen=len(data), expected=f"{self._size} bytes")
         self._slots.check([slot])
@@ -111,13 +136,20 @@ class Burst:
 
     @property
     def in_flight(self) -> int:
+        """Requests that were posted and are not complete."""
         return self._queue.ring.in_flight
 
     def post(self, slots: array[int], sectors: Sequence[int]) -> None:
-        """Send these slots, for requests that begin at these sectors.
+        """Send requests. An error that is raised here means that none was sent.
 
-        ``slots`` is an ``array('H')``: what ``take`` and ``wait`` return. Raises BeyondEnd or UsageError before
-        anything is sent.
+        Args:
+            slots: Slots that are not in flight, an ``array('H')`` such as ``take`` and ``wait`` return.
+            sectors: The first sector of each.
+
+        Raises:
+            BeyondEnd: A request ends after the capacity.
+            BadSize: A sector is negative.
+            UsageError: A slot is in flight, or there are not as many sectors as slots.
         """
         with self._device.session():
             self._post(slots, sectors)
@@ -133,7 +165,7 @@ class Burst:
             self._disk.check_range(min(sectors), last - min(sectors))
         self._slots.check(slots)
         first, status, at = slots[0], self._status, self._at
-        if slots == self._numbers[first : first + count]:  # they follow each other, maybe over the end
+        if slots == self._numbers[first : first + count]:  # consecutive, maybe with a wrap at the end
             fits = min(count, self.count - first)
             status[first : first + fits] = self._none[:fits]
             if fits == count:
@@ -150,10 +182,16 @@ class Burst:
             self._queue.notify()
 
     def take(self) -> array[int]:
-        """The slots that came back by now, in the device's order; maybe none.
+        """Reap complete requests, without waiting.
 
-        Raises BlkIoError or BlkUnsupported for the first that failed; all that came back with it are in
-        ``returned`` then, and can be posted again. Raises ProtocolError, RingCorruption.
+        Returns:
+            Their slots, in the device's order; maybe none.
+
+        Raises:
+            BlkIoError, BlkUnsupported: The first request that failed; all that were reaped with it are in
+                ``returned``, and can be posted again.
+            ProtocolError: A status is invalid, or a request that succeeded is too short.
+            RingCorruption: The used ring holds what cannot be.
         """
         with self._device.session():
             return self._take()
@@ -170,16 +208,28 @@ class Burst:
         return back
 
     def wait(self, timeout: float | None = None, *, poll: float = POLL) -> array[int]:
-        """The slots that came back, at least one; looks for ``poll`` seconds before it waits for an interrupt.
+        """Wait for complete requests, at least one.
 
-        ``timeout`` in seconds, the device's own where None. Raises as :meth:`take`, DeviceTimeout, and UsageError
-        where nothing is out.
+        Args:
+            timeout: Seconds to wait; the device's own where None.
+            poll: Seconds to poll the ring before waiting for an interrupt.
+
+        Returns:
+            Their slots, in the device's order.
+
+        Raises:
+            UsageError: Nothing is in flight.
+            DeviceTimeout: No request completed in time.
+            BlkIoError, BlkUnsupported: The first request that failed; all that were reaped with it are in
+                ``returned``, and can be posted again.
+            ProtocolError: A status is invalid, or a request that succeeded is too short.
+            RingCorruption: The used ring holds what cannot be.
         """
         device = self._device
         with device.session():
             self._waits += 1
             if not self._waits % _LOOK:
-                device.service()  # a queue that is never empty never gets to the wait loop, which does this
+                device.service()  # as the wait loop does, which does not run here
             back = self._take()
             if back:
                 return back
@@ -212,12 +262,24 @@ class Burst:
 
     def _check_out(self) -> None:
         if not self.in_flight:
-            raise UsageError("nothing is out that could come back", expected="post() before wait()")
+            raise UsageError("no request is in flight", expected="post() before wait()")
 
     def read(self, sectors: Iterable[int]) -> Iterator[tuple[int, bytes]]:
-        """Read from all these sectors, as many at once as there are slots: (sector, data), as they come back.
+        """Read from many sectors, with as many requests in flight as there are slots.
 
-        Raises as :meth:`wait`.
+        Args:
+            sectors: The first sector of each request.
+
+        Yields:
+            (sector, data) of each request, in the order of completion.
+
+        Raises:
+            UsageError: This burst writes.
+            BeyondEnd: A request ends after the capacity.
+            BadSize: A sector is negative.
+            DeviceTimeout: No request completed in time.
+            BlkIoError, BlkUnsupported: The first request that failed.
+            ProtocolError: A status is invalid, or a request that succeeded is too short.
         """
         if self._kind != spec.Request.IN:
             raise UsageError("this burst writes", seen=self._kind.name, expected="IN")
@@ -236,15 +298,23 @@ class Burst:
                 elif not (batch or came):
                     return
                 back, came = came[:_TURN], came[_TURN:]
-                found = self.contents(back)  # copies: their slots can go again while these are looked at
+                found = self.contents(back)  # copies, so that their slots can be sent again at once
                 idle += back
                 yield from zip([where[slot] for slot in back], found, strict=True)
         finally:
             if self._device.broken is None and self.in_flight:
-                self.settle(self._device.timeout)  # nobody is left who would tell these from later ones
+                self.settle(self._device.timeout)  # else later calls would take these for their own
 
     def settle(self, timeout: float) -> None:
-        """Wait until nothing is out. Raises DeviceTimeout."""
+        """Wait until nothing is in flight; what completes is discarded.
+
+        Args:
+            timeout: Seconds to wait.
+
+        Raises:
+            DeviceTimeout: Requests are still in flight.
+            RingCorruption: The used ring holds what cannot be.
+        """
 
         def ready() -> bool:
             self._slots.reap()
@@ -254,23 +324,23 @@ class Burst:
             self._device.wait(ready, timeout=timeout, what="the requests of a burst")
 
     def release(self) -> None:
-        """Let go of the views; the blocks end with the device's memory."""
+        """Release the views of the device's memory, which the driver frees."""
         for view in (self._status, self._at, self._headers, *self._data):
             view.release()
 
-    # --- what went wrong ------------------------------------------------------------------------------------
+    # --- errors ---------------------------------------------------------------------------------------------
 
     def _failed(self, back: array[int], status: bytes) -> None:
         slot = next(slot for slot in back if status[slot])
         raise self._disk.refusal(self._kind, self._at[slot], self.sectors, status[slot])
 
     def _short(self, back: array[int]) -> None:
-        """Less was written than a read holds: nobody knows what the rest is, for it was not cleared."""
+        """Fewer bytes were written than a read has: the rest is undefined, because it was not cleared."""
         full = self._size + spec.STATUS_SIZE if self._kind == spec.Request.IN else spec.STATUS_SIZE
         for slot in back:
             if self._slots.written[slot] != full:
                 raise ProtocolError(
-                    f"{self._device.address} says OK, and that it wrote less than that",
+                    f"{self._device.address} answers OK, but wrote less than the whole answer",
                     seen=f"{self._slots.written[slot]} bytes",
                     expected=f"{full} bytes",
                     remedy="use Blk.read(), which clears its buffers and does without the length",

@@ -1,4 +1,4 @@
-"""The configuration of a block device (5.2.4): read as one snapshot, and only what the features say is there."""
+"""The configuration of a block device (5.2.4): one snapshot of the fields that the negotiated features have."""
 
 from __future__ import annotations
 
@@ -26,37 +26,40 @@ _CONDITIONAL: tuple[tuple[int, tuple[str, ...]], ...] = (
         ("max_secure_erase_sectors", "max_secure_erase_seg", "secure_erase_sector_alignment"),
     ),
 )
-"""Which fields are there with which feature (5.2.4)."""
+"""The fields that exist with each feature (5.2.4)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """What the device is good at (5.2.4), in logical blocks of ``blk_size`` bytes; hints, no limits."""
+    """I/O hints of the device (5.2.4), in logical blocks of ``blk_size`` bytes; not limits."""
 
     physical_block_exp: int
-    """A physical block is 2 to the power of this many logical ones."""
+    """A physical block is 2 to the power of this many logical blocks."""
     alignment_offset: int
+    """Offset of the first aligned logical block."""
     min_io_size: int
+    """Suggested minimum size of a request."""
     opt_io_size: int
+    """Suggested optimal size of a request; the maximum that is useful."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How much one request of ranges may name."""
+    """Limits of one DISCARD, WRITE_ZEROES or SECURE_ERASE request (5.2.4)."""
 
     max_sectors: int
-    """Sectors of one range."""
+    """Sectors of one range, at most."""
     max_segments: int
-    """Ranges of one request."""
+    """Ranges of one request, at most."""
     alignment: int = 1
-    """Sectors; where a long range is best cut. A hint."""
+    """In sectors; where a long range is best split. A hint."""
     may_unmap: bool = False
-    """WRITE_ZEROES only: a range whose unmap bit is set may be given back to the host."""
+    """WRITE_ZEROES only: the device may deallocate ranges whose unmap bit is set."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lifetime:
-    """How worn the medium is (5.2.6.1, GET_LIFETIME), in the units of JEDEC's eMMC standard."""
+    """Wear of the medium (5.2.6.1, GET_LIFETIME), in the units of JEDEC's eMMC standard."""
 
     pre_eol_info: int
     device_lifetime_est_typ_a: int
@@ -65,7 +68,7 @@ class Lifetime:
 
 @dataclass(frozen=True, slots=True)
 class BlkConfig:
-    """One snapshot of the configuration; None is what the device has no feature for."""
+    """One snapshot of the configuration (5.2.4); fields whose feature was not negotiated are None."""
 
     capacity: int
     """Sectors of 512 bytes, whatever ``blk_size`` says."""
@@ -76,18 +79,27 @@ class BlkConfig:
     geometry: tuple[int, int, int] | None = None
     """Cylinders, heads, sectors."""
     blk_size: int | None = None
-    """Bytes of a logical block; the unit that suits the device, and no unit of any field or request."""
+    """Bytes of a logical block, for which requests are best aligned; no field or request is counted in it."""
     topology: Topology | None = None
     writeback: bool | None = None
-    """With CONFIG_WCE: writes are done when they are in the device's cache."""
+    """With CONFIG_WCE: writes complete when they are in the device's cache."""
     num_queues: int = 1
+    """Request queues; 1 without MQ."""
     discard: Limits | None = None
     write_zeroes: Limits | None = None
     secure_erase: Limits | None = None
 
 
 def read(device: Device) -> BlkConfig:
-    """The configuration as it is now. Raises ConfigError where it is shorter than its features say."""
+    """Read the configuration.
+
+    Args:
+        device: A block device whose features are negotiated.
+
+    Raises:
+        ConfigError: It is shorter than its features say.
+        ConfigUnstable: It changes at every read.
+    """
     names = ["capacity"]
     for bit, conditional in _CONDITIONAL:
         if device.has(bit):

@@ -1,4 +1,4 @@
-"""What a disk is: its configuration, its cache, what may be asked of it, and what its refusals mean."""
+"""A disk apart from its requests: configuration, write cache, checks of arguments, errors of the device."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ from uvirtio.spec.blk import SECTOR_SIZE, Status
 
 
 class Disk(Driver):
-    """A block device and what it tells of itself. Its requests are made by :class:`Blk`, which derives from it.
+    """Base of ``Blk``: the configuration of a block device (5.2.4), and checks.
 
-    A sector is 512 bytes, whatever the device's block is; so many lie between 0 and ``capacity``. Nothing may be
-    written, discarded or zeroed without ``allow_write``.
+    A sector is 512 bytes, whatever the device's block size is; sectors are numbered from 0 to ``capacity`` - 1.
     """
 
     device_id: ClassVar[int] = spec.TYPE
@@ -45,13 +44,23 @@ class Disk(Driver):
         f.Blk.WRITE_ZEROES,
         f.Blk.LIFETIME,
         f.Blk.SECURE_ERASE,
-        # Not ZONED: 5.2.5.1 wants all three zone models handled by who takes it.
+        # Not ZONED: 5.2.5.1 requires a driver that accepts it to handle all three zone models.
     )
 
     def __init__(self, device: Device, *, allow_write: bool, observe: Observer = unobserved) -> None:
+        """Start the device; ``Driver.__init__`` lists how that can fail.
+
+        Args:
+            device: An open block device.
+            allow_write: Allow calls that write, discard, zero or erase.
+            observe: Called after each step of the initialisation.
+
+        Raises:
+            NotVirtio: The device is of another type.
+        """
         self.allow_write = allow_write
         self.counts: dict[Status, int] = dict.fromkeys(Status, 0)
-        """Requests that came back, by their status."""
+        """Completed requests, by status."""
         super().__init__(device, observe=observe)
 
     # --- the configuration (5.2.4) --------------------------------------------------------------------------
@@ -62,32 +71,44 @@ class Disk(Driver):
 
     @property
     def config(self) -> BlkConfig:
-        """The configuration, read anew after each notification that it changed (5.2.6.1)."""
+        """The configuration, read again after each notification that it changed (5.2.6.1)."""
         with self.device.session():
             if self.device.counters.config_changes != self._config_seen:
                 self._read_config()
             return self._config
 
     def refresh(self) -> BlkConfig:
-        """The configuration, read now."""
+        """Read the configuration, also without a notification that it changed.
+
+        Raises:
+            ConfigError: It is shorter than its features say.
+            ConfigUnstable: It changes at every read.
+        """
         with self.device.session():
             self._read_config()
             return self._config
 
     @property
     def capacity(self) -> int:
-        """Sectors of 512 bytes. It can change while we look; a request that comes too late fails with IOERR."""
+        """Sectors of 512 bytes. May change at any time; the device fails requests beyond it with IOERR."""
         return self.config.capacity
 
     @property
     def known_capacity(self) -> int:
-        """The capacity as far as we were told, for who asks very often."""
+        """The same as ``capacity``, but without the checks of the device, for fast paths."""
         if self.device.counters.config_changes != self._config_seen:
             self._read_config()
         return self._config.capacity
 
     def wait_for_change(self, *, timeout: float | None) -> bool:
-        """Wait until the device says that its configuration changed; False if it does not within ``timeout``."""
+        """Wait for a notification that the configuration changed since it was last read.
+
+        Args:
+            timeout: Seconds to wait; None: no limit.
+
+        Returns:
+            Whether it changed.
+        """
         seen = self._config_seen
         return self.device.wait(
             lambda: self.device.counters.config_changes != seen, timeout=timeout, what="a change", owed=False
@@ -95,28 +116,37 @@ class Disk(Driver):
 
     @property
     def read_only(self) -> bool:
-        """The device takes no writes (RO)."""
+        """Whether the device is read-only (RO)."""
         return self.device.has(f.Blk.RO)
 
     @property
     def write_cache(self) -> bool:
-        """Whether a write that is done may still be lost with the power, until ``flush()``.
+        """Whether a completed write may still be lost in a power failure, until ``flush()``.
 
-        With CONFIG_WCE the device says so; with FLUSH alone it is assumed (5.2.5.1); without, it is not so.
+        With CONFIG_WCE the device reports it; with FLUSH alone it is assumed (5.2.5.1); without FLUSH it is False.
         """
         if self.device.has(f.Blk.CONFIG_WCE):
             return bool(self.config.writeback)
         return self.device.has(f.Blk.FLUSH)
 
-    # --- what may be asked of it ----------------------------------------------------------------------------
+    # --- checks ---------------------------------------------------------------------------------------------
 
     def check_range(self, sector: int, sectors: int) -> None:
-        """Raise BadSize or BeyondEnd unless these sectors are the device's (5.2.6.1: none past capacity)."""
+        """Check that sectors are within the capacity (5.2.6.1).
+
+        Args:
+            sector: The first sector.
+            sectors: How many.
+
+        Raises:
+            BadSize: A number is negative.
+            BeyondEnd: They end after the capacity.
+        """
         if sector < 0 or sectors < 0:
             raise BadSize("sectors are counted from 0", seen=(sector, sectors), expected="0 or more")
         if sector + sectors <= self.known_capacity:
             return
-        if sector + sectors > self.refresh().capacity:  # it may have grown without a word
+        if sector + sectors > self.refresh().capacity:  # it may have grown without a notification
             raise BeyondEnd(
                 f"{self.device.address} ends before sector {sector + sectors}",
                 seen=f"{sectors} sectors from {sector}",
@@ -125,7 +155,7 @@ class Disk(Driver):
             )
 
     def _writable(self, sector: int, data: bytes | bytearray | memoryview) -> tuple[memoryview, int]:
-        """``data`` as bytes, and how many sectors it is. Raises WriteRefused, BadSize, BeyondEnd."""
+        """Check a write: ``data`` as bytes, and how many sectors it is."""
         self._require_write("write to")
         view = memoryview(data).cast("B")
         sectors, rest = divmod(len(view), SECTOR_SIZE)
@@ -140,12 +170,12 @@ class Disk(Driver):
         return view, sectors
 
     def _require_write(self, what: str) -> None:
-        """Raise WriteRefused unless the device takes writes, and the caller allowed them."""
+        """Check that the device and the caller allow writes (WriteRefused)."""
         if self.read_only:
             raise WriteRefused(
                 f"{self.device.address} is read-only",
                 seen="RO",
-                expected="a device that takes writes",
+                expected="a writable device",
                 remedy="make it writable on the host",
             )
         if not self.allow_write:
@@ -157,7 +187,7 @@ class Disk(Driver):
             )
 
     def _need(self, bit: int, what: str) -> None:
-        """Raise NotSupported unless the feature was negotiated without which the device cannot do ``what``."""
+        """Check that the feature was negotiated that ``what`` needs (NotSupported)."""
         if not self.device.has(bit):
             raise NotSupported(
                 f"{self.device.address} cannot {what}",
@@ -166,14 +196,24 @@ class Disk(Driver):
                 remedy="the host must offer it",
             )
 
-    # --- what its refusals mean -----------------------------------------------------------------------------
+    # --- errors of the device -------------------------------------------------------------------------------
 
     def refusal(self, kind: spec.Request, sector: int, sectors: int, answer: int) -> UvirtioError:
-        """What a status that is not OK means (5.2.6)."""
+        """Make the error for a status that is not OK (5.2.6), and count the status.
+
+        Args:
+            kind: The type of the request.
+            sector: Its first sector.
+            sectors: Its sectors; 0 where it has none.
+            answer: The status byte.
+
+        Returns:
+            BlkIoError, BlkUnsupported, or ProtocolError for an invalid status.
+        """
         address = self.device.address
         if answer not in (Status.IOERR, Status.UNSUPP):
             return ProtocolError(
-                f"{address} gave back {kind.name} without a status",
+                f"{address} completed {kind.name} without a status",
                 seen=f"status {answer:#04x}",
                 expected="OK, IOERR or UNSUPP (5.2.6)",
                 remedy="the device is at fault; its log may say more",
@@ -181,7 +221,7 @@ class Disk(Driver):
         self.counts[Status(answer)] += 1
         if answer == Status.UNSUPP:
             return BlkUnsupported(
-                f"{address} does not know {kind.name}",
+                f"{address} does not support {kind.name}",
                 seen="UNSUPP",
                 expected="OK",
                 remedy="the device lacks it, whatever features it offers",

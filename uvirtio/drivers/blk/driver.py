@@ -1,4 +1,4 @@
-"""Requests of a block device (5.2.6): many on their way at once, each checked when it comes back."""
+"""The block driver (5.2): calls that wait for their requests, and requests that are submitted many at a time."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from uvirtio.spec.blk import SECTOR_SIZE
 _LIFETIME = struct.Struct("<HHH")
 
 DEPTH = 32
-"""Requests of one queue that are out at once, at most."""
+"""Requests of one queue that can be in flight, by default."""
 REQUEST_SIZE = 32 << 10
-"""Bytes of data of one request, at most; longer reads and writes are several requests."""
+"""Bytes of data of one request, by default; longer reads and writes are several requests."""
 
 _LIMITED = {
     spec.Request.DISCARD: (f.Blk.DISCARD, "discard"),
@@ -35,17 +35,14 @@ _LIMITED = {
 
 
 class Blk(Disk):
-    """A disk. A sector is 512 bytes, whatever the device's block is; so many lie between 0 and ``capacity``.
+    """Driver of the block device (5.2): reads, writes and flushes a disk.
 
-    ``read`` and ``write`` wait; ``submit_read`` and its like give a :class:`Request`, whose ``result()`` waits.
-    ``depth`` requests of a queue can be out; a submission beyond that waits for one to come back first.
-    ``queues``: so many, if the device has them (MQ). ``request_size``: bytes of data of one request, at most.
-    Nothing is written, discarded or zeroed without ``allow_write``.
+    A sector is 512 bytes, whatever the device's block size is; sectors are numbered from 0 to ``capacity`` - 1.
+    ``read`` and ``write`` wait; ``submit_read`` and the other ``submit_`` calls return a ``Request``, whose
+    ``result()`` waits.
 
-    What is out stays the device's until it comes back: an interrupted wait loses no request and reuses no
-    buffer, and ``close()`` waits for what is out, for as long as the device may take for one answer.
-
-    Raises, beside what every driver does, ConfigError for limits that not even one sector fits.
+    Buffers in flight belong to the device until their request is complete: an interrupted wait loses no request
+    and reuses no buffer, and ``close()`` waits for all requests in flight, up to the device's timeout.
     """
 
     def __init__(
@@ -58,6 +55,22 @@ class Blk(Disk):
         queues: int = 1,
         observe: Observer = unobserved,
     ) -> None:
+        """Start the device; ``Driver.__init__`` lists how that can fail.
+
+        Args:
+            device: An open block device.
+            allow_write: Allow calls that write, discard, zero or erase.
+            depth: Requests of one queue that can be in flight; another one waits until one is complete.
+            request_size: Bytes of data of one request, at most; a multiple of 512.
+            queues: Request queues to use, if the device has as many (MQ).
+            observe: Called after each step of the initialisation.
+
+        Raises:
+            NotVirtio: The device is of another type.
+            UsageError: ``depth`` or ``queues`` is below 1.
+            BadSize: ``request_size`` is no multiple of 512, or 0.
+            ConfigError: The device's limits do not allow a request of one sector.
+        """
         if depth < 1 or queues < 1:
             raise UsageError(
                 "a disk needs a queue, and a queue a depth", seen=(queues, depth), expected="1 or more of each"
@@ -81,7 +94,7 @@ class Blk(Disk):
         self._requests = RequestQueues(self, depth=self._wanted_depth, request_size=self._wanted_size)
 
     def _give_back(self, working: bool) -> None:
-        """What was submitted is carried out, if the device still does anything."""
+        """Wait for the requests in flight, if the device still works."""
         try:
             if working and self.in_flight:
                 self.wait()
@@ -97,42 +110,40 @@ class Blk(Disk):
 
     @property
     def queue_count(self) -> int:
-        """Queues of this driver, those of bursts among them."""
+        """Request queues, including those of bursts."""
         return self._requests.count
 
     @property
     def depth(self) -> int:
-        """Requests of one queue that can be out at once."""
+        """Requests of one queue that can be in flight."""
         return self._requests.depth
 
     @property
     def request_size(self) -> int:
-        """Bytes of data of one request, at most, under what device and memory allow (5.2.4: size_max, seg_max)."""
+        """Bytes of data of one request, at most, within the device's limits (5.2.4: size_max, seg_max)."""
         return self._requests.request_size
 
     @property
     def in_flight(self) -> int:
-        """Requests that were submitted and did not come back yet."""
+        """Requests that were submitted and are not complete."""
         return self._requests.in_flight
 
     # --- one by one -----------------------------------------------------------------------------------------
 
     def read(self, sector: int, sectors: int, *, timeout: float | None = None) -> bytes:
-        """Read whole sectors.
+        """Read sectors.
 
         Args:
-            sector: The first of them.
-            sectors: How many, of 512 bytes.
-            timeout: Seconds that the device has for each request of ``request_size`` bytes; None: its own.
-
-        Returns:
-            Their contents.
+            sector: The first one.
+            sectors: How many.
+            timeout: Seconds for each request of ``request_size`` bytes; the device's own where None.
 
         Raises:
-            BeyondEnd: They are not all of this disk; nothing was sent.
-            BlkIoError: The device could not read them.
-            BlkUnsupported: The device does not know the request.
-            DeviceTimeout: A request was not answered in time.
+            BadSize: A number is negative; nothing was sent.
+            BeyondEnd: The sectors end after the capacity; nothing was sent.
+            BlkIoError, BlkUnsupported: A request failed.
+            DeviceTimeout: A request did not complete in time.
+            ProtocolError: A status is invalid.
         """
         with self.device.session():
             self.check_range(sector, sectors)
@@ -143,22 +154,22 @@ class Blk(Disk):
             return b"".join(self._requests.results(out, timeout))
 
     def write(self, sector: int, data: bytes | bytearray | memoryview, *, timeout: float | None = None) -> None:
-        """Write whole sectors. They are safe from a power cut after ``flush()`` (see ``write_cache``).
+        """Write whole sectors. They survive a power failure after ``flush()`` (see ``write_cache``).
 
-        After an error any of the sectors may hold old data, new data or neither.
+        After a failed request, any of the sectors may hold old data, new data or neither.
 
         Args:
-            sector: The first of them.
-            data: Their contents, a multiple of 512 bytes.
-            timeout: Seconds that the device has for each request of ``request_size`` bytes; None: its own.
+            sector: The first one.
+            data: Their contents; a multiple of 512 bytes.
+            timeout: Seconds for each request of ``request_size`` bytes; the device's own where None.
 
         Raises:
-            WriteRefused: Writing was not allowed, or the disk is read-only; nothing was sent.
-            BeyondEnd: They are not all of this disk; nothing was sent.
-            BadSize: These are no whole sectors; nothing was sent.
-            BlkIoError: The device could not write them.
-            BlkUnsupported: The device does not know the request.
-            DeviceTimeout: A request was not answered in time.
+            WriteRefused: Writes are not allowed, or the device is read-only; nothing was sent.
+            BadSize: ``data`` is not whole sectors, or ``sector`` is negative; nothing was sent.
+            BeyondEnd: The sectors end after the capacity; nothing was sent.
+            BlkIoError, BlkUnsupported: A request failed.
+            DeviceTimeout: A request did not complete in time.
+            ProtocolError: A status is invalid.
         """
         with self.device.session():
             view, sectors = self._writable(sector, data)
@@ -169,9 +180,18 @@ class Blk(Disk):
             self._requests.results(out, timeout)
 
     def flush(self, *, timeout: float | None = None) -> bool:
-        """Have the device make durable all writes that are done; False where it has no cache (no FLUSH).
+        """Flush the device's write cache: all completed writes are durable then.
 
-        ``timeout``: seconds for the one request; None: the device's own.
+        Args:
+            timeout: Seconds to wait; the device's own where None.
+
+        Returns:
+            False where the device has no cache (no FLUSH), and nothing was sent.
+
+        Raises:
+            BlkIoError, BlkUnsupported: The request failed.
+            DeviceTimeout: It did not complete in time.
+            ProtocolError: Its status is invalid.
         """
         with self.device.session():
             if not self.device.has(f.Blk.FLUSH):
@@ -180,49 +200,130 @@ class Blk(Disk):
             return True
 
     def discard(self, sector: int, sectors: int, *, timeout: float | None = None) -> None:
-        """Tell the device that nobody needs these sectors. What they hold afterwards is not defined (5.2.6.1).
+        """Discard sectors that are no longer needed; their contents are undefined then (5.2.6.1).
 
-        ``timeout``: seconds that the device has for each request of ``max_discard_sectors``; None: its own.
-        Raises NotSupported, WriteRefused or BeyondEnd before anything is sent; BlkIoError, BlkUnsupported.
+        Args:
+            sector: The first one.
+            sectors: How many.
+            timeout: Seconds for each request; the device's own where None.
+
+        Raises:
+            NotSupported: The device has no DISCARD; nothing was sent.
+            WriteRefused: Writes are not allowed, or the device is read-only; nothing was sent.
+            BadSize, BeyondEnd: The sectors are out of range; nothing was sent.
+            BlkIoError, BlkUnsupported: A request failed.
+            DeviceTimeout: A request did not complete in time.
+            ProtocolError: A status is invalid.
         """
         self.discard_ranges([(sector, sectors)], timeout=timeout)
 
     def discard_ranges(self, ranges: Sequence[Range], *, timeout: float | None = None) -> None:
-        """:meth:`discard` of several ranges, as many in a request as the device takes."""
+        """Discard several ranges, as many in one request as the device accepts.
+
+        Args:
+            ranges: (first sector, number of sectors) of each.
+            timeout: Seconds for each request; the device's own where None.
+
+        Raises:
+            NotSupported: The device has no DISCARD; nothing was sent.
+            WriteRefused: Writes are not allowed, or the device is read-only; nothing was sent.
+            BadSize, BeyondEnd: A range is out of range; nothing was sent.
+            BlkIoError, BlkUnsupported: A request failed.
+            DeviceTimeout: A request did not complete in time.
+            ProtocolError: A status is invalid.
+        """
         self._over_ranges(spec.Request.DISCARD, ranges, 0, timeout)  # 5.2.6.1: no unmap bit here
 
     def write_zeroes(
         self, sector: int, sectors: int, *, unmap: bool = False, timeout: float | None = None
     ) -> None:
-        """Make these sectors read as zeroes, without sending zeroes.
+        """Make sectors read as zeros, without sending zeros (WRITE_ZEROES).
 
-        ``unmap``: the device may give the room back to the host, where it can. Raises as :meth:`discard`.
+        Args:
+            sector: The first one.
+            sectors: How many.
+            unmap: Allow the device to deallocate them, where it can.
+            timeout: Seconds for each request; the device's own where None.
+
+        Raises:
+            NotSupported: The device has no WRITE_ZEROES; nothing was sent.
+            WriteRefused: Writes are not allowed, or the device is read-only; nothing was sent.
+            BadSize, BeyondEnd: The sectors are out of range; nothing was sent.
+            BlkIoError, BlkUnsupported: A request failed.
+            DeviceTimeout: A request did not complete in time.
+            ProtocolError: A status is invalid.
         """
         flags = spec.SEGMENT_F_UNMAP if unmap else 0
         self._over_ranges(spec.Request.WRITE_ZEROES, [(sector, sectors)], flags, timeout)
 
     def secure_erase(self, sector: int, sectors: int, *, timeout: float | None = None) -> None:
-        """Erase these sectors for good. Raises as :meth:`discard`."""
+        """Erase sectors so that their contents cannot be recovered (SECURE_ERASE).
+
+        Args:
+            sector: The first one.
+            sectors: How many.
+            timeout: Seconds for each request; the device's own where None.
+
+        Raises:
+            NotSupported: The device has no SECURE_ERASE; nothing was sent.
+            WriteRefused: Writes are not allowed, or the device is read-only; nothing was sent.
+            BadSize, BeyondEnd: The sectors are out of range; nothing was sent.
+            BlkIoError, BlkUnsupported: A request failed.
+            DeviceTimeout: A request did not complete in time.
+            ProtocolError: A status is invalid.
+        """
         self._over_ranges(spec.Request.SECURE_ERASE, [(sector, sectors)], 0, timeout)
 
     def identify(self, *, timeout: float | None = None) -> str:
-        """The device's own name, up to 20 characters; empty if it has none. Raises BlkUnsupported."""
+        """Read the device's id string (GET_ID), its serial number in most devices.
+
+        Args:
+            timeout: Seconds to wait; the device's own where None.
+
+        Returns:
+            Up to 20 characters; empty if it has none.
+
+        Raises:
+            BlkIoError, BlkUnsupported: The request failed.
+            DeviceTimeout: It did not complete in time.
+            ProtocolError: Its status is invalid.
+        """
         with self.device.session():
             out = self._requests.submit(spec.Request.GET_ID, 0, 0, room=spec.ID_SIZE, timeout=timeout)
             told = out.result(timeout)
         return told.partition(b"\0")[0].decode("ascii", "backslashreplace")
 
     def lifetime(self, *, timeout: float | None = None) -> Lifetime:
-        """How worn the medium is. Raises NotSupported where the device does not tell (LIFETIME)."""
+        """Read the wear of the medium (GET_LIFETIME).
+
+        Args:
+            timeout: Seconds to wait; the device's own where None.
+
+        Raises:
+            NotSupported: The device has no LIFETIME.
+            BlkIoError, BlkUnsupported: The request failed.
+            DeviceTimeout: It did not complete in time.
+            ProtocolError: Its status is invalid.
+        """
         self._need(f.Blk.LIFETIME, "tell its lifetime")
         with self.device.session():
             out = self._requests.submit(spec.Request.GET_LIFETIME, 0, 0, room=spec.LIFETIME_SIZE, timeout=timeout)
             return Lifetime(*_LIFETIME.unpack(out.result(timeout)))
 
     def set_write_cache(self, on: bool, *, timeout: float | None = None) -> None:
-        """Turn the device's write cache on or off (CONFIG_WCE). Raises NotSupported where it has no switch.
+        """Turn the device's write cache on or off (CONFIG_WCE).
 
-        What is in the cache is not on the medium because the cache was turned off (5.2.6.1): it is flushed.
+        Turning it off does not write its contents to the medium (5.2.6.1), so it is flushed then.
+
+        Args:
+            on: The new state.
+            timeout: Seconds to wait for the flush; the device's own where None.
+
+        Raises:
+            NotSupported: The device has no CONFIG_WCE.
+            BlkIoError, BlkUnsupported: The flush failed.
+            DeviceTimeout: It did not complete in time.
+            ProtocolError: Its status is invalid.
         """
         self._need(f.Blk.CONFIG_WCE, "switch its write cache")
         with self.device.session():
@@ -234,10 +335,23 @@ class Blk(Disk):
     # --- many at a time -------------------------------------------------------------------------------------
 
     def submit_read(self, sector: int, sectors: int, *, queue: int | None = None, kick: bool = True) -> Request:
-        """Send a read of at most ``request_size`` bytes. ``kick`` False: with the next submission, or wait.
+        """Submit a read of at most ``request_size`` bytes. Waits for a slot if ``depth`` requests are in flight.
 
-        ``queue``: the number of the queue; None: where there is room. Raises BadSize, BeyondEnd; DeviceTimeout
-        where all of ``depth`` is out and nothing comes back.
+        Args:
+            sector: The first sector.
+            sectors: How many.
+            queue: The index of the queue; None: any with a free slot.
+            kick: Notify the device; else the next kick or wait does.
+
+        Returns:
+            The request; its ``result()`` waits for the data.
+
+        Raises:
+            BadSize: The sectors do not fit one request, or a number is negative.
+            BeyondEnd: The sectors end after the capacity.
+            UsageError: There is no such queue, or bursts have taken all queues.
+            DeviceTimeout: No request completed in time to free a slot.
+            ProtocolError: A request that completed meanwhile has an invalid status.
         """
         with self.device.session():
             self.check_range(sector, sectors)
@@ -252,16 +366,45 @@ class Blk(Disk):
         queue: int | None = None,
         kick: bool = True,
     ) -> Request:
-        """Send a write of at most ``request_size`` bytes; ``data`` is copied. Raises as :meth:`submit_read`."""
+        """Submit a write of at most ``request_size`` bytes. Waits for a slot if ``depth`` requests are in flight.
+
+        Args:
+            sector: The first sector.
+            data: Whole sectors; copied.
+            queue: The index of the queue; None: any with a free slot.
+            kick: Notify the device; else the next kick or wait does.
+
+        Returns:
+            The request; its ``result()`` waits until it is complete.
+
+        Raises:
+            WriteRefused: Writes are not allowed, or the device is read-only.
+            BadSize: ``data`` is not whole sectors or does not fit one request, or ``sector`` is negative.
+            BeyondEnd: The sectors end after the capacity.
+            UsageError: There is no such queue, or bursts have taken all queues.
+            DeviceTimeout: No request completed in time to free a slot.
+            ProtocolError: A request that completed meanwhile has an invalid status.
+        """
         with self.device.session():
             view, sectors = self._writable(sector, data)
             self._one_request(sectors)
             return self._requests.submit(spec.Request.OUT, sector, sectors, data=view, queue=queue, kick=kick)
 
     def submit_flush(self, *, queue: int | None = None, kick: bool = True) -> Request:
-        """Send a flush. It covers the writes that are done by now, not those on their way.
+        """Submit a flush. It covers the writes that are complete now, not those in flight.
 
-        Raises NotSupported without FLUSH.
+        Args:
+            queue: The index of the queue; None: any with a free slot.
+            kick: Notify the device; else the next kick or wait does.
+
+        Returns:
+            The request; its ``result()`` waits until it is complete.
+
+        Raises:
+            NotSupported: The device has no FLUSH.
+            UsageError: There is no such queue, or bursts have taken all queues.
+            DeviceTimeout: No request completed in time to free a slot.
+            ProtocolError: A request that completed meanwhile has an invalid status.
         """
         self._need(f.Blk.FLUSH, "flush")
         with self.device.session():
@@ -270,21 +413,33 @@ class Blk(Disk):
             )  # 5.2.6.1: sector 0, no data
 
     def kick(self) -> None:
-        """Make the device see what was submitted without a kick."""
+        """Notify the device of requests that were submitted without a kick."""
         with self.device.session():
             self._requests.kick()
 
     def poll(self) -> int:
-        """Take what came back, without waiting; how many requests that were."""
+        """Reap complete requests, without waiting.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            ProtocolError: A status is invalid.
+        """
         with self.device.session():
             self.device.service()
             return self._requests.collect()
 
     def wait(self, requests: Iterable[Request] | None = None, *, timeout: float | None = None) -> None:
-        """Wait until these (None: all that are out) came back, well or not; errors are in the requests.
+        """Wait until requests are complete, successful or not; errors are in the requests.
 
-        ``timeout`` in seconds, for all of them; the device's own where None. After a miss the device counts as
-        broken, as after any answer that it owes. Raises DeviceTimeout, ProtocolError.
+        Args:
+            requests: What to wait for; None: all that are in flight.
+            timeout: Seconds, for all of them; the device's own where None.
+
+        Raises:
+            DeviceTimeout: They did not complete in time; the device counts as broken then.
+            ProtocolError: A status is invalid.
         """
         self._requests.wait(requests, timeout=timeout)
 
@@ -293,11 +448,23 @@ class Blk(Disk):
     def burst(
         self, sectors: int, *, depth: int | None = None, write: bool = False, queue: int | None = None
     ) -> Burst:
-        """Take a queue for requests of ``sectors`` sectors each, ``depth`` of them, that are sent many at a time.
+        """Reserve a queue for requests of one kind and size that are sent many at a time.
 
-        Reads, or with ``write`` writes. The queue (the last one, where None) serves nothing else until this driver
-        is closed; where it was the only one, the other calls raise UsageError. Raises UsageError while something
-        is out on it, WriteRefused, BadSize, QueueFull where the ring has no room for ``depth`` of them.
+        The queue serves nothing else until this driver is closed; if it was the only one, the other calls fail
+        with UsageError.
+
+        Args:
+            sectors: Sectors of each request.
+            depth: Requests that can be in flight; the driver's own ``depth`` where None.
+            write: Writes, else reads.
+            queue: The index of the queue; None: the last one.
+
+        Raises:
+            WriteRefused: Writes are not allowed, or the device is read-only.
+            BadSize: ``sectors`` is below 1, or more than the device accepts in one request.
+            UsageError: Requests are in flight on the queue, there is no such queue, or none is left.
+            QueueFull: The ring has too few descriptors for ``depth`` requests.
+            MemlockExceeded, HugePagesLack, OperationFailed: There is no memory for the requests.
         """
         with self.device.session():
             if write:
@@ -312,7 +479,7 @@ class Blk(Disk):
             self._requests.remove(requestq)
             return made
 
-    # --- what is asked for ----------------------------------------------------------------------------------
+    # --- requests of a call ---------------------------------------------------------------------------------
 
     def _send(
         self,
@@ -325,10 +492,10 @@ class Blk(Disk):
         room: int = 0,
         timeout: float | None,
     ) -> Request:
-        """One of several requests. The first is shown to the device at once, so that it begins.
+        """Submit one of several requests. Only the first is kicked at once, so that the device starts.
 
-        The others are shown together, when all slots are out or the results are waited for: a kick costs more than
-        a request.
+        The others are kicked together, when all slots are in flight or the results are waited for: a kick costs
+        more than a request.
         """
         kick = not before
         return self._requests.submit(kind, sector, sectors, data=data, room=room, kick=kick, timeout=timeout)
@@ -344,7 +511,7 @@ class Blk(Disk):
                 "this does not fit one request",
                 seen=size,
                 expected=f"1..{self.request_size} bytes",
-                remedy="read() and write() make several of it; or give Blk a larger request_size",
+                remedy="read() and write() split it; or give Blk a larger request_size",
             )
         return size
 
@@ -359,7 +526,7 @@ class Blk(Disk):
             assert isinstance(limits, Limits)
             if not limits.max_sectors or not limits.max_segments:
                 raise NotSupported(
-                    f"{self.device.address} offers {f.Blk(bit).name} and takes none",
+                    f"{self.device.address} offers {f.Blk(bit).name} with limits of 0",
                     seen=f"{limits.max_segments} segments of {limits.max_sectors} sectors",
                     expected="1 or more of each",
                     remedy="the device is at fault (5.2.4)",
@@ -371,6 +538,6 @@ class Blk(Disk):
                 these = [pieces.popleft() for _ in range(min(most, len(pieces)))]
                 data = cutting.packed(these, flags)
                 total = sum(count for _, count in these)
-                # 5.2.6: the sector of these requests means nothing; the ranges are in the data.
+                # 5.2.6: the sector of these requests is not used; the ranges are in the data.
                 out.append(self._send(out, kind, 0, total, data=data, timeout=timeout))
             self._requests.results(out, timeout)

@@ -1,4 +1,4 @@
-"""The request queues of a disk: which has room, what is out on them, what came back."""
+"""The request queues of a disk: submitting requests, waiting for them and reaping them."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ _ZEROES = bytes(1 << 16)
 
 
 class RequestQueues:
-    """All request queues of a started disk.
-
-    Args:
-        disk: What the requests are for. Its device has its queues, and DRIVER_OK is not set yet.
-        depth: Requests of one queue that may be out at once.
-        request_size: Bytes of data of one request, at most, where the device's limits are no lower.
-
-    Raises:
-        ConfigError: Not even one sector fits the device's limits.
-        MemlockExceeded, HugePagesLack, OperationFailed: There is no memory for the requests.
-    """
+    """All request queues of a started disk."""
 
     def __init__(self, disk: Disk, *, depth: int, request_size: int) -> None:
+        """Allocate the slots of all queues.
+
+        Args:
+            disk: The disk. Its device has its queues, and DRIVER_OK is not set yet.
+            depth: Requests of one queue that may be in flight.
+            request_size: Bytes of data of one request, at most, where the device's limits are not lower.
+
+        Raises:
+            ConfigError: Not even one sector fits the device's limits.
+            MemlockExceeded, HugePagesLack, OperationFailed: There is no memory for the requests.
+        """
         self._disk = disk
         self._device = device = disk.device
         config = disk.config
         self._free: list[RequestQueue] = []
-        """Those that no burst has taken."""
+        """Queues that are not taken by a burst."""
         for _, queue in sorted(device.queues.items()):
             requestq = RequestQueue(queue, device.dma, min(depth, queue.ring.size), request_size)
             requestq.stock(config.size_max, config.seg_max)
             self._free.append(requestq)
         self.count = len(self._free)
-        """Request queues, those of bursts among them."""
+        """Request queues, including those of bursts."""
         self.depth = min(one.depth for one in self._free)
-        """Requests of one queue that can be out at once."""
+        """Requests of one queue that can be in flight."""
         self.request_size = min(one.size for one in self._free)
         """Bytes of data of one request, at most."""
         self._first = self._free[0].queue
@@ -48,11 +49,11 @@ class RequestQueues:
 
     @property
     def in_flight(self) -> int:
-        """Requests that were submitted and did not come back yet."""
+        """Requests that were submitted and are not complete."""
         return sum(one.out for one in self._free)
 
     def _live(self) -> list[RequestQueue]:
-        """The queues that take requests. Raises Closed, and UsageError where bursts have taken them all."""
+        """The queues that take requests; an error if the driver is closed, or bursts have taken all of them."""
         if self._device.queues.get(self._first.index) is not self._first:
             raise Closed(f"the driver of {self._device.address} was closed")
         if not self._free:
@@ -65,7 +66,7 @@ class RequestQueues:
         return self._free
 
     def _numbered(self, index: int | None) -> list[RequestQueue]:
-        """The queue of this index alone; None: all, the next one in turn first."""
+        """Only the queue of this index; None: all, the next one in turn first."""
         live = self._live()
         if index is None:
             if len(live) == 1:
@@ -79,11 +80,19 @@ class RequestQueues:
         return found
 
     def idle(self, index: int | None) -> RequestQueue:
-        """The queue of this index (None: the last one). Raises UsageError while requests are out on it."""
+        """Return a queue that has nothing in flight.
+
+        Args:
+            index: Its index; None: the last queue.
+
+        Raises:
+            UsageError: Requests are in flight on it, there is no such queue, or bursts have taken all queues.
+            Closed: The driver was closed.
+        """
         requestq = self._live()[-1] if index is None else self._numbered(index)[0]
         if requestq.out:
             raise UsageError(
-                f"{requestq.queue.name} has requests out",
+                f"{requestq.queue.name} has requests in flight",
                 seen=requestq.out,
                 expected="0",
                 remedy="wait() for them first",
@@ -91,10 +100,10 @@ class RequestQueues:
         return requestq
 
     def remove(self, requestq: RequestQueue) -> None:
-        """From now on this queue takes no single requests: a burst has it."""
+        """Stop using a queue for single requests, because a burst takes it."""
         self._free = [one for one in self._free if one is not requestq]
 
-    # --- the way out ----------------------------------------------------------------------------------------
+    # --- submitting -----------------------------------------------------------------------------------------
 
     def submit(
         self,
@@ -108,20 +117,23 @@ class RequestQueues:
         kick: bool = True,
         timeout: float | None = None,
     ) -> Request:
-        """Send one request; waits for a slot where all are out.
+        """Submit one request; waits for a slot if all are in flight.
 
         Args:
             kind: The request's type (5.2.6).
-            sector: Where it begins.
-            sectors: How many sectors it is about, for errors.
-            data: What the device reads, copied.
-            room: Bytes that the device writes.
-            queue: The index of the queue; None: where there is room.
-            kick: Make the device see it; else it does with the next kick or wait.
+            sector: Its first sector.
+            sectors: How many sectors it covers, for errors.
+            data: What the device reads; copied.
+            room: Bytes of data that the device writes.
+            queue: The index of the queue; None: any with a free slot.
+            kick: Notify the device; else the next kick or wait does.
             timeout: Seconds to wait for a slot; the device's own where None.
 
         Raises:
-            DeviceTimeout: All slots are out, and nothing came back.
+            DeviceTimeout: All slots are in flight, and no request completed.
+            UsageError: There is no such queue, or bursts have taken all queues.
+            ProtocolError: A request that completed meanwhile has an invalid status.
+            Closed: The driver was closed.
         """
         slot = self._slot(queue, timeout)
         requestq = slot.requestq
@@ -132,7 +144,7 @@ class RequestQueues:
             slot.fill(data)
             readable += slot.runs(len(data))
         elif room:
-            # Cleared: what the device does not write must not look like an answer, or be somebody else's data.
+            # Cleared: what the device does not write must not look like data, nor be that of an earlier request.
             slot.fill(memoryview(_ZEROES)[:room] if room <= len(_ZEROES) else bytes(room))
             writable[:0] = slot.runs(room)
         slot.request = request = Request(self, kind, sector, sectors, requestq.queue.index)
@@ -146,7 +158,7 @@ class RequestQueues:
         return request
 
     def _slot(self, index: int | None, timeout: float | None) -> Slot:
-        """A slot that is idle; waits for one where all are out."""
+        """A free slot; waits for one if all are in flight."""
         requestqs = self._numbered(index)
         for requestq in requestqs:
             if requestq.free:
@@ -176,26 +188,33 @@ class RequestQueues:
                 requestq.queue.kick()
                 if not ring.in_flight:
                     raise
-                # The chain is longer than what the ring has left: the slots are more than the descriptors.
+                # The ring has too few free descriptors for the chain, though a slot was free.
                 self._await(lambda: self.collect() > 0, timeout, "one of the requests that are out")
 
     def kick(self) -> None:
-        """Make the device see what was submitted without a kick."""
+        """Notify the device of requests that were submitted without a kick.
+
+        Raises:
+            UsageError: Bursts have taken all queues.
+            Closed: The driver was closed.
+        """
         for requestq in self._live():
             requestq.queue.kick()
 
-    # --- the way back ---------------------------------------------------------------------------------------
+    # --- completion -----------------------------------------------------------------------------------------
 
     def wait(self, requests: Iterable[Request] | None = None, *, timeout: float | None = None) -> None:
-        """Wait until these (None: all that are out) came back, well or not; errors are in the requests.
+        """Wait until requests are complete, successful or not; errors are in the requests.
 
         Args:
-            requests: What to wait for.
+            requests: What to wait for; None: all that are in flight.
             timeout: Seconds, for all of them; the device's own where None.
 
         Raises:
-            DeviceTimeout: They did not come back; the device counts as broken then.
-            ProtocolError: A status is none.
+            DeviceTimeout: They did not complete in time; the device counts as broken then.
+            ProtocolError: A status is invalid.
+            UsageError: Bursts have taken all queues.
+            Closed: The driver was closed.
         """
         with self._device.session():
             self.kick()
@@ -213,7 +232,17 @@ class RequestQueues:
             self._await(ready, timeout, many)
 
     def results(self, requests: Sequence[Request], timeout: float | None) -> list[bytes]:
-        """All results; the first error, once nothing of these is out any more. ``timeout`` is for each."""
+        """Wait for requests and return their data.
+
+        Args:
+            requests: What to wait for.
+            timeout: Seconds for each; the device's own where None.
+
+        Raises:
+            BlkIoError, BlkUnsupported: The first request that failed; raised when all are complete.
+            DeviceTimeout: One did not complete in time; the device counts as broken then.
+            ProtocolError: A status is invalid.
+        """
         for request in requests:
             if not request.done:
                 self.wait([request], timeout=timeout)
@@ -225,10 +254,15 @@ class RequestQueues:
             self._device.wait(ready, timeout=limit, what=what)
 
     def collect(self) -> int:
-        """Take all that came back, without waiting; how many requests that were.
+        """Reap complete requests, without waiting.
+
+        Returns:
+            How many there were.
 
         Raises:
-            ProtocolError: A status is none; raised when all was taken.
+            ProtocolError: A status is invalid; raised when all were reaped.
+            UsageError: Bursts have taken all queues.
+            Closed: The driver was closed.
         """
         count = 0
         senseless: UvirtioError | None = None
@@ -250,7 +284,7 @@ class RequestQueues:
         senseless = None
         if answer == Status.OK:
             self._disk.counts[Status.OK] += 1
-            # The status byte decides. Old devices' used lengths are wrong (5.2.6.3), so these are only noted.
+            # The status byte decides. Used lengths of old devices are wrong (5.2.6.3), so they are only counted.
             if completion.written != room + spec.STATUS_SIZE:
                 self._disk.findings["the used length is not what was to be written"] += 1
             if room:

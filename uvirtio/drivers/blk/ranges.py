@@ -1,4 +1,4 @@
-"""Ranges of sectors, cut to what the device takes in one segment and one request (5.2.6)."""
+"""Ranges of sectors, split to the limits of one segment and one request (5.2.6)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ _SEGMENT = struct.Struct("<QII")
 
 
 def segments(ranges: Sequence[Range], limits: Limits) -> Iterator[Range]:
-    """The same sectors in pieces of at most ``max_sectors``, cut at the device's alignment where that fits."""
+    """Split ranges of sectors to the device's limits.
+
+    Args:
+        ranges: The sectors.
+        limits: ``max_sectors`` of each piece, and the alignment to split at where possible.
+
+    Yields:
+        Pieces of the same sectors, in order.
+    """
     step = limits.max_sectors
     for first, count in ranges:
         while count > step:
@@ -27,5 +35,10 @@ def segments(ranges: Sequence[Range], limits: Limits) -> Iterator[Range]:
 
 
 def packed(pieces: Sequence[Range], flags: int) -> bytes:
-    """Segments as the device reads them."""
+    """Encode ranges as the segments of a request (5.2.6: le64 sector, le32 num_sectors, le32 flags).
+
+    Args:
+        pieces: The ranges.
+        flags: The flags of each.
+    """
     return b"".join(_SEGMENT.pack(first, count, flags) for first, count in pieces)

@@ -1,4 +1,4 @@
-"""A request on its way, and the memory that it travels in."""
+"""A submitted request, and the memory of its header, data and status."""
 
 from __future__ import annotations
 
@@ -17,21 +17,41 @@ _CONTROL = 32  # bytes of each slot: the header, and the status apart from it
 _STATUS_AT = spec.HEADER_SIZE
 _NO_LIMIT = 0xFFFF_FFFF
 NO_STATUS = 0xFF
-"""What the status byte holds before the device writes it: no status of 5.2.6."""
+"""Preset of the status byte before the device writes it; not a status of 5.2.6."""
 
 
 class Waits(Protocol):
-    """Who waits for requests."""
+    """What a ``Request`` needs of its queues."""
 
-    def wait(self, requests: Sequence[Request], *, timeout: float | None) -> None: ...
+    def wait(self, requests: Sequence[Request], *, timeout: float | None) -> None:
+        """Wait until requests are complete; ``timeout`` in seconds, the device's own where None."""
+        ...
 
 
 class Request:
-    """One request that was submitted. ``done`` says whether the device gave it back; ``error`` how it failed."""
+    """One request that was submitted.
+
+    Attributes:
+        type: Its type (5.2.6).
+        sector: Its first sector.
+        sectors: How many sectors it covers.
+        queue: The index of its queue.
+        done: Whether it is complete.
+        error: Why it failed; None if it did not, or is not complete.
+    """
 
     __slots__ = ("_data", "_waits", "done", "error", "queue", "sector", "sectors", "type")
 
     def __init__(self, waits: Waits, kind: spec.Request, sector: int, sectors: int, queue: int) -> None:
+        """Describe a request; ``Blk`` and ``RequestQueues`` submit it.
+
+        Args:
+            waits: Waits for it.
+            kind: Its type (5.2.6).
+            sector: Its first sector.
+            sectors: How many sectors it covers.
+            queue: The index of its queue.
+        """
         self._waits = waits
         self._data = b""
         self.type = kind
@@ -42,9 +62,18 @@ class Request:
         self.error: UvirtioError | None = None
 
     def result(self, timeout: float | None = None) -> bytes:
-        """The data of a read, nothing of others; waits until the device gave it back.
+        """Wait until the request is complete.
 
-        ``timeout`` in seconds (None: the device's own). Raises BlkIoError, BlkUnsupported, DeviceTimeout.
+        Args:
+            timeout: Seconds to wait; the device's own where None.
+
+        Returns:
+            The data of a read; empty for other requests.
+
+        Raises:
+            BlkIoError, BlkUnsupported: The request failed.
+            DeviceTimeout: It did not complete in time; the device counts as broken then.
+            ProtocolError: Its status is invalid.
         """
         if not self.done:
             self._waits.wait([self], timeout=timeout)
@@ -58,7 +87,7 @@ class Request:
 
 
 class Slot:
-    """Memory for one request: header, data, status, at device addresses that never change."""
+    """Memory for one request: header, data and status, at fixed device addresses."""
 
     __slots__ = (
         "_control",
@@ -76,13 +105,21 @@ class Slot:
     )
 
     def __init__(self, requestq: RequestQueue, number: int, size: int, size_max: int) -> None:
+        """Take a slot of a queue's memory.
+
+        Args:
+            requestq: The queue.
+            number: Which slot, from 0.
+            size: Bytes of data.
+            size_max: Bytes of one element, at most.
+        """
         self.requestq = requestq
         self.request: Request | None = None
         self.room = 0
         """Bytes of data that the device may write."""
         self._control, self._data = requestq.control, requestq.data
         self._control_at, self._data_at = number * _CONTROL, number * size
-        # 32 divides a page, so neither of these is cut by one. Each is an element alone (5.2.6.4).
+        # 32 divides a page, so neither of these crosses one. Each is an element of its own (5.2.6.4).
         (self.header,) = requestq.control.segments(self._control_at, spec.HEADER_SIZE)
         (self.status,) = requestq.control.segments(self._control_at + _STATUS_AT, spec.STATUS_SIZE)
         self._runs = clipped(requestq.data.segments(self._data_at, size), size, size_max)
@@ -90,35 +127,49 @@ class Slot:
         self._cut_length = size
 
     def prepare(self, kind: int, sector: int) -> None:
-        """Write the header (5.2.6), and what is no status."""
+        """Write the header (5.2.6), and preset the status."""
         at, view = self._control_at, self._control.view
         view[at : at + spec.HEADER_SIZE] = _HEADER.pack(kind, 0, sector)
         view[at + _STATUS_AT] = NO_STATUS
 
     def fill(self, data: bytes | memoryview) -> None:
+        """Write the data."""
         self._data.view[self._data_at : self._data_at + len(data)] = data
 
     def runs(self, length: int) -> Sequence[SgEntry]:
-        """The first ``length`` bytes of data as elements."""
+        """Return the first ``length`` bytes of data as elements of the chain."""
         if length != self._cut_length:
             self._cut, self._cut_length = _first(self._runs, length), length
         return self._cut
 
     def fits(self, pieces_max: int) -> int:
-        """Whole sectors of data, in bytes, that so many elements can carry."""
+        """Return the bytes of whole sectors that ``pieces_max`` elements can carry."""
         return sum(size for _, size in self._runs[:pieces_max]) // spec.SECTOR_SIZE * spec.SECTOR_SIZE
 
     def answer(self) -> int:
+        """Return the status byte."""
         return self._control.view[self._control_at + _STATUS_AT]
 
     def content(self, length: int) -> bytes:
+        """Return a copy of the first ``length`` bytes of data."""
         return bytes(self._data.view[self._data_at : self._data_at + length])
 
 
 class RequestQueue:
-    """One queue, the slots of its requests, and what the device takes in one of them."""
+    """One request queue, the slots of its requests, and the device's limits for a request."""
 
     def __init__(self, queue: Queue, dma: DmaSpace, depth: int, size: int) -> None:
+        """Allocate the memory of the slots; ``stock`` makes them.
+
+        Args:
+            queue: The virtqueue.
+            dma: The memory of the device.
+            depth: Slots.
+            size: Bytes of data of each slot.
+
+        Raises:
+            MemlockExceeded, HugePagesLack, OperationFailed: There is not that much DMA memory.
+        """
         self.queue = queue
         self.depth = depth
         self.size = size
@@ -132,7 +183,11 @@ class RequestQueue:
         self.free: list[Slot] = []
 
     def stock(self, size_max: int | None, seg_max: int | None) -> None:
-        """Make the slots, with as much data each as the device's limits (5.2.4) allow; None: it has no such limit.
+        """Make the slots, each with as much data as the device's limits (5.2.4) allow.
+
+        Args:
+            size_max: Bytes of one element, at most; None: no limit.
+            seg_max: Elements of data in one request, at most; None: no limit.
 
         Raises:
             ConfigError: Not even one sector fits.
@@ -144,7 +199,7 @@ class RequestQueue:
         self.size = min(slot.fits(self.pieces_max) for slot in made)
         if not self.size:
             raise ConfigError(
-                "not even one sector fits what the device takes in a request",
+                "not even one sector fits into a request of this device",
                 seen=f"{self.pieces_max} elements of {self.size_max} bytes",
                 expected="512 bytes",
                 remedy="the device is at fault: size_max and seg_max are too small (5.2.4)",
@@ -153,11 +208,18 @@ class RequestQueue:
 
     @property
     def out(self) -> int:
+        """Requests in flight."""
         return self.depth - len(self.free)
 
 
 def clipped(runs: Sequence[SgEntry], length: int, size_max: int) -> list[SgEntry]:
-    """The first ``length`` bytes of ``runs``, in elements of at most ``size_max`` bytes."""
+    """Split memory into elements of a chain.
+
+    Args:
+        runs: Device addresses and lengths.
+        length: Bytes of ``runs`` to use, from the start.
+        size_max: Bytes of one element, at most.
+    """
     made: list[SgEntry] = []
     for address, size in _first(runs, length):
         made += [(address + at, min(size_max, size - at)) for at in range(0, size, size_max)]

@@ -1,7 +1,7 @@
 """The input device (5.8): keyboards, mice, tablets, touch screens.
 
-:class:`Input` is the driver: what the device is, its stream of events in frames, its LEDs. :class:`Bridge` is the
-kernel's other half: a clone in /dev/uinput that every program can read. ``evemu`` writes and reads recordings.
+``Input`` is the driver: what the device is, its stream of events in frames, its LEDs. ``Bridge`` forwards events
+to a clone of the device in /dev/uinput, which every program can read. ``evemu`` writes and reads recordings.
 """
 
 from uvirtio.drivers.input.bridge import Bridge, Clone, Feed, UinputClone, phys_of

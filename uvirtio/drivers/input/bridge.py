@@ -1,9 +1,9 @@
-"""The kernel's half of an input driver, from user space: a clone in /dev/uinput that every program can read.
+"""A clone of the input device in the kernel's input layer (/dev/uinput), which every program can read.
 
-:class:`UinputClone` is the device that the kernel shows; :class:`Feed` gives it whole frames, knows what is
-pressed, and lifts it at the end; :class:`Bridge` puts a driver before it and brings LEDs and sounds back.
+``UinputClone`` is the kernel's device; ``Feed`` writes whole frames to it, tracks what is pressed, and releases
+that at the end; ``Bridge`` connects it to a driver and sends LEDs and sounds back to the device.
 
-The extra ``input`` (python-evdev) makes the clone; it is loaded when a clone is made, and not before.
+The extra ``input`` (python-evdev) is needed; it is imported when a clone is made.
 """
 
 from __future__ import annotations
@@ -38,37 +38,53 @@ _BACK = (spec.EV_LED, spec.EV_SND)
 
 
 class Clone(Protocol):
-    """Where frames go, and where LEDs come from."""
+    """What ``Feed`` writes frames to and ``Bridge`` reads LEDs and sounds from."""
 
     path: str
-    """The node that programs read, or an empty string where it is not known."""
+    """The device node that programs read; an empty string where it is not known."""
 
-    def fileno(self) -> int: ...
-    def write(self, events: Sequence[InputEvent]) -> None: ...
-    def read(self) -> list[InputEvent]:
-        """What programs wrote to the clone since the last call, without waiting."""
+    def fileno(self) -> int:
+        """Return the file descriptor, readable when programs wrote something."""
         ...
 
-    def close(self) -> None: ...
+    def write(self, events: Sequence[InputEvent]) -> None:
+        """Send events to the programs that read the clone."""
+        ...
+
+    def read(self) -> list[InputEvent]:
+        """Return what programs wrote to the clone since the last call, without waiting."""
+        ...
+
+    def close(self) -> None:
+        """Destroy the clone; idempotent."""
+        ...
 
 
 class UinputClone:
-    """A device in the kernel's input layer with this description, as far as the kernel takes it.
-
-    ``phys``: where it says that it is plugged in; ``roots``: whose /dev/uinput makes it.
-
-    Raises NotSupported without python-evdev, ModuleLack without uinput, PermissionLack, OperationFailed.
-    """
+    """A device in the kernel's input layer (uinput)."""
 
     def __init__(self, description: Description, *, phys: str = "uvirtio", roots: Roots | None = None) -> None:
+        """Create the device.
+
+        Args:
+            description: What it announces, as far as the kernel accepts it.
+            phys: Its physical location (EVIOCGPHYS); see ``phys_of``.
+            roots: Whose /dev/uinput to open.
+
+        Raises:
+            NotSupported: python-evdev is not installed.
+            ModuleLack: The kernel module uinput is not loaded.
+            PermissionLack: /dev/uinput may not be opened.
+            OperationFailed: The kernel did not create the device.
+        """
         evdev = _evdev()
         roots = roots or Roots()
         node = str(roots.dev / "uinput")
         sane = _as_the_kernel_takes_it(description.sane(), node, roots)
         self.description = sane
-        """What the clone announces: the description as far as this kernel takes it."""
+        """What the clone announces: the description as far as this kernel accepts it."""
         self.path = ""
-        # By hand, for a constructor that fails half-way has a device already, and nobody else closes it.
+        # By hand: a constructor that fails half-way has opened a device, which would stay open.
         self._device: Any = evdev.UInput.__new__(evdev.UInput)
         try:
             self._device.__init__(
@@ -86,34 +102,55 @@ class UinputClone:
         except (OSError, evdev.UInputError) as error:
             number = getattr(self._device, "fd", -1)
             if isinstance(number, int) and number >= 0:
-                os.close(number)  # and with it the device goes
+                os.close(number)  # which removes the device
             raise _refused(node, error) from error
         self._fd: int = self._device.fd
         reader = getattr(self._device, "device", None)
         if reader is not None:
             self.path = str(reader.path)
-            reader.close()  # or it would keep every event for a reader that never comes
+            reader.close()  # or it would buffer every event without ever being read
 
     def fileno(self) -> int:
+        """Return the file descriptor.
+
+        Raises:
+            Closed: The clone was closed.
+        """
         if self._fd < 0:
             raise Closed("this clone is closed")
         return self._fd
 
     def write(self, events: Sequence[InputEvent]) -> None:
-        """Give the clone these events, with one system call, so that no reader sees half a frame."""
+        """Send events with one system call, so that no reader sees half a frame.
+
+        Args:
+            events: One frame, or several.
+
+        Raises:
+            OperationFailed: The kernel did not take all of them.
+            Closed: The clone was closed.
+        """
         data = b"".join(_EVENT.pack(0, 0, event.type, event.code, event.value) for event in events)
         try:
             done = os.write(self.fileno(), data)
         except OSError as error:
             raise OperationFailed(
-                f"the clone {self.path} takes no events",
+                f"the clone {self.path} accepts no events",
                 seen=error.strerror,
                 expected=f"{len(data)} bytes written",
             ) from error
         if done != len(data):
-            raise OperationFailed(f"the clone {self.path} took a part", seen=done, expected=f"{len(data)} bytes")
+            raise OperationFailed(
+                f"the clone {self.path} accepted only a part", seen=done, expected=f"{len(data)} bytes"
+            )
 
     def read(self) -> list[InputEvent]:
+        """Return what programs wrote to the clone since the last call, without waiting.
+
+        Raises:
+            OperationFailed: The clone cannot be read.
+            Closed: The clone was closed.
+        """
         try:
             data = os.read(self.fileno(), _READ_EVENTS * _EVENT.size)
         except BlockingIOError:
@@ -134,20 +171,36 @@ class UinputClone:
 
 
 class Feed:
-    """Frames into a clone: only what it announces, and nothing stays pressed when it ends. Closes the clone."""
+    """Writes frames to a clone, which it owns: only announced events, and nothing stays pressed at the end."""
 
     def __init__(self, clone: Clone, description: Description) -> None:
+        """Feed a clone, with nothing pressed.
+
+        Args:
+            clone: Where events go; closed by ``close``.
+            description: What the clone announces.
+        """
         self.clone = clone
         self.description = description.sane()
         self.frames = 0
+        """Frames that were written."""
         self.events = 0
+        """Events that were written."""
         self.ignored = 0
-        """Events that the clone does not announce, and was not given (5.8.6.1)."""
+        """Events that the clone does not announce, which were not written (5.8.6.1)."""
         self._state = InputState(max(self.description.slots, 1))
         self._closed = False
 
     def put(self, events: Iterable[InputEvent]) -> None:
-        """Give the clone these events at once. Raises OperationFailed, Closed."""
+        """Write events at once.
+
+        Args:
+            events: One frame, or several.
+
+        Raises:
+            OperationFailed: The clone did not take them.
+            Closed: The feed was closed.
+        """
         if self._closed:
             raise Closed("this clone is closed")
         wanted = []
@@ -158,7 +211,7 @@ class Feed:
                 self.ignored += 1
         if not wanted:
             return
-        self._state.apply(wanted)  # before the write: what may have gone out has to be lifted
+        self._state.apply(wanted)  # before the write: what may have gone out has to be released
         self.clone.write(wanted)
         self.events += len(wanted)
         self.frames += sum(event == SYN_REPORT for event in wanted)
@@ -166,18 +219,27 @@ class Feed:
     def _takes(self, event: InputEvent) -> bool:
         if event.type == spec.EV_SYN:
             return event.code < spec.SYN_DROPPED
-        # A device may claim that it sends its LEDs; the kernel would hand them back as if a program had set them.
+        # A device may claim to send its LEDs; the kernel would return them as if a program had set them.
         return event.type not in _BACK and self.description.can(event.type, event.code)
 
     def put_frame(self, frame: Frame, now: InputState) -> None:
-        """Give the clone a frame; where frames are missing before it, bring it to the state of ``now``."""
+        """Write a frame; if frames before it were dropped, bring the clone to the current state instead.
+
+        Args:
+            frame: The frame.
+            now: The state of the device after the frame.
+
+        Raises:
+            OperationFailed: The clone did not take it.
+            Closed: The feed was closed.
+        """
         if frame.dropped:
             self.put([*self._state.towards(now), SYN_REPORT])
         else:
             self.put(frame)
 
     def close(self) -> None:
-        """Lift every key and finger, and destroy the clone; idempotent."""
+        """Release every key and contact, and destroy the clone; idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -199,19 +261,30 @@ class Feed:
 
 
 class Bridge:
-    """From a driver to a feed, and LEDs and sounds back. Owns neither: close the feed, then the driver."""
+    """Forwards events from a driver to a feed, and LEDs and sounds back.
+
+    Owns neither: close the feed, then the driver.
+    """
 
     def __init__(self, driver: Input, feed: Feed) -> None:
+        """Connect ``driver`` to ``feed``; nothing is forwarded yet."""
         self.driver = driver
         self.feed = feed
         self.brought_back = 0
-        """Values for LEDs and sounds that programs wrote to the clone, and the device was told."""
+        """Values for LEDs and sounds that programs wrote to the clone, and that were sent to the device."""
 
     def run(self, *, timeout: float | None = None) -> None:
-        """Forward until ``timeout`` seconds are over (None: until closed or interrupted).
+        """Forward events until the time is up, the device is closed, or a signal arrives.
 
-        What programs wrote to the clone before that is brought back, also when a signal ends it. Raises what
-        ends the device, or the clone.
+        What programs wrote to the clone before that is sent to the device, also when a signal ends it.
+
+        Args:
+            timeout: Seconds; None: no limit.
+
+        Raises:
+            OperationFailed: The clone failed.
+            Closed: The feed was closed.
+            DeviceGone, DeviceNeedsReset, RingCorruption: The device failed.
         """
         try:
             self._run(timeout)
@@ -231,7 +304,15 @@ class Bridge:
                 return
 
     def turn(self) -> bool:
-        """Forward what is there in both directions, without waiting; whether there was anything."""
+        """Forward what is available in both directions, without waiting.
+
+        Returns:
+            Whether there was anything.
+
+        Raises:
+            OperationFailed: The clone failed.
+            Closed: The feed was closed.
+        """
         some = self._bring_back()
         self.driver.service()
         while (frame := self.driver.take_frame()) is not None:
@@ -264,18 +345,18 @@ def _evdev() -> Any:
 
 
 def phys_of(address: str) -> str:
-    """Where a clone says that it is plugged in, by the address of the device.
+    """Return the physical location (``phys``) for the clone of the device at ``address``.
 
-    Without a dot, and with no second slash: libinput takes devices for one whose ``phys`` differs only behind the
-    last dot, or behind ``/input`` (udev/libinput-device-group.c), and two functions of a slot are two devices.
+    It has no dot and no second slash: libinput groups devices whose ``phys`` differs only behind the last dot or
+    behind ``/input`` (udev/libinput-device-group.c), and two functions of a slot are two devices.
     """
     return f"uvirtio/{re.sub('[^0-9A-Za-z:_-]', '-', address)}"[:_PHYS_MAX]
 
 
 def _as_the_kernel_takes_it(description: Description, node: str, roots: Roots) -> Description:
-    """Open the node once, and ask it for what is newer than the oldest kernel: older ones refuse the whole device.
+    """Open the node once, and drop codes that this kernel does not know: it would refuse the whole device.
 
-    What python-evdev raises when it cannot open it has no errno, and so no cause.
+    Opening it here also gives an errno, which python-evdev's own error does not have.
     """
     try:
         fd = os.open(node, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -330,7 +411,7 @@ def _not_opened(node: str, roots: Roots, error: OSError) -> UvirtioError:
             # A node without its driver: systemd makes the nodes of modules that an open would load.
             missing = error.errno == errno.ENOENT
             return ModuleLack(
-                f"there is no {node}" if missing else f"{node} leads nowhere: uinput is not loaded",
+                f"there is no {node}" if missing else f"{node} has no driver: uinput is not loaded",
                 seen=error.strerror,
                 expected=_NODE,
                 remedy="modprobe uinput (outside, where this is a container)",
@@ -346,7 +427,7 @@ def _not_opened(node: str, roots: Roots, error: OSError) -> UvirtioError:
             return PermissionLack(
                 f"{node} may not be opened, even by root",
                 seen=error.strerror,
-                expected="device nodes that work there",
+                expected="a file system on which device nodes work",
                 remedy=f"findmnt -T {node}: mounted nodev, or in a user namespace",
             )
         case errno.EACCES:
@@ -363,7 +444,7 @@ def _refused(node: str, error: Exception) -> UvirtioError:
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
         return PermissionLack(f"{node} may not be used", seen=error.strerror, remedy="as root")
     return OperationFailed(
-        f"{node} does not make this device",
+        f"{node} does not create this device",
         seen=str(error),
         expected="a device like the virtio one",
         remedy="uvirtio input info DEV shows what the device claims to be",
@@ -371,7 +452,7 @@ def _refused(node: str, error: Exception) -> UvirtioError:
 
 
 def _name(name: str) -> str:
-    """What uinput takes: not empty, 79 bytes at most, no character cut in two."""
+    """The name as uinput accepts it: not empty, at most 79 bytes, no character cut in two."""
     return name.encode()[:_NAME_MAX].decode(errors="ignore") or "virtio input"
 
 
@@ -385,7 +466,7 @@ def _capabilities(evdev: Any, description: Description) -> dict[int, list[Any]]:
             found[kind] = []  # the type is enough: the kernel repeats keys itself
         elif codes:
             found[kind] = sorted(codes)
-    # Without any it would take every key there is.
+    # Without capabilities, evdev.UInput announces every key.
     return found or {spec.EV_MSC: [0]}
 
 

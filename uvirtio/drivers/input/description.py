@@ -1,4 +1,4 @@
-"""What an input device says that it is (5.8.4), and a version of it that the kernel takes."""
+"""The description of an input device (5.8.4), and its nearest version that the kernel accepts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from uvirtio.spec import input as spec
 
 SLOTS_MAX = 1024
-"""Contacts of a multi-touch device. The kernel refuses more, and a device may claim 2^31."""
+"""Most slots (contacts) of a multi-touch device. The kernel refuses more, and a device may claim 2^31."""
 
 _INT_MAX = (1 << 31) - 1
 
@@ -25,7 +25,7 @@ class InputIds:
 
 @dataclass(frozen=True, slots=True)
 class AbsInfo:
-    """Range and noise of an absolute axis (5.8.4), as the device gave them."""
+    """Range and noise of an absolute axis (5.8.4), as the device reports them; signed, 32 bits."""
 
     minimum: int
     maximum: int
@@ -34,7 +34,7 @@ class AbsInfo:
     resolution: int
 
     def problems(self) -> list[str]:
-        """What makes no sense in it, in words; empty for a sound axis."""
+        """Return what is invalid in it, in words; empty for a valid axis."""
         found = []
         if self.maximum < self.minimum:
             found.append(f"max {self.maximum} is below min {self.minimum}")
@@ -54,7 +54,7 @@ class AbsInfo:
         return found
 
     def sane(self) -> AbsInfo:
-        """The nearest description that the kernel takes for an axis (uinput_validate_absinfo)."""
+        """Return the nearest description that the kernel accepts (uinput_validate_absinfo)."""
         low, high = min(self.minimum, self.maximum), max(self.minimum, self.maximum)
         high = min(high, low + _INT_MAX)
         reach = high - low
@@ -64,28 +64,31 @@ class AbsInfo:
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """All that a device says about itself: ``events`` by type, ``axes`` by code of EV_ABS."""
+    """Everything that a device reports about itself (5.8.4)."""
 
     name: str
     serial: str = ""
     ids: InputIds = InputIds(0, 0, 0, 0)
     properties: frozenset[int] = frozenset()
+    """INPUT_PROP_* numbers."""
     events: Mapping[int, frozenset[int]] = field(default_factory=dict)
+    """Event codes, by event type."""
     axes: Mapping[int, AbsInfo] = field(default_factory=dict)
+    """Ranges, by code of EV_ABS."""
 
     @property
     def slots(self) -> int:
-        """Contacts that a multi-touch device tells apart, between 0 (it is none) and SLOTS_MAX."""
+        """Slots of a multi-touch device, at most ``SLOTS_MAX``; 0 for other devices."""
         if spec.ABS_MT_SLOT not in self.events.get(spec.EV_ABS, ()) or spec.ABS_MT_SLOT not in self.axes:
             return 0
         return min(max(self.axes[spec.ABS_MT_SLOT].maximum, 0) + 1, SLOTS_MAX)
 
     def can(self, event_type: int, code: int) -> bool:
-        """Whether the device announces this event; SYN needs no announcement."""
+        """Return whether the device announces this event; EV_SYN needs no announcement."""
         return event_type == spec.EV_SYN or code in self.events.get(event_type, ())
 
     def problems(self) -> list[str]:
-        """What makes no sense in it, in words."""
+        """Return what is invalid in it, in words; empty for a valid description."""
         found = [
             f"{spec.code_name(spec.EV_ABS, axis)}: {problem}"
             for axis, info in sorted(self.axes.items())
@@ -98,7 +101,10 @@ class Description:
         return found
 
     def sane(self) -> Description:
-        """The nearest description that uinput takes: known types, codes in range, sound axes, few slots."""
+        """Return the nearest description that uinput accepts.
+
+        Event types are known, codes in range, axes valid, and slots at most ``SLOTS_MAX``.
+        """
         events = {
             kind: frozenset(code for code in codes if code < spec.CODE_COUNTS[kind])
             for kind, codes in self.events.items()

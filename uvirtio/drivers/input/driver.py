@@ -1,4 +1,4 @@
-"""The input driver (5.8): what the device can do, its stream of events, and what it is told (LEDs, sounds)."""
+"""The input driver (5.8): the device's description, its stream of events, and the status queue (LEDs, sounds)."""
 
 from __future__ import annotations
 
@@ -21,23 +21,33 @@ from uvirtio.spec.layout import by_name
 _CONFIG = by_name(spec.CONFIG)
 _EMPTY = bytes(spec.EVENT_SIZE)
 _SLICE = 0.1
-"""Seconds between looks at a device that says nothing, while an event loop waits for it."""
+"""Seconds between checks of a silent device while an event loop waits for it."""
 
 
 class Input(Driver):
-    """A keyboard, mouse, tablet or touch screen. Its event queue is kept full of buffers from the start on.
+    """Driver of a keyboard, mouse, tablet or touch screen (5.8). It keeps the event queue full of buffers.
 
-    ``limit``: events that wait here for a slow reader, 2 or more; see :class:`EventQueue`. Events are taken while
-    the driver is read, or serviced, or waits for something; one that nobody calls has 64 at most, in the ring, and
-    the device drops the rest.
+    Events are taken from the device during the calls that read, service or wait. Between calls the event queue
+    holds up to 64 of them, and the device drops the rest.
     """
 
     device_id: ClassVar[int] = spec.TYPE
 
     def __init__(self, device: Device, *, observe: Observer = unobserved, limit: int = EVENTS_MAX) -> None:
+        """Start the device; ``Driver.__init__`` lists how that can fail.
+
+        Args:
+            device: An open input device.
+            observe: Called after each step of the initialisation.
+            limit: Events that may wait for a slow reader, 2 or more; see ``EventQueue``.
+
+        Raises:
+            NotVirtio: The device is of another type.
+            UsageError: ``limit`` is below 2.
+        """
         self._waiting = EventQueue(limit)
         super().__init__(device, observe=observe)
-        # 3.1.1: buffers may be laid out before DRIVER_OK, the kick comes after.
+        # 3.1.1: buffers may be added before DRIVER_OK, the kick comes after.
         self._stock()
 
     def _queues(self) -> Sequence[QueueSpec]:
@@ -49,9 +59,9 @@ class Input(Driver):
     def _before_ok(self) -> None:
         queue = self.device.queues[spec.EVENTQ]
         self.dropped = 0
-        """Answers of the device that were no event (a wrong length), and were left out."""
+        """Used buffers that were discarded because their length is not that of an event."""
         self.state = InputState()
-        """The keys that are down, the axes, the contacts: all events that were taken, also those lost since."""
+        """Pressed keys, axes and contacts after all events that were taken, including those dropped since."""
         self._known: Description | None = None
         self._buffers = self.device.dma.alloc(queue.ring.size * spec.EVENT_SIZE)
         self._status = _StatusQueue(self.device)
@@ -70,7 +80,11 @@ class Input(Driver):
         self.device.queues[spec.EVENTQ].submit(range(self._slots.count))
 
     def relay(self) -> None:
-        """After ``Device.reset_queue`` of the event queue: give the device its buffers anew."""
+        """Refill the event queue after ``Device.reset_queue`` of it (2.6.1).
+
+        Raises:
+            UsageError: Buffers are still in flight, so the queue was not reset.
+        """
         with self.device.session():
             self._lay()
             self._stock()
@@ -78,11 +92,23 @@ class Input(Driver):
     # --- what it is (5.8.4, 5.8.5) --------------------------------------------------------------------------
 
     def query(self, select: int, subsel: int = 0, *, width: int = 1) -> bytes:
-        """The payload of one configuration query; empty where the device has nothing to say.
+        """Read one selection of the configuration (5.8.4).
 
-        ``select`` and ``subsel`` are both written, then ``size`` is read, and only that much of the payload,
-        128 bytes at most, in pieces of ``width`` bytes (the width of its fields, 4.1.3.1). A device that shows
-        another selection afterwards has answered something else: that counts as nothing, and as a finding.
+        ``select`` and ``subsel`` are both written, then ``size`` is read, and that much of the payload, 128 bytes
+        at most. A device that shows another selection afterwards has answered something else: its answer is
+        ignored and counted in ``findings``.
+
+        Args:
+            select: What to read, a ``spec.input.Select``.
+            subsel: The event type or axis, where ``select`` needs one.
+            width: Bytes of each read: the width of the payload's fields (4.1.3.1).
+
+        Returns:
+            The payload; empty where the device has none.
+
+        Raises:
+            ConfigError: The configuration is too short.
+            ConfigUnstable: It changes at every read.
         """
         with self.device.session():
             self.device.write_config(_CONFIG["select"], select)
@@ -111,21 +137,23 @@ class Input(Driver):
             return payload
 
     def _text(self, select: int) -> str:
-        # 5.8.4: no terminator. What a device says is shown, not obeyed: no control characters.
+        # 5.8.4: no terminator. No control characters either: the text may be printed on a terminal.
         text = self.query(select).split(b"\0", 1)[0].decode("utf-8", "replace")
         return "".join(char if char.isprintable() else "�" for char in text)
 
     @property
     def name(self) -> str:
+        """The name that the device reports (ID_NAME); unprintable characters are replaced."""
         return self._text(spec.Select.ID_NAME)
 
     @property
     def serial(self) -> str:
+        """The serial number that the device reports (ID_SERIAL); unprintable characters are replaced."""
         return self._text(spec.Select.ID_SERIAL)
 
     @property
     def ids(self) -> InputIds | None:
-        """None where the device has none."""
+        """Bus type, vendor, product and version (ID_DEVIDS); None where the device has none."""
         data = self.query(spec.Select.ID_DEVIDS, width=2)
         if len(data) < spec.DEVIDS_SIZE:
             return None
@@ -133,15 +161,15 @@ class Input(Driver):
         return InputIds(*words)
 
     def properties(self) -> frozenset[int]:
-        """The INPUT_PROP_* numbers of the device."""
+        """Return the INPUT_PROP_* numbers of the device (PROP_BITS)."""
         return self._within(_bits(self.query(spec.Select.PROP_BITS)), spec.PROP_COUNT)
 
     def codes(self, event_type: int) -> frozenset[int]:
-        """The codes of this event type that the device can send (or, for EV_LED and EV_SND, take)."""
+        """Return the codes of ``event_type`` that the device can send, or take for EV_LED and EV_SND (EV_BITS)."""
         return self._within(_bits(self.query(spec.Select.EV_BITS, event_type)), spec.CODE_COUNTS.get(event_type))
 
     def event_types(self) -> dict[int, frozenset[int]]:
-        """All event types that the device has, with their codes. A type may have none: EV_REP is one such."""
+        """Return all event types of the device with their codes. A type may have no codes, such as EV_REP."""
         found = {}
         for kind in range(spec.EV_CNT):
             payload = self.query(spec.Select.EV_BITS, kind)
@@ -159,7 +187,14 @@ class Input(Driver):
         return kept
 
     def absinfo(self, axis: int) -> AbsInfo | None:
-        """Range of an absolute axis, as the device gives it; None where it has no such axis."""
+        """Return the range of an absolute axis, as the device reports it (ABS_INFO).
+
+        Args:
+            axis: A code of EV_ABS.
+
+        Returns:
+            The range; None where the device has no such axis.
+        """
         data = self.query(spec.Select.ABS_INFO, axis, width=4)
         if len(data) < spec.ABSINFO_SIZE:
             return None
@@ -167,7 +202,14 @@ class Input(Driver):
         return AbsInfo(*words)
 
     def describe(self) -> Description:
-        """All of the above in one; asked once, for it cannot change. What makes no sense in it is a finding."""
+        """Return the whole description. It is read once, because it cannot change.
+
+        What is invalid in it is counted in ``findings``.
+
+        Raises:
+            ConfigError: The configuration is too short.
+            ConfigUnstable: It changes at every read.
+        """
         with self.device.session():
             if self._known is None:
                 events = self.event_types()
@@ -189,31 +231,42 @@ class Input(Driver):
 
     @property
     def lost(self) -> int:
-        """Events that were dropped because nobody read them in time; a SYN_DROPPED stands in their place."""
+        """Events that were dropped because the reader was too slow; a SYN_DROPPED marks their place."""
         return self._waiting.lost
 
     def read(self, *, timeout: float | None = None) -> list[InputEvent]:
-        """The events that are there, in order; waits for the first one up to ``timeout`` seconds (None: for ever).
+        """Return all waiting events, in order; wait for the first one.
 
-        An empty list means that nothing came; that is no error, nobody owes an event.
+        Args:
+            timeout: Seconds to wait; None: no limit.
+
+        Returns:
+            The events; empty if none arrived in time, which is no error.
         """
         with self.device.session():
             self.device.wait(self._some_event, timeout=timeout, what="an event", owed=False)
             return self._waiting.take()
 
     def read_frame(self, *, timeout: float | None = None) -> Frame | None:
-        """The next whole frame; None when none was there within ``timeout`` seconds (None: waits for ever)."""
+        """Return the next whole frame; wait for it.
+
+        Args:
+            timeout: Seconds to wait; None: no limit.
+
+        Returns:
+            The frame; None if none was complete in time.
+        """
         with self.device.session():
             self.device.wait(self._some_frame, timeout=timeout, what="a frame of events", owed=False)
             return self._waiting.take_frame()
 
     def events(self, *, timeout: float | None = None) -> Iterator[InputEvent]:
-        """The events one by one; ends when for ``timeout`` seconds none came (None: never)."""
+        """Iterate over events; ends after ``timeout`` seconds without one (None: never)."""
         while found := self.read(timeout=timeout):
             yield from found
 
     def frames(self, *, timeout: float | None = None) -> Iterator[Frame]:
-        """The frames one by one; ends when for ``timeout`` seconds none came (None: never)."""
+        """Iterate over whole frames; ends after ``timeout`` seconds without one (None: never)."""
         while (frame := self.read_frame(timeout=timeout)) is not None:
             yield frame
 
@@ -221,9 +274,9 @@ class Input(Driver):
         return self.frames()
 
     async def __aiter__(self) -> AsyncIterator[Frame]:
-        """Frames for ``async for``, on the thread of the event loop, which goes on meanwhile.
+        """Iterate over whole frames with ``async for``, on the thread of the event loop, without blocking it.
 
-        It ends with the error that ends the device; leave it with ``aclose()``, ``break`` or a cancelled task.
+        Ends with the error that ends the device; leave it with ``aclose()``, ``break`` or by cancelling the task.
         """
         loop = asyncio.get_running_loop()
         told = asyncio.Event()
@@ -245,12 +298,12 @@ class Input(Driver):
                 while (frame := self._waiting.take_frame()) is not None:
                     yield frame
                     self.service()
-                if deaf := self.device.storm_backoff(done):
+                if backoff := self.device.storm_backoff(done):
                     listen(False)
-                    await asyncio.sleep(deaf)
+                    await asyncio.sleep(backoff)
                     listen(True)
                 else:
-                    # An interrupt can be lost, so that no wait is longer than this.
+                    # An interrupt can be lost, so no wait is longer than this.
                     with suppress(TimeoutError):
                         await asyncio.wait_for(told.wait(), _SLICE)
                 self.device.check()
@@ -258,7 +311,7 @@ class Input(Driver):
             listen(False)
 
     def service(self) -> None:
-        """Take what is there, without waiting: the device gets its buffers back, and the events wait here."""
+        """Take the device's events without waiting, and give it the buffers back; the events wait for a reader."""
         with self.device.session():
             self.device.wait(self._collected, timeout=0, what="events", owed=False)
 
@@ -267,7 +320,10 @@ class Input(Driver):
         return True
 
     def take_frame(self) -> Frame | None:
-        """The oldest whole frame that ``service`` or a wait brought in; None when there is none. Asks nobody."""
+        """Return the oldest whole frame that ``service`` or a wait took in; None if there is none.
+
+        Does not access the device.
+        """
         return self._waiting.take_frame()
 
     def _some_event(self) -> bool:
@@ -289,11 +345,11 @@ class Input(Driver):
         for slot in slots:
             at = slot * spec.EVENT_SIZE
             if written[slot] == spec.EVENT_SIZE:
-                taken.append(bytes(view[at : at + spec.EVENT_SIZE]))  # copied once, then looked at
+                taken.append(bytes(view[at : at + spec.EVENT_SIZE]))  # copied once, then decoded
             else:
                 self.dropped += 1
             view[at : at + spec.EVENT_SIZE] = _EMPTY
-        queue.submit(slots)  # 5.8.6.1: the device has its buffers back before anything else is done
+        queue.submit(slots)  # 5.8.6.1: give the device its buffers back before anything else
         now = time.monotonic()
         events = [decode(data) for data in taken]
         self.state.apply(events)
@@ -304,18 +360,29 @@ class Input(Driver):
 
     @property
     def status_lost(self) -> int:
-        """Values that never went out, because a newer one for the same code came before the device took them."""
+        """Values that were never sent, because a newer one for the same code replaced them."""
         return self._status.lost
 
     @property
     def status_pending(self) -> int:
-        """Values that the device has not taken yet."""
+        """Values that the device has not used yet, including those that wait to be sent."""
         return self._status.pending
 
     def set_led(self, code: int, on: bool) -> bool:
-        """Turn an LED on or off (LED_NUML is 0); what ``send`` returns.
+        """Turn an LED on or off.
 
-        Raises UsageError where the device has no such LED, NotSupported without a status queue.
+        Args:
+            code: Which one (LED_NUML is 0).
+            on: The new state.
+
+        Returns:
+            Whether it was sent, as for ``send``.
+
+        Raises:
+            UsageError: The device has no such LED.
+            NotSupported: The device has no status queue.
+            ConfigError: The configuration is too short.
+            ConfigUnstable: It changes at every read.
         """
         with self.device.session():
             here = self.describe().events.get(spec.EV_LED, frozenset())
@@ -329,11 +396,23 @@ class Input(Driver):
             return self.send(spec.EV_LED, code, int(on))
 
     def send(self, event_type: int, code: int, value: int) -> bool:
-        """Tell the device a value (EV_LED, EV_SND, ...). Never waits.
+        """Send a value to the device (EV_LED, EV_SND, ...) through the status queue. Never waits.
 
-        True: it is in the device's hands. False: the device has all that it can hold, and gets this later, or
-        never; of several values for one code the newest counts. MSC_TIMESTAMP is not sent: a device that passes
-        it on would get its own back with every frame (virtio_input.c). Raises NotSupported, UsageError.
+        MSC_TIMESTAMP is not sent: a device that forwards events would get its own back with every frame
+        (virtio_input.c).
+
+        Args:
+            event_type: EV_*, 16 bits.
+            code: The code, 16 bits.
+            value: The value, signed, 32 bits.
+
+        Returns:
+            True if the value was sent. False if the queue is full: it is sent later, unless a newer value for the
+            same code replaces it.
+
+        Raises:
+            UsageError: A number does not fit.
+            NotSupported: The device has no status queue.
         """
         if not (0 <= event_type < 1 << 16 and 0 <= code < 1 << 16 and -(1 << 31) <= value < 1 << 31):
             raise UsageError(
@@ -353,7 +432,14 @@ class Input(Driver):
             return self._status.send(InputEvent(event_type, code, value))
 
     def flush(self, *, timeout: float) -> bool:
-        """Wait until the device has taken all that it was told; False if it has not after ``timeout`` seconds."""
+        """Wait until the device has used all values that were sent.
+
+        Args:
+            timeout: Seconds to wait.
+
+        Returns:
+            Whether it has used all of them.
+        """
         with self.device.session():
             return self.device.wait(self._all_told, timeout=timeout, what="the values to be taken", owed=False)
 
@@ -363,7 +449,7 @@ class Input(Driver):
 
 
 class _StatusQueue:
-    """Values for the device. Bounded, and it never waits: what does not fit is kept, the newest for each code."""
+    """Values for the device. Bounded, and never waits: the newest value for each code waits for a free buffer."""
 
     def __init__(self, device: Device) -> None:
         self.queue: Queue | None = device.queues.get(spec.STATUSQ)
@@ -376,13 +462,15 @@ class _StatusQueue:
 
     @property
     def pending(self) -> int:
+        """Values in flight and values that wait for a buffer."""
         out = self.queue.ring.in_flight if self.queue is not None else 0
         return out + len(self._later)
 
     def send(self, event: InputEvent) -> bool:
+        """Send a value, or keep it for later; return whether it was sent."""
         self.advance()
         key = (event.type, event.code)
-        if not self._free:  # then what waits has gone out before
+        if not self._free:  # else nothing waits any longer
             if self._later.pop(key, None) is not None:
                 self.lost += 1
             elif len(self._later) >= _LATER_MAX:
@@ -395,7 +483,7 @@ class _StatusQueue:
         return True
 
     def advance(self) -> None:
-        """Take back what the device has used, and send what had to wait."""
+        """Reap used buffers, and send values that wait for one."""
         if self.queue is None or not self.queue.ring.in_flight:
             return
         used = self.queue.reap()
@@ -420,11 +508,11 @@ class _StatusQueue:
 
 
 _LATER_MAX = 64
-"""Codes for which a value may wait."""
+"""Codes for which a value may wait, at most."""
 
 
 def decode(data: bytes) -> InputEvent:
-    """The event in these 8 bytes (5.8.6: le16, le16, le32; the value is signed in evdev)."""
+    """Decode the 8 bytes of an event (5.8.6: le16, le16, le32; the value is signed in evdev)."""
     return InputEvent(
         int.from_bytes(data[0:2], "little"),
         int.from_bytes(data[2:4], "little"),
@@ -433,7 +521,7 @@ def decode(data: bytes) -> InputEvent:
 
 
 def encode(event: InputEvent) -> bytes:
-    """The 8 bytes of an event."""
+    """Encode an event as 8 bytes (5.8.6)."""
     head = event.type.to_bytes(2, "little") + event.code.to_bytes(2, "little")
     return head + event.value.to_bytes(4, "little", signed=True)
 

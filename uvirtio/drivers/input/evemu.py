@@ -1,11 +1,11 @@
-"""Recordings in evemu's text format: what a device is (N, I, P, B, A lines), then what it sent (E lines).
+"""Recordings in evemu's text format: the description of a device (N, I, P, B, A lines), then its events (E lines).
 
-``evemu-device`` and ``evemu-play`` read what :func:`header` and :func:`event_line` write. :func:`parse` is strict,
-for a recording is played into the kernel: every line has to be understood, numbers have to fit, time never goes
-back, and no event is there that the device of the recording could not send. All of it is bounded.
+``evemu-device`` and ``evemu-play`` read what ``header`` and ``event_line`` write. ``parse`` is strict, because a
+recording is played into the kernel: every line has to be understood, numbers have to fit, time never goes back,
+and there is no event that the recorded device could not send. Lines, events and sizes are bounded.
 
-evemu keeps the two halves apart as well: ``evemu-describe`` writes descriptions, and many recordings are E lines
-alone, to be played into a device that is there already. Those have no description here.
+evemu keeps the two halves apart as well: ``evemu-describe`` writes descriptions, and many recordings have only E
+lines, to be played into an existing device. Those have no description here.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from uvirtio.errors import UsageError
 from uvirtio.spec import input as spec
 
 LINE_MAX = 1024
-"""Characters of a line, its end included."""
+"""Characters of a line, at most, including its end."""
 LINES_MAX = 300_000
 EVENTS_MAX = 200_000
 
 _PER_LINE = 8
 _PROP_BYTES = 8  # what evemu writes; it takes fewer
-_MASK_BYTES = 96  # KEY_CNT bits, the longest there is
+_MASK_BYTES = 96  # KEY_CNT bits, the longest mask
 _SYN_CODES = frozenset({spec.SYN_REPORT, 1, spec.SYN_DROPPED})
 _REP_CODES = frozenset({0, 1})
 
@@ -42,17 +42,19 @@ _EVENT = re.compile(rf"([0-9]{{1,10}})\.([0-9]{{6}}) ({_HEX}{{1,4}}) ({_HEX}{{1,
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A device and what it sent.
-
-    ``description`` is None where there are E lines alone; ``events`` are (microseconds since the first one,
-    event).
-    """
+    """A device and the events that it sent."""
 
     description: Description | None
+    """None where the recording has only E lines."""
     events: tuple[tuple[int, InputEvent], ...]
+    """(microseconds since the first event, event)."""
 
     def frames(self) -> Iterator[tuple[int, tuple[InputEvent, ...]]]:
-        """(microseconds since the first event, the events of one frame); the last may lack its SYN_REPORT."""
+        """Group the events by frame.
+
+        Yields:
+            (microseconds since the first event, the events of one frame). The last may lack its SYN_REPORT.
+        """
         open_: list[InputEvent] = []
         for at, event in self.events:
             open_.append(event)
@@ -67,7 +69,14 @@ class Recording:
 
 
 def header(description: Description) -> Iterator[str]:
-    """The lines that describe the device, without line ends."""
+    """Describe a device.
+
+    Args:
+        description: The device.
+
+    Yields:
+        Lines without line ends.
+    """
     ids = description.ids
     name = _one_line(description.name)
     yield "# EVEMU 1.3"
@@ -88,7 +97,7 @@ def header(description: Description) -> Iterator[str]:
         if kind == spec.EV_SYN:
             codes = _SYN_CODES
         elif kind == spec.EV_REP and kind in description.events:
-            codes = _REP_CODES  # the type alone cannot be written down
+            codes = _REP_CODES  # a B line needs codes
         if codes:
             length = spec.CODE_COUNTS.get(kind, 64) // 8
             yield from _mask(f"B: {kind:02x}", codes, max(length, _PER_LINE))
@@ -101,7 +110,15 @@ def header(description: Description) -> Iterator[str]:
 
 
 def event_line(microseconds: int, event: InputEvent) -> str:
-    """One event, so many microseconds after the first, without the line's end."""
+    """Format one event as an E line.
+
+    Args:
+        microseconds: Time since the first event.
+        event: The event.
+
+    Returns:
+        The line, without its end.
+    """
     names = f"{spec.type_name(event.type)} / {spec.code_name(event.type, event.code)}"
     if event.type == spec.EV_SYN:
         names = f"------------ {spec.code_name(event.type, event.code)} ({event.value}) ----------"
@@ -110,7 +127,7 @@ def event_line(microseconds: int, event: InputEvent) -> str:
 
 
 def _one_line(text: str) -> str:
-    """evemu takes the rest of the line for the name, and no empty one."""
+    """The text as evemu accepts it for a name: one line, printable, not empty."""
     return "".join(char if char.isprintable() else "?" for char in text).strip()[:200] or "?"
 
 
@@ -127,7 +144,14 @@ def _mask(head: str, bits: Iterable[int], length: int) -> Iterator[str]:
 
 
 def parse(lines: Iterable[str]) -> Recording:
-    """The recording in these lines. Raises UsageError, naming the line, for whatever is not understood."""
+    """Parse a recording.
+
+    Args:
+        lines: Its lines; each may have its line end.
+
+    Raises:
+        UsageError: A line is invalid or exceeds a limit; the message has its number.
+    """
     parser = _Parser()
     for number, line in enumerate(lines, 1):
         parser.take(number, line)
@@ -135,7 +159,14 @@ def parse(lines: Iterable[str]) -> Recording:
 
 
 def read(path: str) -> Recording:
-    """The recording in this file. Raises UsageError, also where it cannot be read."""
+    """Parse the recording in a file, UTF-8.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UsageError: The file cannot be read, or a line is invalid or exceeds a limit.
+    """
     try:
         with open(path, encoding="utf-8", errors="strict") as file:  # noqa: PTH123
             return parse(_lines(file))
@@ -148,7 +179,7 @@ def read(path: str) -> Recording:
 
 
 def _lines(file: TextIO) -> Iterator[str]:
-    """Lines of bounded length: a file without line ends never comes into memory whole."""
+    """Lines of bounded length: a file without line ends is never read as a whole."""
     while line := file.readline(LINE_MAX + 1):
         yield line
 
@@ -169,6 +200,7 @@ class _Parser:
     first: int = 0
 
     def wrong(self, why: str, expected: str) -> NoReturn:
+        """Raise UsageError for the current line."""
         raise UsageError(
             f"line {self.number} of the recording: {why}",
             seen=self.text[:80],
@@ -177,6 +209,7 @@ class _Parser:
         )
 
     def take(self, number: int, line: str) -> None:
+        """Parse the next line; ``number`` counts from 1."""
         self.number, self.text = number, line.rstrip("\r\n")
         if len(line) > LINE_MAX:
             self.wrong("it is too long", f"{LINE_MAX} characters at most")
@@ -247,7 +280,7 @@ class _Parser:
         self.axes[code] = AbsInfo(*numbers)
 
     def _initial(self, rest: str) -> None:
-        """The LEDs and switches that were on: uinput has no way to begin with them."""
+        """LEDs and switches that were on; ignored, because uinput cannot start with them."""
         if not _BIT.fullmatch(rest):
             self.wrong("no LED or switch", "CODE 0 or CODE 1")
 
@@ -287,6 +320,7 @@ class _Parser:
         )
 
     def finish(self) -> Recording:
+        """Return the recording, after the last line."""
         if self.description is None and (self.described or not self.events):
             self.description = self._describe()
         return Recording(self.description, tuple(self.events))

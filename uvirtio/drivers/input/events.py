@@ -1,4 +1,4 @@
-"""Events, the frames that they come in, and the bounded queue in which frames wait for their reader."""
+"""Input events, their frames, and the bounded queue in which frames wait for a reader."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from uvirtio.errors import UsageError
 from uvirtio.spec import input as spec
 
 EVENTS_MAX = 8192
-"""Events that wait for their reader, unless the driver is told another number."""
+"""Events that may wait for a reader, by default."""
 
 FRAME_MAX = 1024
-"""Events in one frame. A device that never ends its frame gets it ended here, as the kernel's input core does."""
+"""Events in one frame, at most. A longer one is cut here, as the kernel's input core does."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputEvent:
-    """One event: ``type`` and ``code`` as in <linux/input-event-codes.h>, ``value`` signed, 32 bits."""
+    """One event (5.8.6): ``type`` and ``code`` as in <linux/input-event-codes.h>, ``value`` signed, 32 bits."""
 
     type: int
     code: int
@@ -31,25 +31,22 @@ SYN_DROPPED = InputEvent(spec.EV_SYN, spec.SYN_DROPPED, 0)
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """What happened at one moment (5.8.6): the events up to and with the SYN_REPORT that closes them.
-
-    ``time`` is when they were taken from the device, in seconds of time.monotonic(): the events themselves carry
-    no time.
-    """
+    """The events of one moment (5.8.6), up to and including the SYN_REPORT that closes them."""
 
     events: tuple[InputEvent, ...]
     time: float
+    """When they were taken from the device, in seconds of time.monotonic(); events carry no time themselves."""
 
     @property
     def complete(self) -> bool:
-        """Whether a SYN_REPORT closes it; if not, it grew beyond FRAME_MAX events and goes on in the next one."""
+        """Whether a SYN_REPORT closes it; if not, it exceeded ``FRAME_MAX`` and continues in the next frame."""
         return bool(self.events) and _closes(self.events[-1])
 
     @property
     def dropped(self) -> bool:
-        """Whether frames before this one were lost because nobody read them (SYN_DROPPED).
+        """Whether frames before this one were dropped because the reader was too slow (SYN_DROPPED).
 
-        The driver's ``state`` knows what holds now.
+        The driver's ``state`` includes them.
         """
         return bool(self.events) and self.events[0] == SYN_DROPPED
 
@@ -61,35 +58,49 @@ class Frame:
 
 
 class EventQueue:
-    """Frames in order, at most ``limit`` events together.
+    """A bounded queue of frames.
 
-    When there are more, all that wait are dropped, with the rest of the frame that is coming in, and a frame
-    with SYN_DROPPED takes their place. That is what evdev does for a slow reader, and readers know it.
+    When it is full, all waiting events are dropped, with the rest of the incoming frame, and a frame with
+    SYN_DROPPED takes their place: what evdev does for a slow reader.
     """
 
     def __init__(self, limit: int = EVENTS_MAX) -> None:
+        """Make an empty queue.
+
+        Args:
+            limit: Events of all frames together, at most; 2 or more.
+
+        Raises:
+            UsageError: ``limit`` is below 2.
+        """
         if limit < 2:
-            raise UsageError("an event queue holds 2 events at least", seen=limit, expected="2 or more")
+            raise UsageError("an event queue holds at least 2 events", seen=limit, expected="2 or more")
         self.limit = limit
         self.lost = 0
-        """Events that were dropped because nobody read them."""
+        """Events that were dropped because the reader was too slow."""
         self.overflows = 0
-        """How often the queue ran over."""
+        """How often the queue was full."""
         self._frames: deque[Frame] = deque()
         self._open: list[InputEvent] = []
         self._skipping = False
         self._held = 0
 
     def __len__(self) -> int:
-        """Events that wait."""
+        """Return the number of waiting events."""
         return self._held
 
     @property
     def has_frame(self) -> bool:
+        """Whether a whole frame waits."""
         return bool(self._frames)
 
     def push(self, event: InputEvent, time: float) -> None:
-        """Put one event behind the others; ``time`` is when it was taken."""
+        """Append one event; drop what waits if the queue is full.
+
+        Args:
+            event: The event.
+            time: When it was taken from the device, in seconds of time.monotonic().
+        """
         closing = _closes(event)
         if self._skipping and not closing:
             self.lost += 1
@@ -107,7 +118,7 @@ class EventQueue:
             self._open.clear()
 
     def _overflow(self) -> None:
-        # Our own mark is no event of the device's; it may be here from the last time.
+        # Our own SYN_DROPPED, which may be here from the last time, is no event of the device.
         self.lost += sum(event is not SYN_DROPPED for event in self.take())
         self.overflows += 1
         self._open[:] = [SYN_DROPPED]
@@ -115,7 +126,7 @@ class EventQueue:
         self._skipping = True
 
     def take(self) -> list[InputEvent]:
-        """All events that wait, those of an unfinished frame too."""
+        """Remove and return all waiting events, including those of an unfinished frame."""
         found = [event for frame in self._frames for event in frame]
         found += self._open
         self._frames.clear()
@@ -124,7 +135,7 @@ class EventQueue:
         return found
 
     def take_frame(self) -> Frame | None:
-        """The oldest whole frame, or None."""
+        """Remove and return the oldest whole frame; None if there is none."""
         if not self._frames:
             return None
         frame = self._frames.popleft()

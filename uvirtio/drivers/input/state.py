@@ -1,4 +1,4 @@
-"""What holds now: the keys that are down, the axes, the contacts. The sum of all events up to here."""
+"""The current state of an input device: pressed keys, axes and contacts, as the sum of all events so far."""
 
 from __future__ import annotations
 
@@ -13,24 +13,30 @@ from uvirtio.spec import input as spec
 
 @dataclass(frozen=True, slots=True)
 class Contact:
-    """One finger on a multi-touch device: its slot, its tracking id, its ABS_MT_* values by code."""
+    """One contact of a multi-touch device."""
 
     slot: int
     id: int
+    """Its tracking id (ABS_MT_TRACKING_ID)."""
     values: Mapping[int, int]
+    """Its ABS_MT_* values, by code."""
 
 
 class InputState:
-    """Follows events (protocol B of the kernel's multi-touch-protocol for contacts).
+    """State that follows events; contacts by protocol B of the kernel's multi-touch-protocol.
 
-    ``slots``: contacts that are told apart; an ABS_MT_SLOT beyond them is ignored, as the kernel does. Its memory
-    is bounded by the numbers of codes and slots, whatever the device sends.
+    Its memory is bounded by the numbers of codes and slots, whatever the device sends.
     """
 
     def __init__(self, slots: int = SLOTS_MAX) -> None:
+        """Start with nothing pressed.
+
+        Args:
+            slots: Slots of the device; an ABS_MT_SLOT beyond them is ignored, as the kernel does.
+        """
         self.slots = min(slots, SLOTS_MAX)
         self.slot = 0
-        """The slot that ABS_MT_* events speak of now."""
+        """The slot that ABS_MT_* events refer to (the last ABS_MT_SLOT)."""
         self._down: set[int] = set()
         self._switches: set[int] = set()
         self._axes: dict[int, int] = {}
@@ -38,22 +44,22 @@ class InputState:
 
     @property
     def keys(self) -> frozenset[int]:
-        """Codes of keys and buttons that are down."""
+        """Codes of pressed keys and buttons."""
         return frozenset(self._down)
 
     @property
     def switches(self) -> frozenset[int]:
-        """Codes of switches that are on, of those that have changed since the start."""
+        """Codes of switches that are on, among those that have changed since the start."""
         return frozenset(self._switches)
 
     @property
     def axes(self) -> Mapping[int, int]:
-        """Last value of every absolute axis that has moved since the start; no ABS_MT_* among them."""
+        """Last value of every absolute axis that has moved since the start, without ABS_MT_*."""
         return MappingProxyType(dict(self._axes))
 
     @property
     def contacts(self) -> tuple[Contact, ...]:
-        """The contacts that touch now, by slot."""
+        """The current contacts, by slot."""
         return tuple(
             Contact(slot, values[spec.ABS_MT_TRACKING_ID], MappingProxyType(dict(values)))
             for slot, values in sorted(self._touch.items())
@@ -61,7 +67,7 @@ class InputState:
         )
 
     def apply(self, events: Iterable[InputEvent]) -> None:
-        """Follow these events; those of an unknown type or code change nothing (5.8.6.1)."""
+        """Apply events; those of an unknown type or code change nothing (5.8.6.1)."""
         for event in events:
             kind, code, value = event.type, event.code, event.value
             if code >= spec.CODE_COUNTS.get(kind, 0):
@@ -83,7 +89,7 @@ class InputState:
             self._axes[code] = value
 
     def copy(self) -> InputState:
-        """An independent state that says the same."""
+        """Return an independent copy."""
         other = InputState(self.slots)
         other.slot = self.slot
         other._down, other._switches, other._axes = set(self._down), set(self._switches), dict(self._axes)
@@ -91,7 +97,7 @@ class InputState:
         return other
 
     def towards(self, goal: InputState) -> list[InputEvent]:
-        """The events that lead from here to ``goal``, without a SYN_REPORT; releases come first."""
+        """Return the events that lead from this state to ``goal``, releases first, without a SYN_REPORT."""
         events = [InputEvent(spec.EV_KEY, code, 0) for code in sorted(self._down - goal._down)]
         events += [InputEvent(spec.EV_KEY, code, 1) for code in sorted(goal._down - self._down)]
         events += [InputEvent(spec.EV_SW, code, 0) for code in sorted(self._switches - goal._switches)]
@@ -113,7 +119,7 @@ class InputState:
         return events
 
     def _contact_changes(self, goal: InputState, slot: int) -> list[InputEvent]:
-        """From one contact to another in the same slot: the tracking id first, which says whose values follow."""
+        """From one contact to another in the same slot; the tracking id comes first."""
         have, want = dict(self._touch.get(slot, {})), goal._touch.get(slot, {})
         changes = []
         tracking = spec.ABS_MT_TRACKING_ID
@@ -127,7 +133,7 @@ class InputState:
         return changes
 
     def releases(self) -> list[InputEvent]:
-        """The events that lift every key and every finger; axes and switches stay where they are."""
+        """Return the events that release every key and end every contact; axes and switches stay."""
         events = [InputEvent(spec.EV_KEY, code, 0) for code in sorted(self._down)]
         for contact in self.contacts:
             events.append(InputEvent(spec.EV_ABS, spec.ABS_MT_SLOT, contact.slot))

@@ -1,7 +1,7 @@
-"""The memory device, virtio-mem (5.15): memory that comes and goes in blocks, as the host requests.
+"""The memory device, virtio-mem (5.15): memory that is plugged and unplugged in blocks, as the host requests.
 
-:class:`Mem` speaks the protocol and keeps the books, :class:`Manager` decides which blocks come and go, and
-:class:`Region` is the plugged memory itself.
+``Mem`` implements the protocol and tracks which blocks are plugged, ``Manager`` decides which blocks to plug and
+unplug, and ``Region`` gives access to the plugged memory.
 """
 
 from uvirtio.drivers.mem.block_table import BlockTable, Use

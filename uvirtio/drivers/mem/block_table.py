@@ -1,4 +1,4 @@
-"""What is plugged, what nobody has written to yet, and who uses what: the books of one memory device.
+"""The state of the blocks of one memory device: plugged, initialised, in use.
 
 Blocks are numbered from the start of the region. Uses are in bytes, because a hand-out may be smaller than a
 block; a block is in use as long as any byte of it is.
@@ -14,61 +14,69 @@ from uvirtio.errors import InUse, NotPlugged
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Use:
-    """Some bytes of the region that somebody uses; ``offset`` and ``length`` in bytes."""
+    """A part of the region that is in use."""
 
     offset: int
+    """Bytes from the start of the region."""
     length: int
+    """Bytes."""
     owner: str
     exclusive: bool
-    """A claim: handed out to one owner. Otherwise a pin: somebody looks, or a device may."""
+    """True for a claim: handed out to one owner. False for a pin: mapped for this process or for a device."""
 
 
 class BlockTable:
-    """The books of one device: :class:`Mem` keeps what the device acknowledged, whoever uses memory their uses."""
+    """The block states of one device. ``Mem`` records what the device acknowledged, users of memory their uses."""
 
     def __init__(self, block_size: int) -> None:
+        """Start with nothing plugged; ``block_size`` in bytes."""
         self.block_size = block_size
         self.plugged = Ranges()
-        """Blocks that are plugged, by the device's own answers."""
+        """Plugged blocks, by the device's responses."""
         self.fresh = Ranges()
-        """Bytes, by their offset, that we plugged and that nobody has initialised yet (5.15.6.1)."""
+        """Bytes, by offset, that were plugged by us and not initialised yet (5.15.6.1)."""
         self.uses: list[Use] = []
+        """All claims and pins."""
         self._in_use: Ranges | None = None
 
     @property
     def in_use(self) -> Ranges:
-        """Blocks of which somebody uses at least a byte."""
+        """Blocks of which at least a byte is in use."""
         if self._in_use is None:
             self._in_use = Ranges(self.blocks_of(use.offset, use.length) for use in self.uses)
         return self._in_use
 
     def blocks_of(self, offset: int, length: int) -> tuple[int, int]:
-        """The blocks, as (first, count), that these bytes of the region lie in."""
+        """Return the blocks that contain ``length`` bytes from ``offset``, as (first, count)."""
         first = offset // self.block_size
         return first, -(-(offset + length) // self.block_size) - first
 
-    # --- what the device said -------------------------------------------------------------------------------
+    # --- responses of the device ----------------------------------------------------------------------------
 
     def was_plugged(self, first: int, count: int) -> None:
-        """The device acknowledged a PLUG."""
+        """Record that the device acknowledged a PLUG of ``count`` blocks."""
         self.plugged.add(first, count)
         self.fresh.add(first * self.block_size, count * self.block_size)
 
     def was_unplugged(self, first: int, count: int) -> None:
-        """The device acknowledged an UNPLUG."""
+        """Record that the device acknowledged an UNPLUG of ``count`` blocks."""
         self.plugged.remove(first, count)
         self.fresh.remove(first * self.block_size, count * self.block_size)
 
     def set_plugged(self, plugged: Ranges) -> None:
-        """The device told, block by block, what is plugged; what we did not know of is not ours to clear."""
+        """Record which blocks are plugged, as STATE requests found; blocks new to us do not count as fresh."""
         for first, count in self.plugged.without(plugged):
             self.was_unplugged(first, count)
         self.plugged = plugged.copy()
 
-    # --- who uses what --------------------------------------------------------------------------------------
+    # --- uses -----------------------------------------------------------------------------------------------
 
     def require_plugged(self, offset: int, length: int) -> None:
-        """Raise NotPlugged unless all of these bytes are in plugged blocks."""
+        """Check that ``length`` bytes from ``offset`` are in plugged blocks.
+
+        Raises:
+            NotPlugged: Not all of them are.
+        """
         if length > 0 and offset >= 0 and self.plugged.covers(*self.blocks_of(offset, length)):
             return
         raise NotPlugged(
@@ -79,7 +87,11 @@ class BlockTable:
         )
 
     def require_unused(self, first: int, count: int) -> None:
-        """Raise InUse if somebody uses one of these blocks."""
+        """Check that none of these blocks is in use.
+
+        Raises:
+            InUse: One is.
+        """
         used = Ranges(self.in_use.within(first, count))
         if not used:
             return
@@ -88,24 +100,49 @@ class BlockTable:
         raise InUse(
             f"{used.total} of these {count} blocks are in use",
             seen=f"{self._say(used)} by {', '.join(sorted(owners))}",
-            expected="blocks that nobody uses (5.15.6.1)",
+            expected="blocks that are not in use (5.15.6.1)",
             remedy="close what uses them first",
         )
 
     def claim(self, offset: int, length: int, owner: str) -> Use:
-        """Hand these bytes to one owner. Raises NotPlugged, and InUse if another has any of them."""
+        """Claim a part of the region for one owner.
+
+        Args:
+            offset: Where it begins in the region, in bytes.
+            length: Bytes.
+            owner: Who uses it, for errors and listings.
+
+        Returns:
+            The use, for ``release``.
+
+        Raises:
+            NotPlugged: Not all of it is plugged.
+            InUse: Another owner has claimed a part of it.
+        """
         self.require_plugged(offset, length)
         for use in self.uses:
             if use.exclusive and use.offset < offset + length and offset < use.offset + use.length:
                 raise InUse(
-                    f"the {length} bytes at {offset:#x} of the region were handed out before",
+                    f"the {length} bytes at {offset:#x} of the region are handed out already",
                     seen=f"{use.length} bytes at {use.offset:#x} to {use.owner}",
                     expected="one owner",
                 )
         return self._used(Use(offset, length, owner, exclusive=True))
 
     def pin(self, offset: int, length: int, owner: str) -> Use:
-        """Keep these bytes plugged until ``release``; several may pin the same. Raises NotPlugged."""
+        """Keep a part of the region plugged until ``release``; pins may overlap.
+
+        Args:
+            offset: Where it begins in the region, in bytes.
+            length: Bytes.
+            owner: Who uses it, for errors and listings.
+
+        Returns:
+            The use, for ``release``.
+
+        Raises:
+            NotPlugged: Not all of it is plugged.
+        """
         self.require_plugged(offset, length)
         return self._used(Use(offset, length, owner, exclusive=False))
 
@@ -115,7 +152,7 @@ class BlockTable:
         return use
 
     def release(self, use: Use) -> None:
-        """The end of a use; idempotent."""
+        """End a use; idempotent."""
         if use in self.uses:
             self.uses.remove(use)
             self._in_use = None

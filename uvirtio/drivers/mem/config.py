@@ -23,15 +23,15 @@ class MemConfig:
     """One snapshot of the configuration; all sizes and addresses in bytes."""
 
     block_size: int
-    """The unit of everything: what is plugged and unplugged at once, at the least."""
+    """Bytes of a block, the smallest unit that can be plugged or unplugged; a power of two."""
     addr: int
     """Guest-physical address of the region."""
     region_size: int
     usable_region_size: int
-    """How far into the region the device takes requests now."""
+    """The part of the region, from its start, for which the device accepts requests now."""
     plugged_size: int
     requested_size: int
-    """What the host wants ``plugged_size`` to be."""
+    """The ``plugged_size`` that the host requests."""
     node_id: int | None = None
     """Proximity domain; None without ACPI_PXM (5.15.4.1)."""
 
@@ -47,29 +47,38 @@ class MemConfig:
 
     @property
     def plugged_blocks(self) -> int:
+        """Blocks that are plugged, by ``plugged_size``."""
         return self.plugged_size // self.block_size
 
     def block_at(self, address: int) -> int:
-        """The number of the block that begins at a guest-physical address, or that it lies in."""
+        """Return the number of the block that contains a guest-physical address."""
         return (address - self.addr) // self.block_size
 
     def address_of(self, block: int) -> int:
-        """The guest-physical address of a block."""
+        """Return the guest-physical address of a block."""
         return self.addr + block * self.block_size
 
 
 def read(device: Device) -> MemConfig:
-    """The configuration as it is now. Raises ConfigError with everything that is wrong with it (5.15.4.2)."""
-    # Never the padding, and node_id only where it means something.
+    """Read and check the configuration.
+
+    Args:
+        device: A memory device whose features are negotiated.
+
+    Raises:
+        ConfigError: It contradicts 5.15.4.2; the message has everything that is wrong.
+        ConfigUnstable: It changes at every read.
+    """
+    # Never the padding, and node_id only with ACPI_PXM.
     fields = (*_READ, _FIELDS["node_id"]) if device.has(f.Mem.ACPI_PXM) else _READ
     values = device.read_config(*fields)
     config = MemConfig(*values)
     wrong = broken_invariants(config)
     if wrong:
         raise ConfigError(
-            f"the configuration of {device.address} cannot be: {'; '.join(wrong)}",
+            f"the configuration of {device.address} is invalid: {'; '.join(wrong)}",
             seen=", ".join(f"{field.name} {value:#x}" for field, value in zip(fields, values, strict=True)),
-            expected="what 5.15.4.2 promises",
+            expected="values that 5.15.4.2 allows",
             remedy="no request was sent. virtio-mem needs a PCI device: over virtio-mmio QEMU gives it no memory"
             if config.addr == 0
             else "the device is at fault; its log may say more",
@@ -78,7 +87,7 @@ def read(device: Device) -> MemConfig:
 
 
 def broken_invariants(config: MemConfig) -> list[str]:
-    """Everything in these values that contradicts 5.15.4, in words; empty if all is well."""
+    """Return everything in a configuration that contradicts 5.15.4, in words; empty if it is valid."""
     block, wrong = config.block_size, []
     if block <= 0 or block & (block - 1):
         return [f"block_size {block} is no power of two"]  # the rest is measured in it

@@ -1,4 +1,4 @@
-"""The memory device's protocol (5.15.6): requests, their four answers, and books that follow the device."""
+"""The memory device's protocol (5.15.6): requests, their four responses, and a block table that follows them."""
 
 from __future__ import annotations
 
@@ -23,34 +23,30 @@ from uvirtio.spec.mem import Request, Response, State
 
 _REQUEST = struct.Struct("<H6xQH6x")
 _RESPONSE = struct.Struct("<H6xH")
-_RESPONSE_AT = 64  # in the one buffer; the device writes there, and nowhere near the request
+_RESPONSE_AT = 64  # in the one buffer; the device writes there, on away from the request
 _BUFFER = 128
 
 _SURVEY_LIMIT = 1 << 20
-"""STATE requests of one survey. QEMU answers 30,000 a second; a region in more pieces than this is a lie."""
+"""STATE requests of one survey, at most; QEMU answers 30,000 a second. No real region is in more pieces."""
 
 BUSY_FIRST, BUSY_LAST = 0.05, 5.0
-"""Seconds between tries while the device is busy, growing by two from the first to the last, with jitter."""
+"""Seconds between retries while the device is busy: doubled from the first to the last, with jitter."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response: its type, and for STATE with ACK the state; nothing else in it is looked at (5.15.6)."""
+    """A response of the device (5.15.6)."""
 
     type: Response
     state: State | None = None
+    """The state, for an ACK to STATE only."""
 
 
 class Mem(Driver):
-    """Plug, unplug and ask. Addresses are guest-physical, in bytes; numbers are of blocks of ``block_size``.
+    """Driver of the memory device (5.15): PLUG, UNPLUG, UNPLUG ALL and STATE requests.
 
-    Plugged blocks outlive the driver, the process and a reset of the device: leaving unplugs nothing. What an
-    earlier owner left plugged is found at the start, shown in ``leftover`` and kept; ``leftover="unplug"``
-    repeats UNPLUG ALL instead until it succeeds (5.15.5.1). ``timeout`` of a call is for each request.
-    ``suspend_lock`` is held while something is plugged that a suspend to RAM would lose (5.15.6.1), until the
-    driver is closed; without one (None) it is up to the caller to keep the machine awake.
-
-    Raises, beside what every driver does, ConfigError for a configuration that cannot be.
+    Addresses are guest-physical, in bytes; counts are of blocks of ``block_size`` bytes. Plugged blocks outlive
+    the driver, the process and a reset of the device: closing the driver unplugs nothing.
     """
 
     device_id: ClassVar[int] = spec.TYPE
@@ -64,10 +60,27 @@ class Mem(Driver):
         suspend_lock: SuspendLock | None = None,
         observe: Observer = unobserved,
     ) -> None:
+        """Start the device and find out what is plugged; ``Driver.__init__`` lists how starting can fail.
+
+        Args:
+            device: An open memory device.
+            leftover: What to do with blocks that an earlier owner left plugged: keep them, or repeat UNPLUG ALL
+                until it succeeds (5.15.5.1).
+            suspend_lock: Held while blocks are plugged that a suspend to RAM would lose (5.15.6.1), until the
+                driver is closed; None: the caller keeps the machine awake.
+            observe: Called after each step of the initialisation.
+
+        Raises:
+            NotVirtio: The device is of another type.
+            ConfigError: The configuration is invalid (5.15.4.2).
+            ProtocolError: STATE responses contradict each other.
+            MemBusy, MemNack, MemError: With ``leftover="unplug"``, UNPLUG ALL did not succeed in time.
+            DeviceTimeout: The device did not respond in time.
+        """
         self.suspend_lock = suspend_lock
         super().__init__(device, observe=observe)
         self.counts: dict[Response, int] = dict.fromkeys(Response, 0)
-        """Answers so far, by their type."""
+        """Responses so far, by type."""
         try:
             with device.session():
                 config = self.config()
@@ -77,7 +90,7 @@ class Mem(Driver):
                 elif config.plugged_size:
                     self.resync()
                 self.leftover = self.block_table.plugged.copy()
-                """Blocks that were plugged when we came."""
+                """Blocks that were plugged before this driver and still are."""
                 self._update_suspend_lock()
         except BaseException:
             self.close()
@@ -87,7 +100,7 @@ class Mem(Driver):
         return [QueueSpec(spec.GUEST_REQUESTQ, "guest-request", size=8)]
 
     def _before_ok(self) -> None:
-        config = configuration.read(self.device)  # a device that cannot be is left before it runs
+        config = configuration.read(self.device)  # an invalid device is left before DRIVER_OK
         self._identity = (config.block_size, config.addr, config.region_size)
         self._buffer = self.device.dma.alloc(_BUFFER)
 
@@ -97,7 +110,13 @@ class Mem(Driver):
     # --- configuration --------------------------------------------------------------------------------------
 
     def config(self) -> MemConfig:
-        """The configuration, read now: it changes without a notification too (5.15.4.2). Raises ConfigError."""
+        """Read the configuration, which may change without a notification (5.15.4.2).
+
+        Raises:
+            ConfigError: It is invalid.
+            ConfigUnstable: It changes at every read.
+            ProtocolError: ``block_size``, ``addr`` or ``region_size`` changed.
+        """
         with self.device.session():
             config = configuration.read(self.device)
             if self._identity != (config.block_size, config.addr, config.region_size):
@@ -106,13 +125,13 @@ class Mem(Driver):
                     f"{self.device.address} changed its block_size, addr or region_size",
                     seen=(config.block_size, config.addr, config.region_size),
                     expected=self._identity,
-                    remedy="the device is at fault: they stand for its life (5.15.4)",
+                    remedy="the device is at fault: these never change (5.15.4)",
                 )
             return config
 
     @property
     def block_size(self) -> int:
-        """Bytes; never changes (5.15.4)."""
+        """Bytes of a block; never changes (5.15.4)."""
         return self.block_table.block_size
 
     @property
@@ -122,12 +141,12 @@ class Mem(Driver):
 
     @property
     def unplugged_inaccessible(self) -> bool:
-        """Unplugged blocks must not even be read (5.15.6.1). Here they never are, whatever this says."""
+        """Whether unplugged blocks must not be read (UNPLUGGED_INACCESSIBLE, 5.15.6.1). Here they never are."""
         return self.device.has(f.Mem.UNPLUGGED_INACCESSIBLE)
 
     @property
     def survives_suspend(self) -> bool:
-        """PERSISTENT_SUSPEND: without it the guest must not suspend to RAM while memory is plugged (5.15.6.1)."""
+        """Whether plugged memory survives a suspend to RAM (PERSISTENT_SUSPEND, 5.15.6.1)."""
         return self.device.has(f.Mem.PERSISTENT_SUSPEND)
 
     def _update_suspend_lock(self, *, plugs: bool = False) -> None:
@@ -140,7 +159,7 @@ class Mem(Driver):
             self.suspend_lock.release()
 
     def close(self) -> None:
-        """Reset the device, free its memory, let go of the suspend lock; what is plugged stays. Idempotent."""
+        """Reset the device, free its memory, release the suspend lock; blocks stay plugged. Idempotent."""
         try:
             super().close()
         finally:
@@ -150,11 +169,18 @@ class Mem(Driver):
     # --- requests -------------------------------------------------------------------------------------------
 
     def plug(self, addr: int, blocks: int, *, timeout: float | None = None) -> None:
-        """Plug ``blocks`` unplugged blocks from ``addr``; more than 65,535 take several requests (5.15.6.3).
+        """Plug unplugged blocks (5.15.6.3); more than 65,535 take several requests.
 
-        ``timeout``: seconds that the device has for each of these requests; None: its own.
-        Raises BadSize before anything is sent; MemNack, MemBusy, MemError with ``done``, the number of blocks
-        that were acknowledged before; DeviceTimeout, ProtocolError.
+        Args:
+            addr: Guest-physical address of the first block.
+            blocks: How many.
+            timeout: Seconds for each request; the device's own where None.
+
+        Raises:
+            BadSize: The blocks are not all in the usable region, or not all unplugged; nothing was sent.
+            MemNack, MemBusy, MemError: The device refused; ``done`` is the number of blocks plugged before.
+            DeviceTimeout: The device did not respond in time.
+            ProtocolError: The response is invalid.
         """
         with self.device.session():
             first = self._validated(addr, blocks)
@@ -167,10 +193,19 @@ class Mem(Driver):
                 self._update_suspend_lock()
 
     def unplug(self, addr: int, blocks: int, *, timeout: float | None = None) -> None:
-        """Unplug ``blocks`` plugged blocks from ``addr``; their contents are lost (5.15.6.4).
+        """Unplug plugged blocks; their contents are lost (5.15.6.4).
 
-        ``timeout``: seconds that the device has for each request of up to 65,535 blocks; None: its own.
-        Raises as :meth:`plug`, and InUse where somebody uses one of them.
+        Args:
+            addr: Guest-physical address of the first block.
+            blocks: How many.
+            timeout: Seconds for each request; the device's own where None.
+
+        Raises:
+            BadSize: The blocks are not all in the usable region, or not all plugged; nothing was sent.
+            InUse: One of them is in use; nothing was sent.
+            MemNack, MemBusy, MemError: The device refused; ``done`` is the number of blocks unplugged before.
+            DeviceTimeout: The device did not respond in time.
+            ProtocolError: The response is invalid.
         """
         with self.device.session():
             first = self._validated(addr, blocks)
@@ -180,10 +215,20 @@ class Mem(Driver):
             self._each(Request.UNPLUG, first, blocks, self.block_table.was_unplugged, timeout)
 
     def unplug_all(self, *, timeout: float | None = None) -> None:
-        """Unplug everything, whoever plugged it; repeated while the device is busy, ``timeout`` seconds in all.
+        """Unplug all blocks, also those of an earlier owner (UNPLUG ALL, 5.15.6.5).
 
-        The usable region may shrink afterwards, without a notification (5.15.4.2).
-        Raises InUse, MemNack, MemBusy, MemError.
+        Retries while the device is busy. Afterwards the usable region may shrink, without a notification
+        (5.15.4.2).
+
+        Args:
+            timeout: Seconds in all; the device's own where None.
+
+        Raises:
+            InUse: A block is in use; nothing was sent.
+            MemBusy: The device was busy until ``timeout``.
+            MemNack, MemError: The device refused.
+            DeviceTimeout: The device did not respond in time.
+            ProtocolError: The response is invalid.
         """
         with self.device.session():
             whole = self._identity[2] // self.block_size
@@ -202,10 +247,21 @@ class Mem(Driver):
             self._refused(Request.UNPLUG_ALL, 0, 0, answer, 0)
 
     def state(self, addr: int, blocks: int, *, timeout: float | None = None) -> State:
-        """Whether these blocks are plugged, unplugged, or some of each (5.15.6.6).
+        """Ask the device whether blocks are plugged (STATE, 5.15.6.6).
 
-        ``timeout``: seconds that the device has for each request of up to 65,535 blocks; None: its own.
-        Raises BadSize, DeviceTimeout, ProtocolError, and MemError where the device refuses to tell.
+        Args:
+            addr: Guest-physical address of the first block.
+            blocks: How many.
+            timeout: Seconds for each request; the device's own where None.
+
+        Returns:
+            Whether they are plugged, unplugged, or some of each.
+
+        Raises:
+            BadSize: The blocks are not all in the usable region; nothing was sent.
+            MemNack, MemBusy, MemError: The device refused.
+            DeviceTimeout: The device did not respond in time.
+            ProtocolError: The response is invalid.
         """
         with self.device.session():
             return self._state(self._validated(addr, blocks), blocks, timeout)
@@ -220,14 +276,25 @@ class Mem(Driver):
         return states.pop() if len(states) == 1 else State.MIXED
 
     def ask(self, request: Request, addr: int = 0, blocks: int = 0, *, timeout: float | None = None) -> Answer:
-        """One request exactly as given, and its answer; nothing is checked, no book is kept. For diagnostics.
+        """Send one request unchecked, without recording its effect in ``block_table``. For diagnostics.
 
-        ``timeout`` in seconds, the device's own where None. Raises DeviceTimeout, ProtocolError.
+        Args:
+            request: Its type.
+            addr: Guest-physical address, 64 bits.
+            blocks: Blocks, 16 bits.
+            timeout: Seconds; the device's own where None.
+
+        Returns:
+            The response.
+
+        Raises:
+            DeviceTimeout: The device did not respond in time.
+            ProtocolError: The response is invalid.
         """
         with self.device.session():
             buffer = self._buffer
             buffer.view[: spec.REQUEST_SIZE] = _REQUEST.pack(request, addr, blocks)
-            # Cleared, and to what is no answer: what the device does not write must not look like an ACK.
+            # Preset to an invalid response: what the device does not write must not look like an ACK.
             buffer.view[_RESPONSE_AT : _RESPONSE_AT + spec.RESPONSE_SIZE] = b"\xff" * spec.RESPONSE_SIZE
             done = transact(
                 self.device,
@@ -249,14 +316,14 @@ class Mem(Driver):
         answer = Response(kind)
         self.counts[answer] += 1
         if request is not Request.STATE or answer is not Response.ACK:
-            return Answer(answer)  # 5.15.6.3.1 and its like: of other answers the type alone
+            return Answer(answer)  # 5.15.6.3.1 and others: of other responses the type alone counts
         if state not in set(State):
             raise self._senseless(request, f"state {state}", "PLUGGED, UNPLUGGED or MIXED (5.15.6.6)")
         return Answer(answer, State(state))
 
     def _senseless(self, request: Request, seen: str, expected: str) -> ProtocolError:
         return ProtocolError(
-            f"{self.device.address} answers {request.name} with what is no answer",
+            f"{self.device.address} answers {request.name} with an invalid response",
             seen=seen,
             expected=expected,
             remedy="the device is at fault; its log may say more",
@@ -270,7 +337,7 @@ class Mem(Driver):
         book: Callable[[int, int], None],
         timeout: float | None,
     ) -> None:
-        """The request for all of these blocks, in pieces that fit; each ACK goes into the books at once."""
+        """Send the request for all of these blocks, in pieces that fit; each ACK is recorded at once."""
         for at, count in _pieces(first, blocks):
             answer = self.ask(request, self._address(at), count, timeout=timeout)
             if answer.type is not Response.ACK:
@@ -300,18 +367,26 @@ class Mem(Driver):
                 done=done,
             )
         if request is not Request.STATE:
-            # What the device thinks is not what we think: it is right.
+            # The block table differs from the device's state; the device is right.
             self.resync()
         raise MemError(
             f"{self.device.address} calls {about} an error",
             seen=f"{answer.type.name}: type {int(request)}, addr {self._address(first):#x}, nb_blocks {count}",
             expected="ACK",
-            remedy="blocks must be usable, and all plugged or all unplugged (5.15.6); the books were made anew",
+            remedy="blocks must be usable, all plugged or all unplugged (5.15.6); uvirtio mem map DEV shows them",
             done=done,
         )
 
     def patiently(self, act: Callable[[], None], timeout: float | None) -> None:
-        """Do ``act`` again, ever less often, while it raises MemBusy; ``timeout`` in seconds, for all of it."""
+        """Retry ``act`` with growing pauses while it raises MemBusy.
+
+        Args:
+            act: What to do; its other errors pass through.
+            timeout: Seconds in all; the device's own where None.
+
+        Raises:
+            MemBusy: The device was busy until ``timeout``.
+        """
         deadline = time.monotonic() + self.device.seconds(timeout)
         pause = BUSY_FIRST
         while True:
@@ -326,7 +401,14 @@ class Mem(Driver):
                 pause = min(pause * 2, BUSY_LAST)
 
     def pause(self, seconds: float) -> bool:
-        """Wait, unless the configuration changes, which is told by True; a signal or ``close()`` gets through."""
+        """Wait until the configuration changes; a signal or ``close()`` interrupts it.
+
+        Args:
+            seconds: How long, at most.
+
+        Returns:
+            Whether the configuration changed.
+        """
         seen = self.device.counters.config_changes
         return self.device.wait(
             lambda: self.device.counters.config_changes != seen, timeout=seconds, what="a change", owed=False
@@ -335,9 +417,15 @@ class Mem(Driver):
     # --- what is plugged ------------------------------------------------------------------------------------
 
     def resync(self) -> Ranges:
-        """Ask the device, by STATE, what is plugged, and believe it; the plugged blocks.
+        """Read from the device which blocks are plugged, by STATE requests, and correct ``block_table``.
 
-        Raises ProtocolError if its answers cannot be true, or if it has more pieces than can be asked for.
+        Returns:
+            The plugged blocks.
+
+        Raises:
+            ProtocolError: The responses contradict each other, or there are too many pieces to ask for.
+            MemNack, MemBusy, MemError: The device refused.
+            DeviceTimeout: The device did not respond in time.
         """
         with self.device.session():
             config = self.config()
@@ -352,7 +440,7 @@ class Mem(Driver):
             return plugged
 
     def _survey(self, config: MemConfig) -> Ranges:
-        """Bisection of MIXED answers; over as soon as all that is plugged was found."""
+        """Bisect where the state is MIXED, until all plugged blocks are found."""
         plugged = Ranges()
         missing = config.plugged_blocks
         todo = [(0, config.usable_blocks)]
@@ -382,7 +470,7 @@ class Mem(Driver):
         return plugged
 
     def _compare(self) -> None:
-        """5.15.4.2: plugged_size follows our requests without a notification; when it does not, ask for all."""
+        """5.15.4.2: plugged_size follows our requests without a notification; if it does not, read all states."""
         if self.config().plugged_size != self.block_table.plugged.total * self.block_size:
             self._finding("plugged_size is not what was acknowledged")
             self.resync()
@@ -394,7 +482,7 @@ class Mem(Driver):
         return self.addr + block * self.block_size
 
     def _validated(self, addr: int, blocks: int) -> int:
-        """The number of the first block. Raises BadSize for what the device would have to refuse (5.15.6)."""
+        """Check a range that the device would have to refuse otherwise (5.15.6); the number of its first block."""
         config = self.config()
         block = config.block_size
         if blocks < 1:
@@ -428,11 +516,11 @@ class Mem(Driver):
 
 
 def jittered(seconds: float) -> float:
-    """A little more or less, so that several guests do not come back all at once."""
+    """Return ``seconds`` with jitter of 25%, so that several guests do not retry at the same moment."""
     return seconds * random.uniform(0.75, 1.25)
 
 
 def _pieces(first: int, count: int) -> Iterator[tuple[int, int]]:
-    """What one request after the other can name: nb_blocks is 16 bits wide."""
+    """The blocks of each request: nb_blocks is 16 bits wide."""
     most = spec.MAX_BLOCKS
     return ((first + at, min(most, count - at)) for at in range(0, count, most))

@@ -1,4 +1,4 @@
-"""What this machine's kernel uses of a memory device's region: it must not be unplugged under it."""
+"""The memory of a memory device that this machine's kernel uses, which must not be unplugged."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from uvirtio.host.roots import Roots
 
 
 def note_kernel_use(mem: Mem, roots: Roots) -> list[Use]:
-    """Pin what the kernel uses of this device's plugged memory, so that nothing unplugs it; the pins.
+    """Pin the plugged memory that this machine's kernel uses, so that it is not unplugged.
 
-    For a device of this machine, not of a ``qemu:`` one. Raises ConfigError where the kernel has memory in the
-    region that is not plugged: then this is no region of the device's.
+    Args:
+        mem: A device of this machine, not a ``qemu:`` one.
+        roots: Whose /proc/iomem to read.
+
+    Returns:
+        The pins.
+
+    Raises:
+        ConfigError: The kernel has memory in the region that is not plugged, so the region is not the device's.
     """
     config = mem.config()
     end = config.addr + config.region_size

@@ -1,14 +1,15 @@
 """The memory manager: what Linux's virtio_mem does inside the kernel, in user space.
 
-It moves ``plugged_size`` towards what the host requests, and decides which blocks. One allocator serves both of
-the kernel's modes. The *unit* is what memory is handed out in (for Linux: its memory block), the *step* what is
-plugged at once:
+It moves ``plugged_size`` towards what the host requests, and decides which blocks to plug and unplug. One
+allocator serves both of the kernel's modes. Memory is handed out in *units* (for Linux: its memory block), and
+plugged in *steps*:
 
 * sub-blocks: the step is a device block and smaller than the unit. Units may be partly plugged, and only whole
   ones are handed out.
-* big blocks: the step is one or several units. Whole steps come and go.
+* big blocks: the step is one or several units. Whole steps are plugged and unplugged.
 
-Units and steps are aligned as addresses; what the region has beyond its first and last whole one is not managed.
+The addresses of units and steps are aligned to their size; the parts of the region before the first and after the
+last whole one are not managed.
 """
 
 from __future__ import annotations
@@ -27,39 +28,43 @@ from uvirtio.errors import BadSize, InUse, MemBusy, MemNack, OperationFailed
 from uvirtio.spec.mem import MAX_BLOCKS, Response
 
 _LOOK = 1.0
-"""Seconds. How often an idle manager reads the request anew, so that a lost notification costs only time."""
+"""Seconds between reads of the request while idle, so that a lost notification costs only time."""
 
 
 class Mode(Enum):
-    """The kernel's two ways, by what is larger: the unit, or the step."""
+    """The kernel's two modes, by which is larger: the unit, or the step."""
 
     SUB_BLOCKS = "sub-blocks"
     BIG_BLOCKS = "big-blocks"
 
 
 class Outcome(Enum):
-    """Where a step, or a way of many steps, ended."""
+    """The result of a step, or of ``Manager.converge``."""
 
     MOVED = "moved"
+    """Blocks were plugged or unplugged, or the host's request changed; plan the next step."""
     REACHED = "reached"
     """As near to the target as whole steps allow."""
     BUSY = "busy"
-    """The device said so; try again later."""
+    """The device answered BUSY; try again later."""
     NACK = "nack"
-    """The device does not want it, and its request did not change; wait until it does."""
+    """The device answered NACK, and its request did not change; wait until it does."""
     NOTHING_LEFT = "nothing-left"
-    """No block that could be plugged."""
+    """There is no other block that could be plugged."""
     IN_USE = "in-use"
-    """No block that could be unplugged: the rest is in use. Try again later."""
+    """There is no block that could be unplugged: all are in use. Try again later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One hand-out unit; ``address`` and sizes in bytes."""
+    """The state of one unit."""
 
     address: int
+    """Guest-physical."""
     size: int
+    """Bytes."""
     plugged: int
+    """Bytes of it that are plugged."""
     in_use: bool
 
     @property
@@ -72,49 +77,55 @@ class Unit:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HandOut:
-    """One unit that belongs to its owner until ``Manager.give_back``; ``address`` and ``size`` in bytes."""
+    """One unit that belongs to its owner until ``Manager.give_back``."""
 
     address: int
+    """Guest-physical."""
     size: int
+    """Bytes."""
     owner: str
     use: Use
 
 
 class Consumer:
-    """Whoever wants the memory. The manager calls these; each does nothing here."""
+    """The user of the memory; the manager calls its methods. This one wants nothing."""
 
     anywhere = False
     """True: it can use every part of the region, and ``usable`` is not asked about each of them."""
 
     def usable(self, address: int, size: int) -> bool:
-        """Whether it could use this part of the region; nothing else is plugged (5.15.6.1)."""
+        """Return whether the consumer could use a part of the region; only such parts are plugged (5.15.6.1).
+
+        Args:
+            address: Guest-physical address.
+            size: Bytes.
+        """
         return True
 
     def arrived(self, manager: Manager) -> None:
-        """The manager has plugged what it could: take whole units, with ``manager.hand_out``."""
+        """Called when blocks were plugged: take whole units with ``manager.hand_out``."""
 
     def wanted_back(self, manager: Manager, size: int) -> None:
-        """``size`` bytes more have to go than are free: give units back, as many as can be; asked again later."""
+        """Called when more has to be unplugged than is free: give units back with ``manager.give_back``.
+
+        Args:
+            manager: The caller.
+            size: Bytes that are missing. If fewer are given back, it is called again later.
+        """
 
     def wants(self) -> bool:
-        """While following: whether ``arrived`` is to be called again, for what could not be taken before."""
+        """Return whether ``follow`` is to call ``arrived`` again, for units that could not be taken before."""
         return False
 
 
 class _Anywhere(Consumer):
-    """A consumer that takes nothing by itself: whoever made the manager asks it for units."""
+    """A consumer that takes nothing by itself: the owner of the manager asks it for units."""
 
     anywhere = True
 
 
 class Manager:
-    """Plugs and unplugs for somebody. ``unit`` and ``step`` are in bytes, powers of two.
-
-    ``unit``: default one device block. ``step``: default one device block, or the unit if that is larger than
-    a block and ``big_blocks``. ``limit``: never plug more than this many bytes. ``region``: clears what is
-    handed out; without one, whoever takes a unit initialises it.
-    Raises BadSize for a unit or a step that the region has none of.
-    """
+    """Plugs and unplugs blocks towards a target, and hands out whole units of plugged memory."""
 
     def __init__(
         self,
@@ -126,6 +137,20 @@ class Manager:
         region: Region | None = None,
         consumer: Consumer | None = None,
     ) -> None:
+        """Choose units and steps; nothing is plugged yet.
+
+        Args:
+            mem: The driver.
+            unit: Bytes, a power of two; None: one device block.
+            step: Bytes, a power of two; None: one device block. At least the unit, unless it is one device block
+                and the unit is larger (sub-blocks).
+            limit: Bytes that are plugged at most; None: no limit.
+            region: Clears units before they are handed out; without one, their owners initialise them.
+            consumer: Is told about plugged memory, and asked to give it back.
+
+        Raises:
+            BadSize: Unit or step is no power of two, or the region has no whole one.
+        """
         block = mem.block_size
         self.mem = mem
         self.unit = unit or block
@@ -140,7 +165,7 @@ class Manager:
                 raise BadSize(f"the {name} is no power of two", seen=size, expected="a power of two, in bytes")
         self._step = self.step // block
         self._group = max(self.unit, self.step) // block
-        """Blocks that want to be together: a unit of sub-blocks, or a step of units."""
+        """Blocks that belong together: those of a unit (sub-blocks), or of a step (big blocks)."""
         config = mem.config()
         group = self._group * block
         self._low = (-(-config.addr // group) * group - config.addr) // block
@@ -155,22 +180,22 @@ class Manager:
             )
         self._steps = 0
         self.retries = 0
-        """Tries that were put off because the device was busy, or blocks were in use."""
+        """How often a step was postponed because the device was busy or blocks were in use."""
 
     @property
     def mode(self) -> Mode:
-        """Which of the kernel's two modes this is."""
+        """The mode that unit and step make."""
         return Mode.SUB_BLOCKS if self.step < self.unit else Mode.BIG_BLOCKS
 
     @property
     def counts(self) -> dict[Response, int]:
-        """The device's answers so far, by type."""
+        """The device's responses so far, by type."""
         return self.mem.counts
 
     # --- units ----------------------------------------------------------------------------------------------
 
     def units(self) -> Iterator[Unit]:
-        """All whole units of the region, by address."""
+        """Yield the state of all whole units of the region, by address."""
         table, block = self.mem.block_table, self.mem.block_size
         claimed = Ranges((use.offset, use.length) for use in table.uses)
         first, end = self._low * block, self._high * block
@@ -189,7 +214,7 @@ class Manager:
         return length if table.plugged.covers(offset // block, 1) else 0
 
     def _free_units(self) -> Iterator[int]:
-        """Offsets of the plugged units that nobody has any of, lowest first."""
+        """Offsets of the plugged units that are not in use, lowest first."""
         table, block = self.mem.block_table, self.mem.block_size
         free = Ranges((first * block, count * block) for first, count in table.plugged)
         for use in table.uses:
@@ -200,9 +225,15 @@ class Manager:
             yield from range(begin, first + count - self.unit + 1, self.unit)
 
     def hand_out(self, owner: str, *, count: int | None = None, near: int | None = None) -> list[HandOut]:
-        """Whole plugged units that nobody uses, to one owner; at most ``count``, all of them where None.
+        """Hand out whole plugged units that are not in use. With a region they are cleared first.
 
-        ``near``: only the unit at this guest-physical address. With a region they are cleared first.
+        Args:
+            owner: Who uses them, for errors and listings.
+            count: How many, at most; None: all.
+            near: Only the unit at this guest-physical address; None: any.
+
+        Returns:
+            The units, lowest first.
         """
         made: list[HandOut] = []
         try:
@@ -223,23 +254,38 @@ class Manager:
         return made
 
     def adopt(self, address: int, owner: str) -> HandOut:
-        """Note that this plugged unit has an owner already, from before us; nothing is cleared.
+        """Record that a plugged unit has an owner from before this manager. It is not cleared.
 
-        Raises NotPlugged, InUse.
+        Args:
+            address: Guest-physical address of the unit.
+            owner: Who uses it, for errors and listings.
+
+        Raises:
+            NotPlugged: The unit is not plugged.
+            InUse: It has an owner already.
         """
         use = self.mem.block_table.claim(address - self.mem.addr, self.unit, owner)
         return HandOut(address, self.unit, owner, use)
 
     def give_back(self, one: HandOut) -> None:
-        """The owner is done with it: it may be unplugged, or handed out again; idempotent."""
+        """End a hand-out: the unit may be unplugged or handed out again. Idempotent."""
         self.mem.block_table.release(one.use)
 
-    # --- going somewhere ------------------------------------------------------------------------------------
+    # --- towards a target -----------------------------------------------------------------------------------
 
     def plug_size(self, size: int, *, timeout: float | None = None) -> None:
-        """Plug ``size`` bytes more. ``timeout`` (seconds): how long the device may be busy, in all.
+        """Plug more memory.
 
-        Raises BadSize, MemNack, MemBusy, OperationFailed where there are no more blocks to plug.
+        Args:
+            size: Bytes, a multiple of ``step``.
+            timeout: Seconds that the device may be busy, in all; its own timeout where None.
+
+        Raises:
+            BadSize: ``size`` is no multiple of ``step``, or more than the region has left.
+            MemNack: The host does not request as much.
+            MemBusy: The device was busy until ``timeout``.
+            MemError: The device refused.
+            OperationFailed: There is no other block that could be plugged.
         """
         self._check_size(size)
         config = self.mem.config()
@@ -251,14 +297,22 @@ class Manager:
                 expected=f"at most {room}: {config.plugged_size} of {config.region_size} are plugged",
             )
         if config.plugged_size + size > config.requested_size:
-            # The device has to refuse that (5.15.6.3), and then nothing shall have changed.
+            # The device would have to refuse a part of it (5.15.6.3); refuse the whole before anything changes.
             raise self._beyond_request(config, size)
         self._go_to(config.plugged_size + size, timeout)
 
     def unplug_size(self, size: int, *, timeout: float | None = None) -> None:
-        """Unplug ``size`` bytes, whole units first, the highest first.
+        """Unplug memory: whole units first, the highest first.
 
-        Raises BadSize, InUse where too many are in use (nothing is changed then), MemBusy.
+        Args:
+            size: Bytes, a multiple of ``step``.
+            timeout: Seconds that the device may be busy, in all; its own timeout where None.
+
+        Raises:
+            BadSize: ``size`` is no multiple of ``step``, or more than is plugged.
+            InUse: Too much is in use. If that was so at the call, nothing was changed.
+            MemBusy: The device was busy until ``timeout``.
+            MemNack, MemError: The device refused.
         """
         self._check_size(size)
         plugged = self.mem.config().plugged_size
@@ -299,7 +353,7 @@ class Manager:
         if outcome is Outcome.NOTHING_LEFT:
             config = self.mem.config()
             raise OperationFailed(
-                "there are no more blocks that could be plugged",
+                "there is no other block that could be plugged",
                 seen=f"plugged {config.plugged_size}, usable {config.usable_region_size}",
                 expected=f"{target} plugged",
                 remedy="the usable region grows when the host requests more",
@@ -319,11 +373,23 @@ class Manager:
         timeout: float | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Outcome:
-        """Go to ``target`` bytes (None: what the host requests, asked anew at each step) and say how it ended.
+        """Plug or unplug until a target is reached, or no step towards it is possible.
 
-        Busy answers are waited out, ever more patiently, for ``timeout`` seconds (None: the device's own).
-        ``progress`` is called with the plugged bytes after each request. Raises MemBusy, MemError, and what
-        breaks the device.
+        Busy responses are retried with growing pauses.
+
+        Args:
+            target: Bytes that are to be plugged; None: what the host requests, read before each step.
+            timeout: Seconds that the device may be busy; its own timeout where None.
+            progress: Called with the plugged bytes after each request.
+
+        Returns:
+            How it ended.
+
+        Raises:
+            MemBusy: The device was busy until ``timeout``.
+            MemError: The device refused.
+            DeviceTimeout: The device did not respond in time.
+            ConfigError, ProtocolError: Its configuration or a response is invalid.
         """
         deadline = time.monotonic() + self.mem.device.seconds(timeout)
         pause = BUSY_FIRST
@@ -353,11 +419,21 @@ class Manager:
         progress: Callable[[int], None] | None = None,
         told: Callable[[Outcome], None] | None = None,
     ) -> None:
-        """Go where the host wants, whenever it wants, until ``close()`` or a signal.
+        """Track the host's request (requested_size) until ``close()`` or a signal.
 
-        With ``timeout`` (seconds), returns when that long the request did not change and nothing was to do.
-        ``told`` hears how each way ended. A NACK is waited out until the request changes; busy devices and
-        blocks in use are tried again, ever more patiently. Raises MemError, and what breaks the device.
+        After a NACK it waits until the request changes; busy devices and blocks in use are retried with growing
+        pauses.
+
+        Args:
+            timeout: Return after so many seconds in which the request did not change and there was nothing to do;
+                None: never.
+            progress: Called with the plugged bytes after each request.
+            told: Called with the outcome when blocks were moved, or when the outcome or the request changed.
+
+        Raises:
+            MemError: The device refused.
+            DeviceTimeout: The device did not respond in time.
+            ConfigError, ProtocolError: Its configuration or a response is invalid.
         """
         device = self.mem.device
         pause = BUSY_FIRST
@@ -370,12 +446,12 @@ class Manager:
                 seen = device.counters.config_changes
                 at, steps = self.mem.block_table.plugged.total, self._steps
                 requested = self.mem.config().requested_size
-                if before != (Outcome.NACK, requested):  # it said no to this, so it is not asked again
+                if before != (Outcome.NACK, requested):  # refused before, so it is not asked again
                     try:
                         outcome = self.converge(timeout=0, progress=progress)
                     except MemBusy:
                         outcome = Outcome.BUSY
-                # Also where it ends where it began: down and up again are other blocks, which nobody has yet.
+                # Also where as much is plugged as before: these may be other blocks, which have no owner yet.
                 moved = self._steps != steps or self.mem.block_table.plugged.total != at
                 if moved or self.consumer.wants():
                     self.consumer.arrived(self)
@@ -399,7 +475,7 @@ class Manager:
     # --- one step -------------------------------------------------------------------------------------------
 
     def _one_step(self, target: int | None) -> Outcome:
-        """One request at most, planned on what the device says now. Raises MemBusy, MemError."""
+        """One request at most, planned with the current configuration."""
         config = self.mem.config()
         wanted = config.requested_size if target is None else target
         if self.limit is not None:
@@ -412,7 +488,7 @@ class Manager:
         except MemNack:
             after = self.mem.config()
             if after.requested_size != config.requested_size:
-                return Outcome.MOVED  # it changed its mind meanwhile: plan anew
+                return Outcome.MOVED  # the request changed meanwhile: plan again
             return Outcome.NACK
 
     def _grow(self, config: MemConfig, missing: int) -> Outcome:
@@ -439,7 +515,7 @@ class Manager:
         return Outcome.MOVED
 
     def _to_plug(self, config: MemConfig, missing: int) -> BlockRange | None:
-        """The next blocks to plug: the rest of units that are begun, then the lowest ones."""
+        """The next blocks to plug: the rest of partly plugged units, then the lowest ones."""
         plugged = self.mem.block_table.plugged
         end = min(self._high, config.usable_blocks)
         begun = sorted(self._begun())
@@ -495,7 +571,7 @@ class Manager:
         free = table.plugged.without(table.in_use)
         for first, count in self._outside(free):
             return first, min(count, surplus, MAX_BLOCKS)
-        # What is begun is of no use to anybody; the one with the least in it first.
+        # Partly plugged units cannot be handed out; the one with the fewest plugged blocks first.
         begun = [
             (table.plugged.count(start, group), start)
             for start in self._begun()
@@ -512,12 +588,12 @@ class Manager:
                 end = self._low + (first + count - self._low) // group * group
                 whole = min(end - start, surplus // group * group)
                 if whole > 0:
-                    # A group of more blocks than a request can name goes in several, which Mem sees to.
+                    # A group of more blocks than a request can name takes several requests, which Mem sends.
                     whole = min(whole, max(group, MAX_BLOCKS // group * group))
                     return end - whole, whole
         if self._step == group:
             return None
-        # Sub-blocks: first those beside somebody's, then from a whole unit, the highest first.
+        # Sub-blocks: first those of units that are in use, then those of whole units, the highest first.
         for wanted_used in (True, False):
             for first, count in reversed(free):
                 run = self._loose(first, count, min(surplus, MAX_BLOCKS), beside_used=wanted_used)
@@ -526,7 +602,7 @@ class Manager:
         return None
 
     def _loose(self, first: int, count: int, most: int, *, beside_used: bool) -> BlockRange | None:
-        """The highest blocks of a free run that lie in one unit, with somebody else's in it or not."""
+        """The highest blocks of a free run that lie in one unit, which is partly in use or not."""
         in_use, group = self.mem.block_table.in_use, self._group
         end = first + count
         while end > first:

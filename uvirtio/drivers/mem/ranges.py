@@ -1,4 +1,4 @@
-"""Sets of numbers as runs: what a region of a million blocks needs a few entries for."""
+"""Sets of numbers as ranges, so that a region of a million blocks needs only a few entries."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 
 BlockRange = tuple[int, int]
-"""(first, count); ``count`` is above 0 wherever a run comes out of here."""
+"""(first, count); ``count`` is above 0 in every range that is returned here."""
 
 
 class Ranges:
-    """A set of integers, kept as sorted runs that neither overlap nor touch. Mutable; iterates over its runs."""
+    """A mutable set of integers, kept as sorted ranges that neither overlap nor touch; iterates over these."""
 
     __slots__ = ("_ends", "_starts")
 
     def __init__(self, runs: Iterable[BlockRange] = ()) -> None:
+        """Make the union of ``runs``, which may overlap."""
         self._starts: list[int] = []
         self._ends: list[int] = []
         for first, count in runs:
@@ -48,20 +49,21 @@ class Ranges:
 
     @property
     def runs(self) -> int:
-        """How many runs there are."""
+        """How many ranges there are."""
         return len(self._starts)
 
     def copy(self) -> Ranges:
+        """Return an independent copy."""
         made = Ranges()
         made._starts, made._ends = self._starts.copy(), self._ends.copy()
         return made
 
     def add(self, first: int, count: int) -> None:
-        """Put ``first`` .. ``first + count - 1`` into the set; what is there already stays."""
+        """Add ``first`` .. ``first + count - 1``, whether or not some are in the set already."""
         if count <= 0:
             return
         end = first + count
-        low = bisect_left(self._ends, first)  # the first run that reaches us, or touches
+        low = bisect_left(self._ends, first)  # the first range that overlaps or touches
         high = bisect_right(self._starts, end)
         if low < high:
             first = min(first, self._starts[low])
@@ -70,7 +72,7 @@ class Ranges:
         self._ends[low:high] = [end]
 
     def remove(self, first: int, count: int) -> None:
-        """Take them out; what is not there is no matter."""
+        """Remove ``first`` .. ``first + count - 1``, whether or not all are in the set."""
         if count <= 0:
             return
         end = first + count
@@ -89,7 +91,7 @@ class Ranges:
         self._ends[low:high] = ends
 
     def within(self, first: int, count: int) -> Iterator[BlockRange]:
-        """The parts of the set's runs that lie in these numbers, ascending."""
+        """Yield the parts of the set within ``first`` .. ``first + count - 1``, ascending."""
         end = first + count
         for index in range(bisect_right(self._ends, first), bisect_left(self._starts, end)):
             start, stop = max(first, self._starts[index]), min(end, self._ends[index])
@@ -97,7 +99,7 @@ class Ranges:
                 yield start, stop - start
 
     def gaps(self, first: int, count: int) -> Iterator[BlockRange]:
-        """The runs of these numbers that are not in the set, ascending."""
+        """Yield the ranges within ``first`` .. ``first + count - 1`` that are not in the set, ascending."""
         at, end = first, first + count
         for start, length in self.within(first, count):
             if start > at:
@@ -107,19 +109,19 @@ class Ranges:
             yield at, end - at
 
     def count(self, first: int, count: int) -> int:
-        """How many of these numbers are in the set."""
+        """Return how many of ``first`` .. ``first + count - 1`` are in the set."""
         return sum(length for _, length in self.within(first, count))
 
     def covers(self, first: int, count: int) -> bool:
-        """Whether all of these numbers are in the set."""
+        """Return whether all of ``first`` .. ``first + count - 1`` are in the set."""
         return self.count(first, count) == max(0, count)
 
     def overlaps(self, first: int, count: int) -> bool:
-        """Whether any of these numbers is in the set."""
+        """Return whether any of ``first`` .. ``first + count - 1`` is in the set."""
         return next(self.within(first, count), None) is not None
 
     def without(self, other: Ranges) -> Ranges:
-        """A new set: these numbers and not those."""
+        """Return a new set: this one without the numbers of ``other``."""
         made = self.copy()
         for first, count in other:
             made.remove(first, count)

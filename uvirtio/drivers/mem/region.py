@@ -1,7 +1,7 @@
-"""Plugged memory in use: mapped piece by piece, so that what is not plugged is not there to be touched.
+"""Access to plugged memory, mapped piece by piece, so that unplugged memory cannot be touched.
 
-Each piece is a mapping of its own and pins its blocks. An unplugged block is in no mapping of this process and
-in no DMA map (5.15.6.1); a block with a piece on it cannot be unplugged.
+Each piece is a mapping of its own and pins its blocks. An unplugged block is in no mapping of this process and in
+no DMA map (5.15.6.1); a block with a piece on it cannot be unplugged.
 """
 
 from __future__ import annotations
@@ -23,14 +23,29 @@ _ZEROES = 1 << 20
 
 
 class Piece:
-    """Plugged bytes, mapped and pinned until ``close()``; a ``Block`` for devices of the same machine.
+    """Plugged memory, mapped and pinned until ``close()``; a ``Block`` for devices of the same machine.
 
-    ``offset``: where it begins in the region; ``address``: its guest-physical address.
+    Attributes:
+        offset: Where it begins in the region, in bytes.
+        size: Bytes.
+        address: Its guest-physical address.
+        view: Its bytes.
     """
 
     contiguous = True
 
     def __init__(self, region: Region, use: Use, shown: DmaSpace | None) -> None:
+        """Map a part of a region; ``Region.view`` and ``Region.alloc`` call this.
+
+        Args:
+            region: The region.
+            use: The pin or claim of the bytes; the piece releases it.
+            shown: The DMA space of another device that is to reach them too.
+
+        Raises:
+            NotSupported: The other device's back end cannot map this memory.
+            PermissionLack, OperationFailed: The memory could not be mapped.
+        """
         self._region = region
         self._use = use
         self.offset = use.offset
@@ -62,7 +77,19 @@ class Piece:
             )
 
     def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """The device addresses of these bytes: guest-physical, or those of the space that it is shown in."""
+        """Return the device addresses of a part: guest-physical, or those of the DMA space that it is shown in.
+
+        Args:
+            offset: Where the part begins in the piece, in bytes.
+            length: Bytes.
+
+        Returns:
+            (address, bytes) of each contiguous part.
+
+        Raises:
+            Closed: The piece was closed.
+            Misuse: The part exceeds the piece.
+        """
         if self.closed:
             raise Closed("this piece of plugged memory is closed")
         if offset < 0 or length < 0 or offset + length > self.size:
@@ -74,18 +101,20 @@ class Piece:
         return [(self.address + offset, length)]
 
     def pfns(self) -> list[int]:
-        """The guest-physical frame numbers; they never change."""
+        """Return the guest-physical frame numbers of its pages of 4096 bytes; they never change."""
         end = -(-(self.address + self.size) >> PFN_SHIFT)
         return list(range(self.address >> PFN_SHIFT, end))
 
     @property
     def closed(self) -> bool:
+        """Whether it was closed."""
         return self._region.is_closed(self)
 
     def close(self) -> None:
-        """Take it from the device, unmap it, unpin its blocks; idempotent.
+        """Unmap it from the device and the process, and unpin its blocks; idempotent.
 
-        Raises BufferError while somebody holds a view made from ``view``: the blocks stay pinned then.
+        Raises:
+            BufferError: A view made from ``view`` is still held; the blocks stay pinned.
         """
         if self.closed:
             return
@@ -104,12 +133,21 @@ class Piece:
 
 
 class Region:
-    """The plugged blocks of a memory device as memory. Offsets are from the start of the region, in bytes.
+    """Access to the plugged memory of a memory device. Offsets are from the start of the region, in bytes.
 
-    ``window`` is how the CPU gets there; :meth:`open` finds it. Closing the region closes its pieces.
+    Closing the region closes its pieces.
     """
 
     def __init__(self, mem: Mem, window: MemoryWindow) -> None:
+        """Use a given window; ``Region.open`` finds one.
+
+        Args:
+            mem: The driver.
+            window: Maps the region's memory for the CPU; the region owns it.
+
+        Raises:
+            NotSupported: Blocks are no multiple of the CPU's page, and cannot be mapped one by one.
+        """
         if mem.block_size % CPU_PAGE:
             raise NotSupported(
                 "blocks smaller than a page cannot be mapped one by one",
@@ -122,9 +160,15 @@ class Region:
 
     @classmethod
     def open(cls, mem: Mem, *, roots: Roots | None = None) -> Self:
-        """The region through the memory's own file (``qemu:``), else through /dev/mem of this machine.
+        """Open the region through the memory's own file (``qemu:``), else through /dev/mem of this machine.
 
-        Raises NotSupported, PermissionLack.
+        Args:
+            mem: The driver.
+            roots: Whose /dev/mem to open.
+
+        Raises:
+            NotSupported: There is no /dev/mem, or blocks are no multiple of the CPU's page.
+            PermissionLack: /dev/mem may not be opened.
         """
         backend = mem.device.transport.backend
         if isinstance(backend, ProvidesMemory):
@@ -140,18 +184,41 @@ class Region:
     # --- pieces ---------------------------------------------------------------------------------------------
 
     def view(self, offset: int, length: int, *, owner: str = "a view", shown: DmaSpace | None = None) -> Piece:
-        """These plugged bytes, mapped. What was plugged and never used is zeroed first (5.15.6.1).
+        """Map plugged memory. What was plugged and not initialised yet is zeroed first (5.15.6.1).
 
-        ``shown``: the DMA space of another device of the same machine that is to reach them too.
-        Raises NotPlugged, and what mapping them may raise.
+        Args:
+            offset: Where it begins in the region, in bytes.
+            length: Bytes.
+            owner: Who uses it, for errors and listings.
+            shown: The DMA space of another device of the same machine that is to reach it too.
+
+        Returns:
+            The memory, pinned until it is closed.
+
+        Raises:
+            NotPlugged: Not all of it is plugged.
+            NotSupported: The other device's back end cannot map this memory.
+            PermissionLack, OperationFailed: It could not be mapped.
         """
         self._initialise(offset, length)
         return self._piece(self.mem.block_table.pin(offset, length, owner), shown)
 
     def alloc(self, size: int, *, owner: str = "a buffer", shown: DmaSpace | None = None) -> Piece:
-        """``size`` zeroed bytes that nobody else uses, in whole pages, for buffers of another driver.
+        """Allocate zeroed plugged memory that is not in use, in whole pages, for buffers of another driver.
 
-        Raises OperationFailed when there is no such run of plugged memory.
+        Args:
+            size: Bytes; rounded up to whole pages of the CPU.
+            owner: Who uses it, for errors and listings.
+            shown: The DMA space of another device of the same machine that is to reach it too.
+
+        Returns:
+            The memory, claimed until it is closed.
+
+        Raises:
+            BadSize: ``size`` is not above 0.
+            OperationFailed: No contiguous plugged memory of this size is free, or it could not be mapped.
+            NotSupported: The other device's back end cannot map this memory.
+            PermissionLack: It may not be mapped.
         """
         if size <= 0:
             raise BadSize(f"{size} bytes of memory", seen=size, expected="1 or more")
@@ -179,7 +246,19 @@ class Region:
         return self._piece(use, shown)
 
     def show(self, space: DmaSpace, *, owner: str = "a device") -> list[Piece]:
-        """All plugged memory in another device's DMA space: a map for each plugged run, none for the gaps."""
+        """Map all plugged memory for another device: one piece for each plugged run, none for the gaps.
+
+        Args:
+            space: The DMA space of the other device.
+            owner: Who uses it, for errors and listings.
+
+        Returns:
+            The pieces; the memory is reachable until they are closed.
+
+        Raises:
+            NotSupported: The other device's back end cannot map this memory.
+            PermissionLack, OperationFailed: It could not be mapped.
+        """
         block = self.mem.block_size
         made: list[Piece] = []
         try:
@@ -192,17 +271,29 @@ class Region:
         return made
 
     def read(self, offset: int, length: int) -> bytes:
-        """A copy of these plugged bytes. Raises NotPlugged."""
+        """Return a copy of ``length`` plugged bytes from ``offset``.
+
+        Raises:
+            NotPlugged: Not all of them are plugged.
+        """
         with self.view(offset, length) as piece:
             return bytes(piece.view)
 
     def write(self, offset: int, data: bytes) -> None:
-        """Write plugged bytes. Raises NotPlugged."""
+        """Write plugged memory from ``offset``.
+
+        Raises:
+            NotPlugged: Not all of it is plugged.
+        """
         with self.view(offset, len(data)) as piece:
             piece.view[:] = data
 
     def zero(self, offset: int, length: int) -> None:
-        """Clear plugged bytes. Raises NotPlugged."""
+        """Zero ``length`` plugged bytes from ``offset``.
+
+        Raises:
+            NotPlugged: Not all of them are plugged.
+        """
         table = self.mem.block_table
         with self._piece(table.pin(offset, length, "being cleared"), None) as piece:
             for at in range(0, length, _ZEROES):
@@ -225,18 +316,23 @@ class Region:
         self._pieces[id(piece)] = piece
         return piece
 
-    # --- the pieces' own ------------------------------------------------------------------------------------
+    # --- called by pieces -----------------------------------------------------------------------------------
 
     def is_closed(self, piece: Piece) -> bool:
+        """Return whether a piece was closed."""
         return id(piece) not in self._pieces
 
     def closed_piece(self, piece: Piece, use: Use) -> None:
-        """A piece was unmapped."""
+        """Forget a piece that was unmapped, and release its use."""
         del self._pieces[id(piece)]
         self.mem.block_table.release(use)
 
     def close(self) -> None:
-        """Close all pieces and the window; idempotent. Raises BufferError while a view is held elsewhere."""
+        """Close all pieces and the window; idempotent.
+
+        Raises:
+            BufferError: A view of a piece is still held.
+        """
         for piece in list(self._pieces.values()):
             piece.close()
         self.window.close()

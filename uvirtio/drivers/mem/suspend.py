@@ -1,8 +1,8 @@
-"""Keeping a machine from suspending to RAM while memory is plugged that would not survive it (5.15.6.1).
+"""Inhibiting suspend to RAM while memory is plugged that would be lost (5.15.6.1).
 
-A user-space driver cannot forbid a suspend by itself, as a kernel driver does. It can hold what the machine has
-for it: an inhibitor lock of systemd-logind, and a wake lock where the kernel has those. Both end with this
-process, however it ends; the plugged memory does not, which is why the command line says so.
+A user-space driver cannot forbid a suspend as a kernel driver does. It can take an inhibitor lock of
+systemd-logind, and a wake lock where the kernel has those. Both end with this process, however it ends; the
+plugged memory does not, which is why the command line says so.
 """
 
 from __future__ import annotations
@@ -19,18 +19,22 @@ from uvirtio.host import wake_lock
 from uvirtio.host.roots import Roots
 
 TIMEOUT = 5.0
-"""Seconds that logind has for its answer."""
+"""Seconds to wait for logind's lock."""
 
 _WORD = b"held\n"
 
 
 class SuspendLock:
-    """Holds off a suspend between ``hold()`` and ``release()``; both idempotent. A context manager.
-
-    ``means`` says what holds it off now, ``lacking`` why nothing does.
-    """
+    """Inhibits suspend between ``hold()`` and ``release()``, which are idempotent. A context manager."""
 
     def __init__(self, why: str, *, roots: Roots | None = None, timeout: float = TIMEOUT) -> None:
+        """Make a lock that is not held yet.
+
+        Args:
+            why: The reason that ``systemd-inhibit --list`` shows.
+            roots: Whose /run and /sys to use.
+            timeout: Seconds to wait for logind.
+        """
         self._why = why
         self._roots = roots or Roots()
         self._timeout = timeout
@@ -38,10 +42,11 @@ class SuspendLock:
         self._wake_lock: str | None = None
         self._held = False
         self.lacking: list[str] = []
+        """Why a kind of lock could not be taken, in words."""
 
     @property
     def means(self) -> list[str]:
-        """What keeps the machine awake now."""
+        """The locks that are held now: ``systemd-inhibit``, ``wake_lock``."""
         found = []
         if self._child is not None and self._child.poll() is None:
             found.append("systemd-inhibit")
@@ -50,7 +55,11 @@ class SuspendLock:
         return found
 
     def hold(self) -> list[str]:
-        """Hold off a suspend from now on; the ``means``, none where this machine has none."""
+        """Inhibit suspend from now on.
+
+        Returns:
+            The locks that are held, as ``means``; empty where this machine has none, see ``lacking``.
+        """
         if not self._held:
             self._held = True
             self.lacking.clear()
@@ -59,7 +68,7 @@ class SuspendLock:
         return self.means
 
     def release(self) -> None:
-        """Let the machine sleep again."""
+        """Release all locks; idempotent."""
         self._held = False
         child, self._child = self._child, None
         if child is not None:
@@ -84,7 +93,7 @@ class SuspendLock:
     # --- the two ways ---------------------------------------------------------------------------------------
 
     def _ask_logind(self) -> None:
-        """systemd-inhibit(1) holds a lock for as long as its command runs, and that for as long as we do."""
+        """systemd-inhibit(1) holds a lock as long as its command runs, which is as long as this process runs."""
         program = shutil.which("systemd-inhibit")
         if program is None or not (self._roots.run / "systemd/seats").exists():
             self.lacking.append("systemd-logind does not run here")
@@ -92,10 +101,10 @@ class SuspendLock:
         command = [program, "--what=sleep", "--who=uvirtio", f"--why={self._why}", "--mode=block"]
         child = subprocess.Popen(
             [*command, "sh", "-c", "echo held; exec cat >/dev/null"],
-            stdin=subprocess.PIPE,  # its other end closes with us, also by kill -9: then cat, and the lock, end
+            stdin=subprocess.PIPE,  # closed when this process ends, also by kill -9: then cat ends, and the lock
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C is for us, who release the lock when all is left in order
+            start_new_session=True,  # a Ctrl-C is for this process, which releases the lock after its cleanup
         )
         assert child.stdout is not None
         if _said(child.stdout, _WORD, self._timeout):
@@ -118,7 +127,7 @@ class SuspendLock:
 
 
 def _said(stream: IO[bytes], word: bytes, timeout: float) -> bool:
-    """Whether ``word`` comes within ``timeout`` seconds."""
+    """Whether ``word`` is read within ``timeout`` seconds."""
     deadline, data = time.monotonic() + timeout, b""
     while word not in data:
         left = deadline - time.monotonic()

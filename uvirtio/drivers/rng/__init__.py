@@ -1,4 +1,4 @@
-"""The entropy device (5.4): random bytes from the host, looked at before they are handed on."""
+"""The entropy device (5.4): random bytes from the host, health-tested before they are returned."""
 
 from uvirtio.drivers.rng.driver import Rng
 from uvirtio.drivers.rng.health import Health

@@ -16,17 +16,26 @@ _EMPTY_ANSWERS = 16
 
 
 class Rng(Driver):
-    """Random bytes from the host.
+    """Driver of the entropy device (5.4): random bytes from the host.
 
     ``with Rng(uvirtio.open(address)) as rng: rng.read(32)``
 
-    All bytes go through two tests that find a source that is stuck (see :class:`Health`); ``health`` False leaves
-    them out, for sources that are meant to be known.
+    All bytes pass two health tests that detect a stuck source (see ``Health``).
     """
 
     device_id: ClassVar[int] = spec.TYPE
 
     def __init__(self, device: Device, *, health: bool = True, observe: Observer = unobserved) -> None:
+        """Start the device; ``Driver.__init__`` lists how that can fail.
+
+        Args:
+            device: An open entropy device.
+            health: Test the bytes; False for sources whose bytes are known, as in tests.
+            observe: Called after each step of the initialisation.
+
+        Raises:
+            NotVirtio: The device is of another type.
+        """
         self.health = Health() if health else None
         super().__init__(device, observe=observe)
 
@@ -37,21 +46,18 @@ class Rng(Driver):
         self._buffer = self.device.dma.alloc(_BUFFER)
 
     def read(self, count: int, *, timeout: float | None = None) -> bytes:
-        """Read random bytes. The device may answer short (5.4.6.1); it is asked until there are enough.
+        """Return ``count`` random bytes; as many requests as that takes, for each may return fewer (5.4.6.1).
 
         Args:
             count: How many bytes.
-            timeout: Seconds that the device has for each request of up to 4096 bytes; None: its own. A device that
-                is always just in time takes ``count`` / 4096 times as long, and longer if its answers are short.
-
-        Returns:
-            ``count`` bytes.
+            timeout: Seconds for each request of up to 4096 bytes; the device's own where None. A device that is
+                always just in time takes ``count`` / 4096 times as long, and longer if its answers are short.
 
         Raises:
-            UsageError: The count is negative.
-            DeviceTimeout: A request was not answered in time.
-            ProtocolError: 16 answers in a row were empty.
-            RngUnhealthy: The bytes cannot be random; none of them are returned, and no others from then on.
+            UsageError: ``count`` is negative.
+            DeviceTimeout: The device did not return a buffer in time.
+            ProtocolError: 16 buffers in a row came back empty.
+            RngUnhealthy: The bytes cannot be random. None of them are returned, nor any others of this call.
         """
         if count < 0:
             raise UsageError("a number of bytes is not negative", seen=count, expected="0 or more")
@@ -66,10 +72,10 @@ class Rng(Driver):
                 empty = 0 if piece else empty + 1
                 if empty == _EMPTY_ANSWERS:
                     raise ProtocolError(
-                        f"{self.device.address} answers with no bytes at all",
+                        f"{self.device.address} returns no bytes at all",
                         seen=f"{empty} empty buffers in a row",
                         expected="at least one byte (5.4.6)",
-                        remedy="look at the host's source of randomness",
+                        remedy="check the host's source of randomness",
                     )
                 self._test(piece)
                 found += piece
@@ -79,10 +85,10 @@ class Rng(Driver):
         wrong = self.health.feed(piece) if self.health is not None else None
         if wrong is not None:
             raise RngUnhealthy(
-                f"{self.device.address} gives bytes that are not random",
+                f"{self.device.address} returns bytes that are not random",
                 seen=wrong,
-                expected=f"fewer than {RUN} equal ones in a row, and than {MOST} in {WINDOW}",
-                remedy="look at the host's source; Rng(device, health=False) or --untested takes what comes",
+                expected=f"fewer than {RUN} equal bytes in a row, and fewer than {MOST} in {WINDOW}",
+                remedy="check the host's source; Rng(device, health=False) or --untested skips the tests",
             )
 
     def _request(self, length: int, timeout: float | None) -> bytes:
