@@ -106,7 +106,11 @@ DevArgument = Annotated[
     str, typer.Argument(metavar="DEV", help="Device address, such as 0000:03:00.0 or qemu:virtio-rng-pci.")
 ]
 LookArgument = Annotated[
-    str, typer.Argument(metavar="DEV", help="Device address, virtio3, or a type that only one device has.")
+    str,
+    typer.Argument(
+        metavar="DEV",
+        help="Device address, eth0, /dev/vda, a path below /sys, virtio3, or a type that only one device has.",
+    ),
 ]
 
 _COMMON: dict[str, tuple[Any, Any]] = {
