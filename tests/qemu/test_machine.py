@@ -186,7 +186,7 @@ def test_a_device_that_is_plugged_in_works_in_every_interrupt_mode(machine: Mach
     with machine.open(function, interrupts=[mode]) as device, uvirtio.Rng(device) as rng:
         assert device.transport.interrupt_mode is mode
         assert rng.read(32) != rng.read(32)
-        assert not device.missed_interrupts or mode is not InterruptMode.POLLING
+        assert not device.counters.missed_interrupts or mode is not InterruptMode.POLLING
     with machine.open(0) as device, uvirtio.Balloon(device) as balloon:
         balloon.inflate(256)
         assert machine.qmp("query-balloon")["actual"] == 511 * MIB

@@ -137,7 +137,7 @@ def test_only_an_address_or_what_a_back_end_hands_over_can_be_opened(thing: obje
     assert caught.value.seen == type(thing).__name__
 
 
-@pytest.mark.parametrize("address", ["", " ", "0000:03:00.8", "nothing", "\0", "/dev/null"])
+@pytest.mark.parametrize("address", ["", " ", "0000:03:00.8", "nothing", "\0", "0000:03:00"])
 def test_an_address_of_no_known_form_is_a_bad_address(address: str):
     with pytest.raises(BadAddress):
         uvirtio.open(address)
