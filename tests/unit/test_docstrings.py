@@ -28,7 +28,6 @@ TODO = {
     "device",
     "opening",
     "diag",
-    "binding",
     "online",
     "cli",
     "qemu",
