@@ -154,7 +154,7 @@ RULES: Final[dict[str, str]] = {
     "suspend": "This machine is about to suspend or to shut down: no time to change drivers",
     "lockdown": "Kernel lockdown prevents writes to configuration space and BARs",
     "container": "A read-only /sys: nothing can be bound from here",
-    "many": "more devices in one command than anybody lists by hand",
+    "many": "more devices in one command than are usually named one by one",
     "unsafe-owner": "--owner of a device that reaches all of memory",
 }
 

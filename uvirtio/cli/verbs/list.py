@@ -70,7 +70,7 @@ def device_type(kind: str) -> tuple[int, str]:
     """The device id and the name of a type.
 
     Args:
-        kind: A name, or an id.
+        kind: ``balloon``, ``virtio-balloon``, or ``unknown(N)`` for the id N.
 
     Raises:
         UsageError: There is no such type.

@@ -147,10 +147,10 @@ def show_map(cmd: Command, dev: DevArgument) -> None:
 
 def _ranges(mem: Mem, config: MemConfig) -> list[dict[str, Any]]:
     """The plugged ranges, split into those in use and the others."""
-    books, made = mem.block_table, []
-    for first, count in books.plugged:
-        pieces = [(at, size, False) for at, size in books.in_use.gaps(first, count)]
-        pieces += [(at, size, True) for at, size in books.in_use.within(first, count)]
+    table, made = mem.block_table, []
+    for first, count in table.plugged:
+        pieces = [(at, size, False) for at, size in table.in_use.gaps(first, count)]
+        pieces += [(at, size, True) for at, size in table.in_use.within(first, count)]
         for at, size, used in sorted(pieces):
             made.append(
                 {
