@@ -1,0 +1,1 @@
+"""Virtio devices of this machine and their drivers: discovery, rules of use, plan, bind and restore."""

@@ -1,4 +1,4 @@
-"""Devices of this machine, for programs: list and find them, bind them, give them back.
+"""Devices of this machine, for programs: list, find, bind and restore them.
 
 These are ``uvirtio.list``, ``find``, ``bind``, ``restore`` and ``bound``. They do what the commands of the same
 names do, take addresses in the same forms, and return values instead of printing them.
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Why a device is in use: the rule that found it, and what it saw."""
+    """Why a device is in use: the rule that found it, and its evidence."""
 
     rule: str
     evidence: str
@@ -43,27 +43,27 @@ class DeviceInfo:
     address: str
     """In its canonical form: ``0000:03:00.0``, ``mmio:0xfeb02e00``, ``/dev/vhost-vdpa-0`` ..."""
     type: str
-    """``balloon``, ``rng`` ...; ``unknown`` where only the device itself could tell."""
+    """``balloon``, ``rng`` ...; ``unknown`` where only the device's registers have it."""
     device_id: int | None
     pci_id: str | None
     interface: Interface
     driver: str | None
-    """What the function is bound to: ``virtio-pci``, ``vfio-pci`` ...; None: to nothing."""
+    """The driver of the function: ``virtio-pci``, ``vfio-pci`` ...; None: none."""
     kernel_driver: str | None
     """The driver on the virtio bus: ``virtio_balloon`` ...; None: none."""
     iommu_group: int | None
     virtio_name: str | None
     numa_node: int | None
     node: str | None
-    """The device node that a program opens, as the driver bound now gives it."""
+    """The device node that the driver bound now offers to programs."""
     parent: str | None
-    """What offers a vDPA device."""
+    """The parent of a vDPA device: the address of a PCI function (vp_vdpa), or a name (VDUSE)."""
     notes: tuple[str, ...]
-    """What could not be told, and why."""
+    """What could not be determined, and why."""
     in_use: tuple[Use, ...]
     """Why this machine needs the device; empty: no rule knows of a use."""
     unchecked: tuple[str, ...]
-    """The rules that this user may not see enough for."""
+    """The rules about use that could not see enough as this user."""
 
     def as_dict(self) -> dict[str, Any]:
         """The device as a member of ``devices`` in the JSON of ``uvirtio list``."""
@@ -72,7 +72,7 @@ class DeviceInfo:
 
 
 def describe(found: Found, verdicts: rules.Verdicts) -> DeviceInfo:
-    """What is public of a device that discovery found, with what the rules say of it."""
+    """The public description of a device that discovery found, with the findings of the rules."""
     members = found.as_dict()
     members["notes"] = tuple(members["notes"])
     return DeviceInfo(
@@ -121,7 +121,7 @@ def find(
         address: Its address in any form, or a name such as ``virtio3``.
         driver: What it is bound to: ``"virtio-pci"``, ``"vfio-pci"`` ...
         interface: ``"modern"``, ``"transitional"``, ``"legacy"``, ``"mmio"`` or ``"vdpa"``.
-        in_use: True: only one that this machine needs; False: only one of which no rule knows a use.
+        in_use: True: only one that this machine needs; False: only one for which no rule finds a use.
         roots: Where ``/sys``, ``/proc`` ... are read.
 
     Returns:
@@ -131,7 +131,7 @@ def find(
         NoSuchDevice: No device fits.
         UsageError: Several fit, or there is no such type; ``seen`` has their addresses.
         BadAddress: The address has no known form.
-        NotVirtio: There is a function at the address, and it is no virtio device.
+        NotVirtio: The function at the address is no virtio device.
     """
     roots = roots or Roots()
     named = None if address is None else discover.find(address, roots).address
@@ -171,17 +171,17 @@ def bind(
     owner: str | None = None,
     roots: Roots | None = None,
 ) -> builtins.list[Bound]:
-    """Take devices from the kernel's drivers and give them to a user-space driver, all of them or none.
+    """Bind devices to a user-space driver instead of the kernel's, all of them or none.
 
-    Every rule is checked for every device before the first write; a journal is kept, by which ``restore`` gives
-    them back, also when this process is killed.
+    Every rule is checked for every device before the first write. A journal is written, by which ``restore``
+    undoes the changes even if this process is killed.
 
     Args:
         addresses: One address or several.
         driver: ``"vfio-pci"``, ``"uio_pci_generic"``, ``"vhost_vdpa"``; None: vfio-pci where there is an IOMMU.
         group: Take the other functions of the IOMMU group along.
         force: Names of rules to override.
-        owner: ``"USER"`` or ``"USER:GROUP"``, whom the device node is given to.
+        owner: ``"USER"`` or ``"USER:GROUP"``, who becomes the owner of the device node.
         roots: Where ``/sys``, ``/proc`` ... are.
 
     Returns:
@@ -191,12 +191,13 @@ def bind(
         Denied: The administrator's deny list names a device.
         InUse: This machine needs a device.
         Refused: Another rule forbids it.
-        EnvironmentLack: This machine lacks an IOMMU, a module or the right; the subclass says what.
+        EnvironmentLack: An IOMMU, a module or a permission is missing; the subclass says which.
         Busy: Another process binds or drives a device.
-        OperationFailed: A write failed; everything was put back.
+        OperationFailed: A write failed; all changes were undone.
+        Blocked: A write did not return in time; ``restore`` undoes the changes once it has returned.
         BadAddress: An address has no known form.
         NoSuchDevice: There is no device at an address.
-        NotVirtio: What is there is no virtio device.
+        NotVirtio: The device there is no virtio device.
         UsageError: There is no such owner, driver or rule.
     """
     from uvirtio.binding import bind as binding
@@ -219,7 +220,7 @@ def bind(
 def restore(
     addresses: str | Iterable[str] = (), *, all: bool = False, roots: Roots | None = None
 ) -> builtins.list[Restored]:
-    """Give devices back to the drivers that they had before ``bind``. May be repeated after any interruption.
+    """Bind devices to the drivers that they had before ``bind``. May be repeated after any interruption.
 
     Args:
         addresses: One address or several.
@@ -232,9 +233,13 @@ def restore(
     Raises:
         UsageError: Neither addresses nor ``all`` are given, or both.
         Busy: A process still uses a device.
-        Refused: Another device is in its place, or somebody else has bound it since.
-        OperationFailed: The kernel did not do what was written.
-        PermissionLack: This user may not.
+        Refused: Another device is in its place, or another program has bound it since.
+        BadAddress: An address has no known form.
+        NoSuchDevice, NotVirtio: There is no such device, and the journal has none.
+        PermissionLack: This user may not write to sysfs.
+        EnvironmentLack: The journal or a lock cannot be written.
+        OperationFailed: A write to sysfs failed or had no effect.
+        Blocked: A write did not return in time.
     """
     from uvirtio.binding import restore as restoring
 
@@ -256,25 +261,37 @@ def bound(
     owner: str | None = None,
     roots: Roots | None = None,
 ) -> Iterator[Bound]:
-    """Bind one device for the length of a ``with`` block, and give it back on every way out of it.
+    """Bind one device for the length of a ``with`` block, and restore it however the block ends.
 
         with uvirtio.bound("0000:03:00.0") as bound, uvirtio.open(bound.address) as device:
             ...
 
     A device that was bound before the block stays bound after it. Close what you opened before the block ends.
-    When the process is killed in the block, ``uvirtio restore`` gives the device back. Entering the block raises
-    what ``bind`` raises, leaving it what ``restore`` raises.
+    If the process is killed in the block, ``uvirtio restore`` gives the device back.
 
     Args:
         address: Of the device.
         driver: As for ``bind``.
-        group: As for ``bind``; what is taken along is given back too.
+        group: As for ``bind``; the other functions are restored too.
         force: As for ``bind``.
         owner: As for ``bind``.
         roots: As for ``bind``.
 
     Yields:
         Its address now (that of a vDPA device changes), driver and node.
+
+    Raises:
+        Denied: The administrator's deny list names a device.
+        InUse: This machine needs a device.
+        Busy: Another process binds or drives a device; at the end: a process still uses it.
+        Refused: Another rule forbids it; at the end: another program has bound the device meanwhile.
+        EnvironmentLack: An IOMMU, a module or a permission is missing; the subclass says which.
+        OperationFailed: A write failed; at the start all changes were undone.
+        Blocked: A write did not return in time; ``uvirtio restore`` undoes the changes once it has returned.
+        BadAddress: The address has no known form.
+        NoSuchDevice: There is no device at the address.
+        NotVirtio: The device there is no virtio device.
+        UsageError: There is no such owner, driver or rule.
     """
     from uvirtio.binding import journal
     from uvirtio.device.signals import signals_held
@@ -286,7 +303,7 @@ def bound(
         try:
             (one,) = bind(address, driver=driver, group=group, force=force, owner=owner, roots=roots)
         except UvirtioError:
-            put_back = True  # by itself, as far as that can be done
+            put_back = True  # by bind, as far as that is possible
             raise
         yield one
     finally:
@@ -311,16 +328,16 @@ def _give_back(address: str, before: set[str], roots: Roots) -> None:
 def check_denied(address: str, *, roots: Roots | None = None) -> None:
     """Refuse a device that the administrator's deny list (``/etc/uvirtio/deny``) names.
 
-    ``open`` and ``bind`` ask it themselves; programs that use ``uvirtio.backends.vfio`` alone ask it here.
+    ``open`` and ``bind`` call it; programs that use ``uvirtio.backends.vfio`` alone should, too.
 
     Args:
-        address: Of the device; all other names that it has are looked up where it is there.
+        address: Of the device; if it exists, all its other names are matched, too.
         roots: Where ``/etc`` and ``/sys`` are.
 
     Raises:
         Denied: A line of the list names it, or the list cannot be read.
         BadAddress: The address has no known form.
-        UsageError: The name of a type was given, of which there are several devices.
+        UsageError: The name is a type, and several devices have it.
     """
     roots = roots or Roots()
     names = [canonical(address), address]
@@ -328,5 +345,5 @@ def check_denied(address: str, *, roots: Roots | None = None) -> None:
         try:
             names += discover.find(address, roots).names
         except DeviceAbsent:
-            pass  # its address may be on the list all the same
+            pass  # its address may be on the list nevertheless
     denylist.check(dict.fromkeys(names), roots)

@@ -1,8 +1,8 @@
-"""Take a device from the kernel's driver.
+"""Unbind devices from the kernel's drivers and bind user-space drivers.
 
-Order of work: check everything for every device; lock; check again; journal; write, and verify after each
-write. On any failure what was changed is put back. The journal is on the disk before the first
-write, so restore works also when this process was killed between any two of them.
+Order of work: check everything for every device; lock; check again; write the journal; write to sysfs, reading
+back after each write. On any failure all changes are undone. The journal is on the disk before the first write,
+so restore works even if this process is killed between any two of them.
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from uvirtio.host.writer import ChildWriter, Writer, module_loader
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What bind did with one device."""
+    """The result of bind for one device."""
 
     address: str
     driver: str | None
     node: str | None
     journal: str | None
-    """The id of the journal entry of this run; None where the device was bound already."""
+    """The id of the journal entry of this run; None: the device was already bound."""
 
     def as_dict(self) -> dict[str, Any]:
+        """The result as a member of ``devices`` in the JSON of ``bind``."""
         return {"address": self.address, "driver": self.driver, "node": self.node, "journal": self.journal}
 
 
@@ -56,11 +57,37 @@ def bind(
     sleep: Callable[[float], None] = time.sleep,
     timeout: float = TIMEOUT,
 ) -> list[Bound]:
-    """Give devices to a user-space driver, all of them or none.
+    """Bind devices to a user-space driver, all of them or none.
 
-    ``owner`` is (uid, gid) for the VFIO group's node, or the vhost-vdpa one. ``timeout`` is in seconds, for one
-    sysfs write. Raises the first of the plan's problems (Denied, InUse, Refused, NoIommu, ModuleLack,
-    PermissionLack), Busy, EnvironmentLack (no journal), or OperationFailed after everything was put back.
+    Args:
+        founds: The devices; one that is named twice counts once.
+        roots: Where ``/sys``, ``/dev``, ``/run`` ... are.
+        driver: As for ``plan``.
+        group: Take the other functions of the IOMMU group along.
+        force: Names of rules to override.
+        owner: (uid, gid) for the node of the VFIO group or the vhost-vdpa device; None: it is left to root.
+        argv: The command line, for the journal.
+        writer: What writes to sysfs; None: a child process, so that a blocked write cannot block this one.
+        modprobe: Loads a module by name; None: ``modprobe`` where this user may.
+        sleep: Waits a number of seconds.
+        timeout: Seconds after which one write to sysfs counts as blocked.
+
+    Returns:
+        For each device its address, driver and node now.
+
+    Raises:
+        Denied: The administrator's deny list names a device.
+        InUse: This machine needs a device.
+        Refused: Another rule forbids it, the owner may not be given a node, or the IOMMU group changed meanwhile.
+        NoIommu: There is no IOMMU, and no driver was named that does without.
+        ModuleLack: A module is not installed or cannot be loaded.
+        PermissionLack: This user may not write to sysfs.
+        Busy: Another process holds the lock of a device.
+        EnvironmentLack: The journal or a lock cannot be written.
+        UsageError: There is no such driver or rule.
+        NoSuchDevice, NotVirtio: A device went away meanwhile.
+        Blocked: A write to sysfs did not return in time; the journal entry is kept for ``restore``.
+        OperationFailed: A write failed. All was undone, or the message says that it was not.
     """
     if not founds:
         return []
@@ -94,7 +121,7 @@ def _keys(made: list[Plan]) -> set[str]:
 
 
 def _first_problem(made: list[Plan]) -> None:
-    # A denied device first: then nothing else about it matters.
+    # A denied device first: its other problems do not matter then.
     problems = sorted((p for plan in made for p in plan.problems), key=lambda p: p.code != "UV-REFUSED-DENIED")
     if problems:
         raise problems[0]
@@ -116,7 +143,7 @@ def _load_drivers(made: list[Plan], roots: Roots, load: Callable[[str], None]) -
 
 
 class _BindRun:
-    """One run of bind over its plans, with what it has done so far."""
+    """One run of bind over its plans, with its journal entry."""
 
     def __init__(
         self,
@@ -132,9 +159,23 @@ class _BindRun:
         self.entry: Entry | None = None
 
     def bind(self, argv: Sequence[str]) -> list[Bound]:
+        """Bind all members of the plans; on a failure undo what was changed.
+
+        Args:
+            argv: The command line, for the journal.
+
+        Returns:
+            A result for each plan.
+
+        Raises:
+            Blocked: A write did not return in time; the entry stays in the journal, as ``pending``.
+            EnvironmentLack: The journal cannot be written.
+            PermissionLack: This user may not write to sysfs.
+            OperationFailed: A write or its check failed.
+        """
         members = [m for plan in self.plans for m in plan.members if m.steps or self.owner is not None]
         if members:
-            # A device with an open entry keeps that one: it knows what was there at first.
+            # A device with an open entry keeps that one: it has the state before the first bind.
             fresh = [m for m in members if journal.entry_of(m.found.key, self.roots) is None]
             self._save(journal.new([self._record(m.found, m.target) for m in fresh], self.roots, argv))
             try:
@@ -142,7 +183,7 @@ class _BindRun:
                     self._one(member.found, member.target)
                 self._state("bound")
             except Blocked:
-                # The device's lock in the kernel is taken: nothing can be put back before it is free.
+                # The write holds the device's lock in the kernel: nothing can be undone before it returns.
                 self._state("pending")
                 raise
             except BaseException as error:

@@ -1,4 +1,4 @@
-"""What the environment has: modules, drivers, rights. Shared by plan and doctor; read only."""
+"""Checks of the environment, shared by plan and doctor: modules, drivers, permissions. Read only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Outcome = Literal["pass", "fail", "warn", "skip"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at; ``remedy`` is empty where there is nothing to do."""
+    """The result of one check; ``remedy`` is empty where there is nothing to do."""
 
     name: str
     verdict: Outcome
@@ -25,11 +25,12 @@ class Check:
     remedy: str = ""
 
     def as_dict(self) -> dict[str, Any]:
+        """The check as a member of ``checks`` in the JSON of ``doctor`` and ``plan``."""
         return {"name": self.name, "verdict": self.verdict, "detail": self.detail, "remedy": self.remedy}
 
 
 def driver_state(driver: str, bus: str, roots: Roots) -> Literal["loaded", "loadable", "missing"]:
-    """Whether a driver is registered with its bus, or could be by modprobe."""
+    """Whether a driver is registered with its bus, could be loaded by modprobe, or is missing."""
     if (sysfs.bus(bus, roots) / "drivers" / driver).is_dir():
         return "loaded"
     return "loadable" if module_installed(driver, roots) else "missing"
@@ -55,7 +56,7 @@ def module_installed(module: str, roots: Roots) -> bool:
 
 
 def writable(path: Path) -> bool:
-    """Whether this process may write the file (False on a read-only file system, even for root)."""
+    """Whether this process may write the file; False on a read-only file system, even for root."""
     try:
         return os.access(path, os.W_OK)
     except (OSError, ValueError):

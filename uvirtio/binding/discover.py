@@ -1,8 +1,8 @@
-"""Which virtio devices this machine has: a walk of sysfs.
+"""Discovery of the virtio devices of this machine in sysfs.
 
-Devices that a kernel driver holds are read and never touched: no node of vfio, uio or vdpa is opened here,
-because opening one resets or stops the device, and the four bytes of configuration space that are a window
-into a BAR (pci_cfg_data, 4.1.4.9) are not read.
+Devices that have a kernel driver are not touched: no node of vfio, uio or vdpa is opened here, because opening one
+resets or stops the device, and the four bytes of configuration space that are a window into a BAR (pci_cfg_data,
+4.1.4.9) are not read.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Found:
     """Canonical: ``0000:03:00.0``, ``mmio:0xfeb02e00``, ``/dev/vhost-vdpa-0`` ..."""
     bus: Literal["pci", "platform", "vdpa"]
     name: str
-    """What the bus calls it; the name that goes into bind and unbind."""
+    """Its name on the bus, as written to bind and unbind."""
     path: Path
     """Its directory below ``bus/*/devices``."""
     type: str
     device_id: int | None
-    """The virtio device type; None where only the device itself could tell (an unbound mmio window)."""
+    """The virtio device type; None where only the device's registers have it (an unbound mmio window)."""
     interface: Interface
     pci_id: str | None = None
     subsystem_id: str | None = None
@@ -68,30 +68,30 @@ class Found:
     kernel_driver: str | None = None
     iommu_group: int | None = None
     noiommu: bool = False
-    """The group is VFIO's no-IOMMU one: it has a number, and nothing holds the device."""
+    """The group is one of VFIO's no-IOMMU mode: it has a number, and no IOMMU restricts the device."""
     numa_node: int | None = None
     window: tuple[int, int] | None = None
-    """Base address and length of an mmio window, in bytes; the length is 0 where it is not known."""
+    """Base address and length in bytes of an mmio window; length 0: not known."""
     node: str | None = None
-    """The device node that user space opens, as the driver bound now gives it."""
+    """The device node that the driver bound now offers to user space."""
     parent: str | None = None
-    """What offers a vDPA device: the address of a PCI function (vp_vdpa), or a name (VDUSE)."""
+    """The parent of a vDPA device: the address of a PCI function (vp_vdpa), or a name (VDUSE)."""
     notes: tuple[str, ...] = field(default=())
-    """What could not be told, and why."""
+    """What could not be determined, and why."""
 
     @property
     def key(self) -> str:
-        """A name that does not change with the driver: the journal and the locks go by it."""
+        """A name that does not change with the driver, for the journal and the locks."""
         return f"vdpa:{self.name}" if self.bus == "vdpa" else self.address
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name of the device, the address first: what the deny list is asked about."""
+        """Every name of the device, the address first, as matched against the deny list."""
         extra = [self.name, self.virtio_name, self.node]
         if self.bus == "vdpa":
             extra.append(f"vdpa:{self.name}")
             if self.parent is not None and addresses.is_pci(self.parent):
-                extra.append(canonical(self.parent))  # whoever denies the function denies what stands on it
+                extra.append(canonical(self.parent))  # denying the function denies the vDPA device on it, too
         if self.window is not None:
             extra.append(f"mmio:{self.window[0]:#x}")
         return tuple(dict.fromkeys([self.address, *(name for name in extra if name)]))
@@ -116,7 +116,7 @@ class Found:
 
 
 def scan(roots: Roots) -> list[Found]:
-    """Every virtio device of this machine, sorted by address. Never raises for what sysfs holds."""
+    """Every virtio device of this machine, sorted by address. Odd contents of sysfs are no exception."""
     found = [device for device in pci_functions(roots) if device.interface != "none"]
     found.extend(_platform_devices(roots))
     found.extend(_vdpa_devices(roots))
@@ -124,7 +124,7 @@ def scan(roots: Roots) -> list[Found]:
 
 
 def on_bus(bus: str, name: str, roots: Roots) -> Found | None:
-    """The virtio device that a bus (``pci``, ``platform``, ``vdpa``) has by this name; None where it has none."""
+    """The virtio device with this name on a bus (``pci``, ``platform``, ``vdpa``); None: there is none."""
     if bus == "pci":
         device = _pci_function(name, roots) if addresses.is_pci(name) else None
         return device if device is not None and device.interface != "none" else None
@@ -136,7 +136,7 @@ def on_bus(bus: str, name: str, roots: Roots) -> Found | None:
 
 
 def pci_functions(roots: Roots, group: int | None = None) -> Iterator[Found]:
-    """Every PCI function, or those of one IOMMU group; virtio or not, for groups hold others too."""
+    """Every PCI function, or those of one IOMMU group; those that are not virtio included."""
     names = sysfs.device_names("pci", roots) if group is None else sysfs.iommu_group_members(group, roots)
     for name in names:
         if addresses.is_pci(name) and (device := _pci_function(name, roots)) is not None:
@@ -189,13 +189,13 @@ def _pci_function(name: str, roots: Roots) -> Found | None:
 def _transitional(path: Path, virtio_name: str | None, notes: list[str]) -> Interface:
     """An id of the old range: transitional if it has virtio capabilities (4.1.5.1.1.1), else legacy.
 
-    They lie beyond the first 64 bytes, which only root reads. The features that a kernel driver negotiated
-    tell as much: a legacy interface has no VERSION_1.
+    They lie beyond the first 64 bytes, where only root may read. The features that a kernel driver negotiated
+    do instead: a legacy interface has no VERSION_1.
     """
     try:
         config = config_bytes_at(path / "config")
     except (PermissionLack, DeviceGone):
-        from uvirtio.spec.features import VERSION_1  # here: its hundred names take longer to make than a scan
+        from uvirtio.spec.features import VERSION_1  # here: importing it takes longer than a scan
 
         negotiated = _features_of(path / (virtio_name or "virtio"))
         if negotiated is not None and negotiated >> VERSION_1 & 1:
@@ -259,7 +259,7 @@ def _vdpa_devices(roots: Roots) -> Iterator[Found]:
         parent = sysfs.real(path).parent
         virtio_name, kernel_driver = _virtio_child(path)
         device_id = sysfs.number(path / virtio_name / "device") if virtio_name else _id_of_parent(parent)
-        if device_id is None and roots.live:  # the kernel answers for no other tree
+        if device_id is None and roots.live:  # the kernel knows only its own devices
             told = vdpa_netlink.devices() if told is None else told
             device_id = told[name].device_id if name in told else None
         node = sysfs.vdpa_node(path)
@@ -296,7 +296,7 @@ def _id_of_parent(parent: Path) -> int | None:
 
 
 def _virtio_child(path: Path) -> tuple[str | None, str | None]:
-    """``virtio3`` below the bus device, and the driver that holds it."""
+    """``virtio3`` below the bus device, and the driver bound to it."""
     for name in sysfs.names(path):
         if addresses.is_virtio_name(name):
             return name, sysfs.driver_of(path / name)
@@ -325,7 +325,7 @@ def _features_of(virtio: Path) -> int | None:
 
 
 def negotiated_features(found: Found) -> int | None:
-    """What the kernel's driver negotiated; None where none holds the device."""
+    """The feature bits that the kernel's driver negotiated; None where none is bound."""
     return _features_of(found.path / found.virtio_name) if found.virtio_name else None
 
 
@@ -333,16 +333,16 @@ def negotiated_features(found: Found) -> int | None:
 
 
 def find(name: str, roots: Roots, *, aliases: bool = True) -> Found:
-    """The device with this name, in any of its forms.
+    """The device with this name, in any of the documented forms.
 
     Args:
-        name: An address, or what the kernel calls something that stands on the device (``eth0``, ``/dev/vda``).
-        roots: Where to look.
-        aliases: Whether ``virtio3`` and a type will do: these are for looking only.
+        name: An address, or an interface, disk, node or sysfs path of the device (``eth0``, ``/dev/vda``).
+        roots: Where ``/sys`` and ``/proc`` are read.
+        aliases: Accept ``virtio3`` and a type, which are for commands that only read.
 
     Raises:
-        BadAddress: The name has no known form, or is for looking only.
-        UsageError: It is that of several devices, or of one of QEMU's.
+        BadAddress: The name has no known form, or is one that only reading commands accept.
+        UsageError: Several devices have it, or it is a ``qemu:`` address.
         NoSuchDevice: No device has it.
         NotVirtio: The device that has it is no virtio device.
     """
@@ -429,7 +429,11 @@ def _by_alias(wanted: Address, found: list[Found]) -> Found:
 
 
 def _only(matches: list[Found], what: str) -> Found:
-    """The one that there is. Raises UsageError where there are several."""
+    """The only element.
+
+    Raises:
+        UsageError: There are several.
+    """
     if len(matches) > 1:
         raise UsageError(
             f"there are {len(matches)} {what}",
@@ -454,27 +458,35 @@ def _none(name: str) -> NoSuchDevice:
 
 @dataclass(frozen=True, slots=True)
 class ConfigSpace:
-    """The first 256 bytes of configuration space and what was found in them.
-
-    ``hidden`` are ranges that were not read, as (offset, length): they are zero in ``data``.
-    """
+    """The first 256 bytes of PCI configuration space, and the virtio capabilities in them."""
 
     data: bytes
     capabilities: tuple[VirtioCapability, ...]
     hidden: tuple[tuple[int, int], ...]
+    """Ranges that were not read, as (offset, length) in bytes: they are zero in ``data``."""
 
 
 def config_bytes(found: Found) -> ConfigSpace:
-    """Configuration space of a PCI function, by its sysfs file; pci_cfg_data is left unread.
+    """Configuration space of a PCI function, by its sysfs file; pci_cfg_data is not read.
 
-    Raises PermissionLack where only the first 64 bytes may be read (CAP_SYS_ADMIN opens the rest), and
-    DeviceGone when the file is not there.
+    Raises:
+        PermissionLack: This user may read only the first 64 bytes; the rest takes CAP_SYS_ADMIN.
+        DeviceGone: The file is not there or cannot be read.
     """
     return config_bytes_at(found.path / "config", bars(found))
 
 
 def config_bytes_at(path: Path, bar_list: list[BarInfo | None] | None = None) -> ConfigSpace:
-    """The same for a ``config`` file; without ``bar_list`` nothing is judged by the BARs."""
+    """The same for the path of a ``config`` file.
+
+    Args:
+        path: The file.
+        bar_list: The BARs that capabilities are checked against; None: they are not.
+
+    Raises:
+        PermissionLack: This user may read only the first 64 bytes; the rest takes CAP_SYS_ADMIN.
+        DeviceGone: The file is not there or cannot be read.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except PermissionError as error:
@@ -484,7 +496,7 @@ def config_bytes_at(path: Path, bar_list: list[BarInfo | None] | None = None) ->
     try:
         read = _config_reader(fd, path)
         caps = walk_capabilities(read, None if bar_list is None else lambda index: _pick(bar_list, index))
-        # 4.1.4.9: reading pci_cfg_data makes the device read a BAR. So: all but those four bytes.
+        # 4.1.4.9: reading pci_cfg_data makes the device read a BAR, so those four bytes are left out.
         hidden = tuple(
             (cap.config_offset + pci.PCI_CFG_CAP_DATA, 4)
             for cap in caps
@@ -529,7 +541,7 @@ def _pick(bar_list: list[BarInfo | None], index: int) -> BarInfo | None:
 
 
 def bars(found: Found) -> list[BarInfo | None] | None:
-    """The six base address registers by the ``resource`` file; None where it cannot be read."""
+    """The six base address registers, by the ``resource`` file; None where it cannot be read."""
     lines = sysfs.resources(found.path)
     if lines is None:
         return None
@@ -541,9 +553,11 @@ def bars(found: Found) -> list[BarInfo | None] | None:
 
 
 def capabilities(found: Found) -> list[VirtioCapability]:
-    """The virtio capabilities of a PCI function, judged; none for other buses.
+    """The virtio capabilities of a PCI function, each with a verdict; none for other buses.
 
-    Raises PermissionLack where this user may not see them: that is not the same as having none.
+    Raises:
+        PermissionLack: This user may not see them, which is not the same as having none.
+        DeviceGone: The function is not there any more.
     """
     return list(config_bytes(found).capabilities) if found.bus == "pci" else []
 
@@ -552,23 +566,23 @@ def capabilities(found: Found) -> list[VirtioCapability]:
 
 
 def udev_properties(found: Found, roots: Roots) -> dict[str, str]:
-    """What udev's database says of the device; empty where there is no udev, no pyudev, or another root."""
+    """The device's properties in udev's database; empty without udev or pyudev, or below another root."""
     if not roots.live or not (roots.run / "udev/data").is_dir():
-        return {}  # pyudev's Context takes no other root; to load it for an empty database takes 0.1 s
+        return {}  # pyudev's Context takes no other root, and importing it costs 0.1 s
     try:
         import pyudev
 
         device = pyudev.Devices.from_path(pyudev.Context(), str(found.path))
         return {str(key): str(value) for key, value in device.properties.items()}
-    except Exception:  # noqa: BLE001  # names are a nicety: no failure of theirs may stop discovery
+    except Exception:  # noqa: BLE001  # names are optional: no failure here may stop discovery
         return {}
 
 
 def hardware(found: Found, roots: Roots) -> dict[str, str | None] | None:
-    """The names that udev's hardware database has for the device's ids: ``vendor`` and ``model``.
+    """The names that udev's hardware database has for the device's ids.
 
     Returns:
-        None where it has none: no udev, another root, a bus without such ids.
+        ``vendor`` and ``model``; None: no udev, another root, or a bus without such ids.
     """
     properties = udev_properties(found, roots)
     vendor, model = properties.get("ID_VENDOR_FROM_DATABASE"), properties.get("ID_MODEL_FROM_DATABASE")

@@ -1,6 +1,6 @@
-"""What this machine has for user-space drivers, and what it lacks. It looks; it changes and opens nothing.
+"""What this machine has and lacks for user-space drivers. Read only: no device is opened.
 
-``fail`` is kept for what stops everything; what closes one way in and leaves others is ``warn``, or ``skip``
+``fail`` is for what prevents every back end; what prevents one back end and leaves others is ``warn``, or ``skip``
 where it was never there.
 """
 
@@ -30,13 +30,15 @@ __all__ = ["Check", "checks"]
 
 _QEMU = "qemu-system-x86_64"
 _QEMU_OLDEST = (7, 2)
-_MEMLOCK = 8 << 20  # what Linux gives by default, and enough for small rings
+_MEMLOCK = 8 << 20  # Linux's default, enough for small rings
 
 
 def checks(roots: Roots, *, qemu_version: Callable[[str], str] | None = None) -> list[Check]:
-    """Look at everything, in the order in which one would mend it. Raises nothing.
+    """Check everything, in the order in which one would repair it. A failed check is no exception.
 
-    ``qemu_version`` takes QEMU's path and returns what ``--version`` prints.
+    Args:
+        roots: Where ``/sys``, ``/proc`` ... are read.
+        qemu_version: Takes QEMU's path and returns what ``--version`` prints; None: runs it.
     """
     made: list[Check] = []
     for look in (
@@ -143,7 +145,7 @@ def _vfio_noiommu(roots: Roots) -> Iterator[Check]:
 
 
 def _physical(name: str, detail: str, roots: Roots) -> Check:
-    """What every way needs that gives a device physical addresses: the right to know them, and huge pages."""
+    """What each back end needs that uses physical addresses: permission to read them, and huge pages."""
     pool = memory.huge_pages(roots)
     if sysfs.locked_down(roots) is not None:
         return Check(name, "warn", f"{detail}, but the kernel is locked down", "boot without secure boot")
@@ -378,7 +380,7 @@ def _journal(roots: Roots) -> Iterator[Check]:
 
 
 def _ways(made: list[Check]) -> Check:
-    """Whether any way in is open."""
+    """Whether any back end can be used."""
     verdicts = {check.name: check.verdict for check in made}
     ways = []
     if verdicts["iommu"] == verdicts[VFIO] == "pass":

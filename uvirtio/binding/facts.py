@@ -1,7 +1,7 @@
-"""What this machine does with its devices: mounts, routes, consoles, open files. Read once, from the roots.
+"""How this machine uses its devices: mounts, routes, consoles, open files. Read once, below the roots.
 
-Every fact is collected when a rule first asks for it and then kept, so that one :class:`Facts` is one moment;
-before anything is changed a new one is made. What could not be seen is said (``*_complete``).
+Each fact is collected when a rule first asks for it and then kept, so that one ``Facts`` is a snapshot; before
+anything is changed a new one is made. The members ``*_complete`` are False where something could not be read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from uvirtio.host.roots import Roots
 from uvirtio.host.routes import routes
 
 _SLEEPERS = frozenset({"systemd-sleep", "systemd-shutdow", "pm-suspend", "pm-hibernate", "s2ram", "s2disk"})
-"""Programs that put a machine to sleep, as /proc/PID/comm has them: 15 characters."""
+"""Programs that suspend a machine or shut it down, as /proc/PID/comm names them: 15 characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +34,17 @@ class Node:
 
 
 class Facts:
-    """The facts of one moment, below one set of roots."""
+    """A snapshot of the uses of devices, below one set of roots."""
 
     def __init__(self, roots: Roots) -> None:
+        """Make an empty snapshot; facts are read on first use."""
         self.roots = roots
 
     # --- processes ---
 
     @cached_property
     def pids(self) -> list[int]:
+        """The ids of all processes in /proc."""
         return process.pids(self.roots)
 
     @cached_property
@@ -51,7 +53,7 @@ class Facts:
 
     @property
     def open_complete(self) -> bool:
-        """False where the open files of some process could not be seen."""
+        """Whether the open files of every process could be read."""
         return self._open.complete
 
     def holders(self, node: str) -> list[Holder]:
@@ -62,7 +64,7 @@ class Facts:
 
     @cached_property
     def _mounts(self) -> tuple[list[Mount], bool]:
-        """The mounts of our own name space, of init's and of every other that can be read."""
+        """The mounts of our own name space, of that of init and of every other that can be read."""
         found: dict[Mount, None] = {}
         spaces: set[str] = set()
         complete = True
@@ -71,7 +73,7 @@ class Facts:
             try:
                 space = process.mount_namespace(pid, self.roots)
             except FileNotFoundError:
-                space = ""  # it ended, or a kernel without name spaces
+                space = ""  # the process ended, or the kernel has no name spaces
                 if pid not in ("self", 1):
                     continue
             except OSError:
@@ -92,20 +94,22 @@ class Facts:
 
     @property
     def mounts(self) -> list[Mount]:
+        """The mounts of all mount name spaces that can be read."""
         return self._mounts[0]
 
     @property
     def mounts_complete(self) -> bool:
+        """Whether the mounts of every mount name space could be read."""
         return self._mounts[1]
 
     @property
     def layered_root(self) -> bool:
-        """Whether / is made of layers whose own mounts may be visible to nobody."""
+        """Whether / is made of layers (overlay) whose own mounts need not be visible in any name space."""
         return any(mount.point == "/" and mount.fstype in ("overlay", "aufs") for mount in self.mounts)
 
     @cached_property
     def sysfs_read_only(self) -> bool:
-        """Whether our own mounts have /sys read-only, as containers do."""
+        """Whether /sys is mounted read-only in our own name space, as in containers."""
         return process.sysfs_read_only(self.roots)
 
     @cached_property
@@ -117,20 +121,20 @@ class Facts:
 
     @cached_property
     def routes(self) -> dict[str, bool] | None:
-        """Interface -> whether a default route leaves by it, for all that have a route; None if unreadable."""
+        """Interface -> whether a default route uses it, for all that have a route; None: they cannot be read."""
         every = routes(self.roots)
         if every is None:
             return None
         found: dict[str, bool] = defaultdict(bool)
         for route in every:
-            # Link-local and multicast routes are on every interface that is up; they carry nothing for us.
+            # Link-local and multicast routes are on every interface that is up; they do not count as use.
             if route.network.version == 4 or not (route.network.is_link_local or route.network.is_multicast):
                 found[route.interface] |= route.default
         return dict(found)
 
     @cached_property
     def ssh(self) -> dict[str, str]:
-        """Interface -> the far end of the SSH session that we run in, where the route to it leaves by that."""
+        """Interface -> the peer of the SSH session that this process runs in, where the route to it uses that."""
         found = {}
         for peer in ssh.peers(self.roots):
             name = ssh.interface_to(peer, self.roots)
@@ -142,7 +146,7 @@ class Facts:
 
     @cached_property
     def sleeping(self) -> list[str]:
-        """What says that this machine is about to sleep or to go down."""
+        """Evidence that this machine is about to suspend or to shut down."""
         found = [
             f"{name} ({pid}) is at work"
             for pid in self.pids
@@ -156,22 +160,23 @@ class Facts:
 
     @cached_property
     def consoles(self) -> list[tuple[str, bool]]:
-        """(name, whether it is /dev/console) of /proc/consoles."""
+        """The consoles of /proc/consoles: name, and whether it is /dev/console."""
         return proc.consoles(self.roots)
 
     @cached_property
     def iomem(self) -> list[proc.IoRange] | None:
-        """The lines of /proc/iomem; names are shown to everybody, addresses to root only."""
+        """The lines of /proc/iomem; every user sees the names, only root the addresses."""
         return proc.iomem(self.roots)
 
     @cached_property
     def vmstat(self) -> dict[str, int]:
+        """The counters of /proc/vmstat; empty where it cannot be read."""
         return proc.vmstat(self.roots)
 
     # --- nodes of a device ---
 
     def nodes(self, found: Found) -> list[Node]:
-        """Every device node below the device: disks and partitions, event nodes, ports, cards ..."""
+        """Every device node below the device: disks and partitions, event nodes, ports, DRM cards ..."""
         made = []
         for directory in sysfs.below(sysfs.real(found.path)):
             number = sysfs.read(directory / "dev", 64)
@@ -188,10 +193,10 @@ class Facts:
         return made
 
     def block_stack(self, found: Found) -> list[Node]:
-        """The block devices of a device and all that stands on them (dm, md, bcache ...), found by holders."""
+        """The block devices of a device and all that are stacked on them (dm, md, bcache ...), by ``holders``."""
         stack = [node for node in self.nodes(found) if node.subsystem == "block"]
         known = {node.name for node in stack}
-        for node in stack:  # grows while we go; each name once
+        for node in stack:  # grows in the loop; each name once
             for name in sysfs.names(node.path / "holders"):
                 if name not in known and len(known) < 1000:
                     known.add(name)
@@ -201,7 +206,7 @@ class Facts:
         return stack
 
     def block_name(self, source: str) -> str | None:
-        """The kernel's name (``dm-0``) of a path such as /dev/mapper/vg-root; None if it is no block device."""
+        """The kernel's name (``dm-0``) of a path such as /dev/mapper/vg-root; None: it is no block device."""
         if not source.startswith("/dev/"):
             return None
         plain = source.removeprefix("/dev/")

@@ -1,8 +1,8 @@
-"""The journal: what bind changed, so that restore can put it back, whatever happened in between.
+"""The journal: what bind changed, so that restore can undo it even if bind was killed.
 
-One file a run in ``/run/uvirtio/journal.d``, mode 0600, written whole beside its final name, synced and then
-renamed. It is on the disk before the first change is made. ``/run`` does not survive a reboot and neither
-does a binding; an entry of another boot is passed over.
+One file for each run in ``/run/uvirtio/journal.d``, mode 0600, written whole under a temporary name, synced and
+then renamed. It is on the disk before the first change is made. ``/run`` does not survive a reboot and neither
+does a binding; an entry of another boot is ignored.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _ID = re.compile(r"[0-9a-f-]{1,64}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class DeviceEntry:
-    """One device as it was before bind, and what bind wants."""
+    """One device as it was before bind, and the driver that bind gives it."""
 
     address: str
     bus: str
     name: str
     target: str | None
-    """The driver that bind gives it; None: none at all."""
+    """The driver that bind gives it; None: it is only unbound (mmio)."""
     driver: str | None
     driver_override: str | None
     pci_id: str | None = None
@@ -43,19 +43,20 @@ class DeviceEntry:
     type: str = "unknown"
     iommu_group: int | None = None
     virtio_name: str | None = None
-    """``virtio3`` as it was; the kernel gives the lowest free number, so the order of giving back matters."""
+    """``virtio3`` as it was; the kernel assigns the lowest free number, so the order of restoring matters."""
     node: str | None = None
-    """The node whose owner was changed, and what it had before, as (uid, gid, mode)."""
+    """The node whose owner was changed; ``node_before`` is what it had before, as (uid, gid, mode)."""
     node_before: tuple[int, int, int] | None = None
     steps: tuple[str, ...] = ()
 
     @property
     def number(self) -> int:
-        """The N of virtioN; -1 where there was none."""
+        """The N of ``virtioN``; -1 where there was none."""
         digits = (self.virtio_name or "").removeprefix("virtio")
         return int(digits) if digits.isdecimal() and digits.isascii() else -1
 
     def as_dict(self) -> dict[str, Any]:
+        """The record as the journal file and the JSON of ``journal`` have it."""
         return asdict(self)
 
 
@@ -75,26 +76,35 @@ class Entry:
     devices: tuple[DeviceEntry, ...] = field(default=())
 
     def device(self, address: str) -> DeviceEntry | None:
+        """The record of the device with this ``Found.key``; None: it is not in this entry."""
         return next((device for device in self.devices if device.address == address), None)
 
     def with_device(self, device: DeviceEntry) -> Entry:
-        """The entry with this device's record replaced."""
+        """A copy of the entry with this device's record replaced."""
         return replace(
             self, devices=tuple(device if old.address == device.address else old for old in self.devices)
         )
 
     def as_dict(self) -> dict[str, Any]:
+        """The entry as the journal file and the JSON of ``journal`` have it."""
         made = asdict(self)
         made["devices"] = [device.as_dict() for device in self.devices]
         return made
 
 
 def directory(roots: Roots) -> Path:
+    """The directory of the journal: ``/run/uvirtio/journal.d`` below these roots."""
     return roots.run / "uvirtio" / "journal.d"
 
 
 def new(devices: Sequence[DeviceEntry], roots: Roots, argv: Sequence[str] = ()) -> Entry:
-    """An entry for this run; not written yet."""
+    """An entry for this run; not written yet.
+
+    Args:
+        devices: The devices as they are now.
+        roots: Where ``/proc`` is.
+        argv: The command line, for the reader of the journal.
+    """
     return Entry(
         id=f"{time.time_ns():016x}-{os.getpid():x}-{os.urandom(3).hex()}",
         boot_id=boot_id(roots),
@@ -109,9 +119,10 @@ def new(devices: Sequence[DeviceEntry], roots: Roots, argv: Sequence[str] = ()) 
 
 
 def store(entry: Entry, roots: Roots) -> None:
-    """Write the entry, all or nothing, and have it on the disk when this returns.
+    """Write the entry atomically; it is on the disk when this returns.
 
-    Raises EnvironmentLack when the directory is read-only, full or not ours to write.
+    Raises:
+        EnvironmentLack: The directory is read-only, full or not writable for this user.
     """
     home = directory(roots)
     target = home / f"{entry.id}.json"
@@ -140,7 +151,7 @@ def store(entry: Entry, roots: Roots) -> None:
 
 
 def remove(entry: Entry, roots: Roots) -> None:
-    """Forget the entry: all of its devices are as they were."""
+    """Delete the entry: all of its devices are as they were."""
     home = directory(roots)
     (home / f"{entry.id}.json").unlink(missing_ok=True)
     _sync(home)
@@ -155,7 +166,12 @@ def _sync(home: Path) -> None:
 
 
 def entries(roots: Roots, *, every_boot: bool = False) -> list[Entry]:
-    """The entries of this boot, oldest first; files that are no entries are passed over."""
+    """The entries in the journal, oldest first; files that are no entries are skipped.
+
+    Args:
+        roots: Where the journal is.
+        every_boot: Those of earlier boots too.
+    """
     here = boot_id(roots)
     found = []
     for name in sysfs.names(directory(roots)):
@@ -167,7 +183,7 @@ def entries(roots: Roots, *, every_boot: bool = False) -> list[Entry]:
 
 
 def entry_of(address: str, roots: Roots) -> Entry | None:
-    """The oldest entry of this boot that has this device: it knows what was there at first."""
+    """The oldest entry of this boot that has the device, None: none; it has the state before the first bind."""
     return next((entry for entry in entries(roots) if entry.device(address) is not None), None)
 
 
@@ -190,7 +206,11 @@ _TEXT_OR_NONE = ("target", "driver", "driver_override", "pci_id", "subsystem_id"
 
 
 def _device(raw: dict[str, Any]) -> DeviceEntry:
-    """Take a device record apart; ValueError for what would lead a path astray."""
+    """A device record from its JSON.
+
+    Raises:
+        ValueError: A name would lead out of the directory that it belongs to.
+    """
     known = {f.name for f in fields(DeviceEntry)}
     made = {key: value for key, value in raw.items() if key in known}
     for key in ("bus", "name", *_TEXT_OR_NONE):

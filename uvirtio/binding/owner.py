@@ -1,4 +1,4 @@
-"""Whom the node of a bound device may be given to (``--owner``)."""
+"""Who may be given the device node of a bound device (``--owner``)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,21 @@ from uvirtio.spec import features
 
 
 def owner_ids(text: str) -> tuple[int, int]:
-    """(uid, gid) of ``USER[:GROUP]``, names or numbers; without a group, the user's own. Raises UsageError."""
+    """The user and group ids of ``USER[:GROUP]``.
+
+    Args:
+        text: Names or numbers; without a group, the user's own group.
+
+    Returns:
+        (uid, gid).
+
+    Raises:
+        UsageError: There is no such user or group.
+    """
     user, _, group_name = text.partition(":")
     try:
         if user.isdecimal() and group_name:
-            uid = _number(user)  # as for chown, a number with a group need not be anybody's
+            uid = _number(user)  # as for chown, a number with a group need not be in the user database
         else:
             entry = pwd.getpwuid(_number(user)) if user.isdecimal() else pwd.getpwnam(user)
             if not group_name:
@@ -38,11 +48,18 @@ def _number(text: str) -> int:
 
 
 def check_owner_allowed(made: Sequence[Plan], force: Collection[str]) -> None:
-    """Whoever may open the node of a device that no IOMMU holds may write anywhere in memory.
+    """Refuse ``--owner`` for devices whose node would let its owner reach all of memory.
 
-    VFIO holds a function only as far as the function takes its addresses from the IOMMU: with
-    ACCESS_PLATFORM. And a balloon or virtio-mem device takes memory from the guest by its physical address,
-    whatever the IOMMU.
+    Where no IOMMU restricts a device, whoever may open its node may write anywhere in memory. VFIO restricts a
+    function only as far as the function uses addresses that the IOMMU translates: with ACCESS_PLATFORM. And a
+    balloon or virtio-mem device takes memory from the guest by its physical address, whatever the IOMMU.
+
+    Args:
+        made: The plans of one bind.
+        force: Names of rules to override; ``unsafe-owner`` is the one that counts here.
+
+    Raises:
+        Refused: The node of a device would be useless to an ordinary user (uio), or unsafe in their hands.
     """
     for plan in made:
         if plan.driver == UIO:
@@ -85,5 +102,5 @@ def _vduse(found: Found) -> bool:
 
 
 def _unheld(found: Found) -> bool:
-    """No IOMMU stands before the function; VFIO's no-IOMMU mode gives it a group only once it is bound."""
+    """Whether no IOMMU restricts the function; in VFIO's no-IOMMU mode it gets a group only once it is bound."""
     return found.noiommu or (found.bus == "pci" and found.iommu_group is None)

@@ -1,6 +1,6 @@
-"""What bind would do, and why it would not: all the checks, and no change.
+"""What bind would do, and what would stop it: all the checks, and no change.
 
-:func:`plan` needs no rights. What it cannot see as an ordinary user it says.
+``plan`` needs no privilege. What an ordinary user cannot see is reported as unchecked.
 """
 
 from __future__ import annotations
@@ -21,33 +21,35 @@ from uvirtio.host.drivers import UIO, VDPA, VFIO
 from uvirtio.host.roots import Roots
 
 _DRIVERS = {"pci": (VFIO, UIO), "vdpa": (VDPA,), "platform": ()}
-"""The drivers that bind gives a device to, by bus; their modules have the same names."""
+"""The drivers that bind can use, by bus; their modules have the same names."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One write to sysfs: exactly this text into this file."""
+    """One write to sysfs: ``value`` is written to ``path``."""
 
     path: Path
     value: str
     why: str
 
     def as_dict(self) -> dict[str, Any]:
+        """The step as the JSON of ``plan`` has it."""
         return {"path": str(self.path), "value": self.value, "why": self.why}
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One device that would change hands."""
+    """One device that would change drivers."""
 
     found: Found
     target: str | None
-    """The driver that it gets; None: it is only taken from the one that it has (mmio)."""
+    """The driver to bind; None: the device is only unbound from the one that it has (mmio)."""
     steps: tuple[Step, ...]
     findings: tuple[Finding, ...]
     unchecked: tuple[Unchecked, ...]
 
     def as_dict(self) -> dict[str, Any]:
+        """The member as the JSON of ``plan`` has it."""
         return {
             "address": self.found.address,
             "type": self.found.type,
@@ -61,7 +63,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The whole of it. ``problems`` are the errors that bind would raise, the first one first."""
+    """What bind of one device would do; ``problems`` are the errors that bind would raise, the first one first."""
 
     found: Found
     driver: str | None
@@ -71,10 +73,11 @@ class Plan:
 
     @property
     def nothing_to_do(self) -> bool:
-        """The device has the wanted driver already."""
+        """Whether the device has the wanted driver already."""
         return not any(member.steps for member in self.members)
 
     def as_dict(self) -> dict[str, Any]:
+        """The plan as the JSON of ``plan`` has it."""
         return {
             "address": self.found.address,
             "device": self.found.as_dict(),
@@ -98,10 +101,21 @@ def plan(
 ) -> Plan:
     """Everything that bind of this device would check and write.
 
-    ``driver`` None chooses: vfio-pci for a function in an IOMMU group, vhost_vdpa on the vdpa bus, none for
-    an mmio window. ``group`` takes the rest of the IOMMU group along, ``along`` names devices that are bound
-    in the same run, ``force`` names rules to override. Raises UsageError for a driver or rule that does not
-    exist; every other obstacle is in ``problems``.
+    Args:
+        found: The device.
+        roots: Where ``/sys``, ``/proc`` ... are read.
+        driver: The driver to bind; None: vfio-pci for a function in an IOMMU group, vhost_vdpa on the vdpa bus,
+            none for an mmio window.
+        group: Take the other functions of the IOMMU group along.
+        force: Names of rules to override.
+        along: The addresses of devices that the same run binds.
+        facts: A snapshot that several plans share; None: a new one.
+
+    Returns:
+        The plan; every obstacle but the errors below is in its ``problems``.
+
+    Raises:
+        UsageError: There is no such driver or rule.
     """
     _check_words(found, driver, force)
     facts = Facts(roots) if facts is None else facts
@@ -135,7 +149,7 @@ def plan(
 
 
 def _journaled(found: Found, target: str | None, roots: Roots) -> UvirtioError | None:
-    """A device that is bound already is not bound again to something else: what it was before would be lost."""
+    """A device that is already bound is not bound to another driver: its state before that would be lost."""
     entry = journal.entry_of(found.key, roots)
     device = entry.device(found.key) if entry is not None else None
     if device is None or device.target == target or found.driver != device.target:
@@ -162,7 +176,7 @@ def _check_words(found: Found, driver: str | None, force: Collection[str]) -> No
 
 
 def _choose(found: Found, driver: str | None, roots: Roots) -> tuple[str | None, UvirtioError | None]:
-    """The driver to bind to, and what stands in the way of it (no IOMMU)."""
+    """The driver to bind, and what prevents that (no IOMMU)."""
     if found.bus == "platform":
         return None, None
     if found.bus == "vdpa":
@@ -197,7 +211,7 @@ def _member(
         if finding.rule == "group" and (group or _all_along(found, along, roots)):
             continue
         if finding.rule == "unsafe-dma" and (explicit == UIO or found.bus == "platform"):
-            # Whoever names this driver knows, and a window is only taken; opening the device asks for the consent.
+            # Naming this driver is consent, and a window is only unbound; opening it asks for --unsafe-dma.
             finding = replace(finding, severity="warn")
         findings.append(finding)
     return Member(found, target, tuple(steps(found, target, roots)), tuple(findings), tuple(verdicts.unchecked))
@@ -212,7 +226,7 @@ def _all_along(found: Found, along: Collection[str], roots: Roots) -> bool:
 
 
 def steps(found: Found, target: str | None, roots: Roots) -> list[Step]:
-    """The writes that give the device to ``target``; none where it has it."""
+    """The writes that bind ``target`` to the device; none where it is bound already."""
     if found.driver == target:
         return []
     home = sysfs.bus(found.bus, roots)
@@ -230,7 +244,7 @@ def steps(found: Found, target: str | None, roots: Roots) -> list[Step]:
 
 
 def _refusals(member: Member, force: Collection[str], no_iommu: bool) -> list[UvirtioError]:
-    """One error for all that refuses this member, so that nobody has to find out one by one."""
+    """One error with all that refuses this member, so that one run shows every reason."""
     refusing = [
         finding
         for finding in rules.refusals(member.findings, force)
@@ -340,7 +354,18 @@ def plans(
     group: bool = False,
     force: Collection[str] = (),
 ) -> list[Plan]:
-    """A plan for each device, all at one moment, each knowing of the others; group members once only."""
+    """A plan for each device, all from one snapshot, each aware of the others; group members appear once only.
+
+    Args:
+        founds: The devices.
+        roots: As for ``plan``.
+        driver: As for ``plan``.
+        group: As for ``plan``.
+        force: As for ``plan``.
+
+    Raises:
+        UsageError: There is no such driver or rule.
+    """
     facts = Facts(roots)
     along = {found.address for found in founds}
     made = []

@@ -1,7 +1,7 @@
-"""Give devices back to the drivers that they had before bind.
+"""Bind devices to the drivers that they had before bind.
 
-Restore has a goal, not a script: it compares what is with what was and does what is missing, so that it may be run
-again after any interruption.
+Restore is declarative: it compares the present state with the recorded one and makes only the missing changes, so
+that it may be repeated after any interruption.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from uvirtio.host.writer import ChildWriter, Writer
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What restore did with one device."""
+    """The result of restore for one device."""
 
     address: str
     driver: str | None
     action: Literal["restored", "already", "gone"]
 
     def as_dict(self) -> dict[str, Any]:
+        """The result as a member of ``devices`` in the JSON of ``restore``."""
         return {"address": self.address, "driver": self.driver, "action": self.action}
 
 
@@ -44,15 +45,34 @@ def restore(
     sleep: Callable[[float], None] = time.sleep,
     timeout: float = TIMEOUT,
 ) -> list[Restored]:
-    """Give devices back to the drivers that they had before bind; ``names`` None: all in the journal.
+    """Bind devices to the drivers that they had before bind.
 
-    A device that is gone is only forgotten. Raises Refused when another
-    device is in its place, when somebody else has rebound it, or when it is not in the journal and some
-    user-space driver has it; Busy when a process still uses it; OperationFailed when the kernel does not play.
+    A device that is gone is only removed from the journal. A failure of one device does not stop the others.
+
+    Args:
+        roots: Where ``/sys``, ``/dev``, ``/run`` ... are.
+        names: Addresses of devices; None: all in the journal.
+        writer: What writes to sysfs; None: a child process, so that a blocked write cannot block this one.
+        sleep: Waits a number of seconds.
+        timeout: Seconds after which one write to sysfs counts as blocked.
+
+    Returns:
+        What was done with each device.
+
+    Raises:
+        Refused: Another device is in its place, another program has bound it since, or a user-space driver has
+            it and it is not in the journal.
+        Busy: A process still uses it, or another process holds its lock.
+        BadAddress: An address has no known form.
+        NoSuchDevice, NotVirtio: There is no such device, and the journal has none.
+        EnvironmentLack: The journal or a lock cannot be written.
+        PermissionLack: This user may not write to sysfs.
+        OperationFailed: A write or its check failed (Blocked: it did not return in time), or several
+            devices failed.
     """
     ops = SysfsOps(roots, ChildWriter() if writer is None else writer, sleep, timeout)
     if names is None:
-        # The kernel gives out the lowest free virtio number: in this order each gets its own again.
+        # The kernel assigns the lowest free virtio number: in this order each device gets its own again.
         devices = [device for entry in journal.entries(roots) for device in entry.devices]
         wanted = [device.address for device in sorted(devices, key=lambda device: device.number)]
     else:
@@ -77,7 +97,7 @@ def restore(
 
 
 def _key(name: str, roots: Roots) -> str:
-    """The name under which the journal has a device; it may be gone, and then its address must do."""
+    """The name under which the journal has a device. If the device is gone, its address is used."""
     try:
         return find(name, roots, aliases=False).key
     except DeviceAbsent:
@@ -117,7 +137,22 @@ def _not_journaled(address: str, roots: Roots) -> Restored:
 def give_back(
     device: DeviceEntry, ops: SysfsOps, *, check_users: bool = True
 ) -> Literal["restored", "already", "gone"]:
-    """Make driver, override and node owner what they were. Does only what is missing."""
+    """Set driver, ``driver_override`` and owner of the node to what the record has; change only what differs.
+
+    Args:
+        device: The record in the journal.
+        ops: What writes to sysfs.
+        check_users: Refuse while a process has the device open.
+
+    Returns:
+        ``restored``; ``already``: nothing differed; ``gone``: the device is not there.
+
+    Raises:
+        Refused: Another device is in its place, or another program has bound it since.
+        Busy: A process still uses it.
+        PermissionLack: This user may not write to sysfs.
+        OperationFailed: A write or its check failed (Blocked: it did not return in time).
+    """
     directory = ops.device(device.bus, device.name)
     if not directory.exists():
         return "gone"
@@ -137,7 +172,7 @@ def give_back(
                 _check_unused(device, ops)
             ops.unbind(device.bus, device.name, now)
         if device.driver is not None:
-            # Named, because without it any driver with a matching id might come first.
+            # By override, because without one any driver with a matching id might be probed first.
             if sysfs.override(directory) != device.driver:
                 ops.set_override(device.bus, device.name, device.driver)
             ops.probe(device.bus, device.name, device.driver)
@@ -149,7 +184,7 @@ def give_back(
         node = ops.roots.dev / "vfio" / Path(device.node).name
         if device.bus == "vdpa":
             node = ops.roots.dev / Path(device.node).name
-            # It goes with the driver, and its number may be another device's by now.
+            # It is removed with the driver, and its number may be another device's by now.
             if ops.node(device.bus, device.name, None) != node:
                 return "restored" if changed else "already"
         uid, gid, mode = device.node_before
@@ -162,7 +197,7 @@ def give_back(
 
 
 def _same_device(device: DeviceEntry, directory: Path) -> None:
-    """A function may have been unplugged and another plugged in its place."""
+    """Refuse where the function was unplugged and another one plugged in its place."""
     if device.pci_id is None:
         return
     vendor, product = sysfs.number(directory / "vendor"), sysfs.number(directory / "device")
@@ -182,7 +217,7 @@ def _ids(vendor: int | None, device: int | None) -> str | None:
 
 
 def _check_unused(device: DeviceEntry, ops: SysfsOps) -> None:
-    """An unbind under a running user-space driver waits for it, and may take its memory from under it."""
+    """Refuse while a user-space driver runs: unbind would wait for it, and may remove memory that it uses."""
     node = f"/dev/vfio/{device.iommu_group}"
     if device.bus != "pci":
         node = device.address

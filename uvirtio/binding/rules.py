@@ -1,8 +1,8 @@
-"""Is this device in use? Rules with names, and with evidence.
+"""Whether this machine uses a device: named rules, each with evidence.
 
-Each rule looks at one way in which this machine may depend on a device. A rule answers with findings
-(refuse or warn, and whether ``--force RULE`` may override it), and says ``unchecked`` where this user cannot
-see enough to answer. Rules read; they open no device node.
+Each rule checks one way in which this machine may depend on a device. A rule answers with findings (refuse or
+warn, and whether ``--force RULE`` may override it), and with ``Unchecked`` where this user cannot see enough to
+answer. Rules read; they open no device node.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from uvirtio.host.roots import Roots
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A rule has something to say, and why."""
+    """What a rule found against a device, and the evidence."""
 
     rule: str
     evidence: str
@@ -31,6 +31,7 @@ class Finding:
     forceable: bool = True
 
     def as_dict(self) -> dict[str, Any]:
+        """The finding as the JSON of ``plan`` and ``inspect`` has it."""
         return {
             "rule": self.rule,
             "evidence": self.evidence,
@@ -41,7 +42,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Unchecked:
-    """A rule could not see everything."""
+    """A rule that could not see everything, and why."""
 
     rule: str
     why: str
@@ -54,14 +55,20 @@ _OTHERS_FILES = "the open files of other users' processes"
 
 
 class Verdicts(NamedTuple):
-    """What all rules say of one device."""
+    """What all rules found for one device."""
 
     findings: list[Finding]
     unchecked: list[Unchecked]
 
 
 def check(found: Found, roots: Roots, facts: Facts | None = None) -> Verdicts:
-    """Ask every rule about one device. A rule that refuses is not also reported as unchecked."""
+    """Apply every rule to one device. A rule that refuses is not reported as unchecked, too.
+
+    Args:
+        found: The device.
+        roots: Where ``/sys``, ``/proc`` ... are read.
+        facts: A snapshot that several checks share; None: a new one.
+    """
     facts = Facts(roots) if facts is None else facts
     findings: list[Finding] = []
     unchecked: dict[str, Unchecked] = {}
@@ -85,6 +92,7 @@ def refusals(findings: Iterable[Finding], force: Iterable[str] = ()) -> list[Fin
 
 
 def kernel_holds(found: Found) -> bool:
+    """Whether a kernel driver is bound to the device, and no user-space one."""
     return found.driver is not None and found.driver not in USER_DRIVERS
 
 
@@ -108,7 +116,7 @@ def mounted(found: Found, facts: Facts) -> Iterator[Answer]:
         critical = critical or _vital(point)
         yield Finding("mounted", f"{mount.source} is mounted on {point}", forceable=not _vital(point))
     for kind, name in _mounted_by_sysfs(names, facts):
-        # In a name space that we cannot see, or below an overlay: then it may well be the root.
+        # Mounted in a name space that we cannot see, or below an overlay: it may be the root.
         if not any(facts.block_name(m.source) == name for m in on_it.values()):
             critical = critical or facts.layered_root
             evidence = f"{name}: {kind} in a mount that is not visible here"
@@ -147,12 +155,12 @@ def mounted(found: Found, facts: Facts) -> Iterator[Answer]:
 
 
 def _vital(point: str) -> bool:
-    """Mount points without which the machine does not run: never taken away, whatever is forced."""
+    """Whether the machine cannot run without this mount point: it is never taken away, even by --force."""
     return point in ("/", "/efi") or bool(re.match(r"/(boot|usr|etc)(/|$)", point))
 
 
 def _mounted_by_sysfs(names: set[str], facts: Facts) -> Iterator[tuple[str, str]]:
-    """File systems that are mounted somewhere, whether we see the mount or not: /sys/fs/ext4/vda1."""
+    """File systems that are mounted somewhere, in a name space that we can see or not: /sys/fs/ext4/vda1."""
     for kind in ("ext4", "xfs", "f2fs", "erofs", "nilfs2"):
         for name in sysfs.names(facts.roots.sys / "fs" / kind):
             if name in names:
@@ -160,7 +168,7 @@ def _mounted_by_sysfs(names: set[str], facts: Facts) -> Iterator[tuple[str, str]
 
 
 def _btrfs(names: set[str], facts: Facts) -> Iterator[tuple[str, Mount]]:
-    """btrfs has an anonymous device number, and names one of its disks only."""
+    """Mounts of btrfs, which has an anonymous device number and names only one of its disks."""
     top = facts.roots.sys / "fs/btrfs"
     for uuid in sysfs.names(top):
         members = set(sysfs.names(top / uuid / "devices"))
@@ -207,7 +215,7 @@ def network(found: Found, facts: Facts) -> Iterator[Answer]:
         if (master := sysfs.link_name(directory / "master")) is not None:
             above.append(master)
         session = next((facts.ssh[one] for one in (name, *above) if one in facts.ssh), None)
-        # Whoever cuts the line that he came by cannot put it back: from another terminal it may be forced.
+        # To cut one's own connection cannot be undone over it: from another terminal it may be forced.
         forceable = session is None and not (root_by_net and name in (routes or {}))
         if session is not None:
             yield Finding("network", f"{name} carries this SSH session, from {session}", forceable=False)
@@ -275,10 +283,10 @@ def balloon_inflated(found: Found, facts: Facts) -> Iterator[Answer]:
 
 
 def console(found: Found, facts: Facts) -> Iterator[Answer]:
-    """A console of the system, a terminal that somebody uses, a guest agent's port."""
+    """A console of the system, a terminal in use, or the port of a guest agent."""
     if found.type not in ("console", "rproc-serial") or not kernel_holds(found):
         return
-    # hvc terminals have no link to their device in sysfs, so any of them may be this one's.
+    # hvc terminals have no link to their device in sysfs, so each may belong to this device.
     for name, main in facts.consoles:
         if name.startswith("hvc"):
             yield Finding("console", f"/proc/consoles: {name}", forceable=not main)
@@ -312,7 +320,7 @@ def root_share(found: Found, facts: Facts) -> Iterator[Answer]:
         yield Finding("root-share", f"{which} is mounted on {mount.point}", forceable=not _vital(mount.point))
         seen = True
     if not seen and facts.layered_root:
-        # The layers of an overlay need not be visible once the root was switched.
+        # The layers of an overlay need not be visible after switch_root.
         yield Finding("root-share", "/ is an overlay, and this share may lie below it")
     if not facts.mounts_complete:
         yield Unchecked("root-share", "the mounts of other name spaces")
@@ -349,7 +357,7 @@ def iommu_device(found: Found, facts: Facts) -> Iterator[Answer]:
 
 
 def display_input(found: Found, facts: Facts) -> Iterator[Answer]:
-    """The screen that somebody looks at; a keyboard, mouse or tablet that somebody uses."""
+    """The boot display or a screen in use; a keyboard, mouse or tablet in use."""
     if not kernel_holds(found):
         return
     nodes = facts.nodes(found)
@@ -382,7 +390,7 @@ def other_use(found: Found, facts: Facts) -> Iterator[Answer]:
         others.append(found.node)
     for node in dict.fromkeys(others):
         for process in facts.holders(node):
-            # A user-space driver at work: unbinding would wait for it, and take its memory from under it.
+            # A running user-space driver: unbind would wait for it, and may remove memory that it uses.
             yield Finding("other-use", f"{node} is open in {process}", forceable=node != found.node)
     if others and not facts.open_complete:
         yield Unchecked("other-use", _OTHERS_FILES)
@@ -390,7 +398,7 @@ def other_use(found: Found, facts: Facts) -> Iterator[Answer]:
         return
     if found.bus == "pci":
         for name in sysfs.device_names("vdpa", facts.roots):
-            # vp_vdpa takes its vDPA device along when it goes, and restore does not make it again.
+            # Unbinding vp_vdpa removes its vDPA device, and restore does not create it again.
             if sysfs.real(sysfs.device("vdpa", name, facts.roots)).parent == sysfs.real(found.path):
                 yield Finding("other-use", f"the vDPA device vdpa:{name} stands on it")
     if found.type == "rng":
@@ -432,7 +440,7 @@ def group(found: Found, facts: Facts) -> Iterator[Answer]:
 
 
 def group_members(found: Found, roots: Roots) -> list[Found]:
-    """The other functions of the IOMMU group, bridges left out: VFIO takes a group whose bridges work on."""
+    """The other functions of the IOMMU group. Without bridges: VFIO accepts them with their own driver."""
     if found.iommu_group is None:
         return []
     return [
@@ -443,6 +451,7 @@ def group_members(found: Found, roots: Roots) -> list[Found]:
 
 
 def page_members(found: Found, roots: Roots) -> list[Found]:
+    """The other virtio-mmio devices whose windows begin in the same 4 KiB page as this one."""
     if found.window is None:
         return []
     page = found.window[0] >> 12
@@ -471,7 +480,7 @@ def vf_pf(found: Found, facts: Facts) -> Iterator[Answer]:
 
 
 def not_virtio(found: Found, facts: Facts) -> Iterator[Answer]:
-    """What this package cannot drive."""
+    """A device that is not virtio, or of a type that virtio 1.4 does not name."""
     del facts
     if found.interface == "none":
         yield Finding("not-virtio", f"PCI id {found.pci_id}, class {found.pci_class or 0:06x}", severity="warn")
@@ -483,7 +492,7 @@ def not_virtio(found: Found, facts: Facts) -> Iterator[Answer]:
 
 
 def foreign_override(found: Found, facts: Facts) -> Iterator[Answer]:
-    """Somebody else has arranged for this device's driver, or an earlier bind of ours is still open."""
+    """Another tool has set a driver for this device, or an earlier bind of uvirtio is not restored."""
     if (entry := journal.entry_of(found.key, facts.roots)) is not None:
         device = entry.device(found.key)
         if device is not None and found.driver != device.target:
@@ -503,7 +512,7 @@ def foreign_override(found: Found, facts: Facts) -> Iterator[Answer]:
 
 
 def no_way_back(found: Found, facts: Facts) -> Iterator[Answer]:
-    """Nothing to give the device back to."""
+    """No driver is bound to the device, so restore will leave it without one."""
     del facts
     if found.driver is None and found.interface != "none":
         yield Finding(
@@ -515,7 +524,7 @@ def no_way_back(found: Found, facts: Facts) -> Iterator[Answer]:
 
 
 def unsafe_dma(found: Found, facts: Facts) -> Iterator[Answer]:
-    """No IOMMU holds the device: a mistake of its driver writes anywhere in memory."""
+    """No IOMMU restricts the device: a bug in its driver can write anywhere in memory."""
     del facts
     if found.bus == "pci" and (found.iommu_group is None or found.noiommu):
         yield Finding("unsafe-dma", "it is in no IOMMU group")
@@ -527,7 +536,7 @@ def unsafe_dma(found: Found, facts: Facts) -> Iterator[Answer]:
 
 
 def suspend(found: Found, facts: Facts) -> Iterator[Answer]:
-    """A machine that is about to sleep or to go down: no moment to change drivers."""
+    """This machine is about to suspend or to shut down: no time to change drivers."""
     del found
     for evidence in facts.sleeping:
         yield Finding("suspend", evidence, severity="warn")
@@ -537,9 +546,9 @@ def suspend(found: Found, facts: Facts) -> Iterator[Answer]:
 
 
 def lockdown(found: Found, facts: Facts) -> Iterator[Answer]:
-    """A kernel that lets nobody write to configuration space or BARs."""
+    """Kernel lockdown prevents writes to configuration space and BARs."""
     if found.bus == "vdpa":
-        return  # its node is open to whoever may open it, whatever the lockdown
+        return  # lockdown does not restrict its node
     mode = sysfs.locked_down(facts.roots)
     if mode is not None and (found.bus == "platform" or found.iommu_group is None):
         yield Finding("lockdown", f"kernel lockdown is {mode}: /dev/mem, uio and BARs are closed", forceable=False)
@@ -574,11 +583,11 @@ RULES: tuple[Rule, ...] = (
 )
 
 MANY = 4
-"""Devices that one command may take without more words. The rule ``many`` is about commands, not devices."""
+"""The most devices that one command may name without --force many. That rule is about commands, not devices."""
 
 
 def many(founds: Sequence[Found]) -> list[Finding]:
-    """More devices than anybody lists by hand: most likely a glob that matched too much."""
+    """More devices than are usually named one by one: most likely a glob that matched too much."""
     if len(founds) <= MANY:
         return []
     return [Finding("many", f"{len(founds)} devices at once, which is more than {MANY}")]
@@ -601,5 +610,5 @@ IN_USE = frozenset(
 
 
 def in_use(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings that say that this machine needs the device."""
+    """The findings by which this machine needs the device."""
     return [finding for finding in findings if finding.severity == "refuse" and finding.rule in IN_USE]

@@ -1,8 +1,9 @@
-"""Waiting for udev after a device changed hands.
+"""Waiting for udev after a device has changed drivers.
 
 The kernel makes a node when a driver binds; udev's rules then give it an owner, a mode and links, a moment later.
-udevd sends an event on when it has applied its rules to it. So the own event of the device is waited for (udevd
-has then received all uevents before it, those of the nodes among them), and after that an empty queue of udevd.
+udevd broadcasts an event again once it has applied its rules to it. So this waits for the device's own event
+(udevd has then received all earlier uevents, those of the nodes among them), and after that for udevd's queue to
+be empty.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ from uvirtio.host.roots import Roots
 from uvirtio.host.uevents import UdevEvents, Uevents, udev_runs, udev_works
 
 _INTERVAL = 0.02
-"""Seconds between two looks at whether udevd has events left: there is nothing to poll for that."""
+"""Seconds between two checks of whether udevd has events left: no descriptor signals that."""
 
 
 class Settling:
-    """Listens to udev from before a device changes hands until udev is done with that. A context manager."""
+    """Listens to udev from before devices change drivers until udev has processed that. A context manager."""
 
     def __init__(self, devices: Iterable[Path], roots: Roots, *, events: Uevents | None = None) -> None:
-        """Listen from now on; where no udevd runs, or libudev is missing, to nothing.
+        """Listen from now on; do nothing where no udevd runs or libudev is missing.
 
         Args:
-            devices: The directories of the devices that will change hands.
+            devices: The sysfs directories of the devices that will change drivers.
             roots: Where udevd's files are looked for; libudev itself listens on this machine.
-            events: udev's group of uevents; None: by libudev. It is closed at the end.
+            events: udev's group of uevents; None: by libudev. ``close`` closes it.
         """
         self._roots = roots
         self._events = events
         self._heard: set[tuple[str, str]] = set()
-        """(path, action) of udev's events so far."""
+        """(path, action) of the events received from udev so far."""
         self._before = sysfs.uevent_seqnum(roots)
         self._drivers = {path: (sysfs.devpath(path, roots), sysfs.driver_of(path)) for path in devices}
         self.why: str | None = None
@@ -51,7 +52,7 @@ class Settling:
             self.why = f"libudev cannot be used: {error}"
 
     def _expected(self) -> set[tuple[str, str]]:
-        """(path, action) of the last uevent of each device whose driver is another one now."""
+        """(path, action) of the last uevent of each device that has another driver now."""
         return {
             (devpath, "unbind" if now is None else "bind")
             for path, (devpath, before) in self._drivers.items()
@@ -59,16 +60,16 @@ class Settling:
         }
 
     def wait(self, timeout: float) -> bool:
-        """Wait until udev has processed the changes of drivers since this was made, and has nothing left to do.
+        """Wait until udev has processed all changes of drivers since ``__init__`` and its queue is empty.
 
         Args:
             timeout: Seconds.
 
         Returns:
-            Whether there was a udev to wait for; ``why`` says why not.
+            Whether there was a udev to wait for; if not, ``why`` is the reason.
 
         Raises:
-            OperationFailed: udev is not done in time.
+            OperationFailed: udev did not finish within ``timeout``.
         """
         if self._events is None:
             return False
@@ -80,7 +81,7 @@ class Settling:
             while (event := self._events.receive()) is not None:
                 if event.seqnum > self._before:
                     self._heard.add((event.devpath, event.action))
-            # What was dropped does not come again: then the queue alone tells.
+            # Dropped events are not sent again: then only the queue can be checked.
             missing = set() if self._events.overruns else expected - self._heard
             if not missing and not udev_works(self._roots):
                 return True

@@ -1,4 +1,4 @@
-"""Who came over the network: the far end of the SSH session that we run in, and the interface towards it."""
+"""The peer of the SSH session that this process runs in, and the network interface towards it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from uvirtio.host.roots import Roots
 from uvirtio.host.routes import routes
 
 _GENERATIONS = 64
-"""Ancestors that are asked at most: sudo drops SSH_CONNECTION, the shell before it has it."""
+"""The most ancestor processes to search: sudo drops SSH_CONNECTION, the shell before it has it."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def peers(roots: Roots) -> list[Address]:
-    """The far ends named by SSH_CONNECTION (sshd(8)) of this process and of those that started it."""
+    """The peer addresses in SSH_CONNECTION (sshd(8)) of this process and of its ancestors."""
     found: dict[Address, None] = {}
     pid: process.Pid | None = "self"
     for _ in range(_GENERATIONS):

@@ -1,4 +1,4 @@
-"""The few things that bind and restore do to a device through sysfs, each verified after the write."""
+"""The writes to sysfs by which bind and restore change a device, each read back afterwards."""
 
 from __future__ import annotations
 
@@ -15,19 +15,23 @@ from uvirtio.host.roots import Roots
 from uvirtio.host.writer import Writer
 
 TIMEOUT = 10.0
-"""Seconds that one write to sysfs may take before it is called blocked."""
+"""Seconds after which one write to sysfs counts as blocked."""
 PROBES = 10
 PROBE_INTERVAL = 0.5
-"""A driver that was just loaded may need a moment: so many tries, so far apart (seconds)."""
+"""A driver that was just loaded may need a moment: PROBES tries, PROBE_INTERVAL seconds apart."""
 
 
 @contextmanager
 def device_lock(address: str, roots: Roots) -> Iterator[None]:
-    """Hold the lock of a device.
+    """Hold the lock of a device for the length of a ``with`` block.
+
+    Args:
+        address: The device's name that does not change with its driver (``Found.key``).
+        roots: Where ``/run`` is.
 
     Raises:
-        Busy: Another process has it.
-        EnvironmentLack: The lock file cannot be made.
+        Busy: Another process holds it.
+        EnvironmentLack: The lock file cannot be created.
     """
     fd = take_lock(address, roots)
     try:
@@ -37,19 +41,29 @@ def device_lock(address: str, roots: Roots) -> Iterator[None]:
 
 
 class SysfsOps:
-    """What is done to sysfs for one device; each method writes, then checks what the kernel made of it."""
+    """Writes to the sysfs files of devices; each method writes, then checks the state that the kernel shows."""
 
     def __init__(self, roots: Roots, writer: Writer, sleep: Callable[[float], None], timeout: float) -> None:
+        """Make the operations; nothing is written yet.
+
+        Args:
+            roots: Where ``/sys`` and ``/dev`` are.
+            writer: What writes the files.
+            sleep: Waits a number of seconds.
+            timeout: Seconds after which one write counts as blocked.
+        """
         self.roots, self.writer, self.sleep, self.timeout = roots, writer, sleep, timeout
 
     def device(self, bus: str, name: str) -> Path:
+        """The directory of the device below ``bus/BUS/devices``."""
         return sysfs.device(bus, name, self.roots)
 
     def driver(self, bus: str, name: str) -> str | None:
+        """The driver that the device is bound to; None: none."""
         return sysfs.driver_of(self.device(bus, name))
 
     def held_by(self, bus: str, driver: str | None) -> set[str]:
-        """The devices that a driver has."""
+        """The names of the devices that are bound to ``driver``."""
         if driver is None:
             return set()
         home = sysfs.bus(bus, self.roots)
@@ -59,7 +73,7 @@ class SysfsOps:
         try:
             self.writer.write(path, text, self.timeout)
         except Blocked:
-            raise  # an OSError too
+            raise  # it is an OSError, too
         except PermissionError as error:
             raise PermissionLack(f"{path} cannot be written", seen=error.strerror, expected="root") from error
         except OSError as error:
@@ -71,6 +85,13 @@ class SysfsOps:
             ) from error
 
     def set_override(self, bus: str, name: str, driver: str | None) -> None:
+        """Set the device's ``driver_override``; None clears it.
+
+        Raises:
+            Blocked: The write did not return in time.
+            PermissionLack: This user may not write the file.
+            OperationFailed: The write failed, or the file reads back another value.
+        """
         directory = self.device(bus, name)
         self._write(directory / "driver_override", driver or "\n")
         if (seen := sysfs.override(directory)) != driver:
@@ -79,11 +100,25 @@ class SysfsOps:
             )
 
     def unbind(self, bus: str, name: str, driver: str) -> None:
+        """Unbind the device from ``driver``.
+
+        Raises:
+            Blocked: The write did not return in time.
+            PermissionLack: This user may not write the file.
+            OperationFailed: The write failed, or the device still has a driver.
+        """
         self._write(sysfs.bus(bus, self.roots) / "drivers" / driver / "unbind", name)
         if (seen := self.driver(bus, name)) is not None:
             raise OperationFailed(f"{name} is not free after unbind", seen=f"driver {seen}", expected="no driver")
 
     def probe(self, bus: str, name: str, driver: str) -> None:
+        """Have the kernel probe the device until ``driver`` is bound to it, PROBES times at most.
+
+        Raises:
+            Blocked: A write did not return in time.
+            PermissionLack: This user may not write the file.
+            OperationFailed: Another driver bound to it, or none did.
+        """
         last = "the driver did not take it"
         for attempt in range(PROBES):
             if attempt:
@@ -107,7 +142,7 @@ class SysfsOps:
         )
 
     def node(self, bus: str, name: str, iommu_group: int | None) -> Path | None:
-        """The node below /dev of the VFIO group or the vDPA device, if it is there."""
+        """The device node of the VFIO group or the vDPA device; None where it does not exist."""
         if bus == "vdpa":
             made = sysfs.vdpa_node(self.device(bus, name))
             paths = [] if made is None else [self.roots.dev / made.removeprefix("/dev/")]
@@ -118,6 +153,11 @@ class SysfsOps:
         return next((path for path in paths if path.exists()), None)
 
     def wait_for_node(self, found: Found) -> Path:
+        """Wait for the device node of the VFIO group or the vDPA device, at most PROBES times PROBE_INTERVAL s.
+
+        Raises:
+            OperationFailed: It does not appear.
+        """
         group = found.iommu_group
         if group is None and found.bus == "pci":  # VFIO makes a group when it binds without an IOMMU
             group = find(found.key, self.roots).iommu_group

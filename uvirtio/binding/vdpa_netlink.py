@@ -1,8 +1,8 @@
-"""What the kernel's vDPA management interface tells of its devices: the type, above all.
+"""Devices as the kernel's vDPA management interface reports them; most of all, their types.
 
-sysfs shows a vDPA device's type only while virtio_vdpa holds it, and to open the node would reset the device. The
-generic netlink family ``vdpa`` (<linux/vdpa.h>) answers anybody, changes nothing, and is what ``vdpa dev show``
-asks; that tool of iproute2 knows the names of two types, though.
+sysfs shows a vDPA device's type only while virtio_vdpa is bound to it, and opening the node would reset it. The
+generic netlink family ``vdpa`` (<linux/vdpa.h>) answers any user, changes nothing, and is what ``vdpa dev
+show`` queries; that tool of iproute2 knows the names of only two types, though.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ _VDPA_CMD_DEV_GET = 5
 _MGMTDEV_BUS_NAME, _MGMTDEV_DEV_NAME, _DEV_NAME, _DEV_ID, _DEV_MAX_VQS, _DEV_MAX_VQ_SIZE = 1, 2, 4, 5, 7, 8
 _HEADER, _GENERIC, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=BBH"), struct.Struct("=HH")
 _NESTED = 0x3FFF
-"""Mask of an attribute's type: the two bits above say how to read it."""
+"""Mask of an attribute's type: the two bits above it are flags (NLA_F_NESTED, NLA_F_NET_BYTEORDER)."""
 
 _TIMEOUT = 1.0
 _MESSAGES = 4096
 
 Talk = Callable[[bytes], Iterator[bytes]]
-"""Sends one request and gives the datagrams that answer it; ends, or raises OSError, when no more come."""
+"""Sends one request and yields the datagrams that answer it, to the last one or an OSError."""
 
 
 @dataclass(frozen=True, slots=True)
 class VdpaDevice:
-    """One device as the kernel describes it; None for what it left out."""
+    """One vDPA device as the kernel describes it; None for an attribute that it left out."""
 
     name: str
     device_id: int | None
@@ -42,9 +42,15 @@ class VdpaDevice:
 
 
 def devices(talk: Talk | None = None) -> dict[str, VdpaDevice]:
-    """All vDPA devices by name; empty where the kernel cannot be asked. Never raises for what it answers.
+    """All vDPA devices by name. A malformed answer of the kernel is no exception.
 
-    To be asked only where the vdpa module is loaded: the kernel would load it for the question.
+    Call it only where the vdpa module is loaded: the request would make the kernel load it.
+
+    Args:
+        talk: Sends a request and yields the answers; None: a netlink socket.
+
+    Returns:
+        Name -> device; empty where the kernel cannot be asked.
     """
     try:
         if talk is not None:
@@ -91,7 +97,12 @@ def _devices(talk: Talk) -> dict[str, VdpaDevice]:
 
 
 def _answers(talk: Talk, family: int, command: int, attributes: bytes, *, dump: bool = False) -> Iterator[bytes]:
-    """The bodies of the messages that answer one request. Raises OSError for the kernel's refusal."""
+    """The bodies of the messages that answer one request.
+
+    Raises:
+        OSError: The kernel refused it.
+        ValueError: A message is cut short.
+    """
     flags = _NLM_F_REQUEST | (_NLM_F_DUMP if dump else 0)
     payload = _GENERIC.pack(command, 1, 0) + attributes
     request = _HEADER.pack(_HEADER.size + len(payload), family, flags, 1, 0) + payload

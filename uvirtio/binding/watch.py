@@ -1,9 +1,9 @@
-"""Hot plug, removal, changes of drivers and of the configuration of virtio devices, as they happen.
+"""Hot plug, removal, changes of drivers and of configuration of virtio devices, as they happen.
 
-What is known of each device is compared with what uevents tell, so that an event comes once, however often the
-kernel or udev repeats it. Uevents tell of devices (PCI functions, virtio-mmio windows, vDPA), of drivers on these
-buses and on the virtio bus, and of changes that a kernel driver announces: a disk's size. The carrier of a network
-interface changes without a uevent; that and its MTU are read at intervals, in sysfs alone.
+The last known state of each device is compared with each uevent, so that a change is reported once, however often
+the kernel or udev repeats it. There are uevents for devices (PCI functions, virtio-mmio windows, vDPA), for
+drivers on these buses and on the virtio bus, and for changes that a kernel driver announces: a disk's size. The
+carrier of a network interface changes without a uevent; it and the MTU are polled in sysfs.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from uvirtio.host.uevents import Uevent, Uevents
 from uvirtio.spec import ids
 
 SUBSYSTEMS = ("pci", "platform", "vdpa", "virtio", "block", "net")
-"""Whose uevents say something about a virtio device."""
+"""The subsystems whose uevents concern virtio devices."""
 
 POLL = 1.0
-"""Seconds between two looks at what changes without a uevent."""
+"""Interval in seconds at which attributes without uevents are read."""
 
 _SECONDS_MAX = 1e6
-"""The most that poll(2) counts in milliseconds is twice that."""
+"""Half of the longest timeout of poll(2), which counts milliseconds in 32 bits."""
 _BATCH = 1000
-"""So many uevents are taken before what they mean is handed out."""
+"""The most uevents that are received before their events are returned."""
 _CHILDREN = 16
-"""So many disks or interfaces of one device are looked at."""
+"""The most disks or interfaces of one device that are read."""
 _ATTRIBUTES = {"block": ("size", "ro"), "net": ("carrier", "mtu")}
 _POLLED = ("net",)
 
@@ -43,32 +43,32 @@ Kind = Literal["added", "removed", "bound", "unbound", "changed", "lost"]
 
 @dataclass(frozen=True, slots=True)
 class WatchEvent:
-    """Something that happened to a virtio device."""
+    """A change of a virtio device."""
 
     sequence: int
-    """1, 2, 3 ...: of this watcher's events."""
+    """Number of the event in this watcher: 1, 2, 3 ..."""
     time: float
-    """CLOCK_MONOTONIC in seconds, when this process heard of it."""
+    """CLOCK_MONOTONIC in seconds, when this process noticed it."""
     event: Kind
-    """``lost``: uevents were dropped because they were not read in time; what follows with ``by`` ``scan`` is how
-    the devices differ from before, without what came and went meanwhile."""
+    """``lost``: uevents were dropped because they were not read in time; the events with ``by`` ``scan`` that
+    follow are the differences from before, without devices that came and went meanwhile."""
     by: Literal["uevent", "scan", "poll"]
-    """What told of it."""
+    """How it was noticed."""
     address: str | None = None
     type: str | None = None
     bus: str | None = None
     """The bus, or the subsystem, of what changed: ``virtio`` for a driver on that bus, ``block``, ``net``."""
     name: str | None = None
-    """What ``bus`` calls it: ``0000:03:00.0``, ``virtio3``, ``vda``."""
+    """Its name there: ``0000:03:00.0``, ``virtio3``, ``vda``."""
     driver: str | None = None
     """The driver that was bound, or unbound."""
     seqnum: int | None = None
     """SEQNUM of the uevent."""
     changes: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
-    """Attributes of sysfs that changed: before, and now; None for what cannot be read."""
+    """Attributes of sysfs that changed: (before, now); None: it cannot be read."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The event as ``watch`` prints it."""
+        """The event as the JSON of ``watch`` has it."""
         return {
             "event": self.event,
             "sequence": self.sequence,
@@ -86,7 +86,7 @@ class WatchEvent:
 
 @dataclass
 class _Known:
-    """What was last told of a device."""
+    """The last known state of a device."""
 
     devpath: str
     bus: str
@@ -102,10 +102,9 @@ class _Known:
 
 
 class Watcher:
-    """Watches the virtio devices of this machine, from the moment that it is made. A context manager.
+    """Reports changes of the virtio devices of this machine, from construction on. A context manager.
 
-    ``devices`` are those that were there then. One thread owns a watcher; :meth:`interrupt` may come from a signal
-    handler.
+    One thread owns a watcher; ``interrupt`` may be called from a signal handler.
     """
 
     def __init__(self, roots: Roots | None = None, *, poll: float = POLL, events: Uevents | None = None) -> None:
@@ -113,18 +112,18 @@ class Watcher:
 
         Args:
             roots: Where sysfs is read; uevents are always this machine's.
-            poll: Seconds between two looks at the carrier and the MTU of network interfaces; 0: none.
-            events: Where uevents come from; None: the best source there is. The watcher closes it.
+            poll: Interval in seconds at which carrier and MTU of network interfaces are read; 0: never.
+            events: The source of uevents; None: the best available one. The watcher closes it.
 
         Raises:
-            UsageError: ``poll`` is no time.
+            UsageError: ``poll`` is out of range.
             NotSupported: ``roots`` are not this machine's own.
             OperationFailed: There is no source of uevents.
         """
         _check_seconds("poll", poll)
         self._roots = roots = Roots() if roots is None else roots
         self.note: str | None = None
-        """What was missing for a better source of uevents; None where nothing was."""
+        """Why a better source of uevents is not used; None: the best one is."""
         if events is None:
             if not roots.live:
                 raise NotSupported(
@@ -156,20 +155,20 @@ class Watcher:
 
     @property
     def source(self) -> str:
-        """Where uevents come from: ``udev``, ``kernel`` (by libudev) or ``uevent socket``."""
+        """The source of uevents: ``udev``, ``kernel`` (by libudev) or ``uevent socket``."""
         return self._events.source
 
     def read(self, timeout: float | None = None) -> list[WatchEvent]:
         """Wait for something to happen.
 
         Args:
-            timeout: Seconds; None: until something happens, or :meth:`interrupt`.
+            timeout: Seconds; None: until something happens, or ``interrupt``.
 
         Returns:
-            What happened, in its order; nothing at the deadline.
+            The events in order; empty after ``timeout``.
 
         Raises:
-            UsageError: ``timeout`` is no time.
+            UsageError: ``timeout`` is out of range.
             OperationFailed: The source of uevents failed.
             Closed: The watcher is closed.
         """
@@ -189,16 +188,16 @@ class Watcher:
             times = [deadline] if deadline is not None else []
             if self._has_polled():
                 times.append(self._polled_at + self._poll)
-            # One millisecond more than less: poll(0) until the clock is there would be a busy loop.
+            # Round up to a millisecond: poll(0) until the deadline would be a busy loop.
             self._poller.poll(max(0, int((min(times) - now) * 1000) + 1) if times else None)
 
     def __iter__(self) -> Iterator[WatchEvent]:
-        """What happens, for as long as it is asked."""
+        """The events, without end."""
         while True:
             yield from self.read()
 
     def interrupt(self, reason: BaseException) -> None:
-        """Make :meth:`read` raise ``reason`` before it waits again. For signal handlers: it only sets a flag."""
+        """Make ``read`` raise ``reason`` before it waits again. For signal handlers: it only sets a flag."""
         self._reason = reason
         if self._wake >= 0:
             os.eventfd_write(self._wake, 1)
@@ -220,7 +219,7 @@ class Watcher:
     # --- what is there ------------------------------------------------------------------------------------
 
     def _scan(self) -> tuple[dict[str, _Known], int]:
-        """All devices by their paths, and the SEQNUM up to which a uevent says what was already seen here."""
+        """All devices by path, and the SEQNUM up to which uevents are older than this scan."""
         seen = sysfs.uevent_seqnum(self._roots)
         known = (self._describe(found) for found in discover.scan(self._roots))
         return {one.devpath: one for one in known}, seen
@@ -243,7 +242,7 @@ class Watcher:
     def _attributes(
         self, known: _Known, subsystems: tuple[str, ...] = tuple(_ATTRIBUTES)
     ) -> dict[tuple[str, str, str], str | None]:
-        """What its disks and network interfaces show in sysfs."""
+        """The attributes of its disks and network interfaces in sysfs."""
         found: dict[tuple[str, str, str], str | None] = {}
         if known.virtio_name is None:
             return found
@@ -285,7 +284,7 @@ class Watcher:
         )
 
     def _take(self) -> list[WatchEvent]:
-        """What the uevents that are there now mean."""
+        """The events of the uevents received so far."""
         found: list[WatchEvent] = []
         for _ in range(_BATCH):
             event = self._events.receive()
@@ -312,7 +311,7 @@ class Watcher:
             yield from self._child(event, above)
 
     def _above(self, devpath: str) -> _Known | None:
-        """The nearest device that a path is below of."""
+        """The nearest known device above a path."""
         while devpath:
             devpath = devpath.rpartition("/")[0]
             if devpath in self._known:
@@ -344,7 +343,7 @@ class Watcher:
             self._refresh(known)
 
     def _appeared(self, event: Uevent) -> _Known | None:
-        """A device that was not known, if it is a virtio device. Its drivers' own uevents are to come."""
+        """A new device, if it is a virtio one. Its drivers' own uevents follow."""
         found = discover.on_bus(event.subsystem, event.name, self._roots)
         if found is not None:
             type_, pci_id = found.type, found.pci_id
@@ -352,7 +351,7 @@ class Watcher:
         return _gone_again(event)
 
     def _refresh(self, known: _Known) -> None:
-        """The address of a vDPA device goes with its driver."""
+        """Read the address of a vDPA device again, which changes with its driver."""
         found = discover.on_bus(known.bus, known.name, self._roots) if known.bus == "vdpa" else None
         if found is not None:
             known.address, known.type = found.address, found.type if found.device_id is not None else known.type
@@ -380,7 +379,7 @@ class Watcher:
             )
 
     def _child(self, event: Uevent, known: _Known) -> Iterator[WatchEvent]:
-        """A disk or a network interface of a device."""
+        """Changes of a disk or a network interface of a device."""
         if event.action in ("add", "remove"):
             known.attributes = self._attributes(known)
         elif event.action == "change":
@@ -389,7 +388,7 @@ class Watcher:
     def _compared(
         self, known: _Known, subsystems: tuple[str, ...], by: Literal["uevent", "scan", "poll"], seqnum: int | None
     ) -> Iterator[WatchEvent]:
-        """``changed`` for each child whose attributes are not what they were."""
+        """``changed`` for each child whose attributes differ from the last known ones."""
         now = self._attributes(known, subsystems)
         changes: dict[tuple[str, str], dict[str, tuple[str | None, str | None]]] = {}
         for key, text in now.items():
@@ -408,7 +407,7 @@ class Watcher:
         )
 
     def _look(self) -> list[WatchEvent]:
-        """What changed without a uevent, if it is time to look."""
+        """Changes without a uevent, if the interval is over."""
         if not self._has_polled() or time.monotonic() < self._polled_at + self._poll:
             return []
         self._polled_at = time.monotonic()
@@ -422,7 +421,7 @@ class Watcher:
     # --- after a loss -------------------------------------------------------------------------------------
 
     def _rescan(self) -> Iterator[WatchEvent]:
-        """``lost``, and how the devices differ from what was known."""
+        """``lost``, then the differences between the devices now and those known."""
         yield self._tell("lost", "uevent")
         before = self._known
         self._known, self._seen = self._scan()
@@ -438,7 +437,7 @@ class Watcher:
             yield from self._difference(then, new)
 
     def _difference(self, old: _Known, new: _Known) -> Iterator[WatchEvent]:
-        """The changes of drivers, and of attributes where the device is the same."""
+        """Changes of drivers, and of attributes where it is the same device."""
         moved = (old.kernel_driver, old.virtio_name) != (new.kernel_driver, new.virtio_name)
         if moved and old.kernel_driver:
             yield self._device(
@@ -471,7 +470,7 @@ def _type_of_modalias(modalias: str) -> str | None:
 
 
 def _gone_again(event: Uevent) -> _Known | None:
-    """A virtio device that sysfs does not have any more, by its uevent alone."""
+    """A virtio device that is in sysfs no longer, from its uevent alone."""
     name = event.name
     if event.subsystem == "pci" and addresses.is_pci(name):
         vendor, _, device = event.properties.get("PCI_ID", "").partition(":")

@@ -1,4 +1,4 @@
-"""The command line: ``uvirtio VERB DEV [ARGS]``. It prints, and nothing below it does."""
+"""The command line: ``uvirtio VERB DEV [ARGS]``. No other package of uvirtio prints."""
 
 from __future__ import annotations
 
@@ -6,17 +6,24 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; ``argv`` without the program's name (default: sys.argv's)."""
+    """Run one command.
+
+    Args:
+        argv: The arguments without the program's name; None: those of ``sys.argv``.
+
+    Returns:
+        The exit code.
+    """
     import os
     import sys  # here, as the app is: importing this package costs nothing
 
     completing = os.environ.get("_UVIRTIO_COMPLETE") if argv is None else None
-    if completing is not None:  # a shell asks at each press of TAB: typer would take too long
+    if completing is not None:  # at each press of TAB: importing typer would take too long
         from uvirtio.cli.completion.answer import answer
 
         return answer(completing, sys.argv[1:])
     try:
         from uvirtio.cli.app import run
-    except KeyboardInterrupt:  # a tenth of a second in which no handler of ours is there yet, nor any device
+    except KeyboardInterrupt:  # while importing: no handler is installed yet, and no device open
         return 130
     return run(list(sys.argv[1:] if argv is None else argv))

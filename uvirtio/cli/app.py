@@ -1,4 +1,4 @@
-"""The command ``uvirtio``: its verbs, and what happens before one of them runs."""
+"""The command ``uvirtio``: its verbs, and the parsing before one of them runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from uvirtio.errors import UsageError, UvirtioError
 
 _GROUPS = ("balloon", "rng", "input", "mem", "blk")
 
-# BadParameter is a UsageError is a ClickException: the two that typer does not name itself.
+# BadParameter < UsageError < ClickException: typer does not export the last two.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
 
 
@@ -36,19 +36,23 @@ _VERBS = {
     "mem": "mem",
     "blk": "blk",
 }
-"""The module of each verb. Typer takes milliseconds for each option, so only what is asked for is made."""
+"""The module of each verb. Typer takes milliseconds for each option, so only the verb's module is loaded."""
 
 
 def make_app(verb: str = "") -> typer.Typer:
-    """The command line with the module of ``verb``, or with all of them where that is no verb."""
+    """The typer application.
+
+    Args:
+        verb: Register only this verb's module; all of them where that is no verb.
+    """
     app = typer.Typer(
         name="uvirtio",
         help="Drive virtio devices from user space. DEV is an address: 0000:03:00.0, or qemu:virtio-rng-pci.",
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
         cls=conversion.group(get_type_hints(_before)),
-        add_completion=False,  # ours answers without importing typer, and completes addresses
-        # Importing rich takes a tenth of a second, so only a terminal, which shows its frames, pays for it.
+        add_completion=False,  # cli/completion answers without importing typer, and completes addresses
+        # Importing rich takes a tenth of a second, so it is used only on a terminal, which shows its frames.
         rich_markup_mode="rich" if output.coloured() else None,
     )
     app.callback()(_before)
@@ -115,7 +119,14 @@ def _before(
 
 
 def run(argv: list[str]) -> int:
-    """Run one command; returns its exit code, whatever ``argv`` holds."""
+    """Run one command; no exception leaves it.
+
+    Args:
+        argv: The arguments, which may hold anything.
+
+    Returns:
+        The exit code.
+    """
     output.prepare()
     try:
         return _run(argv)
@@ -133,15 +144,15 @@ def _run(argv: list[str]) -> int:
         return perform(outer, partial(_usage, error))
     except (typer.Abort, KeyboardInterrupt):
         return 130
-    except UvirtioError as error:  # some of ours are OSErrors too
+    except UvirtioError as error:  # before OSError: some are OSErrors, too
         return perform(outer, partial(_raise, error))
-    except OSError as error:  # of stdout, to which typer writes the help
+    except OSError as error:  # from stdout, where typer writes the help
         return perform(outer, partial(_raise, output.OutputFailed(error)))
-    except SystemExit as leaving:  # typer's own answer to `--help | head`
+    except SystemExit as leaving:  # typer's own reaction to `--help | head`
         if isinstance(leaving.__context__, BrokenPipeError):
             return BROKEN_PIPE
         return leaving.code if isinstance(leaving.code, int) else 0
-    except BaseException as error:  # noqa: BLE001  # handed on to the last stop of every command
+    except BaseException as error:  # noqa: BLE001  # reported as perform reports every error
         return perform(outer, partial(_raise, error))
     if help_only:
         return UsageError.exit_code
@@ -153,7 +164,7 @@ def _raise(error: BaseException) -> NoReturn:
 
 
 def _usage(error: Exception) -> NoReturn:
-    """A mistake that the parser of the command line found, as one of ours."""
+    """A mistake that the parser of the command line found, as a ``UsageError``."""
     path = getattr(getattr(error, "ctx", None), "command_path", None) or "uvirtio"
     message = error.format_message() if hasattr(error, "format_message") else str(error)
     raise UsageError(
@@ -168,7 +179,7 @@ def _wants_json(argv: list[str]) -> bool:
 
 
 def _command_of(argv: list[str]) -> str:
-    """The command that was most likely meant, for the head of an error's document."""
+    """The command that was most likely meant, for the member ``command`` of an error's document."""
     words = [word for word in _verb_first(argv) if not word.startswith("-")]
     count = 2 if words and words[0] in _GROUPS else 1
     return " ".join(words[:count])

@@ -1,7 +1,7 @@
-"""What every command shares: its options, its way to open a device, its exit code.
+"""What every command shares: its options, how it opens a device, its exit code.
 
-A verb is a function of a :class:`Command` and of its own arguments; :func:`verb` adds the common options and turns
-whatever it raises into contract-shaped output and an exit code. No traceback leaves a command.
+A verb is a function of a ``Command`` and of its own arguments; ``verb`` adds the common options and turns whatever
+it raises into the documented output and an exit code. No traceback leaves a command.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from uvirtio.device import Device, OpenOptions
 
 BROKEN_PIPE = 141
-"""The exit code when the reader of our output went away: 128 + SIGPIPE, what other tools have."""
+"""The exit code when the reader of the output went away: 128 + SIGPIPE, as for other tools."""
 
 
 class Bug(UvirtioError):
-    """Something that this package did not foresee: its own mistake."""
+    """An exception that this package did not expect: a bug in it."""
 
     code: ClassVar[str] = "UV-BUG"
 
 
 class Interrupted(UvirtioError):
-    """A signal ended a command that had promised one JSON document."""
+    """A signal ended a command that had to print one JSON document."""
 
     code: ClassVar[str] = "UV-INTERRUPTED"
 
@@ -130,7 +130,7 @@ _DEVICE: dict[str, tuple[Any, Any]] = {
 
 FLAGS = frozenset({"--json", "-v", "--verbose", "--unsafe-dma", "--force-legacy"})
 VALUED = frozenset({"--root", "--timeout", "--backend", "--interrupts", "--ring", "--vf-token"})
-"""The common options as they are written, for those that stand before the verb."""
+"""The common options as they are typed, to recognize them before the verb."""
 
 
 # --- a command as it was given --------------------------------------------------------------------------------
@@ -138,26 +138,33 @@ VALUED = frozenset({"--root", "--timeout", "--backend", "--interrupts", "--ring"
 
 @dataclass
 class Command:
-    """One command as it was given: its common options, and its way to stdout and stderr."""
+    """One command as it was typed: its common options, and its output."""
 
     name: str
     json: bool = False
     verbose: bool = False
     roots: Roots = field(default_factory=Roots)
     options: OpenOptions = field(init=False)
-    """How to open a device; only the verbs that open one have it."""
+    """How to open a device; set only for verbs that open one."""
     guard: Guard = field(default_factory=Guard)
     streaming: bool = False
-    """JSON lines were promised, so that an end by a signal needs no document of its own."""
+    """The output is JSON lines, so that a signal needs no document of its own."""
 
     @property
     def timeout(self) -> float:
-        """Seconds that the device has for each response."""
+        """Longest wait for any one response of the device, in seconds."""
         return self.options.timeout
 
     @contextmanager
     def device(self, address: str) -> Iterator[Device]:
-        """The device at ``address``, open; signals go to its wait loop until it is closed."""
+        """Open the device for the length of a ``with`` block; meanwhile signals interrupt its wait loop.
+
+        Args:
+            address: A device address, or a ``qemu:`` one.
+
+        Yields:
+            The device.
+        """
         from uvirtio import opening  # here: what only reads sysfs does not load it
 
         with opening.open(address, options=self.options) as opened:
@@ -167,51 +174,63 @@ class Command:
             yield opened
         self.guard.watch(None)
 
-    # Output goes through here, so that a signal gets through to a command whose reader has stopped reading.
+    # Output goes through these methods, so that a signal can end a command whose reader has stopped reading.
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         if self.guard.received is not None and not output.ready():
-            output.abandon_stdout()  # the last words are not worth being stuck for
+            output.abandon_stdout()  # do not block on the last output
         try:
             with self.guard.writing():
                 yield
         except output.OutputFailed:
             if self.guard.received is None:
                 raise
-            output.abandon_stdout()  # the terminal went away (SIGHUP): nobody misses the last words
+            output.abandon_stdout()  # the terminal went away (SIGHUP)
 
     def line(self, text: str = "") -> None:
+        """Print one line of text."""
         with self._writing():
             output.line(text)
 
     def paragraph(self, text: str, indent: str = "") -> None:
-        """One line, or on a terminal as many as its width takes."""
+        """Print one line; on a terminal, as many as its width takes."""
         with self._writing():
             for part in output.wrapped(text, indent):
                 output.line(part)
 
     def document(self, **members: Any) -> None:
+        """Print one JSON document with these members."""
         with self._writing():
             output.document(self.name, **members)
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table with aligned columns."""
         with self._writing():
             output.table(header, rows)
 
     def raw(self, data: bytes) -> None:
+        """Write raw bytes to stdout."""
         with self._writing():
             output.write_bytes(data)
 
     def fields(self, rows: Sequence[tuple[str, object]]) -> None:
-        """Names and values, one a line, the values aligned."""
+        """Print names and values, one pair on a line, the values aligned."""
         width = max((len(name) for name, _ in rows), default=0) + 2
         for name, value in rows:
             self.line(f"{name + ':':<{width}}{value}")
 
 
 def perform(cmd: Command, body: Callable[[], int | None]) -> int:
-    """Do ``body``, which returns an exit code (None: 0), and say what went wrong. Never raises."""
+    """Run a command and report its errors; no exception leaves it.
+
+    Args:
+        cmd: The command.
+        body: Does the work and returns an exit code; None: 0.
+
+    Returns:
+        The exit code.
+    """
     try:
         with cmd.guard.installed():
             code = body() or 0
@@ -228,10 +247,10 @@ def perform(cmd: Command, body: Callable[[], int | None]) -> int:
         output.abandon_stdout()
         return _report_as_text(cmd, failed.error)
     except Misuse as mistake:
-        return _bug(cmd, mistake)  # ours: what a person asked for is checked before
+        return _bug(cmd, mistake)  # a bug: user input was checked before
     except UvirtioError as failure:
         return _report(cmd, failure)
-    except Exception as unforeseen:  # noqa: BLE001  # the last stop: nothing may leave as a traceback
+    except Exception as unforeseen:  # noqa: BLE001  # no traceback may leave a command
         if cmd.guard.received is not None:  # a dead terminal, most likely
             return _signalled(cmd, cmd.guard.received)
         return _bug(cmd, unforeseen)
@@ -240,7 +259,7 @@ def perform(cmd: Command, body: Callable[[], int | None]) -> int:
 def _report(cmd: Command, failure: UvirtioError) -> int:
     try:
         output.error(failure, cmd.name, cmd.json)
-    except (output.OutputClosed, output.OutputFailed):  # a document that nothing takes
+    except (output.OutputClosed, output.OutputFailed):  # the document cannot be written
         output.abandon_stdout()
         return _report_as_text(cmd, failure)
     return failure.exit_code
@@ -304,9 +323,17 @@ def make_group(help: str) -> typer.Typer:
 def verb(
     app: typer.Typer, name: str, *, group: str = "", opens: bool = False, streams: bool = False
 ) -> Callable[[Body], Body]:
-    """Register ``body(cmd, ...)`` as the command ``name`` of ``app``, with the common options.
+    """Register ``body(cmd, ...)`` as a command, with the common options.
 
-    ``opens``: it opens a device, and so has the options for that. ``streams``: its JSON is lines.
+    Args:
+        app: The application or group.
+        name: The verb.
+        group: The group's name, for the full name of the command.
+        opens: It opens a device, and so has the options for that.
+        streams: Its JSON output is lines.
+
+    Returns:
+        A decorator that returns the function as it is.
     """
     command = f"{group} {name}".strip()
 
@@ -364,7 +391,18 @@ def _options(cmd: Command, asked: dict[str, Any]) -> OpenOptions:
 
 
 def seconds(option: str, value: float) -> float:
-    """A number of seconds above 0 that a clock can count. Raises UsageError."""
+    """Check a number of seconds that an option takes.
+
+    Args:
+        option: Its name, for the message.
+        value: Seconds.
+
+    Returns:
+        ``value``.
+
+    Raises:
+        UsageError: It is not above 0, or more than a clock can count.
+    """
     if 0 < value <= TIMEOUT_MAX:
         return value
     raise UsageError(

@@ -1,4 +1,4 @@
-"""Bytes that a command read, given out as a dump, as digits, raw, into a file, or as JSON."""
+"""Output of bytes that a command read: as a hex dump, as hex digits, raw, into a file, or as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _ROW = 16
 
 
 def check_form(cmd: Command, *, hex: bool, raw: bool, out: str) -> None:
-    """Raise UsageError where more than one form is asked for."""
+    """Check that at most one form of output is asked for.
+
+    Raises:
+        UsageError: Several are.
+    """
     if sum((hex, raw, bool(out), cmd.json)) > 1:
         raise UsageError("--hex, --raw, -o and --json exclude each other", expected="at most one of them")
 
@@ -27,7 +31,20 @@ def check_form(cmd: Command, *, hex: bool, raw: bool, out: str) -> None:
 def give(
     cmd: Command, pieces: Iterable[bytes], *, hex: bool, raw: bool, out: str, base: int = 0, **members: Any
 ) -> None:
-    """Write out ``pieces`` as they come. ``base``: the dump's first offset; ``members``: more of the document."""
+    """Write out bytes as they arrive, in the form that is asked for.
+
+    Args:
+        cmd: The command.
+        pieces: The bytes.
+        hex: As hex digits.
+        raw: As they are.
+        out: The name of a file; empty: stdout.
+        base: The offset that a hex dump begins with.
+        **members: More members of the JSON document.
+
+    Raises:
+        OperationFailed: The file cannot be written.
+    """
     if cmd.json:
         found = b"".join(pieces)
         cmd.document(**members, bytes=len(found), hex=found.hex())
@@ -51,7 +68,7 @@ def _into_file(name: str, pieces: Iterable[bytes]) -> None:
             for piece in pieces:
                 file.write(piece)
     except UvirtioError:
-        raise  # from the device that the pieces come from; some of these are OSErrors too
+        raise  # from the device; some of these are OSErrors, too
     except OSError as error:
         raise OperationFailed(
             f"{name} cannot be written", seen=error.strerror, expected="a file that can be written"
@@ -59,7 +76,7 @@ def _into_file(name: str, pieces: Iterable[bytes]) -> None:
 
 
 def dump(pieces: Iterable[bytes], base: int = 0) -> Iterator[str]:
-    """As ``hexdump -C``: offset, sixteen bytes, and what they are as text; ``*`` for rows like the one above."""
+    """Lines as of ``hexdump -C``: offset, sixteen bytes, and these as ASCII; ``*`` for rows like the one above."""
     offset, above, skipped = base, b"", False
     for piece in pieces:
         for at in range(0, len(piece), _ROW):

@@ -1,7 +1,7 @@
-"""Values of options and arguments skip typer's conversion where they have their type already.
+"""Skips typer's conversion of options and arguments whose values have the right type already.
 
 typer 0.29 converts with pydantic, whose import takes about as long as a whole ``uvirtio list``. Most values need
-none: they are strings as they were typed, or defaults. Only a number or a choice that was typed pays for it.
+no conversion: they are strings, or defaults. Only a number or a choice that was typed needs it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def command(annotations: Mapping[str, Any]) -> type[TyperCommand]:
 
 
 def group(annotations: Mapping[str, Any]) -> type[TyperGroup]:
-    """The same for a group of commands and its callback."""
+    """The class of a group of commands whose callback has parameters with these annotations."""
 
     class Group(TyperGroup):
         def __init__(self, *args: Any, **named: Any) -> None:
@@ -46,27 +46,25 @@ def _skip(params: Iterable[Any], annotations: Mapping[str, Any]) -> None:
     for param in params:
         if param.name in annotations:
             kinds = _kinds(annotations[param.name])
-            # What click calls so: from a value as it was typed, or a default, to what the function gets.
+            # click's name for the conversion of a value, typed or default, to what the function gets.
             param.process_value = partial(_process, param, param.process_value, kinds)
 
 
 def _skip_flag(option: Any) -> Any:
-    """--help is a parameter too, and its value None."""
-    if option is not None and not isinstance(
-        option.process_value, partial
-    ):  # it is made once, and asked for often
+    """Skip the conversion of --help, which is a parameter, too, with the value None."""
+    if option is not None and not isinstance(option.process_value, partial):  # it is made once and used often
         _skip([option], {option.name: bool})
     return option
 
 
 def _kinds(annotation: Any) -> list[Any]:
-    """What a value may be, None apart."""
+    """The types that a value may have, None excepted."""
     base = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     return [one for one in get_args(base) if one is not NoneType] if isinstance(base, UnionType) else [base]
 
 
 def _process(param: Any, theirs: Callable[[Any, Any], Any], kinds: list[Any], context: Any, value: Any) -> Any:
-    """``value`` itself where nothing has to be done, or what typer makes of it."""
+    """``value`` itself where its type is right, else as typer converts it."""
     if value is None and not param.required:
         return () if param.multiple or param.nargs == -1 else None
     if param.callback is None and any(_is(value, kind) for kind in kinds):

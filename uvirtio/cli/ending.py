@@ -1,4 +1,4 @@
-"""``--for SECONDS``: an end that was asked for beforehand, and comes as a signal's does."""
+"""The end of a command after ``--for SECONDS``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ if TYPE_CHECKING:
 
 
 class TimeUp(BaseException):
-    """``--for`` is over; thrown by the wait loop. A BaseException, so that nobody takes it for a failure."""
+    """The time of ``--for`` is over; raised by the wait loop. A BaseException, so that it is no failure."""
 
 
 @contextmanager
 def time_up_after(device: Device, limit: float | None) -> Iterator[None]:
-    """Inside the block the wait loop of ``device`` raises TimeUp after ``limit`` seconds (None: never)."""
+    """Interrupt the wait loop of a device after a time.
+
+    Args:
+        device: Its wait loop raises ``TimeUp`` inside the block.
+        limit: Seconds; None: never.
+    """
     if limit is None:
         yield
         return

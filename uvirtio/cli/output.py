@@ -1,7 +1,7 @@
-"""What is written, where, and what happens when nobody reads it.
+"""Writing to stdout and stderr, and handling of their failures.
 
 Documents and stream lines of ``--json`` and the text of a command go to stdout; errors (as text), warnings and
-traces go to stderr. Whatever a device or a caller says is printed without its control characters.
+traces go to stderr. Text from a device or a caller is printed without its control characters.
 """
 
 from __future__ import annotations
@@ -20,17 +20,22 @@ from uvirtio.errors import OperationFailed, UvirtioError
 SCHEMA = "uvirtio/1"
 
 
-# Neither of the two is an Exception: no driver and no diagnosis may take them for a failure of the device.
+# Neither is an Exception, so that no driver and no diagnosis takes them for a failure of the device.
 
 
 class OutputClosed(BaseException):
-    """The reader of stdout went away (``| head``). No error: leave in order and say nothing."""
+    """The reader of stdout went away (``| head``). Not an error: clean up and exit without a message."""
 
 
 class OutputFailed(BaseException):
-    """stdout cannot be written: a full disk, or there is none. ``error`` is what to report on stderr."""
+    """stdout cannot be written: the disk is full, or stdout is closed. ``error`` is reported on stderr."""
 
     def __init__(self, why: Exception) -> None:
+        """Make it from the exception of the write.
+
+        Args:
+            why: An OSError or a ValueError.
+        """
         super().__init__(why)
         self.error = OperationFailed(
             "the output cannot be written",
@@ -41,20 +46,26 @@ class OutputFailed(BaseException):
 
 
 class _NoStdout(io.TextIOWrapper):
-    """What stands in for a stdout that the caller closed (``>&-``): a command that has output fails."""
+    """Replaces a stdout that the caller closed (``>&-``): a command that has output fails."""
 
     def write(self, text: str) -> int:
+        """Refuse any text; ``write("")`` succeeds, as a flush does."""
         if text:
             self.refuse()
         return 0
 
     def refuse(self) -> NoReturn:
+        """Report that there is no stdout.
+
+        Raises:
+            OutputFailed: Always.
+        """
         raise OutputFailed(OSError(errno.EBADF, "there is no standard output: the caller closed it"))
 
 
 def prepare() -> None:
-    """Make stdin, stdout and stderr usable: present, and not choking on what they cannot encode."""
-    # What the caller closed gets /dev/null: without it the descriptor of a device could become number 1.
+    """Make stdin, stdout and stderr usable: open, and without errors for characters that they cannot encode."""
+    # Closed ones become /dev/null: else the descriptor of a device could become number 1.
     for name, mode in (("stdin", "r"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
@@ -78,7 +89,7 @@ def write(text: str) -> None:
 
     Raises:
         OutputClosed: The reader went away.
-        OutputFailed: A full disk, or no stdout.
+        OutputFailed: The disk is full, or stdout is closed.
     """
     try:
         sys.stdout.write(text)
@@ -90,7 +101,12 @@ def write(text: str) -> None:
 
 
 def write_bytes(data: bytes) -> None:
-    """Write raw bytes to stdout. Raises as :func:`write`."""
+    """Write raw bytes to stdout and flush it.
+
+    Raises:
+        OutputClosed: The reader went away.
+        OutputFailed: The disk is full, or stdout is closed.
+    """
     try:
         if isinstance(sys.stdout, _NoStdout):
             sys.stdout.refuse()
@@ -104,16 +120,20 @@ def write_bytes(data: bytes) -> None:
 
 
 def finish() -> None:
-    """Raise as :func:`write` what goes wrong with the last of the output.
+    """Report a failure that shows only at the end of the output.
 
     A file system that reports a failed write only at close(2) (NFS, FUSE) reports it for any descriptor of the
-    file, so for a duplicate too.
+    file, so for a duplicate, too.
+
+    Raises:
+        OutputClosed: The reader went away.
+        OutputFailed: The output cannot be written.
     """
     write("")
     try:
         duplicate = os.dup(sys.stdout.fileno())
     except (OSError, ValueError):
-        return  # no descriptor behind it: a test's
+        return  # no descriptor behind it (in a test)
     try:
         os.close(duplicate)
     except OSError as error:
@@ -121,7 +141,7 @@ def finish() -> None:
 
 
 def settle() -> None:
-    """Flush stdout and stderr, so that the interpreter's own flush cannot end it with code 120."""
+    """Flush stdout and stderr, so that the flush at interpreter exit cannot fail with exit code 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -130,12 +150,17 @@ def settle() -> None:
 
 
 def line(text: str = "") -> None:
-    """One line of text on stdout."""
+    """Write one line of text to stdout."""
     write(f"{printable(text)}\n")
 
 
 def document(command: str, **members: Any) -> None:
-    """One JSON document, or one line of a stream of them: the head, then ``members``."""
+    """Write one JSON document, or one line of a stream of them.
+
+    Args:
+        command: The member ``command``, after ``schema``.
+        **members: The members after these.
+    """
     made = {"schema": SCHEMA, "command": command, **members}
     write(json.dumps(made, default=_jsonable) + "\n")
 
@@ -149,7 +174,7 @@ def _jsonable(value: Any) -> Any:
 
 
 def note(text: str) -> None:
-    """A remark on stderr; a stderr that nobody reads is no reason to stop."""
+    """Write a remark to stderr; failure to do so is ignored."""
     try:
         sys.stderr.write(f"uvirtio: {printable(text)}\n")
         sys.stderr.flush()
@@ -158,7 +183,7 @@ def note(text: str) -> None:
 
 
 def trace(text: str) -> None:
-    """One register access or kick, for ``-v``."""
+    """Write one register access or kick to stderr, for ``-v``."""
     try:
         sys.stderr.write(f"trace: {printable(text)}\n")
     except (OSError, ValueError):
@@ -166,7 +191,13 @@ def trace(text: str) -> None:
 
 
 def error(failure: UvirtioError, command: str, as_json: bool) -> None:
-    """Say what went wrong: text on stderr, with ``as_json`` one document on stdout."""
+    """Report an error.
+
+    Args:
+        failure: The error.
+        command: The name of the command.
+        as_json: As one document on stdout instead of text on stderr.
+    """
     if as_json:
         document(command, error=failure.as_dict())
         return
@@ -186,7 +217,7 @@ def error(failure: UvirtioError, command: str, as_json: bool) -> None:
 
 
 def ready() -> bool:
-    """Whether stdout takes a line now, without waiting for its reader."""
+    """Whether stdout accepts a line now without blocking."""
     try:
         poller = select.poll()
         poller.register(sys.stdout.fileno(), select.POLLOUT)
@@ -196,7 +227,7 @@ def ready() -> bool:
 
 
 def abandon_stdout() -> None:
-    """Send what is still buffered nowhere, so that the interpreter's last flush neither fails nor blocks."""
+    """Redirect stdout to /dev/null, so that the flush at interpreter exit neither fails nor blocks."""
     _abandon(sys.stdout)
 
 
@@ -210,17 +241,17 @@ def _abandon(stream: TextIO) -> None:
 
 
 def fancy() -> bool:
-    """Whether stdout is a terminal that can redraw a line."""
+    """Whether stdout is a terminal on which a line can be redrawn."""
     return sys.stdout.isatty() and os.environ.get("TERM") not in (None, "", "dumb")
 
 
 def coloured() -> bool:
-    """Whether stdout takes colours and bold: a terminal, and no NO_COLOR in the environment (no-color.org)."""
+    """Whether stdout takes colours and bold: a terminal, and NO_COLOR is not set (no-color.org)."""
     return fancy() and not os.environ.get("NO_COLOR")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Aligned columns, as wide as what they hold: no cell is cut, whatever the width of the terminal."""
+    """Write a table with columns as wide as their cells: no cell is cut, whatever the width of the terminal."""
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in [list(header), *cells]) for column in range(len(header))]
 
@@ -234,12 +265,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def wrapped(text: str, indent: str) -> list[str]:
-    """``text`` behind ``indent``: in lines that fit a terminal, in one line where stdout is none."""
+    """The text in indented lines that fit the terminal; in one line where stdout is no terminal."""
     plain = printable(text)
     if not sys.stdout.isatty():
         return [indent + plain]
     import shutil
-    import textwrap  # here: a pipe pays nothing for it
+    import textwrap  # here: not needed in a pipe
 
     width = max(shutil.get_terminal_size().columns, len(indent) + 40)
     return textwrap.wrap(

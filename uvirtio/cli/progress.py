@@ -1,4 +1,4 @@
-"""How far an inflation is: a bar on a terminal, now and then a line in a pipe, JSON lines with ``--json``."""
+"""Progress of an inflation: a bar on a terminal, some lines in a pipe, JSON lines with ``--json``."""
 
 from __future__ import annotations
 
@@ -17,14 +17,21 @@ if TYPE_CHECKING:
 
 
 class Progress(Protocol):
-    """Told how many pages there are by now."""
+    """Receives the number of pages done."""
 
-    def update(self, pages: int) -> None: ...
+    def update(self, pages: int) -> None:
+        """Show that so many pages of 4096 bytes are done."""
 
 
 @contextmanager
 def make_progress(cmd: Command, what: str, total: int) -> Iterator[Progress]:
-    """What fits stdout; ``total`` in pages."""
+    """The progress display that fits stdout.
+
+    Args:
+        cmd: The command.
+        what: A label.
+        total: Pages of 4096 bytes.
+    """
     if cmd.json:
         yield _Lines(cmd, what, total, every=0.2)
     elif output.fancy():
@@ -35,7 +42,7 @@ def make_progress(cmd: Command, what: str, total: int) -> Iterator[Progress]:
 
 
 class _Lines:
-    """The first, the last, and between them one each ``every`` seconds."""
+    """Prints the first and the last value, and one each ``every`` seconds between them."""
 
     def __init__(self, cmd: Command, what: str, total: int, *, every: float) -> None:
         self._cmd = cmd
@@ -46,6 +53,7 @@ class _Lines:
         self._told: float | None = None
 
     def update(self, pages: int) -> None:
+        """Print a line, if it is time to."""
         now = time.monotonic()
         if pages != self._total and self._told is not None and now - self._told < self._every:
             return
@@ -71,17 +79,17 @@ class _Lines:
 
 @contextmanager
 def _bar(what: str, total: int) -> Iterator[Progress]:
-    from rich import progress as bars  # here: a pipe pays nothing for it
+    from rich import progress as bars  # here: not needed in a pipe
     from rich.console import Console
 
     columns = (
         bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(),
         bars.DownloadColumn(binary_units=True),
-        bars.TextColumn("{task.fields[rate]}", markup=False),  # rich's own has powers of 1000
+        bars.TextColumn("{task.fields[rate]}", markup=False),  # rich's own column uses powers of 1000
         bars.TimeRemainingColumn(),
     )
-    # Without its refresh thread: a line is drawn where a batch ends, never beside a signal handler.
+    # Without its refresh thread: the line is drawn between batches, never during a signal handler.
     console = Console(color_system="auto" if output.coloured() else None)
     with bars.Progress(*columns, auto_refresh=False, console=console) as shown:
         yield _Bar(shown, shown.add_task(what, total=total * VIRTIO_PAGE, rate=""))
@@ -97,6 +105,7 @@ class _Bar:
         self._drawn = 0.0
 
     def update(self, pages: int) -> None:
+        """Redraw the bar, if it is time to."""
         now = time.monotonic()
         due = now - self._drawn >= self._EVERY
         took = now - self._started

@@ -1,7 +1,7 @@
-"""SIGINT, SIGTERM and SIGHUP: every way out leaves the device in order.
+"""SIGINT, SIGTERM and SIGHUP: a command cleans up the device before it exits.
 
-An exception that a handler throws can come between any two instructions, also in the middle of laying down a
-chain. So while a device is open the handler only asks its wait loop to stop; without one it throws.
+An exception from a signal handler can come between any two instructions, also while descriptors are being written.
+So while a device is open the handler only asks its wait loop to stop; otherwise it raises.
 """
 
 from __future__ import annotations
@@ -16,39 +16,47 @@ LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Signalled(BaseException):
-    """One of the signals that end a command. A BaseException, so that nobody takes it for a failure."""
+    """One of the signals that end a command. A BaseException, so that no handler takes it for a failure."""
 
     def __init__(self, number: int) -> None:
+        """Make it.
+
+        Args:
+            number: Of the signal.
+        """
         super().__init__(number)
         self.number = number
 
     @property
     def name(self) -> str:
+        """The signal's name: ``SIGINT``."""
         return signal.Signals(self.number).name
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal's number, as a shell has it: 130, 143, 129."""
+        """128 + the signal's number, as in a shell: 130, 143, 129."""
         return 128 + self.number
 
 
 class Interruptible(Protocol):
-    """What a handler needs of a device."""
+    """The part of a device that a signal handler uses."""
 
-    def interrupt(self, reason: BaseException) -> None: ...
+    def interrupt(self, reason: BaseException) -> None:
+        """Make the wait loop raise ``reason`` before it waits again."""
 
 
 class Guard:
-    """Where the signals of one command go."""
+    """Delivers the signals of one command: to the wait loop of its device, or as an exception."""
 
     def __init__(self) -> None:
+        """Make it; no handler is installed yet."""
         self.received: Signalled | None = None
         self._device: Interruptible | None = None
         self._writing = False
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Handle the signals inside the block. One that was ignored (nohup) stays ignored."""
+        """Handle the signals inside the block. A signal that was ignored before (nohup) stays ignored."""
         before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         for number in LEAVING:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -66,17 +74,17 @@ class Guard:
         if self._device is not None:
             self._device.interrupt(self.received)
         elif not again:
-            raise self.received  # once: what rolls back or cleans up after the first is left to finish
+            raise self.received  # only once: the roll-back or clean-up after the first signal may finish
 
     def watch(self, device: Interruptible | None) -> None:
-        """From now on signals go to this device's wait loop (None: to nobody's)."""
+        """Deliver signals to this device's wait loop from now on; None: raise them."""
         self._device = device
         if device is not None and self.received is not None:
             device.interrupt(self.received)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Around output, which a reader can block for ever: there a signal throws, for no ring is half laid."""
+        """Raise signals inside the block: output can block for ever, and no ring is being changed there."""
         self._writing = True
         try:
             yield

@@ -1,4 +1,4 @@
-"""Sizes as people write them: ``64M``, ``1GiB``, ``4096K``, plain bytes, ``25%``."""
+"""Sizes as users type them: ``64M``, ``1GiB``, ``4096K``, plain bytes, ``25%``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ _EXAMPLE = "write 64M, 1GiB or 67108864"
 
 
 def parse_size(text: str, *, total: int | None = None, multiple: int = 1) -> int:
-    """The number of bytes that ``text`` means.
+    """The number of bytes that a text means.
 
-    Units are powers of 1024; ``MB`` and its like are refused because they mean two things. ``total`` is what a
-    percentage is of (bytes; None: no percentages), rounded down to ``multiple``; every other size must be one.
-    Raises BadSize.
+    Units are powers of 1024; ``MB`` and the like are refused because they are ambiguous.
+
+    Args:
+        text: The size.
+        total: Bytes that a percentage refers to; None: no percentages.
+        multiple: Bytes; a percentage is rounded down to a multiple of it, every other size must be one.
+
+    Raises:
+        BadSize: The text is no size, no whole number of bytes, or no multiple.
     """
     match = _SYNTAX.fullmatch(text.strip().upper())
     if match is None:

@@ -15,7 +15,15 @@ VARIABLE = "_UVIRTIO_COMPLETE"
 
 
 def answer(mode: str, argv: Sequence[str]) -> int:
-    """Print the answer to ``argv`` and return an exit code; ``mode`` is what the variable holds. Never raises."""
+    """Print the candidates for the last word; no exception leaves it.
+
+    Args:
+        mode: The value of ``_UVIRTIO_COMPLETE``: ``words`` or ``line``.
+        argv: The words, or the line.
+
+    Returns:
+        The exit code.
+    """
     try:
         if mode not in ("words", "line"):
             return 1  # a script of another version: no completion is better than a wrong one
@@ -27,7 +35,7 @@ def answer(mode: str, argv: Sequence[str]) -> int:
         lines = [f"{kind}\t{words[-1]}", *(f"{value}\t{what}" for value, what in found)]
         sys.stdout.buffer.write(("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
         sys.stdout.flush()
-    except Exception:  # noqa: BLE001  # in the middle of somebody's command line there is no place for an error
+    except Exception:  # noqa: BLE001  # a command line that is being typed is no place for a message
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""What may stand in a place of the command line, by the table of verbs and by what sysfs shows."""
+"""Candidates for a word of the command line, by the table of verbs and by sysfs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ if TYPE_CHECKING:
     from uvirtio.binding.discover import Found
 
 Candidate = tuple[str, str]
-"""A value, and a few words about it."""
+"""A value and its description."""
 
-# What no shell has to quote. Some names come from whoever made the device, so nothing else is offered.
+# What no shell has to quote. Some names come from the device, so nothing else is offered.
 _PLAIN = re.compile(r"[\w./:@,=+-]+", re.ASCII)
 
 
 def complete(words: list[str]) -> tuple[str, list[Candidate]]:
-    """The kind of the answer (words, files, dirs) and the candidates for the last of ``words``."""
+    """The candidates for the last word.
+
+    Args:
+        words: The words after ``uvirtio``, up to the cursor.
+
+    Returns:
+        The kind of the answer (``words``, ``files``, ``dirs``), and the candidates.
+    """
     place = _Place(words)
     kind, prefix, found = place.look()
     current = words[-1]
@@ -32,7 +39,7 @@ def complete(words: list[str]) -> tuple[str, list[Candidate]]:
 
 
 class _Place:
-    """Where the cursor is: the verb so far, the arguments before it, the option that waits for a value."""
+    """The cursor position: the verb so far, the arguments before it, the option that takes a value."""
 
     def __init__(self, words: list[str]) -> None:
         *before, self.current = words
@@ -47,13 +54,13 @@ class _Place:
 
     @property
     def options(self) -> dict[str, tuple[str, str]]:
-        """Those that may be written here: name -> (metavar, help); no metavar: a flag."""
+        """The options that may be typed here: name -> (metavar, help); no metavar: a flag."""
         if self.verb in table.VERBS:
             return table.VERBS[self.verb][2]
         return {**table.COMMON, **table.OPENING} if self.verb else {**table.TOP, **table.COMMON, **table.OPENING}
 
     def _pass(self, word: str) -> None:
-        """Take in one word before the cursor."""
+        """Process one word before the cursor."""
         if self.awaited:
             self.values[self.awaited], self.awaited = word, ""
         elif not self.only_arguments and word == "--":
@@ -71,7 +78,7 @@ class _Place:
             self.verb = f"{self.verb} {word}".strip()
 
     def look(self) -> tuple[str, str, Iterable[Candidate]]:
-        """The kind of the answer, what stands before each value within the word, and the values."""
+        """The kind of the answer, the prefix of each value within the word, and the values."""
         if self.awaited:
             return self._values(self.awaited, "")
         if self.current.startswith("-") and not self.only_arguments:
@@ -108,7 +115,7 @@ class _Place:
     def _source(self, what: str, prefix: str) -> tuple[str, str, Iterable[Candidate]]:
         metavar = what.rpartition(" ")[2]
         if metavar in ("FILE", "DIR"):
-            # The shell knows files by whole words; after --output= most shells still do.
+            # The shell completes files by whole words; most do after --output=, too.
             return ("files" if metavar == "FILE" else "dirs"), "", []
         if "|" in metavar:
             return "words", prefix, [(value, "") for value in metavar.strip("[]").split("|")]
@@ -120,13 +127,13 @@ class _Place:
 
 
 def _devices(place: _Place) -> Iterator[Candidate]:
-    """Addresses of this machine's devices, other names of them where the verb takes those, and qemu: ones."""
+    """Addresses of devices, other names of them where the verb accepts those, and qemu: addresses."""
     group = place.verb.partition(" ")[0]
     kind = group if group in table.GROUPS else ""
     if place.verb == "input replay":
         yield "-", "the device that FILE describes"
     found = [device for device in _scan(place) if not kind or device.type in (kind, "unknown")]
-    if place.verb == "restore":  # None: bind takes a virtio-mmio window from its driver, and gives it no other
+    if place.verb == "restore":  # None: bind only unbinds a virtio-mmio window
         from uvirtio.host.drivers import USER_DRIVERS
 
         found = [device for device in found if device.driver is None or device.driver in USER_DRIVERS]
@@ -138,12 +145,12 @@ def _devices(place: _Place) -> Iterator[Candidate]:
             yield from (
                 (name, f"{device.address}, {_about(device)}") for name in _other_names(place, device, found)
             )
-    if "--timeout" in place.options:  # the verbs that open the device; the others look at this machine
+    if "--timeout" in place.options:  # the verbs that open the device; the others read sysfs
         yield from _qemu(place.current, kind)
 
 
 _ALIASED = ("inspect", "plan")
-"""The verbs that take ``virtio3``, and a type that only one device has."""
+"""The verbs that accept ``virtio3``, and a type that only one device has."""
 
 
 def _scan(place: _Place) -> list[Found]:
@@ -173,7 +180,7 @@ def _other_names(place: _Place, device: Found, found: list[Found]) -> Iterator[s
 
 
 def _qemu(current: str, kind: str) -> Iterator[Candidate]:
-    """One step further at a time: ``qemu:``, then machines and devices, then a machine's keys."""
+    """One part at a time: ``qemu:``, then machines and devices, then the keys of a machine."""
     if not current.startswith("qemu:"):
         yield "qemu:", "a device of QEMU's, without a guest"
         return

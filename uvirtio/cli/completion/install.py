@@ -1,4 +1,4 @@
-"""The scripts of completion, and where a shell looks for a user's own."""
+"""The completion scripts, and the directories where shells look for those of a user."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class _Shell(NamedTuple):
     script: str
     """The file beside this one."""
     variables: tuple[tuple[str, str], ...]
-    """Variables of the environment that name a directory, the first that is set counts, and what is below it."""
+    """Environment variables that name a directory, and the path below it; the first that is set counts."""
     home: str
-    """The directory below the user's own, where none of the variables is set."""
+    """The directory below the home directory, if none of the variables is set."""
     name: str
     loads: str
     """When a shell reads the file."""
@@ -49,19 +49,28 @@ SHELLS = {
 
 
 def script(shell: str) -> str:
-    """The completion script of ``shell``.
+    """The completion script of a shell.
+
+    Args:
+        shell: ``bash``, ``zsh`` or ``fish``.
 
     Raises:
-        UsageError: No such shell.
+        UsageError: There is no script for it.
     """
     return (Path(__file__).parent / _known(shell).script).read_text(encoding="utf-8")
 
 
 def install(shell: str) -> list[str]:
-    """Write the script to where ``shell`` looks for it, and nothing else; returns lines that say what was done.
+    """Write the completion script to where the shell looks for it, and change nothing else.
+
+    Args:
+        shell: ``bash``, ``zsh`` or ``fish``.
+
+    Returns:
+        Lines that say what was done.
 
     Raises:
-        UsageError: No such shell.
+        UsageError: There is no script for it.
         OperationFailed: The file cannot be written.
     """
     known, text = _known(shell), script(shell)

@@ -1,1 +1,1 @@
-"""The verbs, in files named by them. :mod:`uvirtio.cli.app` has the table of verbs and files."""
+"""The verbs of the command line, a module for each; ``app`` loads them."""

@@ -1,4 +1,4 @@
-"""``uvirtio balloon``: a driver that lives as long as this process, and deflates on every way out."""
+"""``uvirtio balloon``: a driver that runs as long as this process, and deflates however the command ends."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ if TYPE_CHECKING:
 
 
 _ANY_MEMORY = (1 << 44) - VIRTIO_PAGE
-"""Bytes; as much as a balloon can count (5.5.6)."""
+"""Bytes: the most that a balloon can count (5.5.6)."""
 
 
 def register(app: typer.Typer) -> None:
+    """Add the group ``balloon`` to the application."""
     group = make_group("The memory balloon. It is deflated when the command ends.")
     app.add_typer(group, name="balloon")
     verb(group, "status", group="balloon", opens=True)(status)
@@ -81,7 +82,7 @@ def status(cmd: Command, dev: DevArgument) -> None:
 # --- inflate ------------------------------------------------------------------------------------------------
 
 FREE_MEMORY = "free-memory"
-"""The rule that keeps a floor of free memory; the one that --force can name here."""
+"""The rule that keeps some memory free; the only one that --force accepts here."""
 
 SizeArgument = Annotated[str, typer.Argument(metavar="SIZE", help="64M, 1GiB, or 25% of the guest's memory.")]
 HoldOption = Annotated[
@@ -136,7 +137,7 @@ def inflate(
 
 
 def _check_sizes(size: str = "", floor: str = "") -> None:
-    """Refuse, before a device is opened, what is no size of any balloon, or no floor."""
+    """Refuse, before a device is opened, a SIZE or --floor that no balloon could have."""
     if size:
         _count(size, _ANY_MEMORY)
     if floor:
@@ -144,7 +145,15 @@ def _check_sizes(size: str = "", floor: str = "") -> None:
 
 
 def _count(size: str, total: int) -> int:
-    """Pages; ``total`` is the memory that a percentage is of, in bytes."""
+    """The pages of ``size``.
+
+    Args:
+        size: As the user typed it.
+        total: Bytes that a percentage refers to.
+
+    Raises:
+        BadSize: It is no size, less than a page, or more than 32 bits can count.
+    """
     wanted = parse_size(size, total=total, multiple=VIRTIO_PAGE)
     if wanted == 0:
         raise BadSize(
@@ -160,7 +169,11 @@ def _count(size: str, total: int) -> int:
 
 
 def _pages(cmd: Command, device: Device, size: str) -> int:
-    """``size`` in pages. Raises BadSize for more than the guest has, where that is a guest of ours."""
+    """The pages of ``size``.
+
+    Raises:
+        BadSize: It is no size, or more than the ``qemu:`` guest has.
+    """
     total = _guest_memory(cmd, device) if size.strip().endswith("%") else _ANY_MEMORY
     pages = _count(size, total)
     if device.guest is not None and pages * VIRTIO_PAGE > device.guest.ram:
@@ -174,7 +187,7 @@ def _pages(cmd: Command, device: Device, size: str) -> int:
 
 
 def _guest_memory(cmd: Command, device: Device) -> int:
-    """Bytes of memory of the guest that the device belongs to: one of ours, or this machine."""
+    """Bytes of memory of the guest that has the device: a ``qemu:`` guest, or this machine."""
     if device.guest is not None:
         return device.guest.ram
     try:
@@ -194,7 +207,7 @@ def _hold(cmd: Command, driver: Balloon, hold: float | None) -> None:
     else:
         until = "until Ctrl-C" if hold is None else f"for {hold:g} s"
         cmd.line(f"holding {driver.held} pages ({human(driver.held * VIRTIO_PAGE)}) {until}")
-    # In the wait loop: the host's questions are answered, and a device that breaks meanwhile is noticed.
+    # In the wait loop: requests of the host are answered, and a failure of the device is noticed.
     driver.hold(hold)
 
 
@@ -265,7 +278,7 @@ def follow(
 
 
 class _Follower:
-    """Reports the size of the balloon: whenever the target is reached, and now and then on the way."""
+    """Reports the size of the balloon: when the target is reached, and at intervals on the way."""
 
     _EVERY = 0.5  # seconds
 
@@ -276,6 +289,7 @@ class _Follower:
         self._told = 0.0
 
     def progress(self, pages: int) -> None:
+        """Report the balloon at so many pages, if it is time to."""
         target = self._driver.num_pages
         wanted = target if self._limit is None else min(target, self._limit)
         if pages == wanted:
@@ -284,7 +298,12 @@ class _Follower:
             self.tell("progress")
 
     def shortage(self, why: Exception, delay: float) -> None:
-        """Why the balloon does not grow now."""
+        """Report why the balloon does not grow now.
+
+        Args:
+            why: The reason.
+            delay: Seconds to the next try.
+        """
         reason = why.message if isinstance(why, UvirtioError) else str(why) or type(why).__name__
         if self._cmd.json:
             self._cmd.document(event="short", reason=reason, retry_s=delay, pages=self._driver.held)
@@ -292,6 +311,7 @@ class _Follower:
             self._cmd.line(f"short of memory: {reason}; retrying in {delay:.1f} s")
 
     def tell(self, event: str) -> None:
+        """Print an event with target and size of the balloon."""
         self._told = time.monotonic()
         target, held = self._driver.num_pages, self._driver.held
         if self._cmd.json:

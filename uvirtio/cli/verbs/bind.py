@@ -1,4 +1,4 @@
-"""``plan``, ``bind``, ``restore`` and ``journal``: devices get a user-space driver, and their own one back."""
+"""``plan``, ``bind``, ``restore`` and ``journal``: bind devices to a user-space driver, and back to their own."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ DevsArgument = Annotated[list[str], typer.Argument(metavar="DEV...", help="Devic
 
 
 def register(app: typer.Typer) -> None:
+    """Add ``plan``, ``bind``, ``restore`` and ``journal`` to the application."""
     verb(app, "plan")(plan)
     verb(app, "bind")(bind)
     verb(app, "restore")(restore)
@@ -62,7 +63,7 @@ def plan(
         cmd.document(**members, **({"error": first.as_dict()} if first is not None else {}))
     else:
         _print_plan(cmd, made)
-    # As bind itself would end, so that a script can ask first.
+    # The exit code that bind would have, for scripts.
     return 0 if first is None else first.exit_code
 
 
@@ -143,7 +144,7 @@ def _check_wait(wait: float | None) -> None:
 
 
 def _settling(paths: Iterable[Path], cmd: Command, wait: float | None) -> AbstractContextManager[Settling | None]:
-    """What listens to udev from now on, with --wait."""
+    """With --wait: what listens to udev from now on."""
     if wait is None:
         return nullcontext()
     from uvirtio.binding.settle import Settling
@@ -152,9 +153,9 @@ def _settling(paths: Iterable[Path], cmd: Command, wait: float | None) -> Abstra
 
 
 def _settled(cmd: Command, udev: Settling | None, wait: float | None, devices: list[dict[str, Any]]) -> int:
-    """Wait for udev with --wait; then the document of a command whose devices have changed hands.
+    """Wait for udev with --wait; then print the document of a command whose devices have changed drivers.
 
-    They have done so whether udev is done in time or not: so both are said.
+    They have changed whether udev finishes in time or not: so both are reported.
     """
     members: dict[str, Any] = {}
     failure: OperationFailed | None = None
@@ -194,7 +195,7 @@ def restore(
     from uvirtio.host import sysfs
 
     _check_wait(wait)
-    # All that is in the journal: what keeps its driver is not waited for.
+    # All that is in the journal: devices that keep their driver are not waited for.
     listed = [device for entry in entries(cmd.roots) for device in entry.devices] if wait is not None else []
     with _settling([sysfs.device(one.bus, one.name, cmd.roots) for one in listed], cmd, wait) as udev:
         done = restoring.restore(cmd.roots, None if every else list(dict.fromkeys(devs or ())))

@@ -1,4 +1,4 @@
-"""``uvirtio blk``: what a disk is, and its contents; nothing is changed without ``--allow-write``."""
+"""``uvirtio blk``: properties and contents of a disk; nothing is changed without ``--allow-write``."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ AllowOption = Annotated[bool, typer.Option("--allow-write", help="Allow the cont
 
 
 def register(app: typer.Typer) -> None:
+    """Add the group ``blk`` to the application."""
     group = make_group("Disks: read, write, flush, discard.")
     app.add_typer(group, name="blk")
     verb(group, "info", group="blk", opens=True)(info)
@@ -50,7 +51,15 @@ def _driver(cmd: Command, dev: str, *, allow_write: bool = False) -> Iterator[tu
 
 
 def sectors(text: str, what: str) -> int:
-    """The number of sectors that ``text`` means: ``8s``, or a size that is a multiple of 512 bytes."""
+    """The number of sectors of 512 bytes that a text means.
+
+    Args:
+        text: ``8s``, or a size that is a multiple of 512 bytes.
+        what: The name of the argument, for the message.
+
+    Raises:
+        BadSize: It is neither.
+    """
     match = _SECTORS.fullmatch(text.strip().lower())
     if match is not None:
         return int(match[1])
@@ -63,7 +72,7 @@ def sectors(text: str, what: str) -> int:
 
 
 def _consent(allowed: bool, what: str) -> None:
-    """Before the device is opened: a refusal touches nothing."""
+    """Refuse to write without --allow-write, before the device is opened."""
     if not allowed:
         raise WriteRefused(
             f"{what} changes the contents of the disk",
@@ -138,7 +147,7 @@ def _name(disk: Blk) -> str | None:
     try:
         return disk.identify()
     except BlkRefusal:
-        return None  # it is free to have none
+        return None  # GET_ID is optional
 
 
 def _members(told: Any) -> dict[str, Any] | None:
@@ -181,7 +190,7 @@ def read(
     content.check_form(cmd, hex=hex, raw=raw, out=out)
     first, count = sectors(offset, "OFFSET"), sectors(size, "SIZE")
     with _driver(cmd, dev) as (device, disk):
-        disk.check_range(first, count)  # or half of it would be out before the end is found
+        disk.check_range(first, count)  # before any output: else a part would be printed first
         content.give(
             cmd,
             _contents(disk, first, count),
@@ -235,7 +244,7 @@ def _opened(source: str, *, wanted: bool) -> Iterator[BinaryIO]:
         yield sys.stdin.buffer
         return
     try:
-        file = open(source, "rb")  # noqa: SIM115, PTH123  # closed below; as an error of ours if it fails
+        file = open(source, "rb")  # noqa: SIM115, PTH123  # closed below
     except OSError as error:
         raise OperationFailed(
             f"{source} cannot be read", seen=error.strerror, expected="a file that can be read"
@@ -252,7 +261,7 @@ def _opened(source: str, *, wanted: bool) -> Iterator[BinaryIO]:
 
 
 def _copy(file: BinaryIO, disk: Blk, first: int) -> int:
-    """Write what is in ``file``; returns the number of sectors."""
+    """Write the contents of ``file``; returns the number of sectors."""
     at = first
     for piece in iter(lambda: file.read(_PIECE), b""):
         if len(piece) % SECTOR:

@@ -1,4 +1,4 @@
-"""``uvirtio diag`` and ``uvirtio reset``: bring-up, step by step, and back to the start."""
+"""``uvirtio diag`` and ``uvirtio reset``: device initialization step by step, and device reset."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _MARK = {"pass": "ok", "warn": "WARN", "fail": "FAIL", "skip": "skip"}
 
 
 def register(app: typer.Typer) -> None:
+    """Add ``diag`` and ``reset`` to the application."""
     verb(app, "diag", opens=True)(diag)
     verb(app, "reset", opens=True)(reset)
 
@@ -35,7 +36,7 @@ def diag(cmd: Command, dev: DevArgument) -> int:
 class _Teller:
     """Prints each step as it ends; steps that were skipped for the same reason in one entry.
 
-    A device that was not found or may not be opened is no failed device: nothing is printed but the error.
+    A device that was not found or may not be opened has not failed: then only the error is printed.
     """
 
     def __init__(self, cmd: Command, count: int) -> None:
@@ -46,6 +47,7 @@ class _Teller:
         self._silent = cmd.json
 
     def tell(self, step: Step) -> None:
+        """Print a step, or keep it where it was skipped like the one before."""
         if self._number == 0 and step.verdict == "fail":
             self._silent = True
         if step.verdict != "skip" or (self._skipped and step.detail != self._skipped[0].detail):
@@ -57,7 +59,7 @@ class _Teller:
             self._print(self._number, step, f"{step.took_s * 1000:8.1f} ms  ({step.spec})")
 
     def finish(self) -> None:
-        """Print the steps that were skipped and are not printed yet."""
+        """Print the skipped steps that are not printed yet."""
         if not self._skipped:
             return
         first, *rest = self._skipped
@@ -76,7 +78,7 @@ class _Teller:
 
 
 def _conclude(cmd: Command, report: Report) -> int:
-    """The verdict; a device that was not even reached is no failed device but its error's own case."""
+    """Print the verdict and return the exit code: for a device that was not reached, that of its error."""
     stopped = None if report.reached_device else report.error
     if cmd.json:
         members = report.as_dict()

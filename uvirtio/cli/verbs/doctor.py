@@ -1,4 +1,4 @@
-"""``uvirtio doctor``: what this machine has for driving devices from user space, and what it lacks."""
+"""``uvirtio doctor``: what this machine has and lacks for driving devices from user space."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from uvirtio.host.roots import Roots
 
 
 def register(app: typer.Typer) -> None:
+    """Add ``doctor`` to the application."""
     verb(app, "doctor")(doctor)
 
 
 def places(roots: Roots) -> dict[str, Path]:
-    """The files of uvirtio on this machine: what they hold, and where."""
+    """The files and directories of uvirtio on this machine: purpose -> path."""
     from uvirtio.binding import journal
     from uvirtio.host.lock import lock_path
 
@@ -36,7 +37,7 @@ def doctor(cmd: Command) -> int:
     found = checks(cmd.roots)
     lacks = [one for one in found if one.verdict == "fail"]
     where = places(cmd.roots)
-    rules = Path(sys.prefix) / "share/uvirtio/udev-rules"  # where a wheel puts them
+    rules = Path(sys.prefix) / "share/uvirtio/udev-rules"  # where a wheel installs them
     if rules.is_dir():
         where["udev rules"] = rules
     if cmd.json:

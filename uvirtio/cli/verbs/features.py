@@ -1,4 +1,4 @@
-"""``uvirtio features``: what the bits of a feature word mean. It needs no device."""
+"""``uvirtio features``: the meaning of the bits of a feature word. It needs no device."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from uvirtio.errors import UsageError
 
 
 def register(app: typer.Typer) -> None:
+    """Add ``features`` to the application."""
     verb(app, "features")(features)
 
 
@@ -61,9 +62,13 @@ _ROW_OF_BITS = 64  # what the kernel prints in virtioN/features, lowest bit firs
 
 
 def parse_word(text: str) -> int:
-    """A feature word of up to 128 bits. Raises UsageError.
+    """A feature word of up to 128 bits.
 
-    A row of 64 or 128 zeros and ones is what sysfs prints: bit 0 first.
+    Args:
+        text: A number; or a row of 64 or 128 zeros and ones as sysfs prints it: bit 0 first.
+
+    Raises:
+        UsageError: It is neither, or has more than 128 bits.
     """
     from uvirtio.spec.features import MAX_BITS
 
@@ -71,7 +76,7 @@ def parse_word(text: str) -> int:
     if len(plain) in (_ROW_OF_BITS, 2 * _ROW_OF_BITS) and set(plain) <= {"0", "1"}:
         return int(plain[::-1], 2)
     try:
-        value = int(plain, 0) if len(plain) <= 200 else -1  # a longer one cannot fit, and costs time
+        value = int(plain, 0) if len(plain) <= 200 else -1  # a longer one cannot fit, and is slow to parse
     except ValueError:
         value = -1
     if not 0 <= value < 1 << MAX_BITS:

@@ -1,4 +1,4 @@
-"""``uvirtio input``: what a keyboard, mouse or tablet can do, what it sends, and a clone of it in the kernel."""
+"""``uvirtio input``: properties and events of a keyboard, mouse or tablet, and a clone of it in the kernel."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 
 class OnOff(StrEnum):
+    """The state of an LED on the command line."""
+
     ON = "on"
     OFF = "off"
 
@@ -30,6 +32,7 @@ ForOption = Annotated[float | None, typer.Option("--for", metavar="SECONDS", hel
 
 
 def register(app: typer.Typer) -> None:
+    """Add the group ``input`` to the application."""
     group = make_group("Keyboards, mice and tablets.")
     app.add_typer(group, name="input")
     verb(group, "info", group="input", opens=True)(info)
@@ -198,7 +201,7 @@ def bridge(cmd: Command, dev: DevArgument, for_seconds: ForOption = None) -> Non
             try:
                 bridged.run(timeout=for_seconds)
             finally:
-                feed.close()  # before a word is said: whoever reads our output can be slow
+                feed.close()  # before any output, whose reader can be slow
                 told = {
                     "frames": feed.frames,
                     "events": feed.events,
@@ -285,7 +288,7 @@ def _say_recording(cmd: Command, name: str, file: str) -> None:
 def _record(
     driver: Input, about: Description, write: Callable[[list[str]], None], for_seconds: float | None
 ) -> int:
-    """Frame by frame, so that a recording ends where a frame does; the number of events."""
+    """Record frame by frame, so that a recording ends with a whole frame; returns the number of events."""
     from uvirtio.drivers.input import evemu
 
     write(list(evemu.header(about)))
@@ -299,7 +302,7 @@ def _record(
             return told
         begin = frame.time if begin is None else begin
         at = round((frame.time - begin) * 1e6)
-        # What the device did not announce cannot be played again, and a reader of recordings would refuse it.
+        # Events that the device does not announce cannot be replayed, and readers of recordings refuse them.
         known = [one for one in frame if about.can(one.type, one.code)]
         write([evemu.event_line(at, one) for one in known])
         told += len(known)
@@ -309,7 +312,7 @@ def _record(
 
 @contextmanager
 def _sink(cmd: Command, file: str) -> Iterator[Callable[[list[str]], None]]:
-    """Where lines go: a new file that only its owner can read, or standard output."""
+    """What writes lines: to a new file that only its owner can read, or to standard output."""
     if file == "-":
         yield lambda lines: cmd.raw("".join(f"{line}\n" for line in lines).encode())
         return
@@ -335,7 +338,7 @@ def _write(opened: TextIO, file: str, lines: list[str]) -> None:
 
 @contextmanager
 def _writing(file: str) -> Iterator[None]:
-    """A file that cannot be written is an error of ours."""
+    """Turn an OSError of the file into OperationFailed."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""``uvirtio inspect``: all that sysfs tells of one device, and what it does not tell this user."""
+"""``uvirtio inspect``: everything that sysfs has about one device, and what this user cannot see of it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
+    """Add ``inspect`` to the application."""
     verb(app, "inspect")(inspect)
 
 
@@ -75,7 +76,7 @@ def _bars(found: Found, hidden: list[str]) -> list[dict[str, Any]] | None:
 
 
 def _configuration(found: Found, hidden: list[str]) -> dict[str, Any]:
-    """What configuration space holds: virtio capabilities and MSI-X; None where this user may not see it."""
+    """The contents of configuration space: virtio capabilities and MSI-X; None: this user may not read them."""
     from uvirtio.binding.discover import config_bytes
     from uvirtio.errors import DeviceGone, PermissionLack
 
@@ -93,7 +94,7 @@ def _configuration(found: Found, hidden: list[str]) -> dict[str, Any]:
 
 
 def msix(config: bytes) -> dict[str, Any] | None:
-    """The MSI-X capability in 256 bytes of configuration space, or None where there is none."""
+    """The MSI-X capability in 256 bytes of configuration space; None: there is none."""
     from uvirtio.spec import pci
 
     at = config[pci.CFG_CAPABILITIES_POINTER] & pci.CAP_NEXT_MASK
@@ -117,7 +118,7 @@ def msix(config: bytes) -> dict[str, Any] | None:
 
 
 def _features(found: Found, hidden: list[str]) -> dict[str, Any] | None:
-    """What the kernel's driver negotiated. What the device offers is in its registers, which are left alone."""
+    """The features that the kernel's driver negotiated. The offered ones are in registers, which are not read."""
     from uvirtio.binding.discover import negotiated_features
     from uvirtio.spec import features as f
 

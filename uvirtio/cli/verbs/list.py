@@ -1,4 +1,4 @@
-"""``uvirtio list``: the virtio devices of this machine, by sysfs alone; none is touched."""
+"""``uvirtio list``: the virtio devices of this machine, from sysfs alone; no device is touched."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
+    """Add ``list`` to the application."""
     verb(app, "list")(list_devices)
 
 
@@ -36,7 +37,7 @@ def list_devices(
         for found in scan(cmd.roots)
         if wanted is None or found.device_id == wanted[0]
     ]
-    # Only when asked: to load libudev takes longer than all the rest.
+    # Only when asked: loading libudev takes longer than everything else.
     called = [{"hardware": hardware(found, cmd.roots)} if names else {} for found, _ in shown]
     if cmd.json:
         cmd.document(
@@ -66,7 +67,14 @@ def _called(hardware: dict[str, str | None] | None) -> str:
 
 
 def device_type(kind: str) -> tuple[int, str]:
-    """The device id and the name of a type. Raises UsageError."""
+    """The device id and the name of a type.
+
+    Args:
+        kind: ``balloon``, ``virtio-balloon``, or ``unknown(N)`` for the id N.
+
+    Raises:
+        UsageError: There is no such type.
+    """
     from uvirtio.spec import ids
 
     device_id = ids.require_type(kind)
@@ -74,7 +82,7 @@ def device_type(kind: str) -> tuple[int, str]:
 
 
 def device_members(found: Found, verdicts: Verdicts) -> dict[str, Any]:
-    """One device as the JSON of ``list`` has it."""
+    """One device as a member of ``devices`` in the JSON of ``list``."""
     from uvirtio.binding.api import describe
 
     return describe(found, verdicts).as_dict()
@@ -83,7 +91,7 @@ def device_members(found: Found, verdicts: Verdicts) -> dict[str, Any]:
 def _row(found: Found, verdicts: Verdicts) -> tuple[str, ...]:
     from uvirtio.binding.rules import in_use
 
-    # A question mark: not every rule about use could see enough to say no.
+    # A question mark: some rule about use could not see everything.
     rules = ",".join(dict.fromkeys(one.rule for one in in_use(verdicts.findings)))
     group = "-" if found.iommu_group is None else str(found.iommu_group)
     return (

@@ -1,4 +1,4 @@
-"""``uvirtio mem``: memory that comes and goes in blocks. What is plugged outlives the command."""
+"""``uvirtio mem``: plug and unplug memory blocks. Plugged memory stays plugged after the command."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ UnitOption = Annotated[
 
 
 def register(app: typer.Typer) -> None:
+    """Add the group ``mem`` to the application."""
     group = make_group(
         "Memory that is plugged and unplugged as the host requests. What is plugged outlives the command."
     )
@@ -55,7 +56,7 @@ def _driver(cmd: Command, dev: str) -> Iterator[tuple[Device, Mem]]:
 
     with cmd.device(dev) as device, Mem(device, suspend_lock=mem_online.suspend_lock(cmd, device)) as mem:
         if device.guest is None:
-            note_kernel_use(mem, cmd.roots)  # what Linux has of it is not ours to unplug
+            note_kernel_use(mem, cmd.roots)  # blocks that Linux uses are not unplugged
         yield device, mem
 
 
@@ -145,11 +146,11 @@ def show_map(cmd: Command, dev: DevArgument) -> None:
 
 
 def _ranges(mem: Mem, config: MemConfig) -> list[dict[str, Any]]:
-    """The plugged runs, those in use apart."""
-    books, made = mem.block_table, []
-    for first, count in books.plugged:
-        pieces = [(at, size, False) for at, size in books.in_use.gaps(first, count)]
-        pieces += [(at, size, True) for at, size in books.in_use.within(first, count)]
+    """The plugged ranges, split into those in use and the others."""
+    table, made = mem.block_table, []
+    for first, count in table.plugged:
+        pieces = [(at, size, False) for at, size in table.in_use.gaps(first, count)]
+        pieces += [(at, size, True) for at, size in table.in_use.within(first, count)]
         for at, size, used in sorted(pieces):
             made.append(
                 {
@@ -205,7 +206,7 @@ def unplug(cmd: Command, dev: DevArgument, size: SizeArgument, unit: UnitOption 
 
 def _change(cmd: Command, dev: str, size: str, unit: str, what: str) -> None:
     if not size.strip().endswith("%"):
-        _positive(parse_size(size), size)  # what is no size at all needs no device
+        _positive(parse_size(size), size)  # before a device is opened
     with _driver(cmd, dev) as (device, mem):
         wanted = parse_size(size, total=mem.config().region_size, multiple=mem.block_size)
         _positive(wanted, size)
@@ -318,13 +319,13 @@ def _managed(cmd: Command, dev: str, unit: str, limit: str, online: bool) -> Ite
 
 
 def _units(manager: Manager) -> str:
-    """Which of the kernel's two modes this is (virtio_mem.c calls them SBM and BBM)."""
+    """Which of the kernel's two modes applies (virtio_mem.c calls them SBM and BBM)."""
     linux = "SBM" if manager.mode.value == "sub-blocks" else "BBM"
     return f"units of {human(manager.unit)}, steps of {human(manager.step)}: {manager.mode.value} ({linux})"
 
 
 class _Follower:
-    """Reports how much is plugged: whenever no more can be done, and now and then on the way."""
+    """Reports how much is plugged: when no more can be done, and at intervals on the way."""
 
     _EVERY = 0.5  # seconds
 
@@ -335,13 +336,16 @@ class _Follower:
         self._told = time.monotonic()
 
     def progress(self, _plugged: int) -> None:
+        """Report the size that is plugged now, if it is time to."""
         if time.monotonic() - self._told >= self._EVERY:
             self.tell("progress")
 
     def ended(self, outcome: Outcome) -> None:
+        """Report the outcome, after which no more can be done for now."""
         self.tell(outcome.value)
 
     def tell(self, event: str, reason: str | None = None) -> None:
+        """Print an event with requested and plugged size."""
         self._told = time.monotonic()
         config = self._mem.config()
         if self._cmd.json:

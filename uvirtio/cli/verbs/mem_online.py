@@ -1,4 +1,4 @@
-"""``uvirtio mem online`` and ``offline``: plugged memory for Linux itself, and back."""
+"""``uvirtio mem online`` and ``offline``: hand plugged memory to Linux, and take it back."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ STAY_AWAKE = "`systemd-inhibit --what=sleep sleep infinity`"
 
 
 def suspend_lock(cmd: Command, device: Device) -> SuspendLock | None:
-    """What keeps this machine awake while its memory is plugged; a guest of ours does not suspend."""
+    """What prevents suspend while this machine's memory is plugged; None: a ``qemu:`` guest does not suspend."""
     if device.guest is not None:
         return None
     from uvirtio.drivers.mem import SuspendLock
@@ -38,7 +38,7 @@ def suspend_lock(cmd: Command, device: Device) -> SuspendLock | None:
 
 
 def tell_suspend(cmd: Command, mem: Mem) -> None:
-    """For a command that stays: whether suspend is blocked while memory is plugged."""
+    """Report, for a command that keeps running, whether suspend is blocked while memory is plugged."""
     lock = mem.suspend_lock
     if cmd.json or lock is None or mem.survives_suspend:
         return
@@ -54,9 +54,13 @@ def tell_suspend(cmd: Command, mem: Mem) -> None:
 def handing(
     cmd: Command, dev: str, *, limit: str = "", teller: bool = False
 ) -> Iterator[tuple[Device, Mem, Linux, Manager]]:
-    """The device, and its memory as Linux has it; everything is checked before anything changes.
+    """Open the device and its memory as Linux sees it; everything is checked before anything changes.
 
-    ``teller``: a line for each piece that comes, goes, or is busy.
+    Args:
+        cmd: The command.
+        dev: The device's address.
+        limit: The most memory to plug, as the user typed it; empty: no limit.
+        teller: Print a line for each piece that goes online, offline, or is busy.
     """
     from uvirtio.drivers.mem import Mem
     from uvirtio.online import Linux, system_memory
@@ -74,7 +78,7 @@ def _teller(cmd: Command, linux: Linux) -> Callable[[str, int], None]:
 
     def tell(event: str, address: int) -> None:
         if last.get(address) == event:
-            return  # busy, and busy again
+            return  # the same state again
         last[address] = event
         total = linux.memory.kernel.total()
         failure = linux.failures.get(address) if event == "failed" else None

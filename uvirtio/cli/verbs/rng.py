@@ -18,6 +18,7 @@ _PIECE = 1 << 16
 
 
 def register(app: typer.Typer) -> None:
+    """Add the group ``rng`` to the application."""
     group = make_group("Random bytes from the host.")
     app.add_typer(group, name="rng")
     verb(group, "read", group="rng", opens=True)(read)

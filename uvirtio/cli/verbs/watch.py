@@ -1,4 +1,4 @@
-"""``uvirtio watch``: what happens to the virtio devices of this machine, as it happens."""
+"""``uvirtio watch``: changes of the virtio devices of this machine, as they happen."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
+    """Add ``watch`` to the application."""
     verb(app, "watch", streams=True)(watch)
 
 
