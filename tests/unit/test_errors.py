@@ -192,6 +192,10 @@ INNOCENT = frozenset({
     "self._device.close",
     "self._poll.close",
     "self._process.stdin.write",
+    "UdevEvents",  # pyudev's errors
+    "ids.type_name",
+    "self._socket.bind",
+    "self._socket.setsockopt",
     "self._socket.recv",
     "self._socket.recv_into",
     "self._socket.sendall",

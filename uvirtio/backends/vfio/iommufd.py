@@ -16,7 +16,7 @@ from pathlib import Path
 from uvirtio.backends.vfio.container import IommuInfo, map_error
 from uvirtio.backends.vfio.device import Device
 from uvirtio.backends.vfio.group import vf_token_refused
-from uvirtio.errors import Busy, Closed, ModuleLack, NotSupported, OperationFailed, PermissionLack
+from uvirtio.errors import Busy, Closed, ModuleLack, NotSupported, OperationFailed, PermissionLack, UvirtioError
 from uvirtio.host import sysfs
 from uvirtio.host.process import holders
 from uvirtio.host.roots import Roots
@@ -273,6 +273,9 @@ def open_cdev(
             Device(fd, address, kernel).set_vf_token(late_token)
         attach = vfio_device_attach_iommufd_pt(argsz=ctypes.sizeof(vfio_device_attach_iommufd_pt), pt_id=ioas.id)
         kernel.ioctl(fd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, attach)
+    except UvirtioError:
+        kernel.close(fd)
+        raise
     except OSError as error:
         kernel.close(fd)
         if error.errno == errno.EACCES:
