@@ -169,6 +169,6 @@ def test_memory_of_somebody_elses_has_no_window() -> None:
         Machine("q35", [own, "virtio-mem-pci"], arguments=arguments) as machine,
         machine_device(machine, POLLING) as device,
         Mem(device) as memory,
-        pytest.raises(NotSupported, match="no file of this process"),
+        pytest.raises(NotSupported, match="not a file of this process"),
     ):
         Region.open(memory)

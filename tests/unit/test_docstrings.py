@@ -20,11 +20,6 @@ PACKAGE = Path(uvirtio.__file__).parent
 # and this list with the last one.
 TODO = {
     "host",
-    "interfaces",
-    "memory",
-    "virtqueue",
-    "transports",
-    "backends",
     "device",
     "opening",
     "diag",

@@ -1,6 +1,6 @@
-"""virtio-mmio windows through /dev/mem: no driver in between, no interrupt, no IOMMU.
+"""virtio-mmio windows through /dev/mem: no kernel driver, no interrupt, no IOMMU.
 
-What is mapped is held against /proc/iomem first (:mod:`uvirtio.host.mmio`). The kernel has its own rules on top:
+The window is compared with /proc/iomem before it is mapped (``iomem``). The kernel has its own rules on top:
 with STRICT_DEVMEM it maps no RAM, with IO_STRICT_DEVMEM no page in which a driver has a window, and when it is
 locked down, nothing. Rings and buffers are huge pages at their physical addresses.
 """
@@ -36,34 +36,41 @@ from uvirtio.memory.access import MappedRegisters
 from uvirtio.spec import mmio as spec
 
 WARNING = (
-    "nothing holds a device that is reached through /dev/mem: it reads and writes physical memory, anywhere, and "
-    "a mistake of its driver destroys data of this machine"
+    "no IOMMU holds a device that is reached through /dev/mem: it can read and write all physical memory, and a "
+    "fault in its driver can destroy data of this machine"
 )
 
 _QUIET = 1.0
-"""Seconds that the guardian gives the device for its reset."""
+"""Seconds that the guardian waits for the device's reset."""
 
 _PATIENCE = 10.0
-"""Seconds that a new driver gives the guardian of a dead one, which may have to wait for a busy CPU too."""
+"""Seconds that a new driver waits for the guardian of a dead one, which may have to wait for a busy CPU too."""
 
 _X86 = ("x86_64", "AMD64", "i686", "i386")
 
 
 class _GuardedRegisters(MappedRegisters):
-    """The registers, with the question before each read whether the guardian still stands.
+    """The registers, with a check before each read that the guardian is alive.
 
-    Not before a write: the one that resets the device has to get through.
+    Not before a write: the one that resets the device must always be possible.
     """
 
     window: DevmemWindow
 
     def read32(self, offset: int) -> int:
+        """Read 32 bits at ``offset``.
+
+        Raises:
+            GuardianLost: The guardian has ended.
+            Misuse: Outside the window, or not aligned.
+            Closed: After ``close()``.
+        """
         self.window.watch()
         return super().read32(offset)
 
 
 class DevmemWindow:
-    """A virtio-mmio window that this process has mapped. Satisfies ``MmioWindow``."""
+    """A virtio-mmio window that this process has mapped. Satisfies ``MmioWindow``; a context manager."""
 
     bus: Literal["mmio"] = "mmio"
     translates = False
@@ -71,7 +78,22 @@ class DevmemWindow:
     warning = WARNING
 
     def __init__(self, address: str, base: int, length: int, roots: Roots) -> None:
-        """Use :meth:`open`, which asks first. The window was held against /proc/iomem."""
+        """Map a window that was checked; use ``open``, which checks it.
+
+        Args:
+            address: The window's name, ``mmio:0xfe003e00``.
+            base: Its physical address, in bytes.
+            length: Its length, in bytes.
+            roots: Where /dev, /run, /sys and /proc are.
+
+        Raises:
+            Busy: Another process has the device.
+            NotBound: A kernel driver is bound to the window.
+            GroupNotViable: A kernel driver has another window of the page.
+            PermissionLack: /dev/mem cannot be opened or mapped.
+            NotSupported: The kernel has no /dev/mem.
+            OperationFailed: The window cannot be mapped for another reason.
+        """
         self.address = address
         self.base = base
         self.description = f"/dev/mem at {base:#x}, {length} bytes, physical addresses"
@@ -106,17 +128,31 @@ class DevmemWindow:
         unsafe_dma: bool = False,
         machine: str | None = None,
     ) -> DevmemWindow:
-        """Map the window at the physical address ``base``; ``length`` in bytes, 0 where nobody knows it.
+        """Check and map the window at a physical address. The caller has checked the deny list.
 
-        ``machine`` is the CPU's name, this machine's if it is not given. The caller has asked the deny list.
-        Raises UnsafeDma (without the consent), NotBound, ForeignWindow, GroupNotViable (a driver has another
-        window of the page), Busy, PermissionLack, NotSupported, OperationFailed.
+        Args:
+            address: The window's name, ``mmio:0xfe003e00``.
+            base: Its physical address, in bytes; a multiple of 4.
+            length: Its length, in bytes; 0 where it is unknown.
+            roots: Where /dev, /run, /sys and /proc are.
+            unsafe_dma: Consent to DMA that no IOMMU restricts; required.
+            machine: Name of the CPU architecture; None: this machine's.
+
+        Raises:
+            UnsafeDma: ``unsafe_dma`` is False.
+            NotBound: A kernel driver is bound to the window.
+            ForeignWindow: /proc/iomem does not name a virtio-mmio window there.
+            GroupNotViable: A kernel driver has another window of the page.
+            Busy: Another process has the device.
+            PermissionLack: /dev/mem cannot be opened or mapped.
+            NotSupported: The address is not aligned, or the kernel has no /dev/mem.
+            OperationFailed: The window cannot be mapped for another reason.
         """
         roots = roots or Roots()
         length = max(length or spec.WINDOW_SIZE, spec.WINDOW_MIN_SIZE)
         if base % 4:
             raise NotSupported(
-                f"{address} is no place for a virtio-mmio window",
+                f"{address} cannot be a virtio-mmio window",
                 seen=f"address {base:#x}",
                 expected="a multiple of 4: the registers are words of 32 bits (4.2.2.2)",
             )
@@ -124,7 +160,7 @@ class DevmemWindow:
             raise UnsafeDma(
                 f"{address} is refused: {WARNING}",
                 seen="/dev/mem, without --unsafe-dma",
-                expected="the consent, or a device that an IOMMU holds",
+                expected="--unsafe-dma, or a device behind an IOMMU",
                 remedy="on a machine that you can afford to lose: --unsafe-dma (unsafe_dma=True)",
             )
         on_x86 = (machine or platform.machine()) in _X86
@@ -132,17 +168,25 @@ class DevmemWindow:
         return cls(address, base, length, roots)
 
     def enable_interrupt(self) -> Event | None:
-        """None: /dev/mem has no interrupts, the device is polled."""
+        """Return None: /dev/mem has no interrupts, the device is polled."""
         return None
 
     def disable_interrupt(self) -> None:
-        """Nothing is on."""
+        """Do nothing: no interrupt is enabled."""
 
     def guard(self, status: int) -> None:
-        """Have a guardian stand ready to reset the device if this process is killed. See the MmioWindow seam.
+        """Make a guardian ready to reset the device if this process is killed.
 
-        It holds the memory too, and the lock: nobody gets either before the device is quiet. Raises
-        OperationFailed where there can be none, GuardianLost.
+        It holds the memory too, and the lock: both become free only after the device is quiet.
+
+        Args:
+            status: Offset of the Status register in the window, in bytes.
+
+        Raises:
+            OperationFailed: The guardian cannot be started.
+            GuardianLost: The guardian has ended.
+            HugePagesLack: The pool has no huge page for the memory.
+            Closed: After ``close()``.
         """
         if self._closed:
             raise Closed(f"{self.address} is closed")
@@ -159,15 +203,19 @@ class DevmemWindow:
         self._guardian, self._status = guardian, status
 
     def watch(self) -> None:
-        """Raises GuardianLost, once, where there was a guardian and is none any more."""
+        """Check that the guardian, if there is one, is alive.
+
+        Raises:
+            GuardianLost: It has ended. Raised once.
+        """
         guardian = self._guardian
         if guardian is not None and not guardian.alive:
             self._guardian = None
             raise GuardianLost(
-                f"the guardian of {self.address} is gone",
+                f"the guardian of {self.address} has ended",
                 seen=f"process {guardian.pid} ended",
                 expected="a process that quiets the device if this one is killed",
-                remedy="find out who ended it; then open the device again",
+                remedy="find out what ended it; then open the device again",
             )
 
     def _file(self) -> HugeFile:
@@ -176,18 +224,24 @@ class DevmemWindow:
         return self._memory
 
     def dma(self, translated: bool) -> PhysicalDmaSpace:
-        """Memory in huge pages. The caller closes it after the device was reset.
+        """Return memory in huge pages. The caller closes it after the device was reset.
 
-        Raises HugePagesLack, PagemapHidden.
+        Args:
+            translated: Whether ACCESS_PLATFORM was negotiated; the addresses are physical ones either way.
+
+        Raises:
+            HugePagesLack: The pool has no huge page.
+            PagemapHidden: This process may not read physical addresses.
+            Closed: After ``close()``.
         """
         if self._closed:
             raise Closed(f"{self.address} is closed")
         return PhysicalDmaSpace(self._roots, file=self._file(), translated=translated)
 
     def close(self) -> None:
-        """Unmap the window and give it back; idempotent.
+        """Unmap the window and release the lock; idempotent.
 
-        If the device is reset, its guardian ends; if not, it does what it is there for.
+        If the device is reset, its guardian ends; if not, the guardian acts.
         """
         if self._closed:
             return
@@ -259,7 +313,7 @@ def _map(fd: int, start: int, length: int, base: int, address: str, roots: Roots
 
 
 def _refused(start: int, length: int, base: int, address: str, roots: Roots) -> Exception:
-    """Why the kernel says no to a mapping: whose window lies in the page, or its configuration."""
+    """The error for a refused mapping: which driver has a window in the page, or the kernel's configuration."""
     held = []
     page = (start & -CPU_PAGE, (start + length + CPU_PAGE - 1) & -CPU_PAGE)
     for window in mmio.windows(roots):
@@ -273,13 +327,13 @@ def _refused(start: int, length: int, base: int, address: str, roots: Roots) -> 
             return NotBound(
                 f"{address} is held by a driver of the kernel",
                 seen=entry,
-                expected="a window that nobody drives",
+                expected="a window without a kernel driver",
                 remedy=f"uvirtio bind mmio:{base:#x}",
             )
         held.append(entry)
     if held:
         return GroupNotViable(
-            f"{address} shares its page with windows that the kernel drives, and then it maps none of them",
+            f"{address} shares its page with windows that kernel drivers use, so the kernel maps none of them",
             seen=", ".join(dict.fromkeys(held)),
             expected="a page without a driver in it (IO_STRICT_DEVMEM)",
             remedy=f"uvirtio bind mmio:{base:#x} --group takes them all; or boot with iomem=relaxed",
@@ -289,6 +343,6 @@ def _refused(start: int, length: int, base: int, address: str, roots: Roots) -> 
         f"the kernel does not map {address}",
         seen=f"EPERM; lockdown is {mode}" if mode else "EPERM",
         expected="a kernel that maps device memory for root",
-        remedy="STRICT_DEVMEM or a driver forbids it: see /proc/iomem for who has the page; iomem=relaxed on the "
+        remedy="STRICT_DEVMEM or a driver forbids it: see /proc/iomem for the page; iomem=relaxed on the "
         "kernel's command line allows it",
     )

@@ -1,6 +1,6 @@
 """The guardian itself: a program of its own, which outlives the driver and quiets its device.
 
-Started by ``guardian.Guardian`` and told over its standard input, in lines of words and numbers::
+Started by ``guardian.Guardian``, which sends commands to its standard input, in lines of words and numbers::
 
     store FD OFFSET WIDTH MAPPED VALUE
     await FD OFFSET WIDTH MAPPED VALUE MILLISECONDS
@@ -8,9 +8,9 @@ Started by ``guardian.Guardian`` and told over its standard input, in lines of w
     armed                                   that was all; answered by the same word
     disarm                                  the device is quiet: end, and touch nothing
 
-When the driver's process ends, or its end of the pipe, before it said ``disarm``, the steps are done in their
-order. Meanwhile this process holds the descriptors that it was given, the DMA memory's among them: nobody gets
-those pages before it ends. It has no threads, and ignores the signals that a terminal sends.
+When the driver's process ends, or its end of the pipe, before it sent ``disarm``, the steps are done in their
+order. Meanwhile this process keeps the descriptors that it was given, the DMA memory's among them: the kernel
+does not reuse those pages before it ends. It has no threads, and ignores the signals that a terminal sends.
 """
 
 from __future__ import annotations
@@ -36,11 +36,25 @@ _WRITE = {1: "write8", 2: "write16", 4: "write32"}
 
 
 class Step:
-    """One line of the plan, with its register made accessible already."""
+    """One step of the plan. Its register is made accessible when the step arrives."""
 
     def __init__(
         self, verb: str, fd: int, offset: int, width: int, mapped: int, value: int, wait: int = 0
     ) -> None:
+        """Open the register.
+
+        Args:
+            verb: ``store``, ``await`` or ``clear``.
+            fd: An open file.
+            offset: Place of the register in it, in bytes.
+            width: Width of the register, in bytes.
+            mapped: 1: map the file; 0: pread and pwrite.
+            value: The value to write or wait for, or the bits to clear.
+            wait: Milliseconds to wait, for ``await``.
+
+        Raises:
+            ValueError: There is no such verb.
+        """
         if verb not in ("store", "await", "clear"):
             raise ValueError(verb)
         self._verb, self._value, self._wait = verb, value, wait / 1000
@@ -56,7 +70,7 @@ class Step:
         self._write: Callable[[int, int], None] = getattr(registers, _WRITE[width])
 
     def do(self) -> bool:
-        """Whether the device is known to be quiet after it. Raises nothing."""
+        """Do the step; returns whether the device is known to be quiet after it. No error leaves it."""
         try:
             if self._verb == "store":
                 self._write(0, self._value)
@@ -76,19 +90,27 @@ class Step:
 
 
 def quiet(steps: list[Step]) -> bool:
-    """Do all steps; whether one of them made sure that the device writes no more."""
+    """Do all steps; returns whether one of them made sure that the device does not write any more."""
     done = [step.do() for step in steps]
     return any(done)
 
 
 def tell_kernel_log(text: str) -> None:
-    """The only place where somebody may look for it: the driver's terminal may be gone."""
+    """Write a line to the kernel's log: the driver's terminal may be closed."""
     with suppress(OSError), Path("/dev/kmsg").open("w", encoding="ascii") as log:
         log.write(f"uvirtio: {text}\n")
 
 
 def watch(lines: int, driver: int) -> list[Step] | None:
-    """Read the plan, then wait for the end of the driver; None where it says that there is nothing to do."""
+    """Read the plan, then wait for the end of the driver.
+
+    Args:
+        lines: Descriptor of the pipe from the driver.
+        driver: The driver's pidfd.
+
+    Returns:
+        The steps to do; None where the driver sent ``disarm``.
+    """
     steps: list[Step] = []
     poller = select.poll()
     poller.register(lines, select.POLLIN)
@@ -96,7 +118,7 @@ def watch(lines: int, driver: int) -> list[Step] | None:
     begun = b""
     while True:
         events = dict(poller.poll())
-        if lines in events:  # first, for a last word may be waiting there
+        if lines in events:  # first: a last command may be waiting there
             data = os.read(lines, 4096)
             if not data:
                 return steps
@@ -114,9 +136,10 @@ def watch(lines: int, driver: int) -> list[Step] | None:
 
 
 def main(name: str, driver: int) -> int:
+    """Run the guardian of the device ``name``; ``driver`` is the driver's pidfd. Returns the exit code."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    with suppress(OSError):  # the driver's memory is what the kernel may want back; not this
+    with suppress(OSError):  # out of memory, the kernel may end the driver, but not this
         Path("/proc/self/oom_score_adj").write_text("-1000", encoding="ascii")
     os.chdir("/")
     steps = watch(0, driver)

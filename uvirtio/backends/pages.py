@@ -1,6 +1,6 @@
-"""Pages of this process, as a device knows them: what memory is made of under every back end of this kernel.
+"""Pages of this process, as a device addresses them: the memory of every back end of this kernel.
 
-Whether a page stays where it is, is the business of whoever made it: a VFIO map pins it, a huge page of the
+Whether a page keeps its place is up to the code that allocates it: a VFIO map pins it, a huge page of the
 kernel's pool is not moved.
 """
 
@@ -21,9 +21,16 @@ MADV_DONTDUMP = getattr(mmap, "MADV_DONTDUMP", 16)
 
 
 class Memory:
-    """Mapped memory of this process: whole pages, its address, one view."""
+    """Mapped memory of this process: whole pages, their virtual address, one view."""
 
     def __init__(self, mapping: mmap.mmap, start: int, size: int) -> None:
+        """Take over a part of a mapping.
+
+        Args:
+            mapping: The mapping; closed by ``close()``.
+            start: Start of the part in it, in bytes.
+            size: Length of the part, in bytes.
+        """
         # ctypes only to learn the address; the reference to the buffer ends with this statement.
         import ctypes
 
@@ -34,20 +41,30 @@ class Memory:
             self.view = whole[start : start + size]
 
     def close(self) -> None:
-        """Raises BufferError while somebody still holds a view; may be called again then."""
+        """Release the view and unmap.
+
+        Raises:
+            BufferError: A view of it is still held; call again when it is not.
+        """
         self.view.release()
         self._mapping.close()
 
 
 class PagedBlock:
-    """A block of this process's pages, which its space takes from the device when it is closed.
+    """A block of this process's pages, which its space removes from the device when it is closed.
 
-    The common part of what satisfies the ``Block`` protocol: ``view``, ``size`` (bytes, whole pages), and frame
-    numbers that are read at every call.
+    The common part of what satisfies ``Block``: ``view``, ``size`` (bytes, whole pages), and frame numbers that
+    are read at every call.
     """
 
     def __init__(self, memory: Memory, pagemap: Pagemap, undo: Callable[[Any], None]) -> None:
-        """``undo`` takes the block from the device, and out of the books of its space."""
+        """Take over memory.
+
+        Args:
+            memory: The memory; freed by ``close()``.
+            pagemap: Where frame numbers are read.
+            undo: Removes the block from the device and from the record of its space.
+        """
         self._memory = memory
         self._pagemap = pagemap
         self._undo = undo
@@ -57,11 +74,16 @@ class PagedBlock:
 
     @property
     def vaddr(self) -> int:
-        """Where this process sees the block."""
+        """The virtual address of the block in this process."""
         return self._memory.vaddr
 
     def pfns(self) -> list[int]:
-        """The frame number of each 4096-byte piece, read anew. Raises PagemapHidden, Closed."""
+        """Return the frame number of each 4096-byte piece, read again at every call.
+
+        Raises:
+            PagemapHidden: This process may not read them.
+            Closed: After ``close()``.
+        """
         self._check_open()
         return self._pagemap.pfns(self._memory.vaddr, self.size)
 
@@ -70,7 +92,7 @@ class PagedBlock:
             raise Closed("this block of memory is closed")
 
     def close(self) -> None:
-        """Take the block from the device, then free it; idempotent.
+        """Remove the block from the device, then free it; idempotent.
 
         Raises:
             BufferError: A view of it is still held; call again when it is not.
@@ -91,9 +113,10 @@ AnyBlock = TypeVar("AnyBlock", bound=PagedBlock)
 
 
 class OwnedBlocks(Generic[AnyBlock]):
-    """The blocks that a DMA space has given out and that are still open; they end with the space."""
+    """The blocks that a DMA space has allocated and that are still open; they end with the space."""
 
     def __init__(self, pagemap: Pagemap) -> None:
+        """Set up an empty space that reads frame numbers from ``pagemap``, which it closes."""
         self._pagemap = pagemap
         self._blocks: dict[int, AnyBlock] = {}
         self._closed = False
@@ -103,7 +126,7 @@ class OwnedBlocks(Generic[AnyBlock]):
             raise Closed("this DMA space is closed")
 
     def _rounded(self, size: int, unit: int) -> int:
-        """``size`` bytes as whole units. Raises Closed, and BadSize unless size is positive."""
+        """Return ``size`` bytes rounded up to whole units; Closed after ``close()``, BadSize unless positive."""
         self._check_open()
         if size <= 0:
             raise BadSize(f"{size} bytes of memory", seen=size, expected="1 or more")
@@ -117,14 +140,15 @@ class OwnedBlocks(Generic[AnyBlock]):
         self._blocks.pop(id(block), None)
 
     def _closers(self) -> Iterator[Callable[[], None]]:
-        """What else ends with the space, after its blocks; each idempotent."""
+        """Yield what else is closed with the space, after its blocks; each idempotent."""
         yield self._pagemap.close
 
     def close(self) -> None:
-        """Unmap and free all blocks; idempotent.
+        """Unmap and free all blocks; idempotent. All are tried before the first error is reported.
 
         Raises:
-            OperationFailed, BufferError: The first error, after all was tried.
+            OperationFailed: The kernel refused to unmap a block.
+            BufferError: A view of a block is still held.
         """
         self._closed = True
         first: BaseException | None = None
@@ -144,15 +168,24 @@ class OwnedBlocks(Generic[AnyBlock]):
 
 
 def advise(mapping: mmap.mmap, *advice: int) -> None:
+    """Apply pieces of advice (MADV_...) to a mapping; those that the kernel does not implement are ignored."""
     for item in advice:
         try:
             mapping.madvise(item)
         except OSError:
-            pass  # a kernel without KSM or THP does not know the word, and then there is nothing to fear
+            pass  # a kernel without KSM or THP does not know the advice, and does not need it
 
 
 def ordinary(size: int, *, small_pages: bool) -> Memory:
-    """Private anonymous memory, whole pages, zeroed; not merged, not inherited. Raises OperationFailed."""
+    """Allocate private anonymous memory, whole pages, zeroed; not merged (KSM), not inherited by a fork.
+
+    Args:
+        size: Length in bytes.
+        small_pages: Prevent transparent huge pages.
+
+    Raises:
+        OperationFailed: The kernel refused.
+    """
     try:
         mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
@@ -164,7 +197,7 @@ def ordinary(size: int, *, small_pages: bool) -> Memory:
 
 
 def merged(pfns: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Frame numbers as runs of (offset in the block, physical address, length), neighbours merged."""
+    """Return frame numbers as runs of (offset in the block, physical address, length), in bytes."""
     runs: list[tuple[int, int, int]] = []
     start = 0
     for index in range(1, len(pfns) + 1):
@@ -175,9 +208,15 @@ def merged(pfns: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def pieces(runs: Sequence[tuple[int, int, int]], offset: int, length: int) -> list[tuple[int, int]]:
-    """The device addresses of ``length`` bytes from ``offset``, as (address, length), out of merged runs.
+    """Return the device addresses of a part of a block, as (address, length) in bytes.
 
-    Raises Misuse outside of what the runs cover.
+    Args:
+        runs: The merged runs of the block.
+        offset: Start of the part in the block, in bytes.
+        length: Length of the part, in bytes.
+
+    Raises:
+        Misuse: The part is not all in the block.
     """
     end = offset + length
     if offset < 0 or length < 0 or end > (runs[-1][0] + runs[-1][2] if runs else 0):
@@ -201,30 +240,41 @@ class LinearBlock:
     address: int
     """The device address of the first byte."""
     size: int
+    """Length in bytes."""
 
     def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """The device addresses of these bytes: always one run. Raises Misuse outside the block."""
+        """Return the device addresses of these bytes: always one run.
+
+        Raises:
+            Misuse: The bytes are not all in the block.
+        """
         if offset < 0 or length < 0 or offset + length > self.size:
             raise Misuse(f"{length} bytes at {offset} of a block of {self.size}")
         return [(self.address + offset, length)] if length else []
 
 
 class GuestBlock(LinearBlock):
-    """Memory at a known guest-physical address, which is what every device of the machine calls it.
+    """Memory at a known guest-physical address, which is its address for every device of the machine.
 
-    Satisfies the ``Block`` protocol. The mapping stays the caller's.
+    Satisfies ``Block``. The mapping stays the caller's.
     """
 
     def __init__(self, mapping: mmap.mmap, physical: int) -> None:
+        """View a mapping as a block.
+
+        Args:
+            mapping: The mapping; the whole of it.
+            physical: Its guest-physical address, in bytes.
+        """
         self.view = memoryview(mapping)
         self.size = len(self.view)
         self.address = physical
 
     def pfns(self) -> list[int]:
-        """The guest-physical frame numbers; they never change."""
+        """Return the guest-physical frame numbers; they never change."""
         first = self.address >> PFN_SHIFT
         return list(range(first, first + (-(-self.size >> PFN_SHIFT))))
 
     def close(self) -> None:
-        """Let go of the mapping; idempotent."""
+        """Release the view of the mapping; idempotent."""
         self.view.release()

@@ -13,14 +13,23 @@ from uvirtio.spec import pci
 
 class _Sized(Protocol):
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Length in bytes."""
+        ...
 
 
 AnyBar = TypeVar("AnyBar", bound=_Sized)
 
 
 def bar_of(bars: Mapping[int, AnyBar], index: int, offset: int, length: int, *, address: str) -> AnyBar:
-    """The BAR that a window of ``length`` bytes at ``offset`` lies in.
+    """Return the BAR that contains a window.
+
+    Args:
+        bars: The BARs of the function, by number.
+        index: Number of the BAR.
+        offset: Start of the window in the BAR, in bytes.
+        length: Length of the window, in bytes.
+        address: The function, for errors.
 
     Raises:
         CapabilityError: The BAR is absent or too small.
@@ -37,9 +46,9 @@ def bar_of(bars: Mapping[int, AnyBar], index: int, offset: int, length: int, *, 
 
 
 class BoundFunction:
-    """A PCI function that a driver of the kernel holds for this process.
+    """A PCI function that is bound to a kernel driver (``driver``) which passes it to this process.
 
-    A back end finds ``config`` and ``_bars`` when it is made; ``driver`` is the kernel's.
+    A back end sets ``config`` and ``_bars`` in its constructor.
     """
 
     bus: Literal["pci"] = "pci"
@@ -47,33 +56,49 @@ class BoundFunction:
     config: Registers
 
     def __init__(self, address: str) -> None:
+        """Set the address, ``0000:03:00.0``."""
         self.address = address
         self._bars: dict[int, BarInfo] = {}
         self._closed = False
 
     def gone(self, seen: str) -> NoReturn:
-        """Raise DeviceGone."""
+        """Report the function as removed.
+
+        Args:
+            seen: How that was noticed.
+
+        Raises:
+            DeviceGone: Always.
+        """
         raise DeviceGone(
-            f"{self.address} does not answer any more",
+            f"{self.address} does not respond any more",
             seen=seen,
-            expected=f"a function that {self.driver} holds",
+            expected=f"a function that is bound to {self.driver}",
             remedy="look whether the device was removed: uvirtio list",
         )
 
     def bar(self, index: int) -> BarInfo | None:
-        """The base address register, or None: absent, or the upper half of a 64-bit one."""
+        """Return a base address register; None: absent, or the upper half of a 64-bit one."""
         return self._bars.get(index)
 
     def _bar_of(self, bar: int, offset: int, length: int) -> BarInfo:
-        """The BAR that a window lies in. Raises CapabilityError if it is absent or too small."""
+        """Return the BAR that contains a window; CapabilityError if it is absent or too small."""
         return bar_of(self._bars, bar, offset, length, address=self.address)
 
     def doorbell(self, bar: int, offset: int, value: int) -> Doorbell | None:
-        """None: a kick is a register write. (VFIO's ioeventfd costs the same one system call.)"""
+        """Return None: a kick is a register write. (VFIO's ioeventfd costs the same one system call.)"""
         return None
 
     def command(self, *, set_: int = 0, clear: int = 0) -> int:
-        """Change bits of the command register; what it was before. Raises DeviceGone."""
+        """Change bits of the command register; returns its previous value.
+
+        Args:
+            set_: Bits to set.
+            clear: Bits to clear.
+
+        Raises:
+            DeviceGone: The function does not respond.
+        """
         old = self.config.read16(pci.CFG_COMMAND)
         if old == 0xFFFF:
             self.gone("configuration space reads all ones")
@@ -83,10 +108,10 @@ class BoundFunction:
         return old
 
     def _decode(self, *, clear: int = 0) -> None:
-        """Let the function answer at its BARs, and keep its pin quiet until somebody listens.
+        """Let the function decode its BARs, and keep its pin disabled until a handler is installed.
 
-        A line that is asserted and has no handler makes the kernel switch it off ("nobody cared"), for all who
-        share it. (VFIO lets the physical bit follow ours.)
+        If a line is asserted and has no handler, the kernel disables it ("nobody cared"), for all devices that
+        share it. (With VFIO the physical command bit follows the virtual one.)
         """
         wanted = int(pci.Command.INTX_DISABLE)
         for info in self._bars.values():
@@ -94,11 +119,11 @@ class BoundFunction:
         self.command(set_=wanted, clear=clear)
 
     def _master_off(self) -> bool:
-        """Switch bus mastering off; whether the function is known to do no DMA from now on."""
+        """Clear Bus Master Enable; returns whether the function is known to do no DMA from now on."""
         try:
             self.command(clear=pci.Command.MASTER)
             return not self.config.read16(pci.CFG_COMMAND) & pci.Command.MASTER
         except DeviceGone:
-            return True  # what is not there writes nowhere
+            return True  # a removed function writes nowhere
         except UvirtioError:
             return False

@@ -1,12 +1,12 @@
-"""Guest-physical memory where no IOMMU holds the device and no map pins a page: huge pages of the kernel's pool.
+"""Guest-physical memory for devices without an IOMMU and without pinning maps: huge pages of the kernel's pool.
 
 Without a map, nothing keeps an ordinary page at its address: ``mlock`` keeps it in memory, but compaction, KSM,
-transparent huge pages or a copy after fork may move it, and the device would go on writing to the old place.
+transparent huge pages or a copy after fork may move it, and the device would still write to the old place.
 A page of the hugetlb pool is neither swapped, merged, split nor compacted. It also is 2 MiB of contiguous
-addresses, which legacy rings need (2.7.2 of the legacy interface). The frames are read anew at every ``pfns()``
-all the same.
+addresses, which legacy rings need (2.7.2 of the legacy interface). The frames are still read again at every
+``pfns()``.
 
-The memory is one file without a name, so that whoever else holds the descriptor (the guardian) keeps the pages
+The memory is one file without a name, so that another process with the descriptor (the guardian) keeps the pages
 from being reused when this process dies.
 """
 
@@ -39,18 +39,30 @@ _MFD_HUGE_2MB = 21 << 26
 
 
 def huge_file() -> int:
-    """The descriptor of an empty file of huge pages, close-on-exec. Raises OSError."""
+    """Return the descriptor of an empty file of huge pages (2 MiB), close-on-exec.
+
+    Raises:
+        OSError: The kernel has no such pages.
+    """
     return os.memfd_create("uvirtio-dma", os.MFD_CLOEXEC | _MFD_HUGETLB | _MFD_HUGE_2MB)
 
 
 class HugeFile:
-    """A file of huge pages: grows by the page, and gives single pages back.
+    """A file of huge pages: grows by pages, and frees single pages.
 
-    Empty it takes nothing from the pool. ``create`` makes the descriptor (tests: a file of ordinary pages).
+    While it is empty it uses nothing of the pool.
     """
 
     def __init__(self, roots: Roots | None = None, *, create: Callable[[], int] = huge_file) -> None:
-        """Raises NotSupported where the kernel has no huge pages of 2 MiB."""
+        """Make the file.
+
+        Args:
+            roots: Where /proc and /sys are.
+            create: Makes the descriptor (in tests: a file of ordinary pages).
+
+        Raises:
+            NotSupported: The kernel has no huge pages of 2 MiB.
+        """
         self._roots = roots or Roots()
         try:
             self._fd = create()
@@ -63,15 +75,26 @@ class HugeFile:
             ) from error
 
     def fileno(self) -> int:
-        """The descriptor. Raises Closed."""
+        """Return the descriptor.
+
+        Raises:
+            Closed: After ``close()``.
+        """
         if self._fd < 0:
             raise Closed("this file of huge pages is closed")
         return self._fd
 
     def map(self, first: int, count: int) -> mmap.mmap:
-        """Pages ``first`` to ``first + count`` of the file, there to be touched, never inherited by a fork.
+        """Allocate and map pages of the file, not inherited by a fork.
 
-        Raises HugePagesLack, or OperationFailed; some of them may have been taken then, and want ``free``.
+        Args:
+            first: Number of the first page.
+            count: Number of pages.
+
+        Raises:
+            HugePagesLack: The pool has not enough. Some pages may be allocated; ``free`` frees them.
+            OperationFailed: They cannot be mapped. They are allocated; ``free`` frees them.
+            Closed: After ``close()``.
         """
         try:
             # Taken here, where a failure is an error. On the first touch it would be SIGBUS.
@@ -91,7 +114,12 @@ class HugeFile:
         return mapping
 
     def free(self, first: int, count: int) -> None:
-        """Give these pages back to the pool; they read as zeros when they are mapped again."""
+        """Return pages to the pool; they read as zeros when they are mapped again.
+
+        Args:
+            first: Number of the first page.
+            count: Number of pages.
+        """
         size, offset = count * HUGE_PAGE, first * HUGE_PAGE
         # ValueError: beyond the end of the file, so nothing was taken.
         with suppress(OSError, ValueError, Closed), mmap.mmap(self.fileno(), size, offset=offset) as hole:
@@ -101,43 +129,60 @@ class HugeFile:
         pool = huge_pages(self._roots)
         total, left = pool.total or 0, max(0, (pool.free or 0) - (pool.reserved or 0))
         return HugePagesLack(
-            f"there are no {count} huge pages of 2 MiB, and without an IOMMU only these stay where they are",
+            f"there are no {count} huge pages of 2 MiB, and without an IOMMU only these keep their address",
             seen=f"{left} free of {total} ({os.strerror(error.errno or 0)})",
             expected=f"{count} free",
             remedy=f"as root: echo {total + count - left} > {pool.switch} "
-            "(or hugepages=N on the kernel's command line, while memory is not in pieces yet)",
+            "(or hugepages=N on the kernel's command line, before memory is fragmented)",
         )
 
     def close(self) -> None:
-        """Close the descriptor; idempotent. The pages go with the last mapping and the last descriptor."""
+        """Close the descriptor; idempotent. The pages are freed with the last mapping and the last descriptor."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
 
 class PhysicalBlock(PagedBlock):
-    """Memory within huge pages, mapped by itself. Satisfies the ``Block`` protocol."""
+    """Memory within huge pages, with a mapping of its own. Satisfies ``Block``."""
 
     def __init__(self, space: PhysicalDmaSpace, memory: Memory, first: int, pagemap: Pagemap) -> None:
-        """``first`` is where it begins in the file, in bytes."""
+        """Read the physical addresses of new memory.
+
+        Args:
+            space: The space that the memory returns to.
+            memory: The memory.
+            first: Where it begins in the file, in bytes.
+            pagemap: Where frame numbers are read.
+
+        Raises:
+            PagemapHidden: This process may not read them.
+        """
         super().__init__(memory, pagemap, space.take_back)
         self.first = first
         self.runs = merged(pagemap.pfns(memory.vaddr, self.size))
-        """(offset, physical address, length) in the order of offsets."""
+        """(offset, physical address, length) in bytes, in the order of offsets."""
+
         self.contiguous = len(self.runs) == 1
 
     def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """The physical addresses of these bytes, as (address, length) runs.
+        """Return the physical addresses of these bytes, as (address, length) runs.
 
-        Raises Misuse outside the block, Closed after close().
+        Raises:
+            Misuse: The bytes are not all in the block.
+            Closed: After ``close()``.
         """
         self._check_open()
         return pieces(self.runs, offset, length)
 
     def close(self) -> None:
-        """Free it; idempotent. Raises BufferError while a view of it is held: it is not reused then."""
+        """Free it; idempotent.
+
+        Raises:
+            BufferError: A view of it is still held; it is not reused then.
+        """
         if not self._closed:
-            self._memory.close()  # first of all, as the pages are reused by the next block of the space
+            self._memory.close()  # first, because the next block of the space reuses the pages
             self._closed = True
             self._undo(self)
 
@@ -145,9 +190,7 @@ class PhysicalBlock(PagedBlock):
 class PhysicalDmaSpace(OwnedBlocks[PhysicalBlock]):
     """DMA memory in huge pages, for one device. Close it after the device was reset. Satisfies ``DmaSpace``.
 
-    Rings and buffers share huge pages; what is not longer than one does not cross its end. ``file`` stays the
-    caller's; without it the space has its own. ``translated`` says only which reading of an address was
-    negotiated: where no IOMMU translates, both are physical (6.1).
+    Rings and buffers share huge pages; a block that is not longer than one does not cross its end.
     """
 
     contiguous_limit = HUGE_PAGE
@@ -160,13 +203,26 @@ class PhysicalDmaSpace(OwnedBlocks[PhysicalBlock]):
         translated: bool = False,
         pagemap: Pagemap | None = None,
     ) -> None:
-        """Raises HugePagesLack, PagemapHidden, NotSupported: better here than with a device half brought up."""
+        """Make an empty space, and try one allocation: better a failure here than in the middle of a bring-up.
+
+        Args:
+            roots: Where /proc and /sys are.
+            file: The memory, which stays the caller's; None: a file of its own.
+            translated: Whether ACCESS_PLATFORM was negotiated. No IOMMU translates, so the addresses are physical
+                ones either way (6.1).
+            pagemap: Where frame numbers are read.
+
+        Raises:
+            HugePagesLack: The pool has no huge page.
+            PagemapHidden: This process may not read physical addresses.
+            NotSupported: The kernel has no huge pages of 2 MiB.
+        """
         roots = roots or Roots()
         super().__init__(pagemap or Pagemap(roots))
         self.translated = translated
         self._file = HugeFile(roots) if file is None else file
         self._owns_file = file is None
-        # For each huge page of the file that we have: its free runs as (start, end), in units of CPU_PAGE.
+        # For each allocated huge page of the file: its free runs as (start, end), in units of CPU_PAGE.
         self._free: dict[int, list[tuple[int, int]]] = {}
         try:
             self.alloc(CPU_PAGE).close()
@@ -175,9 +231,17 @@ class PhysicalDmaSpace(OwnedBlocks[PhysicalBlock]):
             raise
 
     def alloc(self, size: int) -> PhysicalBlock:
-        """Zeroed, page-aligned memory of at least ``size`` bytes; one run where that is no more than HUGE_PAGE.
+        """Allocate zeroed, page-aligned memory; one run of addresses if it is not longer than a huge page.
 
-        Raises HugePagesLack, PagemapHidden.
+        Args:
+            size: Length in bytes; rounded up to pages.
+
+        Raises:
+            BadSize: ``size`` is not positive.
+            HugePagesLack: The pool has not enough pages.
+            PagemapHidden: This process may not read physical addresses.
+            OperationFailed: The memory cannot be mapped.
+            Closed: After ``close()``.
         """
         units = self._rounded(size, CPU_PAGE) // CPU_PAGE
         start, fresh = self._place(units)
@@ -200,16 +264,20 @@ class PhysicalDmaSpace(OwnedBlocks[PhysicalBlock]):
         return self._keep(block)
 
     def pin(self, size: int) -> PhysicalBlock:
-        """The same: memory of huge pages stays where it is."""
+        """Allocate memory as ``alloc``: huge pages keep their place."""
         return self.alloc(size)
 
     def adopt(self, mapping: mmap.mmap, physical: int) -> GuestBlock:
-        """Memory that is not ours (plugged by virtio-mem), at its address. See the AdoptsMemory seam."""
+        """Return memory of another owner (plugged by virtio-mem) as a block, at its address; see ``AdoptsMemory``.
+
+        Raises:
+            Closed: After ``close()``.
+        """
         self._check_open()
         return GuestBlock(mapping, physical)
 
     def _place(self, units: int) -> tuple[int, bool]:
-        """Take a free run of the file: within a huge page that we have, or from new (True), zeroed ones."""
+        """Take a free run of the file: within an allocated huge page, or from new (True), zeroed ones."""
         if units <= _UNITS:
             for page, runs in self._free.items():
                 for index, (start, end) in enumerate(runs):
@@ -228,7 +296,7 @@ class PhysicalDmaSpace(OwnedBlocks[PhysicalBlock]):
         return first * _UNITS, True
 
     def take_back(self, block: PhysicalBlock) -> None:
-        """A block that was closed; the block calls this."""
+        """Take back the memory of a block that was closed; called by the block."""
         self._forget(block)
         self._give(block.first // CPU_PAGE, block.size // CPU_PAGE)
 

@@ -1,16 +1,17 @@
-"""A PCI function through uio_pci_generic and sysfs, as the ``PciFunction`` that the transports want.
+"""A PCI function through uio_pci_generic and sysfs, as the ``PciFunction`` that the transports need.
 
-Nothing holds such a device: it may write anywhere in memory, and so may a mistake of its driver. Memory is huge
-pages at physical addresses (``physical``), and a guardian quiets the device when this process is killed.
+Nothing restricts the DMA of such a device: it may write anywhere in memory, and so may a fault in its driver.
+Memory is huge pages at physical addresses (``physical``), and a guardian quiets the device when this process is
+killed.
 
 I/O BARs and configuration space are read and written by pread and pwrite of exact width. Memory BARs can only
-be mapped here (sysfs has no read for them), and a mapped BAR raises SIGBUS once the device is removed. The
-kernel tells it before it takes the mapping away: uio_pci_generic lets go first, and ``/dev/uioN`` polls as
-failed from then on. So that is asked before every access, which costs a microsecond; the moment between the
-question and the access stays, and who dies in it is outlived by the guardian.
+be mapped here (sysfs has no read for them), and a mapped BAR causes SIGBUS once the device is removed. The
+kernel signals the removal before it removes the mapping: uio_pci_generic is unbound first, and ``/dev/uioN`` polls
+as failed from then on. So that is checked before every access, which costs a microsecond; the moment between the
+check and the access remains, and the guardian outlives a process killed in it.
 
-Whoever opens and closes ``/dev/uioN`` switches bus mastering off, whoever else has it open. So the device's lock
-is taken before, which disturbs nobody, and the bit is watched.
+Every process that opens and closes ``/dev/uioN`` clears Bus Master Enable, even while others have it open. So the
+device's lock is taken first, which disturbs no other process, and the bit is checked periodically.
 """
 
 from __future__ import annotations
@@ -51,11 +52,11 @@ from uvirtio.spec import pci
 DRIVER = UIO
 
 _WATCH = 0.1
-"""Seconds between looks at the bus master bit and the guardian."""
+"""Seconds between checks of the bus master bit and the guardian."""
 
 
 class _Lines:
-    """The state of ``/dev/uioN``: interrupts counted by the kernel, and the end of the device."""
+    """The state of ``/dev/uioN``: interrupts counted by the kernel, and the removal of the device."""
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -63,14 +64,16 @@ class _Lines:
         self._poller.register(fd, select.POLLIN)
 
     def state(self) -> int:
+        """Return the poll events that are pending."""
         found = self._poller.poll(0)
         return found[0][1] if found else 0
 
     def failed(self) -> bool:
+        """Whether the device was removed."""
         return bool(self.state() & select.POLLERR)
 
     def take(self) -> bool:
-        """Whether there was an interrupt since the last time."""
+        """Whether an interrupt came since the last call."""
         try:
             return len(os.read(self.fd, 4)) == 4
         except BlockingIOError:
@@ -87,11 +90,13 @@ class _Intx:
         self._closed = False
 
     def fileno(self) -> int:
+        """Return the file descriptor to poll for reading."""
         if self._closed:
             raise Closed("this event is closed")
         return self._lines.fd
 
     def take(self) -> bool:
+        """Consume what is pending; returns whether an interrupt came."""
         if self._closed:
             raise Closed("this event is closed")
         try:
@@ -102,12 +107,13 @@ class _Intx:
         return came
 
     def rearm(self) -> None:
-        """Let the pin speak again: not by a write to the node, which uio_pci_generic does not take."""
+        """Enable the pin again; not by a write to the node, which uio_pci_generic does not accept."""
         if self._masked:
             self._masked = False
             self._function.command(clear=pci.Command.INTX_DISABLE)
 
     def close(self) -> None:
+        """Stop; the node is the function's. Idempotent."""
         self._closed = True
 
 
@@ -118,20 +124,25 @@ class _NodeFailed:
         self._lines = lines
 
     def fileno(self) -> int:
+        """Return the file descriptor to poll."""
         return self._lines.fd
 
     def take(self) -> bool:
+        """Whether the device was removed."""
         return self._lines.failed()
 
     def rearm(self) -> None:
-        """Nothing: it fires once."""
+        """Do nothing: it fires once."""
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing: the node is the function's."""
 
 
 class UioPciFunction(BoundFunction):
-    """A PCI function that uio_pci_generic holds and this process has opened. Satisfies ``PciFunction``."""
+    """A PCI function that is bound to uio_pci_generic and opened by this process.
+
+    Satisfies ``PciFunction``, ``Guarded`` and ``WithoutIommu``; a context manager.
+    """
 
     driver = DRIVER
     msix_vectors = 0
@@ -140,7 +151,21 @@ class UioPciFunction(BoundFunction):
     warning = WARNING
 
     def __init__(self, address: str, node: Path, roots: Roots, *, timeout: float = DEFAULT_TIMEOUT) -> None:
-        """Use :meth:`open`, which asks first."""
+        """Open a function that was checked; use ``open``, which checks it.
+
+        Args:
+            address: The function, ``0000:03:00.0``.
+            node: Its ``/dev/uioN``.
+            roots: Where /dev, /run, /sys and /proc are.
+            timeout: Seconds to wait for the device's lock, 2 at most.
+
+        Raises:
+            Busy: Another process has the device.
+            PermissionLack: This user may not open a file of the device.
+            DeviceGone: The function was removed.
+            NotSupported: The kernel has no huge pages of 2 MiB.
+            OperationFailed: A file cannot be opened, or the guardian cannot be started.
+        """
         super().__init__(address)
         self.translates = False
         self.description = f"{DRIVER}, {node.name}, physical addresses"
@@ -165,15 +190,15 @@ class UioPciFunction(BoundFunction):
             for info in self._bars.values():
                 self._files[info.index] = self._open(self._device / f"resource{info.index}", stack)
             self._lines = _Lines(self._open(node, stack, os.O_NONBLOCK))
-            # Without an interrupt the kernel's driver calls every poll failed, whether the device is there or not.
-            deaf = self._lines.failed()
-            self.has_intx = not deaf and bool(self.config.read8(pci.CFG_INTERRUPT_PIN))
-            self._can_tell = not deaf
+            # Without an interrupt the kernel's driver fails every poll, whether the device exists or not.
+            unpollable = self._lines.failed()
+            self.has_intx = not unpollable and bool(self.config.read8(pci.CFG_INTERRUPT_PIN))
+            self._can_tell = not unpollable
             self.removal: Event | None = WatchedRemoval(
-                EventFd() if deaf else _NodeFailed(self._lines), self.watch
+                EventFd() if unpollable else _NodeFailed(self._lines), self.watch
             )
             stack.callback(self.removal.close)
-            # It may have been left running.
+            # Its previous driver may have left it running.
             self._decode(clear=pci.Command.MASTER)
             self._memory = HugeFile(roots)
             stack.callback(self._memory.close)
@@ -190,10 +215,23 @@ class UioPciFunction(BoundFunction):
         timeout: float = DEFAULT_TIMEOUT,
         unsafe_dma: bool = False,
     ) -> UioPciFunction:
-        """Open the function at ``address`` (``0000:03:00.0``).
+        """Check and open a function. The caller has checked the deny list.
 
-        The caller has asked the deny list. Raises NoSuchDevice, NotBound, UnsafeDma (without the consent),
-        Busy, PermissionLack, NotSupported, OperationFailed.
+        Args:
+            address: The function, ``0000:03:00.0``.
+            roots: Where /dev, /run, /sys and /proc are.
+            timeout: Seconds to wait for the device's lock, 2 at most.
+            unsafe_dma: Consent to DMA that no IOMMU restricts; required.
+
+        Raises:
+            NoSuchDevice: There is no such function.
+            NotBound: The function is not bound to uio_pci_generic.
+            UnsafeDma: ``unsafe_dma`` is False.
+            Busy: Another process has the device.
+            PermissionLack: This user may not open a file of the device.
+            DeviceGone: The function was removed.
+            NotSupported: The kernel has no huge pages of 2 MiB.
+            OperationFailed: A file cannot be opened, or the guardian cannot be started.
         """
         roots = roots or Roots()
         require_bound(address, DRIVER, roots)
@@ -201,7 +239,7 @@ class UioPciFunction(BoundFunction):
             raise UnsafeDma(
                 f"{address} is refused: {WARNING}",
                 seen=f"bound to {DRIVER}, without --unsafe-dma",
-                expected="the consent, or a device that an IOMMU holds",
+                expected="--unsafe-dma, or a device behind an IOMMU",
                 remedy="on a machine that you can afford to lose: --unsafe-dma (unsafe_dma=True); better: give it "
                 f"an IOMMU, then uvirtio restore {address}; uvirtio bind {address} --driver vfio-pci",
             )
@@ -226,14 +264,23 @@ class UioPciFunction(BoundFunction):
         return fd
 
     def check_there(self) -> None:
-        """Raise DeviceGone once the kernel has begun to take the function away."""
+        """Check that the kernel has not begun to remove the function.
+
+        Raises:
+            DeviceGone: It has.
+        """
         if self._can_tell and self._lines.failed():
-            self.gone("/dev/uio says that its device has gone")
+            self.gone("/dev/uioN polls as failed: its device was removed")
 
     # --- registers ----------------------------------------------------------------------------------------
 
     def registers(self, bar: int, offset: int, length: int) -> Registers:
-        """A window of a BAR. Raises CapabilityError if the BAR is absent or too small."""
+        """Return a window of a BAR.
+
+        Raises:
+            CapabilityError: The BAR is absent or too small.
+            NotSupported: The memory BAR cannot be mapped.
+        """
         info = self._bar_of(bar, offset, length)
         inner: Registers
         if info.is_io:
@@ -260,15 +307,21 @@ class UioPciFunction(BoundFunction):
             self._mappings[info.index] = found
         return found
 
-    # --- DMA, and who stops it ------------------------------------------------------------------------------
+    # --- DMA, and what stops it -----------------------------------------------------------------------------
 
     def guard(self, bar: int, offset: int, width: int) -> None:
-        """Where the device status lies: what the guardian resets the device by. See the Guarded seam."""
+        """Set where the device status is, for the guardian; see ``Guarded``."""
         info = self._bars[bar]
         self._status = Register(self._files[bar], offset, width, mapped=not info.is_io)
 
     def bus_master(self, on: bool) -> None:
-        """Allow the function to do DMA, or not. Allowing waits until the guardian stands ready."""
+        """Set or clear Bus Master Enable. Setting it waits until the guardian is ready.
+
+        Raises:
+            OperationFailed: The guardian did not become ready.
+            GuardianLost: The guardian has ended.
+            DeviceGone: The function was removed.
+        """
         if on:
             self._guardian.stand_ready(self._plan())
             self.command(set_=pci.Command.MASTER)
@@ -280,9 +333,14 @@ class UioPciFunction(BoundFunction):
         return quieting(self._status, Register(self._config_fd, pci.CFG_COMMAND, 2), pci.Command.MASTER)
 
     def watch(self) -> None:
-        """Look now and then whether the function may still do DMA, and whether the guardian stands.
+        """Check periodically that the function may still do DMA, and that the guardian is alive.
 
-        Raises DeviceResetByOther, GuardianLost; each once, for the way out must not stumble over it.
+        Each error is raised once, so that closing the device does not fail because of it.
+
+        Raises:
+            DeviceResetByOther: Another process cleared Bus Master Enable.
+            GuardianLost: The guardian has ended.
+            DeviceGone: The function was removed.
         """
         now = time.monotonic()
         if not self._master or now < self._looked + _WATCH:
@@ -294,49 +352,60 @@ class UioPciFunction(BoundFunction):
         if not command & pci.Command.MASTER:
             self._master = False
             raise DeviceResetByOther(
-                f"somebody else has switched off bus mastering of {self.address}",
+                f"another process has disabled bus mastering of {self.address}",
                 seen=f"command register {command:#06x}",
                 expected="bit 2 as it was set",
-                remedy="whoever opens and closes /dev/uioN does that; find it, then open the device again",
+                remedy="opening and closing /dev/uioN does that; find that process, then open the device again",
             )
         self._guardian.check()
 
     def dma(self, translated: bool) -> PhysicalDmaSpace:
-        """Memory in huge pages. The caller closes it after the device was reset.
+        """Return memory in huge pages. The caller closes it after the device was reset.
 
-        Raises NotSupported where the device takes IOVAs and an IOMMU translates; HugePagesLack, PagemapHidden.
+        Args:
+            translated: Whether ACCESS_PLATFORM was negotiated.
+
+        Raises:
+            NotSupported: ``translated`` is True, and an IOMMU translates: uio cannot program it.
+            HugePagesLack: The pool has no huge page.
+            PagemapHidden: This process may not read physical addresses.
+            Closed: After ``close()``.
         """
         if self._closed:
             raise Closed(f"{self.address} is closed")
         if translated and (kind := _iommu(self._device)) is not None:
             raise NotSupported(
                 f"uio with the IOMMU on: {self.address} takes its addresses from the IOMMU (ACCESS_PLATFORM), and "
-                "uio_pci_generic cannot tell the IOMMU any",
+                "uio_pci_generic cannot program the IOMMU",
                 seen=f"an IOMMU group of type {kind}",
                 expected="vfio-pci, or an IOMMU that passes addresses through",
                 remedy=f"uvirtio restore {self.address}; uvirtio bind {self.address} --driver vfio-pci "
-                "(or boot with iommu=pt, and nothing holds the device)",
+                "(or boot with iommu=pt, and nothing restricts the device)",
             )
         return PhysicalDmaSpace(self._roots, file=self._memory, translated=translated)
 
     # --- interrupts ---------------------------------------------------------------------------------------
 
     def enable_msix(self, count: int) -> list[Event]:
-        """Raises OperationFailed: uio_pci_generic has no MSI-X."""
-        raise OperationFailed(f"{self.address} cannot have {count} MSI-X vectors", seen=f"{DRIVER} delivers none")
+        """Not available: uio_pci_generic has no MSI-X.
+
+        Raises:
+            OperationFailed: Always.
+        """
+        raise OperationFailed(f"MSI-X of {self.address} is not available", seen=f"{DRIVER} delivers no MSI-X")
 
     def enable_intx(self) -> Event | None:
-        """Turn the interrupt pin on; None where the function has none or the kernel does not deliver it."""
+        """Enable the interrupt pin; None where the function has none or the kernel does not deliver it."""
         if not self.has_intx:
             return None
         self.disable_interrupts()
-        self._lines.take()  # what came before anybody listened
+        self._lines.take()  # what came before
         self._intx = _Intx(self, self._lines)
         self.command(clear=pci.Command.INTX_DISABLE)
         return self._intx
 
     def disable_interrupts(self) -> None:
-        """Turn the pin off; idempotent."""
+        """Disable the pin; idempotent."""
         intx, self._intx = self._intx, None
         if intx is not None:
             intx.close()
@@ -347,7 +416,11 @@ class UioPciFunction(BoundFunction):
     # --- reset, close -------------------------------------------------------------------------------------
 
     def reset(self) -> bool:
-        """The kernel's reset of the function, where sysfs has one; False where it has none or refuses."""
+        """Do the kernel's reset of the function; False where sysfs has none, or it fails.
+
+        Raises:
+            DeviceGone: The function was removed.
+        """
         try:
             fd = os.open(self._device / "reset", os.O_WRONLY | os.O_CLOEXEC)
             try:
@@ -361,10 +434,10 @@ class UioPciFunction(BoundFunction):
         return True
 
     def close(self) -> None:
-        """Give the function back; idempotent.
+        """Release the function; idempotent.
 
-        Order: pin off, bus mastering off. If that is so, the guardian ends; if not, it does what it is there
-        for. Then registers and files.
+        Order: pin disabled, bus mastering disabled. If that is confirmed, the guardian ends; if not, the guardian
+        acts. Then registers and files.
         """
         if self._closed:
             return
@@ -393,7 +466,7 @@ class UioPciFunction(BoundFunction):
 
 
 def _node(address: str, roots: Roots) -> Path:
-    """The character device that uio_pci_generic made for the function."""
+    """Return the character device that uio_pci_generic made for the function."""
     directory = sysfs.device("pci", address, roots)
     names = sysfs.uio_nodes(directory)
     if len(names) != 1:
@@ -407,11 +480,11 @@ def _node(address: str, roots: Roots) -> Path:
 
 
 def _bars(directory: Path) -> dict[int, BarInfo]:
-    """The BARs, as sysfs tells them. Raises OperationFailed."""
+    """Return the BARs, from sysfs; OperationFailed where they cannot be read."""
     lines = sysfs.resources(directory)
     if lines is None or None in lines[: pci.BARS]:
         raise OperationFailed(
-            f"sysfs does not tell the BARs of {directory.name}",
+            f"sysfs does not have the BARs of {directory.name}",
             seen="no readable file" if lines is None else "a line of another shape",
             expected="a file resource with three numbers a line",
         )
@@ -423,7 +496,7 @@ def _bars(directory: Path) -> dict[int, BarInfo]:
 
 
 def _iommu(device: Path) -> str | None:
-    """The type of the IOMMU domain that translates for this function; None where none does."""
+    """Return the type of the IOMMU domain that translates for this function; None where none does."""
     if not (device / "iommu_group").exists():
         return None
     try:

@@ -1,9 +1,9 @@
-"""A PCI function that vfio-pci holds, as the ``PciFunction`` that the transports want.
+"""A PCI function that is bound to vfio-pci, as the ``PciFunction`` that the transports need.
 
 Every register access is a pread or pwrite on the region, the doorbell's too, though memory BARs could be
-mapped: touching a mapped BAR of a device that was removed, is in reset or decodes no memory raises SIGBUS,
-which ends the Python process with its balloon inflated. A pwrite raises DeviceGone, and costs a microsecond
-per batch. Whoever wants the mapping has ``Device.mmap``.
+mapped: touching a mapped BAR of a device that was removed, is in reset or decodes no memory causes SIGBUS,
+which ends the Python process with its balloon inflated. A pwrite fails with DeviceGone, and costs a microsecond
+per batch. ``Device.mmap`` has the mapping.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from uvirtio.spec import pci
 
 
 class VfioFunction(BoundFunction):
-    """A PCI function that vfio-pci holds and this process has opened. Satisfies ``PciFunction``."""
+    """A PCI function that is bound to vfio-pci and opened by this process. Satisfies ``PciFunction``."""
 
     driver = VFIO
 
@@ -51,7 +51,18 @@ class VfioFunction(BoundFunction):
         *,
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
-        """Takes the open way over; ``VfioPciFunction.open`` finds it."""
+        """Take over an open function; use ``VfioPciFunction.open``, which opens it.
+
+        Args:
+            address: The function, ``0000:03:00.0``.
+            way: How it was opened; closed by ``close()``.
+            roots: Where /proc and /sys are.
+            timeout: Seconds to wait for the device's lock at a reset.
+
+        Raises:
+            DeviceGone: The function was removed.
+            OperationFailed: The kernel refused.
+        """
         super().__init__(address)
         self._way = way
         self._device = device = way.device
@@ -63,7 +74,7 @@ class VfioFunction(BoundFunction):
         self._armed: int | None = None
         self.removal: Event | None = None
         self.error: Event | None = None
-        """Fires when the function reports an uncorrectable error (AER); None where the kernel would not tell."""
+        """Fires when the function reports an uncorrectable error (AER); None where it is not signalled."""
 
         self._regions: dict[int, RegionInfo] = {
             index: device.region_info(index)
@@ -106,12 +117,17 @@ class VfioFunction(BoundFunction):
         return BarInfo(index, size, bool(self.config.read32(pci.CFG_BAR0 + 4 * index) & pci.BAR_IO))
 
     def registers(self, bar: int, offset: int, length: int) -> FdRegisters:
-        """A window of a BAR. Raises CapabilityError if the BAR is absent or too small."""
+        """Return a window of a BAR.
+
+        Raises:
+            CapabilityError: The BAR is absent or too small.
+            Closed: After ``close()``.
+        """
         self._bar_of(bar, offset, length)
         return self._window(self._regions[bar], offset, length)
 
     def bus_master(self, on: bool) -> None:
-        """Allow the function to do DMA and to send MSIs, or not."""
+        """Set or clear Bus Master Enable: allow the function to do DMA and to send MSIs, or not."""
         if on:
             self.command(set_=pci.Command.MASTER)
         else:
@@ -120,7 +136,7 @@ class VfioFunction(BoundFunction):
     # --- interrupts ---------------------------------------------------------------------------------------
 
     def _listen(self, index: int) -> EventFd | None:
-        """An event for one of the kernel's own messages (error, request), or None."""
+        """Return an event for one of the kernel's own messages (error, request), or None."""
         if not self._device.irq_info(index).count:
             return None
         event = EventFd()
@@ -135,10 +151,16 @@ class VfioFunction(BoundFunction):
         return event
 
     def enable_msix(self, count: int) -> list[Event]:
-        """Turn MSI-X on with ``count`` vectors. Raises OperationFailed where the kernel has fewer."""
+        """Enable MSI-X with ``count`` vectors; returns an event for each.
+
+        Raises:
+            OperationFailed: The function or the kernel has fewer.
+            DeviceGone: The function was removed.
+        """
         if not 0 < count <= self.msix_vectors:
             raise OperationFailed(
-                f"{self.address} cannot have {count} MSI-X vectors", seen=f"{self.msix_vectors} in its table"
+                f"{count} MSI-X vectors of {self.address} are not available",
+                seen=f"{self.msix_vectors} in its table",
             )
         self.disable_interrupts()
         events = [EventFd() for _ in range(count)]
@@ -146,7 +168,7 @@ class VfioFunction(BoundFunction):
         return list(events)
 
     def enable_intx(self) -> Event | None:
-        """Turn the interrupt pin on; None where the function has none or the kernel cannot deliver it."""
+        """Enable the interrupt pin; None where the function has none or the kernel cannot deliver it."""
         if not self.has_intx:
             return None
         self.disable_interrupts()
@@ -169,7 +191,7 @@ class VfioFunction(BoundFunction):
         self._interrupts = list(events)
 
     def disable_interrupts(self) -> None:
-        """Turn MSI-X or INTx off and close their events; idempotent."""
+        """Disable MSI-X or INTx and close their events; idempotent."""
         index, self._armed = self._armed, None
         events, self._interrupts = self._interrupts, []
         try:
@@ -184,9 +206,14 @@ class VfioFunction(BoundFunction):
     # --- memory, reset, close -----------------------------------------------------------------------------
 
     def dma(self, translated: bool) -> DmaSpace:
-        """Memory under one address policy. The caller closes it after the device was reset.
+        """Return memory under one address policy. The caller closes it after the device was reset.
 
-        Raises PagemapHidden with ``translated=False`` where physical addresses cannot be known.
+        Args:
+            translated: True for IOVAs (ACCESS_PLATFORM negotiated), False for guest-physical addresses (6.1).
+
+        Raises:
+            PagemapHidden: ``translated`` is False, and this process may not read physical addresses.
+            Closed: After ``close()``.
         """
         if self._closed or self._way.space is None:
             raise Closed(f"{self.address} is closed")
@@ -195,14 +222,14 @@ class VfioFunction(BoundFunction):
         return space
 
     def reset(self) -> bool:
-        """VFIO_DEVICE_RESET; False where the function has no reset."""
+        """Do a VFIO_DEVICE_RESET; False where the function has no reset."""
         return self._device.reset(self._timeout)
 
     def close(self) -> None:
-        """Give the function back; idempotent.
+        """Release the function; idempotent.
 
         Order: interrupts off, the device's descriptor (the kernel stops DMA and resets), memory that is still
-        out, group, container.
+        allocated, group, container.
         """
         if self._closed:
             return
@@ -216,11 +243,11 @@ class VfioFunction(BoundFunction):
                     stack.callback(event.close)
             stack.callback(self._device.close)
             for window in list(self._windows):
-                stack.callback(window.close)  # or a number that was reused would be written to
+                stack.callback(window.close)  # or accesses would go to a reused descriptor
             try:
                 self.disable_interrupts()
             except (DeviceGone, OperationFailed):
-                pass  # it is going away
+                pass  # it is being removed
 
     def __enter__(self) -> Self:
         return self

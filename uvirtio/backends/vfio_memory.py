@@ -1,10 +1,10 @@
-"""Memory that a VFIO device may touch, under either reading of an address.
+"""Memory that a VFIO device may access, under either meaning of an address.
 
-*Translated*: the device honours the IOMMU, addresses are IOVAs that we choose. *Physical*: the device did not
-offer ACCESS_PLATFORM, so it uses guest-physical addresses and goes round the IOMMU even though VFIO maps
-succeed; an IOVA would make it write to somebody else's page. There the memory is pinned first (at a scratch
+*Translated*: the device honours the IOMMU, addresses are IOVAs that this module chooses. *Physical*: the device
+did not offer ACCESS_PLATFORM, so it uses guest-physical addresses and bypasses the IOMMU even though VFIO maps
+succeed; an IOVA would make it write to a page of another owner. There the memory is pinned first (at a scratch
 IOVA: only a pinned page keeps its physical address), its frame numbers are read, and maps with iova = physical
-address are added, so that both readings of an address reach the same byte.
+address are added, so that both meanings of an address reach the same byte.
 
 Memory is private and anonymous, not shared: the kernel never unmaps a pinned anonymous page from its process,
 while a page of a shared mapping may vanish from pagemap although it is pinned. MADV_DONTFORK keeps a fork from
@@ -38,18 +38,19 @@ _MAP_HUGETLB = 0x40000
 _MAP_HUGE_2MB = 21 << 26
 
 MAP_PIECE = 256 << 20
-"""Pieces of a block, in bytes, when one map of all of it is refused."""
+"""Length of the pieces, in bytes, in which a block is mapped when one map for all of it is refused."""
 
 
 class _Borrowed(Memory):
-    """A mapping that belongs to somebody else, who closes it after us."""
+    """A mapping of another owner, which closes it later."""
 
     def close(self) -> None:
+        """Release the view."""
         self.view.release()
 
 
 def _huge(pagemap: Pagemap) -> Memory | None:
-    """HUGE_PAGE bytes of neighbouring frames, if they can be had: a transparent huge page, or one of the pool."""
+    """Return HUGE_PAGE bytes of adjacent frames, if available: a transparent huge page, or one of the pool."""
     for make in (_transparent, _pooled):
         memory = make()
         if memory is not None:
@@ -60,7 +61,7 @@ def _huge(pagemap: Pagemap) -> Memory | None:
 
 
 def _transparent() -> Memory | None:
-    """HUGE_PAGE bytes that are one transparent huge page, if the kernel is so kind; the caller checks."""
+    """Return HUGE_PAGE bytes that should be one transparent huge page; the caller checks."""
     try:
         mapping = mmap.mmap(-1, 2 * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError:
@@ -79,33 +80,38 @@ def _transparent() -> Memory | None:
 
 
 def _pooled() -> Memory | None:
-    """A page of the kernel's pool (``vm.nr_hugepages``), which is none of ours unless there is need."""
+    """Return a page of the kernel's pool (``vm.nr_hugepages``), which others may need; None where none is free."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_HUGETLB | _MAP_HUGE_2MB
     try:
         mapping = mmap.mmap(-1, HUGE_PAGE, flags=flags)
     except OSError:
-        return None  # none is free, or the kernel has no such thing
+        return None  # none is free, or the kernel has no pool
     advise(mapping, mmap.MADV_DONTFORK, MADV_DONTDUMP)
     memory = Memory(mapping, 0, HUGE_PAGE)
-    memory.view[0] = 0  # it was promised at mmap, so this takes it and cannot fail
+    memory.view[0] = 0  # it was reserved by mmap, so this cannot fail
     return memory
 
 
 class VfioBlock(PagedBlock):
-    """Memory that is pinned by VFIO maps until ``close()``; made by :class:`VfioDmaSpace`. Satisfies ``Block``."""
+    """Memory that is pinned by VFIO maps until ``close()``; ``VfioDmaSpace`` allocates it. Satisfies ``Block``."""
 
     def __init__(self, memory: Memory, pagemap: Pagemap, undo: Callable[[VfioBlock], None]) -> None:
+        """Take over memory, not mapped yet; parameters as for ``PagedBlock``."""
         super().__init__(memory, pagemap, undo)
         self.maps: list[tuple[int, int]] = []
-        """The VFIO maps that pin this block and show it to the device: (device address, size)."""
+        """The VFIO maps that pin this block and make it accessible: (device address, size) in bytes."""
+
         self.runs: list[tuple[int, int, int]] = []
-        """(offset, device address, length) in the order of offsets."""
+        """(offset, device address, length) in bytes, in the order of offsets."""
+
         self.contiguous = False
 
     def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """The device addresses of ``length`` bytes from ``offset``, as (address, length) runs.
+        """Return the device addresses of these bytes, as (address, length) runs.
 
-        Raises Misuse outside the block, Closed after close().
+        Raises:
+            Misuse: The bytes are not all in the block.
+            Closed: After ``close()``.
         """
         self._check_open()
         return pieces(self.runs, offset, length)
@@ -114,8 +120,7 @@ class VfioBlock(PagedBlock):
 class VfioDmaSpace(OwnedBlocks[VfioBlock]):
     """Memory for the devices of one container, under one address policy. Close it after the device was reset.
 
-    Satisfies the ``DmaSpace`` protocol. With ``translated=False`` the constructor already raises PagemapHidden
-    where physical addresses cannot be known.
+    Satisfies ``DmaSpace``.
     """
 
     def __init__(
@@ -126,6 +131,17 @@ class VfioDmaSpace(OwnedBlocks[VfioBlock]):
         translated: bool,
         roots: Roots | None = None,
     ) -> None:
+        """Make an empty space.
+
+        Args:
+            container: Where memory is mapped for the device.
+            iova: The free device addresses of the container.
+            translated: True for IOVAs (ACCESS_PLATFORM negotiated), False for guest-physical addresses (6.1).
+            roots: Where /proc is.
+
+        Raises:
+            PagemapHidden: ``translated`` is False, and this process may not read physical addresses.
+        """
         super().__init__(Pagemap(roots or Roots()))
         self._container = container
         self._iova = iova
@@ -141,7 +157,7 @@ class VfioDmaSpace(OwnedBlocks[VfioBlock]):
                 raise
 
     def _probe(self) -> int:
-        """How long a run of physical addresses can be had: a huge page is tried once, and kept."""
+        """Return how long a run of physical addresses is available: a huge page is tried once, and kept."""
         test = ordinary(CPU_PAGE, small_pages=True)
         try:
             test.view[0] = 0
@@ -152,9 +168,18 @@ class VfioDmaSpace(OwnedBlocks[VfioBlock]):
         return CPU_PAGE if self._spare is None else HUGE_PAGE
 
     def alloc(self, size: int) -> VfioBlock:
-        """Zeroed, page-aligned memory of at least ``size`` bytes that the device may read and write.
+        """Allocate zeroed, page-aligned memory that the device may read and write.
 
-        Raises MemlockExceeded, PagemapHidden, or OperationFailed when the map is refused.
+        Args:
+            size: Length in bytes; rounded up to pages of the IOMMU.
+
+        Raises:
+            BadSize: ``size`` is not positive.
+            MemlockExceeded: RLIMIT_MEMLOCK does not allow it.
+            PagemapHidden: This process may not read physical addresses.
+            PageMoved: A pinned page moved.
+            OperationFailed: The kernel refused the map.
+            Closed: After ``close()``.
         """
         size = self._rounded(size, self._unit)
         if self.translated:
@@ -171,7 +196,9 @@ class VfioDmaSpace(OwnedBlocks[VfioBlock]):
                 self._identity(block, offset, address, length)
             if block.pfns() != pfns:
                 raise PageMoved(
-                    "a page moved although it is pinned", seen="other frame numbers", expected="the same twice"
+                    "a page moved although it is pinned",
+                    seen="other frame numbers",
+                    expected="the same ones twice",
                 )
         except BaseException:
             block.close()
@@ -180,21 +207,38 @@ class VfioDmaSpace(OwnedBlocks[VfioBlock]):
         return block
 
     def pin(self, size: int) -> VfioBlock:
-        """Zeroed memory in small pages that stays where it is: one map at a scratch address, whatever its size.
+        """Allocate zeroed memory in small pages with a fixed place, by one map at a scratch address.
 
         For balloon pages: the device does not address it; ``pfns()`` does not need the map's address.
+
+        Args:
+            size: Length in bytes; rounded up to pages of the IOMMU.
+
+        Raises:
+            BadSize: ``size`` is not positive.
+            MemlockExceeded: RLIMIT_MEMLOCK does not allow it.
+            OperationFailed: The kernel refused the map.
+            Closed: After ``close()``.
         """
         return self._pinned(ordinary(self._rounded(size, self._unit), small_pages=True))
 
     def adopt(self, mapping: mmap.mmap, physical: int) -> VfioBlock:
-        """Show the device memory that is not ours (plugged by virtio-mem); see the AdoptsMemory seam.
+        """Map memory of another owner (plugged by virtio-mem) for the device; see ``AdoptsMemory``.
 
-        ``physical`` is its guest-physical address, page-aligned: where addresses are not translated, the device
-        reaches it there. Raises OperationFailed, MemlockExceeded, Misuse.
+        Args:
+            mapping: The memory; whole pages.
+            physical: Its guest-physical address, page-aligned: where addresses are not translated, the device uses
+                it.
+
+        Raises:
+            Misuse: The mapping or its address is not in whole pages.
+            MemlockExceeded: RLIMIT_MEMLOCK does not allow it.
+            OperationFailed: The kernel refused the map.
+            Closed: After ``close()``.
         """
         size = len(mapping)
         if self._rounded(size, self._unit) != size or physical % self._unit:
-            raise Misuse(f"{size} bytes at {physical:#x} are no whole pages")
+            raise Misuse(f"{size} bytes at {physical:#x} are not whole pages")
         memory = _Borrowed(mapping, 0, size)
         block = self._keep(VfioBlock(memory, self._pagemap, self._unmap))
         try:
@@ -222,14 +266,14 @@ class VfioDmaSpace(OwnedBlocks[VfioBlock]):
         if memory is None:
             return ordinary(size, small_pages=True)
         if size < memory.size:
-            # Pin no more than was asked for; the rest of the huge page goes with the mapping.
+            # Pin only the requested size; the rest of the huge page is freed with the mapping.
             whole, memory.view = memory.view, memory.view[:size]
             whole.release()
             memory.size = size
         return memory
 
     def _pinned(self, memory: Memory) -> VfioBlock:
-        """Pin by a map at an address of ours; physical spaces keep to the top, out of the way of RAM."""
+        """Pin memory by a map at a scratch address; physical spaces take high ones, to keep those of RAM free."""
         block = self._keep(VfioBlock(memory, self._pagemap, self._unmap))
         try:
             scratch = self._iova.alloc(memory.size, highest=not self.translated)
@@ -267,11 +311,11 @@ class VfioDmaSpace(OwnedBlocks[VfioBlock]):
             self._iova.take(address, length)
         except (OperationFailed, Misuse) as error:
             raise OperationFailed(
-                f"the physical address {address:#x} cannot be mapped at itself: a device that honours the IOMMU "
+                f"the physical address {address:#x} cannot be mapped to itself: a device that honours the IOMMU "
                 "would not reach the page",
                 seen=str(error),
                 expected="physical addresses inside the ranges of the IOMMU, not taken by another map",
-                remedy="try again (other pages will be had), or use a device that offers ACCESS_PLATFORM "
+                remedy="try again (other pages will be used), or use a device that offers ACCESS_PLATFORM "
                 "(QEMU: iommu_platform=on)",
             ) from error
         try:
@@ -282,7 +326,7 @@ class VfioDmaSpace(OwnedBlocks[VfioBlock]):
         block.maps.append((address, length))
 
     def _unmap(self, block: VfioBlock) -> None:
-        """Take the maps of a block away, the newest first. The scratch map, which pins, is the last."""
+        """Remove the maps of a block, the newest first. The scratch map, which pins, is the last."""
         self._forget(block)
         first: BaseException | None = None
         while block.maps:
@@ -291,7 +335,7 @@ class VfioDmaSpace(OwnedBlocks[VfioBlock]):
                 self._container.unmap(address, size)
                 self._iova.free(address)
             except (OperationFailed, Closed) as error:
-                # The address stays taken. The pages stay pinned until the container closes: nobody else gets them.
+                # The address stays taken. The pages stay pinned, and are not reused, until the container closes.
                 first = first or error
         if first is not None:
             raise first

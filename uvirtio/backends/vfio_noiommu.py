@@ -1,7 +1,7 @@
-"""A PCI function through VFIO's no-IOMMU mode: VFIO's registers, interrupts and reset, and no protection.
+"""A PCI function in VFIO's no-IOMMU mode: VFIO's registers, interrupts and reset, and no protection.
 
-The kernel taints itself for it. Addresses are physical and nothing is pinned, so memory comes from huge pages
-and a guardian stands by, as with uio_pci_generic; but there is MSI-X, and no other process can get in between.
+It taints the kernel. Addresses are physical and nothing is pinned, so memory comes from huge pages and a guardian
+stands by, as with uio_pci_generic; but there is MSI-X, and no other process can interfere.
 """
 
 from __future__ import annotations
@@ -23,12 +23,21 @@ from uvirtio.spec import pci
 
 
 class VfioNoIommuFunction(VfioFunction):
-    """A PCI function that vfio-pci holds without an IOMMU. Satisfies ``PciFunction``, ``Guarded``, ``Unheld``."""
+    """A PCI function that is bound to vfio-pci without an IOMMU.
+
+    Satisfies ``PciFunction``, ``Guarded`` and ``WithoutIommu``.
+    """
 
     warning = WARNING
 
     def __init__(self, address: str, way: Way, roots: Roots, *, timeout: float = DEFAULT_TIMEOUT) -> None:
-        """Takes the open way over; ``VfioPciFunction.open`` finds it."""
+        """Take over an open function, as ``VfioFunction``; use ``VfioPciFunction.open``, which opens it.
+
+        Raises:
+            DeviceGone: The function was removed.
+            NotSupported: The kernel has no huge pages of 2 MiB.
+            OperationFailed: The kernel refused, or the guardian cannot be started.
+        """
         super().__init__(address, way, roots, timeout=timeout)
         self.translates = False
         self._status: Register | None = None
@@ -43,11 +52,18 @@ class VfioNoIommuFunction(VfioFunction):
             raise
 
     def guard(self, bar: int, offset: int, width: int) -> None:
-        """Where the device status lies: what the guardian resets the device by. See the Guarded seam."""
+        """Set where the device status is, for the guardian; see ``Guarded``."""
         self._status = Register(self._device.fd, self._regions[bar].offset + offset, width)
 
     def bus_master(self, on: bool) -> None:
-        """Allow the function to do DMA and to send MSIs, or not. Allowing waits for the guardian."""
+        """Set or clear Bus Master Enable: allow the function to do DMA and to send MSIs, or not.
+
+        Allowing waits until the guardian is ready.
+
+        Raises:
+            OperationFailed: The guardian did not become ready.
+            GuardianLost: The guardian has ended.
+        """
         if on and self._guardian is not None:
             self._guardian.stand_ready(self._plan())
         super().bus_master(on)
@@ -59,18 +75,21 @@ class VfioNoIommuFunction(VfioFunction):
         return quieting(self._status, Register(self._device.fd, place, 2), pci.Command.MASTER)
 
     def dma(self, translated: bool) -> DmaSpace:
-        """Memory in huge pages: where nothing translates, both readings of an address are physical.
+        """Return memory in huge pages: nothing translates, so both meanings of an address are physical.
 
-        Raises HugePagesLack, PagemapHidden.
+        Raises:
+            HugePagesLack: The pool has no huge page.
+            PagemapHidden: This process may not read physical addresses.
+            Closed: After ``close()``.
         """
         if self._closed or self._memory is None:
             raise Closed(f"{self.address} is closed")
         return PhysicalDmaSpace(self._roots, file=self._memory, translated=translated)
 
     def close(self) -> None:
-        """Bus mastering off, the guardian sent home (or left to do its work), then as its base; idempotent."""
+        """Disable bus mastering, end the guardian (or let it act), then close as ``VfioFunction``; idempotent."""
         if not self._closed and self._guardian is not None:
-            # It has the function's descriptor, and the kernel's own reset comes when the last one is closed.
+            # It has the function's descriptor, and the kernel resets the function when the last one is closed.
             if self._master_off():
                 self._guardian.disarm()
             self._guardian.close()

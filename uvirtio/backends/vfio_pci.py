@@ -1,4 +1,4 @@
-"""The way to a PCI function through vfio-pci: with an IOMMU, or in VFIO's no-IOMMU mode."""
+"""Opening a PCI function through vfio-pci: with an IOMMU, or in VFIO's no-IOMMU mode."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 
 
 class VfioPciFunction(VfioFunction):
-    """A PCI function that vfio-pci holds behind an IOMMU. Satisfies ``PciFunction``."""
+    """A PCI function that is bound to vfio-pci, behind an IOMMU. Satisfies ``PciFunction``."""
 
     @classmethod
     def open(
@@ -29,13 +29,33 @@ class VfioPciFunction(VfioFunction):
         unsafe_dma: bool = False,
         vf_token: str | None = None,
     ) -> VfioFunction:
-        """Open the function at ``address`` (``0000:03:00.0``). **The kernel resets it on the way.**
+        """Open a function. **The kernel resets it.** The caller has checked the deny list.
 
-        The caller has asked the deny list. ``timeout`` (seconds) bounds later waits for the device's lock.
-        ``way`` insists on one; the best is what the kernel has and this user may open. A function without an
-        IOMMU comes back as a VfioNoIommuFunction, with the consent. ``vf_token`` is the UUID of a function with
-        SR-IOV (``Group.device_fd``). Raises NoIommu, UnsafeDma, NotSupported, GroupNotViable, Busy,
-        PermissionLack, ModuleLack.
+        Args:
+            address: The function, ``0000:03:00.0``.
+            roots: Where /dev, /sys and /proc are.
+            timeout: Seconds to wait for the device's lock at a later reset.
+            kernel: The system calls; replaced in tests.
+            way: ``group``, ``cdev`` (iommufd), or the best that the kernel has and this user may open.
+            unsafe_dma: Consent to DMA that no IOMMU restricts; required for VFIO's no-IOMMU mode.
+            vf_token: The UUID of a function with SR-IOV; as for ``Group.device_fd``.
+
+        Returns:
+            The function; a VfioNoIommuFunction where there is no IOMMU.
+
+        Raises:
+            NoSuchDevice: There is no such function.
+            NotBound: The function is not bound to vfio-pci.
+            NoIommu: The function has no IOMMU group.
+            UnsafeDma: There is no IOMMU, and ``unsafe_dma`` is False.
+            NotSupported: The kernel lacks what ``way`` needs, or the function has no use for ``vf_token``.
+            GroupNotViable: A kernel driver is bound to another function of the group.
+            Busy: Another process has the function or its group open.
+            PermissionLack: This user may not open a node, the IOMMU does not isolate interrupts, or the VF token
+                is missing or another one.
+            ModuleLack: A module of VFIO or iommufd is not loaded.
+            DeviceGone: The function was removed.
+            OperationFailed: The kernel refused for another reason.
         """
         roots = roots or Roots()
         kernel = kernel or Kernel()
@@ -51,7 +71,7 @@ class VfioPciFunction(VfioFunction):
                 raise UnsafeDma(
                     f"{address} is refused: {WARNING}",
                     seen="a group called vfio-noiommu, without --unsafe-dma",
-                    expected="the consent, or a device that an IOMMU holds",
+                    expected="--unsafe-dma, or a device behind an IOMMU",
                     remedy="on a machine that you can afford to lose: --unsafe-dma (unsafe_dma=True); better: "
                     "give it an IOMMU",
                 )

@@ -1,7 +1,7 @@
-"""What a back end hands over: a PCI function, a virtio-mmio window or a vDPA device that this process owns.
+"""What a back end provides: a PCI function, a virtio-mmio window or a vDPA device that this process owns.
 
 A back end (``backends/``) knows the kernel or QEMU, and nothing of virtio. Optional abilities are Protocols of
-their own beside the main one, and are asked for by ``isinstance``.
+their own beside the main one, and are tested with ``isinstance``.
 """
 
 from __future__ import annotations
@@ -16,69 +16,113 @@ class PciFunction(Protocol):
     """A PCI function that this process owns."""
 
     bus: Literal["pci"]
-    """Which kind of thing this is; ``opening`` chooses the transport by it."""
+    """The kind of back end object; ``opening`` chooses the transport by it."""
 
     address: str
+    """Its address, as in sysfs: ``0000:03:00.0``."""
+
     config: Registers
-    """Configuration space, 256 or 4096 bytes. What a capability walk reads, and nothing else is written."""
+    """Configuration space, 256 or 4096 bytes. For the capability walk, which only reads it."""
 
     has_intx: bool
+    """The function has an interrupt pin that can be delivered to this process."""
+
     translates: bool
     """True where an IOMMU stands between the function and memory: IOVAs are possible."""
 
     removal: Event | None
-    """Fires when the host asks for the device back, or has removed it (hot-unplug); None where nothing would tell.
+    """Fires when the host requests the device back or has removed it (hot-unplug); None without such an event.
 
-    ``take()`` raises DeviceGone instead where the cause is another, such as the end of the device's process.
+    ``take()`` fails with DeviceGone instead where the cause is another, such as the end of the device's process.
     """
 
     description: str
-    """One line for people: which way in this is (``vfio-pci, group 12, type1v2``)."""
+    """One line for people: how the function is reached (``vfio-pci, group 12, type1v2``)."""
 
     @property
     def msix_vectors(self) -> int:
-        """Vectors that ``enable_msix`` can give; 0 where the function has none or they cannot be delivered."""
+        """Number of vectors that ``enable_msix`` can enable; 0 without MSI-X or where they cannot be delivered."""
         ...
 
-    def bar(self, index: int) -> BarInfo | None: ...
+    def bar(self, index: int) -> BarInfo | None:
+        """Return the base address register ``index`` (0 to 5); None where it is not implemented."""
+        ...
 
     def registers(self, bar: int, offset: int, length: int) -> Registers:
-        """A window of a BAR. Raises CapabilityError if the BAR is absent or too small."""
+        """Return a window of a BAR, for accesses of exact width. The function keeps what is behind it.
+
+        Args:
+            bar: Number of the BAR, 0 to 5.
+            offset: Start of the window in the BAR, in bytes.
+            length: Length of the window, in bytes.
+
+        Raises:
+            CapabilityError: The BAR is absent or too small.
+        """
         ...
 
     def doorbell(self, bar: int, offset: int, value: int) -> Doorbell | None:
-        """An eventfd (or the like) that writes ``value`` at this place of the BAR; None: write the register."""
+        """Return a doorbell that writes ``value`` to the BAR without an access by this process (an ioeventfd).
+
+        Args:
+            bar: Number of the BAR, 0 to 5.
+            offset: Place of the notification register in the BAR, in bytes.
+            value: The 16-bit value that is written at each kick.
+
+        Returns:
+            The doorbell; None where there is none, so that the register has to be written.
+        """
         ...
 
     def enable_msix(self, count: int) -> list[Event]:
-        """Turn MSI-X on with vectors 0..count-1 and return their events; replaces what was on before."""
+        """Enable MSI-X with the vectors 0 to ``count`` - 1; replaces what was enabled before.
+
+        Returns:
+            One event for each vector, in their order.
+
+        Raises:
+            OperationFailed: That many vectors are not available.
+        """
         ...
 
     def enable_intx(self) -> Event | None:
-        """Turn the interrupt pin on; None where that cannot be had."""
+        """Enable the interrupt pin; None where it is not available."""
         ...
 
-    def disable_interrupts(self) -> None: ...
+    def disable_interrupts(self) -> None:
+        """Disable MSI-X or the interrupt pin, whichever is enabled; idempotent."""
+        ...
 
     def dma(self, translated: bool) -> DmaSpace:
-        """Memory for this function. The caller closes it after the device was reset."""
+        """Return memory for this function. The caller closes it after the device was reset.
+
+        Args:
+            translated: True for IOVAs (ACCESS_PLATFORM negotiated), False for guest-physical addresses (6.1).
+        """
         ...
 
-    def bus_master(self, on: bool) -> None: ...
+    def bus_master(self, on: bool) -> None:
+        """Set or clear Bus Master Enable in the command register: allow the function to do DMA, or not."""
+        ...
 
     def reset(self) -> bool:
-        """Function-level reset; False where the function has none."""
+        """Do a function-level reset; False where the function has none."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the function; idempotent."""
+        ...
 
 
 class MmioWindow(Protocol):
     """A virtio-mmio window (4.2) that this process owns. It has no bus master bit and no reset of its own."""
 
     bus: Literal["mmio"]
+    """The kind of back end object; ``opening`` chooses the transport by it."""
 
     address: str
+    """Its address, as the command line has it: ``mmio:0xfe003e00``."""
+
     registers: Registers
     """The whole window: the registers of 4.2.2, then the device's configuration. Closed with the window."""
 
@@ -86,135 +130,228 @@ class MmioWindow(Protocol):
     """True where an IOMMU stands between the device and memory: IOVAs are possible."""
 
     removal: Event | None
-    """Fires when the device is taken away, as that of a PciFunction does; None where nothing would tell."""
+    """Fires when the device is removed, as that of a ``PciFunction`` does; None where no such event exists."""
 
     description: str
+    """One line for people: how the window is reached."""
 
     def enable_interrupt(self) -> Event | None:
-        """Listen to the interrupt line, level-triggered; None where it does not reach this process."""
+        """Enable the interrupt line, level-triggered; None where it is not delivered to this process."""
         ...
 
-    def disable_interrupt(self) -> None: ...
+    def disable_interrupt(self) -> None:
+        """Disable the interrupt line; idempotent."""
+        ...
 
     def guard(self, status: int) -> None:
-        """The device is about to use memory. ``status`` is the offset of the register that 0 resets it by.
+        """Announce that the device is about to use memory.
 
-        Where nothing else stops the device if this process is killed, somebody has to stand ready from now on.
+        Where nothing else stops the device if this process is killed, a guardian process must be ready now.
+
+        Args:
+            status: Offset of the Status register in the window, in bytes; writing 0 resets the device (4.2.2.1).
         """
         ...
 
     def dma(self, translated: bool) -> DmaSpace:
-        """Memory for this device. The caller closes it after the device was reset."""
-        ...
+        """Return memory for this device. The caller closes it after the device was reset.
 
-    def close(self) -> None: ...
-
-
-class VdpaNode(Protocol):
-    """A vDPA device that this process has opened: one verb for each ioctl of vhost-vdpa, under the kernel's name.
-
-    Addresses that go into ``set_vring_addr`` are IOVAs of the space that ``dma`` makes. ``fd`` -1 takes an eventfd
-    away. All raise OperationFailed for what the kernel refuses, NotSupported for what this kernel or device has
-    not, DeviceGone when nobody answers behind the node any more, Closed.
-    """
-
-    bus: Literal["vdpa"]
-    """Which kind of thing this is; ``opening`` chooses the transport by it."""
-
-    address: str
-    description: str
-    """One line for people: which way in this is, and who is behind it."""
-
-    calls: int | None
-    """How many calls (one for each queue, one for the configuration) get through; None where nobody can tell."""
-
-    def get_device_id(self) -> int: ...
-    def get_status(self) -> int: ...
-    def set_status(self, value: int) -> None: ...
-    def get_features(self) -> int:
-        """The offered features: 64 bits, or 128 where the kernel has words for them."""
-        ...
-
-    def set_features(self, features: int) -> None: ...
-    def get_config_size(self) -> int: ...
-    def get_config(self, offset: int, length: int) -> bytes: ...
-    def set_config(self, offset: int, data: bytes) -> None: ...
-    def get_vqs_count(self) -> int: ...
-    def get_vring_num(self) -> int:
-        """The most entries that a queue may have, whichever it is."""
-        ...
-
-    def get_vring_size(self, index: int) -> int | None:
-        """The size of one queue as the device has it; None where the kernel or the device does not say."""
-        ...
-
-    def set_vring_num(self, index: int, num: int) -> None: ...
-    def set_vring_addr(self, index: int, desc: int, avail: int, used: int) -> None: ...
-    def set_vring_base(self, index: int, base: int) -> None: ...
-    def get_vring_base(self, index: int) -> int: ...
-    def set_vring_kick(self, index: int, fd: int) -> None: ...
-    def set_vring_call(self, index: int, fd: int) -> None: ...
-    def set_vring_enable(self, index: int, on: bool) -> None: ...
-    def set_config_call(self, fd: int) -> None: ...
-    def suspend(self) -> None:
-        """Stop the queues with their state kept. Raises NotSupported where the device cannot."""
-        ...
-
-    def resume(self) -> None: ...
-    def dma(self, translated: bool) -> DmaSpace:
-        """Memory for this device. The caller closes it after the device was reset.
-
-        Raises NotSupported with ``translated=False``: there are no other addresses than IOVAs here.
+        Args:
+            translated: True for IOVAs (ACCESS_PLATFORM negotiated), False for guest-physical addresses (6.1).
         """
         ...
 
     def close(self) -> None:
-        """Idempotent. The kernel resets the device, whatever state it is in."""
+        """Release the window; idempotent."""
+        ...
+
+
+class VdpaNode(Protocol):
+    """A vDPA device that this process has opened: one method for each ioctl of vhost-vdpa, with the kernel's name.
+
+    Addresses for ``set_vring_addr`` are IOVAs of the space that ``dma`` returns. ``fd`` -1 removes an eventfd.
+
+    Raises:
+        OperationFailed: In any method: the kernel refused the request.
+        NotSupported: In any method: this kernel or device does not implement it.
+        DeviceGone: In any method: the parent device does not respond any more.
+        Closed: In any method: after ``close()``.
+    """
+
+    bus: Literal["vdpa"]
+    """The kind of back end object; ``opening`` chooses the transport by it."""
+
+    address: str
+    """The node, ``/dev/vhost-vdpa-0``, or what stands for it."""
+
+    description: str
+    """One line for people: how the device is reached, and its parent device."""
+
+    calls: int | None
+    """How many calls (one for each queue, one for the configuration) are delivered; None where that is unknown."""
+
+    def get_device_id(self) -> int:
+        """Return the virtio device ID (5) by VHOST_VDPA_GET_DEVICE_ID."""
+        ...
+
+    def get_status(self) -> int:
+        """Return the device status, 8 bits (2.1)."""
+        ...
+
+    def set_status(self, value: int) -> None:
+        """Write the device status (2.1); 0 resets the device."""
+        ...
+
+    def get_features(self) -> int:
+        """Return the offered features: 64 bits, or 128 where the kernel has an ioctl for them."""
+        ...
+
+    def set_features(self, features: int) -> None:
+        """Write the accepted features; before FEATURES_OK."""
+        ...
+
+    def get_config_size(self) -> int:
+        """Return the length of the device configuration, in bytes."""
+        ...
+
+    def get_config(self, offset: int, length: int) -> bytes:
+        """Read ``length`` bytes of the device configuration from byte ``offset``."""
+        ...
+
+    def set_config(self, offset: int, data: bytes) -> None:
+        """Write ``data`` to the device configuration from byte ``offset``."""
+        ...
+
+    def get_vqs_count(self) -> int:
+        """Return the number of queues."""
+        ...
+
+    def get_vring_num(self) -> int:
+        """Return the largest queue size, in entries, over all queues."""
+        ...
+
+    def get_vring_size(self, index: int) -> int | None:
+        """Return the maximum size of one queue, in entries; None where kernel or device do not report it."""
+        ...
+
+    def set_vring_num(self, index: int, num: int) -> None:
+        """Set the size of a queue to ``num`` entries."""
+        ...
+
+    def set_vring_addr(self, index: int, desc: int, avail: int, used: int) -> None:
+        """Set the three areas of a queue.
+
+        Args:
+            index: The queue.
+            desc: IOVA of the descriptor area.
+            avail: IOVA of the driver area.
+            used: IOVA of the device area.
+        """
+        ...
+
+    def set_vring_base(self, index: int, base: int) -> None:
+        """Set the index at which the device begins with a queue."""
+        ...
+
+    def get_vring_base(self, index: int) -> int:
+        """Return the index at which the device goes on with a queue."""
+        ...
+
+    def set_vring_kick(self, index: int, fd: int) -> None:
+        """Set the eventfd by which the driver kicks a queue."""
+        ...
+
+    def set_vring_call(self, index: int, fd: int) -> None:
+        """Set the eventfd by which the device signals used buffers of a queue."""
+        ...
+
+    def set_vring_enable(self, index: int, on: bool) -> None:
+        """Enable or disable a queue."""
+        ...
+
+    def set_config_call(self, fd: int) -> None:
+        """Set the eventfd by which the device signals a change of its configuration."""
+        ...
+
+    def suspend(self) -> None:
+        """Stop the queues; their state is kept.
+
+        Raises:
+            NotSupported: The device cannot.
+        """
+        ...
+
+    def resume(self) -> None:
+        """Continue after ``suspend``.
+
+        Raises:
+            NotSupported: The device cannot.
+        """
+        ...
+
+    def dma(self, translated: bool) -> DmaSpace:
+        """Return memory for this device. The caller closes it after the device was reset.
+
+        Raises:
+            NotSupported: ``translated`` is False: a vDPA device has no addresses but IOVAs.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close the node; idempotent. The kernel resets the device, whatever state it is in."""
         ...
 
 
 Backend = PciFunction | MmioWindow | VdpaNode
-"""What a back end hands over. ``bus`` tells which of the three it is."""
+"""What a back end provides. ``bus`` says which of the three it is."""
 
 
 @runtime_checkable
 class ProvidesMemory(Protocol):
-    """What it may have beside the rest: its device's memory is a file of this process."""
+    """Optional ability of a back end's object: the memory of its device is a file that this process can map."""
 
     def plugged_memory(self) -> MemoryWindow:
-        """A window of the whole region. Raises NotSupported where the file belongs to somebody else."""
+        """Return a window of the whole memory region of the device (virtio-mem, 5.15).
+
+        Raises:
+            NotSupported: The file belongs to another process.
+        """
         ...
 
 
 @runtime_checkable
 class GuestMachine(Protocol):
-    """What it may have beside the rest: its device is in a guest machine that this process runs.
+    """Optional ability of a back end's object: its device is in a guest machine that this process runs.
 
-    No operating system runs in that guest, so all of its memory is the drivers'.
+    No operating system runs in that guest, so the drivers may use all of its memory.
     """
 
     id: str
-    """The machine's own name of the device: ``/machine/peripheral/ID`` in QEMU's tree of objects."""
+    """The machine's own name of the device: ``/machine/peripheral/ID`` in QEMU's object tree."""
 
     @property
     def ram(self) -> int:
-        """The guest's memory in bytes, without what a virtio-mem device plugs."""
+        """Guest memory in bytes, without what a virtio-mem device plugs."""
         ...
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """Run a command of the machine's monitor (QMP) and return its result.
 
+        Args:
+            command: Its name.
+            **arguments: Its arguments.
+
         Raises:
             QemuFailed: The machine refuses the command.
             DeviceGone: The machine has ended.
-            DeviceTimeout: It does not answer.
-            Closed: It was closed here.
+            DeviceTimeout: The machine does not respond.
+            Closed: The machine was closed.
         """
         ...
 
 
 def after_removal(backend: object) -> str:
-    """What to do when the device behind ``backend`` is gone, for the remedy of DeviceGone."""
+    """Return what to do when the device behind ``backend`` is gone, for the remedy of DeviceGone."""
     if isinstance(backend, GuestMachine):
         return "its machine runs without it: plug in another device, or start another machine"
     return "uvirtio list shows what is left"
@@ -222,16 +359,22 @@ def after_removal(backend: object) -> str:
 
 @runtime_checkable
 class Guarded(Protocol):
-    """What a PciFunction may have beside the rest: somebody resets its device when this process is killed."""
+    """Optional ability of a ``PciFunction``: a guardian process resets its device when this process is killed."""
 
     def guard(self, bar: int, offset: int, width: int) -> None:
-        """Where the device status lies: 0 is written there, and read back, when it comes to that."""
+        """Set where the device status is: the guardian writes 0 there and reads it back.
+
+        Args:
+            bar: Number of the BAR, 0 to 5.
+            offset: Place in the BAR, in bytes.
+            width: Width of the register, in bytes.
+        """
         ...
 
 
 @runtime_checkable
 class WithoutIommu(Protocol):
-    """What a back end's object may have beside the rest: no IOMMU holds its device."""
+    """Optional ability of a back end's object: no IOMMU restricts the DMA of its device."""
 
     warning: str
     """What that means, for people."""

@@ -1,7 +1,7 @@
-"""What memory, registers and events look like to the code that uses them: Protocols.
+"""Memory, registers and events, as the code that uses them sees them: Protocols.
 
 Back ends implement these, transports, virtqueues and drivers use them. All offsets and lengths are in bytes;
-device addresses are IOVAs or guest-physical addresses, as the policy of the memory (:class:`DmaSpace`) says.
+device addresses are IOVAs or guest-physical addresses, according to the policy of the memory (``DmaSpace``).
 """
 
 from __future__ import annotations
@@ -13,66 +13,121 @@ from typing import Protocol, runtime_checkable
 class Registers(Protocol):
     """A window of registers: one access of exactly the width per call, at an aligned byte offset.
 
-    Raises Misuse for an access outside the window or not aligned (a mistake of the caller), Closed after
-    ``close()``, DeviceGone when the device has been removed.
+    Values are unsigned and little-endian.
+
+    Raises:
+        Misuse: In any access: outside the window, not aligned, or a value that is too wide (a caller's mistake).
+        DeviceGone: In any access: the device was removed.
+        Closed: In any access: after ``close()``.
     """
 
     length: int
+    """Length of the window, in bytes."""
 
-    def read8(self, offset: int) -> int: ...
-    def read16(self, offset: int) -> int: ...
-    def read32(self, offset: int) -> int: ...
-    def write8(self, offset: int, value: int) -> None: ...
-    def write16(self, offset: int, value: int) -> None: ...
-    def write32(self, offset: int, value: int) -> None: ...
-    def close(self) -> None: ...
+    def read8(self, offset: int) -> int:
+        """Read 8 bits at ``offset``."""
+        ...
+
+    def read16(self, offset: int) -> int:
+        """Read 16 bits at ``offset``."""
+        ...
+
+    def read32(self, offset: int) -> int:
+        """Read 32 bits at ``offset``."""
+        ...
+
+    def write8(self, offset: int, value: int) -> None:
+        """Write 8 bits at ``offset``."""
+        ...
+
+    def write16(self, offset: int, value: int) -> None:
+        """Write 16 bits at ``offset``."""
+        ...
+
+    def write32(self, offset: int, value: int) -> None:
+        """Write 32 bits at ``offset``."""
+        ...
+
+    def close(self) -> None:
+        """Release the window; idempotent."""
+        ...
 
 
 class Doorbell(Protocol):
-    """Where a queue is kicked. ``ring`` takes the value that the standard wants written (4.1.5.2)."""
+    """The available buffer notification of a queue (2.3)."""
 
-    def ring(self, value: int) -> None: ...
-    def close(self) -> None: ...
+    def ring(self, value: int) -> None:
+        """Kick the device; ``value`` is what the standard writes to the notification register (4.1.5.2)."""
+        ...
+
+    def close(self) -> None:
+        """Release the doorbell; idempotent."""
+        ...
 
 
 class Event(Protocol):
     """One interrupt vector as a file descriptor that polls readable.
 
-    ``take()`` consumes what is pending, without waiting, and says whether there was anything. A line that is
-    level-triggered (INTx) stays masked from then on until ``rearm()``, which is called after the cause was
-    read from the device; for edge-triggered vectors ``rearm()`` does nothing. ``take()`` must be called before
-    one waits on ``fileno()``: an implementation may hold events that it read beside something else.
+    A level-triggered line (INTx) stays masked after ``take()`` until ``rearm()``. ``take()`` must be called before
+    waiting on ``fileno()``: an implementation may hold events that it read together with something else.
     """
 
-    def fileno(self) -> int: ...
-    def take(self) -> bool: ...
-    def rearm(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class Block(Protocol):
-    """A piece of memory that stays where it is while a device may touch it.
-
-    ``view`` is its bytes; whoever casts or slices it releases that view before ``close()``.
-    """
-
-    view: memoryview
-    size: int
-    contiguous: bool
-    """One run of device addresses from start to end."""
-
-    def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """The device addresses of these bytes, as (address, length) runs, merged where they touch."""
+    def fileno(self) -> int:
+        """Return the file descriptor to poll for reading."""
         ...
 
-    def pfns(self) -> list[int]:
-        """The guest-physical frame number of each 4096-byte piece, read anew at every call.
+    def take(self) -> bool:
+        """Consume what is pending, without waiting.
 
-        Raises PagemapHidden where this process may not know them.
+        Returns:
+            Whether an interrupt was pending.
         """
         ...
 
-    def close(self) -> None: ...
+    def rearm(self) -> None:
+        """Unmask a level-triggered line, once its cause was read from the device; no effect on other vectors."""
+        ...
+
+    def close(self) -> None:
+        """Release the event; idempotent."""
+        ...
+
+
+class Block(Protocol):
+    """A piece of memory that keeps its device addresses while a device may access it."""
+
+    view: memoryview
+    """Its bytes. Code that casts or slices it releases the new view before ``close()``."""
+
+    size: int
+    """Length in bytes."""
+
+    contiguous: bool
+    """True where the block is one run of device addresses from start to end."""
+
+    def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """Return the device addresses of these bytes, as (address, length) runs, merged where they touch.
+
+        Args:
+            offset: Start in the block, in bytes.
+            length: Number of bytes.
+
+        Raises:
+            Misuse: The bytes are not all in the block.
+        """
+        ...
+
+    def pfns(self) -> list[int]:
+        """Return the guest-physical frame number (PFN) of each 4096-byte piece, read again at every call.
+
+        Raises:
+            PagemapHidden: This process may not read them.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the memory; idempotent. The device must not use it any more."""
+        ...
 
 
 class DmaSpace(Protocol):
@@ -82,47 +137,78 @@ class DmaSpace(Protocol):
     """True: addresses are IOVAs (ACCESS_PLATFORM negotiated). False: guest-physical addresses (6.1)."""
 
     contiguous_limit: int
-    """No run of device addresses is longer than this many bytes, unless by luck; ring areas must fit in it."""
+    """No run of device addresses is longer than this many bytes, except by chance; ring areas must fit in it."""
 
     def alloc(self, size: int) -> Block:
-        """Zeroed, page-aligned memory of at least ``size`` bytes that the device may read and write.
+        """Allocate zeroed, page-aligned memory that the device may read and write.
 
-        Raises MemlockExceeded, PagemapHidden, or OperationFailed when the map is refused.
+        Args:
+            size: Length in bytes; rounded up.
+
+        Raises:
+            MemlockExceeded: RLIMIT_MEMLOCK does not allow it.
+            PagemapHidden: The physical addresses are needed, and this process may not read them.
+            OperationFailed: The kernel refused the map.
         """
         ...
 
     def pin(self, size: int) -> Block:
-        """Zeroed memory that stays put and whose ``pfns()`` are known, but that the device does not address.
+        """Allocate zeroed memory with a fixed place and known ``pfns()``, which the device does not address.
 
         For balloon pages: pinned by one map, whatever their number. ``segments()`` is undefined on it.
+
+        Args:
+            size: Length in bytes; rounded up.
+
+        Raises:
+            MemlockExceeded: RLIMIT_MEMLOCK does not allow it.
+            PagemapHidden: This process may not read the PFNs.
+            OperationFailed: The kernel refused the map.
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free all memory of the space that is left; idempotent. The device must not use it any more."""
+        ...
 
 
 class MemoryWindow(Protocol):
-    """The CPU's way to memory that a device provides (virtio-mem), in pieces that are mapped one by one."""
+    """The CPU's access to memory that a device provides (virtio-mem), in pieces that are mapped one by one."""
 
     size: int
+    """Length in bytes."""
 
     def map(self, offset: int, length: int) -> mmap.mmap:
-        """Map whole pages of it, for reading and writing; whoever asked closes the mapping.
+        """Map whole pages of it, for reading and writing; the caller closes the mapping.
 
-        Raises PermissionLack, OperationFailed, Closed; Misuse outside the window.
+        Args:
+            offset: Start in the window, in bytes.
+            length: Number of bytes.
+
+        Raises:
+            PermissionLack: The kernel does not allow it.
+            OperationFailed: The map failed otherwise.
+            Misuse: Outside the window, or not in whole pages.
+            Closed: After ``close()``.
         """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release the window; idempotent. Mappings stay."""
+        ...
 
 
 @runtime_checkable
 class AdoptsMemory(Protocol):
-    """What a DmaSpace may have beside the rest: it shows a device memory that it did not make."""
+    """Optional ability of a ``DmaSpace``: it maps memory for a device that it did not allocate itself."""
 
     def adopt(self, mapping: mmap.mmap, physical: int) -> Block:
-        """The whole mapping, whose guest-physical address is known, as a block of this space.
+        """Return a mapping whose guest-physical address is known as a block of this space.
 
-        Closing the block takes it away from the device; the mapping stays the caller's.
+        Closing the block removes it from the device; the mapping stays the caller's.
+
+        Args:
+            mapping: Memory of this process; the whole of it.
+            physical: Its guest-physical address, in bytes.
         """
         ...

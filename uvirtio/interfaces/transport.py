@@ -1,7 +1,7 @@
-"""What a transport offers to a device: the verbs of chapter 3, with the registers of chapter 4 behind them.
+"""What a transport offers to a device: the operations of chapter 3, by the registers of chapter 4.
 
 A transport (``transports/``) knows what registers mean, and not where they come from. Optional abilities are
-Protocols of their own beside :class:`Transport`, and are asked for by ``isinstance``.
+Protocols of their own beside ``Transport``, and are tested with ``isinstance``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from uvirtio.interfaces.values import InterruptMode
 
 @dataclass(frozen=True, slots=True)
 class SharedRegion:
-    """Memory of the device that driver and device share (2.10): its id, and its length in bytes."""
+    """A shared memory region of the device (2.10): its id, and its length in bytes."""
 
     shmid: int
     length: int
@@ -25,45 +25,54 @@ class SharedRegion:
 
 @runtime_checkable
 class ResetsQueues(Protocol):
-    """What a Transport has beside the rest if RING_RESET is among its features."""
+    """Optional ability of a ``Transport`` with RING_RESET among its features: resetting single queues."""
 
     def start_queue_reset(self, index: int) -> None:
-        """Ask for the reset of one queue (2.6.1)."""
+        """Start the reset of one queue (2.6.1)."""
         ...
 
     def queue_is_reset(self, index: int) -> bool:
-        """Whether it is done; then the queue's doorbell is let go of, and it can be enabled anew."""
+        """Whether that reset is complete; then the queue's doorbell is released and it can be enabled again."""
         ...
 
 
 @runtime_checkable
 class HasAdminQueues(Protocol):
-    """What a Transport has beside the rest if ADMIN_VQ is among its features."""
+    """Optional ability of a ``Transport`` with ADMIN_VQ among its features: administration virtqueues."""
 
     def admin_queues(self) -> range:
-        """The indices of the administration queues (2.13); empty unless ADMIN_VQ was negotiated."""
+        """Return the indices of the administration virtqueues (2.13); empty unless ADMIN_VQ was negotiated."""
         ...
 
 
 @runtime_checkable
 class SharesMemory(Protocol):
-    """What a Transport has beside the rest if it knows of shared memory regions (2.10)."""
+    """Optional ability of a ``Transport``: shared memory regions (2.10)."""
 
     def shared_memory(self) -> Sequence[SharedRegion]:
-        """The regions that this device has, by ascending id."""
+        """Return the regions that this device has, by ascending id."""
         ...
 
     def shared_registers(self, shmid: int, offset: int, length: int) -> Registers:
-        """A piece of a region, for accesses of exact width. The caller closes it. Raises ConfigError outside."""
+        """Return a piece of a region, for accesses of exact width. The caller closes it.
+
+        Args:
+            shmid: The id of the region.
+            offset: Start in the region, in bytes.
+            length: Number of bytes.
+
+        Raises:
+            ConfigError: There is no such region, or the piece is not all in it.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class QueueLayout:
-    """What a transport knows of a queue before memory is made for it."""
+    """What a transport knows of a queue before memory is allocated for it."""
 
     size_max: int
-    """Entries; 0 means that the queue does not exist."""
+    """The maximum queue size, in entries; 0: the queue does not exist."""
 
     size_fixed: bool = False
     """Legacy PCI: the size cannot be reduced."""
@@ -74,98 +83,187 @@ class QueueLayout:
 
 @dataclass(frozen=True, slots=True)
 class Causes:
-    """What the interrupts that were just taken say."""
+    """The causes of the interrupts that were just taken."""
 
     config: bool = False
+    """The configuration changed, or the device needs a reset (2.3)."""
+
     queues: bool = False
+    """A queue may have used buffers."""
+
     removal: bool = False
+    """The device is being removed (hot-unplug)."""
+
     spurious: bool = False
     """An interrupt was taken, and the device names no cause."""
 
 
 class Transport(Protocol):
-    """Virtio over some bus: the verbs of chapter 3, with chapter 4's registers behind them."""
+    """Virtio over some bus: the operations of chapter 3, by the registers of chapter 4."""
 
     kind: str
+    """The bus, for people and machines: ``pci``, ``mmio``, ``vdpa``."""
+
     device_id: int
+    """The virtio device ID (5)."""
+
     legacy: bool
     """The legacy interface (2.2.3): feature bits 0..31, no FEATURES_OK, no generation, page-frame queue addresses.
 
-    Where it is spoken the bytes of rings and configuration are in the guest's order (2.5.3, 2.7.3). This package
-    runs on little-endian machines alone (``memory/access.py``), so there is one order for both interfaces.
+    There the bytes of rings and configuration are in the guest's byte order (2.5.3, 2.7.3). This package
+    runs on little-endian machines alone (``memory/access.py``), so both interfaces have the same byte order.
     """
 
     features_allowed: int
-    """Mask of the feature bits 24..63 that this transport and our rings can carry (6)."""
+    """Mask of the feature bits 24..63 that this transport and the rings of this package support (6)."""
 
     @property
     def backend(self) -> Backend:
-        """What the back end handed over. Its optional abilities are asked for by ``isinstance``."""
+        """The back end's object. Its optional abilities are tested with ``isinstance``."""
         ...
 
     @property
     def config_length(self) -> int:
-        """Bytes of device configuration that there are at most."""
+        """Maximum length of the device configuration, in bytes."""
         ...
 
     @property
-    def num_queues(self) -> int: ...
+    def num_queues(self) -> int:
+        """Number of queues that the device has at most."""
+        ...
+
     @property
-    def description(self) -> str: ...
+    def description(self) -> str:
+        """One line for people: how the device is reached."""
+        ...
+
     @property
     def interface(self) -> str:
-        """One line for people: which interface of the device is spoken, and where its registers lie."""
+        """One line for people: which interface of the device is used, and where its registers are."""
         ...
 
     @property
     def quirks(self) -> Sequence[str]:
-        """What is wrong with how the device presents its interface, though it can be used; a line each."""
+        """Deviations from the standard in how the device presents its interface; it can be used. A line each."""
         ...
 
     @property
-    def translates(self) -> bool: ...
+    def translates(self) -> bool:
+        """True where an IOMMU stands between the device and memory: IOVAs are possible."""
+        ...
+
     @property
-    def interrupt_mode(self) -> InterruptMode: ...
+    def interrupt_mode(self) -> InterruptMode:
+        """The interrupt mode that ``connect_interrupts`` chose."""
+        ...
 
     def device_features(self) -> int:
-        """The offered features, 128 bits; of a legacy interface the first 32 alone (4.1.4.10)."""
+        """Return the offered features, 128 bits; of a legacy interface only the first 32 (4.1.4.10)."""
         ...
 
-    def set_driver_features(self, features: int) -> None: ...
-    def status(self) -> int: ...
-    def set_status(self, value: int) -> None: ...
+    def set_driver_features(self, features: int) -> None:
+        """Write the accepted features, 128 bits."""
+        ...
+
+    def status(self) -> int:
+        """Return the device status, 8 bits (2.1)."""
+        ...
+
+    def set_status(self, value: int) -> None:
+        """Write the device status (2.1); 0 resets the device."""
+        ...
+
     def generation(self) -> int | None:
-        """config_generation, or None where the transport has none (legacy)."""
+        """Return config_generation (2.5.1); None where the transport has none (legacy)."""
         ...
 
     def read_config(self, offset: int, width: int) -> int:
-        """One field of the device configuration; width 1, 2, 4 or 8 (8 is two 4-byte accesses)."""
-        ...
+        """Read one field of the device configuration, little-endian.
 
-    def write_config(self, offset: int, width: int, value: int) -> None: ...
-    def queue_layout(self, index: int) -> QueueLayout: ...
-    def connect_interrupts(self, queues: Sequence[int], modes: Sequence[InterruptMode]) -> InterruptMode:
-        """Take the first of ``modes`` that works for these queues and the configuration; before any enable."""
-        ...
+        Args:
+            offset: Place in the configuration, in bytes.
+            width: 1, 2, 4 or 8 bytes; 8 is two 4-byte accesses (2.5.1).
 
-    def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> Doorbell:
-        """Write size and the three area addresses, read them back, enable; returns where to kick."""
-        ...
-
-    def events(self) -> Sequence[Event]: ...
-    def causes(self, fired: Container[int] | None = None) -> Causes:
-        """Take what is pending, read its cause, rearm. In POLLING mode this asks the device (ISR).
-
-        ``fired``: the descriptors among those of ``events()`` that can be read now, for who has just asked; the
-        others need not be looked at. None: look at all.
+        Raises:
+            ConfigError: The field is not all in the configuration.
         """
         ...
 
-    def dma(self, translated: bool) -> DmaSpace: ...
-    def dma_enable(self, on: bool) -> None: ...
-    def function_reset(self) -> bool: ...
-    def release_queues(self) -> None:
-        """After a reset: let go of doorbells and interrupts; the next initialisation makes new ones."""
+    def write_config(self, offset: int, width: int, value: int) -> None:
+        """Write one field of the device configuration, little-endian; parameters as for ``read_config``.
+
+        Raises:
+            ConfigError: The field is not all in the configuration.
+        """
         ...
 
-    def close(self) -> None: ...
+    def queue_layout(self, index: int) -> QueueLayout:
+        """Return what is known of a queue before memory is allocated for it."""
+        ...
+
+    def connect_interrupts(self, queues: Sequence[int], modes: Sequence[InterruptMode]) -> InterruptMode:
+        """Enable the first of ``modes`` that works; to be called before any queue is enabled.
+
+        Args:
+            queues: The queues that are going to be used.
+            modes: Interrupt modes, best first.
+
+        Returns:
+            The mode that was enabled.
+        """
+        ...
+
+    def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> Doorbell:
+        """Write the size and the three area addresses of a queue, read them back, and enable it.
+
+        Args:
+            index: The queue.
+            size: Its size, in entries.
+            desc: Device address of the descriptor area.
+            driver: Device address of the driver area.
+            device: Device address of the device area.
+
+        Returns:
+            The queue's doorbell.
+
+        Raises:
+            QueueError: The device did not take the queue.
+        """
+        ...
+
+    def events(self) -> Sequence[Event]:
+        """Return the events to wait for: interrupts, and the removal of the device."""
+        ...
+
+    def causes(self, fired: Container[int] | None = None) -> Causes:
+        """Take what is pending, read its cause and rearm. In POLLING mode this reads the interrupt status.
+
+        Args:
+            fired: The descriptors among those of ``events()`` that are known to be readable; the others are not
+                checked. None: check all.
+        """
+        ...
+
+    def dma(self, translated: bool) -> DmaSpace:
+        """Return memory for this device. The caller closes it after the device was reset.
+
+        Args:
+            translated: True for IOVAs (ACCESS_PLATFORM negotiated), False for guest-physical addresses (6.1).
+        """
+        ...
+
+    def dma_enable(self, on: bool) -> None:
+        """Allow the device to do DMA, or not (PCI: Bus Master Enable)."""
+        ...
+
+    def function_reset(self) -> bool:
+        """Reset the function by the means of its bus; False where the bus has none."""
+        ...
+
+    def release_queues(self) -> None:
+        """Release doorbells and interrupts after a reset; the next initialisation makes new ones."""
+        ...
+
+    def close(self) -> None:
+        """Release the device; idempotent."""
+        ...

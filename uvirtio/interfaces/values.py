@@ -1,4 +1,4 @@
-"""Plain values that the interfaces share, apart from them, so that looking at sysfs does not load Protocols."""
+"""Plain values that the interfaces share, in a module of their own: reading sysfs does not load the Protocols."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ DEFAULT_TIMEOUT = 5.0
 """Seconds that a device, or the program behind it, may take for one response."""
 
 TIMEOUT_MAX = 1e8
-"""Seconds; the longest time-out that every clock and system call here can count (three years)."""
+"""Seconds; the longest time-out that every clock and system call here supports (three years)."""
 
 
 class InterruptMode(Enum):
-    """The rungs of the interrupt ladder, best first (4.1.5.1.2, 4.1.4.5)."""
+    """The interrupt modes, best first (4.1.5.1.2, 4.1.4.5)."""
 
     PER_QUEUE = "msix-per-queue"
     SHARED = "msix-shared"

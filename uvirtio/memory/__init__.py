@@ -1,1 +1,1 @@
-"""Memory that a device shares with us: exact-width access, fences, blocks, and the seams between the layers."""
+"""Memory that a device shares with this process: exact-width access, fences, eventfds, device addresses."""

@@ -4,10 +4,10 @@ CPython has exactly one idiom that makes one load or one store of the right widt
 memoryview that was cast to ``B``, ``H`` or ``I``. ``struct.pack_into`` stores zero first (a doorbell would
 ring queue 0, a status write would reset), ctypes stores read the register first, slices access twice. So
 everything here is a cast view, or pread/pwrite of exactly the width; ``tests/unit/memory/test_access.py`` proves
-it on the running interpreter by watching each access with a debugger's eye.
+it on the running interpreter by watching each access with a hardware watchpoint.
 
 All values are unsigned and little-endian, which is also the byte order of the hosts that this runs on
-(:func:`require_little_endian`): virtio 1.x is little-endian throughout (1.4 of the standard).
+(``require_little_endian``): virtio 1.x is little-endian throughout (1.4 of the standard).
 """
 
 from __future__ import annotations
@@ -21,13 +21,17 @@ from uvirtio.interfaces.memory import Registers
 
 
 class Buffer(Protocol):
-    """What can be viewed: an mmap, a bytearray, another memoryview."""
+    """Objects with the buffer protocol: an mmap, a bytearray, another memoryview."""
 
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 
 def require_little_endian() -> None:
-    """Raise NotSupported on a big-endian host: cast views would have the wrong byte order there."""
+    """Check that the host is little-endian: cast views would have the wrong byte order on others.
+
+    Raises:
+        NotSupported: The host is big-endian.
+    """
     if sys.byteorder != "little":
         raise NotSupported(
             "this host is big-endian, and uvirtio's views of shared memory are little-endian",
@@ -37,17 +41,29 @@ def require_little_endian() -> None:
 
 
 def words16(memory: memoryview, offset: int, count: int) -> memoryview:
-    """``count`` 16-bit words from byte ``offset``; each item access is one 2-byte load or store."""
+    """View ``count`` 16-bit words from byte ``offset``; each item access is one 2-byte load or store.
+
+    Raises:
+        Misuse: They are not all in ``memory``, or ``offset`` is not aligned.
+    """
     return _words(memory, offset, count, 2, "H")
 
 
 def words32(memory: memoryview, offset: int, count: int) -> memoryview:
-    """``count`` 32-bit words from byte ``offset``; each item access is one 4-byte load or store."""
+    """View ``count`` 32-bit words from byte ``offset``; each item access is one 4-byte load or store.
+
+    Raises:
+        Misuse: They are not all in ``memory``, or ``offset`` is not aligned.
+    """
     return _words(memory, offset, count, 4, "I")
 
 
 def words64(memory: memoryview, offset: int, count: int) -> memoryview:
-    """``count`` 64-bit words from byte ``offset``. For descriptors in RAM only: no register is 64 bits wide."""
+    """View ``count`` 64-bit words from byte ``offset``. For descriptors in RAM only: no register is 64 bits wide.
+
+    Raises:
+        Misuse: They are not all in ``memory``, or ``offset`` is not aligned.
+    """
     return _words(memory, offset, count, 8, "Q")
 
 
@@ -63,13 +79,23 @@ def _too_large(value: int, width: int) -> Misuse:
 
 
 class MappedRegisters:
-    """Registers in a mapping: a BAR, a virtio-mmio window, a page of /dev/mem.
+    """Registers in a mapping: a BAR, a virtio-mmio window, a page of /dev/mem. Satisfies ``Registers``.
 
-    Offsets and lengths in bytes. The views stay inside: an exported view would keep the BAR mapped, and
-    ``mmap.close()`` raises while one lives. ``close()`` releases them and leaves the mapping to its owner.
+    The views are not exported: an exported view would keep the BAR mapped, and ``mmap.close()`` fails while one
+    exists. ``close()`` releases them and leaves the mapping to its owner.
     """
 
     def __init__(self, mapping: Buffer, offset: int, length: int) -> None:
+        """View ``length`` bytes of ``mapping`` from ``offset``.
+
+        Args:
+            mapping: The mapping; the caller closes it after the registers.
+            offset: Start of the window in the mapping, in bytes.
+            length: Length of the window, in bytes.
+
+        Raises:
+            Misuse: The window is not all in the mapping.
+        """
         if offset < 0 or length < 0:
             raise Misuse(f"a window of {length} bytes at {offset}")
         # A capability may lie at any byte (an ISR often does): the views start at the 4-byte word below it.
@@ -95,15 +121,19 @@ class MappedRegisters:
         return place // width
 
     def read8(self, offset: int) -> int:
+        """Read 8 bits at ``offset``."""
         return self._b[self._index(offset, 1)]
 
     def read16(self, offset: int) -> int:
+        """Read 16 bits at ``offset``."""
         return self._h[self._index(offset, 2)]
 
     def read32(self, offset: int) -> int:
+        """Read 32 bits at ``offset``."""
         return self._i[self._index(offset, 4)]
 
     def write8(self, offset: int, value: int) -> None:
+        """Write 8 bits at ``offset``."""
         place = self._index(offset, 1)
         try:
             self._b[place] = value
@@ -111,6 +141,7 @@ class MappedRegisters:
             raise _too_large(value, 1) from None
 
     def write16(self, offset: int, value: int) -> None:
+        """Write 16 bits at ``offset``."""
         place = self._index(offset, 2)
         try:
             self._h[place] = value
@@ -118,6 +149,7 @@ class MappedRegisters:
             raise _too_large(value, 2) from None
 
     def write32(self, offset: int, value: int) -> None:
+        """Write 32 bits at ``offset``."""
         place = self._index(offset, 4)
         try:
             self._i[place] = value
@@ -133,13 +165,14 @@ class MappedRegisters:
 
 
 class WidthRegisters:
-    """Registers behind something that takes a place and a width: a descriptor, a protocol, a pair of ports.
+    """Registers that are accessed by a place and a width: behind a descriptor, a protocol, a pair of I/O ports.
 
     A subclass makes the one access of exactly ``width`` bytes in ``_read`` and ``_write``; ``place`` is ``base``
-    plus an offset that lies in the window, aligned to the width. What is behind it belongs to the caller.
+    plus an offset that is in the window, aligned to the width. What is behind it belongs to the caller.
     """
 
     def __init__(self, base: int, length: int) -> None:
+        """Set the window of ``length`` bytes that begins at place ``base``."""
         self._base = base
         self.length = length
         self._closed = False
@@ -159,21 +192,27 @@ class WidthRegisters:
         raise NotImplementedError
 
     def read8(self, offset: int) -> int:
+        """Read 8 bits at ``offset``."""
         return self._read(self._place(offset, 1), 1)
 
     def read16(self, offset: int) -> int:
+        """Read 16 bits at ``offset``."""
         return self._read(self._place(offset, 2), 2)
 
     def read32(self, offset: int) -> int:
+        """Read 32 bits at ``offset``."""
         return self._read(self._place(offset, 4), 4)
 
     def write8(self, offset: int, value: int) -> None:
+        """Write 8 bits at ``offset``."""
         self._write(self._place(offset, 1), 1, value)
 
     def write16(self, offset: int, value: int) -> None:
+        """Write 16 bits at ``offset``."""
         self._write(self._place(offset, 2), 2, value)
 
     def write32(self, offset: int, value: int) -> None:
+        """Write 32 bits at ``offset``."""
         self._write(self._place(offset, 4), 4, value)
 
     def close(self) -> None:
@@ -182,9 +221,10 @@ class WidthRegisters:
 
 
 class ForwardedRegisters(WidthRegisters):
-    """The same registers as ``inner``, for subclasses that do something beside in ``_read`` and ``_write``."""
+    """Registers that forward each access to ``inner``; a subclass adds to it in ``_read`` and ``_write``."""
 
     def __init__(self, inner: Registers) -> None:
+        """Wrap ``inner``, which is closed together with this object."""
         super().__init__(0, inner.length)
         self._inner = inner
 
@@ -198,18 +238,26 @@ class ForwardedRegisters(WidthRegisters):
         write_field(self._inner, place, width, value)
 
     def close(self) -> None:
-        """Close the registers behind; idempotent."""
+        """Close the inner registers."""
         self._inner.close()
 
 
 class FdRegisters(WidthRegisters):
     """Registers behind a file descriptor: an I/O BAR, PCI configuration space, a VFIO region.
 
-    One pread or pwrite of exactly the width per access. The descriptor belongs to the caller and stays open.
-    A failing or short access is raised as DeviceGone: a region that answered before answers no more.
+    One pread or pwrite of exactly the width per access. A failing or short access is DeviceGone: the region was
+    accessible before.
     """
 
     def __init__(self, fd: int, offset: int, length: int, *, what: str = "device") -> None:
+        """Set the window; nothing is accessed yet.
+
+        Args:
+            fd: The file; the caller keeps it open, and closes it.
+            offset: Start of the window in the file, in bytes.
+            length: Length of the window, in bytes.
+            what: The name of the device, for errors.
+        """
         super().__init__(offset, length)
         self._fd = fd
         self._what = what
@@ -243,7 +291,15 @@ class FdRegisters(WidthRegisters):
 
 
 def read_field(registers: Registers, offset: int, width: int) -> int:
-    """A field of 1, 2, 4 or 8 bytes by accesses of its width; 8 bytes are two of 4, the lower first (4.1.3.1)."""
+    """Read a little-endian field of 1, 2, 4 or 8 bytes by accesses of its width; 8 bytes are two of 4 (4.1.3.1).
+
+    The lower 4 bytes are read first.
+
+    Raises:
+        Misuse: The field is not all in the window, or not aligned.
+        DeviceGone: The device was removed.
+        Closed: The registers are closed.
+    """
     if width == 1:
         return registers.read8(offset)
     if width == 2:
@@ -254,7 +310,15 @@ def read_field(registers: Registers, offset: int, width: int) -> int:
 
 
 def write_field(registers: Registers, offset: int, width: int, value: int) -> None:
-    """Write a field as :func:`read_field` reads it."""
+    """Write a little-endian field of 1, 2, 4 or 8 bytes by accesses of its width; 8 bytes are two of 4 (4.1.3.1).
+
+    The lower 4 bytes are written first.
+
+    Raises:
+        Misuse: The field is not all in the window, or not aligned.
+        DeviceGone: The device was removed.
+        Closed: The registers are closed.
+    """
     if width == 1:
         registers.write8(offset, value)
     elif width == 2:

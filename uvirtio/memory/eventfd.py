@@ -8,21 +8,30 @@ from uvirtio.errors import Closed
 
 
 class EventFd:
-    """An eventfd that the kernel signals: an edge-triggered vector, an error, a request to give back.
+    """An eventfd that the kernel signals: an edge-triggered vector, an error, a removal request.
 
-    ``fileno()`` polls readable while something is pending. Close-on-exec, never blocks.
+    ``fileno()`` polls readable while something is pending. Close-on-exec, never blocks. Satisfies ``Event``.
     """
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def fileno(self) -> int:
+        """Return the descriptor.
+
+        Raises:
+            Closed: After ``close()``.
+        """
         if self._fd < 0:
             raise Closed("this event is closed")
         return self._fd
 
     def take(self) -> bool:
-        """Consume what is pending; whether there was anything. Never waits."""
+        """Consume what is pending, without waiting; returns whether anything was.
+
+        Raises:
+            Closed: After ``close()``.
+        """
         try:
             os.eventfd_read(self.fileno())
         except BlockingIOError:
@@ -30,7 +39,7 @@ class EventFd:
         return True
 
     def rearm(self) -> None:
-        """Nothing: an eventfd fires again by itself."""
+        """Do nothing: an eventfd fires again without it."""
 
     def close(self) -> None:
         """Close the descriptor; idempotent."""
@@ -46,21 +55,30 @@ class EventFd:
 
 
 class EventFdDoorbell:
-    """A kick through an eventfd: whoever listens at it rings for us, with one fixed word (4.1.5.2).
+    """A kick through an eventfd: the kernel (KVM, vhost) listens on it and writes one fixed word (4.1.5.2).
 
-    So the value of ``ring`` goes nowhere, and NOTIFICATION_DATA cannot be carried.
+    So the value of ``ring`` is not transmitted, and NOTIFICATION_DATA cannot be used. Satisfies ``Doorbell``.
     """
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def fileno(self) -> int:
-        """The descriptor, for whoever is to listen. Raises Closed."""
+        """Return the descriptor, to be passed to the listener.
+
+        Raises:
+            Closed: After ``close()``.
+        """
         if self._fd < 0:
             raise Closed("this doorbell is closed")
         return self._fd
 
     def ring(self, value: int) -> None:
+        """Signal the eventfd; ``value`` is ignored.
+
+        Raises:
+            Closed: After ``close()``.
+        """
         del value
         os.eventfd_write(self.fileno(), 1)
 

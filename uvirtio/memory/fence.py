@@ -1,10 +1,10 @@
 """A full memory fence.
 
-A driver publishes ``avail.idx`` and then reads the device's event word; the device does it the other way
-round. x86 may let the load overtake the store (2.7.13.4.1, 2.8.21.3.1), and then both sides believe that
-the other is awake: a lost notification. CPython has no fence of its own, but an uncontended lock is taken by
-a locked instruction, which on x86 is a full fence and costs 75 ns; elsewhere only libatomic will do (170 ns).
-``tests/unit/memory/test_fence.py`` races two processes against each other and fails when the fence is taken out.
+A driver publishes ``avail.idx`` and then reads the device's event word; the device does it in the opposite
+order. x86 may execute the load before the store (2.7.13.4.1, 2.8.21.3.1), and then each side assumes that the
+other is awake: a lost notification. CPython has no fence of its own, but an uncontended lock is taken by
+a locked instruction, which on x86 is a full fence and costs 75 ns; elsewhere libatomic is needed (170 ns).
+``tests/unit/memory/test_fence.py`` races two processes against each other and fails when the fence is removed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SEQ_CST = 5  # memory_order_seq_cst of C11's <stdatomic.h>
 
 
 def lock_fence() -> Fence:
-    """A fence made of an uncontended lock. A full fence on x86 only."""
+    """Return a fence made of an uncontended lock. A full fence on x86 only."""
     lock = threading.Lock()
     acquire, release = lock.acquire, lock.release
 
@@ -34,7 +34,11 @@ def lock_fence() -> Fence:
 
 
 def libatomic_fence() -> Fence:
-    """``atomic_thread_fence(seq_cst)`` of libatomic. Raises NotSupported where the library is missing."""
+    """Return ``atomic_thread_fence(memory_order_seq_cst)`` of libatomic.
+
+    Raises:
+        NotSupported: The library is not installed.
+    """
     try:
         library = ctypes.PyDLL("libatomic.so.1")
         function = library.atomic_thread_fence
@@ -59,22 +63,27 @@ def _is_x86() -> bool:
 
 
 def full_fence() -> Fence:
-    """The cheapest full fence of this machine. Raises NotSupported where there is none."""
+    """Return the cheapest full fence of this machine.
+
+    Raises:
+        NotSupported: The CPU is not x86, and libatomic is not installed.
+    """
     return lock_fence() if _is_x86() else libatomic_fence()
 
 
 def platform_fence() -> Fence | None:
-    """What orders memory accesses for a device that is no CPU (ORDER_PLATFORM, 6); None where Python has none.
+    """Return a fence for a device that is not a CPU (ORDER_PLATFORM, 6); None where Python has none.
 
-    A locked instruction of x86 orders all memory. What libatomic has elsewhere is for CPUs among themselves
-    (``dmb ish`` on ARM, where a device may need ``dmb osh``), so there the feature is not to be taken.
+    A locked instruction of x86 orders all memory accesses. The fences of libatomic on other CPUs order accesses
+    between CPUs (``dmb ish`` on ARM, where a device may need ``dmb osh``), so the feature is not accepted there.
     """
     return lock_fence() if _is_x86() else None
 
 
 def order_fence() -> Fence | None:
-    """What keeps two stores, or two loads, in their order: None on x86, where they stay in order by themselves.
+    """Return what keeps two stores, or two loads, in their order; None on x86, where the hardware does.
 
-    Raises NotSupported as :func:`full_fence` does.
+    Raises:
+        NotSupported: The CPU is not x86, and libatomic is not installed.
     """
     return None if _is_x86() else libatomic_fence()

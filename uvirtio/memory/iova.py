@@ -1,4 +1,4 @@
-"""Which device addresses are free: a first-fit allocator over the ranges that the IOMMU reports."""
+"""Allocation of device addresses: first fit over the ranges that the IOMMU reports."""
 
 from __future__ import annotations
 
@@ -12,12 +12,20 @@ from uvirtio.host.pages import CPU_PAGE
 class IovaAllocator:
     """Device addresses of one I/O address space, in bytes, in whole pages.
 
-    ``ranges`` are (first byte, last byte) as VFIO_IOMMU_GET_INFO and VHOST_VDPA_GET_IOVA_RANGE report them:
-    reserved holes are what lies between. Address 0 is never handed out: a legacy queue means "none" by it
-    (4.1.5.1.3.1).
+    Address 0 is never allocated: it means "no queue" on a legacy device (4.1.5.1.3.1).
     """
 
     def __init__(self, ranges: Iterable[tuple[int, int]], page: int = CPU_PAGE) -> None:
+        """Set the usable ranges.
+
+        Args:
+            ranges: (first byte, last byte) of each, as VFIO_IOMMU_GET_INFO and VHOST_VDPA_GET_IOVA_RANGE report
+                them; what is between them is reserved.
+            page: Granularity in bytes, a power of two.
+
+        Raises:
+            Misuse: ``page`` is not a power of two.
+        """
         if page <= 0 or page & (page - 1):
             raise Misuse(f"a page of {page} bytes")
         self.page = page
@@ -43,9 +51,18 @@ class IovaAllocator:
         return -(-size // self.page) * self.page
 
     def alloc(self, size: int, *, highest: bool = False) -> int:
-        """The first device address of ``size`` bytes (rounded up to pages): the lowest that fits.
+        """Allocate the lowest free run of device addresses that is large enough.
 
-        ``highest`` takes the highest instead. Raises OperationFailed when nothing is large enough.
+        Args:
+            size: Length in bytes; rounded up to pages.
+            highest: Take the highest free run instead.
+
+        Returns:
+            Its first device address.
+
+        Raises:
+            BadSize: ``size`` is not positive.
+            OperationFailed: No free run is large enough.
         """
         size = self._rounded(size)
         order = range(len(self._free) - 1, -1, -1) if highest else range(len(self._free))
@@ -62,7 +79,17 @@ class IovaAllocator:
         )
 
     def take(self, iova: int, size: int) -> None:
-        """Take exactly these pages. Raises OperationFailed where they are reserved, taken, or in no range."""
+        """Allocate exactly these pages.
+
+        Args:
+            iova: First device address, in bytes; the start of a page.
+            size: Length in bytes; rounded up to pages.
+
+        Raises:
+            BadSize: ``size`` is not positive.
+            Misuse: ``iova`` is not the start of a page.
+            OperationFailed: The addresses are reserved, allocated, or in no range.
+        """
         size = self._rounded(size)
         if iova % self.page:
             raise Misuse(f"{iova:#x} is not the start of a page of {self.page}")
@@ -83,7 +110,11 @@ class IovaAllocator:
         self._taken[iova] = size
 
     def free(self, iova: int) -> None:
-        """Give back what ``alloc`` or ``take`` handed out. Raises Misuse for anything else."""
+        """Free what ``alloc`` or ``take`` allocated.
+
+        Raises:
+            Misuse: Nothing was allocated at ``iova``.
+        """
         size = self._taken.pop(iova, 0)
         if not size:
             raise Misuse(f"{iova:#x} was not handed out")
@@ -99,5 +130,5 @@ class IovaAllocator:
 
     @property
     def taken(self) -> dict[int, int]:
-        """What is handed out: start to size, in bytes."""
+        """The allocated runs: first address to length, in bytes."""
         return dict(self._taken)

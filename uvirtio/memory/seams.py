@@ -1,4 +1,4 @@
-"""Where the contracts stood before 0.2; they are in ``uvirtio.interfaces`` now. Goes with 0.3."""
+"""Deprecated location of the contracts: they are in ``uvirtio.interfaces`` since 0.2. To be removed in 0.3."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Device-provided memory through a file: its own memfd, or /dev/mem at its guest-physical address."""
+"""Device-provided memory through a file: a memfd of this process, or /dev/mem at its guest-physical address."""
 
 from __future__ import annotations
 
@@ -13,18 +13,34 @@ from uvirtio.host.roots import Roots
 
 
 class FileWindow:
-    """``size`` bytes of an open file from ``base`` on; see the MemoryWindow seam. Owns ``fd``."""
+    """A range of an open file as memory that can be mapped. Satisfies ``MemoryWindow``; owns the descriptor."""
 
     def __init__(self, fd: int, base: int, size: int, *, what: str) -> None:
+        """Set the range; nothing is mapped yet.
+
+        Args:
+            fd: The file; closed by ``close()``.
+            base: Start of the range in the file, in bytes.
+            size: Length of the range, in bytes.
+            what: The name of the file, for errors.
+        """
         self.size = size
         self._fd = fd
         self._base = base
         self._what = what
 
     def map(self, offset: int, length: int) -> mmap.mmap:
-        """Map whole pages, shared, readable and writable; never inherited by a fork.
+        """Map whole pages, shared, readable and writable; not inherited by a fork. The caller closes the mapping.
 
-        Raises Misuse outside the window, PermissionLack, OperationFailed, Closed.
+        Args:
+            offset: Start in the window, in bytes.
+            length: Number of bytes.
+
+        Raises:
+            Misuse: Outside the window, or not in whole pages.
+            PermissionLack: The kernel does not allow it.
+            OperationFailed: The map failed otherwise.
+            Closed: After ``close()``.
         """
         if self._fd < 0:
             raise Closed(f"{self._what} is closed")
@@ -50,16 +66,26 @@ class FileWindow:
         return mapping
 
     def close(self) -> None:
-        """Close the file; idempotent. What is mapped stays mapped."""
+        """Close the file; idempotent. Existing mappings stay."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
 
 def dev_mem(addr: int, size: int, roots: Roots) -> FileWindow:
-    """/dev/mem at a guest-physical address. Raises PermissionLack, NotSupported."""
+    """Open /dev/mem as a window at a guest-physical address.
+
+    Args:
+        addr: The guest-physical address, in bytes.
+        size: Length in bytes.
+        roots: Where /dev is.
+
+    Raises:
+        PermissionLack: This user may not open it, or the kernel is locked down.
+        NotSupported: The kernel has no /dev/mem.
+    """
     path = roots.dev / "mem"
-    # Without O_SYNC: this is memory, and wants to be cached.
+    # Without O_SYNC: this is memory, and must be cached.
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:

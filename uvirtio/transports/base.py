@@ -1,4 +1,4 @@
-"""What every transport does the same way: naming what it is for, choosing the interrupt mode, leaving."""
+"""What every transport does the same way: naming its device, choosing the interrupt mode, closing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from uvirtio.transports.interrupt_modes import choose_mode
 
 
 class TransportBase:
-    """The half of a ``Transport`` that does not depend on its registers.
-
-    Takes over what the back end gave: ``close()`` closes it.
-    """
+    """The part of a ``Transport`` that does not depend on its registers."""
 
     def __init__(self, owned: PciFunction | MmioWindow | VdpaNode, *, trace: Trace | None) -> None:
+        """Take over the back end's object.
+
+        Args:
+            owned: The back end's object; ``close()`` closes it.
+            trace: Called with a line for each access; None: no trace.
+        """
         self._owned = owned
         self._trace = trace
         self._mode = InterruptMode.POLLING
@@ -27,23 +30,38 @@ class TransportBase:
 
     @property
     def description(self) -> str:
+        """One line for people: how the device is reached."""
         return self._owned.description
 
     @property
     def interrupt_mode(self) -> InterruptMode:
+        """The interrupt mode that ``connect_interrupts`` chose."""
         return self._mode
 
     def connect_interrupts(self, queues: Sequence[int], modes: Sequence[InterruptMode]) -> InterruptMode:
+        """Enable the first of ``modes`` that works; to be called before any queue is enabled.
+
+        Args:
+            queues: The queues that are going to be used.
+            modes: Interrupt modes, best first.
+
+        Returns:
+            The mode that was enabled.
+
+        Raises:
+            NotSupported: None of them works.
+        """
         self._mode = choose_mode(
             self._owned.address, modes, lambda mode: self._try_mode(mode, queues), self._disconnect
         )
         return self._mode
 
     def dma(self, translated: bool) -> DmaSpace:
+        """Return memory for this device. The caller closes it after the device was reset."""
         return self._owned.dma(translated)
 
     def close(self) -> None:
-        """Release everything and close what the back end gave; idempotent. The device is expected to be reset."""
+        """Release everything and close the back end's object; idempotent. The device should have been reset."""
         if self._closed:
             return
         self._closed = True
@@ -59,14 +77,14 @@ class TransportBase:
             expected=f"at least {end} bytes (2.5.1)",
         )
 
-    # --- what each transport knows ----------------------------------------------------------------------------
+    # --- specific to each transport --------------------------------------------------------------------------
 
     def _try_mode(self, mode: InterruptMode, queues: Sequence[int]) -> str | None:
-        """Set one interrupt mode up; None if it holds, else why not."""
+        """Set up one interrupt mode; returns None if it works, else why not."""
         raise NotImplementedError
 
     def _disconnect(self) -> None:
-        """Undo what is set up of an interrupt mode, wholly or in part; the mode is POLLING then."""
+        """Undo what is set up of an interrupt mode, completely or partly; the mode is POLLING then."""
         raise NotImplementedError
 
     def _let_go(self) -> None:

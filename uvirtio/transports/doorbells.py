@@ -7,41 +7,46 @@ from uvirtio.spec import mmio
 
 
 class _OwnRegister:
-    """A doorbell with a window of registers to itself; ``ident`` is what the device calls the queue."""
+    """A doorbell with a register window of its own; ``ident`` is the device's identifier of the queue."""
 
     def __init__(self, registers: Registers, ident: int) -> None:
         self._registers = registers
         self._ident = ident
 
     def close(self) -> None:
+        """Close the register window; idempotent."""
         self._registers.close()
 
 
 class IndexDoorbell(_OwnRegister):
-    """A kick by a 16-bit write (4.1.5.2.1): of the queue's index, or of what the device calls the queue."""
+    """A kick by a 16-bit write (4.1.5.2.1): of the queue's index, or of the device's identifier of the queue."""
 
     def ring(self, value: int) -> None:
+        """Write the identifier; ``value`` is ignored."""
         self._registers.write16(0, self._ident)
 
 
 class DataDoorbell(_OwnRegister):
-    """A kick by a 32-bit write under NOTIFICATION_DATA (4.1.5.2.1): the upper half says what is new (2.9)."""
+    """A kick by a 32-bit write under NOTIFICATION_DATA (4.1.5.2.1): the upper half is the position (2.9)."""
 
     def ring(self, value: int) -> None:
+        """Write the identifier with the upper half of ``value``."""
         self._registers.write32(0, value & 0xFFFF_0000 | self._ident)
 
 
 class QueueNotifyDoorbell:
     """A kick by a 32-bit write to QueueNotify (4.2.3.3), which all queues share.
 
-    With NOTIFICATION_DATA the value has its upper half from ``device``: QueueNotify is as wide.
+    With NOTIFICATION_DATA ``device`` sets the upper half of the value: QueueNotify is 32 bits wide.
     """
 
     def __init__(self, registers: Registers) -> None:
+        """Use the registers of the transport, which closes them."""
         self._registers = registers
 
     def ring(self, value: int) -> None:
+        """Write ``value`` to QueueNotify."""
         self._registers.write32(mmio.QUEUE_NOTIFY, value)
 
     def close(self) -> None:
-        """Nothing: the registers are the transport's."""
+        """Do nothing: the registers are the transport's."""

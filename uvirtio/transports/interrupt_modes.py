@@ -1,4 +1,4 @@
-"""Choosing the interrupt mode (4.1.5.1.2, 4.1.4.5): the first that works is taken."""
+"""Choice of the interrupt mode (4.1.5.1.2, 4.1.4.5): the first that works is used."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def choose_mode(
     """Set up the first of ``modes`` that works.
 
     Args:
-        address: The device's, for errors.
-        modes: The modes that may be taken, best first.
-        try_mode: Sets one mode up; returns None when that worked, else why it did not.
-        undo: Undoes what is set up, wholly or in part.
+        address: The device's address, for errors.
+        modes: The allowed modes, best first.
+        try_mode: Sets up one mode; returns None if it works, else why not.
+        undo: Undoes what is set up, completely or partly.
 
     Raises:
         NotSupported: None of them works; ``seen`` has every reason.
@@ -30,14 +30,14 @@ def choose_mode(
     for mode in modes:
         try:
             why = try_mode(mode)
-        except (OperationFailed, EnvironmentLack) as error:  # this machine cannot; the next mode may do
+        except (OperationFailed, EnvironmentLack) as error:  # not on this machine; the next mode may work
             why = str(error)
         if why is None:
             return mode
         tried.append(f"{mode.value}: {why}")
         undo()
     raise NotSupported(
-        f"{address} can be driven in none of the wanted interrupt modes",
+        f"{address} works in none of the requested interrupt modes",
         seen="; ".join(tried),
         expected="one that works",
         remedy="allow polling, which always works",

@@ -1,9 +1,9 @@
 """Virtio over MMIO (4.2): what the registers of a window mean.
 
 The window comes from a back end (/dev/mem, QEMU) as an ``MmioWindow``. Its first 256 bytes are registers of
-32 bits, of which most may either be read or written and not both (4.2.2.2); behind them lies the device's
-configuration, with the widths of its fields. Version 2 is the standard's, version 1 the legacy interface
-(4.2.4), which QEMU shows unless it is told otherwise. It never waits: deadlines belong to ``device``.
+32 bits, most of which are either read-only or write-only (4.2.2.2); behind them is the device's configuration,
+with the widths of its fields. Version 2 is the standard's, version 1 the legacy interface (4.2.4), which is
+QEMU's default. Nothing here waits: deadlines belong to ``device``.
 """
 
 from __future__ import annotations
@@ -34,38 +34,49 @@ from uvirtio.transports.doorbells import QueueNotifyDoorbell
 _ALL_ONES = 0xFFFFFFFF
 _CAUSES = int(mmio.Interrupt.USED_BUFFER | mmio.Interrupt.CONFIG_CHANGE)
 _GAP = 4
-"""So many absent queues in a row are the end: no register tells their number, and a balloon's have gaps."""
+"""Absent queues in a row that end the search: no register has the number of queues, and a balloon's have gaps."""
+
 _MOST_QUEUES = 1024
-"""More are not counted: a device that has every queue that it is asked for would be counted for ever."""
+"""Limit of the search: a device that reports every queue as present would never end it."""
 
 
 class Probed(NamedTuple):
-    """What the first three registers say."""
+    """The values of the first three registers."""
 
     version: int
     device_id: int
 
 
 def probe(registers: Registers, address: str) -> Probed:
-    """Look whether this window is virtio-mmio, and what is in it: magic, version, device id, in this order.
+    """Check that a window is virtio-mmio, by magic, version and device ID, in this order.
 
-    Nothing else is touched (4.2.3.1.1). Raises NotVirtio, NotSupported, NoSuchDevice for an empty window.
+    Nothing else is accessed (4.2.3.1.1).
+
+    Args:
+        registers: The registers of the window.
+        address: Its address, for errors.
+
+    Raises:
+        NotVirtio: The magic value is wrong.
+        NotSupported: The version is unknown.
+        NoSuchDevice: The window is empty.
+        DeviceGone: The device was removed.
     """
     magic = registers.read32(mmio.MAGIC_VALUE_REG)
     if magic != mmio.MAGIC:
         raise NotVirtio(
             f"there is no virtio-mmio device at {address}",
-            seen=f"magic value {magic:#010x}" + (": nothing answers there" if magic in (0, _ALL_ONES) else ""),
+            seen=f"magic value {magic:#010x}" + (": no device responds there" if magic in (0, _ALL_ONES) else ""),
             expected=f'{mmio.MAGIC:#010x}, "virt" (4.2.2)',
             remedy="uvirtio list shows the windows of this machine",
         )
     version = registers.read32(mmio.VERSION_REG)
     if version not in (mmio.VERSION, mmio.VERSION_LEGACY):
         raise NotSupported(
-            f"the virtio-mmio device at {address} is of an unknown version",
+            f"the virtio-mmio device at {address} has an unknown version",
             seen=f"version {version:#x}",
             expected=f"{mmio.VERSION}, or {mmio.VERSION_LEGACY} of a legacy device (4.2.2.2)",
-            remedy="it is newer than this package; look for a new release",
+            remedy="it is newer than this release of uvirtio; look for a newer one",
         )
     device_id = registers.read32(mmio.DEVICE_ID)
     if device_id == mmio.PLACEHOLDER:
@@ -79,7 +90,18 @@ def probe(registers: Registers, address: str) -> Probed:
 
 
 def transport(window: MmioWindow, *, trace: Trace | None = None) -> Mmio:
-    """The transport for the version that the window has. Raises NotVirtio, NotSupported, NoSuchDevice."""
+    """Return the transport for the version of a window.
+
+    Args:
+        window: The window; the transport closes it.
+        trace: Called with a line for each access; None: no trace.
+
+    Raises:
+        NotVirtio: The window is too small, or the magic value is wrong.
+        NotSupported: The version is unknown.
+        NoSuchDevice: The window is empty.
+        DeviceGone: The device was removed.
+    """
     registers = window.registers
     if registers.length < mmio.WINDOW_MIN_SIZE:
         raise NotVirtio(
@@ -95,10 +117,7 @@ def transport(window: MmioWindow, *, trace: Trace | None = None) -> Mmio:
 
 
 class Mmio(TransportBase):
-    """A ``Transport`` over a virtio-mmio window of version 2; :func:`transport` makes it.
-
-    Takes the window over: ``close()`` closes it.
-    """
+    """A ``Transport`` over a virtio-mmio window of version 2; ``transport`` makes it."""
 
     kind = "mmio"
     legacy = False
@@ -120,7 +139,14 @@ class Mmio(TransportBase):
     def __init__(
         self, window: MmioWindow, registers: Registers, device_id: int, *, trace: Trace | None = None
     ) -> None:
-        """``registers`` are the window's, perhaps traced."""
+        """Take over a window that was probed.
+
+        Args:
+            window: The window; ``close()`` closes it.
+            registers: Its registers, traced or not.
+            device_id: The device ID that was read.
+            trace: Called with a line for each access; None: no trace.
+        """
         super().__init__(window, trace=trace)
         self._window = window
         self._registers = registers
@@ -129,20 +155,23 @@ class Mmio(TransportBase):
         self._count: int | None = None
         self.device_id = device_id
         self.config_length = registers.length - mmio.CONFIG
-        """The space that there is for it; no register tells how much of it the device uses."""
+        """The space for it, in bytes; no register has the length that the device uses."""
 
     # --- identity -----------------------------------------------------------------------------------------
 
     @property
     def translates(self) -> bool:
+        """True where an IOMMU stands between the device and memory."""
         return self._window.translates
 
     @property
     def backend(self) -> MmioWindow:
+        """The back end's object."""
         return self._window
 
     @property
     def interface(self) -> str:
+        """One line for people: version and vendor."""
         vendor = self._registers.read32(mmio.VENDOR_ID)
         kind = "legacy" if self.legacy else "modern"
         return f"virtio-mmio version {self.version} ({kind}), vendor {vendor:#x}, {self._window.address}"
@@ -150,16 +179,18 @@ class Mmio(TransportBase):
     # --- features and status --------------------------------------------------------------------------------
 
     def device_features(self) -> int:
+        """Return the offered features, 128 bits."""
         words = []
         for word in range(4):
             self._registers.write32(mmio.DEVICE_FEATURES_SEL, word)
             words.append(self._registers.read32(mmio.DEVICE_FEATURES))
         if words[1] == words[2] == words[3]:
-            # QEMU takes every selection but 0 for 1, and so shows the second word three times.
+            # QEMU treats every selection but 0 as 1, and so returns the second word three times.
             words = words[:2]
         return sum(value << (32 * word) for word, value in enumerate(words))
 
     def set_driver_features(self, features: int) -> None:
+        """Write the accepted features, 128 bits."""
         for word in range(4):
             value = (features >> (32 * word)) & 0xFFFFFFFF
             # For the same reason an empty third or fourth word is not written: it would clear the second.
@@ -169,15 +200,18 @@ class Mmio(TransportBase):
                 self._registers.write32(mmio.DRIVER_FEATURES, value)
 
     def status(self) -> int:
-        # The byte of 2.1; a window that nobody answers for reads ones, and so does the byte.
+        """Return the device status (2.1)."""
+        # The byte of 2.1; a window without a device reads all ones, and so does the byte.
         return self._registers.read32(mmio.STATUS) & 0xFF
 
     def set_status(self, value: int) -> None:
+        """Write the device status (2.1); 0 resets the device."""
         self._registers.write32(mmio.STATUS, value)
 
     # --- device configuration -------------------------------------------------------------------------------
 
     def generation(self) -> int | None:
+        """Return ConfigGeneration (2.5.1)."""
         return self._registers.read32(mmio.CONFIG_GENERATION)
 
     def _config_place(self, offset: int, width: int) -> int:
@@ -188,16 +222,18 @@ class Mmio(TransportBase):
     # 4.2.2.2: an 8- or 16-bit field by an access of its width, a 64-bit one by two of 32 bits.
 
     def read_config(self, offset: int, width: int) -> int:
+        """Read one field of the device configuration; see ``Transport``."""
         return read_field(self._registers, self._config_place(offset, width), width)
 
     def write_config(self, offset: int, width: int, value: int) -> None:
+        """Write one field of the device configuration; see ``Transport``."""
         write_field(self._registers, self._config_place(offset, width), width, value)
 
     # --- queues (4.2.3.2) -----------------------------------------------------------------------------------
 
     @property
     def num_queues(self) -> int:
-        """Where the queues end. No register says: it is found out at the first question."""
+        """Number of queues, gaps included. No register has it: the first call searches for the last queue."""
         if self._count is None:
             last = index = -1
             while index - last < _GAP and index + 1 < _MOST_QUEUES:
@@ -219,10 +255,12 @@ class Mmio(TransportBase):
             )
 
     def queue_layout(self, index: int) -> QueueLayout:
+        """Return what is known of a queue before memory is allocated for it."""
         self._select(index)
         return QueueLayout(size_max=self._registers.read32(mmio.QUEUE_SIZE_MAX))
 
     def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> Doorbell:
+        """Set up and enable a queue; see ``Transport``."""
         registers = self._registers
         self._select(index)
         self._refuse_busy(index, mmio.QUEUE_READY, "QueueReady")
@@ -262,7 +300,11 @@ class Mmio(TransportBase):
         return doorbell if self._trace is None else TracedDoorbell(doorbell, f"queue {index}", self._trace)
 
     def stop_queue(self, index: int) -> None:
-        """Take a queue out of use, and make sure that it is (4.2.2.2). Raises QueueError."""
+        """Disable a queue, and check that it is (4.2.2.2).
+
+        Raises:
+            QueueError: It stays enabled.
+        """
         self._select(index)
         self._stop(index, mmio.QUEUE_READY, "QueueReady")
 
@@ -279,17 +321,23 @@ class Mmio(TransportBase):
     # --- the reset of one queue (2.6.1, 4.2.2.2) --------------------------------------------------------------
 
     def start_queue_reset(self, index: int) -> None:
+        """Start the reset of one queue (2.6.1)."""
         self._select(index)
         self._registers.write32(mmio.QUEUE_RESET, 1)
 
     def queue_is_reset(self, index: int) -> bool:
+        """Whether that reset is complete.
+
+        Raises:
+            QueueError: The device reports the reset as complete, and the queue is still enabled.
+        """
         self._select(index)
         if self._registers.read32(mmio.QUEUE_RESET):
             return False
-        # QEMU 7.2 offers RING_RESET here and has no such register, so that 0 alone says nothing.
+        # QEMU 7.2 offers RING_RESET here and has no such register, so 0 alone proves nothing.
         if (ready := self._registers.read32(mmio.QUEUE_READY)) != 0:
             raise QueueError(
-                f"queue {index} is said to be reset, and is not",
+                f"queue {index} is reported as reset, but is not",
                 seen=f"QueueReset 0, QueueReady {ready:#x}",
                 expected="QueueReady 0 (2.6.1, 4.2.2)",
                 remedy="reset the whole device: close it",
@@ -300,9 +348,9 @@ class Mmio(TransportBase):
     # --- shared memory (2.10, 4.2.2) ------------------------------------------------------------------------
 
     def shared_memory_region(self, ident: int) -> tuple[int, int] | None:
-        """Base address and length of a shared memory region; None where the device has none with this id.
+        """Return base address and length of a shared memory region, in bytes; None if there is none with this id.
 
-        For drivers of a type that has such regions, and no others (4.2.3.1.1).
+        To be used only for device types with such regions (4.2.3.1.1).
         """
         registers = self._registers
         registers.write32(mmio.SHM_SEL, ident)
@@ -317,9 +365,9 @@ class Mmio(TransportBase):
         if mode is InterruptMode.POLLING:
             return None
         if mode is not InterruptMode.INTX:
-            return "virtio-mmio has one interrupt line, and no messages"
+            return "virtio-mmio has one interrupt line, and no MSI-X"
         self._event = self._window.enable_interrupt()
-        return None if self._event is not None else "the interrupt line does not reach this process"
+        return None if self._event is not None else "the interrupt line is not delivered to this process"
 
     def _disconnect(self) -> None:
         event, self._event = self._event, None
@@ -329,10 +377,16 @@ class Mmio(TransportBase):
             event.close()
 
     def events(self) -> Sequence[Event]:
+        """Return the events to wait for: the interrupt line, and the removal of the device."""
         removal = self._window.removal
         return [event for event in (self._event, removal) if event is not None]
 
     def causes(self, fired: Container[int] | None = None) -> Causes:
+        """Take what is pending, read its cause, acknowledge and rearm; see ``Transport``.
+
+        Raises:
+            DeviceGone: The device does not respond any more.
+        """
         removal = self._window.removal
         gone = removal is not None and removal.take()
         event = self._event
@@ -341,15 +395,15 @@ class Mmio(TransportBase):
         status = self._registers.read32(mmio.INTERRUPT_STATUS)
         if status == _ALL_ONES and self.status() == 0xFF:
             raise DeviceGone(
-                f"{self._window.address} does not answer any more",
+                f"{self._window.address} does not respond any more",
                 seen="InterruptStatus and Status read ones",
                 expected="a value",
                 remedy=after_removal(self._window),
             )
         handled = status & _CAUSES
         if handled:
-            # 4.2.3.4.1: exactly what was read. Whoever asks reads the rings again after this, so what the
-            # device does between the two is seen; to acknowledge after reading the rings could lose it.
+            # 4.2.3.4.1: exactly what was read. The caller reads the rings after this, so what the device does
+            # in between is seen; acknowledging after reading the rings could lose it.
             self._registers.write32(mmio.INTERRUPT_ACK, handled)
         if event is not None:
             event.rearm()
@@ -362,15 +416,16 @@ class Mmio(TransportBase):
     # --- the rest -------------------------------------------------------------------------------------------
 
     def dma_enable(self, on: bool) -> None:
-        """There is no bus master bit, a device stops when it is reset: let the back end see to that."""
+        """Make the back end's guardian ready: there is no bus master bit, only a reset stops the device."""
         if on:
             self._window.guard(mmio.STATUS)
 
     def function_reset(self) -> bool:
+        """Return False: a window has no reset but that of the device status."""
         return False
 
     def release_queues(self) -> None:
-        """Stop the queues and let go of the interrupt; the device has been reset, or refuses to be."""
+        """Disable the queues and release the interrupt; the device has been reset, or refuses to be."""
         with ExitStack() as stack:
             stack.callback(self._disconnect)
             for index in sorted(self._live):
@@ -384,8 +439,8 @@ class Mmio(TransportBase):
 class MmioLegacy(Mmio):
     """Version 1, the legacy interface (4.2.4).
 
-    32 feature bits, no generation, no QueueReady, no 64-bit addresses: a queue is one region of pages, and its
-    first page's number starts it.
+    32 feature bits, no generation, no QueueReady, no 64-bit addresses: a queue is one region of pages, and the
+    number of its first page enables it.
     """
 
     kind = "mmio-legacy"
@@ -396,22 +451,27 @@ class MmioLegacy(Mmio):
     _page_told = False
 
     def device_features(self) -> int:
+        """Return the offered features, 32 bits."""
         self._registers.write32(mmio.DEVICE_FEATURES_SEL, 0)
         return self._registers.read32(mmio.DEVICE_FEATURES)
 
     def set_driver_features(self, features: int) -> None:
+        """Write the accepted features, 32 bits."""
         self._registers.write32(mmio.DRIVER_FEATURES_SEL, 0)
         self._registers.write32(mmio.DRIVER_FEATURES, features & 0xFFFFFFFF)
 
     def set_status(self, value: int) -> None:
+        """Write the device status (2.1); 0 resets the device."""
         super().set_status(value)
         if value == 0:
             self._page_told = False
 
     def generation(self) -> int | None:
+        """Return None: the legacy interface has no generation."""
         return None
 
     def queue_layout(self, index: int) -> QueueLayout:
+        """Return what is known of a queue before memory is allocated for it."""
         if not self._page_told:
             # Once in a life, before any queue (4.2.4).
             self._registers.write32(mmio.GUEST_PAGE_SIZE, VIRTIO_PAGE)
@@ -422,14 +482,15 @@ class MmioLegacy(Mmio):
         return QueueLayout(size_max=self._registers.read32(mmio.QUEUE_SIZE_MAX), one_region=True)
 
     def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> Doorbell:
+        """Set up and enable a queue; see ``Transport``."""
         registers = self._registers
         frame = desc // VIRTIO_PAGE
         if desc % VIRTIO_PAGE or not 0 < frame <= _ALL_ONES:
             # Number 0 means none.
             raise QueueError(
-                f"queue {index} lies where the legacy interface cannot name it",
+                f"the memory of queue {index} is out of the legacy interface's range",
                 seen=f"address {desc:#x}",
-                expected="the beginning of a page, not the first one, below 2^44 (4.2.4)",
+                expected="the start of a page, not the first one, below 2^44 (4.2.4)",
             )
         self._select(index)
         self._refuse_busy(index, mmio.QUEUE_PFN, "QueuePFN")
@@ -448,10 +509,14 @@ class MmioLegacy(Mmio):
         return self._doorbell(index)
 
     def stop_queue(self, index: int) -> None:
-        """Take a queue out of use (4.2.4). Raises QueueError."""
+        """Disable a queue, and check that it is (4.2.4).
+
+        Raises:
+            QueueError: It stays enabled.
+        """
         self._select(index)
         self._stop(index, mmio.QUEUE_PFN, "QueuePFN")
 
     def shared_memory_region(self, ident: int) -> tuple[int, int] | None:
-        """None: the legacy interface has no such registers."""
+        """Return None: the legacy interface has no such registers."""
         return None

@@ -17,14 +17,11 @@ from uvirtio.transports import pci_caps
 from uvirtio.transports.pci_base import PciBase, config_reader
 
 COMMON_MIN = 0x38
-"""Bytes of the common configuration that every device has; the rest comes with features (4.1.4.3)."""
+"""Bytes of the common configuration that every device has; further ones come with features (4.1.4.3)."""
 
 
 class PciModern(PciBase):
-    """A ``Transport`` over the modern PCI interface.
-
-    Takes the function over: ``close()`` closes it. Raises NotVirtio, CapabilityError, DeviceGone.
-    """
+    """A ``Transport`` over the modern PCI interface."""
 
     kind = "pci-modern"
     legacy = False
@@ -48,13 +45,13 @@ class PciModern(PciBase):
         device = chosen.get("device")
         self.config_length = device.usable if device is not None else 0
         if device is not None:
-            # No driver here reads past the first page, and 4.1.4.1 wants no more mapped than is used.
+            # No driver here reads past the first page, and 4.1.4.1 asks for no larger mapping than needed.
             self._config = self._window(device, 4096, "config")
         self.num_queues = self._common.read16(pci.COMMON_NUM_QUEUES)
         self._refuse_all_ones(self.num_queues, 16, "num_queues")
 
     def _carried(self) -> int:
-        """What this interface carries; what wants fields or alignment that the device lacks is left out."""
+        """The features that this interface supports, without those whose fields or alignment the device lacks."""
         carried = f.mask(
             f.VERSION_1,
             f.ACCESS_PLATFORM,
@@ -64,7 +61,7 @@ class PciModern(PciBase):
             f.IN_ORDER,
             f.ORDER_PLATFORM,
         )
-        # 4.1.4.3: fields from 0x38 on are there with their feature, if the structure is long enough.
+        # 4.1.4.3: fields from 0x38 on exist with their feature, if the structure is long enough.
         for bit, end in (
             (f.NOTIF_CONFIG_DATA, pci.COMMON_QUEUE_NOTIF_CONFIG_DATA + 2),
             (f.RING_RESET, pci.COMMON_QUEUE_RESET + 2),
@@ -72,7 +69,7 @@ class PciModern(PciBase):
         ):
             if self._common.length >= end:
                 carried |= f.mask(bit)
-        # 4.1.4.4.1: a kick with data is 32 bits wide, and wants a place that is aligned to them.
+        # 4.1.4.4.1: a kick with data is 32 bits wide, and its place is aligned to them.
         aligned = not (self._notify.offset | (self._notify.notify_off_multiplier or 0)) % pci.NOTIFY_DATA_WIDTH
         if aligned and self._notify.usable >= pci.NOTIFY_DATA_WIDTH:
             carried |= f.mask(f.NOTIFICATION_DATA)
@@ -87,6 +84,7 @@ class PciModern(PciBase):
 
     @property
     def interface(self) -> str:
+        """One line for people: where the structures are."""
         places = ", ".join(
             f"{cap.type} BAR {cap.bar}+{cap.offset:#x}"
             for cap in self.capabilities
@@ -96,6 +94,7 @@ class PciModern(PciBase):
 
     @property
     def quirks(self) -> Sequence[str]:
+        """The capabilities that cannot be used, a line each."""
         return [
             f"the {cap.type} capability at {cap.config_offset:#04x} cannot be used: {cap.why}"
             for cap in self.capabilities
@@ -105,6 +104,7 @@ class PciModern(PciBase):
     # --- features and status (4.1.4.3) ----------------------------------------------------------------------
 
     def device_features(self) -> int:
+        """Return the offered features, 128 bits."""
         features = 0
         for word in range(4):
             self._common.write32(pci.COMMON_DEVICE_FEATURE_SELECT, word)
@@ -112,6 +112,7 @@ class PciModern(PciBase):
         return features
 
     def set_driver_features(self, features: int) -> None:
+        """Write the accepted features, 128 bits."""
         self._features = features
         for word in range(4):
             self._common.write32(pci.COMMON_DRIVER_FEATURE_SELECT, word)
@@ -122,14 +123,17 @@ class PciModern(PciBase):
         return bar, offset + pci.COMMON_DEVICE_STATUS, 1
 
     def status(self) -> int:
+        """Return the device status (2.1)."""
         return self._common.read8(pci.COMMON_DEVICE_STATUS)
 
     def set_status(self, value: int) -> None:
+        """Write the device status (2.1); 0 resets the device."""
         self._common.write8(pci.COMMON_DEVICE_STATUS, value)
 
     # --- device configuration (4.1.4.6, 4.1.3.1) ------------------------------------------------------------
 
     def generation(self) -> int | None:
+        """Return config_generation (2.5.1)."""
         return self._common.read8(pci.COMMON_CONFIG_GENERATION)
 
     def _config_place(self, offset: int, width: int) -> tuple[Registers, int]:
@@ -143,12 +147,14 @@ class PciModern(PciBase):
         self._common.write16(pci.COMMON_QUEUE_SELECT, index)
 
     def admin_queues(self) -> range:
+        """Return the indices of the administration virtqueues; empty unless ADMIN_VQ was negotiated."""
         if not self._has(f.ADMIN_VQ):
             return range(0)
         first = self._common.read16(pci.COMMON_ADMIN_QUEUE_INDEX)
         return range(first, first + self._common.read16(pci.COMMON_ADMIN_QUEUE_NUM))
 
     def queue_layout(self, index: int) -> QueueLayout:
+        """Return what is known of a queue before memory is allocated for it."""
         # 4.1.4.3: num_queues leaves the administration queues out.
         if index >= self.num_queues and index not in self.admin_queues():
             return QueueLayout(size_max=0)
@@ -156,6 +162,7 @@ class PciModern(PciBase):
         return QueueLayout(size_max=self._common.read16(pci.COMMON_QUEUE_SIZE))
 
     def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> Doorbell:
+        """Set up and enable a queue; see ``Transport``."""
         common = self._common
         self._select(index)
         if common.read16(pci.COMMON_QUEUE_ENABLE):
@@ -192,7 +199,7 @@ class PciModern(PciBase):
         width = pci.NOTIFY_DATA_WIDTH if data else pci.NOTIFY_WIDTH
         if within + width > self._notify.usable or (self._notify.offset + within) % width:
             raise QueueError(
-                f"the doorbell of queue {index} lies outside the notification structure",
+                f"the doorbell of queue {index} is outside the notification structure",
                 seen=f"offset {within:#x} ({notify_off} x {multiplier})",
                 expected=f"a multiple of {width}, at most {self._notify.usable - width:#x} (4.1.4.4.1)",
             )
@@ -203,7 +210,7 @@ class PciModern(PciBase):
         return self._doorbell_at(index, self._notify.bar, offset, ident=ident, data=data)
 
     def _renew_vector(self, index: int) -> None:
-        """After a queue reset the vector is set up again, like all else (2.6.1.2.2)."""
+        """Set the vector again after a queue reset, like everything else (2.6.1.2.2)."""
         vector = self._queue_vectors[index]
         if self._common.read16(pci.COMMON_QUEUE_MSIX_VECTOR) != vector:
             self._expect(index, "queue_msix_vector", self._take_queue_vector(index, vector), vector)
@@ -211,10 +218,17 @@ class PciModern(PciBase):
     # --- the reset of one queue (2.6.1, 4.1.4.3.2) ------------------------------------------------------------
 
     def start_queue_reset(self, index: int) -> None:
+        """Start the reset of one queue (2.6.1)."""
         self._select(index)
         self._common.write16(pci.COMMON_QUEUE_RESET, 1)
 
     def queue_is_reset(self, index: int) -> bool:
+        """Whether that reset is complete; then the queue's doorbell is released.
+
+        Raises:
+            QueueError: The device reports the reset as complete, and the queue is still enabled.
+            DeviceGone: The device does not respond any more.
+        """
         self._select(index)
         reset = self._common.read16(pci.COMMON_QUEUE_RESET)
         self._refuse_all_ones(reset, 16, "queue_reset")
@@ -226,12 +240,18 @@ class PciModern(PciBase):
             doorbell.close()
         return True
 
-    # --- on purpose -----------------------------------------------------------------------------------------
+    # --- for diagnostics ------------------------------------------------------------------------------------
 
     def raw_registers(self, structure: str) -> Registers:
-        """A structure (``common``, ``notify``, ``isr``, ``device``) to write what no driver would write.
+        """Return a structure's registers for accesses that no driver would make; for diagnostics and tests.
 
-        For diagnostics and tests. The caller closes it. Raises ConfigError where the device has none.
+        The caller closes them.
+
+        Args:
+            structure: ``common``, ``notify``, ``isr`` or ``device``.
+
+        Raises:
+            ConfigError: The device does not have it.
         """
         for cap in self.capabilities:
             if cap.type == structure and cap.verdict == "ok" and cap.usable:
@@ -245,6 +265,7 @@ class PciModern(PciBase):
     # --- shared memory (2.10, 4.1.4.7) -----------------------------------------------------------------------
 
     def shared_memory(self) -> Sequence[SharedRegion]:
+        """Return the shared memory regions of this device, by ascending id."""
         found = [
             SharedRegion(cap.id, cap.usable)
             for cap in self.capabilities
@@ -253,6 +274,11 @@ class PciModern(PciBase):
         return sorted(found, key=lambda region: region.shmid)
 
     def shared_registers(self, shmid: int, offset: int, length: int) -> Registers:
+        """Return a piece of a shared memory region; see ``SharesMemory``.
+
+        Raises:
+            ConfigError: There is no such region, or the piece is not all in it.
+        """
         for cap in self.capabilities:
             if cap.type == pci_caps.SHARED_MEMORY and cap.verdict == "ok" and cap.id == shmid:
                 if offset >= 0 and 0 < length <= cap.usable - offset:

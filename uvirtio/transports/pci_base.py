@@ -1,8 +1,7 @@
-"""What both interfaces of a virtio PCI function have in common: identity, interrupt modes, the way out.
+"""What both interfaces of a virtio PCI function have in common: identity, interrupt modes, closing.
 
-The function comes from a back end (VFIO, QEMU, ...) as a ``PciFunction``; where the fields lie is what the two
-interfaces differ in: ``pci`` (4.1.4) and ``pci_legacy`` (4.1.4.10). Nothing here waits: deadlines belong to
-``device``.
+The function comes from a back end (VFIO, QEMU, ...) as a ``PciFunction``; the two interfaces differ in where the
+fields are: ``pci`` (4.1.4) and ``pci_legacy`` (4.1.4.10). Nothing here waits: deadlines belong to ``device``.
 """
 
 from __future__ import annotations
@@ -21,18 +20,22 @@ from uvirtio.transports.base import TransportBase
 from uvirtio.transports.doorbells import DataDoorbell, IndexDoorbell
 
 _USED = Causes(queues=True)
-"""What nearly every interrupt says."""
+"""The causes of nearly every interrupt."""
 
 
 def config_reader(function: PciFunction) -> Callable[[int, int], int]:
-    """``read(offset, width)`` of configuration space, for a capability walk."""
+    """Return ``read(offset, width)`` of configuration space, for a capability walk."""
     config = function.config
     readers = {1: config.read8, 2: config.read16, 4: config.read32}
     return lambda offset, width: readers[width](offset)
 
 
 def device_ids(function: PciFunction) -> tuple[int, int]:
-    """The PCI vendor and device id. Raises DeviceGone where nothing answers."""
+    """Return the PCI vendor ID and device ID.
+
+    Raises:
+        DeviceGone: The function does not respond.
+    """
     read = config_reader(function)
     vendor = read(pci.CFG_VENDOR_ID, 2)
     refuse_all_ones(function, vendor, 16, "the PCI vendor id")
@@ -40,10 +43,20 @@ def device_ids(function: PciFunction) -> tuple[int, int]:
 
 
 def refuse_all_ones(function: PciFunction, value: int, bits: int, what: str) -> None:
-    """PCI answers a read of nothing with ones in every bit. Raises DeviceGone."""
+    """Check that a value is not all ones, which is what PCI returns for a function that does not respond.
+
+    Args:
+        function: The function, for the error.
+        value: What was read.
+        bits: Its width, in bits.
+        what: Its name, for the error.
+
+    Raises:
+        DeviceGone: It is all ones.
+    """
     if value == (1 << bits) - 1:
         raise DeviceGone(
-            f"{function.address} does not answer any more",
+            f"{function.address} does not respond any more",
             seen=f"{what} reads {value:#x}",
             expected="a value",
             remedy=after_removal(function),
@@ -51,19 +64,31 @@ def refuse_all_ones(function: PciFunction, value: int, bits: int, what: str) -> 
 
 
 class PciBase(TransportBase):
-    """The half of a ``Transport`` that does not depend on the interface.
+    """The part of a ``Transport`` over PCI that does not depend on the interface.
 
-    Takes the function over: ``close()`` closes it. An interface finds its registers in ``_find`` and gives
-    the small verbs at the end of this class their fields.
+    An interface finds its registers in ``_find`` and implements the small methods at the end of this class.
     """
 
     def __init__(self, function: PciFunction, *, trace: Trace | None = None) -> None:
+        """Identify the function, take it over and find its registers.
+
+        Args:
+            function: The function; ``close()`` closes it.
+            trace: Called with a line for each access; None: no trace.
+
+        Raises:
+            NotVirtio: The function is not a virtio device.
+            NotSupported: The function does not have this interface.
+            CapabilityError: The registers cannot be found.
+            DeviceGone: The function does not respond.
+        """
         super().__init__(function, trace=trace)
         self._function = function
         self._windows: list[Registers] = []
         self._events: list[Event] = []
         self._numbers: list[int] = []
-        """The descriptors of MSI-X vectors, which each interrupt is held against: asked for once."""
+        """The descriptors of the MSI-X vectors, kept because every interrupt is compared with them."""
+
         self._msix_on = False
         self._config_shares_vector = False
         self._doorbells: dict[int, Doorbell] = {}
@@ -81,7 +106,7 @@ class PciBase(TransportBase):
     # --- identity -----------------------------------------------------------------------------------------
 
     def _identify(self) -> int:
-        # 4.1.2: the revision id says nothing and is not looked at.
+        # 4.1.2: the revision ID has no meaning and is not read.
         vendor, device = device_ids(self._function)
         found = ids.device_id_of_pci(vendor, device)
         if found is None:
@@ -104,18 +129,22 @@ class PciBase(TransportBase):
 
     @property
     def translates(self) -> bool:
+        """True where an IOMMU stands between the function and memory."""
         return self._function.translates
 
     @property
     def backend(self) -> PciFunction:
+        """The back end's object."""
         return self._function
 
     # --- device configuration (4.1.3.1) ---------------------------------------------------------------------
 
     def read_config(self, offset: int, width: int) -> int:
+        """Read one field of the device configuration; see ``Transport``."""
         return read_field(*self._config_place(offset, width), width)
 
     def write_config(self, offset: int, width: int, value: int) -> None:
+        """Write one field of the device configuration; see ``Transport``."""
         write_field(*self._config_place(offset, width), width, value)
 
     # --- queues -------------------------------------------------------------------------------------------
@@ -126,16 +155,16 @@ class PciBase(TransportBase):
                 f"{name} of queue {index} does not read back what was written",
                 seen=f"{seen:#x}",
                 expected=f"{expected:#x} ({section})",
-                remedy="uvirtio diag shows each register; the device is at fault here",
+                remedy="uvirtio diag shows each register; this is a fault of the device",
             )
 
     def _doorbell_at(
         self, index: int, bar: int, offset: int, *, ident: int | None = None, data: bool = False
     ) -> Doorbell:
-        """Where queue ``index`` is kicked, by an event of the back end or a register; closed by release_queues.
+        """Return the doorbell of queue ``index``, an event or a register; ``release_queues`` closes it.
 
-        ``ident`` is what the device calls the queue, where that is not its index. With ``data`` each kick has a
-        value of its own, which no event carries.
+        ``ident`` is the device's identifier of the queue, where that is not its index. With ``data`` each kick has
+        a value of its own, which an event cannot carry.
         """
         ident = index if ident is None else ident
         doorbell: Doorbell | None
@@ -195,14 +224,16 @@ class PciBase(TransportBase):
         self._queue_vectors = {}
 
     def events(self) -> Sequence[Event]:
+        """Return the events to wait for: interrupts, and the removal of the device."""
         removal = self._function.removal
         return self._events if removal is None else [*self._events, removal]
 
     def causes(self, fired: Container[int] | None = None) -> Causes:
+        """Take what is pending, read its cause and rearm; see ``Transport``."""
         removal = self._function.removal
         gone = removal is not None and _taken(removal, fired)
         if self._msix_on:
-            # 4.1.4.5.2: the ISR is left alone then.
+            # 4.1.4.5.2: the ISR is not read then.
             config = queues = False
             for vector, number in enumerate(self._numbers):
                 if (fired is None or number in fired) and self._events[vector].take():
@@ -232,13 +263,15 @@ class PciBase(TransportBase):
     # --- the rest -------------------------------------------------------------------------------------------
 
     def dma_enable(self, on: bool) -> None:
+        """Set or clear Bus Master Enable."""
         self._function.bus_master(on)
 
     def function_reset(self) -> bool:
+        """Reset the function; False where it has no such reset."""
         return self._function.reset()
 
     def release_queues(self) -> None:
-        """Close the doorbells and the interrupt events; the device has been reset."""
+        """Close the doorbells and the interrupt events, after the device has been reset."""
         for doorbell in self._doorbells.values():
             doorbell.close()
         self._doorbells.clear()
@@ -250,38 +283,46 @@ class PciBase(TransportBase):
         finally:
             self._close_windows()
 
-    # --- where the fields lie: what each interface knows ------------------------------------------------------
+    # --- where the fields are: specific to each interface ----------------------------------------------------
 
     def _find(self) -> None:
         """Find the registers."""
         raise NotImplementedError
 
     def _status_place(self) -> tuple[int, int, int]:
-        """BAR, offset and width of the device status."""
+        """Return BAR, offset and width of the device status."""
         raise NotImplementedError
 
     def _config_place(self, offset: int, width: int) -> tuple[Registers, int]:
-        """Where a field of the device configuration lies. Raises ConfigError behind its end."""
+        """Return where a field of the device configuration is; ConfigError beyond its end."""
         raise NotImplementedError
 
     def _take_config_vector(self, vector: int) -> int:
-        """Set the vector for configuration changes; what it reads back."""
+        """Set the vector for configuration changes; returns what it reads back."""
         raise NotImplementedError
 
     def _take_queue_vector(self, index: int, vector: int) -> int:
-        """Set the vector of a queue; what it reads back."""
+        """Set the vector of a queue; returns what it reads back."""
         raise NotImplementedError
 
     def _read_isr(self) -> int:
         raise NotImplementedError
 
     def status(self) -> int:
+        """Return the device status (2.1)."""
         raise NotImplementedError
 
 
 def not_virtio(function: PciFunction, vendor: int, device: int) -> NotVirtio:
+    """Return the error for a function that is not a virtio device.
+
+    Args:
+        function: The function.
+        vendor: Its PCI vendor ID.
+        device: Its PCI device ID.
+    """
     return NotVirtio(
-        f"{function.address} is no virtio device",
+        f"{function.address} is not a virtio device",
         seen=f"{vendor:04x}:{device:04x}",
         expected="1af4:1000 to 1af4:107f (4.1.2)",
         remedy="list the virtio devices of this machine: uvirtio list",
@@ -289,5 +330,5 @@ def not_virtio(function: PciFunction, vendor: int, device: int) -> NotVirtio:
 
 
 def _taken(event: Event, fired: Container[int] | None) -> bool:
-    """Take an event, unless it is known that there is nothing to take."""
+    """Take an event, unless it is known that nothing is pending."""
     return (fired is None or event.fileno() in fired) and event.take()

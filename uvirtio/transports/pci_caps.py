@@ -1,8 +1,8 @@
 """The virtio capabilities of a PCI function (4.1.4), as a pure function over its configuration space.
 
-A capability list is what a device says, so every hop, length and offset is checked before anybody maps
-anything. Nothing here raises on nonsense: the walk reports it, capability by capability, and
-:func:`select` alone decides whether what is left is enough to drive the device.
+A capability list comes from the device, so every link, length and offset is checked before anything is mapped.
+The walk does not fail on invalid entries: it reports them, capability by capability, and ``select`` alone decides
+whether what is left is enough to drive the device.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ConfigReader = Callable[[int, int], int]
 """``read(offset, width)`` of configuration space: width 1, 2 or 4 bytes, aligned, little-endian."""
 
 BarReader = Callable[[int], BarInfo | None]
-"""``bars(index)``: the base address register, or None where it is not there."""
+"""``bars(index)``: the base address register, or None where it is not implemented."""
 
 Verdict = Literal["ok", "ignored", "bad"]
 
@@ -36,8 +36,8 @@ VENDOR = "vendor"
 UNKNOWN = "unknown"
 
 
-# The bytes in the BAR without which a structure is useless. PCI_CFG and VENDOR do not live in a BAR: the
-# bar, offset and length of the first are ours to write (4.1.4.9), the second has none (4.1.4.8).
+# The bytes in the BAR without which a structure is useless. PCI_CFG and VENDOR are not in a BAR: the
+# driver writes bar, offset and length of the first (4.1.4.9), the second has none (4.1.4.8).
 _NEEDED = {
     pci.CfgType.COMMON: pci.COMMON_CFG_MIN_SIZE,
     pci.CfgType.NOTIFY: pci.NOTIFY_WIDTH,
@@ -49,19 +49,25 @@ _NEEDED = {
 
 @dataclass(frozen=True, slots=True)
 class VirtioCapability:
-    """One vendor capability of the list, as the device gives it, and what we make of it.
+    """One vendor capability of the list, as the device presents it, and the verdict on it.
 
-    ``length`` is the device's own word; ``usable`` is how much of it lies inside the BAR (bytes). A fault of
-    the list itself (a loop, a pointer into the header) is an entry of type ``unknown`` with ``cfg_type`` None.
+    A fault of the list itself (a loop, a pointer into the header) is an entry of type ``unknown`` with
+    ``cfg_type`` None.
     """
 
     type: str
     cfg_type: int | None
     config_offset: int
+    """Place of the capability in configuration space, in bytes."""
+
     bar: int = 0
     offset: int = 0
     length: int = 0
+    """Length of the structure as the device gives it, in bytes."""
+
     usable: int = 0
+    """How much of it is inside the BAR, in bytes."""
+
     id: int = 0
     cap_len: int = 0
     notify_off_multiplier: int | None = None
@@ -75,7 +81,7 @@ class VirtioCapability:
         return self.offset + self.usable
 
     def as_dict(self) -> dict[str, Any]:
-        """The capability as the JSON of ``inspect`` has it."""
+        """Return the capability as the JSON of ``inspect`` has it."""
         made: dict[str, Any] = {
             "type": self.type,
             "cfg_type": self.cfg_type,
@@ -95,15 +101,17 @@ class VirtioCapability:
 
 
 def walk_capabilities(config: ConfigReader, bars: BarReader | None = None) -> list[VirtioCapability]:
-    """All vendor capabilities of the function, in the order of its list, each with a verdict.
+    """Return all vendor capabilities of the function, in the order of its list, each with a verdict.
 
-    ``config`` must be readable up to byte 0xff. ``bars`` None means that the BARs are not known here: then
-    nothing is judged by them. At most :data:`MAX_HOPS` entries are visited. Raises what ``config`` raises,
-    nothing else.
+    At most ``MAX_HOPS`` entries are visited. No error but those of ``config`` leaves it.
+
+    Args:
+        config: Reads configuration space, up to byte 0xff.
+        bars: Reads the base address registers; None: they are unknown, and nothing is judged by them.
     """
     found: list[VirtioCapability] = []
     if config(pci.CFG_VENDOR_ID, 2) == 0xFFFF:
-        return [_fault(pci.CFG_VENDOR_ID, "configuration space reads all ones: the function does not answer")]
+        return [_fault(pci.CFG_VENDOR_ID, "configuration space reads all ones: the function does not respond")]
     if not config(pci.CFG_STATUS, 2) & pci.STATUS_CAP_LIST:
         return found
     seen: set[int] = set()
@@ -132,7 +140,7 @@ def _fault(at: int, why: str) -> VirtioCapability:
 
 
 def _one(config: ConfigReader, bars: BarReader | None, at: int, taken: set[tuple[int, int]]) -> VirtioCapability:
-    """Read and judge the capability at ``at``; ``taken`` holds the (cfg_type, id) that already have one."""
+    """Read and judge the capability at ``at``; ``taken`` holds the (cfg_type, id) that have one already."""
     cap_len = config(at + pci.CAP_LEN, 1)
     cfg_type = config(at + pci.CAP_CFG_TYPE, 1)
     cap = VirtioCapability(type=pci.cfg_type_name(cfg_type), cfg_type=cfg_type, config_offset=at, cap_len=cap_len)
@@ -207,7 +215,7 @@ def _judge(cap: VirtioCapability, cfg_type: int, bars: BarReader | None) -> Virt
             why=f"offset {cap.offset:#x} + {needed} is outside BAR {cap.bar} of {bar.size:#x} bytes",
         )
     if inside < cap.length:
-        # 4.1.4.1: a length may be surprisingly big; what is inside the BAR will do.
+        # 4.1.4.1: a length may be unexpectedly large; what is inside the BAR is enough.
         return replace(
             cap,
             usable=inside,
@@ -217,15 +225,20 @@ def _judge(cap: VirtioCapability, cfg_type: int, bars: BarReader | None) -> Virt
 
 
 def modern(caps: Iterable[VirtioCapability]) -> bool:
-    """Whether one of the structures is there, usable or not: without any it is a legacy device (4.1.5.1.1.1)."""
+    """Whether any of the structures is listed, usable or not: without any it is a legacy device (4.1.5.1.1.1)."""
     return any(cap.type in (COMMON, NOTIFY, ISR, DEVICE) for cap in caps)
 
 
 def vendor_data(config: ConfigReader, cap: VirtioCapability, vendor_id: int) -> bytes:
-    """The data of a vendor capability (4.1.4.8), for reports and debugging and nothing else (4.1.4.8.2).
+    """Return the data of a vendor capability (4.1.4.8), for reports and debugging only (4.1.4.8.2).
 
-    Only who knows ``vendor_id`` knows what the bytes mean, so it has to be named: raises CapabilityError where the
-    capability is another vendor's, or none of a vendor.
+    Args:
+        config: Reads configuration space.
+        cap: The capability.
+        vendor_id: The vendor whose data is expected: the bytes have a meaning only together with it.
+
+    Raises:
+        CapabilityError: The capability is another vendor's, or not a vendor capability.
     """
     if cap.type != VENDOR or cap.verdict != "ok" or cap.vendor_id != vendor_id:
         raise CapabilityError(
@@ -238,10 +251,11 @@ def vendor_data(config: ConfigReader, cap: VirtioCapability, vendor_id: int) -> 
 
 
 def select(caps: Iterable[VirtioCapability]) -> dict[str, VirtioCapability]:
-    """The first usable ``common``, ``notify``, ``isr`` and (where there is one) ``device`` capability.
+    """Return the first usable ``common``, ``notify``, ``isr`` and (if present) ``device`` capability.
 
-    Raises CapabilityError when one of the first three is missing, or when notifications would be written
-    over the common configuration.
+    Raises:
+        CapabilityError: One of the first three is missing, or notifications would be written over the common
+            configuration.
     """
     every = list(caps)
     chosen: dict[str, VirtioCapability] = {}
@@ -258,7 +272,7 @@ def _missing(name: str, every: list[VirtioCapability]) -> CapabilityError:
     refused = [f"at {cap.config_offset:#04x}: {cap.type}: {cap.why}" for cap in every if cap.verdict != "ok"]
     if not every:
         seen = "no vendor capability at all"
-        remedy = "only a legacy device (1af4:1000 to 103f) may do without, and this one is none by its id"
+        remedy = "only a legacy device (1af4:1000 to 103f) has none, and this is not one according to its ID"
     else:
         seen = "; ".join(refused) if refused else "none of this type"
         remedy = "see `uvirtio inspect`; the device's capability list is wrong"
@@ -271,7 +285,7 @@ def _missing(name: str, every: list[VirtioCapability]) -> CapabilityError:
 
 
 def _apart(chosen: Mapping[str, VirtioCapability]) -> dict[str, VirtioCapability]:
-    """Keep kicks off the common configuration, whatever the device says of its notification area."""
+    """Keep kicks off the common configuration, whatever the device reports as its notification area."""
     made = dict(chosen)
     common, notify = made[COMMON], made[NOTIFY]
     if common.bar != notify.bar:
@@ -282,7 +296,7 @@ def _apart(chosen: Mapping[str, VirtioCapability]) -> dict[str, VirtioCapability
         or notify.offset < common.offset < notify.offset + pci.NOTIFY_WIDTH
     ):
         raise CapabilityError(
-            "the notification area lies on the common configuration",
+            "the notification area overlaps the common configuration",
             seen=f"BAR {common.bar}: common at {common.offset:#x}, notify at {notify.offset:#x}",
             expected="two areas that do not overlap",
             remedy="the device's capability list is wrong",

@@ -1,7 +1,7 @@
-"""The window of the PCI_CFG capability (4.1.4.9): registers of a BAR through configuration space alone.
+"""The PCI configuration access capability (4.1.4.9): registers of a BAR through configuration space alone.
 
-For a function whose BARs cannot be mapped, and to look at a register by a second way. Slow: an
-access takes three writes and one access more. It is the only thing in configuration space that is written.
+For a function whose BARs cannot be mapped, and to read a register by a second way. Slow: an access takes three
+additional writes. Nothing else in configuration space is written.
 """
 
 from __future__ import annotations
@@ -16,12 +16,18 @@ from uvirtio.transports.pci_caps import PCI_CFG, UNKNOWN, VENDOR, VirtioCapabili
 
 
 class CfgWindow:
-    """The window of one function. ``config`` is its configuration space, and stays the caller's.
-
-    Raises CapabilityError where the function has no such capability.
-    """
+    """The configuration access window of one function."""
 
     def __init__(self, config: Registers, capabilities: Sequence[VirtioCapability]) -> None:
+        """Find the capability.
+
+        Args:
+            config: Configuration space; stays the caller's.
+            capabilities: What ``walk_capabilities`` returned.
+
+        Raises:
+            CapabilityError: The function has no such capability.
+        """
         found = [cap for cap in capabilities if cap.type == PCI_CFG and cap.verdict == "ok"]
         if not found:
             raise CapabilityError(
@@ -38,16 +44,31 @@ class CfgWindow:
         ]
 
     def registers(self, capability: VirtioCapability) -> CfgRegisters:
-        """What ``capability`` describes, as registers."""
+        """Return the structure that ``capability`` describes, as registers."""
         return CfgRegisters(self, capability)
 
     def read(self, bar: int, offset: int, width: int) -> int:
-        """One access of 1, 2 or 4 bytes. Raises CapabilityError outside of what the capabilities describe."""
+        """Read from a BAR by one access.
+
+        Args:
+            bar: Number of the BAR, 0 to 5.
+            offset: Place in the BAR, in bytes.
+            width: 1, 2 or 4 bytes.
+
+        Raises:
+            Misuse: The width is another one, or the place is not aligned to it.
+            CapabilityError: The place is in no structure that a capability describes.
+        """
         self._aim(bar, offset, width)
         return read_field(self._config, self._at + pci.PCI_CFG_CAP_DATA, width)
 
     def write(self, bar: int, offset: int, width: int, value: int) -> None:
-        """The same, writing."""
+        """Write to a BAR by one access; parameters as for ``read``.
+
+        Raises:
+            Misuse: The width is not 1, 2 or 4, or the place is not aligned to it.
+            CapabilityError: The place is in no structure that a capability describes.
+        """
         self._aim(bar, offset, width)
         write_field(self._config, self._at + pci.PCI_CFG_CAP_DATA, width, value)
 
@@ -58,7 +79,7 @@ class CfgWindow:
             cap.bar == bar and cap.offset <= offset and offset + width <= cap.end for cap in self._described
         ):
             raise CapabilityError(
-                f"no virtio structure lies at {offset:#x} of BAR {bar}",
+                f"there is no virtio structure at {offset:#x} of BAR {bar}",
                 seen=f"{width} bytes",
                 expected="an access within what a capability describes (4.1.4.9.2)",
             )
@@ -68,9 +89,15 @@ class CfgWindow:
 
 
 class CfgRegisters(WidthRegisters):
-    """The structure of one capability through the window. Satisfies ``Registers``."""
+    """The structure of one capability, accessed through the window. Satisfies ``Registers``."""
 
     def __init__(self, window: CfgWindow, capability: VirtioCapability) -> None:
+        """Set the structure.
+
+        Args:
+            window: The window of the function.
+            capability: The capability that describes the structure.
+        """
         super().__init__(capability.offset, capability.usable)
         self._window = window
         self._bar = capability.bar

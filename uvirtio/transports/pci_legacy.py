@@ -1,10 +1,10 @@
 """Virtio over PCI, legacy interface (4.1.4.10): one header of registers at the start of I/O BAR 0.
 
-A *legacy* device has nothing else; a *transitional* one has it beside the modern interface. What is different
+A *legacy* device has nothing else; a *transitional* one has it beside the modern interface. The differences
 for a driver: 32 feature bits, no FEATURES_OK, no generation, queues of a fixed size whose one region is given
-by its page frame, and a device configuration that moves by four bytes when MSI-X goes on, because the vector
-fields then lie before it. Bytes of rings and configuration are in the guest's order (2.5.3, 2.7.3); this package
-runs on little-endian machines alone, where that is the same as everywhere else. The header is little-endian.
+by its page frame, and a device configuration that moves by four bytes when MSI-X is enabled, because the vector
+fields are before it then. Bytes of rings and configuration are in the guest's order (2.5.3, 2.7.3); this package
+runs on little-endian machines alone, where both interfaces have the same order. The header is little-endian.
 """
 
 from __future__ import annotations
@@ -21,17 +21,13 @@ from uvirtio.transports import pci_caps
 from uvirtio.transports.pci_base import PciBase, config_reader, device_ids, not_virtio
 
 QUEUES_ASKED = 16
-"""Queues that are looked for where their number is asked: no register tells it."""
+"""Number of queues that are probed to find how many there are: no register has it."""
 
 _PFN_LIMIT = 1 << 32
 
 
 class PciLegacy(PciBase):
-    """A ``Transport`` over the legacy PCI interface.
-
-    Takes the function over: ``close()`` closes it. Raises NotVirtio, NotSupported where the function has no
-    legacy interface or its I/O BAR cannot be reached, CapabilityError, DeviceGone.
-    """
+    """A ``Transport`` over the legacy PCI interface."""
 
     kind = "pci-legacy"
     legacy = True
@@ -45,11 +41,11 @@ class PciLegacy(PciBase):
         if not ids.is_transitional_pci(vendor, device):
             raise NotSupported(
                 f"{function.address} has no legacy interface",
-                seen=f"{vendor:04x}:{device:04x}, the id of a device with the modern interface alone",
+                seen=f"{vendor:04x}:{device:04x}, the ID of a device with only the modern interface",
                 expected="1af4:1000 to 1af4:103f (4.1.2.1)",
-                remedy="leave --force-legacy out; QEMU gives a device both interfaces with disable-legacy=off",
+                remedy="omit --force-legacy; QEMU gives a device both interfaces with disable-legacy=off",
             )
-        # 4.1.2.3: the subsystem id is the type; ids that have one in the table agree, or the device is odd.
+        # 4.1.2.3: the subsystem ID is the type; it should agree with the device ID where the table has that.
         read = config_reader(function)
         told, listed = read(pci.CFG_SUBSYSTEM_ID, 2), ids.device_id_of_pci(vendor, device)
         found = listed or told
@@ -81,52 +77,58 @@ class PciLegacy(PciBase):
         self._num_queues: int | None = None
         if self.status() == 0xFF:
             device_ids(self._function)  # is it gone?
-            # Its configuration space answers and its ports do not: a bridge in between has no window for them.
+            # Its configuration space responds and its ports do not: a bridge in between has no window for them.
             raise self._no_ports("all ones")
 
     def _no_ports(self, seen: str) -> NotSupported:
         return NotSupported(
             f"the legacy interface of {self._function.address} cannot be reached: it has no I/O ports",
             seen=seen,
-            expected="an I/O BAR 0 that answers (4.1.4.10)",
+            expected="an I/O BAR 0 that responds (4.1.4.10)",
             remedy="behind a PCI Express port there are often no I/O ports: put the device on the root bus, "
-            "or take its modern interface (QEMU: disable-modern=off)",
+            "or use its modern interface (QEMU: disable-modern=off)",
         )
 
     @property
     def interface(self) -> str:
+        """One line for people: the I/O BAR."""
         return f"legacy interface: I/O BAR {pci.LEGACY_BAR}, {self._bar_size} bytes"
 
     @property
     def quirks(self) -> Sequence[str]:
+        """Deviations of the PCI IDs from the standard, a line each."""
         return self._oddities
 
     # --- features and status --------------------------------------------------------------------------------
 
     def device_features(self) -> int:
+        """Return the offered features, 32 bits."""
         return self._header.read32(pci.LEGACY_DEVICE_FEATURES)
 
     def set_driver_features(self, features: int) -> None:
+        """Write the accepted features, 32 bits."""
         self._header.write32(pci.LEGACY_DRIVER_FEATURES, features)
 
     def _status_place(self) -> tuple[int, int, int]:
         return pci.LEGACY_BAR, pci.LEGACY_DEVICE_STATUS, 1
 
     def status(self) -> int:
+        """Return the device status (2.1)."""
         return self._header.read8(pci.LEGACY_DEVICE_STATUS)
 
     def set_status(self, value: int) -> None:
+        """Write the device status (2.1); 0 resets the device."""
         self._header.write8(pci.LEGACY_DEVICE_STATUS, value)
 
     # --- device configuration ---------------------------------------------------------------------------------
 
     def generation(self) -> int | None:
-        """None: fields are read until two readings agree (2.5.4)."""
+        """Return None: without one, fields are read until two readings agree (2.5.4)."""
         return None
 
     @property
     def config_length(self) -> int:
-        """Bytes from the header to the end of the BAR, whose size is a power of two: the device may have less."""
+        """Bytes from the header to the end of the BAR, whose size is a power of two: the device may have fewer."""
         return self._bar_size - self._config_start
 
     @property
@@ -142,7 +144,7 @@ class PciLegacy(PciBase):
 
     @property
     def num_queues(self) -> int:
-        """One more than the last queue of the first 16 that is there."""
+        """Number of the last queue that exists among the first 16, plus one."""
         if self._num_queues is None:
             there = [index for index in range(QUEUES_ASKED) if self.queue_layout(index).size_max]
             self._num_queues = max(there, default=-1) + 1
@@ -152,11 +154,13 @@ class PciLegacy(PciBase):
         self._header.write16(pci.LEGACY_QUEUE_SELECT, index)
 
     def queue_layout(self, index: int) -> QueueLayout:
+        """Return what is known of a queue before memory is allocated for it."""
         self._select(index)
         size = self._header.read16(pci.LEGACY_QUEUE_SIZE)
         return QueueLayout(size_max=size, size_fixed=True, one_region=True)
 
     def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> Doorbell:
+        """Set up and enable a queue; see ``Transport``."""
         header = self._header
         self._select(index)
         self._expect(index, "queue_size", header.read16(pci.LEGACY_QUEUE_SIZE), size, "4.1.5.1.3.1")
@@ -173,17 +177,17 @@ class PciLegacy(PciBase):
         return doorbell
 
     def _frame(self, index: int, size: int, desc: int, driver: int, device: int) -> int:
-        """The page frame that stands for all three areas: the device works them out from it (2.7.2)."""
+        """Return the page frame that stands for all three areas: the device computes them from it (2.7.2)."""
         layout = ring.legacy_layout(size, pci.LEGACY_QUEUE_ALIGN)
         frame = desc >> pci.LEGACY_QUEUE_ADDRESS_SHIFT
         if desc % pci.LEGACY_QUEUE_ALIGN or (driver, device) != (desc + layout.avail, desc + layout.used):
             raise Misuse(f"queue {index} is not in one region: {desc:#x}, {driver:#x}, {device:#x}")
         if not 0 < frame < _PFN_LIMIT:
             raise NotSupported(
-                f"the memory of queue {index} lies where a legacy interface cannot point",
+                f"the memory of queue {index} is out of the legacy interface's range",
                 seen=f"{desc:#x}",
                 expected="a page frame of 32 bits, and not 0 (4.1.5.1.3.1)",
-                remedy="take the modern interface",
+                remedy="use the modern interface",
             )
         return frame
 
@@ -203,7 +207,11 @@ class PciLegacy(PciBase):
 
 
 def is_legacy_only(function: PciFunction) -> bool:
-    """Whether a function of the old ids has none of the modern structures (4.1.5.1.1.1). Raises DeviceGone."""
+    """Whether a function with a transitional device ID has none of the modern structures (4.1.5.1.1.1).
+
+    Raises:
+        DeviceGone: The function does not respond.
+    """
     if not ids.is_transitional_pci(*device_ids(function)):
         return False
     return not pci_caps.modern(pci_caps.walk_capabilities(config_reader(function), function.bar))

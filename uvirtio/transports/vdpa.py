@@ -1,9 +1,9 @@
-"""Virtio over vDPA: what the ioctls of vhost-vdpa mean (no transport of the standard; chapters 2 and 3 hold).
+"""Virtio over vDPA: what the ioctls of vhost-vdpa mean (not a transport of the standard; chapters 2 and 3 apply).
 
-The kernel stands between: it reads the configuration as one, keeps the status, and turns kicks and calls into
-eventfds. Queues are enabled before DRIVER_OK, which every device takes. There is no interrupt status: each queue
-has a call of its own, and so has the configuration. Where calls do not get through, the device is polled, and a
-change of the configuration is found by comparing it.
+The kernel stands between: it reads the configuration as one, keeps the status, and connects kicks and calls to
+eventfds. Queues are enabled before DRIVER_OK, which every device accepts. There is no interrupt status: each
+queue has a call of its own, and so has the configuration. Where calls are not delivered, the device is polled,
+and a change of the configuration is found by comparing it.
 """
 
 from __future__ import annotations
@@ -30,22 +30,19 @@ from uvirtio.spec import features as f
 from uvirtio.transports.base import TransportBase
 
 PACKED_BASE = 0x8000_8000
-"""Where a new packed ring begins: index 0 and wrap counter 1, in the low half for available, the high for used."""
+"""Start of a new packed ring: index 0 and wrap counter 1, in the low half for available, in the high for used."""
 
 _UNBIND = -1
 _QUEUES_MAX = 65536
 _WATCHED = 64
-"""Bytes. What a host changes while a device runs lies within these, whatever the type (5.2.4, 5.5.4, 5.15.4)."""
+"""Bytes that are compared. What a host changes at run time is within them for all types (5.2.4, 5.5.4, 5.15.4)."""
 
 _LOOK = 10e-3
-"""Seconds between two looks at a configuration whose changes nobody tells."""
+"""Seconds between two reads of the configuration where its changes are not signalled."""
 
 
 class Vdpa(TransportBase):
-    """A ``Transport`` over a vhost-vdpa node.
-
-    Takes the node over: ``close()`` closes it. Raises NotVirtio, DeviceGone, DeviceFailure.
-    """
+    """A ``Transport`` over a vhost-vdpa node."""
 
     kind = "vdpa"
     legacy = False
@@ -55,6 +52,19 @@ class Vdpa(TransportBase):
     quirks: Sequence[str] = ()
 
     def __init__(self, node: VdpaNode, *, trace: Trace | None = None) -> None:
+        """Take over a node, and read what the device is.
+
+        Args:
+            node: The node; ``close()`` closes it.
+            trace: Called with a line for each operation; None: no trace.
+
+        Raises:
+            NotVirtio: The device ID is 0.
+            DeviceFailure: The device reports an impossible number of queues.
+            DeviceGone: The parent device does not respond.
+            NotSupported: The kernel lacks an ioctl.
+            OperationFailed: The kernel refused.
+        """
         super().__init__(node, trace=trace)
         self._node = node
         self._config_call: EventFd | None = None
@@ -67,13 +77,13 @@ class Vdpa(TransportBase):
         self.device_id = node.get_device_id()
         if self.device_id == 0:
             raise NotVirtio(
-                f"{node.address} is no virtio device", seen="device id 0", expected="an id of chapter 5"
+                f"{node.address} is not a virtio device", seen="device id 0", expected="an id of chapter 5"
             )
         self.config_length = node.get_config_size()
         self.num_queues = node.get_vqs_count()
         if self.num_queues > _QUEUES_MAX:
             raise DeviceFailure(
-                f"{node.address} says that it has more queues than virtio can count",
+                f"{node.address} reports more queues than virtio allows",
                 seen=self.num_queues,
                 expected=f"at most {_QUEUES_MAX}",
             )
@@ -83,14 +93,17 @@ class Vdpa(TransportBase):
 
     @property
     def interface(self) -> str:
+        """One line for people: queues and configuration."""
         return f"vDPA, {self.num_queues} queues, {self.config_length} bytes of configuration"
 
     @property
     def translates(self) -> bool:
+        """Return True: the kernel translates IOVAs."""
         return True
 
     @property
     def backend(self) -> VdpaNode:
+        """The back end's object."""
         return self._node
 
     def _tell(self, text: str) -> None:
@@ -100,28 +113,32 @@ class Vdpa(TransportBase):
     # --- features and status (2.1, 2.2) ---------------------------------------------------------------------
 
     def device_features(self) -> int:
+        """Return the offered features, 64 or 128 bits."""
         features = self._node.get_features()
         self._tell(f"get_features -> {features:#x}")
         return features
 
     def set_driver_features(self, features: int) -> None:
+        """Write the accepted features."""
         self._node.set_features(features)
         self._packed = bool(features >> f.RING_PACKED & 1)
         self._tell(f"set_features <- {features:#x}")
 
     def status(self) -> int:
+        """Return the device status (2.1)."""
         value = self._node.get_status()
         self._tell(f"get_status -> {value:#04x}")
         return value
 
     def set_status(self, value: int) -> None:
+        """Write the device status (2.1); 0 resets the device."""
         self._node.set_status(value)
         self._tell(f"set_status <- {value:#04x}")
 
     # --- device configuration (2.5) -------------------------------------------------------------------------
 
     def generation(self) -> int | None:
-        """None: the kernel keeps it to itself. What belongs together is read until two readings agree."""
+        """Return None: the kernel does not pass it on. Related fields are read until two readings agree."""
         return None
 
     def _check_config(self, offset: int, width: int) -> None:
@@ -129,11 +146,12 @@ class Vdpa(TransportBase):
             raise self._beyond_config(offset + width, self.config_length)
 
     def read_config(self, offset: int, width: int) -> int:
+        """Read one field of the device configuration; see ``Transport``."""
         self._check_config(offset, width)
         data = self._node.get_config(offset, width)
         if len(data) != width:
             raise ConfigError(
-                f"{self._node.address} gave a part of its configuration",
+                f"{self._node.address} returned only a part of its configuration",
                 seen=f"{len(data)} bytes",
                 expected=f"{width} bytes at offset {offset:#x}",
             )
@@ -142,23 +160,26 @@ class Vdpa(TransportBase):
         return value
 
     def write_config(self, offset: int, width: int, value: int) -> None:
+        """Write one field of the device configuration; see ``Transport``."""
         self._check_config(offset, width)
         data = value.to_bytes(width, "little")
         self._node.set_config(offset, data)
         self._tell(f"config+{offset:#04x} write{width * 8} <- {value:#x}")
-        if self._seen:  # what we change ourselves is no news
+        if self._seen:  # what the driver changes itself is no news
             self._seen = (self._seen[:offset] + data + self._seen[offset + width :])[: len(self._seen)]
 
     # --- queues (2.6, 3.1.1) --------------------------------------------------------------------------------
 
     def queue_layout(self, index: int) -> QueueLayout:
+        """Return what is known of a queue before memory is allocated for it."""
         if index >= self.num_queues:
             return QueueLayout(size_max=0)
         own = self._node.get_vring_size(index)
-        # The size of one queue, where it is told, may be smaller than what holds for all, and 0: there is none.
+        # The size of one queue, where it is reported, may be smaller than the one for all, and 0: no such queue.
         return QueueLayout(size_max=self._size_max if own is None else min(own, self._size_max))
 
     def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> Doorbell:
+        """Set up and enable a queue; see ``Transport``."""
         if index in self._enabled:
             raise QueueError(f"queue {index} is already enabled", seen=1, expected="a queue after a reset")
         node = self._node
@@ -166,7 +187,7 @@ class Vdpa(TransportBase):
         node.set_vring_num(index, size)
         if self._packed:
             node.set_vring_base(index, PACKED_BASE)
-        # Of a split ring the reset has put the base to 0 already.
+        # The reset has set the base of a split ring to 0 already.
         node.set_vring_addr(index, desc, driver, device)
         node.set_vring_kick(index, doorbell.fileno())
         if index in self._calls:
@@ -179,11 +200,16 @@ class Vdpa(TransportBase):
     # --- interrupts (2.3, 2.9) ------------------------------------------------------------------------------
 
     def connect_interrupts(self, queues: Sequence[int], modes: Sequence[InterruptMode]) -> InterruptMode:
+        """Enable the first of ``modes`` that works; see ``Transport``.
+
+        Raises:
+            NotSupported: None of them works, or the parent device has no vector at all.
+        """
         if self._node.calls == 0:
-            # vp_vdpa asks for the configuration's vector even if nobody listens, and without it ignores DRIVER_OK
-            # with a kernel warning. So it is not asked to try.
+            # vp_vdpa requests the configuration's vector even if no call is set, and without it ignores DRIVER_OK
+            # with a kernel warning. So this is refused here.
             raise NotSupported(
-                f"{self._node.address} cannot be brought up: its parent driver wants a vector in any case",
+                f"{self._node.address} cannot be started: its parent driver always needs a vector",
                 seen=f"no MSI-X; {self._node.description}",
                 expected="at least one MSI-X vector, for the configuration",
                 remedy="use a function that has MSI-X (the balloon of QEMU 10 has), or bind it to vfio-pci",
@@ -220,18 +246,20 @@ class Vdpa(TransportBase):
         try:
             self._node.set_config_call(_UNBIND)
         except UvirtioError:
-            pass  # the node is closed next, or the device has gone: nobody calls any more
+            pass  # the node is closed next, or the device was removed: no more calls come
 
     def events(self) -> Sequence[Event]:
+        """Return the calls of the configuration and the queues; empty while polling."""
         if self._config_call is None:
             return []
         return [self._config_call, *self._calls.values()]
 
     def causes(self, fired: Container[int] | None = None) -> Causes:
+        """Take the calls that are pending; see ``Transport``. While polling, compare the configuration."""
         if self._config_call is None:
             return Causes(config=self._config_changed())
         config = self._config_call.take()
-        # A call may come without a cause (VDUSE sends one at the start): the ring is looked at all the same.
+        # A call may come without a cause (VDUSE sends one at the start): the ring is checked all the same.
         taken = [event.take() for event in self._calls.values()]
         return Causes(config=config, queues=any(taken))
 
@@ -240,7 +268,7 @@ class Vdpa(TransportBase):
         return self._node.get_config(0, length) if length else b""
 
     def _config_changed(self) -> bool:
-        """Without calls: whether the configuration reads otherwise than at the last look."""
+        """Without calls: whether the configuration differs from the one read before."""
         now = time.monotonic()
         if now < self._next_look:
             return False
@@ -251,17 +279,17 @@ class Vdpa(TransportBase):
     # --- the rest -------------------------------------------------------------------------------------------
 
     def dma_enable(self, on: bool) -> None:
-        """Nothing: bus mastering is the parent driver's business."""
+        """Do nothing: the parent driver controls bus mastering."""
 
     def function_reset(self) -> bool:
-        """False: vhost-vdpa has no other reset than status 0."""
+        """Return False: vhost-vdpa has no reset but status 0."""
         return False
 
     def release_queues(self) -> None:
-        """Close the doorbells and the calls; the device has been reset.
+        """Close the doorbells and the calls, after the device has been reset.
 
-        The kernel keeps what it was given until it gets something else or the node is closed; an eventfd that only
-        the kernel has left hurts nobody.
+        The kernel keeps an eventfd until it gets another or the node is closed; one that only the kernel still has
+        does no harm.
         """
         try:
             for index in self._enabled:

@@ -6,27 +6,31 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 SgEntry = tuple[int, int]
-"""(device address, length in bytes) of one element of a chain."""
+"""(device address, length in bytes) of one element of a descriptor chain."""
 
 
 class Completion(NamedTuple):
-    """A chain that the device has used: the caller's cookie, and how many bytes it says that it wrote."""
+    """A used descriptor chain: the caller's cookie, and the number of bytes that the device reports as written."""
 
     cookie: Any
     written: int
 
 
 class Virtqueue(Protocol):
-    """One virtqueue, whatever its ring format.
+    """One virtqueue of either ring format.
 
-    Chains are added (nothing is visible to the device yet), then published in one go; completions are reaped.
+    Chains are added (invisible to the device), then published together; used chains are reaped.
+
+    Raises:
+        DeviceBroken: In any call but ``abandon`` and ``close``: after RingCorruption or ``abandon``.
+        Closed: In any call but ``abandon`` and ``close``: after ``close``.
     """
 
     kind: Literal["split", "packed"]
     index: int
     size: int
     findings: dict[str, int]
-    """How often the device did something odd that is tolerated, by name."""
+    """How often the device deviated from the standard in ways that are tolerated, by name."""
 
     @property
     def addresses(self) -> tuple[int, int, int]:
@@ -35,59 +39,84 @@ class Virtqueue(Protocol):
 
     @property
     def kick_data(self) -> int:
-        """Where the device finds what comes next: next_off in bits 0..14, next_wrap in bit 15 (2.9)."""
+        """Position of what comes next, for the kick (2.9): next_off in bits 0..14, next_wrap in bit 15."""
         ...
 
     @property
     def broken(self) -> str | None:
-        """Why the queue takes nothing more, or None. Every call but abandon() and close() raises then."""
+        """Why the queue accepts no calls any more; None while it works."""
         ...
 
     @property
     def free(self) -> int:
-        """Descriptors that are free now."""
+        """Number of free descriptors."""
         ...
 
     @property
     def in_flight(self) -> int:
-        """Chains that were published and not reaped."""
+        """Number of chains that are published and not reaped."""
         ...
 
     def needs(self, elements: int) -> int:
-        """How many descriptors of the ring a chain of so many elements takes."""
+        """Return how many descriptors of the ring a chain takes.
+
+        Args:
+            elements: Number of elements of the chain.
+        """
         ...
 
     def add(self, readable: Sequence[SgEntry], writable: Sequence[SgEntry], cookie: Any) -> None:
-        """Lay down one chain, readable runs first. Raises BadChain (our mistake) or QueueFull, changing nothing.
+        """Write one descriptor chain into the ring, not yet visible to the device.
 
-        This and all calls below raise DeviceBroken after a RingCorruption or abandon(), Closed after close().
+        Args:
+            readable: Elements that the device reads; they come first (2.7.4.2).
+            writable: Elements that the device writes.
+            cookie: Identifies the chain when it is reaped.
+
+        Raises:
+            BadChain: The chain breaks a rule of the standard (a caller's mistake). Nothing changed.
+            QueueFull: Too few descriptors are free. Nothing changed.
+            UsageError: The queue has fixed slots.
         """
         ...
 
     def publish(self) -> bool:
-        """Make all added chains visible with one index store and one fence; True: the device wants a kick."""
+        """Make all added chains visible, with one index store and one fence.
+
+        Returns:
+            Whether the device requests a notification (kick).
+        """
         ...
 
     def pending(self) -> bool:
-        """Whether the device has used something that was not reaped."""
+        """Whether the device has used a chain that was not reaped."""
         ...
 
     def reap(self, limit: int | None = None) -> list[Completion]:
-        """Completions in the device's order, at most ``limit``.
+        """Return used chains, in the device's order.
 
-        Raises RingCorruption, after which the queue takes nothing more; the cookies of completions of the same
-        call that came before the bad one are among those of abandon().
+        Args:
+            limit: Maximum number of chains; None: all.
+
+        Raises:
+            RingCorruption: The used ring is invalid; the queue accepts no calls any more. The cookies of chains
+                that this call took before the invalid one are among those of ``abandon``.
+            UsageError: The queue has fixed slots.
         """
         ...
 
     def want_interrupts(self, on: bool) -> bool:
-        """Ask for interrupts, or not. Turning them on fences and returns pending(): True means reap again."""
+        """Enable or suppress used buffer notifications (2.3).
+
+        Returns:
+            ``pending()``, read after a fence: True means reap again. False when suppressing.
+        """
         ...
 
     def abandon(self) -> list[Any]:
-        """After a confirmed reset: the cookies of everything still out; the ring is dead from then on."""
+        """Give up the queue after a confirmed reset, and return the cookies of all chains that were not reaped."""
         ...
 
     def close(self) -> None:
-        """Release the views of the ring memory, and the memory if the queue made it; idempotent."""
+        """Release the views of the ring memory, and the memory if the queue allocated it; idempotent."""
         ...

@@ -1,6 +1,6 @@
-"""What both ring formats keep beside their rings: the books of what is out, the errors, the way out.
+"""What both ring formats share: the private record of chains in flight, the errors, closing.
 
-The books are private. The device can reach none of them, so that whatever it writes is held against them.
+The device cannot access that record, so whatever it writes is compared with it.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ from uvirtio.spec.ring import DESC_SIZE
 from uvirtio.virtqueue import Completion
 
 INDIRECT_ENTRIES = 16
-"""Descriptors in the indirect table of each head: 256 bytes, so that no table crosses a page."""
+"""Number of descriptors in the indirect table of each head: 256 bytes, so that no table crosses a page."""
 
 InFlight = tuple[Any, int, Any, int]
-"""What is kept of a chain: cookie, bytes the device may write, its place in the ring, its number."""
+"""The record of a chain: cookie, bytes the device may write, its place in the ring, its number."""
 
 
 @dataclass(frozen=True, slots=True)
 class RingOptions:
-    """How a ring is made: what was negotiated for it, and what this machine needs."""
+    """How a ring is operated: the negotiated features, and the fences of this machine."""
 
     fence: Fence
-    """A full fence: the index before the device's wish is read (2.7.13.4.1, 2.8.21.3.1)."""
+    """A full fence: the index before the device's event word is read (2.7.13.4.1, 2.8.21.3.1)."""
+
     order: Fence | None = None
     """A fence that keeps stores in order, and loads, for a device on a bus (ORDER_PLATFORM).
 
-    It stands between what is shown and what shows it, and between an announcement and what it announces. None:
-    what this machine needs between CPUs, which is nothing on x86.
+    It is executed between descriptors and what makes them visible, and between an announcement and what it
+    announces. None: what this machine needs between CPUs, which is nothing on x86.
     """
+
     indirect: bool = False
     """INDIRECT_DESC was negotiated: chains of two or more elements go into indirect tables."""
     event_idx: bool = False
@@ -42,28 +44,21 @@ class RingOptions:
     in_order: bool = False
     """IN_ORDER was negotiated."""
     clamp_used_len: bool = False
-    """Tolerate a device that reports more bytes written than there was room for (2.7.8.1)."""
+    """Tolerate a device that reports more bytes written than fit into the buffer (2.7.8.1)."""
+
     one_region: bool = False
-    """Split rings: all three areas in one run of device addresses, as a legacy interface wants them (2.7.2)."""
+    """Split rings: all three areas in one run of device addresses, as the legacy interface requires (2.7.2)."""
 
 
 class VirtqueueBase:
     """The part of a queue that is the same for split and packed rings.
 
-    ``desc``, ``driver`` and ``device`` are blocks of at least :meth:`area_sizes` bytes, each contiguous over its
-    area. ``tables`` (given when INDIRECT_DESC was negotiated) holds one table of ``INDIRECT_ENTRIES``
-    descriptors for each id: a chain of two or more elements that fits a table goes there and takes one descriptor
-    of the ring.
-
-    Not safe against exceptions raised in the middle by a signal handler: let the handler set a flag.
-
-    Raises UsageError for a size that the format does not allow, QueueError for an area that is not contiguous or
-    not aligned (2.7.1, 2.8.11).
+    Not safe against exceptions raised by a signal handler in the middle of a call: let the handler set a flag.
     """
 
     kind: Literal["split", "packed"]
     AREAS: ClassVar[tuple[tuple[str, int], ...]]
-    """What the three areas are called, and how they are aligned, in bytes."""
+    """Name and alignment (in bytes) of the three areas."""
 
     def __init__(
         self,
@@ -76,6 +71,23 @@ class VirtqueueBase:
         *,
         tables: Block | None = None,
     ) -> None:
+        """Initialise a ring in blocks of at least ``area_sizes`` bytes, each contiguous over its area.
+
+        Args:
+            index: The queue's number.
+            size: Number of entries.
+            desc: Memory of the descriptor area.
+            driver: Memory of the driver area.
+            device: Memory of the device area.
+            options: What was negotiated.
+            tables: With INDIRECT_DESC: memory for one table of ``INDIRECT_ENTRIES`` descriptors for each id. A
+                chain of two or more elements that fits a table is written there and takes one descriptor of the
+                ring.
+
+        Raises:
+            UsageError: The format does not allow this size.
+            QueueError: An area is not contiguous, or not aligned (2.7.1, 2.8.11).
+        """
         desc_size, driver_size, device_size = self.area_sizes(size)
         self.index = index
         self.size = size
@@ -86,7 +98,7 @@ class VirtqueueBase:
             area_address(index, device_name, device, device_size, device_align),
         )
         self.findings: dict[str, int] = {}
-        """How often the device did something odd that is tolerated, by name."""
+        """How often the device deviated from the standard in ways that are tolerated, by name."""
 
         self._fence = options.fence
         self._order = options.order or order_fence()
@@ -97,21 +109,26 @@ class VirtqueueBase:
         self._tables: list[int] = [] if tables is None else table_addresses(index, tables, size)
         """Device addresses of the indirect tables, one for each id; none without INDIRECT_DESC."""
 
-        # What is out, by the id that the device names it by.
+        # Chains in flight, by the id that the device uses for them.
         self._out: list[InFlight | None] = [None] * size
         self._laid = 0
-        """Chains that were laid down since the start."""
+        """Number of chains that were added since the start."""
+
         self.published = 0
-        """Chains that were shown to the device since the start."""
+        """Number of chains that were made visible to the device since the start."""
+
         self.reaped = 0
-        """Chains that came back since the start."""
+        """Number of chains that were reaped since the start."""
+
         self._interrupts = True
         self._broken: str | None = None
         self._closed = False
         self.dead = False
-        """Broken or closed: the one thing that every call asks. ``refuse()`` raises why."""
+        """Broken or closed: the one flag that every call checks. ``refuse()`` raises the reason."""
+
         self._shut = False
-        """No chain goes or comes by itself: dead, or handed over to fixed slots."""
+        """Single chains cannot be added or reaped: dead, or fixed slots own the ring."""
+
         self._undelivered: list[Completion] = []
         self._told = -1
         """With IN_ORDER: the number of the last chain that the device has named as used."""
@@ -127,12 +144,16 @@ class VirtqueueBase:
         self._begin(desc, driver, device)
 
     def _begin(self, desc: Block, driver: Block, device: Block) -> None:
-        """Take the views and make the books of this format, and write what a ring starts from."""
+        """Make the views and the records of this format, and write the initial state of the ring."""
         raise NotImplementedError
 
     @staticmethod
     def area_sizes(size: int) -> tuple[int, int, int]:
-        """Bytes of the descriptor, driver and device area. Raises UsageError for a size that cannot be."""
+        """Return the lengths of the descriptor, driver and device area, in bytes.
+
+        Raises:
+            UsageError: The format does not allow this size.
+        """
         raise NotImplementedError
 
     @property
@@ -141,23 +162,26 @@ class VirtqueueBase:
         return self._addresses
 
     def needs(self, elements: int) -> int:
-        """How many descriptors of the ring a chain of so many elements takes: one where it fits a table."""
+        """Return how many descriptors of the ring a chain takes: one where it fits an indirect table."""
         return 1 if self._tables and 1 < elements <= INDIRECT_ENTRIES else elements
 
     @property
     def in_flight(self) -> int:
+        """Number of chains that are published and not reaped."""
         return self.published - self.reaped
 
     @property
     def broken(self) -> str | None:
+        """Why the queue accepts no calls any more; None while it works."""
         return self._broken
 
     def abandon(self) -> list[Any]:
+        """Give up the queue after a confirmed reset, and return the cookies of all chains that were not reaped."""
         posted = sorted((entry for entry in self._out if entry is not None), key=lambda entry: entry[3])
         cookies = [entry[0] for entry in posted]
         self.dead = self._shut = True
         if self._broken is None:
-            self._broken = "the device was reset, and this queue belongs to the time before"
+            self._broken = "the device was reset since this queue was enabled"
         else:
             cookies = [completion.cookie for completion in self._undelivered] + cookies
         self._out = [None] * self.size
@@ -167,12 +191,12 @@ class VirtqueueBase:
         return cookies
 
     def _hand_over(self) -> None:
-        """From now on chains go and come through fixed slots alone (slots.py)."""
+        """Leave the ring to the fixed slots (slots.py): no single chains from now on."""
         self._forget()
         self._shut = True
 
     def _forget(self) -> None:
-        """Nothing is free any more."""
+        """Mark no descriptor as free."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -189,24 +213,36 @@ class VirtqueueBase:
             block.close()
 
     def own(self, *blocks: Block) -> None:
-        """From now on ``close()`` closes these too."""
+        """Add blocks that ``close()`` closes too."""
         self._owned += blocks
 
     @property
     def areas(self) -> tuple[Block, Block, Block]:
-        """The memory of a queue that made it itself: descriptor, driver and device area. For diag/raw.py."""
+        """The blocks of the descriptor, driver and device area of a queue that allocated them. For diag/raw.py."""
         desc, driver, device = self._owned[:3]
         return desc, driver, device
 
     def too_long(self, written: int, room: int) -> int:
+        """Handle a used length that exceeds the buffer: note a finding or break the queue.
+
+        Args:
+            written: The length that the device reported, in bytes.
+            room: The bytes that it was allowed to write.
+
+        Returns:
+            ``room``, the length to continue with.
+
+        Raises:
+            RingCorruption: The buffer is writable, and ``clamp_used_len`` is not set.
+        """
         if not room:
-            # Harmless, and shipped devices do it: there is nothing that could be read by mistake.
+            # Harmless, and some devices do it: there is no buffer that could be read by mistake.
             self._find("used-length-on-read-only-chain")
         elif self._clamp:
             self._find("used-length-clamped")
         else:
             self._corrupt(
-                "a used element says that more was written than there was room for",
+                "a used element reports more bytes than the buffer holds",
                 seen=written,
                 expected=f"at most {room} bytes",
                 remedy="if this device is known for it, open it with the quirk clamp-used-len",
@@ -218,7 +254,7 @@ class VirtqueueBase:
 
     def _full(self, count: int, free: int) -> QueueFull:
         return QueueFull(
-            f"queue {self.index} has no room for this chain",
+            f"queue {self.index} has too few free descriptors for this chain",
             seen=f"{free} free descriptors of {self.size}",
             expected=f"{count} or more",
             remedy="reap completions first",
@@ -230,18 +266,29 @@ class VirtqueueBase:
             f"queue {self.index}: {what} (2.7.8, 2.8.4)",
             seen=seen,
             expected=expected,
-            remedy=remedy or "reset the device; report this to whoever makes it",
+            remedy=remedy or "reset the device; report this to its developers",
         )
 
     def no_such_chain(self, seen: int) -> NoReturn:
+        """Break the queue because a used element names an id that is not in flight.
+
+        Raises:
+            RingCorruption: Always.
+        """
         self._corrupt(
-            "a used element names no chain that the device was given",
+            "a used element names a chain that is not in flight",
             seen=seen,
             expected=f"the id of one of {self.published - self.reaped} chains in flight",
         )
 
     def refuse(self) -> NoReturn:
-        """Raise for a call that this queue does not take (any more)."""
+        """Fail with the reason why this queue does not accept a call (any more).
+
+        Raises:
+            Closed: The queue is closed.
+            UsageError: The queue works, but has fixed slots.
+            DeviceBroken: The queue is broken or abandoned.
+        """
         if self._closed:
             raise Closed(f"queue {self.index} is closed")
         if not self.dead:
@@ -251,7 +298,7 @@ class VirtqueueBase:
                 expected="submit() and reap() of its slots",
             )
         raise DeviceBroken(
-            f"queue {self.index} takes nothing more",
+            f"queue {self.index} cannot be used any more",
             seen=self._broken,
             expected="a working queue",
             remedy="open the device again",
@@ -262,6 +309,13 @@ class VirtqueueBase:
 
 
 def scattered(index: int, what: str, runs: int) -> QueueError:
+    """Return the error for memory that is not one run of device addresses.
+
+    Args:
+        index: The queue.
+        what: What is not contiguous.
+        runs: Number of runs of device addresses.
+    """
     return QueueError(
         f"queue {index}: {what} is not contiguous for the device",
         seen=f"{runs} runs of device addresses",
@@ -271,7 +325,18 @@ def scattered(index: int, what: str, runs: int) -> QueueError:
 
 
 def area_address(index: int, what: str, block: Block, length: int, align: int) -> int:
-    """The device address of an area; raises QueueError where it is not one aligned run (2.7.1, 2.8.11)."""
+    """Return the device address of an area.
+
+    Args:
+        index: The queue, for errors.
+        what: The name of the area, for errors.
+        block: Its memory.
+        length: Its length, in bytes.
+        align: Its alignment, in bytes.
+
+    Raises:
+        QueueError: The area is not one aligned run of device addresses (2.7.1, 2.8.11).
+    """
     runs = block.segments(0, length)
     if len(runs) != 1:
         raise scattered(index, f"the {what} of {length} bytes", len(runs))
@@ -286,14 +351,22 @@ def area_address(index: int, what: str, block: Block, length: int, align: int) -
 
 
 def check_contiguous(index: int, sizes: Sequence[int], blocks: Sequence[Block], limit: int) -> None:
-    """Raise QueueError where an area longer than ``limit`` came out in pieces."""
+    """Check that each area longer than ``limit`` bytes is one run of device addresses.
+
+    Raises:
+        QueueError: One is not.
+    """
     for area, block in zip(sizes, blocks, strict=False):
         if area > limit and not block.contiguous:
             raise scattered(index, f"an area of {area} bytes", len(block.segments(0, area)))
 
 
 def table_addresses(index: int, block: Block, size: int) -> list[int]:
-    """The device address of each head's indirect table; each must lie in one run."""
+    """Return the device address of each head's indirect table.
+
+    Raises:
+        QueueError: A table is not one run of device addresses.
+    """
     step = INDIRECT_ENTRIES * DESC_SIZE
     tables: list[int] = []
     for address, length in block.segments(0, step * size):
@@ -314,20 +387,24 @@ def allocate_queue(
     options: RingOptions,
     areas: Callable[[int, int, DmaSpace], list[Block]] | None = None,
 ) -> Made:
-    """A queue of either format in memory of its own, which its ``close()`` gives back.
+    """Allocate a queue of either format in memory of its own, which its ``close()`` frees.
 
     Args:
         made: The format's class.
         index: The queue's number, for errors.
-        size: Entries of the ring.
+        size: Number of entries.
         dma: Where its memory comes from.
         options: What was negotiated.
-        areas: Makes the three areas where they may not be three blocks.
+        areas: Allocates the three areas where they cannot be three blocks.
 
     Raises:
         UsageError: The format does not allow this size.
         QueueError: An area would not be one run of device addresses.
-        MemlockExceeded, HugePagesLack, OperationFailed: There is no such memory. Nothing stays allocated.
+        MemoryScattered: The one region of a legacy queue would not be one run.
+        MemlockExceeded: RLIMIT_MEMLOCK does not allow the memory.
+        HugePagesLack: The pool has no huge page for the memory.
+        PagemapHidden: This process may not read physical addresses.
+        OperationFailed: The memory cannot be allocated or mapped. Nothing stays allocated in any case.
     """
     sizes = list(made.area_sizes(size))
     if options.indirect:

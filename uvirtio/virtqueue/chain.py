@@ -1,4 +1,4 @@
-"""The rules for a chain that both ring formats share."""
+"""The rules for a descriptor chain that both ring formats share."""
 
 from __future__ import annotations
 
@@ -13,9 +13,18 @@ ADDRESS_LIMIT = 1 << 64
 
 
 def measure(readable: Sequence[SgEntry], writable: Sequence[SgEntry], limit: int) -> int:
-    """Check a chain against 2.7.5.2 and 2.7.5.3.1; the number of bytes that the device may write.
+    """Check a chain against 2.7.5.2 and 2.7.5.3.1.
 
-    ``limit`` is the queue size: no chain has more elements, indirect ones included. Raises BadChain.
+    Args:
+        readable: Elements that the device reads.
+        writable: Elements that the device writes.
+        limit: The queue size: no chain has more elements, indirect ones included.
+
+    Returns:
+        The number of bytes that the device may write.
+
+    Raises:
+        BadChain: The chain breaks one of the rules.
     """
     count = len(readable) + len(writable)
     if not count:
@@ -27,9 +36,9 @@ def measure(readable: Sequence[SgEntry], writable: Sequence[SgEntry], limit: int
         room = 0
         for address, length in runs:
             if not 0 < length <= MAX_LENGTH:
-                raise _bad("the length of an element cannot be", length, f"1..{MAX_LENGTH} bytes")
+                raise _bad("the length of an element is invalid", length, f"1..{MAX_LENGTH} bytes")
             if address < 0 or address + length > ADDRESS_LIMIT:
-                raise _bad("an element lies outside 64 bits of address", (address, length), "0..2^64")
+                raise _bad("an element is outside the 64-bit address space", (address, length), "0..2^64")
             room += length
         total += room
     if total > MAX_CHAIN_BYTES:

@@ -1,8 +1,8 @@
 """The packed virtqueue of 2.8.
 
 One ring of descriptors that driver and device both write, and two event structures. A slot belongs to the device
-from the store of its flags on, and comes back with two bits that tell the laps apart (2.8.1). The driver's books
-are its own: nothing that stands in a slot is believed before it was held against them.
+once its flags are stored, and comes back with two bits that distinguish the laps (2.8.1). The driver's record is
+private: nothing in a slot is trusted before it was compared with it.
 
 A list becomes visible by the flags of its first slot, one 16-bit store that comes last (2.8.17): ``add`` writes
 everything else, ``publish`` stores those flags, one for each list, after one ordering fence for all of them.
@@ -31,7 +31,7 @@ from uvirtio.virtqueue import Completion, SgEntry
 from uvirtio.virtqueue.base import INDIRECT_ENTRIES, RingOptions, VirtqueueBase, allocate_queue
 from uvirtio.virtqueue.chain import ADDRESS_LIMIT, MAX_LENGTH, measure
 
-# Where they lie in the second 64-bit word of a descriptor: length in bits 0..31, id in 32..47, flags in 48..63.
+# Places in the second 64-bit word of a descriptor: length in bits 0..31, id in 32..47, flags in 48..63.
 _ID_SHIFT = 32
 _FLAGS_SHIFT = 48
 
@@ -42,12 +42,12 @@ _AVAIL_OR_USED = PACKED_DESC_F_AVAIL | PACKED_DESC_F_USED
 
 
 class PackedQueue(VirtqueueBase):
-    """One packed virtqueue; implements :class:`uvirtio.virtqueue.Virtqueue`.
+    """One packed virtqueue. Satisfies ``Virtqueue``.
 
-    Its descriptor area is the ring; its driver and device areas are the event structures. ``order`` is called
-    between slots and the flags that show them, and between flags and what they announce.
+    Its descriptor area is the ring; its driver and device areas are the event structures. The fence ``order`` is
+    executed between slots and the flags that make them visible, and between flags and what they announce.
 
-    With ``in_order`` one used slot may stand for all lists up to the one that it names (2.8.8).
+    With IN_ORDER one used slot may stand for all lists up to the one that it names (2.8.8).
     """
 
     kind: Literal["split", "packed"] = "packed"
@@ -59,20 +59,22 @@ class PackedQueue(VirtqueueBase):
 
     def _begin(self, desc: Block, driver: Block, device: Block) -> None:
         size = self.size
-        # Slots since the start: given to the device or laid out for it, made visible, taken back. Modulo the size
+        # Slots since the start: added, made visible, reaped. Modulo the size
         # they are places in the ring; an even lap has the wrap counter 1, an odd one 0 (2.8.1).
         self._next_slot = 0
         self.slots_published = 0
         self.slots_reaped = 0
         self._ids = list(range(size - 1, -1, -1))
-        """Free buffer ids, a stack: an id names a list while it is out, and says nothing of where it lies."""
+        """Free buffer ids, a stack: an id names a list while it is in flight, and says nothing of its place."""
+
         self._heads: list[tuple[int, int]] = []
-        """Of each list that was laid down and not published: its first slot, and the flags that show it."""
+        """Of each list that was added and not published: its first slot, and the flags that make it visible."""
+
         self._by_number = [0] * size if self._in_order else []
         """With IN_ORDER: the id of each list, by its number modulo the size."""
         self._fixed: list[tuple[int, int]] = []
         self._marks = False
-        """The device has set WRITE in a used slot: it knows what the bit is for."""
+        """The device has set WRITE in a used slot: it implements the bit."""
 
         self._flags = words16(desc.view, 0, 8 * size)
         self._mine = words16(driver.view, 0, 2)
@@ -90,31 +92,37 @@ class PackedQueue(VirtqueueBase):
 
     @staticmethod
     def area_sizes(size: int) -> tuple[int, int, int]:
-        """Bytes of the descriptor ring, driver and device event structure for ``size`` slots (2.8.10.1, 2.8.11).
+        """Return the lengths of descriptor ring, driver and device event structure, in bytes (2.8.10.1, 2.8.11).
 
-        Raises UsageError unless size is 1 to 32,768; it need not be a power of two.
+        Args:
+            size: Number of slots; it need not be a power of two.
+
+        Raises:
+            UsageError: ``size`` is not 1 to 32,768.
         """
         if not 0 < size <= ring.MAX_SIZE:
-            raise UsageError("a packed queue of this size cannot be (2.8)", seen=size, expected="1..32768")
+            raise UsageError("this is not a size of a packed queue (2.8)", seen=size, expected="1..32768")
         return ring.packed_ring_size(size), ring.PACKED_EVENT_SIZE, ring.PACKED_EVENT_SIZE
 
     @property
     def free(self) -> int:
+        """Number of free descriptors."""
         return 0 if self._fixed else self.size - (self._next_slot - self.slots_reaped)
 
     @property
     def kick_data(self) -> int:
-        """The next slot that the device has not been shown, with the wrap counter of that slot (2.9)."""
+        """The next slot that is not published yet, with the wrap counter of that slot (2.9)."""
         return self._off_wrap(self.slots_published)
 
     def _off_wrap(self, slot: int) -> int:
-        """``slot``, counted from the start, as an offset with its wrap counter in bit 15 (2.8.10)."""
+        """Return ``slot``, counted from the start, as an offset with its wrap counter in bit 15 (2.8.10)."""
         lap, place = divmod(slot, self.size)
         return place if lap & 1 else place | ring.PACKED_EVENT_WRAP
 
-    # --- giving (2.8.21.1) ----------------------------------------------------------------------------------
+    # --- supplying buffers (2.8.21) ---------------------------------------------------------------------------
 
     def add(self, readable: Sequence[SgEntry], writable: Sequence[SgEntry], cookie: Any) -> None:
+        """Write one descriptor list into the ring; see ``Virtqueue``."""
         if self._shut:
             self.refuse()
         count = len(readable) + len(writable)
@@ -129,7 +137,7 @@ class PackedQueue(VirtqueueBase):
             shown, hidden = PACKED_DESC_F_AVAIL, 0
         slots = 1
         if count == 1:
-            # The commonest list, and so without a loop.
+            # The most frequent list, so without a loop.
             if readable:
                 address, length = readable[0]
                 room = 0
@@ -148,7 +156,7 @@ class PackedQueue(VirtqueueBase):
             if not indirect:
                 slots = count
             if free < slots:
-                raise self._full(slots, free)  # 2.8.17: room for the whole list before any of it
+                raise self._full(slots, free)  # 2.8.17: space for the whole list before any of it
             ident = self._ids.pop()
             if indirect:
                 self._fill_table(ident, readable, writable)
@@ -171,7 +179,7 @@ class PackedQueue(VirtqueueBase):
     def _fill_list(
         self, first: int, ident: int, readable: Sequence[SgEntry], writable: Sequence[SgEntry], hidden: int
     ) -> int:
-        """Write all slots of a list, with the flags of all but the first; returns what that one needs beside."""
+        """Write all slots of a list, with the flags of all but the first; returns more flags for the first."""
         desc, size = self._desc, self.size
         last = first + len(readable) + len(writable) - 1
         beside = 0
@@ -191,7 +199,7 @@ class PackedQueue(VirtqueueBase):
         return beside
 
     def _fill_table(self, ident: int, readable: Sequence[SgEntry], writable: Sequence[SgEntry]) -> None:
-        # 2.8.19: no flag but WRITE; the length of the table says where it ends.
+        # 2.8.19: no flag but WRITE; the length of the table marks its end.
         words = self._table_words
         assert words is not None
         slot = 2 * INDIRECT_ENTRIES * ident
@@ -202,6 +210,7 @@ class PackedQueue(VirtqueueBase):
                 slot += 2
 
     def publish(self) -> bool:
+        """Make all added lists visible; see ``Virtqueue``."""
         if self._shut:
             self.refuse()
         if not self._heads:
@@ -209,10 +218,10 @@ class PackedQueue(VirtqueueBase):
         return self._show()
 
     def _show(self) -> bool:
-        """Store the flags of all first slots that wait; whether the device wants a kick for them."""
+        """Store the flags of all first slots that wait; returns whether the device requests a kick for them."""
         heads = self._heads
         if self._order is not None:
-            self._order()  # 2.8.21.1.1: the slots before the flags that show them
+            self._order()  # 2.8.21.1.1: the slots before the flags that make them visible
         words = self._flags
         for place, shown in heads:
             words[8 * place + 7] = shown
@@ -220,13 +229,13 @@ class PackedQueue(VirtqueueBase):
         old, new = self.slots_published, self._next_slot
         self.published = self._laid
         self.slots_published = new
-        self._fence()  # 2.8.21.3.1: the flags before the device's wish is read
+        self._fence()  # 2.8.21.3.1: the flags before the device's event structure is read
         wish = self._theirs[0]
         flags = wish >> 16 & ring.PACKED_EVENT_FLAGS_MASK
         if flags == PACKED_EVENT_DISABLE:
             return False
         if flags != PACKED_EVENT_DESC or not self._event_idx:
-            return True  # 2.8.10: the rest is reserved, and a kick too many does no harm
+            return True  # 2.8.10: the rest is reserved, and a superfluous kick does no harm
         return self._passed(wish & 0xFFFF, old, new)
 
     def _passed(self, off_wrap: int, old: int, new: int) -> bool:
@@ -239,27 +248,28 @@ class PackedQueue(VirtqueueBase):
             lap -= 1
         return old <= lap * self.size + place < new
 
-    # --- taking back (2.8.22) -------------------------------------------------------------------------------
+    # --- receiving used buffers (2.8.22) ----------------------------------------------------------------------
 
     def pending(self) -> bool:
+        """Whether the device has used a list that was not reaped."""
         if self.dead:
             self.refuse()
         return self.reaped <= self._told or self._is_used(self.slots_reaped)
 
     def _is_used(self, slot: int) -> bool:
-        """2.8.1: AVAIL and USED both say the wrap counter of this slot's lap."""
+        """2.8.1: whether AVAIL and USED both equal the wrap counter of this slot's lap."""
         lap, place = divmod(slot, self.size)
         return self._flags[8 * place + 7] & _AVAIL_OR_USED == (0 if lap & 1 else _AVAIL_OR_USED)
 
     def reap(self, limit: int | None = None) -> list[Completion]:
-        """See Virtqueue. At most what was in flight at the call comes back, however fast the device is.
+        """Return used lists; see ``Virtqueue``. At most those in flight at the call, however fast the device is.
 
-        After a ``limit`` that left something, no interrupt announces the rest: ask :meth:`pending`.
+        After a ``limit`` that left some, no interrupt announces the rest: call ``pending``.
         """
         if self._shut:
             self.refuse()
         done: list[Completion] = []
-        self._undelivered = done  # in case that a slot further on is bad
+        self._undelivered = done  # in case a later slot is invalid
         while True:
             before = len(done)
             while (limit is None or len(done) < limit) and self._take(done):
@@ -268,7 +278,7 @@ class PackedQueue(VirtqueueBase):
                 return done
             if not (self._event_idx and self._interrupts):
                 return done
-            # Ask for the next one, and look again, for the device may have been faster (2.8.22).
+            # Request the next interrupt, and check again: the device may have been faster (2.8.22).
             self._ask()
             self._fence()
 
@@ -291,7 +301,7 @@ class PackedQueue(VirtqueueBase):
             self.no_such_chain(ident)
         written = self.length_of(word, posted[1])
         if self._in_order:
-            # 2.8.8: the lists before the one that is named were used too, and have no length of their own.
+            # 2.8.8: the lists before the named one were used too, and have no length of their own.
             self._told, self._told_written = posted[3], written
             ident = self._by_number[number % self.size]
             self._retire(ident, done)
@@ -306,10 +316,17 @@ class PackedQueue(VirtqueueBase):
         return True
 
     def length_of(self, word: int, room: int) -> int:
-        """The bytes that the device says it wrote, from the second half of a used slot; at most ``room``.
+        """Return the number of bytes that the device reports as written, at most ``room``.
 
-        2.8.4: a length without WRITE says nothing; but QEMU never sets that bit, and means its lengths. So a
-        device is taken by the letter once it has set WRITE at all. Raises RingCorruption.
+        2.8.4: a length without WRITE has no meaning; but QEMU never sets that bit, and its lengths are valid. So
+        the rule is applied once the device has set WRITE at all.
+
+        Args:
+            word: The second half of a used slot: length, id and flags.
+            room: The bytes that the device was allowed to write.
+
+        Raises:
+            RingCorruption: The length exceeds the buffer, and ``clamp_used_len`` is not set.
         """
         written = word & 0xFFFF_FFFF
         if word >> _FLAGS_SHIFT & ring.DESC_F_WRITE:
@@ -333,10 +350,15 @@ class PackedQueue(VirtqueueBase):
     # --- fixed slots (slots.py) -----------------------------------------------------------------------------
 
     def set_fixed_slots(self, chains: Sequence[tuple[Sequence[SgEntry], Sequence[SgEntry]]]) -> bool:
-        """Take these chains for good, chain ``n`` with the buffer id ``n``, each in one slot.
+        """Write chains permanently, chain ``n`` with the buffer id ``n``, each in one slot (slots.py).
 
-        False, and nothing changed, where one needs more than a slot, and with IN_ORDER, where one used slot may
-        stand for many (2.8.8). Raises BadChain, QueueFull.
+        Returns:
+            False, with nothing changed, where a chain needs more than one slot, and with IN_ORDER, where one used
+            slot may stand for many (2.8.8).
+
+        Raises:
+            BadChain: A chain breaks a rule of the standard.
+            QueueFull: The chains do not fit.
         """
         if self._in_order:
             return False
@@ -365,12 +387,25 @@ class PackedQueue(VirtqueueBase):
         return True
 
     def slot_descriptors(self, wrap: int) -> bytes:
-        """The descriptors of all fixed chains as they are shown with this wrap counter."""
+        """Return the descriptors of all fixed chains as they are published with this wrap counter."""
         shown = (PACKED_DESC_F_AVAIL if wrap else PACKED_DESC_F_USED) << _FLAGS_SHIFT
         return b"".join(struct.pack("<QQ", address, word | shown) for address, word in self._fixed)
 
     def publish_slots(self, first: bytes, over: bytes, count: int) -> bool:
-        """Show these ``count`` descriptors, of idle fixed chains; ``over`` is what lies beyond the ring's end."""
+        """Publish descriptors of idle fixed chains.
+
+        Args:
+            first: The descriptors up to the ring's end.
+            over: The descriptors that continue at the ring's start.
+            count: Number of descriptors in both.
+
+        Returns:
+            Whether the device requests a notification (kick).
+
+        Raises:
+            DeviceBroken: The queue is broken or abandoned.
+            Closed: The queue is closed.
+        """
         if self.dead:
             self.refuse()
         old = self._next_slot
@@ -390,7 +425,16 @@ class PackedQueue(VirtqueueBase):
         return self._show()
 
     def used_slots(self, hint: int) -> int:
-        """How many of the slots that are out came back; ``hint`` is what would be no surprise. Fences after it."""
+        """Return how many of the slots in flight are used, followed by an ordering fence.
+
+        Args:
+            hint: The number to try first.
+
+        Raises:
+            RingCorruption: A slot is marked as used while none is in flight.
+            DeviceBroken: The queue is broken or abandoned.
+            Closed: The queue is closed.
+        """
         if self.dead:
             self.refuse()
         first = self.slots_reaped
@@ -399,7 +443,7 @@ class PackedQueue(VirtqueueBase):
             if self._is_used(first):
                 self.no_such_chain(self._flags[8 * (first % self.size) + 6])
             return 0
-        low, high = 0, most + 1  # so many are, so many are not
+        low, high = 0, most + 1  # used at least, not used at least
         guess = min(hint, most)
         while high - low > 1:
             if self._is_used(first + guess - 1):
@@ -412,18 +456,30 @@ class PackedQueue(VirtqueueBase):
         return low
 
     def out_of_turn(self, slot: int) -> NoReturn:
+        """Break the queue because a slot is marked as used before its predecessor.
+
+        Raises:
+            RingCorruption: Always.
+        """
         self._corrupt(
-            "a slot is marked used and one before it is not",
+            "a slot is marked as used before its predecessor",
             seen=slot,
             expected="slots used in their order (2.8.1)",
         )
 
     def slot_words(self, at: int, count: int) -> array[int]:
-        """A private copy of length, id and flags of ``count`` slots from place ``at`` on."""
+        """Return a private copy of length, id and flags of ``count`` slots from place ``at`` on."""
         return array("Q", bytes(self._bytes[DESC_SIZE * at : DESC_SIZE * (at + count)]))[1::2]
 
     def took(self, count: int, hint: int) -> int:
-        """``count`` slots were taken back; with EVENT_IDX asks for the next, and returns what came meanwhile."""
+        """Count ``count`` slots as reaped; with EVENT_IDX request the next interrupt.
+
+        Returns:
+            With EVENT_IDX: the number of slots that were used meanwhile, as ``used_slots``; else 0.
+
+        Raises:
+            RingCorruption: A slot is marked as used while none is in flight.
+        """
         self.slots_reaped += count
         self.reaped += count
         if not (self._event_idx and self._interrupts):
@@ -435,10 +491,11 @@ class PackedQueue(VirtqueueBase):
     # --- interrupts (2.8.10) --------------------------------------------------------------------------------
 
     def _ask(self) -> None:
-        """Want an interrupt for the next slot that comes back."""
+        """Request an interrupt for the next slot that is used."""
         self._mine[_OFF_WRAP] = self._off_wrap(self.slots_reaped)
 
     def want_interrupts(self, on: bool) -> bool:
+        """Enable or suppress used buffer notifications; see ``Virtqueue``."""
         if self.dead:
             self.refuse()
         self._interrupts = on
@@ -452,7 +509,7 @@ class PackedQueue(VirtqueueBase):
             self._mine[_FLAGS] = PACKED_EVENT_DESC
         else:
             self._mine[_FLAGS] = PACKED_EVENT_ENABLE
-        self._fence()  # 2.8.22: the wish before the look
+        self._fence()  # 2.8.22: the request before the check
         return self.pending()
 
     def _forget(self) -> None:
@@ -463,11 +520,20 @@ class PackedQueue(VirtqueueBase):
 
 
 def make_packed(index: int, size: int, dma: DmaSpace, options: RingOptions) -> PackedQueue:
-    """A packed queue in memory of its own, which its ``close()`` gives back.
+    """Allocate a packed queue in memory of its own, which its ``close()`` frees.
+
+    Args:
+        index: The queue's number, for errors.
+        size: Number of slots.
+        dma: Where its memory comes from.
+        options: What was negotiated.
 
     Raises:
         UsageError: The size is not 1 to 32,768.
         QueueError: An area would not be one run of device addresses.
-        MemlockExceeded, HugePagesLack, OperationFailed: There is no such memory. Nothing stays allocated.
+        MemlockExceeded: RLIMIT_MEMLOCK does not allow the memory.
+        HugePagesLack: The pool has no huge page for the memory.
+        PagemapHidden: This process may not read physical addresses.
+        OperationFailed: The memory cannot be allocated or mapped. Nothing stays allocated in any case.
     """
     return allocate_queue(PackedQueue, index, size, dma, options)

@@ -1,7 +1,7 @@
 """The one region of a legacy queue (2.7.2): descriptor table, available ring and used ring in one block.
 
-The device is told a single page frame and works the rest out, so the region has to be one run of device
-addresses, and each part has to lie where the formula says.
+The driver writes a single page frame number and the device computes the rest, so the region has to be one run of
+device addresses, and each part has to be where the formula says.
 """
 
 from __future__ import annotations
@@ -12,12 +12,20 @@ from uvirtio.spec.ring import legacy_layout
 
 
 class Part:
-    """A piece of a block that looks like a block; ``last`` closes the whole with itself.
+    """A piece of a block, with the interface of a block.
 
-    Satisfies the ``Block`` protocol but for ``pfns()``, for which parts that share a page have no answer.
+    Satisfies ``Block`` but for ``pfns()``, which is undefined for parts that share a page.
     """
 
     def __init__(self, whole: Block, offset: int, size: int, *, last: bool = False) -> None:
+        """Set the piece.
+
+        Args:
+            whole: The block.
+            offset: Start of the piece in it, in bytes.
+            size: Length of the piece, in bytes.
+            last: Closing the piece closes the block too.
+        """
         self._whole = whole
         self._offset = offset
         self._last = last
@@ -26,29 +34,51 @@ class Part:
         self.contiguous = True
 
     def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """Return the device addresses of these bytes, as (address, length) runs.
+
+        Raises:
+            Misuse: The bytes are not all in the piece.
+        """
         if offset < 0 or length < 0 or offset + length > self.size:
             raise Misuse(f"{length} bytes at {offset} of a part of {self.size}")
         return self._whole.segments(self._offset + offset, length)
 
     def pfns(self) -> list[int]:
+        """Not available for a part.
+
+        Raises:
+            Misuse: Always.
+        """
         raise Misuse("a part of a block has no page frames of its own")
 
     def close(self) -> None:
-        """Release the view; idempotent."""
+        """Release the view, and the block if this is its last part; idempotent."""
         self.view.release()
         if self._last:
             self._whole.close()
 
 
 def legacy_areas(index: int, size: int, dma: DmaSpace) -> list[Block]:
-    """The three areas of a queue of ``size`` entries, in one run of device addresses, page-aligned.
+    """Allocate the three areas of a legacy queue, page-aligned, in one run of device addresses.
 
-    Closing them in their order closes the memory behind them. Raises MemoryScattered where there is no such
-    memory, and what ``dma.alloc`` raises; then nothing stays allocated.
+    Args:
+        index: The queue, for errors.
+        size: Number of entries.
+        dma: Where the memory comes from.
+
+    Returns:
+        Descriptor table, available ring and used ring. Closing them in this order frees the memory.
+
+    Raises:
+        MemoryScattered: No such run is available.
+        MemlockExceeded: RLIMIT_MEMLOCK does not allow the memory.
+        HugePagesLack: The pool has no huge page for the memory.
+        PagemapHidden: This process may not read physical addresses.
+        OperationFailed: The memory cannot be allocated or mapped. Nothing stays allocated in any case.
     """
     layout = legacy_layout(size)
     if layout.total > dma.contiguous_limit:
-        # Neighbours may come by luck, and then not the next time: that would be no way to bring a device up.
+        # Adjacent pages are possible by chance, but not every time: the device would come up only sometimes.
         raise _scattered(index, size, layout.total, f"runs of {dma.contiguous_limit} bytes")
     whole = dma.alloc(layout.total)
     runs = len(whole.segments(0, layout.total))
@@ -65,7 +95,7 @@ def legacy_areas(index: int, size: int, dma: DmaSpace) -> list[Block]:
 def _scattered(index: int, size: int, total: int, seen: str) -> MemoryScattered:
     return MemoryScattered(
         f"queue {index} of a legacy interface needs {total} bytes in one piece for its {size} entries, "
-        "and there is no such memory here",
+        "and no such memory is available",
         seen=seen,
         expected="one run of device addresses (2.7.2)",
         remedy="give this machine huge pages: echo 16 > /proc/sys/vm/nr_hugepages; "

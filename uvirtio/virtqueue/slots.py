@@ -1,13 +1,13 @@
-"""The batch path: chains that are laid down once, and posted and taken back many at a time.
+"""The batch path: chains that are written once, and posted and reaped many at a time.
 
-For queues whose buffers stay where they are (an input device's events, the requests of a disk, a ring of receive
-buffers). Slot ``n`` is one chain, named by ``n`` for as long as the queue lives. Posting a batch is one copy into
-the ring and one store that shows it; taking a batch back is one comparison with what was expected, as long as the
-device answers in order and with the lengths of the last time, and one list otherwise. Everything is checked as on
-the way of a single chain: ids in full against what is out, lengths against the room, indices against what was
-published; and only private copies are looked at, each byte of the used ring fetched once.
+For queues whose buffers keep their place (an input device's events, the requests of a disk, a ring of receive
+buffers). Slot ``n`` is one chain, named by ``n`` for as long as the queue exists. Posting a batch is one copy
+into the ring and one store that makes it visible; reaping a batch is one comparison with what was expected, as
+long as the device uses buffers in order and with the lengths of the last time, and one list otherwise. Everything
+is checked as for a single chain: ids in full against what is in flight, lengths against the buffers, indices
+against what was published; and only private copies are evaluated, each byte of the used ring read once.
 
-The slots take the whole queue: from then on it is posted to and reaped through them alone.
+The slots own the whole queue: from then on chains are posted and reaped through them alone.
 """
 
 from __future__ import annotations
@@ -30,50 +30,72 @@ Chain = tuple[Sequence[SgEntry], Sequence[SgEntry]]
 _NOTHING = array("H")
 
 _BOOKKEEPING = 8
-"""Posts in a row that did without the book of what is out, after which it is not kept any more."""
+"""Number of posts in a row that did not need the set of busy slots, after which it is dropped."""
 
 
 class Slots(Protocol):
-    """The fixed chains of one queue; see :func:`fixed_slots`."""
+    """The fixed chains of one queue; see ``fixed_slots``."""
 
     count: int
     written: array[int]
-    """By slot: the bytes that the device wrote into it the last time that it came back. Before that: its room."""
+    """By slot: bytes that the device wrote the last time it was used. Before that: the size of its buffer."""
 
     def submit(self, slots: Sequence[int]) -> bool:
-        """Give these slots to the device; True: it wants a kick. An ``array('H')`` is fastest.
+        """Post slots to the device.
 
-        What the last ``reap`` returned can be posted again as it is, which is fastest of all. Raises UsageError
-        for a slot that is out, named twice or does not exist, changing nothing; DeviceBroken, Closed.
+        Args:
+            slots: The slots; an ``array('H')`` is fastest, and the unchanged result of ``reap`` fastest of all.
+
+        Returns:
+            Whether the device requests a notification (kick).
+
+        Raises:
+            UsageError: A slot is in flight, named twice or does not exist. Nothing changed.
+            DeviceBroken: The queue is broken or abandoned.
+            Closed: The queue is closed.
         """
         ...
 
     def check(self, slots: Sequence[int]) -> None:
-        """Raise UsageError as ``submit`` would, for callers that write into the slots before they submit them."""
+        """Check slots as ``submit`` does, for callers that write into the buffers first.
+
+        Raises:
+            UsageError: A slot is in flight, named twice or does not exist.
+        """
         ...
 
     def reap(self) -> array[int]:
-        """The slots that came back, an ``array('H')`` in the device's order; empty where none did.
+        """Return the used slots, an ``array('H')`` in the device's order; empty where there are none.
 
-        Raises RingCorruption, after which the queue takes nothing more.
+        Raises:
+            RingCorruption: The used ring is invalid; the queue accepts no calls any more.
+            DeviceBroken: The queue is broken or abandoned.
+            Closed: The queue is closed.
         """
         ...
 
     def out(self) -> list[int]:
-        """The slots that are with the device now, lowest first."""
+        """Return the slots that are in flight, lowest first."""
         ...
 
 
 def fixed_slots(ring: Virtqueue, chains: Sequence[Chain]) -> Slots:
-    """Lay ``chains`` down in an unused queue, one slot each.
+    """Write chains into an unused queue, one slot each.
 
-    Raises UsageError where the queue is in use already, QueueFull where they do not fit, BadChain.
+    Args:
+        ring: The queue.
+        chains: The chains, in the order of their slots.
+
+    Raises:
+        UsageError: The queue is in use already.
+        QueueFull: The chains do not fit.
+        BadChain: A chain breaks a rule of the standard.
     """
     if ring.in_flight or ring.free != ring.size:
         raise UsageError(
             f"queue {ring.index} is in use already",
             seen=f"{ring.free} of {ring.size} descriptors free",
-            expected="a queue that nothing was added to",
+            expected="an unused queue",
         )
     if isinstance(ring, SplitQueue) and ring.set_fixed_slots(chains):
         return SplitSlots(ring, chains)
@@ -83,12 +105,12 @@ def fixed_slots(ring: Virtqueue, chains: Sequence[Chain]) -> Slots:
 
 
 def room_of(chain: Chain) -> int:
-    """The bytes that the device may write into a chain."""
+    """Return the number of bytes that the device may write into a chain."""
     return sum(length for _, length in chain[1])
 
 
 class _Books:
-    """Which slots are idle, as far as that is known without asking."""
+    """The record of idle slots, as far as it is known without reading the ring."""
 
     def __init__(self, index: int, chains: Sequence[Chain]) -> None:
         self.count = len(chains)
@@ -98,13 +120,18 @@ class _Books:
         self._back = _NOTHING  # what the last reap returned, where that is remembered: it is idle
 
     def out(self) -> list[int]:
+        """Return the slots that are in flight, lowest first."""
         raise NotImplementedError
 
     def _with_device(self) -> Set[int]:
         return set(self.out())
 
     def check(self, slots: Sequence[int]) -> None:
-        """Raise UsageError unless all of ``slots`` exist, once each, and are idle."""
+        """Check that all of ``slots`` exist, once each, and are idle.
+
+        Raises:
+            UsageError: They do not.
+        """
         if not slots or slots == self._back:
             return
         wanted = set(slots)
@@ -121,29 +148,41 @@ class _Books:
 
 
 class PlainSlots(_Books):
-    """Slots on any queue, laid down anew for each post: for IN_ORDER, and for chains that no fixed place holds."""
+    """Slots on any queue, written again for each post: for IN_ORDER, and for chains that have no fixed place."""
 
     def __init__(self, ring: Virtqueue, chains: Sequence[Chain]) -> None:
+        """Check the chains.
+
+        Args:
+            ring: An unused queue.
+            chains: The chains, in the order of their slots.
+
+        Raises:
+            BadChain: A chain breaks a rule of the standard.
+            QueueFull: The chains do not fit.
+        """
         super().__init__(ring.index, chains)
         self._ring = ring
         self._chains = [(tuple(readable), tuple(writable)) for readable, writable in chains]
         self._out: set[int] = set()
         for readable, writable in self._chains:
             measure(readable, writable, ring.size)
-        # All of them at once have to fit, so that no post ever ends half-way.
+        # All of them have to fit at the same time, so that no post ever ends half-way.
         needed = sum(ring.needs(len(readable) + len(writable)) for readable, writable in self._chains)
         if needed > ring.size:
             raise QueueFull(
-                f"queue {ring.index} has no room for these slots",
+                f"queue {ring.index} has too few descriptors for these slots",
                 seen=f"{ring.size} descriptors",
                 expected=f"{needed} or more",
-                remedy="lay fewer or shorter chains",
+                remedy="use fewer or shorter chains",
             )
 
     def out(self) -> list[int]:
+        """Return the slots that are in flight, lowest first."""
         return sorted(self._out)
 
     def submit(self, slots: Sequence[int]) -> bool:
+        """Post slots; see ``Slots``."""
         self.check(slots)
         for slot in slots:
             readable, writable = self._chains[slot]
@@ -152,6 +191,7 @@ class PlainSlots(_Books):
         return self._ring.publish()
 
     def reap(self) -> array[int]:
+        """Return the used slots; see ``Slots``."""
         found = array("H")
         for slot, written in self._ring.reap():
             self.written[slot] = written
@@ -161,11 +201,11 @@ class PlainSlots(_Books):
 
 
 class _RingBooks(_Books):
-    """The books of slots that lie in the ring for good.
+    """The record of slots that have a fixed place in the ring.
 
-    While the device answers in order, what is out is what was posted and not reaped, and no other book of it is
-    kept: ``_order`` has the slots by their place in the ring. At the first answer out of order those become the
-    set ``_loose``, until nothing is out any more.
+    While the device uses buffers in order, the slots in flight are those posted and not reaped, and no other
+    record of them is kept: ``_order`` has the slots by their place in the ring. At the first one out of order they
+    become the set ``_loose``, until nothing is in flight any more.
     """
 
     def __init__(self, index: int, size: int, chains: Sequence[Chain]) -> None:
@@ -176,7 +216,7 @@ class _RingBooks(_Books):
         self._loose: set[int] | None = None
 
     def _in_order(self, first: int, end: int) -> list[int]:
-        """The slots that were posted as number ``first`` to ``end`` - 1 since the start, lowest first."""
+        """Return the slots that were posted as number ``first`` to ``end`` - 1 since the start, lowest first."""
         return sorted(self._order[number % self._size] for number in range(first, end))
 
 
@@ -186,12 +226,13 @@ class SplitSlots(_RingBooks):
     ``_expected`` has the used elements that should come, by their place in the ring, while they come in order;
     ``_loose`` those that are still to come.
 
-    What came back last can be posted as it is: it is idle. For callers that submit other slots than those
-    (they have more than they keep out) there is ``_busy``, the set of what is out, from the first time that it is
-    asked for until it was not needed for a while.
+    What was reaped last can be posted as it is: it is idle. For callers that submit other slots than those (they
+    have more than they keep in flight) there is ``_busy``, the set of slots in flight, from the first time that it
+    is needed until it was not needed for a while.
     """
 
     def __init__(self, ring: SplitQueue, chains: Sequence[Chain]) -> None:
+        """Set up the slots of a ring whose ``set_fixed_slots`` accepted the chains."""
         super().__init__(ring.index, ring.size, chains)
         self._ring = ring
         # A used element as a number: head in bits 0..31, length above. One for each slot, as it came last.
@@ -203,11 +244,13 @@ class SplitSlots(_RingBooks):
         self._back_raw = b""  # the used elements that _back came from: both can be posted as they are
 
     def out(self) -> list[int]:
+        """Return the slots that are in flight, lowest first."""
         if self._loose is not None:
             return sorted(value & 0xFFFF_FFFF for value in self._loose)
         return self._in_order(self._ring.reaped, self._ring.published)
 
     def submit(self, slots: Sequence[int]) -> bool:
+        """Post slots; see ``Slots``."""
         count = len(slots)
         if not count:
             return False
@@ -246,7 +289,7 @@ class SplitSlots(_RingBooks):
         return super()._with_device() if self._busy is None else self._busy
 
     def _enter(self, slots: Sequence[int]) -> None:
-        """Enter these slots as out. Raises UsageError, changing nothing."""
+        """Record these slots as in flight. On UsageError nothing changed."""
         self.check(slots)
         self._unneeded = 0
         if self._busy is not None:
@@ -255,7 +298,7 @@ class SplitSlots(_RingBooks):
             self._busy = {*self.out(), *slots}
 
     def _count_in(self, slots: Sequence[int]) -> None:
-        """What came back goes out again as it is: the book only follows, and ends when that is always so."""
+        """Record slots that are posted exactly as reaped; after a number of such posts the set is dropped."""
         assert self._busy is not None
         self._busy.update(slots)
         self._unneeded += 1
@@ -263,6 +306,7 @@ class SplitSlots(_RingBooks):
             self._busy = None
 
     def reap(self) -> array[int]:
+        """Return the used slots; see ``Slots``."""
         found = self._reap()
         if self._busy is not None:
             self._busy.difference_update(found)
@@ -274,7 +318,7 @@ class SplitSlots(_RingBooks):
         if not count:
             return array("H")
         found = self._take(ring.reaped & (self._size - 1), count)
-        # With EVENT_IDX the ring asks for the next interrupt and looks again; mostly there is no more.
+        # With EVENT_IDX the ring requests the next interrupt and checks again; usually nothing was added.
         while count := ring.took(count):
             found = found + self._take(ring.reaped & (self._size - 1), count)
             self._back = _NOTHING
@@ -298,7 +342,7 @@ class SplitSlots(_RingBooks):
         return self._sort_out(raw, count)
 
     def _sort_out(self, raw: bytes, count: int) -> array[int]:
-        """Used elements that did not come as expected: out of order, with another length, or a lie."""
+        """Handle used elements that were not expected: out of order, with another length, or invalid."""
         loose = self._loose
         if loose is None:
             loose = self._loose = self._all_out()
@@ -316,7 +360,7 @@ class SplitSlots(_RingBooks):
         return found
 
     def _all_out(self) -> set[int]:
-        """The used elements that are still to come, while the device has answered in order."""
+        """Return the used elements that are still to come, while the device has used buffers in order."""
         ring, expected = self._ring, self._expected
         at, end = ring.reaped & (ring.size - 1), (ring.published - 1 & (ring.size - 1)) + 1
         if at < end:
@@ -334,7 +378,7 @@ class SplitSlots(_RingBooks):
             if written > room:
                 written = self._ring.too_long(written, room)
             loose.discard(pattern)
-            # What a device answered once it will answer again: that is what is expected from now on.
+            # A device tends to report the same length again: expect this one from now on.
             self._patterns[head] = head | written << 32
             self.written[head] = written
             found.append(head)
@@ -344,19 +388,21 @@ class SplitSlots(_RingBooks):
 class PackedSlots(_RingBooks):
     """Slots of a packed ring, each one slot of it: slot ``n`` has the buffer id ``n``.
 
-    The device writes over what it was given (2.8.6), so that a post copies whole descriptors, sixteen bytes each,
-    where a split ring takes two. All but the first are copied with their flags: no device looks at a slot before
-    the one in front of it is its own (2.8.1), and the flags of the first are stored last. Which came back is asked
-    by the flags themselves, one exact load at a time, in few steps, for the device uses slots in their order; only
+    The device overwrites what it was given (2.8.6), so a post copies whole descriptors, sixteen bytes each, where
+    a split ring takes two. All but the first are copied with their flags: no device reads a slot before the one in
+    front of it is its own (2.8.1), and the flags of the first are stored last. The number of used slots is found
+    by exact loads of their flags, one at a time, in few steps, because the device uses slots in their order; only
     then are the slots copied out.
     """
 
     def __init__(self, ring: PackedQueue, chains: Sequence[Chain]) -> None:
+        """Set up the slots of a ring whose ``set_fixed_slots`` accepted the chains."""
         super().__init__(ring.index, ring.size, chains)
         self._ring = ring
         count = self.count
         self._given = [ring.slot_descriptors(wrap) for wrap in (0, 1)]
-        """By wrap counter: the descriptors of all slots as they are shown, one after the other."""
+        """By wrap counter: the descriptors of all slots as they are published, one after the other."""
+
         self._pieces = [[all_[16 * at : 16 * at + 16] for at in range(count)] for all_ in self._given]
         # The second half of a used descriptor as a number, by wrap counter and slot, as it came last.
         self._words = [
@@ -367,11 +413,13 @@ class PackedSlots(_RingBooks):
         self._hint = 1
 
     def out(self) -> list[int]:
+        """Return the slots that are in flight, lowest first."""
         if self._loose is not None:
             return sorted(self._loose)
         return self._in_order(self._ring.slots_reaped, self._ring.slots_published)
 
     def submit(self, slots: Sequence[int]) -> bool:
+        """Post slots; see ``Slots``."""
         count = len(slots)
         if not count:
             return False
@@ -399,7 +447,7 @@ class PackedSlots(_RingBooks):
         return ring.publish_slots(data, over, count)
 
     def _laid_out(self, slots: array[int], wrap: int) -> tuple[bytes, array[int]]:
-        """The descriptors for these slots, and the words that should come back for them."""
+        """Return the descriptors for these slots, and the words that are expected when they are used."""
         first, count = slots[0], len(slots)
         if slots == self._numbers[first : first + count]:
             given = self._given[wrap]
@@ -410,6 +458,7 @@ class PackedSlots(_RingBooks):
         )
 
     def reap(self) -> array[int]:
+        """Return the used slots; see ``Slots``."""
         ring = self._ring
         found = array("H")
         count = ring.used_slots(self._hint)
@@ -436,7 +485,7 @@ class PackedSlots(_RingBooks):
         return self._sort_out(words, wrap, at)
 
     def _sort_out(self, words: array[int], wrap: int, at: int) -> array[int]:
-        """Used slots that did not come as expected: out of order, with another length, or a lie."""
+        """Handle used slots that were not expected: out of order, with another length, or invalid."""
         loose = self._loose
         if loose is None:
             loose = self._loose = self._all_out(at)
@@ -456,7 +505,7 @@ class PackedSlots(_RingBooks):
         return found
 
     def _all_out(self, at: int) -> set[int]:
-        """The slots that are still to come from place ``at`` on, while the device has answered in order."""
+        """Return the slots still to come from place ``at`` on, while the device has used buffers in order."""
         ring, order = self._ring, self._order
         # What lies before ``at`` since the last count was taken just now.
         left = ring.slots_published - ring.slots_reaped - (at - ring.slots_reaped) % ring.size
@@ -474,7 +523,7 @@ class PackedSlots(_RingBooks):
         raise AssertionError("every slot was out, once")
 
     def _note(self, slot: int, word: int, wrap: int) -> None:
-        """A length or a WRITE flag that is new for this slot: checked, kept, and expected from now on."""
+        """Check a length or a WRITE flag that is new for this slot, and expect it from now on."""
         if word >> 48 & _USED_BITS != (_USED_BITS if wrap else 0):
             self._ring.out_of_turn(slot)
         written = self._ring.length_of(word, self._rooms[slot])
@@ -488,7 +537,7 @@ _USED_BITS = PACKED_DESC_F_AVAIL | PACKED_DESC_F_USED
 
 
 def _used_word(slot: int, length: int, marked: bool, wrap: int) -> int:
-    """Length, id and flags of a used slot (2.8.4)."""
+    """Return length, id and flags of a used slot (2.8.4)."""
     flags = DESC_F_WRITE if marked else 0
     if wrap:
         flags |= PACKED_DESC_F_AVAIL | PACKED_DESC_F_USED

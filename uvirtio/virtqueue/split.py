@@ -1,11 +1,11 @@
 """The split virtqueue of 2.7.
 
-Three areas that the device sees (descriptor table, available ring, used ring), and a private shadow of what
-was posted. Nothing is ever read back from the descriptor table or the available ring, and nothing that the
-used ring says is believed before it was held against the shadow (2.7.8).
+Three areas that the device sees (descriptor table, available ring, used ring), and a private record of what
+was posted. Nothing is ever read back from the descriptor table or the available ring, and nothing in the used
+ring is trusted before it was compared with the record (2.7.8).
 
-Costs on the way of a chain: two 64-bit stores for each descriptor, one 16-bit store for the head, and for a
-whole batch of chains one index store and one fence.
+Cost of a chain: two 64-bit stores for each descriptor, one 16-bit store for the head, and for a whole batch of
+chains one index store and one fence.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from uvirtio.virtqueue.base import INDIRECT_ENTRIES, RingOptions, VirtqueueBase,
 from uvirtio.virtqueue.chain import ADDRESS_LIMIT, MAX_LENGTH, measure
 from uvirtio.virtqueue.region import legacy_areas
 
-# Descriptor flags (2.7.5), where they lie in the second 64-bit word of a descriptor: length in bits 0..31,
+# Descriptor flags (2.7.5), as placed in the second 64-bit word of a descriptor: length in bits 0..31,
 # flags in 32..47, next in 48..63.
 _NEXT = ring.DESC_F_NEXT << 32
 _WRITE = ring.DESC_F_WRITE << 32
@@ -39,13 +39,13 @@ _RING = ring.RING_ENTRIES // 2
 
 
 class SplitQueue(VirtqueueBase):
-    """One split virtqueue; implements :class:`uvirtio.virtqueue.Virtqueue`.
+    """One split virtqueue. Satisfies ``Virtqueue``.
 
-    Its driver area is the available ring, its device area the used ring. ``order`` is called between descriptors
-    and index, and between index and used elements.
+    Its driver area is the available ring, its device area the used ring. The fence ``order`` is executed between
+    descriptors and index, and between index and used elements.
 
-    With ``in_order`` descriptors are taken one after the other, from 0 on and round (2.7.5), and one used element
-    may stand for all chains up to the one that it names (2.7.9).
+    With IN_ORDER descriptors are taken in ring order, from 0 on (2.7.5), and one used element may stand for all
+    chains up to the one that it names (2.7.9).
     """
 
     kind: Literal["split", "packed"] = "split"
@@ -61,7 +61,7 @@ class SplitQueue(VirtqueueBase):
         self._used_event = ring.used_event_offset(size) // 2
         self._avail_event = ring.avail_event_offset(size) // 2
 
-        # Free descriptors: a stack, or with IN_ORDER a queue, whose order then never changes.
+        # Free descriptors: a stack, or with IN_ORDER a queue, in ring order for ever.
         # The ring's indices are the chains since the start (VirtqueueBase), modulo 65,536.
         self._free: list[int] | deque[int] = list(range(size - 1, -1, -1))
         if self._in_order:
@@ -73,7 +73,7 @@ class SplitQueue(VirtqueueBase):
         self._used = words16(device.view, 0, 3 + 4 * size)
         self._elements = words32(device.view, ring.RING_ENTRIES, 2 * size)
         self._views += [self._avail, self._used, self._elements]
-        # 2.7.10.1: used.flags starts at 0; so does all else, whatever the block held before.
+        # 2.7.10.1: used.flags starts at 0; so does everything else, whatever the block held before.
         for word in (_FLAGS, _IDX, self._used_event):
             self._avail[word] = 0
         for word in (_FLAGS, _IDX, self._avail_event):
@@ -81,13 +81,14 @@ class SplitQueue(VirtqueueBase):
 
     @staticmethod
     def area_sizes(size: int) -> tuple[int, int, int]:
-        """Bytes of descriptor table, available ring and used ring for ``size`` entries (2.7.1).
+        """Return the lengths of descriptor table, available ring and used ring, in bytes (2.7.1).
 
-        Raises UsageError unless size is a power of two up to 32,768.
+        Raises:
+            UsageError: ``size`` is not a power of two up to 32,768.
         """
         if not ring.is_power_of_two(size):
             raise UsageError(
-                "a split queue of this size cannot be (2.7)",
+                "this is not a size of a split queue (2.7)",
                 seen=size,
                 expected="a power of two, 1..32768",
             )
@@ -95,14 +96,16 @@ class SplitQueue(VirtqueueBase):
 
     @property
     def free(self) -> int:
+        """Number of free descriptors."""
         return len(self._free)
 
     @property
     def kick_data(self) -> int:
-        """avail.idx as it was published last, with its top bit as the wrap (2.9)."""
+        """avail.idx as published last, with its top bit as the wrap (2.9)."""
         return self.published & 0xFFFF
 
     def add(self, readable: Sequence[SgEntry], writable: Sequence[SgEntry], cookie: Any) -> None:
+        """Write one descriptor chain into the ring; see ``Virtqueue``."""
         if self._shut:
             self.refuse()
         free = self._free
@@ -110,7 +113,7 @@ class SplitQueue(VirtqueueBase):
         count = len(readable) + len(writable)
         chain: tuple[int, ...] | None = None  # the head alone
         if count == 1:
-            # The commonest chain, and so without a loop.
+            # The most frequent chain, so without a loop.
             if readable:
                 address, length = readable[0]
                 room, word = 0, length
@@ -132,7 +135,7 @@ class SplitQueue(VirtqueueBase):
                 head = self._take()
                 self._fill_table(head, readable, writable, count)
                 desc[2 * head] = self._tables[head]
-                # 2.7.5.3.1: INDIRECT without NEXT; WRITE means nothing here.
+                # 2.7.5.3.1: INDIRECT without NEXT; WRITE has no meaning here.
                 desc[2 * head + 1] = count * DESC_SIZE | _INDIRECT
             else:
                 if len(free) < count:
@@ -144,12 +147,12 @@ class SplitQueue(VirtqueueBase):
         self._out[head] = (cookie, room, chain, laid)
         if self._in_order:
             self._heads[laid & self._mask] = head
-        # Not visible yet: the device looks no further than avail.idx.
+        # Not visible yet: the device reads no further than avail.idx.
         self._avail[_RING + (laid & self._mask)] = head
         self._laid = laid + 1
 
     def _take(self) -> int:
-        """A free descriptor; there is one."""
+        """Return a free descriptor; there must be one."""
         free = self._free
         return free.pop() if type(free) is list else free.popleft()  # type: ignore[union-attr]
 
@@ -184,6 +187,7 @@ class SplitQueue(VirtqueueBase):
                 follower += 1
 
     def publish(self) -> bool:
+        """Make all added chains visible; see ``Virtqueue``."""
         if self._shut:
             self.refuse()
         old = self.published
@@ -194,26 +198,27 @@ class SplitQueue(VirtqueueBase):
             self._order()  # 2.7.13.3.1: descriptors and ring before the index
         self.published = new
         self._avail[_IDX] = new & 0xFFFF
-        self._fence()  # 2.7.13.4.1: the index before the device's wish is read
+        self._fence()  # 2.7.13.4.1: the index before the device's event word is read
         if self._event_idx:
-            # 2.7.10.1: whether the index avail_event was passed on the way from old to new
+            # 2.7.10.1: whether the index avail_event was passed between old and new
             return (new - self._used[self._avail_event] - 1) & 0xFFFF < new - old
         return not self._used[_FLAGS] & USED_F_NO_NOTIFY
 
     def pending(self) -> bool:
+        """Whether the device has used a chain that was not reaped."""
         if self.dead:
             self.refuse()
         return self._used[_IDX] != self.reaped & 0xFFFF
 
     def reap(self, limit: int | None = None) -> list[Completion]:
-        """See Virtqueue. At most what was in flight at the call comes back, however fast the device is.
+        """Return used chains; see ``Virtqueue``. At most those in flight at the call, however fast the device is.
 
-        After a ``limit`` that left something, no interrupt announces the rest: ask :meth:`pending`.
+        After a ``limit`` that left some, no interrupt announces the rest: call ``pending``.
         """
         if self._shut:
             self.refuse()
         done: list[Completion] = []
-        self._undelivered = done  # in case that an element further on is bad
+        self._undelivered = done  # in case a later element is invalid
         used = self._used
         while True:
             index = used[_IDX]
@@ -235,19 +240,19 @@ class SplitQueue(VirtqueueBase):
                 self._harvest(count, done)
             if not (self._event_idx and self._interrupts):
                 return done
-            # 2.7.7.1: ask for the next one, and look again, for the device may have been faster.
+            # 2.7.7.1: request the next interrupt, and check again: the device may have been faster.
             self._avail[self._used_event] = self.reaped & 0xFFFF
             self._fence()
 
     def _bad_index(self, index: int) -> NoReturn:
         self._corrupt(
-            "the used index moved where it cannot",
+            "the used index is out of range",
             seen=index,
             expected=f"{self.reaped & 0xFFFF}..{self.published & 0xFFFF} (modulo 65,536)",
         )
 
     def _harvest(self, count: int, done: list[Completion]) -> None:
-        """Take ``count`` used elements, each checked in full before anything changes because of it (2.7.8)."""
+        """Take ``count`` used elements, each checked in full before it changes anything (2.7.8)."""
         elements = self._elements
         out = self._out
         free = self._free
@@ -274,10 +279,10 @@ class SplitQueue(VirtqueueBase):
             done.append(made(Completion, (cookie, written)))
 
     def _harvest_in_order(self, count: int, announced: int, done: list[Completion]) -> None:
-        """The same with IN_ORDER: one element names the last chain of a batch, the index says how many (2.7.9).
+        """The same with IN_ORDER: one element names the last chain of a batch, the index their number (2.7.9).
 
-        The chains before it have no length of their own: they count as written in full. ``announced``: the number
-        that the first chain has that used.idx does not count in.
+        The chains before it have no length of their own: they count as written in full. ``announced`` is the
+        number of the first chain that used.idx does not include.
         """
         first = self.reaped
         for number in range(first, first + count):
@@ -300,26 +305,31 @@ class SplitQueue(VirtqueueBase):
             done.append(Completion(cookie, self._told_written if number == self._told else room))
 
     def want_interrupts(self, on: bool) -> bool:
+        """Enable or suppress used buffer notifications; see ``Virtqueue``."""
         if self.dead:
             self.refuse()
         self._interrupts = on
         if self._event_idx:
-            # 2.7.7.1: flags stay 0. The entry just behind us is the one that comes up last, 65,535 entries on.
+            # 2.7.7.1: flags stay 0. The entry before the current one comes up last, 65,535 entries later.
             self._avail[self._used_event] = (self.reaped if on else self.reaped - 1) & 0xFFFF
         else:
             self._avail[_FLAGS] = 0 if on else AVAIL_F_NO_INTERRUPT
         if not on:
             return False
-        self._fence()  # 2.7.14: the wish before the look
+        self._fence()  # 2.7.14: the request before the check
         return self.pending()
 
     # --- fixed slots (slots.py) -----------------------------------------------------------------------------
 
     def set_fixed_slots(self, chains: Sequence[tuple[Sequence[SgEntry], Sequence[SgEntry]]]) -> bool:
-        """Lay these chains down for good, chain ``n`` with descriptor ``n`` as its head.
+        """Write chains permanently, chain ``n`` with descriptor ``n`` as its head (slots.py).
 
-        False, and nothing changed, with IN_ORDER: there descriptors have to go round (2.7.5). Raises BadChain,
-        QueueFull.
+        Returns:
+            False, with nothing changed, with IN_ORDER: descriptors have to be used in ring order then (2.7.5).
+
+        Raises:
+            BadChain: A chain breaks a rule of the standard.
+            QueueFull: The chains do not fit.
         """
         if self._in_order:
             return False
@@ -343,13 +353,25 @@ class SplitQueue(VirtqueueBase):
         return True
 
     def element_bytes(self) -> memoryview:
-        """The used elements as bytes, to be copied out; released with the queue."""
+        """Return the used elements as bytes, to be copied out; the view is released with the queue."""
         view = self._elements.cast("B")
         self._views.insert(0, view)
         return view
 
     def publish_heads(self, heads: array[int], count: int) -> bool:
-        """Show the chains of these ``count`` heads, all idle: one copy (two over the end), then as ``publish``."""
+        """Publish chains of fixed slots: one copy (two across the ring's end), then as ``publish``.
+
+        Args:
+            heads: Their heads, all idle.
+            count: The length of ``heads``.
+
+        Returns:
+            Whether the device requests a notification (kick).
+
+        Raises:
+            DeviceBroken: The queue is broken or abandoned.
+            Closed: The queue is closed.
+        """
         if self.dead:
             self.refuse()
         avail = self._avail
@@ -372,7 +394,13 @@ class SplitQueue(VirtqueueBase):
         return not self._used[_FLAGS] & USED_F_NO_NOTIFY
 
     def announced(self) -> int:
-        """How many chains used.idx says came back, not more than are out. Raises RingCorruption."""
+        """Return the number of chains that used.idx announces, checked against those in flight.
+
+        Raises:
+            RingCorruption: It announces more.
+            DeviceBroken: The queue is broken or abandoned.
+            Closed: The queue is closed.
+        """
         if self.dead:
             self.refuse()
         count = (self._used[_IDX] - self.reaped) & 0xFFFF
@@ -384,7 +412,14 @@ class SplitQueue(VirtqueueBase):
         return count
 
     def took(self, count: int) -> int:
-        """``count`` chains were taken back; with EVENT_IDX asks for the next, and returns what came meanwhile."""
+        """Count ``count`` chains as reaped; with EVENT_IDX request the next interrupt.
+
+        Returns:
+            With EVENT_IDX: the number of chains that were used meanwhile, as ``announced``; else 0.
+
+        Raises:
+            RingCorruption: used.idx announces more than are in flight.
+        """
         self.reaped += count
         if not (self._event_idx and self._interrupts):
             return 0
@@ -397,12 +432,21 @@ class SplitQueue(VirtqueueBase):
 
 
 def make_split(index: int, size: int, dma: DmaSpace, options: RingOptions) -> SplitQueue:
-    """A split queue in memory of its own, which its ``close()`` gives back.
+    """Allocate a split queue in memory of its own, which its ``close()`` frees.
+
+    Args:
+        index: The queue's number, for errors.
+        size: Number of entries.
+        dma: Where its memory comes from.
+        options: What was negotiated.
 
     Raises:
-        UsageError: The size is no power of two up to 32,768.
+        UsageError: The size is not a power of two up to 32,768.
         QueueError: An area would not be one run of device addresses.
         MemoryScattered: The one region of a legacy queue would not be one run.
-        MemlockExceeded, HugePagesLack, OperationFailed: There is no such memory. Nothing stays allocated.
+        MemlockExceeded: RLIMIT_MEMLOCK does not allow the memory.
+        HugePagesLack: The pool has no huge page for the memory.
+        PagemapHidden: This process may not read physical addresses.
+        OperationFailed: The memory cannot be allocated or mapped. Nothing stays allocated in any case.
     """
     return allocate_queue(SplitQueue, index, size, dma, options, legacy_areas if options.one_region else None)

@@ -159,7 +159,7 @@ def test_a_device_that_does_not_stop_keeps_its_memory_for_ever():
 
 def test_registers_that_cannot_be_reached_are_told_before_they_are_needed():
     guardian = Guardian("x", [])
-    with pytest.raises(OperationFailed, match="does not get ready") as caught:
+    with pytest.raises(OperationFailed, match="did not become ready") as caught:
         guardian.arm([Store(Register(250, 0, 4, mapped=True), 0)])
     assert caught.value.seen == "it ended"
     guardian.close()

@@ -446,7 +446,7 @@ def test_what_takes_a_token(roots):
 
 @pytest.mark.parametrize(
     ("owned", "seen"),
-    [("virtio-pci", "bound to virtio-pci"), (None, "no driver"), ("nothing", "no function with")],
+    [("virtio-pci", "bound to virtio-pci"), (None, "no driver"), ("nothing", "not a function with")],
 )
 def test_what_takes_no_token(roots, owned, seen):
     if owned == "nothing":

@@ -205,7 +205,7 @@ def test_a_refused_map_leaves_nothing(make, books, translated):
 
 def test_a_physical_address_that_the_iommu_reserves_is_refused(make, books):
     space = make(False, rule=lambda page: 0xFEE00)
-    with pytest.raises(OperationFailed, match="cannot be mapped at itself"):
+    with pytest.raises(OperationFailed, match="cannot be mapped to itself"):
         space.alloc(PAGE)
     assert books.maps == {}
 

@@ -218,7 +218,7 @@ def test_without_capabilities_select_says_legacy() -> None:
 
 def test_kicks_never_reach_the_common_configuration() -> None:
     on_top = walk(cap(1, 0, 0x1000), cap(3, 0x1000, 1), notify(offset=0x10))
-    with pytest.raises(CapabilityError, match="lies on the common"):
+    with pytest.raises(CapabilityError, match="overlaps the common"):
         select(on_top)
     around = walk(cap(1, 0x1000, 0x1000), cap(3, 0x2000, 1), notify(offset=0, length=0x4000))
     assert select(around)["notify"].usable == 0x1000

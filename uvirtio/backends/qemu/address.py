@@ -1,8 +1,8 @@
 """Addresses of devices that QEMU models: ``qemu:[MACHINE[,KEY=VALUE].../]DEVICE``.
 
-MACHINE is one of :data:`MACHINES` (q35 where none is given), the keys are ours, and DEVICE is QEMU's own
-``-device`` argument, which begins with ``virtio-``. The split is at the first ``/virtio-NAME`` that a comma or
-the end follows, so a path in ``qmp=``, ``binary=`` or ``file=`` may hold ``/virtio-`` anywhere but at its end.
+MACHINE is one of ``MACHINES`` (q35 by default), the keys are those of this module, and DEVICE is QEMU's own
+``-device`` argument, which begins with ``virtio-``. The split is at the first ``/virtio-NAME`` that is followed
+by a comma or the end, so a path in a value may hold ``/virtio-`` anywhere but at its end.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ IOMMUS = ("none", "intel", "virtio")
 
 RAM_DEFAULT = 512 * MIB
 RAM_MINIMUM = 32 * MIB
-"""The first 16 MiB are not for us: PC hardware lives in the first, and a 24-bit DMA hole may end there."""
+"""In bytes. The first 16 MiB are not used: PC hardware is in the first, and a 24-bit DMA hole may end there."""
+
 RAM_MAXIMUM = 256 << 30
 
 _DEVICE = re.compile(r"virtio-[a-z0-9-]+(?=,|\Z)")
@@ -36,13 +37,21 @@ _EXAMPLE = "for example qemu:virtio-rng-pci, or qemu:pc,ram=1G/virtio-balloon-pc
 
 @dataclass(frozen=True, slots=True)
 class QemuAddress:
-    """A parsed ``qemu:`` address; ``text`` is it as given, which is also its canonical form."""
+    """A parsed ``qemu:`` address."""
 
     text: str
+    """The address as given, which is also its canonical form."""
+
     machine: str
     device: str
+    """QEMU's ``-device`` argument."""
+
     ram: int = RAM_DEFAULT
+    """Guest memory, in bytes."""
+
     legacy: bool | None = None
+    """virtio-mmio of version 1 (True) or 2 (False); None: QEMU's default."""
+
     iommu: str = "none"
     qmp: str | None = None
     binary: str | None = None
@@ -54,7 +63,11 @@ class QemuAddress:
 
 
 def parse(text: str) -> QemuAddress:
-    """Take an address apart. Raises BadAddress, with what to write instead."""
+    """Parse an address.
+
+    Raises:
+        BadAddress: It is malformed, or names what is not known here; the remedy has what to write instead.
+    """
     if not text.startswith(PREFIX):
         _bad(text, "is not the address of a QEMU device", seen=text[: len(PREFIX)], expected=f"{PREFIX} in front")
     if not text.isprintable():

@@ -1,4 +1,4 @@
-"""What the two connections to a QEMU have in common: who may use them, how they end, what silence means."""
+"""What the two connections to a QEMU have in common: locking, closing, and errors."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ from uvirtio.errors import Closed, DeviceGone, DeviceTimeout
 
 
 class Connection:
-    """A stream socket to one QEMU; calls from several threads take turns.
-
-    ``timeout``: seconds that QEMU has for each answer. ``why`` tells how QEMU ended, for the error.
-    """
+    """A stream socket to one QEMU; calls from several threads take turns."""
 
     owed: ClassVar[str]
     """What QEMU has to send, for the error when it does not."""
 
     def __init__(self, connection: socket.socket, *, timeout: float, why: Callable[[], str] | None = None) -> None:
+        """Take over a connected socket.
+
+        Args:
+            connection: The socket; closed by ``close()``.
+            timeout: Seconds that QEMU has for each response.
+            why: Returns how QEMU ended, for the error.
+        """
         self._socket = connection
         self._timeout = timeout
         self._why = why or (lambda: "the connection ended")
@@ -27,11 +31,11 @@ class Connection:
         self._closed = False
 
     def fileno(self) -> int:
-        """Polls readable when QEMU sent something; ``drain()`` takes it."""
+        """Return the descriptor, which polls readable when QEMU sent something; ``drain()`` reads it."""
         return self._socket.fileno()
 
     def close(self) -> None:
-        """Hang up; idempotent, from any thread. A call that waits in another thread raises Closed."""
+        """Close the connection; idempotent, from any thread. A call waiting in another thread gets Closed."""
         if self._closed:
             return
         self._closed = True

@@ -1,4 +1,4 @@
-"""Interrupts and removal as events; see the Event seam."""
+"""Interrupts and removal as events. Each satisfies ``Event``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uvirtio.errors import Closed, DeviceGone
 
 
 def _drained(fd: int) -> bool:
-    """Read an eventfd to zero, without waiting; True if it was set."""
+    """Read an eventfd to zero, without waiting; returns whether it was set."""
     try:
         return os.eventfd_read(fd) > 0
     except BlockingIOError:
@@ -20,18 +20,25 @@ def _drained(fd: int) -> bool:
 
 
 class MessageEvent:
-    """An MSI-X vector: an eventfd, edge-triggered. The eventfd belongs to the pool it came from."""
+    """An MSI-X vector: an eventfd, edge-triggered. The eventfd belongs to its pool (``Bells``)."""
 
     def __init__(self, fd: int, process: QemuProcess) -> None:
+        """Use the eventfd ``fd`` of the pool; ``process`` is checked when nothing is pending."""
         self._fd = fd
         self._process = process
         self._closed = False
 
     def fileno(self) -> int:
+        """Return the file descriptor to poll for reading."""
         return self._fd
 
     def take(self) -> bool:
-        """Consume what is pending. Raises DeviceGone when QEMU ended and nothing is pending."""
+        """Consume what is pending, without waiting; returns whether an interrupt was.
+
+        Raises:
+            DeviceGone: QEMU ended, and nothing is pending.
+            Closed: After ``close()``.
+        """
         if self._closed:
             raise Closed("this interrupt is turned off: its function or its machine was closed")
         try:
@@ -44,7 +51,7 @@ class MessageEvent:
         return False
 
     def rearm(self) -> None:
-        """Nothing: messages are edges."""
+        """Do nothing: messages are edge-triggered."""
 
     def close(self) -> None:
         """Stop; idempotent."""
@@ -59,6 +66,7 @@ class LineEvent:
     """
 
     def __init__(self, qtest: Qtest, line: IrqLine) -> None:
+        """Watch ``line``, an interrupt line of ``qtest``."""
         self._qtest = qtest
         self._line = line
         self._masked = False
@@ -76,10 +84,19 @@ class LineEvent:
         os.eventfd_write(self._bell, 1)
 
     def fileno(self) -> int:
+        """Return the file descriptor to poll for reading."""
         return self._poll.fileno()
 
     def take(self) -> bool:
-        """Whether the line is, or was, raised; it is masked then until ``rearm()``. Raises DeviceGone."""
+        """Consume what is pending, without waiting; returns whether the line is, or was, raised.
+
+        If so it is masked until ``rearm()``.
+
+        Raises:
+            DeviceGone: QEMU ended.
+            DeviceTimeout: QEMU does not respond.
+            Closed: After ``close()``.
+        """
         if self._closed:
             raise Closed("this interrupt is turned off: its function or its machine was closed")
         self._qtest.drain()
@@ -101,7 +118,7 @@ class LineEvent:
             self._wake()
 
     def close(self) -> None:
-        """Stop listening; idempotent."""
+        """Stop watching; idempotent."""
         if not self._closed:
             self._closed = True
             self._line.watchers.remove(self._wake)
@@ -112,10 +129,17 @@ class LineEvent:
 class RemovalEvent:
     """Fires once, when QEMU reported the device as unplugged (QMP DEVICE_DELETED).
 
-    A QEMU that has ended is no hot-unplug: ``take()`` raises DeviceGone then, with how it ended.
+    The end of QEMU is not a hot-unplug: ``take()`` fails with DeviceGone then, with how it ended.
     """
 
     def __init__(self, process: QemuProcess, qmp: Qmp, device: str) -> None:
+        """Watch for the removal of a device.
+
+        Args:
+            process: The QEMU process.
+            qmp: Its QMP connection.
+            device: QEMU's name of the device.
+        """
         self._process = process
         self._qmp = qmp
         self._device = device
@@ -128,15 +152,20 @@ class RemovalEvent:
         process.watch(self._bell)
 
     def fileno(self) -> int:
+        """Return the file descriptor to poll for reading."""
         return self._poll.fileno()
 
     def wake(self) -> None:
-        """Poll readable: the report was read by another reader of the connection."""
+        """Make ``fileno()`` poll readable: another reader of the connection has read the report."""
         if not self._closed:
             os.eventfd_write(self._bell, 1)
 
     def take(self) -> bool:
-        """Whether the device was unplugged since the last call. Raises DeviceGone when QEMU has ended."""
+        """Whether the device was unplugged since the last call.
+
+        Raises:
+            DeviceGone: QEMU ended, or the machine was closed.
+        """
         if self._closed or self._fired:
             return False
         _drained(self._bell)
@@ -158,10 +187,10 @@ class RemovalEvent:
         return self._fired
 
     def rearm(self) -> None:
-        """Nothing: a function goes once."""
+        """Do nothing: a device is removed once."""
 
     def close(self) -> None:
-        """Stop listening; idempotent."""
+        """Stop watching; idempotent."""
         if not self._closed:
             self._closed = True
             self._process.unwatch(self._bell)

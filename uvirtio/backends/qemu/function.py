@@ -1,4 +1,4 @@
-"""A PCI function of a QEMU machine; see the PciFunction seam."""
+"""A PCI function of a QEMU machine."""
 
 from __future__ import annotations
 
@@ -19,11 +19,19 @@ from uvirtio.spec import pci as spec
 
 
 class QemuPciFunction:
-    """One function of a ``Machine``; ``id`` is QEMU's name for it (``/machine/peripheral/ID``)."""
+    """One function of a ``Machine``. Satisfies ``PciFunction``; a context manager."""
 
     bus: Literal["pci"] = "pci"
 
     def __init__(self, machine: MachineParts, access: PciAccess, *, ident: str, address: str) -> None:
+        """Assign the BARs and enable decoding.
+
+        Args:
+            machine: The machine.
+            access: Access to the function as firmware has it.
+            ident: QEMU's name for it (``/machine/peripheral/ID``).
+            address: What to call the function in errors.
+        """
         self.machine = machine
         self.id = ident
         self.address = address
@@ -44,7 +52,13 @@ class QemuPciFunction:
         return self._closed
 
     def reopen(self) -> None:
-        """Get ready for another device, after ``close``. Raises DeviceGone, Closed."""
+        """Prepare for another device, after ``close``.
+
+        Raises:
+            DeviceGone: QEMU ended, or the device was unplugged.
+            DeviceTimeout: QEMU does not respond.
+            Closed: The machine is closed.
+        """
         self._access.enable()
         self._master = False
         self._closed = False
@@ -52,37 +66,56 @@ class QemuPciFunction:
         self.removal: Event | None = self._removal
 
     def wake(self) -> None:
-        """Have the wait loop of its device look at ``removal``."""
+        """Make the wait loop of its device check ``removal``."""
         self._removal.wake()
 
     def own_machine(self) -> None:
-        """From now on the machine ends with this function."""
+        """End the machine together with this function."""
         self._owns_machine = True
 
     @property
     def msix_vectors(self) -> int:
-        """Vectors that ``enable_msix`` can give: of the table, and of the eventfds that are left."""
+        """Number of vectors that ``enable_msix`` can enable: limited by the table, and by the free eventfds."""
         return min(self._access.msix_size, self.machine.bells.calls_free + len(self._vectors))
 
     def bar(self, index: int) -> BarInfo | None:
-        """What is known of a BAR; None if the function has no such BAR."""
+        """Return a base address register; None if the function does not have it."""
         bar = self._access.bars.get(index)
         return BarInfo(bar.index, bar.size, bar.is_io) if bar is not None else None
 
     def bar_address(self, index: int) -> int:
-        """Where the BAR lies: a guest-physical address or an I/O port. Raises KeyError if there is none."""
+        """Return the address of a BAR: a guest-physical address or an I/O port.
+
+        Raises:
+            KeyError: The function does not have this BAR.
+        """
         return self._access.bars[index].address
 
     def registers(self, bar: int, offset: int, length: int) -> Registers:
-        """A window of a BAR. Raises CapabilityError if the BAR is absent or too small."""
+        """Return a window of a BAR.
+
+        Raises:
+            CapabilityError: The BAR is absent or too small.
+            Closed: After ``close()``.
+        """
         self._check()
         return self._access.registers(bar, offset, length)
 
     def doorbell(self, bar: int, offset: int, value: int) -> EventfdDoorbell | None:
-        """An eventfd that writes the 32-bit ``value`` at this place of the BAR.
+        """Return an eventfd that writes the 32-bit ``value`` to the BAR.
 
-        None for a function without MSI-X (QEMU handles its kicks at once, in the write), for an I/O BAR, and
-        when all eventfds are in use: then write the register.
+        Args:
+            bar: Number of the BAR.
+            offset: Place of the notification register in it, in bytes.
+            value: What is written at each kick.
+
+        Returns:
+            None for a function without MSI-X (QEMU handles its kicks at once, in the write), for an I/O BAR, and
+            when all eventfds are in use: then the register has to be written.
+
+        Raises:
+            QemuFailed: QEMU does not connect the eventfds.
+            Closed: After ``close()``.
         """
         self._check()
         place = self._access.bars.get(bar)
@@ -92,12 +125,18 @@ class QemuPciFunction:
         return self.machine.bells.take_kick(place.address + offset, value, self.machine.process)
 
     def enable_msix(self, count: int) -> list[Event]:
-        """Vectors 0..count-1 as eventfds; replaces what was on before. Raises NotSupported beyond the limit."""
+        """Enable MSI-X with the vectors 0 to ``count`` - 1, as eventfds; replaces what was enabled before.
+
+        Raises:
+            NotSupported: That many vectors are not available.
+            QemuFailed: QEMU does not connect the eventfds.
+            Closed: After ``close()``.
+        """
         self._check()
         self.disable_interrupts()
         if not 1 <= count <= self.msix_vectors:
             raise NotSupported(
-                f"{self.address} cannot have {count} MSI-X vectors",
+                f"{count} MSI-X vectors of {self.address} are not available",
                 seen=f"{self._access.msix_size} in its table, {self.machine.bells.calls_free} eventfds left",
                 expected=f"1 to {self.msix_vectors}",
                 remedy="share a vector between the queues, or use fewer devices in one machine",
@@ -114,7 +153,11 @@ class QemuPciFunction:
         return list(events)
 
     def enable_intx(self) -> Event | None:
-        """The interrupt pin; replaces what was on before. None where its line is not known."""
+        """Enable the interrupt pin; replaces what was enabled before. None where its line is not known.
+
+        Raises:
+            Closed: After ``close()``.
+        """
         self._check()
         self.disable_interrupts()
         if self._access.line is None:
@@ -126,7 +169,7 @@ class QemuPciFunction:
         return event
 
     def disable_interrupts(self) -> None:
-        """Turn MSI-X and the pin off; the events that were given out are closed."""
+        """Disable MSI-X and the pin, and close their events; idempotent."""
         if self._closed:
             return
         events, self._events = self._events, []
@@ -137,44 +180,54 @@ class QemuPciFunction:
             self._access.msix_enable(False)
             self._access.enable(bus_master=self._master)
         except DeviceGone:
-            pass  # what is not there interrupts nobody
+            pass  # a removed function has no interrupts
         finally:
             for call in vectors:
                 self.machine.bells.give_call(call)
 
     def dma(self, translated: bool) -> QemuDma | TranslatedDma:
-        """Memory for this function. Without an IOMMU an IOVA is a guest-physical address too."""
+        """Return memory for this function. Without an IOMMU an IOVA is a guest-physical address too.
+
+        Args:
+            translated: True for IOVAs (ACCESS_PLATFORM negotiated), False for guest-physical addresses (6.1).
+
+        Raises:
+            QemuFailed: The IOMMU does not respond as it should.
+            Closed: After ``close()``.
+        """
         self._check()
         iommu = self.machine.iommu
         if not translated or iommu is None:
             return QemuDma(self.machine.memory, translated)
         domain = iommu.domain(self._access.devfn)
         if self._access.msix_size:
-            # Its messages go to an address behind the IOMMU too: the one that sets our eventfds.
+            # Its messages go to an address behind the IOMMU too: the one that sets the eventfds.
             self.machine.connect_bells()
             page = self.machine.bells.call_message(0)[0] & -PAGE
             domain.map(page, page, PAGE)
         return TranslatedDma(self.machine.memory, domain)
 
     def plugged_memory(self) -> FileWindow:
-        """The memory that the device plugs (virtio-mem), by its own file. See the ProvidesMemory seam.
+        """Return the memory that the device plugs (virtio-mem), through its file; see ``ProvidesMemory``.
 
-        Raises NotSupported where the memory backend is not ours.
+        Raises:
+            NotSupported: The device has a memory backend of the caller's.
+            Closed: After ``close()``.
         """
         self._check()
         return memory_of(self.machine.files, self.id, self.address)
 
     @property
     def ram(self) -> int:
-        """Bytes of guest memory. See the GuestMachine interface."""
+        """Guest memory, in bytes; see ``GuestMachine``."""
         return self.machine.memory.size
 
     def qmp(self, command: str, **arguments: Any) -> Any:
-        """Run a QMP command of the machine. See the GuestMachine interface."""
+        """Run a QMP command of the machine; see ``GuestMachine``."""
         return self.machine.qmp(command, **arguments)
 
     def bus_master(self, on: bool) -> None:
-        """Let the function access memory and send MSI-X messages, or not. Leaves other command bits alone."""
+        """Set or clear Bus Master Enable: allow the function to do DMA and to send MSI-X messages, or not."""
         self._check()
         command = self.config.read16(spec.CFG_COMMAND)
         command = command | spec.Command.MASTER if on else command & ~spec.Command.MASTER
@@ -182,18 +235,18 @@ class QemuPciFunction:
         self._master = on
 
     def reset(self) -> bool:
-        """False: on the root bus QEMU's virtio functions have no function-level reset."""
+        """Return False: on the root bus QEMU's virtio functions have no function-level reset."""
         return False
 
     def close(self) -> None:
-        """Interrupts and bus master off; idempotent. Ends the machine if it was made for this function."""
+        """Disable interrupts and bus mastering; idempotent. Ends the machine if it was made for this function."""
         if self._closed:
             return
         try:
             self.disable_interrupts()
             self.bus_master(False)
         except (DeviceGone, DeviceTimeout, Closed):
-            # QEMU is gone or hangs: its device model writes nothing any more, or ends below.
+            # QEMU ended or hangs: its device model does not write any more, or ends below.
             pass
         self._closed = True
         self._removal.close()

@@ -1,4 +1,4 @@
-"""Plugging a device into a running machine, and unplugging it: QEMU's half of it over QMP, and the guest's.
+"""Plugging a device into a running machine, and unplugging it: the host's part over QMP, and the guest's.
 
 A guest turns the power of a root port's slot on and off (PCI Express, 6.7), or, on the machine pc, ejects a device
 of the root bus through ACPI (docs/specs/acpi_pci_hotplug.txt of QEMU). Nothing runs in the guest here, so this
@@ -20,11 +20,20 @@ from uvirtio.backends.qemu.supply import Part
 from uvirtio.errors import DeviceTimeout, NotSupported, QemuFailed, UvirtioError
 
 PORTS_MOST = 16
-"""Root ports of one machine."""
+"""Maximum number of root ports of one machine."""
 
 
 def check_ports(model: Model, count: int, iommu: str) -> None:
-    """Raise NotSupported unless a machine of this kind can have so many root ports."""
+    """Check that a machine can have root ports.
+
+    Args:
+        model: The kind of machine.
+        count: Number of root ports.
+        iommu: The IOMMU of the machine.
+
+    Raises:
+        NotSupported: It has no PCI Express, or cannot have so many ports.
+    """
     if model.pci is None or model.pci.ecam is None:
         raise NotSupported(
             f"the machine {model.name} has no PCI Express",
@@ -34,7 +43,7 @@ def check_ports(model: Model, count: int, iommu: str) -> None:
         )
     if iommu != "none" or not 1 <= count <= PORTS_MOST:
         raise NotSupported(
-            "these root ports cannot be had here",
+            "these root ports are not available",
             seen=f"root_ports={count}, iommu={iommu}",
             expected=f"1 to {PORTS_MOST}, without an IOMMU",
             remedy="use a second machine",
@@ -42,9 +51,18 @@ def check_ports(model: Model, count: int, iommu: str) -> None:
 
 
 class Sockets:
-    """Where devices can be plugged into one machine, and what is in them."""
+    """The places where devices can be plugged into one machine, and which are in use."""
 
     def __init__(self, model: Model, ports: Sequence[RootPort], qmp: Qmp, qtest: Qtest, timeout: float) -> None:
+        """Set up the places, all of them free.
+
+        Args:
+            model: The kind of machine.
+            ports: Its root ports.
+            qmp: Its QMP connection.
+            qtest: Its qtest connection.
+            timeout: Seconds that QEMU has for a removal.
+        """
         self._model = model
         self._ports = ports
         self._used: dict[str, RootPort] = {}  # by the id of the device
@@ -53,7 +71,11 @@ class Sockets:
         self._timeout = timeout
 
     def free(self, device: str) -> RootPort | None:
-        """A port for one more device; None: the root bus takes it. Raises NotSupported."""
+        """Return a free port for a device; None: it goes to the root bus.
+
+        Raises:
+            NotSupported: No port is free, or the device cannot be plugged.
+        """
         pci = self._model.pci
         if pci is None or is_mmio(device):
             raise NotSupported(
@@ -76,12 +98,22 @@ class Sockets:
         return free
 
     def plug(self, part: Part, fd: int | None, port: RootPort | None) -> None:
-        """Plug a device in; ``fd`` is the memfd that is supplied to it. Raises NotSupported, QemuFailed."""
+        """Plug a device in.
+
+        Args:
+            part: The device with what it needs.
+            fd: The memfd that is supplied to it; None: there is none.
+            port: What ``free`` returned.
+
+        Raises:
+            NotSupported: The device brings memory.
+            QemuFailed: QEMU refuses the device.
+        """
         if part.plugs_memory:
             raise NotSupported(
                 f"{part.device.partition(',')[0]} cannot be plugged into a machine that runs",
                 seen="a device that brings memory",
-                expected="room for it from the start",
+                expected="memory that is known when QEMU starts",
                 remedy="give the machine the device at its start",
             )
         root = self._model.pci.name if self._model.pci is not None else ""
@@ -91,7 +123,15 @@ class Sockets:
             port.power(True)
 
     def check(self, ident: str, address: str) -> None:
-        """Raise NotSupported unless the device can be unplugged from where it is."""
+        """Check that a device can be unplugged.
+
+        Args:
+            ident: QEMU's name of the device.
+            address: Its address, for the error.
+
+        Raises:
+            NotSupported: It cannot be unplugged from where it is.
+        """
         pci = self._model.pci
         if ident not in self._used and (pci is None or pci.ejection is None):
             raise NotSupported(
@@ -102,7 +142,16 @@ class Sockets:
             )
 
     def take_out(self, ident: str, devfn: int) -> None:
-        """The host asks for a device, and the guest gives it up. Raises QemuFailed, DeviceTimeout."""
+        """Unplug a device: the host requests it back, and the guest releases it.
+
+        Args:
+            ident: QEMU's name of the device.
+            devfn: Its place on the root bus, slot * 8 + function.
+
+        Raises:
+            QemuFailed: QEMU refuses.
+            DeviceTimeout: QEMU does not report its removal.
+        """
         port, pci = self._used.get(ident), self._model.pci
         self._qmp.execute("device_del", id=ident)
         if port is not None:
@@ -115,7 +164,7 @@ class Sockets:
 
 
 def _plug(qmp: Qmp, part: Part, fd: int | None, bus: str) -> None:
-    """Make a device, with what it needs, on a bus. Raises QemuFailed; then nothing of it is left."""
+    """Make a device, with what it needs, on a bus. On QemuFailed nothing of it is left."""
     try:
         path = "" if fd is None else _hand_over(qmp, fd, part.id)
         for one in part.objects:
@@ -123,7 +172,7 @@ def _plug(qmp: Qmp, part: Part, fd: int | None, bus: str) -> None:
             qmp.execute("object-add", **one, **more)
         if part.disk:
             qmp.execute("blockdev-add", **_disk(part, path))
-        # The monitor for people takes the words of -device; QMP wants every property in its own JSON type.
+        # The monitor for people accepts -device arguments; QMP needs every property in its own JSON type.
         device = f"{part.device},bus={bus}".replace("\\", "\\\\").replace('"', '\\"')
         answer = str(qmp.execute("human-monitor-command", **{"command-line": f'device_add "{device}"'})).strip()
         if answer:
@@ -139,7 +188,7 @@ def _plug(qmp: Qmp, part: Part, fd: int | None, bus: str) -> None:
 
 
 def _hand_over(qmp: Qmp, fd: int, ident: str) -> str:
-    """Give QEMU a descriptor; the path that it opens it by."""
+    """Pass a descriptor to QEMU; returns the path by which QEMU opens it."""
     answer = qmp.execute_with([fd], "add-fd", opaque=ident)
     return f"/proc/self/fd/{answer['fd']}"
 
@@ -158,7 +207,7 @@ def _disk(part: Part, path: str) -> dict[str, Any]:
 
 
 def withdraw(qmp: Qmp, part: Part) -> None:
-    """Take back what was supplied to a device that is no more; as far as it is there."""
+    """Remove what was supplied to a device that does not exist any more, as far as it is there."""
     commands: list[tuple[str, dict[str, Any]]] = []
     if part.disk:
         commands.append(("blockdev-del", {"node-name": part.disk}))
@@ -175,7 +224,7 @@ def withdraw(qmp: Qmp, part: Part) -> None:
 
 
 def _await_removal(qmp: Qmp, ident: str, timeout: float) -> None:
-    """Wait until QEMU reports that the device is gone (DEVICE_DELETED). Raises DeviceTimeout."""
+    """Wait until QEMU reports that the device is removed (DEVICE_DELETED); DeviceTimeout where it does not."""
     deadline = time.monotonic() + timeout
     while ident not in qmp.deleted:
         qmp.await_message(deadline)

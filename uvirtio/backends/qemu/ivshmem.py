@@ -1,12 +1,12 @@
 """Real eventfds for interrupts and kicks, through QEMU's ivshmem-doorbell device.
 
-ivshmem lets guests ring each other: a server hands every peer the eventfds of all peers. Here this process is
-the server *and* the only other peer:
+ivshmem lets guests interrupt each other: a server passes to every peer the eventfds of all peers. Here this
+process is the server *and* the only other peer:
 
 - an interrupt is an MSI-X message of the virtio function to ivshmem's Doorbell register, which makes QEMU set
-  one of our eventfds;
-- a kick is one of ivshmem's own vectors: we set its eventfd, and QEMU sends the MSI-X message we put in its
-  table, whose address is the notify register of a virtqueue.
+  one of this process's eventfds;
+- a kick is one of ivshmem's own vectors: this process sets its eventfd, and QEMU sends the MSI-X message that is
+  in its table, whose address is the notify register of a virtqueue.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from uvirtio.backends.qemu.process import QemuProcess
 from uvirtio.errors import Closed, DeviceGone, Misuse, QemuFailed
 
 VECTORS = 32
-"""Each way. The last interrupt vector is kept for finding out whether QEMU has them all yet."""
+"""Number of eventfds each way. The last interrupt vector is reserved to find out whether QEMU has them all."""
+
 _VERSION = 0
 _QEMU_PEER = 0
 _OUR_PEER = 1
@@ -31,7 +32,7 @@ _DOORBELL = 12
 
 
 class Bells:
-    """The eventfds of one machine: created before QEMU starts, connected to its ivshmem function after."""
+    """The eventfds of one machine: created before QEMU starts, connected to its ivshmem function afterwards."""
 
     ID = "uvirtio-bells"
 
@@ -59,15 +60,24 @@ class Bells:
 
     @property
     def calls_free(self) -> int:
-        """How many more interrupt vectors can be had."""
+        """Number of interrupt vectors that are free."""
         return len(self._free_calls)
 
     @property
     def connected(self) -> bool:
+        """Whether ``connect`` has been called."""
         return self._pci is not None
 
     def connect(self, pci: PciAccess, timeout: float) -> None:
-        """Set the ivshmem function up; ``pci`` is it. Raises QemuFailed if QEMU never takes the eventfds."""
+        """Set up the ivshmem function.
+
+        Args:
+            pci: Access to the function.
+            timeout: Seconds to wait until QEMU has the eventfds.
+
+        Raises:
+            QemuFailed: QEMU does not connect them.
+        """
         pci.assign_bars()
         pci.enable(bus_master=True)
         pci.msix_enable(True)
@@ -75,7 +85,7 @@ class Bells:
         probe = self._calls[-1]
         deadline = time.monotonic() + timeout
         while True:
-            # QEMU reads our messages beside its other work, in order: when the last of our vectors rings, it
+            # QEMU reads the server's messages beside its other work, in order: when the last vector fires, it
             # has them all.
             pci.qtest.write(4, self._doorbell_address, self.call_message(VECTORS - 1)[1])
             if select.select([probe], [], [], 0.001)[0]:
@@ -90,11 +100,11 @@ class Bells:
         self._pci = pci
 
     def call_message(self, vector: int) -> tuple[int, int]:
-        """The (address, data) of an MSI-X message that sets our eventfd ``vector``."""
+        """Return the (address, data) of an MSI-X message that sets the eventfd ``vector`` of this process."""
         return self._doorbell_address, _OUR_PEER << 16 | vector
 
     def take_call(self) -> int:
-        """A free interrupt vector, its eventfd drained."""
+        """Reserve a free interrupt vector, its eventfd drained."""
         vector = self._free_calls.pop()
         try:
             os.eventfd_read(self._calls[vector])
@@ -103,13 +113,21 @@ class Bells:
         return vector
 
     def call_fd(self, vector: int) -> int:
+        """Return the eventfd of an interrupt vector."""
         return self._calls[vector]
 
     def give_call(self, vector: int) -> None:
+        """Free an interrupt vector."""
         self._free_calls.append(vector)
 
     def take_kick(self, address: int, value: int, process: QemuProcess) -> EventfdDoorbell | None:
-        """An eventfd that writes ``value`` (32 bits) to a guest-physical address; None when all are taken."""
+        """Return an eventfd that writes a value to guest-physical memory; None when all are in use.
+
+        Args:
+            address: The guest-physical address, in bytes.
+            value: What is written, 32 bits.
+            process: The QEMU process, for errors.
+        """
         if self._pci is None or not self._free_kicks:
             return None
         if self._free_kicks[-1] == len(self._kicks) and not self._one_more_kick():
@@ -119,9 +137,9 @@ class Bells:
         return EventfdDoorbell(self, vector, self._kicks[vector], value, process)
 
     def _one_more_kick(self) -> bool:
-        """The next of QEMU's own vectors: told when it is needed, for QEMU polls each of them at every turn.
+        """Register the next of QEMU's own vectors, only when it is needed: QEMU polls each of them every time.
 
-        It takes a while to hear of it; what is rung before that is counted in the eventfd. False: it is gone.
+        QEMU takes a while to receive it; kicks before that are counted in the eventfd. False: QEMU has ended.
         """
         fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
@@ -133,6 +151,7 @@ class Bells:
         return True
 
     def give_kick(self, vector: int) -> None:
+        """Free a kick's vector."""
         if self._pci is not None and not self._closed:
             try:
                 self._pci.msix_mask(vector)
@@ -152,9 +171,10 @@ class Bells:
 
 
 class EventfdDoorbell:
-    """A kick as an eventfd: no socket round trip. It can send one word only. See the Doorbell seam."""
+    """A kick as an eventfd: no socket round trip. It can send one word only. Satisfies ``Doorbell``."""
 
     def __init__(self, pool: Bells, vector: int, fd: int, value: int, process: QemuProcess) -> None:
+        """Use a vector of the pool; ``Bells.take_kick`` makes it."""
         self._pool = pool
         self._vector = vector
         self._fd = fd
@@ -163,7 +183,13 @@ class EventfdDoorbell:
         self._closed = False
 
     def ring(self, value: int) -> None:
-        """Kick. Raises Misuse for any word but the fixed one, Closed, DeviceGone."""
+        """Kick.
+
+        Raises:
+            Misuse: ``value`` is not the fixed one.
+            DeviceGone: QEMU ended.
+            Closed: After ``close()``.
+        """
         if value != self._value:
             raise Misuse(f"this doorbell writes {self._value:#x}, not {value:#x}")
         if self._closed:
@@ -178,7 +204,7 @@ class EventfdDoorbell:
         os.eventfd_write(self._fd, 1)
 
     def close(self) -> None:
-        """Give the vector back; idempotent."""
+        """Free the vector; idempotent."""
         if not self._closed:
             self._closed = True
             self._pool.give_kick(self._vector)

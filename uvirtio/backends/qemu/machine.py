@@ -1,4 +1,4 @@
-"""A QEMU machine without a guest: real device models, and this process in the place of the operating system."""
+"""A QEMU machine without a guest: real device models, and this process in place of the operating system."""
 
 from __future__ import annotations
 
@@ -51,29 +51,6 @@ class Machine:
 
     It needs no privilege and no KVM. Each of its ``functions`` takes one driver at a time; several drivers may run
     side by side. QEMU ends with the machine, and with this process, however that ends.
-
-    Args:
-        machine: ``q35``, ``pc``, ``microvm`` (virtio-mmio alone) or ``virt`` (aarch64; PCI and virtio-mmio).
-        devices: QEMU's own ``-device`` arguments, each of which begins with ``virtio-``. What a device needs
-            beside it (a disk of 64 MiB, memory to plug, ...) is supplied unless the argument names its own.
-        ram: Bytes of guest memory.
-        legacy: virtio-mmio of version 1 (True, which is QEMU's own choice) or 2 (False).
-        iommu: ``none``, or ``intel`` (q35): then devices with ``iommu_platform=on`` are behind an IOMMU that this
-            process programs.
-        binary: The program, by name or path; None: the machine's usual one, from PATH.
-        qmp_path: Where QEMU makes a QMP socket for others.
-        timeout: Seconds that QEMU has for its start, and for each answer.
-        arguments: Arguments that are passed on to QEMU as they are.
-        drives: Raw disk images, for the virtio-blk devices in their order; None among them, or none at all: a disk
-            is supplied. An image that this user may not write is read-only.
-        root_ports: How many PCI Express root ports the machine has (q35, virt), each a socket for ``plug``. The
-            machine pc needs none.
-
-    Raises:
-        QemuMissing: QEMU is not installed.
-        QemuFailed: QEMU did not start; ``seen`` has what it said.
-        NotSupported: There is no such machine here, or it has no such IOMMU or ports.
-        UsageError: A device or an image cannot be used; BadAddress says what is wrong with a device.
     """
 
     def __init__(
@@ -91,6 +68,31 @@ class Machine:
         drives: Sequence[str | os.PathLike[str] | None] = (),
         root_ports: int = 0,
     ) -> None:
+        """Start QEMU.
+
+        Args:
+            machine: ``q35``, ``pc``, ``microvm`` (virtio-mmio alone) or ``virt`` (aarch64; PCI and virtio-mmio).
+            devices: QEMU's own ``-device`` arguments, each of which begins with ``virtio-``. What a device needs
+                in addition (a disk of 64 MiB, memory to plug, ...) is supplied unless the argument names its own.
+            ram: Guest memory, in bytes.
+            legacy: virtio-mmio of version 1 (True, QEMU's default) or 2 (False).
+            iommu: ``none``, or ``intel`` (q35): then devices with ``iommu_platform=on`` are behind an IOMMU that
+                this process programs.
+            binary: The program, by name or path; None: the machine's usual one, from PATH.
+            qmp_path: Where QEMU makes a QMP socket for other programs.
+            timeout: Seconds that QEMU has for its start, and for each response.
+            arguments: Arguments that are passed on to QEMU as they are.
+            drives: Raw disk images, for the virtio-blk devices in their order; None among them, or none at all: a
+                disk is supplied. An image that this user may not write is read-only.
+            root_ports: Number of PCI Express root ports of the machine (q35, virt), each a socket for ``plug``.
+                The machine pc needs none.
+
+        Raises:
+            QemuMissing: QEMU is not installed.
+            QemuFailed: QEMU did not start; ``seen`` has what it said.
+            NotSupported: There is no such machine here, or it has no such IOMMU or ports.
+            UsageError: A device or an image cannot be used; BadAddress says what is wrong with a device.
+        """
         if machine not in MODELS:
             raise NotSupported(
                 f"the machine {machine} is not known here",
@@ -111,7 +113,7 @@ class Machine:
                 f"the machine {machine} has no IOMMU of this kind here",
                 seen=f"iommu={iommu}",
                 expected=" or ".join(f"iommu={kind}" for kind in self.model.iommus),
-                remedy="iommu=intel is there with q35; leave iommu= out elsewhere",
+                remedy="q35 has iommu=intel; leave iommu= out elsewhere",
             )
         for device in devices:
             _check_device(device, self.model)
@@ -125,12 +127,15 @@ class Machine:
         self.timeout = timeout
         self._has_iommu = iommu != "none"
         self.iommu: Vtd | None = None
-        """The IOMMU that stands before devices with ``iommu_platform=on``."""
+        """The IOMMU in front of devices with ``iommu_platform=on``."""
+
         self.functions: list[QemuFunction] = []
-        """One for each device: those of ``devices`` in their order, then what was plugged in."""
+        """One for each device: those of ``devices`` in their order, then those plugged in."""
+
         self._unplugged: list[QemuFunction] = []
         self._opened: dict[str, object] = {}
-        """The Device that was made of a function last, by its id; ``uvirtio.qemu`` keeps it."""
+        """The Device that was made of a function last, by its id; ``uvirtio.qemu`` sets it."""
+
         self._closing = False
         # Closed in reverse: first the sockets, then QEMU, then what it used.
         self._resources = ExitStack()
@@ -211,7 +216,7 @@ class Machine:
             machine += f",{model.split_option}={model.ram.split}"
         size = f"{ram >> 20}M"
         if self._supply.slots:
-            # Room for aligning each piece to 1 GiB.
+            # Space for aligning each piece to 1 GiB.
             most = ram + self._supply.hotplug + self._supply.slots * GIB
             size += f",slots={self._supply.slots},maxmem={most >> 20}M"
         command = ["-machine", machine, "-accel", "tcg", "-m", size, *model.arguments]
@@ -274,7 +279,7 @@ class Machine:
         return QemuPciFunction(self, access, ident=part.id, address=address)
 
     def _address(self, part: Part) -> str:
-        """What the device is called. It is no address that can be opened: that would start another QEMU."""
+        """Return the device's name. It is not an address that can be opened: that would start another QEMU."""
         return f"{addresses.PREFIX}{self.name}@{self.pid}/{take_apart(part.device)[0]},id={part.id}"
 
     def _refuse_removed(self, ident: str, address: str) -> None:
@@ -287,7 +292,7 @@ class Machine:
             )
 
     def _controller(self) -> str:
-        """The interrupt controller by its name, or, where it has none, by its place in QEMU's tree."""
+        """Return the interrupt controller's name, or, where it has none, its path in QEMU's object tree."""
         top = "/machine/unattached"
         for child in self.qmp_client.execute("qom-list", path=top):
             if child["type"] == f"child<{self.model.controller}>":
@@ -295,7 +300,7 @@ class Machine:
         return self.model.controller
 
     def _functions_of_qemu(self) -> dict[str, int]:
-        """The devfn of each function on the root bus that has an id."""
+        """Return the devfn of each function on the root bus that has an id."""
         places: dict[str, int] = {}
         for bus in self.qmp_client.execute("query-pci"):
             for found in bus["devices"]:
@@ -304,7 +309,7 @@ class Machine:
         return places
 
     def _start_failed(self, error: Exception) -> QemuFailed:
-        """Why there is no machine: an old QEMU does not know all our options, so say that first."""
+        """Return why there is no machine: an old QEMU does not know all options, so that is reported first."""
         seen = self.process.autopsy()
         version = self.process.version()
         if version:
@@ -318,12 +323,12 @@ class Machine:
 
     @property
     def pid(self) -> int:
-        """The process id of QEMU."""
+        """The process ID of QEMU."""
         return self.process.pid
 
     @property
     def version(self) -> tuple[int, int, int]:
-        """QEMU's version."""
+        """QEMU's version: major, minor, micro."""
         return self.qmp_client.version
 
     @property
@@ -332,12 +337,19 @@ class Machine:
         return self._supply.files
 
     def connect_bells(self) -> None:
-        """Connect the eventfds, at their first use."""
+        """Connect the eventfds, at their first use.
+
+        Raises:
+            QemuFailed: QEMU does not connect them.
+            DeviceGone: QEMU ended.
+            DeviceTimeout: QEMU does not respond.
+            Closed: The machine is closed.
+        """
         if not self.bells.connected:
             self.bells.connect(PciAccess(self._bridge, self._places[Bells.ID]), self.timeout)
 
     def qmp(self, command: str, **arguments: Any) -> Any:
-        """Run a QMP command: what the host says and does, as opposed to what a driver sees.
+        """Run a QMP command: a command of the host, as opposed to what a driver does.
 
             machine.qmp("query-balloon")["actual"]
             machine.qmp("qom-set", path=f"/machine/peripheral/{function.id}", property="requested-size", value=0)
@@ -347,12 +359,12 @@ class Machine:
             **arguments: Its arguments; ``**{"command-line": "info pci"}`` for names with dashes.
 
         Returns:
-            The ``return`` member of QEMU's answer.
+            The ``return`` member of QEMU's response.
 
         Raises:
             QemuFailed: QEMU refuses the command.
             DeviceGone: QEMU has ended.
-            DeviceTimeout: QEMU does not answer within the machine's time-out.
+            DeviceTimeout: QEMU does not respond within the machine's time-out.
             Closed: The machine is closed.
         """
         return self.qmp_client.execute(command, **arguments)
@@ -379,8 +391,8 @@ class Machine:
         """Plug a device in while the machine runs, as host and guest together do it; it joins ``functions``.
 
         Args:
-            device: A ``-device`` argument of a PCI device; not virtio-mem and virtio-pmem, whose memory QEMU wants
-                to know of at its start.
+            device: A ``-device`` argument of a PCI device; not virtio-mem and virtio-pmem, whose memory has to be
+                known when QEMU starts.
             drive: A raw disk image for a virtio-blk device; None: a disk of 64 MiB is supplied.
 
         Returns:
@@ -409,9 +421,9 @@ class Machine:
         return function
 
     def unplug(self, function: QemuFunction | int) -> None:
-        """Have the host take a device away while the machine runs; it leaves ``functions``.
+        """Have the host remove a device while the machine runs; it leaves ``functions``.
 
-        The guest gives it up at once, whatever its driver does: that sees DeviceGone in the call that it is in, or
+        The guest releases it at once, whatever its driver does: the driver gets DeviceGone in its current call, or
         in the next.
 
         Args:
@@ -420,14 +432,14 @@ class Machine:
         Raises:
             NotSupported: It cannot be unplugged from where it is.
             QemuFailed: QEMU refuses.
-            DeviceTimeout: QEMU does not report its end.
-            UsageError: It is no function of this machine.
+            DeviceTimeout: QEMU does not report its removal.
+            UsageError: It is not a function of this machine.
         """
         function = self.function(function)
         self._sockets.check(function.id, function.address)
         self._take_out(function.id)
         self.functions.remove(function)
-        self._unplugged.append(function)  # its device may be in use, and is closed by whoever has it
+        self._unplugged.append(function)  # its device may be in use, and its user closes it
         function.wake()
 
     def _take_out(self, ident: str) -> None:
@@ -437,7 +449,16 @@ class Machine:
             self._supply.drop(ident)
 
     def function(self, which: QemuFunction | int) -> QemuFunction:
-        """One of ``functions``, by itself or by its number there. Raises UsageError, DeviceGone, Closed."""
+        """Return one of ``functions``.
+
+        Args:
+            which: The function, or its number in ``functions``.
+
+        Raises:
+            UsageError: It is not a function of this machine.
+            DeviceGone: It was unplugged.
+            Closed: The machine is closed.
+        """
         self._check()
         if isinstance(which, int):
             if 0 <= which < len(self.functions):
@@ -480,7 +501,15 @@ class Machine:
 def open_address(address: str, timeout: float = DEFAULT_TIMEOUT) -> QemuFunction:
     """Start the machine of a ``qemu:`` address; it ends when the function is closed.
 
-    Raises BadAddress, QemuMissing, QemuFailed, NotSupported.
+    Args:
+        address: The address.
+        timeout: Seconds that QEMU has for its start, and for each response.
+
+    Raises:
+        BadAddress: The address is malformed.
+        QemuMissing: QEMU is not installed.
+        QemuFailed: QEMU did not start; ``seen`` has what it said.
+        NotSupported: There is no such machine here, or it has no such IOMMU.
     """
     parsed = addresses.parse(address)
     machine = Machine(
@@ -501,10 +530,10 @@ def open_address(address: str, timeout: float = DEFAULT_TIMEOUT) -> QemuFunction
 
 
 def _check_device(device: str, model: Model) -> None:
-    """Say what QEMU would say in its own words, or not at all. Raises BadAddress."""
+    """Check a ``-device`` argument where QEMU's own message is unclear or missing; BadAddress if it is wrong."""
     if not device.startswith("virtio-"):
         raise BadAddress(
-            f"{device!r} is no virtio device of QEMU's",
+            f"{device!r} is not a virtio device that QEMU has",
             seen=device,
             expected="a -device argument that begins with virtio-",
             remedy=f"see the list: {model.binary} -device help",
@@ -523,12 +552,12 @@ def _check_device(device: str, model: Model) -> None:
             f"the machine {model.name} has no bus for {device.partition(',')[0]}",
             seen=f"a {seen} device",
             expected=f"a {fitting}",
-            remedy=f"or take a machine that has it: {' or '.join(others)}",
+            remedy=f"or use a machine that has it: {' or '.join(others)}",
         )
 
 
 def _port(number: int) -> str:
-    """What QEMU calls the root port with this number, and the bus behind it."""
+    """Return QEMU's name of the root port with this number, and of the bus behind it."""
     return f"uvirtio-port{number}"
 
 

@@ -1,8 +1,8 @@
-"""Guest memory: one shared file, of which QEMU's device models see the same bytes.
+"""Guest memory: one shared file, which QEMU's device models have mapped too.
 
-Device addresses are guest-physical. They begin 16 MiB into memory (PC hardware lies below, or a device tree)
+Device addresses are guest-physical. They begin 16 MiB into memory (PC hardware is below, or a device tree)
 and leave out the hole that a machine may have. Without a vIOMMU an IOVA is a guest-physical address too, so both
-address policies look alike.
+address policies give the same addresses.
 """
 
 from __future__ import annotations
@@ -20,9 +20,15 @@ FIRST = 16 << 20
 
 
 class GuestMemory:
-    """The memory of one machine: a memfd (``fd``) that QEMU maps too; ``size`` in bytes."""
+    """The memory of one machine: a memfd (``fd``) that QEMU maps too."""
 
     def __init__(self, size: int, ram: Ram = Q35.ram) -> None:
+        """Make the file.
+
+        Args:
+            size: Length in bytes.
+            ram: Where the machine has its memory.
+        """
         self.size = size
         self.ram = ram
         self.fd = os.memfd_create("uvirtio-ram", os.MFD_CLOEXEC)
@@ -36,7 +42,16 @@ class GuestMemory:
             self._free.append((ram.split, size))
 
     def alloc(self, size: int) -> QemuBlock:
-        """Zeroed, page-aligned, contiguous memory. Raises OperationFailed when there is none left."""
+        """Allocate zeroed, page-aligned, contiguous memory.
+
+        Args:
+            size: Length in bytes.
+
+        Raises:
+            BadSize: ``size`` is not positive.
+            OperationFailed: No free run is large enough, or it cannot be mapped.
+            Closed: The machine is closed.
+        """
         if size <= 0:
             raise BadSize(f"a block of {size} bytes", seen=size, expected="1 or more")
         length = _pages(size) * CPU_PAGE
@@ -66,7 +81,7 @@ class GuestMemory:
             return block
 
     def free(self, block: QemuBlock) -> None:
-        """Take a block back; the block calls this."""
+        """Take back the memory of a block; called by the block."""
         with self._lock:
             self._blocks.discard(block)
             merged: list[tuple[int, int]] = []
@@ -78,7 +93,7 @@ class GuestMemory:
             self._free = merged
 
     def close(self) -> None:
-        """Close the file; idempotent. Blocks that are still open end here too."""
+        """Close the file and all blocks; idempotent."""
         with self._lock:
             if self._closed:
                 return
@@ -88,29 +103,37 @@ class GuestMemory:
             try:
                 block.close()
             except BufferError:
-                # Somebody holds a view. The mapping goes with the last one; QEMU, which shared it, is gone.
+                # A view is still held. The mapping ends with the last one; QEMU, which shared it, has ended.
                 pass
         os.close(self.fd)
 
 
 class QemuBlock(GuestBlock):
-    """A run of guest memory, mapped by itself; see the Block seam."""
+    """A run of guest memory, with a mapping of its own. Satisfies ``Block``."""
 
     def __init__(self, memory: GuestMemory, start: int, size: int) -> None:
+        """Map and zero the memory.
+
+        Args:
+            memory: The memory of the machine.
+            start: Start of the block in its file, in bytes.
+            size: Length of the block, in bytes.
+        """
         self._memory = memory
         self.closed = False
         self._mapping = mmap.mmap(memory.fd, size, offset=start)
-        # Punch a hole: zeroes here and in QEMU, whatever a device wrote since the last user left.
+        # Punch a hole: zeros here and in QEMU, whatever a device wrote since the last use.
         self._mapping.madvise(mmap.MADV_REMOVE)
         self._mapping.madvise(mmap.MADV_DONTFORK)
         super().__init__(self._mapping, memory.ram.address_of(start))
         self.offset = start
-        """Where the block lies in the memory's file."""
+        """Start of the block in the memory's file, in bytes."""
 
     def close(self) -> None:
-        """Give the memory back, to the host too; idempotent.
+        """Free the memory, for the host too; idempotent.
 
-        Raises BufferError while somebody holds a view made from ``view``; the memory is not reused then.
+        Raises:
+            BufferError: A view made from ``view`` is still held; the memory is not reused then.
         """
         if not self.closed:
             self.view.release()
@@ -121,9 +144,15 @@ class QemuBlock(GuestBlock):
 
 
 class QemuDma:
-    """The DMA space of one function: its blocks end with it. See the DmaSpace seam."""
+    """The memory of one function: its blocks end with it. Satisfies ``DmaSpace``."""
 
     def __init__(self, memory: GuestMemory, translated: bool) -> None:
+        """Make an empty space.
+
+        Args:
+            memory: The memory of the machine.
+            translated: Whether ACCESS_PLATFORM was negotiated; the addresses are the same either way.
+        """
         self._memory = memory
         self._blocks: list[QemuBlock] = []
         self._closed = False
@@ -131,7 +160,16 @@ class QemuDma:
         self.contiguous_limit = memory.size - FIRST
 
     def alloc(self, size: int) -> QemuBlock:
-        """Zeroed, page-aligned, contiguous memory. Raises OperationFailed when there is none left."""
+        """Allocate zeroed, page-aligned, contiguous memory.
+
+        Args:
+            size: Length in bytes.
+
+        Raises:
+            BadSize: ``size`` is not positive.
+            OperationFailed: No free run is large enough, or it cannot be mapped.
+            Closed: The space or the machine is closed.
+        """
         if self._closed:
             raise Closed("this DMA space is closed")
         block = self._memory.alloc(size)
@@ -140,17 +178,21 @@ class QemuDma:
         return block
 
     def pin(self, size: int) -> QemuBlock:
-        """The same: guest memory never moves."""
+        """Allocate memory as ``alloc``: guest memory never moves."""
         return self.alloc(size)
 
     def adopt(self, mapping: mmap.mmap, physical: int) -> GuestBlock:
-        """Memory of the same machine that is not ours to give (virtio-mem). See the AdoptsMemory seam."""
+        """Return memory of the same machine with another owner (virtio-mem) as a block; see ``AdoptsMemory``.
+
+        Raises:
+            Closed: After ``close()``.
+        """
         if self._closed:
             raise Closed("this DMA space is closed")
         return GuestBlock(mapping, physical)
 
     def close(self) -> None:
-        """Give all blocks back; idempotent."""
+        """Free all blocks; idempotent."""
         self._closed = True
         while self._blocks:
             self._blocks.pop().close()

@@ -1,4 +1,4 @@
-"""A virtio-mmio window of a QEMU machine; see the MmioWindow seam."""
+"""A virtio-mmio window of a QEMU machine."""
 
 from __future__ import annotations
 
@@ -21,9 +21,17 @@ _BUS = re.compile(r"virtio-mmio-bus\.([0-9]+)")
 
 
 def transport_of(qmp: Qmp, ident: str, bus: MmioBus) -> int:
-    """Which of the machine's transports a device sits on. Raises QemuFailed.
+    """Return the number of the transport that a device is attached to.
 
     QEMU numbers the buses in the order in which it makes the transports, which is that of their addresses.
+
+    Args:
+        qmp: The QMP connection.
+        ident: QEMU's name of the device.
+        bus: The transports of the machine.
+
+    Raises:
+        QemuFailed: The device is not on a virtio-mmio transport.
     """
     parent = str(qmp.execute("qom-get", path=f"/machine/peripheral/{ident}", property="parent_bus"))
     match = _BUS.fullmatch(parent.rpartition("/")[2])
@@ -38,12 +46,21 @@ def transport_of(qmp: Qmp, ident: str, bus: MmioBus) -> int:
 
 
 class QemuMmioWindow:
-    """One transport of a ``Machine``; ``id`` is QEMU's name of the device in it."""
+    """One transport of a ``Machine``. Satisfies ``MmioWindow``; a context manager."""
 
     bus: Literal["mmio"] = "mmio"
     translates = False
 
     def __init__(self, machine: MachineParts, bus: MmioBus, transport: int, *, ident: str, address: str) -> None:
+        """Set up a transport.
+
+        Args:
+            machine: The machine.
+            bus: The transports of the machine.
+            transport: The number of this one.
+            ident: QEMU's name of the device on it.
+            address: What to call the window in errors.
+        """
         self.machine = machine
         self.id = ident
         self.address = address
@@ -51,6 +68,7 @@ class QemuMmioWindow:
         """The guest-physical address of the window."""
         self.line = bus.first_line + transport
         """Its input of the interrupt controller."""
+
         self.description = f"qemu {machine.name}, no guest, window {self.base:#x}, process {machine.pid}"
         self._event: LineEvent | None = None
         self._owns_machine = False
@@ -62,22 +80,26 @@ class QemuMmioWindow:
         return self._closed
 
     def reopen(self) -> None:
-        """Get ready for another device, after ``close``."""
+        """Prepare for another device, after ``close``."""
         self.registers: Registers = MemoryRegisters(self.machine.qtest, self.base, spec.WINDOW_SIZE)
         self._removal = RemovalEvent(self.machine.process, self.machine.qmp_client, self.id)
         self.removal: Event | None = self._removal
         self._closed = False
 
     def wake(self) -> None:
-        """Have the wait loop of its device look at ``removal``."""
+        """Make the wait loop of its device check ``removal``."""
         self._removal.wake()
 
     def own_machine(self) -> None:
-        """From now on the machine ends with this window."""
+        """End the machine together with this window."""
         self._owns_machine = True
 
     def enable_interrupt(self) -> Event | None:
-        """The transport's interrupt line; replaces what was on before."""
+        """Enable the transport's interrupt line; replaces what was enabled before.
+
+        Raises:
+            Closed: After ``close()``.
+        """
         self._check()
         self.disable_interrupt()
         qtest = self.machine.qtest
@@ -85,35 +107,44 @@ class QemuMmioWindow:
         return self._event
 
     def disable_interrupt(self) -> None:
-        """Stop listening to the line; the event that was given out is closed."""
+        """Disable the line, and close its event; idempotent."""
         event, self._event = self._event, None
         if event is not None:
             event.close()
 
     def guard(self, status: int) -> None:
-        """Nothing: QEMU, device and memory, ends with this process."""
+        """Do nothing: QEMU, device and memory, ends with this process."""
 
     def dma(self, translated: bool) -> QemuDma:
-        """Memory for this device. No IOMMU is there, so an IOVA is a guest-physical address too."""
+        """Return memory for this device. There is no IOMMU, so an IOVA is a guest-physical address too.
+
+        Raises:
+            Closed: After ``close()``.
+        """
         self._check()
         return QemuDma(self.machine.memory, translated)
 
     def plugged_memory(self) -> FileWindow:
-        """The memory that the device plugs (virtio-mem). See the ProvidesMemory seam."""
+        """Return the memory that the device plugs (virtio-mem), through its file; see ``ProvidesMemory``.
+
+        Raises:
+            NotSupported: The device has a memory backend of the caller's.
+            Closed: After ``close()``.
+        """
         self._check()
         return memory_of(self.machine.files, self.id, self.address)
 
     @property
     def ram(self) -> int:
-        """Bytes of guest memory. See the GuestMachine interface."""
+        """Guest memory, in bytes; see ``GuestMachine``."""
         return self.machine.memory.size
 
     def qmp(self, command: str, **arguments: Any) -> Any:
-        """Run a QMP command of the machine. See the GuestMachine interface."""
+        """Run a QMP command of the machine; see ``GuestMachine``."""
         return self.machine.qmp(command, **arguments)
 
     def close(self) -> None:
-        """Interrupt off; idempotent. Ends the machine if it was made for this window."""
+        """Disable the interrupt; idempotent. Ends the machine if it was made for this window."""
         if self._closed:
             return
         self.disable_interrupt()

@@ -1,7 +1,7 @@
-"""The machines that QEMU is started as: where each has its memory, its windows and its interrupt lines.
+"""The kinds of machine that QEMU is started as: where each has its memory, its windows and its interrupt lines.
 
-Data only. Firmware and operating system would read it from ACPI tables or a device tree; here it is written
-down, from QEMU's own sources of the boards (hw/i386, hw/arm/virt.c), and tests read it back from QEMU.
+Data only. Firmware and operating system would read it from ACPI tables or a device tree; here it is copied from
+QEMU's own sources of the boards (hw/i386, hw/arm/virt.c), and tests compare it with what QEMU reports.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ GIB = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class Ram:
-    """Where guest memory lies: ``split`` bytes at ``base``, the rest at ``high`` (None: there is no rest)."""
+    """Place of guest memory: ``split`` bytes at ``base``, the rest at ``high`` (None: there is no rest)."""
 
     base: int
     split: int
     high: int | None
 
     def address_of(self, offset: int) -> int:
-        """The guest-physical address of a byte of the memory backend."""
+        """Return the guest-physical address of a byte of the memory backend."""
         if self.high is None or offset < self.split:
             return self.base + offset
         return offset - self.split + self.high
@@ -29,24 +29,26 @@ class Ram:
 
 @dataclass(frozen=True, slots=True)
 class AcpiEjection:
-    """How a guest gives a device of the root bus back (docs/specs/acpi_pci_hotplug.txt of QEMU)."""
+    """How a guest releases a device of the root bus (docs/specs/acpi_pci_hotplug.txt of QEMU)."""
 
     eject: int
-    """The I/O port that a slot's bit is written to."""
+    """The I/O port to which a slot's bit is written."""
+
     select: int
-    """The I/O port that the number of the bus is written to first; the root bus is 0."""
+    """The I/O port to which the number of the bus is written first; the root bus is 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class PciBus:
-    """The root bus: how configuration space is reached, where BARs may lie, what the interrupt pins lead to."""
+    """The root bus: access to configuration space, addresses for BARs, routing of the interrupt pins."""
 
     ecam: int | None
-    """Where configuration space is mapped (PCI Express); None: by the ports 0xCF8 and 0xCFC."""
+    """Where configuration space is mapped (PCI Express); None: through the ports 0xCF8 and 0xCFC."""
 
     memory: tuple[int, int]
     high: tuple[int, int]
     """For 64-bit BARs that do not fit below. Plugged memory begins right above RAM, far below this."""
+
     ports: tuple[int, int]
     ports_at: int | None
     """Where I/O ports are mapped in memory; None on x86, which has instructions for them."""
@@ -55,17 +57,19 @@ class PciBus:
     """The interrupt lines of the four PIRQs: pin p (1 is INTA) of slot s leads to (s + p + shift) modulo 4."""
     shift: int
     last_slot: int = 31
-    """Slots beyond are routed by registers that are left alone here."""
+    """Higher slots are routed by registers that are not programmed here."""
 
     setup: tuple[tuple[int, int, int], ...] = ()
     """What firmware would write, through the ports: (devfn, offset, 32-bit value)."""
 
     name: str = "pcie.0"
-    """What QEMU calls the root bus."""
+    """QEMU's name of the root bus."""
+
     ejection: AcpiEjection | None = None
-    """Where devices of the root bus can be plugged and unplugged; None: only those behind root ports can."""
+    """How devices of the root bus are plugged and unplugged; None: only those behind root ports can be."""
+
     native: tuple[str, ...] = ()
-    """What makes root ports do PCI Express's own hot-plug, as arguments."""
+    """Arguments that make root ports do PCI Express's own hot-plug."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,24 +83,29 @@ class MmioBus:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One kind of machine. ``controller`` is the interrupt controller: a type in the QOM tree, or a name."""
+    """One kind of machine."""
 
     name: str
     binary: str
     package: str
     ram: Ram
     controller: str
+    """The interrupt controller: a type in the QOM tree, or a name."""
+
     pci: PciBus | None
     mmio: MmioBus | None
     options: str = ""
-    """For ``-machine``."""
+    """Additional options of ``-machine``."""
+
     split_option: str = ""
-    """What sets the split of memory, for ``-machine``; empty where the machine has it fixed."""
+    """The option of ``-machine`` that sets the split of memory; empty where the machine has a fixed one."""
+
     arguments: tuple[str, ...] = ()
     iommus: tuple[str, ...] = ("none",)
-    """What may stand between devices and memory."""
+    """The IOMMUs that this machine can have."""
+
     firmware: bool = True
-    """The CPU is parked by our firmware; False: the arguments keep it off."""
+    """The CPU is parked by a firmware of this package; False: the arguments keep it off."""
 
     def fits(self, device: str) -> bool:
         """Whether this machine has a bus for a ``-device`` of this name."""
@@ -104,7 +113,7 @@ class Model:
 
 
 def is_mmio(device: str) -> bool:
-    """Whether a ``-device`` name is of a virtio-mmio device: QEMU's end in ``-device``, but for virtio-mem."""
+    """Whether a ``-device`` argument is a virtio-mmio device: its name ends in ``-device``, or is virtio-mem."""
     name = device.partition(",")[0]
     return name.endswith("-device") or name == "virtio-mem"
 

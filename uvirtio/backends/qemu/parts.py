@@ -1,4 +1,4 @@
-"""What a device of a QEMU machine needs of the machine; ``machine.Machine`` has it all."""
+"""What a device of a QEMU machine needs of the machine; ``machine.Machine`` satisfies it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uvirtio.backends.qemu.vtd import Vtd
 
 
 class MachineParts(Protocol):
-    """One QEMU: its process, its connections, its memory, and what stands between its devices and that."""
+    """One QEMU: its process, its connections, its memory, and the IOMMU in front of its devices."""
 
     name: str
     process: QemuProcess
@@ -24,9 +24,23 @@ class MachineParts(Protocol):
     iommu: Vtd | None
 
     @property
-    def pid(self) -> int: ...
+    def pid(self) -> int:
+        """The process ID of QEMU."""
+        ...
+
     @property
-    def files(self) -> dict[str, int]: ...
-    def connect_bells(self) -> None: ...
-    def qmp(self, command: str, **arguments: Any) -> Any: ...
-    def close(self) -> None: ...
+    def files(self) -> dict[str, int]:
+        """The memfds that were supplied to devices, by the device's id."""
+        ...
+
+    def connect_bells(self) -> None:
+        """Connect the eventfds, at their first use."""
+        ...
+
+    def qmp(self, command: str, **arguments: Any) -> Any:
+        """Run a QMP command and return its result."""
+        ...
+
+    def close(self) -> None:
+        """End QEMU and free everything; idempotent."""
+        ...

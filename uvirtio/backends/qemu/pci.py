@@ -1,6 +1,6 @@
 """PCI without firmware: configuration access, base addresses, interrupt routing and the MSI-X table.
 
-What a BIOS does before an operating system runs, for the few functions of one machine, over qtest.
+What firmware does before an operating system runs, for the few functions of one machine, over qtest.
 """
 
 from __future__ import annotations
@@ -27,11 +27,27 @@ class Windows:
     """Address space for BARs as (start, end): memory below and above 4 GiB, and I/O ports."""
 
     def __init__(self, memory: tuple[int, int], high: tuple[int, int], ports: tuple[int, int]) -> None:
+        """Set up the address space.
+
+        Args:
+            memory: Below 4 GiB.
+            high: Above 4 GiB.
+            ports: I/O ports.
+        """
         self._windows = {"memory": memory, "high": high, "ports": ports}
         self._used: dict[str, list[tuple[int, int]]] = {kind: [] for kind in self._windows}  # sorted
 
     def place(self, size: int, *, is_io: bool, is_64: bool) -> int:
-        """An address for a BAR, aligned to its size. Raises OperationFailed when there is no room."""
+        """Return an address for a BAR, aligned to its size.
+
+        Args:
+            size: Length of the BAR, in bytes; a power of two.
+            is_io: The BAR decodes I/O ports.
+            is_64: The BAR may be above 4 GiB.
+
+        Raises:
+            OperationFailed: No address space is left.
+        """
         kinds = ["ports"] if is_io else ["memory", "high"] if is_64 else ["memory"]
         # Multiples of 4 KiB for memory, so that no two functions share one.
         grain = size if is_io else max(size, _GRAIN)
@@ -48,12 +64,12 @@ class Windows:
         raise OperationFailed(
             "no address space is left for a BAR",
             seen=f"a BAR of {size} bytes",
-            expected=f"room in {' or '.join(kinds)}",
+            expected=f"space in {' or '.join(kinds)}",
             remedy="put fewer devices into one machine",
         )
 
     def give_back(self, address: int) -> None:
-        """The BAR at this address is no more."""
+        """Free the address space of the BAR at an address."""
         for kind, used in self._used.items():
             self._used[kind] = [one for one in used if one[0] != address]
 
@@ -62,6 +78,7 @@ class ConfigPorts(WidthRegisters):
     """Configuration space through the ports 0xCF8 and 0xCFC: an index and a data register."""
 
     def __init__(self, qtest: Qtest, devfn: int) -> None:
+        """Set the function, ``devfn`` on the root bus."""
         super().__init__(0, spec.CONFIG_SIZE)
         self._qtest = qtest
         self._select = _CONFIG_ENABLE | devfn << 8
@@ -76,28 +93,34 @@ class ConfigPorts(WidthRegisters):
 
 
 class Bridge(Protocol):
-    """What a bus is reached through; a function on it is named by devfn, slot * 8 + function."""
+    """Access to a bus; a function on it is named by devfn, slot * 8 + function."""
 
     qtest: Qtest
     windows: Windows
 
     def config(self, devfn: int) -> Registers:
-        """The configuration space of one function: 4096 bytes if it is PCI Express, else 256."""
+        """Return the configuration space of a function: 4096 bytes if it is PCI Express, else 256."""
         ...
 
     def line(self, devfn: int, pin: int) -> int | None:
-        """The input of the interrupt controller that a pin (1 is INTA) leads to; None where that is not known."""
+        """Return the interrupt controller's input for a pin (1 is INTA); None where it is not known."""
         ...
 
     def ports(self, port: int, length: int) -> Registers:
-        """A window of I/O ports."""
+        """Return a window of I/O ports."""
         ...
 
 
 class HostBridge:
-    """The way to the root bus of a machine."""
+    """Access to the root bus of a machine. Satisfies ``Bridge``."""
 
     def __init__(self, qtest: Qtest, bus: PciBus) -> None:
+        """Program what firmware would, and set up the address space for BARs.
+
+        Args:
+            qtest: The qtest connection.
+            bus: The root bus of the machine.
+        """
         self.qtest = qtest
         self.bus = bus
         self.windows = Windows(bus.memory, bus.high, bus.ports)
@@ -105,7 +128,7 @@ class HostBridge:
             ConfigPorts(qtest, devfn).write32(offset, value)
 
     def config(self, devfn: int, bus: int = 0) -> Registers:
-        """The configuration space of one function: 4096 bytes if it is PCI Express, else 256."""
+        """Return the configuration space of a function: 4096 bytes if it is PCI Express, else 256."""
         if self.bus.ecam is None:
             return ConfigPorts(self.qtest, devfn)
         place = self.bus.ecam + (bus << 20 | devfn << 12)
@@ -115,21 +138,21 @@ class HostBridge:
         return config
 
     def line(self, devfn: int, pin: int) -> int | None:
-        """The input of the interrupt controller that a pin (1 is INTA) leads to; None where that is not known."""
+        """Return the interrupt controller's input for a pin (1 is INTA); None where it is not known."""
         slot = devfn >> 3
         if not 1 <= pin <= 4 or slot > self.bus.last_slot:
             return None
         return self.bus.lines[(slot + pin + self.bus.shift) % 4]
 
     def ports(self, port: int, length: int) -> Registers:
-        """A window of I/O ports."""
+        """Return a window of I/O ports."""
         if self.bus.ports_at is None:
             return PortRegisters(self.qtest, port, length)
         return MemoryRegisters(self.qtest, self.bus.ports_at + port, length)
 
 
 def find_capability(config: Registers, wanted: int) -> int | None:
-    """The offset of the first standard capability with this id; the walk is bounded."""
+    """Return the offset of the first standard capability with this id, or None; the walk is bounded."""
     if not config.read16(spec.CFG_STATUS) & spec.STATUS_CAP_LIST:
         return None
     place = config.read8(spec.CFG_CAPABILITIES_POINTER) & spec.CAP_NEXT_MASK
@@ -145,7 +168,7 @@ def find_capability(config: Registers, wanted: int) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A base address register with the address it was given."""
+    """A base address register with its assigned address."""
 
     index: int
     size: int
@@ -154,49 +177,69 @@ class Bar:
 
 
 def _present() -> None:
-    """A function that cannot be unplugged."""
+    """The check of a function that cannot be unplugged: never fails."""
 
 
 class CheckedRegisters:
     """The same registers, with a check before each access: of a function that may have been unplugged."""
 
     def __init__(self, inner: Registers, check: Callable[[], None]) -> None:
+        """Wrap registers.
+
+        Args:
+            inner: The registers; closed together with this object.
+            check: Called before each access; its exceptions prevent the access.
+        """
         self._inner = inner
         self._check = check
         self.length = inner.length
 
     def read8(self, offset: int) -> int:
+        """Read 8 bits at ``offset``."""
         self._check()
         return self._inner.read8(offset)
 
     def read16(self, offset: int) -> int:
+        """Read 16 bits at ``offset``."""
         self._check()
         return self._inner.read16(offset)
 
     def read32(self, offset: int) -> int:
+        """Read 32 bits at ``offset``."""
         self._check()
         return self._inner.read32(offset)
 
     def write8(self, offset: int, value: int) -> None:
+        """Write 8 bits at ``offset``."""
         self._check()
         self._inner.write8(offset, value)
 
     def write16(self, offset: int, value: int) -> None:
+        """Write 16 bits at ``offset``."""
         self._check()
         self._inner.write16(offset, value)
 
     def write32(self, offset: int, value: int) -> None:
+        """Write 32 bits at ``offset``."""
         self._check()
         self._inner.write32(offset, value)
 
     def close(self) -> None:
+        """Close the inner registers."""
         self._inner.close()
 
 
 class PciAccess:
-    """One function as firmware sees it. ``check`` is called before each access; it raises once it is unplugged."""
+    """One function as firmware accesses it."""
 
     def __init__(self, bridge: Bridge, devfn: int, check: Callable[[], None] = _present) -> None:
+        """Read what the function has.
+
+        Args:
+            bridge: The bus that it is on.
+            devfn: Its place there, slot * 8 + function.
+            check: Called before each access; fails once the function is unplugged.
+        """
         self.qtest = bridge.qtest
         self.devfn = devfn
         self._check = check
@@ -215,7 +258,11 @@ class PciAccess:
             self._msix_table = (table & spec.MSIX_BIR_MASK, table & spec.MSIX_OFFSET_MASK)
 
     def assign_bars(self) -> None:
-        """Size every BAR and give it an address, as firmware does (PCI 3.0, 6.2.5.1); decoding is off. Once."""
+        """Size every BAR and assign an address to it, as firmware does (PCI 3.0, 6.2.5.1); decoding is off.
+
+        Raises:
+            OperationFailed: No address space is left.
+        """
         if self.bars:
             return
         config = self.config
@@ -240,7 +287,7 @@ class PciAccess:
                 index += 1
 
     def _assign(self, index: int, last: int, *, is_io: bool, is_64: bool) -> None:
-        """Place one BAR of ``last + 1`` bytes."""
+        """Assign an address to one BAR of ``last + 1`` bytes."""
         size = last + 1
         address = self._bridge.windows.place(size, is_io=is_io, is_64=is_64)
         place = spec.CFG_BAR0 + 4 * index
@@ -250,7 +297,12 @@ class PciAccess:
         self.bars[index] = Bar(index, size, is_io, address)
 
     def enable(self, *, bus_master: bool = False, intx: bool = False) -> None:
-        """Decode memory and I/O; let the function be bus master and raise its pin only if asked to."""
+        """Enable decoding of memory and I/O.
+
+        Args:
+            bus_master: Allow the function to do DMA.
+            intx: Enable the interrupt pin.
+        """
         command = spec.Command.IO | spec.Command.MEMORY
         if bus_master:
             command |= spec.Command.MASTER
@@ -259,21 +311,25 @@ class PciAccess:
         self.config.write16(spec.CFG_COMMAND, command)
 
     def registers(self, index: int, offset: int, length: int) -> Registers:
-        """A window of a BAR. Raises CapabilityError if the BAR is absent or too small."""
+        """Return a window of a BAR.
+
+        Raises:
+            CapabilityError: The BAR is absent or too small.
+        """
         bar = bar_of(self.bars, index, offset, length, address="the function")
         if bar.is_io:
             return CheckedRegisters(self._bridge.ports(bar.address + offset, length), self._check)
         return CheckedRegisters(MemoryRegisters(self.qtest, bar.address + offset, length), self._check)
 
     def release_bars(self) -> None:
-        """The function is gone, and nothing uses its registers any more: let others have its addresses."""
+        """Free the addresses of a function that was unplugged, once nothing uses its registers any more."""
         while self.bars:
             self._bridge.windows.give_back(self.bars.popitem()[1].address)
 
     # --- MSI-X (PCI 3.0, 6.8.2) ---
 
     def msix_enable(self, on: bool) -> None:
-        """Turn MSI-X on (and the pin off with it), or off."""
+        """Enable MSI-X (which disables the pin), or disable it."""
         if self._msix is not None:
             self.config.write16(self._msix + spec.MSIX_CONTROL, spec.MSIX_CONTROL_ENABLE if on else 0)
 
@@ -284,14 +340,24 @@ class PciAccess:
         bar = self.bars.get(index)
         if bar is None or bar.is_io or offset + self.msix_size * spec.MSIX_ENTRY_SIZE > bar.size:
             raise CapabilityError(
-                "the MSI-X table does not lie in a memory BAR",
+                "the MSI-X table is not in a memory BAR",
                 seen=f"{self.msix_size} entries at {offset:#x} of BAR {index}",
                 expected="a table within its BAR",
             )
         return bar.address + offset + vector * spec.MSIX_ENTRY_SIZE
 
     def msix_set(self, vector: int, address: int, data: int) -> None:
-        """Program one entry, masked while it changes, and unmask it."""
+        """Program one entry of the MSI-X table, masked while it changes, and unmask it.
+
+        Args:
+            vector: The entry.
+            address: The address of the message.
+            data: The data of the message, 32 bits.
+
+        Raises:
+            Misuse: There is no such entry.
+            CapabilityError: The table is not in a memory BAR.
+        """
         self._check()
         entry = self._entry(vector)
         self.qtest.write_many(
@@ -306,5 +372,10 @@ class PciAccess:
         )
 
     def msix_mask(self, vector: int) -> None:
-        """Mask one entry."""
+        """Mask one entry of the MSI-X table.
+
+        Raises:
+            Misuse: There is no such entry.
+            CapabilityError: The table is not in a memory BAR.
+        """
         self.qtest.write(4, self._entry(vector) + 12, spec.MSIX_ENTRY_MASKED)

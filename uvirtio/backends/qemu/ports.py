@@ -30,9 +30,21 @@ _INDICATOR_OFF: Final = 3 << 8
 
 
 class RootPort:
-    """One root port, and the way to the bus behind it; ``id`` is QEMU's name for that bus. See ``Bridge``."""
+    """One root port, and access to the bus behind it. Satisfies ``Bridge``."""
 
     def __init__(self, host: HostBridge, devfn: int, number: int, *, ident: str) -> None:
+        """Program the bridge.
+
+        Args:
+            host: The host bridge.
+            devfn: The port's place on the root bus, slot * 8 + function.
+            number: The number of the bus behind it.
+            ident: QEMU's name of that bus.
+
+        Raises:
+            QemuFailed: The function is not a root port.
+            OperationFailed: No address space is left.
+        """
         self.id = ident
         self.number = number
         """Of the bus behind it."""
@@ -60,17 +72,17 @@ class RootPort:
         config.write16(spec.CFG_COMMAND, spec.Command.IO | spec.Command.MEMORY | spec.Command.MASTER)
 
     def config(self, devfn: int) -> Registers:
-        """The configuration space of a function behind the port."""
+        """Return the configuration space of a function behind the port."""
         return self._host.config(devfn, self.number)
 
     def line(self, devfn: int, pin: int) -> int | None:
-        """Where a pin leads to: bridges turn the pins by the slot (Bridge Architecture 1.2, 9.1)."""
+        """Return the interrupt controller's input for a pin: bridges rotate pins by the slot (Bridge 1.2, 9.1)."""
         return self._host.line(self._devfn, (pin - 1 + (devfn >> 3)) % 4 + 1) if 1 <= pin <= 4 else None
 
     def ports(self, port: int, length: int) -> Registers:
-        """A window of I/O ports."""
+        """Return a window of I/O ports."""
         return self._host.ports(port, length)
 
     def power(self, on: bool) -> None:
-        """Turn the slot on, with its indicator, or off, which ends the device in it (6.7.1.8)."""
+        """Turn the slot on, with its indicator, or off, which removes the device in it (6.7.1.8)."""
         self._config.write16(self._slot, _INDICATOR_ON if on else _POWER_OFF | _INDICATOR_OFF)

@@ -1,9 +1,9 @@
-"""The QEMU process: started with a parked CPU, watched, and gone at the end whatever happens.
+"""The QEMU process: started with a parked CPU, watched, and ended in any case.
 
 Everything that QEMU needs is inherited as a file descriptor: no file has a name that another process could
-take or find. QEMU lives in a session of its own (a Ctrl-C is not for it) and dies with this process: the kernel
+use or find. QEMU lives in a session of its own (it does not get a Ctrl-C) and dies with this process: the kernel
 sends the parent-death signal when the *thread* that started it ends, so a keeper thread starts it and then
-waits for its end. The keeper also tells, by file descriptors, that QEMU is gone.
+waits for its end. The keeper also signals, by file descriptors, that QEMU has ended.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _STDERR_QUOTED = 2000
 
 
 def halt_firmware() -> int:
-    """A memfd with 64 KiB of firmware that parks the CPU: ``cli; hlt`` and back, at the reset vector.
+    """Return a memfd with 64 KiB of firmware that parks the CPU: ``cli; hlt`` and back, at the reset vector.
 
-    The CPU has to run (timers stand still in a stopped machine) and must do nothing: a real firmware would
-    program the PCI functions while we do.
+    The CPU has to run (timers stop in a stopped machine) and must do nothing: a real firmware would program the
+    PCI functions at the same time as this process.
     """
     image = bytearray(b"\xf4" * 65536)
     image[0xFFF0:0xFFF4] = b"\xfa\xf4\xeb\xfc"
@@ -42,7 +42,15 @@ def halt_firmware() -> int:
 
 
 def find_binary(name: str, package: str) -> str:
-    """The path of QEMU. Raises QemuMissing, naming the package."""
+    """Return the path of QEMU.
+
+    Args:
+        name: The program, by name or path.
+        package: The package that has it, for the error.
+
+    Raises:
+        QemuMissing: There is no such program.
+    """
     path = shutil.which(name)
     if path is None:
         raise QemuMissing(
@@ -55,7 +63,11 @@ def find_binary(name: str, package: str) -> str:
 
 
 def check_version(version: tuple[int, ...]) -> None:
-    """Raise QemuFailed if QEMU is older than what is supported."""
+    """Check that QEMU is not older than the oldest supported version.
+
+    Raises:
+        QemuFailed: It is.
+    """
     if version[:2] < OLDEST:
         raise QemuFailed(
             "this QEMU is too old",
@@ -66,9 +78,20 @@ def check_version(version: tuple[int, ...]) -> None:
 
 
 class QemuProcess:
-    """One running QEMU. ``exited`` is true from the moment that it is gone."""
+    """One running QEMU."""
 
     def __init__(self, binary: str, arguments: Sequence[str], fds: Sequence[int], *, timeout: float) -> None:
+        """Start QEMU.
+
+        Args:
+            binary: The program.
+            arguments: Its arguments.
+            fds: The descriptors that it inherits, under the same numbers.
+            timeout: Seconds to wait for the start.
+
+        Raises:
+            QemuFailed: The process cannot be started.
+        """
         self._binary = binary
         self._stderr = os.memfd_create("uvirtio-stderr", os.MFD_CLOEXEC)
         self._started = threading.Event()
@@ -80,6 +103,8 @@ class QemuProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = False
         self.exited = False
+        """True from the moment that QEMU has ended."""
+
         keeper = threading.Thread(
             target=self._keep, args=(binary, list(arguments), list(fds)), name="uvirtio-qemu", daemon=True
         )
@@ -100,7 +125,7 @@ class QemuProcess:
         self.pid: int = self._process.pid
 
     def _abandon(self) -> None:
-        """Nobody will own this process: a signal came, or it never started."""
+        """End a process that will have no owner: a signal came, or it never started."""
         with self._lock:  # held while the process is being started
             self._abandoned = True
             if self._process is not None:
@@ -108,7 +133,7 @@ class QemuProcess:
         os.close(self._stderr)
 
     def _keep(self, binary: str, arguments: list[str], fds: list[int]) -> None:
-        """The keeper thread: start QEMU, wait for its end, tell."""
+        """Run the keeper thread: start QEMU, wait for its end, signal it."""
         command = [binary, *arguments]
         setpriv = shutil.which("setpriv")
         before: Callable[[], object] | None = None
@@ -148,7 +173,7 @@ class QemuProcess:
         self._ended.set()
 
     def watch(self, fd: int) -> None:
-        """Write to this eventfd when QEMU is gone (at once, if it is)."""
+        """Set this eventfd when QEMU ends (at once, if it has)."""
         with self._lock:
             if self.exited:
                 os.eventfd_write(fd, 1)
@@ -162,7 +187,7 @@ class QemuProcess:
                 self._watchers.remove(fd)
 
     def autopsy(self) -> str:
-        """How QEMU ended, and the last it said; for errors."""
+        """Return how QEMU ended, and its last output; for errors."""
         self._ended.wait(_REAP_WAIT)  # its sockets close a moment before it can be reaped
         code = self._process.returncode if self._process is not None else None
         if code is None:
@@ -175,7 +200,7 @@ class QemuProcess:
         return f"{how}: {said}" if said else how
 
     def said(self) -> str:
-        """The end of what QEMU wrote to stderr."""
+        """Return the end of what QEMU wrote to stderr."""
         if self._closed:
             return ""
         size = os.fstat(self._stderr).st_size
@@ -184,7 +209,7 @@ class QemuProcess:
         return text.replace(f"{self._binary}: ", "").strip()
 
     def version(self) -> tuple[int, ...]:
-        """What ``--version`` says, for a QEMU that did not come as far as telling; () if it does not."""
+        """Return what ``--version`` reports, for a QEMU that ended before its greeting; () if unknown."""
         try:
             done = subprocess.run(
                 [self._binary, "--version"],
@@ -221,11 +246,15 @@ def _signal_name(number: int) -> str:
 
 
 def check_socket_path(path: str) -> None:
-    """QEMU removes what lies at the path of a socket to be: let that be a socket or nothing."""
+    """Check the path of a socket that QEMU is to make: QEMU would remove any other file there.
+
+    Raises:
+        QemuFailed: The path exists, and is not a socket.
+    """
     place = Path(path)
     if place.exists() and not place.is_socket():
         raise QemuFailed(
-            f"{path} exists and is no socket",
+            f"{path} exists and is not a socket",
             seen="a file of another kind",
             expected="a new name for the QMP socket",
             remedy="give qmp= another path",

@@ -1,7 +1,7 @@
-"""A small synchronous client of QMP, QEMU's control protocol: JSON objects, one a line.
+"""A small synchronous client of QMP, QEMU's control protocol: JSON objects, one per line.
 
 QEMU reads QMP a byte per turn of its main loop (about 2 microseconds each), so commands are kept short. Every
-command carries an id; an answer to a command that was interrupted is recognised by its id and dropped.
+command carries an id; a response to a command that was interrupted is recognised by its id and dropped.
 """
 
 from __future__ import annotations
@@ -21,15 +21,19 @@ _LONGEST_LINE = 16 << 20
 
 
 class Qmp(Connection):
-    """The QMP connection of one QEMU.
+    """The QMP connection of one QEMU. The newest 1000 events are kept.
 
-    Raises DeviceGone when QEMU ended, DeviceTimeout when it does not answer in ``timeout`` seconds, QemuFailed
-    when it refuses a command, Closed after ``close()``. The newest 1000 events are kept.
+    Raises:
+        DeviceGone: In any method: QEMU ended.
+        DeviceTimeout: In any method: QEMU does not respond within the time-out.
+        QemuFailed: In any method: QEMU sends what is not QMP.
+        Closed: In any method: after ``close()``.
     """
 
     owed = "an answer to every command"
 
     def __init__(self, connection: socket.socket, *, timeout: float, why: Callable[[], str] | None = None) -> None:
+        """Take over a connected socket; parameters as for ``Connection``."""
         super().__init__(connection, timeout=timeout, why=why)
         self._received = bytearray()
         self._searched = 0
@@ -37,10 +41,11 @@ class Qmp(Connection):
         self._events: deque[dict[str, Any]] = deque(maxlen=_EVENTS_KEPT)
         self.deleted: set[str] = set()
         """The ids of devices that QEMU reported as unplugged (DEVICE_DELETED)."""
+
         self.version: tuple[int, int, int] = (0, 0, 0)
 
     def greet(self, timeout: float) -> None:
-        """Wait for QEMU's greeting, which tells its ``version``, and leave negotiation mode."""
+        """Wait up to ``timeout`` seconds for QEMU's greeting, which has ``version``; leave negotiation mode."""
         with self._lock:
             self._check()
             greeting = self._message(time.monotonic() + timeout)
@@ -52,11 +57,28 @@ class Qmp(Connection):
         self.execute("qmp_capabilities")
 
     def execute(self, command: str, **arguments: Any) -> Any:
-        """Run a command and return its result; ``**{"command-line": "info pci"}`` for names with dashes."""
+        """Run a command and return its result.
+
+        Args:
+            command: Its name.
+            **arguments: Its arguments; ``**{"command-line": "info pci"}`` for names with dashes.
+
+        Raises:
+            QemuFailed: QEMU refuses the command.
+        """
         return self.execute_with((), command, **arguments)
 
     def execute_with(self, fds: Sequence[int], command: str, /, **arguments: Any) -> Any:
-        """Run a command that takes descriptors along (``add-fd``)."""
+        """Run a command that takes file descriptors along (``add-fd``), and return its result.
+
+        Args:
+            fds: The descriptors.
+            command: Its name.
+            **arguments: Its arguments.
+
+        Raises:
+            QemuFailed: QEMU refuses the command.
+        """
         with self._lock:
             self._check()
             self._commands += 1
@@ -82,7 +104,15 @@ class Qmp(Connection):
                     )
 
     def events(self, name: str, timeout: float = 0.0) -> list[dict[str, Any]]:
-        """Take the events of this name, waiting up to ``timeout`` seconds for the first; maybe none."""
+        """Take the events of one name.
+
+        Args:
+            name: The name of the events.
+            timeout: Seconds to wait for the first.
+
+        Returns:
+            The events, oldest first; empty if none came.
+        """
         deadline = time.monotonic() + timeout
         with self._lock:
             self._check()
@@ -101,7 +131,7 @@ class Qmp(Connection):
                     pass
 
     def await_message(self, deadline: float) -> None:
-        """Take the next message, if one comes before ``deadline`` (of time.monotonic())."""
+        """Take the next message, if one comes before ``deadline`` (of ``time.monotonic()``)."""
         with self._lock:
             self._check()
             message = self._parsed()
@@ -111,7 +141,7 @@ class Qmp(Connection):
                 self._keep(message)
 
     def drain(self) -> None:
-        """Take what QEMU sent by itself, without waiting."""
+        """Take the events that QEMU has sent, without waiting."""
         with self._lock:
             self._check()
             for _ in range(_EVENTS_KEPT):
@@ -124,7 +154,7 @@ class Qmp(Connection):
     # --- the protocol ---
 
     def _keep(self, message: dict[str, Any]) -> None:
-        """Store an event; drop an answer that nobody waits for any more."""
+        """Store an event; drop a response that no call waits for."""
         if "event" not in message:
             return
         self._events.append(message)
@@ -190,8 +220,8 @@ class Qmp(Connection):
 
     def _nonsense(self, seen: str) -> QemuFailed:
         return QemuFailed(
-            "QEMU does not keep to QMP",
+            "QEMU violated the QMP protocol",
             seen=seen,
-            expected="JSON objects, one a line",
+            expected="JSON objects, one per line",
             remedy="use QEMU 7.2 or later",
         )

@@ -1,8 +1,8 @@
 """A client of QEMU's qtest protocol: the register accesses of a machine without a guest.
 
-The protocol is lines of text. QEMU aborts on a malformed command, so none is taken from outside: every
+The protocol is lines of text. QEMU aborts on a malformed command, so none is accepted from outside: every
 command here is made of numbers that were checked. ``IRQ raise N`` and ``IRQ lower N`` lines may come at any
-place, also before the answer to the command that caused them; they are kept per line and never lost.
+time, also before the response to the command that caused them; they are recorded per line and never lost.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from uvirtio.memory.access import WidthRegisters
 _VERBS = {1: "b", 2: "w", 4: "l"}
 _QOM_PATH = re.compile(r"[a-z0-9_/\[\]-]{1,200}")
 _BATCH = 64
-"""Commands sent before answers are read: QEMU blocks when its answers are not taken, so keep it small."""
+"""Commands sent before responses are read: QEMU blocks when its responses are not read, so keep it small."""
+
 _LONGEST_LINE = 4096
 _MOST_DRAINED = 256
-"""Pieces of 4 KiB taken per call of ``drain()``; more is left for the next."""
+"""Pieces of 4 KiB read per call of ``drain()``; more is left for the next."""
+
 _MOST_FORGOTTEN = 1000
-"""Answers to interrupted commands that are skipped at most."""
+"""Maximum number of responses to interrupted commands that are skipped."""
 
 
 class IrqLine:
@@ -40,6 +42,7 @@ class IrqLine:
         self.watchers: list[Callable[[], None]] = []
 
     def set(self, level: bool) -> None:
+        """Set the level; a rising edge is counted, and calls the watchers."""
         if level and not self.level:
             self.raises += 1
             for watcher in self.watchers:
@@ -50,13 +53,18 @@ class IrqLine:
 class Qtest(Connection):
     """The qtest connection of one QEMU; addresses are guest-physical, widths 1, 2 or 4 bytes.
 
-    Raises DeviceGone when QEMU ended, DeviceTimeout when it does not answer in ``timeout`` seconds, Closed
-    after ``close()``.
+    Raises:
+        DeviceGone: In any method: QEMU ended.
+        DeviceTimeout: In any method: QEMU does not respond within the time-out.
+        QemuFailed: In any method: QEMU refuses a command, or sends what is not qtest.
+        Misuse: In any access: an address or a value is too large.
+        Closed: In any method: after ``close()``.
     """
 
     owed = "an answer to every qtest command"
 
     def __init__(self, connection: socket.socket, *, timeout: float, why: Callable[[], str] | None = None) -> None:
+        """Take over a connected socket; parameters as for ``Connection``."""
         super().__init__(connection, timeout=timeout, why=why)
         self._received = b""
         self._piece = bytearray(4096)
@@ -72,34 +80,49 @@ class Qtest(Connection):
     # --- accesses ---
 
     def read(self, width: int, address: int) -> int:
-        """Read guest-physical memory or a register. Unmapped addresses give 0."""
+        """Read ``width`` bytes of guest-physical memory or a register. Unmapped addresses read as 0."""
         return _number(self._ask(f"read{_VERBS[width]} {_checked(address, 64):#x}\n"))
 
     def write(self, width: int, address: int, value: int) -> None:
-        """Write guest-physical memory or a register. At unmapped addresses nothing happens."""
+        """Write ``width`` bytes of guest-physical memory or a register. At unmapped addresses nothing happens."""
         self._ask(f"write{_VERBS[width]} {_checked(address, 64):#x} {_checked(value, 8 * width):#x}\n")
 
     def port_in(self, width: int, port: int) -> int:
-        """Read an I/O port."""
+        """Read an I/O port, ``width`` bytes."""
         return _number(self._ask(f"in{_VERBS[width]} {_checked(port, 16):#x}\n"))
 
     def port_out(self, width: int, port: int, value: int) -> None:
-        """Write an I/O port."""
+        """Write an I/O port, ``width`` bytes."""
         self._ask(f"out{_VERBS[width]} {_checked(port, 16):#x} {_checked(value, 8 * width):#x}\n")
 
     def indexed_in(self, index_port: int, index: int, width: int, port: int) -> int:
-        """Write a 32-bit index register, then read a data port: two commands, one round trip."""
+        """Write a 32-bit index register, then read a data port: two commands, one round trip.
+
+        Args:
+            index_port: The port of the index register.
+            index: What is written there.
+            width: Width of the data port, in bytes.
+            port: The data port.
+        """
         select = f"outl {_checked(index_port, 16):#x} {_checked(index, 32):#x}\n"
         return _number(self._ask_all([select, f"in{_VERBS[width]} {_checked(port, 16):#x}\n"])[1])
 
     def indexed_out(self, index_port: int, index: int, width: int, port: int, value: int) -> None:
-        """Write a 32-bit index register, then a data port: two commands, one round trip."""
+        """Write a 32-bit index register, then a data port: two commands, one round trip.
+
+        Args:
+            index_port: The port of the index register.
+            index: What is written there.
+            width: Width of the data port, in bytes.
+            port: The data port.
+            value: What is written there.
+        """
         select = f"outl {_checked(index_port, 16):#x} {_checked(index, 32):#x}\n"
         data = f"out{_VERBS[width]} {_checked(port, 16):#x} {_checked(value, 8 * width):#x}\n"
         self._ask_all([select, data])
 
     def write_many(self, width: int, writes: Sequence[tuple[int, int]]) -> None:
-        """Write (address, value) pairs in their order, without waiting for each."""
+        """Write (address, value) pairs of ``width`` bytes each in their order, without waiting for each."""
         verb = f"write{_VERBS[width]}"
         lines = [f"{verb} {_checked(at, 64):#x} {_checked(value, 8 * width):#x}\n" for at, value in writes]
         for start in range(0, len(lines), _BATCH):
@@ -110,19 +133,23 @@ class Qtest(Connection):
     def intercept(self, controller: str) -> None:
         """Report the input lines of an interrupt controller from now on; one per QEMU.
 
-        ``controller`` is its place in the QOM tree, or a name that is there once. QEMU crashes when it is of
-        another kind, so it comes from QEMU's own list.
+        Args:
+            controller: Its path in the QOM tree, or a name that is unique. QEMU crashes when it is not an
+                interrupt controller, so it comes from QEMU's own list.
+
+        Raises:
+            Misuse: It is not a path in the QOM tree.
         """
         if _QOM_PATH.fullmatch(controller) is None:
-            raise Misuse(f"{controller!r} is no path in the QOM tree")
+            raise Misuse(f"{controller!r} is not a path in the QOM tree")
         self._ask(f"irq_intercept_in {controller}\n")
 
     def irq_line(self, number: int) -> IrqLine:
-        """The state of one interrupt line, kept up to date by every command and by ``drain()``."""
+        """Return the state of one interrupt line, kept up to date by every command and by ``drain()``."""
         return self._lines.setdefault(number, IrqLine())
 
     def drain(self) -> None:
-        """Take what QEMU sent by itself, without waiting."""
+        """Take the interrupt lines that QEMU has sent, without waiting."""
         with self._lock:
             self._check()
             if self._unsure:
@@ -165,8 +192,10 @@ class Qtest(Connection):
         ]
 
     def _ready(self) -> None:
-        """Before a command is sent. A signal handler may raise at any place from here until the answer is read;
-        then nobody knows how many answers are owed, and the next command finds out first.
+        """Prepare to send a command.
+
+        A signal handler's exception may come at any place from here until the response is read; then the number of
+        pending responses is unknown, and the next command finds it out first.
         """
         if self._closed:
             self._check()
@@ -175,7 +204,7 @@ class Qtest(Connection):
         self._unsure = True
 
     def _synchronise(self) -> None:
-        """Skip answers to interrupted commands: an unknown command's refusal quotes its name."""
+        """Skip responses to interrupted commands: the refusal of an unknown command quotes its name."""
         self._syncs += 1
         name = f"uvirtio-sync-{self._syncs}"
         self._send(name + "\n")
@@ -194,7 +223,7 @@ class Qtest(Connection):
             self._gone(error)
 
     def _answer(self) -> bytes:
-        """The next line that is no interrupt line."""
+        """Return the next line that is not an interrupt line."""
         line = self._next_line()
         if line is None:
             self._receive()
@@ -250,7 +279,7 @@ class Qtest(Connection):
 
     def _nonsense(self, line: bytes) -> NoReturn:
         raise QemuFailed(
-            "QEMU does not keep to the qtest protocol",
+            "QEMU violated the qtest protocol",
             seen=line[:80].decode("ascii", "replace"),
             expected="OK, FAIL, ERR or IRQ",
             remedy="use QEMU 7.2 or later",
@@ -258,9 +287,10 @@ class Qtest(Connection):
 
 
 class MemoryRegisters(WidthRegisters):
-    """Registers at a guest-physical address."""
+    """Registers at a guest-physical address. Satisfies ``Registers``."""
 
     def __init__(self, qtest: Qtest, base: int, length: int) -> None:
+        """Set the window of ``length`` bytes at the guest-physical address ``base``."""
         super().__init__(base, length)
         self._qtest = qtest
 
@@ -272,7 +302,7 @@ class MemoryRegisters(WidthRegisters):
 
 
 class PortRegisters(MemoryRegisters):
-    """Registers at I/O ports."""
+    """Registers at I/O ports. Satisfies ``Registers``."""
 
     def _read(self, place: int, width: int) -> int:
         return self._qtest.port_in(width, place)
@@ -282,7 +312,7 @@ class PortRegisters(MemoryRegisters):
 
 
 def _checked(value: int, bits: int) -> int:
-    """QEMU takes whatever text it gets, and truncates or aborts: let no odd number through."""
+    """Check a number: QEMU accepts any text, and truncates or aborts."""
     if not 0 <= value < 1 << bits:
         raise Misuse(f"{value:#x} does not fit {bits} bits")
     return value
@@ -293,5 +323,5 @@ def _number(text: bytes) -> int:
         return int(text, 16)
     except ValueError as error:
         raise QemuFailed(
-            "QEMU answered a read with no number", seen=repr(text[:40]), expected="OK 0x..."
+            "QEMU's response to a read is not a number", seen=repr(text[:40]), expected="OK 0x..."
         ) from error

@@ -1,7 +1,7 @@
-"""What a device needs beside itself, supplied unless its ``-device`` argument names its own.
+"""What a device needs in addition, supplied unless its ``-device`` argument names its own.
 
-Memory and disks are memfds of this process: nothing is left behind, and a test can look into them. A disk may be
-an image of the caller's instead.
+Memory and disks are memfds of this process: nothing is left behind, and a test can read them. A disk may be an
+image of the caller instead.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OPTION = re.compile(r",([^=,]+)=((?:[^,]|,,)*)")
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A raw disk image of the caller's. ``read_only``: this user may not write it."""
+    """A raw disk image of the caller. ``read_only``: this user may not write it."""
 
     path: Path
     read_only: bool
@@ -41,16 +41,20 @@ class Part:
     device: str
     """The complete ``-device`` argument."""
     objects: list[dict[str, Any]] = field(default_factory=list)
-    """Objects of QEMU's that have to be there first: ``qom-type``, ``id`` and properties."""
+    """QEMU objects that have to exist first: ``qom-type``, ``id`` and properties."""
+
     disk: str = ""
-    """The name of the disk that is supplied; empty: none is."""
+    """The name of the supplied disk; empty: none is supplied."""
+
     image: Image | None = None
     """The caller's image behind that disk; None: a memfd."""
+
     size: int = 0
-    """Bytes of the memfd behind the device; 0: there is none."""
+    """Length of the memfd behind the device, in bytes; 0: there is none."""
 
     @property
     def plugs_memory(self) -> bool:
+        """Whether the device is supplied with memory to plug."""
         return any(one["qom-type"] == "memory-backend-file" for one in self.objects)
 
 
@@ -61,7 +65,16 @@ def lacks_disk(device: str) -> bool:
 
 
 def part_of(device: str, ident: str, image: Image | None = None) -> Part:
-    """What the device ``ident`` lacks. Raises UsageError for an image that it has no use for."""
+    """Return a device with what its argument lacks.
+
+    Args:
+        device: The ``-device`` argument.
+        ident: QEMU's name of the device.
+        image: The caller's image for a disk; None: a memfd.
+
+    Raises:
+        UsageError: The device has no use for the image.
+    """
     name, options = take_apart(device)
     if "id" not in options:
         device += f",id={ident}"
@@ -87,7 +100,7 @@ def part_of(device: str, ident: str, image: Image | None = None) -> Part:
         part.objects.append({"qom-type": "cryptodev-backend-builtin", "id": f"{ident}-crypto"})
         part.device += f",cryptodev={ident}-crypto"
     elif name.startswith("virtio-net") and "romfile" not in options:
-        # The boot ROM is in a package of its own, and there is nobody to boot.
+        # The boot ROM is in a package of its own, and nothing is booted.
         part.device += ",romfile="
     if "iothread" in options:
         part.objects.append({"qom-type": "iothread", "id": options["iothread"]})
@@ -100,14 +113,20 @@ class Supply:
     """The parts of one machine, and the descriptors that they need."""
 
     parts: list[Part] = field(default_factory=list)
-    """In the order asked for."""
+    """In the given order."""
+
     files: dict[str, int] = field(default_factory=dict)
     """The memfd behind a device, by the device's id: a disk, or memory to plug."""
+
     taken: set[str] = field(default_factory=set)
     """Every id that a device has had."""
 
     def add(self, device: str, image: Image | None = None) -> Part:
-        """Take in one device: give it an id if it has none, and what it lacks.
+        """Add one device, with an id if it has none, and with what it lacks.
+
+        Args:
+            device: The ``-device`` argument.
+            image: The caller's image for a disk; None: a memfd.
 
         Raises:
             UsageError: Another device has this id, or the image is for no disk.
@@ -132,7 +151,7 @@ class Supply:
 
     @property
     def slots(self) -> int:
-        """Pieces of memory that may be plugged, for ``-m slots``."""
+        """Number of pieces of memory that may be plugged, for ``-m slots``."""
         return sum(part.plugs_memory for part in self.parts)
 
     @property
@@ -141,7 +160,7 @@ class Supply:
         return sum(part.size for part in self.parts if part.plugs_memory)
 
     def arguments(self) -> list[str]:
-        """The parts as arguments of QEMU, which inherits the descriptors; each object before its device."""
+        """Return the parts as arguments of QEMU, which inherits the descriptors; each object before its device."""
         made: list[str] = []
         for part in self.parts:
             path = f"/proc/self/fd/{self.files[part.id]}" if part.id in self.files else ""
@@ -154,7 +173,7 @@ class Supply:
         return made
 
     def drop(self, ident: str) -> None:
-        """The device is no more: close what was supplied to it."""
+        """Close what was supplied to a device that does not exist any more."""
         self.parts = [part for part in self.parts if part.id != ident]
         fd = self.files.pop(ident, None)
         if fd is not None:
@@ -186,10 +205,10 @@ def _drive(part: Part, path: str) -> str:
 
 
 def image_at(path: str | os.PathLike[str]) -> Image:
-    """The raw image at ``path``, looked at as far as this user may.
+    """Return the raw image at ``path``, checked as far as this user may.
 
     Raises:
-        UsageError: It is not there, no file, not to be read, or a qcow2 image.
+        UsageError: It does not exist, is not a file, cannot be read, or is a qcow2 image.
     """
     place = Path(path).absolute()
     try:
@@ -210,7 +229,14 @@ def image_at(path: str | os.PathLike[str]) -> Image:
 
 
 def images_of(devices: Sequence[str], drives: Sequence[str | os.PathLike[str] | None]) -> list[Image | None]:
-    """The image of each device, from those of the disks in their order.
+    """Assign images to devices, in the order of the disks.
+
+    Args:
+        devices: The ``-device`` arguments.
+        drives: Paths of raw images; None among them: a memfd.
+
+    Returns:
+        The image of each device, or None.
 
     Raises:
         UsageError: There are more images than disks, or one cannot be a disk.
@@ -231,22 +257,28 @@ def _no_image(path: Path, seen: str, expected: str, remedy: str = "name a raw di
 
 
 def take_apart(device: str) -> tuple[str, dict[str, str]]:
-    """The driver's name and the options of a ``-device`` argument; ``,,`` is a comma in a value."""
+    """Split a ``-device`` argument into the driver's name and the options; ``,,`` is a comma in a value."""
     name = device.partition(",")[0]
     options = {key: value.replace(",,", ",") for key, value in _OPTION.findall(device[len(name) :])}
     return name, options
 
 
 def memory_of(files: Mapping[str, int], ident: str, address: str) -> FileWindow:
-    """The memory that the device ``ident`` plugs, by the memfd that it was supplied with.
+    """Return the memory that a device plugs, through the memfd that was supplied to it.
 
-    Raises NotSupported where the memory backend is not ours: the device was given its own ``memdev``.
+    Args:
+        files: The supplied memfds, by the device's id.
+        ident: QEMU's name of the device.
+        address: Its address, for errors.
+
+    Raises:
+        NotSupported: The device has a memory backend of the caller's (``memdev=``).
     """
     fd = files.get(ident)
     if fd is None:
         raise NotSupported(
-            f"the memory behind {address} is no file of this process",
-            seen="a memory backend of the caller's",
+            f"the memory behind {address} is not a file of this process",
+            seen="a memory backend of the caller",
             expected="the one that is supplied",
             remedy="leave memdev= out of the device's options",
         )

@@ -1,6 +1,6 @@
 """An Intel IOMMU (VT-d) of a machine without a guest: this process programs it, as an operating system would.
 
-Functions are let through as they are until one takes a domain of its own; from then on it sees what was mapped for
+Functions are passed through until one has a domain of its own; from then on it reaches what was mapped for
 it and nothing else. Root table, context table and page tables are guest memory. Only what is needed is here: one
 bus, 39 bits of address in three levels, 4 KiB pages, invalidation by register (VT-d 3.0, chapters 3, 6, 9 and 10).
 """
@@ -42,18 +42,31 @@ _TRIES = 1000
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """An access that was refused: who, where, and the reason's number (5: no write, 6: no read)."""
+    """An access that was refused."""
 
     devfn: int
+    """The function, slot * 8 + function."""
+
     address: int
+    """The page, in bytes."""
+
     reason: int
+    """The number of the reason (5: not writable, 6: not readable)."""
 
 
 class Vtd:
-    """The IOMMU of one machine, switched on, with every function let through."""
+    """The IOMMU of one machine, enabled, with every function passed through."""
 
     def __init__(self, qtest: Qtest, memory: GuestMemory) -> None:
-        """Raises QemuFailed where there is none."""
+        """Set up and enable the IOMMU.
+
+        Args:
+            qtest: The qtest connection.
+            memory: Guest memory, for the tables.
+
+        Raises:
+            QemuFailed: The machine has no Intel IOMMU, or it does not respond as it should.
+        """
         self._memory = memory
         self._registers = MemoryRegisters(qtest, BASE, _LENGTH)
         read = self._registers.read32
@@ -83,13 +96,20 @@ class Vtd:
             if self._registers.read32(offset) & mask == value:
                 return
         raise QemuFailed(
-            "the IOMMU does not do what it is told",
+            "the IOMMU does not respond as it should",
             seen=f"register {offset:#x} reads {self._registers.read32(offset):#x}",
             expected=f"{value:#x} in {mask:#x}",
         )
 
     def set_context(self, devfn: int, table: int, *, domain: int, flush: bool = True) -> None:
-        """Give a function page tables (their physical address), or with 0 let it through."""
+        """Set the page tables of a function.
+
+        Args:
+            devfn: The function, slot * 8 + function.
+            table: Physical address of its page tables; 0: pass it through.
+            domain: The domain's id.
+            flush: Invalidate the caches.
+        """
         with words64(self._contexts.view, 16 * devfn, 2) as entry:
             entry[1] = domain << 8 | _THREE_LEVELS
             entry[0] = (table or _PASS_THROUGH) | _PRESENT
@@ -97,7 +117,11 @@ class Vtd:
             self.flush()
 
     def flush(self) -> None:
-        """Forget everything that was looked up before. Without it an unmapped page goes on being reached."""
+        """Invalidate the context cache and the IOTLB. Without it an unmapped page could still be reached.
+
+        Raises:
+            QemuFailed: The IOMMU does not respond as it should.
+        """
         self._registers.write32(_CCMD, 0)
         self._registers.write32(_CCMD + 4, _INVALIDATE_ALL)
         self._await(_CCMD + 4, 1 << 31, 0)
@@ -106,7 +130,7 @@ class Vtd:
         self._await(self._iotlb + 4, 1 << 31, 0)
 
     def faults(self) -> list[Fault]:
-        """The accesses that were refused since the last call, as far as there was room for them."""
+        """Return the accesses that were refused since the last call, as far as they were recorded."""
         read, found = self._registers.read32, []
         for number in range(self._record_count):
             at = self._records + 16 * number
@@ -119,14 +143,21 @@ class Vtd:
         return found
 
     def domain(self, devfn: int) -> Domain:
-        """Page tables of its own for a function, empty."""
+        """Return empty page tables for a function alone."""
         return Domain(self, self._memory, devfn)
 
 
 class Domain:
-    """What one function can reach. Addresses and lengths in bytes, whole pages."""
+    """The address space of one function. Addresses and lengths in bytes, whole pages."""
 
     def __init__(self, iommu: Vtd, memory: GuestMemory, devfn: int) -> None:
+        """Make empty page tables for a function.
+
+        Args:
+            iommu: The IOMMU.
+            memory: Guest memory, for the tables.
+            devfn: The function, slot * 8 + function.
+        """
         self._iommu = iommu
         self._memory = memory
         self._devfn = devfn
@@ -134,7 +165,7 @@ class Domain:
         self._next = FIRST_IOVA
         self._closed = False
         self._top = self._new_table()
-        # 256 functions, and number 1 is of those that are let through.
+        # 256 functions, and number 1 is the domain of those that are passed through.
         iommu.set_context(devfn, self._top.address, domain=2 + devfn)
 
     def _new_table(self) -> QemuBlock:
@@ -143,19 +174,37 @@ class Domain:
         return block
 
     def map(self, iova: int, physical: int, length: int) -> None:
-        """Make ``length`` bytes at ``physical`` readable and writable at ``iova``."""
+        """Make memory readable and writable for the function.
+
+        Args:
+            iova: Its IOVA.
+            physical: Its guest-physical address.
+            length: Its length.
+
+        Raises:
+            Misuse: The IOVA is not a page of 39 bits of address.
+        """
         for offset in range(0, length, PAGE):
             self._set(iova + offset, physical + offset | _READ_WRITE)
 
     def unmap(self, iova: int, length: int) -> None:
-        """Take them away; the function cannot reach them any more when this returns."""
+        """Remove a map; the function cannot reach the memory any more when this returns.
+
+        Args:
+            iova: Its IOVA.
+            length: Its length.
+
+        Raises:
+            Misuse: The IOVA is not a page of 39 bits of address.
+            QemuFailed: The IOMMU does not respond as it should.
+        """
         for offset in range(0, length, PAGE):
             self._set(iova + offset, 0)
         self._iommu.flush()
 
     def _set(self, iova: int, entry: int) -> None:
         if not 0 <= iova < 1 << ADDRESS_BITS or iova % PAGE:
-            raise Misuse(f"{iova:#x} is no page of {ADDRESS_BITS} bits of address")
+            raise Misuse(f"{iova:#x} is not a page of {ADDRESS_BITS} bits of address")
         table = self._top
         for shift in (30, 21):
             with words64(table.view, iova >> shift << 3 & 0xFF8, 1) as place:
@@ -166,51 +215,69 @@ class Domain:
             place[0] = entry
 
     def take(self, length: int) -> int:
-        """IOVAs that nobody had before, with a page that stays unmapped behind them."""
+        """Return unused IOVAs for ``length`` bytes, followed by a page that stays unmapped."""
         start = self._next
         self._next += -(-length // PAGE) * PAGE + PAGE
         return start
 
     def close(self) -> None:
-        """Let the function through again, and give the tables back; idempotent."""
+        """Pass the function through again, and free the tables; idempotent."""
         if self._closed:
             return
         self._closed = True
-        with suppress(DeviceGone, DeviceTimeout, Closed):  # QEMU is gone, and its IOMMU with it
+        with suppress(DeviceGone, DeviceTimeout, Closed):  # QEMU has ended, and its IOMMU with it
             self._iommu.set_context(self._devfn, 0, domain=1)
         for block in self._tables.values():
             block.close()
 
 
 class TranslatedBlock(LinearBlock):
-    """Guest memory as one function sees it, at an IOVA. Satisfies the ``Block`` protocol."""
+    """Guest memory at an IOVA of one function. Satisfies ``Block``."""
 
     def __init__(self, domain: Domain, inner: GuestBlock, physical: int) -> None:
+        """Map a block for the function.
+
+        Args:
+            domain: The address space of the function.
+            inner: The block; closed together with this one.
+            physical: Its guest-physical address, in bytes.
+        """
         self._domain = domain
         self._inner = inner
         self.view = inner.view
         self.size = inner.size
         self.address = domain.take(self.size)
         """The IOVA of the first byte."""
+
         domain.map(self.address, physical, self.size)
 
     def pfns(self) -> list[int]:
-        """The guest-physical frame numbers, which no IOMMU changes."""
+        """Return the guest-physical frame numbers, which no IOMMU changes."""
         return self._inner.pfns()
 
     def close(self) -> None:
-        """Take it away from the function, then give it back; idempotent. Raises BufferError while it is viewed."""
+        """Unmap it for the function, then free it; idempotent.
+
+        Raises:
+            BufferError: A view of it is still held.
+        """
         with suppress(DeviceGone, DeviceTimeout, Closed):
             self._domain.unmap(self.address, self.size)
         self._inner.close()
 
 
 class TranslatedDma:
-    """The DMA space of one function behind the IOMMU: what it makes is mapped, and nothing else is."""
+    """The memory of one function behind the IOMMU: it is mapped, and nothing else is. Satisfies ``DmaSpace``."""
 
     translated = True
 
     def __init__(self, memory: GuestMemory, domain: Domain) -> None:
+        """Make an empty space.
+
+        Args:
+            memory: The memory of the machine.
+            domain: The address space of the function.
+        """
         self.domain = domain
         self.contiguous_limit = memory.size
         self._memory = memory
@@ -218,7 +285,16 @@ class TranslatedDma:
         self._closed = False
 
     def alloc(self, size: int) -> TranslatedBlock:
-        """Zeroed, page-aligned memory in one run of IOVAs. Raises OperationFailed when there is none left."""
+        """Allocate zeroed, page-aligned memory in one run of IOVAs.
+
+        Args:
+            size: Length in bytes.
+
+        Raises:
+            BadSize: ``size`` is not positive.
+            OperationFailed: No free run is large enough, or it cannot be mapped.
+            Closed: The space or the machine is closed.
+        """
         self._check()
         inner = self._memory.alloc(size)
         block = TranslatedBlock(self.domain, inner, inner.address)
@@ -226,14 +302,24 @@ class TranslatedDma:
         return block
 
     def pin(self, size: int) -> QemuBlock:
-        """Memory that the function does not address: not mapped. Guest memory never moves."""
+        """Allocate memory that the function does not address: not mapped. Guest memory never moves.
+
+        Raises:
+            BadSize: ``size`` is not positive.
+            OperationFailed: No free run is large enough, or it cannot be mapped.
+            Closed: The space or the machine is closed.
+        """
         self._check()
         block = self._memory.alloc(size)
         self._blocks.append(block)
         return block
 
     def adopt(self, mapping: mmap.mmap, physical: int) -> TranslatedBlock:
-        """Memory of the same machine that is not ours to give (virtio-mem). See the AdoptsMemory seam."""
+        """Map memory of the same machine with another owner (virtio-mem); see ``AdoptsMemory``.
+
+        Raises:
+            Closed: After ``close()``.
+        """
         self._check()
         block = TranslatedBlock(self.domain, GuestBlock(mapping, physical), physical)
         self._blocks.append(block)
@@ -244,7 +330,7 @@ class TranslatedDma:
             raise Closed("this DMA space is closed")
 
     def close(self) -> None:
-        """Give all blocks back, and let the function through again; idempotent."""
+        """Free all blocks, and pass the function through again; idempotent."""
         self._closed = True
         while self._blocks:
             self._blocks.pop().close()

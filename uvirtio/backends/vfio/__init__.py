@@ -1,7 +1,7 @@
 """VFIO from Python: the kernel's ioctls by ctypes, fcntl and mmap, and nothing of virtio.
 
-Usable on its own: a :class:`Container` is an I/O address space, a :class:`Group` is what the IOMMU can hold
-apart, a :class:`Device` has regions, interrupts and a reset. ``docs/vfio.md`` has an example.
+Usable on its own: a ``Container`` is an I/O address space, a ``Group`` is the smallest set of functions that the
+IOMMU isolates, a ``Device`` has regions, interrupts and a reset. ``docs/vfio.md`` has an example.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The capability chains that VFIO appends to its info structures.
 
-A chain is a list by offset inside one buffer. It comes from the kernel, and still every offset is checked and
-the walk is bounded: a chain that loops must not hang a driver.
+A chain is a list linked by offsets inside one buffer. It comes from the kernel, and still every offset is checked
+and the walk is bounded: a chain that loops must not hang a driver.
 """
 
 from __future__ import annotations
@@ -30,13 +30,29 @@ class InfoCap:
     data: bytes
 
     def fields(self, layout: type[Item]) -> Item:
-        """The fixed part of the capability. Raises OperationFailed if the buffer ends before it does."""
+        """Return the fixed part of the capability.
+
+        Args:
+            layout: The structure, beginning with its ``vfio_info_cap_header``.
+
+        Raises:
+            OperationFailed: The buffer ends before the structure does.
+        """
         if ctypes.sizeof(layout) > len(self.data):
             raise _nonsense(f"capability {self.id} has {len(self.data)} bytes", f"{ctypes.sizeof(layout)}")
         return layout.from_buffer_copy(self.data)
 
     def items(self, layout: type[Item], start: int, count: int) -> list[Item]:
-        """``count`` structures from byte ``start`` of the capability. Raises OperationFailed if they don't fit."""
+        """Return ``count`` structures from byte ``start`` of the capability.
+
+        Args:
+            layout: The structure of one item.
+            start: Offset of the first item from the capability's header, in bytes.
+            count: Number of items.
+
+        Raises:
+            OperationFailed: The buffer ends before the items do.
+        """
         size = ctypes.sizeof(layout)
         if start + count * size > len(self.data):
             raise _nonsense(
@@ -50,9 +66,15 @@ def _nonsense(seen: str, expected: str) -> OperationFailed:
 
 
 def info_caps(data: bytes, first: int, head: int) -> list[InfoCap]:
-    """The chain in ``data`` that begins at offset ``first`` (0: none); ``head`` bytes before it belong to nobody.
+    """Return the chain of capabilities in an info structure.
 
-    Raises OperationFailed for an offset outside the buffer, a loop, or a chain that is too long.
+    Args:
+        data: The structure with what follows it.
+        first: Offset of the first capability in ``data``; 0: none.
+        head: Length of the structure, in bytes: no capability begins before it.
+
+    Raises:
+        OperationFailed: An offset is outside the buffer, the chain loops or is too long.
     """
     found: list[InfoCap] = []
     seen: set[int] = set()

@@ -52,12 +52,12 @@ from uvirtio.host.syscalls import Kernel, failed, named
 IOMMU_NAMES = {VFIO_TYPE1v2_IOMMU: "type1v2", VFIO_TYPE1_IOMMU: "type1", VFIO_NOIOMMU_IOMMU: "no-IOMMU"}
 
 DEFAULT_RANGES = ((0, 0xFEDF_FFFF), (0xFEF0_0000, (1 << 39) - 1))
-"""For kernels before 5.4, which report no ranges: 39 bits without the hole where x86 has its MSIs."""
+"""For kernels before 5.4, which report no ranges: 39 bits, without the range of x86's MSIs."""
 
 
 @dataclass(frozen=True, slots=True)
 class IommuInfo:
-    """What VFIO_IOMMU_GET_INFO says."""
+    """The result of VFIO_IOMMU_GET_INFO."""
 
     page_sizes: int
     """Bitmap of the page sizes of the IOMMU, in bytes."""
@@ -66,17 +66,25 @@ class IommuInfo:
     """Usable device addresses as (first byte, last byte)."""
 
     dma_avail: int | None
-    """How many more maps the container takes; None where the kernel does not say."""
+    """Number of further maps that the container allows; None where the kernel does not report it."""
 
 
 class Container:
-    """An I/O address space. Devices of the groups in it see the same device addresses.
+    """An I/O address space. Devices of the groups in it have the same device addresses. A context manager.
 
-    ``Container.open()``, then a group joins (:meth:`Group.set_container`), then :meth:`set_iommu`: the kernel
-    demands this order. ``close()`` gives up all maps that are left.
+    The kernel requires this order: ``Container.open()``, then a group joins (``Group.set_container``), then
+    ``set_iommu``. ``close()`` removes all maps that are left.
     """
 
     def __init__(self, fd: int, path: Path, kernel: Kernel | None = None, roots: Roots | None = None) -> None:
+        """Take over an open ``/dev/vfio/vfio``; use ``open``.
+
+        Args:
+            fd: The descriptor; closed by ``close()``.
+            path: The node, for errors.
+            kernel: The system calls; replaced in tests.
+            roots: Where /dev and /proc are.
+        """
         self._fd = fd
         self._kernel = kernel or Kernel()
         self._roots = roots or Roots()
@@ -88,7 +96,11 @@ class Container:
     def open(cls, roots: Roots | None = None, *, kernel: Kernel | None = None) -> Container:
         """Open ``/dev/vfio/vfio`` below ``roots.dev``.
 
-        Raises ModuleLack (vfio is not loaded), PermissionLack, or NotSupported (another API version).
+        Raises:
+            ModuleLack: The module vfio is not loaded.
+            PermissionLack: This user may not open the node.
+            NotSupported: The kernel has another version of the API.
+            OperationFailed: The node cannot be opened for another reason.
         """
         roots = roots or Roots()
         kernel = kernel or Kernel()
@@ -108,26 +120,43 @@ class Container:
     def _check_version(self) -> None:
         version = self._kernel.ioctl(self.fd, VFIO_GET_API_VERSION, 0)
         if version != VFIO_API_VERSION:
-            raise NotSupported(f"{self.path} speaks another VFIO API", seen=version, expected=VFIO_API_VERSION)
+            raise NotSupported(f"{self.path} has another VFIO version", seen=version, expected=VFIO_API_VERSION)
 
     @property
     def fd(self) -> int:
-        """The file descriptor. Raises Closed."""
+        """The file descriptor.
+
+        Raises:
+            Closed: After ``close()``.
+        """
         if self._fd < 0:
             raise Closed("this VFIO container is closed")
         return self._fd
 
     def check_extension(self, extension: int) -> bool:
-        """VFIO_CHECK_EXTENSION: whether this kernel has that IOMMU type or ability."""
+        """Whether this kernel has an IOMMU type or extension (VFIO_CHECK_EXTENSION).
+
+        Raises:
+            Closed: After ``close()``.
+        """
         try:
             return self._kernel.ioctl(self.fd, VFIO_CHECK_EXTENSION, extension) > 0
         except OSError:
             return False
 
     def set_iommu(self, iommu_type: int | None = None) -> int:
-        """Choose the IOMMU model, after a group has joined; None takes type1v2, else type1. Returns the type.
+        """Choose the IOMMU type, after a group has joined (VFIO_SET_IOMMU).
 
-        Raises ModuleLack (no type1), PermissionLack (interrupts are not isolated), or OperationFailed.
+        Args:
+            iommu_type: VFIO_TYPE1v2_IOMMU or another of these; None: type1v2, else type1.
+
+        Returns:
+            The type that was set.
+
+        Raises:
+            ModuleLack: The kernel has no type1 IOMMU.
+            PermissionLack: The IOMMU does not isolate interrupts.
+            OperationFailed: The kernel refused it for another reason.
         """
         if iommu_type is None:
             offered = [t for t in (VFIO_TYPE1v2_IOMMU, VFIO_TYPE1_IOMMU) if self.check_extension(t)]
@@ -135,7 +164,7 @@ class Container:
                 raise ModuleLack(
                     "this VFIO container has no type1 IOMMU",
                     seen="neither VFIO_TYPE1v2_IOMMU nor VFIO_TYPE1_IOMMU",
-                    expected="one of the two",
+                    expected="a type1 IOMMU",
                     remedy="as root: modprobe vfio_iommu_type1",
                 )
             iommu_type = offered[0]
@@ -157,7 +186,11 @@ class Container:
         return iommu_type
 
     def iommu_info(self) -> IommuInfo:
-        """VFIO_IOMMU_GET_INFO with its capabilities. Raises OperationFailed where it makes no sense."""
+        """Return page sizes, usable device addresses and free maps (VFIO_IOMMU_GET_INFO).
+
+        Raises:
+            OperationFailed: The kernel refused, or its structure is malformed.
+        """
         try:
             head, data = query(self._kernel, self.fd, VFIO_IOMMU_GET_INFO, vfio_iommu_type1_info())
         except OSError as error:
@@ -177,10 +210,20 @@ class Container:
         return IommuInfo(sizes, ranges, avail)
 
     def map(self, vaddr: int, iova: int, size: int, *, read: bool = True, write: bool = True) -> None:
-        """Pin ``size`` bytes of this process's memory at ``vaddr`` and show them to the devices at ``iova``.
+        """Pin memory of this process and map it for the devices (VFIO_IOMMU_MAP_DMA).
 
-        All three in bytes and multiples of the IOMMU's page. ``read`` and ``write`` are what the device may do.
-        Raises MemlockExceeded, or OperationFailed (overlap, outside the ranges, no more maps).
+        Addresses and size are multiples of the IOMMU's page.
+
+        Args:
+            vaddr: Virtual address in this process, in bytes.
+            iova: Device address, in bytes.
+            size: Length, in bytes.
+            read: The device may read it.
+            write: The device may write it.
+
+        Raises:
+            MemlockExceeded: RLIMIT_MEMLOCK does not allow it.
+            OperationFailed: Overlap with a map, outside the ranges, no maps left, or another refusal.
         """
         flags = (VFIO_DMA_MAP_FLAG_READ if read else 0) | (VFIO_DMA_MAP_FLAG_WRITE if write else 0)
         argument = vfio_iommu_type1_dma_map(
@@ -192,9 +235,14 @@ class Container:
             raise map_error(self._roots, error, iova, size) from error
 
     def unmap(self, iova: int, size: int) -> None:
-        """Take the maps in this range away; the pages are unpinned.
+        """Remove the maps in a range (VFIO_IOMMU_UNMAP_DMA); their pages are unpinned.
 
-        Raises OperationFailed if the kernel did not unmap exactly ``size`` bytes.
+        Args:
+            iova: First device address, in bytes.
+            size: Length, in bytes.
+
+        Raises:
+            OperationFailed: The kernel did not unmap exactly ``size`` bytes.
         """
         argument = vfio_iommu_type1_dma_unmap(
             argsz=ctypes.sizeof(vfio_iommu_type1_dma_unmap), flags=0, iova=iova, size=size
@@ -205,13 +253,13 @@ class Container:
             raise failed(f"unmapping {size} bytes at the device address {iova:#x}", error) from error
         if argument.size != size:
             raise OperationFailed(
-                f"the kernel unmapped another range than was asked at {iova:#x}",
+                f"the kernel did not unmap the requested range at {iova:#x}",
                 seen=f"{argument.size} bytes",
                 expected=f"{size} bytes",
             )
 
     def close(self) -> None:
-        """Close the descriptor; idempotent. Maps vanish when the last device and group have gone, too."""
+        """Close the descriptor; idempotent. Maps are removed once the last device and group are closed, too."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             self._kernel.close(fd)
@@ -224,7 +272,17 @@ class Container:
 
 
 def map_error(roots: Roots, error: OSError, iova: int, size: int) -> UvirtioError:
-    """What a refused map means; ``size`` bytes at the device address ``iova``."""
+    """Return the error that a refused map means.
+
+    Args:
+        roots: Where /proc is.
+        error: What the ioctl raised.
+        iova: Device address of the map, in bytes.
+        size: Length of the map, in bytes.
+
+    Returns:
+        MemlockExceeded or OperationFailed.
+    """
     what = f"mapping {size} bytes at the device address {iova:#x}"
     if error.errno == errno.ENOMEM:
         limit = memlock_limit(roots)
@@ -232,7 +290,7 @@ def map_error(roots: Roots, error: OSError, iova: int, size: int) -> UvirtioErro
         if limit is not None and locked + size > limit:
             need = locked + size
             return MemlockExceeded(
-                f"pinning {size} bytes more goes beyond RLIMIT_MEMLOCK",
+                f"pinning another {size} bytes exceeds RLIMIT_MEMLOCK",
                 seen=f"limit {limit} bytes, {locked} in use",
                 expected=f"at least {need} bytes",
                 remedy=f"'ulimit -l {-(-need // 1024)}' in the shell, 'prlimit --memlock={need} COMMAND' as "
@@ -265,15 +323,15 @@ def _open_error(path: Path, error: OSError) -> UvirtioError:
 
 
 def locked_bytes(roots: Roots) -> int:
-    """What this process has locked or pinned against RLIMIT_MEMLOCK, in bytes.
+    """Return what this process has locked or pinned against RLIMIT_MEMLOCK, in bytes.
 
-    Type1 counts its maps as locked (VmLck of the status), iommufd as pinned (VmPin).
+    Type1 counts its maps as locked (VmLck of ``/proc/self/status``), iommufd as pinned (VmPin).
     """
     return process.status_bytes(("VmLck", "VmPin"), roots)
 
 
 def memlock_limit(roots: Roots) -> int | None:
-    """The soft RLIMIT_MEMLOCK in bytes; None where it does not bind (unlimited, or CAP_IPC_LOCK)."""
+    """Return the soft RLIMIT_MEMLOCK in bytes; None where it does not apply (unlimited, or CAP_IPC_LOCK)."""
     if process.capable(process.CAP_IPC_LOCK, roots):
         return None
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)

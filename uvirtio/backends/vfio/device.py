@@ -1,4 +1,4 @@
-"""A VFIO device: regions, interrupts, reset. Written for vfio-pci; the verbs are VFIO's own."""
+"""A VFIO device: regions, interrupts, reset. Written for vfio-pci; the methods are VFIO's ioctls."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ _RESET_PAUSE = 0.01
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """VFIO_DEVICE_GET_INFO."""
+    """The result of VFIO_DEVICE_GET_INFO."""
 
     flags: int
     num_regions: int
@@ -61,28 +61,34 @@ class DeviceInfo:
 
 @dataclass(frozen=True, slots=True)
 class RegionInfo:
-    """VFIO_DEVICE_GET_REGION_INFO: ``size`` and ``offset`` (in the device's file) are bytes; size 0: absent."""
+    """The result of VFIO_DEVICE_GET_REGION_INFO."""
 
     index: int
     flags: int
     size: int
+    """Length in bytes; 0: the device does not have this region."""
+
     offset: int
+    """Where the region begins in the device's file, in bytes."""
+
     sparse: tuple[tuple[int, int], ...] | None
-    """Where mmap is limited to parts: (offset in the region, size) of each. None: no such limit."""
+    """The parts that can be mapped: (offset in the region, length) of each, in bytes. None: no such limit."""
 
     msix_mappable: bool
-    """The part that holds the MSI-X table may be mapped as well."""
+    """The part with the MSI-X table may be mapped as well."""
 
     @property
     def readable(self) -> bool:
+        """Whether the region can be read."""
         return bool(self.flags & VFIO_REGION_INFO_FLAG_READ)
 
     @property
     def writable(self) -> bool:
+        """Whether the region can be written."""
         return bool(self.flags & VFIO_REGION_INFO_FLAG_WRITE)
 
     def mappable(self, offset: int, length: int) -> bool:
-        """Whether the bytes at ``offset`` of the region may be mapped, as one piece."""
+        """Whether ``length`` bytes from byte ``offset`` of the region may be mapped, as one piece."""
         if not self.flags & VFIO_REGION_INFO_FLAG_MMAP or offset < 0 or length <= 0:
             return False
         areas = ((0, self.size),) if self.sparse is None else self.sparse
@@ -91,39 +97,59 @@ class RegionInfo:
 
 @dataclass(frozen=True, slots=True)
 class IrqInfo:
-    """VFIO_DEVICE_GET_IRQ_INFO of one interrupt index: how many there are; 0: none."""
+    """The result of VFIO_DEVICE_GET_IRQ_INFO for one interrupt index."""
 
     index: int
     flags: int
     count: int
+    """Number of interrupts (vectors) of this index; 0: none."""
 
     @property
     def eventfd(self) -> bool:
+        """Whether the interrupts can signal eventfds."""
         return bool(self.flags & VFIO_IRQ_INFO_EVENTFD)
 
 
 class Device:
-    """An open VFIO device; ``fd`` comes from :meth:`Group.device_fd` and is owned from then on.
+    """An open VFIO device. A context manager.
 
     Order of closing: this device, its group, the container. The kernel clears bus mastering and resets the
-    function when the last descriptor closes. All methods raise Closed after ``close()``, DeviceGone when the
-    device has been removed.
+    function when the last descriptor closes.
+
+    Raises:
+        DeviceGone: In any method: the device was removed.
+        Closed: In any method: after ``close()``.
     """
 
     def __init__(self, fd: int, name: str, kernel: Kernel | None = None) -> None:
+        """Take over an open device.
+
+        Args:
+            fd: What ``Group.device_fd`` or ``open_cdev`` returned; closed by ``close()``.
+            name: The device's address, for errors.
+            kernel: The system calls; replaced in tests.
+        """
         self._fd = fd
         self._kernel = kernel or Kernel()
         self.name = name
 
     @property
     def fd(self) -> int:
-        """The file descriptor: regions are read and written through it at their offset. Raises Closed."""
+        """The file descriptor: regions are read and written through it at their offset.
+
+        Raises:
+            Closed: After ``close()``.
+        """
         if self._fd < 0:
             raise Closed(f"the VFIO device {self.name} is closed")
         return self._fd
 
     def info(self) -> DeviceInfo:
-        """VFIO_DEVICE_GET_INFO."""
+        """Return the flags and the number of regions and interrupts (VFIO_DEVICE_GET_INFO).
+
+        Raises:
+            OperationFailed: The kernel refused.
+        """
         try:
             head, _ = query(self._kernel, self.fd, VFIO_DEVICE_GET_INFO, vfio_device_info())
         except OSError as error:
@@ -131,7 +157,13 @@ class Device:
         return DeviceInfo(head.flags, head.num_regions, head.num_irqs)
 
     def region_info(self, index: int) -> RegionInfo:
-        """VFIO_DEVICE_GET_REGION_INFO; a region that the device does not have comes back with size 0."""
+        """Return place, length and abilities of a region (VFIO_DEVICE_GET_REGION_INFO).
+
+        A region that the device does not have has size 0.
+
+        Raises:
+            OperationFailed: The kernel refused, or its structure is malformed.
+        """
         try:
             head, data = query(self._kernel, self.fd, VFIO_DEVICE_GET_REGION_INFO, vfio_region_info(index=index))
         except OSError as error:
@@ -151,7 +183,13 @@ class Device:
         return RegionInfo(index, head.flags, head.size, head.offset, sparse, msix_mappable)
 
     def irq_info(self, index: int) -> IrqInfo:
-        """VFIO_DEVICE_GET_IRQ_INFO; an interrupt that the device does not have comes back with count 0."""
+        """Return number and abilities of an interrupt index (VFIO_DEVICE_GET_IRQ_INFO).
+
+        An index that the device does not have has count 0.
+
+        Raises:
+            OperationFailed: The kernel refused.
+        """
         argument = vfio_irq_info(argsz=ctypes.sizeof(vfio_irq_info), index=index)
         try:
             self._kernel.ioctl(self.fd, VFIO_DEVICE_GET_IRQ_INFO, argument)
@@ -162,14 +200,14 @@ class Device:
         return IrqInfo(index, argument.flags, argument.count)
 
     def set_vf_token(self, token: str) -> None:
-        """VFIO_DEVICE_FEATURE_PCI_VF_TOKEN: from now on, who opens a virtual function must know this UUID.
+        """Set the UUID that a process must present to open a virtual function (VFIO_DEVICE_FEATURE_PCI_VF_TOKEN).
 
         Args:
             token: The UUID as text.
 
         Raises:
-            OperationFailed: The device is no physical function of SR-IOV.
-            DeviceGone: The device is gone.
+            OperationFailed: The device is not a physical function of SR-IOV.
+            DeviceGone: The device was removed.
         """
         data = bytes.fromhex(token.replace("-", ""))
         head = struct.pack("=II", 8 + len(data), VFIO_DEVICE_FEATURE_SET | VFIO_DEVICE_FEATURE_PCI_VF_TOKEN)
@@ -181,7 +219,17 @@ class Device:
     # --- regions ------------------------------------------------------------------------------------------
 
     def read(self, region: RegionInfo, offset: int, length: int) -> bytes:
-        """Bytes of a region by one pread. 1, 2 and 4 aligned bytes are one access of that width each."""
+        """Read bytes of a region by one pread. 1, 2 or 4 aligned bytes are one access of that width.
+
+        Args:
+            region: What ``region_info`` returned.
+            offset: Start in the region, in bytes.
+            length: Number of bytes.
+
+        Raises:
+            Misuse: The bytes are not all in the region.
+            OperationFailed: The kernel refused.
+        """
         place = self._place(region, offset, length)
         try:
             data = os.pread(self.fd, length, place)
@@ -192,7 +240,17 @@ class Device:
         return data
 
     def write(self, region: RegionInfo, offset: int, data: bytes) -> None:
-        """Write bytes of a region by one pwrite; widths as for :meth:`read`."""
+        """Write bytes of a region by one pwrite. 1, 2 or 4 aligned bytes are one access of that width.
+
+        Args:
+            region: What ``region_info`` returned.
+            offset: Start in the region, in bytes.
+            data: The bytes.
+
+        Raises:
+            Misuse: The bytes are not all in the region.
+            OperationFailed: The kernel refused.
+        """
         place = self._place(region, offset, len(data))
         try:
             done = os.pwrite(self.fd, data, place)
@@ -208,7 +266,7 @@ class Device:
 
     def _short(self, region: RegionInfo, done: int, length: int) -> DeviceGone:
         return DeviceGone(
-            f"region {region.index} of {self.name} does not answer",
+            f"region {region.index} of {self.name} does not respond",
             seen=f"{done} bytes",
             expected=f"{length} bytes",
         )
@@ -216,9 +274,16 @@ class Device:
     def mmap(self, region: RegionInfo, offset: int, length: int) -> mmap.mmap:
         """Map whole pages of a region; the caller closes the mapping before the device.
 
-        Touching it while the device decodes no memory, is in reset or was removed raises SIGBUS, which ends a
-        Python process: ``read`` and ``write`` raise an error instead. Raises OperationFailed where the kernel
-        does not allow it.
+        An access to it while the device decodes no memory, is in reset or was removed causes SIGBUS, which ends a
+        Python process: ``read`` and ``write`` report an error instead.
+
+        Args:
+            region: What ``region_info`` returned.
+            offset: Start in the region, in bytes; a multiple of the CPU's page.
+            length: Number of bytes; a multiple of the CPU's page.
+
+        Raises:
+            OperationFailed: The region cannot be mapped there.
         """
         if offset % CPU_PAGE or length % CPU_PAGE or not region.mappable(offset, length):
             raise OperationFailed(
@@ -240,28 +305,51 @@ class Device:
     # --- interrupts ---------------------------------------------------------------------------------------
 
     def set_irqs(self, index: int, fds: Sequence[int], start: int = 0) -> None:
-        """Deliver interrupts ``start``... of ``index`` to these eventfds (-1: to nobody).
+        """Deliver interrupts of an index to eventfds (VFIO_DEVICE_SET_IRQS).
 
-        For MSI and MSI-X this turns them on with ``len(fds)`` vectors. Raises OperationFailed, also where the
-        kernel has fewer vectors than asked.
+        For MSI and MSI-X this enables them with ``len(fds)`` vectors.
+
+        Args:
+            index: The interrupt index, such as VFIO_PCI_MSIX_IRQ_INDEX.
+            fds: An eventfd for each interrupt; -1: none.
+            start: The first interrupt of the index that ``fds`` is for.
+
+        Raises:
+            OperationFailed: The kernel refused, or has fewer vectors.
         """
         data = array("i", fds).tobytes()
         self._set_irqs(index, VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER, start, len(fds), data)
 
     def disable_irqs(self, index: int) -> None:
-        """Turn all interrupts of ``index`` off."""
+        """Disable all interrupts of an index.
+
+        Raises:
+            OperationFailed: The kernel refused.
+        """
         self._set_irqs(index, VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER, 0, 0)
 
     def trigger(self, index: int, start: int = 0, count: int = 1) -> None:
-        """Loopback: signal the eventfds as if the device had interrupted."""
+        """Signal the eventfds of ``count`` interrupts from ``start``, as if the device had interrupted (loopback).
+
+        Raises:
+            OperationFailed: The kernel refused.
+        """
         self._set_irqs(index, VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER, start, count)
 
     def mask(self, index: int, start: int = 0, count: int = 1) -> None:
-        """Mask interrupts (INTx only, as the kernel has it)."""
+        """Mask ``count`` interrupts from ``start``; the kernel has this for INTx only.
+
+        Raises:
+            OperationFailed: The kernel refused.
+        """
         self._set_irqs(index, VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_MASK, start, count)
 
     def unmask(self, index: int, start: int = 0, count: int = 1) -> None:
-        """Unmask INTx, which the kernel masks at each interrupt; a line still raised fires again at once."""
+        """Unmask INTx, which the kernel masks at each interrupt; a line that is still asserted fires again.
+
+        Raises:
+            OperationFailed: The kernel refused.
+        """
         self._set_irqs(index, VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_UNMASK, start, count)
 
     def _set_irqs(self, index: int, flags: int, start: int, count: int, data: bytes = b"") -> None:
@@ -273,9 +361,9 @@ class Device:
         except OSError as error:
             raise gone_or_failed(f"VFIO_DEVICE_SET_IRQS {index} of {self.name}", error) from error
         if left:
-            # A positive answer is the number of vectors that could be had; nothing was turned on.
+            # A positive result is the number of vectors that are available; nothing was enabled.
             raise OperationFailed(
-                f"{self.name} cannot have {count} interrupt vectors now",
+                f"{self.name}: {count} interrupt vectors are not available",
                 seen=f"{left} available",
                 expected=f"{count}",
             )
@@ -283,10 +371,16 @@ class Device:
     # --- reset and close ----------------------------------------------------------------------------------
 
     def reset(self, timeout: float = DEFAULT_TIMEOUT) -> bool:
-        """VFIO_DEVICE_RESET: a function-level (or better) reset; False where the device has none.
+        """Do a function-level (or better) reset (VFIO_DEVICE_RESET); False where the device has none.
 
-        While somebody else holds the device's lock the kernel says EAGAIN; that is asked again for ``timeout``
-        seconds. Raises OperationFailed or DeviceGone.
+        While another process holds the device's lock the kernel returns EAGAIN; the ioctl is repeated then.
+
+        Args:
+            timeout: Seconds to repeat it.
+
+        Raises:
+            OperationFailed: The reset failed, or the lock was not released in time.
+            DeviceGone: The device was removed.
         """
         deadline = time.monotonic() + timeout
         while True:
@@ -301,7 +395,7 @@ class Device:
             time.sleep(_RESET_PAUSE)
 
     def close(self) -> None:
-        """Close the descriptor; idempotent. The kernel stops DMA, turns interrupts off and resets."""
+        """Close the descriptor; idempotent. The kernel stops DMA, disables interrupts and resets the device."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             self._kernel.close(fd)

@@ -14,19 +14,26 @@ class IntxEvent(EventFd):
     """
 
     def __init__(self, device: Device) -> None:
+        """Make the eventfd; ``device`` unmasks its pin on ``rearm()``."""
         super().__init__()
         self._device = device
         self.masked = False
-        """An interrupt was taken and the line was not unmasked since."""
+        """An interrupt was taken, and the pin has not been unmasked since."""
 
     def take(self) -> bool:
+        """Consume what is pending, without waiting; returns whether anything was."""
         if super().take():
             self.masked = True
             return True
         return False
 
     def rearm(self) -> None:
-        """Unmask after an interrupt; nothing otherwise. Raises DeviceGone."""
+        """Unmask the pin if an interrupt was taken; no effect otherwise.
+
+        Raises:
+            DeviceGone: The device was removed.
+            OperationFailed: The kernel refused.
+        """
         if self.masked:
             self._device.unmask(VFIO_PCI_INTX_IRQ_INDEX)
             self.masked = False

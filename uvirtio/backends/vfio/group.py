@@ -1,4 +1,4 @@
-"""A VFIO group: the functions that the IOMMU cannot tell apart (``/dev/vfio/N``)."""
+"""A VFIO group: the functions that the IOMMU cannot isolate from each other (``/dev/vfio/N``)."""
 
 from __future__ import annotations
 
@@ -36,21 +36,25 @@ from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import Kernel, failed, gone_or_failed, named
 
 BRIDGE_DRIVERS = frozenset({"pcieport", PCI_STUB})
-"""Drivers that may hold members of a group: they do no DMA of their own (vfio.rst, "viable")."""
+"""Drivers that may be bound to members of a group: they do no DMA of their own (vfio.rst, "viable")."""
 
 
 @dataclass(frozen=True, slots=True)
 class GroupMember:
-    """A function in an IOMMU group and the driver that holds it."""
+    """A function in an IOMMU group, and its driver."""
 
     address: str
     driver: str | None
 
 
 def group_of(address: str, roots: Roots) -> int:
-    """The IOMMU group of a PCI function, from sysfs.
+    """Return the IOMMU group of a PCI function, from sysfs.
 
-    Raises NoSuchDevice, NoIommu. VFIO gives a group to a function without an IOMMU too: see :func:`is_noiommu`.
+    VFIO gives a group to a function without an IOMMU too: see ``is_noiommu``.
+
+    Raises:
+        NoSuchDevice: There is no such function.
+        NoIommu: It has no group.
     """
     device = sysfs.device("pci", address, roots)
     if not device.exists():
@@ -65,28 +69,37 @@ def group_of(address: str, roots: Roots) -> int:
             remedy="give the machine an IOMMU (QEMU: -device intel-iommu,intremap=on; firmware: VT-d or AMD-Vi)",
         ) from error
     if not name.isdigit():
-        raise NoIommu(f"{address} has a strange IOMMU group", seen=name, expected="a number")
+        raise NoIommu(f"{address} has an IOMMU group that is not a number", seen=name, expected="a number")
     return int(name)
 
 
 def is_noiommu(address: str, roots: Roots) -> bool:
-    """Whether the function's group is one that VFIO made up, because there is no IOMMU."""
+    """Whether the function's group was made by VFIO because there is no IOMMU."""
     return sysfs.is_noiommu(sysfs.device("pci", address, roots))
 
 
 def members(number: int, roots: Roots) -> list[GroupMember]:
-    """The functions of an IOMMU group with their drivers, from sysfs; empty where it cannot be read."""
+    """Return the functions of an IOMMU group with their drivers, from sysfs; empty where it cannot be read."""
     return [GroupMember(name, pci_driver(name, roots)) for name in sysfs.iommu_group_members(number, roots)]
 
 
 class Group:
-    """An open VFIO group. The kernel lets one process open it, once.
+    """An open VFIO group. The kernel lets one process open it, once. A context manager.
 
-    ``Group.open(number)``; :meth:`set_container`; then :meth:`device_fd` for each function wanted. Close the
-    devices before the group.
+    ``Group.open(number)``; ``set_container``; then ``device_fd`` for each function. Close the devices before the
+    group.
     """
 
     def __init__(self, fd: int, number: int, path: Path, roots: Roots, kernel: Kernel | None = None) -> None:
+        """Take over an open ``/dev/vfio/NUMBER``; use ``open``.
+
+        Args:
+            fd: The descriptor; closed by ``close()``.
+            number: The IOMMU group.
+            path: The node, for errors.
+            roots: Where /sys and /proc are.
+            kernel: The system calls; replaced in tests.
+        """
         self._fd = fd
         self._kernel = kernel or Kernel()
         self._roots = roots
@@ -103,9 +116,21 @@ class Group:
         kernel: Kernel | None = None,
         noiommu: bool = False,
     ) -> Group:
-        """Open ``/dev/vfio/NUMBER`` (``noiommu-NUMBER``) below ``roots.dev``.
+        """Open ``/dev/vfio/NUMBER`` below ``roots.dev``, and check that the group is viable.
 
-        Raises Busy (naming who has it), PermissionLack, ModuleLack, NoIommu, or GroupNotViable.
+        Args:
+            number: The IOMMU group.
+            roots: Where /dev, /sys and /proc are.
+            kernel: The system calls; replaced in tests.
+            noiommu: Open ``/dev/vfio/noiommu-NUMBER``.
+
+        Raises:
+            Busy: Another process has it open; ``seen`` names it.
+            PermissionLack: This user may not open the node.
+            ModuleLack: The module vfio is not loaded.
+            NoIommu: No function of the group is bound to vfio-pci.
+            GroupNotViable: A kernel driver is bound to a function of the group.
+            OperationFailed: The node cannot be opened for another reason.
         """
         roots = roots or Roots()
         kernel = kernel or Kernel()
@@ -124,13 +149,22 @@ class Group:
 
     @property
     def fd(self) -> int:
-        """The file descriptor. Raises Closed."""
+        """The file descriptor.
+
+        Raises:
+            Closed: After ``close()``.
+        """
         if self._fd < 0:
             raise Closed(f"VFIO group {self.number} is closed")
         return self._fd
 
     def status(self) -> int:
-        """VFIO_GROUP_GET_STATUS: the flags."""
+        """Return the flags of VFIO_GROUP_GET_STATUS.
+
+        Raises:
+            OperationFailed: The kernel refused.
+            DeviceGone: The group's devices were removed.
+        """
         argument = vfio_group_status(argsz=ctypes.sizeof(vfio_group_status))
         try:
             self._kernel.ioctl(self.fd, VFIO_GROUP_GET_STATUS, argument)
@@ -155,7 +189,11 @@ class Group:
         )
 
     def set_container(self, container: Container) -> None:
-        """VFIO_GROUP_SET_CONTAINER: join an I/O address space. Raises OperationFailed."""
+        """Join an I/O address space (VFIO_GROUP_SET_CONTAINER).
+
+        Raises:
+            OperationFailed: The kernel refused.
+        """
         try:
             self._kernel.ioctl(self.fd, VFIO_GROUP_SET_CONTAINER, vfio_fd(container.fd))
         except OSError as error:
@@ -167,23 +205,23 @@ class Group:
         self._contained = True
 
     def device_fd(self, address: str, vf_token: str | None = None) -> int:
-        """VFIO_GROUP_GET_DEVICE_FD: open a function. **This resets it** where the kernel can.
+        """Open a function of the group (VFIO_GROUP_GET_DEVICE_FD). **This resets it** where the kernel can.
 
         Args:
-            address: Of the function: ``0000:03:00.0``.
-            vf_token: A UUID. A virtual function of SR-IOV whose physical function vfio-pci has is opened only with
-                the token of that one; that of a physical function is set, or has to match while the virtual ones
-                are open.
+            address: The function, ``0000:03:00.0``.
+            vf_token: A UUID. A virtual function of SR-IOV whose physical function is bound to vfio-pci is opened
+                only with the token of the physical one; that of a physical function is set, or has to match while
+                the virtual ones are open.
 
         Returns:
             A descriptor that the caller owns.
 
         Raises:
-            NoSuchDevice: The group has no such function with vfio-pci.
-            Busy: Another process has it.
+            NoSuchDevice: The group has no such function that is bound to vfio-pci.
+            Busy: The function is open in another process.
             PermissionLack: The VF token is missing, or another one.
-            DeviceGone: It is gone.
-            OperationFailed: The kernel refused.
+            DeviceGone: The function was removed.
+            OperationFailed: The kernel refused for another reason.
         """
         # A bytearray, on purpose: given bytes, fcntl.ioctl returns the buffer and loses the descriptor.
         text = address if vf_token is None else f"{address} vf_token={vf_token}"
@@ -205,7 +243,7 @@ class Group:
             raise gone_or_failed(f"opening {address} of VFIO group {self.number}", error) from error
 
     def close(self) -> None:
-        """Leave the container and close; idempotent. Devices have to be closed before."""
+        """Leave the container and close the descriptor; idempotent. Devices have to be closed before."""
         fd, self._fd = self._fd, -1
         if fd < 0:
             return
@@ -213,7 +251,7 @@ class Group:
             if self._contained:
                 self._kernel.ioctl(fd, VFIO_GROUP_UNSET_CONTAINER, 0)
         except OSError:
-            pass  # a device is still open, or the group has gone: closing does the same
+            pass  # a device is still open, or the group was removed: closing does the same
         finally:
             self._kernel.close(fd)
 
@@ -225,13 +263,21 @@ class Group:
 
 
 def require_vf_token_taker(address: str, roots: Roots) -> None:
-    """Make sure that VFIO has a use for a VF token. Raises NotSupported."""
+    """Check that VFIO uses a VF token for a function.
+
+    Args:
+        address: The function, ``0000:03:00.0``.
+        roots: Where /sys is.
+
+    Raises:
+        NotSupported: The function has no SR-IOV, or vfio-pci is not the driver of its physical function.
+    """
     device = sysfs.device("pci", address, roots)
     owner = sysfs.physical_function(device)
     if owner is None:
         if sysfs.is_physical_function(device):
             return
-        seen = f"{address} is no function with SR-IOV"
+        seen = f"{address} is not a function with SR-IOV"
     else:
         driver = pci_driver(owner, roots)
         if driver is not None and _is_vfio(driver):
@@ -240,18 +286,24 @@ def require_vf_token_taker(address: str, roots: Roots) -> None:
     raise NotSupported(
         f"{address} takes no VF token",
         seen=seen,
-        expected="a physical function of SR-IOV, or a virtual one whose physical function vfio-pci has",
+        expected="a physical function of SR-IOV, or a virtual one whose physical function is bound to vfio-pci",
         remedy="leave --vf-token out",
     )
 
 
 def vf_token_refused(address: str, vf_token: str | None, roots: Roots) -> PermissionLack:
-    """The kernel's EACCES for a function of SR-IOV that is opened without its token, or with another."""
+    """Return the error for the kernel's EACCES: a function of SR-IOV is opened without its token, or with another.
+
+    Args:
+        address: The function, ``0000:03:00.0``.
+        vf_token: The token that was given.
+        roots: Where /sys is.
+    """
     owner = sysfs.physical_function(sysfs.device("pci", address, roots)) or address
     return PermissionLack(
         f"{address} is opened only with the VF token of {owner}",
         seen="no token" if vf_token is None else "another token",
-        expected=f"the UUID that the process which has {owner} has set",
+        expected=f"the UUID that the process with {owner} has set",
         remedy="--vf-token UUID (vf_token=)",
     )
 
@@ -280,7 +332,7 @@ def _open_error(path: Path, number: int, roots: Roots, error: OSError) -> Uvirti
             seen=f"{named(error)}, as user {os.geteuid()}",
             expected="root, or the owner of the node",
             remedy="run as root, or let root give you this one device: uvirtio bind DEV --owner USER "
-            "(whoever owns a device without IOMMU protection can write to all memory)",
+            "(the owner of a device without an IOMMU can write to all memory)",
         )
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         if not (roots.dev / "vfio").exists():
@@ -291,7 +343,7 @@ def _open_error(path: Path, number: int, roots: Roots, error: OSError) -> Uvirti
                 remedy="as root: modprobe vfio-pci, then uvirtio bind DEV",
             )
         return NoIommu(
-            f"{path} is not there: nothing of IOMMU group {number} is bound to vfio-pci",
+            f"{path} is not there: no function of IOMMU group {number} is bound to vfio-pci",
             seen=named(error),
             expected=str(path),
             remedy="uvirtio bind DEV",

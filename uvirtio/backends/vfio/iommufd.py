@@ -1,7 +1,7 @@
-"""iommufd and VFIO's character device for each function: the newer way, without groups and containers.
+"""iommufd and VFIO's character device for each function: the newer interface, without groups and containers.
 
 ``<linux/iommufd.h>`` and the part of ``<linux/vfio.h>`` (6.6) that belongs to it, as ctypes: the names are the
-kernel's. :class:`Ioas` has the verbs of :class:`Container` that make maps.
+kernel's. ``Ioas`` maps memory with the methods that ``Container`` has.
 """
 
 from __future__ import annotations
@@ -41,17 +41,22 @@ _RANGES_LIMIT = 4096
 
 
 class iommu_ioas_alloc(ctypes.Structure):
+    """Argument of IOMMU_IOAS_ALLOC."""
+
     _fields_ = (("size", c_uint32), ("flags", c_uint32), ("out_ioas_id", c_uint32))
 
 
 class iommu_iova_range(ctypes.Structure):
-    """``last`` is the last byte of the range."""
+    """A range of device addresses. ``last`` is its last byte."""
 
     _fields_ = (("start", c_uint64), ("last", c_uint64))
 
 
 class iommu_ioas_iova_ranges(ctypes.Structure):
-    """``num_iovas`` says how many fit at ``allowed_iovas``, and comes back as how many there are."""
+    """Argument of IOMMU_IOAS_IOVA_RANGES.
+
+    ``num_iovas`` is the capacity of the array at ``allowed_iovas``; overwritten with the number of ranges.
+    """
 
     _fields_ = (
         ("size", c_uint32),
@@ -64,6 +69,8 @@ class iommu_ioas_iova_ranges(ctypes.Structure):
 
 
 class iommu_ioas_map(ctypes.Structure):
+    """Argument of IOMMU_IOAS_MAP."""
+
     _fields_ = (
         ("size", c_uint32),
         ("flags", c_uint32),
@@ -76,7 +83,7 @@ class iommu_ioas_map(ctypes.Structure):
 
 
 class iommu_ioas_unmap(ctypes.Structure):
-    """``length`` is overwritten with the number of bytes that were really unmapped."""
+    """Argument of IOMMU_IOAS_UNMAP. ``length`` is overwritten with the number of bytes that were unmapped."""
 
     _fields_ = (("size", c_uint32), ("ioas_id", c_uint32), ("iova", c_uint64), ("length", c_uint64))
 
@@ -85,7 +92,10 @@ VFIO_DEVICE_BIND_FLAG_TOKEN = 1 << 0
 
 
 class vfio_device_bind_iommufd(ctypes.Structure):
-    """``token_uuid_ptr`` is Linux 6.17's: the address of the 16 bytes of a UUID."""
+    """Argument of VFIO_DEVICE_BIND_IOMMUFD.
+
+    ``token_uuid_ptr`` is the address of the 16 bytes of a UUID (Linux 6.17).
+    """
 
     _fields_ = (
         ("argsz", c_uint32),
@@ -97,15 +107,17 @@ class vfio_device_bind_iommufd(ctypes.Structure):
 
 
 _BIND_SIZE = vfio_device_bind_iommufd.token_uuid_ptr.offset
-"""Without a token: what every kernel knows."""
+"""Length without a token, in bytes: accepted by every kernel."""
 
 
 class vfio_device_attach_iommufd_pt(ctypes.Structure):
+    """Argument of VFIO_DEVICE_ATTACH_IOMMUFD_PT."""
+
     _fields_ = (("argsz", c_uint32), ("flags", c_uint32), ("pt_id", c_uint32))
 
 
 def cdev_of(address: str, roots: Roots) -> Path | None:
-    """The character device that VFIO made for a PCI function; None where this kernel makes none."""
+    """Return the character device that VFIO made for a PCI function; None where this kernel makes none."""
     for name in sysfs.names(sysfs.device("pci", address, roots) / "vfio-dev"):
         path = roots.dev / "vfio" / "devices" / name
         if re.fullmatch(r"vfio[0-9]+", name, re.ASCII) and path.exists():
@@ -114,9 +126,17 @@ def cdev_of(address: str, roots: Roots) -> Path | None:
 
 
 class Ioas:
-    """An I/O address space of iommufd (``/dev/iommu``): what maps are made in."""
+    """An I/O address space of iommufd (``/dev/iommu``), in which memory is mapped. A context manager."""
 
     def __init__(self, fd: int, ioas_id: int, kernel: Kernel, roots: Roots) -> None:
+        """Take over an open ``/dev/iommu``; use ``open``.
+
+        Args:
+            fd: The descriptor; closed by ``close()``.
+            ioas_id: What IOMMU_IOAS_ALLOC returned.
+            kernel: The system calls; replaced in tests.
+            roots: Where /proc is.
+        """
         self._fd = fd
         self._kernel = kernel
         self._roots = roots
@@ -124,7 +144,13 @@ class Ioas:
 
     @classmethod
     def open(cls, roots: Roots, *, kernel: Kernel | None = None) -> Ioas:
-        """Open ``/dev/iommu`` and make one space. Raises ModuleLack, PermissionLack, OperationFailed."""
+        """Open ``/dev/iommu`` below ``roots.dev``, and allocate one address space.
+
+        Raises:
+            ModuleLack: The module iommufd is not loaded.
+            PermissionLack: This user may not open the node.
+            OperationFailed: The kernel refused the address space.
+        """
         kernel = kernel or Kernel()
         path = roots.dev / "iommu"
         try:
@@ -153,13 +179,21 @@ class Ioas:
 
     @property
     def fd(self) -> int:
-        """The file descriptor. Raises Closed."""
+        """The file descriptor.
+
+        Raises:
+            Closed: After ``close()``.
+        """
         if self._fd < 0:
             raise Closed("this I/O address space is closed")
         return self._fd
 
     def iommu_info(self) -> IommuInfo:
-        """IOMMU_IOAS_IOVA_RANGES; it knows the ranges once a device is attached. Raises OperationFailed."""
+        """Return the usable device addresses (IOMMU_IOAS_IOVA_RANGES); they are known once a device is attached.
+
+        Raises:
+            OperationFailed: The kernel refused.
+        """
         room = 32
         while True:
             found = (iommu_iova_range * room)()
@@ -180,9 +214,18 @@ class Ioas:
             return IommuInfo(int(argument.out_iova_alignment), ranges, None)
 
     def map(self, vaddr: int, iova: int, size: int, *, read: bool = True, write: bool = True) -> None:
-        """Pin ``size`` bytes of this process's memory at ``vaddr`` and show them to the device at ``iova``.
+        """Pin memory of this process and map it for the devices (IOMMU_IOAS_MAP); as ``Container.map``.
 
-        As :meth:`Container.map`. Raises MemlockExceeded, OperationFailed.
+        Args:
+            vaddr: Virtual address in this process, in bytes.
+            iova: Device address, in bytes.
+            size: Length, in bytes.
+            read: The device may read it.
+            write: The device may write it.
+
+        Raises:
+            MemlockExceeded: RLIMIT_MEMLOCK does not allow it.
+            OperationFailed: Overlap with a map, outside the ranges, or another refusal.
         """
         flags = IOMMU_IOAS_MAP_FIXED_IOVA
         flags |= (IOMMU_IOAS_MAP_READABLE if read else 0) | (IOMMU_IOAS_MAP_WRITEABLE if write else 0)
@@ -200,7 +243,15 @@ class Ioas:
             raise map_error(self._roots, error, iova, size) from error
 
     def unmap(self, iova: int, size: int) -> None:
-        """Take the maps in this range away. Raises OperationFailed unless exactly ``size`` bytes went."""
+        """Remove the maps in a range (IOMMU_IOAS_UNMAP); their pages are unpinned.
+
+        Args:
+            iova: First device address, in bytes.
+            size: Length, in bytes.
+
+        Raises:
+            OperationFailed: The kernel did not unmap exactly ``size`` bytes.
+        """
         argument = iommu_ioas_unmap(size=ctypes.sizeof(iommu_ioas_unmap), ioas_id=self.id, iova=iova, length=size)
         try:
             self._kernel.ioctl(self.fd, IOMMU_IOAS_UNMAP, argument)
@@ -208,13 +259,13 @@ class Ioas:
             raise failed(f"unmapping {size} bytes at the device address {iova:#x}", error) from error
         if argument.length != size:
             raise OperationFailed(
-                f"the kernel unmapped another range than was asked at {iova:#x}",
+                f"the kernel did not unmap the requested range at {iova:#x}",
                 seen=f"{argument.length} bytes",
                 expected=f"{size} bytes",
             )
 
     def close(self) -> None:
-        """Close the descriptor; idempotent. Maps and the space go with it."""
+        """Close the descriptor; idempotent. The kernel frees the address space with its maps."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             self._kernel.close(fd)
@@ -235,25 +286,25 @@ def open_cdev(
     address: str = "",
     vf_token: str | None = None,
 ) -> int:
-    """Open a function's character device, bind it to iommufd and attach it to ``ioas``. **This resets it.**
+    """Open a character device of VFIO, bind it to iommufd and attach it to an address space. **This resets it.**
 
     Args:
-        path: The node.
-        ioas: Where its maps will be made.
-        roots: Where sysfs is read, and who has the node.
-        kernel: What makes system calls; None: the real one.
-        address: Of the function; needed only with ``vf_token``, and for what errors say.
-        vf_token: As for :meth:`Group.device_fd`. Before Linux 6.17 only that of a physical function can be given.
+        path: What ``cdev_of`` returned.
+        ioas: The address space.
+        roots: Where /proc and /sys are.
+        kernel: The system calls; replaced in tests.
+        address: The function, ``0000:03:00.0``; needed with ``vf_token``, and for errors.
+        vf_token: As for ``Group.device_fd``. Before Linux 6.17 only that of a physical function is accepted.
 
     Returns:
         A descriptor that the caller owns.
 
     Raises:
-        PermissionLack: The node may not be opened; the VF token is missing, or another one.
-        Busy: Another process has the function.
-        NotSupported: The kernel cannot bind it, or takes no token here.
-        DeviceGone: It is gone.
-        OperationFailed: The kernel refused.
+        PermissionLack: This user may not open the node; the VF token is missing, or another one.
+        Busy: Another process has the function or its group open.
+        NotSupported: The kernel cannot bind the function to iommufd, or accepts no VF token there.
+        DeviceGone: The function was removed.
+        OperationFailed: The kernel refused for another reason.
     """
     kernel = kernel or Kernel()
     try:
@@ -306,7 +357,7 @@ def open_cdev(
 
 
 def _bind(fd: int, ioas: Ioas, kernel: Kernel, address: str, vf_token: str | None, roots: Roots) -> str | None:
-    """VFIO_DEVICE_BIND_IOMMUFD; the VF token that is still to be set, or None. Raises OSError."""
+    """Bind the node to iommufd (VFIO_DEVICE_BIND_IOMMUFD); returns a VF token that is still to be set, or None."""
     plain = vfio_device_bind_iommufd(argsz=_BIND_SIZE, iommufd=ioas.fd)
     if vf_token is None:
         kernel.ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, plain)
@@ -322,7 +373,7 @@ def _bind(fd: int, ioas: Ioas, kernel: Kernel, address: str, vf_token: str | Non
         kernel.ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, bind)
         return None
     except OSError as error:
-        # Linux before 6.17 knows no flag. A physical function can be told its token afterwards.
+        # Linux before 6.17 knows no flag. The token of a physical function can be set afterwards.
         if error.errno != errno.EINVAL or not sysfs.is_physical_function(sysfs.device("pci", address, roots)):
             raise
     kernel.ioctl(fd, VFIO_DEVICE_BIND_IOMMUFD, plain)

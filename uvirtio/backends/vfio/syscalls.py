@@ -1,4 +1,4 @@
-"""Asking VFIO for a structure that may be longer than expected."""
+"""VFIO's info structures: the kernel decides how long they are."""
 
 from __future__ import annotations
 
@@ -9,16 +9,26 @@ from uvirtio.errors import OperationFailed
 from uvirtio.host.syscalls import Kernel
 
 INFO_LIMIT = 1 << 20
-"""No info structure of the kernel's is longer than this, in bytes; a larger ``argsz`` is not followed."""
+"""Longest info structure that is read, in bytes; a larger ``argsz`` is an error."""
 
 Head = TypeVar("Head", bound=ctypes.Structure)
 
 
 def query(kernel: Kernel, fd: int, request: int, head: Head) -> tuple[Head, bytes]:
-    """Ask for an info structure, again with more room if the kernel says that it has more to tell.
+    """Read an info structure, again with a longer buffer where the kernel has more.
 
-    Returns the filled-in structure and all bytes, capabilities included. Raises OSError as ioctl does, and
-    OperationFailed if the size that the kernel asks for is absurd or never settles.
+    Args:
+        kernel: The system calls.
+        fd: The descriptor.
+        request: The ioctl.
+        head: The structure, filled in as far as the ioctl needs; ``argsz`` is set here.
+
+    Returns:
+        The filled-in structure, and all bytes, capabilities included.
+
+    Raises:
+        OSError: The ioctl failed.
+        OperationFailed: The size that the kernel asks for is absurd, or changes every time.
     """
     size = ctypes.sizeof(head)
     for _ in range(4):
@@ -36,5 +46,5 @@ def query(kernel: Kernel, fd: int, request: int, head: Head) -> tuple[Head, byte
     raise OperationFailed(
         f"the kernel's answer to ioctl {request:#x} has no usable size",
         seen=f"argsz {wanted}",
-        expected=f"at most {INFO_LIMIT}, and the same when asked again",
+        expected=f"at most {INFO_LIMIT}, and the same at the next ioctl",
     )

@@ -1,7 +1,7 @@
 """``<linux/vfio.h>`` as ctypes: the ioctl numbers, flags and structures that this binding uses.
 
-The names are the kernel's, without a prefix of ours. ``tests/unit/backends/test_vfio_uapi.py`` holds every number,
-size and offset against the header of the machine it runs on. ctypes is used for ioctl arguments and nothing else.
+The names are the kernel's, without a prefix. ``tests/unit/backends/test_vfio_uapi.py`` compares every number,
+size and offset with the header of the machine it runs on. ctypes is used for ioctl arguments and nothing else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _io(number: int) -> int:
     return _VFIO_TYPE | (_VFIO_BASE + number)
 
 
-# --- what a container can be asked for (VFIO_CHECK_EXTENSION, VFIO_SET_IOMMU) -------------------------------
+# --- IOMMU types and extensions (VFIO_CHECK_EXTENSION, VFIO_SET_IOMMU) --------------------------------------
 
 VFIO_TYPE1_IOMMU = 1
 VFIO_TYPE1v2_IOMMU = 3
@@ -111,16 +111,20 @@ VFIO_PCI_NUM_IRQS = 5
 
 
 class vfio_info_cap_header(ctypes.Structure):
-    """``next`` is the offset of the next capability from the start of the info structure; 0 ends the chain."""
+    """Head of a capability. ``next`` is the offset of the next one in the info structure; 0 ends the chain."""
 
     _fields_ = (("id", c_uint16), ("version", c_uint16), ("next", c_uint32))
 
 
 class vfio_group_status(ctypes.Structure):
+    """Argument of VFIO_GROUP_GET_STATUS."""
+
     _fields_ = (("argsz", c_uint32), ("flags", c_uint32))
 
 
 class vfio_device_info(ctypes.Structure):
+    """Argument of VFIO_DEVICE_GET_INFO."""
+
     _fields_ = (
         ("argsz", c_uint32),
         ("flags", c_uint32),
@@ -131,6 +135,8 @@ class vfio_device_info(ctypes.Structure):
 
 
 class vfio_region_info(ctypes.Structure):
+    """Argument of VFIO_DEVICE_GET_REGION_INFO."""
+
     _fields_ = (
         ("argsz", c_uint32),
         ("flags", c_uint32),
@@ -142,21 +148,28 @@ class vfio_region_info(ctypes.Structure):
 
 
 class vfio_region_sparse_mmap_area(ctypes.Structure):
+    """A part of a region that may be mapped."""
+
     _fields_ = (("offset", c_uint64), ("size", c_uint64))
 
 
 class vfio_region_info_cap_sparse_mmap(ctypes.Structure):
-    """Followed by ``nr_areas`` of :class:`vfio_region_sparse_mmap_area`."""
+    """Followed by ``nr_areas`` of ``vfio_region_sparse_mmap_area``."""
 
     _fields_ = (("header", vfio_info_cap_header), ("nr_areas", c_uint32), ("reserved", c_uint32))
 
 
 class vfio_irq_info(ctypes.Structure):
+    """Argument of VFIO_DEVICE_GET_IRQ_INFO."""
+
     _fields_ = (("argsz", c_uint32), ("flags", c_uint32), ("index", c_uint32), ("count", c_uint32))
 
 
 class vfio_irq_set(ctypes.Structure):
-    """Followed by ``count`` data items: nothing, bytes, or signed 32-bit descriptors, as the flags say."""
+    """Argument of VFIO_DEVICE_SET_IRQS.
+
+    Followed by ``count`` data items: none, bytes, or signed 32-bit descriptors, according to the flags.
+    """
 
     _fields_ = (
         ("argsz", c_uint32),
@@ -168,7 +181,7 @@ class vfio_irq_set(ctypes.Structure):
 
 
 class vfio_iommu_type1_info(ctypes.Structure):
-    """As the kernel knows it since 5.4; the bytes before ``cap_offset`` are what older kernels fill in."""
+    """Argument of VFIO_IOMMU_GET_INFO since Linux 5.4; older kernels fill in the bytes before ``cap_offset``."""
 
     _fields_ = (
         ("argsz", c_uint32),
@@ -179,22 +192,26 @@ class vfio_iommu_type1_info(ctypes.Structure):
 
 
 class vfio_iova_range(ctypes.Structure):
-    """``end`` is the last byte of the range."""
+    """A range of device addresses. ``end`` is its last byte."""
 
     _fields_ = (("start", c_uint64), ("end", c_uint64))
 
 
 class vfio_iommu_type1_info_cap_iova_range(ctypes.Structure):
-    """Followed by ``nr_iovas`` of :class:`vfio_iova_range`."""
+    """Followed by ``nr_iovas`` of ``vfio_iova_range``."""
 
     _fields_ = (("header", vfio_info_cap_header), ("nr_iovas", c_uint32), ("reserved", c_uint32))
 
 
 class vfio_iommu_type1_info_dma_avail(ctypes.Structure):
+    """Capability with the number of maps that are left."""
+
     _fields_ = (("header", vfio_info_cap_header), ("avail", c_uint32))
 
 
 class vfio_iommu_type1_dma_map(ctypes.Structure):
+    """Argument of VFIO_IOMMU_MAP_DMA."""
+
     _fields_ = (
         ("argsz", c_uint32),
         ("flags", c_uint32),
@@ -205,7 +222,7 @@ class vfio_iommu_type1_dma_map(ctypes.Structure):
 
 
 class vfio_iommu_type1_dma_unmap(ctypes.Structure):
-    """``size`` is overwritten with the number of bytes that were really unmapped."""
+    """Argument of VFIO_IOMMU_UNMAP_DMA. ``size`` is overwritten with the number of bytes that were unmapped."""
 
     _fields_ = (("argsz", c_uint32), ("flags", c_uint32), ("iova", c_uint64), ("size", c_uint64))
 

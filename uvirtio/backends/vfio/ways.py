@@ -1,6 +1,6 @@
-"""The three ways to a function that vfio-pci holds: its group, its character device, and no IOMMU at all.
+"""The three ways to a function that is bound to vfio-pci: its group, its character device, and no IOMMU at all.
 
-Each hands out the same :class:`Device`; what differs is where maps are made, and what has to be closed after.
+Each returns the same ``Device``; they differ in where memory is mapped, and in what has to be closed afterwards.
 """
 
 from __future__ import annotations
@@ -21,11 +21,32 @@ from uvirtio.host.syscalls import Kernel
 
 
 class AddressSpace(Protocol):
-    """Where maps are made: a container, or a space of iommufd."""
+    """Where memory is mapped for the device: a container, or an address space of iommufd."""
 
-    def iommu_info(self) -> IommuInfo: ...
-    def map(self, vaddr: int, iova: int, size: int, *, read: bool = True, write: bool = True) -> None: ...
-    def unmap(self, iova: int, size: int) -> None: ...
+    def iommu_info(self) -> IommuInfo:
+        """Return the usable device addresses.
+
+        Raises:
+            OperationFailed: The kernel refused.
+        """
+        ...
+
+    def map(self, vaddr: int, iova: int, size: int, *, read: bool = True, write: bool = True) -> None:
+        """Pin memory of this process and map it for the devices; as ``Container.map``.
+
+        Raises:
+            MemlockExceeded: RLIMIT_MEMLOCK does not allow it.
+            OperationFailed: The kernel refused for another reason.
+        """
+        ...
+
+    def unmap(self, iova: int, size: int) -> None:
+        """Remove the maps in a range; as ``Container.unmap``.
+
+        Raises:
+            OperationFailed: The kernel did not unmap exactly ``size`` bytes.
+        """
+        ...
 
 
 @dataclass(slots=True)
@@ -35,7 +56,10 @@ class Way:
     device: Device
     space: AddressSpace | None
     """None: no IOMMU, and nothing can be mapped."""
+
     description: str
+    """One line for people: how the function is reached."""
+
     rest: ExitStack
     """What stays open behind the device: group, container, iommufd."""
 
@@ -46,15 +70,49 @@ class Way:
 
 
 def by_group(address: str, roots: Roots, kernel: Kernel, vf_token: str | None = None) -> Way:
-    """Through ``/dev/vfio/N`` and a container with type1, which every kernel has.
+    """Open a function through ``/dev/vfio/N`` and a container with type1, which every kernel has.
 
-    Raises NoIommu, GroupNotViable, Busy, PermissionLack, ModuleLack, NotSupported.
+    Args:
+        address: The function, ``0000:03:00.0``.
+        roots: Where /dev, /sys and /proc are.
+        kernel: The system calls.
+        vf_token: A UUID; as for ``Group.device_fd``.
+
+    Raises:
+        NoSuchDevice: There is no such function.
+        NoIommu: It has no IOMMU group, or none that is bound to vfio-pci.
+        GroupNotViable: A kernel driver is bound to another function of the group.
+        Busy: Another process has the group open.
+        PermissionLack: This user may not open the group, or the IOMMU does not isolate interrupts, or its VF token
+            is missing or another one.
+        ModuleLack: A module of VFIO is not loaded.
+        NotSupported: The kernel has another version of VFIO.
+        DeviceGone: The function was removed.
+        OperationFailed: The kernel refused for another reason.
     """
     return _by_group(address, roots, kernel, None, vf_token)
 
 
 def without_iommu(address: str, roots: Roots, kernel: Kernel, vf_token: str | None = None) -> Way:
-    """Through ``/dev/vfio/noiommu-N``: interrupts and reset as with VFIO, and nothing that holds the device."""
+    """Open a function through ``/dev/vfio/noiommu-N``: VFIO's interrupts and reset, but nothing restricts its DMA.
+
+    Args:
+        address: The function, ``0000:03:00.0``.
+        roots: Where /dev, /sys and /proc are.
+        kernel: The system calls.
+        vf_token: A UUID; as for ``Group.device_fd``.
+
+    Raises:
+        NoSuchDevice: There is no such function.
+        NoIommu: It has no group of VFIO.
+        Busy: Another process has the group open.
+        PermissionLack: The caller lacks CAP_SYS_RAWIO, or may not open the group, or its VF token
+            is missing or another one.
+        ModuleLack: A module of VFIO is not loaded.
+        NotSupported: The kernel has another version of VFIO.
+        DeviceGone: The function was removed.
+        OperationFailed: The kernel refused for another reason.
+    """
     return _by_group(address, roots, kernel, VFIO_NOIOMMU_IOMMU, vf_token)
 
 
@@ -71,9 +129,22 @@ def _by_group(address: str, roots: Roots, kernel: Kernel, kind: int | None, vf_t
 
 
 def by_cdev(address: str, roots: Roots, kernel: Kernel, vf_token: str | None = None) -> Way:
-    """Through ``/dev/vfio/devices/vfioN`` and iommufd (Linux 6.6; with the token of a virtual function, 6.17).
+    """Open a function through ``/dev/vfio/devices/vfioN`` and iommufd (Linux 6.6; the token of a VF: 6.17).
 
-    Raises NotSupported where the kernel has none; Busy, PermissionLack, ModuleLack, OperationFailed.
+    Args:
+        address: The function, ``0000:03:00.0``.
+        roots: Where /dev, /sys and /proc are.
+        kernel: The system calls.
+        vf_token: A UUID; as for ``Group.device_fd``.
+
+    Raises:
+        NotSupported: The kernel has no character device for it, or accepts no VF token there.
+        Busy: Another process has the function or its group open.
+        PermissionLack: This user may not open a node, or its VF token
+            is missing or another one.
+        ModuleLack: The module iommufd is not loaded.
+        DeviceGone: The function was removed.
+        OperationFailed: The kernel refused for another reason.
     """
     path = cdev_of(address, roots)
     if path is None:
@@ -91,14 +162,33 @@ def by_cdev(address: str, roots: Roots, kernel: Kernel, vf_token: str | None = N
 
 
 def best(address: str, roots: Roots, kernel: Kernel, vf_token: str | None = None) -> Way:
-    """What this kernel has, and this user may open: the character device, else the group."""
+    """Open a function by its character device if the kernel has one that this user may open, else by its group.
+
+    Args:
+        address: The function, ``0000:03:00.0``.
+        roots: Where /dev, /sys and /proc are.
+        kernel: The system calls.
+        vf_token: A UUID; as for ``Group.device_fd``.
+
+    Raises:
+        NoSuchDevice: There is no such function.
+        NoIommu: It has no IOMMU group, or none that is bound to vfio-pci.
+        GroupNotViable: A kernel driver is bound to another function of the group.
+        Busy: Another process has the function or its group open.
+        PermissionLack: This user may not open a node, or the IOMMU does not isolate interrupts, or its VF token
+            is missing or another one.
+        ModuleLack: A module of VFIO or iommufd is not loaded.
+        NotSupported: The kernel has another version of VFIO, or cannot bind the function to iommufd.
+        DeviceGone: The function was removed.
+        OperationFailed: The kernel refused for another reason.
+    """
     path = cdev_of(address, roots)
     if path is not None and all(os.access(node, os.R_OK | os.W_OK) for node in (path, roots.dev / "iommu")):
         try:
             return by_cdev(address, roots, kernel, vf_token)
         except NotSupported:
             if vf_token is None:
-                raise  # the group of an older kernel takes one
+                raise  # the group of an older kernel accepts a token
     return by_group(address, roots, kernel, vf_token)
 
 

@@ -1,6 +1,6 @@
-"""vhost-vdpa from Python: the kernel's ioctls on ``/dev/vhost-vdpa-N``, and the memory that such a device sees.
+"""vhost-vdpa from Python: the kernel's ioctls on ``/dev/vhost-vdpa-N``, and the memory that such a device uses.
 
-:class:`VhostVdpaNode` has one verb for each ioctl, under the kernel's name; it gives no meaning to virtio.
+``VhostVdpaNode`` has one method for each ioctl, under the kernel's name; it does not interpret virtio.
 """
 
 from __future__ import annotations

@@ -1,13 +1,12 @@
-"""Memory that a vDPA device sees: IOVAs always, and which kind of memory it has to be.
+"""Memory for a vDPA device: the addresses are always IOVAs, and the kind of memory matters.
 
-A parent that translates by itself with the help of a process (VDUSE, vdpa_sim) takes files: what is no shared
-mapping of one it passes over, says that all is well, and the device never sees it. One with an IOMMU of the
-platform (vp_vdpa) pins pages, whatever they are. So rings and buffers are shared mappings of a memfd, which both
-take.
+A parent that translates by itself with the help of a process (VDUSE, vdpa_sim) accepts files: it skips anything
+but a shared mapping of one, reports success, and the device never sees the memory. A parent behind an IOMMU of the
+platform (vp_vdpa) pins any pages. So rings and buffers are shared mappings of a memfd, which both accept.
 
-Balloon pages have to stay where they are. Whether a map pinned them shows in VmPin of ``/proc/self/status``, and
-nowhere else. Where it does, they are anonymous: the kernel never unmaps a pinned anonymous page from its process.
-Where it does not, only huge pages of the kernel's pool stay.
+Balloon pages have to keep their place. Whether a map pinned them is visible in VmPin of ``/proc/self/status``, and
+nowhere else. Where it did, they are anonymous: the kernel never unmaps a pinned anonymous page from its process.
+Where it did not, only huge pages of the kernel's pool keep their place.
 """
 
 from __future__ import annotations
@@ -40,21 +39,34 @@ class Iotlb(Protocol):
     """What the space needs of its node: the device's maps."""
 
     def iotlb_update(self, iova: int, size: int, vaddr: int) -> None:
-        """Let the device see ``size`` bytes of this process at ``iova``. Raises OperationFailed."""
+        """Pin memory of this process and map it for the device.
+
+        Args:
+            iova: Device address, in bytes.
+            size: Length, in bytes.
+            vaddr: Virtual address in this process, in bytes.
+
+        Raises:
+            OperationFailed: The kernel refused.
+        """
         ...
 
     def iotlb_invalidate(self, iova: int, size: int) -> None:
-        """Take every map in this range away."""
+        """Remove every map in a range.
+
+        Raises:
+            OperationFailed: The kernel refused.
+        """
         ...
 
 
 def pinned_bytes(roots: Roots) -> int:
-    """What the kernel has pinned of this process for others than VFIO, in bytes (VmPin of its status)."""
+    """Return what the kernel has pinned of this process for users other than VFIO, in bytes (VmPin)."""
     return status_bytes(("VmPin",), roots)
 
 
 def _shared(size: int) -> Memory:
-    """A shared mapping of a file without a name, there to be touched, not inherited by a fork."""
+    """Return a shared mapping of a file without a name, allocated, not inherited by a fork."""
     try:
         fd = os.memfd_create("uvirtio-vdpa", os.MFD_CLOEXEC)
         try:
@@ -74,17 +86,23 @@ def _shared(size: int) -> Memory:
 
 
 class VdpaBlock(PagedBlock, LinearBlock):
-    """Memory that the device sees as one run of IOVAs until ``close()``; made by :class:`VdpaDmaSpace`.
+    """Memory that is one run of IOVAs for the device until ``close()``; ``VdpaDmaSpace`` allocates it.
 
-    Satisfies the ``Block`` protocol.
+    Satisfies ``Block``.
     """
 
     def __init__(self, memory: Memory, iova: int, pagemap: Pagemap, undo: Callable[[VdpaBlock], None]) -> None:
+        """Take over memory that is mapped at ``iova``; other parameters as for ``PagedBlock``."""
         super().__init__(memory, pagemap, undo)
         self.address = iova
 
     def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """The device addresses of these bytes: one run. Raises Misuse outside the block, Closed."""
+        """Return the device addresses of these bytes: one run.
+
+        Raises:
+            Misuse: The bytes are not all in the block.
+            Closed: After ``close()``.
+        """
         self._check_open()
         return super().segments(offset, length)
 
@@ -96,6 +114,13 @@ class VdpaDmaSpace(OwnedBlocks[VdpaBlock]):
     contiguous_limit = 1 << 63
 
     def __init__(self, node: Iotlb, iova: IovaAllocator, roots: Roots | None = None) -> None:
+        """Make an empty space.
+
+        Args:
+            node: The device's maps.
+            iova: The free device addresses of the device.
+            roots: Where /proc is.
+        """
         self._roots = roots or Roots()
         super().__init__(Pagemap(self._roots))
         self._node = node
@@ -105,16 +130,33 @@ class VdpaDmaSpace(OwnedBlocks[VdpaBlock]):
         self._abandoned = False
 
     def alloc(self, size: int) -> VdpaBlock:
-        """Zeroed, page-aligned memory of at least ``size`` bytes that the device may read and write.
+        """Allocate zeroed, page-aligned memory that the device may read and write.
 
-        Raises MemlockExceeded, or OperationFailed when the map is refused or no device addresses are left.
+        Args:
+            size: Length in bytes; rounded up to pages.
+
+        Raises:
+            BadSize: ``size`` is not positive.
+            MemlockExceeded: RLIMIT_MEMLOCK does not allow it.
+            OperationFailed: The kernel refused the map, or no device addresses are left.
+            Closed: After ``close()``.
         """
         return self._shown(_shared(self._rounded(size, self._unit)))
 
     def pin(self, size: int) -> VdpaBlock | PhysicalBlock:
-        """Zeroed memory in small pages that stays where it is; huge ones where the device's maps do not pin.
+        """Allocate zeroed memory with a fixed place: small pages, or huge ones where the device's maps do not pin.
 
-        Raises MemlockExceeded, HugePagesLack, PagemapHidden, OperationFailed.
+        Args:
+            size: Length in bytes; rounded up to pages.
+
+        Raises:
+            BadSize: ``size`` is not positive.
+            MemlockExceeded: RLIMIT_MEMLOCK does not allow it.
+            HugePagesLack: The pool has not enough pages.
+            PagemapHidden: This process may not read physical addresses.
+            NotSupported: Huge pages are needed, and the kernel has none of 2 MiB.
+            OperationFailed: The kernel refused the map, or no device addresses are left.
+            Closed: After ``close()``.
         """
         size = self._rounded(size, self._unit)
         before = pinned_bytes(self._roots)
@@ -147,9 +189,9 @@ class VdpaDmaSpace(OwnedBlocks[VdpaBlock]):
             need = pinned_bytes(self._roots) + memory.size
             if limit == resource.RLIM_INFINITY or need <= limit:
                 raise
-            # vhost-vdpa asks the limit alone: unlike VFIO it lets no CAP_IPC_LOCK pass.
+            # vhost-vdpa checks the limit alone: unlike VFIO it makes no exception for CAP_IPC_LOCK.
             raise MemlockExceeded(
-                f"pinning {memory.size} bytes more goes beyond RLIMIT_MEMLOCK, which holds for root too here",
+                f"pinning another {memory.size} bytes exceeds RLIMIT_MEMLOCK, which applies to root too here",
                 seen=f"limit {limit} bytes, {need - memory.size} in use",
                 expected=f"at least {need} bytes",
                 remedy=f"'ulimit -l {-(-need // 1024)}', or as root 'prlimit --memlock={need} COMMAND'",
@@ -164,12 +206,12 @@ class VdpaDmaSpace(OwnedBlocks[VdpaBlock]):
         self._iova.free(block.address)
 
     def abandon(self) -> None:
-        """Free what is left when the node has been closed: the kernel has taken every map away. Idempotent."""
+        """Free what is left after the node was closed, when the kernel has removed every map. Idempotent."""
         self._abandoned = True
         try:
             self.close()
         except BufferError:
-            pass  # somebody still looks at it; it goes with the last view
+            pass  # a view is still held; the memory is freed with the last one
 
     def _closers(self) -> Iterator[Callable[[], None]]:
         if self._huge is not None:

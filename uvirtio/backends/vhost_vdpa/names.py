@@ -1,4 +1,4 @@
-"""Which node belongs to which vDPA device, and who stands behind it: from sysfs, without opening anything."""
+"""Which node belongs to which vDPA device, and what its parent device is: from sysfs, without opening anything."""
 
 from __future__ import annotations
 
@@ -14,20 +14,29 @@ from uvirtio.spec import pci
 
 
 def node_of(name: str, roots: Roots) -> str | None:
-    """The node of a vDPA device that vhost_vdpa holds, ``/dev/vhost-vdpa-0``; None where it has none."""
+    """Return the node of a vDPA device that is bound to vhost_vdpa, ``/dev/vhost-vdpa-0``, or None."""
     return sysfs.vdpa_node(sysfs.device("vdpa", name, roots))
 
 
 def name_of(node: str, roots: Roots) -> str | None:
-    """The vDPA device behind ``/dev/vhost-vdpa-0``; None where there is none."""
+    """Return the name of the vDPA device behind ``/dev/vhost-vdpa-0``; None where there is none."""
     names = sysfs.device_names("vdpa", roots)
     return next((name for name in names if node_of(name, roots) == node), None)
 
 
 def require_bound(address: str, roots: Roots) -> tuple[str, str]:
-    """The node and the name of the device at ``address`` (``vdpa:NAME`` or ``/dev/vhost-vdpa-N``).
+    """Check that a vDPA device is bound to vhost_vdpa. Reads sysfs only.
 
-    Raises NoSuchDevice, or NotBound where vhost_vdpa does not hold the device. Reads sysfs only.
+    Args:
+        address: ``vdpa:NAME`` or ``/dev/vhost-vdpa-N``.
+        roots: Where /sys is.
+
+    Returns:
+        Its node and its name.
+
+    Raises:
+        NoSuchDevice: There is no such device.
+        NotBound: The device is not bound to vhost_vdpa.
     """
     if address.startswith("vdpa:"):
         name = address.removeprefix("vdpa:")
@@ -55,23 +64,23 @@ def require_bound(address: str, roots: Roots) -> tuple[str, str]:
 
 
 def parent_of(name: str, roots: Roots) -> Path:
-    """The directory of what offers the device: a PCI function under vp-vdpa, VDUSE, a simulator ..."""
+    """Return the sysfs directory of the parent device: a PCI function under vp-vdpa, VDUSE, a simulator ..."""
     return sysfs.device("vdpa", name, roots).resolve().parent
 
 
 def behind(name: str, roots: Roots) -> str:
-    """A word for people about that: ``0000:03:00.0 (vp-vdpa)``, ``vduse0 (vduse)``."""
+    """Return the parent device, for people: ``0000:03:00.0 (vp-vdpa)``, ``vduse0 (vduse)``."""
     parent = parent_of(name, roots)
     kind = sysfs.driver_of(parent) or sysfs.link_name(parent / "subsystem")
     return f"{parent.name} ({kind})" if kind else parent.name
 
 
 def calls_of(name: str, roots: Roots) -> int | None:
-    """How many calls (queues and configuration) the device can deliver; None where nothing here tells.
+    """Return how many calls (queues and configuration) the device can deliver; None where that is unknown.
 
-    vp_vdpa asks for one MSI-X vector for each of them when DRIVER_OK is set, does without any if it does not get
-    all, and tells only the kernel's log. So we look into configuration space ourselves. It shows its capabilities
-    to root alone.
+    vp_vdpa requests one MSI-X vector for each of them when DRIVER_OK is set, uses none if it does not get all, and
+    reports that only to the kernel's log. So this reads the vectors from configuration space, whose capabilities
+    the kernel shows to root alone.
     """
     parent = parent_of(name, roots)
     if sysfs.driver_of(parent) != VP_VDPA:
@@ -89,7 +98,7 @@ def calls_of(name: str, roots: Roots) -> int | None:
 
 
 class _Hidden(Exception):
-    """Configuration space ends before the place that is asked for: for this user it does."""
+    """Configuration space ends before the requested place: the kernel hides the rest from this user."""
 
 
 def _config(fd: int, offset: int, width: int) -> int:
@@ -100,7 +109,8 @@ def _config(fd: int, offset: int, width: int) -> int:
 
 
 def _msix_vectors(read: Callable[[int, int], int]) -> int:
-    # Nothing but the heads of capabilities: the data register of one of them is a window into a BAR (4.1.4.9).
+    # Only the heads of capabilities: the data register of the PCI configuration access one is a window into a
+    # BAR (4.1.4.9).
     has_list = read(pci.CFG_STATUS, 2) & pci.STATUS_CAP_LIST
     at = read(pci.CFG_CAPABILITIES_POINTER, 1) & pci.CAP_NEXT_MASK if has_list else 0
     for _ in range(pci.MAX_CAPABILITIES):

@@ -1,7 +1,7 @@
 """``<linux/vhost.h>`` and ``<linux/vhost_types.h>`` as ctypes: what vhost-vdpa needs of them.
 
-The names are the kernel's, without a prefix of ours. ``tests/unit/backends/test_vhost_vdpa_uapi.py`` holds every
-number, size and offset against the headers of the machine it runs on. ctypes is used for arguments of ioctls and
+The names are the kernel's, without a prefix. ``tests/unit/backends/test_vhost_vdpa_uapi.py`` compares every
+number, size and offset with the headers of the machine it runs on. ctypes is used for arguments of ioctls and
 for the messages that are written to the node, and for nothing else.
 """
 
@@ -20,17 +20,19 @@ _WRITE, _READ = 1, 2
 
 
 class vhost_vring_state(ctypes.Structure):
+    """Argument of the VRING ioctls with one number: size, base or enable."""
+
     _fields_ = (("index", c_uint), ("num", c_uint))
 
 
 class vhost_vring_file(ctypes.Structure):
-    """``fd`` VHOST_FILE_UNBIND takes the file away."""
+    """Argument of VHOST_SET_VRING_KICK and _CALL. ``fd`` VHOST_FILE_UNBIND removes the eventfd."""
 
     _fields_ = (("index", c_uint), ("fd", c_int))
 
 
 class vhost_vring_addr(ctypes.Structure):
-    """For vDPA the "user addresses" are device addresses (IOVAs)."""
+    """Argument of VHOST_SET_VRING_ADDR. For vDPA the "user addresses" are device addresses (IOVAs)."""
 
     _fields_ = (
         ("index", c_uint),
@@ -43,6 +45,8 @@ class vhost_vring_addr(ctypes.Structure):
 
 
 class vhost_iotlb_msg(ctypes.Structure):
+    """A map of the IOTLB: ``size`` bytes at the virtual address ``uaddr``, for the device at ``iova``."""
+
     _fields_ = (("iova", c_uint64), ("size", c_uint64), ("uaddr", c_uint64), ("perm", c_uint8), ("type", c_uint8))
 
 
@@ -51,31 +55,36 @@ class _payload(ctypes.Union):
 
 
 class vhost_msg(ctypes.Structure):
+    """A message without VHOST_BACKEND_F_IOTLB_MSG_V2."""
+
     _anonymous_ = ("payload",)
     _fields_ = (("type", c_int), ("payload", _payload))
 
 
 class vhost_msg_v2(ctypes.Structure):
-    """``asid`` is the address space: 0, unless VHOST_BACKEND_F_IOTLB_ASID was taken."""
+    """A message with VHOST_BACKEND_F_IOTLB_MSG_V2.
+
+    ``asid`` is the address space: 0, unless VHOST_BACKEND_F_IOTLB_ASID was accepted.
+    """
 
     _anonymous_ = ("payload",)
     _fields_ = (("type", c_uint32), ("asid", c_uint32), ("payload", _payload))
 
 
 class vhost_vdpa_config(ctypes.Structure):
-    """Followed by ``len`` bytes of configuration, from ``off``."""
+    """Argument of VHOST_VDPA_GET_CONFIG and _SET_CONFIG; followed by ``len`` bytes of configuration."""
 
     _fields_ = (("off", c_uint32), ("len", c_uint32))
 
 
 class vhost_vdpa_iova_range(ctypes.Structure):
-    """``last`` is the last byte of the range."""
+    """Argument of VHOST_VDPA_GET_IOVA_RANGE. ``last`` is the last byte of the range."""
 
     _fields_ = (("first", c_uint64), ("last", c_uint64))
 
 
 class vhost_features_array(ctypes.Structure):
-    """Followed by ``count`` words of 64 bits."""
+    """Argument of the FEATURES_ARRAY ioctls: followed by ``count`` words of 64 bits."""
 
     _fields_ = (("count", c_uint64),)
 
