@@ -19,7 +19,7 @@ from uvirtio.virtqueue.base import VirtqueueBase
 
 
 class Descriptor(NamedTuple):
-    """One descriptor of 16 bytes (2.7.5, 2.8.13)."""
+    """One descriptor of 16 bytes (2.7.5, 2.8)."""
 
     address: int
     """The buffer's address for the device, 64 bits."""
@@ -190,7 +190,7 @@ class RawPacked(_Raw):
         self.fence()
 
     def event(self, off_wrap: int, flags: int) -> None:
-        """Write the driver event suppression structure (2.8.14).
+        """Write the driver event suppression structure (2.8.10).
 
         Args:
             off_wrap: desc_event_off and desc_event_wrap, 16 bits.
@@ -201,7 +201,7 @@ class RawPacked(_Raw):
 
     @property
     def device_event(self) -> tuple[int, int]:
-        """(off_wrap, flags) of the device event suppression structure (2.8.14)."""
+        """(off_wrap, flags) of the device event suppression structure (2.8.10)."""
         return self._theirs[0], self._theirs[1]
 
 
