@@ -19,16 +19,13 @@ PACKAGE = Path(uvirtio.__file__).parent
 # TODO: TEMPORARY. Packages and modules whose docstrings are still in prose. Delete each line with its conversion,
 # and this list with the last one.
 TODO = {
-    "host",
     "interfaces",
     "memory",
     "virtqueue",
     "transports",
     "backends",
     "binding",
-    "online",
     "cli",
-    "qemu",
 }
 
 SECTIONS = {"Args", "Attributes", "Raises", "Returns", "Yields"}
