@@ -1,8 +1,8 @@
-"""From an address to a device: a back end finds what is there, a transport is put on it.
+"""From an address to a device: a back end opens what is there, and a transport is put on it.
 
-This is the one place that knows both. An address has a family (``0000:03:00.0``, ``qemu:``, ``mmio:``, vDPA),
-a family has one or more back ends, and what a back end hands over says by its ``bus`` which transport it takes.
-Modules are imported where they are used, so that a command loads no more than its way in.
+Only this module knows both. An address has a family (``0000:03:00.0``, ``qemu:``, ``mmio:``, vDPA), a family has
+one or more back ends, and the ``bus`` of the object that a back end returns decides which transport it takes.
+Modules are imported where they are used, so that a command loads only the back end that it needs.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ from uvirtio.interfaces.transport import Transport
 from uvirtio.memory.trace import Trace
 
 Opened = PciFunction | MmioWindow | VdpaNode
-"""What a back end hands over."""
+"""What a back end returns for an open device."""
 
 
 def open(address: str | Opened, *, options: OpenOptions | None = None, **keywords: Unpack[OpenKeywords]) -> Device:
     """Open and identify a virtio device. It is not reset, nothing is negotiated, and no driver is bound.
 
     Args:
-        address: Of the device: ``0000:03:00.0``, ``mmio:0xfeb02e00``, ``vdpa:NAME``, ``qemu:virtio-rng-pci`` ...;
-            or what a back end of your own hands over, which the device then owns and closes.
-        options: How to open it; None: the defaults of OpenOptions.
+        address: The address of the device: ``0000:03:00.0``, ``mmio:0xfeb02e00``, ``vdpa:NAME``,
+            ``qemu:virtio-rng-pci`` ...; or what a back end of your own returns, which the device then owns and
+            closes.
+        options: How to open it; None: the defaults of ``OpenOptions``.
         **keywords: Single options, which override those in ``options``: ``backend``, ``timeout`` (seconds),
             ``interrupts``, ``ring``, ``poll_us`` (microseconds), ``force_legacy``, ``unsafe_dma``,
-            ``vf_token``, ``roots``, ``trace``. OpenOptions says what each means.
+            ``vf_token``, ``roots``, ``trace``. ``OpenOptions`` says what each means.
 
     Returns:
         The open device, which a driver (Balloon, Blk, Input, Mem, Rng) can start. A context manager.
@@ -54,10 +55,10 @@ def open(address: str | Opened, *, options: OpenOptions | None = None, **keyword
         Denied: The administrator's deny list names the device.
         NotBound: A kernel driver holds the device.
         NoSuchDevice: There is no device at the address.
-        NotVirtio: It is no virtio device.
-        CapabilityError: Its virtio capabilities cannot be used.
-        EnvironmentLack: This machine lacks something that the way in needs; the subclass says what.
-        DeviceGone: The device went away meanwhile.
+        NotVirtio: It is not a virtio device.
+        CapabilityError: Its virtio capabilities cannot be used (4.1.4).
+        EnvironmentLack: This machine lacks something that the back end needs; the subclass says what.
+        DeviceGone: The device was removed meanwhile.
     """
     options = chosen(options, keywords)
     return identify(*open_function(address, options=options), options=options)
@@ -69,15 +70,15 @@ def open_function(
     """The first half of ``open``: find the back end for an address, and open what is there.
 
     Args:
-        address: As for ``open``; what a back end has already handed over is returned as it is.
+        address: As for ``open``; what a back end has already opened is returned as it is.
         options: As for ``open``.
         **keywords: As for ``open``.
 
     Returns:
-        The canonical address, and what the back end found there.
+        The canonical address, and what the back end opened there.
 
     Raises:
-        UvirtioError: As ``open``, but for what is found in the device's own registers.
+        UvirtioError: What ``open`` raises, except for errors that the device's own registers show.
     """
     options = chosen(options, keywords)
     if not isinstance(address, str):
@@ -107,7 +108,16 @@ def _no_vf_token(address: str, seen: str) -> UsageError:
 
 
 def chosen(options: OpenOptions | None, keywords: OpenKeywords) -> OpenOptions:
-    """``options`` (None: the defaults) with single ones replaced. Raises UsageError."""
+    """Options with single ones replaced.
+
+    Args:
+        options: None: the defaults of ``OpenOptions``.
+        keywords: The options to replace.
+
+    Raises:
+        UsageError: An option has a value that it cannot have.
+        Misuse: ``options`` is not an ``OpenOptions``.
+    """
     if options is None:
         options = OpenOptions()
     elif not isinstance(options, OpenOptions):
@@ -121,7 +131,11 @@ def chosen(options: OpenOptions | None, keywords: OpenKeywords) -> OpenOptions:
 
 
 def _handed_over(found: object) -> Opened:
-    """What a caller has in the place of an address, if it is what a back end hands over. Raises Misuse."""
+    """The object that a caller gave instead of an address, if it is what a back end returns.
+
+    Raises:
+        Misuse: It is something else.
+    """
     if getattr(found, "bus", None) in ("pci", "mmio", "vdpa") and callable(getattr(found, "dma", None)):
         return cast(Opened, found)
     raise Misuse(
@@ -134,7 +148,7 @@ def _handed_over(found: object) -> Opened:
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """One form of address: the back ends that it may be opened by, and how."""
+    """One form of address: the back ends that can open it, and the function that does."""
 
     backends: tuple[str, ...]
     open: Callable[[str, OpenOptions], tuple[str, Opened]]
@@ -151,7 +165,13 @@ def _family(address: Address) -> _Family:
 
 
 def _openable(text: str, roots: Roots) -> Address:
-    """The address of the device that a name belongs to. Raises BadAddress, NotBound, as ``discover.find`` does."""
+    """The address of the device that a name belongs to.
+
+    Raises:
+        BadAddress: The name has no known form.
+        NoSuchDevice: No device has the name.
+        NotBound: A kernel driver holds the device, so it can only be looked at.
+    """
     address = addresses.parse(text)
     if address.family in addresses.LOOKED_UP:
         from uvirtio.binding import discover
@@ -215,7 +235,7 @@ def _open_mmio(address: str, options: OpenOptions) -> tuple[str, Opened]:
         base = addresses.mmio_base(address)
         if base is None or not address.startswith("mmio:"):
             raise
-        # An address that somebody gave by hand: /proc/iomem has the last word.
+        # An address that the user typed: /proc/iomem decides.
         return address, devmem.DevmemWindow.open(address, base, 0, options.roots, unsafe_dma=options.unsafe_dma)
     denylist.check(found.names, options.roots)
     if found.window is None:
@@ -241,7 +261,7 @@ def _open_vdpa(address: str, options: OpenOptions) -> tuple[str, Opened]:
     from uvirtio.backends import vhost_vdpa
 
     node, name = vhost_vdpa.require_bound(address, options.roots)
-    # Whoever denies the PCI function denies what vp_vdpa makes of it.
+    # Denying the PCI function also denies the vDPA device that vp_vdpa makes of it.
     denylist.check([node, f"vdpa:{name}", vhost_vdpa.parent_of(name, options.roots).name], options.roots)
     return node, vhost_vdpa.VhostVdpaNode.open(node, options.roots)
 
@@ -249,22 +269,22 @@ def _open_vdpa(address: str, options: OpenOptions) -> tuple[str, Opened]:
 def identify(
     address: str, found: Opened, *, options: OpenOptions | None = None, **keywords: Unpack[OpenKeywords]
 ) -> Device:
-    """The second half of ``open``: put the transport for its bus on what a back end handed over.
+    """The second half of ``open``: put the transport for its bus on what a back end opened.
 
     Args:
         address: What the device is called from now on, in errors and in ``Device.address``.
-        found: A PciFunction, MmioWindow or VdpaNode. The device owns it, and it is closed if there is none.
-        options: As for ``open``; those that choose and set up a back end do nothing here.
+        found: A PciFunction, MmioWindow or VdpaNode. The device owns it; it is closed if this call fails.
+        options: As for ``open``; those that choose and set up a back end have no effect here.
         **keywords: As for ``open``.
 
     Returns:
         The open device.
 
     Raises:
-        NotVirtio: It is no virtio device.
-        CapabilityError: Its virtio capabilities cannot be used.
+        NotVirtio: It is not a virtio device.
+        CapabilityError: Its virtio capabilities cannot be used (4.1.4).
         NotSupported: A legacy interface was asked for, and there is none.
-        DeviceGone: The device does not answer.
+        DeviceGone: The device does not respond.
     """
     options = chosen(options, keywords)
     try:

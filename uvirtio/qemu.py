@@ -5,8 +5,8 @@
             balloon.inflate(16384)
             assert machine.qmp("query-balloon")["actual"] == 448 << 20
 
-One :class:`Machine` is one QEMU process with its real device models. ``machine.functions`` are its devices,
-``open`` makes a Device of one, ``qmp`` and ``qmp_events`` are the host's side, ``plug`` and ``unplug`` hot-plug.
+A ``Machine`` is one QEMU process with its real device models. ``machine.functions`` are its devices, ``open``
+opens one as a Device, ``qmp`` and ``qmp_events`` are the host's side, ``plug`` and ``unplug`` hot-plug.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ __all__ = ["Machine", "QemuFunction", "QemuMmioWindow", "QemuPciFunction"]
 
 
 class Machine(_Machine):
-    __doc__ = _Machine.__doc__
+    """One QEMU with a parked CPU and several virtio devices, for tests and experiments; a context manager.
+
+    It needs no privilege and no KVM. Each of its ``functions`` takes one driver at a time; several drivers may run
+    side by side. QEMU ends with the machine, and with this process, however that ends.
+    """
 
     def open(
         self,
@@ -35,7 +39,7 @@ class Machine(_Machine):
         options: OpenOptions | None = None,
         **keywords: Unpack[OpenKeywords],
     ) -> Device:
-        """Open one of the machine's devices; again, too, after the Device that was opened before is closed.
+        """Open one of the machine's devices; also again, once the Device that was opened before is closed.
 
         Args:
             function: One of ``functions``, or its number there.
@@ -45,10 +49,13 @@ class Machine(_Machine):
         Returns:
             The open device. Closing it leaves the machine running.
 
-        Raises, beside what ``uvirtio.open`` raises for a device that is there:
-            UsageError: It is no function of this machine.
+        Raises:
+            UsageError: It is no function of this machine, or an option has a value that it cannot have.
             Busy: A Device that was opened before is still open.
             DeviceGone: QEMU has ended, or the device was unplugged.
+            NotVirtio: It is not a virtio device.
+            CapabilityError: Its virtio capabilities cannot be used (4.1.4).
+            NotSupported: A legacy interface was asked for, and there is none.
         """
         function = self.function(function)
         if options is None:

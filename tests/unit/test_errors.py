@@ -196,6 +196,8 @@ INNOCENT = frozenset({
     "ids.type_name",
     "self._socket.bind",
     "self._socket.setsockopt",
+    "self._monitor.poll",  # libudev's
+    "self._socket.recvfrom",
     "self._socket.recv",
     "self._socket.recv_into",
     "self._socket.sendall",

@@ -1,6 +1,6 @@
-"""The parts of the initialisation sequence (3.1.1) that decide something: the features, and the rings.
+"""The decisions of the initialisation sequence (3.1.1): which features are taken, and how the rings are made.
 
-``Device.start`` runs the steps in their order; what is decided in them stands here.
+``Device.start`` runs the steps in their order.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ RING_FEATURES = f.mask(
 )
 
 LEGACY_FEATURES = f.mask(f.ANY_LAYOUT)
-"""Taken where a legacy interface offers it (6.3): our chains then may be laid out as on a modern one (2.7.4)."""
+"""Accepted where a legacy interface offers it (6.3): chains may then be laid out as on a modern one (2.7.4)."""
 
 Observer = Callable[[str], AbstractContextManager[None]]
 """Called with the name of a step of the sequence; the step runs inside the context it returns."""
 
 GiveBack = Callable[[bool], None]
-"""What a driver does first when the device is left; the argument says whether the device still works."""
+"""Called first when the device is left; the argument says whether the device still works."""
 
 ADMIN_QUEUE = "adminq"
 """The name of the administration queue, where there is one."""
@@ -56,7 +56,7 @@ class Negotiated:
     offered: int
     features: int
     unsteady: int
-    """Bits that were offered in one of two readings, and not in the other."""
+    """Bits that only one of two readings offered."""
 
 
 def negotiate(
@@ -71,27 +71,30 @@ def negotiate(
     platform_order: bool,
     admin: bool,
 ) -> Negotiated:
-    """Read what is offered, and write the choice (3.1.1 (4), 2.2).
+    """Read the features that the device offers, and write those that the driver accepts (3.1.1 (4), 2.2).
 
     Args:
         transport: Where the features are read and written.
-        address: The device's, for errors.
-        type_name: The device type, which names the bits 0 to 23 and 50 to 127.
+        address: The device's address, for errors.
+        type_name: The device type, which defines the bits 0 to 23 and 50 to 127.
         wanted: The driver's allow-list of device-type feature bits.
         required: Bits without which the driver cannot work.
         dependencies: Which bit needs which others.
         ring: The ring format that was asked for.
-        platform_order: Whether we have barriers that a device on a bus heeds (ORDER_PLATFORM).
+        platform_order: Whether this process has barriers that a device on a bus obeys (ORDER_PLATFORM).
         admin: Whether an administration queue is wanted (ADMIN_VQ).
+
+    Returns:
+        What was offered and what was accepted.
 
     Raises:
         FeatureMissing: A required bit is not offered; nothing was written.
     """
     legacy = transport.legacy
     first, again = transport.device_features(), transport.device_features()
-    # A device whose offer changes is taken at what it said both times; FEATURES_OK has the last word.
+    # Where the offer changes between the readings, only bits of both count; FEATURES_OK decides.
     offered = first & again
-    # 2.2.3: on a legacy interface VERSION_1 is not there to be taken, nor is anything above bit 31.
+    # 2.2.3: a legacy interface has neither VERSION_1 nor any other bit above 31.
     must = required if legacy else required | f.mask(f.VERSION_1)
     if ring == "packed":
         must |= f.mask(f.RING_PACKED)
@@ -110,7 +113,7 @@ def negotiate(
     if ring == "split":
         ours &= ~f.mask(f.RING_PACKED)
     if platform_order:
-        ours |= f.mask(f.ORDER_PLATFORM)  # 6.1: only with barriers that a device on a bus heeds
+        ours |= f.mask(f.ORDER_PLATFORM)  # 6.1: only with barriers that a device on a bus obeys
     if admin:
         ours |= f.mask(f.ADMIN_VQ)
     features = f.resolve(offered, ours & (transport.features_allowed | f.DEVICE_TYPE_MASK), dependencies)
@@ -123,7 +126,7 @@ def _named(type_name: str, word: int) -> str:
 
 
 def _without(missing: int, legacy: bool, *, packed: bool) -> str:
-    """What to do about feature bits that are not offered."""
+    """The remedy for feature bits that are not offered."""
     if legacy and missing & ~f.LEGACY_MASK:
         return (
             "the legacy interface has only bits 0 to 31; use the modern one: leave --force-legacy out, "
@@ -148,15 +151,19 @@ class RingMaker:
     platform_fence: Callable[[], None] | None
 
     def make_all(self, specs: Sequence[QueueSpec], made: list[Virtqueue]) -> list[tuple[QueueSpec, Virtqueue]]:
-        """The rings of the queues that there are.
+        """Make the rings of those queues that the device has.
 
         Args:
             specs: The queues that the driver wants.
-            made: Each ring is appended as soon as it exists, so that it is closed whatever happens to the next.
+            made: Each ring is appended as soon as it exists, so that the caller can close it if a later one
+                fails.
+
+        Returns:
+            Each queue that exists, with its ring.
 
         Raises:
-            QueueError: A required queue does not exist, or its size cannot be.
-            MemlockExceeded: There is no memory for the ring that may be pinned.
+            QueueError: A required queue does not exist, or has a size that the format does not allow.
+            MemlockExceeded: RLIMIT_MEMLOCK is too small to pin the memory of a ring.
         """
         pairs: list[tuple[QueueSpec, Virtqueue]] = []
         for spec in specs:
@@ -175,10 +182,18 @@ class RingMaker:
         return pairs
 
     def make(self, spec: QueueSpec, layout: QueueLayout) -> Virtqueue:
-        """The ring of one queue.
+        """Make the ring of one queue.
+
+        Args:
+            spec: The queue that the driver wants.
+            layout: What the device allows for it: its largest size, and where its parts may lie.
+
+        Returns:
+            The ring, split or packed as negotiated.
 
         Raises:
-            QueueError: Its size is none that the format allows.
+            QueueError: Its size is none that the format allows (2.7, 2.8).
+            MemlockExceeded: RLIMIT_MEMLOCK is too small to pin its memory.
         """
         packed, most = self._has(f.RING_PACKED), layout.size_max
         if most > MAX_SIZE or not (packed or is_power_of_two(most)):
@@ -188,7 +203,7 @@ class RingMaker:
                 seen=most,
                 expected="1 to 32768 (2.8)" if packed else "a power of two (2.7)",
             )
-        # 2.7.2: a legacy queue may have one size only, whatever we would like.
+        # 2.7.2: a legacy queue has one fixed size.
         size = most if layout.size_fixed else min(most, spec.size, QUEUE_SIZE_MAX)
         options = RingOptions(
             fence=self.fence,
@@ -207,7 +222,7 @@ class RingMaker:
 
 
 def admin_queue(transport: Transport, features: int) -> list[QueueSpec]:
-    """One administration queue where ADMIN_VQ was negotiated: with one, commands keep their order (2.13.2)."""
+    """One administration queue where ADMIN_VQ was negotiated, else none: one keeps commands in order (2.13.2)."""
     if not features >> f.ADMIN_VQ & 1 or not isinstance(transport, HasAdminQueues):
         return []
     return [QueueSpec(index, ADMIN_QUEUE, size=16) for index in transport.admin_queues()[:1]]

@@ -1,18 +1,16 @@
 """One device: bringing it up (3.1.1), sessions with it, its configuration, and leaving it in order.
 
-A driver calls ``Device.start``, which runs the initialisation sequence once, for everybody: drivers,
-diagnostics and tests see the same steps. There is one wait loop (``waiting.py``), and one way out.
+A driver calls ``Device.start``, which runs the initialisation sequence for drivers,
+diagnostics and tests alike. There is one wait loop (``waiting.py``), and one way to leave a device.
 """
 
 from __future__ import annotations
 
 import atexit
 import ctypes
-import os
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -23,28 +21,20 @@ from uvirtio.device.options import OpenOptions
 from uvirtio.device.queue import Queue, QueueSpec
 from uvirtio.device.signals import signals_held
 from uvirtio.device.snapshot import snapshot
-from uvirtio.device.status import StatusField, poll_until
-from uvirtio.device.waiting import WaitLoop, gone
+from uvirtio.device.state import DeviceState
+from uvirtio.device.status import poll_until
+from uvirtio.device.waiting import WaitLoop
 from uvirtio.errors import (
-    Closed,
     ConfigError,
     DeviceAbsent,
-    DeviceBroken,
-    DeviceFailure,
-    DeviceGone,
     DeviceTimeout,
     NotSupported,
     ResetTimeout,
-    UsageError,
     UvirtioError,
 )
-from uvirtio.interfaces.backend import GuestMachine
-from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.transport import ResetsQueues, Transport
-from uvirtio.memory.access import require_little_endian
 from uvirtio.memory.fence import full_fence, platform_fence
 from uvirtio.spec import features as f
-from uvirtio.spec import ids
 from uvirtio.spec.layout import Field
 from uvirtio.spec.status import Status
 from uvirtio.virtqueue import Virtqueue
@@ -52,207 +42,33 @@ from uvirtio.virtqueue import Virtqueue
 T = TypeVar("T")
 
 
-class _Session:
-    """What ``Device.session`` gives; the same one each time, since all that it knows is the device's.
-
-    Each call of a driver's goes through two or three of these. A generator would do, at four times the cost.
-    """
-
-    __slots__ = ("_device",)
-
-    def __init__(self, device: Device) -> None:
-        self._device = device
-
-    def __enter__(self) -> None:
-        device = self._device
-        if os.getpid() != device._owner_pid:
-            device.check_owner()  # before the lock: in a forked child its holder may not exist
-        device._lock.acquire()
-        if (device.closing or device._broken is not None) and not device.leaving:
-            try:
-                device._check_usable()
-            except BaseException:
-                device._lock.release()
-                raise
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        device = self._device
-        try:
-            if error is not None:
-                device._left_by(error)
-        finally:
-            device._lock.release()
-
-
-class Device:
-    """An open virtio device. Made by :func:`uvirtio.open`; a context manager.
+class Device(DeviceState):
+    """An open virtio device, as ``uvirtio.open`` returns it; a context manager.
 
     One thread owns a device and calls its methods; ``close()`` may come from any thread. Addresses and sizes
     are in bytes, times in seconds.
     """
 
     def __init__(self, address: str, transport: Transport, options: OpenOptions | None = None) -> None:
-        require_little_endian()
-        options = OpenOptions() if options is None else options
-        self.address = address
-        self.transport = transport
-        self.timeout = options.timeout
-        """Seconds that the device has for each response, where a call is given no time-out of its own."""
-        self.interrupts = tuple(options.interrupts)
-        self.ring = options.ring
-        self.warning: str | None = None
-        """What a person has to know before the device is started: nothing holds it. None: something does."""
-        self.device_id = transport.device_id
-        self.type = ids.type_name(transport.device_id)
-        self.offered = 0
-        """Feature bits that the device offered at the last start, 128 bits wide."""
-        self.features = 0
-        """Feature bits that were negotiated at the last start."""
-        self.unsteady_features = 0
-        """Feature bits that were offered in one of two readings at the last start, and not in the other."""
-        self.queues: dict[int, Queue] = {}
-        self._fence = full_fence()
-        self._platform_fence = platform_fence()
-        self._dma: DmaSpace | None = None
-        self._rings: list[Virtqueue] = []
-        self._status = StatusField(address, transport)
-        self._broken: UvirtioError | None = None
-        self.closing = False
-        """``close()`` was called; it may still be at work."""
-        self.leaving = False
-        """The device is being left: what its driver does meanwhile is let through, whatever else is so."""
-        self._closed = False
-        self._give_back: GiveBack | None = None
-        self._owner_pid = os.getpid()
-        self._lock = threading.RLock()
-        self._session = _Session(self)
-        self._waiting = WaitLoop(self, transport, options.poll_us / 1e6)
-        self._log = log.logger()
-        atexit.register(self.close)
-        self._say(log.INFO, "opened: %s, %s; %s", self.type, transport.kind, transport.description)
+        """Take over a transport; the device itself is not touched.
 
-    def _say(self, level: int, text: str, *values: object) -> None:
-        if self._log is not None:
-            self._log.log(level, "%s: " + text, self.address, *values)
-
-    # --- state ----------------------------------------------------------------------------------------------
-
-    @property
-    def dma(self) -> DmaSpace:
-        """Memory for this device, under the address policy that was negotiated. Raises Closed before start."""
-        if self._dma is None:
-            raise Closed(f"{self.address} is not started: its address policy is not known before FEATURES_OK")
-        return self._dma
-
-    @property
-    def state(self) -> str:
-        """What is known of the device without asking it.
-
-        The status bit that was set last (3.1.1), which is ``DRIVER_OK`` while a driver has the device; or one of
-        "not started", "broken", "gone", "closed".
-        """
-        if self._closed:
-            return "closed"
-        if self._broken is not None:
-            return "gone" if isinstance(self._broken, DeviceAbsent) else "broken"
-        return self._status.state
-
-    def __repr__(self) -> str:
-        about = [self.state]
-        if self.queues and not self._closed:
-            about.append("packed" if self.has(f.RING_PACKED) else "split")
-            about.append(self.transport.interrupt_mode.value)
-        return f"<Device {self.address} {self.type}, {', '.join(about)}>"
-
-    @property
-    def broken(self) -> UvirtioError | None:
-        """The error that made the device unusable, or None."""
-        return self._broken
-
-    @property
-    def completions(self) -> int:
-        """Chains that came back on all queues, since the start."""
-        count = 0
-        for queue in self.queues.values():
-            count += queue.completions
-        return count
-
-    @property
-    def guest(self) -> GuestMachine | None:
-        """The guest machine that the device is in, where this process runs it; None: it is this machine's."""
-        backend = self.transport.backend
-        return backend if isinstance(backend, GuestMachine) else None
-
-    def seconds(self, timeout: float | None) -> float:
-        """The time-out of one call, in seconds: ``timeout``, or the device's own where that is None.
+        Args:
+            address: What the device is called in errors and logs.
+            transport: The transport of the device, which the device owns from now on and closes.
+            options: How to use it; None: the defaults of OpenOptions.
 
         Raises:
-            UsageError: It is NaN, which no clock ever passes.
+            NotSupported: The machine is big-endian.
         """
-        if timeout is None:
-            return self.timeout
-        if timeout != timeout:
-            raise UsageError("a time-out cannot be NaN", seen=timeout, expected="seconds, or None")
-        return timeout
-
-    def has(self, bit: int) -> bool:
-        """Whether feature ``bit`` was negotiated."""
-        return bool(self.features >> bit & 1)
-
-    def session(self) -> AbstractContextManager[None]:
-        """Around every operation of a driver: refuses closed, broken and forked devices, and takes the lock.
-
-        A DeviceFailure or DeviceGone that leaves the block makes the device broken: all later calls fail at
-        once instead of each waiting for its own deadline, with DeviceGone where the device is gone and
-        DeviceBroken otherwise. Sessions nest; what a driver does while it leaves is let through.
-        """
-        return self._session
-
-    def _left_by(self, error: BaseException) -> None:
-        """An exception leaves a session: whether it makes the device broken."""
-        if isinstance(error, DeviceFailure) and self._status.vanished():
-            # A removed device answers with ones, which look like many other faults.
-            removed = gone(self.address, self.transport, "status reads 0xff")
-            self._break(removed)
-            raise removed from error
-        if isinstance(error, (DeviceFailure, DeviceAbsent)):
-            self._break(error)
-
-    def _ours(self) -> bool:
-        return os.getpid() == self._owner_pid
-
-    def check_owner(self) -> None:
-        """Raises NotSupported in a forked child: the device is the parent's."""
-        if os.getpid() != self._owner_pid:
-            raise NotSupported(
-                f"{self.address} was opened by another process",
-                seen=f"pid {os.getpid()}",
-                expected=f"pid {self._owner_pid}",
-                remedy="open the device after the fork",
-            )
-
-    def _check_usable(self) -> None:
-        if self._closed or self.closing:
-            raise Closed(f"{self.address} is closed")
-        first = self._broken
-        if first is None:
-            return
-        message = f"{self.address} is unusable after an earlier error: {first}"
-        if isinstance(first, DeviceGone):  # for a caller that calls in a loop until the device is gone
-            raise DeviceGone(message, seen=first.seen, expected=first.expected, remedy=first.remedy) from first
-        raise DeviceBroken(
-            message,
-            seen=first.code,
-            expected="a device that works",
-            remedy="close it and open it again",
-        ) from first
-
-    def _break(self, error: UvirtioError) -> None:
-        if self._broken is None and not isinstance(error, DeviceBroken):
-            self._broken = error
-            self._say(log.INFO, "%s: %s", self.state, error)
+        options = OpenOptions() if options is None else options
+        super().__init__(address, transport, options)
+        self._fence = full_fence()
+        self._platform_fence = platform_fence()
+        self._rings: list[Virtqueue] = []
+        self._give_back: GiveBack | None = None
+        self._waiting = WaitLoop(self, transport, options.poll_us / 1e6)
+        atexit.register(self.close)
+        self._say(log.INFO, "opened: %s, %s; %s", self.type, transport.kind, transport.description)
 
     # --- the initialisation sequence (3.1.1) ----------------------------------------------------------------
 
@@ -268,19 +84,37 @@ class Device:
         give_back: GiveBack | None = None,
         admin: bool = False,
     ) -> None:
-        """Bring the device up to DRIVER_OK.
-
-        ``wanted`` is the driver's allow-list of device-type feature bits; the transport's and the ring's are
-        added here. ``required`` bits must be offered. ``dependencies`` (None: all that the standard has for this
-        type) say which bit needs which. ``queues`` may be a function, for queues that depend on what was
-        negotiated. ``before_ok`` runs with the queues made and DRIVER_OK not yet set; nothing may be kicked
-        there. ``give_back`` runs first when the device is left. ``admin``: take an administration queue where one
-        is offered (ADMIN_VQ); it is among ``queues`` under the name ``adminq``.
+        """Initialise the device up to DRIVER_OK (3.1.1).
 
         On a legacy interface (3.1.2) the steps are the same without FEATURES_OK, and the choice is not read back.
+        When a step fails, FAILED is set (3.1.1), the device is reset, and its queues and memory are released.
 
-        Raises FeatureMissing, FeaturesRefused, QueueError, ResetTimeout, or what memory raises; FAILED is set
-        then (3.1.1) and the device is reset and let go of.
+        Args:
+            wanted: The driver's allow-list of device-type feature bits; the transport's and the ring's are added
+                here.
+            queues: The queues that the driver uses; or a function that returns them, where they depend on the
+                features that were negotiated.
+            required: Feature bits that the device must offer.
+            dependencies: Which feature bit needs which others; None: all that the standard has for this type.
+            observe: Called with the name of each step, which runs inside the context that it returns.
+            before_ok: Called when the queues are set up and DRIVER_OK is not yet set; it must kick no queue.
+            give_back: Called first when the device is left; its argument says whether the device still works.
+            admin: Use an administration queue where one is offered (ADMIN_VQ); it is among ``Device.queues``,
+                under the name ``adminq``.
+
+        Raises:
+            FeatureMissing: The device does not offer a required feature bit.
+            FeaturesRefused: The device cleared FEATURES_OK.
+            QueueError: A required queue does not exist, or has a size that the standard does not allow.
+            ResetTimeout: The status did not become 0 in time (2.4.2).
+            DeviceNeedsReset: The device set DEVICE_NEEDS_RESET or FAILED, or cleared DRIVER_OK.
+            DeviceGone: The device was removed.
+            MemlockExceeded: RLIMIT_MEMLOCK is too small to pin the memory of the queues.
+            HugePagesLack: Without an IOMMU: too few huge pages are left.
+            MemoryScattered: There is no contiguous memory for a legacy queue (2.7.2).
+            PagemapHidden: Without an IOMMU: this user cannot see physical addresses.
+            OperationFailed: The kernel refused an operation on memory or interrupts.
+            NotSupported: This machine, kernel or back end cannot do it.
         """
         with self.session():
             if self._status.live:
@@ -324,15 +158,18 @@ class Device:
 
     @contextmanager
     def _step(self, observe: Observer, name: str) -> Iterator[None]:
-        """One step of the sequence; a failure in it is named for what it is before the observer sees it."""
+        """One step of the sequence; the session inside lets the observer see a removed device as DeviceGone."""
         with observe(name), self.session():
             yield
         self._say(log.DEBUG, "step %s done", name)
 
     def reset(self) -> None:
-        """Write 0 to status and wait until it reads 0 (2.4.2). Raises ResetTimeout, DeviceGone.
+        """Write 0 to the status and wait until it reads 0 (2.4.2); then release the queues and their memory.
 
-        Whatever rings the device had are dead afterwards, and their memory is freed.
+        Raises:
+            ResetTimeout: The status did not become 0 in time.
+            DeviceGone: The device was removed.
+            NotSupported: Another process opened the device.
         """
         self.check_owner()
         with self._lock:
@@ -367,11 +204,19 @@ class Device:
     # --- the reset of one queue (2.6.1) -----------------------------------------------------------------------
 
     def reset_queue(self, queue: Queue, *, timeout: float | None = None) -> list[Any]:
-        """Take back all that is out on one queue and set it up anew, while the others go on.
+        """Reset one queue and enable it again, while the other queues keep working (2.6.1).
 
-        Returns the cookies of what was out, in the order in which it was given, or the numbers of its slots; slots
-        have to be laid anew. ``timeout`` in seconds (the device's own where None).
-        Raises NotSupported unless RING_RESET was negotiated; DeviceTimeout, and the device is broken then.
+        Args:
+            queue: The queue. Its fixed slots, if any, have to be set again with ``Queue.set_fixed``.
+            timeout: Seconds to wait for the device; None: the device's own time-out.
+
+        Returns:
+            The cookies of the chains that the device had not returned, in the order in which they were added; for
+            a queue with fixed slots, the numbers of those slots.
+
+        Raises:
+            NotSupported: RING_RESET was not negotiated.
+            DeviceTimeout: The reset did not finish in time; the device is broken then.
         """
         with self.session():
             transport = self.transport
@@ -392,7 +237,7 @@ class Device:
             old.close()
             ring = self._ring_maker().make(queue.spec, transport.queue_layout(queue.index))
             self._rings.append(ring)
-            # 2.6.1.2.2: everything is written again, whatever it was before.
+            # 2.6.1.2.2: all parameters are written again, even those that did not change.
             doorbell = transport.enable_queue(queue.index, ring.size, *ring.addresses)
             queue.replace_ring(ring, doorbell)
             return out
@@ -407,7 +252,7 @@ class Device:
             )
 
     def _fail(self, error: BaseException) -> None:
-        """Tell the device that we gave up (3.1.1: FAILED), and get out of its way."""
+        """Set FAILED (3.1.1), then reset the device and release it."""
         with signals_held():
             if isinstance(error, DeviceAbsent):
                 self._status.live = False
@@ -419,17 +264,36 @@ class Device:
     # --- configuration (2.5) --------------------------------------------------------------------------------
 
     def snapshot(self, read: Callable[[], T]) -> T:
-        """What ``read`` returns, read between two equal generations, so that its fields belong together.
+        """Read several fields of the configuration consistently: between two equal generations (2.5.1).
 
-        Raises ConfigUnstable when the device changed it all the time for half a second (or for its time-out,
-        where that is shorter). Where a transport has no generation, ``read`` is repeated until two results
-        agree (2.5.4).
+        Where a transport has no generation, ``read`` is repeated until two results agree (2.5.4).
+
+        Args:
+            read: Reads the fields with ``transport.read_config``; it is called again when they changed.
+
+        Returns:
+            What ``read`` returned.
+
+        Raises:
+            ConfigUnstable: The device kept changing it for half a second (or for its time-out, where that is
+                shorter).
         """
         with self.session():
             return snapshot(self.transport, self.address, read, check=self.check_status, patience=self.timeout)
 
     def read_config(self, *fields: Field) -> tuple[int, ...]:
-        """The values of these fields, as one snapshot. Raises ConfigError where the device has them not."""
+        """Read fields of the device configuration, as one snapshot (2.5.1).
+
+        Args:
+            *fields: The fields; each is read with one access of its width.
+
+        Returns:
+            Their values, in the same order.
+
+        Raises:
+            ConfigError: A field lies beyond the device's configuration.
+            ConfigUnstable: The device kept changing it.
+        """
         for field in fields:
             if field.offset + field.width > self.transport.config_length:
                 raise ConfigError(
@@ -441,16 +305,25 @@ class Device:
         return self.snapshot(lambda: tuple(read(field.offset, field.width) for field in fields))
 
     def write_config(self, field: Field, value: int) -> None:
-        """Write one field, with one access of its width."""
+        """Write one field of the device configuration, with one access of its width (2.5).
+
+        Args:
+            field: The field.
+            value: What to write.
+        """
         with self.session():
             self.transport.write_config(field.offset, field.width, value)
 
     # --- waiting --------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Look whether the device still goes on; for who waits in a loop of his own.
+        """Read the status and check that the device still works. For callers with their own event loop.
 
-        Raises DeviceNeedsReset, DeviceResetByOther, DeviceGone, Closed.
+        Raises:
+            DeviceNeedsReset: DEVICE_NEEDS_RESET or FAILED is set (2.1.1).
+            DeviceResetByOther: The status reads 0, and this process did not reset the device.
+            DeviceGone: The device was removed.
+            Closed: The device is closed.
         """
         with self.session():
             self.check_status()
@@ -464,12 +337,25 @@ class Device:
         owed: bool = True,
         watch: Sequence[int] = (),
     ) -> bool:
-        """Wait until ``ready()``; the one wait loop.
+        """Wait until ``ready()`` is true, taking interrupts meanwhile.
 
-        ``owed``: the device owes this. Then a miss raises DeviceTimeout and the device is broken. Otherwise a
-        miss returns False. ``timeout`` None waits for ever, until ``close()`` or a signal.
-        ``watch``: descriptors of the caller's own; ``ready`` is asked again as soon as one can be read.
-        Raises DeviceNeedsReset, DeviceResetByOther, DeviceGone, Closed.
+        Args:
+            ready: Whether the wait is over; called again after each event.
+            timeout: Seconds; None: no limit, until ``close()`` or ``interrupt()``.
+            what: What is waited for, for the text of DeviceTimeout.
+            owed: Whether the device must respond in time: if it does not, the device is broken.
+            watch: File descriptors of the caller's own; ``ready`` is called as soon as one can be read.
+
+        Returns:
+            True, or False where the time-out passed and ``owed`` is False.
+
+        Raises:
+            DeviceTimeout: The time-out passed and ``owed`` is True.
+            DeviceNeedsReset: DEVICE_NEEDS_RESET or FAILED is set (2.1.1).
+            DeviceResetByOther: The status reads 0, and this process did not reset the device.
+            DeviceGone: The device was removed.
+            Closed: The device was closed, possibly during the wait.
+            UsageError: ``timeout`` is NaN.
         """
         if timeout is not None:
             timeout = self.seconds(timeout)
@@ -477,36 +363,51 @@ class Device:
             return self._waiting.wait(ready, timeout, what, owed, watch)
 
     def interrupt(self, reason: BaseException) -> None:
-        """Make the wait loop raise ``reason`` at its next turn. For signal handlers: it only sets a flag.
+        """Make the wait loop raise ``reason`` at its next iteration. For signal handlers: it only sets a flag.
 
-        An exception thrown by a handler itself could come between any two instructions, also in the middle of
-        laying down a chain; this one comes where the rings and the books are in order.
+        An exception that a handler raises itself could come between any two instructions, also while a chain is
+        being added; this one comes where the rings and their bookkeeping are consistent.
+
+        Args:
+            reason: The exception to raise.
         """
         if self._ours() and not self._closed:  # a forked child shares the descriptor that wakes the loop
             self._waiting.interrupt(reason)
 
     def service(self) -> bool:
-        """Take and dispatch pending interrupts, without waiting; whether there were any.
+        """Take and dispatch pending interrupts, without waiting. For callers with their own event loop.
 
-        Raises DeviceGone, DeviceNeedsReset, DeviceResetByOther, Closed.
+        Returns:
+            Whether there were any.
+
+        Raises:
+            DeviceGone: The device was removed.
+            DeviceNeedsReset: DEVICE_NEEDS_RESET or FAILED is set (2.1.1).
+            DeviceResetByOther: The status reads 0, and this process did not reset the device.
+            Closed: The device is being closed.
+            NotSupported: Another process opened the device.
         """
         return self._waiting.service()
 
     def storm_backoff(self, done: int) -> float:
-        """Seconds to stay away from the device's events after a look; for who waits in a loop of his own.
+        """Back-off before the device's events are polled again. For callers with their own event loop.
 
-        ``done``: the ``completions`` before the look. More than 0 while interrupts come for nothing, without end.
+        Args:
+            done: The value of ``completions`` before the last ``service()``.
+
+        Returns:
+            Seconds: above 0.0 during an interrupt storm (spurious interrupts without end), 0.0 otherwise.
         """
         return self._waiting.storm_backoff(done)
 
     @property
     def interrupted(self) -> bool:
-        """An interrupt came at the last look, whether the device names a cause or not."""
+        """Whether the last look at the events found an interrupt, even one without a cause in the device."""
         return self._waiting.interrupted
 
     @property
     def counters(self) -> Counters:
-        """What was counted since the device was opened: configuration changes, interrupts, storms."""
+        """Counts since the device was opened: configuration changes, interrupts, interrupt storms."""
         return self._waiting.counters
 
     if not TYPE_CHECKING:
@@ -519,13 +420,22 @@ class Device:
             return getattr(self.counters, name)
 
     def check_status(self) -> int:
-        """The status of a device that goes on; inside a session. Raises as :meth:`check`."""
+        """Do what ``check`` does, inside a session of the caller's.
+
+        Returns:
+            The status bits (2.1).
+
+        Raises:
+            DeviceNeedsReset: DEVICE_NEEDS_RESET or FAILED is set (2.1.1).
+            DeviceResetByOther: The status reads 0, and this process did not reset the device.
+            DeviceGone: The device was removed.
+        """
         return self._status.check()
 
     # --- leaving --------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Leave the device in order and stay open: give back, reset, bus master off, free. Idempotent."""
+        """Stop the device and keep it open: give back, reset (2.4), bus master off, free memory. Idempotent."""
         if self._closed or not self._ours():
             return
         with self._lock, signals_held():
@@ -551,7 +461,7 @@ class Device:
         self._say(log.DEBUG, "given back what outlives a reset")
 
     def _quiet(self, *, may_reset: bool) -> None:
-        """Reset with confirmation, bus master off, then free. Without confirmation the memory is kept for ever."""
+        """Reset with confirmation, bus master off, then free. Without confirmation the memory is never freed."""
         was_live = self._status.live
         confirmed = not was_live
         if was_live and may_reset:
@@ -560,7 +470,7 @@ class Device:
                 confirmed = True
             except DeviceAbsent as error:
                 self._break(error)
-                confirmed = True  # what is not there writes nowhere
+                confirmed = True  # an absent device writes nowhere
             except UvirtioError as error:
                 self._break(error)
         with suppress(UvirtioError):
@@ -579,7 +489,7 @@ class Device:
             self._say(log.INFO, "left: %s", "reset" if confirmed else "reset without an answer")
 
     def _release(self) -> None:
-        """Let go of queues, interrupts and memory; the device was reset, or its memory is in quarantine."""
+        """Release queues, interrupts and memory; the device was reset, or its memory is in quarantine."""
         self._waiting.forget()
         self.queues.clear()
         rings, self._rings = self._rings, []
@@ -593,7 +503,7 @@ class Device:
                 self.transport.release_queues()
 
     def close(self) -> None:
-        """Leave the device in order and let it go; idempotent, from any thread.
+        """Stop the device (see ``stop``) and close its transport; idempotent, from any thread.
 
         In a forked child it does nothing: the device is the parent's.
         """
@@ -625,5 +535,5 @@ class Device:
 
 
 def _quarantine(thing: object) -> None:
-    """One reference that is never given back, so that this memory is never reused by this process."""
+    """Take a reference that is never dropped, so that this process never reuses this memory."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))

@@ -1,4 +1,4 @@
-"""What is counted of a device while it is open."""
+"""The counters of an open device."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class Counters:
-    """Counts since the device was opened. They go on while it is used; reading them asks the device nothing."""
+    """Counts since the device was opened. They are live; reading them does not access the device."""
 
     config_changes: int = 0
     """Notifications that the configuration changed."""
     interrupts_taken: int = 0
-    """Times that an interrupt was taken."""
+    """Interrupts that were taken."""
     missed_interrupts: int = 0
-    """Times that something was there though no interrupt had said so."""
+    """Times that a wait ended by polling although interrupts were on and none had come."""
     interrupt_storms: int = 0
-    """Times that interrupts came for nothing, faster than any work needs them."""
+    """Interrupt storms: many spurious interrupts within a tenth of a second."""
     polled: int = 0
-    """Waits that polling ended before they had to sleep."""
+    """Waits that busy-polling ended before they had to sleep."""

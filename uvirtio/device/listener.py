@@ -1,6 +1,6 @@
-"""What the wait loop sleeps on: the descriptors of a device's events, told to the kernel once, not at every turn.
+"""The epoll set that the wait loop sleeps on: the file descriptors of a device's events, registered once.
 
-To build a poll set anew costs as much as to sleep on it, and to ask each event by itself whether it fired costs a
+Building a poll set for each sleep costs as much as the sleep itself; asking each event whether it fired costs a
 system call and an exception for each that did not. An epoll set says in one call which did.
 """
 
@@ -12,7 +12,7 @@ from contextlib import suppress
 
 
 class Listener:
-    """A set of descriptors that poll readable. They stay their owners', who tell it before they close them."""
+    """A set of file descriptors to wait for. It does not own them: call ``forget`` before closing them."""
 
     def __init__(self) -> None:
         self._poll: select.epoll | None = None
@@ -20,7 +20,11 @@ class Listener:
         """Whether there is anything to listen to."""
 
     def listen(self, numbers: Iterable[int]) -> None:
-        """Listen to these from now on, and to nothing else."""
+        """Replace the set.
+
+        Args:
+            numbers: The file descriptors to listen to from now on.
+        """
         self.forget()
         self._poll = select.epoll()
         for number in set(numbers):
@@ -28,15 +32,19 @@ class Listener:
         self.ready = True
 
     def fired(self, seconds: float) -> dict[int, int]:
-        """The descriptors that can be read, waiting so long for the first; 0: without waiting.
+        """The file descriptors that can be read.
 
-        Each with the kernel's word for what it is ready for, which is of no use: an error shows when it is read.
+        Args:
+            seconds: How long to wait for the first; 0: without waiting.
+
+        Returns:
+            The descriptors, each with its epoll events; these may be ignored, as an error shows in the read.
         """
         assert self._poll is not None
         return dict(self._poll.poll(seconds))
 
     def forget(self) -> None:
-        """Listen to nothing: the descriptors are about to be closed. Idempotent."""
+        """Empty the set, before the descriptors are closed. Idempotent."""
         self.ready = False
         if self._poll is not None:
             with suppress(OSError):

@@ -1,7 +1,7 @@
 """The loggers ``uvirtio`` (opening, bring-up, leaving) and ``uvirtio.registers`` (each register access and kick).
 
 Importing ``logging`` takes as long as opening a device of sysfs. A program that has not imported it has no handler
-either, so it is looked for and never imported here.
+either, so this module never imports it and only looks whether the program did.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ NAME, REGISTERS = "uvirtio", "uvirtio.registers"
 
 
 def logger(name: str = NAME) -> Logger | None:
-    """The logger of this name; None in a program that has not imported ``logging``."""
+    """The logger of this name; None in a program that has not imported ``logging``.
+
+    Args:
+        name: ``uvirtio``, or one below it.
+    """
     logging = sys.modules.get("logging")
     if logging is None:
         return None
@@ -33,9 +37,16 @@ def logger(name: str = NAME) -> Logger | None:
 
 
 def register_trace(address: str, given: Trace | None) -> Trace | None:
-    """What gets a line for each register access and kick: ``given``, and the logger where it is at DEBUG now.
+    """The function that is called with one line of text for each register access and kick.
 
-    Decided once, when a device is opened: registers that are not traced cost nothing.
+    Whether the logger is at DEBUG is looked up once, when a device is opened: untraced registers cost nothing.
+
+    Args:
+        address: The device's address, which the logger puts before each line.
+        given: The caller's own trace function; None: none.
+
+    Returns:
+        A function that calls ``given`` and the logger; ``given`` itself where the logger is not at DEBUG.
     """
     registers = logger(REGISTERS)
     if registers is None or not registers.isEnabledFor(DEBUG):

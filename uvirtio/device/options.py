@@ -1,4 +1,4 @@
-"""How a device is opened: one object from ``uvirtio.open`` and the command line down to the back end."""
+"""The options for opening a device, passed from ``uvirtio.open`` and the command line down to the back end."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from uvirtio.interfaces.values import DEFAULT_TIMEOUT, TIMEOUT_MAX, InterruptMod
 from uvirtio.memory.trace import Trace
 
 RingChoice = Literal["auto", "split", "packed"]
-"""Which ring format to take: ``auto`` is packed where it is offered, as 6.1 wants it."""
+"""The ring format: ``auto`` is packed where it is offered, as 6.1 recommends."""
 
 
 class OpenKeywords(TypedDict, total=False):
-    """The fields of :class:`OpenOptions` as keywords, each with the same meaning; all may be left out."""
+    """The fields of ``OpenOptions`` as keywords, each with the same meaning; all are optional."""
 
     backend: str
     timeout: float
@@ -34,10 +34,10 @@ class OpenKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
-    """How a device is to be opened, and what its driver may use.
+    """How to open a device, and what its driver may use.
 
     Raises:
-        UsageError: A value is none that the option can have.
+        UsageError: An option has a value that it cannot have.
     """
 
     backend: str = "auto"
@@ -66,7 +66,7 @@ class OpenOptions:
 
     vf_token: str | None = None
     """The UUID that VFIO asks for where a function has SR-IOV (Documentation/driver-api/vfio.rst): a virtual
-    function is opened with the one that was set by who opened its physical function with it."""
+    function is opened with the one that was set when its physical function was opened."""
 
     roots: Roots = field(default_factory=Roots)
     """Where ``/sys``, ``/proc``, ``/dev``, ``/run`` and ``/etc`` are read."""
@@ -90,7 +90,17 @@ class OpenOptions:
         _check(self.trace, "trace", self.trace is None or callable(self.trace), "a callable, or None")
 
     def merged(self, keywords: OpenKeywords) -> OpenOptions:
-        """These options with some replaced; ``roots=None`` leaves the roots as they are."""
+        """A copy of these options with some replaced.
+
+        Args:
+            keywords: The options to replace; ``roots=None`` leaves the roots as they are.
+
+        Returns:
+            The new options; these themselves where nothing is replaced.
+
+        Raises:
+            UsageError: An option has a value that it cannot have.
+        """
         changes: dict[str, Any] = {**keywords}
         if changes.get("roots", self) is None:
             del changes["roots"]

@@ -1,4 +1,4 @@
-"""A queue of a device: what a driver asks for, and the live virtqueue with its doorbell."""
+"""A queue of a device: the driver's specification, and the live virtqueue with its doorbell."""
 
 from __future__ import annotations
 
@@ -13,23 +13,35 @@ from uvirtio.virtqueue import Completion, SgEntry, Virtqueue
 from uvirtio.virtqueue.slots import Chain, Slots, fixed_slots
 
 QUEUE_SIZE_MAX = 256
-"""Entries. Enough for every driver here, and each ring area fits one page, which guest-physical memory needs."""
+"""Entries. Enough for every driver here; each ring area fits one page, as guest-physical memory requires."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueSpec:
-    """A queue that a driver wants: its index (chapter 5), a name for people, and the most entries of use."""
+    """A queue that a driver wants."""
 
     index: int
+    """Its index (chapter 5)."""
     name: str
+    """Its name, for errors and reports."""
     size: int = QUEUE_SIZE_MAX
+    """The most entries that are of use; the device may have fewer."""
     required: bool = True
+    """Whether the driver cannot work without it."""
 
 
 class Queue:
     """A live virtqueue: the ring and its doorbell."""
 
     def __init__(self, spec: QueueSpec, ring: Virtqueue, doorbell: Doorbell, *, with_data: bool = False) -> None:
+        """Put a ring and its doorbell together.
+
+        Args:
+            spec: The driver's specification.
+            ring: The ring, whose addresses the device has.
+            doorbell: Notifies the device (2.3).
+            with_data: Whether NOTIFICATION_DATA was negotiated (2.9).
+        """
         self.index = spec.index
         self.name = spec.name
         self.spec = spec
@@ -38,44 +50,59 @@ class Queue:
         self._with_data = with_data
         self.kicks = 0
         self.completions = 0
-        """Chains that came back, since the start."""
+        """Chains that the device returned since the start."""
         self._slots: Slots | None = None
 
     def add(self, readable: Sequence[SgEntry], writable: Sequence[SgEntry], cookie: Any) -> None:
-        """Lay down a chain; the device does not see it before ``kick``."""
+        """Write the descriptors of a chain (2.7.5); the device does not see it before ``kick``.
+
+        Args:
+            readable: The buffers that the device reads, as device addresses and lengths in bytes.
+            writable: The buffers that the device writes.
+            cookie: What ``reap`` returns with the completion.
+
+        Raises:
+            BadChain: The chain breaks a rule of 2.7.5.
+            QueueFull: There are not enough free descriptors.
+        """
         self.ring.add(readable, writable, cookie)
 
     def kick(self) -> None:
-        """Publish what was added and ring the doorbell if the device wants that (2.7.13)."""
+        """Make the added chains available, and notify the device unless it suppresses that (2.7.13)."""
         if self.ring.publish():
             self.notify()
 
     def notify(self) -> None:
-        """Ring the doorbell unasked: for what was published before DRIVER_OK, when no kick was allowed (3.1.1)."""
-        # 2.9: with NOTIFICATION_DATA a kick says where what is new ends.
+        """Notify the device unconditionally: for chains published before DRIVER_OK (3.1.1 forbids it then)."""
+        # 2.9: with NOTIFICATION_DATA a kick carries the end of the new entries.
         self._doorbell.ring(self.index | self.ring.kick_data << 16 if self._with_data else self.index)
         self.kicks += 1
 
     def replace_ring(self, ring: Virtqueue, doorbell: Doorbell) -> None:
-        """After a reset of this queue: another ring, without chains and without slots."""
+        """Put in a new ring after a reset of this queue (2.6.1); chains and fixed slots are dropped.
+
+        Args:
+            ring: The new ring.
+            doorbell: Its doorbell.
+        """
         self.ring, self._doorbell, self._slots = ring, doorbell, None
 
     @property
     def slots(self) -> Slots | None:
-        """The fixed slots, if there are any."""
+        """The fixed slots; None without ``set_fixed``."""
         return self._slots
 
     def reap(self, limit: int | None = None) -> list[Completion]:
-        """Take what the device has used, oldest first.
+        """Take the chains that the device has used, oldest first (2.7.8).
 
         Args:
             limit: The most completions to take; None takes all that are there.
 
         Returns:
-            The cookies of the chains with the bytes that the device says it wrote.
+            The cookies of the chains, with the bytes that the device says it wrote.
 
         Raises:
-            RingCorruption: The device wrote what cannot be.
+            RingCorruption: A used entry or the used index is invalid.
         """
         done = self.ring.reap(limit)
         self.completions += len(done)
@@ -94,7 +121,7 @@ class Queue:
         return self._slots
 
     def submit(self, slots: Sequence[int]) -> None:
-        """Make these slots available, and kick if the device wants that. Only after DRIVER_OK (3.1.1).
+        """Make slots available, and notify the device unless it suppresses that. Only after DRIVER_OK (3.1.1).
 
         Args:
             slots: Numbers of slots that are not with the device.
@@ -107,11 +134,11 @@ class Queue:
             self.notify()
 
     def reap_slots(self) -> array[int]:
-        """The slots that came back, in the device's order.
+        """The numbers of the slots that the device returned, in the device's order.
 
         Raises:
             Misuse: The queue has no fixed slots.
-            RingCorruption: The device wrote what cannot be.
+            RingCorruption: A used entry or the used index is invalid.
         """
         found = self._fixed().reap()
         self.completions += len(found)

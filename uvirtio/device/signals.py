@@ -1,4 +1,4 @@
-"""Signals while a device is being left: a second Ctrl-C must not tear the way out, which is bounded anyway."""
+"""Signals while a device is being left: a second Ctrl-C must not interrupt the cleanup, whose time is bounded."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def signals_held() -> Iterator[None]:
-    """Hold SIGINT, SIGTERM and SIGHUP back inside the block; what came is raised again after it.
+    """Defer SIGINT, SIGTERM and SIGHUP until the end of the block, and raise them again there.
 
-    A signal mask would not do: another thread takes the signal then, and its handler runs in the main thread
-    all the same. In other threads no handler runs, so there is nothing to hold back.
+    A signal mask is not enough: another thread takes the signal then, and its handler still runs in the main
+    thread. In other threads no handler runs, so there is nothing to defer.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

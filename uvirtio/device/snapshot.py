@@ -1,4 +1,4 @@
-"""Fields of the device configuration that belong together, from a device that may change them meanwhile (2.5)."""
+"""Consistent reads of several configuration fields from a device that may change them meanwhile (2.5)."""
 
 from __future__ import annotations
 
@@ -13,24 +13,27 @@ from uvirtio.interfaces.transport import Transport
 T = TypeVar("T")
 
 _TRIES, _PATIENCE = 16, 0.5
-"""Readings of a configuration that moves before we pause between them, and seconds until we give up. A host that
-sweeps a value through a hundred others is busy, not broken; one that never holds still is."""
+"""Readings of a changing configuration before there is a pause between them, and seconds before giving up. A host
+that steps a value through a hundred others is busy, not broken; one that never stops is."""
 
 
 def snapshot(
     transport: Transport, address: str, read: Callable[[], T], *, check: Callable[[], object], patience: float
 ) -> T:
-    """What ``read`` returns, read between two equal generations (2.5.1); without any, the same twice (2.5.4).
+    """Call ``read`` between two equal generations (2.5.1); without a generation, until two results agree (2.5.4).
 
     Args:
         transport: What the configuration is read from.
-        address: The device's, for errors.
-        read: Reads the fields; called again as long as they move.
-        check: Looks whether the device is still there; raises if not.
-        patience: Seconds to try, if they are less than half a second.
+        address: The device's address, for errors.
+        read: Reads the fields; called again as long as they change.
+        check: Checks that the device is still there; raises if not.
+        patience: Seconds to try; at most half a second is used.
+
+    Returns:
+        What ``read`` returned.
 
     Raises:
-        ConfigUnstable: The device changed it all the time.
+        ConfigUnstable: The device kept changing it.
     """
     patience = min(patience, _PATIENCE)
     deadline = time.monotonic() + patience
@@ -42,7 +45,7 @@ def snapshot(
                 return value
         elif transport.generation() == before:
             if before == 0xFF:
-                check()  # or is it a device that is gone, and answers with ones?
+                check()  # a device that is gone reads as all ones
             return value
         if time.monotonic() >= deadline:
             break

@@ -1,4 +1,4 @@
-"""The device status field (2.1): what we have set since the last reset, the reset, and what the device says."""
+"""The device status field (2.1): the bits that the driver set, the reset, and the checks of what it reads."""
 
 from __future__ import annotations
 
@@ -19,9 +19,15 @@ from uvirtio.spec.status import Status, describe
 
 
 class StatusField:
-    """The status field of one device. Every change of it goes through here."""
+    """The status field of one device. Every write to it goes through here."""
 
     def __init__(self, address: str, transport: Transport) -> None:
+        """Make it; the device is not accessed.
+
+        Args:
+            address: The device's address, for errors.
+            transport: Where the status is read and written.
+        """
         self._address = address
         self._transport = transport
         self._bits = 0  # those that we have set since the last reset
@@ -30,7 +36,11 @@ class StatusField:
         """Between the first write of a bit and a confirmed reset."""
 
     def add(self, bit: Status) -> None:
-        """Set one more bit. Bits are added, never taken away (2.1.1); ours are known here."""
+        """Set one more bit. The driver never clears a bit except by a reset (2.1.1).
+
+        Args:
+            bit: The bit; ACKNOWLEDGE begins a new sequence.
+        """
         self.live = True
         if bit is Status.ACKNOWLEDGE:
             self._bits = 0
@@ -40,11 +50,11 @@ class StatusField:
 
     @property
     def state(self) -> str:
-        """The last bit that we have set, or "not started"; the device is not asked."""
+        """The name of the bit that was set last, or "not started"; the device is not accessed."""
         return self._last.name or "" if self.live and self._last is not None else "not started"
 
     def fail(self) -> None:
-        """Set FAILED beside what is set: the driver has given up (3.1.1)."""
+        """Set FAILED in addition to the other bits: the driver has given up (3.1.1)."""
         self._transport.set_status(self._bits | int(Status.FAILED))
 
     def reset(self, timeout: float) -> None:
@@ -78,12 +88,15 @@ class StatusField:
         self.live = False
 
     def check(self) -> int:
-        """The status of a device that works.
+        """Read the status and check that the device still works.
+
+        Returns:
+            The status bits.
 
         Raises:
             DeviceGone: It reads 0xff.
             DeviceNeedsReset: DEVICE_NEEDS_RESET or FAILED is set (2.1.1).
-            DeviceResetByOther: It reads 0, and we have not written that.
+            DeviceResetByOther: It reads 0, and this process did not write that.
         """
         status = self._transport.status()
         if status == 0xFF:
@@ -106,10 +119,17 @@ class StatusField:
         return status
 
     def confirm_features(self, offered: int, features: int) -> None:
-        """Set FEATURES_OK, and read back whether the device accepts this choice (3.1.1 (5), (6)).
+        """Set FEATURES_OK, and read back whether the device accepts the features (3.1.1 (5), (6)).
+
+        Args:
+            offered: The feature bits that the device offered.
+            features: Those that the driver wrote.
 
         Raises:
             FeaturesRefused: The device cleared FEATURES_OK.
+            DeviceGone: The device was removed.
+            DeviceNeedsReset: DEVICE_NEEDS_RESET or FAILED is set (2.1.1).
+            DeviceResetByOther: The status reads 0.
         """
         self.add(Status.FEATURES_OK)
         status = self.check()
@@ -125,7 +145,9 @@ class StatusField:
         """Set DRIVER_OK, and read it back.
 
         Raises:
-            DeviceNeedsReset: The device does not keep DRIVER_OK.
+            DeviceNeedsReset: The device does not keep DRIVER_OK, or sets DEVICE_NEEDS_RESET or FAILED.
+            DeviceGone: The device was removed.
+            DeviceResetByOther: The status reads 0.
         """
         self.add(Status.DRIVER_OK)
         status = self.check()
@@ -138,7 +160,7 @@ class StatusField:
             )
 
     def vanished(self) -> bool:
-        """Whether the device is gone, as far as its status tells."""
+        """Whether the status shows that the device is gone: it reads 0xff, or cannot be read for that reason."""
         try:
             return self._transport.status() == 0xFF
         except DeviceAbsent:
@@ -148,14 +170,19 @@ class StatusField:
 
 
 def poll_until(done: Callable[[], bool], timeout: float) -> bool:
-    """Ask ``done`` at growing intervals; whether it said yes within ``timeout`` seconds.
+    """Poll ``done`` at growing intervals, for what causes no interrupt: a reset of the device or a queue.
 
-    For what no interrupt announces: a reset of the device (2.4.2) or of a queue (2.6.1).
+    Args:
+        done: Whether it is finished (2.4.2, 2.6.1).
+        timeout: Seconds.
+
+    Returns:
+        Whether it finished within the time-out.
     """
     deadline = time.monotonic() + timeout
     pause = POLL_FIRST
     while True:
-        late = time.monotonic() >= deadline  # asked before the look: the last look is after the deadline
+        late = time.monotonic() >= deadline  # read before done(): the last poll is after the deadline
         if done():
             return True
         if late:

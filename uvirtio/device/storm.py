@@ -1,34 +1,41 @@
-"""Interrupts that come for nothing, far too many of them: noticed, and listened to less often.
+"""Interrupt storms: detection of spurious interrupts without end, and the back-off.
 
 A vector that a device fires without end wakes the wait loop at once, each time, so that the process spins and the
-device's useful work waits behind it. From the hundredth in a row within a tenth of a second on, the loop sleeps
-for a while without listening to interrupts, as it does where there are none at all, and looks for itself.
+device's useful work is delayed. From the hundredth in a row within a tenth of a second on, the loop sleeps for a
+while without listening to interrupts and polls, as it does for a device without any.
 """
 
 from __future__ import annotations
 
 LIMIT = 100
-"""Interrupts for nothing, in a row, that make a storm when they come within ..."""
+"""Spurious interrupts in a row that count as a storm when they come within ``WINDOW``."""
 WINDOW = 0.1
-"""... so many seconds."""
+"""Seconds."""
 FIRST, LAST = 1e-3, 10e-3
-"""Seconds to sleep without listening, growing from the first to the last while the storm goes on."""
+"""Seconds to sleep without listening, doubled from the first to the last while the storm lasts."""
 
 
 class InterruptStorm:
-    """Keeps watch over one device's interrupts; ``count`` is how many storms there were."""
+    """Detects storms among one device's interrupts."""
 
     def __init__(self) -> None:
         self.count = 0
+        """Storms so far."""
         self.row = 0
-        """Interrupts for nothing since the last quiet turn."""
+        """Spurious interrupts since the last iteration without an interrupt."""
         self._since = 0.0
         self._pause = 0.0
 
     def note(self, now: float, *, told: bool, useful: bool) -> float:
-        """After a turn of the wait loop: seconds to stay deaf, or 0.0.
+        """Record one iteration of the wait loop.
 
-        ``told``: an interrupt came. ``useful``: something was there for it. ``now`` in seconds.
+        Args:
+            now: The monotonic clock, in seconds.
+            told: Whether an interrupt came.
+            useful: Whether the device had returned something.
+
+        Returns:
+            Seconds to sleep without listening to interrupts; 0.0 where there is no storm.
         """
         if not told:
             self.row, self._pause = 0, 0.0

@@ -1,9 +1,9 @@
-"""Waiting for a device: the one wait loop, whoever waits and for whatever.
+"""The wait loop, which every wait for a device goes through.
 
-A turn of it: take the interrupts that came, ask whether what is waited for is there, sleep until the next event or
-for a while. It leans on no interrupt for longer than a tenth of a second, keeps its deadline, sleeps through
-storms, and can be ended from a signal handler and from another thread. The device that it works for knows how to
-live and when to die; the loop asks it for the little that :class:`Waited` says.
+Each iteration takes the pending interrupts, checks the condition, and sleeps until the next event or for a while.
+The loop relies on no interrupt for longer than a tenth of a second, keeps its deadline, backs off during interrupt
+storms, and can be ended from a signal handler and from another thread. The lifecycle stays in ``Device``; the loop
+needs only the ``Waited`` protocol.
 """
 
 from __future__ import annotations
@@ -27,40 +27,58 @@ from uvirtio.interfaces.values import InterruptMode
 from uvirtio.virtqueue import Virtqueue
 
 POLL_FIRST, POLL_LAST = 50e-6, 10e-3
-"""Seconds between looks at what announces itself to nobody, growing from the first to the last."""
+"""Seconds between polls of something that causes no interrupt, growing from the first to the last."""
 
 _SLICE = 0.1
-"""Seconds. No wait leans on an interrupt for longer than this: a lost one costs time, never progress."""
+"""Seconds. No wait relies on an interrupt for longer than this: a lost one costs time, never progress."""
 
 _OVERSLEPT = 0.5
 """Seconds. Waking this much later than asked means that this process was stopped, not that the device was slow."""
 
 
 class HasRing(Protocol):
-    """A queue, as far as the loop knows it."""
+    """The part of a queue that the wait loop needs."""
 
     ring: Virtqueue
 
 
 class Waited(Protocol):
-    """The device, as far as the loop knows it."""
+    """The part of a device that the wait loop needs; ``Device`` documents its members."""
 
     address: str
     closing: bool
     leaving: bool
 
     @property
-    def queues(self) -> Mapping[int, HasRing]: ...
+    def queues(self) -> Mapping[int, HasRing]:
+        """The enabled queues by their index."""
+        ...
+
     @property
-    def completions(self) -> int: ...
-    def check_owner(self) -> None: ...
-    def check_status(self) -> int: ...
+    def completions(self) -> int:
+        """Chains that the device returned on all queues."""
+        ...
+
+    def check_owner(self) -> None:
+        """Check that this process opened the device."""
+        ...
+
+    def check_status(self) -> int:
+        """Read the status and check that the device still works."""
+        ...
 
 
 class WaitLoop:
-    """The wait loop of one device, and what it counts. ``Device`` says what its public names mean."""
+    """The wait loop of one device, and its counters."""
 
     def __init__(self, device: Waited, transport: Transport, poll: float) -> None:
+        """Make the loop; it opens an eventfd, which ``close`` closes.
+
+        Args:
+            device: The device.
+            transport: Its transport, whose events the loop takes.
+            poll: The longest time to busy-poll before sleeping, in seconds; 0: none.
+        """
         self._device = device
         self._transport = transport
         self.counters = Counters()
@@ -70,27 +88,27 @@ class WaitLoop:
         self._interruption: BaseException | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._listener = Listener()
-        self._fired: Mapping[int, int] | None = None  # what woke the loop just now; None: nobody asked
+        self._fired: Mapping[int, int] | None = None  # what woke the loop just now; None: not asked yet
         self._look_at = 0.0  # when all events are looked at again, fired or not
 
     # --- from outside ---------------------------------------------------------------------------------------
 
     def interrupt(self, reason: BaseException) -> None:
-        """Make the loop raise ``reason`` at its next turn."""
+        """Make the loop raise ``reason`` at its next iteration. Safe in a signal handler."""
         self._interruption = reason
         self.wake()
 
     def wake(self) -> None:
-        """End its sleep, from any thread: something is to be looked at."""
+        """End the loop's sleep, from any thread."""
         os.eventfd_write(self._wake, 1)
 
     def forget(self) -> None:
-        """The device's events are about to be closed: sleep on them no more."""
+        """Stop listening to the device's events, before they are closed."""
         self._listener.forget()
         self._fired = None
 
     def close(self) -> None:
-        """Nobody waits any more."""
+        """Close the eventfd; nothing may wait any more."""
         self.forget()
         os.close(self._wake)
 
@@ -99,7 +117,25 @@ class WaitLoop:
     def wait(
         self, ready: Callable[[], bool], timeout: float | None, what: str, owed: bool, watch: Sequence[int]
     ) -> bool:
-        """See ``Device.wait``, which holds a session around this."""
+        """Wait until ``ready()``; ``Device.wait`` documents it, and holds a session around this.
+
+        Args:
+            ready: Whether the wait is over.
+            timeout: Seconds; None: no limit.
+            what: What is waited for, for errors.
+            owed: Whether a time-out is an error of the device.
+            watch: File descriptors of the caller's own that also end a sleep.
+
+        Returns:
+            False where the time-out passed and ``owed`` is False.
+
+        Raises:
+            DeviceTimeout: The time-out passed and ``owed`` is True.
+            DeviceNeedsReset: DEVICE_NEEDS_RESET or FAILED is set (2.1.1).
+            DeviceResetByOther: The status reads 0, and this process did not reset the device.
+            DeviceGone: The device was removed.
+            Closed: The device was closed during the wait.
+        """
         now = begin = time.monotonic()
         deadline = inf if timeout is None else begin + timeout
         next_check = begin + _SLICE
@@ -133,25 +169,29 @@ class WaitLoop:
                 polled = True
                 if self._look(ready, longest):
                     return True
-            # What can be done before the sleep is done here, while the device works: afterwards it waits for us.
+            # What can be done before the sleep is done here, while the device works: after it the device is idle.
             self._device.check_owner()  # ``ready`` may have forked
             deaf = self.storm_backoff(done) if self.interrupted or self._storm.row else 0.0
             done = self._device.completions
             slept = self._sleep(asleep - begin, longest, deaf, watch)
             now = time.monotonic()
             if now - asleep > _SLICE + _OVERSLEPT:
-                # We were stopped (SIGSTOP, a suspended machine). The device had no chance: give it back the time.
+                # This process was stopped (SIGSTOP, a suspended machine), so its deadline is put off by that time.
                 deadline += now - asleep - _SLICE
                 next_check = now + _SLICE
             told = self._take(now)
 
     def service(self) -> bool:
-        """Take and dispatch pending interrupts, without waiting; whether there were any."""
+        """Take and dispatch pending interrupts, without waiting; ``Device.service`` documents it."""
         self._device.check_owner()
         return self._take(time.monotonic())
 
     def storm_backoff(self, done: int) -> float:
-        """After a look: seconds to stay away from the events. ``done``: the ``completions`` before the look."""
+        """Back-off, in seconds, before the events are polled again; ``Device.storm_backoff`` documents it.
+
+        Args:
+            done: The value of ``completions`` before the last look at the events.
+        """
         useful = self.interrupted and self._device.completions != done
         pause = self._storm.note(time.monotonic(), told=self.interrupted, useful=useful)
         self.counters.interrupt_storms = self._storm.count
@@ -160,14 +200,20 @@ class WaitLoop:
     # --- a look at the events -------------------------------------------------------------------------------
 
     def _take(self, now: float) -> bool:
-        """Take what is pending; whether that was a cause to look. Raises what ends the loop."""
+        """Take the pending events; whether one of them was a cause to check the condition.
+
+        Raises:
+            DeviceGone: The host removed the device.
+            Closed: The device is being closed.
+            BaseException: The reason that was given to ``interrupt``.
+        """
         device = self._device
         if (device.closing or self._interruption is not None) and not device.leaving:
             self._end()
         fired, self._fired = self._fired, None
         if now >= self._look_at or not self._listener.ready:
-            # All events are looked at now and then in any case: one may hold what was read beside something else
-            # (see the Event seam), and its descriptor does not tell. Nor does anything where there are no events.
+            # All events are read now and then in any case: one may hold what was read together with another
+            # (see the Event protocol), and its descriptor does not show that; nor is there any where none exist.
             fired, self._look_at = None, now + _SLICE
         elif fired is None:
             fired = self._listener.fired(0)
@@ -198,10 +244,13 @@ class WaitLoop:
     # --- sleeping -------------------------------------------------------------------------------------------
 
     def _sleep(self, waited: float, longest: float, deaf: float, watch: Sequence[int]) -> bool:
-        """Block until an event or a while; True when it was the while.
+        """Block until an event, or for a limited time; True where the time passed without an event.
 
-        ``waited``: seconds since the wait began; as long again where nothing announces itself. ``deaf`` seconds:
-        without the device's events. ``watch``: what else wakes it.
+        Args:
+            waited: Seconds since the wait began; a device without interrupts is polled again after as long again.
+            longest: The longest sleep, in seconds.
+            deaf: Seconds to sleep without the device's events, during an interrupt storm; 0: with them.
+            watch: File descriptors of the caller's own that also end the sleep.
         """
         leaving = self._device.leaving
         usual = not (deaf or leaving or watch)
@@ -217,7 +266,7 @@ class WaitLoop:
             return False
         seconds = min(deaf or pause, longest) if polling or deaf else longest
         poller = select.poll()
-        if not leaving:  # then it has done its work, and stays readable
+        if not leaving:  # else it has done its work, and stays readable
             poller.register(self._wake, select.POLLIN)
         events = () if deaf else self._transport.events()
         for number in (*(event.fileno() for event in events), *watch):
@@ -227,7 +276,7 @@ class WaitLoop:
     # --- polling first --------------------------------------------------------------------------------------
 
     def _look(self, ready: Callable[[], bool], longest: float) -> bool:
-        """Poll for a while (seconds), with the interrupts of all queues off; whether it was worth it."""
+        """Busy-poll for at most ``longest`` seconds with all queues' interrupts off; whether ``ready()``."""
         window = min(self._poll.seconds, longest)
         if not window or self._transport.interrupt_mode is InterruptMode.POLLING:
             return False
@@ -244,7 +293,7 @@ class WaitLoop:
                 _listen(rings)
             raise
         if _listen(rings) and not found:
-            found = ready()  # 2.7.14, 2.8.22: what came while the interrupts went on announces itself to nobody
+            found = ready()  # 2.7.14, 2.8.22: what was used while interrupts were enabled causes no interrupt
         if found:
             self.counters.polled += 1
             self._poll.found()
@@ -252,13 +301,19 @@ class WaitLoop:
 
 
 def _listen(rings: Sequence[Virtqueue]) -> bool:
-    """Interrupts on again for all queues; whether something came before."""
-    came = [ring.want_interrupts(True) for ring in rings]  # all of them, whatever the first says
-    return any(came)
+    """Enable the interrupts of all queues again; whether something was used before that."""
+    pending = [ring.want_interrupts(True) for ring in rings]  # a list: any() alone would stop at the first
+    return any(pending)
 
 
 def gone(address: str, transport: Transport, seen: str) -> DeviceGone:
-    """The error of a device that was removed while it was in use."""
+    """The error for a device that was removed while it was in use.
+
+    Args:
+        address: The device's address.
+        transport: Its transport, whose back end knows the remedy.
+        seen: What shows that it is gone.
+    """
     return DeviceGone(
         f"{address} is gone",
         seen=seen,

@@ -1,8 +1,8 @@
-"""The diagnosis itself: bring a device up, and say of each step what it found.
+"""The diagnosis: bring a device up, and report what each step found.
 
-The steps are those of the initialisation sequence itself (``Device.start``), watched from outside, so that a
-diagnosis goes exactly the way that a driver goes. Then the data path of the type, the interrupt, a change of
-the configuration where one can be triggered, and the shutdown.
+The steps are those of the initialisation sequence itself (``Device.start``), observed from outside, so that a
+diagnosis does exactly what a driver does. Then come the data path of the type, the interrupt, a configuration
+change where one can be triggered, and the shutdown.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def diagnose(
     """Bring a device up step by step, try its data path, and leave it.
 
     Args:
-        address: Of the device, or what a back end handed over, as for ``uvirtio.open``.
+        address: The address of the device, or what a back end opened, as for ``uvirtio.open``.
         options: How to open it, as for ``uvirtio.open``.
         on_step: Called with each step as it ends.
         opened: Called with the open device, for signal handlers to interrupt.
         **keywords: Single options, as for ``uvirtio.open``.
 
     Returns:
-        The report; whatever the device does wrong is in it.
+        The report, which has every error of the device.
 
     Raises:
         UsageError: An option has a value that it cannot have.
@@ -92,7 +92,7 @@ def diagnose_function(
 
     Args:
         address: What the report calls the device until it is open.
-        open_function: Returns the address and what a back end handed over; its errors end up in the report.
+        open_function: Returns the address and what a back end opened; its errors go into the report.
         options: As for ``diagnose``.
         on_step: As for ``diagnose``.
         opened: As for ``diagnose``.
@@ -132,7 +132,7 @@ _HINT = "the log of the device or its host may say why; uvirtio diag -v shows ev
 
 
 class _Note:
-    """The result of a step, while it runs."""
+    """The result of a step, filled in while it runs."""
 
     def __init__(self) -> None:
         self.verdict: Verdict = "pass"
@@ -140,9 +140,11 @@ class _Note:
         self.hint = ""
 
     def warn(self, hint: str) -> None:
+        """Set the verdict to ``warn``, with a hint."""
         self.verdict, self.hint = "warn", hint
 
     def skip(self, detail: str) -> None:
+        """Set the verdict to ``skip``, with the reason."""
         self.verdict, self.detail = "skip", detail
 
 
@@ -154,12 +156,20 @@ class _Diagnosis:
         self._on_step = on_step
 
     def add(self, name: str, note: _Note, took: float) -> None:
+        """Add a finished step to the report, and pass it to ``on_step``.
+
+        Args:
+            name: The step, one of ``STEPS``.
+            note: Its result.
+            took: Seconds that it took.
+        """
         step = Step(name, note.verdict, STEPS[name], took, note.detail, note.hint)
         self.report.steps.append(step)
         if self._on_step is not None:
             self._on_step(step)
 
     def skip_rest(self, why: str) -> None:
+        """Add every step that is not in the report yet as skipped, with the reason."""
         done = {step.name for step in self.report.steps}
         for name in STEPS:
             if name not in done:
@@ -169,7 +179,14 @@ class _Diagnosis:
 
     @contextmanager
     def step(self, name: str) -> Iterator[_Note]:
-        """One step: timed, and a failure inside becomes its verdict before it goes on up."""
+        """Run one step: time it, and record a failure as its verdict before the error propagates.
+
+        Args:
+            name: The step, one of ``STEPS``.
+
+        Yields:
+            The result to fill in.
+        """
         note = _Note()
         started = time.monotonic()
         try:
@@ -183,6 +200,11 @@ class _Diagnosis:
         self.add(name, note, time.monotonic() - started)
 
     def bring_up(self, device: dev.Device) -> None:
+        """Run all steps from the reset on, and leave the device; errors go into the report.
+
+        Args:
+            device: The open device, which is closed at the end.
+        """
         path = datapath.for_device(device)
         try:
             path.start(self._observer(device))

@@ -1,4 +1,4 @@
-"""The data path of each device type that has a driver: the least that shows that buffers go and come back."""
+"""A minimal data path test for each device type that has a driver: the device takes and returns buffers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from uvirtio.spec import mem as mem_spec
 from uvirtio.spec import rng as rng_spec
 
 Witness = Callable[..., Any]
-"""``qmp(command, **arguments)`` of the guest machine that the device is in, where this process runs it."""
+"""``qmp(command, **arguments)`` of the guest machine that has the device, where this process runs it."""
 
 _HostEvent = dict[str, Any]
 """An InputEvent of QEMU's QMP schema."""
@@ -30,26 +30,38 @@ _QUEUES_MAX = 16
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result; ``suspicious`` names an anomaly of a data path that works."""
+    """The result of one test."""
 
     detail: str
+    """What was done and read."""
     suspicious: str = ""
+    """An anomaly of a data path that works."""
     skipped: bool = False
+    """Whether nothing could be tested."""
 
 
 class DataPath(Protocol):
+    """The data path test of one device type."""
+
     def start(self, observe: Observer) -> None:
-        """Bring the device up."""
+        """Bring the device up to DRIVER_OK (3.1.1).
+
+        Args:
+            observe: Called with the name of each step, as for ``Device.start``.
+        """
         ...
 
-    def exercise(self) -> Outcome: ...
+    def exercise(self) -> Outcome:
+        """Exchange buffers with the device."""
+        ...
+
     def change_configuration(self) -> Outcome | None:
-        """Have the host change the configuration, and see it; None where that cannot be triggered."""
+        """Have the host change the configuration, and read the change; None where that cannot be triggered."""
         ...
 
 
 def for_device(device: Device) -> DataPath:
-    """The data path of this device's type; for a type without a driver, one that only starts its queues."""
+    """The data path test of this device's type; for a type without a driver, one that only starts its queues."""
     guest = device.guest
     witness = guest.qmp if guest is not None else None
     ident = guest.id if guest is not None else None
@@ -67,33 +79,40 @@ def for_device(device: Device) -> DataPath:
 
 
 class _BarePath:
-    """Queues without traffic, for types that no driver here knows."""
+    """Queues without traffic, for device types without a driver."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
 
     def start(self, observe: Observer) -> None:
+        """Start the queues of the device, without a driver."""
         count = min(self._device.transport.num_queues, _QUEUES_MAX)
         queues = [QueueSpec(index, f"queue {index}", size=8, required=False) for index in range(count)]
         self._device.start(wanted=0, queues=queues, observe=observe)
 
     def exercise(self) -> Outcome:
+        """Report that no buffers were exchanged."""
         return Outcome(f"no driver for {self._device.type}, so no buffers were exchanged", skipped=True)
 
     def change_configuration(self) -> Outcome | None:
+        """Return None: there is no driver to read the configuration."""
         return None
 
 
 class _RngPath:
+    """Reads random bytes from an entropy device."""
+
     _COUNT = 64
 
     def __init__(self, device: Device) -> None:
         self._device = device
 
     def start(self, observe: Observer) -> None:
-        self._rng = Rng(self._device, health=False, observe=observe)  # its bytes are judged here
+        """Bring the device up with its driver."""
+        self._rng = Rng(self._device, health=False, observe=observe)  # its bytes are checked here
 
     def exercise(self) -> Outcome:
+        """Read random bytes twice, and compare them."""
         first, second = self._rng.read(self._COUNT), self._rng.read(self._COUNT)
         odd = ""
         if first == second or len(set(first)) == 1:
@@ -101,18 +120,23 @@ class _RngPath:
         return Outcome(f"2 x {self._COUNT} bytes, beginning {first[:8].hex(' ')}", odd)
 
     def change_configuration(self) -> Outcome | None:
+        """Return None: the device has no configuration (5.4.4)."""
         return None  # 5.4.4: it has no configuration
 
 
 class _BalloonPath:
+    """Inflates and deflates a balloon by one page."""
+
     def __init__(self, device: Device, witness: Witness | None) -> None:
         self._device = device
         self._witness = witness
 
     def start(self, observe: Observer) -> None:
+        """Bring the device up with its driver."""
         self._balloon = Balloon(self._device, observe=observe)
 
     def exercise(self) -> Outcome:
+        """Inflate and deflate one page."""
         self._balloon.inflate(1)
         actual = self._balloon.actual
         self._balloon.deflate(1)
@@ -120,6 +144,7 @@ class _BalloonPath:
         return Outcome("1 page inflated, acknowledged, deflated, acknowledged", odd)
 
     def change_configuration(self) -> Outcome | None:
+        """Have the host change its target (num_pages), and change it back."""
         if self._witness is None:
             return None
         device, balloon = self._device, self._balloon
@@ -138,7 +163,7 @@ class _BalloonPath:
 
 
 class _MemPath:
-    """Asks, and plugs nothing: what it would plug outlives the diagnosis."""
+    """Queries a memory device and plugs nothing, since plugged memory would outlive the diagnosis."""
 
     def __init__(self, device: Device, witness: Witness | None, ident: str | None) -> None:
         self._device = device
@@ -146,9 +171,11 @@ class _MemPath:
         self._path = f"/machine/peripheral/{ident}"
 
     def start(self, observe: Observer) -> None:
+        """Bring the device up with its driver."""
         self._mem = Mem(self._device, observe=observe)
 
     def exercise(self) -> Outcome:
+        """Query the state of the first block."""
         config = self._mem.config()
         about = f"{config.plugged_blocks} of {config.blocks} blocks of {config.block_size} bytes are plugged"
         odd = "; ".join(self._mem.findings)
@@ -158,6 +185,7 @@ class _MemPath:
         return Outcome(f"{about}; the state of the first: {state.name}", odd)
 
     def change_configuration(self) -> Outcome | None:
+        """Have the host change requested_size, and change it back."""
         if self._witness is None:
             return None
         device, mem = self._device, self._mem
@@ -212,22 +240,26 @@ _HOST_EVENTS: tuple[tuple[int, int, _HostEvent, _HostEvent | None], ...] = (
     (input_spec.EV_KEY, _KEY_A, _key(True), _key(False)),
     (input_spec.EV_KEY, _BTN_LEFT, _button(True), _button(False)),
 )
-"""What a host can send to a device with this type and code: QMP input-send-event; and what takes it back."""
+"""What a host can send to a device with this type and code: QMP input-send-event; and the event that undoes it."""
 
 _PASSED_THROUGH = ("virtio-input-host", "vhost-user-input")
-"""Models that pass on another device's events, and get none from QMP."""
+"""Models that forward another device's events, and get none from QMP."""
 
 
 class _InputPath:
+    """Describes an input device, and has the host send it an event."""
+
     def __init__(self, device: Device, witness: Witness | None, ident: str | None) -> None:
         self._device = device
         self._witness = witness
         self._path = f"/machine/peripheral/{ident}"
 
     def start(self, observe: Observer) -> None:
+        """Bring the device up with its driver."""
         self._input = Input(self._device, observe=observe)
 
     def exercise(self) -> Outcome:
+        """Read the description, switch an LED off, and have the host send an event."""
         told = self._input.describe()
         about = f"{told.name!r}, event types {sorted(told.events)}"
         if told.slots:
@@ -253,7 +285,7 @@ class _InputPath:
         return Outcome(f"{about}; the host sent an event, {len(found)} arrived, first {found[0]}", odd)
 
     def _host_event(self) -> tuple[_HostEvent, _HostEvent | None] | None:
-        """An event of a kind that this device has, and what takes it back; None where the host can send none."""
+        """An event of a kind that this device has, and one that undoes it; None where the host can send none."""
         if self._witness is None:
             return None
         model = str(self._witness("qom-get", path=self._path, property="type"))
@@ -266,11 +298,12 @@ class _InputPath:
         return None
 
     def change_configuration(self) -> Outcome | None:
+        """Return None: the host cannot change the configuration."""
         return None
 
 
 class _BlkPath:
-    """Reads, and writes nothing."""
+    """Reads one sector and the serial of a block device, and writes nothing."""
 
     _GROWTH = 1 << 20
 
@@ -280,9 +313,11 @@ class _BlkPath:
         self._ident = ident
 
     def start(self, observe: Observer) -> None:
+        """Bring the device up with its driver."""
         self._blk = Blk(self._device, observe=observe)
 
     def exercise(self) -> Outcome:
+        """Read sector 0 and the serial."""
         blk = self._blk
         about = f"{blk.capacity} sectors"
         if not blk.capacity:
@@ -302,6 +337,7 @@ class _BlkPath:
         return Outcome(about, "; ".join(odd))
 
     def change_configuration(self) -> Outcome | None:
+        """Have the host change the capacity, and change it back."""
         disk = self._disk()
         if disk is None:
             return None

@@ -1,9 +1,9 @@
 """Unchecked ring access for diagnostics and tests: any descriptor, any index, any flag, at any time.
 
-For diagnostics and tests that ask what a device does with nonsense. Nothing here checks or remembers, and no
-driver uses it. It writes into the memory of a safe queue (which knows nothing of it, and is not to be used
-meanwhile), so that reset and freeing stay in the same hands: a device may do anything with a bad descriptor, but
-only within the memory that it was given, as long as the addresses are its own.
+They show what a device does with invalid input. Nothing here checks or keeps state, and no driver uses it. It
+writes into the memory of an ordinary queue, which must not be used meanwhile and which still resets and frees that
+memory: a device may do anything with a bad descriptor, but only within the memory that it was given, as long as
+the addresses are its own.
 """
 
 from __future__ import annotations
@@ -19,22 +19,31 @@ from uvirtio.virtqueue.base import VirtqueueBase
 
 
 class Descriptor(NamedTuple):
-    """One descriptor of 16 bytes. ``last`` is ``next`` in a split ring and the buffer id in a packed one."""
+    """One descriptor of 16 bytes (2.7.5, 2.8)."""
 
     address: int
+    """The buffer's address for the device, 64 bits."""
     length: int
+    """Bytes, 32 bits."""
     flags: int = 0
+    """16 bits."""
     last: int = 0
+    """16 bits: ``next`` in a split ring, the buffer id in a packed one."""
 
 
 class _Raw:
-    """What both formats share: three areas of a queue, and a fence."""
+    """What both formats share: the three areas of a queue, and a fence."""
 
     def __init__(self, queue: VirtqueueBase) -> None:
+        """Open views of a queue's memory; ``close`` releases them.
+
+        Args:
+            queue: An enabled queue, which must not be used meanwhile.
+        """
         desc, driver, device = queue.areas
         self.size = queue.size
         self.fence: Fence = full_fence()
-        """Between what was laid down and a kick."""
+        """The memory barrier between writing a ring and a kick."""
         self._desc = words64(desc.view, 0, 2 * queue.size)
         self._views = [self._desc]
         self._open(driver, device)
@@ -43,7 +52,7 @@ class _Raw:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Let go of the views; idempotent. Before the queue is closed: its memory is not ours to keep."""
+        """Release the views; idempotent. Call it before the queue is closed, which frees the memory."""
         for view in self._views:
             view.release()
 
@@ -64,17 +73,27 @@ class RawSplit(_Raw):
         self._views += [self._avail, self._used, self._elements]
 
     def descriptor(self, index: int, entry: Descriptor) -> None:
-        """Write entry ``index`` of the descriptor table."""
+        """Write one entry of the descriptor table (2.7.5).
+
+        Args:
+            index: Its number, 0 to ``size - 1``.
+            entry: The descriptor, written as it is.
+        """
         self._desc[2 * index] = entry.address
         self._desc[2 * index + 1] = entry.length | entry.flags << 32 | entry.last << 48
 
     def entry(self, place: int, head: int) -> None:
-        """Write one entry of the available ring."""
+        """Write one entry of the available ring (2.7.6).
+
+        Args:
+            place: Where; taken modulo ``size``.
+            head: The number of the chain's first descriptor, 16 bits.
+        """
         self._avail[2 + place % self.size] = head
 
     @property
     def idx(self) -> int:
-        """avail.idx."""
+        """avail.idx, 16 bits."""
         return self._avail[1]
 
     @idx.setter
@@ -83,7 +102,7 @@ class RawSplit(_Raw):
 
     @property
     def flags(self) -> int:
-        """avail.flags."""
+        """avail.flags, 16 bits."""
         return self._avail[0]
 
     @flags.setter
@@ -92,6 +111,7 @@ class RawSplit(_Raw):
 
     @property
     def used_event(self) -> int:
+        """used_event, which the driver writes (2.7.7.1), 16 bits."""
         return self._avail[2 + self.size]
 
     @used_event.setter
@@ -99,7 +119,11 @@ class RawSplit(_Raw):
         self._avail[2 + self.size] = value & 0xFFFF
 
     def show(self, *heads: int) -> None:
-        """Put these heads into the available ring and move the index over them."""
+        """Put chains into the available ring and advance avail.idx.
+
+        Args:
+            *heads: The numbers of the chains' first descriptors.
+        """
         start = self.idx
         for number, head in enumerate(heads):
             self.entry(start + number, head)
@@ -109,18 +133,25 @@ class RawSplit(_Raw):
 
     @property
     def used_idx(self) -> int:
+        """used.idx, which the device writes, 16 bits."""
         return self._used[1]
 
     @property
     def used_flags(self) -> int:
+        """used.flags, which the device writes, 16 bits."""
         return self._used[0]
 
     @property
     def avail_event(self) -> int:
+        """avail_event, which the device writes (2.7.10), 16 bits."""
         return self._used[2 + 4 * self.size]
 
     def used(self, place: int) -> tuple[int, int]:
-        """(id, length) of one entry of the used ring."""
+        """(id, length in bytes) of one entry of the used ring (2.7.8).
+
+        Args:
+            place: Which; taken modulo ``size``.
+        """
         at = 2 * (place % self.size)
         return self._elements[at], self._elements[at + 1]
 
@@ -136,12 +167,21 @@ class RawPacked(_Raw):
         self._views = [self._flags, self._desc, self._mine, self._theirs]
 
     def slot(self, place: int) -> Descriptor:
-        """What stands in a slot now."""
+        """The present contents of a slot of the descriptor ring.
+
+        Args:
+            place: Its number, 0 to ``size - 1``.
+        """
         word = self._desc[2 * place + 1]
         return Descriptor(self._desc[2 * place], word & 0xFFFF_FFFF, word >> 48, word >> 32 & 0xFFFF)
 
     def lay(self, place: int, entry: Descriptor) -> None:
-        """Write a slot, its flags last, as they are given: AVAIL and USED are the caller's."""
+        """Write a slot of the descriptor ring, its flags last.
+
+        Args:
+            place: Its number, 0 to ``size - 1``.
+            entry: The descriptor; its flags are written as they are, AVAIL and USED included.
+        """
         self._desc[2 * place] = entry.address
         kept = self._flags[8 * place + 7]
         self._desc[2 * place + 1] = entry.length | entry.last << 32 | kept << 48
@@ -150,18 +190,31 @@ class RawPacked(_Raw):
         self.fence()
 
     def event(self, off_wrap: int, flags: int) -> None:
-        """Write the driver event structure."""
+        """Write the driver event suppression structure (2.8.10).
+
+        Args:
+            off_wrap: desc_event_off and desc_event_wrap, 16 bits.
+            flags: desc_event_flags, 16 bits.
+        """
         self._mine[0] = off_wrap
         self._mine[1] = flags
 
     @property
     def device_event(self) -> tuple[int, int]:
-        """(off_wrap, flags) of the device event structure."""
+        """(off_wrap, flags) of the device event suppression structure (2.8.10)."""
         return self._theirs[0], self._theirs[1]
 
 
 def table(block: Block, entries: Sequence[Descriptor]) -> tuple[int, int]:
-    """Write an indirect table at the start of ``block``; its device address and its true length in bytes."""
+    """Write an indirect descriptor table for a split ring (2.7.5.3).
+
+    Args:
+        block: The memory; the table starts at its beginning.
+        entries: The descriptors.
+
+    Returns:
+        The table's address for the device, and its length in bytes.
+    """
     length = ring.DESC_SIZE * len(entries)
     words = words64(block.view, 0, 2 * len(entries))
     with words:
@@ -172,5 +225,13 @@ def table(block: Block, entries: Sequence[Descriptor]) -> tuple[int, int]:
 
 
 def packed_table(block: Block, entries: Sequence[Descriptor]) -> tuple[int, int]:
-    """The same for a packed ring, whose descriptors end with their flags."""
-    return table(block, [Descriptor(one.address, one.length, one.last, one.flags) for one in entries])
+    """Write an indirect descriptor table for a packed ring, whose descriptors end with their flags (2.8.7).
+
+    Args:
+        block: The memory; the table starts at its beginning.
+        entries: The descriptors.
+
+    Returns:
+        The table's address for the device, and its length in bytes.
+    """
+    return table(block, [Descriptor(entry.address, entry.length, entry.last, entry.flags) for entry in entries])

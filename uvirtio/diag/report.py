@@ -12,27 +12,35 @@ Verdict = Literal["pass", "fail", "warn", "skip"]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of the bring-up: its section of the standard, what was read, and what to do about it."""
+    """One step of the bring-up and its result."""
 
     name: str
+    """Its name, one of ``STEPS``."""
     verdict: Verdict
     spec: str
+    """The sections of the standard that describe it."""
     took_s: float
+    """Seconds that it took."""
     detail: str
+    """What was read or done, or the error."""
     hint: str = ""
+    """What to do about a verdict other than ``pass``."""
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary, for JSON."""
         return asdict(self)
 
 
 @dataclass(slots=True)
 class Report:
-    """The steps in their order. ``error`` is what stopped the bring-up, or None."""
+    """The steps of a diagnosis, in their order."""
 
     address: str
     type: str = "unknown"
+    """The device type by name; ``unknown`` until the device is open."""
     steps: list[Step] = field(default_factory=list)
     error: UvirtioError | None = None
+    """The error that stopped the bring-up; None: none did."""
 
     @property
     def verdict(self) -> Literal["pass", "warn", "fail"]:
@@ -48,6 +56,7 @@ class Report:
         return bool(self.steps) and self.steps[0].verdict != "fail"
 
     def as_dict(self) -> dict[str, Any]:
+        """The address, type, verdict and steps as a dictionary, for JSON."""
         return {
             "address": self.address,
             "type": self.type,

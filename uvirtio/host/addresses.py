@@ -1,7 +1,7 @@
-"""The names that a device goes by: one grammar for every verb, every option and the deny list.
+"""The addresses and names of devices: one grammar for every verb, every option and the deny list.
 
-Pure text: nothing is looked at. What a name of the kernel's (``eth0``, ``/dev/vda``, a path of sysfs) belongs to
-is found by :mod:`uvirtio.host.names`. What may follow ``qemu:`` is the business of that back end.
+Only text is parsed; the machine is not accessed. ``uvirtio.host.names`` finds the device behind a name of the
+kernel's (``eth0``, ``/dev/vda``, a path of sysfs). The back end defines what may follow ``qemu:``.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from uvirtio.errors import BadAddress
 from uvirtio.spec import ids
 
 Family = Literal["pci", "mmio", "vdpa", "qemu", "virtio", "type", "name", "node", "path"]
-"""What kind of name it is.
+"""The kind of a name.
 
-``pci``, ``mmio``, ``vdpa`` and ``qemu`` name a device for good. ``virtio`` (``virtio3``) and ``type``
+``pci``, ``mmio``, ``vdpa`` and ``qemu`` are permanent addresses of a device. ``virtio`` (``virtio3``) and ``type``
 (``balloon``) are for looking only. ``name`` (``eth0``), ``node`` (``/dev/vda``) and ``path``
-(``/sys/class/net/eth0``) are what the kernel made of a device, or where it shows it.
+(``/sys/class/net/eth0``) exist while a kernel driver has the device, or are its place in sysfs.
 """
 
 OPENABLE: Final = frozenset({"pci", "mmio", "vdpa", "qemu"})
@@ -60,27 +60,27 @@ _PATH = re.compile(r"/(sys|dev)(/[^/\x00-\x1f\x7f]{1,255}){1,64}/?")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A device by one of its names, taken apart."""
+    """The address or name of a device, parsed."""
 
     family: Family
     canonical: str
-    """The one way to write it; for the families in ``LOOKED_UP`` as it was given."""
+    """The canonical spelling; for the families in ``LOOKED_UP`` as it was given."""
     name: str
-    """What the bus, the kernel or the file system calls it: ``0000:03:00.0``, ``vduse0``, ``eth0``, ``vda``."""
+    """Its name on the bus, in the kernel or as a file: ``0000:03:00.0``, ``vduse0``, ``eth0``, ``vda``."""
     base: int | None = None
-    """The physical address of a virtio-mmio window, where the name has it."""
+    """The physical address of a virtio-mmio window, where the name contains it."""
 
     def __str__(self) -> str:
         return self.canonical
 
     @property
     def openable(self) -> bool:
-        """Whether it names a device for good, and not only what the kernel makes of it now."""
+        """Whether it is a permanent address of a device, which can be opened."""
         return self.family in OPENABLE
 
 
 def parse(text: str) -> Address:
-    """Take a name of a device apart. Whether there is such a device is another question.
+    """Parse an address or name of a device. The device need not exist.
 
     Raises:
         BadAddress: It has none of the known forms.
@@ -92,7 +92,7 @@ def parse(text: str) -> Address:
 
 
 def canonical(text: str) -> str:
-    """The one way to write a name: ``3:00.0`` becomes ``0000:03:00.0``, hex digits become lower case.
+    """The canonical spelling of an address: ``3:00.0`` becomes ``0000:03:00.0``, hex digits become lower case.
 
     Raises:
         BadAddress: It has none of the known forms.
@@ -154,7 +154,7 @@ def _looked_up(text: str) -> Address | None:
 
 
 def _why(text: str) -> str:
-    """What is wrong with it, as far as that can be told."""
+    """What is wrong with a malformed address; empty where that is not known."""
     if not text.strip():
         return "it is empty"
     match = _LIKE_PCI.fullmatch(text) if len(text) < 64 else None
@@ -175,7 +175,7 @@ def _why(text: str) -> str:
 
 
 def bad(text: str, why: str = "") -> BadAddress:
-    """The error for what is no address; ``why`` says what is wrong with it."""
+    """The error for a text that is not an address; ``why`` says what is wrong with it."""
     shown = text if len(text) <= 200 else text[:200] + "..."
     return BadAddress(
         f"{shown!r} is not the address of a device" + (f": {why}" if why else ""),
@@ -186,7 +186,11 @@ def bad(text: str, why: str = "") -> BadAddress:
 
 
 def refuse(text: str, why: str = "") -> NoReturn:
-    """Raise :func:`bad`."""
+    """Raise the error that ``bad`` makes.
+
+    Raises:
+        BadAddress: Always.
+    """
     raise bad(text, why)
 
 
@@ -194,22 +198,22 @@ def refuse(text: str, why: str = "") -> NoReturn:
 
 
 def is_pci(name: str) -> bool:
-    """Whether sysfs would name a PCI function so."""
+    """Whether it is a PCI address without a prefix, as in sysfs."""
     return _pci(name) is not None and name[:1] not in "pP"
 
 
 def is_virtio_name(name: str) -> bool:
-    """Whether the virtio bus would name a device so: ``virtio3``."""
+    """Whether it is the name of a device on the virtio bus, such as ``virtio3``."""
     return _VIRTIO.fullmatch(name) is not None and "@" not in name
 
 
 def is_vhost_vdpa_node(name: str) -> bool:
-    """Whether it is the node that vhost_vdpa makes: ``/dev/vhost-vdpa-0``."""
+    """Whether it is a node of vhost_vdpa, such as ``/dev/vhost-vdpa-0``."""
     return _VHOST_VDPA.fullmatch(name) is not None
 
 
 def is_mmio_platform_name(name: str) -> bool:
-    """Whether a platform device of this name is a virtio-mmio window, without a look at its device tree node."""
+    """Whether a platform device of this name is a virtio-mmio window, judged by the name alone."""
     tree = _DEVICE_TREE.fullmatch(name)
     return tree[2] == "virtio_mmio" if tree else any(form.fullmatch(name) for form in (_ACPI, _COMMAND_LINE))
 
@@ -221,7 +225,7 @@ def mmio_base(name: str) -> int | None:
 
 
 def spellings(name: str) -> Iterator[str]:
-    """Every way to write a name that a list of patterns may have, in lower case; the canonical one first."""
+    """Every spelling of an address that a deny list may contain, in lower case; the canonical one first."""
     try:
         address = parse(name)
     except BadAddress:

@@ -1,11 +1,11 @@
 """The administrator's deny list, ``/etc/uvirtio/deny``.
 
 One pattern a line; ``#`` starts a comment. A pattern is an address in any of the forms of
-:mod:`uvirtio.host.addresses` but a type, a glob over addresses, or a lone ``*``, which stands for every real
-device, but not for ``qemu:`` ones: those are processes of the user's own. Letters may be of either case, and a
-glob is held against every way to write a PCI address. What is no name of the device itself (``eth0``,
-``/dev/vda``) holds for as long as the kernel's driver has the device. The list is asked wherever a device would be
-opened or bound, before anything is touched. A list that is there and cannot be read denies everything.
+``uvirtio.host.addresses`` except a type, a glob over addresses, or a lone ``*``, which matches every real device,
+but not ``qemu:`` ones: those are processes of the user's own. Case does not matter, and a glob is matched against
+every way to write a PCI address. A name that is not the device's own (``eth0``, ``/dev/vda``) matches as long as
+the kernel's driver has the device. The list is checked before a device is opened or bound. A list that exists and
+cannot be read denies everything.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ QEMU_PREFIX = addresses.QEMU
 def patterns(roots: Roots) -> list[str]:
     """The patterns of the deny list, in its order; empty where there is no list.
 
-    Raises Denied when the list exists and cannot be read.
+    Raises:
+        Denied: The list exists and cannot be read.
     """
     path = roots.etc / "uvirtio" / "deny"
     try:
         text = path.read_text(encoding="utf-8", errors="surrogateescape")
     except (FileNotFoundError, NotADirectoryError) as error:
-        if not path.is_symlink():  # one that leads nowhere was meant to be a list
+        if not path.is_symlink():  # a dangling link was meant to be a list
             return []
         raise _unreadable(path, error) from error
     except OSError as error:
@@ -51,7 +52,15 @@ def _unreadable(path: Path, error: OSError) -> Denied:
 
 
 def denying(names: Iterable[str], roots: Roots) -> str | None:
-    """The first pattern that denies one of ``names``, or None."""
+    """The first pattern that matches one of the names, or None.
+
+    Args:
+        names: The names of one device.
+        roots: Where the list is.
+
+    Raises:
+        Denied: The list exists and cannot be read.
+    """
     wanted = list(dict.fromkeys(spelling for name in names if name for spelling in addresses.spellings(name)))
     for pattern in patterns(roots):
         if pattern == "*":
@@ -63,9 +72,9 @@ def denying(names: Iterable[str], roots: Roots) -> str | None:
 
 
 def _forms(pattern: str, roots: Roots) -> Iterator[str]:
-    """A pattern as it is written, and as the canonical name of the device that it means."""
+    """A pattern as it is written, and the canonical name of the device that it stands for."""
     yield pattern.lower()
-    with suppress(UvirtioError):  # a glob, a word that means nothing here, a disk that is not there
+    with suppress(UvirtioError):  # a glob, an unknown word, a disk that does not exist
         address = addresses.parse(pattern)
         yield address.canonical.lower()
         if address.family in addresses.LOOKED_UP:
@@ -74,7 +83,7 @@ def _forms(pattern: str, roots: Roots) -> Iterator[str]:
 
 
 def without_effect(roots: Roots) -> list[str]:
-    """The patterns that can deny no device: no glob, and no name that a device is asked about."""
+    """The patterns that can match no device: neither a glob nor a name of a device."""
     return [
         pattern
         for pattern in patterns(roots)
@@ -90,7 +99,15 @@ def _is_device_name(text: str) -> bool:
 
 
 def check(names: Iterable[str], roots: Roots) -> None:
-    """Raise Denied if the deny list names the device; ``names`` are all the names it goes by."""
+    """Check that the deny list does not name a device.
+
+    Args:
+        names: All names of the device, the one for errors first.
+        roots: Where the list is.
+
+    Raises:
+        Denied: The list names the device, or cannot be read.
+    """
     wanted = list(names)
     pattern = denying(wanted, roots)
     if pattern is not None:

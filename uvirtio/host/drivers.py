@@ -1,4 +1,4 @@
-"""The kernel's drivers for devices that user space drives, by name, and which one holds a device."""
+"""The names of the kernel drivers that matter here, and which driver is bound to a device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KMEM: Final = "kmem"
 """Makes System RAM of a dax device."""
 
 USER_DRIVERS: Final = frozenset({VFIO, UIO, PCI_STUB, VDPA})
-"""Drivers under which the kernel itself does nothing with a device."""
+"""Drivers under which the kernel itself does not use the device."""
 
 
 def pci_driver(address: str, roots: Roots) -> str | None:
@@ -28,11 +28,11 @@ def pci_driver(address: str, roots: Roots) -> str | None:
 
 
 def require_bound(address: str, wanted: str, roots: Roots) -> None:
-    """Make sure that a PCI function is bound to the driver ``wanted``.
+    """Check that a PCI function is bound to the driver ``wanted``.
 
     Raises:
         NoSuchDevice: There is no such function.
-        NotBound: Another driver holds it, or none.
+        NotBound: Another driver is bound, or none.
     """
     if not sysfs.device("pci", address, roots).exists():
         raise NoSuchDevice(

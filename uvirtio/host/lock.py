@@ -1,7 +1,7 @@
-"""One process at a time: the lock of a device, ``/run/uvirtio/ADDRESS.lock``.
+"""The lock of a device, ``/run/uvirtio/ADDRESS.lock``: one process at a time.
 
-Bind and restore take it for their work, and so does, for as long as it drives the device, whoever reaches it by
-a way that the kernel does not lock (/dev/mem).
+Bind and restore take it while they work. A back end whose access the kernel does not lock (/dev/mem) holds it for
+as long as the device is open.
 """
 
 from __future__ import annotations
@@ -22,11 +22,22 @@ def lock_path(address: str, roots: Roots) -> Path:
 
 
 def take_lock(address: str, roots: Roots, *, patience: float = 0.0) -> int:
-    """Take the lock of a device; closing the descriptor gives it back.
+    """Take the lock of a device; closing the file descriptor releases it.
 
-    The file stays: to remove it would let two processes hold two locks of one name. ``patience`` is for a lock
-    whose taker is dead: its guardian holds it until the device is quiet (seconds). Raises Busy when another
-    process has it, EnvironmentLack when it cannot be made.
+    The file stays: removing it would let two processes hold two locks of one name.
+
+    Args:
+        address: The device.
+        roots: Where ``/run`` is.
+        patience: Seconds to wait for a lock whose taker is dead: its guardian process holds it until the device is
+            reset.
+
+    Returns:
+        The file descriptor that holds the lock.
+
+    Raises:
+        Busy: Another process has the lock.
+        EnvironmentLack: The lock file cannot be created.
     """
     path = lock_path(address, roots)
     try:
@@ -68,12 +79,12 @@ def _lock(fd: int, roots: Roots, deadline: float) -> None:
 
 
 def _taker(fd: int) -> str:
-    """The number of the process that took the lock; empty where none is told."""
+    """The pid of the process that took the lock; empty where the file has none."""
     text = os.pread(fd, 32, 0).decode(errors="replace").strip()
     return text if text.isdecimal() and text.isascii() else ""
 
 
 def _holder(fd: int, roots: Roots) -> str:
-    """The process that wrote its number there, with the first two words of its command line."""
+    """The process whose pid is in the file, with the first two words of its command line."""
     text = _taker(fd)
     return str(process.holder(int(text), roots)) if text else "another process"

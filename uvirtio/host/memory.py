@@ -1,4 +1,4 @@
-"""This machine's memory as its kernel has it: System RAM, memory blocks, huge pages. Reads only."""
+"""This machine's memory as the kernel reports it: System RAM, memory blocks, huge pages. Reads only."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from uvirtio.host.roots import Roots
 
 
 def system_ram(roots: Roots) -> list[tuple[int, int, str]]:
-    """The kernel's memory as (first physical address, bytes, name), by ``/proc/iomem``.
+    """The kernel's System RAM, from ``/proc/iomem``.
 
-    Where that shows no addresses, as to an ordinary user, it is the memory blocks in sysfs, which every user may
-    see, whatever their state. Empty where neither is there.
+    Where that hides the addresses, as from an ordinary user, the memory blocks in sysfs are taken instead, in any
+    state: every user may see them.
+
+    Returns:
+        (First physical address, bytes, name) of each range; empty where there is neither source.
     """
     lines = [line for line in proc.iomem(roots) or [] if line.name.startswith(proc.SYSTEM_RAM) and not line.hidden]
     if lines:
@@ -31,7 +34,7 @@ def system_ram(roots: Roots) -> list[tuple[int, int, str]]:
 
 @dataclass(frozen=True, slots=True)
 class MemoryBlock:
-    """What comes and goes at once of the kernel's memory (Documentation/admin-guide/mm/memory-hotplug.rst)."""
+    """A memory block, the unit of memory hotplug (Documentation/admin-guide/mm/memory-hotplug.rst)."""
 
     path: Path
     number: int
@@ -42,12 +45,12 @@ class MemoryBlock:
 
     @property
     def state(self) -> str | None:
-        """``online``, ``offline`` or ``going-offline``, read now; None where it is gone."""
+        """``online``, ``offline`` or ``going-offline``, read now; None where it does not exist."""
         return sysfs.read(self.path / "state", 64)
 
 
 def memory_directory(roots: Roots) -> Path:
-    """Where the kernel shows its memory blocks, and how it brings new ones online."""
+    """The directory of the memory blocks, and of the settings for bringing new ones online."""
     return roots.sys / "devices/system/memory"
 
 
@@ -61,7 +64,7 @@ def memory_block_size(roots: Roots) -> int | None:
 
 
 def memory_blocks(roots: Roots) -> list[MemoryBlock]:
-    """Every memory block that the kernel has, whatever its state, by address."""
+    """Every memory block that the kernel has, in any state, sorted by address."""
     size = memory_block_size(roots)
     if size is None:
         return []
@@ -72,7 +75,7 @@ def memory_blocks(roots: Roots) -> list[MemoryBlock]:
 
 
 def blocks_of_range(start: int, end: int, roots: Roots) -> list[MemoryBlock]:
-    """The memory blocks of the physical addresses ``start`` to ``end - 1``; the state of one not there is None."""
+    """The memory blocks of the physical addresses ``start`` to ``end - 1``; the state of a missing one is None."""
     size = memory_block_size(roots)
     if size is None:
         return []
@@ -90,6 +93,7 @@ class HugePages:
 
     path: Path
     kib: int
+    """The size of a page, in KiB."""
     total: int | None
     free: int | None
     reserved: int | None

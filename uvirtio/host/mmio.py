@@ -1,7 +1,7 @@
-"""The virtio-mmio windows of this machine, and whether an address is one: ``/proc/iomem`` has the last word.
+"""The virtio-mmio windows of this machine, and the check that an address is one: ``/proc/iomem`` decides.
 
 A window is a platform device of ACPI, of a device tree or of the kernel's command line. /dev/mem reaches
-everything, RAM and other drivers' devices included, so nothing is mapped before it was held against that list.
+everything, RAM and other drivers' devices included, so each address is checked against that list first.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.proc import IoRange
 from uvirtio.host.roots import Roots
 
-# What only says that firmware or a bus has the addresses, and not that somebody uses them.
+# Lines that only say that firmware or a bus has the addresses, not that a driver uses them.
 _PASSIVE = re.compile(r"reserved|PCI Bus .*|pnp [0-9a-f:]+", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One window: its platform device, and where its registers are."""
+    """A virtio-mmio window: its platform device, and where its registers are."""
 
     name: str
-    """What the platform bus calls it."""
+    """Its name on the platform bus."""
     base: int | None
     """Its first physical address; None where this user may not know it."""
     length: int
     """Bytes; 0 where it is not known."""
     registered: bool = True
-    """Whether the kernel has made the device; it passes over the command line without a certain option."""
+    """Whether the kernel has the device; without VIRTIO_MMIO_CMDLINE_DEVICES it ignores its command line."""
 
     @property
     def range(self) -> IoRange | None:
@@ -43,7 +43,7 @@ class Window:
 
 
 def windows(roots: Roots) -> list[Window]:
-    """Every window that the platform bus or the kernel's command line has, by name."""
+    """Every window that the platform bus or the kernel's command line has, sorted by name."""
     shown: dict[str, IoRange] = {}
     for line in proc.iomem(roots) or []:
         if not line.hidden and (name := _device_of(line)) is not None:
@@ -61,7 +61,7 @@ def windows(roots: Roots) -> list[Window]:
         else:
             found.append(Window(name, addresses.mmio_base(name), _length_in_device_tree(path)))
         given.pop(name, None)
-    # A kernel without VIRTIO_MMIO_CMDLINE_DEVICES passes over these; the windows are there all the same.
+    # A kernel without VIRTIO_MMIO_CMDLINE_DEVICES ignores these, but the windows exist.
     known = {window.base for window in found}
     for window in given.values():
         if window.base not in known:
@@ -106,10 +106,10 @@ _SHIFT = {letter: 10 * (index + 1) for index, letter in enumerate("kmgtpe")}
 
 
 def _on_the_command_line(roots: Roots) -> Iterator[Window]:
-    """What Linux makes of each ``virtio_mmio.device=SIZE@BASE:IRQ[:ID]`` (vm_cmdline_set in virtio_mmio.c).
+    """The windows that Linux makes of ``virtio_mmio.device=SIZE@BASE:IRQ[:ID]`` (vm_cmdline_set, virtio_mmio.c).
 
     A device without an id gets the one after the last that was used or given. A value that is refused makes no
-    device; its id, where it had one, counts all the same.
+    device, but its id, where it had one, still counts as used.
     """
     next_id = 0
     for name, value in proc.parameters(proc.command_line(roots)):
@@ -135,7 +135,7 @@ def _on_the_command_line(roots: Roots) -> Iterator[Window]:
 
 
 def _integer(text: str) -> int:
-    """A C literal, at most 64 bits of it."""
+    """The value of a C literal, modulo 2^64."""
     base = 16 if text[:2].lower() == "0x" else 8 if text[0] == "0" else 10
     return int(text[:64], base) % (1 << 64)
 
@@ -148,20 +148,20 @@ def _signed32(value: int) -> int:
 
 
 def check_window(base: int, length: int, roots: Roots, *, address: str, named_only: bool = False) -> list[str]:
-    """Make sure that some bytes of physical memory are a virtio-mmio window or unused, and so is their page.
+    """Check that a range of physical addresses, and the CPU pages around it, are a virtio-mmio window or unused.
 
     Args:
         base: The first address.
         length: Bytes.
         roots: Where to look.
-        address: What to call it in an error.
-        named_only: Whether it must be a window that the kernel knows: unused addresses will not do.
+        address: Its name in errors.
+        named_only: Whether it must be a window that the kernel knows, and not unused addresses.
 
     Returns:
         The names of the windows in these pages.
 
     Raises:
-        ForeignWindow: It is not, or not a whole one.
+        ForeignWindow: Other things have the addresses, or it is not a whole window.
         PermissionLack: ``/proc/iomem`` hides the addresses from this user.
     """
     start, end = base & -CPU_PAGE, (base + length + CPU_PAGE - 1) & -CPU_PAGE
@@ -205,7 +205,7 @@ def _check_whole(base: int, length: int, here: Sequence[IoRange], address: str, 
                 remedy=f"write mmio:{line.start:#x}",
             )
     if named_only and not touched:
-        # On x86 a read of nothing gives ones; elsewhere it is a bus error, which ends this process.
+        # On x86 a read where nothing is gives all ones; elsewhere it is a bus error, which ends this process.
         raise ForeignWindow(
             f"{address} is not mapped: the kernel knows of no window there",
             seen="no line of a virtio-mmio device in /proc/iomem, and none in sysfs",

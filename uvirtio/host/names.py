@@ -1,6 +1,6 @@
-"""Which device stands behind what the kernel made of it: ``eth0``, ``/dev/vda``, ``/sys/class/net/eth0``.
+"""Find the device behind a name of the kernel's: ``eth0``, ``/dev/vda``, ``/sys/class/net/eth0``.
 
-sysfs alone is read; of a node below /dev only the number is asked for, and it is not opened.
+Only sysfs is read; a node below /dev is not opened, only its device number is read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from uvirtio.host.addresses import Address
 from uvirtio.host.roots import Roots
 
 BUSES = ("pci", "platform", "vdpa")
-"""The buses on which virtio devices sit, and bind and unbind work."""
+"""The buses that have virtio devices, and on which bind and unbind work."""
 
 
 def device_behind(address: Address, roots: Roots) -> tuple[str, str]:
@@ -24,12 +24,16 @@ def device_behind(address: Address, roots: Roots) -> tuple[str, str]:
 
     It need not be a virtio device: an ``eth0`` on another card leads to that card.
 
+    Args:
+        address: The name, parsed.
+        roots: Where to look.
+
     Returns:
-        Its bus, one of ``BUSES``, and the name that the bus has for it.
+        Its bus, one of ``BUSES``, and its name on that bus.
 
     Raises:
-        BadAddress: A word that names nothing here.
-        NoSuchDevice: A node or a path that is not there.
+        BadAddress: The name means nothing on this machine.
+        NoSuchDevice: The node or the path does not exist.
         NotVirtio: It belongs to no device of these buses.
         UsageError: It belongs to more than one.
     """
@@ -81,7 +85,7 @@ def _below_sys(address: Address, roots: Roots) -> Path:
 
 
 def _of_class(name: str, roots: Roots) -> list[Path]:
-    """What has this name in a class of sysfs, such as net, block or input."""
+    """The directories with this name in the classes of sysfs, such as net, block or input."""
     top = roots.sys / "class"
     places = (sysfs.real(top / kind / name) for kind in sysfs.names(top) if (top / kind / name).exists())
     return [place for place in dict.fromkeys(places) if place.is_relative_to(sysfs.real(roots.sys))]

@@ -1,4 +1,4 @@
-"""``/proc/self/pagemap``: where this process's pages are in physical memory."""
+"""``/proc/self/pagemap``: the physical addresses of this process's pages."""
 
 from __future__ import annotations
 
@@ -16,16 +16,29 @@ _READ_LIMIT = 1 << 20
 
 
 class Pagemap:
-    """``/proc/self/pagemap``: which physical page stands behind a page of this process."""
+    """``/proc/self/pagemap``: the physical page of each virtual page. Owns a file descriptor once it was read."""
 
     def __init__(self, roots: Roots) -> None:
+        """Make it; the file is opened at the first read.
+
+        Args:
+            roots: Where ``/proc`` is.
+        """
         self._path = roots.proc / "self" / "pagemap"
         self._fd = -1
 
     def pfns(self, vaddr: int, size: int) -> list[int]:
-        """The frame number of each 4096-byte piece from ``vaddr``, which is page-aligned, in ``size`` bytes.
+        """The page frame numbers (PFNs) of a range of memory, in units of 4096 bytes on every machine.
 
-        Raises PagemapHidden where the file cannot be read, shows zeros (no CAP_SYS_ADMIN), or no page.
+        Args:
+            vaddr: The virtual address of its start, aligned to a page of the CPU.
+            size: Its length, in bytes.
+
+        Returns:
+            The PFN of each 4096-byte piece, in order.
+
+        Raises:
+            PagemapHidden: The file cannot be read, shows zeros (no CAP_SYS_ADMIN), or a page is not present.
         """
         entries = self._entries(vaddr // CPU_PAGE, -(-size // CPU_PAGE))
         found = [entry & _PFN_MASK for entry in entries]
@@ -69,7 +82,7 @@ class Pagemap:
         )
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the file; idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

@@ -1,6 +1,6 @@
-"""The pages of this machine's CPU and kernel: what memory is mapped, pinned and looked up by.
+"""The page sizes of this machine's CPU and kernel, in which memory is mapped, pinned and looked up.
 
-Not the page that virtio counts in, which is 4096 bytes everywhere (``spec/page``).
+Virtio counts in pages of 4096 bytes on every machine instead (``spec/page``).
 """
 
 from __future__ import annotations
@@ -13,5 +13,5 @@ CPU_PAGE = mmap.PAGESIZE
 HUGE_PAGE = 2 << 20
 """Bytes of a page of the kernel's pool of huge pages (``hugepages-2048kB``).
 
-It may have others; this size is there on x86-64, and on arm64 with each of its page sizes.
+It may have others; this size exists on x86-64, and on arm64 with each of its page sizes.
 """

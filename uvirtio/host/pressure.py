@@ -1,4 +1,4 @@
-"""Whether memory is short, as the kernel tells it: a trigger of ``/proc/pressure/memory`` (PSI)."""
+"""Memory pressure, by a trigger of ``/proc/pressure/memory`` (PSI)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ TRIGGER = b"some 200000 2000000\0"
 
 
 class StallTrigger:
-    """The kernel's word that tasks wait for memory. Owns a descriptor.
+    """A PSI trigger: the kernel reports that tasks wait for memory. Owns a file descriptor.
 
-    Where the kernel has no PSI (CONFIG_PSI), or gives this user no trigger, it is not ``armed``.
+    Where the kernel has no PSI (CONFIG_PSI), or refuses this user a trigger, it is not ``armed``.
     """
 
     def __init__(self, roots: Roots) -> None:
+        """Set the trigger, if possible; ``armed`` says whether it was.
+
+        Args:
+            roots: Where ``/proc`` is.
+        """
         self._fd = -1
         with suppress(OSError):
             fd = os.open(roots.proc / "pressure" / "memory", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -30,11 +35,11 @@ class StallTrigger:
 
     @property
     def armed(self) -> bool:
-        """Whether the kernel will tell."""
+        """Whether the trigger is set."""
         return self._fd >= 0
 
     def fired(self) -> bool:
-        """Whether there was a stall since the last call. Never waits; disarms itself when the trigger is gone."""
+        """Whether there was a stall since the last call. Never waits; closes itself where the trigger is gone."""
         if self._fd < 0:
             return False
         poller = select.poll()
@@ -46,7 +51,7 @@ class StallTrigger:
         return False
 
     def close(self) -> None:
-        """Take the trigger back; idempotent."""
+        """Remove the trigger; idempotent."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)

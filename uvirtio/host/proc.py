@@ -1,7 +1,7 @@
-"""The files of ``/proc`` about the whole machine, each parsed here and nowhere else.
+"""The files of ``/proc`` about the whole machine, each parsed only here.
 
-What is missing or unreadable is None (or empty): an ordinary user sees less than root. Files of single processes
-are in :mod:`uvirtio.host.process`, routes in :mod:`uvirtio.host.routes`.
+A file that is missing or unreadable is None (or empty): an ordinary user sees less than root. Files of single
+processes are in ``uvirtio.host.process``, routes in ``uvirtio.host.routes``.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ _IOMEM = re.compile(r"( *)([0-9a-f]+)-([0-9a-f]+) : (.*)", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class IoRange:
-    """One line of ``/proc/iomem``: the physical addresses ``start`` to ``end - 1``, and whose they are."""
+    """One line of ``/proc/iomem``: the physical addresses ``start`` to ``end - 1``, and their owner."""
 
     start: int
     end: int
     name: str
+    """The owner: a driver, a device or a kind of memory."""
     depth: int = 0
     """How many other lines it is nested in."""
 
@@ -57,7 +58,7 @@ class IoRange:
 def iomem(roots: Roots) -> list[IoRange] | None:
     """All lines of ``/proc/iomem``, in its order; None where it cannot be read.
 
-    Names are shown to every user, addresses to CAP_SYS_ADMIN only: see :attr:`IoRange.hidden`.
+    Names are shown to every user, addresses to CAP_SYS_ADMIN only: see ``IoRange.hidden``.
     """
     text = sysfs.lines(roots.proc / "iomem")
     if text is None:
@@ -97,9 +98,9 @@ def iomem_addresses(roots: Roots) -> list[IoRange]:
 
 
 def numbers(path: Path) -> dict[str, int]:
-    """The first number behind each name of a file such as meminfo, vmstat or a cgroup's memory.stat.
+    """The first number after each name in a file such as meminfo, vmstat or a cgroup's memory.stat.
 
-    Lines that have another shape are left out. ``kB`` is KiB (proc(5)) and comes in bytes.
+    Lines of another form are skipped. Values in ``kB``, which is KiB (proc(5)), are converted to bytes.
 
     Raises:
         OSError: The file cannot be read.
@@ -151,10 +152,16 @@ _SPACE = " \t\n\v\f\r"
 
 
 def parameters(line: str) -> list[tuple[str, str | None]]:
-    """The parameters of a kernel's command line as (name, value), by the kernel's own rules (next_arg).
+    """Split a kernel's command line into parameters, by the kernel's own rules (next_arg).
 
-    Quotation marks keep blanks together and are taken off around a whole parameter or value. What follows ``--``
-    is for the init process, and left out.
+    Quotation marks protect blanks, and are removed around a whole parameter or value. Everything after ``--`` is
+    for the init process, and is left out.
+
+    Args:
+        line: The command line.
+
+    Returns:
+        (Name, value) of each parameter; the value is None where there is no ``=``.
     """
     found: list[tuple[str, str | None]] = []
     at = 0
@@ -181,7 +188,7 @@ def parameters(line: str) -> list[tuple[str, str | None]]:
 
 
 def misc_devices(roots: Roots) -> list[str]:
-    """The misc devices that the kernel has a driver for, by name; none where it does not tell."""
+    """The names of the registered misc devices; empty where ``/proc/misc`` cannot be read."""
     words = (line.split() for line in sysfs.lines(roots.proc / "misc") or [])
     return [found[1] for found in words if len(found) == 2]
 
@@ -190,13 +197,13 @@ def misc_devices(roots: Roots) -> list[str]:
 
 
 def swaps(roots: Roots) -> list[str] | None:
-    """The files and devices that are swapped to; None where ``/proc/swaps`` cannot be read."""
+    """The swap files and devices in use; None where ``/proc/swaps`` cannot be read."""
     text = sysfs.lines(roots.proc / "swaps")
     return None if text is None else [unescape(line.split()[0]) for line in text[1:] if line.split()]
 
 
 def consoles(roots: Roots) -> list[tuple[str, bool]]:
-    """(name, whether it is ``/dev/console``) of the kernel's consoles."""
+    """The kernel's consoles, each as (name, whether it is ``/dev/console``)."""
     found = []
     for line in sysfs.lines(roots.proc / "consoles") or []:
         match = re.match(r"(\S+)\s+\S+\s+\(([^)]*)\)", line)
@@ -206,7 +213,7 @@ def consoles(roots: Roots) -> list[tuple[str, bool]]:
 
 
 def crypto(roots: Roots) -> list[dict[str, str]] | None:
-    """The algorithms in ``/proc/crypto``, each as its fields; None where it cannot be read."""
+    """The algorithms in ``/proc/crypto``, each as a dictionary of its fields; None where it cannot be read."""
     text = sysfs.read(roots.proc / "crypto")
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""The files of ``/proc/PID``, each parsed here and nowhere else: who runs, what it has open, what it may do."""
+"""The files of ``/proc/PID``, each parsed only here: command lines, open files, capabilities, limits, mounts."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ CAP_IPC_LOCK = 14  # <linux/capability.h>
 CAP_SYS_ADMIN = 21
 
 Pid = int | str
-"""A process, or ``self``."""
+"""The number of a process, or ``self``."""
 
 
 def directory(pid: Pid, roots: Roots) -> Path:
-    """``/proc/PID``."""
+    """The directory of a process, ``/proc/PID``."""
     return roots.proc / str(pid)
 
 
 def pids(roots: Roots) -> list[int]:
-    """The processes that run now, in the order of their numbers."""
+    """The numbers of the processes that run now, in ascending order."""
     return sorted(int(name) for name in sysfs.names(roots.proc) if name.isdecimal() and name.isascii())
 
 
@@ -52,7 +52,7 @@ def comm(pid: Pid, roots: Roots) -> str:
 
 
 def start_time(pid: Pid, roots: Roots) -> int | None:
-    """When a process started, in ticks since boot: with the pid, it names one process."""
+    """When a process started, in clock ticks since boot: together with the pid it identifies a process."""
     text = sysfs.read(directory(pid, roots) / "stat", 4096)
     words = text.rpartition(")")[2].split() if text else []
     return int(words[19]) if len(words) > 19 and words[19].isdecimal() else None
@@ -101,14 +101,14 @@ def capable(capability: int, roots: Roots) -> bool:
 
 
 def status_bytes(fields: Iterable[str], roots: Roots) -> int:
-    """The sum of these fields of our own status, such as VmLck and VmPin, in bytes; those that it lacks are 0."""
+    """The sum of fields of this process's status, such as VmLck and VmPin, in bytes; missing fields count as 0."""
     known = status("self", roots)
     words = [known.get(name, "").split() for name in fields]
     return sum(int(word[0]) << 10 for word in words if word and word[0].isdecimal())  # proc(5): kB there are KiB
 
 
 def locked_memory_limit(roots: Roots) -> int | None:
-    """The most bytes that this process may lock or pin, by its limits.
+    """The most bytes that this process may lock or pin (RLIMIT_MEMLOCK).
 
     Returns:
         The soft limit; ``resource.RLIM_INFINITY`` where there is none; None where it cannot be read.
@@ -124,9 +124,10 @@ def locked_memory_limit(roots: Roots) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class OpenFiles:
-    """Which files are open, by path, and in which processes."""
+    """The open files, and the processes that have them open."""
 
     by_path: dict[str, list[int]]
+    """The numbers of the processes by path."""
     complete: bool
     """False where the open files of some process could not be seen."""
 
@@ -140,7 +141,7 @@ def open_files(roots: Roots, limit: int | None = None) -> OpenFiles:
 
     Args:
         roots: Where to look.
-        limit: The most descriptors to look at; None is all of them.
+        limit: The most file descriptors to look at; None: all.
     """
     found: dict[str, list[int]] = defaultdict(list)
     everyone = pids(roots)
@@ -197,7 +198,7 @@ class Mount:
 
     @property
     def read_only(self) -> bool:
-        """Whether nothing can be written by way of this mount."""
+        """Whether nothing can be written through this mount."""
         return "ro" in self.options.split(",")
 
 
@@ -224,16 +225,16 @@ def _mount(line: str) -> Mount | None:
 
 
 def sysfs_read_only(roots: Roots) -> bool:
-    """Whether our own mounts have /sys read-only, as containers do."""
+    """Whether this process sees /sys mounted read-only, as in a container."""
     found = [mount for mount in mounts("self", roots) or [] if mount.point == "/sys"]
     return bool(found) and found[-1].read_only  # the last mount lies on top
 
 
 def mount_namespace(pid: Pid, roots: Roots) -> str:
-    """What names a process's mount name space, such as ``mnt:[4026531840]``.
+    """The identifier of a process's mount namespace, such as ``mnt:[4026531840]``.
 
     Raises:
-        FileNotFoundError: The process ended, or the kernel has no name spaces.
-        OSError: It may not be seen.
+        FileNotFoundError: The process ended, or the kernel has no namespaces.
+        OSError: This user may not see it.
     """
     return os.readlink(directory(pid, roots) / "ns/mnt")  # noqa: PTH115  # "mnt:[1]" is no path

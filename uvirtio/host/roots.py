@@ -1,7 +1,7 @@
-"""Where this machine's kernel shows itself, as a parameter.
+"""The places of ``/sys``, ``/proc`` and the like, as a parameter.
 
-Nothing in the package writes ``/sys`` or ``/proc`` into a path of its own: every function that looks takes a
-:class:`Roots`. So a test, or a tree captured on another machine, can stand in the place of the real one.
+No path in the package begins with a literal ``/sys`` or ``/proc``: functions that read there take ``Roots``. So a
+test, or a tree captured on another machine, can replace the real one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,15 @@ class Roots:
 
     @property
     def live(self) -> bool:
-        """Whether sysfs is this machine's own: only then does the kernel behind it answer, or load a module."""
+        """Whether ``sys`` is this machine's own sysfs: only then can the kernel be asked to load a module."""
         return self.sys == Path("/sys")
 
     @classmethod
     def under(cls, root: str | Path) -> Roots:
-        """The same five trees below ``root`` (``Roots.under("/")`` are the real ones)."""
+        """The same five trees below a directory.
+
+        Args:
+            root: The directory; ``/`` for the real ones.
+        """
         top = Path(root)
         return cls(sys=top / "sys", proc=top / "proc", dev=top / "dev", run=top / "run", etc=top / "etc")

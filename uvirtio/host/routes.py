@@ -14,19 +14,21 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The packets for ``network`` leave by ``interface``."""
+    """One route: packets for a network leave by an interface."""
 
     interface: str
+    """The name of the interface, such as ``eth0``."""
     network: Network
+    """The destination."""
 
     @property
     def default(self) -> bool:
-        """Whether it is the way to everything that has no route of its own."""
+        """Whether it is a default route."""
         return self.network.prefixlen == 0
 
 
 def routes(roots: Roots) -> list[Route] | None:
-    """Every route that leads out of an interface, of both protocols; None where neither table can be read."""
+    """Every IPv4 and IPv6 route through an interface; None where neither table can be read."""
     v4, v6 = sysfs.lines(roots.proc / "net/route"), sysfs.lines(roots.proc / "net/ipv6_route")
     if v4 is None and v6 is None:
         return None

@@ -1,7 +1,7 @@
-"""Reading sysfs: files, links and directories of any kind first, then the ones that several packages ask about.
+"""Reading sysfs: files, links and directories in general first, then those that several packages need.
 
-What is missing, unreadable, garbage or gone between two reads is None (or empty): devices come and go while
-we look, and an ordinary user sees less than root. Nothing here writes.
+A file that is missing, unreadable, malformed or gone between two reads is None (or empty): devices come and go
+meanwhile, and an ordinary user sees less than root. Nothing here writes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from uvirtio.host import addresses
 from uvirtio.host.roots import Roots
 
 _LIMIT = 1 << 20
-"""No attribute file is longer; a longer one is not read to its end."""
+"""Bytes. No attribute file is longer; of a longer one the rest is ignored."""
 
 
 def read(path: Path, limit: int = _LIMIT) -> str | None:
@@ -67,13 +67,13 @@ def names(path: Path) -> list[str]:
 
 
 def override(directory: Path) -> str | None:
-    """``driver_override`` of a device; None where there is none set (the kernel then writes ``(null)``)."""
+    """``driver_override`` of a device; None where none is set (the kernel then shows ``(null)``)."""
     text = read(directory / "driver_override", 4096)
     return None if not text or text == "(null)" else text
 
 
 def real(path: Path) -> Path:
-    """The path behind all links; the path itself where that cannot be told."""
+    """The path with all links resolved; the path itself where that fails."""
     try:
         return path.resolve(strict=True)
     except (OSError, RuntimeError, ValueError):
@@ -81,7 +81,13 @@ def real(path: Path) -> Path:
 
 
 def below(top: Path, limit: int = 5000, depth: int = 12) -> list[Path]:
-    """Every directory at or below ``top``, links not followed; at most ``limit`` of them."""
+    """Every directory at or below ``top``; links are not followed.
+
+    Args:
+        top: Where to begin.
+        limit: The most directories to return.
+        depth: The most levels to go down.
+    """
     found: list[Path] = []
     pending = [(top, 0)]
     while pending and len(found) < limit:
@@ -112,7 +118,7 @@ def bus(name: str, roots: Roots) -> Path:
 
 
 def device(bus_name: str, name: str, roots: Roots) -> Path:
-    """The directory of a device by the name that its bus has for it; it need not exist."""
+    """The directory of a device by its name on the bus; it need not exist."""
     return bus(bus_name, roots) / "devices" / name
 
 
@@ -141,19 +147,20 @@ class Resource:
 
     @property
     def used(self) -> bool:
-        """Whether there is one: I/O ports or memory, with a size."""
+        """Whether the line has a resource: I/O ports or memory, with a size."""
         return bool(self.flags & 0x300) and self.last > self.start
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Its length, in bytes."""
         return self.last - self.start + 1
 
 
 def resources(directory: Path) -> list[Resource | None] | None:
     """The BARs, the ROM and the windows of a PCI function, as the kernel placed them.
 
-    A line that has another shape is None, and so is all of it where the file cannot be read.
+    Returns:
+        Each line of ``resource``, None for a malformed one; None where the file cannot be read.
     """
     text = lines(directory / "resource")
     if text is None:
@@ -180,7 +187,7 @@ def uio_nodes(directory: Path) -> list[str]:
 
 
 def physical_function(directory: Path) -> str | None:
-    """The physical function that a virtual function of SR-IOV belongs to; None for all others."""
+    """The physical function of an SR-IOV virtual function; None for all other functions."""
     return link_name(directory / "physfn")
 
 
@@ -199,7 +206,7 @@ def iommu_group(directory: Path) -> int | None:
 
 
 def is_noiommu(directory: Path) -> bool:
-    """Whether a device's group is one that VFIO made up because there is no IOMMU."""
+    """Whether a device's group is VFIO's substitute for an IOMMU group where there is no IOMMU."""
     return read(directory / "iommu_group/name", 64) == _NOIOMMU
 
 
@@ -232,13 +239,13 @@ def noiommu_mode(roots: Roots) -> bool | None:
 
 
 def lockdown(roots: Roots) -> str | None:
-    """What the kernel is locked down to: ``none``, ``integrity`` or ``confidentiality``; None if unknown."""
+    """The kernel's lockdown mode: ``none``, ``integrity`` or ``confidentiality``; None if unknown."""
     match = re.search(r"\[(\w+)\]", read(roots.sys / "kernel/security/lockdown", 256) or "")
     return match[1] if match else None
 
 
 def locked_down(roots: Roots) -> str | None:
-    """The mode of a kernel that is locked down; None where it is not."""
+    """The lockdown mode where the kernel is locked down; None where it is not."""
     mode = lockdown(roots)
     return mode if mode in ("integrity", "confidentiality") else None
 
@@ -247,12 +254,12 @@ def locked_down(roots: Roots) -> str | None:
 
 
 def uevent_seqnum(roots: Roots) -> int:
-    """SEQNUM of the last uevent that the kernel has sent; 0 where it does not tell."""
+    """SEQNUM of the last uevent that the kernel has sent; 0 where it cannot be read."""
     return number(roots.sys / "kernel/uevent_seqnum") or 0
 
 
 def devpath(directory: Path, roots: Roots) -> str:
-    """What a uevent calls a device: the path below sysfs behind all links, with a slash before it."""
+    """The DEVPATH of a device in uevents: its path below sysfs with all links resolved, with a slash before it."""
     try:
         return "/" + str(real(directory).relative_to(real(roots.sys)))
     except ValueError:

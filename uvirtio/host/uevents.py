@@ -1,11 +1,11 @@
-"""Uevents: what the kernel tells of devices that come, go, change hands and change.
+"""Uevents: the kernel's messages about devices that are added, removed, bound, unbound or changed.
 
 The kernel sends them to a netlink group (NETLINK_KOBJECT_UEVENT, <linux/netlink.h>); udev reads them there,
-applies its rules, and sends them on to a second group. :class:`UdevEvents` takes them from libudev, by pyudev;
-:class:`KernelEvents` from the kernel's group with nothing but a socket, for machines without libudev.
+applies its rules, and sends them on to a second group. ``UdevEvents`` takes them from libudev, by pyudev;
+``KernelEvents`` from the kernel's group with nothing but a socket, for machines without libudev.
 
-A netlink socket drops messages when its buffer is full, and says so once (ENOBUFS). ``overruns`` counts these; who
-reads events looks at it, for what was dropped is not sent again.
+A netlink socket drops messages when its buffer is full, and reports that once (ENOBUFS). ``overruns`` counts these
+reports; a reader has to check it, since dropped messages are not sent again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MESSAGE_MAX = 1 << 16
 """More than the kernel's UEVENT_BUFFER_SIZE (2048 bytes of variables) and a path."""
 
 BUFFER = 8 << 20
-"""Bytes of the socket's buffer that are asked for; the kernel gives an ordinary user net.core.rmem_max."""
+"""The size of the socket's buffer, in bytes; an ordinary user gets net.core.rmem_max at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +41,21 @@ class Uevent:
     """The device's directory below /sys, with a slash before it."""
     subsystem: str
     seqnum: int
-    """SEQNUM: the kernel counts its uevents."""
+    """SEQNUM, the kernel's count of its uevents."""
     properties: Mapping[str, str] = field(default_factory=dict)
     """All variables of the message."""
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
+        """The device's name: the last part of its path."""
         return self.devpath.rpartition("/")[2]
 
 
 def parse(message: bytes) -> Uevent | None:
-    """A message of the kernel's group: ``ACTION@DEVPATH``, then variables, each ended by a NUL.
+    """Parse a message of the kernel's group: ``ACTION@DEVPATH``, then variables, each ended by a NUL.
 
     Returns:
-        The uevent; None for what has another shape, libudev's own messages among them.
+        The uevent; None for a message of another form, such as libudev's own.
     """
     head, *lines = message.split(b"\0")
     properties = {}
@@ -75,18 +75,27 @@ def _uevent(properties: Mapping[str, str]) -> Uevent | None:
 
 
 class Uevents(Protocol):
-    """Where uevents come from."""
+    """A source of uevents."""
 
     source: str
+    """Its name, for reports."""
     overruns: int
     """How often messages were dropped because they were not read in time."""
 
     def fileno(self) -> int:
-        """Polls readable while there is an event, or an overrun."""
+        """A file descriptor that is readable while there is an event, or an overrun.
+
+        Raises:
+            Closed: The source is closed.
+        """
         ...
 
     def receive(self) -> Uevent | None:
-        """The next event; None where there is none now. Never waits."""
+        """The next event; None where there is none now. Never waits.
+
+        Raises:
+            OperationFailed: The events cannot be read.
+        """
         ...
 
     def close(self) -> None:
@@ -95,7 +104,7 @@ class Uevents(Protocol):
 
 
 class KernelEvents:
-    """The kernel's own group, through a socket. Any user may listen."""
+    """The kernel's own group of uevents, through a netlink socket. Any user may listen."""
 
     source = "uevent socket"
 
@@ -125,11 +134,21 @@ class KernelEvents:
             raise failed("listening to the kernel's uevents", error) from error
 
     def fileno(self) -> int:
+        """The socket's file descriptor.
+
+        Raises:
+            Closed: The source is closed.
+        """
         if self._socket.fileno() < 0:
             raise Closed("these uevents are closed")
         return self._socket.fileno()
 
     def receive(self) -> Uevent | None:
+        """The next event; None where there is none now.
+
+        Raises:
+            OperationFailed: The socket cannot be read.
+        """
         while True:
             try:
                 message, sender = self._socket.recvfrom(_MESSAGE_MAX)
@@ -145,6 +164,7 @@ class KernelEvents:
                 return event
 
     def close(self) -> None:
+        """Close the socket; idempotent."""
         self._socket.close()
 
 
@@ -158,14 +178,14 @@ class UdevEvents:
 
         Args:
             group: ``udev`` is silent where no udevd runs.
-            subsystems: Only events of these; none named: of all.
+            subsystems: Only events of these; empty: of all.
             buffer: Size of the socket's buffer, in bytes (needs CAP_NET_ADMIN); None: libudev's choice.
 
         Raises:
             ImportError: There is no libudev, or no pyudev.
             OSError: libudev cannot listen.
         """
-        import pyudev  # here: what looks at no event does not load it
+        import pyudev  # here: a program that listens to no events does not load it
 
         self.source: str = group
         self.overruns = 0
@@ -177,16 +197,26 @@ class UdevEvents:
         self._monitor.start()
 
     def fileno(self) -> int:
+        """The file descriptor of libudev's socket.
+
+        Raises:
+            Closed: The source is closed.
+        """
         if self._monitor is None:
             raise Closed("these uevents are closed")
         return int(self._monitor.fileno())
 
     def receive(self) -> Uevent | None:
+        """The next event; None where there is none now.
+
+        Raises:
+            OperationFailed: The socket cannot be read.
+        """
         while True:
             try:
                 device = self._monitor.poll(0)
             except OSError as error:
-                # pyudev reports POLLERR without a number; the socket has it, and forgets it when asked.
+                # pyudev reports POLLERR without an errno; the socket's SO_ERROR has it; reading clears it.
                 if errno.ENOBUFS not in (error.errno, self._pending_error()):
                     raise OperationFailed(
                         "reading udev's events failed", seen=str(error), expected="an event, or none"
@@ -203,16 +233,17 @@ class UdevEvents:
             return twin.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
     def close(self) -> None:
+        """Close the socket; idempotent."""
         self._monitor = None  # its last reference: libudev closes the socket
 
 
 def udev_runs(roots: Roots) -> bool:
-    """Whether a udevd takes uevents: its control socket is there."""
+    """Whether a udevd runs: its control socket exists."""
     return (roots.run / "udev/control").exists()
 
 
 def udev_works(roots: Roots) -> bool:
-    """Whether udevd has events that it has not finished with; it keeps the file ``queue`` for as long."""
+    """Whether udevd is still processing events: the file ``queue`` exists meanwhile."""
     return (roots.run / "udev/queue").exists()
 
 
@@ -227,7 +258,7 @@ def listen(subsystems: Sequence[str], roots: Roots) -> tuple[Uevents, str | None
         The source, and what was missing for a better one, or None.
 
     Raises:
-        OperationFailed: There is none.
+        OperationFailed: There is no source at all.
     """
     try:
         return UdevEvents("udev" if udev_runs(roots) else "kernel", subsystems), None

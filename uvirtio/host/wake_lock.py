@@ -20,7 +20,7 @@ def take(name: str, roots: Roots) -> None:
 
 
 def drop(name: str, roots: Roots) -> None:
-    """Let go of the wake lock ``name``.
+    """Release the wake lock ``name``.
 
     Raises:
         OSError: It is not held, or the kernel refuses.

@@ -16,14 +16,34 @@ from uvirtio.host.roots import Roots
 
 
 class Writer(Protocol):
-    """All that bind and restore change goes through this."""
+    """The changes that bind and restore make, as an interface that tests can replace."""
 
     def write(self, path: Path, text: str, timeout: float) -> None:
-        """Write ``text`` to a sysfs file in one write(2). Raises OSError, or Blocked after ``timeout`` seconds."""
+        """Write ``text`` to a sysfs file in one write(2).
+
+        Args:
+            path: The file.
+            text: What to write.
+            timeout: Seconds.
+
+        Raises:
+            OSError: The kernel refuses the write.
+            Blocked: The write did not return in time; the kernel may still finish it.
+        """
         ...
 
     def own(self, path: Path, uid: int, gid: int, mode: int | None) -> None:
-        """Give a device node an owner, a group and, unless None, a mode. Raises OSError."""
+        """Set the owner and the group of a device node, and its mode.
+
+        Args:
+            path: The node.
+            uid: Its new owner.
+            gid: Its new group.
+            mode: Its new permission bits; None: they stay.
+
+        Raises:
+            OSError: The kernel refuses.
+        """
         ...
 
 
@@ -42,7 +62,7 @@ def _write_and_exit(path: Path, text: str) -> NoReturn:
     code = errno.EIO
     try:
         os.setsid()  # Ctrl-C is the parent's to handle, between two writes
-        os.closerange(0, 1 << 16)  # one that stays behind holds nobody's pipe or lock
+        os.closerange(0, 1 << 16)  # a child that is left behind must hold no pipe or lock
         fd = os.open(path, os.O_WRONLY)
         os.write(fd, text.encode())
         code = 0
@@ -56,11 +76,12 @@ def _write_and_exit(path: Path, text: str) -> NoReturn:
 class ChildWriter:
     """Writes in a child process, with a deadline.
 
-    An unbind may sleep in the kernel beyond the reach of any signal; then the child is left behind (init reaps
-    it) and we are free to say so. A bare fork, because an interpreter of its own would cost more than the write.
+    An unbind may sleep in the kernel uninterruptibly; then the child is left behind (init reaps it), and this
+    process can report that. A bare fork, because starting an interpreter would cost more than the write.
     """
 
     def write(self, path: Path, text: str, timeout: float) -> None:
+        """Write ``text`` to a sysfs file in one write(2), in a child process."""
         child = os.fork()
         if child == 0:
             _write_and_exit(path, text)
@@ -69,10 +90,10 @@ class ChildWriter:
             code = self._wait(child, handle, timeout)
             if code is None:
                 os.kill(child, signal.SIGKILL)
-                self._wait(child, handle, 0.2)  # some waits in the kernel do end with it: then no zombie stays
+                self._wait(child, handle, 0.2)  # some waits in the kernel end with it: then no zombie stays
                 raise _blocked(path, text, timeout)
         except BaseException as error:
-            # A write that was begun is better finished before anything is put back.
+            # A write that has begun should finish before anything is rolled back.
             if not isinstance(error, Blocked) and self._wait(child, handle, timeout) is None:
                 raise _blocked(path, text, timeout) from error
             raise
@@ -92,13 +113,22 @@ class ChildWriter:
         return code if code >= 0 else errno.EIO
 
     def own(self, path: Path, uid: int, gid: int, mode: int | None) -> None:
+        """Set the owner and the group of a device node, and its mode unless that is None."""
         os.chown(path, uid, gid, follow_symlinks=False)
         if mode is not None:
             path.chmod(mode)
 
 
 def modprobe(module: str, *parameters: str) -> None:
-    """Load a module, with parameters such as ``name=value``. Raises ModuleLack with what modprobe says."""
+    """Load a kernel module.
+
+    Args:
+        module: Its name.
+        *parameters: Its parameters, each ``name=value``.
+
+    Raises:
+        ModuleLack: modprobe failed; ``seen`` has its message.
+    """
     try:
         done = subprocess.run(
             ["modprobe", "--", module, *parameters],
@@ -120,7 +150,7 @@ def modprobe(module: str, *parameters: str) -> None:
 
 
 def module_loader(roots: Roots) -> Callable[..., None]:
-    """What loads a module here: ``modprobe`` for root on the real /sys, else a refusal with the remedy."""
+    """The function that loads modules: ``modprobe`` for root on the real /sys, else one that raises ModuleLack."""
     if roots.live and os.geteuid() == 0:
         return modprobe
 

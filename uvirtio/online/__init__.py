@@ -1,11 +1,11 @@
-"""Handing plugged memory to Linux itself, from user space, on a kernel as it is shipped.
+"""Bringing plugged memory online as System RAM of this Linux, from user space, on an unmodified kernel.
 
-The region of a memory device is kept for us at boot (``memmap=SIZE%ADDR+0xefffffff``: Soft Reserved). dax_hmem
-makes a dax region of it, of which we cut dax devices of whole memory blocks; one that is bound to the driver
-kmem is System RAM. The way back is the same way backwards, and ends with the block free to be unplugged.
+The region of a memory device is reserved at boot (``memmap=SIZE%ADDR+0xefffffff``: Soft Reserved). dax_hmem makes
+a dax region of it, in which dax devices of whole memory blocks are created; one that is bound to the driver kmem
+is System RAM. The same steps in reverse take it offline, so that the block can be unplugged.
 
-:class:`KernelView` is what the kernel shows of a region, :class:`SystemMemory` moves pieces in and out, and
-:class:`Linux` is the manager's consumer that does so as plugged memory comes and goes.
+``KernelView`` reads what the kernel shows of a region, ``SystemMemory`` brings pieces online and offline, and
+``Linux`` is the manager's consumer that does so as memory is plugged and unplugged.
 """
 
 import warnings

@@ -1,4 +1,4 @@
-"""Linux as the manager's consumer: plugged units become System RAM, and come back when the host wants them."""
+"""Linux as the manager's consumer: plugged units become System RAM, and are returned when the host wants them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,26 @@ from uvirtio.online.pieces import SystemMemory
 
 OWNER = "Linux"
 BUSY_FIRST, BUSY_LAST = 0.5, 15.0
-"""Seconds before what is busy, or did not come online, is tried again while following, growing by two."""
+"""Seconds before a busy or failed piece is tried again while following, doubled from the first to the last."""
 
 
 def kernel_of(mem: Mem, roots: Roots) -> KernelView | None:
-    """What this machine's kernel shows of the device's region; None where that is another machine's memory."""
+    """The view of the device's region in this machine's kernel; None where it is another machine's memory."""
     if isinstance(mem.device.transport.backend, ProvidesMemory):
         return None
     return KernelView(mem.addr, mem.config().region_size, roots)
 
 
 def system_memory(mem: Mem, roots: Roots) -> SystemMemory:
-    """The region of a device of this machine. Raises NotSupported for one of another machine."""
+    """The region of a memory device of this machine, to be brought online.
+
+    Args:
+        mem: The started device.
+        roots: Where ``/sys`` and ``/proc`` are.
+
+    Raises:
+        NotSupported: The device belongs to another machine, such as a ``qemu:`` guest.
+    """
     kernel = kernel_of(mem, roots)
     if kernel is None:
         raise NotSupported(
@@ -38,7 +46,7 @@ def system_memory(mem: Mem, roots: Roots) -> SystemMemory:
 
 
 def _claim_used(mem: Mem, kernel: KernelView) -> None:
-    """Note in the books what Linux has of the region beside what is noted there already: nobody may unplug it."""
+    """Claim in the block table what else Linux uses of the region, so that it is not unplugged."""
     block = mem.block_size
     for span in kernel.ram():
         first, count = mem.block_table.blocks_of(span.start - mem.addr, span.size)
@@ -49,10 +57,9 @@ def _claim_used(mem: Mem, kernel: KernelView) -> None:
 
 
 class Linux(Consumer):
-    """Whole memory blocks go to Linux as they are plugged, and come back as far as it can spare them.
+    """The consumer that gives whole memory blocks to Linux as they are plugged, and takes back what it can spare.
 
-    A piece that is busy is left alone when the manager asks again at once: each try costs the kernel work.
-    ``told``: hears "online", "offline", "busy" or "failed" and the piece's address.
+    A busy piece is skipped when the manager asks again at once: each try costs the kernel work.
     """
 
     def __init__(
@@ -61,20 +68,32 @@ class Linux(Consumer):
         *,
         told: Callable[[str, int], None] | None = None,
     ) -> None:
+        """Make the consumer; nothing is changed yet.
+
+        Args:
+            memory: The region.
+            told: Called with "online", "offline", "busy" or "failed", and the address of the piece.
+        """
         self.memory = memory
         self.told = told or (lambda _event, _address: None)
         self._held: dict[int, HandOut] = {}
         self._busy: dict[int, tuple[float, float]] = {}  # when to try again, and the pause that this was
         self.failures: dict[int, UvirtioError] = {}
-        """What did not come online, by address, and why."""
+        """The errors of pieces that did not come online, by address."""
         self._again = (0.0, 0.0)  # when to try that again, and the pause that this was
 
     def manager(self, mem: Mem, *, limit: int | None = None) -> Manager:
-        """A manager whose units are memory blocks, with what Linux has already in its table.
+        """Prepare the region, and make a manager whose units are memory blocks; it adopts what Linux has already.
 
-        ``limit``: never plug more than this many bytes.
+        Args:
+            mem: The started device.
+            limit: The most bytes to plug; None: no limit.
 
-        Raises OperationFailed where Linux has memory that is not plugged.
+        Raises:
+            OperationFailed: Linux has memory that is not plugged.
+            NotSupported: The region was not reserved at boot; the remedy has the kernel's parameter.
+            ModuleLack: A kernel module is missing.
+            PermissionLack: This user may not do it.
         """
         self.memory.prepare()
         block = self.memory.kernel.block_size()
@@ -103,27 +122,31 @@ class Linux(Consumer):
 
     @property
     def bytes(self) -> int:
-        """What Linux has of the region."""
+        """Bytes of the region that Linux has."""
         return sum(one.size for one in self._held.values())
 
     @property
     def movable(self) -> int:
-        """Bytes of it that could come back, as far as they are not busy."""
+        """Bytes of the region that Linux could return, unless they are busy."""
         return sum(piece.size for piece in self._pieces())
 
     # --- the manager's calls --------------------------------------------------------------------------------
 
     def usable(self, address: int, size: int) -> bool:
+        """Whether a unit lies in the region."""
         kernel = self.memory.kernel
         return kernel.addr <= address and address + size <= kernel.addr + kernel.size
 
     def arrived(self, manager: Manager) -> None:
+        """Bring all newly plugged units online."""
         self.take(manager)
 
     def wants(self) -> bool:
+        """Whether it is time to try failed units again."""
         return bool(self.failures) and time.monotonic() >= self._again[0]
 
     def wanted_back(self, manager: Manager, size: int) -> None:
+        """Take up to ``size`` bytes offline, except pieces that were busy a short time ago."""
         now = time.monotonic()
         self._spare(
             manager, size, [one for one in self._pieces() if self._busy.get(one.start, (now, 0))[0] <= now]
@@ -132,9 +155,16 @@ class Linux(Consumer):
     # --- in and out -----------------------------------------------------------------------------------------
 
     def take(self, manager: Manager, count: int | None = None) -> int:
-        """Bring at most ``count`` free plugged units online (None: all); the bytes that came.
+        """Bring free plugged units online.
 
-        One that fails is in ``failures``, stays plugged, and is nobody's.
+        A unit that fails is noted in ``failures`` and stays plugged and free.
+
+        Args:
+            manager: The manager of the device.
+            count: The most units; None: all.
+
+        Returns:
+            The bytes that came online.
         """
         came = 0
         for unit in manager.hand_out(OWNER, count=count):
@@ -161,9 +191,17 @@ class Linux(Consumer):
         return came
 
     def give_back(self, manager: Manager, size: int, *, timeout: float) -> int:
-        """Take ``size`` bytes from Linux, or as many as it can spare, the highest first; how many came free.
+        """Take memory offline, the highest addresses first, and give it back to the manager.
 
-        First everything once, then the busy ones again, for ``timeout`` seconds in all.
+        Every piece is tried once, then the busy ones again until the time is over.
+
+        Args:
+            manager: The manager of the device.
+            size: Bytes.
+            timeout: Seconds in all.
+
+        Returns:
+            The bytes that went offline; fewer than ``size`` where Linux cannot spare them.
         """
         deadline = time.monotonic() + timeout
         freed = self._spare(manager, size, self._pieces())
@@ -175,7 +213,7 @@ class Linux(Consumer):
         return freed
 
     def _spare(self, manager: Manager, size: int, pieces: list[Piece], timeout: float = 0.0) -> int:
-        """Take these pieces from Linux, the highest first, until that is ``size`` bytes; how many it was."""
+        """Take these pieces offline, the highest first, until that is ``size`` bytes; how many bytes it was."""
         freed = 0
         for piece in reversed(pieces):
             if freed >= size:

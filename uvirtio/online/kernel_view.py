@@ -1,4 +1,4 @@
-"""What the kernel shows of a region: /proc/iomem, memory blocks, dax devices. Reads only.
+"""A region of memory as the kernel shows it: /proc/iomem, memory blocks, dax devices. Reads only.
 
 Addresses are guest-physical, sizes in bytes. Sources: Documentation/admin-guide/mm/memory-hotplug.rst and
 Documentation/ABI/testing/sysfs-bus-dax of the kernel.
@@ -22,20 +22,20 @@ _DAX_NAME = re.compile(r"^dax\d+\.(?P<id>\d+)$")
 
 
 class PieceState(Enum):
-    """What became of a dax device, as far as can be seen."""
+    """The state of a dax device and its memory blocks."""
 
     ONLINE = "online"
-    """System RAM, all of it."""
+    """Bound to kmem, every memory block online: System RAM."""
     PARTLY = "partly"
-    """System RAM of which some memory blocks are offline."""
+    """Bound to kmem, some memory blocks offline."""
     OFFLINE = "offline"
     """Bound to kmem, every memory block offline."""
     IDLE = "idle"
-    """Bound to nothing; Linux has none of it."""
+    """Bound to no driver; Linux uses none of it."""
     STUCK = "stuck"
     """Unbound while memory was online: it stays System RAM until the next boot."""
     FOREIGN = "foreign"
-    """Bound to another driver: somebody else's."""
+    """Bound to another driver, so not ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +50,20 @@ class Piece:
 
     @property
     def used(self) -> bool:
-        """Whether somebody may touch its bytes, so that none of it must be unplugged."""
+        """Whether its memory may be in use, so that none of it must be unplugged."""
         return self.state is not PieceState.IDLE
 
 
 def boot_line(addr: int, size: int) -> str:
-    """What to add to the kernel's command line, so that this region can be handed to it later.
+    """The kernel parameters that reserve a region at boot, so that it can be brought online piece by piece.
 
     ``+0xefffffff`` makes type 1 (RAM), or 12 (persistent), into type 0xefffffff: E820_TYPE_SOFT_RESERVED.
-    Without ``region_idle`` dax_hmem makes one device of everything, which udev then lets kmem have: memory
-    that is not plugged.
+    Without ``region_idle`` dax_hmem makes one device of the whole region, which udev then binds to kmem, also
+    memory that is not plugged.
+
+    Args:
+        addr: The physical address of the region.
+        size: Its length, in bytes.
     """
     return f"memmap={_short(size)}%{addr:#x}+0xefffffff dax_hmem.region_idle=1"
 
@@ -75,6 +79,13 @@ class KernelView:
     """One region of guest-physical addresses, as this machine's kernel sees it."""
 
     def __init__(self, addr: int, size: int, roots: Roots | None = None) -> None:
+        """Make the view; nothing is read yet.
+
+        Args:
+            addr: The guest-physical address of the region.
+            size: Its length, in bytes.
+            roots: Where ``/sys`` and ``/proc`` are; None: this machine's.
+        """
         self.addr = addr
         self.size = size
         self.roots = roots or Roots()
@@ -84,7 +95,11 @@ class KernelView:
     # --- memory blocks --------------------------------------------------------------------------------------
 
     def block_size(self) -> int:
-        """Bytes in a memory block: what comes and goes at once. Raises NotSupported."""
+        """Bytes in a memory block, the unit of memory hotplug.
+
+        Raises:
+            NotSupported: The kernel has no memory blocks.
+        """
         size = memory.memory_block_size(self.roots)
         if size is None:
             raise NotSupported(
@@ -102,7 +117,7 @@ class KernelView:
         return {path: state for path, state in states if state is not None}
 
     def total(self) -> int:
-        """MemTotal in bytes; 0 where the kernel does not tell."""
+        """MemTotal in bytes; 0 where it cannot be read."""
         try:
             return meminfo(self.roots).get("MemTotal", 0)
         except OSError:
@@ -114,7 +129,7 @@ class KernelView:
         """The Soft Reserved range that the region lies in.
 
         Raises:
-            NotSupported: There is none; the remedy has the line for the boot.
+            NotSupported: There is none; the remedy has the kernel's parameters.
             PermissionLack: The kernel hides the addresses from this user.
         """
         kept = [span for span in iomem_addresses(self.roots) if span.name == SOFT_RESERVED]
@@ -133,7 +148,11 @@ class KernelView:
         return span.overlaps(self.addr, self.addr + self.size)
 
     def ram(self) -> list[IoRange]:
-        """What of the region is System RAM, whoever made it so. Raises PermissionLack."""
+        """The parts of the region that are System RAM, also those that no dax device has.
+
+        Raises:
+            PermissionLack: The kernel hides the addresses from this user.
+        """
         return [
             span
             for span in iomem_addresses(self.roots)
@@ -150,7 +169,12 @@ class KernelView:
                 yield top / name
 
     def dax_region(self) -> Path | None:
-        """The directory ``dax_region`` of the dax region that has ours; None where there is none (yet)."""
+        """The directory ``dax_region`` of the dax region that contains this one; None where there is none (yet).
+
+        Raises:
+            NotSupported: The region is not Soft Reserved.
+            PermissionLack: The kernel hides the addresses from this user.
+        """
         kept = self.soft_reserved()
         for directory in self.devices():
             at = sysfs.number(directory / "resource")  # without a range of its own: the start of the region
@@ -160,7 +184,7 @@ class KernelView:
         return None
 
     def mappings(self, directory: Path) -> list[IoRange]:
-        """The ranges of a dax device."""
+        """The physical address ranges of a dax device."""
         found = []
         for name in sysfs.names(directory):
             if re.fullmatch(r"mapping\d+", name):
@@ -170,7 +194,7 @@ class KernelView:
         return found
 
     def pieces(self) -> list[Piece]:
-        """The dax devices that have some of the region, by address; those without memory are left out."""
+        """The dax devices that have memory of the region, sorted by address."""
         found = []
         for directory in self.devices():
             for span in self.mappings(directory):

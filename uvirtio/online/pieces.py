@@ -1,8 +1,8 @@
-"""Pieces of a region on their way into System RAM and back, one dax device each.
+"""Bringing pieces of a region online as System RAM, and offline again; each piece is one dax device.
 
-In: create a dax device, give it the addresses, bind it to kmem, see every memory block online. Out: take the
-blocks offline, see that they are, unbind, see that they are gone, destroy. Never unbind what is online: the
-kernel would let go of the device, keep the memory, and not give it back until the next boot.
+Online: create a dax device, set its addresses, bind it to kmem, check that every memory block is online. Offline:
+take the blocks offline, check that they are, unbind, check that the blocks are gone, destroy the device. Never
+unbind a device with online memory: the kernel would keep that memory until the next boot.
 """
 
 from __future__ import annotations
@@ -32,21 +32,20 @@ from uvirtio.host.writer import ChildWriter, Writer, module_loader
 from uvirtio.online.kernel_view import KernelView, Piece, PieceState, boot_line
 
 WRITE_SECONDS = 20.0
-"""How long the kernel may take for a write that has nothing to wait for."""
+"""Seconds that the kernel may take for a write that does not have to wait for pages to move."""
 RETRY_FIRST, RETRY_LAST = 0.05, 2.0
-"""Seconds between tries to take a busy memory block offline, growing by two."""
+"""Seconds between tries to take a busy memory block offline, doubled from the first to the last."""
 
 TRY_FIRST, TRY_LAST = 5.0, 15.0
-"""Seconds that the kernel may move pages about before a signal ends its try, at the least; growing by two."""
+"""The least seconds that the kernel may move pages before a signal ends its try, doubled up to the last."""
 
 _IN_USE = frozenset({errno.EBUSY, errno.EAGAIN, errno.EINTR})
 
 
 class SystemMemory:
-    """The region ``addr``, ``size`` of this machine, and what of it Linux has.
+    """A region of this machine's memory, whose pieces are brought online and offline.
 
-    Nothing is looked at or changed before :meth:`prepare`. ``load`` loads a module with parameters:
-    modprobe, but never for another tree than this machine's.
+    Nothing is read or changed before ``prepare``.
     """
 
     def __init__(
@@ -57,6 +56,14 @@ class SystemMemory:
         load: Callable[..., None] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        """Make it; nothing is read or changed yet.
+
+        Args:
+            kernel: The view of the region.
+            writer: Writes to sysfs; None: in a child process, with a deadline.
+            load: Loads a module with parameters; None: modprobe, but only for this machine's own ``/sys``.
+            sleep: Sleeps for so many seconds.
+        """
         self.kernel = kernel
         self._writer = writer or ChildWriter()
         self._load = load or module_loader(kernel.roots)
@@ -69,9 +76,15 @@ class SystemMemory:
     # --- before anything ------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """See that all is there, load the modules, and clear away what an earlier run left half done.
+        """Check the requirements, load the modules, and remove unfinished dax devices of an earlier run.
 
-        Raises NotSupported (with the line for the boot), ModuleLack, PermissionLack.
+        Raises:
+            NotSupported: The region was not reserved at boot (the remedy has the kernel's parameters), or the
+                kernel has no memory blocks.
+            ModuleLack: A kernel module cannot be loaded or does not work.
+            PermissionLack: This user may not do it.
+            Busy: Another process is working on the same dax region.
+            OperationFailed: The kernel refused a write.
         """
         kernel = self.kernel
         kernel.soft_reserved()
@@ -80,7 +93,7 @@ class SystemMemory:
             # Idle, or dax_hmem makes one device of the whole region, plugged or not, for kmem to take.
             self._load("dax_hmem", "region_idle=1")
         if not (kernel.dax / "drivers" / KMEM).is_dir():
-            self._check_nobody_took_it_all()  # kmem would take it as it comes
+            self._check_nobody_took_it_all()  # kmem would bind to it as soon as it is loaded
             self._load(KMEM)
         self._region = kernel.dax_region()
         if self._region is None:
@@ -106,7 +119,7 @@ class SystemMemory:
             self._clear_leftovers()
 
     def _check_nobody_took_it_all(self) -> None:
-        """dax_hmem without region_idle makes one device of everything, plugged or not."""
+        """Check that no device has the whole region: dax_hmem without region_idle makes one, plugged or not."""
         block = self.kernel.block_size()
         for piece in self.kernel.pieces():
             if piece.start <= self.kernel.addr and piece.size > block and piece.size >= self.kernel.size:
@@ -120,7 +133,7 @@ class SystemMemory:
                 )
 
     def _clear_leftovers(self) -> None:
-        """Dax devices that an interrupted run made and did not bind: nobody has them, nothing is in them."""
+        """Destroy the dax devices that an interrupted run created and did not bind; they are unused."""
         region = self._ready()
         for directory in list(self.kernel.devices()):
             if sysfs.real(directory).parent != region.parent or directory.name.endswith(".0"):
@@ -139,7 +152,7 @@ class SystemMemory:
 
     @contextmanager
     def _locked(self, timeout: float = 10.0) -> Iterator[None]:
-        """One at a time makes and destroys devices of this dax region: ``seed`` names the latest only."""
+        """Lock the dax region for creating and destroying devices, since ``seed`` names only the latest."""
         fd = os.open(self._ready(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             deadline = time.monotonic() + timeout
@@ -163,10 +176,23 @@ class SystemMemory:
     # --- in -------------------------------------------------------------------------------------------------
 
     def online(self, start: int, size: int | None = None) -> Piece:
-        """Make these plugged bytes System RAM that can be taken away again (ZONE_MOVABLE); the piece.
+        """Bring plugged memory online as System RAM, in ZONE_MOVABLE so that it can be taken offline again.
 
-        ``size``: whole memory blocks, one where None. What fails half-way is undone.
-        Raises BadSize, InUse where a dax device has some of it, OperationFailed.
+        A failure half-way is rolled back.
+
+        Args:
+            start: The physical address, a multiple of the size of a memory block.
+            size: Bytes, a multiple of the size of a memory block; None: one block.
+
+        Returns:
+            The dax device that has the memory now.
+
+        Raises:
+            BadSize: These are not whole memory blocks, or not all in the region.
+            InUse: A dax device or Linux has some of it already.
+            Busy: Another process is working on the same dax region.
+            OperationFailed: The kernel refused a step; Blocked where a write did not return in time.
+            NotSupported: The kernel has no memory blocks.
         """
         block = self.kernel.block_size()
         size = block if size is None else size
@@ -221,7 +247,7 @@ class SystemMemory:
 
     def _bind(self, directory: Path) -> None:
         drivers = self.kernel.dax / "drivers" / KMEM
-        # A new id binds what has this name at once; without one nothing else takes it (its type is device_dax).
+        # A new id binds the device of this name at once; no other driver binds it (its type is device_dax).
         self._write(drivers / "new_id", directory.name)
         driver = sysfs.driver_of(directory)
         if driver != KMEM:
@@ -234,7 +260,7 @@ class SystemMemory:
 
     @contextmanager
     def _movable(self) -> Iterator[None]:
-        """While we add memory: what is onlined by itself goes where it can be taken away from again."""
+        """While memory is added: blocks that the kernel onlines by itself go to ZONE_MOVABLE."""
         path = self.kernel.memory / "auto_online_blocks"
         before = sysfs.read(path, 64)
         if before not in ("online", "online_kernel"):
@@ -258,22 +284,28 @@ class SystemMemory:
             )
 
     def _undo(self, directory: Path, start: int, size: int) -> None:
-        """After a failure half-way. What cannot be undone stays a piece that can be seen, and is in use."""
+        """Roll back after a failure half-way. If that fails too, the piece stays visible, and counts as used."""
         try:
             if sysfs.driver_of(directory) == KMEM:
                 self._all_offline(start, size, WRITE_SECONDS)
                 self._unbind(directory, start, size)
             self._destroy(directory)
         except (OperationFailed, InUse):
-            pass  # the failure that led here says more
+            pass  # the original failure says more
 
     # --- out ------------------------------------------------------------------------------------------------
 
     def offline(self, piece: Piece, *, timeout: float = 10.0) -> None:
-        """Take a piece from Linux: its bytes may be unplugged afterwards.
+        """Take a piece offline and destroy its dax device; its memory may be unplugged afterwards.
 
-        Busy memory is tried again, ever less often, for ``timeout`` seconds (0: one try). Raises InUse where it
-        stays busy: the piece is all online again then. OperationFailed where the kernel did not keep its word.
+        Args:
+            piece: One of ``KernelView.pieces``.
+            timeout: Seconds to try busy memory again, at growing intervals; 0: one try.
+
+        Raises:
+            InUse: It stays busy, and the whole piece is online again; or it is not bound to kmem.
+            OperationFailed: The kernel refused a step, or kept the memory; Blocked where a write did not return in
+                time.
         """
         directory = self.kernel.dax / "devices" / piece.name
         if piece.state is PieceState.IDLE:
@@ -301,7 +333,7 @@ class SystemMemory:
             if left:
                 raise InUse(f"{', '.join(left)} came online again", seen="online", expected="offline")
         except BaseException:
-            # Left alone, as it was: half a piece is of no use to anybody.
+            # Online again, as it was: half a piece is of no use.
             for directory in ours:
                 try:
                     self._write(directory / "state", "online_movable")
@@ -310,14 +342,19 @@ class SystemMemory:
             raise
 
     def _block_offline(self, directory: Path, deadline: float) -> bool:
-        """Take one memory block offline; False if it was. Raises InUse when it stays busy."""
+        """Take one memory block offline; False if it was offline already.
+
+        Raises:
+            InUse: It stays busy.
+            OperationFailed: The kernel refused the write for another reason.
+        """
         state = directory / "state"
         pause = RETRY_FIRST
         while sysfs.read(state, 64) != "offline":
             left = deadline - time.monotonic()
             patience = self._tries.get(directory.name, TRY_FIRST)
             try:
-                # The kernel tries for as long as nobody sends it a signal; the writer's child gets one.
+                # The kernel tries until the process gets a signal; the writer sends one to its child.
                 self._writer.write(state, "offline", max(left, patience))
                 self._tries.pop(directory.name, None)
                 return True
@@ -345,7 +382,7 @@ class SystemMemory:
         return False
 
     def _settle(self, state: Path) -> None:
-        """After a signal: wait for the block to be one thing or the other."""
+        """After a signal: wait until the block is online or offline."""
         deadline = time.monotonic() + WRITE_SECONDS
         while sysfs.read(state, 64) == "going-offline" and time.monotonic() < deadline:
             self._sleep(0.02)
@@ -363,13 +400,13 @@ class SystemMemory:
             )
 
     def _destroy(self, directory: Path) -> None:
-        """A dax device that nobody has: its id, its addresses, itself. The one with id 0 always stays."""
+        """Destroy an unused dax device: its id in kmem, its addresses, itself. The one with id 0 always stays."""
         try:
             self._writer.write(self.kernel.dax / "drivers" / KMEM / "remove_id", directory.name, WRITE_SECONDS)
         except Blocked:
             raise  # an OSError too
         except OSError:
-            pass  # kmem never heard of it
+            pass  # kmem does not have this id
         if sysfs.number(directory / "size"):
             self._write(directory / "size", "0")
         if not directory.name.endswith(".0"):

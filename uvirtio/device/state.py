@@ -1,0 +1,247 @@
+"""What is known of an open device, and its sessions: who may use it now, and which errors make it unusable."""
+
+from __future__ import annotations
+
+import os
+import threading
+from contextlib import AbstractContextManager
+from types import TracebackType
+
+from uvirtio.device import log
+from uvirtio.device.options import OpenOptions
+from uvirtio.device.queue import Queue
+from uvirtio.device.status import StatusField
+from uvirtio.device.waiting import gone
+from uvirtio.errors import (
+    Closed,
+    DeviceAbsent,
+    DeviceBroken,
+    DeviceFailure,
+    DeviceGone,
+    NotSupported,
+    UsageError,
+    UvirtioError,
+)
+from uvirtio.interfaces.backend import GuestMachine
+from uvirtio.interfaces.memory import DmaSpace
+from uvirtio.interfaces.transport import Transport
+from uvirtio.memory.access import require_little_endian
+from uvirtio.spec import features as f
+from uvirtio.spec import ids
+
+
+class _Session:
+    """The context manager that ``DeviceState.session`` returns; one for each device, since it keeps nothing.
+
+    Each call of a driver enters two or three sessions. A generator would work too, at four times the cost.
+    """
+
+    __slots__ = ("_device",)
+
+    def __init__(self, device: DeviceState) -> None:
+        self._device = device
+
+    def __enter__(self) -> None:
+        device = self._device
+        if os.getpid() != device._owner_pid:
+            device.check_owner()  # before the lock: in a forked child its holder may not exist
+        device._lock.acquire()
+        if (device.closing or device._broken is not None) and not device.leaving:
+            try:
+                device._check_usable()
+            except BaseException:
+                device._lock.release()
+                raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        device = self._device
+        try:
+            if error is not None:
+                device._left_by(error)
+        finally:
+            device._lock.release()
+
+
+class DeviceState:
+    """The part of a device that its methods share: what it is, what was negotiated, its sessions and errors."""
+
+    def __init__(self, address: str, transport: Transport, options: OpenOptions | None = None) -> None:
+        """Note what is known before the device is touched.
+
+        Args:
+            address: What the device is called in errors and logs.
+            transport: Its transport.
+            options: How to use it; None: the defaults of OpenOptions.
+
+        Raises:
+            NotSupported: The machine is big-endian.
+        """
+        require_little_endian()
+        options = OpenOptions() if options is None else options
+        self.address = address
+        self.transport = transport
+        self.timeout = options.timeout
+        """Seconds that the device has for each response, where a call gives no time-out of its own."""
+        self.interrupts = tuple(options.interrupts)
+        self.ring = options.ring
+        self.warning: str | None = None
+        """A warning for the user where no IOMMU restricts the device's DMA; None: one does."""
+        self.device_id = transport.device_id
+        self.type = ids.type_name(transport.device_id)
+        self.offered = 0
+        """Feature bits that the device offered at the last start, 128 bits wide."""
+        self.features = 0
+        """Feature bits that were negotiated at the last start."""
+        self.unsteady_features = 0
+        """Feature bits that only one of two readings offered at the last start."""
+        self.queues: dict[int, Queue] = {}
+        self._dma: DmaSpace | None = None
+        self._status = StatusField(address, transport)
+        self._broken: UvirtioError | None = None
+        self.closing = False
+        """``close()`` was called; it may not have finished."""
+        self.leaving = False
+        """The device is being left: its driver may use it meanwhile, even if it is closing or broken."""
+        self._closed = False
+        self._owner_pid = os.getpid()
+        self._lock = threading.RLock()
+        self._session = _Session(self)
+        self._log = log.logger()
+
+    def _say(self, level: int, text: str, *values: object) -> None:
+        if self._log is not None:
+            self._log.log(level, "%s: " + text, self.address, *values)
+
+    @property
+    def dma(self) -> DmaSpace:
+        """Memory for this device, under the address policy that was negotiated (ACCESS_PLATFORM, 6.1).
+
+        Raises:
+            Closed: The device is not started.
+        """
+        if self._dma is None:
+            raise Closed(f"{self.address} is not started: its address policy is not known before FEATURES_OK")
+        return self._dma
+
+    @property
+    def state(self) -> str:
+        """The state of the device as far as this process knows it; the device is not accessed.
+
+        The status bit that was set last (3.1.1), which is ``DRIVER_OK`` while a driver uses the device; or one of
+        "not started", "broken", "gone", "closed".
+        """
+        if self._closed:
+            return "closed"
+        if self._broken is not None:
+            return "gone" if isinstance(self._broken, DeviceAbsent) else "broken"
+        return self._status.state
+
+    def __repr__(self) -> str:
+        about = [self.state]
+        if self.queues and not self._closed:
+            about.append("packed" if self.has(f.RING_PACKED) else "split")
+            about.append(self.transport.interrupt_mode.value)
+        return f"<Device {self.address} {self.type}, {', '.join(about)}>"
+
+    @property
+    def broken(self) -> UvirtioError | None:
+        """The error that made the device unusable, or None."""
+        return self._broken
+
+    @property
+    def completions(self) -> int:
+        """Chains that the device returned on all queues since the start."""
+        count = 0
+        for queue in self.queues.values():
+            count += queue.completions
+        return count
+
+    @property
+    def guest(self) -> GuestMachine | None:
+        """The guest machine that has the device, where this process runs it; None: this machine has it."""
+        backend = self.transport.backend
+        return backend if isinstance(backend, GuestMachine) else None
+
+    def seconds(self, timeout: float | None) -> float:
+        """The time-out of one call, in seconds.
+
+        Args:
+            timeout: Seconds; None: the device's own time-out.
+
+        Raises:
+            UsageError: ``timeout`` is NaN, which no clock ever passes.
+        """
+        if timeout is None:
+            return self.timeout
+        if timeout != timeout:
+            raise UsageError("a time-out cannot be NaN", seen=timeout, expected="seconds, or None")
+        return timeout
+
+    def has(self, bit: int) -> bool:
+        """Whether feature ``bit`` was negotiated."""
+        return bool(self.features >> bit & 1)
+
+    def session(self) -> AbstractContextManager[None]:
+        """The context manager for one operation of a driver: it checks that the device is usable, and locks it.
+
+        A DeviceFailure or DeviceGone that leaves the block makes the device broken: all later calls fail at
+        once instead of each waiting for its own deadline. Sessions nest; while the device is being left, its
+        driver may enter one even if the device is closing or broken.
+
+        Raises:
+            Closed: On entry: the device is closed.
+            DeviceGone: On entry, or at the end of a block that failed: the device was removed.
+            DeviceBroken: On entry: an earlier error made the device unusable.
+            NotSupported: On entry: another process opened the device, as in a forked child.
+        """
+        return self._session
+
+    def _left_by(self, error: BaseException) -> None:
+        """Mark the device broken where the exception that leaves a session says so."""
+        if isinstance(error, DeviceFailure) and self._status.vanished():
+            # A removed device answers with ones, which look like many other faults.
+            removed = gone(self.address, self.transport, "status reads 0xff")
+            self._break(removed)
+            raise removed from error
+        if isinstance(error, (DeviceFailure, DeviceAbsent)):
+            self._break(error)
+
+    def _ours(self) -> bool:
+        return os.getpid() == self._owner_pid
+
+    def check_owner(self) -> None:
+        """Check that this process opened the device.
+
+        Raises:
+            NotSupported: Another one did: this is a forked child.
+        """
+        if os.getpid() != self._owner_pid:
+            raise NotSupported(
+                f"{self.address} was opened by another process",
+                seen=f"pid {os.getpid()}",
+                expected=f"pid {self._owner_pid}",
+                remedy="open the device after the fork",
+            )
+
+    def _check_usable(self) -> None:
+        if self._closed or self.closing:
+            raise Closed(f"{self.address} is closed")
+        first = self._broken
+        if first is None:
+            return
+        message = f"{self.address} is unusable after an earlier error: {first}"
+        if isinstance(first, DeviceGone):  # for a caller that calls in a loop until the device is gone
+            raise DeviceGone(message, seen=first.seen, expected=first.expected, remedy=first.remedy) from first
+        raise DeviceBroken(
+            message,
+            seen=first.code,
+            expected="a device that works",
+            remedy="close it and open it again",
+        ) from first
+
+    def _break(self, error: UvirtioError) -> None:
+        if self._broken is None and not isinstance(error, DeviceBroken):
+            self._broken = error
+            self._say(log.INFO, "%s: %s", self.state, error)
