@@ -1,8 +1,8 @@
 """Bringing plugged memory online as System RAM of this Linux, from user space, on an unmodified kernel.
 
 The region of a memory device is reserved at boot (``memmap=SIZE%ADDR+0xefffffff``: Soft Reserved). dax_hmem makes
-a dax region of it, in which dax devices of whole memory blocks are created; one that is bound to the driver kmem is
-System RAM. The same steps in reverse take it offline, so that the block can be unplugged.
+a dax region of it, in which dax devices of whole memory blocks are created; one that is bound to the driver kmem
+is System RAM. The same steps in reverse take it offline, so that the block can be unplugged.
 
 ``KernelView`` reads what the kernel shows of a region, ``SystemMemory`` brings pieces online and offline, and
 ``Linux`` is the manager's consumer that does so as memory is plugged and unplugged.
