@@ -171,9 +171,9 @@ class WaitLoop:
                     return True
             # What can be done before the sleep is done here, while the device works: after it the device is idle.
             self._device.check_owner()  # ``ready`` may have forked
-            deaf = self.storm_backoff(done) if self.interrupted or self._storm.row else 0.0
+            back_off = self.storm_backoff(done) if self.interrupted or self._storm.row else 0.0
             done = self._device.completions
-            slept = self._sleep(asleep - begin, longest, deaf, watch)
+            slept = self._sleep(asleep - begin, longest, back_off, watch)
             now = time.monotonic()
             if now - asleep > _SLICE + _OVERSLEPT:
                 # This process was stopped (SIGSTOP, a suspended machine), so its deadline is put off by that time.
@@ -243,17 +243,17 @@ class WaitLoop:
 
     # --- sleeping -------------------------------------------------------------------------------------------
 
-    def _sleep(self, waited: float, longest: float, deaf: float, watch: Sequence[int]) -> bool:
+    def _sleep(self, waited: float, longest: float, back_off: float, watch: Sequence[int]) -> bool:
         """Block until an event, or for a limited time; True where the time passed without an event.
 
         Args:
             waited: Seconds since the wait began; a device without interrupts is polled again after as long again.
             longest: The longest sleep, in seconds.
-            deaf: Seconds to sleep without the device's events, during an interrupt storm; 0: with them.
+            back_off: Seconds to sleep without the device's events, during an interrupt storm; 0: with them.
             watch: File descriptors of the caller's own that also end the sleep.
         """
         leaving = self._device.leaving
-        usual = not (deaf or leaving or watch)
+        usual = not (back_off or leaving or watch)
         if usual and not self._listener.ready and self._transport.interrupt_mode is not InterruptMode.POLLING:
             self._listener.listen([self._wake, *(event.fileno() for event in self._transport.events())])
         if usual and self._listener.ready:
@@ -264,11 +264,11 @@ class WaitLoop:
         if polling and pause < 1e-3:
             time.sleep(min(pause, longest))
             return False
-        seconds = min(deaf or pause, longest) if polling or deaf else longest
+        seconds = min(back_off or pause, longest) if polling or back_off else longest
         poller = select.poll()
         if not leaving:  # else it has done its work, and stays readable
             poller.register(self._wake, select.POLLIN)
-        events = () if deaf else self._transport.events()
+        events = () if back_off else self._transport.events()
         for number in (*(event.fileno() for event in events), *watch):
             poller.register(number, select.POLLIN)
         return not poller.poll(max(1.0, seconds * 1000))
