@@ -93,10 +93,10 @@ class Clear:
         return f"clear {self.register.words()} {self.bits}"
 
 
-Step = Store | Await | Clear
+QuietStep = Store | Await | Clear
 
 
-def quieting(status: Register | None, command: Register, master: int) -> list[Step]:
+def quieting(status: Register | None, command: Register, master: int) -> list[QuietStep]:
     """Return the steps for a PCI function: reset by the device status, if that is known, then bus mastering off.
 
     Args:
@@ -104,7 +104,7 @@ def quieting(status: Register | None, command: Register, master: int) -> list[St
         command: The command register of configuration space.
         master: Its Bus Master Enable bit.
     """
-    reset: list[Step] = [] if status is None else [Store(status, 0), Await(status, 0, QUIET)]
+    reset: list[QuietStep] = [] if status is None else [Store(status, 0), Await(status, 0, QUIET)]
     return [*reset, Clear(command, master)]
 
 
@@ -162,7 +162,7 @@ class Guardian:
         """The process ID of the guardian."""
         return self._process.pid
 
-    def arm(self, steps: Sequence[Step], *, timeout: float = START) -> None:
+    def arm(self, steps: Sequence[QuietStep], *, timeout: float = START) -> None:
         """Send the steps that quiet the device, and wait until the guardian is ready to do them.
 
         Args:
@@ -192,7 +192,7 @@ class Guardian:
             said += data
         self._armed = True
 
-    def stand_ready(self, steps: Sequence[Step]) -> None:
+    def stand_ready(self, steps: Sequence[QuietStep]) -> None:
         """Arm the guardian, once, before the device may do DMA.
 
         Raises:

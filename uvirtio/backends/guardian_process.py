@@ -35,7 +35,7 @@ _READ = {1: "read8", 2: "read16", 4: "read32"}
 _WRITE = {1: "write8", 2: "write16", 4: "write32"}
 
 
-class Step:
+class QuietStep:
     """One step of the plan. Its register is made accessible when the step arrives."""
 
     def __init__(
@@ -89,7 +89,7 @@ class Step:
             return False
 
 
-def quiet(steps: list[Step]) -> bool:
+def quiet(steps: list[QuietStep]) -> bool:
     """Do all steps; returns whether one of them made sure that the device does not write any more."""
     done = [step.do() for step in steps]
     return any(done)
@@ -101,7 +101,7 @@ def tell_kernel_log(text: str) -> None:
         log.write(f"uvirtio: {text}\n")
 
 
-def watch(lines: int, driver: int) -> list[Step] | None:
+def watch(lines: int, driver: int) -> list[QuietStep] | None:
     """Read the plan, then wait for the end of the driver.
 
     Args:
@@ -111,7 +111,7 @@ def watch(lines: int, driver: int) -> list[Step] | None:
     Returns:
         The steps to do; None where the driver sent ``disarm``.
     """
-    steps: list[Step] = []
+    steps: list[QuietStep] = []
     poller = select.poll()
     poller.register(lines, select.POLLIN)
     poller.register(driver, select.POLLIN)
@@ -130,7 +130,7 @@ def watch(lines: int, driver: int) -> list[Step] | None:
                 if verb == "armed":
                     os.write(1, b"armed\n")
                 else:
-                    steps.append(Step(verb, *map(int, numbers)))
+                    steps.append(QuietStep(verb, *map(int, numbers)))
         elif driver in events:
             return steps
 

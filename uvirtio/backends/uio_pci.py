@@ -25,7 +25,7 @@ import weakref
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from uvirtio.backends.guardian import QUIET, WARNING, Guardian, Register, Step, quieting
+from uvirtio.backends.guardian import QUIET, WARNING, Guardian, QuietStep, Register, quieting
 from uvirtio.backends.pages import advise
 from uvirtio.backends.pci_function import BoundFunction
 from uvirtio.backends.physical import HugeFile, PhysicalDmaSpace
@@ -329,7 +329,7 @@ class UioPciFunction(BoundFunction):
             self.command(clear=pci.Command.MASTER)
         self._master = self._guardian.needed = on
 
-    def _plan(self) -> list[Step]:
+    def _plan(self) -> list[QuietStep]:
         return quieting(self._status, Register(self._config_fd, pci.CFG_COMMAND, 2), pci.Command.MASTER)
 
     def watch(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from uvirtio.backends.guardian import WARNING, Guardian, Register, Step, quieting
+from uvirtio.backends.guardian import WARNING, Guardian, QuietStep, Register, quieting
 from uvirtio.backends.physical import HugeFile, PhysicalDmaSpace
 from uvirtio.backends.vfio.uapi import VFIO_PCI_CONFIG_REGION_INDEX
 from uvirtio.backends.vfio.ways import Way
@@ -70,7 +70,7 @@ class VfioNoIommuFunction(VfioFunction):
         if self._guardian is not None:
             self._guardian.needed = on
 
-    def _plan(self) -> list[Step]:
+    def _plan(self) -> list[QuietStep]:
         place = self._regions[VFIO_PCI_CONFIG_REGION_INDEX].offset + pci.CFG_COMMAND
         return quieting(self._status, Register(self._device.fd, place, 2), pci.Command.MASTER)
 

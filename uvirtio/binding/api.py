@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from uvirtio.binding import discover, rules
-from uvirtio.binding.discover import Found, Interface
+from uvirtio.binding.discover import DiscoveredDevice, Interface
 from uvirtio.binding.facts import Facts
 from uvirtio.errors import DeviceAbsent, NoSuchDevice, UsageError, UvirtioError
 from uvirtio.host import denylist
@@ -71,7 +71,7 @@ class DeviceInfo:
         return {name: [*value] if isinstance(value, tuple) else value for name, value in members.items()}
 
 
-def describe(found: Found, verdicts: rules.Verdicts) -> DeviceInfo:
+def describe(found: DiscoveredDevice, verdicts: rules.Verdicts) -> DeviceInfo:
     """The public description of a device that discovery found, with the findings of the rules."""
     members = found.as_dict()
     members["notes"] = tuple(members["notes"])

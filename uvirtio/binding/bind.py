@@ -15,7 +15,7 @@ from typing import Any
 
 from uvirtio.binding import journal
 from uvirtio.binding.checks import driver_state
-from uvirtio.binding.discover import Found, find
+from uvirtio.binding.discover import DiscoveredDevice, find
 from uvirtio.binding.journal import DeviceEntry, Entry
 from uvirtio.binding.owner import check_owner_allowed
 from uvirtio.binding.plan import Plan, plans
@@ -44,7 +44,7 @@ class Bound:
 
 
 def bind(
-    founds: Sequence[Found],
+    founds: Sequence[DiscoveredDevice],
     roots: Roots,
     *,
     driver: str | None = None,
@@ -196,7 +196,7 @@ class _BindRun:
         ours = self.entry is not None and self.entry.device(now.key) is not None
         return Bound(now.address, now.driver, now.node, self.entry.id if self.entry and ours else None)
 
-    def _record(self, found: Found, target: str | None) -> DeviceEntry:
+    def _record(self, found: DiscoveredDevice, target: str | None) -> DeviceEntry:
         return DeviceEntry(
             address=found.key,
             bus=found.bus,
@@ -226,7 +226,7 @@ class _BindRun:
         if device is not None:
             self._save(self.entry.with_device(replace(device, steps=(*device.steps, step), **changes)))
 
-    def _one(self, found: Found, target: str | None) -> None:
+    def _one(self, found: DiscoveredDevice, target: str | None) -> None:
         ops, bus, name = self.ops, found.bus, found.name
         if found.driver != target:
             others = ops.held_by(bus, target)
@@ -252,7 +252,7 @@ class _BindRun:
         if self.owner is not None and target in (VFIO, VDPA):
             self._give_node(found)
 
-    def _give_node(self, found: Found) -> None:
+    def _give_node(self, found: DiscoveredDevice) -> None:
         assert self.owner is not None
         node = self.ops.wait_for_node(found)
         status = node.stat()

@@ -26,7 +26,7 @@ from uvirtio.transports.pci_caps import VirtioCapability, modern, walk_capabilit
 
 __all__ = [
     "ConfigSpace",
-    "Found",
+    "DiscoveredDevice",
     "bars",
     "canonical",
     "capabilities",
@@ -44,7 +44,7 @@ Interface = Literal["modern", "transitional", "legacy", "mmio", "vdpa", "none"]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DiscoveredDevice:
     """One device, as sysfs shows it. ``interface`` is ``none`` for a PCI function that is not virtio."""
 
     address: str
@@ -115,7 +115,7 @@ class Found:
         }
 
 
-def scan(roots: Roots) -> list[Found]:
+def scan(roots: Roots) -> list[DiscoveredDevice]:
     """Every virtio device of this machine, sorted by address. Odd contents of sysfs are no exception."""
     found = [device for device in pci_functions(roots) if device.interface != "none"]
     found.extend(_platform_devices(roots))
@@ -123,7 +123,7 @@ def scan(roots: Roots) -> list[Found]:
     return sorted(found, key=lambda device: device.address)
 
 
-def on_bus(bus: str, name: str, roots: Roots) -> Found | None:
+def on_bus(bus: str, name: str, roots: Roots) -> DiscoveredDevice | None:
     """The virtio device with this name on a bus (``pci``, ``platform``, ``vdpa``); None: there is none."""
     if bus == "pci":
         device = _pci_function(name, roots) if addresses.is_pci(name) else None
@@ -135,7 +135,7 @@ def on_bus(bus: str, name: str, roots: Roots) -> Found | None:
 # --- PCI ---------------------------------------------------------------------------------------------------
 
 
-def pci_functions(roots: Roots, group: int | None = None) -> Iterator[Found]:
+def pci_functions(roots: Roots, group: int | None = None) -> Iterator[DiscoveredDevice]:
     """Every PCI function, or those of one IOMMU group; those that are not virtio included."""
     names = sysfs.device_names("pci", roots) if group is None else sysfs.iommu_group_members(group, roots)
     for name in names:
@@ -143,7 +143,7 @@ def pci_functions(roots: Roots, group: int | None = None) -> Iterator[Found]:
             yield device
 
 
-def _pci_function(name: str, roots: Roots) -> Found | None:
+def _pci_function(name: str, roots: Roots) -> DiscoveredDevice | None:
     path = sysfs.device("pci", name, roots)
     vendor, device = sysfs.number(path / "vendor"), sysfs.number(path / "device")
     if vendor is None or device is None:
@@ -162,7 +162,7 @@ def _pci_function(name: str, roots: Roots) -> Found | None:
     else:
         device_id, interface = ids.device_id_of_pci(vendor, device), "modern"
     group = sysfs.iommu_group(path)
-    return Found(
+    return DiscoveredDevice(
         address=canonical(name),
         bus="pci",
         name=name,
@@ -219,19 +219,19 @@ def _pci_node(path: Path, driver: str | None, group: int | None) -> str | None:
 # --- virtio-mmio -------------------------------------------------------------------------------------------
 
 
-def _platform_devices(roots: Roots) -> Iterator[Found]:
+def _platform_devices(roots: Roots) -> Iterator[DiscoveredDevice]:
     for window in mmio.windows(roots):
         place = None if window.base is None else (window.base, window.length)
         yield _platform_device(window.name, sysfs.device("platform", window.name, roots), place)
 
 
-def _platform_device(name: str, path: Path, window: tuple[int, int] | None) -> Found:
+def _platform_device(name: str, path: Path, window: tuple[int, int] | None) -> DiscoveredDevice:
     virtio_name, kernel_driver = _virtio_child(path)
     device_id = sysfs.number(path / virtio_name / "device") if virtio_name else None
     notes = [] if device_id is not None else ["type: nobody drives it, and only its registers tell"]
     if window is None:
         notes.append("window: /proc/iomem shows addresses to root only")
-    return Found(
+    return DiscoveredDevice(
         address=name if window is None else f"mmio:{window[0]:#x}",
         bus="platform",
         name=name,
@@ -252,7 +252,7 @@ def _platform_device(name: str, path: Path, window: tuple[int, int] | None) -> F
 # --- vdpa --------------------------------------------------------------------------------------------------
 
 
-def _vdpa_devices(roots: Roots) -> Iterator[Found]:
+def _vdpa_devices(roots: Roots) -> Iterator[DiscoveredDevice]:
     told: dict[str, vdpa_netlink.VdpaDevice] | None = None
     for name in sysfs.device_names("vdpa", roots):
         path = sysfs.device("vdpa", name, roots)
@@ -263,7 +263,7 @@ def _vdpa_devices(roots: Roots) -> Iterator[Found]:
             told = vdpa_netlink.devices() if told is None else told
             device_id = told[name].device_id if name in told else None
         node = sysfs.vdpa_node(path)
-        yield Found(
+        yield DiscoveredDevice(
             address=node or f"vdpa:{name}",
             bus="vdpa",
             name=name,
@@ -324,7 +324,7 @@ def _features_of(virtio: Path) -> int | None:
     return sum(1 << bit for bit, digit in enumerate(text) if digit == "1")
 
 
-def negotiated_features(found: Found) -> int | None:
+def negotiated_features(found: DiscoveredDevice) -> int | None:
     """The feature bits that the kernel's driver negotiated; None where none is bound."""
     return _features_of(found.path / found.virtio_name) if found.virtio_name else None
 
@@ -332,7 +332,7 @@ def negotiated_features(found: Found) -> int | None:
 # --- by name -----------------------------------------------------------------------------------------------
 
 
-def find(name: str, roots: Roots, *, aliases: bool = True) -> Found:
+def find(name: str, roots: Roots, *, aliases: bool = True) -> DiscoveredDevice:
     """The device with this name, in any of the documented forms.
 
     Args:
@@ -377,7 +377,7 @@ def find(name: str, roots: Roots, *, aliases: bool = True) -> Found:
     raise _none(wanted.canonical)
 
 
-def _find_pci(address: str, roots: Roots, known_as: str = "") -> Found:
+def _find_pci(address: str, roots: Roots, known_as: str = "") -> DiscoveredDevice:
     names = sysfs.device_names("pci", roots)
     name = next((name for name in names if addresses.is_pci(name) and canonical(name) == address), None)
     if name is None:
@@ -400,7 +400,7 @@ def _find_pci(address: str, roots: Roots, known_as: str = "") -> Found:
     return device
 
 
-def _find_behind(wanted: Address, roots: Roots) -> Found:
+def _find_behind(wanted: Address, roots: Roots) -> DiscoveredDevice:
     """The device that an interface, a disk, a node or a path of sysfs belongs to."""
     if wanted.family == "node" and (having := [one for one in scan(roots) if one.node == wanted.canonical]):
         return _only(having, f"devices behind {wanted}")  # the nodes of user-space drivers: /dev/vfio/8
@@ -418,7 +418,7 @@ def _find_behind(wanted: Address, roots: Roots) -> Found:
     )
 
 
-def _by_alias(wanted: Address, found: list[Found]) -> Found:
+def _by_alias(wanted: Address, found: list[DiscoveredDevice]) -> DiscoveredDevice:
     if wanted.family == "virtio":
         matches = [device for device in found if device.virtio_name == wanted.name]
     else:
@@ -428,7 +428,7 @@ def _by_alias(wanted: Address, found: list[Found]) -> Found:
     return _only(matches, f"devices of type {wanted}")
 
 
-def _only(matches: list[Found], what: str) -> Found:
+def _only(matches: list[DiscoveredDevice], what: str) -> DiscoveredDevice:
     """The only element.
 
     Raises:
@@ -466,7 +466,7 @@ class ConfigSpace:
     """Ranges that were not read, as (offset, length) in bytes: they are zero in ``data``."""
 
 
-def config_bytes(found: Found) -> ConfigSpace:
+def config_bytes(found: DiscoveredDevice) -> ConfigSpace:
     """Configuration space of a PCI function, by its sysfs file; pci_cfg_data is not read.
 
     Raises:
@@ -540,7 +540,7 @@ def _pick(bar_list: list[BarInfo | None], index: int) -> BarInfo | None:
     return bar_list[index] if 0 <= index < len(bar_list) else None
 
 
-def bars(found: Found) -> list[BarInfo | None] | None:
+def bars(found: DiscoveredDevice) -> list[BarInfo | None] | None:
     """The six base address registers, by the ``resource`` file; None where it cannot be read."""
     lines = sysfs.resources(found.path)
     if lines is None:
@@ -552,7 +552,7 @@ def bars(found: Found) -> list[BarInfo | None] | None:
     return made
 
 
-def capabilities(found: Found) -> list[VirtioCapability]:
+def capabilities(found: DiscoveredDevice) -> list[VirtioCapability]:
     """The virtio capabilities of a PCI function, each with a verdict; none for other buses.
 
     Raises:
@@ -565,7 +565,7 @@ def capabilities(found: Found) -> list[VirtioCapability]:
 # --- udev --------------------------------------------------------------------------------------------------
 
 
-def udev_properties(found: Found, roots: Roots) -> dict[str, str]:
+def udev_properties(found: DiscoveredDevice, roots: Roots) -> dict[str, str]:
     """The device's properties in udev's database; empty without udev or pyudev, or below another root."""
     if not roots.live or not (roots.run / "udev/data").is_dir():
         return {}  # pyudev's Context takes no other root, and importing it costs 0.1 s
@@ -578,7 +578,7 @@ def udev_properties(found: Found, roots: Roots) -> dict[str, str]:
         return {}
 
 
-def hardware(found: Found, roots: Roots) -> dict[str, str | None] | None:
+def hardware(found: DiscoveredDevice, roots: Roots) -> dict[str, str | None] | None:
     """The names that udev's hardware database has for the device's ids.
 
     Returns:

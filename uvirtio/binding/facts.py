@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from uvirtio.binding import ssh
-from uvirtio.binding.discover import Found
+from uvirtio.binding.discover import DiscoveredDevice
 from uvirtio.host import proc, process, sysfs
 from uvirtio.host.process import Holder, Mount
 from uvirtio.host.roots import Roots
@@ -175,7 +175,7 @@ class Facts:
 
     # --- nodes of a device ---
 
-    def nodes(self, found: Found) -> list[Node]:
+    def nodes(self, found: DiscoveredDevice) -> list[Node]:
         """Every device node below the device: disks and partitions, event nodes, ports, DRM cards ..."""
         made = []
         for directory in sysfs.below(sysfs.real(found.path)):
@@ -192,7 +192,7 @@ class Facts:
             made.append(Node(subsystem, directory.name, f"/dev/{name}", number, directory))
         return made
 
-    def block_stack(self, found: Found) -> list[Node]:
+    def block_stack(self, found: DiscoveredDevice) -> list[Node]:
         """The block devices of a device and all that are stacked on them (dm, md, bcache ...), by ``holders``."""
         stack = [node for node in self.nodes(found) if node.subsystem == "block"]
         known = {node.name for node in stack}

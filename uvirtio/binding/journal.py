@@ -76,7 +76,7 @@ class Entry:
     devices: tuple[DeviceEntry, ...] = field(default=())
 
     def device(self, address: str) -> DeviceEntry | None:
-        """The record of the device with this ``Found.key``; None: it is not in this entry."""
+        """The record of the device with this ``DiscoveredDevice.key``; None: it is not in this entry."""
         return next((device for device in self.devices if device.address == address), None)
 
     def with_device(self, device: DeviceEntry) -> Entry:

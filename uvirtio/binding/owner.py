@@ -6,7 +6,7 @@ import grp
 import pwd
 from collections.abc import Collection, Sequence
 
-from uvirtio.binding.discover import Found, negotiated_features
+from uvirtio.binding.discover import DiscoveredDevice, negotiated_features
 from uvirtio.binding.plan import Plan
 from uvirtio.errors import Refused, UsageError
 from uvirtio.host import sysfs
@@ -96,11 +96,11 @@ def check_owner_allowed(made: Sequence[Plan], force: Collection[str]) -> None:
             )
 
 
-def _vduse(found: Found) -> bool:
+def _vduse(found: DiscoveredDevice) -> bool:
     """Whether a process of this machine is the device: VDUSE takes none that lacks ACCESS_PLATFORM."""
     return found.bus == "vdpa" and sysfs.link_name(sysfs.real(found.path).parent / "subsystem") == "vduse"
 
 
-def _unheld(found: Found) -> bool:
+def _unheld(found: DiscoveredDevice) -> bool:
     """Whether no IOMMU restricts the function; in VFIO's no-IOMMU mode it gets a group only once it is bound."""
     return found.noiommu or (found.bus == "pci" and found.iommu_group is None)

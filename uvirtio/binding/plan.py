@@ -12,7 +12,7 @@ from typing import Any
 
 from uvirtio.binding import journal, rules
 from uvirtio.binding.checks import Check, driver_state, modules_directory, writable
-from uvirtio.binding.discover import Found
+from uvirtio.binding.discover import DiscoveredDevice
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.rules import Finding, Unchecked
 from uvirtio.errors import Denied, InUse, ModuleLack, NoIommu, PermissionLack, Refused, UsageError, UvirtioError
@@ -25,7 +25,7 @@ _DRIVERS = {"pci": (VFIO, UIO), "vdpa": (VDPA,), "platform": ()}
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class PlanStep:
     """One write to sysfs: ``value`` is written to ``path``."""
 
     path: Path
@@ -41,10 +41,10 @@ class Step:
 class Member:
     """One device that would change drivers."""
 
-    found: Found
+    found: DiscoveredDevice
     target: str | None
     """The driver to bind; None: the device is only unbound from the one that it has (mmio)."""
-    steps: tuple[Step, ...]
+    steps: tuple[PlanStep, ...]
     findings: tuple[Finding, ...]
     unchecked: tuple[Unchecked, ...]
 
@@ -65,7 +65,7 @@ class Member:
 class Plan:
     """What bind of one device would do; ``problems`` are the errors that bind would raise, the first one first."""
 
-    found: Found
+    found: DiscoveredDevice
     driver: str | None
     members: tuple[Member, ...]
     checks: tuple[Check, ...]
@@ -90,7 +90,7 @@ class Plan:
 
 
 def plan(
-    found: Found,
+    found: DiscoveredDevice,
     roots: Roots,
     driver: str | None = None,
     group: bool = False,
@@ -148,7 +148,7 @@ def plan(
     return Plan(found, target, members, tuple(checks), tuple(problems))
 
 
-def _journaled(found: Found, target: str | None, roots: Roots) -> UvirtioError | None:
+def _journaled(found: DiscoveredDevice, target: str | None, roots: Roots) -> UvirtioError | None:
     """A device that is already bound is not bound to another driver: its state before that would be lost."""
     entry = journal.entry_of(found.key, roots)
     device = entry.device(found.key) if entry is not None else None
@@ -162,7 +162,7 @@ def _journaled(found: Found, target: str | None, roots: Roots) -> UvirtioError |
     )
 
 
-def _check_words(found: Found, driver: str | None, force: Collection[str]) -> None:
+def _check_words(found: DiscoveredDevice, driver: str | None, force: Collection[str]) -> None:
     known = {function.__name__.replace("_", "-") for function in rules.RULES} | {"unsafe-owner", "many"}
     for word in force:
         if word not in known:
@@ -175,7 +175,7 @@ def _check_words(found: Found, driver: str | None, force: Collection[str]) -> No
         )
 
 
-def _choose(found: Found, driver: str | None, roots: Roots) -> tuple[str | None, UvirtioError | None]:
+def _choose(found: DiscoveredDevice, driver: str | None, roots: Roots) -> tuple[str | None, UvirtioError | None]:
     """The driver to bind, and what prevents that (no IOMMU)."""
     if found.bus == "platform":
         return None, None
@@ -196,7 +196,7 @@ def _choose(found: Found, driver: str | None, roots: Roots) -> tuple[str | None,
 
 
 def _member(
-    found: Found,
+    found: DiscoveredDevice,
     target: str | None,
     roots: Roots,
     facts: Facts,
@@ -217,7 +217,7 @@ def _member(
     return Member(found, target, tuple(steps(found, target, roots)), tuple(findings), tuple(verdicts.unchecked))
 
 
-def _all_along(found: Found, along: Collection[str], roots: Roots) -> bool:
+def _all_along(found: DiscoveredDevice, along: Collection[str], roots: Roots) -> bool:
     if found.bus == "pci":
         others = rules.group_members(found, roots)
     else:
@@ -225,7 +225,7 @@ def _all_along(found: Found, along: Collection[str], roots: Roots) -> bool:
     return all(other.address in along or not rules.kernel_holds(other) for other in others)
 
 
-def steps(found: Found, target: str | None, roots: Roots) -> list[Step]:
+def steps(found: DiscoveredDevice, target: str | None, roots: Roots) -> list[PlanStep]:
     """The writes that bind ``target`` to the device; none where it is bound already."""
     if found.driver == target:
         return []
@@ -233,13 +233,15 @@ def steps(found: Found, target: str | None, roots: Roots) -> list[Step]:
     override = home / "devices" / found.name / "driver_override"
     made = []
     if target is not None:
-        made.append(Step(override, target, f"let only {target} match it"))
+        made.append(PlanStep(override, target, f"let only {target} match it"))
     if found.driver is not None:
-        made.append(Step(home / "drivers" / found.driver / "unbind", found.name, f"take it from {found.driver}"))
+        made.append(
+            PlanStep(home / "drivers" / found.driver / "unbind", found.name, f"take it from {found.driver}")
+        )
     if target is not None:
-        made.append(Step(home / "drivers_probe", found.name, f"let {target} take it"))
+        made.append(PlanStep(home / "drivers_probe", found.name, f"let {target} take it"))
         before = found.driver_override or "\n"
-        made.append(Step(override, before, "as it was, so that a plain reprobe gives it back"))
+        made.append(PlanStep(override, before, "as it was, so that a plain reprobe gives it back"))
     return made
 
 
@@ -280,7 +282,9 @@ _REMEDIES = {
 }
 
 
-def _environment(found: Found, target: str | None, roots: Roots, lack: UvirtioError | None) -> list[Check]:
+def _environment(
+    found: DiscoveredDevice, target: str | None, roots: Roots, lack: UvirtioError | None
+) -> list[Check]:
     made = []
     if found.bus == "pci":
         if lack is not None:
@@ -314,7 +318,7 @@ def _module_remedy(state: str, target: str) -> str:
     return "" if state != "missing" else f"install the kernel's module package that has {target}"
 
 
-def _lacking(found: Found, target: str | None, roots: Roots) -> list[UvirtioError]:
+def _lacking(found: DiscoveredDevice, target: str | None, roots: Roots) -> list[UvirtioError]:
     made: list[UvirtioError] = []
     if target is not None and driver_state(target, found.bus, roots) == "missing":
         made.append(
@@ -331,7 +335,7 @@ def _lacking(found: Found, target: str | None, roots: Roots) -> list[UvirtioErro
     return made
 
 
-def _rights(found: Found, roots: Roots) -> UvirtioError | None:
+def _rights(found: DiscoveredDevice, roots: Roots) -> UvirtioError | None:
     home = sysfs.bus(found.bus, roots)
     files = [home / "drivers_probe", home / "devices" / found.name / "driver_override"]
     if found.driver is not None:
@@ -348,7 +352,7 @@ def _rights(found: Found, roots: Roots) -> UvirtioError | None:
 
 
 def plans(
-    founds: Sequence[Found],
+    founds: Sequence[DiscoveredDevice],
     roots: Roots,
     driver: str | None = None,
     group: bool = False,

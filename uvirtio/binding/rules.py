@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from uvirtio.binding import journal
-from uvirtio.binding.discover import Found, pci_functions, scan
+from uvirtio.binding.discover import DiscoveredDevice, pci_functions, scan
 from uvirtio.binding.facts import Facts
 from uvirtio.host import proc, sysfs
 from uvirtio.host.drivers import USER_DRIVERS
@@ -49,7 +49,7 @@ class Unchecked:
 
 
 Answer = Finding | Unchecked
-Rule = Callable[[Found, Facts], Iterator[Answer]]
+Rule = Callable[[DiscoveredDevice, Facts], Iterator[Answer]]
 
 _OTHERS_FILES = "the open files of other users' processes"
 
@@ -61,7 +61,7 @@ class Verdicts(NamedTuple):
     unchecked: list[Unchecked]
 
 
-def check(found: Found, roots: Roots, facts: Facts | None = None) -> Verdicts:
+def check(found: DiscoveredDevice, roots: Roots, facts: Facts | None = None) -> Verdicts:
     """Apply every rule to one device. A rule that refuses is not reported as unchecked, too.
 
     Args:
@@ -91,7 +91,7 @@ def refusals(findings: Iterable[Finding], force: Iterable[str] = ()) -> list[Fin
     return [f for f in findings if f.severity == "refuse" and not (f.forceable and f.rule in forced)]
 
 
-def kernel_holds(found: Found) -> bool:
+def kernel_holds(found: DiscoveredDevice) -> bool:
     """Whether a kernel driver is bound to the device, and no user-space one."""
     return found.driver is not None and found.driver not in USER_DRIVERS
 
@@ -99,7 +99,7 @@ def kernel_holds(found: Found) -> bool:
 # --- mounted -----------------------------------------------------------------------------------------------
 
 
-def mounted(found: Found, facts: Facts) -> Iterator[Answer]:
+def mounted(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """A file system, swap, or anything stacked on a disk of this device."""
     stack = facts.block_stack(found)
     if not stack:
@@ -198,7 +198,7 @@ _IFF_UP = 1  # <linux/if.h>
 _NETWORK_ROOT = re.compile(r"nfs\d?|cifs|smb3|ceph|glusterfs|fuse\.sshfs")
 
 
-def network(found: Found, facts: Facts) -> Iterator[Answer]:
+def network(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """An interface that is up, routed, or part of a bridge, bond or the like."""
     interfaces = [
         directory
@@ -238,7 +238,7 @@ def network(found: Found, facts: Facts) -> Iterator[Answer]:
 # --- memory-in-use -----------------------------------------------------------------------------------------
 
 
-def memory_in_use(found: Found, facts: Facts) -> Iterator[Answer]:
+def memory_in_use(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """virtio-mem whose plugged memory Linux uses. The kernel cannot give it back; never forced."""
     if found.type != "mem" or found.kernel_driver is None:
         return
@@ -263,7 +263,7 @@ def memory_in_use(found: Found, facts: Facts) -> Iterator[Answer]:
 # --- balloon-inflated --------------------------------------------------------------------------------------
 
 
-def balloon_inflated(found: Found, facts: Facts) -> Iterator[Answer]:
+def balloon_inflated(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """The kernel's balloon holds pages; to unbind it is to give them all back at once."""
     if found.type not in ("balloon", "memory-balloon") or found.kernel_driver is None:
         return
@@ -282,7 +282,7 @@ def balloon_inflated(found: Found, facts: Facts) -> Iterator[Answer]:
 # --- console -----------------------------------------------------------------------------------------------
 
 
-def console(found: Found, facts: Facts) -> Iterator[Answer]:
+def console(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """A console of the system, a terminal in use, or the port of a guest agent."""
     if found.type not in ("console", "rproc-serial") or not kernel_holds(found):
         return
@@ -304,7 +304,7 @@ def console(found: Found, facts: Facts) -> Iterator[Answer]:
 # --- root-share --------------------------------------------------------------------------------------------
 
 
-def root_share(found: Found, facts: Facts) -> Iterator[Answer]:
+def root_share(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """A directory shared by 9p or virtiofs that is mounted."""
     if found.type not in ("9p", "fs") or not kernel_holds(found):
         return
@@ -326,7 +326,7 @@ def root_share(found: Found, facts: Facts) -> Iterator[Answer]:
         yield Unchecked("root-share", "the mounts of other name spaces")
 
 
-def _mount_tag(found: Found, facts: Facts) -> str | None:
+def _mount_tag(found: DiscoveredDevice, facts: Facts) -> str | None:
     virtio = found.path / (found.virtio_name or "virtio")
     tag = sysfs.read(virtio / "mount_tag", 4096) or sysfs.read(virtio / "tag", 4096)
     if tag:
@@ -341,7 +341,7 @@ def _mount_tag(found: Found, facts: Facts) -> str | None:
 # --- iommu-device ------------------------------------------------------------------------------------------
 
 
-def iommu_device(found: Found, facts: Facts) -> Iterator[Answer]:
+def iommu_device(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """An IOMMU, a bridge, or a device on which others depend. Never forced."""
     del facts
     if found.type == "iommu":
@@ -356,7 +356,7 @@ def iommu_device(found: Found, facts: Facts) -> Iterator[Answer]:
 # --- display-input -----------------------------------------------------------------------------------------
 
 
-def display_input(found: Found, facts: Facts) -> Iterator[Answer]:
+def display_input(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """The boot display or a screen in use; a keyboard, mouse or tablet in use."""
     if not kernel_holds(found):
         return
@@ -381,7 +381,7 @@ def display_input(found: Found, facts: Facts) -> Iterator[Answer]:
 _OWN_RULE = frozenset({"block", "drm", "input", "graphics", "virtio-ports", "tty", "vfio-dev"})
 
 
-def other_use(found: Found, facts: Facts) -> Iterator[Answer]:
+def other_use(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """Any other node that is open, keys in use, the one source of entropy, a user-space driver at work."""
     others = [node.node for node in facts.nodes(found) if node.subsystem not in _OWN_RULE]
     if found.type == "vsock" and kernel_holds(found):
@@ -425,7 +425,7 @@ def _crypto(facts: Facts) -> Iterator[Answer]:
 # --- group -------------------------------------------------------------------------------------------------
 
 
-def group(found: Found, facts: Facts) -> Iterator[Answer]:
+def group(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """Others that change hands with this device: its IOMMU group, or the 4 KiB page of an mmio window."""
     if found.bus == "pci" and found.iommu_group is not None:
         held = [f"{m.address} ({m.driver})" for m in group_members(found, facts.roots) if kernel_holds(m)]
@@ -439,7 +439,7 @@ def group(found: Found, facts: Facts) -> Iterator[Answer]:
             yield Unchecked("group", "the addresses in /proc/iomem")
 
 
-def group_members(found: Found, roots: Roots) -> list[Found]:
+def group_members(found: DiscoveredDevice, roots: Roots) -> list[DiscoveredDevice]:
     """The other functions of the IOMMU group. Without bridges: VFIO accepts them with their own driver."""
     if found.iommu_group is None:
         return []
@@ -450,7 +450,7 @@ def group_members(found: Found, roots: Roots) -> list[Found]:
     ]
 
 
-def page_members(found: Found, roots: Roots) -> list[Found]:
+def page_members(found: DiscoveredDevice, roots: Roots) -> list[DiscoveredDevice]:
     """The other virtio-mmio devices whose windows begin in the same 4 KiB page as this one."""
     if found.window is None:
         return []
@@ -465,7 +465,7 @@ def page_members(found: Found, roots: Roots) -> list[Found]:
 # --- vf-pf -------------------------------------------------------------------------------------------------
 
 
-def vf_pf(found: Found, facts: Facts) -> Iterator[Answer]:
+def vf_pf(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """A physical function with virtual ones, or a virtual one whose parent user space drives."""
     del facts
     count = sysfs.number(found.path / "sriov_numvfs")
@@ -479,7 +479,7 @@ def vf_pf(found: Found, facts: Facts) -> Iterator[Answer]:
 # --- not-virtio --------------------------------------------------------------------------------------------
 
 
-def not_virtio(found: Found, facts: Facts) -> Iterator[Answer]:
+def not_virtio(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """A device that is not virtio, or of a type that virtio 1.4 does not name."""
     del facts
     if found.interface == "none":
@@ -491,7 +491,7 @@ def not_virtio(found: Found, facts: Facts) -> Iterator[Answer]:
 # --- foreign-override --------------------------------------------------------------------------------------
 
 
-def foreign_override(found: Found, facts: Facts) -> Iterator[Answer]:
+def foreign_override(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """Another tool has set a driver for this device, or an earlier bind of uvirtio is not restored."""
     if (entry := journal.entry_of(found.key, facts.roots)) is not None:
         device = entry.device(found.key)
@@ -511,7 +511,7 @@ def foreign_override(found: Found, facts: Facts) -> Iterator[Answer]:
 # --- no-way-back -------------------------------------------------------------------------------------------
 
 
-def no_way_back(found: Found, facts: Facts) -> Iterator[Answer]:
+def no_way_back(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """No driver is bound to the device, so restore will leave it without one."""
     del facts
     if found.driver is None and found.interface != "none":
@@ -523,7 +523,7 @@ def no_way_back(found: Found, facts: Facts) -> Iterator[Answer]:
 # --- unsafe-dma --------------------------------------------------------------------------------------------
 
 
-def unsafe_dma(found: Found, facts: Facts) -> Iterator[Answer]:
+def unsafe_dma(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """No IOMMU restricts the device: a bug in its driver can write anywhere in memory."""
     del facts
     if found.bus == "pci" and (found.iommu_group is None or found.noiommu):
@@ -535,7 +535,7 @@ def unsafe_dma(found: Found, facts: Facts) -> Iterator[Answer]:
 # --- suspend -----------------------------------------------------------------------------------------------
 
 
-def suspend(found: Found, facts: Facts) -> Iterator[Answer]:
+def suspend(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """This machine is about to suspend or to shut down: no time to change drivers."""
     del found
     for evidence in facts.sleeping:
@@ -545,7 +545,7 @@ def suspend(found: Found, facts: Facts) -> Iterator[Answer]:
 # --- lockdown and container --------------------------------------------------------------------------------
 
 
-def lockdown(found: Found, facts: Facts) -> Iterator[Answer]:
+def lockdown(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """Kernel lockdown prevents writes to configuration space and BARs."""
     if found.bus == "vdpa":
         return  # lockdown does not restrict its node
@@ -554,7 +554,7 @@ def lockdown(found: Found, facts: Facts) -> Iterator[Answer]:
         yield Finding("lockdown", f"kernel lockdown is {mode}: /dev/mem, uio and BARs are closed", forceable=False)
 
 
-def container(found: Found, facts: Facts) -> Iterator[Answer]:
+def container(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """A read-only /sys: nothing can be bound from here."""
     del found
     if facts.sysfs_read_only:
@@ -586,7 +586,7 @@ MANY = 4
 """The most devices that one command may name without --force many. That rule is about commands, not devices."""
 
 
-def many(founds: Sequence[Found]) -> list[Finding]:
+def many(founds: Sequence[DiscoveredDevice]) -> list[Finding]:
     """More devices than are usually named one by one: most likely a glob that matched too much."""
     if len(founds) <= MANY:
         return []

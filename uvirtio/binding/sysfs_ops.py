@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from uvirtio.binding.discover import Found, find
+from uvirtio.binding.discover import DiscoveredDevice, find
 from uvirtio.errors import Blocked, OperationFailed, PermissionLack
 from uvirtio.host import sysfs
 from uvirtio.host.lock import take_lock
@@ -26,7 +26,7 @@ def device_lock(address: str, roots: Roots) -> Iterator[None]:
     """Hold the lock of a device for the length of a ``with`` block.
 
     Args:
-        address: The device's name that does not change with its driver (``Found.key``).
+        address: The device's name that does not change with its driver (``DiscoveredDevice.key``).
         roots: Where ``/run`` is.
 
     Raises:
@@ -152,7 +152,7 @@ class SysfsOps:
             paths = [self.roots.dev / "vfio" / group for group in (str(iommu_group), f"noiommu-{iommu_group}")]
         return next((path for path in paths if path.exists()), None)
 
-    def wait_for_node(self, found: Found) -> Path:
+    def wait_for_node(self, found: DiscoveredDevice) -> Path:
         """Wait for the device node of the VFIO group or the vDPA device, at most PROBES times PROBE_INTERVAL s.
 
         Raises:

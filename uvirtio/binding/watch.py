@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from uvirtio.binding import discover
-from uvirtio.binding.discover import Found
+from uvirtio.binding.discover import DiscoveredDevice
 from uvirtio.errors import Closed, NotSupported, UsageError
 from uvirtio.host import addresses, sysfs, uevents
 from uvirtio.host.roots import Roots
@@ -224,7 +224,7 @@ class Watcher:
         known = (self._describe(found) for found in discover.scan(self._roots))
         return {one.devpath: one for one in known}, seen
 
-    def _describe(self, found: Found) -> _Known:
+    def _describe(self, found: DiscoveredDevice) -> _Known:
         known = _Known(
             sysfs.devpath(found.path, self._roots),
             found.bus,

@@ -29,7 +29,7 @@ _QUEUES_MAX = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class PathResult:
     """The result of one test."""
 
     detail: str
@@ -51,11 +51,11 @@ class DataPath(Protocol):
         """
         ...
 
-    def exercise(self) -> Outcome:
+    def exercise(self) -> PathResult:
         """Exchange buffers with the device."""
         ...
 
-    def change_configuration(self) -> Outcome | None:
+    def change_configuration(self) -> PathResult | None:
         """Have the host change the configuration, and read the change; None where that cannot be triggered."""
         ...
 
@@ -90,11 +90,11 @@ class _BarePath:
         queues = [QueueSpec(index, f"queue {index}", size=8, required=False) for index in range(count)]
         self._device.start(wanted=0, queues=queues, observe=observe)
 
-    def exercise(self) -> Outcome:
+    def exercise(self) -> PathResult:
         """Report that no buffers were exchanged."""
-        return Outcome(f"no driver for {self._device.type}, so no buffers were exchanged", skipped=True)
+        return PathResult(f"no driver for {self._device.type}, so no buffers were exchanged", skipped=True)
 
-    def change_configuration(self) -> Outcome | None:
+    def change_configuration(self) -> PathResult | None:
         """Return None: there is no driver to read the configuration."""
         return None
 
@@ -111,15 +111,15 @@ class _RngPath:
         """Bring the device up with its driver."""
         self._rng = Rng(self._device, health=False, observe=observe)  # its bytes are checked here
 
-    def exercise(self) -> Outcome:
+    def exercise(self) -> PathResult:
         """Read random bytes twice, and compare them."""
         first, second = self._rng.read(self._COUNT), self._rng.read(self._COUNT)
         odd = ""
         if first == second or len(set(first)) == 1:
             odd = "these bytes are not random: the device writes nothing, or the host's source is broken"
-        return Outcome(f"2 x {self._COUNT} bytes, beginning {first[:8].hex(' ')}", odd)
+        return PathResult(f"2 x {self._COUNT} bytes, beginning {first[:8].hex(' ')}", odd)
 
-    def change_configuration(self) -> Outcome | None:
+    def change_configuration(self) -> PathResult | None:
         """Return None: the device has no configuration (5.4.4)."""
         return None  # 5.4.4: it has no configuration
 
@@ -135,15 +135,15 @@ class _BalloonPath:
         """Bring the device up with its driver."""
         self._balloon = Balloon(self._device, observe=observe)
 
-    def exercise(self) -> Outcome:
+    def exercise(self) -> PathResult:
         """Inflate and deflate one page."""
         self._balloon.inflate(1)
         actual = self._balloon.actual
         self._balloon.deflate(1)
         odd = "" if actual == 1 else f"actual reads {actual} after 1 was written (5.5.4)"
-        return Outcome("1 page inflated, acknowledged, deflated, acknowledged", odd)
+        return PathResult("1 page inflated, acknowledged, deflated, acknowledged", odd)
 
-    def change_configuration(self) -> Outcome | None:
+    def change_configuration(self) -> PathResult | None:
         """Have the host change its target (num_pages), and change it back."""
         if self._witness is None:
             return None
@@ -158,8 +158,8 @@ class _BalloonPath:
         self._witness("balloon", value=size)
         detail = f"the host changed num_pages from {before} to {after}"
         if after == before:
-            return Outcome(detail, "the host's change does not show in the configuration")
-        return Outcome(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
+            return PathResult(detail, "the host's change does not show in the configuration")
+        return PathResult(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
 
 
 class _MemPath:
@@ -174,17 +174,17 @@ class _MemPath:
         """Bring the device up with its driver."""
         self._mem = Mem(self._device, observe=observe)
 
-    def exercise(self) -> Outcome:
+    def exercise(self) -> PathResult:
         """Query the state of the first block."""
         config = self._mem.config()
         about = f"{config.plugged_blocks} of {config.blocks} blocks of {config.block_size} bytes are plugged"
         odd = "; ".join(self._mem.findings)
         if not config.usable_blocks:
-            return Outcome(f"{about}; no block is usable, so none can be queried", odd, skipped=True)
+            return PathResult(f"{about}; no block is usable, so none can be queried", odd, skipped=True)
         state = self._mem.state(config.addr, 1)
-        return Outcome(f"{about}; the state of the first: {state.name}", odd)
+        return PathResult(f"{about}; the state of the first: {state.name}", odd)
 
-    def change_configuration(self) -> Outcome | None:
+    def change_configuration(self) -> PathResult | None:
         """Have the host change requested_size, and change it back."""
         if self._witness is None:
             return None
@@ -201,8 +201,8 @@ class _MemPath:
         self._request(config.requested_size)
         detail = f"the host changed requested_size from {config.requested_size} to {after}"
         if after != other:
-            return Outcome(detail, "the host's change does not show in the configuration")
-        return Outcome(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
+            return PathResult(detail, "the host's change does not show in the configuration")
+        return PathResult(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
 
     def _request(self, size: int) -> None:
         assert self._witness is not None
@@ -258,7 +258,7 @@ class _InputPath:
         """Bring the device up with its driver."""
         self._input = Input(self._device, observe=observe)
 
-    def exercise(self) -> Outcome:
+    def exercise(self) -> PathResult:
         """Read the description, switch an LED off, and have the host send an event."""
         told = self._input.describe()
         about = f"{told.name!r}, event types {sorted(told.events)}"
@@ -274,15 +274,17 @@ class _InputPath:
                 odd = f"{odd}; " * bool(odd) + "it does not serve its status queue (5.8.6)"
         sent = self._host_event()
         if self._witness is None or sent is None:
-            return Outcome(f"{about}; event queue filled; no key can be pressed from here", odd, skipped=not odd)
+            return PathResult(
+                f"{about}; event queue filled; no key can be pressed from here", odd, skipped=not odd
+            )
         event, back = sent
         self._witness("input-send-event", events=[event])
         found = self._input.read(timeout=self._device.timeout)
         if back is not None:
             self._witness("input-send-event", events=[back])
         if not found:
-            return Outcome(about, "the host sent an event and none arrived")
-        return Outcome(f"{about}; the host sent an event, {len(found)} arrived, first {found[0]}", odd)
+            return PathResult(about, "the host sent an event and none arrived")
+        return PathResult(f"{about}; the host sent an event, {len(found)} arrived, first {found[0]}", odd)
 
     def _host_event(self) -> tuple[_HostEvent, _HostEvent | None] | None:
         """An event of a kind that this device has, and one that undoes it; None where the host can send none."""
@@ -297,7 +299,7 @@ class _InputPath:
                 return event, back
         return None
 
-    def change_configuration(self) -> Outcome | None:
+    def change_configuration(self) -> PathResult | None:
         """Return None: the host cannot change the configuration."""
         return None
 
@@ -316,12 +318,12 @@ class _BlkPath:
         """Bring the device up with its driver."""
         self._blk = Blk(self._device, observe=observe)
 
-    def exercise(self) -> Outcome:
+    def exercise(self) -> PathResult:
         """Read sector 0 and the serial."""
         blk = self._blk
         about = f"{blk.capacity} sectors"
         if not blk.capacity:
-            return Outcome(f"{about}: there is nothing to read", skipped=True)
+            return PathResult(f"{about}: there is nothing to read", skipped=True)
         odd = []
         try:
             first = blk.read(0, 1)
@@ -334,9 +336,9 @@ class _BlkPath:
         except BlkRefusal as error:
             about += f"; serial: none ({error.seen})"  # a device is free to have none
         odd += blk.findings
-        return Outcome(about, "; ".join(odd))
+        return PathResult(about, "; ".join(odd))
 
-    def change_configuration(self) -> Outcome | None:
+    def change_configuration(self) -> PathResult | None:
         """Have the host change the capacity, and change it back."""
         disk = self._disk()
         if disk is None:
@@ -353,8 +355,8 @@ class _BlkPath:
         self._witness("block_resize", device=disk["device"], size=size)
         detail = f"the host changed the capacity from {before} to {after} sectors"
         if after == before:
-            return Outcome(detail, "the host's change does not show in the configuration")
-        return Outcome(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
+            return PathResult(detail, "the host's change does not show in the configuration")
+        return PathResult(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
 
     def _disk(self) -> dict[str, Any] | None:
         """The disk that was supplied for this device; no other is resized."""

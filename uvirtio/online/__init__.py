@@ -12,14 +12,14 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from uvirtio.online.consumer import OWNER, Linux, system_memory
-from uvirtio.online.kernel_view import KernelView, Piece, PieceState, boot_line
+from uvirtio.online.kernel_view import DaxPiece, KernelView, PieceState, boot_line
 from uvirtio.online.pieces import SystemMemory
 
 __all__ = [
     "OWNER",
+    "DaxPiece",
     "KernelView",
     "Linux",
-    "Piece",
     "PieceState",
     "SystemMemory",
     "boot_line",
@@ -27,9 +27,11 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
+    _RENAMED = {"Kernel": KernelView, "Piece": DaxPiece}  # names before 0.2, which go with 0.3
 
     def __getattr__(name: str) -> Any:
-        if name == "Kernel":  # its name before 0.2; goes with 0.3
-            warnings.warn("uvirtio.online.Kernel is KernelView now", DeprecationWarning, stacklevel=2)
-            return KernelView
+        if name in _RENAMED:
+            new = _RENAMED[name]
+            warnings.warn(f"uvirtio.online.{name} is {new.__name__} now", DeprecationWarning, stacklevel=2)
+            return new
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ from uvirtio.drivers.mem import Consumer, HandOut, Manager, Mem
 from uvirtio.errors import InUse, NotPlugged, NotSupported, OperationFailed, UvirtioError
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.backend import ProvidesMemory
-from uvirtio.online.kernel_view import KernelView, Piece, PieceState
+from uvirtio.online.kernel_view import DaxPiece, KernelView, PieceState
 from uvirtio.online.pieces import SystemMemory
 
 OWNER = "Linux"
@@ -212,7 +212,7 @@ class Linux(Consumer):
             freed += self._spare(manager, size - freed, [piece], left)
         return freed
 
-    def _spare(self, manager: Manager, size: int, pieces: list[Piece], timeout: float = 0.0) -> int:
+    def _spare(self, manager: Manager, size: int, pieces: list[DaxPiece], timeout: float = 0.0) -> int:
         """Take these pieces offline, the highest first, until that is ``size`` bytes; how many bytes it was."""
         freed = 0
         for piece in reversed(pieces):
@@ -232,7 +232,7 @@ class Linux(Consumer):
             self.told("offline", piece.start)
         return freed
 
-    def _pieces(self) -> list[Piece]:
+    def _pieces(self) -> list[DaxPiece]:
         going = (PieceState.ONLINE, PieceState.PARTLY, PieceState.OFFLINE)
         return [p for p in self.memory.kernel.pieces() if p.state in going and p.start in self._held]
 

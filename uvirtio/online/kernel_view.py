@@ -39,7 +39,7 @@ class PieceState(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class DaxPiece:
     """One dax device of the region, and the memory blocks in it."""
 
     name: str
@@ -193,7 +193,7 @@ class KernelView:
                     found.append(IoRange(start, end + 1, directory.name))
         return found
 
-    def pieces(self) -> list[Piece]:
+    def pieces(self) -> list[DaxPiece]:
         """The dax devices that have memory of the region, sorted by address."""
         found = []
         for directory in self.devices():
@@ -202,7 +202,7 @@ class KernelView:
                     found.append(self._piece(directory, span))
         return sorted(found, key=lambda piece: piece.start)
 
-    def _piece(self, directory: Path, span: IoRange) -> Piece:
+    def _piece(self, directory: Path, span: IoRange) -> DaxPiece:
         driver = sysfs.driver_of(directory)
         states = list(self.blocks(span.start, span.size).values())
         if driver == KMEM:
@@ -212,4 +212,4 @@ class KernelView:
             state = PieceState.FOREIGN
         else:
             state = PieceState.STUCK if states else PieceState.IDLE
-        return Piece(directory.name, span.start, span.size, driver, state)
+        return DaxPiece(directory.name, span.start, span.size, driver, state)

@@ -29,7 +29,7 @@ from uvirtio.errors import (
 from uvirtio.host import sysfs
 from uvirtio.host.drivers import KMEM
 from uvirtio.host.writer import ChildWriter, Writer, module_loader
-from uvirtio.online.kernel_view import KernelView, Piece, PieceState, boot_line
+from uvirtio.online.kernel_view import DaxPiece, KernelView, PieceState, boot_line
 
 WRITE_SECONDS = 20.0
 """Seconds that the kernel may take for a write that does not have to wait for pages to move."""
@@ -175,7 +175,7 @@ class SystemMemory:
 
     # --- in -------------------------------------------------------------------------------------------------
 
-    def online(self, start: int, size: int | None = None) -> Piece:
+    def online(self, start: int, size: int | None = None) -> DaxPiece:
         """Bring plugged memory online as System RAM, in ZONE_MOVABLE so that it can be taken offline again.
 
         A failure half-way is rolled back.
@@ -295,7 +295,7 @@ class SystemMemory:
 
     # --- out ------------------------------------------------------------------------------------------------
 
-    def offline(self, piece: Piece, *, timeout: float = 10.0) -> None:
+    def offline(self, piece: DaxPiece, *, timeout: float = 10.0) -> None:
         """Take a piece offline and destroy its dax device; its memory may be unplugged afterwards.
 
         Args:
@@ -414,7 +414,7 @@ class SystemMemory:
 
     # --- helpers --------------------------------------------------------------------------------------------
 
-    def _piece_at(self, start: int) -> Piece:
+    def _piece_at(self, start: int) -> DaxPiece:
         for piece in self.kernel.pieces():
             if piece.start == start:
                 return piece

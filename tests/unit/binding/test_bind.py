@@ -52,7 +52,7 @@ def fake(tmp_path: Path) -> FakeSys:
     return made
 
 
-def at(fake: FakeSys, *addresses: str) -> list[discover.Found]:
+def at(fake: FakeSys, *addresses: str) -> list[discover.DiscoveredDevice]:
     return [discover.find(address, fake.roots) for address in addresses]
 
 
@@ -477,7 +477,7 @@ def test_killed_between_the_steps_of_the_journal(tmp_path: Path) -> None:
         before = fake.snapshot()
         founds = at(fake, RNG)
 
-        def run(limit: int = n, fake: FakeSys = fake, founds: list[discover.Found] = founds) -> None:
+        def run(limit: int = n, fake: FakeSys = fake, founds: list[discover.DiscoveredDevice] = founds) -> None:
             count, fsync = 0, os.fsync
 
             def dying(fd: int) -> None:

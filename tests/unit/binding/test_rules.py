@@ -595,7 +595,7 @@ def test_many_devices_at_once_have_to_be_meant(fake: FakeSys) -> None:
         fake.pci(address, "rng", group=10 + number)
     founds = [discover.find(address, fake.roots) for address in addresses]
 
-    def refused(founds: list[discover.Found], force: tuple[str, ...] = ()) -> bool:
+    def refused(founds: list[discover.DiscoveredDevice], force: tuple[str, ...] = ()) -> bool:
         made = plan.plans(founds, fake.roots, force=force)
         return any("the rule many" in problem.message for one in made for problem in one.problems)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from uvirtio.cli.completion import table
 
 if TYPE_CHECKING:
-    from uvirtio.binding.discover import Found
+    from uvirtio.binding.discover import DiscoveredDevice
 
 Candidate = tuple[str, str]
 """A value and its description."""
@@ -153,7 +153,7 @@ _ALIASED = ("inspect", "plan")
 """The verbs that accept ``virtio3``, and a type that only one device has."""
 
 
-def _scan(place: _Place) -> list[Found]:
+def _scan(place: _Place) -> list[DiscoveredDevice]:
     from uvirtio.binding.discover import scan
     from uvirtio.host.roots import Roots
 
@@ -161,11 +161,11 @@ def _scan(place: _Place) -> list[Found]:
     return scan(Roots.under(root) if root else Roots())
 
 
-def _about(device: Found) -> str:
+def _about(device: DiscoveredDevice) -> str:
     return f"{device.type}, {device.driver or 'no driver'}"
 
 
-def _other_names(place: _Place, device: Found, found: list[Found]) -> Iterator[str]:
+def _other_names(place: _Place, device: DiscoveredDevice, found: list[DiscoveredDevice]) -> Iterator[str]:
     if device.bus == "pci":
         yield device.address.removeprefix("0000:")
     elif device.bus == "vdpa":

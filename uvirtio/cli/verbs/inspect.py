@@ -12,7 +12,7 @@ from uvirtio.cli.size import human
 from uvirtio.cli.verbs.list import device_members
 
 if TYPE_CHECKING:
-    from uvirtio.binding.discover import Found
+    from uvirtio.binding.discover import DiscoveredDevice
     from uvirtio.binding.rules import Verdicts
 
 
@@ -35,7 +35,7 @@ def inspect(cmd: Command, dev: LookArgument) -> None:
         _print(cmd, members)
 
 
-def _members(cmd: Command, found: Found, verdicts: Verdicts) -> dict[str, Any]:
+def _members(cmd: Command, found: DiscoveredDevice, verdicts: Verdicts) -> dict[str, Any]:
     from uvirtio.binding.discover import hardware
     from uvirtio.binding.rules import group_members
 
@@ -63,7 +63,7 @@ def _members(cmd: Command, found: Found, verdicts: Verdicts) -> dict[str, Any]:
     }
 
 
-def _bars(found: Found, hidden: list[str]) -> list[dict[str, Any]] | None:
+def _bars(found: DiscoveredDevice, hidden: list[str]) -> list[dict[str, Any]] | None:
     from uvirtio.binding.discover import bars
 
     if found.bus != "pci":
@@ -75,7 +75,7 @@ def _bars(found: Found, hidden: list[str]) -> list[dict[str, Any]] | None:
     return [{"bar": one.index, "size": one.size, "kind": "io" if one.is_io else "memory"} for one in every if one]
 
 
-def _configuration(found: Found, hidden: list[str]) -> dict[str, Any]:
+def _configuration(found: DiscoveredDevice, hidden: list[str]) -> dict[str, Any]:
     """The contents of configuration space: virtio capabilities and MSI-X; None: this user may not read them."""
     from uvirtio.binding.discover import config_bytes
     from uvirtio.errors import DeviceGone, PermissionLack
@@ -117,7 +117,7 @@ def msix(config: bytes) -> dict[str, Any] | None:
     return None
 
 
-def _features(found: Found, hidden: list[str]) -> dict[str, Any] | None:
+def _features(found: DiscoveredDevice, hidden: list[str]) -> dict[str, Any] | None:
     """The features that the kernel's driver negotiated. The offered ones are in registers, which are not read."""
     from uvirtio.binding.discover import negotiated_features
     from uvirtio.spec import features as f

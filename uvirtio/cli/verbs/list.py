@@ -9,7 +9,7 @@ import typer
 from uvirtio.cli.command import Command, verb
 
 if TYPE_CHECKING:
-    from uvirtio.binding.discover import Found
+    from uvirtio.binding.discover import DiscoveredDevice
     from uvirtio.binding.rules import Verdicts
 
 
@@ -81,14 +81,14 @@ def device_type(kind: str) -> tuple[int, str]:
     return device_id, ids.type_name(device_id)
 
 
-def device_members(found: Found, verdicts: Verdicts) -> dict[str, Any]:
+def device_members(found: DiscoveredDevice, verdicts: Verdicts) -> dict[str, Any]:
     """One device as a member of ``devices`` in the JSON of ``list``."""
     from uvirtio.binding.api import describe
 
     return describe(found, verdicts).as_dict()
 
 
-def _row(found: Found, verdicts: Verdicts) -> tuple[str, ...]:
+def _row(found: DiscoveredDevice, verdicts: Verdicts) -> tuple[str, ...]:
     from uvirtio.binding.rules import in_use
 
     # A question mark: some rule about use could not see everything.
