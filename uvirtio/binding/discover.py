@@ -11,9 +11,8 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from uvirtio.binding import vdpa_netlink
 from uvirtio.errors import BadAddress, DeviceGone, NoSuchDevice, NotVirtio, PermissionLack, UsageError
 from uvirtio.host import addresses, mmio, sysfs
 from uvirtio.host.addresses import Address, canonical
@@ -23,6 +22,9 @@ from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.spec import ids, pci
 from uvirtio.transports.pci_caps import VirtioCapability, modern, walk_capabilities
+
+if TYPE_CHECKING:
+    from uvirtio.binding.vdpa_netlink import VdpaDevice
 
 __all__ = [
     "ConfigSpace",
@@ -253,13 +255,15 @@ def _platform_device(name: str, path: Path, window: tuple[int, int] | None) -> D
 
 
 def _vdpa_devices(roots: Roots) -> Iterator[DiscoveredDevice]:
-    told: dict[str, vdpa_netlink.VdpaDevice] | None = None
+    told: dict[str, VdpaDevice] | None = None
     for name in sysfs.device_names("vdpa", roots):
         path = sysfs.device("vdpa", name, roots)
         parent = sysfs.real(path).parent
         virtio_name, kernel_driver = _virtio_child(path)
         device_id = sysfs.number(path / virtio_name / "device") if virtio_name else _id_of_parent(parent)
         if device_id is None and roots.live:  # the kernel knows only its own devices
+            from uvirtio.binding import vdpa_netlink  # here: without such a device there is no need of sockets
+
             told = vdpa_netlink.devices() if told is None else told
             device_id = told[name].device_id if name in told else None
         node = sysfs.vdpa_node(path)

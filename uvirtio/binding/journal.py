@@ -7,7 +7,6 @@ does a binding; an entry of another boot is ignored.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -124,6 +123,8 @@ def store(entry: Entry, roots: Roots) -> None:
     Raises:
         EnvironmentLack: The directory is read-only, full or not writable for this user.
     """
+    import json  # here and below: a look at a machine without a journal does without it
+
     home = directory(roots)
     target = home / f"{entry.id}.json"
     temporary = home / f".{entry.id}.{os.urandom(4).hex()}.tmp"
@@ -191,6 +192,8 @@ def _load(path: Path) -> Entry | None:
     text = sysfs.read(path, _LIMIT + 1)
     if text is None or len(text) > _LIMIT:
         return None
+    import json
+
     try:
         raw = json.loads(text)
         if raw.pop("schema") != SCHEMA or not _ID.fullmatch(raw["id"]) or path.name != raw["id"] + ".json":

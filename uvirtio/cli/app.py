@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from importlib import import_module
-from typing import Annotated, NoReturn, get_type_hints
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -39,26 +39,51 @@ _VERBS = {
 """The module of each verb. Typer takes milliseconds for each option, so only the verb's module is loaded."""
 
 
-def make_app(verb: str = "") -> typer.Typer:
+def make_app(verb: str = "", *, options: bool = True) -> typer.Typer:
     """The typer application.
 
     Args:
         verb: Register only this verb's module; all of them where that is no verb.
+        options: With the options of uvirtio itself, which stand before the verb.
     """
+    app = _bare_app(options)
+    modules = [_VERBS[verb]] if verb in _VERBS else dict.fromkeys(_VERBS.values())
+    for module in modules:
+        import_module(f"uvirtio.cli.verbs.{module}").register(app)
+    return app
+
+
+def make_summary() -> typer.Typer:
+    """The application for a command line without a known verb, such as ``uvirtio --help``.
+
+    Its verbs have names and first sentences, from the table of shell completion, and cannot be run. Making their
+    options, too, takes longer than all the rest.
+    """
+    from uvirtio.cli.completion import table
+
+    app = _bare_app(options=True)
+    for verb in _VERBS:
+        text = table.GROUPS[verb] if verb in table.GROUPS else table.VERBS[verb][0]
+        app.command(verb, help=f"{text}.")(_no_verb)
+    return app
+
+
+def _no_verb() -> NoReturn:
+    raise UsageError("the verb comes first", remedy="see: uvirtio --help")
+
+
+def _bare_app(options: bool) -> typer.Typer:
     app = typer.Typer(
         name="uvirtio",
         help="Drive virtio devices from user space. DEV is an address: 0000:03:00.0, or qemu:virtio-rng-pci.",
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
-        cls=conversion.group(get_type_hints(_before)),
+        cls=conversion.Group,
         add_completion=False,  # cli/completion answers without importing typer, and completes addresses
         # Importing rich takes a tenth of a second, so it is used only on a terminal, which shows its frames.
         rich_markup_mode="rich" if output.coloured() else None,
     )
-    app.callback()(_before)
-    modules = [_VERBS[verb]] if verb in _VERBS else dict.fromkeys(_VERBS.values())
-    for module in modules:
-        import_module(f"uvirtio.cli.verbs.{module}").register(app)
+    app.callback()(_before if options else _plainly)
     return app
 
 
@@ -85,6 +110,10 @@ def _install_completion(shell: str | None) -> None:
         for text in install(shell):
             output.line(text)
         raise typer.Exit
+
+
+def _plainly() -> None:
+    """Stands in for :func:`_before` where a verb comes first: no option of uvirtio itself can follow."""
 
 
 def _before(
@@ -139,7 +168,9 @@ def _run(argv: list[str]) -> int:
     help_only = not argv
     try:
         words = _verb_first(argv) or ["--help"]
-        code = make_app(words[0])(words, prog_name="uvirtio", standalone_mode=False)
+        verb = next((word for word in words if not word.startswith("-")), "")
+        app = make_app(verb, options=words[0] != verb) if verb in _VERBS else make_summary()
+        code = app(words, prog_name="uvirtio", standalone_mode=False)
     except _ClickException as error:
         return perform(outer, partial(_usage, error))
     except (typer.Abort, KeyboardInterrupt):

@@ -317,7 +317,7 @@ Body = Callable[..., int | None]
 
 def make_group(help: str) -> typer.Typer:
     """A group of verbs, such as ``uvirtio balloon``."""
-    return typer.Typer(help=help, cls=conversion.group({}))
+    return typer.Typer(help=help, cls=conversion.Group)
 
 
 def verb(
@@ -367,7 +367,7 @@ def verb(
         run.__annotations__ = {one.name: one.annotation for one in parameters}
         run.__doc__ = body.__doc__
         run.__name__ = body.__name__
-        app.command(name, cls=conversion.command({one.name: one.annotation for one in parameters}))(run)
+        app.command(name, cls=conversion.Command)(run)
         return body
 
     return register

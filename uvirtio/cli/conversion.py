@@ -1,7 +1,7 @@
-"""Skips typer's conversion of options and arguments whose values have the right type already.
+"""Values of options and arguments skip typer's conversion where they have their type already.
 
 typer 0.29 converts with pydantic, whose import takes about as long as a whole ``uvirtio list``. Most values need
-no conversion: they are strings, or defaults. Only a number or a choice that was typed needs it.
+none: they are strings as they were typed, or defaults. Only a number or a choice that was typed pays for it.
 """
 
 from __future__ import annotations
@@ -9,62 +9,63 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from typer.core import TyperCommand, TyperGroup
 
 
-def command(annotations: Mapping[str, Any]) -> type[TyperCommand]:
-    """The class of a command whose function has parameters with these annotations."""
+class Command(TyperCommand):
+    """A command of typer's. What follows is only done when it is parsed, and not for the help of all of them."""
 
-    class Command(TyperCommand):
-        def __init__(self, *args: Any, **named: Any) -> None:
-            super().__init__(*args, **named)
-            _skip(self.params, annotations)
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _skip(self.params, self.callback)
+        return super().parse_args(ctx, args)
 
-        def get_help_option(self, ctx: Any) -> Any:
-            return _skip_flag(super().get_help_option(ctx))
-
-    return Command
+    def get_help_option(self, ctx: Any) -> Any:
+        return _skip_flag(super().get_help_option(ctx))
 
 
-def group(annotations: Mapping[str, Any]) -> type[TyperGroup]:
-    """The class of a group of commands whose callback has parameters with these annotations."""
+class Group(TyperGroup):
+    """The same for a group of commands."""
 
-    class Group(TyperGroup):
-        def __init__(self, *args: Any, **named: Any) -> None:
-            super().__init__(*args, **named)
-            _skip(self.params, annotations)
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _skip(self.params, self.callback)
+        return super().parse_args(ctx, args)
 
-        def get_help_option(self, ctx: Any) -> Any:
-            return _skip_flag(super().get_help_option(ctx))
-
-    return Group
+    def get_help_option(self, ctx: Any) -> Any:
+        return _skip_flag(super().get_help_option(ctx))
 
 
-def _skip(params: Iterable[Any], annotations: Mapping[str, Any]) -> None:
+def _skip(params: Iterable[Any], callback: Callable[..., Any] | None) -> None:
+    """Let the parameters of ``callback`` skip the conversion."""
+    if callback is not None and params:
+        skip(params, get_type_hints(callback))
+
+
+def skip(params: Iterable[Any], annotations: Mapping[str, Any]) -> None:
+    """Let those of ``params`` skip the conversion whose names have an annotation."""
     for param in params:
-        if param.name in annotations:
+        if param.name in annotations and not isinstance(param.process_value, partial):
             kinds = _kinds(annotations[param.name])
-            # click's name for the conversion of a value, typed or default, to what the function gets.
+            # What click calls so: from a value as it was typed, or a default, to what the function gets.
             param.process_value = partial(_process, param, param.process_value, kinds)
 
 
 def _skip_flag(option: Any) -> Any:
-    """Skip the conversion of --help, which is a parameter, too, with the value None."""
-    if option is not None and not isinstance(option.process_value, partial):  # it is made once and used often
-        _skip([option], {option.name: bool})
+    """--help is a parameter too, and its value None."""
+    if option is not None:
+        skip([option], {option.name: bool})
     return option
 
 
 def _kinds(annotation: Any) -> list[Any]:
-    """The types that a value may have, None excepted."""
+    """What a value may be, None apart."""
     base = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     return [one for one in get_args(base) if one is not NoneType] if isinstance(base, UnionType) else [base]
 
 
 def _process(param: Any, theirs: Callable[[Any, Any], Any], kinds: list[Any], context: Any, value: Any) -> Any:
-    """``value`` itself where its type is right, else as typer converts it."""
+    """``value`` itself where nothing has to be done, or what typer makes of it."""
     if value is None and not param.required:
         return () if param.multiple or param.nargs == -1 else None
     if param.callback is None and any(_is(value, kind) for kind in kinds):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import select
 import sys
@@ -161,6 +160,8 @@ def document(command: str, **members: Any) -> None:
         command: The member ``command``, after ``schema``.
         **members: The members after these.
     """
+    import json  # here: text does without it
+
     made = {"schema": SCHEMA, "command": command, **members}
     write(json.dumps(made, default=_jsonable) + "\n")
 

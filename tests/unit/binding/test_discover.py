@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.fakesys import FakeSys, config_space
-from uvirtio.binding import discover
+from uvirtio.binding import discover, vdpa_netlink
 from uvirtio.binding.rules import check
 from uvirtio.errors import BadAddress, NoSuchDevice, NotVirtio, PermissionLack, UsageError
 
@@ -258,7 +258,7 @@ def test_a_vdpa_device_on_a_pci_function_has_its_type(fake: FakeSys) -> None:
 
 def test_the_kernel_is_asked_for_no_other_tree(fake: FakeSys, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.vdpa("vdpa0")
-    monkeypatch.setattr(discover.vdpa_netlink, "devices", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(vdpa_netlink, "devices", lambda: pytest.fail("asked"))
     assert discover.find("vdpa:vdpa0", fake.roots).device_id is None
 
 

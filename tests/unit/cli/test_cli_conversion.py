@@ -26,7 +26,7 @@ def convert(annotation: Any, value: Any, **param: Any) -> Any:
         process_value=lambda context, value: ("theirs", value),
     )
     vars(made).update(param)
-    conversion._skip([made], {"x": annotation})
+    conversion.skip([made], {"x": annotation})
     return made.process_value(None, value)
 
 

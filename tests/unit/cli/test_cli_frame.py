@@ -200,6 +200,20 @@ def test_each_verb_has_help(verb: str, option: str, capsys: pytest.CaptureFixtur
     assert err == ""
 
 
+def test_the_help_of_all_verbs_loads_none_of_them() -> None:
+    script = "import sys; from uvirtio.cli.app import run; run(['--help']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    *shown, loaded = done.stdout.splitlines()
+    assert not [name for name in loaded.split() if name.startswith(("uvirtio.cli.verbs", "uvirtio.binding"))]
+    assert "  bind      Bind devices to a user-space driver, all or none." in shown
+
+
+@pytest.mark.parametrize("argv", [["--", "list"], ["-v", "--", "list"]], ids=" ".join)
+def test_a_verb_behind_other_words_is_that_verb(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*argv, "nonsense"]) == 2
+    assert "'nonsense' is not a type of virtio device" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["-V", "--version"])
 def test_the_version(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     import uvirtio

@@ -16,7 +16,6 @@ from uvirtio.cli.progress import make_progress
 from uvirtio.cli.signals import Signalled
 from uvirtio.cli.size import human, parse_size
 from uvirtio.errors import BadSize, NotSupported, UsageError, UvirtioError
-from uvirtio.host.proc import meminfo
 from uvirtio.spec.page import VIRTIO_PAGE
 
 if TYPE_CHECKING:
@@ -190,6 +189,8 @@ def _guest_memory(cmd: Command, device: Device) -> int:
     """Bytes of memory of the guest that has the device: a ``qemu:`` guest, or this machine."""
     if device.guest is not None:
         return device.guest.ram
+    from uvirtio.host.proc import meminfo
+
     try:
         return meminfo(cmd.roots)["MemTotal"]
     except (OSError, KeyError) as error:
