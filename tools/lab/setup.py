@@ -51,6 +51,9 @@ FOR_UNIT: Packages = {
     "linux-libc-dev": Path("/usr/include/linux/virtio_pci.h").exists,
     "libatomic1": _library("libatomic.so.1"),  # the fence of other CPUs than x86's
     "busybox-static": _static_busybox,  # whose cpio unpacks what initramfs.py writes
+    "zsh": _program("zsh"),  # completion is tested in real shells
+    "fish": _program("fish"),
+    "groff": _program("groff"),  # man pages
 }
 FOR_BENCH: Packages = {**FOR_LINT, "qemu-system-x86": _program("qemu-system-x86_64")}
 FOR_QEMU: Packages = {**FOR_BENCH, "qemu-system-arm": _program("qemu-system-aarch64")}

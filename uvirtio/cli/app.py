@@ -113,7 +113,7 @@ def _install_completion(shell: str | None) -> None:
 
 
 def _plainly() -> None:
-    """Stands in for :func:`_before` where a verb comes first: no option of uvirtio itself can follow."""
+    """Stands in for ``_before`` where a verb comes first: no option of uvirtio itself can follow."""
 
 
 def _before(

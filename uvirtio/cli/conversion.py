@@ -18,10 +18,12 @@ class Command(TyperCommand):
     """A command of typer's. What follows is only done when it is parsed, and not for the help of all of them."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of the command line, as typer does."""
         _skip(self.params, self.callback)
         return super().parse_args(ctx, args)
 
     def get_help_option(self, ctx: Any) -> Any:
+        """Return typer's ``--help``."""
         return _skip_flag(super().get_help_option(ctx))
 
 
@@ -29,10 +31,12 @@ class Group(TyperGroup):
     """The same for a group of commands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of the command line, as typer does."""
         _skip(self.params, self.callback)
         return super().parse_args(ctx, args)
 
     def get_help_option(self, ctx: Any) -> Any:
+        """Return typer's ``--help``."""
         return _skip_flag(super().get_help_option(ctx))
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, NoReturn
 
 from uvirtio.errors import BadAddress
+from uvirtio.host.pattern import Pattern
 from uvirtio.spec import ids
 
 Family = Literal["pci", "mmio", "vdpa", "qemu", "virtio", "type", "name", "node", "path"]
@@ -35,27 +36,27 @@ FORMS: Final = (
 )
 
 # lspci, sysfs and virsh write pci:..., lshw writes pci@..., devlink writes pci/...
-_PCI = re.compile(
+_PCI = Pattern(
     r"(?:pci[@/])?(?:(?P<domain>[0-9a-f]{1,8}):)?(?P<bus>[0-9a-f]{1,2}):(?P<device>[0-9a-f]{1,2})\.(?P<function>[0-7])",
     re.IGNORECASE | re.ASCII,
 )
-_LIKE_PCI = re.compile(
+_LIKE_PCI = Pattern(
     r"(?:pci[@/])?(?:([0-9a-f]+):)?([0-9a-f]+):([0-9a-f]+)(?:\.([0-9a-f]*))?", re.IGNORECASE | re.ASCII
 )
 _PCI_DEVICES = 0x1F  # the last one on a bus
 
-_MMIO = re.compile(r"mmio:0x([0-9a-f]{1,16})", re.IGNORECASE | re.ASCII)
+_MMIO = Pattern(r"mmio:0x([0-9a-f]{1,16})", re.IGNORECASE | re.ASCII)
 # The names of platform devices: of ACPI, of a device tree (address and node name, of_device_make_bus_id), and of
 # the kernel's command line.
-_ACPI = re.compile(r"LNRO0005:([0-9a-f]{2,8})", re.IGNORECASE | re.ASCII)
-_DEVICE_TREE = re.compile(r"([0-9a-f]{1,16})\.([a-z][a-z0-9,._+-]{0,30})", re.IGNORECASE | re.ASCII)
-_COMMAND_LINE = re.compile(r"virtio-mmio\.(-?[0-9]{1,10})", re.ASCII)
+_ACPI = Pattern(r"LNRO0005:([0-9a-f]{2,8})", re.IGNORECASE | re.ASCII)
+_DEVICE_TREE = Pattern(r"([0-9a-f]{1,16})\.([a-z][a-z0-9,._+-]{0,30})", re.IGNORECASE | re.ASCII)
+_COMMAND_LINE = Pattern(r"virtio-mmio\.(-?[0-9]{1,10})", re.ASCII)
 
-_VHOST_VDPA = re.compile(r"/dev/vhost-vdpa-(0|[1-9][0-9]{0,9})", re.ASCII)
-_VDPA = re.compile(r"vdpa:([^\s/\x00-\x1f\x7f]{1,128})")
-_VIRTIO = re.compile(r"virtio@?(0|[1-9][0-9]{0,9})", re.ASCII)
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.!-]{0,63}", re.ASCII)
-_PATH = re.compile(r"/(sys|dev)(/[^/\x00-\x1f\x7f]{1,255}){1,64}/?")
+_VHOST_VDPA = Pattern(r"/dev/vhost-vdpa-(0|[1-9][0-9]{0,9})", re.ASCII)
+_VDPA = Pattern(r"vdpa:([^\s/\x00-\x1f\x7f]{1,128})")
+_VIRTIO = Pattern(r"virtio@?(0|[1-9][0-9]{0,9})", re.ASCII)
+_NAME = Pattern(r"[A-Za-z0-9_][A-Za-z0-9_.!-]{0,63}", re.ASCII)
+_PATH = Pattern(r"/(sys|dev)(/[^/\x00-\x1f\x7f]{1,255}){1,64}/?")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,12 @@ from pathlib import Path
 from uvirtio.errors import ForeignWindow
 from uvirtio.host import addresses, proc, sysfs
 from uvirtio.host.pages import CPU_PAGE
+from uvirtio.host.pattern import Pattern
 from uvirtio.host.proc import IoRange
 from uvirtio.host.roots import Roots
 
 # Lines that only say that firmware or a bus has the addresses, not that a driver uses them.
-_PASSIVE = re.compile(r"reserved|PCI Bus .*|pnp [0-9a-f:]+", re.ASCII | re.IGNORECASE)
+_PASSIVE = Pattern(r"reserved|PCI Bus .*|pnp [0-9a-f:]+", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +100,9 @@ def _device_of(line: IoRange) -> str | None:
 # --- the kernel's command line ------------------------------------------------------------------------------
 
 _NUMBER = r"0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*"  # as simple_strtoull takes it with base 0
-_SIZE = re.compile(rf"({_NUMBER})?([kKmMgGtTpPeE]?)", re.ASCII)  # memparse
-_PLACE = re.compile(rf"@\s*(-?)({_NUMBER}):\s*([0-9]+)", re.ASCII)
-_ID = re.compile(r":\s*(-?[0-9]+)", re.ASCII)
+_SIZE = Pattern(rf"({_NUMBER})?([kKmMgGtTpPeE]?)", re.ASCII)  # memparse
+_PLACE = Pattern(rf"@\s*(-?)({_NUMBER}):\s*([0-9]+)", re.ASCII)
+_ID = Pattern(r":\s*(-?[0-9]+)", re.ASCII)
 _SHIFT = {letter: 10 * (index + 1) for index, letter in enumerate("kmgtpe")}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from uvirtio.errors import PermissionLack
 from uvirtio.host import sysfs
+from uvirtio.host.pattern import Pattern
 from uvirtio.host.roots import Roots
 
 SYSTEM_RAM = "System RAM"
@@ -19,7 +20,7 @@ SOFT_RESERVED = "Soft Reserved"
 
 # --- iomem --------------------------------------------------------------------------------------------------
 
-_IOMEM = re.compile(r"( *)([0-9a-f]+)-([0-9a-f]+) : (.*)", re.ASCII)
+_IOMEM = Pattern(r"( *)([0-9a-f]+)-([0-9a-f]+) : (.*)", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,32 @@
+"""Regular expressions that are compiled at their first use: a command that needs few of them starts sooner."""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+
+
+class Pattern:
+    """A regular expression, as ``re.compile`` makes it, but not before it is used."""
+
+    def __init__(self, text: str, flags: int = 0) -> None:
+        """Note the expression.
+
+        Args:
+            text: In the syntax of ``re``.
+            flags: Of ``re``, such as ``re.ASCII``.
+        """
+        self._text = text
+        self._flags = flags
+
+    @cached_property
+    def _compiled(self) -> re.Pattern[str]:
+        return re.compile(self._text, self._flags)
+
+    def fullmatch(self, text: str) -> re.Match[str] | None:
+        """Match the whole of ``text``, as ``re.Pattern.fullmatch`` does."""
+        return self._compiled.fullmatch(text)
+
+    def match(self, text: str, pos: int = 0) -> re.Match[str] | None:
+        """Match at ``pos`` of ``text``, as ``re.Pattern.match`` does."""
+        return self._compiled.match(text, pos)
