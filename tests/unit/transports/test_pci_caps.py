@@ -149,6 +149,18 @@ def test_what_makes_a_capability_bad(body: bytes, why: str) -> None:
     assert found.verdict == "bad" and why in found.why
 
 
+@pytest.mark.parametrize(
+    ("body", "usable"),
+    [
+        (cap(3, BAR_SIZE - 1, 1), 1),  # the last byte of the BAR
+        (cap(1, 0x1000, 0xFFFF_F000), BAR_SIZE - 0x1000),  # up to the last of 2^32 bytes
+    ],
+)
+def test_what_just_fits_is_good(body: bytes, usable: int) -> None:
+    (found,) = walk(body)
+    assert (found.verdict, found.usable) == ("ok", usable)
+
+
 def test_without_bars_nothing_is_judged_by_them() -> None:
     (found,) = walk_capabilities(reader(bytes(build(cap(1, 0x8_0000, 0x1000, bar=2)))))
     assert found.verdict == "ok" and found.usable == 0x1000
