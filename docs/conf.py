@@ -27,6 +27,7 @@ myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build"]
 nitpicky = False  # types of other packages cannot be looked up without a network
+suppress_warnings = ["ref.python"]  # Device is ours and VFIO's: a bare name in a signature may mean either
 
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
