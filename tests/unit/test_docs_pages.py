@@ -24,7 +24,7 @@ def test_the_table_of_readme_is_that_of_the_page_without_counts() -> None:
     for transport, backend, ring, *cells in rows("docs/tested.md"):
         for device, cell in zip(cli_matrix.DEVICES, cells, strict=True):
             if counted := re.fullmatch(r"(.+) \((\d+)\)", cell):
-                found = cli_matrix.DiscoveredDevice(int(counted[2]), set(counted[1].split(", ")))
+                found = cli_matrix.Found(int(counted[2]), set(counted[1].split(", ")))
                 table[transport, backend, ring, device] = found
     assert table
     assert (

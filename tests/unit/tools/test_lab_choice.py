@@ -108,7 +108,13 @@ def test_once_is_the_first_of_the_parameters_that_are_left(order, tmp_path):
     [
         (["--quick"], {name for floor in ("UNIT", "QEMU") for name in getattr(setup, f"FOR_{floor}")}),
         (["--lint"], {"python3-venv"}),
-        (["--unit"], {"python3-venv", "gcc", "libc6-dev", "linux-libc-dev", "libatomic1", "busybox-static"}),
+        (
+            ["--unit"],
+            {
+                *("python3-venv", "gcc", "libc6-dev", "linux-libc-dev", "libatomic1", "busybox-static"),
+                *("zsh", "fish", "groff"),
+            },
+        ),
         (["--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-arm"}),
         (["--lint", "--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-arm"}),
         ([], {name for floor in ("LINT", "UNIT", "QEMU", "VM") for name in getattr(setup, f"FOR_{floor}")}),
