@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--quick",
         action="store_true",
-        help="under three minutes: lint, floor 1, and each test of floor 2 once, with the first of its parameters",
+        help="under four minutes: lint, floor 1, and each test of floor 2 once, with the first of its parameters",
     )
     top.add_argument("--lint", action="store_true", help="ruff, mypy, the layers, the conformance table, the site")
     top.add_argument("--unit", action="store_true", help="floor 1: no root, no QEMU")
