@@ -80,6 +80,8 @@ def pytest_configure(config: pytest.Config) -> None:
     settings = hypothesis.settings(
         deadline=None,  # this machine may be busy; a slow example is no failing one
         print_blob=True,
+        # tools/test --quick looks at fewer examples; those that a test asks for itself stay.
+        max_examples=int(os.environ.get("UVIRTIO_EXAMPLES", hypothesis.settings.default.max_examples)),
         database=hypothesis.settings.default.database if keep else None,
     )
     hypothesis.settings.register_profile("uvirtio", settings)
