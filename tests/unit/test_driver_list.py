@@ -188,7 +188,7 @@ PLACES: dict[str, Callable[[str], bool]] = {
     "uvirtio/__init__.py": public_name,
     "uvirtio/diag/datapath.py": diagnosis,
     "uvirtio/cli/verbs/NAME.py": commands,
-    "tests/fakes/scripted*.py": scripted_model,
+    "uvirtio/scripted/": scripted_model,
     "tests/unit/**/test_NAME*.py": unit_tests,
     "tests/bodies/": has_bodies,
     "tests/qemu/": qemu_variants,

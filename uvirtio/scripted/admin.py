@@ -6,7 +6,9 @@ import struct
 from collections import deque
 from collections.abc import Sequence
 
-from tests.fakes.scripted import Admin, Chain, ScriptedDevice
+from uvirtio.scripted.core import ScriptedCore
+from uvirtio.scripted.model import Admin
+from uvirtio.scripted.ring import Chain
 from uvirtio.spec import admin as spec
 
 REPORTED = frozenset({0, 1, 7, 8, 9, 63, 70})
@@ -15,10 +17,12 @@ REPORTED = frozenset({0, 1, 7, 8, 9, 63, 70})
 class AdminModel(Admin):
     """``reported``: the opcodes that there are for each group type."""
 
-    def __init__(self, reported: dict[int, frozenset[int]] | None = None, queue_sizes: Sequence[int] = (16,)):
+    def __init__(
+        self, reported: dict[int, frozenset[int]] | None = None, queue_sizes: Sequence[int] = (16,)
+    ) -> None:
         self.queue_sizes = queue_sizes
         self.reported = {0: REPORTED} if reported is None else reported
-        self.device: ScriptedDevice
+        self.device: ScriptedCore
         self.used: dict[int, frozenset[int]] = {}
         self.commands: list[tuple[int, int, int, bytes]] = []
         """(opcode, group type, member, data) of all that came."""

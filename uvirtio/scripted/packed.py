@@ -1,6 +1,6 @@
 """The device's side of a packed ring (2.8): strict about the driver, and able to lie to it.
 
-The same face as :class:`tests.fakes.scripted_ring.DeviceRing`, so that models and tests need not know which it is.
+The same face as ``DeviceRing``, so that models and tests need not know which it is.
 The whole ring is compared at each look with what the driver may have changed since the last: a slot that is
 the device's stays as it was (2.8.16).
 """
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import struct
 
-from tests.fakes.scripted_memory import Memory
-from tests.fakes.scripted_ring import Chain, Element, Lies, obey
+from uvirtio.scripted.memory import Memory
+from uvirtio.scripted.ring import Chain, Element, Lies, obey
 from uvirtio.spec import ring
 
 _BOTH = ring.PACKED_DESC_F_AVAIL | ring.PACKED_DESC_F_USED
@@ -137,7 +137,7 @@ class PackedDeviceRing:
         return int(self._is_available(self.next_slot))
 
     def _is_available(self, slot: int) -> bool:
-        bits = struct.unpack("<H", self._raw(slot)[14:])[0] & _BOTH
+        bits = int.from_bytes(self._raw(slot)[14:], "little") & _BOTH
         return bits == (ring.PACKED_DESC_F_AVAIL if self.wrap(slot) else ring.PACKED_DESC_F_USED)
 
     def pop(self) -> Chain | None:

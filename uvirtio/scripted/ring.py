@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.fakes.scripted_memory import Memory
+from uvirtio.scripted.memory import Memory
 from uvirtio.spec import ring
 
 _MASK = 0xFFFF

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import struct
 
-from tests.fakes.scripted import BAR, Model, QueueState, ScriptedDevice, Window
 from uvirtio.errors import CapabilityError
 from uvirtio.interfaces.values import BarInfo
+from uvirtio.scripted.core import QueueState
+from uvirtio.scripted.model import Model
+from uvirtio.scripted.parts import Window
+from uvirtio.scripted.pci import BAR, ScriptedDevice
 from uvirtio.spec import features as f
 from uvirtio.spec import ids, pci, ring
 from uvirtio.spec.status import Status

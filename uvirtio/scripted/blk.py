@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.fakes.scripted import Chain, Model
+from uvirtio.scripted.model import Model
+from uvirtio.scripted.ring import Chain
 from uvirtio.spec import blk as spec
 from uvirtio.spec import features as f
 from uvirtio.spec.blk import SECTOR_SIZE, Status

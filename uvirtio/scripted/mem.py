@@ -15,8 +15,9 @@ import struct
 from collections import deque
 from collections.abc import Callable
 
-from tests.fakes.scripted import Chain, Model
 from uvirtio.memory.window import FileWindow
+from uvirtio.scripted.model import Model
+from uvirtio.scripted.ring import Chain
 from uvirtio.spec import features as f
 from uvirtio.spec import mem as spec
 from uvirtio.spec.layout import by_name
