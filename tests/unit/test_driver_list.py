@@ -103,7 +103,7 @@ def scripted_model(name: str) -> bool:
         ways = "|".join([str(number), *(rf"{alias}\.TYPE" for alias in aliases)])
         return re.search(rf"^    device_id(?:: .*)? = (?:{ways})$", text, re.MULTILINE) is not None
 
-    return any(map(models, files("tests/**/scripted*.py")))
+    return any(map(models, files("uvirtio/scripted/*.py")))
 
 
 def unit_tests(name: str) -> bool:

@@ -6,8 +6,7 @@ import struct
 from collections import deque
 from collections.abc import Sequence
 
-from uvirtio.scripted.core import ScriptedCore
-from uvirtio.scripted.model import Admin
+from uvirtio.scripted.model import Admin, Surroundings
 from uvirtio.scripted.ring import Chain
 from uvirtio.spec import admin as spec
 
@@ -22,7 +21,7 @@ class AdminModel(Admin):
     ) -> None:
         self.queue_sizes = queue_sizes
         self.reported = {0: REPORTED} if reported is None else reported
-        self.device: ScriptedCore
+        self.device: Surroundings
         self.used: dict[int, frozenset[int]] = {}
         self.commands: list[tuple[int, int, int, bytes]] = []
         """(opcode, group type, member, data) of all that came."""
@@ -36,9 +35,11 @@ class AdminModel(Admin):
         self.out = 0
 
     def reset(self) -> None:
+        """Forget which commands are in use (2.13.1)."""
         self.used.clear()
 
     def handle(self, queue: int, chain: Chain) -> int | None:
+        """Answer one command (2.12.1); the bytes written."""
         check = self.device.check
         self.queues.add(queue)
         data = chain.data()

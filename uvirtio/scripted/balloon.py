@@ -76,21 +76,25 @@ class Balloon(Model):
         return self._numbered(self.device.driver_features if self.numbering == "negotiated" else self.features)
 
     def reset(self) -> None:
+        """The device was reset: it holds nothing."""
         self.frames.clear()
         self.stats_chain = None
         self.opened.clear()
         self.kept.clear()
 
     def memory_freed(self, block: ScriptedBlock) -> None:
+        """The driver frees memory: none of it may be in the balloon."""
         kept = self.frames.intersection(block.frames)
         self.device.check("BAL-FREE", not kept, f"{len(kept)} pages were freed while the balloon holds them")
 
     @property
     def target(self) -> int:
+        """num_pages, the size that the host asks for, in pages."""
         return self.read_config(balloon.NUM_PAGES, 4)
 
     @property
     def actual(self) -> int:
+        """The size that the driver wrote last, in pages."""
         return self.read_config(balloon.ACTUAL, 4)
 
     def set_target(self, pages: int) -> None:
@@ -98,6 +102,7 @@ class Balloon(Model):
         self.device.change_config(balloon.NUM_PAGES, struct.pack("<I", pages))
 
     def write_config(self, offset: int, width: int, value: int) -> None:
+        """Take a write to the configuration: actual and poison_val alone are writable (5.5.4)."""
         writable = (balloon.ACTUAL, balloon.POISON_VAL)
         self.device.check("BAL-CONFIG", offset in writable and width == 4, f"a config write at {offset}")
         if offset == balloon.ACTUAL:
@@ -110,9 +115,11 @@ class Balloon(Model):
 
     @property
     def hint_id(self) -> int:
+        """free_page_hint_cmd_id, as the driver reads it."""
         return self.read_config(balloon.FREE_PAGE_HINT_CMD_ID, 4)
 
     def handle(self, queue: int, chain: Chain) -> int | None:
+        """Take a chain by what its queue is for."""
         written: int | None = 0
         match self.roles.get(queue):
             case None:

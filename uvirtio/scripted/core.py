@@ -37,22 +37,6 @@ class ScriptedCore:
     """The virtio device behind the registers of a transport: status, features, queues, interrupts, and its books.
 
     ``ScriptedDevice`` (PCI), ``ScriptedMmio`` and ``ScriptedLegacy`` put registers in front of it.
-
-    Args:
-        model: What makes it an rng, a balloon, ...
-        address: What the device is called.
-        features: The offered word; None: the model's, VERSION_1 and the ring features.
-        access_platform: Whether ACCESS_PLATFORM is offered.
-        vectors: The size of the MSI-X table, or 0.
-        intx: Whether there is an interrupt line.
-        translates: Whether an IOMMU stands between the device and memory.
-        contiguous_limit: The longest run of addresses that memory comes in, in bytes; None: any.
-        auto: Answer inside the doorbell write; False: wait for ``step()`` or ``run()``.
-        notif_config_data: What queues are called in kicks (4.1.5.2.1), by index.
-        admin: What is behind the administration queues.
-        can_reset: Whether the function has a reset of its own (FLR).
-        removable: Whether the host can ask for the device back.
-        **faults: Fields of ``Faults``.
     """
 
     def __init__(
@@ -73,6 +57,24 @@ class ScriptedCore:
         removable: bool = True,
         **faults: object,
     ) -> None:
+        """Make the device.
+
+        Args:
+            model: What makes it an rng, a balloon, ...
+            address: What the device is called.
+            features: The offered word; None: the model's, VERSION_1 and the ring features.
+            access_platform: Whether ACCESS_PLATFORM is offered.
+            vectors: The size of the MSI-X table, or 0.
+            intx: Whether there is an interrupt line.
+            translates: Whether an IOMMU stands between the device and memory.
+            contiguous_limit: The longest run of addresses that memory comes in, in bytes; None: any.
+            auto: Answer inside the doorbell write; False: wait for ``step()`` or ``run()``.
+            notif_config_data: What queues are called in kicks (4.1.5.2.1), by index.
+            admin: What is behind the administration queues.
+            can_reset: Whether the function has a reset of its own (FLR).
+            removable: Whether the host can ask for the device back.
+            **faults: Fields of ``Faults``.
+        """
         self.address = address
         self.model = model
         model.device = self
@@ -159,12 +161,15 @@ class ScriptedCore:
     # --- the log --------------------------------------------------------------------------------------------
 
     def writes(self, region: str, offset: int | None = None) -> list[int]:
+        """The values written to ``region``, at ``offset`` or anywhere, oldest first."""
         return self._logged("write", region, offset)
 
     def reads(self, region: str, offset: int | None = None) -> list[int]:
+        """The values read from ``region``, at ``offset`` or anywhere, oldest first."""
         return self._logged("read", region, offset)
 
     def calls(self, name: str) -> list[int]:
+        """The arguments of the calls of the function's method ``name``, oldest first."""
         return self._logged("call", name, None)
 
     def _logged(self, op: str, region: str, offset: int | None) -> list[int]:
@@ -205,6 +210,7 @@ class ScriptedCore:
     # --- what every transport has -------------------------------------------------------------------------
 
     def enable_intx(self) -> ScriptedEvent | None:
+        """Turn the interrupt line on; None where there is none."""
         self._call("enable_intx")
         if not self.has_intx:
             return None
@@ -220,6 +226,7 @@ class ScriptedCore:
         self.line = None
 
     def dma(self, translated: bool) -> ScriptedDma:
+        """A space for DMA memory; ``translated`` must be whether ACCESS_PLATFORM was accepted."""
         self._call("dma", int(translated))
         offered = bool(self.driver_features & f.mask(f.ACCESS_PLATFORM))
         self.check("ACCESS_PLATFORM", translated == offered, f"dma({translated}), negotiated: {offered}")
@@ -228,6 +235,7 @@ class ScriptedCore:
         return space
 
     def reset(self) -> bool:
+        """The function's own reset (FLR); whether there is one."""
         self._call("function_reset")
         if self.can_reset:
             self._reset_left = None
@@ -235,6 +243,7 @@ class ScriptedCore:
         return self.can_reset
 
     def close(self) -> None:
+        """Close the function. Idempotent."""
         if self.closed:
             return
         self._call("close")
@@ -557,4 +566,5 @@ class ScriptedCore:
 
     @property
     def type(self) -> str:
+        """The name of the device type."""
         return ids.type_name(self.model.device_id)

@@ -36,10 +36,12 @@ class Input(Model):
         self.statuses: list[tuple[int, int, int]] = []
 
     def reset(self) -> None:
+        """The device was reset: it has no buffers."""
         self.buffers.clear()
         self.config[:] = bytes(len(self.config))
 
     def write_config(self, offset: int, width: int, value: int) -> None:
+        """Take a selection (5.8.4), and show its payload."""
         self.device.check("INP-SEL", offset in (0, 1) and width == 1, f"a config write at {offset}")
         super().write_config(offset, width, value)
         if self.stuck is not None:
@@ -50,6 +52,7 @@ class Input(Model):
         self.config[input.PAYLOAD :] = payload[: input.PAYLOAD_MAX].ljust(input.PAYLOAD_MAX, b"\0")
 
     def handle(self, queue: int, chain: Chain) -> int | None:
+        """Keep an event buffer, or take a status event."""
         if queue == input.EVENTQ:
             self.device.check("INP-05", chain.room >= input.EVENT_SIZE, f"an event buffer of {chain.room} bytes")
             self.buffers.append(chain)

@@ -90,21 +90,26 @@ class ScriptedMmio(ScriptedCore):
     # --- MmioWindow -----------------------------------------------------------------------------------------
 
     def enable_interrupt(self) -> ScriptedEvent | None:
+        """Turn the interrupt line on; None where there is none."""
         return self.enable_intx()
 
     def disable_interrupt(self) -> None:
+        """Turn the interrupt line off."""
         self._call("disable_interrupts")
         self._interrupts_off()
 
     def guard(self, status: int) -> None:
+        """A guardian is told where the status register is and what to write when the driver dies."""
         self._call("guard", status)
         self.check("GUARD", not self._status & Status.DRIVER_OK, "a guard for a device that works already")
 
     def close(self) -> None:
+        """Close the window. Idempotent."""
         super().close()
         self.registers.close()
 
     def assert_left(self) -> None:
+        """The driver reset the device and left nothing open or allocated."""
         self.master = False
         super().assert_left()
 

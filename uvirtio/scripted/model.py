@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from uvirtio.scripted.memory import ScriptedBlock
+from uvirtio.scripted.memory import Memory, ScriptedBlock
 from uvirtio.scripted.ring import Chain
 from uvirtio.spec.layout import Field
 
-if TYPE_CHECKING:
-    from uvirtio.scripted.core import ScriptedCore
+
+class Surroundings(Protocol):
+    """What a model may ask of the scripted device that it is in (``ScriptedCore``)."""
+
+    memory: Memory
+    """What the device reaches by DMA."""
+    driver_features: int
+    """The features that the driver accepted."""
+
+    @property
+    def status_now(self) -> int:
+        """The device status (2.1)."""
+
+    def check(self, requirement: str, holds: bool, message: str) -> None:
+        """Record that the driver broke a rule, unless it holds."""
+
+    def complete(self, queue: int, chain: Chain, written: int = 0, *, interrupt: bool = True) -> None:
+        """Give back a chain that the model kept."""
+
+    def fetch(self, queue: int) -> int:
+        """Take all chains of a queue; how many there were."""
+
+    def interrupt_queue(self, queue: int, *, force: bool = False) -> None:
+        """The interrupt for what was completed, if the driver wants one."""
+
+    def change_config(self, offset: int, data: bytes, *, interrupt: bool = True) -> None:
+        """Change the device configuration as a device does: new generation, then the notification."""
 
 
 class Model:
@@ -24,7 +49,7 @@ class Model:
 
     def __init__(self) -> None:
         self.config = bytearray()
-        self.device: ScriptedCore
+        self.device: Surroundings
 
     def reset(self) -> None:
         """The device was reset."""
@@ -43,9 +68,11 @@ class Model:
         return 0
 
     def read_config(self, offset: int, width: int) -> int:
+        """Read ``width`` bytes of the configuration at ``offset``, little-endian."""
         return int.from_bytes(self.config[offset : offset + width], "little")
 
     def write_config(self, offset: int, width: int, value: int) -> None:
+        """Take a write of ``width`` bytes to the configuration at ``offset``, little-endian."""
         self.config[offset : offset + width] = value.to_bytes(width, "little")
 
     def put(self, name: str, value: int, *, interrupt: bool | None = None) -> None:
@@ -58,6 +85,7 @@ class Model:
             self.device.change_config(field.offset, data, interrupt=interrupt)
 
     def get(self, name: str) -> int:
+        """The value of the configuration field ``name``."""
         field = self.fields[name]
         return int.from_bytes(self.config[field.offset : field.end], "little")
 
@@ -68,6 +96,9 @@ class Admin:
     queue_sizes: Sequence[int] = ()
     first = 0
 
-    def reset(self) -> None: ...
+    def reset(self) -> None:
+        """The device was reset."""
+
     def handle(self, queue: int, chain: Chain) -> int | None:
+        """Answer a command; the bytes written, or None to keep it."""
         raise NotImplementedError

@@ -21,7 +21,7 @@ class PackedDeviceRing:
     """The device's end of one packed queue at these device addresses.
 
     ``marks``: whether it sets WRITE in used slots, as 2.8.4 has it; QEMU does not. ``batching`` (with IN_ORDER):
-    only the last completion before :meth:`flush` is written out.
+    only the last completion before ``flush`` is written out.
     """
 
     kind = "packed"
@@ -75,9 +75,11 @@ class PackedDeviceRing:
         return self.memory.read(self.desc + ring.DESC_SIZE * (slot % self.size), ring.DESC_SIZE)
 
     def wrap(self, slot: int) -> int:
+        """The wrap counter of a lap (2.8.1)."""
         return 1 - (slot // self.size & 1)
 
     def off_wrap(self, slot: int) -> int:
+        """A slot and its wrap counter as an event suppression structure has them (2.8.10)."""
         return slot % self.size | self.wrap(slot) << 15
 
     def write_used_slot(self, slot: int, ident: int, written: int, flags: int) -> None:
@@ -88,16 +90,20 @@ class PackedDeviceRing:
         self.memory.write_int(at + 14, 2, flags)
 
     def used_flags(self, slot: int, *, write: bool = False) -> int:
+        """The AVAIL and USED flags of a slot that was used in the lap of ``slot``."""
         return (_BOTH if self.wrap(slot) else 0) | (ring.DESC_F_WRITE if write else 0)
 
     def driver_event(self) -> tuple[int, int]:
+        """The driver's event suppression structure (2.8.10)."""
         return self.memory.read_int(self.driver, 2), self.memory.read_int(self.driver + 2, 2)
 
     def write_event(self, off_wrap: int, flags: int) -> None:
+        """Write the device's event suppression structure."""
         self.memory.write_int(self.device, 2, off_wrap)
         self.memory.write_int(self.device + 2, 2, flags)
 
     def write_avail_event(self, off_wrap: int) -> None:
+        """Ask for a kick at ``slot``."""
         self.write_event(off_wrap & 0xFFFF, ring.PACKED_EVENT_DESC)
 
     def scribble(self) -> None:
@@ -141,6 +147,7 @@ class PackedDeviceRing:
         return bits == (ring.PACKED_DESC_F_AVAIL if self.wrap(slot) else ring.PACKED_DESC_F_USED)
 
     def pop(self) -> Chain | None:
+        """The next list that the driver made available; None if there is none."""
         if not self.available():
             return None
         chain = Chain(-1, [], self.memory)
@@ -192,6 +199,7 @@ class PackedDeviceRing:
         obey("PKD-06", len(chain.elements) <= self.size, "the list is longer than the queue")
 
     def pop_all(self) -> list[Chain]:
+        """All lists that the driver made available."""
         chains = []
         while (chain := self.pop()) is not None:
             chains.append(chain)

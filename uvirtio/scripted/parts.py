@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from uvirtio.errors import Closed
+from uvirtio.errors import Closed, Misuse
 
 
 class ScriptedEvent:
@@ -21,17 +21,20 @@ class ScriptedEvent:
         self.closed = False
 
     def fire(self) -> None:
+        """Signal the event, unless it is masked."""
         if self.closed or self._masked:
             return
         self.fired += 1
         os.eventfd_write(self._fd, 1)
 
     def fileno(self) -> int:
+        """The eventfd."""
         if self.closed:
             raise Closed("this event is closed")
         return self._fd
 
     def take(self) -> bool:
+        """Consume the signal; whether there was one."""
         try:
             os.eventfd_read(self.fileno())
         except BlockingIOError:
@@ -42,6 +45,7 @@ class ScriptedEvent:
         return True
 
     def rearm(self) -> None:
+        """Unmask a level-triggered line."""
         if self._masked:
             self._masked = False
             if self._asserted() or self.stuck:
@@ -54,6 +58,7 @@ class ScriptedEvent:
             self.fire()
 
     def close(self) -> None:
+        """Close the eventfd. Idempotent."""
         if not self.closed:
             self.closed = True
             os.close(self._fd)
@@ -76,7 +81,11 @@ class Window:
         if self.closed:
             raise Closed("these registers are closed")
         if offset < 0 or offset + width > self.length or offset % width:
-            raise ValueError(f"a {width}-byte access at {offset:#x} of {self.length:#x}")
+            raise Misuse(
+                f"a {width}-byte access at {offset:#x}",
+                seen=f"{width} bytes at {offset:#x}",
+                expected=f"inside {self.length:#x} bytes, aligned",
+            )
 
     def _get(self, offset: int, width: int) -> int:
         self._check(offset, width)
@@ -85,26 +94,35 @@ class Window:
     def _put(self, offset: int, width: int, value: int) -> None:
         self._check(offset, width)
         if not 0 <= value < 1 << 8 * width:
-            raise ValueError(f"{value:#x} does not fit {width} bytes")
+            raise Misuse(
+                f"{value:#x} does not fit {width} bytes", seen=f"{value:#x}", expected=f"{8 * width} bits"
+            )
         self._write(offset, width, value)
 
     def read8(self, offset: int) -> int:
+        """Read one byte."""
         return self._get(offset, 1)
 
     def read16(self, offset: int) -> int:
+        """Read two bytes, little-endian."""
         return self._get(offset, 2)
 
     def read32(self, offset: int) -> int:
+        """Read four bytes, little-endian."""
         return self._get(offset, 4)
 
     def write8(self, offset: int, value: int) -> None:
+        """Write one byte."""
         self._put(offset, 1, value)
 
     def write16(self, offset: int, value: int) -> None:
+        """Write two bytes, little-endian."""
         self._put(offset, 2, value)
 
     def write32(self, offset: int, value: int) -> None:
+        """Write four bytes, little-endian."""
         self._put(offset, 4, value)
 
     def close(self) -> None:
+        """Close the window. Idempotent."""
         self.closed = True

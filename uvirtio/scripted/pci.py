@@ -27,18 +27,7 @@ _FEATURE_OF = {
 
 
 class ScriptedDevice(ScriptedCore):
-    """The PCI function and the virtio device in it.
-
-    Args:
-        model: What makes it an rng, a balloon, ...
-        multiplier: notify_off_multiplier (4.1.4.4).
-        notify_offs: queue_notify_off by queue; the queue's index where there is none.
-        common_length: The length of the common configuration, in bytes.
-        pci_device: The PCI device id; None: the modern one of the model's type.
-        capabilities: Raw capabilities, each from its id byte on (the next pointers are filled in), instead of
-            the usual ones.
-        **how: What ``ScriptedCore`` takes, and fields of ``Faults``.
-    """
+    """The PCI function and the virtio device in it."""
 
     bus = "pci"
 
@@ -53,6 +42,18 @@ class ScriptedDevice(ScriptedCore):
         capabilities: Sequence[bytes] | None = None,
         **how: object,
     ) -> None:
+        """Make the device.
+
+        Args:
+            model: What makes it an rng, a balloon, ...
+            multiplier: notify_off_multiplier (4.1.4.4).
+            notify_offs: queue_notify_off by queue; the queue's index where there is none.
+            common_length: The length of the common configuration, in bytes.
+            pci_device: The PCI device id; None: the modern one of the model's type.
+            capabilities: Raw capabilities, each from its id byte on (the next pointers are filled in), instead of
+                the usual ones.
+            **how: What ``ScriptedCore`` takes, and fields of ``Faults``.
+        """
         super().__init__(model, **how)  # type: ignore[arg-type]
         self.multiplier = multiplier
         self.notify_offs = notify_offs or {}
@@ -88,9 +89,11 @@ class ScriptedDevice(ScriptedCore):
     # --- PciFunction ----------------------------------------------------------------------------------------
 
     def bar(self, index: int) -> BarInfo | None:
+        """What the BAR ``index`` is; None where there is none."""
         return BarInfo(BAR, BAR_SIZE, False) if index == BAR else None
 
     def registers(self, bar: int, offset: int, length: int) -> Window:
+        """A window of ``length`` bytes at ``offset`` of BAR ``bar``."""
         self._call("registers", offset)
         if bar != BAR or offset < 0 or length <= 0 or offset + length > BAR_SIZE:
             raise CapabilityError(f"{length} bytes at {offset:#x} of BAR {bar}", seen=bar, expected="inside a BAR")
@@ -112,9 +115,11 @@ class ScriptedDevice(ScriptedCore):
         return self._window(region, length, shifted_read, shifted_write)
 
     def doorbell(self, bar: int, offset: int, value: int) -> None:
+        """A driver may have this doorbell rung for it; this function has no such way and only records it."""
         self._call("doorbell", offset)
 
     def enable_msix(self, count: int) -> list[ScriptedEvent]:
+        """Turn MSI-X on with ``count`` vectors; their events."""
         self._call("enable_msix", count)
         if self.faults.msix_fails:
             raise OperationFailed("MSI-X cannot be turned on", seen="scripted")
@@ -125,14 +130,17 @@ class ScriptedDevice(ScriptedCore):
         return list(self.msix)
 
     def disable_interrupts(self) -> None:
+        """Turn MSI-X and the interrupt line off."""
         self._call("disable_interrupts")
         self._interrupts_off()
 
     def bus_master(self, on: bool) -> None:
+        """Turn bus mastering on or off."""
         self._call("bus_master", int(on))
         self.master = on
 
     def close(self) -> None:
+        """Close the function. Idempotent."""
         super().close()
         self.config.close()
 

@@ -18,10 +18,12 @@ class Rng(Model):
         self.given = bytearray()
 
     def source(self, count: int) -> bytes:
+        """The next ``count`` bytes that it gives."""
         first = len(self.given)
         return bytes((first + number) & 0xFF for number in range(count))
 
     def handle(self, queue: int, chain: Chain) -> int | None:
+        """Fill the buffer; the bytes written."""
         self.device.check("RNG-01", not chain.readable, "a readable element on the request queue")
         count = chain.room if self.at_most is None else min(chain.room, self.at_most)
         data = self.source(count)
