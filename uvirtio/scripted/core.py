@@ -312,10 +312,15 @@ class ScriptedCore:
         self._status = value | self._status & int(Status.DEVICE_NEEDS_RESET)
         if fresh & Status.FEATURES_OK:
             unfit = not self.driver_features & f.mask(f.VERSION_1)
-            if unfit or self.faults.refuse_features:
+            if unfit or self._refuses():
                 self._status &= ~int(Status.FEATURES_OK)
         if fresh & Status.DRIVER_OK:
             self._go()
+
+    def _refuses(self) -> bool:
+        faults, taken = self.faults, self.driver_features
+        bad = bool(faults.refuse_with) and taken & faults.refuse_with == faults.refuse_with
+        return faults.refuse_features or bad or taken & faults.refuse_without != faults.refuse_without
 
     def _go(self) -> None:
         """DRIVER_OK was set: from now on the device works."""
@@ -442,7 +447,9 @@ class ScriptedCore:
 
     def _may_run(self, queue: int) -> DeviceRing | PackedDeviceRing | None:
         ring_ = self.queues[queue].ring if queue < len(self.queues) else None
-        silent = self.faults.silent or queue in self.faults.silent_queues or self.gone
+        faults = self.faults
+        spoilt = bool(faults.silent_with) and self.driver_features & faults.silent_with == faults.silent_with
+        silent = faults.silent or spoilt or queue in faults.silent_queues or self.gone
         stopped = self._status & (Status.DEVICE_NEEDS_RESET | Status.FAILED)
         if ring_ is None or silent or stopped or not self._status & Status.DRIVER_OK:
             return None

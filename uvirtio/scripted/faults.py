@@ -25,6 +25,10 @@ class Faults:
     reset_seconds: float = 0.0
     refuse_features: bool = False
     """FEATURES_OK does not stick."""
+    refuse_with: int = 0
+    """A feature word: FEATURES_OK does not stick while all of these bits are accepted."""
+    refuse_without: int = 0
+    """A feature word: FEATURES_OK does not stick unless all of these bits are accepted."""
     features_later: int | None = None
     """What is offered after the first reading of all four words, instead of what was."""
     status_or: int = 0
@@ -50,6 +54,8 @@ class Faults:
     """Turning MSI-X on raises OperationFailed."""
     silent: bool = False
     """Kicks are heard and nothing is done."""
+    silent_with: int = 0
+    """A feature word: silent while all of these bits are accepted."""
     silent_queues: frozenset[int] | set[int] = frozenset()
     lose_interrupts: bool = False
     """Completions without their interrupts."""
