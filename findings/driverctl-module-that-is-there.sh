@@ -2,14 +2,14 @@
 # Software: driverctl 0.111-1 (Debian 12)
 # Surprise: driverctl does not see that vfio-pci is in the kernel, and refuses with "no such module" where modprobe
 #   cannot help.
-# Documentation: driverctl(8), set-override: "the new driver is loaded into kernel, bound". Linux, Documentation/ABI
-#   (sysfs-module) and modprobe(8): /sys/module has a folder for each module in the kernel, and a dash of its name is an
-#   underscore there.
-# Seen: 2026-11-29, on a made-up /sys with /sys/module/vfio_pci and its driver, and no /lib/modules: "no such module:
-#   vfio-pci", exit code 1, override not set. driverctl looks for /sys/module/vfio-pci, which no kernel has. With
-#   uio_pci_generic, whose name has no dash, the same command works.
-# Matters: it is the tool that `uvirtio bind --persist` hands over to. Where the driver is built in, or modules are in
-#   another place or out of reach (a container), uvirtio can bind what driverctl cannot keep.
+# Documentation: driverctl(8), set-override: "the new driver is loaded into kernel, bound". Linux,
+#   Documentation/ABI (sysfs-module) and modprobe(8): /sys/module has a folder for each module in the kernel, and a
+#   dash of its name is an underscore there.
+# Seen: 2026-11-29, on a made-up /sys with /sys/module/vfio_pci and its driver, and no /lib/modules: "no such
+#   module: vfio-pci", exit code 1, override not set. driverctl looks for /sys/module/vfio-pci, which no kernel
+#   has. With uio_pci_generic, whose name has no dash, the same command works.
+# Matters: it is the tool that `uvirtio bind --persist` hands over to. Where the driver is built in, or modules are
+#   in another place or out of reach (a container), uvirtio can bind what driverctl cannot keep.
 set -eu
 . "$(dirname "$0")/lib/common.bash"
 deb driverctl=0.111-1
@@ -36,7 +36,8 @@ for driver in vfio-pci uio_pci_generic; do
 done
 X
 seen=$(run unshare -Urm bash "$T/inside" "$ROOT/usr/sbin/driverctl")
-expect "set-override with vfio-pci, and with uio_pci_generic" "driverctl: setting driver override for 0000:00:05.0: vfio-pci
+expect "set-override with vfio-pci, and with uio_pci_generic" \
+    "driverctl: setting driver override for 0000:00:05.0: vfio-pci
 driverctl: loading driver vfio-pci
 driverctl: no such module: vfio-pci
 exit code 1, driver_override (null)

@@ -1,13 +1,13 @@
 #!/bin/bash
 # Software: evemu-tools 2.7.0-3, libevdev2 1.13.0+dfsg-1 (Debian 12), on umockdev 0.17.16-1
 # Surprise: row 00 of an evemu description, which stands for the event types, is 0b whatever the device has.
-# Documentation: evemu's README: there is a `B:` line "for each index from 0 to EV_CNT", the bytes of its bitmap. The
-#   bitmap of index 0 that the kernel gives, EVIOCGBIT(0) of linux/input.h, has the event types.
+# Documentation: evemu's README: there is a `B:` line "for each index from 0 to EV_CNT", the bytes of its bitmap.
+#   The bitmap of index 0 that the kernel gives, EVIOCGBIT(0) of linux/input.h, has the event types.
 # Seen: 2026-11-29. A keyboard with EV_SYN, EV_KEY, EV_MSC, EV_LED and EV_REP (EVIOCGBIT(0) = 13 00 12 00) is
-#   described as `B: 00 0b 00 00 ...`: the bits of SYN_REPORT, SYN_CONFIG and SYN_DROPPED. Read as types they say SYN,
-#   KEY and ABS, and no LED, MSC or REP.
-# Matters: whoever fills virtio-input's EV_BITS from a description must take the types from the other rows that are not
-#   empty, and nothing from row 00.
+#   described as `B: 00 0b 00 00 ...`: the bits of SYN_REPORT, SYN_CONFIG and SYN_DROPPED. Read as types they say
+#   SYN, KEY and ABS, and no LED, MSC or REP.
+# Matters: whoever fills virtio-input's EV_BITS from a description must take the types from the other rows that are
+#   not empty, and nothing from row 00.
 set -eu
 . "$(dirname "$0")/lib/common.bash"
 deb evemu-tools=2.7.0-3 libevemu3=2.7.0-3 libevdev2=1.13.0+dfsg-1 umockdev=0.17.16-1 libumockdev0=0.17.16-1
@@ -54,5 +54,6 @@ B: 11 07 00 00 00 00 00 00 00
 #   Event type 1 (EV_KEY)
 #   Event type 4 (EV_MSC)
 #   Event type 17 (EV_LED)
-#   Event type 20 (EV_REP)" "$(printf '%s\n' "$seen" | grep -E '^B: (00|04|11)'; printf '%s\n' "$seen" | grep '^#   Event type')"
+#   Event type 20 (EV_REP)" "$(printf '%s\n' "$seen" | grep -E '^B: (00|04|11)' &&
+    printf '%s\n' "$seen" | grep '^#   Event type')"
 finish

@@ -1,14 +1,15 @@
 #!/bin/bash
 # Software: python3-evdev 1.6.1+dfsg-1+b2 (Debian 12), evdev-binary 2.0.0 (Python package), on umockdev 0.17.16-1
-# Surprise: InputDevice.repeat has the repeat period in milliseconds where a rate in characters per second (or minute)
-#   is documented, and in 1.6.1 the two fields under each other's names.
-# Documentation: python-evdev, KbdInfo: `repeat` is the "Keyboard repeat rate in characters per second", `delay` the
-#   time before the first repetition in milliseconds (InputDevice.repeat of 1.6.1: "characters per minute").
+# Surprise: InputDevice.repeat has the repeat period in milliseconds where a rate in characters per second (or
+#   minute) is documented, and in 1.6.1 the two fields under each other's names.
+# Documentation: python-evdev, KbdInfo: `repeat` is the "Keyboard repeat rate in characters per second", `delay`
+#   the time before the first repetition in milliseconds (InputDevice.repeat of 1.6.1: "characters per minute").
 #   linux/input.h: EVIOCGREP fills two values, REP_DELAY 0 and REP_PERIOD 1, both in milliseconds.
-# Seen: 2026-11-29. For a keyboard with a delay of 250 ms and a period of 33 ms (30 characters per second): 1.6.1 says
-#   repeat 250, delay 33; 2.0.0 says repeat 33, delay 250.
-# Matters: a virtio keyboard that offers EV_REP gets these two by EVIOCSREP. A clone that copies them from .repeat by
-#   name gets it wrong between versions; one that converts from a rate gets a period of 1000 / 33 = 30. Copy the tuple.
+# Seen: 2026-11-29. For a keyboard with a delay of 250 ms and a period of 33 ms (30 characters per second): 1.6.1
+#   says repeat 250, delay 33; 2.0.0 says repeat 33, delay 250.
+# Matters: a virtio keyboard that offers EV_REP gets these two by EVIOCSREP. A clone that copies them from .repeat
+#   by name gets it wrong between versions; one that converts from a rate gets a period of 1000 / 33 = 30. Copy the
+#   tuple.
 set -eu
 . "$(dirname "$0")/lib/common.bash"
 deb python3-evdev=1.6.1+dfsg-1+b2 umockdev=0.17.16-1 libumockdev0=0.17.16-1
@@ -42,9 +43,16 @@ line("EVIOCGBIT(20)", 8, bytes([3]), 96)
 line("EVIOCGREP", 0, bytes([250, 0, 0, 0, 33, 0, 0, 0]), 8)
 line("EVIOCGEFFECTS", 0, b"", 4)
 X
-look='import sys; sys.path.insert(0, sys.argv[1]); import evdev; print(repr(evdev.InputDevice("/dev/input/event7").repeat))'
+cat >"$T/look.py" <<'X'
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import evdev
+
+print(repr(evdev.InputDevice("/dev/input/event7").repeat))
+X
 for folder in "$ROOT/usr/lib/python3/dist-packages" "$T/wheel"; do
-    run umockdev-run -d "$T/device" -i /dev/input/event7="$T/ioctls" -- /usr/bin/python3 -I -c "$look" "$folder"
+    run umockdev-run -d "$T/device" -i /dev/input/event7="$T/ioctls" -- /usr/bin/python3 -I "$T/look.py" "$folder"
 done >"$T/seen"
 expect "InputDevice.repeat of 1.6.1 and of 2.0.0" "KbdInfo(repeat=250, delay=33)
 KbdInfo(delay=250, repeat=33)" "$(cat "$T/seen")"

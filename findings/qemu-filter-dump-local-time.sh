@@ -1,13 +1,15 @@
 #!/bin/bash
 # Software: qemu-system-x86 1:7.2+dfsg-7+deb12u18+b3 (Debian 12)
-# Surprise: the times in a capture of QEMU's filter-dump are wrong by the time zone that QEMU runs in, and follow -rtc.
+# Surprise: the times in a capture of QEMU's filter-dump are wrong by the time zone that QEMU runs in, and follow
+#   -rtc.
 # Documentation: qemu-system(1), -object filter-dump: "The file format is libpcap, so it can be analyzed with tools
-#   such as tcpdump or Wireshark". pcap-savefile(5): the time stamp of a packet is in seconds since January 1, 1970,
-#   00:00:00 UTC. Nothing there mentions the time zone or the machine's clock.
-# Seen: 2026-11-29, here and with QEMU 10.0. With TZ=JST-9 (UTC + 9) a frame is stamped 9 hours early, with TZ=EST5
-#   5 hours late, in UTC right; with -rtc base=2000-01-01 in the year 2000; with -rtc base=localtime right again.
-# Matters: a capture of a virtio-net device is laid beside logs of the driver or a capture from another place; they do
-#   not fit, by whole hours, and only on machines that do not run in UTC. Start QEMU with TZ=UTC0.
+#   such as tcpdump or Wireshark". pcap-savefile(5): the time stamp of a packet is in seconds since January 1,
+#   1970, 00:00:00 UTC. Nothing there mentions the time zone or the machine's clock.
+# Seen: 2026-11-29, here and with QEMU 10.0 and 11.1. With TZ=JST-9 (UTC + 9) a frame is stamped 9 hours early,
+#   with TZ=EST5 5 hours late, in UTC right; with -rtc base=2000-01-01 in the year 2000; with -rtc base=localtime
+#   right again.
+# Matters: a capture of a virtio-net device is laid beside logs of the driver or a capture from another place; they
+#   do not fit, by whole hours, and only on machines that do not run in UTC. Start QEMU with TZ=UTC0.
 set -eu
 . "$(dirname "$0")/lib/common.bash"
 deb qemu-system-x86=1:7.2+dfsg-7+deb12u18+b3 qemu-system-common=1:7.2+dfsg-7+deb12u18+b3 \

@@ -3,11 +3,12 @@
 # Surprise: virtio-mouse reports the end of a wheel step as the release of a key that was never pressed, and a
 #   sideways step, which QMP accepts, as an empty report.
 # Documentation: Linux, Documentation/input/event-codes: EV_REL describes relative changes and REL_WHEEL the wheel;
-#   EV_KEY values are 1 for a press and 0 for a release; SYN_REPORT separates "changes occurring at the same moment".
-#   QEMU, qapi/ui.json: InputButton has wheel-left and wheel-right, input-send-event sends "input event(s) to guest".
-# Seen: 2026-11-29. wheel-up down: REL_WHEEL 1; wheel-up up: EV_KEY 0x151 (BTN_GEAR_UP) 0, alone. wheel-left, both
-#   ways: {} from QMP and a SYN_REPORT with nothing before it. The device offers no REL_HWHEEL, and does offer keys
-#   0x150 and 0x151, which never go down.
+#   EV_KEY values are 1 for a press and 0 for a release; SYN_REPORT separates "changes occurring at the same
+#   moment". QEMU, qapi/ui.json: InputButton has wheel-left and wheel-right, input-send-event sends "input event(s)
+#   to guest".
+# Seen: 2026-11-29, here and with QEMU 10.0 and 11.1. wheel-up down: REL_WHEEL 1; wheel-up up: EV_KEY 0x151
+#   (BTN_GEAR_UP) 0, alone. wheel-left, both ways: {} from QMP and a SYN_REPORT with nothing before it. The device
+#   offers no REL_HWHEEL, and does offer keys 0x150 and 0x151, which never go down.
 # Matters: a key state that is counted (presses minus releases) goes negative; a recorder sees a release without a
 #   press; "one report, one change" does not hold.
 set -eu

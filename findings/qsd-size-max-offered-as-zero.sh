@@ -1,12 +1,12 @@
 #!/bin/bash
 # Software: qemu-storage-daemon of QEMU 1:7.2+dfsg-7+deb12u18+b3 (Debian 12)
 # Surprise: its vhost-user disk offers VIRTIO_BLK_F_SIZE_MAX and says that no segment may be longer than 0 bytes.
-# Documentation: virtio 1.4, section 5.2.3: with VIRTIO_BLK_F_SIZE_MAX (bit 1) "Maximum size of any single segment is
-#   in size_max". Nothing there gives 0 the meaning of "no limit"; a device without one leaves the bit out.
-# Seen: 2026-11-29. Bit 1 is offered, size_max is 0 and seg_max 126. The disk serves a segment of 512 bytes all the
-#   same, with the bit accepted. (The daemon of QEMU 11.1 does not offer the bit any more.)
-# Matters: a driver that accepts the bit and keeps to it can send no data at all; one that splits by size_max divides
-#   by zero. Leave the bit alone when size_max is 0.
+# Documentation: virtio 1.4, section 5.2.3: with VIRTIO_BLK_F_SIZE_MAX (bit 1) "Maximum size of any single segment
+#   is in size_max". Nothing there gives 0 the meaning of "no limit"; a device without one leaves the bit out.
+# Seen: 2026-11-29, here and with QEMU 10.0. Bit 1 is offered, size_max is 0 and seg_max 126. The disk serves a
+#   segment of 512 bytes all the same, with the bit accepted. (QEMU 11.1 does not offer the bit any more.)
+# Matters: a driver that accepts the bit and keeps to it can send no data at all; one that splits by size_max
+#   divides by zero. Leave the bit alone when size_max is 0.
 set -eu
 . "$(dirname "$0")/lib/common.bash"
 deb qemu-system-common=1:7.2+dfsg-7+deb12u18+b3

@@ -5,9 +5,9 @@
 #   `writeback` after feature negotiation: 0 is a writethrough cache, which commits writes to storage before it
 #   reports them complete. QEMU's block-export-add reference: writethrough, "caches are flushed after every write",
 #   is false by default.
-# Seen: 2026-11-29. `writeback` is 0 with and without writethrough=on. A block node that logs what passes
-#   (blklogwrites) sees three writes and no flush before the daemon's end by default; with writethrough=on, or once the
-#   driver has written 0 over the 0, it sees flushes between the writes.
+# Seen: 2026-11-29, here and with QEMU 10.0. `writeback` is 0 with and without writethrough=on. A block node that
+#   logs what passes (blklogwrites) sees three writes and no flush before the daemon's end by default; with
+#   writethrough=on, or once the driver has written 0 over the 0, it sees flushes between the writes.
 # Matters: a driver that goes by the byte sends no FLUSH and believes its data to be on the disk. Write `writeback`
 #   once (0 or 1) before trusting it, or flush whatever it says.
 set -eu

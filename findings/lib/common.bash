@@ -5,7 +5,8 @@ export LC_ALL=C TZ=UTC0 PYTHONDONTWRITEBYTECODE=1
 LIB=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 T=$(mktemp -d "${TMPDIR:-/tmp}/finding.XXXXXX")
 ROOT=$T/root # packages are unpacked here, nothing is installed
-LIBRARIES=$ROOT/usr/lib/x86_64-linux-gnu:$ROOT/lib/x86_64-linux-gnu:$ROOT/lib/systemd:$ROOT/usr/lib/x86_64-linux-gnu/systemd
+LIBRARIES=$ROOT/usr/lib/x86_64-linux-gnu:$ROOT/lib/x86_64-linux-gnu
+LIBRARIES=$LIBRARIES:$ROOT/usr/lib/x86_64-linux-gnu/systemd # libsystemd-shared
 CHANGED=0
 trap 'rm -rf "$T"' EXIT
 trap 'exit 130' HUP INT TERM
@@ -21,7 +22,8 @@ cannot() {
 
 # Run a program of the unpacked packages: a session of its own, at most LIMIT seconds.
 run() {
-    setsid -w timeout -k 2 "${LIMIT:-20}" env LD_LIBRARY_PATH="$LIBRARIES" PATH="$ROOT/usr/bin:$ROOT/bin:$PATH" "$@" </dev/null
+    setsid -w timeout -k 2 "${LIMIT:-20}" \
+        env LD_LIBRARY_PATH="$LIBRARIES" PATH="$ROOT/usr/bin:$ROOT/bin:$PATH" "$@" </dev/null
 }
 
 apt() {
@@ -56,8 +58,9 @@ deb() {
 pip() {
     local folder=$1
     shift
-    timeout -k 5 300 python3 -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps --only-binary=:all: \
-        --python-version 3.11 --target "$folder" "$@" >"$T/pip" 2>&1 || cannot "pip: $(tail -n 1 "$T/pip")"
+    timeout -k 5 300 python3 -m pip install --quiet --disable-pip-version-check --no-cache-dir --no-deps \
+        --only-binary=:all: --python-version 3.11 --target "$folder" "$@" >"$T/pip" 2>&1 ||
+        cannot "pip: $(tail -n 1 "$T/pip")"
     printf 'package: %s\n' "${@/==/ }"
 }
 

@@ -91,7 +91,7 @@ class FrontEnd:
     def config(self, length: int) -> bytes:
         return self.ask(GET_CONFIG, struct.pack("<III", 0, length, 0) + bytes(length))[12:]
 
-    def start(self) -> None:
+    def start(self, enable: bool = True) -> None:
         """Share the memory and start queue 0: 8 descriptors at 0, available ring at 0x400, used at 0x800."""
         fd = os.memfd_create("guest")
         os.ftruncate(fd, 1 << 20)
@@ -104,7 +104,8 @@ class FrontEnd:
         self.call, self.bell = os.eventfd(0), os.eventfd(0)
         self.send(SET_VRING_CALL, struct.pack("<Q", 0), (self.call,))
         self.send(SET_VRING_KICK, struct.pack("<Q", 0), (self.bell,))
-        self.send(SET_VRING_ENABLE, struct.pack("<II", 0, 1))
+        if enable:
+            self.send(SET_VRING_ENABLE, struct.pack("<II", 0, 1))
         self.requests = 0
 
     def write_sector(self) -> int:

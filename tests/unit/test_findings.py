@@ -14,7 +14,7 @@ SCRIPTS = sorted(FOLDER.glob("*.sh"))
 FIELDS = ("Software", "Surprise", "Documentation", "Seen", "Matters")
 # A name with a top-level domain that registries and mirrors use. Packages come from where the machine's apt and
 # pip are told to take them.
-HOST = re.compile(r"https?://|\b[\w-]+\.(?:org|com|net|io|dev)\b")
+HOST = re.compile(r"https?://|\b[\w-]+\.(?:org|com|net|io|dev)(?![\w-])")
 
 
 def header(script: Path) -> dict[str, str]:
