@@ -10,6 +10,7 @@
 #   not empty, and nothing from row 00.
 set -eu
 . "$(dirname "$0")/lib/common.bash"
+[ -e /dev/ptmx ] || cannot "no /dev/ptmx: umockdev makes device nodes of pseudo-terminals"
 deb evemu-tools=2.7.0-3 libevemu3=2.7.0-3 libevdev2=1.13.0+dfsg-1 umockdev=0.17.16-1 libumockdev0=0.17.16-1
 
 cat >"$T/device" <<'X'

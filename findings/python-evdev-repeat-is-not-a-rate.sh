@@ -12,6 +12,7 @@
 #   tuple.
 set -eu
 . "$(dirname "$0")/lib/common.bash"
+[ -e /dev/ptmx ] || cannot "no /dev/ptmx: umockdev makes device nodes of pseudo-terminals"
 deb python3-evdev=1.6.1+dfsg-1+b2 umockdev=0.17.16-1 libumockdev0=0.17.16-1
 pip "$T/wheel" evdev-binary==2.0.0
 

@@ -10,6 +10,7 @@
 #   test of gestures, of key repeat or of debouncing that replays them sees other intervals than were recorded.
 set -eu
 . "$(dirname "$0")/lib/common.bash"
+[ -e /dev/ptmx ] || cannot "no /dev/ptmx: umockdev makes device nodes of pseudo-terminals"
 deb umockdev=0.17.16-1 libumockdev0=0.17.16-1
 run umockdev-run --version
 
