@@ -14,7 +14,9 @@ from uvirtio.errors import (
     ResetTimeout,
     UvirtioError,
 )
+from uvirtio.interfaces.backend import after_reset_timeout
 from uvirtio.interfaces.transport import Transport
+from uvirtio.spec import features as f
 from uvirtio.spec.status import Status, describe
 
 
@@ -68,6 +70,19 @@ class StatusField:
             DeviceGone: The status reads 0xff.
         """
         self._transport.set_status(0)
+        self.await_reset(timeout, lambda: after_reset_timeout(self._transport.backend, self._address))
+
+    def await_reset(self, timeout: float, remedy: Callable[[], str]) -> None:
+        """Wait until the status reads 0, after a reset of whatever kind (2.4.2).
+
+        Args:
+            timeout: Seconds to wait for the device.
+            remedy: Returns what to do if it does not.
+
+        Raises:
+            ResetTimeout: The status did not become 0 in time.
+            DeviceGone: The status reads 0xff.
+        """
         status = 0
 
         def done() -> bool:
@@ -83,7 +98,7 @@ class StatusField:
                 f"{self._address} did not finish its reset within {timeout:g} s",
                 seen=f"status {describe(status)}",
                 expected="status 0 (2.4.2)",
-                remedy="try a function-level reset: uvirtio reset DEV --flr",
+                remedy=remedy(),
             )
         self.live = False
 
@@ -138,7 +153,7 @@ class StatusField:
                 f"{self._address} refuses the features that were accepted",
                 seen=f"status {describe(status)} after writing {features:#x}",
                 expected="FEATURES_OK to stay set (3.1.1)",
-                remedy="it refuses one of these bits or their combination; try fewer: --ring split withholds one",
+                remedy=_fewer(features),
             )
 
     def confirm_running(self) -> None:
@@ -167,6 +182,13 @@ class StatusField:
             return True
         except UvirtioError:
             return False
+
+
+def _fewer(features: int) -> str:
+    remedy = "it refuses one of these bits or their combination"
+    if f.has(features, f.RING_PACKED):
+        return f"{remedy}; try without RING_PACKED: --ring split (ring='split')"
+    return f"{remedy}: see its log, or its host's"
 
 
 def poll_until(done: Callable[[], bool], timeout: float) -> bool:

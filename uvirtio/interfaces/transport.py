@@ -118,6 +118,11 @@ class Transport(Protocol):
     """Mask of the feature bits 24..63 that this transport and the rings of this package support (6)."""
 
     @property
+    def other_interface(self) -> str:
+        """How to reach the device's other interface, legacy or modern, for remedies; "" where there is none."""
+        ...
+
+    @property
     def backend(self) -> Backend:
         """The back end's object. Its optional abilities are tested with ``isinstance``."""
         ...

@@ -155,7 +155,7 @@ class PciBase(TransportBase):
                 f"{name} of queue {index} does not read back what was written",
                 seen=f"{seen:#x}",
                 expected=f"{expected:#x} ({section})",
-                remedy="uvirtio diag shows each register; this is a fault of the device",
+                remedy="uvirtio diag -v shows each register; the device is at fault here",
             )
 
     def _doorbell_at(

@@ -90,6 +90,11 @@ class PciLegacy(PciBase):
         )
 
     @property
+    def other_interface(self) -> str:
+        """How to reach the modern interface."""
+        return "take its modern interface: leave --force-legacy out, or start it without disable-modern=on (QEMU)"
+
+    @property
     def interface(self) -> str:
         """One line for people: the I/O BAR."""
         return f"legacy interface: I/O BAR {pci.LEGACY_BAR}, {self._bar_size} bytes"

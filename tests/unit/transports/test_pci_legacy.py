@@ -307,7 +307,7 @@ def test_version_1_cannot_be_forced_on_a_legacy_interface():
 
 
 def test_a_modern_interface_without_version_1_points_at_the_legacy_one():
-    scripted = ScriptedDevice(Rng(), features=f.mask(f.EVENT_IDX))
+    scripted = ScriptedDevice(Rng(), features=f.mask(f.EVENT_IDX), pci_device=0x1005)
     with pytest.raises(FeatureMissing) as caught:
         start(scripted)
     assert "--force-legacy" in str(caught.value.remedy)
