@@ -58,7 +58,7 @@ class Device(DeviceState):
             options: How to use it; None: the defaults of OpenOptions.
 
         Raises:
-            NotSupported: The machine is big-endian.
+            NotSupported: The machine is big-endian, or the interpreter is not CPython.
         """
         options = OpenOptions() if options is None else options
         super().__init__(address, transport, options)
