@@ -40,8 +40,8 @@ def require_host() -> None:
         raise NotSupported(
             "uvirtio drives devices under CPython alone",
             seen=f"{sys.implementation.name}, Python {'.'.join(map(str, sys.version_info[:3]))}",
-            expected="cpython: it stores a register or an index of a ring by one instruction, PyPy byte by byte, so "
-            "that a device could see half of it",
+            expected="cpython: it stores a register or an index of a ring by one instruction, PyPy byte by byte, "
+            "and a device could see half of it",
             remedy="run it with CPython 3.11 or later; list, inspect, plan and doctor work with this interpreter",
         )
     if sys.byteorder != "little":

@@ -30,6 +30,7 @@ COMMON = "common"
 NOTIFY = "notify"
 ISR = "isr"
 DEVICE = "device"
+STRUCTURES = (COMMON, NOTIFY, ISR, DEVICE)
 PCI_CFG = "pci_cfg"
 SHARED_MEMORY = "shared_memory"
 VENDOR = "vendor"
@@ -226,7 +227,7 @@ def _judge(cap: VirtioCapability, cfg_type: int, bars: BarReader | None) -> Virt
 
 def modern(caps: Iterable[VirtioCapability]) -> bool:
     """Whether any of the structures is listed, usable or not: without any it is a legacy device (4.1.5.1.1.1)."""
-    return any(cap.type in (COMMON, NOTIFY, ISR, DEVICE) for cap in caps)
+    return any(cap.type in STRUCTURES for cap in caps)
 
 
 def vendor_data(config: ConfigReader, cap: VirtioCapability, vendor_id: int) -> bytes:
@@ -264,7 +265,7 @@ def select(caps: Iterable[VirtioCapability], *, look: str = "uvirtio inspect") -
     every = list(caps)
     chosen: dict[str, VirtioCapability] = {}
     for cap in every:
-        if cap.verdict == "ok" and cap.type in (COMMON, NOTIFY, ISR, DEVICE):
+        if cap.verdict == "ok" and cap.type in STRUCTURES:
             chosen.setdefault(cap.type, cap)
     for name in (COMMON, NOTIFY, ISR):
         if name not in chosen:
