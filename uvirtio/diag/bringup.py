@@ -21,6 +21,7 @@ from uvirtio.errors import DeviceAbsent, DeviceFailure, EnvironmentLack, Uvirtio
 from uvirtio.interfaces.backend import WithoutIommu
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
+from uvirtio.spec import field_bits
 from uvirtio.spec.status import describe
 
 STEPS = {
@@ -308,7 +309,8 @@ def _tell_features(device: dev.Device, note: _Note) -> None:
         note.warn(f"the offered features change between two reads: {device.unsteady_features:#x}")
     unknown = f.bits(device.offered & ~f.known(device.type))
     if unknown and device.type in f.DEVICE_BITS:
-        note.warn(f"the device offers bits that the standard does not define: {unknown}; they are not negotiated")
+        bits = ", ".join(field_bits.described(device.type, number) for number in unknown)
+        note.warn(f"the device offers bits that the standard does not define: {bits}; they are not negotiated")
 
 
 def _tell_queues(device: dev.Device, note: _Note) -> None:
