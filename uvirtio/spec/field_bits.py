@@ -40,8 +40,8 @@ _LOG_ALL: Final = FieldBit(
 FIELD_BITS: Final[dict[tuple[str, int], FieldBit]] = {
     ("balloon", 6): FieldBit(
         "HINT_WAIT_ON_ACK",
-        "a driver waits until the device has taken a hint: proposed by Amazon in January 2026, and offered by forks of "
-        "Firecracker",
+        "a driver waits until the device has taken a hint: Amazon's proposal of January 2026; forks of "
+        "Firecracker offer it",
         "linux-kernel list, 20260119154236.39412-1-jackabt.amazon@gmail.com; e2b-dev/firecracker, pull request 14",
     ),
     ("balloon", 8): FieldBit(
