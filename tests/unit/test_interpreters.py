@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from tests.fakes.scripted import Rng, ScriptedDevice
 from uvirtio import opening
 from uvirtio.device import Device
 from uvirtio.errors import NotSupported
 from uvirtio.memory import access
+from uvirtio.scripted import Rng, ScriptedDevice
 
 # As an interpreter that calls itself PyPy, before anything of uvirtio is imported.
 DISGUISED = """

@@ -359,12 +359,19 @@ def after_removal(backend: object) -> str:
     """Return what to do when the device behind ``backend`` is gone, for the remedy of DeviceGone."""
     if isinstance(backend, GuestMachine):
         return "its machine runs without it: plug in another device, or start another machine"
+    if not _in_sysfs(backend):
+        return "open it again: that makes another device"
     return "uvirtio list shows what is left"
 
 
 def inspection(backend: object) -> str:
-    """Return how to look at the device behind ``backend``: ``inspect`` reads sysfs, where a machine's are not."""
-    return "uvirtio diag -v" if isinstance(backend, GuestMachine) else "uvirtio inspect"
+    """Return how to look at the device behind ``backend``: ``inspect`` reads sysfs, where not every device is."""
+    return "uvirtio inspect" if _in_sysfs(backend) else "uvirtio diag -v"
+
+
+def _in_sysfs(backend: object) -> bool:
+    """Whether the device is one of this machine, and not one of a QEMU or made of Python."""
+    return not str(getattr(backend, "address", "")).startswith(("qemu:", "scripted:"))
 
 
 def after_reset_timeout(backend: object, address: str) -> str:

@@ -14,7 +14,7 @@ from uvirtio import opening
 from uvirtio.cli.app import run
 from uvirtio.device import Device
 from uvirtio.errors import NotSupported, ResetTimeout
-from uvirtio.interfaces.backend import after_reset_timeout, inspection
+from uvirtio.interfaces.backend import after_removal, after_reset_timeout, inspection
 from uvirtio.opening import identify
 from uvirtio.scripted import Rng, ScriptedDevice, ScriptedMmio
 from uvirtio.spec.status import Status
@@ -136,4 +136,7 @@ def test_what_is_recommended_is_what_the_back_end_has():
     assert command_of(after_reset_timeout(PciWithoutIommu(), DEV)) == ["reset", DEV, "--flr", "--unsafe-dma"]
     for backend in (Vdpa(), Machine(), object()):
         assert not command_of(after_reset_timeout(backend, DEV))
-    assert inspection(Pci()) == "uvirtio inspect" and inspection(Machine()) == "uvirtio diag -v"
+    assert inspection(Pci()) == "uvirtio inspect"
+    for address in ("qemu:q35@1/virtio-rng-pci", "scripted:rng"):
+        function = ScriptedDevice(Rng(), address=address)
+        assert inspection(function) == "uvirtio diag -v" and "uvirtio list" not in after_removal(function)

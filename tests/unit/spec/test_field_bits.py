@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.scripted import RING_FEATURES, Balloon, ScriptedDevice
 from uvirtio.diag import diagnose_function
+from uvirtio.scripted import Balloon, ScriptedDevice
+from uvirtio.scripted.core import RING_FEATURES
 from uvirtio.spec import features as f
 from uvirtio.spec import field_bits
 from uvirtio.spec.field_bits import FIELD_BITS, described, lookup
