@@ -132,7 +132,7 @@ class Device(DeviceState):
                     self._negotiate(wanted, required, needs, admin)
                 with self._step(observe, "features_ok"):
                     if not self.transport.legacy:  # 3.1.2: no such step there, and nothing to read back
-                        self._status.confirm_features(self.offered, self.features)
+                        self._status.confirm_features(self.features)
                 with self._step(observe, "queues"):
                     # 6.1: with ACCESS_PLATFORM the device's addresses go through the platform (IOVAs); without
                     # it they are guest-physical, whatever IOMMU there is.

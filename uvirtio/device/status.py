@@ -133,12 +133,17 @@ class StatusField:
             )
         return status
 
-    def confirm_features(self, offered: int, features: int) -> None:
+    def _cleared(self, bit: Status) -> str | None:
+        """Set one more bit and read the status; the status in words if the device cleared the bit, else None."""
+        self.add(bit)
+        status = self.check()
+        return None if status & bit else f"status {describe(status)}"
+
+    def confirm_features(self, features: int) -> None:
         """Set FEATURES_OK, and read back whether the device accepts the features (3.1.1 (5), (6)).
 
         Args:
-            offered: The feature bits that the device offered.
-            features: Those that the driver wrote.
+            features: The feature bits that the driver wrote.
 
         Raises:
             FeaturesRefused: The device cleared FEATURES_OK.
@@ -146,12 +151,11 @@ class StatusField:
             DeviceNeedsReset: DEVICE_NEEDS_RESET or FAILED is set (2.1.1).
             DeviceResetByOther: The status reads 0.
         """
-        self.add(Status.FEATURES_OK)
-        status = self.check()
-        if not status & Status.FEATURES_OK:
+        seen = self._cleared(Status.FEATURES_OK)
+        if seen is not None:
             raise FeaturesRefused(
                 f"{self._address} refuses the features that were accepted",
-                seen=f"status {describe(status)} after writing {features:#x}",
+                seen=f"{seen} after writing {features:#x}",
                 expected="FEATURES_OK to stay set (3.1.1)",
                 remedy=_fewer(features),
             )
@@ -164,12 +168,11 @@ class StatusField:
             DeviceGone: The device was removed.
             DeviceResetByOther: The status reads 0.
         """
-        self.add(Status.DRIVER_OK)
-        status = self.check()
-        if not status & Status.DRIVER_OK:
+        seen = self._cleared(Status.DRIVER_OK)
+        if seen is not None:
             raise DeviceNeedsReset(
                 f"{self._address} does not keep DRIVER_OK",
-                seen=f"status {describe(status)}",
+                seen=seen,
                 expected="DRIVER_OK to stay set (3.1.1)",
                 remedy="the device failed at the last step; its log or its host's may say why",
             )
