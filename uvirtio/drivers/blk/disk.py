@@ -149,7 +149,7 @@ class Disk(Driver):
         if sector + sectors > self.refresh().capacity:  # it may have grown without a notification
             raise BeyondEnd(
                 f"{self.device.address} has no sector {sector + sectors - 1}",
-                seen=f"{sectors} sectors from {sector}",
+                seen=f"{sectors} sector{'s' * (sectors != 1)} from {sector}",
                 expected=f"within {self._config.capacity} sectors",
                 remedy="capacity, or uvirtio blk info DEV, says how many there are",
             )
