@@ -24,6 +24,7 @@ from uvirtio.host import denylist, memory, process, sysfs
 from uvirtio.host.drivers import UIO, USER_DRIVERS, VDPA, VFIO
 from uvirtio.host.proc import kernel_release
 from uvirtio.host.roots import Roots
+from uvirtio.memory.access import require_host
 from uvirtio.memory.fence import full_fence
 
 __all__ = ["Check", "checks"]
@@ -42,6 +43,7 @@ def checks(roots: Roots, *, qemu_version: Callable[[str], str] | None = None) ->
     """
     made: list[Check] = []
     for look in (
+        _python,
         _cpu,
         _kernel,
         _iommu,
@@ -62,6 +64,17 @@ def checks(roots: Roots, *, qemu_version: Callable[[str], str] | None = None) ->
         made.extend(look(roots))
     made.append(_ways(made))
     return made
+
+
+def _python(roots: Roots) -> Iterator[Check]:
+    del roots
+    running = f"{platform.python_implementation()} {platform.python_version()}"
+    try:
+        require_host()
+    except NotSupported as error:
+        yield Check("python", "fail", f"{running}: {error.message}", error.remedy or "")
+    else:
+        yield Check("python", "pass", running)
 
 
 def _cpu(roots: Roots) -> Iterator[Check]:

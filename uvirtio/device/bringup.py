@@ -117,7 +117,7 @@ def negotiate(
             f"{address} does not offer {names}" + " at both of two readings" * changes,
             seen=f"{first:#x}, then {again:#x}" if changes else f"{offered:#x}",
             expected=f"{_named(type_name, must)} (2.2.1)",
-            remedy=_OFFER_CHANGES if changes else _without(missing, legacy, packed=ring == "packed"),
+            remedy=_OFFER_CHANGES if changes else _without(missing, transport, packed=ring == "packed"),
             about="offer" if changes else None,
         )
     # 2.2.1: from allow-lists only, so that an unknown bit is never acknowledged.
@@ -166,17 +166,15 @@ def _named(type_name: str, word: int) -> str:
     return ", ".join(f"{bit.name} (bit {bit.bit})" for bit in f.names(type_name, word))
 
 
-def _without(missing: int, legacy: bool, *, packed: bool) -> str:
-    """The remedy for feature bits that are not offered."""
-    if legacy and missing & ~f.LEGACY_MASK:
-        return (
-            "the legacy interface has only bits 0 to 31; use the modern one: leave --force-legacy out, "
-            "or start the device without disable-modern=on"
-        )
+def _without(missing: int, transport: Transport, *, packed: bool) -> str:
+    """The remedy for feature bits that are not offered: only what this transport can do."""
+    other = transport.other_interface
+    if transport.legacy and missing & ~f.LEGACY_MASK:
+        return f"the legacy interface has only bits 0 to 31; {other}"
     if missing & f.mask(f.VERSION_1):
-        return "a device without VERSION_1 is a legacy device: try --force-legacy"
+        return f"a device without VERSION_1 is a legacy device: {other or 'here it has no legacy interface'}"
     if packed and missing == f.mask(f.RING_PACKED):
-        return "leave --ring packed out, or have the device offer it (QEMU: packed=on)"
+        return "leave --ring packed out (ring=), or have the device offer it (QEMU: packed=on)"
     return "this driver needs these bits: enable them where the device is configured"
 
 

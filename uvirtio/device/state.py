@@ -25,7 +25,7 @@ from uvirtio.errors import (
 from uvirtio.interfaces.backend import GuestMachine
 from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.transport import Transport
-from uvirtio.memory.access import require_little_endian
+from uvirtio.memory.access import require_host
 from uvirtio.spec import features as f
 from uvirtio.spec import ids
 
@@ -76,9 +76,9 @@ class DeviceState:
             options: How to use it; None: the defaults of OpenOptions.
 
         Raises:
-            NotSupported: The machine is big-endian.
+            NotSupported: The machine is big-endian, or the interpreter is not CPython.
         """
-        require_little_endian()
+        require_host()
         options = OpenOptions() if options is None else options
         self.address = address
         self.transport = transport

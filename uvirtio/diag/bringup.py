@@ -22,6 +22,7 @@ from uvirtio.errors import DeviceAbsent, DeviceFailure, EnvironmentLack, Uvirtio
 from uvirtio.interfaces.backend import WithoutIommu
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
+from uvirtio.spec import field_bits
 from uvirtio.spec import input as input_spec
 from uvirtio.spec.status import describe
 
@@ -351,7 +352,8 @@ def _tell_features(device: dev.Device, note: _Note) -> None:
         )
     unknown = f.bits(device.offered & ~f.known(device.type))
     if unknown and device.type in f.DEVICE_BITS:
-        note.warn(f"the device offers bits that the standard does not define: {unknown}; they are not negotiated")
+        bits = ", ".join(field_bits.described(device.type, number) for number in unknown)
+        note.warn(f"the device offers bits that the standard does not define: {bits}; they are not negotiated")
     note.data.update(
         offered=device.offered,
         accepted=device.features,

@@ -95,7 +95,7 @@ def _reset(error: UvirtioError, device: Device) -> Cause:
         "reset-hangs",
         "the device does not finish its reset: device_status never reads 0 (2.4.2)",
         evidence,
-        ("does the device wait for something of its own?", "a function-level reset: uvirtio reset DEV --flr"),
+        ("does the device wait for something of its own?", *(() if error.remedy is None else (error.remedy,))),
     )
 
 

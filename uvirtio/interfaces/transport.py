@@ -121,6 +121,11 @@ class Transport(Protocol):
     """Why ``connect_interrupts`` gave up modes that exist: refused vectors, calls that failed. A line each."""
 
     @property
+    def other_interface(self) -> str:
+        """How to reach the device's other interface, legacy or modern, for remedies; "" where there is none."""
+        ...
+
+    @property
     def backend(self) -> Backend:
         """The back end's object. Its optional abilities are tested with ``isinstance``."""
         ...

@@ -234,6 +234,11 @@ class ScriptedCore:
         self.spaces.append(space)
         return space
 
+    @property
+    def has_reset(self) -> bool:
+        """Whether ``reset`` does anything."""
+        return self.can_reset
+
     def reset(self) -> bool:
         """The function's own reset (FLR); whether there is one."""
         self._call("function_reset")

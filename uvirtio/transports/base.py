@@ -30,6 +30,11 @@ class TransportBase:
         self.interrupt_failures: list[str] = []
 
     @property
+    def other_interface(self) -> str:
+        """How to reach the device's other interface; "" where there is none."""
+        return ""
+
+    @property
     def description(self) -> str:
         """One line for people: how the device is reached."""
         return self._owned.description
@@ -77,7 +82,7 @@ class TransportBase:
     def _beyond_config(self, end: int, length: int) -> ConfigError:
         """The error for a field that ends at ``end``, of a configuration of ``length`` bytes."""
         return ConfigError(
-            f"the device configuration of {self._owned.address} ends before offset {end:#x}",
+            f"the device configuration of {self._owned.address} has no byte {end - 1:#x}",
             seen=f"{length} bytes",
             expected=f"at least {end} bytes (2.5.1)",
         )

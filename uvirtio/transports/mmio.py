@@ -454,6 +454,13 @@ class MmioLegacy(Mmio):
 
     _page_told = False
 
+    @property
+    def other_interface(self) -> str:
+        """How to reach version 2, the modern interface."""
+        return (
+            "have the host offer version 2 (QEMU: -global virtio-mmio.force-legacy=off; qemu: address: legacy=off)"
+        )
+
     def device_features(self) -> int:
         """Return the offered features, 32 bits."""
         self._registers.write32(mmio.DEVICE_FEATURES_SEL, 0)

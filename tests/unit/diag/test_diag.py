@@ -273,7 +273,7 @@ def test_lost_interrupts_are_told_apart_from_lost_answers(mode: InterruptMode):
     [
         (lambda: device(Constant), "data path", "not random"),
         (lambda: device(StuckActual), "data path", "actual reads 0"),
-        (lambda: device(Balloon, features=f.mask(f.VERSION_1, 20)), "features", "[20]"),
+        (lambda: device(Balloon, features=f.mask(f.VERSION_1, 20)), "features", "bit 20;"),
         (lambda: device(features_later=f.mask(f.VERSION_1)), "features", "other features at each reading"),
         (lambda: device(vectors=0, intx=False), "vectors", "polled"),
     ],

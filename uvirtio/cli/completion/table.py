@@ -53,7 +53,7 @@ VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
     "restore": ("Give devices back to the drivers that they had before bind", ("[DEV...]",), {**COMMON, "--all": ("", "Every device in the journal"), "--wait": ("SECONDS", "Wait until udev is done, at most SECONDS")}),
     "journal": ("Show what bind has changed and restore would undo", (), {**COMMON}),
     "diag": ("Bring a device up step by step, say which step fails and why", ("DEV",), {**COMMON, **OPENING, "--bisect": ("", "Where a step fails: find the feature bits that make it fail"), "--junit": ("FILE", "Write the steps as test cases of JUnit's XML")}),
-    "reset": ("Reset a device and wait until it confirms the reset", ("DEV",), {**COMMON, **OPENING, "--flr": ("", "Do a function-level reset, too")}),
+    "reset": ("Reset a device and wait until it confirms the reset", ("DEV",), {**COMMON, **OPENING, "--flr": ("", "Do a function-level reset too, even if the first one does not end")}),
     "features": ("Decode the bits of a raw feature word", ("TYPE", "WORD"), {**COMMON}),
     "watch": ("Print hot plug, removal, changes of drivers and of configurations as they happen, until Ctrl-C", (), {**COMMON, "--count": ("N", "Stop after N events"), "--for": ("SECONDS", "Stop after SECONDS"), "--poll": ("SECONDS", "Read carriers and MTUs this often; 0: never"), "--jsonl": ("", "The same as --json")}),
     "balloon status": ("Show the host's target and the size of the balloon", ("DEV",), {**COMMON, **OPENING}),

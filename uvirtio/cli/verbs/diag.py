@@ -9,7 +9,6 @@ import typer
 
 from uvirtio.cli import content, output
 from uvirtio.cli.command import Command, DevArgument, verb
-from uvirtio.errors import NotSupported
 
 if TYPE_CHECKING:
     from uvirtio.diag import Report, Step
@@ -135,21 +134,16 @@ def _conclude(cmd: Command, report: Report, blamed: Bisection | None) -> int:
 def reset(
     cmd: Command,
     dev: DevArgument,
-    flr: Annotated[bool, typer.Option("--flr", help="Do a function-level reset, too.")] = False,
+    flr: Annotated[
+        bool, typer.Option("--flr", help="Do a function-level reset too, even if the first one does not end.")
+    ] = False,
 ) -> None:
     """Reset a device and wait until it confirms the reset."""
     from uvirtio.spec.status import describe
 
     with cmd.device(dev) as device:
         before = device.transport.status()
-        device.reset()
-        if flr and not device.transport.function_reset():
-            raise NotSupported(
-                f"{device.address} has no function-level reset",
-                seen="no reset method that this back end can use",
-                expected="a function with FLR or another reset method",
-                remedy="the virtio reset was done; leave --flr out",
-            )
+        confirmed = device.reset(flr=flr)
         after = device.transport.status()
         if cmd.json:
             cmd.document(
@@ -157,9 +151,12 @@ def reset(
                 type=device.type,
                 status_before=before,
                 status_after=after,
+                reset_confirmed=confirmed,
                 function_reset=flr,
             )
             return
-        how = "reset, then function-level reset" if flr else "reset"
+        how = "reset" if confirmed else "the reset did not end"
+        if flr:
+            how += ", then function-level reset"
         cmd.line(f"{device.address} ({device.type}): {how}")
         cmd.fields([("status before", describe(before)), ("status after", describe(after))])
