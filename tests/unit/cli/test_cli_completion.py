@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pty
-import select
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.fakesys import FakeSys
+from tests.support.polling import readable
 from uvirtio.binding import plan
 from uvirtio.cli import main
 from uvirtio.cli.app import _VERBS
@@ -418,7 +418,7 @@ class Session:
         deadline = time.monotonic() + LIMIT
         while not done():
             assert time.monotonic() < deadline, self.shown[-2000:].decode(errors="replace")
-            if select.select([self.terminal], [], [], 0.02)[0]:
+            if readable(self.terminal, 0.02):
                 self.shown += os.read(self.terminal, 4096)
 
     def close(self) -> None:
