@@ -53,6 +53,12 @@ def children() -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["q35", "microvm"])
+def test_a_device_is_opened_by_the_name_of_the_parameter() -> None:
+    with Machine("pc", ["virtio-rng-pci"], timeout=20) as machine:
+        machine.open(which=0).close()
+        machine.unplug(which=machine.function(which=0))
+
+
 def test_a_device_of_a_machine_is_opened_by_number_and_by_function(name: str) -> None:
     form = "device" if name == "microvm" else "pci"
     with Machine(name, [f"virtio-rng-{form}", f"virtio-balloon-{form}"], timeout=20) as machine:

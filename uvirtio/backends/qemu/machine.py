@@ -420,14 +420,14 @@ class Machine:
         self.functions.append(function)
         return function
 
-    def unplug(self, function: QemuFunction | int) -> None:
+    def unplug(self, which: QemuFunction | int) -> None:
         """Have the host remove a device while the machine runs; it leaves ``functions``.
 
         The guest releases it at once, whatever its driver does: the driver gets DeviceGone in its current call, or
         in the next.
 
         Args:
-            function: One of ``functions``, or its number there. On q35 and virt only what was plugged in.
+            which: One of ``functions``, or its number there. Except on pc only what was plugged in.
 
         Raises:
             NotSupported: It cannot be unplugged from where it is.
@@ -435,7 +435,7 @@ class Machine:
             DeviceTimeout: QEMU does not report its removal.
             UsageError: It is not a function of this machine.
         """
-        function = self.function(function)
+        function = self.function(which)
         self._sockets.check(function.id, function.address)
         self._take_out(function.id)
         self.functions.remove(function)
