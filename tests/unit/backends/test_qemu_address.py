@@ -352,6 +352,41 @@ def test_a_path_with_a_zero_byte_is_no_file() -> None:
 
 @pytest.mark.parametrize(
     ("machine", "ports", "iommu"),
+@pytest.mark.parametrize(
+    ("device", "arguments", "made"),
+    [
+        ("virtio-sound-pci", ["-audiodev", "none,id=dev0-audio"], ",id=dev0,audiodev=dev0-audio"),
+        ("virtio-sound-pci,audiodev=mine", [], ",audiodev=mine,id=dev0"),
+        ("virtio-9p-device", ["-fsdev", "synth,id=dev0-files"], ",id=dev0,fsdev=dev0-files,mount_tag=dev0"),
+        ("virtio-9p-pci,fsdev=mine,mount_tag=x", [], ",fsdev=mine,mount_tag=x,id=dev0"),
+        ("virtio-net-pci", [], ",id=dev0,romfile="),
+        ("virtio-net-device", [], ",id=dev0"),
+        (
+            "virtio-balloon-pci,free-page-hint=on",
+            ["-object", "iothread,id=dev0-thread"],
+            ",free-page-hint=on,id=dev0,iothread=dev0-thread",
+        ),
+        (
+            "virtio-balloon-pci,free-page-hint=on,iothread=mine",
+            ["-object", "iothread,id=mine"],
+            ",free-page-hint=on,iothread=mine,id=dev0",
+        ),
+        ("virtio-balloon-device,free-page-hint=off", [], ",free-page-hint=off,id=dev0"),
+    ],
+)
+def test_what_a_device_lacks_is_supplied(device: str, arguments: list[str], made: str) -> None:
+    supply = Supply()
+    supply.add(device)
+    assert supply.arguments() == [*arguments, "-device", device.partition(",")[0] + made]
+
+
+def test_what_has_to_be_there_at_the_start() -> None:
+    supply = Supply()
+    devices = ["virtio-mem-pci", "virtio-9p-pci", "virtio-sound-pci", "virtio-net-pci", "virtio-blk-pci"]
+    assert [supply.add(device).at_start for device in devices] == ["memory", "fsdev", "audiodev", "", ""]
+    supply.close()
+
+
     [("pc", 1, "none"), ("microvm", 1, "none"), ("q35", 17, "none"), ("q35", 1, "intel")],
 )
 def test_root_ports_that_cannot_be_had_are_refused(machine: str, ports: int, iommu: str) -> None:

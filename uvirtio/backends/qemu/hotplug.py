@@ -106,14 +106,14 @@ class Sockets:
             port: What ``free`` returned.
 
         Raises:
-            NotSupported: The device brings memory.
+            NotSupported: The device brings what QEMU makes at its start alone, such as memory.
             QemuFailed: QEMU refuses the device.
         """
-        if part.plugs_memory:
+        if part.at_start:
             raise NotSupported(
                 f"{part.device.partition(',')[0]} cannot be plugged into a machine that runs",
-                seen="a device that brings memory",
-                expected="memory that is known when QEMU starts",
+                seen=f"a device that brings {part.at_start}",
+                expected=f"{part.at_start} that is known when QEMU starts",
                 remedy="give the machine the device at its start",
             )
         root = self._model.pci.name if self._model.pci is not None else ""

@@ -113,9 +113,9 @@ class Model:
 
 
 def is_mmio(device: str) -> bool:
-    """Whether a ``-device`` argument is a virtio-mmio device: its name ends in ``-device``, or is virtio-mem."""
+    """Whether a ``-device`` argument is a virtio-mmio device: its name ends in ``-device``, but for two."""
     name = device.partition(",")[0]
-    return name.endswith("-device") or name == "virtio-mem"
+    return name.endswith("-device") or name in ("virtio-mem", "virtio-pmem")
 
 
 _X86 = ("qemu-system-x86_64", "qemu-system-x86")
