@@ -122,7 +122,7 @@ class Machine:
         images = images_of(devices, drives)
         if qmp_path is not None:
             check_socket_path(qmp_path)
-        program = find_binary(binary or self.model.binary, self.model.package)
+        self._program = find_binary(binary or self.model.binary, self.model.package)
         self.name = machine
         self.timeout = timeout
         self._has_iommu = iommu != "none"
@@ -144,14 +144,13 @@ class Machine:
             self._resources.callback(self._supply.close)
             for device, image in zip(devices, images, strict=True):
                 self._supply.add(device, image)
-            self._start(program, ram, legacy, qmp_path, arguments, root_ports)
+            self._start(ram, legacy, qmp_path, arguments, root_ports)
         except BaseException:
             self.close()
             raise
 
     def _start(
         self,
-        program: str,
         ram: int,
         legacy: bool | None,
         qmp_path: str | None,
@@ -184,7 +183,7 @@ class Machine:
             )
             fds = [firmware, qtest_far.fileno(), qmp_far.fileno(), self.bells.inherited.fileno(), self.memory.fd]
             fds += self._supply.files.values()
-            self.process = QemuProcess(program, [*command, *arguments], fds, timeout=self.timeout)
+            self.process = QemuProcess(self._program, [*command, *arguments], fds, timeout=self.timeout)
             own(self.process.close)
         self.qmp_client = Qmp(qmp_socket, timeout=self.timeout, why=self.process.autopsy)
         own(self.qmp_client.close)
@@ -227,11 +226,11 @@ class Machine:
         command += ["-no-user-config", "-nodefaults", "-display", "none"]
         command += ["-object", f"memory-backend-file,id=ram,size={ram},mem-path={_path(self.memory.fd)},share=on"]
         command += ["-chardev", f"socket,id=qtest,fd={qtest}", "-object", "qtest,id=qtest,chardev=qtest,log=none"]
-        command += ["-chardev", f"socket,id=qmp,fd={qmp}", "-mon", "chardev=qmp,mode=control"]
+        command += ["-chardev", f"socket,id=qmp,fd={qmp}", "-qmp", "chardev:qmp"]
         if qmp_path is not None:
             place = qmp_path.replace(",", ",,")
             command += ["-chardev", f"socket,id=others,path={place},server=on,wait=off"]
-            command += ["-mon", "chardev=others,mode=control"]
+            command += ["-qmp", "chardev:others"]
         if self._has_iommu:
             command += ["-device", "intel-iommu,intremap=off"]  # before what is to be behind it
         command += self._supply.arguments()
@@ -318,7 +317,11 @@ class Machine:
             "QEMU did not start" if self.process.exited else f"QEMU did not start in {self.timeout:g} s",
             seen=seen,
             expected="a QEMU that takes these devices and options",
-            remedy=f"change the option that QEMU names; those of a device: {self.model.binary} -device NAME,help",
+            remedy=(
+                f"name a device that this QEMU has: {self._program} -device help"
+                if "is not a valid device model name" in seen
+                else f"change the option that QEMU names; those of a device: {self._program} -device NAME,help"
+            ),
         )
 
     @property

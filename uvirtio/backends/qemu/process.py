@@ -22,6 +22,8 @@ from uvirtio.errors import QemuFailed, QemuMissing
 
 OLDEST = (7, 2)
 _PR_SET_PDEATHSIG = 1
+_PREFIX = "qemu-system-"
+_WARNING = re.compile(r"(?:^|: )(?:warning|info): ")
 _TERMINATE_WAIT = 2.0
 _KILL_WAIT = 5.0
 _REAP_WAIT = 2.0
@@ -187,7 +189,7 @@ class QemuProcess:
                 self._watchers.remove(fd)
 
     def autopsy(self) -> str:
-        """Return how QEMU ended, and its last output; for errors."""
+        """Return how QEMU ended, and what it said about that; for errors."""
         self._ended.wait(_REAP_WAIT)  # its sockets close a moment before it can be reaped
         code = self._process.returncode if self._process is not None else None
         if code is None:
@@ -200,13 +202,17 @@ class QemuProcess:
         return f"{how}: {said}" if said else how
 
     def said(self) -> str:
-        """Return the end of what QEMU wrote to stderr."""
+        """Return the end of what QEMU wrote to stderr; warnings only where there is nothing else, and as such."""
         if self._closed:
             return ""
         size = os.fstat(self._stderr).st_size
         start = max(0, size - _STDERR_QUOTED)
         text = os.pread(self._stderr, _STDERR_QUOTED, start).decode("utf-8", "replace")
-        return text.replace(f"{self._binary}: ", "").strip()
+        for name in (self._binary, Path(self._binary).name):
+            text = text.replace(f"{name}: ", "")
+        lines = [line for line in text.splitlines() if line.strip()]
+        causes = [line for line in lines if not _WARNING.search(line)]
+        return "\n".join(causes) if causes or not lines else "only warnings: " + "\n".join(lines)
 
     def version(self) -> tuple[int, ...]:
         """Return what ``--version`` reports, for a QEMU that ended before its greeting; () if unknown."""
