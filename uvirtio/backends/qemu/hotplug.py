@@ -38,7 +38,7 @@ def check_ports(model: Model, count: int, iommu: str) -> None:
         raise NotSupported(
             f"the machine {model.name} has no PCI Express",
             seen=f"root_ports={count}",
-            expected="a machine with PCI Express: q35 or virt",
+            expected="a machine with PCI Express: q35, virt, riscv64 or loongarch64",
             remedy="on pc devices are plugged into the root bus: leave root_ports out",
         )
     if iommu != "none" or not 1 <= count <= PORTS_MOST:
