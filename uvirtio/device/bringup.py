@@ -107,7 +107,7 @@ def negotiate(
             f"the driver cannot do without {_named(type_name, must & withheld)}",
             seen=", ".join(without),
             expected="bits that are not required (2.2.1)",
-            remedy="leave it out of --without",
+            remedy="leave it out of --without, or of open(..., without=[...])",
         )
     missing = must & ~offered
     if missing:

@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from tests.fakes.fakesys import FakeSys, config_space
+from tests.support.polling import readable
 from uvirtio import opening
 from uvirtio.backends import uio_pci
 from uvirtio.backends.uio_pci import UioPciFunction
@@ -281,7 +282,7 @@ def test_the_pin_is_taken_and_rearmed_through_the_command_register(machine, func
     with machine.node.open("r+b", buffering=0) as kernel:
         kernel.write((1).to_bytes(4, "little"))
         machine.set_command(machine.command() | INTX_OFF)  # as the kernel's handler does
-        assert select.select([event], [], [], 5)[0]
+        assert readable(event, 5)
         assert event.take()
         assert machine.command() & INTX_OFF, "not before the cause was read"
         event.rearm()
@@ -307,7 +308,7 @@ def test_a_function_whose_interrupt_the_kernel_has_not_is_polled(machine, monkey
     with machine.open() as function:
         assert not function.has_intx
         assert not function.removal.take()
-        assert not select.select([function.removal], [], [], 0)[0], "or the wait loop would spin"
+        assert not readable(function.removal, 0), "or the wait loop would spin"
         assert function.registers(4, 0, 4).read32(0) == 0
         function.bus_master(True)
         machine.set_command(0)

@@ -163,7 +163,14 @@ LEDS: Final = ('LED_NUML', 'LED_CAPSL', 'LED_SCROLLL', 'LED_COMPOSE', 'LED_KANA'
 BACKENDS: Final = ('auto', 'vfio', 'vfio-group', 'vfio-cdev', 'uio', 'devmem', 'vhost-vdpa', 'qemu')
 SHELLS: Final = ('bash', 'zsh', 'fish')
 
-QEMU_MACHINES: Final = ('q35', 'pc', 'microvm', 'virt')
+QEMU_MACHINES: Final[dict[str, tuple[str, ...]]] = {
+    "q35": ("pci",),
+    "pc": ("pci",),
+    "microvm": ("device",),
+    "virt": ("pci", "device"),
+    "riscv64": ("pci", "device"),
+    "loongarch64": ("pci",),
+}
 QEMU_KEYS: Final[dict[str, str]] = {
     "ram=": "memory of the guest, such as 1G",
     "legacy=": "on or off: the legacy interface of virtio-mmio",
