@@ -23,7 +23,7 @@ from uvirtio.errors import (
     UsageError,
     UvirtioError,
 )
-from uvirtio.host import addresses, denylist
+from uvirtio.host import addresses, denylist, privilege
 from uvirtio.host.addresses import Address
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.backend import MmioWindow, PciFunction, VdpaNode, WithoutIommu
@@ -251,13 +251,13 @@ def _open_mmio(address: str, options: OpenOptions) -> tuple[str, Opened]:
             f"the address of {found.address} is hidden",
             seen="/proc/iomem shows none to this user",
             expected="the physical address of the window",
-            remedy="run as root",
+            remedy=privilege.remedy(roots=options.roots),
         )
     if found.driver is not None:
         raise NotBound(
             f"{found.address} is held by a driver of the kernel",
             seen=f"{found.name} is bound to {found.driver}",
-            expected="a window that nobody drives",
+            expected="a window that no driver has",
             remedy=f"uvirtio bind {found.address}",
         )
     window = devmem.DevmemWindow.open(found.address, *found.window, options.roots, unsafe_dma=options.unsafe_dma)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from uvirtio.errors import BadAddress, DeviceGone, NoSuchDevice, NotVirtio, PermissionLack, UsageError
-from uvirtio.host import addresses, mmio, sysfs
+from uvirtio.host import addresses, mmio, privilege, sysfs
 from uvirtio.host.addresses import Address, canonical
 from uvirtio.host.drivers import UIO, VFIO, VP_VDPA
 from uvirtio.host.names import device_behind
@@ -230,7 +230,7 @@ def _platform_devices(roots: Roots) -> Iterator[DiscoveredDevice]:
 def _platform_device(name: str, path: Path, window: tuple[int, int] | None) -> DiscoveredDevice:
     virtio_name, kernel_driver = _virtio_child(path)
     device_id = sysfs.number(path / virtio_name / "device") if virtio_name else None
-    notes = [] if device_id is not None else ["type: nobody drives it, and only its registers tell"]
+    notes = [] if device_id is not None else ["type: no driver has it, and only its registers tell"]
     if window is None:
         notes.append("window: /proc/iomem shows addresses to root only")
     return DiscoveredDevice(
@@ -536,7 +536,9 @@ def _hidden(path: Path) -> PermissionLack:
         "the capabilities are hidden: configuration space beyond byte 64 needs CAP_SYS_ADMIN",
         seen=f"a short {path}",
         expected="256 bytes",
-        remedy="run this as root, or bind the function to vfio-pci and use its node",
+        remedy=privilege.remedy(
+            "run this as root", path=path, also="bind the function to vfio-pci and use its node"
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from uvirtio.binding.discover import DiscoveredDevice, find
 from uvirtio.errors import Blocked, OperationFailed, PermissionLack
-from uvirtio.host import sysfs
+from uvirtio.host import privilege, sysfs
 from uvirtio.host.lock import take_lock
 from uvirtio.host.roots import Roots
 from uvirtio.host.writer import Writer
@@ -74,9 +74,14 @@ class SysfsOps:
             self.writer.write(path, text, self.timeout)
         except Blocked:
             raise  # it is an OSError, too
-        except PermissionError as error:
-            raise PermissionLack(f"{path} cannot be written", seen=error.strerror, expected="root") from error
         except OSError as error:
+            if privilege.refused(error):
+                raise PermissionLack(
+                    f"{path} cannot be written",
+                    seen=error.strerror,
+                    expected="root, and a /sys that is not read-only",
+                    remedy=privilege.remedy("run this as root", path=path, roots=self.roots),
+                ) from error
             raise OperationFailed(
                 f"writing {text!r} to {path} failed",
                 seen=error.strerror,

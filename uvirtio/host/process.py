@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uvirtio.host import sysfs
-from uvirtio.host.proc import unescape
 from uvirtio.host.roots import Roots
 
 CAP_IPC_LOCK = 14  # <linux/capability.h>
@@ -98,6 +97,12 @@ def capable(capability: int, roots: Roots) -> bool:
     """Whether this process has a capability (by its number) in effect."""
     text = status("self", roots).get("CapEff", "")
     return bool(re.fullmatch(r"[0-9a-f]{1,16}", text, re.ASCII)) and bool(int(text, 16) >> capability & 1)
+
+
+def initial_user_namespace(roots: Roots) -> bool:
+    """Whether this process is in the first user namespace, whose root is the machine's (user_namespaces(7))."""
+    text = sysfs.read(directory("self", roots) / "uid_map", 4096)
+    return text is None or text.split() == ["0", "0", "4294967295"]
 
 
 def status_bytes(fields: Iterable[str], roots: Roots) -> int:
@@ -238,3 +243,8 @@ def mount_namespace(pid: Pid, roots: Roots) -> str:
         OSError: This user may not see it.
     """
     return os.readlink(directory(pid, roots) / "ns/mnt")  # noqa: PTH115  # "mnt:[1]" is no path
+
+
+def unescape(text: str) -> str:
+    """Undo the octal escapes of blanks and backslashes in mountinfo and swaps."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

@@ -531,7 +531,7 @@ def test_a_lock_of_the_living_is_not_waited_for(fake: FakeSys):
 def test_windows_without_a_device_raise_no_alarm(fake: FakeSys, capsys: pytest.CaptureFixture[str]):
     # Most windows of a machine are empty; only who asks for one by its address is told so, as an error.
     assert [found.notes for found in scan(fake.roots)] == [
-        ("type: nobody drives it, and only its registers tell",),
+        ("type: no driver has it, and only its registers tell",),
     ] * 3
     assert not [
         finding for found in scan(fake.roots) for finding in rules.in_use(rules.check(found, fake.roots)[0])

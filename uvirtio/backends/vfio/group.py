@@ -29,7 +29,7 @@ from uvirtio.errors import (
     PermissionLack,
     UvirtioError,
 )
-from uvirtio.host import sysfs
+from uvirtio.host import privilege, sysfs
 from uvirtio.host.drivers import PCI_STUB, pci_driver
 from uvirtio.host.process import holders
 from uvirtio.host.roots import Roots
@@ -331,8 +331,12 @@ def _open_error(path: Path, number: int, roots: Roots, error: OSError) -> Uvirti
             f"{path} may not be opened",
             seen=f"{named(error)}, as user {os.geteuid()}",
             expected="root, or the owner of the node",
-            remedy="run as root, or let root give you this one device: uvirtio bind DEV --owner USER "
-            "(the owner of a device without an IOMMU can write to all memory)",
+            remedy=privilege.remedy(
+                "run as root, or let root give you this one device: uvirtio bind DEV --owner USER "
+                "(the owner of a device without an IOMMU can write to all memory)",
+                path=path,
+                roots=roots,
+            ),
         )
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         if not (roots.dev / "vfio").exists():
