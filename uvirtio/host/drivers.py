@@ -14,12 +14,16 @@ VDPA: Final = "vhost_vdpa"
 PCI_STUB: Final = "pci-stub"
 VP_VDPA: Final = "vp-vdpa"
 """Makes a vDPA device of a virtio PCI function."""
+VIRTIO_PCI: Final = "virtio-pci"
 VIRTIO_MMIO: Final = "virtio-mmio"
+VIRTIO_VDPA: Final = "virtio_vdpa"
 KMEM: Final = "kmem"
 """Makes System RAM of a dax device."""
 
 USER_DRIVERS: Final = frozenset({VFIO, UIO, PCI_STUB, VDPA})
 """Drivers under which the kernel itself does not use the device."""
+KERNEL_DRIVERS: Final = {"pci": VIRTIO_PCI, "platform": VIRTIO_MMIO, "vdpa": VIRTIO_VDPA}
+"""The driver of each bus under which Linux uses a virtio device itself."""
 
 
 def pci_driver(address: str, roots: Roots) -> str | None:
