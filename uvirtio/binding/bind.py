@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-from uvirtio.binding import journal
+from uvirtio.binding import journal, standing
 from uvirtio.binding.checks import driver_state
 from uvirtio.binding.discover import DiscoveredDevice, find
 from uvirtio.binding.journal import DeviceEntry, Entry
@@ -22,7 +22,7 @@ from uvirtio.binding.plan import Plan, plans
 from uvirtio.binding.restore import give_back
 from uvirtio.binding.sysfs_ops import TIMEOUT, SysfsOps, device_lock
 from uvirtio.errors import Blocked, ModuleLack, OperationFailed, Refused, UvirtioError
-from uvirtio.host import sysfs
+from uvirtio.host import driverctl, sysfs
 from uvirtio.host.drivers import VDPA, VFIO
 from uvirtio.host.roots import Roots
 from uvirtio.host.writer import ChildWriter, Writer, module_loader
@@ -175,8 +175,10 @@ class _BindRun:
         """
         members = [m for plan in self.plans for m in plan.members if m.steps or self.owner is not None]
         if members:
+            for member in members:
+                standing.drop_ended(member.found.key, self.roots)
             # A device with an open entry keeps that one: it has the state before the first bind.
-            fresh = [m for m in members if journal.entry_of(m.found.key, self.roots) is None]
+            fresh = [m for m in members if standing.live(m.found.key, self.roots) is None]
             self._save(journal.new([self._record(m.found, m.target) for m in fresh], self.roots, argv))
             try:
                 for member in members:
@@ -197,6 +199,7 @@ class _BindRun:
         return Bound(now.address, now.driver, now.node, self.entry.id if self.entry and ours else None)
 
     def _record(self, found: DiscoveredDevice, target: str | None) -> DeviceEntry:
+        saved = driverctl.saved(found.bus, found.name, self.roots)
         return DeviceEntry(
             address=found.key,
             bus=found.bus,
@@ -209,6 +212,7 @@ class _BindRun:
             type=found.type,
             iommu_group=found.iommu_group,
             virtio_name=found.virtio_name,
+            driverctl=None if saved is None else saved.driver,
         )
 
     def _save(self, entry: Entry) -> None:
@@ -242,7 +246,7 @@ class _BindRun:
                 strangers = ops.held_by(bus, target) - others - {name}
                 if strangers:
                     raise OperationFailed(
-                        f"{target} took devices that nobody gave it",
+                        f"{target} took devices that bind did not give it",
                         seen=sorted(strangers),
                         expected=f"{name} alone",
                         remedy=f"look for ids in {target}'s new_id",
@@ -264,12 +268,16 @@ class _BindRun:
             raise OperationFailed(f"{node} cannot be given away", seen=error.strerror, expected="chown") from error
         self._step(found.key, "owned")
 
+    def _note(self, device: DeviceEntry) -> None:
+        assert self.entry is not None
+        self._save(self.entry.with_device(device))
+
     def _roll_back(self, error: BaseException) -> None:
         assert self.entry is not None
         failures = []
         for device in sorted(self.entry.devices, key=lambda device: device.number):
             try:
-                give_back(device, self.ops, check_users=False)
+                give_back(device, self.ops, state=self.entry.state, check_users=False, note=self._note)
             except (UvirtioError, OSError) as second:
                 failures.append(f"{device.address}: {second}")
         if failures:

@@ -15,12 +15,12 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from uvirtio.binding import journal, rules
-from uvirtio.binding.checks import Check, driver_state, module_installed
+from uvirtio.binding import journal, rules, standing
+from uvirtio.binding.checks import Check, driver_state
 from uvirtio.binding.discover import scan
 from uvirtio.binding.facts import Facts
 from uvirtio.errors import Denied, NotSupported
-from uvirtio.host import denylist, memory, process, sysfs
+from uvirtio.host import denylist, memory, modules, privilege, process, sysfs
 from uvirtio.host.drivers import UIO, USER_DRIVERS, VDPA, VFIO
 from uvirtio.host.proc import kernel_release
 from uvirtio.host.roots import Roots
@@ -103,9 +103,11 @@ def _module(name: str, driver: str, bus: str, roots: Roots, remedy: str) -> Chec
         return Check(name, "pass", f"{driver} is loaded")
     if state == "loadable":
         return Check(name, "pass", f"{driver} can be loaded; bind does it")
-    return Check(
-        name, "warn", f"module {driver} is not installed for kernel {kernel_release(roots) or 'unknown'}", remedy
-    )
+    why = modules.why_missing(driver, roots)
+    if state == "unknown":
+        return Check(name, "warn", f"{driver} is not loaded, and {why}; bind tries modprobe", f"or: {remedy}")
+    release = kernel_release(roots) or "unknown"
+    return Check(name, "warn", f"module {driver} is not installed for kernel {release}: {why}", remedy)
 
 
 def _vfio(roots: Roots) -> Iterator[Check]:
@@ -124,8 +126,11 @@ def _vfio_cdev(roots: Roots) -> Iterator[Check]:
     elif nodes:
         detail = "VFIO makes character devices, but there is no /dev/iommu: the groups are used"
         yield Check("vfio-cdev", "warn", detail, "as root: modprobe iommufd")
-    elif (roots.dev / "iommu").exists() or module_installed("iommufd", roots):
+    elif (roots.dev / "iommu").exists() or (found := modules.presence("iommufd", roots)) == "installed":
         yield Check("vfio-cdev", "pass", "iommufd is there; bind shows whether VFIO makes character devices too")
+    elif found == "unknown":
+        why = modules.why_missing("iommufd", roots)
+        yield Check("vfio-cdev", "skip", f"no /dev/iommu, and {why}: the groups are used, which is as good")
     else:
         yield Check("vfio-cdev", "skip", "this kernel has no iommufd: the groups are used, which is as good")
 
@@ -150,7 +155,8 @@ def _physical(name: str, detail: str, roots: Roots) -> Check:
     if sysfs.locked_down(roots) is not None:
         return Check(name, "warn", f"{detail}, but the kernel is locked down", "boot without secure boot")
     if not process.capable(process.CAP_SYS_ADMIN, roots):
-        return Check(name, "warn", f"{detail}, but this user may not know physical addresses", "run as root")
+        remedy = privilege.remedy("run as root", roots=roots)
+        return Check(name, "warn", f"{detail}, but this user may not know physical addresses", remedy)
     if not pool.free:
         return Check(
             name,
@@ -171,9 +177,8 @@ def _vfio_access(roots: Roots) -> Iterator[Check]:
     closed = [name for name in ("vfio", *groups) if not os.access(top / name, os.R_OK | os.W_OK)]
     if closed:
         names = ", ".join(f"/dev/vfio/{name}" for name in closed)
-        yield Check(
-            "vfio-access", "warn", f"this user may not open {names}", "run as root, or bind with --owner USER"
-        )
+        remedy = privilege.remedy("run as root, or bind with --owner USER", path=top / closed[0], roots=roots)
+        yield Check("vfio-access", "warn", f"this user may not open {names}", remedy)
     else:
         yield Check(
             "vfio-access", "pass", f"this user may open {', '.join(f'/dev/vfio/{name}' for name in groups)}"
@@ -203,7 +208,8 @@ def _devmem(roots: Roots) -> Iterator[Check]:
         yield Check("devmem", "warn", f"{path} is closed by lockdown ({mode})", "switch secure boot off")
     elif not os.access(path, os.R_OK | os.W_OK):
         # access(2) asks about the rights and opens nothing.
-        yield Check("devmem", "warn", f"this user may not open {path}", "run as root (CAP_SYS_RAWIO)")
+        remedy = privilege.remedy("run as root (CAP_SYS_RAWIO)", path=path, roots=roots)
+        yield Check("devmem", "warn", f"this user may not open {path}", remedy)
     elif held := [found.address for found in windows if found.driver is not None]:
         yield Check(
             "devmem",
@@ -213,13 +219,13 @@ def _devmem(roots: Roots) -> Iterator[Check]:
             f"uvirtio bind {held[0]} --group",
         )
     else:
-        yield Check("devmem", "pass", f"{path} reaches {len(windows)} windows, which nobody drives")
+        yield Check("devmem", "pass", f"{path} reaches {len(windows)} windows, which no driver has")
 
 
 def _vdpa(roots: Roots) -> Iterator[Check]:
     devices = sysfs.device_names("vdpa", roots)
     if not devices:
-        here = sysfs.bus("vdpa", roots).is_dir() or module_installed("vdpa", roots)
+        here = sysfs.bus("vdpa", roots).is_dir() or modules.presence("vdpa", roots) != "missing"
         yield Check("vhost-vdpa", "skip", "no vdpa device here" if here else "this kernel has no vdpa")
         return
     yield _module("vhost-vdpa", VDPA, "vdpa", roots, "install the kernel's module package that has vhost_vdpa")
@@ -229,7 +235,7 @@ def _vdpa(roots: Roots) -> Iterator[Check]:
             yield Check(
                 "vduse",
                 "warn",
-                f"whoever uses {name} waits for ever when the process behind it stops",
+                f"a program that uses {name} waits for ever when the process behind it stops",
                 f"as root: echo 30 > /sys/class/vduse/{name}/msg_timeout",
             )
 
@@ -242,7 +248,8 @@ def _vdpa_access(devices: list[str], roots: Roots) -> Iterator[Check]:
     closed = [node for node, allowed in rights.items() if not allowed]
     if closed:
         names = ", ".join(closed)
-        remedy = "run as root, or bind with --owner USER"
+        first = roots.dev / closed[0].removeprefix("/dev/")
+        remedy = privilege.remedy("run as root, or bind with --owner USER", path=first, roots=roots)
         yield Check("vhost-vdpa-access", "warn", f"this user may not open {names}", remedy)
     elif nodes:
         names = ", ".join(nodes)
@@ -274,7 +281,7 @@ def _pagemap(roots: Roots) -> Iterator[Check]:
             "pagemap",
             "warn",
             "frame numbers read as 0 without CAP_SYS_ADMIN: no balloon, and no device without ACCESS_PLATFORM",
-            "run as root for these",
+            privilege.remedy("run as root for these", roots=roots),
         )
 
 
@@ -367,14 +374,34 @@ def _devices(roots: Roots) -> Iterator[Check]:
 
 
 def _journal(roots: Roots) -> Iterator[Check]:
-    open_entries = journal.entries(roots)
-    broken = [entry for entry in open_entries if entry.state != "bound"]
-    if broken:
-        names = ", ".join(device.address for entry in broken for device in entry.devices)
+    """What is left in the journal; first what restore cannot put back by itself."""
+    now: dict[str, list[str]] = {}
+    for entry in journal.entries(roots):
+        for device in entry.devices:
+            found = standing.standing(device, roots, entry.state)
+            if found == "bound" and entry.state != "bound":
+                found = "unfinished"
+            now.setdefault(found, []).append(device.address)
+    others = [*now.get("claimed", []), *now.get("taken", [])]
+    hidden = journal.unreadable(roots)
+    if others:
+        yield Check(
+            "journal",
+            "warn",
+            f"another program has claimed or bound since: {', '.join(others)}",
+            f"uvirtio restore {others[0]} says what to do",
+        )
+    elif "unfinished" in now:
+        names = ", ".join(now["unfinished"])
         yield Check("journal", "warn", f"a bind did not come to its end: {names}", "uvirtio restore --all")
-    elif open_entries:
-        names = ", ".join(device.address for entry in open_entries for device in entry.devices)
-        yield Check("journal", "pass", f"bound, to be restored some day: {names}")
+    elif hidden:
+        remedy = "as root: uvirtio doctor" if os.geteuid() else f"rm {hidden[0]}"
+        yield Check("journal", "warn", f"{len(hidden)} of its files cannot be read: {hidden[0]}", remedy)
+    elif "bound" in now:
+        yield Check("journal", "pass", f"bound, to be restored some day: {', '.join(now['bound'])}")
+    elif now:
+        names = ", ".join(address for some in now.values() for address in some)
+        yield Check("journal", "pass", f"nothing is left bound; ended by themselves: {names}")
     else:
         yield Check("journal", "pass", "nothing is left bound")
 

@@ -50,7 +50,7 @@ def _number(text: str) -> int:
 def check_owner_allowed(made: Sequence[Plan], force: Collection[str]) -> None:
     """Refuse ``--owner`` for devices whose node would let its owner reach all of memory.
 
-    Where no IOMMU restricts a device, whoever may open its node may write anywhere in memory. VFIO restricts a
+    Where no IOMMU restricts a device, a user who may open its node may write anywhere in memory. VFIO restricts a
     function only as far as the function uses addresses that the IOMMU translates: with ACCESS_PLATFORM. And a
     balloon or virtio-mem device takes memory from the guest by its physical address, whatever the IOMMU.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from uvirtio.binding import journal
+from uvirtio.binding import journal, standing
 from uvirtio.binding.discover import DiscoveredDevice, pci_functions, scan
 from uvirtio.binding.facts import Facts
 from uvirtio.host import proc, sysfs
@@ -492,20 +492,29 @@ def not_virtio(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
 
 
 def foreign_override(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
-    """Another tool has set a driver for this device, or an earlier bind of uvirtio is not restored."""
-    if (entry := journal.entry_of(found.key, facts.roots)) is not None:
-        device = entry.device(found.key)
-        if device is not None and found.driver != device.target:
-            yield Finding(
-                "foreign-override",
-                f"a bind to {device.target} is still in the journal ({entry.id})",
-                forceable=False,
-            )
-    elif found.driver_override is not None:
+    """Another tool has set a driver for this device."""
+    having = standing.live(found.key, facts.roots)
+    claimed = having is None or standing.claim(having[1], facts.roots) is not None
+    if found.driver_override is not None and claimed:  # else it is uvirtio's own: see earlier-bind
         yield Finding("foreign-override", f"driver_override is {found.driver_override}")
     for name in (f"{found.bus}-{found.name}", found.name):
         if (facts.roots.etc / "driverctl.d" / name).exists():
             yield Finding("foreign-override", f"/etc/driverctl.d/{name} names a driver for it")
+
+
+# --- earlier-bind ------------------------------------------------------------------------------------------
+
+
+def earlier_bind(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
+    """An earlier bind of uvirtio is not restored, and the device is not as that bind left it."""
+    having = standing.live(found.key, facts.roots)
+    if having is not None:
+        entry, device = having
+        if found.driver != device.target:
+            evidence = f"a bind to {device.target or 'no driver'} is still in the journal ({entry.id})"
+            yield Finding("earlier-bind", evidence, forceable=False)
+    elif journal.unreadable(facts.roots):
+        yield Unchecked("earlier-bind", "the journal of bind")
 
 
 # --- no-way-back -------------------------------------------------------------------------------------------
@@ -575,6 +584,7 @@ RULES: tuple[Rule, ...] = (
     vf_pf,
     not_virtio,
     foreign_override,
+    earlier_bind,
     no_way_back,
     unsafe_dma,
     suspend,

@@ -10,6 +10,7 @@ from uvirtio.cli.completion import table
 
 if TYPE_CHECKING:
     from uvirtio.binding.discover import DiscoveredDevice
+    from uvirtio.host.roots import Roots
 
 Candidate = tuple[str, str]
 """A value and its description."""
@@ -132,6 +133,9 @@ def _devices(place: _Place) -> Iterator[Candidate]:
     kind = group if group in table.GROUPS else ""
     if place.verb == "input replay":
         yield "-", "the device that FILE describes"
+    if "--forget" in place.used:  # whatever has the device now
+        yield from _journaled(place)
+        return
     found = [device for device in _scan(place) if not kind or device.type in (kind, "unknown")]
     if place.verb == "restore":  # None: bind only unbinds a virtio-mmio window
         from uvirtio.host.drivers import USER_DRIVERS
@@ -154,12 +158,26 @@ _ALIASED = ("inspect", "plan")
 """The verbs that accept ``virtio3``, and a type that only one device has."""
 
 
-def _scan(place: _Place) -> list[DiscoveredDevice]:
-    from uvirtio.binding.discover import scan
+def _roots(place: _Place) -> Roots:
     from uvirtio.host.roots import Roots
 
     root = place.values.get("--root")
-    return scan(Roots.under(root) if root else Roots())
+    return Roots.under(root) if root else Roots()
+
+
+def _scan(place: _Place) -> list[DiscoveredDevice]:
+    from uvirtio.binding.discover import scan
+
+    return scan(_roots(place))
+
+
+def _journaled(place: _Place) -> Iterator[Candidate]:
+    from uvirtio.binding import journal
+
+    for entry in journal.entries(_roots(place)):
+        for device in entry.devices:
+            if device.address not in place.arguments:
+                yield device.address, f"{device.type}, {device.driver or 'no driver'} before bind"
 
 
 def _about(device: DiscoveredDevice) -> str:
