@@ -159,7 +159,9 @@ def modprobe(module: str, *parameters: str) -> None:
             f"modprobe {module} failed",
             seen=done.stderr.strip()[:500] or f"exit code {done.returncode}",
             expected="a loaded module",
-            remedy="see the kernel's log (dmesg)",
+            remedy=f"outside of this container, as root: modprobe {module}"
+            if "not permitted" in done.stderr
+            else "see the kernel's log (dmesg)",
         )
 
 

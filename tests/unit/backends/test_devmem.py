@@ -196,7 +196,8 @@ def test_an_unknown_name_is_no_device(fake: FakeSys):
         open_device(fake, "LNRO0005:09")
 
 
-def test_hidden_addresses_want_root(fake: FakeSys):
+def test_hidden_addresses_want_root(fake: FakeSys, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)  # root is told something else
     hidden = "\n".join(f"00000000-00000000 : {line.split(' : ')[1]}" for line in IOMEM.splitlines())
     fake.text(fake.roots.proc / "iomem", hidden + "\n")
     for name in ("LNRO0005:00", "mmio:0xfeb00e00"):
@@ -270,6 +271,7 @@ def test_a_closed_dev_mem_says_why(fake: FakeSys, mode: str | None, words: str, 
     if mode is not None:
         fake.text(fake.sys / "kernel/security/lockdown", mode + "\n")
     monkeypatch.setattr(devmem.os, "open", failing(errno.EPERM))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(PermissionLack) as caught:
         devmem._open(fake.roots)
     assert words in (caught.value.remedy or "")

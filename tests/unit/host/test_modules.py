@@ -148,8 +148,9 @@ def test_what_modprobe_says_becomes_the_error(monkeypatch: pytest.MonkeyPatch, t
     assert caught.value.seen == "Module uvirtio-none not found in directory /x"
     assert calls.read_text() == "-- uvirtio-none a=1\n"
     played(monkeypatch, tmp_path, "echo 'Operation not permitted' >&2; exit 1")
-    with pytest.raises(ModuleLack, match="modprobe uvirtio-none failed"):
+    with pytest.raises(ModuleLack, match="modprobe uvirtio-none failed") as caught:
         writer.modprobe("uvirtio-none")
+    assert "outside of this container" in str(caught.value.remedy)
 
 
 # --- bind, plan and doctor --------------------------------------------------------------------------------------
