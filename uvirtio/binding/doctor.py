@@ -97,21 +97,23 @@ def _iommu(roots: Roots) -> Iterator[Check]:
         )
 
 
-def _module(name: str, driver: str, bus: str, roots: Roots, remedy: str) -> Check:
+def _module(name: str, driver: str, bus: str, roots: Roots, needed: str = "") -> Check:
     state = driver_state(driver, bus, roots)
     if state == "loaded":
         return Check(name, "pass", f"{driver} is loaded")
     if state == "loadable":
         return Check(name, "pass", f"{driver} can be loaded; bind does it")
-    why = modules.why_missing(driver, roots)
+    why, remedy = modules.why_missing(driver, roots), needed + modules.remedy(driver, roots)
     if state == "unknown":
-        return Check(name, "warn", f"{driver} is not loaded, and {why}; bind tries modprobe", f"or: {remedy}")
+        return Check(
+            name, "warn", f"{driver} is not loaded, and {why}; bind tries modprobe", f"if it fails: {remedy}"
+        )
     release = kernel_release(roots) or "unknown"
     return Check(name, "warn", f"module {driver} is not installed for kernel {release}: {why}", remedy)
 
 
 def _vfio(roots: Roots) -> Iterator[Check]:
-    found = _module(VFIO, VFIO, "pci", roots, "install the kernel's module package that has vfio-pci")
+    found = _module(VFIO, VFIO, "pci", roots)
     if found.verdict == "pass" and not sysfs.iommu_groups(roots):
         found = replace(
             found, verdict="warn", detail=f"{found.detail}, but there is no IOMMU", remedy="switch the IOMMU on"
@@ -186,8 +188,7 @@ def _vfio_access(roots: Roots) -> Iterator[Check]:
 
 
 def _uio(roots: Roots) -> Iterator[Check]:
-    remedy = "only needed without an IOMMU: install the kernel's module package that has uio_pci_generic"
-    found = _module("uio", UIO, "pci", roots, remedy)
+    found = _module("uio", UIO, "pci", roots, "only needed without an IOMMU: ")
     if found.verdict != "pass":
         yield found
     elif sysfs.iommu_groups(roots):
@@ -228,7 +229,7 @@ def _vdpa(roots: Roots) -> Iterator[Check]:
         here = sysfs.bus("vdpa", roots).is_dir() or modules.presence("vdpa", roots) != "missing"
         yield Check("vhost-vdpa", "skip", "no vdpa device here" if here else "this kernel has no vdpa")
         return
-    yield _module("vhost-vdpa", VDPA, "vdpa", roots, "install the kernel's module package that has vhost_vdpa")
+    yield _module("vhost-vdpa", VDPA, "vdpa", roots)
     yield from _vdpa_access(devices, roots)
     for name in sysfs.names(roots.sys / "class/vduse"):
         if sysfs.number(roots.sys / "class/vduse" / name / "msg_timeout") == 0:

@@ -311,7 +311,8 @@ def _environment(
             "unknown": f"{target} is not loaded, and {modules.why_missing(target, roots)}; bind will try modprobe",
         }[state]
         verdicts: dict[str, Outcome] = {"missing": "fail", "unknown": "warn"}
-        made.append(Check("module", verdicts.get(state, "pass"), where, _module_remedy(state, target)))
+        remedy = modules.remedy(target, roots) if state == "missing" else ""
+        made.append(Check("module", verdicts.get(state, "pass"), where, remedy))
     made.append(_way_back(found, target, roots))
     if (problem := _rights(found, roots)) is not None:
         made.append(Check("rights", "fail", problem.message, problem.remedy or ""))
@@ -349,10 +350,6 @@ def _way_back(found: DiscoveredDevice, target: str | None, roots: Roots) -> Chec
     return Check("way-back", "pass", f"restore gives it back to {driver}")
 
 
-def _module_remedy(state: str, target: str) -> str:
-    return "" if state != "missing" else f"install the kernel's module package that has {target}"
-
-
 def _lacking(found: DiscoveredDevice, target: str | None, roots: Roots) -> list[UvirtioError]:
     made: list[UvirtioError] = []
     if target is not None and driver_state(target, found.bus, roots) == "missing":
@@ -362,7 +359,7 @@ def _lacking(found: DiscoveredDevice, target: str | None, roots: Roots) -> list[
                 seen=f"no {target} in {sysfs.bus(found.bus, roots) / 'drivers'}, and "
                 f"{modules.why_missing(target, roots)}",
                 expected="a kernel with this module",
-                remedy=_module_remedy("missing", target),
+                remedy=modules.remedy(target, roots),
             )
         )
     if (problem := _rights(found, roots)) is not None:

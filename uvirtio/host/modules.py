@@ -95,6 +95,13 @@ def why_missing(module: str, roots: Roots) -> str:
     return f"no {every[0] / 'modules.dep'}"
 
 
+def remedy(module: str, roots: Roots) -> str:
+    """What to do about a module that is missing."""
+    if configured(module, roots) == "n":
+        return f"boot a kernel that has CONFIG_{_OPTIONS[module]}"
+    return f"install the kernel's module package that has {module}"
+
+
 def configured(module: str, roots: Roots) -> Literal["y", "m", "n"] | None:
     """How the running kernel was configured, by ``/proc/config.gz``.
 

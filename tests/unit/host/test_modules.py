@@ -81,6 +81,7 @@ def test_the_configuration_of_the_kernel(fake: FakeSys, line: str, found: str, p
     assert modules.presence("vfio-pci", fake.roots) == presence
     if presence == "missing":
         assert "CONFIG_VFIO_PCI is not set" in modules.why_missing("vfio-pci", fake.roots)
+        assert modules.remedy("vfio-pci", fake.roots) == "boot a kernel that has CONFIG_VFIO_PCI"
     assert modules.configured("another", fake.roots) is None
 
 
