@@ -17,11 +17,11 @@ from dataclasses import replace
 
 from uvirtio.binding import journal, rules, standing
 from uvirtio.binding.checks import Check, driver_state
-from uvirtio.binding.discover import scan
+from uvirtio.binding.discover import scan, unlisted
 from uvirtio.binding.facts import Facts
 from uvirtio.errors import Denied, NotSupported
 from uvirtio.host import denylist, memory, modules, privilege, process, sysfs
-from uvirtio.host.drivers import UIO, USER_DRIVERS, VDPA, VFIO
+from uvirtio.host.drivers import UIO, VDPA, VFIO
 from uvirtio.host.proc import kernel_release
 from uvirtio.host.roots import Roots
 from uvirtio.memory.fence import full_fence
@@ -30,6 +30,7 @@ __all__ = ["Check", "checks"]
 
 _QEMU = "qemu-system-x86_64"
 _QEMU_OLDEST = (7, 2)
+_NO_GROUPS_SEEN = "whether there is an IOMMU cannot be seen"
 _MEMLOCK = 8 << 20  # Linux's default, enough for small rings
 
 
@@ -64,6 +65,10 @@ def checks(roots: Roots, *, qemu_version: Callable[[str], str] | None = None) ->
     return made
 
 
+def _all_of_sys(roots: Roots) -> str:
+    return privilege.remedy("run as root, where all of /sys is visible", path=roots.sys, roots=roots)
+
+
 def _cpu(roots: Roots) -> Iterator[Check]:
     del roots
     machine = platform.machine()
@@ -85,7 +90,9 @@ def _kernel(roots: Roots) -> Iterator[Check]:
 
 def _iommu(roots: Roots) -> Iterator[Check]:
     real = sysfs.iommu_groups(roots)
-    if real:
+    if real is None:
+        yield Check("iommu", "warn", "the IOMMU groups cannot be listed", _all_of_sys(roots))
+    elif real:
         yield Check("iommu", "pass", f"{len(real)} groups")
     else:
         yield Check(
@@ -114,7 +121,7 @@ def _module(name: str, driver: str, bus: str, roots: Roots, needed: str = "") ->
 
 def _vfio(roots: Roots) -> Iterator[Check]:
     found = _module(VFIO, VFIO, "pci", roots)
-    if found.verdict == "pass" and not sysfs.iommu_groups(roots):
+    if found.verdict == "pass" and sysfs.iommu_groups(roots) == []:
         found = replace(
             found, verdict="warn", detail=f"{found.detail}, but there is no IOMMU", remedy="switch the IOMMU on"
         )
@@ -140,7 +147,10 @@ def _vfio_cdev(roots: Roots) -> Iterator[Check]:
 def _vfio_noiommu(roots: Roots) -> Iterator[Check]:
     switch = sysfs.noiommu_switch(roots)
     on = sysfs.noiommu_mode(roots)
-    if sysfs.iommu_groups(roots):
+    groups = sysfs.iommu_groups(roots)
+    if groups is None:
+        yield Check("vfio-noiommu", "skip", _NO_GROUPS_SEEN)
+    elif groups:
         yield Check("vfio-noiommu", "skip", "not needed: there is an IOMMU")
     elif on is None:
         why = "this kernel's vfio has no such mode" if switch.parent.is_dir() else "vfio is not loaded"
@@ -171,27 +181,35 @@ def _physical(name: str, detail: str, roots: Roots) -> Check:
 
 def _vfio_access(roots: Roots) -> Iterator[Check]:
     top = roots.dev / "vfio"
-    groups = [name for name in sysfs.names(top) if re.fullmatch(r"(noiommu-)?[0-9]+", name, re.ASCII)]
-    if not groups:
-        yield Check("vfio-access", "skip", "no function is bound to vfio-pci")
+    if (entries := sysfs.listed(top)) is None:
+        yield Check("vfio-access", "warn", "/dev/vfio cannot be listed", "as root: chmod 0755 /dev/vfio")
         return
-    # access(2) asks about the rights and opens nothing: to open a group resets its devices.
-    closed = [name for name in ("vfio", *groups) if not os.access(top / name, os.R_OK | os.W_OK)]
+    groups = [name for name in entries if re.fullmatch(r"(noiommu-)?[0-9]+", name, re.ASCII)]
+    # A kernel without groups (CONFIG_VFIO_GROUP=n) has a node for each function alone.
+    functions = [] if groups else [f"devices/{name}" for name in sysfs.names(top / "devices")]
+    nodes = [f"/dev/vfio/{name}" for name in groups or functions]
+    if not nodes:
+        yield Check("vfio-access", "skip", "no function is bound to vfio-pci, or to a variant of it")
+        return
+    # access(2) asks about the rights and opens nothing: to open a device resets it.
+    needed = ["/dev/vfio/vfio" if groups else "/dev/iommu", *nodes]
+    paths = {node: roots.dev / node.removeprefix("/dev/") for node in needed}
+    closed = [node for node, path in paths.items() if not os.access(path, os.R_OK | os.W_OK)]
     if closed:
-        names = ", ".join(f"/dev/vfio/{name}" for name in closed)
-        remedy = privilege.remedy("run as root, or bind with --owner USER", path=top / closed[0], roots=roots)
-        yield Check("vfio-access", "warn", f"this user may not open {names}", remedy)
+        remedy = privilege.remedy("run as root, or bind with --owner USER", path=paths[closed[0]], roots=roots)
+        yield Check("vfio-access", "warn", f"this user may not open {', '.join(closed)}", remedy)
     else:
-        yield Check(
-            "vfio-access", "pass", f"this user may open {', '.join(f'/dev/vfio/{name}' for name in groups)}"
-        )
+        yield Check("vfio-access", "pass", f"this user may open {', '.join(nodes)}")
 
 
 def _uio(roots: Roots) -> Iterator[Check]:
     found = _module("uio", UIO, "pci", roots, "only needed without an IOMMU: ")
+    groups = sysfs.iommu_groups(roots)
     if found.verdict != "pass":
         yield found
-    elif sysfs.iommu_groups(roots):
+    elif groups is None:
+        yield replace(found, verdict="skip", detail=f"{found.detail}; {_NO_GROUPS_SEEN}")
+    elif groups:
         yield replace(found, verdict="skip", detail=f"{found.detail}; not needed: vfio-pci is the better way")
     else:
         yield _physical("uio", found.detail, roots)
@@ -364,18 +382,26 @@ def _container(roots: Roots) -> Iterator[Check]:
 
 def _devices(roots: Roots) -> Iterator[Check]:
     found = scan(roots)
-    if not found:
+    hidden = ", ".join(f"{place} cannot be listed" for place in unlisted(roots))
+    if not found and not hidden:
         yield Check("devices", "skip", "no virtio device here")
         return
-    user = [f"{d.address} ({d.type}, {d.driver})" for d in found if d.driver in USER_DRIVERS]
+    user = [f"{d.address} ({d.type}, {d.driver})" for d in found if d.for_user_space]
     facts = Facts(roots)
     used = [d.address for d in found if rules.in_use(rules.check(d, roots, facts).findings)]
     detail = f"{len(found)} virtio devices, {len(used)} in use by this machine"
-    yield Check("devices", "pass", detail + (f"; for user space: {', '.join(user)}" if user else ""))
+    detail += f"; for user space: {', '.join(user)}" if user else ""
+    if hidden:
+        yield Check("devices", "warn", f"{detail}; {hidden}", _all_of_sys(roots))
+    else:
+        yield Check("devices", "pass", detail)
 
 
 def _journal(roots: Roots) -> Iterator[Check]:
     """What is left in the journal; first what restore cannot put back by itself."""
+    if (hidden := journal.hidden(roots)) is not None:
+        yield Check("journal", "skip", f"{hidden} cannot be read: run as root to know what is bound")
+        return
     now: dict[str, list[str]] = {}
     for entry in journal.entries(roots):
         for device in entry.devices:
@@ -384,7 +410,7 @@ def _journal(roots: Roots) -> Iterator[Check]:
                 found = "unfinished"
             now.setdefault(found, []).append(device.address)
     others = [*now.get("claimed", []), *now.get("taken", [])]
-    hidden = journal.unreadable(roots)
+    damaged = journal.damaged(roots)
     if others:
         yield Check(
             "journal",
@@ -395,9 +421,8 @@ def _journal(roots: Roots) -> Iterator[Check]:
     elif "unfinished" in now:
         names = ", ".join(now["unfinished"])
         yield Check("journal", "warn", f"a bind did not come to its end: {names}", "uvirtio restore --all")
-    elif hidden:
-        remedy = "as root: uvirtio doctor" if os.geteuid() else f"rm {hidden[0]}"
-        yield Check("journal", "warn", f"{len(hidden)} of its files cannot be read: {hidden[0]}", remedy)
+    elif damaged:
+        yield Check("journal", "warn", f"{len(damaged)} of its files hold no entry", f"as root: rm {damaged[0]}")
     elif "bound" in now:
         yield Check("journal", "pass", f"bound, to be restored some day: {', '.join(now['bound'])}")
     elif now:

@@ -217,11 +217,21 @@ def entries_of(address: str, roots: Roots) -> list[tuple[Entry, DeviceEntry]]:
     return [(entry, device) for entry, device in pairs if device is not None]
 
 
-def unreadable(roots: Roots) -> list[Path]:
-    """The files of the journal that this user cannot read, or that hold no entry."""
+def hidden(roots: Roots) -> Path | None:
+    """What of the journal this user cannot read: its directory, or an entry; None: nothing."""
+    home = directory(roots)
+    names = sysfs.listed(home)
+    if names is None:
+        return home
+    paths = (home / name for name in names if name.endswith(".json") and not name.startswith("."))
+    return next((path for path in paths if path.exists() and not os.access(path, os.R_OK)), None)
+
+
+def damaged(roots: Roots) -> list[Path]:
+    """The files of the journal that this user can read and that hold no entry."""
     home = directory(roots)
     files = (home / name for name in sysfs.names(home) if name.endswith(".json") and not name.startswith("."))
-    return [path for path in files if _load(path) is None]
+    return [path for path in files if os.access(path, os.R_OK) and _load(path) is None]
 
 
 def _load(path: Path) -> Entry | None:

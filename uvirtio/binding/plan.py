@@ -12,8 +12,9 @@ from typing import Any
 
 from uvirtio.binding import journal, rules, standing
 from uvirtio.binding.checks import Check, Outcome, driver_state, writable
-from uvirtio.binding.discover import DiscoveredDevice
+from uvirtio.binding.discover import DiscoveredDevice, standing_on
 from uvirtio.binding.facts import Facts
+from uvirtio.binding.mates import group_members, page_members
 from uvirtio.binding.rules import Finding, Unchecked
 from uvirtio.errors import Denied, InUse, ModuleLack, NoIommu, PermissionLack, Refused, UsageError, UvirtioError
 from uvirtio.host import denylist, modules, privilege, sysfs
@@ -47,6 +48,11 @@ class Member:
     steps: tuple[PlanStep, ...]
     findings: tuple[Finding, ...]
     unchecked: tuple[Unchecked, ...]
+
+    @property
+    def hands_out_a_node(self) -> bool:
+        """Whether the target hands the whole device to whoever may open its node."""
+        return self.target in (VFIO, VDPA) or (self.found.vfio and self.target == self.found.driver)
 
     def as_dict(self) -> dict[str, Any]:
         """The member as the JSON of ``plan`` has it."""
@@ -104,8 +110,8 @@ def plan(
     Args:
         found: The device.
         roots: Where ``/sys``, ``/proc`` ... are read.
-        driver: The driver to bind; None: vfio-pci for a function in an IOMMU group, vhost_vdpa on the vdpa bus,
-            none for an mmio window.
+        driver: The driver to bind; None: vfio-pci for a function in an IOMMU group (a variant of vfio-pci that has
+            it stays), vhost_vdpa on the vdpa bus, none for an mmio window.
         group: Take the other functions of the IOMMU group along.
         force: Names of rules to override.
         along: The addresses of devices that the same run binds.
@@ -124,7 +130,10 @@ def plan(
     already = found.driver is not None and found.driver == target
     functions = [found]
     if group and not already:
-        others = rules.group_members(found, roots) if found.bus == "pci" else rules.page_members(found, roots)
+        others = group_members(found, roots) if found.bus == "pci" else page_members(found, roots)
+        if others is None:
+            problems.append(_unlisted(found, roots))
+            others = []
         functions += [m for m in others if rules.kernel_holds(m) and m.address not in along]
     members = tuple(
         _member(function, target, roots, facts, group=group, explicit=driver, along=along, already=already)
@@ -132,7 +141,8 @@ def plan(
     )
     for member in members:
         try:
-            denylist.check(member.found.names, roots)
+            for one in (member.found, *standing_on(member.found, roots)):
+                denylist.check(one.names, roots)
         except Denied as denied:
             problems.append(denied)
     if (journaled := _journaled(found, target, roots)) is not None:
@@ -146,6 +156,16 @@ def plan(
     if not already:
         problems.extend(_lacking(found, target, roots))
     return Plan(found, target, members, tuple(checks), tuple(problems))
+
+
+def _unlisted(found: DiscoveredDevice, roots: Roots) -> UvirtioError:
+    """--group takes all members, and nothing that may be only some of them."""
+    return PermissionLack(
+        f"the members of IOMMU group {found.iommu_group} are not known",
+        seen=f"{sysfs.iommu_group_folder(found.iommu_group or 0, roots)}, or a function in it, cannot be read",
+        expected="a directory that lists the functions of the group",
+        remedy=privilege.remedy("run this as root, where all of /sys is visible", path=roots.sys, roots=roots),
+    )
 
 
 def _journaled(found: DiscoveredDevice, target: str | None, roots: Roots) -> UvirtioError | None:
@@ -165,11 +185,12 @@ def _journaled(found: DiscoveredDevice, target: str | None, roots: Roots) -> Uvi
 
 
 def _check_words(found: DiscoveredDevice, driver: str | None, force: Collection[str]) -> None:
-    known = {function.__name__.replace("_", "-") for function in rules.RULES} | {"unsafe-owner", "many"}
+    known = {rules.name_of(function) for function in rules.RULES} | {"unsafe-owner", "many"}
     for word in force:
         if word not in known:
             raise UsageError(f"there is no rule {word!r}", seen=word, expected=", ".join(sorted(known)))
-    if driver is not None and driver not in _DRIVERS[found.bus]:
+    kept = found.driver if found.vfio else None  # a variant of vfio-pci, which only others can bind
+    if driver is not None and driver not in (*_DRIVERS[found.bus], kept):
         raise UsageError(
             f"{found.address} cannot be bound to {driver}",
             seen=driver,
@@ -185,6 +206,8 @@ def _choose(found: DiscoveredDevice, driver: str | None, roots: Roots) -> tuple[
         return VDPA, None
     if driver == UIO:
         return UIO, None
+    if found.vfio and driver in (None, found.driver):
+        return found.driver, None
     if found.iommu_group is not None or (driver == VFIO and sysfs.noiommu_mode(roots)):
         return VFIO, None
     return driver, NoIommu(
@@ -224,9 +247,9 @@ def _member(
 
 def _all_along(found: DiscoveredDevice, along: Collection[str], roots: Roots) -> bool:
     if found.bus == "pci":
-        others = rules.group_members(found, roots)
+        others = group_members(found, roots) or []
     else:
-        others = rules.page_members(found, roots)
+        others = page_members(found, roots)
     return all(other.address in along or not rules.kernel_holds(other) for other in others)
 
 
@@ -334,7 +357,7 @@ def _way_back(found: DiscoveredDevice, target: str | None, roots: Roots) -> Chec
             )
         driver = device.driver
     elif found.driver is not None and found.driver == target:
-        if journal.unreadable(roots):
+        if journal.hidden(roots) is not None:
             detail = f"{found.driver} has it already; what it had before is in a journal that cannot be read here"
             return Check("way-back", "warn", detail, "as root: uvirtio journal")
         return Check(

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from uvirtio.binding import journal
 from uvirtio.binding.discover import DiscoveredDevice, find
 from uvirtio.binding.facts import Facts
+from uvirtio.binding.holders import drivers_of
 from uvirtio.binding.journal import DeviceEntry, Entry
 from uvirtio.binding.standing import by_hand, claim, node_to_return, release, standing, unbinding
 from uvirtio.binding.sysfs_ops import TIMEOUT, SysfsOps, device_lock
@@ -30,7 +31,6 @@ from uvirtio.errors import (
     UvirtioError,
 )
 from uvirtio.host import addresses, sysfs
-from uvirtio.host.drivers import USER_DRIVERS
 from uvirtio.host.roots import Roots
 from uvirtio.host.writer import ChildWriter, Writer
 
@@ -46,10 +46,17 @@ class Restored:
     address: str
     driver: str | None
     action: Literal["restored", "already", "gone", "replaced", "forgotten"]
+    unchecked: tuple[str, ...] = ()
+    """``other-use``: processes that this user cannot look into may have had the device open."""
 
     def as_dict(self) -> dict[str, Any]:
         """The result as a member of ``devices`` in the JSON of ``restore``."""
-        return {"address": self.address, "driver": self.driver, "action": self.action}
+        return {
+            "address": self.address,
+            "driver": self.driver,
+            "action": self.action,
+            "unchecked": list(self.unchecked),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,12 +223,14 @@ def _key(name: str, roots: Roots) -> str:
 def _restore_one(address: str, roots: Roots, ops: SysfsOps) -> Restored:
     with device_lock(address, roots):
         having = journal.entries_of(address, roots)
+        facts = Facts(roots)
         action: Action | None = None
         for entry, device in having:
             action = give_back(
                 device,
                 ops,
                 state=entry.state,
+                facts=facts,
                 note=partial(_note, entry, roots),
             )
             if action not in ("gone", "replaced"):
@@ -230,7 +239,9 @@ def _restore_one(address: str, roots: Roots, ops: SysfsOps) -> Restored:
             return _not_journaled(address, roots)
         for entry, device in having:
             journal.drop(entry, device.address, roots)
-        return Restored(address, ops.driver(device.bus, device.name), action)
+        unseen = action == "restored" and not facts.open_complete
+        now = ops.driver(device.bus, device.name)
+        return Restored(address, now, action, ("other-use",) if unseen else ())
 
 
 def _note(entry: Entry, roots: Roots, device: DeviceEntry) -> None:
@@ -239,7 +250,7 @@ def _note(entry: Entry, roots: Roots, device: DeviceEntry) -> None:
 
 def _not_journaled(address: str, roots: Roots) -> Restored:
     found = find(address, roots, aliases=False)
-    if found.driver not in USER_DRIVERS:
+    if not found.for_user_space:
         return Restored(found.address, found.driver, "already")
     raise not_ours(found, roots)
 
@@ -260,6 +271,7 @@ def give_back(
     *,
     state: str = "bound",
     check_users: bool = True,
+    facts: Facts | None = None,
     note: Callable[[DeviceEntry], None] | None = None,
 ) -> Action:
     """Set driver, ``driver_override`` and owner of the node to what the record has; change only what differs.
@@ -269,6 +281,7 @@ def give_back(
         ops: What writes to sysfs.
         state: Of the entry that has the record.
         check_users: Refuse while a process has the device open.
+        facts: Who has what open; None: a new snapshot.
         note: Stores the record, changed, before the first write: that restore has begun; None: it is not stored.
 
     Raises:
@@ -300,7 +313,7 @@ def give_back(
     changed = False
     if driver != device.driver:
         if driver is not None and check_users:
-            _check_unused(device, ops)
+            _check_unused(device, ops, Facts(ops.roots) if facts is None else facts)
         if note is not None and device.driver is not None:
             # Whatever is interrupted below, the next restore has to know the override for its own.
             with suppress(EnvironmentLack):  # a full disk keeps no device from its driver
@@ -339,22 +352,17 @@ def _claimed(device: DeviceEntry, roots: Roots) -> Claimed:
     )
 
 
-def _check_unused(device: DeviceEntry, ops: SysfsOps) -> None:
+def _check_unused(device: DeviceEntry, ops: SysfsOps, facts: Facts) -> None:
     """Refuse while a user-space driver runs: unbind would wait for it, and may remove memory that it uses."""
-    node = f"/dev/vfio/{device.iommu_group}"
-    if device.bus != "pci":
-        node = device.address
     try:
         found = find(device.address, ops.roots)
     except UvirtioError:
-        pass
-    else:
-        node = found.node or node
-    holders = Facts(ops.roots).holders(node)
-    if holders:
+        return  # it is going away, or hides its ids: nothing leads to its nodes
+    held = [f"{place} is open in {process}" for place, process in drivers_of(found, facts)]
+    if held:
         raise Busy(
             f"{device.address} is in use",
-            seen=f"{node} is open in {', '.join(map(str, holders))}",
-            expected="no process",
+            seen="; ".join(held),
+            expected="no process that has it open",
             remedy=f"end it, then: uvirtio restore {device.address}",
         )

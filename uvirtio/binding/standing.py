@@ -155,11 +155,14 @@ def node_to_return(device: DeviceEntry, roots: Roots) -> Path | None:
         return None
     name = Path(device.node).name
     node = roots.dev / "vfio" / name
-    if device.bus == "vdpa":
-        node = roots.dev / name
-        # It is removed with the driver, and its number may be another device's by now.
-        if sysfs.vdpa_node(sysfs.device(device.bus, device.name, roots)) != f"/dev/{name}":
+    if device.bus == "vdpa" or name.startswith("vfio"):
+        # The device's own. It is removed with the driver, and its number may be another device's by now.
+        directory = sysfs.device(device.bus, device.name, roots)
+        own = sysfs.vfio_nodes(directory) if device.bus == "pci" else [sysfs.vdpa_node(directory)]
+        path = f"/dev/vfio/devices/{name}" if device.bus == "pci" else f"/dev/{name}"
+        if path not in own:
             return None
+        node = roots.dev / path.removeprefix("/dev/")
     try:
         status = node.stat()
     except OSError:

@@ -134,7 +134,7 @@ def test_a_bad_record_hides_no_good_one(fake: FakeSys) -> None:
     raw = {"schema": journal.SCHEMA, **entry.as_dict()}
     raw["devices"] = [{"address": 3}, DEVICE.as_dict(), "x", {**DEVICE.as_dict(), "bus": "usb"}]
     fake.text(journal.directory(fake.roots) / f"{entry.id}.json", json.dumps(raw))
-    assert journal.entries(fake.roots) == [entry] and journal.unreadable(fake.roots) == []
+    assert journal.entries(fake.roots) == [entry] and journal.damaged(fake.roots) == []
 
 
 def test_any_override_is_kept(fake: FakeSys) -> None:
@@ -154,11 +154,11 @@ def test_an_entry_of_an_earlier_version(fake: FakeSys) -> None:
     assert journal.entries(fake.roots) == [entry]
 
 
-def test_what_cannot_be_read_is_known(fake: FakeSys) -> None:
+def test_what_is_damaged_is_known(fake: FakeSys) -> None:
     journal.store(journal.new([DEVICE], fake.roots), fake.roots)
     bad = fake.text(journal.directory(fake.roots) / "0.json", "{")
     fake.text(journal.directory(fake.roots) / ".0.1.tmp", "{")
-    assert journal.unreadable(fake.roots) == [bad]
+    assert journal.damaged(fake.roots) == [bad]
 
 
 def test_drop_takes_one_device_and_then_the_file(fake: FakeSys) -> None:

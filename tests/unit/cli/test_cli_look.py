@@ -335,7 +335,7 @@ def test_bind_and_restore(cli: Cli) -> None:
     assert cli.text("bind", "00:02.0") == "0000:00:02.0: already bound to vfio-pci, node /dev/vfio/3\n"
     assert len(cli.document("journal")["entries"]) == 1
     (restored,) = cli.document("restore", "00:02.0")["devices"]
-    assert restored == {"address": "0000:00:02.0", "driver": "virtio-pci", "action": "restored"}
+    assert restored == {"address": "0000:00:02.0", "driver": "virtio-pci", "action": "restored", "unchecked": []}
     assert cli.text("restore", "--all") == "nothing to restore\n"
 
 
@@ -413,10 +413,10 @@ def test_doctor(cli: Cli) -> None:
 @pytest.fixture
 def hwdb(monkeypatch: pytest.MonkeyPatch) -> None:
     """udev's database, which a made-up tree has not."""
-    from uvirtio.binding import discover
+    from uvirtio.binding import hwdb
 
     known = {"rng": {"ID_VENDOR_FROM_DATABASE": "Red Hat, Inc.", "ID_MODEL_FROM_DATABASE": "Virtio RNG"}}
-    monkeypatch.setattr(discover, "udev_properties", lambda found, _: known.get(found.type, {}))
+    monkeypatch.setattr(hwdb, "udev_properties", lambda found, _: known.get(found.type, {}))
 
 
 @pytest.mark.usefixtures("hwdb")

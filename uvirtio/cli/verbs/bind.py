@@ -135,7 +135,13 @@ def bind(
                 node = f", node {one.node}" if one.node else ""
                 how = "already bound" if one.journal is None else "bound"
                 cmd.line(f"{one.address}: {how} to {one.driver or 'no driver'}{node}")
+                _say_unchecked(one.address, one.unchecked)
         return _settled(cmd, udev, wait, [one.as_dict() for one in done])
+
+
+def _say_unchecked(address: str, names: tuple[str, ...]) -> None:
+    if names:
+        output.note(f"{address}: this user could not see everything for the rule {', '.join(names)}")
 
 
 def _check_wait(wait: float | None) -> None:
@@ -215,6 +221,7 @@ def restore(
             for one in each:
                 if isinstance(one, restoring.Restored):
                     cmd.line(f"{one.address}: {_ACTIONS[one.action]}".replace("DRIVER", one.driver or "no driver"))
+                    _say_unchecked(one.address, one.unchecked)
             if not each:
                 cmd.line("nothing to restore")
             for one in each:
@@ -252,22 +259,24 @@ _ACTIONS = {
 
 def journal(cmd: Command) -> None:
     """Show what bind has changed and restore would undo."""
-    from uvirtio.binding.journal import entries, unreadable
+    from uvirtio.binding.journal import damaged, entries, hidden
     from uvirtio.binding.standing import standing
 
-    found, hidden = entries(cmd.roots), unreadable(cmd.roots)
+    found, unseen, bad = entries(cmd.roots), hidden(cmd.roots), damaged(cmd.roots)
     if cmd.json:
         documents = [entry.as_dict() for entry in found]
         for entry, document in zip(found, documents, strict=True):
             for device, shown in zip(entry.devices, document["devices"], strict=True):
                 shown["now"] = standing(device, cmd.roots, entry.state)
-        cmd.document(entries=documents, unreadable=[str(path) for path in hidden])
+        place = None if unseen is None else str(unseen)
+        cmd.document(entries=documents, hidden=place, damaged=[str(path) for path in bad])
         return
-    if hidden:
-        output.note(f"{len(hidden)} files of the journal cannot be read here: {hidden[0]}")
+    if unseen is not None:
+        output.note(f"{unseen} cannot be read: what it says of bound devices is not shown; run this as root")
+    for path in bad:
+        output.note(f"{path} holds no entry of bind")
     if not found:
-        if not hidden:
-            cmd.line("nothing is bound by uvirtio")
+        cmd.line("nothing is bound by uvirtio" + (", as far as this user may see" if unseen else ""))
         return
     rows: list[tuple[Any, ...]] = [
         (
