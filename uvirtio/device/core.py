@@ -142,6 +142,7 @@ class Device(DeviceState):
                     made = self._ring_maker().make_all(specs, self._rings)
                 with self._step(observe, "vectors"):
                     self.transport.connect_interrupts([spec.index for spec, _ in made], self.interrupts)
+                with self._step(observe, "queue_enable"):
                     self._enable_queues(made)
                     if before_ok is not None:
                         before_ok()
@@ -187,6 +188,7 @@ class Device(DeviceState):
             required=required,
             dependencies=dependencies,
             ring=self.ring,
+            without=self.without,
             platform_order=self._platform_fence is not None,
             admin=admin,
         )

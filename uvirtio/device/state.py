@@ -86,6 +86,7 @@ class DeviceState:
         """Seconds that the device has for each response, where a call gives no time-out of its own."""
         self.interrupts = tuple(options.interrupts)
         self.ring = options.ring
+        self.without = tuple(options.without)
         self.warning: str | None = None
         """A warning for the user where no IOMMU restricts the device's DMA; None: one does."""
         self.device_id = transport.device_id

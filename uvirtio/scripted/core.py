@@ -289,7 +289,8 @@ class ScriptedCore:
 
     def _write_status(self, value: int) -> None:
         if value == 0:
-            if self.faults.reset_reads or self.faults.reset_seconds:
+            slow = self.faults.reset_reads or self.faults.reset_seconds
+            if slow and self._status:
                 self._reset_left = self.faults.reset_reads
                 self._reset_done = time.monotonic() + self.faults.reset_seconds
             else:

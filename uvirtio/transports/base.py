@@ -27,6 +27,7 @@ class TransportBase:
         self._trace = trace
         self._mode = InterruptMode.POLLING
         self._closed = False
+        self.interrupt_failures: list[str] = []
 
     @property
     def description(self) -> str:
@@ -52,7 +53,11 @@ class TransportBase:
             NotSupported: None of them works.
         """
         self._mode = choose_mode(
-            self._owned.address, modes, lambda mode: self._try_mode(mode, queues), self._disconnect
+            self._owned.address,
+            modes,
+            lambda mode: self._try_mode(mode, queues),
+            self._disconnect,
+            self.interrupt_failures,
         )
         return self._mode
 

@@ -170,6 +170,8 @@ class PciModern(PciBase):
                 f"queue {index} is already enabled",
                 seen=1,
                 expected="queue_enable 0 after a reset (4.1.4.3.1)",
+                remedy="this is a fault of the device; uvirtio diag -v shows each register access",
+                about="queue_enable before",
             )
         common.write16(pci.COMMON_QUEUE_SIZE, size)
         self._expect(index, "queue_size", common.read16(pci.COMMON_QUEUE_SIZE), size)
@@ -202,6 +204,7 @@ class PciModern(PciBase):
                 f"the doorbell of queue {index} is outside the notification structure",
                 seen=f"offset {within:#x} ({notify_off} x {multiplier})",
                 expected=f"a multiple of {width}, at most {self._notify.usable - width:#x} (4.1.4.4.1)",
+                about="queue_notify_off",
             )
         ident = index
         if self._has(f.NOTIF_CONFIG_DATA):

@@ -169,6 +169,8 @@ class PciLegacy(PciBase):
                 f"queue {index} has an address already",
                 seen=f"{header.read32(pci.LEGACY_QUEUE_ADDRESS):#x}",
                 expected="queue_address 0 after a reset (4.1.5.1.3.1)",
+                remedy="this is a fault of the device; uvirtio diag -v shows each register access",
+                about="queue_enable before",
             )
         frame = self._frame(index, size, desc, driver, device)
         doorbell = self._doorbell_at(index, pci.LEGACY_BAR, pci.LEGACY_QUEUE_NOTIFY)

@@ -212,7 +212,7 @@ def test_msix_never_fails(config: bytes) -> None:
 def test_diag_of_what_cannot_be_opened_prints_the_error_alone(cli: Cli, address: str, code: int) -> None:
     assert cli.text("diag", address, code=code) == ""
     assert cli.err.startswith("uvirtio: UV-") and "hint" not in cli.err and "step" not in cli.err
-    assert len(cli.document("diag", address, code=code)["steps"]) == 15
+    assert len(cli.document("diag", address, code=code)["steps"]) == 16
 
 
 # --- features -----------------------------------------------------------------------------------------------
