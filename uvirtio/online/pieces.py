@@ -26,7 +26,7 @@ from uvirtio.errors import (
     OperationFailed,
     PermissionLack,
 )
-from uvirtio.host import sysfs
+from uvirtio.host import privilege, sysfs
 from uvirtio.host.drivers import KMEM
 from uvirtio.host.writer import ChildWriter, Writer, module_loader
 from uvirtio.online.kernel_view import DaxPiece, KernelView, PieceState, boot_line
@@ -112,7 +112,7 @@ class SystemMemory:
                 "only root may hand memory to Linux",
                 seen=f"{self._region}/create cannot be written",
                 expected="root",
-                remedy="run this as root",
+                remedy=privilege.remedy("run this as root", path=self._region / "create"),
             )
         self._check_nobody_took_it_all()
         with self._locked():
@@ -222,7 +222,7 @@ class SystemMemory:
                 raise InUse(
                     f"{piece.name} has some of the {size} bytes at {start:#x}",
                     seen=f"{piece.state.value}, {piece.size} bytes at {piece.start:#x}",
-                    expected="memory that nobody has",
+                    expected="memory that no driver has",
                 )
         if self.kernel.blocks(start, size):
             raise InUse(
