@@ -139,6 +139,19 @@ class FakeSys:
         self.link(device / "iommu_group", directory)
         self.link(directory / "devices" / device.name, device)
 
+    def vfio(self, device: Path, number: int | None = None, driver: str | None = "vfio-pci") -> None:
+        """What VFIO makes of a function that ``driver`` has: its group's node, and with a number its own."""
+        if driver is not None:
+            self.attach(device, driver)
+        group = (device / "iommu_group").readlink().name
+        (self.sys / "class/vfio" / group).mkdir(parents=True, exist_ok=True)
+        self.text(self.roots.dev / "vfio" / group, "").chmod(0o600)
+        if number is not None:
+            name = f"vfio{number}"
+            uevent = f"DEVNAME=vfio/devices/{name}\n"
+            self.child(device, f"vfio-dev/{name}", "vfio-dev", {"dev": f"511:{number}\n", "uevent": uevent})
+            self.text(self.roots.dev / "vfio/devices" / name, "").chmod(0o600)
+
     def mmio(self, name: str, kind: str | None = None, *, compatible: bytes | None = None) -> Path:
         path = self.sys / "devices/platform" / name
         path.mkdir(parents=True)
@@ -314,6 +327,10 @@ class FakeKernel:
             elif child.name.startswith("vhost-vdpa-"):
                 shutil.rmtree(child)
                 (self.fake.roots.dev / child.name).unlink()
+        for own in (device / "vfio-dev").glob("vfio*"):
+            (self.fake.sys / "class/vfio-dev" / own.name).unlink()
+            (self.fake.roots.dev / "vfio/devices" / own.name).unlink()
+            shutil.rmtree(own.parent)
         if driver.name == "vfio-pci":
             group = device / "iommu_group"
             mates = [m.resolve() for m in (group / "devices").iterdir()] if group.is_symlink() else []

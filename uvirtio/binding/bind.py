@@ -18,12 +18,11 @@ from uvirtio.binding.checks import driver_state
 from uvirtio.binding.discover import DiscoveredDevice, find
 from uvirtio.binding.journal import DeviceEntry, Entry
 from uvirtio.binding.owner import check_owner_allowed
-from uvirtio.binding.plan import Plan, plans
+from uvirtio.binding.plan import Member, Plan, plans
 from uvirtio.binding.restore import give_back
 from uvirtio.binding.sysfs_ops import TIMEOUT, SysfsOps, device_lock
 from uvirtio.errors import Blocked, ModuleLack, OperationFailed, Refused, UvirtioError
 from uvirtio.host import sysfs
-from uvirtio.host.drivers import VDPA, VFIO
 from uvirtio.host.roots import Roots
 from uvirtio.host.writer import ChildWriter, Writer, module_loader
 
@@ -37,10 +36,18 @@ class Bound:
     node: str | None
     journal: str | None
     """The id of the journal entry of this run; None: the device was already bound."""
+    unchecked: tuple[str, ...] = ()
+    """The rules that could not see everything as this user, so that the device may be in use after all."""
 
     def as_dict(self) -> dict[str, Any]:
         """The result as a member of ``devices`` in the JSON of ``bind``."""
-        return {"address": self.address, "driver": self.driver, "node": self.node, "journal": self.journal}
+        return {
+            "address": self.address,
+            "driver": self.driver,
+            "node": self.node,
+            "journal": self.journal,
+            "unchecked": list(self.unchecked),
+        }
 
 
 def bind(
@@ -180,7 +187,7 @@ class _BindRun:
             self._save(journal.new([self._record(m.found, m.target) for m in fresh], self.roots, argv))
             try:
                 for member in members:
-                    self._one(member.found, member.target)
+                    self._one(member)
                 self._state("bound")
             except Blocked:
                 # The write holds the device's lock in the kernel: nothing can be undone before it returns.
@@ -194,7 +201,10 @@ class _BindRun:
     def _bound(self, plan: Plan) -> Bound:
         now = find(plan.found.key, self.roots)
         ours = self.entry is not None and self.entry.device(now.key) is not None
-        return Bound(now.address, now.driver, now.node, self.entry.id if self.entry and ours else None)
+        unseen = dict.fromkeys(item.rule for m in plan.members if m.steps for item in m.unchecked)
+        return Bound(
+            now.address, now.driver, now.node, self.entry.id if self.entry and ours else None, tuple(unseen)
+        )
 
     def _record(self, found: DiscoveredDevice, target: str | None) -> DeviceEntry:
         return DeviceEntry(
@@ -226,7 +236,8 @@ class _BindRun:
         if device is not None:
             self._save(self.entry.with_device(replace(device, steps=(*device.steps, step), **changes)))
 
-    def _one(self, found: DiscoveredDevice, target: str | None) -> None:
+    def _one(self, member: Member) -> None:
+        found, target = member.found, member.target
         ops, bus, name = self.ops, found.bus, found.name
         if found.driver != target:
             others = ops.held_by(bus, target)
@@ -249,7 +260,7 @@ class _BindRun:
                     )
                 ops.set_override(bus, name, found.driver_override)
                 self._step(found.key, "override-cleared")
-        if self.owner is not None and target in (VFIO, VDPA):
+        if self.owner is not None and member.hands_out_a_node:
             self._give_node(found)
 
     def _give_node(self, found: DiscoveredDevice) -> None:

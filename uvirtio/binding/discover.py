@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uvirtio.errors import BadAddress, DeviceGone, NoSuchDevice, NotVirtio, PermissionLack, UsageError
 from uvirtio.host import addresses, mmio, sysfs
 from uvirtio.host.addresses import Address, canonical
-from uvirtio.host.drivers import UIO, VFIO, VP_VDPA
+from uvirtio.host.drivers import UIO, USER_DRIVERS, VP_VDPA, is_vfio
 from uvirtio.host.names import device_behind
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import BarInfo
@@ -65,6 +65,8 @@ class DiscoveredDevice:
     revision: int | None = None
     pci_class: int | None = None
     driver: str | None = None
+    vfio: bool = False
+    """VFIO has it: ``driver`` is vfio-pci or a variant of it (virtio_vfio_pci ...)."""
     driver_override: str | None = None
     virtio_name: str | None = None
     kernel_driver: str | None = None
@@ -76,6 +78,8 @@ class DiscoveredDevice:
     """Base address and length in bytes of an mmio window; length 0: not known."""
     node: str | None = None
     """The device node that the driver bound now offers to user space."""
+    other_nodes: tuple[str, ...] = ()
+    """Further nodes that reach the same device: VFIO's character device of the function beside its group's."""
     parent: str | None = None
     """The parent of a vDPA device: the address of a PCI function (vp_vdpa), or a name (VDUSE)."""
     notes: tuple[str, ...] = field(default=())
@@ -87,9 +91,19 @@ class DiscoveredDevice:
         return f"vdpa:{self.name}" if self.bus == "vdpa" else self.address
 
     @property
+    def nodes(self) -> tuple[str, ...]:
+        """Every node by which user space can open the device as it is bound now."""
+        return () if self.node is None else (self.node, *self.other_nodes)
+
+    @property
+    def for_user_space(self) -> bool:
+        """Whether the driver that is bound hands the device to user space."""
+        return self.vfio or self.driver in USER_DRIVERS
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Every name of the device, the address first, as matched against the deny list."""
-        extra = [self.name, self.virtio_name, self.node]
+        extra = [self.name, self.virtio_name, self.node, *self.other_nodes]
         if self.bus == "vdpa":
             extra.append(f"vdpa:{self.name}")
             if self.parent is not None and addresses.is_pci(self.parent):
@@ -164,6 +178,8 @@ def _pci_function(name: str, roots: Roots) -> DiscoveredDevice | None:
     else:
         device_id, interface = ids.device_id_of_pci(vendor, device), "modern"
     group = sysfs.iommu_group(path)
+    vfio = is_vfio(path, roots)
+    nodes = _vfio_nodes(path, group, roots) if vfio else _uio_nodes(path, driver)
     return DiscoveredDevice(
         address=canonical(name),
         bus="pci",
@@ -177,13 +193,15 @@ def _pci_function(name: str, roots: Roots) -> DiscoveredDevice | None:
         revision=sysfs.number(path / "revision"),
         pci_class=sysfs.number(path / "class"),
         driver=driver,
+        vfio=vfio,
         driver_override=sysfs.override(path),
         virtio_name=virtio_name,
         kernel_driver=kernel_driver,
         iommu_group=group,
         noiommu=sysfs.is_noiommu(path),
         numa_node=_node(path),
-        node=_pci_node(path, driver, group),
+        node=nodes[0] if nodes else None,
+        other_nodes=tuple(nodes[1:]),
         notes=tuple(notes),
     )
 
@@ -210,12 +228,16 @@ def _transitional(path: Path, virtio_name: str | None, notes: list[str]) -> Inte
     return "transitional" if modern(config.capabilities) else "legacy"
 
 
-def _pci_node(path: Path, driver: str | None, group: int | None) -> str | None:
-    if driver == VFIO and group is not None:
-        return f"/dev/vfio/noiommu-{group}" if sysfs.is_noiommu(path) else f"/dev/vfio/{group}"
-    if driver == UIO:
-        return next((f"/dev/{name}" for name in sysfs.uio_nodes(path)), None)
-    return None
+def _vfio_nodes(path: Path, group: int | None, roots: Roots) -> list[str]:
+    """The node of the function's group, where the kernel has groups (CONFIG_VFIO_GROUP), then its own."""
+    own = sysfs.vfio_nodes(path)
+    if group is None or (own and not (roots.sys / "class/vfio").is_dir()):
+        return own
+    return [f"/dev/vfio/noiommu-{group}" if sysfs.is_noiommu(path) else f"/dev/vfio/{group}", *own]
+
+
+def _uio_nodes(path: Path, driver: str | None) -> list[str]:
+    return [f"/dev/{name}" for name in sysfs.uio_nodes(path)[:1]] if driver == UIO else []
 
 
 # --- virtio-mmio -------------------------------------------------------------------------------------------
@@ -406,7 +428,7 @@ def _find_pci(address: str, roots: Roots, known_as: str = "") -> DiscoveredDevic
 
 def _find_behind(wanted: Address, roots: Roots) -> DiscoveredDevice:
     """The device that an interface, a disk, a node or a path of sysfs belongs to."""
-    if wanted.family == "node" and (having := [one for one in scan(roots) if one.node == wanted.canonical]):
+    if wanted.family == "node" and (having := [one for one in scan(roots) if wanted.canonical in one.nodes]):
         return _only(having, f"devices behind {wanted}")  # the nodes of user-space drivers: /dev/vfio/8
     bus, name = device_behind(wanted, roots)
     if bus == "pci":

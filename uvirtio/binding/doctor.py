@@ -21,7 +21,7 @@ from uvirtio.binding.discover import scan
 from uvirtio.binding.facts import Facts
 from uvirtio.errors import Denied, NotSupported
 from uvirtio.host import denylist, memory, process, sysfs
-from uvirtio.host.drivers import UIO, USER_DRIVERS, VDPA, VFIO
+from uvirtio.host.drivers import UIO, VDPA, VFIO
 from uvirtio.host.proc import kernel_release
 from uvirtio.host.roots import Roots
 from uvirtio.memory.access import require_host
@@ -176,20 +176,23 @@ def _physical(name: str, detail: str, roots: Roots) -> Check:
 def _vfio_access(roots: Roots) -> Iterator[Check]:
     top = roots.dev / "vfio"
     groups = [name for name in sysfs.names(top) if re.fullmatch(r"(noiommu-)?[0-9]+", name, re.ASCII)]
-    if not groups:
-        yield Check("vfio-access", "skip", "no function is bound to vfio-pci")
+    # A kernel without groups (CONFIG_VFIO_GROUP=n) has a node for each function alone.
+    functions = [] if groups else [f"devices/{name}" for name in sysfs.names(top / "devices")]
+    nodes = [f"/dev/vfio/{name}" for name in groups or functions]
+    if not nodes:
+        yield Check("vfio-access", "skip", "no function is bound to vfio-pci, or to a variant of it")
         return
-    # access(2) asks about the rights and opens nothing: to open a group resets its devices.
-    closed = [name for name in ("vfio", *groups) if not os.access(top / name, os.R_OK | os.W_OK)]
+    # access(2) asks about the rights and opens nothing: to open a device resets it.
+    needed = ["/dev/vfio/vfio" if groups else "/dev/iommu", *nodes]
+    paths = {node: roots.dev / node.removeprefix("/dev/") for node in needed}
+    closed = [node for node, path in paths.items() if not os.access(path, os.R_OK | os.W_OK)]
     if closed:
-        names = ", ".join(f"/dev/vfio/{name}" for name in closed)
+        names = ", ".join(closed)
         yield Check(
             "vfio-access", "warn", f"this user may not open {names}", "run as root, or bind with --owner USER"
         )
     else:
-        yield Check(
-            "vfio-access", "pass", f"this user may open {', '.join(f'/dev/vfio/{name}' for name in groups)}"
-        )
+        yield Check("vfio-access", "pass", f"this user may open {', '.join(nodes)}")
 
 
 def _uio(roots: Roots) -> Iterator[Check]:
@@ -374,7 +377,7 @@ def _devices(roots: Roots) -> Iterator[Check]:
     if not found:
         yield Check("devices", "skip", "no virtio device here")
         return
-    user = [f"{d.address} ({d.type}, {d.driver})" for d in found if d.driver in USER_DRIVERS]
+    user = [f"{d.address} ({d.type}, {d.driver})" for d in found if d.for_user_space]
     facts = Facts(roots)
     used = [d.address for d in found if rules.in_use(rules.check(d, roots, facts).findings)]
     detail = f"{len(found)} virtio devices, {len(used)} in use by this machine"

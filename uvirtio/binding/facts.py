@@ -57,8 +57,15 @@ class Facts:
         return self._open.complete
 
     def holders(self, node: str) -> list[Holder]:
-        """The processes that have ``node`` (a path below /dev) open."""
-        return self._open.holders(node, self.roots)
+        """The processes that have ``node`` (a path below /dev or /sys) open."""
+        names = {node: None}
+        for name, root in (("dev", self.roots.dev), ("sys", self.roots.sys)):
+            if node.startswith(
+                f"/{name}/"
+            ):  # below other roots its path is another; /dev/disk/by-id/... are links
+                here = root / node.removeprefix(f"/{name}/")
+                names |= {str(here): None, str(sysfs.real(here)): None}
+        return [*{one: None for name in names for one in self._open.holders(name, self.roots)}]
 
     # --- mounts ---
 

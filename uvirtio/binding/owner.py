@@ -10,7 +10,7 @@ from uvirtio.binding.discover import DiscoveredDevice, negotiated_features
 from uvirtio.binding.plan import Plan
 from uvirtio.errors import Refused, UsageError
 from uvirtio.host import sysfs
-from uvirtio.host.drivers import UIO, VDPA, VFIO
+from uvirtio.host.drivers import UIO
 from uvirtio.spec import features
 
 
@@ -78,7 +78,7 @@ def check_owner_allowed(made: Sequence[Plan], force: Collection[str]) -> None:
             negotiated = negotiated_features(found)
             if found.type in ("balloon", "memory-balloon", "mem"):
                 why = f"a {found.type} device takes memory of the whole guest by its physical address"
-            elif member.target not in (VFIO, VDPA) or _unheld(found):
+            elif not member.hands_out_a_node or _unheld(found):
                 why = f"{member.target or 'an mmio window'} lets the device write anywhere in memory"
             elif _vduse(found):
                 continue

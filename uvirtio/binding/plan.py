@@ -48,6 +48,11 @@ class Member:
     findings: tuple[Finding, ...]
     unchecked: tuple[Unchecked, ...]
 
+    @property
+    def hands_out_a_node(self) -> bool:
+        """Whether the target hands the whole device to whoever may open its node."""
+        return self.target in (VFIO, VDPA) or (self.found.vfio and self.target == self.found.driver)
+
     def as_dict(self) -> dict[str, Any]:
         """The member as the JSON of ``plan`` has it."""
         return {
@@ -104,8 +109,8 @@ def plan(
     Args:
         found: The device.
         roots: Where ``/sys``, ``/proc`` ... are read.
-        driver: The driver to bind; None: vfio-pci for a function in an IOMMU group, vhost_vdpa on the vdpa bus,
-            none for an mmio window.
+        driver: The driver to bind; None: vfio-pci for a function in an IOMMU group (a variant of vfio-pci that has
+            it stays), vhost_vdpa on the vdpa bus, none for an mmio window.
         group: Take the other functions of the IOMMU group along.
         force: Names of rules to override.
         along: The addresses of devices that the same run binds.
@@ -167,7 +172,8 @@ def _check_words(found: DiscoveredDevice, driver: str | None, force: Collection[
     for word in force:
         if word not in known:
             raise UsageError(f"there is no rule {word!r}", seen=word, expected=", ".join(sorted(known)))
-    if driver is not None and driver not in _DRIVERS[found.bus]:
+    kept = found.driver if found.vfio else None  # a variant of vfio-pci, which only others can bind
+    if driver is not None and driver not in (*_DRIVERS[found.bus], kept):
         raise UsageError(
             f"{found.address} cannot be bound to {driver}",
             seen=driver,
@@ -183,6 +189,8 @@ def _choose(found: DiscoveredDevice, driver: str | None, roots: Roots) -> tuple[
         return VDPA, None
     if driver == UIO:
         return UIO, None
+    if found.vfio and driver in (None, found.driver):
+        return found.driver, None
     if found.iommu_group is not None or (driver == VFIO and sysfs.noiommu_mode(roots)):
         return VFIO, None
     return driver, NoIommu(

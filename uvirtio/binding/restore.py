@@ -15,11 +15,11 @@ from typing import Any, Literal
 from uvirtio.binding import journal
 from uvirtio.binding.discover import find
 from uvirtio.binding.facts import Facts
+from uvirtio.binding.holders import drivers_of
 from uvirtio.binding.journal import DeviceEntry
 from uvirtio.binding.sysfs_ops import TIMEOUT, SysfsOps, device_lock
 from uvirtio.errors import Busy, DeviceAbsent, OperationFailed, Refused, UvirtioError
 from uvirtio.host import addresses, sysfs
-from uvirtio.host.drivers import USER_DRIVERS
 from uvirtio.host.roots import Roots
 from uvirtio.host.writer import ChildWriter, Writer
 
@@ -31,10 +31,17 @@ class Restored:
     address: str
     driver: str | None
     action: Literal["restored", "already", "gone"]
+    unchecked: tuple[str, ...] = ()
+    """``other-use``: processes that this user cannot look into may have had the device open."""
 
     def as_dict(self) -> dict[str, Any]:
         """The result as a member of ``devices`` in the JSON of ``restore``."""
-        return {"address": self.address, "driver": self.driver, "action": self.action}
+        return {
+            "address": self.address,
+            "driver": self.driver,
+            "action": self.action,
+            "unchecked": list(self.unchecked),
+        }
 
 
 def restore(
@@ -112,18 +119,21 @@ def _restore_one(address: str, roots: Roots, ops: SysfsOps) -> Restored:
         device = entry.device(address) if entry is not None else None
         if entry is None or device is None:
             return _not_journaled(address, roots)
-        action = give_back(device, ops)
+        facts = Facts(roots)
+        action = give_back(device, ops, facts=facts)
         left = tuple(other for other in entry.devices if other.address != address)
         if left:
             journal.store(replace(entry, devices=left), roots)
         else:
             journal.remove(entry, roots)
-        return Restored(address, ops.driver(device.bus, device.name), action)
+        unseen = action == "restored" and not facts.open_complete
+        now = ops.driver(device.bus, device.name)
+        return Restored(address, now, action, ("other-use",) if unseen else ())
 
 
 def _not_journaled(address: str, roots: Roots) -> Restored:
     found = find(address, roots, aliases=False)
-    if found.driver not in USER_DRIVERS:
+    if not found.for_user_space:
         return Restored(found.address, found.driver, "already")
     raise Refused(
         f"{address} was not bound by uvirtio, or not since the last boot",
@@ -135,7 +145,7 @@ def _not_journaled(address: str, roots: Roots) -> Restored:
 
 
 def give_back(
-    device: DeviceEntry, ops: SysfsOps, *, check_users: bool = True
+    device: DeviceEntry, ops: SysfsOps, *, check_users: bool = True, facts: Facts | None = None
 ) -> Literal["restored", "already", "gone"]:
     """Set driver, ``driver_override`` and owner of the node to what the record has; change only what differs.
 
@@ -143,6 +153,7 @@ def give_back(
         device: The record in the journal.
         ops: What writes to sysfs.
         check_users: Refuse while a process has the device open.
+        facts: Who has what open; None: a new snapshot.
 
     Returns:
         ``restored``; ``already``: nothing differed; ``gone``: the device is not there.
@@ -169,7 +180,7 @@ def give_back(
     if now != device.driver:
         if now is not None:
             if check_users:
-                _check_unused(device, ops)
+                _check_unused(device, ops, Facts(ops.roots) if facts is None else facts)
             ops.unbind(device.bus, device.name, now)
         if device.driver is not None:
             # By override, because without one any driver with a matching id might be probed first.
@@ -182,11 +193,12 @@ def give_back(
         changed = True
     if device.node is not None and device.node_before is not None:
         node = ops.roots.dev / "vfio" / Path(device.node).name
-        if device.bus == "vdpa":
-            node = ops.roots.dev / Path(device.node).name
-            # It is removed with the driver, and its number may be another device's by now.
-            if ops.node(device.bus, device.name, None) != node:
+        if device.bus == "vdpa" or node.name.startswith("vfio"):
+            # The device's own. It is removed with the driver, and its number may be another device's by now.
+            own = ops.node(device.bus, device.name, None)
+            if own is None or own.name != node.name:
                 return "restored" if changed else "already"
+            node = own
         uid, gid, mode = device.node_before
         if node.exists():
             status = node.stat()
@@ -216,22 +228,17 @@ def _ids(vendor: int | None, device: int | None) -> str | None:
     return None if vendor is None or device is None else f"{vendor:04x}:{device:04x}"
 
 
-def _check_unused(device: DeviceEntry, ops: SysfsOps) -> None:
+def _check_unused(device: DeviceEntry, ops: SysfsOps, facts: Facts) -> None:
     """Refuse while a user-space driver runs: unbind would wait for it, and may remove memory that it uses."""
-    node = f"/dev/vfio/{device.iommu_group}"
-    if device.bus != "pci":
-        node = device.address
     try:
         found = find(device.address, ops.roots)
     except UvirtioError:
-        pass
-    else:
-        node = found.node or node
-    holders = Facts(ops.roots).holders(node)
-    if holders:
+        return  # it is going away, or hides its ids: nothing leads to its nodes
+    held = [f"{place} is open in {process}" for place, process in drivers_of(found, facts)]
+    if held:
         raise Busy(
             f"{device.address} is in use",
-            seen=f"{node} is open in {', '.join(map(str, holders))}",
-            expected="nobody",
+            seen="; ".join(held),
+            expected="no process that has it open",
             remedy="end it, then run restore again",
         )

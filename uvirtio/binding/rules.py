@@ -15,8 +15,9 @@ from typing import Any, Literal, NamedTuple
 from uvirtio.binding import journal
 from uvirtio.binding.discover import DiscoveredDevice, pci_functions, scan
 from uvirtio.binding.facts import Facts
+from uvirtio.binding.holders import drivers_of
 from uvirtio.host import proc, sysfs
-from uvirtio.host.drivers import USER_DRIVERS
+from uvirtio.host.drivers import VFIO, is_for_user_space
 from uvirtio.host.process import Mount
 from uvirtio.host.roots import Roots
 
@@ -93,7 +94,7 @@ def refusals(findings: Iterable[Finding], force: Iterable[str] = ()) -> list[Fin
 
 def kernel_holds(found: DiscoveredDevice) -> bool:
     """Whether a kernel driver is bound to the device, and no user-space one."""
-    return found.driver is not None and found.driver not in USER_DRIVERS
+    return found.driver is not None and not found.for_user_space
 
 
 # --- mounted -----------------------------------------------------------------------------------------------
@@ -386,13 +387,14 @@ def other_use(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     others = [node.node for node in facts.nodes(found) if node.subsystem not in _OWN_RULE]
     if found.type == "vsock" and kernel_holds(found):
         others.append("/dev/vsock")
-    if found.node is not None:
-        others.append(found.node)
+    for place, process in drivers_of(found, facts):
+        # A running user-space driver: unbind would wait for it, and may remove memory that it uses.
+        yield Finding("other-use", f"{place} is open in {process}", forceable=False)
     for node in dict.fromkeys(others):
-        for process in facts.holders(node):
-            # A running user-space driver: unbind would wait for it, and may remove memory that it uses.
-            yield Finding("other-use", f"{node} is open in {process}", forceable=node != found.node)
-    if others and not facts.open_complete:
+        if node not in found.nodes:
+            for process in facts.holders(node):
+                yield Finding("other-use", f"{node} is open in {process}")
+    if (others or found.nodes) and not facts.open_complete:
         yield Unchecked("other-use", _OTHERS_FILES)
     if not kernel_holds(found):
         return
@@ -467,13 +469,13 @@ def page_members(found: DiscoveredDevice, roots: Roots) -> list[DiscoveredDevice
 
 def vf_pf(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """A physical function with virtual ones, or a virtual one whose parent user space drives."""
-    del facts
     count = sysfs.number(found.path / "sriov_numvfs")
     if count:
         yield Finding("vf-pf", f"{count} virtual functions are enabled on it", forceable=False)
-    parent = sysfs.driver_of(found.path / "physfn")
-    if parent in USER_DRIVERS:
-        yield Finding("vf-pf", f"its physical function is bound to {parent}, which wants a token", forceable=False)
+    parent = found.path / "physfn"
+    if is_for_user_space(parent, facts.roots):
+        evidence = f"its physical function is bound to {sysfs.driver_of(parent)}, which wants a token"
+        yield Finding("vf-pf", evidence, forceable=False)
 
 
 # --- not-virtio --------------------------------------------------------------------------------------------
@@ -501,6 +503,8 @@ def foreign_override(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
                 f"a bind to {device.target} is still in the journal ({entry.id})",
                 forceable=False,
             )
+    elif found.vfio and found.driver != VFIO:
+        yield Finding("foreign-override", f"another program has bound {found.driver}, a variant of {VFIO}, to it")
     elif found.driver_override is not None:
         yield Finding("foreign-override", f"driver_override is {found.driver_override}")
     for name in (f"{found.bus}-{found.name}", found.name):

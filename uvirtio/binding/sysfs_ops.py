@@ -142,14 +142,17 @@ class SysfsOps:
         )
 
     def node(self, bus: str, name: str, iommu_group: int | None) -> Path | None:
-        """The device node of the VFIO group or the vDPA device; None where it does not exist."""
+        """The device node of the VFIO group or the vDPA device; None where it does not exist.
+
+        Without ``iommu_group``, and on a kernel without groups (CONFIG_VFIO_GROUP=n): VFIO's node of the function.
+        """
         if bus == "vdpa":
             made = sysfs.vdpa_node(self.device(bus, name))
-            paths = [] if made is None else [self.roots.dev / made.removeprefix("/dev/")]
-        elif iommu_group is None:
-            paths = []
+            names = [] if made is None else [made]
         else:
-            paths = [self.roots.dev / "vfio" / group for group in (str(iommu_group), f"noiommu-{iommu_group}")]
+            groups = () if iommu_group is None else (str(iommu_group), f"noiommu-{iommu_group}")
+            names = [*(f"/dev/vfio/{group}" for group in groups), *sysfs.vfio_nodes(self.device(bus, name))]
+        paths = (self.roots.dev / made.removeprefix("/dev/") for made in names)
         return next((path for path in paths if path.exists()), None)
 
     def wait_for_node(self, found: DiscoveredDevice) -> Path:

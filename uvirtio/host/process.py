@@ -127,7 +127,7 @@ class OpenFiles:
     """The open files, and the processes that have them open."""
 
     by_path: dict[str, list[int]]
-    """The numbers of the processes by path."""
+    """The numbers of the processes by path; by the path in sysfs for an open device of VFIO that has no other."""
     complete: bool
     """False where the open files of some process could not be seen."""
 
@@ -166,9 +166,24 @@ def open_files(roots: Roots, limit: int | None = None) -> OpenFiles:
             else:
                 if target.startswith("/"):
                     found[target].append(pid)
+                elif target == _VFIO_DEVICE and (path := _vfio_device(pid, entry.name, roots)) is not None:
+                    found[path].append(pid)
         if limit is not None and looked > limit:
             return OpenFiles(dict(found), complete=False)
     return OpenFiles(dict(found), complete)
+
+
+_VFIO_DEVICE = "anon_inode:[vfio-device]"
+"""A function that was opened through its group: the descriptor says so, and not which function it is."""
+
+
+def _vfio_device(pid: int, fd: str, roots: Roots) -> str | None:
+    """The function behind such a descriptor, by its path in sysfs: Linux tells it since 6.18 (proc(5), fdinfo)."""
+    for line in sysfs.lines(directory(pid, roots) / "fdinfo" / fd) or []:
+        name, _, value = line.partition(":")
+        if name == "vfio-device-syspath":
+            return value.strip()
+    return None
 
 
 _SCAN_LIMIT = 65536
@@ -176,8 +191,13 @@ _SCAN_LIMIT = 65536
 
 def holders(path: Path, roots: Roots) -> list[Holder]:
     """The processes that have the node ``path`` open, as far as ``/proc`` shows them to this user."""
+    return holders_of_any([path], roots)
+
+
+def holders_of_any(paths: Iterable[Path], roots: Roots) -> list[Holder]:
+    """The processes that have one of these nodes open, as far as ``/proc`` shows them to this user."""
     seen = open_files(roots, _SCAN_LIMIT)
-    names = dict.fromkeys((str(path), os.path.realpath(path)))
+    names = dict.fromkeys(name for path in paths for name in (str(path), os.path.realpath(path)))
     return list(dict.fromkeys(one for name in names for one in seen.holders(name, roots)))
 
 

@@ -186,6 +186,17 @@ def uio_nodes(directory: Path) -> list[str]:
     return [name for name in names(directory / "uio") if re.fullmatch(r"uio[0-9]+", name, re.ASCII)]
 
 
+def vfio_devices(directory: Path) -> list[str]:
+    """What VFIO registered of a device, ``vfio3``: a class device below it, since Linux 6.1."""
+    return [name for name in names(directory / "vfio-dev") if re.fullmatch(r"vfio[0-9]+", name, re.ASCII)]
+
+
+def vfio_nodes(directory: Path) -> list[str]:
+    """The character devices that VFIO made for a device, ``/dev/vfio/devices/vfio3``: since Linux 6.6."""
+    made = directory / "vfio-dev"
+    return [f"/dev/vfio/devices/{name}" for name in vfio_devices(directory) if (made / name / "dev").exists()]
+
+
 def physical_function(directory: Path) -> str | None:
     """The physical function of an SR-IOV virtual function; None for all other functions."""
     return link_name(directory / "physfn")

@@ -358,7 +358,7 @@ def test_bind_and_restore(cli: Cli) -> None:
     assert cli.text("bind", "00:02.0") == "0000:00:02.0: already bound to vfio-pci, node /dev/vfio/3\n"
     assert len(cli.document("journal")["entries"]) == 1
     (restored,) = cli.document("restore", "00:02.0")["devices"]
-    assert restored == {"address": "0000:00:02.0", "driver": "virtio-pci", "action": "restored"}
+    assert restored == {"address": "0000:00:02.0", "driver": "virtio-pci", "action": "restored", "unchecked": []}
     assert cli.text("restore", "--all") == "nothing to restore\n"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from uvirtio.backends.vfio.container import IommuInfo, map_error
 from uvirtio.backends.vfio.device import Device
-from uvirtio.backends.vfio.group import vf_token_refused
+from uvirtio.backends.vfio.group import holders_of_group, vf_token_refused
 from uvirtio.errors import Busy, Closed, ModuleLack, NotSupported, OperationFailed, PermissionLack, UvirtioError
 from uvirtio.host import sysfs
 from uvirtio.host.process import holders
@@ -333,6 +333,9 @@ def open_cdev(
             raise vf_token_refused(address or path.name, vf_token, roots) from error
         found = holders(path, roots)
         # EBUSY: its group is open. EINVAL: this node is, among other things.
+        if error.errno == errno.EBUSY and not found and address:
+            group = sysfs.iommu_group(sysfs.device("pci", address, roots))
+            found = [] if group is None else holders_of_group(group, roots)
         if error.errno == errno.EBUSY or (error.errno == errno.EINVAL and found):
             raise Busy(
                 f"{path} is in use",

@@ -135,9 +135,7 @@ def _devices(place: _Place) -> Iterator[Candidate]:
         yield "-", "the device that FILE describes"
     found = [device for device in _scan(place) if not kind or device.type in (kind, "unknown")]
     if place.verb == "restore":  # None: bind only unbinds a virtio-mmio window
-        from uvirtio.host.drivers import USER_DRIVERS
-
-        found = [device for device in found if device.driver is None or device.driver in USER_DRIVERS]
+        found = [device for device in found if device.driver is None or device.for_user_space]
     fresh = [device for device in found if device.address not in place.arguments]
     yield from ((device.address, _about(device)) for device in fresh)
     if place.current and not any(device.address.startswith(place.current) for device in fresh):

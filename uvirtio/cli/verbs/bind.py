@@ -135,7 +135,13 @@ def bind(
                 node = f", node {one.node}" if one.node else ""
                 how = "already bound" if one.journal is None else "bound"
                 cmd.line(f"{one.address}: {how} to {one.driver or 'no driver'}{node}")
+                _say_unchecked(one.address, one.unchecked)
         return _settled(cmd, udev, wait, [one.as_dict() for one in done])
+
+
+def _say_unchecked(address: str, names: tuple[str, ...]) -> None:
+    if names:
+        output.note(f"{address}: this user could not see everything for the rule {', '.join(names)}")
 
 
 def _check_wait(wait: float | None) -> None:
@@ -204,6 +210,7 @@ def restore(
                 cmd.line(
                     f"{one.address}: {_ACTIONS[one.action]}{f' {one.driver}' if one.driver else ' no driver'}"
                 )
+                _say_unchecked(one.address, one.unchecked)
             if not done:
                 cmd.line("nothing to restore")
         return _settled(cmd, udev, wait, [one.as_dict() for one in done])
