@@ -164,8 +164,25 @@ class FakeSys:
             self.virtio(path, self.next_virtio(), kind, 1 << 32)
         return path
 
-    def vdpa(self, name: str, *, driver: str | None = "vhost_vdpa", index: int = 0, kind: str = "blk") -> Path:
-        path = self.sys / "devices/virtual/vdpa" / name
+    def sub_function(self, function: Path, name: str = "mlx5_core.sf.4") -> Path:
+        """A device on the auxiliary bus, below a PCI function."""
+        path = function / name
+        path.mkdir()
+        self.link(path / "subsystem", self.sys / "bus/auxiliary")
+        return path
+
+    def vdpa(
+        self,
+        name: str,
+        *,
+        driver: str | None = "vhost_vdpa",
+        index: int = 0,
+        kind: str = "blk",
+        on: Path | None = None,
+        dma: Path | None = None,
+    ) -> Path:
+        """A vDPA device below ``on``; ``dma`` does its DMA, and has the virtio device that virtio_vdpa makes."""
+        path = (self.sys / "devices/virtual/vdpa" if on is None else on) / name
         path.mkdir(parents=True)
         self.text(path / "driver_override", "(null)\n")
         self.link(self.sys / "bus/vdpa/devices" / name, path)
@@ -176,7 +193,7 @@ class FakeSys:
         if driver == "vhost_vdpa":
             self.vhost_vdpa(path, index)
         elif driver == "virtio_vdpa":
-            self.virtio(path, self.next_virtio(), kind, 1 << 32)
+            self.virtio(path if dma is None else dma, self.next_virtio(), kind, 1 << 32)
         return path
 
     def vhost_vdpa(self, device: Path, index: int = 0) -> None:

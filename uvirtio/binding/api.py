@@ -57,7 +57,7 @@ class DeviceInfo:
     node: str | None
     """The device node that the driver bound now offers to programs."""
     parent: str | None
-    """The parent of a vDPA device: the address of a PCI function (vp_vdpa), or a name (VDUSE)."""
+    """The parent of a vDPA device: the address of a PCI function (vp_vdpa), or a name (VDUSE, a sub-function)."""
     notes: tuple[str, ...]
     """What could not be determined, and why."""
     in_use: tuple[Use, ...]

@@ -8,7 +8,7 @@ resets or stops the device, and the four bytes of configuration space that are a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from uvirtio.errors import BadAddress, DeviceGone, NoSuchDevice, NotVirtio, PermissionLack, UsageError
 from uvirtio.host import addresses, mmio, sysfs
 from uvirtio.host.addresses import Address, canonical
-from uvirtio.host.drivers import UIO, USER_DRIVERS, VP_VDPA, is_vfio
+from uvirtio.host.drivers import USER_DRIVERS, VIRTIO_VDPA, is_vfio, user_nodes
 from uvirtio.host.names import device_behind
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import BarInfo
@@ -39,6 +39,7 @@ __all__ = [
     "on_bus",
     "pci_functions",
     "scan",
+    "standing_on",
     "udev_properties",
 ]
 
@@ -69,6 +70,10 @@ class DiscoveredDevice:
     """VFIO has it: ``driver`` is vfio-pci or a variant of it (virtio_vfio_pci ...)."""
     driver_override: str | None = None
     virtio_name: str | None = None
+    virtio_path: Path | None = None
+    """Its directory: below the device, or for a vDPA device below what that stands on."""
+    elsewhere: tuple[Path, ...] = ()
+    """Virtio devices outside of ``path`` that are this vDPA device's, or may be: sysfs does not say whose."""
     kernel_driver: str | None = None
     iommu_group: int | None = None
     noiommu: bool = False
@@ -81,7 +86,9 @@ class DiscoveredDevice:
     other_nodes: tuple[str, ...] = ()
     """Further nodes that reach the same device: VFIO's character device of the function beside its group's."""
     parent: str | None = None
-    """The parent of a vDPA device: the address of a PCI function (vp_vdpa), or a name (VDUSE)."""
+    """The parent of a vDPA device: the address of a PCI function (vp_vdpa), or a name (VDUSE, a sub-function)."""
+    above: tuple[str, ...] = ()
+    """The names of the devices that a vDPA device stands on, the parent first, a PCI function last."""
     notes: tuple[str, ...] = field(default=())
     """What could not be determined, and why."""
 
@@ -89,6 +96,11 @@ class DiscoveredDevice:
     def key(self) -> str:
         """A name that does not change with the driver, for the journal and the locks."""
         return f"vdpa:{self.name}" if self.bus == "vdpa" else self.address
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """The directories below which sysfs shows what the kernel made of the device: disks, interfaces ..."""
+        return (sysfs.real(self.path), *self.elsewhere)
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -106,8 +118,8 @@ class DiscoveredDevice:
         extra = [self.name, self.virtio_name, self.node, *self.other_nodes]
         if self.bus == "vdpa":
             extra.append(f"vdpa:{self.name}")
-            if self.parent is not None and addresses.is_pci(self.parent):
-                extra.append(canonical(self.parent))  # denying the function denies the vDPA device on it, too
+            # Denying a function denies the vDPA devices on it and on its sub-functions, too.
+            extra += [canonical(name) if addresses.is_pci(name) else name for name in self.above]
         if self.window is not None:
             extra.append(f"mmio:{self.window[0]:#x}")
         return tuple(dict.fromkeys([self.address, *(name for name in extra if name)]))
@@ -179,7 +191,7 @@ def _pci_function(name: str, roots: Roots) -> DiscoveredDevice | None:
         device_id, interface = ids.device_id_of_pci(vendor, device), "modern"
     group = sysfs.iommu_group(path)
     vfio = is_vfio(path, roots)
-    nodes = _vfio_nodes(path, group, roots) if vfio else _uio_nodes(path, driver)
+    nodes = user_nodes(path, roots)
     return DiscoveredDevice(
         address=canonical(name),
         bus="pci",
@@ -196,6 +208,7 @@ def _pci_function(name: str, roots: Roots) -> DiscoveredDevice | None:
         vfio=vfio,
         driver_override=sysfs.override(path),
         virtio_name=virtio_name,
+        virtio_path=path / virtio_name if virtio_name else None,
         kernel_driver=kernel_driver,
         iommu_group=group,
         noiommu=sysfs.is_noiommu(path),
@@ -228,18 +241,6 @@ def _transitional(path: Path, virtio_name: str | None, notes: list[str]) -> Inte
     return "transitional" if modern(config.capabilities) else "legacy"
 
 
-def _vfio_nodes(path: Path, group: int | None, roots: Roots) -> list[str]:
-    """The node of the function's group, where the kernel has groups (CONFIG_VFIO_GROUP), then its own."""
-    own = sysfs.vfio_nodes(path)
-    if group is None or (own and not (roots.sys / "class/vfio").is_dir()):
-        return own
-    return [f"/dev/vfio/noiommu-{group}" if sysfs.is_noiommu(path) else f"/dev/vfio/{group}", *own]
-
-
-def _uio_nodes(path: Path, driver: str | None) -> list[str]:
-    return [f"/dev/{name}" for name in sysfs.uio_nodes(path)[:1]] if driver == UIO else []
-
-
 # --- virtio-mmio -------------------------------------------------------------------------------------------
 
 
@@ -266,6 +267,7 @@ def _platform_device(name: str, path: Path, window: tuple[int, int] | None) -> D
         driver=sysfs.driver_of(path),
         driver_override=sysfs.override(path),
         virtio_name=virtio_name,
+        virtio_path=path / virtio_name if virtio_name else None,
         kernel_driver=kernel_driver,
         numa_node=_node(path),
         window=window,
@@ -276,13 +278,16 @@ def _platform_device(name: str, path: Path, window: tuple[int, int] | None) -> D
 # --- vdpa --------------------------------------------------------------------------------------------------
 
 
-def _vdpa_devices(roots: Roots) -> Iterator[DiscoveredDevice]:
+def _vdpa_devices(roots: Roots, names: Iterable[str] | None = None) -> Iterator[DiscoveredDevice]:
     told: dict[str, VdpaDevice] | None = None
-    for name in sysfs.device_names("vdpa", roots):
+    for name in sysfs.device_names("vdpa", roots) if names is None else names:
         path = sysfs.device("vdpa", name, roots)
         parent = sysfs.real(path).parent
-        virtio_name, kernel_driver = _virtio_child(path)
-        device_id = sysfs.number(path / virtio_name / "device") if virtio_name else _id_of_parent(parent)
+        driver = sysfs.driver_of(path)
+        own = _virtio_children(path)
+        elsewhere = _virtio_above(path) if driver == VIRTIO_VDPA and not own else []
+        virtio = next(iter(own or elsewhere)) if len(own or elsewhere) == 1 else None
+        device_id = sysfs.number(virtio / "device") if virtio is not None else _id_of_function(path)
         if device_id is None and roots.live:  # the kernel knows only its own devices
             from uvirtio.binding import vdpa_netlink  # here: without such a device there is no need of sockets
 
@@ -297,36 +302,63 @@ def _vdpa_devices(roots: Roots) -> Iterator[DiscoveredDevice]:
             type=_type_name(device_id),
             device_id=device_id,
             interface="vdpa",
-            driver=sysfs.driver_of(path),
+            driver=driver,
             driver_override=sysfs.override(path),
-            virtio_name=virtio_name,
-            kernel_driver=kernel_driver,
+            virtio_name=None if virtio is None else virtio.name,
+            virtio_path=virtio,
+            elsewhere=tuple(elsewhere),
+            kernel_driver=None if virtio is None else sysfs.driver_of(virtio),
             numa_node=_node(path),
             node=node,
             parent=parent.name,
+            above=tuple(place.name for place in sysfs.above(path)),
             notes=() if device_id is not None else ("type: only the device itself tells",),
         )
 
 
-def _id_of_parent(parent: Path) -> int | None:
-    """The type of a vDPA device that is a PCI function seen through vp_vdpa; None for others."""
-    if sysfs.driver_of(parent) != VP_VDPA:
+def _id_of_function(path: Path) -> int | None:
+    """The type of a vDPA device that is a virtio PCI function, by vp_vdpa or the like; None for others."""
+    function = sysfs.function_below(path)
+    if function is None:
         return None
-    vendor, device = sysfs.number(parent / "vendor"), sysfs.number(parent / "device")
-    if vendor is None or device is None:
+    vendor, device = sysfs.number(function / "vendor"), sysfs.number(function / "device")
+    if vendor is None or device is None or not ids.is_virtio_pci(vendor, device):
         return None
     return ids.device_id_of_pci(vendor, device)
+
+
+def standing_on(found: DiscoveredDevice, roots: Roots) -> list[DiscoveredDevice]:
+    """The vDPA devices that stand on a PCI function or its sub-functions: they go when its driver goes."""
+    names = sysfs.device_names("vdpa", roots) if found.bus == "pci" else []
+    if not names:
+        return []
+    here = sysfs.real(found.path)
+    return [
+        *_vdpa_devices(roots, [name for name in names if here in sysfs.above(sysfs.device("vdpa", name, roots))])
+    ]
 
 
 # --- common ------------------------------------------------------------------------------------------------
 
 
+def _virtio_children(path: Path) -> list[Path]:
+    """The virtio devices directly below a device of a bus: one, except below one with several vDPA devices."""
+    return [path / name for name in sysfs.names(path) if addresses.is_virtio_name(name)]
+
+
+def _virtio_above(path: Path) -> list[Path]:
+    """The virtio devices below what a vDPA device stands on.
+
+    virtio_vdpa makes a device's virtio device a child of what does its DMA: of the vDPA device itself (VDUSE), or
+    of its PCI function (vp_vdpa, mlx5_vdpa), where it lies beside those of the function's other vDPA devices.
+    """
+    return [virtio for place in sysfs.above(path) for virtio in _virtio_children(place)]
+
+
 def _virtio_child(path: Path) -> tuple[str | None, str | None]:
     """``virtio3`` below the bus device, and the driver bound to it."""
-    for name in sysfs.names(path):
-        if addresses.is_virtio_name(name):
-            return name, sysfs.driver_of(path / name)
-    return None, None
+    found = next(iter(_virtio_children(path)), None)
+    return (None, None) if found is None else (found.name, sysfs.driver_of(found))
 
 
 def _type_name(device_id: int | None) -> str:
@@ -352,7 +384,7 @@ def _features_of(virtio: Path) -> int | None:
 
 def negotiated_features(found: DiscoveredDevice) -> int | None:
     """The feature bits that the kernel's driver negotiated; None where none is bound."""
-    return _features_of(found.path / found.virtio_name) if found.virtio_name else None
+    return None if found.virtio_path is None else _features_of(found.virtio_path)
 
 
 # --- by name -----------------------------------------------------------------------------------------------

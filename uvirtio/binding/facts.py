@@ -185,7 +185,7 @@ class Facts:
     def nodes(self, found: DiscoveredDevice) -> list[Node]:
         """Every device node below the device: disks and partitions, event nodes, ports, DRM cards ..."""
         made = []
-        for directory in sysfs.below(sysfs.real(found.path)):
+        for directory in (one for place in found.places for one in sysfs.below(place)):
             number = sysfs.read(directory / "dev", 64)
             if not number:
                 continue

@@ -98,7 +98,8 @@ def check_owner_allowed(made: Sequence[Plan], force: Collection[str]) -> None:
 
 def _vduse(found: DiscoveredDevice) -> bool:
     """Whether a process of this machine is the device: VDUSE takes none that lacks ACCESS_PLATFORM."""
-    return found.bus == "vdpa" and sysfs.link_name(sysfs.real(found.path).parent / "subsystem") == "vduse"
+    places = sysfs.above(found.path) if found.bus == "vdpa" else []
+    return any(sysfs.link_name(place / "subsystem") == "vduse" for place in places)
 
 
 def _unheld(found: DiscoveredDevice) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from uvirtio.binding import journal, rules
 from uvirtio.binding.checks import Check, driver_state, modules_directory, writable
-from uvirtio.binding.discover import DiscoveredDevice
+from uvirtio.binding.discover import DiscoveredDevice, standing_on
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.rules import Finding, Unchecked
 from uvirtio.errors import Denied, InUse, ModuleLack, NoIommu, PermissionLack, Refused, UsageError, UvirtioError
@@ -137,7 +137,8 @@ def plan(
     )
     for member in members:
         try:
-            denylist.check(member.found.names, roots)
+            for one in (member.found, *standing_on(member.found, roots)):
+                denylist.check(one.names, roots)
         except Denied as denied:
             problems.append(denied)
     if (journaled := _journaled(found, target, roots)) is not None:
@@ -168,7 +169,7 @@ def _journaled(found: DiscoveredDevice, target: str | None, roots: Roots) -> Uvi
 
 
 def _check_words(found: DiscoveredDevice, driver: str | None, force: Collection[str]) -> None:
-    known = {function.__name__.replace("_", "-") for function in rules.RULES} | {"unsafe-owner", "many"}
+    known = {rules.name_of(function) for function in rules.RULES} | {"unsafe-owner", "many"}
     for word in force:
         if word not in known:
             raise UsageError(f"there is no rule {word!r}", seen=word, expected=", ".join(sorted(known)))

@@ -8,12 +8,12 @@ answer. Rules read; they open no device node.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from uvirtio.binding import journal
-from uvirtio.binding.discover import DiscoveredDevice, pci_functions, scan
+from uvirtio.binding.discover import DiscoveredDevice, pci_functions, scan, standing_on
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.holders import drivers_of
 from uvirtio.host import proc, sysfs
@@ -50,7 +50,17 @@ class Unchecked:
 
 
 Answer = Finding | Unchecked
-Rule = Callable[[DiscoveredDevice, Facts], Iterator[Answer]]
+
+
+class Rule(Protocol):
+    """A function that answers for one device; it is called as its rule is, with underscores."""
+
+    __name__: str
+
+    def __call__(self, found: DiscoveredDevice, facts: Facts, /) -> Iterator[Answer]:
+        """Answer for a device, from a snapshot."""
+        ...
+
 
 _OTHERS_FILES = "the open files of other users' processes"
 
@@ -73,17 +83,33 @@ def check(found: DiscoveredDevice, roots: Roots, facts: Facts | None = None) -> 
     facts = Facts(roots) if facts is None else facts
     findings: list[Finding] = []
     unchecked: dict[str, Unchecked] = {}
+    standing = standing_on(found, roots)
     for rule in RULES:
-        for answer in rule(found, facts):
-            if isinstance(answer, Finding):
-                if answer not in findings:
-                    findings.append(answer)
-            else:
-                unchecked.setdefault(answer.rule, answer)
+        # What the kernel does with a vDPA device on this function ends with it, too.
+        for one in (found, *standing) if name_of(rule) in IN_USE else (found,):
+            for answer in rule(one, facts):
+                if isinstance(answer, Finding):
+                    _add(findings, answer)
+                else:
+                    unchecked.setdefault(answer.rule, answer)
     for finding in findings:
         if finding.severity == "refuse":
             unchecked.pop(finding.rule, None)
     return Verdicts(findings, list(unchecked.values()))
+
+
+def _add(findings: list[Finding], new: Finding) -> None:
+    """Keep each evidence once, with its worst consequence."""
+    for index, old in enumerate(findings):
+        if (old.rule, old.evidence) == (new.rule, new.evidence):
+            findings[index] = max(old, new, key=lambda one: (one.severity == "refuse", not one.forceable))
+            return
+    findings.append(new)
+
+
+def name_of(rule: Rule) -> str:
+    """The name of a rule, as findings and ``--force`` have it."""
+    return rule.__name__.replace("_", "-")
 
 
 def refusals(findings: Iterable[Finding], force: Iterable[str] = ()) -> list[Finding]:
@@ -203,7 +229,8 @@ def network(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """An interface that is up, routed, or part of a bridge, bond or the like."""
     interfaces = [
         directory
-        for directory in sysfs.below(sysfs.real(found.path))
+        for place in found.places
+        for directory in sysfs.below(place)
         if directory.parent.name == "net" and sysfs.link_name(directory / "subsystem") == "net"
     ]
     if not interfaces and found.kernel_driver == "virtio_net":
@@ -328,7 +355,7 @@ def root_share(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
 
 
 def _mount_tag(found: DiscoveredDevice, facts: Facts) -> str | None:
-    virtio = found.path / (found.virtio_name or "virtio")
+    virtio = found.virtio_path or found.path / "virtio"
     tag = sysfs.read(virtio / "mount_tag", 4096) or sysfs.read(virtio / "tag", 4096)
     if tag:
         return tag
@@ -398,11 +425,9 @@ def other_use(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
         yield Unchecked("other-use", _OTHERS_FILES)
     if not kernel_holds(found):
         return
-    if found.bus == "pci":
-        for name in sysfs.device_names("vdpa", facts.roots):
-            # Unbinding vp_vdpa removes its vDPA device, and restore does not create it again.
-            if sysfs.real(sysfs.device("vdpa", name, facts.roots)).parent == sysfs.real(found.path):
-                yield Finding("other-use", f"the vDPA device vdpa:{name} stands on it")
+    for one in standing_on(found, facts.roots):
+        # Unbinding vp_vdpa removes its vDPA device, and restore does not create it again.
+        yield Finding("other-use", f"the vDPA device vdpa:{one.name} stands on it")
     if found.type == "rng":
         hwrng = facts.roots.sys / "class/misc/hw_random"
         current = sysfs.read(hwrng / "rng_current", 4096) or ""

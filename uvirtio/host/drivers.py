@@ -12,6 +12,8 @@ from uvirtio.host.roots import Roots
 VFIO: Final = "vfio-pci"
 UIO: Final = "uio_pci_generic"
 VDPA: Final = "vhost_vdpa"
+VIRTIO_VDPA: Final = "virtio_vdpa"
+"""Makes a virtio device of a vDPA device, for the kernel's own drivers."""
 PCI_STUB: Final = "pci-stub"
 VP_VDPA: Final = "vp-vdpa"
 """Makes a vDPA device of a virtio PCI function."""
@@ -48,6 +50,25 @@ def is_vfio(directory: Path, roots: Roots) -> bool:
 def is_for_user_space(directory: Path, roots: Roots) -> bool:
     """Whether the driver that is bound to a device hands it to user space."""
     return sysfs.driver_of(directory) in USER_DRIVERS or is_vfio(directory, roots)
+
+
+def user_nodes(directory: Path, roots: Roots) -> list[str]:
+    """The nodes by which user space can open a PCI function as it is bound now.
+
+    Returns:
+        Under VFIO the node of its group, where the kernel has groups (CONFIG_VFIO_GROUP), then its own; that of
+        uio_pci_generic; none under other drivers.
+    """
+    if not is_vfio(directory, roots):
+        return (
+            [f"/dev/{name}" for name in sysfs.uio_nodes(directory)[:1]]
+            if sysfs.driver_of(directory) == UIO
+            else []
+        )
+    own, group = sysfs.vfio_nodes(directory), sysfs.iommu_group(directory)
+    if group is None or (own and not (roots.sys / "class/vfio").is_dir()):
+        return own
+    return [f"/dev/vfio/noiommu-{group}" if sysfs.is_noiommu(directory) else f"/dev/vfio/{group}", *own]
 
 
 def pci_driver(address: str, roots: Roots) -> str | None:

@@ -175,6 +175,26 @@ def resources(directory: Path) -> list[Resource | None] | None:
     return made
 
 
+def above(directory: Path) -> list[Path]:
+    """The devices that a device stands on, the nearest first, up to a PCI function: no bridges above that.
+
+    A vDPA device may stand on a function itself (vp_vdpa), or on a sub-function, which is on the auxiliary bus.
+    """
+    found = []
+    for place in real(directory).parents:
+        is_function = addresses.is_pci(place.name)
+        if is_function or (place / "subsystem").is_symlink():
+            found.append(place)
+        if is_function:
+            break
+    return found
+
+
+def function_below(directory: Path) -> Path | None:
+    """The PCI function that a device stands on; None: it stands on none (VDUSE, a simulator)."""
+    return next((place for place in above(directory) if addresses.is_pci(place.name)), None)
+
+
 def vdpa_node(directory: Path) -> str | None:
     """The node that vhost_vdpa made for a vDPA device, ``/dev/vhost-vdpa-0``; None where it has none."""
     children = (f"/dev/{child}" for child in names(directory))

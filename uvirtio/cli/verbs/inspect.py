@@ -40,7 +40,7 @@ def _members(cmd: Command, found: DiscoveredDevice, verdicts: Verdicts) -> dict[
     from uvirtio.binding.rules import group_members
 
     hidden: list[str] = []
-    virtio = found.path / found.virtio_name if found.virtio_name else None
+    virtio = found.virtio_path
     return {
         **device_members(found, verdicts),
         "hardware": hardware(found, cmd.roots),
@@ -49,6 +49,7 @@ def _members(cmd: Command, found: DiscoveredDevice, verdicts: Verdicts) -> dict[
         "driver_override": found.driver_override,
         "window": None if found.window is None else {"base": found.window[0], "length": found.window[1]},
         "noiommu": found.noiommu,
+        "above": list(found.above),
         "group_members": [
             {"address": one.address, "pci_id": one.pci_id, "driver": one.driver}
             for one in group_members(found, cmd.roots)
@@ -172,7 +173,7 @@ def _print(cmd: Command, members: dict[str, Any]) -> None:
     if members["node"] is not None:
         rows.append(("node", members["node"]))
     if members["parent"] is not None:
-        rows.append(("offered by", members["parent"]))
+        rows.append(("offered by", " of ".join(members["above"] or [members["parent"]])))
     if msi is not None:
         state = "on" if msi["enabled"] else "off"
         rows.append(("MSI-X", f"{msi['vectors']} vectors, {state}, BAR {msi['bar']}+{msi['offset']:#x}"))
