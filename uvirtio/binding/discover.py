@@ -34,13 +34,12 @@ __all__ = [
     "capabilities",
     "config_bytes",
     "find",
-    "hardware",
     "negotiated_features",
     "on_bus",
     "pci_functions",
     "scan",
     "standing_on",
-    "udev_properties",
+    "unlisted",
 ]
 
 Interface = Literal["modern", "transitional", "legacy", "mmio", "vdpa", "none"]
@@ -149,6 +148,12 @@ def scan(roots: Roots) -> list[DiscoveredDevice]:
     found.extend(_platform_devices(roots))
     found.extend(_vdpa_devices(roots))
     return sorted(found, key=lambda device: device.address)
+
+
+def unlisted(roots: Roots) -> list[Path]:
+    """The directories of buses that this user cannot list: devices on them are not found."""
+    places = (sysfs.bus(bus, roots) / "devices" for bus in ("pci", "platform", "vdpa"))
+    return [place for place in places if sysfs.listed(place) is None]
 
 
 def on_bus(bus: str, name: str, roots: Roots) -> DiscoveredDevice | None:
@@ -618,30 +623,3 @@ def capabilities(found: DiscoveredDevice) -> list[VirtioCapability]:
         DeviceGone: The function is not there any more.
     """
     return list(config_bytes(found).capabilities) if found.bus == "pci" else []
-
-
-# --- udev --------------------------------------------------------------------------------------------------
-
-
-def udev_properties(found: DiscoveredDevice, roots: Roots) -> dict[str, str]:
-    """The device's properties in udev's database; empty without udev or pyudev, or below another root."""
-    if not roots.live or not (roots.run / "udev/data").is_dir():
-        return {}  # pyudev's Context takes no other root, and importing it costs 0.1 s
-    try:
-        import pyudev
-
-        device = pyudev.Devices.from_path(pyudev.Context(), str(found.path))
-        return {str(key): str(value) for key, value in device.properties.items()}
-    except Exception:  # noqa: BLE001  # names are optional: no failure here may stop discovery
-        return {}
-
-
-def hardware(found: DiscoveredDevice, roots: Roots) -> dict[str, str | None] | None:
-    """The names that udev's hardware database has for the device's ids.
-
-    Returns:
-        ``vendor`` and ``model``; None: no udev, another root, or a bus without such ids.
-    """
-    properties = udev_properties(found, roots)
-    vendor, model = properties.get("ID_VENDOR_FROM_DATABASE"), properties.get("ID_MODEL_FROM_DATABASE")
-    return None if vendor is None and model is None else {"vendor": vendor, "model": model}

@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from uvirtio.binding import journal, rules
 from uvirtio.binding.checks import Check, driver_state, module_installed
-from uvirtio.binding.discover import scan
+from uvirtio.binding.discover import scan, unlisted
 from uvirtio.binding.facts import Facts
 from uvirtio.errors import Denied, NotSupported
 from uvirtio.host import denylist, memory, process, sysfs
@@ -30,6 +30,8 @@ from uvirtio.memory.fence import full_fence
 __all__ = ["Check", "checks"]
 
 _QEMU_OLDEST = (7, 2)
+_ALL_OF_SYS = "run as root, where all of /sys is visible"
+_NO_GROUPS_SEEN = "whether there is an IOMMU cannot be seen"
 _MEMLOCK = 8 << 20  # Linux's default, enough for small rings
 
 
@@ -97,7 +99,9 @@ def _kernel(roots: Roots) -> Iterator[Check]:
 
 def _iommu(roots: Roots) -> Iterator[Check]:
     real = sysfs.iommu_groups(roots)
-    if real:
+    if real is None:
+        yield Check("iommu", "warn", "the IOMMU groups cannot be listed", _ALL_OF_SYS)
+    elif real:
         yield Check("iommu", "pass", f"{len(real)} groups")
     else:
         yield Check(
@@ -122,7 +126,7 @@ def _module(name: str, driver: str, bus: str, roots: Roots, remedy: str) -> Chec
 
 def _vfio(roots: Roots) -> Iterator[Check]:
     found = _module(VFIO, VFIO, "pci", roots, "install the kernel's module package that has vfio-pci")
-    if found.verdict == "pass" and not sysfs.iommu_groups(roots):
+    if found.verdict == "pass" and sysfs.iommu_groups(roots) == []:
         found = replace(
             found, verdict="warn", detail=f"{found.detail}, but there is no IOMMU", remedy="switch the IOMMU on"
         )
@@ -145,7 +149,10 @@ def _vfio_cdev(roots: Roots) -> Iterator[Check]:
 def _vfio_noiommu(roots: Roots) -> Iterator[Check]:
     switch = sysfs.noiommu_switch(roots)
     on = sysfs.noiommu_mode(roots)
-    if sysfs.iommu_groups(roots):
+    groups = sysfs.iommu_groups(roots)
+    if groups is None:
+        yield Check("vfio-noiommu", "skip", _NO_GROUPS_SEEN)
+    elif groups:
         yield Check("vfio-noiommu", "skip", "not needed: there is an IOMMU")
     elif on is None:
         why = "this kernel's vfio has no such mode" if switch.parent.is_dir() else "vfio is not loaded"
@@ -175,7 +182,10 @@ def _physical(name: str, detail: str, roots: Roots) -> Check:
 
 def _vfio_access(roots: Roots) -> Iterator[Check]:
     top = roots.dev / "vfio"
-    groups = [name for name in sysfs.names(top) if re.fullmatch(r"(noiommu-)?[0-9]+", name, re.ASCII)]
+    if (entries := sysfs.listed(top)) is None:
+        yield Check("vfio-access", "warn", "/dev/vfio cannot be listed", "as root: chmod 0755 /dev/vfio")
+        return
+    groups = [name for name in entries if re.fullmatch(r"(noiommu-)?[0-9]+", name, re.ASCII)]
     # A kernel without groups (CONFIG_VFIO_GROUP=n) has a node for each function alone.
     functions = [] if groups else [f"devices/{name}" for name in sysfs.names(top / "devices")]
     nodes = [f"/dev/vfio/{name}" for name in groups or functions]
@@ -187,9 +197,11 @@ def _vfio_access(roots: Roots) -> Iterator[Check]:
     paths = {node: roots.dev / node.removeprefix("/dev/") for node in needed}
     closed = [node for node, path in paths.items() if not os.access(path, os.R_OK | os.W_OK)]
     if closed:
-        names = ", ".join(closed)
         yield Check(
-            "vfio-access", "warn", f"this user may not open {names}", "run as root, or bind with --owner USER"
+            "vfio-access",
+            "warn",
+            f"this user may not open {', '.join(closed)}",
+            "run as root, or bind with --owner USER",
         )
     else:
         yield Check("vfio-access", "pass", f"this user may open {', '.join(nodes)}")
@@ -198,9 +210,12 @@ def _vfio_access(roots: Roots) -> Iterator[Check]:
 def _uio(roots: Roots) -> Iterator[Check]:
     remedy = "only needed without an IOMMU: install the kernel's module package that has uio_pci_generic"
     found = _module("uio", UIO, "pci", roots, remedy)
+    groups = sysfs.iommu_groups(roots)
     if found.verdict != "pass":
         yield found
-    elif sysfs.iommu_groups(roots):
+    elif groups is None:
+        yield replace(found, verdict="skip", detail=f"{found.detail}; {_NO_GROUPS_SEEN}")
+    elif groups:
         yield replace(found, verdict="skip", detail=f"{found.detail}; not needed: vfio-pci is the better way")
     else:
         yield _physical("uio", found.detail, roots)
@@ -374,18 +389,26 @@ def _container(roots: Roots) -> Iterator[Check]:
 
 def _devices(roots: Roots) -> Iterator[Check]:
     found = scan(roots)
-    if not found:
+    hidden = ", ".join(f"{place} cannot be listed" for place in unlisted(roots))
+    if not found and not hidden:
         yield Check("devices", "skip", "no virtio device here")
         return
     user = [f"{d.address} ({d.type}, {d.driver})" for d in found if d.for_user_space]
     facts = Facts(roots)
     used = [d.address for d in found if rules.in_use(rules.check(d, roots, facts).findings)]
     detail = f"{len(found)} virtio devices, {len(used)} in use by this machine"
-    yield Check("devices", "pass", detail + (f"; for user space: {', '.join(user)}" if user else ""))
+    detail += f"; for user space: {', '.join(user)}" if user else ""
+    if hidden:
+        yield Check("devices", "warn", f"{detail}; {hidden}", _ALL_OF_SYS)
+    else:
+        yield Check("devices", "pass", detail)
 
 
 def _journal(roots: Roots) -> Iterator[Check]:
     open_entries = journal.entries(roots)
+    if (hidden := journal.hidden(roots)) is not None:
+        yield Check("journal", "skip", f"{hidden} cannot be read: run as root to know what is bound")
+        return
     broken = [entry for entry in open_entries if entry.state != "bound"]
     if broken:
         names = ", ".join(device.address for entry in broken for device in entry.devices)

@@ -39,6 +39,21 @@ class Facts:
     def __init__(self, roots: Roots) -> None:
         """Make an empty snapshot; facts are read on first use."""
         self.roots = roots
+        self.unreadable: list[Path] = []
+        """The directories that could not be listed so far: what is in them is not known, which is not nothing."""
+
+    # --- directories ---
+
+    def names(self, directory: Path) -> list[str]:
+        """The names in a directory; ``unreadable`` has it where it cannot be listed."""
+        found = sysfs.listed(directory)
+        if found is None:
+            self.unreadable.append(directory)
+        return found or []
+
+    def below(self, top: Path) -> list[Path]:
+        """Every directory at or below ``top``; ``unreadable`` has those that cannot be listed."""
+        return sysfs.below(top, unreadable=self.unreadable)
 
     # --- processes ---
 
@@ -97,7 +112,7 @@ class Facts:
             if space:
                 spaces.add(space)
             found.update((mount, None) for mount in seen)
-        return list(found), complete
+        return list(found), complete and process.all_visible(self.roots)
 
     @property
     def mounts(self) -> list[Mount]:
@@ -185,7 +200,7 @@ class Facts:
     def nodes(self, found: DiscoveredDevice) -> list[Node]:
         """Every device node below the device: disks and partitions, event nodes, ports, DRM cards ..."""
         made = []
-        for directory in (one for place in found.places for one in sysfs.below(place)):
+        for directory in (one for place in found.places for one in self.below(place)):
             number = sysfs.read(directory / "dev", 64)
             if not number:
                 continue
@@ -204,7 +219,7 @@ class Facts:
         stack = [node for node in self.nodes(found) if node.subsystem == "block"]
         known = {node.name for node in stack}
         for node in stack:  # grows in the loop; each name once
-            for name in sysfs.names(node.path / "holders"):
+            for name in self.names(node.path / "holders"):
                 if name not in known and len(known) < 1000:
                     known.add(name)
                     path = self.roots.sys / "class/block" / name

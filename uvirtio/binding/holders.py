@@ -31,6 +31,8 @@ def user_nodes(found: DiscoveredDevice, roots: Roots) -> list[str]:
 def drivers_of(found: DiscoveredDevice, facts: Facts) -> Iterator[tuple[str, Holder]]:
     """The processes that have a device open, each with what it has open: a node, or the device in sysfs."""
     places = user_nodes(found, facts.roots)
+    if found.vfio and found.iommu_group is not None:
+        facts.names(sysfs.iommu_group_folder(found.iommu_group, facts.roots))  # is it known who is in the group?
     if found.vfio:
         places.append("/sys" + sysfs.devpath(found.path, facts.roots))
     seen = set()

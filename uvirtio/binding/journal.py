@@ -183,6 +183,16 @@ def entries(roots: Roots, *, every_boot: bool = False) -> list[Entry]:
     return sorted(found, key=lambda entry: (entry.time, entry.id))
 
 
+def hidden(roots: Roots) -> Path | None:
+    """What of the journal this user cannot read: its directory, or an entry; None: nothing."""
+    home = directory(roots)
+    names = sysfs.listed(home)
+    if names is None:
+        return home
+    paths = (home / name for name in names if name.endswith(".json") and not name.startswith("."))
+    return next((path for path in paths if path.exists() and not os.access(path, os.R_OK)), None)
+
+
 def entry_of(address: str, roots: Roots) -> Entry | None:
     """The oldest entry of this boot that has the device, None: none; it has the state before the first bind."""
     return next((entry for entry in entries(roots) if entry.device(address) is not None), None)

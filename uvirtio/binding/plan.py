@@ -14,6 +14,7 @@ from uvirtio.binding import journal, rules
 from uvirtio.binding.checks import Check, driver_state, modules_directory, writable
 from uvirtio.binding.discover import DiscoveredDevice, standing_on
 from uvirtio.binding.facts import Facts
+from uvirtio.binding.mates import group_members, page_members
 from uvirtio.binding.rules import Finding, Unchecked
 from uvirtio.errors import Denied, InUse, ModuleLack, NoIommu, PermissionLack, Refused, UsageError, UvirtioError
 from uvirtio.host import denylist, sysfs
@@ -129,7 +130,10 @@ def plan(
     already = found.driver is not None and found.driver == target
     functions = [found]
     if group and not already:
-        others = rules.group_members(found, roots) if found.bus == "pci" else rules.page_members(found, roots)
+        others = group_members(found, roots) if found.bus == "pci" else page_members(found, roots)
+        if others is None:
+            problems.append(_unlisted(found, roots))
+            others = []
         functions += [m for m in others if rules.kernel_holds(m) and m.address not in along]
     members = tuple(
         _member(function, target, roots, facts, group=group, explicit=driver, along=along)
@@ -152,6 +156,16 @@ def plan(
     if not already:
         problems.extend(_lacking(found, target, roots))
     return Plan(found, target, members, tuple(checks), tuple(problems))
+
+
+def _unlisted(found: DiscoveredDevice, roots: Roots) -> UvirtioError:
+    """--group takes all members, and nothing that may be only some of them."""
+    return PermissionLack(
+        f"the members of IOMMU group {found.iommu_group} are not known",
+        seen=f"{sysfs.iommu_group_folder(found.iommu_group or 0, roots)}, or a function in it, cannot be read",
+        expected="a directory that lists the functions of the group",
+        remedy="run this as root, where all of /sys is visible",
+    )
 
 
 def _journaled(found: DiscoveredDevice, target: str | None, roots: Roots) -> UvirtioError | None:
@@ -228,9 +242,9 @@ def _member(
 
 def _all_along(found: DiscoveredDevice, along: Collection[str], roots: Roots) -> bool:
     if found.bus == "pci":
-        others = rules.group_members(found, roots)
+        others = group_members(found, roots) or []
     else:
-        others = rules.page_members(found, roots)
+        others = page_members(found, roots)
     return all(other.address in along or not rules.kernel_holds(other) for other in others)
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from uvirtio.binding import journal
-from uvirtio.binding.discover import DiscoveredDevice, pci_functions, scan, standing_on
+from uvirtio.binding.discover import DiscoveredDevice, standing_on
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.holders import drivers_of
+from uvirtio.binding.mates import group_members, page_members
 from uvirtio.host import proc, sysfs
 from uvirtio.host.drivers import VFIO, is_for_user_space
 from uvirtio.host.process import Mount
@@ -86,12 +87,16 @@ def check(found: DiscoveredDevice, roots: Roots, facts: Facts | None = None) -> 
     standing = standing_on(found, roots)
     for rule in RULES:
         # What the kernel does with a vDPA device on this function ends with it, too.
-        for one in (found, *standing) if name_of(rule) in IN_USE else (found,):
+        name = name_of(rule)
+        facts.unreadable.clear()
+        for one in (found, *standing) if name in IN_USE else (found,):
             for answer in rule(one, facts):
                 if isinstance(answer, Finding):
                     _add(findings, answer)
                 else:
                     unchecked.setdefault(answer.rule, answer)
+        if facts.unreadable:
+            unchecked.setdefault(name, Unchecked(name, f"{facts.unreadable[0]} cannot be listed"))
     for finding in findings:
         if finding.severity == "refuse":
             unchecked.pop(finding.rule, None)
@@ -156,7 +161,7 @@ def mounted(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
             critical = True
             yield Finding("mounted", f"the swap file {swap} lies on it", forceable=False)
     for node in stack:
-        for holder in sysfs.names(node.path / "holders"):
+        for holder in facts.names(node.path / "holders"):
             label = sysfs.read(facts.roots.sys / "class/block" / holder / "dm/name", 4096)
             shown = f"{holder} ({label})" if label else holder
             yield Finding("mounted", f"{node.name} is held by {shown}", forceable=not critical)
@@ -189,7 +194,7 @@ def _vital(point: str) -> bool:
 def _mounted_by_sysfs(names: set[str], facts: Facts) -> Iterator[tuple[str, str]]:
     """File systems that are mounted somewhere, in a name space that we can see or not: /sys/fs/ext4/vda1."""
     for kind in ("ext4", "xfs", "f2fs", "erofs", "nilfs2"):
-        for name in sysfs.names(facts.roots.sys / "fs" / kind):
+        for name in facts.names(facts.roots.sys / "fs" / kind):
             if name in names:
                 yield kind, name
 
@@ -197,8 +202,8 @@ def _mounted_by_sysfs(names: set[str], facts: Facts) -> Iterator[tuple[str, str]
 def _btrfs(names: set[str], facts: Facts) -> Iterator[tuple[str, Mount]]:
     """Mounts of btrfs, which has an anonymous device number and names only one of its disks."""
     top = facts.roots.sys / "fs/btrfs"
-    for uuid in sysfs.names(top):
-        members = set(sysfs.names(top / uuid / "devices"))
+    for uuid in facts.names(top):
+        members = set(facts.names(top / uuid / "devices"))
         if not members & names:
             continue
         for mount in facts.mounts:
@@ -212,7 +217,7 @@ def _mount_of_file(path: str, facts: Facts) -> Mount | None:
 
 
 def _loops(names: set[str], facts: Facts) -> Iterator[Finding]:
-    for name in sysfs.names(facts.roots.sys / "class/block"):
+    for name in facts.names(facts.roots.sys / "class/block"):
         if name.startswith("loop"):
             backing = sysfs.read(facts.roots.sys / "class/block" / name / "loop/backing_file", 4096)
             if backing and facts.block_name(backing) in names:
@@ -230,7 +235,7 @@ def network(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     interfaces = [
         directory
         for place in found.places
-        for directory in sysfs.below(place)
+        for directory in facts.below(place)
         if directory.parent.name == "net" and sysfs.link_name(directory / "subsystem") == "net"
     ]
     if not interfaces and found.kernel_driver == "virtio_net":
@@ -239,7 +244,7 @@ def network(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     root_by_net = any(m.point == "/" and _NETWORK_ROOT.fullmatch(m.fstype) for m in facts.mounts)
     for directory in interfaces:
         name = directory.name
-        above = [entry.partition("_")[2] for entry in sysfs.names(directory) if entry.startswith("upper_")]
+        above = [entry.partition("_")[2] for entry in facts.names(directory) if entry.startswith("upper_")]
         if (master := sysfs.link_name(directory / "master")) is not None:
             above.append(master)
         session = next((facts.ssh[one] for one in (name, *above) if one in facts.ssh), None)
@@ -250,7 +255,7 @@ def network(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
         if routes is not None and name in routes:
             what = "the default route" if routes[name] else "a route"
             yield Finding("network", f"{name} carries {what}", forceable=forceable)
-        for entry in sysfs.names(directory):
+        for entry in facts.names(directory):
             if entry == "master":
                 yield Finding(
                     "network", f"{name} belongs to {sysfs.link_name(directory / entry)}", forceable=forceable
@@ -320,7 +325,7 @@ def console(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
             yield Finding("console", f"/proc/consoles: {name}", forceable=not main)
     nodes = [(node.node, sysfs.read(node.path / "name", 256)) for node in facts.nodes(found)]
     nodes += [
-        (f"/dev/{name}", None) for name in sysfs.names(facts.roots.sys / "class/tty") if name.startswith("hvc")
+        (f"/dev/{name}", None) for name in facts.names(facts.roots.sys / "class/tty") if name.startswith("hvc")
     ]
     for node, label in nodes:
         for process in facts.holders(node):
@@ -360,7 +365,7 @@ def _mount_tag(found: DiscoveredDevice, facts: Facts) -> str | None:
     if tag:
         return tag
     top = facts.roots.sys / "fs/virtiofs"
-    for name in sysfs.names(top):
+    for name in facts.names(top):
         if sysfs.real(top / name / "device") == sysfs.real(virtio):
             return sysfs.read(top / name / "tag", 4096) or None
     return None
@@ -371,12 +376,11 @@ def _mount_tag(found: DiscoveredDevice, facts: Facts) -> str | None:
 
 def iommu_device(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """An IOMMU, a bridge, or a device on which others depend. Never forced."""
-    del facts
     if found.type == "iommu":
         yield Finding("iommu-device", "a virtio-iommu holds other devices", forceable=False)
     if found.pci_class is not None and found.pci_class >> 16 == 0x06:
         yield Finding("iommu-device", f"PCI class {found.pci_class:06x} is a bridge", forceable=False)
-    for name in sysfs.names(found.path):
+    for name in facts.names(found.path):
         if name.startswith("consumer:"):
             yield Finding("iommu-device", f"{name.partition(':')[2]} depends on it", forceable=False)
 
@@ -425,6 +429,8 @@ def other_use(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
         yield Unchecked("other-use", _OTHERS_FILES)
     if not kernel_holds(found):
         return
+    if found.bus == "pci":
+        facts.names(sysfs.bus("vdpa", facts.roots) / "devices")  # so that it is known whether it can be read
     for one in standing_on(found, facts.roots):
         # Unbinding vp_vdpa removes its vDPA device, and restore does not create it again.
         yield Finding("other-use", f"the vDPA device vdpa:{one.name} stands on it")
@@ -455,7 +461,10 @@ def _crypto(facts: Facts) -> Iterator[Answer]:
 def group(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """Others that change hands with this device: its IOMMU group, or the 4 KiB page of an mmio window."""
     if found.bus == "pci" and found.iommu_group is not None:
-        held = [f"{m.address} ({m.driver})" for m in group_members(found, facts.roots) if kernel_holds(m)]
+        members = group_members(found, facts.roots)
+        if members is None:
+            yield Unchecked("group", f"the members of IOMMU group {found.iommu_group}")
+        held = [f"{m.address} ({m.driver})" for m in members or () if kernel_holds(m)]
         if held:
             yield Finding("group", f"IOMMU group {found.iommu_group} also has {', '.join(held)}", forceable=False)
     elif found.bus == "platform":
@@ -464,29 +473,6 @@ def group(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
             yield Finding("group", f"its 4 KiB page also has {', '.join(held)}", forceable=False)
         if found.window is None:
             yield Unchecked("group", "the addresses in /proc/iomem")
-
-
-def group_members(found: DiscoveredDevice, roots: Roots) -> list[DiscoveredDevice]:
-    """The other functions of the IOMMU group. Without bridges: VFIO accepts them with their own driver."""
-    if found.iommu_group is None:
-        return []
-    return [
-        function
-        for function in pci_functions(roots, found.iommu_group)
-        if function.name != found.name and (function.pci_class or 0) >> 8 != 0x0604
-    ]
-
-
-def page_members(found: DiscoveredDevice, roots: Roots) -> list[DiscoveredDevice]:
-    """The other virtio-mmio devices whose windows begin in the same 4 KiB page as this one."""
-    if found.window is None:
-        return []
-    page = found.window[0] >> 12
-    return [
-        other
-        for other in scan(roots)
-        if other.window is not None and other.window[0] >> 12 == page and other.address != found.address
-    ]
 
 
 # --- vf-pf -------------------------------------------------------------------------------------------------
@@ -532,8 +518,11 @@ def foreign_override(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
         yield Finding("foreign-override", f"another program has bound {found.driver}, a variant of {VFIO}, to it")
     elif found.driver_override is not None:
         yield Finding("foreign-override", f"driver_override is {found.driver_override}")
+    if entry is None and (hidden := journal.hidden(facts.roots)) is not None:
+        yield Unchecked("foreign-override", f"the journal ({hidden} cannot be read)")
+    listed = facts.names(facts.roots.etc / "driverctl.d")
     for name in (f"{found.bus}-{found.name}", found.name):
-        if (facts.roots.etc / "driverctl.d" / name).exists():
+        if name in listed:
             yield Finding("foreign-override", f"/etc/driverctl.d/{name} names a driver for it")
 
 

@@ -31,6 +31,23 @@ def pids(roots: Roots) -> list[int]:
     return sorted(int(name) for name in sysfs.names(roots.proc) if name.isdecimal() and name.isascii())
 
 
+def all_visible(roots: Roots) -> bool:
+    """Whether /proc shows this user the processes of the whole machine.
+
+    Not where it is mounted with ``hidepid`` (proc(5)), nor in a PID namespace of its own, as in a container: the
+    processes outside are not even listed there.
+    """
+    try:
+        space = os.readlink(directory("self", roots) / "ns/pid")  # noqa: PTH115  # "pid:[1]" is no path
+    except OSError:
+        space = _FIRST_PID_NAMESPACE  # a kernel without namespaces
+    return space == _FIRST_PID_NAMESPACE and exists(1, roots)
+
+
+_FIRST_PID_NAMESPACE = "pid:[4026531836]"
+"""PROC_PID_INIT_INO, <linux/proc_ns.h>."""
+
+
 # --- one process --------------------------------------------------------------------------------------------
 
 
@@ -145,7 +162,7 @@ def open_files(roots: Roots, limit: int | None = None) -> OpenFiles:
     """
     found: dict[str, list[int]] = defaultdict(list)
     everyone = pids(roots)
-    complete = bool(everyone)
+    complete = all_visible(roots)
     looked = 0
     for pid in everyone:
         try:

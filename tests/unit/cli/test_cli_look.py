@@ -435,10 +435,10 @@ def test_doctor(cli: Cli) -> None:
 @pytest.fixture
 def hwdb(monkeypatch: pytest.MonkeyPatch) -> None:
     """udev's database, which a made-up tree has not."""
-    from uvirtio.binding import discover
+    from uvirtio.binding import hwdb
 
     known = {"rng": {"ID_VENDOR_FROM_DATABASE": "Red Hat, Inc.", "ID_MODEL_FROM_DATABASE": "Virtio RNG"}}
-    monkeypatch.setattr(discover, "udev_properties", lambda found, _: known.get(found.type, {}))
+    monkeypatch.setattr(hwdb, "udev_properties", lambda found, _: known.get(found.type, {}))
 
 
 @pytest.mark.usefixtures("hwdb")

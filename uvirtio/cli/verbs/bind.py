@@ -228,14 +228,17 @@ _ACTIONS = {
 
 def journal(cmd: Command) -> None:
     """Show what bind has changed and restore would undo."""
-    from uvirtio.binding.journal import entries
+    from uvirtio.binding.journal import entries, hidden
 
     found = entries(cmd.roots)
+    unseen = hidden(cmd.roots)
     if cmd.json:
-        cmd.document(entries=[entry.as_dict() for entry in found])
+        cmd.document(entries=[entry.as_dict() for entry in found], hidden=None if unseen is None else str(unseen))
         return
+    if unseen is not None:
+        output.note(f"{unseen} cannot be read: what it says of bound devices is not shown; run this as root")
     if not found:
-        cmd.line("nothing is bound by uvirtio")
+        cmd.line("nothing is bound by uvirtio" + (", as far as this user may see" if unseen else ""))
         return
     rows: list[tuple[Any, ...]] = [
         (

@@ -36,10 +36,11 @@ def inspect(cmd: Command, dev: LookArgument) -> None:
 
 
 def _members(cmd: Command, found: DiscoveredDevice, verdicts: Verdicts) -> dict[str, Any]:
-    from uvirtio.binding.discover import hardware
-    from uvirtio.binding.rules import group_members
+    from uvirtio.binding.hwdb import hardware
+    from uvirtio.binding.mates import group_members
 
     hidden: list[str] = []
+    mates = group_members(found, cmd.roots)
     virtio = found.virtio_path
     return {
         **device_members(found, verdicts),
@@ -50,10 +51,9 @@ def _members(cmd: Command, found: DiscoveredDevice, verdicts: Verdicts) -> dict[
         "window": None if found.window is None else {"base": found.window[0], "length": found.window[1]},
         "noiommu": found.noiommu,
         "above": list(found.above),
-        "group_members": [
-            {"address": one.address, "pci_id": one.pci_id, "driver": one.driver}
-            for one in group_members(found, cmd.roots)
-        ],
+        "group_members": None
+        if mates is None
+        else [{"address": one.address, "pci_id": one.pci_id, "driver": one.driver} for one in mates],
         "findings": [one.as_dict() for one in verdicts.findings],
         "unchecked_why": [{"rule": one.rule, "why": one.why} for one in verdicts.unchecked],
         "bars": _bars(found, hidden),
@@ -229,8 +229,10 @@ def _driver(members: dict[str, Any]) -> str:
 def _group(members: dict[str, Any]) -> str:
     if members["iommu_group"] is None:
         return "none"
-    others = ", ".join(f"{one['address']} ({_or_dash(one['driver'])})" for one in members["group_members"])
     kind = ", no IOMMU" if members["noiommu"] else ""
+    if members["group_members"] is None:
+        return f"{members['iommu_group']}{kind}, with others that cannot be listed, or alone"
+    others = ", ".join(f"{one['address']} ({_or_dash(one['driver'])})" for one in members["group_members"])
     return f"{members['iommu_group']}{kind}" + (f", with {others}" if others else ", alone")
 
 
