@@ -87,11 +87,15 @@ class SystemMemory:
             OperationFailed: The kernel refused a write.
         """
         kernel = self.kernel
-        kernel.soft_reserved()
+        kept = kernel.kept()
+        if kept is False:
+            raise kernel.not_kept()
         kernel.block_size()
         if kernel.dax_region() is None:
             # Idle, or dax_hmem makes one device of the whole region, plugged or not, for kmem to take.
             self._load("dax_hmem", "region_idle=1")
+            if kept is None and kernel.kept() is False:
+                raise kernel.not_kept()
         if not (kernel.dax / "drivers" / KMEM).is_dir():
             self._check_nobody_took_it_all()  # kmem would bind to it as soon as it is loaded
             self._load(KMEM)
