@@ -146,9 +146,29 @@ def main(arguments: list[str]) -> int:
         # The site takes as long as all other linting, and says nothing about code.
         steps += [step for step in _lint(runner) if not (options.quick and step[0] == "docs")]
     print(f"tools/test: set up in {time.monotonic() - begin:.1f} s", flush=True)
-    with process.signals_raise():
-        outcomes = lanes.run(alone, 1)  # before any lane is busy
-        outcomes += lanes.run(steps, options.jobs or min(2, os.cpu_count() or 1))
+    wide = options.jobs or min(2, os.cpu_count() or 1)
+    return _run(alone, steps, wide, begin=begin, reports=reports, left_out=left_out)
+
+
+def _run(
+    alone: list[tuple[str, Step]],
+    steps: list[tuple[str, Step]],
+    wide: int,
+    *,
+    begin: float,
+    reports: Path,
+    left_out: list[str],
+) -> int:
+    """Run the steps and print what came of them; the exit code."""
+    done: dict[str, Outcome] = {}
+    try:
+        with process.signals_raise():
+            outcomes = lanes.run(alone, 1, done)  # before any lane is busy
+            outcomes += lanes.run(steps, wide, done)
+    except process.Interrupted as interrupt:
+        unfinished = [name for name, _ in (*alone, *steps) if name not in done]
+        _interrupted(list(done.values()), unfinished, time.monotonic() - begin, reports)
+        return interrupt.code
     return _verdict(outcomes, time.monotonic() - begin, reports, left_out)
 
 
@@ -365,17 +385,16 @@ def _failing(name: str, why: str) -> Step:
     return step
 
 
+def _interrupted(outcomes: list[Outcome], unfinished: list[str], seconds: float, reports: Path) -> None:
+    """Print the table of what had ended, what had not, and as the very last line that there is no verdict."""
+    _table(outcomes)
+    print(f"not finished: {', '.join(unfinished)}")
+    print(f"reports in {reports}\ninterrupted after {seconds:.0f} s", flush=True)
+
+
 def _verdict(outcomes: list[Outcome], seconds: float, reports: Path, left_out: list[str]) -> int:
     """Print the table, and as the very last line the sum."""
-    width = max((len(outcome.name) for outcome in outcomes), default=0)
-    print("\n=== verdict ===")
-    for outcome in outcomes:
-        counts = f"{outcome.passed:5} passed {outcome.failed:4} failed {outcome.skipped:4} skipped"
-        word = "ok  " if outcome.ok else "FAIL"
-        print(f"{word} {outcome.name:{width}} {outcome.seconds:7.1f} s {counts}  {outcome.note}".rstrip())
-    ran_on = sorted({what for outcome in outcomes for what in outcome.ran_on})
-    if ran_on:
-        print(f"on: {', '.join(ran_on)}")
+    _table(outcomes)
     if left_out:
         print(f"not run, for tools/test --all only: {', '.join(left_out)}")
     passed = sum(outcome.passed for outcome in outcomes)
@@ -388,3 +407,15 @@ def _verdict(outcomes: list[Outcome], seconds: float, reports: Path, left_out: l
     print(f"{'PASS' if good else 'FAIL'} in {seconds:.0f} s; reports in {reports}")
     print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""), flush=True)
     return 0 if good else 2 if nothing else 1
+
+
+def _table(outcomes: list[Outcome]) -> None:
+    width = max((len(outcome.name) for outcome in outcomes), default=0)
+    print("\n=== verdict ===")
+    for outcome in outcomes:
+        counts = f"{outcome.passed:5} passed {outcome.failed:4} failed {outcome.skipped:4} skipped"
+        word = "ok  " if outcome.ok else "FAIL"
+        print(f"{word} {outcome.name:{width}} {outcome.seconds:7.1f} s {counts}  {outcome.note}".rstrip())
+    ran_on = sorted({what for outcome in outcomes for what in outcome.ran_on})
+    if ran_on:
+        print(f"on: {', '.join(ran_on)}")

@@ -427,6 +427,58 @@ def test_a_test_of_signals_has_them_as_in_a_terminal(request):
     ]
 
 
+INTERRUPTED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from lab import cli_test, process
+from lab.floors import Outcome
+
+def endless():
+    child = process.start(["sleep", "1000"])
+    try:
+        Path(sys.argv[2]).write_text(f"{child.pid}\\n")
+        child.wait()
+    finally:
+        process.kill(child)
+
+steps = [("short", lambda: Outcome("short", True, 0.1, passed=3)), ("endless", endless), ("never", endless)]
+sys.exit(cli_test._run([], steps, 2, begin=time.monotonic(), reports=Path("reports"), left_out=[]))
+"""
+
+
+@pytest.mark.usefixtures("signals_as_in_a_terminal")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("group", [False, True], ids=["", "group"])
+def test_a_signal_ends_a_run_with_all_that_it_has_started(number, group, tmp_path):
+    note = tmp_path / "pid"
+    child = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(TOOLS), str(note)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not (note.exists() and note.read_text().endswith("\n")):
+            assert child.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        if group:  # as a terminal does, whose Ctrl-C goes to the lanes as well
+            os.killpg(child.pid, number)
+        else:
+            child.send_signal(number)
+        said = child.communicate(timeout=60)[0]
+    finally:
+        child.kill()
+    assert child.returncode == 128 + number
+    assert said.splitlines()[-3].startswith("not finished: endless, never")
+    assert re.fullmatch(r"interrupted after \d+ s", said.splitlines()[-1])
+    assert re.search(r"^ok   short +0\.1 s +3 passed", said, re.MULTILINE)
+    assert "PASS" not in said and "FAIL" not in said
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
+
+
 # --- commands without a start of Python each ----------------------------------------------------------------
 
 
