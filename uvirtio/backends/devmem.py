@@ -1,8 +1,8 @@
 """virtio-mmio windows through /dev/mem: no kernel driver, no interrupt, no IOMMU.
 
-The window is compared with /proc/iomem before it is mapped (``iomem``). The kernel has its own rules on top:
-with STRICT_DEVMEM it maps no RAM, with IO_STRICT_DEVMEM no page in which a driver has a window, and when it is
-locked down, nothing. Rings and buffers are huge pages at their physical addresses.
+The window is compared with /proc/iomem and the device tree before it is mapped (``host/mmio``). The kernel has
+its own rules on top: with STRICT_DEVMEM it maps no RAM, with IO_STRICT_DEVMEM no page in which a driver has a
+window, and when it is locked down, nothing. Rings and buffers are huge pages at their physical addresses.
 """
 
 from __future__ import annotations
@@ -315,9 +315,9 @@ def _map(fd: int, start: int, length: int, base: int, address: str, roots: Roots
 def _refused(start: int, length: int, base: int, address: str, roots: Roots) -> Exception:
     """The error for a refused mapping: which driver has a window in the page, or the kernel's configuration."""
     held = []
-    page = (start & -CPU_PAGE, (start + length + CPU_PAGE - 1) & -CPU_PAGE)
+    mapped = set(mmio.pages(start, length))
     for window in mmio.windows(roots):
-        if window.base is None or not page[0] <= window.base < page[1]:
+        if window.base is None or mapped.isdisjoint(mmio.pages(window.base, window.length)):
             continue
         driver = sysfs.driver_of(sysfs.device("platform", window.name, roots))
         if driver is None:
