@@ -19,6 +19,7 @@ import time
 from uvirtio.backends.qemu.pci import PciAccess
 from uvirtio.backends.qemu.process import QemuProcess
 from uvirtio.errors import Closed, DeviceGone, Misuse, QemuFailed
+from uvirtio.host.pages import CPU_PAGE
 
 VECTORS = 32
 """Number of eventfds each way. The last interrupt vector is reserved to find out whether QEMU has them all."""
@@ -26,7 +27,6 @@ VECTORS = 32
 _VERSION = 0
 _QEMU_PEER = 0
 _OUR_PEER = 1
-_SHARED_SIZE = 4096
 _DOORBELL = 12
 """Offset of the Doorbell register in BAR 0; peer in the upper half, vector in the lower."""
 
@@ -39,7 +39,8 @@ class Bells:
     def __init__(self) -> None:
         self.inherited, self._server = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._shared = os.memfd_create("uvirtio-ivshmem", os.MFD_CLOEXEC)
-        os.ftruncate(self._shared, _SHARED_SIZE)
+        # QEMU maps it in whole pages of the host, and refuses a file that is shorter.
+        os.ftruncate(self._shared, CPU_PAGE)
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
         self._calls = [os.eventfd(0, flags) for _ in range(VECTORS)]
         self._kicks: list[int] = []
