@@ -15,7 +15,7 @@ from typing import Any
 
 from uvirtio.binding import journal
 from uvirtio.binding.checks import driver_state
-from uvirtio.binding.discover import DiscoveredDevice, find
+from uvirtio.binding.discover import DiscoveredDevice, find_all
 from uvirtio.binding.journal import DeviceEntry, Entry
 from uvirtio.binding.owner import check_owner_allowed
 from uvirtio.binding.plan import Plan, plans
@@ -101,7 +101,7 @@ def bind(
         for key in sorted(locked):
             locks.enter_context(device_lock(key, roots))
         # What was true before the locks may not be now.
-        made = plans([find(found.key, roots) for found in founds], roots, driver, group, force)
+        made = plans(find_all([found.key for found in founds], roots), roots, driver, group, force)
         _first_problem(made)
         if not _keys(made) <= locked:
             raise Refused(
@@ -176,7 +176,8 @@ class _BindRun:
         members = [m for plan in self.plans for m in plan.members if m.steps or self.owner is not None]
         if members:
             # A device with an open entry keeps that one: it has the state before the first bind.
-            fresh = [m for m in members if journal.entry_of(m.found.key, self.roots) is None]
+            known = {device.address for entry in journal.entries(self.roots) for device in entry.devices}
+            fresh = [m for m in members if m.found.key not in known]
             self._save(journal.new([self._record(m.found, m.target) for m in fresh], self.roots, argv))
             try:
                 for member in members:
@@ -189,10 +190,9 @@ class _BindRun:
             except BaseException as error:
                 self._roll_back(error)
                 raise
-        return [self._bound(plan) for plan in self.plans]
+        return [self._bound(now) for now in find_all([plan.found.key for plan in self.plans], self.roots)]
 
-    def _bound(self, plan: Plan) -> Bound:
-        now = find(plan.found.key, self.roots)
+    def _bound(self, now: DiscoveredDevice) -> Bound:
         ours = self.entry is not None and self.entry.device(now.key) is not None
         return Bound(now.address, now.driver, now.node, self.entry.id if self.entry and ours else None)
 

@@ -8,8 +8,9 @@ resets or stops the device, and the four bytes of configuration space that are a
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,10 +35,12 @@ __all__ = [
     "capabilities",
     "config_bytes",
     "find",
+    "find_all",
     "hardware",
     "negotiated_features",
     "on_bus",
     "pci_functions",
+    "platform_devices",
     "scan",
     "udev_properties",
 ]
@@ -120,7 +123,7 @@ class DiscoveredDevice:
 def scan(roots: Roots) -> list[DiscoveredDevice]:
     """Every virtio device of this machine, sorted by address. Odd contents of sysfs are no exception."""
     found = [device for device in pci_functions(roots) if device.interface != "none"]
-    found.extend(_platform_devices(roots))
+    found.extend(platform_devices(roots))
     found.extend(_vdpa_devices(roots))
     return sorted(found, key=lambda device: device.address)
 
@@ -130,8 +133,8 @@ def on_bus(bus: str, name: str, roots: Roots) -> DiscoveredDevice | None:
     if bus == "pci":
         device = _pci_function(name, roots) if addresses.is_pci(name) else None
         return device if device is not None and device.interface != "none" else None
-    walk = {"platform": _platform_devices, "vdpa": _vdpa_devices}.get(bus)
-    return None if walk is None else next((device for device in walk(roots) if device.name == name), None)
+    walk = {"platform": lambda: platform_devices(roots, name), "vdpa": lambda: _vdpa_devices(roots)}.get(bus)
+    return None if walk is None else next((device for device in walk() if device.name == name), None)
 
 
 # --- PCI ---------------------------------------------------------------------------------------------------
@@ -221,8 +224,9 @@ def _pci_node(path: Path, driver: str | None, group: int | None) -> str | None:
 # --- virtio-mmio -------------------------------------------------------------------------------------------
 
 
-def _platform_devices(roots: Roots) -> Iterator[DiscoveredDevice]:
-    for window in mmio.windows(roots):
+def platform_devices(roots: Roots, only: str | None = None) -> Iterator[DiscoveredDevice]:
+    """Every virtio-mmio device, or the one of this name on the platform bus."""
+    for window in mmio.windows(roots, only):
         place = None if window.base is None else (window.base, window.length)
         yield _platform_device(window.name, sysfs.device("platform", window.name, roots), place)
 
@@ -350,7 +354,49 @@ def find(name: str, roots: Roots, *, aliases: bool = True) -> DiscoveredDevice:
         NoSuchDevice: No device has it.
         NotVirtio: The device that has it is no virtio device.
     """
-    wanted = addresses.parse(name)
+    return find_all([name], roots, aliases=aliases)[0]
+
+
+def find_all(names: Iterable[str], roots: Roots, *, aliases: bool = True) -> list[DiscoveredDevice]:
+    """The devices with these names, in their order: as ``find``, and from one look at the machine.
+
+    Args:
+        names: As for ``find``; one of them may be there more than once.
+        roots: As for ``find``.
+        aliases: As for ``find``.
+
+    Raises:
+        BadAddress, UsageError, NoSuchDevice, NotVirtio: As ``find``, for the first name that is none.
+    """
+    every = _Scan(roots)
+    return [_find(name, every, aliases) for name in names]
+
+
+class _Scan:
+    """What ``scan`` finds, when it is first asked for; by any of the names of a device, too."""
+
+    def __init__(self, roots: Roots) -> None:
+        self.roots = roots
+
+    @cached_property
+    def devices(self) -> list[DiscoveredDevice]:
+        return scan(self.roots)
+
+    @cached_property
+    def by_name(self) -> dict[str, DiscoveredDevice]:
+        found: dict[str, DiscoveredDevice] = {}
+        for device in self.devices:
+            for name in device.names:
+                found.setdefault(name, device)
+        return found
+
+    @cached_property
+    def by_place(self) -> dict[tuple[str, str], DiscoveredDevice]:
+        return {(device.bus, device.name): device for device in self.devices}
+
+
+def _find(name: str, every: _Scan, aliases: bool) -> DiscoveredDevice:
+    wanted, roots = addresses.parse(name), every.roots
     if wanted.family == "pci":
         return _find_pci(wanted.name, roots)
     if wanted.family == "qemu":
@@ -361,10 +407,9 @@ def find(name: str, roots: Roots, *, aliases: bool = True) -> DiscoveredDevice:
             remedy="`uvirtio diag` takes qemu: addresses",
         )
     if wanted.family in addresses.LOOKED_UP:
-        return _find_behind(wanted, roots)
-    found = scan(roots)
+        return _find_behind(wanted, every)
     if wanted.family in addresses.LOOKING_ONLY:
-        device = _by_alias(wanted, found)
+        device = _by_alias(wanted, every.devices)
         if aliases:
             return device
         raise BadAddress(
@@ -373,17 +418,19 @@ def find(name: str, roots: Roots, *, aliases: bool = True) -> DiscoveredDevice:
             expected="the address of a device",
             remedy=f"write {device.address}",
         )
-    for device in found:
-        if wanted.canonical in device.names:
-            return device
-        if wanted.base is not None and device.window is not None and wanted.base == device.window[0]:
-            return device
-    raise _none(wanted.canonical)
+    found = every.by_name.get(wanted.canonical)
+    if found is None and wanted.base is not None:
+        found = every.by_name.get(f"mmio:{wanted.base:#x}")
+    if found is None:
+        raise _none(wanted.canonical)
+    return found
 
 
 def _find_pci(address: str, roots: Roots, known_as: str = "") -> DiscoveredDevice:
-    names = sysfs.device_names("pci", roots)
-    name = next((name for name in names if addresses.is_pci(name) and canonical(name) == address), None)
+    name: str | None = address
+    if not sysfs.device("pci", address, roots).exists():  # as the kernel spells it; a made-up tree may not
+        names = sysfs.device_names("pci", roots)
+        name = next((name for name in names if addresses.is_pci(name) and canonical(name) == address), None)
     if name is None:
         raise _none(address)
     shown = f"{known_as} belongs to {address}, which" if known_as else address
@@ -404,16 +451,15 @@ def _find_pci(address: str, roots: Roots, known_as: str = "") -> DiscoveredDevic
     return device
 
 
-def _find_behind(wanted: Address, roots: Roots) -> DiscoveredDevice:
+def _find_behind(wanted: Address, every: _Scan) -> DiscoveredDevice:
     """The device that an interface, a disk, a node or a path of sysfs belongs to."""
-    if wanted.family == "node" and (having := [one for one in scan(roots) if one.node == wanted.canonical]):
+    if wanted.family == "node" and (having := [one for one in every.devices if one.node == wanted.canonical]):
         return _only(having, f"devices behind {wanted}")  # the nodes of user-space drivers: /dev/vfio/8
-    bus, name = device_behind(wanted, roots)
+    bus, name = device_behind(wanted, every.roots)
     if bus == "pci":
-        return _find_pci(canonical(name), roots, wanted.canonical)
-    for device in scan(roots):
-        if device.bus == bus and device.name == name:
-            return device
+        return _find_pci(canonical(name), every.roots, wanted.canonical)
+    if (device := every.by_place.get((bus, name))) is not None:
+        return device
     raise NotVirtio(
         f"{wanted} belongs to {name}, which is no virtio device",
         seen=f"the {bus} device {name}",

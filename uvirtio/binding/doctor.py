@@ -22,6 +22,7 @@ from uvirtio.binding.facts import Facts
 from uvirtio.errors import Denied, NotSupported
 from uvirtio.host import denylist, memory, process, sysfs
 from uvirtio.host.drivers import UIO, USER_DRIVERS, VDPA, VFIO
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.proc import kernel_release
 from uvirtio.host.roots import Roots
 from uvirtio.memory.fence import full_fence
@@ -205,11 +206,17 @@ def _devmem(roots: Roots) -> Iterator[Check]:
         # access(2) asks about the rights and opens nothing.
         yield Check("devmem", "warn", f"this user may not open {path}", "run as root (CAP_SYS_RAWIO)")
     elif held := [found.address for found in windows if found.driver is not None]:
+        facts = Facts(roots)
+        free = [
+            found
+            for found in windows
+            if found.driver is None and all(other.driver is None for other in facts.page_members(found))
+        ]
         yield Check(
             "devmem",
             "pass",
-            f"{path} reaches {len(windows) - len(held)} of {len(windows)} windows; a page in which the kernel "
-            "drives one is closed as a whole (IO_STRICT_DEVMEM)",
+            f"{path} reaches {len(free)} of {len(windows)} windows; a page of {CPU_PAGE >> 10} KiB in which the "
+            "kernel drives one is closed as a whole (IO_STRICT_DEVMEM)",
             f"uvirtio bind {held[0]} --group",
         )
     else:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from uvirtio.binding import ssh
-from uvirtio.binding.discover import DiscoveredDevice
-from uvirtio.host import proc, process, sysfs
+from uvirtio.binding import journal, ssh
+from uvirtio.binding.discover import DiscoveredDevice, pci_functions, platform_devices
+from uvirtio.binding.journal import Entry
+from uvirtio.host import mmio, proc, process, sysfs
 from uvirtio.host.process import Holder, Mount
 from uvirtio.host.roots import Roots
 from uvirtio.host.routes import routes
@@ -172,6 +173,63 @@ class Facts:
     def vmstat(self) -> dict[str, int]:
         """The counters of /proc/vmstat; empty where it cannot be read."""
         return proc.vmstat(self.roots)
+
+    # --- neighbours ---
+
+    @cached_property
+    def _groups(self) -> dict[int, list[DiscoveredDevice]]:
+        return {}
+
+    def group_members(self, found: DiscoveredDevice) -> list[DiscoveredDevice]:
+        """The other functions of the IOMMU group. Without bridges: VFIO accepts them with their own driver."""
+        if found.iommu_group is None:
+            return []
+        if found.iommu_group not in self._groups:
+            self._groups[found.iommu_group] = list(pci_functions(self.roots, found.iommu_group))
+        return [
+            function
+            for function in self._groups[found.iommu_group]
+            if function.name != found.name and (function.pci_class or 0) >> 8 != 0x0604
+        ]
+
+    @cached_property
+    def _in_page(self) -> dict[int, list[DiscoveredDevice]]:
+        """The virtio-mmio devices in each page of the CPU, by its number."""
+        pages: dict[int, list[DiscoveredDevice]] = defaultdict(list)
+        for device in platform_devices(self.roots):
+            if device.window is not None:
+                for page in mmio.pages(*device.window):
+                    pages[page].append(device)
+        return pages
+
+    def page_members(self, found: DiscoveredDevice) -> list[DiscoveredDevice]:
+        """The other virtio-mmio devices with registers in a page of the CPU that this one is in, by address."""
+        if found.window is None:
+            return []
+        here = {one.address: one for page in mmio.pages(*found.window) for one in self._in_page.get(page, ())}
+        here.pop(found.address, None)
+        return sorted(here.values(), key=lambda one: one.address)
+
+    def neighbours(self, found: DiscoveredDevice) -> list[DiscoveredDevice]:
+        """The devices that change hands with this one: of its IOMMU group, or of the pages of its window."""
+        return self.group_members(found) if found.bus == "pci" else self.page_members(found)
+
+    @cached_property
+    def vdpa_parents(self) -> dict[Path, list[str]]:
+        """The names of the vDPA devices that stand on each device, by its real directory."""
+        found: dict[Path, list[str]] = defaultdict(list)
+        for name in sysfs.device_names("vdpa", self.roots):
+            found[sysfs.real(sysfs.device("vdpa", name, self.roots)).parent].append(name)
+        return found
+
+    @cached_property
+    def journaled(self) -> dict[str, Entry]:
+        """The oldest entry of this boot in the journal that has a device, by the device's key."""
+        found: dict[str, Entry] = {}
+        for entry in journal.entries(self.roots):
+            for device in entry.devices:
+                found.setdefault(device.address, entry)
+        return found
 
     # --- nodes of a device ---
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from uvirtio.binding import journal, rules
+from uvirtio.binding import rules
 from uvirtio.binding.checks import Check, driver_state, modules_directory, writable
 from uvirtio.binding.discover import DiscoveredDevice
 from uvirtio.binding.facts import Facts
@@ -124,7 +124,7 @@ def plan(
     already = found.driver is not None and found.driver == target
     functions = [found]
     if group and not already:
-        others = rules.group_members(found, roots) if found.bus == "pci" else rules.page_members(found, roots)
+        others = facts.neighbours(found)
         functions += [m for m in others if rules.kernel_holds(m) and m.address not in along]
     members = tuple(
         _member(function, target, roots, facts, group=group, explicit=driver, along=along)
@@ -135,7 +135,7 @@ def plan(
             denylist.check(member.found.names, roots)
         except Denied as denied:
             problems.append(denied)
-    if (journaled := _journaled(found, target, roots)) is not None:
+    if (journaled := _journaled(found, target, facts)) is not None:
         problems.append(journaled)
     if not already:
         for member in members:
@@ -148,9 +148,9 @@ def plan(
     return Plan(found, target, members, tuple(checks), tuple(problems))
 
 
-def _journaled(found: DiscoveredDevice, target: str | None, roots: Roots) -> UvirtioError | None:
+def _journaled(found: DiscoveredDevice, target: str | None, facts: Facts) -> UvirtioError | None:
     """A device that is already bound is not bound to another driver: its state before that would be lost."""
-    entry = journal.entry_of(found.key, roots)
+    entry = facts.journaled.get(found.key)
     device = entry.device(found.key) if entry is not None else None
     if device is None or device.target == target or found.driver != device.target:
         return None
@@ -208,20 +208,17 @@ def _member(
     verdicts = rules.check(found, roots, facts)
     findings = []
     for finding in verdicts.findings:
-        if finding.rule == "group" and (group or _all_along(found, along, roots)):
+        if finding.rule == "group" and (group or _all_along(found, along, facts)):
             continue
-        if finding.rule == "unsafe-dma" and (explicit == UIO or found.bus == "platform"):
-            # Naming this driver is consent, and a window is only unbound; opening it asks for --unsafe-dma.
+        if finding.rule == "unsafe-dma" and explicit == UIO:
+            # Naming this driver is consent; opening it asks for --unsafe-dma.
             finding = replace(finding, severity="warn")
         findings.append(finding)
     return Member(found, target, tuple(steps(found, target, roots)), tuple(findings), tuple(verdicts.unchecked))
 
 
-def _all_along(found: DiscoveredDevice, along: Collection[str], roots: Roots) -> bool:
-    if found.bus == "pci":
-        others = rules.group_members(found, roots)
-    else:
-        others = rules.page_members(found, roots)
+def _all_along(found: DiscoveredDevice, along: Collection[str], facts: Facts) -> bool:
+    others = facts.neighbours(found)
     return all(other.address in along or not rules.kernel_holds(other) for other in others)
 
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from uvirtio.binding import journal
-from uvirtio.binding.discover import DiscoveredDevice, pci_functions, scan
+from uvirtio.binding.discover import DiscoveredDevice
 from uvirtio.binding.facts import Facts
 from uvirtio.host import proc, sysfs
 from uvirtio.host.drivers import USER_DRIVERS
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.process import Mount
 from uvirtio.host.roots import Roots
 
@@ -397,10 +397,9 @@ def other_use(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     if not kernel_holds(found):
         return
     if found.bus == "pci":
-        for name in sysfs.device_names("vdpa", facts.roots):
+        for name in facts.vdpa_parents.get(sysfs.real(found.path), ()):
             # Unbinding vp_vdpa removes its vDPA device, and restore does not create it again.
-            if sysfs.real(sysfs.device("vdpa", name, facts.roots)).parent == sysfs.real(found.path):
-                yield Finding("other-use", f"the vDPA device vdpa:{name} stands on it")
+            yield Finding("other-use", f"the vDPA device vdpa:{name} stands on it")
     if found.type == "rng":
         hwrng = facts.roots.sys / "class/misc/hw_random"
         current = sysfs.read(hwrng / "rng_current", 4096) or ""
@@ -426,40 +425,18 @@ def _crypto(facts: Facts) -> Iterator[Answer]:
 
 
 def group(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
-    """Others that change hands with this device: its IOMMU group, or the 4 KiB page of an mmio window."""
+    """Others that change hands with this device: its IOMMU group, or the page of an mmio window."""
     if found.bus == "pci" and found.iommu_group is not None:
-        held = [f"{m.address} ({m.driver})" for m in group_members(found, facts.roots) if kernel_holds(m)]
+        held = [f"{m.address} ({m.driver})" for m in facts.group_members(found) if kernel_holds(m)]
         if held:
             yield Finding("group", f"IOMMU group {found.iommu_group} also has {', '.join(held)}", forceable=False)
     elif found.bus == "platform":
-        held = [f"{m.address} ({m.driver})" for m in page_members(found, facts.roots) if m.driver is not None]
+        held = [f"{m.address} ({m.driver})" for m in facts.page_members(found) if m.driver is not None]
         if held:
-            yield Finding("group", f"its 4 KiB page also has {', '.join(held)}", forceable=False)
+            page = f"its page of {CPU_PAGE >> 10} KiB also has"
+            yield Finding("group", f"{page} {', '.join(held)}", forceable=False)
         if found.window is None:
             yield Unchecked("group", "the addresses in /proc/iomem")
-
-
-def group_members(found: DiscoveredDevice, roots: Roots) -> list[DiscoveredDevice]:
-    """The other functions of the IOMMU group. Without bridges: VFIO accepts them with their own driver."""
-    if found.iommu_group is None:
-        return []
-    return [
-        function
-        for function in pci_functions(roots, found.iommu_group)
-        if function.name != found.name and (function.pci_class or 0) >> 8 != 0x0604
-    ]
-
-
-def page_members(found: DiscoveredDevice, roots: Roots) -> list[DiscoveredDevice]:
-    """The other virtio-mmio devices whose windows begin in the same 4 KiB page as this one."""
-    if found.window is None:
-        return []
-    page = found.window[0] >> 12
-    return [
-        other
-        for other in scan(roots)
-        if other.window is not None and other.window[0] >> 12 == page and other.address != found.address
-    ]
 
 
 # --- vf-pf -------------------------------------------------------------------------------------------------
@@ -493,7 +470,7 @@ def not_virtio(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
 
 def foreign_override(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """Another tool has set a driver for this device, or an earlier bind of uvirtio is not restored."""
-    if (entry := journal.entry_of(found.key, facts.roots)) is not None:
+    if (entry := facts.journaled.get(found.key)) is not None:
         device = entry.device(found.key)
         if device is not None and found.driver != device.target:
             yield Finding(
@@ -529,7 +506,8 @@ def unsafe_dma(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     if found.bus == "pci" and (found.iommu_group is None or found.noiommu):
         yield Finding("unsafe-dma", "it is in no IOMMU group")
     elif found.bus == "platform":
-        yield Finding("unsafe-dma", "an mmio window is used with physical addresses")
+        # bind only takes it from its driver; the consent is asked for when it is opened.
+        yield Finding("unsafe-dma", "an mmio window is used with physical addresses", severity="warn")
 
 
 # --- suspend -----------------------------------------------------------------------------------------------

@@ -18,7 +18,11 @@ import pytest
 from tests.fakes.fakesys import FakeSys
 from uvirtio.backends.pages import merged
 from uvirtio.backends.physical import HugeFile, PhysicalDmaSpace
+from uvirtio.backends.qemu.ivshmem import Bells
 from uvirtio.backends.qemu.memory import FIRST, GuestMemory, QemuDma
+from uvirtio.binding.discover import scan
+from uvirtio.binding.facts import Facts
+from uvirtio.binding.plan import plan
 from uvirtio.drivers.balloon.pages import Pages
 from uvirtio.errors import ForeignWindow, Misuse
 from uvirtio.host.mmio import check_window
@@ -94,6 +98,34 @@ def what_else_is_in_the_page_of_a_window_counts(folder: Path) -> None:
         check_window(0x100000, 0x200, fake.roots, address="mmio:0x100000")
 
 
+def the_group_of_a_window_is_a_page_of_the_cpu(folder: Path) -> None:
+    """Windows at both ends of a page, one at the start of the next, and one that is in two pages."""
+    fake = FakeSys(folder / "group")
+    last = CPU_PAGE - 0x200
+    bases = (0x10000000, 0x10000000 + last, 0x10000000 + CPU_PAGE)
+    for base in bases:
+        fake.mmio(f"{base:x}.virtio_mmio", "rng", compatible=b"virtio,mmio\0", reg=(base, 0x200))
+    facts = Facts(fake.roots)
+    first, second, third = scan(fake.roots)
+    assert [one.address for one in facts.page_members(first)] == [second.address]
+    assert [one.address for one in facts.page_members(second)] == [first.address]
+    assert facts.page_members(third) == []
+    refused = plan(first, fake.roots).problems[0]
+    assert f"{CPU_PAGE >> 10} KiB" in str(refused.seen) and second.address in str(refused.seen)
+    taken = plan(first, fake.roots, group=True)
+    assert not taken.problems and [one.found.address for one in taken.members] == [first.address, second.address]
+    base = 0x10000000 + 2 * CPU_PAGE - 0x200
+    fake.mmio(f"{base:x}.virtio_mmio", "rng", compatible=b"virtio,mmio\0", reg=(base, 0x400))
+    assert [one.name for one in Facts(fake.roots).page_members(third)] == [f"{base:x}.virtio_mmio"]
+
+
+def shared_memory_of_the_doorbells_is_a_page(folder: Path) -> None:
+    """QEMU rounds it up to the pages of the host, and refuses a file that is shorter (qemu_ram_alloc_from_fd)."""
+    bells = Bells()
+    assert os.fstat(bells._shared).st_size == CPU_PAGE
+    bells.close()
+
+
 def a_legacy_queue_is_named_by_its_page_of_4096_bytes(folder: Path) -> None:
     assert legacy_layout(256).used == 2 * VIRTIO_PAGE
     guest = GuestMemory(32 << 20)
@@ -126,6 +158,8 @@ CHECKS = {
         device_addresses_are_given_by_the_page,
         a_window_takes_whole_pages,
         what_else_is_in_the_page_of_a_window_counts,
+        the_group_of_a_window_is_a_page_of_the_cpu,
+        shared_memory_of_the_doorbells_is_a_page,
         a_legacy_queue_is_named_by_its_page_of_4096_bytes,
         a_balloon_counts_in_units_of_4096_bytes,
     )

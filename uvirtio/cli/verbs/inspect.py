@@ -13,6 +13,7 @@ from uvirtio.cli.verbs.list import device_members
 
 if TYPE_CHECKING:
     from uvirtio.binding.discover import DiscoveredDevice
+    from uvirtio.binding.facts import Facts
     from uvirtio.binding.rules import Verdicts
 
 
@@ -24,20 +25,20 @@ def register(app: typer.Typer) -> None:
 def inspect(cmd: Command, dev: LookArgument) -> None:
     """Show all that sysfs tells about one device. The device is not touched."""
     from uvirtio.binding.discover import find
+    from uvirtio.binding.facts import Facts
     from uvirtio.binding.rules import check
 
     found = find(dev, cmd.roots)
-    verdicts = check(found, cmd.roots)
-    members = _members(cmd, found, verdicts)
+    facts = Facts(cmd.roots)
+    members = _members(cmd, found, check(found, cmd.roots, facts), facts)
     if cmd.json:
         cmd.document(**members)
     else:
         _print(cmd, members)
 
 
-def _members(cmd: Command, found: DiscoveredDevice, verdicts: Verdicts) -> dict[str, Any]:
+def _members(cmd: Command, found: DiscoveredDevice, verdicts: Verdicts, facts: Facts) -> dict[str, Any]:
     from uvirtio.binding.discover import hardware
-    from uvirtio.binding.rules import group_members
 
     hidden: list[str] = []
     virtio = found.path / found.virtio_name if found.virtio_name else None
@@ -51,7 +52,7 @@ def _members(cmd: Command, found: DiscoveredDevice, verdicts: Verdicts) -> dict[
         "noiommu": found.noiommu,
         "group_members": [
             {"address": one.address, "pci_id": one.pci_id, "driver": one.driver}
-            for one in group_members(found, cmd.roots)
+            for one in facts.group_members(found)
         ],
         "findings": [one.as_dict() for one in verdicts.findings],
         "unchecked_why": [{"rule": one.rule, "why": one.why} for one in verdicts.unchecked],
