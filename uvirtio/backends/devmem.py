@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import platform
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Literal
@@ -27,7 +26,7 @@ from uvirtio.errors import (
     PermissionLack,
     UnsafeDma,
 )
-from uvirtio.host import mmio, sysfs
+from uvirtio.host import cpu, mmio, sysfs
 from uvirtio.host.lock import take_lock
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
@@ -45,8 +44,6 @@ _QUIET = 1.0
 
 _PATIENCE = 10.0
 """Seconds that a new driver waits for the guardian of a dead one, which may have to wait for a busy CPU too."""
-
-_X86 = ("x86_64", "AMD64", "i686", "i386")
 
 
 class _GuardedRegisters(MappedRegisters):
@@ -163,8 +160,8 @@ class DevmemWindow:
                 expected="--unsafe-dma, or a device behind an IOMMU",
                 remedy="on a machine that you can afford to lose: --unsafe-dma (unsafe_dma=True)",
             )
-        on_x86 = (machine or platform.machine()) in _X86
-        mmio.check_window(base, length, roots, address=address, named_only=not on_x86)
+        named_only = not cpu.reads_of_nothing_are_harmless(machine)
+        mmio.check_window(base, length, roots, address=address, named_only=named_only)
         return cls(address, base, length, roots)
 
     def enable_interrupt(self) -> Event | None:

@@ -7,7 +7,6 @@ where it was never there.
 from __future__ import annotations
 
 import os
-import platform
 import re
 import resource
 import shutil
@@ -20,10 +19,10 @@ from uvirtio.binding.checks import Check, driver_state, module_installed
 from uvirtio.binding.discover import scan
 from uvirtio.binding.facts import Facts
 from uvirtio.errors import Denied, NotSupported
-from uvirtio.host import denylist, memory, process, sysfs
+from uvirtio.host import cpu, denylist, memory, process, remedies, sysfs
 from uvirtio.host.drivers import UIO, USER_DRIVERS, VDPA, VFIO
 from uvirtio.host.pages import CPU_PAGE
-from uvirtio.host.proc import kernel_release
+from uvirtio.host.proc import interrupt_chips, kernel_release
 from uvirtio.host.roots import Roots
 from uvirtio.memory.fence import full_fence
 
@@ -52,6 +51,7 @@ def checks(roots: Roots, *, qemu_version: Callable[[str], str] | None = None) ->
         _vfio_access,
         _uio,
         _devmem,
+        _plugged,
         _vdpa,
         _memlock,
         _pagemap,
@@ -67,7 +67,7 @@ def checks(roots: Roots, *, qemu_version: Callable[[str], str] | None = None) ->
 
 def _cpu(roots: Roots) -> Iterator[Check]:
     del roots
-    machine = platform.machine()
+    machine = cpu.machine()
     try:
         full_fence()
     except NotSupported as error:
@@ -93,8 +93,7 @@ def _iommu(roots: Roots) -> Iterator[Check]:
             "iommu",
             "warn",
             "no IOMMU groups: devices can write to all of memory",
-            "switch it on in the firmware and on the kernel's command line (intel_iommu=on), or give the VM one "
-            "(QEMU: -device intel-iommu,intremap=on)",
+            remedies.iommu(),
         )
 
 
@@ -115,7 +114,19 @@ def _vfio(roots: Roots) -> Iterator[Check]:
         found = replace(
             found, verdict="warn", detail=f"{found.detail}, but there is no IOMMU", remedy="switch the IOMMU on"
         )
+    elif found.verdict == "pass" and _interrupts_can_be_forged(roots):
+        found = replace(
+            found,
+            verdict="warn",
+            detail=f"{found.detail}, but opens nothing: interrupts are not isolated, so devices could forge them",
+            remedy=remedies.isolated_interrupts(),
+        )
     yield found
+
+
+def _interrupts_can_be_forged(roots: Roots) -> bool:
+    isolated = cpu.isolates_interrupts(interrupt_chips(roots))
+    return isolated is False and not sysfs.unsafe_interrupts_allowed(roots)
 
 
 def _vfio_cdev(roots: Roots) -> Iterator[Check]:
@@ -157,7 +168,7 @@ def _physical(name: str, detail: str, roots: Roots) -> Check:
             name,
             "warn",
             f"{detail}, but no huge page of 2 MiB is free for its memory",
-            f"as root: echo 24 > {pool.switch} (a balloon needs half as many as it has MiB)",
+            f"{remedies.huge_pages(pool, 24)}; a balloon needs half as many as it has MiB",
         )
     return Check(name, "pass", f"{detail}; {pool.free} huge pages are free; it wants --unsafe-dma")
 
@@ -221,6 +232,18 @@ def _devmem(roots: Roots) -> Iterator[Check]:
         )
     else:
         yield Check("devmem", "pass", f"{path} reaches {len(windows)} windows, which nobody drives")
+
+
+def _plugged(roots: Roots) -> Iterator[Check]:
+    """What a program can do with the memory of a memory device."""
+    if cpu.maps_any_memory_as_normal() or not any(found.type == "mem" for found in scan(roots)):
+        return
+    yield Check(
+        "plugged-memory",
+        "warn",
+        f"memory can be plugged, but no program can use it: {cpu.machine()} maps it as device memory",
+        remedies.plugged_memory(),
+    )
 
 
 def _vdpa(roots: Roots) -> Iterator[Check]:

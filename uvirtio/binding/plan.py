@@ -16,7 +16,7 @@ from uvirtio.binding.discover import DiscoveredDevice
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.rules import Finding, Unchecked
 from uvirtio.errors import Denied, InUse, ModuleLack, NoIommu, PermissionLack, Refused, UsageError, UvirtioError
-from uvirtio.host import denylist, sysfs
+from uvirtio.host import denylist, remedies, sysfs
 from uvirtio.host.drivers import UIO, VDPA, VFIO
 from uvirtio.host.roots import Roots
 
@@ -189,7 +189,7 @@ def _choose(found: DiscoveredDevice, driver: str | None, roots: Roots) -> tuple[
         f"{found.address} is in no IOMMU group, and vfio-pci needs one",
         seen="no iommu_group link",
         expected="a machine with an IOMMU that the kernel uses",
-        remedy="best: switch the IOMMU on (firmware, intel_iommu=on, or QEMU's -device intel-iommu,intremap=on). "
+        remedy=f"best: {remedies.iommu()}. "
         f"Or accept unrestricted DMA and choose: --driver {UIO}; or --driver {VFIO} after, as "
         "root, echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode, where the kernel has that",
     )
