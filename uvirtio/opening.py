@@ -157,6 +157,7 @@ class _Family:
 def _family(address: Address) -> _Family:
     families = {
         "qemu": _Family(("qemu",), _open_qemu),
+        "scripted": _Family(("scripted",), _open_scripted),
         "pci": _Family(("vfio", "vfio-group", "vfio-cdev", "uio"), _open_pci),
         "mmio": _Family(("devmem",), _open_mmio),
         "vdpa": _Family(("vhost-vdpa",), _open_vdpa),
@@ -192,6 +193,13 @@ def _open_qemu(address: str, options: OpenOptions) -> tuple[str, Opened]:
     from uvirtio.backends import qemu
 
     return address, qemu.open_address(address, timeout=options.timeout)
+
+
+def _open_scripted(address: str, options: OpenOptions) -> tuple[str, Opened]:
+    denylist.check([address], options.roots)
+    from uvirtio.scripted import address as scripted
+
+    return address, cast(Opened, scripted.build(address))
 
 
 _VFIO_WAYS: dict[str, Literal["group", "cdev"]] = {"vfio-group": "group", "vfio-cdev": "cdev"}

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.scripted_memory import ScriptedDma
-from tests.fakes.scripted_packed import PackedDeviceRing
-from tests.fakes.scripted_ring import Chain, DeviceRing, Lies
 from uvirtio.errors import DeviceBroken, RingCorruption
+from uvirtio.scripted.memory import ScriptedDma
+from uvirtio.scripted.packed import PackedDeviceRing
+from uvirtio.scripted.ring import Chain, DeviceRing, Lies
 from uvirtio.virtqueue.base import RingOptions
 from uvirtio.virtqueue.packed import make_packed
 from uvirtio.virtqueue.split import make_split

@@ -103,7 +103,7 @@ def scripted_model(name: str) -> bool:
         ways = "|".join([str(number), *(rf"{alias}\.TYPE" for alias in aliases)])
         return re.search(rf"^    device_id(?:: .*)? = (?:{ways})$", text, re.MULTILINE) is not None
 
-    return any(map(models, files("tests/**/scripted*.py")))
+    return any(map(models, files("uvirtio/scripted/*.py")))
 
 
 def unit_tests(name: str) -> bool:
@@ -188,7 +188,7 @@ PLACES: dict[str, Callable[[str], bool]] = {
     "uvirtio/__init__.py": public_name,
     "uvirtio/diag/datapath.py": diagnosis,
     "uvirtio/cli/verbs/NAME.py": commands,
-    "tests/fakes/scripted*.py": scripted_model,
+    "uvirtio/scripted/": scripted_model,
     "tests/unit/**/test_NAME*.py": unit_tests,
     "tests/bodies/": has_bodies,
     "tests/qemu/": qemu_variants,

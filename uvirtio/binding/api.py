@@ -18,7 +18,7 @@ from uvirtio.binding import discover, rules
 from uvirtio.binding.discover import DiscoveredDevice, Interface
 from uvirtio.binding.facts import Facts
 from uvirtio.errors import DeviceAbsent, NoSuchDevice, UsageError, UvirtioError
-from uvirtio.host import denylist
+from uvirtio.host import addresses, denylist
 from uvirtio.host.addresses import canonical
 from uvirtio.host.roots import Roots
 from uvirtio.spec import ids
@@ -341,7 +341,7 @@ def check_denied(address: str, *, roots: Roots | None = None) -> None:
     """
     roots = roots or Roots()
     names = [canonical(address), address]
-    if not names[0].startswith(denylist.QEMU_PREFIX):
+    if not names[0].startswith(addresses.SIMULATED):
         try:
             names += discover.find(address, roots).names
         except DeviceAbsent:

@@ -399,12 +399,12 @@ def _find(name: str, every: _Scan, aliases: bool) -> DiscoveredDevice:
     wanted, roots = addresses.parse(name), every.roots
     if wanted.family == "pci":
         return _find_pci(wanted.name, roots)
-    if wanted.family == "qemu":
+    if wanted.family in ("qemu", "scripted"):
         raise UsageError(
-            f"{wanted} is a device of QEMU's; this machine's sysfs does not have it",
+            f"{wanted} is not a device of this machine; its sysfs does not have it",
             seen=wanted.canonical,
             expected="an address of this machine",
-            remedy="`uvirtio diag` takes qemu: addresses",
+            remedy=f"`uvirtio diag` takes {wanted.family}: addresses",
         )
     if wanted.family in addresses.LOOKED_UP:
         return _find_behind(wanted, every)

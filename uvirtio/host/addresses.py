@@ -15,24 +15,27 @@ from uvirtio.errors import BadAddress
 from uvirtio.host.pattern import Pattern
 from uvirtio.spec import ids
 
-Family = Literal["pci", "mmio", "vdpa", "qemu", "virtio", "type", "name", "node", "path"]
+Family = Literal["pci", "mmio", "vdpa", "qemu", "scripted", "virtio", "type", "name", "node", "path"]
 """The kind of a name.
 
-``pci``, ``mmio``, ``vdpa`` and ``qemu`` are permanent addresses of a device. ``virtio`` (``virtio3``) and ``type``
-(``balloon``) are for looking only. ``name`` (``eth0``), ``node`` (``/dev/vda``) and ``path``
-(``/sys/class/net/eth0``) exist while a kernel driver has the device, or are its place in sysfs.
+``pci``, ``mmio``, ``vdpa``, ``qemu`` and ``scripted`` are permanent addresses of a device. ``virtio``
+(``virtio3``) and ``type`` (``balloon``) are for looking only. ``name`` (``eth0``), ``node`` (``/dev/vda``) and
+``path`` (``/sys/class/net/eth0``) exist while a kernel driver has the device, or are its place in sysfs.
 """
 
-OPENABLE: Final = frozenset({"pci", "mmio", "vdpa", "qemu"})
+OPENABLE: Final = frozenset({"pci", "mmio", "vdpa", "qemu", "scripted"})
 LOOKING_ONLY: Final = frozenset({"virtio", "type"})
 LOOKED_UP: Final = frozenset({"name", "node", "path"})
 
 QEMU: Final = "qemu:"
+SCRIPTED: Final = "scripted:"
+SIMULATED: Final = (QEMU, SCRIPTED)
+"""How the addresses of devices begin that are not this machine's."""
 
 FORMS: Final = (
-    "0000:03:00.0, mmio:0xfeb02e00, LNRO0005:07, a003e00.virtio_mmio, virtio-mmio.3, /dev/vhost-vdpa-0, vdpa:NAME "
-    "or qemu:[MACHINE/]DEVICE; also eth0, /dev/vda, /dev/input/event3 or a path below /sys; to look only, virtio3 "
-    "or a type that one device has"
+    "0000:03:00.0, mmio:0xfeb02e00, LNRO0005:07, a003e00.virtio_mmio, virtio-mmio.3, /dev/vhost-vdpa-0, "
+    "vdpa:NAME, qemu:[MACHINE/]DEVICE or scripted:TYPE; also eth0, /dev/vda, /dev/input/event3 or a path below "
+    "/sys; to look only, virtio3 or a type that one device has"
 )
 
 # lspci, sysfs and virsh write pci:..., lshw writes pci@..., devlink writes pci/...
@@ -86,7 +89,7 @@ def parse(text: str) -> Address:
     Raises:
         BadAddress: It has none of the known forms.
     """
-    for form in (_pci, _mmio, _vdpa, _qemu, _alias, _looked_up):
+    for form in (_pci, _mmio, _vdpa, _qemu, _scripted, _alias, _looked_up):
         if (found := form(text)) is not None:
             return found
     raise bad(text, _why(text))
@@ -136,6 +139,10 @@ def _vdpa(text: str) -> Address | None:
 
 def _qemu(text: str) -> Address | None:
     return Address("qemu", text, text) if text.startswith(QEMU) and len(text) > len(QEMU) else None
+
+
+def _scripted(text: str) -> Address | None:
+    return Address("scripted", text, text) if text.startswith(SCRIPTED) and len(text) > len(SCRIPTED) else None
 
 
 def _alias(text: str) -> Address | None:

@@ -20,8 +20,6 @@ from uvirtio.host import addresses
 from uvirtio.host.names import device_behind
 from uvirtio.host.roots import Roots
 
-QEMU_PREFIX = addresses.QEMU
-
 
 def patterns(roots: Roots) -> list[str]:
     """The patterns of the deny list, in its order; empty where there is no list.
@@ -64,7 +62,7 @@ def denying(names: Iterable[str], roots: Roots) -> str | None:
     wanted = list(dict.fromkeys(spelling for name in names if name for spelling in addresses.spellings(name)))
     for pattern in patterns(roots):
         if pattern == "*":
-            if not all(name.startswith(addresses.QEMU) for name in wanted):
+            if not all(name.startswith(addresses.SIMULATED) for name in wanted):
                 return pattern
         elif any(fnmatchcase(name, form) for form in _forms(pattern, roots) for name in wanted):
             return pattern

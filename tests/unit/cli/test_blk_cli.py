@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.scripted import ScriptedDevice
-from tests.fakes.scripted_blk import FEATURES, Disk
 from tests.unit.drivers.test_blk import ALL
 from uvirtio import opening
 from uvirtio.cli.app import run
@@ -20,6 +18,8 @@ from uvirtio.cli.content import dump, give
 from uvirtio.device import Device
 from uvirtio.errors import DeviceTimeout, OperationFailed
 from uvirtio.opening import identify
+from uvirtio.scripted.blk import FEATURES, Disk
+from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.spec import features as f
 from uvirtio.spec.blk import Request, Status
 

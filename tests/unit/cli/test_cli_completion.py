@@ -85,12 +85,13 @@ def test_addresses_come_from_sysfs(values: Callable[[str], list[str]]) -> None:
     pci = ["0000:00:02.0", "0000:00:03.0", "0000:00:04.0", "0001:00:02.0"]
     assert values("inspect ") == ["/dev/vhost-vdpa-0", *pci, "LNRO0005:00"]
     assert values("inspect 0000:") == pci[:3]
-    assert values("diag ") == [*values("inspect "), "qemu:"]
+    assert values("diag ") == [*values("inspect "), "qemu:", "scripted:"]
     assert values("balloon status 0") == ["0000:00:04.0"]  # the others are of another type
     assert values("input led ") == [
         "/dev/vhost-vdpa-0",
         "LNRO0005:00",
         "qemu:",
+        "scripted:",
     ]  # a vDPA device may be of any type
     assert values("bind 0000:00:02.0 0000:00:") == pci[1:3]  # not twice
     assert values("restore 0") == ["0000:00:04.0"]  # what a driver of the kernel has needs no restore
@@ -496,3 +497,11 @@ def test_in_fish(home: Path, typed: str, expected: str) -> None:
             line = " ".join([*before, os.path.commonprefix(offered)])  # noqa: RUF071  # of words, as a shell has it
     line += typed.split("\t")[-1]
     assert line.removeprefix("uvirtio --root tree ") == expected
+
+
+def test_a_scripted_device_is_completed_by_parts(values: Callable[[str], list[str]]) -> None:
+    assert values("diag scripted:r") == ["scripted:rng"]
+    assert values("blk info scripted:") == ["scripted:blk"]
+    assert "scripted:blk,silent" in values("diag scripted:blk,sil")
+    assert "scripted:blk,silent,used-len=" in values("diag scripted:blk,silent,used-l")
+    assert values("diag scripted:nonesuch,") == []

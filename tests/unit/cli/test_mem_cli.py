@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.scripted import ScriptedDevice
-from tests.fakes.scripted_mem import ADDR, BLOCK, Mem
 from tests.unit.drivers.test_mem import driven
 from uvirtio import opening
 from uvirtio.cli.app import run
@@ -19,6 +17,8 @@ from uvirtio.errors import ConfigError, InUse
 from uvirtio.host.memory import system_ram
 from uvirtio.host.roots import Roots
 from uvirtio.opening import identify
+from uvirtio.scripted.mem import ADDR, BLOCK, Mem
+from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.spec.mem import Request, Response
 
 DEV = "0000:00:04.0"

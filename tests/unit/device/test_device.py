@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.scripted import Balloon, Input, Model, Rng, ScriptedDevice
 from uvirtio import opening
 from uvirtio.device import Device, QueueSpec, storm, waiting
 from uvirtio.drivers.balloon import Balloon as BalloonDriver
@@ -41,6 +40,11 @@ from uvirtio.errors import (
 )
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.fence import platform_fence
+from uvirtio.scripted.balloon import Balloon
+from uvirtio.scripted.input import Input
+from uvirtio.scripted.model import Model
+from uvirtio.scripted.pci import ScriptedDevice
+from uvirtio.scripted.rng import Rng
 from uvirtio.spec import balloon, pci
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import Field, by_name
@@ -1035,7 +1039,8 @@ def test_starting_over_leaves_in_order_first():
 
 EXIT = """
 import atexit, sys
-from tests.fakes.scripted import Balloon, ScriptedDevice
+from uvirtio.scripted.balloon import Balloon
+from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio import opening
 from uvirtio.drivers.balloon import Balloon as Driver
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.scripted import Balloon, ScriptedDevice
 from uvirtio import Balloon as Driver
 from uvirtio import opening
 from uvirtio.errors import Refused
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.backend import GuestMachine
+from uvirtio.scripted.balloon import Balloon
+from uvirtio.scripted.pci import ScriptedDevice
 
 
 class InGuest(ScriptedDevice):

@@ -11,9 +11,6 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.fakes.scripted import Balloon, Input, Model, ScriptedDevice
-from tests.fakes.scripted_mem import BLOCK
-from tests.fakes.scripted_mem import Mem as MemModel
 from uvirtio.device import Device
 from uvirtio.drivers.balloon import Balloon as BalloonDriver
 from uvirtio.drivers.input import Input as InputDriver
@@ -21,6 +18,12 @@ from uvirtio.drivers.mem import Manager
 from uvirtio.drivers.mem import Mem as MemDriver
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.opening import identify
+from uvirtio.scripted.balloon import Balloon
+from uvirtio.scripted.input import Input
+from uvirtio.scripted.mem import BLOCK
+from uvirtio.scripted.mem import Mem as MemModel
+from uvirtio.scripted.model import Model
+from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.spec import features as f
 from uvirtio.spec import input as spec
 from uvirtio.spec.balloon import Stat

@@ -6,12 +6,13 @@ import os
 
 import pytest
 
-from tests.fakes.scripted import Rng, ScriptedDevice
 from uvirtio import opening
 from uvirtio.device.listener import Listener
 from uvirtio.drivers.rng import Rng as Driver
 from uvirtio.errors import DeviceGone
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.scripted.pci import ScriptedDevice
+from uvirtio.scripted.rng import Rng
 
 
 def test_which_ones_fired():

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 import uvirtio
-from tests.fakes.scripted import Rng, ScriptedDevice
 from uvirtio import opening
 from uvirtio.device import log
 from uvirtio.errors import DeviceTimeout, FeaturesRefused
 from uvirtio.memory.trace import TracedRegisters
+from uvirtio.scripted.pci import ScriptedDevice
+from uvirtio.scripted.rng import Rng
 
 STEPS = ("reset", "acknowledge", "driver", "features", "features_ok", "queues", "vectors", "driver_ok")
 
@@ -98,7 +99,8 @@ def test_without_a_handler_nothing_is_printed(capfd: pytest.CaptureFixture[str],
 def test_a_program_without_logging_is_left_without():
     code = """if True:
         import sys
-        from tests.fakes.scripted import Rng, ScriptedDevice
+        from uvirtio.scripted.pci import ScriptedDevice
+        from uvirtio.scripted.rng import Rng
         for name in [one for one in sys.modules if one == "logging" or one.startswith("logging.")]:
             del sys.modules[name]
         import uvirtio

@@ -13,13 +13,14 @@ import pytest
 
 import uvirtio
 from tests.fakes.fakesys import FakeSys
-from tests.fakes.scripted import Rng, ScriptedDevice
 from uvirtio import opening
 from uvirtio.backends.vfio_pci import VfioPciFunction
 from uvirtio.device import DEFAULT_TIMEOUT, Device, OpenKeywords, OpenOptions
 from uvirtio.errors import BadAddress, Closed, UsageError
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.scripted.pci import ScriptedDevice
+from uvirtio.scripted.rng import Rng
 
 
 def test_the_keywords_of_open_are_the_fields_of_the_options():

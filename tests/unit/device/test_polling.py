@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.scripted import Rng, ScriptedDevice
 from uvirtio import opening
 from uvirtio.device import Device, QueueSpec
 from uvirtio.device.polling import PollWindow
 from uvirtio.errors import DeviceTimeout, RingCorruption
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.scripted.pci import ScriptedDevice
+from uvirtio.scripted.rng import Rng
 from uvirtio.spec import features as f
 from uvirtio.spec import pci
 
@@ -207,9 +208,9 @@ def test_a_lie_while_polling_is_the_error_that_comes_out(word: int):
 
 
 def test_the_driver_and_its_slots_go_on_with_polling():
-    from tests.fakes.scripted import Input
     from uvirtio.drivers.input import Input as InputDriver
     from uvirtio.drivers.input import InputEvent
+    from uvirtio.scripted.input import Input
 
     scripted = ScriptedDevice(Input(), common_length=pci.COMMON_CFG_SIZE)
     with (

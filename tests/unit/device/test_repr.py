@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 
 import uvirtio
-from tests.fakes.scripted import Balloon, Input, Model, Rng, ScriptedDevice
-from tests.fakes.scripted_blk import Disk as Blk
-from tests.fakes.scripted_mem import Mem
 from uvirtio import opening
 from uvirtio.drivers.base import Driver
 from uvirtio.errors import DeviceGone, DeviceTimeout, UvirtioError
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.scripted.balloon import Balloon
+from uvirtio.scripted.blk import Disk as Blk
+from uvirtio.scripted.input import Input
+from uvirtio.scripted.mem import Mem
+from uvirtio.scripted.model import Model
+from uvirtio.scripted.pci import ScriptedDevice
+from uvirtio.scripted.rng import Rng
 
 KINDS: dict[str, tuple[Callable[[], Model], type[Driver], str]] = {
     "balloon": (Balloon, uvirtio.Balloon, "0 pages held, "),

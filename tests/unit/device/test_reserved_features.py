@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.scripted import NOTIFY_AT, Balloon, Input, Model, Rng, ScriptedDevice, virtio_capability
 from uvirtio import opening
 from uvirtio.device import Device, QueueSpec
 from uvirtio.device import core as devices
@@ -22,6 +21,11 @@ from uvirtio.drivers.rng import Rng as RngDriver
 from uvirtio.errors import DeviceBroken, DeviceTimeout, NotSupported, QueueError
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory import fence
+from uvirtio.scripted.balloon import Balloon
+from uvirtio.scripted.input import Input
+from uvirtio.scripted.model import Model
+from uvirtio.scripted.pci import NOTIFY_AT, ScriptedDevice, virtio_capability
+from uvirtio.scripted.rng import Rng
 from uvirtio.spec import features as f
 from uvirtio.spec import pci
 from uvirtio.spec.status import Status

@@ -8,12 +8,17 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.fakes.scripted import Balloon, Chain, Input, Model, Rng, ScriptedDevice
 from uvirtio.device import Device
 from uvirtio.diag import STEPS, Report, Step, diagnose, diagnose_function
 from uvirtio.errors import Denied, EnvironmentLack, NoSuchDevice, OperationFailed, UvirtioError
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.scripted.balloon import Balloon
+from uvirtio.scripted.input import Input
+from uvirtio.scripted.model import Model
+from uvirtio.scripted.pci import ScriptedDevice
+from uvirtio.scripted.ring import Chain
+from uvirtio.scripted.rng import Rng
 from uvirtio.spec import features as f
 
 ADDRESS = "0000:00:04.0"

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tests.fakes.ring_rigs import A, Rig
-from tests.fakes.scripted_memory import ScriptedDma
-from tests.fakes.scripted_ring import DriverViolation
 from uvirtio.diag.raw import Descriptor, RawPacked, RawSplit, packed_table, table
+from uvirtio.scripted.memory import ScriptedDma
+from uvirtio.scripted.ring import DriverViolation
 from uvirtio.spec import ring
 
 NEXT, WRITE, INDIRECT = ring.DESC_F_NEXT, ring.DESC_F_WRITE, ring.DESC_F_INDIRECT

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.scripted import Rng, ScriptedDevice
-from tests.fakes.scripted_admin import REPORTED, AdminModel
 from uvirtio import opening
 from uvirtio.device import ADMIN_QUEUE, Device, QueueSpec
 from uvirtio.drivers.admin import KNOWN, Admin
 from uvirtio.errors import AdminFailed, NotSupported, UsageError
+from uvirtio.scripted.admin import REPORTED, AdminModel
+from uvirtio.scripted.pci import ScriptedDevice
+from uvirtio.scripted.rng import Rng
 from uvirtio.spec import features as f
 from uvirtio.spec import pci
 from uvirtio.spec.admin import Opcode, Qualifier, qualifier_of, status_of

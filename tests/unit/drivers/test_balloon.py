@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.fakes.scripted import Balloon, ScriptedBlock, ScriptedDevice, ScriptedDma
 from uvirtio import opening
 from uvirtio.device import Device
 from uvirtio.drivers.balloon import Balloon as Driver
@@ -23,6 +22,9 @@ from uvirtio.errors import (
     PageMoved,
     RingCorruption,
 )
+from uvirtio.scripted.balloon import Balloon
+from uvirtio.scripted.memory import ScriptedBlock, ScriptedDma
+from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
 from uvirtio.spec.page import VIRTIO_PAGE

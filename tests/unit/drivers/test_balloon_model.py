@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
 
 from tests.bodies.balloon_model import PAGES, BalloonOrders
-from tests.fakes.scripted import Balloon, Numbering, ScriptedDevice
 from uvirtio import opening
 from uvirtio.drivers.balloon import Balloon as Driver
 from uvirtio.drivers.balloon import Use
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.scripted.balloon import Balloon, Numbering
+from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
 from uvirtio.spec.balloon import Stat

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.scripted import Balloon, Numbering, ScriptedDevice, ScriptedDma
 from uvirtio import opening
 from uvirtio.device import Device
 from uvirtio.drivers.balloon import BYTES, Arena, Collector, Use, default_floor
@@ -36,6 +35,9 @@ from uvirtio.errors import (
 )
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.scripted.balloon import Balloon, Numbering
+from uvirtio.scripted.memory import ScriptedDma
+from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
 from uvirtio.spec import pci

@@ -10,9 +10,6 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.scripted import Rng, ScriptedDevice
-from tests.fakes.scripted_blk import FEATURES, JUNK, Disk
-from tests.fakes.scripted_legacy import ScriptedLegacy
 from uvirtio import opening
 from uvirtio.device import Device
 from uvirtio.drivers.blk import Blk, Limits, Request
@@ -35,6 +32,10 @@ from uvirtio.errors import (
     WriteRefused,
 )
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.scripted.blk import FEATURES, JUNK, Disk
+from uvirtio.scripted.legacy import ScriptedLegacy
+from uvirtio.scripted.pci import ScriptedDevice
+from uvirtio.scripted.rng import Rng
 from uvirtio.spec import blk as spec
 from uvirtio.spec import features as f
 from uvirtio.spec.blk import SECTOR_SIZE, Status

@@ -11,8 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes.scripted import ScriptedDevice
-from tests.fakes.scripted_blk import FEATURES, Disk, Shuffling
 from tests.unit.drivers.test_blk import ALL, Enough, driven, fill
 from uvirtio import opening
 from uvirtio.drivers.blk import Blk
@@ -31,6 +29,8 @@ from uvirtio.errors import (
     WriteRefused,
 )
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.scripted.blk import FEATURES, Disk, Shuffling
+from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.spec import features as f
 from uvirtio.spec.blk import SECTOR_SIZE, Status
 from uvirtio.spec.blk import Request as Kind

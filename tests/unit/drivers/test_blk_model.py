@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.bodies import blk_model
-from tests.fakes.scripted_blk import FEATURES, Shuffling
 from tests.unit.drivers.test_blk import driven
+from uvirtio.scripted.blk import FEATURES, Shuffling
 from uvirtio.spec import features as f
 from uvirtio.spec.blk import SECTOR_SIZE
 

@@ -7,12 +7,13 @@ import threading
 
 import pytest
 
-from tests.fakes.scripted import BAR, DEVICE_AT, Input, ScriptedDevice, virtio_capability
 from uvirtio import opening
 from uvirtio.device import Device
 from uvirtio.drivers.input import AbsInfo, InputEvent, InputIds
 from uvirtio.drivers.input import Input as Driver
 from uvirtio.errors import RingCorruption
+from uvirtio.scripted.input import Input
+from uvirtio.scripted.pci import BAR, DEVICE_AT, ScriptedDevice, virtio_capability
 from uvirtio.spec import input as spec
 from uvirtio.spec import pci
 

@@ -12,7 +12,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tests.fakes.scripted import BAR, DEVICE_AT, Input, ScriptedDevice, virtio_capability
 from uvirtio import opening
 from uvirtio.device import unobserved
 from uvirtio.diag import datapath
@@ -20,6 +19,8 @@ from uvirtio.drivers.input import AbsInfo, Description, Frame, InputEvent, Input
 from uvirtio.drivers.input import Input as Driver
 from uvirtio.errors import DeviceBroken, DeviceResetByOther, NotSupported, UsageError
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.scripted.input import Input
+from uvirtio.scripted.pci import BAR, DEVICE_AT, ScriptedDevice, virtio_capability
 from uvirtio.spec import input as spec
 from uvirtio.spec import pci
 

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.fakes.scripted import ScriptedDevice
-from tests.fakes.scripted_mem import ADDR, BLOCK, FIELDS, MIB, Mem
 from uvirtio.drivers import mem as drivers
 from uvirtio.drivers.mem import Answer, Ranges, Request, Response, State
 from uvirtio.errors import (
@@ -25,6 +23,8 @@ from uvirtio.errors import (
     ProtocolError,
 )
 from uvirtio.opening import identify
+from uvirtio.scripted.mem import ADDR, BLOCK, FIELDS, MIB, Mem
+from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.spec import features as f
 from uvirtio.spec import mem as spec
 
@@ -146,7 +146,7 @@ def test_a_region_that_moves_is_no_region():
 
 
 def test_another_type_is_not_driven():
-    from tests.fakes.scripted import Rng
+    from uvirtio.scripted.rng import Rng
 
     function = ScriptedDevice(Rng())
     with identify(function.address, function) as opened, pytest.raises(NotVirtio):

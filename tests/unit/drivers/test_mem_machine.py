@@ -9,12 +9,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.fakes.scripted import ScriptedDevice
-from tests.fakes.scripted_mem import ADDR, BLOCK, Mem
 from uvirtio.drivers import mem as drivers
 from uvirtio.drivers.mem import HandOut, Manager, Mode, Outcome, Request, Response, State, Use
 from uvirtio.errors import BadSize, InUse, MemBusy, MemError, MemNack, OperationFailed
 from uvirtio.opening import identify
+from uvirtio.scripted.mem import ADDR, BLOCK, Mem
+from uvirtio.scripted.pci import ScriptedDevice
 
 BLOCKS = 24
 BLOCK_NUMBERS = st.integers(-1, BLOCKS)

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from tests.fakes.scripted_mem import ADDR, BLOCK, Mem
 from tests.unit.drivers.test_mem import at, driven
 from uvirtio.drivers import mem as drivers
 from uvirtio.drivers.mem import Consumer, Manager, Mode, Outcome, Request, Response
 from uvirtio.drivers.mem import manager as module
 from uvirtio.errors import BadSize, Closed, InUse, MemBusy, MemError, MemNack, OperationFailed, ProtocolError
+from uvirtio.scripted.mem import ADDR, BLOCK, Mem
 
 ALL = 64 * BLOCK
 

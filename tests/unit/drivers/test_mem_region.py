@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.scripted import ScriptedDevice
-from tests.fakes.scripted_mem import ADDR, JUNK, Mem
 from uvirtio.drivers import mem as drivers
 from uvirtio.drivers.mem import Manager, Region
 from uvirtio.errors import (
@@ -27,6 +25,8 @@ from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import Block, MemoryWindow
 from uvirtio.memory.window import FileWindow, dev_mem
 from uvirtio.opening import identify
+from uvirtio.scripted.mem import ADDR, JUNK, Mem
+from uvirtio.scripted.pci import ScriptedDevice
 
 PAGE = mmap.PAGESIZE
 BLOCK = 4 * PAGE

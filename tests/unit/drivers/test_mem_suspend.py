@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.scripted import ScriptedDevice
-from tests.fakes.scripted_mem import Mem as Model
 from uvirtio.cli import main
 from uvirtio.drivers.mem import Mem, SuspendLock
 from uvirtio.errors import MemNack
 from uvirtio.host.roots import Roots
 from uvirtio.opening import identify
+from uvirtio.scripted.mem import Mem as Model
+from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.spec import features as f
 
 ADDRESS = "0000:00:04.0"

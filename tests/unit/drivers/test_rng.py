@@ -9,12 +9,15 @@ from math import comb
 
 import pytest
 
-from tests.fakes.scripted import Balloon, Chain, Rng, ScriptedDevice
 from uvirtio import opening
 from uvirtio.device import Device
 from uvirtio.drivers.rng import Rng as Driver
 from uvirtio.drivers.rng.health import MOST, RUN, WINDOW, Health
 from uvirtio.errors import DeviceBroken, NotVirtio, ProtocolError, RingCorruption, RngUnhealthy, UsageError
+from uvirtio.scripted.balloon import Balloon
+from uvirtio.scripted.pci import ScriptedDevice
+from uvirtio.scripted.ring import Chain
+from uvirtio.scripted.rng import Rng
 
 
 def identify(scripted: ScriptedDevice, timeout: float = 30.0) -> Device:

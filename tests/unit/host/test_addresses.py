@@ -52,6 +52,7 @@ FORMS = [
     ("vdpa:vduse0", "vdpa", "vdpa:vduse0"),
     ("vdpa:\u00e4", "vdpa", "vdpa:\u00e4"),
     ("qemu:virtio-rng-pci", "qemu", "qemu:virtio-rng-pci"),
+    ("scripted:rng,silent", "scripted", "scripted:rng,silent"),
     ("qemu:pc/virtio-rng-pci,disable-modern=on", "qemu", "qemu:pc/virtio-rng-pci,disable-modern=on"),
     ("virtio3", "virtio", "virtio3"),
     ("virtio@3", "virtio", "virtio3"),
@@ -106,6 +107,7 @@ MALFORMED = [
     "vdpa:a/b",
     "vdpa:a b",
     "qemu:",
+    "scripted:",
     "eth0:1",
     "eth 0",
     "-x",
@@ -118,7 +120,7 @@ MALFORMED = [
 def test_every_form(text: str, family: str, canonical: str) -> None:
     found = parse(text)
     assert (found.family, found.canonical, str(found)) == (family, canonical, canonical)
-    assert found.openable is (family in ("pci", "mmio", "vdpa", "qemu"))
+    assert found.openable is (family in ("pci", "mmio", "vdpa", "qemu", "scripted"))
     assert parse(found.canonical) == found, "the canonical form is one of the forms"
 
 

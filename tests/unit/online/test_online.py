@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.scripted_mem import MIB, Mem
 from tests.unit.drivers.test_mem import driven
 from uvirtio.drivers.mem import Outcome
 from uvirtio.errors import (
@@ -22,6 +21,7 @@ from uvirtio.errors import (
 )
 from uvirtio.host.roots import Roots
 from uvirtio.online import KernelView, Linux, PieceState, SystemMemory, boot_line, consumer
+from uvirtio.scripted.mem import MIB, Mem
 
 UNIT = 128 * MIB
 ADDR = 0x1_0000_0000

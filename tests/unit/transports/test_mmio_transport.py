@@ -9,8 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes.scripted import Balloon, Input, Model, QueueState, Rng
-from tests.fakes.scripted_mmio import ADDRESS, ScriptedMmio
 from uvirtio import opening
 from uvirtio.device import Device, QueueSpec
 from uvirtio.drivers.balloon import Balloon as BalloonDriver
@@ -31,6 +29,12 @@ from uvirtio.errors import (
     UvirtioError,
 )
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.scripted.balloon import Balloon
+from uvirtio.scripted.core import QueueState
+from uvirtio.scripted.input import Input
+from uvirtio.scripted.mmio import ADDRESS, ScriptedMmio
+from uvirtio.scripted.model import Model
+from uvirtio.scripted.rng import Rng
 from uvirtio.spec import balloon, mmio
 from uvirtio.spec import features as f
 from uvirtio.transports.mmio import Mmio, MmioLegacy, transport

@@ -7,8 +7,6 @@ import sys
 
 import pytest
 
-from tests.fakes.scripted import Access, Balloon, Chain, Model, Rng, ScriptedDevice
-from tests.fakes.scripted_legacy import LEGACY_RING_FEATURES, QEMU_EXTRAS, ScriptedLegacy
 from uvirtio import opening
 from uvirtio.device import Device, QueueSpec
 from uvirtio.diag import diagnose_function
@@ -32,6 +30,13 @@ from uvirtio.errors import (
     RingCorruption,
 )
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.scripted.balloon import Balloon
+from uvirtio.scripted.faults import Access
+from uvirtio.scripted.legacy import LEGACY_RING_FEATURES, QEMU_EXTRAS, ScriptedLegacy
+from uvirtio.scripted.model import Model
+from uvirtio.scripted.pci import ScriptedDevice
+from uvirtio.scripted.ring import Chain
+from uvirtio.scripted.rng import Rng
 from uvirtio.spec import balloon, ids, pci
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import by_name

@@ -6,20 +6,6 @@ import struct
 
 import pytest
 
-from tests.fakes.scripted import (
-    BAR,
-    COMMON_AT,
-    DEVICE_AT,
-    ISR_AT,
-    NOTIFY_AT,
-    Access,
-    Balloon,
-    Input,
-    Model,
-    Rng,
-    ScriptedDevice,
-    virtio_capability,
-)
 from uvirtio import opening
 from uvirtio.device import Device, QueueSpec
 from uvirtio.errors import (
@@ -32,6 +18,12 @@ from uvirtio.errors import (
     QueueError,
 )
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.scripted.balloon import Balloon
+from uvirtio.scripted.faults import Access
+from uvirtio.scripted.input import Input
+from uvirtio.scripted.model import Model
+from uvirtio.scripted.pci import BAR, COMMON_AT, DEVICE_AT, ISR_AT, NOTIFY_AT, ScriptedDevice, virtio_capability
+from uvirtio.scripted.rng import Rng
 from uvirtio.spec import balloon, pci
 from uvirtio.spec import features as f
 from uvirtio.transports.pci import PciModern

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.scripted import BAR, BAR_SIZE, COMMON_AT, DEVICE_AT, Balloon, ScriptedDevice, virtio_capability
 from uvirtio import opening
 from uvirtio.device import Device
 from uvirtio.drivers.balloon import Balloon as BalloonDriver
 from uvirtio.errors import CapabilityError, ConfigError, Misuse
 from uvirtio.interfaces.memory import Registers
 from uvirtio.interfaces.transport import SharesMemory
+from uvirtio.scripted.balloon import Balloon
+from uvirtio.scripted.pci import BAR, BAR_SIZE, COMMON_AT, DEVICE_AT, ScriptedDevice, virtio_capability
 from uvirtio.spec import pci
 from uvirtio.transports import pci_caps
 from uvirtio.transports.pci import PciModern

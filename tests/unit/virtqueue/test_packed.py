@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.ring_rigs import A, Rig, corrupt, name_of, rigs, traced
-from tests.fakes.scripted_memory import PAGE, ScriptedDma
+from uvirtio.scripted.memory import PAGE, ScriptedDma
 from uvirtio.spec import ring
 from uvirtio.virtqueue.base import RingOptions
 from uvirtio.virtqueue.packed import PackedQueue

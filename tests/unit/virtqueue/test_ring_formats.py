@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fakes.scripted import Balloon, Input, Model, Rng, ScriptedDevice
-from tests.fakes.scripted_mem import Mem
 from uvirtio import opening
 from uvirtio.device import Device, RingChoice
 from uvirtio.drivers.balloon import Balloon as BalloonDriver
@@ -15,6 +13,12 @@ from uvirtio.drivers.mem import Mem as MemDriver
 from uvirtio.drivers.mem import State
 from uvirtio.drivers.rng import Rng as RngDriver
 from uvirtio.errors import FeatureMissing, QueueError, RingCorruption
+from uvirtio.scripted.balloon import Balloon
+from uvirtio.scripted.input import Input
+from uvirtio.scripted.mem import Mem
+from uvirtio.scripted.model import Model
+from uvirtio.scripted.pci import ScriptedDevice
+from uvirtio.scripted.rng import Rng
 from uvirtio.spec import features as f
 from uvirtio.spec import mem as mem_spec
 from uvirtio.virtqueue.packed import PackedQueue

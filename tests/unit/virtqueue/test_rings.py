@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
 from tests.fakes.ring_rigs import FORMATS, A, Rig, both, corrupt, every_kind, name_of, rigs, traced
-from tests.fakes.scripted_memory import PAGE, ScriptedDma
-from tests.fakes.scripted_ring import Chain
 from uvirtio.errors import BadChain, Closed, DeviceBroken, QueueError, QueueFull, RingCorruption, UsageError
+from uvirtio.scripted.memory import PAGE, ScriptedDma
+from uvirtio.scripted.ring import Chain
 from uvirtio.spec.ring import PACKED_DESC_F_AVAIL, PACKED_DESC_F_USED
 from uvirtio.virtqueue import Virtqueue, base
 from uvirtio.virtqueue.base import INDIRECT_ENTRIES, RingOptions

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.fakes.ring_rigs import FORMATS, A, Rig, name_of, rigs, traced
-from tests.fakes.scripted_ring import Chain
 from uvirtio.errors import BadChain, Closed, DeviceBroken, QueueFull, RingCorruption, UsageError
+from uvirtio.scripted.ring import Chain
 from uvirtio.virtqueue.slots import PackedSlots, PlainSlots, Slots, SplitSlots, fixed_slots
 
 KINDS = [*rigs(), *({**kind, "in_order": True} for kind in rigs(event_idx=True))]

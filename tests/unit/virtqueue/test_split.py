@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.fakes.ring_rigs import A, Rig, corrupt, name_of, rigs, traced
-from tests.fakes.scripted_memory import PAGE, ScriptedDma
 from uvirtio.errors import MemoryScattered, QueueError
+from uvirtio.scripted.memory import PAGE, ScriptedDma
 from uvirtio.virtqueue.base import RingOptions
 from uvirtio.virtqueue.split import SplitQueue, make_split
 

@@ -147,6 +147,7 @@ def _devices(place: _Place) -> Iterator[Candidate]:
             )
     if "--timeout" in place.options:  # the verbs that open the device; the others read sysfs
         yield from _qemu(place.current, kind)
+        yield from _scripted(place.current, kind)
 
 
 _ALIASED = ("inspect", "plan")
@@ -197,6 +198,23 @@ def _qemu(current: str, kind: str) -> Iterator[Candidate]:
             yield from ((f"{before}virtio-{model}-{suffix}", f"{type_name} of QEMU") for model in models)
     if not slash:
         yield from ((f"qemu:{name}/", "machine") for name in table.QEMU_MACHINES)
+
+
+def _scripted(current: str, kind: str) -> Iterator[Candidate]:
+    """``scripted:``, then the types, then the switches of a type."""
+    if not current.startswith("scripted:"):
+        yield "scripted:", "a device made of Python, with faults at will"
+        return
+    from uvirtio.scripted import address
+
+    before, comma, _ = current.rpartition(",")
+    if not comma:
+        yield from ((f"scripted:{name}", "") for name in address.TYPES if kind in ("", name))
+        return
+    type_name = before.removeprefix("scripted:").partition(",")[0]
+    if type_name in address.TYPES:
+        for switch in address.switches(type_name).values():
+            yield f"{before},{switch.name}{'=' * bool(switch.value)}", switch.help
 
 
 # --- other words ----------------------------------------------------------------------------------------------

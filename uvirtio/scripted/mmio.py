@@ -1,4 +1,4 @@
-"""A virtio-mmio window made of Python: the device of tests/fakes/scripted.py behind the registers of 4.2.2.
+"""A virtio-mmio window made of Python: the scripted device behind the registers of 4.2.2.
 
     device = ScriptedMmio(Rng(), line=False)
     ...hand it to Mmio or to anything else that takes an MmioWindow...
@@ -11,8 +11,9 @@ offset that is no register - is a violation with its requirement's id.
 
 from __future__ import annotations
 
-from tests.fakes.scripted import Model, QueueState, ScriptedDevice, ScriptedEvent, Window
-from uvirtio.interfaces.values import BarInfo
+from uvirtio.scripted.core import QueueState, ScriptedCore
+from uvirtio.scripted.model import Model
+from uvirtio.scripted.parts import ScriptedEvent, Window
 from uvirtio.spec import features as f
 from uvirtio.spec import mmio, pci
 from uvirtio.spec.mmio import Way
@@ -24,7 +25,7 @@ LEGACY_FEATURES = f.mask(f.ANY_LAYOUT, f.INDIRECT_DESC, f.EVENT_IDX, f.NOTIFY_ON
 """What QEMU offers on version 1; nobody should take the last two."""
 
 
-class ScriptedMmio(ScriptedDevice):
+class ScriptedMmio(ScriptedCore):
     """``line``: whether the interrupt line reaches the driver. ``magic``, ``version``, ``device_id``: what the
     first registers read. ``stray_causes``: bits that InterruptStatus has on top. ``ready_stuck``: QueueReady
     reads 1 after 0 was written. ``shared``: shared memory regions, (base, length) by id. ``two_words``: there are
@@ -89,27 +90,26 @@ class ScriptedMmio(ScriptedDevice):
     # --- MmioWindow -----------------------------------------------------------------------------------------
 
     def enable_interrupt(self) -> ScriptedEvent | None:
+        """Turn the interrupt line on; None where there is none."""
         return self.enable_intx()
 
     def disable_interrupt(self) -> None:
+        """Turn the interrupt line off."""
         self._call("disable_interrupts")
         self._interrupts_off()
 
     def guard(self, status: int) -> None:
+        """A guardian is told where the status register is and what to write when the driver dies."""
         self._call("guard", status)
         self.check("GUARD", not self._status & Status.DRIVER_OK, "a guard for a device that works already")
 
-    def bar(self, index: int) -> BarInfo | None:
-        raise AssertionError("a window has no BARs")
-
-    def bus_master(self, on: bool) -> None:
-        raise AssertionError("a window has no bus master bit")
-
     def close(self) -> None:
+        """Close the window. Idempotent."""
         super().close()
         self.registers.close()
 
     def assert_left(self) -> None:
+        """The driver reset the device and left nothing open or allocated."""
         self.master = False
         super().assert_left()
 
@@ -200,7 +200,7 @@ class ScriptedMmio(ScriptedDevice):
             case "QueueReady":
                 self._write_ready(queue, value)
             case "QueueNotify":
-                self._kick(value)
+                self._kick_at(value)
             case "InterruptACK":
                 self._acknowledge(value)
             case "Status":
@@ -259,15 +259,14 @@ class ScriptedMmio(ScriptedDevice):
         self.check("MMIO-27", not value & ~self.isr, f"InterruptACK {value:#x} of causes {self.isr:#x}")
         self.isr &= ~value
 
-    def _kick(self, value: int) -> None:
+    def _kick_at(self, value: int) -> None:
         # The rules of a kick are those of PCI; only the place is another.
         data = f.has(self.driver_features, f.NOTIFICATION_DATA)
         queue = value & 0xFFFF if data else value
         if queue >= len(self.queues):
             self.check("MMIO-29", False, f"a kick of queue {queue}, which does not exist")
             return
-        width = pci.NOTIFY_DATA_WIDTH if data else pci.NOTIFY_WIDTH
-        self._notify_write(self.notify_offs.get(queue, queue) * self.multiplier, width, value)
+        self._kick(*self._kick_value(pci.NOTIFY_DATA_WIDTH if data else pci.NOTIFY_WIDTH, value))
 
     def set_status_now(self, value: int) -> None:
         """The status without a register write."""

@@ -1,7 +1,7 @@
 """Guest memory of a scripted device: blocks with guards, and an IOMMU that knows every page.
 
-The device reaches memory only through :class:`Memory`, by device address. An address that nobody mapped, or
-that was freed, raises :class:`StrayAccess`. Around each block lie guard pages full of a canary byte.
+The device reaches memory only through ``Memory``, by device address. An address that nobody mapped, or
+that was freed, raises ``StrayAccess``. Around each block lie guard pages full of a canary byte.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable
 
-from uvirtio.errors import PagemapHidden
+from uvirtio.errors import Closed, Misuse, PagemapHidden
 
 PAGE = 4096
 CANARY = 0xA5
@@ -43,8 +43,13 @@ class ScriptedBlock:
         self.closed = False
 
     def segments(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """The (device address, length) runs behind ``length`` bytes at ``offset``."""
         if offset < 0 or length <= 0 or offset + length > self.size:
-            raise ValueError(f"{length} bytes at {offset} of a block of {self.size}")
+            raise Misuse(
+                f"{length} bytes at {offset} of a block of {self.size}",
+                seen=f"{length} bytes at {offset}",
+                expected=f"inside {self.size} bytes",
+            )
         runs: list[tuple[int, int]] = []
         while length:
             page, within = divmod(offset, PAGE)
@@ -59,6 +64,7 @@ class ScriptedBlock:
         return runs
 
     def pfns(self) -> list[int]:
+        """The guest-physical frame number of each 4 KiB page."""
         if self._memory.pagemap_hidden:
             raise PagemapHidden("this process may not know its frames")
         return list(self.frames)
@@ -68,11 +74,13 @@ class ScriptedBlock:
         self.frames[page] = self._memory.take_frames(1)[0]
 
     def guards_intact(self) -> bool:
+        """Whether no guard byte was touched."""
         if self.closed:
             return True
         return self._map[:PAGE] == self._map[PAGE + self.size :] == bytes([CANARY]) * PAGE
 
     def close(self) -> None:
+        """Free the block: its bytes are poisoned and its addresses unmapped. Idempotent."""
         if self.closed:
             return
         if not self.guards_intact():
@@ -106,11 +114,13 @@ class Memory:
         return frames[:count]
 
     def take_iova_pages(self, count: int) -> list[int]:
+        """``count`` consecutive I/O virtual page numbers that were never used."""
         first = self._next_iova_page
         self._next_iova_page += count + 1
         return list(range(first, first + count))
 
     def add(self, block: ScriptedBlock, *, mapped: bool) -> None:
+        """Take a block in; ``mapped``: the device reaches it."""
         self.blocks.append(block)
         block.mapped = mapped
         if mapped:
@@ -118,12 +128,14 @@ class Memory:
                 self._pages[page] = (block, number * PAGE)
 
     def forget(self, block: ScriptedBlock) -> None:
+        """Unmap a block that is being freed."""
         self.on_free(block)
         for page in block.device_pages:
             if self._pages.get(page, (None,))[0] is block:
                 del self._pages[page]
 
     def open_blocks(self) -> list[ScriptedBlock]:
+        """The blocks that are not freed."""
         return [block for block in self.blocks if not block.closed]
 
     def frame_owner(self, frame: int) -> ScriptedBlock | None:
@@ -134,6 +146,7 @@ class Memory:
         return None
 
     def is_mapped(self, address: int, length: int) -> bool:
+        """Whether the device reaches all of ``length`` bytes at ``address``."""
         return all(page in self._pages for page in range(address // PAGE, (address + length - 1) // PAGE + 1))
 
     def _pieces(self, address: int, length: int) -> list[tuple[ScriptedBlock, int, int]]:
@@ -165,9 +178,11 @@ class Memory:
             place += step
 
     def read_int(self, address: int, width: int) -> int:
+        """A little-endian integer of ``width`` bytes, read by DMA."""
         return int.from_bytes(self.read(address, width), "little")
 
     def write_int(self, address: int, width: int, value: int) -> None:
+        """Write a little-endian integer of ``width`` bytes by DMA."""
         self.write(address, (value & ((1 << 8 * width) - 1)).to_bytes(width, "little"))
 
     def assert_clean(self) -> None:
@@ -178,7 +193,7 @@ class Memory:
 
 
 class ScriptedDma:
-    """A ``DmaSpace`` over a :class:`Memory`.
+    """A ``DmaSpace`` over a ``Memory``.
 
     Translated: contiguous IOVAs. Not translated: guest-physical addresses in runs of ``contiguous_limit``.
     """
@@ -196,7 +211,7 @@ class ScriptedDma:
 
     def _make(self, size: int, *, mapped: bool) -> ScriptedBlock:
         if self.closed:
-            raise AssertionError("alloc() on a closed DmaSpace")
+            raise Closed("this DMA space is closed")
         pages = max(1, -(-size // PAGE))
         run = max(1, min(self.contiguous_limit // PAGE, pages))
         frames = self.memory.take_frames(pages, 1 if self.translated else run)
@@ -207,12 +222,15 @@ class ScriptedDma:
         return block
 
     def alloc(self, size: int) -> ScriptedBlock:
+        """A block that the device reaches, of at least ``size`` bytes."""
         return self._make(size, mapped=True)
 
     def pin(self, size: int) -> ScriptedBlock:
+        """A block that stays where it is and that the device does not reach."""
         return self._make(size, mapped=False)
 
     def close(self) -> None:
+        """Free all blocks. Idempotent."""
         if not self.closed:
             self.closed = True
             for block in self._own:

@@ -6,7 +6,8 @@ import struct
 from collections import deque
 from collections.abc import Sequence
 
-from tests.fakes.scripted import Admin, Chain, ScriptedDevice
+from uvirtio.scripted.model import Admin, Surroundings
+from uvirtio.scripted.ring import Chain
 from uvirtio.spec import admin as spec
 
 REPORTED = frozenset({0, 1, 7, 8, 9, 63, 70})
@@ -15,10 +16,12 @@ REPORTED = frozenset({0, 1, 7, 8, 9, 63, 70})
 class AdminModel(Admin):
     """``reported``: the opcodes that there are for each group type."""
 
-    def __init__(self, reported: dict[int, frozenset[int]] | None = None, queue_sizes: Sequence[int] = (16,)):
+    def __init__(
+        self, reported: dict[int, frozenset[int]] | None = None, queue_sizes: Sequence[int] = (16,)
+    ) -> None:
         self.queue_sizes = queue_sizes
         self.reported = {0: REPORTED} if reported is None else reported
-        self.device: ScriptedDevice
+        self.device: Surroundings
         self.used: dict[int, frozenset[int]] = {}
         self.commands: list[tuple[int, int, int, bytes]] = []
         """(opcode, group type, member, data) of all that came."""
@@ -32,9 +35,11 @@ class AdminModel(Admin):
         self.out = 0
 
     def reset(self) -> None:
+        """Forget which commands are in use (2.13.1)."""
         self.used.clear()
 
     def handle(self, queue: int, chain: Chain) -> int | None:
+        """Answer one command (2.12.1); the bytes written."""
         check = self.device.check
         self.queues.add(queue)
         data = chain.data()

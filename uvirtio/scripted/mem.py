@@ -15,8 +15,9 @@ import struct
 from collections import deque
 from collections.abc import Callable
 
-from tests.fakes.scripted import Chain, Model
 from uvirtio.memory.window import FileWindow
+from uvirtio.scripted.model import Model
+from uvirtio.scripted.ring import Chain
 from uvirtio.spec import features as f
 from uvirtio.spec import mem as spec
 from uvirtio.spec.layout import by_name
@@ -86,9 +87,11 @@ class Mem(Model):
         self.put("requested_size", size, interrupt=True)
 
     def window(self) -> FileWindow:
+        """The memory region as a window (only with ``memory=True``)."""
         return FileWindow(os.dup(self.fd), 0, self.blocks * self.block_size, what="the scripted memory")
 
     def close(self) -> None:
+        """Close the file behind the region. Idempotent."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -97,11 +100,13 @@ class Mem(Model):
         self.put("plugged_size", len(self.plugged) * self.block_size + self.size_lie)
 
     def write_config(self, offset: int, width: int, value: int) -> None:
+        """Take a write to the configuration: nothing in it is writable (5.15.4)."""
         self.device.check("MEM-01", False, f"configuration was written at {offset}")
 
     # --- requests -------------------------------------------------------------------------------------------
 
     def handle(self, queue: int, chain: Chain) -> int | None:
+        """Answer one request (5.15.6); the bytes written."""
         data = chain.data()
         self.device.check("MEM-REQ", len(data) == spec.REQUEST_SIZE, f"a request of {len(data)} bytes")
         self.device.check("MEM-REQ", chain.room >= spec.RESPONSE_SIZE, f"room for {chain.room} bytes")

@@ -3,7 +3,7 @@
     device = ScriptedLegacy(Rng())                      # a legacy device: nothing but I/O BAR 0
     device = ScriptedLegacy(Rng(), transitional=True)   # both interfaces; the modern one is ScriptedDevice's
 
-Faults of :class:`Faults` mean here what they mean there, as far as the legacy interface has such a thing:
+Faults of ``Faults`` mean here what they mean there, as far as the legacy interface has such a thing:
 ``enabled_before`` and ``never_enables`` are about queue_address, ``address_mask`` about the page frame.
 """
 
@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import struct
 
-from tests.fakes.scripted import BAR, Model, QueueState, ScriptedDevice, Window
 from uvirtio.errors import CapabilityError
 from uvirtio.interfaces.values import BarInfo
+from uvirtio.scripted.core import QueueState
+from uvirtio.scripted.model import Model
+from uvirtio.scripted.parts import Window
+from uvirtio.scripted.pci import BAR, ScriptedDevice
 from uvirtio.spec import features as f
 from uvirtio.spec import ids, pci, ring
 from uvirtio.spec.status import Status
@@ -73,11 +76,13 @@ class ScriptedLegacy(ScriptedDevice):
     # --- PciFunction ----------------------------------------------------------------------------------------
 
     def bar(self, index: int) -> BarInfo | None:
+        """What the BAR ``index`` is; None where there is none."""
         if index == pci.LEGACY_BAR:
             return BarInfo(index, self.bar_size, self.bar_is_io) if self.bar_size else None
         return super().bar(index)
 
     def registers(self, bar: int, offset: int, length: int) -> Window:
+        """A window of ``length`` bytes at ``offset`` of BAR ``bar``."""
         if bar == BAR:
             return super().registers(bar, offset, length)
         self._call("registers", offset)

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tests.fakes.scripted import Chain, Model
+from uvirtio.scripted.model import Model
+from uvirtio.scripted.ring import Chain
 from uvirtio.spec import blk as spec
 from uvirtio.spec import features as f
 from uvirtio.spec.blk import SECTOR_SIZE, Status
@@ -111,18 +112,22 @@ class Disk(Model):
         self.put("capacity", sectors, interrupt=interrupt)
 
     def has(self, bit: int) -> bool:
+        """Whether the driver accepted the feature ``bit``."""
         return f.has(self.device.driver_features, bit)
 
     def reset(self) -> None:
+        """The device was reset: requests that it kept are gone."""
         self.kept.clear()
 
     def read_config(self, offset: int, width: int) -> int:
+        """Read the configuration (5.2.4)."""
         if offset == FIELDS["writeback"].offset:
             running = bool(self.device.status_now & 8)
             self.device.check("BLK-03", running, "writeback was read before FEATURES_OK")
         return super().read_config(offset, width)
 
     def write_config(self, offset: int, width: int, value: int) -> None:
+        """Take a write to the configuration: writeback alone is writable, with CONFIG_WCE."""
         right = offset == FIELDS["writeback"].offset and width == 1 and value in (0, 1)
         self.device.check("BLK-CFG", right and self.has(f.Blk.CONFIG_WCE), f"{value} was written at {offset}")
         super().write_config(offset, width, value)
@@ -130,6 +135,7 @@ class Disk(Model):
     # --- requests -------------------------------------------------------------------------------------------
 
     def handle(self, queue: int, chain: Chain) -> int | None:
+        """Carry out one request (5.2.6); the bytes written, or None where it is kept."""
         check = self.device.check
         elements = [(element.length, element.writable) for element in chain.elements]
         check("BLK-L05", elements[0] == (spec.HEADER_SIZE, False), f"the header is {elements[0]}")
@@ -155,6 +161,7 @@ class Disk(Model):
         return done
 
     def answer(self, chain: Chain, status: int, answer: bytes, room: int) -> int:
+        """Write data and status into the chain; the length that is claimed."""
         place, left = 0, answer
         for element in chain.writable[:-1]:
             piece, left = left[: element.length], left[element.length :]
@@ -240,6 +247,7 @@ class Shuffling(Disk):
         self.random = random.Random(seed)
 
     def handle(self, queue: int, chain: Chain) -> int | None:
+        """Carry out the request and keep its completion until ``let_go``."""
         done = super().handle(queue, chain)
         assert done is not None
         self.kept.append((queue, chain, done))

@@ -10,13 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes.scripted import BAR, COMMON_AT, DEVICE_AT, ISR_AT, NOTIFY_AT, Balloon, Input, Rng, ScriptedDevice
-from tests.fakes.scripted_memory import CANARY, PAGE, Memory, ScriptedDma, StrayAccess
-from tests.fakes.scripted_ring import DeviceRing, DriverViolation, need_event
 from uvirtio.errors import Closed
 from uvirtio.interfaces.backend import PciFunction
 from uvirtio.interfaces.memory import DmaSpace, Registers
 from uvirtio.memory.fence import full_fence
+from uvirtio.scripted.balloon import Balloon
+from uvirtio.scripted.input import Input
+from uvirtio.scripted.memory import CANARY, PAGE, Memory, ScriptedDma, StrayAccess
+from uvirtio.scripted.pci import BAR, COMMON_AT, DEVICE_AT, ISR_AT, NOTIFY_AT, ScriptedDevice
+from uvirtio.scripted.ring import DeviceRing, DriverViolation, need_event
+from uvirtio.scripted.rng import Rng
 from uvirtio.spec import features as f
 from uvirtio.spec import pci
 from uvirtio.virtqueue.base import RingOptions

@@ -1,7 +1,7 @@
 """The device's side of a split ring (2.7): strict about the driver, and able to lie to it.
 
-:meth:`DeviceRing.pop` follows the standard to the letter and raises :class:`DriverViolation`, naming the
-requirement, wherever the driver broke one. What it gives back can be bent by :class:`Lies`.
+``DeviceRing.pop`` follows the standard to the letter and raises ``DriverViolation``, naming the
+requirement, wherever the driver broke one. What it gives back can be bent by ``Lies``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.fakes.scripted_memory import Memory
+from uvirtio.scripted.memory import Memory
 from uvirtio.spec import ring
 
 _MASK = 0xFFFF
@@ -30,6 +30,7 @@ class DriverViolation(AssertionError):
 
 
 def obey(requirement: str, holds: bool, message: str) -> None:
+    """Raise ``DriverViolation`` unless a rule holds."""
     if not holds:
         raise DriverViolation(f"{requirement}: {message}")
 
@@ -51,6 +52,8 @@ class Lies:
 
 @dataclass
 class Element:
+    """One element of a chain: device address, length in bytes, and whether the device writes it."""
+
     address: int
     length: int
     writable: bool
@@ -69,14 +72,17 @@ class Chain:
 
     @property
     def readable(self) -> list[Element]:
+        """The elements that the device reads."""
         return [element for element in self.elements if not element.writable]
 
     @property
     def writable(self) -> list[Element]:
+        """The elements that the device writes."""
         return [element for element in self.elements if element.writable]
 
     @property
     def room(self) -> int:
+        """The bytes of all writable elements."""
         return sum(element.length for element in self.writable)
 
     def data(self) -> bytes:
@@ -99,7 +105,7 @@ class DeviceRing:
     """The device's end of one split queue at these device addresses.
 
     ``check_buffers``: every element of a chain must lie in mapped memory. With ``in_order`` the driver's
-    descriptors must lie in their order, and ``batching`` writes one used element for all up to :meth:`flush`.
+    descriptors must lie in their order, and ``batching`` writes one used element for all up to ``flush``.
     """
 
     kind = "split"
@@ -153,17 +159,21 @@ class DeviceRing:
         return self.memory.read_int(self.used + offset, 2)
 
     def write_used_element(self, slot: int, head: int, written: int) -> None:
+        """Write an entry of the used ring (2.7.8)."""
         place = self.used + ring.RING_ENTRIES + ring.USED_ENTRY_SIZE * (slot % self.size)
         self.memory.write_int(place, 4, head)
         self.memory.write_int(place + 4, 4, written)
 
     def write_used_idx(self, value: int) -> None:
+        """Write the used index."""
         self.memory.write_int(self.used + ring.RING_IDX, 2, value)
 
     def write_used_flags(self, value: int) -> None:
+        """Write the flags of the used ring."""
         self.memory.write_int(self.used + ring.RING_FLAGS, 2, value)
 
     def write_avail_event(self, value: int) -> None:
+        """Write avail_event (2.7.10)."""
         self.memory.write_int(self.used + ring.avail_event_offset(self.size), 2, value)
 
     def scribble(self) -> None:
@@ -207,6 +217,7 @@ class DeviceRing:
         return waiting
 
     def pop(self) -> Chain | None:
+        """The next chain that the driver made available; None if there is none."""
         if not self.available():
             return None
         head = self._avail_word(ring.RING_ENTRIES + ring.AVAIL_ENTRY_SIZE * (self.last_avail % self.size))
@@ -319,6 +330,7 @@ class DeviceRing:
             self.write_used_flags(self.lies.used_flags | (0 if on else ring.USED_F_NO_NOTIFY))
 
     def pop_all(self) -> list[Chain]:
+        """All chains that the driver made available."""
         chains = []
         while (chain := self.pop()) is not None:
             chains.append(chain)

@@ -1,6 +1,6 @@
 """The device's side of a packed ring (2.8): strict about the driver, and able to lie to it.
 
-The same face as :class:`tests.fakes.scripted_ring.DeviceRing`, so that models and tests need not know which it is.
+The same face as ``DeviceRing``, so that models and tests need not know which it is.
 The whole ring is compared at each look with what the driver may have changed since the last: a slot that is
 the device's stays as it was (2.8.16).
 """
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import struct
 
-from tests.fakes.scripted_memory import Memory
-from tests.fakes.scripted_ring import Chain, Element, Lies, obey
+from uvirtio.scripted.memory import Memory
+from uvirtio.scripted.ring import Chain, Element, Lies, obey
 from uvirtio.spec import ring
 
 _BOTH = ring.PACKED_DESC_F_AVAIL | ring.PACKED_DESC_F_USED
@@ -21,7 +21,7 @@ class PackedDeviceRing:
     """The device's end of one packed queue at these device addresses.
 
     ``marks``: whether it sets WRITE in used slots, as 2.8.4 has it; QEMU does not. ``batching`` (with IN_ORDER):
-    only the last completion before :meth:`flush` is written out.
+    only the last completion before ``flush`` is written out.
     """
 
     kind = "packed"
@@ -75,9 +75,11 @@ class PackedDeviceRing:
         return self.memory.read(self.desc + ring.DESC_SIZE * (slot % self.size), ring.DESC_SIZE)
 
     def wrap(self, slot: int) -> int:
+        """The wrap counter of a lap (2.8.1)."""
         return 1 - (slot // self.size & 1)
 
     def off_wrap(self, slot: int) -> int:
+        """A slot and its wrap counter as an event suppression structure has them (2.8.10)."""
         return slot % self.size | self.wrap(slot) << 15
 
     def write_used_slot(self, slot: int, ident: int, written: int, flags: int) -> None:
@@ -88,16 +90,20 @@ class PackedDeviceRing:
         self.memory.write_int(at + 14, 2, flags)
 
     def used_flags(self, slot: int, *, write: bool = False) -> int:
+        """The AVAIL and USED flags of a slot that was used in the lap of ``slot``."""
         return (_BOTH if self.wrap(slot) else 0) | (ring.DESC_F_WRITE if write else 0)
 
     def driver_event(self) -> tuple[int, int]:
+        """The driver's event suppression structure (2.8.10)."""
         return self.memory.read_int(self.driver, 2), self.memory.read_int(self.driver + 2, 2)
 
     def write_event(self, off_wrap: int, flags: int) -> None:
+        """Write the device's event suppression structure."""
         self.memory.write_int(self.device, 2, off_wrap)
         self.memory.write_int(self.device + 2, 2, flags)
 
     def write_avail_event(self, off_wrap: int) -> None:
+        """Ask for a kick at ``slot``."""
         self.write_event(off_wrap & 0xFFFF, ring.PACKED_EVENT_DESC)
 
     def scribble(self) -> None:
@@ -137,10 +143,11 @@ class PackedDeviceRing:
         return int(self._is_available(self.next_slot))
 
     def _is_available(self, slot: int) -> bool:
-        bits = struct.unpack("<H", self._raw(slot)[14:])[0] & _BOTH
+        bits = int.from_bytes(self._raw(slot)[14:], "little") & _BOTH
         return bits == (ring.PACKED_DESC_F_AVAIL if self.wrap(slot) else ring.PACKED_DESC_F_USED)
 
     def pop(self) -> Chain | None:
+        """The next list that the driver made available; None if there is none."""
         if not self.available():
             return None
         chain = Chain(-1, [], self.memory)
@@ -192,6 +199,7 @@ class PackedDeviceRing:
         obey("PKD-06", len(chain.elements) <= self.size, "the list is longer than the queue")
 
     def pop_all(self) -> list[Chain]:
+        """All lists that the driver made available."""
         chains = []
         while (chain := self.pop()) is not None:
             chains.append(chain)

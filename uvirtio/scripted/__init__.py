@@ -1,0 +1,48 @@
+"""Virtio devices made of Python: strict about the driver, and wrong on demand.
+
+A ``Model`` is what makes the device an rng, a balloon or a disk; ``ScriptedDevice`` (PCI), ``ScriptedMmio`` and
+``ScriptedLegacy`` put registers in front of it. Any of them can be handed to ``uvirtio.open`` and to
+``uvirtio.diag.diagnose_function`` in place of an address.
+
+    from uvirtio import Rng, open, scripted
+
+    device = scripted.ScriptedDevice(scripted.Rng(), silent=True)
+    with open(device, timeout=0.1) as opened, Rng(opened) as rng:
+        rng.read(16)              # raises DeviceTimeout: the device is silent
+    device.assert_obedient()      # the driver broke no rule of the standard
+"""
+
+from uvirtio.scripted.admin import AdminModel
+from uvirtio.scripted.balloon import Balloon
+from uvirtio.scripted.blk import Disk
+from uvirtio.scripted.core import ScriptedCore
+from uvirtio.scripted.faults import Access, Faults
+from uvirtio.scripted.input import Input
+from uvirtio.scripted.legacy import ScriptedLegacy
+from uvirtio.scripted.mem import Mem
+from uvirtio.scripted.mmio import ScriptedMmio
+from uvirtio.scripted.model import Admin, Model
+from uvirtio.scripted.pci import ScriptedDevice
+from uvirtio.scripted.ring import Chain, DriverViolation, Element, Lies
+from uvirtio.scripted.rng import Rng
+
+__all__ = [
+    "Access",
+    "Admin",
+    "AdminModel",
+    "Balloon",
+    "Chain",
+    "Disk",
+    "DriverViolation",
+    "Element",
+    "Faults",
+    "Input",
+    "Lies",
+    "Mem",
+    "Model",
+    "Rng",
+    "ScriptedCore",
+    "ScriptedDevice",
+    "ScriptedLegacy",
+    "ScriptedMmio",
+]

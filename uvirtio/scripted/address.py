@@ -1,0 +1,331 @@
+"""Addresses of devices made of Python: ``scripted:TYPE[,SWITCH[=VALUE]...]``.
+
+    scripted:rng                       an honest entropy source
+    scripted:blk,silent                a disk that never answers
+    scripted:balloon,transport=mmio,no-vectors=0+1
+
+A switch is a fault of ``Faults``, a lie of ``Lies``, a lie of the type's own model, or how the device is built.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn
+
+from uvirtio.errors import BadAddress, UvirtioError
+from uvirtio.scripted.balloon import Balloon
+from uvirtio.scripted.blk import Disk
+from uvirtio.scripted.core import RING_FEATURES, ScriptedCore
+from uvirtio.scripted.input import Input
+from uvirtio.scripted.legacy import ScriptedLegacy
+from uvirtio.scripted.mem import Mem
+from uvirtio.scripted.mmio import ScriptedMmio
+from uvirtio.scripted.model import Model
+from uvirtio.scripted.pci import ScriptedDevice
+from uvirtio.scripted.rng import Rng
+from uvirtio.spec import features as f
+from uvirtio.spec import mmio
+
+PREFIX: Final = "scripted:"
+
+TYPES: Final[dict[str, Callable[..., Model]]] = {
+    "rng": Rng,
+    "blk": Disk,
+    "balloon": Balloon,
+    "mem": Mem,
+    "input": Input,
+}
+"""The device types that there is a model of, by name."""
+
+_LEGACY_BAR_SIZE: Final = 128  # room for the whole configuration of every type
+
+TRANSPORTS: Final = ("pci", "legacy", "transitional", "mmio", "mmio-legacy")
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What the switches of an address add up to."""
+
+    type: str
+    transport: str = "pci"
+    packed: bool = False
+    device: dict[str, Any] = field(default_factory=dict)
+    """Keywords of the device, the faults among them."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Keywords of the model."""
+    lies: dict[str, Any] = field(default_factory=dict)
+    """Attributes of ``Lies``."""
+    set: dict[str, Any] = field(default_factory=dict)
+    """Attributes of the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """One switch of a ``scripted:`` address."""
+
+    name: str
+    value: str
+    """What follows ``=`` in words, empty where nothing does."""
+    help: str
+    apply: Callable[[_Parts, str], None]
+    types: tuple[str, ...] = ()
+    """The device types that have it; empty: all."""
+
+
+# --- values -----------------------------------------------------------------------------------------------------
+
+
+def _number(text: str) -> int:
+    return int(text, 0)
+
+
+def _numbers(text: str) -> frozenset[int]:
+    return frozenset(map(_number, text.split("+")))
+
+
+def _by_queue(text: str) -> dict[int, int]:
+    pairs = (pair.split(":") for pair in text.split("+"))
+    return {_number(queue): _number(value) for queue, value in pairs}
+
+
+def _word(parts: _Parts, text: str) -> int:
+    """Feature bits by name or number, joined with ``+``."""
+    names = {f.feature(parts.type, bit).name.upper(): bit for bit in f.bits(f.known(parts.type))}
+    return f.mask(*(names[one.upper()] if one.upper() in names else _number(one) for one in text.split("+")))
+
+
+def _bent(text: str, width: int) -> Callable[[int], int]:
+    """``+N`` and ``-N`` are added to the true value, ``N`` stands instead of it."""
+    number = _number(text)
+    if text[0] in "+-":
+        return lambda value: (value + number) % (1 << width)
+    return lambda value: number % (1 << width)
+
+
+# --- the switches -----------------------------------------------------------------------------------------------
+
+
+def _fault(name: str, read: Callable[[str], Any]) -> Callable[[_Parts, str], None]:
+    def apply(parts: _Parts, text: str) -> None:
+        parts.device[name] = read(text)
+
+    return apply
+
+
+def _flag(name: str, value: Any = True) -> Callable[[_Parts, str], None]:
+    def apply(parts: _Parts, text: str) -> None:
+        parts.device[name] = value
+
+    return apply
+
+
+def _bits(name: str) -> Callable[[_Parts, str], None]:
+    def apply(parts: _Parts, text: str) -> None:
+        parts.device[name] = _word(parts, text)
+
+    return apply
+
+
+def _lie(name: str, width: int) -> Callable[[_Parts, str], None]:
+    def apply(parts: _Parts, text: str) -> None:
+        parts.lies[name] = _bent(text, width)
+
+    return apply
+
+
+def _of_model(name: str, read: Callable[[str], Any]) -> Callable[[_Parts, str], None]:
+    def apply(parts: _Parts, text: str) -> None:
+        parts.set[name] = read(text)
+
+    return apply
+
+
+def _transport(parts: _Parts, text: str) -> None:
+    parts.transport = TRANSPORTS[TRANSPORTS.index(text)]
+
+
+def _packed(parts: _Parts, text: str) -> None:
+    parts.packed = True
+
+
+def _used_flags(parts: _Parts, text: str) -> None:
+    parts.lies["used_flags"] = _number(text)
+
+
+def _duplicate(parts: _Parts, text: str) -> None:
+    parts.lies["duplicate"] = True
+
+
+class _Always(list[Any]):
+    """A script that never ends: each request is answered alike."""
+
+    def popleft(self) -> Any:
+        """The same answer again."""
+        return self[0]
+
+
+def _always(text: str) -> _Always:
+    return _Always([_number(text)])
+
+
+def _when(text: str) -> str:
+    moments = ("driver_ok", "kick")
+    return moments[moments.index(text)]
+
+
+def _pair(text: str) -> tuple[int, int]:
+    first, second = text.split(":")
+    return _number(first), _number(second)
+
+
+class _Sized(dict[tuple[int, int], int]):
+    """The same size for every selection."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def get(self, key: object, default: object = None) -> int:
+        """The size, whatever was selected."""
+        return self._size
+
+
+def _sized(text: str) -> _Sized:
+    return _Sized(_number(text))
+
+
+SWITCHES: Final = (
+    # How it is built.
+    Switch("transport", "|".join(TRANSPORTS), "the registers in front of it", _transport),
+    Switch("features", "WORD", "the feature word that it offers", _fault("features", _number)),
+    Switch("packed", "", "offer packed rings", _packed),
+    Switch("access-platform", "", "offer ACCESS_PLATFORM", _flag("access_platform")),
+    Switch("vectors", "N", "the size of its MSI-X table", _fault("vectors", _number)),
+    Switch("no-intx", "", "no interrupt line", _flag("intx", False)),
+    # Negotiation.
+    Switch("refuse-features", "", "FEATURES_OK does not stick", _flag("refuse_features")),
+    Switch("refuse-with", "BIT+...", "FEATURES_OK does not stick with all of them", _bits("refuse_with")),
+    Switch("refuse-without", "BIT+...", "FEATURES_OK does not stick without them", _bits("refuse_without")),
+    Switch("features-later", "WORD", "another offer at the second reading", _fault("features_later", _number)),
+    Switch("status-or", "BYTE", "bits that every status read has on top", _fault("status_or", _number)),
+    Switch("needs-reset-at", "driver_ok|kick", "when DEVICE_NEEDS_RESET goes up", _fault("needs_reset_at", _when)),
+    Switch("reset-reads", "N", "status reads until a reset is done; -1: never", _fault("reset_reads", _number)),
+    Switch("reset-seconds", "S", "how long a reset takes", _fault("reset_seconds", float)),
+    Switch("generation-bumps", "N", "reads that find a new one; -1: all", _fault("generation_bumps", _number)),
+    # Queues.
+    Switch("num-queues", "N", "what num_queues reads", _fault("num_queues", _number)),
+    Switch("queue-size", "QUEUE:N+...", "what queue_size reads at first", _fault("queue_size", _by_queue)),
+    Switch("queue-size-stuck", "", "queue_size takes no value", _flag("queue_size_stuck")),
+    Switch("address-mask", "MASK", "the bits of queue addresses that it keeps", _fault("address_mask", _number)),
+    Switch("enabled-before", "", "queue_enable reads 1 too early", _flag("enabled_before")),
+    Switch("never-enables", "", "queue_enable reads 0 after 1", _flag("never_enables")),
+    Switch("queue-reset-reads", "N", "reads until a queue reset is done; -1: never",
+           _fault("queue_reset_reads", _number)),
+    # Kicks and interrupts.
+    Switch("no-vectors", "N+...", "vectors that read back NO_VECTOR", _fault("no_vectors", _numbers)),
+    Switch("msix-fails", "", "MSI-X cannot be turned on", _flag("msix_fails")),
+    Switch("silent", "", "kicks do nothing", _flag("silent")),
+    Switch("silent-queues", "N+...", "kicks of these queues do nothing", _fault("silent_queues", _numbers)),
+    Switch("silent-with", "BIT+...", "kicks do nothing with all of these accepted", _bits("silent_with")),
+    Switch("lose-interrupts", "", "completions come without interrupts", _flag("lose_interrupts")),
+    # What it writes into rings.
+    Switch("used-id", "N|+N|-N", "the id of used elements", _lie("used_id", 32)),
+    Switch("used-len", "N|+N|-N", "the length of used elements", _lie("used_len", 32)),
+    Switch("used-idx", "N|+N|-N", "the used index", _lie("used_idx", 16)),
+    Switch("avail-event", "N|+N|-N", "where it wants its next kick", _lie("avail_event", 16)),
+    Switch("used-flags", "N", "the flags of the used ring", _used_flags),
+    Switch("duplicate", "", "every completion comes twice", _duplicate),
+    # Its type's own.
+    Switch("at-most", "N", "bytes that it gives at once", _of_model("at_most", _number), ("rng",)),
+    Switch("status", "N", "the status of every request", _of_model("script", _always), ("blk",)),
+    Switch("no-status", "", "the status byte is not written", _of_model("no_status", bool), ("blk",)),
+    Switch("answer", "N", "the response to every request", _of_model("script", _always), ("mem",)),
+    Switch("written", "N", "the length that it claims", _of_model("written", _number), ("blk", "mem")),
+    Switch("busy", "", "BUSY where it may say so", _of_model("busy", bool), ("mem",)),
+    Switch("size-lie", "N", "plugged_size is off by so many bytes", _of_model("size_lie", _number), ("mem",)),
+    Switch("hold", "", "requests are kept", _of_model("hold", bool), ("blk", "balloon")),
+    Switch("size", "N", "the size of every selection", _of_model("size_lies", _sized), ("input",)),
+    Switch("stuck", "SELECT:SUBSEL", "the selection that it always shows", _of_model("stuck", _pair), ("input",)),
+)  # fmt: skip
+"""Every switch, in the order of a device's life."""
+
+
+def switches(type_name: str) -> dict[str, Switch]:
+    """The switches of a device type, by name."""
+    return {one.name: one for one in SWITCHES if not one.types or type_name in one.types}
+
+
+def build(address: str) -> ScriptedCore:
+    """The device of a ``scripted:`` address.
+
+    Args:
+        address: ``scripted:TYPE[,SWITCH[=VALUE]...]``.
+
+    Returns:
+        A PciFunction or MmioWindow, to be opened or handed to ``diagnose``.
+
+    Raises:
+        BadAddress: No such type or switch, or a value that it cannot have.
+    """
+    return _made(address, _parsed(address))
+
+
+def _parsed(address: str) -> _Parts:
+    type_name, *given = address.removeprefix(PREFIX).split(",")
+    if type_name not in TYPES:
+        _refuse(address, f"there is no scripted {type_name or 'device'}", type_name, list(TYPES))
+    known, parts = switches(type_name), _Parts(type_name)
+    for one in given:
+        name, equals, value = one.partition("=")
+        switch = known.get(name)
+        if switch is None:
+            _refuse(address, f"{type_name} has no switch {name!r}", name, list(known))
+        if bool(equals) != bool(switch.value):
+            wanted = f"{name}={switch.value}" if switch.value else name
+            _refuse(address, f"{name} takes {'a' if switch.value else 'no'} value", one, [wanted])
+        try:
+            # A flag without a value is True: bool of its own name.
+            switch.apply(parts, value or name)
+        except (ValueError, KeyError, IndexError):
+            _refuse(address, f"{name} cannot be {value!r}", value, [f"{name}={switch.value}"])
+    return parts
+
+
+def _made(address: str, parts: _Parts) -> ScriptedCore:
+    model = TYPES[parts.type](**parts.model)
+    for name, value in parts.set.items():
+        setattr(model, name, value)
+    how = {"address": address, **parts.device}
+    try:
+        if parts.packed and "features" not in how:
+            how["features"] = RING_FEATURES | model.features | f.mask(f.RING_PACKED)
+        if parts.transport.startswith("mmio"):
+            how.pop("vectors", None)
+            how["line"] = how.pop("intx", True)
+            version = mmio.VERSION_LEGACY if parts.transport == "mmio-legacy" else mmio.VERSION
+            device: ScriptedCore = ScriptedMmio(model, version=version, **how)
+        elif parts.transport == "pci":
+            device = ScriptedDevice(model, **how)
+        else:
+            if "features" in how:
+                how["legacy_features"] = how.pop("features") & f.LEGACY_MASK
+            device = ScriptedLegacy(
+                model, bar_size=_LEGACY_BAR_SIZE, transitional=parts.transport == "transitional", **how
+            )
+    except (StopIteration, TypeError):
+        _refuse(address, f"{parts.type} has no transport {parts.transport}", parts.transport, ["pci", "mmio"])
+    for name, value in parts.lies.items():
+        setattr(device.lies, name, value)
+    return device
+
+
+def _refuse(address: str, why: str, seen: str, known: list[str]) -> NoReturn:
+    near = difflib.get_close_matches(seen, known, 3) or known
+    error: UvirtioError = BadAddress(
+        f"{address!r} is not the address of a scripted device: {why}",
+        seen=seen or "nothing",
+        expected=", ".join(near),
+        remedy="docs/scripted.md lists the types and switches of scripted devices",
+    )
+    raise error
