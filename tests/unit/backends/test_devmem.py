@@ -49,7 +49,7 @@ feb02c00-feb02dff : LNRO0005:01
 feb02e00-feb02fff : LNRO0005:00
 fec00000-fec003ff : IOAPIC 0
 fed00000-fed003ff : HPET 0
-fed90000-fed90fff : Reserved
+fed90000-fed9ffff : Reserved
 """
 
 IOMEM_OF_ARM = "09000000-09000fff : 9000000.pl011 pl011@9000000\n40000000-7fffffff : System RAM\n"
@@ -141,7 +141,7 @@ def test_it_wants_the_consent(fake: FakeSys):
 @pytest.mark.parametrize(
     ("address", "owner"),
     [
-        ("mmio:0x2000", "System RAM"),
+        ("mmio:0x12000", "System RAM"),
         ("mmio:0x1da00000", "System RAM"),
         ("mmio:0xfed00000", "HPET 0"),
         ("mmio:0xfed00400", "HPET 0"),  # the same page

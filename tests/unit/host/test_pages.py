@@ -166,6 +166,42 @@ CHECKS = {
 }
 
 
+LARGER = ("backends/test_vfio_memory.py", "backends/test_physical.py", "backends/test_vhost_vdpa.py",
+          "backends/test_qemu_memory.py", "backends/test_vfio_iova.py", "backends/test_devmem.py",
+          "memory/test_access.py", "virtqueue/test_split.py", "virtqueue/test_packed.py")  # fmt: skip
+"""The tests of all that maps, pins or looks up memory, and of rings in it."""
+
+_SUITE = """
+import mmap, sys
+mmap.PAGESIZE = int(sys.argv[1])
+import pytest
+sys.exit(pytest.main(sys.argv[2:]))
+"""
+
+
+def test_what_maps_memory_has_the_same_tests_with_a_larger_page(tmp_path: Path):
+    """With 64 KiB, of which all that holds for 16 KiB follows; the kernel below has pages of 4096 bytes."""
+    folder = Path(__file__).parents[1]
+    words = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "not one_call_is_one_access and not idioms",
+        f"--basetemp={tmp_path}",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", _SUITE, "65536", *words, *(str(folder / name) for name in LARGER)],
+        cwd=folder.parents[1],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
 def test_the_cpu_page_is_the_one_of_this_machine():
     assert mmap.PAGESIZE == CPU_PAGE and os.sysconf("SC_PAGE_SIZE") == CPU_PAGE
 
