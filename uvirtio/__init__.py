@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from uvirtio.interfaces.values import InterruptMode
     from uvirtio.opening import open
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"  # the one place: pyproject.toml takes it from here
 
 __all__ = [
     "Balloon",

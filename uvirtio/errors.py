@@ -84,7 +84,8 @@ class UvirtioError(Exception):
     """Base of all errors of this package.
 
     ``seen``, ``expected`` and ``remedy`` may be None where there is nothing to say; ``code`` and the message
-    are always there.
+    are always there. ``about`` is the register or field that the error is about, by its name in the standard,
+    where one class of errors covers several.
     """
 
     code: ClassVar[str] = "UV-ERROR"
@@ -97,9 +98,11 @@ class UvirtioError(Exception):
         seen: Any = None,
         expected: Any = None,
         remedy: str | None = None,
+        about: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
+        self.about = about
         self.seen = seen
         self.expected = expected
         self.remedy = remedy

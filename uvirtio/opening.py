@@ -28,6 +28,7 @@ from uvirtio.host.addresses import Address
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.backend import MmioWindow, PciFunction, VdpaNode, WithoutIommu
 from uvirtio.interfaces.transport import Transport
+from uvirtio.memory.access import require_host
 from uvirtio.memory.trace import Trace
 
 Opened = PciFunction | MmioWindow | VdpaNode
@@ -81,6 +82,7 @@ def open_function(
         UvirtioError: What ``open`` raises, except for errors that the device's own registers show.
     """
     options = chosen(options, keywords)
+    require_host()
     if not isinstance(address, str):
         handed = _handed_over(address)
         return handed.address, handed
@@ -296,6 +298,7 @@ def identify(
     """
     options = chosen(options, keywords)
     try:
+        require_host()
         trace = register_trace(address, options.trace)
         transport = _transport(found, trace, options.force_legacy)
     except BaseException:

@@ -34,7 +34,7 @@ class Machine(_Machine):
 
     def open(
         self,
-        function: QemuFunction | int = 0,
+        which: QemuFunction | int = 0,
         *,
         options: OpenOptions | None = None,
         **keywords: Unpack[OpenKeywords],
@@ -42,7 +42,7 @@ class Machine(_Machine):
         """Open one of the machine's devices; also again, once the Device that was opened before is closed.
 
         Args:
-            function: One of ``functions``, or its number there.
+            which: One of ``functions``, or its number there.
             options: As for ``uvirtio.open``.
             **keywords: As for ``uvirtio.open``; the time-out is the machine's unless one is given.
 
@@ -57,7 +57,7 @@ class Machine(_Machine):
             CapabilityError: Its virtio capabilities cannot be used (4.1.4).
             NotSupported: A legacy interface was asked for, and there is none.
         """
-        function = self.function(function)
+        function = self.function(which)
         if options is None:
             options = OpenOptions(timeout=self.timeout)
         if function.closed:

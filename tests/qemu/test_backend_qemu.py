@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.support.polling import readable
 from uvirtio.backends.qemu import Machine, QemuPciFunction, open_address
 from uvirtio.backends.qemu.process import QemuProcess
 from uvirtio.backends.qemu.qmp import Qmp
@@ -100,7 +100,7 @@ def waits(event: Event) -> bool:
     while time.monotonic() < deadline:
         if event.take():
             return True
-        select.select([event], [], [], 0.5)
+        readable(event, 0.5)
     return False
 
 
@@ -260,7 +260,7 @@ def test_intx_is_level_triggered(balloon: QemuPciFunction) -> None:
         assert isr.read8(0) & 2
         event.rearm()
         assert not event.take()
-        assert not select.select([event], [], [], 0)[0]
+        assert not readable(event, 0)
     balloon.disable_interrupts()
     with pytest.raises(Closed):
         event.take()
@@ -711,3 +711,38 @@ def test_a_program_that_cannot_be_run(tmp_path: Path) -> None:
     broken.chmod(0o755)
     with pytest.raises(QemuFailed):
         Machine(devices=["virtio-rng-pci"], binary=str(broken))
+
+
+MANY = """
+import os, resource, sys
+
+wanted = 1200
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+if hard != resource.RLIM_INFINITY and hard < 2 * wanted:
+    sys.exit(77)
+resource.setrlimit(resource.RLIMIT_NOFILE, (2 * wanted, hard))
+held = [os.open(os.devnull, os.O_RDONLY) for _ in range(wanted)]
+assert held[-1] > 1023
+
+import uvirtio
+
+for address in sys.argv[1:]:
+    with uvirtio.open(address) as device, uvirtio.Rng(device) as rng:
+        assert len(rng.read(64)) == 64
+        assert device.counters.missed_interrupts == 0
+        print(address, device.transport.interrupt_mode.value)
+"""
+
+
+def test_descriptors_above_1023():
+    """Interrupts by message and by line, in a process that has many files open."""
+    addresses = ["qemu:virtio-rng-pci", "qemu:virtio-rng-pci,vectors=0", "qemu:microvm/virtio-rng-device"]
+    done = subprocess.run(
+        [sys.executable, "-c", MANY, *addresses], capture_output=True, text=True, timeout=60, check=False
+    )
+    if done.returncode == 77:
+        pytest.skip("this user may not have so many files open")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
+        word for pair in zip(addresses, ["msix-per-queue", "intx", "intx"], strict=True) for word in pair
+    ]

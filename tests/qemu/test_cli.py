@@ -174,7 +174,7 @@ def test_diag(uvirtio: Callable[..., tuple[int, str, str]], address: str) -> Non
     assert made["verdict"] in ("pass", "warn")
     steps = {step["name"]: step for step in made["steps"]}
     for step in steps.values():
-        assert set(step) == {"name", "verdict", "spec", "took_s", "detail", "hint"}
+        assert set(step) == {"name", "verdict", "spec", "took_s", "detail", "hint", "cause", "data"}
     assert steps["driver_ok"]["verdict"] == "pass"
     assert steps["data path"]["verdict"] == ("skip" if "net" in address else "pass")
 
@@ -183,8 +183,8 @@ def test_diag_as_text_is_numbered_and_ends_with_the_verdict(uvirtio: Callable[..
     code, out, err = uvirtio("diag", "qemu:virtio-rng-pci")
     lines = out.splitlines()
     assert (code, err) == (0, "")
-    numbers = [line.split("/")[0].strip() for line in lines if "/" in line.split("  ")[0] or "/15" in line]
-    assert numbers == [str(number) for number in range(1, 16)]
+    numbers = [line.split("/")[0].strip() for line in lines if "/" in line.split("  ")[0] or "/16" in line]
+    assert numbers == [str(number) for number in range(1, 17)]
     assert lines[-1] == "verdict: pass (rng at qemu:virtio-rng-pci)"
 
 
@@ -203,9 +203,10 @@ def test_diag_as_text_says_once_why_steps_were_skipped(uvirtio: Callable[..., tu
     code, out, err = uvirtio("diag", "qemu:virtio-rng-pci,max-bytes=1,period=60000", "--timeout", "0.3")
     assert (code, err) == (1, "")
     (at,) = [number for number, line in enumerate(out.splitlines()) if "skip" in line]
-    assert " ".join(out.splitlines()[at].split()) == "12/15 skip interrupt to step 13, configuration change"
+    assert " ".join(out.splitlines()[at].split()) == "13/16 skip interrupt to step 14, configuration change"
     assert out.splitlines()[at + 1].strip() == "an earlier step failed"
-    assert "14/15" in out and out.endswith("verdict: fail (rng at qemu:virtio-rng-pci,max-bytes=1,period=60000)\n")
+    assert "15/16" in out and "cause: requestq: the device was kicked and has not taken the buffer" in out
+    assert out.endswith(" (rng at qemu:virtio-rng-pci,max-bytes=1,period=60000)\n")
 
 
 @pytest.mark.parametrize("mode", ["msix-per-queue", "msix-shared", "intx", "polling"])

@@ -1,4 +1,4 @@
-"""The driver bodies on virtio-mmio, with and without its interrupt: microvm, virt (aarch64); and on virt's PCI.
+"""The driver bodies on virtio-mmio, with and without its interrupt, and on the PCI of other CPUs than x86.
 
 The witness is QMP, as in test_drivers.py.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng
+from tests.qemu.machines import needs
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
@@ -29,6 +30,11 @@ CELLS: dict[str, list[tuple[str, int | None, str, InterruptMode]]] = {
         ("virt", 2, "virtio-rng-device", LINE),
         ("virt", None, "virtio-rng-pci", PER_QUEUE),
         ("virt", None, "virtio-rng-pci", LINE),
+        ("riscv64", 2, "virtio-rng-device,packed=on", LINE),
+        ("riscv64", 1, "virtio-rng-device", LINE),
+        ("riscv64", None, "virtio-rng-pci", PER_QUEUE),
+        ("loongarch64", None, "virtio-rng-pci", LINE),
+        ("loongarch64", None, "virtio-rng-pci,packed=on", PER_QUEUE),
     ],
     "keyboard": [
         ("microvm", 2, "virtio-keyboard-device", LINE),
@@ -36,6 +42,8 @@ CELLS: dict[str, list[tuple[str, int | None, str, InterruptMode]]] = {
         ("virt", 2, "virtio-keyboard-device", POLLING),
         ("microvm", 1, "virtio-keyboard-device", LINE),
         ("virt", None, "virtio-keyboard-pci", SHARED),
+        ("riscv64", 2, "virtio-keyboard-device", LINE),
+        ("loongarch64", None, "virtio-keyboard-pci,vectors=3", PER_QUEUE),
     ],
     "balloon": [
         ("microvm", 2, "virtio-balloon-device", LINE),
@@ -43,11 +51,16 @@ CELLS: dict[str, list[tuple[str, int | None, str, InterruptMode]]] = {
         ("virt", 2, "virtio-balloon-device", LINE),
         ("virt", 1, "virtio-balloon-device", LINE),
         ("virt", None, "virtio-balloon-pci", LINE),
+        ("riscv64", 1, "virtio-balloon-device", LINE),
+        ("riscv64", None, "virtio-balloon-pci", LINE),
+        ("loongarch64", None, "virtio-balloon-pci", LINE),
     ],
     "blk": [
         ("microvm", 2, "virtio-blk-device,num-queues=2", LINE),
         ("microvm", 2, "virtio-blk-device,num-queues=2,packed=on", LINE),
         ("virt", 1, "virtio-blk-device", POLLING),
+        ("riscv64", 2, "virtio-blk-device,num-queues=2", LINE),
+        ("loongarch64", None, "virtio-blk-pci,num-queues=2", PER_QUEUE),
     ],
     # What holds for any driver, once for each kind of machine and window.
     "any": [
@@ -60,6 +73,9 @@ CELLS: dict[str, list[tuple[str, int | None, str, InterruptMode]]] = {
         ("virt", 1, "virtio-rng-device", POLLING),
         ("virt", 2, "virtio-keyboard-device", LINE),
         ("virt", None, "virtio-keyboard-pci,vectors=3", PER_QUEUE),
+        ("riscv64", 2, "virtio-keyboard-device", LINE),
+        ("riscv64", 1, "virtio-rng-device", LINE),
+        ("loongarch64", None, "virtio-balloon-pci", LINE),
     ],
 }
 
@@ -69,6 +85,7 @@ def cells(kind: str) -> list[Any]:
         pytest.param(
             (machine, version, device, mode),
             id=f"{machine}-{f'v{version}-' if version else ''}{device.split('-', 1)[1]}-{mode.value}",
+            marks=needs(machine),
         )
         for machine, version, device, mode in CELLS[kind]
     ]

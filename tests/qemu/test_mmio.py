@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 import uvirtio
+from tests.qemu.machines import needs
 from uvirtio.device import QueueSpec
 from uvirtio.drivers.mem import Mem
 from uvirtio.drivers.rng import Rng
@@ -26,6 +27,8 @@ from uvirtio.spec import features as f
         ("qemu:microvm,legacy=on/virtio-rng-device", True),
         ("qemu:microvm,legacy=off/virtio-rng-device", False),
         ("qemu:virt,legacy=off,ram=64M/virtio-rng-device", False),
+        pytest.param("qemu:riscv64/virtio-rng-device", True, marks=needs("riscv64")),
+        pytest.param("qemu:riscv64,legacy=off,ram=64M/virtio-rng-device", False, marks=needs("riscv64")),
     ],
 )
 def test_the_address_chooses_the_version(address: str, legacy: bool):
@@ -87,8 +90,9 @@ def test_a_queue_reset_that_this_qemu_has_not_is_not_believed():
 
 
 @pytest.mark.parametrize("legacy", ["on", "off"])
-def test_a_diagnosis_of_a_window(legacy: str):
-    address = f"qemu:microvm,legacy={legacy}/virtio-balloon-device"
+@pytest.mark.parametrize("name", ["microvm", pytest.param("riscv64", marks=needs("riscv64"))])
+def test_a_diagnosis_of_a_window(name: str, legacy: str):
+    address = f"qemu:{name},legacy={legacy}/virtio-balloon-device"
     done = subprocess.run(
         ["uvirtio", "diag", address, "--json"],
         capture_output=True,

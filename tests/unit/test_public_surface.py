@@ -94,6 +94,17 @@ def test_the_keywords_of_open_are_named() -> None:
     assert set(inspect.signature(uvirtio.open).parameters) == {"address", "options", "keywords"}
 
 
+def test_the_page_of_machines_names_the_parameters_as_they_are() -> None:
+    """Those of ``Machine`` and of its methods in docs/testing.md can be given by name."""
+    page = (CHECKOUT / "docs/testing.md").read_text().partition("## Machine\n")[2].partition("\n## ")[0]
+    calls = dict(re.findall(r"`(\w+)\(([^()`]*)\)`", page.replace("=()", "")))
+    assert {"Machine", "open", "plug", "unplug", "function", "qmp", "qmp_events"} <= set(calls)
+    for name in ("Machine", "open", "plug", "unplug", "function", "qmp", "qmp_events"):
+        call = qemu.Machine if name == "Machine" else getattr(qemu.Machine, name)
+        told = {word.strip(" *\n").partition("=")[0] for word in calls[name].split(",")} - {""}
+        assert told and told <= set(inspect.signature(call).parameters), name
+
+
 # --- modules ----------------------------------------------------------------------------------------------------
 
 MODULES = [row for row in rows(section("Modules beside it")) if row[0] != "`uvirtio.spec`"]

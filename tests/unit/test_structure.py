@@ -137,3 +137,49 @@ def test_circles_are_found_and_lines_are_none():
         ["a", "b", "c"],
         ["d", "e"],
     ]
+
+
+def selects(tree: ast.AST) -> Iterator[int]:
+    """The lines of a program that call ``select.select``, under whatever name it was imported."""
+    names = {"select"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.asname for alias in node.names if alias.name == "select" and alias.asname}
+        elif isinstance(node, ast.ImportFrom) and node.module == "select":
+            yield from (node.lineno for alias in node.names if alias.name == "select")
+        elif isinstance(node, ast.Attribute) and node.attr == "select" and isinstance(node.value, ast.Name):
+            yield from [node.lineno] if node.value.id in names else []
+
+
+def programs() -> Iterator[Path]:
+    """Every Python file of the checkout; those of tools/ that are run have no suffix."""
+    for folder in ("uvirtio", "tests", "tools", "examples"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            script = folder == "tools" and path.is_file() and not path.suffix
+            if path.suffix == ".py" or (script and b"python" in path.read_bytes()[:80].partition(b"\n")[0]):
+                yield path
+
+
+def test_nothing_waits_by_select():
+    """select() takes no descriptor above 1023, and a process may have many more; poll() takes any."""
+    paths = list(programs())
+    assert len(paths) > 100
+    found = [
+        f"{path.relative_to(ROOT)}:{line}"
+        for path in paths
+        for line in selects(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert not found, "use select.poll, or tests/support/polling.py"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import select\nselect.select([], [], [])",
+        "import select as s\nf = s.select",
+        "from select import poll, select",
+    ],
+)
+def test_a_select_is_found(text: str):
+    assert list(selects(ast.parse(text)))
+    assert not list(selects(ast.parse("import select\nselect.poll()\nrows.select()")))

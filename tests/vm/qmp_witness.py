@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import termios
 import time
 import tty
 from types import TracebackType
 from typing import Any
+
+from tests.support.polling import readable, writable
 
 
 class QmpError(Exception):
@@ -134,7 +135,7 @@ class Witness:
         deadline = time.monotonic() + self._timeout
         while data:
             wait = deadline - time.monotonic()
-            if wait <= 0 or not select.select([], [self._fd], [], wait)[1]:
+            if wait <= 0 or not writable(self._fd, wait):
                 raise TimeoutError("the line to QEMU takes no more")
             data = data[os.write(self._fd, data) :]
 
@@ -152,7 +153,7 @@ class Witness:
                     return message
                 continue
             wait = max(0.0, deadline - time.monotonic())
-            if not select.select([self._fd], [], [], wait)[0]:
+            if not readable(self._fd, wait):
                 return None
             try:
                 data = os.read(self._fd, 65536)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import select
 import signal
 import subprocess
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.polling import readable
 from tests.vm.commands import Command, running
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_drivers import hand_over
@@ -66,7 +66,7 @@ def take(reader: Any, count: int) -> list[tuple[int, int, int]]:
     found: list[tuple[int, int, int]] = []
     deadline = time.monotonic() + PATIENCE
     while len(found) < count and time.monotonic() < deadline:
-        if select.select([reader.fd], [], [], 0.2)[0]:
+        if readable(reader.fd, 0.2):
             found += [
                 (one.type, one.code, one.value) for one in reader.read() if (one.type, one.value) != (KEY, 2)
             ]

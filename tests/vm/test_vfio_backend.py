@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import select
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 
 import uvirtio
+from tests.support.polling import readable
 from uvirtio.backends.vfio import Container, Device, Group, group_of, uapi
 from uvirtio.backends.vfio_pci import VfioPciFunction
 from uvirtio.drivers.rng import Rng
@@ -251,7 +251,7 @@ def test_msix_loopback(bound):
         events = function.enable_msix(count)
         for number, event in enumerate(events):
             function._device.trigger(uapi.VFIO_PCI_MSIX_IRQ_INDEX, number)
-            assert select.select([event], [], [], PATIENCE)[0]
+            assert readable(event, PATIENCE)
             assert [other.take() for other in events] == [other is event for other in events]
             event.rearm()
         again = function.enable_msix(1)
@@ -273,7 +273,7 @@ def test_intx_loopback_and_back_to_msix(bound):
         assert event is not None
         assert not event.take()
         function._device.trigger(uapi.VFIO_PCI_INTX_IRQ_INDEX)
-        assert select.select([event], [], [], PATIENCE)[0]
+        assert readable(event, PATIENCE)
         assert event.take()
         event.rearm()
         assert not event.take()
@@ -315,7 +315,7 @@ def test_errors_and_requests_can_be_listened_to(bound):
             assert event is not None
             assert not event.take()
             function._device.trigger(index)
-            assert select.select([event], [], [], PATIENCE)[0]
+            assert readable(event, PATIENCE)
             assert event.take()
 
 
@@ -502,7 +502,7 @@ def test_removal_is_asked_for_and_waits_for_us(bound):
         assert function.removal is not None
         assert not function.removal.take()
         remover.start()
-        assert select.select([function.removal], [], [], PATIENCE)[0], "the kernel asks for it"
+        assert readable(function.removal, PATIENCE), "the kernel asks for it"
         assert function.removal.take()
         assert remover.is_alive(), "and waits until it is closed"
     finally:
@@ -523,7 +523,7 @@ def test_hot_unplug_while_in_use(bound, witness):
     try:
         assert function.removal is not None
         witness.execute("device_del", id_=name)
-        assert select.select([function.removal], [], [], PATIENCE)[0]
+        assert readable(function.removal, PATIENCE)
         assert function.removal.take()
     finally:
         function.close()

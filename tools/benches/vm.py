@@ -275,13 +275,15 @@ class _Keys:
 
 
 def _evdev_key(fd: int, seconds: float) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
             if _EVENT.unpack(os.read(fd, _EVENT.size))[2] == _EV_KEY:
                 return True
         except BlockingIOError:
-            select.select([fd], [], [], max(0.0, deadline - time.monotonic()))
+            poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
     return False
 
 

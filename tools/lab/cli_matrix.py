@@ -153,7 +153,7 @@ def draw(table: Table) -> str:
     lines += [
         "",
         "A cell says where tests drove the device that way, and how many passed: `Linux 6.12` is a stock kernel",
-        "in the VM; `q35`, `pc`, `microvm`, `virt` are `qemu:`, without a guest. *built*: there is code for it,",
+        "in the VM; the others are machines of `qemu:`, without a guest. *built*: there is code for it,",
         "and no test came by here. `-`: the standard has no such thing, or QEMU's device does not work there.",
     ]
     return "\n".join(lines) + "\n"

@@ -121,16 +121,18 @@ class Commands:
         texts = {command.stdout: b"", command.stderr: b""}
         deadline = time.monotonic() + timeout
         try:
-            waiting = list(texts)
+            waiting = {stream.fileno(): stream for stream in texts}
+            poller = _poller(*waiting)
             while waiting:
-                ready = select.select(waiting, [], [], max(0.0, deadline - time.monotonic()))[0]
+                ready = poller.poll(max(0.0, deadline - time.monotonic()) * 1000)
                 if not ready:
                     raise TimeoutError(f"uvirtio {' '.join(words)} runs for more than {timeout:g} s")
-                for stream in ready:
-                    piece = os.read(stream.fileno(), _LONGEST)
-                    texts[stream] += piece
+                for fd, _ in ready:
+                    piece = os.read(fd, _LONGEST)
+                    texts[waiting[fd]] += piece
                     if not piece:
-                        waiting.remove(stream)
+                        poller.unregister(fd)
+                        del waiting[fd]
             code = command.wait(max(1.0, deadline - time.monotonic()))
         finally:
             command.close()
@@ -153,7 +155,7 @@ class Commands:
         os.waitpid(self._pid, 0)
 
     def _message(self, timeout: float | None) -> dict[str, Any] | None:
-        if timeout is not None and not select.select([self._line], [], [], timeout)[0]:
+        if timeout is not None and not _poller(self._line.fileno()).poll(timeout * 1000):
             return None
         data = self._line.recv(_LONGEST)
         if not data:
@@ -165,6 +167,14 @@ class Commands:
     def _note(self, message: dict[str, Any]) -> None:
         if "ended" in message:
             self._ended[message["ended"]] = message["code"]
+
+
+def _poller(*fds: int) -> select.poll:
+    """Return what waits until one of these can be read, or has ended."""
+    poller = select.poll()
+    for fd in fds:
+        poller.register(fd, select.POLLIN)
+    return poller
 
 
 # --- the other end ------------------------------------------------------------------------------------------
@@ -186,9 +196,8 @@ def _be_the_commands(line: socket.socket) -> NoReturn:
     _load()
     running: dict[int, int] = {}  # a descriptor that tells of its end -> the process
     while True:
-        waiting: list[socket.socket | int] = [line, *running]
-        for ready in select.select(waiting, [], [])[0]:
-            if isinstance(ready, int):
+        for ready, _ in _poller(line.fileno(), *running).poll():
+            if ready != line.fileno():
                 pid = running.pop(ready)
                 os.close(ready)
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

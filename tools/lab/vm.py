@@ -240,7 +240,7 @@ class Vm:
         # The guest's second serial port is wired to a QMP monitor of the very same QEMU, over a socket with
         # QEMU at both ends: so a test in the guest has a witness outside of it.
         words += ["-chardev", "socket,id=witness,path=witness.sock,server=on,wait=off"]
-        words += ["-mon", "chardev=witness,mode=control"]
+        words += ["-qmp", "chardev:witness"]
         words += ["-chardev", "socket,id=witness-line,path=witness.sock"]
         words += ["-device", "isa-serial,index=1,chardev=witness-line"]
         if config.qmp is not None:

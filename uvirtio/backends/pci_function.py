@@ -21,7 +21,15 @@ class _Sized(Protocol):
 AnyBar = TypeVar("AnyBar", bound=_Sized)
 
 
-def bar_of(bars: Mapping[int, AnyBar], index: int, offset: int, length: int, *, address: str) -> AnyBar:
+def bar_of(
+    bars: Mapping[int, AnyBar],
+    index: int,
+    offset: int,
+    length: int,
+    *,
+    address: str,
+    look: str = "uvirtio inspect",
+) -> AnyBar:
     """Return the BAR that contains a window.
 
     Args:
@@ -30,6 +38,7 @@ def bar_of(bars: Mapping[int, AnyBar], index: int, offset: int, length: int, *, 
         offset: Start of the window in the BAR, in bytes.
         length: Length of the window, in bytes.
         address: The function, for errors.
+        look: The command that shows more of this function, for errors.
 
     Raises:
         CapabilityError: The BAR is absent or too small.
@@ -40,7 +49,7 @@ def bar_of(bars: Mapping[int, AnyBar], index: int, offset: int, length: int, *, 
             f"{address} has no {length} bytes at {offset:#x} of BAR {index}",
             seen="no such BAR" if bar is None else f"{bar.size} bytes",
             expected=f"at least {offset + length} bytes",
-            remedy="look at the capabilities: uvirtio inspect",
+            remedy=f"look at the capabilities: {look}",
         )
     return bar
 

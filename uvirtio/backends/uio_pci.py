@@ -415,6 +415,11 @@ class UioPciFunction(BoundFunction):
 
     # --- reset, close -------------------------------------------------------------------------------------
 
+    @property
+    def has_reset(self) -> bool:
+        """Whether sysfs has a ``reset`` for the function."""
+        return (self._device / "reset").exists()
+
     def reset(self) -> bool:
         """Do the kernel's reset of the function; False where sysfs has none, or it fails.
 

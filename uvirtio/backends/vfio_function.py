@@ -16,6 +16,7 @@ from uvirtio.backends.pci_function import BoundFunction
 from uvirtio.backends.vfio.device import RegionInfo
 from uvirtio.backends.vfio.events import IntxEvent
 from uvirtio.backends.vfio.uapi import (
+    VFIO_DEVICE_FLAGS_RESET,
     VFIO_PCI_BAR0_REGION_INDEX,
     VFIO_PCI_BAR5_REGION_INDEX,
     VFIO_PCI_CONFIG_REGION_INDEX,
@@ -220,6 +221,14 @@ class VfioFunction(BoundFunction):
         space = VfioDmaSpace(self._way.space, self._iova, translated=translated, roots=self._roots)
         self._spaces.append(space)
         return space
+
+    @property
+    def has_reset(self) -> bool:
+        """Whether the kernel found a way to reset the function (VFIO_DEVICE_FLAGS_RESET)."""
+        try:
+            return bool(self._device.info().flags & VFIO_DEVICE_FLAGS_RESET)
+        except (OperationFailed, DeviceGone, Closed):
+            return False
 
     def reset(self) -> bool:
         """Do a VFIO_DEVICE_RESET; False where the function has no reset."""

@@ -24,11 +24,11 @@ from uvirtio.host.drivers import UIO, USER_DRIVERS, VDPA, VFIO
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.proc import interrupt_chips, kernel_release
 from uvirtio.host.roots import Roots
+from uvirtio.memory.access import require_host
 from uvirtio.memory.fence import full_fence
 
 __all__ = ["Check", "checks"]
 
-_QEMU = "qemu-system-x86_64"
 _QEMU_OLDEST = (7, 2)
 _MEMLOCK = 8 << 20  # Linux's default, enough for small rings
 
@@ -42,6 +42,7 @@ def checks(roots: Roots, *, qemu_version: Callable[[str], str] | None = None) ->
     """
     made: list[Check] = []
     for look in (
+        _python,
         _cpu,
         _kernel,
         _iommu,
@@ -63,6 +64,17 @@ def checks(roots: Roots, *, qemu_version: Callable[[str], str] | None = None) ->
         made.extend(look(roots))
     made.append(_ways(made))
     return made
+
+
+def _python(roots: Roots) -> Iterator[Check]:
+    del roots
+    running = f"{platform.python_implementation()} {platform.python_version()}"
+    try:
+        require_host()
+    except NotSupported as error:
+        yield Check("python", "fail", f"{running}: {error.message}", error.remedy or "")
+    else:
+        yield Check("python", "pass", running)
 
 
 def _cpu(roots: Roots) -> Iterator[Check]:
@@ -333,10 +345,13 @@ def _ask_qemu(path: str) -> str:
 
 
 def _qemu(ask: Callable[[str], str]) -> Iterator[Check]:
-    path = shutil.which(_QEMU)
-    if path is None:
-        yield Check("qemu", "warn", f"no {_QEMU} in PATH: no qemu: devices", "apt-get install qemu-system-x86")
+    from uvirtio.backends.qemu.models import MODELS, Q35
+
+    found = {name: path for name, model in MODELS.items() if (path := shutil.which(model.binary)) is not None}
+    if not found:
+        yield Check("qemu", "warn", f"no {Q35.binary} in PATH: no qemu: devices", f"apt-get install {Q35.package}")
         return
+    path = next(iter(found.values()))
     match = re.search(r"version (\d+)\.(\d+)(\.\d+)?", ask(path))
     oldest = ".".join(map(str, _QEMU_OLDEST))
     if match is None:
@@ -344,7 +359,7 @@ def _qemu(ask: Callable[[str], str]) -> Iterator[Check]:
     elif (int(match[1]), int(match[2])) < _QEMU_OLDEST:
         yield Check("qemu", "warn", f"{path} is {match[1]}.{match[2]}", f"install QEMU {oldest} or later")
     else:
-        yield Check("qemu", "pass", f"{path}, {match[0]}")
+        yield Check("qemu", "pass", f"{path}, {match[0]}; machines: {' '.join(found)}")
 
 
 def _deny(roots: Roots) -> Iterator[Check]:

@@ -102,6 +102,16 @@ RingOption = Annotated[
     ),
 ]
 
+WithoutOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--without",
+        metavar="BIT",
+        help="Do not accept this feature bit, a name or a number; repeatable.",
+        rich_help_panel=_OPENING,
+    ),
+]
+
 DevArgument = Annotated[
     str, typer.Argument(metavar="DEV", help="Device address, such as 0000:03:00.0 or qemu:virtio-rng-pci.")
 ]
@@ -126,10 +136,11 @@ _DEVICE: dict[str, tuple[Any, Any]] = {
     "force_legacy": (ForceLegacyOption, False),
     "ring": (RingOption, "auto"),
     "vf_token": (VfTokenOption, None),
+    "without": (WithoutOption, None),
 }
 
 FLAGS = frozenset({"--json", "-v", "--verbose", "--unsafe-dma", "--force-legacy"})
-VALUED = frozenset({"--root", "--timeout", "--backend", "--interrupts", "--ring", "--vf-token"})
+VALUED = frozenset({"--root", "--timeout", "--backend", "--interrupts", "--ring", "--vf-token", "--without"})
 """The common options as they are typed, to recognize them before the verb."""
 
 
@@ -384,6 +395,7 @@ def _options(cmd: Command, asked: dict[str, Any]) -> OpenOptions:
     return OpenOptions(
         timeout=seconds("--timeout", asked["timeout"]),
         interrupts=tuple(InterruptMode) if mode is None else (mode,),
+        without=tuple(asked["without"] or ()),
         roots=cmd.roots,
         trace=output.trace if cmd.verbose else None,
         **{name: asked[name] for name in ("backend", "unsafe_dma", "force_legacy", "ring", "vf_token")},

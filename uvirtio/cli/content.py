@@ -49,7 +49,7 @@ def give(
         found = b"".join(pieces)
         cmd.document(**members, bytes=len(found), hex=found.hex())
     elif out:
-        _into_file(out, pieces)
+        into_file(out, pieces)
     elif raw:
         for piece in pieces:
             cmd.raw(piece)
@@ -62,7 +62,16 @@ def give(
             cmd.line(text)
 
 
-def _into_file(name: str, pieces: Iterable[bytes]) -> None:
+def into_file(name: str, pieces: Iterable[bytes]) -> None:
+    """Write bytes to a file as they arrive.
+
+    Args:
+        name: The file, which is replaced.
+        pieces: The bytes.
+
+    Raises:
+        OperationFailed: The file cannot be written.
+    """
     try:
         with Path(name).open("wb") as file:
             for piece in pieces:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from uvirtio.device.options import RingChoice
 from uvirtio.device.queue import QUEUE_SIZE_MAX, QueueSpec
-from uvirtio.errors import FeatureMissing, QueueError
+from uvirtio.errors import FeatureMissing, QueueError, UsageError
 from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.transport import HasAdminQueues, QueueLayout, Transport
 from uvirtio.spec import features as f
@@ -68,6 +68,7 @@ def negotiate(
     required: int,
     dependencies: Iterable[f.Needs],
     ring: RingChoice,
+    without: Sequence[str],
     platform_order: bool,
     admin: bool,
 ) -> Negotiated:
@@ -81,6 +82,7 @@ def negotiate(
         required: Bits without which the driver cannot work.
         dependencies: Which bit needs which others.
         ring: The ring format that was asked for.
+        without: Feature bits that are not accepted, by name or number.
         platform_order: Whether this process has barriers that a device on a bus obeys (ORDER_PLATFORM).
         admin: Whether an administration queue is wanted (ADMIN_VQ).
 
@@ -89,8 +91,10 @@ def negotiate(
 
     Raises:
         FeatureMissing: A required bit is not offered; nothing was written.
+        UsageError: ``without`` has a word that is no bit of this type, or one that the driver cannot do without.
     """
     legacy = transport.legacy
+    withheld = withhold(type_name, without)
     first, again = transport.device_features(), transport.device_features()
     # Where the offer changes between the readings, only bits of both count; FEATURES_OK decides.
     offered = first & again
@@ -98,14 +102,23 @@ def negotiate(
     must = required if legacy else required | f.mask(f.VERSION_1)
     if ring == "packed":
         must |= f.mask(f.RING_PACKED)
+    if must & withheld:
+        raise UsageError(
+            f"the driver cannot do without {_named(type_name, must & withheld)}",
+            seen=", ".join(without),
+            expected="bits that are not required (2.2.1)",
+            remedy="leave it out of --without, or of open(..., without=[...])",
+        )
     missing = must & ~offered
     if missing:
         names = ", ".join(bit.name for bit in f.names(type_name, missing))
+        changes = first != again
         raise FeatureMissing(
-            f"{address} does not offer {names}",
-            seen=f"{offered:#x}",
+            f"{address} does not offer {names}" + " at both of two readings" * changes,
+            seen=f"{first:#x}, then {again:#x}" if changes else f"{offered:#x}",
             expected=f"{_named(type_name, must)} (2.2.1)",
-            remedy=_without(missing, legacy, packed=ring == "packed"),
+            remedy=_OFFER_CHANGES if changes else _without(missing, transport, packed=ring == "packed"),
+            about="offer" if changes else None,
         )
     # 2.2.1: from allow-lists only, so that an unknown bit is never acknowledged.
     ours = wanted | required | RING_FEATURES
@@ -116,26 +129,52 @@ def negotiate(
         ours |= f.mask(f.ORDER_PLATFORM)  # 6.1: only with barriers that a device on a bus obeys
     if admin:
         ours |= f.mask(f.ADMIN_VQ)
+    ours &= ~withheld
     features = f.resolve(offered, ours & (transport.features_allowed | f.DEVICE_TYPE_MASK), dependencies)
     transport.set_driver_features(features)
     return Negotiated(offered, features, first ^ again)
+
+
+def withhold(type_name: str, without: Iterable[str]) -> int:
+    """The feature word of the bits that are named.
+
+    Args:
+        type_name: The device type.
+        without: Names of the standard, or numbers.
+
+    Raises:
+        UsageError: One is no feature bit of this type.
+    """
+    word = 0
+    for text in without:
+        number = f.numbered(type_name, text)
+        if number is None:
+            raise UsageError(
+                f"{text!r} is not a feature bit of {type_name}",
+                seen=text,
+                expected=", ".join(bit.name for bit in f.names(type_name, f.known(type_name))),
+                remedy="write the name of the standard, or the number of the bit",
+            )
+        word |= f.mask(number)
+    return word
+
+
+_OFFER_CHANGES = "this is a fault of the device: what it offers must not change while it is negotiated (2.2)"
 
 
 def _named(type_name: str, word: int) -> str:
     return ", ".join(f"{bit.name} (bit {bit.bit})" for bit in f.names(type_name, word))
 
 
-def _without(missing: int, legacy: bool, *, packed: bool) -> str:
-    """The remedy for feature bits that are not offered."""
-    if legacy and missing & ~f.LEGACY_MASK:
-        return (
-            "the legacy interface has only bits 0 to 31; use the modern one: leave --force-legacy out, "
-            "or start the device without disable-modern=on"
-        )
+def _without(missing: int, transport: Transport, *, packed: bool) -> str:
+    """The remedy for feature bits that are not offered: only what this transport can do."""
+    other = transport.other_interface
+    if transport.legacy and missing & ~f.LEGACY_MASK:
+        return f"the legacy interface has only bits 0 to 31; {other}"
     if missing & f.mask(f.VERSION_1):
-        return "a device without VERSION_1 is a legacy device: try --force-legacy"
+        return f"a device without VERSION_1 is a legacy device: {other or 'here it has no legacy interface'}"
     if packed and missing == f.mask(f.RING_PACKED):
-        return "leave --ring packed out, or have the device offer it (QEMU: packed=on)"
+        return "leave --ring packed out (ring=), or have the device offer it (QEMU: packed=on)"
     return "this driver needs these bits: enable them where the device is configured"
 
 
@@ -174,6 +213,8 @@ class RingMaker:
                         f"{self.address} has no {spec.name} (queue {spec.index})",
                         seen=f"queue_size 0, {self.transport.num_queues} queues",
                         expected="a queue (4.1.5.1.3)",
+                        remedy=f"the driver needs {spec.name}; check how many queues the device has",
+                        about="num_queues" if spec.index >= self.transport.num_queues else "queue_size 0",
                     )
                 continue
             ring = self.make(spec, layout)
@@ -202,6 +243,7 @@ class RingMaker:
                 f"{'number' if packed else 'power of two'} up to 32768",
                 seen=most,
                 expected="1 to 32768 (2.8)" if packed else "a power of two (2.7)",
+                about="queue_size first",
             )
         # 2.7.2: a legacy queue has one fixed size.
         size = most if layout.size_fixed else min(most, spec.size, QUEUE_SIZE_MAX)

@@ -58,7 +58,7 @@ class Device(DeviceState):
             options: How to use it; None: the defaults of OpenOptions.
 
         Raises:
-            NotSupported: The machine is big-endian.
+            NotSupported: The machine is big-endian, or the interpreter is not CPython.
         """
         options = OpenOptions() if options is None else options
         super().__init__(address, transport, options)
@@ -132,7 +132,7 @@ class Device(DeviceState):
                     self._negotiate(wanted, required, needs, admin)
                 with self._step(observe, "features_ok"):
                     if not self.transport.legacy:  # 3.1.2: no such step there, and nothing to read back
-                        self._status.confirm_features(self.offered, self.features)
+                        self._status.confirm_features(self.features)
                 with self._step(observe, "queues"):
                     # 6.1: with ACCESS_PLATFORM the device's addresses go through the platform (IOVAs); without
                     # it they are guest-physical, whatever IOMMU there is.
@@ -142,6 +142,7 @@ class Device(DeviceState):
                     made = self._ring_maker().make_all(specs, self._rings)
                 with self._step(observe, "vectors"):
                     self.transport.connect_interrupts([spec.index for spec, _ in made], self.interrupts)
+                with self._step(observe, "queue_enable"):
                     self._enable_queues(made)
                     if before_ok is not None:
                         before_ok()
@@ -163,20 +164,55 @@ class Device(DeviceState):
             yield
         self._say(log.DEBUG, "step %s done", name)
 
-    def reset(self) -> None:
+    def reset(self, *, flr: bool = False) -> bool:
         """Write 0 to the status and wait until it reads 0 (2.4.2); then release the queues and their memory.
+
+        Args:
+            flr: Also reset the function by the means of its bus (PCI: a function-level reset), and so too where
+                the device did not finish the first reset.
+
+        Returns:
+            Whether the device finished the first reset; False only with ``flr``.
 
         Raises:
             ResetTimeout: The status did not become 0 in time.
             DeviceGone: The device was removed.
-            NotSupported: Another process opened the device.
+            NotSupported: ``flr``, and the function has no such reset; or another process opened the device.
         """
         self.check_owner()
         with self._lock:
-            self._status.reset(self.timeout)
+            hung: ResetTimeout | None = None
+            try:
+                self._status.reset(self.timeout)
+            except ResetTimeout as error:
+                if not flr:
+                    raise
+                hung = error
             with suppress(UvirtioError):
                 self.transport.dma_enable(False)
+            if flr:
+                self._reset_function(hung)
             self._release()
+        return hung is None
+
+    def _reset_function(self, hung: ResetTimeout | None) -> None:
+        """The reset of the bus, after one by the status that was confirmed, or ended in ``hung``."""
+        if self.transport.function_reset():
+            # The device model resets its status with the rest, maybe not at once.
+            self._status.await_reset(
+                self.timeout,
+                lambda: "a function-level reset did not help: whatever provides the device is at fault",
+            )
+            return
+        if hung is not None:
+            raise hung
+        self._release()
+        raise NotSupported(
+            f"{self.address} has no function-level reset",
+            seen="no reset method that this back end can use",
+            expected="a function with FLR or another reset method",
+            remedy="the virtio reset was done; leave --flr out (flr=False)",
+        )
 
     def _negotiate(self, wanted: int, required: int, dependencies: Iterable[f.Needs], admin: bool) -> None:
         done = negotiate(
@@ -187,6 +223,7 @@ class Device(DeviceState):
             required=required,
             dependencies=dependencies,
             ring=self.ring,
+            without=self.without,
             platform_order=self._platform_fence is not None,
             admin=admin,
         )

@@ -28,6 +28,7 @@ class OpenKeywords(TypedDict, total=False):
     force_legacy: bool
     unsafe_dma: bool
     vf_token: str | None
+    without: Sequence[str]
     roots: Roots | None
     trace: Trace | None
 
@@ -68,6 +69,9 @@ class OpenOptions:
     """The UUID that VFIO asks for where a function has SR-IOV (Documentation/driver-api/vfio.rst): a virtual
     function is opened with the one that was set when its physical function was opened."""
 
+    without: Sequence[str] = ()
+    """Feature bits that are not accepted although the driver knows them: names of the standard, or numbers."""
+
     roots: Roots = field(default_factory=Roots)
     """Where ``/sys``, ``/proc``, ``/dev``, ``/run`` and ``/etc`` are read."""
 
@@ -86,6 +90,10 @@ class OpenOptions:
         _check(self.ring, "ring", self.ring in get_args(RingChoice), " or ".join(map(repr, get_args(RingChoice))))
         _check(self.poll_us, "poll_us", _number(self.poll_us) and self.poll_us >= 0, "microseconds, 0 or more")
         _check(self.vf_token, "vf_token", self.vf_token is None or _is_uuid(self.vf_token), "a UUID, or None")
+        words = isinstance(self.without, Sequence) and not isinstance(self.without, str)
+        words = words and all(isinstance(word, str) for word in self.without)
+        _check(self.without, "without", words, "a sequence of names of feature bits, such as ['EVENT_IDX']")
+        object.__setattr__(self, "without", tuple(self.without))
         _check(self.roots, "roots", isinstance(self.roots, Roots), "a uvirtio.Roots")
         _check(self.trace, "trace", self.trace is None or callable(self.trace), "a callable, or None")
 

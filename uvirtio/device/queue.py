@@ -49,6 +49,8 @@ class Queue:
         self._doorbell = doorbell
         self._with_data = with_data
         self.kicks = 0
+        self.kicked = 0
+        """The chains that were published before the last kick."""
         self.completions = 0
         """Chains that the device returned since the start."""
         self._slots: Slots | None = None
@@ -77,6 +79,7 @@ class Queue:
         # 2.9: with NOTIFICATION_DATA a kick carries the end of the new entries.
         self._doorbell.ring(self.index | self.ring.kick_data << 16 if self._with_data else self.index)
         self.kicks += 1
+        self.kicked = self.ring.published
 
     def replace_ring(self, ring: Virtqueue, doorbell: Doorbell) -> None:
         """Put in a new ring after a reset of this queue (2.6.1); chains and fixed slots are dropped.

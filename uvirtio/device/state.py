@@ -25,7 +25,7 @@ from uvirtio.errors import (
 from uvirtio.interfaces.backend import GuestMachine
 from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.transport import Transport
-from uvirtio.memory.access import require_little_endian
+from uvirtio.memory.access import require_host
 from uvirtio.spec import features as f
 from uvirtio.spec import ids
 
@@ -76,9 +76,9 @@ class DeviceState:
             options: How to use it; None: the defaults of OpenOptions.
 
         Raises:
-            NotSupported: The machine is big-endian.
+            NotSupported: The machine is big-endian, or the interpreter is not CPython.
         """
-        require_little_endian()
+        require_host()
         options = OpenOptions() if options is None else options
         self.address = address
         self.transport = transport
@@ -86,6 +86,7 @@ class DeviceState:
         """Seconds that the device has for each response, where a call gives no time-out of its own."""
         self.interrupts = tuple(options.interrupts)
         self.ring = options.ring
+        self.without = tuple(options.without)
         self.warning: str | None = None
         """A warning for the user where no IOMMU restricts the device's DMA; None: one does."""
         self.device_id = transport.device_id

@@ -14,7 +14,9 @@ from uvirtio.errors import (
     ResetTimeout,
     UvirtioError,
 )
+from uvirtio.interfaces.backend import after_reset_timeout
 from uvirtio.interfaces.transport import Transport
+from uvirtio.spec import features as f
 from uvirtio.spec.status import Status, describe
 
 
@@ -68,6 +70,19 @@ class StatusField:
             DeviceGone: The status reads 0xff.
         """
         self._transport.set_status(0)
+        self.await_reset(timeout, lambda: after_reset_timeout(self._transport.backend, self._address))
+
+    def await_reset(self, timeout: float, remedy: Callable[[], str]) -> None:
+        """Wait until the status reads 0, after a reset of whatever kind (2.4.2).
+
+        Args:
+            timeout: Seconds to wait for the device.
+            remedy: Returns what to do if it does not.
+
+        Raises:
+            ResetTimeout: The status did not become 0 in time.
+            DeviceGone: The status reads 0xff.
+        """
         status = 0
 
         def done() -> bool:
@@ -83,7 +98,7 @@ class StatusField:
                 f"{self._address} did not finish its reset within {timeout:g} s",
                 seen=f"status {describe(status)}",
                 expected="status 0 (2.4.2)",
-                remedy="try a function-level reset: uvirtio reset DEV --flr",
+                remedy=remedy(),
             )
         self.live = False
 
@@ -118,12 +133,17 @@ class StatusField:
             )
         return status
 
-    def confirm_features(self, offered: int, features: int) -> None:
+    def _cleared(self, bit: Status) -> str | None:
+        """Set one more bit and read the status; the status in words if the device cleared the bit, else None."""
+        self.add(bit)
+        status = self.check()
+        return None if status & bit else f"status {describe(status)}"
+
+    def confirm_features(self, features: int) -> None:
         """Set FEATURES_OK, and read back whether the device accepts the features (3.1.1 (5), (6)).
 
         Args:
-            offered: The feature bits that the device offered.
-            features: Those that the driver wrote.
+            features: The feature bits that the driver wrote.
 
         Raises:
             FeaturesRefused: The device cleared FEATURES_OK.
@@ -131,14 +151,13 @@ class StatusField:
             DeviceNeedsReset: DEVICE_NEEDS_RESET or FAILED is set (2.1.1).
             DeviceResetByOther: The status reads 0.
         """
-        self.add(Status.FEATURES_OK)
-        status = self.check()
-        if not status & Status.FEATURES_OK:
+        seen = self._cleared(Status.FEATURES_OK)
+        if seen is not None:
             raise FeaturesRefused(
                 f"{self._address} refuses the features that were accepted",
-                seen=f"status {describe(status)} after writing {features:#x}",
+                seen=f"{seen} after writing {features:#x}",
                 expected="FEATURES_OK to stay set (3.1.1)",
-                remedy="it refuses one of these bits or their combination; try fewer: --ring split withholds one",
+                remedy=_fewer(features),
             )
 
     def confirm_running(self) -> None:
@@ -149,12 +168,11 @@ class StatusField:
             DeviceGone: The device was removed.
             DeviceResetByOther: The status reads 0.
         """
-        self.add(Status.DRIVER_OK)
-        status = self.check()
-        if not status & Status.DRIVER_OK:
+        seen = self._cleared(Status.DRIVER_OK)
+        if seen is not None:
             raise DeviceNeedsReset(
                 f"{self._address} does not keep DRIVER_OK",
-                seen=f"status {describe(status)}",
+                seen=seen,
                 expected="DRIVER_OK to stay set (3.1.1)",
                 remedy="the device failed at the last step; its log or its host's may say why",
             )
@@ -167,6 +185,13 @@ class StatusField:
             return True
         except UvirtioError:
             return False
+
+
+def _fewer(features: int) -> str:
+    remedy = "it refuses one of these bits or their combination"
+    if f.has(features, f.RING_PACKED):
+        return f"{remedy}; try without RING_PACKED: --ring split (ring='split')"
+    return f"{remedy}: see its log, or its host's"
 
 
 def poll_until(done: Callable[[], bool], timeout: float) -> bool:

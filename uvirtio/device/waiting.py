@@ -17,6 +17,7 @@ from math import inf
 from typing import Protocol
 
 from uvirtio.device.counters import Counters
+from uvirtio.device.evidence import HasBooks, of_queue
 from uvirtio.device.listener import Listener
 from uvirtio.device.polling import PollWindow
 from uvirtio.device.storm import InterruptStorm
@@ -36,12 +37,6 @@ _OVERSLEPT = 0.5
 """Seconds. Waking this much later than asked means that this process was stopped, not that the device was slow."""
 
 
-class HasRing(Protocol):
-    """The part of a queue that the wait loop needs."""
-
-    ring: Virtqueue
-
-
 class Waited(Protocol):
     """The part of a device that the wait loop needs; ``Device`` documents its members."""
 
@@ -50,7 +45,7 @@ class Waited(Protocol):
     leaving: bool
 
     @property
-    def queues(self) -> Mapping[int, HasRing]:
+    def queues(self) -> Mapping[int, HasBooks]:
         """The enabled queues by their index."""
         ...
 
@@ -158,9 +153,9 @@ class WaitLoop:
                 self._device.check_status()
                 raise DeviceTimeout(
                     f"{self._device.address}: timed out after {timeout:g} s waiting for {what}",
-                    seen="nothing",
+                    seen=self._stalled(),
                     expected=what,
-                    remedy="see the log of the device or its host; uvirtio diag shows which step fails",
+                    remedy="see the log of the device or its host",
                 )
             asleep = time.monotonic()
             left = deadline - asleep
@@ -180,6 +175,11 @@ class WaitLoop:
                 deadline += now - asleep - _SLICE
                 next_check = now + _SLICE
             told = self._take(now)
+
+    def _stalled(self) -> str:
+        """Where the buffers of the queues are that have any out."""
+        found = [of_queue(queue) for queue in self._device.queues.values() if queue.ring.in_flight]
+        return "; ".join(str(one) for one in found if one is not None) or "no buffer is with the device"
 
     def service(self) -> bool:
         """Take and dispatch pending interrupts, without waiting; ``Device.service`` documents it."""

@@ -10,17 +10,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Unpack
+from typing import Any, Unpack
 
 from uvirtio import device as dev
 from uvirtio import opening
 from uvirtio.device import storm
-from uvirtio.diag import datapath
+from uvirtio.diag import causes, datapath
+from uvirtio.diag.causes import Cause
 from uvirtio.diag.report import Report, Step, Verdict
 from uvirtio.errors import DeviceAbsent, DeviceFailure, EnvironmentLack, UvirtioError
 from uvirtio.interfaces.backend import WithoutIommu
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
+from uvirtio.spec import field_bits
+from uvirtio.spec import input as input_spec
 from uvirtio.spec.status import describe
 
 STEPS = {
@@ -33,6 +36,7 @@ STEPS = {
     "features_ok": "3.1.1 (5, 6)",
     "queues": "3.1.1 (7), 2.6",
     "vectors": "4.1.5.1.2, 4.2.3.4",
+    "queue_enable": "4.1.5.1.3, 4.2.3.2",
     "driver_ok": "3.1.1 (8)",
     "data path": "5",
     "interrupt": "2.3, 4.1.5.3",
@@ -111,10 +115,12 @@ def diagnose_function(
         with diagnosis.step("discover") as note:
             report.address, function = open_function()
             note.detail = f"{function.address}: {function.description}"
+            diagnosis.found = causes.machine(function)
             if isinstance(function, WithoutIommu):
                 note.warn(function.warning)
         with diagnosis.step("capabilities") as note:
             device = opening.identify(report.address, function, options=options)
+            diagnosis.device = device
             report.type = device.type
             _tell_capabilities(device, note)
     except UvirtioError as error:
@@ -138,10 +144,19 @@ class _Note:
         self.verdict: Verdict = "pass"
         self.detail = ""
         self.hint = ""
+        self.cause: Cause | None = None
+        self.data: dict[str, Any] = {}
 
-    def warn(self, hint: str) -> None:
-        """Set the verdict to ``warn``, with a hint."""
+    def warn(self, hint: str, cause: str | None = None, *evidence: str) -> None:
+        """Set the verdict to ``warn``, with a hint; ``cause``: the id of what the hint says."""
         self.verdict, self.hint = "warn", hint
+        if cause is not None:
+            self.cause = Cause(cause, hint, evidence)
+
+    def fail(self, cause: Cause) -> None:
+        """Set the verdict to ``fail``, with its cause."""
+        self.verdict, self.cause = "fail", cause
+        self.hint = "; ".join(cause.attempts)
 
     def skip(self, detail: str) -> None:
         """Set the verdict to ``skip``, with the reason."""
@@ -153,6 +168,9 @@ class _Diagnosis:
 
     def __init__(self, address: str, on_step: OnStep | None) -> None:
         self.report = Report(address)
+        self.device: dev.Device | None = None
+        self.found: tuple[str, ...] = ()
+        """What PCI configuration space said when the function was found."""
         self._on_step = on_step
 
     def add(self, name: str, note: _Note, took: float) -> None:
@@ -163,7 +181,7 @@ class _Diagnosis:
             note: Its result.
             took: Seconds that it took.
         """
-        step = Step(name, note.verdict, STEPS[name], took, note.detail, note.hint)
+        step = Step(name, note.verdict, STEPS[name], took, note.detail, note.hint, note.cause, note.data)
         self.report.steps.append(step)
         if self._on_step is not None:
             self._on_step(step)
@@ -192,9 +210,13 @@ class _Diagnosis:
         try:
             yield note
         except UvirtioError as error:
-            note.verdict = "fail"
             note.detail = _failure(error)
-            note.hint = error.remedy or _HINT
+            cause = causes.of_error(error, self.device, self.found)
+            if cause is None:
+                text = error.message.replace(self.report.address, "the device")
+                cause = Cause(error.about or error.code.removeprefix("UV-").lower(), text, causes.seen(error))
+            note.fail(cause)
+            note.hint = note.hint or error.remedy or _HINT
             self.add(name, note, time.monotonic() - started)
             raise
         self.add(name, note, time.monotonic() - started)
@@ -209,7 +231,7 @@ class _Diagnosis:
         try:
             path.start(self._observer(device))
             with self.step("data path") as note:
-                self._data_path(path, note)
+                self._data_path(device, path, note)
             with self.step("interrupt") as note:
                 _tell_interrupts(device, note)
             with self.step("configuration change") as note:
@@ -219,18 +241,21 @@ class _Diagnosis:
             self._skip_to("reset again")
         self._leave(device)
 
-    def _data_path(self, path: datapath.DataPath, note: _Note) -> None:
+    def _data_path(self, device: dev.Device, path: datapath.DataPath, note: _Note) -> None:
         try:
             outcome = path.exercise()
+            device.check()
         except EnvironmentLack as error:
-            note.warn(error.remedy or "")
+            note.warn(error.remedy or "", error.code.removeprefix("UV-").lower(), _failure(error))
             note.detail = _failure(error)
             return
         note.detail = outcome.detail
         if outcome.skipped:
             note.verdict = "skip"
-        elif outcome.suspicious:
-            note.warn(outcome.suspicious)
+        note.data["queues"] = [one.as_dict() for one in causes.queues(device)]
+        odd = [outcome.suspicious] * bool(outcome.suspicious) + _ring_oddities(device)
+        if odd:
+            note.warn("; ".join(odd), outcome.cause if outcome.suspicious else "ring")
 
     def _observer(self, device: dev.Device) -> dev.Observer:
         @contextmanager
@@ -270,6 +295,19 @@ class _Diagnosis:
             self.skip_rest("the device could not be reset")
 
 
+def _ring_oddities(device: dev.Device) -> list[str]:
+    """What the rings show against the standard although buffers went out and came back."""
+    odd = []
+    for queue in device.queues.values():
+        # QEMU's input devices report the bytes that they read (hw/input/virtio-input.c): known, and harmless.
+        known = device.device_id == input_spec.TYPE and queue.ring.overclaimed == input_spec.EVENT_SIZE
+        odd += [f"{queue.name}: {name}, {count} times" for name, count in queue.ring.findings.items() if not known]
+        flags = queue.ring.words().get("used.flags", 0)
+        if flags and device.has(f.EVENT_IDX):
+            odd.append(f"{queue.name}: used.flags is {flags:#x} with EVENT_IDX negotiated, not 0 (2.7.10.2)")
+    return odd
+
+
 def _failure(error: UvirtioError) -> str:
     text = f"{error.code}: {error.message}"
     if error.seen is not None:
@@ -286,11 +324,14 @@ def _tell_capabilities(device: dev.Device, note: _Note) -> None:
     transport = device.transport
     note.detail = f"{device.type} (device id {device.device_id}); {transport.interface}"
     if transport.quirks:
-        note.warn("; ".join(transport.quirks))
+        note.warn("; ".join(transport.quirks), "capabilities")
+    note.data["interface"] = transport.interface
 
 
 def _tell_status(device: dev.Device, note: _Note) -> None:
-    note.detail = f"status {describe(device.transport.status())}"
+    status = device.transport.status()
+    note.detail = f"status {describe(status)}"
+    note.data["status"] = status
 
 
 def _tell_features_ok(device: dev.Device, note: _Note) -> None:
@@ -305,10 +346,20 @@ def _tell_features(device: dev.Device, note: _Note) -> None:
     left = ", ".join(bit.name for bit in f.names(device.type, device.offered & ~device.features))
     note.detail = f"offered {device.offered:#x}, taken {device.features:#x}: {taken}; declined: {left or 'none'}"
     if device.unsteady_features:
-        note.warn(f"the offered features change between two reads: {device.unsteady_features:#x}")
+        names = ", ".join(bit.name for bit in f.names(device.type, device.unsteady_features))
+        note.warn(
+            f"{causes.OFFER_CHANGES}: {names} came or went", "offer-changes", f"{device.unsteady_features:#x}"
+        )
     unknown = f.bits(device.offered & ~f.known(device.type))
     if unknown and device.type in f.DEVICE_BITS:
-        note.warn(f"the device offers bits that the standard does not define: {unknown}; they are not negotiated")
+        bits = ", ".join(field_bits.described(device.type, number) for number in unknown)
+        note.warn(f"the device offers bits that the standard does not define: {bits}; they are not negotiated")
+    note.data.update(
+        offered=device.offered,
+        accepted=device.features,
+        declined=device.offered & ~device.features,
+        unknown=unknown,
+    )
 
 
 def _tell_queues(device: dev.Device, note: _Note) -> None:
@@ -316,14 +367,24 @@ def _tell_queues(device: dev.Device, note: _Note) -> None:
     count = device.transport.num_queues
     sizes = [f"#{index} holds {device.transport.queue_layout(index).size_max}" for index in range(min(count, 16))]
     note.detail = f"{count} queue{'s' * (count != 1)}{': ' * bool(count)}{', '.join(sizes)}; {policy}"
+    note.data["num_queues"] = count
 
 
 def _tell_vectors(device: dev.Device, note: _Note) -> None:
     mode = device.transport.interrupt_mode
+    note.detail = mode.value
+    note.data["interrupts"] = mode.value
+    failures = device.transport.interrupt_failures
+    if failures:
+        note.warn(f"{'; '.join(failures)}: {mode.value} is used instead (4.1.5.1.2.2)", "vectors", *failures)
+    elif mode is InterruptMode.POLLING and InterruptMode.INTX in device.interrupts:
+        note.warn("no kind of interrupt works, so the device is polled", "no-interrupts")
+
+
+def _tell_enabled(device: dev.Device, note: _Note) -> None:
     used = ", ".join(f"{queue.name} ({queue.ring.size})" for queue in device.queues.values())
-    note.detail = f"{mode.value}; enabled: {used or 'no queue'}"
-    if mode is InterruptMode.POLLING and InterruptMode.INTX in device.interrupts:
-        note.warn("no kind of interrupt works, so the device is polled")
+    note.detail = f"enabled: {used or 'no queue'}"
+    note.data["queues"] = [one.as_dict() for one in causes.queues(device)]
 
 
 def _tell_interrupts(device: dev.Device, note: _Note) -> None:
@@ -333,17 +394,27 @@ def _tell_interrupts(device: dev.Device, note: _Note) -> None:
     if not any(queue.completions for queue in device.queues.values()):
         note.skip("the device had no buffer to return, so no interrupt is due")
         return
-    device.wait(lambda: device.counters.interrupts_taken > 0, timeout=1.0, what="an interrupt", owed=False)
+    patience = min(1.0, device.timeout)
+    device.wait(lambda: device.counters.interrupts_taken > 0, timeout=patience, what="an interrupt", owed=False)
     note.detail = f"{device.counters.interrupts_taken} taken ({device.transport.interrupt_mode.value})"
     if device.counters.missed_interrupts:
         note.detail += f", {device.counters.missed_interrupts} missed"
     if not device.counters.interrupts_taken:
-        note.verdict = "fail"
-        note.hint = "completions arrive, interrupts do not: check MSI-X, INTx routing and interrupt remapping"
+        note.fail(
+            Cause(
+                "interrupts-lost",
+                "the device returns buffers and its interrupts do not arrive",
+                (
+                    f"{device.transport.interrupt_mode.value}: none in {patience:g} s",
+                    *causes.machine(device.transport.backend),
+                ),
+                ("check MSI-X, INTx routing and interrupt remapping",),
+            )
+        )
     elif _storms(device):
-        note.warn("spurious interrupts do not stop: check the interrupt line, and what shares it")
+        note.warn("spurious interrupts do not stop: check the interrupt line, and what shares it", "storm")
     elif device.counters.missed_interrupts:
-        note.warn("some completions came without an interrupt; only polling found them")
+        note.warn("some completions came without an interrupt; only polling found them", "interrupts-lost")
 
 
 def _storms(device: dev.Device) -> bool:
@@ -362,7 +433,7 @@ def _tell_change(path: datapath.DataPath, note: _Note) -> None:
         return
     note.detail = outcome.detail
     if outcome.suspicious:
-        note.warn(outcome.suspicious)
+        note.warn(outcome.suspicious, "config-change")
 
 
 _TELL: dict[str, Callable[[dev.Device, _Note], None]] = {
@@ -373,5 +444,6 @@ _TELL: dict[str, Callable[[dev.Device, _Note], None]] = {
     "features_ok": _tell_features_ok,
     "queues": _tell_queues,
     "vectors": _tell_vectors,
+    "queue_enable": _tell_enabled,
     "driver_ok": _tell_status,
 }

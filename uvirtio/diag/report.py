@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from uvirtio.errors import UvirtioError
+
+if TYPE_CHECKING:
+    from uvirtio.diag.causes import Cause
 
 Verdict = Literal["pass", "fail", "warn", "skip"]
 
@@ -25,10 +28,16 @@ class Step:
     """What was read or done, or the error."""
     hint: str = ""
     """What to do about a verdict other than ``pass``."""
+    cause: Cause | None = None
+    """Why, where that is known."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """What was read, for programs: features, status, queues, by step."""
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as a dictionary, for JSON."""
-        return asdict(self)
+        members = {name: getattr(self, name) for name in self.__slots__}
+        members["cause"] = None if self.cause is None else self.cause.as_dict()
+        return members
 
 
 @dataclass(slots=True)
@@ -51,6 +60,21 @@ class Report:
         return "warn" if "warn" in verdicts else "pass"
 
     @property
+    def cause(self) -> Cause | None:
+        """The cause of the first step that failed; where none did, of the first that is odd."""
+        for verdict in ("fail", "warn"):
+            for step in self.steps:
+                if step.verdict == verdict and step.cause is not None:
+                    return step.cause
+        return None
+
+    @property
+    def untried(self) -> str:
+        """Why buffers were not exchanged with the device, or not on all queues; empty: they were."""
+        paths = [step for step in self.steps if step.name == "data path"]
+        return paths[0].detail if paths and paths[0].verdict == "skip" else ""
+
+    @property
     def reached_device(self) -> bool:
         """Whether the device was opened at all; if not, ``error`` says why and decides the exit code."""
         return bool(self.steps) and self.steps[0].verdict != "fail"
@@ -61,5 +85,7 @@ class Report:
             "address": self.address,
             "type": self.type,
             "verdict": self.verdict,
+            "data_path_tried": not self.untried,
+            "cause": None if self.cause is None else self.cause.as_dict(),
             "steps": [step.as_dict() for step in self.steps],
         }

@@ -50,7 +50,7 @@ class Driver:
                 f"{device.address} is no {ids.type_name(self.device_id)} device",
                 seen=device.type,
                 expected=ids.type_name(self.device_id),
-                remedy="uvirtio list shows what each device is",
+                remedy="uvirtio list, or uvirtio.list(), shows what each device is",
             )
         self.device = device
         self.findings = Counter()

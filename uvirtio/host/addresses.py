@@ -32,11 +32,17 @@ SCRIPTED: Final = "scripted:"
 SIMULATED: Final = (QEMU, SCRIPTED)
 """How the addresses of devices begin that are not this machine's."""
 
-FORMS: Final = (
-    "0000:03:00.0, mmio:0xfeb02e00, LNRO0005:07, a003e00.virtio_mmio, virtio-mmio.3, /dev/vhost-vdpa-0, "
-    "vdpa:NAME, qemu:[MACHINE/]DEVICE or scripted:TYPE; also eth0, /dev/vda, /dev/input/event3 or a path below "
-    "/sys; to look only, virtio3 or a type that one device has"
-)
+_WANTED: Final = {
+    QEMU: (
+        "qemu:[MACHINE/]DEVICE",
+        "name a virtio device of QEMU's: qemu:virtio-rng-pci, or qemu:microvm/virtio-rng-device",
+    ),
+    SCRIPTED: ("scripted:TYPE", "name a type of device: scripted:rng, or scripted:balloon"),
+}
+"""What follows the beginning of an address that has nothing else, and the remedy."""
+
+LIKELY: Final = "an address such as 0000:03:00.0, eth0 or qemu:virtio-rng-pci"
+"""What the error for a malformed address expects; every form is in the man page and in docs/contract.md."""
 
 # lspci, sysfs and virsh write pci:..., lshw writes pci@..., devlink writes pci/...
 _PCI = Pattern(
@@ -185,11 +191,14 @@ def _why(text: str) -> str:
 def bad(text: str, why: str = "") -> BadAddress:
     """The error for a text that is not an address; ``why`` says what is wrong with it."""
     shown = text if len(text) <= 200 else text[:200] + "..."
+    if text in _WANTED:
+        expected, remedy = _WANTED[text]
+        return BadAddress(f"{shown!r} names no device", seen=shown, expected=expected, remedy=remedy)
     return BadAddress(
         f"{shown!r} is not the address of a device" + (f": {why}" if why else ""),
         seen=shown,
-        expected=FORMS,
-        remedy="`uvirtio list` shows the addresses of this machine",
+        expected=LIKELY,
+        remedy="`uvirtio list` shows the addresses of this machine, and `man uvirtio` all forms of an address",
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -14,6 +15,9 @@ from uvirtio.errors import NoSuchDevice, NotVirtio, UsageError
 from uvirtio.host import addresses, sysfs
 from uvirtio.host.addresses import Address
 from uvirtio.host.roots import Roots
+
+_NAMED = {"net": (), "block": ("/dev/",), "input": ("/dev/input/",)}
+"""The classes whose names people know a device by, and where the nodes of each are."""
 
 BUSES = ("pci", "platform", "vdpa")
 """The buses that have virtio devices, and on which bind and unbind work."""
@@ -63,6 +67,25 @@ def device_behind(address: Address, roots: Roots) -> tuple[str, str]:
             remedy="name one by its address",
         )
     return found[0]
+
+
+def names_of(place: Path, roots: Roots) -> Iterator[str]:
+    """The names of interfaces, disks and input devices on a device, in the forms of ``device_behind``.
+
+    Partitions and joysticks are names of it too; they are left out, since no one would look for it by them.
+
+    Args:
+        place: The directory of the device in sysfs.
+        roots: Where to look.
+    """
+    place = sysfs.real(place)
+    for kind, nodes in _NAMED.items():
+        for name in sorted(sysfs.names(roots.sys / "class" / kind)):
+            link = roots.sys / "class" / kind / name
+            if (kind == "input" and not name.startswith("event")) or (link / "partition").exists():
+                continue
+            if sysfs.real(link).is_relative_to(place):
+                yield from (name, *(f"{node}{name}" for node in nodes))
 
 
 def _absent(address: Address) -> NoReturn:

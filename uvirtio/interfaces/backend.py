@@ -44,6 +44,11 @@ class PciFunction(Protocol):
         """Number of vectors that ``enable_msix`` can enable; 0 without MSI-X or where they cannot be delivered."""
         ...
 
+    @property
+    def has_reset(self) -> bool:
+        """Whether ``reset`` can reset the function, whatever state the device is in; never an error."""
+        ...
+
     def bar(self, index: int) -> BarInfo | None:
         """Return the base address register ``index`` (0 to 5); None where it is not implemented."""
         ...
@@ -354,7 +359,40 @@ def after_removal(backend: object) -> str:
     """Return what to do when the device behind ``backend`` is gone, for the remedy of DeviceGone."""
     if isinstance(backend, GuestMachine):
         return "its machine runs without it: plug in another device, or start another machine"
+    if not _in_sysfs(backend):
+        return "open it again: that makes another device"
     return "uvirtio list shows what is left"
+
+
+def inspection(backend: object) -> str:
+    """Return how to look at the device behind ``backend``: ``inspect`` reads sysfs, where not every device is."""
+    return "uvirtio inspect" if _in_sysfs(backend) else "uvirtio diag -v"
+
+
+def _in_sysfs(backend: object) -> bool:
+    """Whether the device is one of this machine, and not one of a QEMU or made of Python."""
+    return not str(getattr(backend, "address", "")).startswith(("qemu:", "scripted:"))
+
+
+def after_reset_timeout(backend: object, address: str) -> str:
+    """Return what to do when a device does not finish its reset (2.4.2), for the remedy of ResetTimeout.
+
+    Only a PCI function may have another reset than that of the device status.
+
+    Args:
+        backend: What the back end of the device provides.
+        address: The device, as the command line takes it.
+    """
+    if isinstance(backend, GuestMachine):
+        return "QEMU's device model hangs, and has no other reset: end its machine, and start another one"
+    bus = getattr(backend, "bus", None)
+    if bus == "pci" and getattr(backend, "has_reset", False):
+        consent = " --unsafe-dma" if isinstance(backend, WithoutIommu) else ""
+        return f"try a function-level reset: uvirtio reset {address} --flr{consent}, or Device.reset(flr=True)"
+    if bus == "vdpa":
+        return "vhost-vdpa has no other reset: see the kernel's log for what its parent device says"
+    what = "a virtio-mmio window" if bus == "mmio" else "this function"
+    return f"{what} has no other reset: whatever provides the device (the host, of a guest) has to reset it"
 
 
 @runtime_checkable

@@ -117,6 +117,14 @@ class Transport(Protocol):
     features_allowed: int
     """Mask of the feature bits 24..63 that this transport and the rings of this package support (6)."""
 
+    interrupt_failures: list[str]
+    """Why ``connect_interrupts`` gave up modes that exist: refused vectors, calls that failed. A line each."""
+
+    @property
+    def other_interface(self) -> str:
+        """How to reach the device's other interface, legacy or modern, for remedies; "" where there is none."""
+        ...
+
     @property
     def backend(self) -> Backend:
         """The back end's object. Its optional abilities are tested with ``isinstance``."""

@@ -1,13 +1,17 @@
 """The only place where registers, ring indices, ring flags and event words are read or written.
 
-CPython has exactly one idiom that makes one load or one store of the right width: an item access on a
-memoryview that was cast to ``B``, ``H`` or ``I``. ``struct.pack_into`` stores zero first (a doorbell would
-ring queue 0, a status write would reset), ctypes stores read the register first, slices access twice. So
-everything here is a cast view, or pread/pwrite of exactly the width; ``tests/unit/memory/test_access.py`` proves
-it on the running interpreter by watching each access with a hardware watchpoint.
+CPython has exactly one idiom that makes one load or one store of the right width in every build: an item access
+on a memoryview that was cast to ``B``, ``H`` or ``I``. Its C code is a ``memcpy`` of a constant 2, 4 or 8 bytes
+(``Objects/memoryobject.c``), which gcc makes one instruction at every level of optimisation. The others do not
+hold: ``struct.pack_into`` stores zero first (a doorbell would ring queue 0, a status write would reset), slices
+access twice, and a ctypes store reads the register first where the compiler keeps a load that only bit-fields need
+(``Modules/_ctypes/cfield.c``): gcc 12 did in each of 3.11, 3.12 and 3.13, and Debian's debug builds (-Og) of 3.13
+and 3.14 do; their usual builds by gcc 16 do not. So everything here is a cast view, or pread/pwrite of exactly the
+width; ``tests/unit/memory/test_access.py`` proves it on the running interpreter by watching each access with a
+hardware watchpoint. PyPy stores a cast item byte by byte, so it is refused (``require_host``).
 
-All values are unsigned and little-endian, which is also the byte order of the hosts that this runs on
-(``require_little_endian``): virtio 1.x is little-endian throughout (1.4 of the standard).
+All values are unsigned and little-endian, which is also the byte order of the hosts that this runs on: virtio 1.x
+is little-endian throughout (1.4 of the standard).
 """
 
 from __future__ import annotations
@@ -27,12 +31,20 @@ class Buffer(Protocol):
     def __buffer__(self, flags: int, /) -> memoryview: ...
 
 
-def require_little_endian() -> None:
-    """Check that the host is little-endian: cast views would have the wrong byte order on others.
+def require_host() -> None:
+    """Check that views of shared memory mean here what this module takes them for: little-endian, under CPython.
 
     Raises:
-        NotSupported: The host is big-endian.
+        NotSupported: The host is big-endian, or the interpreter is another one.
     """
+    if sys.implementation.name != "cpython":
+        raise NotSupported(
+            "uvirtio drives devices under CPython alone",
+            seen=f"{sys.implementation.name}, Python {'.'.join(map(str, sys.version_info[:3]))}",
+            expected="cpython: it stores a register or an index of a ring by one instruction, PyPy byte by byte, "
+            "and a device could see half of it",
+            remedy="run it with CPython 3.11 or later; list, inspect, plan and doctor work with this interpreter",
+        )
     if sys.byteorder != "little":
         raise NotSupported(
             "this host is big-endian, and uvirtio's views of shared memory are little-endian",

@@ -74,6 +74,10 @@ class Switch:
     """The device types that have it; empty: all."""
 
 
+class _Unfit(Exception):
+    """A value that the switch cannot have."""
+
+
 # --- values -----------------------------------------------------------------------------------------------------
 
 
@@ -92,8 +96,10 @@ def _by_queue(text: str) -> dict[int, int]:
 
 def _word(parts: _Parts, text: str) -> int:
     """Feature bits by name or number, joined with ``+``."""
-    names = {f.feature(parts.type, bit).name.upper(): bit for bit in f.bits(f.known(parts.type))}
-    return f.mask(*(names[one.upper()] if one.upper() in names else _number(one) for one in text.split("+")))
+    bits = [f.numbered(parts.type, one) for one in text.split("+")]
+    if None in bits:
+        raise _Unfit
+    return f.mask(*(bit for bit in bits if bit is not None))
 
 
 def _bent(text: str, width: int) -> Callable[[int], int]:
@@ -143,7 +149,9 @@ def _of_model(name: str, read: Callable[[str], Any]) -> Callable[[_Parts, str], 
 
 
 def _transport(parts: _Parts, text: str) -> None:
-    parts.transport = TRANSPORTS[TRANSPORTS.index(text)]
+    if text not in TRANSPORTS:
+        raise _Unfit
+    parts.transport = text
 
 
 def _packed(parts: _Parts, text: str) -> None:
@@ -171,8 +179,9 @@ def _always(text: str) -> _Always:
 
 
 def _when(text: str) -> str:
-    moments = ("driver_ok", "kick")
-    return moments[moments.index(text)]
+    if text not in ("driver_ok", "kick"):
+        raise _Unfit
+    return text
 
 
 def _pair(text: str) -> tuple[int, int]:
@@ -203,6 +212,8 @@ SWITCHES: Final = (
     Switch("access-platform", "", "offer ACCESS_PLATFORM", _flag("access_platform")),
     Switch("vectors", "N", "the size of its MSI-X table", _fault("vectors", _number)),
     Switch("no-intx", "", "no interrupt line", _flag("intx", False)),
+    Switch("memory-off", "", "memory decoding is off", _flag("memory_off")),
+    Switch("power-state", "N", "the power state, D0 to D3", _fault("power_state", _number)),
     # Negotiation.
     Switch("refuse-features", "", "FEATURES_OK does not stick", _flag("refuse_features")),
     Switch("refuse-with", "BIT+...", "FEATURES_OK does not stick with all of them", _bits("refuse_with")),
@@ -287,7 +298,7 @@ def _parsed(address: str) -> _Parts:
         try:
             # A flag without a value is True: bool of its own name.
             switch.apply(parts, value or name)
-        except (ValueError, KeyError, IndexError):
+        except (ValueError, IndexError, _Unfit):
             _refuse(address, f"{name} cannot be {value!r}", value, [f"{name}={switch.value}"])
     return parts
 

@@ -234,6 +234,11 @@ class ScriptedCore:
         self.spaces.append(space)
         return space
 
+    @property
+    def has_reset(self) -> bool:
+        """Whether ``reset`` does anything."""
+        return self.can_reset
+
     def reset(self) -> bool:
         """The function's own reset (FLR); whether there is one."""
         self._call("function_reset")
@@ -289,7 +294,8 @@ class ScriptedCore:
 
     def _write_status(self, value: int) -> None:
         if value == 0:
-            if self.faults.reset_reads or self.faults.reset_seconds:
+            slow = self.faults.reset_reads or self.faults.reset_seconds
+            if slow and self._status:
                 self._reset_left = self.faults.reset_reads
                 self._reset_done = time.monotonic() + self.faults.reset_seconds
             else:

@@ -23,6 +23,10 @@ class Faults:
     reset_reads: int = 0
     """Status reads after a reset that do not show 0 yet; -1: it never does."""
     reset_seconds: float = 0.0
+    memory_off: bool = False
+    """PCI: memory decoding is off in the command register, so every register reads ones."""
+    power_state: int = 0
+    """PCI: the power state, D0 to D3; in all but D0 every register reads ones."""
     refuse_features: bool = False
     """FEATURES_OK does not stick."""
     refuse_with: int = 0

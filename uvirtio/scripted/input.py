@@ -25,7 +25,8 @@ class Input(Model):
             (select.ID_NAME, 0): name,
             (select.ID_SERIAL, 0): b"1",
             (select.ID_DEVIDS, 0): struct.pack("<HHHH", 6, 0x0627, 1, 1),
-            (select.EV_BITS, 1): bytes([0xFE] * 16),
+            (select.EV_BITS, input.EV_KEY): bytes([0xFE] * 16),
+            (select.EV_BITS, input.EV_LED): b"\x07",
             **(answers or {}),
         }
         self.size_lies: dict[tuple[int, int], int] = {}

@@ -70,11 +70,15 @@ class ScriptedDevice(ScriptedCore):
         if capabilities is None:
             capabilities = self.usual_capabilities()
         self.config_space = _config_space(pci_device, capabilities)
+        if self.faults.memory_off:
+            self.config_space[pci.CFG_COMMAND] &= ~pci.Command.MEMORY & 0xFF
         self.config = self._window("config", 256, self._config_read, self._config_write)
 
     def usual_capabilities(self) -> list[bytes]:
         """MSI-X (if there are vectors), common, isr, device (if there is a configuration), notify, pci_cfg."""
         caps = []
+        if self.faults.power_state:
+            caps.append(struct.pack("<BBHHH", pci.CapId.PM, 0, 3, self.faults.power_state, 0))
         if self.msix_vectors:
             caps.append(struct.pack("<BBHII", pci.CapId.MSIX, 0, self.msix_vectors - 1, 1, 0x800 | 1))
         caps.append(virtio_capability(pci.CfgType.COMMON, BAR, COMMON_AT, self._common_length))
@@ -107,12 +111,16 @@ class ScriptedDevice(ScriptedCore):
         write: Callable[[int, int, int], None] = getattr(self, f"_{region}_write")
 
         def shifted_read(at: int, width: int) -> int:
-            return read(at + bias, width)
+            return (1 << 8 * width) - 1 if self._asleep() else read(at + bias, width)
 
         def shifted_write(at: int, width: int, value: int) -> None:
-            write(at + bias, width, value)
+            if not self._asleep():
+                write(at + bias, width, value)
 
         return self._window(region, length, shifted_read, shifted_write)
+
+    def _asleep(self) -> bool:
+        return self.faults.memory_off or self.faults.power_state != 0
 
     def doorbell(self, bar: int, offset: int, value: int) -> None:
         """A driver may have this doorbell rung for it; this function has no such way and only records it."""
@@ -138,6 +146,8 @@ class ScriptedDevice(ScriptedCore):
         """Turn bus mastering on or off."""
         self._call("bus_master", int(on))
         self.master = on
+        command = self.config_space[pci.CFG_COMMAND] & ~pci.Command.MASTER
+        self.config_space[pci.CFG_COMMAND] = command | pci.Command.MASTER * on
 
     def close(self) -> None:
         """Close the function. Idempotent."""

@@ -7,6 +7,7 @@ standard differ (BALLOON_F_REPORTING), the standard's name is used.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, IntEnum
@@ -421,6 +422,24 @@ def names(type_name: str, word: int) -> list[FeatureBit]:
     if word < 0:
         raise Misuse("a feature word is not negative", seen=word, expected="0 or more")
     return [feature(type_name, number) for number in bits(word)]
+
+
+def numbered(type_name: str, text: str) -> int | None:
+    """The number of a feature bit that is written as a name of this type or as a number; None: there is none.
+
+    Args:
+        type_name: The device type, as ``ids.type_name`` returns it.
+        text: ``EVENT_IDX``, ``event_idx``, ``VIRTIO_F_EVENT_IDX``, ``29`` or ``0x1d``.
+    """
+    plain = text.strip().upper().replace("-", "_")
+    if plain.isascii() and plain[:1].isdigit():
+        try:
+            number = int(plain, 0)
+        except ValueError:
+            return None
+        return number if number < MAX_BITS else None
+    plain = re.sub(rf"^VIRTIO_(F|RING_F|{re.escape(type_name.upper())}_F)_", "", plain)
+    return next((bit for bit in bits(known(type_name)) if feature(type_name, bit).name == plain), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,12 @@ class TransportBase:
         self._trace = trace
         self._mode = InterruptMode.POLLING
         self._closed = False
+        self.interrupt_failures: list[str] = []
+
+    @property
+    def other_interface(self) -> str:
+        """How to reach the device's other interface; "" where there is none."""
+        return ""
 
     @property
     def description(self) -> str:
@@ -52,7 +58,11 @@ class TransportBase:
             NotSupported: None of them works.
         """
         self._mode = choose_mode(
-            self._owned.address, modes, lambda mode: self._try_mode(mode, queues), self._disconnect
+            self._owned.address,
+            modes,
+            lambda mode: self._try_mode(mode, queues),
+            self._disconnect,
+            self.interrupt_failures,
         )
         return self._mode
 
@@ -72,7 +82,7 @@ class TransportBase:
     def _beyond_config(self, end: int, length: int) -> ConfigError:
         """The error for a field that ends at ``end``, of a configuration of ``length`` bytes."""
         return ConfigError(
-            f"the device configuration of {self._owned.address} ends before offset {end:#x}",
+            f"the device configuration of {self._owned.address} has no byte {end - 1:#x}",
             seen=f"{length} bytes",
             expected=f"at least {end} bytes (2.5.1)",
         )

@@ -13,6 +13,7 @@ def choose_mode(
     modes: Sequence[InterruptMode],
     try_mode: Callable[[InterruptMode], str | None],
     undo: Callable[[], None],
+    failures: list[str],
 ) -> InterruptMode:
     """Set up the first of ``modes`` that works.
 
@@ -21,17 +22,20 @@ def choose_mode(
         modes: The allowed modes, best first.
         try_mode: Sets up one mode; returns None if it works, else why not.
         undo: Undoes what is set up, completely or partly.
+        failures: Emptied; then gets a line for each mode that there is and that failed.
 
     Raises:
         NotSupported: None of them works; ``seen`` has every reason.
     """
     undo()
+    failures.clear()
     tried: list[str] = []
     for mode in modes:
         try:
             why = try_mode(mode)
         except (OperationFailed, EnvironmentLack) as error:  # not on this machine; the next mode may work
             why = str(error)
+            failures.append(f"{mode.value}: {why}")
         if why is None:
             return mode
         tried.append(f"{mode.value}: {why}")

@@ -252,6 +252,8 @@ class Mmio(TransportBase):
                 f"queue {index} is already in use",
                 seen=f"{name} {seen:#x}",
                 expected=f"{name} 0 after a reset (4.2.3.2)",
+                remedy="this is a fault of the device; uvirtio diag -v shows each register access",
+                about="queue_enable before",
             )
 
     def queue_layout(self, index: int) -> QueueLayout:
@@ -280,7 +282,8 @@ class Mmio(TransportBase):
                 f"queue {index} does not become ready",
                 seen=f"QueueReady {ready:#x}",
                 expected="QueueReady 1 (4.2.2)",
-                remedy="uvirtio diag -v shows each register; the device is at fault here",
+                remedy="this is a fault of the device; uvirtio diag -v shows each register access",
+                about="queue_enable",
             )
         return self._doorbell(index)
 
@@ -291,6 +294,7 @@ class Mmio(TransportBase):
                 f"queue {index} cannot have {size} entries",
                 seen=f"QueueSizeMax {largest}",
                 expected=f"at least {size} (4.2.2.2)",
+                about="queue_size",
             )
 
     def _doorbell(self, index: int) -> Doorbell:
@@ -450,6 +454,13 @@ class MmioLegacy(Mmio):
 
     _page_told = False
 
+    @property
+    def other_interface(self) -> str:
+        """How to reach version 2, the modern interface."""
+        return (
+            "have the host offer version 2 (QEMU: -global virtio-mmio.force-legacy=off; qemu: address: legacy=off)"
+        )
+
     def device_features(self) -> int:
         """Return the offered features, 32 bits."""
         self._registers.write32(mmio.DEVICE_FEATURES_SEL, 0)
@@ -504,7 +515,8 @@ class MmioLegacy(Mmio):
                 f"queue {index} does not take its address",
                 seen=f"QueuePFN {seen:#x}",
                 expected=f"QueuePFN {frame:#x} (4.2.4)",
-                remedy="uvirtio diag -v shows each register; the device is at fault here",
+                remedy="this is a fault of the device; uvirtio diag -v shows each register access",
+                about="queue_desc",
             )
         return self._doorbell(index)
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from uvirtio.errors import CapabilityError, ConfigError, QueueError
+from uvirtio.interfaces.backend import inspection
 from uvirtio.interfaces.memory import Doorbell, Registers
 from uvirtio.interfaces.transport import QueueLayout, SharedRegion
 from uvirtio.spec import features as f
-from uvirtio.spec import pci
+from uvirtio.spec import ids, pci
 from uvirtio.transports import pci_caps
-from uvirtio.transports.pci_base import PciBase, config_reader
+from uvirtio.transports.pci_base import PciBase, config_reader, device_ids
 
 COMMON_MIN = 0x38
 """Bytes of the common configuration that every device has; further ones come with features (4.1.4.3)."""
@@ -30,7 +31,7 @@ class PciModern(PciBase):
         self._config: Registers | None = None
         self._features = 0
         self.capabilities = pci_caps.walk_capabilities(config_reader(self._function), self._function.bar)
-        chosen = pci_caps.select(self.capabilities)
+        chosen = pci_caps.select(self.capabilities, look=inspection(self._function))
         self._common_place = chosen["common"].bar, chosen["common"].offset
         self._notify = chosen["notify"]
         self._common = self._window(chosen["common"], pci.COMMON_CFG_SIZE, "common")
@@ -81,6 +82,12 @@ class PciModern(PciBase):
     def _window(self, capability: pci_caps.VirtioCapability, need: int, name: str) -> Registers:
         # 4.1.4.1: map no more than is needed; a longer structure is a newer one, not an error.
         return self._open_window(capability.bar, capability.offset, min(capability.usable, need), name)
+
+    @property
+    def other_interface(self) -> str:
+        """Return how to reach the legacy interface, which a transitional device has (4.1.2.1)."""
+        transitional = ids.is_transitional_pci(*device_ids(self._function))
+        return "take its legacy interface: --force-legacy (force_legacy=True)" if transitional else ""
 
     @property
     def interface(self) -> str:
@@ -170,6 +177,8 @@ class PciModern(PciBase):
                 f"queue {index} is already enabled",
                 seen=1,
                 expected="queue_enable 0 after a reset (4.1.4.3.1)",
+                remedy="this is a fault of the device; uvirtio diag -v shows each register access",
+                about="queue_enable before",
             )
         common.write16(pci.COMMON_QUEUE_SIZE, size)
         self._expect(index, "queue_size", common.read16(pci.COMMON_QUEUE_SIZE), size)
@@ -202,6 +211,7 @@ class PciModern(PciBase):
                 f"the doorbell of queue {index} is outside the notification structure",
                 seen=f"offset {within:#x} ({notify_off} x {multiplier})",
                 expected=f"a multiple of {width}, at most {self._notify.usable - width:#x} (4.1.4.4.1)",
+                about="queue_notify_off",
             )
         ident = index
         if self._has(f.NOTIF_CONFIG_DATA):

@@ -155,7 +155,8 @@ class PciBase(TransportBase):
                 f"{name} of queue {index} does not read back what was written",
                 seen=f"{seen:#x}",
                 expected=f"{expected:#x} ({section})",
-                remedy="uvirtio diag shows each register; this is a fault of the device",
+                remedy="this is a fault of the device; uvirtio diag -v shows each register access",
+                about=name,
             )
 
     def _doorbell_at(
@@ -204,13 +205,18 @@ class PciBase(TransportBase):
         self._numbers = [event.fileno() for event in self._events]
         self._msix_on = True
         # 4.1.5.1.2.2: a vector that reads back as NO_VECTOR was refused.
-        if self._take_config_vector(config_vector) != config_vector:
-            return "the device refused a vector for configuration changes"
+        if (back := self._take_config_vector(config_vector)) != config_vector:
+            return self._refused(mode, "config_msix_vector", config_vector, back)
         self._queue_vectors = dict(zip(queues, queue_vectors, strict=True))
         for index, vector in self._queue_vectors.items():
-            if self._take_queue_vector(index, vector) != vector:
-                return f"the device refused vector {vector} for queue {index}"
+            if (back := self._take_queue_vector(index, vector)) != vector:
+                return self._refused(mode, f"queue_msix_vector of queue {index}", vector, back)
         return None
+
+    def _refused(self, mode: InterruptMode, register: str, vector: int, back: int) -> str:
+        why = f"{register} reads {back:#x} after {vector} was written"
+        self.interrupt_failures.append(f"{mode.value}: {why}")
+        return why
 
     def _disconnect(self) -> None:
         if self._events:

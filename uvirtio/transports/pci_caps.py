@@ -30,6 +30,7 @@ COMMON = "common"
 NOTIFY = "notify"
 ISR = "isr"
 DEVICE = "device"
+STRUCTURES = (COMMON, NOTIFY, ISR, DEVICE)
 PCI_CFG = "pci_cfg"
 SHARED_MEMORY = "shared_memory"
 VENDOR = "vendor"
@@ -226,7 +227,7 @@ def _judge(cap: VirtioCapability, cfg_type: int, bars: BarReader | None) -> Virt
 
 def modern(caps: Iterable[VirtioCapability]) -> bool:
     """Whether any of the structures is listed, usable or not: without any it is a legacy device (4.1.5.1.1.1)."""
-    return any(cap.type in (COMMON, NOTIFY, ISR, DEVICE) for cap in caps)
+    return any(cap.type in STRUCTURES for cap in caps)
 
 
 def vendor_data(config: ConfigReader, cap: VirtioCapability, vendor_id: int) -> bytes:
@@ -250,8 +251,12 @@ def vendor_data(config: ConfigReader, cap: VirtioCapability, vendor_id: int) -> 
     return bytes(config(at, 1) for at in range(cap.config_offset + pci.VENDOR_CAP_SIZE, end))
 
 
-def select(caps: Iterable[VirtioCapability]) -> dict[str, VirtioCapability]:
+def select(caps: Iterable[VirtioCapability], *, look: str = "uvirtio inspect") -> dict[str, VirtioCapability]:
     """Return the first usable ``common``, ``notify``, ``isr`` and (if present) ``device`` capability.
+
+    Args:
+        caps: The capabilities, in the order of their list.
+        look: The command that shows more of this device, for remedies.
 
     Raises:
         CapabilityError: One of the first three is missing, or notifications would be written over the common
@@ -260,22 +265,22 @@ def select(caps: Iterable[VirtioCapability]) -> dict[str, VirtioCapability]:
     every = list(caps)
     chosen: dict[str, VirtioCapability] = {}
     for cap in every:
-        if cap.verdict == "ok" and cap.type in (COMMON, NOTIFY, ISR, DEVICE):
+        if cap.verdict == "ok" and cap.type in STRUCTURES:
             chosen.setdefault(cap.type, cap)
     for name in (COMMON, NOTIFY, ISR):
         if name not in chosen:
-            raise _missing(name, every)
+            raise _missing(name, every, look)
     return _apart(chosen)
 
 
-def _missing(name: str, every: list[VirtioCapability]) -> CapabilityError:
+def _missing(name: str, every: list[VirtioCapability], look: str) -> CapabilityError:
     refused = [f"at {cap.config_offset:#04x}: {cap.type}: {cap.why}" for cap in every if cap.verdict != "ok"]
     if not every:
         seen = "no vendor capability at all"
         remedy = "only a legacy device (1af4:1000 to 103f) has none, and this is not one according to its ID"
     else:
         seen = "; ".join(refused) if refused else "none of this type"
-        remedy = "see `uvirtio inspect`; the device's capability list is wrong"
+        remedy = f"see `{look}`; the device's capability list is wrong"
     return CapabilityError(
         f"the function has no usable {name} capability",
         seen=seen,

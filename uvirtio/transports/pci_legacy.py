@@ -1,4 +1,7 @@
-"""Virtio over PCI, legacy interface (4.1.4.10): one header of registers at the start of I/O BAR 0.
+"""Virtio over PCI, legacy interface (4.1.4.10): one header of registers at the start of BAR 0.
+
+The standard has it in an I/O BAR. Some clouds' devices have it in a memory BAR; Linux and DPDK map whatever BAR 0
+is, and so does this.
 
 A *legacy* device has nothing else; a *transitional* one has it beside the modern interface. The differences
 for a driver: 32 feature bits, no FEATURES_OK, no generation, queues of a fixed size whose one region is given
@@ -24,6 +27,11 @@ QUEUES_ASKED = 16
 """Number of queues that are probed to find how many there are: no register has it."""
 
 _PFN_LIMIT = 1 << 32
+_MOST = 4096
+
+
+def _kind(is_io: bool) -> str:
+    return "I/O ports" if is_io else "memory"
 
 
 class PciLegacy(PciBase):
@@ -63,40 +71,65 @@ class PciLegacy(PciBase):
 
     def _find(self) -> None:
         bar = self._function.bar(pci.LEGACY_BAR)
-        if bar is None or not bar.is_io or not bar.size:
-            raise self._no_ports("no BAR 0" if bar is None or not bar.size else "a memory BAR 0")
+        if bar is None or not bar.size:
+            raise self._unreachable("no BAR 0", is_io=True)
+        if not bar.is_io:
+            self._check_memory()
+            self._oddities.append("BAR 0 is memory, where a legacy interface has I/O ports (4.1.4.10)")
         least = pci.legacy_config_offset(self._function.msix_vectors > 0)
         if bar.size < least:
             raise CapabilityError(
                 f"the legacy interface of {self._function.address} is too short",
-                seen=f"{bar.size} bytes of I/O ports",
+                seen=f"{bar.size} bytes of {_kind(bar.is_io)}",
                 expected=f"at least {least} (4.1.4.10)",
             )
-        self._bar_size = bar.size
-        self._header = self._open_window(pci.LEGACY_BAR, 0, bar.size, "legacy")
+        # 4.1.4.1: no more is mapped than is needed; no driver here reads past the first page.
+        self._bar_size, self._bar_is_io = min(bar.size, _MOST), bar.is_io
+        self._header = self._open_window(pci.LEGACY_BAR, 0, self._bar_size, "legacy")
         self._num_queues: int | None = None
         if self.status() == 0xFF:
             device_ids(self._function)  # is it gone?
-            # Its configuration space responds and its ports do not: a bridge in between has no window for them.
-            raise self._no_ports("all ones")
+            # Its configuration space responds and its BAR does not: a bridge in between has no window for it.
+            raise self._unreachable("all ones", is_io=bar.is_io)
 
-    def _no_ports(self, seen: str) -> NotSupported:
+    def _check_memory(self) -> None:
+        """Check that a memory BAR 0 is not the modern interface's: a status would be written over it."""
+        capabilities = pci_caps.walk_capabilities(config_reader(self._function), self._function.bar)
+        lies = [cap.type for cap in capabilities if cap.type in pci_caps.STRUCTURES and cap.bar == pci.LEGACY_BAR]
+        if lies:
+            raise NotSupported(
+                f"{self._function.address} has no legacy interface: its BAR 0 is of the modern one",
+                seen=f"{', '.join(lies)} in BAR 0, which is memory",
+                expected="a BAR 0 of the legacy interface alone (4.1.4.10)",
+                remedy="leave --force-legacy out (force_legacy=False)",
+            )
+
+    def _unreachable(self, seen: str, *, is_io: bool) -> NotSupported:
+        what = _kind(is_io)
         return NotSupported(
-            f"the legacy interface of {self._function.address} cannot be reached: it has no I/O ports",
+            f"the legacy interface of {self._function.address} cannot be reached: it has no {what}",
             seen=seen,
-            expected="an I/O BAR 0 that responds (4.1.4.10)",
+            expected="a BAR 0 that responds (4.1.4.10)",
             remedy="behind a PCI Express port there are often no I/O ports: put the device on the root bus, "
-            "or use its modern interface (QEMU: disable-modern=off)",
+            "or use its modern interface (QEMU: disable-modern=off)"
+            if is_io
+            else "see which memory the bridges above it forward: lspci -vv",
         )
 
     @property
+    def other_interface(self) -> str:
+        """How to reach the modern interface."""
+        return "take its modern interface: leave --force-legacy out, or start it without disable-modern=on (QEMU)"
+
+    @property
     def interface(self) -> str:
-        """One line for people: the I/O BAR."""
-        return f"legacy interface: I/O BAR {pci.LEGACY_BAR}, {self._bar_size} bytes"
+        """One line for people: the BAR."""
+        kind = "I/O" if self._bar_is_io else "memory"
+        return f"legacy interface: {kind} BAR {pci.LEGACY_BAR}, {self._bar_size} bytes"
 
     @property
     def quirks(self) -> Sequence[str]:
-        """Deviations of the PCI IDs from the standard, a line each."""
+        """Deviations of the PCI function from the standard, a line each."""
         return self._oddities
 
     # --- features and status --------------------------------------------------------------------------------
@@ -169,6 +202,8 @@ class PciLegacy(PciBase):
                 f"queue {index} has an address already",
                 seen=f"{header.read32(pci.LEGACY_QUEUE_ADDRESS):#x}",
                 expected="queue_address 0 after a reset (4.1.5.1.3.1)",
+                remedy="this is a fault of the device; uvirtio diag -v shows each register access",
+                about="queue_enable before",
             )
         frame = self._frame(index, size, desc, driver, device)
         doorbell = self._doorbell_at(index, pci.LEGACY_BAR, pci.LEGACY_QUEUE_NOTIFY)

@@ -29,8 +29,13 @@ class Virtqueue(Protocol):
     kind: Literal["split", "packed"]
     index: int
     size: int
+    published: int
+    """Number of chains that were made visible to the device since the start."""
     findings: dict[str, int]
     """How often the device deviated from the standard in ways that are tolerated, by name."""
+
+    overclaimed: int
+    """The most bytes that the device claimed to have written to a chain that it may only read."""
 
     @property
     def addresses(self) -> tuple[int, int, int]:
@@ -103,6 +108,14 @@ class Virtqueue(Protocol):
                 that this call took before the invalid one are among those of ``abandon``.
             UsageError: The queue has fixed slots.
         """
+        ...
+
+    def words(self) -> dict[str, int]:
+        """Return the indices, flags and event words as they are now, by name; for people who look for a fault."""
+        ...
+
+    def taken(self) -> bool | None:
+        """Whether the device shows that it has taken everything published; None where it does not show that."""
         ...
 
     def want_interrupts(self, on: bool) -> bool:

@@ -100,6 +100,9 @@ class VirtqueueBase:
         self.findings: dict[str, int] = {}
         """How often the device deviated from the standard in ways that are tolerated, by name."""
 
+        self.overclaimed = 0
+        """The most bytes that the device claimed to have written to a chain that it may only read."""
+
         self._fence = options.fence
         self._order = options.order or order_fence()
         self._event_idx = options.event_idx
@@ -238,6 +241,7 @@ class VirtqueueBase:
         if not room:
             # Harmless, and some devices do it: there is no buffer that could be read by mistake.
             self._find("used-length-on-read-only-chain")
+            self.overclaimed = max(self.overclaimed, written)
         elif self._clamp:
             self._find("used-length-clamped")
         else:
@@ -245,7 +249,7 @@ class VirtqueueBase:
                 "a used element reports more bytes than the buffer holds",
                 seen=written,
                 expected=f"at most {room} bytes",
-                remedy="if this device is known for it, open it with the quirk clamp-used-len",
+                about="used-len",
             )
         return room
 
@@ -260,13 +264,14 @@ class VirtqueueBase:
             remedy="reap completions first",
         )
 
-    def _corrupt(self, what: str, *, seen: int, expected: str, remedy: str | None = None) -> NoReturn:
+    def _corrupt(self, what: str, *, seen: int, expected: str, about: str) -> NoReturn:
         self._broken, self.dead, self._shut = what, True, True
         raise RingCorruption(
             f"queue {self.index}: {what} (2.7.8, 2.8.4)",
             seen=seen,
             expected=expected,
-            remedy=remedy or "reset the device; report this to its developers",
+            remedy="reset the device; report this to its developers",
+            about=about,
         )
 
     def no_such_chain(self, seen: int) -> NoReturn:
@@ -279,6 +284,7 @@ class VirtqueueBase:
             "a used element names a chain that is not in flight",
             seen=seen,
             expected=f"the id of one of {self.published - self.reaped} chains in flight",
+            about="used-id",
         )
 
     def refuse(self) -> NoReturn:

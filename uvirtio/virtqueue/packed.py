@@ -250,6 +250,26 @@ class PackedQueue(VirtqueueBase):
 
     # --- receiving used buffers (2.8.22) ----------------------------------------------------------------------
 
+    def words(self) -> dict[str, int]:
+        """Return the positions, event structures and next flags of the ring (2.8); see ``Virtqueue``."""
+        wish = self._theirs[0]
+        return {
+            "next avail": self._off_wrap(self.slots_published),
+            "next used": self._off_wrap(self.slots_reaped),
+            "flags at next used": self._flags[8 * (self.slots_reaped % self.size) + 7],
+            "driver event off_wrap": self._mine[_OFF_WRAP],
+            "driver event flags": self._mine[_FLAGS],
+            "device event off_wrap": wish & 0xFFFF,
+            "device event flags": wish >> 16,
+        }
+
+    def taken(self) -> bool | None:
+        """Whether the device has taken all that was published, by where it wants its next kick (2.8.10)."""
+        wish = self._theirs[0]
+        if not self._event_idx or wish >> 16 & ring.PACKED_EVENT_FLAGS_MASK != PACKED_EVENT_DESC:
+            return None
+        return wish & 0xFFFF == self._off_wrap(self.slots_published)
+
     def pending(self) -> bool:
         """Whether the device has used a list that was not reaped."""
         if self.dead:
@@ -465,6 +485,7 @@ class PackedQueue(VirtqueueBase):
             "a slot is marked as used before its predecessor",
             seen=slot,
             expected="slots used in their order (2.8.1)",
+            about="used-idx",
         )
 
     def slot_words(self, at: int, count: int) -> array[int]:

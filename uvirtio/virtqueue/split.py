@@ -204,6 +204,25 @@ class SplitQueue(VirtqueueBase):
             return (new - self._used[self._avail_event] - 1) & 0xFFFF < new - old
         return not self._used[_FLAGS] & USED_F_NO_NOTIFY
 
+    def words(self) -> dict[str, int]:
+        """Return the indices and event words of the ring, by their names in 2.7; see ``Virtqueue``."""
+        found = {
+            "avail.idx": self._avail[_IDX],
+            "used.idx": self._used[_IDX],
+            "avail.flags": self._avail[_FLAGS],
+            "used.flags": self._used[_FLAGS],
+        }
+        if self._event_idx:
+            found["used_event"] = self._avail[self._used_event]
+            found["avail_event"] = self._used[self._avail_event]
+        return found
+
+    def taken(self) -> bool | None:
+        """Whether the device has taken all that was published, by its avail_event (2.7.10); see ``Virtqueue``."""
+        if not self._event_idx:
+            return None
+        return self._used[self._avail_event] == self.published & 0xFFFF
+
     def pending(self) -> bool:
         """Whether the device has used a chain that was not reaped."""
         if self.dead:
@@ -249,6 +268,7 @@ class SplitQueue(VirtqueueBase):
             "the used index is out of range",
             seen=index,
             expected=f"{self.reaped & 0xFFFF}..{self.published & 0xFFFF} (modulo 65,536)",
+            about="used-idx",
         )
 
     def _harvest(self, count: int, done: list[Completion]) -> None:

@@ -17,10 +17,12 @@ from uvirtio.backends.qemu.address import (
     MMIO_MACHINES,
     RAM_DEFAULT,
     RAM_MAXIMUM,
-    RAM_MINIMUM,
     parse,
+    ram_of,
 )
 from uvirtio.backends.qemu.machine import Machine, open_address
+from uvirtio.backends.qemu.models import MODELS, Model, is_big_endian
+from uvirtio.backends.qemu.process import check_target, target_of
 from uvirtio.backends.qemu.supply import Supply, image_at, images_of, take_apart
 from uvirtio.errors import BadAddress, NotSupported, QemuMissing, UsageError, UvirtioError
 
@@ -86,6 +88,9 @@ def test_slashes_and_virtio_in_paths() -> None:
         "qemu:e1000",
         "qemu:q35",
         "qemu:q35/",
+        "qemu:q35,ram=1G",
+        "qemu:s390x/virtio-rng-ccw",
+        "qemu:loongarch64,ram=512M/virtio-rng-pci",
         "qemu:q35/e1000",
         "qemu:q35/virtio-",
         "qemu:q35/virtio-RNG",
@@ -127,7 +132,7 @@ _paths = st.from_regex(r"(/[a-z._]{1,8}){1,4}", fullmatch=True)
     machine=st.sampled_from(MACHINES),
     name=_names,
     options=_options,
-    ram=st.none() | st.integers(RAM_MINIMUM // MIB, RAM_MAXIMUM // MIB),
+    ram=st.none() | st.integers(1024, RAM_MAXIMUM // MIB),  # every machine takes 1 GiB
     legacy=st.none() | st.booleans(),
     iommu=st.none() | st.sampled_from(IOMMUS),
     qmp=st.none() | _paths,
@@ -162,7 +167,7 @@ def test_what_is_put_together_comes_apart(
     address = parse(f"qemu:{head}/{device}")
     assert address.machine == machine
     assert address.device == device
-    assert address.ram == (RAM_DEFAULT if ram is None else ram * MIB)
+    assert address.ram == (ram_of(machine) if ram is None else ram * MIB)
     assert address.legacy is legacy
     assert address.iommu == (iommu or "none")
     assert (address.qmp, address.binary, address.file) == (qmp, binary, file)
@@ -196,9 +201,13 @@ def test_an_iommu_that_a_machine_has_not_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("machine", "device", "others"),
     [
-        ("q35", "virtio-rng-device", "microvm or virt"),
-        ("pc", "virtio-balloon-device,id=x", "microvm or virt"),
-        ("microvm", "virtio-rng-pci,disable-modern=on", "q35 or pc or virt"),
+        ("q35", "virtio-rng-device", "microvm or virt or riscv64"),
+        ("pc", "virtio-balloon-device,id=x", "microvm or virt or riscv64"),
+        ("q35", "virtio-pmem,id=x", "microvm or virt or riscv64"),
+        ("q35", "virtio-mem", "microvm or virt or riscv64"),
+        ("loongarch64", "virtio-rng-device", "microvm or virt or riscv64"),
+        ("microvm", "virtio-rng-pci,disable-modern=on", "q35 or pc or virt or riscv64 or loongarch64"),
+        ("microvm", "virtio-pmem-pci", "q35 or pc or virt or riscv64 or loongarch64"),
     ],
 )
 def test_a_device_without_its_bus_is_told_so_and_where_it_would_fit(
@@ -210,20 +219,76 @@ def test_a_device_without_its_bus_is_told_so_and_where_it_would_fit(
     assert caught.value.exit_code == 2
 
 
-def test_more_memory_than_a_machine_can_have_is_refused() -> None:
-    with pytest.raises(BadAddress, match="so much memory"):
-        open_address("qemu:virt,ram=256G/virtio-rng-device")
+@pytest.mark.parametrize(
+    ("machine", "gibibytes", "why"),
+    [
+        ("virt", 256, "so much"),
+        ("riscv64", 15, "so much"),
+        ("q35", 257, "so much"),
+        ("loongarch64", 0.5, "so little"),
+    ],
+)
+def test_memory_that_a_machine_cannot_have_is_refused(machine: str, gibibytes: float, why: str) -> None:
+    with pytest.raises(BadAddress, match=why) as caught:
+        Machine(machine, ram=int(gibibytes * 1024) * MIB, binary="/nothing")
+    size = str(caught.value.remedy).partition("ram=")[2].partition(",")[0]
+    device = "virtio-rng-pci"
+    assert parse(f"qemu:{machine},ram={size}/{device}").ram == parse(f"qemu:{machine}/{device}").ram
+    with pytest.raises(BadAddress):
+        open_address(f"qemu:{machine},ram={int(gibibytes * 1024)}M/{device}")
+
+
+@pytest.mark.parametrize("name", ["s390x", "s390-ccw-virtio-7.2", "ppc64", "pseries", "sparc64", "m68k"])
+def test_a_big_endian_machine_is_refused_with_the_reason(name: str) -> None:
+    with pytest.raises(BadAddress, match=r"big-endian.*VERSION_1") as bad:
+        parse(f"qemu:{name}/virtio-rng-pci")
+    assert "qemu:virtio-rng-pci" in str(bad.value.remedy)
+    with pytest.raises(NotSupported, match=r"big-endian.*VERSION_1"):
+        Machine(name)
+
+
+def test_a_big_endian_qemu_is_refused_before_it_is_started(tmp_path: Path) -> None:
+    program = tmp_path / "qemu-system-s390x"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    program.chmod(0o755)
+    with pytest.raises(NotSupported, match="big-endian") as caught:
+        open_address(f"qemu:riscv64,binary={program}/virtio-rng-pci")
+    assert caught.value.seen == "s390x" and "qemu-system-riscv64" in str(caught.value.remedy)
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=lambda model: model.name)
+def test_the_program_of_a_machine_is_for_its_cpu(model: Model) -> None:
+    check_target(target_of(f"/opt/bin/{model.binary}"), model, model.binary)
+    with pytest.raises(NotSupported, match=f"does not have the machine {model.name}"):
+        check_target("sh4", model, "qemu-system-sh4")
+    assert not is_big_endian(model.name) and target_of("/opt/my-qemu") == ""
 
 
 @pytest.mark.parametrize(
     ("machine", "device", "package"),
-    [("q35", "virtio-rng-pci", "qemu-system-x86"), ("virt", "virtio-rng-device", "qemu-system-arm")],
+    [
+        ("q35", "virtio-rng-pci", "qemu-system-x86"),
+        ("virt", "virtio-rng-device", "qemu-system-arm"),
+        (
+            "riscv64",
+            "virtio-rng-device",
+            "qemu-system-riscv, or in an older release: apt-get install qemu-system-misc",
+        ),
+        ("loongarch64", "virtio-rng-pci", "qemu-system-misc"),
+    ],
 )
-def test_a_missing_qemu_names_the_package(tmp_path, machine: str, device: str, package: str) -> None:
+def test_a_missing_qemu_names_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, machine: str, device: str, package: str
+) -> None:
     with pytest.raises(QemuMissing) as caught:
         open_address(f"qemu:{machine},binary={tmp_path}/qemu/{device}")
-    assert (caught.value.remedy or "").endswith(f"apt-get install {package}")
+    assert caught.value.remedy == f"name another with binary=, or none: apt-get install {package}"
     assert caught.value.exit_code == 4
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(QemuMissing) as caught:
+        open_address(f"qemu:{machine}/{device}")
+    assert caught.value.remedy == f"install it: apt-get install {package}"
 
 
 def test_a_qmp_path_never_overwrites_a_file(tmp_path) -> None:
@@ -284,6 +349,41 @@ def test_memory_is_supplied_unless_given() -> None:
     ]
     assert supply.slots == 1
     assert supply.hotplug == 1 << 30
+    supply.close()
+
+
+@pytest.mark.parametrize(
+    ("device", "arguments", "made"),
+    [
+        ("virtio-sound-pci", ["-audiodev", "none,id=dev0-audio"], ",id=dev0,audiodev=dev0-audio"),
+        ("virtio-sound-pci,audiodev=mine", [], ",audiodev=mine,id=dev0"),
+        ("virtio-9p-device", ["-fsdev", "synth,id=dev0-files"], ",id=dev0,fsdev=dev0-files,mount_tag=dev0"),
+        ("virtio-9p-pci,fsdev=mine,mount_tag=x", [], ",fsdev=mine,mount_tag=x,id=dev0"),
+        ("virtio-net-pci", [], ",id=dev0,romfile="),
+        ("virtio-net-device", [], ",id=dev0"),
+        (
+            "virtio-balloon-pci,free-page-hint=on",
+            ["-object", "iothread,id=dev0-thread"],
+            ",free-page-hint=on,id=dev0,iothread=dev0-thread",
+        ),
+        (
+            "virtio-balloon-pci,free-page-hint=on,iothread=mine",
+            ["-object", "iothread,id=mine"],
+            ",free-page-hint=on,iothread=mine,id=dev0",
+        ),
+        ("virtio-balloon-device,free-page-hint=off", [], ",free-page-hint=off,id=dev0"),
+    ],
+)
+def test_what_a_device_lacks_is_supplied(device: str, arguments: list[str], made: str) -> None:
+    supply = Supply()
+    supply.add(device)
+    assert supply.arguments() == [*arguments, "-device", device.partition(",")[0] + made]
+
+
+def test_what_has_to_be_there_at_the_start() -> None:
+    supply = Supply()
+    devices = ["virtio-mem-pci", "virtio-9p-pci", "virtio-sound-pci", "virtio-net-pci", "virtio-blk-pci"]
+    assert [supply.add(device).at_start for device in devices] == ["memory", "fsdev", "audiodev", "", ""]
     supply.close()
 
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uvirtio.backends.qemu.memory import FIRST, GuestMemory, QemuDma
-from uvirtio.backends.qemu.models import MICROVM, MODELS, Q35, VIRT, Model
-from uvirtio.errors import Closed, Misuse, OperationFailed
+from uvirtio.backends.qemu.models import LOONGARCH64, MICROVM, MODELS, Q35, VIRT, Model
+from uvirtio.errors import Closed, Misuse, OperationFailed, QemuFailed
 from uvirtio.host.pages import CPU_PAGE as PAGE
 from uvirtio.spec.page import PFN_SHIFT
 
@@ -117,6 +117,34 @@ def test_high_memory_lies_above_the_hole(model: Model) -> None:
     guest.close()
 
 
+@pytest.mark.parametrize("high", [LOONGARCH64.ram.high, *LOONGARCH64.ram.others])
+def test_high_memory_is_found_where_this_qemu_has_it(high: int) -> None:
+    guest = GuestMemory(512 * MIB, LOONGARCH64.ram)
+    split = LOONGARCH64.ram.split
+
+    def read(width: int, address: int) -> int:
+        """As QEMU does it with its memory at ``high``; other addresses read as zeros."""
+        place = address - high + split
+        return int.from_bytes(os.pread(guest.fd, width, place), "little") if split <= place < 512 * MIB else 0
+
+    guest.locate(read)
+    assert guest.ram.high == high
+    guest.alloc(split - FIRST)
+    assert guest.alloc(MIB).pfns()[0] == high // PAGE
+    assert not any(os.pread(guest.fd, PAGE, split)), "the mark is gone"
+    guest.close()
+
+
+def test_high_memory_that_is_nowhere_is_said() -> None:
+    guest = GuestMemory(512 * MIB, LOONGARCH64.ram)
+    with pytest.raises(QemuFailed, match="not known here"):
+        guest.locate(lambda width, address: 0)
+    guest.close()
+    guest = GuestMemory(512 * MIB, VIRT.ram)
+    guest.locate(lambda width, address: pytest.fail("nothing is read where there is no doubt"))
+    guest.close()
+
+
 def test_memory_need_not_begin_at_0() -> None:
     guest = GuestMemory(32 * MIB, VIRT.ram)
     block = guest.alloc(PAGE)
@@ -129,13 +157,13 @@ def test_memory_need_not_begin_at_0() -> None:
 def test_no_window_of_a_machine_lies_in_its_memory(model: Model) -> None:
     ram = [(model.ram.base, model.ram.base + model.ram.split)]
     if model.ram.high is not None:
-        ram.append((model.ram.high, model.ram.high + 256 * GIB))
+        ram.append((min((model.ram.high, *model.ram.others)), model.ram.high + 256 * GIB))
     windows = []
     if model.pci is not None:
         windows += [model.pci.memory, model.pci.high]
         windows += [(at, at + (256 << 12)) for at in (model.pci.ecam,) if at is not None]
     if model.mmio is not None:
-        windows.append((model.mmio.base, model.mmio.base + 0x200 * model.mmio.count))
+        windows.append((model.mmio.base, model.mmio.base + model.mmio.stride * model.mmio.count))
     places = sorted([*ram, *windows])
     assert all(end <= start for (_, end), (start, _) in pairwise(places))
 

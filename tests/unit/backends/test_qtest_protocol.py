@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import select
 import socket
 import threading
 import time
@@ -15,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.polling import readable
 from uvirtio.backends.qemu.events import LineEvent
 from uvirtio.backends.qemu.qtest import MemoryRegisters, PortRegisters, Qtest
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, Misuse, QemuFailed
@@ -310,30 +310,30 @@ def test_registers_are_windows() -> None:
 # --- the interrupt pin as an event ---
 
 
-def readable(event: LineEvent) -> bool:
-    return bool(select.select([event], [], [], 0)[0])
+def pending(event: LineEvent) -> bool:
+    return readable(event, 0)
 
 
 def waits(event: LineEvent) -> bool:
-    return bool(select.select([event], [], [], 10)[0])
+    return readable(event, 10)
 
 
 def test_a_line_is_masked_from_take_to_rearm() -> None:
     with played(lambda line: b"IRQ lower 22\nOK 0x1\n") as (qtest, far, _):
         event = LineEvent(qtest, qtest.irq_line(22))
         assert not event.take()
-        assert not readable(event)
+        assert not pending(event)
         far.sendall(b"IRQ raise 22\n")
         assert waits(event)
         assert event.take()
         assert not event.take(), "masked"
-        assert not readable(event)
+        assert not pending(event)
         event.rearm()
-        assert readable(event), "still raised"
+        assert pending(event), "still raised"
         assert event.take()
         qtest.read(1, 0)  # reads the cause, which lowers the line
         event.rearm()
-        assert not readable(event)
+        assert not pending(event)
         assert not event.take()
         event.close()
         event.close()
@@ -347,8 +347,8 @@ def test_a_line_that_another_access_read_still_wakes() -> None:
         event = LineEvent(qtest, qtest.irq_line(22))
         other = LineEvent(qtest, qtest.irq_line(23))
         qtest.write(1, 0, 0)
-        assert readable(event)
-        assert not readable(other)
+        assert pending(event)
+        assert not pending(other)
         assert event.take()
         assert not other.take()
         event.close()
@@ -371,7 +371,7 @@ def test_a_shared_line_reaches_both() -> None:
         far.sendall(b"IRQ raise 20\n")
         assert waits(first)
         assert first.take()
-        assert readable(second), "though the first emptied the socket"
+        assert pending(second), "though the first emptied the socket"
         assert second.take()
         first.close()
         second.close()
@@ -381,7 +381,7 @@ def test_a_line_that_is_raised_already_is_pending() -> None:
     with played(lambda line: b"IRQ raise 20\nOK\n") as (qtest, _, _):
         qtest.write(1, 0, 0)
         event = LineEvent(qtest, qtest.irq_line(20))
-        assert readable(event)
+        assert pending(event)
         assert event.take()
         event.close()
 

@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from tests.fakes.fakesys import FakeSys, config_space
+from tests.support.polling import readable
 from uvirtio import opening
 from uvirtio.backends import uio_pci
 from uvirtio.backends.uio_pci import UioPciFunction
@@ -37,8 +38,8 @@ IO, MEMORY, MASTER, INTX_OFF = (int(bit) for bit in pci.Command)
 class Machine:
     """One function in a made-up tree, whose files stand for its registers."""
 
-    def __init__(self, fake: FakeSys, *, pin: int = 1, group: int | None = None) -> None:
-        config = bytearray(config_space((0x1AF4, 0x1044)))
+    def __init__(self, fake: FakeSys, *, pin: int = 1, group: int | None = None, legacy: bool = False) -> None:
+        config = bytearray(config_space((0x1AF4, 0x1005 if legacy else 0x1044), modern=not legacy))
         config[pci.CFG_INTERRUPT_PIN] = pin
         self.fake, self.roots = fake, fake.roots
         self.path = fake.pci(ADDRESS, "rng", driver="uio_pci_generic", config=bytes(config), group=group)
@@ -112,6 +113,20 @@ def test_the_driver_that_holds_it_decides_the_way_in(machine):
         assert device.type == "rng"
         assert device.warning is not None and "no IOMMU holds this device" in device.warning
         assert device.transport.backend._plan()[0].register.offset == STATUS
+
+
+def test_a_legacy_header_in_a_memory_bar_is_mapped_and_guarded(tmp_path):
+    machine = Machine(FakeSys(tmp_path), legacy=True)
+    resources = (machine.path / "resource").read_text().splitlines()
+    resources[0] = f"{0xFE000000:#018x} {0xFE000FFF:#018x} {0x40200:#018x}"
+    machine.fake.text(machine.path / "resource", "\n".join(resources) + "\n")
+    machine.fake.text(machine.path / "resource0", bytes(0x1000))
+    with opening.open(ADDRESS, roots=machine.roots, unsafe_dma=True) as device:
+        assert device.transport.kind == "pci-legacy" and "memory BAR 0, 4096 bytes" in device.transport.interface
+        device.transport.set_status(1)
+        assert machine.bar(0)[pci.LEGACY_DEVICE_STATUS] == device.transport.status() == 1
+        register = device.transport.backend._plan()[0].register
+        assert (register.offset, register.width, register.mapped) == (pci.LEGACY_DEVICE_STATUS, 1, True)
 
 
 def test_a_function_that_was_left_running_is_stopped_when_it_is_opened(machine):
@@ -267,7 +282,7 @@ def test_the_pin_is_taken_and_rearmed_through_the_command_register(machine, func
     with machine.node.open("r+b", buffering=0) as kernel:
         kernel.write((1).to_bytes(4, "little"))
         machine.set_command(machine.command() | INTX_OFF)  # as the kernel's handler does
-        assert select.select([event], [], [], 5)[0]
+        assert readable(event, 5)
         assert event.take()
         assert machine.command() & INTX_OFF, "not before the cause was read"
         event.rearm()
@@ -293,7 +308,7 @@ def test_a_function_whose_interrupt_the_kernel_has_not_is_polled(machine, monkey
     with machine.open() as function:
         assert not function.has_intx
         assert not function.removal.take()
-        assert not select.select([function.removal], [], [], 0)[0], "or the wait loop would spin"
+        assert not readable(function.removal, 0), "or the wait loop would spin"
         assert function.registers(4, 0, 4).read32(0) == 0
         function.bus_master(True)
         machine.set_command(0)

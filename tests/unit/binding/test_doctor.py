@@ -24,9 +24,9 @@ def no_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
 
 
-def qemu(tmp_path: Path) -> None:
-    path = tmp_path / "bin/qemu-system-x86_64"
-    path.parent.mkdir()
+def qemu(tmp_path: Path, cpu: str = "x86_64") -> None:
+    path = tmp_path / f"bin/qemu-system-{cpu}"
+    path.parent.mkdir(exist_ok=True)
     path.write_text("#!/bin/false\n")
     path.chmod(0o755)
 
@@ -146,6 +146,18 @@ def test_an_ordinary_user(fake: FakeSys, tmp_path: Path) -> None:
 def test_the_version_of_qemu(fake: FakeSys, tmp_path: Path, text: str, verdict: str) -> None:
     qemu(tmp_path)
     assert run(fake, text)["qemu"].verdict == verdict
+
+
+def test_the_machines_of_qemu(fake: FakeSys, tmp_path: Path) -> None:
+    qemu(tmp_path, "riscv64")  # it alone: there are qemu: devices without that of x86 too
+    made = run(fake)["qemu"]
+    assert made.verdict == "pass" and made.detail.endswith(
+        "bin/qemu-system-riscv64, version 7.2.22; machines: riscv64"
+    )
+    qemu(tmp_path)
+    assert run(fake)["qemu"].detail.endswith(
+        "bin/qemu-system-x86_64, version 7.2.22; machines: q35 pc microvm riscv64"
+    )
 
 
 def test_what_is_bound_and_what_was_left(fake: FakeSys) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pty
-import select
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.fakes.fakesys import FakeSys
+from tests.support.polling import readable
 from uvirtio.binding import plan
 from uvirtio.cli import main
 from uvirtio.cli.app import _VERBS
@@ -107,10 +107,38 @@ def test_other_names_where_no_address_fits(values: Callable[[str], list[str]]) -
     assert values("inspect bl") == []  # there are two
 
 
+def test_names_of_the_kernel_where_no_address_fits(tmp_path: Path) -> None:
+    fake = FakeSys(tmp_path)
+    disk = fake.pci("0000:00:03.0", "blk", group=7)
+    fake.child(disk, "virtio0/block/vda", "block")
+    fake.child(disk, "virtio0/block/vda/vda1", "block", {"partition": "1"})
+    fake.child(fake.pci("0000:00:04.0", "net", group=8), "virtio1/net/eth0", "net")
+    keyboard = fake.pci("0000:00:05.0", "input", group=9)
+    fake.child(keyboard, "virtio2/input/input3", "input")
+    fake.child(keyboard, "virtio2/input/input3/event3", "input")
+    loop = fake.sys / "devices/virtual/net/lo"
+    loop.mkdir(parents=True)
+    fake.link(fake.sys / "class/net/lo", loop)
+
+    def values(line: str) -> dict[str, str]:
+        return dict(complete(["--root", str(tmp_path), *split_line(line)])[1])
+
+    assert values("bind v") == {"vda": "0000:00:03.0, blk, virtio-pci"}
+    assert list(values("plan et")) == ["eth0"] and list(values("plan ev")) == ["event3"]
+    assert list(values("plan /dev/v")) == ["/dev/vda"]
+    assert list(values("plan /dev/")) == ["/dev/vda", "/dev/input/event3"]
+    assert values("plan vda1") == values("bind input") == values("plan lo") == {}
+    assert list(values("blk read vd")) == ["vda"] and values("balloon status v") == {}
+
+
 def test_qemu_one_step_at_a_time(values: Callable[[str], list[str]]) -> None:
     assert values("balloon stats qe") == ["qemu:"]
     assert values("balloon stats qemu:v") == ["qemu:virtio-balloon-pci", "qemu:virt/"]
     assert values("rng read qemu:microvm/") == ["qemu:microvm/virtio-rng-device"]
+    assert values("rng read qemu:riscv64/") == [f"qemu:riscv64/virtio-rng-{end}" for end in ("pci", "device")]
+    assert values("rng read qemu:loong") == ["qemu:loongarch64/"]
+    assert values("mem status qemu:virt/") == ["qemu:virt/virtio-mem-pci"]
+    assert values("mem status qemu:microvm/") == values("rng read qemu:nonsense/") == []
     assert values("diag qemu:q35,ram=1G,i") == ["qemu:q35,ram=1G,iommu="]
     assert values("diag qemu:q35,ram=1G/virtio-k") == ["qemu:q35,ram=1G/virtio-keyboard-pci"]
     assert values("inspect qemu:") == []
@@ -418,7 +446,7 @@ class Session:
         deadline = time.monotonic() + LIMIT
         while not done():
             assert time.monotonic() < deadline, self.shown[-2000:].decode(errors="replace")
-            if select.select([self.terminal], [], [], 0.02)[0]:
+            if readable(self.terminal, 0.02):
                 self.shown += os.read(self.terminal, 4096)
 
     def close(self) -> None:

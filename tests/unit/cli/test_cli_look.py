@@ -141,7 +141,7 @@ def test_inspect_as_json(cli: Cli) -> None:
     assert [bar["bar"] for bar in made["bars"]] == [0, 1, 4]
     assert made["bars"][0]["kind"] == "io"
     assert made["msix"]["vectors"] == 2
-    assert made["features"] == {"negotiated": 1 << 32, "names": ["VERSION_1"], "unknown": []}
+    assert made["features"] == {"negotiated": 1 << 32, "names": ["VERSION_1"], "unknown": [], "field": []}
     assert made["status"] is None
     assert any(text.startswith("status") for text in made["hidden"])
 
@@ -151,6 +151,19 @@ def test_inspect_as_text(cli: Cli) -> None:
     assert "rule mounted (refuses bind): " in shown
     assert "VERSION_1" in shown
     assert "common" in shown
+    (head,) = [line for line in shown.splitlines() if "CFG_TYPE" in line]
+    column = head.split().index("MULTIPLIER")
+    multipliers = {line.split()[1]: line.split()[column] for line in shown.splitlines() if line.startswith("0x")}
+    assert multipliers == {"pci_cfg": "-", "notify": "4", "device": "-", "isr": "-", "common": "-"}
+
+
+def test_inspect_names_bits_of_the_field(cli: Cli) -> None:
+    cli.fake.pci("0000:00:09.0", "balloon", features=1 << 32 | 1 << 6 | 1 << 7)
+    shown = cli.text("inspect", "0000:00:09.0")
+    assert "VERSION_1, bit 6 (HINT_WAIT_ON_ACK, not in the standard), bit 7" in shown
+    features = cli.document("inspect", "0000:00:09.0")["features"]
+    assert features["unknown"] == [6, 7] and features["names"] == ["VERSION_1"]
+    assert [(one["bit"], one["name"]) for one in features["field"]] == [(6, "HINT_WAIT_ON_ACK")]
 
 
 def test_inspect_of_a_vdpa_device_names_its_node_and_who_offers_it(cli: Cli) -> None:
@@ -212,7 +225,7 @@ def test_msix_never_fails(config: bytes) -> None:
 def test_diag_of_what_cannot_be_opened_prints_the_error_alone(cli: Cli, address: str, code: int) -> None:
     assert cli.text("diag", address, code=code) == ""
     assert cli.err.startswith("uvirtio: UV-") and "hint" not in cli.err and "step" not in cli.err
-    assert len(cli.document("diag", address, code=code)["steps"]) == 15
+    assert len(cli.document("diag", address, code=code)["steps"]) == 16
 
 
 # --- features -----------------------------------------------------------------------------------------------
@@ -254,6 +267,16 @@ def test_features_keep_unknown_bits(cli: Cli) -> None:
     assert made["unknown"] == [5, 49]
     assert made["word"] == 1 << 32 | 1 << 5 | 1 << 49
     assert [bit["name"] for bit in made["bits"]] == [None, "VERSION_1", None]
+
+
+def test_features_name_bits_of_the_field_as_what_they_are(cli: Cli) -> None:
+    word = hex(1 << 6 | 1 << 7)
+    six, seven = cli.document("features", "balloon", word)["bits"]
+    assert six["name"] is None and seven["field"] is None
+    assert six["field"]["name"] == "HINT_WAIT_ON_ACK" and six["field"]["standard"] is False
+    assert "20260119154236" in six["field"]["source"]
+    shown = cli.text("features", "balloon", word)
+    assert "bit 6 is not in the standard; met in the field: HINT_WAIT_ON_ACK" in shown and "bit 7 is" not in shown
 
 
 # --- plan, bind, restore, journal ---------------------------------------------------------------------------

@@ -17,7 +17,17 @@ from uvirtio.memory.trace import TracedRegisters
 from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.scripted.rng import Rng
 
-STEPS = ("reset", "acknowledge", "driver", "features", "features_ok", "queues", "vectors", "driver_ok")
+STEPS = (
+    "reset",
+    "acknowledge",
+    "driver",
+    "features",
+    "features_ok",
+    "queues",
+    "vectors",
+    "queue_enable",
+    "driver_ok",
+)
 
 
 def said(caplog: pytest.LogCaptureFixture, name: str = "uvirtio") -> list[tuple[int, str]]:

@@ -275,6 +275,17 @@ def test_what_cannot_be_is_not_sent(call: Callable[[Blk], Any], error: type[Uvir
         blk.read(99, 1)
 
 
+@pytest.mark.parametrize(("sector", "sectors"), [(100, 1), (99, 2), (40, 80)])
+def test_the_sector_that_is_named_is_the_last_of_those_asked_for(sector: int, sectors: int):
+    with driven(Disk(sectors=100)) as (_, device, blk):
+        with pytest.raises(BeyondEnd) as raised:
+            blk.read(sector, sectors)
+        assert raised.value.message == f"{device.address} has no sector {sector + sectors - 1}"
+        assert raised.value.expected == "within 100 sectors"
+        # A library's user has no command line at hand: the remedy names the attribute first.
+        assert str(raised.value.remedy).startswith("capacity, ") and blk.capacity == 100
+
+
 CHANGES: list[Callable[[Blk], Any]] = [
     lambda blk: blk.write(0, bytes(512)),
     lambda blk: blk.submit_write(0, bytes(512)),

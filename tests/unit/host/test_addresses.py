@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from tests.fakes.fakesys import FakeSys
 from uvirtio import cli, opening
+from uvirtio.backends.qemu import parse as parse_qemu
 from uvirtio.binding.bind import bind
 from uvirtio.binding.discover import find, scan
 from uvirtio.binding.restore import restore
 from uvirtio.errors import BadAddress, DeviceAbsent, NotBound, NotVirtio, Refused, UsageError, UvirtioError
 from uvirtio.host import addresses, denylist
 from uvirtio.host.addresses import parse
+from uvirtio.scripted.address import build as build_scripted
 
 
 @pytest.fixture
@@ -130,17 +132,45 @@ def test_what_is_no_address(text: str) -> None:
         parse(text)
     error = caught.value
     assert error.exit_code == 2 and error.remedy and len(error.message) < 400
+    assert len(str(error.expected)) < 80, "one line, with the likely forms"
+    assert any(form in str(error.expected) for form in ("0000:03:00.0", "qemu:[", "scripted:TYPE"))
+
+
+def test_the_remedy_is_to_read_every_form() -> None:
+    """The error names the man page, which is made of the table in docs/contract.md."""
+    with pytest.raises(BadAddress, match="not the address") as caught:
+        parse("eth 0")
+    assert "`man uvirtio`" in str(caught.value.remedy)
+    page = (Path(__file__).parents[3] / "man/uvirtio.1").read_text(encoding="utf-8").replace("\\-", "-")
+    listed = page.partition(".SH ADDRESSES")[2].partition(".SH ")[0]
     for form in (
-        "0000:03:00.0",
-        "mmio:0x",
-        "LNRO0005:",
-        "vdpa:NAME",
-        "/dev/vhost-vdpa-0",
-        "qemu:",
-        "eth0",
-        "/dev/vda",
+        *("0000:03:00.0", "3:0.0", "pci@", "pci/"),
+        *("mmio:0x", "LNRO0005:07", "a003e00.virtio_mmio", "virtio-mmio.3"),
+        *(
+            "/dev/vhost-vdpa-0",
+            "vdpa:NAME",
+            "qemu:[MACHINE",
+            "scripted:TYPE",
+            "eth0",
+            "/dev/vda",
+            "/sys",
+            "virtio3",
+            "virtio@3",
+        ),
     ):
-        assert form in str(error.expected)
+        assert form in listed
+
+
+@pytest.mark.parametrize(("text", "understood"), [("qemu:", parse_qemu), ("scripted:", build_scripted)])
+def test_what_follows_is_asked_for(text: str, understood: Callable[[str], object]) -> None:
+    with pytest.raises(BadAddress, match="names no device") as caught:
+        parse(text)
+    words = str(caught.value.remedy).replace(",", "").split()
+    named = [word for word in words if word.startswith(text)]
+    assert len(named) == 2
+    for word in named:
+        assert parse(word).family == text.rstrip(":")
+        understood(word)
 
 
 @pytest.mark.parametrize(

@@ -175,10 +175,10 @@ def test_closing_releases_the_mapping_and_stops_accesses():
 
 
 def test_a_big_endian_host_is_refused(monkeypatch: pytest.MonkeyPatch):
-    access.require_little_endian()
+    access.require_host()
     monkeypatch.setattr(access.sys, "byteorder", "big")
-    with pytest.raises(NotSupported):
-        access.require_little_endian()
+    with pytest.raises(NotSupported, match="big-endian"):
+        access.require_host()
 
 
 # --- words --------------------------------------------------------------------------------------------------

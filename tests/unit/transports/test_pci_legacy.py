@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from uvirtio.device import Device, QueueSpec
 from uvirtio.diag import diagnose_function
 from uvirtio.drivers.balloon import Balloon as BalloonDriver
 from uvirtio.drivers.base import Driver
+from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.rng import Rng as RngDriver
 from uvirtio.errors import (
     CapabilityError,
@@ -31,6 +33,7 @@ from uvirtio.errors import (
 )
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.scripted.balloon import Balloon
+from uvirtio.scripted.blk import Disk
 from uvirtio.scripted.faults import Access
 from uvirtio.scripted.legacy import LEGACY_RING_FEATURES, QEMU_EXTRAS, ScriptedLegacy
 from uvirtio.scripted.model import Model
@@ -48,7 +51,8 @@ ADDRESS = "0000:00:04.0"
 MODES = list(InterruptMode)
 MSIX = (InterruptMode.PER_QUEUE, InterruptMode.SHARED)
 CONFIG = by_name(balloon.CONFIG)
-DRIVERS: dict[type[Model], type[Driver]] = {Rng: RngDriver, Balloon: BalloonDriver}
+DRIVERS: dict[type[Model], type[Driver]] = {Rng: RngDriver, Balloon: BalloonDriver, Disk: Blk}
+MORE: dict[type[Model], dict[str, Any]] = {Disk: {"allow_write": True}}
 STATS = f.mask(f.Balloon.STATS_VQ)
 HINT = f.mask(f.Balloon.FREE_PAGE_HINT)
 
@@ -74,17 +78,26 @@ def header(scripted: ScriptedDevice, op: str, offset: int) -> list[Access]:
 @pytest.mark.spec("INIT-L01", "FEAT-L01", "FEAT-L02", "PCI-LEG-01", "GEN-L01")
 @pytest.mark.parametrize("transitional", [False, True])
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("model", [Rng, Balloon])
-def test_a_whole_life_breaks_no_rule(model: type[Model], mode: InterruptMode, transitional: bool):
-    scripted = ScriptedLegacy(model(), transitional=transitional)
+@pytest.mark.parametrize("model", [Rng, Balloon, Disk])
+@pytest.mark.parametrize(
+    "how", [{"bar_is_io": True}, {"bar_is_io": False}, {"bar_is_io": False, "bar_size": 1 << 14}]
+)
+def test_a_whole_life_breaks_no_rule(
+    model: type[Model], mode: InterruptMode, transitional: bool, how: dict[str, Any]
+):
+    """The header in I/O ports as the standard has it, and in memory as some clouds do: nothing else differs."""
+    scripted = ScriptedLegacy(model(), transitional=transitional, **{"bar_size": 128, **how})
     with identify(scripted, interrupts=[mode], force_legacy=transitional) as device:
         assert device.transport.legacy and device.transport.kind == "pci-legacy"
         for _ in range(2):
-            with DRIVERS[model](device) as driver:
+            with DRIVERS[model](device, **MORE.get(model, {})) as driver:
                 assert not device.offered & f.mask(f.VERSION_1)
                 if isinstance(driver, RngDriver):
                     assert driver.read(70) == bytes(range(70))
                     scripted.model.given.clear()  # type: ignore[attr-defined]
+                elif isinstance(driver, Blk):
+                    driver.write(1, bytes(range(256)) * 2)
+                    assert driver.read(1, 1) == bytes(range(256)) * 2 and driver.capacity == 2048
                 else:
                     assert isinstance(driver, BalloonDriver)
                     assert driver.inflate(3) == 3
@@ -246,7 +259,6 @@ def test_a_modern_device_has_no_legacy_interface():
     ("how", "error", "seen"),
     [
         ({"bar_size": 0}, NotSupported, "no BAR 0"),
-        ({"bar_is_io": False}, NotSupported, "a memory BAR 0"),
         ({"bar_size": 16}, CapabilityError, "16 bytes"),
         ({"pci_device": 0x1080}, NotVirtio, "1af4:1080"),
         ({"pci_device": 0x1010, "subsystem": 0}, NotVirtio, "1af4:1010"),
@@ -266,6 +278,32 @@ def test_a_legacy_device_on_a_machine_without_ports_says_what_to_do(how: dict[st
     with pytest.raises(NotSupported) as caught:
         identify(ScriptedLegacy(Rng(), **how))  # type: ignore[arg-type]
     assert "root bus" in str(caught.value.remedy) and "disable-modern=off" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_memory_bar_0_is_told_as_what_it_is(force: bool):
+    scripted = ScriptedLegacy(Rng(), bar_is_io=False, bar_size=4096)
+    report = diagnose_function(ADDRESS, lambda: (ADDRESS, scripted), timeout=0.5, force_legacy=force)
+    (found,) = [step for step in report.steps if step.name == "capabilities"]
+    assert report.verdict == "warn" and found.verdict == "warn"
+    assert "legacy interface: memory BAR 0, 4096 bytes" in found.detail and "BAR 0 is memory" in found.hint
+    scripted.assert_left()
+
+
+def test_a_memory_bar_0_that_does_not_answer_has_a_remedy_that_fits():
+    with pytest.raises(NotSupported, match="it has no memory") as caught:
+        identify(ScriptedLegacy(Rng(), bar_is_io=False, status_or=0xFF))
+    assert "lspci -vv" in str(caught.value.remedy) and "ports" not in str(caught.value.remedy)
+
+
+def test_a_memory_bar_0_of_the_modern_interface_is_no_legacy_header():
+    """A status that is written to offset 18 would end up in the common configuration."""
+    capability = struct.pack("<BBBBBBHII", pci.CapId.VENDOR, 0, 16, pci.CfgType.COMMON, 0, 0, 0, 0, 0x38)
+    scripted = ScriptedLegacy(Rng(), capabilities=[capability], bar_is_io=False, bar_size=4096)
+    with pytest.raises(NotSupported, match="BAR 0 is of the modern one") as caught:
+        identify(scripted, force_legacy=True)
+    assert "--force-legacy" in str(caught.value.remedy)
+    assert scripted.closed and not [access for access in scripted.log if access.op == "write"]
 
 
 def test_the_subsystem_id_tells_a_type_that_the_table_has_not():
@@ -307,7 +345,7 @@ def test_version_1_cannot_be_forced_on_a_legacy_interface():
 
 
 def test_a_modern_interface_without_version_1_points_at_the_legacy_one():
-    scripted = ScriptedDevice(Rng(), features=f.mask(f.EVENT_IDX))
+    scripted = ScriptedDevice(Rng(), features=f.mask(f.EVENT_IDX), pci_device=0x1005)
     with pytest.raises(FeatureMissing) as caught:
         start(scripted)
     assert "--force-legacy" in str(caught.value.remedy)

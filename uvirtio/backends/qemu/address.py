@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import NoReturn
 
-from uvirtio.backends.qemu.models import MIB, MODELS
+from uvirtio.backends.qemu.models import MIB, MODELS, WHY_LITTLE, is_big_endian
 from uvirtio.errors import BadAddress
 
 PREFIX = "qemu:"
@@ -21,8 +21,7 @@ KEYS = ("ram", "legacy", "iommu", "qmp", "binary", "file")
 IOMMUS = ("none", "intel", "virtio")
 
 RAM_DEFAULT = 512 * MIB
-RAM_MINIMUM = 32 * MIB
-"""In bytes. The first 16 MiB are not used: PC hardware is in the first, and a 24-bit DMA hole may end there."""
+"""In bytes; a machine that takes no less than its ``least`` has that."""
 
 RAM_MAXIMUM = 256 << 30
 
@@ -73,6 +72,8 @@ def parse(text: str) -> QemuAddress:
     if not text.isprintable():
         _bad(text, "holds a character that cannot be printed", seen=repr(text), expected="printable text")
     rest = text.removeprefix(PREFIX)
+    if not rest:
+        _bad(text, "names no device", seen=text, expected=_SYNTAX)
     if _DEVICE.match(rest):
         return QemuAddress(text=text, machine="q35", device=rest)
     if _RUNNING.match(rest):
@@ -84,11 +85,29 @@ def parse(text: str) -> QemuAddress:
             remedy="open it from its machine: machine.open(0), or uvirtio.open(machine.functions[0])",
         )
     split = _SPLIT.search(rest)
+    if split is None and rest.partition("/")[0].partition(",")[0] in MACHINES and not rest.partition("/")[2]:
+        head = rest.partition("/")[0]
+        device = "device" if MODELS[head.partition(",")[0]].pci is None else "pci"
+        _bad(
+            text,
+            "names a machine and no device",
+            seen=text,
+            expected=_SYNTAX,
+            remedy=f"name a device, for example {PREFIX}{head}/virtio-rng-{device}",
+        )
     if split is None:
         device = rest.rpartition("/")[2]
         _bad(text, "is not a virtio device that QEMU has", seen=device, expected="DEVICE begins with virtio-")
     head, device = rest[: split.start()], rest[split.end() :]
     machine, *pairs = head.split(",")
+    if is_big_endian(machine):
+        _bad(
+            text,
+            f"is on a big-endian machine: {WHY_LITTLE}",
+            seen=machine,
+            expected=" ".join(MACHINES),
+            remedy="use one of these machines; q35, for example: qemu:virtio-rng-pci",
+        )
     if machine not in MACHINES:
         _bad(text, "names an unknown machine", seen=machine, expected=" ".join(MACHINES))
     values: dict[str, str] = {}
@@ -105,7 +124,7 @@ def parse(text: str) -> QemuAddress:
         text=text,
         machine=machine,
         device=device,
-        ram=_ram(text, values["ram"]) if "ram" in values else RAM_DEFAULT,
+        ram=_ram(text, machine, values["ram"]) if "ram" in values else ram_of(machine),
         legacy=_legacy(text, machine, values.get("legacy")),
         iommu=_choice(text, "iommu", values.get("iommu", "none"), IOMMUS),
         qmp=values.get("qmp"),
@@ -155,15 +174,21 @@ def _file(text: str, device: str, value: str | None) -> str | None:
     return value
 
 
-def _ram(text: str, value: str) -> int:
+def _ram(text: str, machine: str, value: str) -> int:
     match = _SIZE.fullmatch(value)
     size = int(match[1]) * _UNIT[match[2]] if match else 0
-    if not RAM_MINIMUM <= size <= RAM_MAXIMUM or size % MIB:
+    least = MODELS[machine].ram.least
+    if not least <= size <= RAM_MAXIMUM or size % MIB:
         _bad(
             text,
             "has no usable size of memory",
             seen=f"ram={value}",
-            expected=f"{RAM_MINIMUM // MIB}M to {RAM_MAXIMUM >> 30}G, whole MiB",
-            remedy="write ram=512M, or leave it out",
+            expected=f"{least // MIB}M to {RAM_MAXIMUM >> 30}G, whole MiB",
+            remedy=f"write ram={ram_of(machine) // MIB}M, or leave it out",
         )
     return size
+
+
+def ram_of(machine: str) -> int:
+    """Return the length of a machine's memory unless another is asked for, in bytes."""
+    return max(RAM_DEFAULT, MODELS[machine].ram.least)

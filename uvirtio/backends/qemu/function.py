@@ -234,6 +234,11 @@ class QemuPciFunction:
         self.config.write16(spec.CFG_COMMAND, command)
         self._master = on
 
+    @property
+    def has_reset(self) -> bool:
+        """Always False, see ``reset``."""
+        return False
+
     def reset(self) -> bool:
         """Return False: on the root bus QEMU's virtio functions have no function-level reset."""
         return False

@@ -38,7 +38,7 @@ def check_ports(model: Model, count: int, iommu: str) -> None:
         raise NotSupported(
             f"the machine {model.name} has no PCI Express",
             seen=f"root_ports={count}",
-            expected="a machine with PCI Express: q35 or virt",
+            expected="a machine with PCI Express: q35, virt, riscv64 or loongarch64",
             remedy="on pc devices are plugged into the root bus: leave root_ports out",
         )
     if iommu != "none" or not 1 <= count <= PORTS_MOST:
@@ -106,14 +106,14 @@ class Sockets:
             port: What ``free`` returned.
 
         Raises:
-            NotSupported: The device brings memory.
+            NotSupported: The device brings what QEMU makes at its start alone, such as memory.
             QemuFailed: QEMU refuses the device.
         """
-        if part.plugs_memory:
+        if part.at_start:
             raise NotSupported(
                 f"{part.device.partition(',')[0]} cannot be plugged into a machine that runs",
-                seen="a device that brings memory",
-                expected="memory that is known when QEMU starts",
+                seen=f"a device that brings {part.at_start}",
+                expected=f"{part.at_start} that is known when QEMU starts",
                 remedy="give the machine the device at its start",
             )
         root = self._model.pci.name if self._model.pci is not None else ""

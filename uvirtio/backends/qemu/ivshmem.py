@@ -19,7 +19,6 @@ import time
 from uvirtio.backends.qemu.pci import PciAccess
 from uvirtio.backends.qemu.process import QemuProcess
 from uvirtio.errors import Closed, DeviceGone, Misuse, QemuFailed
-from uvirtio.host.pages import CPU_PAGE
 
 VECTORS = 32
 """Number of eventfds each way. The last interrupt vector is reserved to find out whether QEMU has them all."""
@@ -27,6 +26,10 @@ VECTORS = 32
 _VERSION = 0
 _QEMU_PEER = 0
 _OUR_PEER = 1
+_SHARED_SIZE = 65536
+"""Of the memory that ivshmem wants and nothing here uses: QEMU takes whole pages of its target and of this machine,
+up to 64 KiB, and refuses a file that is shorter."""
+
 _DOORBELL = 12
 """Offset of the Doorbell register in BAR 0; peer in the upper half, vector in the lower."""
 
@@ -39,8 +42,7 @@ class Bells:
     def __init__(self) -> None:
         self.inherited, self._server = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         self._shared = os.memfd_create("uvirtio-ivshmem", os.MFD_CLOEXEC)
-        # QEMU maps it in whole pages of the host, and refuses a file that is shorter.
-        os.ftruncate(self._shared, CPU_PAGE)
+        os.ftruncate(self._shared, _SHARED_SIZE)
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
         self._calls = [os.eventfd(0, flags) for _ in range(VECTORS)]
         self._kicks: list[int] = []
@@ -83,13 +85,14 @@ class Bells:
         pci.enable(bus_master=True)
         pci.msix_enable(True)
         self._doorbell_address = pci.bars[0].address + _DOORBELL
-        probe = self._calls[-1]
+        probe = select.poll()
+        probe.register(self._calls[-1], select.POLLIN)
         deadline = time.monotonic() + timeout
         while True:
             # QEMU reads the server's messages beside its other work, in order: when the last vector fires, it
             # has them all.
             pci.qtest.write(4, self._doorbell_address, self.call_message(VECTORS - 1)[1])
-            if select.select([probe], [], [], 0.001)[0]:
+            if probe.poll(1):  # milliseconds
                 break
             if time.monotonic() > deadline:
                 raise QemuFailed(

@@ -16,15 +16,17 @@ from uvirtio.backends.qemu.hotplug import Sockets
 from uvirtio.backends.qemu.ivshmem import VECTORS, Bells
 from uvirtio.backends.qemu.memory import GuestMemory
 from uvirtio.backends.qemu.mmio import QemuMmioWindow, transport_of
-from uvirtio.backends.qemu.models import GIB, MODELS, Model, is_mmio
+from uvirtio.backends.qemu.models import GIB, MODELS, WHY_LITTLE, Model, is_big_endian, is_mmio
 from uvirtio.backends.qemu.pci import Bridge, HostBridge, PciAccess
 from uvirtio.backends.qemu.ports import RootPort
 from uvirtio.backends.qemu.process import (
     QemuProcess,
     check_socket_path,
+    check_target,
     check_version,
     find_binary,
     halt_firmware,
+    target_of,
 )
 from uvirtio.backends.qemu.qmp import Qmp
 from uvirtio.backends.qemu.qtest import Qtest
@@ -58,7 +60,7 @@ class Machine:
         machine: str = "q35",
         devices: Sequence[str] = (),
         *,
-        ram: int = addresses.RAM_DEFAULT,
+        ram: int | None = None,
         legacy: bool | None = None,
         iommu: str = "none",
         binary: str | None = None,
@@ -71,10 +73,11 @@ class Machine:
         """Start QEMU.
 
         Args:
-            machine: ``q35``, ``pc``, ``microvm`` (virtio-mmio alone) or ``virt`` (aarch64; PCI and virtio-mmio).
+            machine: ``q35``, ``pc``, ``microvm`` (virtio-mmio alone), ``virt`` (aarch64; PCI and virtio-mmio),
+                ``riscv64`` (the same buses) or ``loongarch64`` (PCI).
             devices: QEMU's own ``-device`` arguments, each of which begins with ``virtio-``. What a device needs
                 in addition (a disk of 64 MiB, memory to plug, ...) is supplied unless the argument names its own.
-            ram: Guest memory, in bytes.
+            ram: Guest memory, in bytes; None: 512 MiB, or 1 GiB on loongarch64, where QEMU takes no less.
             legacy: virtio-mmio of version 1 (True, QEMU's default) or 2 (False).
             iommu: ``none``, or ``intel`` (q35): then devices with ``iommu_platform=on`` are behind an IOMMU that
                 this process programs.
@@ -84,8 +87,8 @@ class Machine:
             arguments: Arguments that are passed on to QEMU as they are.
             drives: Raw disk images, for the virtio-blk devices in their order; None among them, or none at all: a
                 disk is supplied. An image that this user may not write is read-only.
-            root_ports: Number of PCI Express root ports of the machine (q35, virt), each a socket for ``plug``.
-                The machine pc needs none.
+            root_ports: Number of PCI Express root ports of the machine, each a socket for ``plug``. The machine pc
+                has no PCI Express, and needs none.
 
         Raises:
             QemuMissing: QEMU is not installed.
@@ -93,6 +96,13 @@ class Machine:
             NotSupported: There is no such machine here, or it has no such IOMMU or ports.
             UsageError: A device or an image cannot be used; BadAddress says what is wrong with a device.
         """
+        if is_big_endian(machine):
+            raise NotSupported(
+                f"the machine {machine} is big-endian: {WHY_LITTLE}",
+                seen=machine,
+                expected=", ".join(MODELS),
+                remedy="use q35: qemu:virtio-rng-pci",
+            )
         if machine not in MODELS:
             raise NotSupported(
                 f"the machine {machine} is not known here",
@@ -101,13 +111,9 @@ class Machine:
                 remedy="use q35: qemu:virtio-rng-pci",
             )
         self.model = MODELS[machine]
-        if self.model.ram.high is None and ram > self.model.ram.split:
-            raise BadAddress(
-                f"the machine {machine} cannot have so much memory",
-                seen=f"{ram} bytes",
-                expected=f"at most {self.model.ram.split} bytes",
-                remedy="write ram=512M, or leave it out",
-            )
+        if ram is None:
+            ram = addresses.ram_of(machine)
+        _check_ram(ram, self.model)
         if iommu not in self.model.iommus:
             raise NotSupported(
                 f"the machine {machine} has no IOMMU of this kind here",
@@ -116,13 +122,15 @@ class Machine:
                 remedy="q35 has iommu=intel; leave iommu= out elsewhere",
             )
         for device in devices:
-            _check_device(device, self.model)
+            _check_device(device, self.model, binary)
         if root_ports:
             hotplug.check_ports(self.model, root_ports, iommu)
         images = images_of(devices, drives)
         if qmp_path is not None:
             check_socket_path(qmp_path)
-        program = find_binary(binary or self.model.binary, self.model.package)
+        self._program = find_binary(binary, self.model)
+        if is_big_endian(target_of(self._program)):
+            check_target(target_of(self._program), self.model, self._program)
         self.name = machine
         self.timeout = timeout
         self._has_iommu = iommu != "none"
@@ -144,14 +152,13 @@ class Machine:
             self._resources.callback(self._supply.close)
             for device, image in zip(devices, images, strict=True):
                 self._supply.add(device, image)
-            self._start(program, ram, legacy, qmp_path, arguments, root_ports)
+            self._start(ram, legacy, qmp_path, arguments, root_ports)
         except BaseException:
             self.close()
             raise
 
     def _start(
         self,
-        program: str,
         ram: int,
         legacy: bool | None,
         qmp_path: str | None,
@@ -184,7 +191,7 @@ class Machine:
             )
             fds = [firmware, qtest_far.fileno(), qmp_far.fileno(), self.bells.inherited.fileno(), self.memory.fd]
             fds += self._supply.files.values()
-            self.process = QemuProcess(program, [*command, *arguments], fds, timeout=self.timeout)
+            self.process = QemuProcess(self._program, [*command, *arguments], fds, timeout=self.timeout)
             own(self.process.close)
         self.qmp_client = Qmp(qmp_socket, timeout=self.timeout, why=self.process.autopsy)
         own(self.qmp_client.close)
@@ -193,6 +200,8 @@ class Machine:
         try:
             self.qmp_client.greet(self.timeout)
             check_version(self.qmp_client.version)
+            check_target(self.qmp_client.execute("query-target")["arch"], self.model, self._program)
+            self.memory.locate(self.qtest.read)
             if self._has_iommu:
                 self.iommu = Vtd(self.qtest, self.memory)
             self._find_functions(root_ports)
@@ -211,7 +220,9 @@ class Machine:
         root_ports: int,
     ) -> list[str]:
         model = self.model
-        machine = ",".join(word for word in (self.name, "memory-backend=ram", model.options) if word)
+        machine = ",".join(
+            word for word in (model.board or self.name, "memory-backend=ram", model.options) if word
+        )
         if ram > model.ram.split and model.split_option:
             machine += f",{model.split_option}={model.ram.split}"
         size = f"{ram >> 20}M"
@@ -222,16 +233,18 @@ class Machine:
         command = ["-machine", machine, "-accel", "tcg", "-m", size, *model.arguments]
         if model.firmware:
             command += ["-bios", _path(firmware)]
+        else:
+            command += ["-global", "cpu.start-powered-off=on"]
         if legacy is not None:
             command += ["-global", f"virtio-mmio.force-legacy={'on' if legacy else 'off'}"]
         command += ["-no-user-config", "-nodefaults", "-display", "none"]
         command += ["-object", f"memory-backend-file,id=ram,size={ram},mem-path={_path(self.memory.fd)},share=on"]
         command += ["-chardev", f"socket,id=qtest,fd={qtest}", "-object", "qtest,id=qtest,chardev=qtest,log=none"]
-        command += ["-chardev", f"socket,id=qmp,fd={qmp}", "-mon", "chardev=qmp,mode=control"]
+        command += ["-chardev", f"socket,id=qmp,fd={qmp}", "-qmp", "chardev:qmp"]
         if qmp_path is not None:
             place = qmp_path.replace(",", ",,")
             command += ["-chardev", f"socket,id=others,path={place},server=on,wait=off"]
-            command += ["-mon", "chardev=others,mode=control"]
+            command += ["-qmp", "chardev:others"]
         if self._has_iommu:
             command += ["-device", "intel-iommu,intremap=off"]  # before what is to be behind it
         command += self._supply.arguments()
@@ -295,9 +308,9 @@ class Machine:
         """Return the interrupt controller's name, or, where it has none, its path in QEMU's object tree."""
         top = "/machine/unattached"
         for child in self.qmp_client.execute("qom-list", path=top):
-            if child["type"] == f"child<{self.model.controller}>":
+            if child["type"] in [f"child<{name}>" for name in self.model.controller]:
                 return f"{top}/{child['name']}"
-        return self.model.controller
+        return self.model.controller[0]
 
     def _functions_of_qemu(self) -> dict[str, int]:
         """Return the devfn of each function on the root bus that has an id."""
@@ -318,7 +331,11 @@ class Machine:
             "QEMU did not start" if self.process.exited else f"QEMU did not start in {self.timeout:g} s",
             seen=seen,
             expected="a QEMU that takes these devices and options",
-            remedy=f"change the option that QEMU names; those of a device: {self.model.binary} -device NAME,help",
+            remedy=(
+                f"name a device that this QEMU has: {self._program} -device help"
+                if "is not a valid device model name" in seen
+                else f"change the option that QEMU names; those of a device: {self._program} -device NAME,help"
+            ),
         )
 
     @property
@@ -404,7 +421,7 @@ class Machine:
             UsageError: The device or the image cannot be used.
         """
         self._check()
-        _check_device(device, self.model)
+        _check_device(device, self.model, self._program)
         port = self._sockets.free(device)
         part = self._supply.add(device, None if drive is None else image_at(drive))
         try:
@@ -420,14 +437,14 @@ class Machine:
         self.functions.append(function)
         return function
 
-    def unplug(self, function: QemuFunction | int) -> None:
+    def unplug(self, which: QemuFunction | int) -> None:
         """Have the host remove a device while the machine runs; it leaves ``functions``.
 
         The guest releases it at once, whatever its driver does: the driver gets DeviceGone in its current call, or
         in the next.
 
         Args:
-            function: One of ``functions``, or its number there. On q35 and virt only what was plugged in.
+            which: One of ``functions``, or its number there. Except on pc only what was plugged in.
 
         Raises:
             NotSupported: It cannot be unplugged from where it is.
@@ -435,7 +452,7 @@ class Machine:
             DeviceTimeout: QEMU does not report its removal.
             UsageError: It is not a function of this machine.
         """
-        function = self.function(function)
+        function = self.function(which)
         self._sockets.check(function.id, function.address)
         self._take_out(function.id)
         self.functions.remove(function)
@@ -529,14 +546,26 @@ def open_address(address: str, timeout: float = DEFAULT_TIMEOUT) -> QemuFunction
     return function
 
 
-def _check_device(device: str, model: Model) -> None:
+def _check_ram(ram: int, model: Model) -> None:
+    """Check the length of guest memory; BadAddress if the machine cannot have so much or so little."""
+    most = model.ram.split if model.ram.high is None else addresses.RAM_MAXIMUM
+    if not model.ram.least <= ram <= most:
+        raise BadAddress(
+            f"the machine {model.name} cannot have so {'little' if ram < model.ram.least else 'much'} memory",
+            seen=f"{ram} bytes",
+            expected=f"{model.ram.least} to {most} bytes",
+            remedy=f"write ram={addresses.ram_of(model.name) >> 20}M, or leave it out",
+        )
+
+
+def _check_device(device: str, model: Model, program: str | None) -> None:
     """Check a ``-device`` argument where QEMU's own message is unclear or missing; BadAddress if it is wrong."""
     if not device.startswith("virtio-"):
         raise BadAddress(
             f"{device!r} is not a virtio device that QEMU has",
             seen=device,
             expected="a -device argument that begins with virtio-",
-            remedy=f"see the list: {model.binary} -device help",
+            remedy=f"see the list: {program or model.binary} -device help",
         )
     if not model.fits(device):
         seen, fitting = (

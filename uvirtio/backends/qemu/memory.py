@@ -10,13 +10,17 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
 
 from uvirtio.backends.pages import GuestBlock
 from uvirtio.backends.qemu.models import Q35, Ram
-from uvirtio.errors import BadSize, Closed, OperationFailed
+from uvirtio.errors import BadSize, Closed, OperationFailed, QemuFailed
 from uvirtio.host.pages import CPU_PAGE
 
 FIRST = 16 << 20
+_MARK: Final = b"\xa5\x5a\x3c\xc3"
 
 
 class GuestMemory:
@@ -40,6 +44,30 @@ class GuestMemory:
         self._free = [(FIRST, min(size, ram.split))]
         if size > ram.split:
             self._free.append((ram.split, size))
+
+    def locate(self, read: Callable[[int, int], int]) -> None:
+        """Find out where this QEMU has the memory beyond the split, if its versions differ in that.
+
+        Args:
+            read: Returns the value of a width in bytes at a guest-physical address, as a CPU would see it.
+
+        Raises:
+            QemuFailed: It is at none of the known addresses.
+        """
+        places = [place for place in (self.ram.high, *self.ram.others) if place is not None]
+        if len(places) < 2 or self.size <= self.ram.split:
+            return
+        os.pwrite(self.fd, _MARK, self.ram.split)
+        found = [place for place in places if read(4, place) == int.from_bytes(_MARK, "little")]
+        os.pwrite(self.fd, bytes(len(_MARK)), self.ram.split)
+        if len(found) != 1:
+            raise QemuFailed(
+                "this QEMU has the machine's memory at an address that is not known here",
+                seen="none of them" if not found else "more than one of them",
+                expected=" or ".join(f"{place:#x}" for place in places),
+                remedy="use another version of QEMU: binary=PATH",
+            )
+        self.ram = replace(self.ram, high=found[0], others=())
 
     def alloc(self, size: int) -> QemuBlock:
         """Allocate zeroed, page-aligned, contiguous memory.

@@ -64,7 +64,7 @@ class QemuMmioWindow:
         self.machine = machine
         self.id = ident
         self.address = address
-        self.base = bus.base + spec.WINDOW_SIZE * transport
+        self.base = bus.base + bus.stride * transport
         """The guest-physical address of the window."""
         self.line = bus.first_line + transport
         """Its input of the interrupt controller."""

@@ -1,7 +1,8 @@
 """The kinds of machine that QEMU is started as: where each has its memory, its windows and its interrupt lines.
 
 Data only. Firmware and operating system would read it from ACPI tables or a device tree; here it is copied from
-QEMU's own sources of the boards (hw/i386, hw/arm/virt.c), and tests compare it with what QEMU reports.
+QEMU's own sources of the boards (hw/i386, hw/arm/virt.c, hw/riscv/virt.c, hw/loongarch/virt.c), and tests compare
+it with what QEMU reports.
 """
 
 from __future__ import annotations
@@ -12,6 +13,25 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 
+BIG_ENDIAN = (
+    *("hppa", "m68k", "microblaze", "mips", "mips64", "or1k", "ppc", "ppc64"),
+    *("s390x", "sh4eb", "sparc", "sparc64", "xtensaeb"),
+)
+"""The targets of QEMU (``qemu-system-TARGET``) whose CPU is big-endian."""
+
+_BIG_ENDIAN_BOARDS = ("pseries", "powernv", "s390-ccw-virtio")
+
+WHY_LITTLE = (
+    "until a driver has taken VERSION_1 QEMU shows even the modern configuration in the byte order of its target,"
+    " so only little-endian targets are driven here"
+)
+
+
+def is_big_endian(name: str) -> bool:
+    """Whether a target of QEMU, or a machine that only such targets have, is big-endian."""
+    return name in BIG_ENDIAN or name.startswith(_BIG_ENDIAN_BOARDS)
+
+
 @dataclass(frozen=True, slots=True)
 class Ram:
     """Place of guest memory: ``split`` bytes at ``base``, the rest at ``high`` (None: there is no rest)."""
@@ -19,6 +39,11 @@ class Ram:
     base: int
     split: int
     high: int | None
+    others: tuple[int, ...] = ()
+    """Where other versions of QEMU have the rest; ``GuestMemory.locate`` finds out."""
+
+    least: int = 32 * MIB
+    """The least that there can be, in bytes. The first 16 MiB are not used: see ``GuestMemory``."""
 
     def address_of(self, offset: int) -> int:
         """Return the guest-physical address of a byte of the memory backend."""
@@ -74,11 +99,13 @@ class PciBus:
 
 @dataclass(frozen=True, slots=True)
 class MmioBus:
-    """The virtio-mmio transports: ``count`` windows of 512 bytes from ``base``, with lines from ``first_line``."""
+    """The virtio-mmio transports: ``count`` windows of 512 bytes, with lines from ``first_line``."""
 
     base: int
     count: int
     first_line: int
+    stride: int = 0x200
+    """Bytes from one window to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +115,23 @@ class Model:
     name: str
     binary: str
     package: str
+    """The package of Debian that has the program."""
+
     ram: Ram
-    controller: str
-    """The interrupt controller: a type in the QOM tree, or a name."""
+    controller: tuple[str, ...]
+    """The interrupt controller: a type in the QOM tree (versions of QEMU have several), or a name."""
 
     pci: PciBus | None
     mmio: MmioBus | None
+    older_package: str = ""
+    """The package that had the program in earlier releases."""
+
+    targets: tuple[str, ...] = ("x86_64", "i386")
+    """The CPUs whose QEMU has this machine, as in the names of the programs, ``qemu-system-TARGET``."""
+
+    board: str = ""
+    """QEMU's name of the machine; empty: ``name``."""
+
     options: str = ""
     """Additional options of ``-machine``."""
 
@@ -104,8 +142,8 @@ class Model:
     iommus: tuple[str, ...] = ("none",)
     """The IOMMUs that this machine can have."""
 
-    firmware: bool = True
-    """The CPU is parked by a firmware of this package; False: the arguments keep it off."""
+    firmware: bool = False
+    """The CPU is parked by a firmware of this package; False: it is never started."""
 
     def fits(self, device: str) -> bool:
         """Whether this machine has a bus for a ``-device`` of this name."""
@@ -113,9 +151,9 @@ class Model:
 
 
 def is_mmio(device: str) -> bool:
-    """Whether a ``-device`` argument is a virtio-mmio device: its name ends in ``-device``, or is virtio-mem."""
+    """Whether a ``-device`` argument is a virtio-mmio device: its name ends in ``-device``, but for two."""
     name = device.partition(",")[0]
-    return name.endswith("-device") or name == "virtio-mem"
+    return name.endswith("-device") or name in ("virtio-mem", "virtio-pmem")
 
 
 _X86 = ("qemu-system-x86_64", "qemu-system-x86")
@@ -133,7 +171,8 @@ Q35 = Model(
     split_option="max-ram-below-4g",
     options="pit=off",
     iommus=("none", "intel"),
-    controller="ioapic",
+    firmware=True,
+    controller=("ioapic",),
     pci=PciBus(
         ecam=_ECAM_Q35,
         memory=(0xC0000000, 0xFE000000),
@@ -156,7 +195,8 @@ PC = Model(
     ram=_X86_RAM,
     split_option="max-ram-below-4g",
     options="pit=off",
-    controller="ioapic",
+    firmware=True,
+    controller=("ioapic",),
     pci=PciBus(
         ecam=None,
         memory=(0xC0000000, 0xFE000000),
@@ -179,7 +219,8 @@ MICROVM = Model(
     package=_X86[1],
     ram=Ram(base=0, split=3 * GIB, high=4 * GIB),
     options="pit=off,ioapic2=off",
-    controller="ioapic",
+    firmware=True,
+    controller=("ioapic",),
     pci=None,
     mmio=MmioBus(base=0xFEB00000, count=8, first_line=16),
 )
@@ -188,9 +229,10 @@ VIRT = Model(
     name="virt",
     binary="qemu-system-aarch64",
     package="qemu-system-arm",
+    targets=("aarch64",),
     ram=Ram(base=GIB, split=255 * GIB, high=None),
     options="gic-version=2",
-    controller="arm_gic",
+    controller=("arm_gic",),
     pci=PciBus(
         ecam=0x4010000000,
         memory=(0x10000000, 0x3EFF0000),
@@ -201,8 +243,50 @@ VIRT = Model(
         shift=-1,
     ),
     mmio=MmioBus(base=0x0A000000, count=32, first_line=16),
-    arguments=("-cpu", "cortex-a57", "-global", "arm-cpu.start-powered-off=on"),
-    firmware=False,
+    arguments=("-cpu", "cortex-a57"),
 )
 
-MODELS = {model.name: model for model in (Q35, PC, MICROVM, VIRT)}
+# The window for BARs above 4 GiB begins at the first 16 GiB above all memory: a limit of memory keeps it in place.
+RISCV64 = Model(
+    name="riscv64",
+    board="virt",
+    binary="qemu-system-riscv64",
+    package="qemu-system-riscv",
+    older_package="qemu-system-misc",
+    targets=("riscv64",),
+    ram=Ram(base=2 * GIB, split=14 * GIB, high=None),
+    controller=("riscv.sifive.plic",),
+    pci=PciBus(
+        ecam=0x30000000,
+        memory=(0x40000000, 0x80000000),
+        high=(16 * GIB, 32 * GIB),
+        ports=(0x1000, 0x10000),
+        ports_at=0x3000000,
+        lines=(32, 33, 34, 35),
+        shift=-1,
+    ),
+    mmio=MmioBus(base=0x10001000, count=8, first_line=1, stride=0x1000),
+    arguments=("-bios", "none"),
+)
+
+LOONGARCH64 = Model(
+    name="loongarch64",
+    board="virt",
+    binary="qemu-system-loongarch64",
+    package="qemu-system-misc",
+    targets=("loongarch64",),
+    ram=Ram(base=0, split=256 * MIB, high=0x80000000, others=(0x90000000,), least=GIB),
+    controller=("loongarch_pic", "loongarch_pch_pic"),
+    pci=PciBus(
+        ecam=0x20000000,
+        memory=(0x40000000, 0x80000000),
+        high=(0x40000000, 0x40000000),  # QEMU 7.2 has none
+        ports=(0x4000, 0x10000),
+        ports_at=0x18000000,
+        lines=(16, 17, 18, 19),
+        shift=-1,
+    ),
+    mmio=None,
+)
+
+MODELS = {model.name: model for model in (Q35, PC, MICROVM, VIRT, RISCV64, LOONGARCH64)}

@@ -316,7 +316,7 @@ class PciAccess:
         Raises:
             CapabilityError: The BAR is absent or too small.
         """
-        bar = bar_of(self.bars, index, offset, length, address="the function")
+        bar = bar_of(self.bars, index, offset, length, address="the function", look="uvirtio diag -v")
         if bar.is_io:
             return CheckedRegisters(self._bridge.ports(bar.address + offset, length), self._check)
         return CheckedRegisters(MemoryRegisters(self.qtest, bar.address + offset, length), self._check)

@@ -18,9 +18,12 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from uvirtio.errors import QemuFailed, QemuMissing
+from uvirtio.backends.qemu.models import WHY_LITTLE, Model, is_big_endian
+from uvirtio.errors import NotSupported, QemuFailed, QemuMissing
 
 OLDEST = (7, 2)
+_PREFIX = "qemu-system-"
+_WARNING = re.compile(r"(?:^|: )(?:warning|info): ")
 _PR_SET_PDEATHSIG = 1
 _TERMINATE_WAIT = 2.0
 _KILL_WAIT = 5.0
@@ -41,25 +44,59 @@ def halt_firmware() -> int:
     return fd
 
 
-def find_binary(name: str, package: str) -> str:
+def find_binary(binary: str | None, model: Model) -> str:
     """Return the path of QEMU.
 
     Args:
-        name: The program, by name or path.
-        package: The package that has it, for the error.
+        binary: The program, by name or path; None: the usual one of the machine.
+        model: The machine.
 
     Raises:
         QemuMissing: There is no such program.
     """
+    name = binary or model.binary
     path = shutil.which(name)
     if path is None:
+        remedy = f"apt-get install {model.package}"
+        if model.older_package:
+            remedy += f", or in an older release: apt-get install {model.older_package}"
         raise QemuMissing(
             f"QEMU is not installed: there is no program {name}",
             seen=f"no {name}" + ("" if "/" in name else " in PATH"),
             expected=f"QEMU {OLDEST[0]}.{OLDEST[1]} or later",
-            remedy=f"install the package {package}: apt-get install {package}",
+            remedy=f"{'install it' if binary is None else 'name another with binary=, or none'}: {remedy}",
         )
     return path
+
+
+def check_target(target: str, model: Model, program: str) -> None:
+    """Check that a QEMU emulates a CPU that the machine has.
+
+    Args:
+        target: What QEMU calls the CPU: ``x86_64``, ``riscv64``, ``s390x`` ...
+        model: The machine.
+        program: The program, for the error.
+
+    Raises:
+        NotSupported: It is another CPU.
+    """
+    if target in model.targets:
+        return
+    big = is_big_endian(target)
+    raise NotSupported(
+        f"{program} is the QEMU of a big-endian CPU: {WHY_LITTLE}"
+        if big
+        else f"{program} does not have the machine {model.name}",
+        seen=target,
+        expected=" or ".join(model.targets),
+        remedy=f"leave binary= out, or name a {model.binary}",
+    )
+
+
+def target_of(program: str) -> str:
+    """Return the CPU in the name of a program, ``qemu-system-TARGET``; empty if it has another name."""
+    name = Path(program).name
+    return name.removeprefix(_PREFIX) if name.startswith(_PREFIX) else ""
 
 
 def check_version(version: tuple[int, ...]) -> None:
@@ -187,7 +224,7 @@ class QemuProcess:
                 self._watchers.remove(fd)
 
     def autopsy(self) -> str:
-        """Return how QEMU ended, and its last output; for errors."""
+        """Return how QEMU ended, and what it said about that; for errors."""
         self._ended.wait(_REAP_WAIT)  # its sockets close a moment before it can be reaped
         code = self._process.returncode if self._process is not None else None
         if code is None:
@@ -200,13 +237,17 @@ class QemuProcess:
         return f"{how}: {said}" if said else how
 
     def said(self) -> str:
-        """Return the end of what QEMU wrote to stderr."""
+        """Return the end of what QEMU wrote to stderr; warnings only where there is nothing else, and as such."""
         if self._closed:
             return ""
         size = os.fstat(self._stderr).st_size
         start = max(0, size - _STDERR_QUOTED)
         text = os.pread(self._stderr, _STDERR_QUOTED, start).decode("utf-8", "replace")
-        return text.replace(f"{self._binary}: ", "").strip()
+        for name in (self._binary, Path(self._binary).name):
+            text = text.replace(f"{name}: ", "")
+        lines = [line for line in text.splitlines() if line.strip()]
+        causes = [line for line in lines if not _WARNING.search(line)]
+        return "\n".join(causes) if causes or not lines else "only warnings: " + "\n".join(lines)
 
     def version(self) -> tuple[int, ...]:
         """Return what ``--version`` reports, for a QEMU that ended before its greeting; () if unknown."""

@@ -15,12 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from uvirtio.backends.qemu.models import is_mmio
 from uvirtio.errors import NotSupported, UsageError
 from uvirtio.memory.window import FileWindow
 
 DISK_SIZE = 64 << 20
 PLUGGABLE_SIZE = 1 << 30
 _QCOW2 = b"QFI\xfb"
+
+_ON = ("on", "yes", "true", "y")
+"""What QEMU takes for a property that is on."""
 
 _OPTION = re.compile(r",([^=,]+)=((?:[^,]|,,)*)")
 
@@ -43,6 +47,9 @@ class Part:
     objects: list[dict[str, Any]] = field(default_factory=list)
     """QEMU objects that have to exist first: ``qom-type``, ``id`` and properties."""
 
+    arguments: list[str] = field(default_factory=list)
+    """What can be made by QEMU's command line alone, when it starts."""
+
     disk: str = ""
     """The name of the supplied disk; empty: none is supplied."""
 
@@ -56,6 +63,11 @@ class Part:
     def plugs_memory(self) -> bool:
         """Whether the device is supplied with memory to plug."""
         return any(one["qom-type"] == "memory-backend-file" for one in self.objects)
+
+    @property
+    def at_start(self) -> str:
+        """What has to be known when QEMU starts; empty if the device can come later."""
+        return "memory" if self.plugs_memory else self.arguments[0].removeprefix("-") if self.arguments else ""
 
 
 def lacks_disk(device: str) -> bool:
@@ -99,9 +111,21 @@ def part_of(device: str, ident: str, image: Image | None = None) -> Part:
     elif name.startswith("virtio-crypto") and "cryptodev" not in options:
         part.objects.append({"qom-type": "cryptodev-backend-builtin", "id": f"{ident}-crypto"})
         part.device += f",cryptodev={ident}-crypto"
-    elif name.startswith("virtio-net") and "romfile" not in options:
+    elif name.startswith("virtio-net") and not is_mmio(name) and "romfile" not in options:
         # The boot ROM is in a package of its own, and nothing is booted.
         part.device += ",romfile="
+    elif name.startswith("virtio-sound") and "audiodev" not in options:
+        part.arguments += ["-audiodev", f"none,id={ident}-audio"]
+        part.device += f",audiodev={ident}-audio"
+    elif name.startswith("virtio-9p"):
+        if "fsdev" not in options:  # QEMU's file system of nothing but itself: none of the host's files
+            part.arguments += ["-fsdev", f"synth,id={ident}-files"]
+            part.device += f",fsdev={ident}-files"
+        if "mount_tag" not in options:
+            part.device += f",mount_tag={ident}"
+    if options.get("free-page-hint") in _ON and "iothread" not in options:
+        options["iothread"] = f"{ident}-thread"
+        part.device += f",iothread={ident}-thread"
     if "iothread" in options:
         part.objects.append({"qom-type": "iothread", "id": options["iothread"]})
     # virtio-rng makes its own entropy source (rng-builtin).
@@ -163,6 +187,7 @@ class Supply:
         """Return the parts as arguments of QEMU, which inherits the descriptors; each object before its device."""
         made: list[str] = []
         for part in self.parts:
+            made += part.arguments
             path = f"/proc/self/fd/{self.files[part.id]}" if part.id in self.files else ""
             for one in part.objects:
                 made += ["-object", _object(one, path)]

@@ -332,7 +332,8 @@ def _open_error(path: Path, number: int, roots: Roots, error: OSError) -> Uvirti
             seen=f"{named(error)}, as user {os.geteuid()}",
             expected="root, or the owner of the node",
             remedy="run as root, or let root give you this one device: uvirtio bind DEV --owner USER "
-            "(the owner of a device without an IOMMU can write to all memory)",
+            "(refused for a balloon or mem device, and where no IOMMU holds the device: the owner of one can "
+            "write to all memory)",
         )
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         if not (roots.dev / "vfio").exists():

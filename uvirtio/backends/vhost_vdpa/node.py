@@ -516,7 +516,8 @@ def _open_error(path: Path, name: str, roots: Roots, error: OSError) -> UvirtioE
             f"{path} may not be opened",
             seen=f"{_named(error)}, as user {os.geteuid()}",
             expected="root, or the owner of the node",
-            remedy="run as root, or let root give you this one device: uvirtio bind DEV --owner USER",
+            remedy="run as root, or let root give you this one device: uvirtio bind DEV --owner USER "
+            "(refused for a balloon or mem device)",
         )
     if error.errno in (ENOTSUPP, errno.ENODEV):
         # vhost_vdpa needs an IOMMU that keeps caches coherent, unless the device translates by itself.

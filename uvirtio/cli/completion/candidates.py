@@ -10,6 +10,7 @@ from uvirtio.cli.completion import table
 
 if TYPE_CHECKING:
     from uvirtio.binding.discover import DiscoveredDevice
+    from uvirtio.host.roots import Roots
 
 Candidate = tuple[str, str]
 """A value and its description."""
@@ -154,12 +155,17 @@ _ALIASED = ("inspect", "plan")
 """The verbs that accept ``virtio3``, and a type that only one device has."""
 
 
-def _scan(place: _Place) -> list[DiscoveredDevice]:
-    from uvirtio.binding.discover import scan
+def _roots(place: _Place) -> Roots:
     from uvirtio.host.roots import Roots
 
     root = place.values.get("--root")
-    return scan(Roots.under(root) if root else Roots())
+    return Roots.under(root) if root else Roots()
+
+
+def _scan(place: _Place) -> list[DiscoveredDevice]:
+    from uvirtio.binding.discover import scan
+
+    return scan(_roots(place))
 
 
 def _about(device: DiscoveredDevice) -> str:
@@ -167,17 +173,24 @@ def _about(device: DiscoveredDevice) -> str:
 
 
 def _other_names(place: _Place, device: DiscoveredDevice, found: list[DiscoveredDevice]) -> Iterator[str]:
+    from uvirtio.host.names import names_of
+
     if device.bus == "pci":
         yield device.address.removeprefix("0000:")
     elif device.bus == "vdpa":
         yield device.key
     else:
         yield device.name
+    yield from names_of(device.path, _roots(place))
     if place.verb in _ALIASED:
         if device.virtio_name:
             yield device.virtio_name
         if sum(one.type == device.type for one in found) == 1:
             yield device.type
+
+
+_NONE = ("mem-device",)
+"""The memory device has no address over virtio-mmio, and is refused there."""
 
 
 def _qemu(current: str, kind: str) -> Iterator[Candidate]:
@@ -191,11 +204,14 @@ def _qemu(current: str, kind: str) -> Iterator[Candidate]:
         done = "".join(f"{key}," for key in keys.split(",")[:-1])
         yield from ((f"qemu:{machine},{done}{key}", what) for key, what in table.QEMU_KEYS.items())
         return
-    suffix = "device" if machine == "microvm" else "pci"
+    suffixes = table.QEMU_MACHINES.get(machine, ()) if slash else ("pci",)
     before = current[: current.index("/") + 1] if slash else "qemu:"
     for type_name, models in table.QEMU_DEVICES.items():
         if kind in ("", type_name):
-            yield from ((f"{before}virtio-{model}-{suffix}", f"{type_name} of QEMU") for model in models)
+            names = [
+                f"{model}-{suffix}" for suffix in suffixes for model in models if f"{model}-{suffix}" not in _NONE
+            ]
+            yield from ((f"{before}virtio-{name}", f"{type_name} of QEMU") for name in names)
     if not slash:
         yield from ((f"qemu:{name}/", "machine") for name in table.QEMU_MACHINES)
 

@@ -24,6 +24,7 @@ OPENING: Final[Options] = {
     "--force-legacy": ("", "Use the legacy interface of a transitional device"),
     "--ring": ("auto|split|packed", "Format of the virtqueues; auto: packed if the device offers it"),
     "--vf-token": ("UUID", "VFIO's token of a function with SR-IOV: set by who opens the physical function"),
+    "--without": ("BIT", "Do not accept this feature bit, a name or a number; repeatable"),
 }
 
 TOP: Final[Options] = {
@@ -51,8 +52,8 @@ VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
     "bind": ("Bind devices to a user-space driver, all or none", ("DEV...",), {**COMMON, "--driver": ("NAME", "vfio-pci or uio_pci_generic (default: what fits)"), "--group": ("", "Bind the rest of the IOMMU group, too"), "--owner": ("USER[:GROUP]", "Make USER the owner of the device node"), "--force": ("RULE", "Override RULE; repeatable"), "--wait": ("SECONDS", "Wait until udev is done, at most SECONDS")}),
     "restore": ("Give devices back to the drivers that they had before bind", ("[DEV...]",), {**COMMON, "--all": ("", "Every device in the journal"), "--wait": ("SECONDS", "Wait until udev is done, at most SECONDS")}),
     "journal": ("Show what bind has changed and restore would undo", (), {**COMMON}),
-    "diag": ("Bring a device up step by step and report which step fails", ("DEV",), {**COMMON, **OPENING}),
-    "reset": ("Reset a device and wait until it confirms the reset", ("DEV",), {**COMMON, **OPENING, "--flr": ("", "Do a function-level reset, too")}),
+    "diag": ("Bring a device up step by step, say which step fails and why", ("DEV",), {**COMMON, **OPENING, "--bisect": ("", "Where a step fails: find the feature bits that make it fail"), "--junit": ("FILE", "Write the steps as test cases of JUnit's XML")}),
+    "reset": ("Reset a device and wait until it confirms the reset", ("DEV",), {**COMMON, **OPENING, "--flr": ("", "Do a function-level reset too, even if the first one does not end")}),
     "features": ("Decode the bits of a raw feature word", ("TYPE", "WORD"), {**COMMON}),
     "watch": ("Print hot plug, removal, changes of drivers and of configurations as they happen, until Ctrl-C", (), {**COMMON, "--count": ("N", "Stop after N events"), "--for": ("SECONDS", "Stop after SECONDS"), "--poll": ("SECONDS", "Read carriers and MTUs this often; 0: never"), "--jsonl": ("", "The same as --json")}),
     "balloon status": ("Show the host's target and the size of the balloon", ("DEV",), {**COMMON, **OPENING}),
@@ -84,7 +85,7 @@ VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
 """Verb -> help, the metavars of its arguments, its options."""
 
 HIDDEN: Final = frozenset(['--root'])
-REPEATABLE: Final = frozenset(['--force'])
+REPEATABLE: Final = frozenset(['--force', '--without'])
 
 TYPES: Final[dict[str, str]] = {
     "net": "device id 1",
@@ -162,7 +163,14 @@ LEDS: Final = ('LED_NUML', 'LED_CAPSL', 'LED_SCROLLL', 'LED_COMPOSE', 'LED_KANA'
 BACKENDS: Final = ('auto', 'vfio', 'vfio-group', 'vfio-cdev', 'uio', 'devmem', 'vhost-vdpa', 'qemu')
 SHELLS: Final = ('bash', 'zsh', 'fish')
 
-QEMU_MACHINES: Final = ('q35', 'pc', 'microvm', 'virt')
+QEMU_MACHINES: Final[dict[str, tuple[str, ...]]] = {
+    "q35": ("pci",),
+    "pc": ("pci",),
+    "microvm": ("device",),
+    "virt": ("pci", "device"),
+    "riscv64": ("pci", "device"),
+    "loongarch64": ("pci",),
+}
 QEMU_KEYS: Final[dict[str, str]] = {
     "ram=": "memory of the guest, such as 1G",
     "legacy=": "on or off: the legacy interface of virtio-mmio",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from uvirtio.cli import output
+from uvirtio.cli import content, output
 from uvirtio.cli.command import Command, DevArgument, verb
-from uvirtio.errors import NotSupported
 
 if TYPE_CHECKING:
     from uvirtio.diag import Report, Step
+    from uvirtio.diag.bisect import Bisection
 
 _MARK = {"pass": "ok", "warn": "WARN", "fail": "FAIL", "skip": "skip"}
 
@@ -22,15 +23,33 @@ def register(app: typer.Typer) -> None:
     verb(app, "reset", opens=True)(reset)
 
 
-def diag(cmd: Command, dev: DevArgument) -> int:
-    """Bring a device up step by step and report which step fails."""
+def diag(
+    cmd: Command,
+    dev: DevArgument,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="Where a step fails: find the feature bits that make it fail.")
+    ] = False,
+    junit: Annotated[
+        Path | None, typer.Option("--junit", metavar="FILE", help="Write the steps as test cases of JUnit's XML.")
+    ] = None,
+) -> int:
+    """Bring a device up step by step, say which step fails and why."""
     from uvirtio.diag import STEPS, diagnose
 
     teller = _Teller(cmd, len(STEPS))
     report = diagnose(dev, options=cmd.options, on_step=teller.tell, opened=cmd.guard.watch)
     cmd.guard.watch(None)
     teller.finish()
-    return _conclude(cmd, report)
+    blamed = None
+    if bisect and report.verdict == "fail" and report.reached_device:
+        from uvirtio.diag.bisect import bisect as search
+
+        blamed = search(dev, report, options=cmd.options)
+    if junit is not None:
+        from uvirtio.diag.junit import junit_xml
+
+        content.into_file(str(junit), [junit_xml(report)])
+    return _conclude(cmd, report, blamed)
 
 
 class _Teller:
@@ -72,23 +91,41 @@ class _Teller:
             return
         width = len(str(self._count))
         self._cmd.line(f"{number:>{width}}/{self._count}  {_MARK[step.verdict]:<4}  {step.name:<20}  {what}")
-        for text in (step.detail, f"hint: {step.hint}" if step.hint else ""):
+        for text in (step.detail, *_reasons(step)):
             if text:
                 self._cmd.paragraph(text, indent=" " * 13)
 
 
-def _conclude(cmd: Command, report: Report) -> int:
+def _reasons(step: Step) -> list[str]:
+    """The cause of a step, what shows it, and what to try; the hint alone where no cause is known."""
+    if step.cause is None or step.verdict != "fail":
+        return [f"hint: {step.hint}"] if step.hint else []
+    attempts = step.cause.attempts or ((step.hint,) if step.hint else ())
+    return [
+        f"cause: {step.cause.text}",
+        *(f"seen: {line}" for line in step.cause.evidence),
+        *(f"try: {line}" for line in attempts),
+    ]
+
+
+def _conclude(cmd: Command, report: Report, blamed: Bisection | None) -> int:
     """Print the verdict and return the exit code: for a device that was not reached, that of its error."""
     stopped = None if report.reached_device else report.error
     if cmd.json:
         members = report.as_dict()
         if report.error is not None:
             members["error"] = report.error.as_dict()
+        if blamed is not None:
+            members["bisection"] = blamed.as_dict()
         cmd.document(**members)
     elif stopped is not None:
         output.error(stopped, cmd.name, as_json=False)
     else:
-        cmd.line(f"verdict: {report.verdict} ({report.type} at {report.address})")
+        if blamed is not None:
+            cmd.paragraph(f"bisect: {blamed.text}")
+        cause = report.cause
+        why = f": {cause.text}" if cause is not None else ", data path not tried" if report.untried else ""
+        cmd.paragraph(f"verdict: {report.verdict}{why} ({report.type} at {report.address})")
     if stopped is not None:
         return stopped.exit_code
     return 1 if report.verdict == "fail" else 0
@@ -97,21 +134,16 @@ def _conclude(cmd: Command, report: Report) -> int:
 def reset(
     cmd: Command,
     dev: DevArgument,
-    flr: Annotated[bool, typer.Option("--flr", help="Do a function-level reset, too.")] = False,
+    flr: Annotated[
+        bool, typer.Option("--flr", help="Do a function-level reset too, even if the first one does not end.")
+    ] = False,
 ) -> None:
     """Reset a device and wait until it confirms the reset."""
     from uvirtio.spec.status import describe
 
     with cmd.device(dev) as device:
         before = device.transport.status()
-        device.reset()
-        if flr and not device.transport.function_reset():
-            raise NotSupported(
-                f"{device.address} has no function-level reset",
-                seen="no reset method that this back end can use",
-                expected="a function with FLR or another reset method",
-                remedy="the virtio reset was done; leave --flr out",
-            )
+        confirmed = device.reset(flr=flr)
         after = device.transport.status()
         if cmd.json:
             cmd.document(
@@ -119,9 +151,12 @@ def reset(
                 type=device.type,
                 status_before=before,
                 status_after=after,
+                reset_confirmed=confirmed,
                 function_reset=flr,
             )
             return
-        how = "reset, then function-level reset" if flr else "reset"
+        how = "reset" if confirmed else "the reset did not end"
+        if flr:
+            how += ", then function-level reset"
         cmd.line(f"{device.address} ({device.type}): {how}")
         cmd.fields([("status before", describe(before)), ("status after", describe(after))])

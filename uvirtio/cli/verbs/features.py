@@ -25,10 +25,12 @@ def features(
 ) -> None:
     """Decode the bits of a raw feature word."""
     from uvirtio.spec import features as f
+    from uvirtio.spec import field_bits
 
     device_id, name = device_type(kind)
     value = parse_word(word)
     found = f.names(name, value)
+    met = {one.bit: field for one in found if (field := field_bits.lookup(name, one.bit)) is not None}
     broken = f.unmet(value, f.dependencies(name))
     if cmd.json:
         cmd.document(
@@ -41,6 +43,7 @@ def features(
                     "name": one.name if one.known else None,
                     "spec": one.section,
                     "kind": one.kind.value,
+                    "field": met[one.bit].as_dict() if one.bit in met else None,
                 }
                 for one in found
             ],
@@ -53,6 +56,10 @@ def features(
         ("BIT", "NAME", "KIND", "SECTION"),
         [(str(one.bit), one.name if one.known else "?", one.kind.value, one.section) for one in found],
     )
+    for number, field in met.items():
+        cmd.line(
+            f"bit {number} is not in the standard; met in the field: {field.name}: {field.about} ({field.source})"
+        )
     for rule in broken:
         needed = " or ".join(f.feature(name, bit).name for bit in rule.any_of)
         cmd.line(f"{f.feature(name, rule.bit).name} needs {needed}, which is not set (2.2.1)")

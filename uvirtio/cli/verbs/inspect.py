@@ -122,16 +122,20 @@ def _features(found: DiscoveredDevice, hidden: list[str]) -> dict[str, Any] | No
     """The features that the kernel's driver negotiated. The offered ones are in registers, which are not read."""
     from uvirtio.binding.discover import negotiated_features
     from uvirtio.spec import features as f
+    from uvirtio.spec import field_bits
 
     word = negotiated_features(found)
     if word is None:
         hidden.append("features: no kernel driver is bound, and the registers are not read")
         return None
     bits = f.names(found.type, word)
+    unknown = [bit.bit for bit in bits if not bit.known]
+    met = {number: field for number in unknown if (field := field_bits.lookup(found.type, number)) is not None}
     return {
         "negotiated": word,
         "names": [bit.name for bit in bits if bit.known],
-        "unknown": [bit.bit for bit in bits if not bit.known],
+        "unknown": unknown,
+        "field": [{"bit": number, **field.as_dict()} for number, field in met.items()],
     }
 
 
@@ -194,7 +198,7 @@ def _print_capabilities(cmd: Command, capabilities: list[dict[str, Any]] | None)
         return
     cmd.line()
     cmd.table(
-        ("AT", "CAPABILITY", "CFG_TYPE", "BAR", "OFFSET", "LENGTH", "VERDICT", "WHY"),
+        ("AT", "CAPABILITY", "CFG_TYPE", "BAR", "OFFSET", "LENGTH", "MULTIPLIER", "VERDICT", "WHY"),
         [
             (
                 f"{cap['config_offset']:#04x}",
@@ -203,6 +207,7 @@ def _print_capabilities(cmd: Command, capabilities: list[dict[str, Any]] | None)
                 str(cap["bar"]),
                 f"{cap['offset']:#x}",
                 f"{cap['length']:#x}",
+                _or_dash(cap.get("notify_off_multiplier")),
                 cap["verdict"],
                 cap["why"],
             )
@@ -230,5 +235,6 @@ def _group(members: dict[str, Any]) -> str:
 
 
 def _feature_text(features: dict[str, Any]) -> str:
-    names = [*features["names"], *(f"bit {bit}" for bit in features["unknown"])]
+    met = {one["bit"]: f"bit {one['bit']} ({one['name']}, not in the standard)" for one in features["field"]}
+    names = [*features["names"], *(met.get(bit, f"bit {bit}") for bit in features["unknown"])]
     return f"{features['negotiated']:#x}: " + (", ".join(names) or "none")

@@ -25,7 +25,11 @@ def list_devices(
         bool, typer.Option("--names", help="Show the names of udev's hardware database, too.")
     ] = False,
 ) -> None:
-    """List the virtio devices of this machine."""
+    """List the virtio devices of this machine.
+
+    IN USE names the rules that see it at work here (mounted, network ...). A question mark: none does, but
+    not all that they look at can be seen by this user; inspect DEV says what.
+    """
     from uvirtio.binding.discover import hardware, scan
     from uvirtio.binding.facts import Facts
     from uvirtio.binding.rules import check
@@ -91,7 +95,6 @@ def device_members(found: DiscoveredDevice, verdicts: Verdicts) -> dict[str, Any
 def _row(found: DiscoveredDevice, verdicts: Verdicts) -> tuple[str, ...]:
     from uvirtio.binding.rules import in_use
 
-    # A question mark: some rule about use could not see everything.
     rules = ",".join(dict.fromkeys(one.rule for one in in_use(verdicts.findings)))
     group = "-" if found.iommu_group is None else str(found.iommu_group)
     return (

@@ -54,7 +54,7 @@ class FreeMemory:
                 "free-memory: it is not known how much memory is free",
                 seen=f"/proc/meminfo: {error}",
                 expected="MemAvailable and MemTotal",
-                remedy="if you know that there is enough: --force free-memory",
+                remedy="if you know that there is enough: inflate(..., force=True), or --force free-memory",
             ) from error
         return available, default_floor(total) if self._floor is None else self._floor
 
@@ -79,7 +79,8 @@ class FreeMemory:
                 "free-memory: the balloon would leave this machine too little memory",
                 seen=f"{size // MIB} MiB wanted, {available // MIB} MiB available",
                 expected=f"at least {floor // MIB} MiB left",
-                remedy=f"take at most {max(0, available - floor) // MIB} MiB, or: --force free-memory",
+                remedy=f"take at most {max(0, available - floor) // MIB} MiB; or inflate(..., force=True), "
+                "--force free-memory",
             )
 
 

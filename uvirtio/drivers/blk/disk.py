@@ -148,10 +148,10 @@ class Disk(Driver):
             return
         if sector + sectors > self.refresh().capacity:  # it may have grown without a notification
             raise BeyondEnd(
-                f"{self.device.address} ends before sector {sector + sectors}",
-                seen=f"{sectors} sectors from {sector}",
+                f"{self.device.address} has no sector {sector + sectors - 1}",
+                seen=f"{sectors} sector{'s' * (sectors != 1)} from {sector}",
                 expected=f"within {self._config.capacity} sectors",
-                remedy="uvirtio blk info shows the capacity",
+                remedy="capacity, or uvirtio blk info DEV, says how many there are",
             )
 
     def _writable(self, sector: int, data: bytes | bytearray | memoryview) -> tuple[memoryview, int]:

@@ -447,7 +447,7 @@ def _refused(node: str, error: Exception) -> UvirtioError:
         f"{node} does not create this device",
         seen=str(error),
         expected="a device like the virtio one",
-        remedy="uvirtio input info DEV shows what the device claims to be",
+        remedy="Input.describe(), or uvirtio input info DEV, shows what the device claims to be",
     )
 
 

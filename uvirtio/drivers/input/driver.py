@@ -391,7 +391,7 @@ class Input(Driver):
                     f"{self.device.address} has no LED {spec.code_name(spec.EV_LED, code)}",
                     seen=code,
                     expected=", ".join(spec.code_name(spec.EV_LED, one) for one in sorted(here)) or "none at all",
-                    remedy="uvirtio input info DEV shows them",
+                    remedy="Input.describe(), or uvirtio input info DEV, shows them",
                 )
             return self.send(spec.EV_LED, code, int(on))
 

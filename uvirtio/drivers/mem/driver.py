@@ -373,7 +373,8 @@ class Mem(Driver):
             f"{self.device.address} calls {about} an error",
             seen=f"{answer.type.name}: type {int(request)}, addr {self._address(first):#x}, nb_blocks {count}",
             expected="ACK",
-            remedy="blocks must be usable, all plugged or all unplugged (5.15.6); uvirtio mem map DEV shows them",
+            remedy="blocks must be usable, all plugged or all unplugged (5.15.6); block_table.plugged, or "
+            "uvirtio mem map DEV, shows them",
             done=done,
         )
 
@@ -511,7 +512,7 @@ class Mem(Driver):
             f"some of these {blocks} blocks are {what}",
             seen=f"{plugged} plugged, {blocks - plugged} not",
             expected="all plugged to unplug them, all unplugged to plug them (5.15.6)",
-            remedy="uvirtio mem map DEV shows which are plugged",
+            remedy="block_table.plugged, or uvirtio mem map DEV, shows which are plugged",
         )
 
 

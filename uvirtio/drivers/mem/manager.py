@@ -342,7 +342,8 @@ class Manager:
             f"the host does not request {size} bytes more",
             seen=f"plugged {config.plugged_size}, requested {config.requested_size}",
             expected=f"at most {max(0, config.requested_size - config.plugged_size)} more (5.15.6.3)",
-            remedy="raise requested-size first (QMP: qom-set ID requested-size), or follow it: uvirtio mem follow",
+            remedy="raise requested-size first (QMP: qom-set ID requested-size), or follow it: follow(), or "
+            "uvirtio mem follow DEV",
         )
 
     def _go_to(self, target: int, timeout: float | None) -> None:

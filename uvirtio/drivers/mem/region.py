@@ -236,7 +236,7 @@ class Region:
                 f"no {length} bytes of plugged memory in a row are free",
                 seen=f"{free.total} bytes free, in {free.runs} runs",
                 expected=f"a run of {length}",
-                remedy="plug more: uvirtio mem plug DEV SIZE",
+                remedy="plug more: plug_size(), or uvirtio mem plug DEV SIZE",
             )
         use = table.claim(found, length, owner)
         try:

@@ -129,9 +129,11 @@ class SuspendLock:
 def _said(stream: IO[bytes], word: bytes, timeout: float) -> bool:
     """Whether ``word`` is read within ``timeout`` seconds."""
     deadline, data = time.monotonic() + timeout, b""
+    poller = select.poll()
+    poller.register(stream, select.POLLIN)
     while word not in data:
         left = deadline - time.monotonic()
-        if left <= 0 or not select.select([stream], [], [], left)[0]:
+        if left <= 0 or not poller.poll(left * 1000):
             return False
         piece = os.read(stream.fileno(), 64)
         if not piece:

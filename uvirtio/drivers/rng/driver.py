@@ -75,7 +75,8 @@ class Rng(Driver):
                         f"{self.device.address} returns no bytes at all",
                         seen=f"{empty} empty buffers in a row",
                         expected="at least one byte (5.4.6)",
-                        remedy="check the host's source of randomness",
+                        remedy="check the used length that it reports, and the host's source of randomness",
+                        about="used-len",
                     )
                 self._test(piece)
                 found += piece

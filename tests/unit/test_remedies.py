@@ -1,0 +1,139 @@
+"""Remedies: what they name exists, and works where they are printed."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import uvirtio
+from uvirtio.cli.completion.table import GROUPS, HIDDEN, TOP, VERBS
+from uvirtio.device import QueueSpec
+from uvirtio.errors import FeatureMissing, FeaturesRefused
+from uvirtio.opening import identify
+from uvirtio.scripted import Rng, ScriptedDevice, ScriptedLegacy, ScriptedMmio
+from uvirtio.spec import features as f
+
+PACKAGE = Path(uvirtio.__file__).parent
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+COMMAND = re.compile(r"\buvirtio( (?!and\b|or\b|is\b)[a-z][a-z-]*( [a-z][a-z-]*)?[^,;:)`(]*)")
+CALL = re.compile(r"\w\(|\w=|\b[a-z]+_[a-z]+\b|\bcapacity\b")
+
+FLAGS = {flag for _, _, options in VERBS.values() for flag in options} | set(TOP) | HIDDEN
+PROGRAMS = ("uvirtio diag", "uvirtio input record")
+"""Commands that are meant as such: a look at the device from outside, and what writes a kind of file."""
+
+THEIRS = {"--memlock", "--device", "--show-completion"}
+"""Options of prlimit and of containers' tools; an option without a verb."""
+
+
+def texts(node: ast.expr) -> Iterator[str]:
+    """The strings in an expression; what an f-string puts in is X."""
+    if isinstance(node, ast.JoinedStr):
+        yield "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values)
+        return
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.expr):
+            yield from texts(child)
+
+
+def remedies() -> Iterator[tuple[str, str]]:
+    """Every remedy in the package that is written where an error is made, and the place of it."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "remedy":
+                for text in texts(node.value):
+                    yield f"{path.relative_to(PACKAGE)}:{node.value.lineno}", text
+
+
+EVERY = list(remedies())
+
+
+def verb_of(words: list[str]) -> str | None:
+    """The verb that a command begins with; None: there is none such."""
+    pair = " ".join(words[:2])
+    if words[0] in GROUPS:
+        return pair if pair in VERBS else None
+    return words[0] if words[0] in VERBS else None
+
+
+def test_there_are_remedies_to_look_at():
+    assert len(EVERY) > 200
+    assert sum(1 for _, text in EVERY if COMMAND.search(text)) > 40
+
+
+def test_each_command_exists_and_takes_its_flags():
+    wrong = []
+    for place, text in EVERY:
+        for found in COMMAND.finditer(text):
+            words = found[1].split()
+            if words[0].startswith("--"):
+                continue
+            verb = verb_of(words)
+            flags = FLAG.findall(found[1].split(" or ")[0])
+            if verb is None or set(flags) - set(VERBS[verb][2]):
+                wrong.append(f"{place}: {found[0]}")
+    assert not wrong
+
+
+def test_each_flag_is_one_of_some_verb():
+    assert not [f"{place}: {text}" for place, text in EVERY if set(FLAG.findall(text)) - FLAGS - THEIRS]
+
+
+def test_a_driver_s_remedy_says_it_in_python_too():
+    """Who calls ``Blk.read`` has no command line; where an option or a verb helps, its call stands beside it."""
+    lacking = [
+        f"{place}: {text}"
+        for place, text in EVERY
+        if place.startswith(("drivers/", "device/"))
+        and (COMMAND.search(text) or set(FLAG.findall(text)) - THEIRS)
+        and not CALL.search(text)
+        and not any(program in text for program in PROGRAMS)
+    ]
+    assert not lacking
+
+
+# --- by transport ---------------------------------------------------------------------------------------------
+
+LEGACY_ID = 0x1005
+PACKED = f.mask(f.VERSION_1, f.RING_PACKED)
+
+
+def refusal(function: object, *, required: int = 0, **how: object) -> str:
+    with identify("0000:00:04.0", function, **how) as device:  # type: ignore[arg-type]
+        with pytest.raises((FeatureMissing, FeaturesRefused)) as raised:
+            device.start(wanted=0, queues=[QueueSpec(0, "queue 0")], required=required)
+        return str(raised.value.remedy)
+
+
+@pytest.mark.parametrize(
+    ("made", "how", "names", "not_named"),
+    [
+        (lambda: ScriptedDevice(Rng(), features=0), {}, "no legacy interface", "--force-legacy"),
+        (lambda: ScriptedDevice(Rng(), features=0, pci_device=LEGACY_ID), {}, "--force-legacy", "no legacy"),
+        (lambda: ScriptedMmio(Rng(), features=0), {}, "no legacy interface", "--force-legacy"),
+        (lambda: ScriptedLegacy(Rng()), {"required": f.mask(f.VERSION_1)}, "--force-legacy", "virtio-mmio"),
+        (
+            lambda: ScriptedMmio(Rng(), version=1),
+            {"required": f.mask(f.VERSION_1)},
+            "virtio-mmio.force-legacy=off",
+            "--force-legacy",
+        ),
+        (lambda: ScriptedDevice(Rng(), features=PACKED, refuse_features=True), {}, "--ring split", "its log"),
+        (
+            lambda: ScriptedDevice(Rng(), features=PACKED, refuse_features=True),
+            {"ring": "split"},
+            "its log",
+            "--ring",
+        ),
+    ],
+    ids=["modern", "transitional", "mmio", "legacy", "mmio-legacy", "refused-packed", "refused-split"],
+)
+def test_a_remedy_is_one_of_this_transport(made, how, names, not_named):
+    remedy = refusal(made(), **how)
+    assert names in remedy and not_named not in remedy

@@ -1,0 +1,118 @@
+"""What a queue shows of a device that does not answer: whether it was told, has taken the buffers, or keeps them.
+
+The ring's own words tell those cases apart (2.7, 2.8), so that an error does not end in "nothing".
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Protocol
+
+from uvirtio.errors import UvirtioError
+from uvirtio.virtqueue import Virtqueue
+
+Stall = Literal["idle", "used", "suppressed", "untaken", "kept", "silent"]
+"""Where the buffers of a queue are.
+
+``idle``: none are out. ``used``: the device returned some that were not reaped. ``suppressed``: the device asked
+for no kick, and did not look by itself. ``untaken``: it was kicked and took none. ``kept``: it took them and
+returns none. ``silent``: it was kicked, and the ring does not show whether it took them.
+"""
+
+
+class HasBooks(Protocol):
+    """The part of a queue that is looked at."""
+
+    index: int
+    name: str
+    ring: Virtqueue
+    kicks: int
+    kicked: int
+
+
+@dataclass(frozen=True, slots=True)
+class QueueEvidence:
+    """One queue at one moment."""
+
+    index: int
+    name: str
+    format: str
+    """``split`` or ``packed``."""
+    size: int
+    """Entries."""
+    addresses: tuple[int, int, int]
+    """Device addresses of the descriptor, driver and device areas (2.6)."""
+    published: int
+    """Chains that were made available since the start."""
+    in_flight: int
+    """Chains that the device has."""
+    kicks: int
+    """Notifications sent to the device."""
+    unkicked: int
+    """Chains published after the last kick, because the device asked for none."""
+    words: dict[str, int]
+    """The indices, flags and event words of the ring."""
+    stall: Stall
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields as a dictionary, for JSON."""
+        return {**asdict(self), "addresses": list(self.addresses)}
+
+    def __str__(self) -> str:
+        words = ", ".join(f"{name} {value}" for name, value in self.words.items())
+        return f"{self.name} (queue {self.index}): {_SAYS[self.stall]}; {self.kicks} kicks; {words}"
+
+
+_SAYS: dict[Stall, str] = {
+    "idle": "no buffer is out",
+    "used": "the device returned buffers",
+    "suppressed": "the device asked for no kick and did not look at the ring",
+    "untaken": "kicked, and the device has not taken the buffers",
+    "kept": "the device took the buffers and has not returned them",
+    "silent": "kicked, and no buffer came back",
+}
+
+
+def of_queue(queue: HasBooks) -> QueueEvidence | None:
+    """Look at a queue; None where its ring is closed.
+
+    Args:
+        queue: The queue, which belongs to a device that was started.
+    """
+    ring = queue.ring
+    try:
+        words, taken = ring.words(), ring.taken()
+    except (UvirtioError, ValueError):  # the views are released
+        return None
+    unkicked = ring.published - queue.kicked
+    stall: Stall
+    if not ring.in_flight:
+        stall = "idle"
+    elif _returned(ring):
+        stall = "used"
+    elif taken:
+        stall = "kept"
+    elif unkicked > 0:
+        stall = "suppressed"
+    else:
+        stall = "silent" if taken is None else "untaken"
+    return QueueEvidence(
+        queue.index,
+        queue.name,
+        ring.kind,
+        ring.size,
+        ring.addresses,
+        ring.published,
+        ring.in_flight,
+        queue.kicks,
+        unkicked,
+        words,
+        stall,
+    )
+
+
+def _returned(ring: Virtqueue) -> bool:
+    try:
+        return ring.pending()
+    except UvirtioError:  # the ring is broken: its words are all that counts
+        return False
