@@ -7,6 +7,7 @@ where it was never there.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import resource
 import shutil
