@@ -380,10 +380,12 @@ class _Scan:
 
     @cached_property
     def devices(self) -> list[DiscoveredDevice]:
+        """All devices, sorted by address."""
         return scan(self.roots)
 
     @cached_property
     def by_name(self) -> dict[str, DiscoveredDevice]:
+        """The devices by each of their names, the first one where several share a name."""
         found: dict[str, DiscoveredDevice] = {}
         for device in self.devices:
             for name in device.names:
@@ -392,6 +394,7 @@ class _Scan:
 
     @cached_property
     def by_place(self) -> dict[tuple[str, str], DiscoveredDevice]:
+        """The devices by bus and name on the bus."""
         return {(device.bus, device.name): device for device in self.devices}
 
 

@@ -130,7 +130,7 @@ def test_high_memory_is_found_where_this_qemu_has_it(high: int) -> None:
     guest.locate(read)
     assert guest.ram.high == high
     guest.alloc(split - FIRST)
-    assert guest.alloc(MIB).pfns()[0] == high // PAGE
+    assert guest.alloc(MIB).pfns()[0] == high >> PFN_SHIFT
     assert not any(os.pread(guest.fd, PAGE, split)), "the mark is gone"
     guest.close()
 
