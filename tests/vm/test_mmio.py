@@ -19,6 +19,7 @@ import pytest
 
 import uvirtio
 from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng
+from tests.support.virtio_state import state
 from tests.vm.lab_cell import lab_cell
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_commands import refusal
@@ -193,19 +194,19 @@ time.sleep(600)
 def test_a_killed_driver_leaves_a_device_that_is_reset(name: str, witness: Witness, not_loaded: None) -> None:
     address = address_of(witness, name)
 
-    def status() -> str:
-        return str(witness.execute("x-query-virtio-status", path=f"/machine/peripheral/{name}")["status"])
+    def is_up() -> bool:
+        return "DRIVER_OK" in state(witness.execute, f"/machine/peripheral/{name}").status
 
     child = subprocess.Popen([sys.executable, "-c", DRIVER, address], stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     with child.stdout:
         assert child.stdout.readline() == "8\n"
-        assert "DRIVER_OK" in status()
+        assert is_up()
         child.kill()
         child.wait()
     # The guardian holds the lock until the device is quiet; then the next driver gets it.
     with uvirtio.open(address, unsafe_dma=True, timeout=10) as device:
-        assert "DRIVER_OK" not in status()
+        assert not is_up()
         with Rng(device) as driver:
             assert len(driver.read(8)) == 8
 

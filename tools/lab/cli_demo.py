@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--transport", choices=transports, default="pci", help="pci by default")
     parser.add_argument("--backend", choices=backends, help="the transport's usual one by default")
     parser.add_argument("--kernel", metavar="V", help="6.1, 6.12, newest, or a path; by default what fits the way")
+    parser.add_argument("--accept-expired", action="store_true", help=kernels.ACCEPT_EXPIRED)
     parser.add_argument(
         "--timeout", type=float, default=240, metavar="S", help="kill the VM after S seconds (240)"
     )
@@ -41,7 +42,8 @@ def main(arguments: list[str]) -> int:
         parser.error(f"{chosen[0]} has no {chosen[1]}; there are: {', '.join('/'.join(one) for one in WAYS)}")
     begin = time.monotonic()
     setup.packages(setup.FOR_VM)
-    kernel, venv = kernels.get(options.kernel or way.kernel), setup.venv()
+    kernel = kernels.get(options.kernel or way.kernel, accept_expired=options.accept_expired)
+    venv = setup.venv()
     print(f"Linux {kernel.version} under QEMU: {way.title}", flush=True)
     with process.signals_raise(), tempfile.TemporaryDirectory(prefix="uvd-") as folder:
         socket, vnc = Path(folder, "qmp"), Path(folder, "vnc")

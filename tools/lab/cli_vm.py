@@ -22,7 +22,10 @@ def parser() -> argparse.ArgumentParser:
     shell = verbs.add_parser("shell", help="a shell in a fresh VM; leave it with exit")
     for verb in (run, shell):
         verb.add_argument(
-            "--kernel", default="6.1", metavar="V", help="6.1 (default), 6.12, newest, or an unpacked package"
+            "--kernel",
+            default="6.1",
+            metavar="V",
+            help="6.1 (default), 6.12, newest (Debian sid's), experimental, or an unpacked package",
         )
         verb.add_argument("--machine", default="q35", metavar="M", help="QEMU's -M argument (q35)")
         verb.add_argument("--iommu", choices=("intel", "none"), default="intel")
@@ -47,8 +50,9 @@ def parser() -> argparse.ArgumentParser:
             "--qemu-version",
             default="",
             metavar="V",
-            help=f"another QEMU than this machine's: {', '.join(qemus.SUITES)}",
+            help=f"another QEMU than this machine's: {', '.join(qemus.names())}",
         )
+        verb.add_argument("--accept-expired", action="store_true", help=kernels.ACCEPT_EXPIRED)
         verb.add_argument("--qemu", action="append", default=[], metavar="ARG", help="any other argument of QEMU")
         verb.add_argument("--append", default="", metavar="ARGS", help="more for the kernel's command line")
         verb.add_argument("--qmp", type=Path, metavar="PATH", help="a QMP socket for this side")
@@ -69,14 +73,15 @@ def main(arguments: list[str]) -> int:
     if not command:
         parser().error("no COMMAND; say: tools/vm run -- COMMAND")
     setup.packages(setup.FOR_VM)
+    kernel = kernels.get(options.kernel, accept_expired=options.accept_expired)
     config = Config(
-        kernel=modules.add(kernels.get(options.kernel), tuple(options.modules)),
+        kernel=modules.add(kernel, tuple(options.modules)),
         command=command,
         machine=options.machine,
         iommu=options.iommu,
         memory=options.memory,
         devices=options.device,
-        qemu=qemus.system_x86(options.qemu_version),
+        qemu=qemus.get(options.qemu_version, accept_expired=options.accept_expired).x86,
         qemu_arguments=options.qemu,
         append=options.append,
         user=options.user,

@@ -7,8 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from lab import CHECKOUT, LabError, cache, initramfs
@@ -16,7 +15,6 @@ from lab.pythons import Interpreter
 
 PYTHON = "/usr/bin/python3"  # the distribution's own: one of pyenv or conda may be closed to other users
 _SBIN = "/usr/sbin:/sbin"
-_STALE_SECONDS = 14 * 86400
 
 
 def _program(name: str) -> Callable[[], bool]:
@@ -147,11 +145,5 @@ def _do(command: list[str]) -> None:
 
 def _forget_stale(folder: Path) -> None:
     """Remove environments that nobody has used for a fortnight."""
-    for other in _stale(folder.iterdir()):
-        shutil.rmtree(other, ignore_errors=True)
-
-
-def _stale(paths: Iterable[Path]) -> list[Path]:
-    stamps = ((path, path / ".complete") for path in paths)
-    limit = time.time() - _STALE_SECONDS
-    return [path for path, stamp in stamps if stamp.exists() and stamp.stat().st_mtime < limit]
+    for stamp in cache.stale(folder.glob("*/.complete")):
+        shutil.rmtree(stamp.parent, ignore_errors=True)

@@ -26,7 +26,7 @@ from uvirtio.errors import (
     PermissionLack,
     UnsafeDma,
 )
-from uvirtio.host import cpu, mmio, sysfs
+from uvirtio.host import cpu, mmio, privilege, sysfs
 from uvirtio.host.lock import take_lock
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
@@ -289,7 +289,7 @@ def _locked(path: Path, seen: str, roots: Roots) -> PermissionLack:
         f"{path} may not be opened",
         seen=f"{seen}, as user {os.geteuid()}",
         expected="root (CAP_SYS_RAWIO)",
-        remedy="run as root",
+        remedy=privilege.remedy(path=path, roots=roots),
     )
 
 

@@ -39,7 +39,7 @@ from uvirtio.errors import (
     UnsafeDma,
     UvirtioError,
 )
-from uvirtio.host import sysfs
+from uvirtio.host import privilege, sysfs
 from uvirtio.host.drivers import UIO, require_bound
 from uvirtio.host.lock import take_lock
 from uvirtio.host.pages import CPU_PAGE
@@ -256,7 +256,9 @@ class UioPciFunction(BoundFunction):
                     f"{path} may not be opened",
                     seen=f"{seen}, as user {os.geteuid()}",
                     expected="root, and a kernel that is not locked down",
-                    remedy="run as root; under lockdown (secure boot) only VFIO with an IOMMU is left",
+                    remedy=privilege.remedy(
+                        path=path, also="under lockdown (secure boot) take VFIO with an IOMMU", roots=self._roots
+                    ),
                 ) from error
             if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
                 self.gone(f"{path}: {seen}")

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from uvirtio.binding import journal, ssh
-from uvirtio.binding.discover import DiscoveredDevice, pci_functions, platform_devices
-from uvirtio.binding.journal import Entry
-from uvirtio.host import mmio, proc, process, sysfs
+from uvirtio.binding import journal, ssh, standing
+from uvirtio.binding.discover import DiscoveredDevice
+from uvirtio.binding.journal import DeviceEntry, Entry
+from uvirtio.binding.mates import Mates
+from uvirtio.host import proc, process, sysfs
 from uvirtio.host.process import Holder, Mount
 from uvirtio.host.roots import Roots
 from uvirtio.host.routes import routes
@@ -40,6 +41,21 @@ class Facts:
     def __init__(self, roots: Roots) -> None:
         """Make an empty snapshot; facts are read on first use."""
         self.roots = roots
+        self.unreadable: list[Path] = []
+        """The directories that could not be listed so far: what is in them is not known, which is not nothing."""
+
+    # --- directories ---
+
+    def names(self, directory: Path) -> list[str]:
+        """The names in a directory; ``unreadable`` has it where it cannot be listed."""
+        found = sysfs.listed(directory)
+        if found is None:
+            self.unreadable.append(directory)
+        return found or []
+
+    def below(self, top: Path) -> list[Path]:
+        """Every directory at or below ``top``; ``unreadable`` has those that cannot be listed."""
+        return sysfs.below(top, unreadable=self.unreadable)
 
     # --- processes ---
 
@@ -58,8 +74,15 @@ class Facts:
         return self._open.complete
 
     def holders(self, node: str) -> list[Holder]:
-        """The processes that have ``node`` (a path below /dev) open."""
-        return self._open.holders(node, self.roots)
+        """The processes that have ``node`` (a path below /dev or /sys) open."""
+        names = {node: None}
+        for name, root in (("dev", self.roots.dev), ("sys", self.roots.sys)):
+            if node.startswith(
+                f"/{name}/"
+            ):  # below other roots its path is another; /dev/disk/by-id/... are links
+                here = root / node.removeprefix(f"/{name}/")
+                names |= {str(here): None, str(sysfs.real(here)): None}
+        return [*{one: None for name in names for one in self._open.holders(name, self.roots)}]
 
     # --- mounts ---
 
@@ -91,7 +114,7 @@ class Facts:
             if space:
                 spaces.add(space)
             found.update((mount, None) for mount in seen)
-        return list(found), complete
+        return list(found), complete and process.all_visible(self.roots)
 
     @property
     def mounts(self) -> list[Mount]:
@@ -174,69 +197,32 @@ class Facts:
         """The counters of /proc/vmstat; empty where it cannot be read."""
         return proc.vmstat(self.roots)
 
-    # --- neighbours ---
+    # --- what several devices share ---
 
     @cached_property
-    def _groups(self) -> dict[int, list[DiscoveredDevice]]:
-        return {}
-
-    def group_members(self, found: DiscoveredDevice) -> list[DiscoveredDevice]:
-        """The other functions of the IOMMU group. Without bridges: VFIO accepts them with their own driver."""
-        if found.iommu_group is None:
-            return []
-        if found.iommu_group not in self._groups:
-            self._groups[found.iommu_group] = list(pci_functions(self.roots, found.iommu_group))
-        return [
-            function
-            for function in self._groups[found.iommu_group]
-            if function.name != found.name and (function.pci_class or 0) >> 8 != 0x0604
-        ]
+    def mates(self) -> Mates:
+        """The devices that change hands together."""
+        return Mates(self.roots)
 
     @cached_property
-    def _in_page(self) -> dict[int, list[DiscoveredDevice]]:
-        """The virtio-mmio devices in each page of the CPU, by its number."""
-        pages: dict[int, list[DiscoveredDevice]] = defaultdict(list)
-        for device in platform_devices(self.roots):
-            if device.window is not None:
-                for page in mmio.pages(*device.window):
-                    pages[page].append(device)
-        return pages
-
-    def page_members(self, found: DiscoveredDevice) -> list[DiscoveredDevice]:
-        """The other virtio-mmio devices with registers in a page of the CPU that this one is in, by address."""
-        if found.window is None:
-            return []
-        here = {one.address: one for page in mmio.pages(*found.window) for one in self._in_page.get(page, ())}
-        here.pop(found.address, None)
-        return sorted(here.values(), key=lambda one: one.address)
-
-    def neighbours(self, found: DiscoveredDevice) -> list[DiscoveredDevice]:
-        """The devices that change hands with this one: of its IOMMU group, or of the pages of its window."""
-        return self.group_members(found) if found.bus == "pci" else self.page_members(found)
-
-    @cached_property
-    def vdpa_parents(self) -> dict[Path, list[str]]:
-        """The names of the vDPA devices that stand on each device, by its real directory."""
-        found: dict[Path, list[str]] = defaultdict(list)
-        for name in sysfs.device_names("vdpa", self.roots):
-            found[sysfs.real(sysfs.device("vdpa", name, self.roots)).parent].append(name)
-        return found
-
-    @cached_property
-    def journaled(self) -> dict[str, Entry]:
-        """The oldest entry of this boot in the journal that has a device, by the device's key."""
-        found: dict[str, Entry] = {}
+    def _journal(self) -> dict[str, list[tuple[Entry, DeviceEntry]]]:
+        """The records of the journal by the device's key, the oldest first."""
+        found: dict[str, list[tuple[Entry, DeviceEntry]]] = defaultdict(list)
         for entry in journal.entries(self.roots):
             for device in entry.devices:
-                found.setdefault(device.address, entry)
+                found[device.address].append((entry, device))
         return found
+
+    def live(self, key: str) -> tuple[Entry, DeviceEntry] | None:
+        """The oldest entry with a record of the device that has not ended, as ``standing.live``."""
+        return standing.first_live(self._journal.get(key, ()), self.roots)
 
     # --- nodes of a device ---
 
     def nodes(self, found: DiscoveredDevice) -> list[Node]:
         """Every device node below the device: disks and partitions, event nodes, ports, DRM cards ..."""
         made = []
-        for directory in sysfs.below(sysfs.real(found.path)):
+        for directory in (one for place in found.places for one in self.below(place)):
             number = sysfs.read(directory / "dev", 64)
             if not number:
                 continue
@@ -255,7 +241,7 @@ class Facts:
         stack = [node for node in self.nodes(found) if node.subsystem == "block"]
         known = {node.name for node in stack}
         for node in stack:  # grows in the loop; each name once
-            for name in sysfs.names(node.path / "holders"):
+            for name in self.names(node.path / "holders"):
                 if name not in known and len(known) < 1000:
                     known.add(name)
                     path = self.roots.sys / "class/block" / name

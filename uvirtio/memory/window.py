@@ -8,7 +8,7 @@ import os
 from contextlib import suppress
 
 from uvirtio.errors import Closed, Misuse, NotSupported, OperationFailed, PermissionLack
-from uvirtio.host import cpu, remedies
+from uvirtio.host import cpu, privilege, remedies
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 
@@ -104,7 +104,7 @@ def dev_mem(addr: int, size: int, roots: Roots) -> FileWindow:
                 f"{path} cannot be opened",
                 seen=seen,
                 expected="root (CAP_SYS_RAWIO)",
-                remedy="run as root; a locked-down kernel says no to root too",
+                remedy=privilege.remedy("run as root (CAP_SYS_RAWIO)", path=path, roots=roots),
             ) from error
         raise NotSupported(
             f"{path} cannot be opened",

@@ -26,7 +26,7 @@ from uvirtio.errors import (
     OperationFailed,
     PermissionLack,
 )
-from uvirtio.host import remedies, sysfs
+from uvirtio.host import privilege, remedies, sysfs
 from uvirtio.host.drivers import KMEM
 from uvirtio.host.writer import ChildWriter, Writer, module_loader
 from uvirtio.online.kernel_view import DaxPiece, KernelView, PieceState
@@ -87,11 +87,15 @@ class SystemMemory:
             OperationFailed: The kernel refused a write.
         """
         kernel = self.kernel
-        kernel.soft_reserved()
+        kept = kernel.kept()
+        if kept is False:
+            raise kernel.not_kept()
         kernel.block_size()
         if kernel.dax_region() is None:
             # Idle, or dax_hmem makes one device of the whole region, plugged or not, for kmem to take.
             self._load("dax_hmem", "region_idle=1")
+            if kept is None and kernel.kept() is False:
+                raise kernel.not_kept()
         if not (kernel.dax / "drivers" / KMEM).is_dir():
             self._check_nobody_took_it_all()  # kmem would bind to it as soon as it is loaded
             self._load(KMEM)
@@ -112,7 +116,7 @@ class SystemMemory:
                 "only root may hand memory to Linux",
                 seen=f"{self._region}/create cannot be written",
                 expected="root",
-                remedy="run this as root",
+                remedy=privilege.remedy("run this as root", path=self._region / "create"),
             )
         self._check_nobody_took_it_all()
         with self._locked():
@@ -221,7 +225,7 @@ class SystemMemory:
                 raise InUse(
                     f"{piece.name} has some of the {size} bytes at {start:#x}",
                     seen=f"{piece.state.value}, {piece.size} bytes at {piece.start:#x}",
-                    expected="memory that nobody has",
+                    expected="memory that no driver has",
                 )
         if self.kernel.blocks(start, size):
             raise InUse(

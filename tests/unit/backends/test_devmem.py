@@ -196,7 +196,8 @@ def test_an_unknown_name_is_no_device(fake: FakeSys):
         open_device(fake, "LNRO0005:09")
 
 
-def test_hidden_addresses_want_root(fake: FakeSys):
+def test_hidden_addresses_want_root(fake: FakeSys, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)  # root is told something else
     hidden = "\n".join(f"00000000-00000000 : {line.split(' : ')[1]}" for line in IOMEM.splitlines())
     fake.text(fake.roots.proc / "iomem", hidden + "\n")
     for name in ("LNRO0005:00", "mmio:0xfeb00e00"):
@@ -270,6 +271,7 @@ def test_a_closed_dev_mem_says_why(fake: FakeSys, mode: str | None, words: str, 
     if mode is not None:
         fake.text(fake.sys / "kernel/security/lockdown", mode + "\n")
     monkeypatch.setattr(devmem.os, "open", failing(errno.EPERM))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(PermissionLack) as caught:
         devmem._open(fake.roots)
     assert words in (caught.value.remedy or "")
@@ -554,7 +556,7 @@ def test_a_lock_of_the_living_is_not_waited_for(fake: FakeSys):
 def test_windows_without_a_device_raise_no_alarm(fake: FakeSys, capsys: pytest.CaptureFixture[str]):
     # Most windows of a machine are empty; only who asks for one by its address is told so, as an error.
     assert [found.notes for found in scan(fake.roots)] == [
-        ("type: nobody drives it, and only its registers tell",),
+        ("type: no driver has it, and only its registers tell",),
     ] * 3
     assert not [
         finding for found in scan(fake.roots) for finding in rules.in_use(rules.check(found, fake.roots)[0])

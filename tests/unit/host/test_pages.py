@@ -22,6 +22,7 @@ from uvirtio.backends.qemu.ivshmem import Bells
 from uvirtio.backends.qemu.memory import FIRST, GuestMemory, QemuDma
 from uvirtio.binding.discover import scan
 from uvirtio.binding.facts import Facts
+from uvirtio.binding.mates import Mates
 from uvirtio.binding.plan import plan
 from uvirtio.drivers.balloon.pages import Pages
 from uvirtio.errors import ForeignWindow, Misuse
@@ -107,16 +108,16 @@ def the_group_of_a_window_is_a_page_of_the_cpu(folder: Path) -> None:
         fake.mmio(f"{base:x}.virtio_mmio", "rng", compatible=b"virtio,mmio\0", reg=(base, 0x200))
     facts = Facts(fake.roots)
     first, second, third = scan(fake.roots)
-    assert [one.address for one in facts.page_members(first)] == [second.address]
-    assert [one.address for one in facts.page_members(second)] == [first.address]
-    assert facts.page_members(third) == []
+    assert [one.address for one in facts.mates.page_members(first)] == [second.address]
+    assert [one.address for one in facts.mates.page_members(second)] == [first.address]
+    assert facts.mates.page_members(third) == []
     refused = plan(first, fake.roots).problems[0]
     assert f"{CPU_PAGE >> 10} KiB" in str(refused.seen) and second.address in str(refused.seen)
     taken = plan(first, fake.roots, group=True)
     assert not taken.problems and [one.found.address for one in taken.members] == [first.address, second.address]
     base = 0x10000000 + 2 * CPU_PAGE - 0x200
     fake.mmio(f"{base:x}.virtio_mmio", "rng", compatible=b"virtio,mmio\0", reg=(base, 0x400))
-    assert [one.name for one in Facts(fake.roots).page_members(third)] == [f"{base:x}.virtio_mmio"]
+    assert [one.name for one in Mates(fake.roots).page_members(third)] == [f"{base:x}.virtio_mmio"]
 
 
 def shared_memory_of_the_doorbells_is_whole_pages(folder: Path) -> None:

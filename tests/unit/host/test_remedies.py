@@ -122,7 +122,7 @@ def test_a_region_that_was_not_kept_at_boot(fake: FakeSys, machine: str):
 
 
 def _not_kept(kernel: KernelView) -> None:
-    kernel.soft_reserved()
+    raise kernel.not_kept()
 
 
 def test_plugged_memory_is_never_mapped_as_device_memory(tmp_path: Path, machine: str):

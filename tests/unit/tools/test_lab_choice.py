@@ -27,7 +27,7 @@ def noted(monkeypatch, tmp_path):
     class Noting:
         def __init__(self, *of): ...
 
-        def pytest(self, name, arguments, wrapper, *, programs=None, env=None):
+        def pytest(self, name, arguments, wrapper, *, qemu=None, env=None):
             ran.append((name, arguments, env))
             return Outcome(name, ok=True, seconds=0.0, passed=1)
 
@@ -35,7 +35,7 @@ def noted(monkeypatch, tmp_path):
             ran.append((name, command, None))
             return Outcome(name, ok=True, seconds=0.0, passed=1)
 
-    def run(steps, wide):
+    def run(steps, wide, done):
         ran.append(wide)
         return [step() for _, step in steps]
 

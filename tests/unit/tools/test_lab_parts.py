@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -29,7 +33,7 @@ from lab import (  # noqa: E402
     vm,
 )
 from lab.commands import Commands  # noqa: E402
-from lab.floors import Runner  # noqa: E402
+from lab.floors import Outcome, Runner  # noqa: E402
 
 VM_TEST = machines.FOLDER / "test_x.py"
 
@@ -94,6 +98,108 @@ def test_an_image_that_comes_in_parts_is_fetched_whole():
     assert kernels._parts(text) == []
     parts = [f"linux-{part}-7.2.13-amd64" for part in ("base", "binary", "modules")]
     assert kernels._parts(text + "".join(f"  Depends: {part}\n" for part in parts)) == parts
+
+
+# --- what a suite has today ----------------------------------------------------------------------------------
+
+RELEASE = "Suite: unstable\nDate: Fri, 30 Oct 2026 08:08:01 UTC\n{}SHA256:\n"
+
+
+@pytest.fixture
+def an_apt(tmp_path, monkeypatch):
+    """An apt whose index has a Release file with this line in it."""
+    monkeypatch.setattr(kernels, "run", lambda command, **_: "")
+    monkeypatch.setattr(kernels, "_sources", lambda suite: f"deb http://mirror.example/debian {suite} main\n")
+
+    def make(line: str) -> kernels.Apt:
+        apt = kernels.Apt(tmp_path / f"apt{len(list(tmp_path.iterdir()))}", "sid")
+        (apt._top / "lists/mirror.example_debian_dists_sid_InRelease").write_text(RELEASE.format(line))
+        return apt
+
+    return make
+
+
+def test_an_index_that_has_expired_is_told_and_taken_only_with_consent(an_apt, capsys):
+    line = "Valid-Until: Fri, 06 Nov 2026 08:08:01 UTC\n"
+    before, after = (datetime(2026, 11, 6, 8, 8, second, tzinfo=UTC) for second in (0, 2))
+    apt = an_apt(line)
+    apt.check_age(before, accept_expired=False)
+    with pytest.raises(LabError, match=r"sid was valid until 2026-11-06 .*--accept-expired") as caught:
+        apt.check_age(after, accept_expired=False)
+    assert (caught.value.exit_code, apt.expired, capsys.readouterr().out) == (4, "", "")
+    apt.check_age(after, accept_expired=True)
+    assert apt.expired == "whose index expired 2026-11-06"
+    assert "going on (--accept-expired)" in capsys.readouterr().out
+    an_apt("").check_age(after, accept_expired=False)  # a release that is out has no such date
+
+
+def test_each_tool_that_recommends_the_consent_has_an_option_for_it(capsys):
+    for tool in ("test", "vm", "demo"):
+        with pytest.raises(SystemExit):
+            importlib.import_module(f"lab.cli_{tool}").main([*(["run"] if tool == "vm" else []), "--help"])
+        assert "--accept-expired" in capsys.readouterr().out, tool
+
+
+def test_the_newest_is_what_the_suite_has_today_and_old_ones_go(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    versions = iter(["1:11.1.2+ds-3", "1:11.1.3+ds-1", "1:11.1.3+ds-1", "1:11.2.0~rc1-1"])
+    built = []
+
+    class Suite:
+        expired = ""
+
+        def version(self, package: str) -> str:
+            assert package == "qemu"
+            return next(versions)
+
+    @contextmanager
+    def updated_apt(suite: str, work: Path, *, accept_expired: bool):
+        assert suite == "sid"
+        yield Suite()
+
+    def build(apt: Suite, work: Path, place: Path) -> None:
+        built.append(place.name)
+
+    def ask() -> tuple[str, str]:
+        place, origin = kernels.newest("qemu", "sid", "qemu", build, accept_expired=False)
+        assert place.is_dir()
+        return place.name, origin
+
+    monkeypatch.setattr(kernels, "updated_apt", updated_apt)
+    assert ask() == ("sid-11.1.2+ds-3", "sid")  # no colon: it becomes part of a PATH
+    assert ask() == ask() == ("sid-11.1.3+ds-1", "sid")
+    assert built == ["sid-11.1.2+ds-3", "sid-11.1.3+ds-1"]
+    folder = tmp_path / "uvirtio/qemu"
+    (folder / "10.0").mkdir()
+    for name in ("10.0", "sid-11.1.2+ds-3"):
+        os.utime(folder / name, (0, 0))
+    Suite.expired = "whose index expired 2026-11-06"
+    assert ask() == ("sid-11.2.0~rc1-1", "sid, whose index expired 2026-11-06")
+    assert {path.name for path in folder.iterdir()} == {"10.0", "sid-11.1.3+ds-1", "sid-11.2.0~rc1-1"}
+    assert not list(tmp_path.glob("uvirtio/.apt-*"))
+
+
+def test_the_verdict_tells_which_versions_it_was(tmp_path, capsys):
+    kernel = kernels.Kernel("7.2.13+deb14-amd64", tmp_path, tmp_path, "sid")
+    outcomes = [
+        Outcome("vm a newest", ok=True, seconds=1, passed=1, ran_on=("QEMU 7.2.22", str(kernel))),
+        Outcome("qemu", ok=True, seconds=1, passed=1, ran_on=("QEMU 7.2.22",)),
+        Outcome("lint", ok=True, seconds=1, passed=1),
+    ]
+    assert cli_test._verdict(outcomes, 1.0, tmp_path, []) == 0
+    assert "\non: Linux 7.2.13+deb14-amd64 (sid), QEMU 7.2.22\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("said", ["QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1)", "no QEMU at all"])
+def test_a_qemu_says_its_own_version(said, tmp_path):
+    (tmp_path / qemus.X86).write_text(f"#!/bin/sh\necho '{said}'\n")
+    (tmp_path / qemus.X86).chmod(0o755)
+    qemu = qemus.Qemu(tmp_path, "sid")
+    if said.startswith("QEMU"):
+        assert str(qemu) == "QEMU 11.1.3 (sid)"
+    else:
+        with pytest.raises(LabError, match="no QEMU at all"):
+            str(qemu)
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path, monkeypatch):
@@ -188,8 +294,10 @@ def test_a_pytest_that_ran_nothing_says_why(code, note, tmp_path):
 
 
 def test_a_qemu_that_is_not_to_be_had_fails_its_step_and_no_other(monkeypatch):
-    def get(series: str) -> Path:
-        raise LabError(f"no QEMU {series} any more\nand more of it")
+    def get(name: str, **_: bool) -> qemus.Qemu:
+        if name:
+            raise LabError(f"no QEMU {name} any more\nand more of it", 2 if name == "wrong" else 4)
+        return qemus.Qemu()
 
     monkeypatch.setattr(qemus, "get", get)
     chosen = cli_test._whole("qemu")
@@ -197,6 +305,8 @@ def test_a_qemu_that_is_not_to_be_had_fails_its_step_and_no_other(monkeypatch):
     [(name, step)] = cli_test._qemu_floor(None, chosen, "10.0")
     outcome = step()
     assert (name, outcome.ok, outcome.note) == ("qemu 10.0", False, "no QEMU 10.0 any more")
+    with pytest.raises(LabError, match="wrong"):  # what was written wrong is said before anything runs
+        list(cli_test._qemu_floor(None, chosen, "wrong"))
 
 
 # --- QEMUs and modules that are fetched and built -------------------------------------------------------------
@@ -220,16 +330,19 @@ def test_the_wrapper_gives_a_qemu_its_own_loader_libraries_and_firmware(tmp_path
 
 
 def test_every_qemu_that_a_machine_wants_can_be_fetched():
-    assert {machine.qemu_version for machine in machines.load()} <= {"", *qemus.SUITES}
-    with pytest.raises(LabError, match="not one of"):
+    assert {machine.qemu_version for machine in machines.load()} <= {"", *qemus.names()}
+    assert {name for machine in machines.load() for name in machine.kernels} <= {*kernels.SUITES, *kernels.MOVING}
+    with pytest.raises(LabError, match=r"not one of 10\.0, newest"):
         qemus.get("1.0")
+    with pytest.raises(LabError, match=r"neither one of 6\.1, 6\.12, newest, experimental nor"):
+        kernels.get("1.0")
 
 
 def test_modules_that_cannot_be_built_fail_their_machine_and_no_other(monkeypatch, tmp_path):
     plain = machines.Machine("plain", ("6.12",), (), (VM_TEST,))
     extra = machines.Machine("more", ("6.12",), (), (VM_TEST,), modules=("vdpa",), extra=True)
-    monkeypatch.setattr(cli_test.udev, "get", lambda: tmp_path)
-    monkeypatch.setattr(kernels, "get", lambda name: kernels.Kernel("6.12.1", tmp_path, tmp_path))
+    monkeypatch.setattr(cli_test.udev, "get", lambda **_: tmp_path)
+    monkeypatch.setattr(kernels, "get", lambda name, **_: kernels.Kernel("6.12.1", tmp_path, tmp_path))
 
     def add(kernel: kernels.Kernel, names: tuple[str, ...]) -> kernels.Kernel:
         if names:
@@ -312,6 +425,58 @@ def test_a_test_of_signals_has_them_as_in_a_terminal(request):
     assert [signal.getsignal(number) for number in process.LEAVING] == [
         *(signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL)
     ]
+
+
+INTERRUPTED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from lab import cli_test, process
+from lab.floors import Outcome
+
+def endless():
+    child = process.start(["sleep", "1000"])
+    try:
+        Path(sys.argv[2]).write_text(f"{child.pid}\\n")
+        child.wait()
+    finally:
+        process.kill(child)
+
+steps = [("short", lambda: Outcome("short", True, 0.1, passed=3)), ("endless", endless), ("never", endless)]
+sys.exit(cli_test._run([], steps, 2, begin=time.monotonic(), reports=Path("reports"), left_out=[]))
+"""
+
+
+@pytest.mark.usefixtures("signals_as_in_a_terminal")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("group", [False, True], ids=["", "group"])
+def test_a_signal_ends_a_run_with_all_that_it_has_started(number, group, tmp_path):
+    note = tmp_path / "pid"
+    child = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(TOOLS), str(note)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not (note.exists() and note.read_text().endswith("\n")):
+            assert child.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        if group:  # as a terminal does, whose Ctrl-C goes to the lanes as well
+            os.killpg(child.pid, number)
+        else:
+            child.send_signal(number)
+        said = child.communicate(timeout=60)[0]
+    finally:
+        child.kill()
+    assert child.returncode == 128 + number
+    assert said.splitlines()[-3].startswith("not finished: endless, never")
+    assert re.fullmatch(r"interrupted after \d+ s", said.splitlines()[-1])
+    assert re.search(r"^ok   short +0\.1 s +3 passed", said, re.MULTILINE)
+    assert "PASS" not in said and "FAIL" not in said
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
 
 
 # --- commands without a start of Python each ----------------------------------------------------------------

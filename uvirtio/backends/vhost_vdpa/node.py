@@ -31,7 +31,7 @@ from uvirtio.errors import (
     PermissionLack,
     UvirtioError,
 )
-from uvirtio.host import remedies
+from uvirtio.host import privilege, remedies
 from uvirtio.host.process import holders
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import GONE, Kernel, failed, gone_or_failed, named
@@ -516,8 +516,12 @@ def _open_error(path: Path, name: str, roots: Roots, error: OSError) -> UvirtioE
             f"{path} may not be opened",
             seen=f"{_named(error)}, as user {os.geteuid()}",
             expected="root, or the owner of the node",
-            remedy="run as root, or let root give you this one device: uvirtio bind DEV --owner USER "
-            "(refused for a balloon or mem device)",
+            remedy=privilege.remedy(
+                "run as root, or let root give you this one device: uvirtio bind DEV --owner USER "
+                "(refused for a balloon or mem device)",
+                path=path,
+                roots=roots,
+            ),
         )
     if error.errno in (ENOTSUPP, errno.ENODEV):
         # vhost_vdpa needs an IOMMU that keeps caches coherent, unless the device translates by itself.

@@ -38,10 +38,11 @@ def inspect(cmd: Command, dev: LookArgument) -> None:
 
 
 def _members(cmd: Command, found: DiscoveredDevice, verdicts: Verdicts, facts: Facts) -> dict[str, Any]:
-    from uvirtio.binding.discover import hardware
+    from uvirtio.binding.hwdb import hardware
 
     hidden: list[str] = []
-    virtio = found.path / found.virtio_name if found.virtio_name else None
+    mates = facts.mates.group_members(found)
+    virtio = found.virtio_path
     return {
         **device_members(found, verdicts),
         "hardware": hardware(found, cmd.roots),
@@ -50,10 +51,10 @@ def _members(cmd: Command, found: DiscoveredDevice, verdicts: Verdicts, facts: F
         "driver_override": found.driver_override,
         "window": None if found.window is None else {"base": found.window[0], "length": found.window[1]},
         "noiommu": found.noiommu,
-        "group_members": [
-            {"address": one.address, "pci_id": one.pci_id, "driver": one.driver}
-            for one in facts.group_members(found)
-        ],
+        "above": list(found.above),
+        "group_members": None
+        if mates is None
+        else [{"address": one.address, "pci_id": one.pci_id, "driver": one.driver} for one in mates],
         "findings": [one.as_dict() for one in verdicts.findings],
         "unchecked_why": [{"rule": one.rule, "why": one.why} for one in verdicts.unchecked],
         "bars": _bars(found, hidden),
@@ -173,7 +174,7 @@ def _print(cmd: Command, members: dict[str, Any]) -> None:
     if members["node"] is not None:
         rows.append(("node", members["node"]))
     if members["parent"] is not None:
-        rows.append(("offered by", members["parent"]))
+        rows.append(("offered by", " of ".join(members["above"] or [members["parent"]])))
     if msi is not None:
         state = "on" if msi["enabled"] else "off"
         rows.append(("MSI-X", f"{msi['vectors']} vectors, {state}, BAR {msi['bar']}+{msi['offset']:#x}"))
@@ -229,8 +230,10 @@ def _driver(members: dict[str, Any]) -> str:
 def _group(members: dict[str, Any]) -> str:
     if members["iommu_group"] is None:
         return "none"
-    others = ", ".join(f"{one['address']} ({_or_dash(one['driver'])})" for one in members["group_members"])
     kind = ", no IOMMU" if members["noiommu"] else ""
+    if members["group_members"] is None:
+        return f"{members['iommu_group']}{kind}, with others that cannot be listed, or alone"
+    others = ", ".join(f"{one['address']} ({_or_dash(one['driver'])})" for one in members["group_members"])
     return f"{members['iommu_group']}{kind}" + (f", with {others}" if others else ", alone")
 
 
