@@ -24,7 +24,7 @@ import pytest
 from tests.vm import commands
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_drivers import driver_of, hand_over
-from uvirtio.online.kernel_view import boot_line
+from uvirtio.online import boot_line
 
 MIB = 1 << 20
 BLOCK = 128 * MIB
