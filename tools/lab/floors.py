@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from lab import CHECKOUT, LabError, process
+from lab import CHECKOUT, LabError, arches, natives, process, roots
 from lab.kernels import Kernel
 from lab.machines import Machine
 from lab.qemus import Qemu
@@ -100,14 +100,19 @@ class Runner:
         """The machine's tests in the lab VM; ``udev`` is for those that want one."""
         _title(name)
         begin = time.monotonic()
+        arch = arches.get(machine.arch)
         inside = Path("/run/lab/out/report.xml")
         command = self._pytest(list(machine.arguments or map(str, machine.files)), inside, Path("/tmp"))
         config = Config(
             kernel=kernel,
             # Without hypothesis' plugin: it is not used there, and costs seconds on an emulated CPU.
             command=[*command, "-p", "no:hypothesispytest"],
+            arch=arch,
+            root=roots.get(arch),
+            firmware=roots.firmware(arch) if machine.acpi else None,
             machine=machine.machine,
-            qemu=qemu.x86,
+            cpu=machine.cpu,
+            qemu=qemu.program(arch),
             qemu_arguments=list(machine.qemu),
             iommu=machine.iommu,
             memory=machine.memory,
@@ -115,6 +120,7 @@ class Runner:
             append=machine.append,
             timeout=machine.timeout,
             venv=self.venv,
+            libraries=natives.get(arch, self.venv),
             env={
                 "UVIRTIO_LAB_KERNEL": kernel.version,
                 "UVIRTIO_LAB_MACHINE": machine.name,

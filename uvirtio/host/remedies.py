@@ -69,9 +69,9 @@ def kept_at_boot(addr: int, size: int, machine: str | None = None) -> str:
     if cpu.is_x86(machine):
         return f"add this to the kernel's command line and boot again: {boot_line(addr, size)}"
     return (
-        f"Linux has no parameter for that on {machine or cpu.machine()}: only firmware could keep it apart "
-        "(EFI_MEMORY_SP), and it does not know of memory that is plugged later. What works is Linux's own driver, "
-        "which takes plugged memory as ordinary memory: uvirtio restore DEV"
+        f"Linux has no parameter for that on {machine or cpu.machine()}: the firmware's memory map has to set "
+        f"{addr:#x}-{addr + size - 1:#x} apart (EFI_MEMORY_SP), beside dax_hmem.region_idle=1 on the kernel's "
+        "command line. Where that cannot be, Linux's own driver takes plugged memory: uvirtio restore DEV"
     )
 
 
