@@ -18,6 +18,7 @@ import pytest
 
 import uvirtio
 from tests.bodies import any_device, balloon, blk, keyboard, rng
+from tests.support.virtio_state import state
 from tests.vm import commands
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_drivers import driver_of, hand_over
@@ -68,7 +69,7 @@ def test_from_the_kernel_to_a_verdict_and_back(name: str, witness: Witness) -> N
         child.wait(commands.PATIENCE)
     path = "/machine/peripheral/arm-keyboard"
     with uvirtio.open(address_of(witness, "arm-keyboard"), unsafe_dma=True):  # after its guardian has let go of it
-        assert "DRIVER_OK" not in str(witness.execute("x-query-virtio-status", path=path)["status"])
+        assert "DRIVER_OK" not in state(witness.execute, path).status
     done = commands.uvirtio("restore", "--all")
     assert done.returncode == 0, done.stderr
     assert found.resolve().name == "virtio-mmio"
