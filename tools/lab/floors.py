@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -120,13 +121,13 @@ class Runner:
                 "UVIRTIO_UDEV": str(udev),
             },
         )
-        report = self.reports / f"{name.replace(' ', '-')}.xml"
+        report = self.reports / f"{self._stem(name, kernel)}.xml"
         note, alarms, faults = "", [], []
         try:
             with Vm(config) as vm:
                 code = vm.wait()
                 alarms, faults = vm.alarms(), vm.faults()
-                (self.reports / f"{name.replace(' ', '-')}.dmesg").write_text(vm.dmesg())
+                report.with_suffix(".dmesg").write_text(vm.dmesg())
                 if (vm.out / inside.name).exists():
                     shutil.copy(vm.out / inside.name, report)
         except LabError as error:
@@ -147,6 +148,13 @@ class Runner:
             outcome.ok = False
         outcome.note = outcome.note or note
         return outcome
+
+    @staticmethod
+    def _stem(name: str, kernel: Kernel) -> str:
+        """The name of a report from the VM, with the series of a kernel that was asked for as the newest."""
+        head, _, asked = name.rpartition(" ")
+        series = re.match(r"\d+\.\d+", kernel.version) if kernel.origin else None
+        return f"{head} {series[0] if series else asked}".replace(" ", "-")
 
     def _pytest(self, arguments: list[str], report: Path, scratch: Path) -> list[str]:
         command = [str(self.venv / "bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider"]

@@ -190,6 +190,14 @@ def test_the_verdict_tells_which_versions_it_was(tmp_path, capsys):
     assert "\non: Linux 7.2.13+deb14-amd64 (sid), QEMU 7.2.22\n" in capsys.readouterr().out
 
 
+def test_a_report_is_named_after_the_series_of_the_newest_kernel(tmp_path):
+    """tools/matrix takes the kernel from there."""
+    pinned = kernels.Kernel("6.12.107+deb13-amd64", tmp_path, tmp_path)
+    newest = kernels.Kernel("7.2.13+deb14-amd64", tmp_path, tmp_path, "sid")
+    assert Runner._stem("vm mem-online 6.12", pinned) == "vm-mem-online-6.12"
+    assert Runner._stem("vm mem-online-newest newest", newest) == "vm-mem-online-newest-7.2"
+
+
 @pytest.mark.parametrize("said", ["QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1)", "no QEMU at all"])
 def test_a_qemu_says_its_own_version(said, tmp_path):
     (tmp_path / qemus.X86).write_text(f"#!/bin/sh\necho '{said}'\n")
