@@ -2,7 +2,8 @@
 
 ``x-query-virtio-status`` tells most. It is sent to the versions with which it has been tried for every device, up
 to 10.0, and only from here. A newer QEMU is asked for the queues (``x-query-virtio-queue-status``), and for the
-registers by its monitor's ``xp`` and ``i``, which read memory and I/O ports as the guest's CPU would, past the driver.
+registers by its monitor's ``xp`` and ``i``, which read memory and I/O ports as the guest's CPU would, past the
+driver.
 
 Nothing of the package is used that this bears witness about.
 """
