@@ -21,7 +21,7 @@ def test_stats_have_both_names(uvirtio: Runs) -> None:  # noqa: F811
     rows = [line.split() for line in out.splitlines()]
     assert ["available", "MEMTOT"] in [row[:2] for row in rows]
     assert ["usable", "AVAIL"] in [row[:2] for row in rows]
-    assert "guest-stats-polling-interval" in out.splitlines()[-1]
+    assert "guest-stats-polling-interval" in out.splitlines()[-2]
     assert "virsh dommemstat DOMAIN --period" in out.splitlines()[-1]
     code, out, _ = uvirtio("balloon", "stats", "qemu:virtio-balloon-pci", "--json", "--watch", "--for", "1.2")
     lines = [json.loads(line) for line in out.splitlines()]

@@ -137,9 +137,22 @@ def test_without_uinput_nothing_is_cloned(uvirtio: Runs, tmp_path: Path, verb: l
     assert error(out)["code"] in ("UV-ENV-MODULE", "UV-ENV-NOT-SUPPORTED")
 
 
+@pytest.mark.parametrize("verb", [["bridge", KEYBOARD], ["replay", "-", "no-such-file"]])
+def test_a_resolution_is_a_number_above_0(uvirtio: Runs, verb: list[str]):  # noqa: F811
+    code, out, _ = uvirtio("input", *verb, "--resolution", "0", "--json")
+    assert (code, error(out)["code"], "--resolution" in error(out)["message"]) == (2, "UV-USAGE", True)
+
+
 def test_info_names_what_is_odd_and_the_contacts(uvirtio: Runs):  # noqa: F811
     code, out, _ = uvirtio("input", "info", "qemu:virtio-tablet-pci", "--json")
     assert code == 0
     made = json.loads(out)
     assert made["slots"] == 0
     assert made["findings"] == []
+    [warning] = made["warnings"]
+    assert warning.startswith("no resolution: ABS_X, ABS_Y.")
+    assert "--resolution" in warning
+    code, out, _ = uvirtio("input", "info", "qemu:virtio-tablet-pci")
+    assert (code, f"warning: {warning}" in out) == (0, True)
+    code, out, _ = uvirtio("input", "info", KEYBOARD, "--json")
+    assert (code, json.loads(out)["warnings"]) == (0, [])

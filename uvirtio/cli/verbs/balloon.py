@@ -348,9 +348,10 @@ class _Follower:
 # --- stats --------------------------------------------------------------------------------------------------
 
 _POLLING = (
-    "a host asks only once it is told to; QEMU: qom-set the balloon's guest-stats-polling-interval to seconds; "
-    "libvirt: virsh dommemstat DOMAIN --period SECONDS --live"
+    "QEMU: qom-set guest-stats-polling-interval of the balloon, in seconds",
+    "libvirt: virsh dommemstat DOMAIN --period SECONDS --live",
 )
+"""How a host is made to ask for statistics, which it does not do by itself."""
 
 
 def stats(
@@ -404,14 +405,17 @@ def _tell_stats(cmd: Command, driver: Balloon, values: Mapping[int, int]) -> Non
             }
             for tag, value in values.items()
         ]
-        cmd.document(statistics=entries, requests=requests, remedy=None if requests else _POLLING)
+        cmd.document(statistics=entries, requests=requests, remedy=None if requests else "; ".join(_POLLING))
         return
     rows = [
         [VIRSH.get(tag, "-"), name_of(tag), human(value) if tag in BYTES else str(value)]
         for tag, value in values.items()
     ]
     cmd.table(["virsh", "standard", "value"], rows)
-    cmd.line(f"requests from the host: {requests}" + ("" if requests else f" ({_POLLING})"))
+    cmd.line(f"requests from the host: {requests}")
+    if not requests:
+        for line in _POLLING:
+            cmd.line(f"  to make it ask, {line}")
 
 
 # --- report -------------------------------------------------------------------------------------------------

@@ -28,6 +28,13 @@ class OnOff(StrEnum):
     OFF = "off"
 
 
+ResolutionOption = Annotated[
+    int | None,
+    typer.Option(
+        "--resolution", metavar="UNITS", help="Units per millimetre, for axes of positions that tell none."
+    ),
+]
+
 ForOption = Annotated[float | None, typer.Option("--for", metavar="SECONDS", help="Stop after SECONDS.")]
 
 
@@ -93,8 +100,23 @@ def _info(driver: Input) -> dict[str, Any]:
             for axis, one in sorted(about.axes.items())
         ],
         "slots": about.slots,
+        "multi_touch": about.multi_touch or None,
+        "warnings": _warnings(about),
         "findings": sorted(driver.findings),
     }
+
+
+def _warnings(about: Description) -> list[str]:
+    """What programs that read the device will miss."""
+    from uvirtio.spec import input as spec
+
+    names = ", ".join(spec.code_name(spec.EV_ABS, axis) for axis in about.unscaled)
+    if not names:
+        return []
+    return [
+        f"no resolution: {names}. The size in millimetres is not known: libinput ignores pen tablets without it, "
+        "and guesses the size of touch pads. A clone can have one: input bridge --resolution UNITS"
+    ]
 
 
 def _print_info(cmd: Command, found: dict[str, Any]) -> None:
@@ -124,6 +146,10 @@ def _print_info(cmd: Command, found: dict[str, Any]) -> None:
         )
     if found["slots"]:
         cmd.line(f"multi-touch: {found['slots']} contacts")
+    elif found["multi_touch"]:
+        cmd.line("multi-touch: contacts without slots (protocol A)")
+    for warning in found["warnings"]:
+        cmd.line(f"warning: {warning}")
     for finding in found["findings"]:
         cmd.line(f"odd: {finding}")
 
@@ -186,14 +212,22 @@ def _print_event(cmd: Command, one: InputEvent, now: float) -> None:
 # --- bridge -------------------------------------------------------------------------------------------------
 
 
-def bridge(cmd: Command, dev: DevArgument, for_seconds: ForOption = None) -> None:
+def _check_resolution(resolution: int | None) -> None:
+    if resolution is not None and not 0 < resolution < 1 << 31:
+        raise UsageError("--resolution takes units per millimetre", seen=resolution, expected="1 or more")
+
+
+def bridge(
+    cmd: Command, dev: DevArgument, for_seconds: ForOption = None, resolution: ResolutionOption = None
+) -> None:
     """Clone the device into the kernel's input layer. Events go there, LED changes come back, until Ctrl-C."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
+    _check_resolution(resolution)
     from uvirtio.drivers.input import Bridge, Feed, Input, UinputClone, phys_of
 
     with cmd.device(dev) as device, Input(device) as driver:
-        about = driver.describe()
+        about = _scaled(driver.describe(), resolution)
         clone = UinputClone(about, phys=phys_of(device.address), roots=cmd.roots)
         with Feed(clone, clone.description) as feed:
             _say_clone(cmd, device, about, clone.path)
@@ -352,6 +386,7 @@ def replay(
     ],
     file: Annotated[str, typer.Argument(metavar="FILE", help="A recording in evemu's format.")],
     only_print: Annotated[bool, typer.Option("--print", help="Print the events and play nothing.")] = False,
+    resolution: ResolutionOption = None,
 ) -> None:
     """Play a recording into a clone of DEV. The clone is in the kernel's input layer; the pace is the recording's.
 
@@ -359,6 +394,7 @@ def replay(
     """
     from uvirtio.drivers.input import evemu
 
+    _check_resolution(resolution)
     recording = evemu.read(file)
     if only_print and dev == "-":
         _print_recording(cmd, recording)
@@ -372,7 +408,7 @@ def replay(
                 remedy=f"put its description (evemu-describe) in front: cat DESCRIPTION {file} > JOINED"
                 f" && uvirtio input replay - JOINED; or, for a device with these events: input replay DEV {file}",
             )
-        _replay(cmd, None, None, recording.description, recording)
+        _replay(cmd, None, None, _scaled(recording.description, resolution), recording)
         return
     from uvirtio.drivers.input import Input
 
@@ -393,7 +429,11 @@ def replay(
         if only_print:
             _print_recording(cmd, recording)
         else:
-            _replay(cmd, device, driver, about, recording)
+            _replay(cmd, device, driver, _scaled(about, resolution), recording)
+
+
+def _scaled(about: Description, resolution: int | None) -> Description:
+    return about if resolution is None else about.scaled(resolution)
 
 
 def _print_recording(cmd: Command, recording: Recording) -> None:
