@@ -65,7 +65,7 @@ VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
     "input info": ("Show what the device is and which events it can send", ("DEV",), {**COMMON, **OPENING}),
     "input events": ("Print events as they arrive, until Ctrl-C", ("DEV",), {**COMMON, **OPENING, "--for": ("SECONDS", "Stop after SECONDS"), "--count": ("N", "Stop after N events, SYN_REPORT included")}),
     "input bridge": ("Clone the device into the kernel's input layer", ("DEV",), {**COMMON, **OPENING, "--for": ("SECONDS", "Stop after SECONDS"), "--resolution": ("UNITS", "Units per millimetre, for axes of positions that tell none")}),
-    "input record": ("Record the device and its events in evemu's format", ("DEV", "[FILE]"), {**COMMON, **OPENING, "--yes": ("", "Confirm that keystrokes, passwords too, are recorded"), "--for": ("SECONDS", "Stop after SECONDS")}),
+    "input record": ("Record the device and its events, for evemu or libinput", ("DEV", "[FILE]"), {**COMMON, **OPENING, "--yes": ("", "Confirm that keystrokes, passwords too, are recorded"), "--for": ("SECONDS", "Stop after SECONDS"), "--format": ("evemu|libinput", "evemu, or the YAML of libinput record")}),
     "input replay": ("Play a recording into a clone of DEV. The clone is in the kernel's input layer; the pace is the recording's", ("DEV", "FILE"), {**COMMON, **OPENING, "--print": ("", "Print the events and play nothing"), "--resolution": ("UNITS", "Units per millimetre, for axes of positions that tell none")}),
     "input led": ("Turn an LED on or off", ("DEV", "LED", "on|off"), {**COMMON, **OPENING, "--hold": ("SECONDS", "Keep the device open for SECONDS")}),
     "mem status": ("Show plugged and requested memory", ("DEV",), {**COMMON, **OPENING}),

@@ -18,7 +18,14 @@ from uvirtio.errors import DeviceTimeout, OperationFailed, Refused, UsageError
 if TYPE_CHECKING:
     from uvirtio.device import Device
     from uvirtio.drivers.input import Description, Input, InputEvent
-    from uvirtio.drivers.input.evemu import Recording
+    from uvirtio.drivers.input.recording import Recording
+
+
+class Format(StrEnum):
+    """How a recording is written."""
+
+    EVEMU = "evemu"
+    LIBINPUT = "libinput"
 
 
 class OnOff(StrEnum):
@@ -281,8 +288,11 @@ def record(
         bool, typer.Option("--yes", help="Confirm that keystrokes, passwords too, are recorded.")
     ] = False,
     for_seconds: ForOption = None,
+    format_: Annotated[
+        Format, typer.Option("--format", help="evemu, or the YAML of libinput record.")
+    ] = Format.EVEMU,
 ) -> None:
-    """Record the device and its events in evemu's format. This is a key logger: it records passwords, too."""
+    """Record the device and its events, for evemu or libinput. This is a key logger: it records passwords, too."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
     if not yes:
@@ -305,7 +315,7 @@ def record(
         about = driver.describe()
         if file != "-":
             _say_recording(cmd, about.name, file)
-        told = _record(driver, about, write, for_seconds)
+        told = _record(driver, about, write, for_seconds, format_)
     if cmd.json:
         cmd.document(event="recorded", file=file, events=told)
     elif file != "-":
@@ -320,12 +330,16 @@ def _say_recording(cmd: Command, name: str, file: str) -> None:
 
 
 def _record(
-    driver: Input, about: Description, write: Callable[[list[str]], None], for_seconds: float | None
+    driver: Input,
+    about: Description,
+    write: Callable[[list[str]], None],
+    for_seconds: float | None,
+    format_: Format,
 ) -> int:
     """Record frame by frame, so that a recording ends with a whole frame; returns the number of events."""
-    from uvirtio.drivers.input import evemu
+    from uvirtio.drivers.input import evemu, libinput
 
-    write(list(evemu.header(about)))
+    write(list((evemu if format_ is Format.EVEMU else libinput).header(about)))
     deadline = None if for_seconds is None else time.monotonic() + for_seconds
     begin: float | None = None
     told = 0
@@ -338,7 +352,10 @@ def _record(
         at = round((frame.time - begin) * 1e6)
         # Events that the device does not announce cannot be replayed, and readers of recordings refuse them.
         known = [one for one in frame if about.can(one.type, one.code)]
-        write([evemu.event_line(at, one) for one in known])
+        if format_ is Format.EVEMU:
+            write([evemu.event_line(at, one) for one in known])
+        else:
+            write(list(libinput.frame_lines(at, known)))
         told += len(known)
         if left == 0:
             return told
@@ -384,7 +401,7 @@ def replay(
     dev: Annotated[
         str, typer.Argument(metavar="DEV", help="The device to clone; - for the one that FILE describes.")
     ],
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A recording in evemu's format.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A recording of evemu, or of libinput record.")],
     only_print: Annotated[bool, typer.Option("--print", help="Print the events and play nothing.")] = False,
     resolution: ResolutionOption = None,
 ) -> None:
@@ -392,10 +409,10 @@ def replay(
 
     A virtio device takes no events from its driver, so they go to where its own events would go.
     """
-    from uvirtio.drivers.input import evemu
+    from uvirtio.drivers.input import formats
 
     _check_resolution(resolution)
-    recording = evemu.read(file)
+    recording = formats.read(file)
     if only_print and dev == "-":
         _print_recording(cmd, recording)
         return
