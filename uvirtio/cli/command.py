@@ -397,7 +397,7 @@ def _options(cmd: Command, asked: dict[str, Any]) -> OpenOptions:
         interrupts=tuple(InterruptMode) if mode is None else (mode,),
         without=tuple(asked["without"] or ()),
         roots=cmd.roots,
-        trace=output.trace if cmd.verbose else None,
+        trace=output.timed_trace() if cmd.verbose else None,
         **{name: asked[name] for name in ("backend", "unsafe_dma", "force_legacy", "ring", "vf_token")},
     )
 

@@ -99,6 +99,27 @@ def target_of(program: str) -> str:
     return name.removeprefix(_PREFIX) if name.startswith(_PREFIX) else ""
 
 
+def version_of(program: str) -> tuple[int, ...]:
+    """Return the three numbers that ``--version`` reports; () if unknown.
+
+    Args:
+        program: The path of QEMU.
+    """
+    try:
+        done = subprocess.run(
+            [program, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=5,
+            check=False,
+            start_new_session=True,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    match = re.search(rb"version (\d+)\.(\d+)\.(\d+)", done.stdout)
+    return tuple(int(part) for part in match.groups()) if match else ()
+
+
 def check_version(version: tuple[int, ...]) -> None:
     """Check that QEMU is not older than the oldest supported version.
 
@@ -251,19 +272,7 @@ class QemuProcess:
 
     def version(self) -> tuple[int, ...]:
         """Return what ``--version`` reports, for a QEMU that ended before its greeting; () if unknown."""
-        try:
-            done = subprocess.run(
-                [self._binary, "--version"],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=5,
-                check=False,
-                start_new_session=True,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return ()
-        match = re.search(rb"version (\d+)\.(\d+)\.(\d+)", done.stdout)
-        return tuple(int(part) for part in match.groups()) if match else ()
+        return version_of(self._binary)
 
     def close(self) -> None:
         """End QEMU: SIGTERM, and SIGKILL if that does not help. Idempotent."""
