@@ -28,6 +28,7 @@ __all__ = [
     "Blocked",
     "Busy",
     "CapabilityError",
+    "Claimed",
     "Closed",
     "ConfigError",
     "ConfigUnstable",
@@ -180,7 +181,7 @@ class DeviceBroken(DeviceFailure):
 
 
 class DeviceResetByOther(DeviceFailure):
-    """Status reads 0 though nobody here reset the device."""
+    """Status reads 0 though this process did not reset the device."""
 
     code = "UV-DEV-RESET-BY-OTHER"
 
@@ -420,6 +421,12 @@ class Busy(Refused):
     code = "UV-REFUSED-BUSY"
 
 
+class Claimed(Refused):
+    """Another program has set the device's driver_override since bind, so restore leaves the device to it."""
+
+    code = "UV-REFUSED-CLAIMED"
+
+
 class NotBound(Refused):
     """A kernel driver holds the device; it has to be bound to a user-space driver first."""
 
@@ -427,7 +434,7 @@ class NotBound(Refused):
 
 
 class UnsafeDma(Refused):
-    """No IOMMU holds this device, and nobody consented to that."""
+    """No IOMMU holds this device, and the caller did not consent to that."""
 
     code = "UV-REFUSED-UNSAFE-DMA"
 

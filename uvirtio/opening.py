@@ -23,7 +23,7 @@ from uvirtio.errors import (
     UsageError,
     UvirtioError,
 )
-from uvirtio.host import addresses, denylist
+from uvirtio.host import addresses, denylist, privilege
 from uvirtio.host.addresses import Address
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.backend import MmioWindow, PciFunction, VdpaNode, WithoutIommu
@@ -208,9 +208,11 @@ _VFIO_WAYS: dict[str, Literal["group", "cdev"]] = {"vfio-group": "group", "vfio-
 
 
 def _open_pci(address: str, options: OpenOptions) -> tuple[str, Opened]:
-    denylist.check([address], options.roots)
-    from uvirtio.host import drivers
+    from uvirtio.host import drivers, sysfs
 
+    # A line of the deny list may name the node, which does not lead back to the function everywhere.
+    nodes = drivers.user_nodes(sysfs.device("pci", address, options.roots), options.roots)
+    denylist.check([address, *nodes], options.roots)
     # The driver that holds it decides; --backend only insists.
     held = drivers.pci_driver(address, options.roots)
     if options.backend == "uio" or (options.backend == "auto" and held == drivers.UIO):
@@ -253,13 +255,13 @@ def _open_mmio(address: str, options: OpenOptions) -> tuple[str, Opened]:
             f"the address of {found.address} is hidden",
             seen="/proc/iomem shows none to this user",
             expected="the physical address of the window",
-            remedy="run as root",
+            remedy=privilege.remedy(roots=options.roots),
         )
     if found.driver is not None:
         raise NotBound(
             f"{found.address} is held by a driver of the kernel",
             seen=f"{found.name} is bound to {found.driver}",
-            expected="a window that nobody drives",
+            expected="a window that no driver has",
             remedy=f"uvirtio bind {found.address}",
         )
     window = devmem.DevmemWindow.open(found.address, *found.window, options.roots, unsafe_dma=options.unsafe_dma)
@@ -269,10 +271,12 @@ def _open_mmio(address: str, options: OpenOptions) -> tuple[str, Opened]:
 def _open_vdpa(address: str, options: OpenOptions) -> tuple[str, Opened]:
     denylist.check([address], options.roots)
     from uvirtio.backends import vhost_vdpa
+    from uvirtio.host import sysfs
 
     node, name = vhost_vdpa.require_bound(address, options.roots)
-    # Denying the PCI function also denies the vDPA device that vp_vdpa makes of it.
-    denylist.check([node, f"vdpa:{name}", vhost_vdpa.parent_of(name, options.roots).name], options.roots)
+    # Denying a PCI function also denies the vDPA devices on it and on its sub-functions.
+    above = [place.name for place in sysfs.above(sysfs.device("vdpa", name, options.roots))]
+    denylist.check([node, f"vdpa:{name}", *above], options.roots)
     return node, vhost_vdpa.VhostVdpaNode.open(node, options.roots)
 
 

@@ -6,15 +6,18 @@ provides the fixture ``cell``; pytest collects them there, under the names that 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
 
+from tests.support.virtio_state import FEATURES, State, started, state
 from uvirtio.device import Device
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.spec import pci
+from uvirtio.transports.pci import PciModern
 
 
 @dataclass
@@ -31,7 +34,7 @@ class Cell:
     """The QMP events of this name that come within so many seconds; returns at the first."""
 
     path: str
-    """QOM path of the virtio back end of the device, for the x-query-virtio commands."""
+    """QOM path of the virtio back end of the device, for tests/support/virtio_state.py and queries of QMP."""
 
     mode: InterruptMode
     translated: bool
@@ -44,9 +47,32 @@ class Cell:
 
     extra: dict[str, Any] = field(default_factory=dict)
 
-    def status(self) -> dict[str, Any]:
+    def state(self) -> State:
         """What the device model says of itself."""
-        return dict(self.qmp("x-query-virtio-status", path=self.path))
+        return state(self.qmp, self.path)
+
+    def started(self) -> bool:
+        """Whether the device model says that a driver has brought it up."""
+        return started(self.qmp, self.path)
+
+    def accepted(self, device: Device) -> Container[str]:
+        """The names of the transport's features that the device model has noted as accepted.
+
+        Where QEMU does not tell, they are read from the registers; where these can be written only (virtio-mmio),
+        it is what the driver says.
+        """
+        told = self.state().features
+        if told is not None:
+            return told
+        transport, features = device.transport, device.features
+        if isinstance(transport, PciModern):
+            place = next(cap for cap in transport.capabilities if cap.type == "common")
+            common = transport.backend.registers(place.bar, place.offset, place.length)
+            features = 0
+            for word in range(2):
+                common.write32(pci.COMMON_DRIVER_FEATURE_SELECT, word)
+                features |= common.read32(pci.COMMON_DRIVER_FEATURE) << 32 * word
+        return [name for bit, name in FEATURES.items() if features >> bit & 1]
 
     def queue(self, index: int) -> dict[str, Any]:
         """What the device model says of one queue: addresses and indices."""

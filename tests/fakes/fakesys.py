@@ -139,20 +139,70 @@ class FakeSys:
         self.link(device / "iommu_group", directory)
         self.link(directory / "devices" / device.name, device)
 
-    def mmio(self, name: str, kind: str | None = None, *, compatible: bytes | None = None) -> Path:
+    def vfio(self, device: Path, number: int | None = None, driver: str | None = "vfio-pci") -> None:
+        """What VFIO makes of a function that ``driver`` has: its group's node, and with a number its own."""
+        if driver is not None:
+            self.attach(device, driver)
+        group = (device / "iommu_group").readlink().name
+        (self.sys / "class/vfio" / group).mkdir(parents=True, exist_ok=True)
+        self.text(self.roots.dev / "vfio" / group, "").chmod(0o600)
+        if number is not None:
+            name = f"vfio{number}"
+            uevent = f"DEVNAME=vfio/devices/{name}\n"
+            self.child(device, f"vfio-dev/{name}", "vfio-dev", {"dev": f"511:{number}\n", "uevent": uevent})
+            self.text(self.roots.dev / "vfio/devices" / name, "").chmod(0o600)
+
+    def mmio(
+        self,
+        name: str,
+        kind: str | None = None,
+        *,
+        compatible: bytes | None = None,
+        reg: tuple[int, int] | None = None,
+    ) -> Path:
+        """A window; with ``compatible`` one of a device tree, whose node has ``reg`` in cells of 2 and 2."""
         path = self.sys / "devices/platform" / name
         path.mkdir(parents=True)
         self.text(path / "driver_override", "(null)\n")
         if compatible is not None:
-            self.text(path / "of_node/compatible", compatible)
+            address, _, what = name.partition(".")
+            words = {} if reg is None else {"reg": b"".join(number.to_bytes(8, "big") for number in reg)}
+            self.link(path / "of_node", self.node(f"{what}@{address}", {"compatible": compatible, **words}))
         self.link(self.sys / "bus/platform/devices" / name, path)
         if kind is not None:
             self.attach(path, "virtio-mmio", bus="platform")
             self.virtio(path, self.next_virtio(), kind, 1 << 32)
         return path
 
-    def vdpa(self, name: str, *, driver: str | None = "vhost_vdpa", index: int = 0, kind: str = "blk") -> Path:
-        path = self.sys / "devices/virtual/vdpa" / name
+    def node(self, where: str, properties: Mapping[str, bytes]) -> Path:
+        """A node of the device tree, by its path; the root has 2 cells of address and 2 of size, as on virt."""
+        tree = self.sys / "firmware/devicetree/base"
+        for name in ("#address-cells", "#size-cells"):
+            self.text(tree / name, (2).to_bytes(4, "big"))
+        (tree / where).mkdir(parents=True, exist_ok=True)
+        for name, value in properties.items():
+            self.text(tree / where / name, value)
+        return tree / where
+
+    def sub_function(self, function: Path, name: str = "mlx5_core.sf.4") -> Path:
+        """A device on the auxiliary bus, below a PCI function."""
+        path = function / name
+        path.mkdir()
+        self.link(path / "subsystem", self.sys / "bus/auxiliary")
+        return path
+
+    def vdpa(
+        self,
+        name: str,
+        *,
+        driver: str | None = "vhost_vdpa",
+        index: int = 0,
+        kind: str = "blk",
+        on: Path | None = None,
+        dma: Path | None = None,
+    ) -> Path:
+        """A vDPA device below ``on``; ``dma`` does its DMA, and has the virtio device that virtio_vdpa makes."""
+        path = (self.sys / "devices/virtual/vdpa" if on is None else on) / name
         path.mkdir(parents=True)
         self.text(path / "driver_override", "(null)\n")
         self.link(self.sys / "bus/vdpa/devices" / name, path)
@@ -163,7 +213,7 @@ class FakeSys:
         if driver == "vhost_vdpa":
             self.vhost_vdpa(path, index)
         elif driver == "virtio_vdpa":
-            self.virtio(path, self.next_virtio(), kind, 1 << 32)
+            self.virtio(path if dma is None else dma, self.next_virtio(), kind, 1 << 32)
         return path
 
     def vhost_vdpa(self, device: Path, index: int = 0) -> None:
@@ -314,6 +364,10 @@ class FakeKernel:
             elif child.name.startswith("vhost-vdpa-"):
                 shutil.rmtree(child)
                 (self.fake.roots.dev / child.name).unlink()
+        for own in (device / "vfio-dev").glob("vfio*"):
+            (self.fake.sys / "class/vfio-dev" / own.name).unlink()
+            (self.fake.roots.dev / "vfio/devices" / own.name).unlink()
+            shutil.rmtree(own.parent)
         if driver.name == "vfio-pci":
             group = device / "iommu_group"
             mates = [m.resolve() for m in (group / "devices").iterdir()] if group.is_symlink() else []

@@ -1,6 +1,6 @@
 """The driver bodies on QEMU's device models, without a guest: q35 and pc, every rung of the interrupt ladder.
 
-The witness is QMP: query-balloon, x-query-virtio-status and x-query-virtio-queue-status.
+The witness is QMP: query-balloon, x-query-virtio-queue-status, and what tests/support/virtio_state.py asks.
 """
 
 from __future__ import annotations

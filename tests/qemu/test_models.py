@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.bodies.balloon_model import PAGES, BalloonOrders
+from tests.support.virtio_state import state
 from uvirtio.device import Device
 from uvirtio.drivers.balloon import Balloon, Use
 from uvirtio.drivers.input import Input, InputEvent
@@ -54,9 +55,9 @@ class OnQemu(RuleBasedStateMachine):
     def teardown(self) -> None:
         if self.ready:
             with self.machine:  # each example has its own: the next must not find that of a failed one running
-                status = self.machine.qmp("x-query-virtio-status", path=f"{self.path}/virtio-backend")
+                broken = state(self.machine.qmp, f"{self.path}/virtio-backend").broken
                 self.device.close()
-            assert not status["broken"]
+            assert not broken
             assert self.device.broken is None
 
 

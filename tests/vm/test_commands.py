@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.virtio_state import started
 from tests.vm.commands import PATIENCE, USER, program, read_until, running, uvirtio
 from tests.vm.qmp_witness import Witness
 from uvirtio.binding import bind as binding
@@ -318,5 +319,4 @@ def test_a_signal_leaves_in_order(bound, witness, name, code, where):
         assert child.wait(PATIENCE) == code
     assert balloon_size(witness) == full
     assert driver_of(address) == "vfio-pci"
-    status = witness.execute("x-query-virtio-status", path="/machine/peripheral/balloon/virtio-backend")
-    assert not status["started"]
+    assert not started(witness.execute, "/machine/peripheral/balloon/virtio-backend")

@@ -1,7 +1,8 @@
 """The udev rules under a real systemd-udevd, on functions that really change hands.
 
 Nobody runs udev in the lab. Its package lies unpacked in $UVIRTIO_UDEV; it is started here, with our rules and
-its own 50-udev-default.rules, and goes with all that it wrote.
+its own 50-udev-default.rules, and goes with all that it wrote. The guest's root is the host's, whose own rules
+(of packages such as driverctl, or the administrator's) are covered while it runs.
 """
 
 from __future__ import annotations
@@ -27,8 +28,15 @@ PATIENCE = 60.0
 """Seconds: a deadline for udev, on an emulated CPU."""
 
 
+FOLDERS = tuple(Path(top, "udev") for top in ("/etc", "/usr/lib", "/usr/local/lib", "/lib"))
+"""Where udev looks for rules, helpers and its database, beside /run."""
+
+
 class Udev:
-    """A running systemd-udevd."""
+    """A systemd-udevd that knows of no rules but those that are installed here.
+
+    The folders of rules are empty from the beginning; ``stop`` brings back what was in them.
+    """
 
     def __init__(self, package: Path, folder: Path) -> None:
         self._admin = next(
@@ -40,12 +48,16 @@ class Udev:
         self._program = folder / "systemd-udevd"  # the same program, by its other name
         self._program.symlink_to(self._admin)
         self._log = folder / "log"
-        self._made: list[Path] = []
+        self._covered: list[Path] = []
         self._process: subprocess.Popen[bytes] | None = None
+        for place in dict.fromkeys(one.resolve() for one in FOLDERS):
+            place.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "none", place], check=True)
+            self._covered.append(place)
 
     def start(self) -> None:
         for folder in (self._libexec, self.rules):
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
         self._install(OURS / "uvirtio-node-safe", self._libexec, 0o755)
         self._install(OURS / "70-uvirtio.rules", self.rules, 0o644)
         self._install(self._stock, self.rules, 0o644)
@@ -67,18 +79,17 @@ class Udev:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
-        for path in self._made:
-            path.unlink()
+        while self._covered:
+            subprocess.run(["umount", "--lazy", self._covered[-1]], check=True)
+            self._covered.pop()
         shutil.rmtree("/run/udev", ignore_errors=True)
         shutil.rmtree("/run/uvirtio/translated", ignore_errors=True)
         shutil.rmtree(LINKS, ignore_errors=True)
 
     def _install(self, source: Path, folder: Path, mode: int) -> None:
         target = folder / source.name
-        assert not target.exists(), target
         shutil.copyfile(source, target)
         target.chmod(mode)
-        self._made.append(target)
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")
@@ -110,7 +121,20 @@ class Udev:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Udev]:
+def hosts_rules() -> Iterator[None]:
+    """A rule of the host's, in each place where it may have some; whatever it does is seen in properties."""
+    made = []
+    for place in dict.fromkeys(one.resolve() for one in FOLDERS):
+        (place / "rules.d").mkdir(parents=True, exist_ok=True)
+        made.append(place / "rules.d" / "05-of-the-host.rules")
+        made[-1].write_text('ENV{UVIRTIO_OF_THE_HOST}="yes", TAG+="of_the_host"\n')
+    yield
+    for path in made:
+        path.unlink()
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory, hosts_rules: None) -> Iterator[Udev]:
     package = os.environ.get("UVIRTIO_UDEV")
     if not package:
         pytest.skip("UVIRTIO_UDEV does not name an unpacked udev (python -m lab.udev makes one)")
@@ -130,9 +154,10 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Udev]:
 
 @pytest.fixture
 def udev(running: Udev) -> Iterator[Udev]:
-    """udevd, where the administrator has made the group."""
+    """udevd, where the administrator has made the group; the host may have one of its own."""
     before = GROUPS.read_text()
-    GROUPS.write_text(f"{before}uvirtio:x:{GID}:\n")
+    others = [line for line in before.splitlines(keepends=True) if not line.startswith("uvirtio:")]
+    GROUPS.write_text(f"{''.join(others)}uvirtio:x:{GID}:\n")
     yield running
     GROUPS.write_text(before)
 

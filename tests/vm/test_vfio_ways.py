@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,9 @@ from tests.vm.test_drivers import driver_of, given_back, hand_over  # noqa: F401
 from tests.vm.test_uio import BALLOON, MASTER, child_of, chosen, command, free_pages, gone, guardian_of, on, status
 from uvirtio.backends.vfio_noiommu import VfioNoIommuFunction
 from uvirtio.backends.vfio_pci import VfioPciFunction
+from uvirtio.binding.discover import find
 from uvirtio.errors import Busy, GuardianLost, UnsafeDma
+from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import InterruptMode
 
 PER_QUEUE, INTX = InterruptMode.PER_QUEUE, InterruptMode.INTX
@@ -121,6 +125,39 @@ def test_maps_of_iommufd_come_and_go(taken):
         with function.dma(False) as space:
             block = space.alloc(4096)
             assert block.segments(0, 4096) == [(block.pfns()[0] << 12, 4096)]
+
+
+@contextmanager
+def held(node: str) -> Iterator[int]:
+    """A process that has the node open, and does no more with it; its number."""
+    program = "import os, sys; os.open(sys.argv[1], os.O_RDWR); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, node], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdin is not None and child.stdout is not None
+        assert child.stdout.readline() == b"\n", f"{node} was not opened"
+        yield child.pid
+        child.stdin.close()
+
+
+@on("rng-cdev")
+def test_who_has_either_node_open_keeps_the_function(lab_address):
+    subprocess.run(["modprobe", "iommufd"], check=True, timeout=60)
+    done = commands.uvirtio("bind", lab_address)
+    assert done.returncode == 0, done.stderr
+    found = find(lab_address, Roots())
+    assert len(found.nodes) == 2 and found.nodes[1].startswith("/dev/vfio/devices/vfio"), found.nodes
+    try:
+        for node in found.nodes:
+            with held(node) as pid:
+                code, error = commands.refusal("restore", lab_address)
+            assert (code, error["code"]) == (3, "UV-REFUSED-BUSY")
+            assert f"{node} is open in process {pid} " in error["seen"]
+            assert driver_of(lab_address) == "vfio-pci"
+    finally:
+        done = commands.uvirtio("restore", lab_address)
+    assert done.returncode == 0, done.stderr
+    assert driver_of(lab_address) == "virtio-pci"
 
 
 # --- no IOMMU --------------------------------------------------------------------------------------------------

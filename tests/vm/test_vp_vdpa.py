@@ -22,6 +22,7 @@ from tests.vm.qmp_witness import Witness
 from uvirtio.backends.vhost_vdpa import VdpaBlock, VhostVdpaNode, uapi
 from uvirtio.backends.vhost_vdpa.memory import pinned_bytes
 from uvirtio.binding.discover import find
+from uvirtio.binding.facts import Facts
 from uvirtio.binding.rules import check
 from uvirtio.device import QueueSpec
 from uvirtio.drivers.balloon import Balloon
@@ -169,6 +170,27 @@ def test_a_function_without_msix_is_refused_before_the_kernel_warns(over_vdpa, n
         with pytest.raises(NotSupported) as caught:
             Balloon(device)
         assert "MSI-X" in caught.value.seen
+
+
+@pytest.mark.parametrize("name", ["vp-disk"])
+def test_the_kernels_disk_of_a_vdpa_device_is_found_and_kept(over_vdpa, name):
+    """virtio_vdpa puts it below the function: it is the vDPA device's all the same, and its function's."""
+    address = over_vdpa(name)
+    for module in ("virtio_vdpa", "virtio_blk"):
+        vduse.run("modprobe", module)
+    vduse.hand_over(name, "virtio_vdpa")
+    try:
+        found = find(address, Roots())
+        assert (found.type, found.kernel_driver) == ("blk", "virtio_blk")
+        disk = next(node for node in Facts(Roots()).nodes(found) if node.subsystem == "block")
+        with open(disk.node, "rb"):  # noqa: PTH123  # a block device
+            for one in (found, find(found.above[-1], Roots())):
+                evidence = [
+                    finding.evidence for finding in check(one, Roots()).findings if finding.rule == "mounted"
+                ]
+                assert any(f"{disk.node} is open in process" in text for text in evidence), evidence
+    finally:
+        vduse.hand_over(name, "vhost_vdpa")
 
 
 @pytest.mark.parametrize("name", ["vp-mem"])

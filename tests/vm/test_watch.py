@@ -37,10 +37,10 @@ def udevd(tmp_path: Path) -> Iterator[Udev]:
     if not package:
         pytest.skip("UVIRTIO_UDEV does not name an unpacked udev (python -m lab.udev makes one)")
     every = next(Path(package).glob("**/hwdb.d/20-pci-vendor-model.hwdb")).read_text(errors="replace")
-    HWDB.parent.mkdir(parents=True, exist_ok=True)
-    HWDB.write_text("\n\n".join(one for one in every.split("\n\n") if one.startswith("pci:v00001AF4")) + "\n")
     udev = Udev(Path(package), tmp_path)
     try:
+        HWDB.parent.mkdir()
+        HWDB.write_text("\n\n".join(one for one in every.split("\n\n") if one.startswith("pci:v00001AF4")) + "\n")
         udev.compile_hwdb()
         udev.start()
         udev.trigger("--action=add", "--subsystem-match=pci")
@@ -48,8 +48,6 @@ def udevd(tmp_path: Path) -> Iterator[Udev]:
         print(udev.log())
     finally:
         udev.stop()
-        HWDB.unlink()
-        HWDB.parent.with_name("hwdb.bin").unlink(missing_ok=True)
 
 
 def entries(folder: Path) -> list[str]:

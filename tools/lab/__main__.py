@@ -23,6 +23,7 @@ def main() -> int:
     except process.Interrupted as interrupt:
         return interrupt.code
     except KeyboardInterrupt:
+        print(f"tools/{tool}: interrupted", file=sys.stderr)
         return 130
 
 

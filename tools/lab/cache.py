@@ -10,7 +10,8 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +23,15 @@ def root() -> Path:
     path = top / "uvirtio"
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+_STALE_SECONDS = 14 * 86400
+
+
+def stale(marks: Iterable[Path]) -> list[Path]:
+    """Those of these files and folders that were not used (touched) for a fortnight."""
+    limit = time.time() - _STALE_SECONDS
+    return [mark for mark in marks if mark.exists() and mark.stat().st_mtime < limit]
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from lab import (
     CHECKOUT,
     LabError,
+    arches,
     cache,
     kernels,
     lanes,
@@ -21,8 +22,10 @@ from lab import (
     process,
     pythons,
     qemus,
+    roots,
     selection,
     setup,
+    soft_reserve,
     udev,
 )
 from lab.floors import Outcome, Runner, Step, without_devices, without_privilege
@@ -31,6 +34,7 @@ from lab.selection import TESTS, Chosen
 _WAKE_UPS = "test_wakeups.py"
 """Two processes that poll, each on a CPU of its own: beside another lane they hardly ever run at the same time."""
 _RACE_SECONDS = "UVIRTIO_RACE_SECONDS"
+_USAGE = 2
 
 _EXAMPLES = """\
 examples:
@@ -72,14 +76,18 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--qemu", action="store_true", help="floor 2: QEMU's device models, no guest; the benches")
     top.add_argument("--vm", action="store_true", help="floor 3: a real kernel in the lab VM")
     top.add_argument(
-        "--kernel", metavar="V", help="floor 3 on this kernel only: 6.1, 6.12, newest, or an unpacked package"
+        "--kernel",
+        metavar="V",
+        help="floor 3 on this kernel only, and the machines that it fits: 6.1, 6.12, newest (Debian sid's),"
+        " experimental, 6.12-16k (aarch64, with pages of 16 KiB), or an unpacked package",
     )
     top.add_argument("--machine", metavar="NAME", help="floor 3 on this machine of tests/vm/machines.toml only")
     top.add_argument(
         "--qemu-version",
         metavar="V",
-        help=f"floors 2 and 3 with this QEMU only: {', '.join(qemus.SUITES)}; default: this machine's own",
+        help=f"floors 2 and 3 with this QEMU only: {', '.join(qemus.names())}; default: this machine's own",
     )
+    top.add_argument("--accept-expired", action="store_true", help=kernels.ACCEPT_EXPIRED)
     top.add_argument(
         "--python",
         metavar="V",
@@ -122,25 +130,49 @@ def main(arguments: list[str]) -> int:
         chosen, left_out = _machines(
             options.kernel, options.machine, options.qemu_version, extras=options.all, named=floors["vm"]
         )
-        steps += _vm_floor(runner, chosen)
+        steps += _vm_floor(runner, chosen, accept_expired=options.accept_expired)
     if "unit" in floors:
         alone += _wake_ups(runner, floors["unit"], seconds="1" if options.quick else "4")
         steps += _unit_halves(runner) if options.quick else _unit_floor(runner, floors["unit"])
     if "qemu" in floors:
-        steps += _qemu_floor(runner, floors["qemu"], options.qemu_version, once=options.quick)
+        expired = options.accept_expired
+        steps += _qemu_floor(
+            runner, floors["qemu"], options.qemu_version or "", once=options.quick, accept_expired=expired
+        )
         if floors["qemu"] == _whole("qemu") and interpreter is None:
             steps += _benches(runner)
         if options.all and options.qemu_version is None:
-            steps += [step for version in qemus.SUITES for step in _qemu_floor(runner, floors["qemu"], version)]
+            for version in qemus.names():
+                steps += _qemu_floor(runner, floors["qemu"], version, accept_expired=expired)
         elif not options.paths and "vm" in floors and options.qemu_version is None:
-            left_out += [f"qemu {version}" for version in qemus.SUITES]
+            left_out += [f"qemu {version}" for version in qemus.names()]
     if "lint" in floors:
         # The site takes as long as all other linting, and says nothing about code.
         steps += [step for step in _lint(runner) if not (options.quick and step[0] == "docs")]
     print(f"tools/test: set up in {time.monotonic() - begin:.1f} s", flush=True)
-    with process.signals_raise():
-        outcomes = lanes.run(alone, 1)  # before any lane is busy
-        outcomes += lanes.run(steps, options.jobs or min(2, os.cpu_count() or 1))
+    wide = options.jobs or min(2, os.cpu_count() or 1)
+    return _run(alone, steps, wide, begin=begin, reports=reports, left_out=left_out)
+
+
+def _run(
+    alone: list[tuple[str, Step]],
+    steps: list[tuple[str, Step]],
+    wide: int,
+    *,
+    begin: float,
+    reports: Path,
+    left_out: list[str],
+) -> int:
+    """Run the steps and print what came of them; the exit code."""
+    done: dict[str, Outcome] = {}
+    try:
+        with process.signals_raise():
+            outcomes = lanes.run(alone, 1, done)  # before any lane is busy
+            outcomes += lanes.run(steps, wide, done)
+    except process.Interrupted as interrupt:
+        unfinished = [name for name, _ in (*alone, *steps) if name not in done]
+        _interrupted(list(done.values()), unfinished, time.monotonic() - begin, reports)
+        return interrupt.code
     return _verdict(outcomes, time.monotonic() - begin, reports, left_out)
 
 
@@ -180,7 +212,8 @@ def _whole(floor: str) -> list[Chosen]:
 
 def _packages(floors: Iterable[str]) -> setup.Packages:
     """What the chosen floors need on this machine, and nothing else."""
-    needs = {"lint": setup.FOR_LINT, "unit": setup.FOR_UNIT, "qemu": setup.FOR_QEMU, "vm": setup.FOR_VM}
+    needs = {"lint": setup.FOR_LINT, "unit": setup.FOR_UNIT, "qemu": setup.FOR_QEMU}
+    needs["vm"] = setup.FOR_VM | setup.for_arch(arches.AARCH64)
     return {name: present for floor in floors for name, present in needs[floor].items()}
 
 
@@ -258,22 +291,20 @@ def _unit_halves(runner: Runner) -> Iterator[tuple[str, Step]]:
 
 
 def _qemu_floor(
-    runner: Runner, chosen: list[Chosen], version: str | None = None, *, once: bool = False
+    runner: Runner, chosen: list[Chosen], version: str = "", *, once: bool = False, accept_expired: bool = False
 ) -> Iterator[tuple[str, Step]]:
     """The floor on QEMU's device models.
 
     ``version``: with this QEMU instead of the machine's own. ``once``: each test with the first of its parameters.
     """
-    programs = None
-    name = "qemu" if version is None else f"qemu {version}"
-    if version is not None:
-        try:
-            programs = qemus.get(version)
-        except LabError as error:  # as with modules: the mirror has moved on
-            yield name, _failing(name, str(error))
-            return
+    name = f"qemu {version}".rstrip()
+    try:
+        qemu = qemus.get(version, accept_expired=accept_expired)
+    except LabError as error:  # as with modules: the mirror has moved on
+        yield name, _failing(name, _unless_usage(error))
+        return
     arguments = [*(["--once"] if once else []), *map(str, chosen)]
-    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), programs=programs)
+    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), qemu=qemu)
 
 
 def _wrapper(floor: str) -> list[str]:
@@ -306,6 +337,8 @@ def _machines(
     for machine in table:
         if only not in (None, machine.name):
             continue
+        if kernel and not kernels.fits(kernel, arches.get(machine.arch)):
+            continue
         spare = machine.extra and not extras and only is None
         part = selection.of_machine(machine, needed if spare else named)
         for version in (kernel,) if kernel else machine.kernels:
@@ -314,22 +347,47 @@ def _machines(
             elif spare and selection.of_machine(machine, named):
                 left_out.append(f"vm {machine.name} {version}")
     if not chosen:
+        if kernel and not kernels.fits(
+            kernel, arches.get(next(one.arch for one in table if only in (None, one.name)))
+        ):
+            raise LabError(f"--kernel {kernel} is not for --machine {only}", 2)
         raise LabError(f"--machine {only} has none of {', '.join(map(str, named))}", 2)
     return chosen, left_out
 
 
-def _vm_floor(runner: Runner, chosen: list[tuple[machines.Machine, str]]) -> Iterator[tuple[str, Step]]:
-    udev.get()
+def _vm_floor(
+    runner: Runner, chosen: list[tuple[machines.Machine, str]], *, accept_expired: bool = False
+) -> Iterator[tuple[str, Step]]:
+    """The machines, each with its kernel. Downloading and building is set-up, not a test."""
+    rules = udev.get(accept_expired=accept_expired)
+    found: dict[tuple[str, str], kernels.Kernel] = {}  # what the newest is, is asked once
     for machine, version in chosen:
         name = f"vm {machine.name} {version}"
-        kernel = kernels.get(version)  # downloading and building is set-up, not a test
+        arch = arches.get(machine.arch)
         try:
-            modules.add(kernel, machine.modules)
-            qemus.system_x86(machine.qemu_version)
+            if (version, arch.name) not in found:
+                found[version, arch.name] = kernels.get(version, arch, accept_expired=accept_expired)
+            kernel = modules.add(found[version, arch.name], machine.modules)
+            if machine.soft_reserved:
+                kernel = soft_reserve.add(kernel, machine.soft_reserved)
+            qemu = qemus.get(machine.qemu_version, accept_expired=accept_expired)
+            roots.get(arch)
         except LabError as error:  # the mirror has moved on, most likely: no reason to run nothing else
-            yield name, _failing(name, str(error))
+            yield name, _failing(name, _unless_usage(error))
             continue
-        yield name, lambda machine=machine, version=version: runner.vm(machine, version)  # type: ignore[misc]
+        yield (
+            name,
+            lambda name=name, machine=machine, kernel=kernel, qemu=qemu: runner.vm(  # type: ignore[misc]
+                name, machine, kernel, qemu, rules
+            ),
+        )
+
+
+def _unless_usage(error: LabError) -> str:
+    """What went wrong with a download or a build; the error itself is raised where the command line is wrong."""
+    if error.exit_code == _USAGE:
+        raise error
+    return str(error)
 
 
 def _failing(name: str, why: str) -> Step:
@@ -342,14 +400,16 @@ def _failing(name: str, why: str) -> Step:
     return step
 
 
+def _interrupted(outcomes: list[Outcome], unfinished: list[str], seconds: float, reports: Path) -> None:
+    """Print the table of what had ended, what had not, and as the very last line that there is no verdict."""
+    _table(outcomes)
+    print(f"not finished: {', '.join(unfinished)}")
+    print(f"reports in {reports}\ninterrupted after {seconds:.0f} s", flush=True)
+
+
 def _verdict(outcomes: list[Outcome], seconds: float, reports: Path, left_out: list[str]) -> int:
     """Print the table, and as the very last line the sum."""
-    width = max((len(outcome.name) for outcome in outcomes), default=0)
-    print("\n=== verdict ===")
-    for outcome in outcomes:
-        counts = f"{outcome.passed:5} passed {outcome.failed:4} failed {outcome.skipped:4} skipped"
-        word = "ok  " if outcome.ok else "FAIL"
-        print(f"{word} {outcome.name:{width}} {outcome.seconds:7.1f} s {counts}  {outcome.note}".rstrip())
+    _table(outcomes)
     if left_out:
         print(f"not run, for tools/test --all only: {', '.join(left_out)}")
     passed = sum(outcome.passed for outcome in outcomes)
@@ -362,3 +422,15 @@ def _verdict(outcomes: list[Outcome], seconds: float, reports: Path, left_out: l
     print(f"{'PASS' if good else 'FAIL'} in {seconds:.0f} s; reports in {reports}")
     print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""), flush=True)
     return 0 if good else 2 if nothing else 1
+
+
+def _table(outcomes: list[Outcome]) -> None:
+    width = max((len(outcome.name) for outcome in outcomes), default=0)
+    print("\n=== verdict ===")
+    for outcome in outcomes:
+        counts = f"{outcome.passed:5} passed {outcome.failed:4} failed {outcome.skipped:4} skipped"
+        word = "ok  " if outcome.ok else "FAIL"
+        print(f"{word} {outcome.name:{width}} {outcome.seconds:7.1f} s {counts}  {outcome.note}".rstrip())
+    ran_on = sorted({what for outcome in outcomes for what in outcome.ran_on})
+    if ran_on:
+        print(f"on: {', '.join(ran_on)}")

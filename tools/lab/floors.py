@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from lab import CHECKOUT, LabError, kernels, modules, process, qemus, udev
+from lab import CHECKOUT, LabError, arches, natives, process, roots
+from lab.kernels import Kernel
 from lab.machines import Machine
+from lab.qemus import Qemu
 from lab.vm import TIMED_OUT, Config, Vm
 
 _NO_TESTS = 5  # pytest's exit code for "nothing was collected"
@@ -37,6 +40,8 @@ class Outcome:
     failed: int = 0
     skipped: int = 0
     note: str = ""
+    ran_on: tuple[str, ...] = ()
+    """The QEMU that had the devices, the kernel of the VM, each with its version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +76,12 @@ class Runner:
         arguments: list[str],
         wrapper: list[str],
         *,
-        programs: Path | None = None,
+        qemu: Qemu | None = None,
         env: dict[str, str] | None = None,
     ) -> Outcome:
         """pytest with ``arguments`` on this machine, inside ``wrapper`` (a command that ends by running its rest).
 
-        ``programs``: a folder that is looked into before all others of PATH; ``env``: set beside what there is.
+        ``qemu``: the one that the tests start; ``env``: set beside what there is.
         """
         name = f"{name} {self.python}".rstrip()
         _title(name)
@@ -85,23 +90,29 @@ class Runner:
         with _scratch() as scratch:
             command = [*wrapper, *self._pytest(arguments, report, scratch)]
             env = {**(env or {}), "TMPDIR": str(scratch)}
+            programs = None if qemu is None else qemu.programs
             code = self._run(command, timeout=900, env=env, programs=programs)
-        return self._judge(name, code, report, begin)
+        outcome = self._judge(name, code, report, begin)
+        outcome.ran_on = () if qemu is None else (str(qemu),)
+        return outcome
 
-    def vm(self, machine: Machine, kernel: str) -> Outcome:
-        """The machine's tests in the lab VM."""
-        name = f"vm {machine.name} {kernel}"
+    def vm(self, name: str, machine: Machine, kernel: Kernel, qemu: Qemu, udev: Path) -> Outcome:
+        """The machine's tests in the lab VM; ``udev`` is for those that want one."""
         _title(name)
         begin = time.monotonic()
-        got = modules.add(kernels.get(kernel), machine.modules)
+        arch = arches.get(machine.arch)
         inside = Path("/run/lab/out/report.xml")
         command = self._pytest(list(machine.arguments or map(str, machine.files)), inside, Path("/tmp"))
         config = Config(
-            kernel=got,
+            kernel=kernel,
             # Without hypothesis' plugin: it is not used there, and costs seconds on an emulated CPU.
             command=[*command, "-p", "no:hypothesispytest"],
+            arch=arch,
+            root=roots.get(arch),
+            firmware=roots.firmware(arch) if machine.acpi else None,
             machine=machine.machine,
-            qemu=qemus.system_x86(machine.qemu_version),
+            cpu=machine.cpu,
+            qemu=qemu.program(arch),
             qemu_arguments=list(machine.qemu),
             iommu=machine.iommu,
             memory=machine.memory,
@@ -109,19 +120,20 @@ class Runner:
             append=machine.append,
             timeout=machine.timeout,
             venv=self.venv,
+            libraries=natives.get(arch, self.venv),
             env={
-                "UVIRTIO_LAB_KERNEL": got.version,
+                "UVIRTIO_LAB_KERNEL": kernel.version,
                 "UVIRTIO_LAB_MACHINE": machine.name,
-                "UVIRTIO_UDEV": str(udev.get()),
+                "UVIRTIO_UDEV": str(udev),
             },
         )
-        report = self.reports / f"{name.replace(' ', '-')}.xml"
+        report = self.reports / f"{self._stem(name, kernel)}.xml"
         note, alarms, faults = "", [], []
         try:
             with Vm(config) as vm:
                 code = vm.wait()
                 alarms, faults = vm.alarms(), vm.faults()
-                (self.reports / f"{name.replace(' ', '-')}.dmesg").write_text(vm.dmesg())
+                report.with_suffix(".dmesg").write_text(vm.dmesg())
                 if (vm.out / inside.name).exists():
                     shutil.copy(vm.out / inside.name, report)
         except LabError as error:
@@ -134,6 +146,7 @@ class Runner:
         if code == _NO_TESTS and machine.arguments:
             code, note = 0, "none of these tests is for this machine"
         outcome = self._judge(name, code, report, begin)
+        outcome.ran_on = (str(qemu), str(kernel))
         if alarms:  # a kernel that complains is a failure, whatever the tests say
             print("the guest's kernel complained:", *alarms[:20], sep="\n  | ", flush=True)
             note = f"the guest's kernel complained: {alarms[0].strip()}"
@@ -141,6 +154,13 @@ class Runner:
             outcome.ok = False
         outcome.note = outcome.note or note
         return outcome
+
+    @staticmethod
+    def _stem(name: str, kernel: Kernel) -> str:
+        """The name of a report from the VM, with the series of a kernel that was asked for as the newest."""
+        head, _, asked = name.rpartition(" ")
+        series = re.match(r"\d+\.\d+", kernel.version) if kernel.origin else None
+        return f"{head} {series[0] if series else asked}".replace(" ", "-")
 
     def _pytest(self, arguments: list[str], report: Path, scratch: Path) -> list[str]:
         command = [str(self.venv / "bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider"]

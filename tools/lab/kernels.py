@@ -9,19 +9,27 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from lab import LabError, cache
+from lab.arches import AARCH64, ALL, X86_64, Arch
 
-# Kernel series, and the Debian release that ships it. The newest is what the distribution's next release has
-# at the day of the download: for trying, not for the plain run, which shall not change from day to day.
-SUITES = {"6.1": "bookworm", "6.12": "trixie", "newest": "sid"}
+# Kernel series, and the Debian release that ships it.
+SUITES = {"6.1": "bookworm", "6.12": "trixie"}
+# Names for what a suite has today, which is asked each time: for tools/test --all and for trying, not for the
+# plain run, which shall not change from day to day. sid has releases, experimental has candidates of the next one.
+MOVING = {"newest": "sid", "experimental": "experimental"}
 
-_META = "linux-image-amd64"
+ACCEPT_EXPIRED = "take packages even where the mirror's index is past its Valid-Until, as of a mirror that rests"
+"""What the option of the tools that download says of itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +39,89 @@ class Kernel:
     version: str
     image: Path
     modules: Path  # the directory that has <version>/modules.dep; goes on /usr/lib/modules in the guest
+    origin: str = ""
+    """The suite that it was the newest of, and what there is to know about that."""
+
+    def __str__(self) -> str:
+        return f"Linux {self.version}" + (f" ({self.origin})" if self.origin else "")
 
 
-def get(name: str) -> Kernel:
-    """The kernel ``name``: a series of SUITES (downloaded on first use), or the path of an unpacked package."""
-    if name in SUITES:
-        suite = SUITES[name]
-        where = cache.build_once(cache.root() / "kernels" / name, lambda work: _download(suite, work))
-        return unpacked(where)
+def names(arch: Arch = X86_64) -> list[str]:
+    """The kernels that can be downloaded for ``arch``: a series, and perhaps a flavour (``6.12-16k``)."""
+    every = [f"{series}{flavour}" for series in [*SUITES, *MOVING] for flavour in arch.flavours]
+    return [name for name in every if not name.startswith("6.1-")]  # bookworm has one flavour
+
+
+def get(name: str, arch: Arch = X86_64, *, accept_expired: bool = False) -> Kernel:
+    """The kernel ``name``: one of names(), downloaded on first use, or the path of an unpacked package.
+
+    ``accept_expired``: also from an index that is too old to be trusted.
+    """
+    series, dash, rest = name.partition("-")
+    flavour = f"{dash}{rest}"
+    meta = f"{arch.image}{flavour}"
+    if name in names(arch) and series in SUITES:
+        suite = SUITES[series]
+
+        def build(work: Path) -> None:
+            with updated_apt(suite, work, arch, accept_expired=accept_expired) as apt:
+                _download(apt, work, meta)
+
+        place = name if arch is X86_64 else f"{arch.name}-{name}"
+        return unpacked(cache.build_once(cache.root() / "kernels" / place, build))
+    if name in names(arch):
+        suite = MOVING[series]
+        where, origin = newest(
+            "kernels" if arch is X86_64 else f"kernels/{arch.name}{flavour}",
+            suite,
+            meta,
+            lambda apt, work, _: _download(apt, work, meta),
+            arch,
+            accept_expired=accept_expired,
+        )
+        return replace(unpacked(where), origin=origin)
     if "/" in name or Path(name).is_dir():
         return unpacked(Path(name).resolve())
-    raise LabError(f"--kernel {name}: neither one of {', '.join(SUITES)} nor an unpacked package", 2)
+    known = ", ".join(names(arch))
+    raise LabError(f"--kernel {name}: neither one of {known} nor an unpacked package", 2)
+
+
+def newest(
+    folder: str,
+    suite: str,
+    package: str,
+    build: Callable[[Apt, Path, Path], None],
+    arch: Arch = X86_64,
+    *,
+    accept_expired: bool,
+) -> tuple[Path, str]:
+    """The ``package`` that ``suite`` has today, in a place of its own in ``folder`` of the cache, and its origin.
+
+    ``build(apt, work, place)`` is called where it is not there yet. What no run wanted for a fortnight is removed.
+    """
+    top = Path(tempfile.mkdtemp(prefix=".apt-", dir=cache.root()))
+    try:
+        with updated_apt(suite, top, arch, accept_expired=accept_expired) as apt:
+            version = apt.version(package).rpartition(":")[2]  # an epoch's colon would end a part of PATH
+            place = cache.root() / folder / f"{suite}-{version}"
+            cache.build_once(place, lambda work: build(apt, work, place))
+            origin = f"{suite}, {apt.expired}" if apt.expired else suite
+    finally:
+        shutil.rmtree(top, ignore_errors=True)
+    os.utime(place)
+    for old in cache.stale(place.parent.glob(f"{suite}-*")):
+        shutil.rmtree(old, ignore_errors=True)
+    return place, origin
+
+
+def fits(name: str, arch: Arch) -> bool:
+    """Whether the kernel ``name`` may be one for ``arch``; of an unpacked package the image tells."""
+    if not Path(name).is_dir():
+        return name in names(arch) or not any(name in names(other) for other in ALL.values())
+    with unpacked(Path(name)).image.open("rb") as image:
+        head = image.read(64)
+    # Linux, Documentation/arch/arm64/booting.rst: the magic number in the header of the image.
+    return (head[56:60] == b"ARM\x64") == (arch is AARCH64)
 
 
 def unpacked(where: Path) -> Kernel:
@@ -58,36 +138,41 @@ def unpacked(where: Path) -> Kernel:
     raise LabError(f"{where} has no modules for {version}", 2)
 
 
-def _download(suite: str, work: Path) -> None:
-    """Download the kernel of ``suite`` and unpack it into ``work``."""
-    print(f"lab: fetching the kernel of {suite} (once; kept in {cache.root()})", flush=True)
-    with updated_apt(suite, work) as apt:
-        image = _image_package(apt.run("apt-cache", "depends", "--important", _META))
-        for package in (image, *_parts(apt.run("apt-cache", "depends", "--important", image))):
-            apt.unpack(package, work)
+def _download(apt: Apt, work: Path, meta: str = X86_64.image) -> None:
+    """Download the kernel of the suite, on which ``meta`` depends, and unpack it into ``work``."""
+    what = "the kernel" if meta == X86_64.image else meta
+    print(f"lab: fetching {what} of {apt.suite} (once; kept in {cache.root()})", flush=True)
+    image = _image_package(apt.run("apt-cache", "depends", "--important", meta), meta)
+    for package in (image, *_parts(apt.run("apt-cache", "depends", "--important", image))):
+        apt.unpack(package, work)
     _settle(work)
 
 
-def unpack(package: str, suite: str, work: Path) -> None:
+def unpack(package: str, suite: str, work: Path, *, accept_expired: bool = False) -> None:
     """Download another package of ``suite``, and unpack it into ``work``."""
-    with updated_apt(suite, work) as apt:
+    with updated_apt(suite, work, accept_expired=accept_expired) as apt:
         apt.unpack(package, work)
 
 
 @contextmanager
-def updated_apt(suite: str, work: Path) -> Iterator[Apt]:
+def updated_apt(suite: str, work: Path, arch: Arch = X86_64, *, accept_expired: bool = False) -> Iterator[Apt]:
+    """apt with today's index of ``suite``, in a folder in ``work`` that goes again.
+
+    LabError where the index is older than its signers wanted, unless that is accepted.
+    """
     top = work / "apt"
-    apt = Apt(top, suite)
+    apt = Apt(top, suite, arch)
     apt.run("apt-get", "-qq", "update")
+    apt.check_age(datetime.now(UTC), accept_expired=accept_expired)
     yield apt
     run(["rm", "-rf", str(top)])
 
 
-def _image_package(depends: str) -> str:
+def _image_package(depends: str, meta: str = X86_64.image) -> str:
     """The package with the image, from what ``apt-cache depends`` says about the meta package."""
     match = re.search(r"^\s*Depends: (linux-image-\d\S*)$", depends, re.MULTILINE)
     if match is None:
-        raise LabError(f"{_META} depends on no linux-image package: {depends!r}")
+        raise LabError(f"{meta} depends on no linux-image package: {depends!r}")
     return match.group(1)
 
 
@@ -99,8 +184,11 @@ def _parts(depends: str) -> list[str]:
 def _settle(work: Path) -> None:
     """Bring the layouts of packages to one, and write modules.dep as an install would.
 
-    Modules lie in lib/modules or in usr/lib/modules, the image in boot or beside its modules.
+    Modules lie in lib/modules or in usr/lib/modules, the image in boot or beside its modules. Device trees of real
+    boards are of no use here.
     """
+    for trees in (work / "usr/lib").glob("linux-image-*"):
+        run(["rm", "-rf", str(trees)])
     new = work / "usr/lib/modules"
     if not new.is_dir():
         new.parent.mkdir(parents=True, exist_ok=True)
@@ -122,8 +210,11 @@ def _settle(work: Path) -> None:
 class Apt:
     """apt with its own lists, cache and sources below ``top``."""
 
-    def __init__(self, top: Path, suite: str) -> None:
+    def __init__(self, top: Path, suite: str, arch: Arch = X86_64) -> None:
         self._top = top
+        self.suite = suite
+        self.expired = ""
+        """What is wrong with the index's age, where that was accepted."""
         for part in ("lists/partial", "cache/archives/partial", "empty"):
             (top / part).mkdir(parents=True)
         (top / "status").touch()
@@ -141,14 +232,37 @@ class Apt:
             "Dir::Etc::Parts": top / "empty",
             "Dir::Etc::Preferences": top / "none",
             "Dir::Etc::PreferencesParts": top / "empty",
-            "APT::Architecture": "amd64",
-            "APT::Architectures": "amd64",
+            "APT::Architecture": arch.debian,
+            "APT::Architectures": arch.debian,
             "APT::Sandbox::User": "root" if os.geteuid() == 0 else "",  # _apt can't write into our folder
+            "Acquire::Check-Valid-Until": "false",  # check_age does, whatever this machine's own apt is told
             "Acquire::Languages": "none",
             "Acquire::Retries": "3",
         }
         lines = [*fetching, *(f'{key} "{value}";' for key, value in settings.items() if value != "")]
         (top / "apt.conf").write_text("\n".join(lines) + "\n")
+
+    def check_age(self, now: datetime, *, accept_expired: bool) -> None:
+        """Raise LabError when the index's own date of expiry has passed, or note that in ``expired``.
+
+        The index is signed with that date, so that an old one with known faults cannot be given for the newest. A
+        mirror that is not kept up to date has such an index too; releases that are out have no such date.
+        """
+        until = [
+            parsedate_to_datetime(date)
+            for path in (self._top / "lists").glob("*Release")
+            for date in re.findall(r"^Valid-Until: (.+)$", path.read_text(errors="replace"), re.MULTILINE)
+        ]
+        if not until or min(until) >= now:
+            return
+        day = f"{min(until):%Y-%m-%d}"
+        if not accept_expired:
+            raise LabError(
+                f"the mirror's index of {self.suite} was valid until {day} (Valid-Until of its Release file), so"
+                " that newer packages may be missing from it; to take what it has all the same: --accept-expired"
+            )
+        self.expired = f"whose index expired {day}"
+        print(f"lab: the mirror's index of {self.suite} expired {day}; going on (--accept-expired)", flush=True)
 
     def run(self, *command: str, into: Path | None = None) -> str:
         """Run an apt tool in the private configuration, which downloads to ``into``; its standard output."""
@@ -159,7 +273,10 @@ class Apt:
         """The version of ``package`` that would be installed; LabError if there is none."""
         match = re.search(r"^ *Candidate: (\d\S*)$", self.run("apt-cache", "policy", package), re.MULTILINE)
         if match is None:
-            raise LabError(f"the mirror has no {package} any more; remove the kernel from {cache.root()}/kernels")
+            raise LabError(
+                f"the mirror has no {package} in {self.suite} any more; if it belongs to a kernel of the cache,"
+                f" remove that from {cache.root()}/kernels"
+            )
         return match.group(1)
 
     def needed(self, *packages: str) -> list[str]:

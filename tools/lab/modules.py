@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lab import LabError, cache, kernels
@@ -123,7 +123,7 @@ def add(kernel: Kernel, names: tuple[str, ...]) -> Kernel:
     mark = hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
     target = cache.root() / "modules" / f"{kernel.version}-{'-'.join(names)}-{mark}"
     where = cache.build_once(target, lambda work: _tree(kernel, series, recipes, work))
-    return Kernel(kernel.version, kernel.image, where / "usr/lib/modules")
+    return replace(kernel, modules=where / "usr/lib/modules")
 
 
 def _tree(kernel: Kernel, series: str, recipes: dict[str, _Recipe], work: Path) -> None:

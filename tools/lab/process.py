@@ -58,12 +58,14 @@ class Interrupted(BaseException):
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Within, the signals of LEAVING raise Interrupted, so that every ``finally`` runs.
+    """Within, the first signal of LEAVING raises Interrupted, so that every ``finally`` runs; more are ignored.
 
-    One that was ignored (nohup) stays ignored.
+    A lane gets two, the terminal's and its parent's. One that was ignored (nohup) stays ignored.
     """
 
     def handler(number: int, _frame: FrameType | None) -> None:
+        for other in wanted:
+            signal.signal(other, signal.SIG_IGN)
         raise Interrupted(number)
 
     wanted = [number for number in LEAVING if signal.getsignal(number) is not signal.SIG_IGN]

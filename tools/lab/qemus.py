@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab import LabError, cache, kernels
+from lab.arches import AARCH64, X86_64, Arch
+from lab.kernels import Apt
 
-# QEMU series, and the Debian release that ships it.
+# QEMU series, and the Debian release that ships it; and the name for what a suite has today, as in kernels.py.
 SUITES = {"10.0": "trixie"}
+MOVING = {"newest": "sid"}
 
-X86 = "qemu-system-x86_64"
-PROGRAMS = {X86: "qemu-system-x86", "qemu-system-aarch64": "qemu-system-arm"}
+X86 = X86_64.qemu
+PROGRAMS = {X86: "qemu-system-x86", AARCH64.qemu: "qemu-system-arm"}
 """What is unpacked, and the package that has it."""
 
 # Of all that an installed QEMU depends on: its libraries, its modules and its firmware.
@@ -33,32 +37,72 @@ exec {root}/loaders/{program} --argv0 "$0" --library-path {root}/{libraries} \\
 """
 
 
-def get(series: str) -> Path:
-    """The folder with the PROGRAMS of this QEMU; downloaded on first use. LabError if there is no such series."""
-    if series not in SUITES:
-        raise LabError(f"QEMU {series}: not one of {', '.join(SUITES)}", 2)
-    target = cache.root() / "qemu" / series
-    programs = cache.build_once(target, lambda work: _download(series, work, target)) / "programs"
-    for name in PROGRAMS:
-        said = kernels.run([str(programs / name), "--version"])
-        if not said.startswith(f"QEMU emulator version {series}."):
-            raise LabError(f"{programs / name} says it is {said.splitlines()[:1]}; remove {target}")
-    return programs
+@dataclass(frozen=True, slots=True)
+class Qemu:
+    """A QEMU, this machine's own or one that was fetched."""
+
+    programs: Path | None = None
+    """The folder with PROGRAMS; None: those in PATH."""
+    origin: str = ""
+    """The suite that it was the newest of, and what there is to know about that."""
+
+    @property
+    def x86(self) -> str:
+        """The program that runs a lab VM of x86-64: a path, or a name in PATH."""
+        return self.program(X86_64)
+
+    def program(self, arch: Arch) -> str:
+        """The program that runs a lab VM of ``arch``: a path, or a name in PATH."""
+        return arch.qemu if self.programs is None else str(self.programs / arch.qemu)
+
+    def __str__(self) -> str:
+        said = kernels.run([self.x86, "--version"])
+        match = re.match(r"QEMU emulator version (\S+)", said)
+        if match is None:
+            raise LabError(f"{self.x86} says it is {said.splitlines()[:1]}")
+        return f"QEMU {match[1]}" + (f" ({self.origin})" if self.origin else "")
 
 
-def system_x86(series: str) -> str:
-    """The program of this series that runs a lab VM; of no series, this machine's own."""
-    return str(get(series) / X86) if series else X86
+def names() -> list[str]:
+    """What ``get`` takes."""
+    return [*SUITES, *MOVING]
 
 
-def _download(series: str, work: Path, target: Path) -> None:
-    """Unpack this QEMU into ``work``, which will be at ``target``."""
-    print(f"lab: fetching QEMU {series} (once; 90 MB, kept in {cache.root()})", flush=True)
+def get(name: str, *, accept_expired: bool = False) -> Qemu:
+    """The QEMU ``name``: of SUITES or MOVING, downloaded on first use; "" is this machine's own.
+
+    LabError if there is no such QEMU. ``accept_expired``: also from an index that is too old to be trusted.
+    """
+    if not name:
+        return Qemu()
+    if name in MOVING:
+        where, origin = kernels.newest(
+            "qemu", MOVING[name], PROGRAMS[X86], _download, accept_expired=accept_expired
+        )
+        return Qemu(where / "programs", origin)
+    if name not in SUITES:
+        raise LabError(f"QEMU {name}: not one of {', '.join(names())}", 2)
+    target = cache.root() / "qemu" / name
+
+    def build(work: Path) -> None:
+        with kernels.updated_apt(SUITES[name], work, accept_expired=accept_expired) as apt:
+            _download(apt, work, target)
+
+    programs = cache.build_once(target, build) / "programs"
+    for program in PROGRAMS:
+        said = kernels.run([str(programs / program), "--version"])
+        if not said.startswith(f"QEMU emulator version {name}."):
+            raise LabError(f"{programs / program} says it is {said.splitlines()[:1]}; remove {target}")
+    return Qemu(programs)
+
+
+def _download(apt: Apt, work: Path, target: Path) -> None:
+    """Unpack the QEMU of the suite into ``work``, which will be at ``target``."""
+    print(f"lab: fetching QEMU of {apt.suite} (once; 90 MB, kept in {cache.root()})", flush=True)
     for name in ("bin", "sbin", "lib", "lib64"):
         (work / "usr" / name).mkdir(parents=True)
         (work / name).symlink_to(f"usr/{name}")
-    with kernels.updated_apt(SUITES[series], work) as apt:
-        apt.extract([name for name in apt.needed(*PROGRAMS.values()) if _NEEDED.fullmatch(name)], work)
+    apt.extract([name for name in apt.needed(*PROGRAMS.values()) if _NEEDED.fullmatch(name)], work)
     for name in ("loaders", "programs"):
         (work / name).mkdir()
     for program in PROGRAMS:

@@ -7,16 +7,15 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from lab import CHECKOUT, LabError, cache, initramfs
+from lab.arches import AARCH64, Arch
 from lab.pythons import Interpreter
 
 PYTHON = "/usr/bin/python3"  # the distribution's own: one of pyenv or conda may be closed to other users
 _SBIN = "/usr/sbin:/sbin"
-_STALE_SECONDS = 14 * 86400
 
 
 def _program(name: str) -> Callable[[], bool]:
@@ -65,6 +64,13 @@ FOR_VM: Packages = {
     "iproute2": _program("vdpa"),
     "qemu-system-common": _program("qemu-storage-daemon"),
 }
+
+FOR_UEFI: Packages = {"clang": _program("clang"), "lld": _program("lld-link")}
+
+
+def for_arch(arch: Arch) -> Packages:
+    """What a lab VM of ``arch`` needs beside FOR_VM."""
+    return {"qemu-system-arm": _program(arch.qemu)} if arch is AARCH64 else {}
 
 
 def packages(wanted: Packages) -> None:
@@ -147,11 +153,5 @@ def _do(command: list[str]) -> None:
 
 def _forget_stale(folder: Path) -> None:
     """Remove environments that nobody has used for a fortnight."""
-    for other in _stale(folder.iterdir()):
-        shutil.rmtree(other, ignore_errors=True)
-
-
-def _stale(paths: Iterable[Path]) -> list[Path]:
-    stamps = ((path, path / ".complete") for path in paths)
-    limit = time.time() - _STALE_SECONDS
-    return [path for path, stamp in stamps if stamp.exists() and stamp.stat().st_mtime < limit]
+    for stamp in cache.stale(folder.glob("*/.complete")):
+        shutil.rmtree(stamp.parent, ignore_errors=True)

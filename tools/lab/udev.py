@@ -18,15 +18,19 @@ _PACKAGE = "udev"
 _PROGRAM = ("bin/udevadm", "usr/bin/udevadm")
 
 
-def get() -> Path:
-    """The folder with the unpacked package (bin/udevadm, lib/udev/rules.d); downloaded on first use."""
+def get(*, accept_expired: bool = False) -> Path:
+    """The folder with the unpacked package (bin/udevadm, lib/udev/rules.d); downloaded on first use.
+
+    ``accept_expired``: also from an index that is too old to be trusted, which a release in the making may have.
+    """
     suite = kernels.machine_suite()
-    return cache.build_once(cache.root() / "udev" / suite, lambda work: _download(suite, work))
+    where = cache.root() / "udev" / suite
+    return cache.build_once(where, lambda work: _download(suite, work, accept_expired))
 
 
-def _download(suite: str, work: Path) -> None:
+def _download(suite: str, work: Path, accept_expired: bool) -> None:
     print(f"lab: fetching udev of {suite} (once; kept in {cache.root()})", file=sys.stderr, flush=True)
-    kernels.unpack(_PACKAGE, suite, work)
+    kernels.unpack(_PACKAGE, suite, work, accept_expired=accept_expired)
     if not any((work / program).is_file() for program in _PROGRAM):
         raise LabError(f"the package {_PACKAGE} of {suite} has none of {', '.join(_PROGRAM)}")
 

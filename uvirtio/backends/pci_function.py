@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, NoReturn, Protocol, TypeVar
+from typing import Literal, NoReturn, Protocol, TypeVar
 
 from uvirtio.errors import CapabilityError, DeviceGone, UvirtioError
 from uvirtio.interfaces.memory import Doorbell, Registers
@@ -61,7 +61,7 @@ class BoundFunction:
     """
 
     bus: Literal["pci"] = "pci"
-    driver: ClassVar[str]
+    driver: str
     config: Registers
 
     def __init__(self, address: str) -> None:

@@ -28,7 +28,7 @@ from uvirtio.backends.vfio.uapi import (
 from uvirtio.backends.vfio.ways import Way
 from uvirtio.backends.vfio_memory import VfioDmaSpace
 from uvirtio.errors import Closed, DeviceGone, OperationFailed
-from uvirtio.host.drivers import VFIO
+from uvirtio.host.drivers import VFIO, pci_driver
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import DmaSpace, Event, Registers
@@ -40,9 +40,7 @@ from uvirtio.spec import pci
 
 
 class VfioFunction(BoundFunction):
-    """A PCI function that is bound to vfio-pci and opened by this process. Satisfies ``PciFunction``."""
-
-    driver = VFIO
+    """A PCI function that VFIO has and this process opened. Satisfies ``PciFunction``."""
 
     def __init__(
         self,
@@ -65,6 +63,7 @@ class VfioFunction(BoundFunction):
             OperationFailed: The kernel refused.
         """
         super().__init__(address)
+        self.driver = pci_driver(address, roots) or VFIO  # or a variant of it, by whose name it is shown
         self._way = way
         self._device = device = way.device
         self._roots = roots
@@ -90,7 +89,7 @@ class VfioFunction(BoundFunction):
         self.msix_vectors = device.irq_info(VFIO_PCI_MSIX_IRQ_INDEX).count
         self.has_intx = device.irq_info(VFIO_PCI_INTX_IRQ_INDEX).count > 0
         self.translates = True
-        self.description = f"{VFIO}, {way.description}"
+        self.description = f"{self.driver}, {way.description}"
         if way.space is not None:
             iommu = way.space.iommu_info()
             page = max(CPU_PAGE, iommu.page_sizes & -iommu.page_sizes)

@@ -57,7 +57,7 @@ class DeviceInfo:
     node: str | None
     """The device node that the driver bound now offers to programs."""
     parent: str | None
-    """The parent of a vDPA device: the address of a PCI function (vp_vdpa), or a name (VDUSE)."""
+    """The parent of a vDPA device: the address of a PCI function (vp_vdpa), or a name (VDUSE, a sub-function)."""
     notes: tuple[str, ...]
     """What could not be determined, and why."""
     in_use: tuple[Use, ...]
@@ -207,7 +207,7 @@ def bind(
     names = [addresses] if isinstance(addresses, str) else addresses
     ids_of_owner = None if owner is None else owner_ids(owner)
     return binding.bind(
-        [discover.find(name, roots, aliases=False) for name in names],
+        discover.find_all(names, roots, aliases=False),
         roots,
         driver=driver,
         group=group,
@@ -218,22 +218,27 @@ def bind(
 
 
 def restore(
-    addresses: str | Iterable[str] = (), *, all: bool = False, roots: Roots | None = None
+    addresses: str | Iterable[str] = (), *, all: bool = False, forget: bool = False, roots: Roots | None = None
 ) -> builtins.list[Restored]:
     """Bind devices to the drivers that they had before ``bind``. May be repeated after any interruption.
+
+    A failure of one device does not stop the others.
 
     Args:
         addresses: One address or several.
         all: All devices in the journal, whichever process bound them.
+        forget: Only remove the devices from the journal, and leave them as they are; not with ``all``.
         roots: Where ``/sys``, ``/proc`` ... are.
 
     Returns:
-        For each device what was done: ``"restored"``, ``"already"`` or ``"gone"``.
+        For each device what was done: ``"restored"``, ``"already"``, ``"gone"``, ``"replaced"`` (another device is
+        at its address now, and was left alone) or ``"forgotten"``.
 
     Raises:
-        UsageError: Neither addresses nor ``all`` are given, or both.
+        UsageError: Neither addresses nor ``all`` are given, or both; to forget: a device is not in the journal.
         Busy: A process still uses a device.
-        Refused: Another device is in its place, or another program has bound it since.
+        Claimed: Another program has set an override for a device since, with driverctl for example.
+        Refused: Another program has bound a device since, or it was not bound by uvirtio.
         BadAddress: An address has no known form.
         NoSuchDevice, NotVirtio: There is no such device, and the journal has none.
         PermissionLack: This user may not write to sysfs.
@@ -244,10 +249,15 @@ def restore(
     from uvirtio.binding import restore as restoring
 
     names = [addresses] if isinstance(addresses, str) else builtins.list(dict.fromkeys(addresses))
-    if bool(names) == all:
+    if bool(names) == all or (all and forget):
         raise UsageError(
-            "restore takes devices, or all=True", seen=names, expected="one of the two", remedy="name the devices"
+            "restore takes devices, or all=True; forget=True takes devices",
+            seen=names,
+            expected="one of the two",
+            remedy="name the devices",
         )
+    if forget:
+        return [one for one, _ in restoring.forget(roots or Roots(), names)]
     return restoring.restore(roots or Roots(), None if all else names)
 
 
@@ -284,6 +294,7 @@ def bound(
         Denied: The administrator's deny list names a device.
         InUse: This machine needs a device.
         Busy: Another process binds or drives a device; at the end: a process still uses it.
+        Claimed: At the end: another program has claimed the device meanwhile.
         Refused: Another rule forbids it; at the end: another program has bound the device meanwhile.
         EnvironmentLack: An IOMMU, a module or a permission is missing; the subclass says which.
         OperationFailed: A write failed; at the start all changes were undone.

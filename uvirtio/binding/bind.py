@@ -13,17 +13,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-from uvirtio.binding import journal
+from uvirtio.binding import journal, standing
 from uvirtio.binding.checks import driver_state
-from uvirtio.binding.discover import DiscoveredDevice, find
+from uvirtio.binding.discover import DiscoveredDevice, find_all
+from uvirtio.binding.facts import Facts
 from uvirtio.binding.journal import DeviceEntry, Entry
 from uvirtio.binding.owner import check_owner_allowed
-from uvirtio.binding.plan import Plan, plans
+from uvirtio.binding.plan import Member, Plan, plans
 from uvirtio.binding.restore import give_back
 from uvirtio.binding.sysfs_ops import TIMEOUT, SysfsOps, device_lock
 from uvirtio.errors import Blocked, ModuleLack, OperationFailed, Refused, UvirtioError
-from uvirtio.host import sysfs
-from uvirtio.host.drivers import VDPA, VFIO
+from uvirtio.host import driverctl, sysfs
 from uvirtio.host.roots import Roots
 from uvirtio.host.writer import ChildWriter, Writer, module_loader
 
@@ -37,10 +37,18 @@ class Bound:
     node: str | None
     journal: str | None
     """The id of the journal entry of this run; None: the device was already bound."""
+    unchecked: tuple[str, ...] = ()
+    """The rules that could not see everything as this user, so that the device may be in use after all."""
 
     def as_dict(self) -> dict[str, Any]:
         """The result as a member of ``devices`` in the JSON of ``bind``."""
-        return {"address": self.address, "driver": self.driver, "node": self.node, "journal": self.journal}
+        return {
+            "address": self.address,
+            "driver": self.driver,
+            "node": self.node,
+            "journal": self.journal,
+            "unchecked": list(self.unchecked),
+        }
 
 
 def bind(
@@ -101,7 +109,7 @@ def bind(
         for key in sorted(locked):
             locks.enter_context(device_lock(key, roots))
         # What was true before the locks may not be now.
-        made = plans([find(found.key, roots) for found in founds], roots, driver, group, force)
+        made = plans(find_all([found.key for found in founds], roots), roots, driver, group, force)
         _first_problem(made)
         if not _keys(made) <= locked:
             raise Refused(
@@ -175,12 +183,14 @@ class _BindRun:
         """
         members = [m for plan in self.plans for m in plan.members if m.steps or self.owner is not None]
         if members:
+            standing.drop_ended([member.found.key for member in members], self.roots)
             # A device with an open entry keeps that one: it has the state before the first bind.
-            fresh = [m for m in members if journal.entry_of(m.found.key, self.roots) is None]
+            facts = Facts(self.roots)
+            fresh = [m for m in members if facts.live(m.found.key) is None]
             self._save(journal.new([self._record(m.found, m.target) for m in fresh], self.roots, argv))
             try:
                 for member in members:
-                    self._one(member.found, member.target)
+                    self._one(member)
                 self._state("bound")
             except Blocked:
                 # The write holds the device's lock in the kernel: nothing can be undone before it returns.
@@ -189,14 +199,18 @@ class _BindRun:
             except BaseException as error:
                 self._roll_back(error)
                 raise
-        return [self._bound(plan) for plan in self.plans]
+        found = find_all([plan.found.key for plan in self.plans], self.roots)
+        return [self._bound(plan, now) for plan, now in zip(self.plans, found, strict=True)]
 
-    def _bound(self, plan: Plan) -> Bound:
-        now = find(plan.found.key, self.roots)
+    def _bound(self, plan: Plan, now: DiscoveredDevice) -> Bound:
         ours = self.entry is not None and self.entry.device(now.key) is not None
-        return Bound(now.address, now.driver, now.node, self.entry.id if self.entry and ours else None)
+        unseen = dict.fromkeys(item.rule for m in plan.members if m.steps for item in m.unchecked)
+        return Bound(
+            now.address, now.driver, now.node, self.entry.id if self.entry and ours else None, tuple(unseen)
+        )
 
     def _record(self, found: DiscoveredDevice, target: str | None) -> DeviceEntry:
+        saved = driverctl.saved(found.bus, found.name, self.roots)
         return DeviceEntry(
             address=found.key,
             bus=found.bus,
@@ -209,6 +223,7 @@ class _BindRun:
             type=found.type,
             iommu_group=found.iommu_group,
             virtio_name=found.virtio_name,
+            driverctl=None if saved is None else saved.driver,
         )
 
     def _save(self, entry: Entry) -> None:
@@ -226,7 +241,8 @@ class _BindRun:
         if device is not None:
             self._save(self.entry.with_device(replace(device, steps=(*device.steps, step), **changes)))
 
-    def _one(self, found: DiscoveredDevice, target: str | None) -> None:
+    def _one(self, member: Member) -> None:
+        found, target = member.found, member.target
         ops, bus, name = self.ops, found.bus, found.name
         if found.driver != target:
             others = ops.held_by(bus, target)
@@ -242,14 +258,14 @@ class _BindRun:
                 strangers = ops.held_by(bus, target) - others - {name}
                 if strangers:
                     raise OperationFailed(
-                        f"{target} took devices that nobody gave it",
+                        f"{target} took devices that bind did not give it",
                         seen=sorted(strangers),
                         expected=f"{name} alone",
                         remedy=f"look for ids in {target}'s new_id",
                     )
                 ops.set_override(bus, name, found.driver_override)
                 self._step(found.key, "override-cleared")
-        if self.owner is not None and target in (VFIO, VDPA):
+        if self.owner is not None and member.hands_out_a_node:
             self._give_node(found)
 
     def _give_node(self, found: DiscoveredDevice) -> None:
@@ -264,12 +280,16 @@ class _BindRun:
             raise OperationFailed(f"{node} cannot be given away", seen=error.strerror, expected="chown") from error
         self._step(found.key, "owned")
 
+    def _note(self, device: DeviceEntry) -> None:
+        assert self.entry is not None
+        self._save(self.entry.with_device(device))
+
     def _roll_back(self, error: BaseException) -> None:
         assert self.entry is not None
         failures = []
         for device in sorted(self.entry.devices, key=lambda device: device.number):
             try:
-                give_back(device, self.ops, check_users=False)
+                give_back(device, self.ops, state=self.entry.state, check_users=False, note=self._note)
             except (UvirtioError, OSError) as second:
                 failures.append(f"{device.address}: {second}")
         if failures:

@@ -7,21 +7,22 @@ resets or stops the device, and the four bytes of configuration space that are a
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from uvirtio.binding.config_space import ConfigSpace, config_bytes_at
 from uvirtio.errors import BadAddress, DeviceGone, NoSuchDevice, NotVirtio, PermissionLack, UsageError
 from uvirtio.host import addresses, mmio, sysfs
 from uvirtio.host.addresses import Address, canonical
-from uvirtio.host.drivers import UIO, VFIO, VP_VDPA
+from uvirtio.host.drivers import USER_DRIVERS, VIRTIO_VDPA, is_vfio, user_nodes
 from uvirtio.host.names import device_behind
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.spec import ids, pci
-from uvirtio.transports.pci_caps import VirtioCapability, modern, walk_capabilities
+from uvirtio.transports.pci_caps import VirtioCapability, modern
 
 if TYPE_CHECKING:
     from uvirtio.binding.vdpa_netlink import VdpaDevice
@@ -33,14 +34,15 @@ __all__ = [
     "canonical",
     "capabilities",
     "config_bytes",
-    "config_edges",
     "find",
-    "hardware",
+    "find_all",
     "negotiated_features",
     "on_bus",
     "pci_functions",
+    "platform_devices",
     "scan",
-    "udev_properties",
+    "standing_on",
+    "unlisted",
 ]
 
 Interface = Literal["modern", "transitional", "legacy", "mmio", "vdpa", "none"]
@@ -66,8 +68,14 @@ class DiscoveredDevice:
     revision: int | None = None
     pci_class: int | None = None
     driver: str | None = None
+    vfio: bool = False
+    """VFIO has it: ``driver`` is vfio-pci or a variant of it (virtio_vfio_pci ...)."""
     driver_override: str | None = None
     virtio_name: str | None = None
+    virtio_path: Path | None = None
+    """Its directory: below the device, or for a vDPA device below what that stands on."""
+    elsewhere: tuple[Path, ...] = ()
+    """Virtio devices outside of ``path`` that are this vDPA device's, or may be: sysfs does not say whose."""
     kernel_driver: str | None = None
     iommu_group: int | None = None
     noiommu: bool = False
@@ -77,8 +85,12 @@ class DiscoveredDevice:
     """Base address and length in bytes of an mmio window; length 0: not known."""
     node: str | None = None
     """The device node that the driver bound now offers to user space."""
+    other_nodes: tuple[str, ...] = ()
+    """Further nodes that reach the same device: VFIO's character device of the function beside its group's."""
     parent: str | None = None
-    """The parent of a vDPA device: the address of a PCI function (vp_vdpa), or a name (VDUSE)."""
+    """The parent of a vDPA device: the address of a PCI function (vp_vdpa), or a name (VDUSE, a sub-function)."""
+    above: tuple[str, ...] = ()
+    """The names of the devices that a vDPA device stands on, the parent first, a PCI function last."""
     notes: tuple[str, ...] = field(default=())
     """What could not be determined, and why."""
 
@@ -88,13 +100,28 @@ class DiscoveredDevice:
         return f"vdpa:{self.name}" if self.bus == "vdpa" else self.address
 
     @property
+    def places(self) -> tuple[Path, ...]:
+        """The directories below which sysfs shows what the kernel made of the device: disks, interfaces ..."""
+        return (sysfs.real(self.path), *self.elsewhere)
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Every node by which user space can open the device as it is bound now."""
+        return () if self.node is None else (self.node, *self.other_nodes)
+
+    @property
+    def for_user_space(self) -> bool:
+        """Whether the driver that is bound hands the device to user space."""
+        return self.vfio or self.driver in USER_DRIVERS
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Every name of the device, the address first, as matched against the deny list."""
-        extra = [self.name, self.virtio_name, self.node]
+        extra = [self.name, self.virtio_name, self.node, *self.other_nodes]
         if self.bus == "vdpa":
             extra.append(f"vdpa:{self.name}")
-            if self.parent is not None and addresses.is_pci(self.parent):
-                extra.append(canonical(self.parent))  # denying the function denies the vDPA device on it, too
+            # Denying a function denies the vDPA devices on it and on its sub-functions, too.
+            extra += [canonical(name) if addresses.is_pci(name) else name for name in self.above]
         if self.window is not None:
             extra.append(f"mmio:{self.window[0]:#x}")
         return tuple(dict.fromkeys([self.address, *(name for name in extra if name)]))
@@ -121,9 +148,15 @@ class DiscoveredDevice:
 def scan(roots: Roots) -> list[DiscoveredDevice]:
     """Every virtio device of this machine, sorted by address. Odd contents of sysfs are no exception."""
     found = [device for device in pci_functions(roots) if device.interface != "none"]
-    found.extend(_platform_devices(roots))
+    found.extend(platform_devices(roots))
     found.extend(_vdpa_devices(roots))
     return sorted(found, key=lambda device: device.address)
+
+
+def unlisted(roots: Roots) -> list[Path]:
+    """The directories of buses that this user cannot list: devices on them are not found."""
+    places = (sysfs.bus(bus, roots) / "devices" for bus in ("pci", "platform", "vdpa"))
+    return [place for place in places if sysfs.listed(place) is None]
 
 
 def on_bus(bus: str, name: str, roots: Roots) -> DiscoveredDevice | None:
@@ -131,8 +164,8 @@ def on_bus(bus: str, name: str, roots: Roots) -> DiscoveredDevice | None:
     if bus == "pci":
         device = _pci_function(name, roots) if addresses.is_pci(name) else None
         return device if device is not None and device.interface != "none" else None
-    walk = {"platform": _platform_devices, "vdpa": _vdpa_devices}.get(bus)
-    return None if walk is None else next((device for device in walk(roots) if device.name == name), None)
+    walk = {"platform": lambda: platform_devices(roots, name), "vdpa": lambda: _vdpa_devices(roots)}.get(bus)
+    return None if walk is None else next((device for device in walk() if device.name == name), None)
 
 
 # --- PCI ---------------------------------------------------------------------------------------------------
@@ -165,6 +198,8 @@ def _pci_function(name: str, roots: Roots) -> DiscoveredDevice | None:
     else:
         device_id, interface = ids.device_id_of_pci(vendor, device), "modern"
     group = sysfs.iommu_group(path)
+    vfio = is_vfio(path, roots)
+    nodes = user_nodes(path, roots)
     return DiscoveredDevice(
         address=canonical(name),
         bus="pci",
@@ -178,13 +213,16 @@ def _pci_function(name: str, roots: Roots) -> DiscoveredDevice | None:
         revision=sysfs.number(path / "revision"),
         pci_class=sysfs.number(path / "class"),
         driver=driver,
+        vfio=vfio,
         driver_override=sysfs.override(path),
         virtio_name=virtio_name,
+        virtio_path=path / virtio_name if virtio_name else None,
         kernel_driver=kernel_driver,
         iommu_group=group,
         noiommu=sysfs.is_noiommu(path),
         numa_node=_node(path),
-        node=_pci_node(path, driver, group),
+        node=nodes[0] if nodes else None,
+        other_nodes=tuple(nodes[1:]),
         notes=tuple(notes),
     )
 
@@ -211,19 +249,12 @@ def _transitional(path: Path, virtio_name: str | None, notes: list[str]) -> Inte
     return "transitional" if modern(config.capabilities) else "legacy"
 
 
-def _pci_node(path: Path, driver: str | None, group: int | None) -> str | None:
-    if driver == VFIO and group is not None:
-        return f"/dev/vfio/noiommu-{group}" if sysfs.is_noiommu(path) else f"/dev/vfio/{group}"
-    if driver == UIO:
-        return next((f"/dev/{name}" for name in sysfs.uio_nodes(path)), None)
-    return None
-
-
 # --- virtio-mmio -------------------------------------------------------------------------------------------
 
 
-def _platform_devices(roots: Roots) -> Iterator[DiscoveredDevice]:
-    for window in mmio.windows(roots):
+def platform_devices(roots: Roots, only: str | None = None) -> Iterator[DiscoveredDevice]:
+    """Every virtio-mmio device, or the one of this name on the platform bus."""
+    for window in mmio.windows(roots, only):
         place = None if window.base is None else (window.base, window.length)
         yield _platform_device(window.name, sysfs.device("platform", window.name, roots), place)
 
@@ -231,7 +262,7 @@ def _platform_devices(roots: Roots) -> Iterator[DiscoveredDevice]:
 def _platform_device(name: str, path: Path, window: tuple[int, int] | None) -> DiscoveredDevice:
     virtio_name, kernel_driver = _virtio_child(path)
     device_id = sysfs.number(path / virtio_name / "device") if virtio_name else None
-    notes = [] if device_id is not None else ["type: nobody drives it, and only its registers tell"]
+    notes = [] if device_id is not None else ["type: no driver has it, and only its registers tell"]
     if window is None:
         notes.append("window: /proc/iomem shows addresses to root only")
     return DiscoveredDevice(
@@ -245,6 +276,7 @@ def _platform_device(name: str, path: Path, window: tuple[int, int] | None) -> D
         driver=sysfs.driver_of(path),
         driver_override=sysfs.override(path),
         virtio_name=virtio_name,
+        virtio_path=path / virtio_name if virtio_name else None,
         kernel_driver=kernel_driver,
         numa_node=_node(path),
         window=window,
@@ -255,13 +287,16 @@ def _platform_device(name: str, path: Path, window: tuple[int, int] | None) -> D
 # --- vdpa --------------------------------------------------------------------------------------------------
 
 
-def _vdpa_devices(roots: Roots) -> Iterator[DiscoveredDevice]:
+def _vdpa_devices(roots: Roots, names: Iterable[str] | None = None) -> Iterator[DiscoveredDevice]:
     told: dict[str, VdpaDevice] | None = None
-    for name in sysfs.device_names("vdpa", roots):
+    for name in sysfs.device_names("vdpa", roots) if names is None else names:
         path = sysfs.device("vdpa", name, roots)
         parent = sysfs.real(path).parent
-        virtio_name, kernel_driver = _virtio_child(path)
-        device_id = sysfs.number(path / virtio_name / "device") if virtio_name else _id_of_parent(parent)
+        driver = sysfs.driver_of(path)
+        own = _virtio_children(path)
+        elsewhere = _virtio_above(path) if driver == VIRTIO_VDPA and not own else []
+        virtio = next(iter(own or elsewhere)) if len(own or elsewhere) == 1 else None
+        device_id = sysfs.number(virtio / "device") if virtio is not None else _id_of_function(path)
         if device_id is None and roots.live:  # the kernel knows only its own devices
             from uvirtio.binding import vdpa_netlink  # here: without such a device there is no need of sockets
 
@@ -276,36 +311,63 @@ def _vdpa_devices(roots: Roots) -> Iterator[DiscoveredDevice]:
             type=_type_name(device_id),
             device_id=device_id,
             interface="vdpa",
-            driver=sysfs.driver_of(path),
+            driver=driver,
             driver_override=sysfs.override(path),
-            virtio_name=virtio_name,
-            kernel_driver=kernel_driver,
+            virtio_name=None if virtio is None else virtio.name,
+            virtio_path=virtio,
+            elsewhere=tuple(elsewhere),
+            kernel_driver=None if virtio is None else sysfs.driver_of(virtio),
             numa_node=_node(path),
             node=node,
             parent=parent.name,
+            above=tuple(place.name for place in sysfs.above(path)),
             notes=() if device_id is not None else ("type: only the device itself tells",),
         )
 
 
-def _id_of_parent(parent: Path) -> int | None:
-    """The type of a vDPA device that is a PCI function seen through vp_vdpa; None for others."""
-    if sysfs.driver_of(parent) != VP_VDPA:
+def _id_of_function(path: Path) -> int | None:
+    """The type of a vDPA device that is a virtio PCI function, by vp_vdpa or the like; None for others."""
+    function = sysfs.function_below(path)
+    if function is None:
         return None
-    vendor, device = sysfs.number(parent / "vendor"), sysfs.number(parent / "device")
-    if vendor is None or device is None:
+    vendor, device = sysfs.number(function / "vendor"), sysfs.number(function / "device")
+    if vendor is None or device is None or not ids.is_virtio_pci(vendor, device):
         return None
     return ids.device_id_of_pci(vendor, device)
+
+
+def standing_on(found: DiscoveredDevice, roots: Roots) -> list[DiscoveredDevice]:
+    """The vDPA devices that stand on a PCI function or its sub-functions: they go when its driver goes."""
+    names = sysfs.device_names("vdpa", roots) if found.bus == "pci" else []
+    if not names:
+        return []
+    here = sysfs.real(found.path)
+    return [
+        *_vdpa_devices(roots, [name for name in names if here in sysfs.above(sysfs.device("vdpa", name, roots))])
+    ]
 
 
 # --- common ------------------------------------------------------------------------------------------------
 
 
+def _virtio_children(path: Path) -> list[Path]:
+    """The virtio devices directly below a device of a bus: one, except below one with several vDPA devices."""
+    return [path / name for name in sysfs.names(path) if addresses.is_virtio_name(name)]
+
+
+def _virtio_above(path: Path) -> list[Path]:
+    """The virtio devices below what a vDPA device stands on.
+
+    virtio_vdpa makes a device's virtio device a child of what does its DMA: of the vDPA device itself (VDUSE), or
+    of its PCI function (vp_vdpa, mlx5_vdpa), where it lies beside those of the function's other vDPA devices.
+    """
+    return [virtio for place in sysfs.above(path) for virtio in _virtio_children(place)]
+
+
 def _virtio_child(path: Path) -> tuple[str | None, str | None]:
     """``virtio3`` below the bus device, and the driver bound to it."""
-    for name in sysfs.names(path):
-        if addresses.is_virtio_name(name):
-            return name, sysfs.driver_of(path / name)
-    return None, None
+    found = next(iter(_virtio_children(path)), None)
+    return (None, None) if found is None else (found.name, sysfs.driver_of(found))
 
 
 def _type_name(device_id: int | None) -> str:
@@ -331,7 +393,7 @@ def _features_of(virtio: Path) -> int | None:
 
 def negotiated_features(found: DiscoveredDevice) -> int | None:
     """The feature bits that the kernel's driver negotiated; None where none is bound."""
-    return _features_of(found.path / found.virtio_name) if found.virtio_name else None
+    return None if found.virtio_path is None else _features_of(found.virtio_path)
 
 
 # --- by name -----------------------------------------------------------------------------------------------
@@ -351,7 +413,52 @@ def find(name: str, roots: Roots, *, aliases: bool = True) -> DiscoveredDevice:
         NoSuchDevice: No device has it.
         NotVirtio: The device that has it is no virtio device.
     """
-    wanted = addresses.parse(name)
+    return find_all([name], roots, aliases=aliases)[0]
+
+
+def find_all(names: Iterable[str], roots: Roots, *, aliases: bool = True) -> list[DiscoveredDevice]:
+    """The devices with these names, in their order: as ``find``, and from one look at the machine.
+
+    Args:
+        names: As for ``find``; one of them may be there more than once.
+        roots: As for ``find``.
+        aliases: As for ``find``.
+
+    Raises:
+        BadAddress, UsageError, NoSuchDevice, NotVirtio: As ``find``, for the first name that is none.
+    """
+    every = _Scan(roots)
+    return [_find(name, every, aliases) for name in names]
+
+
+class _Scan:
+    """What ``scan`` finds, when it is first asked for; by any of the names of a device, too."""
+
+    def __init__(self, roots: Roots) -> None:
+        self.roots = roots
+
+    @cached_property
+    def devices(self) -> list[DiscoveredDevice]:
+        """All devices, sorted by address."""
+        return scan(self.roots)
+
+    @cached_property
+    def by_name(self) -> dict[str, DiscoveredDevice]:
+        """The devices by each of their names, the first one where several share a name."""
+        found: dict[str, DiscoveredDevice] = {}
+        for device in self.devices:
+            for name in device.names:
+                found.setdefault(name, device)
+        return found
+
+    @cached_property
+    def by_place(self) -> dict[tuple[str, str], DiscoveredDevice]:
+        """The devices by bus and name on the bus."""
+        return {(device.bus, device.name): device for device in self.devices}
+
+
+def _find(name: str, every: _Scan, aliases: bool) -> DiscoveredDevice:
+    wanted, roots = addresses.parse(name), every.roots
     if wanted.family == "pci":
         return _find_pci(wanted.name, roots)
     if wanted.family in ("qemu", "scripted"):
@@ -362,10 +469,9 @@ def find(name: str, roots: Roots, *, aliases: bool = True) -> DiscoveredDevice:
             remedy=f"`uvirtio diag` takes {wanted.family}: addresses",
         )
     if wanted.family in addresses.LOOKED_UP:
-        return _find_behind(wanted, roots)
-    found = scan(roots)
+        return _find_behind(wanted, every)
     if wanted.family in addresses.LOOKING_ONLY:
-        device = _by_alias(wanted, found)
+        device = _by_alias(wanted, every.devices)
         if aliases:
             return device
         raise BadAddress(
@@ -374,17 +480,19 @@ def find(name: str, roots: Roots, *, aliases: bool = True) -> DiscoveredDevice:
             expected="the address of a device",
             remedy=f"write {device.address}",
         )
-    for device in found:
-        if wanted.canonical in device.names:
-            return device
-        if wanted.base is not None and device.window is not None and wanted.base == device.window[0]:
-            return device
-    raise _none(wanted.canonical)
+    found = every.by_name.get(wanted.canonical)
+    if found is None and wanted.base is not None:
+        found = every.by_name.get(f"mmio:{wanted.base:#x}")
+    if found is None:
+        raise _none(wanted.canonical)
+    return found
 
 
 def _find_pci(address: str, roots: Roots, known_as: str = "") -> DiscoveredDevice:
-    names = sysfs.device_names("pci", roots)
-    name = next((name for name in names if addresses.is_pci(name) and canonical(name) == address), None)
+    name: str | None = address
+    if not sysfs.device("pci", address, roots).exists():  # as the kernel spells it; a made-up tree may not
+        names = sysfs.device_names("pci", roots)
+        name = next((name for name in names if addresses.is_pci(name) and canonical(name) == address), None)
     if name is None:
         raise _none(address)
     shown = f"{known_as} belongs to {address}, which" if known_as else address
@@ -405,16 +513,15 @@ def _find_pci(address: str, roots: Roots, known_as: str = "") -> DiscoveredDevic
     return device
 
 
-def _find_behind(wanted: Address, roots: Roots) -> DiscoveredDevice:
+def _find_behind(wanted: Address, every: _Scan) -> DiscoveredDevice:
     """The device that an interface, a disk, a node or a path of sysfs belongs to."""
-    if wanted.family == "node" and (having := [one for one in scan(roots) if one.node == wanted.canonical]):
+    if wanted.family == "node" and (having := [one for one in every.devices if wanted.canonical in one.nodes]):
         return _only(having, f"devices behind {wanted}")  # the nodes of user-space drivers: /dev/vfio/8
-    bus, name = device_behind(wanted, roots)
+    bus, name = device_behind(wanted, every.roots)
     if bus == "pci":
-        return _find_pci(canonical(name), roots, wanted.canonical)
-    for device in scan(roots):
-        if device.bus == bus and device.name == name:
-            return device
+        return _find_pci(canonical(name), every.roots, wanted.canonical)
+    if (device := every.by_place.get((bus, name))) is not None:
+        return device
     raise NotVirtio(
         f"{wanted} belongs to {name}, which is no virtio device",
         seen=f"the {bus} device {name}",
@@ -461,16 +568,6 @@ def _none(name: str) -> NoSuchDevice:
 # --- configuration space -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigSpace:
-    """The first 256 bytes of PCI configuration space, and the virtio capabilities in them."""
-
-    data: bytes
-    capabilities: tuple[VirtioCapability, ...]
-    hidden: tuple[tuple[int, int], ...]
-    """Ranges that were not read, as (offset, length) in bytes: they are zero in ``data``."""
-
-
 def config_bytes(found: DiscoveredDevice) -> ConfigSpace:
     """Configuration space of a PCI function, by its sysfs file; pci_cfg_data is not read.
 
@@ -479,89 +576,6 @@ def config_bytes(found: DiscoveredDevice) -> ConfigSpace:
         DeviceGone: The file is not there or cannot be read.
     """
     return config_bytes_at(found.path / "config", bars(found))
-
-
-def config_bytes_at(path: Path, bar_list: list[BarInfo | None] | None = None) -> ConfigSpace:
-    """The same for the path of a ``config`` file.
-
-    Args:
-        path: The file.
-        bar_list: The BARs that capabilities are checked against; None: they are not.
-
-    Raises:
-        PermissionLack: This user may read only the first 64 bytes; the rest takes CAP_SYS_ADMIN.
-        DeviceGone: The file is not there or cannot be read.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except PermissionError as error:
-        raise _hidden(path) from error
-    except OSError as error:
-        raise DeviceGone(f"{path} cannot be opened", seen=error.strerror, expected="a PCI function") from error
-    try:
-        read = _config_reader(fd, path)
-        caps = walk_capabilities(read, None if bar_list is None else lambda index: _pick(bar_list, index))
-        # 4.1.4.9: reading pci_cfg_data makes the device read a BAR, so those four bytes are left out.
-        hidden = tuple(
-            (cap.config_offset + pci.PCI_CFG_CAP_DATA, 4)
-            for cap in caps
-            if cap.cfg_type == pci.CfgType.PCI_CFG and cap.config_offset + pci.PCI_CFG_CAP_SIZE <= pci.CONFIG_SIZE
-        )
-        unread = {start for start, _ in hidden}
-        data = b"".join(
-            bytes(4) if offset in unread else read(offset, 4).to_bytes(4, "little")
-            for offset in range(0, pci.CONFIG_SIZE, 4)
-        )
-    finally:
-        os.close(fd)
-    return ConfigSpace(data, tuple(caps), hidden)
-
-
-def config_edges(found: DiscoveredDevice) -> tuple[bytes, bytes]:
-    """What ``config_bytes`` leaves out: the header alone for a user who may read no more, and what is beyond 256.
-
-    Returns:
-        The first 64 bytes, and those from 256 to 4096 of a PCI Express function; empty where they cannot be read.
-    """
-    try:
-        fd = os.open(found.path / "config", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b"", b""
-    try:
-        extended = os.pread(fd, pci.EXPRESS_CONFIG_SIZE - pci.CONFIG_SIZE, pci.CONFIG_SIZE)
-        return os.pread(fd, pci.STANDARD_CONFIG_SIZE, 0), extended
-    except OSError:
-        return b"", b""
-    finally:
-        os.close(fd)
-
-
-def _config_reader(fd: int, path: Path) -> Callable[[int, int], int]:
-    def read(offset: int, width: int) -> int:
-        try:
-            data = os.pread(fd, width, offset)
-        except OSError as error:
-            raise DeviceGone(f"{path} cannot be read", seen=error.strerror, expected="a PCI function") from error
-        if len(data) != width:
-            if offset >= pci.STANDARD_CONFIG_SIZE:
-                raise _hidden(path)
-            raise DeviceGone(f"{path} is cut short", seen=f"{len(data)} bytes", expected=f"{width} bytes")
-        return int.from_bytes(data, "little")
-
-    return read
-
-
-def _hidden(path: Path) -> PermissionLack:
-    return PermissionLack(
-        "the capabilities are hidden: configuration space beyond byte 64 needs CAP_SYS_ADMIN",
-        seen=f"a short {path}",
-        expected="256 bytes",
-        remedy="run this as root, or bind the function to vfio-pci and use its node",
-    )
-
-
-def _pick(bar_list: list[BarInfo | None], index: int) -> BarInfo | None:
-    return bar_list[index] if 0 <= index < len(bar_list) else None
 
 
 def bars(found: DiscoveredDevice) -> list[BarInfo | None] | None:
@@ -584,30 +598,3 @@ def capabilities(found: DiscoveredDevice) -> list[VirtioCapability]:
         DeviceGone: The function is not there any more.
     """
     return list(config_bytes(found).capabilities) if found.bus == "pci" else []
-
-
-# --- udev --------------------------------------------------------------------------------------------------
-
-
-def udev_properties(found: DiscoveredDevice, roots: Roots) -> dict[str, str]:
-    """The device's properties in udev's database; empty without udev or pyudev, or below another root."""
-    if not roots.live or not (roots.run / "udev/data").is_dir():
-        return {}  # pyudev's Context takes no other root, and importing it costs 0.1 s
-    try:
-        import pyudev
-
-        device = pyudev.Devices.from_path(pyudev.Context(), str(found.path))
-        return {str(key): str(value) for key, value in device.properties.items()}
-    except Exception:  # noqa: BLE001  # names are optional: no failure here may stop discovery
-        return {}
-
-
-def hardware(found: DiscoveredDevice, roots: Roots) -> dict[str, str | None] | None:
-    """The names that udev's hardware database has for the device's ids.
-
-    Returns:
-        ``vendor`` and ``model``; None: no udev, another root, or a bus without such ids.
-    """
-    properties = udev_properties(found, roots)
-    vendor, model = properties.get("ID_VENDOR_FROM_DATABASE"), properties.get("ID_MODEL_FROM_DATABASE")
-    return None if vendor is None and model is None else {"vendor": vendor, "model": model}

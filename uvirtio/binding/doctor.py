@@ -15,14 +15,15 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from uvirtio.binding import journal, rules
-from uvirtio.binding.checks import Check, driver_state, module_installed
-from uvirtio.binding.discover import scan
+from uvirtio.binding import journal, rules, standing
+from uvirtio.binding.checks import Check, driver_state
+from uvirtio.binding.discover import scan, unlisted
 from uvirtio.binding.facts import Facts
 from uvirtio.errors import Denied, NotSupported
-from uvirtio.host import denylist, memory, process, sysfs
-from uvirtio.host.drivers import UIO, USER_DRIVERS, VDPA, VFIO
-from uvirtio.host.proc import kernel_release
+from uvirtio.host import cpu, denylist, memory, modules, privilege, process, remedies, sysfs
+from uvirtio.host.drivers import UIO, VDPA, VFIO
+from uvirtio.host.pages import CPU_PAGE
+from uvirtio.host.proc import interrupt_chips, kernel_release
 from uvirtio.host.roots import Roots
 from uvirtio.memory.access import require_host
 from uvirtio.memory.fence import full_fence
@@ -30,6 +31,7 @@ from uvirtio.memory.fence import full_fence
 __all__ = ["Check", "checks"]
 
 _QEMU_OLDEST = (7, 2)
+_NO_GROUPS_SEEN = "whether there is an IOMMU cannot be seen"
 _MEMLOCK = 8 << 20  # Linux's default, enough for small rings
 
 
@@ -52,6 +54,7 @@ def checks(roots: Roots, *, qemu_version: Callable[[str], str] | None = None) ->
         _vfio_access,
         _uio,
         _devmem,
+        _plugged,
         _vdpa,
         _memlock,
         _pagemap,
@@ -76,9 +79,13 @@ def _python(roots: Roots) -> Iterator[Check]:
         yield Check("python", "pass", running)
 
 
+def _all_of_sys(roots: Roots) -> str:
+    return privilege.remedy("run as root, where all of /sys is visible", path=roots.sys, roots=roots)
+
+
 def _cpu(roots: Roots) -> Iterator[Check]:
     del roots
-    machine = platform.machine()
+    machine = cpu.machine()
     try:
         full_fence()
     except NotSupported as error:
@@ -97,36 +104,53 @@ def _kernel(roots: Roots) -> Iterator[Check]:
 
 def _iommu(roots: Roots) -> Iterator[Check]:
     real = sysfs.iommu_groups(roots)
-    if real:
+    if real is None:
+        yield Check("iommu", "warn", "the IOMMU groups cannot be listed", _all_of_sys(roots))
+    elif real:
         yield Check("iommu", "pass", f"{len(real)} groups")
     else:
         yield Check(
             "iommu",
             "warn",
             "no IOMMU groups: devices can write to all of memory",
-            "switch it on in the firmware and on the kernel's command line (intel_iommu=on), or give the VM one "
-            "(QEMU: -device intel-iommu,intremap=on)",
+            remedies.iommu(),
         )
 
 
-def _module(name: str, driver: str, bus: str, roots: Roots, remedy: str) -> Check:
+def _module(name: str, driver: str, bus: str, roots: Roots, needed: str = "") -> Check:
     state = driver_state(driver, bus, roots)
     if state == "loaded":
         return Check(name, "pass", f"{driver} is loaded")
     if state == "loadable":
         return Check(name, "pass", f"{driver} can be loaded; bind does it")
-    return Check(
-        name, "warn", f"module {driver} is not installed for kernel {kernel_release(roots) or 'unknown'}", remedy
-    )
+    why, remedy = modules.why_missing(driver, roots), needed + modules.remedy(driver, roots)
+    if state == "unknown":
+        return Check(
+            name, "warn", f"{driver} is not loaded, and {why}; bind tries modprobe", f"if it fails: {remedy}"
+        )
+    release = kernel_release(roots) or "unknown"
+    return Check(name, "warn", f"module {driver} is not installed for kernel {release}: {why}", remedy)
 
 
 def _vfio(roots: Roots) -> Iterator[Check]:
-    found = _module(VFIO, VFIO, "pci", roots, "install the kernel's module package that has vfio-pci")
-    if found.verdict == "pass" and not sysfs.iommu_groups(roots):
+    found = _module(VFIO, VFIO, "pci", roots)
+    if found.verdict == "pass" and sysfs.iommu_groups(roots) == []:
         found = replace(
             found, verdict="warn", detail=f"{found.detail}, but there is no IOMMU", remedy="switch the IOMMU on"
         )
+    elif found.verdict == "pass" and _interrupts_can_be_forged(roots):
+        found = replace(
+            found,
+            verdict="warn",
+            detail=f"{found.detail}, but opens nothing: interrupts are not isolated, so devices could forge them",
+            remedy=remedies.isolated_interrupts(),
+        )
     yield found
+
+
+def _interrupts_can_be_forged(roots: Roots) -> bool:
+    isolated = cpu.isolates_interrupts(interrupt_chips(roots))
+    return isolated is False and not sysfs.unsafe_interrupts_allowed(roots)
 
 
 def _vfio_cdev(roots: Roots) -> Iterator[Check]:
@@ -136,8 +160,11 @@ def _vfio_cdev(roots: Roots) -> Iterator[Check]:
     elif nodes:
         detail = "VFIO makes character devices, but there is no /dev/iommu: the groups are used"
         yield Check("vfio-cdev", "warn", detail, "as root: modprobe iommufd")
-    elif (roots.dev / "iommu").exists() or module_installed("iommufd", roots):
+    elif (roots.dev / "iommu").exists() or (found := modules.presence("iommufd", roots)) == "installed":
         yield Check("vfio-cdev", "pass", "iommufd is there; bind shows whether VFIO makes character devices too")
+    elif found == "unknown":
+        why = modules.why_missing("iommufd", roots)
+        yield Check("vfio-cdev", "skip", f"no /dev/iommu, and {why}: the groups are used, which is as good")
     else:
         yield Check("vfio-cdev", "skip", "this kernel has no iommufd: the groups are used, which is as good")
 
@@ -145,7 +172,10 @@ def _vfio_cdev(roots: Roots) -> Iterator[Check]:
 def _vfio_noiommu(roots: Roots) -> Iterator[Check]:
     switch = sysfs.noiommu_switch(roots)
     on = sysfs.noiommu_mode(roots)
-    if sysfs.iommu_groups(roots):
+    groups = sysfs.iommu_groups(roots)
+    if groups is None:
+        yield Check("vfio-noiommu", "skip", _NO_GROUPS_SEEN)
+    elif groups:
         yield Check("vfio-noiommu", "skip", "not needed: there is an IOMMU")
     elif on is None:
         why = "this kernel's vfio has no such mode" if switch.parent.is_dir() else "vfio is not loaded"
@@ -162,42 +192,49 @@ def _physical(name: str, detail: str, roots: Roots) -> Check:
     if sysfs.locked_down(roots) is not None:
         return Check(name, "warn", f"{detail}, but the kernel is locked down", "boot without secure boot")
     if not process.capable(process.CAP_SYS_ADMIN, roots):
-        return Check(name, "warn", f"{detail}, but this user may not know physical addresses", "run as root")
+        remedy = privilege.remedy("run as root", roots=roots)
+        return Check(name, "warn", f"{detail}, but this user may not know physical addresses", remedy)
     if not pool.free:
         return Check(
             name,
             "warn",
             f"{detail}, but no huge page of 2 MiB is free for its memory",
-            f"as root: echo 24 > {pool.switch} (a balloon needs half as many as it has MiB)",
+            f"{remedies.huge_pages(pool, 24)}; a balloon needs half as many as it has MiB",
         )
     return Check(name, "pass", f"{detail}; {pool.free} huge pages are free; it wants --unsafe-dma")
 
 
 def _vfio_access(roots: Roots) -> Iterator[Check]:
     top = roots.dev / "vfio"
-    groups = [name for name in sysfs.names(top) if re.fullmatch(r"(noiommu-)?[0-9]+", name, re.ASCII)]
-    if not groups:
-        yield Check("vfio-access", "skip", "no function is bound to vfio-pci")
+    if (entries := sysfs.listed(top)) is None:
+        yield Check("vfio-access", "warn", "/dev/vfio cannot be listed", "as root: chmod 0755 /dev/vfio")
         return
-    # access(2) asks about the rights and opens nothing: to open a group resets its devices.
-    closed = [name for name in ("vfio", *groups) if not os.access(top / name, os.R_OK | os.W_OK)]
+    groups = [name for name in entries if re.fullmatch(r"(noiommu-)?[0-9]+", name, re.ASCII)]
+    # A kernel without groups (CONFIG_VFIO_GROUP=n) has a node for each function alone.
+    functions = [] if groups else [f"devices/{name}" for name in sysfs.names(top / "devices")]
+    nodes = [f"/dev/vfio/{name}" for name in groups or functions]
+    if not nodes:
+        yield Check("vfio-access", "skip", "no function is bound to vfio-pci, or to a variant of it")
+        return
+    # access(2) asks about the rights and opens nothing: to open a device resets it.
+    needed = ["/dev/vfio/vfio" if groups else "/dev/iommu", *nodes]
+    paths = {node: roots.dev / node.removeprefix("/dev/") for node in needed}
+    closed = [node for node, path in paths.items() if not os.access(path, os.R_OK | os.W_OK)]
     if closed:
-        names = ", ".join(f"/dev/vfio/{name}" for name in closed)
-        yield Check(
-            "vfio-access", "warn", f"this user may not open {names}", "run as root, or bind with --owner USER"
-        )
+        remedy = privilege.remedy("run as root, or bind with --owner USER", path=paths[closed[0]], roots=roots)
+        yield Check("vfio-access", "warn", f"this user may not open {', '.join(closed)}", remedy)
     else:
-        yield Check(
-            "vfio-access", "pass", f"this user may open {', '.join(f'/dev/vfio/{name}' for name in groups)}"
-        )
+        yield Check("vfio-access", "pass", f"this user may open {', '.join(nodes)}")
 
 
 def _uio(roots: Roots) -> Iterator[Check]:
-    remedy = "only needed without an IOMMU: install the kernel's module package that has uio_pci_generic"
-    found = _module("uio", UIO, "pci", roots, remedy)
+    found = _module("uio", UIO, "pci", roots, "only needed without an IOMMU: ")
+    groups = sysfs.iommu_groups(roots)
     if found.verdict != "pass":
         yield found
-    elif sysfs.iommu_groups(roots):
+    elif groups is None:
+        yield replace(found, verdict="skip", detail=f"{found.detail}; {_NO_GROUPS_SEEN}")
+    elif groups:
         yield replace(found, verdict="skip", detail=f"{found.detail}; not needed: vfio-pci is the better way")
     else:
         yield _physical("uio", found.detail, roots)
@@ -215,33 +252,52 @@ def _devmem(roots: Roots) -> Iterator[Check]:
         yield Check("devmem", "warn", f"{path} is closed by lockdown ({mode})", "switch secure boot off")
     elif not os.access(path, os.R_OK | os.W_OK):
         # access(2) asks about the rights and opens nothing.
-        yield Check("devmem", "warn", f"this user may not open {path}", "run as root (CAP_SYS_RAWIO)")
+        remedy = privilege.remedy("run as root (CAP_SYS_RAWIO)", path=path, roots=roots)
+        yield Check("devmem", "warn", f"this user may not open {path}", remedy)
     elif held := [found.address for found in windows if found.driver is not None]:
+        facts = Facts(roots)
+        free = [
+            found
+            for found in windows
+            if found.driver is None and all(other.driver is None for other in facts.mates.page_members(found))
+        ]
         yield Check(
             "devmem",
             "pass",
-            f"{path} reaches {len(windows) - len(held)} of {len(windows)} windows; a page in which the kernel "
-            "drives one is closed as a whole (IO_STRICT_DEVMEM)",
+            f"{path} reaches {len(free)} of {len(windows)} windows; a page of {CPU_PAGE >> 10} KiB in which the "
+            "kernel drives one is closed as a whole (IO_STRICT_DEVMEM)",
             f"uvirtio bind {held[0]} --group",
         )
     else:
-        yield Check("devmem", "pass", f"{path} reaches {len(windows)} windows, which nobody drives")
+        yield Check("devmem", "pass", f"{path} reaches {len(windows)} windows, which no driver has")
+
+
+def _plugged(roots: Roots) -> Iterator[Check]:
+    """What a program can do with the memory of a memory device."""
+    if cpu.maps_any_memory_as_normal() or not any(found.type == "mem" for found in scan(roots)):
+        return
+    yield Check(
+        "plugged-memory",
+        "warn",
+        f"memory can be plugged, but no program can use it: {cpu.machine()} maps it as device memory",
+        remedies.plugged_memory(),
+    )
 
 
 def _vdpa(roots: Roots) -> Iterator[Check]:
     devices = sysfs.device_names("vdpa", roots)
     if not devices:
-        here = sysfs.bus("vdpa", roots).is_dir() or module_installed("vdpa", roots)
+        here = sysfs.bus("vdpa", roots).is_dir() or modules.presence("vdpa", roots) != "missing"
         yield Check("vhost-vdpa", "skip", "no vdpa device here" if here else "this kernel has no vdpa")
         return
-    yield _module("vhost-vdpa", VDPA, "vdpa", roots, "install the kernel's module package that has vhost_vdpa")
+    yield _module("vhost-vdpa", VDPA, "vdpa", roots)
     yield from _vdpa_access(devices, roots)
     for name in sysfs.names(roots.sys / "class/vduse"):
         if sysfs.number(roots.sys / "class/vduse" / name / "msg_timeout") == 0:
             yield Check(
                 "vduse",
                 "warn",
-                f"whoever uses {name} waits for ever when the process behind it stops",
+                f"a program that uses {name} waits for ever when the process behind it stops",
                 f"as root: echo 30 > /sys/class/vduse/{name}/msg_timeout",
             )
 
@@ -254,7 +310,8 @@ def _vdpa_access(devices: list[str], roots: Roots) -> Iterator[Check]:
     closed = [node for node, allowed in rights.items() if not allowed]
     if closed:
         names = ", ".join(closed)
-        remedy = "run as root, or bind with --owner USER"
+        first = roots.dev / closed[0].removeprefix("/dev/")
+        remedy = privilege.remedy("run as root, or bind with --owner USER", path=first, roots=roots)
         yield Check("vhost-vdpa-access", "warn", f"this user may not open {names}", remedy)
     elif nodes:
         names = ", ".join(nodes)
@@ -286,7 +343,7 @@ def _pagemap(roots: Roots) -> Iterator[Check]:
             "pagemap",
             "warn",
             "frame numbers read as 0 without CAP_SYS_ADMIN: no balloon, and no device without ACCESS_PLATFORM",
-            "run as root for these",
+            privilege.remedy("run as root for these", roots=roots),
         )
 
 
@@ -371,25 +428,52 @@ def _container(roots: Roots) -> Iterator[Check]:
 
 def _devices(roots: Roots) -> Iterator[Check]:
     found = scan(roots)
-    if not found:
+    hidden = ", ".join(f"{place} cannot be listed" for place in unlisted(roots))
+    if not found and not hidden:
         yield Check("devices", "skip", "no virtio device here")
         return
-    user = [f"{d.address} ({d.type}, {d.driver})" for d in found if d.driver in USER_DRIVERS]
+    user = [f"{d.address} ({d.type}, {d.driver})" for d in found if d.for_user_space]
     facts = Facts(roots)
     used = [d.address for d in found if rules.in_use(rules.check(d, roots, facts).findings)]
     detail = f"{len(found)} virtio devices, {len(used)} in use by this machine"
-    yield Check("devices", "pass", detail + (f"; for user space: {', '.join(user)}" if user else ""))
+    detail += f"; for user space: {', '.join(user)}" if user else ""
+    if hidden:
+        yield Check("devices", "warn", f"{detail}; {hidden}", _all_of_sys(roots))
+    else:
+        yield Check("devices", "pass", detail)
 
 
 def _journal(roots: Roots) -> Iterator[Check]:
-    open_entries = journal.entries(roots)
-    broken = [entry for entry in open_entries if entry.state != "bound"]
-    if broken:
-        names = ", ".join(device.address for entry in broken for device in entry.devices)
+    """What is left in the journal; first what restore cannot put back by itself."""
+    if (hidden := journal.hidden(roots)) is not None:
+        yield Check("journal", "skip", f"{hidden} cannot be read: run as root to know what is bound")
+        return
+    now: dict[str, list[str]] = {}
+    for entry in journal.entries(roots):
+        for device in entry.devices:
+            found = standing.standing(device, roots, entry.state)
+            if found == "bound" and entry.state != "bound":
+                found = "unfinished"
+            now.setdefault(found, []).append(device.address)
+    others = [*now.get("claimed", []), *now.get("taken", [])]
+    damaged = journal.damaged(roots)
+    if others:
+        yield Check(
+            "journal",
+            "warn",
+            f"another program has claimed or bound since: {', '.join(others)}",
+            f"uvirtio restore {others[0]} says what to do",
+        )
+    elif "unfinished" in now:
+        names = ", ".join(now["unfinished"])
         yield Check("journal", "warn", f"a bind did not come to its end: {names}", "uvirtio restore --all")
-    elif open_entries:
-        names = ", ".join(device.address for entry in open_entries for device in entry.devices)
-        yield Check("journal", "pass", f"bound, to be restored some day: {names}")
+    elif damaged:
+        yield Check("journal", "warn", f"{len(damaged)} of its files hold no entry", f"as root: rm {damaged[0]}")
+    elif "bound" in now:
+        yield Check("journal", "pass", f"bound, to be restored some day: {', '.join(now['bound'])}")
+    elif now:
+        names = ", ".join(address for some in now.values() for address in some)
+        yield Check("journal", "pass", f"nothing is left bound; ended by themselves: {names}")
     else:
         yield Check("journal", "pass", "nothing is left bound")
 

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from uvirtio.binding import ssh
+from uvirtio.binding import journal, ssh, standing
 from uvirtio.binding.discover import DiscoveredDevice
+from uvirtio.binding.journal import DeviceEntry, Entry
+from uvirtio.binding.mates import Mates
 from uvirtio.host import proc, process, sysfs
 from uvirtio.host.process import Holder, Mount
 from uvirtio.host.roots import Roots
@@ -39,6 +41,21 @@ class Facts:
     def __init__(self, roots: Roots) -> None:
         """Make an empty snapshot; facts are read on first use."""
         self.roots = roots
+        self.unreadable: list[Path] = []
+        """The directories that could not be listed so far: what is in them is not known, which is not nothing."""
+
+    # --- directories ---
+
+    def names(self, directory: Path) -> list[str]:
+        """The names in a directory; ``unreadable`` has it where it cannot be listed."""
+        found = sysfs.listed(directory)
+        if found is None:
+            self.unreadable.append(directory)
+        return found or []
+
+    def below(self, top: Path) -> list[Path]:
+        """Every directory at or below ``top``; ``unreadable`` has those that cannot be listed."""
+        return sysfs.below(top, unreadable=self.unreadable)
 
     # --- processes ---
 
@@ -57,8 +74,15 @@ class Facts:
         return self._open.complete
 
     def holders(self, node: str) -> list[Holder]:
-        """The processes that have ``node`` (a path below /dev) open."""
-        return self._open.holders(node, self.roots)
+        """The processes that have ``node`` (a path below /dev or /sys) open."""
+        names = {node: None}
+        for name, root in (("dev", self.roots.dev), ("sys", self.roots.sys)):
+            if node.startswith(
+                f"/{name}/"
+            ):  # below other roots its path is another; /dev/disk/by-id/... are links
+                here = root / node.removeprefix(f"/{name}/")
+                names |= {str(here): None, str(sysfs.real(here)): None}
+        return [*{one: None for name in names for one in self._open.holders(name, self.roots)}]
 
     # --- mounts ---
 
@@ -90,7 +114,7 @@ class Facts:
             if space:
                 spaces.add(space)
             found.update((mount, None) for mount in seen)
-        return list(found), complete
+        return list(found), complete and process.all_visible(self.roots)
 
     @property
     def mounts(self) -> list[Mount]:
@@ -173,12 +197,32 @@ class Facts:
         """The counters of /proc/vmstat; empty where it cannot be read."""
         return proc.vmstat(self.roots)
 
+    # --- what several devices share ---
+
+    @cached_property
+    def mates(self) -> Mates:
+        """The devices that change hands together."""
+        return Mates(self.roots)
+
+    @cached_property
+    def _journal(self) -> dict[str, list[tuple[Entry, DeviceEntry]]]:
+        """The records of the journal by the device's key, the oldest first."""
+        found: dict[str, list[tuple[Entry, DeviceEntry]]] = defaultdict(list)
+        for entry in journal.entries(self.roots):
+            for device in entry.devices:
+                found[device.address].append((entry, device))
+        return found
+
+    def live(self, key: str) -> tuple[Entry, DeviceEntry] | None:
+        """The oldest entry with a record of the device that has not ended, as ``standing.live``."""
+        return standing.first_live(self._journal.get(key, ()), self.roots)
+
     # --- nodes of a device ---
 
     def nodes(self, found: DiscoveredDevice) -> list[Node]:
         """Every device node below the device: disks and partitions, event nodes, ports, DRM cards ..."""
         made = []
-        for directory in sysfs.below(sysfs.real(found.path)):
+        for directory in (one for place in found.places for one in self.below(place)):
             number = sysfs.read(directory / "dev", 64)
             if not number:
                 continue
@@ -197,7 +241,7 @@ class Facts:
         stack = [node for node in self.nodes(found) if node.subsystem == "block"]
         known = {node.name for node in stack}
         for node in stack:  # grows in the loop; each name once
-            for name in sysfs.names(node.path / "holders"):
+            for name in self.names(node.path / "holders"):
                 if name not in known and len(known) < 1000:
                     known.add(name)
                     path = self.roots.sys / "class/block" / name

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from uvirtio.errors import EnvironmentLack
-from uvirtio.host import sysfs
+from uvirtio.host import privilege, sysfs
 from uvirtio.host.proc import boot_id, kernel_release
 from uvirtio.host.process import start_time
 from uvirtio.host.roots import Roots
@@ -46,7 +46,10 @@ class DeviceEntry:
     node: str | None = None
     """The node whose owner was changed; ``node_before`` is what it had before, as (uid, gid, mode)."""
     node_before: tuple[int, int, int] | None = None
+    driverctl: str | None = None
+    """The driver that driverctl had saved for the device before bind; None: it had saved none."""
     steps: tuple[str, ...] = ()
+    """What bind has done, in its order; ``restore`` once restore has begun to change something."""
 
     @property
     def number(self) -> int:
@@ -147,7 +150,9 @@ def store(entry: Entry, roots: Roots) -> None:
             "the journal cannot be written, so nothing may be changed",
             seen=f"{home}: {error.strerror}",
             expected="a directory on a file system with room, which root may write",
-            remedy=f"as root, see to it that {home} can be written",
+            remedy=privilege.remedy("run this as root", path=home, roots=roots)
+            if privilege.refused(error)
+            else f"see to it that {home} can be written: df {home.parent}",
         ) from error
 
 
@@ -156,6 +161,26 @@ def remove(entry: Entry, roots: Roots) -> None:
     home = directory(roots)
     (home / f"{entry.id}.json").unlink(missing_ok=True)
     _sync(home)
+
+
+def drop(entry: Entry, address: str, roots: Roots) -> None:
+    """Remove the record of one device; the file goes with the last one.
+
+    Args:
+        entry: The entry that has it.
+        address: The ``DiscoveredDevice.key`` of the device.
+        roots: Where the journal is.
+
+    Raises:
+        EnvironmentLack: The directory is read-only, full or not writable for this user.
+    """
+    # From the disk: another process may have restored another device of this entry meanwhile.
+    now = _load(directory(roots) / f"{entry.id}.json") or entry
+    left = tuple(device for device in now.devices if device.address != address)
+    if left:
+        store(replace(now, devices=left), roots)
+    else:
+        remove(now, roots)
 
 
 def _sync(home: Path) -> None:
@@ -183,9 +208,30 @@ def entries(roots: Roots, *, every_boot: bool = False) -> list[Entry]:
     return sorted(found, key=lambda entry: (entry.time, entry.id))
 
 
-def entry_of(address: str, roots: Roots) -> Entry | None:
-    """The oldest entry of this boot that has the device, None: none; it has the state before the first bind."""
-    return next((entry for entry in entries(roots) if entry.device(address) is not None), None)
+def entries_of(address: str, roots: Roots) -> list[tuple[Entry, DeviceEntry]]:
+    """The entries of this boot that have the device, and its record in each; oldest first.
+
+    The oldest one has the state before the first bind, unless it is about a device that is gone.
+    """
+    pairs = ((entry, entry.device(address)) for entry in entries(roots))
+    return [(entry, device) for entry, device in pairs if device is not None]
+
+
+def hidden(roots: Roots) -> Path | None:
+    """What of the journal this user cannot read: its directory, or an entry; None: nothing."""
+    home = directory(roots)
+    names = sysfs.listed(home)
+    if names is None:
+        return home
+    paths = (home / name for name in names if name.endswith(".json") and not name.startswith("."))
+    return next((path for path in paths if path.exists() and not os.access(path, os.R_OK)), None)
+
+
+def damaged(roots: Roots) -> list[Path]:
+    """The files of the journal that this user can read and that hold no entry."""
+    home = directory(roots)
+    files = (home / name for name in sysfs.names(home) if name.endswith(".json") and not name.startswith("."))
+    return [path for path in files if os.access(path, os.R_OK) and _load(path) is None]
 
 
 def _load(path: Path) -> Entry | None:
@@ -199,13 +245,33 @@ def _load(path: Path) -> Entry | None:
         if raw.pop("schema") != SCHEMA or not _ID.fullmatch(raw["id"]) or path.name != raw["id"] + ".json":
             return None
         raw["argv"] = tuple(str(word) for word in raw["argv"])
-        raw["devices"] = tuple(_device(item) for item in raw["devices"])
-        return Entry(**raw)
+        records = [_record(item) for item in raw["devices"]]
+        raw["devices"] = tuple(record for record in records if record is not None)
+        return Entry(**raw) if raw["devices"] or not records else None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
-_TEXT_OR_NONE = ("target", "driver", "driver_override", "pci_id", "subsystem_id", "virtio_name", "node")
+_TEXT_OR_NONE = (
+    "target",
+    "driver",
+    "driver_override",
+    "pci_id",
+    "subsystem_id",
+    "virtio_name",
+    "node",
+    "driverctl",
+)
+_NO_PATHS = ("driver_override", "driverctl")
+"""Written to a file or compared, and never part of a path: the kernel takes any text as an override."""
+
+
+def _record(raw: Any) -> DeviceEntry | None:
+    """A device record; None for nonsense, which hides no other record of its entry."""
+    try:
+        return _device(raw)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
 
 
 def _device(raw: dict[str, Any]) -> DeviceEntry:
@@ -215,12 +281,16 @@ def _device(raw: dict[str, Any]) -> DeviceEntry:
         ValueError: A name would lead out of the directory that it belongs to.
     """
     known = {f.name for f in fields(DeviceEntry)}
-    made = {key: value for key, value in raw.items() if key in known}
+    made = {"driverctl": None} | {key: value for key, value in raw.items() if key in known}
     for key in ("bus", "name", *_TEXT_OR_NONE):
         value = made[key]
         if value is None and key in _TEXT_OR_NONE:
             continue
-        if not isinstance(value, str) or "\0" in value or ".." in value.split("/"):
+        if not isinstance(value, str) or "\0" in value:
+            raise ValueError(key)
+        if key in _NO_PATHS:
+            continue
+        if ".." in value.split("/"):
             raise ValueError(key)
         if key != "node" and "/" in value:
             raise ValueError(key)

@@ -10,7 +10,7 @@ from uvirtio.binding.discover import DiscoveredDevice, negotiated_features
 from uvirtio.binding.plan import Plan
 from uvirtio.errors import Refused, UsageError
 from uvirtio.host import sysfs
-from uvirtio.host.drivers import UIO, VDPA, VFIO
+from uvirtio.host.drivers import UIO
 from uvirtio.spec import features
 
 
@@ -50,7 +50,7 @@ def _number(text: str) -> int:
 def check_owner_allowed(made: Sequence[Plan], force: Collection[str]) -> None:
     """Refuse ``--owner`` for devices whose node would let its owner reach all of memory.
 
-    Where no IOMMU restricts a device, whoever may open its node may write anywhere in memory. VFIO restricts a
+    Where no IOMMU restricts a device, a user who may open its node may write anywhere in memory. VFIO restricts a
     function only as far as the function uses addresses that the IOMMU translates: with ACCESS_PLATFORM. And a
     balloon or virtio-mem device takes memory from the guest by its physical address, whatever the IOMMU.
 
@@ -78,7 +78,7 @@ def check_owner_allowed(made: Sequence[Plan], force: Collection[str]) -> None:
             negotiated = negotiated_features(found)
             if found.type in ("balloon", "memory-balloon", "mem"):
                 why = f"a {found.type} device takes memory of the whole guest by its physical address"
-            elif member.target not in (VFIO, VDPA) or _unheld(found):
+            elif not member.hands_out_a_node or _unheld(found):
                 why = f"{member.target or 'an mmio window'} lets the device write anywhere in memory"
             elif _vduse(found):
                 continue
@@ -98,7 +98,8 @@ def check_owner_allowed(made: Sequence[Plan], force: Collection[str]) -> None:
 
 def _vduse(found: DiscoveredDevice) -> bool:
     """Whether a process of this machine is the device: VDUSE takes none that lacks ACCESS_PLATFORM."""
-    return found.bus == "vdpa" and sysfs.link_name(sysfs.real(found.path).parent / "subsystem") == "vduse"
+    places = sysfs.above(found.path) if found.bus == "vdpa" else []
+    return any(sysfs.link_name(place / "subsystem") == "vduse" for place in places)
 
 
 def _unheld(found: DiscoveredDevice) -> bool:

@@ -10,13 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from uvirtio.binding import journal, rules
-from uvirtio.binding.checks import Check, driver_state, modules_directory, writable
-from uvirtio.binding.discover import DiscoveredDevice
+from uvirtio.binding import journal, rules, standing
+from uvirtio.binding.checks import Check, Outcome, driver_state, writable
+from uvirtio.binding.discover import DiscoveredDevice, standing_on
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.rules import Finding, Unchecked
 from uvirtio.errors import Denied, InUse, ModuleLack, NoIommu, PermissionLack, Refused, UsageError, UvirtioError
-from uvirtio.host import denylist, sysfs
+from uvirtio.host import denylist, modules, privilege, remedies, sysfs
 from uvirtio.host.drivers import UIO, VDPA, VFIO
 from uvirtio.host.roots import Roots
 
@@ -47,6 +47,11 @@ class Member:
     steps: tuple[PlanStep, ...]
     findings: tuple[Finding, ...]
     unchecked: tuple[Unchecked, ...]
+
+    @property
+    def hands_out_a_node(self) -> bool:
+        """Whether the target hands the whole device to whoever may open its node."""
+        return self.target in (VFIO, VDPA) or (self.found.vfio and self.target == self.found.driver)
 
     def as_dict(self) -> dict[str, Any]:
         """The member as the JSON of ``plan`` has it."""
@@ -104,8 +109,8 @@ def plan(
     Args:
         found: The device.
         roots: Where ``/sys``, ``/proc`` ... are read.
-        driver: The driver to bind; None: vfio-pci for a function in an IOMMU group, vhost_vdpa on the vdpa bus,
-            none for an mmio window.
+        driver: The driver to bind; None: vfio-pci for a function in an IOMMU group (a variant of vfio-pci that has
+            it stays), vhost_vdpa on the vdpa bus, none for an mmio window.
         group: Take the other functions of the IOMMU group along.
         force: Names of rules to override.
         along: The addresses of devices that the same run binds.
@@ -124,50 +129,67 @@ def plan(
     already = found.driver is not None and found.driver == target
     functions = [found]
     if group and not already:
-        others = rules.group_members(found, roots) if found.bus == "pci" else rules.page_members(found, roots)
+        others = facts.mates.of(found)
+        if others is None:
+            problems.append(_unlisted(found, roots))
+            others = []
         functions += [m for m in others if rules.kernel_holds(m) and m.address not in along]
     members = tuple(
-        _member(function, target, roots, facts, group=group, explicit=driver, along=along)
+        _member(function, target, roots, facts, group=group, explicit=driver, along=along, already=already)
         for function in functions
     )
     for member in members:
         try:
-            denylist.check(member.found.names, roots)
+            for one in (member.found, *standing_on(member.found, roots)):
+                denylist.check(one.names, roots)
         except Denied as denied:
             problems.append(denied)
-    if (journaled := _journaled(found, target, roots)) is not None:
+    if (journaled := _journaled(found, target, facts)) is not None:
         problems.append(journaled)
     if not already:
         for member in members:
             problems.extend(_refusals(member, force, lack is not None))
         if lack is not None:
             problems.append(lack)
-    checks = _environment(found, target, roots, lack)
+    checks = _environment(found, target, roots, facts, lack)
     if not already:
         problems.extend(_lacking(found, target, roots))
     return Plan(found, target, members, tuple(checks), tuple(problems))
 
 
-def _journaled(found: DiscoveredDevice, target: str | None, roots: Roots) -> UvirtioError | None:
+def _unlisted(found: DiscoveredDevice, roots: Roots) -> UvirtioError:
+    """--group takes all members, and nothing that may be only some of them."""
+    return PermissionLack(
+        f"the members of IOMMU group {found.iommu_group} are not known",
+        seen=f"{sysfs.iommu_group_folder(found.iommu_group or 0, roots)}, or a function in it, cannot be read",
+        expected="a directory that lists the functions of the group",
+        remedy=privilege.remedy("run this as root, where all of /sys is visible", path=roots.sys, roots=roots),
+    )
+
+
+def _journaled(found: DiscoveredDevice, target: str | None, facts: Facts) -> UvirtioError | None:
     """A device that is already bound is not bound to another driver: its state before that would be lost."""
-    entry = journal.entry_of(found.key, roots)
-    device = entry.device(found.key) if entry is not None else None
-    if device is None or device.target == target or found.driver != device.target:
+    having = facts.live(found.key)
+    if having is None:
+        return None
+    entry, device = having
+    if device.target == target or found.driver != device.target:
         return None
     return Refused(
         f"{found.address} is bound to {device.target} by an earlier run",
-        seen=f"the journal entry {entry.id if entry else ''}",
+        seen=f"the journal entry {entry.id}",
         expected="a device that its kernel driver has",
-        remedy=_REMEDIES["foreign-override"],
+        remedy=_remedy("earlier-bind", found),
     )
 
 
 def _check_words(found: DiscoveredDevice, driver: str | None, force: Collection[str]) -> None:
-    known = {function.__name__.replace("_", "-") for function in rules.RULES} | {"unsafe-owner", "many"}
+    known = {rules.name_of(function) for function in rules.RULES} | {"unsafe-owner", "many"}
     for word in force:
         if word not in known:
             raise UsageError(f"there is no rule {word!r}", seen=word, expected=", ".join(sorted(known)))
-    if driver is not None and driver not in _DRIVERS[found.bus]:
+    kept = found.driver if found.vfio else None  # a variant of vfio-pci, which only others can bind
+    if driver is not None and driver not in (*_DRIVERS[found.bus], kept):
         raise UsageError(
             f"{found.address} cannot be bound to {driver}",
             seen=driver,
@@ -183,13 +205,15 @@ def _choose(found: DiscoveredDevice, driver: str | None, roots: Roots) -> tuple[
         return VDPA, None
     if driver == UIO:
         return UIO, None
+    if found.vfio and driver in (None, found.driver):
+        return found.driver, None
     if found.iommu_group is not None or (driver == VFIO and sysfs.noiommu_mode(roots)):
         return VFIO, None
     return driver, NoIommu(
         f"{found.address} is in no IOMMU group, and vfio-pci needs one",
         seen="no iommu_group link",
         expected="a machine with an IOMMU that the kernel uses",
-        remedy="best: switch the IOMMU on (firmware, intel_iommu=on, or QEMU's -device intel-iommu,intremap=on). "
+        remedy=f"best: {remedies.iommu()}. "
         f"Or accept unrestricted DMA and choose: --driver {UIO}; or --driver {VFIO} after, as "
         "root, echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode, where the kernel has that",
     )
@@ -204,24 +228,24 @@ def _member(
     group: bool,
     explicit: str | None,
     along: Collection[str],
+    already: bool,
 ) -> Member:
     verdicts = rules.check(found, roots, facts)
     findings = []
     for finding in verdicts.findings:
-        if finding.rule == "group" and (group or _all_along(found, along, roots)):
+        if finding.rule == "group" and (group or _all_along(found, along, facts)):
             continue
-        if finding.rule == "unsafe-dma" and (explicit == UIO or found.bus == "platform"):
-            # Naming this driver is consent, and a window is only unbound; opening it asks for --unsafe-dma.
+        if finding.rule == "unsafe-dma" and explicit == UIO:
+            # Naming this driver is consent; opening it asks for --unsafe-dma.
             finding = replace(finding, severity="warn")
+        if already:
+            finding = replace(finding, severity="warn")  # nothing is taken from any use
         findings.append(finding)
     return Member(found, target, tuple(steps(found, target, roots)), tuple(findings), tuple(verdicts.unchecked))
 
 
-def _all_along(found: DiscoveredDevice, along: Collection[str], roots: Roots) -> bool:
-    if found.bus == "pci":
-        others = rules.group_members(found, roots)
-    else:
-        others = rules.page_members(found, roots)
+def _all_along(found: DiscoveredDevice, along: Collection[str], facts: Facts) -> bool:
+    others = facts.mates.of(found) or []
     return all(other.address in along or not rules.kernel_holds(other) for other in others)
 
 
@@ -258,7 +282,7 @@ def _refusals(member: Member, force: Collection[str], no_iommu: bool) -> list[Uv
     hard = [finding.rule for finding in refusing if not finding.forceable]
     kind = InUse if any(name in rules.IN_USE for name in names) else Refused
     if hard:
-        remedy = _REMEDIES.get(hard[0], "this rule cannot be forced")
+        remedy = _remedy(hard[0], member.found)
     else:
         remedy = "if you are sure: " + " ".join(f"--force {name}" for name in names)
     return [
@@ -276,14 +300,18 @@ _REMEDIES = {
     "network": "it carries what you came by, or the root: from the machine's console it may be another matter",
     "memory-in-use": "have the host shrink requested-size to 0 first; this rule cannot be forced",
     "group": "--group takes all of them, after the same checks on each",
-    "foreign-override": "`uvirtio restore` puts the earlier bind back first",
+    "earlier-bind": "first: uvirtio restore {address}",
     "container": "run this where /sys can be written",
     "vf-pf": "set sriov_numvfs to 0 first",
 }
 
 
+def _remedy(rule: str, found: DiscoveredDevice) -> str:
+    return _REMEDIES.get(rule, "this rule cannot be forced").replace("{address}", found.address)
+
+
 def _environment(
-    found: DiscoveredDevice, target: str | None, roots: Roots, lack: UvirtioError | None
+    found: DiscoveredDevice, target: str | None, roots: Roots, facts: Facts, lack: UvirtioError | None
 ) -> list[Check]:
     made = []
     if found.bus == "pci":
@@ -298,15 +326,13 @@ def _environment(
         where = {
             "loaded": f"{target} is loaded",
             "loadable": f"{target} is not loaded; bind will modprobe it",
-            "missing": f"{target} is neither loaded nor in {modules_directory(roots)}",
+            "missing": f"{target} is not loaded, and {modules.why_missing(target, roots)}",
+            "unknown": f"{target} is not loaded, and {modules.why_missing(target, roots)}; bind will try modprobe",
         }[state]
-        made.append(
-            Check("module", "fail" if state == "missing" else "pass", where, _module_remedy(state, target))
-        )
-    if found.driver is None:
-        made.append(Check("way-back", "warn", "no driver holds it now; restore will leave it without one"))
-    else:
-        made.append(Check("way-back", "pass", f"restore gives it back to {found.driver}"))
+        verdicts: dict[str, Outcome] = {"missing": "fail", "unknown": "warn"}
+        remedy = modules.remedy(target, roots) if state == "missing" else ""
+        made.append(Check("module", verdicts.get(state, "pass"), where, remedy))
+    made.append(_way_back(found, target, roots, facts))
     if (problem := _rights(found, roots)) is not None:
         made.append(Check("rights", "fail", problem.message, problem.remedy or ""))
     else:
@@ -314,8 +340,33 @@ def _environment(
     return made
 
 
-def _module_remedy(state: str, target: str) -> str:
-    return "" if state != "missing" else f"install the kernel's module package that has {target}"
+def _way_back(found: DiscoveredDevice, target: str | None, roots: Roots, facts: Facts) -> Check:
+    """What restore will do by its record: that of an earlier bind, or the one of the device as it is now."""
+    if (having := facts.live(found.key)) is not None:
+        entry, device = having
+        now = standing.standing(device, roots, entry.state)
+        if now in ("claimed", "taken"):
+            what = "claimed" if now == "claimed" else "bound"
+            remedy = f"uvirtio restore {found.address} says what to do"
+            return Check(
+                "way-back", "warn", f"another program has {what} it since; restore leaves it to that", remedy
+            )
+        driver = device.driver
+    elif found.driver is not None and found.driver == target:
+        if journal.hidden(roots) is not None:
+            detail = f"{found.driver} has it already; what it had before is in a journal that cannot be read here"
+            return Check("way-back", "warn", detail, "as root: uvirtio journal")
+        return Check(
+            "way-back",
+            "warn",
+            f"{found.driver} has it already, and not by uvirtio: restore does not know what it had before",
+            f"once no program uses it, by hand: {standing.by_hand(found, roots)}",
+        )
+    else:
+        driver = found.driver
+    if driver is None:
+        return Check("way-back", "warn", "it has no driver of its own; restore will leave it without one")
+    return Check("way-back", "pass", f"restore gives it back to {driver}")
 
 
 def _lacking(found: DiscoveredDevice, target: str | None, roots: Roots) -> list[UvirtioError]:
@@ -324,10 +375,10 @@ def _lacking(found: DiscoveredDevice, target: str | None, roots: Roots) -> list[
         made.append(
             ModuleLack(
                 f"the module {target} is not installed",
-                seen=f"no {target} in {sysfs.bus(found.bus, roots) / 'drivers'} "
-                f"and none in {modules_directory(roots)}",
+                seen=f"no {target} in {sysfs.bus(found.bus, roots) / 'drivers'}, and "
+                f"{modules.why_missing(target, roots)}",
                 expected="a kernel with this module",
-                remedy=_module_remedy("missing", target),
+                remedy=modules.remedy(target, roots),
             )
         )
     if (problem := _rights(found, roots)) is not None:
@@ -346,7 +397,7 @@ def _rights(found: DiscoveredDevice, roots: Roots) -> UvirtioError | None:
                 "this user may not change drivers",
                 seen=f"{path} cannot be written",
                 expected="root, and a /sys that is not read-only",
-                remedy="run this as root",
+                remedy=privilege.remedy("run this as root", path=path, roots=roots),
             )
     return None
 

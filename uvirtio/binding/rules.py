@@ -8,15 +8,17 @@ answer. Rules read; they open no device node.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
-from uvirtio.binding import journal
-from uvirtio.binding.discover import DiscoveredDevice, pci_functions, scan
+from uvirtio.binding import journal, standing
+from uvirtio.binding.discover import DiscoveredDevice, standing_on
 from uvirtio.binding.facts import Facts
+from uvirtio.binding.holders import drivers_of
 from uvirtio.host import proc, sysfs
-from uvirtio.host.drivers import USER_DRIVERS
+from uvirtio.host.drivers import VFIO, is_for_user_space
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.process import Mount
 from uvirtio.host.roots import Roots
 
@@ -49,7 +51,17 @@ class Unchecked:
 
 
 Answer = Finding | Unchecked
-Rule = Callable[[DiscoveredDevice, Facts], Iterator[Answer]]
+
+
+class Rule(Protocol):
+    """A function that answers for one device; it is called as its rule is, with underscores."""
+
+    __name__: str
+
+    def __call__(self, found: DiscoveredDevice, facts: Facts, /) -> Iterator[Answer]:
+        """Answer for a device, from a snapshot."""
+        ...
+
 
 _OTHERS_FILES = "the open files of other users' processes"
 
@@ -72,17 +84,37 @@ def check(found: DiscoveredDevice, roots: Roots, facts: Facts | None = None) -> 
     facts = Facts(roots) if facts is None else facts
     findings: list[Finding] = []
     unchecked: dict[str, Unchecked] = {}
+    standing = standing_on(found, roots)
     for rule in RULES:
-        for answer in rule(found, facts):
-            if isinstance(answer, Finding):
-                if answer not in findings:
-                    findings.append(answer)
-            else:
-                unchecked.setdefault(answer.rule, answer)
+        # What the kernel does with a vDPA device on this function ends with it, too.
+        name = name_of(rule)
+        facts.unreadable.clear()
+        for one in (found, *standing) if name in IN_USE else (found,):
+            for answer in rule(one, facts):
+                if isinstance(answer, Finding):
+                    _add(findings, answer)
+                else:
+                    unchecked.setdefault(answer.rule, answer)
+        if facts.unreadable:
+            unchecked.setdefault(name, Unchecked(name, f"{facts.unreadable[0]} cannot be listed"))
     for finding in findings:
         if finding.severity == "refuse":
             unchecked.pop(finding.rule, None)
     return Verdicts(findings, list(unchecked.values()))
+
+
+def _add(findings: list[Finding], new: Finding) -> None:
+    """Keep each evidence once, with its worst consequence."""
+    for index, old in enumerate(findings):
+        if (old.rule, old.evidence) == (new.rule, new.evidence):
+            findings[index] = max(old, new, key=lambda one: (one.severity == "refuse", not one.forceable))
+            return
+    findings.append(new)
+
+
+def name_of(rule: Rule) -> str:
+    """The name of a rule, as findings and ``--force`` have it."""
+    return rule.__name__.replace("_", "-")
 
 
 def refusals(findings: Iterable[Finding], force: Iterable[str] = ()) -> list[Finding]:
@@ -93,7 +125,7 @@ def refusals(findings: Iterable[Finding], force: Iterable[str] = ()) -> list[Fin
 
 def kernel_holds(found: DiscoveredDevice) -> bool:
     """Whether a kernel driver is bound to the device, and no user-space one."""
-    return found.driver is not None and found.driver not in USER_DRIVERS
+    return found.driver is not None and not found.for_user_space
 
 
 # --- mounted -----------------------------------------------------------------------------------------------
@@ -129,7 +161,7 @@ def mounted(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
             critical = True
             yield Finding("mounted", f"the swap file {swap} lies on it", forceable=False)
     for node in stack:
-        for holder in sysfs.names(node.path / "holders"):
+        for holder in facts.names(node.path / "holders"):
             label = sysfs.read(facts.roots.sys / "class/block" / holder / "dm/name", 4096)
             shown = f"{holder} ({label})" if label else holder
             yield Finding("mounted", f"{node.name} is held by {shown}", forceable=not critical)
@@ -162,7 +194,7 @@ def _vital(point: str) -> bool:
 def _mounted_by_sysfs(names: set[str], facts: Facts) -> Iterator[tuple[str, str]]:
     """File systems that are mounted somewhere, in a name space that we can see or not: /sys/fs/ext4/vda1."""
     for kind in ("ext4", "xfs", "f2fs", "erofs", "nilfs2"):
-        for name in sysfs.names(facts.roots.sys / "fs" / kind):
+        for name in facts.names(facts.roots.sys / "fs" / kind):
             if name in names:
                 yield kind, name
 
@@ -170,8 +202,8 @@ def _mounted_by_sysfs(names: set[str], facts: Facts) -> Iterator[tuple[str, str]
 def _btrfs(names: set[str], facts: Facts) -> Iterator[tuple[str, Mount]]:
     """Mounts of btrfs, which has an anonymous device number and names only one of its disks."""
     top = facts.roots.sys / "fs/btrfs"
-    for uuid in sysfs.names(top):
-        members = set(sysfs.names(top / uuid / "devices"))
+    for uuid in facts.names(top):
+        members = set(facts.names(top / uuid / "devices"))
         if not members & names:
             continue
         for mount in facts.mounts:
@@ -185,7 +217,7 @@ def _mount_of_file(path: str, facts: Facts) -> Mount | None:
 
 
 def _loops(names: set[str], facts: Facts) -> Iterator[Finding]:
-    for name in sysfs.names(facts.roots.sys / "class/block"):
+    for name in facts.names(facts.roots.sys / "class/block"):
         if name.startswith("loop"):
             backing = sysfs.read(facts.roots.sys / "class/block" / name / "loop/backing_file", 4096)
             if backing and facts.block_name(backing) in names:
@@ -202,7 +234,8 @@ def network(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """An interface that is up, routed, or part of a bridge, bond or the like."""
     interfaces = [
         directory
-        for directory in sysfs.below(sysfs.real(found.path))
+        for place in found.places
+        for directory in facts.below(place)
         if directory.parent.name == "net" and sysfs.link_name(directory / "subsystem") == "net"
     ]
     if not interfaces and found.kernel_driver == "virtio_net":
@@ -211,7 +244,7 @@ def network(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     root_by_net = any(m.point == "/" and _NETWORK_ROOT.fullmatch(m.fstype) for m in facts.mounts)
     for directory in interfaces:
         name = directory.name
-        above = [entry.partition("_")[2] for entry in sysfs.names(directory) if entry.startswith("upper_")]
+        above = [entry.partition("_")[2] for entry in facts.names(directory) if entry.startswith("upper_")]
         if (master := sysfs.link_name(directory / "master")) is not None:
             above.append(master)
         session = next((facts.ssh[one] for one in (name, *above) if one in facts.ssh), None)
@@ -222,7 +255,7 @@ def network(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
         if routes is not None and name in routes:
             what = "the default route" if routes[name] else "a route"
             yield Finding("network", f"{name} carries {what}", forceable=forceable)
-        for entry in sysfs.names(directory):
+        for entry in facts.names(directory):
             if entry == "master":
                 yield Finding(
                     "network", f"{name} belongs to {sysfs.link_name(directory / entry)}", forceable=forceable
@@ -292,7 +325,7 @@ def console(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
             yield Finding("console", f"/proc/consoles: {name}", forceable=not main)
     nodes = [(node.node, sysfs.read(node.path / "name", 256)) for node in facts.nodes(found)]
     nodes += [
-        (f"/dev/{name}", None) for name in sysfs.names(facts.roots.sys / "class/tty") if name.startswith("hvc")
+        (f"/dev/{name}", None) for name in facts.names(facts.roots.sys / "class/tty") if name.startswith("hvc")
     ]
     for node, label in nodes:
         for process in facts.holders(node):
@@ -327,12 +360,12 @@ def root_share(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
 
 
 def _mount_tag(found: DiscoveredDevice, facts: Facts) -> str | None:
-    virtio = found.path / (found.virtio_name or "virtio")
+    virtio = found.virtio_path or found.path / "virtio"
     tag = sysfs.read(virtio / "mount_tag", 4096) or sysfs.read(virtio / "tag", 4096)
     if tag:
         return tag
     top = facts.roots.sys / "fs/virtiofs"
-    for name in sysfs.names(top):
+    for name in facts.names(top):
         if sysfs.real(top / name / "device") == sysfs.real(virtio):
             return sysfs.read(top / name / "tag", 4096) or None
     return None
@@ -343,12 +376,11 @@ def _mount_tag(found: DiscoveredDevice, facts: Facts) -> str | None:
 
 def iommu_device(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """An IOMMU, a bridge, or a device on which others depend. Never forced."""
-    del facts
     if found.type == "iommu":
         yield Finding("iommu-device", "a virtio-iommu holds other devices", forceable=False)
     if found.pci_class is not None and found.pci_class >> 16 == 0x06:
         yield Finding("iommu-device", f"PCI class {found.pci_class:06x} is a bridge", forceable=False)
-    for name in sysfs.names(found.path):
+    for name in facts.names(found.path):
         if name.startswith("consumer:"):
             yield Finding("iommu-device", f"{name.partition(':')[2]} depends on it", forceable=False)
 
@@ -386,21 +418,22 @@ def other_use(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     others = [node.node for node in facts.nodes(found) if node.subsystem not in _OWN_RULE]
     if found.type == "vsock" and kernel_holds(found):
         others.append("/dev/vsock")
-    if found.node is not None:
-        others.append(found.node)
+    for place, process in drivers_of(found, facts):
+        # A running user-space driver: unbind would wait for it, and may remove memory that it uses.
+        yield Finding("other-use", f"{place} is open in {process}", forceable=False)
     for node in dict.fromkeys(others):
-        for process in facts.holders(node):
-            # A running user-space driver: unbind would wait for it, and may remove memory that it uses.
-            yield Finding("other-use", f"{node} is open in {process}", forceable=node != found.node)
-    if others and not facts.open_complete:
+        if node not in found.nodes:
+            for process in facts.holders(node):
+                yield Finding("other-use", f"{node} is open in {process}")
+    if (others or found.nodes) and not facts.open_complete:
         yield Unchecked("other-use", _OTHERS_FILES)
     if not kernel_holds(found):
         return
     if found.bus == "pci":
-        for name in sysfs.device_names("vdpa", facts.roots):
-            # Unbinding vp_vdpa removes its vDPA device, and restore does not create it again.
-            if sysfs.real(sysfs.device("vdpa", name, facts.roots)).parent == sysfs.real(found.path):
-                yield Finding("other-use", f"the vDPA device vdpa:{name} stands on it")
+        facts.names(sysfs.bus("vdpa", facts.roots) / "devices")  # so that it is known whether it can be read
+    for one in standing_on(found, facts.roots):
+        # Unbinding vp_vdpa removes its vDPA device, and restore does not create it again.
+        yield Finding("other-use", f"the vDPA device vdpa:{one.name} stands on it")
     if found.type == "rng":
         hwrng = facts.roots.sys / "class/misc/hw_random"
         current = sysfs.read(hwrng / "rng_current", 4096) or ""
@@ -426,40 +459,21 @@ def _crypto(facts: Facts) -> Iterator[Answer]:
 
 
 def group(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
-    """Others that change hands with this device: its IOMMU group, or the 4 KiB page of an mmio window."""
+    """Others that change hands with this device: its IOMMU group, or the page of an mmio window."""
     if found.bus == "pci" and found.iommu_group is not None:
-        held = [f"{m.address} ({m.driver})" for m in group_members(found, facts.roots) if kernel_holds(m)]
+        members = facts.mates.group_members(found)
+        if members is None:
+            yield Unchecked("group", f"the members of IOMMU group {found.iommu_group}")
+        held = [f"{m.address} ({m.driver})" for m in members or () if kernel_holds(m)]
         if held:
             yield Finding("group", f"IOMMU group {found.iommu_group} also has {', '.join(held)}", forceable=False)
     elif found.bus == "platform":
-        held = [f"{m.address} ({m.driver})" for m in page_members(found, facts.roots) if m.driver is not None]
+        held = [f"{m.address} ({m.driver})" for m in facts.mates.page_members(found) if m.driver is not None]
         if held:
-            yield Finding("group", f"its 4 KiB page also has {', '.join(held)}", forceable=False)
+            page = f"its page of {CPU_PAGE >> 10} KiB also has"
+            yield Finding("group", f"{page} {', '.join(held)}", forceable=False)
         if found.window is None:
             yield Unchecked("group", "the addresses in /proc/iomem")
-
-
-def group_members(found: DiscoveredDevice, roots: Roots) -> list[DiscoveredDevice]:
-    """The other functions of the IOMMU group. Without bridges: VFIO accepts them with their own driver."""
-    if found.iommu_group is None:
-        return []
-    return [
-        function
-        for function in pci_functions(roots, found.iommu_group)
-        if function.name != found.name and (function.pci_class or 0) >> 8 != 0x0604
-    ]
-
-
-def page_members(found: DiscoveredDevice, roots: Roots) -> list[DiscoveredDevice]:
-    """The other virtio-mmio devices whose windows begin in the same 4 KiB page as this one."""
-    if found.window is None:
-        return []
-    page = found.window[0] >> 12
-    return [
-        other
-        for other in scan(roots)
-        if other.window is not None and other.window[0] >> 12 == page and other.address != found.address
-    ]
 
 
 # --- vf-pf -------------------------------------------------------------------------------------------------
@@ -467,13 +481,13 @@ def page_members(found: DiscoveredDevice, roots: Roots) -> list[DiscoveredDevice
 
 def vf_pf(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """A physical function with virtual ones, or a virtual one whose parent user space drives."""
-    del facts
     count = sysfs.number(found.path / "sriov_numvfs")
     if count:
         yield Finding("vf-pf", f"{count} virtual functions are enabled on it", forceable=False)
-    parent = sysfs.driver_of(found.path / "physfn")
-    if parent in USER_DRIVERS:
-        yield Finding("vf-pf", f"its physical function is bound to {parent}, which wants a token", forceable=False)
+    parent = found.path / "physfn"
+    if is_for_user_space(parent, facts.roots):
+        evidence = f"its physical function is bound to {sysfs.driver_of(parent)}, which wants a token"
+        yield Finding("vf-pf", evidence, forceable=False)
 
 
 # --- not-virtio --------------------------------------------------------------------------------------------
@@ -492,20 +506,32 @@ def not_virtio(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
 
 
 def foreign_override(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
-    """Another tool has set a driver for this device, or an earlier bind of uvirtio is not restored."""
-    if (entry := journal.entry_of(found.key, facts.roots)) is not None:
-        device = entry.device(found.key)
-        if device is not None and found.driver != device.target:
-            yield Finding(
-                "foreign-override",
-                f"a bind to {device.target} is still in the journal ({entry.id})",
-                forceable=False,
-            )
-    elif found.driver_override is not None:
+    """Another tool has set a driver for this device."""
+    having = facts.live(found.key)
+    claimed = having is None or standing.claim(having[1], facts.roots) is not None
+    if having is None and found.vfio and found.driver != VFIO:
+        yield Finding("foreign-override", f"another program has bound {found.driver}, a variant of {VFIO}, to it")
+    elif found.driver_override is not None and claimed:  # else it is uvirtio's own: see earlier-bind
         yield Finding("foreign-override", f"driver_override is {found.driver_override}")
+    listed = facts.names(facts.roots.etc / "driverctl.d")
     for name in (f"{found.bus}-{found.name}", found.name):
-        if (facts.roots.etc / "driverctl.d" / name).exists():
+        if name in listed:
             yield Finding("foreign-override", f"/etc/driverctl.d/{name} names a driver for it")
+
+
+# --- earlier-bind ------------------------------------------------------------------------------------------
+
+
+def earlier_bind(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
+    """An earlier bind of uvirtio is not restored, and the device is not as that bind left it."""
+    having = facts.live(found.key)
+    if having is None:
+        for path in (journal.hidden(facts.roots), *journal.damaged(facts.roots)):
+            if path is not None:
+                yield Unchecked("earlier-bind", f"the journal ({path} cannot be read)")
+    elif found.driver != having[1].target:
+        evidence = f"a bind to {having[1].target or 'no driver'} is still in the journal ({having[0].id})"
+        yield Finding("earlier-bind", evidence, forceable=False)
 
 
 # --- no-way-back -------------------------------------------------------------------------------------------
@@ -515,9 +541,7 @@ def no_way_back(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """No driver is bound to the device, so restore will leave it without one."""
     del facts
     if found.driver is None and found.interface != "none":
-        yield Finding(
-            "no-way-back", "no driver holds it now, so restore will leave it without one", severity="warn"
-        )
+        yield Finding("no-way-back", "no driver holds it now; restore leaves it without one", severity="warn")
 
 
 # --- unsafe-dma --------------------------------------------------------------------------------------------
@@ -529,7 +553,8 @@ def unsafe_dma(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     if found.bus == "pci" and (found.iommu_group is None or found.noiommu):
         yield Finding("unsafe-dma", "it is in no IOMMU group")
     elif found.bus == "platform":
-        yield Finding("unsafe-dma", "an mmio window is used with physical addresses")
+        # bind only takes it from its driver; the consent is asked for when it is opened.
+        yield Finding("unsafe-dma", "an mmio window is used with physical addresses", severity="warn")
 
 
 # --- suspend -----------------------------------------------------------------------------------------------
@@ -575,6 +600,7 @@ RULES: tuple[Rule, ...] = (
     vf_pf,
     not_virtio,
     foreign_override,
+    earlier_bind,
     no_way_back,
     unsafe_dma,
     suspend,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from uvirtio.binding.discover import DiscoveredDevice, find
 from uvirtio.errors import Blocked, OperationFailed, PermissionLack
-from uvirtio.host import sysfs
+from uvirtio.host import privilege, sysfs
 from uvirtio.host.lock import take_lock
 from uvirtio.host.roots import Roots
 from uvirtio.host.writer import Writer
@@ -74,9 +74,14 @@ class SysfsOps:
             self.writer.write(path, text, self.timeout)
         except Blocked:
             raise  # it is an OSError, too
-        except PermissionError as error:
-            raise PermissionLack(f"{path} cannot be written", seen=error.strerror, expected="root") from error
         except OSError as error:
+            if privilege.refused(error):
+                raise PermissionLack(
+                    f"{path} cannot be written",
+                    seen=error.strerror,
+                    expected="root, and a /sys that is not read-only",
+                    remedy=privilege.remedy("run this as root", path=path, roots=self.roots),
+                ) from error
             raise OperationFailed(
                 f"writing {text!r} to {path} failed",
                 seen=error.strerror,
@@ -142,14 +147,17 @@ class SysfsOps:
         )
 
     def node(self, bus: str, name: str, iommu_group: int | None) -> Path | None:
-        """The device node of the VFIO group or the vDPA device; None where it does not exist."""
+        """The device node of the VFIO group or the vDPA device; None where it does not exist.
+
+        Without ``iommu_group``, and on a kernel without groups (CONFIG_VFIO_GROUP=n): VFIO's node of the function.
+        """
         if bus == "vdpa":
             made = sysfs.vdpa_node(self.device(bus, name))
-            paths = [] if made is None else [self.roots.dev / made.removeprefix("/dev/")]
-        elif iommu_group is None:
-            paths = []
+            names = [] if made is None else [made]
         else:
-            paths = [self.roots.dev / "vfio" / group for group in (str(iommu_group), f"noiommu-{iommu_group}")]
+            groups = () if iommu_group is None else (str(iommu_group), f"noiommu-{iommu_group}")
+            names = [*(f"/dev/vfio/{group}" for group in groups), *sysfs.vfio_nodes(self.device(bus, name))]
+        paths = (self.roots.dev / made.removeprefix("/dev/") for made in names)
         return next((path for path in paths if path.exists()), None)
 
     def wait_for_node(self, found: DiscoveredDevice) -> Path:

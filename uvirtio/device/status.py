@@ -188,10 +188,12 @@ class StatusField:
 
 
 def _fewer(features: int) -> str:
-    remedy = "it refuses one of these bits or their combination"
-    if f.has(features, f.RING_PACKED):
-        return f"{remedy}; try without RING_PACKED: --ring split (ring='split')"
-    return f"{remedy}: see its log, or its host's"
+    """The remedy for features that are refused: one that can be withheld, by what the device was offered."""
+    optional = features & ~f.mask(f.VERSION_1, f.ACCESS_PLATFORM)
+    if not optional:
+        return "it refuses what every driver needs: its log, or its host's, may say why"
+    name = f.feature("", f.bits(optional)[0]).name.removeprefix("bit ")
+    return f"it refuses one of these bits or their combination; try fewer: --without {name} (without=['{name}'])"
 
 
 def poll_until(done: Callable[[], bool], timeout: float) -> bool:

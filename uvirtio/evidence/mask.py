@@ -60,12 +60,12 @@ def _serial(device: dict[str, Any]) -> None:
 
 
 def _config(type_name: str, config: dict[str, Any]) -> None:
+    secret = {name for kind, name in device_config.SECRET if kind == type_name}
+    for name in secret & {*config["fields"]}:
+        config["fields"][name] = MASKED
     data = bytearray.fromhex(config["hex"] or "")
     for field, _ in device_config.FIELDS.get(type_name, ()):
-        if (type_name, field.name) not in device_config.SECRET or field.end > len(data):
-            continue
-        data[field.offset : field.end] = bytes(field.width)
-        config.setdefault("masked", []).append({"offset": field.offset, "length": field.width})
-        if field.name in config["fields"]:
-            config["fields"][field.name] = MASKED
+        if field.name in secret and field.end <= len(data):
+            data[field.offset : field.end] = bytes(field.width)
+            config.setdefault("masked", []).append({"offset": field.offset, "length": field.width})
     config["hex"] = data.hex()

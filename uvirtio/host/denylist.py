@@ -113,5 +113,5 @@ def check(names: Iterable[str], roots: Roots) -> None:
             f"{wanted[0]} is on this machine's deny list",
             seen=f"the line {pattern!r} in {roots.etc / 'uvirtio' / 'deny'}",
             expected="no line that names the device",
-            remedy="try a device of QEMU's instead (qemu:virtio-rng-pci), or ask whoever wrote the list",
+            remedy="try a device of QEMU's instead (qemu:virtio-rng-pci), or ask the administrator",
         )

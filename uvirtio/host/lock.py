@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from uvirtio.errors import Busy, EnvironmentLack
-from uvirtio.host import process
+from uvirtio.host import privilege, process
 from uvirtio.host.roots import Roots
 
 
@@ -48,7 +48,9 @@ def take_lock(address: str, roots: Roots, *, patience: float = 0.0) -> int:
             f"the lock {path} cannot be made, so nothing may be changed",
             seen=error.strerror,
             expected="a /run that can be written",
-            remedy="run this as root, with room in /run",
+            remedy=privilege.remedy("run this as root", path=path, roots=roots)
+            if privilege.refused(error)
+            else f"see to it that {path.parent} can be made, with room in it",
         ) from error
     try:
         _lock(fd, roots, time.monotonic() + patience)

@@ -6,6 +6,7 @@ import os
 from array import array
 
 from uvirtio.errors import PagemapHidden
+from uvirtio.host import privilege
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.spec.page import VIRTIO_PAGE
@@ -77,8 +78,10 @@ class Pagemap:
             f"{self._path} does not tell physical addresses",
             seen=seen,
             expected=expected,
-            remedy="run as root (CAP_SYS_ADMIN), or use a device that offers ACCESS_PLATFORM "
-            "(QEMU: iommu_platform=on)",
+            remedy=privilege.remedy(
+                "run as root (CAP_SYS_ADMIN)",
+                also="use a device that offers ACCESS_PLATFORM (QEMU: iommu_platform=on)",
+            ),
         )
 
     def close(self) -> None:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uvirtio.errors import PermissionLack
-from uvirtio.host import sysfs
+from uvirtio.host import privilege, sysfs
 from uvirtio.host.pattern import Pattern
+from uvirtio.host.process import unescape
 from uvirtio.host.roots import Roots
 
 SYSTEM_RAM = "System RAM"
@@ -83,14 +84,14 @@ def iomem_addresses(roots: Roots) -> list[IoRange]:
             f"{roots.proc / 'iomem'} cannot be read, so it is not known what this machine's addresses belong to",
             seen="no readable file",
             expected="the list of this machine's addresses",
-            remedy="run as root",
+            remedy=privilege.remedy(path=roots.proc / "iomem", roots=roots),
         )
     if all(line.hidden for line in found):
         raise PermissionLack(
             f"{roots.proc / 'iomem'} hides its addresses, so it is not known what they belong to",
             seen="zeros" if found else "no lines",
             expected="addresses, which the kernel shows to CAP_SYS_ADMIN only",
-            remedy="run as root",
+            remedy=privilege.remedy(path=roots.proc / "iomem", roots=roots),
         )
     return found
 
@@ -129,6 +130,17 @@ def vmstat(roots: Roots) -> dict[str, int]:
         return numbers(roots.proc / "vmstat")
     except OSError:
         return {}
+
+
+# --- interrupts ---------------------------------------------------------------------------------------------
+
+
+def interrupt_chips(roots: Roots) -> set[str]:
+    """The controllers of the interrupts in use (``GICv3``, ``IR-PCI-MSI-0000:00:01.0``); empty: unknown."""
+    text = sysfs.lines(roots.proc / "interrupts") or []
+    cpus = len(text[0].split()) if text else 0
+    rows = (line.split() for line in text[1:])
+    return {words[cpus + 1] for words in rows if len(words) > cpus + 1 and words[0][:-1].isdecimal()}
 
 
 # --- the kernel itself --------------------------------------------------------------------------------------
@@ -239,8 +251,3 @@ def crypto(roots: Roots) -> list[dict[str, str]] | None:
         pairs = (line.partition(":") for line in stanza.splitlines())
         made.append({key.strip(): value.strip() for key, _, value in pairs})
     return made
-
-
-def unescape(text: str) -> str:
-    """Undo the octal escapes of blanks and backslashes in mountinfo and swaps."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

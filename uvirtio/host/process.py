@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uvirtio.host import sysfs
-from uvirtio.host.proc import unescape
 from uvirtio.host.roots import Roots
 
 CAP_IPC_LOCK = 14  # <linux/capability.h>
@@ -29,6 +28,23 @@ def directory(pid: Pid, roots: Roots) -> Path:
 def pids(roots: Roots) -> list[int]:
     """The numbers of the processes that run now, in ascending order."""
     return sorted(int(name) for name in sysfs.names(roots.proc) if name.isdecimal() and name.isascii())
+
+
+def all_visible(roots: Roots) -> bool:
+    """Whether /proc shows this user the processes of the whole machine.
+
+    Not where it is mounted with ``hidepid`` (proc(5)), nor in a PID namespace of its own, as in a container: the
+    processes outside are not even listed there.
+    """
+    try:
+        space = os.readlink(directory("self", roots) / "ns/pid")  # noqa: PTH115  # "pid:[1]" is no path
+    except OSError:
+        space = _FIRST_PID_NAMESPACE  # a kernel without namespaces
+    return space == _FIRST_PID_NAMESPACE and exists(1, roots)
+
+
+_FIRST_PID_NAMESPACE = "pid:[4026531836]"
+"""PROC_PID_INIT_INO, <linux/proc_ns.h>."""
 
 
 # --- one process --------------------------------------------------------------------------------------------
@@ -100,6 +116,12 @@ def capable(capability: int, roots: Roots) -> bool:
     return bool(re.fullmatch(r"[0-9a-f]{1,16}", text, re.ASCII)) and bool(int(text, 16) >> capability & 1)
 
 
+def initial_user_namespace(roots: Roots) -> bool:
+    """Whether this process is in the first user namespace, whose root is the machine's (user_namespaces(7))."""
+    text = sysfs.read(directory("self", roots) / "uid_map", 4096)
+    return text is None or text.split() == ["0", "0", "4294967295"]
+
+
 def status_bytes(fields: Iterable[str], roots: Roots) -> int:
     """The sum of fields of this process's status, such as VmLck and VmPin, in bytes; missing fields count as 0."""
     known = status("self", roots)
@@ -127,7 +149,7 @@ class OpenFiles:
     """The open files, and the processes that have them open."""
 
     by_path: dict[str, list[int]]
-    """The numbers of the processes by path."""
+    """The numbers of the processes by path; by the path in sysfs for an open device of VFIO that has no other."""
     complete: bool
     """False where the open files of some process could not be seen."""
 
@@ -145,7 +167,7 @@ def open_files(roots: Roots, limit: int | None = None) -> OpenFiles:
     """
     found: dict[str, list[int]] = defaultdict(list)
     everyone = pids(roots)
-    complete = bool(everyone)
+    complete = all_visible(roots)
     looked = 0
     for pid in everyone:
         try:
@@ -166,9 +188,24 @@ def open_files(roots: Roots, limit: int | None = None) -> OpenFiles:
             else:
                 if target.startswith("/"):
                     found[target].append(pid)
+                elif target == _VFIO_DEVICE and (path := _vfio_device(pid, entry.name, roots)) is not None:
+                    found[path].append(pid)
         if limit is not None and looked > limit:
             return OpenFiles(dict(found), complete=False)
     return OpenFiles(dict(found), complete)
+
+
+_VFIO_DEVICE = "anon_inode:[vfio-device]"
+"""A function that was opened through its group: the descriptor says so, and not which function it is."""
+
+
+def _vfio_device(pid: int, fd: str, roots: Roots) -> str | None:
+    """The function behind such a descriptor, by its path in sysfs: Linux tells it since 6.18 (proc(5), fdinfo)."""
+    for line in sysfs.lines(directory(pid, roots) / "fdinfo" / fd) or []:
+        name, _, value = line.partition(":")
+        if name == "vfio-device-syspath":
+            return value.strip()
+    return None
 
 
 _SCAN_LIMIT = 65536
@@ -176,8 +213,13 @@ _SCAN_LIMIT = 65536
 
 def holders(path: Path, roots: Roots) -> list[Holder]:
     """The processes that have the node ``path`` open, as far as ``/proc`` shows them to this user."""
+    return holders_of_any([path], roots)
+
+
+def holders_of_any(paths: Iterable[Path], roots: Roots) -> list[Holder]:
+    """The processes that have one of these nodes open, as far as ``/proc`` shows them to this user."""
     seen = open_files(roots, _SCAN_LIMIT)
-    names = dict.fromkeys((str(path), os.path.realpath(path)))
+    names = dict.fromkeys(name for path in paths for name in (str(path), os.path.realpath(path)))
     return list(dict.fromkeys(one for name in names for one in seen.holders(name, roots)))
 
 
@@ -238,3 +280,8 @@ def mount_namespace(pid: Pid, roots: Roots) -> str:
         OSError: This user may not see it.
     """
     return os.readlink(directory(pid, roots) / "ns/mnt")  # noqa: PTH115  # "mnt:[1]" is no path
+
+
+def unescape(text: str) -> str:
+    """Undo the octal escapes of blanks and backslashes in mountinfo and swaps."""
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)

@@ -58,12 +58,19 @@ def link_name(path: Path) -> str | None:
     return target.name or None
 
 
-def names(path: Path) -> list[str]:
-    """The names in a directory, sorted; none where it cannot be listed."""
+def listed(path: Path) -> list[str] | None:
+    """The names in a directory, sorted; none where there is no directory, None where it cannot be listed."""
     try:
         return sorted(entry.name for entry in path.iterdir())
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except (OSError, ValueError):
+        return None
+
+
+def names(path: Path) -> list[str]:
+    """The names in a directory, sorted; none where it cannot be listed, for questions where that means no harm."""
+    return listed(path) or []
 
 
 def override(directory: Path) -> str | None:
@@ -80,13 +87,14 @@ def real(path: Path) -> Path:
         return path
 
 
-def below(top: Path, limit: int = 5000, depth: int = 12) -> list[Path]:
+def below(top: Path, limit: int = 5000, depth: int = 12, unreadable: list[Path] | None = None) -> list[Path]:
     """Every directory at or below ``top``; links are not followed.
 
     Args:
         top: Where to begin.
         limit: The most directories to return.
         depth: The most levels to go down.
+        unreadable: Takes the directories that cannot be listed.
     """
     found: list[Path] = []
     pending = [(top, 0)]
@@ -98,7 +106,11 @@ def below(top: Path, limit: int = 5000, depth: int = 12) -> list[Path]:
         try:
             with os.scandir(here) as entries:
                 children = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+        except FileNotFoundError:
+            continue
         except OSError:
+            if unreadable is not None:
+                unreadable.append(here)
             continue
         pending.extend((here / name, level + 1) for name in reversed(children))
     return found
@@ -178,6 +190,26 @@ def parse_resources(text: list[str]) -> list[Resource | None]:
     return made
 
 
+def above(directory: Path) -> list[Path]:
+    """The devices that a device stands on, the nearest first, up to a PCI function: no bridges above that.
+
+    A vDPA device may stand on a function itself (vp_vdpa), or on a sub-function, which is on the auxiliary bus.
+    """
+    found = []
+    for place in real(directory).parents:
+        is_function = addresses.is_pci(place.name)
+        if is_function or (place / "subsystem").is_symlink():
+            found.append(place)
+        if is_function:
+            break
+    return found
+
+
+def function_below(directory: Path) -> Path | None:
+    """The PCI function that a device stands on; None: it stands on none (VDUSE, a simulator)."""
+    return next((place for place in above(directory) if addresses.is_pci(place.name)), None)
+
+
 def vdpa_node(directory: Path) -> str | None:
     """The node that vhost_vdpa made for a vDPA device, ``/dev/vhost-vdpa-0``; None where it has none."""
     children = (f"/dev/{child}" for child in names(directory))
@@ -187,6 +219,17 @@ def vdpa_node(directory: Path) -> str | None:
 def uio_nodes(directory: Path) -> list[str]:
     """The character devices that UIO made for a device, ``uio0``, by their names below /dev."""
     return [name for name in names(directory / "uio") if re.fullmatch(r"uio[0-9]+", name, re.ASCII)]
+
+
+def vfio_devices(directory: Path) -> list[str]:
+    """What VFIO registered of a device, ``vfio3``: a class device below it, since Linux 6.1."""
+    return [name for name in names(directory / "vfio-dev") if re.fullmatch(r"vfio[0-9]+", name, re.ASCII)]
+
+
+def vfio_nodes(directory: Path) -> list[str]:
+    """The character devices that VFIO made for a device, ``/dev/vfio/devices/vfio3``: since Linux 6.6."""
+    made = directory / "vfio-dev"
+    return [f"/dev/vfio/devices/{name}" for name in vfio_devices(directory) if (made / name / "dev").exists()]
 
 
 def physical_function(directory: Path) -> str | None:
@@ -213,15 +256,21 @@ def is_noiommu(directory: Path) -> bool:
     return read(directory / "iommu_group/name", 64) == _NOIOMMU
 
 
-def iommu_groups(roots: Roots) -> list[str]:
-    """The groups of a real IOMMU."""
+def iommu_groups(roots: Roots) -> list[str] | None:
+    """The groups of a real IOMMU; None where they cannot be listed."""
     top = roots.sys / "kernel/iommu_groups"
-    return [name for name in names(top) if read(top / name / "name", 64) != _NOIOMMU]
+    found = listed(top)
+    return None if found is None else [name for name in found if read(top / name / "name", 64) != _NOIOMMU]
+
+
+def iommu_group_folder(group: int, roots: Roots) -> Path:
+    """The directory with the members of an IOMMU group."""
+    return roots.sys / "kernel/iommu_groups" / str(group) / "devices"
 
 
 def iommu_group_members(group: int, roots: Roots) -> list[str]:
     """The devices of an IOMMU group by their names; none where it cannot be read."""
-    return names(roots.sys / "kernel/iommu_groups" / str(group) / "devices")
+    return names(iommu_group_folder(group, roots))
 
 
 _NOIOMMU = "vfio-noiommu"
@@ -236,6 +285,13 @@ def noiommu_mode(roots: Roots) -> bool | None:
     """Whether VFIO may be used without an IOMMU; None where the kernel has no such mode, or no vfio yet."""
     text = read(noiommu_switch(roots), 16)
     return None if text is None else text in ("Y", "1")
+
+
+def unsafe_interrupts_allowed(roots: Roots) -> bool:
+    """Whether VFIO may use an IOMMU that does not isolate interrupts."""
+    names = ("vfio_iommu_type1", "iommufd")
+    parameters = (roots.sys / "module" / name / "parameters/allow_unsafe_interrupts" for name in names)
+    return any(read(path, 16) in ("Y", "1") for path in parameters)
 
 
 # --- security -----------------------------------------------------------------------------------------------

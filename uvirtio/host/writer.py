@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from uvirtio.errors import Blocked, ModuleLack
+from uvirtio.host import modules
 from uvirtio.host.roots import Roots
 
 
@@ -53,7 +54,7 @@ def _blocked(path: Path, text: str, timeout: float) -> Blocked:
         seen=f"no answer within {timeout:g} s",
         expected="a driver that lets go",
         remedy="end the processes that use the device; the kernel finishes the write by itself, then "
-        "`uvirtio restore`",
+        "`uvirtio restore --all`",
     )
 
 
@@ -129,9 +130,10 @@ def modprobe(module: str, *parameters: str) -> None:
     Raises:
         ModuleLack: modprobe failed; ``seen`` has its message.
     """
+    program = modules.modprobe_path() or "modprobe"
     try:
         done = subprocess.run(
-            ["modprobe", "--", module, *parameters],
+            [program, "--", module, *parameters],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -139,13 +141,27 @@ def modprobe(module: str, *parameters: str) -> None:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise ModuleLack(f"modprobe {module} did not run", seen=str(error), expected="a loaded module") from error
+        raise ModuleLack(
+            f"modprobe {module} did not run",
+            seen=str(error),
+            expected="a loaded module",
+            remedy="install kmod, or load the module from outside of the container",
+        ) from error
+    if done.returncode and modules.NOT_FOUND in done.stderr:
+        raise ModuleLack(
+            f"the module {module} is not installed",
+            seen=done.stderr.strip()[:500],
+            expected="a kernel with this module",
+            remedy=f"install the kernel's module package that has {module}",
+        )
     if done.returncode:
         raise ModuleLack(
             f"modprobe {module} failed",
             seen=done.stderr.strip()[:500] or f"exit code {done.returncode}",
             expected="a loaded module",
-            remedy="see the kernel's log (dmesg)",
+            remedy=f"outside of this container, as root: modprobe {module}"
+            if "not permitted" in done.stderr
+            else "see the kernel's log (dmesg)",
         )
 
 

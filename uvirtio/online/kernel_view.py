@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 
 from uvirtio.errors import NotSupported
-from uvirtio.host import memory, sysfs
+from uvirtio.host import memory, remedies, sysfs
 from uvirtio.host.drivers import KMEM
 from uvirtio.host.proc import SOFT_RESERVED, SYSTEM_RAM, IoRange, iomem_addresses, meminfo
 from uvirtio.host.roots import Roots
@@ -39,6 +39,26 @@ class PieceState(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class DaxRegion:
+    """A dax region: memory that Linux does not use by itself, and makes dax devices of."""
+
+    directory: Path
+    """Its directory ``dax_region``, below the device of its driver (dax_hmem)."""
+    lowest: int
+    """The lowest address that it may start at."""
+    highest: int
+    """The highest address that it may start at; ``lowest`` where the kernel shows the address itself."""
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.highest:#x}-{self.highest + self.size - 1:#x} dax region"
+
+    def may_cover(self, start: int, end: int) -> bool:
+        """Whether it has every address in ``start`` to ``end - 1``, as far as the kernel tells where it starts."""
+        return max(self.lowest, end - self.size) <= min(self.highest, start)
+
+
+@dataclass(frozen=True, slots=True)
 class DaxPiece:
     """One dax device of the region, and the memory blocks in it."""
 
@@ -52,27 +72,6 @@ class DaxPiece:
     def used(self) -> bool:
         """Whether its memory may be in use, so that none of it must be unplugged."""
         return self.state is not PieceState.IDLE
-
-
-def boot_line(addr: int, size: int) -> str:
-    """The kernel parameters that reserve a region at boot, so that it can be brought online piece by piece.
-
-    ``+0xefffffff`` makes type 1 (RAM), or 12 (persistent), into type 0xefffffff: E820_TYPE_SOFT_RESERVED.
-    Without ``region_idle`` dax_hmem makes one device of the whole region, which udev then binds to kmem, also
-    memory that is not plugged.
-
-    Args:
-        addr: The physical address of the region.
-        size: Its length, in bytes.
-    """
-    return f"memmap={_short(size)}%{addr:#x}+0xefffffff dax_hmem.region_idle=1"
-
-
-def _short(size: int) -> str:
-    for shift, letter in ((30, "G"), (20, "M"), (10, "K")):
-        if size and size % (1 << shift) == 0:
-            return f"{size >> shift}{letter}"
-    return str(size)
 
 
 class KernelView:
@@ -123,26 +122,44 @@ class KernelView:
         except OSError:
             return 0
 
-    # --- /proc/iomem ----------------------------------------------------------------------------------------
+    # --- what was kept at boot ------------------------------------------------------------------------------
 
-    def soft_reserved(self) -> IoRange:
-        """The Soft Reserved range that the region lies in.
+    def kept(self) -> bool | None:
+        """Whether the kernel kept the region at boot: None where only dax_hmem can tell.
+
+        A range of /proc/iomem says so. Linux 7.2 does not show these ranges: that it has any is seen from the
+        device ``hmem_platform``, and which they are from the dax regions that dax_hmem makes of them.
 
         Raises:
-            NotSupported: There is none; the remedy has the kernel's parameters.
             PermissionLack: The kernel hides the addresses from this user.
         """
-        kept = [span for span in iomem_addresses(self.roots) if span.name == SOFT_RESERVED]
-        for span in kept:
-            if span.covers(self.addr, self.addr + self.size):
-                return span
-        near = [f"{span.start:#x}-{span.end - 1:#x} {span.name}" for span in kept if self._touches(span)]
-        raise NotSupported(
+        if self.dax_region() is not None:
+            return True
+        shown = self._soft_reserved()
+        if any(span.covers(self.addr, self.addr + self.size) for span in shown):
+            return True
+        hidden = any(name.startswith("hmem_platform") for name in sysfs.device_names("platform", self.roots))
+        return None if hidden and not shown and not self.dax_regions() else False
+
+    def not_kept(self) -> NotSupported:
+        """The error for a region that the kernel did not keep at boot; the remedy has the kernel's parameters.
+
+        Raises:
+            PermissionLack: The kernel hides the addresses from this user.
+        """
+        near = [f"{span.start:#x}-{span.end - 1:#x} {span.name}" for span in self._soft_reserved()]
+        return NotSupported(
             f"the kernel did not keep the region {self.addr:#x}-{self.addr + self.size - 1:#x} for this at boot",
-            seen=", ".join(near) or "nothing Soft Reserved there in /proc/iomem",
+            seen=", ".join([*near, *map(str, self.dax_regions())])
+            or "nothing Soft Reserved there in /proc/iomem, and no dax region",
             expected=f"a Soft Reserved range with all {self.size} bytes of it",
-            remedy=f"add this to the kernel's command line and boot again: {boot_line(self.addr, self.size)}",
+            remedy=remedies.kept_at_boot(self.addr, self.size),
         )
+
+    def _soft_reserved(self) -> list[IoRange]:
+        return [span for span in iomem_addresses(self.roots) if span.name == SOFT_RESERVED]
+
+    # --- /proc/iomem ----------------------------------------------------------------------------------------
 
     def _touches(self, span: IoRange) -> bool:
         return span.overlaps(self.addr, self.addr + self.size)
@@ -168,19 +185,38 @@ class KernelView:
             if _DAX_NAME.match(name):
                 yield top / name
 
-    def dax_region(self) -> Path | None:
-        """The directory ``dax_region`` of the dax region that contains this one; None where there is none (yet).
-
-        Raises:
-            NotSupported: The region is not Soft Reserved.
-            PermissionLack: The kernel hides the addresses from this user.
-        """
-        kept = self.soft_reserved()
+    def dax_regions(self) -> list[DaxRegion]:
+        """The dax regions that dax_hmem and its like have made; empty for a user who may not see addresses."""
+        found: dict[Path, list[Path]] = {}
         for directory in self.devices():
-            at = sysfs.number(directory / "resource")  # without a range of its own: the start of the region
-            region = sysfs.real(directory).parent / "dax_region"
-            if at is not None and kept.start <= at < kept.end and region.is_dir():
-                return region
+            found.setdefault(sysfs.real(directory).parent / "dax_region", []).append(directory)
+        regions = (self._dax_region(directory, devices) for directory, devices in found.items())
+        return [region for region in regions if region is not None]
+
+    def _dax_region(self, directory: Path, devices: list[Path]) -> DaxRegion | None:
+        size = sysfs.number(directory / "size")
+        if not size:
+            return None
+        idle, spans = [], []
+        for device in devices:
+            mappings = self.mappings(device)
+            at = sysfs.number(device / "resource")
+            if mappings:
+                spans += mappings
+            elif at is not None and not sysfs.number(device / "size"):
+                idle.append(at)  # without addresses of its own: the start of the region
+        if idle:
+            return DaxRegion(directory, idle[0], idle[0], size)
+        if spans:
+            ends = max(span.end for span in spans)
+            return DaxRegion(directory, max(0, ends - size), min(span.start for span in spans), size)
+        return None
+
+    def dax_region(self) -> Path | None:
+        """The directory ``dax_region`` of the dax region that has all of this one; None: none yet."""
+        for region in self.dax_regions():
+            if region.may_cover(self.addr, self.addr + self.size):
+                return region.directory
         return None
 
     def mappings(self, directory: Path) -> list[IoRange]:

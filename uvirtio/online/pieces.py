@@ -26,10 +26,10 @@ from uvirtio.errors import (
     OperationFailed,
     PermissionLack,
 )
-from uvirtio.host import sysfs
+from uvirtio.host import privilege, remedies, sysfs
 from uvirtio.host.drivers import KMEM
 from uvirtio.host.writer import ChildWriter, Writer, module_loader
-from uvirtio.online.kernel_view import DaxPiece, KernelView, PieceState, boot_line
+from uvirtio.online.kernel_view import DaxPiece, KernelView, PieceState
 
 WRITE_SECONDS = 20.0
 """Seconds that the kernel may take for a write that does not have to wait for pages to move."""
@@ -87,11 +87,15 @@ class SystemMemory:
             OperationFailed: The kernel refused a write.
         """
         kernel = self.kernel
-        kernel.soft_reserved()
+        kept = kernel.kept()
+        if kept is False:
+            raise kernel.not_kept()
         kernel.block_size()
         if kernel.dax_region() is None:
             # Idle, or dax_hmem makes one device of the whole region, plugged or not, for kmem to take.
             self._load("dax_hmem", "region_idle=1")
+            if kept is None and kernel.kept() is False:
+                raise kernel.not_kept()
         if not (kernel.dax / "drivers" / KMEM).is_dir():
             self._check_nobody_took_it_all()  # kmem would bind to it as soon as it is loaded
             self._load(KMEM)
@@ -112,7 +116,7 @@ class SystemMemory:
                 "only root may hand memory to Linux",
                 seen=f"{self._region}/create cannot be written",
                 expected="root",
-                remedy="run this as root",
+                remedy=privilege.remedy("run this as root", path=self._region / "create"),
             )
         self._check_nobody_took_it_all()
         with self._locked():
@@ -128,8 +132,7 @@ class SystemMemory:
                     seen=f"dax_hmem was loaded without region_idle; {piece.name} is {piece.state.value}"
                     + (f", bound to {piece.driver}" if piece.driver else ""),
                     expected="a region that is idle until memory is plugged",
-                    remedy="add this to the kernel's command line and boot again: "
-                    + boot_line(self.kernel.addr, self.kernel.size),
+                    remedy=remedies.kept_at_boot(self.kernel.addr, self.kernel.size),
                 )
 
     def _clear_leftovers(self) -> None:
@@ -222,7 +225,7 @@ class SystemMemory:
                 raise InUse(
                     f"{piece.name} has some of the {size} bytes at {start:#x}",
                     seen=f"{piece.state.value}, {piece.size} bytes at {piece.start:#x}",
-                    expected="memory that nobody has",
+                    expected="memory that no driver has",
                 )
         if self.kernel.blocks(start, size):
             raise InUse(

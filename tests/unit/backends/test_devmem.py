@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.fakesys import FakeSys
+from tests.fakes.fakesys import FakeKernel, FakeSys
 from uvirtio import opening
 from uvirtio.backends import devmem
 from uvirtio.backends.physical import HugeFile
@@ -49,7 +49,7 @@ feb02c00-feb02dff : LNRO0005:01
 feb02e00-feb02fff : LNRO0005:00
 fec00000-fec003ff : IOAPIC 0
 fed00000-fed003ff : HPET 0
-fed90000-fed90fff : Reserved
+fed90000-fed9ffff : Reserved
 """
 
 IOMEM_OF_ARM = "09000000-09000fff : 9000000.pl011 pl011@9000000\n40000000-7fffffff : System RAM\n"
@@ -141,7 +141,7 @@ def test_it_wants_the_consent(fake: FakeSys):
 @pytest.mark.parametrize(
     ("address", "owner"),
     [
-        ("mmio:0x2000", "System RAM"),
+        ("mmio:0x12000", "System RAM"),
         ("mmio:0x1da00000", "System RAM"),
         ("mmio:0xfed00000", "HPET 0"),
         ("mmio:0xfed00400", "HPET 0"),  # the same page
@@ -196,7 +196,8 @@ def test_an_unknown_name_is_no_device(fake: FakeSys):
         open_device(fake, "LNRO0005:09")
 
 
-def test_hidden_addresses_want_root(fake: FakeSys):
+def test_hidden_addresses_want_root(fake: FakeSys, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)  # root is told something else
     hidden = "\n".join(f"00000000-00000000 : {line.split(' : ')[1]}" for line in IOMEM.splitlines())
     fake.text(fake.roots.proc / "iomem", hidden + "\n")
     for name in ("LNRO0005:00", "mmio:0xfeb00e00"):
@@ -270,6 +271,7 @@ def test_a_closed_dev_mem_says_why(fake: FakeSys, mode: str | None, words: str, 
     if mode is not None:
         fake.text(fake.sys / "kernel/security/lockdown", mode + "\n")
     monkeypatch.setattr(devmem.os, "open", failing(errno.EPERM))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(PermissionLack) as caught:
         devmem._open(fake.roots)
     assert words in (caught.value.remedy or "")
@@ -345,8 +347,7 @@ def test_lines_of_windows(fake: FakeSys, name: str, ours: bool):
 def test_a_window_of_a_device_tree_is_known_when_no_driver_has_it(fake: FakeSys):
     """Linux lists these in /proc/iomem only while a driver holds them."""
     fake.text(fake.roots.proc / "iomem", IOMEM_OF_ARM)
-    path = fake.mmio("a003e00.virtio", compatible=b"virtio,mmio\0")
-    fake.text(path / "of_node/reg", (0xA003E00).to_bytes(8, "big") + (0x200).to_bytes(8, "big"))
+    fake.mmio("a003e00.virtio", compatible=b"virtio,mmio\0", reg=(0xA003E00, 0x200))
     fake.mmio("b000000.virtio", compatible=b"virtio,mmio\0")  # its node has no reg that we can read
 
     def window(base: int, length: int = 0) -> devmem.DevmemWindow:
@@ -365,8 +366,7 @@ def test_a_window_of_a_device_tree_is_known_when_no_driver_has_it(fake: FakeSys)
 @pytest.mark.parametrize("name", ["a003e00.virtio", "mmio:0xa003e00"])
 def test_a_window_of_any_node_name_is_opened_and_taken(fake: FakeSys, name: str):
     fake.text(fake.roots.proc / "iomem", IOMEM_OF_ARM)
-    path = fake.mmio("a003e00.virtio", compatible=b"virtio,mmio\0")
-    fake.text(path / "of_node/reg", (0xA003E00).to_bytes(8, "big") + (0x200).to_bytes(8, "big"))
+    path = fake.mmio("a003e00.virtio", compatible=b"virtio,mmio\0", reg=(0xA003E00, 0x200))
     put(fake, 0xA003E00, mmio.MAGIC, 2, 4)
     with open_device(fake, name) as device:
         assert (device.address, device.type) == ("mmio:0xa003e00", "rng")
@@ -378,6 +378,31 @@ def test_a_window_of_any_node_name_is_opened_and_taken(fake: FakeSys, name: str)
     assert caught.value.remedy == "uvirtio bind mmio:0xa003e00"
     made = plan(find(name, fake.roots), fake.roots)
     assert not made.problems and len(made.members[0].steps) == 1
+
+
+def test_list_doctor_bind_and_open_agree_about_a_device_tree(fake: FakeSys, tmp_path: Path):
+    """Three windows of one page, as on QEMU's virt: the kernel has one, and then none."""
+    fake = FakeSys(tmp_path / "virt")
+    bases = (0xA000000, 0xA000200, 0xA000400)
+    for base in bases:
+        fake.mmio(f"{base:x}.virtio_mmio", compatible=b"virtio,mmio\0", reg=(base, 0x200))
+        put(fake, base, mmio.MAGIC, 2, 4)
+    path = fake.sys / "devices/platform/a000200.virtio_mmio"
+    fake.attach(path, "virtio-mmio", bus="platform")
+    virtio = fake.virtio(path, "virtio0", "rng", 1 << 32)
+    line = "0a000200-0a0003ff : a000200.virtio_mmio virtio_mmio@a000200\n"
+    fake.text(fake.roots.proc / "iomem", line + IOMEM_OF_ARM)
+    assert [found.address for found in scan(fake.roots)] == [f"mmio:{base:#x}" for base in bases]
+    assert "reaches 0 of 3" in devmem_row(fake).detail
+    assert devmem_row(fake).remedy == "uvirtio bind mmio:0xa000200 --group"
+    bind.bind([find("mmio:0xa000200", fake.roots)], fake.roots, group=True, writer=FakeKernel(fake))
+    assert not virtio.exists()
+    fake.text(fake.roots.proc / "iomem", IOMEM_OF_ARM)  # Linux takes the line away with the driver
+    assert "reaches 3 windows" in devmem_row(fake).detail
+    for base in bases:
+        devmem.DevmemWindow.open(
+            f"mmio:{base:#x}", base, 0x200, fake.roots, unsafe_dma=True, machine="aarch64"
+        ).close()
 
 
 def test_a_window_in_a_range_that_is_only_set_aside_is_nobodys(fake: FakeSys):
@@ -531,7 +556,7 @@ def test_a_lock_of_the_living_is_not_waited_for(fake: FakeSys):
 def test_windows_without_a_device_raise_no_alarm(fake: FakeSys, capsys: pytest.CaptureFixture[str]):
     # Most windows of a machine are empty; only who asks for one by its address is told so, as an error.
     assert [found.notes for found in scan(fake.roots)] == [
-        ("type: nobody drives it, and only its registers tell",),
+        ("type: no driver has it, and only its registers tell",),
     ] * 3
     assert not [
         finding for found in scan(fake.roots) for finding in rules.in_use(rules.check(found, fake.roots)[0])

@@ -339,6 +339,15 @@ def test_a_group_in_use_names_the_holder(roots):
         open_group(roots, errno.EBUSY)
     assert "4711 (qemu-system-x86)" in caught.value.seen
     assert holders(roots.dev / "vfio/8", roots) == []
+    # A function of the group is open by a node of its own: the group is busy, too.
+    (fd / "9").unlink()
+    (fd / "9").symlink_to(roots.dev / "vfio/devices/vfio3")
+    own = function(roots) / "vfio-dev/vfio3"
+    own.mkdir(parents=True)
+    (own / "dev").write_text("511:3\n")
+    with pytest.raises(Busy) as caught:
+        open_group(roots, errno.EBUSY)
+    assert "4711 (qemu-system-x86)" in caught.value.seen
 
 
 def test_a_group_in_use_by_nobody_that_can_be_seen(roots):
@@ -348,7 +357,8 @@ def test_a_group_in_use_by_nobody_that_can_be_seen(roots):
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM])
-def test_a_group_of_somebody_else(roots, number):
+def test_a_group_of_somebody_else(roots, number, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)  # root is told something else
     with pytest.raises(PermissionLack) as caught:
         open_group(roots, number)
     assert "--owner" in caught.value.remedy
@@ -367,6 +377,7 @@ def test_a_group_that_is_not_viable_lists_who_holds_it_and_leaves_bridges_out(ro
     function(roots, "0000:03:00.1", driver="virtio-pci")
     function(roots, "0000:00:1c.0", driver="pcieport")
     function(roots, "0000:03:00.2", driver=None)
+    (function(roots, "0000:03:00.3", driver="any_name") / "vfio-dev/vfio3").mkdir(parents=True)  # a variant
     played = Played()
     with pytest.raises(GroupNotViable) as caught:
         Group.open(7, roots, kernel=played.kernel)

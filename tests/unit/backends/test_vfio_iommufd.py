@@ -257,6 +257,22 @@ def test_a_node_that_another_process_has_bound(space, roots):  # noqa: F811
     assert "4242 (other)" in caught.value.seen
 
 
+@pytest.mark.parametrize("held", ["7", "devices/vfio4"])
+def test_a_node_whose_group_another_process_has(space, roots, held):  # noqa: F811
+    """EBUSY names no node: the group's is open, or by its own another function of the group."""
+    path = with_cdev(roots)
+    mate = function(roots, "0000:03:00.1", driver="mlx5_vfio_pci")
+    (mate / "vfio-dev/vfio4").mkdir(parents=True)
+    (mate / "vfio-dev/vfio4/dev").write_text("511:4\n")
+    (roots.proc / "4242/fd").mkdir(parents=True)
+    (roots.proc / "4242/fd/3").symlink_to(roots.dev / "vfio" / held)
+    (roots.proc / "4242/comm").write_text("other\n")
+    ioas, played = space(VFIO_DEVICE_BIND_IOMMUFD=-errno.EBUSY)
+    with pytest.raises(Busy) as caught:
+        open_cdev(path, ioas, roots, kernel=played.kernel, address=BDF)
+    assert "4242 (other)" in caught.value.seen
+
+
 def test_a_node_that_may_not_be_opened(space, roots):  # noqa: F811
     ioas, played = space()
     played.open_errno = errno.EACCES
@@ -290,12 +306,28 @@ def try_to_open(roots, **how):  # noqa: F811
 
 def test_the_character_device_is_taken_where_there_is_one(roots, taken, monkeypatch):  # noqa: F811
     path = with_cdev(roots)
+    (roots.dev / "vfio/vfio").touch()  # the kernel has groups, too
     try_to_open(roots)
     try_to_open(roots, way="group")
     monkeypatch.setattr(os, "access", lambda node, _mode: node != path)
     try_to_open(roots)
     try_to_open(roots, way="cdev")
     assert taken == ["by_cdev", "by_group", "by_group", "by_cdev"]
+
+
+def test_a_variant_of_vfio_pci_is_opened_like_it(roots, taken):  # noqa: F811
+    with_cdev(roots, driver="virtio_vfio_pci")
+    try_to_open(roots)
+    try_to_open(roots, way="group")
+    assert taken == ["by_cdev", "by_group"]
+
+
+def test_a_kernel_without_groups_says_who_may_open_the_node(roots, taken, monkeypatch):  # noqa: F811
+    """Not that no function is bound to vfio-pci, which is what the missing node of a group means elsewhere."""
+    with_cdev(roots)
+    monkeypatch.setattr(os, "access", lambda _node, _mode: False)
+    try_to_open(roots)
+    assert taken == ["by_cdev"]
 
 
 def test_the_group_is_taken_where_there_is_no_other(roots, taken):  # noqa: F811

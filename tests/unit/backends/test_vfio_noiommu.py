@@ -84,6 +84,18 @@ def test_it_is_what_the_seams_ask_for(function):
     assert "no IOMMU holds this device" in function.warning
 
 
+def test_it_is_shown_under_the_name_of_its_driver(device, log, tmp_path):
+    roots = Roots.under(tmp_path)
+    at = roots.sys / "bus/pci/devices/0000:03:00.0"
+    at.mkdir(parents=True)
+    (at / "driver").symlink_to("../../drivers/virtio_vfio_pci")
+    with VfioNoIommuFunction("0000:03:00.0", Way(device, None, "group 0", ExitStack()), roots) as it:
+        assert it.description == "virtio_vfio_pci, group 0"
+        with pytest.raises(DeviceGone, match="does not respond") as caught:
+            it.gone("0xffffffff")
+        assert "virtio_vfio_pci" in caught.value.expected
+
+
 @pytest.mark.parametrize("translated", [True, False])
 def test_both_readings_of_an_address_are_physical(function, monkeypatch, translated):
     made = []

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.fakes.fakesys import FakeSys, config_space
-from uvirtio.binding import discover, vdpa_netlink
+from uvirtio.binding import discover, hwdb, vdpa_netlink
 from uvirtio.binding.rules import check
 from uvirtio.errors import BadAddress, NoSuchDevice, NotVirtio, PermissionLack, UsageError
 
@@ -348,4 +348,4 @@ def test_hidden_is_not_absent(fake: FakeSys) -> None:
 
 def test_udev_is_only_asked_about_the_real_tree(fake: FakeSys) -> None:
     fake.pci("0000:03:00.0", "rng")
-    assert discover.udev_properties(discover.find("03:00.0", fake.roots), fake.roots) == {}
+    assert hwdb.udev_properties(discover.find("03:00.0", fake.roots), fake.roots) == {}

@@ -36,8 +36,8 @@ def test_what_is_stored_comes_back(fake: FakeSys) -> None:
     journal.store(entry, fake.roots)
     assert journal.entries(fake.roots) == [entry]
     assert entry.pid == os.getpid() and entry.pid_start == 18 and entry.kernel == "6.1.0-test"
-    assert journal.entry_of("0000:03:00.0", fake.roots) == entry
-    assert journal.entry_of("0000:04:00.0", fake.roots) is None
+    assert journal.entries_of("0000:03:00.0", fake.roots) == [(entry, DEVICE)]
+    assert journal.entries_of("0000:04:00.0", fake.roots) == []
     (path,) = journal.directory(fake.roots).iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
     json.dumps(entry.as_dict())
@@ -127,6 +127,48 @@ def test_a_record_cannot_lead_a_path_astray(fake: FakeSys, change: dict[str, obj
     raw["devices"] = [{**DEVICE.as_dict(), **change}]
     fake.text(journal.directory(fake.roots) / f"{entry.id}.json", json.dumps(raw))
     assert journal.entries(fake.roots) == []
+
+
+def test_a_bad_record_hides_no_good_one(fake: FakeSys) -> None:
+    entry = journal.new([DEVICE], fake.roots)
+    raw = {"schema": journal.SCHEMA, **entry.as_dict()}
+    raw["devices"] = [{"address": 3}, DEVICE.as_dict(), "x", {**DEVICE.as_dict(), "bus": "usb"}]
+    fake.text(journal.directory(fake.roots) / f"{entry.id}.json", json.dumps(raw))
+    assert journal.entries(fake.roots) == [entry] and journal.damaged(fake.roots) == []
+
+
+def test_any_override_is_kept(fake: FakeSys) -> None:
+    """The kernel takes any text as an override, and no path is made of it."""
+    device = dataclasses.replace(DEVICE, driver_override="../a/b", driverctl="x")
+    entry = journal.new([device], fake.roots)
+    journal.store(entry, fake.roots)
+    assert journal.entries(fake.roots) == [entry]
+
+
+def test_an_entry_of_an_earlier_version(fake: FakeSys) -> None:
+    entry = journal.new([DEVICE], fake.roots)
+    raw = {"schema": journal.SCHEMA, **entry.as_dict()}
+    for device in raw["devices"]:
+        del device["driverctl"]
+    fake.text(journal.directory(fake.roots) / f"{entry.id}.json", json.dumps(raw))
+    assert journal.entries(fake.roots) == [entry]
+
+
+def test_what_is_damaged_is_known(fake: FakeSys) -> None:
+    journal.store(journal.new([DEVICE], fake.roots), fake.roots)
+    bad = fake.text(journal.directory(fake.roots) / "0.json", "{")
+    fake.text(journal.directory(fake.roots) / ".0.1.tmp", "{")
+    assert journal.damaged(fake.roots) == [bad]
+
+
+def test_drop_takes_one_device_and_then_the_file(fake: FakeSys) -> None:
+    other = dataclasses.replace(DEVICE, address="0000:04:00.0", name="0000:04:00.0")
+    entry = journal.new([DEVICE, other], fake.roots)
+    journal.store(entry, fake.roots)
+    journal.drop(entry, DEVICE.address, fake.roots)
+    assert journal.entries_of(DEVICE.address, fake.roots) == []
+    journal.drop(entry, other.address, fake.roots)  # the entry in memory still has both
+    assert list(journal.directory(fake.roots).iterdir()) == []
 
 
 @given(st.binary(max_size=200))

@@ -60,8 +60,8 @@ def test_a_device_that_nobody_uses_is_free(fake: FakeSys) -> None:
 def test_every_rule_has_a_name_of_the_catalogue() -> None:
     assert {rule.__name__.replace("_", "-") for rule in rules.RULES} == {
         "mounted", "network", "memory-in-use", "balloon-inflated", "console", "root-share", "iommu-device",
-        "display-input", "other-use", "group", "vf-pf", "not-virtio", "foreign-override", "no-way-back",
-        "unsafe-dma", "suspend", "lockdown", "container"}  # fmt: skip
+        "display-input", "other-use", "group", "vf-pf", "not-virtio", "foreign-override",
+        "earlier-bind", "no-way-back", "unsafe-dma", "suspend", "lockdown", "container"}  # fmt: skip
 
 
 def test_rules_survive_a_machine_without_anything(tmp_path: Path, fake: FakeSys) -> None:
@@ -532,11 +532,19 @@ def test_overrides_of_others(fake: FakeSys) -> None:
 
 
 def test_an_open_journal_entry(fake: FakeSys) -> None:
-    fake.pci(AT, "rng", group=7)
-    device = journal.DeviceEntry(AT, "pci", AT, "vfio-pci", "virtio-pci", None)
-    journal.store(journal.new([device], fake.roots), fake.roots)
-    (finding,) = found(fake, "foreign-override")
+    path = fake.pci(AT, "rng", group=7)
+    fake.text(path / "driver_override", "vfio-pci\n")  # bind was killed after its first write
+    device = journal.DeviceEntry(AT, "pci", AT, "vfio-pci", "virtio-pci", None, steps=("override",))
+    entry = journal.new([device], fake.roots)
+    journal.store(entry, fake.roots)
+    (finding,) = found(fake, "earlier-bind")
     assert not finding.forceable and "journal" in finding.evidence
+    assert found(fake, "foreign-override") == []
+    fake.text(path / "driver_override", "(null)\n")
+    assert found(fake, "earlier-bind") == [], "it is as it was"
+    journal.remove(entry, fake.roots)
+    fake.text(journal.directory(fake.roots) / "0.json", "{")
+    assert [one.rule for one in verdicts(fake).unchecked] == ["earlier-bind"]
 
 
 def test_no_way_back_and_no_iommu(fake: FakeSys) -> None:

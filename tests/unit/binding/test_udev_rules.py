@@ -181,9 +181,25 @@ def unsafe_interrupts(tree: Tree) -> None:
     path.write_text("Y\n")
 
 
+def under(tree: Tree, driver: str) -> None:
+    (tree.pci / ADDRESS / "driver").symlink_to(f"../../drivers/{driver}")
+
+
+def under_a_variant(tree: Tree) -> None:
+    """Linux 6.1 and later: by what VFIO makes of the function, whatever the driver is called."""
+    under(tree, "any-name")
+    (tree.pci / ADDRESS / "vfio-dev/vfio3").mkdir(parents=True)
+
+
+def under_an_old_variant(tree: Tree) -> None:
+    under(tree, "virtio_vfio_pci")
+
+
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
+        (under_a_variant, f"{ADDRESS} is bound to any-name, a variant of vfio-pci"),
+        (under_an_old_variant, f"{ADDRESS} is bound to virtio_vfio_pci, a variant of vfio-pci"),
         (no_group, "no local group"),
         (no_group_file, "no local group"),
         (never_seen, f"{ADDRESS} was not seen to negotiate"),
@@ -208,6 +224,14 @@ def test_one_thing_that_is_not_safe_closes_the_group(safe: Tree, spoil: Callable
     assert answer["UVIRTIO_ACCESS"] == "no"
     assert why in answer["UVIRTIO_WHY"]
     assert f"uvirtio/{ADDRESS}" in answer["UVIRTIO_LINKS"].split(), "a name is no access"
+
+
+@pytest.mark.parametrize("driver", ["vfio-pci", "virtio-pci"])
+def test_vfio_pci_itself_is_no_hindrance(safe, driver):
+    under(safe, driver)
+    if driver == "vfio-pci":
+        (safe.pci / ADDRESS / "vfio-dev/vfio3").mkdir(parents=True)
+    assert safe.run("group", "7")["UVIRTIO_ACCESS"] == "uvirtio"
 
 
 HARMLESS = {"net", "blk", "console", "rng", "scsi", "9p", "gpu", "input", "vsock", "crypto", "sound", "fs"}
@@ -379,6 +403,10 @@ def test_a_function_that_joins_a_group_has_its_node_looked_at_again(safe):
     safe.function("0000:03:00.1")
     safe.run("recheck", "0000:03:00.1")
     assert uevent.read_text() == "change\n"
+    uevent.write_text("")
+    shutil.rmtree(safe.groups / "7/devices")
+    safe.run("recheck", "0000:03:00.1")
+    assert uevent.read_text() == "change\n", "a folder that can't be read is no proof of being alone"
 
 
 def test_looking_again_needs_a_node(safe):
@@ -420,7 +448,7 @@ def test_words_that_make_no_sense_are_refused(tree, words):
 # --- the rules file ---------------------------------------------------------------------------------------
 
 TOKEN = re.compile(r'([A-Z]+)(?:\{([^}]*)\})?\s*(==|!=|\+=|-=|:=|=)\s*"((?:[^"\\]|\\.)*)"\s*(?:,\s*|$)')
-MATCHES = {"ACTION", "KERNEL", "SUBSYSTEM", "SUBSYSTEMS", "DRIVER", "DRIVERS", "ATTR", "ATTRS", "ENV"}
+MATCHES = {"ACTION", "KERNEL", "SUBSYSTEM", "SUBSYSTEMS", "DRIVER", "DRIVERS", "ATTR", "ATTRS", "ENV", "TEST"}
 ASSIGNS = {"ENV", "TAG", "SYMLINK", "RUN", "OPTIONS", "GOTO", "LABEL", "GROUP", "MODE"}
 Rule = list[tuple[str, str, str, str]]
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.fakes.fakesys import FakeSys
 from tests.support.polling import readable
-from uvirtio.binding import plan
+from uvirtio.binding import journal, plan
 from uvirtio.cli import main
 from uvirtio.cli.app import _VERBS
 from uvirtio.cli.completion import install, table
@@ -96,6 +96,24 @@ def test_addresses_come_from_sysfs(values: Callable[[str], list[str]]) -> None:
     assert values("bind 0000:00:02.0 0000:00:") == pci[1:3]  # not twice
     assert values("restore 0") == ["0000:00:04.0"]  # what a driver of the kernel has needs no restore
     assert values("inspect 0000:00:02.0 ") == []
+
+
+def test_what_may_be_forgotten(tmp_path: Path) -> None:
+    """The devices of the journal, whatever has them now and whether they are there."""
+    fake = build(tmp_path)
+
+    def values(line: str) -> list[str]:
+        return [value for value, _ in complete(["--root", str(fake.top), *split_line(line)])[1]]
+
+    assert values("restore --forget ") == []
+    records = [
+        journal.DeviceEntry(name, "pci", name, "vfio-pci", "virtio-pci", None, type="rng")
+        for name in ("0000:00:02.0", "0000:0f:00.0")
+    ]
+    journal.store(journal.new(records, fake.roots), fake.roots)
+    assert values("restore --forget ") == ["0000:00:02.0", "0000:0f:00.0"]
+    assert values("restore --forget 0000:00:02.0 0000:0") == ["0000:0f:00.0"]
+    assert "--forget" in values("restore --f")
 
 
 def test_other_names_where_no_address_fits(values: Callable[[str], list[str]]) -> None:

@@ -19,10 +19,11 @@ from uvirtio.errors import UvirtioError
 from uvirtio.evidence import checker, files
 from uvirtio.evidence.mask import masked
 from uvirtio.opening import identify
-from uvirtio.scripted import ScriptedDevice
+from uvirtio.scripted import Input, ScriptedDevice
 from uvirtio.scripted.model import Model
 from uvirtio.spec import device_config
 from uvirtio.spec import features as f
+from uvirtio.spec.input import Select
 
 Dump = Callable[..., dict[str, Any]]
 FILES = Path(__file__).parent / "files"
@@ -340,3 +341,18 @@ def test_the_errors_of_a_device_are_in_the_reasons() -> None:
         made = collect.of_open(device)
     assert made["status"] is None and absent(made)["status"] == "the bus is on fire"
     assert made["features"] is not None
+
+
+def test_the_serial_number_of_an_input_device_is_masked() -> None:
+    """It lies behind a window of the configuration, which shows whatever was asked for last (5.8.4)."""
+    from uvirtio.evidence import collect
+
+    model = Input(answers={(Select.ID_SERIAL, 0): b"SN-4711", (Select.ID_NAME, 0): b"keys"})
+    with identify("scripted:input", ScriptedDevice(model)) as device:
+        plain = collect.document([collect.of_open(device)], None)
+    fields = plain["devices"][0]["device_config"]["fields"]
+    assert (fields["name"], fields["serial"], fields["select"]) == ("keys", "SN-4711", 0)
+    made = masked(plain)
+    assert made["devices"][0]["device_config"]["fields"] == fields | {"serial": "masked"}
+    for secret in ("SN-4711", b"SN-4711".hex()):
+        assert secret not in json.dumps(made)

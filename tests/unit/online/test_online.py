@@ -44,6 +44,8 @@ class FakeKernel:
         self.memory = self.roots.sys / "devices/system/memory"
         self.dax = self.roots.sys / "bus/dax"
         self.hmem = self.roots.sys / "devices/platform/hmem.0"
+        self.platform = self.roots.sys / "bus/platform/devices"
+        self.region = (ADDR, SIZE)
         self.memory.mkdir(parents=True)
         self.roots.proc.mkdir()
         (self.memory / "block_size_bytes").write_text("8000000\n")
@@ -51,6 +53,15 @@ class FakeKernel:
         (self.dax / "devices").mkdir(parents=True)
         (self.dax / "drivers").mkdir()
         self.reserved = True
+        self.show()
+
+    def like_7_2(self) -> None:
+        """The ranges that were kept are in no line of iomem, and hmem.0 is a child of what stands for them all."""
+        self.reserved = False
+        self.hmem = self.roots.sys / "devices/platform/hmem_platform.0/hmem.0"
+        self.hmem.parent.mkdir(parents=True)
+        self.platform.mkdir(parents=True)
+        (self.platform / "hmem_platform.0").symlink_to(self.hmem.parent)
         self.show()
 
     def load(self, module: str, *parameters: str) -> None:
@@ -61,19 +72,21 @@ class FakeKernel:
             (self.hmem / "dax_region").mkdir(parents=True)
             for name in ("create", "delete", "seed"):
                 (self.hmem / "dax_region" / name).touch()
+            (self.hmem / "dax_region/size").write_text(f"{self.region[1]}\n")
             self.make("dax0.0")
 
     def make(self, name: str) -> Path:
         directory = self.hmem / name
         directory.mkdir()
         (directory / "size").write_text("0\n")
-        (directory / "resource").write_text(f"{ADDR:#x}\n")
+        (directory / "resource").write_text(f"{self.region[0]:#x}\n")
         (self.dax / "devices" / name).symlink_to(directory)
         return directory
 
     def give(self, name: str, start: int, size: int, driver: str | None = None) -> None:
         directory = self.hmem / name
         (directory / "size").write_text(f"{size}\n")
+        (directory / "resource").write_text(f"{start:#x}\n")
         (directory / "mapping0").mkdir()
         (directory / "mapping0/start").write_text(f"{start:#x}\n")
         (directory / "mapping0/end").write_text(f"{start + size - 1:#x}\n")
@@ -142,6 +155,7 @@ class FakeKernel:
         if (path.parent / "driver").exists():
             raise OSError(errno.EBUSY, "Device or resource busy")
         path.write_text("0\n")
+        (path.parent / "resource").write_text(f"{self.region[0]:#x}\n")
         shutil.rmtree(path.parent / "mapping0")
 
     def _delete(self, path: Path, text: str) -> None:
@@ -235,6 +249,60 @@ def test_a_range_that_has_not_all_of_the_region_is_told(fake, memory):
     with pytest.raises(NotSupported) as caught:
         memory.prepare()
     assert "Soft Reserved" in caught.value.seen
+
+
+def test_linux_7_2_shows_what_it_kept_as_a_dax_region_alone(fake, memory):
+    fake.like_7_2()
+    memory.prepare()
+    assert fake.loaded == [("dax_hmem", "region_idle=1"), ("kmem",)]
+    memory.prepare()
+    assert len(fake.loaded) == 2
+    assert memory.online(ADDR + UNIT).state is PieceState.ONLINE
+    memory.prepare()
+
+
+@pytest.mark.parametrize(
+    "region", [(ADDR, SIZE - UNIT), (ADDR + UNIT, SIZE), (ADDR - SIZE, SIZE), (ADDR + SIZE, 2 * SIZE)]
+)
+@pytest.mark.parametrize("loaded", [False, True], ids=["", "loaded"])
+def test_a_dax_region_that_has_not_all_of_it_is_not_taken_for_it(fake, memory, region, loaded):
+    fake.like_7_2()
+    fake.region = region
+    if loaded:
+        fake.load("dax_hmem", "region_idle=1")
+    with pytest.raises(NotSupported) as caught:
+        memory.prepare()
+    assert f"{region[0]:#x}-{sum(region) - 1:#x} dax region" in caught.value.seen
+    assert boot_line(ADDR, SIZE) in caught.value.remedy
+    assert fake.loaded == [("dax_hmem", "region_idle=1")]
+    assert not fake.writes
+
+
+def test_linux_7_2_where_dax_hmem_makes_nothing_of_what_was_kept(fake):
+    fake.like_7_2()
+    memory = SystemMemory(KernelView(ADDR, SIZE, fake.roots), writer=fake, load=lambda *_: None)
+    with pytest.raises(ModuleLack, match="no dax region"):
+        memory.prepare()
+
+
+def test_where_iomem_shows_other_ranges_nothing_is_loaded_to_look_for_ours(fake, memory):
+    """It shows them all, then; and region_idle would be for memory that is none of ours."""
+    fake.like_7_2()
+    with (fake.roots.proc / "iomem").open("a") as iomem:
+        iomem.write(f"{8 * ADDR:x}-{9 * ADDR - 1:x} : Soft Reserved\n")
+    with pytest.raises(NotSupported, match="did not keep"):
+        memory.prepare()
+    assert not fake.loaded
+
+
+def test_a_dax_region_of_which_nothing_is_idle_may_begin_lower_than_its_pieces(fake, memory):
+    fake.like_7_2()
+    fake.load("dax_hmem", "region_idle=1")
+    fake.give("dax0.0", ADDR + UNIT, UNIT)
+    view = KernelView(ADDR, SIZE, fake.roots)
+    assert view.dax_region() == fake.hmem / "dax_region"
+    assert KernelView(ADDR + 2 * UNIT, SIZE, fake.roots).dax_region() is None  # it would not have the piece
+    assert KernelView(ADDR, 2 * SIZE, fake.roots).dax_region() is None
 
 
 def test_hidden_addresses_are_a_lack_of_permission(fake, memory):

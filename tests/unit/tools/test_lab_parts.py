@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +22,7 @@ sys.path.insert(0, str(TOOLS))
 
 from lab import (  # noqa: E402
     LabError,
+    arches,
     cache,
     cli_matrix,
     cli_test,
@@ -24,12 +30,14 @@ from lab import (  # noqa: E402
     kernels,
     machines,
     modules,
+    natives,
     process,
     qemus,
+    soft_reserve,
     vm,
 )
 from lab.commands import Commands  # noqa: E402
-from lab.floors import Runner  # noqa: E402
+from lab.floors import Outcome, Runner  # noqa: E402
 
 VM_TEST = machines.FOLDER / "test_x.py"
 
@@ -96,6 +104,116 @@ def test_an_image_that_comes_in_parts_is_fetched_whole():
     assert kernels._parts(text + "".join(f"  Depends: {part}\n" for part in parts)) == parts
 
 
+# --- what a suite has today ----------------------------------------------------------------------------------
+
+RELEASE = "Suite: unstable\nDate: Fri, 30 Oct 2026 08:08:01 UTC\n{}SHA256:\n"
+
+
+@pytest.fixture
+def an_apt(tmp_path, monkeypatch):
+    """An apt whose index has a Release file with this line in it."""
+    monkeypatch.setattr(kernels, "run", lambda command, **_: "")
+    monkeypatch.setattr(kernels, "_sources", lambda suite: f"deb http://mirror.example/debian {suite} main\n")
+
+    def make(line: str) -> kernels.Apt:
+        apt = kernels.Apt(tmp_path / f"apt{len(list(tmp_path.iterdir()))}", "sid")
+        (apt._top / "lists/mirror.example_debian_dists_sid_InRelease").write_text(RELEASE.format(line))
+        return apt
+
+    return make
+
+
+def test_an_index_that_has_expired_is_told_and_taken_only_with_consent(an_apt, capsys):
+    line = "Valid-Until: Fri, 06 Nov 2026 08:08:01 UTC\n"
+    before, after = (datetime(2026, 11, 6, 8, 8, second, tzinfo=UTC) for second in (0, 2))
+    apt = an_apt(line)
+    apt.check_age(before, accept_expired=False)
+    with pytest.raises(LabError, match=r"sid was valid until 2026-11-06 .*--accept-expired") as caught:
+        apt.check_age(after, accept_expired=False)
+    assert (caught.value.exit_code, apt.expired, capsys.readouterr().out) == (4, "", "")
+    apt.check_age(after, accept_expired=True)
+    assert apt.expired == "whose index expired 2026-11-06"
+    assert "going on (--accept-expired)" in capsys.readouterr().out
+    an_apt("").check_age(after, accept_expired=False)  # a release that is out has no such date
+
+
+def test_each_tool_that_recommends_the_consent_has_an_option_for_it(capsys):
+    for tool in ("test", "vm", "demo"):
+        with pytest.raises(SystemExit):
+            importlib.import_module(f"lab.cli_{tool}").main([*(["run"] if tool == "vm" else []), "--help"])
+        assert "--accept-expired" in capsys.readouterr().out, tool
+
+
+def test_the_newest_is_what_the_suite_has_today_and_old_ones_go(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    versions = iter(["1:11.1.2+ds-3", "1:11.1.3+ds-1", "1:11.1.3+ds-1", "1:11.2.0~rc1-1"])
+    built = []
+
+    class Suite:
+        expired = ""
+
+        def version(self, package: str) -> str:
+            assert package == "qemu"
+            return next(versions)
+
+    @contextmanager
+    def updated_apt(suite: str, work: Path, *_: object, accept_expired: bool):
+        assert suite == "sid"
+        yield Suite()
+
+    def build(apt: Suite, work: Path, place: Path) -> None:
+        built.append(place.name)
+
+    def ask() -> tuple[str, str]:
+        place, origin = kernels.newest("qemu", "sid", "qemu", build, accept_expired=False)
+        assert place.is_dir()
+        return place.name, origin
+
+    monkeypatch.setattr(kernels, "updated_apt", updated_apt)
+    assert ask() == ("sid-11.1.2+ds-3", "sid")  # no colon: it becomes part of a PATH
+    assert ask() == ask() == ("sid-11.1.3+ds-1", "sid")
+    assert built == ["sid-11.1.2+ds-3", "sid-11.1.3+ds-1"]
+    folder = tmp_path / "uvirtio/qemu"
+    (folder / "10.0").mkdir()
+    for name in ("10.0", "sid-11.1.2+ds-3"):
+        os.utime(folder / name, (0, 0))
+    Suite.expired = "whose index expired 2026-11-06"
+    assert ask() == ("sid-11.2.0~rc1-1", "sid, whose index expired 2026-11-06")
+    assert {path.name for path in folder.iterdir()} == {"10.0", "sid-11.1.3+ds-1", "sid-11.2.0~rc1-1"}
+    assert not list(tmp_path.glob("uvirtio/.apt-*"))
+
+
+def test_the_verdict_tells_which_versions_it_was(tmp_path, capsys):
+    kernel = kernels.Kernel("7.2.13+deb14-amd64", tmp_path, tmp_path, "sid")
+    outcomes = [
+        Outcome("vm a newest", ok=True, seconds=1, passed=1, ran_on=("QEMU 7.2.22", str(kernel))),
+        Outcome("qemu", ok=True, seconds=1, passed=1, ran_on=("QEMU 7.2.22",)),
+        Outcome("lint", ok=True, seconds=1, passed=1),
+    ]
+    assert cli_test._verdict(outcomes, 1.0, tmp_path, []) == 0
+    assert "\non: Linux 7.2.13+deb14-amd64 (sid), QEMU 7.2.22\n" in capsys.readouterr().out
+
+
+def test_a_report_is_named_after_the_series_of_the_newest_kernel(tmp_path):
+    """tools/matrix takes the kernel from there."""
+    pinned = kernels.Kernel("6.12.107+deb13-amd64", tmp_path, tmp_path)
+    newest = kernels.Kernel("7.2.13+deb14-amd64", tmp_path, tmp_path, "sid")
+    assert Runner._stem("vm mem-online 6.12", pinned) == "vm-mem-online-6.12"
+    assert Runner._stem("vm mem-online-newest newest", newest) == "vm-mem-online-newest-7.2"
+
+
+@pytest.mark.parametrize("said", ["QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1)", "no QEMU at all"])
+def test_a_qemu_says_its_own_version(said, tmp_path):
+    (tmp_path / qemus.X86).write_text(f"#!/bin/sh\necho '{said}'\n")
+    (tmp_path / qemus.X86).chmod(0o755)
+    qemu = qemus.Qemu(tmp_path, "sid")
+    if said.startswith("QEMU"):
+        assert str(qemu) == "QEMU 11.1.3 (sid)"
+    else:
+        with pytest.raises(LabError, match="no QEMU at all"):
+            str(qemu)
+
+
 def test_a_build_that_fails_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
@@ -115,6 +233,65 @@ def make_vm(tmp_path, monkeypatch, *devices):
     monkeypatch.setattr(vm.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
     kernel = make_kernel(tmp_path / "k", "")
     return vm.Vm(vm.Config(kernel=kernel, command=["true"], devices=list(devices))).command_line()
+
+
+def make_arm_vm(tmp_path, monkeypatch, **more):
+    monkeypatch.setattr(vm.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    config = vm.Config(
+        kernel=make_kernel(tmp_path / "k", ""),
+        command=["true"],
+        arch=arches.AARCH64,
+        root=tmp_path / "root",
+        **more,
+    )
+    return vm.Vm(config).command_line()
+
+
+def after(words: list[str], option: str) -> list[str]:
+    return [value for name, value in pairwise(words) if name == option]
+
+
+def test_an_aarch64_vm_has_programs_of_its_own_and_an_smmu(tmp_path, monkeypatch):
+    words = make_arm_vm(tmp_path, monkeypatch, devices=["virtio-rng-pci", "virtio-keyboard-device"])
+    assert words[0] == "qemu-system-aarch64"
+    assert after(words, "-M") == ["virt,gic-version=3,iommu=smmuv3"]
+    assert f"local,id=guestroot,path={tmp_path}/root,security_model=none,multidevs=remap,readonly=on" in words
+    [append] = after(words, "-append")
+    assert {"console=ttyAMA0", "uvirtio.root=guestroot"} <= set(append.split())
+    assert "no_timer_check" not in append
+    assert after(words, "-device")[-2:] == [  # each with what it needs, and the function with a port of its own
+        "virtio-rng-pci,rng=lab-rng1,bus=lab-port1",
+        "virtio-keyboard-device",
+    ]
+    assert not after(words, "-bios")
+
+
+def test_an_aarch64_vm_can_have_another_iommu_cpu_and_acpi(tmp_path, monkeypatch):
+    words = make_arm_vm(
+        tmp_path,
+        monkeypatch,
+        machine="virt,gic-version=2",
+        iommu="virtio",
+        cpu="cortex-a72",
+        firmware=tmp_path / "fd",
+    )
+    assert after(words, "-M") == ["virt,gic-version=2"]
+    assert "virtio-iommu-pci" in after(words, "-device")
+    assert after(words, "-cpu") == ["cortex-a72"]
+    assert after(words, "-bios") == [str(tmp_path / "fd")]
+
+
+def test_a_kernel_is_for_an_architecture(tmp_path):
+    x86, arm = arches.X86_64, arches.AARCH64
+    assert kernels.names(x86) == ["6.1", "6.12", "newest", "experimental"]
+    assert {"6.1", "6.12", "6.12-16k", "newest-16k"} <= set(kernels.names(arm)) - {"6.1-16k"}
+    assert [kernels.fits(name, x86) for name in ("6.12", "6.12-16k", "6.9")] == [True, False, True]
+    assert [kernels.fits(name, arm) for name in ("6.12", "6.12-16k", "6.9")] == [True, True, True]
+    for arch, magic in ((x86, b"    "), (arm, b"ARMd")):
+        kernel = make_kernel(tmp_path / arch.name, "")
+        kernel.image.write_bytes(b"MZ".ljust(56, b"\0") + magic)
+        unpacked = str(tmp_path / arch.name)
+        assert [kernels.fits(unpacked, other) for other in (x86, arm)] == [arch is x86, arch is arm]
 
 
 def test_a_device_gets_a_root_port_and_what_it_needs(tmp_path, monkeypatch):
@@ -188,8 +365,10 @@ def test_a_pytest_that_ran_nothing_says_why(code, note, tmp_path):
 
 
 def test_a_qemu_that_is_not_to_be_had_fails_its_step_and_no_other(monkeypatch):
-    def get(series: str) -> Path:
-        raise LabError(f"no QEMU {series} any more\nand more of it")
+    def get(name: str, **_: bool) -> qemus.Qemu:
+        if name:
+            raise LabError(f"no QEMU {name} any more\nand more of it", 2 if name == "wrong" else 4)
+        return qemus.Qemu()
 
     monkeypatch.setattr(qemus, "get", get)
     chosen = cli_test._whole("qemu")
@@ -197,6 +376,8 @@ def test_a_qemu_that_is_not_to_be_had_fails_its_step_and_no_other(monkeypatch):
     [(name, step)] = cli_test._qemu_floor(None, chosen, "10.0")
     outcome = step()
     assert (name, outcome.ok, outcome.note) == ("qemu 10.0", False, "no QEMU 10.0 any more")
+    with pytest.raises(LabError, match="wrong"):  # what was written wrong is said before anything runs
+        list(cli_test._qemu_floor(None, chosen, "wrong"))
 
 
 # --- QEMUs and modules that are fetched and built -------------------------------------------------------------
@@ -205,31 +386,35 @@ def test_a_qemu_that_is_not_to_be_had_fails_its_step_and_no_other(monkeypatch):
 def test_the_wrapper_gives_a_qemu_its_own_loader_libraries_and_firmware(tmp_path):
     root = tmp_path / "with space"
     (root / "loaders").mkdir(parents=True)
-    loader, wrapper = root / "loaders" / qemus.X86, tmp_path / qemus.X86
+    loader, wrapper = root / "loaders" / arches.X86_64.qemu, tmp_path / arches.X86_64.qemu
     loader.write_text('#!/bin/sh\nfor word; do echo "$word"; done; echo "$QEMU_MODULE_DIR"\n')
-    wrapper.write_text(qemus.wrapper_text(root, qemus.X86))
+    wrapper.write_text(qemus.wrapper_text(root, arches.X86_64.qemu))
     for path in (loader, wrapper):
         path.chmod(0o755)
     said = subprocess.run([str(wrapper), "-M", "a b"], capture_output=True, text=True, timeout=20).stdout
     libraries = f"{root}/usr/lib/x86_64-linux-gnu"
     assert said.splitlines() == [
-        *("--argv0", str(wrapper), "--library-path", libraries, f"{root}/usr/bin/{qemus.X86}"),
+        *("--argv0", str(wrapper), "--library-path", libraries, f"{root}/usr/bin/{arches.X86_64.qemu}"),
         *("-L", f"{root}/usr/share/qemu", "-L", f"{root}/usr/share/seabios", "-L", f"{root}/usr/lib/ipxe/qemu"),
         *("-M", "a b", f"{libraries}/qemu"),
     ]
 
 
 def test_every_qemu_that_a_machine_wants_can_be_fetched():
-    assert {machine.qemu_version for machine in machines.load()} <= {"", *qemus.SUITES}
-    with pytest.raises(LabError, match="not one of"):
+    assert {machine.qemu_version for machine in machines.load()} <= {"", *qemus.names()}
+    for machine in machines.load():
+        assert {*machine.kernels} <= {*kernels.names(arches.get(machine.arch))}
+    with pytest.raises(LabError, match=r"not one of 10\.0, newest"):
         qemus.get("1.0")
+    with pytest.raises(LabError, match=r"neither one of 6\.1, 6\.12, newest, experimental nor"):
+        kernels.get("1.0")
 
 
 def test_modules_that_cannot_be_built_fail_their_machine_and_no_other(monkeypatch, tmp_path):
     plain = machines.Machine("plain", ("6.12",), (), (VM_TEST,))
     extra = machines.Machine("more", ("6.12",), (), (VM_TEST,), modules=("vdpa",), extra=True)
-    monkeypatch.setattr(cli_test.udev, "get", lambda: tmp_path)
-    monkeypatch.setattr(kernels, "get", lambda name: kernels.Kernel("6.12.1", tmp_path, tmp_path))
+    monkeypatch.setattr(cli_test.udev, "get", lambda **_: tmp_path)
+    monkeypatch.setattr(kernels, "get", lambda name, *_, **__: kernels.Kernel("6.12.1", tmp_path, tmp_path))
 
     def add(kernel: kernels.Kernel, names: tuple[str, ...]) -> kernels.Kernel:
         if names:
@@ -314,6 +499,58 @@ def test_a_test_of_signals_has_them_as_in_a_terminal(request):
     ]
 
 
+INTERRUPTED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from lab import cli_test, process
+from lab.floors import Outcome
+
+def endless():
+    child = process.start(["sleep", "1000"])
+    try:
+        Path(sys.argv[2]).write_text(f"{child.pid}\\n")
+        child.wait()
+    finally:
+        process.kill(child)
+
+steps = [("short", lambda: Outcome("short", True, 0.1, passed=3)), ("endless", endless), ("never", endless)]
+sys.exit(cli_test._run([], steps, 2, begin=time.monotonic(), reports=Path("reports"), left_out=[]))
+"""
+
+
+@pytest.mark.usefixtures("signals_as_in_a_terminal")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("group", [False, True], ids=["", "group"])
+def test_a_signal_ends_a_run_with_all_that_it_has_started(number, group, tmp_path):
+    note = tmp_path / "pid"
+    child = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(TOOLS), str(note)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while not (note.exists() and note.read_text().endswith("\n")):
+            assert child.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        if group:  # as a terminal does, whose Ctrl-C goes to the lanes as well
+            os.killpg(child.pid, number)
+        else:
+            child.send_signal(number)
+        said = child.communicate(timeout=60)[0]
+    finally:
+        child.kill()
+    assert child.returncode == 128 + number
+    assert said.splitlines()[-3].startswith("not finished: endless, never")
+    assert re.fullmatch(r"interrupted after \d+ s", said.splitlines()[-1])
+    assert re.search(r"^ok   short +0\.1 s +3 passed", said, re.MULTILINE)
+    assert "PASS" not in said and "FAIL" not in said
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(note.read_text()), 0)
+
+
 # --- commands without a start of Python each ----------------------------------------------------------------
 
 
@@ -367,6 +604,65 @@ def test_the_matrix_counts_what_passed_and_says_where(tmp_path):
     assert "| pci-modern | qemu | built | built | built | split | built |" in short
     assert "| pci-legacy | qemu | built | - | - | built | built |" in short
     assert "(2)" not in "".join(short)
+
+
+@pytest.mark.parametrize(
+    ("stem", "place"),
+    [
+        ("vm-vfio-newer-6.12", "Linux 6.12"),
+        ("vm-arm-6.12", "Linux 6.12 arm64"),
+        ("vm-arm-vfio-6.12-16k", "Linux 6.12-16k arm64"),
+        ("vm-arm-mmio-newest-16k", "Linux newest-16k arm64"),
+    ],
+)
+def test_the_matrix_knows_the_kernel_and_the_architecture(tmp_path, stem, place):
+    (tmp_path / f"{stem}.xml").write_text(report("vfio-pci"))
+    [found] = cli_matrix.read([tmp_path]).values()
+    assert found.places == {place}
+
+
+def test_every_machine_is_one_that_its_architecture_has():
+    for machine in machines.load():
+        arch = arches.get(machine.arch)
+        assert set(machine.kernels) <= set(kernels.names(arch)), machine.name
+        assert machine.iommu in ("", *arch.iommus), machine.name
+        assert not machine.acpi or arch is arches.AARCH64, machine.name
+        if machine.soft_reserved:
+            assert machine.acpi, machine.name
+            assert soft_reserve.parse(machine.soft_reserved)
+    with pytest.raises(LabError, match="not one of"):
+        arches.get("vax")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "512M", "512M@", "512M@0x80000001", "1K@0x80000000", "0@0x80000000", "-1M@0"]
+)
+def test_a_range_that_is_set_apart_is_whole_pages(text):
+    assert soft_reserve.parse("512M@0x80000000") == (0x80000000, 512 << 20)
+    with pytest.raises(LabError, match="SIZE@ADDRESS"):
+        soft_reserve.parse(text)
+
+
+# --- another architecture's guest ---------------------------------------------------------------------------
+
+
+def test_packages_that_are_compiled_are_found_for_another_architecture(tmp_path):
+    site = tmp_path / "lib/python3.11/site-packages"
+    for name, pure in (("pydantic_core-2.5", "false"), ("typer-0.29", "true"), ("mypy-1.2", "false")):
+        (site / f"{name}.dist-info").mkdir(parents=True)
+        (site / f"{name}.dist-info/WHEEL").write_text(f"Wheel-Version: 1.0\nRoot-Is-Purelib: {pure}\n")
+    assert natives.compiled(tmp_path) == ["pydantic_core==2.5"]  # the guest runs neither mypy nor a linter
+    assert natives.get(arches.X86_64, tmp_path) is None
+
+
+def test_a_guest_finds_its_own_wheels_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(vm.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    kernel = make_kernel(tmp_path / "k", "")
+    command = ["sh", "-c", "echo $PYTHONPATH"]
+    for env, expected in (({}, "/wheels"), ({"PYTHONPATH": "/tools:/top"}, "/wheels:/tools:/top")):
+        config = vm.Config(kernel=kernel, command=command, libraries=Path("/wheels"), env=env)
+        done = subprocess.run(["sh"], input=vm.Vm(config)._job(), capture_output=True, text=True, timeout=20)
+        assert done.stdout.strip() == expected
 
 
 def test_the_matrix_is_written_into_two_pages_and_nowhere_else(tmp_path, monkeypatch, capsys):

@@ -29,9 +29,9 @@ from uvirtio.errors import (
     PermissionLack,
     UvirtioError,
 )
-from uvirtio.host import sysfs
-from uvirtio.host.drivers import PCI_STUB, pci_driver
-from uvirtio.host.process import holders
+from uvirtio.host import privilege, remedies, sysfs
+from uvirtio.host.drivers import PCI_STUB, is_vfio, pci_driver
+from uvirtio.host.process import Holder, holders_of_any
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import Kernel, failed, gone_or_failed, named
 
@@ -45,6 +45,8 @@ class GroupMember:
 
     address: str
     driver: str | None
+    vfio: bool = False
+    """VFIO has it: the driver is vfio-pci or a variant of it."""
 
 
 def group_of(address: str, roots: Roots) -> int:
@@ -66,7 +68,7 @@ def group_of(address: str, roots: Roots) -> int:
             f"{address} is in no IOMMU group",
             seen=named(error),
             expected=f"the link {device / 'iommu_group'}",
-            remedy="give the machine an IOMMU (QEMU: -device intel-iommu,intremap=on; firmware: VT-d or AMD-Vi)",
+            remedy=remedies.iommu(),
         ) from error
     if not name.isdigit():
         raise NoIommu(f"{address} has an IOMMU group that is not a number", seen=name, expected="a number")
@@ -80,7 +82,10 @@ def is_noiommu(address: str, roots: Roots) -> bool:
 
 def members(number: int, roots: Roots) -> list[GroupMember]:
     """Return the functions of an IOMMU group with their drivers, from sysfs; empty where it cannot be read."""
-    return [GroupMember(name, pci_driver(name, roots)) for name in sysfs.iommu_group_members(number, roots)]
+    return [
+        GroupMember(name, pci_driver(name, roots), is_vfio(sysfs.device("pci", name, roots), roots))
+        for name in sysfs.iommu_group_members(number, roots)
+    ]
 
 
 class Group:
@@ -178,7 +183,7 @@ class Group:
         held = [
             member
             for member in members(self.number, self._roots)
-            if member.driver is not None and member.driver not in BRIDGE_DRIVERS and not _is_vfio(member.driver)
+            if member.driver is not None and member.driver not in BRIDGE_DRIVERS and not member.vfio
         ]
         listed = ", ".join(f"{member.address} ({member.driver})" for member in held)
         raise GroupNotViable(
@@ -237,7 +242,7 @@ class Group:
                     remedy=f"uvirtio bind {address}",
                 ) from error
             if error.errno == errno.EBUSY:
-                raise _busy(self.path, self._roots, f"{address} is open elsewhere") from error
+                raise _busy(self.path, self.number, self._roots, f"{address} is open elsewhere") from error
             if error.errno == errno.EACCES:
                 raise vf_token_refused(address, vf_token, self._roots) from error
             raise gone_or_failed(f"opening {address} of VFIO group {self.number}", error) from error
@@ -279,10 +284,9 @@ def require_vf_token_taker(address: str, roots: Roots) -> None:
             return
         seen = f"{address} is not a function with SR-IOV"
     else:
-        driver = pci_driver(owner, roots)
-        if driver is not None and _is_vfio(driver):
+        if is_vfio(sysfs.device("pci", owner, roots), roots):
             return
-        seen = f"its physical function {owner} is bound to {driver or 'no driver'}"
+        seen = f"its physical function {owner} is bound to {pci_driver(owner, roots) or 'no driver'}"
     raise NotSupported(
         f"{address} takes no VF token",
         seen=seen,
@@ -308,32 +312,44 @@ def vf_token_refused(address: str, vf_token: str | None, roots: Roots) -> Permis
     )
 
 
-def _is_vfio(driver: str) -> bool:
-    """vfio-pci, or one of its variants (mlx5_vfio_pci, vfio-platform)."""
-    return "vfio" in driver
+def holders_of_group(number: int, roots: Roots) -> list[Holder]:
+    """The processes that have a group open, or by its own character device one of its functions.
+
+    Args:
+        number: The IOMMU group.
+        roots: Where /dev, /sys and /proc are.
+    """
+    nodes = [f"vfio/{number}", f"vfio/noiommu-{number}"]
+    for name in sysfs.iommu_group_members(number, roots):
+        nodes += [node.removeprefix("/dev/") for node in sysfs.vfio_nodes(sysfs.device("pci", name, roots))]
+    return holders_of_any([roots.dev / node for node in nodes], roots)
 
 
-def _busy(path: Path, roots: Roots, what: str) -> Busy:
-    found = holders(path, roots)
+def _busy(path: Path, number: int, roots: Roots, what: str) -> Busy:
+    found = holders_of_group(number, roots)
     return Busy(
         what,
         seen=("held by " + ", ".join(map(str, found))) if found else "EBUSY; the holder is not visible from here",
         expected="one process at a time",
-        remedy="end that process" if found else f"as root: fuser -v {path}",
+        remedy="end that process" if found else f"as root: fuser -v {path} {roots.dev}/vfio/devices/*",
     )
 
 
 def _open_error(path: Path, number: int, roots: Roots, error: OSError) -> UvirtioError:
     if error.errno == errno.EBUSY:
-        return _busy(path, roots, f"VFIO group {number} is in use")
+        return _busy(path, number, roots, f"VFIO group {number} is in use")
     if error.errno in (errno.EACCES, errno.EPERM):
         return PermissionLack(
             f"{path} may not be opened",
             seen=f"{named(error)}, as user {os.geteuid()}",
             expected="root, or the owner of the node",
-            remedy="run as root, or let root give you this one device: uvirtio bind DEV --owner USER "
-            "(refused for a balloon or mem device, and where no IOMMU holds the device: the owner of one can "
-            "write to all memory)",
+            remedy=privilege.remedy(
+                "run as root, or let root give you this one device: uvirtio bind DEV --owner USER "
+                "(refused for a balloon or mem device, and where no IOMMU holds the device: the owner of one can "
+                "write to all memory)",
+                path=path,
+                roots=roots,
+            ),
         )
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
         if not (roots.dev / "vfio").exists():

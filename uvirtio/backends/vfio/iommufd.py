@@ -15,9 +15,9 @@ from pathlib import Path
 
 from uvirtio.backends.vfio.container import IommuInfo, map_error
 from uvirtio.backends.vfio.device import Device
-from uvirtio.backends.vfio.group import vf_token_refused
+from uvirtio.backends.vfio.group import holders_of_group, vf_token_refused
 from uvirtio.errors import Busy, Closed, ModuleLack, NotSupported, OperationFailed, PermissionLack, UvirtioError
-from uvirtio.host import sysfs
+from uvirtio.host import privilege, sysfs
 from uvirtio.host.process import holders
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import Kernel, failed, gone_or_failed, named
@@ -161,7 +161,9 @@ class Ioas:
                     f"{path} may not be opened",
                     seen=f"{named(error)}, as user {os.geteuid()}",
                     expected="root, or the owner of the node",
-                    remedy="run as root, or take the group instead: --backend vfio-group",
+                    remedy=privilege.remedy(
+                        path=path, also="take the group instead: --backend vfio-group", roots=roots
+                    ),
                 ) from error
             raise ModuleLack(
                 f"{path} is not there",
@@ -315,7 +317,9 @@ def open_cdev(
                 f"{path} may not be opened",
                 seen=f"{named(error)}, as user {os.geteuid()}",
                 expected="root, or the owner of the node",
-                remedy="run as root, or take the group instead: --backend vfio-group",
+                remedy=privilege.remedy(
+                    path=path, also="take the group instead: --backend vfio-group", roots=roots
+                ),
             ) from error
         raise gone_or_failed(f"opening {path}", error) from error
     try:
@@ -333,6 +337,9 @@ def open_cdev(
             raise vf_token_refused(address or path.name, vf_token, roots) from error
         found = holders(path, roots)
         # EBUSY: its group is open. EINVAL: this node is, among other things.
+        if error.errno == errno.EBUSY and not found and address:
+            group = sysfs.iommu_group(sysfs.device("pci", address, roots))
+            found = [] if group is None else holders_of_group(group, roots)
         if error.errno == errno.EBUSY or (error.errno == errno.EINVAL and found):
             raise Busy(
                 f"{path} is in use",

@@ -183,7 +183,10 @@ def best(address: str, roots: Roots, kernel: Kernel, vf_token: str | None = None
         OperationFailed: The kernel refused for another reason.
     """
     path = cdev_of(address, roots)
-    if path is not None and all(os.access(node, os.R_OK | os.W_OK) for node in (path, roots.dev / "iommu")):
+    open_to_us = path is not None and all(
+        os.access(node, os.R_OK | os.W_OK) for node in (path, roots.dev / "iommu")
+    )
+    if open_to_us or (path is not None and not (roots.dev / "vfio" / "vfio").exists()):  # CONFIG_VFIO_GROUP=n
         try:
             return by_cdev(address, roots, kernel, vf_token)
         except NotSupported:

@@ -69,10 +69,15 @@ def parent_of(name: str, roots: Roots) -> Path:
 
 
 def behind(name: str, roots: Roots) -> str:
-    """Return the parent device, for people: ``0000:03:00.0 (vp-vdpa)``, ``vduse0 (vduse)``."""
+    """Return the parent device, for people: ``0000:03:00.0 (vp-vdpa)``, ``vduse0 (vduse)``.
+
+    A sub-function is shown with the PCI function that it belongs to.
+    """
     parent = parent_of(name, roots)
     kind = sysfs.driver_of(parent) or sysfs.link_name(parent / "subsystem")
-    return f"{parent.name} ({kind})" if kind else parent.name
+    function = sysfs.function_below(sysfs.device("vdpa", name, roots))
+    of = "" if function in (None, parent) else f" of {function.name}"
+    return (f"{parent.name} ({kind})" if kind else parent.name) + of
 
 
 def calls_of(name: str, roots: Roots) -> int | None:

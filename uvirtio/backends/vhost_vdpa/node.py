@@ -31,6 +31,7 @@ from uvirtio.errors import (
     PermissionLack,
     UvirtioError,
 )
+from uvirtio.host import privilege, remedies
 from uvirtio.host.process import holders
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import GONE, Kernel, failed, gone_or_failed, named
@@ -515,8 +516,12 @@ def _open_error(path: Path, name: str, roots: Roots, error: OSError) -> UvirtioE
             f"{path} may not be opened",
             seen=f"{_named(error)}, as user {os.geteuid()}",
             expected="root, or the owner of the node",
-            remedy="run as root, or let root give you this one device: uvirtio bind DEV --owner USER "
-            "(refused for a balloon or mem device)",
+            remedy=privilege.remedy(
+                "run as root, or let root give you this one device: uvirtio bind DEV --owner USER "
+                "(refused for a balloon or mem device)",
+                path=path,
+                roots=roots,
+            ),
         )
     if error.errno in (ENOTSUPP, errno.ENODEV):
         # vhost_vdpa needs an IOMMU that keeps caches coherent, unless the device translates by itself.
@@ -524,7 +529,7 @@ def _open_error(path: Path, name: str, roots: Roots, error: OSError) -> UvirtioE
             f"{name} cannot be opened: nothing translates its addresses",
             seen=_named(error),
             expected="a parent device behind an IOMMU that the kernel uses",
-            remedy="give the machine an IOMMU (QEMU: -device intel-iommu,intremap=on; firmware: VT-d or AMD-Vi)",
+            remedy=remedies.iommu(),
         )
     if error.errno in (errno.ENOENT, errno.ENXIO):
         return NoSuchDevice(

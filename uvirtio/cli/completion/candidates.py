@@ -133,11 +133,12 @@ def _devices(place: _Place) -> Iterator[Candidate]:
     kind = group if group in table.GROUPS else ""
     if place.verb == "input replay":
         yield "-", "the device that FILE describes"
+    if "--forget" in place.used:  # whatever has the device now
+        yield from _journaled(place)
+        return
     found = [device for device in _scan(place) if not kind or device.type in (kind, "unknown")]
     if place.verb == "restore":  # None: bind only unbinds a virtio-mmio window
-        from uvirtio.host.drivers import USER_DRIVERS
-
-        found = [device for device in found if device.driver is None or device.driver in USER_DRIVERS]
+        found = [device for device in found if device.driver is None or device.for_user_space]
     fresh = [device for device in found if device.address not in place.arguments]
     yield from ((device.address, _about(device)) for device in fresh)
     if place.current and not any(device.address.startswith(place.current) for device in fresh):
@@ -166,6 +167,15 @@ def _scan(place: _Place) -> list[DiscoveredDevice]:
     from uvirtio.binding.discover import scan
 
     return scan(_roots(place))
+
+
+def _journaled(place: _Place) -> Iterator[Candidate]:
+    from uvirtio.binding import journal
+
+    for entry in journal.entries(_roots(place)):
+        for device in entry.devices:
+            if device.address not in place.arguments:
+                yield device.address, f"{device.type}, {device.driver or 'no driver'} before bind"
 
 
 def _about(device: DiscoveredDevice) -> str:

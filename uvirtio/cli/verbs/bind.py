@@ -13,7 +13,7 @@ import typer
 
 from uvirtio.cli import output
 from uvirtio.cli.command import Command, LookArgument, seconds, verb
-from uvirtio.errors import OperationFailed, UsageError
+from uvirtio.errors import OperationFailed, UsageError, UvirtioError
 
 if TYPE_CHECKING:
     from uvirtio.binding.plan import Member, Plan
@@ -79,7 +79,7 @@ def _print_plan(cmd: Command, made: Plan) -> None:
         if check.remedy:
             cmd.line(f"  remedy: {check.remedy}")
     if not made.problems:
-        cmd.line("bind would go ahead")
+        cmd.line("bind would change nothing" if made.nothing_to_do else "bind would go ahead")
     for problem in made.problems:
         cmd.line(f"bind would refuse: {problem.code}: {problem.message}")
         for label, value in (("seen", problem.seen), ("remedy", problem.remedy)):
@@ -114,12 +114,12 @@ def bind(
 ) -> int:
     """Bind devices to a user-space driver, all or none. restore undoes it."""
     from uvirtio.binding import bind as binding
-    from uvirtio.binding.discover import find
+    from uvirtio.binding.discover import find_all
     from uvirtio.binding.owner import owner_ids
 
     _check_wait(wait)
     ids = owner_ids(owner) if owner else None
-    founds = [find(dev, cmd.roots, aliases=False) for dev in dict.fromkeys(devs)]
+    founds = find_all(dict.fromkeys(devs), cmd.roots, aliases=False)
     with _settling([found.path for found in founds], cmd, wait) as udev:
         done = binding.bind(
             founds,
@@ -135,7 +135,13 @@ def bind(
                 node = f", node {one.node}" if one.node else ""
                 how = "already bound" if one.journal is None else "bound"
                 cmd.line(f"{one.address}: {how} to {one.driver or 'no driver'}{node}")
+                _say_unchecked(one.address, one.unchecked)
         return _settled(cmd, udev, wait, [one.as_dict() for one in done])
+
+
+def _say_unchecked(address: str, names: tuple[str, ...]) -> None:
+    if names:
+        output.note(f"{address}: this user could not see everything for the rule {', '.join(names)}")
 
 
 def _check_wait(wait: float | None) -> None:
@@ -152,12 +158,18 @@ def _settling(paths: Iterable[Path], cmd: Command, wait: float | None) -> Abstra
     return Settling(paths, cmd.roots)
 
 
-def _settled(cmd: Command, udev: Settling | None, wait: float | None, devices: list[dict[str, Any]]) -> int:
+def _settled(
+    cmd: Command,
+    udev: Settling | None,
+    wait: float | None,
+    devices: list[dict[str, Any]],
+    failed: UvirtioError | None = None,
+) -> int:
     """Wait for udev with --wait; then print the document of a command whose devices have changed drivers.
 
-    They have changed whether udev finishes in time or not: so both are reported.
+    They have changed whether udev finishes in time or not, and whether others failed: so all is reported.
     """
-    members: dict[str, Any] = {}
+    members: dict[str, Any] = {} if failed is None else {"error": failed.as_dict()}
     failure: OperationFailed | None = None
     if udev is not None and wait is not None:
         try:
@@ -167,7 +179,7 @@ def _settled(cmd: Command, udev: Settling | None, wait: float | None, devices: l
                 output.note(f"nothing to wait for: {udev.why}")
         except OperationFailed as error:
             failure = error
-            members["error"] = error.as_dict()
+            members.setdefault("error", error.as_dict())
     if cmd.json:
         cmd.document(devices=devices, **members)
     elif failure is not None:
@@ -181,12 +193,15 @@ def restore(
         list[str] | None, typer.Argument(metavar="[DEV...]", help="Addresses of devices that bind has bound.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Every device in the journal.")] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Only remove DEV from the journal; it keeps its driver.")
+    ] = False,
     wait: WaitOption = None,
 ) -> int:
     """Give devices back to the drivers that they had before bind."""
-    if bool(devs) == every:
+    if bool(devs) == every or (forget and every):
         raise UsageError(
-            "restore takes devices, or --all",
+            "restore takes devices, or --all; --forget takes devices",
             expected="devices or --all, not both",
             remedy="`uvirtio journal` shows what is bound",
         )
@@ -195,24 +210,47 @@ def restore(
     from uvirtio.host import sysfs
 
     _check_wait(wait)
+    if forget:
+        return _forget(cmd, devs or [])
     # All that is in the journal: devices that keep their driver are not waited for.
     listed = [device for entry in entries(cmd.roots) for device in entry.devices] if wait is not None else []
     with _settling([sysfs.device(one.bus, one.name, cmd.roots) for one in listed], cmd, wait) as udev:
-        done = restoring.restore(cmd.roots, None if every else list(dict.fromkeys(devs or ())))
+        each = restoring.restore_each(cmd.roots, None if every else list(dict.fromkeys(devs or ())))
+        failure = restoring.failure_of(each)
         if not cmd.json:
-            for one in done:
-                cmd.line(
-                    f"{one.address}: {_ACTIONS[one.action]}{f' {one.driver}' if one.driver else ' no driver'}"
-                )
-            if not done:
+            for one in each:
+                if isinstance(one, restoring.Restored):
+                    cmd.line(f"{one.address}: {_ACTIONS[one.action]}".replace("DRIVER", one.driver or "no driver"))
+                    _say_unchecked(one.address, one.unchecked)
+            if not each:
                 cmd.line("nothing to restore")
-        return _settled(cmd, udev, wait, [one.as_dict() for one in done])
+            for one in each:
+                if isinstance(one, restoring.Failed):
+                    output.error(one.error, cmd.name, as_json=False)
+        settled = _settled(cmd, udev, wait, [one.as_dict() for one in each], failure)
+        return settled if failure is None else failure.exit_code
+
+
+def _forget(cmd: Command, devs: list[str]) -> int:
+    from uvirtio.binding import restore as restoring
+
+    done = restoring.forget(cmd.roots, devs)
+    if cmd.json:
+        cmd.document(devices=[{**one.as_dict(), "before": was.as_dict()} for one, was in done])
+        return 0
+    for one, was in done:
+        cmd.line(
+            f"{one.address}: no longer in the journal; it has {one.driver or 'no driver'}, "
+            f"and had {was.driver or 'no driver'} before bind"
+        )
+    return 0
 
 
 _ACTIONS = {
-    "restored": "given back to",
-    "already": "already back with",
-    "gone": "is gone, and no longer in the journal; it had",
+    "restored": "given back to DRIVER",
+    "already": "already back with DRIVER",
+    "gone": "is gone, and no longer in the journal",
+    "replaced": "is another device now, which keeps DRIVER; no longer in the journal",
 }
 
 
@@ -221,14 +259,24 @@ _ACTIONS = {
 
 def journal(cmd: Command) -> None:
     """Show what bind has changed and restore would undo."""
-    from uvirtio.binding.journal import entries
+    from uvirtio.binding.journal import damaged, entries, hidden
+    from uvirtio.binding.standing import standing
 
-    found = entries(cmd.roots)
+    found, unseen, bad = entries(cmd.roots), hidden(cmd.roots), damaged(cmd.roots)
     if cmd.json:
-        cmd.document(entries=[entry.as_dict() for entry in found])
+        documents = [entry.as_dict() for entry in found]
+        for entry, document in zip(found, documents, strict=True):
+            for device, shown in zip(entry.devices, document["devices"], strict=True):
+                shown["now"] = standing(device, cmd.roots, entry.state)
+        place = None if unseen is None else str(unseen)
+        cmd.document(entries=documents, hidden=place, damaged=[str(path) for path in bad])
         return
+    if unseen is not None:
+        output.note(f"{unseen} cannot be read: what it says of bound devices is not shown; run this as root")
+    for path in bad:
+        output.note(f"{path} holds no entry of bind")
     if not found:
-        cmd.line("nothing is bound by uvirtio")
+        cmd.line("nothing is bound by uvirtio" + (", as far as this user may see" if unseen else ""))
         return
     rows: list[tuple[Any, ...]] = [
         (
@@ -238,8 +286,20 @@ def journal(cmd: Command) -> None:
             device.type,
             device.driver or "-",
             device.target or "-",
+            _NOW[standing(device, cmd.roots, entry.state)],
         )
         for entry in found
         for device in entry.devices
     ]
-    cmd.table(("WHEN", "STATE", "ADDRESS", "TYPE", "FROM", "TO"), rows)
+    cmd.table(("WHEN", "STATE", "ADDRESS", "TYPE", "FROM", "TO", "NOW"), rows)
+
+
+_NOW = {
+    "bound": "bound",
+    "unfinished": "unfinished",
+    "as-before": "as before",
+    "gone": "gone",
+    "replaced": "another device",
+    "claimed": "claimed by another program",
+    "taken": "bound by another program",
+}

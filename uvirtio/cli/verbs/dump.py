@@ -107,6 +107,7 @@ def _of_device(cmd: Command, dev: str, live: bool) -> dict[str, Any]:
 
 def _look(cmd: Command, dev: str, live: bool) -> tuple[Record, dict[str, Any]]:
     from uvirtio.binding.discover import find
+    from uvirtio.binding.facts import Facts
     from uvirtio.binding.rules import check
     from uvirtio.evidence import collect
     from uvirtio.host.addresses import SIMULATED
@@ -115,7 +116,8 @@ def _look(cmd: Command, dev: str, live: bool) -> tuple[Record, dict[str, Any]]:
     address = dev
     if not dev.startswith(SIMULATED):
         found = find(dev, cmd.roots)
-        known = collect.of_machine(found, cmd.roots, check(found, cmd.roots))
+        facts = Facts(cmd.roots)
+        known = collect.of_machine(found, facts, check(found, cmd.roots, facts))
         if not live:
             return known, collect.environment(cmd.roots)
         address = found.address

@@ -14,6 +14,7 @@ from uvirtio.errors import UsageError
 
 if TYPE_CHECKING:
     from uvirtio.binding.discover import DiscoveredDevice
+    from uvirtio.binding.facts import Facts
     from uvirtio.binding.rules import Verdicts
 
 
@@ -32,23 +33,24 @@ def inspect(cmd: Command, dev: LookArgument = "", file: FromOption = "") -> None
     if not dev:
         raise UsageError("which device?", expected="DEV, or -F FILE", remedy="uvirtio list")
     from uvirtio.binding.discover import find
+    from uvirtio.binding.facts import Facts
     from uvirtio.binding.rules import check
 
     found = find(dev, cmd.roots)
-    verdicts = check(found, cmd.roots)
-    members = _members(cmd, found, verdicts)
+    facts = Facts(cmd.roots)
+    members = _members(cmd, found, check(found, cmd.roots, facts), facts)
     if cmd.json:
         cmd.document(**members)
     else:
         _print(cmd, members)
 
 
-def _members(cmd: Command, found: DiscoveredDevice, verdicts: Verdicts) -> dict[str, Any]:
-    from uvirtio.binding.discover import hardware
-    from uvirtio.binding.rules import group_members
+def _members(cmd: Command, found: DiscoveredDevice, verdicts: Verdicts, facts: Facts) -> dict[str, Any]:
+    from uvirtio.binding.hwdb import hardware
 
     hidden: list[str] = []
-    virtio = found.path / found.virtio_name if found.virtio_name else None
+    mates = facts.mates.group_members(found)
+    virtio = found.virtio_path
     return {
         **device_members(found, verdicts),
         "hardware": hardware(found, cmd.roots),
@@ -57,10 +59,10 @@ def _members(cmd: Command, found: DiscoveredDevice, verdicts: Verdicts) -> dict[
         "driver_override": found.driver_override,
         "window": None if found.window is None else {"base": found.window[0], "length": found.window[1]},
         "noiommu": found.noiommu,
-        "group_members": [
-            {"address": one.address, "pci_id": one.pci_id, "driver": one.driver}
-            for one in group_members(found, cmd.roots)
-        ],
+        "above": list(found.above),
+        "group_members": None
+        if mates is None
+        else [{"address": one.address, "pci_id": one.pci_id, "driver": one.driver} for one in mates],
         "findings": [one.as_dict() for one in verdicts.findings],
         "unchecked_why": [{"rule": one.rule, "why": one.why} for one in verdicts.unchecked],
         "bars": _bars(found, hidden),
@@ -157,7 +159,7 @@ def _print(cmd: Command, members: dict[str, Any]) -> None:
     if members["node"] is not None:
         rows.append(("node", members["node"]))
     if members["parent"] is not None:
-        rows.append(("offered by", members["parent"]))
+        rows.append(("offered by", " of ".join(members["above"] or [members["parent"]])))
     if msi is not None:
         state = "on" if msi["enabled"] else "off"
         rows.append(("MSI-X", f"{msi['vectors']} vectors, {state}, BAR {msi['bar']}+{msi['offset']:#x}"))
@@ -213,8 +215,10 @@ def _driver(members: dict[str, Any]) -> str:
 def _group(members: dict[str, Any]) -> str:
     if members["iommu_group"] is None:
         return "none"
-    others = ", ".join(f"{one['address']} ({_or_dash(one['driver'])})" for one in members["group_members"])
     kind = ", no IOMMU" if members["noiommu"] else ""
+    if members["group_members"] is None:
+        return f"{members['iommu_group']}{kind}, with others that cannot be listed, or alone"
+    others = ", ".join(f"{one['address']} ({_or_dash(one['driver'])})" for one in members["group_members"])
     return f"{members['iommu_group']}{kind}" + (f", with {others}" if others else ", alone")
 
 

@@ -37,8 +37,9 @@ def list_devices(
 
         list_file(cmd, file, wanted)
         return
-    from uvirtio.binding.discover import hardware, scan
+    from uvirtio.binding.discover import scan, unlisted
     from uvirtio.binding.facts import Facts
+    from uvirtio.binding.hwdb import hardware
     from uvirtio.binding.rules import check
 
     facts = Facts(cmd.roots)
@@ -49,14 +50,18 @@ def list_devices(
     ]
     # Only when asked: loading libudev takes longer than everything else.
     called = [{"hardware": hardware(found, cmd.roots)} if names else {} for found, _ in shown]
+    hidden = [f"{place} cannot be listed" for place in unlisted(cmd.roots)]
     if cmd.json:
         cmd.document(
             devices=[
                 {**device_members(found, verdicts), **more}
                 for (found, verdicts), more in zip(shown, called, strict=True)
-            ]
+            ],
+            hidden=hidden,
         )
         return
+    for text in hidden:
+        cmd.line(f"not visible: {text}")
     if not shown:
         cmd.line("no virtio devices found" if wanted is None else f"no {wanted[1]} devices found")
         return

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from uvirtio.drivers.balloon.free_memory import FreeMemory
 from uvirtio.errors import NotSupported, PagemapHidden, PageMoved, Refused
+from uvirtio.host import privilege
 from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.spec import balloon as spec
 from uvirtio.spec.page import VIRTIO_PAGE
@@ -147,7 +148,7 @@ def _check(pfns: Sequence[int]) -> None:
             "the frame numbers of its pages are hidden from this process",
             seen="frame 0 in /proc/self/pagemap",
             expected="real frame numbers",
-            remedy="the balloon needs CAP_SYS_ADMIN: run as root, or try qemu:virtio-balloon-pci",
+            remedy=privilege.remedy("run as root (CAP_SYS_ADMIN)", also="try qemu:virtio-balloon-pci"),
         )
     if max(pfns) >= PFN_END:
         raise NotSupported(

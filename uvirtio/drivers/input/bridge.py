@@ -27,6 +27,7 @@ from uvirtio.drivers.input.driver import Input
 from uvirtio.drivers.input.events import SYN_REPORT, Frame, InputEvent
 from uvirtio.drivers.input.state import InputState
 from uvirtio.errors import Closed, ModuleLack, NotSupported, OperationFailed, PermissionLack, UvirtioError
+from uvirtio.host import privilege
 from uvirtio.host.proc import misc_devices
 from uvirtio.host.roots import Roots
 from uvirtio.spec import input as spec
@@ -442,7 +443,7 @@ def _not_opened(node: str, roots: Roots, error: OSError) -> UvirtioError:
 
 def _refused(node: str, error: Exception) -> UvirtioError:
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
-        return PermissionLack(f"{node} may not be used", seen=error.strerror, remedy="as root")
+        return PermissionLack(f"{node} may not be used", seen=error.strerror, remedy=privilege.remedy())
     return OperationFailed(
         f"{node} does not create this device",
         seen=str(error),

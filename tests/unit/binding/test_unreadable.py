@@ -1,0 +1,223 @@
+"""A directory that cannot be listed is not an empty one: whatever asks for its members says so.
+
+A link that leads to itself cannot be listed by root either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.fakesys import FakeSys
+from uvirtio.binding import discover, journal
+from uvirtio.binding.doctor import checks
+from uvirtio.binding.facts import Facts
+from uvirtio.binding.mates import Mates
+from uvirtio.binding.plan import plan
+from uvirtio.binding.rules import check
+from uvirtio.cli import main
+from uvirtio.errors import PermissionLack
+from uvirtio.host import process, sysfs
+
+AT, MATE = "0000:03:00.0", "0000:03:00.1"
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> FakeSys:
+    made = FakeSys(tmp_path)
+    made.driver("vfio-pci")
+    made.text(made.roots.proc / "iomem", "00000000-00000000 : System RAM\n")
+    return made
+
+
+def hide(path: Path) -> None:
+    if path.exists():
+        path.rename(path.with_name("hidden"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(path)
+
+
+def unchecked(fake: FakeSys) -> dict[str, str]:
+    return {one.rule: one.why for one in check(discover.find(AT, fake.roots), fake.roots).unchecked}
+
+
+def doctor(fake: FakeSys) -> dict[str, tuple[str, str]]:
+    made = checks(fake.roots, qemu_version=lambda _: "")
+    assert len({one.name for one in made}) == len(made)
+    return {one.name: (one.verdict, one.detail) for one in made}
+
+
+def test_listed_tells_what_is_not_there_from_what_is_hidden(tmp_path: Path) -> None:
+    hide(tmp_path / "hidden-one")
+    (tmp_path / "file").touch()
+    assert sysfs.listed(tmp_path) == ["file", "hidden-one"]
+    assert sysfs.listed(tmp_path / "none") == sysfs.listed(tmp_path / "file") == []
+    assert sysfs.listed(tmp_path / "hidden-one") is None and sysfs.names(tmp_path / "hidden-one") == []
+
+
+# --- the IOMMU group ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def grouped(fake: FakeSys) -> FakeSys:
+    """A function whose group has another one, in the kernel's hands, and cannot be listed."""
+    fake.pci(AT, "rng", group=7)
+    fake.pci(MATE, "net", group=7)
+    hide(fake.sys / "kernel/iommu_groups/7/devices")
+    return fake
+
+
+def test_a_group_that_cannot_be_listed_is_not_called_alone(
+    grouped: FakeSys, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", AT, "--root", str(grouped.top)]) == 0
+    out = capsys.readouterr().out
+    assert "7, with others that cannot be listed, or alone" in out
+    assert "rule group unchecked: the members of IOMMU group 7" in out
+    assert main(["inspect", AT, "--json", "--root", str(grouped.top)]) == 0
+    assert json.loads(capsys.readouterr().out)["group_members"] is None
+
+
+def test_the_rest_of_such_a_group_is_not_taken(grouped: FakeSys) -> None:
+    found = discover.find(AT, grouped.roots)
+    (problem,) = plan(found, grouped.roots, group=True).problems
+    assert isinstance(problem, PermissionLack) and "IOMMU group 7" in problem.message
+    assert not plan(found, grouped.roots).problems
+
+
+@pytest.mark.parametrize("lost", ["vendor", "device"])
+def test_a_member_that_does_not_say_what_it_is_is_one(fake: FakeSys, lost: str) -> None:
+    fake.pci(AT, "rng", group=7)
+    (fake.pci(MATE, "net", group=7) / lost).unlink()
+    assert Mates(fake.roots).group_members(discover.find(AT, fake.roots)) is None
+    (fake.sys / "bus/pci/devices" / MATE).unlink()  # gone between two reads
+    assert Mates(fake.roots).group_members(discover.find(AT, fake.roots)) == []
+
+
+def test_a_group_with_none_but_the_function_is_alone(fake: FakeSys) -> None:
+    fake.pci(AT, "rng", group=7)
+    assert Mates(fake.roots).group_members(discover.find(AT, fake.roots)) == [] and unchecked(fake) == {}
+
+
+def test_a_driver_for_user_space_may_be_held_through_a_member_that_cannot_be_listed(fake: FakeSys) -> None:
+    fake.vfio(fake.pci(AT, "rng", group=7, driver=None))
+    hide(fake.sys / "kernel/iommu_groups/7/devices")
+    assert set(unchecked(fake)) == {"group", "other-use"}
+
+
+# --- the rules ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "kind", "rule"),
+    [
+        ("devices/pci0000:00/0000:03:00.0/virtio0/block/vda/holders", "blk", "mounted"),
+        ("fs/ext4", "blk", "mounted"),
+        ("fs/btrfs", "blk", "mounted"),
+        ("class/block", "blk", "mounted"),
+        ("class/tty", "console", "console"),
+        ("bus/vdpa/devices", "rng", "other-use"),
+        ("fs/virtiofs", "fs", "root-share"),
+    ],
+)
+def test_a_rule_that_cannot_list_says_so(fake: FakeSys, place: str, kind: str, rule: str) -> None:
+    device = fake.pci(AT, kind, group=7)
+    if kind == "blk":
+        fake.child(device, "virtio0/block/vda", "block", {"dev": "254:0\n"})
+    assert unchecked(fake) == {}
+    hide(fake.sys / place)
+    assert unchecked(fake) == {rule: f"{fake.sys / place} cannot be listed"}
+
+
+def test_what_lies_below_a_device_may_be_hidden(fake: FakeSys, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = fake.pci(AT, "net", group=7)
+    hidden = str(device / "virtio0")
+    scandir = os.scandir
+
+    def some(here: Path) -> object:
+        if str(here) == hidden:
+            raise PermissionError(13, "Permission denied")
+        return scandir(here)
+
+    monkeypatch.setattr(sysfs.os, "scandir", some)
+    why = f"{hidden} cannot be listed"
+    assert unchecked(fake) == dict.fromkeys(("mounted", "display-input", "other-use"), why)  # network refuses
+
+
+def test_driverctls_directory(fake: FakeSys) -> None:
+    fake.pci(AT, "rng", group=7)
+    hide(fake.roots.etc / "driverctl.d")
+    assert "driverctl.d cannot be listed" in unchecked(fake)["foreign-override"]
+
+
+# --- the journal -------------------------------------------------------------------------------------------
+
+
+def test_a_journal_that_cannot_be_listed(fake: FakeSys, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.pci(AT, "rng", group=7)
+    hide(journal.directory(fake.roots))
+    assert "journal" in unchecked(fake)["earlier-bind"]
+    assert doctor(fake)["journal"][0] == "skip"
+    assert main(["journal", "--root", str(fake.top)]) == 0
+    out, err = capsys.readouterr()
+    assert out == "nothing is bound by uvirtio, as far as this user may see\n" and "cannot be read" in err
+    assert main(["journal", "--json", "--root", str(fake.top)]) == 0
+    assert json.loads(capsys.readouterr().out)["hidden"] == str(journal.directory(fake.roots))
+
+
+def test_an_entry_of_the_journal_that_this_user_may_not_read(
+    fake: FakeSys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = fake.text(journal.directory(fake.roots) / "0-0-0.json", "{}")
+    assert journal.hidden(fake.roots) is None
+    monkeypatch.setattr(journal.os, "access", lambda _path, _mode: False)
+    assert journal.hidden(fake.roots) == path
+
+
+# --- doctor and list ---------------------------------------------------------------------------------------
+
+
+def test_doctor_does_not_call_hidden_groups_none(fake: FakeSys) -> None:
+    fake.text(fake.sys / "module/vfio/parameters/enable_unsafe_noiommu_mode", "N\n")
+    fake.driver("uio_pci_generic")
+    hide(fake.sys / "kernel/iommu_groups")
+    made = doctor(fake)
+    assert made["iommu"] == ("warn", "the IOMMU groups cannot be listed")
+    assert made["vfio-pci"][0] == "pass" and "no IOMMU" not in made["vfio-pci"][1]
+    assert made["vfio-noiommu"][0] == made["uio"][0] == "skip"
+
+
+def test_doctor_does_not_call_hidden_nodes_none(fake: FakeSys) -> None:
+    hide(fake.roots.dev / "vfio")
+    assert doctor(fake)["vfio-access"] == ("warn", "/dev/vfio cannot be listed")
+
+
+@pytest.mark.parametrize("bus", ["pci", "platform", "vdpa"])
+def test_devices_that_cannot_be_listed(fake: FakeSys, capsys: pytest.CaptureFixture[str], bus: str) -> None:
+    place = fake.sys / "bus" / bus / "devices"
+    hide(place)
+    verdict, detail = doctor(fake)["devices"]
+    assert verdict == "warn" and f"{place} cannot be listed" in detail
+    assert main(["list", "--root", str(fake.top)]) == 0
+    assert f"not visible: {place} cannot be listed\n" in capsys.readouterr().out
+    assert main(["list", "--json", "--root", str(fake.top)]) == 0
+    assert json.loads(capsys.readouterr().out)["hidden"] == [f"{place} cannot be listed"]
+
+
+# --- processes ---------------------------------------------------------------------------------------------
+
+
+def test_processes_that_are_not_listed(fake: FakeSys) -> None:
+    """In a container, and where /proc is mounted with hidepid, no entry of /proc says that others are missing."""
+    assert process.all_visible(fake.roots) and process.open_files(fake.roots).complete
+    (fake.roots.proc / "self/ns/pid").symlink_to("pid:[4026531836]")
+    assert process.all_visible(fake.roots)
+    (fake.roots.proc / "self/ns/pid").unlink()
+    (fake.roots.proc / "self/ns/pid").symlink_to("pid:[4026532999]")
+    assert not process.open_files(fake.roots).complete and not Facts(fake.roots).mounts_complete
+    (fake.roots.proc / "self/ns/pid").unlink()
+    (fake.roots.proc / "1").rename(fake.roots.proc / "init")
+    assert not process.open_files(fake.roots).complete
