@@ -27,7 +27,6 @@ from uvirtio.host import proc, sysfs
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.backend import MmioWindow, PciFunction
 from uvirtio.interfaces.memory import Registers
-from uvirtio.interfaces.transport import Transport
 from uvirtio.spec import device_config, mmio, pci
 from uvirtio.spec import input as input_spec
 from uvirtio.spec.layout import Field
@@ -399,7 +398,7 @@ def _device_config(device: Device, features: int) -> dict[str, Any]:
                 data[at] = transport.read_config(at, 1)
         return bytes(data)
 
-    told = device.snapshot(lambda: _input_told(transport)) if device.device_id == input_spec.TYPE else {}
+    told = _input_told(device) if device.device_id == input_spec.TYPE else {}
     data = device.snapshot(read)
     return {
         "length": length,
@@ -409,8 +408,17 @@ def _device_config(device: Device, features: int) -> dict[str, Any]:
     }
 
 
-def _input_told(transport: Transport) -> dict[str, int | str]:
-    """Name, serial number and ids of an input device, which lie behind a window (5.8.4); it is closed again."""
+def _input_told(device: Device) -> dict[str, int | str]:
+    """Name, serial number and ids of an input device, which lie behind a window (5.8.4); it is closed again.
+
+    The window is moved outside of the snapshots: some devices give each selection a generation of its own.
+    """
+    transport = device.transport
+
+    def shown() -> bytes:
+        size = min(transport.read_config(input_spec.SIZE, 1), input_spec.PAYLOAD_MAX)
+        return bytes(transport.read_config(input_spec.PAYLOAD + at, 1) for at in range(size))
+
     made: dict[str, int | str] = {}
     for select, name in (
         (input_spec.Select.ID_NAME, "name"),
@@ -419,8 +427,7 @@ def _input_told(transport: Transport) -> dict[str, int | str]:
     ):
         transport.write_config(input_spec.SELECT, 1, select)
         transport.write_config(input_spec.SUBSEL, 1, 0)
-        size = min(transport.read_config(input_spec.SIZE, 1), input_spec.PAYLOAD_MAX)
-        data = bytes(transport.read_config(input_spec.PAYLOAD + at, 1) for at in range(size))
+        data = device.snapshot(shown)
         made[name] = data.hex() if name == "ids" else data.decode("utf-8", "replace").rstrip("\0")
     transport.write_config(input_spec.SELECT, 1, input_spec.Select.UNSET)
     return made

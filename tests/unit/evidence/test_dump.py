@@ -155,7 +155,7 @@ CELLS = [
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("live", [False, True])
 def test_every_kind_of_scripted_device(cell: str, live: bool, dump: Dump) -> None:
-    (device,) = dump(f"scripted:{cell}", *(["--live"] if live else []))["devices"]
+    (device,) = dump(f"scripted:{cell}", "--timeout", "60", *(["--live"] if live else []))["devices"]
     assert device["type"] == cell.partition(",")[0]
     assert device["features"]["offered"] is not None
     assert (device["features"]["negotiated"] is not None) == live
@@ -226,6 +226,24 @@ def test_addresses_of_networks_and_hosts_are_masked() -> None:
     text = json.dumps(made)
     assert "525400abcdef" not in text and "secret" not in text
     assert plain["masked"] is False  # the original stays as it was
+
+
+@pytest.mark.parametrize(
+    ("typed", "left"),
+    [
+        ("qemu:virtio-net-pci,mac=52:54:00:ab:cd:ef", "qemu:virtio-net-pci,mac=masked"),
+        ("qemu:q35,file=/home/ann/a.img/virtio-blk-pci", "qemu:q35,file=masked/virtio-blk-pci"),
+        ("qemu:virtio-blk-pci,serial=SN-1,queue-size=4", "qemu:virtio-blk-pci,serial=masked,queue-size=4"),
+        ("the link of 52-54-00-AB-CD-EF is down", "the link of masked is down"),
+        ("0000:00:03.0", "0000:00:03.0"),
+    ],
+)
+def test_what_was_typed_is_masked_wherever_it_is_repeated(typed: str, left: str) -> None:
+    plain = net_document()
+    plain["devices"][0]["address"] = typed
+    plain["devices"][0]["error"] = {"message": f"{typed} does not answer"}
+    (made,) = masked(plain)["devices"]
+    assert (made["address"], made["error"]["message"]) == (left, f"{left} does not answer")
 
 
 def test_serial_numbers_are_masked(dump: Dump) -> None:
