@@ -123,6 +123,24 @@ LookArgument = Annotated[
     ),
 ]
 
+LookOrFileArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="[DEV]",
+        help="Device address, eth0, /dev/vda, a path below /sys, virtio3, or a type that only one device has; "
+        "with -F a device in FILE.",
+    ),
+]
+FromOption = Annotated[
+    str,
+    typer.Option(
+        "-F",
+        "--from",
+        metavar="FILE",
+        help="Look at a dump, an lspci text, a config file or a recording instead of this machine; - is stdin.",
+    ),
+]
+
 _COMMON: dict[str, tuple[Any, Any]] = {
     "json": (JsonOption, False),
     "verbose": (VerboseOption, False),
