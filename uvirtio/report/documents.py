@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from html.parser import HTMLParser
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ def script(ident: str, document: Document) -> Markup:
 
     Args:
         ident: The element's id.
-        document: The document. Nothing in it can end the element: ``<``, ``>`` and ``&`` are escaped as JSON allows.
+        document: The document. Nothing in it ends the element: ``<``, ``>`` and ``&`` are escaped as JSON allows.
     """
     told = json.dumps(document, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for char in "<>&":
@@ -71,3 +72,88 @@ def embedded(text: str, ident: str) -> Document | None:
     if not isinstance(made, dict):
         raise ValueError(f"{ident} is not an object")
     return made
+
+
+_VERDICTS: Final = ("pass", "warn", "fail", "skip")
+
+
+def checked(diag: Document) -> Document:
+    """Return a diagnosis as a report can use it: what it must have, with the types that it must have.
+
+    A report comes from anywhere, and may say anything.
+
+    Args:
+        diag: A document of ``uvirtio diag --json``.
+
+    Raises:
+        ValueError: A part of it is something else.
+    """
+    made = {**diag, "steps": [_step(one) for one in _list(diag.get("steps"), "steps")]}
+    made["address"], made["type"] = _text(diag.get("address")), _text(diag.get("type")) or "unknown"
+    made["verdict"] = "fail" if diag.get("error") else "pass"
+    if diag.get("verdict") is not None:
+        made["verdict"] = _verdict(diag["verdict"])
+    made["cause"] = _cause(diag.get("cause"))
+    for name in ("error", "bisection"):
+        made[name] = _object(diag.get(name), name)
+    return made
+
+
+def _step(told: Any) -> Document:
+    step = _object(told, "a step")
+    made = {**step, "name": _text(step.get("name")), "verdict": _verdict(step.get("verdict"))}
+    for name in ("spec", "detail", "hint"):
+        made[name] = _text(step.get(name))
+    took = step.get("took_s", 0.0)
+    if isinstance(took, bool) or not isinstance(took, int | float) or not math.isfinite(took) or took < 0:
+        raise ValueError("took_s is not a time")
+    made["took_s"] = float(took)
+    made["cause"] = _cause(step.get("cause"))
+    data = _object(step.get("data"), "data")
+    if "queues" in data:
+        data = {**data, "queues": [_queue(one) for one in _list(data["queues"], "queues")]}
+    made["data"] = data
+    return made
+
+
+def _queue(told: Any) -> Document:
+    queue = _object(told, "a queue")
+    index = queue.get("index")
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise ValueError("the index of a queue is not a number")
+    words = _object(queue.get("words"), "words")
+    return {**queue, "words": words, "addresses": _list(queue.get("addresses"), "addresses")}
+
+
+def _cause(told: Any) -> Document | None:
+    if told is None:
+        return None
+    cause = _object(told, "a cause")
+    lines = {name: [_text(one) for one in _list(cause.get(name), name)] for name in ("evidence", "try")}
+    return {**cause, "id": _text(cause.get("id")), "text": _text(cause.get("text")), **lines}
+
+
+def _object(told: Any, what: str) -> Document:
+    if told is None:
+        return {}
+    if not isinstance(told, dict):
+        raise ValueError(f"{what} is not an object")
+    return told
+
+
+def _list(told: Any, what: str) -> list[Any]:
+    if told is None:
+        return []
+    if not isinstance(told, list):
+        raise ValueError(f"{what} is not an array")
+    return told
+
+
+def _text(told: Any) -> str:
+    return "" if told is None else str(told)
+
+
+def _verdict(told: Any) -> str:
+    if told not in _VERDICTS:
+        raise ValueError("a verdict is none of pass, warn, fail, skip")
+    return str(told)

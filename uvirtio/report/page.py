@@ -8,7 +8,7 @@ from importlib import resources
 from typing import Any, Final
 
 from uvirtio.report import bars, features, findings, rings, sections, status
-from uvirtio.report.documents import DIAG, DUMP, Document, script
+from uvirtio.report.documents import DIAG, DUMP, Document, checked, script
 from uvirtio.report.markup import Children, Markup, element, join, mark, section
 
 _WORST: Final = ("fail", "warn", "note")
@@ -24,23 +24,27 @@ def page(dump: Document | None, diag: Document | None = None) -> str:
 
     Returns:
         A whole HTML file, which loads nothing and runs nothing.
+
+    Raises:
+        ValueError: ``diag`` is no such document. (``dump`` was checked against its schema by who read it.)
     """
+    shown = None if diag is None else checked(diag)
     records: list[dict[str, Any] | None] = list((dump or {}).get("devices") or ())
-    owner = _owner(records, diag)
-    if diag is not None and owner is None:
+    owner = _owner(records, shown)
+    if shown is not None and owner is None:
         records.append(None)
         owner = len(records) - 1
     parts = [
-        _device(record, diag if index == owner else None, dump, index, alone=len(records) == 1)
+        _device(record, shown if index == owner else None, dump, index, alone=len(records) == 1)
         for index, record in enumerate(records)
     ]
-    names = [_name(record, diag if index == owner else None) for index, record in enumerate(records)]
+    names = [_name(record, shown if index == owner else None) for index, record in enumerate(records)]
     title = f"{names[0]} - uvirtio report" if len(names) == 1 else f"{len(names)} devices - uvirtio report"
     index_of = None
     if len(names) > 1:
         links = [element("li", element("a", name, href=f"#device{at}")) for at, name in enumerate(names)]
         index_of = element("nav", element("ul", links), aria_label="Devices")
-    where = sections.environment(dump, diag)
+    where = sections.environment(dump, shown)
     body = join(
         element("h1", "uvirtio report") if len(names) != 1 else None,
         index_of,
