@@ -33,6 +33,7 @@ __all__ = [
     "canonical",
     "capabilities",
     "config_bytes",
+    "config_edges",
     "find",
     "negotiated_features",
     "on_bus",
@@ -573,6 +574,25 @@ def config_bytes_at(path: Path, bar_list: list[BarInfo | None] | None = None) ->
     finally:
         os.close(fd)
     return ConfigSpace(data, tuple(caps), hidden)
+
+
+def config_edges(found: DiscoveredDevice) -> tuple[bytes, bytes]:
+    """What ``config_bytes`` leaves out: the header alone for a user who may read no more, and what is beyond 256.
+
+    Returns:
+        The first 64 bytes, and those from 256 to 4096 of a PCI Express function; empty where they cannot be read.
+    """
+    try:
+        fd = os.open(found.path / "config", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b"", b""
+    try:
+        extended = os.pread(fd, pci.EXPRESS_CONFIG_SIZE - pci.CONFIG_SIZE, pci.CONFIG_SIZE)
+        return os.pread(fd, pci.STANDARD_CONFIG_SIZE, 0), extended
+    except OSError:
+        return b"", b""
+    finally:
+        os.close(fd)
 
 
 def _config_reader(fd: int, path: Path) -> Callable[[int, int], int]:

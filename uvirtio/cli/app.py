@@ -30,6 +30,8 @@ _VERBS = {
     "reset": "diag",
     "features": "features",
     "watch": "watch",
+    "dump": "dump",
+    "diff": "dump",
     "balloon": "balloon",
     "rng": "rng",
     "input": "input",

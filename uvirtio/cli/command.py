@@ -123,6 +123,16 @@ LookArgument = Annotated[
     ),
 ]
 
+FromOption = Annotated[
+    str,
+    typer.Option(
+        "-F",
+        "--from",
+        metavar="FILE",
+        help="Look at a dump, an lspci text, a config file or a recording instead of this machine; - is stdin.",
+    ),
+]
+
 _COMMON: dict[str, tuple[Any, Any]] = {
     "json": (JsonOption, False),
     "verbose": (VerboseOption, False),
