@@ -152,17 +152,37 @@ class FakeSys:
             self.child(device, f"vfio-dev/{name}", "vfio-dev", {"dev": f"511:{number}\n", "uevent": uevent})
             self.text(self.roots.dev / "vfio/devices" / name, "").chmod(0o600)
 
-    def mmio(self, name: str, kind: str | None = None, *, compatible: bytes | None = None) -> Path:
+    def mmio(
+        self,
+        name: str,
+        kind: str | None = None,
+        *,
+        compatible: bytes | None = None,
+        reg: tuple[int, int] | None = None,
+    ) -> Path:
+        """A window; with ``compatible`` one of a device tree, whose node has ``reg`` in cells of 2 and 2."""
         path = self.sys / "devices/platform" / name
         path.mkdir(parents=True)
         self.text(path / "driver_override", "(null)\n")
         if compatible is not None:
-            self.text(path / "of_node/compatible", compatible)
+            address, _, what = name.partition(".")
+            words = {} if reg is None else {"reg": b"".join(number.to_bytes(8, "big") for number in reg)}
+            self.link(path / "of_node", self.node(f"{what}@{address}", {"compatible": compatible, **words}))
         self.link(self.sys / "bus/platform/devices" / name, path)
         if kind is not None:
             self.attach(path, "virtio-mmio", bus="platform")
             self.virtio(path, self.next_virtio(), kind, 1 << 32)
         return path
+
+    def node(self, where: str, properties: Mapping[str, bytes]) -> Path:
+        """A node of the device tree, by its path; the root has 2 cells of address and 2 of size, as on virt."""
+        tree = self.sys / "firmware/devicetree/base"
+        for name in ("#address-cells", "#size-cells"):
+            self.text(tree / name, (2).to_bytes(4, "big"))
+        (tree / where).mkdir(parents=True, exist_ok=True)
+        for name, value in properties.items():
+            self.text(tree / where / name, value)
+        return tree / where
 
     def sub_function(self, function: Path, name: str = "mlx5_core.sf.4") -> Path:
         """A device on the auxiliary bus, below a PCI function."""

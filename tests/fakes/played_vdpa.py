@@ -20,7 +20,6 @@ from uvirtio.host.syscalls import Kernel
 from uvirtio.spec import features as f
 
 FD = 1000
-PAGE = 4096
 ENOTSUPP = 524
 PATTERN = bytes(range(256)) * 16
 """What the device answers with, unless it is told to serve otherwise."""

@@ -128,7 +128,7 @@ def test_a_whole_driver_has_its_buffer_there(pair: Machine) -> None:
         with identify(rolls.address, rolls) as two, Rng(two) as rng:
             rng._buffer = region.alloc(4096, shown=two.dma)
             found = rng.read(4096)
-            assert bytes(rng._buffer.view) == found == region.read(0, 4096)
+            assert bytes(rng._buffer.view[:4096]) == found == region.read(0, 4096)
             assert os.pread(pair.files[plugs.id], 4096, 0) == found
 
 

@@ -1,9 +1,9 @@
-"""What QEMU says of the state of a virtio device, asked for in a way that this QEMU survives.
+"""What QEMU says of the state of a virtio device, asked for in a way that fits its version.
 
-``x-query-virtio-status`` tells most, and QEMU 11.1 can end there, by an assertion about a disk's features. Up to
-10.0 it is safe, and only there is it sent, and only from here. A newer QEMU is asked for the queues
-(``x-query-virtio-queue-status``), and for the registers by its monitor's ``xp`` and ``i``, which read memory and
-I/O ports as the guest's CPU would, past the driver.
+``x-query-virtio-status`` tells most. It is sent to the versions with which it has been tried for every device, up
+to 10.0, and only from here. A newer QEMU is asked for the queues (``x-query-virtio-queue-status``), and for the
+registers by its monitor's ``xp`` and ``i``, which read memory and I/O ports as the guest's CPU would, past the
+driver.
 
 Nothing of the package is used that this bears witness about.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SAFE_BEFORE = (10, 1)
-"""The first version whose ``x-query-virtio-status`` nothing here has tried, or that is known to end at it."""
+"""The first version that is not asked for ``x-query-virtio-status``."""
 _QUERY = "x-query-virtio-status"
 
 # virtio 1.4, 2.1 and 6: what tests ask for.

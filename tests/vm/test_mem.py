@@ -22,7 +22,8 @@ from uvirtio.device import QueueSpec
 from uvirtio.drivers.base import runs, transact
 from uvirtio.drivers.mem import Manager, Mem, Region
 from uvirtio.drivers.mem.kernel_use import note_kernel_use
-from uvirtio.errors import NotPlugged, PermissionLack
+from uvirtio.errors import NotPlugged, NotSupported, PermissionLack
+from uvirtio.host import cpu
 from uvirtio.host.memory import system_ram
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import InterruptMode
@@ -68,7 +69,31 @@ def cells() -> list[Any]:
 
 
 globals().update(adopt(any_device, cells()))
-globals().update(adopt(mem, cells()))
+USE_IT = ("patterns_stay_while_others_are_unplugged", "the_hosts_memory_falls", "hand_outs_and_the_host_wanting")
+"""Bodies that read and write plugged memory, and so need a CPU that has it as ordinary memory in /dev/mem."""
+
+on_x86 = pytest.mark.skipif(not cpu.maps_any_memory_as_normal(), reason="plugged memory is device memory here")
+globals().update(
+    {
+        name: body
+        for name, body in adopt(mem, cells()).items()
+        if cpu.maps_any_memory_as_normal() or not name.removeprefix("test_mem_").startswith(USE_IT)
+    }
+)
+
+
+@pytest.mark.skipif(cpu.maps_any_memory_as_normal(), reason="plugged memory is ordinary memory here")
+@pytest.mark.parametrize("cell", cells(), indirect=True)
+def test_where_it_is_device_memory_it_is_refused(cell: Cell, emptied: None) -> None:  # noqa: F811
+    """An unaligned access to it would end the process; plugging it, and giving it back, is no access."""
+    with cell.open() as device, Mem(device) as memory:
+        mem.request(cell, 4 * MIB)
+        memory.plug(memory.addr, 2)
+        with pytest.raises(NotSupported, match="plugged memory cannot be used") as caught:
+            Region.open(memory)
+        assert "restore" in (caught.value.remedy or "")
+        assert memory.config().plugged_size == 2 * memory.block_size
+        memory.unplug_all()
 
 
 # --- memory of this machine ---------------------------------------------------------------------------------
@@ -140,6 +165,7 @@ def test_another_device_reads_into_plugged_memory(plugs: str, lab_devices: dict[
             two.stop()
 
 
+@on_x86
 def test_the_kernels_own_memory_is_not_for_us() -> None:
     """/dev/mem gives plugged memory, of which the kernel knows nothing, and none of the kernel's."""
     if "mem" not in subprocess.run(["ls", "/dev"], capture_output=True, text=True, timeout=10).stdout.split():

@@ -24,7 +24,8 @@ import pytest
 from tests.vm import commands
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_drivers import driver_of, hand_over
-from uvirtio.online.kernel_view import boot_line
+from uvirtio.host import cpu
+from uvirtio.online import boot_line
 
 MIB = 1 << 20
 BLOCK = 128 * MIB
@@ -215,7 +216,8 @@ def test_one_run_finds_what_another_brought_online(lab_address, witness):
     before = mem_total()
     request(witness, REGION)
     line = boot_line(*(plain(witness)[name] for name in ("memaddr", "max-size")))
-    assert line in Path("/proc/cmdline").read_text(), "what is printed where it is missing is what this needs"
+    if cpu.is_x86():  # elsewhere the firmware says it
+        assert line in Path("/proc/cmdline").read_text(), "what is printed where it is missing is what this needs"
     first = document("mem", "online", lab_address, "256M")
     assert (first["online_bytes"], first["plugged_bytes"]) == (2 * BLOCK, 2 * BLOCK)
     assert mem_total() == before + 2 * BLOCK

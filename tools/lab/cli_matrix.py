@@ -15,7 +15,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lab import CHECKOUT, cache
+from lab import CHECKOUT, arches, cache, machines
 
 BEGIN, END = "<!-- tools/matrix begins -->", "<!-- tools/matrix ends -->"
 
@@ -110,12 +110,13 @@ def _newest() -> Path:
 def read(folders: list[Path]) -> Table:
     """What all reports of these folders say. A test that is in several counts once, as it ended in the last."""
     cases: dict[tuple[str, str | None, str | None], tuple[str, list[str]]] = {}
+    arm = {machine.name for machine in machines.load() if machine.arch == arches.AARCH64.name}
     for report in (path for folder in folders for path in sorted(folder.glob("*.xml"))):
-        kernel = re.fullmatch(r"vm-(.+)-([^-]+)", report.stem)
+        lab = _LAB.fullmatch(report.stem)
+        place = f"Linux {lab['kernel']}{' arm64' * (lab['machine'] in arm)}" if lab else ""
         for case in ET.parse(report).getroot().iter("testcase"):
             bad = any(case.find(word) is not None for word in ("failure", "error", "skipped"))
             noted = [one.get("value") or "" for one in case.iter("property") if one.get("name") == "cell"]
-            place = f"Linux {kernel[2]}" if kernel else ""
             cases[report.stem, case.get("classname"), case.get("name")] = (place, [] if bad else noted)
     table: Table = defaultdict(Found)
     for place, cells in cases.values():
@@ -127,6 +128,7 @@ def read(folders: list[Path]) -> Table:
     return dict(table)
 
 
+_LAB = re.compile(r"vm-(?P<machine>.+?)-(?P<kernel>(\d+\.\d+|newest)(-\d+k)?)")
 _BACKENDS = {"uio_pci_generic": "uio", "/dev/mem": "devmem"}
 
 
@@ -153,8 +155,9 @@ def draw(table: Table) -> str:
     lines += [
         "",
         "A cell says where tests drove the device that way, and how many passed: `Linux 6.12` is a stock kernel",
-        "in the VM; the others are machines of `qemu:`, without a guest. *built*: there is code for it,",
-        "and no test came by here. `-`: the standard has no such thing, or QEMU's device does not work there.",
+        "in the VM, `arm64` on that architecture, `-16k` with pages of 16 KiB; the others are machines of",
+        "`qemu:`, without a guest. *built*: there is code for it, and no test came by here. `-`: the standard has",
+        "no such thing, or QEMU's device does not work there.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from lab import (
     CHECKOUT,
     LabError,
+    arches,
     cache,
     kernels,
     lanes,
@@ -21,8 +22,10 @@ from lab import (
     process,
     pythons,
     qemus,
+    roots,
     selection,
     setup,
+    soft_reserve,
     udev,
 )
 from lab.floors import Outcome, Runner, Step, without_devices, without_privilege
@@ -75,7 +78,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--kernel",
         metavar="V",
-        help="floor 3 on this kernel only: 6.1, 6.12, newest (Debian sid's), experimental, or an unpacked package",
+        help="floor 3 on this kernel only, and the machines that it fits: 6.1, 6.12, newest (Debian sid's),"
+        " experimental, 6.12-16k (aarch64, with pages of 16 KiB), or an unpacked package",
     )
     top.add_argument("--machine", metavar="NAME", help="floor 3 on this machine of tests/vm/machines.toml only")
     top.add_argument(
@@ -208,7 +212,8 @@ def _whole(floor: str) -> list[Chosen]:
 
 def _packages(floors: Iterable[str]) -> setup.Packages:
     """What the chosen floors need on this machine, and nothing else."""
-    needs = {"lint": setup.FOR_LINT, "unit": setup.FOR_UNIT, "qemu": setup.FOR_QEMU, "vm": setup.FOR_VM}
+    needs = {"lint": setup.FOR_LINT, "unit": setup.FOR_UNIT, "qemu": setup.FOR_QEMU}
+    needs["vm"] = setup.FOR_VM | setup.for_arch(arches.AARCH64)
     return {name: present for floor in floors for name, present in needs[floor].items()}
 
 
@@ -332,6 +337,8 @@ def _machines(
     for machine in table:
         if only not in (None, machine.name):
             continue
+        if kernel and not kernels.fits(kernel, arches.get(machine.arch)):
+            continue
         spare = machine.extra and not extras and only is None
         part = selection.of_machine(machine, needed if spare else named)
         for version in (kernel,) if kernel else machine.kernels:
@@ -340,6 +347,10 @@ def _machines(
             elif spare and selection.of_machine(machine, named):
                 left_out.append(f"vm {machine.name} {version}")
     if not chosen:
+        if kernel and not kernels.fits(
+            kernel, arches.get(next(one.arch for one in table if only in (None, one.name)))
+        ):
+            raise LabError(f"--kernel {kernel} is not for --machine {only}", 2)
         raise LabError(f"--machine {only} has none of {', '.join(map(str, named))}", 2)
     return chosen, left_out
 
@@ -349,14 +360,18 @@ def _vm_floor(
 ) -> Iterator[tuple[str, Step]]:
     """The machines, each with its kernel. Downloading and building is set-up, not a test."""
     rules = udev.get(accept_expired=accept_expired)
-    found: dict[str, kernels.Kernel] = {}  # what the newest is, is asked once
+    found: dict[tuple[str, str], kernels.Kernel] = {}  # what the newest is, is asked once
     for machine, version in chosen:
         name = f"vm {machine.name} {version}"
+        arch = arches.get(machine.arch)
         try:
-            if version not in found:
-                found[version] = kernels.get(version, accept_expired=accept_expired)
-            kernel = modules.add(found[version], machine.modules)
+            if (version, arch.name) not in found:
+                found[version, arch.name] = kernels.get(version, arch, accept_expired=accept_expired)
+            kernel = modules.add(found[version, arch.name], machine.modules)
+            if machine.soft_reserved:
+                kernel = soft_reserve.add(kernel, machine.soft_reserved)
             qemu = qemus.get(machine.qemu_version, accept_expired=accept_expired)
+            roots.get(arch)
         except LabError as error:  # the mirror has moved on, most likely: no reason to run nothing else
             yield name, _failing(name, _unless_usage(error))
             continue

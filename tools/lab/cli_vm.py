@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from lab import kernels, modules, process, qemus, setup
+from lab import arches, kernels, modules, natives, process, qemus, roots, setup, soft_reserve
 from lab.vm import Config, Vm
 
 
@@ -22,13 +22,30 @@ def parser() -> argparse.ArgumentParser:
     shell = verbs.add_parser("shell", help="a shell in a fresh VM; leave it with exit")
     for verb in (run, shell):
         verb.add_argument(
-            "--kernel",
-            default="6.1",
-            metavar="V",
-            help="6.1 (default), 6.12, newest (Debian sid's), experimental, or an unpacked package",
+            "--arch",
+            choices=list(arches.ALL),
+            default=arches.X86_64.name,
+            help="aarch64 has a root of its own, which is fetched on first use (27 MB, and 93 MB for a kernel)",
         )
-        verb.add_argument("--machine", default="q35", metavar="M", help="QEMU's -M argument (q35)")
-        verb.add_argument("--iommu", choices=("intel", "none"), default="intel")
+        verb.add_argument(
+            "--kernel",
+            metavar="V",
+            help="6.1 (default), 6.12, newest (Debian sid's), experimental, or an unpacked package; of aarch64:"
+            " 6.12 (default), 6.12-16k (pages of 16 KiB) ...",
+        )
+        verb.add_argument(
+            "--machine", default="", metavar="M", help="QEMU's -M argument (q35; virt,gic-version=3)"
+        )
+        verb.add_argument(
+            "--iommu",
+            choices=list(dict.fromkeys(one for arch in arches.ALL.values() for one in arch.iommus)),
+            default="",
+            help="intel on x86, smmuv3 on aarch64",
+        )
+        verb.add_argument("--cpu", default="", metavar="MODEL", help="QEMU's -cpu argument (max)")
+        verb.add_argument(
+            "--acpi", action="store_true", help="aarch64: ACPI tables, by UEFI; without, a device tree"
+        )
         verb.add_argument("--memory", default="1G", metavar="M", help="QEMU's -m argument (1G)")
         verb.add_argument(
             "--device",
@@ -37,6 +54,12 @@ def parser() -> argparse.ArgumentParser:
             metavar="ARG",
             help="a QEMU -device argument; without bus= it gets a root port, and so an IOMMU group, of its own;"
             " an rng, disk, network or memory backend is supplied unless named",
+        )
+        verb.add_argument(
+            "--soft-reserve",
+            metavar="SIZE@ADDR",
+            help="aarch64 with --acpi: memory that the kernel finds set apart (Soft Reserved), as 512M@0x80000000,"
+            " by a UEFI program in front of it, which is built with clang",
         )
         verb.add_argument(
             "--modules",
@@ -72,21 +95,37 @@ def main(arguments: list[str]) -> int:
         command = command[1:]
     if not command:
         parser().error("no COMMAND; say: tools/vm run -- COMMAND")
-    setup.packages(setup.FOR_VM)
-    kernel = kernels.get(options.kernel, accept_expired=options.accept_expired)
+    arch = arches.get(options.arch)
+    if options.iommu and options.iommu not in arch.iommus:
+        parser().error(f"--iommu {options.iommu}: {arch.name} has {', '.join(arch.iommus)}")
+    if options.acpi and arch is arches.X86_64:
+        parser().error("--acpi is for aarch64")
+    setup.packages(setup.FOR_VM | setup.for_arch(arch))
+    venv = setup.venv()
+    kernel = kernels.get(options.kernel or arch.kernel, arch, accept_expired=options.accept_expired)
+    kernel = modules.add(kernel, tuple(options.modules))
+    if options.soft_reserve:
+        if not options.acpi:
+            parser().error("--soft-reserve is for --acpi: it needs a firmware's memory map")
+        kernel = soft_reserve.add(kernel, options.soft_reserve)
     config = Config(
-        kernel=modules.add(kernel, tuple(options.modules)),
+        kernel=kernel,
         command=command,
+        arch=arch,
+        root=roots.get(arch),
+        firmware=roots.firmware(arch) if options.acpi else None,
+        cpu=options.cpu,
         machine=options.machine,
         iommu=options.iommu,
         memory=options.memory,
         devices=options.device,
-        qemu=qemus.get(options.qemu_version, accept_expired=options.accept_expired).x86,
+        qemu=qemus.get(options.qemu_version, accept_expired=options.accept_expired).program(arch),
         qemu_arguments=options.qemu,
         append=options.append,
         user=options.user,
         qmp=options.qmp.absolute() if options.qmp else None,
-        venv=setup.venv(),
+        venv=venv,
+        libraries=natives.get(arch, venv),
         interactive=options.verb == "shell",
         timeout=float("inf") if options.verb == "shell" else options.timeout,
     )

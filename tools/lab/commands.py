@@ -7,6 +7,7 @@ session and signals, ``uvirtio.cli.main()`` as the installed program calls it, a
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -15,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -189,6 +191,8 @@ def _load() -> None:
     from uvirtio.drivers import balloon, input, mem, rng  # noqa: F401
 
     app.make_app()
+    with contextlib.suppress(ImportError):  # what typer 0.29 converts numbers and choices with, and imports late
+        import_module("pydantic").TypeAdapter(int)
 
 
 def _be_the_commands(line: socket.socket) -> NoReturn:

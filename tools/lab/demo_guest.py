@@ -16,9 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lab import demo_ways
 from lab.commands import Commands
 from lab.demo_show import MIB, WAIT_SECONDS, Host, Running, Show, poll
-from lab.demo_ways import WAYS, Way
+from lab.demo_ways import Way
 
 SYS = Path("/sys/bus")
 
@@ -55,13 +56,13 @@ class Story:
         self._between(self.drivers)
 
     def _addresses(self) -> dict[str, str]:
-        if self.way.machine == "q35":
+        if self.way.driver is not None:
             addresses = self.host.ask("addresses")
             return {name: where for name, where in addresses.items() if not name.startswith("lab-")}
         # No bus that QEMU would tell of: what the list says, by type.
         listed = json.loads(self._commands.run("list", "--json", timeout=WAIT_SECONDS).stdout)["devices"]
         names = {"input": "keyboard"}
-        windows = (one for one in listed if one["interface"] == "mmio")
+        windows = (one for one in listed if one["interface"] == "mmio" and one["driver"])  # others are empty
         return {names.get(one["type"], one["type"]): one["address"] for one in windows}
 
     def go(self, verb: str, name: str, words: str = "", **how: Any) -> str:
@@ -99,9 +100,10 @@ class Story:
 
     def drivers(self) -> None:
         """What each of our devices can do."""
-        total = self.host.ask("query_balloon")
-        self.inflate(total)
-        self.follow_balloon(total)
+        if "balloon" in self.at:
+            total = self.host.ask("query_balloon")
+            self.inflate(total)
+            self.follow_balloon(total)
         if "mem" in self.at:
             self.plug()
         if "rng" in self.at:
@@ -230,9 +232,13 @@ def driver_of(address: str) -> str:
         place = SYS / "vdpa/devices" / name
     elif bus == "mmio":
         start = f"{int(name, 16):x}"
-        lines = Path("/proc/iomem").read_text().splitlines()
-        found = (line.partition(" : ")[2] for line in lines if line.strip().lstrip("0").startswith(f"{start}-"))
-        place = SYS / "platform/devices" / next(found, "none")
+        place = SYS / "platform/devices" / f"{start}.virtio_mmio"  # of a device tree; of ACPI, iomem says which
+        if not place.exists():
+            lines = Path("/proc/iomem").read_text().splitlines()
+            found = (
+                line.partition(" : ")[2] for line in lines if line.strip().lstrip("0").startswith(f"{start}-")
+            )
+            place = SYS / "platform/devices" / next(found, "none")
     else:
         place = SYS / "pci/devices" / address
     link = place / "driver"
@@ -253,6 +259,7 @@ def epilogue(story: Story) -> None:
     show.host(f"QMP balloon {(total - 32 * MIB) // MIB} MiB")
     host.ask("balloon", total - 32 * MIB)
     story.reached("query_balloon", total - 32 * MIB, "virtio_balloon follows, QMP query-balloon: {} MiB")
+    host.ask("balloon", total)
 
 
 def main() -> int:
@@ -260,12 +267,16 @@ def main() -> int:
     begin = time.monotonic()
     commands = Commands.fork()
     show = Show(commands)
-    way = WAYS[os.environ["UVIRTIO_DEMO_TRANSPORT"], os.environ["UVIRTIO_DEMO_BACKEND"]]
-    story = Story(show, Host(), commands, way)
+    ways = demo_ways.story(*json.loads(os.environ["UVIRTIO_DEMO"]))
+    host = Host()
     try:
-        story.tell()
-        if "balloon" in story.at:
-            epilogue(story)
+        for way in ways:
+            if len(ways) > 1:
+                print(f"\n=== {way.title} ===", flush=True)
+            story = Story(show, host, commands, way)
+            story.tell()
+            if "balloon" in story.at:
+                epilogue(story)
     except (TimeoutError, RuntimeError, OSError, AssertionError) as error:
         show.claim(f"the demo goes on: {error}", False)
     commands.close()

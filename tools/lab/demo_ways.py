@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lab.arches import AARCH64, X86_64, Arch
+
 
 @dataclass(frozen=True)
 class Way:
@@ -22,9 +24,11 @@ class Way:
     binding: str = ""
     verdict: str = "pass"
     """Of a diagnosis: where no IOMMU is, it warns of that."""
+    arch: Arch = X86_64
     kernel: str = "6.1"
-    machine: str = "q35"
-    iommu: str = "intel"
+    machine: str = ""
+    iommu: str = ""
+    """The architecture's usual ones."""
     memory: str = "1G"
     append: str = ""
     arguments: tuple[str, ...] = ()
@@ -101,5 +105,39 @@ WAYS: dict[tuple[str, str], Way] = {
     ),
 }
 
+ON_ARM: tuple[Way, ...] = (
+    # QEMU takes one balloon a machine.
+    Way(
+        title="a balloon and a keyboard in virtio-mmio windows of a device tree, through /dev/mem",
+        devices=("virtio-balloon-device,id=balloon", "virtio-keyboard-device,id=keyboard"),
+        driver=None,
+        options={"": "--unsafe-dma"},
+        verdict="warn",
+        binding="--group",
+        arch=AARCH64,
+        kernel="6.12",
+        memory="1G,maxmem=4G",
+        append="hugepagesz=2M hugepages=64",
+        arguments=("-global", "virtio-mmio.force-legacy=false"),
+        modules=("virtio_mmio", "virtio_balloon", "virtio_input"),
+        screen=False,
+    ),
+    Way(
+        title="a memory device and an entropy source behind an SMMU, through vfio-pci",
+        devices=(
+            "virtio-mem-pci,id=mem,block-size=2M,iommu_platform=on",
+            "virtio-rng-pci,id=rng,iommu_platform=on",
+        ),
+        driver="vfio-pci",
+        arch=AARCH64,
+    ),
+)
+"""One machine with both ways, told one after the other: the first one says what else to boot."""
+
 BACKENDS = {"pci": "vfio", "pci-legacy": "vfio", "mmio": "devmem", "vdpa": "vhost-vdpa"}
 """The back end of each transport where none is named."""
+
+
+def story(arch: str, transport: str, backend: str) -> tuple[Way, ...]:
+    """What is told on one machine."""
+    return ON_ARM if arch == AARCH64.name else (WAYS[transport, backend],)

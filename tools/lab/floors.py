@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from lab import CHECKOUT, LabError, process
+from lab import CHECKOUT, LabError, arches, natives, process, roots
 from lab.kernels import Kernel
 from lab.machines import Machine
 from lab.qemus import Qemu
@@ -99,14 +100,19 @@ class Runner:
         """The machine's tests in the lab VM; ``udev`` is for those that want one."""
         _title(name)
         begin = time.monotonic()
+        arch = arches.get(machine.arch)
         inside = Path("/run/lab/out/report.xml")
         command = self._pytest(list(machine.arguments or map(str, machine.files)), inside, Path("/tmp"))
         config = Config(
             kernel=kernel,
             # Without hypothesis' plugin: it is not used there, and costs seconds on an emulated CPU.
             command=[*command, "-p", "no:hypothesispytest"],
+            arch=arch,
+            root=roots.get(arch),
+            firmware=roots.firmware(arch) if machine.acpi else None,
             machine=machine.machine,
-            qemu=qemu.x86,
+            cpu=machine.cpu,
+            qemu=qemu.program(arch),
             qemu_arguments=list(machine.qemu),
             iommu=machine.iommu,
             memory=machine.memory,
@@ -114,19 +120,20 @@ class Runner:
             append=machine.append,
             timeout=machine.timeout,
             venv=self.venv,
+            libraries=natives.get(arch, self.venv),
             env={
                 "UVIRTIO_LAB_KERNEL": kernel.version,
                 "UVIRTIO_LAB_MACHINE": machine.name,
                 "UVIRTIO_UDEV": str(udev),
             },
         )
-        report = self.reports / f"{name.replace(' ', '-')}.xml"
+        report = self.reports / f"{self._stem(name, kernel)}.xml"
         note, alarms, faults = "", [], []
         try:
             with Vm(config) as vm:
                 code = vm.wait()
                 alarms, faults = vm.alarms(), vm.faults()
-                (self.reports / f"{name.replace(' ', '-')}.dmesg").write_text(vm.dmesg())
+                report.with_suffix(".dmesg").write_text(vm.dmesg())
                 if (vm.out / inside.name).exists():
                     shutil.copy(vm.out / inside.name, report)
         except LabError as error:
@@ -147,6 +154,13 @@ class Runner:
             outcome.ok = False
         outcome.note = outcome.note or note
         return outcome
+
+    @staticmethod
+    def _stem(name: str, kernel: Kernel) -> str:
+        """The name of a report from the VM, with the series of a kernel that was asked for as the newest."""
+        head, _, asked = name.rpartition(" ")
+        series = re.match(r"\d+\.\d+", kernel.version) if kernel.origin else None
+        return f"{head} {series[0] if series else asked}".replace(" ", "-")
 
     def _pytest(self, arguments: list[str], report: Path, scratch: Path) -> list[str]:
         command = [str(self.venv / "bin/python"), "-m", "pytest", "-q", "-p", "no:cacheprovider"]

@@ -60,16 +60,19 @@ class Cpio:
         self._out += bytes(-len(self._out) % 4)
 
 
-def build(kernel: Kernel, init: bytes) -> bytes:
-    """The initramfs for ``kernel``, with ``init`` as /init."""
+def build(kernel: Kernel, init: bytes, *, root: Path = Path("/"), first: tuple[str, ...] = ()) -> bytes:
+    """The initramfs for ``kernel``, with ``init`` as /init.
+
+    ``root`` has the busybox that goes in; ``first`` are modules that are loaded before all others.
+    """
     archive = Cpio()
     for name in ("bin", "dev", "proc", "sys", "lab", "lab/modules"):
         archive.directory(name)
     archive.node("dev/console", 5, 1)
-    busybox = static_busybox()
+    busybox = static_busybox(root)
     archive.file("bin/busybox", busybox.read_bytes(), 0o755, int(busybox.stat().st_mtime))
     archive.file("init", init, 0o755)
-    for number, path in enumerate(load_order(kernel, MODULES)):
+    for number, path in enumerate(load_order(kernel, (*first, *MODULES))):
         name = path.name.split(".ko")[0]
         archive.file(f"lab/modules/{number:02}-{name}.ko", plain_module(path))
     return archive.finish()
@@ -128,9 +131,9 @@ def _decompress(program: str, data: bytes) -> bytes:
     return done.stdout
 
 
-def static_busybox() -> Path:
-    """A busybox that runs without any library; LabError if there is none."""
-    for path in (Path("/usr/bin/busybox"), Path("/bin/busybox")):
+def static_busybox(root: Path = Path("/")) -> Path:
+    """The busybox of ``root`` that runs without any library; LabError if there is none."""
+    for path in (root / "usr/bin/busybox", root / "bin/busybox"):
         if path.is_file() and not _needs_loader(path):
             return path
     raise LabError("a static busybox is missing; as root: apt-get install busybox-static")

@@ -20,6 +20,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from lab import LabError, cache
+from lab.arches import AARCH64, ALL, X86_64, Arch
 
 # Kernel series, and the Debian release that ships it.
 SUITES = {"6.1": "bookworm", "6.12": "trixie"}
@@ -29,8 +30,6 @@ MOVING = {"newest": "sid", "experimental": "experimental"}
 
 ACCEPT_EXPIRED = "take packages even where the mirror's index is past its Valid-Until, as of a mirror that rests"
 """What the option of the tools that download says of itself."""
-
-_META = "linux-image-amd64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,28 +46,43 @@ class Kernel:
         return f"Linux {self.version}" + (f" ({self.origin})" if self.origin else "")
 
 
-def get(name: str, *, accept_expired: bool = False) -> Kernel:
-    """The kernel ``name``: of SUITES or MOVING, downloaded on first use, or the path of an unpacked package.
+def names(arch: Arch = X86_64) -> list[str]:
+    """The kernels that can be downloaded for ``arch``: a series, and perhaps a flavour (``6.12-16k``)."""
+    every = [f"{series}{flavour}" for series in [*SUITES, *MOVING] for flavour in arch.flavours]
+    return [name for name in every if not name.startswith("6.1-")]  # bookworm has one flavour
+
+
+def get(name: str, arch: Arch = X86_64, *, accept_expired: bool = False) -> Kernel:
+    """The kernel ``name``: one of names(), downloaded on first use, or the path of an unpacked package.
 
     ``accept_expired``: also from an index that is too old to be trusted.
     """
-    if name in SUITES:
-        suite = SUITES[name]
+    series, dash, rest = name.partition("-")
+    flavour = f"{dash}{rest}"
+    meta = f"{arch.image}{flavour}"
+    if name in names(arch) and series in SUITES:
+        suite = SUITES[series]
 
         def build(work: Path) -> None:
-            with updated_apt(suite, work, accept_expired=accept_expired) as apt:
-                _download(apt, work)
+            with updated_apt(suite, work, arch, accept_expired=accept_expired) as apt:
+                _download(apt, work, meta)
 
-        return unpacked(cache.build_once(cache.root() / "kernels" / name, build))
-    if name in MOVING:
-        suite = MOVING[name]
+        place = name if arch is X86_64 else f"{arch.name}-{name}"
+        return unpacked(cache.build_once(cache.root() / "kernels" / place, build))
+    if name in names(arch):
+        suite = MOVING[series]
         where, origin = newest(
-            "kernels", suite, _META, lambda apt, work, _: _download(apt, work), accept_expired=accept_expired
+            "kernels" if arch is X86_64 else f"kernels/{arch.name}{flavour}",
+            suite,
+            meta,
+            lambda apt, work, _: _download(apt, work, meta),
+            arch,
+            accept_expired=accept_expired,
         )
         return replace(unpacked(where), origin=origin)
     if "/" in name or Path(name).is_dir():
         return unpacked(Path(name).resolve())
-    known = ", ".join([*SUITES, *MOVING])
+    known = ", ".join(names(arch))
     raise LabError(f"--kernel {name}: neither one of {known} nor an unpacked package", 2)
 
 
@@ -77,6 +91,7 @@ def newest(
     suite: str,
     package: str,
     build: Callable[[Apt, Path, Path], None],
+    arch: Arch = X86_64,
     *,
     accept_expired: bool,
 ) -> tuple[Path, str]:
@@ -86,7 +101,7 @@ def newest(
     """
     top = Path(tempfile.mkdtemp(prefix=".apt-", dir=cache.root()))
     try:
-        with updated_apt(suite, top, accept_expired=accept_expired) as apt:
+        with updated_apt(suite, top, arch, accept_expired=accept_expired) as apt:
             version = apt.version(package).rpartition(":")[2]  # an epoch's colon would end a part of PATH
             place = cache.root() / folder / f"{suite}-{version}"
             cache.build_once(place, lambda work: build(apt, work, place))
@@ -97,6 +112,16 @@ def newest(
     for old in cache.stale(place.parent.glob(f"{suite}-*")):
         shutil.rmtree(old, ignore_errors=True)
     return place, origin
+
+
+def fits(name: str, arch: Arch) -> bool:
+    """Whether the kernel ``name`` may be one for ``arch``; of an unpacked package the image tells."""
+    if not Path(name).is_dir():
+        return name in names(arch) or not any(name in names(other) for other in ALL.values())
+    with unpacked(Path(name)).image.open("rb") as image:
+        head = image.read(64)
+    # Linux, Documentation/arch/arm64/booting.rst: the magic number in the header of the image.
+    return (head[56:60] == b"ARM\x64") == (arch is AARCH64)
 
 
 def unpacked(where: Path) -> Kernel:
@@ -113,10 +138,11 @@ def unpacked(where: Path) -> Kernel:
     raise LabError(f"{where} has no modules for {version}", 2)
 
 
-def _download(apt: Apt, work: Path) -> None:
-    """Download the kernel of the suite and unpack it into ``work``."""
-    print(f"lab: fetching the kernel of {apt.suite} (once; kept in {cache.root()})", flush=True)
-    image = _image_package(apt.run("apt-cache", "depends", "--important", _META))
+def _download(apt: Apt, work: Path, meta: str = X86_64.image) -> None:
+    """Download the kernel of the suite, on which ``meta`` depends, and unpack it into ``work``."""
+    what = "the kernel" if meta == X86_64.image else meta
+    print(f"lab: fetching {what} of {apt.suite} (once; kept in {cache.root()})", flush=True)
+    image = _image_package(apt.run("apt-cache", "depends", "--important", meta), meta)
     for package in (image, *_parts(apt.run("apt-cache", "depends", "--important", image))):
         apt.unpack(package, work)
     _settle(work)
@@ -129,24 +155,24 @@ def unpack(package: str, suite: str, work: Path, *, accept_expired: bool = False
 
 
 @contextmanager
-def updated_apt(suite: str, work: Path, *, accept_expired: bool = False) -> Iterator[Apt]:
+def updated_apt(suite: str, work: Path, arch: Arch = X86_64, *, accept_expired: bool = False) -> Iterator[Apt]:
     """apt with today's index of ``suite``, in a folder in ``work`` that goes again.
 
     LabError where the index is older than its signers wanted, unless that is accepted.
     """
     top = work / "apt"
-    apt = Apt(top, suite)
+    apt = Apt(top, suite, arch)
     apt.run("apt-get", "-qq", "update")
     apt.check_age(datetime.now(UTC), accept_expired=accept_expired)
     yield apt
     run(["rm", "-rf", str(top)])
 
 
-def _image_package(depends: str) -> str:
+def _image_package(depends: str, meta: str = X86_64.image) -> str:
     """The package with the image, from what ``apt-cache depends`` says about the meta package."""
     match = re.search(r"^\s*Depends: (linux-image-\d\S*)$", depends, re.MULTILINE)
     if match is None:
-        raise LabError(f"{_META} depends on no linux-image package: {depends!r}")
+        raise LabError(f"{meta} depends on no linux-image package: {depends!r}")
     return match.group(1)
 
 
@@ -158,8 +184,11 @@ def _parts(depends: str) -> list[str]:
 def _settle(work: Path) -> None:
     """Bring the layouts of packages to one, and write modules.dep as an install would.
 
-    Modules lie in lib/modules or in usr/lib/modules, the image in boot or beside its modules.
+    Modules lie in lib/modules or in usr/lib/modules, the image in boot or beside its modules. Device trees of real
+    boards are of no use here.
     """
+    for trees in (work / "usr/lib").glob("linux-image-*"):
+        run(["rm", "-rf", str(trees)])
     new = work / "usr/lib/modules"
     if not new.is_dir():
         new.parent.mkdir(parents=True, exist_ok=True)
@@ -181,7 +210,7 @@ def _settle(work: Path) -> None:
 class Apt:
     """apt with its own lists, cache and sources below ``top``."""
 
-    def __init__(self, top: Path, suite: str) -> None:
+    def __init__(self, top: Path, suite: str, arch: Arch = X86_64) -> None:
         self._top = top
         self.suite = suite
         self.expired = ""
@@ -203,8 +232,8 @@ class Apt:
             "Dir::Etc::Parts": top / "empty",
             "Dir::Etc::Preferences": top / "none",
             "Dir::Etc::PreferencesParts": top / "empty",
-            "APT::Architecture": "amd64",
-            "APT::Architectures": "amd64",
+            "APT::Architecture": arch.debian,
+            "APT::Architectures": arch.debian,
             "APT::Sandbox::User": "root" if os.geteuid() == 0 else "",  # _apt can't write into our folder
             "Acquire::Check-Valid-Until": "false",  # check_age does, whatever this machine's own apt is told
             "Acquire::Languages": "none",

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from lab import CHECKOUT, LabError
+from lab.arches import X86_64
 
 FOLDER = CHECKOUT / "tests" / "vm"
 
@@ -22,11 +23,19 @@ class Machine:
     files: tuple[Path, ...]
     arguments: tuple[str, ...] = ()
     """For pytest, instead of ``files``: some of them, or some tests of theirs."""
-    machine: str = "q35"
-    """QEMU's -M argument."""
+    arch: str = X86_64.name
+    machine: str = ""
+    """QEMU's -M argument; the architecture's usual one."""
+    cpu: str = ""
+    """QEMU's -cpu argument."""
+    acpi: bool = False
+    """On aarch64: ACPI tables, by UEFI, instead of a device tree."""
+    soft_reserved: str = ""
+    """On aarch64 with ACPI: memory that the kernel finds set apart, SIZE@ADDRESS; see soft_reserve.py."""
     qemu: tuple[str, ...] = ()
     """More arguments for QEMU."""
-    iommu: str = "intel"
+    iommu: str = ""
+    """What stands between devices and memory; the architecture's usual one."""
     memory: str = "1G"
     append: str = ""
     timeout: float = 1200.0

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab import LabError, cache, kernels
+from lab.arches import AARCH64, X86_64, Arch
 from lab.kernels import Apt
 
 # QEMU series, and the Debian release that ships it; and the name for what a suite has today, as in kernels.py.
 SUITES = {"10.0": "trixie"}
 MOVING = {"newest": "sid"}
 
-X86 = "qemu-system-x86_64"
-PROGRAMS = {X86: "qemu-system-x86", "qemu-system-aarch64": "qemu-system-arm"}
+X86 = X86_64.qemu
+PROGRAMS = {X86: "qemu-system-x86", AARCH64.qemu: "qemu-system-arm"}
 """What is unpacked, and the package that has it."""
 
 # Of all that an installed QEMU depends on: its libraries, its modules and its firmware.
@@ -47,8 +48,12 @@ class Qemu:
 
     @property
     def x86(self) -> str:
-        """The program that runs a lab VM: a path, or a name in PATH."""
-        return X86 if self.programs is None else str(self.programs / X86)
+        """The program that runs a lab VM of x86-64: a path, or a name in PATH."""
+        return self.program(X86_64)
+
+    def program(self, arch: Arch) -> str:
+        """The program that runs a lab VM of ``arch``: a path, or a name in PATH."""
+        return arch.qemu if self.programs is None else str(self.programs / arch.qemu)
 
     def __str__(self) -> str:
         said = kernels.run([self.x86, "--version"])

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lab import CHECKOUT, LabError, cache, initramfs
+from lab.arches import AARCH64, Arch
 from lab.pythons import Interpreter
 
 PYTHON = "/usr/bin/python3"  # the distribution's own: one of pyenv or conda may be closed to other users
@@ -63,6 +64,13 @@ FOR_VM: Packages = {
     "iproute2": _program("vdpa"),
     "qemu-system-common": _program("qemu-storage-daemon"),
 }
+
+FOR_UEFI: Packages = {"clang": _program("clang"), "lld": _program("lld-link")}
+
+
+def for_arch(arch: Arch) -> Packages:
+    """What a lab VM of ``arch`` needs beside FOR_VM."""
+    return {"qemu-system-arm": _program(arch.qemu)} if arch is AARCH64 else {}
 
 
 def packages(wanted: Packages) -> None:

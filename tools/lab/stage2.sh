@@ -22,13 +22,15 @@ modprobe -qab evdev $($bb cat /sys/bus/virtio/devices/*/modalias 2>/dev/null) 2>
 
 # The QMP line. Raw before anything is said on it: an echo would be taken for commands.
 if [ -e $lab/witness ]; then
-    $bb stty -F /dev/ttyS1 raw -echo
-    $bb chmod 666 /dev/ttyS1
+    read -r line <$lab/witness
+    $bb stty -F "$line" raw -echo
+    $bb chmod 666 "$line"
 fi
 [ -e $lab/before ] && . $lab/before
 
 if [ -e $lab/interactive ]; then
-    $bb setsid $bb sh -c 'exec /bin/sh /run/lab/job <>/dev/ttyS0 >&0 2>&1'
+    read -r line <$lab/interactive
+    $bb setsid $bb sh -c 'exec /bin/sh /run/lab/job <>"$0" >&0 2>&1' "$line"
 else
     $bb setsid /bin/sh $lab/job </dev/null >$lab/stdout 2>$lab/stderr
 fi

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import IO, TextIO
 
 from lab import CHECKOUT, LabError, cache, initramfs, process
+from lab.arches import X86_64, Arch
 from lab.kernels import Kernel
 
 HERE = Path(__file__).resolve().parent
@@ -30,8 +31,10 @@ PASSED = re.compile(
 )
 # What the kernel prints when it caught itself, or us, doing wrong; and what the IOMMU's driver prints when a
 # device went where nothing is mapped, which a test may well have wanted.
-ALARMS = re.compile(r"WARNING: CPU|BUG:|Oops|kernel BUG|general protection|Call Trace|Kernel panic")
-FAULTS = re.compile(r"DMAR: .*[Ff]ault|DMAR: DRHD: handling")
+ALARMS = re.compile(
+    r"WARNING: CPU|BUG:|Oops|kernel BUG|general protection|Call [Tt]race|Kernel panic|Internal error"
+)
+FAULTS = re.compile(r"DMAR: .*[Ff]ault|DMAR: DRHD: handling|arm-smmu-v3 .*event 0x|virtio_iommu .* fault")
 
 
 @dataclass(slots=True)
@@ -40,20 +43,31 @@ class Config:
 
     kernel: Kernel
     command: list[str]
-    machine: str = "q35"
-    iommu: str = "intel"
+    arch: Arch = X86_64
+    root: Path = Path("/")  # what has the guest's programs: this machine's own, or another architecture's
+    machine: str = ""  # the architecture's usual one
+    iommu: str = ""  # likewise
+    cpu: str = ""
+    firmware: Path | None = None  # UEFI, and with it ACPI; None: the kernel is started directly
     memory: str = "1G"
     devices: list[str] = field(default_factory=list)
-    qemu: str = "qemu-system-x86_64"  # a path, or a name in PATH
+    qemu: str = ""  # a path, or a name in PATH; the architecture's
     qemu_arguments: list[str] = field(default_factory=list)
     append: str = ""
     user: int | None = None
     timeout: float = 300.0
     qmp: Path | None = None
     venv: Path | None = None
+    libraries: Path | None = None  # stands before the environment's in Python's path
     env: dict[str, str] = field(default_factory=dict)
     before: str = ""  # shell text that the guest's root runs before the command
     interactive: bool = False
+
+    def __post_init__(self) -> None:
+        self.machine = self.machine or self.arch.machine
+        self.iommu = self.iommu or self.arch.iommus[0]
+        self.cpu = self.cpu or self.arch.cpu
+        self.qemu = self.qemu or self.arch.qemu
 
 
 class Vm:
@@ -165,10 +179,11 @@ class Vm:
         (self.share / "job").write_text(self._job())
         if config.before:
             (self.share / "before").write_text(config.before)
-        (self.share / "witness").touch()
+        (self.share / "witness").write_text(f"{config.arch.witness}\n")
         if config.interactive:
-            (self.share / "interactive").touch()
-        archive = initramfs.build(config.kernel, (HERE / "init.sh").read_bytes())
+            (self.share / "interactive").write_text(f"{config.arch.console}\n")
+        modules = ("virtio_iommu",) if config.iommu == "virtio" else ()
+        archive = initramfs.build(config.kernel, (HERE / "init.sh").read_bytes(), root=config.root, first=modules)
         (self.directory / "initrd.cpio").write_bytes(archive)
 
     def _job(self) -> str:
@@ -186,9 +201,11 @@ class Vm:
             "PYTHONUNBUFFERED": "1",  # or the output of a VM that hangs is lost
             "UVIRTIO_LAB": "1",
             "UVIRTIO_LAB_OUT": "/run/lab/out",
-            "UVIRTIO_QMP_TTY": "/dev/ttyS1",
+            "UVIRTIO_QMP_TTY": config.arch.witness,
         }
         env |= config.env
+        if config.libraries is not None:
+            env["PYTHONPATH"] = ":".join(filter(None, (str(config.libraries), env.get("PYTHONPATH"))))
         lines = [f"export {key}={shlex.quote(value)}" for key, value in sorted(env.items())]
         if config.interactive and sys.stdout.isatty():
             size = os.get_terminal_size()
@@ -225,42 +242,53 @@ class Vm:
     def command_line(self) -> list[str]:
         """QEMU's argument vector."""
         config = self.config
-        # No other number of CPUs, and no other model: with two, one run in six crawls over 9p on a host of
-        # two cores; without RDRAND the first Python waits seconds for entropy.
+        # No other number of CPUs: with two, one run in six crawls over 9p on a host of two cores.
         words = [config.qemu, "-nodefaults", "-no-user-config", "-accel", "tcg,thread=multi"]
-        words += ["-M", config.machine, "-cpu", "max", "-smp", "1", "-m", config.memory]
+        words += ["-M", self._machine(), "-cpu", config.cpu, "-smp", "1", "-m", config.memory]
         words += ["-display", "none", "-no-reboot", "-monitor", "none"]
+        if config.firmware is not None:
+            words += ["-bios", str(config.firmware)]
         if config.iommu == "intel":
             words += ["-device", "intel-iommu,intremap=on"]
+        elif config.iommu == "virtio":
+            words += ["-device", "virtio-iommu-pci"]
         if config.interactive:
             words += ["-chardev", "stdio,id=console,signal=off"]
         else:
             words += ["-chardev", f"file,id=console,path={self.console}"]
-        words += ["-device", "isa-serial,index=0,chardev=console"]
         # The guest's second serial port is wired to a QMP monitor of the very same QEMU, over a socket with
         # QEMU at both ends: so a test in the guest has a witness outside of it.
         words += ["-chardev", "socket,id=witness,path=witness.sock,server=on,wait=off"]
         words += ["-qmp", "chardev:witness"]
         words += ["-chardev", "socket,id=witness-line,path=witness.sock"]
-        words += ["-device", "isa-serial,index=1,chardev=witness-line"]
+        if config.arch is X86_64:
+            words += ["-device", "isa-serial,index=0,chardev=console"]
+            words += ["-device", "isa-serial,index=1,chardev=witness-line"]
+        else:
+            words += ["-serial", "chardev:console", "-device", "pci-serial,chardev=witness-line"]
         if config.qmp is not None:
             words += ["-qmp", f"unix:{config.qmp},server=on,wait=off"]
-        # An emulated CPU that the host gives no time to is no lockup of the guest's: wait longer for one. Nor is
-        # its timer broken: at boot Linux counts the timer's interrupts over a short time, by the CPU's clock, and
-        # panics when too few came ("IO-APIC + timer doesn't work"), which is what a busy host makes of it. Linux
-        # leaves that check out by itself under KVM; here it has to be told.
-        append = "console=ttyS0 quiet loglevel=5 panic=-1 watchdog_thresh=60 no_timer_check uvirtio.lab=1"
+        append = f"console={Path(config.arch.console).name} {config.arch.append}"
         words += ["-kernel", str(config.kernel.image), "-initrd", "initrd.cpio"]
         if config.machine.startswith("microvm"):
             # It has no timer to measure the CPU's clock by, and now and then hangs trying.
             append += f" tsc_early_khz={_clock_khz()}"
-        words += ["-append", f"{append} {config.append}".strip()]
         words += self._folder("hostroot", Path("/"), read_only=True)
+        if config.root != Path("/"):
+            append += " uvirtio.root=guestroot"
+            words += self._folder("guestroot", config.root, read_only=True)
         words += self._folder("share", self.share, read_only=False)
+        words += ["-append", f"{append} {config.append}".strip()]
         words += config.qemu_arguments
         for number, device in enumerate(config.devices, 1):
             words += self._device(number, device)
         return words
+
+    def _machine(self) -> str:
+        """QEMU's -M argument."""
+        if self.config.iommu != "smmuv3":
+            return self.config.machine
+        return f"{self.config.machine},iommu=smmuv3"  # a part of the board, which no -device adds
 
     @staticmethod
     def _folder(tag: str, path: Path, *, read_only: bool) -> list[str]:
@@ -288,7 +316,7 @@ class Vm:
                     beside = f"file={disk.name},{beside}"
                 words += [kind, beside.format(name=name)]
                 options.append(f"{key}={name}")
-        if "bus" not in keys and _is_pci(driver) and self.config.machine.startswith("q35"):
+        if "bus" not in keys and _is_pci(driver) and self.config.arch.has_root_ports(self.config.machine):
             port = f"lab-port{number}"
             words += ["-device", f"pcie-root-port,id={port},chassis={number},slot={number}"]
             options.append(f"bus={port}")

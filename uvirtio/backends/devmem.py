@@ -1,8 +1,8 @@
 """virtio-mmio windows through /dev/mem: no kernel driver, no interrupt, no IOMMU.
 
-The window is compared with /proc/iomem before it is mapped (``iomem``). The kernel has its own rules on top:
-with STRICT_DEVMEM it maps no RAM, with IO_STRICT_DEVMEM no page in which a driver has a window, and when it is
-locked down, nothing. Rings and buffers are huge pages at their physical addresses.
+The window is compared with /proc/iomem and the device tree before it is mapped (``host/mmio``). The kernel has
+its own rules on top: with STRICT_DEVMEM it maps no RAM, with IO_STRICT_DEVMEM no page in which a driver has a
+window, and when it is locked down, nothing. Rings and buffers are huge pages at their physical addresses.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import platform
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Literal
@@ -27,7 +26,7 @@ from uvirtio.errors import (
     PermissionLack,
     UnsafeDma,
 )
-from uvirtio.host import mmio, privilege, sysfs
+from uvirtio.host import cpu, mmio, privilege, sysfs
 from uvirtio.host.lock import take_lock
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
@@ -45,8 +44,6 @@ _QUIET = 1.0
 
 _PATIENCE = 10.0
 """Seconds that a new driver waits for the guardian of a dead one, which may have to wait for a busy CPU too."""
-
-_X86 = ("x86_64", "AMD64", "i686", "i386")
 
 
 class _GuardedRegisters(MappedRegisters):
@@ -163,8 +160,8 @@ class DevmemWindow:
                 expected="--unsafe-dma, or a device behind an IOMMU",
                 remedy="on a machine that you can afford to lose: --unsafe-dma (unsafe_dma=True)",
             )
-        on_x86 = (machine or platform.machine()) in _X86
-        mmio.check_window(base, length, roots, address=address, named_only=not on_x86)
+        named_only = not cpu.reads_of_nothing_are_harmless(machine)
+        mmio.check_window(base, length, roots, address=address, named_only=named_only)
         return cls(address, base, length, roots)
 
     def enable_interrupt(self) -> Event | None:
@@ -315,9 +312,9 @@ def _map(fd: int, start: int, length: int, base: int, address: str, roots: Roots
 def _refused(start: int, length: int, base: int, address: str, roots: Roots) -> Exception:
     """The error for a refused mapping: which driver has a window in the page, or the kernel's configuration."""
     held = []
-    page = (start & -CPU_PAGE, (start + length + CPU_PAGE - 1) & -CPU_PAGE)
+    mapped = set(mmio.pages(start, length))
     for window in mmio.windows(roots):
-        if window.base is None or not page[0] <= window.base < page[1]:
+        if window.base is None or mapped.isdisjoint(mmio.pages(window.base, window.length)):
             continue
         driver = sysfs.driver_of(sysfs.device("platform", window.name, roots))
         if driver is None:

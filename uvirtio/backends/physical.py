@@ -28,6 +28,7 @@ from uvirtio.backends.pages import (
     pieces,
 )
 from uvirtio.errors import Closed, HugePagesLack, NotSupported, OperationFailed
+from uvirtio.host import remedies
 from uvirtio.host.memory import huge_pages
 from uvirtio.host.pagemap import Pagemap
 from uvirtio.host.pages import CPU_PAGE, HUGE_PAGE
@@ -132,8 +133,7 @@ class HugeFile:
             f"there are no {count} huge pages of 2 MiB, and without an IOMMU only these keep their address",
             seen=f"{left} free of {total} ({os.strerror(error.errno or 0)})",
             expected=f"{count} free",
-            remedy=f"as root: echo {total + count - left} > {pool.switch} "
-            "(or hugepages=N on the kernel's command line, before memory is fragmented)",
+            remedy=remedies.huge_pages(pool, total + count - left),
         )
 
     def close(self) -> None:

@@ -42,6 +42,7 @@ from uvirtio.errors import (
 from uvirtio.host import privilege, sysfs
 from uvirtio.host.drivers import UIO, require_bound
 from uvirtio.host.lock import take_lock
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import Event, Registers
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT, BarInfo
@@ -186,7 +187,7 @@ class UioPciFunction(BoundFunction):
             self.config: Registers = FdRegisters(
                 self._config_fd, 0, os.fstat(self._config_fd).st_size, what=address
             )
-            self._bars = _bars(self._device)
+            self._bars, self._starts = _bars(self._device)
             for info in self._bars.values():
                 self._files[info.index] = self._open(self._device / f"resource{info.index}", stack)
             self._lines = _Lines(self._open(node, stack, os.O_NONBLOCK))
@@ -296,6 +297,16 @@ class UioPciFunction(BoundFunction):
     def _mapping(self, info: BarInfo) -> mmap.mmap:
         found = self._mappings.get(info.index)
         if found is None:
+            start = self._starts[info.index]
+            if start % CPU_PAGE:
+                # The kernel maps from the beginning of the page (pci_mmap_resource_range), which is not ours.
+                raise NotSupported(
+                    f"BAR {info.index} of {self.address} cannot be mapped: it does not begin at a page",
+                    seen=f"{start:#x}, with pages of {CPU_PAGE} bytes",
+                    expected=f"a multiple of {CPU_PAGE:#x}",
+                    remedy="vfio-pci reaches it without mapping; or boot with "
+                    f"pci=resource_alignment={self.address}",
+                )
             try:
                 found = mmap.mmap(self._files[info.index], info.size)
             except (OSError, ValueError) as error:
@@ -486,8 +497,8 @@ def _node(address: str, roots: Roots) -> Path:
     return roots.dev / names[0]
 
 
-def _bars(directory: Path) -> dict[int, BarInfo]:
-    """Return the BARs, from sysfs; OperationFailed where they cannot be read."""
+def _bars(directory: Path) -> tuple[dict[int, BarInfo], dict[int, int]]:
+    """Return the BARs and their first addresses, from sysfs; OperationFailed where they cannot be read."""
     lines = sysfs.resources(directory)
     if lines is None or None in lines[: pci.BARS]:
         raise OperationFailed(
@@ -495,11 +506,9 @@ def _bars(directory: Path) -> dict[int, BarInfo]:
             seen="no readable file" if lines is None else "a line of another shape",
             expected="a file resource with three numbers a line",
         )
-    return {
-        index: BarInfo(index, line.size, line.is_io)
-        for index, line in enumerate(lines[: pci.BARS])
-        if line is not None and line.used
-    }
+    used = {index: line for index, line in enumerate(lines[: pci.BARS]) if line is not None and line.used}
+    bars = {index: BarInfo(index, line.size, line.is_io) for index, line in used.items()}
+    return bars, {index: line.start for index, line in used.items()}
 
 
 def _iommu(device: Path) -> str | None:

@@ -207,7 +207,7 @@ def bind(
     names = [addresses] if isinstance(addresses, str) else addresses
     ids_of_owner = None if owner is None else owner_ids(owner)
     return binding.bind(
-        [discover.find(name, roots, aliases=False) for name in names],
+        discover.find_all(names, roots, aliases=False),
         roots,
         driver=driver,
         group=group,

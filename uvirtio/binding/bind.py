@@ -15,7 +15,8 @@ from typing import Any
 
 from uvirtio.binding import journal, standing
 from uvirtio.binding.checks import driver_state
-from uvirtio.binding.discover import DiscoveredDevice, find
+from uvirtio.binding.discover import DiscoveredDevice, find_all
+from uvirtio.binding.facts import Facts
 from uvirtio.binding.journal import DeviceEntry, Entry
 from uvirtio.binding.owner import check_owner_allowed
 from uvirtio.binding.plan import Member, Plan, plans
@@ -108,7 +109,7 @@ def bind(
         for key in sorted(locked):
             locks.enter_context(device_lock(key, roots))
         # What was true before the locks may not be now.
-        made = plans([find(found.key, roots) for found in founds], roots, driver, group, force)
+        made = plans(find_all([found.key for found in founds], roots), roots, driver, group, force)
         _first_problem(made)
         if not _keys(made) <= locked:
             raise Refused(
@@ -182,10 +183,10 @@ class _BindRun:
         """
         members = [m for plan in self.plans for m in plan.members if m.steps or self.owner is not None]
         if members:
-            for member in members:
-                standing.drop_ended(member.found.key, self.roots)
+            standing.drop_ended([member.found.key for member in members], self.roots)
             # A device with an open entry keeps that one: it has the state before the first bind.
-            fresh = [m for m in members if standing.live(m.found.key, self.roots) is None]
+            facts = Facts(self.roots)
+            fresh = [m for m in members if facts.live(m.found.key) is None]
             self._save(journal.new([self._record(m.found, m.target) for m in fresh], self.roots, argv))
             try:
                 for member in members:
@@ -198,10 +199,10 @@ class _BindRun:
             except BaseException as error:
                 self._roll_back(error)
                 raise
-        return [self._bound(plan) for plan in self.plans]
+        found = find_all([plan.found.key for plan in self.plans], self.roots)
+        return [self._bound(plan, now) for plan, now in zip(self.plans, found, strict=True)]
 
-    def _bound(self, plan: Plan) -> Bound:
-        now = find(plan.found.key, self.roots)
+    def _bound(self, plan: Plan, now: DiscoveredDevice) -> Bound:
         ours = self.entry is not None and self.entry.device(now.key) is not None
         unseen = dict.fromkeys(item.rule for m in plan.members if m.steps for item in m.unchecked)
         return Bound(

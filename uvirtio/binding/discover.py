@@ -7,21 +7,22 @@ resets or stops the device, and the four bytes of configuration space that are a
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from uvirtio.binding.config_space import ConfigSpace, config_bytes_at
 from uvirtio.errors import BadAddress, DeviceGone, NoSuchDevice, NotVirtio, PermissionLack, UsageError
-from uvirtio.host import addresses, mmio, privilege, sysfs
+from uvirtio.host import addresses, mmio, sysfs
 from uvirtio.host.addresses import Address, canonical
 from uvirtio.host.drivers import USER_DRIVERS, VIRTIO_VDPA, is_vfio, user_nodes
 from uvirtio.host.names import device_behind
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.spec import ids, pci
-from uvirtio.transports.pci_caps import VirtioCapability, modern, walk_capabilities
+from uvirtio.transports.pci_caps import VirtioCapability, modern
 
 if TYPE_CHECKING:
     from uvirtio.binding.vdpa_netlink import VdpaDevice
@@ -35,9 +36,11 @@ __all__ = [
     "config_bytes",
     "config_edges",
     "find",
+    "find_all",
     "negotiated_features",
     "on_bus",
     "pci_functions",
+    "platform_devices",
     "scan",
     "standing_on",
     "unlisted",
@@ -146,7 +149,7 @@ class DiscoveredDevice:
 def scan(roots: Roots) -> list[DiscoveredDevice]:
     """Every virtio device of this machine, sorted by address. Odd contents of sysfs are no exception."""
     found = [device for device in pci_functions(roots) if device.interface != "none"]
-    found.extend(_platform_devices(roots))
+    found.extend(platform_devices(roots))
     found.extend(_vdpa_devices(roots))
     return sorted(found, key=lambda device: device.address)
 
@@ -162,8 +165,8 @@ def on_bus(bus: str, name: str, roots: Roots) -> DiscoveredDevice | None:
     if bus == "pci":
         device = _pci_function(name, roots) if addresses.is_pci(name) else None
         return device if device is not None and device.interface != "none" else None
-    walk = {"platform": _platform_devices, "vdpa": _vdpa_devices}.get(bus)
-    return None if walk is None else next((device for device in walk(roots) if device.name == name), None)
+    walk = {"platform": lambda: platform_devices(roots, name), "vdpa": lambda: _vdpa_devices(roots)}.get(bus)
+    return None if walk is None else next((device for device in walk() if device.name == name), None)
 
 
 # --- PCI ---------------------------------------------------------------------------------------------------
@@ -250,8 +253,9 @@ def _transitional(path: Path, virtio_name: str | None, notes: list[str]) -> Inte
 # --- virtio-mmio -------------------------------------------------------------------------------------------
 
 
-def _platform_devices(roots: Roots) -> Iterator[DiscoveredDevice]:
-    for window in mmio.windows(roots):
+def platform_devices(roots: Roots, only: str | None = None) -> Iterator[DiscoveredDevice]:
+    """Every virtio-mmio device, or the one of this name on the platform bus."""
+    for window in mmio.windows(roots, only):
         place = None if window.base is None else (window.base, window.length)
         yield _platform_device(window.name, sysfs.device("platform", window.name, roots), place)
 
@@ -410,7 +414,52 @@ def find(name: str, roots: Roots, *, aliases: bool = True) -> DiscoveredDevice:
         NoSuchDevice: No device has it.
         NotVirtio: The device that has it is no virtio device.
     """
-    wanted = addresses.parse(name)
+    return find_all([name], roots, aliases=aliases)[0]
+
+
+def find_all(names: Iterable[str], roots: Roots, *, aliases: bool = True) -> list[DiscoveredDevice]:
+    """The devices with these names, in their order: as ``find``, and from one look at the machine.
+
+    Args:
+        names: As for ``find``; one of them may be there more than once.
+        roots: As for ``find``.
+        aliases: As for ``find``.
+
+    Raises:
+        BadAddress, UsageError, NoSuchDevice, NotVirtio: As ``find``, for the first name that is none.
+    """
+    every = _Scan(roots)
+    return [_find(name, every, aliases) for name in names]
+
+
+class _Scan:
+    """What ``scan`` finds, when it is first asked for; by any of the names of a device, too."""
+
+    def __init__(self, roots: Roots) -> None:
+        self.roots = roots
+
+    @cached_property
+    def devices(self) -> list[DiscoveredDevice]:
+        """All devices, sorted by address."""
+        return scan(self.roots)
+
+    @cached_property
+    def by_name(self) -> dict[str, DiscoveredDevice]:
+        """The devices by each of their names, the first one where several share a name."""
+        found: dict[str, DiscoveredDevice] = {}
+        for device in self.devices:
+            for name in device.names:
+                found.setdefault(name, device)
+        return found
+
+    @cached_property
+    def by_place(self) -> dict[tuple[str, str], DiscoveredDevice]:
+        """The devices by bus and name on the bus."""
+        return {(device.bus, device.name): device for device in self.devices}
+
+
+def _find(name: str, every: _Scan, aliases: bool) -> DiscoveredDevice:
+    wanted, roots = addresses.parse(name), every.roots
     if wanted.family == "pci":
         return _find_pci(wanted.name, roots)
     if wanted.family in ("qemu", "scripted"):
@@ -421,10 +470,9 @@ def find(name: str, roots: Roots, *, aliases: bool = True) -> DiscoveredDevice:
             remedy=f"`uvirtio diag` takes {wanted.family}: addresses",
         )
     if wanted.family in addresses.LOOKED_UP:
-        return _find_behind(wanted, roots)
-    found = scan(roots)
+        return _find_behind(wanted, every)
     if wanted.family in addresses.LOOKING_ONLY:
-        device = _by_alias(wanted, found)
+        device = _by_alias(wanted, every.devices)
         if aliases:
             return device
         raise BadAddress(
@@ -433,17 +481,19 @@ def find(name: str, roots: Roots, *, aliases: bool = True) -> DiscoveredDevice:
             expected="the address of a device",
             remedy=f"write {device.address}",
         )
-    for device in found:
-        if wanted.canonical in device.names:
-            return device
-        if wanted.base is not None and device.window is not None and wanted.base == device.window[0]:
-            return device
-    raise _none(wanted.canonical)
+    found = every.by_name.get(wanted.canonical)
+    if found is None and wanted.base is not None:
+        found = every.by_name.get(f"mmio:{wanted.base:#x}")
+    if found is None:
+        raise _none(wanted.canonical)
+    return found
 
 
 def _find_pci(address: str, roots: Roots, known_as: str = "") -> DiscoveredDevice:
-    names = sysfs.device_names("pci", roots)
-    name = next((name for name in names if addresses.is_pci(name) and canonical(name) == address), None)
+    name: str | None = address
+    if not sysfs.device("pci", address, roots).exists():  # as the kernel spells it; a made-up tree may not
+        names = sysfs.device_names("pci", roots)
+        name = next((name for name in names if addresses.is_pci(name) and canonical(name) == address), None)
     if name is None:
         raise _none(address)
     shown = f"{known_as} belongs to {address}, which" if known_as else address
@@ -464,16 +514,15 @@ def _find_pci(address: str, roots: Roots, known_as: str = "") -> DiscoveredDevic
     return device
 
 
-def _find_behind(wanted: Address, roots: Roots) -> DiscoveredDevice:
+def _find_behind(wanted: Address, every: _Scan) -> DiscoveredDevice:
     """The device that an interface, a disk, a node or a path of sysfs belongs to."""
-    if wanted.family == "node" and (having := [one for one in scan(roots) if wanted.canonical in one.nodes]):
+    if wanted.family == "node" and (having := [one for one in every.devices if wanted.canonical in one.nodes]):
         return _only(having, f"devices behind {wanted}")  # the nodes of user-space drivers: /dev/vfio/8
-    bus, name = device_behind(wanted, roots)
+    bus, name = device_behind(wanted, every.roots)
     if bus == "pci":
-        return _find_pci(canonical(name), roots, wanted.canonical)
-    for device in scan(roots):
-        if device.bus == bus and device.name == name:
-            return device
+        return _find_pci(canonical(name), every.roots, wanted.canonical)
+    if (device := every.by_place.get((bus, name))) is not None:
+        return device
     raise NotVirtio(
         f"{wanted} belongs to {name}, which is no virtio device",
         seen=f"the {bus} device {name}",
@@ -520,16 +569,6 @@ def _none(name: str) -> NoSuchDevice:
 # --- configuration space -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigSpace:
-    """The first 256 bytes of PCI configuration space, and the virtio capabilities in them."""
-
-    data: bytes
-    capabilities: tuple[VirtioCapability, ...]
-    hidden: tuple[tuple[int, int], ...]
-    """Ranges that were not read, as (offset, length) in bytes: they are zero in ``data``."""
-
-
 def config_bytes(found: DiscoveredDevice) -> ConfigSpace:
     """Configuration space of a PCI function, by its sysfs file; pci_cfg_data is not read.
 
@@ -538,42 +577,6 @@ def config_bytes(found: DiscoveredDevice) -> ConfigSpace:
         DeviceGone: The file is not there or cannot be read.
     """
     return config_bytes_at(found.path / "config", bars(found))
-
-
-def config_bytes_at(path: Path, bar_list: list[BarInfo | None] | None = None) -> ConfigSpace:
-    """The same for the path of a ``config`` file.
-
-    Args:
-        path: The file.
-        bar_list: The BARs that capabilities are checked against; None: they are not.
-
-    Raises:
-        PermissionLack: This user may read only the first 64 bytes; the rest takes CAP_SYS_ADMIN.
-        DeviceGone: The file is not there or cannot be read.
-    """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except PermissionError as error:
-        raise _hidden(path) from error
-    except OSError as error:
-        raise DeviceGone(f"{path} cannot be opened", seen=error.strerror, expected="a PCI function") from error
-    try:
-        read = _config_reader(fd, path)
-        caps = walk_capabilities(read, None if bar_list is None else lambda index: _pick(bar_list, index))
-        # 4.1.4.9: reading pci_cfg_data makes the device read a BAR, so those four bytes are left out.
-        hidden = tuple(
-            (cap.config_offset + pci.PCI_CFG_CAP_DATA, 4)
-            for cap in caps
-            if cap.cfg_type == pci.CfgType.PCI_CFG and cap.config_offset + pci.PCI_CFG_CAP_SIZE <= pci.CONFIG_SIZE
-        )
-        unread = {start for start, _ in hidden}
-        data = b"".join(
-            bytes(4) if offset in unread else read(offset, 4).to_bytes(4, "little")
-            for offset in range(0, pci.CONFIG_SIZE, 4)
-        )
-    finally:
-        os.close(fd)
-    return ConfigSpace(data, tuple(caps), hidden)
 
 
 def config_edges(found: DiscoveredDevice) -> tuple[bytes, bytes]:
@@ -593,36 +596,6 @@ def config_edges(found: DiscoveredDevice) -> tuple[bytes, bytes]:
         return b"", b""
     finally:
         os.close(fd)
-
-
-def _config_reader(fd: int, path: Path) -> Callable[[int, int], int]:
-    def read(offset: int, width: int) -> int:
-        try:
-            data = os.pread(fd, width, offset)
-        except OSError as error:
-            raise DeviceGone(f"{path} cannot be read", seen=error.strerror, expected="a PCI function") from error
-        if len(data) != width:
-            if offset >= pci.STANDARD_CONFIG_SIZE:
-                raise _hidden(path)
-            raise DeviceGone(f"{path} is cut short", seen=f"{len(data)} bytes", expected=f"{width} bytes")
-        return int.from_bytes(data, "little")
-
-    return read
-
-
-def _hidden(path: Path) -> PermissionLack:
-    return PermissionLack(
-        "the capabilities are hidden: configuration space beyond byte 64 needs CAP_SYS_ADMIN",
-        seen=f"a short {path}",
-        expected="256 bytes",
-        remedy=privilege.remedy(
-            "run this as root", path=path, also="bind the function to vfio-pci and use its node"
-        ),
-    )
-
-
-def _pick(bar_list: list[BarInfo | None], index: int) -> BarInfo | None:
-    return bar_list[index] if 0 <= index < len(bar_list) else None
 
 
 def bars(found: DiscoveredDevice) -> list[BarInfo | None] | None:

@@ -20,9 +20,10 @@ from uvirtio.binding.checks import Check, driver_state
 from uvirtio.binding.discover import scan, unlisted
 from uvirtio.binding.facts import Facts
 from uvirtio.errors import Denied, NotSupported
-from uvirtio.host import denylist, memory, modules, privilege, process, sysfs
+from uvirtio.host import cpu, denylist, memory, modules, privilege, process, remedies, sysfs
 from uvirtio.host.drivers import UIO, VDPA, VFIO
-from uvirtio.host.proc import kernel_release
+from uvirtio.host.pages import CPU_PAGE
+from uvirtio.host.proc import interrupt_chips, kernel_release
 from uvirtio.host.roots import Roots
 from uvirtio.memory.access import require_host
 from uvirtio.memory.fence import full_fence
@@ -53,6 +54,7 @@ def checks(roots: Roots, *, qemu_version: Callable[[str], str] | None = None) ->
         _vfio_access,
         _uio,
         _devmem,
+        _plugged,
         _vdpa,
         _memlock,
         _pagemap,
@@ -83,7 +85,7 @@ def _all_of_sys(roots: Roots) -> str:
 
 def _cpu(roots: Roots) -> Iterator[Check]:
     del roots
-    machine = platform.machine()
+    machine = cpu.machine()
     try:
         full_fence()
     except NotSupported as error:
@@ -111,8 +113,7 @@ def _iommu(roots: Roots) -> Iterator[Check]:
             "iommu",
             "warn",
             "no IOMMU groups: devices can write to all of memory",
-            "switch it on in the firmware and on the kernel's command line (intel_iommu=on), or give the VM one "
-            "(QEMU: -device intel-iommu,intremap=on)",
+            remedies.iommu(),
         )
 
 
@@ -137,7 +138,19 @@ def _vfio(roots: Roots) -> Iterator[Check]:
         found = replace(
             found, verdict="warn", detail=f"{found.detail}, but there is no IOMMU", remedy="switch the IOMMU on"
         )
+    elif found.verdict == "pass" and _interrupts_can_be_forged(roots):
+        found = replace(
+            found,
+            verdict="warn",
+            detail=f"{found.detail}, but opens nothing: interrupts are not isolated, so devices could forge them",
+            remedy=remedies.isolated_interrupts(),
+        )
     yield found
+
+
+def _interrupts_can_be_forged(roots: Roots) -> bool:
+    isolated = cpu.isolates_interrupts(interrupt_chips(roots))
+    return isolated is False and not sysfs.unsafe_interrupts_allowed(roots)
 
 
 def _vfio_cdev(roots: Roots) -> Iterator[Check]:
@@ -186,7 +199,7 @@ def _physical(name: str, detail: str, roots: Roots) -> Check:
             name,
             "warn",
             f"{detail}, but no huge page of 2 MiB is free for its memory",
-            f"as root: echo 24 > {pool.switch} (a balloon needs half as many as it has MiB)",
+            f"{remedies.huge_pages(pool, 24)}; a balloon needs half as many as it has MiB",
         )
     return Check(name, "pass", f"{detail}; {pool.free} huge pages are free; it wants --unsafe-dma")
 
@@ -242,15 +255,33 @@ def _devmem(roots: Roots) -> Iterator[Check]:
         remedy = privilege.remedy("run as root (CAP_SYS_RAWIO)", path=path, roots=roots)
         yield Check("devmem", "warn", f"this user may not open {path}", remedy)
     elif held := [found.address for found in windows if found.driver is not None]:
+        facts = Facts(roots)
+        free = [
+            found
+            for found in windows
+            if found.driver is None and all(other.driver is None for other in facts.mates.page_members(found))
+        ]
         yield Check(
             "devmem",
             "pass",
-            f"{path} reaches {len(windows) - len(held)} of {len(windows)} windows; a page in which the kernel "
-            "drives one is closed as a whole (IO_STRICT_DEVMEM)",
+            f"{path} reaches {len(free)} of {len(windows)} windows; a page of {CPU_PAGE >> 10} KiB in which the "
+            "kernel drives one is closed as a whole (IO_STRICT_DEVMEM)",
             f"uvirtio bind {held[0]} --group",
         )
     else:
         yield Check("devmem", "pass", f"{path} reaches {len(windows)} windows, which no driver has")
+
+
+def _plugged(roots: Roots) -> Iterator[Check]:
+    """What a program can do with the memory of a memory device."""
+    if cpu.maps_any_memory_as_normal() or not any(found.type == "mem" for found in scan(roots)):
+        return
+    yield Check(
+        "plugged-memory",
+        "warn",
+        f"memory can be plugged, but no program can use it: {cpu.machine()} maps it as device memory",
+        remedies.plugged_memory(),
+    )
 
 
 def _vdpa(roots: Roots) -> Iterator[Check]:

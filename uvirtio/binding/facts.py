@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from uvirtio.binding import ssh
+from uvirtio.binding import journal, ssh, standing
 from uvirtio.binding.discover import DiscoveredDevice
+from uvirtio.binding.journal import DeviceEntry, Entry
+from uvirtio.binding.mates import Mates
 from uvirtio.host import proc, process, sysfs
 from uvirtio.host.process import Holder, Mount
 from uvirtio.host.roots import Roots
@@ -194,6 +196,26 @@ class Facts:
     def vmstat(self) -> dict[str, int]:
         """The counters of /proc/vmstat; empty where it cannot be read."""
         return proc.vmstat(self.roots)
+
+    # --- what several devices share ---
+
+    @cached_property
+    def mates(self) -> Mates:
+        """The devices that change hands together."""
+        return Mates(self.roots)
+
+    @cached_property
+    def _journal(self) -> dict[str, list[tuple[Entry, DeviceEntry]]]:
+        """The records of the journal by the device's key, the oldest first."""
+        found: dict[str, list[tuple[Entry, DeviceEntry]]] = defaultdict(list)
+        for entry in journal.entries(self.roots):
+            for device in entry.devices:
+                found[device.address].append((entry, device))
+        return found
+
+    def live(self, key: str) -> tuple[Entry, DeviceEntry] | None:
+        """The oldest entry with a record of the device that has not ended, as ``standing.live``."""
+        return standing.first_live(self._journal.get(key, ()), self.roots)
 
     # --- nodes of a device ---
 

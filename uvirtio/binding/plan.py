@@ -14,10 +14,9 @@ from uvirtio.binding import journal, rules, standing
 from uvirtio.binding.checks import Check, Outcome, driver_state, writable
 from uvirtio.binding.discover import DiscoveredDevice, standing_on
 from uvirtio.binding.facts import Facts
-from uvirtio.binding.mates import group_members, page_members
 from uvirtio.binding.rules import Finding, Unchecked
 from uvirtio.errors import Denied, InUse, ModuleLack, NoIommu, PermissionLack, Refused, UsageError, UvirtioError
-from uvirtio.host import denylist, modules, privilege, sysfs
+from uvirtio.host import denylist, modules, privilege, remedies, sysfs
 from uvirtio.host.drivers import UIO, VDPA, VFIO
 from uvirtio.host.roots import Roots
 
@@ -130,7 +129,7 @@ def plan(
     already = found.driver is not None and found.driver == target
     functions = [found]
     if group and not already:
-        others = group_members(found, roots) if found.bus == "pci" else page_members(found, roots)
+        others = facts.mates.of(found)
         if others is None:
             problems.append(_unlisted(found, roots))
             others = []
@@ -145,14 +144,14 @@ def plan(
                 denylist.check(one.names, roots)
         except Denied as denied:
             problems.append(denied)
-    if (journaled := _journaled(found, target, roots)) is not None:
+    if (journaled := _journaled(found, target, facts)) is not None:
         problems.append(journaled)
     if not already:
         for member in members:
             problems.extend(_refusals(member, force, lack is not None))
         if lack is not None:
             problems.append(lack)
-    checks = _environment(found, target, roots, lack)
+    checks = _environment(found, target, roots, facts, lack)
     if not already:
         problems.extend(_lacking(found, target, roots))
     return Plan(found, target, members, tuple(checks), tuple(problems))
@@ -168,9 +167,9 @@ def _unlisted(found: DiscoveredDevice, roots: Roots) -> UvirtioError:
     )
 
 
-def _journaled(found: DiscoveredDevice, target: str | None, roots: Roots) -> UvirtioError | None:
+def _journaled(found: DiscoveredDevice, target: str | None, facts: Facts) -> UvirtioError | None:
     """A device that is already bound is not bound to another driver: its state before that would be lost."""
-    having = standing.live(found.key, roots)
+    having = facts.live(found.key)
     if having is None:
         return None
     entry, device = having
@@ -214,7 +213,7 @@ def _choose(found: DiscoveredDevice, driver: str | None, roots: Roots) -> tuple[
         f"{found.address} is in no IOMMU group, and vfio-pci needs one",
         seen="no iommu_group link",
         expected="a machine with an IOMMU that the kernel uses",
-        remedy="best: switch the IOMMU on (firmware, intel_iommu=on, or QEMU's -device intel-iommu,intremap=on). "
+        remedy=f"best: {remedies.iommu()}. "
         f"Or accept unrestricted DMA and choose: --driver {UIO}; or --driver {VFIO} after, as "
         "root, echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode, where the kernel has that",
     )
@@ -234,10 +233,10 @@ def _member(
     verdicts = rules.check(found, roots, facts)
     findings = []
     for finding in verdicts.findings:
-        if finding.rule == "group" and (group or _all_along(found, along, roots)):
+        if finding.rule == "group" and (group or _all_along(found, along, facts)):
             continue
-        if finding.rule == "unsafe-dma" and (explicit == UIO or found.bus == "platform"):
-            # Naming this driver is consent, and a window is only unbound; opening it asks for --unsafe-dma.
+        if finding.rule == "unsafe-dma" and explicit == UIO:
+            # Naming this driver is consent; opening it asks for --unsafe-dma.
             finding = replace(finding, severity="warn")
         if already:
             finding = replace(finding, severity="warn")  # nothing is taken from any use
@@ -245,11 +244,8 @@ def _member(
     return Member(found, target, tuple(steps(found, target, roots)), tuple(findings), tuple(verdicts.unchecked))
 
 
-def _all_along(found: DiscoveredDevice, along: Collection[str], roots: Roots) -> bool:
-    if found.bus == "pci":
-        others = group_members(found, roots) or []
-    else:
-        others = page_members(found, roots)
+def _all_along(found: DiscoveredDevice, along: Collection[str], facts: Facts) -> bool:
+    others = facts.mates.of(found) or []
     return all(other.address in along or not rules.kernel_holds(other) for other in others)
 
 
@@ -315,7 +311,7 @@ def _remedy(rule: str, found: DiscoveredDevice) -> str:
 
 
 def _environment(
-    found: DiscoveredDevice, target: str | None, roots: Roots, lack: UvirtioError | None
+    found: DiscoveredDevice, target: str | None, roots: Roots, facts: Facts, lack: UvirtioError | None
 ) -> list[Check]:
     made = []
     if found.bus == "pci":
@@ -336,7 +332,7 @@ def _environment(
         verdicts: dict[str, Outcome] = {"missing": "fail", "unknown": "warn"}
         remedy = modules.remedy(target, roots) if state == "missing" else ""
         made.append(Check("module", verdicts.get(state, "pass"), where, remedy))
-    made.append(_way_back(found, target, roots))
+    made.append(_way_back(found, target, roots, facts))
     if (problem := _rights(found, roots)) is not None:
         made.append(Check("rights", "fail", problem.message, problem.remedy or ""))
     else:
@@ -344,9 +340,9 @@ def _environment(
     return made
 
 
-def _way_back(found: DiscoveredDevice, target: str | None, roots: Roots) -> Check:
+def _way_back(found: DiscoveredDevice, target: str | None, roots: Roots, facts: Facts) -> Check:
     """What restore will do by its record: that of an earlier bind, or the one of the device as it is now."""
-    if (having := standing.live(found.key, roots)) is not None:
+    if (having := facts.live(found.key)) is not None:
         entry, device = having
         now = standing.standing(device, roots, entry.state)
         if now in ("claimed", "taken"):

@@ -16,9 +16,9 @@ from uvirtio.binding import journal, standing
 from uvirtio.binding.discover import DiscoveredDevice, standing_on
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.holders import drivers_of
-from uvirtio.binding.mates import group_members, page_members
 from uvirtio.host import proc, sysfs
 from uvirtio.host.drivers import VFIO, is_for_user_space
+from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.process import Mount
 from uvirtio.host.roots import Roots
 
@@ -459,18 +459,19 @@ def _crypto(facts: Facts) -> Iterator[Answer]:
 
 
 def group(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
-    """Others that change hands with this device: its IOMMU group, or the 4 KiB page of an mmio window."""
+    """Others that change hands with this device: its IOMMU group, or the page of an mmio window."""
     if found.bus == "pci" and found.iommu_group is not None:
-        members = group_members(found, facts.roots)
+        members = facts.mates.group_members(found)
         if members is None:
             yield Unchecked("group", f"the members of IOMMU group {found.iommu_group}")
         held = [f"{m.address} ({m.driver})" for m in members or () if kernel_holds(m)]
         if held:
             yield Finding("group", f"IOMMU group {found.iommu_group} also has {', '.join(held)}", forceable=False)
     elif found.bus == "platform":
-        held = [f"{m.address} ({m.driver})" for m in page_members(found, facts.roots) if m.driver is not None]
+        held = [f"{m.address} ({m.driver})" for m in facts.mates.page_members(found) if m.driver is not None]
         if held:
-            yield Finding("group", f"its 4 KiB page also has {', '.join(held)}", forceable=False)
+            page = f"its page of {CPU_PAGE >> 10} KiB also has"
+            yield Finding("group", f"{page} {', '.join(held)}", forceable=False)
         if found.window is None:
             yield Unchecked("group", "the addresses in /proc/iomem")
 
@@ -506,7 +507,7 @@ def not_virtio(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
 
 def foreign_override(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """Another tool has set a driver for this device."""
-    having = standing.live(found.key, facts.roots)
+    having = facts.live(found.key)
     claimed = having is None or standing.claim(having[1], facts.roots) is not None
     if having is None and found.vfio and found.driver != VFIO:
         yield Finding("foreign-override", f"another program has bound {found.driver}, a variant of {VFIO}, to it")
@@ -523,7 +524,7 @@ def foreign_override(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
 
 def earlier_bind(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """An earlier bind of uvirtio is not restored, and the device is not as that bind left it."""
-    having = standing.live(found.key, facts.roots)
+    having = facts.live(found.key)
     if having is None:
         for path in (journal.hidden(facts.roots), *journal.damaged(facts.roots)):
             if path is not None:
@@ -552,7 +553,8 @@ def unsafe_dma(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     if found.bus == "pci" and (found.iommu_group is None or found.noiommu):
         yield Finding("unsafe-dma", "it is in no IOMMU group")
     elif found.bus == "platform":
-        yield Finding("unsafe-dma", "an mmio window is used with physical addresses")
+        # bind only takes it from its driver; the consent is asked for when it is opened.
+        yield Finding("unsafe-dma", "an mmio window is used with physical addresses", severity="warn")
 
 
 # --- suspend -----------------------------------------------------------------------------------------------

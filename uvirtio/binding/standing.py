@@ -6,6 +6,7 @@ the device may be gone, or another one in its place: a record of such a device h
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -180,18 +181,24 @@ def live(key: str, roots: Roots) -> tuple[Entry, DeviceEntry] | None:
         key: The device's ``DiscoveredDevice.key``.
         roots: Where the journal and ``/sys`` are.
     """
-    for entry, device in journal.entries_of(key, roots):
+    return first_live(journal.entries_of(key, roots), roots)
+
+
+def first_live(records: Iterable[tuple[Entry, DeviceEntry]], roots: Roots) -> tuple[Entry, DeviceEntry] | None:
+    """The first of a device's records that has not ended; None: all have, or there is none."""
+    for entry, device in records:
         if standing(device, roots, entry.state) not in ENDED:
             return entry, device
     return None
 
 
-def drop_ended(key: str, roots: Roots) -> None:
-    """Remove the records of the device that have ended. The caller holds the device's lock.
+def drop_ended(keys: Collection[str], roots: Roots) -> None:
+    """Remove the records of these devices that have ended. The caller holds the devices' locks.
 
     Raises:
         EnvironmentLack: The journal cannot be written.
     """
-    for entry, device in journal.entries_of(key, roots):
-        if standing(device, roots, entry.state) in ENDED:
-            journal.drop(entry, key, roots)
+    for entry in journal.entries(roots):
+        for device in entry.devices:
+            if device.address in keys and standing(device, roots, entry.state) in ENDED:
+                journal.drop(entry, device.address, roots)

@@ -1,7 +1,9 @@
-"""The virtio-mmio windows of this machine, and the check that an address is one: ``/proc/iomem`` decides.
+"""The virtio-mmio windows of this machine, and the check that an address is one.
 
 A window is a platform device of ACPI, of a device tree or of the kernel's command line. /dev/mem reaches
-everything, RAM and other drivers' devices included, so each address is checked against that list first.
+everything, RAM and other drivers' devices included, so each address is compared with ``/proc/iomem`` first. Linux
+lists there what ACPI and its command line name, but the windows of a device tree only while a driver holds them:
+for these the node in sysfs is the evidence (``devicetree``), which every user may read.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from uvirtio.errors import ForeignWindow
-from uvirtio.host import addresses, proc, sysfs
+from uvirtio.host import addresses, devicetree, proc, sysfs
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.pattern import Pattern
 from uvirtio.host.proc import IoRange
@@ -43,24 +45,32 @@ class Window:
         return IoRange(self.base, self.base + self.length, self.name)
 
 
-def windows(roots: Roots) -> list[Window]:
-    """Every window that the platform bus or the kernel's command line has, sorted by name."""
+def windows(roots: Roots, only: str | None = None) -> list[Window]:
+    """Every window that the platform bus or the kernel's command line has, sorted by name.
+
+    Args:
+        roots: Where to look.
+        only: A name on the platform bus; other devices are not looked at.
+    """
     shown: dict[str, IoRange] = {}
     for line in proc.iomem(roots) or []:
         if not line.hidden and (name := _device_of(line)) is not None:
             shown.setdefault(name, line)
     given = {one.name: one for one in _on_the_command_line(roots)}
     found = []
-    for name in sysfs.device_names("platform", roots):
-        path = sysfs.device("platform", name, roots)
-        if name not in given and not _is_window(name, path):
+    for name in sysfs.device_names("platform", roots) if only is None else [only]:
+        if only is not None and not sysfs.device("platform", name, roots).exists():
+            continue
+        node = sysfs.device("platform", name, roots) / "of_node"
+        if name not in given and not _is_window(name, node):
             continue
         if name in shown:
             found.append(Window(name, shown[name].start, shown[name].size))
         elif name in given:
             found.append(given.pop(name))
         else:
-            found.append(Window(name, addresses.mmio_base(name), _length_in_device_tree(path)))
+            base, length = devicetree.registers(node, roots) or (addresses.mmio_base(name), 0)
+            found.append(Window(name, base, length))
         given.pop(name, None)
     # A kernel without VIRTIO_MMIO_CMDLINE_DEVICES ignores these, but the windows exist.
     known = {window.base for window in found}
@@ -68,23 +78,18 @@ def windows(roots: Roots) -> list[Window]:
         if window.base not in known:
             known.add(window.base)
             found.append(Window(window.name, window.base, window.length, registered=False))
-    return sorted(found, key=lambda window: window.name)
+    return sorted((one for one in found if only in (None, one.name)), key=lambda window: window.name)
 
 
-def _is_window(name: str, path: Path) -> bool:
-    if addresses.is_mmio_platform_name(name):
-        return True
-    compatible = sysfs.read(path / "of_node/compatible", 4096)
-    return compatible is not None and "virtio,mmio" in compatible.split("\0")
+def _is_window(name: str, node: Path) -> bool:
+    """Whether a platform device is a window, by its node of the device tree; by its name where it has none."""
+    models = devicetree.compatible(node)
+    return addresses.is_mmio_platform_name(name) if models is None else "virtio,mmio" in models
 
 
-def _length_in_device_tree(path: Path) -> int:
-    """The size in of_node/reg: big-endian cells, 1+1 or 2+2 of them; 0 where it is neither."""
-    try:
-        reg = (path / "of_node/reg").read_bytes()
-    except OSError:
-        return 0
-    return int.from_bytes(reg[len(reg) // 2 :], "big") if len(reg) in (8, 16) else 0
+def pages(base: int, length: int) -> range:
+    """The pages of the CPU, by number, that a window is in: they are mapped whole, or not at all."""
+    return range(base // CPU_PAGE, -(-(base + max(length, 1)) // CPU_PAGE))
 
 
 def _device_of(line: IoRange) -> str | None:

@@ -132,6 +132,17 @@ def vmstat(roots: Roots) -> dict[str, int]:
         return {}
 
 
+# --- interrupts ---------------------------------------------------------------------------------------------
+
+
+def interrupt_chips(roots: Roots) -> set[str]:
+    """The controllers of the interrupts in use (``GICv3``, ``IR-PCI-MSI-0000:00:01.0``); empty: unknown."""
+    text = sysfs.lines(roots.proc / "interrupts") or []
+    cpus = len(text[0].split()) if text else 0
+    rows = (line.split() for line in text[1:])
+    return {words[cpus + 1] for words in rows if len(words) > cpus + 1 and words[0][:-1].isdecimal()}
+
+
 # --- the kernel itself --------------------------------------------------------------------------------------
 
 

@@ -287,6 +287,13 @@ def noiommu_mode(roots: Roots) -> bool | None:
     return None if text is None else text in ("Y", "1")
 
 
+def unsafe_interrupts_allowed(roots: Roots) -> bool:
+    """Whether VFIO may use an IOMMU that does not isolate interrupts."""
+    names = ("vfio_iommu_type1", "iommufd")
+    parameters = (roots.sys / "module" / name / "parameters/allow_unsafe_interrupts" for name in names)
+    return any(read(path, 16) in ("Y", "1") for path in parameters)
+
+
 # --- security -----------------------------------------------------------------------------------------------
 
 

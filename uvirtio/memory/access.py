@@ -22,6 +22,7 @@ from typing import Protocol
 
 from uvirtio.errors import Closed, DeviceGone, Misuse, NotSupported
 from uvirtio.interfaces.memory import Registers
+from uvirtio.memory.fence import order_fence
 
 
 class Buffer(Protocol):
@@ -95,6 +96,10 @@ class MappedRegisters:
 
     The views are not exported: an exported view would keep the BAR mapped, and ``mmap.close()`` fails while one
     exists. ``close()`` releases them and leaves the mapping to its owner.
+
+    Where the CPU may reorder (all but x86), memory is ordered around registers as by writel and readl of Linux:
+    what was stored before is visible before a register is written, and what is loaded after a register was read
+    is not older.
     """
 
     def __init__(self, mapping: Buffer, offset: int, length: int) -> None:
@@ -120,6 +125,7 @@ class MappedRegisters:
                 self._b = piece.cast("B")
                 self._h = piece[: (end - base) & ~1].cast("H")
                 self._i = piece[: (end - base) & ~3].cast("I")
+        self._order = order_fence()
         self._bias = offset - base
         self.length = length
         self._closed = False
@@ -134,19 +140,30 @@ class MappedRegisters:
 
     def read8(self, offset: int) -> int:
         """Read 8 bits at ``offset``."""
-        return self._b[self._index(offset, 1)]
+        value = self._b[self._index(offset, 1)]
+        if self._order is not None:
+            self._order()
+        return value
 
     def read16(self, offset: int) -> int:
         """Read 16 bits at ``offset``."""
-        return self._h[self._index(offset, 2)]
+        value = self._h[self._index(offset, 2)]
+        if self._order is not None:
+            self._order()
+        return value
 
     def read32(self, offset: int) -> int:
         """Read 32 bits at ``offset``."""
-        return self._i[self._index(offset, 4)]
+        value = self._i[self._index(offset, 4)]
+        if self._order is not None:
+            self._order()
+        return value
 
     def write8(self, offset: int, value: int) -> None:
         """Write 8 bits at ``offset``."""
         place = self._index(offset, 1)
+        if self._order is not None:
+            self._order()
         try:
             self._b[place] = value
         except ValueError:
@@ -155,6 +172,8 @@ class MappedRegisters:
     def write16(self, offset: int, value: int) -> None:
         """Write 16 bits at ``offset``."""
         place = self._index(offset, 2)
+        if self._order is not None:
+            self._order()
         try:
             self._h[place] = value
         except ValueError:
@@ -163,6 +182,8 @@ class MappedRegisters:
     def write32(self, offset: int, value: int) -> None:
         """Write 32 bits at ``offset``."""
         place = self._index(offset, 4)
+        if self._order is not None:
+            self._order()
         try:
             self._i[place] = value
         except ValueError:

@@ -10,11 +10,11 @@ a locked instruction, which on x86 is a full fence and costs 75 ns; elsewhere li
 from __future__ import annotations
 
 import ctypes
-import platform
 import threading
 from collections.abc import Callable
 
 from uvirtio.errors import NotSupported
+from uvirtio.host import cpu, remedies
 
 Fence = Callable[[], None]
 
@@ -47,7 +47,7 @@ def libatomic_fence() -> Fence:
             "this CPU needs libatomic for its memory fences",
             seen=str(error),
             expected="libatomic.so.1",
-            remedy="apt-get install libatomic1",
+            remedy=remedies.full_fence(),
         ) from error
     function.argtypes = (ctypes.c_int,)
     function.restype = None
@@ -58,17 +58,13 @@ def libatomic_fence() -> Fence:
     return fence
 
 
-def _is_x86() -> bool:
-    return platform.machine() in ("x86_64", "AMD64", "i686", "i386")
-
-
 def full_fence() -> Fence:
     """Return the cheapest full fence of this machine.
 
     Raises:
         NotSupported: The CPU is not x86, and libatomic is not installed.
     """
-    return lock_fence() if _is_x86() else libatomic_fence()
+    return lock_fence() if cpu.is_x86() else libatomic_fence()
 
 
 def platform_fence() -> Fence | None:
@@ -77,7 +73,7 @@ def platform_fence() -> Fence | None:
     A locked instruction of x86 orders all memory accesses. The fences of libatomic on other CPUs order accesses
     between CPUs (``dmb ish`` on ARM, where a device may need ``dmb osh``), so the feature is not accepted there.
     """
-    return lock_fence() if _is_x86() else None
+    return lock_fence() if cpu.is_x86() else None
 
 
 def order_fence() -> Fence | None:
@@ -86,4 +82,4 @@ def order_fence() -> Fence | None:
     Raises:
         NotSupported: The CPU is not x86, and libatomic is not installed.
     """
-    return None if _is_x86() else libatomic_fence()
+    return None if cpu.is_x86() else libatomic_fence()

@@ -8,7 +8,7 @@ import os
 from contextlib import suppress
 
 from uvirtio.errors import Closed, Misuse, NotSupported, OperationFailed, PermissionLack
-from uvirtio.host import privilege
+from uvirtio.host import cpu, privilege, remedies
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 
@@ -82,10 +82,18 @@ def dev_mem(addr: int, size: int, roots: Roots) -> FileWindow:
         roots: Where /dev is.
 
     Raises:
+        NotSupported: The kernel has no /dev/mem, or this CPU maps what is not in the kernel's memory map as Device
+            memory, where the unaligned access of a slice ends the process with SIGBUS.
         PermissionLack: This user may not open it, or the kernel is locked down.
-        NotSupported: The kernel has no /dev/mem.
     """
     path = roots.dev / "mem"
+    if not cpu.maps_any_memory_as_normal():
+        raise NotSupported(
+            f"plugged memory cannot be used through {path} on this CPU",
+            seen=f"{cpu.machine()}, which maps memory that Linux does not know of as device memory",
+            expected="ordinary memory, in which any access may be unaligned",
+            remedy=remedies.plugged_memory(),
+        )
     # Without O_SYNC: this is memory, and must be cached.
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)

@@ -11,8 +11,9 @@ is System RAM. The same steps in reverse take it offline, so that the block can 
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from uvirtio.host.remedies import boot_line
 from uvirtio.online.consumer import OWNER, Linux, system_memory
-from uvirtio.online.kernel_view import DaxPiece, KernelView, PieceState, boot_line
+from uvirtio.online.kernel_view import DaxPiece, KernelView, PieceState
 from uvirtio.online.pieces import SystemMemory
 
 __all__ = [

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 
 from uvirtio.errors import NotSupported
-from uvirtio.host import memory, sysfs
+from uvirtio.host import memory, remedies, sysfs
 from uvirtio.host.drivers import KMEM
 from uvirtio.host.proc import SOFT_RESERVED, SYSTEM_RAM, IoRange, iomem_addresses, meminfo
 from uvirtio.host.roots import Roots
@@ -72,27 +72,6 @@ class DaxPiece:
     def used(self) -> bool:
         """Whether its memory may be in use, so that none of it must be unplugged."""
         return self.state is not PieceState.IDLE
-
-
-def boot_line(addr: int, size: int) -> str:
-    """The kernel parameters that reserve a region at boot, so that it can be brought online piece by piece.
-
-    ``+0xefffffff`` makes type 1 (RAM), or 12 (persistent), into type 0xefffffff: E820_TYPE_SOFT_RESERVED.
-    Without ``region_idle`` dax_hmem makes one device of the whole region, which udev then binds to kmem, also
-    memory that is not plugged.
-
-    Args:
-        addr: The physical address of the region.
-        size: Its length, in bytes.
-    """
-    return f"memmap={_short(size)}%{addr:#x}+0xefffffff dax_hmem.region_idle=1"
-
-
-def _short(size: int) -> str:
-    for shift, letter in ((30, "G"), (20, "M"), (10, "K")):
-        if size and size % (1 << shift) == 0:
-            return f"{size >> shift}{letter}"
-    return str(size)
 
 
 class KernelView:
@@ -174,7 +153,7 @@ class KernelView:
             seen=", ".join([*near, *map(str, self.dax_regions())])
             or "nothing Soft Reserved there in /proc/iomem, and no dax region",
             expected=f"a Soft Reserved range with all {self.size} bytes of it",
-            remedy=f"add this to the kernel's command line and boot again: {boot_line(self.addr, self.size)}",
+            remedy=remedies.kept_at_boot(self.addr, self.size),
         )
 
     def _soft_reserved(self) -> list[IoRange]:

@@ -26,10 +26,10 @@ from uvirtio.errors import (
     OperationFailed,
     PermissionLack,
 )
-from uvirtio.host import privilege, sysfs
+from uvirtio.host import privilege, remedies, sysfs
 from uvirtio.host.drivers import KMEM
 from uvirtio.host.writer import ChildWriter, Writer, module_loader
-from uvirtio.online.kernel_view import DaxPiece, KernelView, PieceState, boot_line
+from uvirtio.online.kernel_view import DaxPiece, KernelView, PieceState
 
 WRITE_SECONDS = 20.0
 """Seconds that the kernel may take for a write that does not have to wait for pages to move."""
@@ -132,8 +132,7 @@ class SystemMemory:
                     seen=f"dax_hmem was loaded without region_idle; {piece.name} is {piece.state.value}"
                     + (f", bound to {piece.driver}" if piece.driver else ""),
                     expected="a region that is idle until memory is plugged",
-                    remedy="add this to the kernel's command line and boot again: "
-                    + boot_line(self.kernel.addr, self.kernel.size),
+                    remedy=remedies.kept_at_boot(self.kernel.addr, self.kernel.size),
                 )
 
     def _clear_leftovers(self) -> None:

@@ -42,7 +42,7 @@ FIELD_BITS: Final[dict[tuple[str, int], FieldBit]] = {
         "HINT_WAIT_ON_ACK",
         "a driver waits until the device has taken a hint: Amazon's proposal of January 2026; forks of "
         "Firecracker offer it",
-        "linux-kernel list, 20260119154236.39412-1-jackabt.amazon@gmail.com; e2b-dev/firecracker, pull request 14",
+        "linux-kernel list, 19 January 2026; e2b-dev/firecracker, pull request 14",
     ),
     ("balloon", 8): FieldBit(
         "WS_REPORTING",
@@ -57,7 +57,7 @@ FIELD_BITS: Final[dict[tuple[str, int], FieldBit]] = {
     ("vsock", 3): FieldBit(
         "DGRAM",
         "datagram sockets: a proposal that was not taken up; libkrun offers it",
-        "netdev list, 20230413-b4-vsock-dgram-v5-10-581bd37fdb26@bytedance.com; containers/libkrun, "
+        "netdev list, series vsock-dgram v5, patch 10, 2023; containers/libkrun, "
         "src/devices/src/virtio/vsock/device.rs",
     ),
 }

@@ -7,6 +7,9 @@ device addresses, and each part has to be where the formula says.
 from __future__ import annotations
 
 from uvirtio.errors import MemoryScattered, Misuse
+from uvirtio.host import remedies
+from uvirtio.host.memory import huge_pages
+from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.spec.ring import legacy_layout
 
@@ -93,11 +96,12 @@ def legacy_areas(index: int, size: int, dma: DmaSpace) -> list[Block]:
 
 
 def _scattered(index: int, size: int, total: int, seen: str) -> MemoryScattered:
+    pool = huge_pages(Roots())
     return MemoryScattered(
         f"queue {index} of a legacy interface needs {total} bytes in one piece for its {size} entries, "
         "and no such memory is available",
         seen=seen,
         expected="one run of device addresses (2.7.2)",
-        remedy="give this machine huge pages: echo 16 > /proc/sys/vm/nr_hugepages; "
+        remedy=f"give this machine huge pages: {remedies.huge_pages(pool, (pool.total or 0) + 16)}; "
         "or use the modern interface, or a device behind an IOMMU",
     )

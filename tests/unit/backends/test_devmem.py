@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.fakesys import FakeSys
+from tests.fakes.fakesys import FakeKernel, FakeSys
 from uvirtio import opening
 from uvirtio.backends import devmem
 from uvirtio.backends.physical import HugeFile
@@ -49,7 +49,7 @@ feb02c00-feb02dff : LNRO0005:01
 feb02e00-feb02fff : LNRO0005:00
 fec00000-fec003ff : IOAPIC 0
 fed00000-fed003ff : HPET 0
-fed90000-fed90fff : Reserved
+fed90000-fed9ffff : Reserved
 """
 
 IOMEM_OF_ARM = "09000000-09000fff : 9000000.pl011 pl011@9000000\n40000000-7fffffff : System RAM\n"
@@ -141,7 +141,7 @@ def test_it_wants_the_consent(fake: FakeSys):
 @pytest.mark.parametrize(
     ("address", "owner"),
     [
-        ("mmio:0x2000", "System RAM"),
+        ("mmio:0x12000", "System RAM"),
         ("mmio:0x1da00000", "System RAM"),
         ("mmio:0xfed00000", "HPET 0"),
         ("mmio:0xfed00400", "HPET 0"),  # the same page
@@ -347,8 +347,7 @@ def test_lines_of_windows(fake: FakeSys, name: str, ours: bool):
 def test_a_window_of_a_device_tree_is_known_when_no_driver_has_it(fake: FakeSys):
     """Linux lists these in /proc/iomem only while a driver holds them."""
     fake.text(fake.roots.proc / "iomem", IOMEM_OF_ARM)
-    path = fake.mmio("a003e00.virtio", compatible=b"virtio,mmio\0")
-    fake.text(path / "of_node/reg", (0xA003E00).to_bytes(8, "big") + (0x200).to_bytes(8, "big"))
+    fake.mmio("a003e00.virtio", compatible=b"virtio,mmio\0", reg=(0xA003E00, 0x200))
     fake.mmio("b000000.virtio", compatible=b"virtio,mmio\0")  # its node has no reg that we can read
 
     def window(base: int, length: int = 0) -> devmem.DevmemWindow:
@@ -367,8 +366,7 @@ def test_a_window_of_a_device_tree_is_known_when_no_driver_has_it(fake: FakeSys)
 @pytest.mark.parametrize("name", ["a003e00.virtio", "mmio:0xa003e00"])
 def test_a_window_of_any_node_name_is_opened_and_taken(fake: FakeSys, name: str):
     fake.text(fake.roots.proc / "iomem", IOMEM_OF_ARM)
-    path = fake.mmio("a003e00.virtio", compatible=b"virtio,mmio\0")
-    fake.text(path / "of_node/reg", (0xA003E00).to_bytes(8, "big") + (0x200).to_bytes(8, "big"))
+    path = fake.mmio("a003e00.virtio", compatible=b"virtio,mmio\0", reg=(0xA003E00, 0x200))
     put(fake, 0xA003E00, mmio.MAGIC, 2, 4)
     with open_device(fake, name) as device:
         assert (device.address, device.type) == ("mmio:0xa003e00", "rng")
@@ -380,6 +378,31 @@ def test_a_window_of_any_node_name_is_opened_and_taken(fake: FakeSys, name: str)
     assert caught.value.remedy == "uvirtio bind mmio:0xa003e00"
     made = plan(find(name, fake.roots), fake.roots)
     assert not made.problems and len(made.members[0].steps) == 1
+
+
+def test_list_doctor_bind_and_open_agree_about_a_device_tree(fake: FakeSys, tmp_path: Path):
+    """Three windows of one page, as on QEMU's virt: the kernel has one, and then none."""
+    fake = FakeSys(tmp_path / "virt")
+    bases = (0xA000000, 0xA000200, 0xA000400)
+    for base in bases:
+        fake.mmio(f"{base:x}.virtio_mmio", compatible=b"virtio,mmio\0", reg=(base, 0x200))
+        put(fake, base, mmio.MAGIC, 2, 4)
+    path = fake.sys / "devices/platform/a000200.virtio_mmio"
+    fake.attach(path, "virtio-mmio", bus="platform")
+    virtio = fake.virtio(path, "virtio0", "rng", 1 << 32)
+    line = "0a000200-0a0003ff : a000200.virtio_mmio virtio_mmio@a000200\n"
+    fake.text(fake.roots.proc / "iomem", line + IOMEM_OF_ARM)
+    assert [found.address for found in scan(fake.roots)] == [f"mmio:{base:#x}" for base in bases]
+    assert "reaches 0 of 3" in devmem_row(fake).detail
+    assert devmem_row(fake).remedy == "uvirtio bind mmio:0xa000200 --group"
+    bind.bind([find("mmio:0xa000200", fake.roots)], fake.roots, group=True, writer=FakeKernel(fake))
+    assert not virtio.exists()
+    fake.text(fake.roots.proc / "iomem", IOMEM_OF_ARM)  # Linux takes the line away with the driver
+    assert "reaches 3 windows" in devmem_row(fake).detail
+    for base in bases:
+        devmem.DevmemWindow.open(
+            f"mmio:{base:#x}", base, 0x200, fake.roots, unsafe_dma=True, machine="aarch64"
+        ).close()
 
 
 def test_a_window_in_a_range_that_is_only_set_aside_is_nobodys(fake: FakeSys):

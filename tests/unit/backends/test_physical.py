@@ -21,7 +21,9 @@ from uvirtio.host.pages import CPU_PAGE as PAGE
 from uvirtio.host.pages import HUGE_PAGE as HUGE
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import AdoptsMemory, Block, DmaSpace
+from uvirtio.spec.page import VIRTIO_PAGE
 
+PER_PAGE = PAGE // VIRTIO_PAGE
 PRESENT = 1 << 63
 SCATTER = 7
 """The pool's pages lie so many of their sizes apart."""
@@ -71,7 +73,7 @@ class Frames(Pagemap):
                 if start <= vaddr < end:
                     at = int(offset, 16) + vaddr - start
                     break
-        places = range(at // PAGE, (at + size) // PAGE)
+        places = range(at // VIRTIO_PAGE, (at + size) // VIRTIO_PAGE)
         return [(p // 512 * SCATTER + 1) * 512 + p % 512 + self.shift for p in places]
 
 
@@ -121,8 +123,8 @@ def test_a_legacy_ring_is_one_run_of_frames(space):
     space.alloc(HUGE - 2 * PAGE)
     ring = space.alloc(11 * PAGE)  # does not fit the rest of the first huge page, and does not cross its end
     assert ring.contiguous
-    assert ring.pfns() == list(range(ring.pfns()[0], ring.pfns()[0] + 11))
-    assert ring.segments(5, 10 * PAGE) == [(ring.pfns()[0] * PAGE + 5, 10 * PAGE)]
+    assert ring.pfns() == list(range(ring.pfns()[0], ring.pfns()[0] + 11 * PER_PAGE))
+    assert ring.segments(5, 10 * PAGE) == [(ring.pfns()[0] * VIRTIO_PAGE + 5, 10 * PAGE)]
 
 
 def test_longer_memory_is_as_many_runs_as_huge_pages(space):
@@ -130,7 +132,7 @@ def test_longer_memory_is_as_many_runs_as_huge_pages(space):
     assert not block.contiguous
     runs = block.segments(0, block.size)
     assert [length for _, length in runs] == [HUGE, HUGE, PAGE]
-    assert len(block.pfns()) == block.size // PAGE
+    assert len(block.pfns()) == block.size // VIRTIO_PAGE
     assert block.segments(HUGE - 1, 2) == [(runs[0][0] + HUGE - 1, 1), (runs[1][0], 1)]
     rest = space.alloc(PAGE)
     assert rest.pfns()[0] == block.pfns()[-1] + 1, "what is left of the last huge page serves others"
@@ -258,7 +260,7 @@ def test_frame_zero_is_refused(tmp_path, roots, monkeypatch):
     assert "frame number 0" in caught.value.seen
     answers[0] = PRESENT | 0x1234
     with PhysicalDmaSpace(roots, file=pool) as space:
-        assert space.alloc(PAGE).pfns() == [0x1234]
+        assert space.alloc(PAGE).pfns() == [0x1234 * PER_PAGE + number for number in range(PER_PAGE)]
     pool.close()
 
 
@@ -266,7 +268,7 @@ def test_memory_of_others_is_shown_at_its_address(space):
     with mmap.mmap(-1, 2 * PAGE) as mapping:
         block = space.adopt(mapping, 0x1_0000_0000)
         assert block.segments(1, PAGE) == [(0x1_0000_0001, PAGE)]
-        assert block.pfns() == [0x10_0000, 0x10_0001]
+        assert block.pfns() == list(range(0x10_0000, 0x10_0000 + 2 * PER_PAGE))
         block.close()
 
 
@@ -296,7 +298,7 @@ def test_no_two_blocks_share_a_byte_and_all_comes_back(tmp_path_factory, sizes, 
     with PhysicalDmaSpace(roots, file=pool, pagemap=Frames(roots)) as space:
         blocks = []
         for units in sizes:
-            block = space.alloc(units * PAGE)
+            block = space.alloc(units * VIRTIO_PAGE)
             if units <= 512:
                 assert block.contiguous
             blocks.append(block)

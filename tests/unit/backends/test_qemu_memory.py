@@ -15,6 +15,7 @@ from uvirtio.backends.qemu.memory import FIRST, GuestMemory, QemuDma
 from uvirtio.backends.qemu.models import LOONGARCH64, MICROVM, MODELS, Q35, VIRT, Model
 from uvirtio.errors import Closed, Misuse, OperationFailed, QemuFailed
 from uvirtio.host.pages import CPU_PAGE as PAGE
+from uvirtio.spec.page import PFN_SHIFT
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -35,7 +36,7 @@ def test_a_block(memory: GuestMemory) -> None:
     assert block.segments(0, 10_000) == [(FIRST, 10_000)]
     assert block.segments(4096, 1) == [(FIRST + 4096, 1)]
     assert block.segments(5, 0) == []
-    assert block.pfns() == [FIRST // PAGE, FIRST // PAGE + 1, FIRST // PAGE + 2]
+    assert block.pfns() == [(FIRST >> PFN_SHIFT) + number for number in range(3)]
     assert bytes(block.view) == bytes(10_000)
     for offset, length in ((-1, 1), (0, 10_001), (10_000, 1), (0, -1)):
         with pytest.raises(Misuse, match="block"):
@@ -106,7 +107,7 @@ def test_high_memory_lies_above_the_hole(model: Model) -> None:
     low = guest.alloc(split - FIRST)
     high = guest.alloc(MIB)
     assert high.segments(0, 2) == [(model.ram.high, 2)]
-    assert high.pfns()[0] == model.ram.high // PAGE
+    assert high.pfns()[0] == model.ram.high >> PFN_SHIFT
     assert high.offset == split
     low.close()
     high.close()
@@ -129,7 +130,7 @@ def test_high_memory_is_found_where_this_qemu_has_it(high: int) -> None:
     guest.locate(read)
     assert guest.ram.high == high
     guest.alloc(split - FIRST)
-    assert guest.alloc(MIB).pfns()[0] == high // PAGE
+    assert guest.alloc(MIB).pfns()[0] == high >> PFN_SHIFT
     assert not any(os.pread(guest.fd, PAGE, split)), "the mark is gone"
     guest.close()
 
@@ -148,7 +149,7 @@ def test_memory_need_not_begin_at_0() -> None:
     guest = GuestMemory(32 * MIB, VIRT.ram)
     block = guest.alloc(PAGE)
     assert block.segments(8, 2) == [(VIRT.ram.base + FIRST + 8, 2)]
-    assert block.pfns() == [(VIRT.ram.base + FIRST) // PAGE]
+    assert block.pfns()[0] == (VIRT.ram.base + FIRST) >> PFN_SHIFT
     guest.close()
 
 
@@ -172,7 +173,7 @@ def test_a_dma_space_ends_its_blocks(memory: GuestMemory) -> None:
     assert space.translated
     assert space.contiguous_limit == 16 * MIB
     block, pages = space.alloc(PAGE), space.pin(3 * PAGE)
-    assert len(pages.pfns()) == 3
+    assert len(pages.pfns()) == 3 * PAGE >> PFN_SHIFT
     block.close()
     space.close()
     space.close()

@@ -129,6 +129,23 @@ def test_a_legacy_header_in_a_memory_bar_is_mapped_and_guarded(tmp_path):
         assert (register.offset, register.width, register.mapped) == (pci.LEGACY_DEVICE_STATUS, 1, True)
 
 
+def test_a_bar_within_a_page_is_not_taken_for_the_beginning_of_the_page(machine, monkeypatch):
+    """Only where pages are larger than the BAR: the kernel maps the whole page, and the BAR is elsewhere in it."""
+    monkeypatch.setattr(uio_pci, "CPU_PAGE", 1 << 16)
+    text = (machine.path / "resource").read_text()
+    moved = text.replace("fe000000 ", "fe004000 ").replace("fe003fff ", "fe007fff ")
+    assert moved != text
+    machine.fake.text(machine.path / "resource", moved)
+    with machine.open() as function:
+        with pytest.raises(NotSupported, match="does not begin at a page") as caught:
+            function.registers(4, 0, 4)
+        assert f"resource_alignment={ADDRESS}" in caught.value.remedy
+        assert function.registers(0, 0, 4).length == 4  # I/O ports are not mapped
+    machine.fake.text(machine.path / "resource", text)
+    with machine.open() as function:
+        function.registers(4, 0, 4)
+
+
 def test_a_function_that_was_left_running_is_stopped_when_it_is_opened(machine):
     machine.set_command(MASTER)
     with machine.open():

@@ -19,9 +19,12 @@ from uvirtio.host.pagemap import Pagemap
 from uvirtio.host.pages import CPU_PAGE as PAGE
 from uvirtio.host.pages import HUGE_PAGE
 from uvirtio.host.roots import Roots
+from uvirtio.spec.page import VIRTIO_PAGE
 
 RANGES = [(0, 0xFEDF_FFFF), (0xFEF0_0000, (1 << 39) - 1)]
 PRESENT = 1 << 63
+
+PER_PAGE = PAGE // VIRTIO_PAGE
 
 
 class BlockTable:
@@ -35,7 +38,8 @@ class BlockTable:
 
     def map(self, vaddr, iova, size, *, read=True, write=True):
         self.calls += 1
-        assert size and not (vaddr | iova | size) % PAGE
+        assert size and not (iova | size) % PAGE
+        assert not vaddr % mmap.ALLOCATIONGRANULARITY  # the kernel's own page, also where a larger one is played
         if self.fail_at is not None and self.calls == self.fail_at:
             raise MemlockExceeded("no more", remedy="-")
         if self.refuse_over is not None and size > self.refuse_over:
@@ -54,13 +58,14 @@ class BlockTable:
 class FakePagemap:
     """Frame numbers by our own rule in place of the kernel's file."""
 
-    rule = staticmethod(lambda page: 0x1000 + page % 0x1_0000)
+    rule = staticmethod(lambda page: (0x100_0000 + page * PAGE % 0x1000_0000) // PAGE)
 
     def __init__(self, roots):
         pass
 
     def pfns(self, vaddr, size):
-        return [self.rule(vaddr // PAGE + i) for i in range(size // PAGE)]
+        frames = [self.rule(vaddr // PAGE + i) for i in range(size // PAGE)]
+        return [frame * PER_PAGE + part for frame in frames for part in range(PER_PAGE)]
 
     def close(self):
         pass
@@ -131,7 +136,7 @@ def test_physical_memory_in_pieces_merges_what_touches(make, books):
     assert all(length <= 2 * PAGE for _, length in runs)
     assert len(books.maps) == 1 + len(runs)
     for offset in (0, 1, PAGE - 1, PAGE, 3 * PAGE + 7):
-        address = block.pfns()[offset // PAGE] * PAGE + offset % PAGE
+        address = block.pfns()[offset // VIRTIO_PAGE] * VIRTIO_PAGE + offset % VIRTIO_PAGE
         assert block.segments(offset, 1) == [(address, 1)]
 
 
@@ -163,7 +168,7 @@ def test_the_pool_is_asked_where_no_transparent_huge_page_comes(make, books, mon
 def test_pinned_memory_takes_one_map(make, books):
     block = make(False).pin(100 * PAGE)
     assert len(books.maps) == 1
-    assert len(block.pfns()) == 100
+    assert len(block.pfns()) == 100 * PER_PAGE
 
 
 def test_a_map_that_is_refused_for_its_size_is_made_in_pieces(make, books, monkeypatch):
@@ -204,7 +209,7 @@ def test_a_refused_map_leaves_nothing(make, books, translated):
 
 
 def test_a_physical_address_that_the_iommu_reserves_is_refused(make, books):
-    space = make(False, rule=lambda page: 0xFEE00)
+    space = make(False, rule=lambda page: 0xFEE0_0000 // PAGE)
     with pytest.raises(OperationFailed, match="cannot be mapped to itself"):
         space.alloc(PAGE)
     assert books.maps == {}
@@ -284,7 +289,8 @@ def pagemap(tmp_path):
 
 def test_pagemap_gives_the_frames_of_these_pages(pagemap):
     map_ = pagemap(0, PRESENT | 0x123, PRESENT | 1 << 61 | 1 << 55 | 0x456, 0)
-    assert map_.pfns(mmap.PAGESIZE, 2 * mmap.PAGESIZE) == [0x123, 0x456]
+    both = [frame * PER_PAGE + part for frame in (0x123, 0x456) for part in range(PER_PAGE)]
+    assert map_.pfns(PAGE, 2 * PAGE) == both
     map_.close()
     map_.close()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.played_vdpa import ENOTSUPP, FD, PAGE, Played
+from tests.fakes.played_vdpa import ENOTSUPP, FD, Played
 from uvirtio.backends.vhost_vdpa import VhostVdpaNode, memory, names, uapi
 from uvirtio.errors import (
     Busy,
@@ -25,6 +25,7 @@ from uvirtio.errors import (
     OperationFailed,
     PermissionLack,
 )
+from uvirtio.host.pages import CPU_PAGE as PAGE
 from uvirtio.spec import features as f
 
 
@@ -381,8 +382,11 @@ def test_addresses_are_given_back_and_never_zero_nor_where_interrupts_go(tmp_pat
         first.close()
         second = space.alloc(PAGE)
         assert second.address == PAGE
-    with opened(Played(tmp_path / "two", iova=(0xFEDF_F000, 0xFEF0_0FFF))) as node, node.dma(True) as space:
-        assert {space.alloc(PAGE).address, space.alloc(PAGE).address} == {0xFEDF_F000, 0xFEF0_0000}
+    with (
+        opened(Played(tmp_path / "two", iova=(0xFEE0_0000 - PAGE, 0xFEF0_0000 + PAGE - 1))) as node,
+        node.dma(True) as space,
+    ):
+        assert {space.alloc(PAGE).address, space.alloc(PAGE).address} == {0xFEE0_0000 - PAGE, 0xFEF0_0000}
         with pytest.raises(OperationFailed):
             space.alloc(PAGE)
 
@@ -454,7 +458,7 @@ def test_without_a_map_that_pins_only_huge_pages_stay(played, monkeypatch):
     monkeypatch.setattr(memory, "PhysicalDmaSpace", Huge)
     with opened(played) as node:
         with node.dma(True) as space, pytest.raises(HugePagesLack):
-            space.pin(5000)
+            space.pin(PAGE + 1)
         assert asked == [2 * PAGE, "closed"]
         assert played.maps == {}  # what was tried first is gone
 

@@ -15,7 +15,7 @@ from tests.fakes.fakesys import FakeSys
 from uvirtio.binding import discover, journal
 from uvirtio.binding.doctor import checks
 from uvirtio.binding.facts import Facts
-from uvirtio.binding.mates import group_members
+from uvirtio.binding.mates import Mates
 from uvirtio.binding.plan import plan
 from uvirtio.binding.rules import check
 from uvirtio.cli import main
@@ -92,14 +92,14 @@ def test_the_rest_of_such_a_group_is_not_taken(grouped: FakeSys) -> None:
 def test_a_member_that_does_not_say_what_it_is_is_one(fake: FakeSys, lost: str) -> None:
     fake.pci(AT, "rng", group=7)
     (fake.pci(MATE, "net", group=7) / lost).unlink()
-    assert group_members(discover.find(AT, fake.roots), fake.roots) is None
+    assert Mates(fake.roots).group_members(discover.find(AT, fake.roots)) is None
     (fake.sys / "bus/pci/devices" / MATE).unlink()  # gone between two reads
-    assert group_members(discover.find(AT, fake.roots), fake.roots) == []
+    assert Mates(fake.roots).group_members(discover.find(AT, fake.roots)) == []
 
 
 def test_a_group_with_none_but_the_function_is_alone(fake: FakeSys) -> None:
     fake.pci(AT, "rng", group=7)
-    assert group_members(discover.find(AT, fake.roots), fake.roots) == [] and unchecked(fake) == {}
+    assert Mates(fake.roots).group_members(discover.find(AT, fake.roots)) == [] and unchecked(fake) == {}
 
 
 def test_a_driver_for_user_space_may_be_held_through_a_member_that_cannot_be_listed(fake: FakeSys) -> None:

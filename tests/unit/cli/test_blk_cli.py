@@ -60,7 +60,7 @@ def test_info(model, capsys):
     out = capsys.readouterr().out
     assert "capacity:     1 MiB, 2048 sectors of 512 bytes" in out
     assert "up to 4 ranges of 128 KiB, best at multiples of 4 KiB" in out
-    assert "physical block 4 KiB" in out
+    assert "physical block 4 KiB, minimum I/O 8 blocks, optimal I/O 64 blocks\n" in out
 
 
 def test_info_of_a_disk_that_tells_little(model, capsys):
@@ -69,6 +69,13 @@ def test_info_of_a_disk_that_tells_little(model, capsys):
     assert run(["blk", "info", DEV]) == 0
     out = capsys.readouterr().out
     assert "serial:       none" in out and "writable:     no (RO)" in out and "cache:        none" in out
+
+
+def test_a_disk_that_does_not_say_how_large_requests_are_best(model, capsys):
+    for name in ("min_io_size", "opt_io_size"):
+        model.put(name, 0)
+    assert run(["blk", "info", DEV]) == 0
+    assert "physical block 4 KiB\n" in capsys.readouterr().out
 
 
 def test_an_error_of_the_device_is_not_one_of_the_file_that_is_written(tmp_path):

@@ -274,7 +274,7 @@ def test_features_name_bits_of_the_field_as_what_they_are(cli: Cli) -> None:
     six, seven = cli.document("features", "balloon", word)["bits"]
     assert six["name"] is None and seven["field"] is None
     assert six["field"]["name"] == "HINT_WAIT_ON_ACK" and six["field"]["standard"] is False
-    assert "20260119154236" in six["field"]["source"]
+    assert "January 2026" in six["field"]["source"]
     shown = cli.text("features", "balloon", word)
     assert "bit 6 is not in the standard; met in the field: HINT_WAIT_ON_ACK" in shown and "bit 7 is" not in shown
 

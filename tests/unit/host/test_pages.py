@@ -18,7 +18,12 @@ import pytest
 from tests.fakes.fakesys import FakeSys
 from uvirtio.backends.pages import merged
 from uvirtio.backends.physical import HugeFile, PhysicalDmaSpace
+from uvirtio.backends.qemu.ivshmem import Bells
 from uvirtio.backends.qemu.memory import FIRST, GuestMemory, QemuDma
+from uvirtio.binding.discover import scan
+from uvirtio.binding.facts import Facts
+from uvirtio.binding.mates import Mates
+from uvirtio.binding.plan import plan
 from uvirtio.drivers.balloon.pages import Pages
 from uvirtio.errors import ForeignWindow, Misuse
 from uvirtio.host.mmio import check_window
@@ -94,6 +99,35 @@ def what_else_is_in_the_page_of_a_window_counts(folder: Path) -> None:
         check_window(0x100000, 0x200, fake.roots, address="mmio:0x100000")
 
 
+def the_group_of_a_window_is_a_page_of_the_cpu(folder: Path) -> None:
+    """Windows at both ends of a page, one at the start of the next, and one that is in two pages."""
+    fake = FakeSys(folder / "group")
+    last = CPU_PAGE - 0x200
+    bases = (0x10000000, 0x10000000 + last, 0x10000000 + CPU_PAGE)
+    for base in bases:
+        fake.mmio(f"{base:x}.virtio_mmio", "rng", compatible=b"virtio,mmio\0", reg=(base, 0x200))
+    facts = Facts(fake.roots)
+    first, second, third = scan(fake.roots)
+    assert [one.address for one in facts.mates.page_members(first)] == [second.address]
+    assert [one.address for one in facts.mates.page_members(second)] == [first.address]
+    assert facts.mates.page_members(third) == []
+    refused = plan(first, fake.roots).problems[0]
+    assert f"{CPU_PAGE >> 10} KiB" in str(refused.seen) and second.address in str(refused.seen)
+    taken = plan(first, fake.roots, group=True)
+    assert not taken.problems and [one.found.address for one in taken.members] == [first.address, second.address]
+    base = 0x10000000 + 2 * CPU_PAGE - 0x200
+    fake.mmio(f"{base:x}.virtio_mmio", "rng", compatible=b"virtio,mmio\0", reg=(base, 0x400))
+    assert [one.name for one in Mates(fake.roots).page_members(third)] == [f"{base:x}.virtio_mmio"]
+
+
+def shared_memory_of_the_doorbells_is_whole_pages(folder: Path) -> None:
+    """QEMU rounds it up to the pages of the host, and refuses a file that is shorter (qemu_ram_alloc_from_fd)."""
+    bells = Bells()
+    size = os.fstat(bells._shared).st_size
+    assert size and size % CPU_PAGE == 0
+    bells.close()
+
+
 def a_legacy_queue_is_named_by_its_page_of_4096_bytes(folder: Path) -> None:
     assert legacy_layout(256).used == 2 * VIRTIO_PAGE
     guest = GuestMemory(32 << 20)
@@ -126,10 +160,48 @@ CHECKS = {
         device_addresses_are_given_by_the_page,
         a_window_takes_whole_pages,
         what_else_is_in_the_page_of_a_window_counts,
+        the_group_of_a_window_is_a_page_of_the_cpu,
+        shared_memory_of_the_doorbells_is_whole_pages,
         a_legacy_queue_is_named_by_its_page_of_4096_bytes,
         a_balloon_counts_in_units_of_4096_bytes,
     )
 }
+
+
+LARGER = ("backends/test_vfio_memory.py", "backends/test_physical.py", "backends/test_vhost_vdpa.py",
+          "backends/test_qemu_memory.py", "backends/test_vfio_iova.py", "backends/test_devmem.py",
+          "memory/test_access.py", "virtqueue/test_split.py", "virtqueue/test_packed.py")  # fmt: skip
+"""The tests of all that maps, pins or looks up memory, and of rings in it."""
+
+_SUITE = """
+import mmap, sys
+mmap.PAGESIZE = int(sys.argv[1])
+import pytest
+sys.exit(pytest.main(sys.argv[2:]))
+"""
+
+
+def test_what_maps_memory_has_the_same_tests_with_a_larger_page(tmp_path: Path):
+    """With 64 KiB, of which all that holds for 16 KiB follows; the kernel below has pages of 4096 bytes."""
+    folder = Path(__file__).parents[1]
+    words = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "not one_call_is_one_access and not idioms",
+        f"--basetemp={tmp_path}",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", _SUITE, "65536", *words, *(str(folder / name) for name in LARGER)],
+        cwd=folder.parents[1],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
 def test_the_cpu_page_is_the_one_of_this_machine():

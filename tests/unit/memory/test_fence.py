@@ -19,6 +19,7 @@ import pytest
 
 from tests.support.watchpoints import Unavailable, fences
 from uvirtio.errors import NotSupported
+from uvirtio.host import cpu
 from uvirtio.memory import fence
 
 ROUNDS = 200_000
@@ -181,7 +182,7 @@ def test_the_choice_follows_the_machine(monkeypatch: pytest.MonkeyPatch):
         ("aarch64", "libatomic", "libatomic"),
         ("riscv64", "libatomic", "libatomic"),
     ):
-        monkeypatch.setattr(fence.platform, "machine", lambda machine=machine: machine)
+        monkeypatch.setattr(cpu, "machine", lambda machine=machine: machine)
         assert (fence.full_fence(), fence.order_fence()) == (full, order)
 
 
@@ -190,7 +191,7 @@ def test_without_libatomic_the_error_names_the_package(monkeypatch: pytest.Monke
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(ctypes, "PyDLL", missing)
-    monkeypatch.setattr(fence.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(cpu, "machine", lambda: "aarch64")
     for make in (fence.full_fence, fence.order_fence, fence.libatomic_fence):
         with pytest.raises(NotSupported) as caught:
             make()

@@ -233,7 +233,7 @@ def make_python(folder, name, version="3.13.1", implementation="CPython", free=F
     folder.mkdir(parents=True, exist_ok=True)
     said = [implementation, [int(part) for part in version.split(".")], free, f"{version} (main)"]
     path = folder / name
-    path.write_text(f"#!/bin/sh\ncat <<'E'\n{json.dumps(said)}\nE\nexit {code}\n")
+    path.write_text(f"#!/bin/sh\necho '{json.dumps(said)}'\nexit {code}\n")
     path.chmod(0o755)
     return path
 
@@ -261,7 +261,7 @@ def interpreters(tmp_path, monkeypatch):
     for name in ("PYENV_ROOT", "UV_PYTHON_INSTALL_DIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("PATH", f"{shims}:{tmp_path}/bin:/usr/bin:/bin")
+    monkeypatch.setenv("PATH", f"{shims}:{tmp_path}/bin")  # and none of this machine's own
     return made
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ sys.path.insert(0, str(TOOLS))
 
 from lab import (  # noqa: E402
     LabError,
+    arches,
     cache,
     cli_matrix,
     cli_test,
@@ -28,8 +30,10 @@ from lab import (  # noqa: E402
     kernels,
     machines,
     modules,
+    natives,
     process,
     qemus,
+    soft_reserve,
     vm,
 )
 from lab.commands import Commands  # noqa: E402
@@ -153,7 +157,7 @@ def test_the_newest_is_what_the_suite_has_today_and_old_ones_go(tmp_path, monkey
             return next(versions)
 
     @contextmanager
-    def updated_apt(suite: str, work: Path, *, accept_expired: bool):
+    def updated_apt(suite: str, work: Path, *_: object, accept_expired: bool):
         assert suite == "sid"
         yield Suite()
 
@@ -190,6 +194,14 @@ def test_the_verdict_tells_which_versions_it_was(tmp_path, capsys):
     assert "\non: Linux 7.2.13+deb14-amd64 (sid), QEMU 7.2.22\n" in capsys.readouterr().out
 
 
+def test_a_report_is_named_after_the_series_of_the_newest_kernel(tmp_path):
+    """tools/matrix takes the kernel from there."""
+    pinned = kernels.Kernel("6.12.107+deb13-amd64", tmp_path, tmp_path)
+    newest = kernels.Kernel("7.2.13+deb14-amd64", tmp_path, tmp_path, "sid")
+    assert Runner._stem("vm mem-online 6.12", pinned) == "vm-mem-online-6.12"
+    assert Runner._stem("vm mem-online-newest newest", newest) == "vm-mem-online-newest-7.2"
+
+
 @pytest.mark.parametrize("said", ["QEMU emulator version 11.1.3 (Debian 1:11.1.3+ds-1)", "no QEMU at all"])
 def test_a_qemu_says_its_own_version(said, tmp_path):
     (tmp_path / qemus.X86).write_text(f"#!/bin/sh\necho '{said}'\n")
@@ -221,6 +233,65 @@ def make_vm(tmp_path, monkeypatch, *devices):
     monkeypatch.setattr(vm.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
     kernel = make_kernel(tmp_path / "k", "")
     return vm.Vm(vm.Config(kernel=kernel, command=["true"], devices=list(devices))).command_line()
+
+
+def make_arm_vm(tmp_path, monkeypatch, **more):
+    monkeypatch.setattr(vm.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    config = vm.Config(
+        kernel=make_kernel(tmp_path / "k", ""),
+        command=["true"],
+        arch=arches.AARCH64,
+        root=tmp_path / "root",
+        **more,
+    )
+    return vm.Vm(config).command_line()
+
+
+def after(words: list[str], option: str) -> list[str]:
+    return [value for name, value in pairwise(words) if name == option]
+
+
+def test_an_aarch64_vm_has_programs_of_its_own_and_an_smmu(tmp_path, monkeypatch):
+    words = make_arm_vm(tmp_path, monkeypatch, devices=["virtio-rng-pci", "virtio-keyboard-device"])
+    assert words[0] == "qemu-system-aarch64"
+    assert after(words, "-M") == ["virt,gic-version=3,iommu=smmuv3"]
+    assert f"local,id=guestroot,path={tmp_path}/root,security_model=none,multidevs=remap,readonly=on" in words
+    [append] = after(words, "-append")
+    assert {"console=ttyAMA0", "uvirtio.root=guestroot"} <= set(append.split())
+    assert "no_timer_check" not in append
+    assert after(words, "-device")[-2:] == [  # each with what it needs, and the function with a port of its own
+        "virtio-rng-pci,rng=lab-rng1,bus=lab-port1",
+        "virtio-keyboard-device",
+    ]
+    assert not after(words, "-bios")
+
+
+def test_an_aarch64_vm_can_have_another_iommu_cpu_and_acpi(tmp_path, monkeypatch):
+    words = make_arm_vm(
+        tmp_path,
+        monkeypatch,
+        machine="virt,gic-version=2",
+        iommu="virtio",
+        cpu="cortex-a72",
+        firmware=tmp_path / "fd",
+    )
+    assert after(words, "-M") == ["virt,gic-version=2"]
+    assert "virtio-iommu-pci" in after(words, "-device")
+    assert after(words, "-cpu") == ["cortex-a72"]
+    assert after(words, "-bios") == [str(tmp_path / "fd")]
+
+
+def test_a_kernel_is_for_an_architecture(tmp_path):
+    x86, arm = arches.X86_64, arches.AARCH64
+    assert kernels.names(x86) == ["6.1", "6.12", "newest", "experimental"]
+    assert {"6.1", "6.12", "6.12-16k", "newest-16k"} <= set(kernels.names(arm)) - {"6.1-16k"}
+    assert [kernels.fits(name, x86) for name in ("6.12", "6.12-16k", "6.9")] == [True, False, True]
+    assert [kernels.fits(name, arm) for name in ("6.12", "6.12-16k", "6.9")] == [True, True, True]
+    for arch, magic in ((x86, b"    "), (arm, b"ARMd")):
+        kernel = make_kernel(tmp_path / arch.name, "")
+        kernel.image.write_bytes(b"MZ".ljust(56, b"\0") + magic)
+        unpacked = str(tmp_path / arch.name)
+        assert [kernels.fits(unpacked, other) for other in (x86, arm)] == [arch is x86, arch is arm]
 
 
 def test_a_device_gets_a_root_port_and_what_it_needs(tmp_path, monkeypatch):
@@ -315,15 +386,15 @@ def test_a_qemu_that_is_not_to_be_had_fails_its_step_and_no_other(monkeypatch):
 def test_the_wrapper_gives_a_qemu_its_own_loader_libraries_and_firmware(tmp_path):
     root = tmp_path / "with space"
     (root / "loaders").mkdir(parents=True)
-    loader, wrapper = root / "loaders" / qemus.X86, tmp_path / qemus.X86
+    loader, wrapper = root / "loaders" / arches.X86_64.qemu, tmp_path / arches.X86_64.qemu
     loader.write_text('#!/bin/sh\nfor word; do echo "$word"; done; echo "$QEMU_MODULE_DIR"\n')
-    wrapper.write_text(qemus.wrapper_text(root, qemus.X86))
+    wrapper.write_text(qemus.wrapper_text(root, arches.X86_64.qemu))
     for path in (loader, wrapper):
         path.chmod(0o755)
     said = subprocess.run([str(wrapper), "-M", "a b"], capture_output=True, text=True, timeout=20).stdout
     libraries = f"{root}/usr/lib/x86_64-linux-gnu"
     assert said.splitlines() == [
-        *("--argv0", str(wrapper), "--library-path", libraries, f"{root}/usr/bin/{qemus.X86}"),
+        *("--argv0", str(wrapper), "--library-path", libraries, f"{root}/usr/bin/{arches.X86_64.qemu}"),
         *("-L", f"{root}/usr/share/qemu", "-L", f"{root}/usr/share/seabios", "-L", f"{root}/usr/lib/ipxe/qemu"),
         *("-M", "a b", f"{libraries}/qemu"),
     ]
@@ -331,7 +402,8 @@ def test_the_wrapper_gives_a_qemu_its_own_loader_libraries_and_firmware(tmp_path
 
 def test_every_qemu_that_a_machine_wants_can_be_fetched():
     assert {machine.qemu_version for machine in machines.load()} <= {"", *qemus.names()}
-    assert {name for machine in machines.load() for name in machine.kernels} <= {*kernels.SUITES, *kernels.MOVING}
+    for machine in machines.load():
+        assert {*machine.kernels} <= {*kernels.names(arches.get(machine.arch))}
     with pytest.raises(LabError, match=r"not one of 10\.0, newest"):
         qemus.get("1.0")
     with pytest.raises(LabError, match=r"neither one of 6\.1, 6\.12, newest, experimental nor"):
@@ -342,7 +414,7 @@ def test_modules_that_cannot_be_built_fail_their_machine_and_no_other(monkeypatc
     plain = machines.Machine("plain", ("6.12",), (), (VM_TEST,))
     extra = machines.Machine("more", ("6.12",), (), (VM_TEST,), modules=("vdpa",), extra=True)
     monkeypatch.setattr(cli_test.udev, "get", lambda **_: tmp_path)
-    monkeypatch.setattr(kernels, "get", lambda name, **_: kernels.Kernel("6.12.1", tmp_path, tmp_path))
+    monkeypatch.setattr(kernels, "get", lambda name, *_, **__: kernels.Kernel("6.12.1", tmp_path, tmp_path))
 
     def add(kernel: kernels.Kernel, names: tuple[str, ...]) -> kernels.Kernel:
         if names:
@@ -532,6 +604,65 @@ def test_the_matrix_counts_what_passed_and_says_where(tmp_path):
     assert "| pci-modern | qemu | built | built | built | split | built |" in short
     assert "| pci-legacy | qemu | built | - | - | built | built |" in short
     assert "(2)" not in "".join(short)
+
+
+@pytest.mark.parametrize(
+    ("stem", "place"),
+    [
+        ("vm-vfio-newer-6.12", "Linux 6.12"),
+        ("vm-arm-6.12", "Linux 6.12 arm64"),
+        ("vm-arm-vfio-6.12-16k", "Linux 6.12-16k arm64"),
+        ("vm-arm-mmio-newest-16k", "Linux newest-16k arm64"),
+    ],
+)
+def test_the_matrix_knows_the_kernel_and_the_architecture(tmp_path, stem, place):
+    (tmp_path / f"{stem}.xml").write_text(report("vfio-pci"))
+    [found] = cli_matrix.read([tmp_path]).values()
+    assert found.places == {place}
+
+
+def test_every_machine_is_one_that_its_architecture_has():
+    for machine in machines.load():
+        arch = arches.get(machine.arch)
+        assert set(machine.kernels) <= set(kernels.names(arch)), machine.name
+        assert machine.iommu in ("", *arch.iommus), machine.name
+        assert not machine.acpi or arch is arches.AARCH64, machine.name
+        if machine.soft_reserved:
+            assert machine.acpi, machine.name
+            assert soft_reserve.parse(machine.soft_reserved)
+    with pytest.raises(LabError, match="not one of"):
+        arches.get("vax")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "512M", "512M@", "512M@0x80000001", "1K@0x80000000", "0@0x80000000", "-1M@0"]
+)
+def test_a_range_that_is_set_apart_is_whole_pages(text):
+    assert soft_reserve.parse("512M@0x80000000") == (0x80000000, 512 << 20)
+    with pytest.raises(LabError, match="SIZE@ADDRESS"):
+        soft_reserve.parse(text)
+
+
+# --- another architecture's guest ---------------------------------------------------------------------------
+
+
+def test_packages_that_are_compiled_are_found_for_another_architecture(tmp_path):
+    site = tmp_path / "lib/python3.11/site-packages"
+    for name, pure in (("pydantic_core-2.5", "false"), ("typer-0.29", "true"), ("mypy-1.2", "false")):
+        (site / f"{name}.dist-info").mkdir(parents=True)
+        (site / f"{name}.dist-info/WHEEL").write_text(f"Wheel-Version: 1.0\nRoot-Is-Purelib: {pure}\n")
+    assert natives.compiled(tmp_path) == ["pydantic_core==2.5"]  # the guest runs neither mypy nor a linter
+    assert natives.get(arches.X86_64, tmp_path) is None
+
+
+def test_a_guest_finds_its_own_wheels_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(vm.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
+    kernel = make_kernel(tmp_path / "k", "")
+    command = ["sh", "-c", "echo $PYTHONPATH"]
+    for env, expected in (({}, "/wheels"), ({"PYTHONPATH": "/tools:/top"}, "/wheels:/tools:/top")):
+        config = vm.Config(kernel=kernel, command=command, libraries=Path("/wheels"), env=env)
+        done = subprocess.run(["sh"], input=vm.Vm(config)._job(), capture_output=True, text=True, timeout=20)
+        assert done.stdout.strip() == expected
 
 
 def test_the_matrix_is_written_into_two_pages_and_nowhere_else(tmp_path, monkeypatch, capsys):

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.fakes.played_vdpa import MODERN, PAGE, PATTERN, Played
+from tests.fakes.played_vdpa import MODERN, PATTERN, Played
 from uvirtio import opening
 from uvirtio.backends.vhost_vdpa import VhostVdpaNode
 from uvirtio.device import Device, QueueSpec
@@ -28,6 +28,7 @@ from uvirtio.errors import (
     UvirtioError,
 )
 from uvirtio.host.pagemap import Pagemap
+from uvirtio.host.pages import CPU_PAGE as PAGE
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import Field

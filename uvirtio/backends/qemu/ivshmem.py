@@ -27,7 +27,8 @@ _VERSION = 0
 _QEMU_PEER = 0
 _OUR_PEER = 1
 _SHARED_SIZE = 65536
-"""Of the memory that ivshmem wants and nothing here uses: QEMU takes whole pages of its target, up to 64 KiB."""
+"""Of the memory that ivshmem wants and nothing here uses: QEMU takes whole pages of its target and of this
+machine, up to 64 KiB, and refuses a file that is shorter."""
 
 _DOORBELL = 12
 """Offset of the Doorbell register in BAR 0; peer in the upper half, vector in the lower."""

@@ -44,7 +44,7 @@ from uvirtio.errors import (
     PermissionLack,
     UvirtioError,
 )
-from uvirtio.host import process
+from uvirtio.host import process, remedies
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import Kernel, failed, named
@@ -177,9 +177,8 @@ class Container:
                     "the kernel refuses this IOMMU: it does not isolate interrupts, so a device could forge "
                     "those of others",
                     seen=f"EPERM from VFIO_SET_IOMMU {name}",
-                    expected="an IOMMU with interrupt remapping",
-                    remedy="switch interrupt remapping on (QEMU: -device intel-iommu,intremap=on), or accept the "
-                    "risk as root: echo 1 > /sys/module/vfio_iommu_type1/parameters/allow_unsafe_interrupts",
+                    expected="interrupts that a device cannot forge",
+                    remedy=remedies.isolated_interrupts(),
                 ) from error
             raise failed(f"VFIO_SET_IOMMU {name}", error) from error
         self.iommu_type = iommu_type
@@ -212,7 +211,8 @@ class Container:
     def map(self, vaddr: int, iova: int, size: int, *, read: bool = True, write: bool = True) -> None:
         """Pin memory of this process and map it for the devices (VFIO_IOMMU_MAP_DMA).
 
-        Addresses and size are multiples of the IOMMU's page.
+        Addresses and size are multiples of the IOMMU's page. A map that ends at 2^64 can be made and, with Linux
+        6.12, not be unmapped.
 
         Args:
             vaddr: Virtual address in this process, in bytes.

@@ -275,7 +275,8 @@ class Device:
         """Map whole pages of a region; the caller closes the mapping before the device.
 
         An access to it while the device decodes no memory, is in reset or was removed causes SIGBUS, which ends a
-        Python process: ``read`` and ``write`` report an error instead.
+        Python process: ``read`` and ``write`` report an error instead. On arm64 so does every access that is not
+        aligned to its width, and slices make such accesses: use items of a cast view (``memory.access``).
 
         Args:
             region: What ``region_info`` returned.

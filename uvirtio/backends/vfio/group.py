@@ -29,7 +29,7 @@ from uvirtio.errors import (
     PermissionLack,
     UvirtioError,
 )
-from uvirtio.host import privilege, sysfs
+from uvirtio.host import privilege, remedies, sysfs
 from uvirtio.host.drivers import PCI_STUB, is_vfio, pci_driver
 from uvirtio.host.process import Holder, holders_of_any
 from uvirtio.host.roots import Roots
@@ -68,7 +68,7 @@ def group_of(address: str, roots: Roots) -> int:
             f"{address} is in no IOMMU group",
             seen=named(error),
             expected=f"the link {device / 'iommu_group'}",
-            remedy="give the machine an IOMMU (QEMU: -device intel-iommu,intremap=on; firmware: VT-d or AMD-Vi)",
+            remedy=remedies.iommu(),
         ) from error
     if not name.isdigit():
         raise NoIommu(f"{address} has an IOMMU group that is not a number", seen=name, expected="a number")

@@ -31,7 +31,7 @@ from uvirtio.errors import (
     PermissionLack,
     UvirtioError,
 )
-from uvirtio.host import privilege
+from uvirtio.host import privilege, remedies
 from uvirtio.host.process import holders
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import GONE, Kernel, failed, gone_or_failed, named
@@ -529,7 +529,7 @@ def _open_error(path: Path, name: str, roots: Roots, error: OSError) -> UvirtioE
             f"{name} cannot be opened: nothing translates its addresses",
             seen=_named(error),
             expected="a parent device behind an IOMMU that the kernel uses",
-            remedy="give the machine an IOMMU (QEMU: -device intel-iommu,intremap=on; firmware: VT-d or AMD-Vi)",
+            remedy=remedies.iommu(),
         )
     if error.errno in (errno.ENOENT, errno.ENXIO):
         return NoSuchDevice(

@@ -148,7 +148,7 @@ RULES: Final[dict[str, str]] = {
     "iommu-device": "An IOMMU, a bridge, or a device on which others depend",
     "display-input": "The boot display or a screen in use; a keyboard, mouse or tablet in use",
     "other-use": "Any other node that is open, keys in use, the one source of entropy, a user-space driver at work",
-    "group": "Others that change hands with this device: its IOMMU group, or the 4 KiB page of an mmio window",
+    "group": "Others that change hands with this device: its IOMMU group, or the page of an mmio window",
     "vf-pf": "A physical function with virtual ones, or a virtual one whose parent user space drives",
     "not-virtio": "A device that is not virtio, or of a type that virtio 1.4 does not name",
     "foreign-override": "Another tool has set a driver for this device",

@@ -114,12 +114,12 @@ def bind(
 ) -> int:
     """Bind devices to a user-space driver, all or none. restore undoes it."""
     from uvirtio.binding import bind as binding
-    from uvirtio.binding.discover import find
+    from uvirtio.binding.discover import find_all
     from uvirtio.binding.owner import owner_ids
 
     _check_wait(wait)
     ids = owner_ids(owner) if owner else None
-    founds = [find(dev, cmd.roots, aliases=False) for dev in dict.fromkeys(devs)]
+    founds = find_all(dict.fromkeys(devs), cmd.roots, aliases=False)
     with _settling([found.path for found in founds], cmd, wait) as udev:
         done = binding.bind(
             founds,

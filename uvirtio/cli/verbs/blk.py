@@ -158,10 +158,13 @@ def _topology(config: BlkConfig) -> str:
     told = config.topology
     if told is None:
         return "not reported"
-    return (
-        f"physical block {human((config.blk_size or SECTOR) << min(told.physical_block_exp, 32))}, "
-        f"best in units of {told.min_io_size} to {told.opt_io_size} blocks"
-    )
+    shown = [f"physical block {human((config.blk_size or SECTOR) << min(told.physical_block_exp, 32))}"]
+    # 5.2.4: both are 0 where the device has nothing to say.
+    if told.min_io_size:
+        shown.append(f"minimum I/O {told.min_io_size} blocks")
+    if told.opt_io_size:
+        shown.append(f"optimal I/O {told.opt_io_size} blocks")
+    return ", ".join(shown)
 
 
 def _limits(limits: Limits | None) -> str:

@@ -103,7 +103,7 @@ def _reasons(step: Step) -> list[str]:
     attempts = step.cause.attempts or ((step.hint,) if step.hint else ())
     return [
         f"cause: {step.cause.text}",
-        *(f"seen: {line}" for line in step.cause.evidence),
+        *(f"seen: {line}" for line in step.cause.evidence if line not in step.detail),
         *(f"try: {line}" for line in attempts),
     ]
 

@@ -14,6 +14,7 @@ from uvirtio.errors import UsageError
 
 if TYPE_CHECKING:
     from uvirtio.binding.discover import DiscoveredDevice
+    from uvirtio.binding.facts import Facts
     from uvirtio.binding.rules import Verdicts
 
 
@@ -32,23 +33,23 @@ def inspect(cmd: Command, dev: LookArgument = "", file: FromOption = "") -> None
     if not dev:
         raise UsageError("which device?", expected="DEV, or -F FILE", remedy="uvirtio list")
     from uvirtio.binding.discover import find
+    from uvirtio.binding.facts import Facts
     from uvirtio.binding.rules import check
 
     found = find(dev, cmd.roots)
-    verdicts = check(found, cmd.roots)
-    members = _members(cmd, found, verdicts)
+    facts = Facts(cmd.roots)
+    members = _members(cmd, found, check(found, cmd.roots, facts), facts)
     if cmd.json:
         cmd.document(**members)
     else:
         _print(cmd, members)
 
 
-def _members(cmd: Command, found: DiscoveredDevice, verdicts: Verdicts) -> dict[str, Any]:
+def _members(cmd: Command, found: DiscoveredDevice, verdicts: Verdicts, facts: Facts) -> dict[str, Any]:
     from uvirtio.binding.hwdb import hardware
-    from uvirtio.binding.mates import group_members
 
     hidden: list[str] = []
-    mates = group_members(found, cmd.roots)
+    mates = facts.mates.group_members(found)
     virtio = found.virtio_path
     return {
         **device_members(found, verdicts),

@@ -167,7 +167,8 @@ class Region:
             roots: Whose /dev/mem to open.
 
         Raises:
-            NotSupported: There is no /dev/mem, or blocks are no multiple of the CPU's page.
+            NotSupported: There is no /dev/mem, it does not map plugged memory as ordinary memory (all CPUs but
+                x86), or blocks are no multiple of the CPU's page.
             PermissionLack: /dev/mem may not be opened.
         """
         backend = mem.device.transport.backend

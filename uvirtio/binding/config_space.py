@@ -1,0 +1,90 @@
+"""PCI configuration space as sysfs has it, read without touching the device behind it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from uvirtio.errors import DeviceGone, PermissionLack
+from uvirtio.host import privilege
+from uvirtio.interfaces.values import BarInfo
+from uvirtio.spec import pci
+from uvirtio.transports.pci_caps import VirtioCapability, walk_capabilities
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigSpace:
+    """The first 256 bytes of PCI configuration space, and the virtio capabilities in them."""
+
+    data: bytes
+    capabilities: tuple[VirtioCapability, ...]
+    hidden: tuple[tuple[int, int], ...]
+    """Ranges that were not read, as (offset, length) in bytes: they are zero in ``data``."""
+
+
+def config_bytes_at(path: Path, bar_list: list[BarInfo | None] | None = None) -> ConfigSpace:
+    """The same for the path of a ``config`` file.
+
+    Args:
+        path: The file.
+        bar_list: The BARs that capabilities are checked against; None: they are not.
+
+    Raises:
+        PermissionLack: This user may read only the first 64 bytes; the rest takes CAP_SYS_ADMIN.
+        DeviceGone: The file is not there or cannot be read.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError as error:
+        raise _hidden(path) from error
+    except OSError as error:
+        raise DeviceGone(f"{path} cannot be opened", seen=error.strerror, expected="a PCI function") from error
+    try:
+        read = _config_reader(fd, path)
+        caps = walk_capabilities(read, None if bar_list is None else lambda index: _pick(bar_list, index))
+        # 4.1.4.9: reading pci_cfg_data makes the device read a BAR, so those four bytes are left out.
+        hidden = tuple(
+            (cap.config_offset + pci.PCI_CFG_CAP_DATA, 4)
+            for cap in caps
+            if cap.cfg_type == pci.CfgType.PCI_CFG and cap.config_offset + pci.PCI_CFG_CAP_SIZE <= pci.CONFIG_SIZE
+        )
+        unread = {start for start, _ in hidden}
+        data = b"".join(
+            bytes(4) if offset in unread else read(offset, 4).to_bytes(4, "little")
+            for offset in range(0, pci.CONFIG_SIZE, 4)
+        )
+    finally:
+        os.close(fd)
+    return ConfigSpace(data, tuple(caps), hidden)
+
+
+def _config_reader(fd: int, path: Path) -> Callable[[int, int], int]:
+    def read(offset: int, width: int) -> int:
+        try:
+            data = os.pread(fd, width, offset)
+        except OSError as error:
+            raise DeviceGone(f"{path} cannot be read", seen=error.strerror, expected="a PCI function") from error
+        if len(data) != width:
+            if offset >= pci.STANDARD_CONFIG_SIZE:
+                raise _hidden(path)
+            raise DeviceGone(f"{path} is cut short", seen=f"{len(data)} bytes", expected=f"{width} bytes")
+        return int.from_bytes(data, "little")
+
+    return read
+
+
+def _hidden(path: Path) -> PermissionLack:
+    return PermissionLack(
+        "the capabilities are hidden: configuration space beyond byte 64 needs CAP_SYS_ADMIN",
+        seen=f"a short {path}",
+        expected="256 bytes",
+        remedy=privilege.remedy(
+            "run this as root", path=path, also="bind the function to vfio-pci and use its node"
+        ),
+    )
+
+
+def _pick(bar_list: list[BarInfo | None], index: int) -> BarInfo | None:
+    return bar_list[index] if 0 <= index < len(bar_list) else None
