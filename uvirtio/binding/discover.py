@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from uvirtio.binding.config_space import ConfigSpace, config_bytes_at
+from uvirtio.binding.config_space import ConfigSpace, config_bytes_at, config_edges_at
 from uvirtio.errors import BadAddress, DeviceGone, NoSuchDevice, NotVirtio, PermissionLack, UsageError
 from uvirtio.host import addresses, mmio, sysfs
 from uvirtio.host.addresses import Address, canonical
@@ -580,22 +580,8 @@ def config_bytes(found: DiscoveredDevice) -> ConfigSpace:
 
 
 def config_edges(found: DiscoveredDevice) -> tuple[bytes, bytes]:
-    """What ``config_bytes`` leaves out: the header alone for a user who may read no more, and what is beyond 256.
-
-    Returns:
-        The first 64 bytes, and those from 256 to 4096 of a PCI Express function; empty where they cannot be read.
-    """
-    try:
-        fd = os.open(found.path / "config", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return b"", b""
-    try:
-        extended = os.pread(fd, pci.EXPRESS_CONFIG_SIZE - pci.CONFIG_SIZE, pci.CONFIG_SIZE)
-        return os.pread(fd, pci.STANDARD_CONFIG_SIZE, 0), extended
-    except OSError:
-        return b"", b""
-    finally:
-        os.close(fd)
+    """What ``config_bytes`` leaves out; see ``config_edges_at``."""
+    return config_edges_at(found.path / "config")
 
 
 def bars(found: DiscoveredDevice) -> list[BarInfo | None] | None:

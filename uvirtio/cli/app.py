@@ -32,6 +32,7 @@ _VERBS = {
     "watch": "watch",
     "dump": "dump",
     "diff": "dump",
+    "report": "report",
     "balloon": "balloon",
     "rng": "rng",
     "input": "input",

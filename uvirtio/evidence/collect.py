@@ -14,7 +14,9 @@ from typing import Any
 import uvirtio
 from uvirtio.binding import discover
 from uvirtio.binding.discover import DiscoveredDevice
-from uvirtio.binding.rules import Verdicts, group_members
+from uvirtio.binding.hwdb import hardware
+from uvirtio.binding.mates import Mates
+from uvirtio.binding.rules import Verdicts
 from uvirtio.device import Device
 from uvirtio.device.evidence import of_queue
 from uvirtio.errors import DeviceGone, PermissionLack, UvirtioError
@@ -72,7 +74,7 @@ def environment(roots: Roots, device: Device | None = None) -> dict[str, Any]:
         "distribution": _distribution() if roots.live else None,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "uvirtio": uvirtio.__version__,
-        "iommu_groups": len(sysfs.iommu_groups(roots)),
+        "iommu_groups": None if (groups := sysfs.iommu_groups(roots)) is None else len(groups),
         "iommu_parameters": [
             name if value is None else f"{name}={value}"
             for name, value in parameters
@@ -127,11 +129,14 @@ def of_machine(found: DiscoveredDevice, roots: Roots, verdicts: Verdicts | None 
     if found.window is not None:
         made["window"] = {"base": f"{found.window[0]:#x}", "length": found.window[1]}
     made["notes"].extend(found.notes)
-    made["group_members"] = [
-        {"address": one.address, "pci_id": one.pci_id, "driver": one.driver} for one in group_members(found, roots)
-    ]
+    mates = Mates(roots).group_members(found)
+    made["group_members"] = (
+        None
+        if mates is None
+        else [{"address": one.address, "pci_id": one.pci_id, "driver": one.driver} for one in mates]
+    )
     made["interrupts"] = _interrupts(made["interrupts"], found, roots)
-    made["hardware"] = discover.hardware(found, roots)
+    made["hardware"] = hardware(found, roots)
     word = discover.negotiated_features(found)
     if word is not None:
         made["features"] = record.words(found.type, None, word)
