@@ -17,6 +17,8 @@ _ZOOM: Final = 40
 """Where less than this part of a BAR is used, in per cent, that part is drawn larger, too."""
 _BEYOND: Final = 125
 """What lies outside is drawn up to here, in per cent of the BAR."""
+_SAID: Final = 4
+_LABEL: Final = 24  # characters of a name in a picture; those of the standard are shorter
 _ROW: Final = 30
 _STRIP: Final = 18
 
@@ -208,9 +210,15 @@ def _kind(place: Place) -> str:
 
 
 def _summary(place: Place) -> str:
-    clashes = "; ".join(f"{one.label} and {two.label} overlap" for one, two in place.overlaps())
-    beyond = "; ".join(f"{box.label} lies outside" for box in place.outside())
-    return "; ".join(filter(None, (clashes, beyond))) or "Nothing overlaps, nothing lies outside."
+    said = [f"{_short(one.label)} and {_short(two.label)} overlap" for one, two in place.overlaps()]
+    said += [f"outside: {_short(box.label)}" for box in place.outside()]
+    if len(said) > _SAID:
+        said[_SAID:] = [f"and {len(said) - _SAID} more"]
+    return "; ".join(said) or "Nothing overlaps, nothing lies outside."
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= _LABEL else f"{label[: _LABEL - 1]}…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +271,7 @@ def _rows(place: Place, scale: _Scale, domain: int, wrong: set[int]) -> Markup:
         parts.append(
             element(
                 "text",
-                f"{sign}{number + 1} {box.label}{arrow}",
+                f"{sign}{number + 1} {_short(box.label)}{arrow}",
                 x=f"{left if near else right}%",
                 y=y + 12,
                 text_anchor="start" if near else "end",

@@ -11,6 +11,8 @@ from uvirtio.report.page import shell
 from uvirtio.report.runs import VERBS, Result, Run
 
 _WEIGHT: Final = {"fail": 4, "warn": 1}
+_OF_MACHINES: Final = frozenset({"doctor"})
+"""Columns that are about a machine, not about one of its devices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,25 +64,40 @@ def differences(runs: Sequence[Run]) -> list[Difference]:
         runs: The devices of all machines.
     """
     found = []
-    for kind in sorted({run.type for run in runs}):
-        alike = [run for run in runs if run.type == kind]
-        for column in _columns(alike):
-            groups: dict[str, list[Run]] = {}
-            for run in alike:
-                result = run.results.get(column)
-                # A step that was not reached says nothing: the step that failed before it does.
-                if result is not None and not (result.verdict == "skip" and _failed_before(run, column)):
-                    groups.setdefault(result.signature, []).append(run)
-            if len(groups) < 2:
-                continue
-            # Among equally usual results the good one is the norm.
-            usual = sorted(
-                groups.values(), key=lambda group: (-len(group), _WEIGHT.get(group[0].results[column].verdict, 0))
-            )
-            found.append(
-                Difference(kind, column, tuple((group[0].results[column], tuple(group)) for group in usual))
-            )
+    machines = {run.machine: run for run in reversed(runs)}
+    for kind in ("", *sorted({run.type for run in runs if run.type})):
+        # What is about a machine is compared once, whatever devices it has.
+        alike = [run for run in runs if run.type == kind] if kind else list(machines.values())
+        columns = [one for one in _columns(alike) if (one in _OF_MACHINES) == (not kind)]
+        found += [one for column in columns if (one := _difference_in(kind, alike, column)) is not None]
     return sorted(found, key=lambda one: -max(_WEIGHT.get(result.verdict, 0) for result, _ in one.groups))
+
+
+def _difference_in(kind: str, alike: Sequence[Run], column: str) -> Difference | None:
+    groups: dict[str, list[Run]] = {}
+    for run in alike:
+        result = run.results.get(column)
+        # A step that was not reached says nothing: the step that failed before it does.
+        if result is not None and not (result.verdict == "skip" and _failed_before(run, column)):
+            groups.setdefault(result.signature, []).append(run)
+    if len(groups) < 2:
+        return None
+    # Among equally usual results the good one is the norm.
+    usual = sorted(
+        groups.values(), key=lambda group: (-len(group), _WEIGHT.get(group[0].results[column].verdict, 0))
+    )
+    return Difference(kind, column, tuple((group[0].results[column], tuple(group)) for group in usual))
+
+
+def _odd(runs: Sequence[Run], found: Sequence[Difference]) -> set[tuple[str, str, str]]:
+    """The cells that are not as most are: machine, device, column."""
+    made = set()
+    for one in found:
+        for _, where in one.groups[1:]:
+            machines = {run.machine for run in where} if one.column in _OF_MACHINES else set()
+            cells = [run for run in runs if run.machine in machines] if machines else where
+            made |= {(run.machine, run.device, one.column) for run in cells}
+    return made
 
 
 def _failed_before(run: Run, column: str) -> bool:
@@ -109,8 +126,9 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-def _where(runs: Sequence[Run]) -> str:
-    return ", ".join(f"{run.machine} {run.device}".strip() for run in runs)
+def _where(runs: Sequence[Run], column: str) -> str:
+    names = (run.machine if column in _OF_MACHINES else f"{run.machine} {run.device}".strip() for run in runs)
+    return ", ".join(dict.fromkeys(names))
 
 
 def _differences(found: list[Difference]) -> Markup:
@@ -122,7 +140,12 @@ def _differences(found: list[Difference]) -> Markup:
 def _difference(one: Difference) -> Markup:
     worst = "fail" if any(result.verdict == "fail" for result, _ in one.groups) else "warn"
     rows: list[list[Children]] = [
-        [_count(len(where), "device"), mark(result.verdict), result.says, _where(where)]
+        [
+            _count(len(where), "machine" if one.column in _OF_MACHINES else "device"),
+            mark(result.verdict),
+            result.says,
+            _where(where, one.column),
+        ]
         for result, where in one.groups
     ]
     title = f"{one.type}, {one.column}" if one.type else one.column
@@ -161,17 +184,24 @@ def _matrix(runs: list[Run], columns: list[str], odd: set[tuple[str, str, str]])
 
 
 def _failures(runs: list[Run], columns: list[str]) -> Markup:
-    items = [
-        element(
-            "li",
-            element("h3", mark(result.verdict), f" {run.machine} {run.device}".rstrip(), f": {column}"),
-            element("p", result.says),
-            [element("p", element("b", "Try: "), text, class_="try") for text in result.attempts],
-            class_=f"finding {result.verdict}",
+    """What failed or is odd, each once, with every place where it was seen."""
+    places: dict[tuple[str, str, str], list[Run]] = {}
+    for verdict in ("fail", "warn"):
+        for column in columns:
+            for run in runs:
+                result = run.results.get(column)
+                if result is not None and result.verdict == verdict:
+                    places.setdefault((verdict, column, result.says), []).append(run)
+    items = []
+    for (verdict, column, says), where in places.items():
+        attempts = dict.fromkeys(text for run in where for text in run.results[column].attempts)
+        items.append(
+            element(
+                "li",
+                element("h3", mark(verdict), f" {column}: {says}"),
+                element("p", _where(where, column), class_="small"),
+                [element("p", element("b", "Try: "), text, class_="try") for text in attempts],
+                class_=f"finding {verdict}",
+            )
         )
-        for verdict in ("fail", "warn")
-        for run in runs
-        for column in columns
-        if (result := run.results.get(column)) is not None and result.verdict == verdict
-    ]
     return element("ol", items, class_="findings") if items else element("p", mark("pass", "none"))

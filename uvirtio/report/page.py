@@ -79,7 +79,8 @@ def shell(title: str, body: Markup, scripts: list[Markup]) -> str:
         element("title", title),
         Markup(f"<style>{style}</style>"),
     )
-    foot = element("footer", element("p", _LEGEND), class_="small")
+    carries = " uvirtio inspect -F reads the document in it." if scripts else ""
+    foot = element("footer", element("p", _LEGEND + carries), class_="small")
     return (
         "<!doctype html>\n"
         + element("html", head, element("body", _patterns(), element("main", body), foot, *scripts), lang="en")
@@ -89,7 +90,7 @@ def shell(title: str, body: Markup, scripts: list[Markup]) -> str:
 
 _LEGEND: Final = (
     "Sections are those of the virtio standard, version 1.4. Red with hatching and a cross: overlapping, outside, "
-    "or failed. This file loads nothing; uvirtio inspect -F reads the document in it."
+    "or failed. This file loads nothing."
 )
 
 
