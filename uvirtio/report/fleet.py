@@ -36,7 +36,7 @@ def fleet(runs: Sequence[Run]) -> str:
     """
     columns = _columns(runs)
     found = differences(runs)
-    odd = {(run.machine, run.device, one.column) for one in found for _, where in one.groups[1:] for run in where}
+    odd = _odd(runs, found)
     ordered = sorted(runs, key=lambda run: (-_weight(run, odd), run.machine, run.device))
     machines = len({run.machine for run in runs})
     devices = sum(bool(run.device) for run in runs)

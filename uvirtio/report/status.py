@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from uvirtio.report.markup import Markup, code, element, mark, seconds, table
+from uvirtio.report.markup import Markup, code, element, join, mark, seconds, table
 from uvirtio.spec import status as st
 
 Step = dict[str, Any]
@@ -76,7 +76,7 @@ def _node(label: str, verdict: str, value: Any, clock: float | None, between: li
         lines.append(element("span", "not reached", class_="small"))
     if between:
         lines.append(element("span", f"before it: {', '.join(between)}", class_="small"))
-    return element("li", lines, class_=f"node {verdict}")
+    return element("li", [join(line, " ") for line in lines], class_=f"node {verdict}")
 
 
 def steps_table(steps: list[Step]) -> Markup:
