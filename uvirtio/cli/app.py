@@ -33,6 +33,7 @@ _VERBS = {
     "dump": "dump",
     "diff": "dump",
     "report": "report",
+    "explain": "explain",
     "balloon": "balloon",
     "rng": "rng",
     "input": "input",
