@@ -11,6 +11,7 @@ from uvirtio.cli import content, output
 from uvirtio.cli.command import Command, DevArgument, verb
 
 if TYPE_CHECKING:
+    from uvirtio.cli.verbs.report import Examiner
     from uvirtio.diag import Report, Step
     from uvirtio.diag.bisect import Bisection
 
@@ -32,12 +33,22 @@ def diag(
     junit: Annotated[
         Path | None, typer.Option("--junit", metavar="FILE", help="Write the steps as test cases of JUnit's XML.")
     ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a report with pictures, one HTML file.")
+    ] = None,
 ) -> int:
     """Bring a device up step by step, say which step fails and why."""
     from uvirtio.diag import STEPS, diagnose
 
     teller = _Teller(cmd, len(STEPS))
-    report = diagnose(dev, options=cmd.options, on_step=teller.tell, opened=cmd.guard.watch)
+    examiner = None if html is None else _examiner(cmd, dev)
+    report = diagnose(
+        dev,
+        options=cmd.options,
+        on_step=teller.tell,
+        opened=cmd.guard.watch,
+        examine=None if examiner is None else examiner.examine,
+    )
     cmd.guard.watch(None)
     teller.finish()
     blamed = None
@@ -49,7 +60,17 @@ def diag(
         from uvirtio.diag.junit import junit_xml
 
         content.into_file(str(junit), [junit_xml(report)])
+    if html is not None and examiner is not None:
+        from uvirtio.cli.verbs.report import write
+
+        write(str(html), examiner, report, blamed)
     return _conclude(cmd, report, blamed)
+
+
+def _examiner(cmd: Command, dev: str) -> Examiner:
+    from uvirtio.cli.verbs.report import Examiner
+
+    return Examiner(cmd, dev)
 
 
 class _Teller:
@@ -112,12 +133,7 @@ def _conclude(cmd: Command, report: Report, blamed: Bisection | None) -> int:
     """Print the verdict and return the exit code: for a device that was not reached, that of its error."""
     stopped = None if report.reached_device else report.error
     if cmd.json:
-        members = report.as_dict()
-        if report.error is not None:
-            members["error"] = report.error.as_dict()
-        if blamed is not None:
-            members["bisection"] = blamed.as_dict()
-        cmd.document(**members)
+        cmd.document(**report.as_document(None if blamed is None else blamed.as_dict()))
     elif stopped is not None:
         output.error(stopped, cmd.name, as_json=False)
     else:
