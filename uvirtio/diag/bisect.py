@@ -46,7 +46,7 @@ class Bisection:
             "declined": f"{names} has to be accepted: with it the step passes, and this driver declines it",
             "none": "no feature bit makes a difference: the step fails with all, and with as few as there can be",
         }
-        return f"{self.step}: {says[self.blame]} ({self.probes} resets)"
+        return f"{self.step}: {says[self.blame]} ({self.probes} reset{'s' * (self.probes != 1)})"
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, for JSON."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from uvirtio.cli import content, output
 from uvirtio.cli.command import Command, DevArgument, verb
+from uvirtio.errors import OperationFailed, UsageError
 
 if TYPE_CHECKING:
     from uvirtio.diag import Report, Step
@@ -30,12 +30,14 @@ def diag(
         bool, typer.Option("--bisect", help="Where a step fails: find the feature bits that make it fail.")
     ] = False,
     junit: Annotated[
-        Path | None, typer.Option("--junit", metavar="FILE", help="Write the steps as test cases of JUnit's XML.")
+        str | None, typer.Option("--junit", metavar="FILE", help="Write the steps as test cases of JUnit's XML.")
     ] = None,
 ) -> int:
     """Bring a device up step by step, say which step fails and why."""
     from uvirtio.diag import STEPS, diagnose
 
+    if junit is not None:
+        content.check_file(junit)
     teller = _Teller(cmd, len(STEPS))
     report = diagnose(dev, options=cmd.options, on_step=teller.tell, opened=cmd.guard.watch)
     cmd.guard.watch(None)
@@ -45,11 +47,15 @@ def diag(
         from uvirtio.diag.bisect import bisect as search
 
         blamed = search(dev, report, options=cmd.options)
+    unwritten = None
     if junit is not None:
         from uvirtio.diag.junit import junit_xml
 
-        content.into_file(str(junit), [junit_xml(report)])
-    return _conclude(cmd, report, blamed)
+        try:
+            content.into_file(junit, [junit_xml(report)])
+        except OperationFailed as error:
+            unwritten = error  # told after the diagnosis, which is not lost with the file
+    return _conclude(cmd, report, blamed, unwritten)
 
 
 class _Teller:
@@ -108,24 +114,31 @@ def _reasons(step: Step) -> list[str]:
     ]
 
 
-def _conclude(cmd: Command, report: Report, blamed: Bisection | None) -> int:
-    """Print the verdict and return the exit code: for a device that was not reached, that of its error."""
-    stopped = None if report.reached_device else report.error
+def _conclude(cmd: Command, report: Report, blamed: Bisection | None, unwritten: OperationFailed | None) -> int:
+    """Print the verdict and return the exit code.
+
+    The code is that of the error where it is not about the device: it was not reached, an option has a value that
+    it cannot have, or a file cannot be written.
+    """
+    own = report.error is not None and (not report.reached_device or isinstance(report.error, UsageError))
+    stopped = report.error if own else unwritten
     if cmd.json:
         members = report.as_dict()
-        if report.error is not None:
-            members["error"] = report.error.as_dict()
+        first = report.error or stopped
+        if first is not None:
+            members["error"] = first.as_dict()
         if blamed is not None:
             members["bisection"] = blamed.as_dict()
         cmd.document(**members)
-    elif stopped is not None:
-        output.error(stopped, cmd.name, as_json=False)
     else:
         if blamed is not None:
             cmd.paragraph(f"bisect: {blamed.text}")
-        cause = report.cause
-        why = f": {cause.text}" if cause is not None else ", data path not tried" if report.untried else ""
-        cmd.paragraph(f"verdict: {report.verdict}{why} ({report.type} at {report.address})")
+        if not own:
+            cause = report.cause
+            why = f": {cause.text}" if cause is not None else ", data path not tried" if report.untried else ""
+            cmd.paragraph(f"verdict: {report.verdict}{why} ({report.type} at {report.address})")
+        if stopped is not None:
+            output.error(stopped, cmd.name, as_json=False)
     if stopped is not None:
         return stopped.exit_code
     return 1 if report.verdict == "fail" else 0
