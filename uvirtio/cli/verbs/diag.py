@@ -46,7 +46,8 @@ def diag(
     if bisect and report.verdict == "fail" and report.reached_device:
         from uvirtio.diag.bisect import bisect as search
 
-        blamed = search(dev, report, options=cmd.options)
+        blamed = search(dev, report, options=cmd.options, opened=cmd.guard.watch)
+        cmd.guard.watch(None)
     unwritten = None
     if junit is not None:
         from uvirtio.diag.junit import junit_xml
