@@ -412,7 +412,7 @@ def find(name: str, roots: Roots, *, aliases: bool = True) -> DiscoveredDevice:
     wanted = addresses.parse(name)
     if wanted.family == "pci":
         return _find_pci(wanted.name, roots)
-    if wanted.family in ("qemu", "scripted"):
+    if wanted.family in ("qemu", "scripted", "vhost-user"):
         raise UsageError(
             f"{wanted} is not a device of this machine; its sysfs does not have it",
             seen=wanted.canonical,
