@@ -67,7 +67,7 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME",
-        help="Back end: auto, vfio (vfio-group, vfio-cdev), uio, devmem, vhost-vdpa or qemu.",
+        help="Back end: auto, vfio (vfio-group, vfio-cdev), uio, devmem, vhost-vdpa, vhost-user or qemu.",
         rich_help_panel=_OPENING,
     ),
 ]

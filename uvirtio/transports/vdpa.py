@@ -20,7 +20,7 @@ from uvirtio.errors import (
     QueueError,
     UvirtioError,
 )
-from uvirtio.interfaces.backend import VdpaNode
+from uvirtio.interfaces.backend import VdpaNode, VhostUserNode
 from uvirtio.interfaces.memory import Doorbell, Event
 from uvirtio.interfaces.transport import Causes, QueueLayout
 from uvirtio.interfaces.values import InterruptMode
@@ -52,7 +52,7 @@ class Vdpa(TransportBase):
     )
     quirks: Sequence[str] = ()
 
-    def __init__(self, node: VdpaNode, *, trace: Trace | None = None) -> None:
+    def __init__(self, node: VdpaNode | VhostUserNode, *, trace: Trace | None = None) -> None:
         """Take over a node, and read what the device is.
 
         Args:
@@ -103,7 +103,7 @@ class Vdpa(TransportBase):
         return True
 
     @property
-    def backend(self) -> VdpaNode:
+    def backend(self) -> VdpaNode | VhostUserNode:
         """The back end's object."""
         return self._node
 

@@ -18,7 +18,7 @@ COMMON: Final[Options] = {
 
 OPENING: Final[Options] = {
     "--timeout": ("SECONDS", "Longest wait for any one response of the device"),
-    "--backend": ("NAME", "Back end: auto, vfio (vfio-group, vfio-cdev), uio, devmem, vhost-vdpa or qemu"),
+    "--backend": ("NAME", "Back end: auto, vfio (vfio-group, vfio-cdev), uio, devmem, vhost-vdpa, vhost-user or qemu"),
     "--unsafe-dma": ("", "Allow DMA that no IOMMU restricts"),
     "--interrupts": ("msix-per-queue|msix-shared|intx|polling", "Use only this kind of interrupt"),
     "--force-legacy": ("", "Use the legacy interface of a transitional device"),
@@ -165,7 +165,7 @@ RULES: Final[dict[str, str]] = {
 }
 
 LEDS: Final = ('LED_NUML', 'LED_CAPSL', 'LED_SCROLLL', 'LED_COMPOSE', 'LED_KANA', 'LED_SLEEP', 'LED_SUSPEND', 'LED_MUTE', 'LED_MISC', 'LED_MAIL', 'LED_CHARGING')
-BACKENDS: Final = ('auto', 'vfio', 'vfio-group', 'vfio-cdev', 'uio', 'devmem', 'vhost-vdpa', 'qemu')
+BACKENDS: Final = ('auto', 'vfio', 'vfio-group', 'vfio-cdev', 'uio', 'devmem', 'vhost-vdpa', 'vhost-user', 'qemu')
 SHELLS: Final = ('bash', 'zsh', 'fish')
 
 QEMU_MACHINES: Final[dict[str, tuple[str, ...]]] = {
