@@ -64,7 +64,7 @@ class VhostUser(Vdpa):
         node.set_vring_enable(index, True)
         self._enabled.add(index)
         self._tell(f"queue {index}: {size} entries at {desc:#x}, {driver:#x}, {device:#x}, enabled")
-        return doorbell if self._trace is None else TracedDoorbell(doorbell, f"queue {index}", self._trace)
+        return doorbell if self._trace is None else TracedDoorbell(doorbell, index, "its eventfd", self._trace)
 
     def release_queues(self) -> None:
         """Close the doorbells and the calls, after the device has been reset: no ring uses them any more."""
