@@ -32,6 +32,7 @@ _VERBS = {
     "watch": "watch",
     "dump": "dump",
     "diff": "dump",
+    "report": "report",
     "explain": "explain",
     "balloon": "balloon",
     "rng": "rng",

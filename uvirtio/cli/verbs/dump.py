@@ -13,6 +13,7 @@ from uvirtio.errors import UsageError, UvirtioError
 
 if TYPE_CHECKING:
     from uvirtio.evidence.difference import Change, Difference
+    from uvirtio.evidence.files import Evidence
     from uvirtio.evidence.record import Record
 
 DumpArgument = Annotated[
@@ -66,7 +67,7 @@ def dump(
         raise UsageError("which device?", expected="DEV, or -F FILE", remedy="uvirtio list")
     if file and live:
         raise UsageError("--live opens a device; -F looks at a file", expected="one of them")
-    made = _of_file(file, dev) if file else _of_device(cmd, dev, live)
+    made = of_file(files.load(file), dev) if file else of_device(cmd, dev, live)
     if not no_mask:
         made = masked(made)
     text = json.dumps(made, indent=1) + "\n"
@@ -84,11 +85,15 @@ def dump(
         cmd.line(f"{out}: {device['type']} at {device['address']}" + (f"; not in it: {said}" if said else ""))
 
 
-def _of_file(file: str, dev: str) -> dict[str, Any]:
-    from uvirtio import __version__
-    from uvirtio.evidence import files
+def of_file(found: Evidence, dev: str) -> dict[str, Any]:
+    """The document of a file that was read.
 
-    found = files.load(file)
+    Args:
+        found: The file.
+        dev: A device in it; empty: all of them.
+    """
+    from uvirtio import __version__
+
     made = dict(found.document)
     if found.form not in ("uvirtio-dump", "report"):
         made["made"] = {"by": f"uvirtio {__version__}", "at": None}
@@ -97,8 +102,14 @@ def _of_file(file: str, dev: str) -> dict[str, Any]:
     return made
 
 
-def _of_device(cmd: Command, dev: str, live: bool) -> dict[str, Any]:
-    """The document of one device of this machine, or of one that is simulated."""
+def of_device(cmd: Command, dev: str, live: bool) -> dict[str, Any]:
+    """The document of one device of this machine, or of one that is simulated.
+
+    Args:
+        cmd: The command.
+        dev: The address, or what else names it.
+        live: Whether to open and start it.
+    """
     from uvirtio.evidence import collect
 
     record, environment = _look(cmd, dev, live)
@@ -106,28 +117,41 @@ def _of_device(cmd: Command, dev: str, live: bool) -> dict[str, Any]:
 
 
 def _look(cmd: Command, dev: str, live: bool) -> tuple[Record, dict[str, Any]]:
-    from uvirtio.binding.discover import find
-    from uvirtio.binding.facts import Facts
-    from uvirtio.binding.rules import check
     from uvirtio.evidence import collect
-    from uvirtio.host.addresses import SIMULATED
 
-    known: Record | None = None
-    address = dev
-    if not dev.startswith(SIMULATED):
-        found = find(dev, cmd.roots)
-        facts = Facts(cmd.roots)
-        known = collect.of_machine(found, facts, check(found, cmd.roots, facts))
-        if not live:
-            return known, collect.environment(cmd.roots)
-        address = found.address
-    with cmd.device(address) as device:
+    known = of_sysfs(cmd, dev)
+    if known is not None and not live:
+        return known, collect.environment(cmd.roots)
+    with cmd.device(dev if known is None else str(known["address"])) as device:
         failure = _start(device) if live else None
         record = collect.of_open(device, known, live=live)
         if failure is not None:
             record["error"] = failure.as_dict()
             output.note(f"warning: {failure.code}: {failure.message}; the dump has what was seen")
         return record, collect.environment(cmd.roots, device)
+
+
+def of_sysfs(cmd: Command, dev: str) -> Record | None:
+    """What sysfs has about a device of this machine; None for one that is simulated.
+
+    Args:
+        cmd: The command.
+        dev: The address, or what else names it.
+
+    Raises:
+        NoSuchDevice: There is none.
+    """
+    from uvirtio.binding.discover import find
+    from uvirtio.binding.facts import Facts
+    from uvirtio.binding.rules import check
+    from uvirtio.evidence import collect
+    from uvirtio.host.addresses import SIMULATED
+
+    if dev.startswith(SIMULATED):
+        return None
+    found = find(dev, cmd.roots)
+    facts = Facts(cmd.roots)
+    return collect.of_machine(found, facts, check(found, cmd.roots, facts))
 
 
 def _start(device: Any) -> UvirtioError | None:
@@ -185,17 +209,29 @@ def _side(cmd: Command, name: str, file: str) -> tuple[Record, dict[str, Any] | 
     if file:
         whole = files.load(file)
         return whole.device(name), whole.document["environment"]
-    path, _, inside = name.partition("#")
-    for at, address in ((name, ""), (path, inside)):
-        if at == "-" or (Path(at).is_file() and not at.startswith(("/dev/", "/sys/"))) or at.endswith("/config"):
-            whole = files.load(at)
-            return whole.device(address), whole.document["environment"]
+    named = file_of(name)
+    if named is not None:
+        whole = files.load(named[0])
+        return whole.device(named[1]), whole.document["environment"]
     try:
         return _look(cmd, name, live=False)
     except UvirtioError as error:
         if "/" in name or "." in Path(name).name:
             error.add_note(f"  no file has the name {name} either")
         raise
+
+
+def file_of(name: str) -> tuple[str, str] | None:
+    """The file, and the device in it, that FILE or FILE#ADDRESS names; None where the name is of a device.
+
+    Args:
+        name: The word as it was typed.
+    """
+    path, _, inside = name.partition("#")
+    for at, address in ((name, ""), (path, inside)):
+        if at == "-" or (Path(at).is_file() and not at.startswith(("/dev/", "/sys/"))) or at.endswith("/config"):
+            return at, address
+    return None
 
 
 def _print(
