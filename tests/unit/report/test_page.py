@@ -21,7 +21,9 @@ from uvirtio.report.page import page
 from uvirtio.spec import features as f
 
 STYLE = (Path(__file__).parents[3] / "uvirtio/report/style.css").read_text(encoding="utf-8")
-HOSTILE = "</script ></style ></title ><!--<script>alert(1)</script><img src=x onerror=alert(2)>\"' &lt;\u202e\x00\n"
+HOSTILE = (
+    "</script ></style ></title ><!--<script>alert(1)</script><img src=x onerror=alert(2)>\"' &lt;\u202e\x00\n"
+)
 LIMIT = 400 << 10
 
 Documents = Callable[..., tuple[dict[str, Any], dict[str, Any]]]
