@@ -60,11 +60,11 @@ def config_bytes_at(path: Path, bar_list: list[BarInfo | None] | None = None) ->
     return ConfigSpace(data, tuple(caps), hidden)
 
 
-def config_edges_at(path: Path) -> tuple[bytes, bytes]:
-    """What ``config_bytes_at`` leaves out: the header alone for a user who may read no more, and the rest.
+def config_edges(path: Path) -> tuple[bytes, bytes]:
+    """What ``config_bytes_at`` leaves out: the header for a user who may read no more, and what is beyond 256.
 
     Args:
-        path: The file ``config``.
+        path: The file.
 
     Returns:
         The first 64 bytes, and those from 256 to 4096 of a PCI Express function; empty where they cannot be read.

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from uvirtio.binding.config_space import ConfigSpace, config_bytes_at, config_edges_at
+from uvirtio.binding.config_space import ConfigSpace, config_bytes_at
 from uvirtio.errors import BadAddress, DeviceGone, NoSuchDevice, NotVirtio, PermissionLack, UsageError
 from uvirtio.host import addresses, mmio, sysfs
 from uvirtio.host.addresses import Address, canonical
@@ -34,7 +34,6 @@ __all__ = [
     "canonical",
     "capabilities",
     "config_bytes",
-    "config_edges",
     "find",
     "find_all",
     "negotiated_features",
@@ -577,11 +576,6 @@ def config_bytes(found: DiscoveredDevice) -> ConfigSpace:
         DeviceGone: The file is not there or cannot be read.
     """
     return config_bytes_at(found.path / "config", bars(found))
-
-
-def config_edges(found: DiscoveredDevice) -> tuple[bytes, bytes]:
-    """What ``config_bytes`` leaves out; see ``config_edges_at``."""
-    return config_edges_at(found.path / "config")
 
 
 def bars(found: DiscoveredDevice) -> list[BarInfo | None] | None:

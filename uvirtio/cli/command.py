@@ -123,6 +123,14 @@ LookArgument = Annotated[
     ),
 ]
 
+LookOrFileArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="[DEV]",
+        help="Device address, eth0, /dev/vda, a path below /sys, virtio3, or a type that only one device has; "
+        "with -F a device in FILE.",
+    ),
+]
 FromOption = Annotated[
     str,
     typer.Option(

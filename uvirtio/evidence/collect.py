@@ -13,9 +13,10 @@ from typing import Any
 
 import uvirtio
 from uvirtio.binding import discover
+from uvirtio.binding.config_space import config_edges
 from uvirtio.binding.discover import DiscoveredDevice
+from uvirtio.binding.facts import Facts
 from uvirtio.binding.hwdb import hardware
-from uvirtio.binding.mates import Mates
 from uvirtio.binding.rules import Verdicts
 from uvirtio.device import Device
 from uvirtio.device.evidence import of_queue
@@ -27,6 +28,7 @@ from uvirtio.host.roots import Roots
 from uvirtio.interfaces.backend import MmioWindow, PciFunction
 from uvirtio.interfaces.memory import Registers
 from uvirtio.spec import device_config, mmio, pci
+from uvirtio.spec import input as input_spec
 from uvirtio.spec.layout import Field
 from uvirtio.transports import pci_caps
 from uvirtio.transports.pci import PciModern
@@ -66,6 +68,7 @@ def environment(roots: Roots, device: Device | None = None) -> dict[str, Any]:
         roots: Where it is read.
         device: An open device, whose QEMU has a version, too.
     """
+    groups = sysfs.iommu_groups(roots)
     parameters = proc.parameters(proc.command_line(roots))
     made: dict[str, Any] = {
         "host": platform.node() if roots.live else None,
@@ -74,7 +77,7 @@ def environment(roots: Roots, device: Device | None = None) -> dict[str, Any]:
         "distribution": _distribution() if roots.live else None,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "uvirtio": uvirtio.__version__,
-        "iommu_groups": None if (groups := sysfs.iommu_groups(roots)) is None else len(groups),
+        "iommu_groups": None if groups is None else len(groups),
         "iommu_parameters": [
             name if value is None else f"{name}={value}"
             for name, value in parameters
@@ -104,14 +107,15 @@ def _distribution() -> str | None:
 # --- from sysfs -------------------------------------------------------------------------------------------------
 
 
-def of_machine(found: DiscoveredDevice, roots: Roots, verdicts: Verdicts | None = None) -> Record:
+def of_machine(found: DiscoveredDevice, facts: Facts, verdicts: Verdicts | None = None) -> Record:
     """The record of a device of this machine, from sysfs alone.
 
     Args:
         found: The device.
-        roots: Where it was found.
+        facts: What is known of the machine on which it was found.
         verdicts: What the rules say of its use; None: they were not asked.
     """
+    roots = facts.roots
     made = record.new(found.bus, found.address)
     reasons = _config_space(made, found) if found.bus == "pci" else {}
     told = found.as_dict()
@@ -129,18 +133,18 @@ def of_machine(found: DiscoveredDevice, roots: Roots, verdicts: Verdicts | None 
     if found.window is not None:
         made["window"] = {"base": f"{found.window[0]:#x}", "length": found.window[1]}
     made["notes"].extend(found.notes)
-    mates = Mates(roots).group_members(found)
-    made["group_members"] = (
-        None
-        if mates is None
-        else [{"address": one.address, "pci_id": one.pci_id, "driver": one.driver} for one in mates]
-    )
+    mates = facts.mates.group_members(found)
+    if mates is not None:
+        made["group_members"] = [
+            {"address": one.address, "pci_id": one.pci_id, "driver": one.driver} for one in mates
+        ]
     made["interrupts"] = _interrupts(made["interrupts"], found, roots)
     made["hardware"] = hardware(found, roots)
     word = discover.negotiated_features(found)
     if word is not None:
         made["features"] = record.words(found.type, None, word)
-    value = sysfs.number(found.path / found.virtio_name / "status") if found.virtio_name else None
+    virtio = found.virtio_path
+    value = None if virtio is None else sysfs.number(virtio / "status")
     if value is not None and 0 <= value <= 0xFF:
         made["status"] = record.status(value)
     if verdicts is not None:
@@ -152,6 +156,7 @@ def of_machine(found: DiscoveredDevice, roots: Roots, verdicts: Verdicts | None 
         "kernel_driver": "no driver of the kernel's virtio bus has it",
         "virtio_name": "no driver of the kernel's virtio bus has it",
         "iommu_group": "it is in no IOMMU group",
+        "group_members": "the members of the group cannot be listed",
         "numa_node": "the kernel names none",
         "status": unread,
         "features": unread,
@@ -160,7 +165,7 @@ def of_machine(found: DiscoveredDevice, roots: Roots, verdicts: Verdicts | None 
 
 
 def _config_space(made: Record, found: DiscoveredDevice) -> dict[str, str]:
-    header, extended = discover.config_edges(found)
+    header, extended = config_edges(found.path / "config")
     bars = _bars_of(found)
     try:
         space = discover.config_bytes(found)
@@ -393,10 +398,36 @@ def _device_config(device: Device, features: int) -> dict[str, Any]:
                 data[at] = transport.read_config(at, 1)
         return bytes(data)
 
+    told = _input_told(device) if device.device_id == input_spec.TYPE else {}
     data = device.snapshot(read)
     return {
         "length": length,
         "hex": data.hex(),
         "masked": [],
-        "fields": device_config.decode(device.type, features, data),
+        "fields": device_config.decode(device.type, features, data) | told,
     }
+
+
+def _input_told(device: Device) -> dict[str, int | str]:
+    """Name, serial number and ids of an input device, which lie behind a window (5.8.4); it is closed again.
+
+    The window is moved outside of the snapshots: some devices give each selection a generation of its own.
+    """
+    transport = device.transport
+
+    def shown() -> bytes:
+        size = min(transport.read_config(input_spec.SIZE, 1), input_spec.PAYLOAD_MAX)
+        return bytes(transport.read_config(input_spec.PAYLOAD + at, 1) for at in range(size))
+
+    made: dict[str, int | str] = {}
+    for select, name in (
+        (input_spec.Select.ID_NAME, "name"),
+        (input_spec.Select.ID_SERIAL, "serial"),
+        (input_spec.Select.ID_DEVIDS, "ids"),
+    ):
+        transport.write_config(input_spec.SELECT, 1, select)
+        transport.write_config(input_spec.SUBSEL, 1, 0)
+        data = device.snapshot(shown)
+        made[name] = data.hex() if name == "ids" else data.decode("utf-8", "replace").rstrip("\0")
+    transport.write_config(input_spec.SELECT, 1, input_spec.Select.UNSET)
+    return made

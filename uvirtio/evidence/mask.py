@@ -5,6 +5,7 @@ What was replaced is still there as a place, so that a masked dump is not mistak
 
 from __future__ import annotations
 
+import re
 from copy import deepcopy
 from typing import Any, Final
 
@@ -13,6 +14,9 @@ from uvirtio.spec import device_config
 
 MASKED: Final = "masked"
 _SERIAL_AT, _SERIAL_LENGTH = 4, 8
+_MAC: Final = re.compile(r"\b[0-9a-fA-F]{2}(?:([:-])[0-9a-fA-F]{2})(?:\1[0-9a-fA-F]{2}){4}\b")
+_TYPED: Final = re.compile(r"\b(serial|file|qmp|binary)=(?:(?!/virtio-)[^,])*")
+"""What a ``qemu:`` address may hold besides: serial numbers, and paths with the names of users."""
 
 
 def masked(document: dict[str, Any]) -> dict[str, Any]:
@@ -30,7 +34,18 @@ def masked(document: dict[str, Any]) -> dict[str, Any]:
         made["source"]["name"] = MASKED
     for device in made["devices"]:
         _device(device)
-    return made
+    without: dict[str, Any] = _text(made)
+    return without
+
+
+def _text(value: Any) -> Any:
+    """The same value without MAC addresses and typed secrets in any of its texts: addresses, errors, names."""
+    if isinstance(value, str):
+        plain = _MAC.sub(MASKED, value)
+        return _TYPED.sub(rf"\1={MASKED}", plain) if "qemu:" in plain else plain
+    if isinstance(value, dict):
+        return {name: _text(one) for name, one in value.items()}
+    return [_text(one) for one in value] if isinstance(value, list) else value
 
 
 def _device(device: dict[str, Any]) -> None:
@@ -60,12 +75,12 @@ def _serial(device: dict[str, Any]) -> None:
 
 
 def _config(type_name: str, config: dict[str, Any]) -> None:
+    secret = {name for kind, name in device_config.SECRET if kind == type_name}
+    for name in secret & {*config["fields"]}:
+        config["fields"][name] = MASKED
     data = bytearray.fromhex(config["hex"] or "")
     for field, _ in device_config.FIELDS.get(type_name, ()):
-        if (type_name, field.name) not in device_config.SECRET or field.end > len(data):
-            continue
-        data[field.offset : field.end] = bytes(field.width)
-        config.setdefault("masked", []).append({"offset": field.offset, "length": field.width})
-        if field.name in config["fields"]:
-            config["fields"][field.name] = MASKED
+        if field.name in secret and field.end <= len(data):
+            data[field.offset : field.end] = bytes(field.width)
+            config.setdefault("masked", []).append({"offset": field.offset, "length": field.width})
     config["hex"] = data.hex()

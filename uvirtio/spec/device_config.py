@@ -103,11 +103,13 @@ FIELDS: Final[dict[str, Fields]] = {
         (F("chmaps", 8, 4), None),
     ),
     "rng": (),
+    # 5.8.4: what the window behind these shows depends on them, and may be a serial number.
+    "input": ((F("select", 0, 1), None), (F("subsel", 1, 1), None), (F("size", 2, 1), None)),
 }
 """By type name. A type that is not here is shown as bytes."""
 
-SECRET: Final = frozenset({("net", "mac")})
-"""Fields that tell whose machine it is."""
+SECRET: Final = frozenset({("net", "mac"), ("input", "serial")})
+"""Fields that tell whose machine it is. A serial number lies behind the window of an input device."""
 
 
 def decode(type_name: str, features: int, data: bytes) -> dict[str, int | str]:

@@ -175,6 +175,16 @@ def test_words_of_other_kinds(values: Callable[[str], list[str]]) -> None:
     assert values("--show-completion ") == ["bash", "zsh", "fish"]
 
 
+def test_what_explain_knows(values: Callable[[str], list[str]]) -> None:
+    assert values("explain UV-DEV-CONF") == ["UV-DEV-CONFIG-UNSTABLE", "UV-DEV-CONFIG"]
+    assert values("explain queue-k") == ["queue-kept"]
+
+
+def test_both_sides_of_diff_are_devices(values: Callable[[str], list[str]]) -> None:
+    first = values("diff 0000:")
+    assert first and set(values(f"diff {first[0]} 0000:")) == set(first) - {first[0]}
+
+
 @pytest.mark.parametrize(
     ("line", "kind"),
     [

@@ -19,10 +19,11 @@ from uvirtio.errors import UvirtioError
 from uvirtio.evidence import checker, files
 from uvirtio.evidence.mask import masked
 from uvirtio.opening import identify
-from uvirtio.scripted import ScriptedDevice
+from uvirtio.scripted import Input, ScriptedDevice
 from uvirtio.scripted.model import Model
 from uvirtio.spec import device_config
 from uvirtio.spec import features as f
+from uvirtio.spec.input import Select
 
 Dump = Callable[..., dict[str, Any]]
 FILES = Path(__file__).parent / "files"
@@ -154,7 +155,7 @@ CELLS = [
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("live", [False, True])
 def test_every_kind_of_scripted_device(cell: str, live: bool, dump: Dump) -> None:
-    (device,) = dump(f"scripted:{cell}", *(["--live"] if live else []))["devices"]
+    (device,) = dump(f"scripted:{cell}", "--timeout", "60", *(["--live"] if live else []))["devices"]
     assert device["type"] == cell.partition(",")[0]
     assert device["features"]["offered"] is not None
     assert (device["features"]["negotiated"] is not None) == live
@@ -225,6 +226,24 @@ def test_addresses_of_networks_and_hosts_are_masked() -> None:
     text = json.dumps(made)
     assert "525400abcdef" not in text and "secret" not in text
     assert plain["masked"] is False  # the original stays as it was
+
+
+@pytest.mark.parametrize(
+    ("typed", "left"),
+    [
+        ("qemu:virtio-net-pci,mac=52:54:00:ab:cd:ef", "qemu:virtio-net-pci,mac=masked"),
+        ("qemu:q35,file=/home/ann/a.img/virtio-blk-pci", "qemu:q35,file=masked/virtio-blk-pci"),
+        ("qemu:virtio-blk-pci,serial=SN-1,queue-size=4", "qemu:virtio-blk-pci,serial=masked,queue-size=4"),
+        ("the link of 52-54-00-AB-CD-EF is down", "the link of masked is down"),
+        ("0000:00:03.0", "0000:00:03.0"),
+    ],
+)
+def test_what_was_typed_is_masked_wherever_it_is_repeated(typed: str, left: str) -> None:
+    plain = net_document()
+    plain["devices"][0]["address"] = typed
+    plain["devices"][0]["error"] = {"message": f"{typed} does not answer"}
+    (made,) = masked(plain)["devices"]
+    assert (made["address"], made["error"]["message"]) == (left, f"{left} does not answer")
 
 
 def test_serial_numbers_are_masked(dump: Dump) -> None:
@@ -340,3 +359,18 @@ def test_the_errors_of_a_device_are_in_the_reasons() -> None:
         made = collect.of_open(device)
     assert made["status"] is None and absent(made)["status"] == "the bus is on fire"
     assert made["features"] is not None
+
+
+def test_the_serial_number_of_an_input_device_is_masked() -> None:
+    """It lies behind a window of the configuration, which shows whatever was asked for last (5.8.4)."""
+    from uvirtio.evidence import collect
+
+    model = Input(answers={(Select.ID_SERIAL, 0): b"SN-4711", (Select.ID_NAME, 0): b"keys"})
+    with identify("scripted:input", ScriptedDevice(model)) as device:
+        plain = collect.document([collect.of_open(device)], None)
+    fields = plain["devices"][0]["device_config"]["fields"]
+    assert (fields["name"], fields["serial"], fields["select"]) == ("keys", "SN-4711", 0)
+    made = masked(plain)
+    assert made["devices"][0]["device_config"]["fields"] == fields | {"serial": "masked"}
+    for secret in ("SN-4711", b"SN-4711".hex()):
+        assert secret not in json.dumps(made)

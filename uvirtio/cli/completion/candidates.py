@@ -278,9 +278,22 @@ def _users(place: _Place) -> Iterator[Candidate]:
     yield from ((user.pw_name, user.pw_gecos.partition(",")[0]) for user in pwd.getpwall())
 
 
+def _explained(place: _Place) -> Iterator[Candidate]:
+    """What ``explain`` has pages about."""
+    from uvirtio.evidence.explain import pages
+
+    for kind, about in (("error", "error code"), ("cause", "cause"), ("step", "step of diag")):
+        if kind != "error" or not place.current.islower():
+            yield from ((name, about) for name in pages()[kind] if " " not in name)
+    yield from _types(place)
+
+
 _SOURCES: dict[str, Callable[[_Place], Iterable[Candidate]]] = {
     "DEV": _devices,
+    "A": _devices,
+    "B": _devices,
     "TYPE": _types,
+    "WHAT": _explained,
     "--force RULE": _rules,
     "balloon inflate --force RULE": lambda _: [("free-memory", "the floor of free memory")],
     "LED": _leds,

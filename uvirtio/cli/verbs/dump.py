@@ -142,6 +142,7 @@ def of_sysfs(cmd: Command, dev: str) -> Record | None:
         NoSuchDevice: There is none.
     """
     from uvirtio.binding.discover import find
+    from uvirtio.binding.facts import Facts
     from uvirtio.binding.rules import check
     from uvirtio.evidence import collect
     from uvirtio.host.addresses import SIMULATED
@@ -149,7 +150,8 @@ def of_sysfs(cmd: Command, dev: str) -> Record | None:
     if dev.startswith(SIMULATED):
         return None
     found = find(dev, cmd.roots)
-    return collect.of_machine(found, cmd.roots, check(found, cmd.roots))
+    facts = Facts(cmd.roots)
+    return collect.of_machine(found, facts, check(found, cmd.roots, facts))
 
 
 def _start(device: Any) -> UvirtioError | None:

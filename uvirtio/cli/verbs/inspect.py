@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from uvirtio.cli.command import Command, FromOption, LookArgument, verb
+from uvirtio.cli.command import Command, FromOption, LookOrFileArgument, verb
 from uvirtio.cli.size import human
 from uvirtio.cli.verbs.list import device_members
 from uvirtio.errors import UsageError
@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
     verb(app, "inspect")(inspect)
 
 
-def inspect(cmd: Command, dev: LookArgument = "", file: FromOption = "") -> None:
+def inspect(cmd: Command, dev: LookOrFileArgument = "", file: FromOption = "") -> None:
     """Show all that sysfs tells about one device, or what a dump has. The device is not touched."""
     if file:
         from uvirtio.cli.verbs.from_file import inspect_file
