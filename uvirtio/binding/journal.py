@@ -23,6 +23,8 @@ from uvirtio.host.roots import Roots
 
 SCHEMA = "uvirtio-journal/1"
 _LIMIT = 1 << 20
+_NAME_MAX = 255  # NAME_MAX of Linux: no name below /sys or /dev is longer
+_TIME_MAX = 1 << 37  # seconds, some 4000 years: what a date can be made of
 _ID = re.compile(r"[0-9a-f-]{1,64}", re.ASCII)
 
 
@@ -245,13 +247,19 @@ def _load(path: Path) -> Entry | None:
         if raw.pop("schema") != SCHEMA or not _ID.fullmatch(raw["id"]) or path.name != raw["id"] + ".json":
             return None
         raw["argv"] = tuple(str(word) for word in raw["argv"])
+        if not all(isinstance(raw[key], str) for key in ("boot_id", "kernel", "state")):
+            return None
+        raw["time"] = float(raw["time"])
+        if not 0 <= raw["time"] <= _TIME_MAX:  # nor is NaN
+            return None
         records = [_record(item) for item in raw["devices"]]
         raw["devices"] = tuple(record for record in records if record is not None)
         return Entry(**raw) if raw["devices"] or not records else None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return None
 
 
+_TEXT = ("address", "bus", "name", "type")
 _TEXT_OR_NONE = (
     "target",
     "driver",
@@ -278,15 +286,15 @@ def _device(raw: dict[str, Any]) -> DeviceEntry:
     """A device record from its JSON.
 
     Raises:
-        ValueError: A name would lead out of the directory that it belongs to.
+        ValueError: A name is none, or would lead out of the directory that it belongs to.
     """
     known = {f.name for f in fields(DeviceEntry)}
     made = {"driverctl": None} | {key: value for key, value in raw.items() if key in known}
-    for key in ("bus", "name", *_TEXT_OR_NONE):
+    for key in (*_TEXT, *_TEXT_OR_NONE):
         value = made[key]
         if value is None and key in _TEXT_OR_NONE:
             continue
-        if not isinstance(value, str) or "\0" in value:
+        if not isinstance(value, str) or "\0" in value or len(value.encode()) > _NAME_MAX:
             raise ValueError(key)
         if key in _NO_PATHS:
             continue
@@ -294,6 +302,9 @@ def _device(raw: dict[str, Any]) -> DeviceEntry:
             raise ValueError(key)
         if key != "node" and "/" in value:
             raise ValueError(key)
+    group = made["iommu_group"]
+    if group is not None and type(group) is not int:
+        raise ValueError("iommu_group")
     if made["bus"] not in ("pci", "platform", "vdpa"):
         raise ValueError("bus")
     made["steps"] = tuple(str(step) for step in made["steps"])

@@ -67,7 +67,7 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME",
-        help="Back end: auto, vfio (vfio-group, vfio-cdev), uio, devmem, vhost-vdpa or qemu.",
+        help="Back end: auto, vfio (vfio-group, vfio-cdev), uio, devmem, vhost-vdpa, vhost-user or qemu.",
         rich_help_panel=_OPENING,
     ),
 ]
@@ -415,7 +415,7 @@ def _options(cmd: Command, asked: dict[str, Any]) -> OpenOptions:
         interrupts=tuple(InterruptMode) if mode is None else (mode,),
         without=tuple(asked["without"] or ()),
         roots=cmd.roots,
-        trace=output.trace if cmd.verbose else None,
+        trace=output.timed_trace() if cmd.verbose else None,
         **{name: asked[name] for name in ("backend", "unsafe_dma", "force_legacy", "ring", "vf_token")},
     )
 

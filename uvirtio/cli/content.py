@@ -19,13 +19,30 @@ _ROW = 16
 
 
 def check_form(cmd: Command, *, hex: bool, raw: bool, out: str) -> None:
-    """Check that at most one form of output is asked for.
+    """Check that at most one form of output is asked for, and that a file is one.
 
     Raises:
-        UsageError: Several are.
+        UsageError: Several are, or the file is ``-``.
     """
     if sum((hex, raw, bool(out), cmd.json)) > 1:
         raise UsageError("--hex, --raw, -o and --json exclude each other", expected="at most one of them")
+    if out:
+        check_file(out)
+
+
+def check_file(name: str) -> None:
+    """Check that the name of a file is not ``-``, which other programs take for stdout.
+
+    Raises:
+        UsageError: It is.
+    """
+    if name == "-":
+        raise UsageError(
+            "- is not the name of a file here",
+            seen="-",
+            expected="a file",
+            remedy="write /dev/stdout, or ./- for a file of that name",
+        )
 
 
 def give(

@@ -46,7 +46,7 @@ class Bisection:
             "declined": f"{names} has to be accepted: with it the step passes, and this driver declines it",
             "none": "no feature bit makes a difference: the step fails with all, and with as few as there can be",
         }
-        return f"{self.step}: {says[self.blame]} ({self.probes} resets)"
+        return f"{self.step}: {says[self.blame]} ({self.probes} reset{'s' * (self.probes != 1)})"
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, for JSON."""
@@ -64,6 +64,7 @@ def bisect(
     report: Report,
     *,
     options: OpenOptions | None = None,
+    opened: Callable[[Device], None] | None = None,
     **keywords: Unpack[OpenKeywords],
 ) -> Bisection | None:
     """Find the feature bits that made a diagnosis fail.
@@ -72,6 +73,7 @@ def bisect(
         address: The address of the device, which is opened again.
         report: The diagnosis that failed.
         options: How to open the device, as for ``uvirtio.open``.
+        opened: Called with the device each time that it is open with buffers, for signal handlers to interrupt.
         **keywords: Single options, as for ``uvirtio.open``.
 
     Returns:
@@ -86,7 +88,7 @@ def bisect(
         with opening.open(address, options=options) as device:
             return _Negotiation(device, report).blame()
     if failed in ("data path", "interrupt"):
-        return _DataPath(address, report, options, failed).blame()
+        return _DataPath(address, report, options, failed, opened).blame()
     return None
 
 
@@ -177,10 +179,18 @@ class _Negotiation:
 class _DataPath:
     """The data path, tried by a whole diagnosis for each choice of bits."""
 
-    def __init__(self, address: str, report: Report, options: OpenOptions, failed: str) -> None:
+    def __init__(
+        self,
+        address: str,
+        report: Report,
+        options: OpenOptions,
+        failed: str,
+        opened: Callable[[Device], None] | None,
+    ) -> None:
         self._address = address
         self._options = options
         self._failed = failed
+        self._opened = opened
         self._type = report.type
         taken, _ = _negotiated(report)
         self._taken = f.bits(taken & ~f.mask(f.VERSION_1))
@@ -188,7 +198,7 @@ class _DataPath:
     def _fails(self, bits: Sequence[int]) -> bool:
         left = [str(bit) for bit in self._taken if bit not in bits]
         without = (*self._options.without, *left)
-        again = diagnose(self._address, options=self._options.merged({"without": without}))
+        again = diagnose(self._address, options=self._options.merged({"without": without}), opened=self._opened)
         return again.verdict == "fail"
 
     def blame(self) -> Bisection:

@@ -87,7 +87,10 @@ def queues(device: Device) -> list[QueueEvidence]:
 def _reset(error: UvirtioError, device: Device) -> Cause:
     status = device.transport.status()
     stuck = Status(status & (Status.DEVICE_NEEDS_RESET | Status.FAILED))
-    evidence = (f"device_status reads {status:#04x} ({describe(status)}) after 0 was written",)
+    # A function-level reset that came after the error leaves 0 here: then the error alone knows what was read.
+    evidence = (
+        (f"device_status reads {status:#04x} ({describe(status)}) after 0 was written",) if status else seen(error)
+    )
     if stuck and status == stuck:
         text = f"device_status keeps {describe(status)} set, which a reset has to clear (2.4.1)"
         return Cause("status-stuck", text, evidence, ("does the device compute this bit from something live?",))
@@ -271,9 +274,16 @@ def _gone(error: UvirtioError, shown: tuple[str, ...]) -> Cause:
             "memory-decode",
             "every register reads ones because memory decoding is off in the PCI command register",
             shown,
+            ("what turned it off? vfio-pci turns it on when the function is opened",),
         )
-    if any("D3" in line for line in shown):
-        return Cause("power-state", "every register reads ones because the function is in power state D3", shown)
+    asleep = next((line for line in shown if line.startswith("power state")), None)
+    if asleep is not None:
+        return Cause(
+            "power-state",
+            f"every register reads ones because the function is in {asleep}",
+            shown,
+            ("what put it to sleep? its power/control in sysfs, and `lspci -vv`, tell",),
+        )
     return Cause(
         "gone",
         f"the device does not answer any more: {error.seen}",

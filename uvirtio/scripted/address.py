@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final, NoReturn
 
 from uvirtio.errors import BadAddress, UvirtioError
@@ -26,7 +27,7 @@ from uvirtio.scripted.model import Model
 from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.scripted.rng import Rng
 from uvirtio.spec import features as f
-from uvirtio.spec import mmio
+from uvirtio.spec import mmio, pci
 
 PREFIX: Final = "scripted:"
 
@@ -85,13 +86,43 @@ def _number(text: str) -> int:
     return int(text, 0)
 
 
+def _within(least: int, most: int) -> Callable[[str], int]:
+    """A number of a field: what does not fit it would end in the device model, not in the driver."""
+
+    def read(text: str) -> int:
+        number = _number(text)
+        if not least <= number <= most:
+            raise _Unfit
+        return number
+
+    return read
+
+
+def _wide(bits: int) -> Callable[[str], int]:
+    return _within(0, (1 << bits) - 1)
+
+
+_count = _within(-1, (1 << 31) - 1)  # -1: without end
+_features = _wide(f.MAX_BITS)
+_u16 = _wide(16)
+_vectors = _within(0, pci.MSIX_MAX_VECTORS)
+_signed = _within(-(1 << 63), (1 << 63) - 1)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < inf:
+        raise _Unfit
+    return seconds
+
+
 def _numbers(text: str) -> frozenset[int]:
-    return frozenset(map(_number, text.split("+")))
+    return frozenset(map(_u16, text.split("+")))
 
 
 def _by_queue(text: str) -> dict[int, int]:
     pairs = (pair.split(":") for pair in text.split("+"))
-    return {_number(queue): _number(value) for queue, value in pairs}
+    return {_u16(queue): _u16(value) for queue, value in pairs}
 
 
 def _word(parts: _Parts, text: str) -> int:
@@ -159,7 +190,7 @@ def _packed(parts: _Parts, text: str) -> None:
 
 
 def _used_flags(parts: _Parts, text: str) -> None:
-    parts.lies["used_flags"] = _number(text)
+    parts.lies["used_flags"] = _u16(text)
 
 
 def _duplicate(parts: _Parts, text: str) -> None:
@@ -174,8 +205,9 @@ class _Always(list[Any]):
         return self[0]
 
 
-def _always(text: str) -> _Always:
-    return _Always([_number(text)])
+def _always(width: int) -> Callable[[str], _Always]:
+    read = _wide(width)
+    return lambda text: _Always([read(text)])
 
 
 def _when(text: str) -> str:
@@ -186,7 +218,7 @@ def _when(text: str) -> str:
 
 def _pair(text: str) -> tuple[int, int]:
     first, second = text.split(":")
-    return _number(first), _number(second)
+    return _wide(8)(first), _wide(8)(second)
 
 
 class _Sized(dict[tuple[int, int], int]):
@@ -201,38 +233,38 @@ class _Sized(dict[tuple[int, int], int]):
 
 
 def _sized(text: str) -> _Sized:
-    return _Sized(_number(text))
+    return _Sized(_wide(8)(text))
 
 
 SWITCHES: Final = (
     # How it is built.
     Switch("transport", "|".join(TRANSPORTS), "the registers in front of it", _transport),
-    Switch("features", "WORD", "the feature word that it offers", _fault("features", _number)),
+    Switch("features", "WORD", "the feature word that it offers", _fault("features", _features)),
     Switch("packed", "", "offer packed rings", _packed),
     Switch("access-platform", "", "offer ACCESS_PLATFORM", _flag("access_platform")),
-    Switch("vectors", "N", "the size of its MSI-X table", _fault("vectors", _number)),
+    Switch("vectors", "N", "the size of its MSI-X table", _fault("vectors", _vectors)),
     Switch("no-intx", "", "no interrupt line", _flag("intx", False)),
     Switch("memory-off", "", "memory decoding is off", _flag("memory_off")),
-    Switch("power-state", "N", "the power state, D0 to D3", _fault("power_state", _number)),
+    Switch("power-state", "N", "the power state, D0 to D3", _fault("power_state", _within(0, 3))),
     # Negotiation.
     Switch("refuse-features", "", "FEATURES_OK does not stick", _flag("refuse_features")),
     Switch("refuse-with", "BIT+...", "FEATURES_OK does not stick with all of them", _bits("refuse_with")),
     Switch("refuse-without", "BIT+...", "FEATURES_OK does not stick without them", _bits("refuse_without")),
-    Switch("features-later", "WORD", "another offer at the second reading", _fault("features_later", _number)),
-    Switch("status-or", "BYTE", "bits that every status read has on top", _fault("status_or", _number)),
+    Switch("features-later", "WORD", "another offer at the second reading", _fault("features_later", _features)),
+    Switch("status-or", "BYTE", "bits that every status read has on top", _fault("status_or", _wide(8))),
     Switch("needs-reset-at", "driver_ok|kick", "when DEVICE_NEEDS_RESET goes up", _fault("needs_reset_at", _when)),
-    Switch("reset-reads", "N", "status reads until a reset is done; -1: never", _fault("reset_reads", _number)),
-    Switch("reset-seconds", "S", "how long a reset takes", _fault("reset_seconds", float)),
-    Switch("generation-bumps", "N", "reads that find a new one; -1: all", _fault("generation_bumps", _number)),
+    Switch("reset-reads", "N", "status reads until a reset is done; -1: never", _fault("reset_reads", _count)),
+    Switch("reset-seconds", "S", "how long a reset takes", _fault("reset_seconds", _seconds)),
+    Switch("generation-bumps", "N", "reads that find a new one; -1: all", _fault("generation_bumps", _count)),
     # Queues.
-    Switch("num-queues", "N", "what num_queues reads", _fault("num_queues", _number)),
+    Switch("num-queues", "N", "what num_queues reads", _fault("num_queues", _u16)),
     Switch("queue-size", "QUEUE:N+...", "what queue_size reads at first", _fault("queue_size", _by_queue)),
     Switch("queue-size-stuck", "", "queue_size takes no value", _flag("queue_size_stuck")),
-    Switch("address-mask", "MASK", "the bits of queue addresses that it keeps", _fault("address_mask", _number)),
+    Switch("address-mask", "MASK", "the bits of queue addresses that it keeps", _fault("address_mask", _wide(64))),
     Switch("enabled-before", "", "queue_enable reads 1 too early", _flag("enabled_before")),
     Switch("never-enables", "", "queue_enable reads 0 after 1", _flag("never_enables")),
     Switch("queue-reset-reads", "N", "reads until a queue reset is done; -1: never",
-           _fault("queue_reset_reads", _number)),
+           _fault("queue_reset_reads", _count)),
     # Kicks and interrupts.
     Switch("no-vectors", "N+...", "vectors that read back NO_VECTOR", _fault("no_vectors", _numbers)),
     Switch("msix-fails", "", "MSI-X cannot be turned on", _flag("msix_fails")),
@@ -248,18 +280,31 @@ SWITCHES: Final = (
     Switch("used-flags", "N", "the flags of the used ring", _used_flags),
     Switch("duplicate", "", "every completion comes twice", _duplicate),
     # Its type's own.
-    Switch("at-most", "N", "bytes that it gives at once", _of_model("at_most", _number), ("rng",)),
-    Switch("status", "N", "the status of every request", _of_model("script", _always), ("blk",)),
+    Switch("at-most", "N", "bytes that it gives at once", _of_model("at_most", _wide(32)), ("rng",)),
+    Switch("status", "N", "the status of every request", _of_model("script", _always(8)), ("blk",)),
     Switch("no-status", "", "the status byte is not written", _of_model("no_status", bool), ("blk",)),
-    Switch("answer", "N", "the response to every request", _of_model("script", _always), ("mem",)),
-    Switch("written", "N", "the length that it claims", _of_model("written", _number), ("blk", "mem")),
+    Switch("answer", "N", "the response to every request", _of_model("script", _always(16)), ("mem",)),
+    Switch("written", "N", "the length that it claims", _of_model("written", _wide(32)), ("blk", "mem")),
     Switch("busy", "", "BUSY where it may say so", _of_model("busy", bool), ("mem",)),
-    Switch("size-lie", "N", "plugged_size is off by so many bytes", _of_model("size_lie", _number), ("mem",)),
+    Switch("size-lie", "N", "plugged_size is off by so many bytes", _of_model("size_lie", _signed), ("mem",)),
     Switch("hold", "", "requests are kept", _of_model("hold", bool), ("blk", "balloon")),
     Switch("size", "N", "the size of every selection", _of_model("size_lies", _sized), ("input",)),
     Switch("stuck", "SELECT:SUBSEL", "the selection that it always shows", _of_model("stuck", _pair), ("input",)),
 )  # fmt: skip
 """Every switch, in the order of a device's life."""
+
+_WITH_MSIX: Final = ("pci", "legacy", "transitional")
+_WITH_CAPABILITIES: Final = ("pci", "transitional")
+_MODERN: Final = ("pci", "transitional", "mmio")
+
+_ONLY_ON: Final[dict[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("vectors", "no-vectors", "msix-fails"), _WITH_MSIX),
+    **dict.fromkeys(("memory-off", "power-state", "num-queues", "queue-size-stuck"), _WITH_CAPABILITIES),
+    **dict.fromkeys(("refuse-features", "refuse-with", "refuse-without"), _MODERN),
+    **dict.fromkeys(("generation-bumps", "queue-reset-reads"), _MODERN),
+    "packed": ("pci", "mmio"),
+}
+"""The transports that have the register a switch is about, where not all do: elsewhere it would do nothing."""
 
 
 def switches(type_name: str) -> dict[str, Switch]:
@@ -300,6 +345,10 @@ def _parsed(address: str) -> _Parts:
             switch.apply(parts, value or name)
         except (ValueError, IndexError, _Unfit):
             _refuse(address, f"{name} cannot be {value!r}", value, [f"{name}={switch.value}"])
+    for one in given:
+        fits = _ONLY_ON.get(one.partition("=")[0], TRANSPORTS)
+        if parts.transport not in fits:
+            _refuse(address, f"{one} means nothing with transport={parts.transport}", parts.transport, [*fits])
     return parts
 
 
@@ -312,7 +361,6 @@ def _made(address: str, parts: _Parts) -> ScriptedCore:
         if parts.packed and "features" not in how:
             how["features"] = RING_FEATURES | model.features | f.mask(f.RING_PACKED)
         if parts.transport.startswith("mmio"):
-            how.pop("vectors", None)
             how["line"] = how.pop("intx", True)
             version = mmio.VERSION_LEGACY if parts.transport == "mmio-legacy" else mmio.VERSION
             device: ScriptedCore = ScriptedMmio(model, version=version, **how)

@@ -97,7 +97,7 @@ class Mem(Model):
             self.fd = -1
 
     def _book(self) -> None:
-        self.put("plugged_size", len(self.plugged) * self.block_size + self.size_lie)
+        self.put("plugged_size", (len(self.plugged) * self.block_size + self.size_lie) % (1 << 64))
 
     def write_config(self, offset: int, width: int, value: int) -> None:
         """Take a write to the configuration: nothing in it is writable (5.15.4)."""

@@ -98,13 +98,22 @@ def test_it_is_synced_before_it_has_its_name(fake: FakeSys, monkeypatch: pytest.
         {"id": "../../etc/passwd"},
         {"extra": 1},
         {"boot_id": None},
+        {"boot_id": ["x"]},
+        {"time": "yesterday"},
+        {"time": [1]},
+        {"time": 10**400},
+        {"time": 1e300},
+        {"time": float("nan")},
+        {"state": {}},
     ],
 )
 def test_nonsense_is_passed_over(fake: FakeSys, spoil: dict[str, object]) -> None:
     entry = journal.new([DEVICE], fake.roots)
     raw = {"schema": journal.SCHEMA, **entry.as_dict(), **spoil}
     fake.text(journal.directory(fake.roots) / f"{entry.id}.json", json.dumps(raw))
-    assert journal.entries(fake.roots) == []
+    good = journal.new([DEVICE], fake.roots)
+    journal.store(good, fake.roots)
+    assert journal.entries(fake.roots) == [good]
 
 
 @pytest.mark.parametrize(
@@ -119,6 +128,13 @@ def test_nonsense_is_passed_over(fake: FakeSys, spoil: dict[str, object]) -> Non
         {"node": "../../x"},
         {"node_before": [0, 0]},
         {"steps": 3},
+        {"address": 5},
+        {"address": []},
+        {"address": "../x"},
+        {"address": "a\0b"},
+        {"address": "\ud800"},
+        {"name": "A" * 256},
+        {"iommu_group": "3"},
     ],
 )
 def test_a_record_cannot_lead_a_path_astray(fake: FakeSys, change: dict[str, object]) -> None:

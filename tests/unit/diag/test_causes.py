@@ -188,6 +188,13 @@ def test_the_guilty_bits_are_found(address: str, blame: str, names: tuple[str, .
         assert found.probes <= 2 * optional.bit_length() + 4
 
 
+def test_every_device_of_a_search_can_be_interrupted() -> None:
+    opened: list[uvirtio.Device] = []
+    address = "scripted:rng,silent-with=EVENT_IDX"
+    found = bisect(address, diagnose(address, timeout=0.05), timeout=0.05, opened=opened.append)
+    assert found is not None and len(opened) == found.probes > 1
+
+
 def test_nothing_is_bisected_where_bits_do_not_decide() -> None:
     report = diagnose("scripted:rng,reset-reads=-1,enabled-before", timeout=0.05)
     assert bisect("scripted:rng,reset-reads=-1,enabled-before", report, timeout=0.05) is None

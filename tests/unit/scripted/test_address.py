@@ -120,6 +120,25 @@ def test_the_page_lists_every_switch() -> None:
         ("scripted:rng,transport=ccw", "ccw"),
         ("scripted:rng,needs-reset-at=never", "never"),
         ("scripted:mem,transport=legacy", "legacy"),
+        # What no register can hold.
+        ("scripted:rng,features=-1", "-1"),
+        ("scripted:rng,vectors=2049", "2049"),
+        ("scripted:rng,power-state=-1", "-1"),
+        ("scripted:rng,status-or=0x100", "0x100"),
+        ("scripted:rng,reset-reads=-2", "-2"),
+        ("scripted:rng,reset-seconds=nan", "nan"),
+        ("scripted:rng,queue-size=0:65536", "0:65536"),
+        ("scripted:rng,at-most=-5", "-5"),
+        ("scripted:blk,status=256", "256"),
+        ("scripted:blk,written=-1", "-1"),
+        ("scripted:mem,answer=65536", "65536"),
+        ("scripted:input,size=256", "256"),
+        ("scripted:input,stuck=-1:300", "-1:300"),
+        # What this transport has not.
+        ("scripted:rng,memory-off,transport=mmio", "mmio"),
+        ("scripted:rng,transport=mmio,vectors=3", "mmio"),
+        ("scripted:rng,transport=legacy,packed", "legacy"),
+        ("scripted:rng,transport=mmio-legacy,refuse-features", "mmio-legacy"),
     ],
 )
 def test_what_cannot_be_is_refused(address: str, seen: str) -> None:
@@ -127,6 +146,14 @@ def test_what_cannot_be_is_refused(address: str, seen: str) -> None:
         opening.open(address)
     assert caught.value.seen == seen
     assert caught.value.expected
+
+
+@pytest.mark.parametrize("lie", [-1, 1, (1 << 63) - 1, -(1 << 63)])
+def test_a_size_that_is_off_by_anything_is_still_a_field(lie: int) -> None:
+    with opening.open(f"scripted:mem,size-lie={lie}") as device, uvirtio.Mem(device) as mem:
+        mem.state(mem.config().addr, 1)
+        low, high = (device.transport.read_config(at, 4) for at in (40, 44))
+        assert low | high << 32 == lie % (1 << 64)
 
 
 def test_a_bit_that_is_refused_only_with_another() -> None:

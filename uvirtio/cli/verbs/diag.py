@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from uvirtio.cli import content, output
 from uvirtio.cli.command import Command, DevArgument, verb
+from uvirtio.errors import OperationFailed, UsageError
 
 if TYPE_CHECKING:
     from uvirtio.cli.verbs.report import Examiner
@@ -31,15 +31,18 @@ def diag(
         bool, typer.Option("--bisect", help="Where a step fails: find the feature bits that make it fail.")
     ] = False,
     junit: Annotated[
-        Path | None, typer.Option("--junit", metavar="FILE", help="Write the steps as test cases of JUnit's XML.")
+        str | None, typer.Option("--junit", metavar="FILE", help="Write the steps as test cases of JUnit's XML.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Write a report with pictures, one HTML file.")
+        str | None, typer.Option("--html", metavar="FILE", help="Write a report with pictures, one HTML file.")
     ] = None,
 ) -> int:
     """Bring a device up step by step, say which step fails and why."""
     from uvirtio.diag import STEPS, diagnose
 
+    for name in (junit, html):
+        if name is not None:
+            content.check_file(name)
     teller = _Teller(cmd, len(STEPS))
     examiner = None if html is None else _examiner(cmd, dev)
     report = diagnose(
@@ -55,16 +58,21 @@ def diag(
     if bisect and report.verdict == "fail" and report.reached_device:
         from uvirtio.diag.bisect import bisect as search
 
-        blamed = search(dev, report, options=cmd.options)
-    if junit is not None:
-        from uvirtio.diag.junit import junit_xml
+        blamed = search(dev, report, options=cmd.options, opened=cmd.guard.watch)
+        cmd.guard.watch(None)
+    unwritten = None
+    try:
+        if junit is not None:
+            from uvirtio.diag.junit import junit_xml
 
-        content.into_file(str(junit), [junit_xml(report)])
-    if html is not None and examiner is not None:
-        from uvirtio.cli.verbs.report import write
+            content.into_file(junit, [junit_xml(report)])
+        if html is not None and examiner is not None:
+            from uvirtio.cli.verbs.report import write
 
-        write(str(html), examiner, report, blamed)
-    return _conclude(cmd, report, blamed)
+            write(html, examiner, report, blamed)
+    except OperationFailed as error:
+        unwritten = error  # told after the diagnosis, which is not lost with the file
+    return _conclude(cmd, report, blamed, unwritten)
 
 
 def _examiner(cmd: Command, dev: str) -> Examiner:
@@ -129,19 +137,28 @@ def _reasons(step: Step) -> list[str]:
     ]
 
 
-def _conclude(cmd: Command, report: Report, blamed: Bisection | None) -> int:
-    """Print the verdict and return the exit code: for a device that was not reached, that of its error."""
-    stopped = None if report.reached_device else report.error
+def _conclude(cmd: Command, report: Report, blamed: Bisection | None, unwritten: OperationFailed | None) -> int:
+    """Print the verdict and return the exit code.
+
+    The code is that of the error where it is not about the device: it was not reached, an option has a value that
+    it cannot have, or a file cannot be written.
+    """
+    own = report.error is not None and (not report.reached_device or isinstance(report.error, UsageError))
+    stopped = report.error if own else unwritten
     if cmd.json:
-        cmd.document(**report.as_document(None if blamed is None else blamed.as_dict()))
-    elif stopped is not None:
-        output.error(stopped, cmd.name, as_json=False)
+        members = report.as_document(None if blamed is None else blamed.as_dict())
+        if stopped is not None:
+            members.setdefault("error", stopped.as_dict())
+        cmd.document(**members)
     else:
         if blamed is not None:
             cmd.paragraph(f"bisect: {blamed.text}")
-        cause = report.cause
-        why = f": {cause.text}" if cause is not None else ", data path not tried" if report.untried else ""
-        cmd.paragraph(f"verdict: {report.verdict}{why} ({report.type} at {report.address})")
+        if not own:
+            cause = report.cause
+            why = f": {cause.text}" if cause is not None else ", data path not tried" if report.untried else ""
+            cmd.paragraph(f"verdict: {report.verdict}{why} ({report.type} at {report.address})")
+        if stopped is not None:
+            output.error(stopped, cmd.name, as_json=False)
     if stopped is not None:
         return stopped.exit_code
     return 1 if report.verdict == "fail" else 0
