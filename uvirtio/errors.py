@@ -19,6 +19,7 @@ __all__ = [
     "AdminFailed",
     "BadAddress",
     "BadChain",
+    "BadDump",
     "BadSize",
     "BeyondEnd",
     "BlkIoError",
@@ -358,6 +359,26 @@ class BeyondEnd(UsageError):
     """These sectors reach past the capacity of the block device; nothing was sent."""
 
     code = "UV-USAGE-BEYOND-END"
+
+
+class BadDump(UsageError):
+    """A file that was given as a dump cannot be read; ``line`` and ``column`` (from 1, 0: unknown) are where."""
+
+    code = "UV-USAGE-DUMP"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        seen: Any = None,
+        expected: Any = None,
+        remedy: str | None = None,
+        line: int = 0,
+        column: int = 0,
+    ) -> None:
+        super().__init__(message, seen=seen, expected=expected, remedy=remedy)
+        self.line = line
+        self.column = column
 
 
 class BadChain(UsageError):

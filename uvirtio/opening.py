@@ -26,12 +26,12 @@ from uvirtio.errors import (
 from uvirtio.host import addresses, denylist, privilege
 from uvirtio.host.addresses import Address
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.backend import MmioWindow, PciFunction, VdpaNode, WithoutIommu
+from uvirtio.interfaces.backend import MmioWindow, PciFunction, VdpaNode, VhostUserNode, WithoutIommu
 from uvirtio.interfaces.transport import Transport
 from uvirtio.memory.access import require_host
 from uvirtio.memory.trace import Trace
 
-Opened = PciFunction | MmioWindow | VdpaNode
+Opened = PciFunction | MmioWindow | VdpaNode | VhostUserNode
 """What a back end returns for an open device."""
 
 
@@ -40,8 +40,8 @@ def open(address: str | Opened, *, options: OpenOptions | None = None, **keyword
 
     Args:
         address: The address of the device: ``0000:03:00.0``, ``mmio:0xfeb02e00``, ``vdpa:NAME``,
-            ``qemu:virtio-rng-pci`` ...; or what a back end of your own returns, which the device then owns and
-            closes.
+            ``vhost-user:blk:SOCKET``, ``qemu:virtio-rng-pci`` ...; or what a back end of your own returns,
+            which the device then owns and closes.
         options: How to open it; None: the defaults of ``OpenOptions``.
         **keywords: Single options, which override those in ``options``: ``backend``, ``timeout`` (seconds),
             ``interrupts``, ``ring``, ``poll_us`` (microseconds), ``force_legacy``, ``unsafe_dma``,
@@ -138,12 +138,15 @@ def _handed_over(found: object) -> Opened:
     Raises:
         Misuse: It is something else.
     """
-    if getattr(found, "bus", None) in ("pci", "mmio", "vdpa") and callable(getattr(found, "dma", None)):
+    if getattr(found, "bus", None) in ("pci", "mmio", "vdpa", "vhost-user") and callable(
+        getattr(found, "dma", None)
+    ):
         return cast(Opened, found)
     raise Misuse(
         f"{found!r} cannot be opened",
         seen=type(found).__name__,
-        expected="an address (a str), or what a back end hands over: PciFunction, MmioWindow, VdpaNode",
+        expected="an address (a str), or what a back end hands over: PciFunction, MmioWindow, VdpaNode, "
+        "VhostUserNode",
         remedy="uvirtio.list() has the addresses of this machine's devices",
     )
 
@@ -163,6 +166,7 @@ def _family(address: Address) -> _Family:
         "pci": _Family(("vfio", "vfio-group", "vfio-cdev", "uio"), _open_pci),
         "mmio": _Family(("devmem",), _open_mmio),
         "vdpa": _Family(("vhost-vdpa",), _open_vdpa),
+        "vhost-user": _Family(("vhost-user",), _open_vhost_user),
     }
     return families[address.family]
 
@@ -280,6 +284,14 @@ def _open_vdpa(address: str, options: OpenOptions) -> tuple[str, Opened]:
     return node, vhost_vdpa.VhostVdpaNode.open(node, options.roots)
 
 
+def _open_vhost_user(address: str, options: OpenOptions) -> tuple[str, Opened]:
+    from uvirtio.backends import vhost_user
+
+    target = vhost_user.parse(address)
+    denylist.check([address, *target.names], options.roots)
+    return address, vhost_user.open_target(target, timeout=options.timeout, roots=options.roots)
+
+
 def identify(
     address: str, found: Opened, *, options: OpenOptions | None = None, **keywords: Unpack[OpenKeywords]
 ) -> Device:
@@ -287,7 +299,8 @@ def identify(
 
     Args:
         address: What the device is called from now on, in errors and in ``Device.address``.
-        found: A PciFunction, MmioWindow or VdpaNode. The device owns it; it is closed if this call fails.
+        found: A PciFunction, MmioWindow, VdpaNode or VhostUserNode. The device owns it; it is closed if this call
+            fails.
         options: As for ``open``; those that choose and set up a back end have no effect here.
         **keywords: As for ``open``.
 
@@ -315,6 +328,8 @@ def identify(
 
 
 def _transport(found: Opened, trace: Trace | None, force_legacy: bool) -> Transport:
+    if found.bus == "vhost-user":
+        return _over_vhost_user(found, trace, force_legacy)
     if found.bus == "vdpa":
         return _over_vdpa(found, trace, force_legacy)
     if found.bus == "mmio":
@@ -342,6 +357,14 @@ def _over_vdpa(found: VdpaNode, trace: Trace | None, force_legacy: bool) -> Tran
     if force_legacy:
         raise _no_legacy(found.address, "a vDPA device")
     return Vdpa(found, trace=trace)
+
+
+def _over_vhost_user(found: VhostUserNode, trace: Trace | None, force_legacy: bool) -> Transport:
+    from uvirtio.transports.vhost_user import VhostUser
+
+    if force_legacy:
+        raise _no_legacy(found.address, "a vhost-user device")
+    return VhostUser(found, trace=trace)
 
 
 def _no_legacy(address: str, seen: str) -> UvirtioError:

@@ -24,7 +24,9 @@ def is_ours(cell: Cell, entry: dict[str, Any]) -> bool:
 
 
 def stats(cell: Cell) -> dict[str, Any]:
-    """What the host counted so far at this device's disk."""
+    """What the host counted so far at this device's disk; nothing where the host keeps no such books."""
+    if cell.extra.get("no books"):
+        return {}
     mine = [entry for entry in cell.qmp("query-blockstats") if is_ours(cell, entry)]
     assert len(mine) == 1
     return dict(mine[0]["stats"])
@@ -50,8 +52,8 @@ def test_what_is_written_is_on_the_disk(cell: Cell) -> None:
             total += len(data)
         assert blk.findings == {}
         after = stats(cell)
-        assert after["wr_bytes"] - before["wr_bytes"] == total
-        assert after["rd_bytes"] - before["rd_bytes"] == total
+        assert not before or after["wr_bytes"] - before["wr_bytes"] == total
+        assert not before or after["rd_bytes"] - before["rd_bytes"] == total
 
 
 @pytest.mark.spec("BLK-11", "BLK-12", "BLK-02")
@@ -148,10 +150,11 @@ def test_the_host_makes_it_larger(cell: Cell) -> None:
 
 def test_nothing_is_written_without_consent(cell: Cell) -> None:
     with cell.open() as device, Blk(device) as blk:
-        before = stats(cell)["wr_operations"]
+        before = stats(cell), in_file(cell, 0, 1)
         with pytest.raises(WriteRefused):
-            blk.write(0, bytes(SECTOR_SIZE))
-        assert stats(cell)["wr_operations"] == before
+            blk.write(0, b"x" * SECTOR_SIZE)
+        assert in_file(cell, 0, 1) == before[1]
+        assert stats(cell).get("wr_operations") == before[0].get("wr_operations")
 
 
 def test_leaving_waits_for_what_is_out(cell: Cell) -> None:

@@ -654,7 +654,7 @@ def test_an_interrupted_start_leaves_no_qemu(place: str, monkeypatch: pytest.Mon
         monkeypatch.setattr(Qmp, "greet", interrupted)
     else:
         played = SimpleNamespace(Event=Interrupted, Lock=threading.Lock, Thread=threading.Thread)
-        monkeypatch.setattr("uvirtio.backends.qemu.process.threading", played)
+        monkeypatch.setattr("uvirtio.backends.child.threading", played)
     with pytest.raises(KeyboardInterrupt):
         open_address("qemu:virtio-rng-pci")
     monkeypatch.undo()

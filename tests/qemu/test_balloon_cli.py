@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.qemu.test_cli import start, uvirtio  # noqa: F401  # fixtures, found by their names here
+from tests.qemu.test_cli import Command, Witness, start, uvirtio, witness  # noqa: F401  # fixtures, by their names
 
 Runs = Callable[..., tuple[int, str, str]]
 REPORTS = "qemu:virtio-balloon-pci,free-page-reporting=on"
@@ -21,14 +21,43 @@ def test_stats_have_both_names(uvirtio: Runs) -> None:  # noqa: F811
     rows = [line.split() for line in out.splitlines()]
     assert ["available", "MEMTOT"] in [row[:2] for row in rows]
     assert ["usable", "AVAIL"] in [row[:2] for row in rows]
+    assert "guest-stats-polling-interval" in out.splitlines()[-2]
+    assert "virsh dommemstat DOMAIN --period" in out.splitlines()[-1]
     code, out, _ = uvirtio("balloon", "stats", "qemu:virtio-balloon-pci", "--json", "--watch", "--for", "1.2")
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 0 and len(lines) == 3
     for line in lines:
         assert line["requests"] == 0
+        assert "guest-stats-polling-interval" in line["remedy"]
         assert {"tag": 5, "name": "MEMTOT", "virsh": "available", "unit": "bytes"}.items() <= next(
             entry for entry in line["statistics"] if entry["tag"] == 5
         ).items()
+
+
+def test_a_host_that_asks_needs_no_remedy_and_may_want_fewer_tags(
+    start: Callable[..., Command],  # noqa: F811
+    witness: Callable[[], Witness],  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    address = f"qemu:q35,qmp={tmp_path / 'qmp'}/virtio-balloon-pci,id=b"
+    command = start("balloon", "stats", address, "--watch", "--json", "--tags", "standard")
+    told = json.loads(command.line())
+    assert told["requests"] == 0
+    balloon = {"path": "/machine/peripheral/b"}
+    qemu = witness()
+    qemu.execute("qom-set", **balloon, property="guest-stats-polling-interval", value=1)
+    while not told["requests"]:  # QEMU asks within a second; without it start() ends the command
+        told = json.loads(command.line())
+    assert told["remedy"] is None
+    assert max(entry["tag"] for entry in told["statistics"]) <= 9
+    assert qemu.execute("qom-get", **balloon, property="guest-stats")["stats"]["stat-total-memory"] > 0
+
+
+@pytest.mark.parametrize("words", [("status",), ("inflate", "4K", "--hold", "0"), ("follow", "--for", "0.1")])
+def test_every_command_that_sends_statistics_takes_tags(uvirtio: Runs, words: tuple[str, ...]) -> None:  # noqa: F811
+    verb, *rest = words
+    code, _, err = uvirtio("balloon", verb, "qemu:virtio-balloon-pci", *rest, "--tags", "standard")
+    assert (code, err) == (0, "")
 
 
 def test_a_cgroup_that_is_none_is_wrong_use(uvirtio: Runs, tmp_path: Path) -> None:  # noqa: F811

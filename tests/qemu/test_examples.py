@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,27 @@ def test_an_example_does_what_it_says(program: str, arguments: list[str], printe
 def test_every_example_is_run() -> None:
     assert {path.name for path in EXAMPLES} == {program for program, _, _ in PRINTED}
     assert len(EXAMPLES) >= 10
+
+
+def test_the_project_with_tests_passes(tmp_path: Path) -> None:
+    """With our plugin and no other: it is found by its entry point only where this uvirtio is installed."""
+    project = tmp_path / "project"
+    shutil.copytree(CHECKOUT / "examples/pytest_project", project, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "uvirtio.pytest_plugin", "-p", "no:cacheprovider"],
+        cwd=project,
+        env={**environment, "PYTHONPATH": str(CHECKOUT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) > 30
+    assert "skipped" not in done.stdout
+    assert "(pytest_project/README.md)" in (CHECKOUT / "examples/README.md").read_text()
 
 
 def test_an_error_of_an_example_says_what_to_do() -> None:

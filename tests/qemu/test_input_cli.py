@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.qemu.test_cli import LIMIT, Command, Witness, start, uvirtio  # noqa: F401  # fixtures
-from uvirtio.drivers.input import evemu
+from uvirtio.drivers.input import formats
 
 KEYBOARD = "qemu:virtio-keyboard-pci"
 Runs = Callable[..., tuple[int, str, str]]
@@ -29,19 +29,24 @@ def error(out: str) -> dict[str, Any]:
     return dict(json.loads(out)["error"])
 
 
+@pytest.mark.parametrize(("form", "mark"), [("evemu", "E:"), ("libinput", "    - [")])
 def test_a_recording_holds_what_was_typed_and_only_its_owner_reads_it(
     start: Callable[..., Command],  # noqa: F811
+    uvirtio: Runs,  # noqa: F811
     tmp_path: Path,
+    form: str,
+    mark: str,
 ):
-    file, qmp = tmp_path / "it.evemu", tmp_path / "qmp"
-    command = start("input", "record", f"qemu:q35,qmp={qmp}/virtio-keyboard-pci", str(file), "--yes", "--json")
+    file, qmp = tmp_path / "a recording", tmp_path / "qmp"
+    device = f"qemu:q35,qmp={qmp}/virtio-keyboard-pci"
+    command = start("input", "record", device, str(file), "--yes", "--json", "--format", form)
     assert command.event("recording")["name"] == "QEMU Virtio Keyboard"
     host = Witness(qmp)
     press(host, "u")
     press(host, "v")
     host.close()
     deadline = time.monotonic() + LIMIT
-    while file.read_text().count("E:") < 8:  # frame by frame
+    while file.read_text().count(mark) < 8:  # frame by frame
         assert time.monotonic() < deadline
         time.sleep(0.02)
     command.process.terminate()
@@ -49,7 +54,7 @@ def test_a_recording_holds_what_was_typed_and_only_its_owner_reads_it(
     assert code == 143
     assert "passwords" in err
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    got = evemu.read(str(file))
+    got = formats.read(str(file))
     assert [(one.code, one.value) for _, one in got.events if one.type == 1] == [
         (22, 1),
         (22, 0),
@@ -57,6 +62,8 @@ def test_a_recording_holds_what_was_typed_and_only_its_owner_reads_it(
         (47, 0),
     ]
     assert got.description.events[0x11] == {0, 1, 2}
+    code, out, _ = uvirtio("input", "replay", "-", str(file), "--print")
+    assert (code, out.count("KEY_U")) == (0, 2)
 
 
 def test_a_recording_needs_a_yes_and_a_new_file(uvirtio: Runs, tmp_path: Path):  # noqa: F811
@@ -137,9 +144,22 @@ def test_without_uinput_nothing_is_cloned(uvirtio: Runs, tmp_path: Path, verb: l
     assert error(out)["code"] in ("UV-ENV-MODULE", "UV-ENV-NOT-SUPPORTED")
 
 
+@pytest.mark.parametrize("verb", [["bridge", KEYBOARD], ["replay", "-", "no-such-file"]])
+def test_a_resolution_is_a_number_above_0(uvirtio: Runs, verb: list[str]):  # noqa: F811
+    code, out, _ = uvirtio("input", *verb, "--resolution", "0", "--json")
+    assert (code, error(out)["code"], "--resolution" in error(out)["message"]) == (2, "UV-USAGE", True)
+
+
 def test_info_names_what_is_odd_and_the_contacts(uvirtio: Runs):  # noqa: F811
     code, out, _ = uvirtio("input", "info", "qemu:virtio-tablet-pci", "--json")
     assert code == 0
     made = json.loads(out)
     assert made["slots"] == 0
     assert made["findings"] == []
+    [warning] = made["warnings"]
+    assert warning.startswith("no resolution: ABS_X, ABS_Y.")
+    assert "--resolution" in warning
+    code, out, _ = uvirtio("input", "info", "qemu:virtio-tablet-pci")
+    assert (code, f"warning: {warning}" in out) == (0, True)
+    code, out, _ = uvirtio("input", "info", KEYBOARD, "--json")
+    assert (code, json.loads(out)["warnings"]) == (0, [])

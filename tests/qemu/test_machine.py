@@ -357,6 +357,30 @@ def test_a_killed_qemu_is_told_as_that_and_never_as_hot_unplug(name: str, mode: 
             assert device.state == "gone"
 
 
+KILLED_IN = {
+    "rng": ("rng", lambda device: uvirtio.Rng(device).read, (8,)),
+    "blk": ("blk", lambda device: uvirtio.Blk(device).read, (0, 1)),
+    "inflate": ("balloon", lambda device: uvirtio.Balloon(device).inflate, (512,)),
+    "input": ("keyboard", lambda device: uvirtio.Input(device).read_frame, ()),
+    "bring-up": ("rng", lambda device: uvirtio.Rng, None),
+}
+"""By what is going on: the device, what makes the call ready before QEMU is killed, and its arguments."""
+
+
+@pytest.mark.parametrize("what", KILLED_IN)
+def test_in_whatever_call_a_killed_qemu_is_told_and_again_in_the_next(what: str) -> None:
+    kind, ready, arguments = KILLED_IN[what]
+    for _ in range(2):
+        with Machine(devices=[f"virtio-{kind}-pci"]) as machine, machine.open() as device:
+            call = ready(device)
+            os.kill(machine.pid, signal.SIGKILL)
+            for _ in range(2):
+                with pytest.raises(DeviceGone) as caught:
+                    call(*((device,) if arguments is None else arguments))
+                assert caught.value.seen == "QEMU was ended by SIGKILL"
+            assert device.state == "gone"
+
+
 def test_a_qemu_that_is_killed_during_a_wait_is_told_as_that() -> None:
     for pause in (0, 0.05, 0.2):
         with uvirtio.open("qemu:virtio-keyboard-pci") as device, uvirtio.Input(device) as keyboard:

@@ -26,8 +26,8 @@ FLAGS = {flag for _, _, options in VERBS.values() for flag in options} | set(TOP
 PROGRAMS = ("uvirtio diag", "uvirtio input record")
 """Commands that are meant as such: a look at the device from outside, and what writes a kind of file."""
 
-THEIRS = {"--memlock", "--device", "--show-completion"}
-"""Options of prlimit and of containers' tools; an option without a verb."""
+THEIRS = {"--memlock", "--device", "--show-completion", "--export"}
+"""Options of prlimit, qemu-storage-daemon and of containers' tools; an option without a verb."""
 
 
 def texts(node: ast.expr) -> Iterator[str]:

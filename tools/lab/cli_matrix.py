@@ -34,6 +34,7 @@ WAYS = (
     ("mmio-legacy", "qemu"),
     ("mmio-legacy", "devmem"),
     ("vdpa", "vhost-vdpa"),
+    ("vhost-user", "vhost-user"),
 )
 
 IMPOSSIBLE = (

@@ -60,6 +60,28 @@ def config_bytes_at(path: Path, bar_list: list[BarInfo | None] | None = None) ->
     return ConfigSpace(data, tuple(caps), hidden)
 
 
+def config_edges(path: Path) -> tuple[bytes, bytes]:
+    """What ``config_bytes_at`` leaves out: the header for a user who may read no more, and what is beyond 256.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The first 64 bytes, and those from 256 to 4096 of a PCI Express function; empty where they cannot be read.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return b"", b""
+    try:
+        extended = os.pread(fd, pci.EXPRESS_CONFIG_SIZE - pci.CONFIG_SIZE, pci.CONFIG_SIZE)
+        return os.pread(fd, pci.STANDARD_CONFIG_SIZE, 0), extended
+    except OSError:
+        return b"", b""
+    finally:
+        os.close(fd)
+
+
 def _config_reader(fd: int, path: Path) -> Callable[[int, int], int]:
     def read(offset: int, width: int) -> int:
         try:

@@ -20,7 +20,7 @@ from uvirtio.binding.checks import Check, driver_state
 from uvirtio.binding.discover import scan, unlisted
 from uvirtio.binding.facts import Facts
 from uvirtio.errors import Denied, NotSupported
-from uvirtio.host import cpu, denylist, memory, modules, privilege, process, remedies, sysfs
+from uvirtio.host import cpu, denylist, memory, modules, pressure, privilege, process, remedies, sysfs
 from uvirtio.host.drivers import UIO, VDPA, VFIO
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.proc import interrupt_chips, kernel_release
@@ -59,6 +59,7 @@ def checks(roots: Roots, *, qemu_version: Callable[[str], str] | None = None) ->
         _memlock,
         _pagemap,
         _hugepages,
+        _pressure,
     ):
         made.extend(look(roots))
     made.extend(_qemu(qemu_version or _ask_qemu))
@@ -353,6 +354,19 @@ def _hugepages(roots: Roots) -> Iterator[Check]:
         yield Check("hugepages", "pass", ", ".join(some))
     else:
         yield Check("hugepages", "skip", "none set aside: only wanted for devices without an IOMMU")
+
+
+def _pressure(roots: Roots) -> Iterator[Check]:
+    why = pressure.lacking(roots)
+    if not why:
+        yield Check("pressure", "pass", "the kernel tells of memory pressure (PSI): a balloon gives way to it")
+        return
+    yield Check(
+        "pressure",
+        "skip",
+        f"no memory pressure information (PSI): {why}; a balloon gives way to low MemAvailable alone",
+        "boot with psi=1; the kernel needs CONFIG_PSI",
+    )
 
 
 def _ask_qemu(path: str) -> str:

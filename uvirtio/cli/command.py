@@ -67,7 +67,7 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME",
-        help="Back end: auto, vfio (vfio-group, vfio-cdev), uio, devmem, vhost-vdpa or qemu.",
+        help="Back end: auto, vfio (vfio-group, vfio-cdev), uio, devmem, vhost-vdpa, vhost-user or qemu.",
         rich_help_panel=_OPENING,
     ),
 ]
@@ -120,6 +120,24 @@ LookArgument = Annotated[
     typer.Argument(
         metavar="DEV",
         help="Device address, eth0, /dev/vda, a path below /sys, virtio3, or a type that only one device has.",
+    ),
+]
+
+LookOrFileArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="[DEV]",
+        help="Device address, eth0, /dev/vda, a path below /sys, virtio3, or a type that only one device has; "
+        "with -F a device in FILE.",
+    ),
+]
+FromOption = Annotated[
+    str,
+    typer.Option(
+        "-F",
+        "--from",
+        metavar="FILE",
+        help="Look at a dump, an lspci text, a config file or a recording instead of this machine; - is stdin.",
     ),
 ]
 
@@ -397,7 +415,7 @@ def _options(cmd: Command, asked: dict[str, Any]) -> OpenOptions:
         interrupts=tuple(InterruptMode) if mode is None else (mode,),
         without=tuple(asked["without"] or ()),
         roots=cmd.roots,
-        trace=output.trace if cmd.verbose else None,
+        trace=output.timed_trace() if cmd.verbose else None,
         **{name: asked[name] for name in ("backend", "unsafe_dma", "force_legacy", "ring", "vf_token")},
     )
 

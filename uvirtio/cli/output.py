@@ -11,7 +11,8 @@ import io
 import os
 import select
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn, TextIO
 
 from uvirtio.errors import OperationFailed, UvirtioError
@@ -183,8 +184,14 @@ def note(text: str) -> None:
         pass
 
 
+def timed_trace() -> Callable[[str], None]:
+    """A function that writes one register access or kick to stderr, with the seconds since this call."""
+    begin = time.monotonic()
+    return lambda text: trace(f"{time.monotonic() - begin:.6f} {text}")
+
+
 def trace(text: str) -> None:
-    """Write one register access or kick to stderr, for ``-v``."""
+    """Write one line to stderr, for ``-v``."""
     try:
         sys.stderr.write(f"trace: {printable(text)}\n")
     except (OSError, ValueError):

@@ -57,6 +57,8 @@ class Negotiated:
     features: int
     unsteady: int
     """Bits that only one of two readings offered."""
+    wanted: int
+    """Bits that would have been accepted if they had been offered, whatever else they need."""
 
 
 def negotiate(
@@ -130,9 +132,10 @@ def negotiate(
     if admin:
         ours |= f.mask(f.ADMIN_VQ)
     ours &= ~withheld
-    features = f.resolve(offered, ours & (transport.features_allowed | f.DEVICE_TYPE_MASK), dependencies)
+    ours &= transport.features_allowed | f.DEVICE_TYPE_MASK
+    features = f.resolve(offered, ours, dependencies)
     transport.set_driver_features(features)
-    return Negotiated(offered, features, first ^ again)
+    return Negotiated(offered, features, first ^ again, ours)
 
 
 def withhold(type_name: str, without: Iterable[str]) -> int:

@@ -228,6 +228,7 @@ class Device(DeviceState):
             admin=admin,
         )
         self.offered, self.features, self.unsteady_features = done.offered, done.features, done.unsteady
+        self.wanted = done.wanted
 
     def _ring_maker(self) -> RingMaker:
         return RingMaker(self.address, self.transport, self.dma, self.features, self._fence, self._platform_fence)

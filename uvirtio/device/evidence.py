@@ -40,6 +40,8 @@ class QueueEvidence:
     """``split`` or ``packed``."""
     size: int
     """Entries."""
+    free: int
+    """Descriptors of the ring that are in no chain."""
     addresses: tuple[int, int, int]
     """Device addresses of the descriptor, driver and device areas (2.6)."""
     published: int
@@ -101,6 +103,7 @@ def of_queue(queue: HasBooks) -> QueueEvidence | None:
         queue.name,
         ring.kind,
         ring.size,
+        ring.free,
         ring.addresses,
         ring.published,
         ring.in_flight,

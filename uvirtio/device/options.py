@@ -42,8 +42,8 @@ class OpenOptions:
     """
 
     backend: str = "auto"
-    """``vfio`` (``vfio-group``, ``vfio-cdev``), ``uio``, ``devmem``, ``vhost-vdpa`` or ``qemu``; ``auto`` takes
-    the one for the kernel driver that holds the device, or for the form of the address."""
+    """``vfio`` (``vfio-group``, ``vfio-cdev``), ``uio``, ``devmem``, ``vhost-vdpa``, ``vhost-user`` or ``qemu``;
+    ``auto`` takes the one for the kernel driver that holds the device, or for the form of the address."""
 
     timeout: float = DEFAULT_TIMEOUT
     """Seconds that the device, or the program behind it, has for each response; calls that take ``timeout`` may

@@ -97,6 +97,8 @@ class DeviceState:
         """Feature bits that were negotiated at the last start."""
         self.unsteady_features = 0
         """Feature bits that only one of two readings offered at the last start."""
+        self.wanted = 0
+        """Feature bits that were asked for at the last start, offered or not."""
         self.queues: dict[int, Queue] = {}
         self._dma: DmaSpace | None = None
         self._status = StatusField(address, transport)

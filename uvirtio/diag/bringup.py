@@ -55,6 +55,7 @@ def diagnose(
     options: dev.OpenOptions | None = None,
     on_step: OnStep | None = None,
     opened: Callable[[dev.Device], None] | None = None,
+    examine: Callable[[dev.Device], None] | None = None,
     **keywords: Unpack[dev.OpenKeywords],
 ) -> Report:
     """Bring a device up step by step, try its data path, and leave it.
@@ -64,6 +65,7 @@ def diagnose(
         options: How to open it, as for ``uvirtio.open``.
         on_step: Called with each step as it ends.
         opened: Called with the open device, for signal handlers to interrupt.
+        examine: Called with the device as the last step before its reset left it, live or failed.
         **keywords: Single options, as for ``uvirtio.open``.
 
     Returns:
@@ -80,6 +82,7 @@ def diagnose(
         options=options,
         on_step=on_step,
         opened=opened,
+        examine=examine,
     )
 
 
@@ -90,6 +93,7 @@ def diagnose_function(
     options: dev.OpenOptions | None = None,
     on_step: OnStep | None = None,
     opened: Callable[[dev.Device], None] | None = None,
+    examine: Callable[[dev.Device], None] | None = None,
     **keywords: Unpack[dev.OpenKeywords],
 ) -> Report:
     """Do what ``diagnose`` does, with a function that the caller opens.
@@ -100,6 +104,7 @@ def diagnose_function(
         options: As for ``diagnose``.
         on_step: As for ``diagnose``.
         opened: As for ``diagnose``.
+        examine: As for ``diagnose``.
         **keywords: As for ``diagnose``.
 
     Returns:
@@ -130,7 +135,7 @@ def diagnose_function(
     with device:
         if opened is not None:
             opened(device)
-        diagnosis.bring_up(device)
+        diagnosis.bring_up(device, examine)
     return report
 
 
@@ -217,15 +222,18 @@ class _Diagnosis:
                 cause = Cause(error.about or error.code.removeprefix("UV-").lower(), text, causes.seen(error))
             note.fail(cause)
             note.hint = note.hint or error.remedy or _HINT
+            if self.device is not None and self.device.queues:
+                note.data["queues"] = [one.as_dict() for one in causes.queues(self.device)]
             self.add(name, note, time.monotonic() - started)
             raise
         self.add(name, note, time.monotonic() - started)
 
-    def bring_up(self, device: dev.Device) -> None:
+    def bring_up(self, device: dev.Device, examine: Callable[[dev.Device], None] | None = None) -> None:
         """Run all steps from the reset on, and leave the device; errors go into the report.
 
         Args:
             device: The open device, which is closed at the end.
+            examine: Called before the device is reset and left.
         """
         path = datapath.for_device(device)
         try:
@@ -239,6 +247,8 @@ class _Diagnosis:
         except UvirtioError as error:
             self.report.error = error
             self._skip_to("reset again")
+        if examine is not None:
+            examine(device)
         self._leave(device)
 
     def _data_path(self, device: dev.Device, path: datapath.DataPath, note: _Note) -> None:
@@ -356,6 +366,7 @@ def _tell_features(device: dev.Device, note: _Note) -> None:
         note.warn(f"the device offers bits that the standard does not define: {bits}; they are not negotiated")
     note.data.update(
         offered=device.offered,
+        wanted=device.wanted,
         accepted=device.features,
         declined=device.offered & ~device.features,
         unknown=unknown,

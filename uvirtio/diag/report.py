@@ -79,6 +79,19 @@ class Report:
         """Whether the device was opened at all; if not, ``error`` says why and decides the exit code."""
         return bool(self.steps) and self.steps[0].verdict != "fail"
 
+    def as_document(self, bisection: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What ``uvirtio diag --json`` prints: ``as_dict``, with the error, and what bisection found.
+
+        Args:
+            bisection: What it found; None: it was not tried.
+        """
+        made = self.as_dict()
+        if self.error is not None:
+            made["error"] = self.error.as_dict()
+        if bisection is not None:
+            made["bisection"] = bisection
+        return made
+
     def as_dict(self) -> dict[str, Any]:
         """The address, type, verdict and steps as a dictionary, for JSON."""
         return {

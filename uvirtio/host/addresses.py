@@ -15,27 +15,33 @@ from uvirtio.errors import BadAddress
 from uvirtio.host.pattern import Pattern
 from uvirtio.spec import ids
 
-Family = Literal["pci", "mmio", "vdpa", "qemu", "scripted", "virtio", "type", "name", "node", "path"]
+Family = Literal["pci", "mmio", "vdpa", "vhost-user", "qemu", "scripted", "virtio", "type", "name", "node", "path"]
 """The kind of a name.
 
-``pci``, ``mmio``, ``vdpa``, ``qemu`` and ``scripted`` are permanent addresses of a device. ``virtio``
-(``virtio3``) and ``type`` (``balloon``) are for looking only. ``name`` (``eth0``), ``node`` (``/dev/vda``) and
-``path`` (``/sys/class/net/eth0``) exist while a kernel driver has the device, or are its place in sysfs.
+``pci``, ``mmio``, ``vdpa``, ``vhost-user``, ``qemu`` and ``scripted`` are permanent addresses of a device.
+``virtio`` (``virtio3``) and ``type`` (``balloon``) are for looking only. ``name`` (``eth0``), ``node``
+(``/dev/vda``) and ``path`` (``/sys/class/net/eth0``) exist while a kernel driver has the device, or are its place
+in sysfs.
 """
 
-OPENABLE: Final = frozenset({"pci", "mmio", "vdpa", "qemu", "scripted"})
+OPENABLE: Final = frozenset({"pci", "mmio", "vdpa", "vhost-user", "qemu", "scripted"})
 LOOKING_ONLY: Final = frozenset({"virtio", "type"})
 LOOKED_UP: Final = frozenset({"name", "node", "path"})
 
 QEMU: Final = "qemu:"
 SCRIPTED: Final = "scripted:"
-SIMULATED: Final = (QEMU, SCRIPTED)
-"""How the addresses of devices begin that are not this machine's."""
+VHOST_USER: Final = "vhost-user:"
+SIMULATED: Final = (QEMU, SCRIPTED, VHOST_USER)
+"""How the addresses of devices begin that are not this machine's, but those of another program."""
 
 _WANTED: Final = {
     QEMU: (
         "qemu:[MACHINE/]DEVICE",
         "name a virtio device of QEMU's: qemu:virtio-rng-pci, or qemu:microvm/virtio-rng-device",
+    ),
+    VHOST_USER: (
+        "vhost-user:TYPE:SOCKET or vhost-user:qsd/FILE",
+        "name a type and a socket: vhost-user:blk:/run/disk.socket; or a disk image: vhost-user:qsd/disk.img",
     ),
     SCRIPTED: ("scripted:TYPE", "name a type of device: scripted:rng, or scripted:balloon"),
 }
@@ -95,7 +101,7 @@ def parse(text: str) -> Address:
     Raises:
         BadAddress: It has none of the known forms.
     """
-    for form in (_pci, _mmio, _vdpa, _qemu, _scripted, _alias, _looked_up):
+    for form in (_pci, _mmio, _vdpa, _vhost_user, _qemu, _scripted, _alias, _looked_up):
         if (found := form(text)) is not None:
             return found
     raise bad(text, _why(text))
@@ -141,6 +147,12 @@ def _vdpa(text: str) -> Address | None:
     if (match := _VDPA.fullmatch(text)) and match[1] not in (".", ".."):
         return Address("vdpa", text, match[1])
     return None
+
+
+def _vhost_user(text: str) -> Address | None:
+    return (
+        Address("vhost-user", text, text) if text.startswith(VHOST_USER) and len(text) > len(VHOST_USER) else None
+    )
 
 
 def _qemu(text: str) -> Address | None:

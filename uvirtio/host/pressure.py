@@ -12,6 +12,22 @@ TRIGGER = b"some 200000 2000000\0"
 """Stalls of 200 ms within 2 s. Windows of 2 s need no privilege (Documentation/accounting/psi.rst)."""
 
 
+def lacking(roots: Roots) -> str:
+    """Why no trigger can be set, in words; empty where one can. Nothing is set.
+
+    Args:
+        roots: Where ``/proc`` is.
+    """
+    path = roots.proc / "pressure" / "memory"
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return f"there is no {path}"
+    except OSError as error:  # EOPNOTSUPP: built in and turned off
+        return f"{path} cannot be opened: {os.strerror(error.errno or 0)}"
+    return ""
+
+
 class StallTrigger:
     """A PSI trigger: the kernel reports that tasks wait for memory. Owns a file descriptor.
 

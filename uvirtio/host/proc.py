@@ -206,6 +206,22 @@ def misc_devices(roots: Roots) -> list[str]:
     return [found[1] for found in words if len(found) == 2]
 
 
+def interrupts(roots: Roots) -> dict[int, tuple[int, str]]:
+    """What ``/proc/interrupts`` counts: for each number how often on all CPUs, and what handles it.
+
+    Lines that have no number (NMI, LOC ...) are left out; empty where the file cannot be read.
+    """
+    text = sysfs.lines(roots.proc / "interrupts") or []
+    cpus = len(text[0].split()) if text else 0
+    made = {}
+    for line in text[1:]:
+        number, colon, rest = line.partition(":")
+        words = rest.split(None, cpus + 2)
+        if colon and number.strip().isdecimal() and all(word.isdecimal() for word in words[:cpus]):
+            made[int(number)] = (sum(map(int, words[:cpus])), words[-1].strip() if len(words) > cpus + 2 else "")
+    return made
+
+
 # --- users of devices ---------------------------------------------------------------------------------------
 
 

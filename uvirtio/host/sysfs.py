@@ -175,8 +175,11 @@ def resources(directory: Path) -> list[Resource | None] | None:
         Each line of ``resource``, None for a malformed one; None where the file cannot be read.
     """
     text = lines(directory / "resource")
-    if text is None:
-        return None
+    return None if text is None else parse_resources(text)
+
+
+def parse_resources(text: list[str]) -> list[Resource | None]:
+    """The same for the lines of such a file, which may come from a recording."""
     made: list[Resource | None] = []
     for line in text:
         try:

@@ -1,4 +1,4 @@
-"""What a back end provides: a PCI function, a virtio-mmio window or a vDPA device that this process owns.
+"""What a back end provides: a PCI function, a virtio-mmio window, a vDPA device or a vhost-user back end.
 
 A back end (``backends/``) knows the kernel or QEMU, and nothing of virtio. Optional abilities are Protocols of
 their own beside the main one, and are tested with ``isinstance``.
@@ -171,32 +171,29 @@ class MmioWindow(Protocol):
         ...
 
 
-class VdpaNode(Protocol):
-    """A vDPA device that this process has opened: one method for each ioctl of vhost-vdpa, with the kernel's name.
+class VhostNode(Protocol):
+    """A device behind calls, as vhost has them: one method for each, with the kernel's name of its ioctl.
 
-    Addresses for ``set_vring_addr`` are IOVAs of the space that ``dma`` returns. ``fd`` -1 removes an eventfd.
+    Addresses for ``set_vring_addr`` are those of the space that ``dma`` returns. ``fd`` -1 removes an eventfd.
 
     Raises:
-        OperationFailed: In any method: the kernel refused the request.
+        OperationFailed: In any method: the request was refused.
         NotSupported: In any method: this kernel or device does not implement it.
-        DeviceGone: In any method: the parent device does not respond any more.
+        DeviceGone: In any method: the device does not respond any more.
         Closed: In any method: after ``close()``.
     """
 
-    bus: Literal["vdpa"]
-    """The kind of back end object; ``opening`` chooses the transport by it."""
-
     address: str
-    """The node, ``/dev/vhost-vdpa-0``, or what stands for it."""
+    """The node, ``/dev/vhost-vdpa-0``, or what stands for it: ``vhost-user:blk:/run/disk.socket``."""
 
     description: str
-    """One line for people: how the device is reached, and its parent device."""
+    """One line for people: how the device is reached, and what is behind it."""
 
     calls: int | None
     """How many calls (one for each queue, one for the configuration) are delivered; None where that is unknown."""
 
     def get_device_id(self) -> int:
-        """Return the virtio device ID (5) by VHOST_VDPA_GET_DEVICE_ID."""
+        """Return the virtio device ID (5)."""
         ...
 
     def get_status(self) -> int:
@@ -248,9 +245,9 @@ class VdpaNode(Protocol):
 
         Args:
             index: The queue.
-            desc: IOVA of the descriptor area.
-            avail: IOVA of the driver area.
-            used: IOVA of the device area.
+            desc: Device address of the descriptor area.
+            avail: Device address of the driver area.
+            used: Device address of the device area.
         """
         ...
 
@@ -298,17 +295,37 @@ class VdpaNode(Protocol):
         """Return memory for this device. The caller closes it after the device was reset.
 
         Raises:
-            NotSupported: ``translated`` is False: a vDPA device has no addresses but IOVAs.
+            NotSupported: The device has no addresses of this kind.
         """
         ...
 
     def close(self) -> None:
-        """Close the node; idempotent. The kernel resets the device, whatever state it is in."""
+        """Close the node; idempotent. The device uses no memory of it any more, whatever state it is in."""
         ...
 
 
-Backend = PciFunction | MmioWindow | VdpaNode
-"""What a back end provides. ``bus`` says which of the three it is."""
+class VdpaNode(VhostNode, Protocol):
+    """A vDPA device that this process has opened, through the ioctls of vhost-vdpa. All addresses are IOVAs."""
+
+    bus: Literal["vdpa"]
+    """The kind of back end object; ``opening`` chooses the transport by it."""
+
+
+class VhostUserNode(VhostNode, Protocol):
+    """A device in another process that this one is connected to, through the messages of vhost-user."""
+
+    bus: Literal["vhost-user"]
+    """The kind of back end object; ``opening`` chooses the transport by it."""
+
+    removal: Event
+    """Fires when the back end hangs up; ``take()`` fails with DeviceGone then."""
+
+    config_changes: Event | None
+    """Fires when the configuration changes; None where the back end cannot say so. A reset may replace it."""
+
+
+Backend = PciFunction | MmioWindow | VdpaNode | VhostUserNode
+"""What a back end provides. ``bus`` says which of the four it is."""
 
 
 @runtime_checkable
@@ -359,6 +376,8 @@ def after_removal(backend: object) -> str:
     """Return what to do when the device behind ``backend`` is gone, for the remedy of DeviceGone."""
     if isinstance(backend, GuestMachine):
         return "its machine runs without it: plug in another device, or start another machine"
+    if getattr(backend, "bus", None) == "vhost-user":
+        return "start its back end again, then open the device again"
     if not _in_sysfs(backend):
         return "open it again: that makes another device"
     return "uvirtio list shows what is left"
@@ -370,8 +389,8 @@ def inspection(backend: object) -> str:
 
 
 def _in_sysfs(backend: object) -> bool:
-    """Whether the device is one of this machine, and not one of a QEMU or made of Python."""
-    return not str(getattr(backend, "address", "")).startswith(("qemu:", "scripted:"))
+    """Whether the device is one of this machine, and not one of another program or made of Python."""
+    return not str(getattr(backend, "address", "")).startswith(("qemu:", "scripted:", "vhost-user:"))
 
 
 def after_reset_timeout(backend: object, address: str) -> str:
@@ -389,6 +408,8 @@ def after_reset_timeout(backend: object, address: str) -> str:
     if bus == "pci" and getattr(backend, "has_reset", False):
         consent = " --unsafe-dma" if isinstance(backend, WithoutIommu) else ""
         return f"try a function-level reset: uvirtio reset {address} --flr{consent}, or Device.reset(flr=True)"
+    if bus == "vhost-user":
+        return "the back end's process hangs: end it, start it again, and open the device again"
     if bus == "vdpa":
         return "vhost-vdpa has no other reset: see the kernel's log for what its parent device says"
     what = "a virtio-mmio window" if bus == "mmio" else "this function"

@@ -15,6 +15,7 @@ A ``Model`` is what makes the device an rng, a balloon or a disk; ``ScriptedDevi
 from uvirtio.scripted.admin import AdminModel
 from uvirtio.scripted.balloon import Balloon
 from uvirtio.scripted.blk import Disk
+from uvirtio.scripted.cases import hostile_cases
 from uvirtio.scripted.core import ScriptedCore
 from uvirtio.scripted.faults import Access, Faults
 from uvirtio.scripted.input import Input
@@ -45,4 +46,5 @@ __all__ = [
     "ScriptedDevice",
     "ScriptedLegacy",
     "ScriptedMmio",
+    "hostile_cases",
 ]

@@ -16,6 +16,8 @@ from uvirtio.spec import pci, ring
 BAR = 4
 COMMON_AT, ISR_AT, DEVICE_AT, NOTIFY_AT = 0x0000, 0x1000, 0x2000, 0x3000
 BAR_SIZE = 0x4000
+MSIX_BAR, PBA_AT = 1, 0x8000  # room for 2048 vectors of 16 bytes before the pending bits
+MSIX_BAR_SIZE = 0x10000
 CAPABILITIES_AT = 0x40
 
 _FEATURE_OF = {
@@ -70,6 +72,8 @@ class ScriptedDevice(ScriptedCore):
         if capabilities is None:
             capabilities = self.usual_capabilities()
         self.config_space = _config_space(pci_device, capabilities)
+        if self.msix_vectors:
+            struct.pack_into("<I", self.config_space, pci.CFG_BAR0 + 4 * MSIX_BAR, 0xFE10_0000)
         if self.faults.memory_off:
             self.config_space[pci.CFG_COMMAND] &= ~pci.Command.MEMORY & 0xFF
         self.config = self._window("config", 256, self._config_read, self._config_write)
@@ -80,7 +84,9 @@ class ScriptedDevice(ScriptedCore):
         if self.faults.power_state:
             caps.append(struct.pack("<BBHHH", pci.CapId.PM, 0, 3, self.faults.power_state, 0))
         if self.msix_vectors:
-            caps.append(struct.pack("<BBHII", pci.CapId.MSIX, 0, self.msix_vectors - 1, 1, 0x800 | 1))
+            caps.append(
+                struct.pack("<BBHII", pci.CapId.MSIX, 0, self.msix_vectors - 1, MSIX_BAR, PBA_AT | MSIX_BAR)
+            )
         caps.append(virtio_capability(pci.CfgType.COMMON, BAR, COMMON_AT, self._common_length))
         caps.append(virtio_capability(pci.CfgType.ISR, BAR, ISR_AT, 1))
         if self.model.config:
@@ -94,6 +100,8 @@ class ScriptedDevice(ScriptedCore):
 
     def bar(self, index: int) -> BarInfo | None:
         """What the BAR ``index`` is; None where there is none."""
+        if index == MSIX_BAR and self.msix_vectors:
+            return BarInfo(MSIX_BAR, MSIX_BAR_SIZE, False)
         return BarInfo(BAR, BAR_SIZE, False) if index == BAR else None
 
     def registers(self, bar: int, offset: int, length: int) -> Window:

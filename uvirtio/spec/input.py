@@ -69,9 +69,18 @@ EV_FF_STATUS: Final = 0x17
 EV_CNT: Final = codes.COUNTS["EV"]
 
 SYN_REPORT: Final = 0  # closes a frame of events (5.8.6)
+SYN_MT_REPORT: Final = 2  # ends one contact of a device without slots (the kernel's multi-touch-protocol, A)
 SYN_DROPPED: Final = 3
 
 MSC_TIMESTAMP: Final = 0x05
+PROP_ACCELEROMETER: Final = 0x06
+BTN_JOYSTICK: Final = 0x120
+BTN_DIGI: Final = 0x140
+BTN_TOUCH: Final = 0x14A
+ABS_X: Final = 0x00
+ABS_Y: Final = 0x01
+ABS_MT_POSITION_X: Final = 0x35
+ABS_MT_POSITION_Y: Final = 0x36
 ABS_MT_SLOT: Final = 0x2F  # the contact that the ABS_MT_* codes above it refer to
 ABS_MT_TRACKING_ID: Final = 0x39  # -1: the contact ended
 

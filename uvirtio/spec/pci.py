@@ -29,6 +29,30 @@ CFG_CAPABILITIES_POINTER: Final = 0x34  # 1 byte
 CFG_INTERRUPT_LINE: Final = 0x3C  # 1 byte
 CFG_INTERRUPT_PIN: Final = 0x3D  # 1 byte; 0: no INTx
 
+CFG_HEADER: Final[Layout] = (
+    F("vendor_id", 0x00, 2),
+    F("device_id", 0x02, 2),
+    F("command", 0x04, 2),
+    F("status", 0x06, 2),
+    F("revision_id", 0x08, 1),
+    F("class_code", 0x09, 3),
+    F("cache_line_size", 0x0C, 1),
+    F("latency_timer", 0x0D, 1),
+    F("header_type", 0x0E, 1),
+    F("bist", 0x0F, 1),
+    *(F(f"bar{number}", 0x10 + 4 * number, 4) for number in range(6)),
+    F("cardbus_cis_pointer", 0x28, 4),
+    F("subsystem_vendor_id", 0x2C, 2),
+    F("subsystem_id", 0x2E, 2),
+    F("expansion_rom", 0x30, 4),
+    F("capabilities_pointer", 0x34, 1),
+    F("interrupt_line", 0x3C, 1),
+    F("interrupt_pin", 0x3D, 1),
+    F("min_gnt", 0x3E, 1),
+    F("max_lat", 0x3F, 1),
+)
+"""The header of a function that is no bridge (PCI 3.0, 6.1)."""
+
 STANDARD_CONFIG_SIZE: Final = 0x40
 CONFIG_SIZE: Final = 0x100
 EXPRESS_CONFIG_SIZE: Final = 0x1000
@@ -307,6 +331,19 @@ LEGACY_DEVICE_STATUS: Final = 18  # 1 byte
 LEGACY_ISR: Final = 19  # 1 byte
 LEGACY_CONFIG_VECTOR: Final = 20  # 2 bytes, only while MSI-X is on
 LEGACY_QUEUE_VECTOR: Final = 22  # 2 bytes, only while MSI-X is on
+LEGACY_HEADER: Final[Layout] = (
+    F("device_features", LEGACY_DEVICE_FEATURES, 4),
+    F("driver_features", LEGACY_DRIVER_FEATURES, 4),
+    F("queue_address", LEGACY_QUEUE_ADDRESS, 4),
+    F("queue_size", LEGACY_QUEUE_SIZE, 2),
+    F("queue_select", LEGACY_QUEUE_SELECT, 2),
+    F("queue_notify", LEGACY_QUEUE_NOTIFY, 2),
+    F("device_status", LEGACY_DEVICE_STATUS, 1),
+    F("isr_status", LEGACY_ISR, 1),
+    F("config_msix_vector", LEGACY_CONFIG_VECTOR, 2),
+    F("queue_msix_vector", LEGACY_QUEUE_VECTOR, 2),
+)
+"""The header in BAR 0; the two vectors are there only while MSI-X is on."""
 LEGACY_QUEUE_ADDRESS_SHIFT: Final = PFN_SHIFT  # 4.1.5.1.3.1
 LEGACY_QUEUE_ALIGN: Final = VIRTIO_PAGE
 

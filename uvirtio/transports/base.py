@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from uvirtio.errors import ConfigError
-from uvirtio.interfaces.backend import MmioWindow, PciFunction, VdpaNode
+from uvirtio.interfaces.backend import Backend
 from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.trace import Trace
@@ -16,7 +16,7 @@ from uvirtio.transports.interrupt_modes import choose_mode
 class TransportBase:
     """The part of a ``Transport`` that does not depend on its registers."""
 
-    def __init__(self, owned: PciFunction | MmioWindow | VdpaNode, *, trace: Trace | None) -> None:
+    def __init__(self, owned: Backend, *, trace: Trace | None) -> None:
         """Take over the back end's object.
 
         Args:

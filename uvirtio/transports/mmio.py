@@ -110,7 +110,9 @@ def transport(window: MmioWindow, *, trace: Trace | None = None) -> Mmio:
             expected=f"at least {mmio.WINDOW_MIN_SIZE} bytes (4.2.2)",
         )
     if trace is not None:
-        registers = TracedRegisters(registers, Mmio.kind, trace)
+        from uvirtio.transports.register_names import MmioNames  # only where there is a trace
+
+        registers = TracedRegisters(registers, Mmio.kind, trace, MmioNames())
     found = probe(registers, window.address)
     kind = MmioLegacy if found.version == mmio.VERSION_LEGACY else Mmio
     return kind(window, registers, found.device_id, trace=trace)
@@ -301,7 +303,9 @@ class Mmio(TransportBase):
         doorbell: Doorbell = QueueNotifyDoorbell(
             self._registers if self._trace is None else self._window.registers
         )
-        return doorbell if self._trace is None else TracedDoorbell(doorbell, f"queue {index}", self._trace)
+        if self._trace is None:
+            return doorbell
+        return TracedDoorbell(doorbell, index, f"QueueNotify+{mmio.QUEUE_NOTIFY:#x} write32", self._trace)
 
     def stop_queue(self, index: int) -> None:
         """Disable a queue, and check that it is (4.2.2.2).

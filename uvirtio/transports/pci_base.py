@@ -94,14 +94,43 @@ class PciBase(TransportBase):
         self._doorbells: dict[int, Doorbell] = {}
         self._queue_vectors: dict[int, int] = {}
 
+        self._config_space: TracedRegisters | None = None
+        """Configuration space as the back end uses it while a trace is on; None: there is no trace."""
+
+        if trace is not None:
+            self._trace_config_space(trace)
         try:
             self.device_id = self._identify()
             self._find()
             if isinstance(function, Guarded):
                 function.guard(*self._status_place())
         except BaseException:
+            self._let_go_of_config_space()
             self._close_windows()
             raise
+
+    # --- the trace ------------------------------------------------------------------------------------------
+
+    def _trace_config_space(self, trace: Trace) -> None:
+        """Put the trace between the back end and its configuration space, so that its own accesses are told."""
+        from uvirtio.transports.register_names import PciConfigNames
+
+        function = self._function
+        traced = TracedRegisters(function.config, "pci", trace, PciConfigNames())
+        try:
+            function.config = traced
+        except AttributeError:  # a back end that has it as a property; what it does itself is not told
+            return
+        self._config_space = traced
+
+    def _let_go_of_config_space(self) -> None:
+        traced, self._config_space = self._config_space, None
+        if traced is not None:
+            self._function.config = traced.inner
+
+    def _tell(self, text: str) -> None:
+        if self._trace is not None:
+            self._trace(text)
 
     # --- identity -----------------------------------------------------------------------------------------
 
@@ -119,7 +148,11 @@ class PciBase(TransportBase):
     def _open_window(self, bar: int, offset: int, length: int, name: str) -> Registers:
         registers: Registers = self._function.registers(bar, offset, length)
         if self._trace is not None:
-            registers = TracedRegisters(registers, name, self._trace)
+            from uvirtio.transports.register_names import of_pci  # only where there is a trace
+
+            self._trace(f"{name}: {length} bytes at BAR {bar}+{offset:#x}")
+            naming = of_pci(name, ids.type_name(self.device_id), lambda: self._msix_on)
+            registers = TracedRegisters(registers, name, self._trace, naming)
         self._windows.append(registers)
         return registers
 
@@ -173,10 +206,14 @@ class PciBase(TransportBase):
             doorbell = DataDoorbell(self._function.registers(bar, offset, pci.NOTIFY_DATA_WIDTH), ident)
         else:
             doorbell = self._function.doorbell(bar, offset, ident)
+        by_event = doorbell is not None and not data
         if doorbell is None:
             doorbell = IndexDoorbell(self._function.registers(bar, offset, pci.NOTIFY_WIDTH), ident)
         if self._trace is not None:
-            doorbell = TracedDoorbell(doorbell, f"queue {index}", self._trace)
+            width = pci.NOTIFY_DATA_WIDTH if data else pci.NOTIFY_WIDTH
+            place = f"BAR {bar}+{offset:#x} {'eventfd' if by_event else f'write{8 * width}'}"
+            mask = 0xFFFF_0000 if data else 0
+            doorbell = TracedDoorbell(doorbell, index, place, self._trace, lambda value: value & mask | ident)
         self._doorbells[index] = doorbell
         return doorbell
 
@@ -189,6 +226,7 @@ class PciBase(TransportBase):
             event = self._function.enable_intx() if self._function.has_intx else None
             if event is None:
                 return "the function has no interrupt pin"
+            self._tell("interrupts: INTx on")
             self._events = [event]
             return None
         have = self._function.msix_vectors
@@ -201,7 +239,9 @@ class PciBase(TransportBase):
                 return "the function has no MSI-X vectors"
             config_vector, queue_vectors = 0, [1 if have > 1 else 0] * len(queues)
         self._config_shares_vector = config_vector in queue_vectors
-        self._events = self._function.enable_msix(max([config_vector, *queue_vectors]) + 1)
+        count = max([config_vector, *queue_vectors]) + 1
+        self._events = self._function.enable_msix(count)
+        self._tell(f"interrupts: MSI-X on, {count} vectors")
         self._numbers = [event.fileno() for event in self._events]
         self._msix_on = True
         # 4.1.5.1.2.2: a vector that reads back as NO_VECTOR was refused.
@@ -221,6 +261,7 @@ class PciBase(TransportBase):
     def _disconnect(self) -> None:
         if self._events:
             self._function.disable_interrupts()
+            self._tell("interrupts: off")
         for event in self._events:
             event.close()
         self._events, self._numbers = [], []
@@ -271,10 +312,13 @@ class PciBase(TransportBase):
     def dma_enable(self, on: bool) -> None:
         """Set or clear Bus Master Enable."""
         self._function.bus_master(on)
+        self._tell(f"bus master: {'on' if on else 'off'}")
 
     def function_reset(self) -> bool:
         """Reset the function; False where it has no such reset."""
-        return self._function.reset()
+        done = self._function.reset()
+        self._tell(f"function reset: {'done' if done else 'there is none'}")
+        return done
 
     def release_queues(self) -> None:
         """Close the doorbells and the interrupt events, after the device has been reset."""
@@ -287,6 +331,7 @@ class PciBase(TransportBase):
         try:
             self.release_queues()
         finally:
+            self._let_go_of_config_space()
             self._close_windows()
 
     # --- where the fields are: specific to each interface ----------------------------------------------------

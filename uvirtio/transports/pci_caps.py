@@ -164,7 +164,7 @@ def _one(config: ConfigReader, bars: BarReader | None, at: int, taken: set[tuple
         length = cap.length | config(at + pci.CAP64_LENGTH_HIGH, 4) << 32
         offset = cap.offset | config(at + pci.CAP64_OFFSET_HIGH, 4) << 32
         cap = replace(cap, offset=offset, length=length, usable=length)
-    cap = _judge(cap, cfg_type, bars)
+    cap = judge(cap, cfg_type, bars)
     if cap.verdict == "ok":
         # 4.1.4.1: the first usable one of a type counts. Shared memory regions differ by their id (4.1.4.7).
         key = (cfg_type, cap.id if cfg_type == pci.CfgType.SHARED_MEMORY else 0)
@@ -188,7 +188,14 @@ def _base(config: ConfigReader, cap: VirtioCapability) -> VirtioCapability:
     )
 
 
-def _judge(cap: VirtioCapability, cfg_type: int, bars: BarReader | None) -> VirtioCapability:
+def judge(cap: VirtioCapability, cfg_type: int, bars: BarReader | None) -> VirtioCapability:
+    """Return the capability with the verdict on its place (4.1.4.1).
+
+    Args:
+        cap: The capability with its BAR, offset and length.
+        cfg_type: Its type; one that is defined.
+        bars: Reads the base address registers; None: they are unknown, and nothing is judged by them.
+    """
     needed = _NEEDED.get(pci.CfgType(cfg_type))
     if needed is None:
         return cap

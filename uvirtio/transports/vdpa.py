@@ -20,13 +20,14 @@ from uvirtio.errors import (
     QueueError,
     UvirtioError,
 )
-from uvirtio.interfaces.backend import VdpaNode
+from uvirtio.interfaces.backend import VdpaNode, VhostUserNode
 from uvirtio.interfaces.memory import Doorbell, Event
 from uvirtio.interfaces.transport import Causes, QueueLayout
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.eventfd import EventFd, EventFdDoorbell
 from uvirtio.memory.trace import Trace, TracedDoorbell
 from uvirtio.spec import features as f
+from uvirtio.spec import ids, status
 from uvirtio.transports.base import TransportBase
 
 PACKED_BASE = 0x8000_8000
@@ -51,7 +52,7 @@ class Vdpa(TransportBase):
     )
     quirks: Sequence[str] = ()
 
-    def __init__(self, node: VdpaNode, *, trace: Trace | None = None) -> None:
+    def __init__(self, node: VdpaNode | VhostUserNode, *, trace: Trace | None = None) -> None:
         """Take over a node, and read what the device is.
 
         Args:
@@ -102,7 +103,7 @@ class Vdpa(TransportBase):
         return True
 
     @property
-    def backend(self) -> VdpaNode:
+    def backend(self) -> VdpaNode | VhostUserNode:
         """The back end's object."""
         return self._node
 
@@ -110,30 +111,43 @@ class Vdpa(TransportBase):
         if self._trace is not None:
             self._trace(text)
 
+    def _tell_features(self, text: str, features: int) -> None:
+        if self._trace is not None:
+            from uvirtio.transports.register_names import feature_bits  # only where there is a trace
+
+            self._trace(f"{text} {features:#x} ({feature_bits(ids.type_name(self.device_id), features)})")
+
+    def _tell_config(self, offset: int, access: str, value: int) -> None:
+        if self._trace is not None:
+            from uvirtio.transports.register_names import ConfigNames
+
+            name, _ = ConfigNames(ids.type_name(self.device_id)).told(offset, 0, value, written=False)
+            self._trace(f"config+{offset:#04x} {name + ' ' if name else ''}{access} {value:#x}")
+
     # --- features and status (2.1, 2.2) ---------------------------------------------------------------------
 
     def device_features(self) -> int:
         """Return the offered features, 64 or 128 bits."""
         features = self._node.get_features()
-        self._tell(f"get_features -> {features:#x}")
+        self._tell_features("get_features ->", features)
         return features
 
     def set_driver_features(self, features: int) -> None:
         """Write the accepted features."""
         self._node.set_features(features)
         self._packed = bool(features >> f.RING_PACKED & 1)
-        self._tell(f"set_features <- {features:#x}")
+        self._tell_features("set_features <-", features)
 
     def status(self) -> int:
         """Return the device status (2.1)."""
         value = self._node.get_status()
-        self._tell(f"get_status -> {value:#04x}")
+        self._tell(f"get_status -> {value:#x} ({'|'.join(status.names(value)) or 'reset'})")
         return value
 
     def set_status(self, value: int) -> None:
         """Write the device status (2.1); 0 resets the device."""
         self._node.set_status(value)
-        self._tell(f"set_status <- {value:#04x}")
+        self._tell(f"set_status <- {value:#x} ({'|'.join(status.names(value)) or 'reset'})")
 
     # --- device configuration (2.5) -------------------------------------------------------------------------
 
@@ -156,7 +170,7 @@ class Vdpa(TransportBase):
                 expected=f"{width} bytes at offset {offset:#x}",
             )
         value = int.from_bytes(data, "little")
-        self._tell(f"config+{offset:#04x} read{width * 8} -> {value:#x}")
+        self._tell_config(offset, f"read{width * 8} ->", value)
         return value
 
     def write_config(self, offset: int, width: int, value: int) -> None:
@@ -164,7 +178,7 @@ class Vdpa(TransportBase):
         self._check_config(offset, width)
         data = value.to_bytes(width, "little")
         self._node.set_config(offset, data)
-        self._tell(f"config+{offset:#04x} write{width * 8} <- {value:#x}")
+        self._tell_config(offset, f"write{width * 8} <-", value)
         if self._seen:  # what the driver changes itself is no news
             self._seen = (self._seen[:offset] + data + self._seen[offset + width :])[: len(self._seen)]
 
@@ -195,7 +209,7 @@ class Vdpa(TransportBase):
         node.set_vring_enable(index, True)
         self._enabled.add(index)
         self._tell(f"queue {index}: {size} entries at {desc:#x}, {driver:#x}, {device:#x}, enabled")
-        return doorbell if self._trace is None else TracedDoorbell(doorbell, f"queue {index}", self._trace)
+        return doorbell if self._trace is None else TracedDoorbell(doorbell, index, "its eventfd", self._trace)
 
     # --- interrupts (2.3, 2.9) ------------------------------------------------------------------------------
 

@@ -50,6 +50,7 @@ def test_a_machine_with_everything(fake: FakeSys, tmp_path: Path) -> None:
     fake.text(me / "limits", "Max locked memory         8388608              8388608              bytes\n")
     fake.text(fake.sys / "kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "16\n")
     fake.text(fake.sys / "kernel/security/lockdown", "[none] integrity confidentiality\n")
+    fake.text(fake.roots.proc / "pressure/memory", "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")
     before = fake.snapshot()
     made = run(fake)
     assert {check.verdict for check in made.values()} == {"pass", "skip"}
@@ -72,6 +73,19 @@ def test_vdpa_nodes_and_a_wait_without_end(fake: FakeSys) -> None:
     (fake.roots.dev / "vhost-vdpa-1").unlink()  # as good as closed, for root too
     made = run(fake)
     assert made["vhost-vdpa-access"].verdict == "warn" and "/dev/vhost-vdpa-1" in made["vhost-vdpa-access"].detail
+
+
+def test_memory_pressure(fake: FakeSys) -> None:
+    made = run(fake)["pressure"]
+    assert made.verdict == "skip" and "there is no " in made.detail and "psi=1" in made.remedy
+    path = fake.roots.proc / "pressure/memory"
+    path.mkdir(parents=True)  # as good as turned off: it is there and cannot be opened
+    made = run(fake)["pressure"]
+    assert made.verdict == "skip" and "cannot be opened" in made.detail
+    path.rmdir()
+    path.write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=0\n")
+    made = run(fake)["pressure"]
+    assert (made.verdict, made.remedy) == ("pass", "") and "PSI" in made.detail
 
 
 def test_a_kernel_without_vdpa(fake: FakeSys) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -85,13 +86,14 @@ def test_addresses_come_from_sysfs(values: Callable[[str], list[str]]) -> None:
     pci = ["0000:00:02.0", "0000:00:03.0", "0000:00:04.0", "0001:00:02.0"]
     assert values("inspect ") == ["/dev/vhost-vdpa-0", *pci, "LNRO0005:00"]
     assert values("inspect 0000:") == pci[:3]
-    assert values("diag ") == [*values("inspect "), "qemu:", "scripted:"]
+    assert values("diag ") == [*values("inspect "), "qemu:", "scripted:", "vhost-user:"]
     assert values("balloon status 0") == ["0000:00:04.0"]  # the others are of another type
     assert values("input led ") == [
         "/dev/vhost-vdpa-0",
         "LNRO0005:00",
         "qemu:",
         "scripted:",
+        "vhost-user:",
     ]  # a vDPA device may be of any type
     assert values("bind 0000:00:02.0 0000:00:") == pci[1:3]  # not twice
     assert values("restore 0") == ["0000:00:04.0"]  # what a driver of the kernel has needs no restore
@@ -173,6 +175,16 @@ def test_words_of_other_kinds(values: Callable[[str], list[str]]) -> None:
     assert values("balloon inflate x 1M --force ") == ["free-memory"]
     assert values("bind x --owner roo") == ["root"]
     assert values("--show-completion ") == ["bash", "zsh", "fish"]
+
+
+def test_what_explain_knows(values: Callable[[str], list[str]]) -> None:
+    assert values("explain UV-DEV-CONF") == ["UV-DEV-CONFIG-UNSTABLE", "UV-DEV-CONFIG"]
+    assert values("explain queue-k") == ["queue-kept"]
+
+
+def test_both_sides_of_diff_are_devices(values: Callable[[str], list[str]]) -> None:
+    first = values("diff 0000:")
+    assert first and set(values(f"diff {first[0]} 0000:")) == set(first) - {first[0]}
 
 
 @pytest.mark.parametrize(
@@ -543,6 +555,20 @@ def test_in_fish(home: Path, typed: str, expected: str) -> None:
             line = " ".join([*before, os.path.commonprefix(offered)])  # noqa: RUF071  # of words, as a shell has it
     line += typed.split("\t")[-1]
     assert line.removeprefix("uvirtio --root tree ") == expected
+
+
+def test_a_vhost_user_device_is_completed_by_parts(values: Callable[[str], list[str]], tmp_path: Path) -> None:
+    assert values("blk info vhost-user:") == ["vhost-user:qsd/", "vhost-user:blk:"]
+    assert values("rng read vhost-user:") == ["vhost-user:rng:"]
+    assert values("balloon status vhost") == []
+    assert "vhost-user:qsd,queues=" in values("diag vhost-user:qsd,q")
+    (tmp_path / "image").touch()
+    (tmp_path / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(tmp_path / "socket"))
+        for start, ends in ((f"vhost-user:blk:{tmp_path}/", "socket"), (f"vhost-user:qsd/{tmp_path}/", "image")):
+            assert sorted(values(f"diag {start}")) == sorted([f"{start}folder/", f"{start}{ends}"])
+    assert values("diag vhost-user:blk:/nonesuch/") == []
 
 
 def test_a_scripted_device_is_completed_by_parts(values: Callable[[str], list[str]]) -> None:

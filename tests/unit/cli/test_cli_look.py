@@ -18,8 +18,8 @@ from tests.fakes.uevents import SentEvents
 from uvirtio.cli import main
 from uvirtio.cli.signals import LEAVING
 from uvirtio.cli.verbs.features import parse_word
-from uvirtio.cli.verbs.inspect import msix
 from uvirtio.errors import UsageError
+from uvirtio.evidence.record import msix
 from uvirtio.host.roots import Roots
 
 

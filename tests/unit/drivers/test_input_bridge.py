@@ -216,6 +216,16 @@ def test_keys_and_fingers_are_lifted_at_the_end(bridged: Bridged):
         bridged.feed.put([InputEvent(*SYN)])
 
 
+def test_fingers_without_slots_are_forwarded_and_lifted_at_the_end():
+    bridged = Bridged()
+    mt = (0, spec.SYN_MT_REPORT, 0)
+    bridged.rig.model.inject((ABS, X, 5), mt, (ABS, X, 6), mt, SYN)
+    bridged.bridge.turn()
+    assert bridged.clone.writes == [[(ABS, X, 5), mt, (ABS, X, 6), mt, SYN]]
+    bridged.leave()
+    assert bridged.clone.writes[-1] == [mt, SYN]
+
+
 def test_nothing_is_said_at_the_end_where_nothing_is_pressed(bridged: Bridged):
     bridged.rig.model.inject(*PRESSED, *LIFTED)
     bridged.bridge.turn()
@@ -347,6 +357,24 @@ def test_a_clone_is_what_the_kernel_takes(evdev: FakeEvdev, roots: Roots):
     assert clone.path == "/dev/input/event9"
     clone.close()
     clone.close()
+
+
+def test_a_clone_can_have_a_resolution_that_the_device_does_not_tell(evdev: FakeEvdev, roots: Roots):
+    codes = frozenset({spec.ABS_X, spec.ABS_Y, spec.ABS_MT_POSITION_X, 0x18})
+    axes = {code: AbsInfo(0, 32767, 0, 0, 0) for code in codes} | {spec.ABS_Y: AbsInfo(0, 9, 0, 0, 31)}
+    about = Description("tablet", events={ABS: codes}, axes=axes)
+    assert about.unscaled == (spec.ABS_X, spec.ABS_MT_POSITION_X), "pressure is no position"
+    UinputClone(about.scaled(100), roots=roots).close()
+    [how] = evdev.made
+    told = {code: dict(axis)["resolution"] for code, axis in how["events"][ABS]}
+    assert told == {spec.ABS_X: 100, spec.ABS_Y: 31, 0x18: 0, spec.ABS_MT_POSITION_X: 100}
+    assert about.scaled(100).unscaled == ()
+
+
+@pytest.mark.parametrize("more", [{"events": {ABS: frozenset({0}), KEY: frozenset({0x120})}}, {"properties": {6}}])
+def test_axes_of_joysticks_and_accelerometers_are_no_positions(more: dict[str, Any]):
+    about = Description("x", **{"events": {ABS: frozenset({0})}, "axes": {0: AbsInfo(0, 9, 0, 0, 0)}, **more})
+    assert about.unscaled == ()
 
 
 @pytest.mark.parametrize(

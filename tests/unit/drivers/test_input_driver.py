@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from uvirtio import opening
 from uvirtio.device import unobserved
 from uvirtio.diag import datapath
-from uvirtio.drivers.input import AbsInfo, Description, Frame, InputEvent, InputIds
+from uvirtio.drivers.input import SLOTS_MAX, AbsInfo, Description, Frame, InputEvent, InputIds, InputState
 from uvirtio.drivers.input import Input as Driver
 from uvirtio.errors import DeviceBroken, DeviceResetByOther, NotSupported, UsageError
 from uvirtio.interfaces.values import InterruptMode
@@ -214,6 +214,61 @@ def test_two_fingers_on_a_touch_screen():
     [left] = rig.driver.state.contacts
     assert (left.slot, left.values[X]) == (1, 1), "a slot that the device has not is ignored"
     rig.leave()
+
+
+MT = (0, 2, 0)  # SYN_MT_REPORT
+Y = spec.ABS_MT_POSITION_Y
+
+
+def contacts(rig: Rig) -> list[tuple[int, int, dict[int, int]]]:
+    rig.driver.read_frame(timeout=LONG)
+    return [(one.slot, one.id, dict(one.values)) for one in rig.driver.state.contacts]
+
+
+def test_fingers_on_a_touch_screen_without_slots():
+    """Protocol A: every frame lists all contacts, each ended by SYN_MT_REPORT (multi-touch-protocol.rst)."""
+    rig = Rig({(Select.EV_BITS, ABS): bits(X, Y), (Select.ABS_INFO, X): absinfo(0, 9, 0, 0, 0)})
+    assert rig.driver.describe().multi_touch == "A"
+    rig.model.inject((KEY, 0x14A, 1), (ABS, X, 7), (ABS, Y, 1), MT, (ABS, X, 9), MT, SYN)
+    assert contacts(rig) == [(0, 0, {X: 7, Y: 1}), (1, 1, {X: 9})]
+    rig.model.inject((ABS, X, 8), (ABS, TRACKING, 40), MT, SYN)
+    assert contacts(rig) == [(0, 40, {X: 8, TRACKING: 40})], "the second is lifted: it is not in the frame"
+    rig.model.inject((ABS, 0, 3), SYN)
+    assert len(contacts(rig)) == 1, "a frame that lists none at all changes none"
+    rig.model.inject(MT, SYN)
+    assert contacts(rig) == [], "SYN_MT_REPORT alone: there is none"
+    rig.model.inject((ABS, X, 5), MT, SYN)
+    assert len(contacts(rig)) == 1
+    rig.model.inject((KEY, 0x14A, 0), SYN)
+    assert contacts(rig) == [], "with BTN_TOUCH the last SYN_MT_REPORT may be left out"
+    rig.leave()
+
+
+def test_contacts_without_slots_are_bounded():
+    state = InputState()
+    state.apply(InputEvent(*event) for _ in range(5000) for event in ((ABS, X, 1), MT))
+    state.apply([InputEvent(*SYN)])
+    assert len(state.contacts) == SLOTS_MAX
+
+
+def test_a_device_with_slots_that_reports_contacts_too_keeps_its_slots():
+    state = InputState(4)
+    state.apply(InputEvent(*event) for event in ((ABS, SLOT, 1), (ABS, TRACKING, 5), (ABS, X, 9), MT, SYN))
+    assert [(one.slot, one.id) for one in state.contacts] == [(1, 5)]
+
+
+def test_from_one_listing_of_contacts_to_another():
+    before, after = InputState(), InputState()
+    before.apply(InputEvent(*event) for event in ((ABS, X, 1), MT, (ABS, X, 2), MT, SYN))
+    after.apply(InputEvent(*event) for event in ((ABS, X, 1), MT, SYN))
+    assert before.towards(before.copy()) == []
+    assert [(e.type, e.code, e.value) for e in before.towards(after)] == [(ABS, X, 1), MT]
+    followed = before.copy()
+    followed.apply([*before.towards(after), InputEvent(*SYN)])
+    assert [dict(one.values) for one in followed.contacts] == [{X: 1}]
+    assert [(e.type, e.code, e.value) for e in before.releases()] == [MT]
+    after.apply(InputEvent(*event) for event in (MT, SYN))
+    assert after.releases() == []
 
 
 @pytest.mark.spec("INP-04")

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from uvirtio.drivers.input import AbsInfo, Description, InputEvent, InputIds, evemu
+from uvirtio.drivers.input import AbsInfo, Description, InputEvent, InputIds, evemu, formats
+from uvirtio.drivers.input import recording as recording_module
 from uvirtio.errors import UsageError, UvirtioError
 from uvirtio.spec import input as spec
 
@@ -170,7 +171,7 @@ def test_a_refusal_names_the_line():
 
 
 def test_too_much_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(evemu, "EVENTS_MAX", 4)
+    monkeypatch.setattr(recording_module, "EVENTS_MAX", 4)
     evemu.parse(lines())
     with pytest.raises(UsageError, match="too many events"):
         evemu.parse(lines(FOREIGN + "E: 14.000000 0000 0000 0000\n"))
@@ -182,16 +183,16 @@ def test_too_much_is_refused(monkeypatch: pytest.MonkeyPatch):
 def test_a_file_is_read_in_bounded_pieces(tmp_path: Path):
     file = tmp_path / "it.evemu"
     file.write_text(FOREIGN)
-    assert len(evemu.read(str(file)).events) == 4
+    assert len(formats.read(str(file)).events) == 4
     file.write_bytes(b"x" * 5_000_000)
     with pytest.raises(UsageError, match="too long"):
-        evemu.read(str(file))
+        formats.read(str(file))
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match="no text"):
-        evemu.read(str(file))
+        formats.read(str(file))
     for wrong in (tmp_path, tmp_path / "none"):
         with pytest.raises(UsageError, match="cannot be read"):
-            evemu.read(str(wrong))
+            formats.read(str(wrong))
 
 
 # --- for all recordings -------------------------------------------------------------------------------------

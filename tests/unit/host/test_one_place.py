@@ -22,7 +22,7 @@ FILES = {
 }  # fmt: skip
 """Files of /proc and sysfs that ``host`` parses, by the last part of their paths."""
 
-OF_OTHERS = {("cli", "status"), ("online", "resource")}
+OF_OTHERS = {("cli", "status"), ("evidence", "status"), ("online", "resource")}
 """Files of the same names elsewhere: of ``virtioN``, and of a dax device."""
 
 DRIVERS = {"vfio-pci", "uio_pci_generic", "vhost_vdpa", "pci-stub", "vp-vdpa", "kmem"}

@@ -39,7 +39,12 @@ def test_a_wheel_has_what_a_packager_looks_for(names: dict[str, zipfile.ZipInfo]
     groups = ("", "-balloon", "-blk", "-input", "-mem", "-rng")
     assert {one for one in share if one.startswith("man/")} == {f"man/man1/uvirtio{one}.1" for one in groups}
     assert names["data/share/uvirtio/udev-rules/uvirtio-node-safe"].external_attr >> 16 & 0o111
-    assert {"uvirtio/__main__.py", "uvirtio/cli/completion/uvirtio.bash", "uvirtio/py.typed"} <= set(names)
+    assert {
+        "uvirtio/__main__.py",
+        "uvirtio/cli/completion/uvirtio.bash",
+        "uvirtio/py.typed",
+        "uvirtio/evidence/schema.json",
+    } <= set(names)
     assert not [name for name in names if name.startswith(("tests", "tools", "docs"))]
 
 

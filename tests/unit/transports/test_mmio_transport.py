@@ -692,8 +692,8 @@ def test_every_access_and_kick_is_traced():
     scripted = ScriptedMmio(Rng())
     with identify(scripted, trace=lines.append, interrupts=[POLLING]) as device, RngDriver(device) as rng:
         rng.read(4)
-    assert lines[0] == "mmio+0x00 read32 -> 0x74726976"
-    assert "kick queue 0 <- 0x0" in lines
+    assert lines[0] == 'mmio+0x00 MagicValue read32 -> 0x74726976 ("virt")'
+    assert "kick queue 0: QueueNotify+0x50 write32 <- 0x0" in lines
     assert sum("mmio+0x50" in line for line in lines) == 0  # told as a kick, once
     accesses = [access for access in scripted.log if access.region == "mmio"]
     assert len(lines) == len(accesses)

@@ -504,16 +504,6 @@ def test_released_queues_can_be_made_again():
     scripted.assert_left()
 
 
-def test_the_trace_has_registers_and_kicks():
-    lines: list[str] = []
-    scripted = ScriptedDevice(Rng())
-    with opening.identify(ADDRESS, scripted, trace=lines.append) as device:
-        device.start(wanted=0, queues=[QueueSpec(0, "queue 0", size=8)])
-        kick(device, 0)
-    assert "common+0x14 write8 <- 0xf" in lines and "kick queue 0 <- 0x0" in lines
-    scripted.assert_left()
-
-
 @pytest.mark.spec("PCI-VND-01")
 def test_vendor_data_changes_nothing_that_is_done():
     usual = ScriptedDevice(Rng()).usual_capabilities()

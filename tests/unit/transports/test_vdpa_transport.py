@@ -162,7 +162,7 @@ def test_trace_tells_of_every_verb(played):
     with opened(played, trace=lines.append) as device, Rng(device) as rng:
         rng.read(1)
     text = "\n".join(lines)
-    for word in ("get_features -> 0x300000000", "set_status <- 0x0f", "enabled", "kick queue 0"):
+    for word in ("get_features -> 0x300000000", "set_status <- 0xf (", "enabled", "kick queue 0"):
         assert word in text
 
 

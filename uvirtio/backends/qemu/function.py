@@ -35,7 +35,6 @@ class QemuPciFunction:
         self.machine = machine
         self.id = ident
         self.address = address
-        self.config: Registers = access.config
         self.translates = machine.iommu is not None
         self.has_intx = access.line is not None
         self.description = f"qemu {machine.name}, no guest, process {machine.pid}"
@@ -45,6 +44,15 @@ class QemuPciFunction:
         self._events: list[MessageEvent | LineEvent] = []
         access.assign_bars()
         self.reopen()
+
+    @property
+    def config(self) -> Registers:
+        """Configuration space; what is assigned here is used for all of it, interrupts included."""
+        return self._access.config
+
+    @config.setter
+    def config(self, registers: Registers) -> None:
+        self._access.config = registers
 
     @property
     def closed(self) -> bool:

@@ -150,6 +150,7 @@ def _devices(place: _Place) -> Iterator[Candidate]:
     if "--timeout" in place.options:  # the verbs that open the device; the others read sysfs
         yield from _qemu(place.current, kind)
         yield from _scripted(place.current, kind)
+        yield from _vhost_user(place.current, kind)
 
 
 _ALIASED = ("inspect", "plan")
@@ -243,6 +244,56 @@ def _scripted(current: str, kind: str) -> Iterator[Candidate]:
             yield f"{before},{switch.name}{'=' * bool(switch.value)}", switch.help
 
 
+_NO_BACK_END = ("balloon", "mem")
+"""The types of this package's drivers of which there is no vhost-user back end."""
+
+
+def _vhost_user(current: str, kind: str) -> Iterator[Candidate]:
+    """``vhost-user:``, then the types and ``qsd/``, then sockets, or files and the keys of ``qsd``."""
+    prefix = "vhost-user:"
+    if kind in _NO_BACK_END:
+        return
+    if not current.startswith(prefix):
+        yield prefix, "a device of another program"
+        return
+    rest = current.removeprefix(prefix)
+    if rest.startswith(("qsd/", "qsd,")) and kind in ("", "blk"):
+        head, slash, typed = rest.partition("/")
+        if slash:
+            yield from ((f"{prefix}{head}/{path}", "") for path in _paths(typed, sockets=False))
+            return
+        from uvirtio.backends.vhost_user.address import QSD_KEYS
+
+        done = head.rpartition(",")[0]
+        yield from ((f"{prefix}{done},{key}", what) for key, what in QSD_KEYS.items())
+        return
+    type_name, colon, typed = rest.partition(":")
+    if colon:
+        yield from ((f"{prefix}{type_name}:{path}", "") for path in _paths(typed, sockets=True))
+        return
+    if kind in ("", "blk"):
+        yield f"{prefix}qsd/", "a disk image, by qemu-storage-daemon"
+    yield from (
+        (f"{prefix}{name}:", "") for name in table.TYPES if kind in ("", name) and name not in _NO_BACK_END
+    )
+
+
+def _paths(typed: str, *, sockets: bool) -> Iterator[str]:
+    """The folders that fit, with a slash, and the sockets or the other files."""
+    from pathlib import Path
+
+    before, slash, _ = typed.rpartition("/")
+    try:
+        found = sorted(Path(before + slash or ".").iterdir())
+        for path in found:
+            if path.is_dir():
+                yield f"{before}{slash}{path.name}/"
+            elif path.is_socket() is sockets:
+                yield f"{before}{slash}{path.name}"
+    except OSError:
+        return
+
+
 # --- other words ----------------------------------------------------------------------------------------------
 
 
@@ -278,9 +329,22 @@ def _users(place: _Place) -> Iterator[Candidate]:
     yield from ((user.pw_name, user.pw_gecos.partition(",")[0]) for user in pwd.getpwall())
 
 
+def _explained(place: _Place) -> Iterator[Candidate]:
+    """What ``explain`` has pages about."""
+    from uvirtio.evidence.explain import pages
+
+    for kind, about in (("error", "error code"), ("cause", "cause"), ("step", "step of diag")):
+        if kind != "error" or not place.current.islower():
+            yield from ((name, about) for name in pages()[kind] if " " not in name)
+    yield from _types(place)
+
+
 _SOURCES: dict[str, Callable[[_Place], Iterable[Candidate]]] = {
     "DEV": _devices,
+    "A": _devices,
+    "B": _devices,
     "TYPE": _types,
+    "WHAT": _explained,
     "--force RULE": _rules,
     "balloon inflate --force RULE": lambda _: [("free-memory", "the floor of free memory")],
     "LED": _leds,

@@ -18,7 +18,7 @@ COMMON: Final[Options] = {
 
 OPENING: Final[Options] = {
     "--timeout": ("SECONDS", "Longest wait for any one response of the device"),
-    "--backend": ("NAME", "Back end: auto, vfio (vfio-group, vfio-cdev), uio, devmem, vhost-vdpa or qemu"),
+    "--backend": ("NAME", "Back end: auto, vfio (vfio-group, vfio-cdev), uio, devmem, vhost-vdpa, vhost-user or qemu"),
     "--unsafe-dma": ("", "Allow DMA that no IOMMU restricts"),
     "--interrupts": ("msix-per-queue|msix-shared|intx|polling", "Use only this kind of interrupt"),
     "--force-legacy": ("", "Use the legacy interface of a transitional device"),
@@ -45,28 +45,32 @@ GROUPS: Final[dict[str, str]] = {
 }
 
 VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
-    "list": ("List the virtio devices of this machine", ("[TYPE]",), {**COMMON, "--names": ("", "Show the names of udev's hardware database, too")}),
-    "inspect": ("Show all that sysfs tells about one device", ("DEV",), {**COMMON}),
+    "list": ("List the virtio devices of this machine, or of a dump", ("[TYPE]",), {**COMMON, "--names": ("", "Show the names of udev's hardware database, too"), "-F": ("FILE", "Look at a dump, an lspci text, a config file or a recording instead of this machine; - is stdin"), "--from": ("FILE", "Look at a dump, an lspci text, a config file or a recording instead of this machine; - is stdin")}),
+    "inspect": ("Show all that sysfs tells about one device, or what a dump has", ("[DEV]",), {**COMMON, "-F": ("FILE", "Look at a dump, an lspci text, a config file or a recording instead of this machine; - is stdin"), "--from": ("FILE", "Look at a dump, an lspci text, a config file or a recording instead of this machine; - is stdin")}),
     "doctor": ("Check what this machine has and lacks for driving devices", (), {**COMMON}),
     "plan": ("Show what bind would check and write; change nothing", ("DEV",), {**COMMON, "--driver": ("NAME", "vfio-pci or uio_pci_generic (default: what fits)"), "--group": ("", "Bind the rest of the IOMMU group, too"), "--force": ("RULE", "Override RULE; repeatable")}),
     "bind": ("Bind devices to a user-space driver, all or none", ("DEV...",), {**COMMON, "--driver": ("NAME", "vfio-pci or uio_pci_generic (default: what fits)"), "--group": ("", "Bind the rest of the IOMMU group, too"), "--owner": ("USER[:GROUP]", "Make USER the owner of the device node"), "--force": ("RULE", "Override RULE; repeatable"), "--wait": ("SECONDS", "Wait until udev is done, at most SECONDS")}),
     "restore": ("Give devices back to the drivers that they had before bind", ("[DEV...]",), {**COMMON, "--all": ("", "Every device in the journal"), "--forget": ("", "Only remove DEV from the journal; it keeps its driver"), "--wait": ("SECONDS", "Wait until udev is done, at most SECONDS")}),
     "journal": ("Show what bind has changed and restore would undo", (), {**COMMON}),
-    "diag": ("Bring a device up step by step, say which step fails and why", ("DEV",), {**COMMON, **OPENING, "--bisect": ("", "Where a step fails: find the feature bits that make it fail"), "--junit": ("FILE", "Write the steps as test cases of JUnit's XML")}),
+    "diag": ("Bring a device up step by step, say which step fails and why", ("DEV",), {**COMMON, **OPENING, "--bisect": ("", "Where a step fails: find the feature bits that make it fail"), "--junit": ("FILE", "Write the steps as test cases of JUnit's XML"), "--html": ("FILE", "Write a report with pictures, one HTML file")}),
     "reset": ("Reset a device and wait until it confirms the reset", ("DEV",), {**COMMON, **OPENING, "--flr": ("", "Do a function-level reset too, even if the first one does not end")}),
-    "features": ("Decode the bits of a raw feature word", ("TYPE", "WORD"), {**COMMON}),
+    "features": ("Decode the bits of a raw feature word, or those in a dump", ("[TYPE]", "[WORD]"), {**COMMON, "-F": ("FILE", "Look at a dump, an lspci text, a config file or a recording instead of this machine; - is stdin"), "--from": ("FILE", "Look at a dump, an lspci text, a config file or a recording instead of this machine; - is stdin")}),
     "watch": ("Print hot plug, removal, changes of drivers and of configurations as they happen, until Ctrl-C", (), {**COMMON, "--count": ("N", "Stop after N events"), "--for": ("SECONDS", "Stop after SECONDS"), "--poll": ("SECONDS", "Read carriers and MTUs this often; 0: never"), "--jsonl": ("", "The same as --json")}),
-    "balloon status": ("Show the host's target and the size of the balloon", ("DEV",), {**COMMON, **OPENING}),
-    "balloon inflate": ("Inflate the balloon by SIZE, hold it, then deflate it", ("DEV", "SIZE"), {**COMMON, **OPENING, "--hold": ("SECONDS", "Release and exit after SECONDS (default: at Ctrl-C)"), "--floor": ("SIZE", "Keep at least this much memory free (default: 5%, at least 256M)"), "--force": ("RULE", "free-memory: ignore the floor")}),
-    "balloon follow": ("Track the host's target until Ctrl-C", ("DEV",), {**COMMON, **OPENING, "--limit": ("SIZE", "Never hold more than SIZE"), "--floor": ("SIZE", "Keep at least this much memory free (default: 5%, at least 256M)"), "--for": ("SECONDS", "Stop after SECONDS")}),
-    "balloon stats": ("Report memory statistics to the host", ("DEV",), {**COMMON, **OPENING, "--watch": ("", "Show them again every second, until Ctrl-C"), "--for": ("SECONDS", "With --watch: stop after SECONDS"), "--cgroup": ("DIR", "Report this cgroup (v2) instead of the whole machine")}),
-    "balloon report": ("Keep SIZE of memory free and report it to the host", ("DEV", "SIZE"), {**COMMON, **OPENING, "--hold": ("SECONDS", "Release and exit after SECONDS (default: at Ctrl-C)")}),
+    "dump": ("Write all that can be known of a device as one JSON document", ("[DEV]",), {**COMMON, **OPENING, "-o": ("FILE", "Write it to FILE (mode 0600); else to stdout"), "--output": ("FILE", "Write it to FILE (mode 0600); else to stdout"), "--live": ("", "Open and start the device, exchange buffers as diag does: queues, rings, books"), "--no-mask": ("", "Keep MAC addresses, serial numbers and host names"), "-F": ("FILE", "Look at a dump, an lspci text, a config file or a recording instead of this machine; - is stdin"), "--from": ("FILE", "Look at a dump, an lspci text, a config file or a recording instead of this machine; - is stdin"), "--schema": ("", "Print the JSON Schema of the document instead")}),
+    "diff": ("Compare two devices or dumps", ("A", "B"), {**COMMON, **OPENING, "-F": ("FILE", "Look at a dump, an lspci text, a config file or a recording instead of this machine; - is stdin"), "--from": ("FILE", "Look at a dump, an lspci text, a config file or a recording instead of this machine; - is stdin")}),
+    "report": ("Write one HTML file about a device or a dump, or about many machines", ("DEV|FILE | merge FILE...",), {**COMMON, **OPENING, "-o": ("FILE", "Write it to FILE (mode 0600); else to stdout"), "--output": ("FILE", "Write it to FILE (mode 0600); else to stdout"), "--live": ("", "Bring the device up as diag does: states, times, rings, interrupts"), "--no-mask": ("", "Keep MAC addresses, serial numbers and host names")}),
+    "explain": ("Explain an error code, a finding of diag, a status byte or a feature word: causes, and what to do next", ("[WHAT]", "[WORD]"), {**COMMON, "--all": ("", "List every code, cause and step")}),
+    "balloon status": ("Show the host's target and the size of the balloon", ("DEV",), {**COMMON, **OPENING, "--tags": ("all|standard", "Statistics: standard leaves out those newer than the standard")}),
+    "balloon inflate": ("Inflate the balloon by SIZE, hold it, then deflate it", ("DEV", "SIZE"), {**COMMON, **OPENING, "--hold": ("SECONDS", "Release and exit after SECONDS (default: at Ctrl-C)"), "--floor": ("SIZE", "Keep at least this much memory free (default: 5%, at least 256M)"), "--force": ("RULE", "free-memory: ignore the floor"), "--tags": ("all|standard", "Statistics: standard leaves out those newer than the standard")}),
+    "balloon follow": ("Track the host's target until Ctrl-C", ("DEV",), {**COMMON, **OPENING, "--limit": ("SIZE", "Never hold more than SIZE"), "--floor": ("SIZE", "Keep at least this much memory free (default: 5%, at least 256M)"), "--for": ("SECONDS", "Stop after SECONDS"), "--tags": ("all|standard", "Statistics: standard leaves out those newer than the standard")}),
+    "balloon stats": ("Report memory statistics to the host", ("DEV",), {**COMMON, **OPENING, "--watch": ("", "Show them again every second, until Ctrl-C"), "--for": ("SECONDS", "With --watch: stop after SECONDS"), "--cgroup": ("DIR", "Report this cgroup (v2) instead of the whole machine"), "--tags": ("all|standard", "Statistics: standard leaves out those newer than the standard")}),
+    "balloon report": ("Keep SIZE of memory free and report it to the host", ("DEV", "SIZE"), {**COMMON, **OPENING, "--hold": ("SECONDS", "Release and exit after SECONDS (default: at Ctrl-C)"), "--tags": ("all|standard", "Statistics: standard leaves out those newer than the standard")}),
     "rng read": ("Read N random bytes", ("DEV", "N"), {**COMMON, **OPENING, "--hex": ("", "Write plain hexadecimal digits instead of a dump"), "--raw": ("", "Write the raw bytes to stdout"), "-o": ("FILE", "Write the raw bytes to FILE"), "--output": ("FILE", "Write the raw bytes to FILE"), "--untested": ("", "Skip the randomness health tests")}),
     "input info": ("Show what the device is and which events it can send", ("DEV",), {**COMMON, **OPENING}),
     "input events": ("Print events as they arrive, until Ctrl-C", ("DEV",), {**COMMON, **OPENING, "--for": ("SECONDS", "Stop after SECONDS"), "--count": ("N", "Stop after N events, SYN_REPORT included")}),
-    "input bridge": ("Clone the device into the kernel's input layer", ("DEV",), {**COMMON, **OPENING, "--for": ("SECONDS", "Stop after SECONDS")}),
-    "input record": ("Record the device and its events in evemu's format", ("DEV", "[FILE]"), {**COMMON, **OPENING, "--yes": ("", "Confirm that keystrokes, passwords too, are recorded"), "--for": ("SECONDS", "Stop after SECONDS")}),
-    "input replay": ("Play a recording into a clone of DEV. The clone is in the kernel's input layer; the pace is the recording's", ("DEV", "FILE"), {**COMMON, **OPENING, "--print": ("", "Print the events and play nothing")}),
+    "input bridge": ("Clone the device into the kernel's input layer", ("DEV",), {**COMMON, **OPENING, "--for": ("SECONDS", "Stop after SECONDS"), "--resolution": ("UNITS", "Units per millimetre, for axes of positions that tell none")}),
+    "input record": ("Record the device and its events, for evemu or libinput", ("DEV", "[FILE]"), {**COMMON, **OPENING, "--yes": ("", "Confirm that keystrokes, passwords too, are recorded"), "--for": ("SECONDS", "Stop after SECONDS"), "--format": ("evemu|libinput", "evemu, or the YAML of libinput record")}),
+    "input replay": ("Play a recording into a clone of DEV. The clone is in the kernel's input layer; the pace is the recording's", ("DEV", "FILE"), {**COMMON, **OPENING, "--print": ("", "Print the events and play nothing"), "--resolution": ("UNITS", "Units per millimetre, for axes of positions that tell none")}),
     "input led": ("Turn an LED on or off", ("DEV", "LED", "on|off"), {**COMMON, **OPENING, "--hold": ("SECONDS", "Keep the device open for SECONDS")}),
     "mem status": ("Show plugged and requested memory", ("DEV",), {**COMMON, **OPENING}),
     "mem map": ("Show a map of the blocks of the region", ("DEV",), {**COMMON, **OPENING}),
@@ -161,7 +165,7 @@ RULES: Final[dict[str, str]] = {
 }
 
 LEDS: Final = ('LED_NUML', 'LED_CAPSL', 'LED_SCROLLL', 'LED_COMPOSE', 'LED_KANA', 'LED_SLEEP', 'LED_SUSPEND', 'LED_MUTE', 'LED_MISC', 'LED_MAIL', 'LED_CHARGING')
-BACKENDS: Final = ('auto', 'vfio', 'vfio-group', 'vfio-cdev', 'uio', 'devmem', 'vhost-vdpa', 'qemu')
+BACKENDS: Final = ('auto', 'vfio', 'vfio-group', 'vfio-cdev', 'uio', 'devmem', 'vhost-vdpa', 'vhost-user', 'qemu')
 SHELLS: Final = ('bash', 'zsh', 'fish')
 
 QEMU_MACHINES: Final[dict[str, tuple[str, ...]]] = {

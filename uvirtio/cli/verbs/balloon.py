@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -20,11 +21,23 @@ from uvirtio.spec.page import VIRTIO_PAGE
 
 if TYPE_CHECKING:
     from uvirtio.device import Device
-    from uvirtio.drivers.balloon import Balloon
+    from uvirtio.drivers.balloon import Balloon, Collector
 
 
 _ANY_MEMORY = (1 << 44) - VIRTIO_PAGE
 """Bytes: the most that a balloon can count (5.5.6)."""
+
+
+class Tags(StrEnum):
+    """Which statistics are reported."""
+
+    ALL = "all"
+    STANDARD = "standard"
+
+
+TagsOption = Annotated[
+    Tags, typer.Option("--tags", help="Statistics: standard leaves out those newer than the standard.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -41,12 +54,12 @@ def register(app: typer.Typer) -> None:
 # --- status -------------------------------------------------------------------------------------------------
 
 
-def status(cmd: Command, dev: DevArgument) -> None:
+def status(cmd: Command, dev: DevArgument, tags: TagsOption = Tags.ALL) -> None:
     """Show the host's target and the size of the balloon. Also its features and how it is driven."""
     from uvirtio.drivers.balloon import Balloon
     from uvirtio.spec import features as f
 
-    with cmd.device(dev) as device, Balloon(device, roots=cmd.roots) as driver:
+    with cmd.device(dev) as device, Balloon(device, stats=_statistics(cmd, tags), roots=cmd.roots) as driver:
         target, actual = driver.num_pages, driver.actual
         offered, taken = f.names(device.type, device.offered), f.names(device.type, device.features)
         mode = device.transport.interrupt_mode.value
@@ -108,6 +121,7 @@ def inflate(
     hold: HoldOption = None,
     floor: FloorOption = "",
     force: Annotated[str, typer.Option("--force", metavar="RULE", help="free-memory: ignore the floor.")] = "",
+    tags: TagsOption = Tags.ALL,
 ) -> None:
     """Inflate the balloon by SIZE, hold it, then deflate it. It holds until Ctrl-C, SIGTERM or --hold."""
     if hold is not None and hold != 0:
@@ -121,7 +135,7 @@ def inflate(
     reached = 0
     with cmd.device(dev) as device:
         pages, least = _pages(cmd, device, size), _floor(cmd, device, floor)
-        with Balloon(device, floor=least, roots=cmd.roots) as driver:
+        with Balloon(device, floor=least, stats=_statistics(cmd, tags), roots=cmd.roots) as driver:
             try:
                 with make_progress(cmd, f"inflate {human(pages * VIRTIO_PAGE)}", pages) as progress:
                     driver.inflate(pages, progress=progress.update, force=force == FREE_MEMORY)
@@ -133,6 +147,15 @@ def inflate(
             finally:
                 reached = driver.held
         _say_done(cmd, device, reached, time.monotonic() - started)
+
+
+def _statistics(cmd: Command, tags: Tags) -> Collector | Literal["auto"]:
+    """The source of statistics for the host: this machine's."""
+    if tags is Tags.ALL:
+        return "auto"
+    from uvirtio.drivers.balloon import Collector
+
+    return Collector(cmd.roots, standard=True)
 
 
 def _check_sizes(size: str = "", floor: str = "") -> None:
@@ -251,6 +274,7 @@ def follow(
     for_seconds: Annotated[
         float | None, typer.Option("--for", metavar="SECONDS", help="Stop after SECONDS.")
     ] = None,
+    tags: TagsOption = Tags.ALL,
 ) -> None:
     """Track the host's target until Ctrl-C."""
     if for_seconds is not None:
@@ -262,7 +286,7 @@ def follow(
         most = _pages(cmd, device, limit) if limit else None
         least = _floor(cmd, device, floor)
         started = time.monotonic()
-        with Balloon(device, floor=least, roots=cmd.roots) as driver:
+        with Balloon(device, floor=least, stats=_statistics(cmd, tags), roots=cmd.roots) as driver:
             teller = _Follower(cmd, driver, most)
             teller.tell("following")
             try:
@@ -323,6 +347,12 @@ class _Follower:
 
 # --- stats --------------------------------------------------------------------------------------------------
 
+_POLLING = (
+    "QEMU: qom-set guest-stats-polling-interval of the balloon, in seconds",
+    "libvirt: virsh dommemstat DOMAIN --period SECONDS --live",
+)
+"""How a host is made to ask for statistics, which it does not do by itself."""
+
 
 def stats(
     cmd: Command,
@@ -335,13 +365,14 @@ def stats(
         Path | None,
         typer.Option("--cgroup", metavar="DIR", help="Report this cgroup (v2) instead of the whole machine."),
     ] = None,
+    tags: TagsOption = Tags.ALL,
 ) -> None:
     """Report memory statistics to the host. They are those of this machine, shown under both of their names."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
     from uvirtio.drivers.balloon import Balloon, Collector
 
-    collector = Collector(cmd.roots, cgroup)
+    collector = Collector(cmd.roots, cgroup, standard=tags is Tags.STANDARD)
     collector()  # a DIR that is no cgroup is an error before the device is touched
     with cmd.device(dev) as device, Balloon(device, stats=collector, roots=cmd.roots) as driver:
         if driver.stats is None:
@@ -374,7 +405,7 @@ def _tell_stats(cmd: Command, driver: Balloon, values: Mapping[int, int]) -> Non
             }
             for tag, value in values.items()
         ]
-        cmd.document(statistics=entries, requests=requests)
+        cmd.document(statistics=entries, requests=requests, remedy=None if requests else "; ".join(_POLLING))
         return
     rows = [
         [VIRSH.get(tag, "-"), name_of(tag), human(value) if tag in BYTES else str(value)]
@@ -382,12 +413,21 @@ def _tell_stats(cmd: Command, driver: Balloon, values: Mapping[int, int]) -> Non
     ]
     cmd.table(["virsh", "standard", "value"], rows)
     cmd.line(f"requests from the host: {requests}")
+    if not requests:
+        for line in _POLLING:
+            cmd.line(f"  to make it ask, {line}")
 
 
 # --- report -------------------------------------------------------------------------------------------------
 
 
-def report(cmd: Command, dev: DevArgument, size: SizeArgument, hold: HoldOption = None) -> None:
+def report(
+    cmd: Command,
+    dev: DevArgument,
+    size: SizeArgument,
+    hold: HoldOption = None,
+    tags: TagsOption = Tags.ALL,
+) -> None:
     """Keep SIZE of memory free and report it to the host. It is kept until Ctrl-C, SIGTERM or --hold.
 
     The host may reclaim the memory behind it and leave it out of a migration; the balloon itself does not grow.
@@ -397,7 +437,11 @@ def report(cmd: Command, dev: DevArgument, size: SizeArgument, hold: HoldOption 
     _check_sizes(size)
     from uvirtio.drivers.balloon import Balloon
 
-    with cmd.device(dev) as device, Balloon(device, reporting=True, hinting=True, roots=cmd.roots) as driver:
+    statistics = _statistics(cmd, tags)
+    with (
+        cmd.device(dev) as device,
+        Balloon(device, stats=statistics, reporting=True, hinting=True, roots=cmd.roots) as driver,
+    ):
         wanted = _pages(cmd, device, size) * VIRTIO_PAGE
         if driver.reports is None and driver.hints is None:
             raise NotSupported(

@@ -11,6 +11,7 @@ from uvirtio.cli.command import Command, DevArgument, verb
 from uvirtio.errors import OperationFailed, UsageError
 
 if TYPE_CHECKING:
+    from uvirtio.cli.verbs.report import Examiner
     from uvirtio.diag import Report, Step
     from uvirtio.diag.bisect import Bisection
 
@@ -32,14 +33,25 @@ def diag(
     junit: Annotated[
         str | None, typer.Option("--junit", metavar="FILE", help="Write the steps as test cases of JUnit's XML.")
     ] = None,
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="FILE", help="Write a report with pictures, one HTML file.")
+    ] = None,
 ) -> int:
     """Bring a device up step by step, say which step fails and why."""
     from uvirtio.diag import STEPS, diagnose
 
-    if junit is not None:
-        content.check_file(junit)
+    for name in (junit, html):
+        if name is not None:
+            content.check_file(name)
     teller = _Teller(cmd, len(STEPS))
-    report = diagnose(dev, options=cmd.options, on_step=teller.tell, opened=cmd.guard.watch)
+    examiner = None if html is None else _examiner(cmd, dev)
+    report = diagnose(
+        dev,
+        options=cmd.options,
+        on_step=teller.tell,
+        opened=cmd.guard.watch,
+        examine=None if examiner is None else examiner.examine,
+    )
     cmd.guard.watch(None)
     teller.finish()
     blamed = None
@@ -49,14 +61,24 @@ def diag(
         blamed = search(dev, report, options=cmd.options, opened=cmd.guard.watch)
         cmd.guard.watch(None)
     unwritten = None
-    if junit is not None:
-        from uvirtio.diag.junit import junit_xml
+    try:
+        if junit is not None:
+            from uvirtio.diag.junit import junit_xml
 
-        try:
             content.into_file(junit, [junit_xml(report)])
-        except OperationFailed as error:
-            unwritten = error  # told after the diagnosis, which is not lost with the file
+        if html is not None and examiner is not None:
+            from uvirtio.cli.verbs.report import write
+
+            write(html, examiner, report, blamed)
+    except OperationFailed as error:
+        unwritten = error  # told after the diagnosis, which is not lost with the file
     return _conclude(cmd, report, blamed, unwritten)
+
+
+def _examiner(cmd: Command, dev: str) -> Examiner:
+    from uvirtio.cli.verbs.report import Examiner
+
+    return Examiner(cmd, dev)
 
 
 class _Teller:
@@ -124,12 +146,9 @@ def _conclude(cmd: Command, report: Report, blamed: Bisection | None, unwritten:
     own = report.error is not None and (not report.reached_device or isinstance(report.error, UsageError))
     stopped = report.error if own else unwritten
     if cmd.json:
-        members = report.as_dict()
-        first = report.error or stopped
-        if first is not None:
-            members["error"] = first.as_dict()
-        if blamed is not None:
-            members["bisection"] = blamed.as_dict()
+        members = report.as_document(None if blamed is None else blamed.as_dict())
+        if stopped is not None:
+            members.setdefault("error", stopped.as_dict())
         cmd.document(**members)
     else:
         if blamed is not None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from uvirtio.cli.command import Command, verb
+from uvirtio.cli.command import Command, FromOption, verb
 from uvirtio.cli.verbs.list import device_type
 from uvirtio.errors import UsageError
 
@@ -18,12 +18,24 @@ def register(app: typer.Typer) -> None:
 
 def features(
     cmd: Command,
-    kind: Annotated[str, typer.Argument(metavar="TYPE", help="balloon, net, blk, ...")],
+    kind: Annotated[
+        str, typer.Argument(metavar="[TYPE]", help="balloon, net, blk, ...; with -F a device in FILE.")
+    ] = "",
     word: Annotated[
-        str, typer.Argument(metavar="WORD", help="0x..., 0b..., decimal, or the 64 zeros and ones of sysfs.")
-    ],
+        str, typer.Argument(metavar="[WORD]", help="0x..., 0b..., decimal, or the 64 zeros and ones of sysfs.")
+    ] = "",
+    file: FromOption = "",
 ) -> None:
-    """Decode the bits of a raw feature word."""
+    """Decode the bits of a raw feature word, or those in a dump."""
+    if file:
+        from uvirtio.cli.verbs.from_file import features_file
+
+        if word:
+            raise UsageError("-F takes the words from the file", seen=word, expected="features -F FILE [DEV]")
+        features_file(cmd, file, kind)
+        return
+    if not kind or not word:
+        raise UsageError("a type and a word are needed", expected="features TYPE WORD, or features -F FILE [DEV]")
     from uvirtio.spec import features as f
     from uvirtio.spec import field_bits
 

@@ -18,7 +18,14 @@ from uvirtio.errors import DeviceTimeout, OperationFailed, Refused, UsageError
 if TYPE_CHECKING:
     from uvirtio.device import Device
     from uvirtio.drivers.input import Description, Input, InputEvent
-    from uvirtio.drivers.input.evemu import Recording
+    from uvirtio.drivers.input.recording import Recording
+
+
+class Format(StrEnum):
+    """How a recording is written."""
+
+    EVEMU = "evemu"
+    LIBINPUT = "libinput"
 
 
 class OnOff(StrEnum):
@@ -27,6 +34,13 @@ class OnOff(StrEnum):
     ON = "on"
     OFF = "off"
 
+
+ResolutionOption = Annotated[
+    int | None,
+    typer.Option(
+        "--resolution", metavar="UNITS", help="Units per millimetre, for axes of positions that tell none."
+    ),
+]
 
 ForOption = Annotated[float | None, typer.Option("--for", metavar="SECONDS", help="Stop after SECONDS.")]
 
@@ -93,8 +107,23 @@ def _info(driver: Input) -> dict[str, Any]:
             for axis, one in sorted(about.axes.items())
         ],
         "slots": about.slots,
+        "multi_touch": about.multi_touch or None,
+        "warnings": _warnings(about),
         "findings": sorted(driver.findings),
     }
+
+
+def _warnings(about: Description) -> list[str]:
+    """What programs that read the device will miss."""
+    from uvirtio.spec import input as spec
+
+    names = ", ".join(spec.code_name(spec.EV_ABS, axis) for axis in about.unscaled)
+    if not names:
+        return []
+    return [
+        f"no resolution: {names}. The size in millimetres is not known: libinput ignores pen tablets without it, "
+        "and guesses the size of touch pads. A clone can have one: input bridge --resolution UNITS"
+    ]
 
 
 def _print_info(cmd: Command, found: dict[str, Any]) -> None:
@@ -124,6 +153,10 @@ def _print_info(cmd: Command, found: dict[str, Any]) -> None:
         )
     if found["slots"]:
         cmd.line(f"multi-touch: {found['slots']} contacts")
+    elif found["multi_touch"]:
+        cmd.line("multi-touch: contacts without slots (protocol A)")
+    for warning in found["warnings"]:
+        cmd.line(f"warning: {warning}")
     for finding in found["findings"]:
         cmd.line(f"odd: {finding}")
 
@@ -186,14 +219,22 @@ def _print_event(cmd: Command, one: InputEvent, now: float) -> None:
 # --- bridge -------------------------------------------------------------------------------------------------
 
 
-def bridge(cmd: Command, dev: DevArgument, for_seconds: ForOption = None) -> None:
+def _check_resolution(resolution: int | None) -> None:
+    if resolution is not None and not 0 < resolution < 1 << 31:
+        raise UsageError("--resolution takes units per millimetre", seen=resolution, expected="1 or more")
+
+
+def bridge(
+    cmd: Command, dev: DevArgument, for_seconds: ForOption = None, resolution: ResolutionOption = None
+) -> None:
     """Clone the device into the kernel's input layer. Events go there, LED changes come back, until Ctrl-C."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
+    _check_resolution(resolution)
     from uvirtio.drivers.input import Bridge, Feed, Input, UinputClone, phys_of
 
     with cmd.device(dev) as device, Input(device) as driver:
-        about = driver.describe()
+        about = _scaled(driver.describe(), resolution)
         clone = UinputClone(about, phys=phys_of(device.address), roots=cmd.roots)
         with Feed(clone, clone.description) as feed:
             _say_clone(cmd, device, about, clone.path)
@@ -247,8 +288,11 @@ def record(
         bool, typer.Option("--yes", help="Confirm that keystrokes, passwords too, are recorded.")
     ] = False,
     for_seconds: ForOption = None,
+    format_: Annotated[
+        Format, typer.Option("--format", help="evemu, or the YAML of libinput record.")
+    ] = Format.EVEMU,
 ) -> None:
-    """Record the device and its events in evemu's format. This is a key logger: it records passwords, too."""
+    """Record the device and its events, for evemu or libinput. This is a key logger: it records passwords, too."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
     if not yes:
@@ -271,7 +315,7 @@ def record(
         about = driver.describe()
         if file != "-":
             _say_recording(cmd, about.name, file)
-        told = _record(driver, about, write, for_seconds)
+        told = _record(driver, about, write, for_seconds, format_)
     if cmd.json:
         cmd.document(event="recorded", file=file, events=told)
     elif file != "-":
@@ -286,12 +330,16 @@ def _say_recording(cmd: Command, name: str, file: str) -> None:
 
 
 def _record(
-    driver: Input, about: Description, write: Callable[[list[str]], None], for_seconds: float | None
+    driver: Input,
+    about: Description,
+    write: Callable[[list[str]], None],
+    for_seconds: float | None,
+    format_: Format,
 ) -> int:
     """Record frame by frame, so that a recording ends with a whole frame; returns the number of events."""
-    from uvirtio.drivers.input import evemu
+    from uvirtio.drivers.input import evemu, libinput
 
-    write(list(evemu.header(about)))
+    write(list((evemu if format_ is Format.EVEMU else libinput).header(about)))
     deadline = None if for_seconds is None else time.monotonic() + for_seconds
     begin: float | None = None
     told = 0
@@ -304,7 +352,10 @@ def _record(
         at = round((frame.time - begin) * 1e6)
         # Events that the device does not announce cannot be replayed, and readers of recordings refuse them.
         known = [one for one in frame if about.can(one.type, one.code)]
-        write([evemu.event_line(at, one) for one in known])
+        if format_ is Format.EVEMU:
+            write([evemu.event_line(at, one) for one in known])
+        else:
+            write(list(libinput.frame_lines(at, known)))
         told += len(known)
         if left == 0:
             return told
@@ -350,16 +401,18 @@ def replay(
     dev: Annotated[
         str, typer.Argument(metavar="DEV", help="The device to clone; - for the one that FILE describes.")
     ],
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A recording in evemu's format.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A recording of evemu, or of libinput record.")],
     only_print: Annotated[bool, typer.Option("--print", help="Print the events and play nothing.")] = False,
+    resolution: ResolutionOption = None,
 ) -> None:
     """Play a recording into a clone of DEV. The clone is in the kernel's input layer; the pace is the recording's.
 
     A virtio device takes no events from its driver, so they go to where its own events would go.
     """
-    from uvirtio.drivers.input import evemu
+    from uvirtio.drivers.input import formats
 
-    recording = evemu.read(file)
+    _check_resolution(resolution)
+    recording = formats.read(file)
     if only_print and dev == "-":
         _print_recording(cmd, recording)
         return
@@ -372,7 +425,7 @@ def replay(
                 remedy=f"put its description (evemu-describe) in front: cat DESCRIPTION {file} > JOINED"
                 f" && uvirtio input replay - JOINED; or, for a device with these events: input replay DEV {file}",
             )
-        _replay(cmd, None, None, recording.description, recording)
+        _replay(cmd, None, None, _scaled(recording.description, resolution), recording)
         return
     from uvirtio.drivers.input import Input
 
@@ -393,7 +446,11 @@ def replay(
         if only_print:
             _print_recording(cmd, recording)
         else:
-            _replay(cmd, device, driver, about, recording)
+            _replay(cmd, device, driver, _scaled(about, resolution), recording)
+
+
+def _scaled(about: Description, resolution: int | None) -> Description:
+    return about if resolution is None else about.scaled(resolution)
 
 
 def _print_recording(cmd: Command, recording: Recording) -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from uvirtio.cli.command import Command, LookArgument, verb
+from uvirtio.cli.command import Command, FromOption, LookOrFileArgument, verb
 from uvirtio.cli.size import human
 from uvirtio.cli.verbs.list import device_members
+from uvirtio.errors import UsageError
 
 if TYPE_CHECKING:
     from uvirtio.binding.discover import DiscoveredDevice
@@ -22,8 +23,15 @@ def register(app: typer.Typer) -> None:
     verb(app, "inspect")(inspect)
 
 
-def inspect(cmd: Command, dev: LookArgument) -> None:
-    """Show all that sysfs tells about one device. The device is not touched."""
+def inspect(cmd: Command, dev: LookOrFileArgument = "", file: FromOption = "") -> None:
+    """Show all that sysfs tells about one device, or what a dump has. The device is not touched."""
+    if file:
+        from uvirtio.cli.verbs.from_file import inspect_file
+
+        inspect_file(cmd, file, dev)
+        return
+    if not dev:
+        raise UsageError("which device?", expected="DEV, or -F FILE", remedy="uvirtio list")
     from uvirtio.binding.discover import find
     from uvirtio.binding.facts import Facts
     from uvirtio.binding.rules import check
@@ -81,6 +89,7 @@ def _configuration(found: DiscoveredDevice, hidden: list[str]) -> dict[str, Any]
     """The contents of configuration space: virtio capabilities and MSI-X; None: this user may not read them."""
     from uvirtio.binding.discover import config_bytes
     from uvirtio.errors import DeviceGone, PermissionLack
+    from uvirtio.evidence.record import msix
 
     if found.bus != "pci":
         return {"capabilities": None, "msix": None}
@@ -93,30 +102,6 @@ def _configuration(found: DiscoveredDevice, hidden: list[str]) -> dict[str, Any]
         "capabilities": [cap.as_dict() for cap in space.capabilities],
         "msix": msix(space.data),
     }
-
-
-def msix(config: bytes) -> dict[str, Any] | None:
-    """The MSI-X capability in 256 bytes of configuration space; None: there is none."""
-    from uvirtio.spec import pci
-
-    at = config[pci.CFG_CAPABILITIES_POINTER] & pci.CAP_NEXT_MASK
-    if not int.from_bytes(config[pci.CFG_STATUS : pci.CFG_STATUS + 2], "little") & pci.STATUS_CAP_LIST:
-        return None
-    for _ in range(pci.MAX_CAPABILITIES):
-        if at < pci.CAP_FIRST or at + pci.MSIX_CAP_SIZE > len(config):
-            return None
-        if config[at] == pci.CapId.MSIX:
-            control = int.from_bytes(config[at + pci.MSIX_CONTROL : at + pci.MSIX_CONTROL + 2], "little")
-            table = int.from_bytes(config[at + pci.MSIX_TABLE : at + pci.MSIX_TABLE + 4], "little")
-            return {
-                "vectors": (control & pci.MSIX_CONTROL_SIZE_MASK) + 1,
-                "enabled": bool(control & pci.MSIX_CONTROL_ENABLE),
-                "bar": table & pci.MSIX_BIR_MASK,
-                "offset": table & pci.MSIX_OFFSET_MASK,
-                "config_offset": at,
-            }
-        at = config[at + pci.CAP_NEXT] & pci.CAP_NEXT_MASK
-    return None
 
 
 def _features(found: DiscoveredDevice, hidden: list[str]) -> dict[str, Any] | None:

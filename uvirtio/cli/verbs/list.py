@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from uvirtio.cli.command import Command, verb
+from uvirtio.cli.command import Command, FromOption, verb
 
 if TYPE_CHECKING:
     from uvirtio.binding.discover import DiscoveredDevice
@@ -24,18 +24,24 @@ def list_devices(
     names: Annotated[
         bool, typer.Option("--names", help="Show the names of udev's hardware database, too.")
     ] = False,
+    file: FromOption = "",
 ) -> None:
-    """List the virtio devices of this machine.
+    """List the virtio devices of this machine, or of a dump.
 
     IN USE names the rules that see it at work here (mounted, network ...). A question mark: none does, but
     not all that they look at can be seen by this user; inspect DEV says what.
     """
+    wanted = device_type(kind) if kind else None
+    if file:
+        from uvirtio.cli.verbs.from_file import list_file
+
+        list_file(cmd, file, wanted)
+        return
     from uvirtio.binding.discover import scan, unlisted
     from uvirtio.binding.facts import Facts
     from uvirtio.binding.hwdb import hardware
     from uvirtio.binding.rules import check
 
-    wanted = device_type(kind) if kind else None
     facts = Facts(cmd.roots)
     shown = [
         (found, check(found, cmd.roots, facts))

@@ -50,6 +50,9 @@ BYTES = frozenset(
 )
 """Tags in bytes; all others count events. The units are those of Linux (drivers/virtio/virtio_balloon.c)."""
 
+STANDARD = frozenset(tag for tag in Stat if tag <= Stat.HTLB_PGFAIL)
+"""Tags that the standard has (5.5.6.4); the others came with Linux 6.12, and an old host may refuse them."""
+
 Source = Callable[[], Mapping[int, int]]
 """Returns values by tag. It runs in a thread of its own, and may be slow."""
 
@@ -93,7 +96,12 @@ class Collector:
     """
 
     def __init__(
-        self, roots: Roots | None = None, cgroup: Path | None = None, *, page_size: int = CPU_PAGE
+        self,
+        roots: Roots | None = None,
+        cgroup: Path | None = None,
+        *,
+        page_size: int = CPU_PAGE,
+        standard: bool = False,
     ) -> None:
         """Choose what to read; nothing is read yet.
 
@@ -101,10 +109,12 @@ class Collector:
             roots: Whose /proc to read.
             cgroup: A directory of cgroup v2, for the statistics of what runs in it.
             page_size: Bytes of a page of this machine's kernel, in which it counts some values.
+            standard: Leave out the tags that are newer than the standard.
         """
         self._roots = roots or Roots()
         self._cgroup = cgroup
         self._page_size = page_size
+        self._standard = standard
 
     def __call__(self) -> dict[int, int]:
         """Read the current values.
@@ -132,7 +142,7 @@ class Collector:
             found[Stat.ALLOC_STALL] = sum(stalls)
         if self._cgroup is not None:
             self._narrow(found, self._cgroup)
-        return dict(sorted(found.items()))
+        return {tag: value for tag, value in sorted(found.items()) if not self._standard or tag in STANDARD}
 
     def _take(self, found: dict[int, int], counted: Mapping[str, int], names: Mapping[Stat, str]) -> None:
         for tag, name in names.items():

@@ -12,6 +12,12 @@ SLOTS_MAX = 1024
 
 _INT_MAX = (1 << 31) - 1
 
+_JOYSTICK = frozenset(range(spec.BTN_JOYSTICK, spec.BTN_DIGI))
+"""Buttons of joysticks and game pads."""
+
+_POSITIONS = (spec.ABS_X, spec.ABS_Y, spec.ABS_MT_POSITION_X, spec.ABS_MT_POSITION_Y)
+"""Axes whose resolution is in units per millimetre (<linux/input.h>, struct input_absinfo)."""
+
 
 @dataclass(frozen=True, slots=True)
 class InputIds:
@@ -82,6 +88,41 @@ class Description:
         if spec.ABS_MT_SLOT not in self.events.get(spec.EV_ABS, ()) or spec.ABS_MT_SLOT not in self.axes:
             return 0
         return min(max(self.axes[spec.ABS_MT_SLOT].maximum, 0) + 1, SLOTS_MAX)
+
+    @property
+    def multi_touch(self) -> str:
+        """The kernel's multi-touch protocol: ``B`` with slots, ``A`` without; empty for other devices."""
+        there = self.events.get(spec.EV_ABS, frozenset())
+        if spec.ABS_MT_SLOT in there:
+            return "B"
+        return "A" if any(axis > spec.ABS_MT_SLOT for axis in there) else ""
+
+    @property
+    def unscaled(self) -> tuple[int, ...]:
+        """Axes of positions that have no resolution, so that their size in millimetres is not known; by code.
+
+        Those of joysticks and accelerometers are no positions.
+        """
+        there = self.events.get(spec.EV_ABS, frozenset())
+        if spec.PROP_ACCELEROMETER in self.properties or not _JOYSTICK.isdisjoint(
+            self.events.get(spec.EV_KEY, ())
+        ):
+            return ()
+        return tuple(axis for axis in _POSITIONS if axis in there and not self._resolution(axis))
+
+    def _resolution(self, axis: int) -> int:
+        return self.axes[axis].resolution if axis in self.axes else 0
+
+    def scaled(self, resolution: int) -> Description:
+        """Return the same device with a resolution for those axes of positions that have none.
+
+        Args:
+            resolution: Units per millimetre, above 0.
+        """
+        axes = {
+            axis: replace(self.axes[axis], resolution=resolution) for axis in self.unscaled if axis in self.axes
+        }
+        return replace(self, axes={**self.axes, **axes})
 
     def can(self, event_type: int, code: int) -> bool:
         """Return whether the device announces this event; EV_SYN needs no announcement."""

@@ -13,17 +13,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from uvirtio.drivers.input.description import AbsInfo, Description, InputIds
 from uvirtio.drivers.input.events import InputEvent
+from uvirtio.drivers.input.recording import EVENTS_MAX, LINES_MAX, Events, Recording, fits, one_line
 from uvirtio.errors import UsageError
 from uvirtio.spec import input as spec
 
+__all__ = ["EVENTS_MAX", "LINES_MAX", "LINE_MAX", "Recording", "event_line", "header", "parse"]
+
 LINE_MAX = 1024
 """Characters of a line, at most, including its end."""
-LINES_MAX = 300_000
-EVENTS_MAX = 200_000
 
 _PER_LINE = 8
 _PROP_BYTES = 8  # what evemu writes; it takes fewer
@@ -40,31 +41,6 @@ _BIT = re.compile(rf"{_HEX}{{1,2}} [01]")
 _EVENT = re.compile(rf"([0-9]{{1,10}})\.([0-9]{{6}}) ({_HEX}{{1,4}}) ({_HEX}{{1,4}}) ({_NUMBER})")
 
 
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """A device and the events that it sent."""
-
-    description: Description | None
-    """None where the recording has only E lines."""
-    events: tuple[tuple[int, InputEvent], ...]
-    """(microseconds since the first event, event)."""
-
-    def frames(self) -> Iterator[tuple[int, tuple[InputEvent, ...]]]:
-        """Group the events by frame.
-
-        Yields:
-            (microseconds since the first event, the events of one frame). The last may lack its SYN_REPORT.
-        """
-        open_: list[InputEvent] = []
-        for at, event in self.events:
-            open_.append(event)
-            if event.type == spec.EV_SYN and event.code == spec.SYN_REPORT:
-                yield at, tuple(open_)
-                open_.clear()
-        if open_:
-            yield self.events[-1][0], tuple(open_)
-
-
 # --- writing ------------------------------------------------------------------------------------------------
 
 
@@ -78,7 +54,7 @@ def header(description: Description) -> Iterator[str]:
         Lines without line ends.
     """
     ids = description.ids
-    name = _one_line(description.name)
+    name = one_line(description.name)
     yield "# EVEMU 1.3"
     yield f'# Input device name: "{name}"'
     yield (
@@ -126,11 +102,6 @@ def event_line(microseconds: int, event: InputEvent) -> str:
     return f"E: {at} {event.type:04x} {event.code:04x} {event.value:04d}\t# {names}"
 
 
-def _one_line(text: str) -> str:
-    """The text as evemu accepts it for a name: one line, printable, not empty."""
-    return "".join(char if char.isprintable() else "?" for char in text).strip()[:200] or "?"
-
-
 def _mask(head: str, bits: Iterable[int], length: int) -> Iterator[str]:
     mask = bytearray(length)
     for bit in bits:
@@ -158,32 +129,6 @@ def parse(lines: Iterable[str]) -> Recording:
     return parser.finish()
 
 
-def read(path: str) -> Recording:
-    """Parse the recording in a file, UTF-8.
-
-    Args:
-        path: The file.
-
-    Raises:
-        UsageError: The file cannot be read, or a line is invalid or exceeds a limit.
-    """
-    try:
-        with open(path, encoding="utf-8", errors="strict") as file:  # noqa: PTH123
-            return parse(_lines(file))
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read", seen=error.strerror, expected="a recording in evemu's format"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is no text", seen=str(error), expected="UTF-8") from error
-
-
-def _lines(file: TextIO) -> Iterator[str]:
-    """Lines of bounded length: a file without line ends is never read as a whole."""
-    while line := file.readline(LINE_MAX + 1):
-        yield line
-
-
 @dataclass
 class _Parser:
     number: int = 0
@@ -193,11 +138,12 @@ class _Parser:
     properties: bytearray = field(default_factory=bytearray)
     masks: dict[int, bytearray] = field(default_factory=dict)
     axes: dict[int, AbsInfo] = field(default_factory=dict)
-    events: list[tuple[int, InputEvent]] = field(default_factory=list)
     described: bool = False
     """Whether there was a line of a description."""
     description: Description | None = None
-    first: int = 0
+
+    def __post_init__(self) -> None:
+        self.events = Events(self.wrong)
 
     def wrong(self, why: str, expected: str) -> NoReturn:
         """Raise UsageError for the current line."""
@@ -232,7 +178,7 @@ class _Parser:
         if kind not in handlers:
             self.wrong("it begins with no known letter", ", ".join(f"{letter}:" for letter in handlers))
         if kind != "E":
-            if self.events:
+            if self.events.found:
                 self.wrong("the description goes on after the first event", "E:")
             self.described = True
         handlers[kind](rest.strip(" \t") if kind == "N" else " ".join(rest.split("#")[0].split()))
@@ -275,7 +221,7 @@ class _Parser:
             self.wrong("no axis", "A: CODE MIN MAX FUZZ FLAT [RESOLUTION]")
         code = int(found[1], 16)
         numbers = [int(word) for word in found.groups("0")[1:]]
-        if code >= spec.CODE_COUNTS[spec.EV_ABS] or code in self.axes or not all(map(_fits, numbers)):
+        if code >= spec.CODE_COUNTS[spec.EV_ABS] or code in self.axes or not all(map(fits, numbers)):
             self.wrong("an axis that cannot be, or a second time", "a code below 0x40, numbers of 32 bits")
         self.axes[code] = AbsInfo(*numbers)
 
@@ -291,21 +237,7 @@ class _Parser:
         if self.described and self.description is None:
             self.description = self._describe()
         event = InputEvent(int(found[3], 16), int(found[4], 16), int(found[5]))
-        if not _fits(event.value):
-            self.wrong("the value does not fit", "32 bits, signed")
-        if event.code >= spec.CODE_COUNTS.get(event.type, 0):
-            self.wrong("there is no such event", "a type and a code of evdev")
-        if self.description is not None and not self.description.can(event.type, event.code):
-            self.wrong("the device of this recording has no such event", "a code that a B: line has")
-        at = int(found[1]) * 1_000_000 + int(found[2])
-        if not self.events:
-            self.first = at
-        at -= self.first
-        if at < (self.events[-1][0] if self.events else 0):
-            self.wrong("time goes back", "events in order")
-        if len(self.events) >= EVENTS_MAX:
-            self.wrong("there are too many events", f"{EVENTS_MAX} at most")
-        self.events.append((at, event))
+        self.events.add(int(found[1]) * 1_000_000 + int(found[2]), event, self.description)
 
     def _describe(self) -> Description:
         if self.name is None or self.ids is None:
@@ -321,14 +253,10 @@ class _Parser:
 
     def finish(self) -> Recording:
         """Return the recording, after the last line."""
-        if self.description is None and (self.described or not self.events):
+        if self.description is None and (self.described or not self.events.found):
             self.description = self._describe()
-        return Recording(self.description, tuple(self.events))
+        return Recording(self.description, tuple(self.events.found))
 
 
 def _codes(mask: bytes | bytearray) -> frozenset[int]:
     return frozenset(8 * at + bit for at, byte in enumerate(mask) for bit in range(8) if byte >> bit & 1)
-
-
-def _fits(number: int) -> bool:
-    return -(1 << 31) <= number < 1 << 31

@@ -1,0 +1,201 @@
+"""Addresses of vhost-user back ends.
+
+    vhost-user:blk:/run/disk.socket                   a back end that runs
+    vhost-user:rng,exec=vhost-device-rng --fd={fd}    one that is started, and ended with the device
+    vhost-user:qsd,queues=4/disk.img                  qemu-storage-daemon with a raw disk image
+
+Nothing in the protocol tells the type of the device: the address does. A command is split like a shell's, without
+being given to one. ``{fd}`` in it is the number of a listening socket that it inherits; ``{socket}`` is a path at
+which it makes one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from uvirtio.backends.vhost_user.daemon import FD, SOCKET, SpawnedDaemon, missing
+from uvirtio.backends.vhost_user.node import VhostUserNode
+from uvirtio.errors import BadAddress, NoSuchDevice, UsageError
+from uvirtio.host.roots import Roots
+from uvirtio.spec import ids
+
+PREFIX: Final = "vhost-user:"
+QSD: Final = "qsd"
+QSD_PROGRAM: Final = "qemu-storage-daemon"
+QSD_PACKAGE: Final = "qemu-utils (Debian 12: qemu-system-common)"
+QSD_KEYS: Final = {
+    "queues=": "number of request queues",
+    "aio=": "threads, native or io_uring",
+    "binary=": "the daemon's program",
+}
+"""Keys that may stand before FILE, each with a line for people."""
+
+_AIO: Final = ("threads", "native", "io_uring")
+_QUEUES_MOST: Final = 64
+_SUN_PATH: Final = 107
+"""Longest path of a socket, in bytes (unix(7))."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A back end that an address names."""
+
+    address: str
+    device_id: int
+    path: str = ""
+    """Its socket; empty where it is started."""
+    command: tuple[str, ...] = ()
+    """The command that starts it; empty where it runs."""
+
+    @property
+    def names(self) -> list[str]:
+        """Other spellings of the address, for the deny list."""
+        return [f"{PREFIX}{ids.type_name(self.device_id)}:{Path(self.path).resolve()}"] if self.path else []
+
+
+def parse(address: str) -> Target:
+    """Take an address apart.
+
+    Args:
+        address: The whole address.
+
+    Raises:
+        BadAddress: It is none.
+        NoSuchDevice: The disk image of ``qsd/`` does not exist.
+        EnvironmentLack: The daemon of ``qsd/`` is not installed.
+    """
+    text = address.removeprefix(PREFIX)
+    head, slash, file = text.partition("/")
+    if slash and (head == QSD or head.startswith(f"{QSD},")):
+        return Target(address, 2, command=_qsd(address, head, file))
+    kind, comma, command = text.partition(",exec=")
+    if comma:
+        return Target(address, _type(address, kind), command=_words(address, command))
+    kind, colon, path = text.partition(":")
+    if not colon or not path:
+        raise _bad(address, "neither a socket nor a command follows the type")
+    if len(os.fsencode(path)) > _SUN_PATH:
+        raise _bad(address, f"the path of a socket has at most {_SUN_PATH} bytes")
+    return Target(address, _type(address, kind), path=path)
+
+
+def open_target(target: Target, *, timeout: float, roots: Roots | None = None) -> VhostUserNode:
+    """Connect to a back end, after starting it where the address says so. The caller has checked the deny list.
+
+    Args:
+        target: The back end.
+        timeout: Seconds for its start, and for each of its replies.
+        roots: Where /proc is.
+
+    Raises:
+        NoSuchDevice: Nothing listens at the socket.
+        PermissionLack: This user may not connect.
+        EnvironmentLack: There is no such program.
+        OperationFailed: The process cannot be started, or ends at once.
+        DeviceTimeout: The back end does not answer.
+        ProtocolError: It does not speak vhost-user.
+        DeviceGone: It closed the connection.
+    """
+    daemon = SpawnedDaemon(target.command, timeout=timeout) if target.command else None
+    return VhostUserNode(
+        daemon.path if daemon else target.path,
+        target.device_id,
+        address=target.address,
+        timeout=timeout,
+        daemon=daemon,
+        roots=roots,
+    )
+
+
+def _type(address: str, name: str) -> int:
+    try:
+        return ids.require_type(name)
+    except UsageError as error:
+        raise _bad(address, str(error)) from error
+
+
+def _words(address: str, command: str) -> tuple[str, ...]:
+    try:
+        words = tuple(shlex.split(command))
+    except ValueError as error:
+        raise _bad(address, f"the command cannot be split: {error}") from error
+    if len(words) < 2 or sum(word.count(FD) + word.count(SOCKET) for word in words[1:]) != 1:
+        raise _bad(address, f"the command has to have {FD} or {SOCKET} among its arguments, once")
+    return words
+
+
+def _qsd(address: str, head: str, file: str) -> tuple[str, ...]:
+    """The command of qemu-storage-daemon with one disk image, which it writes to where this user may."""
+    keys = _keys(address, head)
+    if not file:
+        raise _bad(address, "no disk image follows")
+    if not Path(file).exists():
+        raise NoSuchDevice(
+            f"there is no disk image {file}",
+            seen="no such file",
+            expected="a raw disk image",
+            remedy=f"make one: truncate -s 64M {shlex.quote(file)}",
+        )
+    program = keys.get("binary", QSD_PROGRAM)
+    if shutil.which(program) is None:
+        raise missing(program, QSD_PACKAGE)
+    writable = os.access(file, os.W_OK)
+    disk: dict[str, Any] = {
+        "driver": "host_device" if Path(file).is_block_device() else "file",
+        "node-name": "disk",
+        "filename": str(Path(file).absolute()),
+        "read-only": not writable,
+        "aio": keys.get("aio", "threads"),
+    }
+    if keys.get("aio") == "native":
+        disk["cache"] = {"direct": True}  # QEMU refuses it otherwise
+    export = {
+        "type": "vhost-user-blk",
+        "id": "export",
+        "node-name": "disk",
+        "writable": writable,
+        "num-queues": int(keys.get("queues", "1")),
+        "addr": {"type": "fd", "str": FD},
+    }
+    return (program, "--blockdev", json.dumps(disk), "--export", json.dumps(export))
+
+
+def _keys(address: str, head: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for part in head.split(",")[1:]:
+        key, _, value = part.partition("=")
+        if f"{key}=" not in QSD_KEYS or not value or key in found:
+            known = ", ".join(key.rstrip("=") for key in QSD_KEYS)
+            raise _bad(address, f"{part!r} is not one of {known}, once, with a value")
+        found[key] = value
+    queues = found.get("queues", "1")
+    if not queues.isdecimal() or not queues.isascii() or not 1 <= int(queues) <= _QUEUES_MOST:
+        raise _bad(address, f"queues={queues} is not 1 to {_QUEUES_MOST}")
+    if found.get("aio", _AIO[0]) not in _AIO:
+        raise _bad(address, f"aio={found['aio']} is not {', '.join(_AIO)}")
+    return found
+
+
+def forms() -> Sequence[str]:
+    """The forms of an address, for errors and help."""
+    return (
+        f"{PREFIX}TYPE:SOCKET",
+        f"{PREFIX}TYPE,exec=COMMAND",
+        f"{PREFIX}{QSD}[,KEY=VALUE...]/FILE",
+    )
+
+
+def _bad(address: str, why: str) -> BadAddress:
+    return BadAddress(
+        f"{address!r} names no vhost-user back end: {why}",
+        seen=address,
+        expected=" or ".join(forms()),
+        remedy=f"for example {PREFIX}blk:/run/disk.socket, or {PREFIX}{QSD}/disk.img",
+    )

@@ -1,0 +1,159 @@
+"""The documents that a report is made of, as it carries them: JSON in script elements that no browser runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from html.parser import HTMLParser
+from typing import Any, Final
+
+from uvirtio.report.markup import Markup
+
+DUMP: Final = "uvirtio-dump"
+"""The id of the element with the document of ``uvirtio dump``."""
+DIAG: Final = "uvirtio-diag"
+"""The id of the element with the document of ``uvirtio diag --json``."""
+
+Document = dict[str, Any]
+
+
+def script(ident: str, document: Document) -> Markup:
+    """A document as a script element.
+
+    Args:
+        ident: The element's id.
+        document: The document. Nothing in it ends the element: ``<``, ``>`` and ``&`` are escaped as JSON allows.
+    """
+    told = json.dumps(document, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    for char in "<>&":
+        told = told.replace(char, f"\\u{ord(char):04x}")
+    return Markup(f'<script type="application/json" id="{ident}">{told}</script>')
+
+
+class _Finder(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=False)
+        self.found: dict[str, str] = {}
+        self._inside: str | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        ident = given.get("id")
+        if tag == "script" and given.get("type") == "application/json" and ident and ident not in self.found:
+            self._inside = ident
+            self.found[ident] = ""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "script":
+            self._inside = None
+
+    def handle_data(self, data: str) -> None:
+        if self._inside is not None:
+            self.found[self._inside] += data
+
+
+def embedded(text: str, ident: str) -> Document | None:
+    """Return a document that a report carries; None: it carries none of that id.
+
+    Args:
+        text: The HTML file.
+        ident: ``DUMP`` or ``DIAG``.
+
+    Raises:
+        ValueError: It is there and is no JSON object.
+    """
+    finder = _Finder()
+    finder.feed(text)
+    finder.close()
+    told = finder.found.get(ident)
+    if told is None:
+        return None
+    made = json.loads(told)
+    if not isinstance(made, dict):
+        raise ValueError(f"{ident} is not an object")
+    return made
+
+
+_VERDICTS: Final = ("pass", "warn", "fail", "skip")
+
+
+def checked(diag: Document) -> Document:
+    """Return a diagnosis as a report can use it: what it must have, with the types that it must have.
+
+    A report comes from anywhere, and may say anything.
+
+    Args:
+        diag: A document of ``uvirtio diag --json``.
+
+    Raises:
+        ValueError: A part of it is something else.
+    """
+    made = {**diag, "steps": [_step(one) for one in _list(diag.get("steps"), "steps")]}
+    made["address"], made["type"] = _text(diag.get("address")), _text(diag.get("type")) or "unknown"
+    made["verdict"] = "fail" if diag.get("error") else "pass"
+    if diag.get("verdict") is not None:
+        made["verdict"] = _verdict(diag["verdict"])
+    made["cause"] = _cause(diag.get("cause"))
+    for name in ("error", "bisection"):
+        made[name] = _object(diag.get(name), name)
+    return made
+
+
+def _step(told: Any) -> Document:
+    step = _object(told, "a step")
+    made = {**step, "name": _text(step.get("name")), "verdict": _verdict(step.get("verdict"))}
+    for name in ("spec", "detail", "hint"):
+        made[name] = _text(step.get(name))
+    took = step.get("took_s", 0.0)
+    if isinstance(took, bool) or not isinstance(took, int | float) or not math.isfinite(took) or took < 0:
+        raise ValueError("took_s is not a time")
+    made["took_s"] = float(took)
+    made["cause"] = _cause(step.get("cause"))
+    data = _object(step.get("data"), "data")
+    if "queues" in data:
+        data = {**data, "queues": [_queue(one) for one in _list(data["queues"], "queues")]}
+    made["data"] = data
+    return made
+
+
+def _queue(told: Any) -> Document:
+    queue = _object(told, "a queue")
+    index = queue.get("index")
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise ValueError("the index of a queue is not a number")
+    words = _object(queue.get("words"), "words")
+    return {**queue, "words": words, "addresses": _list(queue.get("addresses"), "addresses")}
+
+
+def _cause(told: Any) -> Document | None:
+    if told is None:
+        return None
+    cause = _object(told, "a cause")
+    lines = {name: [_text(one) for one in _list(cause.get(name), name)] for name in ("evidence", "try")}
+    return {**cause, "id": _text(cause.get("id")), "text": _text(cause.get("text")), **lines}
+
+
+def _object(told: Any, what: str) -> Document:
+    if told is None:
+        return {}
+    if not isinstance(told, dict):
+        raise ValueError(f"{what} is not an object")
+    return told
+
+
+def _list(told: Any, what: str) -> list[Any]:
+    if told is None:
+        return []
+    if not isinstance(told, list):
+        raise ValueError(f"{what} is not an array")
+    return told
+
+
+def _text(told: Any) -> str:
+    return "" if told is None else str(told)
+
+
+def _verdict(told: Any) -> str:
+    if told not in _VERDICTS:
+        raise ValueError("a verdict is none of pass, warn, fail, skip")
+    return str(told)

@@ -1,0 +1,111 @@
+"""Virtio over vhost-user: what its messages mean (not a transport of the standard; chapters 2 and 3 apply).
+
+It is the control path of vDPA, by messages to another process, with these differences: addresses are those of the
+memory that both processes share, guest-physical ones; the end of the other process is an event, because kicks and
+calls do not show it; and the back end says that the configuration has changed, or nothing does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+
+from uvirtio.errors import QueueError
+from uvirtio.interfaces.backend import VhostUserNode
+from uvirtio.interfaces.memory import Doorbell, Event
+from uvirtio.interfaces.transport import Causes
+from uvirtio.interfaces.values import InterruptMode
+from uvirtio.memory.eventfd import EventFd, EventFdDoorbell
+from uvirtio.memory.trace import Trace, TracedDoorbell
+from uvirtio.spec import features as f
+from uvirtio.transports.vdpa import PACKED_BASE, Vdpa
+
+
+class VhostUser(Vdpa):
+    """A ``Transport`` over a vhost-user back end."""
+
+    kind = "vhost-user"
+    features_allowed = f.mask(f.VERSION_1, f.INDIRECT_DESC, f.EVENT_IDX, f.RING_PACKED, f.IN_ORDER)
+
+    def __init__(self, node: VhostUserNode, *, trace: Trace | None = None) -> None:
+        """Take over a node, and read what the device is; parameters and errors as for ``Vdpa``.
+
+        Args:
+            node: The node; ``close()`` closes it.
+            trace: Called with a line for each operation; None: no trace.
+        """
+        super().__init__(node, trace=trace)
+        self._back_end = node
+
+    @property
+    def interface(self) -> str:
+        """One line for people: queues and configuration."""
+        return f"vhost-user, {self.num_queues} queues, {self.config_length} bytes of configuration"
+
+    @property
+    def translates(self) -> bool:
+        """Return False: there is no IOMMU."""
+        return False
+
+    # --- queues (2.6, 3.1.1) --------------------------------------------------------------------------------
+
+    def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> Doorbell:
+        """Set up and enable a queue; see ``Transport``."""
+        if index in self._enabled:
+            raise QueueError(f"queue {index} is already enabled", seen=1, expected="a queue after a reset")
+        node = self._back_end
+        doorbell = self._doorbells[index] = EventFdDoorbell()
+        # A call even where nothing waits for it: few back ends have been tried without one.
+        call = self._calls[index] = self._calls.get(index) or EventFd()
+        node.set_vring_num(index, size)
+        node.set_vring_base(index, PACKED_BASE if self._packed else 0)
+        node.set_vring_addr(index, desc, driver, device)
+        node.set_vring_call(index, call.fileno())
+        node.set_vring_kick(index, doorbell.fileno())
+        node.set_vring_enable(index, True)
+        self._enabled.add(index)
+        self._tell(f"queue {index}: {size} entries at {desc:#x}, {driver:#x}, {device:#x}, enabled")
+        return doorbell if self._trace is None else TracedDoorbell(doorbell, index, "its eventfd", self._trace)
+
+    def release_queues(self) -> None:
+        """Close the doorbells and the calls, after the device has been reset: no ring uses them any more."""
+        self._enabled.clear()
+        doorbells, self._doorbells = self._doorbells, {}
+        for doorbell in doorbells.values():
+            doorbell.close()
+        self._disconnect()
+
+    # --- interrupts (2.3, 2.9) ------------------------------------------------------------------------------
+
+    def _try_mode(self, mode: InterruptMode, queues: Sequence[int]) -> str | None:
+        if mode is InterruptMode.POLLING:
+            return None
+        if mode is not InterruptMode.PER_QUEUE:
+            return "vhost-user gives each queue a call of its own"
+        self._calls = {index: EventFd() for index in queues}  # handed over when the queue is enabled
+        return None
+
+    def _disconnect(self) -> None:
+        calls, self._calls = self._calls, {}
+        self._mode = InterruptMode.POLLING
+        for event in calls.values():
+            event.close()
+
+    def events(self) -> Sequence[Event]:
+        """Return the hang-up, the change of the configuration, and the calls; no calls while polling."""
+        node = self._back_end
+        control = [node.removal] if node.config_changes is None else [node.removal, node.config_changes]
+        return control if self._mode is InterruptMode.POLLING else [*control, *self._calls.values()]
+
+    def causes(self, fired: Container[int] | None = None) -> Causes:
+        """Take what is pending; see ``Transport``.
+
+        Raises:
+            DeviceGone: The back end has hung up.
+        """
+        pending = [
+            event for event in self.events() if fired is None or event.fileno() in fired
+        ]  # the hang-up is the first, and its take() fails
+        taken = [event for event in pending if event.take()]
+        # A call may come without a cause (some back ends send one at the start): the ring is checked all the same.
+        config = self._back_end.config_changes in taken
+        return Causes(config=config, queues=len(taken) > config)
