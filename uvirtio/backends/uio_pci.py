@@ -431,7 +431,7 @@ class UioPciFunction(BoundFunction):
     @property
     def has_reset(self) -> bool:
         """Whether sysfs has a ``reset`` for the function."""
-        return (self._device / "reset").exists()
+        return sysfs.exists(self._device / "reset")
 
     def reset(self) -> bool:
         """Do the kernel's reset of the function; False where sysfs has none, or it fails.
@@ -513,7 +513,7 @@ def _bars(directory: Path) -> tuple[dict[int, BarInfo], dict[int, int]]:
 
 def _iommu(device: Path) -> str | None:
     """Return the type of the IOMMU domain that translates for this function; None where none does."""
-    if not (device / "iommu_group").exists():
+    if not sysfs.exists(device / "iommu_group"):
         return None
     try:
         kind = (device / "iommu_group" / "type").read_text(encoding="ascii").strip()

@@ -29,7 +29,7 @@ class Check:
 
 def driver_state(driver: str, bus: str, roots: Roots) -> Literal["loaded", "loadable", "missing", "unknown"]:
     """Whether a driver is registered with its bus, could be loaded or is missing; perhaps only modprobe knows."""
-    if (sysfs.bus(bus, roots) / "drivers" / driver).is_dir():
+    if sysfs.is_dir(sysfs.bus(bus, roots) / "drivers" / driver):
         return "loaded"
     found = modules.presence(driver, roots)
     return "loadable" if found == "installed" else found

@@ -490,7 +490,7 @@ def _find(name: str, every: _Scan, aliases: bool) -> DiscoveredDevice:
 
 def _find_pci(address: str, roots: Roots, known_as: str = "") -> DiscoveredDevice:
     name: str | None = address
-    if not sysfs.device("pci", address, roots).exists():  # as the kernel spells it; a made-up tree may not
+    if sysfs.gone(sysfs.device("pci", address, roots)):  # as the kernel spells it; a made-up tree may not
         names = sysfs.device_names("pci", roots)
         name = next((name for name in names if addresses.is_pci(name) and canonical(name) == address), None)
     if name is None:

@@ -156,12 +156,12 @@ def _interrupts_can_be_forged(roots: Roots) -> bool:
 
 def _vfio_cdev(roots: Roots) -> Iterator[Check]:
     nodes = [name for name in sysfs.names(roots.dev / "vfio/devices") if name.startswith("vfio")]
-    if nodes and (roots.dev / "iommu").exists():
+    if nodes and sysfs.exists(roots.dev / "iommu"):
         yield Check("vfio-cdev", "pass", f"iommufd, and a character device each for {len(nodes)} functions")
     elif nodes:
         detail = "VFIO makes character devices, but there is no /dev/iommu: the groups are used"
         yield Check("vfio-cdev", "warn", detail, "as root: modprobe iommufd")
-    elif (roots.dev / "iommu").exists() or (found := modules.presence("iommufd", roots)) == "installed":
+    elif sysfs.exists(roots.dev / "iommu") or (found := modules.presence("iommufd", roots)) == "installed":
         yield Check("vfio-cdev", "pass", "iommufd is there; bind shows whether VFIO makes character devices too")
     elif found == "unknown":
         why = modules.why_missing("iommufd", roots)
@@ -179,7 +179,7 @@ def _vfio_noiommu(roots: Roots) -> Iterator[Check]:
     elif groups:
         yield Check("vfio-noiommu", "skip", "not needed: there is an IOMMU")
     elif on is None:
-        why = "this kernel's vfio has no such mode" if switch.parent.is_dir() else "vfio is not loaded"
+        why = "this kernel's vfio has no such mode" if sysfs.is_dir(switch.parent) else "vfio is not loaded"
         yield Check("vfio-noiommu", "skip", f"{why} (CONFIG_VFIO_NOIOMMU)")
     elif on:
         yield _physical("vfio-noiommu", "VFIO without an IOMMU is switched on", roots)
@@ -247,7 +247,7 @@ def _devmem(roots: Roots) -> Iterator[Check]:
     mode = sysfs.locked_down(roots)
     if not windows:
         yield Check("devmem", "skip", "no virtio-mmio window here")
-    elif not path.exists():
+    elif not sysfs.exists(path):
         yield Check("devmem", "warn", f"no {path}", "boot a kernel with CONFIG_DEVMEM; in a container: mknod")
     elif mode is not None:
         yield Check("devmem", "warn", f"{path} is closed by lockdown ({mode})", "switch secure boot off")
@@ -288,7 +288,7 @@ def _plugged(roots: Roots) -> Iterator[Check]:
 def _vdpa(roots: Roots) -> Iterator[Check]:
     devices = sysfs.device_names("vdpa", roots)
     if not devices:
-        here = sysfs.bus("vdpa", roots).is_dir() or modules.presence("vdpa", roots) != "missing"
+        here = sysfs.is_dir(sysfs.bus("vdpa", roots)) or modules.presence("vdpa", roots) != "missing"
         yield Check("vhost-vdpa", "skip", "no vdpa device here" if here else "this kernel has no vdpa")
         return
     yield _module("vhost-vdpa", VDPA, "vdpa", roots)

@@ -176,7 +176,7 @@ class Facts:
             for pid in self.pids
             if (name := process.comm(pid, self.roots)) in _SLEEPERS
         ]
-        if (self.roots.run / "systemd/shutdown/scheduled").exists():
+        if sysfs.exists(self.roots.run / "systemd/shutdown/scheduled"):
             found.append("a shutdown is scheduled")
         return found
 
@@ -254,7 +254,7 @@ class Facts:
         if not source.startswith("/dev/"):
             return None
         plain = source.removeprefix("/dev/")
-        if (self.roots.sys / "class/block" / plain).exists():
+        if sysfs.exists(self.roots.sys / "class/block" / plain):
             return plain
         if plain.startswith("mapper/"):
             wanted = plain.removeprefix("mapper/")

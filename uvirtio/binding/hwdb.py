@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from uvirtio.binding.discover import DiscoveredDevice
+from uvirtio.host import sysfs
 from uvirtio.host.roots import Roots
 
 
 def udev_properties(found: DiscoveredDevice, roots: Roots) -> dict[str, str]:
     """The device's properties in udev's database; empty without udev or pyudev, or below another root."""
-    if not roots.live or not (roots.run / "udev/data").is_dir():
+    if not roots.live or not sysfs.is_dir(roots.run / "udev/data"):
         return {}  # pyudev's Context takes no other root, and importing it costs 0.1 s
     try:
         import pyudev

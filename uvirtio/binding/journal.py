@@ -147,7 +147,7 @@ def store(entry: Entry, roots: Roots) -> None:
         temporary.replace(target)
         _sync(home)
     except OSError as error:
-        temporary.unlink(missing_ok=True) if home.is_dir() else None
+        temporary.unlink(missing_ok=True) if sysfs.is_dir(home) else None
         raise EnvironmentLack(
             "the journal cannot be written, so nothing may be changed",
             seen=f"{home}: {error.strerror}",
@@ -226,7 +226,7 @@ def hidden(roots: Roots) -> Path | None:
     if names is None:
         return home
     paths = (home / name for name in names if name.endswith(".json") and not name.startswith("."))
-    return next((path for path in paths if path.exists() and not os.access(path, os.R_OK)), None)
+    return next((path for path in paths if sysfs.exists(path) and not os.access(path, os.R_OK)), None)
 
 
 def damaged(roots: Roots) -> list[Path]:

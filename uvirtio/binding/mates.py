@@ -77,4 +77,4 @@ def _functions(group: int, roots: Roots) -> list[DiscoveredDevice] | None:
 
 def _hidden(name: str, roots: Roots) -> bool:
     """Whether a PCI function is there and does not show what it is."""
-    return addresses.is_pci(name) and sysfs.device("pci", name, roots).is_symlink()
+    return addresses.is_pci(name) and not sysfs.gone(sysfs.device("pci", name, roots))

@@ -392,7 +392,7 @@ def _rights(found: DiscoveredDevice, roots: Roots) -> UvirtioError | None:
     if found.driver is not None:
         files.append(home / "drivers" / found.driver / "unbind")
     for path in files:
-        if path.exists() and not writable(path):
+        if sysfs.exists(path) and not writable(path):
             return PermissionLack(
                 "this user may not change drivers",
                 seen=f"{path} cannot be written",

@@ -56,7 +56,7 @@ class Settling:
         return {
             (devpath, "unbind" if now is None else "bind")
             for path, (devpath, before) in self._drivers.items()
-            if (now := sysfs.driver_of(path)) != before and path.exists()
+            if (now := sysfs.driver_of(path)) != before and not sysfs.gone(path)
         }
 
     def wait(self, timeout: float) -> bool:

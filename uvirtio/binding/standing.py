@@ -37,7 +37,7 @@ def standing(device: DeviceEntry, roots: Roots, state: str = "bound") -> Standin
             then a device that looks as before need not stay so.
     """
     directory = sysfs.device(device.bus, device.name, roots)
-    if not directory.exists():
+    if sysfs.gone(directory):
         return "gone"
     if _replaced(device, directory):
         return "replaced"
@@ -69,7 +69,7 @@ def _replaced(device: DeviceEntry, directory: Path) -> bool:
     if device.pci_id is None:
         return False
     seen = ids(directory)
-    if seen[0] is None and directory.exists():
+    if seen[0] is None and not sysfs.gone(directory):
         return False  # it is being removed just now, or its files cannot be read
     return seen != (device.pci_id, device.subsystem_id)
 

@@ -67,7 +67,7 @@ class SysfsOps:
         if driver is None:
             return set()
         home = sysfs.bus(bus, self.roots)
-        return {name for name in sysfs.names(home / "drivers" / driver) if (home / "devices" / name).exists()}
+        return {name for name in sysfs.names(home / "drivers" / driver) if sysfs.exists(home / "devices" / name)}
 
     def _write(self, path: Path, text: str) -> None:
         try:
@@ -158,7 +158,7 @@ class SysfsOps:
             groups = () if iommu_group is None else (str(iommu_group), f"noiommu-{iommu_group}")
             names = [*(f"/dev/vfio/{group}" for group in groups), *sysfs.vfio_nodes(self.device(bus, name))]
         paths = (self.roots.dev / made.removeprefix("/dev/") for made in names)
-        return next((path for path in paths if path.exists()), None)
+        return next((path for path in paths if sysfs.exists(path)), None)
 
     def wait_for_node(self, found: DiscoveredDevice) -> Path:
         """Wait for the device node of the VFIO group or the vDPA device, at most PROBES times PROBE_INTERVAL s.

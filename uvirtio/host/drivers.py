@@ -47,7 +47,7 @@ def is_vfio(directory: Path, roots: Roots) -> bool:
     if sysfs.vfio_devices(directory):
         return True
     module = sysfs.link_name(directory / "driver/module")
-    return module is not None and (roots.sys / "module" / _VARIANTS_USE / "holders" / module).exists()
+    return module is not None and sysfs.exists(roots.sys / "module" / _VARIANTS_USE / "holders" / module)
 
 
 def is_for_user_space(directory: Path, roots: Roots) -> bool:
@@ -69,7 +69,7 @@ def user_nodes(directory: Path, roots: Roots) -> list[str]:
             else []
         )
     own, group = sysfs.vfio_nodes(directory), sysfs.iommu_group(directory)
-    if group is None or (own and not (roots.sys / "class/vfio").is_dir()):
+    if group is None or (own and not sysfs.is_dir(roots.sys / "class/vfio")):
         return own
     return [f"/dev/vfio/noiommu-{group}" if sysfs.is_noiommu(directory) else f"/dev/vfio/{group}", *own]
 
@@ -87,7 +87,7 @@ def require_bound(address: str, wanted: str, roots: Roots) -> None:
         NotBound: Another driver is bound, or none.
     """
     device = sysfs.device("pci", address, roots)
-    if not device.exists():
+    if sysfs.gone(device):
         raise NoSuchDevice(
             f"there is no PCI function {address}", expected="an address of uvirtio list", remedy="uvirtio list"
         )

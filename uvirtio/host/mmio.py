@@ -59,7 +59,7 @@ def windows(roots: Roots, only: str | None = None) -> list[Window]:
     given = {one.name: one for one in _on_the_command_line(roots)}
     found = []
     for name in sysfs.device_names("platform", roots) if only is None else [only]:
-        if only is not None and not sysfs.device("platform", name, roots).exists():
+        if only is not None and sysfs.gone(sysfs.device("platform", name, roots)):
             continue
         node = sysfs.device("platform", name, roots) / "of_node"
         if name not in given and not _is_window(name, node):

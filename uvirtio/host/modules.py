@@ -85,7 +85,7 @@ def presence(module: str, roots: Roots) -> Presence:
 def why_missing(module: str, roots: Roots) -> str:
     """What shows that a module is missing, or that this cannot be known: for errors and checks."""
     every = directories(roots)
-    having = [str(directory) for directory in every if (directory / "modules.dep").is_file()]
+    having = [str(directory) for directory in every if sysfs.exists(directory / "modules.dep")]
     if having:
         return f"none in {' or '.join(having)}"
     if configured(module, roots) == "n":

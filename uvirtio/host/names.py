@@ -82,7 +82,7 @@ def names_of(place: Path, roots: Roots) -> Iterator[str]:
     for kind, nodes in _NAMED.items():
         for name in sorted(sysfs.names(roots.sys / "class" / kind)):
             link = roots.sys / "class" / kind / name
-            if (kind == "input" and not name.startswith("event")) or (link / "partition").exists():
+            if (kind == "input" and not name.startswith("event")) or sysfs.exists(link / "partition"):
                 continue
             if sysfs.real(link).is_relative_to(place):
                 yield from (name, *(f"{node}{name}" for node in nodes))
@@ -110,7 +110,7 @@ def _below_sys(address: Address, roots: Roots) -> Path:
 def _of_class(name: str, roots: Roots) -> list[Path]:
     """The directories with this name in the classes of sysfs, such as net, block or input."""
     top = roots.sys / "class"
-    places = (sysfs.real(top / kind / name) for kind in sysfs.names(top) if (top / kind / name).exists())
+    places = (sysfs.real(top / kind / name) for kind in sysfs.names(top) if sysfs.exists(top / kind / name))
     return [place for place in dict.fromkeys(places) if place.is_relative_to(sysfs.real(roots.sys))]
 
 
@@ -135,6 +135,6 @@ def _owner(place: Path, roots: Roots) -> tuple[str, str] | None:
     for directory in (place, *place.parents):
         for bus in BUSES:
             link = sysfs.device(bus, directory.name, roots)
-            if link.exists() and sysfs.real(link) == directory:
+            if sysfs.exists(link) and sysfs.real(link) == directory:
                 return bus, directory.name
     return None

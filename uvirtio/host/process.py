@@ -52,7 +52,7 @@ _FIRST_PID_NAMESPACE = "pid:[4026531836]"
 
 def exists(pid: Pid, roots: Roots) -> bool:
     """Whether there is such a process."""
-    return directory(pid, roots).exists()
+    return not sysfs.gone(directory(pid, roots))
 
 
 def command(pid: Pid, roots: Roots) -> str:

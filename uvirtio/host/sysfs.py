@@ -32,6 +32,36 @@ def read(path: Path, limit: int = _LIMIT) -> str | None:
     return b"".join(pieces).decode("utf-8", errors="replace").strip(" \t\r\n\0")
 
 
+def exists(path: Path) -> bool:
+    """Whether a file is there, and this user may see it.
+
+    ``Path.exists`` raises PermissionError where a directory on the way is closed, up to Python 3.13.
+    """
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
+def is_dir(path: Path) -> bool:
+    """Whether a directory is there, and this user may see it."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def gone(path: Path) -> bool:
+    """Whether a file is not there; one that this user may not see is not gone."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def lines(path: Path) -> list[str] | None:
     """The lines of a file; None where it cannot be read."""
     text = read(path, 16 * _LIMIT)
@@ -121,7 +151,7 @@ def below(top: Path, limit: int = 5000, depth: int = 12, unreadable: list[Path] 
 
 def there(roots: Roots) -> bool:
     """Whether sysfs is mounted."""
-    return (roots.sys / "bus").is_dir()
+    return is_dir(roots.sys / "bus")
 
 
 def bus(name: str, roots: Roots) -> Path:
@@ -198,7 +228,7 @@ def above(directory: Path) -> list[Path]:
     found = []
     for place in real(directory).parents:
         is_function = addresses.is_pci(place.name)
-        if is_function or (place / "subsystem").is_symlink():
+        if is_function or link_name(place / "subsystem") is not None:
             found.append(place)
         if is_function:
             break
@@ -229,7 +259,7 @@ def vfio_devices(directory: Path) -> list[str]:
 def vfio_nodes(directory: Path) -> list[str]:
     """The character devices that VFIO made for a device, ``/dev/vfio/devices/vfio3``: since Linux 6.6."""
     made = directory / "vfio-dev"
-    return [f"/dev/vfio/devices/{name}" for name in vfio_devices(directory) if (made / name / "dev").exists()]
+    return [f"/dev/vfio/devices/{name}" for name in vfio_devices(directory) if exists(made / name / "dev")]
 
 
 def physical_function(directory: Path) -> str | None:
@@ -239,7 +269,7 @@ def physical_function(directory: Path) -> str | None:
 
 def is_physical_function(directory: Path) -> bool:
     """Whether a PCI function has the SR-IOV capability."""
-    return (directory / "sriov_totalvfs").exists()
+    return exists(directory / "sriov_totalvfs")
 
 
 # --- IOMMU --------------------------------------------------------------------------------------------------

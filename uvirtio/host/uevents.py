@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from uvirtio.errors import Closed, OperationFailed
+from uvirtio.host import sysfs
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import failed
 
@@ -239,12 +240,12 @@ class UdevEvents:
 
 def udev_runs(roots: Roots) -> bool:
     """Whether a udevd runs: its control socket exists."""
-    return (roots.run / "udev/control").exists()
+    return sysfs.exists(roots.run / "udev/control")
 
 
 def udev_works(roots: Roots) -> bool:
     """Whether udevd is still processing events: the file ``queue`` exists meanwhile."""
-    return (roots.run / "udev/queue").exists()
+    return sysfs.exists(roots.run / "udev/queue")
 
 
 def listen(subsystems: Sequence[str], roots: Roots) -> tuple[Uevents, str | None]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from uvirtio.host import sysfs
 from uvirtio.host.roots import Roots
 
 
 def supported(roots: Roots) -> bool:
     """Whether this kernel has wake locks."""
-    return (roots.sys / "power/wake_lock").exists()
+    return sysfs.exists(roots.sys / "power/wake_lock")
 
 
 def take(name: str, roots: Roots) -> None:

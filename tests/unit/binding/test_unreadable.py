@@ -5,9 +5,12 @@ A link that leads to itself cannot be listed by root either.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +22,7 @@ from uvirtio.binding.mates import Mates
 from uvirtio.binding.plan import plan
 from uvirtio.binding.rules import check
 from uvirtio.cli import main
+from uvirtio.cli.app import run
 from uvirtio.errors import PermissionLack
 from uvirtio.host import process, sysfs
 
@@ -221,3 +225,51 @@ def test_processes_that_are_not_listed(fake: FakeSys) -> None:
     (fake.roots.proc / "self/ns/pid").unlink()
     (fake.roots.proc / "1").rename(fake.roots.proc / "init")
     assert not process.open_files(fake.roots).complete
+
+
+# --- directories that may not even be entered -------------------------------------------------------------------
+
+
+@pytest.fixture
+def close(fake: FakeSys, monkeypatch: pytest.MonkeyPatch):
+    """Forbids what is below a directory: root, which the tests may run as, is forbidden nothing by its mode."""
+
+    def closed(part: str) -> None:
+        top = str(fake.top / part)
+
+        def refused(path: object) -> bool:
+            return os.fspath(path).startswith(top + "/")  # type: ignore[call-overload, no-any-return]
+
+        for name in ("stat", "lstat", "open", "readlink", "listdir", "scandir"):
+            monkeypatch.setattr(os, name, _refusing(getattr(os, name), refused, top))
+
+    return closed
+
+
+def _refusing(real: Any, refused: Callable[[object], bool], top: str) -> Callable[..., Any]:
+    def call(path: Any = ".", *more: Any, **how: Any) -> Any:
+        if not isinstance(path, int) and (
+            refused(path) or (os.fspath(path) == top and real.__name__ == "listdir")
+        ):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+        return real(path, *more, **how)
+
+    return call
+
+
+@pytest.mark.parametrize("part", ["sys", "sys/bus", "sys/bus/pci/devices", "proc", "dev", "run"])
+@pytest.mark.parametrize("verb", [["list"], ["doctor"], ["plan", AT], ["inspect", AT], ["restore", "--all"]])
+def test_a_directory_that_is_closed_is_no_bug(fake: FakeSys, close, part: str, verb: list[str], capsys) -> None:
+    fake.pci(AT, "rng")
+    close(part)
+    run([*verb, "--root", str(fake.top)])
+    told = capsys.readouterr()
+    assert "UV-BUG" not in told.out + told.err
+
+
+def test_what_may_not_be_seen_is_not_gone(fake: FakeSys, close) -> None:
+    device = fake.pci(AT, "rng")
+    assert sysfs.exists(device) and not sysfs.gone(device)
+    close("sys")
+    assert not sysfs.exists(device) and not sysfs.is_dir(device) and not sysfs.gone(device)
+    assert sysfs.gone(fake.roots.run / "none") and sysfs.gone(fake.roots.proc / "iomem" / "none")

@@ -59,7 +59,7 @@ def group_of(address: str, roots: Roots) -> int:
         NoIommu: It has no group.
     """
     device = sysfs.device("pci", address, roots)
-    if not device.exists():
+    if sysfs.gone(device):
         raise NoSuchDevice(f"there is no PCI function {address}", seen=str(device), remedy="uvirtio list")
     try:
         name = (device / "iommu_group").readlink().name
@@ -352,7 +352,7 @@ def _open_error(path: Path, number: int, roots: Roots, error: OSError) -> Uvirti
             ),
         )
     if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-        if not (roots.dev / "vfio").exists():
+        if not sysfs.exists(roots.dev / "vfio"):
             return ModuleLack(
                 f"{path} is not there: vfio is not loaded",
                 seen=named(error),

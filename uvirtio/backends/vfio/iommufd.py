@@ -120,7 +120,7 @@ def cdev_of(address: str, roots: Roots) -> Path | None:
     """Return the character device that VFIO made for a PCI function; None where this kernel makes none."""
     for name in sysfs.names(sysfs.device("pci", address, roots) / "vfio-dev"):
         path = roots.dev / "vfio" / "devices" / name
-        if re.fullmatch(r"vfio[0-9]+", name, re.ASCII) and path.exists():
+        if re.fullmatch(r"vfio[0-9]+", name, re.ASCII) and sysfs.exists(path):
             return path
     return None
 

@@ -16,6 +16,7 @@ from uvirtio.backends.vfio.group import Group, group_of, is_noiommu
 from uvirtio.backends.vfio.iommufd import Ioas, cdev_of, open_cdev
 from uvirtio.backends.vfio.uapi import VFIO_NOIOMMU_IOMMU
 from uvirtio.errors import NotSupported
+from uvirtio.host import sysfs
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import Kernel
 
@@ -186,7 +187,7 @@ def best(address: str, roots: Roots, kernel: Kernel, vf_token: str | None = None
     open_to_us = path is not None and all(
         os.access(node, os.R_OK | os.W_OK) for node in (path, roots.dev / "iommu")
     )
-    if open_to_us or (path is not None and not (roots.dev / "vfio" / "vfio").exists()):  # CONFIG_VFIO_GROUP=n
+    if open_to_us or (path is not None and not sysfs.exists(roots.dev / "vfio" / "vfio")):  # CONFIG_VFIO_GROUP=n
         try:
             return by_cdev(address, roots, kernel, vf_token)
         except NotSupported:

@@ -40,7 +40,7 @@ def require_bound(address: str, roots: Roots) -> tuple[str, str]:
     """
     if address.startswith("vdpa:"):
         name = address.removeprefix("vdpa:")
-        known = "/" not in name and name not in ("", ".", "..") and sysfs.device("vdpa", name, roots).is_dir()
+        known = "/" not in name and name not in ("", ".", "..") and sysfs.is_dir(sysfs.device("vdpa", name, roots))
     else:
         name = name_of(address, roots) or ""
         known = bool(name)

@@ -10,6 +10,7 @@ import typer
 from uvirtio.cli import output
 from uvirtio.cli.command import Command, verb
 from uvirtio.errors import EnvironmentLack
+from uvirtio.host import sysfs
 from uvirtio.host.roots import Roots
 
 
@@ -38,7 +39,7 @@ def doctor(cmd: Command) -> int:
     lacks = [one for one in found if one.verdict == "fail"]
     where = places(cmd.roots)
     rules = Path(sys.prefix) / "share/uvirtio/udev-rules"  # where a wheel installs them
-    if rules.is_dir():
+    if sysfs.is_dir(rules):
         where["udev rules"] = rules
     if cmd.json:
         cmd.document(
