@@ -106,7 +106,7 @@ def waits(event: Event) -> bool:
 
 
 def gone(pid: int) -> bool:
-    """Whether the process ends; a zombie that nobody reaps in here counts as gone."""
+    """Whether the process ends; a zombie that is not reaped in here counts as gone."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:
@@ -256,7 +256,7 @@ def test_intx_is_level_triggered(balloon: QemuPciFunction) -> None:
         assert waits(event)
         assert not event.take(), "masked until rearm()"
         event.rearm()
-        assert event.take(), "nobody has read the cause"
+        assert event.take(), "the cause was not read yet"
         assert isr.read8(0) & 2
         event.rearm()
         assert not event.take()

@@ -42,7 +42,7 @@ def machine_with(device: str, tmp_path: Path) -> Iterator[tuple[Machine, Callabl
 
         def bring_up(*modes: InterruptMode) -> Input:
             opened.append(identify(function.address, function, interrupts=modes or tuple(InterruptMode)))
-            # More than any test here sends: what is dropped when nobody reads is the unit tests' matter.
+            # More than any test here sends: what is dropped without a reader is the unit tests' matter.
             return Input(opened[-1], limit=1 << 17)
 
         try:

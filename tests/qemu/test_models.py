@@ -141,7 +141,7 @@ class BalloonModel(OnQemu, BalloonOrders):
 
 
 class MemModel(OnQemu):
-    """Requests by hand, and a manager that follows; ``out`` is what somebody uses."""
+    """Requests by hand, and a manager that follows; ``out`` is what a consumer uses."""
 
     @initialize(units=st.sampled_from([1, 2, 4]), mode=st.sampled_from([INTX, POLLING]), packed=st.booleans())
     def start(self, units: int, mode: InterruptMode, packed: bool) -> None:
@@ -219,11 +219,11 @@ class MemModel(OnQemu):
 
 
 class KeyboardModel(OnQemu):
-    """``waiting`` are the frames that the host has sent and nobody has read."""
+    """``waiting`` are the frames that the host has sent and that were not read."""
 
     KEYS: ClassVar[dict[str, int]] = {"a": 30, "s": 31, "shift": 42, "spc": 57, "f1": 59}
     ROOM = 60
-    """Events that the device has buffers for while nobody serves it (64), less some for what is under way."""
+    """Events that the device has buffers for while it is not served (64), less some for what is under way."""
 
     @initialize(mode=st.sampled_from(list(InterruptMode)))
     def start(self, mode: InterruptMode) -> None:
@@ -280,7 +280,7 @@ class KeyboardModel(OnQemu):
     @rule(keys=st.lists(st.tuples(st.sampled_from(sorted(KEYS)), st.booleans()), min_size=1, max_size=3))
     def leave_and_come_back(self, keys: list[tuple[str, bool]]) -> None:
         self.driver.close()
-        self._send(keys)  # to nobody: a device that was reset has no buffers
+        self._send(keys)  # lost: a device that was reset has no buffers
         self.begin()
         self.driver.service()
         assert self.driver.take_frame() is None

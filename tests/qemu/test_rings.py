@@ -147,17 +147,17 @@ def _no_bytes(raw: RawSplit, at: int, block: Block) -> None:
 
 
 def _packed_no_bytes(raw: RawPacked, at: int, block: Block) -> None:
-    raw.lay(0, Descriptor(at, 0, AVAIL))
+    raw.set_slot(0, Descriptor(at, 0, AVAIL))
 
 
 def _packed_wrong_order(raw: RawPacked, at: int, block: Block) -> None:
-    raw.lay(1, Descriptor(at, 4, AVAIL))
-    raw.lay(0, Descriptor(at, 4, AVAIL | NEXT | WRITE))
+    raw.set_slot(1, Descriptor(at, 4, AVAIL))
+    raw.set_slot(0, Descriptor(at, 4, AVAIL | NEXT | WRITE))
 
 
 def _packed_odd_table(raw: RawPacked, at: int, block: Block) -> None:
     where, length = packed_table(block, [Descriptor(at, 4)])
-    raw.lay(0, Descriptor(where, length + 1, AVAIL | INDIRECT))
+    raw.set_slot(0, Descriptor(where, length + 1, AVAIL | INDIRECT))
 
 
 SPLIT_FAULTS = (

@@ -22,7 +22,7 @@ LOST = 10.0
 
 
 def read(device: Device, queue: int, depth: int, blocks: list[int], content: list[bytes]) -> float:
-    """Read these blocks of 4 KiB, ``depth`` at a time, on a queue that nobody else uses; reads/s."""
+    """Read these blocks of 4 KiB, ``depth`` at a time, on a queue with no other user; reads/s."""
     ring = device.queues[queue].ring
     if not isinstance(ring, SplitQueue) or 3 * depth > ring.size:
         raise AssertionError("flat code knows split rings only, with three descriptors for a request")

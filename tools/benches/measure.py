@@ -31,7 +31,7 @@ class Ratio:
     low: float
     high: float
     target: float | None
-    """What is wanted; None where nobody wants anything."""
+    """What is wanted; None where nothing is wanted."""
     at_least: bool = True
     """Whether more is better: ``target`` is the least; otherwise the most."""
     note: str = ""

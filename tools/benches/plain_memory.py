@@ -1,4 +1,4 @@
-"""Memory for a ring without a device behind it: pages of this process, at addresses that nobody reads."""
+"""Memory for a ring without a device behind it: pages of this process, at addresses that no device reads."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class Loop:
         raise NotImplementedError
 
     def idle(self) -> Device | PackedDevice:
-        """A device that nobody looks at, to measure what it costs."""
+        """A device without checks, to measure what it costs."""
         return Device(memoryview(bytearray(4096)), self.batch, shuffled=False)
 
     def once(self) -> bytes:

@@ -28,6 +28,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 11):  # noqa: UP036 - nobody has installed us, so nobody has checked
+    if sys.version_info < (3, 11):  # noqa: UP036 - this was not installed, so the version was not checked
         sys.exit(f"tools: Python 3.11 or newer is needed, {sys.executable} is {sys.version.split()[0]}")
     sys.exit(main())

@@ -46,7 +46,7 @@ class Story:
                 self.show.say(
                     "guest", "a disk of 1 MiB of random bytes is served by qemu-storage-daemon, over VDUSE"
                 )
-                vduse.hand_over(disk.name, "virtio_vdpa")  # as a kernel has it that knows of nobody else
+                vduse.hand_over(disk.name, "virtio_vdpa")  # as a kernel has it that knows of no other driver
                 self.at = {"disk": disk.address}
                 self._between(lambda: self.blocks(disk.path))
             return

@@ -13,7 +13,7 @@ class Way:
 
     ``devices`` are QEMU's, with the ids that the story knows them by (balloon, mem, keyboard, rng). ``options``
     stand behind every command that opens a device, ``binding`` behind bind. ``driver`` is who has a device once it
-    is bound; None: nobody.
+    is bound; None: no driver.
     """
 
     title: str

@@ -135,7 +135,7 @@ def _tree(kernel: Kernel, series: str, recipes: dict[str, _Recipe], work: Path) 
     shutil.copytree(kernel.modules / kernel.version, own, copy_function=_link, symlinks=True)
     for listing in own.glob("modules.*"):
         if not listing.name.startswith(("modules.builtin", "modules.order")):
-            listing.unlink()  # depmod writes them anew, and the links lead to the kernel's own
+            listing.unlink()  # depmod writes them again, and the links lead to the kernel's own
     (own / "updates").mkdir()
     for name, recipe in recipes.items():
         print(f"lab: building the modules {name} for {kernel.version}", flush=True)

@@ -152,6 +152,6 @@ def _do(command: list[str]) -> None:
 
 
 def _forget_stale(folder: Path) -> None:
-    """Remove environments that nobody has used for a fortnight."""
+    """Remove environments that were not used for a fortnight."""
     for stamp in cache.stale(folder.glob("*/.complete")):
         shutil.rmtree(stamp.parent, ignore_errors=True)

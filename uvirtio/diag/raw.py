@@ -175,7 +175,7 @@ class RawPacked(_Raw):
         word = self._desc[2 * place + 1]
         return Descriptor(self._desc[2 * place], word & 0xFFFF_FFFF, word >> 48, word >> 32 & 0xFFFF)
 
-    def lay(self, place: int, entry: Descriptor) -> None:
+    def set_slot(self, place: int, entry: Descriptor) -> None:
         """Write a slot of the descriptor ring, its flags last.
 
         Args:

@@ -183,7 +183,9 @@ def check_window(base: int, length: int, roots: Roots, *, address: str, named_on
         elif not (_PASSIVE.fullmatch(line.name) and line.covers(start, end)):
             inside = line.overlaps(base, base + length)
             raise ForeignWindow(
-                f"{address} is not mapped: " + ("it is" if inside else "its page has") + " somebody else's memory",
+                f"{address} is not mapped: "
+                + ("it is" if inside else "its page has")
+                + " memory of another device",
                 seen=str(line),
                 expected="a virtio-mmio window",
                 remedy="uvirtio list shows the windows of this machine; compare the address with /proc/iomem",

@@ -190,7 +190,7 @@ class Balloon(Model):
         owned = {frame for block in self.device.memory.open_blocks() for frame in block.frames}
         for pfn in pfns:
             if role == "inflate":
-                check("BAL-PFN", pfn != 0 and pfn in owned, f"frame {pfn:#x} is nobody's")
+                check("BAL-PFN", pfn != 0 and pfn in owned, f"frame {pfn:#x} belongs to no driver")
                 self.frames.add(pfn)
             else:
                 check("BAL-05", pfn in self.frames, f"frame {pfn:#x} is deflated and was never inflated")

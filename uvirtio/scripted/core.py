@@ -553,7 +553,7 @@ class ScriptedCore:
                 self.interrupt_config()
 
     def reset_by_other(self) -> None:
-        """Somebody else resets the device."""
+        """Another program resets the device."""
         with self.lock:
             self._finish_reset()
 
@@ -568,7 +568,7 @@ class ScriptedCore:
             self.gone = True
 
     def ask_back(self) -> None:
-        """Hot-unplug: somebody wants the device back."""
+        """Hot-unplug: the host wants the device back."""
         assert self.removal is not None
         self.removal.fire()
 

@@ -23,7 +23,7 @@ from uvirtio.spec.status import Status
 
 LEGACY_RING_FEATURES = f.mask(f.ANY_LAYOUT, f.INDIRECT_DESC, f.EVENT_IDX)
 QEMU_EXTRAS = f.mask(f.NOTIFY_ON_EMPTY, f.Reserved.UNUSED)
-"""What QEMU offers on top, and nobody should take."""
+"""What QEMU offers on top, and a driver must not take."""
 
 _HEADER = {
     (pci.LEGACY_DEVICE_FEATURES, 4): "device_features",

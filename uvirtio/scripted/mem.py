@@ -5,7 +5,7 @@
 
 Lies: ``script`` (answers instead of its own), ``written`` (the length it claims), ``tail`` (junk behind the type),
 ``size_lie`` (plugged_size off by so much), ``before`` (called with each request before it is answered, to change
-the configuration in the middle of somebody's work).
+the configuration while a driver is at work).
 """
 
 from __future__ import annotations

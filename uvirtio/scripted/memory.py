@@ -1,6 +1,6 @@
 """Guest memory of a scripted device: blocks with guards, and an IOMMU that knows every page.
 
-The device reaches memory only through ``Memory``, by device address. An address that nobody mapped, or
+The device reaches memory only through ``Memory``, by device address. An address that is not mapped, or
 that was freed, raises ``StrayAccess``. Around each block lie guard pages full of a canary byte.
 """
 
@@ -87,7 +87,7 @@ class ScriptedBlock:
             raise StrayAccess("a guard page was written to")
         self._memory.forget(self)
         self.view[:] = bytes([POISON]) * self.size
-        self.view.release()  # BufferError if somebody still holds a cast of it
+        self.view.release()  # BufferError if a cast of it is still held
         self.closed = True
         self._map.close()
 

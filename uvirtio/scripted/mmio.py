@@ -22,7 +22,7 @@ from uvirtio.spec.status import Status
 
 ADDRESS = "mmio:0xfeb02e00"
 LEGACY_FEATURES = f.mask(f.ANY_LAYOUT, f.INDIRECT_DESC, f.EVENT_IDX, f.NOTIFY_ON_EMPTY, f.Reserved.UNUSED)
-"""What QEMU offers on version 1; nobody should take the last two."""
+"""What QEMU offers on version 1; a driver must not take the last two."""
 
 
 class ScriptedMmio(ScriptedCore):

@@ -91,7 +91,7 @@ class Model:
 
 
 class Admin:
-    """What is behind the administration queues of a device; see ``scripted_admin``."""
+    """What is behind the administration queues of a device; see ``scripted.admin``."""
 
     queue_sizes: Sequence[int] = ()
     first = 0

@@ -47,7 +47,7 @@ def files(tmp_path):
 
 
 def ended(pid: int) -> bool:
-    """Whether the process is no more, or a zombie that nobody waits for."""
+    """Whether the process is no more, or a zombie that is not waited for."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
     except OSError:

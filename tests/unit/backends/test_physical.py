@@ -194,7 +194,7 @@ def test_an_empty_pool_is_named_with_the_command(roots):
         error = caught.value
         assert (error.code, error.exit_code) == ("UV-ENV-HUGEPAGES", 4)
         assert "2 free of 8" in error.seen
-        # 8 there are, 2 of them to be had, 3 wanted
+        # 8 there are, 2 of them free, 3 wanted
         assert f"echo 9 > {roots.sys}/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages" in error.remedy
         assert pool.taken == {0}
         block.close()

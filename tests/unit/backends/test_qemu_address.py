@@ -321,7 +321,7 @@ def test_each_device_gets_an_id_of_its_own() -> None:
     with pytest.raises(UsageError, match="mine is taken"):
         supply.add("virtio-blk-pci,id=mine")
     supply.drop("dev3")
-    assert supply.add("virtio-rng-pci").id == "dev4", "what was unplugged may still be named by somebody"
+    assert supply.add("virtio-rng-pci").id == "dev4", "what was unplugged may still be named elsewhere"
     supply.close()
 
 

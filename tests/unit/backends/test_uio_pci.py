@@ -212,7 +212,7 @@ def test_leaving_in_order_leaves_the_status_to_the_device(machine):
         function.bus_master(True)
         function.registers(4, 0, 0x38).write8(STATUS, 0x0F)
         guardian = function._guardian
-    assert machine.bar(4)[STATUS] == 0x0F, "nobody but the transport writes it"
+    assert machine.bar(4)[STATUS] == 0x0F, "only the transport writes it"
     assert not machine.command() & MASTER
     assert not guardian.alive
     function.close()

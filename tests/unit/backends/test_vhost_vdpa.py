@@ -491,7 +491,7 @@ def test_a_closed_node_frees_what_is_left_without_a_word(played):
     assert played.closed == 1
     with pytest.raises(ValueError):
         block.view[0]
-    view[0] = 1  # somebody still looks at this one: it goes with the last view
+    view[0] = 1  # a caller still has this one: it goes with the last view
     view.release()
 
 

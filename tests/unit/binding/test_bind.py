@@ -446,7 +446,7 @@ def test_killed_at_any_change_restore_gives_back_the_very_tree(tmp_path: Path, n
                 break
         if bound == 0:
             break
-    assert bound == restored == 0  # both loops went on until nobody died any more
+    assert bound == restored == 0  # both loops went on until no process died
     assert deaths > 0
 
 
@@ -733,7 +733,7 @@ def test_the_child_writes_and_reports_errno(tmp_path: Path) -> None:
 
 def test_a_write_that_blocks_has_a_deadline(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
-    os.mkfifo(fifo)  # nobody reads: open(2) for writing sleeps
+    os.mkfifo(fifo)  # it has no reader: open(2) for writing sleeps
     start = time.monotonic()
     with pytest.raises(Blocked) as error:
         ChildWriter().write(fifo, "x", 0.2)

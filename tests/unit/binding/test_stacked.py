@@ -159,7 +159,7 @@ def test_a_disk_that_may_belong_to_either_keeps_both(fake: FakeSys) -> None:
         assert found.virtio_name is None and len(found.elsewhere) == 2
         assert ("network", "eth1 is up", True) in uses(fake, f"vdpa:vdpa{number}")
     fake.vdpa("vdpa2", on=function, driver="vhost_vdpa")
-    assert not uses(fake, "vdpa:vdpa2"), "a process has that one, or nobody"
+    assert not uses(fake, "vdpa:vdpa2"), "that one is open in a process, or free"
 
 
 def test_a_function_is_in_use_by_what_stands_on_its_sub_functions(fake: FakeSys) -> None:

@@ -239,7 +239,7 @@ HARMLESS = {"net", "blk", "console", "rng", "scsi", "9p", "gpu", "input", "vsock
 
 @pytest.mark.parametrize("device", range(0x1000, 0x1080))
 def test_types_that_are_opened(tree, device):
-    """Those of a list, with a modern id; a type that nobody thought about is not on it."""
+    """Those of a list, with a modern id; a type that was not thought about is not on it."""
     tree.function(device=device)
     tree.seen()
     opened = tree.run("group", "7")["UVIRTIO_ACCESS"] == "uvirtio"

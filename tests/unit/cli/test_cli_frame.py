@@ -360,7 +360,7 @@ def test_long_lines_are_wrapped_on_a_terminal_alone(
     assert len(lines) > 1 and all(len(line) <= 80 and line.startswith(" " * 13 + "word") for line in lines)
 
 
-# --- nobody reads, and nothing takes the output -----------------------------------------------------------------
+# --- nothing reads the output, or takes it      -----------------------------------------------------------------
 
 
 def uvirtio(*argv: str, **more: Any) -> subprocess.Popen[bytes]:

@@ -584,7 +584,7 @@ def test_an_accident_during_a_wait_ends_it_by_its_name(
     scripted.on_kick = asked.set
     with identify(scripted, timeout=LONG, mode=mode) as device:
         with RngDriver(device) as rng:
-            # Once the request is out: what happens before it, nobody can tell before it is.
+            # Once the request is out: what happens before that cannot be known.
             thread = threading.Thread(target=lambda: (asked.wait(LONG), accident(scripted)))
             thread.start()
             with pytest.raises(error):

@@ -82,7 +82,7 @@ def test_nonsense_in_a_packed_ring(requirement: str, slots: list[Descriptor]):
     rig = Rig(format="packed")
     with RawPacked(rig.queue) as raw:
         for place, entry in reversed(list(enumerate(slots))):
-            raw.lay(place, entry)
+            raw.set_slot(place, entry)
             assert raw.slot(place) == entry
     with pytest.raises(DriverViolation, match=requirement):
         rig.device.pop()
@@ -98,7 +98,7 @@ def test_a_packed_table_and_the_events():
         assert rig.device.driver_event() == (0x8003, 1)
         rig.device.write_event(5, 2)
         assert raw.device_event == (5, 2)
-        raw.lay(0, Descriptor(where, length, 0x80 | INDIRECT))
+        raw.set_slot(0, Descriptor(where, length, 0x80 | INDIRECT))
     with pytest.raises(DriverViolation, match="PKD-12"):
         rig.device.pop()
 

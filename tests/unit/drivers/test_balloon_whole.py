@@ -482,7 +482,7 @@ class HintRig(Rig):
 def test_a_round_is_the_id_then_pages_then_stop(translated: bool):
     rig = HintRig(translated=translated)
     rig.turn()
-    assert not rig.model.hints, "nobody has asked"
+    assert not rig.model.hints, "the host has not asked"
     rig.start(0x80000000)
     assert rig.model.hints[0] == ("command", 0x80000000) and rig.model.hints[-1] == ("command", STOP)
     pages = rig.model.hints[1:-1]
@@ -623,7 +623,7 @@ def test_free_memory_is_reported_in_large_pieces(translated: bool):
             assert all(len(elements) <= 16 for elements in rig.model.reports), "scattered pages, 16 at a time"
         assert arena.bytes_in(Use.REPORTED) == 8 * MIB
         assert rig.driver.report(arena) == 0, "it knows by now"
-    assert not rig.model.requests, "5.5.6.7: nobody is told when they are used again"
+    assert not rig.model.requests, "5.5.6.7: the device is not told when they are used again"
     rig.leave()
 
 

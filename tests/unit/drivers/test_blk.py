@@ -317,7 +317,7 @@ def test_zones_are_left_alone():
     model = Disk(features=ALL, zone_sectors=77)
     with driven(model, allow_write=True) as (scripted, device, blk):
         assert f.has(device.offered, f.Blk.ZONED) and not device.has(f.Blk.ZONED)
-        blk.write(0, bytes(512))  # a host-aware disk is a plain one for who does not take the bit
+        blk.write(0, bytes(512))  # a host-aware disk is a plain one for a driver that does not take the bit
         zoned = range(spec.CONFIG[24].offset, spec.CONFIG_SIZE)
         assert not [one for one in scripted.log if one.region == "device" and one.offset in zoned]
 

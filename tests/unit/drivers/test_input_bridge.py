@@ -183,7 +183,7 @@ def test_after_dropped_frames_the_clone_is_brought_to_what_holds_now():
     model = bridged.rig.model
     model.inject((KEY, 0x14A, 1), (ABS, TRACKING, 1), (ABS, X, 5), SYN)
     bridged.bridge.turn()
-    # While nobody forwards: the button is lifted, the finger goes, another one comes.
+    # While nothing forwards: the button is lifted, the finger goes, another one comes.
     model.inject((KEY, 0x14A, 0), (ABS, TRACKING, -1), SYN, (ABS, SLOT, 1), (ABS, TRACKING, 2), (ABS, X, 9), SYN)
     for _ in range(20):
         model.inject((ABS, 0, 7), SYN)

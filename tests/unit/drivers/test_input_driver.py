@@ -132,7 +132,7 @@ def test_bits_beyond_the_last_code_are_left_out():
     )
     kinds = rig.driver.event_types()
     assert kinds[KEY] == frozenset(range(0x300))
-    assert kinds[0x1F] == {0}, "a type that nobody knows is shown"
+    assert kinds[0x1F] == {0}, "an unknown type is shown"
     assert rig.driver.codes(KEY) == frozenset(range(0x300))
     assert rig.driver.properties() == frozenset(range(32))
     assert rig.driver.findings["bits beyond the last code"] == 3
@@ -465,7 +465,7 @@ def test_a_status_queue_that_starves_never_blocks(starved: Rig):
     assert starved.driver.status_pending == 64 + 3, "the newest of each LED waits"
     assert starved.driver.status_lost == 997
     assert not starved.driver.flush(timeout=SHORT)
-    assert starved.device.broken is None, "nobody owes that"
+    assert starved.device.broken is None, "nothing is owed there"
     starved.model.inject((KEY, 30, 1), SYN)
     assert starved.driver.read_frame(timeout=LONG) is not None, "and events come all the same"
 

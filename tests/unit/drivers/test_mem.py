@@ -306,7 +306,7 @@ def test_blocks_beyond_the_usable_region_are_not_sent():
         with pytest.raises(BadSize, match="usable"):
             mem.plug(at(9), 2)
         model.put("usable_region_size", 12 * BLOCK, interrupt=True)
-        mem.plug(at(9), 2)  # it grew, and was read anew
+        mem.plug(at(9), 2)  # it grew, and was read again
 
 
 @pytest.mark.spec("MEM-21")

@@ -247,7 +247,7 @@ def test_a_nack_is_not_repeated_until_the_request_changes():
         manager = Manager(mem)
         assert manager.converge() is Outcome.NACK
         assert len(model.requests) == 1
-        # With another request on the table by then, it is planned anew.
+        # With another request on the table by then, the plan is made again.
         model.script.append(Response.NACK)
         model.before = lambda kind, addr, blocks: model.put("requested_size", 2 * BLOCK)
         assert manager.converge() is Outcome.REACHED
@@ -481,7 +481,7 @@ def test_what_went_down_and_came_up_again_in_one_go_arrives_too():
         model.before = change_its_mind
         manager.follow(timeout=0.05)
         assert len(model.plugged) == 4
-        assert sum(one.size for one in taker.has) == 4 * BLOCK, "as much as before, and again somebody's"
+        assert sum(one.size for one in taker.has) == 4 * BLOCK, "as much as before, and again in use"
 
 
 def test_an_owner_from_before_us_is_noted():

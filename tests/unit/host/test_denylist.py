@@ -1,4 +1,4 @@
-"""The deny list: what it denies, what it spares, and that a list nobody can read denies everything."""
+"""The deny list: what it denies, what it spares, and that a list that cannot be read denies everything."""
 
 from __future__ import annotations
 

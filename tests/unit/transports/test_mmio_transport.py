@@ -391,7 +391,7 @@ def test_the_reset_of_a_queue_is_over_when_its_register_says_so():
         assert device.reset_queue(device.queues[0]) == []
         done = scripted.order("QueueReset", "QueueReady", "QueueSize", "QueueDescLow")
         start = done.index("W QueueReset")
-        # Asked until it reads 0, and only then set up anew.
+        # Asked until it reads 0, and only then set up again.
         assert done[start : start + 5] == ["W QueueReset", *["R QueueReset"] * 4]
         assert done[start + 5 : start + 9] == ["R QueueReady", "R QueueReady", "W QueueSize", "W QueueDescLow"]
         assert len(scripted.log) > before
@@ -760,7 +760,7 @@ def test_whatever_the_registers_read_only_typed_errors_come_of_it(version: int, 
 def test_faults_end_in_typed_errors_and_in_order(fault: str):
     value: object = {"reset_reads": -1, "needs_reset_at": "kick"}.get(fault, True)
     scripted = ScriptedMmio(Rng(), **{fault: value})
-    scripted.set_status_now(1)  # somebody was here before
+    scripted.set_status_now(1)  # another driver was here before
     device = opening.identify(ADDRESS, scripted, timeout=0.2)  # type: ignore[arg-type]
     with pytest.raises(UvirtioError), RngDriver(device) as rng:
         rng.read(8, timeout=0.2)

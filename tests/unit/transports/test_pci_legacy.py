@@ -237,7 +237,7 @@ def test_without_virtio_capabilities_it_is_a_legacy_device(force: bool):
 
 
 def test_a_broken_modern_interface_is_told_and_can_be_gone_round():
-    """One structure is there and two are not: that is no legacy device, so nobody quietly takes it for one."""
+    """One structure is there and two are not: that is no legacy device, so it is not silently taken for one."""
     scripted = ScriptedLegacy(Rng(), transitional=True)
     good = scripted.usual_capabilities()
     with pytest.raises(CapabilityError):
@@ -480,7 +480,7 @@ def test_a_device_that_gave_up_is_silent_and_does_not_say_so():
 
 def test_a_reset_that_never_ends():
     scripted = ScriptedLegacy(Rng(), reset_reads=-1)
-    scripted._status = int(Status.ACKNOWLEDGE)  # somebody had it before
+    scripted._status = int(Status.ACKNOWLEDGE)  # another driver had it before
     with identify(scripted, timeout=0.2) as device, pytest.raises(ResetTimeout):
         device.reset()
 

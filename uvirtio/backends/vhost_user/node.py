@@ -213,7 +213,7 @@ class VhostUserNode:
                 self._greet(connection)
                 return
             except DeviceGone:
-                # Cut off at once: accepted by a socket that is about to be made anew.
+                # Cut off at once: accepted by a socket that is about to be made again.
                 if self._daemon is not None and self._ended_soon():
                     raise self._unreachable(OSError()) from None
                 if connection.messages != 1 or time.monotonic() >= deadline:
