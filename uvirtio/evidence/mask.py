@@ -15,6 +15,8 @@ from uvirtio.spec import device_config
 MASKED: Final = "masked"
 _SERIAL_AT, _SERIAL_LENGTH = 4, 8
 _MAC: Final = re.compile(r"\b[0-9a-fA-F]{2}(?:([:-])[0-9a-fA-F]{2})(?:\1[0-9a-fA-F]{2}){4}\b")
+_SERIAL: Final = re.compile(r"(; serial: )(?!none\b).+", re.DOTALL)
+"""The end of what ``diag`` says of the data path of a disk."""
 _TYPED: Final = re.compile(r"\b(serial|file|qmp|binary)=(?:(?!/virtio-)[^,])*")
 """What a ``qemu:`` address may hold besides: serial numbers, and paths with the names of users."""
 
@@ -34,18 +36,22 @@ def masked(document: dict[str, Any]) -> dict[str, Any]:
         made["source"]["name"] = MASKED
     for device in made["devices"]:
         _device(device)
-    without: dict[str, Any] = _text(made)
+    without: dict[str, Any] = masked_text(made)
     return without
 
 
-def _text(value: Any) -> Any:
-    """The same value without MAC addresses and typed secrets in any of its texts: addresses, errors, names."""
+def masked_text(value: Any) -> Any:
+    """The same value without MAC addresses and typed secrets in any of its texts: addresses, errors, names.
+
+    Args:
+        value: A document, or a part of one; of a diagnosis the disk's serial number is taken out, too.
+    """
     if isinstance(value, str):
-        plain = _MAC.sub(MASKED, value)
+        plain = _SERIAL.sub(rf"\1{MASKED}", _MAC.sub(MASKED, value))
         return _TYPED.sub(rf"\1={MASKED}", plain) if "qemu:" in plain else plain
     if isinstance(value, dict):
-        return {name: _text(one) for name, one in value.items()}
-    return [_text(one) for one in value] if isinstance(value, list) else value
+        return {name: masked_text(one) for name, one in value.items()}
+    return [masked_text(one) for one in value] if isinstance(value, list) else value
 
 
 def _device(device: dict[str, Any]) -> None:

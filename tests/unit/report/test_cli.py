@@ -67,6 +67,19 @@ def test_diag_html_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert embedded(again.read_text(encoding="utf-8"), DIAG) == embedded(text, DIAG)
 
 
+def test_the_serial_number_of_a_disk_is_masked(tmp_path: Path) -> None:
+    plain, out = tmp_path / "plain.html", tmp_path / "a.html"
+    assert main(["report", "scripted:blk", "--live", "--no-mask", "-o", str(plain)]) == 0
+    steps = (embedded(plain.read_text(encoding="utf-8"), DIAG) or {})["steps"]
+    (detail,) = [one["detail"] for one in steps if one["name"] == "data path"]
+    serial = detail.rpartition("; serial: ")[2]
+    assert serial != "none"
+    assert main(["diag", "scripted:blk", "--html", str(out)]) == 0
+    text = out.read_text(encoding="utf-8")
+    assert serial not in text
+    assert "; serial: masked" in text
+
+
 def test_report_live_is_a_diagnosis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "a.html"
     document(capsys, "report", "scripted:balloon", "--live", "-o", str(out))

@@ -83,7 +83,7 @@ def _give(cmd: Command, told: str, out: str, count: int) -> None:
 def _of_one(cmd: Command, name: str, *, live: bool, masks: bool) -> tuple[str, int, int]:
     """The page of a file or a device, how many devices are on it, and the exit code."""
     from uvirtio.cli.verbs.dump import file_of, of_device
-    from uvirtio.evidence.mask import masked
+    from uvirtio.evidence.mask import masked, masked_text
     from uvirtio.report.page import page
 
     found = file_of(name)
@@ -108,6 +108,7 @@ def _of_one(cmd: Command, name: str, *, live: bool, masks: bool) -> tuple[str, i
         document = of_device(cmd, name, live=False)
     if masks:
         document = masked(document)
+        diagnosis = masked_text(diagnosis)
     return page(document, diagnosis), len(document["devices"]), code
 
 
@@ -188,9 +189,8 @@ def write(name: str, examiner: Examiner, report: Report, blamed: Bisection | Non
         blamed: What bisection found; None: nothing, or it was not tried.
     """
     from uvirtio.evidence import files
-    from uvirtio.evidence.mask import masked
+    from uvirtio.evidence.mask import masked, masked_text
     from uvirtio.report.page import page
 
-    files.write(
-        name, page(masked(examiner.document), report.as_document(None if blamed is None else blamed.as_dict()))
-    )
+    told = report.as_document(None if blamed is None else blamed.as_dict())
+    files.write(name, page(masked(examiner.document), masked_text(told)))
