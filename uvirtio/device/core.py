@@ -237,7 +237,9 @@ class Device(DeviceState):
         for spec, ring in made:
             doorbell = self.transport.enable_queue(spec.index, ring.size, *ring.addresses)
             data = self.has(f.NOTIFICATION_DATA)
-            self.queues[spec.index] = Queue(spec, ring, doorbell, with_data=data)
+            queue = self.queues[spec.index] = Queue(spec, ring, doorbell, with_data=data)
+            if self._witness is not None:
+                self._witness.watch(queue)
 
     # --- the reset of one queue (2.6.1) -----------------------------------------------------------------------
 
@@ -278,10 +280,12 @@ class Device(DeviceState):
             # 2.6.1.2.2: all parameters are written again, even those that did not change.
             doorbell = transport.enable_queue(queue.index, ring.size, *ring.addresses)
             queue.replace_ring(ring, doorbell)
+            if self._witness is not None:
+                self._witness.watch(queue)
             return out
 
     def _await_queue_reset(self, transport: ResetsQueues, queue: Queue, timeout: float) -> None:
-        if not poll_until(lambda: transport.queue_is_reset(queue.index), timeout):
+        if not poll_until(lambda: transport.queue_is_reset(queue.index), timeout, self.clock):
             raise DeviceTimeout(
                 f"{self.address} did not finish the reset of {queue.name} within {timeout:g} s",
                 seen="queue_reset 1",
@@ -317,7 +321,14 @@ class Device(DeviceState):
                 shorter).
         """
         with self.session():
-            return snapshot(self.transport, self.address, read, check=self.check_status, patience=self.timeout)
+            return snapshot(
+                self.transport,
+                self.address,
+                read,
+                check=self.check_status,
+                patience=self.timeout,
+                clock=self.clock,
+            )
 
     def read_config(self, *fields: Field) -> tuple[int, ...]:
         """Read fields of the device configuration, as one snapshot (2.5.1).

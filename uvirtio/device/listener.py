@@ -7,15 +7,23 @@ system call and an exception for each that did not. An epoll set says in one cal
 from __future__ import annotations
 
 import select
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+
+from uvirtio.interfaces.backend import ClosingPoller
 
 
 class Listener:
     """A set of file descriptors to wait for. It does not own them: call ``forget`` before closing them."""
 
-    def __init__(self) -> None:
-        self._poll: select.epoll | None = None
+    def __init__(self, make: Callable[[], ClosingPoller] = select.epoll) -> None:
+        """Begin with an empty set.
+
+        Args:
+            make: Makes an epoll set.
+        """
+        self._make = make
+        self._poll: ClosingPoller | None = None
         self.ready = False
         """Whether there is anything to listen to."""
 
@@ -26,7 +34,7 @@ class Listener:
             numbers: The file descriptors to listen to from now on.
         """
         self.forget()
-        self._poll = select.epoll()
+        self._poll = self._make()
         for number in set(numbers):
             self._poll.register(number, select.EPOLLIN)
         self.ready = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +11,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from uvirtio.errors import UsageError
 from uvirtio.host.roots import Roots
+from uvirtio.interfaces.backend import Records, Replays
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT, TIMEOUT_MAX, InterruptMode
 from uvirtio.memory.trace import Trace
 
@@ -31,6 +33,8 @@ class OpenKeywords(TypedDict, total=False):
     without: Sequence[str]
     roots: Roots | None
     trace: Trace | None
+    record: str | os.PathLike[str] | Records | None
+    replay: Replays | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,12 @@ class OpenOptions:
     trace: Trace | None = None
     """Called with one line of text for every register access and kick."""
 
+    record: str | os.PathLike[str] | Records | None = None
+    """A file for a record of all that the device does (``uvirtio.trace``), or a ``uvirtio.trace.Recorder``."""
+
+    replay: Replays | None = None
+    """A ``uvirtio.trace.Replay`` that answers in place of the device at the address."""
+
     def __post_init__(self) -> None:
         _check(self.backend, "backend", isinstance(self.backend, str), "the name of a back end, or 'auto'")
         clock = _number(self.timeout) and 0 < self.timeout <= TIMEOUT_MAX
@@ -96,6 +106,13 @@ class OpenOptions:
         object.__setattr__(self, "without", tuple(self.without))
         _check(self.roots, "roots", isinstance(self.roots, Roots), "a uvirtio.Roots")
         _check(self.trace, "trace", self.trace is None or callable(self.trace), "a callable, or None")
+        records = (
+            self.record is None or isinstance(self.record, (str, os.PathLike)) or hasattr(self.record, "recorded")
+        )
+        _check(self.record, "record", records, "the name of a file, or a uvirtio.trace.Recorder")
+        _check(
+            self.replay, "replay", self.replay is None or hasattr(self.replay, "next_device"), "a Replay, or None"
+        )
 
     def merged(self, keywords: OpenKeywords) -> OpenOptions:
         """A copy of these options with some replaced.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from itertools import count
 from typing import TypeVar
 
 from uvirtio.errors import ConfigUnstable
+from uvirtio.interfaces.backend import Clock
 from uvirtio.interfaces.transport import Transport
 
 T = TypeVar("T")
@@ -18,7 +18,13 @@ that steps a value through a hundred others is busy, not broken; one that never 
 
 
 def snapshot(
-    transport: Transport, address: str, read: Callable[[], T], *, check: Callable[[], object], patience: float
+    transport: Transport,
+    address: str,
+    read: Callable[[], T],
+    *,
+    check: Callable[[], object],
+    patience: float,
+    clock: Clock,
 ) -> T:
     """Call ``read`` between two equal generations (2.5.1); without a generation, until two results agree (2.5.4).
 
@@ -28,6 +34,7 @@ def snapshot(
         read: Reads the fields; called again as long as they change.
         check: Checks that the device is still there; raises if not.
         patience: Seconds to try; at most half a second is used.
+        clock: The device's clock.
 
     Returns:
         What ``read`` returned.
@@ -36,7 +43,7 @@ def snapshot(
         ConfigUnstable: The device kept changing it.
     """
     patience = min(patience, _PATIENCE)
-    deadline = time.monotonic() + patience
+    deadline = clock.monotonic() + patience
     for tries in count(1):
         before = transport.generation()
         value = read()
@@ -47,10 +54,10 @@ def snapshot(
             if before == 0xFF:
                 check()  # a device that is gone reads as all ones
             return value
-        if time.monotonic() >= deadline:
+        if clock.monotonic() >= deadline:
             break
         if tries >= _TRIES:
-            time.sleep(min(1e-3, patience))
+            clock.sleep(min(1e-3, patience))
     raise ConfigUnstable(
         f"the configuration of {address} changes faster than it can be read",
         seen=f"something new at each of {tries} reads in {patience:g} s",

@@ -22,10 +22,11 @@ from uvirtio.errors import (
     UsageError,
     UvirtioError,
 )
-from uvirtio.interfaces.backend import GuestMachine
+from uvirtio.interfaces.backend import GuestMachine, Witnesses
 from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.transport import Transport
 from uvirtio.memory.access import require_host
+from uvirtio.memory.clock import clock_of
 from uvirtio.spec import features as f
 from uvirtio.spec import ids
 
@@ -112,10 +113,16 @@ class DeviceState:
         self._lock = threading.RLock()
         self._session = _Session(self)
         self._log = log.logger()
+        self.clock = clock_of(transport)
+        """The clock that waits and time-outs go by."""
+        backend = getattr(transport, "backend", None)
+        self._witness = backend if isinstance(backend, Witnesses) else None
 
     def _say(self, level: int, text: str, *values: object) -> None:
         if self._log is not None:
             self._log.log(level, "%s: " + text, self.address, *values)
+        if self._witness is not None:
+            self._witness.note(text % values)
 
     @property
     def dma(self) -> DmaSpace:

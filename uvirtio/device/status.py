@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from uvirtio.device.waiting import POLL_FIRST, POLL_LAST, gone
@@ -14,8 +13,9 @@ from uvirtio.errors import (
     ResetTimeout,
     UvirtioError,
 )
-from uvirtio.interfaces.backend import after_reset_timeout
+from uvirtio.interfaces.backend import Clock, after_reset_timeout
 from uvirtio.interfaces.transport import Transport
+from uvirtio.memory.clock import clock_of
 from uvirtio.spec import features as f
 from uvirtio.spec.status import Status, describe
 
@@ -32,6 +32,7 @@ class StatusField:
         """
         self._address = address
         self._transport = transport
+        self._clock = clock_of(transport)
         self._bits = 0  # those that we have set since the last reset
         self._last: Status | None = None
         self.live = False
@@ -93,7 +94,7 @@ class StatusField:
                 raise gone(self._address, self._transport, "status reads 0xff")
             return status == 0
 
-        if not poll_until(done, timeout):
+        if not poll_until(done, timeout, self._clock):
             raise ResetTimeout(
                 f"{self._address} did not finish its reset within {timeout:g} s",
                 seen=f"status {describe(status)}",
@@ -196,23 +197,24 @@ def _fewer(features: int) -> str:
     return f"it refuses one of these bits or their combination; try fewer: --without {name} (without=['{name}'])"
 
 
-def poll_until(done: Callable[[], bool], timeout: float) -> bool:
+def poll_until(done: Callable[[], bool], timeout: float, clock: Clock) -> bool:
     """Poll ``done`` at growing intervals, for what causes no interrupt: a reset of the device or a queue.
 
     Args:
         done: Whether it is finished (2.4.2, 2.6.1).
         timeout: Seconds.
+        clock: The device's clock.
 
     Returns:
         Whether it finished within the time-out.
     """
-    deadline = time.monotonic() + timeout
+    deadline = clock.monotonic() + timeout
     pause = POLL_FIRST
     while True:
-        late = time.monotonic() >= deadline  # read before done(): the last poll is after the deadline
+        late = clock.monotonic() >= deadline  # read before done(): the last poll is after the deadline
         if done():
             return True
         if late:
             return False
-        time.sleep(pause)
+        clock.sleep(pause)
         pause = min(pause * 2, POLL_LAST)

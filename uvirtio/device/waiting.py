@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import select
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from math import inf
@@ -25,6 +24,7 @@ from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, UvirtioError
 from uvirtio.interfaces.backend import after_removal
 from uvirtio.interfaces.transport import Transport
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.memory.clock import clock_of
 from uvirtio.virtqueue import Virtqueue
 
 POLL_FIRST, POLL_LAST = 50e-6, 10e-3
@@ -78,11 +78,12 @@ class WaitLoop:
         self._transport = transport
         self.counters = Counters()
         self.interrupted = False
+        self._clock = clock_of(transport)
         self._poll = PollWindow(poll)
         self._storm = InterruptStorm()
         self._interruption: BaseException | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._listener = Listener()
+        self._listener = Listener(self._clock.epoll)
         self._fired: Mapping[int, int] | None = None  # what woke the loop just now; None: not asked yet
         self._look_at = 0.0  # when all events are looked at again, fired or not
 
@@ -131,7 +132,7 @@ class WaitLoop:
             DeviceGone: The device was removed.
             Closed: The device was closed during the wait.
         """
-        now = begin = time.monotonic()
+        now = begin = self._clock.monotonic()
         deadline = inf if timeout is None else begin + timeout
         next_check = begin + _SLICE
         slept = polled = False
@@ -157,7 +158,7 @@ class WaitLoop:
                     expected=what,
                     remedy="see the log of the device or its host",
                 )
-            asleep = time.monotonic()
+            asleep = self._clock.monotonic()
             left = deadline - asleep
             longest = _SLICE if left > _SLICE else max(0.0, left)
             if self._poll.most and not polled:
@@ -169,7 +170,7 @@ class WaitLoop:
             back_off = self.storm_backoff(done) if self.interrupted or self._storm.row else 0.0
             done = self._device.completions
             slept = self._sleep(asleep - begin, longest, back_off, watch)
-            now = time.monotonic()
+            now = self._clock.monotonic()
             if now - asleep > _SLICE + _OVERSLEPT:
                 # This process was stopped (SIGSTOP, a suspended machine), so its deadline is put off by that time.
                 deadline += now - asleep - _SLICE
@@ -184,7 +185,7 @@ class WaitLoop:
     def service(self) -> bool:
         """Take and dispatch pending interrupts, without waiting; ``Device.service`` documents it."""
         self._device.check_owner()
-        return self._take(time.monotonic())
+        return self._take(self._clock.monotonic())
 
     def storm_backoff(self, done: int) -> float:
         """Back-off, in seconds, before the events are polled again; ``Device.storm_backoff`` documents it.
@@ -193,7 +194,7 @@ class WaitLoop:
             done: The value of ``completions`` before the last look at the events.
         """
         useful = self.interrupted and self._device.completions != done
-        pause = self._storm.note(time.monotonic(), told=self.interrupted, useful=useful)
+        pause = self._storm.note(self._clock.monotonic(), told=self.interrupted, useful=useful)
         self.counters.interrupt_storms = self._storm.count
         return pause
 
@@ -262,10 +263,10 @@ class WaitLoop:
         polling = self._transport.interrupt_mode is InterruptMode.POLLING
         pause = min(max(POLL_FIRST, waited), POLL_LAST)
         if polling and pause < 1e-3:
-            time.sleep(min(pause, longest))
+            self._clock.sleep(min(pause, longest))
             return False
         seconds = min(back_off or pause, longest) if polling or back_off else longest
-        poller = select.poll()
+        poller = self._clock.poll()
         if not leaving:  # else it has done its work, and stays readable
             poller.register(self._wake, select.POLLIN)
         events = () if back_off else self._transport.events()
@@ -283,10 +284,10 @@ class WaitLoop:
         rings = [queue.ring for queue in self._device.queues.values()]
         for ring in rings:
             ring.want_interrupts(False)
-        end = time.monotonic() + window
+        end = self._clock.monotonic() + window
         try:
             found = ready()
-            while not found and time.monotonic() < end:
+            while not found and self._clock.monotonic() < end:
                 found = ready()
         except BaseException:
             with suppress(UvirtioError):  # a ring that is broken now

@@ -7,7 +7,6 @@ one at a time: they keep their order, and nothing is outstanding when LIST_USE i
 from __future__ import annotations
 
 import struct
-import time
 from collections.abc import Iterable
 
 from uvirtio.device import ADMIN_QUEUE, Device, Queue
@@ -156,20 +155,20 @@ class Admin:
         head = struct.pack("<HH12xQ", opcode, group, member)
         timeout = self.device.seconds(timeout)
         with self.device.session():
-            deadline = time.monotonic() + timeout
+            deadline = self.device.clock.monotonic() + timeout
             pause = _FIRST_PAUSE
             while True:
                 status, qualifier, answer = self._once((head + data).ljust(sent, b"\0"), wanted, timeout)
                 if status is AdminStatus.OK:
                     return answer[:room]
-                if status is not AdminStatus.EAGAIN or time.monotonic() + pause > deadline:
+                if status is not AdminStatus.EAGAIN or self.device.clock.monotonic() + pause > deadline:
                     raise AdminFailed(
                         f"{self.device.address} answers command {opcode:#x} with {status.name}",
                         seen=f"{status.name}, {qualifier.name}",
                         expected="OK",
                         remedy="the qualifier says what is wrong (2.12.1)",
                     )
-                time.sleep(pause)
+                self.device.clock.sleep(pause)
                 pause = min(2 * pause, _LAST_PAUSE)
 
     def _once(self, sent: bytes, wanted: int, timeout: float) -> tuple[AdminStatus, Qualifier, bytes]:

@@ -328,6 +328,118 @@ Backend = PciFunction | MmioWindow | VdpaNode | VhostUserNode
 """What a back end provides. ``bus`` says which of the four it is."""
 
 
+class Poller(Protocol):
+    """A set of file descriptors to wait for: the part of ``select.epoll`` that is used."""
+
+    def register(self, fd: int, eventmask: int = ..., /) -> object:
+        """Add a descriptor."""
+        ...
+
+    def poll(self, timeout: Any = ..., /) -> list[tuple[int, int]]:
+        """Return the descriptors that can be read, each with its events; the time-out is as in ``select``."""
+        ...
+
+
+class ClosingPoller(Poller, Protocol):
+    """An epoll set, which has a descriptor of its own."""
+
+    def close(self) -> None:
+        """Close the set."""
+        ...
+
+
+class Clock(Protocol):
+    """The time, and waiting for it to pass, as those see it that use a device."""
+
+    def monotonic(self) -> float:
+        """Return the monotonic clock, in seconds."""
+        ...
+
+    def sleep(self, seconds: float, /) -> None:
+        """Sleep."""
+        ...
+
+    def random(self) -> float:
+        """Return a random number from 0.0 up to 1.0, for pauses that differ."""
+        ...
+
+    def epoll(self) -> ClosingPoller:
+        """Return an empty epoll set."""
+        ...
+
+    def poll(self) -> Poller:
+        """Return an empty set as of ``select.poll``, whose time-outs are in milliseconds."""
+        ...
+
+
+@runtime_checkable
+class KeepsTime(Protocol):
+    """Optional ability of a back end's object: its device is used by another clock than this machine's."""
+
+    clock: Clock
+
+
+@runtime_checkable
+class Witnesses(Protocol):
+    """Optional ability of a back end's object: it notes what goes on above it, for a record that people read."""
+
+    def note(self, text: str) -> None:
+        """Note a line of text."""
+        ...
+
+    def watch(self, queue: Any) -> None:
+        """Note the chains of a queue from now on.
+
+        Args:
+            queue: A ``uvirtio.device.Queue`` that was enabled just now.
+        """
+        ...
+
+
+@runtime_checkable
+class WatchesEvents(Protocol):
+    """Optional ability of a ``VdpaNode``: it notes what comes through the eventfds that its transport makes."""
+
+    def watched_event(self, name: str, event: Event) -> Event:
+        """Return what stands for a call.
+
+        Args:
+            name: What to call it in the record.
+            event: The eventfd; closed together with what is returned.
+        """
+        ...
+
+    def watched_doorbell(self, name: str, doorbell: Any) -> Any:
+        """Return what stands for a kick.
+
+        Args:
+            name: What to call it in the record.
+            doorbell: The eventfd; closed together with what is returned.
+        """
+        ...
+
+
+class Records(Protocol):
+    """What records a device while it is used, as ``OpenOptions.record`` takes it."""
+
+    def recorded(self, address: str, found: Backend) -> Backend:
+        """Return what stands for the object of a back end, and notes all that goes through it.
+
+        Args:
+            address: The address of the device.
+            found: What a back end opened; closed together with what is returned.
+        """
+        ...
+
+
+class Replays(Protocol):
+    """What answers in place of a device from a record, as ``OpenOptions.replay`` takes it."""
+
+    def next_device(self) -> tuple[str, Backend]:
+        """Return the address and the replayed object of the next device that was opened in the record."""
+        ...
+
+
 @runtime_checkable
 class ProvidesMemory(Protocol):
     """Optional ability of a back end's object: the memory of its device is a file that this process can map."""

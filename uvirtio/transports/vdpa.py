@@ -8,7 +8,6 @@ and a change of the configuration is found by comparing it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Container, Sequence
 from contextlib import ExitStack, suppress
 
@@ -20,10 +19,11 @@ from uvirtio.errors import (
     QueueError,
     UvirtioError,
 )
-from uvirtio.interfaces.backend import VdpaNode, VhostUserNode
+from uvirtio.interfaces.backend import VdpaNode, VhostUserNode, WatchesEvents
 from uvirtio.interfaces.memory import Doorbell, Event
 from uvirtio.interfaces.transport import Causes, QueueLayout
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.memory.clock import clock_of
 from uvirtio.memory.eventfd import EventFd, EventFdDoorbell
 from uvirtio.memory.trace import Trace, TracedDoorbell
 from uvirtio.spec import features as f
@@ -68,8 +68,9 @@ class Vdpa(TransportBase):
         """
         super().__init__(node, trace=trace)
         self._node = node
-        self._config_call: EventFd | None = None
-        self._calls: dict[int, EventFd] = {}
+        self._clock = clock_of(self)
+        self._config_call: Event | None = None
+        self._calls: dict[int, Event] = {}
         self._doorbells: dict[int, EventFdDoorbell] = {}
         self._enabled: set[int] = set()
         self._seen = b""
@@ -197,7 +198,10 @@ class Vdpa(TransportBase):
         if index in self._enabled:
             raise QueueError(f"queue {index} is already enabled", seen=1, expected="a queue after a reset")
         node = self._node
-        doorbell = self._doorbells[index] = EventFdDoorbell()
+        doorbell = EventFdDoorbell()
+        if isinstance(self._node, WatchesEvents):
+            doorbell = self._node.watched_doorbell(f"queue {index}", doorbell)
+        self._doorbells[index] = doorbell
         node.set_vring_num(index, size)
         if self._packed:
             node.set_vring_base(index, PACKED_BASE)
@@ -239,10 +243,17 @@ class Vdpa(TransportBase):
             return "vhost-vdpa gives each queue a call of its own"
         if have is not None and have < len(queues) + 1:
             return f"the parent device has {have} vectors for {len(queues)} queues and the configuration"
-        self._config_call = EventFd()
+        self._config_call = self._call("configuration")
         self._node.set_config_call(self._config_call.fileno())
-        self._calls = {index: EventFd() for index in queues}  # handed over when the queue is enabled
+        self._calls = {
+            index: self._call(f"queue {index}") for index in queues
+        }  # handed over when the queue is enabled
         return None
+
+    def _call(self, name: str) -> Event:
+        """An eventfd for the node, which the node may watch."""
+        event = EventFd()
+        return self._node.watched_event(name, event) if isinstance(self._node, WatchesEvents) else event
 
     def _disconnect(self) -> None:
         calls, self._calls = self._calls, {}
@@ -283,7 +294,7 @@ class Vdpa(TransportBase):
 
     def _config_changed(self) -> bool:
         """Without calls: whether the configuration differs from the one read before."""
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if now < self._next_look:
             return False
         self._next_look = now + _LOOK

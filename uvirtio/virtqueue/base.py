@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
 from uvirtio.errors import Closed, DeviceBroken, QueueError, QueueFull, RingCorruption, UsageError
-from uvirtio.interfaces.memory import Block, DmaSpace
+from uvirtio.interfaces.memory import Block, DmaSpace, WatchesWords
 from uvirtio.memory.access import words64
 from uvirtio.memory.fence import Fence, order_fence
 from uvirtio.spec.ring import DESC_SIZE
@@ -138,7 +138,7 @@ class VirtqueueBase:
         self._told_written = 0
 
         self._owned: list[Block] = []
-        self._desc = words64(desc.view, 0, 2 * size)
+        self._desc = watched(desc, 0, words64(desc.view, 0, 2 * size))
         self._views = [self._desc]
         self._table_words = None
         if tables is not None:
@@ -312,6 +312,17 @@ class VirtqueueBase:
 
 
 # --- memory -------------------------------------------------------------------------------------------------
+
+
+def watched(block: Block, offset: int, words: memoryview) -> memoryview:
+    """Return ``words``; or what stands for them, where the block notes what is read of it.
+
+    Args:
+        block: The block that they belong to.
+        offset: Where they begin in it, in bytes.
+        words: A view of the block that the device writes to.
+    """
+    return block.watched(offset, words) if isinstance(block, WatchesWords) else words
 
 
 def scattered(index: int, what: str, runs: int) -> QueueError:

@@ -28,7 +28,7 @@ from uvirtio.spec.ring import (
     PACKED_EVENT_ENABLE,
 )
 from uvirtio.virtqueue import Completion, SgEntry
-from uvirtio.virtqueue.base import INDIRECT_ENTRIES, RingOptions, VirtqueueBase, allocate_queue
+from uvirtio.virtqueue.base import INDIRECT_ENTRIES, RingOptions, VirtqueueBase, allocate_queue, watched
 from uvirtio.virtqueue.chain import ADDRESS_LIMIT, MAX_LENGTH, measure
 
 # Places in the second 64-bit word of a descriptor: length in bits 0..31, id in 32..47, flags in 48..63.
@@ -76,9 +76,9 @@ class PackedQueue(VirtqueueBase):
         self._marks = False
         """The device has set WRITE in a used slot: it implements the bit."""
 
-        self._flags = words16(desc.view, 0, 8 * size)
-        self._mine = words16(driver.view, 0, 2)
-        self._theirs = words32(device.view, 0, 1)
+        self._flags = watched(desc, 0, words16(desc.view, 0, 8 * size))
+        self._mine = watched(driver, 0, words16(driver.view, 0, 2))
+        self._theirs = watched(device, 0, words32(device.view, 0, 1))
         self._views += [self._flags, self._mine, self._theirs]
         # 2.8.13: zero at the start, whatever the blocks held before.
         length = ring.packed_ring_size(size)

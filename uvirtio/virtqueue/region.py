@@ -10,7 +10,7 @@ from uvirtio.errors import MemoryScattered, Misuse
 from uvirtio.host import remedies
 from uvirtio.host.memory import huge_pages
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.memory import Block, DmaSpace
+from uvirtio.interfaces.memory import Block, DmaSpace, WatchesWords
 from uvirtio.spec.ring import legacy_layout
 
 
@@ -45,6 +45,11 @@ class Part:
         if offset < 0 or length < 0 or offset + length > self.size:
             raise Misuse(f"{length} bytes at {offset} of a part of {self.size}")
         return self._whole.segments(self._offset + offset, length)
+
+    def watched(self, offset: int, words: memoryview) -> memoryview:
+        """Return what stands for ``words`` in the whole block; see ``WatchesWords``."""
+        whole = self._whole
+        return whole.watched(self._offset + offset, words) if isinstance(whole, WatchesWords) else words
 
     def pfns(self) -> list[int]:
         """Not available for a part.

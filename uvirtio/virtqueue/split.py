@@ -21,7 +21,7 @@ from uvirtio.memory.access import words16, words32
 from uvirtio.spec import ring
 from uvirtio.spec.ring import AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_F_NO_NOTIFY
 from uvirtio.virtqueue import Completion, SgEntry
-from uvirtio.virtqueue.base import INDIRECT_ENTRIES, RingOptions, VirtqueueBase, allocate_queue
+from uvirtio.virtqueue.base import INDIRECT_ENTRIES, RingOptions, VirtqueueBase, allocate_queue, watched
 from uvirtio.virtqueue.chain import ADDRESS_LIMIT, MAX_LENGTH, measure
 from uvirtio.virtqueue.region import legacy_areas
 
@@ -69,9 +69,10 @@ class SplitQueue(VirtqueueBase):
         self._heads = [0] * size if self._in_order else []
         """With IN_ORDER: the head of each chain, by its number modulo the size."""
 
-        self._avail = words16(driver.view, 0, 3 + size)
-        self._used = words16(device.view, 0, 3 + 4 * size)
-        self._elements = words32(device.view, ring.RING_ENTRIES, 2 * size)
+        self._avail = watched(driver, 0, words16(driver.view, 0, 3 + size))
+        self._used = watched(device, 0, words16(device.view, 0, 3 + 4 * size))
+        entries = words32(device.view, ring.RING_ENTRIES, 2 * size)
+        self._elements = watched(device, ring.RING_ENTRIES, entries)
         self._views += [self._avail, self._used, self._elements]
         # 2.7.10.1: used.flags starts at 0; so does everything else, whatever the block held before.
         for word in (_FLAGS, _IDX, self._used_event):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from uvirtio import opening
-from uvirtio.device import Device, QueueSpec, storm, waiting
+from uvirtio.device import Device, QueueSpec, storm
 from uvirtio.drivers.balloon import Balloon as BalloonDriver
 from uvirtio.drivers.base import Driver
 from uvirtio.drivers.input import Input as InputDriver
@@ -664,7 +664,7 @@ def test_a_storm_is_met_with_ever_longer_sleep_and_counted_once(
     scripted = ScriptedDevice(Rng())
     with start(scripted, mode=mode) as device:
         clock = Clock(stopped={})
-        monkeypatch.setattr(waiting, "time", clock)
+        monkeypatch.setattr(device._waiting, "_clock", clock)
         asleep: list[float] = []
 
         def sleep(pause: float, longest: float, deaf: float, watch: object) -> bool:
@@ -717,7 +717,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Device, dict[int, float]], Clock]]:
     def install(device: Device, stopped: dict[int, float]) -> Clock:
         clock = Clock(stopped=stopped)
-        monkeypatch.setattr(waiting, "time", clock)
+        monkeypatch.setattr(device._waiting, "_clock", clock)
 
         def sleep(pause: float, longest: float, deaf: float, watch: object) -> bool:
             clock.sleep(longest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -116,11 +115,11 @@ class Follower:
             PagemapHidden, PageMoved, NotSupported: Pages cannot be put into the balloon.
             DeviceTimeout: The device did not acknowledge a batch in time.
         """
-        quiet_since = time.monotonic()
+        quiet_since = self._device.clock.monotonic()
         while True:
             seen, held = self._device.counters.config_changes, self._balloon.held
             met = self._approach()
-            now = time.monotonic()
+            now = self._device.clock.monotonic()
             if self._balloon.held != held:
                 quiet_since = now
             short = not met and now < self._retry_at
@@ -130,14 +129,16 @@ class Follower:
                 if short and timeout is not None:
                     pause = min(pause, max(0.0, timeout - (now - quiet_since)))
             if self._wait(seen, pause):
-                quiet_since = time.monotonic()
-            elif met or (short and timeout is not None and time.monotonic() - quiet_since >= timeout):
+                quiet_since = self._device.clock.monotonic()
+            elif met or (
+                short and timeout is not None and self._device.clock.monotonic() - quiet_since >= timeout
+            ):
                 return
 
     def _approach(self) -> bool:
         """Inflate or deflate until the goal is met or passed; whether it is met."""
         if self._goal() > self._balloon.held:
-            if time.monotonic() >= self._retry_at:
+            if self._device.clock.monotonic() >= self._retry_at:
                 short = self._balloon.grow(self._goal, None, self._progress)
                 if short is not None:
                     self._back_off(short)
@@ -150,7 +151,7 @@ class Follower:
     def _back_off(self, why: Exception, least: float = 0.0) -> None:
         delay = max(self._delay, least)
         self._delay = min(self._delay * 2, RETRY_LAST)
-        self._retry_at = time.monotonic() + delay
+        self._retry_at = self._device.clock.monotonic() + delay
         if self._shortage is not None:
             self._shortage(why, delay)
 
@@ -162,9 +163,9 @@ class Follower:
         Raises:
             DeviceTimeout: The device did not acknowledge a batch in time.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else self._device.clock.monotonic() + timeout
         while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            left = None if deadline is None else max(0.0, deadline - self._device.clock.monotonic())
             if not self._wait(None, left):
                 return
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import struct
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
@@ -269,7 +268,7 @@ class StatsQueue:
         data = encode(self.values, self._order)
         self._buffer.view[: len(data)] = data
         self._queue.add(runs(self._buffer, 0, len(data)), (), self)
-        self._sent_at = time.monotonic()
+        self._sent_at = self._device.clock.monotonic()
 
     def serve(self) -> None:
         """Send new values if the host has asked for them and they have been collected. Never waits.
@@ -283,7 +282,7 @@ class StatsQueue:
         if not self._asked:
             return
         if self._collection is None:
-            if time.monotonic() - self._sent_at < self.INTERVAL:
+            if self._device.clock.monotonic() - self._sent_at < self.INTERVAL:
                 return
             self._collection = _Collection(self._source)
             if not self._collection.done(self._PATIENCE):

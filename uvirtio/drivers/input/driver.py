@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from typing import ClassVar
@@ -350,7 +349,7 @@ class Input(Driver):
                 self.dropped += 1
             view[at : at + spec.EVENT_SIZE] = _EMPTY
         queue.submit(slots)  # 5.8.6.1: give the device its buffers back before anything else
-        now = time.monotonic()
+        now = self.device.clock.monotonic()
         events = [decode(data) for data in taken]
         self.state.apply(events)
         for event in events:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import random
 import struct
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NoReturn
@@ -17,6 +15,7 @@ from uvirtio.drivers.mem.config import MemConfig
 from uvirtio.drivers.mem.ranges import Ranges
 from uvirtio.drivers.mem.suspend import SuspendLock
 from uvirtio.errors import BadSize, MemBusy, MemError, MemNack, ProtocolError
+from uvirtio.interfaces.backend import Clock
 from uvirtio.spec import features as f
 from uvirtio.spec import mem as spec
 from uvirtio.spec.mem import Request, Response, State
@@ -388,17 +387,17 @@ class Mem(Driver):
         Raises:
             MemBusy: The device was busy until ``timeout``.
         """
-        deadline = time.monotonic() + self.device.seconds(timeout)
+        deadline = self.device.clock.monotonic() + self.device.seconds(timeout)
         pause = BUSY_FIRST
         while True:
             try:
                 act()
                 return
             except MemBusy:
-                left = deadline - time.monotonic()
+                left = deadline - self.device.clock.monotonic()
                 if left <= 0:
                     raise
-                self.pause(min(left, jittered(pause)))
+                self.pause(min(left, jittered(pause, self.device.clock)))
                 pause = min(pause * 2, BUSY_LAST)
 
     def pause(self, seconds: float) -> bool:
@@ -516,9 +515,9 @@ class Mem(Driver):
         )
 
 
-def jittered(seconds: float) -> float:
+def jittered(seconds: float, clock: Clock) -> float:
     """Return ``seconds`` with jitter of 25%, so that several guests do not retry at the same moment."""
-    return seconds * random.uniform(0.75, 1.25)
+    return seconds * (0.75 + 0.5 * clock.random())
 
 
 def _pieces(first: int, count: int) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,6 @@ last whole one are not managed.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -392,18 +391,18 @@ class Manager:
             DeviceTimeout: The device did not respond in time.
             ConfigError, ProtocolError: Its configuration or a response is invalid.
         """
-        deadline = time.monotonic() + self.mem.device.seconds(timeout)
+        deadline = self.mem.device.clock.monotonic() + self.mem.device.seconds(timeout)
         pause = BUSY_FIRST
         with self.mem.device.session():
             while True:
                 try:
                     outcome = self._one_step(target)
                 except MemBusy:
-                    left = deadline - time.monotonic()
+                    left = deadline - self.mem.device.clock.monotonic()
                     if left <= 0:
                         raise
                     self.retries += 1
-                    self.mem.pause(min(left, jittered(pause)))
+                    self.mem.pause(min(left, jittered(pause, self.mem.device.clock)))
                     pause = min(pause * 2, BUSY_LAST)
                     continue
                 if outcome is not Outcome.MOVED:
@@ -440,7 +439,7 @@ class Manager:
         pause = BUSY_FIRST
         outcome = Outcome.REACHED
         before: tuple[Outcome, int] | None = None
-        quiet_since = time.monotonic()
+        quiet_since = self.mem.device.clock.monotonic()
         with device.session():
             self.consumer.arrived(self)
             while True:
@@ -457,15 +456,15 @@ class Manager:
                 if moved or self.consumer.wants():
                     self.consumer.arrived(self)
                 if moved or (outcome, requested) != before:
-                    quiet_since = time.monotonic()
+                    quiet_since = self.mem.device.clock.monotonic()
                     pause = BUSY_FIRST
                     if told is not None:
                         told(outcome)
                 before = (outcome, requested)
                 again = outcome in (Outcome.BUSY, Outcome.IN_USE)
-                wait = jittered(pause) if again else _LOOK
+                wait = jittered(pause, self.mem.device.clock) if again else _LOOK
                 if timeout is not None:
-                    left = quiet_since + timeout - time.monotonic()
+                    left = quiet_since + timeout - self.mem.device.clock.monotonic()
                     if left <= 0:
                         return
                     wait = min(wait, left)
