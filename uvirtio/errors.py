@@ -21,6 +21,7 @@ __all__ = [
     "BadChain",
     "BadDump",
     "BadSize",
+    "BadTrace",
     "BeyondEnd",
     "BlkIoError",
     "BlkRefusal",
@@ -40,6 +41,7 @@ __all__ = [
     "DeviceNeedsReset",
     "DeviceResetByOther",
     "DeviceTimeout",
+    "Diverged",
     "EnvironmentLack",
     "FeatureMissing",
     "FeaturesRefused",
@@ -312,6 +314,12 @@ class AdminFailed(UvirtioError):
     code = "UV-ADMIN"
 
 
+class Diverged(UvirtioError):
+    """A replayed driver did something else than what was recorded; the message has the line of the record."""
+
+    code = "UV-DIVERGED"
+
+
 class Closed(UvirtioError):
     """The object was closed; it does nothing any more."""
 
@@ -347,6 +355,12 @@ class BadSize(UsageError):
     """A size is no number with a known unit, or is out of range."""
 
     code = "UV-USAGE-SIZE"
+
+
+class BadTrace(UsageError):
+    """A file is not the record of a device, or not a whole one; the message has the line."""
+
+    code = "UV-USAGE-TRACE"
 
 
 class NotPlugged(UsageError):

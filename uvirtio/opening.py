@@ -7,6 +7,7 @@ Modules are imported where they are used, so that a command loads only the back 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Unpack, cast
@@ -26,7 +27,14 @@ from uvirtio.errors import (
 from uvirtio.host import addresses, denylist, privilege
 from uvirtio.host.addresses import Address
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.backend import MmioWindow, PciFunction, VdpaNode, VhostUserNode, WithoutIommu
+from uvirtio.interfaces.backend import (
+    KeepsTime,
+    MmioWindow,
+    PciFunction,
+    VdpaNode,
+    VhostUserNode,
+    WithoutIommu,
+)
 from uvirtio.interfaces.transport import Transport
 from uvirtio.memory.access import require_host
 from uvirtio.memory.trace import Trace
@@ -45,7 +53,7 @@ def open(address: str | Opened, *, options: OpenOptions | None = None, **keyword
         options: How to open it; None: the defaults of ``OpenOptions``.
         **keywords: Single options, which override those in ``options``: ``backend``, ``timeout`` (seconds),
             ``interrupts``, ``ring``, ``poll_us`` (microseconds), ``force_legacy``, ``unsafe_dma``,
-            ``vf_token``, ``roots``, ``trace``. ``OpenOptions`` says what each means.
+            ``vf_token``, ``roots``, ``trace``, ``record``, ``replay``. ``OpenOptions`` says what each means.
 
     Returns:
         The open device, which a driver (Balloon, Blk, Input, Mem, Rng) can start. A context manager.
@@ -83,6 +91,13 @@ def open_function(
     """
     options = chosen(options, keywords)
     require_host()
+    if options.replay is not None:
+        return options.replay.next_device()
+    canonical, found = _opened(address, options)
+    return canonical, _recorded(canonical, found, options)
+
+
+def _opened(address: str | Opened, options: OpenOptions) -> tuple[str, Opened]:
     if not isinstance(address, str):
         handed = _handed_over(address)
         return handed.address, handed
@@ -316,6 +331,7 @@ def identify(
     options = chosen(options, keywords)
     try:
         require_host()
+        found = _recorded(address, found, options)
         trace = register_trace(address, options.trace)
         transport = _transport(found, trace, options.force_legacy)
     except BaseException:
@@ -325,6 +341,22 @@ def identify(
     if isinstance(found, WithoutIommu):
         device.warning = found.warning
     return device
+
+
+def _recorded(address: str, found: Opened, options: OpenOptions) -> Opened:
+    """What stands for a back end's object where it is to be recorded, and is not yet; else the object itself."""
+    record = options.record
+    if record is None or isinstance(found, KeepsTime):
+        return found
+    try:
+        if isinstance(record, (str, os.PathLike)):
+            from uvirtio.trace import Recorder
+
+            record = Recorder(record).once()
+        return record.recorded(address, found)
+    except BaseException:
+        found.close()
+        raise
 
 
 def _transport(found: Opened, trace: Trace | None, force_legacy: bool) -> Transport:

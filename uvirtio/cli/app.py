@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from uvirtio.cli import conversion, output
-from uvirtio.cli.command import BROKEN_PIPE, FLAGS, VALUED, Command, perform
+from uvirtio.cli.command import BROKEN_PIPE, FLAGS, VALUED, Command, Invocation, perform
 from uvirtio.errors import UsageError, UvirtioError
 
 _GROUPS = ("balloon", "rng", "input", "mem", "blk")
@@ -34,6 +34,7 @@ _VERBS = {
     "diff": "dump",
     "report": "report",
     "explain": "explain",
+    "replay": "replay",
     "balloon": "balloon",
     "rng": "rng",
     "input": "input",
@@ -174,7 +175,7 @@ def _run(argv: list[str]) -> int:
         words = _verb_first(argv) or ["--help"]
         verb = next((word for word in words if not word.startswith("-")), "")
         app = make_app(verb, options=words[0] != verb) if verb in _VERBS else make_summary()
-        code = app(words, prog_name="uvirtio", standalone_mode=False)
+        code = app(words, prog_name="uvirtio", standalone_mode=False, obj=Invocation(tuple(words)))
     except _ClickException as error:
         return perform(outer, partial(_usage, error))
     except (typer.Abort, KeyboardInterrupt):

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
@@ -23,6 +24,7 @@ from uvirtio.interfaces.values import DEFAULT_TIMEOUT, TIMEOUT_MAX, InterruptMod
 
 if TYPE_CHECKING:
     from uvirtio.device import Device, OpenOptions
+    from uvirtio.interfaces.backend import Replays
 
 BROKEN_PIPE = 141
 """The exit code when the reader of the output went away: 128 + SIGPIPE, as for other tools."""
@@ -112,6 +114,16 @@ WithoutOption = Annotated[
     ),
 ]
 
+TraceOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--trace",
+        metavar="FILE",
+        help="Record all that the device does: JSON Lines for uvirtio replay; .json: for Perfetto.",
+        rich_help_panel=_OPENING,
+    ),
+]
+
 DevArgument = Annotated[
     str, typer.Argument(metavar="DEV", help="Device address, such as 0000:03:00.0 or qemu:virtio-rng-pci.")
 ]
@@ -155,14 +167,27 @@ _DEVICE: dict[str, tuple[Any, Any]] = {
     "ring": (RingOption, "auto"),
     "vf_token": (VfTokenOption, None),
     "without": (WithoutOption, None),
+    "trace": (TraceOption, None),
 }
 
 FLAGS = frozenset({"--json", "-v", "--verbose", "--unsafe-dma", "--force-legacy"})
-VALUED = frozenset({"--root", "--timeout", "--backend", "--interrupts", "--ring", "--vf-token", "--without"})
+VALUED = frozenset(
+    {"--root", "--timeout", "--backend", "--interrupts", "--ring", "--vf-token", "--without", "--trace"}
+)
 """The common options as they are typed, to recognize them before the verb."""
 
 
 # --- a command as it was given --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """How a command was invoked."""
+
+    words: tuple[str, ...] = ()
+    """The words of the command line, the verb first."""
+    replay: Replays | None = None
+    """What answers in place of the device, for ``uvirtio replay``."""
 
 
 @dataclass
@@ -176,6 +201,9 @@ class Command:
     options: OpenOptions = field(init=False)
     """How to open a device; set only for verbs that open one."""
     guard: Guard = field(default_factory=Guard)
+    invocation: Invocation = field(default_factory=Invocation)
+    failure: UvirtioError | None = None
+    """The error that ended the command."""
     streaming: bool = False
     """The output is JSON lines, so that a signal needs no document of its own."""
 
@@ -376,20 +404,28 @@ def verb(
 
         def run(**given: Any) -> int:
             asked = {key: given.pop(key) for key in common}
+            invocation = given.pop("invocation", None) or Invocation()
             made = Command(
                 command,
                 json=asked["json"],
                 verbose=asked["verbose"],
                 roots=_roots(asked["root"]),
                 streaming=streams,
+                invocation=invocation,
             )
 
             def checked() -> int | None:
                 if opens:
                     made.options = _options(made, asked)
-                return body(made, **given)
+                try:
+                    return body(made, **given)
+                except UvirtioError as error:
+                    made.failure = error
+                    raise
 
-            return perform(made, checked)
+            code = perform(made, checked)
+            _end_record(made, code)
+            return code
 
         parameters = [*(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own), *options]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer looks at
@@ -402,6 +438,16 @@ def verb(
     return register
 
 
+def _end_record(cmd: Command, code: int) -> None:
+    """Note in the record of a command how it ended, if it has one."""
+    record = getattr(getattr(cmd, "options", None), "record", None)
+    if record is not None:
+        try:
+            record.end(code, cmd.failure)
+        except UvirtioError as error:
+            output.note(f"warning: {error}; {error.seen}")
+
+
 def _roots(root: str) -> Roots:
     return Roots.under(root) if root else Roots()
 
@@ -410,12 +456,19 @@ def _options(cmd: Command, asked: dict[str, Any]) -> OpenOptions:
     from uvirtio.device import OpenOptions  # here: what only reads sysfs does not load it
 
     mode = asked["interrupts"]
+    record = None
+    if asked["trace"] is not None:
+        from uvirtio.trace import Recorder
+
+        record = Recorder(asked["trace"], command=cmd.invocation.words)
     return OpenOptions(
         timeout=seconds("--timeout", asked["timeout"]),
         interrupts=tuple(InterruptMode) if mode is None else (mode,),
         without=tuple(asked["without"] or ()),
         roots=cmd.roots,
         trace=output.timed_trace() if cmd.verbose else None,
+        record=record,
+        replay=cmd.invocation.replay,
         **{name: asked[name] for name in ("backend", "unsafe_dma", "force_legacy", "ring", "vf_token")},
     )
 

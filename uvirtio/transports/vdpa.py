@@ -198,10 +198,7 @@ class Vdpa(TransportBase):
         if index in self._enabled:
             raise QueueError(f"queue {index} is already enabled", seen=1, expected="a queue after a reset")
         node = self._node
-        doorbell = EventFdDoorbell()
-        if isinstance(self._node, WatchesEvents):
-            doorbell = self._node.watched_doorbell(f"queue {index}", doorbell)
-        self._doorbells[index] = doorbell
+        doorbell = self._doorbells[index] = self._bell(f"queue {index}")
         node.set_vring_num(index, size)
         if self._packed:
             node.set_vring_base(index, PACKED_BASE)
@@ -249,6 +246,13 @@ class Vdpa(TransportBase):
             index: self._call(f"queue {index}") for index in queues
         }  # handed over when the queue is enabled
         return None
+
+    def _bell(self, name: str) -> EventFdDoorbell:
+        """A doorbell for the node, which the node may watch."""
+        doorbell = EventFdDoorbell()
+        if isinstance(self._node, WatchesEvents):
+            doorbell = self._node.watched_doorbell(name, doorbell)
+        return doorbell
 
     def _call(self, name: str) -> Event:
         """An eventfd for the node, which the node may watch."""

@@ -14,7 +14,6 @@ from uvirtio.interfaces.backend import VhostUserNode
 from uvirtio.interfaces.memory import Doorbell, Event
 from uvirtio.interfaces.transport import Causes
 from uvirtio.interfaces.values import InterruptMode
-from uvirtio.memory.eventfd import EventFd, EventFdDoorbell
 from uvirtio.memory.trace import Trace, TracedDoorbell
 from uvirtio.spec import features as f
 from uvirtio.transports.vdpa import PACKED_BASE, Vdpa
@@ -53,9 +52,9 @@ class VhostUser(Vdpa):
         if index in self._enabled:
             raise QueueError(f"queue {index} is already enabled", seen=1, expected="a queue after a reset")
         node = self._back_end
-        doorbell = self._doorbells[index] = EventFdDoorbell()
+        doorbell = self._doorbells[index] = self._bell(f"queue {index}")
         # A call even where nothing waits for it: few back ends have been tried without one.
-        call = self._calls[index] = self._calls.get(index) or EventFd()
+        call = self._calls[index] = self._calls.get(index) or self._call(f"queue {index}")
         node.set_vring_num(index, size)
         node.set_vring_base(index, PACKED_BASE if self._packed else 0)
         node.set_vring_addr(index, desc, driver, device)
@@ -81,7 +80,9 @@ class VhostUser(Vdpa):
             return None
         if mode is not InterruptMode.PER_QUEUE:
             return "vhost-user gives each queue a call of its own"
-        self._calls = {index: EventFd() for index in queues}  # handed over when the queue is enabled
+        self._calls = {
+            index: self._call(f"queue {index}") for index in queues
+        }  # handed over when the queue is enabled
         return None
 
     def _disconnect(self) -> None:

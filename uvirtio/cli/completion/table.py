@@ -25,6 +25,7 @@ OPENING: Final[Options] = {
     "--ring": ("auto|split|packed", "Format of the virtqueues; auto: packed if the device offers it"),
     "--vf-token": ("UUID", "VFIO's token of a function with SR-IOV: set by who opens the physical function"),
     "--without": ("BIT", "Do not accept this feature bit, a name or a number; repeatable"),
+    "--trace": ("FILE", "Record all that the device does: JSON Lines for uvirtio replay; .json: for Perfetto"),
 }
 
 TOP: Final[Options] = {
@@ -60,6 +61,7 @@ VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
     "diff": ("Compare two devices or dumps", ("A", "B"), {**COMMON, **OPENING, "-F": ("FILE", "Look at a dump, an lspci text, a config file or a recording instead of this machine; - is stdin"), "--from": ("FILE", "Look at a dump, an lspci text, a config file or a recording instead of this machine; - is stdin")}),
     "report": ("Write one HTML file about a device or a dump, or about many machines", ("DEV|FILE | merge FILE...",), {**COMMON, **OPENING, "-o": ("FILE", "Write it to FILE (mode 0600); else to stdout"), "--output": ("FILE", "Write it to FILE (mode 0600); else to stdout"), "--live": ("", "Bring the device up as diag does: states, times, rings, interrupts"), "--no-mask": ("", "Keep MAC addresses, serial numbers and host names")}),
     "explain": ("Explain an error code, a finding of diag, a status byte or a feature word: causes, and what to do next", ("[WHAT]", "[WORD]"), {**COMMON, "--all": ("", "List every code, cause and step")}),
+    "replay": ("Run a recorded command again, offline: the same output and the same error, without the device", ("FILE",), {**COMMON}),
     "balloon status": ("Show the host's target and the size of the balloon", ("DEV",), {**COMMON, **OPENING, "--tags": ("all|standard", "Statistics: standard leaves out those newer than the standard")}),
     "balloon inflate": ("Inflate the balloon by SIZE, hold it, then deflate it", ("DEV", "SIZE"), {**COMMON, **OPENING, "--hold": ("SECONDS", "Release and exit after SECONDS (default: at Ctrl-C)"), "--floor": ("SIZE", "Keep at least this much memory free (default: 5%, at least 256M)"), "--force": ("RULE", "free-memory: ignore the floor"), "--tags": ("all|standard", "Statistics: standard leaves out those newer than the standard")}),
     "balloon follow": ("Track the host's target until Ctrl-C", ("DEV",), {**COMMON, **OPENING, "--limit": ("SIZE", "Never hold more than SIZE"), "--floor": ("SIZE", "Keep at least this much memory free (default: 5%, at least 256M)"), "--for": ("SECONDS", "Stop after SECONDS"), "--tags": ("all|standard", "Statistics: standard leaves out those newer than the standard")}),

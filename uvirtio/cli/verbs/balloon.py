@@ -384,8 +384,9 @@ def stats(
         _tell_stats(cmd, driver, collector())
         if not watch:
             return
-        end = None if for_seconds is None else time.monotonic() + for_seconds
-        while (left := 1.0 if end is None else min(1.0, end - time.monotonic())) > 0:
+        clock = device.clock
+        end = None if for_seconds is None else clock.monotonic() + for_seconds
+        while (left := 1.0 if end is None else min(1.0, end - clock.monotonic())) > 0:
             driver.hold(left)
             _tell_stats(cmd, driver, collector())
 

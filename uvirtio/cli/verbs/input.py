@@ -177,20 +177,20 @@ def events(
     from uvirtio.drivers.input import Input
 
     with cmd.device(dev) as device, Input(device) as driver:
-        deadline = None if for_seconds is None else time.monotonic() + for_seconds
+        deadline = None if for_seconds is None else device.clock.monotonic() + for_seconds
         if not cmd.json:
             cmd.line(f"{driver.name or device.address}: waiting for events (Ctrl-C to leave)")
         else:
             cmd.document(event="waiting", address=device.address, name=driver.name)
         told = 0
         while count is None or told < count:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            left = None if deadline is None else max(0.0, deadline - device.clock.monotonic())
             found = driver.read(timeout=left)
             now = time.time()
             for one in found[: None if count is None else count - told]:
                 _print_event(cmd, one, now)
                 told += 1
-            if deadline is not None and time.monotonic() >= deadline:
+            if deadline is not None and device.clock.monotonic() >= deadline:
                 return
 
 
