@@ -191,9 +191,7 @@ class Recorder:
         data = read()
         if block.image[offset : offset + length] != data:
             self._note(block, offset, data)
-            for other in self._blocks.values():
-                if not other.ring:
-                    self._compare(other)
+            self._compare()
         return data
 
     def _note(self, block: Memory, offset: int, data: bytes) -> None:
@@ -201,23 +199,33 @@ class Recorder:
         line = {"n": self._n, "t": self._now(), "op": "memory", "block": block.number, "offset": offset}
         self._write({**line, "hex": data.hex()})
 
-    def _compare(self, block: Memory) -> None:
-        """Note what is new in a block that no ring is in: by the device, and by the driver since the last time.
+    def mark(self) -> None:
+        """Remember what changed since the last time in the blocks that no ring is in; see ``Tape``.
 
-        The driver's own bytes cannot be left out: the device may have written before they are looked for.
+        The driver's own writes count too: the device may write there again what was there before, and a replay
+        has to undo what the driver wrote in between.
         """
-        now = bytes(block.view)
-        if now == block.image:
-            return
-        before = bytes(block.image)
-        at, size = 0, len(now)
-        while at < size:
-            end = at
-            while end < size and now[end : end + _GRAIN] != before[end : end + _GRAIN]:
-                end += _GRAIN
-            if end > at:
-                self._note(block, at, now[at:end])
-            at = end + _GRAIN
+        for block in self._blocks.values():
+            if not block.ring and block.view != block.image:
+                now = bytes(block.view)
+                block.fresh.update(
+                    at
+                    for at in range(0, len(now), _GRAIN)
+                    if now[at : at + _GRAIN] != block.image[at : at + _GRAIN]
+                )
+                block.image[:] = now
+
+    def _compare(self) -> None:
+        """Note what changed in the blocks that no ring is in, since it was noted last."""
+        self.mark()
+        for block in self._blocks.values():
+            places, block.fresh = sorted(block.fresh), set()
+            while places:
+                count = 1
+                while count < len(places) and places[count] == places[0] + count * _GRAIN:
+                    count += 1
+                self._note(block, places[0], bytes(block.image[places[0] : places[0] + count * _GRAIN]))
+                del places[:count]
 
     def remark(self, op: str, **members: Any) -> None:
         """Note something for people."""

@@ -255,6 +255,9 @@ class Replay:
             block.view[members["offset"] : members["offset"] + len(data)] = data
             self._place += 1
 
+    def mark(self) -> None:
+        """Do nothing: the driver writes again what it wrote."""
+
     def left(self) -> None:
         """Do nothing: the record says what comes next."""
 

@@ -74,6 +74,9 @@ class Memory(Protocol):
     ring: bool
     """A ring reads it word by word."""
 
+    fresh: set[int]
+    """While recording: where it changed since it was noted last."""
+
 
 class Tape(Protocol):
     """A tape."""
@@ -109,6 +112,10 @@ class Tape(Protocol):
 
     def drop(self, block: Memory) -> None:
         """Forget a block that is being freed."""
+        ...
+
+    def mark(self) -> None:
+        """Remember what the driver has written into memory; called before it writes into a ring."""
         ...
 
     def look(self, block: Memory, offset: int, length: int, read: Callable[[], bytes]) -> bytes:

@@ -47,9 +47,11 @@ class WatchedWords:
         return self._tape.look(self._block, self._offset + index * self._width, length, read)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._words[key] = value
         if self._tape.replays:
+            self._words[key] = value
             return
+        self._tape.mark()
+        self._words[key] = value
         first = key.indices(len(self._words))[0] if isinstance(key, slice) else key
         data = bytes(memoryview(value).cast("B")) if isinstance(key, slice) else None
         if data is None:
@@ -86,6 +88,7 @@ class WatchedBlock:
             BadTrace: The record has an impossible size.
         """
         self.number, self.ring = number, False
+        self.fresh: set[int] = set()
         self._tape, self._inner, self._shared = tape, inner, shared
         self._mapping: mmap.mmap | None = None
         size, contiguous = facts

@@ -39,6 +39,7 @@ from uvirtio.errors import (
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
+from uvirtio.trace import replayed
 from uvirtio.transports.vhost_user import VhostUser
 
 Play = Callable[..., PlayedBackEnd]
@@ -87,6 +88,15 @@ def test_the_order_of_messages_suits_all_back_ends(play: Play, address: str) -> 
         *("SET_VRING_ENABLE", "GET_VRING_BASE"),
     ]
     assert back_end.taken >> spec.F_PROTOCOL_FEATURES & 1  # else SET_VRING_ENABLE ends the connection
+
+
+def test_a_record_is_replayed_without_the_back_end(play: Play, address: str, tmp_path: Path) -> None:
+    record = tmp_path / "run.jsonl"
+    play()
+    with uvirtio.open(address, record=record) as device, Rng(device) as rng:
+        first = [rng.read(16), rng.read(40)]
+    with uvirtio.open(replayed(record)) as device, Rng(device) as rng:
+        assert [rng.read(16), rng.read(40)] == first
 
 
 def test_what_is_no_feature_of_the_device_is_hidden(play: Play, address: str) -> None:

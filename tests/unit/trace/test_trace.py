@@ -426,3 +426,19 @@ def test_a_hole_in_a_record_is_a_divergence(record: Path):
         record.write_text("".join([*kept[:place], *kept[place + 1 :]]))
         with pytest.raises(UvirtioError), uvirtio.open(replayed(record), timeout=SHORT) as device:
             read_random(device)
+
+
+def test_bytes_that_come_again_where_the_driver_cleared_them_are_in_the_record(tmp_path: Path):
+    def use(where: Any, **options: Any) -> list[bytes]:
+        with uvirtio.open(where, **options) as device, uvirtio.Rng(device, health=False) as rng:
+            return [rng.read(200) for _ in range(3)]
+
+    class Same(scripted.Rng):
+        def handle(self, queue: int, chain: scripted.Chain) -> int:
+            del queue
+            return chain.fill(bytes(range(1, 201)))
+
+    record = tmp_path / "run.jsonl"
+    first = use(scripted.ScriptedDevice(Same()), record=record)
+    assert first == [bytes(range(1, 201))] * 3
+    assert use(replayed(record)) == first

@@ -33,6 +33,7 @@ from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import Field
 from uvirtio.spec.status import Status
+from uvirtio.trace import replayed
 from uvirtio.transports.vdpa import PACKED_BASE, Vdpa
 
 PER_QUEUE, SHARED, INTX, POLLING = InterruptMode
@@ -73,6 +74,21 @@ def test_a_driver_comes_up_works_and_leaves(played, mode):
             assert rng.read(7) == PATTERN[:7]
     assert played.closed == 1
     assert (played.queues[0].kick, played.queues[0].call, played.config_call) == (-1, -1, -1)
+
+
+@pytest.mark.parametrize("mode", [PER_QUEUE, POLLING])
+def test_a_record_is_replayed_without_the_node(played, mode, tmp_path):
+    def read(device: Device) -> list[bytes]:
+        with device, Rng(device) as rng:
+            return [rng.read(100), rng.read(5000)]
+
+    record = tmp_path / "run.jsonl"
+    node = VhostVdpaNode.open("vdpa:vdpa0", played.roots, kernel=played.kernel)
+    first = read(opening.identify(node.address, node, timeout=2.0, interrupts=[mode], record=record))
+    assert first == [PATTERN[:100], PATTERN + PATTERN[:904]]
+    played.taken = None
+    assert read(opening.open(replayed(record), timeout=2.0, interrupts=[mode])) == first
+    assert played.taken is None
 
 
 def test_the_order_is_the_kernels(played):
