@@ -165,11 +165,11 @@ def test_a_daemon_that_is_killed_while_a_read_sleeps(tmp_path: Path, mode: Inter
 
 def test_a_daemon_that_is_stopped(tmp_path: Path) -> None:
     with Daemon(tmp_path) as daemon:
-        with uvirtio.open(daemon.address, timeout=0.5) as device:
+        with uvirtio.open(daemon.address, timeout=3) as device:
             disk = Blk(device)
             daemon.signal(signal.SIGSTOP)
             with pytest.raises(DeviceTimeout):
-                disk.read(0, 1)
+                disk.read(0, 1, timeout=0.3)
             with contextlib.suppress(DeviceGone, DeviceTimeout):
                 disk.close()
         with pytest.raises(DeviceTimeout, match="does not answer"):
@@ -208,8 +208,9 @@ def test_late_writes_meet_no_memory_that_is_in_use(tmp_path: Path) -> None:
     with Daemon(tmp_path, slow, "--object", limit) as daemon, uvirtio.open(daemon.address) as device:
         node: Any = device.transport.backend
         disk = Blk(device)
-        for sector in range(12):
-            disk.submit_read(sector, 1)
+        # One kick for all: when the first is done, the daemon has taken the others, too.
+        requests = [disk.submit_read(sector, 1, kick=sector == 11) for sector in range(12)]
+        assert requests[0].result() == b"\xa7" * SECTOR_SIZE
         old = node._memory
         witness = os.dup(old.fd)
         try:

@@ -33,8 +33,8 @@ from uvirtio.spec.layout import Field
 from uvirtio.transports import pci_caps
 from uvirtio.transports.pci import PciModern
 
-_IOMMU_PARAMETERS = ("iommu", "intel_iommu", "amd_iommu", "iommu.strict", "iommu.passthrough", "vfio", "arm-smmu")
-"""Parameters of the kernel that a dump repeats: all others may say whose machine it is."""
+_IOMMU_PARAMETERS = ("iommu", "smmu", "vfio")
+"""What is in the names of the kernel's parameters that a dump repeats: all others may say whose machine it is."""
 
 _BYTES_OF_UNKNOWN = 64
 """Bytes of device configuration that are shown of a type whose fields are not known."""
@@ -81,7 +81,7 @@ def environment(roots: Roots, device: Device | None = None) -> dict[str, Any]:
         "iommu_parameters": [
             name if value is None else f"{name}={value}"
             for name, value in parameters
-            if name in _IOMMU_PARAMETERS or name.startswith(("vfio", "iommu"))
+            if any(part in name for part in _IOMMU_PARAMETERS)
         ],
         "noiommu_mode": sysfs.noiommu_mode(roots),
         "lockdown": sysfs.lockdown(roots),

@@ -112,7 +112,7 @@ def _needs_qemu(machine: str = "q35") -> tuple[str]:
 
 def _qemu_since(major: int, minor: int = 0, *, machine: str = "q35") -> tuple[tuple[int, int], str]:
     if not isinstance(major, int) or not isinstance(minor, int):
-        raise TypeError(f"({major!r}, {minor!r}) are not two integers")
+        pytest.fail(f"the mark qemu_since takes two integers, not ({major!r}, {minor!r})", pytrace=False)
     return (major, minor), machine
 
 

@@ -227,11 +227,12 @@ class _Scale:
     high: int
 
     def at(self, offset: int) -> float:
-        """Per cent of the width."""
+        """Where an offset is, in per cent of the width."""
         inside = min(max(offset, self.low), self.high)  # before the division: a dump may hold any number
         return round(100 * (inside - self.low) / (self.high - self.low), 3)
 
     def rect(self, start: int, end: int, y: float, height: float, class_: str) -> Markup:
+        """A box from one offset to another, drawn where it is in this scale."""
         left = self.at(start)
         width = max(self.at(end) - left, 0.0)
         # The style's stroke, which does not scale, keeps a box of a few bytes visible in a BAR of gigabytes.

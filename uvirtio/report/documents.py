@@ -7,6 +7,7 @@ import math
 from html.parser import HTMLParser
 from typing import Any, Final
 
+from uvirtio.errors import BadDump
 from uvirtio.report.markup import Markup
 
 DUMP: Final = "uvirtio-dump"
@@ -31,12 +32,15 @@ def script(ident: str, document: Document) -> Markup:
 
 
 class _Finder(HTMLParser):
+    """Finds the script elements that hold documents."""
+
     def __init__(self) -> None:
         super().__init__(convert_charrefs=False)
         self.found: dict[str, str] = {}
         self._inside: str | None = None
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Enter an element."""
         given = dict(attrs)
         ident = given.get("id")
         if tag == "script" and given.get("type") == "application/json" and ident and ident not in self.found:
@@ -44,10 +48,12 @@ class _Finder(HTMLParser):
             self.found[ident] = ""
 
     def handle_endtag(self, tag: str) -> None:
+        """Leave it."""
         if tag == "script":
             self._inside = None
 
     def handle_data(self, data: str) -> None:
+        """Keep its text."""
         if self._inside is not None:
             self.found[self._inside] += data
 
@@ -60,7 +66,7 @@ def embedded(text: str, ident: str) -> Document | None:
         ident: ``DUMP`` or ``DIAG``.
 
     Raises:
-        ValueError: It is there and is no JSON object.
+        BadDump: It is there and is no JSON object.
     """
     finder = _Finder()
     finder.feed(text)
@@ -68,10 +74,21 @@ def embedded(text: str, ident: str) -> Document | None:
     told = finder.found.get(ident)
     if told is None:
         return None
-    made = json.loads(told)
+    try:
+        made = json.loads(told, parse_constant=str)  # NaN, which is no JSON, is no number here either
+    except (ValueError, RecursionError) as error:
+        raise _bad(f"not JSON: {error}"[:200]) from None
     if not isinstance(made, dict):
-        raise ValueError(f"{ident} is not an object")
+        raise _bad("not an object")
     return made
+
+
+def _bad(why: str) -> BadDump:
+    return BadDump(
+        f"the diagnosis cannot be used: {why}",
+        expected="a document of uvirtio diag --json",
+        remedy="make it again: uvirtio diag DEV --html FILE",
+    )
 
 
 _VERDICTS: Final = ("pass", "warn", "fail", "skip")
@@ -86,7 +103,7 @@ def checked(diag: Document) -> Document:
         diag: A document of ``uvirtio diag --json``.
 
     Raises:
-        ValueError: A part of it is something else.
+        BadDump: A part of it is something else.
     """
     made = {**diag, "steps": [_step(one) for one in _list(diag.get("steps"), "steps")]}
     made["address"], made["type"] = _text(diag.get("address")), _text(diag.get("type")) or "unknown"
@@ -106,7 +123,7 @@ def _step(told: Any) -> Document:
         made[name] = _text(step.get(name))
     took = step.get("took_s", 0.0)
     if isinstance(took, bool) or not isinstance(took, int | float) or not math.isfinite(took) or took < 0:
-        raise ValueError("took_s is not a time")
+        raise _bad("took_s is not a time")
     made["took_s"] = float(took)
     made["cause"] = _cause(step.get("cause"))
     data = _object(step.get("data"), "data")
@@ -120,7 +137,7 @@ def _queue(told: Any) -> Document:
     queue = _object(told, "a queue")
     index = queue.get("index")
     if isinstance(index, bool) or not isinstance(index, int):
-        raise ValueError("the index of a queue is not a number")
+        raise _bad("the index of a queue is not a number")
     words = _object(queue.get("words"), "words")
     return {**queue, "words": words, "addresses": _list(queue.get("addresses"), "addresses")}
 
@@ -137,7 +154,7 @@ def _object(told: Any, what: str) -> Document:
     if told is None:
         return {}
     if not isinstance(told, dict):
-        raise ValueError(f"{what} is not an object")
+        raise _bad(f"{what} is not an object")
     return told
 
 
@@ -145,7 +162,7 @@ def _list(told: Any, what: str) -> list[Any]:
     if told is None:
         return []
     if not isinstance(told, list):
-        raise ValueError(f"{what} is not an array")
+        raise _bad(f"{what} is not an array")
     return told
 
 
@@ -155,5 +172,5 @@ def _text(told: Any) -> str:
 
 def _verdict(told: Any) -> str:
     if told not in _VERDICTS:
-        raise ValueError("a verdict is none of pass, warn, fail, skip")
+        raise _bad("a verdict is none of pass, warn, fail, skip")
     return str(told)

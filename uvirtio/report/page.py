@@ -26,7 +26,7 @@ def page(dump: Document | None, diag: Document | None = None) -> str:
         A whole HTML file, which loads nothing and runs nothing.
 
     Raises:
-        ValueError: ``diag`` is no such document. (``dump`` was checked against its schema by who read it.)
+        BadDump: ``diag`` is no such document. (``dump`` was checked against its schema by who read it.)
     """
     shown = None if diag is None else checked(diag)
     records: list[dict[str, Any] | None] = list((dump or {}).get("devices") or ())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Final
 
+from uvirtio.errors import BadDump, UvirtioError
 from uvirtio.report.documents import DIAG, checked, embedded
 
 Document = dict[str, Any]
@@ -45,24 +46,6 @@ class Run:
     """By column: a verb, or a step of ``diag``."""
 
 
-class BadRun(ValueError):
-    """A file is not what a command printed; ``line`` and ``column`` (from 1) say where."""
-
-    def __init__(self, file: str, message: str, line: int = 1, column: int = 1) -> None:
-        """Make it.
-
-        Args:
-            file: The name of the file.
-            message: What is wrong.
-            line: Where that is.
-            column: Where in the line.
-        """
-        super().__init__(message)
-        self.file = file
-        self.line = line
-        self.column = column
-
-
 @dataclass(frozen=True, slots=True)
 class _Entry:
     file: str
@@ -83,13 +66,23 @@ def machine_runs(files: Sequence[tuple[str, str]]) -> list[Run]:
         The devices of the machines, in the order of the files.
 
     Raises:
-        BadRun: A file holds something else.
+        BadDump: A file holds something else; the message says where.
     """
     names = machine_names([name for name, _ in files])
     entries = [
         entry for name, (file, text) in zip(names, files, strict=True) for entry in _entries(file, name, text)
     ]
     return list(_joined(entries))
+
+
+def _bad(file: str, message: str, line: int = 1, column: int = 1) -> BadDump:
+    return BadDump(
+        f"{file}:{line}:{column}: {message}",
+        expected="what uvirtio doctor, plan, bind, diag or restore printed with --json",
+        remedy="examples/fleet has a playbook that writes such files",
+        line=line,
+        column=column,
+    )
 
 
 def machine_names(files: Sequence[str]) -> list[str]:
@@ -105,10 +98,10 @@ def _entries(file: str, machine: str, text: str) -> Iterator[_Entry]:
     if text.lstrip().startswith("<"):
         try:
             inside = embedded(text, DIAG)
-        except ValueError as error:
-            raise BadRun(file, f"the diagnosis in this report is damaged: {error}") from None
+        except UvirtioError as error:
+            raise _bad(file, error.message) from None
         if inside is None:
-            raise BadRun(file, "a report without a diagnosis in it")
+            raise _bad(file, "a report without a diagnosis in it")
         yield _entry(file, machine, inside, 1, 1)
         return
     decoder, at, found = json.JSONDecoder(), 0, False
@@ -120,13 +113,13 @@ def _entries(file: str, machine: str, text: str) -> Iterator[_Entry]:
         try:
             document, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
-            raise BadRun(file, f"not JSON: {error.msg}", error.lineno, error.colno) from None
+            raise _bad(file, f"not JSON: {error.msg}", error.lineno, error.colno) from None
         except (RecursionError, ValueError) as error:
-            raise BadRun(file, f"not JSON that can be read: {error}"[:200], line, column) from None
+            raise _bad(file, f"not JSON that can be read: {error}"[:200], line, column) from None
         yield _entry(file, machine, document, line, column)
         found = True
     if not found:
-        raise BadRun(file, "an empty file")
+        raise _bad(file, "an empty file")
 
 
 def _entry(file: str, machine: str, told: Any, line: int, column: int) -> _Entry:
@@ -137,7 +130,7 @@ def _entry(file: str, machine: str, told: Any, line: int, column: int) -> _Entry
         told = told["document"]
     if not isinstance(told, dict) or told.get("schema") != SCHEMA or told.get("command") not in VERBS:
         verbs = ", ".join(VERBS)
-        raise BadRun(
+        raise _bad(
             file, f"not a document of a command that can be merged ({verbs}, each with --json)", line, column
         )
     return _Entry(file, machine, device, told)
@@ -177,8 +170,10 @@ def _results(entry: _Entry) -> Iterator[tuple[str, str, dict[str, Result]]]:
             yield "", "", {verb: _checks(document)}
         else:
             yield from _many(entry, verb)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise BadRun(entry.file, f"a document of {verb} that lacks something: {error!r}"[:200]) from None
+    except UvirtioError as error:
+        raise _bad(entry.file, error.message) from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _bad(entry.file, f"a document of {verb} that lacks something: {error!r}"[:200]) from None
 
 
 def _many(entry: _Entry, verb: str) -> Iterator[tuple[str, str, dict[str, Result]]]:

@@ -39,6 +39,7 @@ from uvirtio.errors import (
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
+from uvirtio.transports.vhost_user import VhostUser
 
 Play = Callable[..., PlayedBackEnd]
 
@@ -247,6 +248,29 @@ def test_memory_of_a_drained_stop_is_kept_and_zeroed(play: Play, address: str) -
             assert bytes(block.view) == bytes(1 << 16)
 
 
+@pytest.mark.parametrize(
+    ("base", "kept"),
+    [(0x8000_8000, True), (0x0003_0003, True), (0x8002_8003, False), (0x8003, False)],
+    ids=["as at the start", "all returned", "one is out", "only half of it is told"],
+)
+def test_packed_rings_begin_and_end_with_both_halves(play: Play, tmp_path: Path, base: int, kept: bool) -> None:
+    features = played.PLAIN | f.mask(f.RING_PACKED)
+    back_end = play(features=features, acts={R.GET_VRING_BASE: played.says(spec.VRING_STATE.pack(0, base))})
+    with node(tmp_path) as made:
+        transport = VhostUser(made)
+        transport.set_driver_features(f.mask(f.VERSION_1, f.RING_PACKED))
+        transport.connect_interrupts([0], [InterruptMode.PER_QUEUE])
+        block = made.dma(False).alloc(3 * 4096)
+        transport.enable_queue(0, 8, block.address, block.address + 4096, block.address + 8192)
+        sent = [payload for name, payload in back_end.payloads if name == "SET_VRING_BASE"]
+        assert sent == [spec.VRING_STATE.pack(0, 0x8000_8000)]
+        transport.set_status(0)
+        assert (made._memory is not None) is kept
+        assert transport.status() == 0
+        transport.release_queues()
+        block.close()
+
+
 def test_the_memory_cannot_be_made_shorter_by_the_back_end(tmp_path: Path) -> None:
     del tmp_path
     made = memory.SharedMemory(1 << 16)
@@ -300,7 +324,7 @@ def test_malformed_conversations_are_typed_errors_and_leak_nothing(play: Play, t
     before = descriptors()
     back_end = play(acts=acts, config=bytes(60))
     with pytest.raises(error) as caught:
-        uvirtio.open(f"vhost-user:blk:{tmp_path / 's'}", timeout=0.3)
+        uvirtio.open(f"vhost-user:blk:{tmp_path / 's'}", timeout=0.3 if error is DeviceTimeout else 10)
     assert caught.type is error
     assert caught.value.seen and caught.value.remedy
     back_end.close()

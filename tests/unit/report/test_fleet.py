@@ -12,9 +12,10 @@ import pytest
 from tests.unit.report.reading import Page
 from tests.unit.report.test_page import HOSTILE, whole
 from uvirtio import scripted
+from uvirtio.errors import BadDump
 from uvirtio.report.documents import DIAG, script
 from uvirtio.report.fleet import differences, fleet
-from uvirtio.report.runs import BadRun, machine_names, machine_runs
+from uvirtio.report.runs import machine_names, machine_runs
 
 Documents = Callable[..., tuple[dict[str, Any], dict[str, Any]]]
 
@@ -159,7 +160,7 @@ DIAG_OF = '{"schema": "uvirtio/1", "command": "diag", '
     ],
 )
 def test_a_file_of_something_else(text: str, place: tuple[int, int]) -> None:
-    with pytest.raises(BadRun) as caught:
+    with pytest.raises(BadDump) as caught:
         machine_runs([("good.json", json.dumps(doctor(python="pass"))), ("x.json", text)])
-    assert caught.value.file == "x.json"
+    assert caught.value.message.startswith(f"x.json:{place[0]}:{place[1]}: ")
     assert (caught.value.line, caught.value.column) == place

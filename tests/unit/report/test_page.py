@@ -15,6 +15,7 @@ import pytest
 
 from tests.unit.report.reading import Page
 from uvirtio import scripted
+from uvirtio.errors import BadDump
 from uvirtio.report.documents import DIAG, DUMP, checked, embedded
 from uvirtio.report.markup import element, printable, text
 from uvirtio.report.page import page
@@ -231,7 +232,7 @@ def test_text_is_escaped_and_printable(value: str) -> None:
 def test_a_diagnosis_that_is_none_is_refused(change: dict[str, Any]) -> None:
     good = {"address": "a", "type": "rng", "verdict": "pass", "steps": []}
     checked(good)
-    with pytest.raises(ValueError):
+    with pytest.raises(BadDump):
         page(None, {**good, **change})
 
 

@@ -9,13 +9,12 @@ import typer
 
 from uvirtio.cli import output
 from uvirtio.cli.command import Command, verb
-from uvirtio.errors import BadDump, OperationFailed, UsageError, UvirtioError
+from uvirtio.errors import OperationFailed, UsageError, UvirtioError
 
 if TYPE_CHECKING:
     from uvirtio.diag import Report
     from uvirtio.diag.bisect import Bisection
     from uvirtio.evidence.record import Record
-    from uvirtio.report.runs import BadRun
 
 _MERGE = "merge"
 
@@ -109,10 +108,7 @@ def _of_one(cmd: Command, name: str, *, live: bool, masks: bool) -> tuple[str, i
         document = of_device(cmd, name, live=False)
     if masks:
         document = masked(document)
-    try:
-        return page(document, diagnosis), len(document["devices"]), code
-    except ValueError as error:
-        raise _damaged(name, str(error)) from error
+    return page(document, diagnosis), len(document["devices"]), code
 
 
 def _of_file(file: str, address: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -124,55 +120,28 @@ def _of_file(file: str, address: str) -> tuple[dict[str, Any], dict[str, Any] | 
     document = of_file(found, address)
     diagnosis = None
     if found.form == "report" and file != "-":
-        try:
-            diagnosis = embedded(Path(file).read_text(encoding="utf-8", errors="replace"), DIAG)
-        except ValueError as error:
-            raise _damaged(file, str(error)) from error
-        except OSError as error:
-            raise OperationFailed(f"{file} cannot be read", seen=error.strerror, expected="a file") from error
+        diagnosis = embedded(_read(file), DIAG)
         if diagnosis is not None and address and diagnosis.get("address") != document["devices"][0]["address"]:
             diagnosis = None
     return document, diagnosis
 
 
-def _damaged(name: str, why: str) -> BadDump:
-    return BadDump(
-        f"{name}: the diagnosis in it cannot be used",
-        seen=why[:200],
-        expected="a document of uvirtio diag --json",
-        remedy="make the report again: uvirtio diag DEV --html FILE",
-        line=1,
-        column=1,
-    )
-
-
 def _merged(names: list[str]) -> tuple[str, int]:
     from uvirtio.report.fleet import fleet
-    from uvirtio.report.runs import BadRun, machine_runs
+    from uvirtio.report.runs import machine_runs
 
-    texts = []
-    for name in names:
-        try:
-            texts.append((name, Path(name).read_text(encoding="utf-8")))
-        except OSError as error:
-            raise OperationFailed(f"{name} cannot be read", seen=error.strerror, expected="a file") from error
-        except ValueError as error:
-            raise _no_run(BadRun(name, f"not text in UTF-8: {error}"[:200])) from error
-    try:
-        runs = machine_runs(texts)
-    except BadRun as error:
-        raise _no_run(error) from error
+    runs = machine_runs([(name, _read(name)) for name in names])
     return fleet(runs), sum(bool(run.device) for run in runs)
 
 
-def _no_run(error: BadRun) -> BadDump:
-    return BadDump(
-        f"{error.file}:{error.line}:{error.column}: {error}",
-        expected="what uvirtio doctor, plan, bind, diag or restore printed with --json",
-        remedy="examples/fleet has a playbook that writes such files",
-        line=error.line,
-        column=error.column,
-    )
+def _read(name: str) -> str:
+    """The text of a file; what is not UTF-8 in it becomes a sign that no document has."""
+    try:
+        return Path(name).read_text(encoding="utf-8", errors="replace")
+    except (OSError, ValueError) as error:
+        raise OperationFailed(
+            f"{name} cannot be read", seen=getattr(error, "strerror", None) or str(error), expected="a file"
+        ) from error
 
 
 # --- with a diagnosis -------------------------------------------------------------------------------------------

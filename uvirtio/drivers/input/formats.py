@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import TextIO
 
 from uvirtio.drivers.input import evemu, libinput
 from uvirtio.drivers.input.recording import Recording
@@ -20,18 +19,25 @@ def read(path: str) -> Recording:
     Raises:
         UsageError: The file cannot be read, or a line is invalid or exceeds a limit.
     """
+    lines = _lines(path)
+    begin: list[str] = []
+    for line in lines:
+        begin.append(line)
+        told = line.strip()
+        if told and not told.startswith("#"):
+            break
+    whole = chain(begin, lines)
+    by_libinput = bool(begin) and libinput.BEGIN.match(begin[-1].strip()) is not None
+    return libinput.parse(whole) if by_libinput else evemu.parse(whole)
+
+
+def _lines(path: str) -> Iterator[str]:
+    """The lines of a file, of bounded length: one without line ends is never read as a whole."""
+    longest = max(evemu.LINE_MAX, libinput.LINE_MAX)
     try:
         with open(path, encoding="utf-8", errors="strict") as file:  # noqa: PTH123
-            lines = _lines(file)
-            begin: list[str] = []
-            for line in lines:
-                begin.append(line)
-                told = line.strip()
-                if told and not told.startswith("#"):
-                    break
-            whole = chain(begin, lines)
-            by_libinput = bool(begin) and libinput.BEGIN.match(begin[-1].strip()) is not None
-            return libinput.parse(whole) if by_libinput else evemu.parse(whole)
+            while line := file.readline(longest + 1):
+                yield line
     except OSError as error:
         raise UsageError(
             f"{path} cannot be read",
@@ -40,10 +46,3 @@ def read(path: str) -> Recording:
         ) from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is no text", seen=str(error), expected="UTF-8") from error
-
-
-def _lines(file: TextIO) -> Iterator[str]:
-    """Lines of bounded length: a file without line ends is never read as a whole."""
-    longest = max(evemu.LINE_MAX, libinput.LINE_MAX)
-    while line := file.readline(longest + 1):
-        yield line
