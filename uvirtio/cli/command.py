@@ -404,7 +404,7 @@ def verb(
 
         def run(**given: Any) -> int:
             asked = {key: given.pop(key) for key in common}
-            invocation = given.pop("invocation", None) or Invocation()
+            invocation = given.pop("context").obj or Invocation()
             made = Command(
                 command,
                 json=asked["json"],
@@ -427,7 +427,9 @@ def verb(
             _end_record(made, code)
             return code
 
-        parameters = [*(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own), *options]
+        # typer passes the context to what is annotated so; its obj is what the application was called with.
+        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        parameters = [*(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own), *options, context]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer looks at
         run.__annotations__ = {one.name: one.annotation for one in parameters}
         run.__doc__ = body.__doc__

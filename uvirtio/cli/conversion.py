@@ -22,12 +22,6 @@ class Command(TyperCommand):
         _skip(self.params, self.callback)
         return super().parse_args(ctx, args)
 
-    def invoke(self, ctx: Any) -> Any:
-        """Call the function of the command, also with how it was invoked."""
-        if ctx.obj is not None:
-            ctx.params["invocation"] = ctx.obj
-        return super().invoke(ctx)
-
     def get_help_option(self, ctx: Any) -> Any:
         """Return typer's ``--help``."""
         return _skip_flag(super().get_help_option(ctx))
