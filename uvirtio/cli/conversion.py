@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from inspect import unwrap
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -43,7 +44,8 @@ class Group(TyperGroup):
 def _skip(params: Iterable[Any], callback: Callable[..., Any] | None) -> None:
     """Let the parameters of ``callback`` skip the conversion."""
     if callback is not None and params:
-        skip(params, get_type_hints(callback))
+        # The function below typer's wrapper, which since Python 3.14 does not copy annotations that were assigned.
+        skip(params, get_type_hints(unwrap(callback)))
 
 
 def skip(params: Iterable[Any], annotations: Mapping[str, Any]) -> None:

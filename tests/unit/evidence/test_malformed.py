@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,12 @@ UMOCKDEV = {
         FUNCTION + "\nP: /devices/pci0000:00/0000:00:02.0/virtio0\nA: status=up\\n\n", 5, 1),
 }  # fmt: skip
 
+COMMA = (2, 28) if sys.version_info >= (3, 13) else (3, 1)
+"""Python 3.13 and later name the comma, earlier ones what follows it."""
+
 JSON = {
     "half a document": ('{"schema": "uvirtio-dump/1",', 1, 29),
-    "a comma too many": ('{\n "schema": "uvirtio-dump/1",\n}', 3, 1),
+    "a comma too many": ('{\n "schema": "uvirtio-dump/1",\n}', *COMMA),
     "a list": ("[]", 1, 1),
     "an empty object": ("{}", 1, 1),
     "text after it": ("{} x", 1, 4),
