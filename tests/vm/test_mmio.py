@@ -246,5 +246,5 @@ def test_the_commands_take_mmio_addresses(name: str, witness: Witness, not_loade
     assert "verdict: pass" in done.stdout or "verdict: warn" in done.stdout
     traced = command("rng", "read", find(address, Roots()).name, "4", "--unsafe-dma", "-v")
     assert traced.returncode == 0
-    assert re.search(r"mmio\+0x70 write32 <- 0xf", traced.stderr)
+    assert re.search(r"mmio\+0x70 Status write32 <- 0xf", traced.stderr)
     assert "kick queue 0" in traced.stderr
