@@ -48,6 +48,7 @@ OUTSIDE = {
     "../README.md": "index.md",
     "../udev-rules/README.md": "udev.md",
     "../examples/README.md": "examples.md",
+    "../findings/README.md": "findings.md",
 }
 
 

@@ -27,9 +27,9 @@ def header(script: Path) -> dict[str, str]:
 
 def rows() -> dict[str, list[str]]:
     """The table of README by script: software, surprise, date."""
-    lines = [line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith("| [")]
+    lines = [line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith("| `") and ".sh" in line]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return {re.sub(r"^\[.*\]\((.*)\)$", r"\1", first): rest for first, *rest in cells}
+    return {first.strip("`"): rest for first, *rest in cells}
 
 
 def test_the_table_has_every_script_and_no_other() -> None:
