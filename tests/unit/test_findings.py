@@ -27,7 +27,8 @@ def header(script: Path) -> dict[str, str]:
 
 def rows() -> dict[str, list[str]]:
     """The table of README by script: software, surprise, date."""
-    lines = [line for line in (FOLDER / "README.md").read_text().splitlines() if line.startswith("| `") and ".sh" in line]
+    told = (FOLDER / "README.md").read_text().splitlines()
+    lines = [line for line in told if line.startswith("| `") and ".sh" in line]
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {first.strip("`"): rest for first, *rest in cells}
 
