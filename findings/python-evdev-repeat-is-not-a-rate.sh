@@ -12,20 +12,10 @@
 #   tuple.
 set -eu
 . "$(dirname "$0")/lib/common.bash"
-[ -e /dev/ptmx ] || cannot "no /dev/ptmx: umockdev makes device nodes of pseudo-terminals"
 deb python3-evdev=1.6.1+dfsg-1+b2 umockdev=0.17.16-1 libumockdev0=0.17.16-1
 pip "$T/wheel" evdev-binary==2.0.0
 
-cat >"$T/device" <<'X'
-P: /devices/virtual/input/input7/event7
-N: input/event7
-E: DEVNAME=/dev/input/event7
-E: MAJOR=13
-E: MINOR=71
-E: SUBSYSTEM=input
-A: dev=13:71
-
-X
+mock_input
 # What the kernel answers for a keyboard with EV_KEY and EV_REP: umockdev's record of ioctls.
 python3 - >"$T/ioctls" <<'X'
 def line(name: str, result: int, data: bytes, length: int) -> None:

@@ -10,20 +10,10 @@
 #   test of gestures, of key repeat or of debouncing that replays them sees other intervals than were recorded.
 set -eu
 . "$(dirname "$0")/lib/common.bash"
-[ -e /dev/ptmx ] || cannot "no /dev/ptmx: umockdev makes device nodes of pseudo-terminals"
 deb umockdev=0.17.16-1 libumockdev0=0.17.16-1
 run umockdev-run --version
 
-cat >"$T/device" <<'X'
-P: /devices/virtual/input/input7/event7
-N: input/event7
-E: DEVNAME=/dev/input/event7
-E: MAJOR=13
-E: MINOR=71
-E: SUBSYSTEM=input
-A: dev=13:71
-
-X
+mock_input
 cat >"$T/events" <<'X'
 E: 0.000000 0001 001e 1
 E: 0.050000 0001 001e 0

@@ -64,6 +64,13 @@ pip() {
     printf 'package: %s\n' "${@/==/ }"
 }
 
+# mock_input: the description of an input device, /dev/input/event7, for umockdev-run -d "$T/device".
+mock_input() {
+    [ -e /dev/ptmx ] || cannot "no /dev/ptmx: umockdev makes device nodes of pseudo-terminals"
+    printf '%s\n' "P: /devices/virtual/input/input7/event7" "N: input/event7" "E: DEVNAME=/dev/input/event7" \
+        "E: MAJOR=13" "E: MINOR=71" "E: SUBSYSTEM=input" "A: dev=13:71" "" >"$T/device"
+}
+
 # expect WHAT WANTED SEEN: compare, and say both when they differ.
 expect() {
     if [ "$2" = "$3" ]; then

@@ -11,7 +11,6 @@ from typing import Any
 
 from uvirtio.device import Device
 from uvirtio.device.evidence import QueueEvidence, of_queue
-from uvirtio.diag.datapath import STALLED
 from uvirtio.errors import (
     CapabilityError,
     ConfigError,
@@ -209,37 +208,42 @@ def _kept_bits(error: UvirtioError) -> str:
 
 # --- rings ------------------------------------------------------------------------------------------------------
 
-_STALLS = {
+STALLS = {
     "suppressed": (
+        "kick-suppressed",
         "the device asks for no kick ({event}) and does not look at the ring by itself",
         "avail_event, or used.flags, must move on when the device wants to hear of the next buffer (2.7.10)",
     ),
     "untaken": (
+        "queue-untaken",
         "the device was kicked and has not taken the buffer: the kick or the ring does not reach it, or it waits",
         "is the doorbell at that place decoded, and does the device read the ring at these addresses?",
     ),
     "kept": (
+        "queue-kept",
         "the device took the buffer and does not return it: it does not carry the request out, or not to its end",
         "its own log, or its host's, says what it waits for",
     ),
     "silent": (
+        "queue-silent",
         "the device was kicked and no buffer comes back; without EVENT_IDX the ring does not show more",
         "with EVENT_IDX offered, diag can tell a lost kick from a request that is not carried out",
     ),
 }
+"""How a queue keeps its buffers: the id of the cause, its text, and what to try."""
 
 
 def _timeout(error: UvirtioError, device: Device) -> Cause:
     found = queues(device)
-    stuck = [one for one in found if one.in_flight and one.stall in _STALLS]
+    stuck = [one for one in found if one.in_flight and one.stall in STALLS]
     if not stuck:
         return Cause("timeout", error.message, tuple(str(one) for one in found))
     worst = stuck[0]
-    text, attempt = _STALLS[worst.stall]
+    ident, text, attempt = STALLS[worst.stall]
     names = ("avail_event", "used.flags", "device event flags")
     event = ", ".join(f"{name} {worst.words[name]}" for name in names if name in worst.words)
     return Cause(
-        STALLED[worst.stall],
+        ident,
         f"{worst.name}: " + text.format(event=event),
         (*(str(one) for one in stuck), _addresses(worst), *machine(device.transport.backend)),
         (attempt,),

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from uvirtio.device import Device, Observer, QueueSpec
 from uvirtio.device.evidence import of_queue
+from uvirtio.diag.causes import STALLS
 from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.input import Input
@@ -27,14 +28,6 @@ _HostEvent = dict[str, Any]
 """An InputEvent of QEMU's QMP schema."""
 
 _QUEUES_MAX = 16
-
-STALLED = {
-    "suppressed": "kick-suppressed",
-    "untaken": "queue-untaken",
-    "kept": "queue-kept",
-    "silent": "queue-silent",
-}
-"""The id of the cause for each way in which a queue keeps its buffers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +296,8 @@ class _InputPath:
         """What is odd about a status queue that keeps its buffers, and the cause."""
         found = of_queue(self._device.queues[input_spec.STATUSQ])
         what = f"it does not serve its status queue (5.8.6): {found}"
-        return f"{odd}; " * bool(odd) + what, STALLED.get(found.stall if found else "", "data-path")
+        ident = STALLS[found.stall][0] if found is not None and found.stall in STALLS else "data-path"
+        return f"{odd}; " * bool(odd) + what, ident
 
     def _host_event(self) -> tuple[_HostEvent, _HostEvent | None] | None:
         """An event of a kind that this device has, and one that undoes it; None where the host can send none."""

@@ -197,19 +197,6 @@ def _duplicate(parts: _Parts, text: str) -> None:
     parts.lies["duplicate"] = True
 
 
-class _Always(list[Any]):
-    """A script that never ends: each request is answered alike."""
-
-    def popleft(self) -> Any:
-        """The same answer again."""
-        return self[0]
-
-
-def _always(width: int) -> Callable[[str], _Always]:
-    read = _wide(width)
-    return lambda text: _Always([read(text)])
-
-
 def _when(text: str) -> str:
     if text not in ("driver_ok", "kick"):
         raise _Unfit
@@ -219,21 +206,6 @@ def _when(text: str) -> str:
 def _pair(text: str) -> tuple[int, int]:
     first, second = text.split(":")
     return _wide(8)(first), _wide(8)(second)
-
-
-class _Sized(dict[tuple[int, int], int]):
-    """The same size for every selection."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-
-    def get(self, key: object, default: object = None) -> int:
-        """The size, whatever was selected."""
-        return self._size
-
-
-def _sized(text: str) -> _Sized:
-    return _Sized(_wide(8)(text))
 
 
 SWITCHES: Final = (
@@ -281,14 +253,14 @@ SWITCHES: Final = (
     Switch("duplicate", "", "every completion comes twice", _duplicate),
     # Its type's own.
     Switch("at-most", "N", "bytes that it gives at once", _of_model("at_most", _wide(32)), ("rng",)),
-    Switch("status", "N", "the status of every request", _of_model("script", _always(8)), ("blk",)),
+    Switch("status", "N", "the status of every request", _of_model("always", _wide(8)), ("blk",)),
     Switch("no-status", "", "the status byte is not written", _of_model("no_status", bool), ("blk",)),
-    Switch("answer", "N", "the response to every request", _of_model("script", _always(16)), ("mem",)),
+    Switch("answer", "N", "the response to every request", _of_model("always", _wide(16)), ("mem",)),
     Switch("written", "N", "the length that it claims", _of_model("written", _wide(32)), ("blk", "mem")),
     Switch("busy", "", "BUSY where it may say so", _of_model("busy", bool), ("mem",)),
     Switch("size-lie", "N", "plugged_size is off by so many bytes", _of_model("size_lie", _signed), ("mem",)),
     Switch("hold", "", "requests are kept", _of_model("hold", bool), ("blk", "balloon")),
-    Switch("size", "N", "the size of every selection", _of_model("size_lies", _sized), ("input",)),
+    Switch("size", "N", "the size of every selection", _of_model("size_lie", _wide(8)), ("input",)),
     Switch("stuck", "SELECT:SUBSEL", "the selection that it always shows", _of_model("stuck", _pair), ("input",)),
 )  # fmt: skip
 """Every switch, in the order of a device's life."""

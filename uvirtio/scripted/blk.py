@@ -99,6 +99,8 @@ class Disk(Model):
         self.requests: list[Seen] = []
         self.script: deque[int | None] = deque()
         """Statuses instead of its own; None for an honest one."""
+        self.always: int | None = None
+        """The status of every request that the script has none for."""
         self.written: int | None = None
         self.no_status = False
         self.hold = False
@@ -150,7 +152,7 @@ class Disk(Model):
             check("BLK-SIZE", longest <= self.get("size_max"), f"an element of {longest} bytes")
         if self.has(f.Blk.SEG_MAX):
             check("BLK-SEG", len(elements) - 2 <= self.get("seg_max"), f"{len(elements) - 2} elements of data")
-        status = self.script.popleft() if self.script else None
+        status = self.script.popleft() if self.script else self.always
         answer = b""
         if status is None:
             status, answer = self.carry_out(kind, sector, payload, room)

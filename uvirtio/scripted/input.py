@@ -31,6 +31,8 @@ class Input(Model):
         }
         self.size_lies: dict[tuple[int, int], int] = {}
         """What ``size`` announces instead of the payload's length."""
+        self.size_lie: int | None = None
+        """The same for every selection that has none of its own."""
         self.stuck: tuple[int, int] | None = None
         """The selection that the device shows and answers, whatever is written."""
         self.buffers: list[Chain] = []
@@ -49,7 +51,8 @@ class Input(Model):
             self.config[input.SELECT], self.config[input.SUBSEL] = self.stuck
         key = (self.config[input.SELECT], self.config[input.SUBSEL])
         payload = self.answers.get(key, b"")
-        self.config[input.SIZE] = self.size_lies.get(key, len(payload)) & 0xFF
+        told = len(payload) if self.size_lie is None else self.size_lie
+        self.config[input.SIZE] = self.size_lies.get(key, told) & 0xFF
         self.config[input.PAYLOAD :] = payload[: input.PAYLOAD_MAX].ljust(input.PAYLOAD_MAX, b"\0")
 
     def handle(self, queue: int, chain: Chain) -> int | None:

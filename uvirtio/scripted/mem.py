@@ -61,6 +61,8 @@ class Mem(Model):
         self.requests: list[tuple[int, int, int]] = []
         self.script: deque[int | tuple[int, int] | None] = deque()
         """Answers instead of its own: a type, a (type, state), or None for an honest one."""
+        self.always: int | None = None
+        """The answer to every request that the script has none for."""
         self.written: int | None = None
         self.tail = b"\xbb" * 8
         self.size_lie = 0
@@ -114,7 +116,7 @@ class Mem(Model):
         kind, addr, blocks = struct.unpack("<H6xQH6x", data)
         self.requests.append((kind, addr, blocks))
         self.before(kind, addr, blocks)
-        forced = self.script.popleft() if self.script else None
+        forced = self.script.popleft() if self.script else self.always
         if forced is None:
             answer, state = self.decide(kind, addr, blocks)
         elif isinstance(forced, tuple):

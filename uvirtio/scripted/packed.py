@@ -8,16 +8,17 @@ the device's stays as it was (2.8.16).
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from uvirtio.scripted.memory import Memory
-from uvirtio.scripted.ring import Chain, Element, Lies, obey
+from uvirtio.scripted.ring import Chain, DeviceQueue, Element, obey
 from uvirtio.spec import ring
 
 _BOTH = ring.PACKED_DESC_F_AVAIL | ring.PACKED_DESC_F_USED
 _KNOWN = ring.DESC_F_NEXT | ring.DESC_F_WRITE | ring.DESC_F_INDIRECT | _BOTH
 
 
-class PackedDeviceRing:
+class PackedDeviceRing(DeviceQueue):
     """The device's end of one packed queue at these device addresses.
 
     ``marks``: whether it sets WRITE in used slots, as 2.8.4 has it; QEMU does not. ``batching`` (with IN_ORDER):
@@ -26,41 +27,18 @@ class PackedDeviceRing:
 
     kind = "packed"
 
-    def __init__(
-        self,
-        memory: Memory,
-        size: int,
-        desc: int,
-        driver: int,
-        device: int,
-        *,
-        indirect: bool = False,
-        event_idx: bool = False,
-        in_order: bool = False,
-        lies: Lies | None = None,
-        check_buffers: bool = True,
-        index: int = 0,
-    ) -> None:
+    def __init__(self, memory: Memory, size: int, desc: int, driver: int, device: int, **how: Any) -> None:
+        """Take over a queue; ``how``: what ``DeviceQueue`` takes."""
         obey("PKD-20", 0 < size <= ring.MAX_SIZE, f"queue size {size}")
         for address, alignment in ((desc, 16), (driver, 4), (device, 4)):
             obey("PKD-01", address % alignment == 0, f"area at {address:#x}, alignment {alignment}")
-        self.memory = memory
-        self.size = size
-        self.index = index
+        super().__init__(memory, size, (desc, driver, device), **how)
         self.desc, self.driver, self.device = desc, driver, device
-        self.indirect, self.event_idx, self.in_order = indirect, event_idx, in_order
-        self.check_buffers = check_buffers
-        self.lies = lies or Lies()
         self.marks = True
         self.next_slot = 0
         """Slots taken since the start; where the next list begins, modulo the size."""
         self.used_slot = 0
-        self.out: dict[int, Chain] = {}
-        """Lists that were popped and not pushed, by buffer id."""
-        self.popped = 0
         self.batch: Chain | None = None
-        self.batching = False
-        self._signalled = 0
         self._batch_slots = self._batch_length = 0
         self._owned: dict[int, bytes] = {}
         """The slots that are ours, by place, as they were when we took them."""
@@ -117,11 +95,9 @@ class PackedDeviceRing:
                 if self.memory.is_mapped(address, length):
                     self.memory.write(address, b"\xff" * length)
 
-    def addresses_in_use(self) -> list[int]:
-        """One address at least in every page that the device may touch now."""
-        spans = [(self.desc, ring.packed_ring_size(self.size)), (self.driver, 4), (self.device, 4)]
-        spans += [(part.address, part.length) for chain in self.out.values() for part in chain.elements]
-        return [at for start, length in spans for at in (*range(start, start + length, 4096), start + length - 1)]
+    def area_sizes(self) -> tuple[int, int, int]:
+        """The lengths of the ring and of the two event structures, in bytes (2.8)."""
+        return ring.packed_ring_size(self.size), ring.PACKED_EVENT_SIZE, ring.PACKED_EVENT_SIZE
 
     def end_of_list(self) -> int:
         """Offset and wrap counter of the first slot that the driver has not shown."""
@@ -197,13 +173,6 @@ class PackedDeviceRing:
             obey("PKD-06", self.memory.is_mapped(address, length), f"{address:#x}+{length:#x} is not mapped")
         chain.elements.append(Element(address, length, writable))
         obey("PKD-06", len(chain.elements) <= self.size, "the list is longer than the queue")
-
-    def pop_all(self) -> list[Chain]:
-        """All lists that the driver made available."""
-        chains = []
-        while (chain := self.pop()) is not None:
-            chains.append(chain)
-        return chains
 
     # --- giving back ----------------------------------------------------------------------------------------
 

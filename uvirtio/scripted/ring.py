@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from uvirtio.scripted.memory import Memory
 from uvirtio.spec import ring
@@ -101,22 +102,16 @@ class Chain:
         return done
 
 
-class DeviceRing:
-    """The device's end of one split queue at these device addresses.
+class DeviceQueue:
+    """The device's end of one queue, whatever its format: what was negotiated, and what it has."""
 
-    ``check_buffers``: every element of a chain must lie in mapped memory. With ``in_order`` the driver's
-    descriptors must lie in their order, and ``batching`` writes one used element for all up to ``flush``.
-    """
-
-    kind = "split"
+    kind: str
 
     def __init__(
         self,
         memory: Memory,
         size: int,
-        desc: int,
-        avail: int,
-        used: int,
+        areas: tuple[int, int, int],
         *,
         indirect: bool = False,
         event_idx: bool = False,
@@ -125,26 +120,71 @@ class DeviceRing:
         check_buffers: bool = True,
         index: int = 0,
     ) -> None:
-        obey("SPL-29", ring.is_power_of_two(size), f"queue size {size}")
-        for address, alignment in ((desc, ring.DESC_ALIGN), (avail, ring.AVAIL_ALIGN), (used, ring.USED_ALIGN)):
-            obey("SPL-01", address % alignment == 0, f"area at {address:#x}, alignment {alignment}")
+        """Take over a queue that the driver has enabled.
+
+        Args:
+            memory: What the device reaches.
+            size: Number of entries.
+            areas: Device addresses of the descriptor, driver and device areas.
+            indirect: INDIRECT_DESC was negotiated.
+            event_idx: EVENT_IDX was negotiated.
+            in_order: IN_ORDER was negotiated.
+            lies: How the device bends what it writes; None: it does not.
+            check_buffers: Every element of a chain must lie in mapped memory.
+            index: The queue's number.
+        """
         self.memory = memory
         self.size = size
         self.index = index
-        self.desc, self.avail, self.used = desc, avail, used
+        self.areas = areas
         self.indirect, self.event_idx, self.in_order = indirect, event_idx, in_order
         self.check_buffers = check_buffers
         self.lies = lies or Lies()
+        self.out: dict[int, Chain] = {}
+        """Chains that were popped and not pushed, by head or buffer id."""
+        self.popped = 0
+        self.batching = False
+        self._signalled = 0
+
+    def area_sizes(self) -> tuple[int, int, int]:
+        """The lengths of the three areas, in bytes."""
+        raise NotImplementedError
+
+    def pop(self) -> Chain | None:
+        """The next chain that the driver made available; None if there is none."""
+        raise NotImplementedError
+
+    def pop_all(self) -> list[Chain]:
+        """All chains that the driver made available."""
+        return list(iter(self.pop, None))
+
+    def addresses_in_use(self) -> list[int]:
+        """One address at least in every page that the device may touch now."""
+        spans = list(zip(self.areas, self.area_sizes(), strict=True))
+        spans += [(part.address, part.length) for chain in self.out.values() for part in chain.elements]
+        return [at for start, length in spans for at in (*range(start, start + length, 4096), start + length - 1)]
+
+
+class DeviceRing(DeviceQueue):
+    """The device's end of one split queue at these device addresses.
+
+    With ``in_order`` the driver's descriptors must lie in their order, and ``batching`` writes one used element
+    for all up to ``flush``.
+    """
+
+    kind = "split"
+
+    def __init__(self, memory: Memory, size: int, desc: int, avail: int, used: int, **how: Any) -> None:
+        """Take over a queue; ``how``: what ``DeviceQueue`` takes."""
+        obey("SPL-29", ring.is_power_of_two(size), f"queue size {size}")
+        for address, alignment in ((desc, ring.DESC_ALIGN), (avail, ring.AVAIL_ALIGN), (used, ring.USED_ALIGN)):
+            obey("SPL-01", address % alignment == 0, f"area at {address:#x}, alignment {alignment}")
+        super().__init__(memory, size, (desc, avail, used), **how)
+        self.desc, self.avail, self.used = desc, avail, used
         self.last_avail = 0
         self.used_idx = 0
-        self.out: dict[int, Chain] = {}
-        """Chains that were popped and not pushed, by head."""
-
-        self.popped = 0
         self._busy: set[int] = set()
         self._seen_idx = 0
-        self._signalled = 0
-        self.batching = False
         self._batch: tuple[int, int] | None = None
         self._batched = 0
         self._next_descriptor = 0
@@ -185,15 +225,9 @@ class DeviceRing:
                 if self.memory.is_mapped(address, length):
                     self.memory.write(address, b"\xff" * length)
 
-    def addresses_in_use(self) -> list[int]:
-        """One address at least in every page that the device may touch now."""
-        spans = [
-            (self.desc, ring.desc_size(self.size)),
-            (self.avail, ring.avail_size(self.size)),
-            (self.used, ring.used_size(self.size)),
-        ]
-        spans += [(part.address, part.length) for chain in self.out.values() for part in chain.elements]
-        return [at for start, length in spans for at in (*range(start, start + length, 4096), start + length - 1)]
+    def area_sizes(self) -> tuple[int, int, int]:
+        """The lengths of descriptor table, available ring and used ring, in bytes (2.7)."""
+        return ring.desc_size(self.size), ring.avail_size(self.size), ring.used_size(self.size)
 
     def published(self) -> int:
         """avail.idx as the driver left it."""
@@ -328,10 +362,3 @@ class DeviceRing:
             self.write_used_flags(self.lies.used_flags)
         else:
             self.write_used_flags(self.lies.used_flags | (0 if on else ring.USED_F_NO_NOTIFY))
-
-    def pop_all(self) -> list[Chain]:
-        """All chains that the driver made available."""
-        chains = []
-        while (chain := self.pop()) is not None:
-            chains.append(chain)
-        return chains

@@ -20,7 +20,7 @@ from uvirtio.interfaces.backend import Backend
 from uvirtio.trace.chrome import ChromeLines
 from uvirtio.trace.lines import FORMAT, VERSION, pack
 from uvirtio.trace.seam import facts_of, on_tape
-from uvirtio.trace.tape import Fits, Memory, nothing
+from uvirtio.trace.tape import Books, Fits, Memory, nothing
 
 _GRAIN = 64
 """Bytes. Memory is compared in pieces of this size, so that what a device wrote far apart is noted apart."""
@@ -50,7 +50,7 @@ class _JsonLines:
         return ""
 
 
-class Recorder:
+class Recorder(Books):
     """Records every device that is opened with ``uvirtio.open(..., record=recorder)`` into one file.
 
     A context manager; ``close()`` ends the file. Satisfies ``Records`` and ``Tape``.
@@ -69,11 +69,9 @@ class Recorder:
         Raises:
             OperationFailed: The file cannot be written.
         """
+        super().__init__()
         self.path = Path(path)
-        self.names: dict[int, str] = {}
         self._form: _Form = ChromeLines() if self.path.suffix == ".json" else _JsonLines()
-        self._blocks: dict[int, Memory] = {}
-        self._n = 0
         self._begin = 0.0
         self._once = False
         try:
@@ -176,14 +174,6 @@ class Recorder:
             raise
         self._write({**members, "took": round(self._now() - members["t"], 7), "is": value})
         return value
-
-    def keep(self, block: Memory) -> None:
-        """Take a block in that the device may write to."""
-        self._blocks[block.number] = block
-
-    def drop(self, block: Memory) -> None:
-        """Forget a block that is being freed."""
-        self._blocks.pop(block.number, None)
 
     def look(self, block: Memory, offset: int, length: int, read: Callable[[], bytes]) -> bytes:
         """Read memory by one access; note what is new there, and then what is new in all other memory."""

@@ -12,7 +12,7 @@ from uvirtio.errors import BadTrace, Diverged, UvirtioError
 from uvirtio.interfaces.backend import Backend
 from uvirtio.trace.lines import ACTIONS, FORMAT, REMARKS, VERSION, unpack
 from uvirtio.trace.seam import on_tape
-from uvirtio.trace.tape import Fits, Memory, nothing
+from uvirtio.trace.tape import Books, Fits, Memory, nothing
 
 _REMEDY = "record it again with --trace FILE (record=), FILE not ending in .json"
 
@@ -25,7 +25,7 @@ _NEEDS: dict[str, dict[str, type | tuple[type, ...]]] = {
 }
 
 
-class Replay:
+class Replay(Books):
     """A record that is replayed, from its first line to its last. Satisfies ``Replays`` and ``Tape``."""
 
     replays = True
@@ -39,12 +39,10 @@ class Replay:
         Raises:
             BadTrace: It is not a record, or a damaged one; the message has the line.
         """
+        super().__init__()
         self.path = Path(path)
-        self.names: dict[int, str] = {}
         self.header, self._lines = self._read()
         self._place = 0
-        self._n = 0
-        self._blocks: dict[int, Memory] = {}
         self._error: Diverged | BadTrace | None = None
 
     # --- the file -------------------------------------------------------------------------------------------
@@ -219,14 +217,6 @@ class Replay:
             )
             raise self._error
         return value
-
-    def keep(self, block: Memory) -> None:
-        """Take a block in that the device may write to."""
-        self._blocks[block.number] = block
-
-    def drop(self, block: Memory) -> None:
-        """Forget a block that is being freed."""
-        self._blocks.pop(block.number, None)
 
     def look(self, block: Memory, offset: int, length: int, read: Callable[[], bytes]) -> bytes:
         """Read memory, after what the device wrote by then was put there."""

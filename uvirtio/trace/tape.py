@@ -142,3 +142,21 @@ class Tape(Protocol):
     def remark(self, op: str, **members: Any) -> None:
         """Note something for people; nothing in a replay."""
         ...
+
+
+class Books:
+    """What a tape of either kind keeps: the actions so far, the names of the events, the blocks of memory."""
+
+    def __init__(self) -> None:
+        """Begin with nothing."""
+        self.names: dict[int, str] = {}
+        self._n = 0
+        self._blocks: dict[int, Memory] = {}
+
+    def keep(self, block: Memory) -> None:
+        """Take a block in that the device may write to."""
+        self._blocks[block.number] = block
+
+    def drop(self, block: Memory) -> None:
+        """Forget a block that is being freed."""
+        self._blocks.pop(block.number, None)

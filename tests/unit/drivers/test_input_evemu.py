@@ -175,7 +175,7 @@ def test_too_much_is_refused(monkeypatch: pytest.MonkeyPatch):
     evemu.parse(lines())
     with pytest.raises(UsageError, match="too many events"):
         evemu.parse(lines(FOREIGN + "E: 14.000000 0000 0000 0000\n"))
-    monkeypatch.setattr(evemu, "LINES_MAX", 10)
+    monkeypatch.setattr(recording_module, "LINES_MAX", 10)
     with pytest.raises(UsageError, match="too many lines"):
         evemu.parse(lines())
 

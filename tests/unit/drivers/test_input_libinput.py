@@ -183,7 +183,7 @@ def test_too_much_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(recording_module, "EVENTS_MAX", 3)
     with pytest.raises(UsageError, match="too many events"):
         libinput.parse(lines())
-    monkeypatch.setattr(libinput, "LINES_MAX", 10)
+    monkeypatch.setattr(recording_module, "LINES_MAX", 10)
     with pytest.raises(UsageError, match="too many lines"):
         libinput.parse(lines())
 

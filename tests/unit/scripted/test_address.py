@@ -13,6 +13,7 @@ from uvirtio import opening
 from uvirtio.diag import diagnose
 from uvirtio.errors import BadAddress, DeviceGone, DeviceTimeout, FeaturesRefused
 from uvirtio.scripted import address as scripted
+from uvirtio.scripted import cases
 from uvirtio.scripted.faults import Faults
 from uvirtio.scripted.ring import Lies
 from uvirtio.spec import features as f
@@ -20,37 +21,11 @@ from uvirtio.spec import features as f
 DOCS = Path(uvirtio.__file__).parent.parent / "docs/scripted.md"
 
 VALUES = {
+    **cases.VALUES,
     "transport": "mmio",
     "features": "0x100000000",
     "vectors": "1",
-    "power-state": "3",
-    "refuse-with": "EVENT_IDX+28",
-    "refuse-without": "VERSION_1",
-    "features-later": "0x100000000",
-    "status-or": "0x40",
-    "needs-reset-at": "kick",
-    "reset-reads": "2",
-    "reset-seconds": "0.01",
-    "generation-bumps": "3",
-    "num-queues": "1",
-    "queue-size": "0:8",
-    "address-mask": "0xffff",
-    "queue-reset-reads": "1",
-    "no-vectors": "0+1",
-    "silent-queues": "0",
-    "silent-with": "INDIRECT_DESC",
-    "used-id": "+1",
-    "used-len": "-1",
-    "used-idx": "7",
-    "avail-event": "0",
-    "used-flags": "1",
-    "at-most": "5",
-    "status": "1",
-    "answer": "3",
-    "written": "1",
-    "size-lie": "4096",
-    "size": "129",
-    "stuck": "1:0",
+    "refuse-with": "EVENT_IDX+28",  # by name and by number
 }
 
 

@@ -13,12 +13,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 from uvirtio.drivers.input.description import AbsInfo, Description, InputIds
 from uvirtio.drivers.input.events import InputEvent
-from uvirtio.drivers.input.recording import EVENTS_MAX, LINES_MAX, Events, Recording, fits, one_line
-from uvirtio.errors import UsageError
+from uvirtio.drivers.input.recording import EVENTS_MAX, LINES_MAX, Reader, Recording, fits, one_line
 from uvirtio.spec import input as spec
 
 __all__ = ["EVENTS_MAX", "LINES_MAX", "LINE_MAX", "Recording", "event_line", "header", "parse"]
@@ -123,16 +121,14 @@ def parse(lines: Iterable[str]) -> Recording:
     Raises:
         UsageError: A line is invalid or exceeds a limit; the message has its number.
     """
-    parser = _Parser()
-    for number, line in enumerate(lines, 1):
-        parser.take(number, line)
-    return parser.finish()
+    return _Parser().read(lines)
 
 
 @dataclass
-class _Parser:
-    number: int = 0
-    text: str = ""
+class _Parser(Reader):
+    line_max = LINE_MAX
+    writers = "evemu-record and uvirtio input record"
+
     name: str | None = None
     ids: InputIds | None = None
     properties: bytearray = field(default_factory=bytearray)
@@ -140,27 +136,9 @@ class _Parser:
     axes: dict[int, AbsInfo] = field(default_factory=dict)
     described: bool = False
     """Whether there was a line of a description."""
-    description: Description | None = None
 
-    def __post_init__(self) -> None:
-        self.events = Events(self.wrong)
-
-    def wrong(self, why: str, expected: str) -> NoReturn:
-        """Raise UsageError for the current line."""
-        raise UsageError(
-            f"line {self.number} of the recording: {why}",
-            seen=self.text[:80],
-            expected=expected,
-            remedy="evemu-record and uvirtio input record write such files",
-        )
-
-    def take(self, number: int, line: str) -> None:
-        """Parse the next line; ``number`` counts from 1."""
-        self.number, self.text = number, line.rstrip("\r\n")
-        if len(line) > LINE_MAX:
-            self.wrong("it is too long", f"{LINE_MAX} characters at most")
-        if number > LINES_MAX:
-            self.wrong("there are too many lines", f"{LINES_MAX} at most")
+    def take(self) -> None:
+        """Parse the next line."""
         text = self.text.strip(" \t")
         if not text or text.startswith("#"):
             return

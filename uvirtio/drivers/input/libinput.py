@@ -13,12 +13,10 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 from uvirtio.drivers.input.description import AbsInfo, Description, InputIds
 from uvirtio.drivers.input.events import InputEvent
-from uvirtio.drivers.input.recording import LINES_MAX, Events, Recording, fits, one_line
-from uvirtio.errors import UsageError
+from uvirtio.drivers.input.recording import Reader, Recording, fits, one_line
 from uvirtio.spec import input as spec
 
 VERSION = 1
@@ -121,16 +119,14 @@ def parse(lines: Iterable[str]) -> Recording:
     Raises:
         UsageError: A line is invalid or exceeds a limit, or there is not one device; the message has the line.
     """
-    parser = _Parser()
-    for number, line in enumerate(lines, 1):
-        parser.take(number, line)
-    return parser.finish()
+    return _Parser().read(lines)
 
 
 @dataclass
-class _Parser:
-    number: int = 0
-    text: str = ""
+class _Parser(Reader):
+    line_max = LINE_MAX
+    writers = "libinput record and uvirtio input record --format libinput"
+
     version: bool = False
     devices: int = 0
     name: str | None = None
@@ -138,31 +134,13 @@ class _Parser:
     properties: frozenset[int] = frozenset()
     codes: dict[int, frozenset[int]] = field(default_factory=dict)
     axes: dict[int, AbsInfo] = field(default_factory=dict)
-    description: Description | None = None
     open: list[tuple[int, str | None]] = field(default_factory=list)
     """The keys that enclose a line, each with its column; None for an item of a list."""
     brackets: int = 0
     """Open brackets of a value that is passed over, which goes on over several lines."""
 
-    def __post_init__(self) -> None:
-        self.events = Events(self.wrong)
-
-    def wrong(self, why: str, expected: str) -> NoReturn:
-        """Raise UsageError for the current line."""
-        raise UsageError(
-            f"line {self.number} of the recording: {why}",
-            seen=self.text[:80],
-            expected=expected,
-            remedy="libinput record and uvirtio input record --format libinput write such files",
-        )
-
-    def take(self, number: int, line: str) -> None:
-        """Parse the next line; ``number`` counts from 1."""
-        self.number, self.text = number, line.rstrip("\r\n")
-        if len(line) > LINE_MAX:
-            self.wrong("it is too long", f"{LINE_MAX} characters at most")
-        if number > LINES_MAX:
-            self.wrong("there are too many lines", f"{LINES_MAX} at most")
+    def take(self) -> None:
+        """Parse the next line."""
         rest = self.text.lstrip(" ")
         if not rest.strip() or rest.startswith("#"):
             return

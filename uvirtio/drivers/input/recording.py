@@ -6,12 +6,13 @@ recorded device could not send.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NoReturn, Protocol
+from typing import ClassVar, NoReturn, Protocol
 
 from uvirtio.drivers.input.description import Description
 from uvirtio.drivers.input.events import InputEvent
+from uvirtio.errors import UsageError
 from uvirtio.spec import input as spec
 
 LINES_MAX = 300_000
@@ -83,6 +84,57 @@ class Events:
         if len(self.found) >= EVENTS_MAX:
             self.wrong("there are too many events", f"{EVENTS_MAX} at most")
         self.found.append((at, event))
+
+
+@dataclass
+class Reader:
+    """Reads a recording line by line; a format says what a line means."""
+
+    line_max: ClassVar[int]
+    """The most characters of a line."""
+    writers: ClassVar[str]
+    """Which programs write such files, for errors."""
+
+    number: int = 0
+    """The line that is being read, from 1."""
+    text: str = ""
+    """It, without its line end."""
+    description: Description | None = None
+
+    def __post_init__(self) -> None:
+        self.events = Events(self.wrong)
+
+    def read(self, lines: Iterable[str]) -> Recording:
+        """Read all lines; each may have its line end.
+
+        Raises:
+            UsageError: A line is invalid or exceeds a limit; the message has its number.
+        """
+        for number, line in enumerate(lines, 1):
+            self.number, self.text = number, line.rstrip("\r\n")
+            if len(line) > self.line_max:
+                self.wrong("it is too long", f"{self.line_max} characters at most")
+            if number > LINES_MAX:
+                self.wrong("there are too many lines", f"{LINES_MAX} at most")
+            self.take()
+        return self.finish()
+
+    def wrong(self, why: str, expected: str) -> NoReturn:
+        """Raise UsageError for the current line."""
+        raise UsageError(
+            f"line {self.number} of the recording: {why}",
+            seen=self.text[:80],
+            expected=expected,
+            remedy=f"{self.writers} write such files",
+        )
+
+    def take(self) -> None:
+        """Parse ``text``."""
+        raise NotImplementedError
+
+    def finish(self) -> Recording:
+        """Return the recording, after the last line."""
+        raise NotImplementedError
 
 
 def fits(number: int) -> bool:
