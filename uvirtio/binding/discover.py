@@ -460,7 +460,7 @@ def _find(name: str, every: _Scan, aliases: bool) -> DiscoveredDevice:
     wanted, roots = addresses.parse(name), every.roots
     if wanted.family == "pci":
         return _find_pci(wanted.name, roots)
-    if wanted.family in ("qemu", "scripted", "vhost-user"):
+    if wanted.canonical.startswith(addresses.SIMULATED):
         raise UsageError(
             f"{wanted} is not a device of this machine; its sysfs does not have it",
             seen=wanted.canonical,
