@@ -36,6 +36,7 @@ __all__ = [
     "config_bytes",
     "find",
     "find_all",
+    "id_pair",
     "negotiated_features",
     "on_bus",
     "pci_functions",
@@ -207,8 +208,8 @@ def _pci_function(name: str, roots: Roots, virtio: bool = False) -> DiscoveredDe
         type=_type_name(device_id),
         device_id=device_id,
         interface=interface,
-        pci_id=f"{vendor:04x}:{device:04x}",
-        subsystem_id=_pair(sysfs.number(path / "subsystem_vendor"), subsystem),
+        pci_id=id_pair(vendor, device),
+        subsystem_id=id_pair(sysfs.number(path / "subsystem_vendor"), subsystem),
         revision=sysfs.number(path / "revision"),
         pci_class=sysfs.number(path / "class"),
         driver=driver,
@@ -373,7 +374,8 @@ def _type_name(device_id: int | None) -> str:
     return "unknown" if device_id is None else ids.type_name(device_id)
 
 
-def _pair(vendor: int | None, device: int | None) -> str | None:
+def id_pair(vendor: int | None, device: int | None) -> str | None:
+    """Two ids of PCI as ``lspci`` and the journal write them, ``1af4:1044``; None where one is not known."""
     return None if vendor is None or device is None else f"{vendor:04x}:{device:04x}"
 
 

@@ -220,7 +220,11 @@ class Facts:
         return [*([] if hidden is None else [hidden]), *journal.damaged(self.roots)]
 
     def live(self, key: str) -> tuple[Entry, DeviceEntry] | None:
-        """The oldest entry with a record of the device that has not ended, as ``standing.live``."""
+        """The oldest entry of this boot with a record of the device that has not ended; None: there is none.
+
+        Args:
+            key: The device's ``DiscoveredDevice.key``.
+        """
         return standing.first_live(self._journal.get(key, ()), self.roots)
 
     # --- nodes of a device ---
