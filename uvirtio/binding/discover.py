@@ -28,10 +28,8 @@ if TYPE_CHECKING:
     from uvirtio.binding.vdpa_netlink import VdpaDevice
 
 __all__ = [
-    "ConfigSpace",
     "DiscoveredDevice",
     "bars",
-    "canonical",
     "capabilities",
     "config_bytes",
     "find",

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Literal
 
 from uvirtio.binding import journal
-from uvirtio.binding.discover import DiscoveredDevice, find
+from uvirtio.binding.discover import find
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.holders import drivers_of
 from uvirtio.binding.journal import DeviceEntry, Entry
@@ -252,12 +252,7 @@ def _not_journaled(address: str, roots: Roots) -> Restored:
     found = find(address, roots, aliases=False)
     if not found.for_user_space:
         return Restored(found.address, found.driver, "already")
-    raise not_ours(found, roots)
-
-
-def not_ours(found: DiscoveredDevice, roots: Roots) -> Refused:
-    """The error for a device that a user-space driver has and of which the journal does not know what it was."""
-    return Refused(
+    raise Refused(
         f"{found.address} was not bound by uvirtio, or not since the last boot",
         seen=f"bound to {found.driver}, and not in {journal.directory(roots)}",
         expected="a journal entry that says what it was before",

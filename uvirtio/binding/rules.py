@@ -84,12 +84,12 @@ def check(found: DiscoveredDevice, roots: Roots, facts: Facts | None = None) -> 
     facts = Facts(roots) if facts is None else facts
     findings: list[Finding] = []
     unchecked: dict[str, Unchecked] = {}
-    standing = standing_on(found, roots)
+    carried = standing_on(found, roots)
     for rule in RULES:
         # What the kernel does with a vDPA device on this function ends with it, too.
         name = name_of(rule)
         facts.unreadable.clear()
-        for one in (found, *standing) if name in IN_USE else (found,):
+        for one in (found, *carried) if name in IN_USE else (found,):
             for answer in rule(one, facts):
                 if isinstance(answer, Finding):
                     _add(findings, answer)
