@@ -176,13 +176,31 @@ def drop(entry: Entry, address: str, roots: Roots) -> None:
     Raises:
         EnvironmentLack: The directory is read-only, full or not writable for this user.
     """
-    # From the disk: another process may have restored another device of this entry meanwhile.
-    now = _load(directory(roots) / f"{entry.id}.json") or entry
+    now = _now(entry, roots)
     left = tuple(device for device in now.devices if device.address != address)
     if left:
         store(replace(now, devices=left), roots)
     else:
         remove(now, roots)
+
+
+def update(entry: Entry, device: DeviceEntry, roots: Roots) -> None:
+    """Replace the record of one device, and leave those of others as they are on the disk.
+
+    Args:
+        entry: The entry that has it.
+        device: The new record.
+        roots: Where the journal is.
+
+    Raises:
+        EnvironmentLack: The directory is read-only, full or not writable for this user.
+    """
+    store(_now(entry, roots).with_device(device), roots)
+
+
+def _now(entry: Entry, roots: Roots) -> Entry:
+    """The entry as it is on the disk: another process may have restored another device of it meanwhile."""
+    return _load(directory(roots) / f"{entry.id}.json") or entry
 
 
 def _sync(home: Path) -> None:

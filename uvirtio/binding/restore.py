@@ -17,7 +17,7 @@ from uvirtio.binding import journal
 from uvirtio.binding.discover import find
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.holders import drivers_of
-from uvirtio.binding.journal import DeviceEntry, Entry
+from uvirtio.binding.journal import DeviceEntry
 from uvirtio.binding.standing import by_hand, claim, node_to_return, release, standing, unbinding
 from uvirtio.binding.sysfs_ops import TIMEOUT, SysfsOps, device_lock
 from uvirtio.errors import (
@@ -231,7 +231,7 @@ def _restore_one(address: str, roots: Roots, ops: SysfsOps) -> Restored:
                 ops,
                 state=entry.state,
                 facts=facts,
-                note=partial(_note, entry, roots),
+                note=partial(journal.update, entry, roots=roots),
             )
             if action not in ("gone", "replaced"):
                 break  # the oldest record of the device that is there: later ones have what bind made of it
@@ -242,10 +242,6 @@ def _restore_one(address: str, roots: Roots, ops: SysfsOps) -> Restored:
         unseen = action == "restored" and not facts.open_complete
         now = ops.driver(device.bus, device.name)
         return Restored(address, now, action, ("other-use",) if unseen else ())
-
-
-def _note(entry: Entry, roots: Roots, device: DeviceEntry) -> None:
-    journal.store(entry.with_device(device), roots)
 
 
 def _not_journaled(address: str, roots: Roots) -> Restored:
