@@ -122,12 +122,23 @@ def cdev_of(address: str, roots: Roots) -> Path | None:
     return next((path for path in paths if sysfs.exists(path)), None)
 
 
+def has_groups(roots: Roots) -> bool:
+    """Whether VFIO can be used by groups: a kernel without CONFIG_VFIO_GROUP has character devices alone."""
+    vfio = roots.dev / "vfio"
+    return sysfs.exists(vfio / "vfio") or not sysfs.names(vfio / "devices")
+
+
+def _group_instead(roots: Roots) -> str:
+    """The remedy that does without iommufd; empty where there is none."""
+    return "take the group instead: --backend vfio-group" if has_groups(roots) else ""
+
+
 def _forbidden(path: Path, error: OSError, roots: Roots) -> PermissionLack:
     return PermissionLack(
         f"{path} may not be opened",
         seen=f"{named(error)}, as user {os.geteuid()}",
         expected="root, or the owner of the node",
-        remedy=privilege.remedy(path=path, also="take the group instead: --backend vfio-group", roots=roots),
+        remedy=privilege.remedy(path=path, also=_group_instead(roots), roots=roots),
     )
 
 
@@ -168,7 +179,7 @@ class Ioas:
                 f"{path} is not there",
                 seen=named(error),
                 expected="the module iommufd (CONFIG_IOMMUFD)",
-                remedy="as root: modprobe iommufd; or take the group instead: --backend vfio-group",
+                remedy="; or ".join(filter(None, ("as root: modprobe iommufd", _group_instead(roots)))),
             ) from error
         argument = iommu_ioas_alloc(size=ctypes.sizeof(iommu_ioas_alloc))
         try:
@@ -346,7 +357,7 @@ def open_cdev(
                 expected="a kernel with VFIO_DEVICE_BIND_IOMMUFD"
                 + ("" if vf_token is None else " that takes a token (Linux 6.17)")
                 + ", and an IOMMU behind the function",
-                remedy="take the group instead: --backend vfio-group",
+                remedy=_group_instead(roots) or None,
             ) from error
         raise gone_or_failed(f"binding {path} to iommufd", error) from error
     except BaseException:
