@@ -25,7 +25,7 @@ class ConfigSpace:
 
 
 def config_bytes_at(path: Path, bar_list: list[BarInfo | None] | None = None) -> ConfigSpace:
-    """The same for the path of a ``config`` file.
+    """Configuration space by its ``config`` file; pci_cfg_data (4.1.4.9) is not read.
 
     Args:
         path: The file.

@@ -28,14 +28,13 @@ if TYPE_CHECKING:
     from uvirtio.binding.vdpa_netlink import VdpaDevice
 
 __all__ = [
-    "ConfigSpace",
     "DiscoveredDevice",
     "bars",
-    "canonical",
     "capabilities",
     "config_bytes",
     "find",
     "find_all",
+    "id_pair",
     "negotiated_features",
     "on_bus",
     "pci_functions",
@@ -147,7 +146,7 @@ class DiscoveredDevice:
 
 def scan(roots: Roots) -> list[DiscoveredDevice]:
     """Every virtio device of this machine, sorted by address. Odd contents of sysfs are no exception."""
-    found = [device for device in pci_functions(roots) if device.interface != "none"]
+    found = list(pci_functions(roots, virtio=True))
     found.extend(platform_devices(roots))
     found.extend(_vdpa_devices(roots))
     return sorted(found, key=lambda device: device.address)
@@ -162,8 +161,7 @@ def unlisted(roots: Roots) -> list[Path]:
 def on_bus(bus: str, name: str, roots: Roots) -> DiscoveredDevice | None:
     """The virtio device with this name on a bus (``pci``, ``platform``, ``vdpa``); None: there is none."""
     if bus == "pci":
-        device = _pci_function(name, roots) if addresses.is_pci(name) else None
-        return device if device is not None and device.interface != "none" else None
+        return _pci_function(name, roots, virtio=True) if addresses.is_pci(name) else None
     walk = {"platform": lambda: platform_devices(roots, name), "vdpa": lambda: _vdpa_devices(roots)}.get(bus)
     return None if walk is None else next((device for device in walk() if device.name == name), None)
 
@@ -171,18 +169,18 @@ def on_bus(bus: str, name: str, roots: Roots) -> DiscoveredDevice | None:
 # --- PCI ---------------------------------------------------------------------------------------------------
 
 
-def pci_functions(roots: Roots, group: int | None = None) -> Iterator[DiscoveredDevice]:
-    """Every PCI function, or those of one IOMMU group; those that are not virtio included."""
+def pci_functions(roots: Roots, group: int | None = None, *, virtio: bool = False) -> Iterator[DiscoveredDevice]:
+    """Every PCI function, or those of one IOMMU group; with ``virtio`` only those that are virtio."""
     names = sysfs.device_names("pci", roots) if group is None else sysfs.iommu_group_members(group, roots)
     for name in names:
-        if addresses.is_pci(name) and (device := _pci_function(name, roots)) is not None:
+        if addresses.is_pci(name) and (device := _pci_function(name, roots, virtio)) is not None:
             yield device
 
 
-def _pci_function(name: str, roots: Roots) -> DiscoveredDevice | None:
+def _pci_function(name: str, roots: Roots, virtio: bool = False) -> DiscoveredDevice | None:
     path = sysfs.device("pci", name, roots)
     vendor, device = sysfs.number(path / "vendor"), sysfs.number(path / "device")
-    if vendor is None or device is None:
+    if vendor is None or device is None or (virtio and not ids.is_virtio_pci(vendor, device)):
         return None
     notes: list[str] = []
     interface: Interface
@@ -199,7 +197,7 @@ def _pci_function(name: str, roots: Roots) -> DiscoveredDevice | None:
         device_id, interface = ids.device_id_of_pci(vendor, device), "modern"
     group = sysfs.iommu_group(path)
     vfio = is_vfio(path, roots)
-    nodes = user_nodes(path, roots)
+    nodes = user_nodes(path, roots) if vfio or driver in USER_DRIVERS else []  # it would look for VFIO once more
     return DiscoveredDevice(
         address=canonical(name),
         bus="pci",
@@ -208,8 +206,8 @@ def _pci_function(name: str, roots: Roots) -> DiscoveredDevice | None:
         type=_type_name(device_id),
         device_id=device_id,
         interface=interface,
-        pci_id=f"{vendor:04x}:{device:04x}",
-        subsystem_id=_pair(sysfs.number(path / "subsystem_vendor"), subsystem),
+        pci_id=id_pair(vendor, device),
+        subsystem_id=id_pair(sysfs.number(path / "subsystem_vendor"), subsystem),
         revision=sysfs.number(path / "revision"),
         pci_class=sysfs.number(path / "class"),
         driver=driver,
@@ -374,7 +372,8 @@ def _type_name(device_id: int | None) -> str:
     return "unknown" if device_id is None else ids.type_name(device_id)
 
 
-def _pair(vendor: int | None, device: int | None) -> str | None:
+def id_pair(vendor: int | None, device: int | None) -> str | None:
+    """Two ids of PCI as ``lspci`` and the journal write them, ``1af4:1044``; None where one is not known."""
     return None if vendor is None or device is None else f"{vendor:04x}:{device:04x}"
 
 
@@ -461,7 +460,7 @@ def _find(name: str, every: _Scan, aliases: bool) -> DiscoveredDevice:
     wanted, roots = addresses.parse(name), every.roots
     if wanted.family == "pci":
         return _find_pci(wanted.name, roots)
-    if wanted.family in ("qemu", "scripted", "vhost-user"):
+    if wanted.canonical.startswith(addresses.SIMULATED):
         raise UsageError(
             f"{wanted} is not a device of this machine; its sysfs does not have it",
             seen=wanted.canonical,

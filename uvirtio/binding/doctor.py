@@ -217,15 +217,18 @@ def _vfio_access(roots: Roots) -> Iterator[Check]:
     if not nodes:
         yield Check("vfio-access", "skip", "no function is bound to vfio-pci, or to a variant of it")
         return
+    yield _access("vfio-access", nodes, roots, before=("/dev/vfio/vfio" if groups else "/dev/iommu",))
+
+
+def _access(name: str, nodes: list[str], roots: Roots, *, before: tuple[str, ...] = ()) -> Check:
+    """Whether this user may open these nodes, and those ``before`` them that every program opens first."""
     # access(2) asks about the rights and opens nothing: to open a device resets it.
-    needed = ["/dev/vfio/vfio" if groups else "/dev/iommu", *nodes]
-    paths = {node: roots.dev / node.removeprefix("/dev/") for node in needed}
+    paths = {node: roots.dev / node.removeprefix("/dev/") for node in (*before, *nodes)}
     closed = [node for node, path in paths.items() if not os.access(path, os.R_OK | os.W_OK)]
     if closed:
         remedy = privilege.remedy("run as root, or bind with --owner USER", path=paths[closed[0]], roots=roots)
-        yield Check("vfio-access", "warn", f"this user may not open {', '.join(closed)}", remedy)
-    else:
-        yield Check("vfio-access", "pass", f"this user may open {', '.join(nodes)}")
+        return Check(name, "warn", f"this user may not open {', '.join(closed)}", remedy)
+    return Check(name, "pass", f"this user may open {', '.join(nodes)}")
 
 
 def _uio(roots: Roots) -> Iterator[Check]:
@@ -292,7 +295,9 @@ def _vdpa(roots: Roots) -> Iterator[Check]:
         yield Check("vhost-vdpa", "skip", "no vdpa device here" if here else "this kernel has no vdpa")
         return
     yield _module("vhost-vdpa", VDPA, "vdpa", roots)
-    yield from _vdpa_access(devices, roots)
+    made = (sysfs.vdpa_node(sysfs.device("vdpa", name, roots)) for name in devices)
+    if nodes := [node for node in made if node is not None]:
+        yield _access("vhost-vdpa-access", nodes, roots)
     for name in sysfs.names(roots.sys / "class/vduse"):
         if sysfs.number(roots.sys / "class/vduse" / name / "msg_timeout") == 0:
             yield Check(
@@ -301,22 +306,6 @@ def _vdpa(roots: Roots) -> Iterator[Check]:
                 f"a program that uses {name} waits for ever when the process behind it stops",
                 f"as root: echo 30 > /sys/class/vduse/{name}/msg_timeout",
             )
-
-
-def _vdpa_access(devices: list[str], roots: Roots) -> Iterator[Check]:
-    """access(2) asks about the rights and opens nothing: to open a node resets the device."""
-    made = (sysfs.vdpa_node(sysfs.device("vdpa", name, roots)) for name in devices)
-    nodes = [node for node in made if node is not None]
-    rights = {node: os.access(roots.dev / node.removeprefix("/dev/"), os.R_OK | os.W_OK) for node in nodes}
-    closed = [node for node, allowed in rights.items() if not allowed]
-    if closed:
-        names = ", ".join(closed)
-        first = roots.dev / closed[0].removeprefix("/dev/")
-        remedy = privilege.remedy("run as root, or bind with --owner USER", path=first, roots=roots)
-        yield Check("vhost-vdpa-access", "warn", f"this user may not open {names}", remedy)
-    elif nodes:
-        names = ", ".join(nodes)
-        yield Check("vhost-vdpa-access", "pass", f"this user may open {names}")
 
 
 def _memlock(roots: Roots) -> Iterator[Check]:

@@ -213,8 +213,18 @@ class Facts:
                 found[device.address].append((entry, device))
         return found
 
+    @cached_property
+    def journal_unread(self) -> list[Path]:
+        """What of the journal cannot be read, or holds no entry: a record of any device may be in it."""
+        hidden = journal.hidden(self.roots)
+        return [*([] if hidden is None else [hidden]), *journal.damaged(self.roots)]
+
     def live(self, key: str) -> tuple[Entry, DeviceEntry] | None:
-        """The oldest entry with a record of the device that has not ended, as ``standing.live``."""
+        """The oldest entry of this boot with a record of the device that has not ended; None: there is none.
+
+        Args:
+            key: The device's ``DiscoveredDevice.key``.
+        """
         return standing.first_live(self._journal.get(key, ()), self.roots)
 
     # --- nodes of a device ---

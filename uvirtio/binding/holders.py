@@ -17,7 +17,7 @@ from uvirtio.host.process import Holder
 from uvirtio.host.roots import Roots
 
 
-def user_nodes(found: DiscoveredDevice, roots: Roots) -> list[str]:
+def _nodes(found: DiscoveredDevice, roots: Roots) -> list[str]:
     """The nodes by which user space can have a device open, those of the other functions of its group included.
 
     While one of them is open in another process, no driver of the kernel can be bound in the group.
@@ -30,7 +30,7 @@ def user_nodes(found: DiscoveredDevice, roots: Roots) -> list[str]:
 
 def drivers_of(found: DiscoveredDevice, facts: Facts) -> Iterator[tuple[str, Holder]]:
     """The processes that have a device open, each with what it has open: a node, or the device in sysfs."""
-    places = user_nodes(found, facts.roots)
+    places = _nodes(found, facts.roots)
     if found.vfio and found.iommu_group is not None:
         facts.names(sysfs.iommu_group_folder(found.iommu_group, facts.roots))  # is it known who is in the group?
     if found.vfio:

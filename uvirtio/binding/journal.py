@@ -176,13 +176,31 @@ def drop(entry: Entry, address: str, roots: Roots) -> None:
     Raises:
         EnvironmentLack: The directory is read-only, full or not writable for this user.
     """
-    # From the disk: another process may have restored another device of this entry meanwhile.
-    now = _load(directory(roots) / f"{entry.id}.json") or entry
+    now = _now(entry, roots)
     left = tuple(device for device in now.devices if device.address != address)
     if left:
         store(replace(now, devices=left), roots)
     else:
         remove(now, roots)
+
+
+def update(entry: Entry, device: DeviceEntry, roots: Roots) -> None:
+    """Replace the record of one device, and leave those of others as they are on the disk.
+
+    Args:
+        entry: The entry that has it.
+        device: The new record.
+        roots: Where the journal is.
+
+    Raises:
+        EnvironmentLack: The directory is read-only, full or not writable for this user.
+    """
+    store(_now(entry, roots).with_device(device), roots)
+
+
+def _now(entry: Entry, roots: Roots) -> Entry:
+    """The entry as it is on the disk: another process may have restored another device of it meanwhile."""
+    return _load(directory(roots) / f"{entry.id}.json") or entry
 
 
 def _sync(home: Path) -> None:
@@ -201,12 +219,8 @@ def entries(roots: Roots, *, every_boot: bool = False) -> list[Entry]:
         every_boot: Those of earlier boots too.
     """
     here = boot_id(roots)
-    found = []
-    for name in sysfs.names(directory(roots)):
-        if name.endswith(".json") and not name.startswith("."):
-            entry = _load(directory(roots) / name)
-            if entry is not None and (every_boot or entry.boot_id == here):
-                found.append(entry)
+    loaded = (_load(path) for path in _files(roots) or [])
+    found = [entry for entry in loaded if entry is not None and (every_boot or entry.boot_id == here)]
     return sorted(found, key=lambda entry: (entry.time, entry.id))
 
 
@@ -221,19 +235,24 @@ def entries_of(address: str, roots: Roots) -> list[tuple[Entry, DeviceEntry]]:
 
 def hidden(roots: Roots) -> Path | None:
     """What of the journal this user cannot read: its directory, or an entry; None: nothing."""
-    home = directory(roots)
-    names = sysfs.listed(home)
-    if names is None:
-        return home
-    paths = (home / name for name in names if name.endswith(".json") and not name.startswith("."))
-    return next((path for path in paths if sysfs.exists(path) and not os.access(path, os.R_OK)), None)
+    files = _files(roots)
+    if files is None:
+        return directory(roots)
+    return next((path for path in files if sysfs.exists(path) and not os.access(path, os.R_OK)), None)
 
 
 def damaged(roots: Roots) -> list[Path]:
     """The files of the journal that this user can read and that hold no entry."""
+    return [path for path in _files(roots) or [] if os.access(path, os.R_OK) and _load(path) is None]
+
+
+def _files(roots: Roots) -> list[Path] | None:
+    """The files of the journal without those that ``store`` still writes; None where they cannot be listed."""
     home = directory(roots)
-    files = (home / name for name in sysfs.names(home) if name.endswith(".json") and not name.startswith("."))
-    return [path for path in files if os.access(path, os.R_OK) and _load(path) is None]
+    names = sysfs.listed(home)
+    if names is None:
+        return None
+    return [home / name for name in names if name.endswith(".json") and not name.startswith(".")]
 
 
 def _load(path: Path) -> Entry | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from uvirtio.binding import journal, rules, standing
-from uvirtio.binding.checks import Check, Outcome, driver_state, writable
+from uvirtio.binding.checks import Check, driver_state, writable
 from uvirtio.binding.discover import DiscoveredDevice, standing_on
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.rules import Finding, Unchecked
@@ -151,9 +151,9 @@ def plan(
             problems.extend(_refusals(member, force, lack is not None))
         if lack is not None:
             problems.append(lack)
-    checks = _environment(found, target, roots, facts, lack)
+    checks, missing = _environment(found, target, roots, facts, lack)
     if not already:
-        problems.extend(_lacking(found, target, roots))
+        problems.extend(missing)
     return Plan(found, target, members, tuple(checks), tuple(problems))
 
 
@@ -312,8 +312,10 @@ def _remedy(rule: str, found: DiscoveredDevice) -> str:
 
 def _environment(
     found: DiscoveredDevice, target: str | None, roots: Roots, facts: Facts, lack: UvirtioError | None
-) -> list[Check]:
-    made = []
+) -> tuple[list[Check], list[UvirtioError]]:
+    """What there is for binding the device, and the errors for what is missing besides an IOMMU."""
+    made: list[Check] = []
+    missing: list[UvirtioError] = []
     if found.bus == "pci":
         if lack is not None:
             made.append(Check("iommu", "fail", lack.message, lack.remedy or ""))
@@ -322,22 +324,36 @@ def _environment(
         else:
             made.append(Check("iommu", "pass", f"IOMMU group {found.iommu_group}"))
     if target is not None:
-        state = driver_state(target, found.bus, roots)
-        where = {
-            "loaded": f"{target} is loaded",
-            "loadable": f"{target} is not loaded; bind will modprobe it",
-            "missing": f"{target} is not loaded, and {modules.why_missing(target, roots)}",
-            "unknown": f"{target} is not loaded, and {modules.why_missing(target, roots)}; bind will try modprobe",
-        }[state]
-        verdicts: dict[str, Outcome] = {"missing": "fail", "unknown": "warn"}
-        remedy = modules.remedy(target, roots) if state == "missing" else ""
-        made.append(Check("module", verdicts.get(state, "pass"), where, remedy))
+        check, absent = _module(target, found.bus, roots)
+        made.append(check)
+        missing += [] if absent is None else [absent]
     made.append(_way_back(found, target, roots, facts))
     if (problem := _rights(found, roots)) is not None:
         made.append(Check("rights", "fail", problem.message, problem.remedy or ""))
+        missing.append(problem)
     else:
         made.append(Check("rights", "pass", "sysfs can be written"))
-    return made
+    return made, missing
+
+
+def _module(target: str, bus: str, roots: Roots) -> tuple[Check, UvirtioError | None]:
+    """Whether the driver is there or can be loaded, and the error where it is missing."""
+    state = driver_state(target, bus, roots)
+    if state == "loaded":
+        return Check("module", "pass", f"{target} is loaded"), None
+    if state == "loadable":
+        return Check("module", "pass", f"{target} is not loaded; bind will modprobe it"), None
+    why = modules.why_missing(target, roots)
+    detail = f"{target} is not loaded, and {why}"
+    if state == "unknown":
+        return Check("module", "warn", f"{detail}; bind will try modprobe"), None
+    lack = ModuleLack(
+        f"the module {target} is not installed",
+        seen=f"no {target} in {sysfs.bus(bus, roots) / 'drivers'}, and {why}",
+        expected="a kernel with this module",
+        remedy=modules.remedy(target, roots),
+    )
+    return Check("module", "fail", detail, lack.remedy or ""), lack
 
 
 def _way_back(found: DiscoveredDevice, target: str | None, roots: Roots, facts: Facts) -> Check:
@@ -367,23 +383,6 @@ def _way_back(found: DiscoveredDevice, target: str | None, roots: Roots, facts: 
     if driver is None:
         return Check("way-back", "warn", "it has no driver of its own; restore will leave it without one")
     return Check("way-back", "pass", f"restore gives it back to {driver}")
-
-
-def _lacking(found: DiscoveredDevice, target: str | None, roots: Roots) -> list[UvirtioError]:
-    made: list[UvirtioError] = []
-    if target is not None and driver_state(target, found.bus, roots) == "missing":
-        made.append(
-            ModuleLack(
-                f"the module {target} is not installed",
-                seen=f"no {target} in {sysfs.bus(found.bus, roots) / 'drivers'}, and "
-                f"{modules.why_missing(target, roots)}",
-                expected="a kernel with this module",
-                remedy=modules.remedy(target, roots),
-            )
-        )
-    if (problem := _rights(found, roots)) is not None:
-        made.append(problem)
-    return made
 
 
 def _rights(found: DiscoveredDevice, roots: Roots) -> UvirtioError | None:

@@ -14,10 +14,10 @@ from functools import partial
 from typing import Any, Literal
 
 from uvirtio.binding import journal
-from uvirtio.binding.discover import DiscoveredDevice, find
+from uvirtio.binding.discover import find
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.holders import drivers_of
-from uvirtio.binding.journal import DeviceEntry, Entry
+from uvirtio.binding.journal import DeviceEntry
 from uvirtio.binding.standing import by_hand, claim, node_to_return, release, standing, unbinding
 from uvirtio.binding.sysfs_ops import TIMEOUT, SysfsOps, device_lock
 from uvirtio.errors import (
@@ -231,7 +231,7 @@ def _restore_one(address: str, roots: Roots, ops: SysfsOps) -> Restored:
                 ops,
                 state=entry.state,
                 facts=facts,
-                note=partial(_note, entry, roots),
+                note=partial(journal.update, entry, roots=roots),
             )
             if action not in ("gone", "replaced"):
                 break  # the oldest record of the device that is there: later ones have what bind made of it
@@ -244,20 +244,11 @@ def _restore_one(address: str, roots: Roots, ops: SysfsOps) -> Restored:
         return Restored(address, now, action, ("other-use",) if unseen else ())
 
 
-def _note(entry: Entry, roots: Roots, device: DeviceEntry) -> None:
-    journal.store(entry.with_device(device), roots)
-
-
 def _not_journaled(address: str, roots: Roots) -> Restored:
     found = find(address, roots, aliases=False)
     if not found.for_user_space:
         return Restored(found.address, found.driver, "already")
-    raise not_ours(found, roots)
-
-
-def not_ours(found: DiscoveredDevice, roots: Roots) -> Refused:
-    """The error for a device that a user-space driver has and of which the journal does not know what it was."""
-    return Refused(
+    raise Refused(
         f"{found.address} was not bound by uvirtio, or not since the last boot",
         seen=f"bound to {found.driver}, and not in {journal.directory(roots)}",
         expected="a journal entry that says what it was before",

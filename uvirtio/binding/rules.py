@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-from uvirtio.binding import journal, standing
+from uvirtio.binding import standing
 from uvirtio.binding.discover import DiscoveredDevice, standing_on
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.holders import drivers_of
@@ -84,12 +84,12 @@ def check(found: DiscoveredDevice, roots: Roots, facts: Facts | None = None) -> 
     facts = Facts(roots) if facts is None else facts
     findings: list[Finding] = []
     unchecked: dict[str, Unchecked] = {}
-    standing = standing_on(found, roots)
+    carried = standing_on(found, roots)
     for rule in RULES:
         # What the kernel does with a vDPA device on this function ends with it, too.
         name = name_of(rule)
         facts.unreadable.clear()
-        for one in (found, *standing) if name in IN_USE else (found,):
+        for one in (found, *carried) if name in IN_USE else (found,):
             for answer in rule(one, facts):
                 if isinstance(answer, Finding):
                     _add(findings, answer)
@@ -526,9 +526,8 @@ def earlier_bind(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """An earlier bind of uvirtio is not restored, and the device is not as that bind left it."""
     having = facts.live(found.key)
     if having is None:
-        for path in (journal.hidden(facts.roots), *journal.damaged(facts.roots)):
-            if path is not None:
-                yield Unchecked("earlier-bind", f"the journal ({path} cannot be read)")
+        for path in facts.journal_unread:
+            yield Unchecked("earlier-bind", f"the journal ({path} cannot be read)")
     elif found.driver != having[1].target:
         evidence = f"a bind to {having[1].target or 'no driver'} is still in the journal ({having[0].id})"
         yield Finding("earlier-bind", evidence, forceable=False)

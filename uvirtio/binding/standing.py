@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from uvirtio.binding import journal
-from uvirtio.binding.discover import DiscoveredDevice
+from uvirtio.binding.discover import DiscoveredDevice, id_pair
 from uvirtio.binding.journal import DeviceEntry, Entry
 from uvirtio.host import driverctl, sysfs
 from uvirtio.host.drivers import KERNEL_DRIVERS
@@ -54,24 +54,15 @@ def standing(device: DeviceEntry, roots: Roots, state: str = "bound") -> Standin
     return "unfinished" if driver is None else "taken"
 
 
-def ids(directory: Path) -> tuple[str | None, str | None]:
-    """The PCI id and the subsystem id of a function, each as ``1af4:1044``; None where sysfs does not say."""
-
-    def pair(vendor: str, device: str) -> str | None:
-        first, second = sysfs.number(directory / vendor), sysfs.number(directory / device)
-        return None if first is None or second is None else f"{first:04x}:{second:04x}"
-
-    return pair("vendor", "device"), pair("subsystem_vendor", "subsystem_device")
-
-
 def _replaced(device: DeviceEntry, directory: Path) -> bool:
     """Whether the function was unplugged, and another one plugged in its place."""
     if device.pci_id is None:
         return False
-    seen = ids(directory)
-    if seen[0] is None and not sysfs.gone(directory):
+    pci_id = id_pair(sysfs.number(directory / "vendor"), sysfs.number(directory / "device"))
+    if pci_id is None and not sysfs.gone(directory):
         return False  # it is being removed just now, or its files cannot be read
-    return seen != (device.pci_id, device.subsystem_id)
+    subsystem = sysfs.number(directory / "subsystem_vendor"), sysfs.number(directory / "subsystem_device")
+    return (pci_id, id_pair(*subsystem)) != (device.pci_id, device.subsystem_id)
 
 
 # --- claims -------------------------------------------------------------------------------------------------
@@ -172,16 +163,6 @@ def node_to_return(device: DeviceEntry, roots: Roots) -> Path | None:
 
 
 # --- the journal --------------------------------------------------------------------------------------------
-
-
-def live(key: str, roots: Roots) -> tuple[Entry, DeviceEntry] | None:
-    """The oldest entry of this boot with a record of the device that has not ended; None: there is none.
-
-    Args:
-        key: The device's ``DiscoveredDevice.key``.
-        roots: Where the journal and ``/sys`` are.
-    """
-    return first_live(journal.entries_of(key, roots), roots)
 
 
 def first_live(records: Iterable[tuple[Entry, DeviceEntry]], roots: Roots) -> tuple[Entry, DeviceEntry] | None:

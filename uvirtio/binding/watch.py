@@ -482,8 +482,7 @@ def _gone_again(event: Uevent) -> _Known | None:
             return None
         device_id = ids.device_id_of_pci(*numbers)
         kind = "unknown" if device_id is None else ids.type_name(device_id)
-        pci_id = f"{numbers[0]:04x}:{numbers[1]:04x}"
-        return _Known(event.devpath, "pci", name, addresses.canonical(name), kind, pci_id)
+        return _Known(event.devpath, "pci", name, addresses.canonical(name), kind, discover.id_pair(*numbers))
     if event.subsystem == "platform" and addresses.is_mmio_platform_name(name):
         return _Known(event.devpath, "platform", name, name, "unknown")
     if event.subsystem == "vdpa":

@@ -31,7 +31,8 @@ LOOKED_UP: Final = frozenset({"name", "node", "path"})
 QEMU: Final = "qemu:"
 SCRIPTED: Final = "scripted:"
 VHOST_USER: Final = "vhost-user:"
-SIMULATED: Final = (QEMU, SCRIPTED, VHOST_USER)
+_SIMULATED: Final[dict[str, Family]] = {QEMU: "qemu", SCRIPTED: "scripted", VHOST_USER: "vhost-user"}
+SIMULATED: Final = tuple(_SIMULATED)
 """How the addresses of devices begin that are not this machine's, but those of another program."""
 
 _WANTED: Final = {
@@ -101,7 +102,7 @@ def parse(text: str) -> Address:
     Raises:
         BadAddress: It has none of the known forms.
     """
-    for form in (_pci, _mmio, _vdpa, _vhost_user, _qemu, _scripted, _alias, _looked_up):
+    for form in (_pci, _mmio, _vdpa, _simulated, _alias, _looked_up):
         if (found := form(text)) is not None:
             return found
     raise bad(text, _why(text))
@@ -149,18 +150,11 @@ def _vdpa(text: str) -> Address | None:
     return None
 
 
-def _vhost_user(text: str) -> Address | None:
-    return (
-        Address("vhost-user", text, text) if text.startswith(VHOST_USER) and len(text) > len(VHOST_USER) else None
-    )
-
-
-def _qemu(text: str) -> Address | None:
-    return Address("qemu", text, text) if text.startswith(QEMU) and len(text) > len(QEMU) else None
-
-
-def _scripted(text: str) -> Address | None:
-    return Address("scripted", text, text) if text.startswith(SCRIPTED) and len(text) > len(SCRIPTED) else None
+def _simulated(text: str) -> Address | None:
+    for beginning, family in _SIMULATED.items():
+        if text.startswith(beginning) and len(text) > len(beginning):
+            return Address(family, text, text)
+    return None
 
 
 def _alias(text: str) -> Address | None:

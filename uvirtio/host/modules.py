@@ -75,11 +75,12 @@ def presence(module: str, roots: Roots) -> Presence:
                     return "installed"
     if indexed:
         return "missing"
-    if configured(module, roots) == "y":
+    built = configured(module, roots)
+    if built == "y":
         return "installed"
     if roots.live and (answer := _asked(module)) is not None:
         return "installed" if answer else "missing"
-    return "missing" if configured(module, roots) == "n" else "unknown"
+    return "missing" if built == "n" else "unknown"
 
 
 def why_missing(module: str, roots: Roots) -> str:

@@ -25,6 +25,7 @@ class Pagemap:
         Args:
             roots: Where ``/proc`` is.
         """
+        self._roots = roots
         self._path = roots.proc / "self" / "pagemap"
         self._fd = -1
 
@@ -81,6 +82,7 @@ class Pagemap:
             remedy=privilege.remedy(
                 "run as root (CAP_SYS_ADMIN)",
                 also="use a device that offers ACCESS_PLATFORM (QEMU: iommu_platform=on)",
+                roots=self._roots,
             ),
         )
 

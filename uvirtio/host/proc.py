@@ -7,6 +7,7 @@ processes are in ``uvirtio.host.process``, routes in ``uvirtio.host.routes``.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,12 +136,29 @@ def vmstat(roots: Roots) -> dict[str, int]:
 # --- interrupts ---------------------------------------------------------------------------------------------
 
 
+def interrupts(roots: Roots) -> dict[int, tuple[int, str]]:
+    """What ``/proc/interrupts`` counts: for each number how often on all CPUs, and what handles it.
+
+    Lines that have no number (NMI, LOC ...) are left out; empty where the file cannot be read.
+    """
+    rows = _interrupt_rows(roots)
+    return {number: (count, words[-1].strip() if len(words) > 2 else "") for number, count, words in rows}
+
+
 def interrupt_chips(roots: Roots) -> set[str]:
     """The controllers of the interrupts in use (``GICv3``, ``IR-PCI-MSI-0000:00:01.0``); empty: unknown."""
+    return {words[0] for _, _, words in _interrupt_rows(roots) if words}
+
+
+def _interrupt_rows(roots: Roots) -> Iterator[tuple[int, int, list[str]]]:
+    """Each line with a number: that, how often on all CPUs, and (controller, its own number, the rest)."""
     text = sysfs.lines(roots.proc / "interrupts") or []
     cpus = len(text[0].split()) if text else 0
-    rows = (line.split() for line in text[1:])
-    return {words[cpus + 1] for words in rows if len(words) > cpus + 1 and words[0][:-1].isdecimal()}
+    for line in text[1:]:
+        number, colon, rest = line.partition(":")
+        words = rest.split(None, cpus + 2)
+        if colon and number.strip().isdecimal() and all(word.isdecimal() for word in words[:cpus]):
+            yield int(number), sum(map(int, words[:cpus])), words[cpus:]
 
 
 # --- the kernel itself --------------------------------------------------------------------------------------
@@ -204,22 +222,6 @@ def misc_devices(roots: Roots) -> list[str]:
     """The names of the registered misc devices; empty where ``/proc/misc`` cannot be read."""
     words = (line.split() for line in sysfs.lines(roots.proc / "misc") or [])
     return [found[1] for found in words if len(found) == 2]
-
-
-def interrupts(roots: Roots) -> dict[int, tuple[int, str]]:
-    """What ``/proc/interrupts`` counts: for each number how often on all CPUs, and what handles it.
-
-    Lines that have no number (NMI, LOC ...) are left out; empty where the file cannot be read.
-    """
-    text = sysfs.lines(roots.proc / "interrupts") or []
-    cpus = len(text[0].split()) if text else 0
-    made = {}
-    for line in text[1:]:
-        number, colon, rest = line.partition(":")
-        words = rest.split(None, cpus + 2)
-        if colon and number.strip().isdecimal() and all(word.isdecimal() for word in words[:cpus]):
-            made[int(number)] = (sum(map(int, words[:cpus])), words[-1].strip() if len(words) > cpus + 2 else "")
-    return made
 
 
 # --- users of devices ---------------------------------------------------------------------------------------

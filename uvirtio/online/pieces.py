@@ -96,7 +96,7 @@ class SystemMemory:
             self._load("dax_hmem", "region_idle=1")
             if kept is None and kernel.kept() is False:
                 raise kernel.not_kept()
-        if not (kernel.dax / "drivers" / KMEM).is_dir():
+        if not sysfs.is_dir(kernel.dax / "drivers" / KMEM):
             self._check_nobody_took_it_all()  # kmem would bind to it as soon as it is loaded
             self._load(KMEM)
         self._region = kernel.dax_region()
@@ -107,7 +107,7 @@ class SystemMemory:
                 expected="one, such as dax0.0",
                 remedy="the kernel needs CONFIG_DEV_DAX_HMEM; if CXL has the range, this cannot work",
             )
-        if not (kernel.dax / "drivers" / KMEM).is_dir():
+        if not sysfs.is_dir(kernel.dax / "drivers" / KMEM):
             raise ModuleLack(
                 "the driver kmem is not there", seen="no /sys/bus/dax/drivers/kmem", expected="CONFIG_DEV_DAX_KMEM"
             )
@@ -116,7 +116,7 @@ class SystemMemory:
                 "only root may hand memory to Linux",
                 seen=f"{self._region}/create cannot be written",
                 expected="root",
-                remedy=privilege.remedy("run this as root", path=self._region / "create"),
+                remedy=privilege.remedy("run this as root", path=self._region / "create", roots=kernel.roots),
             )
         self._check_nobody_took_it_all()
         with self._locked():
@@ -237,7 +237,7 @@ class SystemMemory:
         self._write(region / "create", "1")
         name = sysfs.read(region / "seed", 64) or ""
         directory = self.kernel.dax / "devices" / name
-        if not name or not directory.exists():
+        if not name or not sysfs.exists(directory):
             raise OperationFailed(
                 "the kernel made no dax device", seen=f"seed {name!r}", expected="the name of a new device"
             )

@@ -280,6 +280,28 @@ def test_a_node_that_may_not_be_opened(space, roots):  # noqa: F811
         open_cdev(Path("/dev/vfio/devices/vfio3"), ioas, roots, kernel=played.kernel)
 
 
+@pytest.mark.parametrize("groups", [False, True])
+def test_the_group_is_a_remedy_only_where_there_are_groups(space, roots, groups):  # noqa: F811
+    """Without CONFIG_VFIO_GROUP there is no /dev/vfio/vfio, and a node for each function alone."""
+    path = with_cdev(roots)
+    if groups:
+        (roots.dev / "vfio/vfio").touch()
+    ioas, played = space(VFIO_DEVICE_BIND_IOMMUFD=-errno.ENOTTY)
+    told = []
+    for number, error in ((None, NotSupported), (errno.EACCES, PermissionLack)):
+        played.open_errno = number
+        with pytest.raises(error) as caught:
+            open_cdev(path, ioas, roots, kernel=played.kernel, address=BDF)
+        told.append(caught.value.remedy or "")
+    for number, error in ((errno.EACCES, PermissionLack), (errno.ENOENT, ModuleLack)):
+        played.open_errno = number
+        with pytest.raises(error) as caught:
+            Ioas.open(roots, kernel=played.kernel)
+        told.append(caught.value.remedy)
+    assert ["--backend vfio-group" in remedy for remedy in told] == [groups] * 4
+    assert told[3].startswith("as root: modprobe iommufd") and not told[3].endswith("; or ")
+
+
 # --- which way -------------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from tests.fakes.fakesys import FakeSys, config_space
 from uvirtio.binding import discover, hwdb, vdpa_netlink
 from uvirtio.binding.rules import check
 from uvirtio.errors import BadAddress, NoSuchDevice, NotVirtio, PermissionLack, UsageError
+from uvirtio.host import sysfs
 
 
 @pytest.fixture
@@ -344,6 +345,23 @@ def test_hidden_is_not_absent(fake: FakeSys) -> None:
     with pytest.raises(PermissionLack) as error:
         discover.capabilities(discover.find("03:00.0", fake.roots))
     assert error.value.exit_code == 4 and "hidden" in error.value.message
+
+
+def test_of_other_functions_only_the_ids_are_read(fake: FakeSys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server has hundreds of them."""
+    fake.pci("0000:03:00.0", "rng")
+    other = fake.pci("0000:04:00.0", None, pci_id=(0x8086, 0x100E), driver="e1000")
+    looks: list[str] = []
+    read = sysfs.read
+
+    def look(path: Path, *rest: int) -> str | None:
+        if path.parent.name == other.name:
+            looks.append(path.name)
+        return read(path, *rest)
+
+    monkeypatch.setattr(sysfs, "read", look)
+    assert [found.address for found in discover.scan(fake.roots)] == ["0000:03:00.0"]
+    assert looks == ["vendor", "device"]
 
 
 def test_udev_is_only_asked_about_the_real_tree(fake: FakeSys) -> None:

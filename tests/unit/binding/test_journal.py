@@ -187,6 +187,16 @@ def test_drop_takes_one_device_and_then_the_file(fake: FakeSys) -> None:
     assert list(journal.directory(fake.roots).iterdir()) == []
 
 
+def test_update_brings_back_no_record_that_another_process_dropped(fake: FakeSys) -> None:
+    other = dataclasses.replace(DEVICE, address="0000:04:00.0", name="0000:04:00.0")
+    entry = journal.new([DEVICE, other], fake.roots)
+    journal.store(entry, fake.roots)
+    journal.drop(entry, DEVICE.address, fake.roots)
+    begun = dataclasses.replace(other, steps=("restore",))
+    journal.update(entry, begun, fake.roots)  # the entry in memory still has both
+    assert journal.entries(fake.roots) == [dataclasses.replace(entry, devices=(begun,))]
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_are_survived(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     fake = FakeSys(tmp_path_factory.mktemp("tree"))

@@ -18,6 +18,7 @@ from uvirtio.binding import api, doctor, journal
 from uvirtio.binding.bind import bind
 from uvirtio.binding.discover import find_all, scan
 from uvirtio.binding.plan import plan, plans
+from uvirtio.host import mmio, sysfs
 
 FEW, MANY = 16, 64
 
@@ -89,8 +90,6 @@ def test_four_times_the_windows_are_four_times_the_work(
 def test_bind_reads_the_machine_as_often_whatever_the_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from uvirtio.host import mmio, sysfs
-
     looks: list[str] = []
     walked = mmio.windows
 
@@ -117,6 +116,28 @@ def test_bind_reads_the_machine_as_often_whatever_the_count(
         bind(scan(fake.roots), fake.roots, force=["many"], writer=FakeKernel(fake))  # all of it is done already
         needed.append(len(looks))
     assert needed[0] == needed[1]
+
+
+def test_list_reads_the_journal_as_often_whatever_the_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Path] = []
+    read = sysfs.read
+
+    def look(path: Path, *rest: int) -> str | None:
+        if path.suffix == ".json":
+            looks.append(path)
+        return read(path, *rest)
+
+    monkeypatch.setattr(sysfs, "read", look)
+    needed = []
+    for count in (8, 32):
+        fake = virt(tmp_path / str(count), count)
+        fake.text(journal.directory(fake.roots) / "0.json", "{")
+        looks.clear()
+        assert all("earlier-bind" in one.unchecked for one in api.list(roots=fake.roots))
+        needed.append(len(looks))
+    assert needed[0] == needed[1] > 0
 
 
 def test_a_group_of_functions_is_read_once(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ import pytest
 
 from tests.fakes.fakesys import FakeKernel, FakeSys
 from tests.fakes.remedies import Driverctl, commands, follow
-from uvirtio.binding import discover, doctor, journal, rules, standing
+from uvirtio.binding import discover, doctor, journal, rules
 from uvirtio.binding.bind import bind
+from uvirtio.binding.facts import Facts
 from uvirtio.binding.plan import plan
 from uvirtio.binding.restore import Failed, forget, restore, restore_each
 from uvirtio.cli import main
@@ -266,7 +267,7 @@ def test_an_entry_of_before_hides_no_later_one(fake: FakeSys, kernel: FakeKernel
     before = fake.snapshot()
     take(fake, kernel, RNG)
     journal.store(old, fake.roots)
-    having = standing.live(RNG, fake.roots)
+    having = Facts(fake.roots).live(RNG)
     assert having is not None and having[1].type == "balloon"
     assert back(fake, kernel) == [(RNG, "restored")]
     assert fake.snapshot() == before and journal.entries(fake.roots) == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from uvirtio.errors import (
     NotSupported,
     OperationFailed,
     PermissionLack,
+    UvirtioError,
 )
 from uvirtio.host.roots import Roots
 from uvirtio.online import KernelView, Linux, PieceState, SystemMemory, boot_line, consumer
@@ -303,6 +306,19 @@ def test_a_dax_region_of_which_nothing_is_idle_may_begin_lower_than_its_pieces(f
     assert view.dax_region() == fake.hmem / "dax_region"
     assert KernelView(ADDR + 2 * UNIT, SIZE, fake.roots).dax_region() is None  # it would not have the piece
     assert KernelView(ADDR, 2 * SIZE, fake.roots).dax_region() is None
+
+
+def test_a_directory_that_may_not_be_entered_is_no_bug(fake, memory, monkeypatch):
+    real = os.stat
+
+    def stat(path, *more, **how):
+        if str(path).endswith("drivers/kmem"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(path, *more, **how)
+
+    monkeypatch.setattr(os, "stat", stat)
+    with suppress(UvirtioError):
+        memory.prepare()
 
 
 def test_hidden_addresses_are_a_lack_of_permission(fake, memory):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import re
 from ctypes import c_int32, c_uint32, c_uint64
 from pathlib import Path
 
@@ -118,11 +117,29 @@ class vfio_device_attach_iommufd_pt(ctypes.Structure):
 
 def cdev_of(address: str, roots: Roots) -> Path | None:
     """Return the character device that VFIO made for a PCI function; None where this kernel makes none."""
-    for name in sysfs.names(sysfs.device("pci", address, roots) / "vfio-dev"):
-        path = roots.dev / "vfio" / "devices" / name
-        if re.fullmatch(r"vfio[0-9]+", name, re.ASCII) and sysfs.exists(path):
-            return path
-    return None
+    names = sysfs.vfio_devices(sysfs.device("pci", address, roots))
+    paths = (roots.dev / "vfio" / "devices" / name for name in names)
+    return next((path for path in paths if sysfs.exists(path)), None)
+
+
+def has_groups(roots: Roots) -> bool:
+    """Whether VFIO can be used by groups: a kernel without CONFIG_VFIO_GROUP has character devices alone."""
+    vfio = roots.dev / "vfio"
+    return sysfs.exists(vfio / "vfio") or not sysfs.names(vfio / "devices")
+
+
+def _group_instead(roots: Roots) -> str:
+    """The remedy that does without iommufd; empty where there is none."""
+    return "take the group instead: --backend vfio-group" if has_groups(roots) else ""
+
+
+def _forbidden(path: Path, error: OSError, roots: Roots) -> PermissionLack:
+    return PermissionLack(
+        f"{path} may not be opened",
+        seen=f"{named(error)}, as user {os.geteuid()}",
+        expected="root, or the owner of the node",
+        remedy=privilege.remedy(path=path, also=_group_instead(roots), roots=roots),
+    )
 
 
 class Ioas:
@@ -157,19 +174,12 @@ class Ioas:
             fd = kernel.open(str(path), os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM):
-                raise PermissionLack(
-                    f"{path} may not be opened",
-                    seen=f"{named(error)}, as user {os.geteuid()}",
-                    expected="root, or the owner of the node",
-                    remedy=privilege.remedy(
-                        path=path, also="take the group instead: --backend vfio-group", roots=roots
-                    ),
-                ) from error
+                raise _forbidden(path, error, roots) from error
             raise ModuleLack(
                 f"{path} is not there",
                 seen=named(error),
                 expected="the module iommufd (CONFIG_IOMMUFD)",
-                remedy="as root: modprobe iommufd; or take the group instead: --backend vfio-group",
+                remedy="; or ".join(filter(None, ("as root: modprobe iommufd", _group_instead(roots)))),
             ) from error
         argument = iommu_ioas_alloc(size=ctypes.sizeof(iommu_ioas_alloc))
         try:
@@ -313,14 +323,7 @@ def open_cdev(
         fd = kernel.open(str(path), os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EPERM):
-            raise PermissionLack(
-                f"{path} may not be opened",
-                seen=f"{named(error)}, as user {os.geteuid()}",
-                expected="root, or the owner of the node",
-                remedy=privilege.remedy(
-                    path=path, also="take the group instead: --backend vfio-group", roots=roots
-                ),
-            ) from error
+            raise _forbidden(path, error, roots) from error
         raise gone_or_failed(f"opening {path}", error) from error
     try:
         late_token = _bind(fd, ioas, kernel, address, vf_token, roots)
@@ -354,7 +357,7 @@ def open_cdev(
                 expected="a kernel with VFIO_DEVICE_BIND_IOMMUFD"
                 + ("" if vf_token is None else " that takes a token (Linux 6.17)")
                 + ", and an IOMMU behind the function",
-                remedy="take the group instead: --backend vfio-group",
+                remedy=_group_instead(roots) or None,
             ) from error
         raise gone_or_failed(f"binding {path} to iommufd", error) from error
     except BaseException:

@@ -13,10 +13,9 @@ from typing import Protocol
 from uvirtio.backends.vfio.container import IOMMU_NAMES, Container, IommuInfo
 from uvirtio.backends.vfio.device import Device
 from uvirtio.backends.vfio.group import Group, group_of, is_noiommu
-from uvirtio.backends.vfio.iommufd import Ioas, cdev_of, open_cdev
+from uvirtio.backends.vfio.iommufd import Ioas, cdev_of, has_groups, open_cdev
 from uvirtio.backends.vfio.uapi import VFIO_NOIOMMU_IOMMU
 from uvirtio.errors import NotSupported
-from uvirtio.host import sysfs
 from uvirtio.host.roots import Roots
 from uvirtio.host.syscalls import Kernel
 
@@ -187,7 +186,7 @@ def best(address: str, roots: Roots, kernel: Kernel, vf_token: str | None = None
     open_to_us = path is not None and all(
         os.access(node, os.R_OK | os.W_OK) for node in (path, roots.dev / "iommu")
     )
-    if open_to_us or (path is not None and not sysfs.exists(roots.dev / "vfio" / "vfio")):  # CONFIG_VFIO_GROUP=n
+    if open_to_us or (path is not None and not has_groups(roots)):
         try:
             return by_cdev(address, roots, kernel, vf_token)
         except NotSupported:
