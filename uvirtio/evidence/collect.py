@@ -32,6 +32,7 @@ from uvirtio.spec import input as input_spec
 from uvirtio.spec.layout import Field
 from uvirtio.transports import pci_caps
 from uvirtio.transports.pci import PciModern
+from uvirtio.transports.pci_base import config_reader
 
 _IOMMU_PARAMETERS = ("iommu", "smmu", "vfio")
 """What is in the names of the kernel's parameters that a dump repeats: all others may say whose machine it is."""
@@ -262,19 +263,10 @@ def _try(made: Record, reasons: dict[str, str], what: str, read: Any) -> Any:
 
 def _opened_space(made: Record, function: PciFunction) -> dict[str, str]:
     """Configuration space by the open function; pci_cfg_data is not read (4.1.4.9)."""
-    config = function.config
-    readers = {1: config.read8, 2: config.read16, 4: config.read32}
-    caps = pci_caps.walk_capabilities(lambda offset, width: readers[width](offset), function.bar)
-    hidden = [
-        (cap.config_offset + pci.PCI_CFG_CAP_DATA, 4)
-        for cap in caps
-        if cap.cfg_type == pci.CfgType.PCI_CFG and cap.config_offset + pci.PCI_CFG_CAP_SIZE <= pci.CONFIG_SIZE
-    ]
-    unread = {start for start, _ in hidden}
-    length = pci.EXPRESS_CONFIG_SIZE if config.length >= pci.EXPRESS_CONFIG_SIZE else pci.CONFIG_SIZE
-    data = b"".join(
-        bytes(4) if at in unread else config.read32(at).to_bytes(4, "little") for at in range(0, length, 4)
-    )
+    read = config_reader(function)
+    hidden = pci_caps.pci_cfg_data(pci_caps.walk_capabilities(read, function.bar))
+    whole = function.config.length >= pci.EXPRESS_CONFIG_SIZE
+    data = pci_caps.copied(read, pci.EXPRESS_CONFIG_SIZE if whole else pci.CONFIG_SIZE, hidden)
     by_index = {bar.index: bar for bar in record.registers(data)}
     bars = []
     for index in range(pci.BARS):

@@ -237,6 +237,35 @@ def modern(caps: Iterable[VirtioCapability]) -> bool:
     return any(cap.type in STRUCTURES for cap in caps)
 
 
+def pci_cfg_data(caps: Iterable[VirtioCapability]) -> tuple[tuple[int, int], ...]:
+    """The places of ``pci_cfg_data`` in configuration space, as (offset, length) in bytes.
+
+    Reading them makes the device read a BAR (4.1.4.9), so who copies configuration space leaves them out.
+
+    Args:
+        caps: The capabilities, as ``walk_capabilities`` returns them.
+    """
+    return tuple(
+        (cap.config_offset + pci.PCI_CFG_CAP_DATA, 4)
+        for cap in caps
+        if cap.cfg_type == pci.CfgType.PCI_CFG and cap.config_offset + pci.PCI_CFG_CAP_SIZE <= pci.CONFIG_SIZE
+    )
+
+
+def copied(config: ConfigReader, length: int, hidden: Iterable[tuple[int, int]]) -> bytes:
+    """Return a copy of configuration space, with zeros in the place of what is not read.
+
+    Args:
+        config: Reads configuration space, by words of 4 bytes.
+        length: Bytes, a multiple of 4.
+        hidden: The words that are not read, as ``pci_cfg_data`` returns them.
+    """
+    unread = {start for start, _ in hidden}
+    return b"".join(
+        bytes(4) if at in unread else config(at, 4).to_bytes(4, "little") for at in range(0, length, 4)
+    )
+
+
 def vendor_data(config: ConfigReader, cap: VirtioCapability, vendor_id: int) -> bytes:
     """Return the data of a vendor capability (4.1.4.8), for reports and debugging only (4.1.4.8.2).
 
