@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -27,6 +28,7 @@ from uvirtio.host import proc, sysfs
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.backend import MmioWindow, PciFunction
 from uvirtio.interfaces.memory import Registers
+from uvirtio.memory.access import read_field
 from uvirtio.spec import device_config, mmio, pci
 from uvirtio.spec import input as input_spec
 from uvirtio.spec.layout import Field
@@ -294,7 +296,7 @@ def _common(device: Device) -> dict[str, Any] | None:
     """The registers that are not of one queue, by their names in 4.1.4.3 or 4.2.2."""
     transport, backend = device.transport, device.transport.backend
     if isinstance(transport, PciModern) and backend.bus == "pci":
-        with _Common(transport, backend) as registers:
+        with _common_registers(transport, backend) as registers:
             return {
                 field.name: _shown(registers, field)
                 for field in pci.COMMON_CFG
@@ -315,25 +317,15 @@ def _common(device: Device) -> dict[str, Any] | None:
     return None
 
 
-class _Common:
+def _common_registers(transport: PciModern, function: PciFunction) -> closing[Registers]:
     """The common configuration of a function, for as long as it is read."""
-
-    def __init__(self, transport: PciModern, function: PciFunction) -> None:
-        place = pci_caps.select(transport.capabilities)[pci_caps.COMMON]
-        self._registers = function.registers(place.bar, place.offset, pci.COMMON_CFG_MIN_SIZE)
-
-    def __enter__(self) -> Registers:
-        return self._registers
-
-    def __exit__(self, *_: object) -> None:
-        self._registers.close()
+    place = pci_caps.select(transport.capabilities)[pci_caps.COMMON]
+    return closing(function.registers(place.bar, place.offset, pci.COMMON_CFG_MIN_SIZE))
 
 
 def _shown(registers: Registers, field: Field) -> int | str:
-    if field.width == 8:  # two accesses of 32 bits (4.1.3.1)
-        return f"{registers.read32(field.offset) | registers.read32(field.offset + 4) << 32:#x}"
-    read = {1: registers.read8, 2: registers.read16, 4: registers.read32}
-    return read[field.width](field.offset)
+    value = read_field(registers, field.offset, field.width)
+    return f"{value:#x}" if field.width == 8 else value
 
 
 def _queues(device: Device) -> list[dict[str, Any]]:
@@ -348,7 +340,7 @@ def _queues(device: Device) -> list[dict[str, Any]]:
             made.append({"index": index, "size_max": size or None, "registers": None, "ring": None})
     backend = transport.backend
     if isinstance(transport, PciModern) and backend.bus == "pci":
-        with _Common(transport, backend) as registers:
+        with _common_registers(transport, backend) as registers:
             for entry in made:
                 registers.write16(pci.COMMON_QUEUE_SELECT, entry["index"])
                 entry["registers"] = {
