@@ -12,7 +12,7 @@ from typing import Any, Final
 from uvirtio.errors import BadDump, NoSuchDevice, OperationFailed, UsageError
 from uvirtio.evidence import checker, lspci, record, umockdev
 from uvirtio.evidence.record import Record
-from uvirtio.evidence.text import bad
+from uvirtio.evidence.text import bad, place
 from uvirtio.host import addresses
 from uvirtio.spec import pci
 
@@ -130,9 +130,7 @@ def parse(name: str, data: bytes) -> Evidence:
     text = _decoded(name, data)
     start = text.lstrip()
     if start.startswith(("{", "[")):
-        at = len(text) - len(start)
-        row, column = text[:at].count("\n") + 1, at - (text.rfind("\n", 0, at) + 1) + 1
-        return _own(name, "uvirtio-dump", start, row, column)
+        return _own(name, "uvirtio-dump", start, *place(text, len(text) - len(start)))
     if start.startswith("<"):
         return _report(name, text)
     if umockdev.looks_like(text):
@@ -159,11 +157,11 @@ def _decoded(name: str, data: bytes) -> str:
     try:
         text = data.decode(coding)
     except UnicodeDecodeError as error:
-        before = data[: error.start]
-        row, column = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
         if coding == "utf-8":
             # A word of another encoding in the text around the dump harms nothing; in the dump it is an error.
             return data.decode("utf-8", "replace").replace("\r\n", "\n")
+        before = data[: error.start]
+        row, column = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
         raise bad(
             name, row, column, f"not {coding}", seen=data[error.start : error.start + 8].hex(), expected="text"
         ) from None
@@ -194,11 +192,10 @@ def _own(name: str, form: str, text: str, line: int, column: int) -> Evidence:
     for index, given in enumerate(document["devices"]):
         space = given.get("config_space")
         if space is not None and len(space["hex"]) != 2 * space["length"]:
-            row, col = checker.where(text, ("devices", index, "config_space", "hex"))
+            at = checker.locate(text, ("devices", index, "config_space", "hex"))
             raise bad(
                 name,
-                line + row - 1,
-                col + column - 1 if row == 1 else col,
+                *place(text, at, line, column),
                 "configuration space is not as long as it says",
                 seen=f"{len(space['hex']) // 2} bytes",
                 expected=f"{space['length']} bytes",
