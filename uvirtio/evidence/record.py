@@ -187,13 +187,15 @@ def words(type_name: str, offered: int | None, negotiated: int | None) -> dict[s
 
 
 def _word(type_name: str, value: int | None) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    bits = f.names(type_name, value)
-    unknown = [bit.bit for bit in bits if not bit.known]
+    return None if value is None else {"word": f"{value:#x}", **bits(type_name, value)}
+
+
+def bits(type_name: str, value: int) -> dict[str, Any]:
+    """The bits of a feature word: names, numbers of those that the standard does not have, and who uses these."""
+    found = f.names(type_name, value)
+    unknown = [bit.bit for bit in found if not bit.known]
     return {
-        "word": f"{value:#x}",
-        "names": [bit.name for bit in bits if bit.known],
+        "names": [bit.name for bit in found if bit.known],
         "unknown": unknown,
         "field": [
             {"bit": number, **met.as_dict()}
