@@ -115,15 +115,13 @@ def _of_one(cmd: Command, name: str, *, live: bool, masks: bool) -> tuple[str, i
 def _of_file(file: str, address: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
     from uvirtio.cli.verbs.dump import of_file
     from uvirtio.evidence import files
-    from uvirtio.report.documents import DIAG, embedded
+    from uvirtio.report.documents import DIAG, document_in
 
     found = files.load(file)
     document = of_file(found, address)
-    diagnosis = None
-    if found.form == "report" and file != "-":
-        diagnosis = embedded(_read(file), DIAG)
-        if diagnosis is not None and address and diagnosis.get("address") != document["devices"][0]["address"]:
-            diagnosis = None
+    diagnosis = document_in(found.scripts, DIAG)
+    if diagnosis is not None and address and diagnosis.get("address") != document["devices"][0]["address"]:
+        diagnosis = None
     return document, diagnosis
 
 
