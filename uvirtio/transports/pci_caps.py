@@ -7,7 +7,7 @@ whether what is left is enough to drive the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -113,27 +113,40 @@ def walk_capabilities(config: ConfigReader, bars: BarReader | None = None) -> li
     found: list[VirtioCapability] = []
     if config(pci.CFG_VENDOR_ID, 2) == 0xFFFF:
         return [_fault(pci.CFG_VENDOR_ID, "configuration space reads all ones: the function does not respond")]
-    if not config(pci.CFG_STATUS, 2) & pci.STATUS_CAP_LIST:
-        return found
-    seen: set[int] = set()
     taken: set[tuple[int, int]] = set()
+    for at, what in capability_list(config):
+        if isinstance(what, str):
+            found.append(_fault(at, what))
+        elif what == pci.CapId.VENDOR:
+            found.append(_one(config, bars, at, taken))
+    return found
+
+
+def capability_list(config: ConfigReader) -> Iterator[tuple[int, int | str]]:
+    """Yield the place and the id of every capability of the function, in the order of its list (PCI 3.0, 6.7).
+
+    At most ``MAX_HOPS`` entries are visited. A list that does not end as it should ends with the place of its bad
+    link, and what is wrong there as text.
+
+    Args:
+        config: Reads configuration space, up to byte 0xff.
+    """
+    if not config(pci.CFG_STATUS, 2) & pci.STATUS_CAP_LIST:
+        return
+    seen: set[int] = set()
     came_from = pci.CFG_CAPABILITIES_POINTER
-    at = (
-        config(pci.CFG_CAPABILITIES_POINTER, 1) & pci.CAP_NEXT_MASK
-    )  # the two low bits are reserved (PCI 3.0, 6.7)
+    at = config(came_from, 1) & pci.CAP_NEXT_MASK  # the two low bits are reserved
     while at:
         if at < pci.CAP_FIRST:
-            found.append(_fault(came_from, f"the list points into the header, at {at:#04x}"))
-            break
+            yield came_from, f"the list points into the header, at {at:#04x}"
+            return
         if at in seen or len(seen) >= MAX_HOPS:
-            found.append(_fault(came_from, f"the list loops back to {at:#04x}"))
-            break
+            yield came_from, f"the list loops back to {at:#04x}"
+            return
         seen.add(at)
-        if config(at, 1) == pci.CapId.VENDOR:
-            found.append(_one(config, bars, at, taken))
+        yield at, config(at, 1)
         came_from = at + pci.CAP_NEXT
         at = config(came_from, 1) & pci.CAP_NEXT_MASK
-    return found
 
 
 def _fault(at: int, why: str) -> VirtioCapability:
