@@ -17,9 +17,6 @@ from uvirtio.spec import field_bits, ids, pci
 from uvirtio.spec import status as st
 from uvirtio.transports.pci_caps import ConfigReader, capability_list, modern, walk_capabilities
 
-_PREFETCH: Final = 0x2000  # IORESOURCE_PREFETCH (<linux/ioport.h>)
-_MEM_64: Final = 0x100000  # IORESOURCE_MEM_64
-
 SCHEMA: Final = "uvirtio-dump/1"
 
 Record = dict[str, Any]
@@ -107,8 +104,8 @@ def of_resource(index: int, resource: Resource) -> Bar:
         "io" if resource.is_io else "memory",
         resource.start or None,
         resource.size,
-        64 if resource.flags & _MEM_64 else 32,
-        bool(resource.flags & _PREFETCH),
+        64 if resource.is_64_bit else 32,
+        resource.prefetchable,
     )
 
 
