@@ -11,7 +11,7 @@ from uvirtio.errors import DeviceGone, PermissionLack
 from uvirtio.host import privilege
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.spec import pci
-from uvirtio.transports.pci_caps import VirtioCapability, walk_capabilities
+from uvirtio.transports.pci_caps import VirtioCapability, copied, pci_cfg_data, walk_capabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +44,8 @@ def config_bytes_at(path: Path, bar_list: list[BarInfo | None] | None = None) ->
     try:
         read = _config_reader(fd, path)
         caps = walk_capabilities(read, None if bar_list is None else lambda index: _pick(bar_list, index))
-        # 4.1.4.9: reading pci_cfg_data makes the device read a BAR, so those four bytes are left out.
-        hidden = tuple(
-            (cap.config_offset + pci.PCI_CFG_CAP_DATA, 4)
-            for cap in caps
-            if cap.cfg_type == pci.CfgType.PCI_CFG and cap.config_offset + pci.PCI_CFG_CAP_SIZE <= pci.CONFIG_SIZE
-        )
-        unread = {start for start, _ in hidden}
-        data = b"".join(
-            bytes(4) if offset in unread else read(offset, 4).to_bytes(4, "little")
-            for offset in range(0, pci.CONFIG_SIZE, 4)
-        )
+        hidden = pci_cfg_data(caps)
+        data = copied(read, pci.CONFIG_SIZE, hidden)
     finally:
         os.close(fd)
     return ConfigSpace(data, tuple(caps), hidden)

@@ -59,10 +59,7 @@ def load(file: str, text: str, line: int = 1, column: int = 1) -> dict[str, Any]
     """
 
     def refuse(offset: int, message: str, seen: object, expected: str) -> Exception:
-        row, col = place(text, offset)
-        return bad(
-            file, line + row - 1, col + column - 1 if row == 1 else col, message, seen=seen, expected=expected
-        )
+        return bad(file, *place(text, offset, line, column), message, seen=seen, expected=expected)
 
     _refuse_depth(text, refuse)
     try:
@@ -75,7 +72,7 @@ def load(file: str, text: str, line: int = 1, column: int = 1) -> dict[str, Any]
         value = _at(found, path)
         shown = repr(value)[:SHOWN]
         where = "/".join(str(part) for part in path) or "the document"
-        raise refuse(_locate(text, path), f"{where}: {message}", shown, expected)
+        raise refuse(locate(text, path), f"{where}: {message}", shown, expected)
     made: dict[str, Any] = found
     return made
 
@@ -162,12 +159,7 @@ def _at(value: Any, path: Path) -> Any:
     return value
 
 
-def where(text: str, path: Path) -> tuple[int, int]:
-    """The line and column, from 1, of the value at ``path`` in a text that is valid JSON."""
-    return place(text, _locate(text, path))
-
-
-def _locate(text: str, path: Path) -> int:
+def locate(text: str, path: Path) -> int:
     """The offset of the value at ``path`` in a text that is valid JSON."""
     decoder = JSONDecoder()
     at = _skip(text, 0)

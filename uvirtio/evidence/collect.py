@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -27,11 +28,13 @@ from uvirtio.host import proc, sysfs
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.backend import MmioWindow, PciFunction
 from uvirtio.interfaces.memory import Registers
+from uvirtio.memory.access import read_field
 from uvirtio.spec import device_config, mmio, pci
 from uvirtio.spec import input as input_spec
 from uvirtio.spec.layout import Field
 from uvirtio.transports import pci_caps
 from uvirtio.transports.pci import PciModern
+from uvirtio.transports.pci_base import config_reader
 
 _IOMMU_PARAMETERS = ("iommu", "smmu", "vfio")
 """What is in the names of the kernel's parameters that a dump repeats: all others may say whose machine it is."""
@@ -262,19 +265,10 @@ def _try(made: Record, reasons: dict[str, str], what: str, read: Any) -> Any:
 
 def _opened_space(made: Record, function: PciFunction) -> dict[str, str]:
     """Configuration space by the open function; pci_cfg_data is not read (4.1.4.9)."""
-    config = function.config
-    readers = {1: config.read8, 2: config.read16, 4: config.read32}
-    caps = pci_caps.walk_capabilities(lambda offset, width: readers[width](offset), function.bar)
-    hidden = [
-        (cap.config_offset + pci.PCI_CFG_CAP_DATA, 4)
-        for cap in caps
-        if cap.cfg_type == pci.CfgType.PCI_CFG and cap.config_offset + pci.PCI_CFG_CAP_SIZE <= pci.CONFIG_SIZE
-    ]
-    unread = {start for start, _ in hidden}
-    length = pci.EXPRESS_CONFIG_SIZE if config.length >= pci.EXPRESS_CONFIG_SIZE else pci.CONFIG_SIZE
-    data = b"".join(
-        bytes(4) if at in unread else config.read32(at).to_bytes(4, "little") for at in range(0, length, 4)
-    )
+    read = config_reader(function)
+    hidden = pci_caps.pci_cfg_data(pci_caps.walk_capabilities(read, function.bar))
+    whole = function.config.length >= pci.EXPRESS_CONFIG_SIZE
+    data = pci_caps.copied(read, pci.EXPRESS_CONFIG_SIZE if whole else pci.CONFIG_SIZE, hidden)
     by_index = {bar.index: bar for bar in record.registers(data)}
     bars = []
     for index in range(pci.BARS):
@@ -302,7 +296,7 @@ def _common(device: Device) -> dict[str, Any] | None:
     """The registers that are not of one queue, by their names in 4.1.4.3 or 4.2.2."""
     transport, backend = device.transport, device.transport.backend
     if isinstance(transport, PciModern) and backend.bus == "pci":
-        with _Common(transport, backend) as registers:
+        with _common_registers(transport, backend) as registers:
             return {
                 field.name: _shown(registers, field)
                 for field in pci.COMMON_CFG
@@ -323,25 +317,15 @@ def _common(device: Device) -> dict[str, Any] | None:
     return None
 
 
-class _Common:
+def _common_registers(transport: PciModern, function: PciFunction) -> closing[Registers]:
     """The common configuration of a function, for as long as it is read."""
-
-    def __init__(self, transport: PciModern, function: PciFunction) -> None:
-        place = pci_caps.select(transport.capabilities)[pci_caps.COMMON]
-        self._registers = function.registers(place.bar, place.offset, pci.COMMON_CFG_MIN_SIZE)
-
-    def __enter__(self) -> Registers:
-        return self._registers
-
-    def __exit__(self, *_: object) -> None:
-        self._registers.close()
+    place = pci_caps.select(transport.capabilities)[pci_caps.COMMON]
+    return closing(function.registers(place.bar, place.offset, pci.COMMON_CFG_MIN_SIZE))
 
 
 def _shown(registers: Registers, field: Field) -> int | str:
-    if field.width == 8:  # two accesses of 32 bits (4.1.3.1)
-        return f"{registers.read32(field.offset) | registers.read32(field.offset + 4) << 32:#x}"
-    read = {1: registers.read8, 2: registers.read16, 4: registers.read32}
-    return read[field.width](field.offset)
+    value = read_field(registers, field.offset, field.width)
+    return f"{value:#x}" if field.width == 8 else value
 
 
 def _queues(device: Device) -> list[dict[str, Any]]:
@@ -356,7 +340,7 @@ def _queues(device: Device) -> list[dict[str, Any]]:
             made.append({"index": index, "size_max": size or None, "registers": None, "ring": None})
     backend = transport.backend
     if isinstance(transport, PciModern) and backend.bus == "pci":
-        with _Common(transport, backend) as registers:
+        with _common_registers(transport, backend) as registers:
             for entry in made:
                 registers.write16(pci.COMMON_QUEUE_SELECT, entry["index"])
                 entry["registers"] = {

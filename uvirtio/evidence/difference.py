@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from uvirtio.evidence.mask import MASKED
 from uvirtio.evidence.record import Record
 from uvirtio.spec import pci
 from uvirtio.spec import status as st
@@ -225,12 +226,11 @@ def _command(first: int, second: int) -> str:
 def _device_config(section: str, one: dict[str, Any], other: dict[str, Any]) -> Iterator[Change]:
     """By field; masked ones are not compared. Bytes only where no field is known."""
     left, right = one["fields"] or {}, other["fields"] or {}
-    secret = "masked"
     for name in dict.fromkeys((*left, *right)):
         if (
             name in left
             and name in right
-            and secret not in (left[name], right[name])
+            and MASKED not in (left[name], right[name])
             and left[name] != right[name]
         ):
             yield Change(section, name, left[name], right[name])

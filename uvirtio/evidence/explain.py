@@ -259,8 +259,7 @@ def _features(type_name: str, word: str) -> Page:
         parts.append((label, _about(name, bit)))
     broken = f.unmet(value, f.dependencies(name))
     causes = tuple(
-        f"{f.feature(name, rule.bit).name} needs "
-        f"{' or '.join(f.feature(name, bit).name for bit in rule.any_of)}, which is not set (2.2.1)"
+        f"{f.feature(name, rule.bit).name} needs {f.needed(name, rule)}, which is not set (2.2.1)"
         for rule in broken
     )
     kind = f"a virtio-{name} device" if name else "a device whose type was not given"
@@ -305,7 +304,7 @@ def _feature(name: str, number: int) -> Page:
     bit = f.feature(name, number)
     own = bit.kind is f.Kind.DEVICE
     needs = [rule for rule in f.dependencies(name) if rule.bit == number]
-    parts = tuple(("needs", " or ".join(f.feature(name, one).name for one in rule.any_of)) for rule in needs)
+    parts = tuple(("needs", f.needed(name, rule)) for rule in needs)
     where = f"virtio-{name}" if own else "every device"
     return Page(
         "feature",

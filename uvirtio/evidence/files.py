@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
-from html.parser import HTMLParser
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from uvirtio.errors import BadDump, NoSuchDevice, OperationFailed, UsageError
 from uvirtio.evidence import checker, lspci, record, umockdev
 from uvirtio.evidence.record import Record
-from uvirtio.evidence.text import bad
+from uvirtio.evidence.text import bad, place
 from uvirtio.host import addresses
+from uvirtio.report import documents
+from uvirtio.report.documents import Script
 from uvirtio.spec import pci
 
 FORMS: Final = (
@@ -23,9 +24,6 @@ FORMS: Final = (
 
 LIMIT: Final = 64 << 20
 """Bytes; no dump is longer."""
-
-SCRIPT_ID: Final = "uvirtio-dump"
-"""The id of the script element in which a report carries its document."""
 
 _SIZES: Final = (pci.STANDARD_CONFIG_SIZE, pci.CONFIG_SIZE, pci.EXPRESS_CONFIG_SIZE)
 _MARKS: Final = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
@@ -40,6 +38,8 @@ class Evidence:
     """``uvirtio-dump``, ``report``, ``lspci``, ``config`` or ``umockdev``."""
     document: dict[str, Any]
     """As ``schema.json`` has it."""
+    scripts: tuple[Script, ...] = ()
+    """Of a report: the elements that hold its documents."""
 
     @property
     def devices(self) -> list[Record]:
@@ -130,9 +130,7 @@ def parse(name: str, data: bytes) -> Evidence:
     text = _decoded(name, data)
     start = text.lstrip()
     if start.startswith(("{", "[")):
-        at = len(text) - len(start)
-        row, column = text[:at].count("\n") + 1, at - (text.rfind("\n", 0, at) + 1) + 1
-        return _own(name, "uvirtio-dump", start, row, column)
+        return _own(name, "uvirtio-dump", start, *place(text, len(text) - len(start)))
     if start.startswith("<"):
         return _report(name, text)
     if umockdev.looks_like(text):
@@ -159,11 +157,11 @@ def _decoded(name: str, data: bytes) -> str:
     try:
         text = data.decode(coding)
     except UnicodeDecodeError as error:
-        before = data[: error.start]
-        row, column = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
         if coding == "utf-8":
             # A word of another encoding in the text around the dump harms nothing; in the dump it is an error.
             return data.decode("utf-8", "replace").replace("\r\n", "\n")
+        before = data[: error.start]
+        row, column = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
         raise bad(
             name, row, column, f"not {coding}", seen=data[error.start : error.start + 8].hex(), expected="text"
         ) from None
@@ -194,11 +192,10 @@ def _own(name: str, form: str, text: str, line: int, column: int) -> Evidence:
     for index, given in enumerate(document["devices"]):
         space = given.get("config_space")
         if space is not None and len(space["hex"]) != 2 * space["length"]:
-            row, col = checker.where(text, ("devices", index, "config_space", "hex"))
+            at = checker.locate(text, ("devices", index, "config_space", "hex"))
             raise bad(
                 name,
-                line + row - 1,
-                col + column - 1 if row == 1 else col,
+                *place(text, at, line, column),
                 "configuration space is not as long as it says",
                 seen=f"{len(space['hex']) // 2} bytes",
                 expected=f"{space['length']} bytes",
@@ -209,58 +206,23 @@ def _own(name: str, form: str, text: str, line: int, column: int) -> Evidence:
     return Evidence(name, form, {**document, "devices": devices})
 
 
-class _Scripts(HTMLParser):
-    """Finds the script element of a report, and where its text begins."""
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=False)
-        self.found: list[str] = []
-        self.place = (0, 0)
-        self.inside = False
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Enter the element."""
-        given = dict(attrs)
-        if tag == "script" and given.get("id") == SCRIPT_ID and not self.found:
-            self.inside = True
-            row, column = self.getpos()
-            start = self.get_starttag_text() or ""
-            last = start.rfind("\n")
-            self.place = (row + start.count("\n"), (column if last < 0 else -last - 1) + len(start))
-
-    def handle_endtag(self, tag: str) -> None:
-        """Leave it."""
-        if tag == "script":
-            self.inside = False
-
-    def handle_data(self, data: str) -> None:
-        """Keep its text."""
-        if self.inside:
-            self.found.append(data)
-
-
 def _report(name: str, text: str) -> Evidence:
-    parser = _Scripts()
-    parser.feed(text)
-    if parser.inside:
-        raise bad(
-            name,
-            parser.place[0],
-            parser.place[1] + 1,
-            "the dump ends early",
-            seen="the end",
-            expected="</script> after it",
-        )
-    if not parser.found:
+    scripts = documents.scripts(text)
+    dump = next((one for one in scripts if one.ident == documents.DUMP and (one.text or not one.closed)), None)
+    if dump is None:
         raise bad(
             name,
             1,
             1,
             "an HTML file without a dump in it",
             seen="no such element",
-            expected=f'<script type="application/json" id="{SCRIPT_ID}">',
+            expected=f'<script type="application/json" id="{documents.DUMP}">',
         )
-    return _own(name, "report", "".join(parser.found), parser.place[0], parser.place[1] + 1)
+    if not dump.closed:
+        raise bad(
+            name, dump.line, dump.column, "the dump ends early", seen="the end", expected="</script> after it"
+        )
+    return replace(_own(name, "report", dump.text, dump.line, dump.column), scripts=tuple(scripts))
 
 
 def _config(name: str, data: bytes) -> Evidence:

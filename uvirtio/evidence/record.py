@@ -15,10 +15,7 @@ from uvirtio.interfaces.values import BarInfo
 from uvirtio.spec import features as f
 from uvirtio.spec import field_bits, ids, pci
 from uvirtio.spec import status as st
-from uvirtio.transports.pci_caps import modern, walk_capabilities
-
-_PREFETCH: Final = 0x2000  # IORESOURCE_PREFETCH (<linux/ioport.h>)
-_MEM_64: Final = 0x100000  # IORESOURCE_MEM_64
+from uvirtio.transports.pci_caps import ConfigReader, capability_list, modern, walk_capabilities
 
 SCHEMA: Final = "uvirtio-dump/1"
 
@@ -107,8 +104,8 @@ def of_resource(index: int, resource: Resource) -> Bar:
         "io" if resource.is_io else "memory",
         resource.start or None,
         resource.size,
-        64 if resource.flags & _MEM_64 else 32,
-        bool(resource.flags & _PREFETCH),
+        64 if resource.is_64_bit else 32,
+        resource.prefetchable,
     )
 
 
@@ -187,13 +184,15 @@ def words(type_name: str, offered: int | None, negotiated: int | None) -> dict[s
 
 
 def _word(type_name: str, value: int | None) -> dict[str, Any] | None:
-    if value is None:
-        return None
-    bits = f.names(type_name, value)
-    unknown = [bit.bit for bit in bits if not bit.known]
+    return None if value is None else {"word": f"{value:#x}", **bits(type_name, value)}
+
+
+def bits(type_name: str, value: int) -> dict[str, Any]:
+    """The bits of a feature word: names, numbers of those that the standard does not have, and who uses these."""
+    found = f.names(type_name, value)
+    unknown = [bit.bit for bit in found if not bit.known]
     return {
-        "word": f"{value:#x}",
-        "names": [bit.name for bit in bits if bit.known],
+        "names": [bit.name for bit in found if bit.known],
         "unknown": unknown,
         "field": [
             {"bit": number, **met.as_dict()}
@@ -256,7 +255,7 @@ def add_config_space(
 
 def _add_capabilities(record: Record, data: bytes) -> dict[str, str]:
     record["pci_capabilities"] = [*standard_capabilities(data), *_extended(data)]
-    caps = walk_capabilities(lambda offset, width: _number(data, offset, width), _sizes(record["bars"]))
+    caps = walk_capabilities(_reader(data), _sizes(record["bars"]))
     record["capabilities"] = [cap.as_dict() for cap in caps]
     record["msix"] = msix(data)
     vendor, device = _number(data, pci.CFG_VENDOR_ID, 2), _number(data, pci.CFG_DEVICE_ID, 2)
@@ -320,16 +319,12 @@ def registers(data: bytes) -> list[Bar]:
 def standard_capabilities(data: bytes) -> list[dict[str, Any]]:
     """The capability list (PCI 3.0, 6.7): offset, id and name of each; it ends where it loops."""
     found: list[dict[str, Any]] = []
-    if not _number(data, pci.CFG_STATUS, 2) & pci.STATUS_CAP_LIST or data[:2] == b"\xff\xff":
+    if data[:2] == b"\xff\xff":
         return found
-    at = data[pci.CFG_CAPABILITIES_POINTER] & pci.CAP_NEXT_MASK
-    seen: set[int] = set()
-    while at >= pci.CAP_FIRST and at not in seen:
-        seen.add(at)
-        ident = data[at]
-        name = pci.CapId(ident).name if ident in pci.CapId.__members__.values() else None
-        found.append({"offset": at, "id": ident, "name": name, "extended": False})
-        at = data[at + pci.CAP_NEXT] & pci.CAP_NEXT_MASK
+    for at, ident in capability_list(_reader(data)):
+        if isinstance(ident, int):
+            name = pci.CapId(ident).name if ident in pci.CapId.__members__.values() else None
+            found.append({"offset": at, "id": ident, "name": name, "extended": False})
     return found
 
 
@@ -385,6 +380,10 @@ def msix(data: bytes) -> dict[str, Any] | None:
                 "config_offset": at,
             }
     return None
+
+
+def _reader(data: bytes) -> ConfigReader:
+    return lambda offset, width: _number(data, offset, width)
 
 
 def _number(data: bytes, offset: int, width: int) -> int:

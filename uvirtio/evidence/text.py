@@ -69,7 +69,15 @@ def lines(file: str, text: str) -> Iterator[Line]:
             yield Line(file, number, start + 1, rest)
 
 
-def place(text: str, offset: int) -> tuple[int, int]:
-    """The line and column, from 1, of an offset in a text."""
+def place(text: str, offset: int, line: int = 1, column: int = 1) -> tuple[int, int]:
+    """The line and column, from 1, of an offset in a text.
+
+    Args:
+        text: The text.
+        offset: The offset.
+        line: The line of the file on which the text begins.
+        column: The column at which it begins there.
+    """
     before = text[:offset]
-    return before.count("\n") + 1, offset - (before.rfind("\n") + 1) + 1
+    row, col = before.count("\n"), offset - (before.rfind("\n") + 1)
+    return line + row, col + 1 if row else column + col

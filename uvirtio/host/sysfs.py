@@ -188,6 +188,16 @@ class Resource:
         return bool(self.flags & 0x100)
 
     @property
+    def prefetchable(self) -> bool:
+        """Whether it is memory whose reads have no effects (IORESOURCE_PREFETCH)."""
+        return bool(self.flags & 0x2000)
+
+    @property
+    def is_64_bit(self) -> bool:
+        """Whether its register has 64 bits (IORESOURCE_MEM_64)."""
+        return bool(self.flags & 0x100000)
+
+    @property
     def used(self) -> bool:
         """Whether the line has a resource: I/O ports or memory, with a size."""
         return bool(self.flags & 0x300) and self.last > self.start

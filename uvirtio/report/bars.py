@@ -247,11 +247,12 @@ def _strip(place: Place, scale: _Scale, domain: int, zoom: tuple[int, int] | Non
     parts += [scale.rect(box.start, box.end, 2, _STRIP, _class(box)) for box in place.boxes]
     for one, two in place.overlaps():
         parts.append(scale.rect(max(one.start, two.start), min(one.end, two.end), 2, _STRIP, "clash"))
-    parts += [scale.rect(max(box.start, domain), box.end, 2, _STRIP, "clash") for box in _beyond(place, domain)]
+    parts += [
+        scale.rect(max(box.start, domain), box.end, 2, _STRIP, "clash") for box in place.boxes if box.end > domain
+    ]
     if zoom is not None:
         parts.append(scale.rect(zoom[0], zoom[1], 0.5, _STRIP + 3, "lens"))
-    if zoom is not None:  # else the lines below have the same scale, and show it
-        parts += _axis(scale, domain, _STRIP + 16)
+        parts += _axis(scale, domain, _STRIP + 16)  # else the lines below have the same scale, and show it
     return _svg(parts, _STRIP + (22 if zoom is not None else 5), f"{place.name} to scale. {_summary(place)}")
 
 
@@ -288,10 +289,6 @@ def _rows(place: Place, scale: _Scale, domain: int, wrong: set[int]) -> Markup:
     parts += _axis(scale, domain, bottom + 14)
     names = ", ".join(f"{box.label} at {box.start:#x}" for box in place.boxes)
     return _svg(parts, bottom + 20, f"Structures in {place.name}: {names}")
-
-
-def _beyond(place: Place, domain: int) -> list[Box]:
-    return [box for box in place.boxes if box.end > domain]
 
 
 def _class(box: Box) -> str:

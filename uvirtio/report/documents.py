@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from typing import Any, Final
 
@@ -31,31 +33,62 @@ def script(ident: str, document: Document) -> Markup:
     return Markup(f'<script type="application/json" id="{ident}">{told}</script>')
 
 
+@dataclass(slots=True)
+class Script:
+    """A script element with an id, as it is in an HTML file."""
+
+    ident: str
+    kind: str | None
+    """Its type."""
+    line: int
+    """Where its text begins, from 1."""
+    column: int
+    text: str = ""
+    closed: bool = False
+
+
 class _Finder(HTMLParser):
-    """Finds the script elements that hold documents."""
+    """Finds the script elements that have an id."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=False)
-        self.found: dict[str, str] = {}
-        self._inside: str | None = None
+        self.found: list[Script] = []
+        self._inside: Script | None = None
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Enter an element."""
         given = dict(attrs)
         ident = given.get("id")
-        if tag == "script" and given.get("type") == "application/json" and ident and ident not in self.found:
-            self._inside = ident
-            self.found[ident] = ""
+        if tag == "script" and ident:
+            line, column = self.getpos()
+            start = self.get_starttag_text() or ""
+            last = start.rfind("\n")
+            place = line + start.count("\n"), (column if last < 0 else -last - 1) + len(start) + 1
+            self._inside = Script(ident, given.get("type"), *place)
+            self.found.append(self._inside)
 
     def handle_endtag(self, tag: str) -> None:
         """Leave it."""
-        if tag == "script":
+        if tag == "script" and self._inside is not None:
+            self._inside.closed = True
             self._inside = None
 
     def handle_data(self, data: str) -> None:
         """Keep its text."""
         if self._inside is not None:
-            self.found[self._inside] += data
+            self._inside.text += data
+
+
+def scripts(text: str) -> list[Script]:
+    """Return the script elements of an HTML file that have an id, in their order.
+
+    Args:
+        text: The file.
+    """
+    finder = _Finder()
+    finder.feed(text)
+    finder.close()
+    return finder.found
 
 
 def embedded(text: str, ident: str) -> Document | None:
@@ -68,14 +101,24 @@ def embedded(text: str, ident: str) -> Document | None:
     Raises:
         BadDump: It is there and is no JSON object.
     """
-    finder = _Finder()
-    finder.feed(text)
-    finder.close()
-    told = finder.found.get(ident)
+    return document_in(scripts(text), ident)
+
+
+def document_in(found: Iterable[Script], ident: str) -> Document | None:
+    """The same for a report whose script elements are known.
+
+    Args:
+        found: The elements.
+        ident: ``DUMP`` or ``DIAG``.
+
+    Raises:
+        BadDump: It is there and is no JSON object.
+    """
+    told = next((one for one in found if one.ident == ident and one.kind == "application/json"), None)
     if told is None:
         return None
     try:
-        made = json.loads(told, parse_constant=str)  # NaN, which is no JSON, is no number here either
+        made = json.loads(told.text, parse_constant=str)  # NaN, which is no JSON, is no number here either
     except (ValueError, RecursionError) as error:
         raise _bad(f"not JSON: {error}"[:200]) from None
     if not isinstance(made, dict):

@@ -68,14 +68,18 @@ def _of_steps(diag: dict[str, Any]) -> list[Finding]:
         )
     error = diag.get("error") or {}
     if error and not any(one.severity == "fail" for one in made):
-        seen = (f"seen: {error['seen']}",) if error.get("seen") is not None else ()
-        remedy = (str(error["remedy"]),) if error.get("remedy") else ()
-        made.append(Finding("fail", str(error.get("message")), str(error.get("code")), seen, remedy))
+        made.append(_of_error(error))
     if (bisection := diag.get("bisection")) and bisection.get("text"):
         made.append(Finding("fail", str(bisection["text"]), "bisection of the feature bits"))
     if diag and diag.get("data_path_tried") is False and diag.get("verdict") != "fail":
         made.append(Finding("note", "no buffers were exchanged: the data path was not tried", "step data path"))
     return made
+
+
+def _of_error(error: dict[str, Any]) -> Finding:
+    seen = (f"seen: {error['seen']}",) if error.get("seen") is not None else ()
+    remedy = (str(error["remedy"]),) if error.get("remedy") else ()
+    return Finding("fail", str(error.get("message")), str(error.get("code")), seen, remedy)
 
 
 def _of_places(places: list[Place]) -> list[Finding]:
@@ -123,9 +127,7 @@ def _of_record(record: dict[str, Any], *, whole: bool) -> list[Finding]:
     made = []
     error = record.get("error")
     if error and whole:
-        remedy = (str(error["remedy"]),) if error.get("remedy") else ()
-        seen = (f"seen: {error['seen']}",) if error.get("seen") is not None else ()
-        made.append(Finding("fail", str(error.get("message")), str(error.get("code")), seen, remedy))
+        made.append(_of_error(error))
     value = (record.get("status") or {}).get("value", 0)
     for bit in (st.DEVICE_NEEDS_RESET, st.FAILED):
         if whole and value & bit:

@@ -168,9 +168,7 @@ def _matrix(runs: list[Run], columns: list[str], odd: set[tuple[str, str, str]])
                 continue
             differs = (run.machine, run.device, column) in odd
             cells.append(
-                element(
-                    "div", mark(result.verdict), element("b", " ≠ differs") if differs else None, class_="differs"
-                )
+                element("div", mark(result.verdict), element("b", " ≠ differs"), class_="differs")
                 if differs
                 else mark(result.verdict)
             )

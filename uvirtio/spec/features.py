@@ -589,6 +589,11 @@ def resolve(offered: int, wanted: int, dependencies: Iterable[Needs] = RESERVED_
         taken &= ~dropped
 
 
+def needed(type_name: str, rule: Needs) -> str:
+    """The names of the bits that a dependency asks for one of, as ``CTRL_VQ`` or ``GUEST_TSO4 or GUEST_TSO6``."""
+    return " or ".join(feature(type_name, bit).name for bit in rule.any_of)
+
+
 def unmet(word: int, dependencies: Iterable[Needs] = RESERVED_DEPENDS) -> list[Needs]:
     """Return the dependencies that ``word`` breaks; a device that offers such a word is at fault (2.2.2)."""
     return [rule for rule in dependencies if has(word, rule.bit) and not word & mask(*rule.any_of)]

@@ -13,7 +13,7 @@ from uvirtio.errors import Closed, Misuse
 from uvirtio.interfaces.memory import Doorbell, Event, MemoryWindow, Registers
 from uvirtio.memory.access import WidthRegisters, read_field, write_field
 from uvirtio.memory.clock import HostClock
-from uvirtio.trace.tape import Tape, flag, number
+from uvirtio.trace.tape import Tape, flag, no_facts, number, obtain
 
 
 class WatchedRegisters(WidthRegisters):
@@ -229,14 +229,13 @@ class WatchedWindow:
 
     def map(self, offset: int, length: int) -> mmap.mmap:
         """Map whole pages of it; see ``MemoryWindow``."""
-        made: list[mmap.mmap] = []
 
-        def do() -> None:
+        def make() -> mmap.mmap:
             assert self._inner is not None
-            made.append(self._inner.map(offset, length))
+            return self._inner.map(offset, length)
 
-        self._tape.ask("call", "plugged_memory.map", [offset, length], do)
-        return made[0] if made else mmap.mmap(-1, length)
+        _, made = obtain(self._tape, "plugged_memory.map", [offset, length], make, no_facts)
+        return mmap.mmap(-1, length) if made is None else made
 
     def close(self) -> None:
         """Release the window; idempotent."""

@@ -11,7 +11,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,6 +75,7 @@ class Recorder(Books):
         self._form: _Form = ChromeLines() if self.path.suffix == ".json" else _JsonLines()
         self._begin = 0.0
         self._once = False
+        self._aside = False
         try:
             number = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, MODE)
             self._file = os.fdopen(number, "w", encoding="utf-8", buffering=1)
@@ -143,6 +145,15 @@ class Recorder(Books):
         self._write(members)
         self.close()
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Record nothing meanwhile: for a look at the device that a replay does not repeat."""
+        before, self._aside = self._aside, True
+        try:
+            yield
+        finally:
+            self._aside = before
+
     def close(self) -> None:
         """End the file; idempotent."""
         if not self._file.closed:
@@ -165,6 +176,8 @@ class Recorder(Books):
     def ask(self, op: str, at: str, args: list[Any], do: Callable[[], Any], fits: Fits = nothing) -> Any:
         """Do something, and note it; see ``Tape``."""
         del fits
+        if self._aside:
+            return do()
         self._n += 1
         members: dict[str, Any] = {"n": self._n, "t": self._now(), "op": op, "at": at, "args": args}
         try:
@@ -177,6 +190,8 @@ class Recorder(Books):
 
     def look(self, block: Memory, offset: int, length: int, read: Callable[[], bytes]) -> bytes:
         """Read memory by one access; note what is new there, and then what is new in all other memory."""
+        if self._aside:
+            return read()
         self._n += 1
         data = read()
         if block.image[offset : offset + length] != data:

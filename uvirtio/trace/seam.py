@@ -15,7 +15,7 @@ from uvirtio.interfaces.memory import AdoptsMemory, DmaSpace, Event
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.trace.chains import ChainWatch
 from uvirtio.trace.parts import WatchedClock, WatchedDoorbell, WatchedEvent, WatchedRegisters, WatchedWindow
-from uvirtio.trace.tape import Fits, Tape, anything, feature_word, flag, nothing, number, of
+from uvirtio.trace.tape import Fits, Tape, anything, feature_word, flag, no_facts, nothing, number, obtain, of
 from uvirtio.trace.words import WatchedDma, dma_on
 
 _FACTS = {
@@ -42,6 +42,14 @@ def facts_of(found: Backend) -> dict[str, Any]:
     facts["guarded"] = isinstance(found, Guarded) and found.bus == "pci"
     facts["memory"] = isinstance(found, ProvidesMemory)
     return facts
+
+
+def _facts_of_dma(space: DmaSpace) -> list[Any]:
+    return [space.translated, space.contiguous_limit, isinstance(space, AdoptsMemory)]
+
+
+def _is_there(found: object) -> bool:
+    return found is not None
 
 
 def _bar(value: Any) -> bool:
@@ -77,29 +85,22 @@ class _Watched:
 
     def dma(self, translated: bool) -> WatchedDma:
         """Return memory for this device."""
-        made: list[DmaSpace] = []
-
-        def do() -> list[Any]:
-            space = self.inner.dma(translated)
-            made.append(space)
-            return [space.translated, space.contiguous_limit, isinstance(space, AdoptsMemory)]
-
-        facts = self.tape.ask("call", "dma", [translated], do, of(flag, number, flag))
-        space = dma_on(self.tape, len(self._spaces), facts, made[0] if made else None)
+        facts, inner = obtain(
+            self.tape,
+            "dma",
+            [translated],
+            lambda: self.inner.dma(translated),
+            _facts_of_dma,
+            of(flag, number, flag),
+        )
+        space = dma_on(self.tape, len(self._spaces), facts, inner)
         self._spaces.append(space)
         return space
 
     def event(self, name: str, method: str) -> WatchedEvent | None:
         """Call a method that returns an event, or None."""
-        made: list[Event] = []
-
-        def do() -> bool:
-            event = getattr(self.inner, method)()
-            made.extend(() if event is None else (event,))
-            return event is not None
-
-        there = self.tape.ask("call", method, [], do, flag)
-        return WatchedEvent(self.tape, name, made[0] if made else None) if there else None
+        there, event = obtain(self.tape, method, [], lambda: getattr(self.inner, method)(), _is_there, flag)
+        return WatchedEvent(self.tape, name, event) if there else None
 
     def note(self, text: str) -> None:
         """Note a line of text; see ``Witnesses``."""
@@ -176,38 +177,29 @@ class WatchedFunction(_Watched):
 
     def registers(self, bar: int, offset: int, length: int) -> WatchedRegisters:
         """Return a window of a BAR; see ``PciFunction``."""
-        made: list[Any] = []
-        self.tape.ask(
-            "call",
-            "registers",
-            [bar, offset, length],
-            lambda: made.append(self.inner.registers(bar, offset, length)),
-        )
-        return WatchedRegisters(self.tape, f"bar{bar}+{offset:#x}", length, made[0] if made else None)
+        place = [bar, offset, length]
+        _, inner = obtain(self.tape, "registers", place, lambda: self.inner.registers(*place), no_facts)
+        return WatchedRegisters(self.tape, f"bar{bar}+{offset:#x}", length, inner)
 
     def doorbell(self, bar: int, offset: int, value: int) -> WatchedDoorbell | None:
         """Return a doorbell that needs no access by this process; see ``PciFunction``."""
-        made: list[Any] = []
-
-        def do() -> bool:
-            made.append(self.inner.doorbell(bar, offset, value))
-            return made[0] is not None
-
-        if not self.tape.ask("call", "doorbell", [bar, offset, value], do, flag):
-            return None
-        return WatchedDoorbell(self.tape, f"bar{bar}+{offset:#x}={value}", made[0] if made else None)
+        place = [bar, offset, value]
+        there, inner = obtain(self.tape, "doorbell", place, lambda: self.inner.doorbell(*place), _is_there, flag)
+        return WatchedDoorbell(self.tape, f"bar{bar}+{offset:#x}={value}", inner) if there else None
 
     def enable_msix(self, count: int) -> list[WatchedEvent]:
         """Enable MSI-X; see ``PciFunction``."""
-        made: list[Event] = []
-
-        def do() -> int:
-            made.extend(self.inner.enable_msix(count))
-            return len(made)
-
-        found = self.tape.ask("call", "enable_msix", [count], do, lambda value: number(value) and value <= count)
+        found, events = obtain(
+            self.tape,
+            "enable_msix",
+            [count],
+            lambda: self.inner.enable_msix(count),
+            len,
+            lambda value: number(value) and value <= count,
+        )
         return [
-            WatchedEvent(self.tape, f"vector {number}", made[number] if made else None) for number in range(found)
+            WatchedEvent(self.tape, f"vector {index}", None if events is None else events[index])
+            for index in range(found)
         ]
 
     def enable_intx(self) -> WatchedEvent | None:
@@ -377,14 +369,15 @@ class _Memory(_Watched):
 
     def plugged_memory(self) -> WatchedWindow:
         """Return a window of the memory region of the device."""
-        made: list[Any] = []
-
-        def do() -> int:
-            made.append(self.inner.plugged_memory())
-            return int(made[0].size)
-
-        size = self.tape.ask("call", "plugged_memory", [], do, number)
-        return WatchedWindow(self.tape, size, made[0] if made else None)
+        size, inner = obtain(
+            self.tape,
+            "plugged_memory",
+            [],
+            lambda: self.inner.plugged_memory(),
+            lambda made: int(made.size),
+            number,
+        )
+        return WatchedWindow(self.tape, size, inner)
 
 
 _KINDS: dict[str, type[_Watched]] = {

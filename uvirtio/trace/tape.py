@@ -160,3 +160,34 @@ class Books:
     def drop(self, block: Memory) -> None:
         """Forget a block that is being freed."""
         self._blocks.pop(block.number, None)
+
+
+def no_facts(made: object) -> None:
+    """What a tape has of an object that has no facts."""
+    del made
+
+
+def obtain(
+    tape: Tape, at: str, args: list[Any], make: Callable[[], Any], tell: Callable[[Any], Any], fits: Fits = nothing
+) -> tuple[Any, Any]:
+    """Call what returns an object, of which only facts can be on a tape.
+
+    Args:
+        tape: The tape.
+        at: What is called.
+        args: Its arguments, as JSON has them.
+        make: Calls it; not called in a replay.
+        tell: Returns the facts of the object, as JSON has them.
+        fits: Whether recorded facts can be those of such an object.
+
+    Returns:
+        The facts, and the object; None in a replay.
+    """
+    made: list[Any] = []
+
+    def do() -> Any:
+        made.append(make())
+        return tell(made[0])
+
+    facts = tape.ask("call", at, args, do, fits)
+    return facts, made[0] if made else None

@@ -8,11 +8,12 @@ device has returned) stands still by then: it is compared when a word of a ring 
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from typing import Any
 
 from uvirtio.errors import BadTrace, Misuse
 from uvirtio.interfaces.memory import AdoptsMemory, Block, DmaSpace
-from uvirtio.trace.tape import Tape, flag, number, numbers, of
+from uvirtio.trace.tape import Tape, flag, number, numbers, obtain, of
 
 MOST = 1 << 36
 """Bytes. A record that wants a larger block than this is not believed."""
@@ -52,10 +53,10 @@ class WatchedWords:
             return
         self._tape.mark()
         self._words[key] = value
-        first = key.indices(len(self._words))[0] if isinstance(key, slice) else key
-        data = bytes(memoryview(value).cast("B")) if isinstance(key, slice) else None
-        if data is None:
-            data = int(value).to_bytes(self._width, "little")
+        if isinstance(key, slice):
+            first, data = key.indices(len(self._words))[0], bytes(memoryview(value).cast("B"))
+        else:
+            first, data = key, int(value).to_bytes(self._width, "little")
         at = self._offset + first * self._width
         self._block.image[at : at + len(data)] = data
 
@@ -158,6 +159,10 @@ class WatchedBlock:
             self._mapping.close()
 
 
+def _facts_of(block: Block) -> list[Any]:
+    return [block.size, block.contiguous]
+
+
 def _real(inner: Block | None) -> Block:
     assert inner is not None  # a replay does not get here
     return inner
@@ -180,27 +185,24 @@ class WatchedDma:
         self.translated, self.contiguous_limit = bool(translated), int(limit)
         self._blocks: list[WatchedBlock] = []
 
-    def _make(self, name: str, size: int, *, shared: bool) -> WatchedBlock:
-        made: list[Block] = []
-
-        def do() -> list[Any]:
-            assert self._inner is not None
-            made.append(getattr(self._inner, name)(size))
-            return [made[0].size, made[0].contiguous]
-
-        facts = self._tape.ask("call", f"memory {self._number}.{name}", [size], do, _BLOCK)
+    def _made(self, name: str, args: list[int], make: Callable[[], Block], *, shared: bool) -> WatchedBlock:
+        facts, inner = obtain(self._tape, f"memory {self._number}.{name}", args, make, _facts_of, _BLOCK)
         ident = (self._number << 16) + len(self._blocks)
-        block = WatchedBlock(self._tape, ident, facts, made[0] if made else None, shared=shared)
+        block = WatchedBlock(self._tape, ident, facts, inner, shared=shared)
         self._blocks.append(block)
         return block
 
+    def _real(self) -> DmaSpace:
+        assert self._inner is not None  # a replay does not get here
+        return self._inner
+
     def alloc(self, size: int) -> WatchedBlock:
         """Allocate memory that the device may read and write; see ``DmaSpace``."""
-        return self._make("alloc", size, shared=True)
+        return self._made("alloc", [size], lambda: self._real().alloc(size), shared=True)
 
     def pin(self, size: int) -> WatchedBlock:
         """Allocate memory with a fixed place, which the device does not address; see ``DmaSpace``."""
-        return self._make("pin", size, shared=False)
+        return self._made("pin", [size], lambda: self._real().pin(size), shared=False)
 
     def bytes_at(self, address: int, length: int) -> bytes:
         """Return memory of this space by its device address; nothing where it is in no block."""
@@ -223,20 +225,12 @@ class AdoptingDma(WatchedDma):
 
     def adopt(self, mapping: mmap.mmap, physical: int) -> WatchedBlock:
         """Return a mapping as a block of this space; see ``AdoptsMemory``."""
-        made: list[Block] = []
 
-        def do() -> list[Any]:
+        def make() -> Block:
             assert isinstance(self._inner, AdoptsMemory)
-            made.append(self._inner.adopt(mapping, physical))
-            return [made[0].size, made[0].contiguous]
+            return self._inner.adopt(mapping, physical)
 
-        facts = self._tape.ask(
-            "call", f"memory {self._number}.adopt", [len(mapping), physical], do, of(number, flag)
-        )
-        ident = (self._number << 16) + len(self._blocks)
-        block = WatchedBlock(self._tape, ident, facts, made[0] if made else None, shared=False)
-        self._blocks.append(block)
-        return block
+        return self._made("adopt", [len(mapping), physical], make, shared=False)
 
 
 def dma_on(tape: Tape, number: int, facts: list[Any], inner: DmaSpace | None) -> WatchedDma:

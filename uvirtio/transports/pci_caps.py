@@ -7,7 +7,7 @@ whether what is left is enough to drive the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -113,27 +113,40 @@ def walk_capabilities(config: ConfigReader, bars: BarReader | None = None) -> li
     found: list[VirtioCapability] = []
     if config(pci.CFG_VENDOR_ID, 2) == 0xFFFF:
         return [_fault(pci.CFG_VENDOR_ID, "configuration space reads all ones: the function does not respond")]
-    if not config(pci.CFG_STATUS, 2) & pci.STATUS_CAP_LIST:
-        return found
-    seen: set[int] = set()
     taken: set[tuple[int, int]] = set()
+    for at, what in capability_list(config):
+        if isinstance(what, str):
+            found.append(_fault(at, what))
+        elif what == pci.CapId.VENDOR:
+            found.append(_one(config, bars, at, taken))
+    return found
+
+
+def capability_list(config: ConfigReader) -> Iterator[tuple[int, int | str]]:
+    """Yield the place and the id of every capability of the function, in the order of its list (PCI 3.0, 6.7).
+
+    At most ``MAX_HOPS`` entries are visited. A list that does not end as it should ends with the place of its bad
+    link, and what is wrong there as text.
+
+    Args:
+        config: Reads configuration space, up to byte 0xff.
+    """
+    if not config(pci.CFG_STATUS, 2) & pci.STATUS_CAP_LIST:
+        return
+    seen: set[int] = set()
     came_from = pci.CFG_CAPABILITIES_POINTER
-    at = (
-        config(pci.CFG_CAPABILITIES_POINTER, 1) & pci.CAP_NEXT_MASK
-    )  # the two low bits are reserved (PCI 3.0, 6.7)
+    at = config(came_from, 1) & pci.CAP_NEXT_MASK  # the two low bits are reserved
     while at:
         if at < pci.CAP_FIRST:
-            found.append(_fault(came_from, f"the list points into the header, at {at:#04x}"))
-            break
+            yield came_from, f"the list points into the header, at {at:#04x}"
+            return
         if at in seen or len(seen) >= MAX_HOPS:
-            found.append(_fault(came_from, f"the list loops back to {at:#04x}"))
-            break
+            yield came_from, f"the list loops back to {at:#04x}"
+            return
         seen.add(at)
-        if config(at, 1) == pci.CapId.VENDOR:
-            found.append(_one(config, bars, at, taken))
+        yield at, config(at, 1)
         came_from = at + pci.CAP_NEXT
         at = config(came_from, 1) & pci.CAP_NEXT_MASK
-    return found
 
 
 def _fault(at: int, why: str) -> VirtioCapability:
@@ -235,6 +248,35 @@ def judge(cap: VirtioCapability, cfg_type: int, bars: BarReader | None) -> Virti
 def modern(caps: Iterable[VirtioCapability]) -> bool:
     """Whether any of the structures is listed, usable or not: without any it is a legacy device (4.1.5.1.1.1)."""
     return any(cap.type in STRUCTURES for cap in caps)
+
+
+def pci_cfg_data(caps: Iterable[VirtioCapability]) -> tuple[tuple[int, int], ...]:
+    """The places of ``pci_cfg_data`` in configuration space, as (offset, length) in bytes.
+
+    Reading them makes the device read a BAR (4.1.4.9), so who copies configuration space leaves them out.
+
+    Args:
+        caps: The capabilities, as ``walk_capabilities`` returns them.
+    """
+    return tuple(
+        (cap.config_offset + pci.PCI_CFG_CAP_DATA, 4)
+        for cap in caps
+        if cap.cfg_type == pci.CfgType.PCI_CFG and cap.config_offset + pci.PCI_CFG_CAP_SIZE <= pci.CONFIG_SIZE
+    )
+
+
+def copied(config: ConfigReader, length: int, hidden: Iterable[tuple[int, int]]) -> bytes:
+    """Return a copy of configuration space, with zeros in the place of what is not read.
+
+    Args:
+        config: Reads configuration space, by words of 4 bytes.
+        length: Bytes, a multiple of 4.
+        hidden: The words that are not read, as ``pci_cfg_data`` returns them.
+    """
+    unread = {start for start, _ in hidden}
+    return b"".join(
+        bytes(4) if at in unread else config(at, 4).to_bytes(4, "little") for at in range(0, length, 4)
+    )
 
 
 def vendor_data(config: ConfigReader, cap: VirtioCapability, vendor_id: int) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,17 @@ def test_diag_html_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert document(capsys, "inspect", "-F", str(out))["devices"][0]["type"] == "rng"
     document(capsys, "report", str(out), "-o", str(again))
     assert embedded(again.read_text(encoding="utf-8"), DIAG) == embedded(text, DIAG)
+
+
+def test_a_report_from_standard_input_keeps_its_diagnosis(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, again = tmp_path / "a.html", tmp_path / "b.html"
+    document(capsys, "diag", "scripted:rng,silent", "--timeout", "0.1", "--html", str(out), code=1)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(out.read_bytes())))
+    document(capsys, "report", "-", "-o", str(again))
+    told = embedded(out.read_text(encoding="utf-8"), DIAG)
+    assert told and embedded(again.read_text(encoding="utf-8"), DIAG) == told
 
 
 def test_the_serial_number_of_a_disk_is_masked(tmp_path: Path) -> None:

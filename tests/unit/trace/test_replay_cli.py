@@ -66,18 +66,25 @@ def test_a_changed_record_ends_in_a_divergence(tmp_path: Path, capsys: pytest.Ca
 
 def test_a_replay_writes_no_file_that_the_record_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out, junit, record = tmp_path / "bytes", tmp_path / "junit.xml", tmp_path / "run.jsonl"
+    html = tmp_path / "a.html"
     for words in (
         ("rng", "read", "scripted:rng", "16", "-o", str(out)),
         ("rng", "read", "scripted:rng", "16", f"--output={out}"),
         ("diag", "scripted:rng", "--junit", str(junit)),
         ("diag", "scripted:rng", f"--junit={junit}"),
+        ("diag", "scripted:rng", "--html", str(html)),
+        ("diag", "scripted:input,transport=mmio", f"--html={html}"),
+        ("diag", "scripted:blk,transport=legacy", "--html", str(html)),
+        ("diag", "scripted:balloon", "--html", str(html)),
     ):
         assert run(capsys, *words, "--trace", str(record))[0] == 0
         out.unlink(missing_ok=True)
         junit.unlink(missing_ok=True)
+        html.unlink(missing_ok=True)
         before = record.read_bytes()
         assert run(capsys, "replay", str(record))[0] == 0
-        assert not out.exists() and not junit.exists() and record.read_bytes() == before
+        assert not out.exists() and not junit.exists() and not html.exists()
+        assert record.read_bytes() == before
 
 
 @pytest.mark.parametrize(

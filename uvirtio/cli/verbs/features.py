@@ -73,8 +73,7 @@ def features(
             f"bit {number} is not in the standard; met in the field: {field.name}: {field.about} ({field.source})"
         )
     for rule in broken:
-        needed = " or ".join(f.feature(name, bit).name for bit in rule.any_of)
-        cmd.line(f"{f.feature(name, rule.bit).name} needs {needed}, which is not set (2.2.1)")
+        cmd.line(f"{f.feature(name, rule.bit).name} needs {f.needed(name, rule)}, which is not set (2.2.1)")
 
 
 _ROW_OF_BITS = 64  # what the kernel prints in virtioN/features, lowest bit first

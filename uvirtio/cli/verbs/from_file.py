@@ -144,7 +144,7 @@ def print_record(cmd: Command, one: Record) -> None:
     cmd.fields(rows)
     for bar in one["bars"] or ():
         cmd.line(_bar(bar))
-    _print_capabilities(cmd, one["capabilities"], one["interface"])
+    print_capabilities(cmd, one["capabilities"], one["interface"])
     _print_registers(cmd, "common configuration", one["common"])
     if one["device_config"] is not None:
         config = one["device_config"]
@@ -208,7 +208,8 @@ def _bar(bar: dict[str, Any]) -> str:
     return f"{number}: {size}, {'I/O ports' if bar['kind'] == 'io' else 'memory'} {place}{bits}{fetch}"
 
 
-def _print_capabilities(cmd: Command, capabilities: list[dict[str, Any]] | None, interface: str | None) -> None:
+def print_capabilities(cmd: Command, capabilities: list[dict[str, Any]] | None, interface: str | None) -> None:
+    """Print the virtio capabilities as a table; nothing where they are not known."""
     if capabilities is None:
         return
     if not capabilities:
@@ -219,7 +220,7 @@ def _print_capabilities(cmd: Command, capabilities: list[dict[str, Any]] | None,
         ("AT", "CAPABILITY", "CFG_TYPE", "BAR", "OFFSET", "LENGTH", "MULTIPLIER", "VERDICT", "WHY"),
         [
             (
-                _hex(cap["config_offset"]),
+                _hex(cap["config_offset"], "#04x"),
                 cap["type"],
                 _dash(cap["cfg_type"]),
                 _dash(cap["bar"]),
@@ -235,8 +236,8 @@ def _print_capabilities(cmd: Command, capabilities: list[dict[str, Any]] | None,
     cmd.line()
 
 
-def _hex(value: int | None) -> str:
-    return "?" if value is None else f"{value:#x}"
+def _hex(value: int | None, form: str = "#x") -> str:
+    return "?" if value is None else format(value, form)
 
 
 def _dash(value: object) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from uvirtio.cli.command import Command, FromOption, LookOrFileArgument, verb
 from uvirtio.cli.size import human
+from uvirtio.cli.verbs.from_file import inspect_file, print_capabilities, word_text
 from uvirtio.cli.verbs.list import device_members
 from uvirtio.errors import UsageError
 
@@ -26,8 +27,6 @@ def register(app: typer.Typer) -> None:
 def inspect(cmd: Command, dev: LookOrFileArgument = "", file: FromOption = "") -> None:
     """Show all that sysfs tells about one device, or what a dump has. The device is not touched."""
     if file:
-        from uvirtio.cli.verbs.from_file import inspect_file
-
         inspect_file(cmd, file, dev)
         return
     if not dev:
@@ -107,22 +106,13 @@ def _configuration(found: DiscoveredDevice, hidden: list[str]) -> dict[str, Any]
 def _features(found: DiscoveredDevice, hidden: list[str]) -> dict[str, Any] | None:
     """The features that the kernel's driver negotiated. The offered ones are in registers, which are not read."""
     from uvirtio.binding.discover import negotiated_features
-    from uvirtio.spec import features as f
-    from uvirtio.spec import field_bits
+    from uvirtio.evidence.record import bits
 
     word = negotiated_features(found)
     if word is None:
         hidden.append("features: no kernel driver is bound, and the registers are not read")
         return None
-    bits = f.names(found.type, word)
-    unknown = [bit.bit for bit in bits if not bit.known]
-    met = {number: field for number in unknown if (field := field_bits.lookup(found.type, number)) is not None}
-    return {
-        "negotiated": word,
-        "names": [bit.name for bit in bits if bit.known],
-        "unknown": unknown,
-        "field": [{"bit": number, **field.as_dict()} for number, field in met.items()],
-    }
+    return {"negotiated": word, **bits(found.type, word)}
 
 
 def _status(virtio: Path | None, hidden: list[str]) -> dict[str, Any] | None:
@@ -150,7 +140,10 @@ def _print(cmd: Command, members: dict[str, Any]) -> None:
         ("kernel driver", _or_dash(members["kernel_driver"])),
         ("IOMMU group", _group(members)),
         ("status", "not shown" if status is None else f"{status['value']:#04x} " + "|".join(status["names"])),
-        ("features", "not shown" if features is None else _feature_text(features)),
+        (
+            "features",
+            "not shown" if features is None else word_text({"word": f"{features['negotiated']:#x}", **features}),
+        ),
     ]
     if members["hardware"] is not None:
         rows.insert(1, ("hardware", " ".join(filter(None, members["hardware"].values()))))
@@ -166,7 +159,7 @@ def _print(cmd: Command, members: dict[str, Any]) -> None:
     cmd.fields(rows)
     for bar in members["bars"] or ():
         cmd.line(f"BAR {bar['bar']}: {human(bar['size'])}, {'I/O ports' if bar['kind'] == 'io' else 'memory'}")
-    _print_capabilities(cmd, members["capabilities"])
+    print_capabilities(cmd, members["capabilities"], members["interface"])
     for one in members["findings"]:
         how = "refuses bind" if one["severity"] == "refuse" else "warning"
         cmd.line(f"rule {one['rule']} ({how}): {one['evidence']}")
@@ -174,33 +167,6 @@ def _print(cmd: Command, members: dict[str, Any]) -> None:
         cmd.line(f"rule {one['rule']} unchecked: {one['why']}")
     for text in (*members["notes"], *members["hidden"]):
         cmd.line(f"not visible: {text}")
-
-
-def _print_capabilities(cmd: Command, capabilities: list[dict[str, Any]] | None) -> None:
-    if capabilities is None:
-        return
-    if not capabilities:
-        cmd.line("no virtio capabilities: a legacy device")
-        return
-    cmd.line()
-    cmd.table(
-        ("AT", "CAPABILITY", "CFG_TYPE", "BAR", "OFFSET", "LENGTH", "MULTIPLIER", "VERDICT", "WHY"),
-        [
-            (
-                f"{cap['config_offset']:#04x}",
-                cap["type"],
-                _or_dash(cap["cfg_type"]),
-                str(cap["bar"]),
-                f"{cap['offset']:#x}",
-                f"{cap['length']:#x}",
-                _or_dash(cap.get("notify_off_multiplier")),
-                cap["verdict"],
-                cap["why"],
-            )
-            for cap in capabilities
-        ],
-    )
-    cmd.line()
 
 
 def _or_dash(value: object) -> str:
@@ -220,9 +186,3 @@ def _group(members: dict[str, Any]) -> str:
         return f"{members['iommu_group']}{kind}, with others that cannot be listed, or alone"
     others = ", ".join(f"{one['address']} ({_or_dash(one['driver'])})" for one in members["group_members"])
     return f"{members['iommu_group']}{kind}" + (f", with {others}" if others else ", alone")
-
-
-def _feature_text(features: dict[str, Any]) -> str:
-    met = {one["bit"]: f"bit {one['bit']} ({one['name']}, not in the standard)" for one in features["field"]}
-    names = [*features["names"], *(met.get(bit, f"bit {bit}") for bit in features["unknown"])]
-    return f"{features['negotiated']:#x}: " + (", ".join(names) or "none")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -115,15 +116,13 @@ def _of_one(cmd: Command, name: str, *, live: bool, masks: bool) -> tuple[str, i
 def _of_file(file: str, address: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
     from uvirtio.cli.verbs.dump import of_file
     from uvirtio.evidence import files
-    from uvirtio.report.documents import DIAG, embedded
+    from uvirtio.report.documents import DIAG, document_in
 
     found = files.load(file)
     document = of_file(found, address)
-    diagnosis = None
-    if found.form == "report" and file != "-":
-        diagnosis = embedded(_read(file), DIAG)
-        if diagnosis is not None and address and diagnosis.get("address") != document["devices"][0]["address"]:
-            diagnosis = None
+    diagnosis = document_in(found.scripts, DIAG)
+    if diagnosis is not None and address and diagnosis.get("address") != document["devices"][0]["address"]:
+        diagnosis = None
     return document, diagnosis
 
 
@@ -162,6 +161,7 @@ class Examiner:
         from uvirtio.evidence import collect
 
         self._roots = cmd.roots
+        self._record = cmd.options.record
         self._known: Record | None = None
         try:
             self._known = of_sysfs(cmd, name)
@@ -175,8 +175,10 @@ class Examiner:
         """Look at the device; see ``diagnose``."""
         from uvirtio.evidence import collect
 
-        record = collect.of_open(device, self._known, live=True)
-        self.document = collect.document([record], collect.environment(self._roots, device))
+        # A replay writes no report, so it does not look at the device for one: the recorder leaves that out.
+        with getattr(self._record, "aside", nullcontext)():
+            record = collect.of_open(device, self._known, live=True)
+            self.document = collect.document([record], collect.environment(self._roots, device))
 
 
 def write(name: str, examiner: Examiner, report: Report, blamed: Bisection | None) -> None:
