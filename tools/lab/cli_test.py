@@ -15,6 +15,7 @@ from lab import (
     LabError,
     arches,
     cache,
+    debian,
     kernels,
     lanes,
     machines,
@@ -87,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="V",
         help=f"floors 2 and 3 with this QEMU only: {', '.join(qemus.names())}; default: this machine's own",
     )
-    top.add_argument("--accept-expired", action="store_true", help=kernels.ACCEPT_EXPIRED)
+    top.add_argument("--accept-expired", action="store_true", help=debian.ACCEPT_EXPIRED)
     top.add_argument(
         "--python",
         metavar="V",
