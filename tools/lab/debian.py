@@ -151,14 +151,17 @@ class Apt:
         said = self.run("apt-get", "-s", "--no-install-recommends", "install", *packages)
         return re.findall(r"^Inst (\S+) ", said, re.MULTILINE)
 
-    def extract(self, packages: list[str], where: Path) -> None:
-        """Download ``packages`` (NAME or NAME=VERSION), and unpack them over a root whose links stay links."""
+    def extract(self, packages: list[str], root: Path) -> None:
+        """Download ``packages`` (NAME or NAME=VERSION), and unpack them as a root: /bin is usr/bin, and so on."""
+        for name in ("bin", "sbin", "lib", "lib64"):
+            (root / "usr" / name).mkdir(parents=True)
+            (root / name).symlink_to(f"usr/{name}")
         folder = self._top / "debs"
         folder.mkdir()
         self.run("apt-get", "-qq", "download", *packages, into=folder)
         unpack = 'dpkg-deb --fsys-tarfile "$1" | tar -x --no-same-owner --keep-directory-symlink -C "$2"'
         for deb in sorted(folder.glob("*.deb")):
-            run(["sh", "-c", unpack, "sh", str(deb), str(where)])
+            run(["sh", "-c", unpack, "sh", str(deb), str(root)])
         run(["rm", "-rf", str(folder)])
 
     def unpack(self, package: str, where: Path) -> None:

@@ -202,9 +202,6 @@ def _build_root(kernel: Kernel, series: str, work: Path) -> None:
     """A folder with the headers of ``kernel``, its compiler, and the parts of its source that recipes name."""
     suite, headers = kernels.SUITES[series], f"linux-headers-{kernel.version}"
     print(f"lab: fetching compiler, headers and source of {kernel.version} (once; 250 MB)", flush=True)
-    for name in ("bin", "sbin", "lib", "lib64"):
-        (work / "usr" / name).mkdir(parents=True)
-        (work / name).symlink_to(f"usr/{name}")
     for name in ("dev", "proc", "mnt", "tmp"):
         (work / name).mkdir()
     with debian.updated_apt(suite, work) as apt:

@@ -100,9 +100,6 @@ def get(name: str, *, accept_expired: bool = False) -> Qemu:
 def _download(apt: Apt, work: Path, target: Path) -> None:
     """Unpack the QEMU of the suite into ``work``, which will be at ``target``."""
     print(f"lab: fetching QEMU of {apt.suite} (once; 90 MB, kept in {cache.root()})", flush=True)
-    for name in ("bin", "sbin", "lib", "lib64"):
-        (work / "usr" / name).mkdir(parents=True)
-        (work / name).symlink_to(f"usr/{name}")
     apt.extract([name for name in apt.needed(*PROGRAMS.values()) if _NEEDED.fullmatch(name)], work)
     for name in ("loaders", "programs"):
         (work / name).mkdir()

@@ -72,9 +72,6 @@ def firmware(arch: Arch) -> Path:
 
 def _download(arch: Arch, suite: str, work: Path) -> None:
     print(f"lab: fetching a root of {arch.name} (once; 27 MB, kept in {cache.root()})", flush=True)
-    for name in ("bin", "sbin", "lib", "lib64"):
-        (work / "usr" / name).mkdir(parents=True)
-        (work / name).symlink_to(f"usr/{name}")
     with debian.updated_apt(suite, work, arch) as apt:
         apt.extract(apt.needed(*_PACKAGES), work)
     for name in ("dev", "proc", "sys", "run", "tmp", "root", "mnt", "etc"):
