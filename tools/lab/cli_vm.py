@@ -100,13 +100,13 @@ def main(arguments: list[str]) -> int:
         parser().error(f"--iommu {options.iommu}: {arch.name} has {', '.join(arch.iommus)}")
     if options.acpi and arch is arches.X86_64:
         parser().error("--acpi is for aarch64")
+    if options.soft_reserve and not options.acpi:
+        parser().error("--soft-reserve is for --acpi: it needs a firmware's memory map")
     setup.packages(setup.FOR_VM | setup.for_arch(arch))
     venv = setup.venv()
     kernel = kernels.get(options.kernel or arch.kernel, arch, accept_expired=options.accept_expired)
     kernel = modules.add(kernel, tuple(options.modules))
     if options.soft_reserve:
-        if not options.acpi:
-            parser().error("--soft-reserve is for --acpi: it needs a firmware's memory map")
         kernel = soft_reserve.add(kernel, options.soft_reserve)
     config = Config(
         kernel=kernel,
