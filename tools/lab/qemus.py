@@ -47,20 +47,16 @@ class Qemu:
     origin: str = ""
     """The suite that it was the newest of, and what there is to know about that."""
 
-    @property
-    def x86(self) -> str:
-        """The program that runs a lab VM of x86-64: a path, or a name in PATH."""
-        return self.program(X86_64)
-
     def program(self, arch: Arch) -> str:
         """The program that runs a lab VM of ``arch``: a path, or a name in PATH."""
         return arch.qemu if self.programs is None else str(self.programs / arch.qemu)
 
     def __str__(self) -> str:
-        said = run([self.x86, "--version"])
+        program = self.program(X86_64)
+        said = run([program, "--version"])
         match = re.match(r"QEMU emulator version (\S+)", said)
         if match is None:
-            raise LabError(f"{self.x86} says it is {said.splitlines()[:1]}")
+            raise LabError(f"{program} says it is {said.splitlines()[:1]}")
         return f"QEMU {match[1]}" + (f" ({self.origin})" if self.origin else "")
 
 
