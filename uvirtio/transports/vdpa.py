@@ -112,6 +112,10 @@ class Vdpa(TransportBase):
         if self._trace is not None:
             self._trace(text)
 
+    def _tell_status(self, text: str, value: int) -> None:
+        if self._trace is not None:
+            self._trace(f"{text} {value:#x} ({'|'.join(status.names(value)) or 'reset'})")
+
     def _tell_features(self, text: str, features: int) -> None:
         if self._trace is not None:
             from uvirtio.transports.register_names import feature_bits  # only where there is a trace
@@ -142,13 +146,13 @@ class Vdpa(TransportBase):
     def status(self) -> int:
         """Return the device status (2.1)."""
         value = self._node.get_status()
-        self._tell(f"get_status -> {value:#x} ({'|'.join(status.names(value)) or 'reset'})")
+        self._tell_status("get_status ->", value)
         return value
 
     def set_status(self, value: int) -> None:
         """Write the device status (2.1); 0 resets the device."""
         self._node.set_status(value)
-        self._tell(f"set_status <- {value:#x} ({'|'.join(status.names(value)) or 'reset'})")
+        self._tell_status("set_status <-", value)
 
     # --- device configuration (2.5) -------------------------------------------------------------------------
 
