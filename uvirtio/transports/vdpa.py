@@ -19,8 +19,9 @@ from uvirtio.errors import (
     QueueError,
     UvirtioError,
 )
-from uvirtio.interfaces.backend import VdpaNode, VhostUserNode, WatchesEvents
+from uvirtio.interfaces.backend import VdpaNode, VhostUserNode
 from uvirtio.interfaces.memory import Doorbell, Event
+from uvirtio.interfaces.recording import WatchesEvents
 from uvirtio.interfaces.transport import Causes, QueueLayout
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.clock import clock_of
