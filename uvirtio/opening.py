@@ -28,13 +28,13 @@ from uvirtio.host import addresses, denylist, privilege
 from uvirtio.host.addresses import Address
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.backend import (
-    KeepsTime,
     MmioWindow,
     PciFunction,
     VdpaNode,
     VhostUserNode,
     WithoutIommu,
 )
+from uvirtio.interfaces.clock import KeepsTime
 from uvirtio.interfaces.transport import Transport
 from uvirtio.memory.access import require_host
 from uvirtio.memory.trace import Trace

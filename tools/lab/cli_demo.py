@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lab import CHECKOUT, arches, demo_ways, kernels, natives, process, roots, setup
+from lab import CHECKOUT, arches, debian, demo_ways, kernels, natives, process, roots, setup
 from lab.demo_host import Host
 from lab.demo_ways import BACKENDS, WAYS
 from lab.vm import Config, Vm
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--transport", choices=transports, help="pci by default")
     parser.add_argument("--backend", choices=backends, help="the transport's usual one by default")
     parser.add_argument("--kernel", metavar="V", help="6.1, 6.12, newest, or a path; by default what fits the way")
-    parser.add_argument("--accept-expired", action="store_true", help=kernels.ACCEPT_EXPIRED)
+    parser.add_argument("--accept-expired", action="store_true", help=debian.ACCEPT_EXPIRED)
     parser.add_argument(
         "--timeout", type=float, default=600, metavar="S", help="kill the VM after S seconds (600)"
     )

@@ -15,6 +15,7 @@ from lab import (
     LabError,
     arches,
     cache,
+    debian,
     kernels,
     lanes,
     machines,
@@ -87,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="V",
         help=f"floors 2 and 3 with this QEMU only: {', '.join(qemus.names())}; default: this machine's own",
     )
-    top.add_argument("--accept-expired", action="store_true", help=kernels.ACCEPT_EXPIRED)
+    top.add_argument("--accept-expired", action="store_true", help=debian.ACCEPT_EXPIRED)
     top.add_argument(
         "--python",
         metavar="V",
@@ -329,16 +330,16 @@ def _machines(
     """
     chosen, left_out = [], []
     table = machines.load()
-    if only is not None and only not in {machine.name for machine in table}:
+    wanted = [machine for machine in table if only in (None, machine.name)]
+    if not wanted:
         raise LabError(f"--machine {only}: not one of {', '.join(machine.name for machine in table)}", 2)
     named = _whole("vm") if named is None else named
     plain = {file for machine in table if not machine.extra for file in machine.files}
     needed = [one for one in named if one.path.is_file() and one.path not in plain]
-    for machine in table:
-        if only not in (None, machine.name):
-            continue
-        if kernel and not kernels.fits(kernel, arches.get(machine.arch)):
-            continue
+    fitting = [one for one in wanted if not kernel or kernels.fits(kernel, arches.get(one.arch))]
+    if not fitting:
+        raise LabError(f"--kernel {kernel} is not for --machine {only}", 2)
+    for machine in fitting:
         spare = machine.extra and not extras and only is None
         part = selection.of_machine(machine, needed if spare else named)
         for version in (kernel,) if kernel else machine.kernels:
@@ -347,11 +348,8 @@ def _machines(
             elif spare and selection.of_machine(machine, named):
                 left_out.append(f"vm {machine.name} {version}")
     if not chosen:
-        if kernel and not kernels.fits(
-            kernel, arches.get(next(one.arch for one in table if only in (None, one.name)))
-        ):
-            raise LabError(f"--kernel {kernel} is not for --machine {only}", 2)
-        raise LabError(f"--machine {only} has none of {', '.join(map(str, named))}", 2)
+        where = "no machine for this kernel has any" if only is None else f"--machine {only} has none"
+        raise LabError(f"{where} of {', '.join(map(str, named))}", 2)
     return chosen, left_out
 
 

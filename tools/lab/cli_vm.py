@@ -7,7 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from lab import arches, kernels, modules, natives, process, qemus, roots, setup, soft_reserve
+from lab import arches, debian, kernels, modules, natives, process, qemus, roots, setup, soft_reserve
 from lab.vm import Config, Vm
 
 
@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
             metavar="V",
             help=f"another QEMU than this machine's: {', '.join(qemus.names())}",
         )
-        verb.add_argument("--accept-expired", action="store_true", help=kernels.ACCEPT_EXPIRED)
+        verb.add_argument("--accept-expired", action="store_true", help=debian.ACCEPT_EXPIRED)
         verb.add_argument("--qemu", action="append", default=[], metavar="ARG", help="any other argument of QEMU")
         verb.add_argument("--append", default="", metavar="ARGS", help="more for the kernel's command line")
         verb.add_argument("--qmp", type=Path, metavar="PATH", help="a QMP socket for this side")
@@ -100,13 +100,13 @@ def main(arguments: list[str]) -> int:
         parser().error(f"--iommu {options.iommu}: {arch.name} has {', '.join(arch.iommus)}")
     if options.acpi and arch is arches.X86_64:
         parser().error("--acpi is for aarch64")
+    if options.soft_reserve and not options.acpi:
+        parser().error("--soft-reserve is for --acpi: it needs a firmware's memory map")
     setup.packages(setup.FOR_VM | setup.for_arch(arch))
     venv = setup.venv()
     kernel = kernels.get(options.kernel or arch.kernel, arch, accept_expired=options.accept_expired)
     kernel = modules.add(kernel, tuple(options.modules))
     if options.soft_reserve:
-        if not options.acpi:
-            parser().error("--soft-reserve is for --acpi: it needs a firmware's memory map")
         kernel = soft_reserve.add(kernel, options.soft_reserve)
     config = Config(
         kernel=kernel,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from lab.arches import AARCH64, X86_64, Arch
+from lab.arches import AARCH64
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,6 @@ class Way:
     binding: str = ""
     verdict: str = "pass"
     """Of a diagnosis: where no IOMMU is, it warns of that."""
-    arch: Arch = X86_64
     kernel: str = "6.1"
     machine: str = ""
     iommu: str = ""
@@ -114,7 +113,6 @@ ON_ARM: tuple[Way, ...] = (
         options={"": "--unsafe-dma"},
         verdict="warn",
         binding="--group",
-        arch=AARCH64,
         kernel="6.12",
         memory="1G,maxmem=4G",
         append="hugepagesz=2M hugepages=64",
@@ -129,7 +127,6 @@ ON_ARM: tuple[Way, ...] = (
             "virtio-rng-pci,id=rng,iommu_platform=on",
         ),
         driver="vfio-pci",
-        arch=AARCH64,
     ),
 )
 """One machine with both ways, told one after the other: the first one says what else to boot."""

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lab import LabError, cache, kernels
+from lab import LabError, cache, debian, kernels
 from lab.kernels import Kernel
+from lab.process import run
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ def _tree(kernel: Kernel, series: str, recipes: dict[str, _Recipe], work: Path) 
             shutil.copy(module, own / "updates" / module.name)
         shutil.rmtree(build)
     (work / "lib").symlink_to("usr/lib")
-    kernels.run([kernels.sbin("depmod"), "-b", str(work), kernel.version])
+    run([kernels.sbin("depmod"), "-b", str(work), kernel.version])
 
 
 def _link(source: str, target: str) -> None:
@@ -201,12 +202,9 @@ def _build_root(kernel: Kernel, series: str, work: Path) -> None:
     """A folder with the headers of ``kernel``, its compiler, and the parts of its source that recipes name."""
     suite, headers = kernels.SUITES[series], f"linux-headers-{kernel.version}"
     print(f"lab: fetching compiler, headers and source of {kernel.version} (once; 250 MB)", flush=True)
-    for name in ("bin", "sbin", "lib", "lib64"):
-        (work / "usr" / name).mkdir(parents=True)
-        (work / name).symlink_to(f"usr/{name}")
     for name in ("dev", "proc", "mnt", "tmp"):
         (work / name).mkdir()
-    with kernels.updated_apt(suite, work) as apt:
+    with debian.updated_apt(suite, work) as apt:
         version = apt.version(headers)
         needed = apt.needed(headers, f"gcc-{_COMPILERS[series]}", *_TOOLS)
         wanted = [package for package in needed if not _UNUSED.fullmatch(package)]

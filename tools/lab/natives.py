@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-import subprocess
 import sys
 from pathlib import Path
 
-from lab import LabError, cache
+from lab import cache
 from lab.arches import X86_64, Arch
+from lab.process import run
 
 # Of all that the commands and their tests import: what typer converts values with. (evdev, of the input bridge,
 # has no wheels for ARM.)
@@ -57,8 +57,4 @@ def _fetch(arch: Arch, venv: Path, wanted: list[str], work: Path) -> None:
     command += [word for glibc in _GLIBC for word in ("--platform", f"{glibc}_{arch.name}")]
     command += ["--python-version", _python(), "--target", str(work)]
     for package in wanted:
-        done = subprocess.run(
-            [*command, package], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300
-        )
-        if done.returncode:
-            raise LabError(f"{' '.join([*command, package])}: exit {done.returncode}\n{done.stderr.strip()}")
+        run([*command, package], timeout=300)

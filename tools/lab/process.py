@@ -1,4 +1,4 @@
-"""Child processes that can't outlive us, and signals that end us in order."""
+"""Child processes that can't outlive us, what a program says, and signals that end us in order."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from lab import LabError
 
 LEAVING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals by which a user or a terminal asks a program to end."""
@@ -46,6 +49,18 @@ def kill(child: subprocess.Popen[bytes]) -> None:
     except ProcessLookupError:
         pass
     child.wait()
+
+
+def run(
+    command: list[str], cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 900
+) -> str:
+    """Run a program; its standard output. LabError with what it said if it fails."""
+    done = subprocess.run(
+        command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout
+    )
+    if done.returncode:
+        raise LabError(f"{' '.join(command)}: exit {done.returncode}\n{done.stderr.strip()}")
+    return done.stdout
 
 
 class Interrupted(BaseException):

@@ -11,9 +11,10 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import LabError, cache, kernels
+from lab import LabError, cache, debian
 from lab.arches import AARCH64, X86_64, Arch
-from lab.kernels import Apt
+from lab.debian import Apt
+from lab.process import run
 
 # QEMU series, and the Debian release that ships it; and the name for what a suite has today, as in kernels.py.
 SUITES = {"10.0": "trixie"}
@@ -46,20 +47,16 @@ class Qemu:
     origin: str = ""
     """The suite that it was the newest of, and what there is to know about that."""
 
-    @property
-    def x86(self) -> str:
-        """The program that runs a lab VM of x86-64: a path, or a name in PATH."""
-        return self.program(X86_64)
-
     def program(self, arch: Arch) -> str:
         """The program that runs a lab VM of ``arch``: a path, or a name in PATH."""
         return arch.qemu if self.programs is None else str(self.programs / arch.qemu)
 
     def __str__(self) -> str:
-        said = kernels.run([self.x86, "--version"])
+        program = self.program(X86_64)
+        said = run([program, "--version"])
         match = re.match(r"QEMU emulator version (\S+)", said)
         if match is None:
-            raise LabError(f"{self.x86} says it is {said.splitlines()[:1]}")
+            raise LabError(f"{program} says it is {said.splitlines()[:1]}")
         return f"QEMU {match[1]}" + (f" ({self.origin})" if self.origin else "")
 
 
@@ -76,7 +73,7 @@ def get(name: str, *, accept_expired: bool = False) -> Qemu:
     if not name:
         return Qemu()
     if name in MOVING:
-        where, origin = kernels.newest(
+        where, origin = debian.newest(
             "qemu", MOVING[name], PROGRAMS[X86], _download, accept_expired=accept_expired
         )
         return Qemu(where / "programs", origin)
@@ -85,12 +82,12 @@ def get(name: str, *, accept_expired: bool = False) -> Qemu:
     target = cache.root() / "qemu" / name
 
     def build(work: Path) -> None:
-        with kernels.updated_apt(SUITES[name], work, accept_expired=accept_expired) as apt:
+        with debian.updated_apt(SUITES[name], work, accept_expired=accept_expired) as apt:
             _download(apt, work, target)
 
     programs = cache.build_once(target, build) / "programs"
     for program in PROGRAMS:
-        said = kernels.run([str(programs / program), "--version"])
+        said = run([str(programs / program), "--version"])
         if not said.startswith(f"QEMU emulator version {name}."):
             raise LabError(f"{programs / program} says it is {said.splitlines()[:1]}; remove {target}")
     return Qemu(programs)
@@ -99,9 +96,6 @@ def get(name: str, *, accept_expired: bool = False) -> Qemu:
 def _download(apt: Apt, work: Path, target: Path) -> None:
     """Unpack the QEMU of the suite into ``work``, which will be at ``target``."""
     print(f"lab: fetching QEMU of {apt.suite} (once; 90 MB, kept in {cache.root()})", flush=True)
-    for name in ("bin", "sbin", "lib", "lib64"):
-        (work / "usr" / name).mkdir(parents=True)
-        (work / name).symlink_to(f"usr/{name}")
     apt.extract([name for name in apt.needed(*PROGRAMS.values()) if _NEEDED.fullmatch(name)], work)
     for name in ("loaders", "programs"):
         (work / name).mkdir()

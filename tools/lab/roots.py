@@ -11,8 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lab import LabError, cache, kernels, setup
+from lab import LabError, cache, debian, setup
 from lab.arches import X86_64, Arch
+from lab.process import run
 
 # All that the guest's half of the lab and the tests run; apt adds what these depend on.
 _PACKAGES = (
@@ -41,7 +42,7 @@ def get(arch: Arch) -> Path:
     """The root with the programs of ``arch``; this machine's own for its own. Downloaded on first use."""
     if arch is X86_64:
         return Path("/")
-    suite = kernels.machine_suite()
+    suite = debian.machine_suite()
     root = cache.build_once(
         cache.root() / "roots" / f"{arch.name}-{suite}", lambda work: _download(arch, suite, work)
     )
@@ -53,11 +54,11 @@ def get(arch: Arch) -> Path:
 
 def firmware(arch: Arch) -> Path:
     """UEFI for QEMU's virt machine, which gives the kernel ACPI tables; downloaded on first use."""
-    suite = kernels.machine_suite()
+    suite = debian.machine_suite()
 
     def download(work: Path) -> None:
         print(f"lab: fetching the firmware for {arch.name} (once; 3 MB)", flush=True)
-        kernels.unpack(_FIRMWARE, suite, work)
+        debian.unpack(_FIRMWARE, suite, work)
         for image in (work / "usr/share").rglob("*.fd"):
             if image.name != "QEMU_EFI.fd":  # 64 MiB each, of zeroes
                 image.unlink()
@@ -71,10 +72,7 @@ def firmware(arch: Arch) -> Path:
 
 def _download(arch: Arch, suite: str, work: Path) -> None:
     print(f"lab: fetching a root of {arch.name} (once; 27 MB, kept in {cache.root()})", flush=True)
-    for name in ("bin", "sbin", "lib", "lib64"):
-        (work / "usr" / name).mkdir(parents=True)
-        (work / name).symlink_to(f"usr/{name}")
-    with kernels.updated_apt(suite, work, arch) as apt:
+    with debian.updated_apt(suite, work, arch) as apt:
         apt.extract(apt.needed(*_PACKAGES), work)
     for name in ("dev", "proc", "sys", "run", "tmp", "root", "mnt", "etc"):
         (work / name).mkdir(exist_ok=True)
@@ -82,7 +80,7 @@ def _download(arch: Arch, suite: str, work: Path) -> None:
     (work / "etc/passwd").write_text(_PASSWD)
     (work / "etc/group").write_text(_GROUP)
     for folder in ("usr/share/doc", "usr/share/locale", "usr/share/man", "usr/share/info"):
-        kernels.run(["rm", "-rf", str(work / folder)])
+        run(["rm", "-rf", str(work / folder)])
     _compile(work)
 
 

@@ -11,8 +11,9 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from lab import LabError, cache, kernels, setup
+from lab import LabError, cache, setup
 from lab.kernels import Kernel
+from lab.process import run
 
 _SOURCE = Path(__file__).with_suffix(".c")
 _TARGET = "--target=aarch64-unknown-windows"  # whose executables are UEFI's
@@ -46,12 +47,10 @@ def add(kernel: Kernel, text: str) -> Kernel:
     def build(work: Path) -> None:
         (work / "kernel.S").write_text(_CARRIED.format(image=kernel.image))
         common = ["clang", _TARGET, "-ffreestanding", "-O2", "-Wall", "-Wextra", "-Werror", "-c"]
-        kernels.run(
-            [*common, f"-DBASE={base}ULL", f"-DSIZE={size}ULL", str(_SOURCE), "-o", str(work / "program.o")]
-        )
-        kernels.run([*common, str(work / "kernel.S"), "-o", str(work / "kernel.o")])
+        run([*common, f"-DBASE={base}ULL", f"-DSIZE={size}ULL", str(_SOURCE), "-o", str(work / "program.o")])
+        run([*common, str(work / "kernel.S"), "-o", str(work / "kernel.o")])
         link = ["lld-link", "/subsystem:efi_application", "/entry:efi_main", "/nodefaultlib"]
-        kernels.run([*link, f"/out:{work / 'image.efi'}", str(work / "program.o"), str(work / "kernel.o")])
+        run([*link, f"/out:{work / 'image.efi'}", str(work / "program.o"), str(work / "kernel.o")])
         (work / "kernel.o").unlink()
 
     return replace(kernel, image=cache.build_once(where, build) / "image.efi")

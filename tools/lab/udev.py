@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from lab import LabError, cache, kernels
+from lab import LabError, cache, debian
 
 _PACKAGE = "udev"
 # Where the package has its one program for everything: systemd-udevd if called so, udevadm otherwise.
@@ -23,14 +23,14 @@ def get(*, accept_expired: bool = False) -> Path:
 
     ``accept_expired``: also from an index that is too old to be trusted, which a release in the making may have.
     """
-    suite = kernels.machine_suite()
+    suite = debian.machine_suite()
     where = cache.root() / "udev" / suite
     return cache.build_once(where, lambda work: _download(suite, work, accept_expired))
 
 
 def _download(suite: str, work: Path, accept_expired: bool) -> None:
     print(f"lab: fetching udev of {suite} (once; kept in {cache.root()})", file=sys.stderr, flush=True)
-    kernels.unpack(_PACKAGE, suite, work, accept_expired=accept_expired)
+    debian.unpack(_PACKAGE, suite, work, accept_expired=accept_expired)
     if not any((work / program).is_file() for program in _PROGRAM):
         raise LabError(f"the package {_PACKAGE} of {suite} has none of {', '.join(_PROGRAM)}")
 

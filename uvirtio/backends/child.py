@@ -34,6 +34,9 @@ class ChildProcess:
     name = "the program"
     """What errors call it."""
 
+    not_started: type[UvirtioError] = OperationFailed
+    """The error for one that does not start."""
+
     def __init__(self, binary: str, arguments: Sequence[str], fds: Sequence[int], *, timeout: float) -> None:
         """Start the program.
 
@@ -44,7 +47,7 @@ class ChildProcess:
             timeout: Seconds to wait for the start.
 
         Raises:
-            UvirtioError: The process cannot be started; the subclass says which.
+            UvirtioError: The process cannot be started; ``not_started`` says which.
         """
         self._binary = binary
         self._stderr = os.memfd_create("uvirtio-stderr", os.MFD_CLOEXEC)
@@ -70,22 +73,13 @@ class ChildProcess:
             raise
         if self._process is None:
             self._abandon()
-            raise self.not_started(binary, str(self._failure or f"nothing after {timeout:g} s"))
+            raise self.not_started(
+                f"{self.name} could not be started: {binary}",
+                seen=str(self._failure or f"nothing after {timeout:g} s"),
+                expected="a running process",
+                remedy="try the program by hand: " + binary + " --version",
+            )
         self.pid: int = self._process.pid
-
-    def not_started(self, binary: str, seen: str) -> UvirtioError:
-        """The error for a program that does not start.
-
-        Args:
-            binary: The program.
-            seen: What the kernel said.
-        """
-        return OperationFailed(
-            f"{self.name} could not be started: {binary}",
-            seen=seen,
-            expected="a running process",
-            remedy="try the program by hand: " + binary + " --version",
-        )
 
     def _abandon(self) -> None:
         """End a process that will have no owner: a signal came, or it never started."""

@@ -24,7 +24,7 @@ from uvirtio.interfaces.values import DEFAULT_TIMEOUT, TIMEOUT_MAX, InterruptMod
 
 if TYPE_CHECKING:
     from uvirtio.device import Device, OpenOptions
-    from uvirtio.interfaces.backend import Replays
+    from uvirtio.interfaces.recording import Replays
 
 BROKEN_PIPE = 141
 """The exit code when the reader of the output went away: 128 + SIGPIPE, as for other tools."""

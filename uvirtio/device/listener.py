@@ -10,7 +10,7 @@ import select
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from uvirtio.interfaces.backend import ClosingPoller
+from uvirtio.interfaces.clock import ClosingPoller
 
 
 class Listener:

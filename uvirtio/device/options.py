@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from uvirtio.errors import UsageError
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.backend import Records, Replays
+from uvirtio.interfaces.recording import Records, Replays
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT, TIMEOUT_MAX, InterruptMode
 from uvirtio.memory.trace import Trace
 

@@ -50,7 +50,7 @@ class Queue:
         self._with_data = with_data
         self.kicks = 0
         self.kicked = 0
-        """The chains that were published before the last kick."""
+        """The chains of this ring that were published before the last kick."""
         self.completions = 0
         """Chains that the device returned since the start."""
         self._slots: Slots | None = None
@@ -88,7 +88,7 @@ class Queue:
             ring: The new ring.
             doorbell: Its doorbell.
         """
-        self.ring, self._doorbell, self._slots = ring, doorbell, None
+        self.ring, self._doorbell, self._slots, self.kicked = ring, doorbell, None, 0
 
     @property
     def slots(self) -> Slots | None:

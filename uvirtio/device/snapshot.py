@@ -7,7 +7,7 @@ from itertools import count
 from typing import TypeVar
 
 from uvirtio.errors import ConfigUnstable
-from uvirtio.interfaces.backend import Clock
+from uvirtio.interfaces.clock import Clock
 from uvirtio.interfaces.transport import Transport
 
 T = TypeVar("T")

@@ -22,8 +22,9 @@ from uvirtio.errors import (
     UsageError,
     UvirtioError,
 )
-from uvirtio.interfaces.backend import GuestMachine, Witnesses
+from uvirtio.interfaces.backend import GuestMachine
 from uvirtio.interfaces.memory import DmaSpace
+from uvirtio.interfaces.recording import Witnesses
 from uvirtio.interfaces.transport import Transport
 from uvirtio.memory.access import require_host
 from uvirtio.memory.clock import clock_of

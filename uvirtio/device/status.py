@@ -13,7 +13,8 @@ from uvirtio.errors import (
     ResetTimeout,
     UvirtioError,
 )
-from uvirtio.interfaces.backend import Clock, after_reset_timeout
+from uvirtio.interfaces.backend import after_reset_timeout
+from uvirtio.interfaces.clock import Clock
 from uvirtio.interfaces.transport import Transport
 from uvirtio.memory.clock import clock_of
 from uvirtio.spec import features as f

@@ -130,20 +130,6 @@ class Block(Protocol):
         ...
 
 
-@runtime_checkable
-class WatchesWords(Protocol):
-    """Optional ability of a ``Block``: it notes what a ring reads of it, one access after the other."""
-
-    def watched(self, offset: int, words: memoryview) -> memoryview:
-        """Return what stands for ``words``: an object with the same items, whose reads are noted.
-
-        Args:
-            offset: Where the words begin in the block, in bytes.
-            words: A view of the block.
-        """
-        ...
-
-
 class DmaSpace(Protocol):
     """Memory for one device, under one address policy."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 import time
 
-from uvirtio.interfaces.backend import Clock, KeepsTime
+from uvirtio.interfaces.clock import Clock, KeepsTime
 
 
 class HostClock:

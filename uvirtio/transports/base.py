@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 
-from uvirtio.errors import ConfigError
+from uvirtio.errors import ConfigError, QueueError
 from uvirtio.interfaces.backend import Backend
 from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.values import InterruptMode
@@ -78,6 +78,16 @@ class TransportBase:
         with ExitStack() as stack:  # runs backwards, and all of it, whatever fails
             stack.callback(self._owned.close)
             self._let_go()
+
+    def _queue_fault(self, what: str, *, seen: object, expected: str, about: str) -> QueueError:
+        """The error for a register of a queue that has not the value which the standard says."""
+        return QueueError(
+            what,
+            seen=seen,
+            expected=expected,
+            remedy="this is a fault of the device; uvirtio diag -v shows each register access",
+            about=about,
+        )
 
     def _beyond_config(self, end: int, length: int) -> ConfigError:
         """The error for a field that ends at ``end``, of a configuration of ``length`` bytes."""

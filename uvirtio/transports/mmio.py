@@ -250,11 +250,10 @@ class Mmio(TransportBase):
 
     def _refuse_busy(self, index: int, register: int, name: str) -> None:
         if (seen := self._registers.read32(register)) != 0:
-            raise QueueError(
+            raise self._queue_fault(
                 f"queue {index} is already in use",
                 seen=f"{name} {seen:#x}",
                 expected=f"{name} 0 after a reset (4.2.3.2)",
-                remedy="this is a fault of the device; uvirtio diag -v shows each register access",
                 about="queue_enable before",
             )
 
@@ -280,11 +279,10 @@ class Mmio(TransportBase):
         self._live.add(index)
         registers.write32(mmio.QUEUE_READY, 1)  # last of all
         if (ready := registers.read32(mmio.QUEUE_READY)) != 1:
-            raise QueueError(
+            raise self._queue_fault(
                 f"queue {index} does not become ready",
                 seen=f"QueueReady {ready:#x}",
                 expected="QueueReady 1 (4.2.2)",
-                remedy="this is a fault of the device; uvirtio diag -v shows each register access",
                 about="queue_enable",
             )
         return self._doorbell(index)
@@ -515,11 +513,10 @@ class MmioLegacy(Mmio):
         self._live.add(index)
         registers.write32(mmio.QUEUE_PFN, frame)
         if (seen := registers.read32(mmio.QUEUE_PFN)) != frame:
-            raise QueueError(
+            raise self._queue_fault(
                 f"queue {index} does not take its address",
                 seen=f"QueuePFN {seen:#x}",
                 expected=f"QueuePFN {frame:#x} (4.2.4)",
-                remedy="this is a fault of the device; uvirtio diag -v shows each register access",
                 about="queue_desc",
             )
         return self._doorbell(index)

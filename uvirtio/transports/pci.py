@@ -173,11 +173,10 @@ class PciModern(PciBase):
         common = self._common
         self._select(index)
         if common.read16(pci.COMMON_QUEUE_ENABLE):
-            raise QueueError(
+            raise self._queue_fault(
                 f"queue {index} is already enabled",
                 seen=1,
                 expected="queue_enable 0 after a reset (4.1.4.3.1)",
-                remedy="this is a fault of the device; uvirtio diag -v shows each register access",
                 about="queue_enable before",
             )
         common.write16(pci.COMMON_QUEUE_SIZE, size)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
 
-from uvirtio.errors import DeviceGone, NotVirtio, QueueError
+from uvirtio.errors import DeviceGone, NotVirtio
 from uvirtio.interfaces.backend import Guarded, PciFunction, after_removal
 from uvirtio.interfaces.memory import Doorbell, Event, Registers
 from uvirtio.interfaces.transport import Causes
@@ -184,11 +184,10 @@ class PciBase(TransportBase):
 
     def _expect(self, index: int, name: str, seen: int, expected: int, section: str = "4.1.4.3") -> None:
         if seen != expected:
-            raise QueueError(
+            raise self._queue_fault(
                 f"{name} of queue {index} does not read back what was written",
                 seen=f"{seen:#x}",
                 expected=f"{expected:#x} ({section})",
-                remedy="this is a fault of the device; uvirtio diag -v shows each register access",
                 about=name,
             )
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from uvirtio.errors import CapabilityError, Misuse, NotSupported, QueueError
+from uvirtio.errors import CapabilityError, Misuse, NotSupported
 from uvirtio.interfaces.backend import PciFunction
 from uvirtio.interfaces.memory import Doorbell, Registers
 from uvirtio.interfaces.transport import QueueLayout
@@ -198,11 +198,10 @@ class PciLegacy(PciBase):
         self._select(index)
         self._expect(index, "queue_size", header.read16(pci.LEGACY_QUEUE_SIZE), size, "4.1.5.1.3.1")
         if header.read32(pci.LEGACY_QUEUE_ADDRESS):
-            raise QueueError(
+            raise self._queue_fault(
                 f"queue {index} has an address already",
                 seen=f"{header.read32(pci.LEGACY_QUEUE_ADDRESS):#x}",
                 expected="queue_address 0 after a reset (4.1.5.1.3.1)",
-                remedy="this is a fault of the device; uvirtio diag -v shows each register access",
                 about="queue_enable before",
             )
         frame = self._frame(index, size, desc, driver, device)

@@ -19,8 +19,9 @@ from uvirtio.errors import (
     QueueError,
     UvirtioError,
 )
-from uvirtio.interfaces.backend import VdpaNode, VhostUserNode, WatchesEvents
+from uvirtio.interfaces.backend import VdpaNode, VhostUserNode
 from uvirtio.interfaces.memory import Doorbell, Event
+from uvirtio.interfaces.recording import WatchesEvents
 from uvirtio.interfaces.transport import Causes, QueueLayout
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.clock import clock_of
@@ -112,6 +113,10 @@ class Vdpa(TransportBase):
         if self._trace is not None:
             self._trace(text)
 
+    def _tell_status(self, text: str, value: int) -> None:
+        if self._trace is not None:
+            self._trace(f"{text} {value:#x} ({'|'.join(status.names(value)) or 'reset'})")
+
     def _tell_features(self, text: str, features: int) -> None:
         if self._trace is not None:
             from uvirtio.transports.register_names import feature_bits  # only where there is a trace
@@ -142,13 +147,13 @@ class Vdpa(TransportBase):
     def status(self) -> int:
         """Return the device status (2.1)."""
         value = self._node.get_status()
-        self._tell(f"get_status -> {value:#x} ({'|'.join(status.names(value)) or 'reset'})")
+        self._tell_status("get_status ->", value)
         return value
 
     def set_status(self, value: int) -> None:
         """Write the device status (2.1); 0 resets the device."""
         self._node.set_status(value)
-        self._tell(f"set_status <- {value:#x} ({'|'.join(status.names(value)) or 'reset'})")
+        self._tell_status("set_status <-", value)
 
     # --- device configuration (2.5) -------------------------------------------------------------------------
 
@@ -200,17 +205,24 @@ class Vdpa(TransportBase):
         node = self._node
         doorbell = self._doorbells[index] = self._bell(f"queue {index}")
         node.set_vring_num(index, size)
-        if self._packed:
-            node.set_vring_base(index, PACKED_BASE)
-        # The reset has set the base of a split ring to 0 already.
+        self._set_base(index)
         node.set_vring_addr(index, desc, driver, device)
-        node.set_vring_kick(index, doorbell.fileno())
-        if index in self._calls:
-            node.set_vring_call(index, self._calls[index].fileno())
+        self._connect_queue(index, doorbell.fileno())
         node.set_vring_enable(index, True)
         self._enabled.add(index)
         self._tell(f"queue {index}: {size} entries at {desc:#x}, {driver:#x}, {device:#x}, enabled")
         return doorbell if self._trace is None else TracedDoorbell(doorbell, index, "its eventfd", self._trace)
+
+    def _set_base(self, index: int) -> None:
+        """Say where a ring begins; the reset has set the base of a split one to 0 already."""
+        if self._packed:
+            self._node.set_vring_base(index, PACKED_BASE)
+
+    def _connect_queue(self, index: int, kick: int) -> None:
+        """Hand over the eventfds of a queue."""
+        self._node.set_vring_kick(index, kick)
+        if index in self._calls:
+            self._node.set_vring_call(index, self._calls[index].fileno())
 
     # --- interrupts (2.3, 2.9) ------------------------------------------------------------------------------
 
@@ -325,11 +337,15 @@ class Vdpa(TransportBase):
                 self._node.set_vring_kick(index, _UNBIND)
                 self._node.set_vring_call(index, _UNBIND)
         finally:
-            self._enabled.clear()
-            doorbells, self._doorbells = self._doorbells, {}
-            for doorbell in doorbells.values():
-                doorbell.close()
-            self._disconnect()
+            self._close_queues()
+
+    def _close_queues(self) -> None:
+        """Close the doorbells and the calls on this side."""
+        self._enabled.clear()
+        doorbells, self._doorbells = self._doorbells, {}
+        for doorbell in doorbells.values():
+            doorbell.close()
+        self._disconnect()
 
     def _let_go(self) -> None:
         with suppress(UvirtioError):  # the node is closed next, and that takes them away

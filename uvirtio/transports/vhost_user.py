@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
-from uvirtio.errors import QueueError
 from uvirtio.interfaces.backend import VhostUserNode
-from uvirtio.interfaces.memory import Doorbell, Event
+from uvirtio.interfaces.memory import Event
 from uvirtio.interfaces.transport import Causes
 from uvirtio.interfaces.values import InterruptMode
-from uvirtio.memory.trace import Trace, TracedDoorbell
+from uvirtio.memory.trace import Trace
 from uvirtio.spec import features as f
 from uvirtio.transports.vdpa import PACKED_BASE, Vdpa
 
@@ -47,31 +46,20 @@ class VhostUser(Vdpa):
 
     # --- queues (2.6, 3.1.1) --------------------------------------------------------------------------------
 
-    def enable_queue(self, index: int, size: int, desc: int, driver: int, device: int) -> Doorbell:
-        """Set up and enable a queue; see ``Transport``."""
-        if index in self._enabled:
-            raise QueueError(f"queue {index} is already enabled", seen=1, expected="a queue after a reset")
-        node = self._back_end
-        doorbell = self._doorbells[index] = self._bell(f"queue {index}")
+    def _set_base(self, index: int) -> None:
+        """Say where a ring begins; no reset has told the back end so."""
+        self._back_end.set_vring_base(index, PACKED_BASE if self._packed else 0)
+
+    def _connect_queue(self, index: int, kick: int) -> None:
+        """Hand over the eventfds of a queue, the call first: the kick starts the ring."""
         # A call even where nothing waits for it: few back ends have been tried without one.
         call = self._calls[index] = self._calls.get(index) or self._call(f"queue {index}")
-        node.set_vring_num(index, size)
-        node.set_vring_base(index, PACKED_BASE if self._packed else 0)
-        node.set_vring_addr(index, desc, driver, device)
-        node.set_vring_call(index, call.fileno())
-        node.set_vring_kick(index, doorbell.fileno())
-        node.set_vring_enable(index, True)
-        self._enabled.add(index)
-        self._tell(f"queue {index}: {size} entries at {desc:#x}, {driver:#x}, {device:#x}, enabled")
-        return doorbell if self._trace is None else TracedDoorbell(doorbell, index, "its eventfd", self._trace)
+        self._back_end.set_vring_call(index, call.fileno())
+        self._back_end.set_vring_kick(index, kick)
 
     def release_queues(self) -> None:
         """Close the doorbells and the calls, after the device has been reset: no ring uses them any more."""
-        self._enabled.clear()
-        doorbells, self._doorbells = self._doorbells, {}
-        for doorbell in doorbells.values():
-            doorbell.close()
-        self._disconnect()
+        self._close_queues()
 
     # --- interrupts (2.3, 2.9) ------------------------------------------------------------------------------
 
@@ -84,12 +72,6 @@ class VhostUser(Vdpa):
             index: self._call(f"queue {index}") for index in queues
         }  # handed over when the queue is enabled
         return None
-
-    def _disconnect(self) -> None:
-        calls, self._calls = self._calls, {}
-        self._mode = InterruptMode.POLLING
-        for event in calls.values():
-            event.close()
 
     def events(self) -> Sequence[Event]:
         """Return the hang-up, the change of the configuration, and the calls; no calls while polling."""

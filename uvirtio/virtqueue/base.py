@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar
 
 from uvirtio.errors import Closed, DeviceBroken, QueueError, QueueFull, RingCorruption, UsageError
-from uvirtio.interfaces.memory import Block, DmaSpace, WatchesWords
+from uvirtio.interfaces.memory import Block, DmaSpace
+from uvirtio.interfaces.recording import WatchesWords
 from uvirtio.memory.access import words64
 from uvirtio.memory.fence import Fence, order_fence
 from uvirtio.spec.ring import DESC_SIZE

@@ -10,7 +10,8 @@ from uvirtio.errors import MemoryScattered, Misuse
 from uvirtio.host import remedies
 from uvirtio.host.memory import huge_pages
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.memory import Block, DmaSpace, WatchesWords
+from uvirtio.interfaces.memory import Block, DmaSpace
+from uvirtio.interfaces.recording import WatchesWords
 from uvirtio.spec.ring import legacy_layout
 
 

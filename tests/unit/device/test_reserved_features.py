@@ -15,6 +15,7 @@ import pytest
 from uvirtio import opening
 from uvirtio.device import Device, QueueSpec
 from uvirtio.device import core as devices
+from uvirtio.device.evidence import of_queue
 from uvirtio.drivers.balloon import Balloon as BalloonDriver
 from uvirtio.drivers.input import Input as InputDriver
 from uvirtio.drivers.rng import Rng as RngDriver
@@ -249,6 +250,25 @@ def test_a_queue_is_reset_and_set_up_anew_while_the_other_goes_on(packed: bool, 
         if mode is not InterruptMode.POLLING:
             assert device.service()
     scripted.assert_left()
+
+
+@both
+def test_kicks_before_a_reset_are_none_of_the_new_ring(packed: bool):
+    model = Holding()
+    with started(offering(f.RING_RESET, packed=packed, model=model)) as device:
+        model.hold = True
+        queue, buffer = device.queues[0], device.dma.alloc(4096)
+        for number in range(3):
+            queue.add(buffer.segments(0, 4), (), number)
+        queue.kick()
+        device.reset_queue(queue)
+        queue.add(buffer.segments(0, 4), (), "not kicked")
+        queue.ring.publish()
+        found = of_queue(queue)
+        assert found is not None and (found.published, found.unkicked, found.stall) == (1, 1, "suppressed")
+        queue.notify()
+        found = of_queue(queue)
+        assert found is not None and found.unkicked == 0
 
 
 @pytest.mark.spec("QRST-02")

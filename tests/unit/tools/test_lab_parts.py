@@ -26,6 +26,7 @@ from lab import (  # noqa: E402
     cache,
     cli_matrix,
     cli_test,
+    debian,
     initramfs,
     kernels,
     machines,
@@ -78,10 +79,10 @@ def test_cpio_reads_the_archive(tmp_path):
 
 
 def test_sources_in_both_formats_are_understood():
-    line = kernels._one_line(
+    line = debian._one_line(
         "# deb x y z\ndeb [arch=amd64 signed-by=/k.gpg] http://m/debian here main contrib # c\n"
     )
-    stanza = kernels._deb822(
+    stanza = debian._deb822(
         "Types: deb deb-src\n# a comment\nURIs: http://m/debian\nSuites: here here-updates\n"
         "Components: main contrib\nSigned-By: /k.gpg\n\n"
         "Enabled: no\nTypes: deb\nURIs: http://n\nSuites: here\nComponents: main\n"
@@ -112,11 +113,11 @@ RELEASE = "Suite: unstable\nDate: Fri, 30 Oct 2026 08:08:01 UTC\n{}SHA256:\n"
 @pytest.fixture
 def an_apt(tmp_path, monkeypatch):
     """An apt whose index has a Release file with this line in it."""
-    monkeypatch.setattr(kernels, "run", lambda command, **_: "")
-    monkeypatch.setattr(kernels, "_sources", lambda suite: f"deb http://mirror.example/debian {suite} main\n")
+    monkeypatch.setattr(debian, "run", lambda command, **_: "")
+    monkeypatch.setattr(debian, "_sources", lambda suite: f"deb http://mirror.example/debian {suite} main\n")
 
-    def make(line: str) -> kernels.Apt:
-        apt = kernels.Apt(tmp_path / f"apt{len(list(tmp_path.iterdir()))}", "sid")
+    def make(line: str) -> debian.Apt:
+        apt = debian.Apt(tmp_path / f"apt{len(list(tmp_path.iterdir()))}", "sid")
         (apt._top / "lists/mirror.example_debian_dists_sid_InRelease").write_text(RELEASE.format(line))
         return apt
 
@@ -165,11 +166,11 @@ def test_the_newest_is_what_the_suite_has_today_and_old_ones_go(tmp_path, monkey
         built.append(place.name)
 
     def ask() -> tuple[str, str]:
-        place, origin = kernels.newest("qemu", "sid", "qemu", build, accept_expired=False)
+        place, origin = debian.newest("qemu", "sid", "qemu", build, accept_expired=False)
         assert place.is_dir()
         return place.name, origin
 
-    monkeypatch.setattr(kernels, "updated_apt", updated_apt)
+    monkeypatch.setattr(debian, "updated_apt", updated_apt)
     assert ask() == ("sid-11.1.2+ds-3", "sid")  # no colon: it becomes part of a PATH
     assert ask() == ask() == ("sid-11.1.3+ds-1", "sid")
     assert built == ["sid-11.1.2+ds-3", "sid-11.1.3+ds-1"]

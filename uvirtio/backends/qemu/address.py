@@ -85,17 +85,18 @@ def parse(text: str) -> QemuAddress:
             remedy="open it from its machine: machine.open(0), or uvirtio.open(machine.functions[0])",
         )
     split = _SPLIT.search(rest)
-    if split is None and rest.partition("/")[0].partition(",")[0] in MACHINES and not rest.partition("/")[2]:
-        head = rest.partition("/")[0]
-        device = "device" if MODELS[head.partition(",")[0]].pci is None else "pci"
-        _bad(
-            text,
-            "names a machine and no device",
-            seen=text,
-            expected=_SYNTAX,
-            remedy=f"name a device, for example {PREFIX}{head}/virtio-rng-{device}",
-        )
     if split is None:
+        head, _, tail = rest.partition("/")
+        model = MODELS.get(head.partition(",")[0])
+        if model is not None and not tail:
+            kind = "device" if model.pci is None else "pci"
+            _bad(
+                text,
+                "names a machine and no device",
+                seen=text,
+                expected=_SYNTAX,
+                remedy=f"name a device, for example {PREFIX}{head}/virtio-rng-{kind}",
+            )
         device = rest.rpartition("/")[2]
         _bad(text, "is not a virtio device that QEMU has", seen=device, expected="DEVICE begins with virtio-")
     head, device = rest[: split.start()], rest[split.end() :]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from uvirtio.backends.child import ChildProcess
 from uvirtio.backends.qemu.models import WHY_LITTLE, Model, is_big_endian
-from uvirtio.errors import NotSupported, QemuFailed, QemuMissing, UvirtioError
+from uvirtio.errors import NotSupported, QemuFailed, QemuMissing
 
 OLDEST = (7, 2)
 _PREFIX = "qemu-system-"
@@ -127,15 +127,7 @@ class QemuProcess(ChildProcess):
     """One running QEMU."""
 
     name = "QEMU"
-
-    def not_started(self, binary: str, seen: str) -> UvirtioError:
-        """The error for a QEMU that does not start; see ``ChildProcess``."""
-        return QemuFailed(
-            f"QEMU could not be started: {binary}",
-            seen=seen,
-            expected="a running process",
-            remedy="try the program by hand: " + binary + " --version",
-        )
+    not_started = QemuFailed
 
     def version(self) -> tuple[int, ...]:
         """Return what ``--version`` reports, for a QEMU that ended before its greeting; () if unknown."""

@@ -23,13 +23,13 @@ from typing import Any, Final
 from uvirtio.backends.vhost_user.daemon import FD, SOCKET, SpawnedDaemon, missing
 from uvirtio.backends.vhost_user.node import VhostUserNode
 from uvirtio.errors import BadAddress, NoSuchDevice, UsageError
+from uvirtio.host.addresses import VHOST_USER
 from uvirtio.host.roots import Roots
 from uvirtio.spec import ids
 
-PREFIX: Final = "vhost-user:"
 QSD: Final = "qsd"
 QSD_PROGRAM: Final = "qemu-storage-daemon"
-QSD_PACKAGE: Final = "qemu-utils (Debian 12: qemu-system-common)"
+_QSD_INSTALL: Final = "apt-get install qemu-utils, or in Debian 12: apt-get install qemu-system-common"
 QSD_KEYS: Final = {
     "queues=": "number of request queues",
     "aio=": "threads, native or io_uring",
@@ -57,7 +57,7 @@ class Target:
     @property
     def names(self) -> list[str]:
         """Other spellings of the address, for the deny list."""
-        return [f"{PREFIX}{ids.type_name(self.device_id)}:{Path(self.path).resolve()}"] if self.path else []
+        return [f"{VHOST_USER}{ids.type_name(self.device_id)}:{Path(self.path).resolve()}"] if self.path else []
 
 
 def parse(address: str) -> Target:
@@ -71,7 +71,7 @@ def parse(address: str) -> Target:
         NoSuchDevice: The disk image of ``qsd/`` does not exist.
         EnvironmentLack: The daemon of ``qsd/`` is not installed.
     """
-    text = address.removeprefix(PREFIX)
+    text = address.removeprefix(VHOST_USER)
     head, slash, file = text.partition("/")
     if slash and (head == QSD or head.startswith(f"{QSD},")):
         return Target(address, 2, command=_qsd(address, head, file))
@@ -145,7 +145,7 @@ def _qsd(address: str, head: str, file: str) -> tuple[str, ...]:
         )
     program = keys.get("binary", QSD_PROGRAM)
     if shutil.which(program) is None:
-        raise missing(program, QSD_PACKAGE)
+        raise missing(program, _QSD_INSTALL)
     writable = os.access(file, os.W_OK)
     disk: dict[str, Any] = {
         "driver": "host_device" if Path(file).is_block_device() else "file",
@@ -186,9 +186,9 @@ def _keys(address: str, head: str) -> dict[str, str]:
 def forms() -> Sequence[str]:
     """The forms of an address, for errors and help."""
     return (
-        f"{PREFIX}TYPE:SOCKET",
-        f"{PREFIX}TYPE,exec=COMMAND",
-        f"{PREFIX}{QSD}[,KEY=VALUE...]/FILE",
+        f"{VHOST_USER}TYPE:SOCKET",
+        f"{VHOST_USER}TYPE,exec=COMMAND",
+        f"{VHOST_USER}{QSD}[,KEY=VALUE...]/FILE",
     )
 
 
@@ -197,5 +197,5 @@ def _bad(address: str, why: str) -> BadAddress:
         f"{address!r} names no vhost-user back end: {why}",
         seen=address,
         expected=" or ".join(forms()),
-        remedy=f"for example {PREFIX}blk:/run/disk.socket, or {PREFIX}{QSD}/disk.img",
+        remedy=f"for example {VHOST_USER}blk:/run/disk.socket, or {VHOST_USER}{QSD}/disk.img",
     )

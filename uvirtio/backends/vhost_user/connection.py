@@ -12,12 +12,15 @@ import select
 import socket
 import time
 from contextlib import suppress
+from typing import Final
 
 from uvirtio.backends.vhost_user import spec
 from uvirtio.backends.vhost_user.spec import Request
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, OperationFailed, ProtocolError, UvirtioError
 
-_ANCILLARY = socket.CMSG_SPACE(spec.DESCRIPTORS_MAX * array.array("i").itemsize)
+ANCILLARY: Final = socket.CMSG_SPACE(spec.DESCRIPTORS_MAX * array.array("i").itemsize)
+"""Room for the descriptors of a message, in bytes."""
+
 _HANG_UP = select.POLLHUP | select.POLLRDHUP | select.POLLERR | select.POLLNVAL
 
 
@@ -144,7 +147,7 @@ class Connection:
         while len(data) < length:
             try:
                 more, extra, flags, _ = self._socket.recvmsg(
-                    length - len(data), _ANCILLARY, socket.MSG_CMSG_CLOEXEC
+                    length - len(data), ANCILLARY, socket.MSG_CMSG_CLOEXEC
                 )
             except BlockingIOError:
                 self._await(select.POLLIN, request, deadline)

@@ -43,12 +43,7 @@ class SpawnedDaemon:
         """
         program = shutil.which(command[0])
         if program is None:
-            raise EnvironmentLack(
-                f"there is no program {command[0]}",
-                seen=f"no {command[0]}" + ("" if "/" in command[0] else " in PATH"),
-                expected="the program of a vhost-user back end",
-                remedy="install it, or name another",
-            )
+            raise missing(command[0])
         self._directory = Path(tempfile.mkdtemp(prefix="uvirtio-vhost-user-"))
         self.path = str(self._directory / "socket")
         """The socket."""
@@ -91,16 +86,16 @@ class SpawnedDaemon:
             self._directory.rmdir()
 
 
-def missing(program: str, package: str) -> UvirtioError:
-    """The error for a well-known back end that is not installed.
+def missing(program: str, install: str = "") -> UvirtioError:
+    """The error for a back end whose program is not there.
 
     Args:
-        program: Its program.
-        package: Debian's package of it.
+        program: Its program, by name or path.
+        install: The command that installs a well-known one; empty: that is not known.
     """
     return EnvironmentLack(
-        f"{program} is not installed",
-        seen=f"no {program} in PATH",
+        f"{program} is not installed" if install else f"there is no program {program}",
+        seen=f"no {program}" + ("" if "/" in program else " in PATH"),
         expected="the program of a vhost-user back end",
-        remedy=f"apt-get install {package}",
+        remedy=install or "install it, or name another",
     )

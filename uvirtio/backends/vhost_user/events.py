@@ -11,11 +11,9 @@ import socket
 from collections.abc import Callable
 
 from uvirtio.backends.vhost_user import spec
-from uvirtio.backends.vhost_user.connection import Connection, close_received
+from uvirtio.backends.vhost_user.connection import ANCILLARY, Connection, close_received
 from uvirtio.backends.vhost_user.spec import BackendRequest
 from uvirtio.errors import DeviceGone, ProtocolError, UvirtioError
-
-_ROOM = socket.CMSG_SPACE(spec.DESCRIPTORS_MAX * 4)
 
 
 class HangUp:
@@ -96,7 +94,7 @@ class ConfigChanges:
         """
         while True:
             try:
-                more, extra, _, _ = self._ours.recvmsg(spec.PAYLOAD_MAX, _ROOM, socket.MSG_CMSG_CLOEXEC)
+                more, extra, _, _ = self._ours.recvmsg(spec.PAYLOAD_MAX, ANCILLARY, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 break
             except OSError as error:

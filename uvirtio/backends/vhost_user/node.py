@@ -159,8 +159,6 @@ class VhostUserNode:
         self.address = address
         self.protocol_features = 0
         """Mask of the ``ProtocolFeature`` bits that were negotiated."""
-        self.protocol_offered = 0
-        """Mask of those that the back end offers."""
         self.removal: Event = HangUp(self._connected)
         """Fires when the back end hangs up."""
         self.config_changes: Event | None = None
@@ -307,8 +305,7 @@ class VhostUserNode:
     def _negotiate(self, connection: Connection, offered: int) -> None:
         self.protocol_features = 0
         if offered >> spec.F_PROTOCOL_FEATURES & 1:
-            self.protocol_offered = connection.ask_number(Request.GET_PROTOCOL_FEATURES)
-            self.protocol_features = self.protocol_offered & WANTED
+            self.protocol_features = connection.ask_number(Request.GET_PROTOCOL_FEATURES) & WANTED
             connection.tell(Request.SET_PROTOCOL_FEATURES, spec.U64.pack(self.protocol_features))
             connection.acks = self.has(ProtocolFeature.REPLY_ACK)
         connection.tell(Request.SET_OWNER)

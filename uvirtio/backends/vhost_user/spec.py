@@ -19,13 +19,10 @@ REPLY: Final = 1 << 2
 NEED_REPLY: Final = 1 << 3
 
 PAYLOAD_MAX: Final = 4096
-"""Largest payload that is accepted, in bytes. The longest reply that is asked for has 12 + 256."""
+"""Largest payload that is accepted, in bytes. The longest reply that is asked for has 12 + 136."""
 
 DESCRIPTORS_MAX: Final = 8
 """VHOST_MEMORY_BASELINE_NREGIONS: no message carries more file descriptors."""
-
-CONFIG_MAX: Final = 256
-"""VHOST_USER_MAX_CONFIG_SIZE: largest device configuration, in bytes."""
 
 
 class Request(IntEnum):

@@ -15,7 +15,7 @@ from uvirtio.drivers.mem.config import MemConfig
 from uvirtio.drivers.mem.ranges import Ranges
 from uvirtio.drivers.mem.suspend import SuspendLock
 from uvirtio.errors import BadSize, MemBusy, MemError, MemNack, ProtocolError
-from uvirtio.interfaces.backend import Clock
+from uvirtio.interfaces.clock import Clock
 from uvirtio.spec import features as f
 from uvirtio.spec import mem as spec
 from uvirtio.spec.mem import Request, Response, State
