@@ -307,6 +307,9 @@ _REMEDIES = {
 
 
 def _remedy(rule: str, found: DiscoveredDevice) -> str:
+    if rule == "vf-pf" and (owner := sysfs.physical_function(found.path)) is not None:
+        # Without virtual functions there would be no such device either.
+        return f"first give its physical function back to the kernel's driver: uvirtio restore {owner}"
     return _REMEDIES.get(rule, "this rule cannot be forced").replace("{address}", found.address)
 
 

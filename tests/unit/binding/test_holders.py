@@ -230,6 +230,16 @@ def test_a_virtual_function_of_a_variant_wants_a_token(variant: FakeSys) -> None
     variant.link(function / "physfn", variant.sys / "bus/pci/devices" / NIC)
     findings = check(discover.find("0000:03:10.0", variant.roots), variant.roots).findings
     assert [one.rule for one in findings if VARIANT in one.evidence] == ["vf-pf"]
+    (problem,) = plan(discover.find("0000:03:10.0", variant.roots), variant.roots).problems
+    assert f"uvirtio restore {NIC}" in str(problem.remedy) and "sriov_numvfs" not in str(problem.remedy)
+    variant.text(function / "../0000:03:00.0/sriov_numvfs", "4\n")
+    (problem,) = plan(
+        discover.find(NIC, variant.roots),
+        variant.roots,
+        "uio_pci_generic",
+        force=["foreign-override", "unsafe-dma"],
+    ).problems
+    assert problem.remedy == "set sriov_numvfs to 0 first"
 
 
 def test_doctor_and_completion_know_a_variant(variant: FakeSys, monkeypatch: pytest.MonkeyPatch) -> None:
