@@ -1,9 +1,9 @@
 """``uvirtio`` without a start of Python for each command: one process that has everything loaded, and forks.
 
 An emulated CPU takes seconds to start Python and load a package, and the demo and the tests run many commands. So
-a process loads the package once, for the first command; for each it forks, and the child is that command: its arguments, output,
-session and signals, ``uvirtio.cli.main()`` as the installed program calls it, and of an interpreter's own exit what
-can be seen from outside: threads are waited for, what was registered with atexit runs, the output is flushed.
+a process loads the package once, for the first command. For each it forks, and the child is that command: its
+arguments, output, session and signals, ``uvirtio.cli.main()`` as the program calls it. Of an interpreter's
+own exit it has what is seen from outside: it waits for threads, runs what atexit has, and flushes its output.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Commands:
 
     @classmethod
     def fork(cls) -> Commands:
-        """From this very process: with what it has loaded. To be called while there is one thread and no device open."""
+        """From this very process, with what it has loaded, while there is one thread and no device open."""
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sys.stdout.flush()
         pid = os.fork()
@@ -261,8 +261,8 @@ def _be_the_command(words: list[str], output: list[int]) -> NoReturn:
 def _leave(code: int) -> NoReturn:
     """End as an interpreter does, but for its last step: taking every object apart.
 
-    That writes to each page that the child shares with its parent, and on an emulated CPU takes three times as long
-    as the usual command does. multiprocessing ends the processes that it forks in the same way.
+    That writes to each page that the child shares with its parent, and on an emulated CPU takes three times as
+    long as the usual command does. multiprocessing ends the processes that it forks in the same way.
     """
     threading._shutdown()  # type: ignore[attr-defined]  # waits for those that are no daemons
     atexit._run_exitfuncs()
