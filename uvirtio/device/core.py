@@ -7,7 +7,6 @@ diagnostics and tests alike. There is one wait loop (``waiting.py``), and one wa
 from __future__ import annotations
 
 import atexit
-import ctypes
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -34,6 +33,7 @@ from uvirtio.errors import (
 )
 from uvirtio.interfaces.transport import ResetsQueues, Transport
 from uvirtio.memory.fence import full_fence, platform_fence
+from uvirtio.memory.quarantine import keep_for_ever
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import Field
 from uvirtio.spec.status import Status
@@ -530,7 +530,7 @@ class Device(DeviceState):
         if not confirmed and self._dma is not None:
             # The device may still write there. Leaking the memory is the lesser evil.
             self._say(log.WARNING, "its reset is not confirmed, so its memory is kept for ever")
-            _quarantine((self._dma, self._rings))
+            keep_for_ever((self._dma, self._rings))
             self._dma, self._rings = None, []
         self._status.live = False
         self._release()
@@ -581,8 +581,3 @@ class Device(DeviceState):
         self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _quarantine(thing: object) -> None:
-    """Take a reference that is never dropped, so that this process never reuses this memory."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
