@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from uvirtio.conform.exchange import EXCHANGES, Elements, Exchange
 from uvirtio.conform.lane import Lane, Posted, Used
+from uvirtio.conform.levers import Change, lever
 from uvirtio.conform.steps import Consent, Pace, ResetMissed, Steps
 from uvirtio.conform.verdict import Unfit, Violated
 from uvirtio.interfaces.values import InterruptMode
@@ -199,6 +200,14 @@ class Trial(Steps):
             return posted.length is not None
 
         return self.until(done, self.pace.deadline if seconds is None else seconds)
+
+    def lever(self) -> Change:
+        """What changes the configuration from outside; the row needs ``host``.
+
+        Raises:
+            Unfit: There is no way to do that here.
+        """
+        return lever(self.device)
 
     # --- interrupts (2.3, 4.1.5.3, 4.2.3.4) ------------------------------------------------------------------
 
