@@ -7,7 +7,6 @@ diagnostics and tests alike. There is one wait loop (``waiting.py``), and one wa
 from __future__ import annotations
 
 import atexit
-import ctypes
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -36,6 +35,7 @@ from uvirtio.interfaces.backend import Ends
 from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.transport import ResetsQueues, Transport
 from uvirtio.memory.fence import full_fence, platform_fence
+from uvirtio.memory.quarantine import keep_for_ever, keep_no_longer
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import Field
 from uvirtio.spec.status import Status
@@ -534,7 +534,7 @@ class Device(DeviceState):
             # The device may still write there. Leaking the memory is the lesser evil.
             self._say(log.WARNING, "its reset is not confirmed, so its memory is kept for ever")
             self._kept.append((self._dma, self._rings))
-            _quarantine(self._kept[-1])
+            keep_for_ever(self._kept[-1])
             self._dma, self._rings = None, []
         self._status.live = False
         self._release()
@@ -557,7 +557,7 @@ class Device(DeviceState):
         while self._kept:
             pair = self._kept.pop()
             _free(*pair)
-            _give_back(pair)
+            keep_no_longer(pair)
 
     def close(self) -> None:
         """Stop the device (see ``stop``) and close its transport; idempotent, from any thread.
@@ -612,13 +612,3 @@ def _free(dma: DmaSpace | None, rings: Sequence[Virtqueue], first: Callable[[], 
             stack.callback(ring.close)
         with suppress(UvirtioError):
             first()
-
-
-def _give_back(thing: object) -> None:
-    """Drop the reference that ``_quarantine`` took."""
-    ctypes.pythonapi.Py_DecRef(ctypes.py_object(thing))
-
-
-def _quarantine(thing: object) -> None:
-    """Take a reference that is never dropped, so that this process never reuses this memory."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))

@@ -208,8 +208,8 @@ class DeviceState:
         """The time-out of one call, in seconds: the one place that says what a time-out may be.
 
         Args:
-            timeout: Seconds; None: the device's own time-out. What is negative is a deadline that has passed: as 0,
-                which takes what is there and does not wait.
+            timeout: Seconds; None: the device's own time-out. What is negative is a deadline that has passed: as
+                0, which takes what is there and does not wait.
 
         Raises:
             UsageError: ``timeout`` is NaN or infinite, which no clock ever passes.
@@ -228,8 +228,8 @@ class DeviceState:
         """The context manager for one operation of a driver: it checks that the device is usable, and locks it.
 
         Args:
-            timeout: Seconds that the caller has for all of the operation, accesses of registers included; None: each
-                access has what the back end gives it.
+            timeout: Seconds that the caller has for all of the operation, accesses of registers included; None:
+                each access has what the back end gives it.
 
         A DeviceFailure or DeviceGone that leaves the block makes the device broken: all later calls fail at
         once instead of each waiting for its own deadline. Sessions nest; while the device is being left, its

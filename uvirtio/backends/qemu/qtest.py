@@ -257,9 +257,8 @@ class Qtest(Connection):
         return line
 
     def _receive(self) -> None:
-        if self._deadline() is not None:
-            if not self._poll.poll(1000 * self._patience()):
-                self._silent("does not answer")
+        if self._deadline() is not None and not self._poll.poll(1000 * self._patience()):
+            self._silent("does not answer")
         try:
             count = self._socket.recv_into(self._piece)
         except BlockingIOError:
