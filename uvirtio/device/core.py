@@ -20,7 +20,7 @@ from uvirtio.device.options import OpenOptions
 from uvirtio.device.queue import Queue, QueueSpec
 from uvirtio.device.signals import signals_held
 from uvirtio.device.snapshot import snapshot
-from uvirtio.device.state import DeviceState
+from uvirtio.device.state import DeviceState, Session
 from uvirtio.device.status import poll_until
 from uvirtio.device.waiting import WaitLoop
 from uvirtio.errors import (
@@ -86,6 +86,7 @@ class Device(DeviceState):
         before_ok: Callable[[], None] | None = None,
         give_back: GiveBack | None = None,
         admin: bool = False,
+        session: Session | None = None,
     ) -> None:
         """Initialise the device up to DRIVER_OK (3.1.1).
 
@@ -104,6 +105,7 @@ class Device(DeviceState):
             give_back: Called first when the device is left; its argument says whether the device still works.
             admin: Use an administration queue where one is offered (ADMIN_VQ); it is among ``Device.queues``,
                 under the name ``adminq``.
+            session: The session of the driver, which ends with this start; None: it uses the device's own.
 
         Raises:
             FeatureMissing: The device does not offer a required feature bit.
@@ -126,6 +128,7 @@ class Device(DeviceState):
             try:
                 with self._step(observe, "reset"):
                     self.reset()
+                self._used_by = session
                 with self._step(observe, "acknowledge"):
                     self._status.add(Status.ACKNOWLEDGE)
                 with self._step(observe, "driver"):
@@ -543,6 +546,7 @@ class Device(DeviceState):
 
     def _release(self) -> None:
         """Release queues, interrupts and memory; the device was reset, or its memory is in quarantine."""
+        self._used_by = None
         self._waiting.forget()
         self.queues.clear()
         rings, self._rings = self._rings, []
