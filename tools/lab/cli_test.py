@@ -315,7 +315,7 @@ def _wrapper(floor: str) -> list[str]:
     """What a floor runs inside: as root never where the real /sys is, and QEMU's as an ordinary user."""
     if os.geteuid() != 0:
         return []
-    return without_devices() + (without_privilege() if floor == "qemu" else [])
+    return without_devices(scratch=True) + (without_privilege() if floor == "qemu" else [])
 
 
 def _machines(
