@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from uvirtio.device import Device, Observer, QueueSpec
 from uvirtio.device.evidence import of_queue
 from uvirtio.diag.causes import STALLS
+from uvirtio.diag.fs import FsPath
+from uvirtio.diag.outcome import PathResult
 from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.input import Input
@@ -17,6 +18,7 @@ from uvirtio.drivers.rng import Rng
 from uvirtio.errors import BlkRefusal
 from uvirtio.spec import balloon as balloon_spec
 from uvirtio.spec import blk as blk_spec
+from uvirtio.spec import fs as fs_spec
 from uvirtio.spec import input as input_spec
 from uvirtio.spec import mem as mem_spec
 from uvirtio.spec import rng as rng_spec
@@ -28,20 +30,6 @@ _HostEvent = dict[str, Any]
 """An InputEvent of QEMU's QMP schema."""
 
 _QUEUES_MAX = 16
-
-
-@dataclass(frozen=True, slots=True)
-class PathResult:
-    """The result of one test."""
-
-    detail: str
-    """What was done and read."""
-    suspicious: str = ""
-    """An anomaly of a data path that works."""
-    cause: str = "data-path"
-    """The id of the cause of the anomaly."""
-    skipped: bool = False
-    """Whether nothing could be tested."""
 
 
 class DataPath(Protocol):
@@ -79,6 +67,8 @@ def for_device(device: Device) -> DataPath:
         return _MemPath(device, witness, ident)
     if device.device_id == blk_spec.TYPE:
         return _BlkPath(device, witness, ident)
+    if device.device_id == fs_spec.TYPE:
+        return FsPath(device)
     return _BarePath(device)
 
 
