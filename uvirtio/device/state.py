@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from math import inf
 from types import TracebackType
 
 from uvirtio.device import log
@@ -23,7 +25,7 @@ from uvirtio.errors import (
     UsageError,
     UvirtioError,
 )
-from uvirtio.interfaces.backend import GuestMachine
+from uvirtio.interfaces.backend import GuestMachine, Hurries
 from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.recording import Witnesses
 from uvirtio.interfaces.transport import Transport
@@ -65,6 +67,32 @@ class _Session:
                 device._left_by(error)
         finally:
             device._lock.release()
+
+
+class _Hurry:
+    """A session whose accesses have the deadline of one call, where the back end has to wait for their answers."""
+
+    __slots__ = ("_before", "_deadline", "_device", "_hurries")
+
+    def __init__(self, device: DeviceState, hurries: Hurries, deadline: float) -> None:
+        self._device = device
+        self._hurries = hurries
+        self._deadline = deadline
+        self._before: float | None = None
+
+    def __enter__(self) -> None:
+        self._device._session.__enter__()
+        self._before = self._hurries.hurry(self._deadline)
+        if self._before is not None and self._before < self._deadline:
+            self._hurries.hurry(self._before)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        try:
+            self._device._session.__exit__(kind, error, where)
+        finally:
+            self._hurries.hurry(self._before)
 
 
 class DeviceState:
@@ -121,6 +149,7 @@ class DeviceState:
         self.clock = clock_of(transport)
         """The clock that waits and time-outs go by."""
         backend = getattr(transport, "backend", None)
+        self._hurries = backend if isinstance(backend, Hurries) else None
         self._witness = backend if isinstance(backend, Witnesses) else None
 
     def _say(self, level: int, text: str, *values: object) -> None:
@@ -180,26 +209,31 @@ class DeviceState:
         return backend if isinstance(backend, GuestMachine) else None
 
     def seconds(self, timeout: float | None) -> float:
-        """The time-out of one call, in seconds.
+        """The time-out of one call, in seconds: the one place that says what a time-out may be.
 
         Args:
-            timeout: Seconds; None: the device's own time-out.
+            timeout: Seconds; None: the device's own time-out. What is negative is a deadline that has passed: as
+                0, which takes what is there and does not wait.
 
         Raises:
-            UsageError: ``timeout`` is NaN, which no clock ever passes.
+            UsageError: ``timeout`` is NaN or infinite, which no clock ever passes.
         """
         if timeout is None:
             return self.timeout
-        if timeout != timeout:
-            raise UsageError("a time-out cannot be NaN", seen=timeout, expected="seconds, or None")
-        return timeout
+        if not -inf < timeout < inf:
+            raise UsageError(f"a time-out cannot be {timeout}", seen=timeout, expected="seconds, or None")
+        return max(0.0, timeout)
 
     def has(self, bit: int) -> bool:
         """Whether feature ``bit`` was negotiated."""
         return bool(self.features >> bit & 1)
 
-    def session(self) -> AbstractContextManager[None]:
+    def session(self, timeout: float | None = None) -> AbstractContextManager[None]:
         """The context manager for one operation of a driver: it checks that the device is usable, and locks it.
+
+        Args:
+            timeout: Seconds that the caller has for all of the operation, accesses of registers included; None:
+                each access has what the back end gives it.
 
         A DeviceFailure or DeviceGone that leaves the block makes the device broken: all later calls fail at
         once instead of each waiting for its own deadline. Sessions nest; while the device is being left, its
@@ -211,7 +245,9 @@ class DeviceState:
             DeviceBroken: On entry: an earlier error made the device unusable.
             NotSupported: On entry: another process opened the device, as in a forked child.
         """
-        return self._session
+        if timeout is None or self._hurries is None or not timeout < self.timeout:
+            return self._session
+        return _Hurry(self, self._hurries, time.monotonic() + timeout)
 
     def _left_by(self, error: BaseException) -> None:
         """Mark the device broken where the exception that leaves a session says so."""

@@ -160,9 +160,10 @@ def transact(
         done.extend(completion for completion in queue.reap() if completion.cookie is mine)
         return bool(done)
 
-    queue.add(readable, writable, mine)
-    queue.kick()
-    device.wait(ready, timeout=timeout, what=what)
+    with device.session(timeout):
+        queue.add(readable, writable, mine)
+        queue.kick()
+        device.wait(ready, timeout=timeout, what=what)
     return done[0]
 
 

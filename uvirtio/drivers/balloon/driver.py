@@ -341,7 +341,8 @@ class Balloon(Driver):
                 )
             target = self.held - pages
             if pages and not force and not self.device.has(f.Balloon.DEFLATE_ON_OOM):
-                self._check_reclaim(target)
+                with self.device.session(timeout):
+                    self._check_reclaim(target)
             self.shrink(lambda: target, timeout, progress)
         return self.held
 
@@ -522,14 +523,15 @@ class Balloon(Driver):
         self.serve()
         queue = self.device.queues[index]
         self._out = batches  # stays if the wait is interrupted: the host may have these pages, or may not
-        for place, batch in enumerate(batches):
-            data = array("I", batch.pfns).tobytes()
-            start = place * _BUFFER
-            self._buffer.view[start : start + len(data)] = data
-            queue.add(runs(self._buffer, start, len(data)), (), batch)
-        queue.kick()
-        settle(self.device, queue, timeout=self.device.seconds(timeout), note=_note)
-        self._acknowledged()
+        with self.device.session(timeout):
+            for place, batch in enumerate(batches):
+                data = array("I", batch.pfns).tobytes()
+                start = place * _BUFFER
+                self._buffer.view[start : start + len(data)] = data
+                queue.add(runs(self._buffer, start, len(data)), (), batch)
+            queue.kick()
+            settle(self.device, queue, timeout=self.device.seconds(timeout), note=_note)
+            self._acknowledged()
 
     def _acknowledged(self) -> None:
         out, self._out = self._out, []

@@ -182,7 +182,7 @@ class Mem(Driver):
             ProtocolError: The response is invalid.
         """
         with self.device.session():
-            first = self._validated(addr, blocks)
+            first = self._validated(addr, blocks, timeout)
             if self.block_table.plugged.overlaps(first, blocks):
                 raise self._not_uniform("plugged already", first, blocks)
             self._update_suspend_lock(plugs=True)
@@ -207,7 +207,7 @@ class Mem(Driver):
             ProtocolError: The response is invalid.
         """
         with self.device.session():
-            first = self._validated(addr, blocks)
+            first = self._validated(addr, blocks, timeout)
             if not self.block_table.plugged.covers(first, blocks):
                 raise self._not_uniform("not plugged", first, blocks)
             self.block_table.require_unused(first, blocks)
@@ -240,8 +240,8 @@ class Mem(Driver):
                 self.resync()
             self._update_suspend_lock()
 
-    def _unplug_all_once(self) -> None:
-        answer = self.ask(Request.UNPLUG_ALL)
+    def _unplug_all_once(self, seconds: float) -> None:
+        answer = self.ask(Request.UNPLUG_ALL, timeout=seconds)
         if answer.type is not Response.ACK:
             self._refused(Request.UNPLUG_ALL, 0, 0, answer, 0)
 
@@ -263,7 +263,7 @@ class Mem(Driver):
             ProtocolError: The response is invalid.
         """
         with self.device.session():
-            return self._state(self._validated(addr, blocks), blocks, timeout)
+            return self._state(self._validated(addr, blocks, timeout), blocks, timeout)
 
     def _state(self, first: int, blocks: int, timeout: float | None = None) -> State:
         states = set()
@@ -377,11 +377,11 @@ class Mem(Driver):
             done=done,
         )
 
-    def patiently(self, act: Callable[[], None], timeout: float | None) -> None:
+    def patiently(self, act: Callable[[float], None], timeout: float | None) -> None:
         """Retry ``act`` with growing pauses while it raises MemBusy.
 
         Args:
-            act: What to do; its other errors pass through.
+            act: What to do, called with the seconds that are left; its other errors pass through.
             timeout: Seconds in all; the device's own where None.
 
         Raises:
@@ -391,7 +391,7 @@ class Mem(Driver):
         pause = BUSY_FIRST
         while True:
             try:
-                act()
+                act(max(0.0, deadline - self.device.clock.monotonic()))
                 return
             except MemBusy:
                 left = deadline - self.device.clock.monotonic()
@@ -481,9 +481,10 @@ class Mem(Driver):
     def _address(self, block: int) -> int:
         return self.addr + block * self.block_size
 
-    def _validated(self, addr: int, blocks: int) -> int:
+    def _validated(self, addr: int, blocks: int, timeout: float | None) -> int:
         """Check a range that the device would have to refuse otherwise (5.15.6); the number of its first block."""
-        config = self.config()
+        with self.device.session(timeout):
+            config = self.config()
         block = config.block_size
         if blocks < 1:
             raise BadSize("a request is for at least one block", seen=blocks, expected="1 or more")
