@@ -51,6 +51,28 @@ class DataPath(Protocol):
         """Have the host change the configuration, and read the change; None where that cannot be triggered."""
         ...
 
+    def serve(self, seconds: float) -> int:
+        """Answer what the device asks for, without traffic of its own.
+
+        Args:
+            seconds: How long; it may return earlier.
+
+        Returns:
+            How many messages the device sent by itself.
+        """
+        ...
+
+
+class _Idle:
+    """Takes interrupts and asks for nothing: most devices send nothing by themselves."""
+
+    _device: Device
+
+    def serve(self, seconds: float) -> int:
+        """Wait, taking interrupts."""
+        self._device.wait(lambda: False, timeout=seconds, what="time to pass", owed=False)
+        return 0
+
 
 def for_device(device: Device) -> DataPath:
     """The data path test of this device's type; for a type without a driver, one that only starts its queues."""
@@ -72,7 +94,7 @@ def for_device(device: Device) -> DataPath:
     return _BarePath(device)
 
 
-class _BarePath:
+class _BarePath(_Idle):
     """Queues without traffic, for device types without a driver."""
 
     def __init__(self, device: Device) -> None:
@@ -93,7 +115,7 @@ class _BarePath:
         return None
 
 
-class _RngPath:
+class _RngPath(_Idle):
     """Reads random bytes from an entropy device."""
 
     _COUNT = 64
@@ -135,9 +157,15 @@ class _BalloonPath:
         for _ in range(2):
             self._balloon.inflate(1)
             seen.append(self._balloon.actual)
-            self._balloon.deflate(1)
+            # The page goes back also where the host asks for pages: diag does not leave it, and close() would not.
+            self._balloon.deflate(1, force=True)
         odd = "" if seen == [1, 1] else f"actual reads {seen[0]} after 1 was written (5.5.4)"
         return PathResult("1 page inflated, acknowledged, deflated, acknowledged, twice", odd)
+
+    def serve(self, seconds: float) -> int:
+        """Answer requests for statistics and hints; the target of the host is not followed."""
+        self._balloon.hold(seconds)
+        return 0
 
     def change_configuration(self) -> PathResult | None:
         """Have the host change its target (num_pages), and change it back."""
@@ -158,7 +186,7 @@ class _BalloonPath:
         return PathResult(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
 
 
-class _MemPath:
+class _MemPath(_Idle):
     """Queries a memory device and plugs nothing, since plugged memory would outlive the diagnosis."""
 
     def __init__(self, device: Device, witness: Witness | None, ident: str | None) -> None:
@@ -302,12 +330,16 @@ class _InputPath:
                 return event, back
         return None
 
+    def serve(self, seconds: float) -> int:
+        """Take events, and give the device its buffers back."""
+        return len(self._input.read(timeout=seconds))
+
     def change_configuration(self) -> PathResult | None:
         """Return None: the host cannot change the configuration."""
         return None
 
 
-class _BlkPath:
+class _BlkPath(_Idle):
     """Reads one sector and the serial of a block device, and writes nothing."""
 
     _GROWTH = 1 << 20
