@@ -9,7 +9,7 @@ from uvirtio.device import Device, Observer, QueueSpec
 from uvirtio.device.evidence import of_queue
 from uvirtio.diag.causes import STALLS
 from uvirtio.diag.fs import FsPath
-from uvirtio.diag.outcome import PathResult
+from uvirtio.diag.outcome import Idle, PathResult
 from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.input import Input
@@ -63,17 +63,6 @@ class DataPath(Protocol):
         ...
 
 
-class _Idle:
-    """Takes interrupts and asks for nothing: most devices send nothing by themselves."""
-
-    _device: Device
-
-    def serve(self, seconds: float) -> int:
-        """Wait, taking interrupts."""
-        self._device.wait(lambda: False, timeout=seconds, what="time to pass", owed=False)
-        return 0
-
-
 def for_device(device: Device) -> DataPath:
     """The data path test of this device's type; for a type without a driver, one that only starts its queues."""
     guest = device.guest
@@ -94,7 +83,7 @@ def for_device(device: Device) -> DataPath:
     return _BarePath(device)
 
 
-class _BarePath(_Idle):
+class _BarePath(Idle):
     """Queues without traffic, for device types without a driver."""
 
     def __init__(self, device: Device) -> None:
@@ -115,7 +104,7 @@ class _BarePath(_Idle):
         return None
 
 
-class _RngPath(_Idle):
+class _RngPath(Idle):
     """Reads random bytes from an entropy device."""
 
     _COUNT = 64
@@ -186,7 +175,7 @@ class _BalloonPath:
         return PathResult(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
 
 
-class _MemPath(_Idle):
+class _MemPath(Idle):
     """Queries a memory device and plugs nothing, since plugged memory would outlive the diagnosis."""
 
     def __init__(self, device: Device, witness: Witness | None, ident: str | None) -> None:
@@ -339,7 +328,7 @@ class _InputPath:
         return None
 
 
-class _BlkPath(_Idle):
+class _BlkPath(Idle):
     """Reads one sector and the serial of a block device, and writes nothing."""
 
     _GROWTH = 1 << 20

@@ -12,7 +12,7 @@ import struct
 from typing import Final
 
 from uvirtio.device import Device, Observer, QueueSpec
-from uvirtio.diag.outcome import PathResult
+from uvirtio.diag.outcome import Idle, PathResult
 from uvirtio.drivers.base import runs, transact
 from uvirtio.errors import ProtocolError
 from uvirtio.spec import fs as spec
@@ -24,7 +24,7 @@ _ANSWERS: Final = 512
 _FILL: Final = 0xEE
 
 
-class FsPath:
+class FsPath(Idle):
     """Opens a FUSE session, and reads the attributes of the root directory."""
 
     def __init__(self, device: Device) -> None:
