@@ -1,4 +1,4 @@
-"""vhost-user with the daemons of other projects: virtiofsd in C and in Rust, DPDK's testpmd, passt.
+"""vhost-user with the daemons of other projects: virtiofsd in C and in Rust, vsock, DPDK's testpmd, passt.
 
 Which of them are here depends on PATH. ``tools/test --all`` puts those of Debian 12, 13 and sid there in turn; a
 plain run has the C virtiofsd, which Debian 12's QEMU brings along. None of these tests sends what is known to end
@@ -34,6 +34,7 @@ C_VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 RUST_VIRTIOFSD = shutil.which("virtiofsd")
 TESTPMD = shutil.which("dpdk-testpmd")
 PASST = shutil.which("passt")
+VSOCK = shutil.which("vhost-device-vsock")
 
 AS_ROOT = ("unshare", "--user", "--map-root-user", "--mount")
 """A user namespace of its own, whose root a daemon may be."""
@@ -119,13 +120,29 @@ def test_a_look_at_a_daemon_that_serves_one_connection(tmp_path: Path, kind: str
         daemon.ended()
 
 
-def test_a_file_system_that_the_address_starts(tmp_path: Path) -> None:
-    command, within = file_server("C", "{socket}", tmp_path)
+@pytest.mark.parametrize("kind", ["C", "Rust"])
+def test_a_file_system_that_the_address_starts(tmp_path: Path, kind: str) -> None:
+    command, within = file_server(kind, "{socket}", tmp_path)
     words = " ".join([*within, *command])
+    if kind == "Rust":
+        words = words.replace("--socket-path={socket}", "--fd={fd}")  # takes a socket that listens already
     with uvirtio.open(f"vhost-user:fs,tag=x,exec={words}") as device:
         assert device.transport.config_length == 40 and device.transport.num_queues == 2
         device.start(wanted=0, queues=[QueueSpec(0, "hiprio", 8), QueueSpec(1, "requestq1", 8)])
         assert device.has(f.EVENT_IDX)
+
+
+def test_a_daemon_that_replaces_its_socket_after_each_connection(tmp_path: Path) -> None:
+    """As those of rust-vmm do: for some milliseconds there is none, or one that is about to be closed."""
+    if VSOCK is None:
+        pytest.skip("no vhost-device-vsock in PATH: Debian sid has it")
+    command = [VSOCK, "--guest-cid", "7", "--socket", str(tmp_path / "s"), "--uds-path", str(tmp_path / "v")]
+    with Running(tmp_path, command) as daemon:
+        for _ in range(10):
+            with uvirtio.open(f"vhost-user:vsock:{daemon.path}") as device:
+                assert device.transport.read_config(0, 4) == 7 and device.transport.num_queues == 3
+                device.start(wanted=0, queues=[QueueSpec(index, f"queue {index}", 64) for index in range(3)])
+                assert device.has(f.EVENT_IDX) and not device.offered & f.mask(f.INDIRECT_DESC)
 
 
 # --- networks: frames on queues without a driver ----------------------------------------------------------------
