@@ -39,6 +39,15 @@ VSOCK = shutil.which("vhost-device-vsock")
 AS_ROOT = ("unshare", "--user", "--map-root-user", "--mount")
 """A user namespace of its own, whose root a daemon may be."""
 
+
+def as_root() -> Sequence[str]:
+    """What makes a daemon root of a user namespace; skips where this user may have none."""
+    done = subprocess.run([*AS_ROOT, "true"], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20)
+    if done.returncode:
+        pytest.skip(f"no user namespace of its own: {done.stderr.strip()}")
+    return AS_ROOT
+
+
 needs_dpdk = pytest.mark.skipif(TESTPMD is None, reason="no dpdk-testpmd in PATH")
 
 
@@ -88,7 +97,14 @@ def file_server(kind: str, socket: str, folder: Path) -> tuple[list[str], Sequen
     if kind == "C":
         if not Path(C_VIRTIOFSD).exists():
             pytest.skip(f"no {C_VIRTIOFSD}: Debian 12's qemu-system-common has it")
-        return [C_VIRTIOFSD, f"--socket-path={socket}", "-o", f"source={shared}", "-o", "sandbox=chroot"], AS_ROOT
+        return [
+            C_VIRTIOFSD,
+            f"--socket-path={socket}",
+            "-o",
+            f"source={shared}",
+            "-o",
+            "sandbox=chroot",
+        ], as_root()
     if RUST_VIRTIOFSD is None:
         pytest.skip("no virtiofsd in PATH")
     return [RUST_VIRTIOFSD, f"--socket-path={socket}", f"--shared-dir={shared}", "--sandbox=none"], ()
@@ -245,7 +261,7 @@ def switch(folder: Path, *, queues: int = 1, mode: str = "io") -> Running:
     eal += ["--vdev", f"net_vhost0,iface={folder / 's'},queues={queues}"]
     own = ["--auto-start", f"--forward-mode={mode}", "--port-topology=loop", f"--rxq={queues}", f"--txq={queues}"]
     own += ["--total-num-mbufs=4096", "--no-mlockall"]
-    return Running(folder, ["sh", "-c", SYSFS, "sh", TESTPMD, *eal, "--", *own], within=AS_ROOT)
+    return Running(folder, ["sh", "-c", SYSFS, "sh", TESTPMD, *eal, "--", *own], within=as_root())
 
 
 def frames(count: int, first: int) -> list[bytes]:
