@@ -28,12 +28,15 @@ _OTHERS: Final = (
 )
 """Packages and what is taken from them; in Debian 12 they are on this machine, or are too old."""
 
+_NEWEST: Final = (("vhost-device-vsock", "usr/bin/vhost-device-vsock"),)
+"""What no release has yet."""
+
 # testpmd finds these by name, and its list of needed libraries has the first alone.
 _PLUGINS: Final = ("librte_mempool_ring", "librte_net_vhost")
 
 # Of what the packages depend on: no compilers, no interpreters.
 _NEEDED: Final = re.compile(
-    r"qemu-utils|virtiofsd|passt|dpdk-dev|ibverbs-providers|zlib1g|"
+    r"qemu-utils|virtiofsd|passt|vhost-device-vsock|dpdk-dev|ibverbs-providers|zlib1g|"
     r"(?!.*-dev$|.*-bin$|.*-common$)lib(?!perl|python|sqlite|db5|x11|gl|mesa|llvm|stdc|gcc-\d).*"
 )
 
@@ -50,7 +53,7 @@ def get(version: str, *, accept_expired: bool = False) -> Path:
             "daemons",
             qemus.MOVING[version],
             "qemu-utils",
-            _building(*_OTHERS, _DPDK),
+            _building(*_OTHERS, *_NEWEST, _DPDK),
             accept_expired=accept_expired,
         )
         return place / "programs"

@@ -1,4 +1,4 @@
-"""What a step is called where a device has no registers: the messages of vhost-user, the ioctls of vhost-vdpa.
+"""What a step is called, and what to try, by the way in: registers, ioctls of vhost-vdpa, messages of vhost-user.
 
 Sections of chapter 4 say how PCI and MMIO carry a step. Over vhost the same step is a message or an ioctl, which
 no section has: it stands in the section's place, under its own name.
@@ -35,6 +35,11 @@ class Words:
 
 
 _REGISTERS: Final = Words()
+
+_MMIO: Final = Words(
+    leave="memory freed, window closed",  # no bus master here, and no vectors
+    interrupts="check the interrupt line of the window, and what InterruptStatus reads (4.2.2)",
+)
 
 _VHOST_USER: Final = Words(
     places={
@@ -74,7 +79,7 @@ _VDPA: Final = Words(
     untaken="does the parent driver hear the eventfd of VHOST_SET_VRING_KICK, and the device read the ring?",
 )
 
-_BY_BUS: Final = {"vhost-user": _VHOST_USER, "vdpa": _VDPA}
+_BY_BUS: Final = {"mmio": _MMIO, "vdpa": _VDPA, "vhost-user": _VHOST_USER}
 
 
 def of(bus: str) -> Words:

@@ -19,7 +19,7 @@ from uvirtio.backends.vhost_user.spec import Request as R
 from uvirtio.cli import main
 from uvirtio.device import Device, QueueSpec
 from uvirtio.diag import diagnose
-from uvirtio.errors import BadAddress, ConfigError, Denied, NotSupported, UsageError
+from uvirtio.errors import BadAddress, ConfigError, Denied, DeviceGone, NotSupported, UsageError
 from uvirtio.host import process
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import InterruptMode
@@ -185,6 +185,18 @@ def test_a_process_number_that_has_come_round_is_no_sign_of_life(tmp_path: Path)
     assert not peer.ended
     (place / "stat").write_text(stat.format(123))
     assert peer.ended
+
+
+def test_a_back_end_that_closes_its_channel_alone(play: Play, tmp_path: Path) -> None:
+    """A process that ends closes its files one after the other, in no certain order."""
+    back_end = play(config=bytes(60))
+    with uvirtio.open(f"vhost-user:blk:{tmp_path / 's'}") as device:
+        device.start(wanted=0, queues=[])
+        assert back_end.channel is not None
+        back_end.channel.close()
+        with pytest.raises(DeviceGone) as caught:
+            device.wait(lambda: False, timeout=10, what="nothing")
+        assert caught.value.about == "back-end-closed" and "back-end channel" in str(caught.value.seen)
 
 
 # --- diag -------------------------------------------------------------------------------------------------------

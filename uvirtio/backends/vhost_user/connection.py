@@ -196,7 +196,7 @@ class Connection:
         poller.register(self._socket, select.POLLIN | select.POLLRDHUP)
         for _, seen in poller.poll(0):
             if seen & _HANG_UP:
-                raise self._end(self._hung_up(None, "end of file"))
+                raise self.hung_up("end of file")
             raise self._end(self._odd("sent a message that nothing asked for", "bytes on the socket", "none"))
 
     def _check(self) -> None:
@@ -218,6 +218,14 @@ class Connection:
     def end(self, error: UvirtioError) -> None:
         """Close the connection because of an error that was met elsewhere."""
         self._end(error)
+
+    def hung_up(self, seen: str) -> UvirtioError:
+        """Close the connection, because the back end hung up; the error that says so.
+
+        Args:
+            seen: Where that was seen.
+        """
+        return self._end(self._hung_up(None, seen))
 
     def _hung_up(self, request: Request | None, seen: str) -> DeviceGone:
         where = f"message {self.messages} ({request.name})" if request else f"rest, after message {self.messages}"
