@@ -39,6 +39,8 @@ THINK = 5
 
 _DRAWN = 1 << 16
 _START = 10.0
+_LAID = 16
+"""Slots of a burst that reads with fewer requests in flight."""
 _TURNS = 64
 """Single reads between two looks at the clock."""
 
@@ -152,15 +154,15 @@ def _burst(requests: Burst, disk: Disk) -> float:
 
 
 def generator(disk: Disk, depth: int) -> Callable[[], float]:
-    """Reads/s by ``Burst.read``."""
+    """Reads/s by ``Burst.read``, with as many slots again for what comes next."""
 
     def work() -> float:
-        with _opened(disk, depth) as blk:
+        with _opened(disk, max(2 * depth, _LAID)) as blk:
             requests, count = blk.burst(SECTORS), 0
             content = {SECTORS * number: content for number, content in enumerate(CONTENT)}
             sectors = [SECTORS * block for block in _drawn()] * 64
             begin = now = time.perf_counter()
-            found = requests.read(sectors)
+            found = requests.read(sectors, out=depth)
             while now - begin < disk.seconds:
                 for (sector, data), _ in zip(found, range(_TURNS * depth), strict=False):
                     if disk.checked and data != content[sector]:

@@ -40,17 +40,66 @@ class Slots(Protocol):
     written: array[int]
     """By slot: bytes that the device wrote the last time it was used. Before that: the size of its buffer."""
 
-    def submit(self, slots: Sequence[int]) -> bool:
+    @property
+    def laid(self) -> int:
+        """Slots that were submitted and not shown."""
+        ...
+
+    def submit(self, slots: Sequence[int], *, show: bool = True) -> bool:
         """Post slots to the device.
 
         Args:
             slots: The slots; an ``array('H')`` is fastest, and the unchanged result of ``reap`` fastest of all.
+            show: Let the device see them, and those before them. Else ``show`` does, in less time: for callers
+                that know the next request before the one in front of it is complete. A device that has nothing to
+                do goes to sleep within microseconds, and waking it takes longer than a request.
 
         Returns:
             Whether the device requests a notification (kick).
 
         Raises:
             UsageError: A slot is in flight, named twice or does not exist. Nothing changed.
+            DeviceBroken: The queue is broken or abandoned.
+            Closed: The queue is closed.
+        """
+        ...
+
+    def show(self, count: int) -> bool:
+        """Let the device see slots that were submitted without, in their order.
+
+        Args:
+            count: How many, at most ``laid``.
+
+        Returns:
+            Whether the device requests a notification (kick).
+
+        Raises:
+            DeviceBroken: The queue is broken or abandoned.
+            Closed: The queue is closed.
+        """
+        ...
+
+    def relay(self, looks: int) -> tuple[int, bool]:
+        """Look for used slots; as soon as there are any, let the device see others, at most as many.
+
+        Args:
+            looks: How often to look, at most.
+
+        Returns:
+            As ``ready``, and whether the device requests a notification (kick).
+
+        Raises:
+            RingCorruption: The used ring is invalid; the queue accepts no calls any more.
+            DeviceBroken: The queue is broken or abandoned.
+            Closed: The queue is closed.
+        """
+        ...
+
+    def ready(self) -> int:
+        """Return a number of slots that are used and not reaped: some, if there are any.
+
+        Raises:
+            RingCorruption: The used ring is invalid; the queue accepts no calls any more.
             DeviceBroken: The queue is broken or abandoned.
             Closed: The queue is closed.
         """
@@ -118,13 +167,46 @@ class _Books:
         self._index = index
         self._rooms = [room_of(chain) for chain in chains]
         self._back = _NOTHING  # what the last reap returned, where that is remembered: it is idle
+        self._next = array("H")
+
+    @property
+    def laid(self) -> int:
+        """Slots that were submitted and not shown."""
+        return len(self._next)
+
+    def submit(self, slots: Sequence[int], *, show: bool = True) -> bool:
+        """Post slots; see ``Slots``."""
+        self.check(slots)
+        self._next.extend(slots)
+        return self.show(len(self._next)) if show and slots else False
+
+    def show(self, count: int) -> bool:
+        """Let the device see slots; see ``Slots``."""
+        now, self._next = self._next[:count], self._next[count:]
+        return self._post(now)
+
+    def ready(self) -> int:
+        """Return a number of slots that are used; see ``Slots``."""
+        raise NotImplementedError
+
+    def relay(self, looks: int) -> tuple[int, bool]:
+        """Look for used slots, and let the device see others; see ``Slots``."""
+        for _ in range(looks):
+            count = self.ready()
+            if count:
+                return count, self.show(count)
+        return 0, False
+
+    def _post(self, slots: array[int]) -> bool:
+        """Post idle slots, for formats that can only write and show at once; whether a kick is requested."""
+        raise NotImplementedError
 
     def out(self) -> list[int]:
         """Return the slots that are in flight, lowest first."""
         raise NotImplementedError
 
     def _with_device(self) -> Set[int]:
-        return set(self.out())
+        return {*self.out(), *self._next}
 
     def check(self, slots: Sequence[int]) -> None:
         """Check that all of ``slots`` exist, once each, and are idle.
@@ -181,9 +263,11 @@ class PlainSlots(_Books):
         """Return the slots that are in flight, lowest first."""
         return sorted(self._out)
 
-    def submit(self, slots: Sequence[int]) -> bool:
-        """Post slots; see ``Slots``."""
-        self.check(slots)
+    def ready(self) -> int:
+        """Return whether a slot is used and not reaped; see ``Slots``."""
+        return self._ring.pending()
+
+    def _post(self, slots: array[int]) -> bool:
         for slot in slots:
             readable, writable = self._chains[slot]
             self._ring.add(readable, writable, slot)
@@ -249,13 +333,19 @@ class SplitSlots(_RingBooks):
             return sorted(value & 0xFFFF_FFFF for value in self._loose)
         return self._in_order(self._ring.reaped, self._ring.published)
 
-    def submit(self, slots: Sequence[int]) -> bool:
+    @property
+    def laid(self) -> int:
+        """Slots that were submitted and not shown."""
+        return self._ring.laid
+
+    def submit(self, slots: Sequence[int], *, show: bool = True) -> bool:
         """Post slots; see ``Slots``."""
         count = len(slots)
         if not count:
             return False
-        if self._ring.dead:
-            self._ring.refuse()
+        ring = self._ring
+        if ring.dead:
+            ring.refuse()
         if slots == self._back:
             raw = self._back_raw
             if self._busy is not None:
@@ -268,11 +358,9 @@ class SplitSlots(_RingBooks):
             else:
                 raw = array("Q", map(self._patterns.__getitem__, slots)).tobytes()
         posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
-        if self._loose is not None:
-            self._loose.update(array("Q", raw))
         self._back = _NOTHING
         order, expected, size = self._order, self._expected, self._size
-        at = self._ring.published & (size - 1)
+        at = (ring.published + ring.laid) & (size - 1)
         end = at + count
         if end <= size:
             order[at:end] = posted
@@ -283,10 +371,42 @@ class SplitSlots(_RingBooks):
             order[: count - fits] = posted[fits:]
             expected[8 * at :] = raw[: 8 * fits]
             expected[: 8 * (count - fits)] = raw[8 * fits :]
-        return self._ring.publish_heads(posted, count)
+        if show and not ring.laid:
+            if self._loose is not None:
+                self._loose.update(array("Q", raw))
+            return ring.publish_heads(posted, count)
+        ring.lay_heads(posted, count)
+        return self.show(ring.laid) if show else False
+
+    def show(self, count: int) -> bool:
+        """Let the device see slots; see ``Slots``."""
+        if not count:
+            return False
+        ring = self._ring
+        first = ring.published
+        kick = ring.show_heads(count)
+        if self._loose is not None:
+            self._loose.update(self._elements_of(first, first + count))
+        return kick
+
+    def relay(self, looks: int) -> tuple[int, bool]:
+        """Look for used slots, and let the device see others at once; see ``Slots``."""
+        ring = self._ring
+        first = ring.published
+        found = ring.relay(looks)
+        if self._loose is not None and ring.published > first:
+            self._loose.update(self._elements_of(first, ring.published))
+        return found
+
+    def ready(self) -> int:
+        """Return the number of slots that are used and not reaped; see ``Slots``."""
+        return self._ring.announced()
 
     def _with_device(self) -> Set[int]:
-        return super()._with_device() if self._busy is None else self._busy
+        if self._busy is not None:
+            return self._busy
+        ring = self._ring
+        return {*self.out(), *self._in_order(ring.published, ring.published + ring.laid)}
 
     def _enter(self, slots: Sequence[int]) -> None:
         """Record these slots as in flight. On UsageError nothing changed."""
@@ -294,8 +414,8 @@ class SplitSlots(_RingBooks):
         self._unneeded = 0
         if self._busy is not None:
             self._busy.update(slots)
-        elif self._ring.in_flight:
-            self._busy = {*self.out(), *slots}
+        elif self._ring.in_flight or self._ring.laid:
+            self._busy = {*self._with_device(), *slots}
 
     def _count_in(self, slots: Sequence[int]) -> None:
         """Record slots that are posted exactly as reaped; after a number of such posts the set is dropped."""
@@ -361,11 +481,13 @@ class SplitSlots(_RingBooks):
 
     def _all_out(self) -> set[int]:
         """Return the used elements that are still to come, while the device has used buffers in order."""
-        ring, expected = self._ring, self._expected
-        at, end = ring.reaped & (ring.size - 1), (ring.published - 1 & (ring.size - 1)) + 1
-        if at < end:
-            return set(array("Q", expected[8 * at : 8 * end]))
-        return set(array("Q", expected[8 * at :] + expected[: 8 * end]))
+        return set(self._elements_of(self._ring.reaped, self._ring.published))
+
+    def _elements_of(self, first: int, end: int) -> array[int]:
+        """Return the used elements that were expected for the slots posted as number ``first`` to ``end`` - 1."""
+        expected, mask = self._expected, self._size - 1
+        at, end = first & mask, (end - 1 & mask) + 1
+        return array("Q", expected[8 * at : 8 * end] if at < end else expected[8 * at :] + expected[: 8 * end])
 
     def _one_by_one(self, values: Iterable[int], loose: set[int]) -> array[int]:
         found = array("H")
@@ -418,15 +540,23 @@ class PackedSlots(_RingBooks):
             return sorted(self._loose)
         return self._in_order(self._ring.slots_reaped, self._ring.slots_published)
 
-    def submit(self, slots: Sequence[int]) -> bool:
+    def ready(self) -> int:
+        """Return whether a slot is used and not reaped; see ``Slots``."""
+        return self._ring.pending()
+
+    def submit(self, slots: Sequence[int], *, show: bool = True) -> bool:
         """Post slots; see ``Slots``."""
-        count = len(slots)
+        if not show or self._next:
+            return super().submit(slots, show=show)
+        self.check(slots)
+        return self._post(slots if type(slots) is array and slots.typecode == "H" else array("H", slots))
+
+    def _post(self, posted: array[int]) -> bool:
+        count = len(posted)
         if not count:
             return False
         if self._ring.dead:
             self._ring.refuse()
-        self.check(slots)
-        posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
         self._back = _NOTHING
         if self._loose is not None:
             self._loose.update(posted)
