@@ -115,8 +115,8 @@ def test_once_is_the_first_of_the_parameters_that_are_left(order, tmp_path):
                 *("zsh", "fish", "groff"),
             },
         ),
-        (["--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-arm"}),
-        (["--lint", "--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-arm"}),
+        (["--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-common", "qemu-system-arm"}),
+        (["--lint", "--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-common", "qemu-system-arm"}),
         ([], {name for floor in ("LINT", "UNIT", "QEMU", "VM") for name in getattr(setup, f"FOR_{floor}")}),
     ],
 )
