@@ -151,7 +151,7 @@ class Burst:
             BadSize: A sector is negative.
             UsageError: A slot is in flight, or there are not as many sectors as slots.
         """
-        with self._device.session():
+        with self._disk.session():
             self._post(slots, sectors)
 
     def _post(self, slots: array[int], sectors: Sequence[int]) -> None:
@@ -193,7 +193,7 @@ class Burst:
             ProtocolError: A status is invalid, or a request that succeeded is too short.
             RingCorruption: The used ring holds what cannot be.
         """
-        with self._device.session():
+        with self._disk.session():
             return self._take()
 
     def _take(self) -> array[int]:
@@ -226,7 +226,7 @@ class Burst:
             RingCorruption: The used ring holds what cannot be.
         """
         device = self._device
-        with device.session():
+        with self._disk.session():
             self._waits += 1
             if not self._waits % _LOOK:
                 device.service()  # as the wait loop does, which does not run here
