@@ -89,7 +89,8 @@ class Adapter(Driver):
     @property
     def config(self) -> ScsiConfig:
         """The configuration, as it was when the device was started."""
-        return self._config
+        with self.session():
+            return self._config
 
     def _read_config(self) -> None:
         self._config = configuration.read(self.device)

@@ -52,7 +52,7 @@ class Scsi(Initiator):
             ScsiCheck, ScsiStatus, ScsiAnswer: The command failed.
             UsageError: There cannot be such a target.
         """
-        with self.device.session():
+        with self.session():
             zero = Lun(target)
             return self._listed(
                 zero, self._run(zero, [c.report_luns(self._room(c.LUN_LIST_SIZE))], timeout)[0], timeout
@@ -70,7 +70,7 @@ class Scsi(Initiator):
         Raises:
             ScsiCheck, ScsiStatus, ScsiTransport, ScsiAnswer: A command failed, other than for what is not there.
         """
-        with self.device.session():
+        with self.session():
             zeroes = [Lun(target) for target in range(min(self._config.max_target, TARGETS - 1) + 1)]
             ask = c.report_luns(self._room(c.LUN_LIST_SIZE))
             luns: set[Lun] = set()
@@ -172,7 +172,7 @@ class Scsi(Initiator):
             ScsiTransport: There is no such target.
             ScsiStatus, ScsiAnswer: The command failed.
         """
-        with self.device.session():
+        with self.session():
             try:
                 found = c.decode_capacity_16(self._run(lun, [c.read_capacity_16()], timeout)[0])
             except ScsiCheck as error:
@@ -228,7 +228,7 @@ class Scsi(Initiator):
             DeviceTimeout: A request did not complete in time.
             ProtocolError: An answer is invalid.
         """
-        with self.device.session():
+        with self.session():
             size = self.check_range(lun, block, blocks, timeout=timeout)
             pieces = self._pieces(block, blocks, size)
             return b"".join(self._run(lun, (c.read(at, count, size) for at, count in pieces), timeout))
@@ -255,7 +255,7 @@ class Scsi(Initiator):
             DeviceTimeout: A request did not complete in time.
             ProtocolError: An answer is invalid.
         """
-        with self.device.session():
+        with self.session():
             self._require_write("write")
             view = memoryview(data).cast("B")
             size = self.check_range(lun, block, 0, timeout=timeout)

@@ -67,7 +67,7 @@ class Initiator(Adapter):
         self._events: EventQueue | None = None
         super().__init__(device, allow_write=allow_write, observe=observe)
         if self._events is not None:
-            with device.session():
+            with self.session():
                 self._events.stock()
 
     # --- bring-up -------------------------------------------------------------------------------------------
@@ -145,7 +145,7 @@ class Initiator(Adapter):
             DeviceTimeout: It did not complete in time.
             ProtocolError: Its answer is invalid.
         """
-        with self.device.session():
+        with self.session():
             self._allowed(command)
             return self._run(lun, [command], timeout, repeat=not command.changes)[0]
 
@@ -168,13 +168,13 @@ class Initiator(Adapter):
             DeviceTimeout: No request completed in time to free a slot.
             ProtocolError: A request that completed meanwhile has an invalid answer.
         """
-        with self.device.session():
+        with self.session():
             self._allowed(command)
             return self._requests.submit(lun, command, queue=queue, kick=kick)
 
     def kick(self) -> None:
         """Notify the device of requests that were submitted without a kick."""
-        with self.device.session():
+        with self.session():
             self._requests.kick()
 
     def poll(self) -> int:
@@ -186,7 +186,7 @@ class Initiator(Adapter):
         Raises:
             ProtocolError: An answer is invalid.
         """
-        with self.device.session():
+        with self.session():
             self.device.service()
             return self._requests.collect()
 
@@ -259,7 +259,7 @@ class Initiator(Adapter):
             DeviceTimeout: The device did not answer in time.
             ProtocolError: The response is invalid.
         """
-        with self.device.session():
+        with self.session():
             if task in _RESETS:
                 self._require_write(f"send {task.name}")
             response = self._control.manage(task, lun, tag, self.device.seconds(timeout))
@@ -300,7 +300,7 @@ class Initiator(Adapter):
 
         An event whose ``missed`` is set says that others were lost: ``scan()`` again, and look at each unit.
         """
-        with self.device.session():
+        with self.session():
             self.device.service()
             self._take_events()
             found: list[Event] = []
@@ -317,7 +317,7 @@ class Initiator(Adapter):
         Returns:
             The oldest event; None where none came in time, or the device has no event queue.
         """
-        with self.device.session():
+        with self.session():
             queue = self._events
             if queue is None:
                 return None

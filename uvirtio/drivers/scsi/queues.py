@@ -242,7 +242,7 @@ class RequestQueues:
             UsageError: Bursts have taken all queues.
             Closed: The driver was closed.
         """
-        with self._device.session():
+        with self._adapter.session():
             self.kick()
             left = None if requests is None else [one for one in requests if not one.done]
 
