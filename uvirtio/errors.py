@@ -77,6 +77,11 @@ __all__ = [
     "ResetTimeout",
     "RingCorruption",
     "RngUnhealthy",
+    "ScsiAnswer",
+    "ScsiCheck",
+    "ScsiRefusal",
+    "ScsiStatus",
+    "ScsiTransport",
     "UnsafeDma",
     "UsageError",
     "UvirtioError",
@@ -288,6 +293,47 @@ class BlkUnsupported(BlkRefusal):
     """UNSUPP: the device does not know requests of this kind."""
 
     code = "UV-BLK-UNSUPP"
+
+
+class ScsiRefusal(UvirtioError):
+    """A SCSI device did not carry out a command or a task management function (5.6.6); it works on.
+
+    ``response`` is what the transport said, ``key``, ``asc`` and ``ascq`` are those of the sense data; 0 where
+    there are none. What a write did to its blocks is not known: all, some or none were written.
+    """
+
+    code = "UV-SCSI"
+
+    def __init__(
+        self, message: str, *, response: int = 0, sense: tuple[int, int, int] = (0, 0, 0), **details: Any
+    ) -> None:
+        super().__init__(message, **details)
+        self.response = response
+        self.key, self.asc, self.ascq = sense
+
+
+class ScsiCheck(ScsiRefusal):
+    """CHECK CONDITION: the logical unit refused or failed, and its sense data say why."""
+
+    code = "UV-SCSI-CHECK"
+
+
+class ScsiStatus(ScsiRefusal):
+    """The logical unit ended a command with another status: busy, reserved, its task set full, or aborted."""
+
+    code = "UV-SCSI-STATUS"
+
+
+class ScsiTransport(ScsiRefusal):
+    """A command did not reach its logical unit, or its answer not us: no such target, aborted, reset (5.6.6.1)."""
+
+    code = "UV-SCSI-TRANSPORT"
+
+
+class ScsiAnswer(ScsiRefusal):
+    """The logical unit says GOOD, and its data are too short or make no sense."""
+
+    code = "UV-SCSI-ANSWER"
 
 
 class QueueFull(UvirtioError):

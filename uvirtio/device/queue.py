@@ -28,6 +28,13 @@ class QueueSpec:
     """The most entries that are of use; the device may have fewer."""
     required: bool = True
     """Whether the driver cannot work without it."""
+    clamp_used_len: bool = False
+    """Whether a used length beyond the buffer is a finding (``used-length-clamped``), not a broken ring (2.7.8).
+
+    For devices that are known to count bytes there that they have read; the driver must not use the length then.
+    """
+    owed: bool = True
+    """Whether the device owes each buffer back in time; False where it keeps them for what may come: events."""
 
 
 class Queue:

@@ -406,8 +406,8 @@ class SplitSlots(_RingBooks):
             if written > room:
                 written = self._ring.too_long(written, room)
             loose.discard(pattern)
-            # A device tends to report the same length again: expect this one from now on.
-            self._patterns[head] = head | written << 32
+            # A device tends to report the same length again, also one that is too long: expect it from now on.
+            self._patterns[head] = value
             self.written[head] = written
             found.append(head)
         return found

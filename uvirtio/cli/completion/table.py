@@ -43,6 +43,7 @@ GROUPS: Final[dict[str, str]] = {
     "input": "Keyboards, mice and tablets",
     "mem": "Memory that is plugged and unplugged as the host requests",
     "blk": "Disks: read, write, flush, discard",
+    "scsi": "SCSI host devices: list, read and write logical units",
 }
 
 VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
@@ -88,6 +89,10 @@ VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
     "blk write": ("Write whole sectors at OFFSET, then flush", ("DEV", "OFFSET"), {**COMMON, **OPENING, "-i": ("FILE", "Data to write (default: standard input)"), "--in": ("FILE", "Data to write (default: standard input)"), "--zeroes": ("SIZE", "Write SIZE of zeroes instead"), "--allow-write": ("", "Allow the contents of the disk to be changed")}),
     "blk flush": ("Flush the write cache of the disk", ("DEV",), {**COMMON, **OPENING}),
     "blk discard": ("Tell the disk that SIZE bytes at OFFSET are unused", ("DEV", "OFFSET", "SIZE"), {**COMMON, **OPENING, "--allow-write": ("", "Allow the contents of the disk to be changed")}),
+    "scsi list": ("List the logical units of a SCSI host device", ("DEV",), {**COMMON, **OPENING}),
+    "scsi info": ("Show limits of a SCSI host device, or of one logical unit capacity, serial number and cache", ("DEV", "[LUN]"), {**COMMON, **OPENING}),
+    "scsi read": ("Read SIZE bytes at OFFSET of a logical unit", ("DEV", "LUN", "OFFSET", "SIZE"), {**COMMON, **OPENING, "--hex": ("", "Write plain hexadecimal digits instead of a dump"), "--raw": ("", "Write the raw bytes to stdout"), "-o": ("FILE", "Write the raw bytes to FILE"), "--output": ("FILE", "Write the raw bytes to FILE")}),
+    "scsi write": ("Write whole blocks at OFFSET of a logical unit, then flush", ("DEV", "LUN", "OFFSET"), {**COMMON, **OPENING, "-i": ("FILE", "Data to write (default: standard input)"), "--in": ("FILE", "Data to write (default: standard input)"), "--allow-write": ("", "Allow the contents of the unit to be changed")}),
 }
 """Verb -> help, the metavars of its arguments, its options."""
 
