@@ -183,7 +183,7 @@ class Device(DeviceState):
         with self._lock:
             hung: ResetTimeout | None = None
             try:
-                self._status.reset(self.timeout)
+                self._status.reset(self.timeout, self._waiting.pause)
             except ResetTimeout as error:
                 if not flr:
                     raise
@@ -202,6 +202,7 @@ class Device(DeviceState):
             self._status.await_reset(
                 self.timeout,
                 lambda: "a function-level reset did not help: whatever provides the device is at fault",
+                self._waiting.pause,
             )
             return
         if hung is not None:
@@ -285,7 +286,7 @@ class Device(DeviceState):
             return out
 
     def _await_queue_reset(self, transport: ResetsQueues, queue: Queue, timeout: float) -> None:
-        if not poll_until(lambda: transport.queue_is_reset(queue.index), timeout, self.clock):
+        if not poll_until(lambda: transport.queue_is_reset(queue.index), timeout, self.clock, self._waiting.pause):
             raise DeviceTimeout(
                 f"{self.address} did not finish the reset of {queue.name} within {timeout:g} s",
                 seen="queue_reset 1",
@@ -328,6 +329,7 @@ class Device(DeviceState):
                 check=self.check_status,
                 patience=self.timeout,
                 clock=self.clock,
+                sleep=self._waiting.pause,
             )
 
     def read_config(self, *fields: Field) -> tuple[int, ...]:
