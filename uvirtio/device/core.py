@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uvirtio.device import log
 from uvirtio.device.bringup import GiveBack, Observer, RingMaker, admin_queue, negotiate, unobserved
 from uvirtio.device.counters import Counters
+from uvirtio.device.evidence import of_queue
 from uvirtio.device.options import OpenOptions
 from uvirtio.device.queue import Queue, QueueSpec
 from uvirtio.device.signals import signals_held
@@ -120,6 +121,7 @@ class Device(DeviceState):
             if self._status.live:
                 self.stop()  # another driver had it: what that one took is given back first
                 self._check_usable()
+            self.queues_left = ()
             try:
                 with self._step(observe, "reset"):
                     self.reset()
@@ -238,7 +240,9 @@ class Device(DeviceState):
         for spec, ring in made:
             doorbell = self.transport.enable_queue(spec.index, ring.size, *ring.addresses)
             data = self.has(f.NOTIFICATION_DATA)
-            queue = self.queues[spec.index] = Queue(spec, ring, doorbell, with_data=data)
+            queue = self.queues[spec.index] = Queue(
+                spec, ring, doorbell, with_data=data, monotonic=self.clock.monotonic
+            )
             if self._witness is not None:
                 self._witness.watch(queue)
 
@@ -515,6 +519,9 @@ class Device(DeviceState):
         """Reset with confirmation, bus master off, then free. Without confirmation the memory is never freed."""
         was_live = self._status.live
         confirmed = not was_live
+        if self.queues and self._witness is None:  # a record has what a driver does, and no look at the rings
+            found = (of_queue(queue) for queue in self.queues.values())
+            self.queues_left = tuple(one for one in found if one is not None)
         if was_live and may_reset:
             try:
                 self._status.reset(self.timeout)

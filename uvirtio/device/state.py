@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 
 from uvirtio.device import log
+from uvirtio.device.evidence import QueueEvidence
 from uvirtio.device.options import OpenOptions
 from uvirtio.device.queue import Queue
 from uvirtio.device.status import StatusField
@@ -102,6 +103,8 @@ class DeviceState:
         self.wanted = 0
         """Feature bits that were asked for at the last start, offered or not."""
         self.queues: dict[int, Queue] = {}
+        self.queues_left: tuple[QueueEvidence, ...] = ()
+        """What the queues showed when the device was last left, before its reset; empty where it is recorded."""
         self._dma: DmaSpace | None = None
         self._status = StatusField(address, transport)
         self._broken: UvirtioError | None = None

@@ -78,6 +78,13 @@ class Slots(Protocol):
         """Return the slots that are in flight, lowest first."""
         ...
 
+    def numbers(self) -> list[int]:
+        """Return the numbers of the chains in flight, counted from the start, lowest first.
+
+        One that was overtaken by more chains than the ring is long has the highest number that it can have.
+        """
+        ...
+
 
 def fixed_slots(ring: Virtqueue, chains: Sequence[Chain]) -> Slots:
     """Write chains into an unused queue, one slot each.
@@ -181,6 +188,10 @@ class PlainSlots(_Books):
         """Return the slots that are in flight, lowest first."""
         return sorted(self._out)
 
+    def numbers(self) -> list[int]:
+        """Return the numbers of the chains in flight; see ``Slots``."""
+        return self._ring.numbers()
+
     def submit(self, slots: Sequence[int]) -> bool:
         """Post slots; see ``Slots``."""
         self.check(slots)
@@ -215,6 +226,17 @@ class _RingBooks(_Books):
         self._order = array("H", bytes(2 * size))
         self._loose: set[int] | None = None
 
+    def _numbers_of(self, published: int) -> list[int]:
+        """Return the numbers of the slots in flight, where ``published`` chains were posted since the start."""
+        out, found = set(self.out()), []
+        oldest = max(0, published - self._size)
+        for number in range(published - 1, oldest - 1, -1):
+            slot = self._order[number % self._size]
+            if slot in out:
+                out.discard(slot)
+                found.append(number)
+        return sorted(found + [max(0, oldest - 1)] * len(out))
+
     def _in_order(self, first: int, end: int) -> list[int]:
         """Return the slots that were posted as number ``first`` to ``end`` - 1 since the start, lowest first."""
         return sorted(self._order[number % self._size] for number in range(first, end))
@@ -248,6 +270,10 @@ class SplitSlots(_RingBooks):
         if self._loose is not None:
             return sorted(value & 0xFFFF_FFFF for value in self._loose)
         return self._in_order(self._ring.reaped, self._ring.published)
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the chains in flight; see ``Slots``."""
+        return self._numbers_of(self._ring.published)
 
     def submit(self, slots: Sequence[int]) -> bool:
         """Post slots; see ``Slots``."""
@@ -417,6 +443,10 @@ class PackedSlots(_RingBooks):
         if self._loose is not None:
             return sorted(self._loose)
         return self._in_order(self._ring.slots_reaped, self._ring.slots_published)
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the chains in flight; see ``Slots``."""
+        return self._numbers_of(self._ring.slots_published)
 
     def submit(self, slots: Sequence[int]) -> bool:
         """Post slots; see ``Slots``."""

@@ -19,7 +19,7 @@ from uvirtio.errors import BadSize, ProtocolError, UsageError
 from uvirtio.memory.access import words64
 from uvirtio.spec import blk as spec
 from uvirtio.spec.blk import SECTOR_SIZE
-from uvirtio.virtqueue.slots import Chain, fixed_slots
+from uvirtio.virtqueue.slots import Chain
 
 _HEADER_WORDS = spec.HEADER_SIZE // 8
 
@@ -98,7 +98,7 @@ class Burst:
                     remedy="fewer sectors in a request",
                 )
             chains.append((header, [*runs, *status]) if kind == spec.Request.IN else ([*header, *runs], status))
-        self._slots = fixed_slots(queue.ring, chains)
+        self._slots = queue.set_fixed(chains)
         # From here on nothing can fail, so these views need no other owner.
         self._status = statuses.view[:count]
         self._data = [data.view[slot * self._size : (slot + 1) * self._size] for slot in range(count)]
@@ -178,8 +178,7 @@ class Burst:
             for slot, sector in zip(slots, sectors, strict=True):
                 status[slot] = NO_STATUS
                 at[slot] = sector
-        if self._slots.submit(slots):
-            self._queue.notify()
+        self._queue.submit(slots)
 
     def take(self) -> array[int]:
         """Reap complete requests, without waiting.
