@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from uvirtio.conform.memory import Buffer, Piece
 from uvirtio.diag.raw import Descriptor, RawSplit
+from uvirtio.errors import Misuse
 from uvirtio.interfaces.memory import Doorbell
 from uvirtio.spec import ring
 from uvirtio.virtqueue.split import SplitQueue
@@ -120,7 +121,7 @@ class Lane:
         raw = self.raw
         places, self._free = self._free[: len(laid)], self._free[len(laid) :]
         if len(places) < len(laid):
-            raise IndexError(f"{len(laid)} descriptors, {len(places)} free")
+            raise Misuse(f"a chain of {len(laid)} descriptors", seen=f"{len(places)} are free", expected="enough")
         for number, (piece, more) in enumerate(laid):
             flags = more | (ring.DESC_F_WRITE if piece.writable else 0)
             following = 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from uvirtio.errors import Misuse
 from uvirtio.interfaces.memory import Block, DmaSpace
 
 _PAGE: Final = 4096
@@ -83,7 +84,7 @@ class Buffer:
             if start < run:
                 return Piece(address + start, length, self.writable)
             start -= run
-        raise IndexError(start)
+        raise Misuse("a piece behind the end of a buffer", seen=start, expected=f"inside {self.size} bytes")
 
     def untouched(self) -> list[tuple[int, int]]:
         """The runs of bytes that hold what they held at first, as (start, end)."""
