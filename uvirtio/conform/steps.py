@@ -420,6 +420,14 @@ class Steps:
         self._pages = []
         self.transport.release_queues()
 
+    def retire(self, index: int) -> None:
+        """Keep the ring of a queue that is no longer enabled for comparison.
+
+        Args:
+            index: The queue.
+        """
+        self._past.append(self.lanes.pop(index))
+
     def contents(self) -> list[object]:
         """All memory that the device was given, as it is now."""
         found: list[object] = [arena.contents() for arena in self._arenas]
