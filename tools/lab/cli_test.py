@@ -17,6 +17,7 @@ from lab import (
     arches,
     cache,
     cli_fleet,
+    daemons,
     debian,
     fleet,
     kernels,
@@ -147,10 +148,11 @@ def main(arguments: list[str]) -> int:
         if floors["qemu"] == _whole("qemu") and interpreter is None:
             steps += _benches(runner)
         if options.all and options.qemu_version is None:
+            steps += _own_daemons(runner, floors["qemu"])
             for version in qemus.names():
                 steps += _qemu_floor(runner, floors["qemu"], version, accept_expired=expired)
         elif not options.paths and "vm" in floors and options.qemu_version is None:
-            left_out += [f"qemu {version}" for version in qemus.names()]
+            left_out += ["vhost-user daemons", *(f"qemu {version}" for version in qemus.names())]
     if options.all and not options.kernel:
         steps += _fleet(runner, accept_expired=options.accept_expired)
     elif floors.get("vm") == _whole("vm"):
@@ -309,11 +311,34 @@ def _qemu_floor(
     name = f"qemu {version}".rstrip()
     try:
         qemu = qemus.get(version, accept_expired=accept_expired)
+        back_ends = None
+        if version and any(one.has(file) for one in chosen for file in _daemon_files()):
+            back_ends = daemons.get(version, accept_expired=accept_expired)
     except LabError as error:  # as with modules: the mirror has moved on
         yield name, _failing(name, _unless_usage(error))
         return
     arguments = [*(["--once"] if once else []), *map(str, chosen)]
-    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), qemu=qemu)
+    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), qemu=qemu, programs=back_ends)
+
+
+def _daemon_files() -> list[Path]:
+    """The tests of vhost-user back ends."""
+    return sorted((TESTS / "qemu").glob("test_vhost_user*.py"))
+
+
+def _own_daemons(runner: Runner, chosen: list[Chosen]) -> Iterator[tuple[str, Step]]:
+    """The tests of vhost-user back ends, with those of this release that a plain run does not have."""
+    name = "vhost-user daemons"
+    files = [file for file in _daemon_files() if any(one.has(file) for one in chosen)]
+    if not files:
+        return
+    try:
+        back_ends = daemons.get("")
+    except LabError as error:
+        yield name, _failing(name, str(error))
+        return
+    arguments = [str(one.within(file)) for file in files for one in chosen if one.has(file)]
+    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), programs=back_ends)
 
 
 def _fleet(runner: Runner, *, accept_expired: bool = False) -> Iterator[tuple[str, Step]]:

@@ -231,7 +231,7 @@ class Fleet:
             "IdentitiesOnly": "yes",
             "BatchMode": "yes",
             "ControlMaster": "auto",  # on an emulated CPU the keys of a session take a second
-            "ControlPersist": "30",
+            "ControlPersist": "600",
             "ControlPath": self._short / "%C",
         }
         programs = ansible()

@@ -20,13 +20,15 @@ from uvirtio.device.options import OpenOptions
 from uvirtio.device.queue import Queue, QueueSpec
 from uvirtio.device.signals import signals_held
 from uvirtio.device.snapshot import snapshot
-from uvirtio.device.state import DeviceState
+from uvirtio.device.state import DeviceState, Session
 from uvirtio.device.status import poll_until
 from uvirtio.device.waiting import WaitLoop
 from uvirtio.errors import (
     ConfigError,
     DeviceAbsent,
+    DeviceFailure,
     DeviceTimeout,
+    EnvironmentLack,
     NotSupported,
     ResetTimeout,
     UvirtioError,
@@ -86,6 +88,7 @@ class Device(DeviceState):
         before_ok: Callable[[], None] | None = None,
         give_back: GiveBack | None = None,
         admin: bool = False,
+        session: Session | None = None,
     ) -> None:
         """Initialise the device up to DRIVER_OK (3.1.1).
 
@@ -104,6 +107,7 @@ class Device(DeviceState):
             give_back: Called first when the device is left; its argument says whether the device still works.
             admin: Use an administration queue where one is offered (ADMIN_VQ); it is among ``Device.queues``,
                 under the name ``adminq``.
+            session: The session of the driver, which ends with this start; None: it uses the device's own.
 
         Raises:
             FeatureMissing: The device does not offer a required feature bit.
@@ -126,6 +130,7 @@ class Device(DeviceState):
             try:
                 with self._step(observe, "reset"):
                     self.reset()
+                self._used_by = session
                 with self._step(observe, "acknowledge"):
                     self._status.add(Status.ACKNOWLEDGE)
                 with self._step(observe, "driver"):
@@ -543,6 +548,7 @@ class Device(DeviceState):
 
     def _release(self) -> None:
         """Release queues, interrupts and memory; the device was reset, or its memory is in quarantine."""
+        self._used_by = None
         self._waiting.forget()
         self.queues.clear()
         rings, self._rings = self._rings, []
@@ -579,7 +585,7 @@ class Device(DeviceState):
                 self._say(log.INFO, "closed")
                 try:
                     self.transport.close()
-                except UvirtioError as error:
+                except (DeviceFailure, DeviceAbsent, EnvironmentLack) as error:
                     # Everything is freed or kept by now, and an error would hide that of the caller's block.
                     self._break(error)
                     self._say(log.WARNING, "closed: %s", error)

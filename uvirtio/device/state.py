@@ -35,28 +35,41 @@ from uvirtio.spec import features as f
 from uvirtio.spec import ids
 
 
-class _Session:
-    """The context manager that ``DeviceState.session`` returns; one for each device, since it keeps nothing.
+class Session:
+    """The context manager that ``DeviceState.session`` returns: one for each device and each driver of it.
 
-    Each call of a driver enters two or three sessions. A generator would work too, at four times the cost.
+    It keeps nothing between two uses. Each call of a driver enters two or three sessions; a generator would work
+    too, at four times the cost.
     """
 
-    __slots__ = ("_device",)
+    __slots__ = ("_device", "_driver")
 
-    def __init__(self, device: DeviceState) -> None:
+    def __init__(self, device: DeviceState, driver: str = "") -> None:
+        """Make the session of a device, or of one driver of it.
+
+        Args:
+            device: The device.
+            driver: The driver's name, for the error after it was closed; empty: no driver's.
+        """
         self._device = device
+        self._driver = driver
 
     def __enter__(self) -> None:
         device = self._device
         if os.getpid() != device._owner_pid:
             device.check_owner()  # before the lock: in a forked child its holder may not exist
         device._lock.acquire()
-        if (device.closing or device._broken is not None) and not device.leaving:
-            try:
+        try:
+            if (device.closing or device._broken is not None) and not device.leaving:
                 device._check_usable()
-            except BaseException:
-                device._lock.release()
-                raise
+            if self._driver and device._used_by is not self:
+                name = self._driver
+                raise Closed(
+                    f"the {name} driver of {device.address} is closed: the device was stopped or started again"
+                )
+        except BaseException:
+            device._lock.release()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
@@ -72,16 +85,16 @@ class _Session:
 class _Hurry:
     """A session whose accesses have the deadline of one call, where the back end has to wait for their answers."""
 
-    __slots__ = ("_before", "_deadline", "_device", "_hurries")
+    __slots__ = ("_before", "_deadline", "_hurries", "_session")
 
-    def __init__(self, device: DeviceState, hurries: Hurries, deadline: float) -> None:
-        self._device = device
+    def __init__(self, session: Session, hurries: Hurries, deadline: float) -> None:
+        self._session = session
         self._hurries = hurries
         self._deadline = deadline
         self._before: float | None = None
 
     def __enter__(self) -> None:
-        self._device._session.__enter__()
+        self._session.__enter__()
         self._before = self._hurries.hurry(self._deadline)
         if self._before is not None and self._before < self._deadline:
             self._hurries.hurry(self._before)
@@ -90,7 +103,7 @@ class _Hurry:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         try:
-            self._device._session.__exit__(kind, error, where)
+            self._session.__exit__(kind, error, where)
         finally:
             self._hurries.hurry(self._before)
 
@@ -144,7 +157,8 @@ class DeviceState:
         self._closed = False
         self._owner_pid = os.getpid()
         self._lock = threading.RLock()
-        self._session = _Session(self)
+        self._session = Session(self)
+        self._used_by: Session | None = None
         self._log = log.logger()
         self.clock = clock_of(transport)
         """The clock that waits and time-outs go by."""
@@ -228,26 +242,27 @@ class DeviceState:
         """Whether feature ``bit`` was negotiated."""
         return bool(self.features >> bit & 1)
 
-    def session(self, timeout: float | None = None) -> AbstractContextManager[None]:
+    def session(self, timeout: float | None = None, driver: Session | None = None) -> AbstractContextManager[None]:
         """The context manager for one operation of a driver: it checks that the device is usable, and locks it.
 
         Args:
             timeout: Seconds that the caller has for all of the operation, accesses of registers included; None:
                 each access has what the back end gives it.
+            driver: The session of the driver that calls; None: the device's own.
 
         A DeviceFailure or DeviceGone that leaves the block makes the device broken: all later calls fail at
         once instead of each waiting for its own deadline. Sessions nest; while the device is being left, its
         driver may enter one even if the device is closing or broken.
 
         Raises:
-            Closed: On entry: the device is closed.
+            Closed: On entry: the device or the driver is closed.
             DeviceGone: On entry, or at the end of a block that failed: the device was removed.
             DeviceBroken: On entry: an earlier error made the device unusable.
             NotSupported: On entry: another process opened the device, as in a forked child.
         """
         if timeout is None or self._hurries is None or not timeout < self.timeout:
-            return self._session
-        return _Hurry(self, self._hurries, time.monotonic() + timeout)
+            return driver or self._session
+        return _Hurry(driver or self._session, self._hurries, time.monotonic() + timeout)
 
     def _left_by(self, error: BaseException) -> None:
         """Mark the device broken where the exception that leaves a session says so."""

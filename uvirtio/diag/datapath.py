@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from uvirtio.device import Device, Observer, QueueSpec
 from uvirtio.device.evidence import of_queue
 from uvirtio.diag.causes import STALLS
+from uvirtio.diag.fs import FsPath
+from uvirtio.diag.outcome import Idle, PathResult
 from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.input import Input
@@ -17,6 +18,7 @@ from uvirtio.drivers.rng import Rng
 from uvirtio.errors import BlkRefusal
 from uvirtio.spec import balloon as balloon_spec
 from uvirtio.spec import blk as blk_spec
+from uvirtio.spec import fs as fs_spec
 from uvirtio.spec import input as input_spec
 from uvirtio.spec import mem as mem_spec
 from uvirtio.spec import rng as rng_spec
@@ -28,20 +30,6 @@ _HostEvent = dict[str, Any]
 """An InputEvent of QEMU's QMP schema."""
 
 _QUEUES_MAX = 16
-
-
-@dataclass(frozen=True, slots=True)
-class PathResult:
-    """The result of one test."""
-
-    detail: str
-    """What was done and read."""
-    suspicious: str = ""
-    """An anomaly of a data path that works."""
-    cause: str = "data-path"
-    """The id of the cause of the anomaly."""
-    skipped: bool = False
-    """Whether nothing could be tested."""
 
 
 class DataPath(Protocol):
@@ -75,17 +63,6 @@ class DataPath(Protocol):
         ...
 
 
-class _Idle:
-    """Takes interrupts and asks for nothing: most devices send nothing by themselves."""
-
-    _device: Device
-
-    def serve(self, seconds: float) -> int:
-        """Wait, taking interrupts."""
-        self._device.wait(lambda: False, timeout=seconds, what="time to pass", owed=False)
-        return 0
-
-
 def for_device(device: Device) -> DataPath:
     """The data path test of this device's type; for a type without a driver, one that only starts its queues."""
     guest = device.guest
@@ -101,10 +78,12 @@ def for_device(device: Device) -> DataPath:
         return _MemPath(device, witness, ident)
     if device.device_id == blk_spec.TYPE:
         return _BlkPath(device, witness, ident)
+    if device.device_id == fs_spec.TYPE:
+        return FsPath(device)
     return _BarePath(device)
 
 
-class _BarePath(_Idle):
+class _BarePath(Idle):
     """Queues without traffic, for device types without a driver."""
 
     def __init__(self, device: Device) -> None:
@@ -125,7 +104,7 @@ class _BarePath(_Idle):
         return None
 
 
-class _RngPath(_Idle):
+class _RngPath(Idle):
     """Reads random bytes from an entropy device."""
 
     _COUNT = 64
@@ -196,7 +175,7 @@ class _BalloonPath:
         return PathResult(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
 
 
-class _MemPath(_Idle):
+class _MemPath(Idle):
     """Queries a memory device and plugs nothing, since plugged memory would outlive the diagnosis."""
 
     def __init__(self, device: Device, witness: Witness | None, ident: str | None) -> None:
@@ -349,7 +328,7 @@ class _InputPath:
         return None
 
 
-class _BlkPath(_Idle):
+class _BlkPath(Idle):
     """Reads one sector and the serial of a block device, and writes nothing."""
 
     _GROWTH = 1 << 20

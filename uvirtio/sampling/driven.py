@@ -8,6 +8,7 @@ from uvirtio import opening
 from uvirtio.device import Device, OpenOptions, unobserved
 from uvirtio.device.evidence import SAYS, of_queue
 from uvirtio.diag import datapath
+from uvirtio.diag.outcome import PathResult
 from uvirtio.errors import UvirtioError
 from uvirtio.sampling.ages import Ages
 from uvirtio.sampling.sample import QueueSample, Sample, Stopped, Tell, rate
@@ -136,7 +137,7 @@ class _Looks:
         if len(self._events) < _EVENTS_MAX:
             self._events.append(text)
 
-    def round(self, result: datapath.PathResult) -> None:
+    def round(self, result: PathResult) -> None:
         """Note a round of load, and what is odd about it where that is new."""
         self._rounds += 1
         told = result.suspicious or (result.detail if result.skipped else "")

@@ -81,7 +81,7 @@ class Mem(Driver):
         self.counts: dict[Response, int] = dict.fromkeys(Response, 0)
         """Responses so far, by type."""
         try:
-            with device.session():
+            with self.session():
                 config = self.config()
                 self.block_table = BlockTable(config.block_size)
                 if config.plugged_size and leftover == "unplug":
@@ -116,7 +116,7 @@ class Mem(Driver):
             ConfigUnstable: It changes at every read.
             ProtocolError: ``block_size``, ``addr`` or ``region_size`` changed.
         """
-        with self.device.session():
+        with self.session():
             config = configuration.read(self.device)
             if self._identity != (config.block_size, config.addr, config.region_size):
                 self._finding("what cannot change changed: block_size, addr or region_size")
@@ -181,7 +181,7 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
-        with self.device.session():
+        with self.session():
             first = self._validated(addr, blocks, timeout)
             if self.block_table.plugged.overlaps(first, blocks):
                 raise self._not_uniform("plugged already", first, blocks)
@@ -206,7 +206,7 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
-        with self.device.session():
+        with self.session():
             first = self._validated(addr, blocks, timeout)
             if not self.block_table.plugged.covers(first, blocks):
                 raise self._not_uniform("not plugged", first, blocks)
@@ -229,7 +229,7 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
-        with self.device.session():
+        with self.session():
             whole = self._identity[2] // self.block_size
             self.block_table.require_unused(0, whole)
             self.patiently(self._unplug_all_once, timeout)
@@ -262,7 +262,7 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
-        with self.device.session():
+        with self.session():
             return self._state(self._validated(addr, blocks, timeout), blocks, timeout)
 
     def _state(self, first: int, blocks: int, timeout: float | None = None) -> State:
@@ -290,7 +290,7 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
-        with self.device.session():
+        with self.session():
             buffer = self._buffer
             buffer.view[: spec.REQUEST_SIZE] = _REQUEST.pack(request, addr, blocks)
             # Preset to an invalid response: what the device does not write must not look like an ACK.
@@ -410,9 +410,10 @@ class Mem(Driver):
             Whether the configuration changed.
         """
         seen = self.device.counters.config_changes
-        return self.device.wait(
-            lambda: self.device.counters.config_changes != seen, timeout=seconds, what="a change", owed=False
-        )
+        with self.session():
+            return self.device.wait(
+                lambda: self.device.counters.config_changes != seen, timeout=seconds, what="a change", owed=False
+            )
 
     # --- what is plugged ------------------------------------------------------------------------------------
 
@@ -427,7 +428,7 @@ class Mem(Driver):
             MemNack, MemBusy, MemError: The device refused.
             DeviceTimeout: The device did not respond in time.
         """
-        with self.device.session():
+        with self.session():
             config = self.config()
             plugged = self._survey(config)
             if plugged.total != config.plugged_blocks:
@@ -483,7 +484,7 @@ class Mem(Driver):
 
     def _validated(self, addr: int, blocks: int, timeout: float | None) -> int:
         """Check a range that the device would have to refuse otherwise (5.15.6); the number of its first block."""
-        with self.device.session(timeout):
+        with self.session(timeout):
             config = self.config()
         block = config.block_size
         if blocks < 1:

@@ -288,7 +288,7 @@ class Manager:
             OperationFailed: There is no other block that could be plugged.
         """
         self._check_size(size)
-        with self.mem.device.session(timeout):
+        with self.mem.session(timeout):
             config = self.mem.config()
         room = config.region_size - config.plugged_size
         if size > room:
@@ -317,7 +317,7 @@ class Manager:
             MemNack, MemError: The device refused.
         """
         self._check_size(size)
-        with self.mem.device.session(timeout):
+        with self.mem.session(timeout):
             plugged = self.mem.config().plugged_size
         table = self.mem.block_table
         if size > plugged:
@@ -407,7 +407,7 @@ class Manager:
         """``converge`` with two time-outs: seconds that the device may be busy, and seconds for each request."""
         deadline = self.mem.device.clock.monotonic() + busy
         pause = BUSY_FIRST
-        with self.mem.device.session():
+        with self.mem.session():
             while True:
                 try:
                     outcome = self._one_step(target, timeout)
@@ -454,7 +454,7 @@ class Manager:
         outcome = Outcome.REACHED
         before: tuple[Outcome, int] | None = None
         quiet_since = self.mem.device.clock.monotonic()
-        with device.session():
+        with self.mem.session():
             self.consumer.arrived(self)
             while True:
                 seen = device.counters.config_changes
@@ -490,7 +490,7 @@ class Manager:
 
     def _one_step(self, target: int | None, timeout: float | None) -> Outcome:
         """One request at most, planned with the current configuration."""
-        with self.mem.device.session(timeout):
+        with self.mem.session(timeout):
             config = self.mem.config()
         wanted = config.requested_size if target is None else target
         if self.limit is not None:
