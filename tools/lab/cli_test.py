@@ -153,7 +153,7 @@ def main(arguments: list[str]) -> int:
                 steps += _qemu_floor(runner, floors["qemu"], version, accept_expired=expired)
         elif not options.paths and "vm" in floors and options.qemu_version is None:
             left_out += ["vhost-user daemons", *(f"qemu {version}" for version in qemus.names())]
-    if options.all and not options.kernel:
+    if options.all and not (options.kernel or options.paths or options.spec or options.qemu_version):
         steps += _fleet(runner, accept_expired=options.accept_expired)
     elif floors.get("vm") == _whole("vm"):
         left_out.append("fleet")

@@ -153,7 +153,7 @@ class Fleet:
             "$bb ip addr add 10.0.2.15/24 dev eth0\n$bb ip link set eth0 up\n"
             "$bb ip route add default via 10.0.2.2\n"
             f"$bb hostname {machine.name}\n"
-            # Not this machine's shell, which reads what its root has in .bashrc for each command that comes by ssh.
+            # Not this machine's shell, which reads its root's .bashrc for each command that comes by ssh.
             "$bb sed -i 's,^\\(root:.*:\\)[^:]*$,\\1/bin/sh,' /etc/passwd\n"
             "$bb mkdir -p -m 700 /root/.ssh\n$bb chmod 700 /root /root/.ssh\n"
             f"echo {shlex.quote(key)} >/root/.ssh/authorized_keys\n$bb chmod 600 /root/.ssh/authorized_keys\n"
