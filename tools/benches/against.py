@@ -1,7 +1,9 @@
 """The same benches with the uvirtio of another checkout, in turn: what a change has cost or gained.
 
-A process for each of the two, which stays: starting one costs more than a short run, and in a long one the machine
-changes. Each pair is the two runs that followed each other; the order of the two alternates.
+A process for each of the two, which stays for some runs: starting one costs more than a short run, and in a long
+one the machine changes. But where a process has its memory, and the order of its dictionaries, makes some per cent of
+difference for as long as it lives, so others take over. Each pair is two runs that followed each other; the order of
+the two alternates.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from benches.measure import Section
+
+_STAY = 4
+"""Pairs that one pair of processes does."""
 
 _HERE = Path(__file__).resolve().parents[2]
 
@@ -58,27 +63,28 @@ def serve(run: Callable[[str, bool], Section]) -> None:
 
 def run(names: Sequence[str], runs: int, quick: bool, other: Path) -> list[Section]:
     """For each section: its figures here and there, and here / there for each pair."""
-    workers = [_Worker(_HERE), _Worker(other)]
-    try:
-        return [_section(name, runs, quick, workers, other) for name in names]
-    finally:
-        for worker in workers:
-            worker.close()
+    return [_section(name, runs, quick, other) for name in names]
 
 
-def _section(name: str, runs: int, quick: bool, workers: list[_Worker], other: Path) -> Section:
+def _section(name: str, runs: int, quick: bool, other: Path) -> Section:
     found: dict[str, tuple[list[float], list[float]]] = {}
     units: dict[str, str] = {}
-    for number in range(runs):
-        told: list[dict[str, float]] = [{}, {}]
-        for side in (0, 1) if number % 2 else (1, 0):
-            figures = workers[side].ask(name, *(["quick"] if quick else []))["figures"]
-            told[side] = {one["name"]: one["value"] for one in figures}
-            units |= {one["name"]: one["unit"] for one in figures}
-        for figure in told[0].keys() & told[1].keys():
-            ours, theirs = found.setdefault(figure, ([], []))
-            ours.append(told[0][figure])
-            theirs.append(told[1][figure])
+    for first in range(0, runs, _STAY):
+        workers = [_Worker(_HERE), _Worker(other)]
+        try:
+            for number in range(first, min(runs, first + _STAY)):
+                told: list[dict[str, float]] = [{}, {}]
+                for side in (0, 1) if number % 2 else (1, 0):
+                    figures = workers[side].ask(name, *(["quick"] if quick else []))["figures"]
+                    told[side] = {one["name"]: one["value"] for one in figures}
+                    units |= {one["name"]: one["unit"] for one in figures}
+                for figure in told[0].keys() & told[1].keys():
+                    ours, theirs = found.setdefault(figure, ([], []))
+                    ours.append(told[0][figure])
+                    theirs.append(told[1][figure])
+        finally:
+            for worker in workers:
+                worker.close()
     section = Section(name, f"here, and with the uvirtio of {other}: {runs} pairs")
     for figure in sorted(found):
         ours, theirs = found[figure]
