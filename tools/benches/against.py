@@ -1,9 +1,9 @@
 """The same benches with the uvirtio of another checkout, in turn: what a change has cost or gained.
 
-A process for each of the two, which stays for some runs: starting one costs more than a short run, and in a long
-one the machine changes. But where a process has its memory, and the order of its dictionaries, makes some per cent of
-difference for as long as it lives, so others take over. Each pair is two runs that followed each other; the order of
-the two alternates.
+A process for each of the two stays for some runs: starting one costs more than a short run, and in a long one the
+machine changes. But where a process has its memory, and the order of its dictionaries, makes some per cent of
+difference for as long as it lives, so others take over. Each pair is two runs that followed each other, now one and
+now the other first.
 """
 
 from __future__ import annotations
