@@ -2,8 +2,8 @@
 
 A process for each of the two stays for some runs: starting one costs more than a short run, and in a long one the
 machine changes. But where a process has its memory, and the order of its dictionaries, makes some per cent of
-difference for as long as it lives, so others take over. Each pair is two runs that followed each other, now one and
-now the other first.
+difference for as long as it lives, so others take over. Each pair is two runs that followed each other, the one or
+the other first.
 """
 
 from __future__ import annotations
