@@ -138,7 +138,7 @@ def _build_venv(path: Path, interpreter: Interpreter | None) -> None:
     # Of a package whose newest release has no wheel for this interpreter, one before it that has.
     install = [*pip, "install", "--retries", "5", "--prefer-binary", "--editable"]
     if interpreter is None:
-        _do([*install, f"{CHECKOUT}[test,lint,input,docs]"])
+        _do([*install, f"{CHECKOUT}[test,lint,input,docs,tui]"])
         return
     _do([*install, f"{CHECKOUT}[test]"])
     # The one part that is no pure Python; its wheels come later than an interpreter does.

@@ -27,7 +27,7 @@ def noted(monkeypatch, tmp_path):
     class Noting:
         def __init__(self, *of): ...
 
-        def pytest(self, name, arguments, wrapper, *, qemu=None, env=None):
+        def pytest(self, name, arguments, wrapper, *, qemu=None, programs=None, env=None):
             ran.append((name, arguments, env))
             return Outcome(name, ok=True, seconds=0.0, passed=1)
 
