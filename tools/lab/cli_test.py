@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -15,7 +16,10 @@ from lab import (
     LabError,
     arches,
     cache,
+    cli_fleet,
+    daemons,
     debian,
+    fleet,
     kernels,
     lanes,
     machines,
@@ -43,6 +47,7 @@ _NOT_QUICK = {
 }
 """What --quick leaves out of the units, and why it takes long: a sixth of their time, for what changes seldom."""
 _USAGE = 2
+_FLEET_KERNEL = "6.1"
 
 _EXAMPLES = """\
 examples:
@@ -122,7 +127,7 @@ def main(arguments: list[str]) -> int:
     begin = time.monotonic()
     floors = _floors(options)
     interpreter = pythons.find(options.python) if options.python else None
-    setup.packages(_packages(floors))
+    setup.packages(_packages(floors) | (setup.FOR_FLEET if options.all else {}))
     reports = _reports_folder()
     runner = Runner(
         setup.venv(interpreter),
@@ -155,10 +160,15 @@ def main(arguments: list[str]) -> int:
         if floors["qemu"] == _whole("qemu") and interpreter is None:
             steps += _benches(runner)
         if options.all and options.qemu_version is None:
+            steps += _own_daemons(runner, floors["qemu"])
             for version in qemus.names():
                 steps += _qemu_floor(runner, floors["qemu"], version, accept_expired=expired)
         elif not options.paths and "vm" in floors and options.qemu_version is None:
-            left_out += [f"qemu {version}" for version in qemus.names()]
+            left_out += ["vhost-user daemons", *(f"qemu {version}" for version in qemus.names())]
+    if options.all and not (options.kernel or options.paths or options.spec or options.qemu_version):
+        steps += _fleet(runner, accept_expired=options.accept_expired)
+    elif floors.get("vm") == _whole("vm"):
+        left_out.append("fleet")
     if "lint" in floors:
         # The site takes as long as all other linting, and says nothing about code.
         steps += [step for step in _lint(runner) if not (options.quick and step[0] == "docs")]
@@ -316,11 +326,61 @@ def _qemu_floor(
     name = f"qemu {version}".rstrip()
     try:
         qemu = qemus.get(version, accept_expired=accept_expired)
+        back_ends = None
+        if version and any(one.has(file) for one in chosen for file in _daemon_files()):
+            back_ends = daemons.get(version, accept_expired=accept_expired)
     except LabError as error:  # as with modules: the mirror has moved on
         yield name, _failing(name, _unless_usage(error))
         return
     arguments = [*(["--once"] if once else []), *map(str, chosen)]
-    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), qemu=qemu)
+    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), qemu=qemu, programs=back_ends)
+
+
+def _daemon_files() -> list[Path]:
+    """The tests of vhost-user back ends."""
+    return sorted((TESTS / "qemu").glob("test_vhost_user*.py"))
+
+
+def _own_daemons(runner: Runner, chosen: list[Chosen]) -> Iterator[tuple[str, Step]]:
+    """The tests of vhost-user back ends, with those of this release that a plain run does not have."""
+    name = "vhost-user daemons"
+    files = [file for file in _daemon_files() if any(one.has(file) for one in chosen)]
+    if not files:
+        return
+    try:
+        back_ends = daemons.get("")
+    except LabError as error:
+        yield name, _failing(name, str(error))
+        return
+    arguments = [str(one.within(file)) for file in files for one in chosen if one.has(file)]
+    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), programs=back_ends)
+
+
+def _fleet(runner: Runner, *, accept_expired: bool = False) -> Iterator[tuple[str, Step]]:
+    """The playbook of examples/fleet: on machines that are this one, and on three lab VMs over ssh."""
+    try:
+        kernel = kernels.get(_FLEET_KERNEL, accept_expired=accept_expired)
+        fleet.ssh_server(accept_expired=accept_expired)
+        programs = fleet.ansible()
+    except LabError as error:
+        yield "fleet", _failing("fleet", _unless_usage(error))
+        return
+
+    def step() -> Outcome:
+        print("\n=== fleet, the machines ===", flush=True)
+        begin = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="uvf-") as results:
+            try:
+                times = cli_fleet.run(kernel, runner.venv, Path(results), accept_expired=accept_expired)
+            except LabError as error:
+                return _failing("fleet", str(error))()
+            path = f"{programs}:{runner.venv}/bin:{os.environ.get('PATH', '')}:{setup.SBIN}"
+            tests = [str(TESTS / "fleet"), str(TESTS / "unit/report/test_fleet_example.py")]
+            outcome = runner.pytest("fleet", tests, _wrapper("unit"), env={"UVIRTIO_FLEET": results, "PATH": path})
+        outcome.seconds, outcome.note = time.monotonic() - begin, outcome.note or str(times)
+        return outcome
+
+    yield "fleet", step
 
 
 def _wrapper(floor: str) -> list[str]:

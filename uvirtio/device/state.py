@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from math import inf
 from types import TracebackType
 
 from uvirtio.device import log
+from uvirtio.device.evidence import QueueEvidence
 from uvirtio.device.options import OpenOptions
 from uvirtio.device.queue import Queue
 from uvirtio.device.status import StatusField
@@ -143,6 +145,8 @@ class DeviceState:
         self.wanted = 0
         """Feature bits that were asked for at the last start, offered or not."""
         self.queues: dict[int, Queue] = {}
+        self.queues_left: tuple[QueueEvidence, ...] = ()
+        """What the queues showed when the device was last left, before its reset; empty where it is recorded."""
         self._dma: DmaSpace | None = None
         self._status = StatusField(address, transport)
         self._broken: UvirtioError | None = None
@@ -150,6 +154,9 @@ class DeviceState:
         """``close()`` was called; it may not have finished."""
         self.leaving = False
         """The device is being left: its driver may use it meanwhile, even if it is closing or broken."""
+        self.pulse: Callable[[], None] | None = None
+        """Called ten times a second by whatever wait goes on, for displays. It must neither add nor reap chains;
+        what it raises ends the wait, as the reason given to ``interrupt`` does."""
         self._closed = False
         self._owner_pid = os.getpid()
         self._lock = threading.RLock()
