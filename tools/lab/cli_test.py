@@ -174,8 +174,8 @@ def main(arguments: list[str]) -> int:
         steps += [step for step in _lint(runner) if not (options.quick and step[0] == "docs")]
     print(f"tools/test: set up in {time.monotonic() - begin:.1f} s", flush=True)
     wide = options.jobs or min(2, os.cpu_count() or 1)
-    whole = "tools/test" if options.quick else "tools/test --all"
-    return _run(alone, steps, wide, begin=begin, reports=reports, left_out=left_out, whole=whole)
+    fuller = "tools/test" if options.quick else "tools/test --all"
+    return _run(alone, steps, wide, begin=begin, reports=reports, left_out=left_out, whole=fuller)
 
 
 def _run(
