@@ -14,7 +14,7 @@ from uvirtio.virtqueue import Completion, Virtqueue
 
 _OK = Status.OK
 
-POLL = 100e-6
+POLL = 200e-6
 """Seconds for which a call of one request polls the ring, at most, before it waits for an interrupt."""
 
 _RETRY = 16
