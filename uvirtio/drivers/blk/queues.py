@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 
 from uvirtio.drivers.blk.disk import Disk
@@ -60,7 +59,6 @@ class RequestQueues:
         self._first = self._free[0].queue
         self._turn = self._calls = 0
         self._skip = self._skipping = 0  # calls that do not poll: of these, how many are left
-        self._alone = os.cpu_count() == 1  # what the device does needs the processor that polls
         self._zeroes = b""  # as many as the last read had bytes
 
     @property
@@ -222,8 +220,8 @@ class RequestQueues:
 
     def _poll(self, ring: Virtqueue, seconds: float) -> bool:
         """Look at a ring for a while, where that has been of use; whether something was used."""
-        if self._alone or self._skipping:
-            self._skipping = max(0, self._skipping - 1)
+        if self._skipping:
+            self._skipping -= 1
             return False
         clock = self._device.clock.monotonic
         end = clock() + seconds
