@@ -543,6 +543,12 @@ class PermissionLack(EnvironmentLack, PermissionError):
     code = "UV-ENV-PERMISSION"
 
 
+class LimitReached(EnvironmentLack, OSError):
+    """A limit of this process is too low: open files, address space, the size of a file (setrlimit(2))."""
+
+    code = "UV-ENV-LIMIT"
+
+
 class ModuleLack(EnvironmentLack):
     """A kernel module or option is not there."""
 
