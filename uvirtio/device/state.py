@@ -15,7 +15,6 @@ from uvirtio.device.evidence import QueueEvidence
 from uvirtio.device.options import OpenOptions
 from uvirtio.device.queue import Queue
 from uvirtio.device.status import StatusField
-from uvirtio.device.waiting import gone
 from uvirtio.errors import (
     Closed,
     DeviceAbsent,
