@@ -50,6 +50,7 @@ __all__ = [
     "GuardianLost",
     "HugePagesLack",
     "InUse",
+    "LimitReached",
     "MemBusy",
     "MemError",
     "MemNack",
@@ -543,7 +544,7 @@ class PermissionLack(EnvironmentLack, PermissionError):
     code = "UV-ENV-PERMISSION"
 
 
-class LimitReached(EnvironmentLack, OSError):
+class LimitReached(EnvironmentLack):
     """A limit of this process is too low: open files, address space, the size of a file (setrlimit(2))."""
 
     code = "UV-ENV-LIMIT"
