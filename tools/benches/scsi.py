@@ -60,9 +60,8 @@ def _requests(count: int) -> Callable[[], float]:
             begin = time.perf_counter()
             for first in range(0, count, DEPTH):
                 batch = blocks[first : first + DEPTH]
-                asked = [
-                    scsi.submit(HD, commands.read(SECTORS * block, SECTORS, 512), kick=False) for block in batch
-                ]
+                made = [commands.read(SECTORS * block, SECTORS, 512) for block in batch]
+                asked = [scsi.submit(HD, command, kick=False) for command in made]
                 scsi.wait(asked)
                 for block, request in zip(batch, asked, strict=True):
                     if request.result() != CONTENT[block]:
