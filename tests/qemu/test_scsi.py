@@ -37,28 +37,31 @@ def test_units_of_many_kinds() -> None:
         ),
         *("-device", "scsi-cd,bus=s0.0,scsi-id=3,lun=0"),
     ]
-    with Machine("q35", ["virtio-scsi-pci,id=s0"], arguments=arguments) as machine:
-        with machine.open(0) as device, Scsi(device, allow_write=True) as scsi:
-            assert [f"{unit.lun} {unit.inquiry.type_name}" for unit in scsi.scan()] == [
-                "0:5 disk",
-                "3:0 CD/DVD",
-                "7:300 disk",
-                "255:0 disk",
-            ]
-            assert scsi.serial(Lun(0, 5)) == "uv5"
-            assert "5000c50012345678" in [name.text for name in scsi.identifications(Lun(0, 5))]
-            assert not scsi.inquiry(Lun(0, 0)).present  # though REPORT LUNS names it
-            with pytest.raises(ScsiCheck, match="medium not present") as empty:
-                scsi.capacity(Lun(3))
-            assert empty.value.key == 2
-            assert scsi.mode(Lun(7, 300)).write_protected
-            with pytest.raises(ScsiCheck, match="write protected"):
-                scsi.write(Lun(7, 300), 0, bytes(512))
-            large = scsi.capacity(Lun(255))
-            assert (large.blocks, large.block_size) == (256, 4096)
-            scsi.write(Lun(255), 255, b"e" * 4096)
-            assert scsi.read(Lun(255), 250, 6) == bytes(6 * 4096)
-            assert dict(scsi.findings) == {}
+    with (
+        Machine("q35", ["virtio-scsi-pci,id=s0"], arguments=arguments) as machine,
+        machine.open(0) as device,
+        Scsi(device, allow_write=True) as scsi,
+    ):
+        assert [f"{unit.lun} {unit.inquiry.type_name}" for unit in scsi.scan()] == [
+            "0:5 disk",
+            "3:0 CD/DVD",
+            "7:300 disk",
+            "255:0 disk",
+        ]
+        assert scsi.serial(Lun(0, 5)) == "uv5"
+        assert "5000c50012345678" in [name.text for name in scsi.identifications(Lun(0, 5))]
+        assert not scsi.inquiry(Lun(0, 0)).present  # though REPORT LUNS names it
+        with pytest.raises(ScsiCheck, match="medium not present") as empty:
+            scsi.capacity(Lun(3))
+        assert empty.value.key == 2
+        assert scsi.mode(Lun(7, 300)).write_protected
+        with pytest.raises(ScsiCheck, match="write protected"):
+            scsi.write(Lun(7, 300), 0, bytes(512))
+        large = scsi.capacity(Lun(255))
+        assert (large.blocks, large.block_size) == (256, 4096)
+        scsi.write(Lun(255), 255, b"e" * 4096)
+        assert scsi.read(Lun(255), 250, 6) == bytes(6 * 4096)
+        assert dict(scsi.findings) == {}
 
 
 @pytest.mark.spec("SCSI-12")
