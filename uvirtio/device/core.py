@@ -26,7 +26,9 @@ from uvirtio.device.waiting import WaitLoop
 from uvirtio.errors import (
     ConfigError,
     DeviceAbsent,
+    DeviceFailure,
     DeviceTimeout,
+    EnvironmentLack,
     NotSupported,
     ResetTimeout,
     UvirtioError,
@@ -583,7 +585,7 @@ class Device(DeviceState):
                 self._say(log.INFO, "closed")
                 try:
                     self.transport.close()
-                except UvirtioError as error:
+                except (DeviceFailure, DeviceAbsent, EnvironmentLack) as error:
                     # Everything is freed or kept by now, and an error would hide that of the caller's block.
                     self._break(error)
                     self._say(log.WARNING, "closed: %s", error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from math import inf
 from types import TracebackType
@@ -150,6 +151,9 @@ class DeviceState:
         """``close()`` was called; it may not have finished."""
         self.leaving = False
         """The device is being left: its driver may use it meanwhile, even if it is closing or broken."""
+        self.pulse: Callable[[], None] | None = None
+        """Called ten times a second by whatever wait goes on, for displays. It must neither add nor reap chains;
+        what it raises ends the wait, as the reason given to ``interrupt`` does."""
         self._closed = False
         self._owner_pid = os.getpid()
         self._lock = threading.RLock()

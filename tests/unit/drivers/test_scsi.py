@@ -320,17 +320,19 @@ def test_limits_of_a_small_device():
 @pytest.mark.parametrize("long", [False, True])
 def test_a_burst_reads_and_writes(extra: dict[str, int], long: bool):
     blocks = 1 << 33 if long else 2048  # READ(16) where the unit has more blocks than READ(10) can name
-    model = ScsiHost(disks={(1, 300): ScsiDisk(blocks, content=bytearray(os.urandom(1 << 20)))}, queues=2)
+    model = ScsiHost(disks={(1, 300): ScsiDisk(blocks, content=bytearray(os.urandom(1 << 20)))}, queues=3)
     model.counts_out = True
     disk, lun = model.disks[1, 300], Lun(1, 300)
     content = bytes(disk.content)
-    with driven(model, depth=8, allow_write=True, queues=2, **extra) as (_, scsi):
+    with driven(model, depth=8, allow_write=True, queues=3, **extra) as (_, scsi):
         order = random.Random(3).choices(range(0, 2000, 4), k=100)
         found = list(scsi.burst(lun, 4).read(order))
         assert sorted(block for block, _ in found) == sorted(order)
         assert all(data == content[block * 512 :][:2048] for block, data in found)
+        ahead = list(scsi.burst(lun, 4, queue=2).read(order, out=2))
+        assert ahead and sorted(ahead) == sorted(found)
         assert model.requests[-1].cdb[0] == (Opcode.READ_16 if long else Opcode.READ_10)
-        assert len({seen.tag for seen in model.requests}) == len(model.requests) - 100 + 8
+        assert len({seen.tag for seen in model.requests}) == len(model.requests) - 200 + 16
         writes = scsi.burst(lun, 2, write=True, depth=4)
         for turn in range(3):
             for slot in writes.slots:

@@ -129,24 +129,29 @@ class Burst(BaseBurst):
         with self._disk.session():
             return self._wait(timeout, poll)
 
-    def read(self, sectors: Iterable[int]) -> Iterator[tuple[int, bytes]]:
-        """Read from many sectors, with as many requests in flight as there are slots.
+    def read(self, sectors: Iterable[int], *, out: int | None = None) -> Iterator[tuple[int, bytes]]:
+        """Read from many sectors, with as many requests in flight as there are slots, or ``out``.
+
+        With fewer in flight than there are slots, the next requests are in the ring before they are due, and are
+        sent as soon as others are complete, even before those are checked: within a microsecond or two, so that a
+        device which has nothing else to do has no time to go to sleep.
 
         Args:
             sectors: The first sector of each request.
+            out: Requests in flight, at most; None: as many as there are slots.
 
         Yields:
             (sector, data) of each request, in the order of completion.
 
         Raises:
-            UsageError: This burst writes.
+            UsageError: This burst writes, or ``out`` is not 1 to the number of slots.
             BeyondEnd: A request ends after the capacity.
             BadSize: A sector is negative.
             DeviceTimeout: No request completed in time.
             BlkIoError, BlkUnsupported: The first request that failed.
             ProtocolError: A status is invalid, or a request that succeeded is too short.
         """
-        return self._read(sectors)
+        return self._read(sectors, out)
 
     def release(self) -> None:
         """Release the views of the device's memory, which the driver frees."""

@@ -147,6 +147,9 @@ class Blk(Disk):
         """
         with self.session():
             self.check_range(sector, sectors)
+            requests = self._requests
+            if 0 < sectors * SECTOR_SIZE <= requests.request_size:
+                return requests.call(spec.Request.IN, sector, sectors, room=sectors * SECTOR_SIZE, timeout=timeout)
             out: list[Request] = []
             for first, count in self._pieces(sector, sectors):
                 room = count * SECTOR_SIZE
@@ -173,6 +176,9 @@ class Blk(Disk):
         """
         with self.session():
             view, sectors = self._writable(sector, data)
+            if 0 < len(view) <= self._requests.request_size:
+                self._requests.call(spec.Request.OUT, sector, sectors, data=view, timeout=timeout)
+                return
             out: list[Request] = []
             for first, count in self._pieces(sector, sectors):
                 piece = view[(first - sector) * SECTOR_SIZE :][: count * SECTOR_SIZE]

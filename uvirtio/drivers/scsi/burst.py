@@ -165,17 +165,21 @@ class Burst(BaseBurst):
         with self._scsi.session():
             return self._wait(timeout, poll)
 
-    def read(self, blocks: Iterable[int]) -> Iterator[tuple[int, bytes]]:
-        """Read from many blocks, with as many requests in flight as there are slots.
+    def read(self, blocks: Iterable[int], *, out: int | None = None) -> Iterator[tuple[int, bytes]]:
+        """Read from many blocks, with as many requests in flight as there are slots, or ``out``.
+
+        With fewer in flight than there are slots, the next requests are in the ring before they are due, and are
+        sent as soon as others are complete, even before those are checked.
 
         Args:
             blocks: The first block of each request.
+            out: Requests in flight, at most; None: as many as there are slots.
 
         Yields:
             (block, data) of each request, in the order of completion.
 
         Raises:
-            UsageError: This burst writes.
+            UsageError: This burst writes, or ``out`` is not 1 to the number of slots.
             BeyondEnd: A request ends after the capacity.
             BadSize: A block is negative.
             DeviceTimeout: No request completed in time.
@@ -183,7 +187,7 @@ class Burst(BaseBurst):
                 one: it is not repeated here.
             ProtocolError: An answer is invalid.
         """
-        return self._read(blocks)
+        return self._read(blocks, out)
 
     def release(self) -> None:
         """Release the views of the device's memory, which the driver frees."""
