@@ -89,6 +89,27 @@ __all__ = [
 ]
 
 
+_MADE_TO_ORDER = ("qemu:", "scripted:", "vhost-user:")
+"""How an address begins that says how its device is made, in as many words as that takes."""
+_LONGEST, _HEAD, _TAIL = 64, 40, 16
+
+
+def shortened(text: str) -> str:
+    """``text`` with long addresses of devices that are made to order cut in their middle.
+
+    Args:
+        text: A message; words are separated by spaces.
+    """
+    return " ".join(_cut(word) for word in text.split(" ")) if len(text) > _LONGEST else text
+
+
+def _cut(word: str) -> str:
+    bare = word.strip("'\"():;,.")
+    if len(bare) <= _LONGEST or not bare.startswith(_MADE_TO_ORDER):
+        return word
+    return word.replace(bare, f"{bare[:_HEAD]}...{bare[-_TAIL:]}")
+
+
 class UvirtioError(Exception):
     """Base of all errors of this package.
 
@@ -109,6 +130,7 @@ class UvirtioError(Exception):
         remedy: str | None = None,
         about: str | None = None,
     ) -> None:
+        message = shortened(message)
         super().__init__(message)
         self.message = message
         self.about = about

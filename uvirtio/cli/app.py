@@ -28,6 +28,7 @@ _VERBS = {
     "journal": "bind",
     "diag": "diag",
     "reset": "diag",
+    "conform": "conform",
     "features": "features",
     "watch": "watch",
     "top": "top",

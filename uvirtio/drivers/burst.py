@@ -16,7 +16,7 @@ from itertools import islice
 from uvirtio.device import Queue
 from uvirtio.drivers.base import Driver
 from uvirtio.errors import BadSize, UsageError
-from uvirtio.virtqueue.slots import Chain, fixed_slots
+from uvirtio.virtqueue.slots import Chain
 
 LOOK = 256
 """Calls of ``wait`` between two checks for configuration changes and removal."""
@@ -74,7 +74,7 @@ class BaseBurst:
         self._size, self._length, self._reads = size, length, reads
 
     def _lay(self, chains: Sequence[Chain]) -> None:
-        self._slots = fixed_slots(self._queue.ring, chains)
+        self._slots = self._queue.set_fixed(chains)
         self._queue.ring.want_interrupts(False)
 
     def _words(self, starts: Sequence[int]) -> array[int]:
@@ -143,8 +143,7 @@ class BaseBurst:
             for slot, word in zip(slots, words, strict=True):
                 answers[slot] = nothing
                 at[slot] = word
-        if self._slots.submit(slots, show=show):
-            self._queue.notify()
+        self._queue.submit(slots, show=show)
 
     def _take(self) -> array[int]:
         self.returned = back = self._slots.reap()
@@ -228,7 +227,7 @@ class BaseBurst:
         """``read`` with at most this many in flight; the other slots have been delivered, or are laid already."""
         where = [0] * self.count
         device, data, driver = self._device, self._data, self._driver
-        ring, relay, notify = self._queue.ring, self._slots.relay, self._queue.notify
+        ring, relay = self._queue.ring, self._queue.relay
         idle, many, more, behind = self.slots[:], min(self.count // 2, self.count - most), True, True
         try:
             while True:
@@ -249,9 +248,7 @@ class BaseBurst:
                     self._waits += 1
                     if not self._waits % LOOK:
                         device.service()
-                    came, kick = relay(LOOKS)  # others are sent before what has come is looked at
-                    if kick:
-                        notify()
+                    came = relay(LOOKS)  # others are sent before what has come is looked at
                     if not came:
                         came = self._await(device.timeout, POLL)
                         self._show(came)
@@ -266,8 +263,8 @@ class BaseBurst:
     def _show(self, count: int) -> None:
         """Send the requests that were laid first: as many as others are complete, or were never sent."""
         count = min(count, self._slots.laid)
-        if count > 0 and self._slots.show(count):
-            self._queue.notify()
+        if count > 0:
+            self._queue.show(count)
 
     def _leave(self) -> None:
         """Leave nothing in flight, which later calls would take for their own."""
