@@ -186,8 +186,8 @@ class StatusField:
     def explains(self) -> DeviceAbsent | DeviceResetByOther | None:
         """What the status says of a device that failed: it is gone, or another program reset it; None: neither.
 
-        A device that is gone answers with ones, and one that was reset has no configuration any more; both look like
-        many other faults.
+        A device that is gone answers with ones, and one that was reset has no configuration any more; both look
+        like many other faults.
         """
         try:
             self.check()
