@@ -85,15 +85,19 @@ def test_the_projects_markers_are_sound_and_the_totals_come_last():
     assert sum(numbers[1:]) == numbers[0] == 374
 
 
-def test_open_lists_exactly_the_open_ones_and_area_narrows():
-    for number in (3, 10):
-        document = json.loads(run("--json", "--area", str(number)).stdout)
-        [area] = document["areas"]
+def test_open_lists_exactly_the_open_ones_and_area_narrows(two_tests):
+    folder = two_tests[1].parent
+    (folder / "table.toml").write_text(SMALL + SMALL.replace("number = 1", "number = 2").replace("A-0", "B-0"))
+    found = {}
+    for number in (1, 2):
+        [area] = json.loads(run("--json", "--area", str(number), *two_tests).stdout)["areas"]
         expected = [row["id"] for row in area["requirements"] if row["state"] == "open"]
-        listing = run("--open", "--area", str(number)).stdout
+        listing = run("--open", "--area", str(number), *two_tests).stdout
         # After the last blank line comes the table; before it, the ids.
         listed = [line.split()[0] for line in listing.splitlines() if re.match(r"[A-Z]+-[A-Z0-9-]+\b", line)]
         assert listed == expected
+        found[number] = listed
+    assert found == {1: ["A-02"], 2: ["B-01", "B-02"]}
 
 
 def test_an_area_that_does_not_exist_is_wrong_usage():
