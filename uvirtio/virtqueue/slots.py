@@ -169,6 +169,10 @@ class PlainSlots(_Books):
         """Return the slots that are in flight, lowest first."""
         return sorted(self._out)
 
+    def numbers(self) -> list[int]:
+        """Return the numbers of the chains in flight; see ``Slots``."""
+        return self._ring.numbers()
+
     def ready(self) -> int:
         """Return whether a slot is used and not reaped; see ``Slots``."""
         return self._ring.pending()
@@ -205,6 +209,17 @@ class _RingBooks(_Books):
         self._order = array("H", bytes(2 * size))
         self._loose: set[int] | None = None
 
+    def _numbers_of(self, published: int) -> list[int]:
+        """Return the numbers of the slots in flight, where ``published`` chains were posted since the start."""
+        out, found = set(self.out()), []
+        oldest = max(0, published - self._size)
+        for number in range(published - 1, oldest - 1, -1):
+            slot = self._order[number % self._size]
+            if slot in out:
+                out.discard(slot)
+                found.append(number)
+        return sorted(found + [max(0, oldest - 1)] * len(out))
+
     def _in_order(self, first: int, end: int) -> list[int]:
         """Return the slots that were posted as number ``first`` to ``end`` - 1 since the start, lowest first."""
         return sorted(self._order[number % self._size] for number in range(first, end))
@@ -240,6 +255,10 @@ class SplitSlots(_RingBooks):
         if self._loose is not None:
             return sorted(value & 0xFFFF_FFFF for value in self._loose)
         return self._in_order(self._ring.reaped, self._ring.published)
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the chains in flight; see ``Slots``."""
+        return self._numbers_of(self._ring.published)
 
     @property
     def laid(self) -> int:
@@ -409,8 +428,8 @@ class SplitSlots(_RingBooks):
             if written > room:
                 written = self._ring.too_long(written, room)
             loose.discard(pattern)
-            # A device tends to report the same length again: expect this one from now on.
-            self._patterns[head] = head | written << 32
+            # A device tends to report the same length again, also one that is too long: expect it from now on.
+            self._patterns[head] = value
             self.written[head] = written
             found.append(head)
         return found
@@ -448,6 +467,10 @@ class PackedSlots(_RingBooks):
         if self._loose is not None:
             return sorted(self._loose)
         return self._in_order(self._ring.slots_reaped, self._ring.slots_published)
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the chains in flight; see ``Slots``."""
+        return self._numbers_of(self._ring.slots_published)
 
     def ready(self) -> int:
         """Return whether a slot is used and not reaped; see ``Slots``."""
