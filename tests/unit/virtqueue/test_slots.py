@@ -230,6 +230,23 @@ def test_slots_that_cannot_be_posted_are_refused_and_change_nothing(kind: dict[s
     assert bench.rig.visible() == before and bench.slots.out() == [3]
 
 
+@every_kind
+def test_what_is_sent_as_others_come_back_comes_back_too(kind: dict[str, Any]):
+    bench = Bench(kind, 16, 8)
+    posted = bench.post(0, 1, 2)
+    if not kind.get("in_order"):
+        bench.finish(posted.pop(1))
+        assert bench.reap() == [1]
+    bench.slots.submit([4, 3], show=False)
+    bench.finish(posted.pop(0))
+    assert bench.slots.relay(1)[0] == 1 and bench.slots.laid == 1
+    posted += bench.rig.device.pop_all()
+    assert bench.reap() == [0]
+    bench.finish(*posted)
+    assert bench.reap() == [bench.slot_of(chain) for chain in posted]
+    assert bench.slots.out() == [] and bench.slots.relay(3) == (0, False)
+
+
 @fast_kind
 def test_what_came_back_and_was_altered_is_checked_again(kind: dict[str, Any]):
     bench = Bench(kind)
