@@ -16,24 +16,29 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uvirtio.device import log
 from uvirtio.device.bringup import GiveBack, Observer, RingMaker, admin_queue, negotiate, unobserved
 from uvirtio.device.counters import Counters
+from uvirtio.device.evidence import of_queue
 from uvirtio.device.options import OpenOptions
 from uvirtio.device.queue import Queue, QueueSpec
 from uvirtio.device.signals import signals_held
 from uvirtio.device.snapshot import snapshot
-from uvirtio.device.state import DeviceState
+from uvirtio.device.state import DeviceState, Session
 from uvirtio.device.status import poll_until
 from uvirtio.device.waiting import WaitLoop
 from uvirtio.errors import (
     ConfigError,
     DeviceAbsent,
+    DeviceFailure,
     DeviceTimeout,
+    EnvironmentLack,
     NotSupported,
     ResetTimeout,
     UvirtioError,
 )
+from uvirtio.interfaces.backend import Ends
+from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.transport import ResetsQueues, Transport
 from uvirtio.memory.fence import full_fence, platform_fence
-from uvirtio.memory.quarantine import keep_for_ever
+from uvirtio.memory.quarantine import keep_for_ever, keep_no_longer
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import Field
 from uvirtio.spec.status import Status
@@ -65,6 +70,7 @@ class Device(DeviceState):
         self._fence = full_fence()
         self._platform_fence = platform_fence()
         self._rings: list[Virtqueue] = []
+        self._kept: list[tuple[DmaSpace, list[Virtqueue]]] = []
         self._give_back: GiveBack | None = None
         self._waiting = WaitLoop(self, transport, options.poll_us / 1e6)
         atexit.register(self.close)
@@ -83,6 +89,7 @@ class Device(DeviceState):
         before_ok: Callable[[], None] | None = None,
         give_back: GiveBack | None = None,
         admin: bool = False,
+        session: Session | None = None,
     ) -> None:
         """Initialise the device up to DRIVER_OK (3.1.1).
 
@@ -101,6 +108,7 @@ class Device(DeviceState):
             give_back: Called first when the device is left; its argument says whether the device still works.
             admin: Use an administration queue where one is offered (ADMIN_VQ); it is among ``Device.queues``,
                 under the name ``adminq``.
+            session: The session of the driver, which ends with this start; None: it uses the device's own.
 
         Raises:
             FeatureMissing: The device does not offer a required feature bit.
@@ -120,9 +128,11 @@ class Device(DeviceState):
             if self._status.live:
                 self.stop()  # another driver had it: what that one took is given back first
                 self._check_usable()
+            self.queues_left = ()
             try:
                 with self._step(observe, "reset"):
                     self.reset()
+                self._used_by = session
                 with self._step(observe, "acknowledge"):
                     self._status.add(Status.ACKNOWLEDGE)
                 with self._step(observe, "driver"):
@@ -183,7 +193,7 @@ class Device(DeviceState):
         with self._lock:
             hung: ResetTimeout | None = None
             try:
-                self._status.reset(self.timeout)
+                self._status.reset(self.timeout, self._waiting.pause)
             except ResetTimeout as error:
                 if not flr:
                     raise
@@ -202,6 +212,7 @@ class Device(DeviceState):
             self._status.await_reset(
                 self.timeout,
                 lambda: "a function-level reset did not help: whatever provides the device is at fault",
+                self._waiting.pause,
             )
             return
         if hung is not None:
@@ -237,7 +248,9 @@ class Device(DeviceState):
         for spec, ring in made:
             doorbell = self.transport.enable_queue(spec.index, ring.size, *ring.addresses)
             data = self.has(f.NOTIFICATION_DATA)
-            queue = self.queues[spec.index] = Queue(spec, ring, doorbell, with_data=data)
+            queue = self.queues[spec.index] = Queue(
+                spec, ring, doorbell, with_data=data, monotonic=self.clock.monotonic
+            )
             if self._witness is not None:
                 self._witness.watch(queue)
 
@@ -285,7 +298,7 @@ class Device(DeviceState):
             return out
 
     def _await_queue_reset(self, transport: ResetsQueues, queue: Queue, timeout: float) -> None:
-        if not poll_until(lambda: transport.queue_is_reset(queue.index), timeout, self.clock):
+        if not poll_until(lambda: transport.queue_is_reset(queue.index), timeout, self.clock, self._waiting.pause):
             raise DeviceTimeout(
                 f"{self.address} did not finish the reset of {queue.name} within {timeout:g} s",
                 seen="queue_reset 1",
@@ -328,6 +341,7 @@ class Device(DeviceState):
                 check=self.check_status,
                 patience=self.timeout,
                 clock=self.clock,
+                sleep=self._waiting.pause,
             )
 
     def read_config(self, *fields: Field) -> tuple[int, ...]:
@@ -408,7 +422,7 @@ class Device(DeviceState):
         """
         if timeout is not None:
             timeout = self.seconds(timeout)
-        with self._session:
+        with self.session(timeout):
             return self._waiting.wait(ready, timeout, what, owed, watch)
 
     def interrupt(self, reason: BaseException) -> None:
@@ -513,6 +527,9 @@ class Device(DeviceState):
         """Reset with confirmation, bus master off, then free. Without confirmation the memory is never freed."""
         was_live = self._status.live
         confirmed = not was_live
+        if self.queues and self._witness is None:  # a record has what a driver does, and no look at the rings
+            found = (of_queue(queue) for queue in self.queues.values())
+            self.queues_left = tuple(one for one in found if one is not None)
         if was_live and may_reset:
             try:
                 self._status.reset(self.timeout)
@@ -530,7 +547,8 @@ class Device(DeviceState):
         if not confirmed and self._dma is not None:
             # The device may still write there. Leaking the memory is the lesser evil.
             self._say(log.WARNING, "its reset is not confirmed, so its memory is kept for ever")
-            keep_for_ever((self._dma, self._rings))
+            self._kept.append((self._dma, self._rings))
+            keep_for_ever(self._kept[-1])
             self._dma, self._rings = None, []
         self._status.live = False
         self._release()
@@ -539,22 +557,28 @@ class Device(DeviceState):
 
     def _release(self) -> None:
         """Release queues, interrupts and memory; the device was reset, or its memory is in quarantine."""
+        self._used_by = None
         self._waiting.forget()
         self.queues.clear()
         rings, self._rings = self._rings, []
         dma, self._dma = self._dma, None
-        with ExitStack() as stack:
-            if dma is not None:
-                stack.callback(dma.close)
-            for ring in rings:
-                stack.callback(ring.close)
-            with suppress(UvirtioError):
-                self.transport.release_queues()
+        _free(dma, rings, self.transport.release_queues)
+
+    def _release_kept(self) -> None:
+        """Free what ``_quiet`` kept if the device's process has ended: then nothing writes there any more."""
+        backend = getattr(self.transport, "backend", None)
+        if not self._kept or not isinstance(backend, Ends) or not backend.ended:
+            return
+        while self._kept:
+            pair = self._kept.pop()
+            _free(*pair)
+            keep_no_longer(pair)
 
     def close(self) -> None:
         """Stop the device (see ``stop``) and close its transport; idempotent, from any thread.
 
-        In a forked child it does nothing: the device is the parent's.
+        A device that does not answer, or is gone, is no error here: it is logged as a warning. In a forked child
+        this does nothing: the device is the parent's.
         """
         if self._closed or not self._ours():
             return
@@ -570,7 +594,12 @@ class Device(DeviceState):
                 self._say(log.INFO, "closed")
                 try:
                     self.transport.close()
+                except (DeviceFailure, DeviceAbsent, EnvironmentLack) as error:
+                    # Everything is freed or kept by now, and an error would hide that of the caller's block.
+                    self._break(error)
+                    self._say(log.WARNING, "closed: %s", error)
                 finally:
+                    self._release_kept()
                     self._waiting.close()
                     atexit.unregister(self.close)
 
@@ -581,3 +610,20 @@ class Device(DeviceState):
         self, kind: type[BaseException] | None, value: BaseException | None, where: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _free(dma: DmaSpace | None, rings: Sequence[Virtqueue], first: Callable[[], None] = lambda: None) -> None:
+    """Close rings, and the memory that they are in.
+
+    Args:
+        dma: The memory; None: there is none.
+        rings: The rings.
+        first: What is done before; it may fail as UvirtioError.
+    """
+    with ExitStack() as stack:
+        if dma is not None:
+            stack.callback(dma.close)
+        for ring in rings:
+            stack.callback(ring.close)
+        with suppress(UvirtioError):
+            first()

@@ -12,3 +12,12 @@ def keep_for_ever(thing: object) -> None:
         thing: What owns the memory.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def keep_no_longer(thing: object) -> None:
+    """Drop the reference that ``keep_for_ever`` took, once the device cannot write any more.
+
+    Args:
+        thing: The same object.
+    """
+    ctypes.pythonapi.Py_DecRef(ctypes.py_object(thing))
