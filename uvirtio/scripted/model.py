@@ -37,6 +37,9 @@ class Surroundings(Protocol):
     def change_config(self, offset: int, data: bytes, *, interrupt: bool = True) -> None:
         """Change the device configuration as a device does: new generation, then the notification."""
 
+    def needs_reset(self) -> None:
+        """The device gives up (2.1.1)."""
+
 
 class Model:
     """What makes the device an rng, a balloon, an input: features, configuration, and what a kick does."""
