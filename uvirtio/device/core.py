@@ -543,11 +543,14 @@ class Device(DeviceState):
         self.queues.clear()
         rings, self._rings = self._rings, []
         dma, self._dma = self._dma, None
+        views, self._before_free = self._before_free, []
         with ExitStack() as stack:
             if dma is not None:
                 stack.callback(dma.close)
             for ring in rings:
                 stack.callback(ring.close)
+            for release in views:
+                stack.callback(release)
             with suppress(UvirtioError):
                 self.transport.release_queues()
 
