@@ -70,7 +70,7 @@ def take(net: Net, count: int) -> list[bytes]:
     return found
 
 
-@pytest.mark.spec("NET-13", "NET-14", "NET-15", "NET-17")
+@pytest.mark.spec("NET-31", "NET-32")
 @pytest.mark.parametrize("packed", PACKED)
 def test_frames_of_every_length_come_whole(tmp_path: Path, packed: str) -> None:
     rng = random.Random(3)
@@ -96,7 +96,7 @@ def _received(net: Net, count: int) -> list[bytes]:
     return found
 
 
-@pytest.mark.spec("NET-16")
+@pytest.mark.spec("NET-08", "NET-09", "NET-29")
 def test_without_merged_buffers(tmp_path: Path) -> None:
     with cable(tmp_path, "virtio-net-pci,mrg_rxbuf=off,host_mtu=3000") as (_, net, other):
         assert net.max_frame == 3018

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import Any, Protocol
 
 from uvirtio.device import Device, Observer, QueueSpec
@@ -13,12 +14,16 @@ from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.input import Input
 from uvirtio.drivers.mem import Mem
+from uvirtio.drivers.net import Net, RxMode
+from uvirtio.drivers.net.ping import arp_request, arp_told
 from uvirtio.drivers.rng import Rng
-from uvirtio.errors import BlkRefusal
+from uvirtio.errors import BlkRefusal, NetRefused
 from uvirtio.spec import balloon as balloon_spec
 from uvirtio.spec import blk as blk_spec
+from uvirtio.spec import features as f
 from uvirtio.spec import input as input_spec
 from uvirtio.spec import mem as mem_spec
+from uvirtio.spec import net as net_spec
 from uvirtio.spec import rng as rng_spec
 
 Witness = Callable[..., Any]
@@ -79,6 +84,8 @@ def for_device(device: Device) -> DataPath:
         return _MemPath(device, witness, ident)
     if device.device_id == blk_spec.TYPE:
         return _BlkPath(device, witness, ident)
+    if device.device_id == net_spec.TYPE:
+        return _NetPath(device, witness, ident)
     return _BarePath(device)
 
 
@@ -378,3 +385,78 @@ class _BlkPath:
             return None
         disks = (disk for disk in self._witness("query-block") if disk["device"] == f"{self._ident}-disk")
         return next(disks, None)
+
+
+class _NetPath:
+    """Sends two ARP requests through a network card, and looks for answers."""
+
+    _WHO = IPv4Address("10.0.2.2")
+    """The station of QEMU's own network. Elsewhere a probe for it (RFC 5227) claims no address for us."""
+    _PATIENCE = 0.5
+    """Seconds to wait for an answer where nothing says that there is one."""
+
+    def __init__(self, device: Device, witness: Witness | None, ident: str | None) -> None:
+        self._device = device
+        self._witness = witness
+        self._ident = ident
+
+    def start(self, observe: Observer) -> None:
+        """Bring the device up with its driver."""
+        self._net = Net(self._device, observe=observe)
+
+    def exercise(self) -> PathResult:
+        """Send frames until they are used, receive what is answered, and give a command."""
+        net, device = self._net, self._device
+        if not net.link:
+            return PathResult("the link is down: no frame was sent", skipped=True)
+        request = arp_request(net.mac, None, self._WHO)
+        answers = 0
+        for _ in range(2):  # the second one needs a kick that the device asks for
+            net.send([request])
+            # A network owes nothing; but a card whose link is up and whose other side reads has to use frames.
+            device.wait(lambda: net.idle, timeout=device.timeout, what="the frame to be used")
+            answers += self._answered()
+        about = f"2 ARP requests sent, {answers} answered, {net.counts.received} frames received"
+        odd = [*net.findings, *net.dropped]
+        if not answers and self._is_supplied():
+            odd.append(f"QEMU's own network did not answer for {self._WHO}")
+        try:
+            if device.has(f.Net.CTRL_RX):
+                net.set_rx_mode(RxMode.PROMISC, True)
+                about += "; a command acknowledged"
+        except NetRefused as error:
+            odd.append(f"{error.message}: {error.seen}")
+        return PathResult(about, "; ".join(odd))
+
+    def _answered(self) -> bool:
+        patience = self._device.timeout if self._is_supplied() else min(self._PATIENCE, self._device.timeout)
+        deadline = self._device.clock.monotonic() + patience
+        while (left := deadline - self._device.clock.monotonic()) > 0:
+            if any(arp_told(bytes(frame), self._WHO) for frame in self._net.receive(timeout=left)):
+                return True
+        return False
+
+    def _is_supplied(self) -> bool:
+        """Whether the card is in QEMU's own network, which was supplied for it."""
+        if self._witness is None:
+            return False
+        netdev = self._witness("qom-get", path=f"/machine/peripheral/{self._ident}", property="netdev")
+        return bool(netdev == f"{self._ident}-net")
+
+    def change_configuration(self) -> PathResult | None:
+        """Have the host take the link down, and up again."""
+        if self._witness is None or not self._device.has(f.Net.STATUS):
+            return None
+        device, net = self._device, self._net
+        before, seen = net.link, device.counters.config_changes
+        self._witness("set_link", name=self._ident, up=not before)
+        told = device.wait(
+            lambda: device.counters.config_changes != seen, timeout=device.timeout, what="the change", owed=False
+        )
+        after = net.link
+        self._witness("set_link", name=self._ident, up=before)
+        words = {True: "up", False: "down"}
+        detail = f"the host changed the link from {words[before]} to {words[after]}"
+        if after == before:
+            return PathResult(detail, "the host's change does not show in the configuration")
+        return PathResult(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")

@@ -37,7 +37,7 @@ class ControlQueue:
         Args:
             kind: The class.
             command: The command of this class.
-            data: Its data; each piece is an element of its own, as a legacy interface has it (5.1.6.8).
+            *data: Its data; each piece is an element of its own, as a legacy interface has it (5.1.6.8).
             what: What it does, for errors.
             timeout: Seconds to wait.
 

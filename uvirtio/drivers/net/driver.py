@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,17 +9,15 @@ from functools import partial
 from typing import ClassVar
 
 from uvirtio.device import Device, Observer, QueueSpec, unobserved
-from uvirtio.drivers.base import Driver
 from uvirtio.drivers.net import config as configuration
-from uvirtio.drivers.net.config import NetConfig
-from uvirtio.drivers.net.control import ControlQueue, mac_table
+from uvirtio.drivers.net.card import RECEIVE_OFFLOADS, Card, le16
 from uvirtio.drivers.net.frame import WHOLE, Frame, FrameData, check_macs, mac_text
 from uvirtio.drivers.net.receive import Layout, Receiver
 from uvirtio.drivers.net.transmit import Transmitter
-from uvirtio.errors import BadSize, ConfigError, NetStalled, NotSupported, UsageError
+from uvirtio.errors import BadFrame, BadSize, NetStalled, UsageError
 from uvirtio.spec import features as f
 from uvirtio.spec import net as spec
-from uvirtio.spec.net import Control, RxMode
+from uvirtio.spec.net import Control
 
 _Net = f.Net
 
@@ -28,10 +25,7 @@ _BASE = f.mask(
     *(_Net.MAC, _Net.STATUS, _Net.MTU, _Net.SPEED_DUPLEX, _Net.MRG_RXBUF),
     *(_Net.CTRL_VQ, _Net.CTRL_RX, _Net.CTRL_RX_EXTRA, _Net.CTRL_MAC_ADDR),
 )
-_RECEIVE_OFFLOADS = f.mask(
-    *(_Net.GUEST_CSUM, _Net.GUEST_TSO4, _Net.GUEST_TSO6, _Net.GUEST_ECN, _Net.GUEST_USO4, _Net.GUEST_USO6)
-)
-_OFFLOADS = _RECEIVE_OFFLOADS | f.mask(
+_OFFLOADS = RECEIVE_OFFLOADS | f.mask(
     *(_Net.CSUM, _Net.HOST_TSO4, _Net.HOST_TSO6, _Net.HOST_ECN, _Net.HOST_USO, _Net.CTRL_GUEST_OFFLOADS)
 )
 _IN_CONFIG = f.mask(_Net.MAC, _Net.STATUS, _Net.MTU, _Net.SPEED_DUPLEX, _Net.MQ)
@@ -40,13 +34,8 @@ _CONTROLLED = f.mask(
     *(_Net.GUEST_ANNOUNCE, _Net.CTRL_GUEST_OFFLOADS),
 )
 
-_MTU_MIN = 68
-"""The least MTU that a device may have (5.1.4.1)."""
-
 _LOOK = 0.01
 """Seconds between two looks at what the device has to tell while frames are sent without a wait."""
-
-_EXTRA = frozenset({RxMode.ALLUNI, RxMode.NOMULTI, RxMode.NOUNI, RxMode.NOBCAST})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +51,7 @@ class NetCounts:
     """Frames that came and could not be used; ``Net.dropped`` has the reasons."""
 
 
-class Net(Driver):
+class Net(Card):
     """Driver of a network card (5.1): sends and receives Ethernet frames.
 
     The receive queues are always full of buffers; frames are taken out during the calls that receive. What comes
@@ -73,7 +62,6 @@ class Net(Driver):
     as it would be on a cable.
     """
 
-    device_id: ClassVar[int] = spec.TYPE
     features: ClassVar[int] = _BASE
 
     def __init__(
@@ -155,30 +143,18 @@ class Net(Driver):
 
     def _queues(self) -> Sequence[QueueSpec]:
         device = self.device
-        self._config = self._read_config()
+        self._read()
         self._pairs = min(self._pairs_wanted, self._config.max_pairs)
         found = []
         for pair in range(self._pairs):
             found.append(QueueSpec(2 * pair + spec.RECEIVEQ, f"receiveq{pair + 1}"))
             found.append(QueueSpec(2 * pair + spec.TRANSMITQ, f"transmitq{pair + 1}"))
         if device.has(_Net.CTRL_VQ):
-            # 5.1.2: behind all pairs that the device has, used or not; N is 1 where MQ is not negotiated.
-            self._control_index = 2 * self._config.max_pairs if device.has(_Net.MQ) else spec.CONTROLQ
             found.append(QueueSpec(self._control_index, "controlq", size=64))
         return found
 
-    def _read_config(self) -> NetConfig:
-        found = configuration.read(self.device)
-        if found.mtu is not None and found.mtu < _MTU_MIN:
-            raise ConfigError(
-                f"{self.device.address} has an impossible MTU",
-                seen=found.mtu,
-                expected=f"{_MTU_MIN} or more (5.1.4.1)",
-                remedy="the device is at fault; without=['MTU'] (--without MTU) drives it all the same",
-            )
-        return found
-
     def _before_ok(self) -> None:
+        self._setup()
         device, mtu = self.device, self._config.mtu
         merged = device.has(_Net.MRG_RXBUF)
         short = device.transport.legacy and not merged  # 5.1.6.1
@@ -201,13 +177,8 @@ class Net(Driver):
             self._transmitters.append(
                 Transmitter(device, queues[1], layout, longest=spec.FRAME_MAX if cut else longest, mtu=mtu)
             )
-        self._control: ControlQueue | None = None
-        if device.has(_Net.CTRL_VQ):
-            self._control = ControlQueue(device, device.queues[self._control_index])
-        self._config_seen = self._changes_sent = device.counters.config_changes
-        self._link_up = self._config.link
+        self._changes_sent = device.counters.config_changes
         self._look_at = 0.0
-        self._local: bytes | None = None
 
     def _begin(self, mac: bytes | None) -> None:
         """What comes after DRIVER_OK: buffers for the device, and commands."""
@@ -217,7 +188,7 @@ class Net(Driver):
             transmitter.quiet()
         if self._pairs > 1:
             # 5.1.6.5.6.1: after the queues are set up, and before any but the first pair is used.
-            self._command(Control.MQ, spec.MQ_VQ_PAIRS_SET, _le16(self._pairs), what="use several pairs of queues")
+            self._command(Control.MQ, spec.MQ_VQ_PAIRS_SET, le16(self._pairs), what="use several pairs of queues")
         if mac is not None and mac != self._config.mac:
             self.set_mac(mac)
 
@@ -225,61 +196,7 @@ class Net(Driver):
         counts = self.counts
         return f"{mac_text(self.mac)}, {counts.sent} frames sent, {counts.received} received"
 
-    # --- what it is (5.1.4) ---------------------------------------------------------------------------------
-
-    @property
-    def config(self) -> NetConfig:
-        """The configuration, read again if it may have changed.
-
-        Raises:
-            ConfigUnstable: It changes at every read.
-        """
-        with self.device.session():
-            self.device.service()
-            if self._config_seen != self.device.counters.config_changes:
-                self._config_seen = self.device.counters.config_changes
-                self._config = self._read_config()
-            return self._config
-
-    @property
-    def mac(self) -> bytes:
-        """The address of this side, 6 bytes: the device's, or a random one where it has none (5.1.4.2)."""
-        if self._local is not None:
-            return self._local
-        if self._config.mac is None:
-            first, *rest = os.urandom(spec.MAC_SIZE)
-            self._local = bytes([first & 0xFC | 2, *rest])  # local, and of one station
-            return self._local
-        return self._config.mac
-
-    @property
-    def link(self) -> bool:
-        """Whether the link is up, as the device says now; without STATUS it counts as up (5.1.4.2).
-
-        Raises:
-            ConfigUnstable: The configuration changes at every read.
-        """
-        return self._status() & spec.STATUS_LINK_UP != 0
-
-    def _status(self) -> int:
-        if not self.device.has(_Net.STATUS):
-            return spec.STATUS_LINK_UP
-        with self.device.session():
-            status = self.device.read_config(configuration.FIELDS["status"])[0]
-            self._link_up = bool(status & spec.STATUS_LINK_UP)
-            return status
-
-    def wait_for_link(self, up: bool = True, *, timeout: float | None = None) -> bool:
-        """Wait until the link is up, or down.
-
-        Args:
-            up: What to wait for.
-            timeout: Seconds to wait; None: no limit.
-
-        Returns:
-            Whether it came to that in time.
-        """
-        return self.device.wait(lambda: self.link is up, timeout=timeout, what="the link", owed=False)
+    # --- what it counts ---------------------------------------------------------------------------------------
 
     @property
     def pairs(self) -> int:
@@ -312,7 +229,7 @@ class Net(Driver):
     def take(self) -> list[bytes]:
         """Take the frames that have come, without waiting: the fast way, without their headers.
 
-        With ``offloads`` use ``receive``: a header may say that its frame is not complete.
+        With ``offloads`` use ``take_frames``: a header may say that its frame is not complete.
 
         Returns:
             The frames, whole, in the order of each queue; maybe none.
@@ -338,17 +255,31 @@ class Net(Driver):
             RingCorruption: The used ring holds what cannot be.
         """
         found: list[Frame] = []
-        # Of what was not negotiated nothing is believed: the frame counts as whole.
-        header = None if self.device.has(_Net.GUEST_CSUM) else WHOLE
 
         def ready() -> bool:
-            for receiver in self._receivers:
-                start = receiver.header
-                found.extend(Frame.received(raw, start, header) for raw in receiver.take())
+            found.extend(self.take_frames())
             return bool(found)
 
         self._wait_for_frames(ready, timeout)
         return found
+
+    def take_frames(self) -> list[Frame]:
+        """Take the frames that have come, with their headers, without waiting.
+
+        Returns:
+            The frames, in the order of each queue; maybe none.
+
+        Raises:
+            RingCorruption: The used ring holds what cannot be.
+        """
+        # Of what was not negotiated nothing is believed: the frame counts as whole.
+        header = None if self.device.has(_Net.GUEST_CSUM) else WHOLE
+        with self.device.session():
+            return [
+                Frame.received(raw, receiver.header, header)
+                for receiver in self._receivers
+                for raw in receiver.take()
+            ]
 
     def wait(self, *, timeout: float | None = None) -> bool:
         """Wait until something has come, and leave it to ``take``.
@@ -398,6 +329,14 @@ class Net(Driver):
         queue.check(frames)
         with self.device.session():
             return self._send(queue, frames)
+
+    def can_send(self, frame: FrameData | Frame) -> bool:
+        """Whether ``send`` takes a frame: its length, and what its header asks for."""
+        try:
+            self._transmitters[0].check([frame])
+        except BadFrame:
+            return False
+        return True
 
     def _send(self, queue: Transmitter, frames: Sequence[FrameData | Frame]) -> int:
         """Send what there is room for; nothing while the link is known to be down.
@@ -477,6 +416,12 @@ class Net(Driver):
         )
 
     @property
+    def idle(self) -> bool:
+        """Whether the device has used all frames that it was given, as far as can be seen now."""
+        with self.device.session():
+            return all(map(_idle, self._transmitters))
+
+    @property
     def out(self) -> int:
         """Frames that the device was given and has not used."""
         return sum(one.out for one in self._transmitters)
@@ -485,125 +430,6 @@ class Net(Driver):
         if not 0 <= pair < self._pairs:
             raise UsageError("there is no such pair of queues", seen=pair, expected=f"0..{self._pairs - 1}")
         return self._transmitters[pair]
-
-    # --- the control queue (5.1.6.5) ------------------------------------------------------------------------
-
-    def set_rx_mode(self, mode: RxMode, on: bool, *, timeout: float | None = None) -> None:
-        """Set what is received whatever the tables say (5.1.6.5.1). After a reset QEMU is promiscuous.
-
-        Args:
-            mode: Which of the modes.
-            on: Whether it is on.
-            timeout: Seconds to wait for the answer; the device's own where None.
-
-        Raises:
-            NotSupported: CTRL_RX, or for some modes CTRL_RX_EXTRA, is not negotiated.
-            NetRefused: The device says no.
-            DeviceTimeout: It did not answer in time.
-            ProtocolError: Its answer is none.
-        """
-        self._need(_Net.CTRL_RX_EXTRA if mode in _EXTRA else _Net.CTRL_RX, f"set {mode.name}")
-        self._command(Control.RX, mode, bytes([int(on)]), what=f"set {mode.name}", timeout=timeout)
-
-    def set_mac_table(
-        self, unicast: Sequence[bytes] = (), multicast: Sequence[bytes] = (), *, timeout: float | None = None
-    ) -> None:
-        """Set the addresses that are received beside the card's own (5.1.6.5.2); they replace those before.
-
-        Args:
-            unicast: Addresses of stations, 6 bytes each.
-            multicast: Addresses of groups.
-            timeout: Seconds to wait for the answer; the device's own where None.
-
-        Raises:
-            UsageError: An address is not of its kind, or there are too many.
-            NotSupported: CTRL_RX is not negotiated.
-            NetRefused, DeviceTimeout, ProtocolError: As for ``set_rx_mode``.
-        """
-        check_macs(unicast, multicast=False)
-        check_macs(multicast, multicast=True)
-        self._need(_Net.CTRL_RX, "filter by address")
-        tables = mac_table(unicast, multicast)
-        self._command(Control.MAC, spec.MAC_TABLE_SET, *tables, what="set its addresses", timeout=timeout)
-
-    def set_mac(self, mac: bytes, *, timeout: float | None = None) -> None:
-        """Give the card another address. It lasts until the device is reset.
-
-        Args:
-            mac: 6 bytes, of one station.
-            timeout: Seconds to wait for the answer; the device's own where None.
-
-        Raises:
-            UsageError: It is no such address.
-            NotSupported: The device has an address that cannot be changed.
-            NetRefused, DeviceTimeout, ProtocolError: As for ``set_rx_mode``.
-        """
-        check_macs([mac], multicast=False)
-        device = self.device
-        with device.session():
-            if device.has(_Net.CTRL_MAC_ADDR):
-                self._command(Control.MAC, spec.MAC_ADDR_SET, mac, what="change its address", timeout=timeout)
-            elif device.transport.legacy and device.has(_Net.MAC):
-                for at, byte in enumerate(mac):  # 5.1.6.5.2.3: from the first byte to the last
-                    device.transport.write_config(configuration.FIELDS["mac"].offset + at, 1, byte)
-            elif device.has(_Net.MAC):
-                self._need(_Net.CTRL_MAC_ADDR, "change its address")
-            self._local = bytes(mac)
-
-    def add_vlan(self, vlan: int, *, timeout: float | None = None) -> None:
-        """Let frames of a VLAN through (5.1.6.5.3).
-
-        Args:
-            vlan: Its number, 0 to 4095.
-            timeout: Seconds to wait for the answer; the device's own where None.
-
-        Raises:
-            UsageError: There is no such VLAN.
-            NotSupported: CTRL_VLAN is not negotiated: give ``vlans=True``.
-            NetRefused, DeviceTimeout, ProtocolError: As for ``set_rx_mode``.
-        """
-        self._vlan(spec.VLAN_ADD, vlan, timeout)
-
-    def remove_vlan(self, vlan: int, *, timeout: float | None = None) -> None:
-        """Drop frames of a VLAN again; the counterpart of ``add_vlan``, with the same arguments and errors."""
-        self._vlan(spec.VLAN_DEL, vlan, timeout)
-
-    def _vlan(self, command: int, vlan: int, timeout: float | None) -> None:
-        if not 0 <= vlan < spec.VLANS:
-            raise UsageError("there is no such VLAN", seen=vlan, expected=f"0..{spec.VLANS - 1}")
-        self._need(_Net.CTRL_VLAN, "filter VLANs")
-        self._command(Control.VLAN, command, _le16(vlan), what=f"change VLAN {vlan}", timeout=timeout)
-
-    def set_offloads(self, features: int, *, timeout: float | None = None) -> None:
-        """Choose which of the negotiated receive offloads are in use (5.1.6.5.9); after the start all are.
-
-        Args:
-            features: A mask of feature bits: GUEST_CSUM, GUEST_TSO4 and so on.
-            timeout: Seconds to wait for the answer; the device's own where None.
-
-        Raises:
-            UsageError: A bit is no receive offload, or was not negotiated.
-            NotSupported: CTRL_GUEST_OFFLOADS is not negotiated.
-            NetRefused, DeviceTimeout, ProtocolError: As for ``set_rx_mode``.
-        """
-        allowed = _RECEIVE_OFFLOADS & self.device.features
-        if features & ~allowed:
-            names = ", ".join(bit.name for bit in f.names("net", features & ~allowed))
-            raise UsageError(
-                "this is no receive offload that was negotiated",
-                seen=names,
-                expected=", ".join(bit.name for bit in f.names("net", allowed)) or "none at all",
-            )
-        self._need(_Net.CTRL_GUEST_OFFLOADS, "change its offloads")
-        data = features.to_bytes(8, "little")
-        self._command(
-            Control.GUEST_OFFLOADS, spec.GUEST_OFFLOADS_SET, data, what="change its offloads", timeout=timeout
-        )
-
-    @property
-    def announcement_wanted(self) -> bool:
-        """Whether the device asks for an announcement, as after a migration (5.1.6.5.4)."""
-        return self.device.has(_Net.GUEST_ANNOUNCE) and bool(self._status() & spec.STATUS_ANNOUNCE)
 
     def announce(self, *, timeout: float | None = None) -> None:
         """Announce this card's address to the switches of its network, and tell the device so (5.1.6.5.4).
@@ -622,32 +448,10 @@ class Net(Driver):
         if self.announcement_wanted:
             self._command(Control.ANNOUNCE, spec.ANNOUNCE_ACK, what="note the announcement", timeout=timeout)
 
-    def _need(self, bit: int, what: str) -> None:
-        if not self.device.has(bit):
-            name = _Net(bit).name
-            option = {_Net.CTRL_VLAN: "vlans=True", _Net.CTRL_GUEST_OFFLOADS: "offloads=True"}.get(_Net(bit))
-            offered = f.has(self.device.offered, bit)
-            raise NotSupported(
-                f"{self.device.address} cannot {what}",
-                seen=f"{name} is offered, and was not accepted" if offered else f"{name} is not offered",
-                expected=f"{name} (5.1.3)",
-                remedy=f"start the driver with {option}" if option and offered else "the device has to offer it",
-            )
-
-    def _command(self, kind: Control, command: int, *data: bytes, what: str, timeout: float | None = None) -> None:
-        assert self._control is not None  # every bit that is checked before needs CTRL_VQ (5.1.3.1)
-        with self.device.session():
-            seconds = self.device.seconds(timeout)
-            self._control.send(kind, command, *data, what=what, timeout=seconds)
-
 
 def _idle(queue: Transmitter) -> bool:
     queue.reap()
     return not queue.out
-
-
-def _le16(value: int) -> bytes:
-    return value.to_bytes(2, "little")
 
 
 def rarp(mac: bytes) -> bytes:

@@ -12,6 +12,7 @@ from uvirtio.spec import net as spec
 from uvirtio.spec.net import GSO_ECN, Gso, HeaderFlag
 
 _HEADER = struct.Struct("<BBHHHH")
+_KINDS = {int(kind): kind for kind in Gso}
 _NEEDS_CSUM = int(HeaderFlag.NEEDS_CSUM)
 
 FrameData = bytes | bytearray | memoryview
@@ -47,10 +48,7 @@ class Header:
     @property
     def gso(self) -> Gso | None:
         """What kind of segments the packet is to be cut in; None for a kind that has no name here."""
-        try:
-            return Gso(self.gso_type & ~GSO_ECN)
-        except ValueError:
-            return None
+        return _KINDS.get(self.gso_type & ~GSO_ECN)
 
     def pack(self) -> bytes:
         """The first 10 bytes of the header, as ``num_buffers`` follows them or not (5.1.6.1)."""
@@ -196,6 +194,9 @@ def check_header(header: Header, length: int, features: int) -> None:
     if not header.needs_csum or not header.gso_size:
         seen = f"flags {header.flags:#x}, gso_size {header.gso_size}"
         raise _bad("segments without their size or checksum", seen, "NEEDS_CSUM, and a gso_size (5.1.6.2.1)")
+    if not header.csum_start < header.hdr_len <= length:
+        seen = f"hdr_len {header.hdr_len}, csum_start {header.csum_start}"
+        raise _bad("segments without headers", seen, "hdr_len with the transport header (5.1.6.2.1)")
 
 
 def _bad(what: str, seen: str, expected: str) -> BadFrame:
