@@ -57,8 +57,8 @@ class PlayedBackEnd:
     ) -> None:
         self.features, self.protocol, self.config, self.count = features, protocol, config, queues
         self.acts = acts or {}
-        self.holds = False
-        """Takes buffers and does not return them."""
+        self.holds = self.deaf = False
+        """Takes buffers and does not return them; does not hear kicks."""
         self.accepted = 0
         self.taken_protocol = self.taken = self.status = 0
         self.log: list[str] = []
@@ -104,7 +104,8 @@ class PlayedBackEnd:
                 if fd in kicks:
                     with contextlib.suppress(BlockingIOError):
                         os.eventfd_read(fd)
-                    self._serve(kicks[fd])
+                    if not self.deaf:
+                        self._serve(kicks[fd])
             if what.fileno() in ready:
                 return True
 

@@ -14,7 +14,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # the folder that has th
 from benches import facts, plot, report  # noqa: E402
 from benches.measure import Section  # noqa: E402
 
-SECTIONS = ("rings", "memory", "disk", "balloon", "interrupts", "startup", "discovery")
+SECTIONS = ("rings", "memory", "disk", "balloon", "interrupts", "startup", "discovery", "vhost-user")
 GUEST = ("vm",)  # inside the lab VM only
 
 
@@ -32,7 +32,7 @@ def main() -> int:
     sections: list[Section] = []
     for name in options.only or SECTIONS:
         print(f"bench: {name} ...", file=sys.stderr, flush=True)
-        run: Callable[[int, bool], Section] = import_module(f"benches.{name}").run
+        run: Callable[[int, bool], Section] = import_module(f"benches.{name.replace('-', '_')}").run
         sections.append(run(runs, options.quick))
     for line in report.text(told, sections):
         print(line)
@@ -54,6 +54,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", action="store_true", help="no figures: where the time goes, path by path")
     parser.add_argument("--runs", type=int, default=7, metavar="N", help="runs of each (7); the median counts")
     parser.add_argument("--only", nargs="+", choices=SECTIONS + GUEST, metavar="NAME", help=", ".join(SECTIONS))
+    parser.add_argument(
+        "--raised",
+        action="store_true",
+        help="go before what else a busy machine does (root, autogroup); not for what QEMU is part of",
+    )
     parser.add_argument("--vm", action="store_true", help="in the lab VM, beside the kernel's own drivers")
     parser.add_argument("--json", metavar="FILE", help="all figures as one JSON document")
     parser.add_argument("--svg", metavar="FILE", help="a plot of the comparisons")

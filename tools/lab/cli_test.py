@@ -15,6 +15,7 @@ from lab import (
     LabError,
     arches,
     cache,
+    daemons,
     debian,
     kernels,
     lanes,
@@ -143,10 +144,11 @@ def main(arguments: list[str]) -> int:
         if floors["qemu"] == _whole("qemu") and interpreter is None:
             steps += _benches(runner)
         if options.all and options.qemu_version is None:
+            steps += _own_daemons(runner, floors["qemu"])
             for version in qemus.names():
                 steps += _qemu_floor(runner, floors["qemu"], version, accept_expired=expired)
         elif not options.paths and "vm" in floors and options.qemu_version is None:
-            left_out += [f"qemu {version}" for version in qemus.names()]
+            left_out += ["vhost-user daemons", *(f"qemu {version}" for version in qemus.names())]
     if "lint" in floors:
         # The site takes as long as all other linting, and says nothing about code.
         steps += [step for step in _lint(runner) if not (options.quick and step[0] == "docs")]
@@ -301,11 +303,34 @@ def _qemu_floor(
     name = f"qemu {version}".rstrip()
     try:
         qemu = qemus.get(version, accept_expired=accept_expired)
+        back_ends = None
+        if version and any(one.has(file) for one in chosen for file in _daemon_files()):
+            back_ends = daemons.get(version, accept_expired=accept_expired)
     except LabError as error:  # as with modules: the mirror has moved on
         yield name, _failing(name, _unless_usage(error))
         return
     arguments = [*(["--once"] if once else []), *map(str, chosen)]
-    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), qemu=qemu)
+    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), qemu=qemu, programs=back_ends)
+
+
+def _daemon_files() -> list[Path]:
+    """The tests of vhost-user back ends."""
+    return sorted((TESTS / "qemu").glob("test_vhost_user*.py"))
+
+
+def _own_daemons(runner: Runner, chosen: list[Chosen]) -> Iterator[tuple[str, Step]]:
+    """The tests of vhost-user back ends, with those of this release that a plain run does not have."""
+    name = "vhost-user daemons"
+    files = [file for file in _daemon_files() if any(one.has(file) for one in chosen)]
+    if not files:
+        return
+    try:
+        back_ends = daemons.get("")
+    except LabError as error:
+        yield name, _failing(name, str(error))
+        return
+    arguments = [str(one.within(file)) for file in files for one in chosen if one.has(file)]
+    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), programs=back_ends)
 
 
 def _wrapper(floor: str) -> list[str]:

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,11 +77,12 @@ class Runner:
         wrapper: list[str],
         *,
         qemu: Qemu | None = None,
+        programs: Path | None = None,
         env: dict[str, str] | None = None,
     ) -> Outcome:
         """pytest with ``arguments`` on this machine, inside ``wrapper`` (a command that ends by running its rest).
 
-        ``qemu``: the one that the tests start; ``env``: set beside what there is.
+        ``qemu``: the one that the tests start; ``programs``: a folder with others; ``env``: set as well.
         """
         name = f"{name} {self.python}".rstrip()
         _title(name)
@@ -90,8 +91,8 @@ class Runner:
         with _scratch() as scratch:
             command = [*wrapper, *self._pytest(arguments, report, scratch)]
             env = {**(env or {}), "TMPDIR": str(scratch)}
-            programs = None if qemu is None else qemu.programs
-            code = self._run(command, timeout=900, env=env, programs=programs)
+            folders = (programs, None if qemu is None else qemu.programs)
+            code = self._run(command, timeout=900, env=env, programs=[one for one in folders if one is not None])
         outcome = self._judge(name, code, report, begin)
         outcome.ran_on = () if qemu is None else (str(qemu),)
         return outcome
@@ -201,7 +202,7 @@ class Runner:
         command: list[str],
         timeout: float,
         env: dict[str, str] | None = None,
-        programs: Path | None = None,
+        programs: Sequence[Path] = (),
         output: IO[bytes] | None = None,
     ) -> int:
         """Run ``command`` in the checkout with a hard time-out; its exit code, or TIMED_OUT.
@@ -210,8 +211,7 @@ class Runner:
         """
         sys.stdout.flush()
         path = f"{self.venv}/bin:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-        if programs is not None:
-            path = f"{programs}:{path}"
+        path = ":".join([*map(str, programs), path])
         child = process.start(
             command,
             cwd=CHECKOUT,

@@ -30,6 +30,7 @@ _VERBS = {
     "reset": "diag",
     "features": "features",
     "watch": "watch",
+    "top": "top",
     "dump": "dump",
     "diff": "dump",
     "report": "report",

@@ -15,7 +15,7 @@ from typing import Any, Unpack
 from uvirtio import device as dev
 from uvirtio import opening
 from uvirtio.device import storm
-from uvirtio.diag import causes, datapath
+from uvirtio.diag import causes, datapath, words
 from uvirtio.diag.causes import Cause
 from uvirtio.diag.report import Report, Step, Verdict
 from uvirtio.errors import DeviceAbsent, DeviceFailure, EnvironmentLack, UvirtioError
@@ -120,6 +120,7 @@ def diagnose_function(
         with diagnosis.step("discover") as note:
             report.address, function = open_function()
             note.detail = f"{function.address}: {function.description}"
+            diagnosis.words = words.of(function.bus)
             diagnosis.found = causes.machine(function)
             if isinstance(function, WithoutIommu):
                 note.warn(function.warning)
@@ -173,6 +174,7 @@ class _Diagnosis:
 
     def __init__(self, address: str, on_step: OnStep | None) -> None:
         self.report = Report(address)
+        self.words = words.of_address(address)
         self.device: dev.Device | None = None
         self.found: tuple[str, ...] = ()
         """What PCI configuration space said when the function was found."""
@@ -186,7 +188,8 @@ class _Diagnosis:
             note: Its result.
             took: Seconds that it took.
         """
-        step = Step(name, note.verdict, STEPS[name], took, note.detail, note.hint, note.cause, note.data)
+        place = self.words.places.get(name, STEPS[name])
+        step = Step(name, note.verdict, place, took, note.detail, note.hint, note.cause, note.data)
         self.report.steps.append(step)
         if self._on_step is not None:
             self._on_step(step)
@@ -294,12 +297,12 @@ class _Diagnosis:
                 if failed is not None and (failed is not self.report.error or isinstance(failed, DeviceAbsent)):
                     raise failed
                 status = device.transport.status()
-                note.detail = f"status {describe(status)}"
+                note.detail = f"status {describe(status)}" + f"; {self.words.reset}" * bool(self.words.reset)
                 if status:
                     raise DeviceFailure("the device is not reset", seen=describe(status), expected="status 0")
             with self.step("leave") as note:
                 device.close()
-                note.detail = "bus master off, interrupts off, memory freed, function closed"
+                note.detail = self.words.leave
         except UvirtioError as error:
             self.report.error = self.report.error or error
             self.skip_rest("the device could not be reset")
@@ -338,10 +341,20 @@ def _tell_capabilities(device: dev.Device, note: _Note) -> None:
     note.data["interface"] = transport.interface
 
 
+def _words(device: dev.Device) -> words.Words:
+    return words.of(device.transport.backend.bus)
+
+
 def _tell_status(device: dev.Device, note: _Note) -> None:
     status = device.transport.status()
     note.detail = f"status {describe(status)}"
     note.data["status"] = status
+
+
+def _tell_reset(device: dev.Device, note: _Note) -> None:
+    _tell_status(device, note)
+    if said := _words(device).reset:
+        note.detail += f"; {said}"
 
 
 def _tell_features_ok(device: dev.Device, note: _Note) -> None:
@@ -383,7 +396,8 @@ def _tell_queues(device: dev.Device, note: _Note) -> None:
 
 def _tell_vectors(device: dev.Device, note: _Note) -> None:
     mode = device.transport.interrupt_mode
-    note.detail = mode.value
+    said = "" if mode is InterruptMode.POLLING else _words(device).vectors
+    note.detail = f"{said} ({mode.value})" if said else mode.value
     note.data["interrupts"] = mode.value
     failures = device.transport.interrupt_failures
     if failures:
@@ -419,11 +433,11 @@ def _tell_interrupts(device: dev.Device, note: _Note) -> None:
                     f"{device.transport.interrupt_mode.value}: none in {patience:g} s",
                     *causes.machine(device.transport.backend),
                 ),
-                ("check MSI-X, INTx routing and interrupt remapping",),
+                (_words(device).interrupts,),
             )
         )
     elif _storms(device):
-        note.warn("spurious interrupts do not stop: check the interrupt line, and what shares it", "storm")
+        note.warn(_words(device).storm, "storm")
     elif device.counters.missed_interrupts:
         note.warn("some completions came without an interrupt; only polling found them", "interrupts-lost")
 
@@ -448,7 +462,7 @@ def _tell_change(path: datapath.DataPath, note: _Note) -> None:
 
 
 _TELL: dict[str, Callable[[dev.Device, _Note], None]] = {
-    "reset": _tell_status,
+    "reset": _tell_reset,
     "acknowledge": _tell_status,
     "driver": _tell_status,
     "features": _tell_features,

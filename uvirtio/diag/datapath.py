@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from ipaddress import IPv4Address
 from typing import Any, Protocol
 
 from uvirtio.device import Device, Observer, QueueSpec
 from uvirtio.device.evidence import of_queue
 from uvirtio.diag.causes import STALLS
+from uvirtio.diag.fs import FsPath
+from uvirtio.diag.net import NetPath
+from uvirtio.diag.outcome import Idle, PathResult
 from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.input import Input
 from uvirtio.drivers.mem import Mem
-from uvirtio.drivers.net import Net, RxMode
-from uvirtio.drivers.net.ping import arp_request, arp_told
 from uvirtio.drivers.rng import Rng
-from uvirtio.errors import BlkRefusal, NetRefused
+from uvirtio.errors import BlkRefusal
 from uvirtio.spec import balloon as balloon_spec
 from uvirtio.spec import blk as blk_spec
-from uvirtio.spec import features as f
+from uvirtio.spec import fs as fs_spec
 from uvirtio.spec import input as input_spec
 from uvirtio.spec import mem as mem_spec
 from uvirtio.spec import net as net_spec
@@ -33,20 +32,6 @@ _HostEvent = dict[str, Any]
 """An InputEvent of QEMU's QMP schema."""
 
 _QUEUES_MAX = 16
-
-
-@dataclass(frozen=True, slots=True)
-class PathResult:
-    """The result of one test."""
-
-    detail: str
-    """What was done and read."""
-    suspicious: str = ""
-    """An anomaly of a data path that works."""
-    cause: str = "data-path"
-    """The id of the cause of the anomaly."""
-    skipped: bool = False
-    """Whether nothing could be tested."""
 
 
 class DataPath(Protocol):
@@ -68,6 +53,17 @@ class DataPath(Protocol):
         """Have the host change the configuration, and read the change; None where that cannot be triggered."""
         ...
 
+    def serve(self, seconds: float) -> int:
+        """Answer what the device asks for, without traffic of its own.
+
+        Args:
+            seconds: How long; it may return earlier.
+
+        Returns:
+            How many messages the device sent by itself.
+        """
+        ...
+
 
 def for_device(device: Device) -> DataPath:
     """The data path test of this device's type; for a type without a driver, one that only starts its queues."""
@@ -85,11 +81,13 @@ def for_device(device: Device) -> DataPath:
     if device.device_id == blk_spec.TYPE:
         return _BlkPath(device, witness, ident)
     if device.device_id == net_spec.TYPE:
-        return _NetPath(device, witness, ident)
+        return NetPath(device, witness, ident)
+    if device.device_id == fs_spec.TYPE:
+        return FsPath(device)
     return _BarePath(device)
 
 
-class _BarePath:
+class _BarePath(Idle):
     """Queues without traffic, for device types without a driver."""
 
     def __init__(self, device: Device) -> None:
@@ -110,7 +108,7 @@ class _BarePath:
         return None
 
 
-class _RngPath:
+class _RngPath(Idle):
     """Reads random bytes from an entropy device."""
 
     _COUNT = 64
@@ -152,9 +150,15 @@ class _BalloonPath:
         for _ in range(2):
             self._balloon.inflate(1)
             seen.append(self._balloon.actual)
-            self._balloon.deflate(1)
+            # The page goes back also where the host asks for pages: diag does not leave it, and close() would not.
+            self._balloon.deflate(1, force=True)
         odd = "" if seen == [1, 1] else f"actual reads {seen[0]} after 1 was written (5.5.4)"
         return PathResult("1 page inflated, acknowledged, deflated, acknowledged, twice", odd)
+
+    def serve(self, seconds: float) -> int:
+        """Answer requests for statistics and hints; the target of the host is not followed."""
+        self._balloon.hold(seconds)
+        return 0
 
     def change_configuration(self) -> PathResult | None:
         """Have the host change its target (num_pages), and change it back."""
@@ -175,7 +179,7 @@ class _BalloonPath:
         return PathResult(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
 
 
-class _MemPath:
+class _MemPath(Idle):
     """Queries a memory device and plugs nothing, since plugged memory would outlive the diagnosis."""
 
     def __init__(self, device: Device, witness: Witness | None, ident: str | None) -> None:
@@ -319,12 +323,16 @@ class _InputPath:
                 return event, back
         return None
 
+    def serve(self, seconds: float) -> int:
+        """Take events, and give the device its buffers back."""
+        return len(self._input.read(timeout=seconds))
+
     def change_configuration(self) -> PathResult | None:
         """Return None: the host cannot change the configuration."""
         return None
 
 
-class _BlkPath:
+class _BlkPath(Idle):
     """Reads one sector and the serial of a block device, and writes nothing."""
 
     _GROWTH = 1 << 20
@@ -385,78 +393,3 @@ class _BlkPath:
             return None
         disks = (disk for disk in self._witness("query-block") if disk["device"] == f"{self._ident}-disk")
         return next(disks, None)
-
-
-class _NetPath:
-    """Sends two ARP requests through a network card, and looks for answers."""
-
-    _WHO = IPv4Address("10.0.2.2")
-    """The station of QEMU's own network. Elsewhere a probe for it (RFC 5227) claims no address for us."""
-    _PATIENCE = 0.5
-    """Seconds to wait for an answer where nothing says that there is one."""
-
-    def __init__(self, device: Device, witness: Witness | None, ident: str | None) -> None:
-        self._device = device
-        self._witness = witness
-        self._ident = ident
-
-    def start(self, observe: Observer) -> None:
-        """Bring the device up with its driver."""
-        self._net = Net(self._device, observe=observe)
-
-    def exercise(self) -> PathResult:
-        """Send frames until they are used, receive what is answered, and give a command."""
-        net, device = self._net, self._device
-        if not net.link:
-            return PathResult("the link is down: no frame was sent", skipped=True)
-        request = arp_request(net.mac, None, self._WHO)
-        answers = 0
-        for _ in range(2):  # the second one needs a kick that the device asks for
-            net.send([request])
-            # A network owes nothing; but a card whose link is up and whose other side reads has to use frames.
-            device.wait(lambda: net.idle, timeout=device.timeout, what="the frame to be used")
-            answers += self._answered()
-        about = f"2 ARP requests sent, {answers} answered, {net.counts.received} frames received"
-        odd = [*net.findings, *net.dropped]
-        if not answers and self._is_supplied():
-            odd.append(f"QEMU's own network did not answer for {self._WHO}")
-        try:
-            if device.has(f.Net.CTRL_RX):
-                net.set_rx_mode(RxMode.PROMISC, True)
-                about += "; a command acknowledged"
-        except NetRefused as error:
-            odd.append(f"{error.message}: {error.seen}")
-        return PathResult(about, "; ".join(odd))
-
-    def _answered(self) -> bool:
-        patience = self._device.timeout if self._is_supplied() else min(self._PATIENCE, self._device.timeout)
-        deadline = self._device.clock.monotonic() + patience
-        while (left := deadline - self._device.clock.monotonic()) > 0:
-            if any(arp_told(bytes(frame), self._WHO) for frame in self._net.receive(timeout=left)):
-                return True
-        return False
-
-    def _is_supplied(self) -> bool:
-        """Whether the card is in QEMU's own network, which was supplied for it."""
-        if self._witness is None:
-            return False
-        netdev = self._witness("qom-get", path=f"/machine/peripheral/{self._ident}", property="netdev")
-        return bool(netdev == f"{self._ident}-net")
-
-    def change_configuration(self) -> PathResult | None:
-        """Have the host take the link down, and up again."""
-        if self._witness is None or not self._device.has(f.Net.STATUS):
-            return None
-        device, net = self._device, self._net
-        before, seen = net.link, device.counters.config_changes
-        self._witness("set_link", name=self._ident, up=not before)
-        told = device.wait(
-            lambda: device.counters.config_changes != seen, timeout=device.timeout, what="the change", owed=False
-        )
-        after = net.link
-        self._witness("set_link", name=self._ident, up=before)
-        words = {True: "up", False: "down"}
-        detail = f"the host changed the link from {words[before]} to {words[after]}"
-        if after == before:
-            return PathResult(detail, "the host's change does not show in the configuration")
-        return PathResult(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")

@@ -20,6 +20,9 @@ from uvirtio.spec.status import Status
 RING_FEATURES = f.mask(f.VERSION_1, f.INDIRECT_DESC, f.EVENT_IDX)
 
 
+_DRIVERS_BITS = int(Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK | Status.FAILED)
+
+
 class QueueState:
     """The registers of one queue, and its ring once it is enabled."""
 
@@ -80,6 +83,11 @@ class ScriptedCore:
         model.device = self
         self.faults = Faults(**faults)  # type: ignore[arg-type]
         self.lies = Lies()
+        self.ring_formats: dict[bool, type[DeviceRing] | type[PackedDeviceRing]] = {
+            False: DeviceRing,
+            True: PackedDeviceRing,
+        }
+        """What serves a queue, by whether RING_PACKED was negotiated: for devices whose rings are wrong."""
         self.lock = threading.RLock()
         self.log: list[Access] = []
         """Every access, oldest first."""
@@ -315,10 +323,13 @@ class ScriptedCore:
             for bit, needs in below.items():
                 if fresh & bit:
                     self.check("INIT-01", bool(value & needs), f"{bit.name} without {needs.name}")
-        self._status = value | self._status & int(Status.DEVICE_NEEDS_RESET)
+        # 2.1: DEVICE_NEEDS_RESET is ours, SUSPEND is nothing without its feature, and 0x20 is no bit.
+        own = self._status & int(Status.DEVICE_NEEDS_RESET)
+        self._status = value & _DRIVERS_BITS | own
         if fresh & Status.FEATURES_OK:
-            unfit = not self.driver_features & f.mask(f.VERSION_1)
-            if unfit or self._refuses():
+            taken = self.driver_features
+            unfit = not taken & f.mask(f.VERSION_1) or taken & ~self.offered
+            if unfit or f.unmet(taken, f.device_dependencies(self.type)) or self._refuses():
                 self._status &= ~int(Status.FEATURES_OK)
         if fresh & Status.DRIVER_OK:
             self._go()
@@ -386,8 +397,7 @@ class ScriptedCore:
         """Enable the queue that is selected, and look at its ring for the first time."""
         queue.enable = 1
         try:
-            format_ = PackedDeviceRing if f.has(self.driver_features, f.RING_PACKED) else DeviceRing
-            queue.ring = format_(
+            queue.ring = self.ring_formats[f.has(self.driver_features, f.RING_PACKED)](
                 self.memory,
                 queue.size,
                 *queue.addresses.values(),

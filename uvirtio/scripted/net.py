@@ -197,7 +197,8 @@ class Net(Model):
         self.commands.append(Command(kind, command, data[2:]))
         needed = _CONTROL_NEEDS.get(Control(kind)) if kind in set(Control) else None
         known = needed is not None and self.has(needed)
-        check({Control.RX: "NET-38", Control.MAC: "NET-40"}.get(kind, "NET-CTRL"), known, f"class {kind}")
+        names = {int(Control.RX): "NET-38", int(Control.MAC): "NET-40"}
+        check(names.get(kind, "NET-CTRL"), known, f"class {kind}")
         done = known and self._carry_out(Control(kind), command, data[2:])
         answer = (0 if done else 1) if self.ack is None else self.ack
         return chain.fill(bytes([answer]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from uvirtio.spec import balloon, blk, mem, net
+from uvirtio.spec import balloon, blk, fs, mem, net
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import Field as F
 from uvirtio.spec.layout import Layout
@@ -96,7 +96,7 @@ FIELDS: Final[dict[str, Fields]] = {
         (F("num_capsets", 12, 4), None),
     ),
     "vsock": ((F("guest_cid", 0, 8), None),),  # 5.10.4
-    "fs": ((F("tag", 0, 36), None), (F("num_request_queues", 36, 4), None)),  # 5.11.4
+    "fs": _with(fs.CONFIG, {}),  # 5.11.4
     "mem": _with(mem.CONFIG, {"node_id": f.Mem.ACPI_PXM}),  # 5.15.4
     "pmem": ((F("start", 0, 8), None), (F("size", 8, 8), None)),  # 5.19.4
     "sound": (  # 5.14.4

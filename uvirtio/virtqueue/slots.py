@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence, Set
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from uvirtio.errors import QueueFull, UsageError
 from uvirtio.spec.ring import DESC_F_WRITE, PACKED_DESC_F_AVAIL, PACKED_DESC_F_USED
 from uvirtio.virtqueue import SgEntry, Virtqueue
 from uvirtio.virtqueue.chain import measure
 from uvirtio.virtqueue.packed import PackedQueue
+from uvirtio.virtqueue.slot_interface import Slots as Slots
 from uvirtio.virtqueue.split import SplitQueue
 
 Chain = tuple[Sequence[SgEntry], Sequence[SgEntry]]
@@ -31,64 +32,6 @@ _NOTHING = array("H")
 
 _BOOKKEEPING = 8
 """Number of posts in a row that did not need the set of busy slots, after which it is dropped."""
-
-
-class Slots(Protocol):
-    """The fixed chains of one queue; see ``fixed_slots``."""
-
-    count: int
-    written: array[int]
-    """By slot: bytes that the device wrote the last time it was used. Before that: the size of its buffer."""
-
-    def submit(self, slots: Sequence[int]) -> bool:
-        """Post slots to the device.
-
-        Args:
-            slots: The slots; an ``array('H')`` is fastest, and the unchanged result of ``reap`` fastest of all.
-
-        Returns:
-            Whether the device requests a notification (kick).
-
-        Raises:
-            UsageError: A slot is in flight, named twice or does not exist. Nothing changed.
-            DeviceBroken: The queue is broken or abandoned.
-            Closed: The queue is closed.
-        """
-        ...
-
-    def check(self, slots: Sequence[int]) -> None:
-        """Check slots as ``submit`` does, for callers that write into the buffers first.
-
-        Raises:
-            UsageError: A slot is in flight, named twice or does not exist.
-        """
-        ...
-
-    def reap(self) -> array[int]:
-        """Return the used slots, an ``array('H')`` in the device's order; empty where there are none.
-
-        Raises:
-            RingCorruption: The used ring is invalid; the queue accepts no calls any more.
-            DeviceBroken: The queue is broken or abandoned.
-            Closed: The queue is closed.
-        """
-        ...
-
-    def out(self) -> list[int]:
-        """Return the slots that are in flight, lowest first."""
-        ...
-
-    def resize(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
-        """Set how many bytes of idle slots the device may read. Only for slots of one readable element.
-
-        Args:
-            slots: The slots; that they are idle is checked when they are submitted.
-            lengths: The length of each in bytes, from 1 to that of the element that was given to ``fixed_slots``.
-
-        Raises:
-            UsageError: A slot is not of one readable element, or a length is above that of the element.
-        """
-        ...
 
 
 def fixed_slots(ring: Virtqueue, chains: Sequence[Chain]) -> Slots:
@@ -133,13 +76,46 @@ class _Books:
         self._readable = [0 if writable or len(readable) != 1 else readable[0][1] for readable, writable in chains]
         self._lengths = list(self._readable)
         self._back = _NOTHING  # what the last reap returned, where that is remembered: it is idle
+        self._next = array("H")
+
+    @property
+    def laid(self) -> int:
+        """Slots that were submitted and not shown."""
+        return len(self._next)
+
+    def submit(self, slots: Sequence[int], *, show: bool = True) -> bool:
+        """Post slots; see ``Slots``."""
+        self.check(slots)
+        self._next.extend(slots)
+        return self.show(len(self._next)) if show and slots else False
+
+    def show(self, count: int) -> bool:
+        """Let the device see slots; see ``Slots``."""
+        now, self._next = self._next[:count], self._next[count:]
+        return self._post(now)
+
+    def ready(self) -> int:
+        """Return a number of slots that are used; see ``Slots``."""
+        raise NotImplementedError
+
+    def relay(self, looks: int) -> tuple[int, bool]:
+        """Look for used slots, and let the device see others; see ``Slots``."""
+        for _ in range(looks):
+            count = self.ready()
+            if count:
+                return count, self.show(count)
+        return 0, False
+
+    def _post(self, slots: array[int]) -> bool:
+        """Post idle slots, for formats that can only write and show at once; whether a kick is requested."""
+        raise NotImplementedError
 
     def out(self) -> list[int]:
         """Return the slots that are in flight, lowest first."""
         raise NotImplementedError
 
     def _with_device(self) -> Set[int]:
-        return set(self.out())
+        return {*self.out(), *self._next}
 
     def check(self, slots: Sequence[int]) -> None:
         """Check that all of ``slots`` exist, once each, and are idle.
@@ -218,9 +194,11 @@ class PlainSlots(_Books):
         ((address, _),), _ = self._chains[slot]
         self._chains[slot] = (((address, length),), ())
 
-    def submit(self, slots: Sequence[int]) -> bool:
-        """Post slots; see ``Slots``."""
-        self.check(slots)
+    def ready(self) -> int:
+        """Return whether a slot is used and not reaped; see ``Slots``."""
+        return self._ring.pending()
+
+    def _post(self, slots: array[int]) -> bool:
         for slot in slots:
             readable, writable = self._chains[slot]
             self._ring.add(readable, writable, slot)
@@ -286,13 +264,19 @@ class SplitSlots(_RingBooks):
             return sorted(value & 0xFFFF_FFFF for value in self._loose)
         return self._in_order(self._ring.reaped, self._ring.published)
 
-    def submit(self, slots: Sequence[int]) -> bool:
+    @property
+    def laid(self) -> int:
+        """Slots that were submitted and not shown."""
+        return self._ring.laid
+
+    def submit(self, slots: Sequence[int], *, show: bool = True) -> bool:
         """Post slots; see ``Slots``."""
         count = len(slots)
         if not count:
             return False
-        if self._ring.dead:
-            self._ring.refuse()
+        ring = self._ring
+        if ring.dead:
+            ring.refuse()
         if slots == self._back:
             raw = self._back_raw
             if self._busy is not None:
@@ -305,11 +289,9 @@ class SplitSlots(_RingBooks):
             else:
                 raw = array("Q", map(self._patterns.__getitem__, slots)).tobytes()
         posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
-        if self._loose is not None:
-            self._loose.update(array("Q", raw))
         self._back = _NOTHING
         order, expected, size = self._order, self._expected, self._size
-        at = self._ring.published & (size - 1)
+        at = (ring.published + ring.laid) & (size - 1)
         end = at + count
         if end <= size:
             order[at:end] = posted
@@ -320,10 +302,42 @@ class SplitSlots(_RingBooks):
             order[: count - fits] = posted[fits:]
             expected[8 * at :] = raw[: 8 * fits]
             expected[: 8 * (count - fits)] = raw[8 * fits :]
-        return self._ring.publish_heads(posted, count)
+        if show and not ring.laid:
+            if self._loose is not None:
+                self._loose.update(array("Q", raw))
+            return ring.publish_heads(posted, count)
+        ring.lay_heads(posted, count)
+        return self.show(ring.laid) if show else False
+
+    def show(self, count: int) -> bool:
+        """Let the device see slots; see ``Slots``."""
+        if not count:
+            return False
+        ring = self._ring
+        first = ring.published
+        kick = ring.show_heads(count)
+        if self._loose is not None:
+            self._loose.update(self._elements_of(first, first + count))
+        return kick
+
+    def relay(self, looks: int) -> tuple[int, bool]:
+        """Look for used slots, and let the device see others at once; see ``Slots``."""
+        ring = self._ring
+        first = ring.published
+        found = ring.relay(looks)
+        if self._loose is not None and ring.published > first:
+            self._loose.update(self._elements_of(first, ring.published))
+        return found
+
+    def ready(self) -> int:
+        """Return the number of slots that are used and not reaped; see ``Slots``."""
+        return self._ring.announced()
 
     def _with_device(self) -> Set[int]:
-        return super()._with_device() if self._busy is None else self._busy
+        if self._busy is not None:
+            return self._busy
+        ring = self._ring
+        return {*self.out(), *self._in_order(ring.published, ring.published + ring.laid)}
 
     def _set_length(self, slot: int, length: int) -> None:
         self._ring.set_slot_length(slot, length)
@@ -334,8 +348,8 @@ class SplitSlots(_RingBooks):
         self._unneeded = 0
         if self._busy is not None:
             self._busy.update(slots)
-        elif self._ring.in_flight:
-            self._busy = {*self.out(), *slots}
+        elif self._ring.in_flight or self._ring.laid:
+            self._busy = {*self._with_device(), *slots}
 
     def _count_in(self, slots: Sequence[int]) -> None:
         """Record slots that are posted exactly as reaped; after a number of such posts the set is dropped."""
@@ -401,11 +415,13 @@ class SplitSlots(_RingBooks):
 
     def _all_out(self) -> set[int]:
         """Return the used elements that are still to come, while the device has used buffers in order."""
-        ring, expected = self._ring, self._expected
-        at, end = ring.reaped & (ring.size - 1), (ring.published - 1 & (ring.size - 1)) + 1
-        if at < end:
-            return set(array("Q", expected[8 * at : 8 * end]))
-        return set(array("Q", expected[8 * at :] + expected[: 8 * end]))
+        return set(self._elements_of(self._ring.reaped, self._ring.published))
+
+    def _elements_of(self, first: int, end: int) -> array[int]:
+        """Return the used elements that were expected for the slots posted as number ``first`` to ``end`` - 1."""
+        expected, mask = self._expected, self._size - 1
+        at, end = first & mask, (end - 1 & mask) + 1
+        return array("Q", expected[8 * at : 8 * end] if at < end else expected[8 * at :] + expected[: 8 * end])
 
     def _one_by_one(self, values: Iterable[int], loose: set[int]) -> array[int]:
         found = array("H")
@@ -458,15 +474,23 @@ class PackedSlots(_RingBooks):
             return sorted(self._loose)
         return self._in_order(self._ring.slots_reaped, self._ring.slots_published)
 
-    def submit(self, slots: Sequence[int]) -> bool:
+    def ready(self) -> int:
+        """Return whether a slot is used and not reaped; see ``Slots``."""
+        return self._ring.pending()
+
+    def submit(self, slots: Sequence[int], *, show: bool = True) -> bool:
         """Post slots; see ``Slots``."""
-        count = len(slots)
+        if not show or self._next:
+            return super().submit(slots, show=show)
+        self.check(slots)
+        return self._post(slots if type(slots) is array and slots.typecode == "H" else array("H", slots))
+
+    def _post(self, posted: array[int]) -> bool:
+        count = len(posted)
         if not count:
             return False
         if self._ring.dead:
             self._ring.refuse()
-        self.check(slots)
-        posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
         self._back = _NOTHING
         if self._loose is not None:
             self._loose.update(posted)

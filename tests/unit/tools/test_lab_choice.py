@@ -27,7 +27,7 @@ def noted(monkeypatch, tmp_path):
     class Noting:
         def __init__(self, *of): ...
 
-        def pytest(self, name, arguments, wrapper, *, qemu=None, env=None):
+        def pytest(self, name, arguments, wrapper, *, qemu=None, programs=None, env=None):
             ran.append((name, arguments, env))
             return Outcome(name, ok=True, seconds=0.0, passed=1)
 
@@ -115,8 +115,8 @@ def test_once_is_the_first_of_the_parameters_that_are_left(order, tmp_path):
                 *("zsh", "fish", "groff"),
             },
         ),
-        (["--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-arm"}),
-        (["--lint", "--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-arm"}),
+        (["--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-common", "qemu-system-arm"}),
+        (["--lint", "--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-common", "qemu-system-arm"}),
         ([], {name for floor in ("LINT", "UNIT", "QEMU", "VM") for name in getattr(setup, f"FOR_{floor}")}),
     ],
 )

@@ -26,6 +26,7 @@ from lab import (  # noqa: E402
     cache,
     cli_matrix,
     cli_test,
+    daemons,
     debian,
     initramfs,
     kernels,
@@ -381,6 +382,31 @@ def test_a_qemu_that_is_not_to_be_had_fails_its_step_and_no_other(monkeypatch):
         list(cli_test._qemu_floor(None, chosen, "wrong"))
 
 
+class Passed:
+    """Stands for a Runner: says what it was given."""
+
+    def pytest(self, name, arguments, wrapper, **given):
+        return name, arguments, given
+
+
+def test_daemons_of_a_release_are_there_for_the_tests_of_them_alone(monkeypatch):
+    monkeypatch.setattr(qemus, "get", lambda name, **_: qemus.Qemu())
+    monkeypatch.setattr(daemons, "get", lambda name, **_: Path("/daemons", name))
+    whole, other = cli_test._whole("qemu"), [cli_test.Chosen(cli_test.TESTS / "qemu/test_rings.py")]
+    for chosen, version, expected in (
+        (whole, "10.0", Path("/daemons/10.0")),
+        (whole, "", None),
+        (other, "10.0", None),
+    ):
+        [(_, step)] = cli_test._qemu_floor(Passed(), chosen, version)
+        assert step()[2]["programs"] == expected
+    [(_, step)] = cli_test._own_daemons(Passed(), whole)
+    name, arguments, given = step()
+    assert name == "vhost-user daemons" and given["programs"] == Path("/daemons")
+    assert [Path(one).name for one in arguments] == ["test_vhost_user.py", "test_vhost_user_daemons.py"]
+    assert not list(cli_test._own_daemons(Passed(), other))
+
+
 # --- QEMUs and modules that are fetched and built -------------------------------------------------------------
 
 
@@ -398,6 +424,21 @@ def test_the_wrapper_gives_a_qemu_its_own_loader_libraries_and_firmware(tmp_path
         *("--argv0", str(wrapper), "--library-path", libraries, f"{root}/usr/bin/{arches.X86_64.qemu}"),
         *("-L", f"{root}/usr/share/qemu", "-L", f"{root}/usr/share/seabios", "-L", f"{root}/usr/lib/ipxe/qemu"),
         *("-M", "a b", f"{libraries}/qemu"),
+    ]
+
+
+def test_the_wrapper_gives_a_daemon_its_own_loader_and_libraries_and_dpdk_its_plugins(tmp_path):
+    root = tmp_path / "with space"
+    (root / "loaders").mkdir(parents=True)
+    loader, wrapper = root / "loaders/dpdk-testpmd", tmp_path / "dpdk-testpmd"
+    loader.write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
+    wrapper.write_text(daemons.wrapper_text(root, root / "usr/bin/dpdk-testpmd", [root / "a.so"]))
+    for path in (loader, wrapper):
+        path.chmod(0o755)
+    said = subprocess.run([str(wrapper), "-l", "0 1"], capture_output=True, text=True, timeout=20).stdout
+    assert said.splitlines() == [
+        *("--argv0", str(wrapper), "--library-path", f"{root}/usr/lib/x86_64-linux-gnu"),
+        *(f"{root}/usr/bin/dpdk-testpmd", "-d", f"{root}/a.so", "-l", "0 1"),
     ]
 
 

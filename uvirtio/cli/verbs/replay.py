@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _VERBS = {
     "diag": (),
     "reset": (),
+    "top": (),
     "rng": ("read",),
     "blk": ("info", "read", "write", "flush", "discard"),
     "balloon": ("status", "inflate", "follow", "stats", "report"),

@@ -26,6 +26,12 @@ _HEADER_WORDS = spec.HEADER_SIZE // 8
 _LOOK = 256
 """Calls of ``wait`` between two checks for configuration changes and removal."""
 
+_GLANCES = 16
+"""Looks at the ring between two looks at the clock."""
+
+_LOOKS = 500
+"""Looks of ``read`` at the ring, some 30 us, before it looks at the clock."""
+
 _TURN = 16
 """Reads that ``read`` sends and delivers at once, at most: the device works while the caller processes them."""
 
@@ -151,10 +157,10 @@ class Burst:
             BadSize: A sector is negative.
             UsageError: A slot is in flight, or there are not as many sectors as slots.
         """
-        with self._device.session():
+        with self._disk.session():
             self._post(slots, sectors)
 
-    def _post(self, slots: array[int], sectors: Sequence[int]) -> None:
+    def _post(self, slots: array[int], sectors: Sequence[int], *, show: bool = True) -> None:
         count = len(slots)
         if not count:
             return
@@ -178,7 +184,7 @@ class Burst:
             for slot, sector in zip(slots, sectors, strict=True):
                 status[slot] = NO_STATUS
                 at[slot] = sector
-        if self._slots.submit(slots):
+        if self._slots.submit(slots, show=show):
             self._queue.notify()
 
     def take(self) -> array[int]:
@@ -193,7 +199,7 @@ class Burst:
             ProtocolError: A status is invalid, or a request that succeeded is too short.
             RingCorruption: The used ring holds what cannot be.
         """
-        with self._device.session():
+        with self._disk.session():
             return self._take()
 
     def _take(self) -> array[int]:
@@ -226,55 +232,57 @@ class Burst:
             RingCorruption: The used ring holds what cannot be.
         """
         device = self._device
-        with device.session():
+        with self._disk.session():
             self._waits += 1
             if not self._waits % _LOOK:
                 device.service()  # as the wait loop does, which does not run here
-            back = self._take()
-            if back:
-                return back
-            self._check_out()
-            until = time.perf_counter() + poll
-            while time.perf_counter() < until:
-                for _ in range(8):
-                    back = self._take()
-                    if back:
-                        return back
-            return self._sleep(device.seconds(timeout))
+            if not self._slots.ready():
+                self._check_out()
+                self._await(device.seconds(timeout), poll)
+            return self._take()
 
-    def _sleep(self, timeout: float) -> array[int]:
-        found: list[array[int]] = []
+    def _await(self, timeout: float, poll: float) -> int:
+        """Poll, then sleep, until a request is complete; how many are, at least."""
+        ready, clock = self._slots.ready, time.perf_counter
+        until = clock() + poll
+        while clock() < until:
+            for _ in range(_GLANCES):
+                count = ready()
+                if count:
+                    return count
+        self._sleep(timeout)
+        return ready()
 
-        def ready() -> bool:
-            back = self._take()
-            if back:
-                found.append(back)
-            return bool(found)
-
-        ring = self._queue.ring
+    def _sleep(self, timeout: float) -> None:
+        """Wait for an interrupt until a request is complete."""
+        ring, slots = self._queue.ring, self._slots
         ring.want_interrupts(True)
         try:
-            self._device.wait(ready, timeout=timeout, what="a request in flight")
+            self._device.wait(lambda: slots.ready() > 0, timeout=timeout, what="a request in flight")
         finally:
             if ring.broken is None:
                 ring.want_interrupts(False)
-        return found[0]
 
     def _check_out(self) -> None:
         if not self.in_flight:
             raise UsageError("no request is in flight", expected="post() before wait()")
 
-    def read(self, sectors: Iterable[int]) -> Iterator[tuple[int, bytes]]:
-        """Read from many sectors, with as many requests in flight as there are slots.
+    def read(self, sectors: Iterable[int], *, out: int | None = None) -> Iterator[tuple[int, bytes]]:
+        """Read from many sectors, with as many requests in flight as there are slots, or ``out``.
+
+        With fewer in flight than there are slots, the next requests are in the ring before they are due, and are
+        sent as soon as others are complete, even before those are checked: within a microsecond or two, so that a
+        device which has nothing else to do has no time to go to sleep.
 
         Args:
             sectors: The first sector of each request.
+            out: Requests in flight, at most; None: as many as there are slots.
 
         Yields:
             (sector, data) of each request, in the order of completion.
 
         Raises:
-            UsageError: This burst writes.
+            UsageError: This burst writes, or ``out`` is not 1 to the number of slots.
             BeyondEnd: A request ends after the capacity.
             BadSize: A sector is negative.
             DeviceTimeout: No request completed in time.
@@ -283,6 +291,11 @@ class Burst:
         """
         if self._kind != spec.Request.IN:
             raise UsageError("this burst writes", seen=self._kind.name, expected="IN")
+        if out is not None and not 0 < out <= self.count:
+            raise UsageError("a burst has no more requests in flight than slots", seen=out, expected=self.count)
+        if out is not None and out < self.count:
+            yield from self._read_ahead(iter(sectors), out)
+            return
         wanted = iter(sectors)
         where = [0] * self.count
         idle, came = self.slots[:], self.slots[:0]
@@ -302,8 +315,58 @@ class Burst:
                 idle += back
                 yield from zip([where[slot] for slot in back], found, strict=True)
         finally:
-            if self._device.broken is None and self.in_flight:
-                self.settle(self._device.timeout)  # else later calls would take these for their own
+            self._leave()
+
+    def _read_ahead(self, wanted: Iterator[int], most: int) -> Iterator[tuple[int, bytes]]:
+        """``read`` with at most this many in flight; the other slots have been delivered, or are laid already."""
+        where = [0] * self.count
+        device, data = self._device, self._data
+        ring, relay, notify = self._queue.ring, self._slots.relay, self._queue.notify
+        idle, many, more, behind = self.slots[:], min(self.count // 2, self.count - most), True, True
+        try:
+            while True:
+                batch: list[int] = []
+                if more and len(idle) >= many:  # else some are laid; many at a time cost little more than one
+                    batch = list(islice(wanted, min(len(idle), _TURN)))
+                    more = len(batch) > 0
+                with device.session():
+                    if batch:
+                        now, idle = idle[: len(batch)], idle[len(batch) :]
+                        for slot, sector in zip(now, batch, strict=True):
+                            where[slot] = sector
+                        self._post(now, batch, show=False)
+                    if behind:
+                        self._show(most - ring.in_flight)
+                        if not ring.in_flight:
+                            return
+                    self._waits += 1
+                    if not self._waits % _LOOK:
+                        device.service()
+                    came, kick = relay(_LOOKS)  # others are sent before what has come is looked at
+                    if kick:
+                        notify()
+                    if not came:
+                        came = self._await(device.timeout, POLL)
+                        self._show(came)
+                    back = self._take()
+                    behind = ring.in_flight < most
+                found = [(where[slot], data[slot].tobytes()) for slot in back]
+                idle += back
+                yield from found
+        finally:
+            self._leave()
+
+    def _show(self, count: int) -> None:
+        """Send the requests that were laid first: as many as others are complete, or were never sent."""
+        count = min(count, self._slots.laid)
+        if count > 0 and self._slots.show(count):
+            self._queue.notify()
+
+    def _leave(self) -> None:
+        """Leave nothing in flight, which later calls would take for their own."""
+        if self._device.broken is None and (self.in_flight or self._slots.laid):
+            self._show(self._slots.laid)
+            self.settle(self._device.timeout)
 
     def settle(self, timeout: float) -> None:
         """Wait until nothing is in flight; what completes is discarded.

@@ -11,7 +11,7 @@ from uvirtio.spec import blk as spec
 from uvirtio.spec.blk import Status
 from uvirtio.virtqueue import Completion
 
-_ZEROES = bytes(1 << 16)
+_OK = Status.OK
 
 
 class RequestQueues:
@@ -46,6 +46,7 @@ class RequestQueues:
         """Bytes of data of one request, at most."""
         self._first = self._free[0].queue
         self._turn = 0
+        self._zeroes = b""  # as many as the last read had bytes
 
     @property
     def in_flight(self) -> int:
@@ -139,14 +140,14 @@ class RequestQueues:
         requestq = slot.requestq
         slot.prepare(kind, sector)
         slot.room = room
-        readable, writable = [slot.header], [slot.status]
         if data:
             slot.fill(data)
-            readable += slot.runs(len(data))
         elif room:
             # Cleared: what the device does not write must not look like data, nor be that of an earlier request.
-            slot.fill(memoryview(_ZEROES)[:room] if room <= len(_ZEROES) else bytes(room))
-            writable[:0] = slot.runs(room)
+            if room != len(self._zeroes):
+                self._zeroes = bytes(room)
+            slot.fill(self._zeroes)
+        readable, writable = slot.chain(len(data), room)
         slot.request = request = Request(self, kind, sector, sectors, requestq.queue.index)
         try:
             self._add(requestq, readable, writable, slot, timeout)
@@ -157,9 +158,51 @@ class RequestQueues:
             requestq.queue.kick()
         return request
 
+    def call(
+        self,
+        kind: spec.Request,
+        sector: int,
+        sectors: int,
+        *,
+        data: bytes | memoryview = b"",
+        room: int = 0,
+        timeout: float | None = None,
+    ) -> bytes:
+        """Submit one request, and wait for it; the arguments are those of ``submit``.
+
+        Args:
+            kind: The request's type (5.2.6).
+            sector: Its first sector.
+            sectors: How many sectors it covers, for errors.
+            data: What the device reads; copied.
+            room: Bytes of data that the device writes.
+            timeout: Seconds to wait; the device's own where None.
+
+        Returns:
+            The data of a read; empty for other requests.
+
+        Raises:
+            BlkIoError, BlkUnsupported: The request failed.
+            DeviceTimeout: It did not complete in time; the device counts as broken then.
+            UsageError: Bursts have taken all queues.
+            ProtocolError: A status is invalid.
+            Closed: The driver was closed.
+        """
+        request = self.submit(kind, sector, sectors, data=data, room=room, timeout=timeout)
+        if len(self._free) > 1:
+            self.kick()  # what was submitted to other queues without a kick
+
+        def ready() -> bool:
+            self.collect()
+            return request.done
+
+        device = self._device
+        device.wait(ready, timeout=device.seconds(timeout), what="1 request")
+        return request.result()
+
     def _slot(self, index: int | None, timeout: float | None) -> Slot:
         """A free slot; waits for one if all are in flight."""
-        requestqs = self._numbered(index)
+        requestqs = self._live() if index is None and len(self._free) == 1 else self._numbered(index)
         for requestq in requestqs:
             if requestq.free:
                 return requestq.free.pop()
@@ -216,7 +259,7 @@ class RequestQueues:
             UsageError: Bursts have taken all queues.
             Closed: The driver was closed.
         """
-        with self._device.session():
+        with self._disk.session():
             self.kick()
             left = None if requests is None else [one for one in requests if not one.done]
 
@@ -267,8 +310,12 @@ class RequestQueues:
         count = 0
         senseless: UvirtioError | None = None
         for requestq in self._live():
-            for completion in requestq.queue.reap():
-                count += 1
+            queue = requestq.queue
+            if not queue.ring.pending():
+                continue
+            done = queue.reap()
+            count += len(done)
+            for completion in done:
                 error = self._finish(requestq, completion)
                 senseless = senseless or error
         if senseless is not None:
@@ -282,8 +329,8 @@ class RequestQueues:
         answer = slot.answer()
         room = slot.room
         senseless = None
-        if answer == Status.OK:
-            self._disk.counts[Status.OK] += 1
+        if answer == _OK:
+            self._disk.counts[_OK] += 1
             # The status byte decides. Used lengths of old devices are wrong (5.2.6.3), so they are only counted.
             if completion.written != room + spec.STATUS_SIZE:
                 self._disk.findings["the used length is not what was to be written"] += 1
