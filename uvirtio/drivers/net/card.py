@@ -70,7 +70,7 @@ class Card(Driver):
         Raises:
             ConfigUnstable: It changes at every read.
         """
-        with self.device.session():
+        with self.session():
             self.device.service()
             if self._config_seen != self.device.counters.config_changes:
                 self._config_seen = self.device.counters.config_changes
@@ -100,7 +100,7 @@ class Card(Driver):
     def _status(self) -> int:
         if not self.device.has(_Net.STATUS):
             return spec.STATUS_LINK_UP
-        with self.device.session():
+        with self.session():
             status = self.device.read_config(configuration.FIELDS["status"])[0]
             self._link_up = bool(status & spec.STATUS_LINK_UP)
             return status
@@ -115,7 +115,8 @@ class Card(Driver):
         Returns:
             Whether it came to that in time.
         """
-        return self.device.wait(lambda: self.link is up, timeout=timeout, what="the link", owed=False)
+        with self.session():
+            return self.device.wait(lambda: self.link is up, timeout=timeout, what="the link", owed=False)
 
     # --- the control queue (5.1.6.5) ------------------------------------------------------------------------
 
@@ -171,7 +172,7 @@ class Card(Driver):
         """
         check_macs([mac], multicast=False)
         device = self.device
-        with device.session():
+        with self.session():
             if device.has(_Net.CTRL_MAC_ADDR):
                 self._command(Control.MAC, spec.MAC_ADDR_SET, mac, what="change its address", timeout=timeout)
             elif device.transport.legacy and device.has(_Net.MAC):
@@ -250,7 +251,7 @@ class Card(Driver):
 
     def _command(self, kind: Control, command: int, *data: bytes, what: str, timeout: float | None = None) -> None:
         assert self._control is not None  # every bit that is checked before needs CTRL_VQ (5.1.3.1)
-        with self.device.session():
+        with self.session():
             seconds = self.device.seconds(timeout)
             self._control.send(kind, command, *data, what=what, timeout=seconds)
 

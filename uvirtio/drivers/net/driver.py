@@ -113,7 +113,7 @@ class Net(Card):
         )
         super().__init__(device, observe=observe)
         try:
-            with device.session():
+            with self.session():
                 self._begin(mac)
         except BaseException:
             self.close()
@@ -237,7 +237,7 @@ class Net(Card):
         Raises:
             RingCorruption: The used ring holds what cannot be.
         """
-        with self.device.session():
+        with self.session():
             if self._pairs == 1:
                 return self._receivers[0].take_frames()
             return [frame for receiver in self._receivers for frame in receiver.take_frames()]
@@ -274,7 +274,7 @@ class Net(Card):
         """
         # Of what was not negotiated nothing is believed: the frame counts as whole.
         header = None if self.device.has(_Net.GUEST_CSUM) else WHOLE
-        with self.device.session():
+        with self.session():
             return [
                 Frame.received(raw, receiver.header, header)
                 for receiver in self._receivers
@@ -294,11 +294,11 @@ class Net(Card):
 
     def waits(self) -> bool:
         """Whether something has come and is not taken yet."""
-        with self.device.session():
+        with self.session():
             return any(receiver.waits() for receiver in self._receivers)
 
     def _wait_for_frames(self, ready: Callable[[], bool], timeout: float | None) -> bool:
-        with self.device.session():
+        with self.session():
             return self.device.wait(ready, timeout=timeout, what="a frame", owed=False)
 
     def frames(self, *, timeout: float | None = None) -> Iterator[Frame]:
@@ -327,7 +327,7 @@ class Net(Card):
         """
         queue = self._transmitter(pair)
         queue.check(frames)
-        with self.device.session():
+        with self.session():
             return self._send(queue, frames)
 
     def can_send(self, frame: FrameData | Frame) -> bool:
@@ -372,7 +372,7 @@ class Net(Card):
         """
         queue = self._transmitter(pair)
         queue.check(frames)
-        with self.device.session():
+        with self.session():
             sent = self._send(queue, frames)
             if sent == len(frames):
                 return
@@ -400,7 +400,7 @@ class Net(Card):
         """
         seconds = self.device.seconds(timeout)
         deadline = self.device.clock.monotonic() + seconds
-        with self.device.session():
+        with self.session():
             for queue in self._transmitters:
                 left = max(0.0, deadline - self.device.clock.monotonic())
                 if not queue.wait(partial(_idle, queue), left, "the frames to be used"):
@@ -418,7 +418,7 @@ class Net(Card):
     @property
     def idle(self) -> bool:
         """Whether the device has used all frames that it was given, as far as can be seen now."""
-        with self.device.session():
+        with self.session():
             return all(map(_idle, self._transmitters))
 
     @property
