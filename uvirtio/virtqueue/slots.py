@@ -448,7 +448,7 @@ class PackedSlots(_RingBooks):
     a split ring takes two. All but the first are copied with their flags: no device reads a slot before the one in
     front of it is its own (2.8.1), and the flags of the first are stored last. The number of used slots is found
     by exact loads of their flags, one at a time, in few steps, because the device uses slots in their order; only
-    then are the slots copied out.
+    then are the slots copied out. A batch that is being marked backwards shows more than there are: see ``_take``.
     """
 
     def __init__(self, ring: PackedQueue, chains: Sequence[Chain]) -> None:
@@ -537,11 +537,11 @@ class PackedSlots(_RingBooks):
             at = ring.slots_reaped % ring.size
             end = min(at + count, ring.size)
             more = self._take(at, end - at)
-            if end - at < count:
+            if end - at < count and len(more) == end - at:
                 more = more + self._take(0, count - end + at, over=True)
                 self._back = more[:]
             found = found + more if found else more
-            count = ring.took(count, self._hint)
+            count = ring.took(len(more), self._hint) if more else 0
         return found
 
     def _take(self, at: int, count: int, *, over: bool = False) -> array[int]:
@@ -552,7 +552,14 @@ class PackedSlots(_RingBooks):
             self._back = found[:]
             return found
         wrap = 1 - ((ring.slots_reaped // ring.size + over) & 1)
-        return self._sort_out(words, wrap, at)
+        used = _USED_BITS << 48 if wrap else 0
+        marks = [word & _USED_BITS << 48 for word in words]
+        if marks.count(used) != count:
+            # A device may mark a batch backwards, its first slot last (DPDK does): what follows a slot that is not
+            # marked is not used yet, whatever its own flags say. The others are read again now that they are.
+            count = next(place for place, mark in enumerate(marks) if mark != used)
+            words = ring.slot_words(at, count)
+        return self._sort_out(words, wrap, at) if count else array("H")
 
     def _sort_out(self, words: array[int], wrap: int, at: int) -> array[int]:
         """Handle used slots that were not expected: out of order, with another length, or invalid."""
