@@ -11,6 +11,7 @@ from math import inf
 from types import TracebackType
 
 from uvirtio.device import log
+from uvirtio.device.evidence import QueueEvidence
 from uvirtio.device.options import OpenOptions
 from uvirtio.device.queue import Queue
 from uvirtio.device.status import StatusField
@@ -144,6 +145,8 @@ class DeviceState:
         self.wanted = 0
         """Feature bits that were asked for at the last start, offered or not."""
         self.queues: dict[int, Queue] = {}
+        self.queues_left: tuple[QueueEvidence, ...] = ()
+        """What the queues showed when the device was last left, before its reset; empty where it is recorded."""
         self._dma: DmaSpace | None = None
         self._before_free: list[Callable[[], None]] = []
         self._status = StatusField(address, transport)

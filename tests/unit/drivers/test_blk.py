@@ -708,6 +708,37 @@ def test_after_closing():
     scripted.assert_left()
 
 
+def test_a_call_that_is_answered_at_once_neither_sleeps_nor_takes_an_interrupt():
+    with driven(Disk()) as (_, device, blk):
+        for _ in range(300):
+            blk.read(0, 1)
+        assert device.counters.interrupts_taken <= 2, "one look in 256 calls, in case the configuration changed"
+
+
+@pytest.mark.parametrize("processors", [1, 2])
+def test_after_a_poll_in_vain_one_call_in_sixteen_polls(processors: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.cpu_count", lambda: processors)
+    with driven(Disk()) as (_, device, blk):
+        requests, looks = blk._requests, []
+
+        class Ring:
+            used = False
+
+            def pending(self) -> bool:
+                looks.append(requests._calls)
+                return self.used
+
+        ring: Any = Ring()
+        for requests._calls in range(1, 40):
+            assert not requests._poll(ring, 1e-6)
+        assert set(looks) == ({1, 16, 32} if processors > 1 else set())
+        ring.used = True
+        for requests._calls in range(40, 60):
+            requests._poll(ring, 1.0)
+        assert set(looks[len(looks) - 12 :]) == (set(range(48, 60)) if processors > 1 else set())
+        assert device.broken is None
+
+
 def test_a_call_of_many_requests_kicks_for_the_first_and_for_the_rest():
     """32 requests each. With more of them than slots there is a kick whenever all slots are out."""
     model = Disk(sectors=4096, features=ALL)

@@ -85,8 +85,8 @@ class Machine:
             qmp_path: Where QEMU makes a QMP socket for other programs.
             timeout: Seconds that QEMU has for its start, and for each response.
             arguments: Arguments that are passed on to QEMU as they are.
-            drives: Raw disk images, for the virtio-blk devices in their order; None among them, or none at all: a
-                disk is supplied. An image that this user may not write is read-only.
+            drives: Raw disk images, for the virtio-blk and virtio-scsi devices in their order; None among them, or
+                none at all: a disk is supplied. An image that this user may not write is read-only.
             root_ports: Number of PCI Express root ports of the machine, each a socket for ``plug``. The machine pc
                 has no PCI Express, and needs none.
 
@@ -148,7 +148,7 @@ class Machine:
         # Closed in reverse: first the sockets, then QEMU, then what it used.
         self._resources = ExitStack()
         try:
-            self._supply = Supply()
+            self._supply = Supply(elsewhere=" ".join(arguments))
             self._resources.callback(self._supply.close)
             for device, image in zip(devices, images, strict=True):
                 self._supply.add(device, image)
@@ -410,7 +410,7 @@ class Machine:
         Args:
             device: A ``-device`` argument of a PCI device; not virtio-mem and virtio-pmem, whose memory has to be
                 known when QEMU starts.
-            drive: A raw disk image for a virtio-blk device; None: a disk of 64 MiB is supplied.
+            drive: A raw disk image for a virtio-blk or virtio-scsi device; None: a disk of 64 MiB is supplied.
 
         Returns:
             The function, for ``open``.

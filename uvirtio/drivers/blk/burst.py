@@ -19,7 +19,7 @@ from uvirtio.errors import BadSize, ProtocolError, UsageError
 from uvirtio.memory.access import words64
 from uvirtio.spec import blk as spec
 from uvirtio.spec.blk import SECTOR_SIZE
-from uvirtio.virtqueue.slots import Chain, fixed_slots
+from uvirtio.virtqueue.slots import Chain
 
 _HEADER_WORDS = spec.HEADER_SIZE // 8
 
@@ -104,7 +104,7 @@ class Burst:
                     remedy="fewer sectors in a request",
                 )
             chains.append((header, [*runs, *status]) if kind == spec.Request.IN else ([*header, *runs], status))
-        self._slots = fixed_slots(queue.ring, chains)
+        self._slots = queue.set_fixed(chains)
         self._status = statuses.view[:count]
         self._data = [data.view[slot * self._size : (slot + 1) * self._size] for slot in range(count)]
         words = words64(headers.view, 0, _HEADER_WORDS * count)
@@ -184,8 +184,7 @@ class Burst:
             for slot, sector in zip(slots, sectors, strict=True):
                 status[slot] = NO_STATUS
                 at[slot] = sector
-        if self._slots.submit(slots, show=show):
-            self._queue.notify()
+        self._queue.submit(slots, show=show)
 
     def take(self) -> array[int]:
         """Reap complete requests, without waiting.
@@ -321,7 +320,7 @@ class Burst:
         """``read`` with at most this many in flight; the other slots have been delivered, or are laid already."""
         where = [0] * self.count
         device, data = self._device, self._data
-        ring, relay, notify = self._queue.ring, self._slots.relay, self._queue.notify
+        ring, relay = self._queue.ring, self._queue.relay
         idle, many, more, behind = self.slots[:], min(self.count // 2, self.count - most), True, True
         try:
             while True:
@@ -342,9 +341,7 @@ class Burst:
                     self._waits += 1
                     if not self._waits % _LOOK:
                         device.service()
-                    came, kick = relay(_LOOKS)  # others are sent before what has come is looked at
-                    if kick:
-                        notify()
+                    came = relay(_LOOKS)  # others are sent before what has come is looked at
                     if not came:
                         came = self._await(device.timeout, POLL)
                         self._show(came)
@@ -359,8 +356,8 @@ class Burst:
     def _show(self, count: int) -> None:
         """Send the requests that were laid first: as many as others are complete, or were never sent."""
         count = min(count, self._slots.laid)
-        if count > 0 and self._slots.show(count):
-            self._queue.notify()
+        if count > 0:
+            self._queue.show(count)
 
     def _leave(self) -> None:
         """Leave nothing in flight, which later calls would take for their own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 
 from uvirtio.drivers.blk.disk import Disk
@@ -9,9 +10,21 @@ from uvirtio.drivers.blk.request import Request, RequestQueue, Slot
 from uvirtio.errors import Closed, ProtocolError, QueueFull, UsageError, UvirtioError
 from uvirtio.spec import blk as spec
 from uvirtio.spec.blk import Status
-from uvirtio.virtqueue import Completion
+from uvirtio.virtqueue import Completion, Virtqueue
 
 _OK = Status.OK
+
+POLL = 100e-6
+"""Seconds for which a call of one request polls the ring, at most, before it waits for an interrupt."""
+
+_RETRY = 16
+"""After a poll in vain only one call of so many polls, until one finds something."""
+
+_GLANCES = 16
+"""Looks at the ring between two looks at the clock."""
+
+_LOOK = 256
+"""Calls between two checks for configuration changes and removal."""
 
 
 class RequestQueues:
@@ -45,7 +58,9 @@ class RequestQueues:
         self.request_size = min(one.size for one in self._free)
         """Bytes of data of one request, at most."""
         self._first = self._free[0].queue
-        self._turn = 0
+        self._turn = self._calls = 0
+        self._useful = True  # the last poll
+        self._alone = os.cpu_count() == 1  # what the device does needs the processor that polls
         self._zeroes = b""  # as many as the last read had bytes
 
     @property
@@ -197,8 +212,27 @@ class RequestQueues:
             return request.done
 
         device = self._device
-        device.wait(ready, timeout=device.seconds(timeout), what="1 request")
+        self._calls += 1
+        if not self._calls % _LOOK:
+            device.service()  # as the wait loop does, which does not run while polling is enough
+        seconds = device.seconds(timeout)
+        if not (self._poll(device.queues[request.queue].ring, min(POLL, seconds)) and ready()):
+            device.wait(ready, timeout=seconds, what="1 request")
         return request.result()
+
+    def _poll(self, ring: Virtqueue, seconds: float) -> bool:
+        """Look at a ring for a while, where that has been of use; whether something was used."""
+        if self._alone or not (self._useful or not self._calls % _RETRY):
+            return False
+        clock = self._device.clock.monotonic
+        end = clock() + seconds
+        self._useful = True
+        while clock() < end:
+            for _ in range(_GLANCES):
+                if ring.pending():
+                    return True
+        self._useful = False
+        return False
 
     def _slot(self, index: int | None, timeout: float | None) -> Slot:
         """A free slot; waits for one if all are in flight."""
