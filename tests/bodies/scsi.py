@@ -115,6 +115,27 @@ def test_many_at_once(cell: Cell) -> None:
             device.wait(lambda: device.counters.interrupts_taken > 0, timeout=5, what="an interrupt")
 
 
+def test_bursts(cell: Cell) -> None:
+    data = [os.urandom(4 * KIB) for _ in range(64)]
+    order = random.Random(9).choices(range(64), k=300)
+    with cell.open() as device:
+        with Scsi(device, allow_write=True, depth=16) as scsi:
+            burst = scsi.burst(HD, 8, write=True)
+            for first in range(0, 64, 16):
+                for slot in burst.slots:
+                    burst.fill(slot, data[first + slot])
+                burst.post(burst.slots, range(first * 8, (first + 16) * 8, 8))
+                done = 0
+                while done < 16:
+                    done += len(burst.wait())
+            assert in_file(cell, 0, 512) in (b"".join(data), None)
+            assert "used-length-clamped" in findings(scsi)
+        with Scsi(device, depth=16) as scsi:
+            found = list(scsi.burst(HD, 8).read([number * 8 for number in order]))
+            assert sorted(block // 8 for block, _ in found) == sorted(order)
+            assert all(content == data[block // 8] for block, content in found)
+
+
 def test_tasks_are_managed(cell: Cell) -> None:
     with cell.open() as device, Scsi(device, allow_write=True) as scsi:
         scsi.write(HD, 0, bytes(BLOCK))

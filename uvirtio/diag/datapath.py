@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Protocol
 
 from uvirtio.device import Device, Observer, QueueSpec
 from uvirtio.device.evidence import of_queue
 from uvirtio.diag.causes import STALLS
 from uvirtio.diag.fs import FsPath
-from uvirtio.diag.outcome import Idle, PathResult
+from uvirtio.diag.outcome import Idle, PathResult, Witness, supplied_disk
+from uvirtio.diag.scsi import ScsiPath
 from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.input import Input
 from uvirtio.drivers.mem import Mem
 from uvirtio.drivers.rng import Rng
-from uvirtio.drivers.scsi import EventType, Lun, Scsi, Task
-from uvirtio.errors import BlkRefusal, ScsiRefusal
+from uvirtio.errors import BlkRefusal
 from uvirtio.spec import balloon as balloon_spec
 from uvirtio.spec import blk as blk_spec
 from uvirtio.spec import fs as fs_spec
@@ -25,9 +23,6 @@ from uvirtio.spec import input as input_spec
 from uvirtio.spec import mem as mem_spec
 from uvirtio.spec import rng as rng_spec
 from uvirtio.spec import scsi as scsi_spec
-
-Witness = Callable[..., Any]
-"""``qmp(command, **arguments)`` of the guest machine that has the device, where this process runs it."""
 
 _HostEvent = dict[str, Any]
 """An InputEvent of QEMU's QMP schema."""
@@ -84,7 +79,7 @@ def for_device(device: Device) -> DataPath:
     if device.device_id == fs_spec.TYPE:
         return FsPath(device)
     if device.device_id == scsi_spec.TYPE:
-        return _ScsiPath(device, witness, ident)
+        return ScsiPath(device, witness, ident)
     return _BarePath(device)
 
 
@@ -389,81 +384,4 @@ class _BlkPath(Idle):
         return PathResult(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
 
     def _disk(self) -> dict[str, Any] | None:
-        return _supplied_disk(self._witness, self._ident)
-
-
-class _ScsiPath(Idle):
-    """Lists the units of a SCSI host device, and reads a block of the first disk; writes nothing."""
-
-    _GROWTH = 1 << 20
-    _DISK = "disk"
-
-    def __init__(self, device: Device, witness: Witness | None, ident: str | None) -> None:
-        self._device = device
-        self._witness = witness
-        self._ident = ident
-
-    def start(self, observe: Observer) -> None:
-        """Bring the device up with its driver."""
-        self._scsi = Scsi(self._device, observe=observe)
-
-    def exercise(self) -> PathResult:
-        """Ask for the units (REPORT LUNS, INQUIRY), read block 0 of the first disk, and use the control queue."""
-        scsi, odd = self._scsi, []
-        with suppress(ScsiRefusal):  # there need not be such a target
-            scsi.inquiry(
-                Lun(0)
-            )  # one command alone: a device that takes none is not mistaken for one that is busy
-        try:
-            units = scsi.scan()
-        except ScsiRefusal as error:
-            return PathResult("the units were asked for", f"they cannot be listed: {error.seen}", "io-error")
-        about = f"{len(units)} logical unit{'s' * (len(units) != 1)}"
-        disk = next((unit for unit in units if unit.inquiry.type_name == self._DISK), None)
-        if disk is not None:
-            about += f"; {disk.lun}: {disk.inquiry.vendor} {disk.inquiry.product}"
-            try:
-                about += f", {scsi.capacity(disk.lun).blocks} blocks; block 0 begins "
-                about += scsi.read(disk.lun, 0, 1)[:8].hex(" ")
-            except ScsiRefusal as error:
-                odd.append(f"block 0 of {disk.lun} cannot be read: {error.seen}")
-            about += f"; control queue: {self._asked(disk.lun)}"
-        cause = "io-error" if odd else "data-path"
-        odd += scsi.findings
-        return PathResult(about, "; ".join(odd), cause)
-
-    def _asked(self, lun: Lun) -> str:
-        """What the control queue answers to a function that changes nothing: which commands the unit has."""
-        try:
-            self._scsi.manage(Task.QUERY_TASK_SET, lun)
-        except ScsiRefusal as error:
-            return str(error.seen)
-        return "answers"
-
-    def change_configuration(self) -> PathResult | None:
-        """Have the host change the capacity of the supplied disk, and change it back; the event is waited for."""
-        disk = _supplied_disk(self._witness, self._ident)
-        if disk is None:
-            return None
-        assert self._witness is not None
-        scsi, lun = self._scsi, Lun(0)
-        before = scsi.capacity(lun).blocks
-        size = int(disk["inserted"]["image"]["virtual-size"])
-        self._witness("block_resize", device=disk["device"], size=size + self._GROWTH)
-        event = scsi.wait_for_event(timeout=self._device.timeout)
-        after = scsi.capacity(lun).blocks
-        self._witness("block_resize", device=disk["device"], size=size)
-        detail = f"the host changed the capacity of {lun} from {before} to {after} blocks"
-        if after == before:
-            return PathResult(detail, "the host's change does not show in the capacity")
-        if event is None:
-            return PathResult(detail, "the capacity changed without an event (5.6.6.3)")
-        told = event.type == EventType.PARAM_CHANGE and event.lun == lun
-        return PathResult(f"{detail}; event: {event}", "" if told else "the event tells of something else")
-
-
-def _supplied_disk(witness: Witness | None, ident: str | None) -> dict[str, Any] | None:
-    """The disk that was supplied for this device; no other is resized."""
-    if witness is None:
-        return None
-    return next((disk for disk in witness("query-block") if disk["device"] == f"{ident}-disk"), None)
+        return supplied_disk(self._witness, self._ident)

@@ -17,7 +17,7 @@ from uvirtio.drivers.scsi import Task
 from uvirtio.errors import Closed, UsageError
 
 BOOKS = {"close", "lost", "status_lost", "status_pending", "held", "poison_val", "survives_suspend", "take_frame"}
-BOOKS |= {"judge", "short", "transport_error"}
+BOOKS |= {"judge", "short", "transport_error", "beyond_end"}
 BOOKS |= {"addr", "block_size", "unplugged_inaccessible", "patiently", "check_range", "refusal", "session"}
 BOOKS |= {
     "known_capacity",
@@ -64,6 +64,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "Blk.write_zeroes": (0, 1),
     "Scsi.abort": (REQUEST,),
     "Scsi.abort_all": (REQUEST.lun,),
+    "Scsi.burst": (REQUEST.lun, 1),
     "Scsi.capacity": (REQUEST.lun,),
     "Scsi.check_ready": (REQUEST.lun,),
     "Scsi.execute": (REQUEST.lun, REQUEST.command),

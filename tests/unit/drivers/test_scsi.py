@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -310,6 +311,91 @@ def test_limits_of_a_small_device():
             scsi.submit(HD, c.read(0, 3, 512))
         with pytest.raises(BadSize, match="does not fit one request"):
             scsi.execute(HD, c.Command("long", bytes([0x12, *bytes(31)])))
+
+
+# --- bursts -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("extra", [{}, {"features": f.mask(f.VERSION_1)}, {"features": PACKED}])
+@pytest.mark.parametrize("long", [False, True])
+def test_a_burst_reads_and_writes(extra: dict[str, int], long: bool):
+    blocks = 1 << 33 if long else 2048  # READ(16) where the unit has more blocks than READ(10) can name
+    model = ScsiHost(disks={(1, 300): ScsiDisk(blocks, content=bytearray(os.urandom(1 << 20)))}, queues=3)
+    model.counts_out = True
+    disk, lun = model.disks[1, 300], Lun(1, 300)
+    content = bytes(disk.content)
+    with driven(model, depth=8, allow_write=True, queues=3, **extra) as (_, scsi):
+        order = random.Random(3).choices(range(0, 2000, 4), k=100)
+        found = list(scsi.burst(lun, 4).read(order))
+        assert sorted(block for block, _ in found) == sorted(order)
+        assert all(data == content[block * 512 :][:2048] for block, data in found)
+        ahead = list(scsi.burst(lun, 4, queue=2).read(order, out=2))
+        assert ahead and sorted(ahead) == sorted(found)
+        assert model.requests[-1].cdb[0] == (Opcode.READ_16 if long else Opcode.READ_10)
+        assert len({seen.tag for seen in model.requests}) == len(model.requests) - 200 + 16
+        writes = scsi.burst(lun, 2, write=True, depth=4)
+        for turn in range(3):
+            for slot in writes.slots:
+                writes.fill(slot, bytes([turn * 4 + slot]) * 1024)
+            writes.post(writes.slots, [turn * 8 + 2 * slot for slot in writes.slots])
+            assert sorted(writes.wait()) == [0, 1, 2, 3]
+        assert disk.content[:12288] == b"".join(bytes([number]) * 1024 for number in range(12))
+        assert not scsi.findings
+        with pytest.raises(UsageError, match="taken by bursts"):
+            scsi.read(lun, 0, 1)
+        with pytest.raises(BeyondEnd):
+            writes.post(writes.slots[:1], [blocks - 1])
+        with pytest.raises(BadSize):
+            writes.post(writes.slots[:1], [-1])
+        assert scsi.manage(Task.QUERY_TASK_SET, lun) == Response.OK  # the control queue is not taken
+
+
+def test_a_burst_believes_what_other_reads_believe():
+    model = ScsiHost()
+    disk = model.disks[0, 0]
+    with driven(model, queues=1, depth=4) as (_, scsi):
+        burst = scsi.burst(HD, 1)
+        for lie, expected in (
+            ({"residual": 256}, ScsiAnswer),
+            ({"residual": 0xFFFF_F200}, None),
+            ({"always": Status.BUSY}, ScsiStatus),
+            ({"response": Response.ABORTED}, ScsiTransport),
+        ):
+            for name, value in lie.items():
+                setattr(model, name, value)
+            burst.post(burst.slots[:2], [5, 6])
+            if expected is None:
+                assert list(burst.wait()) == [0, 1]
+            else:
+                with pytest.raises(expected):
+                    burst.wait()
+            assert list(burst.returned) == [0, 1] and burst.in_flight == 0
+            for name in lie:
+                setattr(model, name, None)
+        disk.attentions.append((6, 0x2A, 0x09))
+        burst.post(burst.slots[:1], [0])
+        with pytest.raises(ScsiCheck, match="capacity data has changed"):
+            burst.wait()
+        burst.post(burst.slots[:1], [2047])  # it works on, with the capacity that it knows
+        assert list(burst.wait()) == [0]
+        model.no_status = True
+        burst.post(burst.slots[:1], [0])
+        with pytest.raises(ProtocolError):
+            burst.wait()
+
+
+def test_a_burst_and_the_limit_of_its_unit():
+    model = ScsiHost(cmd_per_lun=6, queues=3)
+    with driven(model, queues=3, depth=4) as (_, scsi):
+        assert scsi.burst(HD, 1).count == 4
+        assert scsi.read(HD, 0, 9) == bytes(9 * 512)  # with the two that are left
+        assert scsi.burst(HD, 1).count == 2
+        with pytest.raises(UsageError, match="can have in flight are taken"):
+            scsi.read(HD, 0, 1)
+        with pytest.raises(WriteRefused):
+            scsi.burst(HD, 1, write=True)
+        with pytest.raises(BadSize):
+            scsi.burst(HD, 0)
 
 
 # --- which units there are ----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from uvirtio.device import Device, Observer, QueueSpec, unobserved
+from uvirtio.drivers.burst import BaseBurst
 from uvirtio.drivers.scsi.adapter import Adapter
 from uvirtio.drivers.scsi.commands import Command
 from uvirtio.drivers.scsi.control import ControlQueue
@@ -65,6 +66,7 @@ class Initiator(Adapter):
             )
         self._wanted_depth, self._wanted_size, self._wanted_queues = depth, request_size, queues
         self._events: EventQueue | None = None
+        self._bursts: list[BaseBurst] = []
         super().__init__(device, allow_write=allow_write, observe=observe)
         if self._events is not None:
             with self.session():
@@ -98,8 +100,14 @@ class Initiator(Adapter):
 
     def _give_back(self, working: bool) -> None:
         """Wait for the requests in flight, if the device still works."""
-        if working and self.in_flight:
-            self.wait()
+        try:
+            if working and self.in_flight:
+                self.wait()
+            for burst in self._bursts if working else ():
+                burst.settle(self.device.timeout)
+        finally:
+            for burst in self._bursts:
+                burst.release()
 
     def _about(self) -> str:
         access = "writable" if self.allow_write else "read-only"
@@ -263,7 +271,8 @@ class Initiator(Adapter):
             if task in _RESETS:
                 self._require_write(f"send {task.name}")
             response = self._control.manage(task, lun, tag, self.device.seconds(timeout))
-            self._requests.collect()
+            if self._requests.free:
+                self._requests.collect()
             if response not in _TASK_DONE:
                 raise self.transport_error(f"{task.name} of {lun}", response)
             self.counts[task.name] += 1

@@ -59,6 +59,7 @@ class RequestQueues:
         self.per_lun = max(1, config.cmd_per_lun)
         """Requests of one logical unit that can be in flight (5.6.4.1)."""
         self._of_lun: Counter[Lun] = Counter()
+        self._reserved: Counter[Lun] = Counter()
         self._first = self._free[0].queue
         self._turn = 0
         self._tags = count(1)
@@ -98,6 +99,34 @@ class RequestQueues:
             told = ", ".join(str(one.queue.index) for one in live)
             raise UsageError("there is no such request queue", seen=index, expected=told)
         return found
+
+    @property
+    def free(self) -> bool:
+        """Whether there is a queue that is not taken by a burst."""
+        return bool(self._free)
+
+    def reserve(self, lun: Lun, count: int) -> int:
+        """Keep some of the requests that a unit can have in flight for a burst; a negative count gives them back.
+
+        Returns:
+            How many are kept: fewer where no more are left.
+
+        Raises:
+            UsageError: None is left.
+        """
+        kept = min(count, self.per_lun - self._of_lun[lun] - self._reserved[lun])
+        if kept == 0 or (count > 0 and kept < 0):
+            raise self._none_left(lun)
+        self._reserved[lun] += kept
+        return kept
+
+    def _none_left(self, lun: Lun) -> UsageError:
+        return UsageError(
+            f"all commands that logical unit {lun} can have in flight are taken",
+            seen=f"{self._of_lun[lun]} in flight, {self._reserved[lun]} of bursts",
+            expected=f"fewer than {self.per_lun} (cmd_per_lun)",
+            remedy="a burst of a lower depth, and wait() for what is in flight",
+        )
 
     def idle(self, index: int | None) -> RequestQueue:
         """Return a queue that has nothing in flight.
@@ -186,8 +215,11 @@ class RequestQueues:
         requestqs = self._numbered(index)
 
         def room() -> bool:
-            return self._of_lun[lun] < self.per_lun and any(requestq.free for requestq in requestqs)
+            taken = self._of_lun[lun] + self._reserved[lun]
+            return taken < self.per_lun and any(requestq.free for requestq in requestqs)
 
+        if self._reserved[lun] >= self.per_lun:
+            raise self._none_left(lun)
         if not room():
             self.kick()
 
