@@ -50,6 +50,7 @@ __all__ = [
     "GuardianLost",
     "HugePagesLack",
     "InUse",
+    "LimitReached",
     "MemBusy",
     "MemError",
     "MemNack",
@@ -541,6 +542,12 @@ class PermissionLack(EnvironmentLack, PermissionError):
     """This user may not do that."""
 
     code = "UV-ENV-PERMISSION"
+
+
+class LimitReached(EnvironmentLack):
+    """A limit of this process is too low: open files, address space, the size of a file (setrlimit(2))."""
+
+    code = "UV-ENV-LIMIT"
 
 
 class ModuleLack(EnvironmentLack):

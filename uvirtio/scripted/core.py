@@ -485,6 +485,9 @@ class ScriptedCore:
                 self.violations.append(str(error))
                 self.needs_reset()
                 return False
+            finally:
+                self.violations += ring_.noted
+                ring_.noted.clear()
             if chain is None:
                 return False
             if self.admin is not None and queue >= self.admin.first:

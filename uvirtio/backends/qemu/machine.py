@@ -42,6 +42,7 @@ from uvirtio.errors import (
     UsageError,
     UvirtioError,
 )
+from uvirtio.host import limits
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 
 QemuFunction = QemuPciFunction | QemuMmioWindow
@@ -148,11 +149,12 @@ class Machine:
         # Closed in reverse: first the sockets, then QEMU, then what it used.
         self._resources = ExitStack()
         try:
-            self._supply = Supply(elsewhere=" ".join(arguments))
-            self._resources.callback(self._supply.close)
-            for device, image in zip(devices, images, strict=True):
-                self._supply.add(device, image)
-            self._start(ram, legacy, qmp_path, arguments, root_ports)
+            with limits.told(f"the machine {machine} cannot be started"):
+                self._supply = Supply(elsewhere=" ".join(arguments))
+                self._resources.callback(self._supply.close)
+                for device, image in zip(devices, images, strict=True):
+                    self._supply.add(device, image)
+                self._start(ram, legacy, qmp_path, arguments, root_ports)
         except BaseException:
             self.close()
             raise

@@ -104,7 +104,7 @@ def generation_follows_the_host(t: Trial) -> Outcome:
     needs=frozenset({"host"}),
 )
 def many_changes_show(t: Trial) -> Outcome:
-    """The host changes the configuration once and it shows, then 256 times with no read between."""
+    """The host makes one change, which shows, then 256 with no read between; the device runs."""
     change = t.lever()
     t.up()
     first = t.transport.generation()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 
 from uvirtio.drivers.blk.disk import Disk
@@ -14,11 +13,11 @@ from uvirtio.virtqueue import Completion, Virtqueue
 
 _OK = Status.OK
 
-POLL = 100e-6
+POLL = 200e-6
 """Seconds for which a call of one request polls the ring, at most, before it waits for an interrupt."""
 
-_RETRY = 16
-"""After a poll in vain only one call of so many polls, until one finds something."""
+_SKIPPED = 16
+"""Calls that do not poll after several polls in vain, at most: one after the first, then twice as many each."""
 
 _GLANCES = 16
 """Looks at the ring between two looks at the clock."""
@@ -59,8 +58,7 @@ class RequestQueues:
         """Bytes of data of one request, at most."""
         self._first = self._free[0].queue
         self._turn = self._calls = 0
-        self._useful = True  # the last poll
-        self._alone = os.cpu_count() == 1  # what the device does needs the processor that polls
+        self._skip = self._skipping = 0  # calls that do not poll: of these, how many are left
         self._zeroes = b""  # as many as the last read had bytes
 
     @property
@@ -222,16 +220,17 @@ class RequestQueues:
 
     def _poll(self, ring: Virtqueue, seconds: float) -> bool:
         """Look at a ring for a while, where that has been of use; whether something was used."""
-        if self._alone or not (self._useful or not self._calls % _RETRY):
+        if self._skipping:
+            self._skipping -= 1
             return False
         clock = self._device.clock.monotonic
         end = clock() + seconds
-        self._useful = True
         while clock() < end:
             for _ in range(_GLANCES):
                 if ring.pending():
+                    self._skip = 0
                     return True
-        self._useful = False
+        self._skip = self._skipping = min(_SKIPPED, 2 * self._skip or 1)
         return False
 
     def _slot(self, index: int | None, timeout: float | None) -> Slot:
