@@ -3,7 +3,7 @@
     with uvirtio.open("qemu:virtio-rng-pci") as device, uvirtio.Rng(device) as rng:
         print(rng.read(16).hex())
 
-``open`` takes an address and gives a Device; a driver (Balloon, Blk, Input, Mem, Rng) negotiates with it and
+``open`` takes an address and gives a Device; a driver (Balloon, Blk, Input, Mem, Net, Rng) negotiates with it and
 drives it. ``uvirtio.qemu.Machine`` is a QEMU without a guest, for tests. All errors derive from UvirtioError;
 ``help(uvirtio.errors)`` has them, and each can be imported from here.
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from uvirtio.drivers.blk import Blk
     from uvirtio.drivers.input import Input, InputEvent
     from uvirtio.drivers.mem import Mem
+    from uvirtio.drivers.net import Net
     from uvirtio.drivers.rng import Rng
     from uvirtio.host.roots import Roots
     from uvirtio.interfaces.values import InterruptMode
@@ -43,6 +44,7 @@ __all__ = [
     "InputEvent",
     "InterruptMode",
     "Mem",
+    "Net",
     "OpenOptions",
     "Restored",
     "Rng",
@@ -71,6 +73,7 @@ if not TYPE_CHECKING:  # or every misspelt name would pass as Any
         "InputEvent": "uvirtio.drivers.input",
         "InterruptMode": "uvirtio.interfaces.values",
         "Mem": "uvirtio.drivers.mem",
+        "Net": "uvirtio.drivers.net",
         "OpenOptions": "uvirtio.device",
         "Restored": "uvirtio.binding.restore",
         "Rng": "uvirtio.drivers.rng",

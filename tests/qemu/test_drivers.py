@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng
+from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, net, rng
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
@@ -52,6 +52,13 @@ RUNGS: dict[str, list[tuple[str, InterruptMode]]] = {
         ("virtio-blk-pci,iothread=worker,iommu_platform=on,disable-legacy=on", PER_QUEUE),
         ("virtio-blk-pci,packed=on", PER_QUEUE),
     ],
+    "net": [
+        ("virtio-net-pci", PER_QUEUE),
+        ("virtio-net-pci,vectors=2", SHARED),
+        ("virtio-net-pci", INTX),
+        ("virtio-net-pci,packed=on,mrg_rxbuf=off", POLLING),
+        ("virtio-net-pci,packed=on,iommu_platform=on,disable-legacy=on", PER_QUEUE),
+    ],
 }
 
 # What a newer QEMU has: MSI-X on the balloon, and rings whose chains come back in order.
@@ -69,6 +76,8 @@ SINCE_10: list[tuple[str, str, InterruptMode, bool]] = [
     ("q35", "virtio-keyboard-pci,in_order=on,packed=on", SHARED, False),
     ("q35", "virtio-blk-pci,in_order=on", PER_QUEUE, False),
     ("q35", "virtio-blk-pci,in_order=on,packed=on", PER_QUEUE, False),
+    ("q35", "virtio-net-pci,in_order=on", PER_QUEUE, False),
+    ("q35", "virtio-net-pci,in_order=on,packed=on", PER_QUEUE, False),
 ]
 
 LEGACY = [
@@ -81,6 +90,8 @@ LEGACY = [
     ("q35", "virtio-balloon-pci", INTX, True),
     ("pc", "virtio-balloon-pci,disable-modern=on", POLLING, False),
     ("q35", "virtio-blk-pci,disable-modern=on", SHARED, False),
+    ("q35", "virtio-net-pci,disable-modern=on", PER_QUEUE, False),
+    ("pc", "virtio-net-pci,mrg_rxbuf=off", INTX, True),
 ]
 
 PIO_NOTIFY = [
@@ -133,7 +144,7 @@ def cell(request: pytest.FixtureRequest) -> Iterator[Cell]:
             translated="iommu_platform=on" in device,
             legacy=force_legacy or "disable-modern=on" in device,
             backing=backing,
-            extra={"file": machine.files.get(function.id)},
+            extra={"file": machine.files.get(function.id), "id": function.id, "netdev": f"{function.id}-net"},
         )
 
 
@@ -147,10 +158,12 @@ SINGLE = {
 }
 DISKS = cells("blk", machines=("pc",))
 NEW_DISKS = single_cells("blk", SINCE_10, pytest.mark.qemu_since(10, 0))
+CARDS = [*cells("net", machines=("pc",))[:1], *single_cells("net", LEGACY)[:1]]
 NOT_DISKS = [cell for kind in ("rng", "keyboard", "balloon") for cell in SINGLE[kind]]
 
-globals().update(adopt(any_device, [*cells("rng", "keyboard", "balloon"), *NOT_DISKS, *DISKS, *NEW_DISKS]))
+globals().update(adopt(any_device, [*cells("rng", "keyboard", "balloon"), *NOT_DISKS, *DISKS, *NEW_DISKS, *CARDS]))
 globals().update(adopt(rng, [*cells("rng"), *SINGLE["rng"]]))
 globals().update(adopt(balloon, [*cells("balloon"), *SINGLE["balloon"]]))
 globals().update(adopt(blk, [*cells("blk", machines=("q35",)), *SINGLE["blk"]]))
 globals().update(adopt(keyboard, [*cells("keyboard"), *SINGLE["keyboard"]]))
+globals().update(adopt(net, [*cells("net", machines=("q35",)), *SINGLE["net"]]))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng
+from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, net, rng
 from tests.qemu.machines import needs
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.opening import identify
@@ -62,6 +62,12 @@ CELLS: dict[str, list[tuple[str, int | None, str, InterruptMode]]] = {
         ("riscv64", 2, "virtio-blk-device,num-queues=2", LINE),
         ("loongarch64", None, "virtio-blk-pci,num-queues=2", PER_QUEUE),
     ],
+    "net": [
+        ("microvm", 2, "virtio-net-device", LINE),
+        ("microvm", 2, "virtio-net-device,packed=on", POLLING),
+        ("microvm", 1, "virtio-net-device", LINE),
+        ("virt", 2, "virtio-net-device", LINE),
+    ],
     # What holds for any driver, once for each kind of machine and window.
     "any": [
         ("microvm", 2, "virtio-rng-device,iommu_platform=on", LINE),
@@ -111,7 +117,7 @@ def cell(request: pytest.FixtureRequest) -> Iterator[Cell]:
             translated="iommu_platform=on" in device,
             legacy=version == 1,
             backing=backing,
-            extra={"file": machine.files.get(function.id)},
+            extra={"file": machine.files.get(function.id), "id": function.id, "netdev": f"{function.id}-net"},
         )
 
 
@@ -120,3 +126,4 @@ globals().update(adopt(rng, cells("rng")))
 globals().update(adopt(balloon, cells("balloon")))
 globals().update(adopt(blk, cells("blk")))
 globals().update(adopt(keyboard, cells("keyboard")))
+globals().update(adopt(net, cells("net")))

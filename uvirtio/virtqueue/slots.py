@@ -72,6 +72,9 @@ class _Books:
         self.written = array("I", (min(room_of(chain), 0xFFFF_FFFF) for chain in chains))
         self._index = index
         self._rooms = [room_of(chain) for chain in chains]
+        # The most that the device may read of a slot of one readable element; 0: it is none.
+        self._readable = [0 if writable or len(readable) != 1 else readable[0][1] for readable, writable in chains]
+        self._lengths = list(self._readable)
         self._back = _NOTHING  # what the last reap returned, where that is remembered: it is idle
         self._next = array("H")
 
@@ -131,6 +134,24 @@ class _Books:
         if both:
             raise self._bad(sorted(both), "slots that are not with the device")
 
+    def resize(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
+        """Set how many bytes of idle slots the device may read; see ``Slots``."""
+        now, most = self._lengths, self._readable
+        for slot, length in zip(slots, lengths, strict=True):
+            if now[slot] != length:
+                if not 0 < length <= most[slot]:
+                    raise UsageError(
+                        f"queue {self._index} cannot give slot {slot} this length",
+                        seen=length,
+                        expected=f"1..{most[slot]} bytes" if most[slot] else "a slot of one readable element",
+                    )
+                self._set_length(slot, length)
+                now[slot] = length
+
+    def _set_length(self, slot: int, length: int) -> None:
+        """Change the one element of an idle slot."""
+        raise NotImplementedError
+
     def _bad(self, seen: object, expected: str) -> UsageError:
         return UsageError(f"queue {self._index} cannot post these slots", seen=seen, expected=expected)
 
@@ -168,6 +189,10 @@ class PlainSlots(_Books):
     def out(self) -> list[int]:
         """Return the slots that are in flight, lowest first."""
         return sorted(self._out)
+
+    def _set_length(self, slot: int, length: int) -> None:
+        ((address, _),), _ = self._chains[slot]
+        self._chains[slot] = (((address, length),), ())
 
     def ready(self) -> int:
         """Return whether a slot is used and not reaped; see ``Slots``."""
@@ -314,6 +339,9 @@ class SplitSlots(_RingBooks):
         ring = self._ring
         return {*self.out(), *self._in_order(ring.published, ring.published + ring.laid)}
 
+    def _set_length(self, slot: int, length: int) -> None:
+        self._ring.set_slot_length(slot, length)
+
     def _enter(self, slots: Sequence[int]) -> None:
         """Record these slots as in flight. On UsageError nothing changed."""
         self.check(slots)
@@ -428,10 +456,10 @@ class PackedSlots(_RingBooks):
         super().__init__(ring.index, ring.size, chains)
         self._ring = ring
         count = self.count
-        self._given = [ring.slot_descriptors(wrap) for wrap in (0, 1)]
+        self._given = [bytearray(ring.slot_descriptors(wrap)) for wrap in (0, 1)]
         """By wrap counter: the descriptors of all slots as they are published, one after the other."""
 
-        self._pieces = [[all_[16 * at : 16 * at + 16] for at in range(count)] for all_ in self._given]
+        self._pieces = [[bytes(all_[16 * at : 16 * at + 16]) for at in range(count)] for all_ in self._given]
         # The second half of a used descriptor as a number, by wrap counter and slot, as it came last.
         self._words = [
             array("Q", (_used_word(slot, length, length > 0, wrap) for slot, length in enumerate(self.written)))
@@ -482,7 +510,13 @@ class PackedSlots(_RingBooks):
         self._expected[at:], self._expected[: count - fits] = words, more
         return ring.publish_slots(data, over, count)
 
-    def _laid_out(self, slots: array[int], wrap: int) -> tuple[bytes, array[int]]:
+    def _set_length(self, slot: int, length: int) -> None:
+        at, raw = 16 * slot, length.to_bytes(4, "little")
+        for given, pieces in zip(self._given, self._pieces, strict=True):
+            given[at + 8 : at + 12] = raw  # behind the address (2.8.13)
+            pieces[slot] = bytes(given[at : at + 16])
+
+    def _laid_out(self, slots: array[int], wrap: int) -> tuple[bytes | bytearray, array[int]]:
         """Return the descriptors for these slots, and the words that are expected when they are used."""
         first, count = slots[0], len(slots)
         if slots == self._numbers[first : first + count]:

@@ -69,6 +69,28 @@ class Bench:
 
 
 @every_kind
+def test_slots_that_are_read_have_any_length_up_to_their_first(kind: dict[str, Any]):
+    bench = Bench(kind, 8, 8, reads=1, writes=0)
+    rng = random.Random(4)
+    for _ in range(40):
+        slots = rng.sample(range(8), 5)
+        lengths = [rng.randint(1, 16) for _ in slots]
+        bench.slots.resize(slots, lengths)
+        came = bench.post(*slots)
+        assert [(bench.slot_of(one), one.elements[0].length) for one in came] == list(
+            zip(slots, lengths, strict=True)
+        )
+        bench.finish(*came, written=0)
+        assert sorted(bench.reap()) == sorted(slots)
+    for slot, length in ((0, 0), (0, 17), (0, -1)):
+        with pytest.raises(UsageError):
+            bench.slots.resize([slot], [length])
+    for shape in ({"reads": 0, "writes": 1}, {"reads": 2, "writes": 0}, {"reads": 1, "writes": 1}):
+        with pytest.raises(UsageError, match="length"):
+            Bench(kind, 32, 4, **shape).slots.resize([0], [8])
+
+
+@every_kind
 @pytest.mark.parametrize(("reads", "writes"), [(0, 1), (1, 0), (1, 1), (1, 2)])
 def test_the_device_sees_the_chains_that_were_laid_down(kind: dict[str, Any], reads: int, writes: int):
     bench = Bench(kind, 32, 4, reads=reads, writes=writes)

@@ -43,6 +43,7 @@ GROUPS: Final[dict[str, str]] = {
     "input": "Keyboards, mice and tablets",
     "mem": "Memory that is plugged and unplugged as the host requests",
     "blk": "Disks: read, write, flush, discard",
+    "net": "Network cards: frames, ping, captures, bridges",
 }
 
 VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
@@ -88,6 +89,12 @@ VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
     "blk write": ("Write whole sectors at OFFSET, then flush", ("DEV", "OFFSET"), {**COMMON, **OPENING, "-i": ("FILE", "Data to write (default: standard input)"), "--in": ("FILE", "Data to write (default: standard input)"), "--zeroes": ("SIZE", "Write SIZE of zeroes instead"), "--allow-write": ("", "Allow the contents of the disk to be changed")}),
     "blk flush": ("Flush the write cache of the disk", ("DEV",), {**COMMON, **OPENING}),
     "blk discard": ("Tell the disk that SIZE bytes at OFFSET are unused", ("DEV", "OFFSET", "SIZE"), {**COMMON, **OPENING, "--allow-write": ("", "Allow the contents of the disk to be changed")}),
+    "net info": ("Show the address, link and limits of a card", ("DEV",), {**COMMON, **OPENING}),
+    "net send": ("Send frames, given in hexadecimal or in a pcap file, as fast as the card takes them", ("DEV", "[HEX]..."), {**COMMON, **OPENING, "-i": ("FILE", "Frames of a pcap file"), "--in": ("FILE", "Frames of a pcap file")}),
+    "net receive": ("Print frames as they arrive, until Ctrl-C", ("DEV",), {**COMMON, **OPENING, "--count": ("N", "Stop after N frames"), "--for": ("SECONDS", "Stop after SECONDS")}),
+    "net ping": ("Ask a station by ARP and ping whether it is there", ("DEV", "[ADDRESS]"), {**COMMON, **OPENING, "--source": ("ADDRESS", "Our address on that network"), "--count": ("N", "Number of requests"), "--interval": ("SECONDS", "Time between two"), "--size": ("BYTES", "Data of each request")}),
+    "net capture": ("Write all frames that the card receives to a pcap file, until Ctrl-C. The card listens promiscuously", ("DEV",), {**COMMON, **OPENING, "-o": ("FILE", "pcap file to write; -: stdout"), "--output": ("FILE", "pcap file to write; -: stdout"), "--count": ("N", "Stop after N frames"), "--for": ("SECONDS", "Stop after SECONDS")}),
+    "net bridge": ("Hand frames on between the card and a TAP of the kernel or a socket, both ways, until Ctrl-C", ("DEV",), {**COMMON, **OPENING, "--to": ("END", "The other end: tap:NAME, unix:PATH or fd:N"), "--for": ("SECONDS", "Stop after SECONDS"), "--mac": ("MAC", "Address to have instead of the card's own")}),
 }
 """Verb -> help, the metavars of its arguments, its options."""
 

@@ -105,7 +105,6 @@ class Burst:
                 )
             chains.append((header, [*runs, *status]) if kind == spec.Request.IN else ([*header, *runs], status))
         self._slots = fixed_slots(queue.ring, chains)
-        # From here on nothing can fail, so these views need no other owner.
         self._status = statuses.view[:count]
         self._data = [data.view[slot * self._size : (slot + 1) * self._size] for slot in range(count)]
         words = words64(headers.view, 0, _HEADER_WORDS * count)
@@ -113,6 +112,7 @@ class Burst:
         self._headers, self._at = words, words[1::_HEADER_WORDS]
         self._none = bytes([NO_STATUS]) * count
         self._full = self._slots.written.tobytes()
+        self._device.before_free(self._release)
         queue.ring.want_interrupts(False)
 
     def content(self, slot: int) -> bytes:
@@ -386,8 +386,8 @@ class Burst:
         if not ready():
             self._device.wait(ready, timeout=timeout, what="the requests of a burst")
 
-    def release(self) -> None:
-        """Release the views of the device's memory, which the driver frees."""
+    def _release(self) -> None:
+        """Release the views of the device's memory, which is freed next."""
         for view in (self._status, self._at, self._headers, *self._data):
             view.release()
 
