@@ -15,11 +15,11 @@ from lab.arches import AARCH64, Arch
 from lab.pythons import Interpreter
 
 PYTHON = "/usr/bin/python3"  # the distribution's own: one of pyenv or conda may be closed to other users
-_SBIN = "/usr/sbin:/sbin"
+SBIN = "/usr/sbin:/sbin"
 
 
 def _program(name: str) -> Callable[[], bool]:
-    return lambda: shutil.which(name, path=f"{os.environ.get('PATH', '')}:{_SBIN}:/usr/bin:/bin") is not None
+    return lambda: shutil.which(name, path=f"{os.environ.get('PATH', '')}:{SBIN}:/usr/bin:/bin") is not None
 
 
 def _library(name: str) -> Callable[[], bool]:
@@ -70,6 +70,7 @@ FOR_VM: Packages = {
     "iproute2": _program("vdpa"),
 }
 
+FOR_FLEET: Packages = {**FOR_VM, "openssh-client": _program("ssh")}  # its server is unpacked, for the guests alone
 FOR_UEFI: Packages = {"clang": _program("clang"), "lld": _program("lld-link")}
 
 

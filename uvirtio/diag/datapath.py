@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from uvirtio.device import Device, Observer, QueueSpec
@@ -10,7 +9,8 @@ from uvirtio.device.evidence import of_queue
 from uvirtio.diag.causes import STALLS
 from uvirtio.diag.fs import FsPath
 from uvirtio.diag.net import NetPath
-from uvirtio.diag.outcome import Idle, PathResult
+from uvirtio.diag.outcome import Idle, PathResult, Witness, supplied_disk
+from uvirtio.diag.scsi import ScsiPath
 from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.input import Input
@@ -24,9 +24,7 @@ from uvirtio.spec import input as input_spec
 from uvirtio.spec import mem as mem_spec
 from uvirtio.spec import net as net_spec
 from uvirtio.spec import rng as rng_spec
-
-Witness = Callable[..., Any]
-"""``qmp(command, **arguments)`` of the guest machine that has the device, where this process runs it."""
+from uvirtio.spec import scsi as scsi_spec
 
 _HostEvent = dict[str, Any]
 """An InputEvent of QEMU's QMP schema."""
@@ -84,6 +82,8 @@ def for_device(device: Device) -> DataPath:
         return NetPath(device, witness, ident)
     if device.device_id == fs_spec.TYPE:
         return FsPath(device)
+    if device.device_id == scsi_spec.TYPE:
+        return ScsiPath(device, witness, ident)
     return _BarePath(device)
 
 
@@ -388,8 +388,4 @@ class _BlkPath(Idle):
         return PathResult(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
 
     def _disk(self) -> dict[str, Any] | None:
-        """The disk that was supplied for this device; no other is resized."""
-        if self._witness is None:
-            return None
-        disks = (disk for disk in self._witness("query-block") if disk["device"] == f"{self._ident}-disk")
-        return next(disks, None)
+        return supplied_disk(self._witness, self._ident)

@@ -27,6 +27,7 @@ from uvirtio.scripted.net import Net
 from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.scripted.ring import Chain, DriverViolation, Element, Lies
 from uvirtio.scripted.rng import Rng
+from uvirtio.scripted.scsi import ScsiDisk, ScsiHost
 
 __all__ = [
     "Access",
@@ -48,5 +49,7 @@ __all__ = [
     "ScriptedDevice",
     "ScriptedLegacy",
     "ScriptedMmio",
+    "ScsiDisk",
+    "ScsiHost",
     "hostile_cases",
 ]

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.fakesys import FakeSys
 from tests.unit.sampling.test_seen import ADDRESS, Machine
 from uvirtio.cli.app import run
+from uvirtio.errors import Busy
 
 QUICK = ["--interval", "0.1"]
 
@@ -58,10 +60,34 @@ def test_a_device_that_the_kernel_drives_is_not_opened(tmp_path: Path, capsys: p
     assert "in use: /dev/vda is mounted on /" in out
     assert "irq 36  virtio1-req.0  100 (0.0/s)" in out
     assert fake.snapshot() == before
-    # Nor is one without a driver, or one whose node another process has.
+    # Nor is one without a driver.
     fake.pci("0000:00:07.0", "rng", driver=None)
     assert run(["top", "0000:00:07.0", "--root", str(tmp_path), *QUICK, "--once"]) == 0
     assert "no driver has it: uvirtio bind" in capsys.readouterr().out
+
+
+def test_a_device_that_another_process_has_is_looked_at_from_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeSys(tmp_path)
+    fake.pci("0000:00:04.0", "rng", driver="vfio-pci", group=5)
+    opened: list[str] = []
+
+    def busy(address: str, **_: object) -> None:
+        opened.append(address)
+        raise Busy("0000:00:04.0 is held by another process", seen="qemu-system-x86, pid 4242")
+
+    monkeypatch.setattr("uvirtio.opening.open", busy)
+    assert run(["top", "0:4.0", "--root", str(tmp_path), *QUICK, "--once"]) == 0
+    out = capsys.readouterr().out
+    assert opened == ["0000:00:04.0"]  # one that is for user space is tried
+    assert "log  not opened: 0000:00:04.0 is held by another process" in out
+    assert "rng at 0000:00:04.0" in out and "driver vfio-pci" in out
+    # Any other refusal is an error.
+    fake.text(fake.roots.etc / "uvirtio/deny", "*\n")
+    monkeypatch.undo()
+    assert run(["top", "0:4.0", "--root", str(tmp_path), "--once"]) == 3
+    assert "UV-REFUSED-DENIED" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

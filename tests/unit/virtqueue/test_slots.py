@@ -68,6 +68,28 @@ class Bench:
 # --- honest devices -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", rigs("packed"), ids=name_of)
+def test_a_batch_may_be_marked_backwards(kind: dict[str, Any]):
+    """As DPDK does: the first slot is marked last, and until then none of the batch is used."""
+    bench = Bench(kind, 8, 7)
+    device = bench.rig.device
+    rng = random.Random(6)
+    for _ in range(12):
+        slots = rng.sample(range(7), 7)
+        came = bench.post(*slots)
+        write, marks = device.write_used_slot, []
+        device.write_used_slot = lambda *what, marks=marks: marks.append(what)
+        bench.finish(*came[:3], written=5)
+        bench.finish(*came[3:], written=6)
+        device.write_used_slot = write
+        for mark in reversed(marks[1:]):
+            write(*mark)
+            assert bench.reap() == []
+        write(*marks[0])
+        assert bench.reap() == slots
+        assert [bench.slots.written[slot] for slot in slots] == [5] * 3 + [6] * 4
+
+
 @every_kind
 def test_slots_that_are_read_have_any_length_up_to_their_first(kind: dict[str, Any]):
     bench = Bench(kind, 8, 8, reads=1, writes=0)
@@ -358,6 +380,17 @@ def test_more_written_than_there_was_room(kind: dict[str, Any], ordered: bool):
         bench, posted = lied_to(kind, ordered)
         bench.finish(posted[0], written=written)
         bench.corrupt()
+
+
+@fast_kind
+def test_more_written_than_there_was_room_where_that_is_known(kind: dict[str, Any]):
+    bench = Bench({**kind, "clamp": True}, 16, 8)
+    for _ in range(5):
+        for chain in bench.post(*range(6)):
+            bench.finish(chain, written=ROOM + 512)
+        assert bench.reap() == [*range(6)]
+        assert list(bench.slots.written) == [ROOM] * 8
+    assert bench.rig.queue.findings == {"used-length-clamped": 6}  # once for each slot: then it is expected
 
 
 @modes

@@ -125,11 +125,15 @@ class Net(Card):
         wanted = _BASE | self._options
         length = self.device.transport.config_length
         wanted &= ~_IN_CONFIG | configuration.in_config(length)
-        if not length:
-            # A back end without a configuration (vhost-user) has no control queue either, whatever it offers:
-            # that is the part of the virtual machine monitor in front of it.
+        if not length or self._is_back_end:
+            # A back end alone has no control queue, whatever it offers: that is served by the virtual machine
+            # monitor in front of it (vhost-user).
             wanted &= ~_CONTROLLED
         return wanted
+
+    @property
+    def _is_back_end(self) -> bool:
+        return self.device.transport.kind == "vhost-user"
 
     def _dependencies(self) -> Iterable[f.Needs]:
         merged = (_Net.GUEST_TSO4, _Net.GUEST_TSO6, _Net.GUEST_USO4, _Net.GUEST_USO6)
@@ -137,6 +141,8 @@ class Net(Card):
             *f.dependencies("net"),
             # Without MRG_RXBUF each buffer would need 64 KiB (5.1.6.3.1).
             *(f.Needs(bit, (_Net.MRG_RXBUF,)) for bit in merged),
+            # Slots that keep their place, which order rules out, are several times as fast.
+            f.Needs(f.IN_ORDER, ()),
             # The request for an announcement is a bit of the status.
             f.Needs(_Net.GUEST_ANNOUNCE, (_Net.STATUS,)),
         ]
@@ -144,7 +150,8 @@ class Net(Card):
     def _queues(self) -> Sequence[QueueSpec]:
         device = self.device
         self._read()
-        self._pairs = min(self._pairs_wanted, self._config.max_pairs)
+        most = device.transport.num_queues // 2 if self._is_back_end else self._config.max_pairs
+        self._pairs = min(self._pairs_wanted, max(1, most))
         found = []
         for pair in range(self._pairs):
             found.append(QueueSpec(2 * pair + spec.RECEIVEQ, f"receiveq{pair + 1}"))
@@ -186,7 +193,7 @@ class Net(Card):
             receiver.post()
         for transmitter in self._transmitters:
             transmitter.quiet()
-        if self._pairs > 1:
+        if self._pairs > 1 and self._control is not None:  # a back end uses each queue that is enabled
             # 5.1.6.5.6.1: after the queues are set up, and before any but the first pair is used.
             self._command(Control.MQ, spec.MQ_VQ_PAIRS_SET, le16(self._pairs), what="use several pairs of queues")
         if mac is not None and mac != self._config.mac:

@@ -73,6 +73,7 @@ class Receiver:
         self._buffers = Buffers(device, count, size, layout.header)
         chains = [self._buffers.runs(slot, size, apart=layout.apart) for slot in range(count)]
         self._slots = queue.set_fixed([((), chain) for chain in chains])
+        self._numbers = array("H", range(count))
         self._pieces: list[bytes] = []  # of a frame that has not come whole
         self._missing = 0  # buffers of it that are to come
         self._useless = ""  # why they are dropped
@@ -127,29 +128,40 @@ class Receiver:
         Raises:
             RingCorruption: The used ring holds what cannot be.
         """
-        layout = self._layout
         back = self._queue.reap_slots()
         if len(back) < _FEW or self._missing:
             return self._careful(back)
-        lengths = list(map(self._slots.written.__getitem__, back))
-        length = lengths[0] - layout.header
-        if lengths.count(lengths[0]) != len(back) or not 0 < length <= self._longest:
+        runs = self._runs(back)
+        length = self._slots.written[back[0]]
+        if not 0 < length - self.header <= self._longest or not all(self._is_plain(run, length) for run in runs):
             return self._careful(back)
-        if not self._plain(back):
+        views = self._buffers.frames(length - self.header)
+        made: list[bytes] = []
+        for first, end in runs:
+            made += map(bytes, views[first:end])
+        if not made:
             return self._careful(back)
-        made = list(map(bytes, map(self._buffers.frames(length).__getitem__, back)))
         self._queue.submit(back)
         self.frames += len(made)
-        self.bytes += length * len(made)
+        self.bytes += (length - self.header) * len(made)
         return made
 
-    def _plain(self, back: array[int]) -> bool:
-        """Whether the headers of these slots all say: one buffer, nothing to complete."""
-        if self._layout.header < spec.HEADER_SIZE:
-            return False
-        first, end = min(back), max(back) + 1
-        early, late = self._buffers.heads(first, end)
+    def _runs(self, back: array[int]) -> list[tuple[int, int]]:
+        """These slots as runs of neighbours, at most two of them; empty where they came in another order."""
+        first, count = back[0], self._slots.count
+        over = max(0, first + len(back) - count)
+        ahead = len(back) - over
+        if back[:ahead] != self._numbers[first : first + ahead] or back[ahead:] != self._numbers[:over]:
+            return []
+        return [(first, first + ahead), (0, over)] if over else [(first, first + ahead)]
+
+    def _is_plain(self, run: tuple[int, int], length: int) -> bool:
+        """Whether these slots hold one whole frame of this length each, with nothing to complete."""
+        first, end = run
         count = end - first
+        if self.header < spec.HEADER_SIZE or self._slots.written[first:end].count(length) != count:
+            return False
+        early, late = self._buffers.heads(first, end)
         return early.count(0) == count and (not self._layout.merged or late.count(_ONE_BUFFER) == count)
 
     def _careful(self, back: array[int]) -> list[bytes]:
