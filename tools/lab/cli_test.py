@@ -139,7 +139,7 @@ def main(arguments: list[str]) -> int:
     alone: list[tuple[str, Step]] = []
     steps: list[tuple[str, Step]] = []
     left_out: list[str] = []
-    # The longest first, so that the lanes end together.
+    booted: list[tuple[str, Step]] = []
     if "vm" in floors:
         chosen, left_out = _machines(
             options.kernel, options.machine, options.qemu_version, extras=options.all, named=floors["vm"]
@@ -147,7 +147,7 @@ def main(arguments: list[str]) -> int:
         whole = bool(options.all or options.paths or options.kernel or options.machine)
         chosen = [(replace(machine, whole=whole), version) for machine, version in chosen]
         runner.compile(sorted({str(file) for machine, _ in chosen for file in machine.files}), _wrapper("unit"))
-        steps += _vm_floor(runner, chosen, accept_expired=options.accept_expired)
+        booted += _vm_floor(runner, chosen, accept_expired=options.accept_expired)
     if "unit" in floors:
         alone += _wake_ups(runner, floors["unit"], seconds="1" if options.quick else "4")
         steps += _unit_halves(runner) if options.quick else _unit_floor(runner, floors["unit"])
@@ -169,6 +169,7 @@ def main(arguments: list[str]) -> int:
         steps += _fleet(runner, accept_expired=options.accept_expired)
     elif floors.get("vm") == _whole("vm"):
         left_out.append("fleet")
+    steps += booted  # many, and the short ones last: so the lanes end together
     if "lint" in floors:
         # The site takes as long as all other linting, and says nothing about code.
         steps += [step for step in _lint(runner) if not (options.quick and step[0] == "docs")]
