@@ -50,6 +50,7 @@ __all__ = [
     "GuardianLost",
     "HugePagesLack",
     "InUse",
+    "LimitReached",
     "MemBusy",
     "MemError",
     "MemNack",
@@ -77,6 +78,11 @@ __all__ = [
     "ResetTimeout",
     "RingCorruption",
     "RngUnhealthy",
+    "ScsiAnswer",
+    "ScsiCheck",
+    "ScsiRefusal",
+    "ScsiStatus",
+    "ScsiTransport",
     "UnsafeDma",
     "UsageError",
     "UvirtioError",
@@ -312,6 +318,47 @@ class BlkUnsupported(BlkRefusal):
     code = "UV-BLK-UNSUPP"
 
 
+class ScsiRefusal(UvirtioError):
+    """A SCSI device did not carry out a command or a task management function (5.6.6); it works on.
+
+    ``response`` is what the transport said, ``key``, ``asc`` and ``ascq`` are those of the sense data; 0 where
+    there are none. What a write did to its blocks is not known: all, some or none were written.
+    """
+
+    code = "UV-SCSI"
+
+    def __init__(
+        self, message: str, *, response: int = 0, sense: tuple[int, int, int] = (0, 0, 0), **details: Any
+    ) -> None:
+        super().__init__(message, **details)
+        self.response = response
+        self.key, self.asc, self.ascq = sense
+
+
+class ScsiCheck(ScsiRefusal):
+    """CHECK CONDITION: the logical unit refused or failed, and its sense data say why."""
+
+    code = "UV-SCSI-CHECK"
+
+
+class ScsiStatus(ScsiRefusal):
+    """The logical unit ended a command with another status: busy, reserved, its task set full, or aborted."""
+
+    code = "UV-SCSI-STATUS"
+
+
+class ScsiTransport(ScsiRefusal):
+    """A command did not reach its logical unit, or its answer not us: no such target, aborted, reset (5.6.6.1)."""
+
+    code = "UV-SCSI-TRANSPORT"
+
+
+class ScsiAnswer(ScsiRefusal):
+    """The logical unit says GOOD, and its data are too short or make no sense."""
+
+    code = "UV-SCSI-ANSWER"
+
+
 class QueueFull(UvirtioError):
     """There are not enough free descriptors for this chain; reap first."""
 
@@ -495,6 +542,12 @@ class PermissionLack(EnvironmentLack, PermissionError):
     """This user may not do that."""
 
     code = "UV-ENV-PERMISSION"
+
+
+class LimitReached(EnvironmentLack):
+    """A limit of this process is too low: open files, address space, the size of a file (setrlimit(2))."""
+
+    code = "UV-ENV-LIMIT"
 
 
 class ModuleLack(EnvironmentLack):

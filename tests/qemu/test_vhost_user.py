@@ -159,8 +159,19 @@ def test_a_daemon_that_is_killed_while_a_read_sleeps(tmp_path: Path, mode: Inter
             with pytest.raises(DeviceGone) as caught:  # and not DeviceTimeout, after 25 seconds
                 disk.read(0, 1, timeout=25)
             killer.join()
-            assert "closed" in str(caught.value)
+            assert "has ended" in caught.value.message and caught.value.about == "back-end-ended"
+            assert f"{PROGRAM} (pid {daemon.process.pid}) has ended" in str(caught.value.seen)
         assert device.state == "gone"
+
+
+def test_a_daemon_that_the_address_started_is_killed(image: Path) -> None:
+    with uvirtio.open(f"vhost-user:qsd/{image}") as device, contextlib.suppress(DeviceGone), Blk(device) as disk:
+        node: Any = device.transport.backend
+        os.kill(node.peer.pid, signal.SIGKILL)
+        with pytest.raises(DeviceGone) as caught:
+            while True:
+                disk.read(0, 1)
+        assert "ended by SIGKILL" in str(caught.value.seen)
 
 
 def test_a_daemon_that_is_stopped(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import importlib
 import inspect
 import re
 from collections.abc import Iterator
@@ -51,12 +52,24 @@ def entries(lines: list[str]) -> Iterator[str]:
 
 
 def _own_exceptions(tree: ast.Module) -> set[str]:
-    """The exceptions that the module itself defines, such as cli.output's, which are no errors of the library."""
-    return {
+    """The exceptions that the module defines, or takes from a neighbour, which are no errors of the library."""
+    defined = {
         node.name
         for node in tree.body
         if isinstance(node, ast.ClassDef) and any(_is_exception(ast.unparse(base)) for base in node.bases)
     }
+    taken = [
+        (node.module, one.name)
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("uvirtio.conform.")
+        for one in node.names
+    ]
+    return defined | {name for module, name in taken if _raised(module, name)}
+
+
+def _raised(module: str, name: str) -> bool:
+    kind = getattr(importlib.import_module(module), name, None)
+    return isinstance(kind, type) and issubclass(kind, BaseException)
 
 
 def _is_exception(name: str) -> bool:

@@ -338,6 +338,7 @@ CLASSES = (
     uvirtio.Input,
     uvirtio.Mem,
     uvirtio.Rng,
+    uvirtio.Scsi,
     uvirtio.qemu.Machine,
 )
 """What has a row for each of its public methods."""

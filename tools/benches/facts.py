@@ -20,12 +20,19 @@ def gather() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "load": [round(value, 2) for value in os.getloadavg()],
+        "autogroup": _autogroup(),
         "kernel": platform.release(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "libc": "-".join(platform.libc_ver()),
         "qemu": _first_line("qemu-system-x86_64", "--version"),
         "commit": _first_line("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"),
     }
+
+
+def _autogroup() -> str | None:
+    """How this session stands among the others of the machine (sched(7)); None: there are no autogroups."""
+    path = Path("/proc/self/autogroup")
+    return path.read_text().strip().partition(" ")[2] or None if path.exists() else None
 
 
 def _cpu() -> str:

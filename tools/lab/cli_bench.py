@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lab import CHECKOUT, kernels, process, setup
+from lab import CHECKOUT, LabError, blkio, kernels, process, setup
 from lab.floors import without_devices, without_privilege
 from lab.vm import Config, Vm
 
 BENCHES = CHECKOUT / "tools/benches"
+
+# The kernel shares the processors among sessions first (sched(7), autogroup): the nice value of a process changes
+# nothing between two of them.
+_RAISED = -15
 
 # What tools/benches/vm.py drives; the disk's and the memory's backends are supplied.
 _DEVICES = [
@@ -32,6 +36,8 @@ def main(arguments: list[str]) -> int:
     venv = setup.venv()
     if "--vm" in arguments:
         return _in_vm(venv, [word for word in arguments if word != "--vm"])
+    if "--quick" not in arguments and ("--only" not in arguments or "vhost-user" in arguments):
+        _peers()
     command = [str(venv / "bin/python"), str(BENCHES), *arguments]
     if os.geteuid() == 0:
         command = [*without_devices(), *without_privilege(), *command]
@@ -39,9 +45,28 @@ def main(arguments: list[str]) -> int:
     with process.signals_raise():
         child = process.start(command, stdin=subprocess.DEVNULL)
         try:
+            if "--raised" in arguments:
+                _raise(child.pid)
             return child.wait()
         finally:
             process.kill(child)
+
+
+def _raise(pid: int) -> None:
+    """Let a session go before what else this machine does."""
+    try:
+        Path(f"/proc/{pid}/autogroup").write_text(str(_RAISED))
+    except OSError as error:
+        print(f"tools/bench: not raised: {error}", file=sys.stderr, flush=True)
+
+
+def _peers() -> None:
+    """Fetch what the bench of vhost-user compares with; without it, it says so and measures the rest."""
+    try:
+        setup.packages(setup.FOR_PEERS)
+        blkio.get()
+    except LabError as error:
+        print(f"tools/bench: nothing to compare vhost-user with: {error}", file=sys.stderr, flush=True)
 
 
 def _in_vm(venv: Path, arguments: list[str]) -> int:

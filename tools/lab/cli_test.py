@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -15,7 +16,10 @@ from lab import (
     LabError,
     arches,
     cache,
+    cli_fleet,
+    daemons,
     debian,
+    fleet,
     kernels,
     lanes,
     machines,
@@ -36,6 +40,7 @@ _WAKE_UPS = "test_wakeups.py"
 """Two processes that poll, each on a CPU of its own: beside another lane they hardly ever run at the same time."""
 _RACE_SECONDS = "UVIRTIO_RACE_SECONDS"
 _USAGE = 2
+_FLEET_KERNEL = "6.1"
 
 _EXAMPLES = """\
 examples:
@@ -114,7 +119,7 @@ def main(arguments: list[str]) -> int:
     begin = time.monotonic()
     floors = _floors(options)
     interpreter = pythons.find(options.python) if options.python else None
-    setup.packages(_packages(floors))
+    setup.packages(_packages(floors) | (setup.FOR_FLEET if options.all else {}))
     reports = _reports_folder()
     runner = Runner(
         setup.venv(interpreter),
@@ -131,6 +136,9 @@ def main(arguments: list[str]) -> int:
         chosen, left_out = _machines(
             options.kernel, options.machine, options.qemu_version, extras=options.all, named=floors["vm"]
         )
+        whole = bool(options.all or options.paths or options.kernel or options.machine)
+        chosen = [(replace(machine, whole=whole), version) for machine, version in chosen]
+        runner.compile(sorted({str(file) for machine, _ in chosen for file in machine.files}), _wrapper("unit"))
         steps += _vm_floor(runner, chosen, accept_expired=options.accept_expired)
     if "unit" in floors:
         alone += _wake_ups(runner, floors["unit"], seconds="1" if options.quick else "4")
@@ -143,10 +151,15 @@ def main(arguments: list[str]) -> int:
         if floors["qemu"] == _whole("qemu") and interpreter is None:
             steps += _benches(runner)
         if options.all and options.qemu_version is None:
+            steps += _own_daemons(runner, floors["qemu"])
             for version in qemus.names():
                 steps += _qemu_floor(runner, floors["qemu"], version, accept_expired=expired)
         elif not options.paths and "vm" in floors and options.qemu_version is None:
-            left_out += [f"qemu {version}" for version in qemus.names()]
+            left_out += ["vhost-user daemons", *(f"qemu {version}" for version in qemus.names())]
+    if options.all and not (options.kernel or options.paths or options.spec or options.qemu_version):
+        steps += _fleet(runner, accept_expired=options.accept_expired)
+    elif floors.get("vm") == _whole("vm"):
+        left_out.append("fleet")
     if "lint" in floors:
         # The site takes as long as all other linting, and says nothing about code.
         steps += [step for step in _lint(runner) if not (options.quick and step[0] == "docs")]
@@ -301,11 +314,61 @@ def _qemu_floor(
     name = f"qemu {version}".rstrip()
     try:
         qemu = qemus.get(version, accept_expired=accept_expired)
+        back_ends = None
+        if version and any(one.has(file) for one in chosen for file in _daemon_files()):
+            back_ends = daemons.get(version, accept_expired=accept_expired)
     except LabError as error:  # as with modules: the mirror has moved on
         yield name, _failing(name, _unless_usage(error))
         return
     arguments = [*(["--once"] if once else []), *map(str, chosen)]
-    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), qemu=qemu)
+    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), qemu=qemu, programs=back_ends)
+
+
+def _daemon_files() -> list[Path]:
+    """The tests of vhost-user back ends."""
+    return sorted((TESTS / "qemu").glob("test_vhost_user*.py"))
+
+
+def _own_daemons(runner: Runner, chosen: list[Chosen]) -> Iterator[tuple[str, Step]]:
+    """The tests of vhost-user back ends, with those of this release that a plain run does not have."""
+    name = "vhost-user daemons"
+    files = [file for file in _daemon_files() if any(one.has(file) for one in chosen)]
+    if not files:
+        return
+    try:
+        back_ends = daemons.get("")
+    except LabError as error:
+        yield name, _failing(name, str(error))
+        return
+    arguments = [str(one.within(file)) for file in files for one in chosen if one.has(file)]
+    yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), programs=back_ends)
+
+
+def _fleet(runner: Runner, *, accept_expired: bool = False) -> Iterator[tuple[str, Step]]:
+    """The playbook of examples/fleet: on machines that are this one, and on three lab VMs over ssh."""
+    try:
+        kernel = kernels.get(_FLEET_KERNEL, accept_expired=accept_expired)
+        fleet.ssh_server(accept_expired=accept_expired)
+        programs = fleet.ansible()
+    except LabError as error:
+        yield "fleet", _failing("fleet", _unless_usage(error))
+        return
+
+    def step() -> Outcome:
+        print("\n=== fleet, the machines ===", flush=True)
+        begin = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="uvf-") as results:
+            try:
+                times = cli_fleet.run(kernel, runner.venv, Path(results), accept_expired=accept_expired)
+            except LabError as error:
+                return _failing("fleet", str(error))()
+            path = f"{programs}:{runner.venv}/bin:{os.environ.get('PATH', '')}:{setup.SBIN}"
+            tests = [str(TESTS / "fleet"), str(TESTS / "unit/report/test_fleet_example.py")]
+            outcome = runner.pytest("fleet", tests, _wrapper("unit"), env={"UVIRTIO_FLEET": results, "PATH": path})
+        outcome.seconds, outcome.note = time.monotonic() - begin, outcome.note or str(times)
+        return outcome
+
+    yield "fleet", step
 
 
 def _wrapper(floor: str) -> list[str]:
@@ -340,9 +403,10 @@ def _machines(
     if not fitting:
         raise LabError(f"--kernel {kernel} is not for --machine {only}", 2)
     for machine in fitting:
-        spare = machine.extra and not extras and only is None
-        part = selection.of_machine(machine, needed if spare else named)
-        for version in (kernel,) if kernel else machine.kernels:
+        for version in (kernel,) if kernel else (*machine.kernels, *machine.more_kernels):
+            more = machine.extra or (version in machine.more_kernels and version != kernel)
+            spare = more and not extras and only is None
+            part = selection.of_machine(machine, needed if spare else named)
             if part is not None:
                 chosen.append((part if qemu is None else replace(part, qemu_version=qemu), version))
             elif spare and selection.of_machine(machine, named):
@@ -408,6 +472,7 @@ def _interrupted(outcomes: list[Outcome], unfinished: list[str], seconds: float,
 def _verdict(outcomes: list[Outcome], seconds: float, reports: Path, left_out: list[str]) -> int:
     """Print the table, and as the very last line the sum."""
     _table(outcomes)
+    left_out = left_out + [f"{one.left} tests of {one.name}" for one in outcomes if one.left]
     if left_out:
         print(f"not run, for tools/test --all only: {', '.join(left_out)}")
     passed = sum(outcome.passed for outcome in outcomes)

@@ -15,11 +15,11 @@ from lab.arches import AARCH64, Arch
 from lab.pythons import Interpreter
 
 PYTHON = "/usr/bin/python3"  # the distribution's own: one of pyenv or conda may be closed to other users
-_SBIN = "/usr/sbin:/sbin"
+SBIN = "/usr/sbin:/sbin"
 
 
 def _program(name: str) -> Callable[[], bool]:
-    return lambda: shutil.which(name, path=f"{os.environ.get('PATH', '')}:{_SBIN}:/usr/bin:/bin") is not None
+    return lambda: shutil.which(name, path=f"{os.environ.get('PATH', '')}:{SBIN}:/usr/bin:/bin") is not None
 
 
 def _library(name: str) -> Callable[[], bool]:
@@ -54,7 +54,13 @@ FOR_UNIT: Packages = {
     "fish": _program("fish"),
     "groff": _program("groff"),  # man pages
 }
-FOR_BENCH: Packages = {**FOR_LINT, "qemu-system-x86": _program("qemu-system-x86_64")}
+FOR_BENCH: Packages = {
+    **FOR_LINT,
+    "qemu-system-x86": _program("qemu-system-x86_64"),
+    "qemu-system-common": _program("qemu-storage-daemon"),
+}
+# What the bench of vhost-user compares with is compiled here, where it runs for its figures.
+FOR_PEERS: Packages = {"gcc": _program("gcc"), "libc6-dev": Path("/usr/include/stdio.h").exists}
 FOR_QEMU: Packages = {**FOR_BENCH, "qemu-system-arm": _program("qemu-system-aarch64")}
 FOR_VM: Packages = {
     **FOR_BENCH,
@@ -62,9 +68,9 @@ FOR_VM: Packages = {
     "kmod": _program("depmod"),  # on this machine; and modprobe in the guest, which has this machine's programs
     "pciutils": _program("lspci"),  # from here on: in the guest alone
     "iproute2": _program("vdpa"),
-    "qemu-system-common": _program("qemu-storage-daemon"),
 }
 
+FOR_FLEET: Packages = {**FOR_VM, "openssh-client": _program("ssh")}  # its server is unpacked, for the guests alone
 FOR_UEFI: Packages = {"clang": _program("clang"), "lld": _program("lld-link")}
 
 
@@ -133,7 +139,7 @@ def _build_venv(path: Path, interpreter: Interpreter | None) -> None:
     # Of a package whose newest release has no wheel for this interpreter, one before it that has.
     install = [*pip, "install", "--retries", "5", "--prefer-binary", "--editable"]
     if interpreter is None:
-        _do([*install, f"{CHECKOUT}[test,lint,input,docs]"])
+        _do([*install, f"{CHECKOUT}[test,lint,input,docs,tui]"])
         return
     _do([*install, f"{CHECKOUT}[test]"])
     # The one part that is no pure Python; its wheels come later than an interpreter does.

@@ -129,10 +129,10 @@ class Vm:
                 if ended:
                     return int(status.read_text())
                 if gone:
-                    raise LabError(f"the VM ended without an exit code\n{self._last_words()}", 1)
+                    raise LabError(f"the VM ended without an exit code\n{self.said()}", 1)
                 if time.monotonic() > deadline:
                     print(
-                        f"lab: timed out after {self.config.timeout:g} s\n{self._last_words()}",
+                        f"lab: timed out after {self.config.timeout:g} s\n{self.said()}",
                         file=sys.stderr,
                         flush=True,
                     )
@@ -143,6 +143,11 @@ class Vm:
         finally:
             for stream in streams:
                 stream.close()
+
+    def check(self) -> None:
+        """Raise LabError if the VM has ended, with the last that it said."""
+        if self._child is not None and self._child.poll() is not None:
+            raise LabError(f"the VM ended\n{self.said()}", 1)
 
     def dmesg(self) -> str:
         """The kernel's messages; those of the console if the guest did not get to saving them."""
@@ -159,7 +164,8 @@ class Vm:
         """The kernel's lines about a device whose DMA the IOMMU stopped."""
         return [line for line in self.dmesg().splitlines() if FAULTS.search(line)]
 
-    def _last_words(self) -> str:
+    def said(self) -> str:
+        """The last that QEMU and the console said."""
         texts = [self.directory / "qemu.log", self.console]
         lines = [
             line for path in texts if path.is_file() for line in path.read_text(errors="replace").splitlines()
@@ -327,6 +333,7 @@ class Vm:
 _BESIDE = (
     ("virtio-rng-", "rng", "-object", "rng-builtin,id={name}"),
     ("virtio-blk-", "drive", "-drive", "format=raw,if=none,id={name}"),
+    ("scsi-hd", "drive", "-drive", "format=raw,if=none,id={name}"),
     ("virtio-net-", "netdev", "-netdev", "user,id={name},restrict=on"),
     ("virtio-balloon-", "iothread", "-object", "iothread,id={name}"),
     ("virtio-mem-", "memdev", "-object", "memory-backend-ram,id={name},size=512M"),

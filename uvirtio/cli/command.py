@@ -221,6 +221,9 @@ class Command:
 
         Yields:
             The device.
+
+        Raises:
+            UvirtioError: The block succeeded, and then the device could not be left in order.
         """
         from uvirtio import opening  # here: what only reads sysfs does not load it
 
@@ -228,8 +231,18 @@ class Command:
             if opened.warning is not None:
                 output.note(f"warning: {opened.warning}")
             self.guard.watch(opened)
-            yield opened
+            try:
+                yield opened
+            except BaseException:
+                broken = opened.broken
+                opened.close()
+                if opened.broken is not broken:
+                    output.note(f"warning: the device was not left in order: {opened.broken}")
+                raise
+            broken = opened.broken
         self.guard.watch(None)
+        if opened.broken is not None and opened.broken is not broken:
+            raise opened.broken
 
     # Output goes through these methods, so that a signal can end a command whose reader has stopped reading.
 
@@ -310,6 +323,12 @@ def perform(cmd: Command, body: Callable[[], int | None]) -> int:
     except Exception as unforeseen:  # noqa: BLE001  # no traceback may leave a command
         if cmd.guard.received is not None:  # a dead terminal, most likely
             return _signalled(cmd, cmd.guard.received)
+        if isinstance(unforeseen, OSError):
+            from uvirtio.host import limits
+
+            found = limits.reached(unforeseen, f"{cmd.name} cannot go on")
+            if found is not None:
+                return _report(cmd, found)
         return _bug(cmd, unforeseen)
 
 

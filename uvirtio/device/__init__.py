@@ -12,6 +12,7 @@ from uvirtio.device.core import Device
 from uvirtio.device.counters import Counters
 from uvirtio.device.options import OpenKeywords, OpenOptions, RingChoice
 from uvirtio.device.queue import QUEUE_SIZE_MAX, Queue, QueueSpec
+from uvirtio.device.state import Session
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 
 __all__ = [
@@ -29,5 +30,6 @@ __all__ = [
     "Queue",
     "QueueSpec",
     "RingChoice",
+    "Session",
     "unobserved",
 ]

@@ -7,7 +7,6 @@ diagnostics and tests alike. There is one wait loop (``waiting.py``), and one wa
 from __future__ import annotations
 
 import atexit
-import ctypes
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,19 +21,24 @@ from uvirtio.device.options import OpenOptions
 from uvirtio.device.queue import Queue, QueueSpec
 from uvirtio.device.signals import signals_held
 from uvirtio.device.snapshot import snapshot
-from uvirtio.device.state import DeviceState
+from uvirtio.device.state import DeviceState, Session
 from uvirtio.device.status import poll_until
 from uvirtio.device.waiting import WaitLoop
 from uvirtio.errors import (
     ConfigError,
     DeviceAbsent,
+    DeviceFailure,
     DeviceTimeout,
+    EnvironmentLack,
     NotSupported,
     ResetTimeout,
     UvirtioError,
 )
+from uvirtio.interfaces.backend import Ends
+from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.transport import ResetsQueues, Transport
 from uvirtio.memory.fence import full_fence, platform_fence
+from uvirtio.memory.quarantine import keep_for_ever, keep_no_longer
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import Field
 from uvirtio.spec.status import Status
@@ -66,6 +70,7 @@ class Device(DeviceState):
         self._fence = full_fence()
         self._platform_fence = platform_fence()
         self._rings: list[Virtqueue] = []
+        self._kept: list[tuple[DmaSpace, list[Virtqueue]]] = []
         self._give_back: GiveBack | None = None
         self._waiting = WaitLoop(self, transport, options.poll_us / 1e6)
         atexit.register(self.close)
@@ -84,6 +89,7 @@ class Device(DeviceState):
         before_ok: Callable[[], None] | None = None,
         give_back: GiveBack | None = None,
         admin: bool = False,
+        session: Session | None = None,
     ) -> None:
         """Initialise the device up to DRIVER_OK (3.1.1).
 
@@ -102,6 +108,7 @@ class Device(DeviceState):
             give_back: Called first when the device is left; its argument says whether the device still works.
             admin: Use an administration queue where one is offered (ADMIN_VQ); it is among ``Device.queues``,
                 under the name ``adminq``.
+            session: The session of the driver, which ends with this start; None: it uses the device's own.
 
         Raises:
             FeatureMissing: The device does not offer a required feature bit.
@@ -125,6 +132,7 @@ class Device(DeviceState):
             try:
                 with self._step(observe, "reset"):
                     self.reset()
+                self._used_by = session
                 with self._step(observe, "acknowledge"):
                     self._status.add(Status.ACKNOWLEDGE)
                 with self._step(observe, "driver"):
@@ -414,7 +422,7 @@ class Device(DeviceState):
         """
         if timeout is not None:
             timeout = self.seconds(timeout)
-        with self._session:
+        with self.session(timeout):
             return self._waiting.wait(ready, timeout, what, owed, watch)
 
     def interrupt(self, reason: BaseException) -> None:
@@ -539,7 +547,8 @@ class Device(DeviceState):
         if not confirmed and self._dma is not None:
             # The device may still write there. Leaking the memory is the lesser evil.
             self._say(log.WARNING, "its reset is not confirmed, so its memory is kept for ever")
-            _quarantine((self._dma, self._rings))
+            self._kept.append((self._dma, self._rings))
+            keep_for_ever(self._kept[-1])
             self._dma, self._rings = None, []
         self._status.live = False
         self._release()
@@ -548,22 +557,28 @@ class Device(DeviceState):
 
     def _release(self) -> None:
         """Release queues, interrupts and memory; the device was reset, or its memory is in quarantine."""
+        self._used_by = None
         self._waiting.forget()
         self.queues.clear()
         rings, self._rings = self._rings, []
         dma, self._dma = self._dma, None
-        with ExitStack() as stack:
-            if dma is not None:
-                stack.callback(dma.close)
-            for ring in rings:
-                stack.callback(ring.close)
-            with suppress(UvirtioError):
-                self.transport.release_queues()
+        _free(dma, rings, self.transport.release_queues)
+
+    def _release_kept(self) -> None:
+        """Free what ``_quiet`` kept if the device's process has ended: then nothing writes there any more."""
+        backend = getattr(self.transport, "backend", None)
+        if not self._kept or not isinstance(backend, Ends) or not backend.ended:
+            return
+        while self._kept:
+            pair = self._kept.pop()
+            _free(*pair)
+            keep_no_longer(pair)
 
     def close(self) -> None:
         """Stop the device (see ``stop``) and close its transport; idempotent, from any thread.
 
-        In a forked child it does nothing: the device is the parent's.
+        A device that does not answer, or is gone, is no error here: it is logged as a warning. In a forked child
+        this does nothing: the device is the parent's.
         """
         if self._closed or not self._ours():
             return
@@ -579,7 +594,12 @@ class Device(DeviceState):
                 self._say(log.INFO, "closed")
                 try:
                     self.transport.close()
+                except (DeviceFailure, DeviceAbsent, EnvironmentLack) as error:
+                    # Everything is freed or kept by now, and an error would hide that of the caller's block.
+                    self._break(error)
+                    self._say(log.WARNING, "closed: %s", error)
                 finally:
+                    self._release_kept()
                     self._waiting.close()
                     atexit.unregister(self.close)
 
@@ -592,6 +612,18 @@ class Device(DeviceState):
         self.close()
 
 
-def _quarantine(thing: object) -> None:
-    """Take a reference that is never dropped, so that this process never reuses this memory."""
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+def _free(dma: DmaSpace | None, rings: Sequence[Virtqueue], first: Callable[[], None] = lambda: None) -> None:
+    """Close rings, and the memory that they are in.
+
+    Args:
+        dma: The memory; None: there is none.
+        rings: The rings.
+        first: What is done before; it may fail as UvirtioError.
+    """
+    with ExitStack() as stack:
+        if dma is not None:
+            stack.callback(dma.close)
+        for ring in rings:
+            stack.callback(ring.close)
+        with suppress(UvirtioError):
+            first()

@@ -73,10 +73,10 @@ class QueueEvidence:
 
     def __str__(self) -> str:
         words = ", ".join(f"{name} {value}" for name, value in self.words.items())
-        return f"{self.name} (queue {self.index}): {_SAYS[self.stall]}; {self.kicks} kicks; {words}"
+        return f"{self.name} (queue {self.index}): {SAYS[self.stall]}; {self.kicks} kicks; {words}"
 
 
-_SAYS: dict[Stall, str] = {
+SAYS: dict[Stall, str] = {
     "idle": "no buffer is out",
     "used": "the device returned buffers",
     "suppressed": "the device asked for no kick and did not look at the ring",
@@ -84,6 +84,7 @@ _SAYS: dict[Stall, str] = {
     "kept": "the device took the buffers and has not returned them",
     "silent": "kicked, and no buffer came back",
 }
+"""A ``Stall`` in words."""
 
 
 def of_queue(queue: HasBooks) -> QueueEvidence | None:

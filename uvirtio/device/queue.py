@@ -33,6 +33,13 @@ class QueueSpec:
     """The most entries that are of use; the device may have fewer."""
     required: bool = True
     """Whether the driver cannot work without it."""
+    clamp_used_len: bool = False
+    """Whether a used length beyond the buffer is a finding (``used-length-clamped``), not a broken ring (2.7.8).
+
+    For devices that are known to count bytes there that they have read; the driver must not use the length then.
+    """
+    owed: bool = True
+    """Whether the device owes each buffer back in time; False where it keeps them for what may come: events."""
 
 
 class Queue:
@@ -179,20 +186,54 @@ class Queue:
         self._slots = fixed_slots(self.ring, chains)
         return self._slots
 
-    def submit(self, slots: Sequence[int]) -> None:
+    def submit(self, slots: Sequence[int], *, show: bool = True) -> None:
         """Make slots available, and notify the device unless it suppresses that. Only after DRIVER_OK (3.1.1).
 
         Args:
             slots: Numbers of slots that are not with the device.
+            show: Let the device see them, and those before them; else ``show`` or ``relay`` does.
 
         Raises:
             Misuse: The queue has no fixed slots.
             UsageError: A slot is with the device already, or there is none of that number.
         """
-        wanted = self._fixed().submit(slots)
+        wanted = self._fixed().submit(slots, show=show)
         self._note()
         if wanted:
             self.notify()
+
+    def show(self, count: int) -> None:
+        """Let the device see slots that were submitted without, in their order, and notify it if it asks for that.
+
+        Args:
+            count: How many, at most ``slots.laid``.
+
+        Raises:
+            Misuse: The queue has no fixed slots.
+        """
+        wanted = self._fixed().show(count)
+        self._note()
+        if wanted:
+            self.notify()
+
+    def relay(self, looks: int) -> int:
+        """Look for used slots; as soon as there are any, show the device others, at most as many.
+
+        Args:
+            looks: How often to look, at most.
+
+        Returns:
+            A number of slots that are used and not reaped: some, if there are any.
+
+        Raises:
+            Misuse: The queue has no fixed slots.
+            RingCorruption: The used ring is invalid.
+        """
+        came, wanted = self._fixed().relay(looks)
+        self._note()
+        if wanted:
+            self.notify()
+        return came
 
     def reap_slots(self) -> array[int]:
         """The numbers of the slots that the device returned, in the device's order.

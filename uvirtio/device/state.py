@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
+from math import inf
 from types import TracebackType
 
 from uvirtio.device import log
@@ -12,7 +15,6 @@ from uvirtio.device.evidence import QueueEvidence
 from uvirtio.device.options import OpenOptions
 from uvirtio.device.queue import Queue
 from uvirtio.device.status import StatusField
-from uvirtio.device.waiting import gone
 from uvirtio.errors import (
     Closed,
     DeviceAbsent,
@@ -23,7 +25,7 @@ from uvirtio.errors import (
     UsageError,
     UvirtioError,
 )
-from uvirtio.interfaces.backend import GuestMachine
+from uvirtio.interfaces.backend import GuestMachine, Hurries
 from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.recording import Witnesses
 from uvirtio.interfaces.transport import Transport
@@ -33,28 +35,41 @@ from uvirtio.spec import features as f
 from uvirtio.spec import ids
 
 
-class _Session:
-    """The context manager that ``DeviceState.session`` returns; one for each device, since it keeps nothing.
+class Session:
+    """The context manager that ``DeviceState.session`` returns: one for each device and each driver of it.
 
-    Each call of a driver enters two or three sessions. A generator would work too, at four times the cost.
+    It keeps nothing between two uses. Each call of a driver enters two or three sessions; a generator would work
+    too, at four times the cost.
     """
 
-    __slots__ = ("_device",)
+    __slots__ = ("_device", "_driver")
 
-    def __init__(self, device: DeviceState) -> None:
+    def __init__(self, device: DeviceState, driver: str = "") -> None:
+        """Make the session of a device, or of one driver of it.
+
+        Args:
+            device: The device.
+            driver: The driver's name, for the error after it was closed; empty: no driver's.
+        """
         self._device = device
+        self._driver = driver
 
     def __enter__(self) -> None:
         device = self._device
         if os.getpid() != device._owner_pid:
             device.check_owner()  # before the lock: in a forked child its holder may not exist
         device._lock.acquire()
-        if (device.closing or device._broken is not None) and not device.leaving:
-            try:
+        try:
+            if (device.closing or device._broken is not None) and not device.leaving:
                 device._check_usable()
-            except BaseException:
-                device._lock.release()
-                raise
+            if self._driver and device._used_by is not self:
+                name = self._driver
+                raise Closed(
+                    f"the {name} driver of {device.address} is closed: the device was stopped or started again"
+                )
+        except BaseException:
+            device._lock.release()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
@@ -65,6 +80,32 @@ class _Session:
                 device._left_by(error)
         finally:
             device._lock.release()
+
+
+class _Hurry:
+    """A session whose accesses have the deadline of one call, where the back end has to wait for their answers."""
+
+    __slots__ = ("_before", "_deadline", "_hurries", "_session")
+
+    def __init__(self, session: Session, hurries: Hurries, deadline: float) -> None:
+        self._session = session
+        self._hurries = hurries
+        self._deadline = deadline
+        self._before: float | None = None
+
+    def __enter__(self) -> None:
+        self._session.__enter__()
+        self._before = self._hurries.hurry(self._deadline)
+        if self._before is not None and self._before < self._deadline:
+            self._hurries.hurry(self._before)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        try:
+            self._session.__exit__(kind, error, where)
+        finally:
+            self._hurries.hurry(self._before)
 
 
 class DeviceState:
@@ -112,14 +153,19 @@ class DeviceState:
         """``close()`` was called; it may not have finished."""
         self.leaving = False
         """The device is being left: its driver may use it meanwhile, even if it is closing or broken."""
+        self.pulse: Callable[[], None] | None = None
+        """Called ten times a second by whatever wait goes on, for displays. It must neither add nor reap chains;
+        what it raises ends the wait, as the reason given to ``interrupt`` does."""
         self._closed = False
         self._owner_pid = os.getpid()
         self._lock = threading.RLock()
-        self._session = _Session(self)
+        self._session = Session(self)
+        self._used_by: Session | None = None
         self._log = log.logger()
         self.clock = clock_of(transport)
         """The clock that waits and time-outs go by."""
         backend = getattr(transport, "backend", None)
+        self._hurries = backend if isinstance(backend, Hurries) else None
         self._witness = backend if isinstance(backend, Witnesses) else None
 
     def _say(self, level: int, text: str, *values: object) -> None:
@@ -179,46 +225,53 @@ class DeviceState:
         return backend if isinstance(backend, GuestMachine) else None
 
     def seconds(self, timeout: float | None) -> float:
-        """The time-out of one call, in seconds.
+        """The time-out of one call, in seconds: the one place that says what a time-out may be.
 
         Args:
-            timeout: Seconds; None: the device's own time-out.
+            timeout: Seconds; None: the device's own time-out. What is negative is a deadline that has passed: as
+                0, which takes what is there and does not wait.
 
         Raises:
-            UsageError: ``timeout`` is NaN, which no clock ever passes.
+            UsageError: ``timeout`` is NaN or infinite, which no clock ever passes.
         """
         if timeout is None:
             return self.timeout
-        if timeout != timeout:
-            raise UsageError("a time-out cannot be NaN", seen=timeout, expected="seconds, or None")
-        return timeout
+        if not -inf < timeout < inf:
+            raise UsageError(f"a time-out cannot be {timeout}", seen=timeout, expected="seconds, or None")
+        return max(0.0, timeout)
 
     def has(self, bit: int) -> bool:
         """Whether feature ``bit`` was negotiated."""
         return bool(self.features >> bit & 1)
 
-    def session(self) -> AbstractContextManager[None]:
+    def session(self, timeout: float | None = None, driver: Session | None = None) -> AbstractContextManager[None]:
         """The context manager for one operation of a driver: it checks that the device is usable, and locks it.
+
+        Args:
+            timeout: Seconds that the caller has for all of the operation, accesses of registers included; None:
+                each access has what the back end gives it.
+            driver: The session of the driver that calls; None: the device's own.
 
         A DeviceFailure or DeviceGone that leaves the block makes the device broken: all later calls fail at
         once instead of each waiting for its own deadline. Sessions nest; while the device is being left, its
         driver may enter one even if the device is closing or broken.
 
         Raises:
-            Closed: On entry: the device is closed.
+            Closed: On entry: the device or the driver is closed.
             DeviceGone: On entry, or at the end of a block that failed: the device was removed.
             DeviceBroken: On entry: an earlier error made the device unusable.
             NotSupported: On entry: another process opened the device, as in a forked child.
         """
-        return self._session
+        if timeout is None or self._hurries is None or not timeout < self.timeout:
+            return driver or self._session
+        return _Hurry(driver or self._session, self._hurries, time.monotonic() + timeout)
 
     def _left_by(self, error: BaseException) -> None:
         """Mark the device broken where the exception that leaves a session says so."""
-        if isinstance(error, DeviceFailure) and self._status.vanished():
-            # A removed device answers with ones, which look like many other faults.
-            removed = gone(self.address, self.transport, "status reads 0xff")
-            self._break(removed)
-            raise removed from error
+        cause = self._status.explains() if isinstance(error, DeviceFailure) else None
+        if cause is not None and type(cause) is not type(error):
+            self._break(cause)
+            raise cause from error
         if isinstance(error, (DeviceFailure, DeviceAbsent)):
             self._break(error)
 

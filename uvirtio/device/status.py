@@ -183,14 +183,19 @@ class StatusField:
                 remedy="the device failed at the last step; its log or its host's may say why",
             )
 
-    def vanished(self) -> bool:
-        """Whether the status shows that the device is gone: it reads 0xff, or cannot be read for that reason."""
+    def explains(self) -> DeviceAbsent | DeviceResetByOther | None:
+        """What the status says of a device that failed: it is gone, or another program reset it; None: neither.
+
+        A device that is gone answers with ones, and one that was reset has no configuration any more; both look
+        like many other faults.
+        """
         try:
-            return self._transport.status() == 0xFF
-        except DeviceAbsent:
-            return True
+            self.check()
+        except (DeviceAbsent, DeviceResetByOther) as error:
+            return error
         except UvirtioError:
-            return False
+            pass
+        return None
 
 
 def _fewer(features: int) -> str:

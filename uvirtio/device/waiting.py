@@ -43,6 +43,7 @@ class Waited(Protocol):
     address: str
     closing: bool
     leaving: bool
+    pulse: Callable[[], None] | None
 
     @property
     def queues(self) -> Mapping[int, HasBooks]:
@@ -132,12 +133,13 @@ class WaitLoop:
             DeviceGone: The device was removed.
             Closed: The device was closed during the wait.
         """
-        now = begin = self._clock.monotonic()
+        device, monotonic = self._device, self._clock.monotonic
+        now = begin = monotonic()
         deadline = inf if timeout is None else begin + timeout
         next_check = begin + _SLICE
         slept = polled = False
         told = self._take(now)
-        done = self._device.completions if self.interrupted else 0  # only an interrupt can have been for nothing
+        done = device.completions if self.interrupted else 0  # only an interrupt can have been for nothing
         while True:
             if ready():
                 if slept and not told and self._transport.interrupt_mode is not InterruptMode.POLLING:
@@ -146,19 +148,21 @@ class WaitLoop:
                     self._poll.slept(now - begin)
                 return True
             if now >= next_check:
-                self._device.check_status()
+                device.check_status()
                 next_check = now + _SLICE
+                if self._device.pulse is not None:
+                    self._device.pulse()
             if now >= deadline:  # ``now`` is from before the look, so that the last look is after the deadline
                 if not owed:
                     return False
-                self._device.check_status()
+                device.check_status()
                 raise DeviceTimeout(
-                    f"{self._device.address}: timed out after {timeout:g} s waiting for {what}",
+                    f"{device.address}: timed out after {timeout:g} s waiting for {what}",
                     seen=self._stalled(),
                     expected=what,
                     remedy="see the log of the device or its host",
                 )
-            asleep = self._clock.monotonic()
+            asleep = monotonic()
             left = deadline - asleep
             longest = _SLICE if left > _SLICE else max(0.0, left)
             if self._poll.most and not polled:
@@ -166,11 +170,11 @@ class WaitLoop:
                 if self._look(ready, longest):
                     return True
             # What can be done before the sleep is done here, while the device works: after it the device is idle.
-            self._device.check_owner()  # ``ready`` may have forked
+            device.check_owner()  # ``ready`` may have forked
             back_off = self.storm_backoff(done) if self.interrupted or self._storm.row else 0.0
-            done = self._device.completions
+            done = device.completions
             slept = self._sleep(asleep - begin, longest, back_off, watch)
-            now = self._clock.monotonic()
+            now = monotonic()
             if now - asleep > _SLICE + _OVERSLEPT:
                 # This process was stopped (SIGSTOP, a suspended machine), so its deadline is put off by that time.
                 deadline += now - asleep - _SLICE
@@ -226,7 +230,7 @@ class WaitLoop:
         if (device.closing or self._interruption is not None) and not device.leaving:
             self._end()
         fired, self._fired = self._fired, None
-        if now >= self._look_at or not self._listener.ready:
+        if now >= self._look_at or not self._listening():
             # All events are read now and then in any case: one may hold what was read together with another
             # (see the Event protocol), and its descriptor does not show that; nor is there any where none exist.
             fired, self._look_at = None, now + _SLICE
@@ -246,6 +250,16 @@ class WaitLoop:
         if told and (fired or self._transport.interrupt_mode is not InterruptMode.POLLING):
             self.counters.interrupts_taken += 1
         return told
+
+    def _listening(self) -> bool:
+        """Whether one call says which events fired; without descriptors, each has to be asked."""
+        listener = self._listener
+        if listener.ready:
+            return True
+        if self._device.leaving or self._transport.interrupt_mode is InterruptMode.POLLING:
+            return False
+        listener.listen([self._wake, *(event.fileno() for event in self._transport.events())])
+        return True
 
     def _end(self) -> None:
         if self._device.closing:
@@ -268,10 +282,7 @@ class WaitLoop:
             watch: File descriptors of the caller's own that also end the sleep.
         """
         leaving = self._device.leaving
-        usual = not (back_off or leaving or watch)
-        if usual and not self._listener.ready and self._transport.interrupt_mode is not InterruptMode.POLLING:
-            self._listener.listen([self._wake, *(event.fileno() for event in self._transport.events())])
-        if usual and self._listener.ready:
+        if not (back_off or leaving or watch) and self._listening():
             self._fired = fired = self._listener.fired(longest)
             return not fired
         polling = self._transport.interrupt_mode is InterruptMode.POLLING

@@ -15,7 +15,7 @@ from typing import Any, Unpack
 from uvirtio import device as dev
 from uvirtio import opening
 from uvirtio.device import storm
-from uvirtio.diag import causes, datapath
+from uvirtio.diag import causes, datapath, words
 from uvirtio.diag.beside import Beside, View
 from uvirtio.diag.causes import Cause
 from uvirtio.diag.report import VIEW, Report, Step, Verdict
@@ -137,6 +137,7 @@ def diagnose_function(
         with diagnosis.step("discover") as note:
             report.address, function = open_function()
             note.detail = f"{function.address}: {function.description}"
+            diagnosis.words = words.of(function.bus)
             diagnosis.found = causes.machine(function)
             if isinstance(function, WithoutIommu):
                 note.warn(function.warning)
@@ -192,6 +193,7 @@ class _Diagnosis:
         self.report = Report(address)
         self._beside = beside
         self._steps = steps_of(beside)
+        self.words = words.of_address(address)
         self.device: dev.Device | None = None
         self.found: tuple[str, ...] = ()
         """What PCI configuration space said when the function was found."""
@@ -205,7 +207,8 @@ class _Diagnosis:
             note: Its result.
             took: Seconds that it took.
         """
-        step = Step(name, note.verdict, self._steps[name], took, note.detail, note.hint, note.cause, note.data)
+        place = self.words.places.get(name, self._steps[name])
+        step = Step(name, note.verdict, place, took, note.detail, note.hint, note.cause, note.data)
         self.report.steps.append(step)
         if self._on_step is not None:
             self._on_step(step)
@@ -333,12 +336,12 @@ class _Diagnosis:
                 if failed is not None and (failed is not self.report.error or isinstance(failed, DeviceAbsent)):
                     raise failed
                 status = device.transport.status()
-                note.detail = f"status {describe(status)}"
+                note.detail = f"status {describe(status)}" + f"; {self.words.reset}" * bool(self.words.reset)
                 if status:
                     raise DeviceFailure("the device is not reset", seen=describe(status), expected="status 0")
             with self.step("leave") as note:
                 device.close()
-                note.detail = "bus master off, interrupts off, memory freed, function closed"
+                note.detail = self.words.leave
         except UvirtioError as error:
             self.report.error = self.report.error or error
             self.skip_rest("the device could not be reset")
@@ -377,10 +380,20 @@ def _tell_capabilities(device: dev.Device, note: _Note) -> None:
     note.data["interface"] = transport.interface
 
 
+def _words(device: dev.Device) -> words.Words:
+    return words.of(device.transport.backend.bus)
+
+
 def _tell_status(device: dev.Device, note: _Note) -> None:
     status = device.transport.status()
     note.detail = f"status {describe(status)}"
     note.data["status"] = status
+
+
+def _tell_reset(device: dev.Device, note: _Note) -> None:
+    _tell_status(device, note)
+    if said := _words(device).reset:
+        note.detail += f"; {said}"
 
 
 def _tell_features_ok(device: dev.Device, note: _Note) -> None:
@@ -422,7 +435,8 @@ def _tell_queues(device: dev.Device, note: _Note) -> None:
 
 def _tell_vectors(device: dev.Device, note: _Note) -> None:
     mode = device.transport.interrupt_mode
-    note.detail = mode.value
+    said = "" if mode is InterruptMode.POLLING else _words(device).vectors
+    note.detail = f"{said} ({mode.value})" if said else mode.value
     note.data["interrupts"] = mode.value
     failures = device.transport.interrupt_failures
     if failures:
@@ -458,11 +472,11 @@ def _tell_interrupts(device: dev.Device, note: _Note) -> None:
                     f"{device.transport.interrupt_mode.value}: none in {patience:g} s",
                     *causes.machine(device.transport.backend),
                 ),
-                ("check MSI-X, INTx routing and interrupt remapping",),
+                (_words(device).interrupts,),
             )
         )
     elif _storms(device):
-        note.warn("spurious interrupts do not stop: check the interrupt line, and what shares it", "storm")
+        note.warn(_words(device).storm, "storm")
     elif device.counters.missed_interrupts:
         note.warn("some completions came without an interrupt; only polling found them", "interrupts-lost")
 
@@ -497,7 +511,7 @@ def _tell_view(view: View, note: _Note) -> None:
 
 
 _TELL: dict[str, Callable[[dev.Device, _Note], None]] = {
-    "reset": _tell_status,
+    "reset": _tell_reset,
     "acknowledge": _tell_status,
     "driver": _tell_status,
     "features": _tell_features,

@@ -11,6 +11,7 @@ from typing import Any
 
 from uvirtio.device import Device
 from uvirtio.device.evidence import QueueEvidence, of_queue
+from uvirtio.diag import words
 from uvirtio.errors import (
     CapabilityError,
     ConfigError,
@@ -217,7 +218,7 @@ STALLS = {
     "untaken": (
         "queue-untaken",
         "the device was kicked and has not taken the buffer: the kick or the ring does not reach it, or it waits",
-        "is the doorbell at that place decoded, and does the device read the ring at these addresses?",
+        "",  # it differs by the way in: ``Words.untaken``
     ),
     "kept": (
         "queue-kept",
@@ -235,7 +236,13 @@ STALLS = {
 
 def _timeout(error: UvirtioError, device: Device) -> Cause:
     found = queues(device)
-    stuck = [one for one in found if one.in_flight and one.stall in STALLS]
+    owed = {index: queue.spec.owed for index, queue in device.queues.items()}
+    stuck = [
+        one
+        for one in found
+        if one.in_flight and one.stall in STALLS and (owed[one.index] or one.stall not in ("kept", "silent"))
+    ]
+    stuck.sort(key=lambda one: not owed[one.index])
     if not stuck:
         return Cause("timeout", error.message, tuple(str(one) for one in found))
     worst = stuck[0]
@@ -246,7 +253,7 @@ def _timeout(error: UvirtioError, device: Device) -> Cause:
         ident,
         f"{worst.name}: " + text.format(event=event),
         (*(str(one) for one in stuck), _addresses(worst), *machine(device.transport.backend)),
-        (attempt,),
+        (attempt or words.of(device.transport.backend.bus).untaken,),
     )
 
 
@@ -272,7 +279,16 @@ def _ring(error: UvirtioError, device: Device) -> Cause:
 # --- a device that reads all ones -------------------------------------------------------------------------------
 
 
+_BACK_END_CAUSES = {
+    "back-end-ended": "the back end's process has ended: {seen}",
+    "back-end-closed": "the back end closed the connection, and no end of its process is seen: {seen}",
+}
+
+
 def _gone(error: UvirtioError, shown: tuple[str, ...]) -> Cause:
+    if error.about in _BACK_END_CAUSES:
+        text = _BACK_END_CAUSES[error.about].format(seen=error.seen)
+        return Cause(error.about, text, seen(error), () if error.remedy is None else (error.remedy,))
     if any("memory decoding off" in line for line in shown):
         return Cause(
             "memory-decode",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from uvirtio.device import Device, Observer, QueueSpec
 from uvirtio.device.evidence import of_queue
 from uvirtio.diag.causes import STALLS
+from uvirtio.diag.fs import FsPath
+from uvirtio.diag.outcome import Idle, PathResult, Witness, supplied_disk
+from uvirtio.diag.scsi import ScsiPath
 from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.input import Input
@@ -17,31 +18,16 @@ from uvirtio.drivers.rng import Rng
 from uvirtio.errors import BlkRefusal
 from uvirtio.spec import balloon as balloon_spec
 from uvirtio.spec import blk as blk_spec
+from uvirtio.spec import fs as fs_spec
 from uvirtio.spec import input as input_spec
 from uvirtio.spec import mem as mem_spec
 from uvirtio.spec import rng as rng_spec
-
-Witness = Callable[..., Any]
-"""``qmp(command, **arguments)`` of the guest machine that has the device, where this process runs it."""
+from uvirtio.spec import scsi as scsi_spec
 
 _HostEvent = dict[str, Any]
 """An InputEvent of QEMU's QMP schema."""
 
 _QUEUES_MAX = 16
-
-
-@dataclass(frozen=True, slots=True)
-class PathResult:
-    """The result of one test."""
-
-    detail: str
-    """What was done and read."""
-    suspicious: str = ""
-    """An anomaly of a data path that works."""
-    cause: str = "data-path"
-    """The id of the cause of the anomaly."""
-    skipped: bool = False
-    """Whether nothing could be tested."""
 
 
 class DataPath(Protocol):
@@ -63,6 +49,17 @@ class DataPath(Protocol):
         """Have the host change the configuration, and read the change; None where that cannot be triggered."""
         ...
 
+    def serve(self, seconds: float) -> int:
+        """Answer what the device asks for, without traffic of its own.
+
+        Args:
+            seconds: How long; it may return earlier.
+
+        Returns:
+            How many messages the device sent by itself.
+        """
+        ...
+
 
 def for_device(device: Device) -> DataPath:
     """The data path test of this device's type; for a type without a driver, one that only starts its queues."""
@@ -79,10 +76,14 @@ def for_device(device: Device) -> DataPath:
         return _MemPath(device, witness, ident)
     if device.device_id == blk_spec.TYPE:
         return _BlkPath(device, witness, ident)
+    if device.device_id == fs_spec.TYPE:
+        return FsPath(device)
+    if device.device_id == scsi_spec.TYPE:
+        return ScsiPath(device, witness, ident)
     return _BarePath(device)
 
 
-class _BarePath:
+class _BarePath(Idle):
     """Queues without traffic, for device types without a driver."""
 
     def __init__(self, device: Device) -> None:
@@ -103,7 +104,7 @@ class _BarePath:
         return None
 
 
-class _RngPath:
+class _RngPath(Idle):
     """Reads random bytes from an entropy device."""
 
     _COUNT = 64
@@ -145,9 +146,15 @@ class _BalloonPath:
         for _ in range(2):
             self._balloon.inflate(1)
             seen.append(self._balloon.actual)
-            self._balloon.deflate(1)
+            # The page goes back also where the host asks for pages: diag does not leave it, and close() would not.
+            self._balloon.deflate(1, force=True)
         odd = "" if seen == [1, 1] else f"actual reads {seen[0]} after 1 was written (5.5.4)"
         return PathResult("1 page inflated, acknowledged, deflated, acknowledged, twice", odd)
+
+    def serve(self, seconds: float) -> int:
+        """Answer requests for statistics and hints; the target of the host is not followed."""
+        self._balloon.hold(seconds)
+        return 0
 
     def change_configuration(self) -> PathResult | None:
         """Have the host change its target (num_pages), and change it back."""
@@ -168,7 +175,7 @@ class _BalloonPath:
         return PathResult(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
 
 
-class _MemPath:
+class _MemPath(Idle):
     """Queries a memory device and plugs nothing, since plugged memory would outlive the diagnosis."""
 
     def __init__(self, device: Device, witness: Witness | None, ident: str | None) -> None:
@@ -312,12 +319,16 @@ class _InputPath:
                 return event, back
         return None
 
+    def serve(self, seconds: float) -> int:
+        """Take events, and give the device its buffers back."""
+        return len(self._input.read(timeout=seconds))
+
     def change_configuration(self) -> PathResult | None:
         """Return None: the host cannot change the configuration."""
         return None
 
 
-class _BlkPath:
+class _BlkPath(Idle):
     """Reads one sector and the serial of a block device, and writes nothing."""
 
     _GROWTH = 1 << 20
@@ -373,8 +384,4 @@ class _BlkPath:
         return PathResult(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
 
     def _disk(self) -> dict[str, Any] | None:
-        """The disk that was supplied for this device; no other is resized."""
-        if self._witness is None:
-            return None
-        disks = (disk for disk in self._witness("query-block") if disk["device"] == f"{self._ident}-disk")
-        return next(disks, None)
+        return supplied_disk(self._witness, self._ident)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import ClassVar, Self
 
-from uvirtio.device import Device, Observer, Queue, QueueSpec, unobserved
+from uvirtio.device import Device, Observer, Queue, QueueSpec, Session, unobserved
 from uvirtio.errors import NotVirtio
 from uvirtio.interfaces.memory import Block
 from uvirtio.spec import features as f
@@ -53,6 +54,7 @@ class Driver:
                 remedy="uvirtio list, or uvirtio.list(), shows what each device is",
             )
         self.device = device
+        self._session = Session(device, type(self).__name__)
         self.findings = Counter()
         device.start(
             wanted=self._wanted(),
@@ -61,7 +63,19 @@ class Driver:
             before_ok=self._before_ok,
             give_back=self._give_back,
             observe=observe,
+            session=self._session,
         )
+
+    def session(self, timeout: float | None = None) -> AbstractContextManager[None]:
+        """The context manager for one operation of this driver (see ``Device.session``).
+
+        Args:
+            timeout: Seconds that the caller has for all of the operation.
+
+        Raises:
+            Closed: On entry: this driver or its device is closed.
+        """
+        return self.device.session(timeout, self._session)
 
     def _wanted(self) -> int:
         """The feature bits of this instance; those of the class unless it has options."""
@@ -160,9 +174,10 @@ def transact(
         done.extend(completion for completion in queue.reap() if completion.cookie is mine)
         return bool(done)
 
-    queue.add(readable, writable, mine)
-    queue.kick()
-    device.wait(ready, timeout=timeout, what=what)
+    with device.session(timeout):
+        queue.add(readable, writable, mine)
+        queue.kick()
+        device.wait(ready, timeout=timeout, what=what)
     return done[0]
 
 

@@ -144,14 +144,13 @@ def of_machine(found: DiscoveredDevice, facts: Facts, verdicts: Verdicts | None 
         made["group_members"] = [
             {"address": one.address, "pci_id": one.pci_id, "driver": one.driver} for one in mates
         ]
-    made["interrupts"] = _interrupts(made["interrupts"], found, roots)
+    made["interrupts"] = interrupts(made["interrupts"], found, roots)
     made["hardware"] = hardware(found, roots)
     word = discover.negotiated_features(found)
     if word is not None:
         made["features"] = record.words(found.type, None, word)
-    virtio = found.virtio_path
-    value = None if virtio is None else sysfs.number(virtio / "status")
-    if value is not None and 0 <= value <= 0xFF:
+    value = status_of(found)
+    if value is not None:
         made["status"] = record.status(value)
     if verdicts is not None:
         made["findings"] = [one.as_dict() for one in verdicts.findings]
@@ -168,6 +167,13 @@ def of_machine(found: DiscoveredDevice, facts: Facts, verdicts: Verdicts | None 
         "features": unread,
     }
     return record.finish(made, unread, none | reasons)
+
+
+def status_of(found: DiscoveredDevice) -> int | None:
+    """The device status (2.1) as the driver of the kernel's virtio bus knows it; None: there is none."""
+    virtio = found.virtio_path
+    value = None if virtio is None else sysfs.number(virtio / "status")
+    return value if value is not None and 0 <= value <= 0xFF else None
 
 
 def _config_space(made: Record, found: DiscoveredDevice) -> dict[str, str]:
@@ -197,7 +203,14 @@ def _bars_of(found: DiscoveredDevice) -> list[Bar] | None:
     ]
 
 
-def _interrupts(known: dict[str, Any] | None, found: DiscoveredDevice, roots: Roots) -> dict[str, Any]:
+def interrupts(known: dict[str, Any] | None, found: DiscoveredDevice, roots: Roots) -> dict[str, Any]:
+    """The interrupts of a device as the kernel counts them.
+
+    Args:
+        known: What its configuration space says of them.
+        found: The device.
+        roots: Where ``/proc`` is.
+    """
     counts = proc.interrupts(roots)
     numbers = sorted(int(name) for name in sysfs.names(found.path / "msi_irqs") if name.isdecimal())
     irq = sysfs.number(found.path / "irq")

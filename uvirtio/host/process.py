@@ -74,6 +74,27 @@ def start_time(pid: Pid, roots: Roots) -> int | None:
     return int(words[19]) if len(words) > 19 and words[19].isdecimal() else None
 
 
+_PF_EXITING = 0x4  # <linux/sched.h>
+
+
+def ending(pid: Pid, roots: Roots) -> bool:
+    """Whether a process has ended, or is about to: its files are closed then, and it may not be reaped yet."""
+    text = sysfs.read(directory(pid, roots) / "stat", 4096)
+    if text is None:
+        return not exists(pid, roots)
+    words = text.rpartition(")")[2].split()  # proc_pid_stat(5): state, and as the seventh the flags
+    flags = int(words[6]) if len(words) > 6 and words[6].isdecimal() else 0
+    return words[:1] in (["Z"], ["X"]) or bool(flags & _PF_EXITING)
+
+
+def executable(pid: Pid, roots: Roots) -> str | None:
+    """The file that a process runs, as ``/proc/PID/exe`` names it; None where this user may not see it."""
+    try:
+        return os.readlink(directory(pid, roots) / "exe")  # noqa: PTH115  # it may end in " (deleted)"
+    except OSError:
+        return None
+
+
 def environment(pid: Pid, roots: Roots) -> list[str]:
     """The ``NAME=value`` settings that a process was started with; empty where they cannot be read."""
     return (sysfs.read(directory(pid, roots) / "environ", 1 << 20) or "").split("\0")

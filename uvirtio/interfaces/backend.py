@@ -417,6 +417,32 @@ def after_reset_timeout(backend: object, address: str) -> str:
 
 
 @runtime_checkable
+class Hurries(Protocol):
+    """Optional ability of a back end's object: accesses of the device are answered by a process, within a time."""
+
+    def hurry(self, deadline: float | None) -> float | None:
+        """Give the accesses of this thread a deadline before that of the back end.
+
+        Args:
+            deadline: A time of ``time.monotonic()``; None: that of the back end.
+
+        Returns:
+            The deadline before.
+        """
+        ...
+
+
+@runtime_checkable
+class Ends(Protocol):
+    """Optional ability of a back end's object: the device is a process, which can be seen to have ended."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended: nothing writes to memory any more."""
+        ...
+
+
+@runtime_checkable
 class Guarded(Protocol):
     """Optional ability of a ``PciFunction``: a guardian process resets its device when this process is killed."""
 

@@ -20,6 +20,9 @@ from uvirtio.spec.status import Status
 RING_FEATURES = f.mask(f.VERSION_1, f.INDIRECT_DESC, f.EVENT_IDX)
 
 
+_DRIVERS_BITS = int(Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK | Status.DRIVER_OK | Status.FAILED)
+
+
 class QueueState:
     """The registers of one queue, and its ring once it is enabled."""
 
@@ -80,6 +83,11 @@ class ScriptedCore:
         model.device = self
         self.faults = Faults(**faults)  # type: ignore[arg-type]
         self.lies = Lies()
+        self.ring_formats: dict[bool, type[DeviceRing] | type[PackedDeviceRing]] = {
+            False: DeviceRing,
+            True: PackedDeviceRing,
+        }
+        """What serves a queue, by whether RING_PACKED was negotiated: for devices whose rings are wrong."""
         self.lock = threading.RLock()
         self.log: list[Access] = []
         """Every access, oldest first."""
@@ -119,6 +127,7 @@ class ScriptedCore:
         self.driver_features = 0
         self._feature_select = [0, 0]
         self._generation = 0
+        self._generation_read = 0
         self._feature_reads = 0
         self._reset_done = 0.0
         self._reset_left: int | None = None
@@ -315,10 +324,13 @@ class ScriptedCore:
             for bit, needs in below.items():
                 if fresh & bit:
                     self.check("INIT-01", bool(value & needs), f"{bit.name} without {needs.name}")
-        self._status = value | self._status & int(Status.DEVICE_NEEDS_RESET)
+        # 2.1: DEVICE_NEEDS_RESET is ours, SUSPEND is nothing without its feature, and 0x20 is no bit.
+        own = self._status & int(Status.DEVICE_NEEDS_RESET)
+        self._status = value & _DRIVERS_BITS | own
         if fresh & Status.FEATURES_OK:
-            unfit = not self.driver_features & f.mask(f.VERSION_1)
-            if unfit or self._refuses():
+            taken = self.driver_features
+            unfit = not taken & f.mask(f.VERSION_1) or taken & ~self.offered
+            if unfit or f.unmet(taken, f.device_dependencies(self.type)) or self._refuses():
                 self._status &= ~int(Status.FEATURES_OK)
         if fresh & Status.DRIVER_OK:
             self._go()
@@ -386,8 +398,7 @@ class ScriptedCore:
         """Enable the queue that is selected, and look at its ring for the first time."""
         queue.enable = 1
         try:
-            format_ = PackedDeviceRing if f.has(self.driver_features, f.RING_PACKED) else DeviceRing
-            queue.ring = format_(
+            queue.ring = self.ring_formats[f.has(self.driver_features, f.RING_PACKED)](
                 self.memory,
                 queue.size,
                 *queue.addresses.values(),
@@ -474,6 +485,9 @@ class ScriptedCore:
                 self.violations.append(str(error))
                 self.needs_reset()
                 return False
+            finally:
+                self.violations += ring_.noted
+                ring_.noted.clear()
             if chain is None:
                 return False
             if self.admin is not None and queue >= self.admin.first:
@@ -542,6 +556,9 @@ class ScriptedCore:
         with self.lock:
             self.model.config[offset : offset + len(data)] = data
             self._generation += 1
+            # 4.1.4.3.1: a value that was read never comes again while there are changes, though it has 8 bits.
+            if self._generation & 0xFF == self._generation_read:
+                self._generation += 1
             if interrupt and self._status & Status.DRIVER_OK:
                 self.interrupt_config()
 

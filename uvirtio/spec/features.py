@@ -566,6 +566,23 @@ def dependencies(type_name: str) -> tuple[Needs, ...]:
     return RESERVED_DEPENDS + DEPENDS.get(type_name, ())
 
 
+_OF_DRIVERS: Final[dict[str, frozenset[int]]] = {
+    "net": frozenset({Net.CTRL_RX_EXTRA, Net.HASH_REPORT, Net.CTRL_GUEST_OFFLOADS, Net.DEVICE_STATS}),
+    "balloon": frozenset({Balloon.PAGE_REPORTING}),
+}
+"""The bits whose dependency a driver should keep, and that no device has to."""
+
+
+def device_dependencies(type_name: str) -> tuple[Needs, ...]:
+    """Return the dependencies that a device of this type has to keep in its offer (2.2.2).
+
+    Args:
+        type_name: The device type, as ``ids.type_name`` returns it.
+    """
+    left = _OF_DRIVERS.get(type_name, frozenset())
+    return tuple(rule for rule in dependencies(type_name) if rule.bit not in left)
+
+
 def resolve(offered: int, wanted: int, dependencies: Iterable[Needs] = RESERVED_DEPENDS) -> int:
     """Choose the feature bits to accept (2.2.1): offered and wanted, without those whose dependency is not met.
 

@@ -17,6 +17,11 @@ from uvirtio.memory.trace import Trace
 from uvirtio.spec import features as f
 from uvirtio.transports.vdpa import PACKED_BASE, Vdpa
 
+_CAUSES = {
+    (config, queues): Causes(config=config, queues=queues) for config in (False, True) for queues in (False, True)
+}
+"""All that there can be; making one costs as much as taking an event."""
+
 
 class VhostUser(Vdpa):
     """A ``Transport`` over a vhost-user back end."""
@@ -75,9 +80,12 @@ class VhostUser(Vdpa):
 
     def events(self) -> Sequence[Event]:
         """Return the hang-up, the change of the configuration, and the calls; no calls while polling."""
-        node = self._back_end
-        control = [node.removal] if node.config_changes is None else [node.removal, node.config_changes]
+        control = self._control()
         return control if self._mode is InterruptMode.POLLING else [*control, *self._calls.values()]
+
+    def _control(self) -> list[Event]:
+        node = self._back_end
+        return [node.removal] if node.config_changes is None else [node.removal, node.config_changes]
 
     def causes(self, fired: Container[int] | None = None) -> Causes:
         """Take what is pending; see ``Transport``.
@@ -85,10 +93,13 @@ class VhostUser(Vdpa):
         Raises:
             DeviceGone: The back end has hung up.
         """
-        pending = [
-            event for event in self.events() if fired is None or event.fileno() in fired
-        ]  # the hang-up is the first, and its take() fails
-        taken = [event for event in pending if event.take()]
+        config = called = False
+        for event in self._control():  # the hang-up is the first, and its take() fails
+            if (fired is None or event.fileno() in fired) and event.take():
+                config = True
         # A call may come without a cause (some back ends send one at the start): the ring is checked all the same.
-        config = self._back_end.config_changes in taken
-        return Causes(config=config, queues=len(taken) > config)
+        if self._mode is not InterruptMode.POLLING:
+            for event in self._calls.values():
+                if (fired is None or event.fileno() in fired) and event.take():
+                    called = True
+        return _CAUSES[config, called]

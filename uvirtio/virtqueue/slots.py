@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence, Set
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from uvirtio.errors import QueueFull, UsageError
 from uvirtio.spec.ring import DESC_F_WRITE, PACKED_DESC_F_AVAIL, PACKED_DESC_F_USED
 from uvirtio.virtqueue import SgEntry, Virtqueue
 from uvirtio.virtqueue.chain import measure
 from uvirtio.virtqueue.packed import PackedQueue
+from uvirtio.virtqueue.slot_interface import Slots as Slots
 from uvirtio.virtqueue.split import SplitQueue
 
 Chain = tuple[Sequence[SgEntry], Sequence[SgEntry]]
@@ -31,59 +32,6 @@ _NOTHING = array("H")
 
 _BOOKKEEPING = 8
 """Number of posts in a row that did not need the set of busy slots, after which it is dropped."""
-
-
-class Slots(Protocol):
-    """The fixed chains of one queue; see ``fixed_slots``."""
-
-    count: int
-    written: array[int]
-    """By slot: bytes that the device wrote the last time it was used. Before that: the size of its buffer."""
-
-    def submit(self, slots: Sequence[int]) -> bool:
-        """Post slots to the device.
-
-        Args:
-            slots: The slots; an ``array('H')`` is fastest, and the unchanged result of ``reap`` fastest of all.
-
-        Returns:
-            Whether the device requests a notification (kick).
-
-        Raises:
-            UsageError: A slot is in flight, named twice or does not exist. Nothing changed.
-            DeviceBroken: The queue is broken or abandoned.
-            Closed: The queue is closed.
-        """
-        ...
-
-    def check(self, slots: Sequence[int]) -> None:
-        """Check slots as ``submit`` does, for callers that write into the buffers first.
-
-        Raises:
-            UsageError: A slot is in flight, named twice or does not exist.
-        """
-        ...
-
-    def reap(self) -> array[int]:
-        """Return the used slots, an ``array('H')`` in the device's order; empty where there are none.
-
-        Raises:
-            RingCorruption: The used ring is invalid; the queue accepts no calls any more.
-            DeviceBroken: The queue is broken or abandoned.
-            Closed: The queue is closed.
-        """
-        ...
-
-    def out(self) -> list[int]:
-        """Return the slots that are in flight, lowest first."""
-        ...
-
-    def numbers(self) -> list[int]:
-        """Return the numbers of the chains in flight, counted from the start, lowest first.
-
-        One that was overtaken by more chains than the ring is long has the highest number that it can have.
-        """
-        ...
 
 
 def fixed_slots(ring: Virtqueue, chains: Sequence[Chain]) -> Slots:
@@ -125,13 +73,46 @@ class _Books:
         self._index = index
         self._rooms = [room_of(chain) for chain in chains]
         self._back = _NOTHING  # what the last reap returned, where that is remembered: it is idle
+        self._next = array("H")
+
+    @property
+    def laid(self) -> int:
+        """Slots that were submitted and not shown."""
+        return len(self._next)
+
+    def submit(self, slots: Sequence[int], *, show: bool = True) -> bool:
+        """Post slots; see ``Slots``."""
+        self.check(slots)
+        self._next.extend(slots)
+        return self.show(len(self._next)) if show and slots else False
+
+    def show(self, count: int) -> bool:
+        """Let the device see slots; see ``Slots``."""
+        now, self._next = self._next[:count], self._next[count:]
+        return self._post(now)
+
+    def ready(self) -> int:
+        """Return a number of slots that are used; see ``Slots``."""
+        raise NotImplementedError
+
+    def relay(self, looks: int) -> tuple[int, bool]:
+        """Look for used slots, and let the device see others; see ``Slots``."""
+        for _ in range(looks):
+            count = self.ready()
+            if count:
+                return count, self.show(count)
+        return 0, False
+
+    def _post(self, slots: array[int]) -> bool:
+        """Post idle slots, for formats that can only write and show at once; whether a kick is requested."""
+        raise NotImplementedError
 
     def out(self) -> list[int]:
         """Return the slots that are in flight, lowest first."""
         raise NotImplementedError
 
     def _with_device(self) -> Set[int]:
-        return set(self.out())
+        return {*self.out(), *self._next}
 
     def check(self, slots: Sequence[int]) -> None:
         """Check that all of ``slots`` exist, once each, and are idle.
@@ -192,9 +173,11 @@ class PlainSlots(_Books):
         """Return the numbers of the chains in flight; see ``Slots``."""
         return self._ring.numbers()
 
-    def submit(self, slots: Sequence[int]) -> bool:
-        """Post slots; see ``Slots``."""
-        self.check(slots)
+    def ready(self) -> int:
+        """Return whether a slot is used and not reaped; see ``Slots``."""
+        return self._ring.pending()
+
+    def _post(self, slots: array[int]) -> bool:
         for slot in slots:
             readable, writable = self._chains[slot]
             self._ring.add(readable, writable, slot)
@@ -262,6 +245,8 @@ class SplitSlots(_RingBooks):
         self._expected = bytearray(8 * ring.size)
         self._busy: set[int] | None = None
         self._unneeded = 0
+        self._end = ring.published
+        """Number of slots that were submitted since the start, shown or not."""
         self._elements = ring.element_bytes()
         self._back_raw = b""  # the used elements that _back came from: both can be posted as they are
 
@@ -275,30 +260,36 @@ class SplitSlots(_RingBooks):
         """Return the numbers of the chains in flight; see ``Slots``."""
         return self._numbers_of(self._ring.published)
 
-    def submit(self, slots: Sequence[int]) -> bool:
+    @property
+    def laid(self) -> int:
+        """Slots that were submitted and not shown."""
+        return self._end - self._ring.published
+
+    def submit(self, slots: Sequence[int], *, show: bool = True) -> bool:
         """Post slots; see ``Slots``."""
         count = len(slots)
         if not count:
             return False
-        if self._ring.dead:
-            self._ring.refuse()
+        ring = self._ring
+        if ring.dead:
+            ring.refuse()
         if slots == self._back:
             raw = self._back_raw
             if self._busy is not None:
                 self._count_in(slots)
         else:
             self._enter(slots)
-            first, end = slots[0], slots[0] + count
-            if slots == self._numbers[first:end]:
-                raw = self._patterns[first:end].tobytes()
+            lowest, end = slots[0], slots[0] + count
+            if slots == self._numbers[lowest:end]:
+                raw = self._patterns[lowest:end].tobytes()
             else:
                 raw = array("Q", map(self._patterns.__getitem__, slots)).tobytes()
         posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
-        if self._loose is not None:
-            self._loose.update(array("Q", raw))
         self._back = _NOTHING
         order, expected, size = self._order, self._expected, self._size
-        at = self._ring.published & (size - 1)
+        first = self._end
+        self._end = first + count
+        at = first & (size - 1)
         end = at + count
         if end <= size:
             order[at:end] = posted
@@ -309,10 +300,41 @@ class SplitSlots(_RingBooks):
             order[: count - fits] = posted[fits:]
             expected[8 * at :] = raw[: 8 * fits]
             expected[: 8 * (count - fits)] = raw[8 * fits :]
-        return self._ring.publish_heads(posted, count)
+        if show and first == ring.published:
+            if self._loose is not None:
+                self._loose.update(array("Q", raw))
+            return ring.publish_heads(posted, count)
+        ring.lay_heads(posted, count)
+        return self.show(self.laid) if show else False
+
+    def show(self, count: int) -> bool:
+        """Let the device see slots; see ``Slots``."""
+        if not count:
+            return False
+        ring = self._ring
+        first = ring.published
+        kick = ring.show_heads(count)
+        if self._loose is not None:
+            self._loose.update(self._elements_of(first, first + count))
+        return kick
+
+    def relay(self, looks: int) -> tuple[int, bool]:
+        """Look for used slots, and let the device see others at once; see ``Slots``."""
+        ring = self._ring
+        first = ring.published
+        found = ring.relay(looks)
+        if self._loose is not None and ring.published > first:
+            self._loose.update(self._elements_of(first, ring.published))
+        return found
+
+    def ready(self) -> int:
+        """Return the number of slots that are used and not reaped; see ``Slots``."""
+        return self._ring.announced()
 
     def _with_device(self) -> Set[int]:
-        return super()._with_device() if self._busy is None else self._busy
+        if self._busy is not None:
+            return self._busy
+        return {*self.out(), *self._in_order(self._ring.published, self._end)}
 
     def _enter(self, slots: Sequence[int]) -> None:
         """Record these slots as in flight. On UsageError nothing changed."""
@@ -320,8 +342,8 @@ class SplitSlots(_RingBooks):
         self._unneeded = 0
         if self._busy is not None:
             self._busy.update(slots)
-        elif self._ring.in_flight:
-            self._busy = {*self.out(), *slots}
+        elif self._end > self._ring.reaped:
+            self._busy = {*self._with_device(), *slots}
 
     def _count_in(self, slots: Sequence[int]) -> None:
         """Record slots that are posted exactly as reaped; after a number of such posts the set is dropped."""
@@ -387,11 +409,13 @@ class SplitSlots(_RingBooks):
 
     def _all_out(self) -> set[int]:
         """Return the used elements that are still to come, while the device has used buffers in order."""
-        ring, expected = self._ring, self._expected
-        at, end = ring.reaped & (ring.size - 1), (ring.published - 1 & (ring.size - 1)) + 1
-        if at < end:
-            return set(array("Q", expected[8 * at : 8 * end]))
-        return set(array("Q", expected[8 * at :] + expected[: 8 * end]))
+        return set(self._elements_of(self._ring.reaped, self._ring.published))
+
+    def _elements_of(self, first: int, end: int) -> array[int]:
+        """Return the used elements that were expected for the slots posted as number ``first`` to ``end`` - 1."""
+        expected, mask = self._expected, self._size - 1
+        at, end = first & mask, (end - 1 & mask) + 1
+        return array("Q", expected[8 * at : 8 * end] if at < end else expected[8 * at :] + expected[: 8 * end])
 
     def _one_by_one(self, values: Iterable[int], loose: set[int]) -> array[int]:
         found = array("H")
@@ -404,8 +428,8 @@ class SplitSlots(_RingBooks):
             if written > room:
                 written = self._ring.too_long(written, room)
             loose.discard(pattern)
-            # A device tends to report the same length again: expect this one from now on.
-            self._patterns[head] = head | written << 32
+            # A device tends to report the same length again, also one that is too long: expect it from now on.
+            self._patterns[head] = value
             self.written[head] = written
             found.append(head)
         return found
@@ -448,15 +472,23 @@ class PackedSlots(_RingBooks):
         """Return the numbers of the chains in flight; see ``Slots``."""
         return self._numbers_of(self._ring.slots_published)
 
-    def submit(self, slots: Sequence[int]) -> bool:
+    def ready(self) -> int:
+        """Return whether a slot is used and not reaped; see ``Slots``."""
+        return self._ring.pending()
+
+    def submit(self, slots: Sequence[int], *, show: bool = True) -> bool:
         """Post slots; see ``Slots``."""
-        count = len(slots)
+        if not show or self._next:
+            return super().submit(slots, show=show)
+        self.check(slots)
+        return self._post(slots if type(slots) is array and slots.typecode == "H" else array("H", slots))
+
+    def _post(self, posted: array[int]) -> bool:
+        count = len(posted)
         if not count:
             return False
         if self._ring.dead:
             self._ring.refuse()
-        self.check(slots)
-        posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
         self._back = _NOTHING
         if self._loose is not None:
             self._loose.update(posted)

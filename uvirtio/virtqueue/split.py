@@ -38,6 +38,10 @@ _IDX = ring.RING_IDX // 2
 _RING = ring.RING_ENTRIES // 2
 
 
+_Held = tuple[Sequence[SgEntry], Sequence[SgEntry], int]
+"""A chain, and how many bytes the device may write of it."""
+
+
 class SplitQueue(VirtqueueBase):
     """One split virtqueue. Satisfies ``Virtqueue``.
 
@@ -68,6 +72,9 @@ class SplitQueue(VirtqueueBase):
             self._free = deque(range(size))
         self._heads = [0] * size if self._in_order else []
         """With IN_ORDER: the head of each chain, by its number modulo the size."""
+
+        self._held: list[_Held | None] = [None] * size
+        """What the indirect table of each head has, where that cannot have been changed since."""
 
         self._avail = watched(driver, 0, words16(driver.view, 0, 3 + size))
         self._used = watched(device, 0, words16(device.view, 0, 3 + 4 * size))
@@ -129,21 +136,26 @@ class SplitQueue(VirtqueueBase):
             desc[2 * head] = address
             desc[2 * head + 1] = word
         else:
-            room = measure(readable, writable, self.size)
-            if self._tables and count <= INDIRECT_ENTRIES:
-                if not free:
-                    raise self._full(1, 0)
-                head = self._take()
-                self._fill_table(head, readable, writable, count)
-                desc[2 * head] = self._tables[head]
-                # 2.7.5.3.1: INDIRECT without NEXT; WRITE has no meaning here.
-                desc[2 * head + 1] = count * DESC_SIZE | _INDIRECT
+            held = self._held[free[-1]] if free and not self._in_order else None
+            if held is not None and held[0] is readable and held[1] is writable:
+                head, room = free.pop(), held[2]  # the chain for which this table was written
+                self._name_table(head, count)
             else:
-                if len(free) < count:
-                    raise self._full(count, len(free))
-                chain = tuple([self._take() for _ in range(count)])
-                self._fill_chain(chain, readable, writable)
-                head = chain[0]
+                room = measure(readable, writable, self.size)
+                if self._tables and count <= INDIRECT_ENTRIES:
+                    if not free:
+                        raise self._full(1, 0)
+                    head = self._take()
+                    self._fill_table(head, readable, writable, count)
+                    same = type(readable) is tuple and type(writable) is tuple  # as long as it is these objects
+                    self._held[head] = (readable, writable, room) if same else None
+                    self._name_table(head, count)
+                else:
+                    if len(free) < count:
+                        raise self._full(count, len(free))
+                    chain = tuple([self._take() for _ in range(count)])
+                    self._fill_chain(chain, readable, writable)
+                    head = chain[0]
         laid = self._laid
         self._out[head] = (cookie, room, chain, laid)
         if self._in_order:
@@ -156,6 +168,11 @@ class SplitQueue(VirtqueueBase):
         """Return a free descriptor; there must be one."""
         free = self._free
         return free.pop() if type(free) is list else free.popleft()  # type: ignore[union-attr]
+
+    def _name_table(self, head: int, count: int) -> None:
+        # 2.7.5.3.1: INDIRECT without NEXT; WRITE has no meaning here.
+        self._desc[2 * head] = self._tables[head]
+        self._desc[2 * head + 1] = count * DESC_SIZE | _INDIRECT
 
     def _fill_chain(
         self, chain: tuple[int, ...], readable: Sequence[SgEntry], writable: Sequence[SgEntry]
@@ -396,7 +413,7 @@ class SplitQueue(VirtqueueBase):
         if self.dead:
             self.refuse()
         avail = self._avail
-        old = self.published
+        old = self._laid
         at = old & self._mask
         end = at + count
         if end <= self.size:
@@ -413,6 +430,69 @@ class SplitQueue(VirtqueueBase):
         if self._event_idx:
             return (new - self._used[self._avail_event] - 1) & 0xFFFF < count
         return not self._used[_FLAGS] & USED_F_NO_NOTIFY
+
+    def lay_heads(self, heads: array[int], count: int) -> None:
+        """Write chains of fixed slots into the ring, where the device does not look before ``show_heads``.
+
+        Args:
+            heads: Their heads, all idle.
+            count: The length of ``heads``.
+
+        Raises:
+            DeviceBroken: The queue is broken or abandoned.
+            Closed: The queue is closed.
+        """
+        if self.dead:
+            self.refuse()
+        at = self._laid & self._mask
+        fits = min(count, self.size - at)
+        self._avail[_RING + at : _RING + at + fits] = heads[:fits]
+        self._avail[_RING : _RING + count - fits] = heads[fits:]
+        self._laid += count
+
+    def show_heads(self, count: int) -> bool:
+        """Make the first ``count`` chains visible that were laid and not shown; otherwise as ``publish_heads``."""
+        if self.dead:
+            self.refuse()
+        if self._order is not None:
+            self._order()  # 2.7.13.3.1
+        self.published = new = self.published + count
+        self._avail[_IDX] = new & 0xFFFF
+        self._fence()  # 2.7.13.4.1
+        if self._event_idx:
+            return (new - self._used[self._avail_event] - 1) & 0xFFFF < count
+        return not self._used[_FLAGS] & USED_F_NO_NOTIFY
+
+    def relay(self, looks: int) -> tuple[int, bool]:
+        """Look whether chains are used, and at once make as many laid ones visible: the device goes on meanwhile.
+
+        Args:
+            looks: How often to look, at most.
+
+        Returns:
+            The number of chains that used.idx announces, and whether the device requests a notification (kick).
+
+        Raises:
+            RingCorruption: It announces more than are in flight; nothing was made visible.
+            DeviceBroken: The queue is broken or abandoned.
+            Closed: The queue is closed.
+        """
+        if self.dead:
+            self.refuse()
+        used, reaped = self._used, self.reaped & 0xFFFF
+        for _ in range(looks):
+            index = used[_IDX]
+            if index != reaped:
+                break
+        else:
+            return 0, False
+        count, old = (index - reaped) & 0xFFFF, self.published
+        if count > old - self.reaped:
+            self._bad_index(index)
+        more = self._laid - old
+        if more > count:
+            more = count
+        return count, more > 0 and self.show_heads(more)
 
     def announced(self) -> int:
         """Return the number of chains that used.idx announces, checked against those in flight.

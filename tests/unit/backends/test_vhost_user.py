@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import pytest
 
 import uvirtio
 from tests.fakes import played_vhost_user as played
-from tests.fakes.played_vhost_user import PATTERN, PlayedBackEnd
+from tests.fakes.played_vhost_user import PATTERN
+from tests.unit.backends.conftest import Play
 from uvirtio.backends.vhost_user import VhostUserNode, memory, parse, spec
 from uvirtio.backends.vhost_user.spec import ProtocolFeature as P
 from uvirtio.backends.vhost_user.spec import Request as R
@@ -43,21 +43,6 @@ from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
 from uvirtio.trace import replayed
 from uvirtio.transports.vhost_user import VhostUser
-
-Play = Callable[..., PlayedBackEnd]
-
-
-@pytest.fixture
-def play(tmp_path: Path) -> Iterator[Play]:
-    """Starts back ends at ``tmp_path / "s"``, and ends them."""
-    with ExitStack() as stack:
-
-        def start(**how: Any) -> PlayedBackEnd:
-            made = PlayedBackEnd(tmp_path / "s", **how)
-            stack.callback(made.close)
-            return made
-
-        yield start
 
 
 @pytest.fixture

@@ -84,9 +84,10 @@ def test_options_are_those_of_the_verb(values: Callable[[str], list[str]]) -> No
 
 def test_addresses_come_from_sysfs(values: Callable[[str], list[str]]) -> None:
     pci = ["0000:00:02.0", "0000:00:03.0", "0000:00:04.0", "0001:00:02.0"]
-    assert values("inspect ") == ["/dev/vhost-vdpa-0", *pci, "LNRO0005:00"]
+    assert values("plan ") == ["/dev/vhost-vdpa-0", *pci, "LNRO0005:00"]
+    assert values("inspect ") == [*values("plan "), "vhost-user:"]
     assert values("inspect 0000:") == pci[:3]
-    assert values("diag ") == [*values("inspect "), "qemu:", "scripted:", "vhost-user:"]
+    assert values("diag ") == [*values("plan "), "qemu:", "scripted:", "vhost-user:"]
     assert values("balloon status 0") == ["0000:00:04.0"]  # the others are of another type
     assert values("input led ") == [
         "/dev/vhost-vdpa-0",
@@ -569,6 +570,8 @@ def test_a_vhost_user_device_is_completed_by_parts(values: Callable[[str], list[
         for start, ends in ((f"vhost-user:blk:{tmp_path}/", "socket"), (f"vhost-user:qsd/{tmp_path}/", "image")):
             assert sorted(values(f"diag {start}")) == sorted([f"{start}folder/", f"{start}{ends}"])
     assert values("diag vhost-user:blk:/nonesuch/") == []
+    assert values("diag vhost-user:fs,") == ["vhost-user:fs,tag=", "vhost-user:fs,exec="]
+    assert values("inspect vhost-user:net,m") == ["vhost-user:net,mac="]
 
 
 def test_a_scripted_device_is_completed_by_parts(values: Callable[[str], list[str]]) -> None:

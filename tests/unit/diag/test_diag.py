@@ -284,6 +284,16 @@ def test_what_is_odd_but_works_is_a_warning(make: Callable[[], ScriptedDevice], 
     assert step(report, name).verdict == "warn" and word in step(report, name).hint
 
 
+@pytest.mark.parametrize("target", [1, 5])
+def test_a_balloon_whose_host_wants_pages_is_no_fault(target: int):
+    model = Balloon()
+    model.config[:4] = target.to_bytes(4, "little")  # num_pages
+    scripted = ScriptedDevice(model)
+    report = diagnosis(scripted)
+    assert step(report, "data path").verdict == "pass" and report.verdict != "fail", report.cause
+    scripted.assert_left()
+
+
 @pytest.mark.parametrize("name", NAMES[2:13])
 def test_a_device_that_vanishes_after_any_step(name: str):
     scripted = device(Balloon)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -59,6 +60,58 @@ def test_what_is_read_is_what_is_there(features: int | None, interrupts: Any):
         assert burst.in_flight == 0
         assert device.queues[0].kicks < 200
     assert all(seen.elements[0] == (16, False) and seen.elements[-1] == (1, True) for seen in model.requests)
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 1 << 16),
+    depth=st.integers(1, 20),
+    out=st.integers(1, 20),
+    count=st.integers(0, 100),
+    indirect=st.booleans(),
+)
+def test_no_more_are_out_than_were_asked_for(seed: int, depth: int, out: int, count: int, indirect: bool) -> None:
+    model, most = Shuffling(seed, sectors=1024), 0
+    data = fill(model)
+    features = FEATURES | f.mask(f.VERSION_1, f.EVENT_IDX) | (f.mask(f.INDIRECT_DESC) if indirect else 0)
+    with driven(model, features=features, depth=depth, timeout=1.0) as (_, _, blk):
+        burst = blk.burst(1)
+        if out > depth:
+            with pytest.raises(UsageError, match="more requests in flight"):
+                next(burst.read([0], out=out))
+            return
+        look = burst._slots.relay, burst._slots.ready
+
+        def then(number: int, *arguments: Any) -> Any:
+            nonlocal most
+            most = max(most, len(model.kept))
+            model.let_go()  # when it is looked at, some are complete
+            return look[number](*arguments)
+
+        burst._slots.relay, burst._slots.ready = partial(then, 0), partial(then, 1)  # type: ignore[method-assign]
+        sectors = [model.random.randrange(1024) for _ in range(count)]
+        found = list(burst.read(sectors, out=out))
+        assert sorted(sector for sector, _ in found) == sorted(sectors)
+        assert all(content == at(data, sector, 1) for sector, content in found)
+        assert burst.in_flight == 0 and most == min(count, out)
+    assert len(model.requests) == count
+
+
+def test_one_at_a_time_from_a_disk_that_is_asked_before_its_answer_is_looked_at():
+    model = Disk()
+    data = fill(model)
+    model.script.extend([None, Status.IOERR])
+    with driven(model, depth=4) as (_, device, blk):
+        burst = blk.burst(1)
+        with pytest.raises(BlkIoError, match="IN of 1 sectors at 1"):
+            list(burst.read(range(10), out=1))
+        assert burst.in_flight == 0 and device.broken is None
+        for sector, content in burst.read(range(100), out=2):
+            assert content == at(data, sector, 1)
+            if sector == 7:
+                break
+        assert burst.in_flight == 0
+        assert dict(burst.read([7, 9], out=1)) == {7: at(data, 7, 1), 9: at(data, 9, 1)}
 
 
 def test_what_is_written_is_there():
@@ -220,6 +273,17 @@ def test_a_lie_about_the_ring_ends_it(lie: Callable[[ScriptedDevice], None], rou
             burst.wait()
         with pytest.raises(DeviceBroken):
             burst.take()
+
+
+@pytest.mark.parametrize("lie", [_too_long, _wrong_id, _high_bits, _twice, _jump])
+def test_a_lie_ends_a_reader_that_sends_ahead(lie: Callable[[ScriptedDevice], None]):
+    with driven(Disk(), depth=8) as (scripted, _, blk):
+        reader = blk.burst(1).read(range(100), out=2)
+        for _ in range(20):
+            next(reader)
+        lie(scripted)
+        with pytest.raises(RingCorruption):
+            list(reader)
 
 
 @pytest.mark.spec("CLN-01")

@@ -86,6 +86,7 @@ def test_every_cause_of_diag_has_a_page_and_no_page_is_of_another() -> None:
 
     made = {found for path in (PACKAGE / "diag").glob("*.py") for found in literals(path)}
     made |= {ident for ident, _ in causes._QUEUE_CAUSES.values()} | set(causes._RING_CAUSES)
+    made |= set(causes._BACK_END_CAUSES)
     made |= {ident for ident, _, _ in causes.STALLS.values()} | {
         "data-path",
         "io-error",

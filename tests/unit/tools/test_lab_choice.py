@@ -15,7 +15,7 @@ import pytest
 TOOLS = next(top for top in Path(__file__).resolve().parents if (top / "pyproject.toml").exists()) / "tools"
 sys.path.insert(0, str(TOOLS))
 
-from lab import LabError, cli_test, conformance, machines, pythons, selection, setup  # noqa: E402
+from lab import LabError, cli_test, conformance, fleet, machines, pythons, selection, setup  # noqa: E402
 from lab.floors import Outcome, Runner  # noqa: E402
 
 
@@ -27,7 +27,7 @@ def noted(monkeypatch, tmp_path):
     class Noting:
         def __init__(self, *of): ...
 
-        def pytest(self, name, arguments, wrapper, *, qemu=None, env=None):
+        def pytest(self, name, arguments, wrapper, *, qemu=None, programs=None, env=None):
             ran.append((name, arguments, env))
             return Outcome(name, ok=True, seconds=0.0, passed=1)
 
@@ -115,8 +115,8 @@ def test_once_is_the_first_of_the_parameters_that_are_left(order, tmp_path):
                 *("zsh", "fish", "groff"),
             },
         ),
-        (["--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-arm"}),
-        (["--lint", "--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-arm"}),
+        (["--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-common", "qemu-system-arm"}),
+        (["--lint", "--qemu"], {"python3-venv", "qemu-system-x86", "qemu-system-common", "qemu-system-arm"}),
         ([], {name for floor in ("LINT", "UNIT", "QEMU", "VM") for name in getattr(setup, f"FOR_{floor}")}),
     ],
 )
@@ -444,3 +444,39 @@ def test_when_nothing_matches_nothing_has_passed(tmp_path, capsys):
     assert "no test ran: nothing matches" in capsys.readouterr().out
     assert cli_test._verdict([*outcomes, Outcome("qemu", True, 0.0, passed=1)], 0.0, tmp_path, []) == 0
     assert cli_test._verdict([*outcomes, Outcome("qemu", False, 0.0, failed=1)], 0.0, tmp_path, []) == 1
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_fleet_is_started_once_and_its_results_are_what_is_tested(broken, monkeypatch, noted, tmp_path):
+    results = []
+
+    def run(kernel, venv, where, *, accept_expired):
+        assert kernel == "a kernel" and accept_expired
+        results.append(str(where))
+        if broken:
+            raise LabError("south does not answer ssh\nand more")
+        return fleet.Times(boots=30, play=40)
+
+    monkeypatch.setattr(cli_test.kernels, "get", lambda name, accept_expired: "a kernel")
+    monkeypatch.setattr(fleet, "ssh_server", lambda accept_expired: tmp_path)
+    monkeypatch.setattr(fleet, "ansible", lambda: Path("/of/ansible"))
+    monkeypatch.setattr(cli_test.cli_fleet, "run", run)
+    [(name, step)] = cli_test._fleet(Runner(tmp_path, tmp_path), accept_expired=True)
+    assert name == "fleet" and not results and not noted  # nothing is started while the steps are collected
+    ran = []
+
+    def pytest_of(self, name, arguments, wrapper, *, qemu=None, env=None):
+        ran.append((arguments, env))
+        return Outcome(name, ok=True, seconds=0.0, passed=1)
+
+    monkeypatch.setattr(Runner, "pytest", pytest_of)
+    outcome = step()
+    assert outcome.ok is not broken and len(results) == 1
+    if broken:
+        assert outcome.failed == 1 and outcome.note == "south does not answer ssh" and not ran
+    else:
+        [(arguments, env)] = ran
+        assert all(Path(one).exists() for one in arguments)
+        assert env["UVIRTIO_FLEET"] == results[0] and env["PATH"].startswith("/of/ansible:")
+        assert outcome.note == "30 s for the boots, 40 s for the playbook"
+    assert not Path(results[0]).exists()

@@ -26,6 +26,7 @@ from lab import (  # noqa: E402
     cache,
     cli_matrix,
     cli_test,
+    daemons,
     debian,
     initramfs,
     kernels,
@@ -328,6 +329,12 @@ def test_extra_machines_run_for_all_or_by_name(monkeypatch):
     assert cli_test._machines(None, None, extras=False) == (both, ["vm more 6.12"])
     assert cli_test._machines(None, None, extras=True) == ([*both, (extra, "6.12")], [])
     assert cli_test._machines("6.9", "more", extras=False) == ([(extra, "6.9")], [])
+    newer = machines.Machine("newer", ("6.12",), (), (VM_TEST,), more_kernels=("6.1",))
+    monkeypatch.setattr(machines, "load", lambda: [newer])
+    assert cli_test._machines(None, None, extras=False) == ([(newer, "6.12")], ["vm newer 6.1"])
+    for chosen in (cli_test._machines(None, None, extras=True), cli_test._machines(None, "newer", extras=False)):
+        assert chosen == ([(newer, "6.12"), (newer, "6.1")], [])
+    assert cli_test._machines("6.1", None, extras=False) == ([(newer, "6.1")], [])
 
 
 def test_any_machine_runs_with_another_qemu(monkeypatch):
@@ -381,6 +388,31 @@ def test_a_qemu_that_is_not_to_be_had_fails_its_step_and_no_other(monkeypatch):
         list(cli_test._qemu_floor(None, chosen, "wrong"))
 
 
+class Passed:
+    """Stands for a Runner: says what it was given."""
+
+    def pytest(self, name, arguments, wrapper, **given):
+        return name, arguments, given
+
+
+def test_daemons_of_a_release_are_there_for_the_tests_of_them_alone(monkeypatch):
+    monkeypatch.setattr(qemus, "get", lambda name, **_: qemus.Qemu())
+    monkeypatch.setattr(daemons, "get", lambda name, **_: Path("/daemons", name))
+    whole, other = cli_test._whole("qemu"), [cli_test.Chosen(cli_test.TESTS / "qemu/test_rings.py")]
+    for chosen, version, expected in (
+        (whole, "10.0", Path("/daemons/10.0")),
+        (whole, "", None),
+        (other, "10.0", None),
+    ):
+        [(_, step)] = cli_test._qemu_floor(Passed(), chosen, version)
+        assert step()[2]["programs"] == expected
+    [(_, step)] = cli_test._own_daemons(Passed(), whole)
+    name, arguments, given = step()
+    assert name == "vhost-user daemons" and given["programs"] == Path("/daemons")
+    assert [Path(one).name for one in arguments] == ["test_vhost_user.py", "test_vhost_user_daemons.py"]
+    assert not list(cli_test._own_daemons(Passed(), other))
+
+
 # --- QEMUs and modules that are fetched and built -------------------------------------------------------------
 
 
@@ -401,10 +433,25 @@ def test_the_wrapper_gives_a_qemu_its_own_loader_libraries_and_firmware(tmp_path
     ]
 
 
+def test_the_wrapper_gives_a_daemon_its_own_loader_and_libraries_and_dpdk_its_plugins(tmp_path):
+    root = tmp_path / "with space"
+    (root / "loaders").mkdir(parents=True)
+    loader, wrapper = root / "loaders/dpdk-testpmd", tmp_path / "dpdk-testpmd"
+    loader.write_text('#!/bin/sh\nfor word; do echo "$word"; done\n')
+    wrapper.write_text(daemons.wrapper_text(root, root / "usr/bin/dpdk-testpmd", [root / "a.so"]))
+    for path in (loader, wrapper):
+        path.chmod(0o755)
+    said = subprocess.run([str(wrapper), "-l", "0 1"], capture_output=True, text=True, timeout=20).stdout
+    assert said.splitlines() == [
+        *("--argv0", str(wrapper), "--library-path", f"{root}/usr/lib/x86_64-linux-gnu"),
+        *(f"{root}/usr/bin/dpdk-testpmd", "-d", f"{root}/a.so", "-l", "0 1"),
+    ]
+
+
 def test_every_qemu_that_a_machine_wants_can_be_fetched():
     assert {machine.qemu_version for machine in machines.load()} <= {"", *qemus.names()}
     for machine in machines.load():
-        assert {*machine.kernels} <= {*kernels.names(arches.get(machine.arch))}
+        assert {*machine.kernels, *machine.more_kernels} <= {*kernels.names(arches.get(machine.arch))}
     with pytest.raises(LabError, match=r"not one of 10\.0, newest"):
         qemus.get("1.0")
     with pytest.raises(LabError, match=r"neither one of 6\.1, 6\.12, newest, experimental nor"):

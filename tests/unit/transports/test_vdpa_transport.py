@@ -12,6 +12,7 @@ from tests.fakes.played_vdpa import MODERN, PATTERN, Played
 from uvirtio import opening
 from uvirtio.backends.vhost_vdpa import VhostVdpaNode
 from uvirtio.device import Device, QueueSpec
+from uvirtio.diag import diagnose
 from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import (
@@ -447,3 +448,12 @@ def test_rings_are_pages_that_the_device_can_reach(played):
         for address in device.queues[0].ring.addresses:
             assert address >= PAGE
             assert played.load(address, 4) is not None
+
+
+def test_diag_has_words_for_ioctls(played: Played) -> None:
+    report = diagnose(VhostVdpaNode.open("vdpa:vdpa0", played.roots, kernel=played.kernel), timeout=2.0)
+    steps = {step.name: step for step in report.steps}
+    assert steps["driver_ok"].verdict == "pass"
+    assert steps["discover"].spec.startswith("vhost-vdpa: ") and "VRING_CALL" in steps["vectors"].spec
+    assert "eventfd" in steps["vectors"].detail
+    assert "IOVAs" in steps["leave"].detail and "bus master" not in steps["leave"].detail

@@ -338,12 +338,35 @@ def test_more_written_than_there_was_room(kind: dict[str, Any], ordered: bool):
         bench.corrupt()
 
 
+@fast_kind
+def test_more_written_than_there_was_room_where_that_is_known(kind: dict[str, Any]):
+    bench = Bench({**kind, "clamp": True}, 16, 8)
+    for _ in range(5):
+        for chain in bench.post(*range(6)):
+            bench.finish(chain, written=ROOM + 512)
+        assert bench.reap() == [*range(6)]
+        assert list(bench.slots.written) == [ROOM] * 8
+    assert bench.rig.queue.findings == {"used-length-clamped": 6}  # once for each slot: then it is expected
+
+
 @modes
 @pytest.mark.parametrize("jump", [1, 2, 100, 32768, 65535])
 def test_an_index_beyond_what_is_out(ordered: bool, jump: int):
     bench, posted = lied_to({"format": "split"}, ordered)
     bench.rig.device.write_used_idx(bench.rig.device.used_idx + len(posted) + jump)
     bench.corrupt()
+
+
+@modes
+def test_an_index_beyond_what_is_out_sends_nothing_that_was_laid(ordered: bool):
+    bench, posted = lied_to({"format": "split"}, ordered)
+    bench.slots.submit([6, 7], show=False)
+    bench.rig.device.write_used_idx(bench.rig.device.used_idx + len(posted) + 1)
+    with pytest.raises(RingCorruption):
+        bench.slots.relay(1)
+    assert bench.slots.laid == 2 and not bench.rig.device.pop_all()
+    with pytest.raises(DeviceBroken):
+        bench.slots.relay(1)
 
 
 @fast_kind
@@ -443,28 +466,73 @@ class Machine(RuleBasedStateMachine):
         self.waiting: list[Chain] = []
         self.came: list[tuple[int, int]] = []
         self.back: list[Any] = []
+        self.laid: list[int] = []
+
+    def seen(self, *expected: int) -> None:
+        """The device takes what it sees."""
+        taken = self.rig.device.pop_all()
+        assert [self.number(chain) for chain in taken] == list(expected)
+        self.waiting += taken
 
     def number(self, chain: Chain) -> int:
         return (chain.elements[0].address - A) // 0x10000
 
     @rule(data=st.data())
     def post(self, data: st.DataObject) -> None:
-        out = set(self.slots.out())
+        chosen = self.some_idle(data)
+        self.slots.submit(chosen)
+        if chosen:
+            chosen, self.laid = [*self.laid, *chosen], []
+        self.seen(*chosen)
+
+    def some_idle(self, data: st.DataObject) -> list[int]:
+        out = {*self.slots.out(), *self.laid}
         idle = [slot for slot in range(self.count) if slot not in out]
         chosen = data.draw(st.permutations(idle)) if idle else []
-        chosen = chosen[: data.draw(st.integers(0, len(chosen)))]
-        self.slots.submit(chosen)
-        taken = self.rig.device.pop_all()
-        assert [self.number(chain) for chain in taken] == list(chosen)
-        self.waiting += taken
+        return list(chosen[: data.draw(st.integers(0, len(chosen)))])
+
+    @rule(data=st.data())
+    def lay(self, data: st.DataObject) -> None:
+        chosen = self.some_idle(data)
+        assert not self.slots.submit(chosen, show=False)
+        self.laid += chosen
+        self.seen()
+        if self.laid:
+            with pytest.raises(UsageError):
+                self.slots.submit([self.laid[0]])
+
+    @rule(data=st.data())
+    def show(self, data: st.DataObject) -> None:
+        count = data.draw(st.integers(0, len(self.laid)))
+        self.slots.show(count)
+        now, self.laid = self.laid[:count], self.laid[count:]
+        self.seen(*now)
+
+    @rule(looks=st.integers(1, 3))
+    def relay(self, looks: int) -> None:
+        """As many go out as are known to have come, before these are looked at."""
+        count, _ = self.slots.relay(looks)
+        assert bool(count) is bool(self.came) and count <= len(self.came)
+        now, self.laid = self.laid[:count], self.laid[count:]
+        self.seen(*now)
 
     @rule()
     def post_what_came(self) -> None:
         if self.back:
             back = self.back.pop()
-            if set(self.slots.out()).isdisjoint(back):
+            if {*self.slots.out(), *self.laid}.isdisjoint(back):
                 self.slots.submit(back)
-                self.waiting += self.rig.device.pop_all()
+                now, self.laid = [*self.laid, *back], []
+                self.seen(*now)
+
+    @rule()
+    def lay_what_came(self) -> None:
+        if self.back:
+            back = self.back.pop()
+            if {*self.slots.out(), *self.laid}.isdisjoint(back):
+                self.slots.submit(back, show=False)
+                self.laid += back
+                self.seen()
 
     @rule(count=st.integers(1, 6), seed=st.integers(0, 100), written=st.integers(0, ROOM), shuffled=st.booleans())
     def complete(self, count: int, seed: int, written: int, shuffled: bool) -> None:
@@ -496,6 +564,7 @@ class Machine(RuleBasedStateMachine):
             expected = [self.number(chain) for chain in self.waiting] + [slot for slot, _ in self.came]
             assert self.slots.out() == sorted(expected)
             assert self.rig.queue.in_flight == len(expected)
+            assert self.slots.laid == len(self.laid)
 
 
 TestMachine = Machine.TestCase

@@ -139,6 +139,32 @@ def test_the_index_is_read_before_the_elements_and_never_the_descriptors():
     assert len([entry for entry in trace if entry[1] == "_elements"]) == 4, "each word of an element once"
 
 
+def test_a_table_that_has_the_chain_is_not_written_again_and_any_other_is():
+    rig = Rig(indirect=True)
+    first, second = (((A, 16),), ((A + 64, 8), (A + 128, 1))), (((A + 256, 16),), ((A + 512, 4),))
+    changing = [(A + 1024, 16), (A + 2048, 8)]
+
+    def through(readable: Any, writable: Any) -> None:
+        rig.queue.add(readable, writable, "x")
+        rig.queue.publish()
+        (chain,) = rig.device.pop_all()
+        assert [(one.address, one.length) for one in chain.elements] == [*readable, *writable]
+        rig.device.push(chain, 0)
+        assert len(rig.queue.reap()) == 1
+
+    trace = traced(rig, weak=True)
+    for chain, written in ((first, 6), (first, 0), (second, 4), (first, 6), (first, 0)):
+        before = len(trace)
+        through(*chain)
+        stores = [entry for entry in trace[before:] if entry[:2] == ("store", "_table_words")]
+        assert len(stores) == written
+    for length in (8, 9):  # a list may be another one each time
+        changing[1] = (A + 2048, length)
+        through(changing, ())
+    through(first[0], [*first[1]])
+    through(*first)
+
+
 @pytest.mark.spec("SPL-20", "SPL-21", "SPL-19")
 def test_without_event_idx_flags_decide_and_avail_event_is_ignored():
     rig = Rig(64)

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import ClassVar, NoReturn
 
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout
+
+LEAST = 0.1
+"""Seconds that QEMU has for a response at least, however little time the caller gives: on a loaded host a process
+that is well does not answer at once either."""
 
 
 class Connection:
@@ -29,6 +34,9 @@ class Connection:
         self._why = why or (lambda: "the connection ended")
         self._lock = threading.RLock()
         self._closed = False
+        self._mute = False
+        """QEMU owed something and did not send it. Until it sends anything again, every call fails at once."""
+        self._until = threading.local()
 
     def fileno(self) -> int:
         """Return the descriptor, which polls readable when QEMU sent something; ``drain()`` reads it."""
@@ -46,6 +54,23 @@ class Connection:
         with self._lock:
             self._socket.close()
 
+    def hurry(self, deadline: float | None) -> float | None:
+        """Give the calls of this thread a deadline before that of each response.
+
+        Args:
+            deadline: A time of ``time.monotonic()``; None: none.
+
+        Returns:
+            The deadline before.
+        """
+        before, self._until.deadline = self._deadline(), deadline
+        return before
+
+    def _deadline(self) -> float | None:
+        """The deadline of this thread's calls, a time of ``time.monotonic()``; None: it has set none."""
+        found: float | None = getattr(self._until, "deadline", None)
+        return found
+
     def _check(self) -> None:
         if self._closed:
             raise Closed("the connection to QEMU is closed")
@@ -61,9 +86,15 @@ class Connection:
 
     def _silent(self, what: str) -> NoReturn:
         self._check()
+        known, self._mute = self._mute, True
         raise DeviceTimeout(
             f"QEMU {what}",
-            seen=f"nothing for {self._timeout:g} s",
+            seen="nothing since an earlier call timed out" if known else f"nothing for {self._patience():g} s",
             expected=self.owed,
             remedy="close the device; QEMU is killed then",
         )
+
+    def _patience(self) -> float:
+        """Seconds that QEMU has for a response that is asked for now."""
+        deadline = self._deadline()
+        return self._timeout if deadline is None else min(self._timeout, max(deadline - time.monotonic(), LEAST))

@@ -230,6 +230,15 @@ class QemuPciFunction:
         """Guest memory, in bytes; see ``GuestMachine``."""
         return self.machine.memory.size
 
+    @property
+    def ended(self) -> bool:
+        """Whether QEMU has ended (see ``Ends``)."""
+        return self.machine.process.exited
+
+    def hurry(self, deadline: float | None) -> float | None:
+        """Give this thread's accesses a deadline before that of the machine (see ``Hurries``)."""
+        return self.machine.qtest.hurry(deadline)
+
     def qmp(self, command: str, **arguments: Any) -> Any:
         """Run a QMP command of the machine; see ``GuestMachine``."""
         return self.machine.qmp(command, **arguments)

@@ -84,11 +84,13 @@ class Qmp(Connection):
         """
         with self._lock:
             self._check()
+            if self._mute:
+                self._listen()
             self._commands += 1
             request: dict[str, Any] = {"execute": command, "id": self._commands}
             if arguments:
                 request["arguments"] = arguments
-            deadline = time.monotonic() + self._timeout
+            deadline = time.monotonic() + self._patience()
             self._send(json.dumps(request, separators=(",", ":")).encode(), deadline, fds)
             while True:
                 message = self._message(deadline)
@@ -155,6 +157,12 @@ class Qmp(Connection):
                     return
 
     # --- the protocol ---
+
+    def _listen(self) -> None:
+        """Fail at once unless QEMU, which owes a response, has sent something by now."""
+        if not self._receive(0.0):
+            self._silent("does not answer on QMP")
+        self._mute = False
 
     def _keep(self, message: dict[str, Any]) -> None:
         """Store an event; drop a response that no call waits for."""

@@ -8,6 +8,7 @@ time, also before the response to the command that caused them; they are recorde
 from __future__ import annotations
 
 import re
+import select
 import socket
 import struct
 import time
@@ -71,6 +72,8 @@ class Qtest(Connection):
         self._lines: dict[int, IrqLine] = {}
         self._unsure = False
         self._syncs = 0
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
         # The kernel's own time-outs: a Python time-out would cost a poll() before every send and receive.
         connection.settimeout(None)
         seconds = struct.pack("ll", int(timeout), int(timeout % 1 * 1_000_000) or 1)
@@ -152,6 +155,8 @@ class Qtest(Connection):
         """Take the interrupt lines that QEMU has sent, without waiting."""
         with self._lock:
             self._check()
+            if self._mute:
+                self._listen()
             if self._unsure:
                 self._synchronise()
             for _ in range(_MOST_DRAINED):
@@ -199,9 +204,21 @@ class Qtest(Connection):
         """
         if self._closed:
             self._check()
+        if self._mute:
+            self._listen()
         if self._unsure:
             self._synchronise()
         self._unsure = True
+
+    def _listen(self) -> None:
+        """Fail at once unless QEMU, which owes a response, has sent something by now."""
+        try:
+            self._socket.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+        except BlockingIOError:
+            self._silent("does not answer")
+        except OSError as error:
+            self._gone(error)
+        self._mute = False
 
     def _synchronise(self) -> None:
         """Skip responses to interrupted commands: the refusal of an unknown command quotes its name."""
@@ -230,7 +247,7 @@ class Qtest(Connection):
             line = self._next_line()
         if line is not None and not line.startswith(b"IRQ"):
             return line
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + self._patience()
         while line is None or self._take_irq(line):
             if time.monotonic() > deadline:
                 self._silent("sends everything but an answer")
@@ -240,6 +257,8 @@ class Qtest(Connection):
         return line
 
     def _receive(self) -> None:
+        if self._deadline() is not None and not self._poll.poll(1000 * self._patience()):
+            self._silent("does not answer")
         try:
             count = self._socket.recv_into(self._piece)
         except BlockingIOError:
@@ -264,7 +283,7 @@ class Qtest(Connection):
         if not line.startswith(b"IRQ "):
             return False
         words = line.split()
-        if len(words) != 3 or words[1] not in (b"raise", b"lower") or not words[2].isdigit():
+        if len(words) != 3 or words[1] not in (b"raise", b"lower") or not words[2].isdigit() or len(words[2]) > 9:
             self._nonsense(line)
         self.irq_line(int(words[2])).set(words[1] == b"raise")
         return True

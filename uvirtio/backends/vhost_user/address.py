@@ -1,26 +1,29 @@
 """Addresses of vhost-user back ends.
 
     vhost-user:blk:/run/disk.socket                   a back end that runs
+    vhost-user:fs,tag=shared:/run/fs.socket           with a field of the configuration that it does not have
     vhost-user:rng,exec=vhost-device-rng --fd={fd}    one that is started, and ended with the device
     vhost-user:qsd,queues=4/disk.img                  qemu-storage-daemon with a raw disk image
 
 Nothing in the protocol tells the type of the device: the address does. A command is split like a shell's, without
-being given to one. ``{fd}`` in it is the number of a listening socket that it inherits; ``{socket}`` is a path at
-which it makes one.
+being given to one. ``{fd}`` in it is the number of a listening socket that it inherits, ``{connected}`` that of
+a connected one; ``{socket}`` is a path at which it makes one.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from uvirtio.backends.vhost_user.daemon import FD, SOCKET, SpawnedDaemon, missing
+from uvirtio.backends.vhost_user import fields
+from uvirtio.backends.vhost_user.daemon import CONNECTED, FD, SOCKET, SpawnedDaemon, missing
 from uvirtio.backends.vhost_user.node import VhostUserNode
 from uvirtio.errors import BadAddress, NoSuchDevice, UsageError
 from uvirtio.host.addresses import VHOST_USER
@@ -39,6 +42,7 @@ QSD_KEYS: Final = {
 
 _AIO: Final = ("threads", "native", "io_uring")
 _QUEUES_MOST: Final = 64
+_EXEC: Final = ",exec="
 _SUN_PATH: Final = 107
 """Longest path of a socket, in bytes (unix(7))."""
 
@@ -53,11 +57,14 @@ class Target:
     """Its socket; empty where it is started."""
     command: tuple[str, ...] = ()
     """The command that starts it; empty where it runs."""
+    given: Mapping[str, str] = field(default_factory=dict)
+    """Fields of the configuration, for a back end that has none."""
 
     @property
     def names(self) -> list[str]:
         """Other spellings of the address, for the deny list."""
-        return [f"{VHOST_USER}{ids.type_name(self.device_id)}:{Path(self.path).resolve()}"] if self.path else []
+        paths = dict.fromkeys([self.path, str(Path(self.path).resolve())]) if self.path else {}
+        return [f"{VHOST_USER}{ids.type_name(self.device_id)}:{path}" for path in paths]
 
 
 def parse(address: str) -> Target:
@@ -75,24 +82,47 @@ def parse(address: str) -> Target:
     head, slash, file = text.partition("/")
     if slash and (head == QSD or head.startswith(f"{QSD},")):
         return Target(address, 2, command=_qsd(address, head, file))
-    kind, comma, command = text.partition(",exec=")
-    if comma:
-        return Target(address, _type(address, kind), command=_words(address, command))
-    kind, colon, path = text.partition(":")
-    if not colon or not path:
+    name = re.match(r"[^,:]*", text)[0]  # type: ignore[index]  # it matches the empty text, too
+    rest = text[len(name) :]
+    given: dict[str, str] = {}
+    while rest.startswith(",") and not rest.startswith(_EXEC):
+        key, value, rest = _field(rest)
+        if key in given or not value:
+            raise _bad(address, f"{key!r} does not stand there once, with a value")
+        given[key] = value
+    device_id = _type(address, name)
+    for key, value in given.items():
+        if said := fields.wrong(key, value, device_id):
+            raise _bad(address, said)
+    if rest.startswith(_EXEC):
+        return Target(address, device_id, command=_words(address, rest.removeprefix(_EXEC)), given=given)
+    path = rest.removeprefix(":")
+    if not path:
         raise _bad(address, "neither a socket nor a command follows the type")
     if len(os.fsencode(path)) > _SUN_PATH:
         raise _bad(address, f"the path of a socket has at most {_SUN_PATH} bytes")
-    return Target(address, _type(address, kind), path=path)
+    return Target(address, device_id, path=path, given=given)
 
 
-def open_target(target: Target, *, timeout: float, roots: Roots | None = None) -> VhostUserNode:
+def _field(text: str) -> tuple[str, str, str]:
+    """Take ``,KEY=VALUE`` off the beginning: the key, the value and the rest. A MAC address has colons in it."""
+    key, _, after = text[1:].partition("=")
+    known = fields.KEYS.get(key)
+    match = (re.match(known.pattern, after) if known else None) or re.match(r"[^,:]*", after)
+    assert match is not None
+    return key, match[0], after[match.end() :]
+
+
+def open_target(
+    target: Target, *, timeout: float, roots: Roots | None = None, slots: bool = False
+) -> VhostUserNode:
     """Connect to a back end, after starting it where the address says so. The caller has checked the deny list.
 
     Args:
         target: The back end.
         timeout: Seconds for its start, and for each of its replies.
         roots: Where /proc is.
+        slots: Ask how many memory regions it takes; not where rings will be started.
 
     Raises:
         NoSuchDevice: Nothing listens at the socket.
@@ -109,6 +139,8 @@ def open_target(target: Target, *, timeout: float, roots: Roots | None = None) -
         target.device_id,
         address=target.address,
         timeout=timeout,
+        given=target.given,
+        slots=slots,
         daemon=daemon,
         roots=roots,
     )
@@ -126,8 +158,8 @@ def _words(address: str, command: str) -> tuple[str, ...]:
         words = tuple(shlex.split(command))
     except ValueError as error:
         raise _bad(address, f"the command cannot be split: {error}") from error
-    if len(words) < 2 or sum(word.count(FD) + word.count(SOCKET) for word in words[1:]) != 1:
-        raise _bad(address, f"the command has to have {FD} or {SOCKET} among its arguments, once")
+    if len(words) < 2 or sum(word.count(place) for word in words[1:] for place in (FD, CONNECTED, SOCKET)) != 1:
+        raise _bad(address, f"the command has to have {FD}, {CONNECTED} or {SOCKET} among its arguments, once")
     return words
 
 
@@ -186,8 +218,8 @@ def _keys(address: str, head: str) -> dict[str, str]:
 def forms() -> Sequence[str]:
     """The forms of an address, for errors and help."""
     return (
-        f"{VHOST_USER}TYPE:SOCKET",
-        f"{VHOST_USER}TYPE,exec=COMMAND",
+        f"{VHOST_USER}TYPE[,KEY=VALUE...]:SOCKET",
+        f"{VHOST_USER}TYPE[,KEY=VALUE...],exec=COMMAND",
         f"{VHOST_USER}{QSD}[,KEY=VALUE...]/FILE",
     )
 

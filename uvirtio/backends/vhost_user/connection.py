@@ -11,10 +11,12 @@ import os
 import select
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
 from uvirtio.backends.vhost_user import spec
+from uvirtio.backends.vhost_user.peer import credentials
 from uvirtio.backends.vhost_user.spec import Request
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, OperationFailed, ProtocolError, UvirtioError
 
@@ -51,6 +53,8 @@ class Connection:
         self._closed = False
         self.lost: UvirtioError | None = None
         """The error that ended the connection."""
+        self.fate: Callable[[], str] = str
+        """Says how the back end's process has ended; empty where it runs, or that is not known."""
         self.acks = False
         """REPLY_ACK was negotiated: each message without a reply of its own is acknowledged."""
 
@@ -60,10 +64,9 @@ class Connection:
         return self._socket.fileno()
 
     @property
-    def peer(self) -> int:
-        """The process that listened when this connection was made, by SO_PEERCRED; 0 where it cannot be seen."""
-        raw = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        return int.from_bytes(raw[:4], "little", signed=True)
+    def credentials(self) -> tuple[int, int, int]:
+        """The process that listened when this connection was made, its user and its group."""
+        return credentials(self._socket)
 
     # --- messages -------------------------------------------------------------------------------------------
 
@@ -193,7 +196,7 @@ class Connection:
         poller.register(self._socket, select.POLLIN | select.POLLRDHUP)
         for _, seen in poller.poll(0):
             if seen & _HANG_UP:
-                raise self._end(self._hung_up(None, "end of file"))
+                raise self.hung_up("end of file")
             raise self._end(self._odd("sent a message that nothing asked for", "bytes on the socket", "none"))
 
     def _check(self) -> None:
@@ -216,13 +219,25 @@ class Connection:
         """Close the connection because of an error that was met elsewhere."""
         self._end(error)
 
+    def hung_up(self, seen: str) -> UvirtioError:
+        """Close the connection, because the back end hung up; the error that says so.
+
+        Args:
+            seen: Where that was seen.
+        """
+        return self._end(self._hung_up(None, seen))
+
     def _hung_up(self, request: Request | None, seen: str) -> DeviceGone:
         where = f"message {self.messages} ({request.name})" if request else f"rest, after message {self.messages}"
+        fate = self.fate()
         return DeviceGone(
-            f"the back end of {self._address} has closed the connection",
-            seen=f"at {where}: {seen}",
+            f"the back end of {self._address} has {'ended' if fate else 'closed the connection'}",
+            seen=f"at {where}: {fate or seen}",
             expected="a back end that answers",
-            remedy="see its log; start it again, where it ended, and open the device again",
+            remedy="its log may say why; start it again, and open the device again: that is another device"
+            if fate
+            else "its log may say why; open the device again",
+            about="back-end-ended" if fate else "back-end-closed",
         )
 
     def _odd(self, what: str, seen: str, expected: str) -> ProtocolError:

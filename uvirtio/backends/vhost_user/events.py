@@ -13,7 +13,7 @@ from collections.abc import Callable
 from uvirtio.backends.vhost_user import spec
 from uvirtio.backends.vhost_user.connection import ANCILLARY, Connection, close_received
 from uvirtio.backends.vhost_user.spec import BackendRequest
-from uvirtio.errors import DeviceGone, ProtocolError, UvirtioError
+from uvirtio.errors import ProtocolError, UvirtioError
 
 
 class HangUp:
@@ -101,7 +101,6 @@ class ConfigChanges:
                 raise self._ended(os.strerror(error.errno or 0)) from error
             close_received(extra)
             if not more:
-                self._connection.check()  # says it better, where the back end has gone as a whole
                 raise self._ended("end of file")
             self._data += more
         told = False
@@ -135,14 +134,8 @@ class ConfigChanges:
             raise self._ended(os.strerror(error.errno or 0)) from error
 
     def _ended(self, seen: str) -> UvirtioError:
-        return self._fail(
-            DeviceGone(
-                f"the back end of {self._address} has closed its channel",
-                seen=seen,
-                expected="a back end that keeps it open",
-                remedy="start it again, and open the device again",
-            )
-        )
+        # A process that ends closes this before its other socket, or after it.
+        return self._connection.hung_up(f"{seen} on the back-end channel")
 
     def _fail(self, error: UvirtioError) -> UvirtioError:
         self._connection.end(error)

@@ -13,19 +13,20 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal, Protocol
 
 from uvirtio.backends.vhost_user import device_types, memory, spec
+from uvirtio.backends.vhost_user.config import DeviceConfig
 from uvirtio.backends.vhost_user.connection import Connection
 from uvirtio.backends.vhost_user.events import ConfigChanges, HangUp
+from uvirtio.backends.vhost_user.peer import Peer, of_child
 from uvirtio.backends.vhost_user.spec import ProtocolFeature, Request
 from uvirtio.errors import (
     Busy,
     Closed,
-    ConfigError,
     DeviceAbsent,
     DeviceFailure,
     DeviceGone,
@@ -33,10 +34,8 @@ from uvirtio.errors import (
     NotSupported,
     OperationFailed,
     PermissionLack,
-    ProtocolError,
     UvirtioError,
 )
-from uvirtio.host import process
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import Event
 from uvirtio.spec import features as f
@@ -71,6 +70,13 @@ class Daemon(Protocol):
 
     pid: int
     """Its number."""
+
+    serves_one: bool
+    """Whether it has one connection, made before its start, and takes no other."""
+
+    def take_connected(self) -> socket.socket | None:
+        """Hand out that connection, once."""
+        ...
 
     @property
     def exited(self) -> bool:
@@ -115,6 +121,8 @@ class VhostUserNode:
         *,
         address: str,
         timeout: float,
+        given: Mapping[str, str] | None = None,
+        slots: bool = False,
         daemon: Daemon | None = None,
         roots: Roots | None = None,
     ) -> None:
@@ -125,6 +133,8 @@ class VhostUserNode:
             device_id: The virtio device ID, which no message tells.
             address: What the device is called in errors.
             timeout: Seconds that the back end has for each reply.
+            given: Fields of the configuration (``fields.KEYS``), for a back end that has none.
+            slots: Ask how many memory regions it takes; not for a node whose rings will be started.
             daemon: The back end's process, which this object owns from now on, even if this call fails.
             roots: Where /proc is.
 
@@ -134,6 +144,7 @@ class VhostUserNode:
             Busy: Its backlog is full.
             OperationFailed: The process ended at once.
             NotSupported: The back end does not offer VERSION_1.
+            UsageError: It has a configuration, and ``given`` has fields of one.
             DeviceTimeout: It does not answer: another front end may be connected.
             ProtocolError: It does not speak vhost-user.
             DeviceGone: It closed the connection.
@@ -145,20 +156,27 @@ class VhostUserNode:
         self._roots = roots or Roots()
         self._closed = False
         self._connection: Connection | None = None
-        self._peer: int | None = None
+        self.peer: Peer | None = None
+        """The process behind the socket."""
         self._memory: memory.SharedMemory | None = None
         self._table_sent = False
         self._rings: dict[int, _Ring] = {}
         self._status = 0
         self._features_refused = False
-        self._config: bytes | None = None
-        self._offered = 0
+        self._config = DeviceConfig(device_id, given or {}, address)
+        self.offered = 0
+        """The feature word that the back end sends."""
         self._queues = 0
         self._packed = False
-        self.config_length = 0
         self.address = address
+        self.protocol_offered = 0
+        """Mask of the ``ProtocolFeature`` bits that the back end offers."""
         self.protocol_features = 0
-        """Mask of the ``ProtocolFeature`` bits that were negotiated."""
+        """Mask of those that were negotiated."""
+        # With CONFIGURE_MEM_SLOTS memory would be sent by another message.
+        self._wanted = WANTED | (f.mask(ProtocolFeature.CONFIGURE_MEM_SLOTS) if slots else 0)
+        self.memory_slots: int | None = None
+        """How many memory regions the back end takes; None where it was not asked, or does not say."""
         self.removal: Event = HangUp(self._connected)
         """Fires when the back end hangs up."""
         self.config_changes: Event | None = None
@@ -173,15 +191,13 @@ class VhostUserNode:
     def _described(self) -> str:
         """One line: who is behind the socket, and which protocol features were negotiated."""
         named = [bit.name for bit in ProtocolFeature if self.has(bit)]
-        return f"vhost-user, {self._who()}, protocol features {' '.join(named) or 'none'}"
+        return f"vhost-user, {self.peer}, protocol features {' '.join(named) or 'none'}"
 
-    def _who(self) -> str:
-        # A socket that was handed over still says who made it.
-        pid = self._peer if self._daemon is None else self._daemon.pid
-        if not pid:
-            return "a process of another PID namespace"
-        words = process.command(pid, self._roots).split()
-        return f"{Path(words[0]).name if words else 'a process'} (pid {pid})"
+    def _fate(self) -> str:
+        """How the back end's process has ended; empty where it runs, or that cannot be seen."""
+        if self.peer is None or not self.peer.ended:
+            return ""
+        return f"{self.peer} has ended" if self._daemon is None else self._daemon.autopsy()
 
     def has(self, bit: ProtocolFeature) -> bool:
         """Whether a protocol feature was negotiated."""
@@ -227,6 +243,16 @@ class VhostUserNode:
 
     def _socket(self) -> socket.socket:
         """Connect; a socket that is not there yet is waited for, for as long as its process runs."""
+        if self._daemon is not None and self._daemon.serves_one:
+            handed = self._daemon.take_connected()
+            if handed is None:
+                raise DeviceGone(
+                    f"the back end of {self.address} serves one connection, and that has ended",
+                    seen="the connection was given up, or cut off",
+                    expected="a back end that takes another one",
+                    remedy="open the address again, which starts it again; or use {fd}, where it can listen",
+                )
+            return handed
         patience = self._timeout if self._daemon is not None else min(self._timeout, _FIRST_EXCHANGE)
         deadline = time.monotonic() + patience
         while True:
@@ -276,16 +302,19 @@ class VhostUserNode:
 
     def _greet(self, connection: Connection) -> None:
         """The first exchange: features, protocol features, the owner, queues, the back-end channel."""
-        offered = 0
+        offered, roots = 0, self._roots
         try:
-            peer = connection.peer
-            if self._peer is not None and peer != self._peer:
+            pid, uid, gid = connection.credentials
+            if self.peer is not None and self._daemon is None and pid != self.peer.pid:
                 raise DeviceGone(
                     f"another process listens for {self.address} now",
-                    seen=f"pid {peer}",
-                    expected=f"pid {self._peer}",
+                    seen=f"pid {pid}",
+                    expected=f"pid {self.peer.pid}",
                     remedy="open it again: that is another device",
                 )
+            if self.peer is None:
+                self.peer = of_child(self._daemon.pid, roots) if self._daemon else Peer(pid, uid, gid, roots)
+            connection.fate = self._fate
             offered = connection.ask_number(Request.GET_FEATURES)
             if not offered >> f.VERSION_1 & 1:
                 raise NotSupported(
@@ -295,17 +324,18 @@ class VhostUserNode:
                     remedy="use a newer back end",
                 )
             self._negotiate(connection, offered)
+            self.peer.look()
         except BaseException:
             connection.close()
             self._close_channel()
             raise
-        self._connection, self._peer, self._offered = connection, peer, offered
-        self._config = None
+        self._connection, self.offered = connection, offered
 
     def _negotiate(self, connection: Connection, offered: int) -> None:
-        self.protocol_features = 0
+        self.protocol_offered = self.protocol_features = 0
         if offered >> spec.F_PROTOCOL_FEATURES & 1:
-            self.protocol_features = connection.ask_number(Request.GET_PROTOCOL_FEATURES) & WANTED
+            self.protocol_offered = connection.ask_number(Request.GET_PROTOCOL_FEATURES)
+            self.protocol_features = self.protocol_offered & self._wanted
             connection.tell(Request.SET_PROTOCOL_FEATURES, spec.U64.pack(self.protocol_features))
             connection.acks = self.has(ProtocolFeature.REPLY_ACK)
         connection.tell(Request.SET_OWNER)
@@ -313,10 +343,12 @@ class VhostUserNode:
         if self.has(ProtocolFeature.MQ):
             # Some say more than SET_VRING_KICK has bits for.
             self._queues = min(connection.ask_number(Request.GET_QUEUE_NUM), spec.QUEUES_MAX)
+        if self.has(ProtocolFeature.CONFIGURE_MEM_SLOTS):
+            self.memory_slots = connection.ask_number(Request.GET_MAX_MEM_SLOTS)
         if self.has(ProtocolFeature.BACKEND_REQ) and self.has(ProtocolFeature.CONFIG):
-            self.config_changes = channel = ConfigChanges(self._forget_config, connection, self.address)
+            self.config_changes = channel = ConfigChanges(self._config.forget, connection, self.address)
             channel.send_end(lambda fd: connection.tell(Request.SET_BACKEND_REQ_FD, fds=(fd,)))
-        self.config_length = self._measure_config(connection)
+        self._config.measure(connection, self._queues, asks=self.has(ProtocolFeature.CONFIG))
 
     # --- VdpaNode: identity, features, status ---------------------------------------------------------------
 
@@ -326,13 +358,14 @@ class VhostUserNode:
 
     def get_features(self) -> int:
         """Return the offered features (GET_FEATURES), without the bits that mean nothing to a driver."""
-        return self._connected().ask_number(Request.GET_FEATURES) & ~HIDDEN
+        return self._config.features(self._connected().ask_number(Request.GET_FEATURES) & ~HIDDEN)
 
     def set_features(self, features: int) -> None:
         """Write the accepted features (SET_FEATURES); a refusal clears FEATURES_OK."""
         self._packed = bool(features >> f.RING_PACKED & 1)
         # A back end whose protocol features are used, and that is not told so here, ends at SET_VRING_ENABLE.
-        features |= self._offered & 1 << spec.F_PROTOCOL_FEATURES
+        features |= self.offered & 1 << spec.F_PROTOCOL_FEATURES
+        features &= self.offered | ~self._config.added
         self._features_refused = False
         try:
             self._connected().tell(Request.SET_FEATURES, spec.U64.pack(features))
@@ -367,7 +400,8 @@ class VhostUserNode:
         self._status = value
 
     def _reset(self) -> None:
-        connection, self._status, self._config = self._connection, 0, None
+        connection, self._status = self._connection, 0
+        self._config.forget()
         if connection is None:
             return
         drained = False
@@ -389,7 +423,7 @@ class VhostUserNode:
         for index, ring in self._rings.items():
             if ring.started:
                 ring.started = False
-                if self._offered >> spec.F_PROTOCOL_FEATURES & 1:
+                if self.offered >> spec.F_PROTOCOL_FEATURES & 1:
                     connection.tell(Request.SET_VRING_ENABLE, spec.VRING_STATE.pack(index, 0))
                 drained &= self._returned_all(ring, self._get_base(connection, index))
         if self.has(ProtocolFeature.RESET_DEVICE):
@@ -427,63 +461,25 @@ class VhostUserNode:
 
     # --- configuration --------------------------------------------------------------------------------------
 
-    def _measure_config(self, connection: Connection) -> int:
-        """Find the length of the configuration: an empty reply says that it is shorter than what was asked for."""
-        length = 0
-        if self.has(ProtocolFeature.CONFIG):
-            for wanted in device_types.CONFIG_LENGTHS.get(self._device_id, ()):
-                if not self._read_config(connection, wanted):
-                    break
-                length = wanted
-        return length
-
-    def _read_config(self, connection: Connection, length: int) -> bytes:
-        """Read the first bytes of the configuration (GET_CONFIG); empty where there are not so many."""
-        head = spec.CONFIG.size
-        asked = spec.CONFIG.pack(0, length, 0) + bytes(length)
-        reply = connection.ask(Request.GET_CONFIG, asked, sizes=(head + length, head, 0))
-        if len(reply) <= head:
-            return b""
-        offset, size, _ = spec.CONFIG.unpack_from(reply)
-        if offset or size != length:
-            error = ProtocolError(
-                f"the back end of {self.address} answered GET_CONFIG with another part of the configuration",
-                seen=f"{size} bytes at {offset}",
-                expected=f"{length} bytes at 0",
-                remedy="this is a fault of the back end",
-            )
-            connection.end(error)
-            raise error
-        return reply[head:]
-
-    def _forget_config(self) -> None:
-        self._config = None
-
     def get_config_size(self) -> int:
         """Return the length of the device configuration in bytes; 0 where the back end shows none."""
-        return self.config_length
+        return self._config.length
+
+    @property
+    def config_from_back_end(self) -> bool:
+        """Whether the back end has the configuration, and not the address."""
+        return self._config.from_back_end
 
     def get_config(self, offset: int, length: int) -> bytes:
         """Return ``length`` bytes from byte ``offset`` of the configuration, as it was read last."""
-        connection = self._connected()
-        if self._config is None:
-            self._config = self._read_config(connection, self.config_length)
-            if len(self._config) < self.config_length:
-                self._config = None
-                raise ConfigError(
-                    f"the configuration of {self.address} has become shorter",
-                    seen="no bytes",
-                    expected=f"{self.config_length} bytes, as before",
-                )
-        return self._config[offset : offset + length]
+        return self._config.get(self._connected(), offset, length)
 
     def set_config(self, offset: int, data: bytes) -> None:
         """Write ``data`` from byte ``offset`` of the configuration on (SET_CONFIG).
 
         A back end may ignore it silently, or close the connection at a field that is not writable.
         """
-        self._config = None
-        self._connected().tell(Request.SET_CONFIG, spec.CONFIG.pack(offset, len(data), 0) + data)
+        self._config.set(self._connected(), offset, data)
 
     # --- queues ---------------------------------------------------------------------------------------------
 
@@ -555,7 +551,7 @@ class VhostUserNode:
 
         Some serve a disabled ring all the same.
         """
-        if self._offered >> spec.F_PROTOCOL_FEATURES & 1:
+        if self.offered >> spec.F_PROTOCOL_FEATURES & 1:
             self._connected().tell(Request.SET_VRING_ENABLE, spec.VRING_STATE.pack(index, int(on)))
 
     def set_config_call(self, fd: int) -> None:

@@ -46,6 +46,7 @@ class Request(IntEnum):
     GET_CONFIG = 24
     SET_CONFIG = 25
     RESET_DEVICE = 34
+    GET_MAX_MEM_SLOTS = 36
     SET_STATUS = 39
     GET_STATUS = 40
 

@@ -150,6 +150,7 @@ def _devices(place: _Place) -> Iterator[Candidate]:
     if "--timeout" in place.options:  # the verbs that open the device; the others read sysfs
         yield from _qemu(place.current, kind)
         yield from _scripted(place.current, kind)
+    if "--timeout" in place.options or place.verb == "inspect":  # which asks a back end
         yield from _vhost_user(place.current, kind)
 
 
@@ -268,6 +269,16 @@ def _vhost_user(current: str, kind: str) -> Iterator[Candidate]:
         yield from ((f"{prefix}{done},{key}", what) for key, what in QSD_KEYS.items())
         return
     type_name, colon, typed = rest.partition(":")
+    head, comma, _ = rest.rpartition(",")
+    if comma and not colon:
+        from uvirtio.backends.vhost_user.fields import KEYS
+        from uvirtio.spec import ids
+
+        for key, field in KEYS.items():
+            if ids.type_name(field.device_id) == head:
+                yield f"{prefix}{head},{key}=", field.help
+        yield f"{prefix}{head},exec=", "a command that starts the back end"
+        return
     if colon:
         yield from ((f"{prefix}{type_name}:{path}", "") for path in _paths(typed, sockets=True))
         return

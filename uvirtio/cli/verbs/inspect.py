@@ -1,4 +1,7 @@
-"""``uvirtio inspect``: everything that sysfs has about one device, and what this user cannot see of it."""
+"""``uvirtio inspect``: everything that sysfs has about one device, and what this user cannot see of it.
+
+The kernel knows no vhost-user device: that one is asked.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from uvirtio.cli.size import human
 from uvirtio.cli.verbs.from_file import inspect_file, print_capabilities, word_text
 from uvirtio.cli.verbs.list import device_members
 from uvirtio.errors import UsageError
+from uvirtio.host.addresses import VHOST_USER
 
 if TYPE_CHECKING:
     from uvirtio.binding.discover import DiscoveredDevice
@@ -25,12 +29,18 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(cmd: Command, dev: LookOrFileArgument = "", file: FromOption = "") -> None:
-    """Show all that sysfs tells about one device, or what a dump has. The device is not touched."""
+    """Show all that sysfs tells about one device, or what a dump has. The device is not touched.
+
+    A vhost-user back end is connected to and asked; no queue is started.
+    """
     if file:
         inspect_file(cmd, file, dev)
         return
     if not dev:
         raise UsageError("which device?", expected="DEV, or -F FILE", remedy="uvirtio list")
+    if dev.startswith(VHOST_USER):
+        _back_end(cmd, dev)
+        return
     from uvirtio.binding.discover import find
     from uvirtio.binding.facts import Facts
     from uvirtio.binding.rules import check
@@ -42,6 +52,31 @@ def inspect(cmd: Command, dev: LookOrFileArgument = "", file: FromOption = "") -
         cmd.document(**members)
     else:
         _print(cmd, members)
+
+
+def _back_end(cmd: Command, dev: str) -> None:
+    """Connect to a vhost-user back end, and show what it says of itself. No ring is started."""
+    from uvirtio.backends import vhost_user
+    from uvirtio.evidence.record import bits
+    from uvirtio.host import denylist
+    from uvirtio.interfaces.values import DEFAULT_TIMEOUT
+    from uvirtio.spec import ids
+
+    target = vhost_user.parse(dev)
+    denylist.check([dev, *target.names], cmd.roots)
+    facts = vhost_user.look(target, timeout=DEFAULT_TIMEOUT, roots=cmd.roots)
+    name = ids.type_name(facts.device_id)
+    members = {
+        "address": facts.address,
+        "type": name,
+        "device_id": facts.device_id,
+        **facts.as_dict(),
+        "features": {"sent": facts.offered, "offered": facts.features, **bits(name, facts.features)},
+    }
+    if cmd.json:
+        cmd.document(**members)
+    else:
+        _print_back_end(cmd, members)
 
 
 def _members(cmd: Command, found: DiscoveredDevice, verdicts: Verdicts, facts: Facts) -> dict[str, Any]:
@@ -167,6 +202,32 @@ def _print(cmd: Command, members: dict[str, Any]) -> None:
         cmd.line(f"rule {one['rule']} unchecked: {one['why']}")
     for text in (*members["notes"], *members["hidden"]):
         cmd.line(f"not visible: {text}")
+
+
+def _print_back_end(cmd: Command, members: dict[str, Any]) -> None:
+    who, protocol, features = members["back_end"], members["protocol_features"], members["features"]
+    process = "of another PID namespace"
+    if who["pid"] is not None:
+        process = f"{_or_dash(who['command'])} (pid {who['pid']}), {who['exe'] or 'its file is not shown'}"
+    config = members["configuration"]
+    rows: list[tuple[str, object]] = [
+        ("address", members["address"]),
+        ("type", f"{members['type']} (device id {members['device_id']}), as the address says"),
+        ("interface", members["interface"]),
+        ("back end", f"{process}; user {who['uid']}, group {who['gid']}"),
+        ("protocol features", f"{protocol['offered']:#x}: {', '.join(protocol['names']) or 'none'}"),
+        ("of these used", ", ".join(protocol["used"]) or "none"),
+        ("features", word_text({"word": f"{features['offered']:#x}", **features})),
+        ("queues", members["queues"]),
+        ("memory slots", "not told" if members["memory_slots"] is None else members["memory_slots"]),
+        (
+            "configuration",
+            f"{config['length']} bytes" + (f", from the {config['from']}" if config["from"] else ""),
+        ),
+    ]
+    cmd.fields(rows)
+    if members["ended"]:
+        cmd.line("the back end has ended with this connection: it serves one")
 
 
 def _or_dash(value: object) -> str:

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 _VERBS = {
     "diag": (),
     "reset": (),
+    "top": (),
     "rng": ("read",),
     "blk": ("info", "read", "write", "flush", "discard"),
+    "scsi": ("list", "info", "read", "write"),
     "balloon": ("status", "inflate", "follow", "stats", "report"),
     "mem": ("status", "map", "plug", "unplug", "follow", "unplug-all"),
     "input": ("info", "events", "led"),

@@ -138,7 +138,7 @@ class Balloon(Driver):
         self._pressure: Pressure | None = None
         super().__init__(device, observe=observe)
         if self.stats is not None:
-            with device.session():
+            with self.session():
                 self.stats.begin()
         if self._free is not None and device.has(f.Balloon.DEFLATE_ON_OOM):
             self._pressure = Pressure(roots, self._free)
@@ -206,12 +206,14 @@ class Balloon(Driver):
     @property
     def num_pages(self) -> int:
         """The host's target, in pages (5.5.4)."""
-        return self.device.read_config(_CONFIG["num_pages"])[0]
+        with self.session():
+            return self.device.read_config(_CONFIG["num_pages"])[0]
 
     @property
     def actual(self) -> int:
         """The size of the balloon as the driver last reported it to the device, in pages (5.5.4)."""
-        return self.device.read_config(_CONFIG["actual"])[0]
+        with self.session():
+            return self.device.read_config(_CONFIG["actual"])[0]
 
     @property
     def held(self) -> int:
@@ -255,7 +257,7 @@ class Balloon(Driver):
             DeviceTimeout: The device did not acknowledge a batch in time.
         """
         self._check_count(pages)
-        with self.device.session():
+        with self.session():
             self._settle()
             if not force:
                 self._pages.check(pages)
@@ -284,19 +286,20 @@ class Balloon(Driver):
             PagemapHidden, PageMoved, NotSupported: Pages cannot be put into the balloon.
             DeviceTimeout: The device did not acknowledge a batch in time.
         """
-        while (missing := target() - self.held) > 0:
-            try:
-                chunk = self._pages.with_room(missing, force=force)
-            except SHORTAGE as error:
-                return error
-            first = chunk.held
-            while missing > 0 and chunk.room:
-                end = chunk.held + min(spec.PFNS_PER_BUFFER, missing, chunk.room)
-                self._tell(spec.INFLATEQ, [_Batch(chunk, chunk.held, end, end)], timeout)
-                if progress is not None:
-                    progress(self.held)
-                missing = target() - self.held
-            chunk.recheck(first)
+        with self.session():
+            while (missing := target() - self.held) > 0:
+                try:
+                    chunk = self._pages.with_room(missing, force=force)
+                except SHORTAGE as error:
+                    return error
+                first = chunk.held
+                while missing > 0 and chunk.room:
+                    end = chunk.held + min(spec.PFNS_PER_BUFFER, missing, chunk.room)
+                    self._tell(spec.INFLATEQ, [_Batch(chunk, chunk.held, end, end)], timeout)
+                    if progress is not None:
+                        progress(self.held)
+                    missing = target() - self.held
+                chunk.recheck(first)
         return None
 
     # --- deflate --------------------------------------------------------------------------------------------
@@ -331,7 +334,7 @@ class Balloon(Driver):
             DeviceTimeout: The device did not acknowledge a chunk in time.
         """
         self._check_count(pages)
-        with self.device.session():
+        with self.session():
             self._settle()
             if pages > self.held:
                 raise BadSize(
@@ -341,7 +344,8 @@ class Balloon(Driver):
                 )
             target = self.held - pages
             if pages and not force and not self.device.has(f.Balloon.DEFLATE_ON_OOM):
-                self._check_reclaim(target)
+                with self.session(timeout):
+                    self._check_reclaim(target)
             self.shrink(lambda: target, timeout, progress)
         return self.held
 
@@ -367,15 +371,16 @@ class Balloon(Driver):
         Raises:
             DeviceTimeout: The device did not acknowledge a chunk in time.
         """
-        while (surplus := self.held - target()) > 0:
-            chunk = self._pages.chunks[-1]
-            batches = self._to_take(chunk, max(0, chunk.held - surplus))
-            if batches:
-                self._tell(spec.DEFLATEQ, batches, timeout)
-            if not chunk.held:
-                self._pages.drop_last()
-            if progress is not None:
-                progress(self.held)
+        with self.session():
+            while (surplus := self.held - target()) > 0:
+                chunk = self._pages.chunks[-1]
+                batches = self._to_take(chunk, max(0, chunk.held - surplus))
+                if batches:
+                    self._tell(spec.DEFLATEQ, batches, timeout)
+                if not chunk.held:
+                    self._pages.drop_last()
+                if progress is not None:
+                    progress(self.held)
 
     def _to_take(self, chunk: Chunk, least: int) -> list[_Batch]:
         """The buffers to send at once for a chunk that is to keep ``least`` pages, the last page first."""
@@ -412,7 +417,7 @@ class Balloon(Driver):
             PagemapHidden, PageMoved, NotSupported: Pages cannot be put into the balloon.
             DeviceTimeout: The device did not acknowledge a batch in time.
         """
-        with self.device.session():
+        with self.session():
             self._settle()
             Follower(self, self._pages, self._pressure, limit, progress, shortage).run(timeout)
 
@@ -428,7 +433,7 @@ class Balloon(Driver):
         Raises:
             DeviceTimeout: The device did not acknowledge a batch in time.
         """
-        with self.device.session():
+        with self.session():
             self._settle()
             Follower(self, self._pages, self._pressure, None, None, None).stay(timeout)
 
@@ -438,12 +443,13 @@ class Balloon(Driver):
         Raises:
             RingCorruption: A used ring holds what cannot be.
         """
-        if self.stats is not None:
-            self.stats.serve()
-        if self.hints is not None:
-            self.hints.serve()
-        if self.reports is not None:
-            self.reports.serve()
+        with self.session():
+            if self.stats is not None:
+                self.stats.serve()
+            if self.hints is not None:
+                self.hints.serve()
+            if self.reports is not None:
+                self.reports.serve()
 
     # --- free memory that is not in the balloon -------------------------------------------------------------
 
@@ -464,7 +470,7 @@ class Balloon(Driver):
             raise BadSize("an arena is made of whole pages", seen=size, expected="a multiple of 4096 bytes")
         names = (spec.FREE_PAGE_VQ_NAME, spec.REPORTING_VQ_NAME)
         most = [queue.ring.size for queue in self.device.queues.values() if queue.name in names]
-        with self.device.session():
+        with self.session():
             if self._free is not None:
                 self._free.check(size)
             return Arena(allocate(self.device.dma, size), pattern=self._pattern, elements=min([16, *most]))
@@ -485,7 +491,7 @@ class Balloon(Driver):
             NotSupported: PAGE_REPORTING was not negotiated.
             DeviceTimeout: The device did not acknowledge the ranges in time.
         """
-        with self.device.session():
+        with self.session():
             if self.reports is None:
                 raise self._lacks("PAGE_REPORTING", "reporting")
             return self.reports.report(arena, self.device.seconds(timeout))
@@ -501,7 +507,7 @@ class Balloon(Driver):
         Raises:
             NotSupported: FREE_PAGE_HINT was not negotiated.
         """
-        with self.device.session():
+        with self.session():
             if self.hints is None:
                 raise self._lacks("FREE_PAGE_HINT", "hinting")
             self.hints.lend(arena)
@@ -522,14 +528,15 @@ class Balloon(Driver):
         self.serve()
         queue = self.device.queues[index]
         self._out = batches  # stays if the wait is interrupted: the host may have these pages, or may not
-        for place, batch in enumerate(batches):
-            data = array("I", batch.pfns).tobytes()
-            start = place * _BUFFER
-            self._buffer.view[start : start + len(data)] = data
-            queue.add(runs(self._buffer, start, len(data)), (), batch)
-        queue.kick()
-        settle(self.device, queue, timeout=self.device.seconds(timeout), note=_note)
-        self._acknowledged()
+        with self.session(timeout):
+            for place, batch in enumerate(batches):
+                data = array("I", batch.pfns).tobytes()
+                start = place * _BUFFER
+                self._buffer.view[start : start + len(data)] = data
+                queue.add(runs(self._buffer, start, len(data)), (), batch)
+            queue.kick()
+            settle(self.device, queue, timeout=self.device.seconds(timeout), note=_note)
+            self._acknowledged()
 
     def _acknowledged(self) -> None:
         out, self._out = self._out, []

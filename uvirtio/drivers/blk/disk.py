@@ -72,7 +72,7 @@ class Disk(Driver):
     @property
     def config(self) -> BlkConfig:
         """The configuration, read again after each notification that it changed (5.2.6.1)."""
-        with self.device.session():
+        with self.session():
             if self.device.counters.config_changes != self._config_seen:
                 self._read_config()
             return self._config
@@ -84,7 +84,7 @@ class Disk(Driver):
             ConfigError: It is shorter than its features say.
             ConfigUnstable: It changes at every read.
         """
-        with self.device.session():
+        with self.session():
             self._read_config()
             return self._config
 
@@ -110,9 +110,10 @@ class Disk(Driver):
             Whether it changed.
         """
         seen = self._config_seen
-        return self.device.wait(
-            lambda: self.device.counters.config_changes != seen, timeout=timeout, what="a change", owed=False
-        )
+        with self.session():
+            return self.device.wait(
+                lambda: self.device.counters.config_changes != seen, timeout=timeout, what="a change", owed=False
+            )
 
     @property
     def read_only(self) -> bool:
@@ -188,13 +189,14 @@ class Disk(Driver):
 
     def _need(self, bit: int, what: str) -> None:
         """Check that the feature was negotiated that ``what`` needs (NotSupported)."""
-        if not self.device.has(bit):
-            raise NotSupported(
-                f"{self.device.address} cannot {what}",
-                seen=f"features {self.device.features:#x}",
-                expected=f"{f.Blk(bit).name}, bit {int(bit)}",
-                remedy="the host must offer it",
-            )
+        with self.session():
+            if not self.device.has(bit):
+                raise NotSupported(
+                    f"{self.device.address} cannot {what}",
+                    seen=f"features {self.device.features:#x}",
+                    expected=f"{f.Blk(bit).name}, bit {int(bit)}",
+                    remedy="the host must offer it",
+                )
 
     # --- errors of the device -------------------------------------------------------------------------------
 

@@ -145,8 +145,11 @@ class Blk(Disk):
             DeviceTimeout: A request did not complete in time.
             ProtocolError: A status is invalid.
         """
-        with self.device.session():
+        with self.session():
             self.check_range(sector, sectors)
+            requests = self._requests
+            if 0 < sectors * SECTOR_SIZE <= requests.request_size:
+                return requests.call(spec.Request.IN, sector, sectors, room=sectors * SECTOR_SIZE, timeout=timeout)
             out: list[Request] = []
             for first, count in self._pieces(sector, sectors):
                 room = count * SECTOR_SIZE
@@ -171,8 +174,11 @@ class Blk(Disk):
             DeviceTimeout: A request did not complete in time.
             ProtocolError: A status is invalid.
         """
-        with self.device.session():
+        with self.session():
             view, sectors = self._writable(sector, data)
+            if 0 < len(view) <= self._requests.request_size:
+                self._requests.call(spec.Request.OUT, sector, sectors, data=view, timeout=timeout)
+                return
             out: list[Request] = []
             for first, count in self._pieces(sector, sectors):
                 piece = view[(first - sector) * SECTOR_SIZE :][: count * SECTOR_SIZE]
@@ -193,7 +199,7 @@ class Blk(Disk):
             DeviceTimeout: It did not complete in time.
             ProtocolError: Its status is invalid.
         """
-        with self.device.session():
+        with self.session():
             if not self.device.has(f.Blk.FLUSH):
                 return False
             self.submit_flush().result(timeout)
@@ -288,7 +294,7 @@ class Blk(Disk):
             DeviceTimeout: It did not complete in time.
             ProtocolError: Its status is invalid.
         """
-        with self.device.session():
+        with self.session():
             out = self._requests.submit(spec.Request.GET_ID, 0, 0, room=spec.ID_SIZE, timeout=timeout)
             told = out.result(timeout)
         return told.partition(b"\0")[0].decode("ascii", "backslashreplace")
@@ -306,7 +312,7 @@ class Blk(Disk):
             ProtocolError: Its status is invalid.
         """
         self._need(f.Blk.LIFETIME, "tell its lifetime")
-        with self.device.session():
+        with self.session():
             out = self._requests.submit(spec.Request.GET_LIFETIME, 0, 0, room=spec.LIFETIME_SIZE, timeout=timeout)
             return Lifetime(*_LIFETIME.unpack(out.result(timeout)))
 
@@ -326,7 +332,7 @@ class Blk(Disk):
             ProtocolError: Its status is invalid.
         """
         self._need(f.Blk.CONFIG_WCE, "switch its write cache")
-        with self.device.session():
+        with self.session():
             self.device.write_config(configuration.FIELDS["writeback"], int(on))
             self._read_config()
             if not on:
@@ -353,7 +359,7 @@ class Blk(Disk):
             DeviceTimeout: No request completed in time to free a slot.
             ProtocolError: A request that completed meanwhile has an invalid status.
         """
-        with self.device.session():
+        with self.session():
             self.check_range(sector, sectors)
             room = self._one_request(sectors)
             return self._requests.submit(spec.Request.IN, sector, sectors, room=room, queue=queue, kick=kick)
@@ -385,7 +391,7 @@ class Blk(Disk):
             DeviceTimeout: No request completed in time to free a slot.
             ProtocolError: A request that completed meanwhile has an invalid status.
         """
-        with self.device.session():
+        with self.session():
             view, sectors = self._writable(sector, data)
             self._one_request(sectors)
             return self._requests.submit(spec.Request.OUT, sector, sectors, data=view, queue=queue, kick=kick)
@@ -407,14 +413,14 @@ class Blk(Disk):
             ProtocolError: A request that completed meanwhile has an invalid status.
         """
         self._need(f.Blk.FLUSH, "flush")
-        with self.device.session():
+        with self.session():
             return self._requests.submit(
                 spec.Request.FLUSH, 0, 0, queue=queue, kick=kick
             )  # 5.2.6.1: sector 0, no data
 
     def kick(self) -> None:
         """Notify the device of requests that were submitted without a kick."""
-        with self.device.session():
+        with self.session():
             self._requests.kick()
 
     def poll(self) -> int:
@@ -426,7 +432,7 @@ class Blk(Disk):
         Raises:
             ProtocolError: A status is invalid.
         """
-        with self.device.session():
+        with self.session():
             self.device.service()
             return self._requests.collect()
 
@@ -466,7 +472,7 @@ class Blk(Disk):
             QueueFull: The ring has too few descriptors for ``depth`` requests.
             MemlockExceeded, HugePagesLack, OperationFailed: There is no memory for the requests.
         """
-        with self.device.session():
+        with self.session():
             if write:
                 self._require_write("write to")
             if sectors < 1:
@@ -518,7 +524,7 @@ class Blk(Disk):
     def _over_ranges(self, kind: spec.Request, ranges: Sequence[Range], flags: int, timeout: float | None) -> None:
         bit, name = _LIMITED[kind]
         self._need(bit, name.replace("_", " "))
-        with self.device.session():
+        with self.session():
             self._require_write(f"{name.replace('_', ' ')} on")
             for sector, sectors in ranges:
                 self.check_range(sector, sectors)

@@ -9,9 +9,21 @@ from uvirtio.drivers.blk.request import Request, RequestQueue, Slot
 from uvirtio.errors import Closed, ProtocolError, QueueFull, UsageError, UvirtioError
 from uvirtio.spec import blk as spec
 from uvirtio.spec.blk import Status
-from uvirtio.virtqueue import Completion
+from uvirtio.virtqueue import Completion, Virtqueue
 
-_ZEROES = bytes(1 << 16)
+_OK = Status.OK
+
+POLL = 200e-6
+"""Seconds for which a call of one request polls the ring, at most, before it waits for an interrupt."""
+
+_SKIPPED = 16
+"""Calls that do not poll after several polls in vain, at most: one after the first, then twice as many each."""
+
+_GLANCES = 16
+"""Looks at the ring between two looks at the clock."""
+
+_LOOK = 256
+"""Calls between two checks for configuration changes and removal."""
 
 
 class RequestQueues:
@@ -45,7 +57,9 @@ class RequestQueues:
         self.request_size = min(one.size for one in self._free)
         """Bytes of data of one request, at most."""
         self._first = self._free[0].queue
-        self._turn = 0
+        self._turn = self._calls = 0
+        self._skip = self._skipping = 0  # calls that do not poll: of these, how many are left
+        self._zeroes = b""  # as many as the last read had bytes
 
     @property
     def in_flight(self) -> int:
@@ -139,14 +153,14 @@ class RequestQueues:
         requestq = slot.requestq
         slot.prepare(kind, sector)
         slot.room = room
-        readable, writable = [slot.header], [slot.status]
         if data:
             slot.fill(data)
-            readable += slot.runs(len(data))
         elif room:
             # Cleared: what the device does not write must not look like data, nor be that of an earlier request.
-            slot.fill(memoryview(_ZEROES)[:room] if room <= len(_ZEROES) else bytes(room))
-            writable[:0] = slot.runs(room)
+            if room != len(self._zeroes):
+                self._zeroes = bytes(room)
+            slot.fill(self._zeroes)
+        readable, writable = slot.chain(len(data), room)
         slot.request = request = Request(self, kind, sector, sectors, requestq.queue.index)
         try:
             self._add(requestq, readable, writable, slot, timeout)
@@ -157,9 +171,71 @@ class RequestQueues:
             requestq.queue.kick()
         return request
 
+    def call(
+        self,
+        kind: spec.Request,
+        sector: int,
+        sectors: int,
+        *,
+        data: bytes | memoryview = b"",
+        room: int = 0,
+        timeout: float | None = None,
+    ) -> bytes:
+        """Submit one request, and wait for it; the arguments are those of ``submit``.
+
+        Args:
+            kind: The request's type (5.2.6).
+            sector: Its first sector.
+            sectors: How many sectors it covers, for errors.
+            data: What the device reads; copied.
+            room: Bytes of data that the device writes.
+            timeout: Seconds to wait; the device's own where None.
+
+        Returns:
+            The data of a read; empty for other requests.
+
+        Raises:
+            BlkIoError, BlkUnsupported: The request failed.
+            DeviceTimeout: It did not complete in time; the device counts as broken then.
+            UsageError: Bursts have taken all queues.
+            ProtocolError: A status is invalid.
+            Closed: The driver was closed.
+        """
+        request = self.submit(kind, sector, sectors, data=data, room=room, timeout=timeout)
+        if len(self._free) > 1:
+            self.kick()  # what was submitted to other queues without a kick
+
+        def ready() -> bool:
+            self.collect()
+            return request.done
+
+        device = self._device
+        self._calls += 1
+        if not self._calls % _LOOK:
+            device.service()  # as the wait loop does, which does not run while polling is enough
+        seconds = device.seconds(timeout)
+        if not (self._poll(device.queues[request.queue].ring, min(POLL, seconds)) and ready()):
+            device.wait(ready, timeout=seconds, what="1 request")
+        return request.result()
+
+    def _poll(self, ring: Virtqueue, seconds: float) -> bool:
+        """Look at a ring for a while, where that has been of use; whether something was used."""
+        if self._skipping:
+            self._skipping -= 1
+            return False
+        clock = self._device.clock.monotonic
+        end = clock() + seconds
+        while clock() < end:
+            for _ in range(_GLANCES):
+                if ring.pending():
+                    self._skip = 0
+                    return True
+        self._skip = self._skipping = min(_SKIPPED, 2 * self._skip or 1)
+        return False
+
     def _slot(self, index: int | None, timeout: float | None) -> Slot:
         """A free slot; waits for one if all are in flight."""
-        requestqs = self._numbered(index)
+        requestqs = self._live() if index is None and len(self._free) == 1 else self._numbered(index)
         for requestq in requestqs:
             if requestq.free:
                 return requestq.free.pop()
@@ -216,7 +292,7 @@ class RequestQueues:
             UsageError: Bursts have taken all queues.
             Closed: The driver was closed.
         """
-        with self._device.session():
+        with self._disk.session():
             self.kick()
             left = None if requests is None else [one for one in requests if not one.done]
 
@@ -267,8 +343,12 @@ class RequestQueues:
         count = 0
         senseless: UvirtioError | None = None
         for requestq in self._live():
-            for completion in requestq.queue.reap():
-                count += 1
+            queue = requestq.queue
+            if not queue.ring.pending():
+                continue
+            done = queue.reap()
+            count += len(done)
+            for completion in done:
                 error = self._finish(requestq, completion)
                 senseless = senseless or error
         if senseless is not None:
@@ -282,8 +362,8 @@ class RequestQueues:
         answer = slot.answer()
         room = slot.room
         senseless = None
-        if answer == Status.OK:
-            self._disk.counts[Status.OK] += 1
+        if answer == _OK:
+            self._disk.counts[_OK] += 1
             # The status byte decides. Used lengths of old devices are wrong (5.2.6.3), so they are only counted.
             if completion.written != room + spec.STATUS_SIZE:
                 self._disk.findings["the used length is not what was to be written"] += 1

@@ -20,6 +20,9 @@ NO_STATUS = 0xFF
 """Preset of the status byte before the device writes it; not a status of 5.2.6."""
 
 
+Chain = tuple[tuple[SgEntry, ...], tuple[SgEntry, ...]]
+
+
 class Waits(Protocol):
     """What a ``Request`` needs of its queues."""
 
@@ -90,18 +93,18 @@ class Slot:
     """Memory for one request: header, data and status, at fixed device addresses."""
 
     __slots__ = (
+        "_chain",
+        "_chain_of",
         "_control",
         "_control_at",
-        "_cut",
-        "_cut_length",
         "_data",
         "_data_at",
+        "_header",
         "_runs",
-        "header",
+        "_status",
         "request",
         "requestq",
         "room",
-        "status",
     )
 
     def __init__(self, requestq: RequestQueue, number: int, size: int, size_max: int) -> None:
@@ -120,27 +123,35 @@ class Slot:
         self._control, self._data = requestq.control, requestq.data
         self._control_at, self._data_at = number * _CONTROL, number * size
         # 32 divides a page, so neither of these crosses one. Each is an element of its own (5.2.6.4).
-        (self.header,) = requestq.control.segments(self._control_at, spec.HEADER_SIZE)
-        (self.status,) = requestq.control.segments(self._control_at + _STATUS_AT, spec.STATUS_SIZE)
+        (self._header,) = requestq.control.segments(self._control_at, spec.HEADER_SIZE)
+        (self._status,) = requestq.control.segments(self._control_at + _STATUS_AT, spec.STATUS_SIZE)
         self._runs = clipped(requestq.data.segments(self._data_at, size), size, size_max)
-        self._cut: Sequence[SgEntry] = self._runs
-        self._cut_length = size
+        self._chain: Chain = ((self._header,), (self._status,))
+        self._chain_of = (0, 0)
 
     def prepare(self, kind: int, sector: int) -> None:
         """Write the header (5.2.6), and preset the status."""
         at, view = self._control_at, self._control.view
-        view[at : at + spec.HEADER_SIZE] = _HEADER.pack(kind, 0, sector)
+        _HEADER.pack_into(view, at, kind, 0, sector)
         view[at + _STATUS_AT] = NO_STATUS
 
     def fill(self, data: bytes | memoryview) -> None:
         """Write the data."""
         self._data.view[self._data_at : self._data_at + len(data)] = data
 
-    def runs(self, length: int) -> Sequence[SgEntry]:
-        """Return the first ``length`` bytes of data as elements of the chain."""
-        if length != self._cut_length:
-            self._cut, self._cut_length = _first(self._runs, length), length
-        return self._cut
+    def chain(self, length: int, room: int) -> Chain:
+        """Return the (readable, writable) elements of a request; the same objects for one like the last.
+
+        Args:
+            length: Bytes of data that the device reads.
+            room: Bytes of data that it writes; one of the two is 0.
+        """
+        if self._chain_of != (length, room):
+            data = _first(self._runs, length or room)
+            readable, writable = (data, []) if length else ([], data)
+            self._chain = ((self._header, *readable), (*writable, self._status))
+            self._chain_of = length, room
+        return self._chain
 
     def fits(self, pieces_max: int) -> int:
         """Return the bytes of whole sectors that ``pieces_max`` elements can carry."""

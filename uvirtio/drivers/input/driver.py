@@ -51,7 +51,7 @@ class Input(Driver):
 
     def _queues(self) -> Sequence[QueueSpec]:
         return [
-            QueueSpec(spec.EVENTQ, "eventq", size=64),
+            QueueSpec(spec.EVENTQ, "eventq", size=64, owed=False),
             QueueSpec(spec.STATUSQ, "statusq", size=64, required=False),
         ]
 
@@ -84,7 +84,7 @@ class Input(Driver):
         Raises:
             UsageError: Buffers are still in flight, so the queue was not reset.
         """
-        with self.device.session():
+        with self.session():
             self._lay()
             self._stock()
 
@@ -109,7 +109,7 @@ class Input(Driver):
             ConfigError: The configuration is too short.
             ConfigUnstable: It changes at every read.
         """
-        with self.device.session():
+        with self.session():
             self.device.write_config(_CONFIG["select"], select)
             self.device.write_config(_CONFIG["subsel"], subsel)
             transport = self.device.transport
@@ -209,7 +209,7 @@ class Input(Driver):
             ConfigError: The configuration is too short.
             ConfigUnstable: It changes at every read.
         """
-        with self.device.session():
+        with self.session():
             if self._known is None:
                 events = self.event_types()
                 axes = {axis: self.absinfo(axis) for axis in sorted(events.get(spec.EV_ABS, ()))}
@@ -242,7 +242,7 @@ class Input(Driver):
         Returns:
             The events; empty if none arrived in time, which is no error.
         """
-        with self.device.session():
+        with self.session():
             self.device.wait(self._some_event, timeout=timeout, what="an event", owed=False)
             return self._waiting.take()
 
@@ -255,7 +255,7 @@ class Input(Driver):
         Returns:
             The frame; None if none was complete in time.
         """
-        with self.device.session():
+        with self.session():
             self.device.wait(self._some_frame, timeout=timeout, what="a frame of events", owed=False)
             return self._waiting.take_frame()
 
@@ -311,7 +311,7 @@ class Input(Driver):
 
     def service(self) -> None:
         """Take the device's events without waiting, and give it the buffers back; the events wait for a reader."""
-        with self.device.session():
+        with self.session():
             self.device.wait(self._collected, timeout=0, what="events", owed=False)
 
     def _collected(self) -> bool:
@@ -383,7 +383,7 @@ class Input(Driver):
             ConfigError: The configuration is too short.
             ConfigUnstable: It changes at every read.
         """
-        with self.device.session():
+        with self.session():
             here = self.describe().events.get(spec.EV_LED, frozenset())
             if code not in here:
                 raise UsageError(
@@ -419,7 +419,7 @@ class Input(Driver):
                 seen=(event_type, code, value),
                 expected="numbers that fit (5.8.6)",
             )
-        with self.device.session():
+        with self.session():
             if self._status.queue is None:
                 raise NotSupported(
                     f"{self.device.address} has no status queue",
@@ -439,7 +439,7 @@ class Input(Driver):
         Returns:
             Whether it has used all of them.
         """
-        with self.device.session():
+        with self.session():
             return self.device.wait(self._all_told, timeout=timeout, what="the values to be taken", owed=False)
 
     def _all_told(self) -> bool:

@@ -81,7 +81,7 @@ class Mem(Driver):
         self.counts: dict[Response, int] = dict.fromkeys(Response, 0)
         """Responses so far, by type."""
         try:
-            with device.session():
+            with self.session():
                 config = self.config()
                 self.block_table = BlockTable(config.block_size)
                 if config.plugged_size and leftover == "unplug":
@@ -116,7 +116,7 @@ class Mem(Driver):
             ConfigUnstable: It changes at every read.
             ProtocolError: ``block_size``, ``addr`` or ``region_size`` changed.
         """
-        with self.device.session():
+        with self.session():
             config = configuration.read(self.device)
             if self._identity != (config.block_size, config.addr, config.region_size):
                 self._finding("what cannot change changed: block_size, addr or region_size")
@@ -181,8 +181,8 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
-        with self.device.session():
-            first = self._validated(addr, blocks)
+        with self.session():
+            first = self._validated(addr, blocks, timeout)
             if self.block_table.plugged.overlaps(first, blocks):
                 raise self._not_uniform("plugged already", first, blocks)
             self._update_suspend_lock(plugs=True)
@@ -206,8 +206,8 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
-        with self.device.session():
-            first = self._validated(addr, blocks)
+        with self.session():
+            first = self._validated(addr, blocks, timeout)
             if not self.block_table.plugged.covers(first, blocks):
                 raise self._not_uniform("not plugged", first, blocks)
             self.block_table.require_unused(first, blocks)
@@ -229,7 +229,7 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
-        with self.device.session():
+        with self.session():
             whole = self._identity[2] // self.block_size
             self.block_table.require_unused(0, whole)
             self.patiently(self._unplug_all_once, timeout)
@@ -240,8 +240,8 @@ class Mem(Driver):
                 self.resync()
             self._update_suspend_lock()
 
-    def _unplug_all_once(self) -> None:
-        answer = self.ask(Request.UNPLUG_ALL)
+    def _unplug_all_once(self, seconds: float) -> None:
+        answer = self.ask(Request.UNPLUG_ALL, timeout=seconds)
         if answer.type is not Response.ACK:
             self._refused(Request.UNPLUG_ALL, 0, 0, answer, 0)
 
@@ -262,8 +262,8 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
-        with self.device.session():
-            return self._state(self._validated(addr, blocks), blocks, timeout)
+        with self.session():
+            return self._state(self._validated(addr, blocks, timeout), blocks, timeout)
 
     def _state(self, first: int, blocks: int, timeout: float | None = None) -> State:
         states = set()
@@ -290,7 +290,7 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
-        with self.device.session():
+        with self.session():
             buffer = self._buffer
             buffer.view[: spec.REQUEST_SIZE] = _REQUEST.pack(request, addr, blocks)
             # Preset to an invalid response: what the device does not write must not look like an ACK.
@@ -377,11 +377,11 @@ class Mem(Driver):
             done=done,
         )
 
-    def patiently(self, act: Callable[[], None], timeout: float | None) -> None:
+    def patiently(self, act: Callable[[float], None], timeout: float | None) -> None:
         """Retry ``act`` with growing pauses while it raises MemBusy.
 
         Args:
-            act: What to do; its other errors pass through.
+            act: What to do, called with the seconds that are left; its other errors pass through.
             timeout: Seconds in all; the device's own where None.
 
         Raises:
@@ -391,7 +391,7 @@ class Mem(Driver):
         pause = BUSY_FIRST
         while True:
             try:
-                act()
+                act(max(0.0, deadline - self.device.clock.monotonic()))
                 return
             except MemBusy:
                 left = deadline - self.device.clock.monotonic()
@@ -410,9 +410,10 @@ class Mem(Driver):
             Whether the configuration changed.
         """
         seen = self.device.counters.config_changes
-        return self.device.wait(
-            lambda: self.device.counters.config_changes != seen, timeout=seconds, what="a change", owed=False
-        )
+        with self.session():
+            return self.device.wait(
+                lambda: self.device.counters.config_changes != seen, timeout=seconds, what="a change", owed=False
+            )
 
     # --- what is plugged ------------------------------------------------------------------------------------
 
@@ -427,7 +428,7 @@ class Mem(Driver):
             MemNack, MemBusy, MemError: The device refused.
             DeviceTimeout: The device did not respond in time.
         """
-        with self.device.session():
+        with self.session():
             config = self.config()
             plugged = self._survey(config)
             if plugged.total != config.plugged_blocks:
@@ -481,9 +482,10 @@ class Mem(Driver):
     def _address(self, block: int) -> int:
         return self.addr + block * self.block_size
 
-    def _validated(self, addr: int, blocks: int) -> int:
+    def _validated(self, addr: int, blocks: int, timeout: float | None) -> int:
         """Check a range that the device would have to refuse otherwise (5.15.6); the number of its first block."""
-        config = self.config()
+        with self.session(timeout):
+            config = self.config()
         block = config.block_size
         if blocks < 1:
             raise BadSize("a request is for at least one block", seen=blocks, expected="1 or more")

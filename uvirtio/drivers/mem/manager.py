@@ -277,7 +277,8 @@ class Manager:
 
         Args:
             size: Bytes, a multiple of ``step``.
-            timeout: Seconds that the device may be busy, in all; its own timeout where None.
+            timeout: Seconds that the device may be busy, in all, and seconds for each request; its own timeout
+                where None.
 
         Raises:
             BadSize: ``size`` is no multiple of ``step``, or more than the region has left.
@@ -287,7 +288,8 @@ class Manager:
             OperationFailed: There is no other block that could be plugged.
         """
         self._check_size(size)
-        config = self.mem.config()
+        with self.mem.session(timeout):
+            config = self.mem.config()
         room = config.region_size - config.plugged_size
         if size > room:
             raise BadSize(
@@ -305,7 +307,8 @@ class Manager:
 
         Args:
             size: Bytes, a multiple of ``step``.
-            timeout: Seconds that the device may be busy, in all; its own timeout where None.
+            timeout: Seconds that the device may be busy, in all, and seconds for each request; its own timeout
+                where None.
 
         Raises:
             BadSize: ``size`` is no multiple of ``step``, or more than is plugged.
@@ -314,7 +317,8 @@ class Manager:
             MemNack, MemError: The device refused.
         """
         self._check_size(size)
-        plugged = self.mem.config().plugged_size
+        with self.mem.session(timeout):
+            plugged = self.mem.config().plugged_size
         table = self.mem.block_table
         if size > plugged:
             raise BadSize(
@@ -379,7 +383,7 @@ class Manager:
 
         Args:
             target: Bytes that are to be plugged; None: what the host requests, read before each step.
-            timeout: Seconds that the device may be busy; its own timeout where None.
+            timeout: Seconds that the device may be busy, and seconds for each request; its own timeout where None.
             progress: Called with the plugged bytes after each request.
 
         Returns:
@@ -391,12 +395,22 @@ class Manager:
             DeviceTimeout: The device did not respond in time.
             ConfigError, ProtocolError: Its configuration or a response is invalid.
         """
-        deadline = self.mem.device.clock.monotonic() + self.mem.device.seconds(timeout)
+        return self._converge(target, self.mem.device.seconds(timeout), timeout, progress)
+
+    def _converge(
+        self,
+        target: int | None,
+        busy: float,
+        timeout: float | None,
+        progress: Callable[[int], None] | None,
+    ) -> Outcome:
+        """``converge`` with two time-outs: seconds that the device may be busy, and seconds for each request."""
+        deadline = self.mem.device.clock.monotonic() + busy
         pause = BUSY_FIRST
-        with self.mem.device.session():
+        with self.mem.session():
             while True:
                 try:
-                    outcome = self._one_step(target)
+                    outcome = self._one_step(target, timeout)
                 except MemBusy:
                     left = deadline - self.mem.device.clock.monotonic()
                     if left <= 0:
@@ -440,7 +454,7 @@ class Manager:
         outcome = Outcome.REACHED
         before: tuple[Outcome, int] | None = None
         quiet_since = self.mem.device.clock.monotonic()
-        with device.session():
+        with self.mem.session():
             self.consumer.arrived(self)
             while True:
                 seen = device.counters.config_changes
@@ -448,7 +462,7 @@ class Manager:
                 requested = self.mem.config().requested_size
                 if before != (Outcome.NACK, requested):  # refused before, so it is not asked again
                     try:
-                        outcome = self.converge(timeout=0, progress=progress)
+                        outcome = self._converge(None, 0.0, None, progress)
                     except MemBusy:
                         outcome = Outcome.BUSY
                 # Also where as much is plugged as before: these may be other blocks, which have no owner yet.
@@ -474,34 +488,35 @@ class Manager:
 
     # --- one step -------------------------------------------------------------------------------------------
 
-    def _one_step(self, target: int | None) -> Outcome:
+    def _one_step(self, target: int | None, timeout: float | None) -> Outcome:
         """One request at most, planned with the current configuration."""
-        config = self.mem.config()
+        with self.mem.session(timeout):
+            config = self.mem.config()
         wanted = config.requested_size if target is None else target
         if self.limit is not None:
             wanted = min(wanted, self.limit)
         missing = wanted // self.mem.block_size - self.mem.block_table.plugged.total
         try:
             if missing > 0:
-                return self._grow(config, missing)
-            return self._shrink(-missing)
+                return self._grow(config, missing, timeout)
+            return self._shrink(-missing, timeout)
         except MemNack:
             after = self.mem.config()
             if after.requested_size != config.requested_size:
                 return Outcome.MOVED  # the request changed meanwhile: plan again
             return Outcome.NACK
 
-    def _grow(self, config: MemConfig, missing: int) -> Outcome:
+    def _grow(self, config: MemConfig, missing: int, timeout: float | None) -> Outcome:
         missing -= missing % self._step
         if not missing:
             return Outcome.REACHED
         run = self._to_plug(config, missing)
         if run is None:
             return Outcome.NOTHING_LEFT
-        self.mem.plug(config.address_of(run[0]), run[1])
+        self.mem.plug(config.address_of(run[0]), run[1], timeout=timeout)
         return Outcome.MOVED
 
-    def _shrink(self, surplus: int) -> Outcome:
+    def _shrink(self, surplus: int, timeout: float | None) -> Outcome:
         surplus += -surplus % self._step  # below the request rather than above it
         if surplus < 1:
             return Outcome.REACHED
@@ -511,7 +526,7 @@ class Manager:
             run = self._to_unplug(surplus)
         if run is None:
             return Outcome.IN_USE
-        self.mem.unplug(self.mem.addr + run[0] * self.mem.block_size, run[1])
+        self.mem.unplug(self.mem.addr + run[0] * self.mem.block_size, run[1], timeout=timeout)
         return Outcome.MOVED
 
     def _to_plug(self, config: MemConfig, missing: int) -> BlockRange | None:

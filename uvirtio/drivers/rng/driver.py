@@ -62,7 +62,7 @@ class Rng(Driver):
         if count < 0:
             raise UsageError("a number of bytes is not negative", seen=count, expected="0 or more")
         found = bytearray()
-        with self.device.session():
+        with self.session():
             empty = 0
             while len(found) < count:
                 asked = min(count - len(found), _BUFFER)

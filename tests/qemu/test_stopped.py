@@ -1,0 +1,171 @@
+"""A QEMU that is stopped or killed: found out once, within the caller's deadline, and nothing of it is left."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import uvirtio
+from uvirtio import Device
+from uvirtio.errors import (
+    Closed,
+    DeviceBroken,
+    DeviceGone,
+    DeviceResetByOther,
+    DeviceTimeout,
+    LimitReached,
+)
+from uvirtio.qemu import Machine
+
+GIVEN = 0.2
+"""Seconds that each call gets."""
+
+SLACK = 0.5
+"""Seconds beyond it. QEMU has 0.1 s for a response at least; the rest is what this machine may lose."""
+
+PATIENCE = 5.0
+"""Seconds that the device has by itself: what a call would take that does not hand its deadline down."""
+
+
+def _rng(device: Device) -> Callable[[], object]:
+    driver = uvirtio.Rng(device)
+    return lambda: driver.read(8, timeout=GIVEN)
+
+
+def _balloon(device: Device) -> Callable[[], object]:
+    driver = uvirtio.Balloon(device)
+    return lambda: driver.inflate(16, timeout=GIVEN)
+
+
+def _deflate(device: Device) -> Callable[[], object]:
+    driver = uvirtio.Balloon(device)
+    driver.inflate(16)
+    return lambda: driver.deflate(16, timeout=GIVEN)
+
+
+def _mem(device: Device) -> Callable[[], object]:
+    driver = uvirtio.Mem(device)
+    return lambda: driver.state(driver.addr, 1, timeout=GIVEN)
+
+
+def _input(device: Device) -> Callable[[], object]:
+    driver = uvirtio.Input(device)
+    return lambda: driver.read(timeout=GIVEN)
+
+
+def _blk(device: Device) -> Callable[[], object]:
+    driver = uvirtio.Blk(device)
+    return lambda: driver.read(0, 1, timeout=GIVEN)
+
+
+CALLS = {
+    "rng": ("virtio-rng-pci", _rng),
+    "rng-intx": ("virtio-rng-pci,vectors=0", _rng),
+    "rng-mmio": ("virtio-rng-device", _rng),
+    "balloon": ("virtio-balloon-pci", _balloon),
+    "deflate": ("virtio-balloon-pci", _deflate),
+    "mem": ("virtio-mem-pci", _mem),
+    "input": ("virtio-keyboard-pci", _input),
+    "blk": ("virtio-blk-pci", _blk),
+}
+
+
+@pytest.fixture
+def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
+    model = request.param
+    with Machine("microvm" if model.endswith("-device") else "q35", [model], timeout=PATIENCE) as made:
+        yield made
+
+
+@pytest.mark.parametrize(("machine", "make"), CALLS.values(), ids=CALLS, indirect=["machine"])
+def test_a_stopped_qemu_costs_a_call_its_own_deadline(machine: Machine, make: Callable[[Device], object]) -> None:
+    device = machine.open(0, timeout=PATIENCE)
+    call = make(device)
+    assert callable(call)
+    os.kill(machine.pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        with pytest.raises((DeviceTimeout, DeviceBroken)):
+            call()
+            call()  # an event is not owed, so a device may be silent once
+        with pytest.raises((DeviceTimeout, DeviceBroken)):
+            call()
+        device.close()
+        assert time.monotonic() - began < 3 * (GIVEN + SLACK) < PATIENCE
+        with pytest.raises(Closed):
+            call()
+    finally:
+        os.kill(machine.pid, signal.SIGCONT)
+
+
+def test_a_qemu_that_answers_again_is_used_again() -> None:
+    with Machine(devices=["virtio-rng-pci"], timeout=0.3) as machine:
+        config = machine.functions[0].config
+        os.kill(machine.pid, signal.SIGSTOP)
+        for said in ("for 0.3 s", "since an earlier call"):
+            with pytest.raises(DeviceTimeout) as caught:
+                config.read32(0)
+            assert said in str(caught.value.seen)
+        os.kill(machine.pid, signal.SIGCONT)
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                assert config.read32(0) == 0x10051AF4
+                break
+            except DeviceTimeout:
+                assert time.monotonic() < deadline
+        with machine.open(0) as device, uvirtio.Rng(device) as rng:
+            assert len(rng.read(8)) == 8
+
+
+def test_a_device_that_was_reset_by_others_is_not_blamed_for_its_configuration() -> None:
+    with Machine(devices=["virtio-mem-pci"]) as machine, machine.open(0, timeout=1) as device:
+        mem = uvirtio.Mem(device)
+        machine.qmp("system_reset")
+        with pytest.raises((DeviceResetByOther, DeviceGone)):
+            mem.config()
+
+
+@pytest.mark.parametrize("more", [0, 4, 20, 40])
+def test_too_few_descriptors_are_named_and_none_is_lost(more: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = sorted(Path("/proc/self/fd").iterdir())
+    lowest = next(number for number in range(soft) if Path("/proc/self/fd") / str(number) not in before)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + more, hard))
+    try:
+        with pytest.raises(LimitReached) as caught, uvirtio.open("qemu:virtio-rng-pci") as device:
+            uvirtio.Rng(device)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caught.value.seen == f"RLIMIT_NOFILE {lowest + more}"
+    assert "ulimit -n" in str(caught.value.remedy)
+    assert len(sorted(Path("/proc/self/fd").iterdir())) == len(before)
+
+
+def _held() -> tuple[int, int]:
+    return len(list(Path("/proc/self/fd").iterdir())), len(Path("/proc/self/maps").read_text().splitlines())
+
+
+@pytest.mark.parametrize("address", ["qemu:virtio-rng-pci", "qemu:microvm/virtio-rng-device"])
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+def test_closing_it_leaves_nothing_and_hides_no_error(address: str, how: signal.Signals) -> None:
+    before = _held()
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), uvirtio.open(address, timeout=2) as device:
+            rng = uvirtio.Rng(device)
+            rng.read(8)
+            guest = device.guest
+            assert guest is not None
+            os.kill(guest.machine.pid, how)  # type: ignore[attr-defined]
+            raise ZeroDivisionError
+        with pytest.raises((Closed, DeviceGone)):
+            rng.read(8)
+    descriptors, maps = _held()
+    assert descriptors <= before[0]
+    assert maps <= before[1] + 2  # what the interpreter itself may have taken

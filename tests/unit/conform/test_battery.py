@@ -1,0 +1,72 @@
+"""Each row: a scripted device that obeys is good, and one that breaks just this row is caught."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from uvirtio.conform import Pace, battery
+from uvirtio.conform.result import Result
+from uvirtio.conform.row import Level
+from uvirtio.conform.run import run
+from uvirtio.conform.verdict import FAILURES, Verdict
+from uvirtio.device import OpenOptions
+from uvirtio.scripted import ScriptedCore
+
+from .mutants import Mutant, all_mutants
+
+ROWS = battery.all_rows()
+PACE = Pace(deadline=0.01, watch=0.0, reset=0.01)
+"""A scripted device answers inside the register access."""
+
+MUTANTS = all_mutants()
+
+
+def one(row, make, ring="split") -> tuple[Result, list[ScriptedCore]]:
+    made: list[ScriptedCore] = []
+
+    def anew() -> ScriptedCore:
+        made.append(make())
+        return made[-1]
+
+    report = run(anew, rows=[row], options=OpenOptions(ring=ring), pace=PACE)
+    assert len(report.results) == 1, f"{row.id} does not fit the device of its mutant"
+    return report.results[0], made
+
+
+@cache
+def obeying(row_id: str) -> Result:
+    row, mutant = battery.find(row_id), MUTANTS[row_id]
+    result, made = one(row, mutant.make, mutant.ring)
+    if row.level < Level.REGISTERS:
+        broken = [what for device in made for what in device.violations]
+        assert not broken, f"L{row.level.value} asks only for what a driver may do: {broken}"
+    return result
+
+
+def test_every_row_has_a_mutant_and_every_mutant_a_row():
+    assert {row.id for row in ROWS} == set(MUTANTS)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_an_obeying_device_is_good(row):
+    result = obeying(row.id)
+    assert result.verdict in (Verdict.PASS, Verdict.REJECT, Verdict.FREE), (result.seen, result.log)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
+def test_its_mutant_is_caught(row):
+    mutant: Mutant = MUTANTS[row.id]
+    result, _ = one(row, mutant.device, mutant.ring)
+    if row.keyword == "MAY":  # a fact, which is told and never bad
+        assert result.seen != obeying(row.id).seen
+    else:
+        assert result.verdict in FAILURES, (result.verdict, result.seen, result.log)
+
+
+def test_ids_are_unique_and_rows_are_said_in_full():
+    assert len({row.id for row in ROWS}) == len(ROWS)
+    for row in ROWS:
+        assert row.id.startswith("D-") and row.section and row.title.endswith("."), row
+        assert row.check.__doc__, f"{row.id}: no word on how it is tested"

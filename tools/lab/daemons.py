@@ -1,0 +1,130 @@
+"""Vhost-user back ends of a Debian release: downloaded by apt and unpacked, never installed.
+
+Each is started by its own dynamic loader, with the libraries that came with it, from a wrapper under its own name:
+to have the wrappers' folder in PATH is to have these programs. Libraries that none of them needs are removed.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from lab import LabError, cache, debian, qemus
+from lab.debian import Apt
+from lab.process import run
+
+_LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
+_LOADER: Final = f"{_LIBRARIES}/ld-linux-x86-64.so.2"
+
+_TESTPMD: Final = "dpdk-testpmd"
+_DPDK: Final = ("dpdk-dev", f"usr/bin/{_TESTPMD}")
+_OTHERS: Final = (
+    ("qemu-utils", "usr/bin/qemu-storage-daemon"),
+    ("virtiofsd", "usr/libexec/virtiofsd"),
+    ("passt", "usr/bin/passt"),
+)
+"""Packages and what is taken from them; in Debian 12 they are on this machine, or are too old."""
+
+_NEWEST: Final = (("vhost-device-vsock", "usr/bin/vhost-device-vsock"),)
+"""What no release has yet."""
+
+# testpmd finds these by name, and its list of needed libraries has the first alone.
+_PLUGINS: Final = ("librte_mempool_ring", "librte_net_vhost")
+
+# Of what the packages depend on: no compilers, no interpreters.
+_NEEDED: Final = re.compile(
+    r"qemu-utils|virtiofsd|passt|vhost-device-vsock|dpdk-dev|ibverbs-providers|zlib1g|"
+    r"(?!.*-dev$|.*-bin$|.*-common$)lib(?!perl|python|sqlite|db5|x11|gl|mesa|llvm|stdc|gcc-\d).*"
+)
+
+
+def get(version: str, *, accept_expired: bool = False) -> Path:
+    """The folder with the programs that belong to a QEMU of ``qemus``; DPDK alone for this machine's own.
+
+    Args:
+        version: As for ``qemus.get``.
+        accept_expired: Also from an index that is too old to be trusted.
+    """
+    if version in qemus.MOVING:
+        place, _ = debian.newest(
+            "daemons",
+            qemus.MOVING[version],
+            "qemu-utils",
+            _building(*_OTHERS, *_NEWEST, _DPDK),
+            accept_expired=accept_expired,
+        )
+        return place / "programs"
+    suite = qemus.SUITES[version] if version else debian.machine_suite()
+    programs = (*_OTHERS, _DPDK) if version else (_DPDK,)
+    target = cache.root() / "daemons" / suite
+
+    def fetch(work: Path) -> None:
+        with debian.updated_apt(suite, work, accept_expired=accept_expired) as apt:
+            _building(*programs)(apt, work, target)
+
+    return cache.build_once(target, fetch) / "programs"
+
+
+def _building(*programs: tuple[str, str]) -> Callable[[Apt, Path, Path], None]:
+    return lambda apt, work, target: _download(apt, work, target, programs)
+
+
+def _download(apt: Apt, work: Path, target: Path, programs: Iterable[tuple[str, str]]) -> None:
+    """Unpack the programs into ``work``, which will be at ``target``."""
+    print(
+        f"lab: fetching vhost-user back ends of {apt.suite} (once; up to 40 MB, kept in {cache.root()})",
+        flush=True,
+    )
+    packages = [package for package, _ in programs]
+    apt.extract([name for name in apt.needed(*packages) if _NEEDED.fullmatch(name)], work)
+    files = [work / file for _, file in programs]
+    plugins = _plugins(work) if any(package == _DPDK[0] for package in packages) else []
+    _keep(work, [*files, *plugins])
+    for name in ("loaders", "programs"):
+        (work / name).mkdir()
+    for file in files:
+        # The kernel names a process by the file that it started, and that is the loader.
+        (work / "loaders" / file.name).symlink_to(f"../{_LOADER}")
+        wrapper = work / "programs" / file.name
+        told = plugins if file.name == _TESTPMD else []
+        program, *before = [target / one.relative_to(work) for one in (file, *told)]
+        wrapper.write_text(wrapper_text(target, program, before))
+        wrapper.chmod(0o755)
+
+
+def wrapper_text(root: Path, program: Path, plugins: Iterable[Path] = ()) -> str:
+    """The script that runs ``program``, which lies below ``root``; ``plugins`` are DPDK's."""
+    libraries = root / _LIBRARIES
+    words = [root / "loaders" / program.name, "--argv0", "$0", "--library-path", libraries, program]
+    words += [word for plugin in plugins for word in ("-d", plugin)]
+    quoted = ['"$0"' if word == "$0" else shlex.quote(str(word)) for word in words]
+    return f'#!/bin/sh\nexec {" ".join(quoted)} "$@"\n'
+
+
+def _plugins(root: Path) -> list[Path]:
+    """DPDK's drivers that testpmd is told of."""
+    folder = root / _LIBRARIES / "dpdk"
+    found = [file for name in _PLUGINS for file in folder.rglob(f"{name}.so.*") if not file.is_symlink()]
+    if len(found) != len(_PLUGINS):
+        raise LabError(f"not one each of {', '.join(_PLUGINS)} in {folder}")
+    return found
+
+
+def _keep(root: Path, files: list[Path]) -> None:
+    """Remove all that these files do not need, the libraries of others among it."""
+    libraries = root / _LIBRARIES
+    kept = {libraries / "ld-linux-x86-64.so.2", *files}
+    for file in files:
+        said = run([str(root / _LOADER), "--library-path", str(libraries), "--list", str(file)])
+        kept |= {Path(found) for found in re.findall(r"=> (/\S+)", said)}
+    kept |= {file.resolve() for file in kept}
+    names = {path.name for path in kept}
+    for path in sorted(root.rglob("*"), reverse=True):
+        if path.is_symlink() or path.is_file():
+            if path not in kept and path.name not in names:  # links to links are of the same name
+                path.unlink()
+        elif path.is_dir() and not any(path.iterdir()):
+            path.rmdir()

@@ -1,0 +1,1 @@
+"""The rows, by part of the standard; each module has an ``AREA``."""

@@ -1,0 +1,65 @@
+"""Levers of the host: what changes a device's configuration from outside, as its user does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from uvirtio.conform.verdict import Unfit
+from uvirtio.device import Device
+from uvirtio.interfaces.backend import GuestMachine
+from uvirtio.scripted import Balloon, Disk, Mem, ScriptedCore
+
+_MIB: Final = 1 << 20
+
+Change = Callable[[int], object]
+"""Makes one change; of two numbers that follow each other each makes another configuration."""
+
+
+def lever(device: Device) -> Change:
+    """What changes the configuration of a device from outside.
+
+    Args:
+        device: The device.
+
+    Raises:
+        Unfit: There is no way to do that here.
+    """
+    backend = device.transport.backend
+    if isinstance(backend, ScriptedCore):
+        return _scripted(backend)
+    if device.guest is not None:
+        return _of_machine(device.type, device.guest)
+    raise Unfit("its host cannot be asked to change the configuration")
+
+
+def _scripted(device: ScriptedCore) -> Change:
+    model = device.model
+    if isinstance(model, Balloon):
+        return lambda number: model.set_target(256 * (number + 1))
+    if isinstance(model, Disk):
+        return lambda number: model.grow(4096 + number)
+    if isinstance(model, Mem):
+        return lambda number: model.request(model.block_size * (1 + number % 2))
+    raise Unfit(f"a scripted {device.type} has no configuration to change")
+
+
+def _of_machine(type_name: str, guest: GuestMachine) -> Change:
+    if type_name == "balloon":
+        return lambda number: guest.qmp("balloon", value=guest.ram - _MIB * (1 + number % 64))
+    if type_name == "blk":
+        return _resize(guest)
+    if type_name == "mem":
+        path, name = f"/machine/peripheral/{guest.id}", "requested-size"
+        block = int(guest.qmp("qom-get", path=path, property="block-size"))
+        return lambda number: guest.qmp("qom-set", path=path, property=name, value=block * (1 + number % 2))
+    raise Unfit(f"the host has no way to change the configuration of {type_name}")
+
+
+def _resize(guest: GuestMachine) -> Change:
+    """Another size of the disk that was supplied for this device; no other is resized."""
+    disk = next((one for one in guest.qmp("query-block") if one["device"] == f"{guest.id}-disk"), None)
+    if disk is None:
+        raise Unfit("the disk is not the one that was made for this device")
+    size = int(disk["inserted"]["image"]["virtual-size"]) // _MIB * _MIB
+    return lambda number: guest.qmp("block_resize", device=disk["device"], size=size + _MIB * (1 + number % 2))

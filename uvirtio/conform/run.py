@@ -1,0 +1,197 @@
+"""A run: the rows that fit a device, in the order of their levels, each inside the frame."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from uvirtio import opening
+from uvirtio.conform import battery
+from uvirtio.conform.frame import Bench, Source
+from uvirtio.conform.implementation import Implementation, of
+from uvirtio.conform.quirks import Quirk, all_quirks
+from uvirtio.conform.quirks import of as of_device
+from uvirtio.conform.report import Report
+from uvirtio.conform.result import Result
+from uvirtio.conform.row import LETTERS, Level, Row, U, V
+from uvirtio.conform.trial import Consent, Pace
+from uvirtio.conform.verdict import FAILURES, Verdict
+from uvirtio.device import Device, OpenOptions
+from uvirtio.errors import UvirtioError
+from uvirtio.scripted import ScriptedCore
+from uvirtio.spec import features as f
+
+OURS: Final = ("qemu:", "scripted:")
+"""Addresses whose device is made for this run, so that all may be done to it, and another be made."""
+
+WHOLE_DISK: Final = range(1 << 55)
+
+_SCRIPTED: Final = Pace(deadline=0.05, watch=0.0, reset=0.05)
+"""A scripted device answers inside the register access."""
+
+
+def run(
+    device: Source,
+    *,
+    rows: Sequence[Row] | None = None,
+    options: OpenOptions | None = None,
+    consent: Consent | None = None,
+    pace: Pace | None = None,
+    seed: int | None = None,
+    implementation: Implementation | None = None,
+    quirks: Sequence[Quirk] | None = None,
+    on_result: Callable[[Result], None] = lambda result: None,
+    on_device: Callable[[Report, int], None] = lambda report, count: None,
+    opened: Callable[[Device | None], None] = lambda device: None,
+    check: Callable[[], None] = lambda: None,
+) -> Report:
+    """Test whether a device does what virtio 1.4 demands of devices.
+
+    Args:
+        device: Its address; what a back end opened; or a function that opens it anew, each time that it is called,
+            which is what lets the run go on after a test that the device does not survive.
+        rows: The rows (``battery.chosen``); None: all. Those of other types and transports are left out.
+        options: How to open it; ``ring="packed"`` sends requests over packed rings.
+        consent: What may be done to it; None: everything where the device is made for this run (``qemu:`` and
+            ``scripted:`` addresses, and functions that make one), else nothing of it.
+        pace: How long to wait; None: a second for what the device owes.
+        seed: Shuffles the rows within their levels; None: the order of the standard.
+        implementation: What implements the device; None: what can be found out.
+        quirks: The violations that are known; None: those of this package.
+        on_result: Called with each result as it comes.
+        on_device: Called once the device is known, with the empty report and the number of rows.
+        opened: Called with each device that is opened, and with None when it is closed.
+        check: Called in each wait; what it raises ends the run.
+
+    Returns:
+        The results.
+
+    Raises:
+        UvirtioError: The device cannot be opened, as from ``uvirtio.open``.
+    """
+    options = opening.chosen(options, {})
+    renewable = callable(device) or (isinstance(device, str) and device.startswith(OURS))
+    if consent is None:
+        consent = made_for_this(device) if renewable else Consent()
+    with Bench(
+        device, options, pace or Pace(), renewable=renewable, consent=consent, opened=opened, check=check
+    ) as bench:
+        found = bench.device
+        if pace is None and isinstance(found.transport.backend, ScriptedCore):
+            bench.pace = _SCRIPTED
+        report = _about(found, options, implementation or of(found), seed)
+        known = quirks_of(report, all_quirks() if quirks is None else quirks)
+        fitting = [row for row in rows or battery.all_rows() if _fits(row, found)]
+        on_device(report, len(fitting))
+        for row in _ordered(fitting, seed):
+            result = _one(bench, row, known.get(row.id))
+            report.results.append(result)
+            on_result(result)
+        report.stopped = bench.dead
+    return report
+
+
+def made_for_this(device: Source) -> Consent:
+    """All that may be done to a device that is made for this run; a disk that the caller named is not written.
+
+    Args:
+        device: What is opened.
+    """
+    named = isinstance(device, str) and ("drive=" in device or "file=" in device)
+    return Consent(faults=True, host=True, flr=True, write=None if named else WHOLE_DISK)
+
+
+def _about(device: Device, options: OpenOptions, implementation: Implementation, seed: int | None) -> Report:
+    transport = device.transport
+    offered = transport.device_features()
+    packed = options.ring == "packed" and f.has(offered, f.RING_PACKED)
+    return Report(
+        address=device.address,
+        type=device.type,
+        transport=transport.kind,
+        ring="packed" if packed else "split",
+        implementation=implementation.name,
+        version=implementation.version,
+        offered=offered,
+        seed=seed,
+    )
+
+
+def _fits(row: Row, device: Device) -> bool:
+    return LETTERS[device.transport.kind] in row.transports and row.fits_type(device.type)
+
+
+def _ordered(rows: Sequence[Row], seed: int | None) -> list[Row]:
+    found = list(rows)
+    if seed is not None:
+        random.Random(seed).shuffle(found)
+    return sorted(found, key=lambda row: row.level)
+
+
+def quirks_of(report: Report, quirks: Sequence[Quirk]) -> dict[str, Quirk]:
+    """The quirks of the device of a report, by row.
+
+    Args:
+        report: With its implementation.
+        quirks: All that are known.
+    """
+    implementation = Implementation(report.implementation, report.version)
+    return of_device(quirks, implementation, report.type, LETTERS[report.transport], report.ring)
+
+
+def _one(bench: Bench, row: Row, quirk: Quirk | None) -> Result:
+    if bench.dead is not None:
+        return Result(row, Verdict.SKIP, bench.dead)
+    if quirk is not None and quirk.expect == "skip":
+        return Result(row, Verdict.SKIP, f"known: {quirk.seen}")
+    try:
+        reason = withheld(row, bench)
+        if reason is not None:
+            return Result(row, Verdict.SKIP, reason)
+        return judged(bench.run(row), quirk)
+    except UvirtioError as error:
+        # Between the tests: the device could not be opened again.
+        bench.dead = str(error)
+        return Result(row, Verdict.ERROR, str(error))
+
+
+def judged(result: Result, quirk: Quirk | None) -> Result:
+    """A result in the light of what is known: a failure that was foretold, or one that was and did not come.
+
+    Args:
+        result: As the test has it.
+        quirk: What is known of this row; None: nothing.
+    """
+    if quirk is None:
+        return result
+    if result.verdict in FAILURES:
+        return replace(result, verdict=Verdict.KNOWN)
+    if result.verdict in (Verdict.SKIP, Verdict.ERROR):
+        return result
+    return replace(result, verdict=Verdict.FIXED, seen=f"{result.seen}; known was: {quirk.seen}".lstrip("; "))
+
+
+def withheld(row: Row, bench: Bench) -> str | None:
+    """Why a test is not made without consent; None: it may be.
+
+    Args:
+        row: The row.
+        bench: The device.
+    """
+    consent, transport = bench.consent, bench.device.transport
+    if row.level >= Level.REGISTERS:
+        if not consent.faults:
+            return f"L{row.level.value} is forbidden input, which needs --faults"
+        if not bench.renewable and LETTERS[transport.kind] in (V, U):
+            return f"L{row.level.value} is never tried on a device whose back end others may share"
+        if row.level is Level.RINGS and not bench.renewable and not transport.translates:
+            return "L4 is never tried without an IOMMU: a wrong address would be somebody's memory"
+    if "write" in row.needs and consent.write is None:
+        return "it writes to the disk, which needs --allow-write"
+    if "host" in row.needs and not consent.host:
+        return "it pulls a lever of the device's host, which needs --host"
+    if "flr" in row.needs and not consent.flr:
+        return "it resets the function, which needs --flr"
+    return None
