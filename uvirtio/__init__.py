@@ -4,10 +4,8 @@
         print(rng.read(16).hex())
 
 ``open`` takes an address and gives a Device; a driver (Balloon, Blk, Input, Mem, Net, Rng, Scsi) negotiates with
-it and drives it. ``uvirtio.qemu.Machine`` is a QEMU without a guest, for tests. All errors derive from UvirtioError;
-``help(uvirtio.errors)`` has them, and each can be imported from here.
-
-The names below are imported when they are first asked for, so that ``uvirtio list`` does not load the drivers.
+it and drives it. ``uvirtio.qemu.Machine`` is a QEMU without a guest, for tests. All errors derive from
+UvirtioError; ``help(uvirtio.errors)`` has them, and each can be imported from here.
 """
 
 from importlib import import_module
