@@ -97,7 +97,7 @@ def test_open_lists_exactly_the_open_ones_and_area_narrows():
 
 
 def test_an_area_that_does_not_exist_is_wrong_usage():
-    assert run("--area", "13").returncode == 2
+    assert run("--area", "14").returncode == 2
 
 
 # --- one requirement --------------------------------------------------------------------------------------
