@@ -189,7 +189,7 @@ class Trial(Steps):
         return found
 
     def serve(self, lane: Lane, posted: Posted, seconds: float | None = None) -> bool:
-        """Wait whether a chain is used; for tests in which silence is an answer.
+        """Wait whether a chain is used, or the device gives up; for tests in which silence is an answer.
 
         Args:
             lane: Its queue.
@@ -199,9 +199,11 @@ class Trial(Steps):
 
         def done() -> bool:
             lane.take()
-            return posted.length is not None
+            return posted.length is not None or bool(self.status() & Status.DEVICE_NEEDS_RESET)
 
-        return self.until(done, self.pace.deadline if seconds is None else seconds)
+        self.until(done, self.pace.deadline if seconds is None else seconds)
+        lane.take()
+        return posted.length is not None
 
     def again(self, index: int, size: int | None = None) -> Lane:
         """Make and enable a queue again that was reset by itself (2.6.1.2); the old ring is kept for comparison.

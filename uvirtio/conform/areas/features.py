@@ -6,9 +6,9 @@ from typing import Final
 
 from uvirtio.conform.row import ANY, LEGACY, MODERN, REGISTERS, Area, Level, P, V
 from uvirtio.conform.trial import Trial
-from uvirtio.conform.verdict import Outcome, Severity, Violated, free, rejected
+from uvirtio.conform.verdict import Outcome, Severity
 from uvirtio.spec import features as f
-from uvirtio.spec import ids, pci
+from uvirtio.spec import pci
 from uvirtio.spec.status import Status, describe
 
 AREA = Area("features", 20, "2.2, 6: feature bits", transports=ANY)
@@ -317,29 +317,3 @@ def later_writes_change_nothing(t: Trial) -> Outcome:
     t.good(lane)
     t.await_interrupt(lane)
     return None
-
-
-@AREA.row(
-    "D-FEAT-L1",
-    "2.2.3",
-    "MUST",
-    "Transitional: no VERSION_1 from the driver means a legacy driver.",
-    level=Level.REGISTERS,
-    transports=REGISTERS,
-)
-def without_version_1(t: Trial) -> Outcome:
-    """All is accepted but VERSION_1, on modern registers: a device refuses, or serves a legacy driver."""
-    status = t.negotiate(t.plain & f.LEGACY_MASK)
-    if not status & Status.FEATURES_OK:
-        return rejected("FEATURES_OK is refused without VERSION_1")
-    transitional = t.transport.kind == "pci-modern" and _transitional(t)
-    if not transitional:
-        raise Violated("a device without a legacy interface grants FEATURES_OK without VERSION_1", _REFUSED)
-    return free("FEATURES_OK is granted without VERSION_1")
-
-
-def _transitional(t: Trial) -> bool:
-    config = getattr(t.transport.backend, "config", None)
-    if config is None:
-        return False
-    return ids.is_transitional_pci(config.read16(pci.CFG_VENDOR_ID), config.read16(pci.CFG_DEVICE_ID))

@@ -280,6 +280,7 @@ def odd_table(t: Trial) -> Outcome:
     "2.1.2",
     "SHOULD",
     "Raise DEVICE_NEEDS_RESET on entering an error that only a reset can end.",
+    transports=MODERN,
     level=Level.RINGS,
 )
 def says_that_it_needs_a_reset(t: Trial) -> Outcome:
@@ -305,6 +306,7 @@ def says_that_it_needs_a_reset(t: Trial) -> Outcome:
     "2.1.2",
     "MUST",
     "With DRIVER_OK set, DEVICE_NEEDS_RESET comes with a configuration-change notification.",
+    transports=MODERN,
     level=Level.RINGS,
     severity=Severity.SILENT,
 )

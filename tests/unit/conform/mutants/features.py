@@ -105,16 +105,6 @@ def _took(device, value):
             queue.ring.event_idx = f.has(device.driver_features, f.EVENT_IDX)
 
 
-@MUTANTS.of("D-FEAT-L1")
-def grants_all_without_version_1(device):
-    def write(to, value):
-        to(value)
-        if value == 0x0B:
-            device._status = value
-
-    around(device, "_write_status", write)
-
-
 @MUTANTS.of("D-RES-01")
 def does_not_offer_version_1(device):
     device.offered &= f.LEGACY_MASK
