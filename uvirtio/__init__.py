@@ -3,7 +3,7 @@
     with uvirtio.open("qemu:virtio-rng-pci") as device, uvirtio.Rng(device) as rng:
         print(rng.read(16).hex())
 
-``open`` takes an address and gives a Device; a driver (Balloon, Blk, Input, Mem, Rng) negotiates with it and
+``open`` takes an address and gives a Device; a driver (Balloon, Blk, Input, Mem, Rng, Scsi) negotiates with it and
 drives it. ``uvirtio.qemu.Machine`` is a QEMU without a guest, for tests. All errors derive from UvirtioError;
 ``help(uvirtio.errors)`` has them, and each can be imported from here.
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from uvirtio.drivers.input import Input, InputEvent
     from uvirtio.drivers.mem import Mem
     from uvirtio.drivers.rng import Rng
+    from uvirtio.drivers.scsi import Scsi
     from uvirtio.host.roots import Roots
     from uvirtio.interfaces.values import InterruptMode
     from uvirtio.opening import open
@@ -47,6 +48,7 @@ __all__ = [
     "Restored",
     "Rng",
     "Roots",
+    "Scsi",
     "__version__",
     "bind",
     "bound",
@@ -75,6 +77,7 @@ if not TYPE_CHECKING:  # or every misspelt name would pass as Any
         "Restored": "uvirtio.binding.restore",
         "Rng": "uvirtio.drivers.rng",
         "Roots": "uvirtio.host.roots",
+        "Scsi": "uvirtio.drivers.scsi",
         "open": "uvirtio.opening",
         **dict.fromkeys(("bind", "bound", "check_denied", "find", "list", "restore"), "uvirtio.binding.api"),
     }

@@ -50,6 +50,7 @@ __all__ = [
     "GuardianLost",
     "HugePagesLack",
     "InUse",
+    "LimitReached",
     "MemBusy",
     "MemError",
     "MemNack",
@@ -77,11 +78,37 @@ __all__ = [
     "ResetTimeout",
     "RingCorruption",
     "RngUnhealthy",
+    "ScsiAnswer",
+    "ScsiCheck",
+    "ScsiRefusal",
+    "ScsiStatus",
+    "ScsiTransport",
     "UnsafeDma",
     "UsageError",
     "UvirtioError",
     "WriteRefused",
 ]
+
+
+_MADE_TO_ORDER = ("qemu:", "scripted:", "vhost-user:")
+"""How an address begins that says how its device is made, in as many words as that takes."""
+_LONGEST, _HEAD, _TAIL = 64, 40, 16
+
+
+def shortened(text: str) -> str:
+    """``text`` with long addresses of devices that are made to order cut in their middle.
+
+    Args:
+        text: A message; words are separated by spaces.
+    """
+    return " ".join(_cut(word) for word in text.split(" ")) if len(text) > _LONGEST else text
+
+
+def _cut(word: str) -> str:
+    bare = word.strip("'\"():;,.")
+    if len(bare) <= _LONGEST or not bare.startswith(_MADE_TO_ORDER):
+        return word
+    return word.replace(bare, f"{bare[:_HEAD]}...{bare[-_TAIL:]}")
 
 
 class UvirtioError(Exception):
@@ -104,6 +131,7 @@ class UvirtioError(Exception):
         remedy: str | None = None,
         about: str | None = None,
     ) -> None:
+        message = shortened(message)
         super().__init__(message)
         self.message = message
         self.about = about
@@ -290,6 +318,47 @@ class BlkUnsupported(BlkRefusal):
     code = "UV-BLK-UNSUPP"
 
 
+class ScsiRefusal(UvirtioError):
+    """A SCSI device did not carry out a command or a task management function (5.6.6); it works on.
+
+    ``response`` is what the transport said, ``key``, ``asc`` and ``ascq`` are those of the sense data; 0 where
+    there are none. What a write did to its blocks is not known: all, some or none were written.
+    """
+
+    code = "UV-SCSI"
+
+    def __init__(
+        self, message: str, *, response: int = 0, sense: tuple[int, int, int] = (0, 0, 0), **details: Any
+    ) -> None:
+        super().__init__(message, **details)
+        self.response = response
+        self.key, self.asc, self.ascq = sense
+
+
+class ScsiCheck(ScsiRefusal):
+    """CHECK CONDITION: the logical unit refused or failed, and its sense data say why."""
+
+    code = "UV-SCSI-CHECK"
+
+
+class ScsiStatus(ScsiRefusal):
+    """The logical unit ended a command with another status: busy, reserved, its task set full, or aborted."""
+
+    code = "UV-SCSI-STATUS"
+
+
+class ScsiTransport(ScsiRefusal):
+    """A command did not reach its logical unit, or its answer not us: no such target, aborted, reset (5.6.6.1)."""
+
+    code = "UV-SCSI-TRANSPORT"
+
+
+class ScsiAnswer(ScsiRefusal):
+    """The logical unit says GOOD, and its data are too short or make no sense."""
+
+    code = "UV-SCSI-ANSWER"
+
+
 class QueueFull(UvirtioError):
     """There are not enough free descriptors for this chain; reap first."""
 
@@ -473,6 +542,12 @@ class PermissionLack(EnvironmentLack, PermissionError):
     """This user may not do that."""
 
     code = "UV-ENV-PERMISSION"
+
+
+class LimitReached(EnvironmentLack):
+    """A limit of this process is too low: open files, address space, the size of a file (setrlimit(2))."""
+
+    code = "UV-ENV-LIMIT"
 
 
 class ModuleLack(EnvironmentLack):

@@ -24,7 +24,7 @@ from uvirtio.errors import (
     UsageError,
     UvirtioError,
 )
-from uvirtio.host import addresses, denylist, privilege
+from uvirtio.host import addresses, denylist, limits, privilege
 from uvirtio.host.addresses import Address
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.backend import (
@@ -93,8 +93,9 @@ def open_function(
     require_host()
     if options.replay is not None:
         return options.replay.next_device()
-    canonical, found = _opened(address, options)
-    return canonical, _recorded(canonical, found, options)
+    with limits.told(f"{address if isinstance(address, str) else address.address} cannot be opened"):
+        canonical, found = _opened(address, options)
+        return canonical, _recorded(canonical, found, options)
 
 
 def _opened(address: str | Opened, options: OpenOptions) -> tuple[str, Opened]:

@@ -14,7 +14,8 @@ IDS = {"net": 1, "blk": 2, "console": 3, "rng": 4, "balloon": 5, "scsi": 8, "9p"
        "vsock": 19, "crypto": 20, "iommu": 23, "mem": 24, "sound": 25, "fs": 26, "pmem": 27}  # fmt: skip
 KERNEL = {"net": "virtio_net", "blk": "virtio_blk", "console": "virtio_console", "rng": "virtio_rng",
           "balloon": "virtio_balloon", "9p": "9pnet_virtio", "gpu": "virtio_gpu", "input": "virtio_input",
-          "crypto": "virtio_crypto", "iommu": "virtio_iommu", "mem": "virtio_mem", "fs": "virtiofs"}  # fmt: skip
+          "crypto": "virtio_crypto", "iommu": "virtio_iommu", "mem": "virtio_mem", "fs": "virtiofs",
+          "scsi": "virtio_scsi"}  # fmt: skip
 
 RESOURCE = ["0x0 0x0 0x0"] * 17
 RESOURCE[0] = "0x000000000000c000 0x000000000000c03f 0x0000000000040101"

@@ -43,12 +43,16 @@ class Ring:
 
 
 class PlayedBackEnd:
-    """Listens on ``path`` until ``close()``. ``acts`` maps a message to what is done instead."""
+    """Listens on ``path`` until ``close()``, or serves ``connection`` alone.
+
+    ``acts`` maps a message to what is done instead.
+    """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         *,
+        connection: socket.socket | None = None,
         features: int = PLAIN,
         protocol: int = PROTOCOL,
         config: bytes = b"",
@@ -68,9 +72,11 @@ class PlayedBackEnd:
         self.region = (0, 0, 0)
         self.channel: socket.socket | None = None
         self.files: list[int] = []
+        self._connection = connection
         self._listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listening.bind(str(path))
-        self._listening.listen(4)
+        if path is not None:
+            self._listening.bind(str(path))
+            self._listening.listen(4)
         self._closed = False
         self._wake, self._woken = os.pipe()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -79,6 +85,10 @@ class PlayedBackEnd:
     # --- the thread -----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        if self._connection is not None:
+            with self._connection:
+                self._converse(self._connection)
+            return
         while True:
             if not self._wait(self._listening):
                 return
@@ -154,6 +164,10 @@ class PlayedBackEnd:
             with contextlib.suppress(OSError):
                 os.close(fd)
         self.files.clear()
+
+    def join(self) -> None:
+        """Wait until it has served the connection that it was given."""
+        self._thread.join()
 
     def close(self) -> None:
         """End it; idempotent."""

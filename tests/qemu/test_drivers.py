@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng
+from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng, scsi
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
@@ -52,6 +52,11 @@ RUNGS: dict[str, list[tuple[str, InterruptMode]]] = {
         ("virtio-blk-pci,iothread=worker,iommu_platform=on,disable-legacy=on", PER_QUEUE),
         ("virtio-blk-pci,packed=on", PER_QUEUE),
     ],
+    "scsi": [
+        ("virtio-scsi-pci,num_queues=2", PER_QUEUE),
+        ("virtio-scsi-pci,packed=on", INTX),
+        ("virtio-scsi-pci,iommu_platform=on,disable-legacy=on", POLLING),
+    ],
 }
 
 # What a newer QEMU has: MSI-X on the balloon, and rings whose chains come back in order.
@@ -69,6 +74,7 @@ SINCE_10: list[tuple[str, str, InterruptMode, bool]] = [
     ("q35", "virtio-keyboard-pci,in_order=on,packed=on", SHARED, False),
     ("q35", "virtio-blk-pci,in_order=on", PER_QUEUE, False),
     ("q35", "virtio-blk-pci,in_order=on,packed=on", PER_QUEUE, False),
+    ("q35", "virtio-scsi-pci,in_order=on,packed=on", PER_QUEUE, False),
 ]
 
 LEGACY = [
@@ -81,6 +87,7 @@ LEGACY = [
     ("q35", "virtio-balloon-pci", INTX, True),
     ("pc", "virtio-balloon-pci,disable-modern=on", POLLING, False),
     ("q35", "virtio-blk-pci,disable-modern=on", SHARED, False),
+    ("q35", "virtio-scsi-pci,disable-modern=on", SHARED, False),
 ]
 
 PIO_NOTIFY = [
@@ -133,7 +140,11 @@ def cell(request: pytest.FixtureRequest) -> Iterator[Cell]:
             translated="iommu_platform=on" in device,
             legacy=force_legacy or "disable-modern=on" in device,
             backing=backing,
-            extra={"file": machine.files.get(function.id)},
+            extra={
+                "file": machine.files.get(function.id),
+                "disk": f"{function.id}-disk",
+                "bus": f"{function.id}.0",
+            },
         )
 
 
@@ -153,4 +164,5 @@ globals().update(adopt(any_device, [*cells("rng", "keyboard", "balloon"), *NOT_D
 globals().update(adopt(rng, [*cells("rng"), *SINGLE["rng"]]))
 globals().update(adopt(balloon, [*cells("balloon"), *SINGLE["balloon"]]))
 globals().update(adopt(blk, [*cells("blk", machines=("q35",)), *SINGLE["blk"]]))
+globals().update(adopt(scsi, [*cells("scsi", machines=("q35",)), *SINGLE["scsi"]]))
 globals().update(adopt(keyboard, [*cells("keyboard"), *SINGLE["keyboard"]]))

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng
+from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng, scsi
 from tests.qemu.machines import needs
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.opening import identify
@@ -62,6 +62,10 @@ CELLS: dict[str, list[tuple[str, int | None, str, InterruptMode]]] = {
         ("riscv64", 2, "virtio-blk-device,num-queues=2", LINE),
         ("loongarch64", None, "virtio-blk-pci,num-queues=2", PER_QUEUE),
     ],
+    "scsi": [
+        ("microvm", 2, "virtio-scsi-device,packed=on", LINE),
+        ("virt", 1, "virtio-scsi-device", POLLING),
+    ],
     # What holds for any driver, once for each kind of machine and window.
     "any": [
         ("microvm", 2, "virtio-rng-device,iommu_platform=on", LINE),
@@ -111,7 +115,11 @@ def cell(request: pytest.FixtureRequest) -> Iterator[Cell]:
             translated="iommu_platform=on" in device,
             legacy=version == 1,
             backing=backing,
-            extra={"file": machine.files.get(function.id)},
+            extra={
+                "file": machine.files.get(function.id),
+                "disk": f"{function.id}-disk",
+                "bus": f"{function.id}.0",
+            },
         )
 
 
@@ -119,4 +127,5 @@ globals().update(adopt(any_device, cells("any")))
 globals().update(adopt(rng, cells("rng")))
 globals().update(adopt(balloon, cells("balloon")))
 globals().update(adopt(blk, cells("blk")))
+globals().update(adopt(scsi, cells("scsi")))
 globals().update(adopt(keyboard, cells("keyboard")))

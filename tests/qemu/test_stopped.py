@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,14 @@ import pytest
 
 import uvirtio
 from uvirtio import Device
-from uvirtio.errors import Closed, DeviceBroken, DeviceGone, DeviceTimeout
+from uvirtio.errors import (
+    Closed,
+    DeviceBroken,
+    DeviceGone,
+    DeviceResetByOther,
+    DeviceTimeout,
+    LimitReached,
+)
 from uvirtio.qemu import Machine
 
 GIVEN = 0.2
@@ -114,6 +122,30 @@ def test_a_qemu_that_answers_again_is_used_again() -> None:
                 assert time.monotonic() < deadline
         with machine.open(0) as device, uvirtio.Rng(device) as rng:
             assert len(rng.read(8)) == 8
+
+
+def test_a_device_that_was_reset_by_others_is_not_blamed_for_its_configuration() -> None:
+    with Machine(devices=["virtio-mem-pci"]) as machine, machine.open(0, timeout=1) as device:
+        mem = uvirtio.Mem(device)
+        machine.qmp("system_reset")
+        with pytest.raises((DeviceResetByOther, DeviceGone)):
+            mem.config()
+
+
+@pytest.mark.parametrize("more", [0, 4, 20, 40])
+def test_too_few_descriptors_are_named_and_none_is_lost(more: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = sorted(Path("/proc/self/fd").iterdir())
+    lowest = next(number for number in range(soft) if Path("/proc/self/fd") / str(number) not in before)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + more, hard))
+    try:
+        with pytest.raises(LimitReached) as caught, uvirtio.open("qemu:virtio-rng-pci") as device:
+            uvirtio.Rng(device)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caught.value.seen == f"RLIMIT_NOFILE {lowest + more}"
+    assert "ulimit -n" in str(caught.value.remedy)
+    assert len(sorted(Path("/proc/self/fd").iterdir())) == len(before)
 
 
 def _held() -> tuple[int, int]:

@@ -31,6 +31,7 @@ CLASSES: dict[str, type] = {
     "Input": uvirtio.Input,
     "Rng": uvirtio.Rng,
     "Blk": uvirtio.Blk,
+    "Scsi": uvirtio.Scsi,
     "Machine": qemu.Machine,
 }
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from uvirtio import scripted
+from uvirtio.evidence import files
 from uvirtio.scripted.address import TYPES
 
 CHECKOUT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").exists())
@@ -35,7 +36,8 @@ def run(folder: Path, test: str, *arguments: str, **environment: str) -> subproc
 
 def kept(folder: Path) -> dict[str, str]:
     """The artefacts below a folder, by their path in it."""
-    return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*.txt"))}
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".txt", ".json"))
+    return {str(path.relative_to(folder)): path.read_text() for path in files}
 
 
 def test_pytest_finds_it_and_nothing_else_imports_pytest() -> None:
@@ -69,11 +71,18 @@ def test_a_failed_test_leaves_its_trace_and_one_that_passes_leaves_nothing(tmp_p
     done = run(tmp_path, FAILING, "--uvirtio-artifacts", "out")
     assert "2 failed, 1 passed" in done.stdout
     found = kept(tmp_path / "out")
-    assert list(found) == ["test_it.py-test_rng[9]/devices.txt", "test_it.py-test_rng[9]/trace.txt"]
+    folder = "test_it.py-test_rng[9]"
+    assert list(found) == [f"{folder}/{name}" for name in ("devices.txt", "dump.json", "trace.txt")]
     assert "scripted:rng" in found["test_it.py-test_rng[9]/devices.txt"]
     trace = found["test_it.py-test_rng[9]/trace.txt"]
     assert "kick" in trace
     assert all("scripted:rng: " in line for line in trace.splitlines())
+    assert "requestq (queue 0): no buffer is out; 1 kicks" in found[f"{folder}/devices.txt"]
+    # The dump has the queues as the end of the with block found them, and the trace has no access of the dump's.
+    [record] = files.load(str(tmp_path / f"out/{folder}/dump.json")).devices
+    assert (record["type"], record["status"]["value"], record["books"]["requestq completions"]) == ("rng", 0, 1)
+    assert record["queues"][0]["ring"]["published"] == 1 and "was left" in record["notes"][0]
+    assert record["config_space"] is not None and "cfg_type" not in trace.partition("kick")[2]
     assert str(tmp_path / "out/test_it.py-test_rng[9]") in done.stdout
     # It is mended: the next run takes the trace away.
     done = run(tmp_path, FAILING.replace("9", "8").replace("False", "True"), "--uvirtio-artifacts", "out")
@@ -84,7 +93,7 @@ def test_a_failed_test_leaves_its_trace_and_one_that_passes_leaves_nothing(tmp_p
 
 def test_without_the_option_the_trace_is_in_the_temporary_directory(tmp_path: Path) -> None:
     run(tmp_path, FAILING)
-    assert [Path(name).name for name in kept(tmp_path / "tmp")] == ["devices.txt", "trace.txt"]
+    assert [Path(name).name for name in kept(tmp_path / "tmp")] == ["devices.txt", "dump.json", "trace.txt"]
 
 
 def test_every_test_has_a_folder_of_its_own_whatever_its_parameters(tmp_path: Path) -> None:
@@ -97,7 +106,76 @@ def test_rng(virtio_device, text):
     done = run(tmp_path, test, "--uvirtio-artifacts", "out")
     assert "7 failed" in done.stdout
     assert len(list((tmp_path / "out").iterdir())) == 7
-    assert len(kept(tmp_path / "out")) == 14
+    assert len(kept(tmp_path / "out")) == 21
+
+
+def test_a_device_that_does_not_answer_is_dumped_as_far_as_it_goes(tmp_path: Path) -> None:
+    test = """
+from uvirtio.errors import DeviceGone, DeviceTimeout
+
+def test_two(virtio_device, scripted_device):
+    gone, good = scripted_device("rng", check=False), scripted_device("rng,packed")
+    first, second = virtio_device(gone), virtio_device(good)
+    def stuck():
+        asked.append(1)
+        raise DeviceTimeout("QEMU does not answer")
+    asked = []
+    uvirtio.Rng(first), uvirtio.Rng(second)
+    first.transport.status = stuck
+    first.transport.device_features = stuck
+    try:
+        assert not "what the test is about"
+    finally:
+        import atexit, pathlib
+        atexit.register(lambda: pathlib.Path("asked").write_text(str(len(asked))))
+
+def test_recorded(virtio_device, tmp_path):
+    with uvirtio.Rng(virtio_device("scripted:rng", record=tmp_path / "it.jsonl")):
+        assert not "what the test is about"
+"""
+    done = run(tmp_path, test, "--uvirtio-artifacts", "out")
+    assert "2 failed" in done.stdout
+    first, second = files.load(str(tmp_path / "out/test_it.py-test_two/dump.json")).devices
+    assert {entry["what"]: entry["why"] for entry in first["absent"]}["features"] == "QEMU does not answer"
+    assert (tmp_path / "asked").read_text() == "2", (
+        "the dump asks once, the reset once: each question would wait for a time-out"
+    )
+    assert first["config_space"] is not None and second["queues"][0]["ring"]["format"] == "packed"
+    assert "test_it.py-test_recorded/dump.json" not in kept(tmp_path / "out"), (
+        "a record has what the test did alone"
+    )
+
+
+XDIST = """
+import pathlib
+
+@pytest.mark.parametrize("number", range(6))
+def test_rng(virtio_device, number, worker_id):
+    with uvirtio.Rng(virtio_device("scripted:rng")) as rng:
+        data = rng.read(8)
+        pathlib.Path(f"ran-{number}").write_text(worker_id)
+        while len(list(pathlib.Path().glob("ran-*"))) < 2:
+            pass  # the other worker is at it: both have a device at the same time
+        assert number % 3 or len(data) == 9
+
+def test_obedience(scripted_device, virtio_device):
+    virtio_device(scripted_device("rng")).transport.set_status(4)
+"""
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_two_workers_of_xdist_keep_the_artefacts_of_each_failed_test(tmp_path: Path, given: bool) -> None:
+    where = ["--uvirtio-artifacts", "out"] if given else []
+    done = run(tmp_path, XDIST, "-p", "xdist", "-n", "2", *where)
+    assert "2 failed, 5 passed, 1 error" in done.stdout, done.stdout
+    assert {path.read_text() for path in tmp_path.glob("ran-*")} == {"gw0", "gw1"}
+    folders = {path.parent for path in (tmp_path / ("out" if given else "tmp")).rglob("dump.json")}
+    assert {folder.name for folder in folders} == {
+        "test_it.py-test_rng[0]", "test_it.py-test_rng[3]", "test_it.py-test_obedience",
+    }  # fmt: skip
+    for folder in folders:
+        assert str(folder) in done.stdout, "the report names it, whichever worker ran the test"
+        assert len(kept(folder)) == 3 and len(files.load(str(folder / "dump.json")).devices) == 1
 
 
 def test_a_trace_of_the_callers_own_is_called_too(tmp_path: Path) -> None:
@@ -140,6 +218,8 @@ def test_a_driver_that_breaks_the_standard_fails_the_test(tmp_path: Path) -> Non
     assert "1 passed, 1 error" in done.stdout
     about = kept(tmp_path / "out")["test_it.py-test_a_driver_that_skips_a_step/devices.txt"]
     assert "the driver broke a rule" in about
+    [record] = files.load(str(tmp_path / "out/test_it.py-test_a_driver_that_skips_a_step/dump.json")).devices
+    assert record["status"]["names"] == ["DRIVER_OK"], "it was made before the device was closed"
     assert "1 passed" in run(tmp_path, DISOBEDIENT.format(check=False)).stdout.splitlines()[-1]
 
 

@@ -27,8 +27,8 @@ Done = subprocess.CompletedProcess[str]
 
 @cache
 def commands() -> Commands:
-    """The process that forks; conftest.py ends it."""
-    return Commands.spawn()
+    """The process that forks; conftest.py has it made before the first test, and ends it."""
+    return Commands.fork()
 
 
 def uvirtio(*words: str) -> Done:

@@ -13,6 +13,7 @@ import pytest
 from tests.cells import cells_are_noted  # noqa: F401  # a fixture, found by its name here
 from tests.conftest import in_lab
 from tests.left_open import closed_at_the_end
+from tests.vm import older_kernel
 from tests.vm.commands import commands
 from tests.vm.qmp_witness import Witness
 from uvirtio.device import Device
@@ -33,6 +34,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if gone:
         config.hook.pytest_deselected(items=gone)
         items[:] = [item for item in items if item not in gone]
+    for item in items:
+        if older_kernel.leaves_out(item):
+            item.add_marker(pytest.mark.skip(reason=older_kernel.REASON))
 
 
 def _devices_of_other_machines() -> set[str]:
@@ -55,6 +59,12 @@ def _named(item: pytest.Item) -> set[str]:
     values = callspec.params.values() if callspec is not None else ()
     firsts = (value[0] if isinstance(value, tuple) and value else value for value in values)
     return {value for value in firsts if isinstance(value, str)}
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fork the process that commands are forked from, while nothing is open: it has most of the package by now."""
+    if in_lab() and session.items and not session.config.option.collectonly:
+        commands()
 
 
 def pytest_sessionfinish() -> None:

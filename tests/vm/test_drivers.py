@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import uvirtio
-from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng
+from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng, scsi
 from tests.vm.lab_cell import lab_cell, once
 from tests.vm.qmp_witness import Witness
 from uvirtio.interfaces.values import InterruptMode
@@ -50,6 +50,7 @@ CELLS: dict[str, list[tuple[str, InterruptMode]]] = {
         ("balloon-packed", INTX),
     ],
     "blk": [("disk", PER_QUEUE), ("disk-iova", SHARED), ("disk-packed", PER_QUEUE)],
+    "scsi": [("hba", PER_QUEUE)],
     # What holds for any driver, once for each device: the emulated CPU is slow.
     "any": [
         ("rng-iova", PER_QUEUE),
@@ -81,6 +82,7 @@ TRANSLATED = (
     "keyboard-packed",
     "balloon-iova",
     "disk-iova",
+    "hba",
 )
 FORCED = ("balloon-transitional",)
 LEGACY = ("rng-legacy", *FORCED)
@@ -158,4 +160,11 @@ globals().update(
 globals().update(adopt(rng, cells("rng")))
 globals().update(adopt(balloon, cells("balloon")))
 globals().update(adopt(blk, cells("blk")))
+globals().update(  # what the function and its interrupts have to do with; tests/qemu has the rest
+    {
+        name: body
+        for name, body in adopt(scsi, cells("scsi")).items()
+        if name.removeprefix("test_scsi_") in ("what_is_written_is_on_the_disk", "units_come_and_go")
+    }
+)
 globals().update(adopt(keyboard, cells("keyboard")))

@@ -11,10 +11,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # the folder that has the package "benches"
 
-from benches import facts, plot, report  # noqa: E402
+from benches import against, facts, plot, report  # noqa: E402
 from benches.measure import Section  # noqa: E402
 
-SECTIONS = ("rings", "memory", "disk", "balloon", "interrupts", "startup", "discovery", "vhost-user")
+SECTIONS = ("rings", "memory", "disk", "scsi", "balloon", "interrupts", "startup", "discovery", "vhost-user")
 GUEST = ("vm",)  # inside the lab VM only
 
 
@@ -27,13 +27,18 @@ def main() -> int:
         for line in paths.run():
             print(line)
         return 0
+    if options.serve:
+        against.serve(lambda name, quick: _run(name)(1, quick))
+        return 0
     runs = 1 if options.quick else options.runs
     told = facts.gather()
     sections: list[Section] = []
-    for name in options.only or SECTIONS:
-        print(f"bench: {name} ...", file=sys.stderr, flush=True)
-        run: Callable[[int, bool], Section] = import_module(f"benches.{name.replace('-', '_')}").run
-        sections.append(run(runs, options.quick))
+    if options.against:
+        sections = against.run(options.only or SECTIONS, options.runs, options.quick, Path(options.against))
+    else:
+        for name in options.only or SECTIONS:
+            print(f"bench: {name} ...", file=sys.stderr, flush=True)
+            sections.append(_run(name)(runs, options.quick))
     for line in report.text(told, sections):
         print(line)
     if options.json:
@@ -42,6 +47,11 @@ def main() -> int:
     if options.svg:
         Path(options.svg).write_text(plot.draw(told, sections))
     return int(any(section.failed for section in sections))
+
+
+def _run(name: str) -> Callable[[int, bool], Section]:
+    run: Callable[[int, bool], Section] = import_module(f"benches.{name.replace('-', '_')}").run
+    return run
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--profile", action="store_true", help="no figures: where the time goes, path by path")
     parser.add_argument("--runs", type=int, default=7, metavar="N", help="runs of each (7); the median counts")
     parser.add_argument("--only", nargs="+", choices=SECTIONS + GUEST, metavar="NAME", help=", ".join(SECTIONS))
+    parser.add_argument(
+        "--against",
+        metavar="CHECKOUT",
+        help="the same with the uvirtio of another checkout, in turn, RUNS pairs (with --quick: short ones)",
+    )
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
         "--raised",
         action="store_true",

@@ -17,7 +17,8 @@ from lab import cache
 
 from benches import flat
 from benches.measure import Section
-from uvirtio.drivers.blk import Blk
+from uvirtio.drivers.blk import Blk, Burst
+from uvirtio.drivers.scsi import Burst as ScsiBurst
 from uvirtio.errors import QemuFailed
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
@@ -45,77 +46,93 @@ def _aio() -> str:
 
 
 @contextmanager
-def _disk(depth: int, *, merging: bool = False) -> Iterator[tuple[Machine, Blk]]:
-    """A disk whose file is in the page cache: a disk of this machine is not what is measured.
+def machine_with(device: str, *more: str) -> Iterator[Machine]:
+    """A QEMU with this device in an iothread, and the node ``bench``: a file in the page cache.
 
-    Its file lies where other caches lie. In a tmpfs io_uring would hand each read to a thread of the kernel's, for
-    such files cannot be read without waiting; that costs QEMU twice its time. The node is the file itself: a
-    ``raw`` node above it would be one more thing to go through, and an indirect table one more to look up. An
-    iothread looks at the ring for PATIENCE before it sleeps, which QEMU's main loop never does; with event indices
-    it would ask for kicks while it looks. ``merging``: QEMU looks for neighbours among what it was sent, which
-    only reads in sequence have.
+    The file is in the page cache because a disk of this machine is not what is measured, and lies where other
+    caches lie. In a tmpfs io_uring would hand each read to a thread of the kernel's, for such files cannot be read
+    without waiting; that costs QEMU twice its time. The node is the file itself: a ``raw`` node above it would be
+    one more thing to go through, and an indirect table one more to look up. An iothread looks at the ring for
+    PATIENCE before it sleeps, which QEMU's main loop never does; with event indices it would ask for kicks while
+    it looks.
+
+    Args:
+        device: The ``-device`` argument.
+        *more: Arguments of QEMU after it.
     """
     with tempfile.TemporaryDirectory(prefix="bench-", dir=cache.root()) as where:
         path = Path(where) / "disk"
         path.write_bytes(b"".join(CONTENT))
         drive = f"driver=file,node-name=bench,filename={path},aio={_aio()}"
-        device = "virtio-blk-pci,drive=bench,iothread=io,event_idx=off,indirect_desc=off"
-        device += f",request-merging={'on' if merging else 'off'}"
-        with Machine("q35", [device], arguments=["-blockdev", drive]) as machine:
+        device += ",iothread=io,event_idx=off,indirect_desc=off"
+        with Machine("q35", [device], arguments=["-blockdev", drive, *more]) as machine:
             machine.qmp("qom-set", path="/objects/io", property="poll-max-ns", value=int(PATIENCE * 1e9))
-            function = machine.functions[0]
-            with identify(function.address, function) as opened, Blk(opened, depth=depth) as blk:
-                yield machine, blk
+            yield machine
 
 
-def _blocks(count: int) -> list[int]:
+@contextmanager
+def _disk(depth: int, *, merging: bool = False) -> Iterator[tuple[Machine, Blk]]:
+    """A virtio-blk disk. ``merging``: QEMU looks for neighbours, which only reads in sequence have."""
+    device = f"virtio-blk-pci,drive=bench,request-merging={'on' if merging else 'off'}"
+    with machine_with(device) as machine:
+        function = machine.functions[0]
+        with identify(function.address, function) as opened, Blk(opened, depth=depth) as blk:
+            yield machine, blk
+
+
+def random_blocks(count: int) -> list[int]:
     draw = random.Random(11)
     return [draw.randrange(BLOCKS) for _ in range(count)]
 
 
 def burst_rate(count: int, *, in_sequence: bool = False) -> Callable[[], tuple[float, float, float]]:
-    """(IOPS, seconds of QEMU's CPU for each, seconds of ours).
-
-    Twice as many slots as are out, and never more than CHUNK of them sent or looked at in one turn: so the device
-    always has something to do while we look, and we while it works. Reads in sequence are merged by QEMU.
-    """
+    """(IOPS, seconds of QEMU's CPU for each, seconds of ours). Reads in sequence are merged by QEMU."""
 
     def work() -> tuple[float, float, float]:
         with _disk(2 * DEPTH, merging=in_sequence) as (machine, blk):
-            burst = blk.burst(SECTORS)
-            blocks = [number % BLOCKS for number in range(count)] if in_sequence else _blocks(count)
-            sectors = array("Q", (SECTORS * block for block in blocks))
-            expected = [CONTENT[block] for block in blocks]
-            where = [b""] * burst.count
-            for now in (burst.slots[:DEPTH], burst.slots[DEPTH:]):  # what happens once has happened
-                burst.post(now, [0] * DEPTH)
-                while burst.in_flight:
-                    burst.wait()
-            theirs, ours, begin = _cpu(machine.pid), time.process_time(), time.perf_counter()
-            idle, came, out, place, done = burst.slots[:], burst.slots[:0], 0, 0, 0
-            while done < count:
-                room = min(DEPTH - out, CHUNK, count - place)
-                now, idle = idle[:room], idle[room:]
-                end = place + len(now)
-                burst.post(now, sectors[place:end])
-                for slot, content in zip(now, expected[place:end], strict=True):
-                    where[slot] = content
-                out, place = out + len(now), end
-                back, came = came[:CHUNK], came[CHUNK:]
-                if burst.contents(back) != [where[slot] for slot in back]:
-                    raise AssertionError(f"slots {list(back)} do not hold what they should")
-                idle += back
-                done += len(back)
-                if out and len(came) < CHUNK:
-                    idling = not came and (out == DEPTH or place == count)
-                    more = burst.wait(poll=PATIENCE) if idling else burst.take()
-                    out -= len(more)
-                    came += more
-            took = time.perf_counter() - begin
-            used = (_cpu(machine.pid) - theirs, time.process_time() - ours)
-            return done / took, used[0] / done, used[1] / done
+            blocks = [number % BLOCKS for number in range(count)] if in_sequence else random_blocks(count)
+            return keep_busy(blk.burst(SECTORS), machine.pid, blocks)
 
     return work
+
+
+def keep_busy(burst: Burst | ScsiBurst, pid: int, blocks: list[int]) -> tuple[float, float, float]:
+    """Read these blocks by a burst: (IOPS, seconds of QEMU's CPU for each, seconds of ours).
+
+    Twice as many slots as are out, and never more than CHUNK of them sent or looked at in one turn: so the device
+    always has something to do while we look, and we while it works.
+    """
+    count = len(blocks)
+    sectors = array("Q", (SECTORS * block for block in blocks))
+    expected = [CONTENT[block] for block in blocks]
+    where = [b""] * burst.count
+    for now in (burst.slots[:DEPTH], burst.slots[DEPTH:]):  # what happens once has happened
+        burst.post(now, [0] * len(now))
+        while burst.in_flight:
+            burst.wait()
+    theirs, ours, begin = cpu_of(pid), time.process_time(), time.perf_counter()
+    idle, came, out, place, done = burst.slots[:], burst.slots[:0], 0, 0, 0
+    while done < count:
+        room = min(DEPTH - out, CHUNK, count - place)
+        now, idle = idle[:room], idle[room:]
+        end = place + len(now)
+        burst.post(now, sectors[place:end])
+        for slot, content in zip(now, expected[place:end], strict=True):
+            where[slot] = content
+        out, place = out + len(now), end
+        back, came = came[:CHUNK], came[CHUNK:]
+        if burst.contents(back) != [where[slot] for slot in back]:
+            raise AssertionError(f"slots {list(back)} do not hold what they should")
+        idle += back
+        done += len(back)
+        if out and len(came) < CHUNK:
+            idling = not came and (out == DEPTH or place == count)
+            more = burst.wait(poll=PATIENCE) if idling else burst.take()
+            out -= len(more)
+            came += more
+    took = time.perf_counter() - begin
+    used = (cpu_of(pid) - theirs, time.process_time() - ours)
+    return done / took, used[0] / done, used[1] / done
 
 
 def read_rate(count: int) -> Callable[[], float]:
@@ -125,7 +142,7 @@ def read_rate(count: int) -> Callable[[], float]:
         with _disk(DEPTH) as (_, blk):
             burst = blk.burst(SECTORS)
             content = {SECTORS * number: content for number, content in enumerate(CONTENT)}
-            sectors = [SECTORS * block for block in _blocks(count)]
+            sectors = [SECTORS * block for block in random_blocks(count)]
             begin = time.perf_counter()
             for sector, found in burst.read(sectors):
                 if found != content[sector]:
@@ -140,7 +157,7 @@ def flat_rate(count: int) -> Callable[[], float]:
 
     def work() -> float:
         with _disk(DEPTH) as (_, blk):
-            return flat.read(blk.device, REQUESTQ, DEPTH, _blocks(count), CONTENT)
+            return flat.read(blk.device, REQUESTQ, DEPTH, random_blocks(count), CONTENT)
 
     return work
 
@@ -150,7 +167,7 @@ def futures_rate(count: int) -> Callable[[], float]:
 
     def work() -> float:
         with _disk(DEPTH) as (_, blk):
-            blocks = _blocks(count)
+            blocks = random_blocks(count)
             begin = time.perf_counter()
             for first in range(0, count, DEPTH):
                 batch = blocks[first : first + DEPTH]
@@ -165,27 +182,31 @@ def futures_rate(count: int) -> Callable[[], float]:
 
 
 def single_latency(count: int) -> Callable[[], tuple[float, float]]:
-    """One read at a time, by the batch path: (seconds there and back, seconds of QEMU's CPU for it).
-
-    Both sides look for long enough to see the other come back.
-    """
+    """One read at a time, by the batch path: (seconds there and back, seconds of QEMU's CPU for it)."""
 
     def work() -> tuple[float, float]:
         with _disk(1) as (machine, blk):
-            burst = blk.burst(SECTORS)
-            slot, took = burst.slots, []
-            theirs = _cpu(machine.pid)
-            for block in _blocks(count):
-                sector = array("Q", [SECTORS * block])
-                begin = time.perf_counter()
-                burst.post(slot, sector)
-                burst.wait(poll=PATIENCE)
-                took.append(time.perf_counter() - begin)
-                if burst.content(0) != CONTENT[block]:
-                    raise AssertionError(f"not block {block}")
-            return sorted(took)[len(took) // 2], (_cpu(machine.pid) - theirs) / count
+            return one_by_one(blk.burst(SECTORS), machine.pid, random_blocks(count))
 
     return work
+
+
+def one_by_one(burst: Burst | ScsiBurst, pid: int, blocks: list[int]) -> tuple[float, float]:
+    """Read these blocks one at a time by a burst: (seconds there and back, seconds of QEMU's CPU for each).
+
+    Both sides look for long enough to see the other come back.
+    """
+    slot, took = burst.slots, []
+    theirs = cpu_of(pid)
+    for block in blocks:
+        sector = array("Q", [SECTORS * block])
+        begin = time.perf_counter()
+        burst.post(slot, sector)
+        burst.wait(poll=PATIENCE)
+        took.append(time.perf_counter() - begin)
+        if burst.content(0) != CONTENT[block]:
+            raise AssertionError(f"not block {block}")
+    return sorted(took)[len(took) // 2], (cpu_of(pid) - theirs) / len(blocks)
 
 
 def ping_pong(count: int) -> float:
@@ -225,7 +246,7 @@ def _echo(there: int, back: int) -> None:
         os._exit(0)
 
 
-def _cpu(pid: int) -> float:
+def cpu_of(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -136,6 +136,9 @@ def main(arguments: list[str]) -> int:
         chosen, left_out = _machines(
             options.kernel, options.machine, options.qemu_version, extras=options.all, named=floors["vm"]
         )
+        whole = bool(options.all or options.paths or options.kernel or options.machine)
+        chosen = [(replace(machine, whole=whole), version) for machine, version in chosen]
+        runner.compile(sorted({str(file) for machine, _ in chosen for file in machine.files}), _wrapper("unit"))
         steps += _vm_floor(runner, chosen, accept_expired=options.accept_expired)
     if "unit" in floors:
         alone += _wake_ups(runner, floors["unit"], seconds="1" if options.quick else "4")
@@ -400,9 +403,10 @@ def _machines(
     if not fitting:
         raise LabError(f"--kernel {kernel} is not for --machine {only}", 2)
     for machine in fitting:
-        spare = machine.extra and not extras and only is None
-        part = selection.of_machine(machine, needed if spare else named)
-        for version in (kernel,) if kernel else machine.kernels:
+        for version in (kernel,) if kernel else (*machine.kernels, *machine.more_kernels):
+            more = machine.extra or (version in machine.more_kernels and version != kernel)
+            spare = more and not extras and only is None
+            part = selection.of_machine(machine, needed if spare else named)
             if part is not None:
                 chosen.append((part if qemu is None else replace(part, qemu_version=qemu), version))
             elif spare and selection.of_machine(machine, named):
@@ -468,6 +472,7 @@ def _interrupted(outcomes: list[Outcome], unfinished: list[str], seconds: float,
 def _verdict(outcomes: list[Outcome], seconds: float, reports: Path, left_out: list[str]) -> int:
     """Print the table, and as the very last line the sum."""
     _table(outcomes)
+    left_out = left_out + [f"{one.left} tests of {one.name}" for one in outcomes if one.left]
     if left_out:
         print(f"not run, for tools/test --all only: {', '.join(left_out)}")
     passed = sum(outcome.passed for outcome in outcomes)

@@ -1,13 +1,16 @@
 """``uvirtio`` without a start of Python for each command: one process that has everything loaded, and forks.
 
 An emulated CPU takes seconds to start Python and load a package, and the demo and the tests run many commands. So
-a process loads the package once; for each command it forks, and the child is that command: its arguments, output,
-session and signals, ``uvirtio.cli.main()`` as the installed program calls it, and an interpreter's own exit.
+a process loads the package once, for the first command. For each it forks, and the child is that command: its
+arguments, output, session and signals, ``uvirtio.cli.main()`` as the program calls it. Of an interpreter's
+own exit it has what is seen from outside: it waits for threads, runs what atexit has, and flushes its output.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import json
 import os
 import select
@@ -15,7 +18,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import traceback
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -77,13 +82,17 @@ class Commands:
 
     @classmethod
     def fork(cls) -> Commands:
-        """From this very process. To be called first, while there is one thread and nothing is open."""
+        """From this very process, with what it has loaded, while there is one thread and no device open."""
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sys.stdout.flush()
         pid = os.fork()
         if pid == 0:
-            near.close()
-            _be_the_commands(far)
+            try:
+                os.setsid()
+                near.close()
+                _be_the_commands(far)
+            finally:
+                os._exit(1)  # whatever happens: this is not our parent
         far.close()
         return cls(near, pid)
 
@@ -197,7 +206,8 @@ def _load() -> None:
 
 def _be_the_commands(line: socket.socket) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # our user's own Ctrl-C is for our user
-    _load()
+    atexit._clear()  # what a parent has registered is the parent's to do
+    loaded = False
     running: dict[int, int] = {}  # a descriptor that tells of its end -> the process
     while True:
         for ready, _ in _poller(line.fileno(), *running).poll():
@@ -209,7 +219,11 @@ def _be_the_commands(line: socket.socket) -> NoReturn:
                 continue
             message, files, _, _ = socket.recv_fds(line, _LONGEST, 2)
             if not message:
-                sys.exit(0)
+                os._exit(0)
+            if not loaded:
+                _load()
+                gc.freeze()  # a collection in a child would write to every page that it shares with us
+                loaded = True
             pid = os.fork()
             if pid == 0:
                 line.close()
@@ -223,7 +237,7 @@ def _be_the_commands(line: socket.socket) -> NoReturn:
 
 
 def _be_the_command(words: list[str], output: list[int]) -> NoReturn:
-    """As if the program had been started: the same descriptors, arguments, signals, and way out."""
+    """As if the program had been started: the same descriptors, arguments, and signals."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, place in ((os.open(os.devnull, os.O_RDONLY), 0), (output[0], 1), (output[-1], 2)):
@@ -234,9 +248,30 @@ def _be_the_command(words: list[str], output: list[int]) -> NoReturn:
     sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     sys.argv = ["uvirtio", *words]
-    from uvirtio.cli import main
+    code = 1
+    try:
+        from uvirtio.cli import main
 
-    sys.exit(main())
+        code = main()
+    except BaseException:  # noqa: BLE001 - nothing of what our parent was in the middle of may go on here
+        traceback.print_exc()
+    _leave(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End as an interpreter does, but for its last step: taking every object apart.
+
+    That writes to each page that the child shares with its parent, and on an emulated CPU takes three times as
+    long as the usual command does. multiprocessing ends the processes that it forks in the same way.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for those that are no daemons
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = 120  # as the interpreter has it
+    os._exit(code)
 
 
 if __name__ == "__main__":

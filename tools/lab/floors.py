@@ -22,6 +22,8 @@ from lab.machines import Machine
 from lab.qemus import Qemu
 from lab.vm import TIMED_OUT, Config, Vm
 
+LEFT = "left to the newer kernel"
+"""How the reason of a skipped test begins that only tools/test --all runs there (tests/vm/older_kernel.py)."""
 _NO_TESTS = 5  # pytest's exit code for "nothing was collected"
 _ENDS = {
     4: "pytest refused its arguments, and says above why: a test that is not there?",
@@ -40,6 +42,8 @@ class Outcome:
     failed: int = 0
     skipped: int = 0
     note: str = ""
+    left: int = 0
+    """Of the skipped tests those that are for tools/test --all."""
     ran_on: tuple[str, ...] = ()
     """The QEMU that had the devices, the kernel of the VM, each with its version."""
 
@@ -97,6 +101,16 @@ class Runner:
         outcome.ran_on = () if qemu is None else (str(qemu),)
         return outcome
 
+    def compile(self, files: list[str], wrapper: list[str]) -> None:
+        """Have pytest write the byte code of these tests beside them, and of what they import.
+
+        Or every VM compiles them again, on an emulated CPU, into an overlay that is then thrown away. A fault in
+        them is not told here: it is met again where they run.
+        """
+        command = [*wrapper, str(self.venv / "bin/python"), "-m", "pytest", "-p", "no:cacheprovider"]
+        with tempfile.TemporaryFile() as said:
+            self._run([*command, "--collect-only", "-qq", *files], timeout=300, output=said)
+
     def vm(self, name: str, machine: Machine, kernel: Kernel, qemu: Qemu, udev: Path) -> Outcome:
         """The machine's tests in the lab VM; ``udev`` is for those that want one."""
         _title(name)
@@ -125,6 +139,7 @@ class Runner:
             env={
                 "UVIRTIO_LAB_KERNEL": kernel.version,
                 "UVIRTIO_LAB_MACHINE": machine.name,
+                "UVIRTIO_LAB_WHOLE": str(int(machine.whole)),
                 "UVIRTIO_UDEV": str(udev),
             },
         )
@@ -185,6 +200,7 @@ class Runner:
             rounds = [int(one.get("value", 0)) for one in document.iter("property") if one.get("name") == "rounds"]
             if rounds:
                 outcome.note = f"{sum(rounds):,} rounds"
+            outcome.left = sum(one.get("message", "").startswith(LEFT) for one in document.iter("skipped"))
             for suite in document.iter("testsuite"):
                 total, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
                 bad = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
@@ -210,6 +226,8 @@ class Runner:
         ``output``: where both of its streams go, if not to ours.
         """
         sys.stdout.flush()
+        # Rewriting the assertions of all tests takes longer than many of them.
+        inherited = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
         path = f"{self.venv}/bin:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
         path = ":".join([*map(str, programs), path])
         child = process.start(
@@ -218,7 +236,7 @@ class Runner:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={**os.environ, "VIRTUAL_ENV": str(self.venv), "PATH": path, **(env or {})},
+            env={**inherited, "VIRTUAL_ENV": str(self.venv), "PATH": path, **(env or {})},
         )
         try:
             return child.wait(timeout)

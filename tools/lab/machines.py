@@ -39,12 +39,16 @@ class Machine:
     memory: str = "1G"
     append: str = ""
     timeout: float = 1200.0
+    whole: bool = False
+    """With every test on the older kernel, too; see tests/vm/older_kernel.py."""
     modules: tuple[str, ...] = ()
     """Sets of modules that the kernel does not come with; see modules.py."""
     qemu_version: str = ""
     """Another QEMU than this machine's own; see qemus.py."""
     extra: bool = False
     """Only for tools/test --all, or when it is named."""
+    more_kernels: tuple[str, ...] = ()
+    """Likewise, of a machine that is no extra one."""
 
 
 def load() -> list[Machine]:
@@ -55,7 +59,7 @@ def load() -> list[Machine]:
     for name, entry in table.items():
         patterns = entry.pop("tests")
         chosen = tuple(path for path in files if any(fnmatchcase(path.name, pattern) for pattern in patterns))
-        for key in ("kernels", "devices", "modules", "qemu"):
+        for key in ("kernels", "more_kernels", "devices", "modules", "qemu"):
             entry[key] = tuple(entry.get(key, ()))
         machines.append(Machine(name=name, files=chosen, **entry))
     homeless = set(files) - {path for machine in machines for path in machine.files}

@@ -333,6 +333,7 @@ class Vm:
 _BESIDE = (
     ("virtio-rng-", "rng", "-object", "rng-builtin,id={name}"),
     ("virtio-blk-", "drive", "-drive", "format=raw,if=none,id={name}"),
+    ("scsi-hd", "drive", "-drive", "format=raw,if=none,id={name}"),
     ("virtio-net-", "netdev", "-netdev", "user,id={name},restrict=on"),
     ("virtio-balloon-", "iothread", "-object", "iothread,id={name}"),
     ("virtio-mem-", "memdev", "-object", "memory-backend-ram,id={name},size=512M"),

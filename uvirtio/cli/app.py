@@ -12,7 +12,7 @@ from uvirtio.cli import conversion, output
 from uvirtio.cli.command import BROKEN_PIPE, FLAGS, VALUED, Command, Invocation, perform
 from uvirtio.errors import UsageError, UvirtioError
 
-_GROUPS = ("balloon", "rng", "input", "mem", "blk")
+_GROUPS = ("balloon", "rng", "input", "mem", "blk", "scsi")
 
 # BadParameter < UsageError < ClickException: typer does not export the last two.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -28,6 +28,7 @@ _VERBS = {
     "journal": "bind",
     "diag": "diag",
     "reset": "diag",
+    "conform": "conform",
     "features": "features",
     "watch": "watch",
     "top": "top",
@@ -41,6 +42,7 @@ _VERBS = {
     "input": "input",
     "mem": "mem",
     "blk": "blk",
+    "scsi": "scsi",
 }
 """The module of each verb. Typer takes milliseconds for each option, so only the verb's module is loaded."""
 

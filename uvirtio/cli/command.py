@@ -323,6 +323,12 @@ def perform(cmd: Command, body: Callable[[], int | None]) -> int:
     except Exception as unforeseen:  # noqa: BLE001  # no traceback may leave a command
         if cmd.guard.received is not None:  # a dead terminal, most likely
             return _signalled(cmd, cmd.guard.received)
+        if isinstance(unforeseen, OSError):
+            from uvirtio.host import limits
+
+            found = limits.reached(unforeseen, f"{cmd.name} cannot go on")
+            if found is not None:
+                return _report(cmd, found)
         return _bug(cmd, unforeseen)
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import typer
 
 from uvirtio.cli.command import Command
-from uvirtio.errors import OperationFailed, UsageError, UvirtioError
+from uvirtio.cli.size import SECTOR
+from uvirtio.errors import BadSize, OperationFailed, UsageError, UvirtioError
 
 HexOption = Annotated[bool, typer.Option("--hex", help="Write plain hexadecimal digits instead of a dump.")]
 RawOption = Annotated[bool, typer.Option("--raw", help="Write the raw bytes to stdout.")]
@@ -77,6 +81,38 @@ def give(
     else:
         for text in dump(pieces, base):
             cmd.line(text)
+
+
+@contextmanager
+def opened(source: str, *, wanted: bool = True) -> Iterator[BinaryIO]:
+    """A file to read whole sectors from.
+
+    Args:
+        source: Its name; empty: stdin.
+        wanted: Whether it will be read.
+
+    Raises:
+        OperationFailed: It cannot be read.
+        BadSize: It is not whole sectors of 512 bytes.
+    """
+    if not source:
+        yield sys.stdin.buffer
+        return
+    try:
+        file = open(source, "rb")  # noqa: SIM115, PTH123  # closed below
+    except OSError as error:
+        raise OperationFailed(
+            f"{source} cannot be read", seen=error.strerror, expected="a file that can be read"
+        ) from error
+    with file:
+        if wanted and os.fstat(file.fileno()).st_size % SECTOR:
+            raise BadSize(
+                f"{source} is not a whole number of sectors",
+                seen=os.fstat(file.fileno()).st_size,
+                expected=f"a multiple of {SECTOR} bytes",
+                remedy="pad it: truncate -s %512 FILE",
+            )
+        yield file
 
 
 def into_file(name: str, pieces: Iterable[bytes]) -> None:

@@ -9,6 +9,8 @@ from uvirtio.errors import BadSize
 
 _SYNTAX = re.compile(r"([0-9]{1,20})(?:\.([0-9]{1,9}))?(?:([KMGT])(?:IB)?|B|(%))?", re.ASCII)
 _UNIT = {None: 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+SECTOR = 512
+_SECTORS = re.compile(r"([0-9]{1,18})s", re.ASCII)
 _EXPECTED = "bytes, or a number with K, M, G or T (KiB, MiB, GiB, TiB)"
 _EXAMPLE = "write 64M, 1GiB or 67108864"
 
@@ -46,6 +48,27 @@ def parse_size(text: str, *, total: int | None = None, multiple: int = 1) -> int
             remedy=f"nearest valid size{'s' * (len(nearest) > 1)}: " + " and ".join(str(one) for one in nearest),
         )
     return whole
+
+
+def parse_sectors(text: str, what: str) -> int:
+    """The number of sectors of 512 bytes that a text means.
+
+    Args:
+        text: ``8s``, or a size that is a multiple of 512 bytes.
+        what: The name of the argument, for the message.
+
+    Raises:
+        BadSize: It is neither.
+    """
+    match = _SECTORS.fullmatch(text.strip().lower())
+    if match is not None:
+        return int(match[1])
+    try:
+        return parse_size(text, multiple=SECTOR) // SECTOR
+    except BadSize as error:
+        raise BadSize(
+            f"{what}: {error.message}", seen=error.seen, expected=error.expected, remedy=error.remedy
+        ) from error
 
 
 def _share(text: str, percent: Fraction, total: int | None, multiple: int) -> int:

@@ -121,7 +121,7 @@ class Lane:
         raw = self.raw
         places, self._free = self._free[: len(laid)], self._free[len(laid) :]
         if len(places) < len(laid):
-            raise Misuse(f"{len(laid)} descriptors, {len(places)} free")
+            raise Misuse(f"a chain of {len(laid)} descriptors", seen=f"{len(places)} are free", expected="enough")
         for number, (piece, more) in enumerate(laid):
             flags = more | (ring.DESC_F_WRITE if piece.writable else 0)
             following = 0

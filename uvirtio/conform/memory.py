@@ -84,7 +84,7 @@ class Buffer:
             if start < run:
                 return Piece(address + start, length, self.writable)
             start -= run
-        raise Misuse(f"byte {start} is not in it")
+        raise Misuse("a piece behind the end of a buffer", seen=start, expected=f"inside {self.size} bytes")
 
     def untouched(self) -> list[tuple[int, int]]:
         """The runs of bytes that hold what they held at first, as (start, end)."""

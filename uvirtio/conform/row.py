@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from uvirtio.conform.verdict import Outcome, Severity
 
@@ -30,6 +30,14 @@ class Level(IntEnum):
     RINGS = 4
     """Rings that the standard forbids a driver to make."""
 
+
+MEANS: Final = {
+    Level.LOOK: "registers and configuration are read",
+    Level.LEGAL: "what an ordinary driver does",
+    Level.ODD: "what the standard allows a driver and few do",
+    Level.REGISTERS: "register writes that the standard forbids a driver",
+    Level.RINGS: "rings that the standard forbids a driver to make",
+}
 
 P, L, M2, M1, V, U = "P", "L", "M2", "M1", "V", "U"
 TRANSPORTS: Final = {
@@ -81,6 +89,27 @@ class Row:
     needs: frozenset[Need]
     area: str
     check: Check = field(repr=False)
+
+    @property
+    def how(self) -> str:
+        """How it is tested, in a sentence."""
+        return " ".join((self.check.__doc__ or "").split())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as a member of a document."""
+        return {
+            "id": self.id,
+            "area": self.area,
+            "section": self.section,
+            "keyword": self.keyword,
+            "level": f"L{self.level.value}",
+            "severity": self.severity.value,
+            "title": self.title,
+            "how": self.how,
+            "transports": [kind for letter, kind in TRANSPORTS.items() if letter in self.transports],
+            "types": sorted(self.types),
+            "needs": sorted(self.needs),
+        }
 
     def fits_type(self, type_name: str) -> bool:
         """Whether the statement is about devices of this type."""

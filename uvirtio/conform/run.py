@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from uvirtio import opening
 from uvirtio.conform import battery
 from uvirtio.conform.frame import Bench, Source
+from uvirtio.conform.implementation import Implementation, of
+from uvirtio.conform.quirks import Quirk, all_quirks
+from uvirtio.conform.quirks import of as of_device
 from uvirtio.conform.report import Report
 from uvirtio.conform.result import Result
 from uvirtio.conform.row import LETTERS, Level, Row, U, V
 from uvirtio.conform.trial import Consent, Pace
-from uvirtio.conform.verdict import Verdict
+from uvirtio.conform.verdict import FAILURES, Verdict
 from uvirtio.device import Device, OpenOptions
 from uvirtio.errors import UvirtioError
 from uvirtio.scripted import ScriptedCore
@@ -24,7 +28,7 @@ OURS: Final = ("qemu:", "scripted:")
 
 WHOLE_DISK: Final = range(1 << 55)
 
-_SCRIPTED: Final = Pace(deadline=0.05, watch=0.0)
+_SCRIPTED: Final = Pace(deadline=0.05, watch=0.0, reset=0.05)
 """A scripted device answers inside the register access."""
 
 
@@ -36,6 +40,8 @@ def run(
     consent: Consent | None = None,
     pace: Pace | None = None,
     seed: int | None = None,
+    implementation: Implementation | None = None,
+    quirks: Sequence[Quirk] | None = None,
     on_result: Callable[[Result], None] = lambda result: None,
     on_device: Callable[[Report, int], None] = lambda report, count: None,
     opened: Callable[[Device | None], None] = lambda device: None,
@@ -52,6 +58,8 @@ def run(
             ``scripted:`` addresses, and functions that make one), else nothing of it.
         pace: How long to wait; None: a second for what the device owes.
         seed: Shuffles the rows within their levels; None: the order of the standard.
+        implementation: What implements the device; None: what can be found out.
+        quirks: The violations that are known; None: those of this package.
         on_result: Called with each result as it comes.
         on_device: Called once the device is known, with the empty report and the number of rows.
         opened: Called with each device that is opened, and with None when it is closed.
@@ -73,11 +81,12 @@ def run(
         found = bench.device
         if pace is None and isinstance(found.transport.backend, ScriptedCore):
             bench.pace = _SCRIPTED
-        report = _about(found, options, seed)
+        report = _about(found, options, implementation or of(found), seed)
+        known = quirks_of(report, all_quirks() if quirks is None else quirks)
         fitting = [row for row in rows or battery.all_rows() if _fits(row, found)]
         on_device(report, len(fitting))
         for row in _ordered(fitting, seed):
-            result = _one(bench, row)
+            result = _one(bench, row, known.get(row.id))
             report.results.append(result)
             on_result(result)
         report.stopped = bench.dead
@@ -90,11 +99,11 @@ def made_for_this(device: Source) -> Consent:
     Args:
         device: What is opened.
     """
-    named = isinstance(device, str) and "drive=" in device
+    named = isinstance(device, str) and ("drive=" in device or "file=" in device)
     return Consent(faults=True, host=True, flr=True, write=None if named else WHOLE_DISK)
 
 
-def _about(device: Device, options: OpenOptions, seed: int | None) -> Report:
+def _about(device: Device, options: OpenOptions, implementation: Implementation, seed: int | None) -> Report:
     transport = device.transport
     offered = transport.device_features()
     packed = options.ring == "packed" and f.has(offered, f.RING_PACKED)
@@ -103,6 +112,8 @@ def _about(device: Device, options: OpenOptions, seed: int | None) -> Report:
         type=device.type,
         transport=transport.kind,
         ring="packed" if packed else "split",
+        implementation=implementation.name,
+        version=implementation.version,
         offered=offered,
         seed=seed,
     )
@@ -119,16 +130,47 @@ def _ordered(rows: Sequence[Row], seed: int | None) -> list[Row]:
     return sorted(found, key=lambda row: row.level)
 
 
-def _one(bench: Bench, row: Row) -> Result:
+def quirks_of(report: Report, quirks: Sequence[Quirk]) -> dict[str, Quirk]:
+    """The quirks of the device of a report, by row.
+
+    Args:
+        report: With its implementation.
+        quirks: All that are known.
+    """
+    implementation = Implementation(report.implementation, report.version)
+    return of_device(quirks, implementation, report.type, LETTERS[report.transport], report.ring)
+
+
+def _one(bench: Bench, row: Row, quirk: Quirk | None) -> Result:
     if bench.dead is not None:
         return Result(row, Verdict.SKIP, bench.dead)
+    if quirk is not None and quirk.expect == "skip":
+        return Result(row, Verdict.SKIP, f"known: {quirk.seen}")
     try:
         reason = withheld(row, bench)
-        return bench.run(row) if reason is None else Result(row, Verdict.SKIP, reason)
+        if reason is not None:
+            return Result(row, Verdict.SKIP, reason)
+        return judged(bench.run(row), quirk)
     except UvirtioError as error:
         # Between the tests: the device could not be opened again.
         bench.dead = str(error)
         return Result(row, Verdict.ERROR, str(error))
+
+
+def judged(result: Result, quirk: Quirk | None) -> Result:
+    """A result in the light of what is known: a failure that was foretold, or one that was and did not come.
+
+    Args:
+        result: As the test has it.
+        quirk: What is known of this row; None: nothing.
+    """
+    if quirk is None:
+        return result
+    if result.verdict in FAILURES:
+        return replace(result, verdict=Verdict.KNOWN)
+    if result.verdict in (Verdict.SKIP, Verdict.ERROR):
+        return result
+    return replace(result, verdict=Verdict.FIXED, seen=f"{result.seen}; known was: {quirk.seen}".lstrip("; "))
 
 
 def withheld(row: Row, bench: Bench) -> str | None:

@@ -44,10 +44,12 @@ class Pace:
     """For what the device owes."""
     watch: float = 0.02
     """To see that nothing happens."""
+    reset: float | None = None
+    """For a reset; None: the device's own time-out."""
 
     def slower(self) -> Pace:
         """Four times as long, for the repetition of a test that found something late."""
-        return Pace(4 * self.deadline, 4 * self.watch)
+        return Pace(4 * self.deadline, 4 * self.watch, self.reset)
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,7 +396,7 @@ class Steps:
             ResetMissed: It did not.
         """
         self.set_status(0)
-        limit = max(self.pace.deadline, 0.0)
+        limit = self.device.timeout if self.pace.reset is None else self.pace.reset
         if not self.until(lambda: self.status() == 0, limit):
             raise ResetMissed(f"status reads {describe(self.status())} {limit:g} s after 0 was written")
 
@@ -417,6 +419,14 @@ class Steps:
         self._dma = self._arena = None
         self._pages = []
         self.transport.release_queues()
+
+    def retire(self, index: int) -> None:
+        """Keep the ring of a queue that is no longer enabled for comparison.
+
+        Args:
+            index: The queue.
+        """
+        self._past.append(self.lanes.pop(index))
 
     def contents(self) -> list[object]:
         """All memory that the device was given, as it is now."""

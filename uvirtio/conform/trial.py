@@ -10,6 +10,7 @@ from uvirtio.conform.lane import Lane, Posted, Used
 from uvirtio.conform.levers import Change, lever
 from uvirtio.conform.steps import Consent, Pace, ResetMissed, Steps
 from uvirtio.conform.verdict import Unfit, Violated
+from uvirtio.interfaces.transport import ResetsQueues
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
 from uvirtio.spec.status import Status, describe
@@ -200,6 +201,18 @@ class Trial(Steps):
             return posted.length is not None
 
         return self.until(done, self.pace.deadline if seconds is None else seconds)
+
+    def again(self, index: int, size: int | None = None) -> Lane:
+        """Make and enable a queue again that was reset by itself (2.6.1.2); the old ring is kept for comparison.
+
+        Args:
+            index: The queue; ``transport.queue_is_reset`` is asked first, which releases its doorbell.
+            size: Entries; None: up to 64.
+        """
+        if isinstance(self.transport, ResetsQueues):
+            self.transport.queue_is_reset(index)
+        self.retire(index)
+        return self.lane(index, size)
 
     def lever(self) -> Change:
         """What changes the configuration from outside; the row needs ``host``.

@@ -257,7 +257,7 @@ class RingMaker:
             event_idx=self._has(f.EVENT_IDX),
             in_order=self._has(f.IN_ORDER),
             # 2.7.8.1: many devices fill in a wrong length on the legacy interface.
-            clamp_used_len=self.transport.legacy,
+            clamp_used_len=self.transport.legacy or spec.clamp_used_len,
             one_region=layout.one_region,
         )
         return (make_packed if packed else make_split)(spec.index, size, self.dma, options)

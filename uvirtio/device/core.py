@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uvirtio.device import log
 from uvirtio.device.bringup import GiveBack, Observer, RingMaker, admin_queue, negotiate, unobserved
 from uvirtio.device.counters import Counters
+from uvirtio.device.evidence import of_queue
 from uvirtio.device.options import OpenOptions
 from uvirtio.device.queue import Queue, QueueSpec
 from uvirtio.device.signals import signals_held
@@ -127,6 +128,7 @@ class Device(DeviceState):
             if self._status.live:
                 self.stop()  # another driver had it: what that one took is given back first
                 self._check_usable()
+            self.queues_left = ()
             try:
                 with self._step(observe, "reset"):
                     self.reset()
@@ -191,7 +193,7 @@ class Device(DeviceState):
         with self._lock:
             hung: ResetTimeout | None = None
             try:
-                self._status.reset(self.timeout)
+                self._status.reset(self.timeout, self._waiting.pause)
             except ResetTimeout as error:
                 if not flr:
                     raise
@@ -210,6 +212,7 @@ class Device(DeviceState):
             self._status.await_reset(
                 self.timeout,
                 lambda: "a function-level reset did not help: whatever provides the device is at fault",
+                self._waiting.pause,
             )
             return
         if hung is not None:
@@ -245,7 +248,9 @@ class Device(DeviceState):
         for spec, ring in made:
             doorbell = self.transport.enable_queue(spec.index, ring.size, *ring.addresses)
             data = self.has(f.NOTIFICATION_DATA)
-            queue = self.queues[spec.index] = Queue(spec, ring, doorbell, with_data=data)
+            queue = self.queues[spec.index] = Queue(
+                spec, ring, doorbell, with_data=data, monotonic=self.clock.monotonic
+            )
             if self._witness is not None:
                 self._witness.watch(queue)
 
@@ -293,7 +298,7 @@ class Device(DeviceState):
             return out
 
     def _await_queue_reset(self, transport: ResetsQueues, queue: Queue, timeout: float) -> None:
-        if not poll_until(lambda: transport.queue_is_reset(queue.index), timeout, self.clock):
+        if not poll_until(lambda: transport.queue_is_reset(queue.index), timeout, self.clock, self._waiting.pause):
             raise DeviceTimeout(
                 f"{self.address} did not finish the reset of {queue.name} within {timeout:g} s",
                 seen="queue_reset 1",
@@ -336,6 +341,7 @@ class Device(DeviceState):
                 check=self.check_status,
                 patience=self.timeout,
                 clock=self.clock,
+                sleep=self._waiting.pause,
             )
 
     def read_config(self, *fields: Field) -> tuple[int, ...]:
@@ -521,6 +527,9 @@ class Device(DeviceState):
         """Reset with confirmation, bus master off, then free. Without confirmation the memory is never freed."""
         was_live = self._status.live
         confirmed = not was_live
+        if self.queues and self._witness is None:  # a record has what a driver does, and no look at the rings
+            found = (of_queue(queue) for queue in self.queues.values())
+            self.queues_left = tuple(one for one in found if one is not None)
         if was_live and may_reset:
             try:
                 self._status.reset(self.timeout)

@@ -29,6 +29,14 @@ class HasBooks(Protocol):
     kicks: int
     kicked: int
 
+    def ages(self) -> list[tuple[int, float]]:
+        """The chains in flight, oldest first: number, and seconds since it was published."""
+        ...
+
+
+_AGES_MOST = 64
+"""Chains whose age is shown, the oldest."""
+
 
 @dataclass(frozen=True, slots=True)
 class QueueEvidence:
@@ -55,10 +63,13 @@ class QueueEvidence:
     words: dict[str, int]
     """The indices, flags and event words of the ring."""
     stall: Stall
+    ages: tuple[tuple[int, float], ...]
+    """The oldest chains in flight: the number of each since the start, and for how many seconds it is out."""
 
     def as_dict(self) -> dict[str, Any]:
         """The fields as a dictionary, for JSON."""
-        return {**asdict(self), "addresses": list(self.addresses)}
+        ages = [{"chain": number, "seconds": round(seconds, 6)} for number, seconds in self.ages]
+        return {**asdict(self), "addresses": list(self.addresses), "ages": ages}
 
     def __str__(self) -> str:
         words = ", ".join(f"{name} {value}" for name, value in self.words.items())
@@ -84,7 +95,7 @@ def of_queue(queue: HasBooks) -> QueueEvidence | None:
     """
     ring = queue.ring
     try:
-        words, taken = ring.words(), ring.taken()
+        words, taken, ages = ring.words(), ring.taken(), queue.ages()
     except (UvirtioError, ValueError):  # the views are released
         return None
     unkicked = ring.published - queue.kicked
@@ -112,6 +123,7 @@ def of_queue(queue: HasBooks) -> QueueEvidence | None:
         unkicked,
         words,
         stall,
+        tuple(ages[:_AGES_MOST]),
     )
 
 

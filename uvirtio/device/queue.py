@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from uvirtio.errors import Misuse
 from uvirtio.interfaces.memory import Doorbell
+from uvirtio.memory.clock import HostClock
 from uvirtio.virtqueue import Completion, SgEntry, Virtqueue
 from uvirtio.virtqueue.slots import Chain, Slots, fixed_slots
+
+_MARKS = 64
+"""Times of publication that are kept before those of chains that came back are dropped."""
 
 QUEUE_SIZE_MAX = 256
 """Entries. Enough for every driver here; each ring area fits one page, as guest-physical memory requires."""
@@ -28,12 +33,27 @@ class QueueSpec:
     """The most entries that are of use; the device may have fewer."""
     required: bool = True
     """Whether the driver cannot work without it."""
+    clamp_used_len: bool = False
+    """Whether a used length beyond the buffer is a finding (``used-length-clamped``), not a broken ring (2.7.8).
+
+    For devices that are known to count bytes there that they have read; the driver must not use the length then.
+    """
+    owed: bool = True
+    """Whether the device owes each buffer back in time; False where it keeps them for what may come: events."""
 
 
 class Queue:
     """A live virtqueue: the ring and its doorbell."""
 
-    def __init__(self, spec: QueueSpec, ring: Virtqueue, doorbell: Doorbell, *, with_data: bool = False) -> None:
+    def __init__(
+        self,
+        spec: QueueSpec,
+        ring: Virtqueue,
+        doorbell: Doorbell,
+        *,
+        with_data: bool = False,
+        monotonic: Callable[[], float] = HostClock.monotonic,
+    ) -> None:
         """Put a ring and its doorbell together.
 
         Args:
@@ -41,6 +61,7 @@ class Queue:
             ring: The ring, whose addresses the device has.
             doorbell: Notifies the device (2.3).
             with_data: Whether NOTIFICATION_DATA was negotiated (2.9).
+            monotonic: The device's clock, in seconds, by which chains in flight have an age.
         """
         self.index = spec.index
         self.name = spec.name
@@ -54,6 +75,11 @@ class Queue:
         self.completions = 0
         """Chains that the device returned since the start."""
         self._slots: Slots | None = None
+        self._monotonic = monotonic
+        self._noted = 0
+        self._marks: dict[int, float] = {}
+        """When so many chains had been published, by the clock."""
+        self._marks_most = _MARKS
 
     def add(self, readable: Sequence[SgEntry], writable: Sequence[SgEntry], cookie: Any) -> None:
         """Write the descriptors of a chain (2.7.5); the device does not see it before ``kick``.
@@ -71,8 +97,44 @@ class Queue:
 
     def kick(self) -> None:
         """Make the added chains available, and notify the device unless it suppresses that (2.7.13)."""
-        if self.ring.publish():
+        if self.publish():
             self.notify()
+
+    def publish(self) -> bool:
+        """Make the added chains available, without a notification; whether the device asks for one."""
+        wanted = self.ring.publish()
+        self._note()
+        return wanted
+
+    def _note(self) -> None:
+        """Note when chains were published."""
+        count = self.ring.published
+        if count == self._noted:
+            return
+        self._noted = count
+        self._marks[count] = self._monotonic()
+        if len(self._marks) > self._marks_most:
+            self._marks = self._marks_needed()
+            self._marks_most = 2 * len(self._marks) + _MARKS
+
+    def _numbers(self) -> list[int]:
+        return self.ring.numbers() if self._slots is None else self._slots.numbers()
+
+    def _marks_needed(self) -> dict[int, float]:
+        """The times of publication of the chains that are in flight."""
+        counts = [*self._marks]  # in their order: they only grow
+        places = {bisect_right(counts, number) for number in self._numbers()}
+        return {counts[at]: self._marks[counts[at]] for at in sorted(places) if at < len(counts)}
+
+    def ages(self) -> list[tuple[int, float]]:
+        """The chains in flight, oldest first: the number of each since the start, and for how many seconds.
+
+        Of fixed slots one that was overtaken by more chains than the ring is long may be older than that.
+        """
+        now = self._monotonic()
+        counts = [*self._marks]
+        found = ((number, bisect_right(counts, number)) for number in self._numbers())
+        return [(number, now - self._marks[counts[at]]) for number, at in found if at < len(counts)]
 
     def notify(self) -> None:
         """Notify the device unconditionally: for chains published before DRIVER_OK (3.1.1 forbids it then)."""
@@ -89,6 +151,7 @@ class Queue:
             doorbell: Its doorbell.
         """
         self.ring, self._doorbell, self._slots, self.kicked = ring, doorbell, None, 0
+        self._noted, self._marks = 0, {}
 
     @property
     def slots(self) -> Slots | None:
@@ -123,18 +186,54 @@ class Queue:
         self._slots = fixed_slots(self.ring, chains)
         return self._slots
 
-    def submit(self, slots: Sequence[int]) -> None:
+    def submit(self, slots: Sequence[int], *, show: bool = True) -> None:
         """Make slots available, and notify the device unless it suppresses that. Only after DRIVER_OK (3.1.1).
 
         Args:
             slots: Numbers of slots that are not with the device.
+            show: Let the device see them, and those before them; else ``show`` or ``relay`` does.
 
         Raises:
             Misuse: The queue has no fixed slots.
             UsageError: A slot is with the device already, or there is none of that number.
         """
-        if self._fixed().submit(slots):
+        wanted = self._fixed().submit(slots, show=show)
+        self._note()
+        if wanted:
             self.notify()
+
+    def show(self, count: int) -> None:
+        """Let the device see slots that were submitted without, in their order, and notify it if it asks for that.
+
+        Args:
+            count: How many, at most ``slots.laid``.
+
+        Raises:
+            Misuse: The queue has no fixed slots.
+        """
+        wanted = self._fixed().show(count)
+        self._note()
+        if wanted:
+            self.notify()
+
+    def relay(self, looks: int) -> int:
+        """Look for used slots; as soon as there are any, show the device others, at most as many.
+
+        Args:
+            looks: How often to look, at most.
+
+        Returns:
+            A number of slots that are used and not reaped: some, if there are any.
+
+        Raises:
+            Misuse: The queue has no fixed slots.
+            RingCorruption: The used ring is invalid.
+        """
+        came, wanted = self._fixed().relay(looks)
+        self._note()
+        if wanted:
+            self.notify()
+        return came
 
     def reap_slots(self) -> array[int]:
         """The numbers of the slots that the device returned, in the device's order.

@@ -25,6 +25,7 @@ def snapshot(
     check: Callable[[], object],
     patience: float,
     clock: Clock,
+    sleep: Callable[[float], None],
 ) -> T:
     """Call ``read`` between two equal generations (2.5.1); without a generation, until two results agree (2.5.4).
 
@@ -35,6 +36,7 @@ def snapshot(
         check: Checks that the device is still there; raises if not.
         patience: Seconds to try; at most half a second is used.
         clock: The device's clock.
+        sleep: Sleeps for so many seconds between two readings, and may raise to end them (``WaitLoop.pause``).
 
     Returns:
         What ``read`` returned.
@@ -57,7 +59,7 @@ def snapshot(
         if clock.monotonic() >= deadline:
             break
         if tries >= _TRIES:
-            clock.sleep(min(1e-3, patience))
+            sleep(min(1e-3, patience))
     raise ConfigUnstable(
         f"the configuration of {address} changes faster than it can be read",
         seen=f"something new at each of {tries} reads in {patience:g} s",

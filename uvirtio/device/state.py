@@ -11,10 +11,10 @@ from math import inf
 from types import TracebackType
 
 from uvirtio.device import log
+from uvirtio.device.evidence import QueueEvidence
 from uvirtio.device.options import OpenOptions
 from uvirtio.device.queue import Queue
 from uvirtio.device.status import StatusField
-from uvirtio.device.waiting import gone
 from uvirtio.errors import (
     Closed,
     DeviceAbsent,
@@ -144,6 +144,8 @@ class DeviceState:
         self.wanted = 0
         """Feature bits that were asked for at the last start, offered or not."""
         self.queues: dict[int, Queue] = {}
+        self.queues_left: tuple[QueueEvidence, ...] = ()
+        """What the queues showed when the device was last left, before its reset; empty where it is recorded."""
         self._dma: DmaSpace | None = None
         self._status = StatusField(address, transport)
         self._broken: UvirtioError | None = None
@@ -266,11 +268,10 @@ class DeviceState:
 
     def _left_by(self, error: BaseException) -> None:
         """Mark the device broken where the exception that leaves a session says so."""
-        if isinstance(error, DeviceFailure) and self._status.vanished():
-            # A removed device answers with ones, which look like many other faults.
-            removed = gone(self.address, self.transport, "status reads 0xff")
-            self._break(removed)
-            raise removed from error
+        cause = self._status.explains() if isinstance(error, DeviceFailure) else None
+        if cause is not None and type(cause) is not type(error):
+            self._break(cause)
+            raise cause from error
         if isinstance(error, (DeviceFailure, DeviceAbsent)):
             self._break(error)
 

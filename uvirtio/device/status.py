@@ -61,25 +61,29 @@ class StatusField:
         """Set FAILED in addition to the other bits: the driver has given up (3.1.1)."""
         self._transport.set_status(self._bits | int(Status.FAILED))
 
-    def reset(self, timeout: float) -> None:
+    def reset(self, timeout: float, sleep: Callable[[float], None] | None = None) -> None:
         """Write 0 and wait until 0 is read (2.4.2).
 
         Args:
             timeout: Seconds to wait for the device.
+            sleep: As for ``poll_until``.
 
         Raises:
             ResetTimeout: The status did not become 0 in time.
             DeviceGone: The status reads 0xff.
         """
         self._transport.set_status(0)
-        self.await_reset(timeout, lambda: after_reset_timeout(self._transport.backend, self._address))
+        self.await_reset(timeout, lambda: after_reset_timeout(self._transport.backend, self._address), sleep)
 
-    def await_reset(self, timeout: float, remedy: Callable[[], str]) -> None:
+    def await_reset(
+        self, timeout: float, remedy: Callable[[], str], sleep: Callable[[float], None] | None = None
+    ) -> None:
         """Wait until the status reads 0, after a reset of whatever kind (2.4.2).
 
         Args:
             timeout: Seconds to wait for the device.
             remedy: Returns what to do if it does not.
+            sleep: As for ``poll_until``.
 
         Raises:
             ResetTimeout: The status did not become 0 in time.
@@ -95,7 +99,7 @@ class StatusField:
                 raise gone(self._address, self._transport, "status reads 0xff")
             return status == 0
 
-        if not poll_until(done, timeout, self._clock):
+        if not poll_until(done, timeout, self._clock, sleep):
             raise ResetTimeout(
                 f"{self._address} did not finish its reset within {timeout:g} s",
                 seen=f"status {describe(status)}",
@@ -179,14 +183,19 @@ class StatusField:
                 remedy="the device failed at the last step; its log or its host's may say why",
             )
 
-    def vanished(self) -> bool:
-        """Whether the status shows that the device is gone: it reads 0xff, or cannot be read for that reason."""
+    def explains(self) -> DeviceAbsent | DeviceResetByOther | None:
+        """What the status says of a device that failed: it is gone, or another program reset it; None: neither.
+
+        A device that is gone answers with ones, and one that was reset has no configuration any more; both look
+        like many other faults.
+        """
         try:
-            return self._transport.status() == 0xFF
-        except DeviceAbsent:
-            return True
+            self.check()
+        except (DeviceAbsent, DeviceResetByOther) as error:
+            return error
         except UvirtioError:
-            return False
+            pass
+        return None
 
 
 def _fewer(features: int) -> str:
@@ -198,13 +207,17 @@ def _fewer(features: int) -> str:
     return f"it refuses one of these bits or their combination; try fewer: --without {name} (without=['{name}'])"
 
 
-def poll_until(done: Callable[[], bool], timeout: float, clock: Clock) -> bool:
+def poll_until(
+    done: Callable[[], bool], timeout: float, clock: Clock, sleep: Callable[[float], None] | None = None
+) -> bool:
     """Poll ``done`` at growing intervals, for what causes no interrupt: a reset of the device or a queue.
 
     Args:
         done: Whether it is finished (2.4.2, 2.6.1).
         timeout: Seconds.
         clock: The device's clock.
+        sleep: Sleeps for so many seconds between two polls, and may raise to end them (``WaitLoop.pause``). None:
+            the polls go on to their end, as they have to where memory is freed after them.
 
     Returns:
         Whether it finished within the time-out.
@@ -217,5 +230,5 @@ def poll_until(done: Callable[[], bool], timeout: float, clock: Clock) -> bool:
             return True
         if late:
             return False
-        clock.sleep(pause)
+        (sleep or clock.sleep)(pause)
         pause = min(pause * 2, POLL_LAST)

@@ -202,6 +202,20 @@ class WaitLoop:
         self.counters.interrupt_storms = self._storm.count
         return pause
 
+    def pause(self, seconds: float) -> None:
+        """Sleep between two polls of something that causes no interrupt, at most ``POLL_LAST``.
+
+        Args:
+            seconds: How long.
+
+        Raises:
+            Closed: The device is being closed.
+            BaseException: The reason that was given to ``interrupt``.
+        """
+        if (self._device.closing or self._interruption is not None) and not self._device.leaving:
+            self._end()
+        self._clock.sleep(seconds)
+
     # --- a look at the events -------------------------------------------------------------------------------
 
     def _take(self, now: float) -> bool:

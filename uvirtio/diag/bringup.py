@@ -18,7 +18,7 @@ from uvirtio.device import storm
 from uvirtio.diag import causes, datapath, words
 from uvirtio.diag.causes import Cause
 from uvirtio.diag.report import Report, Step, Verdict
-from uvirtio.errors import DeviceAbsent, DeviceFailure, EnvironmentLack, UvirtioError
+from uvirtio.errors import DeviceAbsent, DeviceFailure, EnvironmentLack, UvirtioError, shortened
 from uvirtio.interfaces.backend import WithoutIommu
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
@@ -221,7 +221,7 @@ class _Diagnosis:
             note.detail = _failure(error)
             cause = causes.of_error(error, self.device, self.found)
             if cause is None:
-                text = error.message.replace(self.report.address, "the device")
+                text = error.message.replace(shortened(self.report.address), "the device")
                 cause = Cause(error.about or error.code.removeprefix("UV-").lower(), text, causes.seen(error))
             note.fail(cause)
             note.hint = note.hint or error.remedy or _HINT

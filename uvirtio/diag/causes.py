@@ -236,7 +236,13 @@ STALLS = {
 
 def _timeout(error: UvirtioError, device: Device) -> Cause:
     found = queues(device)
-    stuck = [one for one in found if one.in_flight and one.stall in STALLS]
+    owed = {index: queue.spec.owed for index, queue in device.queues.items()}
+    stuck = [
+        one
+        for one in found
+        if one.in_flight and one.stall in STALLS and (owed[one.index] or one.stall not in ("kept", "silent"))
+    ]
+    stuck.sort(key=lambda one: not owed[one.index])
     if not stuck:
         return Cause("timeout", error.message, tuple(str(one) for one in found))
     worst = stuck[0]

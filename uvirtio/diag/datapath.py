@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from uvirtio.device import Device, Observer, QueueSpec
 from uvirtio.device.evidence import of_queue
 from uvirtio.diag.causes import STALLS
 from uvirtio.diag.fs import FsPath
-from uvirtio.diag.outcome import Idle, PathResult
+from uvirtio.diag.outcome import Idle, PathResult, Witness, supplied_disk
+from uvirtio.diag.scsi import ScsiPath
 from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.input import Input
@@ -22,9 +22,7 @@ from uvirtio.spec import fs as fs_spec
 from uvirtio.spec import input as input_spec
 from uvirtio.spec import mem as mem_spec
 from uvirtio.spec import rng as rng_spec
-
-Witness = Callable[..., Any]
-"""``qmp(command, **arguments)`` of the guest machine that has the device, where this process runs it."""
+from uvirtio.spec import scsi as scsi_spec
 
 _HostEvent = dict[str, Any]
 """An InputEvent of QEMU's QMP schema."""
@@ -80,6 +78,8 @@ def for_device(device: Device) -> DataPath:
         return _BlkPath(device, witness, ident)
     if device.device_id == fs_spec.TYPE:
         return FsPath(device)
+    if device.device_id == scsi_spec.TYPE:
+        return ScsiPath(device, witness, ident)
     return _BarePath(device)
 
 
@@ -384,8 +384,4 @@ class _BlkPath(Idle):
         return PathResult(detail, "" if told else "the configuration changed without a notification (4.1.5.4)")
 
     def _disk(self) -> dict[str, Any] | None:
-        """The disk that was supplied for this device; no other is resized."""
-        if self._witness is None:
-            return None
-        disks = (disk for disk in self._witness("query-block") if disk["device"] == f"{self._ident}-disk")
-        return next(disks, None)
+        return supplied_disk(self._witness, self._ident)

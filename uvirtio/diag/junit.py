@@ -1,13 +1,71 @@
-"""A diagnosis as JUnit's XML, which every CI system shows: one test case a step."""
+"""JUnit's XML, which every CI system shows; of a diagnosis one test case a step."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 from xml.etree import ElementTree
 
 from uvirtio.diag.report import Report, Step
 
 _UNFIT = {number: 0xFFFD for number in (*range(0x20), 0x7F, 0xFFFE, 0xFFFF) if number not in (9, 10, 13)}
 """Characters that XML 1.0 cannot hold; a device's strings may have them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One test case."""
+
+    name: str
+    took_s: float
+    verdict: Literal["pass", "fail", "skip"]
+    text: str = ""
+    """What the case puts out, or why it was left out; of a failure what shows it."""
+    message: str = ""
+    """Of a failure, in one line."""
+    kind: str = ""
+    """Of a failure: its type."""
+
+
+def document(suites: Iterable[tuple[str, str, Sequence[Case]]]) -> bytes:
+    """Test suites as a document.
+
+    Args:
+        suites: The name of each, the class name of its cases, and the cases.
+
+    Returns:
+        The document, in UTF-8.
+    """
+    root = ElementTree.Element("testsuites")
+    for name, classname, cases in suites:
+        suite = ElementTree.SubElement(
+            root,
+            "testsuite",
+            name=_text(name),
+            tests=str(len(cases)),
+            failures=str(sum(case.verdict == "fail" for case in cases)),
+            skipped=str(sum(case.verdict == "skip" for case in cases)),
+            errors="0",
+            time=f"{sum(case.took_s for case in cases):.6f}",
+        )
+        for case in cases:
+            element = ElementTree.SubElement(
+                suite, "testcase", classname=_text(classname), name=_text(case.name), time=f"{case.took_s:.6f}"
+            )
+            _result(element, case)
+    made: bytes = ElementTree.tostring(root, encoding="utf-8", xml_declaration=True)
+    return made
+
+
+def _result(element: ElementTree.Element, case: Case) -> None:
+    if case.verdict == "fail":
+        failure = ElementTree.SubElement(element, "failure", message=_text(case.message), type=case.kind)
+        failure.text = _text(case.text)
+    elif case.verdict == "skip":
+        ElementTree.SubElement(element, "skipped", message=_text(case.text))
+    else:
+        ElementTree.SubElement(element, "system-out").text = _text(case.text)
 
 
 def junit_xml(report: Report) -> bytes:
@@ -22,43 +80,23 @@ def junit_xml(report: Report) -> bytes:
     Returns:
         The document, in UTF-8.
     """
-    suite = ElementTree.Element(
-        "testsuite",
-        name="uvirtio diag",
-        tests=str(len(report.steps)),
-        failures=str(sum(step.verdict == "fail" for step in report.steps)),
-        skipped=str(sum(step.verdict == "skip" for step in report.steps)),
-        errors="0",
-        time=f"{sum(step.took_s for step in report.steps):.6f}",
-    )
-    for step in report.steps:
-        case = ElementTree.SubElement(
-            suite, "testcase", classname=_text(report.address), name=step.name, time=f"{step.took_s:.6f}"
-        )
-        _result(case, step)
-    suites = ElementTree.Element("testsuites")
-    suites.append(suite)
-    document: bytes = ElementTree.tostring(suites, encoding="utf-8", xml_declaration=True)
-    return document
+    return document([("uvirtio diag", report.address, [_case(step) for step in report.steps])])
 
 
-def _result(case: ElementTree.Element, step: Step) -> None:
+def _case(step: Step) -> Case:
     why = step.hint if step.cause is None else step.cause.text
     if step.verdict == "fail":
         lines = (
             () if step.cause is None else (*step.cause.evidence, *(f"try: {one}" for one in step.cause.attempts))
         )
-        failure = ElementTree.SubElement(case, "failure", message=_text(why or step.detail), type=_kind(step))
-        failure.text = _text("\n".join((step.detail, *lines)))
-    elif step.verdict == "skip":
-        ElementTree.SubElement(case, "skipped", message=_text(step.detail))
-    else:
-        text = f"WARN: {why}\n{step.detail}" if step.verdict == "warn" else step.detail
-        ElementTree.SubElement(case, "system-out").text = _text(text)
-
-
-def _kind(step: Step) -> str:
-    return "fail" if step.cause is None else step.cause.id
+        kind = "fail" if step.cause is None else step.cause.id
+        return Case(
+            step.name, step.took_s, "fail", "\n".join((step.detail, *lines)), message=why or step.detail, kind=kind
+        )
+    if step.verdict == "skip":
+        return Case(step.name, step.took_s, "skip", step.detail)
+    text = f"WARN: {why}\n{step.detail}" if step.verdict == "warn" else step.detail
+    return Case(step.name, step.took_s, "pass", text)
 
 
 def _text(text: str) -> str:

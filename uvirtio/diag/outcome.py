@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from uvirtio.device import Device
+
+Witness = Callable[..., Any]
+"""``qmp(command, **arguments)`` of the guest machine that has the device, where this process runs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +35,10 @@ class Idle:
         """Wait, taking interrupts."""
         self._device.wait(lambda: False, timeout=seconds, what="time to pass", owed=False)
         return 0
+
+
+def supplied_disk(witness: Witness | None, ident: str | None) -> dict[str, Any] | None:
+    """The disk that was supplied for this device; no other is resized."""
+    if witness is None:
+        return None
+    return next((disk for disk in witness("query-block") if disk["device"] == f"{ident}-disk"), None)

@@ -15,6 +15,7 @@ from json.decoder import JSONDecodeError, JSONDecoder
 from typing import Any, Final
 
 from uvirtio.evidence.text import SHOWN, bad, place
+from uvirtio.report.documents import finite
 
 Path = tuple[str | int, ...]
 """A place in a document: keys and indices from the top."""
@@ -63,7 +64,7 @@ def load(file: str, text: str, line: int = 1, column: int = 1) -> dict[str, Any]
 
     _refuse_depth(text, refuse)
     try:
-        found = json.loads(text, parse_constant=_no_constant)
+        found = json.loads(text, parse_constant=_no_constant, parse_float=finite)
     except JSONDecodeError as error:
         raise refuse(error.pos, f"not JSON: {error.msg}", text[error.pos : error.pos + SHOWN], "JSON") from None
     except (ValueError, RecursionError) as error:

@@ -21,7 +21,7 @@ from uvirtio.binding.hwdb import hardware
 from uvirtio.binding.rules import Verdicts
 from uvirtio.device import Device
 from uvirtio.device.evidence import of_queue
-from uvirtio.errors import DeviceGone, PermissionLack, UvirtioError
+from uvirtio.errors import DeviceAbsent, DeviceGone, DeviceTimeout, PermissionLack, UvirtioError
 from uvirtio.evidence import record
 from uvirtio.evidence.record import Bar, Record
 from uvirtio.host import proc, sysfs
@@ -44,6 +44,9 @@ _BYTES_OF_UNKNOWN = 64
 
 _QUEUES_MAX = 64
 """Queues that are shown of a device that has more."""
+
+_SILENT = "silent"
+"""Not a section: why nothing more is asked of a device."""
 
 
 def document(records: list[Record], environment: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -231,14 +234,14 @@ def of_open(device: Device, known: Record | None = None, *, live: bool = False) 
     """
     transport = device.transport
     backend = transport.backend
-    bus = {"pci": "pci", "mmio": "platform", "vdpa": "vdpa"}[backend.bus]
+    bus = "platform" if backend.bus == "mmio" else backend.bus
     made = record.new(bus, device.address) if known is None else known
     reasons: dict[str, str] = {entry["what"]: entry["why"] for entry in made["absent"]} if known else {}
     if backend.bus == "pci" and made["config_space"] is None:
-        reasons |= _opened_space(made, backend)
+        _try(made, reasons, "config_space", lambda: _opened_space(made, backend, reasons))
     record.set_type(made, device.device_id)
     if made["interface"] is None:
-        made["interface"] = "mmio" if bus == "platform" else "vdpa" if bus == "vdpa" else "legacy"
+        made["interface"] = {"platform": "mmio", "pci": "legacy"}.get(bus, bus)
     made["opened"] = {
         "description": transport.description,
         "interface": transport.interface,
@@ -248,7 +251,9 @@ def of_open(device: Device, known: Record | None = None, *, live: bool = False) 
     _try(made, reasons, "status", lambda: record.status(transport.status()))
     offered = _try(made, reasons, "features", transport.device_features)
     if offered is not None:
-        made["features"] = record.words(device.type, offered, device.features if live else None)
+        made["features"] = record.words(
+            device.type, offered, device.features if live or device.queues_left else None
+        )
     _try(made, reasons, "common", lambda: _common(device))
     if made["common"] is None:
         reasons.setdefault("common", "this interface has no such registers")
@@ -261,22 +266,37 @@ def of_open(device: Device, known: Record | None = None, *, live: bool = False) 
             for what in ("kicks", "completions")
         }
         made["interrupts"] = {**(made["interrupts"] or {}), "mode": transport.interrupt_mode.value}
+    elif device.queues_left:
+        made["books"] = asdict(device.counters) | {
+            f"{one.name} {what}": count
+            for one in device.queues_left
+            for what, count in (("kicks", one.kicks), ("completions", one.published - one.in_flight))
+        }
+        made["notes"].append("the device was left before this dump; its queues are as they were then")
     else:
         reasons["books"] = "the device was not started (--live)"
     return record.finish(made, "this device is not one of this machine's sysfs", reasons)
 
 
 def _try(made: Record, reasons: dict[str, str], what: str, read: Any) -> Any:
-    """Set a section; where the device does not let it be read, the error is the reason why it is missing."""
+    """Set a section; where the device does not let it be read, the error is the reason why it is missing.
+
+    A device that does not answer at all is asked once: each further read would wait for its time-out.
+    """
+    made[what] = None
+    if _SILENT in reasons:
+        reasons[what] = reasons[_SILENT]
+        return None
     try:
         made[what] = read()
     except UvirtioError as error:
-        made[what] = None
         reasons[what] = error.message
+        if isinstance(error, DeviceTimeout | DeviceAbsent):
+            reasons[_SILENT] = error.message
     return made[what]
 
 
-def _opened_space(made: Record, function: PciFunction) -> dict[str, str]:
+def _opened_space(made: Record, function: PciFunction, reasons: dict[str, str]) -> Any:
     """Configuration space by the open function; pci_cfg_data is not read (4.1.4.9)."""
     read = config_reader(function)
     hidden = pci_caps.pci_cfg_data(pci_caps.walk_capabilities(read, function.bar))
@@ -297,7 +317,8 @@ def _opened_space(made: Record, function: PciFunction) -> dict[str, str]:
                     None if seen is None else seen.prefetchable,
                 )
             )
-    return record.add_config_space(made, data, bars, hidden)
+    reasons |= record.add_config_space(made, data, bars, hidden)
+    return made["config_space"]
 
 
 _PER_QUEUE = "queue_"
@@ -344,6 +365,7 @@ def _shown(registers: Registers, field: Field) -> int | str:
 def _queues(device: Device) -> list[dict[str, Any]]:
     """Every queue of the device: its registers, and its ring where the driver has one."""
     transport = device.transport
+    left = {} if device.queues else {one.index: one for one in device.queues_left}
     shown = sorted({*range(min(transport.num_queues, _QUEUES_MAX)), *device.queues})
     made: list[dict[str, Any]] = []
     for index in shown:
@@ -365,7 +387,7 @@ def _queues(device: Device) -> list[dict[str, Any]]:
                 }
     for entry in made:
         queue = device.queues.get(entry["index"])
-        seen = None if queue is None else of_queue(queue)
+        seen = left.get(entry["index"]) if queue is None else of_queue(queue)
         if seen is not None:
             told = seen.as_dict()
             told.pop("index")

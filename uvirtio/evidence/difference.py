@@ -17,6 +17,9 @@ from uvirtio.spec import status as st
 PLACES: Final = ("address", "virtio_name", "iommu_group", "numa_node", "node", "parent", "window", "hardware")
 """Where a device is: shown, and no difference of the device."""
 
+_MOMENTARY: Final = frozenset({"ages"})
+"""Members of a queue that are another at each look."""
+
 _NOT_COMPARED: Final = frozenset({*PLACES, "absent", "notes", "opened", "findings", "group_members"})
 
 _REGISTERS: Final = {
@@ -126,7 +129,7 @@ def _values(section: str, one: Any, other: Any, path: str = "") -> Iterator[Chan
     """Every leaf that both have and that is different, by its path."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in dict.fromkeys((*one, *other)):
-            if key in one and key in other:
+            if key in one and key in other and key not in _MOMENTARY:
                 yield from _values(section, one[key], other[key], f"{path}.{key}" if path else key)
         return
     if isinstance(one, list) and isinstance(other, list) and _keyed((*one, *other)):

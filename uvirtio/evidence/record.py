@@ -113,7 +113,7 @@ def new(bus: str, address: str | None) -> Record:
     """A record in which nothing is known yet.
 
     Args:
-        bus: ``pci``, ``platform`` or ``vdpa``.
+        bus: ``pci``, ``platform``, ``vdpa`` or ``vhost-user``.
         address: The address of the device; None: the dump does not say.
     """
     made: Record = {"address": address, "bus": bus, "type": "unknown", "device_id": None}

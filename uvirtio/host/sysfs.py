@@ -117,22 +117,25 @@ def real(path: Path) -> Path:
         return path
 
 
-def below(top: Path, limit: int = 5000, depth: int = 12, unreadable: list[Path] | None = None) -> list[Path]:
+DIRECTORIES_MAX = 50_000
+"""Directories that ``below`` returns. A SCSI host has some sixty for each of its disks."""
+
+DEPTH_MAX = 12
+"""Levels that ``below`` goes down; a partition of a SCSI disk is eight below its PCI function."""
+
+
+def below(top: Path, unreadable: list[Path] | None = None) -> list[Path]:
     """Every directory at or below ``top``; links are not followed.
 
     Args:
         top: Where to begin.
-        limit: The most directories to return.
-        depth: The most levels to go down.
-        unreadable: Takes the directories that cannot be listed.
+        unreadable: Takes the directories that cannot be listed, or are beyond a limit.
     """
     found: list[Path] = []
     pending = [(top, 0)]
-    while pending and len(found) < limit:
+    while pending and len(found) < DIRECTORIES_MAX:
         here, level = pending.pop()
         found.append(here)
-        if level >= depth:
-            continue
         try:
             with os.scandir(here) as entries:
                 children = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
@@ -142,7 +145,12 @@ def below(top: Path, limit: int = 5000, depth: int = 12, unreadable: list[Path] 
             if unreadable is not None:
                 unreadable.append(here)
             continue
-        pending.extend((here / name, level + 1) for name in reversed(children))
+        if level < DEPTH_MAX:
+            pending.extend((here / name, level + 1) for name in reversed(children))
+        elif children and unreadable is not None:
+            unreadable.append(here / children[0])
+    if pending and unreadable is not None:
+        unreadable.append(pending[-1][0])
     return found
 
 

@@ -5,7 +5,7 @@
             assert len(rng.read(16)) == 16
 
 pytest loads it where uvirtio is installed; ``-p no:uvirtio`` leaves it out. Of a test that fails, the trace of all
-registers and the state of each device are kept (``--uvirtio-artifacts``). See docs/testing.md.
+registers, a dump and the state of each device are kept (``--uvirtio-artifacts``). See docs/testing.md.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--uvirtio-artifacts",
         metavar="DIR",
         default=None,
-        help="where traces of failed tests are kept; default: a folder in pytest's base temporary directory",
+        help="where traces and dumps of failed tests are kept; default: below pytest's temporary directory",
     )
     group.addoption(
         "--uvirtio-require-qemu",
@@ -157,13 +157,13 @@ def _or_skip(config: pytest.Config, make: Callable[[], T]) -> T:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep the trace of a test that failed, while its devices are still as the failure left them."""
+    """Keep the trace and the dump of a test that failed, while its devices are still as the failure left them."""
     report = yield
     if report.failed and _BENCH in item.stash:
         item.stash[_FAILED] = True
         if item.stash[_BENCH].used:
             item.stash[_BENCH].write(item.stash[_FOLDER])
-            report.sections.append(("uvirtio", f"trace and state of the devices: {item.stash[_FOLDER]}"))
+            report.sections.append(("uvirtio", f"trace, dump and state of the devices: {item.stash[_FOLDER]}"))
     return report
 
 

@@ -5,6 +5,7 @@ Nothing here knows pytest. It is imported when a fixture is first used, so that 
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
 from contextlib import ExitStack, suppress
@@ -16,6 +17,8 @@ from uvirtio import scripted
 from uvirtio.device import Device, OpenKeywords, OpenOptions
 from uvirtio.device.evidence import of_queue
 from uvirtio.errors import UvirtioError
+from uvirtio.host.roots import Roots
+from uvirtio.interfaces.clock import KeepsTime
 from uvirtio.memory.trace import Trace
 from uvirtio.opening import Opened
 from uvirtio.qemu import Machine, QemuFunction
@@ -27,7 +30,7 @@ HOSTILE_TIMEOUT: Final = 0.2
 _LINES: Final = 100_000
 """Lines of trace that are kept, the last ones."""
 
-_TRACE, _DEVICES = "trace.txt", "devices.txt"
+_TRACE, _DEVICES, _DUMP = "trace.txt", "devices.txt", "dump.json"
 
 
 class Bench:
@@ -40,6 +43,8 @@ class Bench:
         self._devices: list[Device] = []
         self._machines: list[Machine] = []
         self._scripted: list[tuple[scripted.ScriptedCore, bool]] = []
+        self._dump: dict[str, Any] | None = None
+        self._dumping = False
 
     # --- what fixtures return ---------------------------------------------------------------------------------
 
@@ -87,6 +92,8 @@ class Bench:
         note = self.note
 
         def trace(line: str) -> None:
+            if self._dumping:
+                return
             note(f"{name}: {line}")
             if given is not None:
                 given(line)
@@ -102,13 +109,15 @@ class Bench:
             AssertionError: The driver broke a rule of the standard on a scripted device.
             UvirtioError: A device could not be left in order.
         """
+        if any(check and device.violations for device, check in self._scripted):
+            self._look()
         self._stack.close()
         for device, check in self._scripted:
             if check:
                 device.assert_obedient()
 
     def write(self, folder: Path) -> None:
-        """Write what is known of a failed test: the trace, and each device and machine at this moment.
+        """Write what is known of a failed test: the trace, a dump, and each device and machine at this moment.
 
         Args:
             folder: Where to; made if it is not there.
@@ -120,6 +129,31 @@ class Bench:
             about += [f"{device.address}: the driver broke a rule: {one}" for one in device.violations]
         _write(folder / _DEVICES, about)
         _write(folder / _TRACE, list(self._lines))
+        self._look()
+        if self._dump is not None:
+            _write(folder / _DUMP, [json.dumps(self._dump, indent=1)])
+
+    def _look(self) -> None:
+        """Make the dump, masked, of the devices that are open, the first time that there are any.
+
+        It reads registers of devices that are in any state: what cannot be read is said in the dump.
+        """
+        # A record holds what the test did, and nothing else.
+        open_ = [device for device in self._devices if device.state != "closed"]
+        devices = [device for device in open_ if not isinstance(device.transport.backend, KeepsTime)]
+        if self._dump is not None or not devices:
+            return
+        from uvirtio.evidence import collect  # here: tests that pass do without it
+        from uvirtio.evidence.mask import masked
+
+        self._dumping = True
+        try:
+            records = [collect.of_open(device, live=bool(device.queues)) for device in devices]
+            self._dump = masked(collect.document(records, collect.environment(Roots(), devices[0])))
+        except (UvirtioError, ValueError) as error:  # closed meanwhile, by another thread
+            self.note(f"there is no dump: {error}")
+        finally:
+            self._dumping = False
 
     @property
     def used(self) -> bool:
@@ -152,7 +186,7 @@ class _TracedMachine(Machine):
 
 def forget(folder: Path) -> None:
     """Remove what an earlier run has kept of a test."""
-    for name in (_TRACE, _DEVICES):
+    for name in (_TRACE, _DEVICES, _DUMP):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):  # it was not there, or holds more
         folder.rmdir()
@@ -171,10 +205,8 @@ def _about(device: Device) -> list[str]:
     lines = [repr(device)]
     if device.broken is not None:
         lines.append(f"  unusable since: {device.broken.code}: {device.broken}; seen: {device.broken.seen}")
-    for queue in device.queues.values():
-        evidence = of_queue(queue)
-        if evidence is not None:
-            lines.append(f"  {evidence}")
+    found = [of_queue(queue) for queue in device.queues.values()] or device.queues_left
+    lines += [f"  {one}" for one in found if one is not None]
     lines.append(f"  {device.counters}")
     return lines
 

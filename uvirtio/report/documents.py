@@ -20,6 +20,21 @@ DIAG: Final = "uvirtio-diag"
 Document = dict[str, Any]
 
 
+def finite(text: str) -> float:
+    """A number of JSON, for ``json.loads``.
+
+    Args:
+        text: The number.
+
+    Raises:
+        ValueError: It is beyond what a double holds, so that no document could repeat it.
+    """
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:20]} is too large")
+    return number
+
+
 def script(ident: str, document: Document) -> Markup:
     """A document as a script element.
 
@@ -118,7 +133,8 @@ def document_in(found: Iterable[Script], ident: str) -> Document | None:
     if told is None:
         return None
     try:
-        made = json.loads(told.text, parse_constant=str)  # NaN, which is no JSON, is no number here either
+        # NaN, which is no JSON, is no number here either.
+        made = json.loads(told.text, parse_constant=str, parse_float=finite)
     except (ValueError, RecursionError) as error:
         raise _bad(f"not JSON: {error}"[:200]) from None
     if not isinstance(made, dict):

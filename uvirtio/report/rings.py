@@ -1,4 +1,4 @@
-"""A picture of each virtqueue: descriptors in use, the two indices, and what is in flight between them."""
+"""A picture of each virtqueue: descriptors in use, the two indices, what is in flight and for how long."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Final
 
-from uvirtio.report.markup import Children, Markup, code, element, mark, pairs
+from uvirtio.report.markup import Children, Markup, code, element, mark, pairs, seconds
 
 _WRAP: Final = 1 << 15
 """The wrap counter in an off_wrap of a packed ring (2.8.10)."""
@@ -59,6 +59,22 @@ def indices(ring: dict[str, Any]) -> Indices | None:
     return Indices(last % size, first % size, min(max(apart, 0), size), not 0 <= apart <= size)
 
 
+def ages(ring: dict[str, Any]) -> list[tuple[int, float]]:
+    """The chains in flight, oldest first: number since the start of the ring, and for how many seconds it is out.
+
+    Args:
+        ring: A queue as ``QueueEvidence`` has it.
+    """
+    told = ring.get("ages")
+    made = []
+    for one in told if isinstance(told, list) else ():
+        if isinstance(one, dict):
+            number, age = one.get("chain"), one.get("seconds")
+            if isinstance(number, int) and isinstance(age, int | float) and 0 <= age < math.inf:
+                made.append((number, float(age)))
+    return sorted(made, key=lambda one: -one[1])
+
+
 def queues_of(record: dict[str, Any] | None, steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The queues with all that the documents know of each: registers of the dump, ring of the latest look.
 
@@ -95,6 +111,7 @@ def draw(queue: dict[str, Any]) -> Markup:
     verdict, says = _SAYS.get(str(ring.get("stall")), ("skip", "this document has no look at the ring"))
     if seen is not None and seen.impossible:
         verdict, says = "fail", "the indices are further apart than the ring is long"
+    out = ages(ring)
     words = {name: value for name, value in (ring.get("words") or {}).items() if value is not None}
     told: list[tuple[str, Children]] = [
         ("entries", f"{ring.get('size', '?')} ({ring.get('format', '?')}), largest {queue.get('size_max', '?')}")
@@ -104,7 +121,7 @@ def draw(queue: dict[str, Any]) -> Markup:
     if ring:
         told += [
             ("published", ring.get("published")),
-            ("in flight", _in_flight(ring, queue.get("longest"))),
+            ("in flight", _in_flight(ring, out, queue.get("longest"))),
             ("kicks", f"{ring.get('kicks')}; {ring.get('unkicked')} published since without one"),
         ]
         told += [(name, code(value)) for name, value in words.items()]
@@ -118,15 +135,17 @@ def draw(queue: dict[str, Any]) -> Markup:
         element("figcaption", element("b", title), " ", mark(verdict, says)),
         element(
             "div",
-            _circle(title, ring, seen) if seen is not None else None,
-            element("div", _descriptors(ring), pairs(told), class_="grow"),
+            _circle(title, ring, seen, out) if seen is not None else None,
+            element("div", _descriptors(ring), _bars(out), pairs(told), class_="grow"),
             class_="ring",
         ),
     )
 
 
-def _in_flight(ring: dict[str, Any], longest: Any) -> str:
+def _in_flight(ring: dict[str, Any], out: list[tuple[int, float]], longest: Any) -> str:
     count = ring.get("in_flight")
+    if out:
+        return f"{count}, the oldest for {seconds(out[0][1])}"
     if not count or not isinstance(longest, int | float):
         return f"{count}"
     return f"{count}, out for up to {longest * 1e3:.0f} ms (the length of the step)"
@@ -151,6 +170,34 @@ def _descriptors(ring: dict[str, Any]) -> Markup | None:
     )
 
 
+_BARS_MOST: Final = 8
+_SHORTEST, _DECADES = 1e-4, 6
+"""The bar of 0.1 ms is empty, and each ten times longer has another sixth, up to 100 s."""
+
+
+def _bars(out: list[tuple[int, float]]) -> Markup | None:
+    """The chains in flight by age, the oldest first: a bar for each, ten times the age a sixth of it longer."""
+    if not out:
+        return None
+    shown = out[:_BARS_MOST]
+    title = f"the oldest chains in flight: {', '.join(f'{number} for {seconds(age)}' for number, age in shown)}"
+    rows: list[Markup] = []
+    for at, (number, age) in enumerate(shown):
+        full = min(1.0, max(0.02, math.log10(max(age, _SHORTEST) / _SHORTEST) / _DECADES))
+        rows += [
+            element("rect", x="0%", y=18 * at + 1, width="100%", height=16, class_="ground"),
+            element("rect", x="0%", y=18 * at + 1, width=f"{round(100 * full, 2)}%", height=16, class_="age"),
+            element("text", f"chain {number}: {seconds(age)}", x=6, y=18 * at + 13),
+        ]
+    more = f", and {len(out) - len(shown)} more" if len(out) > len(shown) else ""
+    return element(
+        "div",
+        element("p", f"out for (0.1 ms to 100 s, logarithmic){more}", class_="small"),
+        element("svg", element("title", title), rows, width="100%", height=18 * len(shown), role="img",
+                aria_label=title),
+    )  # fmt: skip
+
+
 # --- the circle -------------------------------------------------------------------------------------------------
 
 _MIDDLE: Final = 90
@@ -159,7 +206,7 @@ _INNER: Final = 44
 _MOST_MARKS: Final = 64
 
 
-def _circle(title: str, ring: dict[str, Any], seen: Indices) -> Markup:
+def _circle(title: str, ring: dict[str, Any], seen: Indices, out: list[tuple[int, float]]) -> Markup:
     size = int(ring["size"])
     parts = [element("circle", cx=_MIDDLE, cy=_MIDDLE, r=(_OUTER + _INNER) / 2, class_="track")]
     wrong = " wrong" if seen.impossible else ""
@@ -173,9 +220,12 @@ def _circle(title: str, ring: dict[str, Any], seen: Indices) -> Markup:
     parts += _pointer(seen.used, size, _INNER, -16, "U", "used")
     parts.append(element("text", str(seen.between), x=_MIDDLE, y=_MIDDLE + 2, text_anchor="middle", class_="big"))
     parts.append(element("text", "in flight", x=_MIDDLE, y=_MIDDLE + 15, text_anchor="middle", class_="tick"))
+    if out:
+        parts.append(element("text", seconds(out[0][1]), x=_MIDDLE, y=_MIDDLE + 29, text_anchor="middle"))
     text = (
         f"{title}: a ring of {size} entries. The driver is at entry {seen.avail} (A), the device at entry "
-        f"{seen.used} (U); {seen.between} between them are in flight."
+        f"{seen.used} (U); {seen.between} between them are in flight"
+        f"{f', the oldest for {seconds(out[0][1])}' if out else ''}."
     )
     return element(
         "div",

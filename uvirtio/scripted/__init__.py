@@ -26,6 +26,7 @@ from uvirtio.scripted.model import Admin, Model
 from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.scripted.ring import Chain, DriverViolation, Element, Lies
 from uvirtio.scripted.rng import Rng
+from uvirtio.scripted.scsi import ScsiDisk, ScsiHost
 
 __all__ = [
     "Access",
@@ -46,5 +47,7 @@ __all__ = [
     "ScriptedDevice",
     "ScriptedLegacy",
     "ScriptedMmio",
+    "ScsiDisk",
+    "ScsiHost",
     "hostile_cases",
 ]

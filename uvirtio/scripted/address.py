@@ -26,6 +26,7 @@ from uvirtio.scripted.mmio import ScriptedMmio
 from uvirtio.scripted.model import Model
 from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.scripted.rng import Rng
+from uvirtio.scripted.scsi import ScsiHost
 from uvirtio.spec import features as f
 from uvirtio.spec import mmio, pci
 
@@ -37,6 +38,7 @@ TYPES: Final[dict[str, Callable[..., Model]]] = {
     "balloon": Balloon,
     "mem": Mem,
     "input": Input,
+    "scsi": ScsiHost,
 }
 """The device types that there is a model of, by name."""
 
@@ -253,13 +255,17 @@ SWITCHES: Final = (
     Switch("duplicate", "", "every completion comes twice", _duplicate),
     # Its type's own.
     Switch("at-most", "N", "bytes that it gives at once", _of_model("at_most", _wide(32)), ("rng",)),
-    Switch("status", "N", "the status of every request", _of_model("always", _wide(8)), ("blk",)),
-    Switch("no-status", "", "the status byte is not written", _of_model("no_status", bool), ("blk",)),
+    Switch("status", "N", "the status of every request", _of_model("always", _wide(8)), ("blk", "scsi")),
+    Switch("no-status", "", "the status byte is not written", _of_model("no_status", bool), ("blk", "scsi")),
+    Switch("response", "N", "the response to every command", _of_model("response", _wide(8)), ("scsi",)),
+    Switch("residual", "N", "the residual of every command", _of_model("residual", _wide(32)), ("scsi",)),
+    Switch("sense-len", "N", "the length of sense data", _of_model("sense_len", _wide(32)), ("scsi",)),
+    Switch("luns", "N", "the length of the list of units", _of_model("listed", _wide(32)), ("scsi",)),
     Switch("answer", "N", "the response to every request", _of_model("always", _wide(16)), ("mem",)),
-    Switch("written", "N", "the length that it claims", _of_model("written", _wide(32)), ("blk", "mem")),
+    Switch("written", "N", "the length that it claims", _of_model("written", _wide(32)), ("blk", "mem", "scsi")),
     Switch("busy", "", "BUSY where it may say so", _of_model("busy", bool), ("mem",)),
     Switch("size-lie", "N", "plugged_size is off by so many bytes", _of_model("size_lie", _signed), ("mem",)),
-    Switch("hold", "", "requests are kept", _of_model("hold", bool), ("blk", "balloon")),
+    Switch("hold", "", "requests are kept", _of_model("hold", bool), ("blk", "balloon", "scsi")),
     Switch("size", "N", "the size of every selection", _of_model("size_lie", _wide(8)), ("input",)),
     Switch("stuck", "SELECT:SUBSEL", "the selection that it always shows", _of_model("stuck", _pair), ("input",)),
 )  # fmt: skip

@@ -140,8 +140,9 @@ class Disk(Model):
         """Carry out one request (5.2.6); the bytes written, or None where it is kept."""
         check = self.device.check
         elements = [(element.length, element.writable) for element in chain.elements]
-        check("BLK-L05", elements[0] == (spec.HEADER_SIZE, False), f"the header is {elements[0]}")
-        check("BLK-L05", elements[-1] == (spec.STATUS_SIZE, True), f"the status is {elements[-1]}")
+        if not (self.has(f.VERSION_1) or self.has(f.ANY_LAYOUT)):  # 2.7.4.3
+            check("BLK-L05", elements[0] == (spec.HEADER_SIZE, False), f"the header is {elements[0]}")
+            check("BLK-L05", elements[-1] == (spec.STATUS_SIZE, True), f"the status is {elements[-1]}")
         data = chain.data()
         kind, reserved, sector = struct.unpack("<IIQ", data[: spec.HEADER_SIZE])
         payload, room = data[spec.HEADER_SIZE :], chain.room - spec.STATUS_SIZE

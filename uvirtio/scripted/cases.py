@@ -34,6 +34,10 @@ VALUES: Final = {
     "at-most": "5",
     "status": "1",
     "answer": "3",
+    "response": "9",
+    "residual": "0xffffff00",
+    "sense-len": "4096",
+    "luns": "0xfffffff8",
     "written": "1",
     "size-lie": "4096",
     "size": "129",
@@ -46,7 +50,7 @@ def faults(type_name: str) -> list[str]:
     """The switches of a device type that are faults, as they are typed.
 
     Args:
-        type_name: ``rng``, ``blk``, ``balloon``, ``mem`` or ``input``.
+        type_name: ``rng``, ``blk``, ``balloon``, ``mem``, ``input`` or ``scsi``.
     """
     known = switches(type_name).values()
     return [f"{one.name}={VALUES[one.name]}" if one.value else one.name for one in known if one.name not in BUILT]
@@ -58,7 +62,7 @@ def hostile_cases(type_name: str) -> list[str]:
     A driver should give a result or raise a ``UvirtioError`` with each; some of the faults are harmless to it.
 
     Args:
-        type_name: ``rng``, ``blk``, ``balloon``, ``mem`` or ``input``.
+        type_name: ``rng``, ``blk``, ``balloon``, ``mem``, ``input`` or ``scsi``.
 
     Returns:
         ``scripted:`` addresses, in the order of a device's life: reset, negotiation, queues, kicks, ring, type.

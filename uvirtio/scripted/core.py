@@ -127,6 +127,7 @@ class ScriptedCore:
         self.driver_features = 0
         self._feature_select = [0, 0]
         self._generation = 0
+        self._generation_read = 0
         self._feature_reads = 0
         self._reset_done = 0.0
         self._reset_left: int | None = None
@@ -484,6 +485,9 @@ class ScriptedCore:
                 self.violations.append(str(error))
                 self.needs_reset()
                 return False
+            finally:
+                self.violations += ring_.noted
+                ring_.noted.clear()
             if chain is None:
                 return False
             if self.admin is not None and queue >= self.admin.first:
@@ -552,6 +556,9 @@ class ScriptedCore:
         with self.lock:
             self.model.config[offset : offset + len(data)] = data
             self._generation += 1
+            # 4.1.4.3.1: a value that was read never comes again while there are changes, though it has 8 bits.
+            if self._generation & 0xFF == self._generation_read:
+                self._generation += 1
             if interrupt and self._status & Status.DRIVER_OK:
                 self.interrupt_config()
 

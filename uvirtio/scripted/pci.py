@@ -234,7 +234,8 @@ class ScriptedDevice(ScriptedCore):
             if self.faults.generation_bumps:
                 self.faults.generation_bumps -= 1 if self.faults.generation_bumps > 0 else 0
                 self._generation += 1
-            return self._generation & 0xFF
+            self._generation_read = self._generation & 0xFF
+            return self._generation_read
         if name == "num_queues":
             count = len(self.queues) if self.admin is None else self.admin.first
             return count if self.faults.num_queues is None else self.faults.num_queues
@@ -294,7 +295,9 @@ class ScriptedDevice(ScriptedCore):
             else:
                 self.check("PCI-COM-03", ring.is_power_of_two(value), f"queue_size {value}")
             self.check("PCI-COM-04", not queue.enable, "queue_size was written after queue_enable")
-            if not self.faults.queue_size_stuck:
+            packed = f.has(self.driver_features, f.RING_PACKED)
+            fits = 0 < value <= queue.size_max and (packed or ring.is_power_of_two(value))
+            if fits and not self.faults.queue_size_stuck:
                 queue.size = value
         elif name == "queue_msix_vector":
             self.check("PCI-COM-04", not queue.enable, "queue_msix_vector was written after queue_enable")

@@ -142,6 +142,8 @@ class DeviceQueue:
         self.lies = lies or Lies()
         self.out: dict[int, Chain] = {}
         """Chains that were popped and not pushed, by head or buffer id."""
+        self.noted: list[str] = []
+        """Rules that the driver broke without an effect on the device, each with its requirement's id."""
         self.popped = 0
         self.batching = False
         self._signalled = 0
@@ -239,7 +241,8 @@ class DeviceRing(DeviceQueue):
         """Chains that the driver has published and that were not popped."""
         flags = self._avail_word(ring.RING_FLAGS)
         if self.event_idx:
-            obey("SPL-14", flags == 0, f"avail.flags is {flags:#x} though EVENT_IDX was negotiated")
+            if flags:  # wrong of the driver, and of no effect (2.7.7.2)
+                self.noted.append(f"SPL-14: avail.flags is {flags:#x} though EVENT_IDX was negotiated")
         else:
             obey("SPL-13", flags in (0, ring.AVAIL_F_NO_INTERRUPT), f"avail.flags is {flags:#x}")
         index = self._avail_word(ring.RING_IDX)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from uvirtio.spec import balloon, blk, fs, mem
+from uvirtio.spec import balloon, blk, fs, mem, scsi
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import Field as F
 from uvirtio.spec.layout import Layout
@@ -76,18 +76,7 @@ FIELDS: Final[dict[str, Fields]] = {
         (F("max_nr_ports", 4, 4), f.Console.MULTIPORT),
     ),
     "balloon": _with(balloon.CONFIG, _BALLOON),  # 5.5.4
-    "scsi": (  # 5.6.4
-        (F("num_queues", 0, 4), None),
-        (F("seg_max", 4, 4), None),
-        (F("max_sectors", 8, 4), None),
-        (F("cmd_per_lun", 12, 4), None),
-        (F("event_info_size", 16, 4), None),
-        (F("sense_size", 20, 4), None),
-        (F("cdb_size", 24, 4), None),
-        (F("max_channel", 28, 2), None),
-        (F("max_target", 30, 2), None),
-        (F("max_lun", 32, 4), None),
-    ),
+    "scsi": _with(scsi.CONFIG, {}),  # 5.6.4
     "gpu": (  # 5.7.4; events_clear is written only
         (F("events_read", 0, 4), None),
         (F("num_scanouts", 8, 4), None),

@@ -110,6 +110,10 @@ class Virtqueue(Protocol):
         """
         ...
 
+    def numbers(self) -> list[int]:
+        """The numbers of the chains in flight, counted from the start, lowest first; not of fixed slots."""
+        ...
+
     def words(self) -> dict[str, int]:
         """Return the indices, flags and event words as they are now, by name; for people who look for a fault."""
         ...

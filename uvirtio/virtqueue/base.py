@@ -174,6 +174,10 @@ class VirtqueueBase:
         """Number of chains that are published and not reaped."""
         return self.published - self.reaped
 
+    def numbers(self) -> list[int]:
+        """The numbers of the chains in flight; see ``Virtqueue``."""
+        return sorted(entry[3] for entry in self._out if entry is not None and entry[3] < self.published)
+
     @property
     def broken(self) -> str | None:
         """Why the queue accepts no calls any more; None while it works."""

@@ -100,3 +100,10 @@ class Slots(Protocol):
     def out(self) -> list[int]:
         """Return the slots that are in flight, lowest first."""
         ...
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the chains in flight, counted from the start, lowest first.
+
+        One that was overtaken by more chains than the ring is long has the highest number that it can have.
+        """
+        ...

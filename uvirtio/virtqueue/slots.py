@@ -169,6 +169,10 @@ class PlainSlots(_Books):
         """Return the slots that are in flight, lowest first."""
         return sorted(self._out)
 
+    def numbers(self) -> list[int]:
+        """Return the numbers of the chains in flight; see ``Slots``."""
+        return self._ring.numbers()
+
     def ready(self) -> int:
         """Return whether a slot is used and not reaped; see ``Slots``."""
         return self._ring.pending()
@@ -205,6 +209,17 @@ class _RingBooks(_Books):
         self._order = array("H", bytes(2 * size))
         self._loose: set[int] | None = None
 
+    def _numbers_of(self, published: int) -> list[int]:
+        """Return the numbers of the slots in flight, where ``published`` chains were posted since the start."""
+        out, found = set(self.out()), []
+        oldest = max(0, published - self._size)
+        for number in range(published - 1, oldest - 1, -1):
+            slot = self._order[number % self._size]
+            if slot in out:
+                out.discard(slot)
+                found.append(number)
+        return sorted(found + [max(0, oldest - 1)] * len(out))
+
     def _in_order(self, first: int, end: int) -> list[int]:
         """Return the slots that were posted as number ``first`` to ``end`` - 1 since the start, lowest first."""
         return sorted(self._order[number % self._size] for number in range(first, end))
@@ -230,6 +245,8 @@ class SplitSlots(_RingBooks):
         self._expected = bytearray(8 * ring.size)
         self._busy: set[int] | None = None
         self._unneeded = 0
+        self._end = ring.published
+        """Number of slots that were submitted since the start, shown or not."""
         self._elements = ring.element_bytes()
         self._back_raw = b""  # the used elements that _back came from: both can be posted as they are
 
@@ -239,10 +256,14 @@ class SplitSlots(_RingBooks):
             return sorted(value & 0xFFFF_FFFF for value in self._loose)
         return self._in_order(self._ring.reaped, self._ring.published)
 
+    def numbers(self) -> list[int]:
+        """Return the numbers of the chains in flight; see ``Slots``."""
+        return self._numbers_of(self._ring.published)
+
     @property
     def laid(self) -> int:
         """Slots that were submitted and not shown."""
-        return self._ring.laid
+        return self._end - self._ring.published
 
     def submit(self, slots: Sequence[int], *, show: bool = True) -> bool:
         """Post slots; see ``Slots``."""
@@ -258,15 +279,17 @@ class SplitSlots(_RingBooks):
                 self._count_in(slots)
         else:
             self._enter(slots)
-            first, end = slots[0], slots[0] + count
-            if slots == self._numbers[first:end]:
-                raw = self._patterns[first:end].tobytes()
+            lowest, end = slots[0], slots[0] + count
+            if slots == self._numbers[lowest:end]:
+                raw = self._patterns[lowest:end].tobytes()
             else:
                 raw = array("Q", map(self._patterns.__getitem__, slots)).tobytes()
         posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
         self._back = _NOTHING
         order, expected, size = self._order, self._expected, self._size
-        at = (ring.published + ring.laid) & (size - 1)
+        first = self._end
+        self._end = first + count
+        at = first & (size - 1)
         end = at + count
         if end <= size:
             order[at:end] = posted
@@ -277,12 +300,12 @@ class SplitSlots(_RingBooks):
             order[: count - fits] = posted[fits:]
             expected[8 * at :] = raw[: 8 * fits]
             expected[: 8 * (count - fits)] = raw[8 * fits :]
-        if show and not ring.laid:
+        if show and first == ring.published:
             if self._loose is not None:
                 self._loose.update(array("Q", raw))
             return ring.publish_heads(posted, count)
         ring.lay_heads(posted, count)
-        return self.show(ring.laid) if show else False
+        return self.show(self.laid) if show else False
 
     def show(self, count: int) -> bool:
         """Let the device see slots; see ``Slots``."""
@@ -311,8 +334,7 @@ class SplitSlots(_RingBooks):
     def _with_device(self) -> Set[int]:
         if self._busy is not None:
             return self._busy
-        ring = self._ring
-        return {*self.out(), *self._in_order(ring.published, ring.published + ring.laid)}
+        return {*self.out(), *self._in_order(self._ring.published, self._end)}
 
     def _enter(self, slots: Sequence[int]) -> None:
         """Record these slots as in flight. On UsageError nothing changed."""
@@ -320,7 +342,7 @@ class SplitSlots(_RingBooks):
         self._unneeded = 0
         if self._busy is not None:
             self._busy.update(slots)
-        elif self._ring.in_flight or self._ring.laid:
+        elif self._end > self._ring.reaped:
             self._busy = {*self._with_device(), *slots}
 
     def _count_in(self, slots: Sequence[int]) -> None:
@@ -406,8 +428,8 @@ class SplitSlots(_RingBooks):
             if written > room:
                 written = self._ring.too_long(written, room)
             loose.discard(pattern)
-            # A device tends to report the same length again: expect this one from now on.
-            self._patterns[head] = head | written << 32
+            # A device tends to report the same length again, also one that is too long: expect it from now on.
+            self._patterns[head] = value
             self.written[head] = written
             found.append(head)
         return found
@@ -445,6 +467,10 @@ class PackedSlots(_RingBooks):
         if self._loose is not None:
             return sorted(self._loose)
         return self._in_order(self._ring.slots_reaped, self._ring.slots_published)
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the chains in flight; see ``Slots``."""
+        return self._numbers_of(self._ring.slots_published)
 
     def ready(self) -> int:
         """Return whether a slot is used and not reaped; see ``Slots``."""

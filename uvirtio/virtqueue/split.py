@@ -494,11 +494,6 @@ class SplitQueue(VirtqueueBase):
             more = count
         return count, more > 0 and self.show_heads(more)
 
-    @property
-    def laid(self) -> int:
-        """Chains that were laid and are not visible."""
-        return self._laid - self.published
-
     def announced(self) -> int:
         """Return the number of chains that used.idx announces, checked against those in flight.
 

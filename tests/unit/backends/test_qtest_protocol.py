@@ -176,7 +176,17 @@ def test_a_read_without_a_number_is_an_error(answer: bytes) -> None:
         qtest.read(4, 0)
 
 
-@pytest.mark.parametrize("noise", [b"IRQ\n", b"IRQ raise\n", b"IRQ raise x\n", b"IRQ fall 3\n", b"x" * 10_000])
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"IRQ\n",
+        b"IRQ raise\n",
+        b"IRQ raise x\n",
+        b"IRQ raise " + b"9" * 4000 + b"\n",
+        b"IRQ fall 3\n",
+        b"x" * 10_000,
+    ],
+)
 def test_nonsense_is_an_error(noise: bytes) -> None:
     with played(lambda line: noise) as (qtest, _, _), pytest.raises(QemuFailed):
         qtest.read(4, 0)

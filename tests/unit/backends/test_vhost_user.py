@@ -19,6 +19,7 @@ from tests.unit.backends.conftest import Play
 from uvirtio.backends.vhost_user import VhostUserNode, memory, parse, spec
 from uvirtio.backends.vhost_user.spec import ProtocolFeature as P
 from uvirtio.backends.vhost_user.spec import Request as R
+from uvirtio.cli import main
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import (
     BadAddress,
@@ -36,6 +37,7 @@ from uvirtio.errors import (
     ProtocolError,
     UvirtioError,
 )
+from uvirtio.evidence import files
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
@@ -82,6 +84,18 @@ def test_a_record_is_replayed_without_the_back_end(play: Play, address: str, tmp
         first = [rng.read(16), rng.read(40)]
     with uvirtio.open(replayed(record)) as device, Rng(device) as rng:
         assert [rng.read(16), rng.read(40)] == first
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_dump_and_a_report(play: Play, address: str, live: bool, tmp_path: Path) -> None:
+    play()
+    how = ["--live"] if live else []
+    assert main(["dump", address, *how, "-o", str(tmp_path / "it.json")]) == 0
+    [record] = files.load(str(tmp_path / "it.json")).devices
+    assert (record["bus"], record["interface"], record["type"]) == ("vhost-user", "vhost-user", "rng")
+    assert (record["features"]["negotiated"] is not None) is live
+    assert main(["report", address, *how, "-o", str(tmp_path / "it.html")]) == 0
+    assert main(["diff", str(tmp_path / "it.json"), address]) in (0, 1)
 
 
 def test_what_is_no_feature_of_the_device_is_hidden(play: Play, address: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import struct
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,7 @@ from uvirtio.backends.vhost_user.spec import Request as R
 from uvirtio.cli import main
 from uvirtio.device import Device, QueueSpec
 from uvirtio.diag import diagnose
+from uvirtio.drivers.rng import Rng
 from uvirtio.errors import BadAddress, ConfigError, Denied, DeviceGone, NotSupported, UsageError
 from uvirtio.host import process
 from uvirtio.host.roots import Roots
@@ -122,6 +125,36 @@ def test_a_field_does_not_hide_an_address_from_the_deny_list(tmp_path: Path, pla
     denied.write_text(f"vhost-user:net:{tmp_path}/s\n")
     with pytest.raises(Denied):
         uvirtio.open(f"vhost-user:net,mac={MAC}:{tmp_path}/s", roots=Roots.under(tmp_path / "root"))
+
+
+# --- a connected socket that is handed over ---------------------------------------------------------------------
+
+CHILD = """
+import socket, sys
+from tests.fakes.played_vhost_user import PlayedBackEnd
+PlayedBackEnd(None, connection=socket.socket(fileno=int(sys.argv[1]))).join()
+print("served", file=sys.stderr)
+"""
+
+
+def test_a_daemon_is_handed_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "child.py").write_text(CHILD)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    address = f"vhost-user:rng,exec={sys.executable} {tmp_path / 'child.py'} {{connected}}"
+    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with uvirtio.open(address, timeout=20) as device:
+        node: Any = device.transport.backend
+        for _ in range(2):  # over the one connection
+            with Rng(device) as rng:
+                assert rng.read(8) == played.PATTERN[:8]
+        assert node.peer.pid != os.getpid() and not node.peer.ended
+        # What would make a new connection finds none.
+        node._give_up()
+        node._connection = None
+        with pytest.raises(DeviceGone, match="serves one connection"):
+            Rng(device)
+        assert "served" in node._daemon.autopsy()
+    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
 # --- who is behind it, and what it says of itself ---------------------------------------------------------------

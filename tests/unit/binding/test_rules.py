@@ -12,6 +12,7 @@ from tests.fakes.fakesys import FakeSys
 from uvirtio.binding import discover, journal, plan, rules
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.rules import Finding, check, refusals
+from uvirtio.host import sysfs
 from uvirtio.host.roots import Roots
 
 AT = "0000:03:00.0"
@@ -88,6 +89,43 @@ def test_mounted_by_device_number(fake: FakeSys, name: str, point: str, forceabl
     (finding,) = found(fake, "mounted")
     assert point in finding.evidence and finding.severity == "refuse" and finding.forceable is forceable
     assert bool(refusals([finding], ["mounted"])) is not forceable
+
+
+def scsi_disks(fake: FakeSys, count: int = 1) -> list[Path]:
+    """A SCSI host with so many disks: sda, sdb ... each with a partition and its generic node."""
+    device, made = fake.pci(AT, "scsi", group=7), []
+    for number in range(count):
+        name, unit = f"sd{chr(97 + number)}", f"virtio0/host2/target2:0:{number}/2:0:{number}:0"
+        made.append(fake.child(device, f"{unit}/block/{name}", "block", {"dev": f"8:{16 * number}\n"}))
+        fake.child(device, f"{unit}/block/{name}/{name}1", "block", {"dev": f"8:{16 * number + 1}\n"})
+        fake.child(device, f"{unit}/scsi_generic/sg{number}", "scsi_generic", {"dev": f"21:{number}\n"})
+    return made
+
+
+def test_a_scsi_host_whose_disk_is_in_use_stays(fake: FakeSys) -> None:
+    disks = scsi_disks(fake, 3)
+    assert verdicts(fake) == ([], [])
+    fake.opened("/dev/sg1")
+    assert [finding.evidence for finding in found(fake, "other-use")] == [
+        "/dev/sg1 is open in process 4242 (holder --run)"
+    ]
+    fake.mountinfo(["20 1 8:33 / / rw - ext4 /dev/sdc1 rw"])
+    (finding,) = found(fake, "mounted")
+    assert "/dev/sdc1" in finding.evidence and not finding.forceable
+    fake.mountinfo(["20 1 253:0 / /srv rw - ext4 /dev/mapper/vg-root rw"])
+    mapper(fake, disks[1])
+    assert any("sdb is held by dm-0" in finding.evidence for finding in found(fake, "mounted"))
+
+
+def test_a_scsi_host_with_more_than_can_be_looked_at_is_not_called_free(
+    fake: FakeSys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scsi_disks(fake, 3)
+    monkeypatch.setattr(sysfs, "DIRECTORIES_MAX", 20)
+    assert {unchecked.rule for unchecked in verdicts(fake).unchecked} >= {"mounted", "other-use"}
+    monkeypatch.undo()
+    monkeypatch.setattr(sysfs, "DEPTH_MAX", 5)
+    assert {unchecked.rule for unchecked in verdicts(fake).unchecked} >= {"mounted", "other-use"}
 
 
 def test_an_unmounted_disk_is_free(fake: FakeSys) -> None:

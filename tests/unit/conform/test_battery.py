@@ -17,7 +17,7 @@ from uvirtio.scripted import ScriptedCore
 from .mutants import Mutant, all_mutants
 
 ROWS = battery.all_rows()
-PACE = Pace(deadline=0.01, watch=0.0)
+PACE = Pace(deadline=0.01, watch=0.0, reset=0.01)
 """A scripted device answers inside the register access."""
 
 MUTANTS = all_mutants()

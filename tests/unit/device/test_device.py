@@ -39,6 +39,7 @@ from uvirtio.errors import (
     UvirtioError,
 )
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.memory.clock import HostClock
 from uvirtio.memory.fence import platform_fence
 from uvirtio.scripted.balloon import Balloon
 from uvirtio.scripted.input import Input
@@ -775,6 +776,53 @@ def test_a_signal_handler_interrupts_a_wait(mode: InterruptMode):
         assert caught.value is reason
         assert device.broken is None
         assert device.wait(lambda: True, timeout=LONG, what="life goes on")
+
+
+def _poll_reset(device: Device, scripted: ScriptedDevice) -> None:
+    scripted._status, scripted.faults.reset_reads = int(Status.ACKNOWLEDGE), -1  # as another driver left it
+    device.start(wanted=0, queues=[QueueSpec(0, "queue 0", size=8)])
+
+
+def _poll_queue_reset(device: Device, scripted: ScriptedDevice) -> None:
+    device.start(wanted=0, queues=[QueueSpec(0, "queue 0", size=8)])
+    scripted.faults.queue_reset_reads = -1
+    device.reset_queue(device.queues[0])
+
+
+def _poll_configuration(device: Device, scripted: ScriptedDevice) -> None:
+    scripted.faults.generation_bumps = -1
+    device.read_config(CONFIG["num_pages"])
+
+
+@pytest.mark.parametrize("poll", [_poll_reset, _poll_queue_reset, _poll_configuration])
+@pytest.mark.parametrize("by", ["signal", "close"])
+def test_a_poll_without_an_interrupt_ends_when_it_is_no_longer_wanted(
+    poll: Callable[[Device, ScriptedDevice], None], by: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Ctrl-C during the reset of a device that hangs does not wait for --timeout."""
+    sleeps = 0
+
+    def sleep(seconds: float) -> None:
+        nonlocal sleeps
+        sleeps += 1
+        assert sleeps < 20, "the poll goes on"
+        if sleeps == 3 and by == "signal":
+            device.interrupt(Enough())
+        elif sleeps == 3:
+            device.closing = True  # what close() from another thread sets before it waits for the lock
+
+    features = f.mask(f.VERSION_1, f.RING_RESET)
+    scripted = ScriptedDevice(Balloon(), features=features, common_length=pci.COMMON_CFG_SIZE)
+    with identify(scripted, timeout=3600.0) as device:
+        monkeypatch.setattr(HostClock, "sleep", staticmethod(sleep))
+        with pytest.raises(Enough if by == "signal" else Closed):
+            poll(device, scripted)
+        assert sleeps == 3
+        monkeypatch.undo()
+        scripted.faults.reset_reads = scripted.faults.queue_reset_reads = 0
+        scripted._write_status(0)  # it comes to its senses, for the checks below
+    assert device.broken is None
+    scripted.assert_left()
 
 
 @pytest.mark.parametrize("mode", MODES)

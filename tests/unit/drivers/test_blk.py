@@ -708,6 +708,36 @@ def test_after_closing():
     scripted.assert_left()
 
 
+def test_a_call_that_is_answered_at_once_neither_sleeps_nor_takes_an_interrupt():
+    with driven(Disk()) as (_, device, blk):
+        for _ in range(300):
+            blk.read(0, 1)
+        assert device.counters.interrupts_taken <= 2, "one look in 256 calls, in case the configuration changed"
+
+
+def test_after_polls_in_vain_fewer_calls_poll():
+    with driven(Disk()) as (_, device, blk):
+        requests, looked = blk._requests, set()
+
+        class Ring:
+            call, used = 0, False
+
+            def pending(self) -> bool:
+                looked.add(self.call)
+                return self.used
+
+        ring: Any = Ring()
+        for ring.call in range(90):
+            assert not requests._poll(ring, 1e-6)
+        assert looked == {0, 2, 5, 10, 19, 36, 53, 70, 87}
+        ring.used = True
+        looked.clear()
+        for ring.call in range(90, 120):
+            requests._poll(ring, 1.0)
+        assert looked == set(range(104, 120))
+        assert device.broken is None
+
+
 def test_a_call_of_many_requests_kicks_for_the_first_and_for_the_rest():
     """32 requests each. With more of them than slots there is a kick whenever all slots are out."""
     model = Disk(sectors=4096, features=ALL)

@@ -10,11 +10,14 @@ import pytest
 
 import uvirtio
 from uvirtio import scripted
+from uvirtio.drivers import scsi
 from uvirtio.drivers.base import Driver
 from uvirtio.drivers.mem import Request
+from uvirtio.drivers.scsi import Task
 from uvirtio.errors import Closed, UsageError
 
 BOOKS = {"close", "lost", "status_lost", "status_pending", "held", "poison_val", "survives_suspend", "take_frame"}
+BOOKS |= {"judge", "short", "transport_error", "beyond_end"}
 BOOKS |= {"addr", "block_size", "unplugged_inaccessible", "patiently", "check_range", "refusal", "session"}
 BOOKS |= {
     "known_capacity",
@@ -27,6 +30,8 @@ BOOKS |= {
     "write_cache",
 }
 """What needs no device: the driver's own books, what the start has left, and what only raises or calls back."""
+
+REQUEST = scsi.Request(None, scsi.Lun(0), scsi.commands.inquiry(), 1, 2)  # type: ignore[arg-type]
 
 ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "Rng.read": (4,),
@@ -57,8 +62,31 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "Blk.submit_write": (0, bytes(512)),
     "Blk.write": (0, bytes(512)),
     "Blk.write_zeroes": (0, 1),
+    "Scsi.abort": (REQUEST,),
+    "Scsi.abort_all": (REQUEST.lun,),
+    "Scsi.burst": (REQUEST.lun, 1),
+    "Scsi.capacity": (REQUEST.lun,),
+    "Scsi.check_ready": (REQUEST.lun,),
+    "Scsi.execute": (REQUEST.lun, REQUEST.command),
+    "Scsi.flush": (REQUEST.lun,),
+    "Scsi.identifications": (REQUEST.lun,),
+    "Scsi.inquiry": (REQUEST.lun,),
+    "Scsi.is_pending": (REQUEST,),
+    "Scsi.manage": (Task.QUERY_TASK, REQUEST.lun),
+    "Scsi.mode": (REQUEST.lun,),
+    "Scsi.read": (REQUEST.lun, 0, 1),
+    "Scsi.report_luns": (0,),
+    "Scsi.reset_lun": (REQUEST.lun,),
+    "Scsi.reset_target": (0,),
+    "Scsi.serial": (REQUEST.lun,),
+    "Scsi.submit": (REQUEST.lun, REQUEST.command),
+    "Scsi.vpd": (REQUEST.lun, 0x83),
+    "Scsi.vpd_pages": (REQUEST.lun,),
+    "Scsi.write": (REQUEST.lun, 0, bytes(512)),
 }
-KEYWORDS: dict[str, dict[str, Any]] = {"Input.flush": {"timeout": 0.1}, "Blk.wait_for_change": {"timeout": 0.1}}
+KEYWORDS: dict[str, dict[str, Any]] = {
+    name: {"timeout": 0.1} for name in ("Input.flush", "Blk.wait_for_change", "Scsi.wait_for_event")
+}
 
 MAKE: dict[type[Driver], tuple[Callable[[], Any], dict[str, Any]]] = {
     uvirtio.Rng: (scripted.Rng, {}),
@@ -66,6 +94,7 @@ MAKE: dict[type[Driver], tuple[Callable[[], Any], dict[str, Any]]] = {
     uvirtio.Balloon: (scripted.Balloon, {}),
     uvirtio.Mem: (scripted.Mem, {}),
     uvirtio.Blk: (scripted.Disk, {"allow_write": True}),
+    uvirtio.Scsi: (scripted.ScsiHost, {"allow_write": True}),
 }
 
 CALLS = [

@@ -114,6 +114,7 @@ JSON = {
     "an empty object": ("{}", 1, 1),
     "text after it": ("{} x", 1, 4),
     "NaN": ('{"schema": NaN}', 1, 1),
+    "a number beyond a double": ('{"schema": 1e999}', 1, 1),
     "a number of ten thousand digits": ('{"schema": ' + "9" * 10000 + "}", 1, 1),
     "a thousand brackets": ("[" * 1000, 1, 65),
     "brackets inside": ('{"a": ' + "[" * 100 + "]" * 100 + "}", 1, 70),

@@ -104,13 +104,33 @@ def test_the_ring_of_a_silent_queue_has_its_buffer_in_flight(documents: Document
     (queue,) = [one for one in read.all("figure") if "Queue 0" in one.text]
     assert "has not taken the buffers" in queue.text
     assert "1 of 8 descriptors in use" in queue.text
-    assert re.search(r"in flight1, out for up to \d+ ms", queue.text)
+    assert re.search(r"in flight1, the oldest for [\d.]+ (s|ms)", queue.text)
+    assert re.search(r"chain 0: [\d.]+ (s|ms)", queue.text) and len(read.classed("age")) == 1
     assert len(read.classed("flight")) == 1
     (label,) = [
         one.attributes["aria-label"] for one in queue.children[1].children[0].children if one.name == "svg"
     ]
     assert "at entry 1 (A)" in label
     assert "at entry 0 (U)" in label
+
+
+def test_what_is_in_flight_is_drawn_by_its_age_the_oldest_first(documents: Documents) -> None:
+    dump, diag = documents(silent=True)
+    ring = dump["devices"][0]["queues"][0]["ring"]
+    good = [{"chain": 9, "seconds": 0.00001}, {"chain": 4, "seconds": 250}, {"chain": 7, "seconds": 0.1}]
+    bad = [{"chain": 1}, {"chain": "2", "seconds": 1}, {"chain": 3, "seconds": -1}, {"seconds": 1}, 5, None]
+    ring["ages"] = [*good, *bad, *({"chain": 10 + more, "seconds": 0} for more in range(7))]
+    read = whole(page(dump, diag))
+    (queue,) = [one for one in read.all("figure") if "Queue 0" in one.text]
+    assert re.findall(r"chain (\d+): ([\d.]+) (µs|ms|s)", queue.text)[:3] == [
+        ("4", "250.00", "s"), ("7", "100.0", "ms"), ("9", "10", "µs"),
+    ]  # fmt: skip
+    assert [bar.attributes["width"] for bar in read.classed("age")] == ["100.0%", "50.0%", *["2.0%"] * 6]
+    assert "and 2 more" in queue.text and "the oldest for 250.00 s" in queue.text
+    # What an older dump does not have is known from the diagnosis: as long as the step, at most.
+    del ring["ages"]
+    (queue,) = [one for one in whole(page(dump, diag)).all("figure") if "Queue 0" in one.text]
+    assert re.search(r"in flight1, out for up to \d+ ms", queue.text)
 
 
 def test_indices_that_cannot_be_are_a_failure(documents: Documents) -> None:

@@ -329,6 +329,12 @@ def test_extra_machines_run_for_all_or_by_name(monkeypatch):
     assert cli_test._machines(None, None, extras=False) == (both, ["vm more 6.12"])
     assert cli_test._machines(None, None, extras=True) == ([*both, (extra, "6.12")], [])
     assert cli_test._machines("6.9", "more", extras=False) == ([(extra, "6.9")], [])
+    newer = machines.Machine("newer", ("6.12",), (), (VM_TEST,), more_kernels=("6.1",))
+    monkeypatch.setattr(machines, "load", lambda: [newer])
+    assert cli_test._machines(None, None, extras=False) == ([(newer, "6.12")], ["vm newer 6.1"])
+    for chosen in (cli_test._machines(None, None, extras=True), cli_test._machines(None, "newer", extras=False)):
+        assert chosen == ([(newer, "6.12"), (newer, "6.1")], [])
+    assert cli_test._machines("6.1", None, extras=False) == ([(newer, "6.1")], [])
 
 
 def test_any_machine_runs_with_another_qemu(monkeypatch):
@@ -445,7 +451,7 @@ def test_the_wrapper_gives_a_daemon_its_own_loader_and_libraries_and_dpdk_its_pl
 def test_every_qemu_that_a_machine_wants_can_be_fetched():
     assert {machine.qemu_version for machine in machines.load()} <= {"", *qemus.names()}
     for machine in machines.load():
-        assert {*machine.kernels} <= {*kernels.names(arches.get(machine.arch))}
+        assert {*machine.kernels, *machine.more_kernels} <= {*kernels.names(arches.get(machine.arch))}
     with pytest.raises(LabError, match=r"not one of 10\.0, newest"):
         qemus.get("1.0")
     with pytest.raises(LabError, match=r"neither one of 6\.1, 6\.12, newest, experimental nor"):

@@ -338,6 +338,17 @@ def test_more_written_than_there_was_room(kind: dict[str, Any], ordered: bool):
         bench.corrupt()
 
 
+@fast_kind
+def test_more_written_than_there_was_room_where_that_is_known(kind: dict[str, Any]):
+    bench = Bench({**kind, "clamp": True}, 16, 8)
+    for _ in range(5):
+        for chain in bench.post(*range(6)):
+            bench.finish(chain, written=ROOM + 512)
+        assert bench.reap() == [*range(6)]
+        assert list(bench.slots.written) == [ROOM] * 8
+    assert bench.rig.queue.findings == {"used-length-clamped": 6}  # once for each slot: then it is expected
+
+
 @modes
 @pytest.mark.parametrize("jump", [1, 2, 100, 32768, 65535])
 def test_an_index_beyond_what_is_out(ordered: bool, jump: int):

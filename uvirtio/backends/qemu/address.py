@@ -55,7 +55,7 @@ class QemuAddress:
     qmp: str | None = None
     binary: str | None = None
     file: str | None = None
-    """A raw disk image, for a virtio-blk device."""
+    """A raw disk image, for a virtio-blk or virtio-scsi device."""
 
     def __str__(self) -> str:
         return self.text
@@ -164,12 +164,12 @@ def _legacy(text: str, machine: str, value: str | None) -> bool | None:
 
 
 def _file(text: str, device: str, value: str | None) -> str | None:
-    if value is not None and (not device.startswith("virtio-blk") or ",drive=" in device):
+    if value is not None and (not device.startswith(("virtio-blk", "virtio-scsi")) or ",drive=" in device):
         _bad(
             text,
             "has file=, which is for a disk",
             seen=device,
-            expected="a virtio-blk device without drive=",
+            expected="a virtio-blk device without drive=, or a virtio-scsi device",
             remedy="leave file= out",
         )
     return value

@@ -173,15 +173,18 @@ def _plug(qmp: Qmp, part: Part, fd: int | None, bus: str) -> None:
         if part.disk:
             qmp.execute("blockdev-add", **_disk(part, path))
         # The monitor for people accepts -device arguments; QMP needs every property in its own JSON type.
-        device = f"{part.device},bus={bus}".replace("\\", "\\\\").replace('"', '\\"')
-        answer = str(qmp.execute("human-monitor-command", **{"command-line": f'device_add "{device}"'})).strip()
-        if answer:
-            raise QemuFailed(
-                f"QEMU refused to plug {part.device.partition(',')[0]} in",
-                seen=answer.removeprefix("Error: "),
-                expected="a device that can be plugged in",
-                remedy="correct the device; its options: -device NAME,help",
-            )
+        for device in (f"{part.device},bus={bus}", *part.behind):
+            quoted = device.replace("\\", "\\\\").replace('"', '\\"')
+            answer = str(
+                qmp.execute("human-monitor-command", **{"command-line": f'device_add "{quoted}"'})
+            ).strip()
+            if answer:
+                raise QemuFailed(
+                    f"QEMU refused to plug {device.partition(',')[0]} in",
+                    seen=answer.removeprefix("Error: "),
+                    expected="a device that can be plugged in",
+                    remedy="correct the device; its options: -device NAME,help",
+                )
     except BaseException:
         withdraw(qmp, part)
         raise

@@ -15,6 +15,7 @@ import os
 import select
 import socket
 import time
+from contextlib import ExitStack
 
 from uvirtio.backends.qemu.pci import PciAccess
 from uvirtio.backends.qemu.process import QemuProcess
@@ -40,12 +41,19 @@ class Bells:
     ID = "uvirtio-bells"
 
     def __init__(self) -> None:
-        self.inherited, self._server = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._shared = os.memfd_create("uvirtio-ivshmem", os.MFD_CLOEXEC)
-        os.ftruncate(self._shared, _SHARED_SIZE)
-        flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
-        self._calls = [os.eventfd(0, flags) for _ in range(VECTORS)]
+        self._calls: list[int] = []
         self._kicks: list[int] = []
+        with ExitStack() as undo:  # where there are too few descriptors
+            self.inherited, self._server = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            undo.callback(self.inherited.close)
+            undo.callback(self._server.close)
+            self._shared = os.memfd_create("uvirtio-ivshmem", os.MFD_CLOEXEC)
+            undo.callback(os.close, self._shared)
+            os.ftruncate(self._shared, _SHARED_SIZE)
+            for _ in range(VECTORS):
+                self._calls.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
+                undo.callback(os.close, self._calls[-1])
+            undo.pop_all()
         self._free_calls = list(range(VECTORS - 2, -1, -1))
         self._free_kicks = list(range(VECTORS - 1, -1, -1))
         self._pci: PciAccess | None = None

@@ -42,6 +42,7 @@ from uvirtio.errors import (
     UsageError,
     UvirtioError,
 )
+from uvirtio.host import limits
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 
 QemuFunction = QemuPciFunction | QemuMmioWindow
@@ -85,8 +86,8 @@ class Machine:
             qmp_path: Where QEMU makes a QMP socket for other programs.
             timeout: Seconds that QEMU has for its start, and for each response.
             arguments: Arguments that are passed on to QEMU as they are.
-            drives: Raw disk images, for the virtio-blk devices in their order; None among them, or none at all: a
-                disk is supplied. An image that this user may not write is read-only.
+            drives: Raw disk images, for the virtio-blk and virtio-scsi devices in their order; None among them, or
+                none at all: a disk is supplied. An image that this user may not write is read-only.
             root_ports: Number of PCI Express root ports of the machine, each a socket for ``plug``. The machine pc
                 has no PCI Express, and needs none.
 
@@ -148,11 +149,12 @@ class Machine:
         # Closed in reverse: first the sockets, then QEMU, then what it used.
         self._resources = ExitStack()
         try:
-            self._supply = Supply()
-            self._resources.callback(self._supply.close)
-            for device, image in zip(devices, images, strict=True):
-                self._supply.add(device, image)
-            self._start(ram, legacy, qmp_path, arguments, root_ports)
+            with limits.told(f"the machine {machine} cannot be started"):
+                self._supply = Supply(elsewhere=" ".join(arguments))
+                self._resources.callback(self._supply.close)
+                for device, image in zip(devices, images, strict=True):
+                    self._supply.add(device, image)
+                self._start(ram, legacy, qmp_path, arguments, root_ports)
         except BaseException:
             self.close()
             raise
@@ -410,7 +412,7 @@ class Machine:
         Args:
             device: A ``-device`` argument of a PCI device; not virtio-mem and virtio-pmem, whose memory has to be
                 known when QEMU starts.
-            drive: A raw disk image for a virtio-blk device; None: a disk of 64 MiB is supplied.
+            drive: A raw disk image for a virtio-blk or virtio-scsi device; None: a disk of 64 MiB is supplied.
 
         Returns:
             The function, for ``open``.

@@ -17,6 +17,7 @@ from typing import Final
 from uvirtio.backends.pages import GuestBlock
 from uvirtio.backends.qemu.models import Q35, Ram
 from uvirtio.errors import BadSize, Closed, OperationFailed, QemuFailed
+from uvirtio.host import limits
 from uvirtio.host.pages import CPU_PAGE
 
 FIRST = 16 << 20
@@ -36,7 +37,11 @@ class GuestMemory:
         self.size = size
         self.ram = ram
         self.fd = os.memfd_create("uvirtio-ram", os.MFD_CLOEXEC)
-        os.ftruncate(self.fd, size)
+        try:
+            os.ftruncate(self.fd, size)
+        except OSError:
+            os.close(self.fd)
+            raise
         self._lock = threading.Lock()
         self._blocks: set[QemuBlock] = set()
         self._closed = False
@@ -98,11 +103,11 @@ class GuestMemory:
             try:
                 block = QemuBlock(self, start, size)
             except OSError as error:
-                raise OperationFailed(
+                raise limits.reached(error, f"{length} bytes of guest memory cannot be mapped") or OperationFailed(
                     "guest memory cannot be mapped",
                     seen=os.strerror(error.errno or 0),
                     expected=f"{length} bytes of address space",
-                    remedy="use smaller blocks, or raise the limit: ulimit -v",
+                    remedy="use smaller blocks",
                 ) from error
             self._free[index : index + 1] = [(start + length, end)] if end - start > length else []
             self._blocks.add(block)

@@ -283,7 +283,7 @@ class Qtest(Connection):
         if not line.startswith(b"IRQ "):
             return False
         words = line.split()
-        if len(words) != 3 or words[1] not in (b"raise", b"lower") or not words[2].isdigit():
+        if len(words) != 3 or words[1] not in (b"raise", b"lower") or not words[2].isdigit() or len(words[2]) > 9:
             self._nonsense(line)
         self.irq_line(int(words[2])).set(words[1] == b"raise")
         return True

@@ -56,6 +56,9 @@ class Part:
     image: Image | None = None
     """The caller's image behind that disk; None: a memfd."""
 
+    behind: list[str] = field(default_factory=list)
+    """``-device`` arguments of what is on the device's own bus."""
+
     size: int = 0
     """Length of the memfd behind the device, in bytes; 0: there is none."""
 
@@ -71,18 +74,19 @@ class Part:
 
 
 def lacks_disk(device: str) -> bool:
-    """Whether a device needs a disk and names none."""
+    """Whether a device needs a disk and names none; a SCSI host device has its disks on a bus of its own."""
     name, options = take_apart(device)
-    return name.startswith("virtio-blk") and "drive" not in options
+    return name.startswith("virtio-scsi") or (name.startswith("virtio-blk") and "drive" not in options)
 
 
-def part_of(device: str, ident: str, image: Image | None = None) -> Part:
+def part_of(device: str, ident: str, image: Image | None = None, *, elsewhere: str = "") -> Part:
     """Return a device with what its argument lacks.
 
     Args:
         device: The ``-device`` argument.
         ident: QEMU's name of the device.
         image: The caller's image for a disk; None: a memfd.
+        elsewhere: QEMU's other arguments: a SCSI host device whose bus they name is supplied with no disk.
 
     Raises:
         UsageError: The device has no use for the image.
@@ -91,16 +95,21 @@ def part_of(device: str, ident: str, image: Image | None = None) -> Part:
     if "id" not in options:
         device += f",id={ident}"
     part = Part(ident, device)
-    if lacks_disk(device):
+    if name.startswith("virtio-scsi") and image is None and f"bus={ident}." in elsewhere:
+        pass
+    elif lacks_disk(device):
         # Another name where it is not ours: diagnostics resize what was supplied, and nothing else.
         part.disk, part.image = f"{ident}-{'disk' if image is None else 'image'}", image
         part.size = DISK_SIZE if image is None else 0
-        part.device += f",drive={part.disk}"
+        if name.startswith("virtio-scsi"):
+            part.behind.append(f"scsi-hd,bus={ident}.0,drive={part.disk},id={ident}-hd")
+        else:
+            part.device += f",drive={part.disk}"
     elif image is not None:
         raise UsageError(
             f"{device.partition(',')[0]} has no use for the image {image.path}",
             seen=device,
-            expected="a virtio-blk device without drive=",
+            expected="a virtio-blk device without drive=, or a virtio-scsi device",
             remedy="give as many images as there are disks",
         )
     elif name.startswith(("virtio-mem", "virtio-pmem")) and "memdev" not in options:
@@ -145,6 +154,9 @@ class Supply:
     taken: set[str] = field(default_factory=set)
     """Every id that a device has had."""
 
+    elsewhere: str = ""
+    """QEMU's other arguments, in one text."""
+
     def add(self, device: str, image: Image | None = None) -> Part:
         """Add one device, with an id if it has none, and with what it lacks.
 
@@ -165,7 +177,7 @@ class Supply:
                 expected="an id that no device of this machine has had",
                 remedy="leave id= out",
             )
-        part = part_of(device, ident, image)
+        part = part_of(device, ident, image, elsewhere=self.elsewhere)
         if part.size:
             self.files[ident] = os.memfd_create(f"uvirtio-{ident}", os.MFD_CLOEXEC)
             os.ftruncate(self.files[ident], part.size)
@@ -194,7 +206,8 @@ class Supply:
             if part.disk:
                 made += ["-drive", _drive(part, path)]
         for part in self.parts:
-            made += ["-device", part.device]
+            for device in (part.device, *part.behind):
+                made += ["-device", device]
         return made
 
     def drop(self, ident: str) -> None:
@@ -272,7 +285,8 @@ def images_of(devices: Sequence[str], drives: Sequence[str | os.PathLike[str] | 
         raise UsageError(
             "there are more drives than disks",
             seen=f"{len(drives)} drives",
-            expected=f"at most {len(drives) - len(left)}, one for each virtio-blk device without drive=",
+            expected=f"at most {len(drives) - len(left)}, one for each virtio-blk device without drive=, "
+            "and each virtio-scsi device",
         )
     return found
 

@@ -6,8 +6,8 @@
     vhost-user:qsd,queues=4/disk.img                  qemu-storage-daemon with a raw disk image
 
 Nothing in the protocol tells the type of the device: the address does. A command is split like a shell's, without
-being given to one. ``{fd}`` in it is the number of a listening socket that it inherits; ``{socket}`` is a path at
-which it makes one.
+being given to one. ``{fd}`` in it is the number of a listening socket that it inherits, ``{connected}`` that of
+a connected one; ``{socket}`` is a path at which it makes one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from uvirtio.backends.vhost_user import fields
-from uvirtio.backends.vhost_user.daemon import FD, SOCKET, SpawnedDaemon, missing
+from uvirtio.backends.vhost_user.daemon import CONNECTED, FD, SOCKET, SpawnedDaemon, missing
 from uvirtio.backends.vhost_user.node import VhostUserNode
 from uvirtio.errors import BadAddress, NoSuchDevice, UsageError
 from uvirtio.host.addresses import VHOST_USER
@@ -158,8 +158,8 @@ def _words(address: str, command: str) -> tuple[str, ...]:
         words = tuple(shlex.split(command))
     except ValueError as error:
         raise _bad(address, f"the command cannot be split: {error}") from error
-    if len(words) < 2 or sum(word.count(FD) + word.count(SOCKET) for word in words[1:]) != 1:
-        raise _bad(address, f"the command has to have {FD} or {SOCKET} among its arguments, once")
+    if len(words) < 2 or sum(word.count(place) for word in words[1:] for place in (FD, CONNECTED, SOCKET)) != 1:
+        raise _bad(address, f"the command has to have {FD}, {CONNECTED} or {SOCKET} among its arguments, once")
     return words
 
 

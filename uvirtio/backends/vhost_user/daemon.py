@@ -1,4 +1,8 @@
-"""A back end's process that this process starts: with a socket handed over, or with the path of one."""
+"""A back end's process that this process starts: with a socket handed over, or with the path of one.
+
+A socket that listens takes connections before the process is up, and has no place that another program could have
+taken; a connected one has no place at all.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,9 @@ from uvirtio.errors import EnvironmentLack, UvirtioError
 FD: Final = "{fd}"
 """Stands in a command for the number of a listening socket that the process inherits."""
 
+CONNECTED: Final = "{connected}"
+"""Stands in a command for the number of a connected socket that the process inherits, and serves alone."""
+
 SOCKET: Final = "{socket}"
 """Stands in a command for the path at which the process makes its socket."""
 
@@ -34,7 +41,7 @@ class SpawnedDaemon:
         """Start the process.
 
         Args:
-            command: The program and its arguments, one of which contains ``{fd}`` or ``{socket}``.
+            command: The program and its arguments; one contains ``{fd}``, ``{connected}`` or ``{socket}``.
             timeout: Seconds to wait for the start.
 
         Raises:
@@ -47,21 +54,36 @@ class SpawnedDaemon:
         self._directory = Path(tempfile.mkdtemp(prefix="uvirtio-vhost-user-"))
         self.path = str(self._directory / "socket")
         """The socket."""
+        self._connected: socket.socket | None = None
+        self.serves_one = any(CONNECTED in word for word in command)
+        """Whether it has one connection, made before its start, and takes no other."""
         try:
             with contextlib.ExitStack() as stack:
                 number, fds = "", []
-                if any(FD in word for word in command):
+                if self.serves_one:
+                    self._connected, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+                    stack.callback(theirs.close)
+                    fds, number = [theirs.fileno()], str(theirs.fileno())
+                elif any(FD in word for word in command):
                     # It takes connections from here on, before the process has started.
                     listening = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
                     listening.bind(self.path)
                     listening.listen(1)
                     fds, number = [listening.fileno()], str(listening.fileno())
-                words = [word.replace(FD, number).replace(SOCKET, self.path) for word in command[1:]]
+                words = [
+                    word.replace(FD, number).replace(CONNECTED, number).replace(SOCKET, self.path)
+                    for word in command[1:]
+                ]
                 self._process = BackEndProcess(program, words, fds, timeout=timeout)
         except BaseException:
             self._remove()
             raise
         self.pid = self._process.pid
+
+    def take_connected(self) -> socket.socket | None:
+        """Hand out the connection that was made before the start, once; None: it is taken, or there is none."""
+        connected, self._connected = self._connected, None
+        return connected
 
     @property
     def exited(self) -> bool:
@@ -80,6 +102,9 @@ class SpawnedDaemon:
             self._remove()
 
     def _remove(self) -> None:
+        if self._connected is not None:
+            self._connected.close()
+            self._connected = None
         with contextlib.suppress(OSError):
             os.unlink(self.path)  # noqa: PTH108  # a str, as sockets have it
         with contextlib.suppress(OSError):

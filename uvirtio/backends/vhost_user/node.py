@@ -71,6 +71,13 @@ class Daemon(Protocol):
     pid: int
     """Its number."""
 
+    serves_one: bool
+    """Whether it has one connection, made before its start, and takes no other."""
+
+    def take_connected(self) -> socket.socket | None:
+        """Hand out that connection, once."""
+        ...
+
     @property
     def exited(self) -> bool:
         """Whether it has ended."""
@@ -236,6 +243,16 @@ class VhostUserNode:
 
     def _socket(self) -> socket.socket:
         """Connect; a socket that is not there yet is waited for, for as long as its process runs."""
+        if self._daemon is not None and self._daemon.serves_one:
+            handed = self._daemon.take_connected()
+            if handed is None:
+                raise DeviceGone(
+                    f"the back end of {self.address} serves one connection, and that has ended",
+                    seen="the connection was given up, or cut off",
+                    expected="a back end that takes another one",
+                    remedy="open the address again, which starts it again; or use {fd}, where it can listen",
+                )
+            return handed
         patience = self._timeout if self._daemon is not None else min(self._timeout, _FIRST_EXCHANGE)
         deadline = time.monotonic() + patience
         while True:

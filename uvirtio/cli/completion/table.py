@@ -43,6 +43,7 @@ GROUPS: Final[dict[str, str]] = {
     "input": "Keyboards, mice and tablets",
     "mem": "Memory that is plugged and unplugged as the host requests",
     "blk": "Disks: read, write, flush, discard",
+    "scsi": "SCSI host devices: list, read and write logical units",
 }
 
 VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
@@ -55,6 +56,7 @@ VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
     "journal": ("Show what bind has changed and restore would undo", (), {**COMMON}),
     "diag": ("Bring a device up step by step, say which step fails and why", ("DEV",), {**COMMON, **OPENING, "--bisect": ("", "Where a step fails: find the feature bits that make it fail"), "--junit": ("FILE", "Write the steps as test cases of JUnit's XML"), "--html": ("FILE", "Write a report with pictures, one HTML file")}),
     "reset": ("Reset a device and wait until it confirms the reset", ("DEV",), {**COMMON, **OPENING, "--flr": ("", "Do a function-level reset too, even if the first one does not end")}),
+    "conform": ("Test whether a device does what virtio 1.4 demands of devices", ("[DEV]",), {**COMMON, **OPENING, "-k": ("GLOB", "Only rows such as 'D-RST*'"), "--rows": ("GLOB", "Only rows such as 'D-RST*'"), "--area": ("AREA", "Only rows of this area"), "--level": ("N", "Only rows up to this level, 0 to 4; see --list"), "--list": ("", "List the rows; of a device those that fit it"), "--explain": ("ID", "Say what a row is, and how it is tested"), "--seed": ("N", "Shuffle the rows within their levels"), "--faults": ("", "Also what the standard forbids a driver, on a device of yours"), "--allow-write": ("START:COUNT", "Write to these sectors; they are lost"), "--host": ("", "Also what its host does, and what is seen outside of the device"), "--flr": ("", "Also function-level resets"), "-q": ("", "Print only what is bad"), "--quiet": ("", "Print only what is bad"), "--strict": ("", "A known failure that does not show any more is bad, too"), "--implementation": ("NAME/VERSION", "What it is, for the list of known failures"), "--expect": ("FILE", "Compare the verdicts with FILE, or write it if there is none"), "--junit": ("FILE", "Write the rows as test cases of JUnit's XML"), "--html": ("FILE", "Write a report, one HTML file")}),
     "features": ("Decode the bits of a raw feature word, or those in a dump", ("[TYPE]", "[WORD]"), {**COMMON, "-F": ("FILE", "Look at a dump, an lspci text, a config file or a recording instead of this machine; - is stdin"), "--from": ("FILE", "Look at a dump, an lspci text, a config file or a recording instead of this machine; - is stdin")}),
     "watch": ("Print hot plug, removal, changes of drivers and of configurations as they happen, until Ctrl-C", (), {**COMMON, "--count": ("N", "Stop after N events"), "--for": ("SECONDS", "Stop after SECONDS"), "--poll": ("SECONDS", "Read carriers and MTUs this often; 0: never"), "--jsonl": ("", "The same as --json")}),
     "top": ("Show rings, what is in flight, interrupts and configuration changes of a device as it runs", ("DEV",), {**COMMON, **OPENING, "--interval": ("SECONDS", "Time from one look to the next"), "--load": ("N", "Run the data path test of diag N times a second; 0: never"), "-b": ("", "Print lines of text, as without a terminal"), "--batch": ("", "Print lines of text, as without a terminal"), "--once": ("", "Print one look, after one interval, and exit"), "--count": ("N", "Exit after N looks")}),
@@ -88,6 +90,10 @@ VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
     "blk write": ("Write whole sectors at OFFSET, then flush", ("DEV", "OFFSET"), {**COMMON, **OPENING, "-i": ("FILE", "Data to write (default: standard input)"), "--in": ("FILE", "Data to write (default: standard input)"), "--zeroes": ("SIZE", "Write SIZE of zeroes instead"), "--allow-write": ("", "Allow the contents of the disk to be changed")}),
     "blk flush": ("Flush the write cache of the disk", ("DEV",), {**COMMON, **OPENING}),
     "blk discard": ("Tell the disk that SIZE bytes at OFFSET are unused", ("DEV", "OFFSET", "SIZE"), {**COMMON, **OPENING, "--allow-write": ("", "Allow the contents of the disk to be changed")}),
+    "scsi list": ("List the logical units of a SCSI host device", ("DEV",), {**COMMON, **OPENING}),
+    "scsi info": ("Show limits of a SCSI host device, or of one logical unit capacity, serial number and cache", ("DEV", "[LUN]"), {**COMMON, **OPENING}),
+    "scsi read": ("Read SIZE bytes at OFFSET of a logical unit", ("DEV", "LUN", "OFFSET", "SIZE"), {**COMMON, **OPENING, "--hex": ("", "Write plain hexadecimal digits instead of a dump"), "--raw": ("", "Write the raw bytes to stdout"), "-o": ("FILE", "Write the raw bytes to FILE"), "--output": ("FILE", "Write the raw bytes to FILE")}),
+    "scsi write": ("Write whole blocks at OFFSET of a logical unit, then flush", ("DEV", "LUN", "OFFSET"), {**COMMON, **OPENING, "-i": ("FILE", "Data to write (default: standard input)"), "--in": ("FILE", "Data to write (default: standard input)"), "--allow-write": ("", "Allow the contents of the unit to be changed")}),
 }
 """Verb -> help, the metavars of its arguments, its options."""
 

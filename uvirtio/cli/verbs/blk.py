@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
@@ -13,16 +10,14 @@ import typer
 
 from uvirtio.cli import content
 from uvirtio.cli.command import Command, DevArgument, make_group, verb
-from uvirtio.cli.size import human, parse_size
-from uvirtio.errors import BadSize, BlkRefusal, OperationFailed, UsageError, WriteRefused
+from uvirtio.cli.size import SECTOR, human, parse_sectors
+from uvirtio.errors import BadSize, BlkRefusal, UsageError, WriteRefused
 
 if TYPE_CHECKING:
     from uvirtio.device import Device
     from uvirtio.drivers.blk import Blk, BlkConfig, Limits
 
-SECTOR = 512
 _PIECE = 1 << 20
-_SECTORS = re.compile(r"([0-9]{1,18})s", re.ASCII)
 
 OffsetArgument = Annotated[
     str, typer.Argument(metavar="OFFSET", help="Start: bytes (0, 4K, 1GiB) or sectors of 512 (8s).")
@@ -48,27 +43,6 @@ def _driver(cmd: Command, dev: str, *, allow_write: bool = False) -> Iterator[tu
 
     with cmd.device(dev) as device, Blk(device, allow_write=allow_write) as disk:
         yield device, disk
-
-
-def sectors(text: str, what: str) -> int:
-    """The number of sectors of 512 bytes that a text means.
-
-    Args:
-        text: ``8s``, or a size that is a multiple of 512 bytes.
-        what: The name of the argument, for the message.
-
-    Raises:
-        BadSize: It is neither.
-    """
-    match = _SECTORS.fullmatch(text.strip().lower())
-    if match is not None:
-        return int(match[1])
-    try:
-        return parse_size(text, multiple=SECTOR) // SECTOR
-    except BadSize as error:
-        raise BadSize(
-            f"{what}: {error.message}", seen=error.seen, expected=error.expected, remedy=error.remedy
-        ) from error
 
 
 def _consent(allowed: bool, what: str) -> None:
@@ -191,7 +165,7 @@ def read(
 ) -> None:
     """Read SIZE bytes at OFFSET."""
     content.check_form(cmd, hex=hex, raw=raw, out=out)
-    first, count = sectors(offset, "OFFSET"), sectors(size, "SIZE")
+    first, count = parse_sectors(offset, "OFFSET"), parse_sectors(size, "SIZE")
     with _driver(cmd, dev) as (device, disk):
         disk.check_range(first, count)  # before any output: else a part would be printed first
         content.give(
@@ -226,9 +200,9 @@ def write(
     _consent(allow_write, "blk write")
     if source and zeroes:
         raise UsageError("--in and --zeroes exclude each other", expected="at most one of them")
-    first = sectors(offset, "OFFSET")
-    count = sectors(zeroes, "--zeroes") if zeroes else 0
-    with _opened(source, wanted=not zeroes) as file, _driver(cmd, dev, allow_write=True) as (device, disk):
+    first = parse_sectors(offset, "OFFSET")
+    count = parse_sectors(zeroes, "--zeroes") if zeroes else 0
+    with content.opened(source, wanted=not zeroes) as file, _driver(cmd, dev, allow_write=True) as (device, disk):
         if zeroes:
             disk.write_zeroes(first, count)
         else:
@@ -239,28 +213,6 @@ def write(
         else:
             durable = "flushed" if flushed else "no cache to flush"
             cmd.line(f"wrote {human(count * SECTOR)} at sector {first}; {durable}")
-
-
-@contextmanager
-def _opened(source: str, *, wanted: bool) -> Iterator[BinaryIO]:
-    if not source:
-        yield sys.stdin.buffer
-        return
-    try:
-        file = open(source, "rb")  # noqa: SIM115, PTH123  # closed below
-    except OSError as error:
-        raise OperationFailed(
-            f"{source} cannot be read", seen=error.strerror, expected="a file that can be read"
-        ) from error
-    with file:
-        if wanted and os.fstat(file.fileno()).st_size % SECTOR:
-            raise BadSize(
-                f"{source} is not a whole number of sectors",
-                seen=os.fstat(file.fileno()).st_size,
-                expected=f"a multiple of {SECTOR} bytes",
-                remedy="pad it: truncate -s %512 FILE",
-            )
-        yield file
 
 
 def _copy(file: BinaryIO, disk: Blk, first: int) -> int:
@@ -301,7 +253,7 @@ def discard(
 ) -> None:
     """Tell the disk that SIZE bytes at OFFSET are unused. Their contents become undefined."""
     _consent(allow_write, "blk discard")
-    first, count = sectors(offset, "OFFSET"), sectors(size, "SIZE")
+    first, count = parse_sectors(offset, "OFFSET"), parse_sectors(size, "SIZE")
     with _driver(cmd, dev, allow_write=True) as (device, disk):
         disk.discard(first, count)
         if cmd.json:

@@ -21,6 +21,7 @@ _VERBS = {
     "top": (),
     "rng": ("read",),
     "blk": ("info", "read", "write", "flush", "discard"),
+    "scsi": ("list", "info", "read", "write"),
     "balloon": ("status", "inflate", "follow", "stats", "report"),
     "mem": ("status", "map", "plug", "unplug", "follow", "unplug-all"),
     "input": ("info", "events", "led"),

@@ -16,7 +16,7 @@ from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
 
 _OPTIONAL: Mapping[int, QueueSpec] = {
-    f.Balloon.STATS_VQ: QueueSpec(spec.STATSQ, spec.STATSQ_NAME, size=16, required=False),
+    f.Balloon.STATS_VQ: QueueSpec(spec.STATSQ, spec.STATSQ_NAME, size=16, required=False, owed=False),
     f.Balloon.FREE_PAGE_HINT: QueueSpec(spec.FREE_PAGE_VQ, spec.FREE_PAGE_VQ_NAME, size=64),
     f.Balloon.PAGE_REPORTING: QueueSpec(spec.REPORTING_VQ, spec.REPORTING_VQ_NAME, size=64),
 }

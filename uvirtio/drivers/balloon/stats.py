@@ -258,7 +258,7 @@ class StatsQueue:
             raise OperationFailed("there are no statistics", seen="no values", expected="at least one")
         self._buffer = self._device.dma.alloc(len(self.values) * spec.STAT_SIZE)
         self._lay()
-        self._queue.ring.publish()
+        self._queue.publish()
 
     def begin(self) -> None:
         """Notify the device of the first buffer, after DRIVER_OK (5.5.5)."""

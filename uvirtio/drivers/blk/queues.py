@@ -9,9 +9,21 @@ from uvirtio.drivers.blk.request import Request, RequestQueue, Slot
 from uvirtio.errors import Closed, ProtocolError, QueueFull, UsageError, UvirtioError
 from uvirtio.spec import blk as spec
 from uvirtio.spec.blk import Status
-from uvirtio.virtqueue import Completion
+from uvirtio.virtqueue import Completion, Virtqueue
 
 _OK = Status.OK
+
+POLL = 200e-6
+"""Seconds for which a call of one request polls the ring, at most, before it waits for an interrupt."""
+
+_SKIPPED = 16
+"""Calls that do not poll after several polls in vain, at most: one after the first, then twice as many each."""
+
+_GLANCES = 16
+"""Looks at the ring between two looks at the clock."""
+
+_LOOK = 256
+"""Calls between two checks for configuration changes and removal."""
 
 
 class RequestQueues:
@@ -45,7 +57,8 @@ class RequestQueues:
         self.request_size = min(one.size for one in self._free)
         """Bytes of data of one request, at most."""
         self._first = self._free[0].queue
-        self._turn = 0
+        self._turn = self._calls = 0
+        self._skip = self._skipping = 0  # calls that do not poll: of these, how many are left
         self._zeroes = b""  # as many as the last read had bytes
 
     @property
@@ -197,8 +210,28 @@ class RequestQueues:
             return request.done
 
         device = self._device
-        device.wait(ready, timeout=device.seconds(timeout), what="1 request")
+        self._calls += 1
+        if not self._calls % _LOOK:
+            device.service()  # as the wait loop does, which does not run while polling is enough
+        seconds = device.seconds(timeout)
+        if not (self._poll(device.queues[request.queue].ring, min(POLL, seconds)) and ready()):
+            device.wait(ready, timeout=seconds, what="1 request")
         return request.result()
+
+    def _poll(self, ring: Virtqueue, seconds: float) -> bool:
+        """Look at a ring for a while, where that has been of use; whether something was used."""
+        if self._skipping:
+            self._skipping -= 1
+            return False
+        clock = self._device.clock.monotonic
+        end = clock() + seconds
+        while clock() < end:
+            for _ in range(_GLANCES):
+                if ring.pending():
+                    self._skip = 0
+                    return True
+        self._skip = self._skipping = min(_SKIPPED, 2 * self._skip or 1)
+        return False
 
     def _slot(self, index: int | None, timeout: float | None) -> Slot:
         """A free slot; waits for one if all are in flight."""

@@ -51,7 +51,7 @@ class Input(Driver):
 
     def _queues(self) -> Sequence[QueueSpec]:
         return [
-            QueueSpec(spec.EVENTQ, "eventq", size=64),
+            QueueSpec(spec.EVENTQ, "eventq", size=64, owed=False),
             QueueSpec(spec.STATUSQ, "statusq", size=64, required=False),
         ]
 

@@ -1,0 +1,105 @@
+"""What Linux 6.1 is asked for: of each kind one. Linux 6.12 is asked for all.
+
+On an emulated CPU each of these tests takes a second or more. What differs between the kernels is what they offer:
+VFIO's containers, groups, resets and interrupts; binding, uevents, huge pages, pagemap, /dev/mem. What a driver
+makes of its device's queues is the same code by the same calls on both, and floor 2 has it on every machine of
+QEMU's. ``tools/test --all`` runs everything on both, and so does tools/test with a PATH, --kernel or --machine.
+
+machines.toml says which machines the older kernel does not boot at all (more_kernels).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+
+import pytest
+
+REASON = "left to the newer kernel; tools/test --all has it here, too"
+
+_OF_ANY_DEVICE = (
+    r"test_any_device_the_interrupt_mode_is_the_one_asked_for",  # the kernel's ladder of interrupts
+    r"test_any_device_the_rings_are_where_we_put_them",  # DMA at the addresses that it was told
+    r"test_any_device_the_device_is_reset_when_it_is_left",  # what closing does
+    r"test_\w+_by_interrupt",  # interrupts that arrive
+)
+
+RUN: dict[str, tuple[str, ...]] = {
+    "test_drivers": (
+        *_OF_ANY_DEVICE,
+        r"test_rng_as_many_bytes_as_asked_for\[5000",  # more than a page
+        r"test_balloon_the_host_sees_the_balloon_grow_and_shrink",  # frames, which pagemap tells
+        r"test_blk_what_is_written_is_on_the_disk",
+        r"test_keyboard_keys_arrive_in_order",
+    ),
+    "test_balloon": (
+        r"test_balloon_reports_reported_memory_is_taken",
+        r"test_an_ordinary_user_may_not_know_frames",  # what pagemap shows without a capability
+    ),
+    "test_mem": (
+        *_OF_ANY_DEVICE,
+        r"test_mem_plug_unplug_and_state\[mem-(intx|iova)",
+        r"test_mem_patterns_stay_while_others_are_unplugged\[mem-iova",
+        r"test_mem_answers_come_by_interrupt",
+        r"test_mem_the_hosts_memory_falls\[mem-intx",
+        r"test_where_it_is_device_memory_it_is_refused",
+        r"test_plugged_memory_is_real_memory",  # /dev/mem above what the kernel knows
+        r"test_another_device_reads_into_plugged_memory",
+        r"test_the_kernels_own_memory_is_not_for_us",
+        r"test_without_the_boot_parameter",
+    ),
+    "test_mmio": (
+        r"test_the_whole_page_is_taken_from_the_kernel",  # platform drivers, STRICT_DEVMEM
+        r"test_a_sibling_that_is_bound_closes_the_page",
+        r"test_a_killed_driver_leaves_a_device_that_is_reset",
+        r"test_wrong_addresses_are_refused",
+        r"test_any_device_the_rings_are_where_we_put_them",
+        r"test_balloon_the_host_sees_the_balloon_grow_and_shrink",
+        r"test_blk_what_is_written_is_on_the_disk",
+        r"test_keyboard_keys_arrive_in_order",
+    ),
+    "test_commands": (
+        # Binding: the kernel's own drivers let go, and work again.
+        r"test_the_kernels_drivers_work_again",
+        r"test_a_bound_device_can_be_diagnosed",
+        r"test_a_killed_process_loses_nothing",
+        r"test_an_owner_can_drive_what_the_iommu_holds",
+        # What is in use is found by what the kernel shows of mounts and routes.
+        r"test_a_mounted_disk_is_not_taken",
+        r"test_the_nic_in_use_is_not_taken",
+        r"test_a_second_process_is_refused",
+        r"test_a_signal_leaves_in_order\[(inflating-SIGTERM|holding-SIGINT)",
+    ),
+    "test_udev": (
+        r"test_a_function_that_the_iommu_holds_is_the_groups",
+        r"test_what_the_driver_negotiated_is_seen_when_it_binds",
+        r"test_a_function_that_is_removed_takes_its_note_with_it",
+        r"test_a_uio_node_has_a_name_and_never_a_group",
+        r"test_udev_finds_nothing_wrong_with_the_rules",
+    ),
+    "test_watch": (
+        # The kernel's uevents, and what it shows in sysfs; udev's part is the same udev.
+        r"test_hot_plug_without_udev",
+        r"test_hot_plug_by_the_kernels_socket",
+        r"test_a_function_that_changes_hands",
+        r"test_a_disk_that_grows",
+        r"test_a_carrier_that_goes",
+        r"test_uevents_that_are_not_read_in_time",
+    ),
+    "test_input_bridge": (r"test_a_clone_is_read_like_the_kernels_own_keyboard",),
+}
+"""Of these files only these tests, by what their names begin with; files that are not here run whole."""
+
+
+def leaves_out(item: pytest.Item) -> bool:
+    """Whether this kernel is the older one, this run is not of everything, and the test is left to the newer."""
+    if not os.uname().release.startswith("6.1.") or os.environ.get("UVIRTIO_LAB_WHOLE") == "1":
+        return False
+    patterns = RUN.get(item.path.stem)
+    return patterns is not None and not any(matching(pattern, [item.name]) for pattern in patterns)
+
+
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names that begin as the pattern says."""
+    return [name for name in names if re.match(pattern, name)]

@@ -1,0 +1,757 @@
+"""2.6.1 and 2.7: split virtqueues, message framing, notification suppression, and the reset of one queue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Final
+
+from uvirtio.conform.exchange import EXCHANGES
+from uvirtio.conform.lane import Element, Lane, Posted, Used, flat, table_of
+from uvirtio.conform.memory import Buffer, Piece
+from uvirtio.conform.row import ANY, MODERN, PCI, Area, Level
+from uvirtio.conform.trial import Trial
+from uvirtio.conform.verdict import Outcome, Severity, free, rejected
+from uvirtio.diag.raw import Descriptor
+from uvirtio.interfaces.transport import ResetsQueues
+from uvirtio.spec import features as f
+from uvirtio.spec import pci, ring
+from uvirtio.spec.status import Status, describe
+
+AREA = Area("split", 60, "2.6.1, 2.7: split virtqueues", transports=ANY, types=frozenset(EXCHANGES))
+
+_READ_ONLY: Final = frozenset({"input", "balloon"})
+"""Types whose good request has no writable buffer."""
+_WRITTEN: Final = frozenset(EXCHANGES) - _READ_ONLY
+_RESET: Final = f.mask(f.RING_RESET)
+
+
+def only(t: Trial) -> None:
+    """Leave the test out where the rings are packed."""
+    t.need(not t.packed, "a test of split rings")
+
+
+def split(t: Trial, *, also: int = 0, interrupts: bool = False, size: int | None = None) -> Lane:
+    """Bring the device up with a split ring."""
+    only(t)
+    return t.start(also=also, interrupts=interrupts, size=size)
+
+
+# --- descriptors (2.7.5) ----------------------------------------------------------------------------------------
+
+
+def _untouched(t: Trial, ident: str) -> None:
+    lane = split(t)
+    t.good(lane, 3)
+    strays = [one for one in t.look() if one.startswith(ident)]
+    t.expect(not strays, "; ".join(strays), "no such write")
+
+
+@AREA.row("D-DESC-01", "2.7.5.1", "MUST NOT", "Write no device-readable buffer.", severity=Severity.MEMORY)
+def readable_buffers_stay(t: Trial) -> Outcome:
+    """Readable buffers are compared after three good requests; one that no request has lies beside them."""
+    t.note("the frame compares these in every test")
+    _untouched(t, "D-DESC-01")
+    return None
+
+
+@AREA.row("D-DESC-03", "2.7.5.1", "MUST NOT", "Write no descriptor table entry.", severity=Severity.MEMORY)
+def descriptors_stay(t: Trial) -> Outcome:
+    """The whole table, and the available ring, are compared after three good requests."""
+    _untouched(t, "D-DESC-03")
+    return None
+
+
+@AREA.row("D-DESC-04", "2.7.5.1", "DESC", "Write nothing beyond a buffer's length.", severity=Severity.MEMORY)
+def guards_stay(t: Trial) -> Outcome:
+    """64 guard bytes around every writable buffer are compared after three good requests."""
+    _untouched(t, "D-DESC-04")
+    return None
+
+
+# --- framing (2.7.4) --------------------------------------------------------------------------------------------
+
+
+def cut(elements: Sequence[Buffer], count: int) -> list[Piece]:
+    """The buffers in ``count`` pieces each, as far as they have bytes for it."""
+    pieces: list[Piece] = []
+    for buffer in elements:
+        many = min(count, buffer.size)
+        bounds = [buffer.size * number // many for number in range(many + 1)]
+        pieces += [buffer.part(start, end - start) for start, end in pairwise(bounds)]
+    return pieces
+
+
+@AREA.row(
+    "D-FRM-01",
+    "2.7.4.1",
+    "MUST NOT",
+    "Assume nothing about how a request is cut into descriptors.",
+    level=Level.ODD,
+    transports=MODERN,
+)
+def any_framing(t: Trial) -> Outcome:
+    """A good request whose buffers are cut into 1, 2, 7 and 16 pieces each, down to single bytes."""
+    lane = split(t)
+    for count in (1, 2, 7, 16):
+        elements = t.exchange.elements(t)
+        pieces = cut(elements, count)
+        if len(pieces) > lane.size:
+            continue
+        posted = lane.post(*pieces)
+        served = t.serve(lane, posted)
+        t.expect(served, f"a request in {len(pieces)} pieces is not served: {describe(t.status())}", "service")
+        t.right(elements, posted)
+    return None
+
+
+@AREA.row(
+    "D-FRM-02",
+    "2.7.4.1",
+    "MAY",
+    "Limit the length of a chain, reasonably.",
+    level=Level.ODD,
+    types=frozenset({"rng"}),
+)
+def longest_chain(t: Trial) -> Outcome:
+    """A chain of one-byte buffers as long as the queue is posted: what became of it is a fact."""
+    lane = split(t)
+    buffer = t.writable(lane.size)
+    served = t.serve(lane, lane.post(*cut([buffer], lane.size)))
+    return free(f"a chain of {lane.size} descriptors is {'served' if served else 'not served'}")
+
+
+# --- indirect descriptors (2.7.5.3) -----------------------------------------------------------------------------
+
+
+def _indirect(t: Trial) -> Lane:
+    only(t)
+    t.need_feature(f.INDIRECT_DESC)
+    return t.start(also=f.mask(f.INDIRECT_DESC))
+
+
+@AREA.row(
+    "D-IND-01",
+    "2.7.5.3.2",
+    "MUST",
+    "Ignore WRITE in the descriptor that names an indirect table.",
+    level=Level.ODD,
+)
+def write_flag_of_a_table(t: Trial) -> Outcome:
+    """A good request in a table, without and with WRITE in the head."""
+    lane = _indirect(t)
+    for flags in (0, ring.DESC_F_WRITE):
+        elements = t.exchange.elements(t)
+        table = t.readable(table_of(flat(elements)))
+        posted = lane.indirect(table, *elements, flags=flags)
+        lane.publish(posted)
+        lane.kick()
+        t.expect(t.serve(lane, posted), f"not served with flags {flags | 4:#x} in the head", "service")
+        t.right(elements, posted)
+    return None
+
+
+@AREA.row(
+    "D-IND-02",
+    "2.7.5.3.2",
+    "MUST",
+    "Take direct descriptors followed by one indirect table.",
+    level=Level.ODD,
+)
+def direct_then_indirect(t: Trial) -> Outcome:
+    """The first piece of a good request in a direct descriptor, the rest in a table."""
+    lane = _indirect(t)
+    elements = t.exchange.elements(t)
+    pieces = cut(elements, 2)
+    posted = lane.indirect(t.readable(table_of(pieces[1:])), *pieces[1:], before=pieces[:1])
+    lane.publish(posted)
+    lane.kick()
+    served = t.serve(lane, posted)
+    t.expect(served, f"not served; status {describe(t.status())}", "a request that is served")
+    t.right(elements, posted)
+    return None
+
+
+# --- faults: each is survived, and a reset mends it (2.7) -------------------------------------------------------
+
+
+def _survived(t: Trial, lane: Lane) -> Outcome:
+    """What became of invalid input; the frame sees whether the device works after its reset."""
+    before = lane.used_idx
+    lane.kick()
+    t.until(lambda: lane.used_idx != before or bool(t.status() & Status.DEVICE_NEEDS_RESET), 2 * t.pace.watch)
+    status = t.status()
+    if status & Status.DEVICE_NEEDS_RESET:
+        return rejected("DEVICE_NEEDS_RESET")
+    if lane.used_idx != before:
+        return rejected(f"a used element, len {lane.raw.used(before)[1]}")
+    return rejected("silence")
+
+
+def _fault(t: Trial, lay: Callable[[Trial, Lane], None]) -> Outcome:
+    lane = split(t)
+    t.good(lane)
+    lay(t, lane)
+    return _survived(t, lane)
+
+
+@AREA.row(
+    "D-FLT-01",
+    "2.7",
+    "DESC",
+    "A head or a next index beyond the queue is survived.",
+    level=Level.RINGS,
+    severity=Severity.DEAD,
+)
+def head_beyond(t: Trial) -> Outcome:
+    """The available ring names descriptor 0x7fff."""
+    return _fault(t, lambda t, lane: lane.raw.show(0x7FFF))
+
+
+@AREA.row("D-FLT-02", "2.7", "DESC", "A loop of descriptors ends.", level=Level.RINGS, severity=Severity.DEAD)
+def loop(t: Trial) -> Outcome:
+    """Two descriptors that link to each other."""
+
+    def lay(t: Trial, lane: Lane) -> None:
+        raw, buffer = lane.raw, t.writable(8)
+        for number in (0, 1):
+            flags = ring.DESC_F_WRITE | ring.DESC_F_NEXT
+            raw.descriptor(number, Descriptor(buffer.address, 8, flags, 1 - number))
+        raw.show(0)
+
+    return _fault(t, lay)
+
+
+@AREA.row(
+    "D-FLT-04",
+    "2.7",
+    "DESC",
+    "An available index that jumps beyond the queue size is survived.",
+    level=Level.RINGS,
+    severity=Severity.DEAD,
+)
+def index_jumps(t: Trial) -> Outcome:
+    """avail.idx moves on by the size of the queue and one more."""
+
+    def lay(t: Trial, lane: Lane) -> None:
+        raw = lane.raw
+        raw.idx = raw.idx + lane.size + 1
+        raw.fence()
+
+    return _fault(t, lay)
+
+
+@AREA.row(
+    "D-FLT-05",
+    "2.7",
+    "DESC",
+    "A readable buffer behind a writable one is survived.",
+    level=Level.RINGS,
+    severity=Severity.DEAD,
+)
+def wrong_order(t: Trial) -> Outcome:
+    """A writable buffer, then a readable one."""
+
+    def lay(t: Trial, lane: Lane) -> None:
+        writable, readable = t.writable(8), t.readable(bytes(8))
+        lane.publish(lane.chain(writable, readable))
+
+    return _fault(t, lay)
+
+
+@AREA.row(
+    "D-IND-04",
+    "2.7.5.3",
+    "DESC",
+    "An indirect table of a bad length is survived.",
+    level=Level.RINGS,
+    severity=Severity.DEAD,
+)
+def odd_table(t: Trial) -> Outcome:
+    """A table of 17 bytes."""
+    lane = _indirect(t)
+    t.good(lane)
+    lane.publish(lane.indirect(t.readable(table_of(flat([t.writable(8)])) + b"\0")))
+    return _survived(t, lane)
+
+
+@AREA.row(
+    "D-STAT-03",
+    "2.1.2",
+    "SHOULD",
+    "Raise DEVICE_NEEDS_RESET on entering an error that only a reset can end.",
+    level=Level.RINGS,
+)
+def says_that_it_needs_a_reset(t: Trial) -> Outcome:
+    """After a head beyond the queue a good request is made: it is served, or the status says why not."""
+    lane = split(t)
+    t.good(lane)
+    lane.raw.show(0x7FFF)
+    lane.kick()
+    _, posted = t.request(lane)
+    lane.publish(posted)
+    lane.kick()
+    if t.serve(lane, posted, 2 * t.pace.watch):
+        return rejected("the invalid head is passed over, and the next request is served")
+    status = t.status()
+    t.expect(
+        bool(status & Status.DEVICE_NEEDS_RESET), f"status {describe(status)} of a stuck queue", "NEEDS_RESET"
+    )
+    return None
+
+
+@AREA.row(
+    "D-STAT-04",
+    "2.1.2",
+    "MUST",
+    "With DRIVER_OK set, DEVICE_NEEDS_RESET comes with a configuration-change notification.",
+    level=Level.RINGS,
+    severity=Severity.SILENT,
+)
+def needs_reset_is_notified(t: Trial) -> Outcome:
+    """A head beyond the queue; where the status shows DEVICE_NEEDS_RESET, the notification is waited for."""
+    lane = split(t, interrupts=True)
+    t.good(lane)
+    t.arrived()
+    lane.raw.show(0x7FFF)
+    lane.kick()
+    raised = t.until(lambda: bool(t.status() & Status.DEVICE_NEEDS_RESET), t.pace.deadline)
+    t.need(raised, "this device does not raise DEVICE_NEEDS_RESET for an invalid head")
+    t.owe(lambda: t.arrived().config, "no configuration-change notification came", "one (2.3)")
+    return None
+
+
+# --- used-buffer notifications (2.7.7) --------------------------------------------------------------------------
+
+_EVENT = f.mask(f.EVENT_IDX)
+
+
+@AREA.row("D-SUP-01", "2.7.7.2", "MUST", "Without EVENT_IDX used_event has no effect.", severity=Severity.SILENT)
+def used_event_without_the_feature(t: Trial) -> Outcome:
+    """used_event is far away, and a request is notified all the same."""
+    lane = split(t, interrupts=True)
+    lane.raw.used_event = 0x4000
+    t.good(lane)
+    t.await_interrupt(lane)
+    return None
+
+
+@AREA.row("D-SUP-02", "2.7.7.2", "SHOULD NOT", "Without EVENT_IDX flags 1 means no notification.")
+def suppressed_by_flags(t: Trial) -> Outcome:
+    """Three requests with the flag set."""
+    lane = split(t, interrupts=True)
+    lane.raw.flags = ring.AVAIL_F_NO_INTERRUPT
+    t.good(lane, 3)
+    t.expect(t.no_interrupt(lane), "a notification came though avail.flags was 1", "none")
+    return None
+
+
+@AREA.row(
+    "D-SUP-03", "2.7.7.2", "MUST", "Without EVENT_IDX flags 0 means a notification.", severity=Severity.SILENT
+)
+def notified(t: Trial) -> Outcome:
+    """Three requests, an interrupt for each."""
+    lane = split(t, interrupts=True)
+    for _ in range(3):
+        t.good(lane)
+        t.await_interrupt(lane)
+    return None
+
+
+@AREA.row(
+    "D-SUP-04",
+    "2.7.7.2",
+    "MUST",
+    "With EVENT_IDX the low bit of avail.flags has no effect.",
+    level=Level.RINGS,
+    severity=Severity.SILENT,
+)
+def flags_with_event_idx(t: Trial) -> Outcome:
+    """flags 1 and a used_event that matches: a request is notified."""
+    t.need_feature(f.EVENT_IDX)
+    lane = split(t, also=_EVENT, interrupts=True)
+    lane.raw.flags = ring.AVAIL_F_NO_INTERRUPT
+    lane.raw.used_event = 0
+    t.good(lane)
+    t.await_interrupt(lane)
+    return None
+
+
+@AREA.row(
+    "D-SUP-05",
+    "2.7.7.2",
+    "MUST",
+    "With EVENT_IDX notify when the entry at used_event is written.",
+    severity=Severity.SILENT,
+)
+def notified_at_the_event(t: Trial) -> Outcome:
+    """used_event 0, then 2: the first and the third request are notified, and the second is not."""
+    t.need_feature(f.EVENT_IDX)
+    lane = split(t, also=_EVENT, interrupts=True)
+    lane.raw.used_event = 0
+    t.good(lane)
+    t.await_interrupt(lane)
+    lane.raw.used_event = 2
+    t.good(lane)
+    t.expect(t.no_interrupt(lane), "a notification came one request too early", "none")
+    t.good(lane)
+    t.await_interrupt(lane)
+    return None
+
+
+@AREA.row("D-SUP-06", "2.7.7.2", "SHOULD NOT", "With EVENT_IDX no notification comes elsewhere.")
+def quiet_before_the_event(t: Trial) -> Outcome:
+    """used_event far ahead: of four requests none is notified but the first, before which there was no index."""
+    t.need_feature(f.EVENT_IDX)
+    lane = split(t, also=_EVENT, interrupts=True)
+    lane.raw.used_event = 0x4000
+    t.good(lane)
+    t.no_interrupt(lane)
+    t.good(lane, 3)
+    t.expect(t.no_interrupt(lane), "a notification came before used_event", "none")
+    return None
+
+
+# --- the used ring (2.7.8) --------------------------------------------------------------------------------------
+
+_RUN: Final = 8
+"""Bytes that keep their pattern by chance with a probability of 2**-64."""
+
+
+def unwritten(elements: Sequence[Element], length: int) -> str | None:
+    """Where the first ``length`` writable bytes hold what they held; None: nowhere for long."""
+    start = 0
+    for buffer in elements:
+        if not isinstance(buffer, Buffer) or not buffer.writable:
+            continue
+        for begin, end in buffer.untouched():
+            end = min(end, length - start)
+            if end - begin >= min(_RUN, buffer.size):
+                return f"bytes {start + begin} to {start + end} are as they were, and len is {length}"
+        start += buffer.size
+    return None
+
+
+@AREA.row(
+    "D-USED-02",
+    "2.7.8.2",
+    "MUST",
+    "At least len bytes were written, from the first writable byte.",
+    severity=Severity.SILENT,
+    types=_WRITTEN,
+)
+def len_is_written(t: Trial) -> Outcome:
+    """Good requests into buffers full of a pattern: no run of it is left within len."""
+    lane = split(t)
+    for _ in range(3):
+        elements, posted = t.request(lane)
+        lane.publish(posted)
+        lane.kick()
+        t.await_used(lane, 1)
+        wrong = unwritten(elements, posted.length or 0)
+        t.expect(wrong is None, wrong or "", "bytes that were written")
+    return None
+
+
+@AREA.row(
+    "D-USED-03",
+    "2.7.8.2",
+    "DESC",
+    "len is 0 when the chain has no writable buffer.",
+    severity=Severity.SILENT,
+    types=_READ_ONLY,
+)
+def len_of_readable_chains(t: Trial) -> Outcome:
+    """Good requests that the device only reads."""
+    lane = split(t)
+    for posted in t.good(lane, 3):
+        t.expect(posted.length == 0, f"len {posted.length}", "0")
+    return None
+
+
+@AREA.row(
+    "D-USED-04",
+    "2.7.8.2",
+    "DESC",
+    "len never exceeds the writable bytes that were posted.",
+    severity=Severity.SILENT,
+    types=_WRITTEN,
+)
+def len_within_the_chain(t: Trial) -> Outcome:
+    """Three good requests."""
+    lane = split(t)
+    for posted in t.good(lane, 3):
+        t.expect((posted.length or 0) <= posted.room, f"len {posted.length} of {posted.room} bytes", "no more")
+    return None
+
+
+def _batch(t: Trial, lane: Lane, count: int) -> list[Posted]:
+    chains = [t.request(lane)[1] for _ in range(count)]
+    lane.publish(*chains)
+    lane.kick()
+    return chains
+
+
+def _fitting(t: Trial, lane: Lane) -> int:
+    """How many good requests fit a lane."""
+    return max(1, min(8, lane.size // len(t.exchange.elements(t))))
+
+
+@AREA.row(
+    "D-USED-05", "2.7.8", "DESC", "id names a head that was posted and not yet used.", severity=Severity.SILENT
+)
+def used_ids(t: Trial) -> Outcome:
+    """Batches of requests against the ledger."""
+    lane = split(t)
+    for _ in range(3):
+        chains = _batch(t, lane, _fitting(t, lane))
+        t.await_used(lane, len(chains))
+    faults = [one for one in lane.faults if one.startswith("D-USED-05")]
+    t.expect(not faults, "; ".join(faults), "heads that are out")
+    return None
+
+
+@AREA.row("D-USED-06", "2.7.8", "DESC", "Every posted chain comes back once.", severity=Severity.SILENT)
+def each_comes_back(t: Trial) -> Outcome:
+    """A batch of requests: as many used elements, each for another chain, and none behind them."""
+    lane = split(t)
+    count = _fitting(t, lane)
+    chains = _batch(t, lane, count)
+    t.await_used(lane, count)
+    back = sum(chain.length is not None for chain in chains)
+    t.expect(back == count, f"{back} of {count} chains came back", "each of them")
+    t.expect(t.quiet(lambda: lane.used_idx != count), f"used.idx is {lane.used_idx}", f"{count}")
+    return None
+
+
+@AREA.row(
+    "D-RES-03",
+    "6.2",
+    "MUST",
+    "With IN_ORDER buffers are used in the order in which they were made available.",
+    severity=Severity.SILENT,
+    transports=MODERN,
+    types=_WRITTEN,
+)
+def in_order(t: Trial) -> Outcome:
+    """Batches: a used element stands for all chains up to the one that it names, so all of them are written."""
+    t.need_feature(f.IN_ORDER)
+    lane = split(t, also=f.mask(f.IN_ORDER))
+    for _ in range(3):
+        requests = [t.request(lane) for _ in range(_fitting(t, lane))]
+        lane.publish(*(posted for _, posted in requests))
+        lane.kick()
+        _all_used(t, lane)
+        for number, (elements, posted) in enumerate(requests):
+            wrong = unwritten(elements, posted.room)
+            t.expect(wrong is None, f"request {number} of a batch counts as used, and {wrong}", "their own order")
+    return None
+
+
+def _all_used(t: Trial, lane: Lane) -> list[Used]:
+    found: list[Used] = []
+
+    def done() -> bool:
+        found.extend(lane.take())
+        return not lane.out
+
+    t.owe(done, f"{len(lane.out)} requests were not used", "all used")
+    return found
+
+
+# --- available-buffer notifications (2.7.10) --------------------------------------------------------------------
+
+
+@AREA.row("D-AVS-01", "2.7.10.2", "MUST", "Without EVENT_IDX used.flags is 0 or 1.")
+def used_flags(t: Trial) -> Outcome:
+    """Sampled during traffic."""
+    lane = split(t)
+    for _ in range(4):
+        t.expect(lane.used_flags in (0, 1), f"used.flags {lane.used_flags:#x}", "0 or 1")
+        t.good(lane)
+    return None
+
+
+@AREA.row("D-AVS-02", "2.7.10.2", "MUST", "With EVENT_IDX used.flags is 0.")
+def used_flags_with_event_idx(t: Trial) -> Outcome:
+    """Sampled during traffic."""
+    t.need_feature(f.EVENT_IDX)
+    lane = split(t, also=_EVENT)
+    for _ in range(4):
+        t.good(lane)
+        t.expect(lane.used_flags == 0, f"used.flags {lane.used_flags:#x}", "0")
+    return None
+
+
+@AREA.row("D-AVS-03", "2.7.10.2", "MUST", "Unneeded notifications are handled.", level=Level.ODD)
+def spurious_kicks(t: Trial) -> Outcome:
+    """Kicks before, between and after requests, some while the device asks for none."""
+    lane = split(t)
+    for _ in range(4):
+        lane.kick()
+        t.good(lane)
+        lane.kick()
+    count = lane.used_idx
+    t.expect(count == 4, f"used.idx {count} after four requests", "4")
+    return None
+
+
+@AREA.row("D-NOTE-01", "2.3", "DESC", "A kick for an empty queue is harmless.", level=Level.ODD)
+def empty_kicks(t: Trial) -> Outcome:
+    """A hundred kicks with nothing new: nothing is used, and a request is served."""
+    lane = split(t)
+    for _ in range(100):
+        lane.kick()
+    t.expect(t.quiet(lambda: lane.used_idx != 0), f"used.idx {lane.used_idx} with nothing posted", "0")
+    t.good(lane)
+    return None
+
+
+@AREA.row("D-AVS-04", "2.7.10", "DESC", "Without suppression advice every kick leads to progress.")
+def progress(t: Trial) -> Outcome:
+    """Requests one by one, each with a kick where used.flags asks for it."""
+    lane = split(t)
+    for _ in range(8):
+        _, posted = t.request(lane)
+        lane.publish(posted)
+        if not lane.used_flags & ring.USED_F_NO_NOTIFY:
+            lane.kick()
+        t.await_used(lane, 1)
+    return None
+
+
+@AREA.row("D-AVS-05", "2.7.10", "DESC", "With EVENT_IDX avail_event lies within one queue of avail.idx.")
+def avail_event(t: Trial) -> Outcome:
+    """Sampled after each of some requests, once the device had time to write it."""
+    t.need_feature(f.EVENT_IDX)
+    lane = split(t, also=_EVENT)
+    for _ in range(4):
+        t.good(lane)
+        behind = (lane.idx - lane.avail_event) & 0xFFFF
+        t.expect(behind <= lane.size, f"avail_event {lane.avail_event}, avail.idx {lane.idx}", "near avail.idx")
+    return None
+
+
+# --- the reset of one queue (2.6.1) -----------------------------------------------------------------------------
+
+
+def _with_reset(t: Trial, *, interrupts: bool = False) -> tuple[Lane, ResetsQueues]:
+    t.need_feature(f.RING_RESET)
+    t.need(isinstance(t.transport, ResetsQueues), "this transport resets no queue by itself")
+    lane = split(t, also=_RESET, interrupts=interrupts)
+    assert isinstance(t.transport, ResetsQueues)
+    return lane, t.transport
+
+
+def _reset(t: Trial, lane: Lane, transport: ResetsQueues) -> None:
+    transport.start_queue_reset(lane.index)
+    t.owe(lambda: transport.queue_is_reset(lane.index), "the reset of the queue does not end", "an end (2.6.1)")
+
+
+@AREA.row(
+    "D-QRST-01",
+    "2.6.1.1.1",
+    "MUST NOT",
+    "A reset queue executes no further request.",
+    severity=Severity.MEMORY,
+    transports=PCI,
+)
+def reset_queue_is_quiet(t: Trial) -> Outcome:
+    """A loaded queue is reset; rings and buffers are compared after a while."""
+    lane, transport = _with_reset(t)
+    _batch(t, lane, _fitting(t, lane))
+    _reset(t, lane, transport)
+    t.status()
+    before = t.contents()
+    t.quiet(lambda: not t.status())
+    t.expect(t.contents() == before, "rings or buffers were written after the reset of the queue", "no access")
+    return None
+
+
+@AREA.row(
+    "D-QRST-02",
+    "2.6.1.1.1",
+    "MUST NOT",
+    "A reset queue sends no notification.",
+    severity=Severity.SILENT,
+    transports=PCI,
+)
+def reset_queue_sends_nothing(t: Trial) -> Outcome:
+    """A loaded queue is reset, and its interrupts are watched."""
+    lane, transport = _with_reset(t, interrupts=True)
+    _batch(t, lane, _fitting(t, lane))
+    _reset(t, lane, transport)
+    t.arrived()
+    t.expect(t.no_interrupt(lane), "a notification came after the reset of the queue", "none")
+    return None
+
+
+@AREA.row(
+    "D-QRST-03",
+    "2.6.1.1.1",
+    "MUST",
+    "The state of a reset queue returns to its default.",
+    transports=PCI,
+)
+def reset_queue_is_at_its_default(t: Trial) -> Outcome:
+    """queue_enable 0, the maximum of queue_size, addresses of 0."""
+    lane, transport = _with_reset(t)
+    t.good(lane)
+    most = t.transport.queue_layout(lane.index).size_max
+    _reset(t, lane, transport)
+    common = t.registers("common")
+    common.write16(pci.COMMON_QUEUE_SELECT, lane.index)
+    enabled, size = common.read16(pci.COMMON_QUEUE_ENABLE), common.read16(pci.COMMON_QUEUE_SIZE)
+    t.expect(enabled == 0, f"queue_enable {enabled}", "0")
+    t.expect(size >= most, f"queue_size {size}", "the maximum")
+    for name, offset in (
+        ("queue_desc", pci.COMMON_QUEUE_DESC),
+        ("queue_driver", pci.COMMON_QUEUE_DRIVER),
+        ("queue_device", pci.COMMON_QUEUE_DEVICE),
+    ):
+        address = common.read32(offset) | common.read32(offset + 4) << 32
+        t.expect(address == 0, f"{name} {address:#x} after the reset of the queue", "0")
+    return None
+
+
+@AREA.row(
+    "D-QRST-04",
+    "2.6.1.2.1",
+    "MUST",
+    "Enabling a queue again takes whatever the driver changed, its size included.",
+    transports=PCI,
+)
+def enabled_again_with_another_size(t: Trial) -> Outcome:
+    """The queue comes back with other addresses and four entries, and serves more requests than that."""
+    lane, transport = _with_reset(t)
+    t.good(lane)
+    _reset(t, lane, transport)
+    small = 4
+    t.need(lane.size > small and small >= len(t.exchange.elements(t)), "there is no smaller size for a request")
+    again = t.again(lane.index, small)
+    t.good(again, 2 * small + 1)
+    return None
+
+
+@AREA.row(
+    "D-QRST-05",
+    "2.6.1",
+    "DESC",
+    "Other queues go on while one is reset.",
+    transports=PCI,
+    types=frozenset({"balloon", "input"}),
+)
+def others_go_on(t: Trial) -> Outcome:
+    """Another queue of the device is reset three times between requests."""
+    t.need_feature(f.RING_RESET)
+    only(t)
+    main = t.exchange.queue
+    other = 1 - main
+    lane = t.start(also=_RESET, queues=[main, other])
+    assert isinstance(t.transport, ResetsQueues)
+    for _ in range(3):
+        t.good(lane)
+        _reset(t, t.lanes[other], t.transport)
+        t.good(lane)
+        t.again(other)
+    return None

@@ -1,0 +1,64 @@
+"""Which implementation of a device this is, and which version: what the quirk list goes by."""
+
+from __future__ import annotations
+
+import platform
+from typing import NamedTuple
+
+from uvirtio.device import Device
+from uvirtio.errors import UsageError
+from uvirtio.interfaces.backend import PciFunction
+from uvirtio.scripted import ScriptedCore
+from uvirtio.spec import pci
+
+
+class Implementation(NamedTuple):
+    """A name and a version; each empty where it is not known."""
+
+    name: str
+    version: str
+
+
+def parse(text: str) -> Implementation:
+    """What a caller says that the device is.
+
+    Args:
+        text: ``NAME/VERSION``.
+
+    Raises:
+        UsageError: It has another form.
+    """
+    name, slash, version = text.partition("/")
+    if not (name and slash and version):
+        raise UsageError(
+            f"{text!r} is no implementation",
+            seen=text,
+            expected="a name and a version, such as qemu/7.2.22",
+        )
+    return Implementation(name, version)
+
+
+def of(device: Device) -> Implementation:
+    """What can be found out about a device: QEMU is asked, a PCI function has ids.
+
+    Args:
+        device: An open device.
+    """
+    backend = device.transport.backend
+    if isinstance(backend, ScriptedCore):
+        return Implementation("scripted", "")
+    if device.guest is not None:
+        told = device.guest.qmp("query-version")["qemu"]
+        return Implementation("qemu", f"{told['major']}.{told['minor']}.{told['micro']}")
+    if device.transport.kind == "vdpa":
+        return Implementation("vhost-vdpa", platform.release())
+    if device.transport.kind.startswith("pci"):
+        return _of_ids(backend)  # type: ignore[arg-type]
+    return Implementation("", "")
+
+
+def _of_ids(function: PciFunction) -> Implementation:
+    read = function.config.read16
+    places = (pci.CFG_VENDOR_ID, pci.CFG_DEVICE_ID, pci.CFG_SUBSYSTEM_VENDOR_ID, pci.CFG_SUBSYSTEM_ID)
+    ids = ":".join(f"{read(place):04x}" for place in places)
+    return Implementation(ids, f"{function.config.read8(pci.CFG_REVISION_ID):02x}")

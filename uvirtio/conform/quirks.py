@@ -1,0 +1,135 @@
+"""Quirks: violations of implementations that are known, by version, so that a run tells what is new.
+
+Each is a table of ``known/*.toml`` in this package; a key that is not known, or a quirk without a source, is an
+error. No quirk holds an input that ends or hangs somebody's software: such rows have ``expect = "skip"``, and
+words.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Final
+
+from uvirtio.conform.implementation import Implementation
+from uvirtio.errors import Misuse
+
+_MUST: Final = {"rows", "implementation", "versions", "expect", "seen", "source", "driver"}
+_MAY: Final = {"types", "transports", "rings"}
+_EXPECTS: Final = ("fail", "wedged", "gone", "skip")
+_COMPARE: Final = re.compile(r"(==|>=|<=|>|<)\s*([0-9]+(?:\.[0-9]+)*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Quirk:
+    """A violation that one implementation is known for."""
+
+    rows: tuple[str, ...]
+    implementation: str
+    versions: str
+    """As far as it was seen: ``>=7.2.22, <=10.0.13``."""
+    expect: str
+    """``fail``, ``wedged`` or ``gone``; ``skip``: the test is not made."""
+    seen: str
+    source: str
+    driver: str
+    """What uvirtio's own drivers do about it, or ``none``."""
+    types: tuple[str, ...] = ("*",)
+    transports: tuple[str, ...] = ("*",)
+    rings: tuple[str, ...] = ("*",)
+
+    def fits(self, found: Implementation, type_name: str, letter: str, ring: str) -> bool:
+        """Whether it is about a device.
+
+        Args:
+            found: What implements the device.
+            type_name: Its type.
+            letter: Of its transport (``row.TRANSPORTS``).
+            ring: ``split`` or ``packed``.
+        """
+        return (
+            self.implementation == found.name
+            and _within(found.version, self.versions)
+            and _one_of(type_name, self.types)
+            and _one_of(letter, self.transports)
+            and _one_of(ring, self.rings)
+        )
+
+
+def _one_of(word: str, words: Sequence[str]) -> bool:
+    return "*" in words or word in words
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def _within(version: str, conditions: str) -> bool:
+    if not version:
+        return False
+    mine = _numbers(version)
+    for sign, number in _COMPARE.findall(conditions):
+        theirs = _numbers(number)
+        holds = {
+            "==": mine[: len(theirs)] == theirs,
+            ">=": mine >= theirs,
+            "<=": mine[: len(theirs)] <= theirs,
+            ">": mine[: len(theirs)] > theirs,
+            "<": mine < theirs,
+        }[sign]
+        if not holds:
+            return False
+    return True
+
+
+def parse(text: str, name: str = "quirks") -> list[Quirk]:
+    """The quirks of one file.
+
+    Args:
+        text: TOML.
+        name: The file, for errors.
+
+    Raises:
+        Misuse: A quirk lacks a key, or has one that is not known.
+    """
+    return [_one(table, name) for table in tomllib.loads(text).get("quirk", [])]
+
+
+def _one(table: dict[str, Any], name: str) -> Quirk:
+    lacking, odd = _MUST - table.keys(), table.keys() - _MUST - _MAY
+    if lacking or odd or table["expect"] not in _EXPECTS or not _conditions(table["versions"]):
+        raise Misuse(
+            f"{name}: the quirk of {table.get('rows')} cannot be read",
+            seen=sorted(odd) or sorted(lacking) or [table["expect"], table["versions"]],
+            expected=f"{', '.join(sorted(_MUST))}; {', '.join(sorted(_MAY))}",
+        )
+    lists = {key: tuple(table[key]) for key in ("rows", *_MAY) if key in table}
+    return Quirk(**{**table, **lists})
+
+
+def _conditions(text: str) -> bool:
+    return all(_COMPARE.fullmatch(part.strip()) for part in text.split(","))
+
+
+def all_quirks() -> list[Quirk]:
+    """The quirks in this package."""
+    folder = resources.files("uvirtio.conform") / "known"
+    files = sorted((one for one in folder.iterdir() if one.name.endswith(".toml")), key=lambda one: one.name)
+    return [quirk for one in files for quirk in parse(one.read_text(encoding="utf-8"), one.name)]
+
+
+def of(quirks: Iterable[Quirk], found: Implementation, type_name: str, letter: str, ring: str) -> dict[str, Quirk]:
+    """The quirks of a device, by row.
+
+    Args:
+        quirks: All.
+        found: What implements the device.
+        type_name: Its type.
+        letter: Of its transport.
+        ring: ``split`` or ``packed``.
+    """
+    fitting = [quirk for quirk in quirks if quirk.fits(found, type_name, letter, ring)]
+    return {row: quirk for quirk in fitting for row in quirk.rows}

@@ -1,0 +1,296 @@
+"""The fast path of a disk: requests of one kind and size, prepared once, sent and reaped many at a time.
+
+A request costs some microseconds of Python: its header, its chain, its object. Here all of these are made at the
+start, one slot for each request that can be in flight. Sending one means writing its address and naming its slot;
+the ring submits a batch with one copy and reaps it with one comparison. The checks are the same: the answer of
+each request, preset to what is no answer, and ids and lengths against what is in flight.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+from uvirtio.device import Queue
+from uvirtio.drivers.base import Driver
+from uvirtio.errors import BadSize, UsageError
+from uvirtio.virtqueue.slots import Chain
+
+LOOK = 256
+"""Calls of ``wait`` between two checks for configuration changes and removal."""
+
+GLANCES = 16
+"""Looks at the ring between two looks at the clock."""
+
+LOOKS = 500
+"""Looks of ``read`` at the ring, some 30 us, before it looks at the clock."""
+
+TURN = 16
+"""Reads that ``read`` sends and delivers at once, at most: the device works while the caller processes them."""
+
+POLL = 50e-6
+"""Seconds to poll the ring before waiting for an interrupt."""
+
+
+class BaseBurst:
+    """What the bursts of all disks share. There are no views of the data: one that is kept would keep the memory.
+
+    A subclass lays out the memory, calls ``_lay``, and sets the views that are written for each request:
+    ``_answers`` with ``_none`` as their preset, and ``_at``, the addresses. It says what addresses are in
+    ``_words``, what they may be in ``_check_range``, and what an answer means in ``_check``.
+    """
+
+    _answers: memoryview
+    """By slot: the answer, or that part of it which is 0 where the request succeeded."""
+    _none: bytes | array[int]
+    """The preset of the answers, one for each slot: a slice of it can be assigned to a slice of them."""
+    _at: memoryview
+    """By slot: the address, as the device reads it."""
+    _data: list[memoryview]
+    """By slot: its data."""
+
+    def __init__(self, driver: Driver, queue: Queue, *, size: int, length: int, count: int, reads: bool) -> None:
+        """Take a queue.
+
+        Args:
+            driver: The driver.
+            queue: A queue that has nothing in flight, used by this burst alone.
+            size: Bytes of data of each request.
+            length: The same in sectors or blocks, the unit of addresses.
+            count: How many requests can be in flight.
+            reads: Whether the requests read.
+        """
+        self.count = count
+        """Number of slots."""
+        self.slots = array("H", range(count))
+        """All slots, for the first ``post``."""
+        self.returned = array("H")
+        """The slots that the last ``take`` or ``wait`` reaped, also if it raised."""
+        self._numbers = self.slots * 2
+        self._waits = 0
+        self._driver, self._device, self._queue = driver, driver.device, queue
+        self._size, self._length, self._reads = size, length, reads
+
+    def _lay(self, chains: Sequence[Chain]) -> None:
+        self._slots = self._queue.set_fixed(chains)
+        self._queue.ring.want_interrupts(False)
+
+    def _words(self, starts: Sequence[int]) -> array[int]:
+        """The addresses as the device reads them."""
+        raise NotImplementedError
+
+    def _check_range(self, first: int, end: int) -> None:
+        """Check that addresses from ``first`` to ``end`` - 1 are there."""
+        raise NotImplementedError
+
+    def _check(self, back: array[int]) -> None:
+        """Check the answers of these slots; the first that is none, or an error, is raised."""
+        raise NotImplementedError
+
+    def content(self, slot: int) -> bytes:
+        """Return a copy of the data of a slot: what was read, once its request is complete."""
+        return self._data[slot].tobytes()
+
+    def contents(self, slots: Iterable[int]) -> list[bytes]:
+        """Return copies of the data of several slots, in their order."""
+        data = self._data
+        return [data[slot].tobytes() for slot in slots]
+
+    def fill(self, slot: int, data: bytes | bytearray | memoryview) -> None:
+        """Set the data of a write, before its slot is posted.
+
+        Args:
+            slot: A slot that is not in flight.
+            data: As many bytes as a request has; copied.
+
+        Raises:
+            BadSize: ``data`` has another size.
+            UsageError: The slot is in flight, or there is none of that number.
+        """
+        if len(data) != self._size:
+            raise BadSize("this does not fill the slot", seen=len(data), expected=f"{self._size} bytes")
+        self._slots.check([slot])
+        self._data[slot][:] = data
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were posted and are not complete."""
+        return self._queue.ring.in_flight
+
+    def _post(self, slots: array[int], starts: Sequence[int], *, show: bool = True) -> None:
+        count = len(slots)
+        if not count:
+            return
+        if count != len(starts):
+            raise UsageError("each slot needs an address", seen=len(starts), expected=count)
+        self._check_range(min(starts), max(starts) + self._length)
+        self._slots.check(slots)
+        first, answers, at, words = slots[0], self._answers, self._at, self._words(starts)
+        none = self._none
+        if slots == self._numbers[first : first + count]:  # consecutive, maybe with a wrap at the end
+            fits = min(count, self.count - first)
+            answers[first : first + fits] = none[:fits]
+            if fits == count:
+                at[first : first + fits] = words
+            else:
+                at[first:] = words[:fits]
+                at[: count - fits] = words[fits:]
+                answers[: count - fits] = none[fits:count]
+        else:
+            nothing = none[0]
+            for slot, word in zip(slots, words, strict=True):
+                answers[slot] = nothing
+                at[slot] = word
+        self._queue.submit(slots, show=show)
+
+    def _take(self) -> array[int]:
+        self.returned = back = self._slots.reap()
+        if back:
+            self._queue.completions += len(back)
+            self._check(back)
+        return back
+
+    def _wait(self, timeout: float | None, poll: float) -> array[int]:
+        """Wait for complete requests, at least one; within a session."""
+        device = self._device
+        self._waits += 1
+        if not self._waits % LOOK:
+            device.service()  # as the wait loop does, which does not run here
+        if not self._slots.ready():
+            if not self.in_flight:
+                raise UsageError("no request is in flight", expected="post() before wait()")
+            self._await(device.seconds(timeout), poll)
+        return self._take()
+
+    def _await(self, timeout: float, poll: float) -> int:
+        """Poll, then sleep, until a request is complete; how many are, at least."""
+        ready, clock = self._slots.ready, time.perf_counter
+        until = clock() + poll
+        while clock() < until:
+            for _ in range(GLANCES):
+                count = ready()
+                if count:
+                    return count
+        self._sleep(timeout)
+        return ready()
+
+    def _sleep(self, timeout: float) -> None:
+        """Wait for an interrupt until a request is complete."""
+        ring, slots = self._queue.ring, self._slots
+        ring.want_interrupts(True)
+        try:
+            self._device.wait(lambda: slots.ready() > 0, timeout=timeout, what="a request in flight")
+        finally:
+            if ring.broken is None:
+                ring.want_interrupts(False)
+
+    def _read(self, starts: Iterable[int], out: int | None) -> Iterator[tuple[int, bytes]]:
+        """Read from many addresses, with as many requests in flight as there are slots, or ``out``.
+
+        With fewer in flight than there are slots, the next requests are in the ring before they are due, and are
+        sent as soon as others are complete, even before those are checked: within a microsecond or two, so that a
+        device which has nothing else to do has no time to go to sleep.
+        """
+        if not self._reads:
+            raise UsageError("this burst writes", seen="writes", expected="reads")
+        if out is not None and not 0 < out <= self.count:
+            raise UsageError("a burst has no more requests in flight than slots", seen=out, expected=self.count)
+        if out is not None and out < self.count:
+            yield from self._read_ahead(iter(starts), out)
+            return
+        wanted = iter(starts)
+        where = [0] * self.count
+        idle, came = self.slots[:], self.slots[:0]
+        try:
+            while True:
+                batch = list(islice(wanted, min(len(idle), TURN)))
+                for slot, start in zip(idle, batch, strict=False):
+                    where[slot] = start
+                with self._driver.session():
+                    self._post(idle[: len(batch)], batch)
+                idle = idle[len(batch) :]
+                if not came and self.in_flight:
+                    with self._driver.session():
+                        came = self._take() if batch and idle else self._wait(None, POLL)
+                elif not (batch or came):
+                    return
+                back, came = came[:TURN], came[TURN:]
+                found = self.contents(back)  # copies, so that their slots can be sent again at once
+                idle += back
+                yield from zip([where[slot] for slot in back], found, strict=True)
+        finally:
+            self._leave()
+
+    def _read_ahead(self, wanted: Iterator[int], most: int) -> Iterator[tuple[int, bytes]]:
+        """``read`` with at most this many in flight; the other slots have been delivered, or are laid already."""
+        where = [0] * self.count
+        device, data, driver = self._device, self._data, self._driver
+        ring, relay = self._queue.ring, self._queue.relay
+        idle, many, more, behind = self.slots[:], min(self.count // 2, self.count - most), True, True
+        try:
+            while True:
+                batch: list[int] = []
+                if more and len(idle) >= many:  # else some are laid; many at a time cost little more than one
+                    batch = list(islice(wanted, min(len(idle), TURN)))
+                    more = len(batch) > 0
+                with driver.session():
+                    if batch:
+                        now, idle = idle[: len(batch)], idle[len(batch) :]
+                        for slot, start in zip(now, batch, strict=True):
+                            where[slot] = start
+                        self._post(now, batch, show=False)
+                    if behind:
+                        self._show(most - ring.in_flight)
+                        if not ring.in_flight:
+                            return
+                    self._waits += 1
+                    if not self._waits % LOOK:
+                        device.service()
+                    came = relay(LOOKS)  # others are sent before what has come is looked at
+                    if not came:
+                        came = self._await(device.timeout, POLL)
+                        self._show(came)
+                    back = self._take()
+                    behind = ring.in_flight < most
+                found = [(where[slot], data[slot].tobytes()) for slot in back]
+                idle += back
+                yield from found
+        finally:
+            self._leave()
+
+    def _show(self, count: int) -> None:
+        """Send the requests that were laid first: as many as others are complete, or were never sent."""
+        count = min(count, self._slots.laid)
+        if count > 0:
+            self._queue.show(count)
+
+    def _leave(self) -> None:
+        """Leave nothing in flight, which later calls would take for their own."""
+        if self._device.broken is None and (self.in_flight or self._slots.laid):
+            self._show(self._slots.laid)
+            self.settle(self._device.timeout)
+
+    def settle(self, timeout: float) -> None:
+        """Wait until nothing is in flight; what completes is discarded.
+
+        Args:
+            timeout: Seconds to wait.
+
+        Raises:
+            DeviceTimeout: Requests are still in flight.
+            RingCorruption: The used ring holds what cannot be.
+        """
+
+        def ready() -> bool:
+            self._slots.reap()
+            return not self.in_flight
+
+        if not ready():
+            self._device.wait(ready, timeout=timeout, what="the requests of a burst")
+
+    def release(self) -> None:
+        """Release the views of the device's memory, which the driver frees."""
+        for view in (self._answers, self._at, *self._data):
+            view.release()

@@ -1,0 +1,73 @@
+"""The limits of a process that a call ran into (setrlimit(2)), and what to raise."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from uvirtio.errors import LimitReached, UvirtioError
+
+_LIMITS = {
+    errno.EMFILE: ("RLIMIT_NOFILE", "descriptors", "ulimit -n 1024"),
+    errno.EFBIG: ("RLIMIT_FSIZE", "bytes in a file", "ulimit -f unlimited"),
+    errno.ENOMEM: ("RLIMIT_AS", "bytes of address space", "ulimit -v unlimited"),
+}
+
+
+def reached(error: OSError, what: str) -> LimitReached | None:
+    """The error for a call that ran into a limit of this process or of the machine.
+
+    Args:
+        error: What the call raised.
+        what: What could not be done, for the message.
+
+    Returns:
+        The error; None: ``error`` is about something else.
+    """
+    if error.errno == errno.ENFILE:
+        return LimitReached(
+            f"{what}: this machine has too many open files",
+            seen=os.strerror(errno.ENFILE),
+            expected="room in the kernel's table of open files",
+            remedy="raise it as root: sysctl fs.file-max shows it",
+        )
+    if error.errno not in _LIMITS:
+        return None
+    import resource  # here: every start of the command would load it
+
+    name, unit, command = _LIMITS[error.errno]
+    soft, hard = resource.getrlimit(getattr(resource, name))
+    if soft == resource.RLIM_INFINITY:
+        return LimitReached(
+            f"{what}: {os.strerror(error.errno).lower()}",
+            seen=f"no {name}",
+            expected=f"more {unit}",
+            remedy="free memory, or use less of it at once",
+        )
+    above = "" if hard == resource.RLIM_INFINITY or hard > soft else f"; as root, since the hard limit is {hard}"
+    return LimitReached(
+        f"{what}: {os.strerror(error.errno).lower()}",
+        seen=f"{name} {soft}",
+        expected=f"more {unit}",
+        remedy=f"raise the limit: {command}{above}",
+    )
+
+
+@contextmanager
+def told(what: str) -> Iterator[None]:
+    """Raise LimitReached in place of an OSError of the block that says that a limit was reached.
+
+    Args:
+        what: What could not be done, for the message.
+    """
+    try:
+        yield
+    except UvirtioError:  # some are OSErrors, too
+        raise
+    except OSError as error:
+        found = reached(error, what)
+        if found is None:
+            raise
+        raise found from error
