@@ -242,6 +242,7 @@ class Fleet:
             "ANSIBLE_HOME": str(self._keys / "ansible"),
             "ANSIBLE_PIPELINING": "1",
             "ANSIBLE_FORKS": str(len(self._machines)),
+            "ANSIBLE_STRATEGY": "free",  # a machine that has less to do leaves its core to the others
             "ANSIBLE_TIMEOUT": "120",
             "ANSIBLE_NOCOLOR": "1",
             "ANSIBLE_SSH_ARGS": " ".join(["-F none", *(f"-o {key}={value}" for key, value in ssh.items())]),
@@ -279,7 +280,11 @@ class Fleet:
             "ansible_python_interpreter": "/usr/bin/python3",
             "uvirtio_command": command,
         }
-        local = {"ansible_python_interpreter": "/usr/bin/python3", "uvirtio_command": command}
+        local = {
+            "ansible_connection": "local",  # which only a localhost that no inventory names has by itself
+            "ansible_python_interpreter": "/usr/bin/python3",
+            "uvirtio_command": command,
+        }
         return {
             "virtio": {"hosts": hosts, "vars": shared},
             "ungrouped": {"hosts": {"localhost": local}},

@@ -89,6 +89,8 @@ class Top(App[None]):
             self.end()
         if self.error is not None:
             raise self.error
+        if self.return_code:  # Textual has printed what went wrong in the application
+            raise RuntimeError("the screen was not left by a key")
 
     def end(self) -> None:
         """Stop the source and wait until it has left its device; idempotent."""

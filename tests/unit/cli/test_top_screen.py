@@ -244,3 +244,8 @@ def test_what_ended_the_source_is_raised_when_the_screen_is_left(monkeypatch: py
     monkeypatch.setattr(app, "run", lambda: setattr(app, "error", DeviceTimeout("late")))
     with pytest.raises(DeviceTimeout):
         app.show()
+    monkeypatch.setattr(app, "run", lambda: None)
+    monkeypatch.setattr(Top, "return_code", 1)
+    app.error = None
+    with pytest.raises(RuntimeError, match="not left by a key"):
+        app.show()
