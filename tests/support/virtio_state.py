@@ -1,11 +1,11 @@
 """What QEMU says of the state of a virtio device, asked for in a way that fits its version.
 
-``x-query-virtio-status`` tells most. It is sent to the versions with which it has been tried for every device, up
-to 10.0, and only from here. A newer QEMU is asked for the queues (``x-query-virtio-queue-status``), and for the
-registers by its monitor's ``xp`` and ``i``, which read memory and I/O ports as the guest's CPU would, past the
-driver.
+The query of the status tells most. It is sent to the versions with which it has been tried for every device, up to
+10.0, and only by ``uvirtio/backends/qemu/queries.py``. A newer QEMU is asked for the queues
+(``x-query-virtio-queue-status``), and for the registers by its monitor's ``xp`` and ``i``, which read memory and
+I/O ports as the guest's CPU would, past the driver.
 
-Nothing of the package is used that this bears witness about.
+Nothing else of the package is used, since this bears witness about it.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-SAFE_BEFORE = (10, 1)
-"""The first version that is not asked for ``x-query-virtio-status``."""
-_QUERY = "x-query-virtio-status"
+from uvirtio.backends.qemu import queries
 
 # virtio 1.4, 2.1 and 6: what tests ask for.
 _STATUS = {0: "ACKNOWLEDGE", 1: "DRIVER", 2: "DRIVER_OK", 3: "FEATURES_OK", 6: "NEEDS_RESET", 7: "FAILED"}
@@ -43,24 +41,19 @@ class State:
     """The names of the transport's features that the driver has accepted; None where that is not told."""
 
 
-def is_safe(qmp: Qmp) -> bool:
-    """Whether this QEMU may be asked for the status of a device."""
-    version = qmp("query-version")["qemu"]
-    return (version["major"], version["minor"]) < SAFE_BEFORE
-
-
 def started(qmp: Qmp, path: str) -> bool:
     """Whether a driver has brought up the device at the QOM ``path``; its registers need not be in reach."""
-    if is_safe(qmp):
-        return bool(qmp(_QUERY, path=path)["started"])
+    told = queries.status(qmp, path)
+    if told is not None:
+        return bool(told["started"])
     # A reset forgets the addresses of all queues, and each driver of ours has a queue 0.
     return bool(qmp("x-query-virtio-queue-status", path=path, queue=0)["vring-desc"])
 
 
 def state(qmp: Qmp, path: str) -> State:
     """The state of the device at the QOM ``path``, while its registers can be reached."""
-    if is_safe(qmp):
-        told = qmp(_QUERY, path=path)
+    told = queries.status(qmp, path)
+    if told is not None:
         status = _names(told["status"]["statuses"], "VIRTIO_CONFIG_S_")
         features = _names(told["guest-features"]["transports"], "VIRTIO_F_")
         features = frozenset(_OTHER_NAMES.get(name, name) for name in features)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.support import virtio_state
-from tests.support.virtio_state import is_safe, started, state
+from tests.support.virtio_state import started, state
 from tests.unit.test_docs_pages import CHECKOUT
+from uvirtio.backends.qemu import queries
 
 DANGEROUS = "x-query-virtio" + "-status"
 BEHIND_PCI = "/machine/peripheral/dev0/virtio-backend"
@@ -97,7 +97,10 @@ def test_each_qemu_tells_the_state_and_survives_it(version, path, regions):
         seen = state(qemu.qmp, path)
         assert (seen.status, seen.broken) == (names, "NEEDS_RESET" in names)
         assert started(qemu.qmp, path) is ("DRIVER_OK" in names)
-        assert seen.features == ({"VERSION_1", "ACCESS_PLATFORM"} if is_safe(qemu.qmp) else None)
+        assert seen.features == ({"VERSION_1", "ACCESS_PLATFORM"} if version < (10, 1) else None)
+        assert queries.tells_status(qemu.qmp) is (version < (10, 1))
+        if version >= (10, 1):
+            assert queries.status(qemu.qmp, path) is None
 
 
 def test_nothing_else_sends_it():
@@ -106,6 +109,16 @@ def test_nothing_else_sends_it():
     there = {
         path.relative_to(CHECKOUT).as_posix() for path in files if DANGEROUS in path.read_text(encoding="utf-8")
     }
-    assert there == {"tests/support/virtio_state.py"}
-    assert len(re.findall(r"\bqmp\(_QUERY\b", (CHECKOUT / "tests/support/virtio_state.py").read_text())) == 2
-    assert virtio_state._QUERY == DANGEROUS
+    assert there == {"uvirtio/backends/qemu/queries.py"}
+    text = (CHECKOUT / "uvirtio/backends/qemu/queries.py").read_text()
+    [line] = [line for line in text.splitlines() if re.search(r"\bqmp\(_STATUS\b", line)]
+    assert line.endswith("if tells_status(qmp) else None") and text.count("_STATUS") == 3
+    assert queries._STATUS == DANGEROUS
+    # Nor is a command put together from a beginning of it.
+    parts = re.compile(r"x-query-virtio-?[\"']|x-query-virtio-st|query-virtio-\{")
+    rest = {path for path in files if parts.search(path.read_text(encoding="utf-8"))}
+    assert {path.relative_to(CHECKOUT).as_posix() for path in rest} <= {
+        "uvirtio/backends/qemu/queries.py",
+        "tests/unit/test_virtio_state.py",
+        "tests/unit/diag/test_beside.py",
+    }

@@ -16,8 +16,9 @@ from uvirtio import device as dev
 from uvirtio import opening
 from uvirtio.device import storm
 from uvirtio.diag import causes, datapath, words
+from uvirtio.diag.beside import Beside, View
 from uvirtio.diag.causes import Cause
-from uvirtio.diag.report import Report, Step, Verdict
+from uvirtio.diag.report import VIEW, Report, Step, Verdict
 from uvirtio.errors import DeviceAbsent, DeviceFailure, EnvironmentLack, UvirtioError, shortened
 from uvirtio.interfaces.backend import WithoutIommu
 from uvirtio.interfaces.values import InterruptMode
@@ -49,6 +50,17 @@ STEPS = {
 OnStep = Callable[[Step], None]
 
 
+def steps_of(beside: Beside | None) -> dict[str, str]:
+    """The steps of a diagnosis in their order: the view of a QEMU, where one is asked, before the last two."""
+    if beside is None:
+        return STEPS
+    last = ("reset again", "leave")
+    return {name: spec for name, spec in STEPS.items() if name not in last} | {
+        VIEW: "QMP",
+        **{name: STEPS[name] for name in last},
+    }
+
+
 def diagnose(
     address: str | opening.Opened,
     *,
@@ -56,6 +68,7 @@ def diagnose(
     on_step: OnStep | None = None,
     opened: Callable[[dev.Device], None] | None = None,
     examine: Callable[[dev.Device], None] | None = None,
+    beside: Beside | None = None,
     **keywords: Unpack[dev.OpenKeywords],
 ) -> Report:
     """Bring a device up step by step, try its data path, and leave it.
@@ -66,6 +79,7 @@ def diagnose(
         on_step: Called with each step as it ends.
         opened: Called with the open device, for signal handlers to interrupt.
         examine: Called with the device as the last step before its reset left it, live or failed.
+        beside: The QEMU that has the device: its view is compared in a step of its own; None: there is none.
         **keywords: Single options, as for ``uvirtio.open``.
 
     Returns:
@@ -83,6 +97,7 @@ def diagnose(
         on_step=on_step,
         opened=opened,
         examine=examine,
+        beside=beside,
     )
 
 
@@ -94,6 +109,7 @@ def diagnose_function(
     on_step: OnStep | None = None,
     opened: Callable[[dev.Device], None] | None = None,
     examine: Callable[[dev.Device], None] | None = None,
+    beside: Beside | None = None,
     **keywords: Unpack[dev.OpenKeywords],
 ) -> Report:
     """Do what ``diagnose`` does, with a function that the caller opens.
@@ -105,6 +121,7 @@ def diagnose_function(
         on_step: As for ``diagnose``.
         opened: As for ``diagnose``.
         examine: As for ``diagnose``.
+        beside: As for ``diagnose``.
         **keywords: As for ``diagnose``.
 
     Returns:
@@ -114,7 +131,7 @@ def diagnose_function(
         UsageError: An option has a value that it cannot have.
     """
     options = opening.chosen(options, keywords)
-    diagnosis = _Diagnosis(address, on_step)
+    diagnosis = _Diagnosis(address, on_step, beside)
     report = diagnosis.report
     try:
         with diagnosis.step("discover") as note:
@@ -172,8 +189,10 @@ class _Note:
 class _Diagnosis:
     """One diagnosis: the report so far, and the steps that add to it."""
 
-    def __init__(self, address: str, on_step: OnStep | None) -> None:
+    def __init__(self, address: str, on_step: OnStep | None, beside: Beside | None) -> None:
         self.report = Report(address)
+        self._beside = beside
+        self._steps = steps_of(beside)
         self.words = words.of_address(address)
         self.device: dev.Device | None = None
         self.found: tuple[str, ...] = ()
@@ -188,7 +207,7 @@ class _Diagnosis:
             note: Its result.
             took: Seconds that it took.
         """
-        place = self.words.places.get(name, STEPS[name])
+        place = self.words.places.get(name, self._steps[name])
         step = Step(name, note.verdict, place, took, note.detail, note.hint, note.cause, note.data)
         self.report.steps.append(step)
         if self._on_step is not None:
@@ -197,7 +216,7 @@ class _Diagnosis:
     def skip_rest(self, why: str) -> None:
         """Add every step that is not in the report yet as skipped, with the reason."""
         done = {step.name for step in self.report.steps}
-        for name in STEPS:
+        for name in self._steps:
             if name not in done:
                 note = _Note()
                 note.skip(why)
@@ -249,7 +268,9 @@ class _Diagnosis:
                 _tell_change(path, note)
         except UvirtioError as error:
             self.report.error = error
-            self._skip_to("reset again")
+            self._skip_to("reset again" if self._beside is None else VIEW)
+        if self._beside is not None:
+            self._compare(device, self._beside)
         if examine is not None:
             examine(device)
         self._leave(device)
@@ -270,6 +291,24 @@ class _Diagnosis:
         if odd:
             note.warn("; ".join(odd), outcome.cause if outcome.suspicious else "ring")
 
+    def _compare(self, device: dev.Device, beside: Beside) -> None:
+        """Compare with what QEMU says; that it cannot be asked is no failure of the device."""
+        note = _Note()
+        started = time.monotonic()
+        if isinstance(device.broken, DeviceAbsent) or not device.queues:
+            note.skip("the device is not running any more")
+        else:
+            path = next((step for step in self.report.steps if step.name == "data path"), None)
+            awaited = path is not None and path.verdict in ("warn", "fail")
+            try:
+                self.report.view = view = beside.look(device, awaited=awaited)
+            except UvirtioError as error:
+                note.detail = _failure(error)
+                note.warn(error.remedy or "", "view")
+            else:
+                _tell_view(view, note)
+        self.add(VIEW, note, time.monotonic() - started)
+
     def _observer(self, device: dev.Device) -> dev.Observer:
         @contextmanager
         def observe(name: str) -> Iterator[None]:
@@ -281,7 +320,7 @@ class _Diagnosis:
 
     def _skip_to(self, last: str) -> None:
         done = {step.name for step in self.report.steps}
-        for name in STEPS:
+        for name in self._steps:
             if name == last:
                 return
             if name not in done:
@@ -459,6 +498,16 @@ def _tell_change(path: datapath.DataPath, note: _Note) -> None:
     note.detail = outcome.detail
     if outcome.suspicious:
         note.warn(outcome.suspicious, "config-change")
+
+
+def _tell_view(view: View, note: _Note) -> None:
+    note.detail = str(view)
+    if not view.disagreements:
+        note.detail += "; it agrees with the driver"
+        return
+    worst, *rest = view.disagreements
+    others = tuple(f"{one.text} ({'; '.join(one.evidence)})" for one in rest)
+    note.fail(Cause(worst.id, worst.text, (*worst.evidence, *others), worst.attempts))
 
 
 _TELL: dict[str, Callable[[dev.Device, _Note], None]] = {

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from uvirtio.errors import UvirtioError
 
 if TYPE_CHECKING:
+    from uvirtio.diag.beside import View
     from uvirtio.diag.causes import Cause
+
+VIEW = "device's view"
+"""The step that is done only where there is a QEMU to ask."""
 
 Verdict = Literal["pass", "fail", "warn", "skip"]
 
@@ -50,6 +54,8 @@ class Report:
     steps: list[Step] = field(default_factory=list)
     error: UvirtioError | None = None
     """The error that stopped the bring-up; None: none did."""
+    view: View | None = None
+    """What the QEMU that has the device says of it; None: it was not asked."""
 
     @property
     def verdict(self) -> Literal["pass", "warn", "fail"]:
@@ -61,9 +67,12 @@ class Report:
 
     @property
     def cause(self) -> Cause | None:
-        """The cause of the first step that failed; where none did, of the first that is odd."""
+        """The cause of the first step that failed; where none did, of the first that is odd.
+
+        What QEMU itself says of the device comes before what the driver makes of its silence.
+        """
         for verdict in ("fail", "warn"):
-            for step in self.steps:
+            for step in sorted(self.steps, key=lambda one: one.name != VIEW):
                 if step.verdict == verdict and step.cause is not None:
                     return step.cause
         return None
@@ -101,4 +110,4 @@ class Report:
             "data_path_tried": not self.untried,
             "cause": None if self.cause is None else self.cause.as_dict(),
             "steps": [step.as_dict() for step in self.steps],
-        }
+        } | ({} if self.view is None else {"view": self.view.as_dict()})

@@ -70,6 +70,10 @@ class Model:
         """A chain came; the bytes written to it, or None to keep it for later (``device.complete``)."""
         return 0
 
+    def shown_queues(self, count: int) -> int:
+        """How many of its queues the device shows (``num_queues``) with the features that are accepted now."""
+        return count
+
     def read_config(self, offset: int, width: int) -> int:
         """Read ``width`` bytes of the configuration at ``offset``, little-endian."""
         return int.from_bytes(self.config[offset : offset + width], "little")

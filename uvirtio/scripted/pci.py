@@ -240,7 +240,7 @@ class ScriptedDevice(ScriptedCore):
             self._generation_read = self._generation & 0xFF
             return self._generation_read
         if name == "num_queues":
-            count = len(self.queues) if self.admin is None else self.admin.first
+            count = self.model.shown_queues(len(self.queues)) if self.admin is None else self.admin.first
             return count if self.faults.num_queues is None else self.faults.num_queues
         if name in _FEATURE_OF:
             taken = f.has(self.driver_features, _FEATURE_OF[name])

@@ -14,7 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from uvirtio.backends.qemu.connection import Connection
-from uvirtio.errors import DeviceTimeout, QemuFailed
+from uvirtio.errors import DeviceGone, DeviceTimeout, QemuFailed
+
+_GREETING = 2.0
+"""Seconds that a QEMU has for its greeting at most: it sends that at once, to the one client that it serves."""
 
 _EVENTS_KEPT = 1000
 _LONGEST_LINE = 16 << 20
@@ -233,3 +236,44 @@ class Qmp(Connection):
             expected="JSON objects, one per line",
             remedy="use QEMU 7.2 or later",
         )
+
+
+def connect(path: str, timeout: float) -> Qmp:
+    """Connect to the QMP socket of a QEMU that runs already, and greet.
+
+    Args:
+        path: The socket, of ``-qmp unix:PATH,server=on,wait=off``.
+        timeout: Seconds that QEMU has for each response.
+
+    Raises:
+        QemuFailed: There is no such socket, or what is behind it does not speak QMP, or not with this process.
+    """
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        made.settimeout(timeout)
+        made.connect(path)
+    except (OSError, ValueError) as error:
+        made.close()
+        late = isinstance(error, TimeoutError | BlockingIOError)
+        raise _no_qmp(path, "no answer" if late else getattr(error, "strerror", None) or str(error)) from error
+    client = Qmp(made, timeout=timeout, why=lambda: "it closed the connection")
+    try:
+        client.greet(min(timeout, _GREETING))
+    except (DeviceGone, DeviceTimeout, QemuFailed) as error:
+        client.close()
+        quiet = isinstance(error, DeviceTimeout)
+        seen = f"{error.seen}: has it another client, which is all that it serves?" if quiet else str(error.seen)
+        raise _no_qmp(path, seen) from error
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def _no_qmp(path: str, seen: str) -> QemuFailed:
+    return QemuFailed(
+        f"{path} is not a QMP socket that can be used",
+        seen=seen,
+        expected="the socket of a QEMU that was started with -qmp unix:PATH,server=on,wait=off",
+        remedy="name a socket that no other program is connected to; QEMU takes -qmp several times",
+    )

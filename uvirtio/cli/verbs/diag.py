@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,9 +14,10 @@ from uvirtio.errors import OperationFailed, UsageError
 
 if TYPE_CHECKING:
     from uvirtio.cli.verbs.report import Examiner
-    from uvirtio.diag import Report, Step
+    from uvirtio.diag import Beside, Report, Step
     from uvirtio.diag.bisect import Bisection
 
+_AUTO, _QEMU = "auto", "qemu:"
 _MARK = {"pass": "ok", "warn": "WARN", "fail": "FAIL", "skip": "skip"}
 
 
@@ -36,14 +39,61 @@ def diag(
     html: Annotated[
         str | None, typer.Option("--html", metavar="FILE", help="Write a report with pictures, one HTML file.")
     ] = None,
+    qmp: Annotated[
+        str | None,
+        typer.Option(
+            "--qmp",
+            metavar="SOCK|auto",
+            help="Compare with the view of the QEMU that has the device: its QMP socket (SOCK#ID names the device "
+            "there); auto: the QEMU of a qemu: address.",
+        ),
+    ] = None,
 ) -> int:
     """Bring a device up step by step, say which step fails and why."""
-    from uvirtio.diag import STEPS, diagnose
-
     for name in (junit, html):
         if name is not None:
             content.check_file(name)
-    teller = _Teller(cmd, len(STEPS))
+    with _asked(cmd, dev, qmp) as beside:
+        return _diagnosed(cmd, dev, bisect, junit, html, beside)
+
+
+@contextmanager
+def _asked(cmd: Command, dev: str, qmp: str | None) -> Iterator[Beside | None]:
+    """The QEMU that is asked for its view of the device; None where there is none."""
+    from uvirtio.diag import Beside
+
+    if qmp is None:
+        yield None
+        return
+    if qmp == _AUTO:
+        if not dev.startswith(_QEMU):
+            raise UsageError(
+                "--qmp auto asks the QEMU of a qemu: address",
+                seen=dev,
+                expected="--qmp SOCK, a QMP socket of the QEMU that has this device",
+                remedy="give that QEMU -qmp unix:SOCK,server=on,wait=off, and name SOCK",
+            )
+        yield Beside(None)
+        return
+    from uvirtio.backends.qemu.qmp import connect
+
+    path, _, which = qmp.partition("#")
+    client = connect(path, cmd.options.timeout)
+    try:
+        beside = Beside(client.execute, which, aside=getattr(cmd.options.record, "aside", nullcontext))
+        beside.check()
+        yield beside
+    finally:
+        client.close()
+
+
+def _diagnosed(
+    cmd: Command, dev: str, bisect: bool, junit: str | None, html: str | None, beside: Beside | None
+) -> int:
+    from uvirtio.diag import diagnose
+    from uvirtio.diag.bringup import steps_of
+
+    teller = _Teller(cmd, len(steps_of(beside)))
     examiner = None if html is None else _examiner(cmd, dev)
     report = diagnose(
         dev,
@@ -51,6 +101,7 @@ def diag(
         on_step=teller.tell,
         opened=cmd.guard.watch,
         examine=None if examiner is None else examiner.examine,
+        beside=beside,
     )
     cmd.guard.watch(None)
     teller.finish()

@@ -31,6 +31,9 @@ _VERBS = {
 _WRITES = ("-o", "--output", "--junit", "--html", "--trace")
 """Options that name a file to be written: left out."""
 
+_ASKS = "--qmp"
+"""Names a socket that a replay does not connect to: left out, unless it is the QEMU that is on the record, too."""
+
 
 def register(app: typer.Typer) -> None:
     """Add ``replay`` to the application."""
@@ -96,7 +99,9 @@ def _safe(record: Replay, words: Sequence[str]) -> Iterator[str]:
             yield word
             yield from waiting
             return
-        if word in _WRITES:
+        if word in _WRITES or (word == _ASKS and waiting[:1] != ["auto"]):
             del waiting[:1]
+        elif word.startswith(f"{_ASKS}=") and word != f"{_ASKS}=auto":
+            pass
         elif not (word.startswith("-o") or word.partition("=")[0] in _WRITES[1:]):
             yield word
