@@ -9,13 +9,12 @@ from typing import Final
 from uvirtio.conform.exchange import EXCHANGES
 from uvirtio.conform.lane import Element, Lane, Posted, Used, flat, table_of
 from uvirtio.conform.memory import Buffer, Piece
-from uvirtio.conform.row import ANY, MODERN, PCI, Area, Level
+from uvirtio.conform.row import ANY, MODERN, Area, Level
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity, free, rejected
 from uvirtio.diag.raw import Descriptor
-from uvirtio.interfaces.transport import ResetsQueues
 from uvirtio.spec import features as f
-from uvirtio.spec import pci, ring
+from uvirtio.spec import ring
 from uvirtio.spec.status import Status, describe
 
 AREA = Area("split", 60, "2.6.1, 2.7: split virtqueues", transports=ANY, types=frozenset(EXCHANGES))
@@ -23,7 +22,6 @@ AREA = Area("split", 60, "2.6.1, 2.7: split virtqueues", transports=ANY, types=f
 _READ_ONLY: Final = frozenset({"input", "balloon"})
 """Types whose good request has no writable buffer."""
 _WRITTEN: Final = frozenset(EXCHANGES) - _READ_ONLY
-_RESET: Final = f.mask(f.RING_RESET)
 
 
 def only(t: Trial) -> None:
@@ -487,14 +485,15 @@ def len_within_the_chain(t: Trial) -> Outcome:
     return None
 
 
-def _batch(t: Trial, lane: Lane, count: int) -> list[Posted]:
+def batch(t: Trial, lane: Lane, count: int) -> list[Posted]:
+    """Publish good requests together, with one kick."""
     chains = [t.request(lane)[1] for _ in range(count)]
     lane.publish(*chains)
     lane.kick()
     return chains
 
 
-def _fitting(t: Trial, lane: Lane) -> int:
+def fitting(t: Trial, lane: Lane) -> int:
     """How many good requests fit a lane."""
     return max(1, min(8, lane.size // len(t.exchange.elements(t))))
 
@@ -506,7 +505,7 @@ def used_ids(t: Trial) -> Outcome:
     """Batches of requests against the ledger."""
     lane = split(t)
     for _ in range(3):
-        chains = _batch(t, lane, _fitting(t, lane))
+        chains = batch(t, lane, fitting(t, lane))
         t.await_used(lane, len(chains))
     faults = [one for one in lane.faults if one.startswith("D-USED-05")]
     t.expect(not faults, "; ".join(faults), "heads that are out")
@@ -517,8 +516,8 @@ def used_ids(t: Trial) -> Outcome:
 def each_comes_back(t: Trial) -> Outcome:
     """A batch of requests: as many used elements, each for another chain, and none behind them."""
     lane = split(t)
-    count = _fitting(t, lane)
-    chains = _batch(t, lane, count)
+    count = fitting(t, lane)
+    chains = batch(t, lane, count)
     t.await_used(lane, count)
     back = sum(chain.length is not None for chain in chains)
     t.expect(back == count, f"{back} of {count} chains came back", "each of them")
@@ -540,7 +539,7 @@ def in_order(t: Trial) -> Outcome:
     t.need_feature(f.IN_ORDER)
     lane = split(t, also=f.mask(f.IN_ORDER))
     for _ in range(3):
-        requests = [t.request(lane) for _ in range(_fitting(t, lane))]
+        requests = [t.request(lane) for _ in range(fitting(t, lane))]
         lane.publish(*(posted for _, posted in requests))
         lane.kick()
         _all_used(t, lane)
@@ -631,129 +630,4 @@ def avail_event(t: Trial) -> Outcome:
         t.good(lane)
         behind = (lane.idx - lane.avail_event) & 0xFFFF
         t.expect(behind <= lane.size, f"avail_event {lane.avail_event}, avail.idx {lane.idx}", "near avail.idx")
-    return None
-
-
-# --- the reset of one queue (2.6.1) -----------------------------------------------------------------------------
-
-
-def _with_reset(t: Trial, *, interrupts: bool = False) -> tuple[Lane, ResetsQueues]:
-    t.need_feature(f.RING_RESET)
-    t.need(isinstance(t.transport, ResetsQueues), "this transport resets no queue by itself")
-    lane = split(t, also=_RESET, interrupts=interrupts)
-    assert isinstance(t.transport, ResetsQueues)
-    return lane, t.transport
-
-
-def _reset(t: Trial, lane: Lane, transport: ResetsQueues) -> None:
-    transport.start_queue_reset(lane.index)
-    t.owe(lambda: transport.queue_is_reset(lane.index), "the reset of the queue does not end", "an end (2.6.1)")
-
-
-@AREA.row(
-    "D-QRST-01",
-    "2.6.1.1.1",
-    "MUST NOT",
-    "A reset queue executes no further request.",
-    severity=Severity.MEMORY,
-    transports=PCI,
-)
-def reset_queue_is_quiet(t: Trial) -> Outcome:
-    """A loaded queue is reset; rings and buffers are compared after a while."""
-    lane, transport = _with_reset(t)
-    _batch(t, lane, _fitting(t, lane))
-    _reset(t, lane, transport)
-    t.status()
-    before = t.contents()
-    t.quiet(lambda: not t.status())
-    t.expect(t.contents() == before, "rings or buffers were written after the reset of the queue", "no access")
-    return None
-
-
-@AREA.row(
-    "D-QRST-02",
-    "2.6.1.1.1",
-    "MUST NOT",
-    "A reset queue sends no notification.",
-    severity=Severity.SILENT,
-    transports=PCI,
-)
-def reset_queue_sends_nothing(t: Trial) -> Outcome:
-    """A loaded queue is reset, and its interrupts are watched."""
-    lane, transport = _with_reset(t, interrupts=True)
-    _batch(t, lane, _fitting(t, lane))
-    _reset(t, lane, transport)
-    t.arrived()
-    t.expect(t.no_interrupt(lane), "a notification came after the reset of the queue", "none")
-    return None
-
-
-@AREA.row(
-    "D-QRST-03",
-    "2.6.1.1.1",
-    "MUST",
-    "The state of a reset queue returns to its default.",
-    transports=PCI,
-)
-def reset_queue_is_at_its_default(t: Trial) -> Outcome:
-    """queue_enable 0, the maximum of queue_size, addresses of 0."""
-    lane, transport = _with_reset(t)
-    t.good(lane)
-    most = t.transport.queue_layout(lane.index).size_max
-    _reset(t, lane, transport)
-    common = t.registers("common")
-    common.write16(pci.COMMON_QUEUE_SELECT, lane.index)
-    enabled, size = common.read16(pci.COMMON_QUEUE_ENABLE), common.read16(pci.COMMON_QUEUE_SIZE)
-    t.expect(enabled == 0, f"queue_enable {enabled}", "0")
-    t.expect(size >= most, f"queue_size {size}", "the maximum")
-    for name, offset in (
-        ("queue_desc", pci.COMMON_QUEUE_DESC),
-        ("queue_driver", pci.COMMON_QUEUE_DRIVER),
-        ("queue_device", pci.COMMON_QUEUE_DEVICE),
-    ):
-        address = common.read32(offset) | common.read32(offset + 4) << 32
-        t.expect(address == 0, f"{name} {address:#x} after the reset of the queue", "0")
-    return None
-
-
-@AREA.row(
-    "D-QRST-04",
-    "2.6.1.2.1",
-    "MUST",
-    "Enabling a queue again takes whatever the driver changed, its size included.",
-    transports=PCI,
-)
-def enabled_again_with_another_size(t: Trial) -> Outcome:
-    """The queue comes back with other addresses and four entries, and serves more requests than that."""
-    lane, transport = _with_reset(t)
-    t.good(lane)
-    _reset(t, lane, transport)
-    small = 4
-    t.need(lane.size > small and small >= len(t.exchange.elements(t)), "there is no smaller size for a request")
-    again = t.again(lane.index, small)
-    t.good(again, 2 * small + 1)
-    return None
-
-
-@AREA.row(
-    "D-QRST-05",
-    "2.6.1",
-    "DESC",
-    "Other queues go on while one is reset.",
-    transports=PCI,
-    types=frozenset({"balloon", "input"}),
-)
-def others_go_on(t: Trial) -> Outcome:
-    """Another queue of the device is reset three times between requests."""
-    t.need_feature(f.RING_RESET)
-    only(t)
-    main = t.exchange.queue
-    other = 1 - main
-    lane = t.start(also=_RESET, queues=[main, other])
-    assert isinstance(t.transport, ResetsQueues)
-    for _ in range(3):
-        t.good(lane)
-        _reset(t, t.lanes[other], t.transport)
-        t.good(lane)
-        t.again(other)
     return None
