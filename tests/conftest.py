@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -93,6 +94,16 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         return
     if os.geteuid() == 0 and Path("/sys/bus/pci").exists():
         pytest.exit(_EXPOSED, returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Leave what is loaded by now out of collections: it stays to the end, and is far more than a test makes.
+
+    Or each full collection goes through ten thousand tests and their modules, and copies them in a forked child.
+    """
+    if not session.config.option.collectonly:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture

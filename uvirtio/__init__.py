@@ -3,9 +3,9 @@
     with uvirtio.open("qemu:virtio-rng-pci") as device, uvirtio.Rng(device) as rng:
         print(rng.read(16).hex())
 
-``open`` takes an address and gives a Device; a driver (Balloon, Blk, Input, Mem, Rng, Scsi) negotiates with it and
-drives it. ``uvirtio.qemu.Machine`` is a QEMU without a guest, for tests. All errors derive from UvirtioError;
-``help(uvirtio.errors)`` has them, and each can be imported from here.
+``open`` takes an address and gives a Device; a driver (Balloon, Blk, Input, Mem, Net, Rng, Scsi) negotiates
+with it and drives it. ``uvirtio.qemu.Machine`` is a QEMU without a guest, for tests. All errors derive from
+UvirtioError; ``help(uvirtio.errors)`` has them, and each can be imported from here.
 
 The names below are imported when they are first asked for, so that ``uvirtio list`` does not load the drivers.
 """
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from uvirtio.drivers.blk import Blk
     from uvirtio.drivers.input import Input, InputEvent
     from uvirtio.drivers.mem import Mem
+    from uvirtio.drivers.net import Net
     from uvirtio.drivers.rng import Rng
     from uvirtio.drivers.scsi import Scsi
     from uvirtio.host.roots import Roots
@@ -44,6 +45,7 @@ __all__ = [
     "InputEvent",
     "InterruptMode",
     "Mem",
+    "Net",
     "OpenOptions",
     "Restored",
     "Rng",
@@ -73,6 +75,7 @@ if not TYPE_CHECKING:  # or every misspelt name would pass as Any
         "InputEvent": "uvirtio.drivers.input",
         "InterruptMode": "uvirtio.interfaces.values",
         "Mem": "uvirtio.drivers.mem",
+        "Net": "uvirtio.drivers.net",
         "OpenOptions": "uvirtio.device",
         "Restored": "uvirtio.binding.restore",
         "Rng": "uvirtio.drivers.rng",

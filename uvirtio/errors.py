@@ -18,8 +18,10 @@ from typing import Any, ClassVar
 __all__ = [
     "AdminFailed",
     "BadAddress",
+    "BadCapture",
     "BadChain",
     "BadDump",
+    "BadFrame",
     "BadSize",
     "BadTrace",
     "BeyondEnd",
@@ -59,6 +61,9 @@ __all__ = [
     "MemoryScattered",
     "Misuse",
     "ModuleLack",
+    "NetError",
+    "NetRefused",
+    "NetStalled",
     "NoIommu",
     "NoSuchDevice",
     "NotBound",
@@ -359,6 +364,36 @@ class ScsiAnswer(ScsiRefusal):
     code = "UV-SCSI-ANSWER"
 
 
+class NetError(UvirtioError):
+    """A network device did not do what it was asked for (5.1.6); it works on."""
+
+    code = "UV-NET"
+
+
+class NetRefused(NetError):
+    """A command of the control queue was answered with ERR (5.1.6.5). ``about`` has its class and command."""
+
+    code = "UV-NET-REFUSED"
+
+
+class NetStalled(NetError, TimeoutError):
+    """Frames were not taken in time: the other side does not read. ``sent`` is how many were accepted."""
+
+    code = "UV-NET-STALLED"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        seen: Any = None,
+        expected: Any = None,
+        remedy: str | None = None,
+        sent: int = 0,
+    ) -> None:
+        super().__init__(message, seen=seen, expected=expected, remedy=remedy)
+        self.sent = sent
+
+
 class QueueFull(UvirtioError):
     """There are not enough free descriptors for this chain; reap first."""
 
@@ -442,6 +477,18 @@ class BeyondEnd(UsageError):
     """These sectors reach past the capacity of the block device; nothing was sent."""
 
     code = "UV-USAGE-BEYOND-END"
+
+
+class BadFrame(UsageError):
+    """A frame is shorter or longer than one may be, or its offload header asks for what was not negotiated."""
+
+    code = "UV-USAGE-FRAME"
+
+
+class BadCapture(UsageError):
+    """A file is no capture of Ethernet frames in the pcap format, or ends in the middle of a packet."""
+
+    code = "UV-USAGE-CAPTURE"
 
 
 class BadDump(UsageError):

@@ -93,7 +93,7 @@ def open_function(
     require_host()
     if options.replay is not None:
         return options.replay.next_device()
-    with limits.told(f"{address if isinstance(address, str) else address.address} cannot be opened"):
+    with limits.told(f"{getattr(address, 'address', address)} cannot be opened"):
         canonical, found = _opened(address, options)
         return canonical, _recorded(canonical, found, options)
 

@@ -11,12 +11,13 @@ from uvirtio.drivers.base import Driver
 from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.input import Input
 from uvirtio.drivers.mem import Mem
+from uvirtio.drivers.net import Net
 from uvirtio.drivers.rng import Rng
 from uvirtio.drivers.scsi import Scsi
 from uvirtio.errors import Closed
 from uvirtio.spec import features as f
 
-DRIVERS: dict[int, type[Driver]] = {2: Blk, 4: Rng, 5: Balloon, 8: Scsi, 18: Input, 24: Mem}
+DRIVERS: dict[int, type[Driver]] = {1: Net, 2: Blk, 4: Rng, 5: Balloon, 8: Scsi, 18: Input, 24: Mem}
 
 
 def drive(device: Device) -> Driver:

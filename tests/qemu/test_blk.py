@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from tests.bodies import blk_model
 from tests.qemu.test_cli import Command
 from uvirtio.drivers.blk import SECTOR_SIZE, Blk
-from uvirtio.errors import BlkIoError, WriteRefused
+from uvirtio.errors import BlkIoError, DeviceGone, WriteRefused
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 
@@ -77,6 +77,19 @@ def test_a_disk_that_fails_here_and_there(tmp_path: Path) -> None:
         with pytest.raises(BlkIoError):
             blk.read(96, 8)
         assert blk.read(200, 8) == bytes(4096)
+
+
+def test_a_disk_with_a_burst_is_unplugged() -> None:
+    with Machine("q35", [], root_ports=1) as machine:
+        function = machine.plug("virtio-blk-pci")
+        device = machine.open(function)
+        burst = Blk(device).burst(8)
+        burst.post(burst.slots[:2], [0, 8])
+        burst.wait()
+        machine.unplug(function)
+        with pytest.raises(DeviceGone):
+            device.check()
+        device.close()  # its memory is freed, whatever views the burst had
 
 
 def test_the_commands(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng, scsi
+from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, net, rng, scsi
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
@@ -57,6 +57,13 @@ RUNGS: dict[str, list[tuple[str, InterruptMode]]] = {
         ("virtio-scsi-pci,packed=on", INTX),
         ("virtio-scsi-pci,iommu_platform=on,disable-legacy=on", POLLING),
     ],
+    "net": [
+        ("virtio-net-pci", PER_QUEUE),
+        ("virtio-net-pci,vectors=2", SHARED),
+        ("virtio-net-pci", INTX),
+        ("virtio-net-pci,packed=on,mrg_rxbuf=off", POLLING),
+        ("virtio-net-pci,packed=on,iommu_platform=on,disable-legacy=on", PER_QUEUE),
+    ],
 }
 
 # What a newer QEMU has: MSI-X on the balloon, and rings whose chains come back in order.
@@ -75,6 +82,8 @@ SINCE_10: list[tuple[str, str, InterruptMode, bool]] = [
     ("q35", "virtio-blk-pci,in_order=on", PER_QUEUE, False),
     ("q35", "virtio-blk-pci,in_order=on,packed=on", PER_QUEUE, False),
     ("q35", "virtio-scsi-pci,in_order=on,packed=on", PER_QUEUE, False),
+    ("q35", "virtio-net-pci,in_order=on", PER_QUEUE, False),
+    ("q35", "virtio-net-pci,in_order=on,packed=on", PER_QUEUE, False),
 ]
 
 LEGACY = [
@@ -88,6 +97,8 @@ LEGACY = [
     ("pc", "virtio-balloon-pci,disable-modern=on", POLLING, False),
     ("q35", "virtio-blk-pci,disable-modern=on", SHARED, False),
     ("q35", "virtio-scsi-pci,disable-modern=on", SHARED, False),
+    ("q35", "virtio-net-pci,disable-modern=on", PER_QUEUE, False),
+    ("pc", "virtio-net-pci,mrg_rxbuf=off", INTX, True),
 ]
 
 PIO_NOTIFY = [
@@ -144,6 +155,8 @@ def cell(request: pytest.FixtureRequest) -> Iterator[Cell]:
                 "file": machine.files.get(function.id),
                 "disk": f"{function.id}-disk",
                 "bus": f"{function.id}.0",
+                "id": function.id,
+                "netdev": f"{function.id}-net",
             },
         )
 
@@ -158,11 +171,13 @@ SINGLE = {
 }
 DISKS = cells("blk", machines=("pc",))
 NEW_DISKS = single_cells("blk", SINCE_10, pytest.mark.qemu_since(10, 0))
+CARDS = [*cells("net", machines=("pc",))[:1], *single_cells("net", LEGACY)[:1]]
 NOT_DISKS = [cell for kind in ("rng", "keyboard", "balloon") for cell in SINGLE[kind]]
 
-globals().update(adopt(any_device, [*cells("rng", "keyboard", "balloon"), *NOT_DISKS, *DISKS, *NEW_DISKS]))
+globals().update(adopt(any_device, [*cells("rng", "keyboard", "balloon"), *NOT_DISKS, *DISKS, *NEW_DISKS, *CARDS]))
 globals().update(adopt(rng, [*cells("rng"), *SINGLE["rng"]]))
 globals().update(adopt(balloon, [*cells("balloon"), *SINGLE["balloon"]]))
 globals().update(adopt(blk, [*cells("blk", machines=("q35",)), *SINGLE["blk"]]))
 globals().update(adopt(scsi, [*cells("scsi", machines=("q35",)), *SINGLE["scsi"]]))
 globals().update(adopt(keyboard, [*cells("keyboard"), *SINGLE["keyboard"]]))
+globals().update(adopt(net, [*cells("net", machines=("q35",)), *SINGLE["net"]]))

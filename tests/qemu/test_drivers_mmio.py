@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng, scsi
+from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, net, rng, scsi
 from tests.qemu.machines import needs
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.opening import identify
@@ -66,6 +66,12 @@ CELLS: dict[str, list[tuple[str, int | None, str, InterruptMode]]] = {
         ("microvm", 2, "virtio-scsi-device,packed=on", LINE),
         ("virt", 1, "virtio-scsi-device", POLLING),
     ],
+    "net": [
+        ("microvm", 2, "virtio-net-device", LINE),
+        ("microvm", 2, "virtio-net-device,packed=on", POLLING),
+        ("microvm", 1, "virtio-net-device", LINE),
+        ("virt", 2, "virtio-net-device", LINE),
+    ],
     # What holds for any driver, once for each kind of machine and window.
     "any": [
         ("microvm", 2, "virtio-rng-device,iommu_platform=on", LINE),
@@ -119,6 +125,8 @@ def cell(request: pytest.FixtureRequest) -> Iterator[Cell]:
                 "file": machine.files.get(function.id),
                 "disk": f"{function.id}-disk",
                 "bus": f"{function.id}.0",
+                "id": function.id,
+                "netdev": f"{function.id}-net",
             },
         )
 
@@ -129,3 +137,4 @@ globals().update(adopt(balloon, cells("balloon")))
 globals().update(adopt(blk, cells("blk")))
 globals().update(adopt(scsi, cells("scsi")))
 globals().update(adopt(keyboard, cells("keyboard")))
+globals().update(adopt(net, cells("net")))

@@ -152,7 +152,7 @@ def test_the_exit_codes_are_those_of_the_contract():
 
 # Python's own classes, and the errors that are also one of these. All others derive from Exception alone.
 BUILT_IN = {
-    TimeoutError: {errors.DeviceTimeout, errors.ResetTimeout, errors.Blocked},
+    TimeoutError: {errors.DeviceTimeout, errors.ResetTimeout, errors.Blocked, errors.NetStalled},
     PermissionError: {errors.PermissionLack, errors.PagemapHidden, errors.Denied},
     FileNotFoundError: {errors.NoSuchDevice},
     ValueError: {kind for kind in EVERY if issubclass(kind, errors.UsageError)},
@@ -337,6 +337,7 @@ CLASSES = (
     uvirtio.Blk,
     uvirtio.Input,
     uvirtio.Mem,
+    uvirtio.Net,
     uvirtio.Rng,
     uvirtio.Scsi,
     uvirtio.qemu.Machine,

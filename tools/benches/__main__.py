@@ -14,7 +14,18 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # the folder that has th
 from benches import against, facts, plot, report  # noqa: E402
 from benches.measure import Section  # noqa: E402
 
-SECTIONS = ("rings", "memory", "disk", "scsi", "balloon", "interrupts", "startup", "discovery", "vhost-user")
+SECTIONS = (
+    "rings",
+    "memory",
+    "disk",
+    "scsi",
+    "balloon",
+    "interrupts",
+    "startup",
+    "discovery",
+    "vhost-user",
+    "net",
+)
 GUEST = ("vm",)  # inside the lab VM only
 
 

@@ -255,7 +255,7 @@ def run(runs: int, quick: bool) -> Section:
         section.about += "; no libblkio is here to compare with"
     reads = peers / blkio.READS if peers else None
     for kind in KINDS:
-        with _daemon(program, kind, 0.05 if quick else 0.4) as disk, _apart(disk.pid):
+        with _daemon(program, kind, 0.05 if quick else 0.2) as disk, _apart(disk.pid):
             _one_kind(section, kind, disk, reads, runs)
     os.environ["PATH"] = f"{Path(program).parent}:{os.environ.get('PATH', '')}"
     starts = [first_data() for _ in range(runs)]

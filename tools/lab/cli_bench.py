@@ -16,7 +16,7 @@ BENCHES = CHECKOUT / "tools/benches"
 
 # The kernel shares the processors among sessions first (sched(7), autogroup): the nice value of a process changes
 # nothing between two of them.
-_RAISED = -15
+_RAISED = -20
 
 # What tools/benches/vm.py drives; the disk's and the memory's backends are supplied.
 _DEVICES = [

@@ -19,7 +19,7 @@ from lab import CHECKOUT, arches, cache, machines
 
 BEGIN, END = "<!-- tools/matrix begins -->", "<!-- tools/matrix ends -->"
 
-DEVICES = ("balloon", "mem", "input", "rng", "blk", "scsi")
+DEVICES = ("balloon", "mem", "input", "rng", "blk", "scsi", "net")
 
 WAYS = (
     # (transport, back end): what the package has code for, whether a test came by or not.

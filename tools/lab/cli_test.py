@@ -39,6 +39,13 @@ from lab.selection import TESTS, Chosen
 _WAKE_UPS = "test_wakeups.py"
 """Two processes that poll, each on a CPU of its own: beside another lane they hardly ever run at the same time."""
 _RACE_SECONDS = "UVIRTIO_RACE_SECONDS"
+_NOT_QUICK = {
+    "test_pytest_plugin.py": "a pytest of its own in each test",
+    "report/test_browser.py": "a browser",
+    "memory/test_fence.py": "seconds of races; those of the wake-ups are there",
+    "host/test_pages.py::test_what_maps_memory_has_the_same_tests_with_a_larger_page": "nine files once more",
+}
+"""What --quick leaves out of the units, and why it takes long: a sixth of their time, for what changes seldom."""
 _USAGE = 2
 _FLEET_KERNEL = "6.1"
 
@@ -75,7 +82,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--quick",
         action="store_true",
-        help="under four minutes: lint, floor 1, and each test of floor 2 once, with the first of its parameters",
+        help="under three minutes: lint, most of floor 1, and each test of floor 2 once, with the first of its"
+        " parameters",
     )
     top.add_argument("--lint", action="store_true", help="ruff, mypy, the layers, the conformance table, the site")
     top.add_argument("--unit", action="store_true", help="floor 1: no root, no QEMU")
@@ -131,7 +139,7 @@ def main(arguments: list[str]) -> int:
     alone: list[tuple[str, Step]] = []
     steps: list[tuple[str, Step]] = []
     left_out: list[str] = []
-    # The longest first, so that the lanes end together.
+    booted: list[tuple[str, Step]] = []
     if "vm" in floors:
         chosen, left_out = _machines(
             options.kernel, options.machine, options.qemu_version, extras=options.all, named=floors["vm"]
@@ -139,10 +147,11 @@ def main(arguments: list[str]) -> int:
         whole = bool(options.all or options.paths or options.kernel or options.machine)
         chosen = [(replace(machine, whole=whole), version) for machine, version in chosen]
         runner.compile(sorted({str(file) for machine, _ in chosen for file in machine.files}), _wrapper("unit"))
-        steps += _vm_floor(runner, chosen, accept_expired=options.accept_expired)
+        booted += _vm_floor(runner, chosen, accept_expired=options.accept_expired)
     if "unit" in floors:
         alone += _wake_ups(runner, floors["unit"], seconds="1" if options.quick else "4")
         steps += _unit_halves(runner) if options.quick else _unit_floor(runner, floors["unit"])
+        left_out += [f"tests/unit/{name}" for name in _NOT_QUICK if options.quick]
     if "qemu" in floors:
         expired = options.accept_expired
         steps += _qemu_floor(
@@ -160,12 +169,14 @@ def main(arguments: list[str]) -> int:
         steps += _fleet(runner, accept_expired=options.accept_expired)
     elif floors.get("vm") == _whole("vm"):
         left_out.append("fleet")
+    steps += booted  # many, and the short ones last: so the lanes end together
     if "lint" in floors:
         # The site takes as long as all other linting, and says nothing about code.
         steps += [step for step in _lint(runner) if not (options.quick and step[0] == "docs")]
     print(f"tools/test: set up in {time.monotonic() - begin:.1f} s", flush=True)
     wide = options.jobs or min(2, os.cpu_count() or 1)
-    return _run(alone, steps, wide, begin=begin, reports=reports, left_out=left_out)
+    fuller = "tools/test" if options.quick else "tools/test --all"
+    return _run(alone, steps, wide, begin=begin, reports=reports, left_out=left_out, whole=fuller)
 
 
 def _run(
@@ -176,6 +187,7 @@ def _run(
     begin: float,
     reports: Path,
     left_out: list[str],
+    whole: str = "tools/test --all",
 ) -> int:
     """Run the steps and print what came of them; the exit code."""
     done: dict[str, Outcome] = {}
@@ -187,7 +199,7 @@ def _run(
         unfinished = [name for name, _ in (*alone, *steps) if name not in done]
         _interrupted(list(done.values()), unfinished, time.monotonic() - begin, reports)
         return interrupt.code
-    return _verdict(outcomes, time.monotonic() - begin, reports, left_out)
+    return _verdict(outcomes, time.monotonic() - begin, reports, left_out, whole)
 
 
 def _floors(options: argparse.Namespace) -> dict[str, list[Chosen]]:
@@ -289,13 +301,14 @@ def _unit_floor(runner: Runner, chosen: list[Chosen]) -> Iterator[tuple[str, Ste
 
 
 def _unit_halves(runner: Runner) -> Iterator[tuple[str, Step]]:
-    """The unit floor without the wake-ups in two steps, which take about as long: so both lanes have work."""
+    """The unit floor without the wake-ups and what takes long, in two steps of one length: each lane has work."""
     halves: list[list[Path]] = [[], []]
     for file in sorted((TESTS / "unit").rglob("test_*.py"), key=lambda file: file.stat().st_size, reverse=True):
-        if file.name != _WAKE_UPS:
+        if file.name != _WAKE_UPS and str(file.relative_to(TESTS / "unit")) not in _NOT_QUICK:
             min(halves, key=lambda half: sum(one.stat().st_size for one in half)).append(file)
     for number, half in enumerate(halves, 1):
         arguments = [str(file) for file in half]
+        arguments += [f"--deselect={TESTS / 'unit' / name}" for name in _NOT_QUICK if "::" in name]
         yield (
             f"unit {number} of 2",
             lambda number=number, arguments=arguments: runner.pytest(  # type: ignore[misc]
@@ -375,7 +388,7 @@ def _wrapper(floor: str) -> list[str]:
     """What a floor runs inside: as root never where the real /sys is, and QEMU's as an ordinary user."""
     if os.geteuid() != 0:
         return []
-    return without_devices() + (without_privilege() if floor == "qemu" else [])
+    return without_devices(scratch=True) + (without_privilege() if floor == "qemu" else [])
 
 
 def _machines(
@@ -469,12 +482,14 @@ def _interrupted(outcomes: list[Outcome], unfinished: list[str], seconds: float,
     print(f"reports in {reports}\ninterrupted after {seconds:.0f} s", flush=True)
 
 
-def _verdict(outcomes: list[Outcome], seconds: float, reports: Path, left_out: list[str]) -> int:
-    """Print the table, and as the very last line the sum."""
+def _verdict(
+    outcomes: list[Outcome], seconds: float, reports: Path, left_out: list[str], whole: str = "tools/test --all"
+) -> int:
+    """Print the table, what was left out that ``whole`` runs, and as the very last line the sum."""
     _table(outcomes)
     left_out = left_out + [f"{one.left} tests of {one.name}" for one in outcomes if one.left]
     if left_out:
-        print(f"not run, for tools/test --all only: {', '.join(left_out)}")
+        print(f"not run, for {whole} only: {', '.join(left_out)}")
     passed = sum(outcome.passed for outcome in outcomes)
     failed = sum(outcome.failed for outcome in outcomes)
     skipped = sum(outcome.skipped for outcome in outcomes)

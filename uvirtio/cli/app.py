@@ -12,7 +12,7 @@ from uvirtio.cli import conversion, output
 from uvirtio.cli.command import BROKEN_PIPE, FLAGS, VALUED, Command, Invocation, perform
 from uvirtio.errors import UsageError, UvirtioError
 
-_GROUPS = ("balloon", "rng", "input", "mem", "blk", "scsi")
+_GROUPS = ("balloon", "rng", "input", "mem", "blk", "scsi", "net")
 
 # BadParameter < UsageError < ClickException: typer does not export the last two.
 _ClickException: type[Exception] = typer.BadParameter.__mro__[2]
@@ -43,6 +43,7 @@ _VERBS = {
     "mem": "mem",
     "blk": "blk",
     "scsi": "scsi",
+    "net": "net",
 }
 """The module of each verb. Typer takes milliseconds for each option, so only the verb's module is loaded."""
 

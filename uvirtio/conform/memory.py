@@ -187,7 +187,7 @@ class Arena:
         size = len(content)
         sheet = next((one for one in self._sheets if one.room(size) is not None), None)
         if sheet is None:
-            sheet = _Sheet(self._dma.alloc(max(_BLOCK, -(-(size + 4 * _GUARD) // _PAGE + 1) * _PAGE)))
+            sheet = _Sheet(self._dma.alloc(max(_BLOCK, -(-(size + 4 * _GUARD) // _PAGE) * _PAGE)))
             self._sheets.append(sheet)
         place = sheet.room(size)
         assert place is not None

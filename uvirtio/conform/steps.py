@@ -17,8 +17,8 @@ from uvirtio.conform.memory import Arena, Buffer
 from uvirtio.conform.verdict import Unfit, Violated
 from uvirtio.device import Device
 from uvirtio.errors import DeviceGone, UvirtioError
-from uvirtio.interfaces.backend import MmioWindow
-from uvirtio.interfaces.memory import Block, DmaSpace, Registers
+from uvirtio.interfaces.backend import MmioWindow, PciFunction
+from uvirtio.interfaces.memory import Block, DmaSpace, Event, Registers
 from uvirtio.memory.quarantine import keep_for_ever
 from uvirtio.memory.trace import TracedRegisters
 from uvirtio.spec import features as f
@@ -121,6 +121,7 @@ class Steps:
         self._pinned: Block | None = None
         self._pages: list[int] = []
         self._order: list[int] = []
+        self._vectors: list[Event] = []
 
     # --- telling --------------------------------------------------------------------------------------------
 
@@ -367,6 +368,21 @@ class Steps:
         self._registers.append(found)
         return found
 
+    def msix(self, count: int) -> list[Event]:
+        """Enable MSI-X by hand: vectors are then written by the test, as it wants them; until the next reset.
+
+        Args:
+            count: Vectors.
+
+        Raises:
+            Unfit: The device has no so many.
+        """
+        self.need(self.transport.kind == "pci-modern", "MSI-X is PCI's")
+        function = cast(PciFunction, self.transport.backend)
+        self.need(function.msix_vectors >= count, f"it has {function.msix_vectors} MSI-X vectors")
+        self._vectors = list(function.enable_msix(count))
+        return self._vectors
+
     def config_field(self, layout: Layout, name: str) -> int:
         """Read a field of the device configuration.
 
@@ -413,6 +429,11 @@ class Steps:
         """Let go of what a confirmed reset ended: bus mastering, doorbells, interrupts, queues."""
         with suppress(UvirtioError):
             self.transport.dma_enable(False)
+        if self._vectors:
+            cast(PciFunction, self.transport.backend).disable_interrupts()
+        for event in self._vectors:
+            event.close()
+        self._vectors = []
         self._past += self.lanes.values()
         self.lanes = {}
         self.accepted = 0

@@ -67,7 +67,7 @@ class Trial(Steps):
         features: int | None = None,
         queues: Sequence[int] | None = None,
         size: int | None = None,
-        interrupts: bool = False,
+        interrupts: bool | Sequence[InterruptMode] = False,
     ) -> Lane:
         """Bring the device up to where only DRIVER_OK is missing (3.1.1).
 
@@ -76,7 +76,7 @@ class Trial(Steps):
             features: Instead of the plain ones.
             queues: What to enable; None: the queue of the good request, or queue 0.
             size: Entries of each; None: up to 64.
-            interrupts: Connect them, the best mode that works; else the device is polled.
+            interrupts: Connect them: True for the best mode that works, or the modes; else the device is polled.
 
         Returns:
             The first of the queues.
@@ -90,7 +90,8 @@ class Trial(Steps):
             raise Unfit(f"it refuses the features {features:#x}: status {describe(status)}")
         if queues is None:
             queues = [EXCHANGES[self.type].queue if self.type in EXCHANGES else 0]
-        modes = tuple(InterruptMode) if interrupts else (InterruptMode.POLLING,)
+        chosen = tuple(InterruptMode) if interrupts is True else tuple(interrupts or ())
+        modes = chosen or (InterruptMode.POLLING,)
         self._order = list(queues)
         self.transport.connect_interrupts(queues, modes)
         for index in queues:
@@ -110,7 +111,7 @@ class Trial(Steps):
         features: int | None = None,
         queues: Sequence[int] | None = None,
         size: int | None = None,
-        interrupts: bool = False,
+        interrupts: bool | Sequence[InterruptMode] = False,
     ) -> Lane:
         """Bring the device up; parameters and result are those of ``prepare``."""
         lane = self.prepare(also=also, features=features, queues=queues, size=size, interrupts=interrupts)
@@ -226,6 +227,9 @@ class Trial(Steps):
 
     def arrived(self) -> Arrived:
         """Take the interrupts that are pending, without waiting."""
+        if self._vectors:
+            taken = frozenset(number for number, event in enumerate(self._vectors) if event.take())
+            return Arrived(taken, bool(taken), bool(taken))
         transport = self.transport
         mode = transport.interrupt_mode
         if transport.kind.startswith("pci") and mode in (InterruptMode.PER_QUEUE, InterruptMode.SHARED):

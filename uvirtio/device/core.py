@@ -562,6 +562,9 @@ class Device(DeviceState):
         self.queues.clear()
         rings, self._rings = self._rings, []
         dma, self._dma = self._dma, None
+        views, self._before_free = self._before_free, []
+        for release in views:
+            release()
         _free(dma, rings, self.transport.release_queues)
 
     def _release_kept(self) -> None:

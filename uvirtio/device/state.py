@@ -147,6 +147,7 @@ class DeviceState:
         self.queues_left: tuple[QueueEvidence, ...] = ()
         """What the queues showed when the device was last left, before its reset; empty where it is recorded."""
         self._dma: DmaSpace | None = None
+        self._before_free: list[Callable[[], None]] = []
         self._status = StatusField(address, transport)
         self._broken: UvirtioError | None = None
         self.closing = False
@@ -223,6 +224,16 @@ class DeviceState:
         """The guest machine that has the device, where this process runs it; None: this machine has it."""
         backend = self.transport.backend
         return backend if isinstance(backend, GuestMachine) else None
+
+    def before_free(self, release: Callable[[], None]) -> None:
+        """Have ``release`` called before the memory of this start is freed, however the device is left.
+
+        For whoever keeps views of it: memory with a view cannot be freed (``Block.close``).
+
+        Args:
+            release: Releases them; it must not fail.
+        """
+        self._before_free.append(release)
 
     def seconds(self, timeout: float | None) -> float:
         """The time-out of one call, in seconds: the one place that says what a time-out may be.

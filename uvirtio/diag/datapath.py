@@ -8,6 +8,7 @@ from uvirtio.device import Device, Observer, QueueSpec
 from uvirtio.device.evidence import of_queue
 from uvirtio.diag.causes import STALLS
 from uvirtio.diag.fs import FsPath
+from uvirtio.diag.net import NetPath
 from uvirtio.diag.outcome import Idle, PathResult, Witness, supplied_disk
 from uvirtio.diag.scsi import ScsiPath
 from uvirtio.drivers.balloon import Balloon
@@ -21,6 +22,7 @@ from uvirtio.spec import blk as blk_spec
 from uvirtio.spec import fs as fs_spec
 from uvirtio.spec import input as input_spec
 from uvirtio.spec import mem as mem_spec
+from uvirtio.spec import net as net_spec
 from uvirtio.spec import rng as rng_spec
 from uvirtio.spec import scsi as scsi_spec
 
@@ -76,6 +78,8 @@ def for_device(device: Device) -> DataPath:
         return _MemPath(device, witness, ident)
     if device.device_id == blk_spec.TYPE:
         return _BlkPath(device, witness, ident)
+    if device.device_id == net_spec.TYPE:
+        return NetPath(device, witness, ident)
     if device.device_id == fs_spec.TYPE:
         return FsPath(device)
     if device.device_id == scsi_spec.TYPE:

@@ -291,6 +291,6 @@ class BaseBurst:
             self._device.wait(ready, timeout=timeout, what="the requests of a burst")
 
     def release(self) -> None:
-        """Release the views of the device's memory, which the driver frees."""
+        """Release the views of the device's memory, before it is freed."""
         for view in (self._answers, self._at, *self._data):
             view.release()

@@ -23,6 +23,7 @@ from uvirtio.scripted.legacy import ScriptedLegacy
 from uvirtio.scripted.mem import Mem
 from uvirtio.scripted.mmio import ScriptedMmio
 from uvirtio.scripted.model import Admin, Model
+from uvirtio.scripted.net import Net
 from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.scripted.ring import Chain, DriverViolation, Element, Lies
 from uvirtio.scripted.rng import Rng
@@ -42,6 +43,7 @@ __all__ = [
     "Lies",
     "Mem",
     "Model",
+    "Net",
     "Rng",
     "ScriptedCore",
     "ScriptedDevice",

@@ -24,6 +24,7 @@ from uvirtio.scripted.legacy import ScriptedLegacy
 from uvirtio.scripted.mem import Mem
 from uvirtio.scripted.mmio import ScriptedMmio
 from uvirtio.scripted.model import Model
+from uvirtio.scripted.net import Net
 from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.scripted.rng import Rng
 from uvirtio.scripted.scsi import ScsiHost
@@ -39,6 +40,7 @@ TYPES: Final[dict[str, Callable[..., Model]]] = {
     "mem": Mem,
     "input": Input,
     "scsi": ScsiHost,
+    "net": Net,
 }
 """The device types that there is a model of, by name."""
 
@@ -262,12 +264,16 @@ SWITCHES: Final = (
     Switch("sense-len", "N", "the length of sense data", _of_model("sense_len", _wide(32)), ("scsi",)),
     Switch("luns", "N", "the length of the list of units", _of_model("listed", _wide(32)), ("scsi",)),
     Switch("answer", "N", "the response to every request", _of_model("always", _wide(16)), ("mem",)),
-    Switch("written", "N", "the length that it claims", _of_model("written", _wide(32)), ("blk", "mem", "scsi")),
+    Switch("written", "N", "the length that it claims", _of_model("written", _wide(32)),
+           ("blk", "mem", "scsi", "net")),
     Switch("busy", "", "BUSY where it may say so", _of_model("busy", bool), ("mem",)),
     Switch("size-lie", "N", "plugged_size is off by so many bytes", _of_model("size_lie", _signed), ("mem",)),
-    Switch("hold", "", "requests are kept", _of_model("hold", bool), ("blk", "balloon", "scsi")),
+    Switch("hold", "", "requests are kept", _of_model("hold", bool), ("blk", "balloon", "scsi", "net")),
     Switch("size", "N", "the size of every selection", _of_model("size_lie", _wide(8)), ("input",)),
     Switch("stuck", "SELECT:SUBSEL", "the selection that it always shows", _of_model("stuck", _pair), ("input",)),
+    Switch("num-buffers", "N", "num_buffers of every frame", _of_model("num_buffers", _u16), ("net",)),
+    Switch("header-flags", "N", "flags that its headers have", _of_model("header_flags", _wide(8)), ("net",)),
+    Switch("ack", "N", "the answer to every command", _of_model("ack", _wide(8)), ("net",)),
 )  # fmt: skip
 """Every switch, in the order of a device's life."""
 

@@ -107,7 +107,8 @@ class Balloon(Model):
         self.device.check("BAL-CONFIG", offset in writable and width == 4, f"a config write at {offset}")
         if offset == balloon.ACTUAL:
             self.actual_writes.append(value)
-        super().write_config(offset, width, value)
+        if offset in writable:
+            super().write_config(offset, width, value)
 
     def set_hint_id(self, ident: int) -> None:
         """What a host does that wants a round of hints, or no more of them."""

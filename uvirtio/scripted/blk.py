@@ -91,6 +91,8 @@ class Disk(Model):
             "max_secure_erase_seg": 2,
             "secure_erase_sector_alignment": 1,
             "zone_sectors": 0,
+            "unused0": 0,
+            "unused1": 0,
             **fields,
         }
         for name, value in told.items():
@@ -132,7 +134,8 @@ class Disk(Model):
         """Take a write to the configuration: writeback alone is writable, with CONFIG_WCE."""
         right = offset == FIELDS["writeback"].offset and width == 1 and value in (0, 1)
         self.device.check("BLK-CFG", right and self.has(f.Blk.CONFIG_WCE), f"{value} was written at {offset}")
-        super().write_config(offset, width, value)
+        if right and self.has(f.Blk.CONFIG_WCE):
+            super().write_config(offset, width, value)
 
     # --- requests -------------------------------------------------------------------------------------------
 
@@ -144,6 +147,10 @@ class Disk(Model):
             check("BLK-L05", elements[0] == (spec.HEADER_SIZE, False), f"the header is {elements[0]}")
             check("BLK-L05", elements[-1] == (spec.STATUS_SIZE, True), f"the status is {elements[-1]}")
         data = chain.data()
+        if len(data) < spec.HEADER_SIZE or not chain.writable:
+            check("BLK-L05", False, f"a request of {len(data)} readable and {chain.room} writable bytes")
+            self.device.needs_reset()
+            return None
         kind, reserved, sector = struct.unpack("<IIQ", data[: spec.HEADER_SIZE])
         payload, room = data[spec.HEADER_SIZE :], chain.room - spec.STATUS_SIZE
         check("BLK-HDR", reserved == 0, f"reserved is {reserved:#x}")
@@ -165,15 +172,15 @@ class Disk(Model):
 
     def answer(self, chain: Chain, status: int, answer: bytes, room: int) -> int:
         """Write data and status into the chain; the length that is claimed."""
-        place, left = 0, answer
-        for element in chain.writable[:-1]:
-            piece, left = left[: element.length], left[element.length :]
-            if piece:
-                self.device.memory.write(element.address, piece)
-            place += len(piece)
+        # 2.7.4.1: the status is the last writable byte, however the chain is cut.
+        chain.fill(answer[:room])
         if not self.no_status:
-            self.device.memory.write(chain.elements[-1].address, bytes([status]))
-        return room + spec.STATUS_SIZE if self.written is None else self.written
+            last = chain.writable[-1]
+            self.device.memory.write(last.address + last.length - spec.STATUS_SIZE, bytes([status]))
+        if self.written is not None:
+            return self.written
+        # 2.7.8.2: all bytes up to here are written; of a request that failed the data is not.
+        return room + spec.STATUS_SIZE if status == Status.OK or not room else 0
 
     def release(self, order: Sequence[int] | None = None) -> None:
         """Complete what was kept, in this order of it; then what comes is answered at once."""
@@ -200,6 +207,8 @@ class Disk(Model):
             if kind == spec.Request.IN:
                 return Status.OK, bytes(self.content[at:end])
             check("BLK-RO", not self.has(f.Blk.RO), "a write to a read-only device")
+            if f.has(self.features, f.Blk.RO):
+                return Status.IOERR, b""
             self.content[at:end] = payload
             if not (self.has(f.Blk.FLUSH) and self.get("writeback")):
                 self.durable[at:end] = payload
@@ -235,6 +244,8 @@ class Disk(Model):
             check(requirement, 0 < count <= most, f"a segment of {count} sectors")
             allowed = spec.SEGMENT_F_UNMAP if kind == spec.Request.WRITE_ZEROES else 0
             check("BLK-20", not flags & ~allowed, f"flags {flags:#x}")
+            if flags & ~allowed:
+                return Status.UNSUPP, b""
             if not self._inside("BLK-09", sector, count):
                 return Status.IOERR, b""
             fill = JUNK if kind == spec.Request.DISCARD else b"\0"

@@ -42,6 +42,9 @@ VALUES: Final = {
     "size-lie": "4096",
     "size": "129",
     "stuck": "1:0",
+    "num-buffers": "0",
+    "header-flags": "2",
+    "ack": "1",
 }
 """A value with which each switch is a fault that shows."""
 
@@ -50,7 +53,7 @@ def faults(type_name: str) -> list[str]:
     """The switches of a device type that are faults, as they are typed.
 
     Args:
-        type_name: ``rng``, ``blk``, ``balloon``, ``mem``, ``input`` or ``scsi``.
+        type_name: ``rng``, ``blk``, ``balloon``, ``mem``, ``input``, ``scsi`` or ``net``.
     """
     known = switches(type_name).values()
     return [f"{one.name}={VALUES[one.name]}" if one.value else one.name for one in known if one.name not in BUILT]
@@ -62,7 +65,7 @@ def hostile_cases(type_name: str) -> list[str]:
     A driver should give a result or raise a ``UvirtioError`` with each; some of the faults are harmless to it.
 
     Args:
-        type_name: ``rng``, ``blk``, ``balloon``, ``mem``, ``input`` or ``scsi``.
+        type_name: ``rng``, ``blk``, ``balloon``, ``mem``, ``input``, ``scsi`` or ``net``.
 
     Returns:
         ``scripted:`` addresses, in the order of a device's life: reset, negotiation, queues, kicks, ring, type.

@@ -46,7 +46,8 @@ class Input(Model):
     def write_config(self, offset: int, width: int, value: int) -> None:
         """Take a selection (5.8.4), and show its payload."""
         self.device.check("INP-SEL", offset in (0, 1) and width == 1, f"a config write at {offset}")
-        super().write_config(offset, width, value)
+        if offset in (input.SELECT, input.SUBSEL) and width == 1:
+            super().write_config(offset, width, value)
         if self.stuck is not None:
             self.config[input.SELECT], self.config[input.SUBSEL] = self.stuck
         key = (self.config[input.SELECT], self.config[input.SUBSEL])

@@ -37,6 +37,9 @@ class Surroundings(Protocol):
     def change_config(self, offset: int, data: bytes, *, interrupt: bool = True) -> None:
         """Change the device configuration as a device does: new generation, then the notification."""
 
+    def needs_reset(self) -> None:
+        """The device gives up (2.1.1)."""
+
 
 class Model:
     """What makes the device an rng, a balloon, an input: features, configuration, and what a kick does."""
@@ -66,6 +69,10 @@ class Model:
     def handle(self, queue: int, chain: Chain) -> int | None:
         """A chain came; the bytes written to it, or None to keep it for later (``device.complete``)."""
         return 0
+
+    def shown_queues(self, count: int) -> int:
+        """How many of its queues the device shows (``num_queues``) with the features that are accepted now."""
+        return count
 
     def read_config(self, offset: int, width: int) -> int:
         """Read ``width`` bytes of the configuration at ``offset``, little-endian."""

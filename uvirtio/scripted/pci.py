@@ -168,7 +168,10 @@ class ScriptedDevice(ScriptedCore):
         at = self._pci_cfg_at()
         if at is not None and offset in range(at + pci.PCI_CFG_CAP_DATA, at + pci.PCI_CFG_CAP_SIZE):
             return self._through_window(at, width, None)
-        return int.from_bytes(self.config_space[offset : offset + width], "little")
+        value = int.from_bytes(self.config_space[offset : offset + width], "little")
+        if offset == pci.CFG_STATUS and self.isr and not self.msix:  # 4.1.4.5.1
+            value |= pci.STATUS_INTERRUPT
+        return value
 
     def _config_write(self, offset: int, width: int, value: int) -> None:
         at = self._pci_cfg_at()
@@ -237,7 +240,7 @@ class ScriptedDevice(ScriptedCore):
             self._generation_read = self._generation & 0xFF
             return self._generation_read
         if name == "num_queues":
-            count = len(self.queues) if self.admin is None else self.admin.first
+            count = self.model.shown_queues(len(self.queues)) if self.admin is None else self.admin.first
             return count if self.faults.num_queues is None else self.faults.num_queues
         if name in _FEATURE_OF:
             taken = f.has(self.driver_features, _FEATURE_OF[name])

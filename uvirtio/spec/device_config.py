@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from uvirtio.spec import balloon, blk, fs, mem, scsi
+from uvirtio.spec import balloon, blk, fs, mem, net, scsi
 from uvirtio.spec import features as f
 from uvirtio.spec.layout import Field as F
 from uvirtio.spec.layout import Layout
@@ -45,6 +45,18 @@ _BLK: Final[dict[str, int]] = {
     "model": f.Blk.ZONED,
 }
 
+_NET: Final[dict[str, int]] = {
+    "mac": f.Net.MAC,
+    "status": f.Net.STATUS,
+    "max_virtqueue_pairs": f.Net.MQ,
+    "mtu": f.Net.MTU,
+    "speed": f.Net.SPEED_DUPLEX,
+    "duplex": f.Net.SPEED_DUPLEX,
+    "rss_max_key_size": f.Net.RSS,
+    "rss_max_indirection_table_length": f.Net.RSS,
+    "supported_hash_types": f.Net.HASH_REPORT,
+}
+
 _BALLOON: Final[dict[str, int]] = {
     "free_page_hint_cmd_id": f.Balloon.FREE_PAGE_HINT,
     "poison_val": f.Balloon.PAGE_POISON,
@@ -58,17 +70,7 @@ def _with(layout: Layout, needs: dict[str, int]) -> Fields:
 _PADDING: Final = ("unused", "padding", "reserved")
 
 FIELDS: Final[dict[str, Fields]] = {
-    "net": (  # 5.1.4
-        (F("mac", 0, 6), f.Net.MAC),
-        (F("status", 6, 2), f.Net.STATUS),
-        (F("max_virtqueue_pairs", 8, 2), f.Net.MQ),
-        (F("mtu", 10, 2), f.Net.MTU),
-        (F("speed", 12, 4), f.Net.SPEED_DUPLEX),
-        (F("duplex", 16, 1), f.Net.SPEED_DUPLEX),
-        (F("rss_max_key_size", 17, 1), f.Net.RSS),
-        (F("rss_max_indirection_table_length", 18, 2), f.Net.RSS),
-        (F("supported_hash_types", 20, 4), f.Net.HASH_REPORT),
-    ),
+    "net": _with(net.CONFIG, _NET),  # 5.1.4
     "blk": _with(blk.CONFIG, _BLK),  # 5.2.4
     "console": (  # 5.3.4; emerg_wr is written only
         (F("cols", 0, 2), f.Console.SIZE),

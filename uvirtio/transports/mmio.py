@@ -193,6 +193,7 @@ class Mmio(TransportBase):
 
     def set_driver_features(self, features: int) -> None:
         """Write the accepted features, 128 bits."""
+        self._count = None  # a device may have more queues with some features (MQ)
         for word in range(4):
             value = (features >> (32 * word)) & 0xFFFFFFFF
             # For the same reason an empty third or fourth word is not written: it would clear the second.

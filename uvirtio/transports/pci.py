@@ -48,8 +48,17 @@ class PciModern(PciBase):
         if device is not None:
             # No driver here reads past the first page, and 4.1.4.1 asks for no larger mapping than needed.
             self._config = self._window(device, 4096, "config")
-        self.num_queues = self._common.read16(pci.COMMON_NUM_QUEUES)
-        self._refuse_all_ones(self.num_queues, 16, "num_queues")
+        self._num_queues: int | None = None
+        _ = self.num_queues  # a device that is not there shows itself
+
+    @property
+    def num_queues(self) -> int:
+        """Number of queues (4.1.4.3); read again once features are accepted: with MQ some devices have more."""
+        if self._num_queues is None:
+            count = self._common.read16(pci.COMMON_NUM_QUEUES)
+            self._refuse_all_ones(count, 16, "num_queues")
+            self._num_queues = count
+        return self._num_queues
 
     def _carried(self) -> int:
         """The features that this interface supports, without those whose fields or alignment the device lacks."""
@@ -121,6 +130,7 @@ class PciModern(PciBase):
     def set_driver_features(self, features: int) -> None:
         """Write the accepted features, 128 bits."""
         self._features = features
+        self._num_queues = None
         for word in range(4):
             self._common.write32(pci.COMMON_DRIVER_FEATURE_SELECT, word)
             self._common.write32(pci.COMMON_DRIVER_FEATURE, (features >> (32 * word)) & 0xFFFFFFFF)

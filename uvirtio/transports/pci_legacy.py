@@ -140,6 +140,7 @@ class PciLegacy(PciBase):
 
     def set_driver_features(self, features: int) -> None:
         """Write the accepted features, 32 bits."""
+        self._num_queues = None
         self._header.write32(pci.LEGACY_DRIVER_FEATURES, features)
 
     def _status_place(self) -> tuple[int, int, int]:

@@ -411,7 +411,7 @@ class PackedQueue(VirtqueueBase):
         shown = (PACKED_DESC_F_AVAIL if wrap else PACKED_DESC_F_USED) << _FLAGS_SHIFT
         return b"".join(struct.pack("<QQ", address, word | shown) for address, word in self._fixed)
 
-    def publish_slots(self, first: bytes, over: bytes, count: int) -> bool:
+    def publish_slots(self, first: bytes | bytearray, over: bytes | bytearray, count: int) -> bool:
         """Publish descriptors of idle fixed chains.
 
         Args:

@@ -38,6 +38,18 @@ class Slots(Protocol):
         """
         ...
 
+    def resize(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
+        """Set how many bytes of idle slots the device may read. Only for slots of one readable element.
+
+        Args:
+            slots: The slots; that they are idle is checked when they are submitted.
+            lengths: The length of each in bytes, from 1 to that of the element that was given to ``fixed_slots``.
+
+        Raises:
+            UsageError: A slot is not of one readable element, or a length is above that of the element.
+        """
+        ...
+
     def show(self, count: int) -> bool:
         """Let the device see slots that were submitted without, in their order.
 

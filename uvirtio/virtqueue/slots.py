@@ -72,6 +72,9 @@ class _Books:
         self.written = array("I", (min(room_of(chain), 0xFFFF_FFFF) for chain in chains))
         self._index = index
         self._rooms = [room_of(chain) for chain in chains]
+        # The most that the device may read of a slot of one readable element; 0: it is none.
+        self._readable = [0 if writable or len(readable) != 1 else readable[0][1] for readable, writable in chains]
+        self._lengths = list(self._readable)
         self._back = _NOTHING  # what the last reap returned, where that is remembered: it is idle
         self._next = array("H")
 
@@ -131,6 +134,24 @@ class _Books:
         if both:
             raise self._bad(sorted(both), "slots that are not with the device")
 
+    def resize(self, slots: Sequence[int], lengths: Sequence[int]) -> None:
+        """Set how many bytes of idle slots the device may read; see ``Slots``."""
+        now, most = self._lengths, self._readable
+        for slot, length in zip(slots, lengths, strict=True):
+            if now[slot] != length:
+                if not 0 < length <= most[slot]:
+                    raise UsageError(
+                        f"queue {self._index} cannot give slot {slot} this length",
+                        seen=length,
+                        expected=f"1..{most[slot]} bytes" if most[slot] else "a slot of one readable element",
+                    )
+                self._set_length(slot, length)
+                now[slot] = length
+
+    def _set_length(self, slot: int, length: int) -> None:
+        """Change the one element of an idle slot."""
+        raise NotImplementedError
+
     def _bad(self, seen: object, expected: str) -> UsageError:
         return UsageError(f"queue {self._index} cannot post these slots", seen=seen, expected=expected)
 
@@ -168,6 +189,10 @@ class PlainSlots(_Books):
     def out(self) -> list[int]:
         """Return the slots that are in flight, lowest first."""
         return sorted(self._out)
+
+    def _set_length(self, slot: int, length: int) -> None:
+        ((address, _),), _ = self._chains[slot]
+        self._chains[slot] = (((address, length),), ())
 
     def numbers(self) -> list[int]:
         """Return the numbers of the chains in flight; see ``Slots``."""
@@ -336,6 +361,9 @@ class SplitSlots(_RingBooks):
             return self._busy
         return {*self.out(), *self._in_order(self._ring.published, self._end)}
 
+    def _set_length(self, slot: int, length: int) -> None:
+        self._ring.set_slot_length(slot, length)
+
     def _enter(self, slots: Sequence[int]) -> None:
         """Record these slots as in flight. On UsageError nothing changed."""
         self.check(slots)
@@ -442,7 +470,7 @@ class PackedSlots(_RingBooks):
     a split ring takes two. All but the first are copied with their flags: no device reads a slot before the one in
     front of it is its own (2.8.1), and the flags of the first are stored last. The number of used slots is found
     by exact loads of their flags, one at a time, in few steps, because the device uses slots in their order; only
-    then are the slots copied out.
+    then are the slots copied out. A batch that is being marked backwards shows more than there are: see ``_take``.
     """
 
     def __init__(self, ring: PackedQueue, chains: Sequence[Chain]) -> None:
@@ -450,10 +478,10 @@ class PackedSlots(_RingBooks):
         super().__init__(ring.index, ring.size, chains)
         self._ring = ring
         count = self.count
-        self._given = [ring.slot_descriptors(wrap) for wrap in (0, 1)]
+        self._given = [bytearray(ring.slot_descriptors(wrap)) for wrap in (0, 1)]
         """By wrap counter: the descriptors of all slots as they are published, one after the other."""
 
-        self._pieces = [[all_[16 * at : 16 * at + 16] for at in range(count)] for all_ in self._given]
+        self._pieces = [[bytes(all_[16 * at : 16 * at + 16]) for at in range(count)] for all_ in self._given]
         # The second half of a used descriptor as a number, by wrap counter and slot, as it came last.
         self._words = [
             array("Q", (_used_word(slot, length, length > 0, wrap) for slot, length in enumerate(self.written)))
@@ -508,7 +536,13 @@ class PackedSlots(_RingBooks):
         self._expected[at:], self._expected[: count - fits] = words, more
         return ring.publish_slots(data, over, count)
 
-    def _laid_out(self, slots: array[int], wrap: int) -> tuple[bytes, array[int]]:
+    def _set_length(self, slot: int, length: int) -> None:
+        at, raw = 16 * slot, length.to_bytes(4, "little")
+        for given, pieces in zip(self._given, self._pieces, strict=True):
+            given[at + 8 : at + 12] = raw  # behind the address (2.8.13)
+            pieces[slot] = bytes(given[at : at + 16])
+
+    def _laid_out(self, slots: array[int], wrap: int) -> tuple[bytes | bytearray, array[int]]:
         """Return the descriptors for these slots, and the words that are expected when they are used."""
         first, count = slots[0], len(slots)
         if slots == self._numbers[first : first + count]:
@@ -529,11 +563,11 @@ class PackedSlots(_RingBooks):
             at = ring.slots_reaped % ring.size
             end = min(at + count, ring.size)
             more = self._take(at, end - at)
-            if end - at < count:
+            if end - at < count and len(more) == end - at:
                 more = more + self._take(0, count - end + at, over=True)
                 self._back = more[:]
             found = found + more if found else more
-            count = ring.took(count, self._hint)
+            count = ring.took(len(more), self._hint) if more else 0
         return found
 
     def _take(self, at: int, count: int, *, over: bool = False) -> array[int]:
@@ -544,7 +578,14 @@ class PackedSlots(_RingBooks):
             self._back = found[:]
             return found
         wrap = 1 - ((ring.slots_reaped // ring.size + over) & 1)
-        return self._sort_out(words, wrap, at)
+        used = _USED_BITS << 48 if wrap else 0
+        marks = [word & _USED_BITS << 48 for word in words]
+        if marks.count(used) != count:
+            # A device may mark a batch backwards, its first slot last (DPDK does): what follows a slot that is not
+            # marked is not used yet, whatever its own flags say. The others are read again now that they are.
+            count = next(place for place, mark in enumerate(marks) if mark != used)
+            words = ring.slot_words(at, count)
+        return self._sort_out(words, wrap, at) if count else array("H")
 
     def _sort_out(self, words: array[int], wrap: int, at: int) -> array[int]:
         """Handle used slots that were not expected: out of order, with another length, or invalid."""

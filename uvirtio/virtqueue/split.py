@@ -390,6 +390,15 @@ class SplitQueue(VirtqueueBase):
         self._hand_over()
         return True
 
+    def set_slot_length(self, head: int, length: int) -> None:
+        """Change the length of an idle fixed chain that is one readable descriptor.
+
+        Args:
+            head: Its descriptor.
+            length: In bytes; the flags and next stay 0.
+        """
+        self._desc[2 * head + 1] = length
+
     def element_bytes(self) -> memoryview:
         """Return the used elements as bytes, to be copied out; the view is released with the queue."""
         view = self._elements.cast("B")

@@ -359,8 +359,13 @@ def test_memory_is_supplied_unless_given() -> None:
         ("virtio-sound-pci,audiodev=mine", [], ",audiodev=mine,id=dev0"),
         ("virtio-9p-device", ["-fsdev", "synth,id=dev0-files"], ",id=dev0,fsdev=dev0-files,mount_tag=dev0"),
         ("virtio-9p-pci,fsdev=mine,mount_tag=x", [], ",fsdev=mine,mount_tag=x,id=dev0"),
-        ("virtio-net-pci", [], ",id=dev0,romfile="),
-        ("virtio-net-device", [], ",id=dev0"),
+        (
+            "virtio-net-pci",
+            ["-netdev", "user,id=dev0-net,restrict=on"],
+            ",id=dev0,romfile=,netdev=dev0-net",
+        ),
+        ("virtio-net-device", ["-netdev", "user,id=dev0-net,restrict=on"], ",id=dev0,netdev=dev0-net"),
+        ("virtio-net-pci,romfile=,netdev=mine", [], ",romfile=,netdev=mine,id=dev0"),
         (
             "virtio-balloon-pci,free-page-hint=on",
             ["-object", "iothread,id=dev0-thread"],

@@ -263,6 +263,11 @@ def test_attentions_are_repeated_for_reads_and_shown_for_writes():
         with pytest.raises(ScsiCheck, match="power on, reset") as shown:
             scsi.execute(HD, c.write(0, b"w" * 512, 512))
         assert len(model.requests) == before + 1 and not any(disk.content) and "repeat" in str(shown.value.remedy)
+        scsi.capacity(HD)
+        disk.attentions.append((6, 0x2A, 0x09))
+        with pytest.raises(ScsiCheck, match="capacity data has changed"):
+            scsi.write(HD, 0, b"w" * 512)
+        assert not any(disk.content)
         scsi.write(HD, 0, b"w" * 512)
         disk.attentions.extend([(6, 0x29, 0)] * 6)
         with pytest.raises(ScsiCheck):

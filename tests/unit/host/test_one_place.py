@@ -103,10 +103,12 @@ def test_a_second_parser_is_seen(text: str) -> None:
     ],
 )
 def test_one_file_of_host_names_it(name: str, home: str) -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in EVERY}
     named = {
         path.stem
-        for path in EVERY
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for path, text in texts.items()
+        if name in text
+        for node in ast.walk(ast.parse(text))
         if isinstance(node, ast.BinOp)
         and isinstance(node.right, ast.Constant)
         and str(node.right.value).rpartition("/")[2] == name

@@ -65,15 +65,26 @@ def test_the_wake_ups_run_alone_and_in_no_other_step(monkeypatch, noted):
     ]
 
 
-def test_quick_is_lint_the_units_in_halves_and_each_qemu_test_once(noted):
+def test_quick_is_lint_the_units_in_halves_and_each_qemu_test_once(noted, capsys):
     assert cli_test.main(["--quick"]) == 0
     ran = {words[0]: words[1] for words in noted if isinstance(words, tuple)}
     assert list(ran)[:4] == ["wake-ups", "unit 1 of 2", "unit 2 of 2", "qemu"]
     assert {"mypy", "conformance", "bench, that it runs"} <= set(ran)
     assert ran["qemu"] == ["--once", str(selection.TESTS / "qemu")]
-    units = [Path(path) for name in list(ran)[:3] for path in ran[name]]
-    assert sorted(units) == sorted((selection.TESTS / "unit").rglob("test_*.py"))
-    sizes = [sum(Path(path).stat().st_size for path in ran[f"unit {number} of 2"]) for number in (1, 2)]
+    units = [Path(path) for name in list(ran)[:3] for path in ran[name] if not path.startswith("--deselect=")]
+    slow = {selection.TESTS / "unit" / name for name in cli_test._NOT_QUICK}
+    every = set((selection.TESTS / "unit").rglob("test_*.py"))
+    assert {Path(str(path).partition("::")[0]) for path in slow} <= every
+    assert sorted(units) == sorted(every - slow)
+    told = capsys.readouterr().out
+    for path in slow:
+        file, _, name = str(path).partition("::")
+        assert not name or (
+            f"def {name}(" in Path(file).read_text() and f"--deselect={path}" in ran["unit 1 of 2"]
+        )
+        assert str(path.relative_to(selection.TESTS.parent)) in told
+    halves = [[path for path in ran[f"unit {number} of 2"] if not path.startswith("--")] for number in (1, 2)]
+    sizes = [sum(Path(path).stat().st_size for path in half) for half in halves]
     assert 0.9 < sizes[0] / sizes[1] < 1.1
     for more in ("--vm", "--lint", "--all", __file__):
         with pytest.raises(LabError, match="--quick chooses by itself") as caught:

@@ -68,6 +68,50 @@ class Bench:
 # --- honest devices -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", rigs("packed"), ids=name_of)
+def test_a_batch_may_be_marked_backwards(kind: dict[str, Any]):
+    """As DPDK does: the first slot is marked last, and until then none of the batch is used."""
+    bench = Bench(kind, 8, 7)
+    device = bench.rig.device
+    rng = random.Random(6)
+    for _ in range(12):
+        slots = rng.sample(range(7), 7)
+        came = bench.post(*slots)
+        write, marks = device.write_used_slot, []
+        device.write_used_slot = lambda *what, marks=marks: marks.append(what)
+        bench.finish(*came[:3], written=5)
+        bench.finish(*came[3:], written=6)
+        device.write_used_slot = write
+        for mark in reversed(marks[1:]):
+            write(*mark)
+            assert bench.reap() == []
+        write(*marks[0])
+        assert bench.reap() == slots
+        assert [bench.slots.written[slot] for slot in slots] == [5] * 3 + [6] * 4
+
+
+@every_kind
+def test_slots_that_are_read_have_any_length_up_to_their_first(kind: dict[str, Any]):
+    bench = Bench(kind, 8, 8, reads=1, writes=0)
+    rng = random.Random(4)
+    for _ in range(40):
+        slots = rng.sample(range(8), 5)
+        lengths = [rng.randint(1, 16) for _ in slots]
+        bench.slots.resize(slots, lengths)
+        came = bench.post(*slots)
+        assert [(bench.slot_of(one), one.elements[0].length) for one in came] == list(
+            zip(slots, lengths, strict=True)
+        )
+        bench.finish(*came, written=0)
+        assert sorted(bench.reap()) == sorted(slots)
+    for slot, length in ((0, 0), (0, 17), (0, -1)):
+        with pytest.raises(UsageError):
+            bench.slots.resize([slot], [length])
+    for shape in ({"reads": 0, "writes": 1}, {"reads": 2, "writes": 0}, {"reads": 1, "writes": 1}):
+        with pytest.raises(UsageError, match="length"):
+            Bench(kind, 32, 4, **shape).slots.resize([0], [8])
+
+
 @every_kind
 @pytest.mark.parametrize(("reads", "writes"), [(0, 1), (1, 0), (1, 1), (1, 2)])
 def test_the_device_sees_the_chains_that_were_laid_down(kind: dict[str, Any], reads: int, writes: int):
@@ -228,6 +272,23 @@ def test_slots_that_cannot_be_posted_are_refused_and_change_nothing(kind: dict[s
     with pytest.raises(UsageError):
         bench.slots.submit(wrong)
     assert bench.rig.visible() == before and bench.slots.out() == [3]
+
+
+@every_kind
+def test_what_is_sent_as_others_come_back_comes_back_too(kind: dict[str, Any]):
+    bench = Bench(kind, 16, 8)
+    posted = bench.post(0, 1, 2)
+    if not kind.get("in_order"):
+        bench.finish(posted.pop(1))
+        assert bench.reap() == [1]
+    bench.slots.submit([4, 3], show=False)
+    bench.finish(posted.pop(0))
+    assert bench.slots.relay(1)[0] == 1 and bench.slots.laid == 1
+    posted += bench.rig.device.pop_all()
+    assert bench.reap() == [0]
+    bench.finish(*posted)
+    assert bench.reap() == [bench.slot_of(chain) for chain in posted]
+    assert bench.slots.out() == [] and bench.slots.relay(3) == (0, False)
 
 
 @fast_kind

@@ -172,6 +172,8 @@ def _plug(qmp: Qmp, part: Part, fd: int | None, bus: str) -> None:
             qmp.execute("object-add", **one, **more)
         if part.disk:
             qmp.execute("blockdev-add", **_disk(part, path))
+        if part.netdev:
+            qmp.execute("netdev_add", type="user", id=part.netdev, restrict=True)
         # The monitor for people accepts -device arguments; QMP needs every property in its own JSON type.
         for device in (f"{part.device},bus={bus}", *part.behind):
             quoted = device.replace("\\", "\\\\").replace('"', '\\"')
@@ -214,6 +216,8 @@ def withdraw(qmp: Qmp, part: Part) -> None:
     commands: list[tuple[str, dict[str, Any]]] = []
     if part.disk:
         commands.append(("blockdev-del", {"node-name": part.disk}))
+    if part.netdev:
+        commands.append(("netdev_del", {"id": part.netdev}))
     commands += [("object-del", {"id": one["id"]}) for one in part.objects]
     with suppress(UvirtioError):
         commands += [

@@ -1,7 +1,7 @@
 """What a device needs in addition, supplied unless its ``-device`` argument names its own.
 
-Memory and disks are memfds of this process: nothing is left behind, and a test can read them. A disk may be an
-image of the caller instead.
+A network card gets QEMU's own network (10.0.2.0/24), cut off from the host's. Memory and disks are memfds of this
+process: nothing is left behind, and a test can read them. A disk may be an image of the caller instead.
 """
 
 from __future__ import annotations
@@ -55,6 +55,9 @@ class Part:
 
     image: Image | None = None
     """The caller's image behind that disk; None: a memfd."""
+
+    netdev: str = ""
+    """The name of the supplied network, QEMU's own without a way out (``user``); empty: none is supplied."""
 
     behind: list[str] = field(default_factory=list)
     """``-device`` arguments of what is on the device's own bus."""
@@ -120,9 +123,13 @@ def part_of(device: str, ident: str, image: Image | None = None, *, elsewhere: s
     elif name.startswith("virtio-crypto") and "cryptodev" not in options:
         part.objects.append({"qom-type": "cryptodev-backend-builtin", "id": f"{ident}-crypto"})
         part.device += f",cryptodev={ident}-crypto"
-    elif name.startswith("virtio-net") and not is_mmio(name) and "romfile" not in options:
-        # The boot ROM is in a package of its own, and nothing is booted.
-        part.device += ",romfile="
+    elif name.startswith("virtio-net"):
+        if not is_mmio(name) and "romfile" not in options:
+            # The boot ROM is in a package of its own, and nothing is booted.
+            part.device += ",romfile="
+        if "netdev" not in options:
+            part.netdev = f"{ident}-net"
+            part.device += f",netdev={part.netdev}"
     elif name.startswith("virtio-sound") and "audiodev" not in options:
         part.arguments += ["-audiodev", f"none,id={ident}-audio"]
         part.device += f",audiodev={ident}-audio"
@@ -205,6 +212,8 @@ class Supply:
                 made += ["-object", _object(one, path)]
             if part.disk:
                 made += ["-drive", _drive(part, path)]
+            if part.netdev:
+                made += ["-netdev", f"user,id={part.netdev},restrict=on"]
         for part in self.parts:
             for device in (part.device, *part.behind):
                 made += ["-device", device]

@@ -44,6 +44,7 @@ GROUPS: Final[dict[str, str]] = {
     "mem": "Memory that is plugged and unplugged as the host requests",
     "blk": "Disks: read, write, flush, discard",
     "scsi": "SCSI host devices: list, read and write logical units",
+    "net": "Network cards: frames, ping, captures, bridges",
 }
 
 VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
@@ -94,6 +95,12 @@ VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
     "scsi info": ("Show limits of a SCSI host device, or of one logical unit capacity, serial number and cache", ("DEV", "[LUN]"), {**COMMON, **OPENING}),
     "scsi read": ("Read SIZE bytes at OFFSET of a logical unit", ("DEV", "LUN", "OFFSET", "SIZE"), {**COMMON, **OPENING, "--hex": ("", "Write plain hexadecimal digits instead of a dump"), "--raw": ("", "Write the raw bytes to stdout"), "-o": ("FILE", "Write the raw bytes to FILE"), "--output": ("FILE", "Write the raw bytes to FILE")}),
     "scsi write": ("Write whole blocks at OFFSET of a logical unit, then flush", ("DEV", "LUN", "OFFSET"), {**COMMON, **OPENING, "-i": ("FILE", "Data to write (default: standard input)"), "--in": ("FILE", "Data to write (default: standard input)"), "--allow-write": ("", "Allow the contents of the unit to be changed")}),
+    "net info": ("Show the address, link and limits of a card", ("DEV",), {**COMMON, **OPENING}),
+    "net send": ("Send frames, given in hexadecimal or in a pcap file, as fast as the card takes them", ("DEV", "[HEX]..."), {**COMMON, **OPENING, "-i": ("FILE", "Frames of a pcap file"), "--in": ("FILE", "Frames of a pcap file")}),
+    "net receive": ("Print frames as they arrive, until Ctrl-C", ("DEV",), {**COMMON, **OPENING, "--count": ("N", "Stop after N frames"), "--for": ("SECONDS", "Stop after SECONDS")}),
+    "net ping": ("Ask a station by ARP and ping whether it is there", ("DEV", "[ADDRESS]"), {**COMMON, **OPENING, "--source": ("ADDRESS", "Our address on that network"), "--count": ("N", "Number of requests"), "--interval": ("SECONDS", "Time between two"), "--size": ("BYTES", "Data of each request")}),
+    "net capture": ("Write all frames that the card receives to a pcap file, until Ctrl-C. The card listens promiscuously", ("DEV",), {**COMMON, **OPENING, "-o": ("FILE", "pcap file to write; -: stdout"), "--output": ("FILE", "pcap file to write; -: stdout"), "--count": ("N", "Stop after N frames"), "--for": ("SECONDS", "Stop after SECONDS")}),
+    "net bridge": ("Hand frames on between the card and a TAP of the kernel or a socket, both ways, until Ctrl-C", ("DEV",), {**COMMON, **OPENING, "--to": ("END", "The other end: tap:NAME, unix:PATH or fd:N"), "--for": ("SECONDS", "Stop after SECONDS"), "--mac": ("MAC", "Address to have instead of the card's own")}),
 }
 """Verb -> help, the metavars of its arguments, its options."""
 

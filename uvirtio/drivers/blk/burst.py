@@ -69,7 +69,6 @@ class Burst(BaseBurst):
                 )
             chains.append((header, [*runs, *status]) if reads else ([*header, *runs], status))
         self._lay(chains)
-        # From here on nothing can fail, so these views need no other owner.
         self._answers = statuses.view[:count]
         self._data = [data.view[slot * size : (slot + 1) * size] for slot in range(count)]
         words = words64(headers.view, 0, _HEADER_WORDS * count)
@@ -77,6 +76,7 @@ class Burst(BaseBurst):
         self._headers, self._at = words, words[1::_HEADER_WORDS]
         self._none = bytes([NO_STATUS]) * count
         self._full = self._slots.written.tobytes()
+        self._device.before_free(self.release)
 
     def post(self, slots: array[int], sectors: Sequence[int]) -> None:
         """Send requests. An error that is raised here means that none was sent.

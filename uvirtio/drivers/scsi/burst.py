@@ -97,7 +97,6 @@ class Burst(BaseBurst):
                 )
             chains.append(([*head, *runs], answer) if write else (head, [*answer, *runs]))
         self._lay(chains)
-        # From here on nothing can fail, so these views need no other owner.
         self._control = control.view[: count * shape.stride]
         cdb_size = shape.request_size - spec.REQUEST_SIZE
         for slot in range(count):
@@ -113,6 +112,7 @@ class Burst(BaseBurst):
         self._ints = words32(self._control, 0, 2 * step * count)
         where = shape.request_at + _BLOCK_AT
         self._at = self._longs[where // 8 :: step] if long else self._ints[where // 4 :: 2 * step]
+        self._device.before_free(self.release)
 
     def post(self, slots: array[int], blocks: Sequence[int]) -> None:
         """Send requests. An error that is raised here means that none was sent.
@@ -190,7 +190,7 @@ class Burst(BaseBurst):
         return self._read(blocks, out)
 
     def release(self) -> None:
-        """Release the views of the device's memory, which the driver frees."""
+        """Release the views of the device's memory, before it is freed."""
         super().release()
         for view in (self._longs, self._ints, self._control):
             view.release()

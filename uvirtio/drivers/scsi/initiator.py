@@ -100,14 +100,10 @@ class Initiator(Adapter):
 
     def _give_back(self, working: bool) -> None:
         """Wait for the requests in flight, if the device still works."""
-        try:
-            if working and self.in_flight:
-                self.wait()
-            for burst in self._bursts if working else ():
-                burst.settle(self.device.timeout)
-        finally:
-            for burst in self._bursts:
-                burst.release()
+        if working and self.in_flight:
+            self.wait()
+        for burst in self._bursts if working else ():
+            burst.settle(self.device.timeout)
 
     def _about(self) -> str:
         access = "writable" if self.allow_write else "read-only"
