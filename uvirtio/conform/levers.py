@@ -11,6 +11,7 @@ from uvirtio.interfaces.backend import GuestMachine
 from uvirtio.scripted import Balloon, Disk, Mem, ScriptedCore
 
 _MIB: Final = 1 << 20
+_BLOCKS: Final = 4  # of a memory device, at most: those of a test with a plugged one to spare
 
 Change = Callable[[int], object]
 """Makes one change; of two numbers that follow each other each makes another configuration."""
@@ -40,7 +41,7 @@ def _scripted(device: ScriptedCore) -> Change:
     if isinstance(model, Disk):
         return lambda number: model.grow(4096 + number)
     if isinstance(model, Mem):
-        return lambda number: model.request(model.block_size * (1 + number % 2))
+        return lambda number: model.request(model.block_size * (1 + number % _BLOCKS))
     raise Unfit(f"a scripted {device.type} has no configuration to change")
 
 
@@ -52,7 +53,7 @@ def _of_machine(type_name: str, guest: GuestMachine) -> Change:
     if type_name == "mem":
         path, name = f"/machine/peripheral/{guest.id}", "requested-size"
         block = int(guest.qmp("qom-get", path=path, property="block-size"))
-        return lambda number: guest.qmp("qom-set", path=path, property=name, value=block * (1 + number % 2))
+        return lambda number: guest.qmp("qom-set", path=path, property=name, value=block * (1 + number % _BLOCKS))
     raise Unfit(f"the host has no way to change the configuration of {type_name}")
 
 
