@@ -11,6 +11,7 @@ from uvirtio.errors import LimitReached, UvirtioError
 
 _LIMITS = {
     errno.EMFILE: ("RLIMIT_NOFILE", "descriptors", "n"),
+    errno.ETOOMANYREFS: ("RLIMIT_NOFILE", "descriptors", "n"),  # on their way through sockets
     errno.EFBIG: ("RLIMIT_FSIZE", "bytes in a file", "f"),
     errno.ENOMEM: ("RLIMIT_AS", "bytes of address space", "v"),
 }
