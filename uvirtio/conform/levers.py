@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from uvirtio.conform.verdict import Unfit
 from uvirtio.device import Device
 from uvirtio.interfaces.backend import GuestMachine
-from uvirtio.scripted import Balloon, Disk, Mem, ScriptedCore
+from uvirtio.scripted import Balloon, Disk, Input, Mem, ScriptedCore
+from uvirtio.spec import input as input_spec
 
 _MIB: Final = 1 << 20
+_BLOCKS: Final = 4  # of a memory device, at most: those of a test with a plugged one to spare
 
 Change = Callable[[int], object]
 """Makes one change; of two numbers that follow each other each makes another configuration."""
@@ -33,6 +35,50 @@ def lever(device: Device) -> Change:
     raise Unfit("its host cannot be asked to change the configuration")
 
 
+def reports(device: Device) -> Change:
+    """What makes an input device report one update of several events (5.8.6).
+
+    Args:
+        device: The device, which runs.
+
+    Returns:
+        Presses two keys for an even number and lets go of them for an odd one, or moves along two axes.
+
+    Raises:
+        Unfit: There is no way to do that here.
+    """
+    backend = device.transport.backend
+    if isinstance(backend, ScriptedCore):
+        model = backend.model
+        if isinstance(model, Input):
+            return lambda number: model.report(
+                (input_spec.EV_KEY, 30, 1 - number % 2), (input_spec.EV_KEY, 31, 1 - number % 2), (0, 0, 0)
+            )
+    elif device.guest is not None:
+        guest = device.guest
+        kind = str(guest.qmp("qom-get", path=f"/machine/peripheral/{guest.id}", property="type"))
+        for model_name, update in _UPDATES.items():
+            if kind.startswith(f"virtio-{model_name}-"):
+                return lambda number: guest.qmp("input-send-event", events=update(number))
+    raise Unfit("its host cannot be asked for an event")
+
+
+def _keys(number: int) -> list[dict[str, Any]]:
+    keys = [{"down": number % 2 == 0, "key": {"type": "qcode", "data": name}} for name in ("a", "s")]
+    return [{"type": "key", "data": one} for one in keys]
+
+
+def _moves(kind: str) -> Callable[[int], list[dict[str, Any]]]:
+    # Never the place of before, for a pointer that is told where it is, and one that is told how far to go.
+    return lambda number: [
+        {"type": kind, "data": {"axis": axis, "value": value + number % 2}} for axis, value in (("x", 7), ("y", 9))
+    ]
+
+
+_UPDATES: Final = {"keyboard": _keys, "mouse": _moves("rel"), "tablet": _moves("abs")}
+"""What QMP input-send-event is given, by the model."""
+
+
 def _scripted(device: ScriptedCore) -> Change:
     model = device.model
     if isinstance(model, Balloon):
@@ -40,7 +86,7 @@ def _scripted(device: ScriptedCore) -> Change:
     if isinstance(model, Disk):
         return lambda number: model.grow(4096 + number)
     if isinstance(model, Mem):
-        return lambda number: model.request(model.block_size * (1 + number % 2))
+        return lambda number: model.request(model.block_size * (1 + number % _BLOCKS))
     raise Unfit(f"a scripted {device.type} has no configuration to change")
 
 
@@ -52,7 +98,7 @@ def _of_machine(type_name: str, guest: GuestMachine) -> Change:
     if type_name == "mem":
         path, name = f"/machine/peripheral/{guest.id}", "requested-size"
         block = int(guest.qmp("qom-get", path=path, property="block-size"))
-        return lambda number: guest.qmp("qom-set", path=path, property=name, value=block * (1 + number % 2))
+        return lambda number: guest.qmp("qom-set", path=path, property=name, value=block * (1 + number % _BLOCKS))
     raise Unfit(f"the host has no way to change the configuration of {type_name}")
 
 
