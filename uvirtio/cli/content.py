@@ -84,6 +84,46 @@ def give(
 
 
 @contextmanager
+def readable(name: str) -> Iterator[BinaryIO]:
+    """A file to read. What goes wrong with it is one error.
+
+    Args:
+        name: Its name.
+
+    Raises:
+        OperationFailed: It cannot be read.
+    """
+    with _failing(name, "read"), Path(name).open("rb") as file:
+        yield file
+
+
+@contextmanager
+def writable(name: str) -> Iterator[BinaryIO]:
+    """A file to write, which is replaced. What goes wrong with it, also when it is closed, is one error.
+
+    Args:
+        name: Its name.
+
+    Raises:
+        OperationFailed: It cannot be written.
+    """
+    with _failing(name, "written"), Path(name).open("wb") as file:
+        yield file
+
+
+@contextmanager
+def _failing(name: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except UvirtioError:
+        raise  # from the device; some of these are OSErrors, too
+    except OSError as error:
+        raise OperationFailed(
+            f"{name} cannot be {what}", seen=error.strerror, expected=f"a file that can be {what}"
+        ) from error
+
+
+@contextmanager
 def opened(source: str, *, wanted: bool = True) -> Iterator[BinaryIO]:
     """A file to read whole sectors from.
 
@@ -98,13 +138,7 @@ def opened(source: str, *, wanted: bool = True) -> Iterator[BinaryIO]:
     if not source:
         yield sys.stdin.buffer
         return
-    try:
-        file = open(source, "rb")  # noqa: SIM115, PTH123  # closed below
-    except OSError as error:
-        raise OperationFailed(
-            f"{source} cannot be read", seen=error.strerror, expected="a file that can be read"
-        ) from error
-    with file:
+    with readable(source) as file:
         if wanted and os.fstat(file.fileno()).st_size % SECTOR:
             raise BadSize(
                 f"{source} is not a whole number of sectors",
@@ -125,16 +159,9 @@ def into_file(name: str, pieces: Iterable[bytes]) -> None:
     Raises:
         OperationFailed: The file cannot be written.
     """
-    try:
-        with Path(name).open("wb") as file:
-            for piece in pieces:
-                file.write(piece)
-    except UvirtioError:
-        raise  # from the device; some of these are OSErrors, too
-    except OSError as error:
-        raise OperationFailed(
-            f"{name} cannot be written", seen=error.strerror, expected="a file that can be written"
-        ) from error
+    with writable(name) as file:
+        for piece in pieces:
+            file.write(piece)
 
 
 def dump(pieces: Iterable[bytes], base: int = 0) -> Iterator[str]:

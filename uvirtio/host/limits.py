@@ -11,6 +11,7 @@ from uvirtio.errors import LimitReached, UvirtioError
 
 _LIMITS = {
     errno.EMFILE: ("RLIMIT_NOFILE", "descriptors", "ulimit -n 1024"),
+    errno.ETOOMANYREFS: ("RLIMIT_NOFILE", "descriptors", "ulimit -n 1024"),  # on their way through sockets
     errno.EFBIG: ("RLIMIT_FSIZE", "bytes in a file", "ulimit -f unlimited"),
     errno.ENOMEM: ("RLIMIT_AS", "bytes of address space", "ulimit -v unlimited"),
 }

@@ -58,6 +58,8 @@ HEADER: Final[Layout] = (
 HEADER_SIZE: Final = 12
 HEADER_SIZE_SHORT: Final = 10  # on a legacy interface without MRG_RXBUF, where num_buffers is not there (5.1.6.1)
 
+FRAME_MIN: Final = 60
+"""Bytes to which shorter frames are padded on Ethernet (IEEE 802.3, without the checksum at the end)."""
 FRAME_MAX: Final = 65550
 """Bytes of the longest frame: a packet of 65535 bytes that is to be cut, and its Ethernet header with one over."""
 

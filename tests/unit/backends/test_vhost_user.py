@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import struct
 from contextlib import ExitStack
@@ -373,6 +374,33 @@ def test_the_forms_of_an_address(tmp_path: Path) -> None:
     assert export["num-queues"] == 3 and export["writable"] is True
 
 
+@pytest.mark.parametrize("after", ["", ",queues=2"])
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("image", ["disk.img", "of/disk.img"])
+def test_the_program_of_an_address_is_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: str, relative: bool, after: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    program = tmp_path / "opt/storage daemon"
+    program.parent.mkdir(parents=True)
+    program.touch(mode=0o755)
+    (tmp_path / "of").mkdir()
+    (tmp_path / image).touch()
+    name = f"./{program.relative_to(tmp_path)}" if relative else str(program)
+    target = parse(f"vhost-user:qsd,aio=threads,binary={name}{after}/{image}")
+    assert target.command[0] == name
+    assert json.loads(target.command[2])["filename"] == str(tmp_path / image)
+    assert json.loads(target.command[4])["num-queues"] == (2 if after else 1)
+    program.chmod(0o644)
+    with pytest.raises(EnvironmentLack, match=f"^{re.escape(name)} is not installed") as caught:
+        parse(f"vhost-user:qsd,binary={name}{after}/{image}")
+    assert "name another with binary=" in str(caught.value.remedy)
+    program.unlink()
+    if not relative:
+        with pytest.raises(EnvironmentLack, match=f"^{re.escape(name)}.* is not installed"):
+            parse(f"vhost-user:qsd,binary={name}{after}/{image}")
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -407,6 +435,9 @@ def test_what_is_not_there(tmp_path: Path) -> None:
                 uvirtio.open(f"vhost-user:rng:{tmp_path / name}", timeout=0.05)
     with pytest.raises(NoSuchDevice, match="no disk image"):
         uvirtio.open(f"vhost-user:qsd/{tmp_path / 'nothing'}")
+    with pytest.raises(NoSuchDevice, match="no disk image") as caught:
+        uvirtio.open(f"vhost-user:qsd/{tmp_path / ('x' * 256)}")
+    assert caught.value.seen == "File name too long"
     with pytest.raises(EnvironmentLack, match="no program"):
         uvirtio.open("vhost-user:rng,exec=no-such-program-here {fd}")
     with pytest.raises(EnvironmentLack, match="not installed"):

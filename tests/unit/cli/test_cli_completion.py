@@ -569,6 +569,10 @@ def test_a_vhost_user_device_is_completed_by_parts(values: Callable[[str], list[
         made.bind(str(tmp_path / "socket"))
         for start, ends in ((f"vhost-user:blk:{tmp_path}/", "socket"), (f"vhost-user:qsd/{tmp_path}/", "image")):
             assert sorted(values(f"diag {start}")) == sorted([f"{start}folder/", f"{start}{ends}"])
+    binary = f"vhost-user:qsd,binary={tmp_path}/"
+    assert sorted(values(f"diag {binary}")) == [f"{binary}folder/", f"{binary}image"]
+    assert "vhost-user:qsd,binary=/nothing/qsd,queues=" in values("diag vhost-user:qsd,binary=/nothing/qsd,q")
+    assert f"{binary}image/{tmp_path}/folder/" in values(f"diag {binary}image/{tmp_path}/f")
     assert values("diag vhost-user:blk:/nonesuch/") == []
     assert values("diag vhost-user:fs,") == ["vhost-user:fs,tag=", "vhost-user:fs,exec="]
     assert values("inspect vhost-user:net,m") == ["vhost-user:net,mac="]

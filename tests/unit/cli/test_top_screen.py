@@ -25,7 +25,7 @@ from textual.pilot import Pilot
 from uvirtio.cli.screen import Top
 from uvirtio.device import OpenOptions
 from uvirtio.device.evidence import SAYS, Stall
-from uvirtio.errors import DeviceTimeout
+from uvirtio.errors import DeviceTimeout, OperationFailed
 from uvirtio.sampling.driven import Driven
 from uvirtio.sampling.sample import QueueSample, Sample, Source, Stopped, Tell, VectorSample
 
@@ -247,5 +247,5 @@ def test_what_ended_the_source_is_raised_when_the_screen_is_left(monkeypatch: py
     monkeypatch.setattr(app, "run", lambda: None)
     monkeypatch.setattr(Top, "return_code", 1)
     app.error = None
-    with pytest.raises(RuntimeError, match="not left by a key"):
+    with pytest.raises(OperationFailed, match="not left by a key"):
         app.show()

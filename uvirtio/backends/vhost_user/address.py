@@ -4,6 +4,7 @@
     vhost-user:fs,tag=shared:/run/fs.socket           with a field of the configuration that it does not have
     vhost-user:rng,exec=vhost-device-rng --fd={fd}    one that is started, and ended with the device
     vhost-user:qsd,queues=4/disk.img                  qemu-storage-daemon with a raw disk image
+    vhost-user:qsd,binary=/opt/qsd/disk.img           another one: a path ends with the first file on it
 
 Nothing in the protocol tells the type of the device: the address does. A command is split like a shell's, without
 being given to one. ``{fd}`` in it is the number of a listening socket that it inherits, ``{connected}`` that of
@@ -25,7 +26,7 @@ from typing import Any, Final
 from uvirtio.backends.vhost_user import fields
 from uvirtio.backends.vhost_user.daemon import CONNECTED, FD, SOCKET, SpawnedDaemon, missing
 from uvirtio.backends.vhost_user.node import VhostUserNode
-from uvirtio.errors import BadAddress, NoSuchDevice, UsageError
+from uvirtio.errors import BadAddress, NoSuchDevice, PermissionLack, UsageError
 from uvirtio.host.addresses import VHOST_USER
 from uvirtio.host.roots import Roots
 from uvirtio.spec import ids
@@ -33,6 +34,7 @@ from uvirtio.spec import ids
 QSD: Final = "qsd"
 QSD_PROGRAM: Final = "qemu-storage-daemon"
 _QSD_INSTALL: Final = "apt-get install qemu-utils, or in Debian 12: apt-get install qemu-system-common"
+_QSD_ANOTHER: Final = f"name another with binary=, or none: {_QSD_INSTALL}"
 QSD_KEYS: Final = {
     "queues=": "number of request queues",
     "aio=": "threads, native or io_uring",
@@ -43,6 +45,7 @@ QSD_KEYS: Final = {
 _AIO: Final = ("threads", "native", "io_uring")
 _QUEUES_MOST: Final = 64
 _EXEC: Final = ",exec="
+_BINARY: Final = ",binary="
 _SUN_PATH: Final = 107
 """Longest path of a socket, in bytes (unix(7))."""
 
@@ -76,12 +79,16 @@ def parse(address: str) -> Target:
     Raises:
         BadAddress: It is none.
         NoSuchDevice: The disk image of ``qsd/`` does not exist.
-        EnvironmentLack: The daemon of ``qsd/`` is not installed.
+        PermissionLack: This user may not look for it.
+        EnvironmentLack: The daemon of ``qsd/`` is not there.
     """
     text = address.removeprefix(VHOST_USER)
-    head, slash, file = text.partition("/")
-    if slash and (head == QSD or head.startswith(f"{QSD},")):
-        return Target(address, 2, command=_qsd(address, head, file))
+    if "/" in text and text.startswith((f"{QSD}/", f"{QSD},")):
+        at = end_of_keys(text)
+        if at is None:
+            path = text.partition(_BINARY)[2]
+            raise missing(path.partition("/")[0] or path.rpartition("/")[0], _QSD_ANOTHER)
+        return Target(address, 2, command=_qsd(address, text[:at], text[at + 1 :]))
     name = re.match(r"[^,:]*", text)[0]  # type: ignore[index]  # it matches the empty text, too
     rest = text[len(name) :]
     given: dict[str, str] = {}
@@ -163,21 +170,38 @@ def _words(address: str, command: str) -> tuple[str, ...]:
     return words
 
 
+def end_of_keys(text: str) -> int | None:
+    """Where the ``/`` is that ends the keys of ``qsd``; None where ``binary=`` has not ended.
+
+    Only the value of ``binary=`` may have a ``/``. It ends with a comma, or with the first file on the path, for
+    there is no path through a file.
+
+    Args:
+        text: An address that begins with ``qsd``, without ``vhost-user:``.
+    """
+    for match in re.finditer("/", text):
+        _, key, value = text[: match.start()].partition(_BINARY)
+        if not key or "," in value or shutil.which(value) or _is_file(value):
+            return match.start()
+    return None
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return Path(path).is_file()
+    except OSError:  # no permission, or too long a name
+        return False
+
+
 def _qsd(address: str, head: str, file: str) -> tuple[str, ...]:
     """The command of qemu-storage-daemon with one disk image, which it writes to where this user may."""
     keys = _keys(address, head)
     if not file:
         raise _bad(address, "no disk image follows")
-    if not Path(file).exists():
-        raise NoSuchDevice(
-            f"there is no disk image {file}",
-            seen="no such file",
-            expected="a raw disk image",
-            remedy=f"make one: truncate -s 64M {shlex.quote(file)}",
-        )
+    _stat(file)
     program = keys.get("binary", QSD_PROGRAM)
     if shutil.which(program) is None:
-        raise missing(program, _QSD_INSTALL)
+        raise missing(program, _QSD_ANOTHER if "binary" in keys else _QSD_INSTALL)
     writable = os.access(file, os.W_OK)
     disk: dict[str, Any] = {
         "driver": "host_device" if Path(file).is_block_device() else "file",
@@ -197,6 +221,26 @@ def _qsd(address: str, head: str, file: str) -> tuple[str, ...]:
         "addr": {"type": "fd", "str": FD},
     }
     return (program, "--blockdev", json.dumps(disk), "--export", json.dumps(export))
+
+
+def _stat(file: str) -> None:
+    """Check that a disk image is there."""
+    try:
+        Path(file).stat()
+    except PermissionError as error:
+        raise PermissionLack(
+            f"this user may not look for a disk image {file}",
+            seen=error.strerror,
+            expected="search permission for the directories of the path",
+            remedy="copy the image to a place of this user's, or have it allowed: setfacl -m u:USER:x DIRECTORY",
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        raise NoSuchDevice(
+            f"there is no disk image {file}",
+            seen=getattr(error, "strerror", None) or str(error),
+            expected="a raw disk image",
+            remedy=f"make one: truncate -s 64M {shlex.quote(file)}",
+        ) from error
 
 
 def _keys(address: str, head: str) -> dict[str, str]:

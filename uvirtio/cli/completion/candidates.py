@@ -259,13 +259,15 @@ def _vhost_user(current: str, kind: str) -> Iterator[Candidate]:
         return
     rest = current.removeprefix(prefix)
     if rest.startswith(("qsd/", "qsd,")) and kind in ("", "blk"):
-        head, slash, typed = rest.partition("/")
-        if slash:
-            yield from ((f"{prefix}{head}/{path}", "") for path in _paths(typed, sockets=False))
-            return
-        from uvirtio.backends.vhost_user.address import QSD_KEYS
+        from uvirtio.backends.vhost_user.address import QSD_KEYS, end_of_keys
 
-        done = head.rpartition(",")[0]
+        at = end_of_keys(rest)
+        begun, binary, value = rest.partition(",binary=")
+        if at is not None or (binary and "," not in value):
+            start = len(begun + binary) if at is None else at + 1
+            yield from ((f"{prefix}{rest[:start]}{path}", "") for path in _paths(rest[start:], sockets=False))
+            return
+        done = rest.rpartition(",")[0]
         yield from ((f"{prefix}{done},{key}", what) for key, what in QSD_KEYS.items())
         return
     type_name, colon, typed = rest.partition(":")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import AddressValueError, IPv4Address
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
 from uvirtio.cli import content
 from uvirtio.cli.command import Command, DevArgument, make_group, seconds, verb
-from uvirtio.errors import BadFrame, OperationFailed, UsageError, UvirtioError
+from uvirtio.errors import BadFrame, UsageError
 
 if TYPE_CHECKING:
     from uvirtio.device import Device
@@ -42,11 +42,10 @@ def register(app: typer.Typer) -> None:
 
 
 @contextmanager
-def _driver(cmd: Command, dev: str, mac: str = "") -> Iterator[tuple[Device, Net]]:
-    from uvirtio.drivers.net import Net, mac_of
+def _driver(cmd: Command, dev: str, mac: bytes | None = None) -> Iterator[tuple[Device, Net]]:
+    from uvirtio.drivers.net import Net
 
-    ours = mac_of(mac) if mac else None
-    with cmd.device(dev) as device, Net(device, mac=ours) as net:
+    with cmd.device(dev) as device, Net(device, mac=mac) as net:
         yield device, net
 
 
@@ -139,46 +138,41 @@ def send(
 
 
 def _frame(text: str) -> bytes:
-    from uvirtio.drivers.net.ping import FRAME_MIN
+    from uvirtio.spec import net as spec
 
     try:
-        return bytes.fromhex(text.replace(":", "")).ljust(FRAME_MIN, b"\0")
+        frame = bytes.fromhex(text.replace(":", ""))
     except ValueError as error:
         raise UsageError(
             f"{text[:40]!r} is no frame", seen=str(error), expected="pairs of hexadecimal digits"
         ) from error
+    if len(frame) < spec.ETHERNET_HEADER:
+        raise BadFrame(
+            f"{text!r} is no frame",
+            seen=f"{len(frame)} bytes",
+            expected=f"{spec.ETHERNET_HEADER} or more: two addresses, a type, and data",
+        )
+    return frame.ljust(spec.FRAME_MIN, b"\0")
 
 
 def _of_file(name: str, net: Net) -> Iterator[list[bytes]]:
     from uvirtio.drivers.net import pcap
 
-    with _opened(name) as file:
+    with content.readable(name) as file:
         batch: list[bytes] = []
         for number, (_, frame) in enumerate(pcap.read(file, name), 1):
             if not net.can_send(frame):
                 raise BadFrame(
                     f"{name} has a frame that this card cannot send",
-                    seen=f"frame {number}, {len(frame)} bytes",
+                    seen=f"frame {number}, {len(frame)} bytes; {net.counts.sent} frames before it were sent",
                     expected=f"14..{net.max_frame} bytes",
-                    remedy=f"leave it out: editcap {name} OTHER {number}",
+                    remedy=f"leave it out: editcap -F pcap {shlex.quote(name)} OTHER {number}",
                 )
             batch.append(frame)
             if len(batch) == _BATCH:
                 yield batch
                 batch = []
         yield batch
-
-
-@contextmanager
-def _opened(name: str) -> Iterator[BinaryIO]:
-    try:
-        file = open(name, "rb")  # noqa: SIM115, PTH123  # closed below
-    except OSError as error:
-        raise OperationFailed(
-            f"{name} cannot be read", seen=error.strerror, expected="a file that can be read"
-        ) from error
-    with file:
-        yield file
 
 
 def _frames(count: int) -> str:
@@ -355,17 +349,11 @@ def capture(
     with _driver(cmd, dev) as (device, net), _sink(cmd, out) as file:
         if device.has(f.Net.CTRL_RX):
             net.set_rx_mode(RxMode.PROMISC, True)
-        with _written(out):
-            writer = pcap.Writer(file)
+        writer = pcap.Writer(file)
         if out != "-" and not cmd.json:
             cmd.line(f"capturing on {device.address} (Ctrl-C to leave)")
-
-        def give(frames: list[bytes], now: float) -> None:
-            with _written(out):
-                writer.write(frames, int(now * 1e9))
-
         try:
-            _listen(net, count, for_seconds, give)
+            _listen(net, count, for_seconds, lambda frames, now: writer.write(frames, int(now * 1e9)))
         finally:
             _say_captured(cmd, net, writer.frames, out)
 
@@ -398,22 +386,8 @@ def _sink(cmd: Command, name: str) -> Iterator[BinaryIO]:
     if name == "-":
         yield _Stdout(cmd)  # type: ignore[misc]  # of a file it needs these two
         return
-    with _written(name):
-        file = Path(name).open("wb")  # noqa: SIM115  # closed below
-    with file:
+    with content.writable(name) as file:
         yield file
-
-
-@contextmanager
-def _written(name: str) -> Iterator[None]:
-    try:
-        yield
-    except UvirtioError:
-        raise
-    except OSError as error:
-        raise OperationFailed(
-            f"{name} cannot be written", seen=error.strerror, expected="a file that can be written"
-        ) from error
 
 
 # --- bridge -------------------------------------------------------------------------------------------------
@@ -429,9 +403,11 @@ def bridge(
     """Hand frames on between the card and a TAP of the kernel or a socket, both ways, until Ctrl-C."""
     if for_seconds is not None:
         seconds("--for", for_seconds)
+    from uvirtio.drivers.net import mac_of
     from uvirtio.drivers.net.bridge import Bridge, open_end
 
-    with open_end(to) as end, _driver(cmd, dev, mac) as (_, net):
+    ours = mac_of(mac) if mac else None
+    with open_end(to) as end, _driver(cmd, dev, ours) as (_, net):
         _say_bridging(cmd, net, to)
         bridged = Bridge(net, end)
         try:

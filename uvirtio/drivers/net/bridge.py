@@ -17,8 +17,11 @@ from uvirtio.errors import BadFrame, ModuleLack, OperationFailed, PermissionLack
 from uvirtio.spec import net as spec
 
 _TUNSETIFF = 0x400454CA  # <linux/if_tun.h>, _IOW('T', 202, int)
-_IFF_TAP, _IFF_NO_PI = 0x0002, 0x1000
+_TUNGETIFF = 0x800454D2  # _IOR('T', 210, unsigned int)
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _IFNAMSIZ = 16
+_SUN_PATH = 107
+"""Longest path of a socket, in bytes (unix(7))."""
 
 _TURN = 64
 """Frames that are read from the other end at once."""
@@ -209,16 +212,17 @@ def open_end(text: str) -> Datagrams | Stream:
         OperationFailed: It cannot be opened.
     """
     kind, _, name = text.partition(":")
-    if kind == "tap" and 0 < len(name.encode()) < _IFNAMSIZ:
+    size = len(os.fsencode(name))
+    if kind == "tap" and 0 < size < _IFNAMSIZ:
         return _open_tap(name)
-    if kind == "unix" and name:
+    if kind == "unix" and 0 < size <= _SUN_PATH:
         return _connect(name)
     if kind == "fd" and name.isascii() and name.isdigit():
         return _inherited(int(name))
     raise UsageError(
         f"{text!r} is no other end of a bridge",
         seen=text,
-        expected="tap:NAME (15 bytes at most), unix:PATH or fd:N",
+        expected=f"tap:NAME (15 bytes at most), unix:PATH ({_SUN_PATH} bytes at most) or fd:N",
         remedy="for example tap:tap0, which root makes: ip tuntap add dev tap0 mode tap user $USER",
     )
 
@@ -233,7 +237,7 @@ def _open_tap(name: str) -> Datagrams:
     except OSError as error:
         raise _no_tap(name, error) from error
     try:
-        request = struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI)
+        request = struct.pack("16sH22x", os.fsencode(name), _IFF_TAP | _IFF_NO_PI)
         fcntl.ioctl(fd, _TUNSETIFF, request)
     except OSError as error:
         os.close(fd)
@@ -284,10 +288,21 @@ def _inherited(number: int) -> Datagrams | Stream:
             expected="a descriptor that was inherited",
             remedy="the program that starts this one has to leave it open",
         ) from error
-    if not is_socket:
-        return Datagrams(fd)
-    kind = _socket_type(fd)
-    return Stream(fd) if kind == socket.SOCK_STREAM else Datagrams(fd)
+    if is_socket:
+        return Stream(fd) if _socket_type(fd) == socket.SOCK_STREAM else Datagrams(fd)
+    try:
+        (flags,) = struct.unpack("16xH22x", fcntl.ioctl(fd, _TUNGETIFF, bytes(40)))
+    except OSError:
+        flags = 0
+    if flags & (_IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR) != _IFF_TAP | _IFF_NO_PI:
+        os.close(fd)
+        raise UsageError(
+            f"descriptor {number} takes no Ethernet frames",
+            seen=f"a TUN or TAP, flags {flags:#x}" if flags else "neither a socket nor a TAP",
+            expected="a socket, or a TAP that was opened with IFF_TAP and IFF_NO_PI, without IFF_VNET_HDR",
+            remedy="tap:NAME opens one by itself",
+        )
+    return Datagrams(fd)
 
 
 def _socket_type(fd: int) -> int:

@@ -55,7 +55,7 @@ class Net(Card):
     """Driver of a network card (5.1): sends and receives Ethernet frames.
 
     The receive queues are always full of buffers; frames are taken out during the calls that receive. What comes
-    while nobody receives waits with the device, which drops what is too much. A frame that is sent was accepted
+    between two calls waits with the device, which drops what is too much. A frame that is sent was accepted
     by the device, no more: nothing says that the other side has read it. While the link is down none is accepted.
 
     Checksums and segmentation are left to neither side unless ``offloads`` is given: each frame is then complete,
@@ -468,4 +468,4 @@ def rarp(mac: bytes) -> bytes:
         mac: The address, 6 bytes.
     """
     request = b"\x00\x01\x08\x00\x06\x04\x00\x03" + mac + bytes(4) + mac + bytes(4)
-    return (spec.BROADCAST + mac + b"\x80\x35" + request).ljust(60, b"\0")
+    return (spec.BROADCAST + mac + b"\x80\x35" + request).ljust(spec.FRAME_MIN, b"\0")

@@ -116,7 +116,7 @@ class Frame:
     def whole(self) -> memoryview:
         """The frame with its checksum complete, where the other side left that to us (NEEDS_CSUM).
 
-        A packet that is to be cut in segments keeps its length: nobody is asked to cut it here.
+        A packet that is to be cut in segments keeps its length: it is not cut here.
 
         Raises:
             BadFrame: The checksum would lie outside of the frame.
@@ -178,7 +178,7 @@ def check_header(header: Header, length: int, features: int) -> None:
     if header.flags & ~_NEEDS_CSUM:
         raise _bad("flags that only a device may set", f"flags {header.flags:#x}", "NEEDS_CSUM or 0 (5.1.6.2.1)")
     if header.needs_csum and not f.has(features, f.Net.CSUM):
-        raise _bad("a checksum that nobody agreed to complete", "NEEDS_CSUM", "CSUM negotiated (5.1.6.2.1)")
+        raise _bad("a checksum that the device will not complete", "NEEDS_CSUM", "CSUM negotiated (5.1.6.2.1)")
     if header.needs_csum and header.csum_start + header.csum_offset + 2 > length:
         seen = f"csum_start {header.csum_start}, csum_offset {header.csum_offset}"
         raise _bad("a checksum outside of the frame", seen, f"a place in its {length} bytes")
@@ -188,7 +188,11 @@ def check_header(header: Header, length: int, features: int) -> None:
     needed = _GSO_NEEDS.get(kind) if kind is not None else None
     if kind is None or needed is None or not f.has(features, needed):
         name = f.Net(needed).name if needed is not None else "no feature bit"
-        raise _bad("segments that nobody agreed to make", f"gso_type {header.gso_type:#x}", f"{name} negotiated")
+        raise _bad(
+            "segments that the device will not make",
+            f"gso_type {header.gso_type:#x}",
+            f"{name} negotiated",
+        )
     if header.gso_type & GSO_ECN and not f.has(features, f.Net.HOST_ECN):
         raise _bad("segments with ECN", f"gso_type {header.gso_type:#x}", "HOST_ECN negotiated (5.1.6.2.1)")
     if not header.needs_csum or not header.gso_size:
@@ -247,6 +251,8 @@ def check_macs(macs: Sequence[bytes], *, multicast: bool | None = None) -> None:
     for mac in macs:
         if len(mac) != spec.MAC_SIZE:
             raise UsageError("an Ethernet address has 6 bytes", seen=bytes(mac).hex(), expected="6 bytes")
+        if multicast is False and not any(mac):
+            raise UsageError(f"{mac_text(mac)} is no address", seen="all zero", expected="one station's address")
         if multicast is not None and bool(mac[0] & 1) is not multicast:
             kind = "a group" if multicast else "one station's"
             raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import struct
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
@@ -34,6 +35,7 @@ class Writer:
         self._file = file
         self.frames = 0
         file.write(_HEADER.pack(_NANO, 2, 4, 0, 0, SNAPLEN, _ETHERNET))
+        file.flush()
 
     def write(self, frames: Iterable[bytes | memoryview], nanoseconds: int) -> None:
         """Write frames that came at one time.
@@ -70,12 +72,16 @@ def read(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes]]:
     found = _order(head)
     if found is None:
         (magic,) = struct.unpack("<I", head[:4].ljust(4, b"\0"))
-        convert = f"editcap -F pcap {name} OTHER" if magic == _NG else "name a file of tcpdump -w or Wireshark"
+        convert = (
+            f"editcap -F pcap {shlex.quote(name)} OTHER"
+            if magic == _NG
+            else "name a file of tcpdump -w or Wireshark"
+        )
         raise BadCapture(
             f"{name} is no capture in the pcap format",
             seen="pcapng" if magic == _NG else head[:4].hex() or "nothing",
             expected="a1b2c3d4 or a1b23c4d at the start",
-            remedy=convert,
+            remedy=convert if magic == _NG else "name a file of tcpdump -w or Wireshark",
         )
     order, unit = found
     *_, link = struct.unpack(f"{order}IHHiIII", head)

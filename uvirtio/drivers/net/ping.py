@@ -1,4 +1,4 @@
-"""ARP and ping (RFC 826, 791, 792): is there somebody at the other end, and how long does it take?"""
+"""ARP and ping (RFC 826, 791, 792): is a station at the other end, and how long does it take?"""
 
 from __future__ import annotations
 
@@ -23,9 +23,6 @@ _DONT_FRAGMENT = 0x4000
 _OVERHEAD = 28
 """Bytes of the headers of IP and ICMP in front of the data."""
 
-FRAME_MIN = 60
-"""Bytes of the shortest frame of Ethernet, without the checksum at its end; shorter ones are padded."""
-
 _Heard = Callable[[bytes], bool]
 """Whether this is the frame that is waited for."""
 
@@ -40,7 +37,7 @@ def arp_request(mac: bytes, source: IPv4Address | None, target: IPv4Address) -> 
     """
     ours = source.packed if source is not None else bytes(4)
     body = _ARP_ETHERNET + _REQUEST + mac + ours + bytes(6) + target.packed
-    return (spec.BROADCAST + mac + _ARP + body).ljust(FRAME_MIN, b"\0")
+    return (spec.BROADCAST + mac + _ARP + body).ljust(spec.FRAME_MIN, b"\0")
 
 
 def arp_answer(frame: bytes, mac: bytes, source: IPv4Address) -> bytes | None:
@@ -55,7 +52,7 @@ def arp_answer(frame: bytes, mac: bytes, source: IPv4Address) -> bytes | None:
         return None
     asker = frame[22:32]
     body = _ARP_ETHERNET + _REPLY + mac + source.packed + asker
-    return (asker[:6] + mac + _ARP + body).ljust(FRAME_MIN, b"\0")
+    return (asker[:6] + mac + _ARP + body).ljust(spec.FRAME_MIN, b"\0")
 
 
 def arp_told(frame: bytes, target: IPv4Address) -> bytes | None:
@@ -82,7 +79,7 @@ def echo_request(
     ends = ours[1].packed, theirs[1].packed
     fields = 0x45, 0, 20 + len(icmp), number, _DONT_FRAGMENT, 64, _PROTOCOL_ICMP
     header = _IP.pack(*fields, checksum(_IP.pack(*fields, 0, *ends)), *ends)
-    return (theirs[0] + ours[0] + _IPV4 + header + icmp).ljust(FRAME_MIN, b"\0")
+    return (theirs[0] + ours[0] + _IPV4 + header + icmp).ljust(spec.FRAME_MIN, b"\0")
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,7 +187,7 @@ class Receiver:
         if (piece[0] or piece[1]) and not self._layout.offloads:
             self._note("a header has flags or segments that were not negotiated (5.1.6.4.1)")
         count = 1
-        if self._layout.merged:  # else nobody fills it in reliably, whatever 5.1.6.4.1 says
+        if self._layout.merged:  # else devices do not fill it in, whatever 5.1.6.4.1 says
             count = int.from_bytes(piece[_NUM_BUFFERS], "little")
         if not 1 <= count <= self._slots.count:
             return self._dropped("num_buffers is impossible")
