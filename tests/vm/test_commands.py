@@ -98,6 +98,23 @@ def test_twenty_cycles_leave_sysfs_as_it_was(lab_devices):
     assert uvirtio("journal").stdout.strip() == "nothing is bound by uvirtio"
 
 
+def test_a_dump_and_a_report_of_a_function(bound, tmp_path):
+    [address] = bound("rng")
+    dump, page = tmp_path / "rng.json", tmp_path / "rng.html"
+    assert uvirtio("dump", address, "--live", "-o", str(dump)).returncode == 0
+    done = uvirtio("report", address, "--live", "-o", str(page))
+    assert done.returncode == 0, done.stderr
+    assert page.stat().st_size < 400 << 10
+    [record] = json.loads(dump.read_text())["devices"]
+    assert (record["address"], record["driver"], record["type"]) == (address, "vfio-pci", "rng")
+    assert "DRIVER_OK" in record["status"]["names"]
+    assert record["queues"][0]["ring"]["published"] >= 1 and record["books"]["requestq completions"] >= 1
+    # What came back out of the page is the same function, and both agree about it.
+    told = json.loads(uvirtio("inspect", "-F", str(page), "--json").stdout)["devices"]
+    assert [one["address"] for one in told] == [address]
+    assert uvirtio("report", str(dump), "-o", str(page)).returncode == 0
+
+
 def test_the_kernels_drivers_work_again(lab_devices, bound, witness):
     bound("balloon", "rng", "keyboard")
     assert uvirtio("restore", "--all").returncode == 0
