@@ -233,7 +233,7 @@ class Cable:
 
 def _summed(data: bytes, place: int) -> bytes:
     """With the checksum of IP and ICMP (RFC 1071) at a place that is zero."""
-    total = sum(struct.unpack(f">{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
+    total: int = sum(struct.unpack(f">{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
     while total > 0xFFFF:
         total = (total & 0xFFFF) + (total >> 16)
     return data[:place] + (~total & 0xFFFF).to_bytes(2, "big") + data[place + 2 :]
