@@ -246,10 +246,11 @@ def moves_with_msix(t: Trial) -> Outcome:
 # --- balloon and block (5.5.3.2, 5.2.5.3) ------------------------------------------------------------------------
 
 
-def _inflated(t: Trial) -> Block:
-    """A running balloon without MUST_TELL_HOST, and a page of ours that it has."""
+def _inflated(t: Trial, *others: int) -> Block:
+    """A running balloon without MUST_TELL_HOST, and a page of ours that it has and that is used again."""
     only(t)
-    lane = t.start(features=t.plain & ~f.mask(f.Balloon.MUST_TELL_HOST))
+    queues = [balloon.INFLATEQ, *others]
+    lane = t.start(features=t.plain & ~f.mask(f.Balloon.MUST_TELL_HOST), queues=queues)
     page = t.dma.pin(_PAGE)
     _give(t, balloon.INFLATEQ, page)
     page.view[:] = bytes((place * 3) & 0xFF for place in range(_PAGE))
@@ -279,6 +280,23 @@ def _kept(t: Trial, page: Block) -> None:
 def works_without_must_tell_host(t: Trial) -> Outcome:
     """A page is inflated and used again without a word; what was written to it stays over other requests."""
     _kept(t, _inflated(t))
+    return None
+
+
+@AREA.row(
+    "D-BAL-L2",
+    "5.5.3.2.0.1",
+    "SHOULD",
+    "Legacy: pages may be used before the host is told.",
+    severity=Severity.MEMORY,
+    types=frozenset({"balloon"}),
+)
+def used_before_it_is_told(t: Trial) -> Outcome:
+    """A page is inflated, used again, and deflated only then; what was written to it stays."""
+    page = _inflated(t, balloon.DEFLATEQ)
+    _give(t, balloon.DEFLATEQ, page)
+    t.good(t.lanes[balloon.INFLATEQ])
+    _kept(t, page)
     return None
 
 

@@ -82,7 +82,7 @@ def stays_at_20(device):
     around(device, "_device_read", lambda read, at, width: read(at + 4 if device.msix else at, width))
 
 
-@MUTANTS.of("D-BAL-L1", on=BALLOON)
+@MUTANTS.of("D-BAL-L1", "D-BAL-L2", on=BALLOON)
 def clears_what_it_has(device):
     def handle(before, queue, chain):
         for block in device.memory.open_blocks():
