@@ -110,6 +110,8 @@ class ScriptedCore:
         self.removal: ScriptedEvent | None = ScriptedEvent() if removable else None
         self.notif_config_data = notif_config_data or {}
         self.admin = admin
+        if admin is not None:
+            admin.device = self
         self.kick_data: list[tuple[int, int]] = []
         """(queue, upper half) of each kick under NOTIFICATION_DATA."""
         self.can_reset = can_reset

@@ -11,9 +11,8 @@ from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity, Unfit, free, rejected
 from uvirtio.errors import NotSupported
 from uvirtio.interfaces.backend import PciFunction
-from uvirtio.interfaces.memory import Block
 from uvirtio.interfaces.values import InterruptMode
-from uvirtio.spec import balloon, pci, ring
+from uvirtio.spec import pci, ring
 from uvirtio.spec import features as f
 from uvirtio.spec.device_config import FIELDS
 from uvirtio.spec.layout import Field
@@ -243,61 +242,7 @@ def moves_with_msix(t: Trial) -> Outcome:
     return None
 
 
-# --- balloon and block (5.5.3.2, 5.2.5.3) ------------------------------------------------------------------------
-
-
-def _inflated(t: Trial, *others: int) -> Block:
-    """A running balloon without MUST_TELL_HOST, and a page of ours that it has and that is used again."""
-    only(t)
-    queues = [balloon.INFLATEQ, *others]
-    lane = t.start(features=t.plain & ~f.mask(f.Balloon.MUST_TELL_HOST), queues=queues)
-    page = t.dma.pin(_PAGE)
-    _give(t, balloon.INFLATEQ, page)
-    page.view[:] = bytes((place * 3) & 0xFF for place in range(_PAGE))
-    t.good(lane)
-    return page
-
-
-def _give(t: Trial, queue: int, page: Block) -> None:
-    lane = t.lanes[queue]
-    lane.post(t.readable(page.pfns()[0].to_bytes(balloon.PFN_SIZE, "little")))
-    t.await_used(lane, 1)
-
-
-def _kept(t: Trial, page: Block) -> None:
-    kept = bytes(page.view) == bytes((place * 3) & 0xFF for place in range(_PAGE))
-    t.expect(kept, "a page that the driver used again has other contents", "what the driver wrote")
-
-
-@AREA.row(
-    "D-BAL-L1",
-    "5.5.3.2.0.1",
-    "MUST",
-    "Legacy: it works for guests without MUST_TELL_HOST.",
-    severity=Severity.MEMORY,
-    types=frozenset({"balloon"}),
-)
-def works_without_must_tell_host(t: Trial) -> Outcome:
-    """A page is inflated and used again without a word; what was written to it stays over other requests."""
-    _kept(t, _inflated(t))
-    return None
-
-
-@AREA.row(
-    "D-BAL-L2",
-    "5.5.3.2.0.1",
-    "SHOULD",
-    "Legacy: pages may be used before the host is told.",
-    severity=Severity.MEMORY,
-    types=frozenset({"balloon"}),
-)
-def used_before_it_is_told(t: Trial) -> Outcome:
-    """A page is inflated, used again, and deflated only then; what was written to it stays."""
-    page = _inflated(t, balloon.DEFLATEQ)
-    _give(t, balloon.DEFLATEQ, page)
-    t.good(t.lanes[balloon.INFLATEQ])
-    _kept(t, page)
-    return None
+# --- block (5.2.5.3) ---------------------------------------------------------------------------------------------
 
 
 @AREA.row(

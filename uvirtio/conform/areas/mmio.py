@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from uvirtio.conform.areas.split import batch, only, split
+from uvirtio.conform.areas.split import only, split
 from uvirtio.conform.exchange import EXCHANGES
 from uvirtio.conform.lane import Lane
 from uvirtio.conform.levers import Change
 from uvirtio.conform.row import M1, M2, Area, Level
+from uvirtio.conform.traffic import batch
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity, Unfit, free
 from uvirtio.errors import MemoryScattered, NotSupported

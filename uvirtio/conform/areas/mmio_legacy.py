@@ -7,7 +7,7 @@ from typing import Final
 from uvirtio.conform.areas.mmio import of_queue, queues_of, steady, window_of
 from uvirtio.conform.areas.split import only, split
 from uvirtio.conform.exchange import EXCHANGES
-from uvirtio.conform.lane import Lane
+from uvirtio.conform.lane import SplitLane
 from uvirtio.conform.row import M1, Area, Level
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome
@@ -111,7 +111,7 @@ def align_places_the_used_ring(t: Trial) -> Outcome:
     options = RingOptions(fence=lambda: None, one_region=True)
     queue = allocate_queue(SplitQueue, index, size, t.dma, options, areas)
     window = window_of(t)
-    lane = t.lanes[index] = Lane(queue, QueueNotifyDoorbell(window), with_data=False, in_order=False)
+    lane = t.lanes[index] = SplitLane(queue, QueueNotifyDoorbell(window), with_data=False, in_order=False)
     for register, value in (
         (mmio.QUEUE_SEL, index),
         (mmio.QUEUE_SIZE, size),

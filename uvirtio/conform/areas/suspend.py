@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from uvirtio.conform.areas.split import batch, fitting, only
+from uvirtio.conform.areas.split import only, split
 from uvirtio.conform.exchange import EXCHANGES
-from uvirtio.conform.lane import Lane
+from uvirtio.conform.lane import Lane, SplitLane
 from uvirtio.conform.row import MODERN, Area, Level
+from uvirtio.conform.traffic import batch, fitting
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity, free, rejected
 from uvirtio.spec import features as f
@@ -26,11 +27,10 @@ _WRITABLE: Final = {"balloon": "actual", "input": "select", "blk": "writeback"}
 """A field that a driver may write, by type."""
 
 
-def _start(t: Trial, *, interrupts: bool = False) -> Lane:
+def _start(t: Trial, *, interrupts: bool = False) -> SplitLane:
     """Bring the device up with SUSPEND accepted."""
     t.need_feature(f.SUSPEND)
-    only(t)
-    return t.start(also=_SUSPEND, interrupts=interrupts)
+    return split(t, also=_SUSPEND, interrupts=interrupts)
 
 
 def _ask(t: Trial) -> None:

@@ -82,17 +82,6 @@ def stays_at_20(device):
     around(device, "_device_read", lambda read, at, width: read(at + 4 if device.msix else at, width))
 
 
-@MUTANTS.of("D-BAL-L1", "D-BAL-L2", on=BALLOON)
-def clears_what_it_has(device):
-    def handle(before, queue, chain):
-        for block in device.memory.open_blocks():
-            if device.model.frames.intersection(block.frames):
-                block.view[:] = bytes(len(block.view))
-        return before(queue, chain)
-
-    around(device.model, "handle", handle)
-
-
 @MUTANTS.of("D-BLK-L1", on=with_writeback)
 def acknowledge_turns_the_cache_off(device):
     def write(before, value):
