@@ -1,4 +1,4 @@
-"""2.12.1.2, 2.12.1.3: capabilities and resource objects, by the objects for device parts that all types may have."""
+"""2.12.1.2, 2.12.1.3: capabilities and resource objects; tried with those for device parts, of any type."""
 
 from __future__ import annotations
 
