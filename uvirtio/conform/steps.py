@@ -23,10 +23,11 @@ from uvirtio.interfaces.memory import Block, DmaSpace, Event, Registers
 from uvirtio.memory.quarantine import keep_for_ever
 from uvirtio.memory.trace import TracedRegisters
 from uvirtio.spec import features as f
+from uvirtio.spec import mmio
 from uvirtio.spec.layout import Field, Layout, by_name
 from uvirtio.spec.status import Status, describe
 from uvirtio.transports.pci import PciModern
-from uvirtio.transports.register_names import of_pci
+from uvirtio.transports.register_names import MmioNames, of_pci
 from uvirtio.virtqueue.base import RingOptions
 from uvirtio.virtqueue.packed import PackedQueue, make_packed
 from uvirtio.virtqueue.split import SplitQueue, make_split
@@ -372,7 +373,10 @@ class Steps:
             Unfit: The device has no such structure.
         """
         if self.transport.kind.startswith("mmio"):
-            return cast(MmioWindow, self.transport.backend).registers
+            names = MmioNames()
+            names.layout = mmio.layout(self.legacy)
+            window = cast(MmioWindow, self.transport.backend).registers  # the transport closes it
+            return TracedRegisters(window, "mmio", self.log.append, names)
         if not isinstance(self.transport, PciModern):
             raise Unfit("this transport has no such registers")
         try:
