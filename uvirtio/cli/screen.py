@@ -22,6 +22,7 @@ from textual.widgets import DataTable, Footer, RichLog, Static
 
 from uvirtio.cli import output
 from uvirtio.cli.looks import age
+from uvirtio.errors import OperationFailed
 from uvirtio.sampling.sample import QueueSample, Sample, Source, Stopped
 
 _LATE = 1.0
@@ -82,6 +83,7 @@ class Top(App[None]):
 
         Raises:
             BaseException: What ended the source, if anything did.
+            OperationFailed: The application failed; Textual has printed how.
         """
         try:
             self.run()
@@ -90,7 +92,12 @@ class Top(App[None]):
         if self.error is not None:
             raise self.error
         if self.return_code:  # Textual has printed what went wrong in the application
-            raise RuntimeError("the screen was not left by a key")
+            raise OperationFailed(
+                "the screen was not left by a key",
+                seen="an error of the application, printed above",
+                expected="q, or a signal",
+                remedy="uvirtio top --batch prints lines of text",
+            )
 
     def end(self) -> None:
         """Stop the source and wait until it has left its device; idempotent."""
@@ -164,8 +171,8 @@ class Top(App[None]):
 
     def on_top_ended(self) -> None:
         """Leave, or stay for the reader of an error."""
-        if self.error is None or not isinstance(self.error, Exception):
-            self.exit()  # in order, or by a signal
+        if self._sample is None or not isinstance(self.error, Exception):
+            self.exit()  # in order, by a signal, or before there was anything to look at
             return
         log = self.query_one("#log", RichLog)
         log.write(Text(f"{output.printable(self.error)}", style=_BAD))

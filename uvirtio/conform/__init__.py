@@ -1,5 +1,4 @@
 """Does a device do what virtio 1.4 demands of devices: rows of the standard, each with a test, and their frame.
-them.
 
     report = uvirtio.conform.run("qemu:virtio-rng-pci")
     for result in report.bad:

@@ -10,7 +10,6 @@ from uvirtio.device.evidence import SAYS, of_queue
 from uvirtio.diag import datapath
 from uvirtio.diag.outcome import PathResult
 from uvirtio.errors import UvirtioError
-from uvirtio.sampling.ages import Ages
 from uvirtio.sampling.sample import QueueSample, Sample, Stopped, Tell, rate
 from uvirtio.spec import device_config
 from uvirtio.spec import features as f
@@ -121,7 +120,6 @@ class _Looks:
         self._device, self._tell, self._load = device, tell, load
         self._begin = self._before = device.clock.monotonic()
         self._number = 0
-        self._ages = {index: Ages(queue, device.clock.monotonic) for index, queue in sorted(device.queues.items())}
         self._kicks: dict[int, int] = {}
         self._completions: dict[int, int] = {}
         self._interrupts = 0
@@ -152,7 +150,7 @@ class _Looks:
         passed = now - self._before if self._number else 0.0
         config = self._read_config()
         counters = device.counters
-        queues = tuple(one for index in self._ages if (one := self._queue(index, passed)) is not None)
+        queues = tuple(one for index in sorted(device.queues) if (one := self._queue(index, passed)) is not None)
         events, self._events = tuple(self._events), []
         sample = Sample(
             number=self._number,
@@ -182,9 +180,9 @@ class _Looks:
         self._tell(sample)
 
     def _queue(self, index: int, passed: float) -> QueueSample | None:
-        queue = self._device.queues.get(index)
-        seen = None if queue is None else of_queue(queue)
-        if queue is None or seen is None:
+        queue = self._device.queues[index]
+        seen = of_queue(queue)
+        if seen is None:
             return None
         kicks, completions = self._kicks.get(index, 0), self._completions.get(index, 0)
         self._kicks[index], self._completions[index] = queue.kicks, queue.completions
@@ -195,7 +193,7 @@ class _Looks:
             size=seen.size,
             used=seen.size - seen.free,
             in_flight=seen.in_flight,
-            ages=self._ages[index].now(),
+            ages=tuple(seconds for _, seconds in seen.ages),
             kicks=queue.kicks,
             kicks_per_s=rate(queue.kicks, kicks, passed),
             completions=queue.completions,

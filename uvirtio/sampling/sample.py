@@ -24,7 +24,7 @@ class QueueSample:
     in_flight: int
     """Chains that the device has."""
     ages: tuple[float, ...]
-    """For how long it has had them, in seconds; the oldest first."""
+    """For how long it has had them, in seconds; the oldest first, 64 at most."""
     kicks: int
     kicks_per_s: float
     completions: int

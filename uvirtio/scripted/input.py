@@ -69,6 +69,11 @@ class Input(Model):
         self.statuses.append(struct.unpack("<HHi", data[: input.EVENT_SIZE]))
         return 0
 
+    def report(self, *events: tuple[int, int, int]) -> int:
+        """One update of several events, whole or not at all (5.8.6.2); how many events found a buffer."""
+        self.device.fetch(input.EVENTQ)
+        return self.inject(*events) if len(self.buffers) >= len(events) else 0
+
     def inject(self, *events: tuple[int, int, int], written: int = input.EVENT_SIZE) -> int:
         """Events as (type, code, value) into the buffers that wait, then one interrupt; how many found one."""
         self.device.fetch(input.EVENTQ)

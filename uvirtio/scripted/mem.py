@@ -113,7 +113,8 @@ class Mem(Model):
         self.device.check("MEM-REQ", len(data) == spec.REQUEST_SIZE, f"a request of {len(data)} bytes")
         self.device.check("MEM-REQ", chain.room >= spec.RESPONSE_SIZE, f"room for {chain.room} bytes")
         self.device.check("MEM-REQ", not any(data[2:8] + data[18:24]), "padding is not zero")
-        kind, addr, blocks = struct.unpack("<H6xQH6x", data)
+        # 5.15.6.3.2: whatever else a request has is ignored.
+        kind, addr, blocks = struct.unpack("<H6xQH6x", data[: spec.REQUEST_SIZE].ljust(spec.REQUEST_SIZE, b"\0"))
         self.requests.append((kind, addr, blocks))
         self.before(kind, addr, blocks)
         forced = self.script.popleft() if self.script else self.always

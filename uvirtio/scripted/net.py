@@ -125,7 +125,8 @@ class Net(Model):
         """Take a write to the configuration: a legacy interface's address, and nothing else (5.1.4.2)."""
         legal = not self.has(f.VERSION_1) and offset + width <= FIELDS["mac"].end
         self.device.check("NET-01", legal, f"{value} was written at {offset}")
-        super().write_config(offset, width, value)
+        if legal:
+            super().write_config(offset, width, value)
 
     # --- the driver's side ----------------------------------------------------------------------------------
 

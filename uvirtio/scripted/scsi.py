@@ -143,7 +143,8 @@ class ScsiHost(Model):
         """Take a write to the configuration, which a driver may do to two fields alone."""
         right = offset in (FIELDS["sense_size"].offset, FIELDS["cdb_size"].offset) and width == 4
         self.device.check("SCSI-01", right, f"{value} was written at {offset}")
-        super().write_config(offset, width, value)
+        if right:
+            super().write_config(offset, width, value)
 
     def handle(self, queue: int, chain: Chain) -> int | None:
         """Take a chain of any queue; the bytes written, or None where it is kept."""

@@ -70,3 +70,7 @@ def test_files_are_written_and_verdicts_compared(tmp_path: Path, capsys) -> None
     assert run(["conform", bad, *rows, *files]) == 0, "as expected"
     assert run(["conform", bad, *rows, "--junit", "/dev/full"]) == 1
     assert "cannot be written" in capsys.readouterr().err
+    expected.write_text("D-FEAT-09 good\n")
+    assert run(["conform", bad, *rows, *files]) == 2
+    told = capsys.readouterr()
+    assert f"{expected}:1 is no line of a list of verdicts" in told.err and not told.out, "told before the run"

@@ -25,7 +25,7 @@ from textual.pilot import Pilot
 from uvirtio.cli.screen import Top
 from uvirtio.device import OpenOptions
 from uvirtio.device.evidence import SAYS, Stall
-from uvirtio.errors import DeviceTimeout
+from uvirtio.errors import DeviceTimeout, OperationFailed, UsageError
 from uvirtio.sampling.driven import Driven
 from uvirtio.sampling.sample import QueueSample, Sample, Source, Stopped, Tell, VectorSample
 
@@ -228,6 +228,17 @@ def test_a_silent_device_does_not_freeze_the_screen_and_its_error_stays() -> Non
     assert isinstance(app.error, DeviceTimeout)
 
 
+def test_a_device_that_cannot_be_opened_leaves_no_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, leave = threading.Event(), Top.exit
+    monkeypatch.setattr(Top, "exit", lambda self: (leave(self), left.set()))
+
+    async def act(pilot: Pilot[None]) -> None:
+        assert await asyncio.to_thread(left.wait, 20)
+
+    app = shown(Driven("scripted:rng,nothing", OpenOptions(), interval=0.2), act)
+    assert isinstance(app.error, UsageError)
+
+
 def test_ctrl_c_is_the_signal_that_it_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     raised: list[int] = []
     monkeypatch.setattr(signal, "raise_signal", raised.append)
@@ -247,5 +258,5 @@ def test_what_ended_the_source_is_raised_when_the_screen_is_left(monkeypatch: py
     monkeypatch.setattr(app, "run", lambda: None)
     monkeypatch.setattr(Top, "return_code", 1)
     app.error = None
-    with pytest.raises(RuntimeError, match="not left by a key"):
+    with pytest.raises(OperationFailed, match="not left by a key"):
         app.show()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 
+import uvirtio
 from uvirtio.conform import Pace, battery
 from uvirtio.conform.result import Result
 from uvirtio.conform.row import Level
@@ -63,6 +65,17 @@ def test_its_mutant_is_caught(row):
         assert result.seen != obeying(row.id).seen
     else:
         assert result.verdict in FAILURES, (result.verdict, result.seen, result.log)
+
+
+@pytest.mark.parametrize("device", ["balloon", "blk", "mem", "net,features=0x100431028", "scsi"])
+def test_a_scripted_device_of_any_type_keeps_what_no_driver_may_write(device):
+    report = run(f"scripted:{device}", rows=[battery.find("D-CFG-05")])
+    assert report.counts == {"pass": 1}, report.results
+
+
+def test_the_example_of_the_page_holds():
+    page = (Path(uvirtio.__file__).parents[1] / "docs" / "conform.md").read_text(encoding="utf-8")
+    exec(page.partition("```python\n")[2].partition("```")[0], {})
 
 
 def test_ids_are_unique_and_rows_are_said_in_full():

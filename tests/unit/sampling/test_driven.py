@@ -10,9 +10,8 @@ import pytest
 
 import uvirtio
 from uvirtio import scripted
-from uvirtio.device import OpenOptions, QueueSpec
+from uvirtio.device import OpenOptions
 from uvirtio.errors import ConfigUnstable, DeviceTimeout
-from uvirtio.sampling.ages import Ages
 from uvirtio.sampling.driven import Driven
 from uvirtio.sampling.sample import Sample, Stopped
 from uvirtio.spec import features as f
@@ -146,56 +145,6 @@ def test_an_interruption_before_the_device_is_open_is_not_lost() -> None:
     source.interrupt(Signal())
     with pytest.raises(Signal):
         source.run(lambda _: None)
-
-
-# --- ages -----------------------------------------------------------------------------------------------------
-
-
-class Keeper(scripted.Model):
-    """Keeps each chain until it is told to return it."""
-
-    device_id = 63
-    queue_sizes = (8,)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.kept: list[scripted.Chain] = []
-
-    def handle(self, queue: int, chain: scripted.Chain) -> None:
-        self.kept.append(chain)
-
-
-@pytest.mark.parametrize("fixed", [False, True])
-def test_the_age_is_that_of_the_chain_whatever_the_order(fixed: bool) -> None:
-    model = Keeper()
-    with uvirtio.open(scripted.ScriptedDevice(model)) as device:
-        device.start(wanted=0, queues=[QueueSpec(0, "queue", size=8)])
-        block = device.dma.alloc(4096)
-        entries = [[(address, 16)] for address, _ in block.segments(0, 16) for _ in range(4)]
-        queue, clock = device.queues[0], [10.0]
-        if fixed:
-            queue.set_fixed([([], one) for one in entries])
-            queue.submit([0])  # before the watch
-        else:
-            queue.add([], entries[0], "a")
-            queue.kick()
-        ages = Ages(queue, lambda: clock[0])
-        for number, cookie in enumerate("bcd", 1):
-            clock[0] += 1
-            if fixed:
-                queue.submit([number])
-            else:
-                queue.add([], entries[number], cookie)
-                assert len(ages.now()) == number  # the device does not have it yet
-                queue.kick()
-        clock[0] = 20
-        assert ages.now() == (10, 9, 8, 7)
-        for place, left in ((2, (10, 9, 7)), (0, (9, 7)), (1, (9,)), (0, ())):
-            device_side = model.kept.pop(place)
-            model.device.complete(0, device_side)
-            (queue.reap_slots if fixed else queue.reap)()
-            assert ages.now() == left
-        block.close()
 
 
 def test_the_pulse_of_a_device_can_end_its_wait() -> None:

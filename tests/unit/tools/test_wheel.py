@@ -36,7 +36,7 @@ def test_a_wheel_has_what_a_packager_looks_for(names: dict[str, zipfile.ZipInfo]
         "uvirtio/udev-rules/uvirtio-node-safe",
         "uvirtio/udev-rules/README.md",
     }
-    groups = ("", "-balloon", "-blk", "-input", "-mem", "-rng")
+    groups = ("", "-balloon", "-blk", "-input", "-mem", "-net", "-rng", "-scsi")
     assert {one for one in share if one.startswith("man/")} == {f"man/man1/uvirtio{one}.1" for one in groups}
     assert names["data/share/uvirtio/udev-rules/uvirtio-node-safe"].external_attr >> 16 & 0o111
     assert {

@@ -130,10 +130,7 @@ class Qmp(Connection):
                     return found
                 if time.monotonic() >= deadline:
                     return []
-                try:
-                    self._keep(self._message(deadline))
-                except DeviceTimeout:
-                    pass
+                self.await_message(deadline)
 
     def await_message(self, deadline: float) -> None:
         """Take the next message, if one comes before ``deadline`` (of ``time.monotonic()``)."""

@@ -86,6 +86,7 @@ def conform(
     made for the run (qemu:, scripted:) gets all of it; any other only levels 0 to 2, and the rest by its option.
     """
     from uvirtio.conform import battery
+    from uvirtio.conform import expect as expectations
     from uvirtio.conform import implementation as implementations
     from uvirtio.conform.run import OURS, made_for_this, run
 
@@ -105,6 +106,7 @@ def conform(
     consent = made_for_this(dev) if dev.startswith(OURS) else _consent(faults, allow_write, host, flr)
     if allow_write is not None and dev.startswith(OURS):
         consent = _with_range(consent, allow_write)
+    before = expectations.read(expect) if expect is not None else None  # a bad file costs no run
     teller = _Teller(cmd, quiet=quiet)
     stopper = _Stopper()
     cmd.guard.watch(stopper)
@@ -123,7 +125,7 @@ def conform(
             )
     finally:
         cmd.guard.watch(None)
-    return _conclude(cmd, report, strict=strict, expect=expect, junit=junit, html=html)
+    return _conclude(cmd, report, strict=strict, expect=expect, before=before, junit=junit, html=html)
 
 
 def _consent(faults: bool, allow_write: str | None, host: bool, flr: bool) -> Consent:
@@ -267,21 +269,26 @@ def _explain(cmd: Command, row: Row) -> int:
 
 
 def _conclude(
-    cmd: Command, report: Report, *, strict: bool, expect: str | None, junit: str | None, html: str | None
+    cmd: Command,
+    report: Report,
+    *,
+    strict: bool,
+    expect: str | None,
+    before: dict[str, str] | None,
+    junit: str | None,
+    html: str | None,
 ) -> int:
-    """Write the files, print the counts, and return the exit code."""
+    """Write the files, print the counts, and return the exit code; ``before`` is what was in ``expect``."""
     from uvirtio.conform import expect as expectations
 
     code = report.exit_code(strict=strict)
     unwritten, changed = None, None
+    if before is not None:
+        changed = expectations.differences(report, before)
+        code = (1 if changed else 0) if code != 4 else code
     try:
-        if expect is not None:
-            before = expectations.read(expect)
-            if before is None:
-                content.into_file(expect, [expectations.text_of(report).encode()])
-            else:
-                changed = expectations.differences(report, before)
-                code = (1 if changed else 0) if code != 4 else code
+        if expect is not None and before is None:
+            content.into_file(expect, [expectations.text_of(report).encode()])
         if junit is not None:
             from uvirtio.conform.junit import junit_xml
 

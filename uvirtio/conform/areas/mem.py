@@ -1,0 +1,521 @@
+"""5.15: the memory device. A test plugs blocks that nobody has, and unplugs them again."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from uvirtio.conform.blocks import LOOKED_AT, PAGE, Answer, Blocks, Contents, again, place_of, started
+from uvirtio.conform.row import MODERN, Area, Level
+from uvirtio.conform.trial import Trial
+from uvirtio.conform.verdict import Outcome, Severity, free, rejected
+from uvirtio.spec import features as f
+from uvirtio.spec import mem
+from uvirtio.spec.mem import Request, Response, State
+from uvirtio.spec.status import Status
+
+AREA = Area("mem", 90, "5.15: memory, virtio-mem", transports=MODERN, types=frozenset({"mem"}))
+
+_FIXED: Final = ("block_size", "node_id", "addr", "region_size")
+_SIZES: Final = ("region_size", "usable_region_size", "plugged_size", "requested_size")
+_UNKNOWN: Final = 0x7FFF
+
+
+# --- the configuration (5.15.4) ---------------------------------------------------------------------------------
+
+
+@AREA.row(
+    "D-MEM-01",
+    "5.15.4.2",
+    "MUST NOT",
+    "block_size, node_id, addr and region_size never change without a system reset.",
+    severity=Severity.SILENT,
+)
+def fixed_fields(t: Trial) -> Outcome:
+    """The four are read before and after PLUG, STATE, UNPLUG and a device reset."""
+
+    def read() -> list[int]:
+        return [t.config_field(mem.CONFIG, name) for name in _FIXED]
+
+    with place_of(t) as blocks:
+        first = read()
+        seen = {}
+        for kind in (Request.PLUG, Request.STATE, Request.UNPLUG):
+            blocks.done(kind, blocks.first, 1)
+            seen[kind.name] = read()
+        again(blocks)
+        seen["a reset"] = read()
+        for what, now in seen.items():
+            t.expect(now == first, f"after {what}: {dict(zip(_FIXED, now, strict=True))}", f"{first}")
+    return None
+
+
+@AREA.row("D-MEM-02", "5.15.4.2", "MUST", "plugged_size follows what is plugged.")
+def plugged_size_follows(t: Trial) -> Outcome:
+    """Two blocks are plugged one after the other, and unplugged together."""
+    with place_of(t) as blocks:
+        before = blocks.field("plugged_size")
+        steps = ((Request.PLUG, 0, 1, 1), (Request.PLUG, 1, 1, 2), (Request.UNPLUG, 0, 2, 0))
+        for kind, place, count, plugged in steps:
+            blocks.done(kind, blocks.first + place, count)
+            seen, right = blocks.field("plugged_size"), before + plugged * blocks.size
+            t.expect(seen == right, f"plugged_size {seen:#x} after {kind.name}", f"{right:#x}")
+    return None
+
+
+@AREA.row("D-MEM-03", "5.15.4.2", "MUST", "usable_region_size is at least requested_size.")
+def usable_is_enough(t: Trial) -> Outcome:
+    """Both are read as they are, and, with consent, after the host changed its request."""
+    t.up()
+    for number in range(-1, 2 if t.consent.host else 0):
+        if number >= 0:
+            t.lever()(number)
+        usable, wanted = (t.config_field(mem.CONFIG, name) for name in ("usable_region_size", "requested_size"))
+        t.expect(usable >= wanted, f"usable {usable:#x}, requested {wanted:#x}", "enough for the request")
+    return None
+
+
+@AREA.row("D-MEM-04", "5.15.4.2", "MUST", "block_size is a power of two.", level=Level.LOOK)
+def block_size(t: Trial) -> Outcome:
+    """It is read."""
+    seen = t.config_field(mem.CONFIG, "block_size")
+    t.expect(seen > 0 and seen & (seen - 1) == 0, f"block_size {seen:#x}", "a power of two")
+    return None
+
+
+@AREA.row("D-MEM-05", "5.15.4.2", "MUST", "addr and all sizes are multiples of block_size.", level=Level.LOOK)
+def multiples(t: Trial) -> Outcome:
+    """They are read."""
+    size = t.config_field(mem.CONFIG, "block_size")
+    t.expect(size > 0, "block_size 0", "a power of two")
+    for name in ("addr", *_SIZES):
+        seen = t.config_field(mem.CONFIG, name)
+        t.expect(seen % size == 0, f"{name} {seen:#x}", f"a multiple of {size:#x}")
+    return None
+
+
+@AREA.row(
+    "D-MEM-07",
+    "5.15.4.2",
+    "MUST NOT",
+    "usable_region_size shrinks only with UNPLUG ALL or a system reset.",
+    severity=Severity.SILENT,
+    needs=frozenset({"host"}),
+)
+def usable_stays(t: Trial) -> Outcome:
+    """The host asks for more and then for less; the device is reset."""
+    blocks = started(t)
+    change = t.lever()
+    change(1)
+    most = blocks.field("usable_region_size")
+    change(0)
+    seen = blocks.field("usable_region_size")
+    t.expect(seen >= most, f"{seen:#x} after the host asked for less, before {most:#x}", "no less")
+    again(blocks)
+    seen = blocks.field("usable_region_size")
+    t.expect(seen >= most, f"{seen:#x} after a device reset, before {most:#x}", "no less")
+    return None
+
+
+@AREA.row(
+    "D-MEM-08",
+    "5.15.4.2",
+    "MUST",
+    "A change of the requested or usable size is notified.",
+    severity=Severity.SILENT,
+    needs=frozenset({"host"}),
+)
+def request_is_notified(t: Trial) -> Outcome:
+    """The host asks for another size while the device runs."""
+    change = t.lever()
+    change(0)
+    blocks = started(t, interrupts=True)
+    t.arrived()
+    before = blocks.field("requested_size")
+    change(1)
+    t.owe(lambda: blocks.field("requested_size") != before, "the new size does not show", "another size")
+    t.owe(lambda: t.arrived().config, "no configuration-change notification came", "one (5.15.4.2)")
+    return None
+
+
+@AREA.row("D-MEM-09", "5.15.4.2", "SHOULD NOT", "A change of plugged_size alone is not notified.")
+def plugging_is_quiet(t: Trial) -> Outcome:
+    """A block is plugged and unplugged, with interrupts that tell the causes apart."""
+    with place_of(t, interrupts=True) as blocks:
+        t.arrived()
+        for kind in (Request.PLUG, Request.UNPLUG):
+            blocks.done(kind, blocks.first, 1)
+            quiet = t.quiet(lambda: t.arrived().config)
+            t.expect(quiet, f"{kind.name} brings a configuration-change notification", "none")
+    return None
+
+
+# --- bring-up and resets (5.15.5) -------------------------------------------------------------------------------
+
+
+@AREA.row(
+    "D-MEM-10",
+    "5.15.5.2",
+    "MAY",
+    "FEATURES_OK may be refused without UNPLUGGED_INACCESSIBLE.",
+    level=Level.ODD,
+)
+def without_inaccessible(t: Trial) -> Outcome:
+    """The bit is offered and not accepted."""
+    t.need_feature(f.Mem.UNPLUGGED_INACCESSIBLE)
+    accepted = t.accepts(t.plain & ~f.mask(f.Mem.UNPLUGGED_INACCESSIBLE))
+    return free("accepted without it" if accepted else "refused without it")
+
+
+@AREA.row(
+    "D-MEM-11",
+    "5.15.5.2",
+    "MUST NOT",
+    "A device reset changes the state of no block.",
+    severity=Severity.SILENT,
+)
+def reset_keeps_states(t: Trial) -> Outcome:
+    """One block is plugged and its neighbours are not, before and after a reset."""
+    with place_of(t) as blocks:
+        blocks.done(Request.PLUG, blocks.first + 1, 1)
+        size = blocks.field("plugged_size")
+        again(blocks)
+        for place, state in ((0, State.UNPLUGGED), (1, State.PLUGGED), (2, State.UNPLUGGED)):
+            blocks.is_(blocks.first + place, 1, state)
+        seen = blocks.field("plugged_size")
+        t.expect(seen == size, f"plugged_size {seen:#x}", f"{size:#x} as before the reset")
+    return None
+
+
+@AREA.row(
+    "D-MEM-12",
+    "5.15.5.2",
+    "MUST NOT",
+    "A device reset changes no plugged memory.",
+    severity=Severity.MEMORY,
+)
+def reset_keeps_memory(t: Trial) -> Outcome:
+    """A pattern in a plugged block, before and after a reset."""
+    with place_of(t) as blocks, Contents(blocks, blocks.first) as contents:
+        blocks.done(Request.PLUG, blocks.first, 1)
+        contents.fill()
+        again(blocks)
+        t.expect(not contents.changed(), "plugged memory changed with a device reset", "the pattern")
+    return None
+
+
+@AREA.row(
+    "D-MEM-15",
+    "5.15.6.2",
+    "MUST NOT",
+    "Plugged memory is not modified.",
+    severity=Severity.MEMORY,
+)
+def plugged_memory_stays(t: Trial) -> Outcome:
+    """A pattern in a plugged block, while the next one is looked at, plugged and unplugged."""
+    with place_of(t) as blocks, Contents(blocks, blocks.first) as contents:
+        blocks.done(Request.PLUG, blocks.first, 1)
+        contents.fill()
+        for kind in (Request.STATE, Request.PLUG, Request.STATE, Request.UNPLUG):
+            blocks.done(kind, blocks.first + 1, 1)
+            t.expect(not contents.changed(), f"plugged memory changed with {kind.name}", "the pattern")
+    return None
+
+
+# --- requests that are wrong (5.15.6.3 to 5.15.6.6) --------------------------------------------------------------
+
+
+def _refused(blocks: Blocks, kind: Request, addr: int, count: int, what: str) -> None:
+    """One request has to be answered ERROR, and changes no size."""
+    before = blocks.field("plugged_size")
+    answer = blocks.ask(kind, count=count, addr=addr)
+    blocks.t.expect(answer.type == Response.ERROR, f"{what} is answered {answer}", "ERROR")
+    after = blocks.field("plugged_size")
+    blocks.t.expect(after == before, f"plugged_size {after:#x} after {what}", f"{before:#x}")
+
+
+def _unaligned(blocks: Blocks, kind: Request, place: int) -> None:
+    blocks.t.need(blocks.size > PAGE, "a block has one page")
+    start = blocks.addr + place * blocks.size
+    for offset in (1, PAGE):
+        _refused(blocks, kind, start + offset, 1, f"{kind.name} {offset} bytes into a block")
+
+
+def _outside(blocks: Blocks, kind: Request, plugged: bool) -> None:
+    """Below and beyond the usable region, across its end, and around the end of all addresses."""
+    blocks.t.need(blocks.addr >= blocks.size, "the region begins at 0")
+    end = blocks.addr + blocks.usable * blocks.size
+    what = f"{kind.name} outside of the usable region"
+    _refused(blocks, kind, blocks.addr - blocks.size, 1, what)
+    _refused(blocks, kind, end, 1, what)
+    # Across its end: the last block has to be what the request may have, or it is refused for that.
+    fits = blocks.state(blocks.usable - 1, 1) == (State.PLUGGED if plugged else State.UNPLUGGED)
+    if fits or kind is Request.STATE:
+        _refused(blocks, kind, end - blocks.size, 2, f"{kind.name} across the end of the usable region")
+    _refused(blocks, kind, -blocks.size, 2, f"{kind.name} around the end of all addresses")
+
+
+@AREA.row(
+    "D-MEM-21", "5.15.6.3.2", "MUST", "PLUG: ERROR if addr is not aligned to block_size.", level=Level.REGISTERS
+)
+def plug_unaligned(t: Trial) -> Outcome:
+    """One byte and one page into an unplugged block."""
+    with place_of(t) as blocks:
+        _unaligned(blocks, Request.PLUG, blocks.first)
+        blocks.is_(blocks.first, 3, State.UNPLUGGED)
+    return None
+
+
+@AREA.row("D-MEM-22", "5.15.6.3.2", "MUST", "PLUG: ERROR for no blocks.", level=Level.REGISTERS)
+def plug_none(t: Trial) -> Outcome:
+    """nb_blocks is 0."""
+    with place_of(t) as blocks:
+        _refused(blocks, Request.PLUG, blocks.addr + blocks.first * blocks.size, 0, "PLUG of 0 blocks")
+    return None
+
+
+@AREA.row("D-MEM-23", "5.15.6.3.2", "MUST", "PLUG: ERROR outside of the usable region.", level=Level.REGISTERS)
+def plug_outside(t: Trial) -> Outcome:
+    """Below it, beyond it, across its end, and around the end of all addresses."""
+    with place_of(t) as blocks:
+        _outside(blocks, Request.PLUG, plugged=False)
+    return None
+
+
+@AREA.row("D-MEM-24", "5.15.6.3.2", "MUST", "PLUG: ERROR if any block is plugged.", level=Level.REGISTERS)
+def plug_twice(t: Trial) -> Outcome:
+    """The plugged block itself, and two blocks of which it is the second."""
+    with place_of(t) as blocks:
+        blocks.done(Request.PLUG, blocks.first + 1, 1)
+        start = blocks.addr + blocks.first * blocks.size
+        _refused(blocks, Request.PLUG, start + blocks.size, 1, "PLUG of a plugged block")
+        _refused(blocks, Request.PLUG, start, 2, "PLUG of an unplugged and a plugged block")
+        blocks.is_(blocks.first, 1, State.UNPLUGGED)
+    return None
+
+
+@AREA.row("D-MEM-28", "5.15.6.4.2", "MUST", "UNPLUG: ERROR for unaligned, none, outside.", level=Level.REGISTERS)
+def unplug_wrongly(t: Trial) -> Outcome:
+    """Into a plugged block, 0 blocks, and below, beyond and across the usable region."""
+    with place_of(t) as blocks:
+        blocks.done(Request.PLUG, blocks.first, 2)
+        _unaligned(blocks, Request.UNPLUG, blocks.first)
+        _refused(blocks, Request.UNPLUG, blocks.addr + blocks.first * blocks.size, 0, "UNPLUG of 0 blocks")
+        _outside(blocks, Request.UNPLUG, plugged=True)
+        blocks.is_(blocks.first, 2, State.PLUGGED)
+    return None
+
+
+@AREA.row("D-MEM-29", "5.15.6.4.2", "MUST", "UNPLUG: ERROR if any block is unplugged.", level=Level.REGISTERS)
+def unplug_twice(t: Trial) -> Outcome:
+    """An unplugged block, and two blocks of which the first is plugged."""
+    with place_of(t) as blocks:
+        blocks.done(Request.PLUG, blocks.first, 1)
+        start = blocks.addr + blocks.first * blocks.size
+        _refused(blocks, Request.UNPLUG, start + blocks.size, 1, "UNPLUG of an unplugged block")
+        _refused(blocks, Request.UNPLUG, start, 2, "UNPLUG of a plugged and an unplugged block")
+        blocks.is_(blocks.first, 1, State.PLUGGED)
+    return None
+
+
+@AREA.row("D-MEM-35", "5.15.6.6.2", "MUST", "STATE: ERROR for unaligned, none, outside.", level=Level.REGISTERS)
+def state_wrongly(t: Trial) -> Outcome:
+    """Into a block, 0 blocks, and below, beyond and across the usable region."""
+    blocks = started(t)
+    t.need(blocks.usable > 0, "nothing is usable")
+    _unaligned(blocks, Request.STATE, 0)
+    _refused(blocks, Request.STATE, blocks.addr, 0, "STATE of 0 blocks")
+    _outside(blocks, Request.STATE, plugged=False)
+    return None
+
+
+@AREA.row("D-MEM-26", "5.15.6.3", "DESC", "PLUG beyond requested_size is answered NACK.", level=Level.REGISTERS)
+def plug_too_many(t: Trial) -> Outcome:
+    """One block more than the host wants."""
+    with place_of(t) as blocks:
+        more = (blocks.field("requested_size") - blocks.field("plugged_size")) // blocks.size + 1
+        t.need(more <= LOOKED_AT, f"the host wants {more - 1} blocks more")
+        blocks.find(more)
+        answer = blocks.ask(Request.PLUG, blocks.first, more)
+        t.expect(answer.type == Response.NACK, f"{more} blocks, one too many: {answer}", "NACK")
+        blocks.is_(blocks.first, more, State.UNPLUGGED)
+    return None
+
+
+@AREA.row(
+    "D-MEM-38",
+    "5.15.6",
+    "DESC",
+    "A request of unknown type is answered or refused, and survived.",
+    level=Level.RINGS,
+    severity=Severity.DEAD,
+)
+def unknown_request(t: Trial) -> Outcome:
+    """Type 0x7fff; it is answered, refused or passed over, and a reset mends it."""
+    blocks = started(t)
+    response = t.writable(mem.RESPONSE_SIZE)
+    posted = blocks.lane.post(t.readable(struct.pack("<H6xQH6x", _UNKNOWN, blocks.addr, 1)), response)
+    if t.serve(blocks.lane, posted, 2 * t.pace.watch):
+        return rejected(f"answered {Answer(int.from_bytes(response.data[:2], 'little'), 0)}")
+    return rejected("DEVICE_NEEDS_RESET" if t.status() & Status.DEVICE_NEEDS_RESET else "silence")
+
+
+# --- requests that are right (5.15.6.3 to 5.15.6.6) --------------------------------------------------------------
+
+
+@AREA.row("D-MEM-25", "5.15.6.3.2", "MUST", "PLUG: ACK if all were plugged, and plugged_size says so.")
+def plugs(t: Trial) -> Outcome:
+    """One block, and two."""
+    with place_of(t) as blocks:
+        before = blocks.field("plugged_size")
+        for count in (1, 2):
+            blocks.done(Request.PLUG, blocks.first, count)
+            blocks.is_(blocks.first, count, State.PLUGGED)
+            seen = blocks.field("plugged_size")
+            t.expect(seen == before + count * blocks.size, f"plugged_size {seen:#x}", f"{count} blocks more")
+            blocks.done(Request.UNPLUG, blocks.first, count)
+    return None
+
+
+@AREA.row("D-MEM-30", "5.15.6.4.2", "MUST", "UNPLUG: ACK if all were unplugged, and plugged_size says so.")
+def unplugs(t: Trial) -> Outcome:
+    """One block of two, the other one, and two together."""
+    with place_of(t) as blocks:
+        before = blocks.field("plugged_size")
+        for steps in (((1, 1), (0, 1)), ((0, 2),)):
+            blocks.done(Request.PLUG, blocks.first, 2)
+            left = 2
+            for place, count in steps:
+                blocks.done(Request.UNPLUG, blocks.first + place, count)
+                left -= count
+                blocks.is_(blocks.first + place, count, State.UNPLUGGED)
+                seen = blocks.field("plugged_size")
+                t.expect(seen == before + left * blocks.size, f"plugged_size {seen:#x}", f"{left} blocks more")
+    return None
+
+
+@AREA.row("D-MEM-36", "5.15.6.6.2", "MUST", "STATE: ACK with the state.")
+def answers_state(t: Trial) -> Outcome:
+    """Each of up to sixteen blocks: ACK, and one of the three states."""
+    blocks = started(t)
+    t.need(blocks.usable > 0, "nothing is usable")
+    for block in range(min(blocks.usable, 16)):
+        answer = blocks.ask(Request.STATE, block, 1)
+        t.expect(answer.type == Response.ACK, f"{answer} for block {block}", "ACK")
+        t.expect(answer.state in tuple(State), f"state {answer.state:#x} of block {block}", "0, 1 or 2")
+    return None
+
+
+@AREA.row(
+    "D-MEM-37",
+    "5.15.6.6.2",
+    "MUST",
+    "STATE: plugged, unplugged or mixed, as the blocks are.",
+    severity=Severity.SILENT,
+)
+def right_states(t: Trial) -> Outcome:
+    """Two plugged blocks and an unplugged one: each range of the three."""
+    with place_of(t) as blocks:
+        blocks.done(Request.PLUG, blocks.first, 2)
+        plugged, unplugged, mixed = State.PLUGGED, State.UNPLUGGED, State.MIXED
+        ranges = ((0, 1, plugged), (0, 2, plugged), (2, 1, unplugged), (1, 2, mixed), (0, 3, mixed))
+        for place, count, state in ranges:
+            blocks.is_(blocks.first + place, count, state)
+    return None
+
+
+@AREA.row(
+    "D-MEM-20",
+    "5.15.6.3.2",
+    "MUST",
+    "PLUG: all but the type and its data is ignored, the padding too.",
+    level=Level.REGISTERS,
+)
+def plug_with_junk(t: Trial) -> Outcome:
+    """Rubbish in the padding and behind the request."""
+    with place_of(t) as blocks:
+        blocks.done(Request.PLUG, blocks.first, 1, junk=True)
+        blocks.is_(blocks.first, 1, State.PLUGGED)
+    return None
+
+
+@AREA.row(
+    "D-MEM-27",
+    "5.15.6.4.2",
+    "MUST",
+    "UNPLUG: all but the type and its data is ignored, the padding too.",
+    level=Level.REGISTERS,
+)
+def unplug_with_junk(t: Trial) -> Outcome:
+    """Rubbish in the padding and behind the request."""
+    with place_of(t) as blocks:
+        blocks.done(Request.PLUG, blocks.first, 2)
+        blocks.done(Request.UNPLUG, blocks.first, 1, junk=True)
+        blocks.is_(blocks.first, 1, State.UNPLUGGED)
+        blocks.is_(blocks.first + 1, 1, State.PLUGGED)
+    return None
+
+
+@AREA.row(
+    "D-MEM-34",
+    "5.15.6.6.2",
+    "MUST",
+    "STATE: all but the type and its data is ignored, the padding too.",
+    level=Level.REGISTERS,
+)
+def state_with_junk(t: Trial) -> Outcome:
+    """The same block with and without rubbish in the padding and behind the request."""
+    blocks = started(t)
+    t.need(blocks.usable > 0, "nothing is usable")
+    plain, junk = blocks.ask(Request.STATE, 0, 1), blocks.ask(Request.STATE, 0, 1, junk=True)
+    t.expect(plain == junk, f"{junk}, state {junk.state}, with rubbish", f"{plain}, state {plain.state}")
+    return None
+
+
+def _none_plugged(blocks: Blocks) -> None:
+    """UNPLUG ALL is for a device of which nothing is in use."""
+    blocks.t.need(not blocks.field("plugged_size"), "some of its memory was plugged before the test")
+
+
+@AREA.row(
+    "D-MEM-31",
+    "5.15.6.5.2",
+    "MUST",
+    "UNPLUG ALL: all but the type is ignored.",
+    level=Level.REGISTERS,
+)
+def unplug_all_with_junk(t: Trial) -> Outcome:
+    """An address and a number of blocks that no other request may have, and rubbish in the padding and behind."""
+    with place_of(t) as blocks:
+        _none_plugged(blocks)
+        blocks.done(Request.PLUG, blocks.first, 1)
+        answer = blocks.ask(Request.UNPLUG_ALL, 0, 0x7FFF, addr=blocks.addr + 12345, junk=True)
+        t.need(answer.type != Response.BUSY, "BUSY")
+        t.expect(answer.type == Response.ACK, f"{answer}", "ACK")
+        t.expect(blocks.field("plugged_size") == 0, "something is still plugged", "nothing")
+    return None
+
+
+@AREA.row("D-MEM-32", "5.15.6.5.2", "MUST", "UNPLUG ALL: ACK when all is unplugged.")
+def unplugs_all(t: Trial) -> Outcome:
+    """With one block plugged, and again with none."""
+    with place_of(t) as blocks:
+        _none_plugged(blocks)
+        blocks.done(Request.PLUG, blocks.first + 1, 1)
+        for _ in range(2):
+            blocks.done(Request.UNPLUG_ALL)
+            if blocks.usable > blocks.first + 1:
+                blocks.is_(blocks.first + 1, 1, State.UNPLUGGED)
+    return None
+
+
+@AREA.row("D-MEM-33", "5.15.6.5.2", "MUST", "UNPLUG ALL: plugged_size is 0 once it is acknowledged.")
+def unplugged_size(t: Trial) -> Outcome:
+    """With two blocks plugged."""
+    with place_of(t) as blocks:
+        _none_plugged(blocks)
+        blocks.done(Request.PLUG, blocks.first, 2)
+        blocks.done(Request.UNPLUG_ALL)
+        seen = blocks.field("plugged_size")
+        t.expect(seen == 0, f"plugged_size {seen:#x}", "0")
+    return None
