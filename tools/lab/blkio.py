@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import shlex
 from pathlib import Path
 
-from lab import CHECKOUT, LabError, cache, debian
+from lab import CHECKOUT, LabError, cache, debian, unpacked
 from lab.process import run
 
 SUITE = "trixie"
@@ -20,13 +19,6 @@ READS = "blkio_reads"
 DAEMON = "qemu-storage-daemon"
 _PACKAGES = ("libblkio-dev", "qemu-utils")
 _SOURCE = CHECKOUT / f"tools/benches/{READS}.c"
-_LIBRARIES = "usr/lib/x86_64-linux-gnu"
-_LOADER = f"{_LIBRARIES}/ld-linux-x86-64.so.2"
-
-_WRAPPER = """\
-#!/bin/sh
-exec {root}/{loader} --argv0 "$0" --library-path {root}/{libraries} {program} "$@"
-"""
 
 
 def get() -> Path:
@@ -61,7 +53,7 @@ def _download(work: Path) -> None:
 
 
 def _compile(root: Path, work: Path) -> None:
-    library = root / _LIBRARIES / "libblkio.so"
+    library = root / unpacked.LIBRARIES / "libblkio.so"
     command = ["gcc", "-std=c11", "-D_GNU_SOURCE", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{root}/usr/include"]
     # What libblkio itself needs is of a newer C library than the one here.
     command += [str(_SOURCE), str(library), "-Wl,--allow-shlib-undefined", "-o", str(work / f"{READS}.bin")]
@@ -70,13 +62,4 @@ def _compile(root: Path, work: Path) -> None:
     except FileNotFoundError as error:
         raise LabError("no gcc on this machine; as root: apt-get install gcc libc6-dev") from error
     for name, program in ((READS, _programs() / f"{READS}.bin"), (DAEMON, root / "usr/bin" / DAEMON)):
-        wrapper = work / name
-        wrapper.write_text(
-            _WRAPPER.format(
-                root=shlex.quote(str(root)),
-                loader=_LOADER,
-                libraries=_LIBRARIES,
-                program=shlex.quote(str(program)),
-            )
-        )
-        wrapper.chmod(0o755)
+        unpacked.write(work / name, unpacked.script(root, program, loader=root / unpacked.LOADER))

@@ -161,7 +161,7 @@ def main(arguments: list[str]) -> int:
         if floors["qemu"] == _whole("qemu") and interpreter is None:
             steps += _benches(runner)
         if options.all and options.qemu_version is None:
-            steps += _own_daemons(runner, floors["qemu"])
+            steps += _own_daemons(runner, floors["qemu"], accept_expired=expired)
             for version in qemus.names():
                 steps += _qemu_floor(runner, floors["qemu"], version, accept_expired=expired)
         elif not options.paths and "vm" in floors and options.qemu_version is None:
@@ -344,14 +344,16 @@ def _daemon_files() -> list[Path]:
     return sorted((TESTS / "qemu").glob("test_vhost_user*.py"))
 
 
-def _own_daemons(runner: Runner, chosen: list[Chosen]) -> Iterator[tuple[str, Step]]:
+def _own_daemons(
+    runner: Runner, chosen: list[Chosen], *, accept_expired: bool = False
+) -> Iterator[tuple[str, Step]]:
     """The tests of vhost-user back ends, with those of this release that a plain run does not have."""
     name = "vhost-user daemons"
     files = [file for file in _daemon_files() if any(one.has(file) for one in chosen)]
     if not files:
         return
     try:
-        back_ends = daemons.get("")
+        back_ends = daemons.get("", accept_expired=accept_expired)
     except LabError as error:
         yield name, _failing(name, str(error))
         return

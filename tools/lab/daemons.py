@@ -1,23 +1,18 @@
 """Vhost-user back ends of a Debian release: downloaded by apt and unpacked, never installed.
 
-Each is started by its own dynamic loader, with the libraries that came with it, from a wrapper under its own name:
-to have the wrappers' folder in PATH is to have these programs. Libraries that none of them needs are removed.
+To have their folder in PATH is to have these programs. Libraries that none of them needs are removed.
 """
 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from lab import LabError, cache, debian, qemus
+from lab import LabError, cache, debian, qemus, unpacked
 from lab.debian import Apt
 from lab.process import run
-
-_LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
-_LOADER: Final = f"{_LIBRARIES}/ld-linux-x86-64.so.2"
 
 _TESTPMD: Final = "dpdk-testpmd"
 _DPDK: Final = ("dpdk-dev", f"usr/bin/{_TESTPMD}")
@@ -83,30 +78,20 @@ def _download(apt: Apt, work: Path, target: Path, programs: Iterable[tuple[str, 
     files = [work / file for _, file in programs]
     plugins = _plugins(work) if any(package == _DPDK[0] for package in packages) else []
     _keep(work, [*files, *plugins])
-    for name in ("loaders", "programs"):
-        (work / name).mkdir()
     for file in files:
-        # The kernel names a process by the file that it started, and that is the loader.
-        (work / "loaders" / file.name).symlink_to(f"../{_LOADER}")
-        wrapper = work / "programs" / file.name
         told = plugins if file.name == _TESTPMD else []
         program, *before = [target / one.relative_to(work) for one in (file, *told)]
-        wrapper.write_text(wrapper_text(target, program, before))
-        wrapper.chmod(0o755)
+        unpacked.place(work, file.name, wrapper_text(target, program, before))
 
 
 def wrapper_text(root: Path, program: Path, plugins: Iterable[Path] = ()) -> str:
     """The script that runs ``program``, which lies below ``root``; ``plugins`` are DPDK's."""
-    libraries = root / _LIBRARIES
-    words = [root / "loaders" / program.name, "--argv0", "$0", "--library-path", libraries, program]
-    words += [word for plugin in plugins for word in ("-d", plugin)]
-    quoted = ['"$0"' if word == "$0" else shlex.quote(str(word)) for word in words]
-    return f'#!/bin/sh\nexec {" ".join(quoted)} "$@"\n'
+    return unpacked.script(root, program, *(word for plugin in plugins for word in ("-d", plugin)))
 
 
 def _plugins(root: Path) -> list[Path]:
     """DPDK's drivers that testpmd is told of."""
-    folder = root / _LIBRARIES / "dpdk"
+    folder = root / unpacked.LIBRARIES / "dpdk"
     found = [file for name in _PLUGINS for file in folder.rglob(f"{name}.so.*") if not file.is_symlink()]
     if len(found) != len(_PLUGINS):
         raise LabError(f"not one each of {', '.join(_PLUGINS)} in {folder}")
@@ -115,10 +100,10 @@ def _plugins(root: Path) -> list[Path]:
 
 def _keep(root: Path, files: list[Path]) -> None:
     """Remove all that these files do not need, the libraries of others among it."""
-    libraries = root / _LIBRARIES
-    kept = {libraries / "ld-linux-x86-64.so.2", *files}
+    libraries, loader = root / unpacked.LIBRARIES, root / unpacked.LOADER
+    kept = {loader, *files}
     for file in files:
-        said = run([str(root / _LOADER), "--library-path", str(libraries), "--list", str(file)])
+        said = run([str(loader), "--library-path", str(libraries), "--list", str(file)])
         kept |= {Path(found) for found in re.findall(r"=> (/\S+)", said)}
     kept |= {file.resolve() for file in kept}
     names = {path.name for path in kept}

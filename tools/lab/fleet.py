@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from lab import CHECKOUT, LabError, cache, debian, process
+from lab import CHECKOUT, LabError, cache, debian, process, unpacked
 from lab.demo_host import Host
 from lab.kernels import Kernel
 from lab.vm import Config, Vm
@@ -34,7 +34,6 @@ ANSIBLE = "ansible-core~=2.19.0"
 _BOOT_SECONDS = 240.0
 _PLAY_SECONDS = 1500.0
 _SSH_PACKAGES = ("dropbear-bin", "libtomcrypt1", "libtommath1")
-_LIBRARIES = "usr/lib/x86_64-linux-gnu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +132,7 @@ class Fleet:
         self._keys = Path(self._stack.enter_context(_folder(cache.root(), ".fleet-")))
         self._short = Path(self._stack.enter_context(_folder(Path("/tmp"), "uvf-")))
         process.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "fleet", "-f", str(self._keys / "id")])
-        libraries = {**os.environ, "LD_LIBRARY_PATH": str(self._dropbear / _LIBRARIES)}
+        libraries = {**os.environ, "LD_LIBRARY_PATH": str(self._dropbear / unpacked.LIBRARIES)}
         keygen = self._dropbear / "usr/bin/dropbearkey"
         said = process.run([str(keygen), "-t", "ed25519", "-f", str(self._keys / "host")], env=libraries)
         match = re.search(r"^(ssh-ed25519 \S+)", said, re.MULTILINE)
@@ -162,7 +161,7 @@ class Fleet:
         vm = Vm(
             Config(
                 kernel=self._kernel,
-                command=["env", f"LD_LIBRARY_PATH={self._dropbear / _LIBRARIES}", *server],
+                command=["env", f"LD_LIBRARY_PATH={self._dropbear / unpacked.LIBRARIES}", *server],
                 iommu=machine.iommu,
                 memory="512M",
                 devices=[

@@ -11,7 +11,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab import LabError, cache, debian
+from lab import LabError, cache, debian, unpacked
 from lab.arches import AARCH64, X86_64, Arch
 from lab.debian import Apt
 from lab.process import run
@@ -26,16 +26,7 @@ PROGRAMS = {X86: "qemu-system-x86", AARCH64.qemu: "qemu-system-arm"}
 
 # Of all that an installed QEMU depends on: its libraries, its modules and its firmware.
 _NEEDED = re.compile(r"lib.*|qemu-system-.*|seabios|ipxe-qemu")
-_LIBRARIES = "usr/lib/x86_64-linux-gnu"
-_LOADER = f"{_LIBRARIES}/ld-linux-x86-64.so.2"
 _FIRMWARE = ("usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu")
-
-_WRAPPER = """\
-#!/bin/sh
-export QEMU_MODULE_DIR={root}/{libraries}/qemu
-exec {root}/loaders/{program} --argv0 "$0" --library-path {root}/{libraries} \\
-    {root}/usr/bin/{program} {firmware} "$@"
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,18 +88,12 @@ def _download(apt: Apt, work: Path, target: Path) -> None:
     """Unpack the QEMU of the suite into ``work``, which will be at ``target``."""
     print(f"lab: fetching QEMU of {apt.suite} (once; 90 MB, kept in {cache.root()})", flush=True)
     apt.extract([name for name in apt.needed(*PROGRAMS.values()) if _NEEDED.fullmatch(name)], work)
-    for name in ("loaders", "programs"):
-        (work / name).mkdir()
     for program in PROGRAMS:
-        # The kernel names a process by the file that it started, and that is the loader.
-        (work / "loaders" / program).symlink_to(f"../{_LOADER}")
-        wrapper = work / "programs" / program
-        wrapper.write_text(wrapper_text(target, program))
-        wrapper.chmod(0o755)
+        unpacked.place(work, program, wrapper_text(target, program))
 
 
 def wrapper_text(root: Path, program: str) -> str:
     """The script that runs ``program`` of the QEMU below ``root``."""
-    quoted = shlex.quote(str(root))
-    firmware = " ".join(f"-L {quoted}/{folder}" for folder in _FIRMWARE)
-    return _WRAPPER.format(root=quoted, libraries=_LIBRARIES, program=program, firmware=firmware)
+    firmware = [word for folder in _FIRMWARE for word in ("-L", root / folder)]
+    setting = f"export QEMU_MODULE_DIR={shlex.quote(str(root / unpacked.LIBRARIES / 'qemu'))}\n"
+    return unpacked.script(root, root / "usr/bin" / program, *firmware, setting=setting)

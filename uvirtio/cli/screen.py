@@ -171,8 +171,8 @@ class Top(App[None]):
 
     def on_top_ended(self) -> None:
         """Leave, or stay for the reader of an error."""
-        if self.error is None or not isinstance(self.error, Exception):
-            self.exit()  # in order, or by a signal
+        if self._sample is None or not isinstance(self.error, Exception):
+            self.exit()  # in order, by a signal, or before there was anything to look at
             return
         log = self.query_one("#log", RichLog)
         log.write(Text(f"{output.printable(self.error)}", style=_BAD))

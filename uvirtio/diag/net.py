@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from ipaddress import IPv4Address
-from typing import Any
 
 from uvirtio.device import Device, Observer
-from uvirtio.diag.outcome import Idle, PathResult
+from uvirtio.diag.outcome import Idle, PathResult, Witness
 from uvirtio.drivers.net import Net, RxMode
 from uvirtio.drivers.net.ping import arp_request, arp_told
 from uvirtio.errors import NetRefused
@@ -22,12 +20,12 @@ class NetPath(Idle):
     _PATIENCE = 0.5
     """Seconds to wait for an answer where nothing says that there is one."""
 
-    def __init__(self, device: Device, witness: Callable[..., Any] | None, ident: str | None) -> None:
+    def __init__(self, device: Device, witness: Witness | None, ident: str | None) -> None:
         """Take over the device; ``start`` brings it up.
 
         Args:
             device: An open network device.
-            witness: ``qmp(command, **arguments)`` of the guest machine that has it; None: there is none.
+            witness: QMP of the guest machine that has it; None: there is none.
             ident: Its id there.
         """
         self._device = device

@@ -35,10 +35,9 @@ class ScsiPath(Idle):
     def exercise(self) -> PathResult:
         """Ask for the units (REPORT LUNS, INQUIRY), read block 0 of the first disk, and use the control queue."""
         scsi, odd = self._scsi, []
+        # One command alone: a device that takes none is not mistaken for one that is busy.
         with suppress(ScsiRefusal):  # there need not be such a target
-            scsi.inquiry(
-                Lun(0)
-            )  # one command alone: a device that takes none is not mistaken for one that is busy
+            scsi.inquiry(Lun(0))
         try:
             units = scsi.scan()
         except ScsiRefusal as error:

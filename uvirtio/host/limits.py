@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from uvirtio.errors import LimitReached, UvirtioError
 
 _LIMITS = {
-    errno.EMFILE: ("RLIMIT_NOFILE", "descriptors", "ulimit -n 1024"),
-    errno.ETOOMANYREFS: ("RLIMIT_NOFILE", "descriptors", "ulimit -n 1024"),  # on their way through sockets
-    errno.EFBIG: ("RLIMIT_FSIZE", "bytes in a file", "ulimit -f unlimited"),
-    errno.ENOMEM: ("RLIMIT_AS", "bytes of address space", "ulimit -v unlimited"),
+    errno.EMFILE: ("RLIMIT_NOFILE", "descriptors", "n"),
+    errno.ETOOMANYREFS: ("RLIMIT_NOFILE", "descriptors", "n"),  # on their way through sockets
+    errno.EFBIG: ("RLIMIT_FSIZE", "bytes in a file", "f"),
+    errno.ENOMEM: ("RLIMIT_AS", "bytes of address space", "v"),
 }
+"""By error: the limit, what it counts, and its option of the shell's ulimit."""
 
 
 def reached(error: OSError, what: str) -> LimitReached | None:
@@ -38,7 +39,7 @@ def reached(error: OSError, what: str) -> LimitReached | None:
         return None
     import resource  # here: every start of the command would load it
 
-    name, unit, command = _LIMITS[error.errno]
+    name, unit, option = _LIMITS[error.errno]
     soft, hard = resource.getrlimit(getattr(resource, name))
     if soft == resource.RLIM_INFINITY:
         return LimitReached(
@@ -47,12 +48,15 @@ def reached(error: OSError, what: str) -> LimitReached | None:
             expected=f"more {unit}",
             remedy="free memory, or use less of it at once",
         )
-    above = "" if hard == resource.RLIM_INFINITY or hard > soft else f"; as root, since the hard limit is {hard}"
+    raised = f"raise the limit: ulimit -S -{option} $(ulimit -H -{option})"
+    if hard == soft:
+        more = 2 * hard if option == "n" else "unlimited"
+        raised = f"raise the limit as root, since the hard limit is {hard}, too: ulimit -{option} {more}"
     return LimitReached(
         f"{what}: {os.strerror(error.errno).lower()}",
         seen=f"{name} {soft}",
         expected=f"more {unit}",
-        remedy=f"raise the limit: {command}{above}",
+        remedy=raised,
     )
 
 

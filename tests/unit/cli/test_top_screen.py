@@ -25,7 +25,7 @@ from textual.pilot import Pilot
 from uvirtio.cli.screen import Top
 from uvirtio.device import OpenOptions
 from uvirtio.device.evidence import SAYS, Stall
-from uvirtio.errors import DeviceTimeout, OperationFailed
+from uvirtio.errors import DeviceTimeout, OperationFailed, UsageError
 from uvirtio.sampling.driven import Driven
 from uvirtio.sampling.sample import QueueSample, Sample, Source, Stopped, Tell, VectorSample
 
@@ -226,6 +226,17 @@ def test_a_silent_device_does_not_freeze_the_screen_and_its_error_stays() -> Non
 
     app = shown(Driven("scripted:rng,silent", OpenOptions(timeout=1.0), interval=0.2, load=10), act)
     assert isinstance(app.error, DeviceTimeout)
+
+
+def test_a_device_that_cannot_be_opened_leaves_no_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, leave = threading.Event(), Top.exit
+    monkeypatch.setattr(Top, "exit", lambda self: (leave(self), left.set()))
+
+    async def act(pilot: Pilot[None]) -> None:
+        assert await asyncio.to_thread(left.wait, 20)
+
+    app = shown(Driven("scripted:rng,nothing", OpenOptions(), interval=0.2), act)
+    assert isinstance(app.error, UsageError)
 
 
 def test_ctrl_c_is_the_signal_that_it_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -328,3 +328,9 @@ def test_what_is_no_socket_is_a_typed_error(path: str, tmp_path: Path, capsys: p
 def test_auto_is_for_addresses_of_qemu(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diag", "scripted:rng", "--qmp", "auto"]) == 2
     assert "--qmp SOCK" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("word", ["", "#dev0"])
+def test_no_socket_at_all_is_wrong_use(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diag", "scripted:rng", "--qmp", word]) == 2
+    assert "--qmp takes a socket" in capsys.readouterr().err

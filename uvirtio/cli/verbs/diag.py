@@ -78,6 +78,8 @@ def _asked(cmd: Command, dev: str, qmp: str | None) -> Iterator[Beside | None]:
     from uvirtio.backends.qemu.qmp import connect
 
     path, _, which = qmp.partition("#")
+    if not path:
+        raise UsageError("--qmp takes a socket", seen=qmp, expected="SOCK, SOCK#ID or auto")
     client = connect(path, cmd.options.timeout)
     try:
         beside = Beside(client.execute, which, aside=getattr(cmd.options.record, "aside", nullcontext))

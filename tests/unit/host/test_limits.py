@@ -1,0 +1,28 @@
+"""What to do about a limit that was reached: it is a command that raises the limit from where it is."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import subprocess
+
+import pytest
+
+from uvirtio.host import limits
+
+
+@pytest.mark.parametrize(("soft", "hard"), [(32, 96), (32, 32), (1024, resource.RLIM_INFINITY)])
+def test_the_remedy_raises_the_limit_or_says_who_may(
+    soft: int, hard: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (soft, hard))
+    error = limits.reached(OSError(errno.EMFILE, "too many"), "it cannot be opened")
+    assert error is not None and error.seen == f"RLIMIT_NOFILE {soft}" and error.remedy is not None
+    why, _, command = error.remedy.partition(": ")
+    if soft == hard:
+        assert "as root" in why and command == "ulimit -n 64"
+        return
+    assert "as root" not in why
+    script = f"ulimit -S -n 32 && {command} && ulimit -n"
+    told = subprocess.run(["sh", "-c", script], check=True, capture_output=True, text=True, timeout=60).stdout
+    assert int(told) > 32
