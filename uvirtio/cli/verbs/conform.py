@@ -209,7 +209,7 @@ class _Teller:
         if not self._cmd.json:
             what = f"{report.implementation} {report.version}".strip() or "not known"
             self._line(
-                f"{report.address}: {report.type}, {report.transport}, {report.ring} rings, {what}; {count} rows"
+                f"{report.address}: {report.type}, {report.transport}, {report.ring} rings, {what}; {_rows(count)}"
             )
 
     def tell(self, result: Result) -> None:
@@ -244,8 +244,12 @@ def _list(cmd: Command, rows: list[Row], dev: str) -> int:
         ("ROW", "SECTION", "LEVEL", "KEYWORD", "THE DEVICE MUST"),
         [(row.id, row.section, f"L{row.level.value}", row.keyword, row.title) for row in rows],
     )
-    cmd.line(f"{len(rows)} rows")
+    cmd.line(_rows(len(rows)))
     return 0
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'s' * (count != 1)}"
 
 
 def _explain(cmd: Command, row: Row) -> int:
