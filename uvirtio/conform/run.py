@@ -83,7 +83,7 @@ def run(
             bench.pace = _SCRIPTED
         report = _about(found, options, implementation or of(found), seed)
         known = quirks_of(report, all_quirks() if quirks is None else quirks)
-        fitting = [row for row in (battery.all_rows() if rows is None else rows) if _fits(row, found)]
+        fitting = [row for row in rows or battery.all_rows() if _fits(row, found)]
         on_device(report, len(fitting))
         for row in _ordered(fitting, seed):
             result = _one(bench, row, known.get(row.id))
