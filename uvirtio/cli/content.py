@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -144,7 +145,7 @@ def opened(source: str, *, wanted: bool = True) -> Iterator[BinaryIO]:
                 f"{source} is not a whole number of sectors",
                 seen=os.fstat(file.fileno()).st_size,
                 expected=f"a multiple of {SECTOR} bytes",
-                remedy="pad it: truncate -s %512 FILE",
+                remedy=f"pad it: truncate -s %{SECTOR} {shlex.quote(source)}",
             )
         yield file
 

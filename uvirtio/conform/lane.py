@@ -1,11 +1,13 @@
-"""A split virtqueue in the hands of a test: descriptors as the test wants them, and a ledger of what is out (2.7).
+"""A virtqueue in the hands of a test: descriptors as the test wants them, and a ledger of what is out (2.7).
 
 The ring's own memory comes from an ordinary queue, and is written through ``diag.raw``. What the device may not
-write is copied at each kick and compared at the next access (2.7.5.1).
+write is copied at each kick and compared at the next access (2.7.5.1). ``SplitLane`` is here, ``PackedLane`` in
+``packed_lane``.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -15,10 +17,14 @@ from uvirtio.diag.raw import Descriptor, RawSplit
 from uvirtio.errors import Misuse
 from uvirtio.interfaces.memory import Doorbell
 from uvirtio.spec import ring
+from uvirtio.virtqueue.base import VirtqueueBase
 from uvirtio.virtqueue.split import SplitQueue
 
 Element = Buffer | Piece
 """What a chain is made of."""
+
+UNKNOWN: Final = "D-USED-05"
+"""The row of a used element that names no chain that is out."""
 
 _STRAYS: Final = (
     "D-DESC-03: the descriptor table was written",
@@ -32,12 +38,15 @@ class Posted:
     """A chain that was laid into the ring."""
 
     head: int
+    """Of a packed ring: the buffer id."""
     descriptors: list[int]
     room: int
     """The bytes that the device may write to it."""
     elements: tuple[Element, ...] = field(repr=False)
     length: int | None = None
     """What the used element says; None: it did not come back yet."""
+    used_slot: int | None = None
+    """Of a packed ring: where its used slot is."""
 
 
 class Used(NamedTuple):
@@ -49,12 +58,12 @@ class Used(NamedTuple):
     """The chain; None: no chain with this head is out."""
 
 
-class Lane:
-    """One enabled split queue."""
+class Lane(ABC):
+    """One enabled queue of either format."""
 
-    kind = "split"
+    kind: str
 
-    def __init__(self, queue: SplitQueue, doorbell: Doorbell, *, with_data: bool, in_order: bool) -> None:
+    def __init__(self, queue: VirtqueueBase, doorbell: Doorbell, *, with_data: bool, in_order: bool) -> None:
         """Take over a queue that is enabled and that nothing else uses.
 
         Args:
@@ -71,13 +80,109 @@ class Lane:
         self.out: dict[int, Posted] = {}
         """The chains that were published and did not come back, by head, oldest first."""
         self.faults: list[str] = []
-        """What the used ring has that it should not, each with a row's id."""
+        """What the ring has as used that it should not, each with a row's id."""
         self.strays: list[str] = []
         """What the device wrote though it may not, each with a row's id."""
         self._with_data = with_data
         self._in_order = in_order
-        self._raw = RawSplit(queue)
         self._desc, self._driver, self._device = queue.areas
+
+    @abstractmethod
+    def chain(self, *elements: Element) -> Posted:
+        """Lay a chain of direct descriptors, not yet visible (2.7.5, 2.8.6).
+
+        Args:
+            *elements: Buffers and pieces, readable ones first.
+        """
+
+    @abstractmethod
+    def publish(self, *chains: Posted) -> None:
+        """Make chains visible to the device (2.7.6, 2.8.21), without a kick.
+
+        Args:
+            *chains: What ``chain`` or ``indirect`` returned.
+        """
+
+    def kick(self) -> None:
+        """Notify the device, whether or not it asks for it (2.7.13)."""
+        self._seal()
+        self.kicks += 1
+        # 2.9: with NOTIFICATION_DATA the upper half says where the driver is.
+        self.doorbell.ring(self.index | self._kick_data() << 16 if self._with_data else self.index)
+
+    @abstractmethod
+    def _kick_data(self) -> int:
+        """Where the next chain will be, as a kick with NOTIFICATION_DATA says it (2.9)."""
+
+    def post(self, *elements: Element) -> Posted:
+        """Lay a chain, publish it and kick.
+
+        Args:
+            *elements: Buffers and pieces, readable ones first.
+        """
+        posted = self.chain(*elements)
+        self.publish(posted)
+        self.kick()
+        return posted
+
+    @abstractmethod
+    def take(self) -> list[Used]:
+        """The used elements that are new since the last call, oldest first; the ledger is kept."""
+
+    def _done(self, posted: Posted) -> list[Posted]:
+        """The chains that a used element stands for, which are no longer out."""
+        # 2.7.9, 2.8.8: with IN_ORDER an element may stand for all chains up to the one that it names.
+        done = [posted]
+        if self._in_order:
+            heads = list(self.out)
+            done = [self.out[head] for head in heads[: heads.index(posted.head) + 1]]
+        for one in done:
+            del self.out[one.head]
+        return done
+
+    def _judge(self, posted: Posted, length: int) -> None:
+        """Note the length that a used element says (2.7.8, 2.8.4)."""
+        posted.length = length
+        if length > posted.room:
+            self.faults.append(f"D-USED-04: len {length} for a chain with {posted.room} writable bytes")
+
+    @abstractmethod
+    def compare(self) -> None:
+        """Note what changed since the last kick though the device may not write it (2.7.5.1, 2.8.15)."""
+
+    @abstractmethod
+    def _seal(self) -> None:
+        """Compare, and remember what the device may not write."""
+
+    def contents(self) -> tuple[bytes, bytes, bytes]:
+        """The three areas as they are now, to be compared with later."""
+        return bytes(self._desc.view), bytes(self._driver.view), bytes(self._device.view)
+
+    @abstractmethod
+    def words(self) -> str:
+        """Positions and flags in one line, for the log."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release the ring and its memory; only after a confirmed reset."""
+
+
+class SplitLane(Lane):
+    """One enabled split queue (2.7)."""
+
+    kind = "split"
+
+    def __init__(self, queue: SplitQueue, doorbell: Doorbell, *, with_data: bool, in_order: bool) -> None:
+        """Take over a queue that is enabled and that nothing else uses.
+
+        Args:
+            queue: The queue; closed with the lane.
+            doorbell: Its doorbell, the transport's.
+            with_data: NOTIFICATION_DATA was negotiated (2.9).
+            in_order: IN_ORDER was negotiated.
+        """
+        super().__init__(queue, doorbell, with_data=with_data, in_order=in_order)
+        self._raw = RawSplit(queue)
         self._free = list(range(self.size))
         self._seen = 0
         self._behind = min(ring.used_size(self.size), self._device.size)
@@ -142,23 +247,8 @@ class Lane:
         self.raw.show(*(chain.head for chain in chains))
         self._seal()
 
-    def kick(self) -> None:
-        """Notify the device, whether or not it asks for it (2.7.13)."""
-        self._seal()
-        self.kicks += 1
-        # 2.9: with NOTIFICATION_DATA the upper half is the available index.
-        self.doorbell.ring(self.index | self._raw.idx << 16 if self._with_data else self.index)
-
-    def post(self, *elements: Element) -> Posted:
-        """Lay a chain, publish it and kick.
-
-        Args:
-            *elements: Buffers and pieces, readable ones first.
-        """
-        posted = self.chain(*elements)
-        self.publish(posted)
-        self.kick()
-        return posted
+    def _kick_data(self) -> int:
+        return self._raw.idx
 
     # --- what the device wrote ------------------------------------------------------------------------------
 
@@ -187,7 +277,7 @@ class Lane:
         now = self._raw.used_idx
         count = (now - self._seen) & 0xFFFF
         if count > self.size:
-            self.faults.append(f"D-USED-05: used.idx went from {self._seen} to {now} of {self.size} entries")
+            self.faults.append(f"{UNKNOWN}: used.idx went from {self._seen} to {now} of {self.size} entries")
             count = 0
         self._raw.fence()
         found = []
@@ -201,19 +291,11 @@ class Lane:
     def _take_one(self, ident: int, length: int) -> Used:
         posted = self.out.get(ident)
         if posted is None:
-            self.faults.append(f"D-USED-05: a used element names {ident}, which is no chain that is out")
+            self.faults.append(f"{UNKNOWN}: a used element names {ident}, which is no chain that is out")
             return Used(ident, length, None)
-        # 2.7.9: with IN_ORDER an element may stand for all chains up to the one that it names.
-        done = [posted]
-        if self._in_order:
-            heads = list(self.out)
-            done = [self.out[head] for head in heads[: heads.index(ident) + 1]]
-        for one in done:
-            del self.out[one.head]
+        for one in self._done(posted):
             self._free += one.descriptors
-        posted.length = length
-        if length > posted.room:
-            self.faults.append(f"D-USED-04: len {length} for a chain with {posted.room} writable bytes")
+        self._judge(posted, length)
         return Used(ident, length, posted)
 
     def compare(self) -> None:
@@ -231,10 +313,6 @@ class Lane:
     def _fixed(self) -> tuple[bytes, bytes, bytes]:
         """What the device may not write: descriptor table, available ring, and what lies behind the used ring."""
         return bytes(self._desc.view), bytes(self._driver.view), bytes(self._device.view[self._behind :])
-
-    def contents(self) -> tuple[bytes, bytes, bytes]:
-        """The three areas as they are now, to be compared with later."""
-        return bytes(self._desc.view), bytes(self._driver.view), bytes(self._device.view)
 
     def words(self) -> str:
         """Indices and flags in one line, for the log."""

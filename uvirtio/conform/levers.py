@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from uvirtio.conform.verdict import Unfit
 from uvirtio.device import Device
@@ -77,6 +77,98 @@ def _moves(kind: str) -> Callable[[int], list[dict[str, Any]]]:
 
 _UPDATES: Final = {"keyboard": _keys, "mouse": _moves("rel"), "tablet": _moves("abs")}
 """What QMP input-send-event is given, by the model."""
+
+
+class Statistics:
+    """The host's side of a balloon's statistics (5.5.6.3); a context manager, which asks no more at its end."""
+
+    def ask(self) -> None:
+        """Ask for new ones, now or soon, which gives the buffer back."""
+        raise NotImplementedError
+
+    def rest(self) -> None:
+        """Ask no more."""
+
+    def read(self) -> dict[int, int]:
+        """The values that were told last, by tag."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.rest()
+
+
+def statistics(device: Device) -> Statistics:
+    """The host's side of a balloon's statistics.
+
+    Args:
+        device: The balloon.
+
+    Raises:
+        Unfit: There is no way to ask it.
+    """
+    backend = device.transport.backend
+    if isinstance(backend, ScriptedCore) and isinstance(backend.model, Balloon):
+        return _ScriptedStatistics(backend.model)
+    if device.guest is not None:
+        return _MachineStatistics(device.guest)
+    raise Unfit("its host cannot be asked for statistics")
+
+
+class _ScriptedStatistics(Statistics):
+    def __init__(self, model: Balloon) -> None:
+        self._model = model
+
+    def ask(self) -> None:
+        """The model gives its buffer back."""
+        self._model.ask_for_stats()
+
+    def read(self) -> dict[int, int]:
+        """What the model shows."""
+        return dict(self._model.shown)
+
+
+class _MachineStatistics(Statistics):
+    """QEMU: ``guest-stats`` and ``guest-stats-polling-interval`` of the balloon."""
+
+    def __init__(self, guest: GuestMachine) -> None:
+        self._guest = guest
+        self._path = f"/machine/peripheral/{guest.id}"
+
+    def _poll(self, seconds: int) -> None:
+        self._guest.qmp("qom-set", path=self._path, property="guest-stats-polling-interval", value=seconds)
+
+    def ask(self) -> None:
+        """Turn polling off and on again, which asks at once."""
+        self._poll(0)
+        self._poll(1)
+
+    def rest(self) -> None:
+        """Turn polling off."""
+        self._poll(0)
+
+    def read(self) -> dict[int, int]:
+        """What the object shows, without what it was not told."""
+        told = self._guest.qmp("qom-get", path=self._path, property="guest-stats")["stats"]
+        return {tag: told[name] for name, tag in _STATS.items() if told.get(name, _UNTOLD) not in (-1, _UNTOLD)}
+
+
+_UNTOLD: Final = (1 << 64) - 1
+_STATS: Final = {
+    "stat-swap-in": 0,
+    "stat-swap-out": 1,
+    "stat-major-faults": 2,
+    "stat-minor-faults": 3,
+    "stat-free-memory": 4,
+    "stat-total-memory": 5,
+    "stat-available-memory": 6,
+    "stat-disk-caches": 7,
+    "stat-htlb-pgalloc": 8,
+    "stat-htlb-pgfail": 9,
+}
+"""Tags (5.5.6.4) by QEMU's names."""
 
 
 def _scripted(device: ScriptedCore) -> Change:

@@ -12,8 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, cast
 
-from uvirtio.conform.lane import Lane
+from uvirtio.conform.lane import Lane, SplitLane
 from uvirtio.conform.memory import Arena, Buffer
+from uvirtio.conform.packed_lane import PackedLane
 from uvirtio.conform.verdict import Unfit, Violated
 from uvirtio.device import Device
 from uvirtio.errors import DeviceGone, UvirtioError
@@ -22,12 +23,14 @@ from uvirtio.interfaces.memory import Block, DmaSpace, Event, Registers
 from uvirtio.memory.quarantine import keep_for_ever
 from uvirtio.memory.trace import TracedRegisters
 from uvirtio.spec import features as f
+from uvirtio.spec import mmio
 from uvirtio.spec.layout import Field, Layout, by_name
 from uvirtio.spec.status import Status, describe
 from uvirtio.transports.pci import PciModern
-from uvirtio.transports.register_names import of_pci
+from uvirtio.transports.register_names import MmioNames, of_pci
 from uvirtio.virtqueue.base import RingOptions
-from uvirtio.virtqueue.split import make_split
+from uvirtio.virtqueue.packed import PackedQueue, make_packed
+from uvirtio.virtqueue.split import SplitQueue, make_split
 
 QUEUE_SIZE: Final = 64
 """Entries, where a test names no size and the device has as many; areas then fit a page."""
@@ -91,7 +94,7 @@ class Steps:
             pace: How long to wait.
             log: Where ``note`` writes.
             check: Called in each wait; raises what ends the run.
-            packed: Whether requests go over packed rings where a test leaves the choice.
+            packed: Whether requests go over packed rings where a test leaves the choice and the device has them.
             consent: What may be done to the device.
             first_status: What the status read when the device was opened; None: it may be another driver's.
         """
@@ -100,7 +103,7 @@ class Steps:
         self.type = device.type
         self.pace = pace
         self.log = log
-        self.packed = packed
+        self._packed = packed
         self.consent = consent
         self.first_status = first_status
         self.accepted = 0
@@ -219,6 +222,11 @@ class Steps:
         return self.transport.legacy
 
     @property
+    def packed(self) -> bool:
+        """Whether requests go over packed rings where a test leaves the choice."""
+        return self._packed and f.has(self.offered, f.RING_PACKED)
+
+    @property
     def offered(self) -> int:
         """The offered features; read once."""
         if self._offered is None:
@@ -290,12 +298,20 @@ class Steps:
             size = layout.size_max
         size = min(layout.size_max, QUEUE_SIZE) if size is None else size
         self.need(size <= layout.size_max, f"queue {index} has no {size} entries")
-        self.need(not self.has(f.RING_PACKED), "a test of split rings")
         options = RingOptions(fence=lambda: None, one_region=layout.one_region)
-        queue = make_split(index, size, self.dma, options)
+        how = {"with_data": self.has(f.NOTIFICATION_DATA), "in_order": self.has(f.IN_ORDER)}
+        queue: PackedQueue | SplitQueue
+        lane: Lane
+        if self.has(f.RING_PACKED):
+            queue = make_packed(index, size, self.dma, options)
+        else:
+            queue = make_split(index, size, self.dma, options)
         try:
             doorbell = self.transport.enable_queue(index, size, *queue.addresses)
-            lane = Lane(queue, doorbell, with_data=self.has(f.NOTIFICATION_DATA), in_order=self.has(f.IN_ORDER))
+            if isinstance(queue, PackedQueue):
+                lane = PackedLane(queue, doorbell, **how)
+            else:
+                lane = SplitLane(queue, doorbell, **how)
         except BaseException:
             self._rings_left(queue.close)
             raise
@@ -357,7 +373,10 @@ class Steps:
             Unfit: The device has no such structure.
         """
         if self.transport.kind.startswith("mmio"):
-            return cast(MmioWindow, self.transport.backend).registers
+            names = MmioNames()
+            names.layout = mmio.layout(self.legacy)
+            window = cast(MmioWindow, self.transport.backend).registers  # the transport closes it
+            return TracedRegisters(window, "mmio", self.log.append, names)
         if not isinstance(self.transport, PciModern):
             raise Unfit("this transport has no such registers")
         try:

@@ -45,6 +45,9 @@ class Balloon(Model):
         self.actual_writes: list[int] = []
         self.stats: list[dict[int, int]] = []
         self.stats_chain: Chain | None = None
+        self.shown: dict[int, int] = {}
+        """The statistics that its host shows: those with known tags, of the newest buffer."""
+        self._first_stats = True
         self.hints: list[tuple[str, int]] = []
         """What came on free_page_vq: ("command", id) or ("pages", bytes)."""
         self.opened: set[int] = set()
@@ -79,6 +82,8 @@ class Balloon(Model):
         """The device was reset: it holds nothing."""
         self.frames.clear()
         self.stats_chain = None
+        self.shown = {}
+        self._first_stats = True
         self.opened.clear()
         self.kept.clear()
 
@@ -156,7 +161,15 @@ class Balloon(Model):
         entries = dict(struct.iter_unpack("<HQ", data[: len(data) // 10 * 10]))
         check("BAL-S06", not self.stats or list(entries) == list(self.stats[-1]), "another set of statistics")
         self.stats.append(entries)
+        # 5.5.6.3.3: a legacy driver may put rubbish into the first buffer.
+        if f.has(self.device.driver_features, f.VERSION_1) or not self._first_stats:
+            self.show(entries)
+        self._first_stats = False
         self.stats_chain = chain
+
+    def show(self, entries: dict[int, int]) -> None:
+        """Take statistics over, without those that it does not know (5.5.6.3.2)."""
+        self.shown = {tag: value for tag, value in entries.items() if tag in tuple(balloon.Stat)}
 
     def _take_hint(self, chain: Chain) -> None:
         check = self.device.check
@@ -187,7 +200,7 @@ class Balloon(Model):
         check = self.device.check
         data = chain.data()
         check("BAL-PFN", not chain.writable and len(data) % 4 == 0, "PFN arrays are le32 and read-only")
-        pfns = list(struct.unpack(f"<{len(data) // 4}I", data))
+        pfns = list(struct.unpack(f"<{len(data) // 4}I", data[: len(data) // 4 * 4]))
         owned = {frame for block in self.device.memory.open_blocks() for frame in block.frames}
         for pfn in pfns:
             if role == "inflate":

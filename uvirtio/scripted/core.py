@@ -110,6 +110,8 @@ class ScriptedCore:
         self.removal: ScriptedEvent | None = ScriptedEvent() if removable else None
         self.notif_config_data = notif_config_data or {}
         self.admin = admin
+        if admin is not None:
+            admin.device = self
         self.kick_data: list[tuple[int, int]] = []
         """(queue, upper half) of each kick under NOTIFICATION_DATA."""
         self.can_reset = can_reset
@@ -131,6 +133,7 @@ class ScriptedCore:
         self._feature_reads = 0
         self._reset_done = 0.0
         self._reset_left: int | None = None
+        self._missed: list[tuple[int, bytes, bool]] = []
         self._power_on()
 
     # --- what it knows ------------------------------------------------------------------------------------------
@@ -326,14 +329,36 @@ class ScriptedCore:
                     self.check("INIT-01", bool(value & needs), f"{bit.name} without {needs.name}")
         # 2.1: DEVICE_NEEDS_RESET is ours, SUSPEND is nothing without its feature, and 0x20 is no bit.
         own = self._status & int(Status.DEVICE_NEEDS_RESET)
+        if not value & Status.DRIVER_OK:
+            own |= self._status & int(Status.SUSPEND)
         self._status = value & _DRIVERS_BITS | own
         if fresh & Status.FEATURES_OK:
             taken = self.driver_features
             unfit = not taken & f.mask(f.VERSION_1) or taken & ~self.offered
             if unfit or f.unmet(taken, f.device_dependencies(self.type)) or self._refuses():
                 self._status &= ~int(Status.FEATURES_OK)
-        if fresh & Status.DRIVER_OK:
+        if fresh & Status.DRIVER_OK and before & Status.SUSPEND:
+            self._resume()
+        elif fresh & Status.DRIVER_OK:
             self._go()
+        elif value & Status.SUSPEND and before & Status.DRIVER_OK and f.has(self.driver_features, f.SUSPEND):
+            self._suspend()
+
+    # --- suspend (3.4.2) ----------------------------------------------------------------------------------------
+
+    def _suspend(self) -> None:
+        """Answer what was kicked, and stop: without DRIVER_OK no queue is looked at."""
+        self.run()
+        self._status = self._status & ~int(Status.DRIVER_OK) | int(Status.SUSPEND)
+
+    def _resume(self) -> None:
+        """Work again: what the configuration missed is told now, and what waits in the queues is done."""
+        missed, self._missed = self._missed, []
+        for offset, data, interrupt in missed:
+            self.change_config(offset, data, interrupt=interrupt)
+        for index in range(len(self.queues)):
+            if self.fetch(index):
+                self.interrupt_queue(index)
 
     def _refuses(self) -> bool:
         faults, taken = self.faults, self.driver_features
@@ -357,6 +382,9 @@ class ScriptedCore:
         self._queue_select = 0
         self.config_vector = pci.NO_VECTOR
         self.isr = 0
+        missed, self._missed = self._missed, []
+        for offset, data, _ in missed:
+            self.change_config(offset, data, interrupt=False)
         self.kicked.clear()
         self.queues = [
             QueueState(self.faults.queue_size.get(index, size))
@@ -419,6 +447,9 @@ class ScriptedCore:
 
     def _device_write(self, offset: int, width: int, value: int) -> None:
         self.check("INIT-02", bool(self._status & Status.FEATURES_OK), "configuration was written in negotiation")
+        self.check("SUSP-05", not self._status & Status.SUSPEND, "configuration was written while suspended")
+        if self._status & Status.SUSPEND:
+            return
         if offset + width > len(self.model.config):
             self.check("CFG-04", False, f"a write at {offset:#x} of {len(self.model.config)} bytes")
             return
@@ -552,8 +583,14 @@ class ScriptedCore:
             self.line.fire()
 
     def change_config(self, offset: int, data: bytes, *, interrupt: bool = True) -> None:
-        """Change the device configuration as a device does: new generation, then the notification."""
+        """Change the device configuration as a device does: new generation, then the notification.
+
+        While the device is suspended nothing changes: all of it comes with the resume (3.4.2).
+        """
         with self.lock:
+            if self._status & Status.SUSPEND:
+                self._missed.append((offset, data, interrupt))
+                return
             self.model.config[offset : offset + len(data)] = data
             self._generation += 1
             # 4.1.4.3.1: a value that was read never comes again while there are changes, though it has 8 bits.

@@ -17,7 +17,7 @@ from uvirtio.scripted.parts import ScriptedEvent, Window
 from uvirtio.spec import features as f
 from uvirtio.spec import mmio, pci
 from uvirtio.spec.mmio import Way
-from uvirtio.spec.ring import legacy_layout
+from uvirtio.spec.ring import is_power_of_two, legacy_layout
 from uvirtio.spec.status import Status
 
 ADDRESS = "mmio:0xfeb02e00"
@@ -127,6 +127,8 @@ class ScriptedMmio(ScriptedCore):
 
     def _register_read(self, offset: int, width: int) -> int:
         name = self._name(offset, width, Way.W)
+        if width != 4:
+            return 0
         if name in self.identity:
             return self.identity[name]
         queue = self._queue()
@@ -140,7 +142,7 @@ class ScriptedMmio(ScriptedCore):
             case "QueueSizeMax":
                 if self.legacy:
                     self.check("MMIO-L03", not queue.addresses["queue_desc"], "QueueSizeMax of a live queue")
-                return queue.size
+                return queue.size_max
             case "QueueReady":
                 stuck = self.ready_stuck and queue.ring is not None
                 return int(bool(queue.enable or self.faults.enabled_before or stuck))
@@ -166,6 +168,8 @@ class ScriptedMmio(ScriptedCore):
 
     def _register_write(self, offset: int, width: int, value: int) -> None:
         name = self._name(offset, width, Way.R)
+        if width != 4:
+            return
         queue = self._queue()
         if name in ("QueueSize", *_HALVES):
             self.check("MMIO-13", not queue.enable, f"{name} was written while the queue is ready")
@@ -178,8 +182,8 @@ class ScriptedMmio(ScriptedCore):
                 self.check("MMIO-L02", not self.page_sizes, "GuestPageSize was written twice")
                 self.page_sizes.append(value)
             case "QueueAlign":
-                self.check("MMIO-L04", value == 4096, f"QueueAlign {value}")
-                self._aligned.add(self._queue_select)
+                self.check("MMIO-L04", is_power_of_two(value), f"QueueAlign {value}")
+                self._aligned[self._queue_select] = value
             case "QueuePFN":
                 self._write_frame(queue, value)
             case "DeviceFeaturesSel":
@@ -195,8 +199,10 @@ class ScriptedMmio(ScriptedCore):
             case "QueueSel":
                 self._queue_select = value
             case "QueueSize":
-                self.check("MMIO-12", 0 < value <= queue.size, f"QueueSize {value} of at most {queue.size}")
-                queue.size = value
+                fits = 0 < value <= queue.size_max
+                self.check("MMIO-12", fits, f"QueueSize {value} of at most {queue.size_max}")
+                if fits:
+                    queue.size = value
             case "QueueReady":
                 self._write_ready(queue, value)
             case "QueueNotify":
@@ -211,6 +217,10 @@ class ScriptedMmio(ScriptedCore):
                 self.check("QRST-01", value == 1, f"QueueReset {value}")
                 queue.reset_left = self.faults.queue_reset_reads
                 queue.enable, queue.ring = 0, None
+                # 2.6.1: all that was written for the queue is gone.
+                queue.size = queue.size_max
+                queue.addresses = dict.fromkeys(queue.addresses, 0)
+                self.model.queue_reset(self._queue_select)
 
     def _write_ready(self, queue: QueueState, value: int) -> None:
         if value:
@@ -230,7 +240,7 @@ class ScriptedMmio(ScriptedCore):
         self.check("MMIO-L03", not queue.addresses["queue_desc"], "QueuePFN of a live queue")
         if self.faults.never_enables:
             return
-        layout = legacy_layout(queue.size)
+        layout = legacy_layout(queue.size, self._aligned.get(self._queue_select, 4096))
         start = frame << 12
         places = (start + layout.desc, start + layout.avail, start + layout.used)
         queue.addresses = dict(zip(queue.addresses, places, strict=True))
@@ -252,7 +262,7 @@ class ScriptedMmio(ScriptedCore):
     def _power_on(self) -> None:
         super()._power_on()
         self.page_sizes = []
-        self._aligned: set[int] = set()
+        self._aligned: dict[int, int] = {}
 
     def _acknowledge(self, value: int) -> None:
         self.check("MMIO-18", not value & ~3, f"InterruptACK {value:#x}")

@@ -102,6 +102,8 @@ class Admin:
 
     queue_sizes: Sequence[int] = ()
     first = 0
+    device: Surroundings
+    """The device that it belongs to."""
 
     def reset(self) -> None:
         """The device was reset."""

@@ -145,7 +145,8 @@ class PackedDeviceRing(DeviceQueue):
             slot += 1
             if not flags & ring.DESC_F_NEXT:
                 break
-        obey("PKD-19", chain.head < self.size and chain.head not in self.out, f"buffer id {chain.head}")
+        # 2.8.6: the id is the driver's own, all 16 bits of it.
+        obey("PKD-19", chain.head not in self.out, f"buffer id {chain.head} is out already")
         total = sum(element.length for element in chain.elements)
         obey("SPL-04", total <= ring.MAX_CHAIN_BYTES, f"a list of {total} bytes")
         for place in chain.descriptors:
@@ -162,7 +163,8 @@ class PackedDeviceRing(DeviceQueue):
         chain.indirect = True
         chain.tables.append((address, length))
         for entry in struct.iter_unpack("<QIHH", self.memory.read(address, length)):
-            obey("PKD-12", not entry[3] & ~ring.DESC_F_WRITE, f"flags {entry[3]:#x} in an indirect table")
+            if entry[3] & ~ring.DESC_F_WRITE:  # wrong of the driver, and of no effect (2.8.7)
+                self.noted.append(f"PKD-12: flags {entry[3]:#x} in an indirect table")
             self._element(chain, entry[0], entry[1], entry[3])
 
     def _element(self, chain: Chain, address: int, length: int, flags: int) -> None:

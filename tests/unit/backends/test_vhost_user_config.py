@@ -14,7 +14,7 @@ import pytest
 import uvirtio
 from tests.fakes import played_vhost_user as played
 from tests.unit.backends.conftest import Play
-from uvirtio.backends.vhost_user import parse, spec
+from uvirtio.backends.vhost_user import fields, parse, spec
 from uvirtio.backends.vhost_user.peer import Peer
 from uvirtio.backends.vhost_user.spec import ProtocolFeature as P
 from uvirtio.backends.vhost_user.spec import Request as R
@@ -94,13 +94,14 @@ def test_fields_in_an_address() -> None:
     target = parse(f"vhost-user:net,mac={MAC},exec=daemon --fd={{fd}},mac=no")
     assert (target.command, target.given) == (("daemon", "--fd={fd},mac=no"), {"mac": MAC})
     assert parse("vhost-user:fs,tag=a b:s").given == {"tag": "a b"}
+    assert fields.config(parse("vhost-user:fs,tag=\udcff:s").given, 2)[:2] == b"\xff\0"  # a byte that is no UTF-8
     assert parse("vhost-user:blk:/run/s,exec=x").path == "/run/s,exec=x"
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("vhost-user:net,mac=52:54:/run/s", "is not MAC"),
+        ("vhost-user:net,mac=52:54:/run/s", "is not a MAC"),
         ("vhost-user:net,mac=53:54:00:12:34:56:/run/s", "group"),
         ("vhost-user:net,mac=00:00:00:00:00:00:/run/s", "no address"),
         (f"vhost-user:net,mac={MAC},mac={MAC}:/run/s", "once"),

@@ -111,3 +111,4 @@ def test_read_and_write(
     assert run(["scsi", "write", DEV, "2:300", "0", "--allow-write", "--json"]) == 2
     told = answer(capsys)["error"]
     assert told["code"] == "UV-USAGE-SIZE" and "0 of them were written" in told["seen"]
+    assert "dd bs=4096 conv=sync iflag=fullblock" in told["remedy"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -185,3 +187,19 @@ def test_sense_of_an_earlier_command_and_none_at_all():
     assert earlier is not None and earlier.deferred
     for data in (b"", b"\x70\0", b"\x72", bytes(18), b"\x7f" * 18):
         assert sense.decode(data) is None
+
+
+@pytest.mark.parametrize(
+    ("made", "error"),
+    [
+        (lambda: c.Command("short", b"\x12"), BadSize),
+        (lambda: c.Command("both", bytes(10), room=512, data=bytes(512)), UsageError),
+        (lambda: c.read(-1, 1, 512), BadSize),
+        (lambda: c.read(1 << 64, 1, 512), BadSize),
+        (lambda: c.read(0, 1 << 32, 512), BadSize),
+        (lambda: c.write(-1, bytes(512), 512), BadSize),
+    ],
+)
+def test_what_is_no_command(made: Callable[[], c.Command], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        made()

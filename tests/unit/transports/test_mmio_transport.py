@@ -358,7 +358,7 @@ def test_a_queue_that_never_becomes_ready_is_an_error():
 def test_a_maximum_that_shrinks_is_not_exceeded():
     scripted = ScriptedMmio(Rng())
     bare = transport(scripted)  # type: ignore[arg-type]
-    scripted.queues[0].size = 4
+    scripted.queues[0].size_max = 4
     with pytest.raises(QueueError, match="cannot have 8 entries"):
         bare.enable_queue(0, 8, 0x1000, 0x2000, 0x3000)
     assert not scripted.writes("mmio", mmio.QUEUE_SIZE)

@@ -83,8 +83,10 @@ def parse(address: str) -> Target:
         EnvironmentLack: The daemon of ``qsd/`` is not there.
     """
     text = address.removeprefix(VHOST_USER)
-    if "/" in text and text.startswith((f"{QSD}/", f"{QSD},")):
+    if text == QSD or text.startswith((f"{QSD}/", f"{QSD},")):
         at = end_of_keys(text)
+        if "/" not in text:
+            raise _bad(address, "no disk image follows")
         if at is None:
             path = text.partition(_BINARY)[2]
             raise missing(path.partition("/")[0] or path.rpartition("/")[0], _QSD_ANOTHER)
@@ -239,7 +241,9 @@ def _stat(file: str) -> None:
             f"there is no disk image {file}",
             seen=getattr(error, "strerror", None) or str(error),
             expected="a raw disk image",
-            remedy=f"make one: truncate -s 64M {shlex.quote(file)}",
+            remedy=f"make one: truncate -s 64M {shlex.quote(file)}"
+            if Path(file).parent.is_dir() and isinstance(error, FileNotFoundError)
+            else "name one in a directory that there is",
         ) from error
 
 

@@ -6,6 +6,7 @@ has them. Here the address does: ``vhost-user:fs,tag=shared:SOCKET``.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,11 +46,11 @@ def _wrong_mac(value: str) -> str:
 
 
 def _wrong_tag(value: str) -> str:
-    return "" if len(value.encode()) <= fs.TAG_SIZE else f"has more than {fs.TAG_SIZE} bytes (5.11.4)"
+    return "" if len(os.fsencode(value)) <= fs.TAG_SIZE else f"has more than {fs.TAG_SIZE} bytes (5.11.4)"
 
 
 KEYS: Final[dict[str, FieldKey]] = {
-    "mac": FieldKey(NET, r"(?i:[0-9a-f]{2}(?::[0-9a-f]{2}){5})", "MAC address: 52:54:00:12:34:56", _wrong_mac),
+    "mac": FieldKey(NET, r"(?i:[0-9a-f]{2}(?::[0-9a-f]{2}){5})", "a MAC address: 52:54:00:12:34:56", _wrong_mac),
     "tag": FieldKey(fs.TYPE, r"[^,:/\x00-\x1f]+", "the name of the filesystem", _wrong_tag),
 }
 """The keys that may stand behind the type in an address."""
@@ -86,7 +87,7 @@ def config(given: Mapping[str, str], queues: int) -> bytes:
         return _mac(given["mac"]) + _LINK_UP.to_bytes(2, "little") + (1).to_bytes(2, "little")
     if "tag" in given:
         # 5.11.4: tag, num_request_queues; the first queue is hiprio's.
-        return given["tag"].encode().ljust(fs.TAG_SIZE, b"\0") + max(1, queues - 1).to_bytes(4, "little")
+        return os.fsencode(given["tag"]).ljust(fs.TAG_SIZE, b"\0") + max(1, queues - 1).to_bytes(4, "little")
     return b""
 
 

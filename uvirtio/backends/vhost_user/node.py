@@ -38,6 +38,7 @@ from uvirtio.errors import (
 )
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.memory import Event
+from uvirtio.spec import blk
 from uvirtio.spec import features as f
 from uvirtio.spec.status import Status
 
@@ -297,7 +298,9 @@ class VhostUserNode:
             f"no back end listens on {self._path}",
             seen=seen,
             expected="the socket of a vhost-user back end",
-            remedy="start one: qemu-storage-daemon --export type=vhost-user-blk,...; or vhost-user:qsd/FILE",
+            remedy="start one: qemu-storage-daemon --export type=vhost-user-blk,...; or vhost-user:qsd/FILE"
+            if self._device_id == blk.TYPE
+            else "start one, or have it started: vhost-user:TYPE,exec=COMMAND",
         )
 
     def _greet(self, connection: Connection) -> None:

@@ -224,7 +224,7 @@ def _copy(file: BinaryIO, disk: Blk, first: int) -> int:
                 "the input ends within a sector",
                 seen=f"{(at - first) * SECTOR + len(piece)} bytes; {(at - first) * SECTOR} of them were written",
                 expected=f"a multiple of {SECTOR}",
-                remedy="pad it, for example with dd conv=sync",
+                remedy=f"pad it: ... | dd bs={SECTOR} conv=sync iflag=fullblock | uvirtio ...",
             )
         disk.write(at, piece)
         at += len(piece) // SECTOR

@@ -308,7 +308,7 @@ def _copy(file: BinaryIO, scsi: Scsi, lun: Lun, first: int, each: int) -> int:
                 "the input ends within a block",
                 seen=f"{(at - first) * each + len(piece)} bytes; {(at - first) * each} of them were written",
                 expected=f"a multiple of {each}",
-                remedy="pad it, for example with dd conv=sync",
+                remedy=f"pad it: ... | dd bs={each} conv=sync iflag=fullblock | uvirtio ...",
             )
         scsi.write(lun, at, piece)
         at += len(piece) // each

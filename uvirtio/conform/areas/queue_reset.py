@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from uvirtio.conform.areas.split import batch, fitting, only, split
 from uvirtio.conform.exchange import EXCHANGES
 from uvirtio.conform.lane import Lane
 from uvirtio.conform.row import PCI, Area
+from uvirtio.conform.traffic import batch, fitting
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity
 from uvirtio.interfaces.transport import ResetsQueues
@@ -22,7 +22,7 @@ _RESET: Final = f.mask(f.RING_RESET)
 def _with_reset(t: Trial, *, interrupts: bool = False) -> tuple[Lane, ResetsQueues]:
     t.need_feature(f.RING_RESET)
     t.need(isinstance(t.transport, ResetsQueues), "this transport resets no queue by itself")
-    lane = split(t, also=_RESET, interrupts=interrupts)
+    lane = t.start(also=_RESET, interrupts=interrupts)
     assert isinstance(t.transport, ResetsQueues)
     return lane, t.transport
 
@@ -123,7 +123,6 @@ def enabled_again_with_another_size(t: Trial) -> Outcome:
 def others_go_on(t: Trial) -> Outcome:
     """Another queue of the device is reset three times between requests."""
     t.need_feature(f.RING_RESET)
-    only(t)
     main = t.exchange.queue
     other = 1 - main
     lane = t.start(also=_RESET, queues=[main, other])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Final
 
 from uvirtio.conform.exchange import EXCHANGES
-from uvirtio.conform.lane import Element, Lane, Posted, Used, flat, table_of
-from uvirtio.conform.memory import Buffer, Piece
+from uvirtio.conform.lane import Lane, SplitLane, flat, table_of
 from uvirtio.conform.row import ANY, MODERN, Area, Level
+from uvirtio.conform.traffic import all_used, batch, cut, fitting, nothing_more, ordered, unwritten
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity, free, rejected
 from uvirtio.diag.raw import Descriptor
@@ -29,17 +28,18 @@ def only(t: Trial) -> None:
     t.need(not t.packed, "a test of split rings")
 
 
-def split(t: Trial, *, also: int = 0, interrupts: bool = False, size: int | None = None) -> Lane:
-    """Bring the device up with a split ring."""
+def split(t: Trial, *, also: int = 0, interrupts: bool = False, size: int | None = None) -> SplitLane:
+    """Bring the device up with a split ring; a test that has another ring too calls ``Trial.start``."""
     only(t)
-    return t.start(also=also, interrupts=interrupts, size=size)
+    lane = t.start(also=also, interrupts=interrupts, size=size)
+    assert isinstance(lane, SplitLane)
+    return lane
 
 
 # --- descriptors (2.7.5) ----------------------------------------------------------------------------------------
 
 
-def _untouched(t: Trial, ident: str) -> None:
-    lane = split(t)
+def _untouched(t: Trial, lane: Lane, ident: str) -> None:
     t.good(lane, 3)
     strays = [one for one in t.look() if one.startswith(ident)]
     t.expect(not strays, "; ".join(strays), "no such write")
@@ -49,35 +49,25 @@ def _untouched(t: Trial, ident: str) -> None:
 def readable_buffers_stay(t: Trial) -> Outcome:
     """Readable buffers are compared after three good requests; one that no request has lies beside them."""
     t.note("the frame compares these in every test")
-    _untouched(t, "D-DESC-01")
+    _untouched(t, split(t), "D-DESC-01")
     return None
 
 
 @AREA.row("D-DESC-03", "2.7.5.1", "MUST NOT", "Write no descriptor table entry.", severity=Severity.MEMORY)
 def descriptors_stay(t: Trial) -> Outcome:
     """The whole table, and the available ring, are compared after three good requests."""
-    _untouched(t, "D-DESC-03")
+    _untouched(t, split(t), "D-DESC-03")
     return None
 
 
 @AREA.row("D-DESC-04", "2.7.5.1", "DESC", "Write nothing beyond a buffer's length.", severity=Severity.MEMORY)
 def guards_stay(t: Trial) -> Outcome:
     """64 guard bytes around every writable buffer are compared after three good requests."""
-    _untouched(t, "D-DESC-04")
+    _untouched(t, t.start(), "D-DESC-04")
     return None
 
 
 # --- framing (2.7.4) --------------------------------------------------------------------------------------------
-
-
-def cut(elements: Sequence[Buffer], count: int) -> list[Piece]:
-    """The buffers in ``count`` pieces each, as far as they have bytes for it."""
-    pieces: list[Piece] = []
-    for buffer in elements:
-        many = min(count, buffer.size)
-        bounds = [buffer.size * number // many for number in range(many + 1)]
-        pieces += [buffer.part(start, end - start) for start, end in pairwise(bounds)]
-    return pieces
 
 
 @AREA.row(
@@ -90,9 +80,9 @@ def cut(elements: Sequence[Buffer], count: int) -> list[Piece]:
 )
 def any_framing(t: Trial) -> Outcome:
     """A good request whose buffers are cut into 1, 2, 7 and 16 pieces each, down to single bytes."""
-    lane = split(t)
+    lane = t.start()
     for count in (1, 2, 7, 16):
-        elements = t.exchange.elements(t)
+        elements = ordered(t)
         pieces = cut(elements, count)
         if len(pieces) > lane.size:
             continue
@@ -122,10 +112,9 @@ def longest_chain(t: Trial) -> Outcome:
 # --- indirect descriptors (2.7.5.3) -----------------------------------------------------------------------------
 
 
-def _indirect(t: Trial) -> Lane:
-    only(t)
+def _indirect(t: Trial) -> SplitLane:
     t.need_feature(f.INDIRECT_DESC)
-    return t.start(also=f.mask(f.INDIRECT_DESC))
+    return split(t, also=f.mask(f.INDIRECT_DESC))
 
 
 @AREA.row(
@@ -173,7 +162,7 @@ def direct_then_indirect(t: Trial) -> Outcome:
 # --- faults: each is survived, and a reset mends it (2.7) -------------------------------------------------------
 
 
-def _survived(t: Trial, lane: Lane) -> Outcome:
+def _survived(t: Trial, lane: SplitLane) -> Outcome:
     """What became of invalid input; the frame sees whether the device works after its reset."""
     before = lane.used_idx
     lane.kick()
@@ -186,7 +175,7 @@ def _survived(t: Trial, lane: Lane) -> Outcome:
     return rejected("silence")
 
 
-def _fault(t: Trial, lay: Callable[[Trial, Lane], None]) -> Outcome:
+def _fault(t: Trial, lay: Callable[[Trial, SplitLane], None]) -> Outcome:
     lane = split(t)
     t.good(lane)
     lay(t, lane)
@@ -210,7 +199,7 @@ def head_beyond(t: Trial) -> Outcome:
 def loop(t: Trial) -> Outcome:
     """Two descriptors that link to each other."""
 
-    def lay(t: Trial, lane: Lane) -> None:
+    def lay(t: Trial, lane: SplitLane) -> None:
         raw, buffer = lane.raw, t.writable(8)
         for number in (0, 1):
             flags = ring.DESC_F_WRITE | ring.DESC_F_NEXT
@@ -231,7 +220,7 @@ def loop(t: Trial) -> Outcome:
 def index_jumps(t: Trial) -> Outcome:
     """avail.idx moves on by the size of the queue and one more."""
 
-    def lay(t: Trial, lane: Lane) -> None:
+    def lay(t: Trial, lane: SplitLane) -> None:
         raw = lane.raw
         raw.idx = raw.idx + lane.size + 1
         raw.fence()
@@ -250,7 +239,7 @@ def index_jumps(t: Trial) -> Outcome:
 def wrong_order(t: Trial) -> Outcome:
     """A writable buffer, then a readable one."""
 
-    def lay(t: Trial, lane: Lane) -> None:
+    def lay(t: Trial, lane: SplitLane) -> None:
         writable, readable = t.writable(8), t.readable(bytes(8))
         lane.publish(lane.chain(writable, readable))
 
@@ -414,23 +403,6 @@ def quiet_before_the_event(t: Trial) -> Outcome:
 
 # --- the used ring (2.7.8) --------------------------------------------------------------------------------------
 
-_RUN: Final = 8
-"""Bytes that keep their pattern by chance with a probability of 2**-64."""
-
-
-def unwritten(elements: Sequence[Element], length: int) -> str | None:
-    """Where the first ``length`` writable bytes hold what they held; None: nowhere for long."""
-    start = 0
-    for buffer in elements:
-        if not isinstance(buffer, Buffer) or not buffer.writable:
-            continue
-        for begin, end in buffer.untouched():
-            end = min(end, length - start)
-            if end - begin >= min(_RUN, buffer.size):
-                return f"bytes {start + begin} to {start + end} are as they were, and len is {length}"
-        start += buffer.size
-    return None
-
 
 @AREA.row(
     "D-USED-02",
@@ -442,7 +414,7 @@ def unwritten(elements: Sequence[Element], length: int) -> str | None:
 )
 def len_is_written(t: Trial) -> Outcome:
     """Good requests into buffers full of a pattern: no run of it is left within len."""
-    lane = split(t)
+    lane = t.start()
     for _ in range(3):
         elements, posted = t.request(lane)
         lane.publish(posted)
@@ -479,23 +451,10 @@ def len_of_readable_chains(t: Trial) -> Outcome:
 )
 def len_within_the_chain(t: Trial) -> Outcome:
     """Three good requests."""
-    lane = split(t)
+    lane = t.start()
     for posted in t.good(lane, 3):
         t.expect((posted.length or 0) <= posted.room, f"len {posted.length} of {posted.room} bytes", "no more")
     return None
-
-
-def batch(t: Trial, lane: Lane, count: int) -> list[Posted]:
-    """Publish good requests together, with one kick."""
-    chains = [t.request(lane)[1] for _ in range(count)]
-    lane.publish(*chains)
-    lane.kick()
-    return chains
-
-
-def fitting(t: Trial, lane: Lane) -> int:
-    """How many good requests fit a lane."""
-    return max(1, min(8, lane.size // len(t.exchange.elements(t))))
 
 
 @AREA.row(
@@ -515,13 +474,13 @@ def used_ids(t: Trial) -> Outcome:
 @AREA.row("D-USED-06", "2.7.8", "DESC", "Every posted chain comes back once.", severity=Severity.SILENT)
 def each_comes_back(t: Trial) -> Outcome:
     """A batch of requests: as many used elements, each for another chain, and none behind them."""
-    lane = split(t)
+    lane = t.start()
     count = fitting(t, lane)
     chains = batch(t, lane, count)
     t.await_used(lane, count)
     back = sum(chain.length is not None for chain in chains)
     t.expect(back == count, f"{back} of {count} chains came back", "each of them")
-    t.expect(t.quiet(lambda: lane.used_idx != count), f"used.idx is {lane.used_idx}", f"{count}")
+    nothing_more(t, lane)
     return None
 
 
@@ -537,27 +496,16 @@ def each_comes_back(t: Trial) -> Outcome:
 def in_order(t: Trial) -> Outcome:
     """Batches: a used element stands for all chains up to the one that it names, so all of them are written."""
     t.need_feature(f.IN_ORDER)
-    lane = split(t, also=f.mask(f.IN_ORDER))
+    lane = t.start(also=f.mask(f.IN_ORDER))
     for _ in range(3):
         requests = [t.request(lane) for _ in range(fitting(t, lane))]
         lane.publish(*(posted for _, posted in requests))
         lane.kick()
-        _all_used(t, lane)
+        all_used(t, lane)
         for number, (elements, posted) in enumerate(requests):
             wrong = unwritten(elements, posted.room)
             t.expect(wrong is None, f"request {number} of a batch counts as used, and {wrong}", "their own order")
     return None
-
-
-def _all_used(t: Trial, lane: Lane) -> list[Used]:
-    found: list[Used] = []
-
-    def done() -> bool:
-        found.extend(lane.take())
-        return not lane.out
-
-    t.owe(done, f"{len(lane.out)} requests were not used", "all used")
-    return found
 
 
 # --- available-buffer notifications (2.7.10) --------------------------------------------------------------------
@@ -587,23 +535,22 @@ def used_flags_with_event_idx(t: Trial) -> Outcome:
 @AREA.row("D-AVS-03", "2.7.10.2", "MUST", "Unneeded notifications are handled.", level=Level.ODD)
 def spurious_kicks(t: Trial) -> Outcome:
     """Kicks before, between and after requests, some while the device asks for none."""
-    lane = split(t)
+    lane = t.start()
     for _ in range(4):
         lane.kick()
         t.good(lane)
         lane.kick()
-    count = lane.used_idx
-    t.expect(count == 4, f"used.idx {count} after four requests", "4")
+    nothing_more(t, lane)
     return None
 
 
 @AREA.row("D-NOTE-01", "2.3", "DESC", "A kick for an empty queue is harmless.", level=Level.ODD)
 def empty_kicks(t: Trial) -> Outcome:
     """A hundred kicks with nothing new: nothing is used, and a request is served."""
-    lane = split(t)
+    lane = t.start()
     for _ in range(100):
         lane.kick()
-    t.expect(t.quiet(lambda: lane.used_idx != 0), f"used.idx {lane.used_idx} with nothing posted", "0")
+    nothing_more(t, lane)
     t.good(lane)
     return None
 

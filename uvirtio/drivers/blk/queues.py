@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 
 from uvirtio.drivers.blk.disk import Disk
 from uvirtio.drivers.blk.request import Request, RequestQueue, Slot
-from uvirtio.errors import Closed, ProtocolError, QueueFull, UsageError, UvirtioError
+from uvirtio.drivers.requests import BaseRequestQueues
+from uvirtio.errors import ProtocolError, UvirtioError
 from uvirtio.spec import blk as spec
 from uvirtio.spec.blk import Status
 from uvirtio.virtqueue import Completion, Virtqueue
@@ -26,7 +27,7 @@ _LOOK = 256
 """Calls between two checks for configuration changes and removal."""
 
 
-class RequestQueues:
+class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
     """All request queues of a started disk."""
 
     def __init__(self, disk: Disk, *, depth: int, request_size: int) -> None:
@@ -41,81 +42,16 @@ class RequestQueues:
             ConfigError: Not even one sector fits the device's limits.
             MemlockExceeded, HugePagesLack, OperationFailed: There is no memory for the requests.
         """
-        self._disk = disk
-        self._device = device = disk.device
-        config = disk.config
-        self._free: list[RequestQueue] = []
-        """Queues that are not taken by a burst."""
+        self._disk, device, config = disk, disk.device, disk.config
+        made = []
         for _, queue in sorted(device.queues.items()):
             requestq = RequestQueue(queue, device.dma, min(depth, queue.ring.size), request_size)
             requestq.stock(config.size_max, config.seg_max)
-            self._free.append(requestq)
-        self.count = len(self._free)
-        """Request queues, including those of bursts."""
-        self.depth = min(one.depth for one in self._free)
-        """Requests of one queue that can be in flight."""
-        self.request_size = min(one.size for one in self._free)
-        """Bytes of data of one request, at most."""
-        self._first = self._free[0].queue
-        self._turn = self._calls = 0
+            made.append(requestq)
+        super().__init__(disk, made)
+        self._calls = 0
         self._skip = self._skipping = 0  # calls that do not poll: of these, how many are left
         self._zeroes = b""  # as many as the last read had bytes
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that were submitted and are not complete."""
-        return sum(one.out for one in self._free)
-
-    def _live(self) -> list[RequestQueue]:
-        """The queues that take requests; an error if the driver is closed, or bursts have taken all of them."""
-        if self._device.queues.get(self._first.index) is not self._first:
-            raise Closed(f"the driver of {self._device.address} was closed")
-        if not self._free:
-            raise UsageError(
-                f"all queues of {self._device.address} are taken by bursts",
-                seen=self.count,
-                expected="a queue that is free",
-                remedy="Blk(device, queues=2) where the device has several, or a Blk without a burst",
-            )
-        return self._free
-
-    def _numbered(self, index: int | None) -> list[RequestQueue]:
-        """Only the queue of this index; None: all, the next one in turn first."""
-        live = self._live()
-        if index is None:
-            if len(live) == 1:
-                return live
-            self._turn = (self._turn + 1) % len(live)
-            return live[self._turn :] + live[: self._turn]
-        found = [one for one in live if one.queue.index == index]
-        if not found:
-            told = ", ".join(str(one.queue.index) for one in live)
-            raise UsageError("there is no such queue", seen=index, expected=told)
-        return found
-
-    def idle(self, index: int | None) -> RequestQueue:
-        """Return a queue that has nothing in flight.
-
-        Args:
-            index: Its index; None: the last queue.
-
-        Raises:
-            UsageError: Requests are in flight on it, there is no such queue, or bursts have taken all queues.
-            Closed: The driver was closed.
-        """
-        requestq = self._live()[-1] if index is None else self._numbered(index)[0]
-        if requestq.out:
-            raise UsageError(
-                f"{requestq.queue.name} has requests in flight",
-                seen=requestq.out,
-                expected="0",
-                remedy="wait() for them first",
-            )
-        return requestq
-
-    def remove(self, requestq: RequestQueue) -> None:
-        """Stop using a queue for single requests, because a burst takes it."""
-        self._free = [one for one in self._free if one is not requestq]
 
     # --- submitting -----------------------------------------------------------------------------------------
 
@@ -235,7 +171,7 @@ class RequestQueues:
 
     def _slot(self, index: int | None, timeout: float | None) -> Slot:
         """A free slot; waits for one if all are in flight."""
-        requestqs = self._live() if index is None and len(self._free) == 1 else self._numbered(index)
+        requestqs = self._numbered(index)
         for requestq in requestqs:
             if requestq.free:
                 return requestq.free.pop()
@@ -248,64 +184,7 @@ class RequestQueues:
         self._await(ready, timeout, "one of the requests that are out")
         return next(requestq for requestq in requestqs if requestq.free).free.pop()
 
-    def _add(
-        self,
-        requestq: RequestQueue,
-        readable: Sequence[tuple[int, int]],
-        writable: Sequence[tuple[int, int]],
-        slot: Slot,
-        timeout: float | None,
-    ) -> None:
-        ring = requestq.queue.ring
-        while True:
-            try:
-                return requestq.queue.add(readable, writable, slot)
-            except QueueFull:
-                requestq.queue.kick()
-                if not ring.in_flight:
-                    raise
-                # The ring has too few free descriptors for the chain, though a slot was free.
-                self._await(lambda: self.collect() > 0, timeout, "one of the requests that are out")
-
-    def kick(self) -> None:
-        """Notify the device of requests that were submitted without a kick.
-
-        Raises:
-            UsageError: Bursts have taken all queues.
-            Closed: The driver was closed.
-        """
-        for requestq in self._live():
-            requestq.queue.kick()
-
     # --- completion -----------------------------------------------------------------------------------------
-
-    def wait(self, requests: Iterable[Request] | None = None, *, timeout: float | None = None) -> None:
-        """Wait until requests are complete, successful or not; errors are in the requests.
-
-        Args:
-            requests: What to wait for; None: all that are in flight.
-            timeout: Seconds, for all of them; the device's own where None.
-
-        Raises:
-            DeviceTimeout: They did not complete in time; the device counts as broken then.
-            ProtocolError: A status is invalid.
-            UsageError: Bursts have taken all queues.
-            Closed: The driver was closed.
-        """
-        with self._disk.session():
-            self.kick()
-            left = None if requests is None else [one for one in requests if not one.done]
-
-            def ready() -> bool:
-                self.collect()
-                if left is None:
-                    return not self.in_flight
-                while left and left[-1].done:
-                    left.pop()
-                return not left
-
-            many = "requests in flight" if left is None else f"{len(left)} request{'s' * (len(left) != 1)}"
-            self._await(ready, timeout, many)
 
     def results(self, requests: Sequence[Request], timeout: float | None) -> list[bytes]:
         """Wait for requests and return their data.
@@ -323,37 +202,6 @@ class RequestQueues:
             if not request.done:
                 self.wait([request], timeout=timeout)
         return [request.result() for request in requests]
-
-    def _await(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
-        if not ready():
-            limit = self._device.seconds(timeout)
-            self._device.wait(ready, timeout=limit, what=what)
-
-    def collect(self) -> int:
-        """Reap complete requests, without waiting.
-
-        Returns:
-            How many there were.
-
-        Raises:
-            ProtocolError: A status is invalid; raised when all were reaped.
-            UsageError: Bursts have taken all queues.
-            Closed: The driver was closed.
-        """
-        count = 0
-        senseless: UvirtioError | None = None
-        for requestq in self._live():
-            queue = requestq.queue
-            if not queue.ring.pending():
-                continue
-            done = queue.reap()
-            count += len(done)
-            for completion in done:
-                error = self._finish(requestq, completion)
-                senseless = senseless or error
-        if senseless is not None:
-            raise senseless
-        return count
 
     def _finish(self, requestq: RequestQueue, completion: Completion) -> UvirtioError | None:
         slot: Slot = completion.cookie

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from uvirtio.device import Queue
+from uvirtio.drivers.requests import first
 from uvirtio.errors import ConfigError, UvirtioError
 from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.spec import blk as spec
@@ -147,7 +148,7 @@ class Slot:
             room: Bytes of data that it writes; one of the two is 0.
         """
         if self._chain_of != (length, room):
-            data = _first(self._runs, length or room)
+            data = first(self._runs, length or room)
             readable, writable = (data, []) if length else ([], data)
             self._chain = ((self._header, *readable), (*writable, self._status))
             self._chain_of = length, room
@@ -232,16 +233,6 @@ def clipped(runs: Sequence[SgEntry], length: int, size_max: int) -> list[SgEntry
         size_max: Bytes of one element, at most.
     """
     made: list[SgEntry] = []
-    for address, size in _first(runs, length):
+    for address, size in first(runs, length):
         made += [(address + at, min(size_max, size - at)) for at in range(0, size, size_max)]
-    return made
-
-
-def _first(runs: Sequence[SgEntry], length: int) -> list[SgEntry]:
-    made: list[SgEntry] = []
-    for address, size in runs:
-        if length <= 0:
-            break
-        made.append((address, min(size, length)))
-        length -= size
     return made

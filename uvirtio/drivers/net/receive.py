@@ -109,16 +109,7 @@ class Receiver:
         Raises:
             RingCorruption: The used ring holds what cannot be.
         """
-        back = self._queue.reap_slots()
-        if not back:
-            return []
-        written = self._slots.written
-        copies = [self._buffers.copy(slot, written[slot]) for slot in back]
-        self._queue.submit(back)  # the device has its buffers back before anything else is done
-        made = [whole for one in copies if (whole := self._join(one)) is not None]
-        self.frames += len(made)
-        self.bytes += sum(map(len, made)) - len(made) * self._layout.header
-        return made
+        return self._wholes(self._queue.reap_slots())
 
     def take_frames(self) -> list[bytes]:
         """Take what came as frames without headers: what Receiver.take does, in a hurry.
@@ -165,14 +156,19 @@ class Receiver:
         return early.count(0) == count and (not self._layout.merged or late.count(_ONE_BUFFER) == count)
 
     def _careful(self, back: array[int]) -> list[bytes]:
+        start = self.header
+        return [whole[start:] for whole in self._wholes(back)]
+
+    def _wholes(self, back: array[int]) -> list[bytes]:
+        """Header and frame of each that these slots complete; the slots go back to the device."""
         if not back:
             return []
-        written, copy, start = self._slots.written, self._buffers.copy, self._layout.header
+        written, copy = self._slots.written, self._buffers.copy
         copies = [copy(slot, written[slot]) for slot in back]
-        self._queue.submit(back)
-        made = [whole[start:] for one in copies if (whole := self._join(one)) is not None]
+        self._queue.submit(back)  # the device has its buffers back before anything else is done
+        made = [whole for one in copies if (whole := self._join(one)) is not None]
         self.frames += len(made)
-        self.bytes += sum(map(len, made))
+        self.bytes += sum(map(len, made)) - len(made) * self.header
         return made
 
     # --- joining (5.1.6.4) ----------------------------------------------------------------------------------

@@ -6,10 +6,11 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 
 from uvirtio.drivers.burst import POLL, BaseBurst
+from uvirtio.drivers.requests import first
 from uvirtio.drivers.scsi import commands as c
 from uvirtio.drivers.scsi.lun import Lun
 from uvirtio.drivers.scsi.queues import RequestQueues
-from uvirtio.drivers.scsi.request import NO_ANSWER, RequestQueue, answer_in, first, header
+from uvirtio.drivers.scsi.request import NO_ANSWER, RequestQueue, answer_in, header
 from uvirtio.drivers.scsi.units import Units
 from uvirtio.errors import BadSize
 from uvirtio.memory.access import words32, words64

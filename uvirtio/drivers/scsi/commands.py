@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from uvirtio.errors import BadSize, ScsiAnswer
+from uvirtio.errors import BadSize, ScsiAnswer, UsageError
 from uvirtio.spec.scsi import READ_CAPACITY_16, TYPES, Opcode
 
 INQUIRY_SIZE = 96
@@ -45,7 +45,9 @@ _READ_ONLY = frozenset(
 
 _INQUIRY, _REPORT = struct.Struct(">BBBHB"), struct.Struct(">B5xI2x")
 _CDB_10, _CDB_16 = struct.Struct(">BBIBHB"), struct.Struct(">BBQIBB")
-_LAST_32 = 0xFFFF_FFFF
+_LAST_32, _LAST_64 = 0xFFFF_FFFF, (1 << 64) - 1
+_CDB_MIN = 6
+"""Bytes of the shortest CDB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,20 @@ class Command:
     """What the device reads."""
     whole: bool = False
     """Whether GOOD means that all data were moved: for READ and WRITE."""
+
+    def __post_init__(self) -> None:
+        if len(self.cdb) < _CDB_MIN:
+            raise BadSize(
+                f"the CDB of {self.name} is too short",
+                seen=f"{len(self.cdb)} bytes",
+                expected=f"{_CDB_MIN} or more (SPC-5)",
+            )
+        if self.room and len(self.data):
+            raise UsageError(
+                f"{self.name} has data in both directions",
+                seen=f"{len(self.data)} bytes to read, room for {self.room}",
+                expected="one of them: INOUT is not negotiated (5.6.3)",
+            )
 
     @property
     def changes(self) -> bool:
@@ -110,7 +126,11 @@ def read_capacity_16(room: int = 32) -> Command:
 
 
 def read(block: int, blocks: int, block_size: int) -> Command:
-    """Read blocks: READ(10), or READ(16) where the numbers need it (SBC-4, 5.16 and 5.18)."""
+    """Read blocks: READ(10), or READ(16) where the numbers need it (SBC-4, 5.16 and 5.18).
+
+    Raises:
+        BadSize: There cannot be such blocks.
+    """
     return Command(
         *_transfer("READ", Opcode.READ_10, Opcode.READ_16, block, blocks), blocks * block_size, whole=True
     )
@@ -120,7 +140,7 @@ def write(block: int, data: bytes | memoryview, block_size: int) -> Command:
     """Write whole blocks: WRITE(10), or WRITE(16) where the numbers need it (SBC-4, 5.40 and 5.42).
 
     Raises:
-        BadSize: ``data`` is not whole blocks.
+        BadSize: ``data`` is not whole blocks, or there cannot be such blocks.
     """
     blocks, rest = divmod(len(data), block_size)
     if rest:
@@ -144,6 +164,12 @@ def fits_10(block: int, blocks: int) -> bool:
 
 
 def _transfer(name: str, short: Opcode, long: Opcode, block: int, blocks: int) -> tuple[str, bytes]:
+    if not (0 <= block <= _LAST_64 and 0 <= blocks <= _LAST_32):
+        raise BadSize(
+            f"{name} cannot name these blocks",
+            seen=f"{blocks} from {block}",
+            expected="a block from 0 to 2^64 - 1, and less than 2^32 of them",
+        )
     if fits_10(block, blocks):
         return f"{name}(10)", _CDB_10.pack(short, 0, block, 0, blocks, 0)
     return f"{name}(16)", _CDB_16.pack(long, 0, block, blocks, 0, 0)

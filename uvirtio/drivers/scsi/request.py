@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from uvirtio.device import Queue
+from uvirtio.drivers.requests import first
 from uvirtio.drivers.scsi.commands import Command
 from uvirtio.drivers.scsi.config import ScsiConfig
 from uvirtio.drivers.scsi.lun import Lun
@@ -236,14 +237,3 @@ class RequestQueue:
     def out(self) -> int:
         """Requests in flight."""
         return self.depth - len(self.free)
-
-
-def first(runs: Sequence[SgEntry], length: int) -> list[SgEntry]:
-    """Return the first ``length`` bytes of these runs."""
-    made: list[SgEntry] = []
-    for address, size in runs:
-        if length <= 0:
-            break
-        made.append((address, min(size, length)))
-        length -= size
-    return made

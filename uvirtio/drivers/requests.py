@@ -1,0 +1,228 @@
+"""What the request queues of all disks share: which one is next, waiting for room and for what is in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from uvirtio.device import Queue
+from uvirtio.drivers.base import Driver
+from uvirtio.errors import Closed, QueueFull, UsageError, UvirtioError
+from uvirtio.virtqueue import Completion, SgEntry
+
+
+class SlottedQueue(Protocol):
+    """A request queue and the slots of its requests."""
+
+    queue: Queue
+    depth: int
+    """Slots."""
+    size: int
+    """Bytes of data of one request, at most."""
+
+    @property
+    def out(self) -> int:
+        """Requests in flight."""
+        ...
+
+
+class Submitted(Protocol):
+    """A request that was submitted."""
+
+    done: bool
+
+
+Q = TypeVar("Q", bound=SlottedQueue)
+R = TypeVar("R", bound=Submitted)
+
+
+class BaseRequestQueues(Generic[Q, R]):
+    """All request queues of a started driver.
+
+    A subclass submits, and says in ``_finish`` what a completion means.
+    """
+
+    def __init__(self, driver: Driver, queues: Iterable[Q]) -> None:
+        """Take the queues.
+
+        Args:
+            driver: The driver. Its device has its queues, and DRIVER_OK is not set yet.
+            queues: The request queues, at least one, by index.
+        """
+        self._driver, self._device = driver, driver.device
+        self._free = list(queues)
+        """Queues that are not taken by a burst."""
+        self.count = len(self._free)
+        """Request queues, including those of bursts."""
+        self.depth = min(one.depth for one in self._free)
+        """Requests of one queue that can be in flight."""
+        self.request_size = min(one.size for one in self._free)
+        """Bytes of data of one request, at most."""
+        self._first = self._free[0].queue
+        self._turn = 0
+
+    def _finish(self, requestq: Q, completion: Completion) -> UvirtioError | None:
+        """Judge one request that is complete; the error, where its answer is none of the standard's."""
+        raise NotImplementedError
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were submitted and are not complete."""
+        return sum(one.out for one in self._free)
+
+    # --- which queue ----------------------------------------------------------------------------------------
+
+    def _live(self) -> list[Q]:
+        """The queues that take requests; an error if the driver is closed, or bursts have taken all of them."""
+        if self._device.queues.get(self._first.index) is not self._first:
+            raise Closed(f"the driver of {self._device.address} was closed")
+        if not self._free:
+            name = type(self._driver).__name__
+            raise UsageError(
+                f"all request queues of {self._device.address} are taken by bursts",
+                seen=self.count,
+                expected="a queue that is free",
+                remedy=f"{name}(device, queues=2) where the device has several, or a {name} without a burst",
+            )
+        return self._free
+
+    def _numbered(self, index: int | None) -> list[Q]:
+        """Only the queue of this index; None: all, the next one in turn first."""
+        live = self._live()
+        if index is None:
+            if len(live) == 1:
+                return live
+            self._turn = (self._turn + 1) % len(live)
+            return live[self._turn :] + live[: self._turn]
+        found = [one for one in live if one.queue.index == index]
+        if not found:
+            told = ", ".join(str(one.queue.index) for one in live)
+            raise UsageError("there is no such queue", seen=index, expected=told)
+        return found
+
+    def idle(self, index: int | None) -> Q:
+        """Return a queue that has nothing in flight.
+
+        Args:
+            index: Its index; None: the last queue.
+
+        Raises:
+            UsageError: Requests are in flight on it, there is no such queue, or bursts have taken all queues.
+            Closed: The driver was closed.
+        """
+        requestq = self._live()[-1] if index is None else self._numbered(index)[0]
+        if requestq.out:
+            raise UsageError(
+                f"{requestq.queue.name} has requests in flight",
+                seen=requestq.out,
+                expected="0",
+                remedy="wait() for them first",
+            )
+        return requestq
+
+    def remove(self, requestq: Q) -> None:
+        """Stop using a queue for single requests, because a burst takes it."""
+        self._free = [one for one in self._free if one is not requestq]
+
+    # --- submitting -----------------------------------------------------------------------------------------
+
+    def _add(
+        self,
+        requestq: Q,
+        readable: Sequence[SgEntry],
+        writable: Sequence[SgEntry],
+        slot: Any,
+        timeout: float | None,
+    ) -> None:
+        """Add a chain; its cookie is the slot."""
+        ring = requestq.queue.ring
+        while True:
+            try:
+                return requestq.queue.add(readable, writable, slot)
+            except QueueFull:
+                requestq.queue.kick()
+                if not ring.in_flight:
+                    raise
+                # The ring has too few free descriptors for the chain, though a slot was free.
+                self._await(lambda: self.collect() > 0, timeout, "one of the requests that are out")
+
+    def kick(self) -> None:
+        """Notify the device of requests that were submitted without a kick.
+
+        Raises:
+            UsageError: Bursts have taken all queues.
+            Closed: The driver was closed.
+        """
+        for requestq in self._live():
+            requestq.queue.kick()
+
+    # --- completion -----------------------------------------------------------------------------------------
+
+    def wait(self, requests: Iterable[R] | None = None, *, timeout: float | None = None) -> None:
+        """Wait until requests are complete, successful or not; errors are in the requests.
+
+        Args:
+            requests: What to wait for; None: all that are in flight.
+            timeout: Seconds, for all of them; the device's own where None.
+
+        Raises:
+            DeviceTimeout: They did not complete in time; the device counts as broken then.
+            ProtocolError: The answer of one is invalid.
+            UsageError: Bursts have taken all queues.
+            Closed: The driver was closed.
+        """
+        with self._driver.session():
+            self.kick()
+            left = None if requests is None else [one for one in requests if not one.done]
+
+            def ready() -> bool:
+                self.collect()
+                if left is None:
+                    return not self.in_flight
+                while left and left[-1].done:
+                    left.pop()
+                return not left
+
+            many = "requests in flight" if left is None else f"{len(left)} request{'s' * (len(left) != 1)}"
+            self._await(ready, timeout, many)
+
+    def _await(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
+        if not ready():
+            self._device.wait(ready, timeout=self._device.seconds(timeout), what=what)
+
+    def collect(self) -> int:
+        """Reap complete requests, without waiting.
+
+        Returns:
+            How many there were.
+
+        Raises:
+            ProtocolError: An answer is invalid; raised when all were reaped.
+            UsageError: Bursts have taken all queues.
+            Closed: The driver was closed.
+        """
+        count = 0
+        senseless: UvirtioError | None = None
+        for requestq in self._live():
+            queue = requestq.queue
+            if not queue.ring.pending():
+                continue
+            done = queue.reap()
+            count += len(done)
+            for completion in done:
+                error = self._finish(requestq, completion)
+                senseless = senseless or error
+        if senseless is not None:
+            raise senseless
+        return count
+
+
+def first(runs: Sequence[SgEntry], length: int) -> list[SgEntry]:
+    """Return the first ``length`` bytes of these runs."""
+    made: list[SgEntry] = []
+    for address, size in runs:
+        if length <= 0:
+            break
+        made.append((address, min(size, length)))
+        length -= size
+    return made
