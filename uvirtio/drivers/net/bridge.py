@@ -22,6 +22,8 @@ _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _IFNAMSIZ = 16
 _SUN_PATH = 107
 """Longest path of a socket, in bytes (unix(7))."""
+_DIGITS = 9
+"""Of the number of a descriptor: an int of C holds it."""
 
 _TURN = 64
 """Frames that are read from the other end at once."""
@@ -217,7 +219,7 @@ def open_end(text: str) -> Datagrams | Stream:
         return _open_tap(name)
     if kind == "unix" and 0 < size <= _SUN_PATH:
         return _connect(name)
-    if kind == "fd" and name.isascii() and name.isdigit():
+    if kind == "fd" and name.isascii() and name.isdigit() and size <= _DIGITS:
         return _inherited(int(name))
     raise UsageError(
         f"{text!r} is no other end of a bridge",
