@@ -255,7 +255,7 @@ def _keys(address: str, head: str) -> dict[str, str]:
             raise _bad(address, f"{part!r} is not one of {known}, once, with a value")
         found[key] = value
     queues = found.get("queues", "1")
-    if not queues.isdecimal() or not queues.isascii() or not 1 <= int(queues) <= _QUEUES_MOST:
+    if queues not in map(str, range(1, _QUEUES_MOST + 1)):
         raise _bad(address, f"queues={queues} is not 1 to {_QUEUES_MOST}")
     if found.get("aio", _AIO[0]) not in _AIO:
         raise _bad(address, f"aio={found['aio']} is not {', '.join(_AIO)}")

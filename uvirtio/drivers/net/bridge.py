@@ -21,6 +21,8 @@ _TUNSETIFF = 0x400454CA  # <linux/if_tun.h>, _IOW('T', 202, int)
 _TUNGETIFF = 0x800454D2  # _IOR('T', 210, unsigned int)
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _IFNAMSIZ = 16
+_DIGITS = 9
+"""Of the number of a descriptor: an int of C holds it."""
 
 _TURN = 64
 """Frames that are read from the other end at once."""
@@ -216,7 +218,7 @@ def open_end(text: str) -> Datagrams | Stream:
         return _open_tap(name)
     if kind == "unix" and 0 < size <= SOCKET_PATH_MAX:
         return _connect(name)
-    if kind == "fd" and name.isascii() and name.isdigit():
+    if kind == "fd" and name.isascii() and name.isdigit() and size <= _DIGITS:
         return _inherited(int(name))
     raise UsageError(
         f"{text!r} is no other end of a bridge",
