@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final, cast
 
-from uvirtio.conform.areas.split import only
+from uvirtio.conform.areas.split import only, split
 from uvirtio.conform.exchange import EXCHANGES
 from uvirtio.conform.row import LEGACY, M2, Area, L, Level, P
 from uvirtio.conform.trial import Trial
@@ -12,8 +12,8 @@ from uvirtio.conform.verdict import Outcome, Severity, Unfit, free, rejected
 from uvirtio.errors import NotSupported
 from uvirtio.interfaces.backend import PciFunction
 from uvirtio.interfaces.values import InterruptMode
-from uvirtio.spec import pci, ring
 from uvirtio.spec import features as f
+from uvirtio.spec import pci, ring
 from uvirtio.spec.device_config import FIELDS
 from uvirtio.spec.layout import Field
 from uvirtio.spec.status import Status
@@ -108,9 +108,8 @@ def serves_before_driver_ok(t: Trial) -> Outcome:
 )
 def notifies_on_empty(t: Trial) -> Outcome:
     """The last request of a queue is used with NO_INTERRUPT in the available ring."""
-    only(t)
     t.need_feature(f.NOTIFY_ON_EMPTY)
-    lane = t.start(also=f.mask(f.NOTIFY_ON_EMPTY), interrupts=True)
+    lane = split(t, also=f.mask(f.NOTIFY_ON_EMPTY), interrupts=True)
     lane.raw.flags = ring.AVAIL_F_NO_INTERRUPT
     t.arrived()
     t.good(lane)
