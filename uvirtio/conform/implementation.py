@@ -30,7 +30,7 @@ def parse(text: str) -> Implementation:
         UsageError: It has another form.
     """
     name, slash, version = text.partition("/")
-    if not (name and slash and version):
+    if not (name and slash and version and text.isprintable()):
         raise UsageError(
             f"{text!r} is no implementation",
             seen=text,

@@ -8,6 +8,7 @@ from typing import Any, Final, Self
 from uvirtio.conform.steps import Steps
 from uvirtio.conform.verdict import Unfit
 from uvirtio.device import Device
+from uvirtio.diag.outcome import supplied_disk
 from uvirtio.errors import QemuFailed
 from uvirtio.interfaces.backend import GuestMachine
 from uvirtio.scripted import Balloon, Disk, Input, Mem, ScriptedCore
@@ -285,8 +286,8 @@ def _of_machine(type_name: str, guest: GuestMachine) -> Change:
 
 
 def _resize(guest: GuestMachine) -> Change:
-    """Another size of the disk that was supplied for this device; no other is resized."""
-    disk = next((one for one in guest.qmp("query-block") if one["device"] == f"{guest.id}-disk"), None)
+    """Another size of the disk that was supplied for this device."""
+    disk = supplied_disk(guest.qmp, guest.id)
     if disk is None:
         raise Unfit("the disk is not the one that was made for this device")
     size = int(disk["inserted"]["image"]["virtual-size"]) // _MIB * _MIB
