@@ -31,6 +31,9 @@ def _tool() -> ModuleType:
 
 TOOL = _tool()
 
+PACKED = ("D-PKD", "D-MMIO-15")
+"""Rows that were measured with packed rings."""
+
 
 def test_what_the_drivers_do_about_a_quirk_has_a_test_that_there_is() -> None:
     named = [one for quirk in KNOWN for one in quirk.tests]
@@ -46,7 +49,7 @@ def test_what_was_measured_is_what_is_known() -> None:
     for (name, version), cells in TOOL.measured().items():
         for (row, transport), verdicts in cells.items():
             for kind, verdict in verdicts.items():
-                ring = "packed" if row.startswith("D-PKD") else "split"
+                ring = "packed" if row.startswith(PACKED) else "split"
                 known = row in quirks.of(KNOWN, Implementation(name, version), kind, LETTERS[transport], ring)
                 if verdict != "skip" and (verdict in TOOL.BAD) != known:
                     wrong.append(f"{row}, {name} {version}, {transport}, {kind}: {verdict}; known: {known}")
