@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from typing import NamedTuple
 
+from uvirtio.backends.qemu import queries
 from uvirtio.device import Device
 from uvirtio.errors import UsageError
 from uvirtio.interfaces.backend import PciFunction
@@ -48,8 +49,7 @@ def of(device: Device) -> Implementation:
     if isinstance(backend, ScriptedCore):
         return Implementation("scripted", "")
     if device.guest is not None:
-        told = device.guest.qmp("query-version")["qemu"]
-        return Implementation("qemu", f"{told['major']}.{told['minor']}.{told['micro']}")
+        return Implementation("qemu", ".".join(map(str, queries.version(device.guest.qmp))))
     if device.transport.kind == "vdpa":
         return Implementation("vhost-vdpa", platform.release())
     if device.transport.kind.startswith("pci"):

@@ -235,10 +235,10 @@ def judged(result: Result, quirk: Quirk | None) -> Result:
     """
     if quirk is None:
         return result
-    if result.verdict in FAILURES:
+    if result.verdict.value == quirk.expect:
         return replace(result, verdict=Verdict.KNOWN)
-    if result.verdict in (Verdict.SKIP, Verdict.ERROR):
-        return result
+    if result.verdict in FAILURES or result.verdict in (Verdict.SKIP, Verdict.ERROR):
+        return result  # it was not foretold, or not like this
     return replace(result, verdict=Verdict.FIXED, seen=f"{result.seen}; known was: {quirk.seen}".lstrip("; "))
 
 

@@ -40,6 +40,8 @@ def test_json_has_one_document(capsys) -> None:
         ["--explain", "D-NOTHING-01"],
         ["scripted:rng", "--implementation", "qemu"],
         ["scripted:blk", "--allow-write", "all"],
+        ["scripted:blk", "--allow-write", "8:00"],
+        ["scripted:blk", "--allow-write", f"8:{'9' * 5000}"],
     ],
 )
 def test_what_cannot_be_asked_is_2(words: list[str], capsys) -> None:

@@ -129,6 +129,12 @@ def a_look_scribbles(device):
     after(device, Request.STATE, lambda addr: scribbles(device))
 
 
+@MUTANTS.of("D-MEM-16", on=with_memory)
+def plugs_other_memory(device):
+    """Devices reach other memory than the CPU does."""
+    around(device.memory, "show", lambda before, address, view: before(address, memoryview(bytearray(len(view)))))
+
+
 # --- wrong requests ---------------------------------------------------------------------------------------------
 
 
