@@ -107,6 +107,8 @@ class Steps:
         self.consent = consent
         self.first_status = first_status
         self.accepted = 0
+        self.behind_features: Callable[[], object] = lambda: None
+        """Called when the features were written, before FEATURES_OK: for what else a test writes there."""
         """The features that were written last."""
         self.lanes: dict[int, Lane] = {}
         """The queues that are enabled, by index."""
@@ -261,6 +263,7 @@ class Steps:
         """
         self.acknowledge()
         self.transport.set_driver_features(features)
+        self.behind_features()
         self.accepted = features
         if not self.legacy:
             self.set_status(Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK)

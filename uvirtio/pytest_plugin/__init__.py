@@ -91,6 +91,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="a test whose QEMU (or lab, for virtio_vm) is not there fails instead of being skipped",
     )
+    group.addoption(
+        "--uvirtio-device",
+        metavar="ADDRESS",
+        action="append",
+        default=[],
+        help="test whether this device does what virtio 1.4 demands of devices (uvirtio conform); may be repeated",
+    )
     where = "a checkout of uvirtio, whose lab the fixture virtio_vm boots; default: the one that uvirtio is in"
     group.addoption("--uvirtio-lab", metavar="DIR", default=None, help=where)
     parser.addini("uvirtio_lab", f"{where}; a relative path begins at the root directory", default="")
@@ -103,6 +110,18 @@ def pytest_configure(config: pytest.Config) -> None:
         "needs_qemu(machine='q35'): skip the test where the machine's QEMU is not installed",
     ):
         config.addinivalue_line("markers", line)
+    if config.getoption("uvirtio_device") and config.args_source is pytest.Config.ArgsSource.INVOCATION_DIR:
+        config.args = []  # only what was asked for: no path was
+
+
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    """Add the rows of the devices that the command line names."""
+    addresses: list[str] = session.config.getoption("uvirtio_device")
+    if addresses:
+        from uvirtio.pytest_plugin import rows
+
+        for address in dict.fromkeys(addresses):
+            items.extend(rows.of(session, address))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -103,7 +103,10 @@ class Mem(Model):
             self.fd = -1
 
     def _book(self) -> None:
-        self.put("plugged_size", (len(self.plugged) * self.block_size + self.size_lie) % (1 << 64))
+        size = (len(self.plugged) * self.block_size + self.size_lie) % (1 << 64)
+        # Without a notification (5.15.4.2), and with another generation (4.1.4.3.1).
+        changed = hasattr(self, "device") and size != self.get("plugged_size")
+        self.put("plugged_size", size, interrupt=False if changed else None)
 
     def write_config(self, offset: int, width: int, value: int) -> None:
         """Take a write to the configuration: nothing in it is writable (5.15.4)."""

@@ -183,7 +183,7 @@ class Net(Card):
             self._transmitters.append(
                 Transmitter(device, queues[1], layout, longest=spec.FRAME_MAX if cut else longest, mtu=mtu)
             )
-        self._changes_sent = device.counters.config_changes
+        self._changes_sent = -1  # the link as it was before DRIVER_OK is no measure
         self._look_at = 0.0
 
     def _begin(self, mac: bytes | None) -> None:

@@ -69,6 +69,11 @@ def forgets_the_size_of_unplugs(device):
     after(device, Request.PLUG, lambda addr: setattr(device.model, "_book", before))
 
 
+@MUTANTS.of("D-COM-06", on=with_memory)
+def generation_stands_still_while_blocks_come_and_go(device):
+    around(device.model, "put", lambda put, name, value, **how: put(name, value))
+
+
 @MUTANTS.of("D-MEM-03")
 def less_usable_than_requested(device):
     around(device.model, "request", lambda before, size: (before(size), device.model.put("usable_region_size", 0)))
