@@ -45,7 +45,7 @@ def test_pytest_finds_it_and_nothing_else_imports_pytest() -> None:
     assert project["entry-points"]["pytest11"] == {"uvirtio": "uvirtio.pytest_plugin"}
     assert not any("pytest" in one for one in project["dependencies"])
     with_it = {path for path in (CHECKOUT / "uvirtio").rglob("*.py") if "import pytest\n" in path.read_text()}
-    assert with_it == {CHECKOUT / "uvirtio/pytest_plugin/__init__.py"}
+    assert with_it == {CHECKOUT / f"uvirtio/pytest_plugin/{name}.py" for name in ("__init__", "rows")}
 
 
 def test_a_run_that_uses_no_fixture_loads_no_device() -> None:
@@ -250,6 +250,49 @@ def test_an_address_with_faults_takes_no_keywords(tmp_path: Path) -> None:
     done = run(tmp_path, test)
     assert "1 failed" in done.stdout
     assert "rng,SWITCH" in done.stdout
+
+
+# --- the rows of a device ---------------------------------------------------------------------------------------
+
+LIAR = "scripted:rng,used-len=+1"
+ASKED = "D-STAT-05 or D-STAT-06 or D-USED-04 or D-COM-13"
+ELSEWHERE = "def test_elsewhere():\n    assert not 'collected'\n"
+
+KNOWN = """
+import sys
+import uvirtio.conform
+from uvirtio.conform.quirks import Quirk
+
+quirk = Quirk(("D-USED-04", "D-STAT-05"), "it", "==1", "fail", "as before", "observed", "none")
+sys.modules["uvirtio.conform.run"].quirks_of = lambda report, quirks: dict.fromkeys(quirk.rows, quirk)
+"""
+
+
+def test_each_row_of_a_device_is_a_test(tmp_path: Path) -> None:
+    done = run(tmp_path, ELSEWHERE, "-k", ASKED, "--uvirtio-device", LIAR, "--junitxml", "it.xml")
+    assert "1 failed, 2 passed, 1 skipped, " in done.stdout, "and no other test, where no path is given"
+    assert f"FAILED {LIAR}::D-USED-04" in done.stdout and "RING_RESET is not offered" in done.stdout
+    assert "virtio 1.4, 2.7.8.2, DESC: len never exceeds the writable bytes that were posted." in done.stdout
+    assert "seen:     " in done.stdout and "uvirtio log" in done.stdout and "Traceback" not in done.stdout
+    assert done.returncode == 1
+    assert '<property name="uvirtio_verdict" value="fail" />' in (tmp_path / "it.xml").read_text()
+
+
+def test_a_known_violation_is_expected_and_one_that_is_gone_is_told(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(KNOWN)
+    asked = f"{ASKED} or test_elsewhere"
+    given = ["-k", asked, "--uvirtio-device", "scripted:blk", "--uvirtio-device", LIAR, "test_it.py"]
+    done = run(tmp_path, ELSEWHERE.replace("not ", ""), *given)
+    assert "3 passed, 2 skipped, " in done.stdout and ", 1 xfailed, 3 xpassed" in done.stdout, done.stdout
+    assert f"XFAIL {LIAR}::D-USED-04 - known: " in done.stdout
+    assert f"XPASS {LIAR}::D-STAT-05" in done.stdout and "known was: as before" in done.stdout
+    assert done.returncode == 0
+
+
+def test_a_device_that_is_not_there_is_an_error_before_any_test(tmp_path: Path) -> None:
+    done = run(tmp_path, ELSEWHERE, "--uvirtio-device", "scripted:toaster", "--uvirtio-device", LIAR)
+    assert "ERROR scripted:toaster" in done.stdout and "there is no scripted toaster" in done.stdout
+    assert done.returncode == 2 and "passed" not in done.stdout
 
 
 # --- what is missing --------------------------------------------------------------------------------------------

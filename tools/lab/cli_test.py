@@ -41,6 +41,7 @@ _WAKE_UPS = "test_wakeups.py"
 _RACE_SECONDS = "UVIRTIO_RACE_SECONDS"
 _NOT_QUICK = {
     "test_pytest_plugin.py": "a pytest of its own in each test",
+    "test_pytest_plugin_vm.py": "likewise",
     "report/test_browser.py": "a browser",
     "memory/test_fence.py": "seconds of races; those of the wake-ups are there",
     "host/test_pages.py::test_what_maps_memory_has_the_same_tests_with_a_larger_page": "nine files once more",
@@ -167,8 +168,9 @@ def main(arguments: list[str]) -> int:
             left_out += ["vhost-user daemons", *(f"qemu {version}" for version in qemus.names())]
     if options.all and not (options.kernel or options.paths or options.spec or options.qemu_version):
         steps += _fleet(runner, accept_expired=options.accept_expired)
+        steps += _plugin(runner, accept_expired=options.accept_expired)
     elif floors.get("vm") == _whole("vm"):
-        left_out.append("fleet")
+        left_out += ["fleet", "plugin"]
     steps += booted  # many, and the short ones last: so the lanes end together
     if "lint" in floors:
         # The site takes as long as all other linting, and says nothing about code.
@@ -384,6 +386,17 @@ def _fleet(runner: Runner, *, accept_expired: bool = False) -> Iterator[tuple[st
         return outcome
 
     yield "fleet", step
+
+
+def _plugin(runner: Runner, *, accept_expired: bool = False) -> Iterator[tuple[str, Step]]:
+    """The pytest plugin's fixture of a lab VM, whose kernel has to be there before the test."""
+    try:
+        kernels.get(arches.X86_64.kernel, accept_expired=accept_expired)
+    except LabError as error:
+        yield "plugin", _failing("plugin", _unless_usage(error))
+        return
+    arguments = [str(TESTS / "plugin"), "--uvirtio-require-qemu"]
+    yield "plugin", lambda: runner.pytest("plugin", arguments, _wrapper("unit"), env={"UVIRTIO_VIRTIO_VM": "1"})
 
 
 def _wrapper(floor: str) -> list[str]:

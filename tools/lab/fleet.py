@@ -26,7 +26,6 @@ from types import TracebackType
 from lab import CHECKOUT, LabError, cache, debian, process, unpacked
 from lab.demo_host import Host
 from lab.kernels import Kernel
-from lab.qmp import Qmp
 from lab.vm import Config, Vm
 
 ANSIBLE = "ansible-core~=2.19.0"
@@ -178,28 +177,17 @@ class Fleet:
         )
         self._stack.enter_context(vm)
         self._vms[machine.name] = vm
-        with self._qmp(machine.name) as qemu:
+        with vm.monitor() as qemu:
             told = str(qemu.execute("human-monitor-command", {"command-line": "info usernet"}))
         match = re.search(r"HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+10\.0\.2\.15\s+22\b", told)
         if match is None:
             raise LabError(f"QEMU forwards no port to {machine.name}:\n{told}")
         self._ports[machine.name] = int(match[1])
         self._await_ssh(machine.name, time.monotonic() + _BOOT_SECONDS)
-        with self._qmp(machine.name) as qemu:
+        with vm.monitor() as qemu:
             addresses = Host.do_addresses(qemu)
         self._addresses[machine.name] = [addresses[name] for name in DEVICES]
         print(f"lab: {machine.name} answers ssh after {time.monotonic() - begin:.0f} s", flush=True)
-
-    @contextmanager
-    def _qmp(self, name: str) -> Iterator[Qmp]:
-        deadline = time.monotonic() + 30
-        while not (self._short / name).exists():
-            self._vms[name].check()
-            if time.monotonic() > deadline:
-                raise LabError(f"QEMU of {name} opens no QMP socket")
-            time.sleep(0.05)
-        with Qmp(self._short / name) as qemu:
-            yield qemu
 
     def _await_ssh(self, name: str, deadline: float) -> None:
         """Wait for the server's first line. QEMU takes a connection before the guest does, and drops it then."""

@@ -72,6 +72,12 @@ def get(name: str, arch: Arch = X86_64, *, accept_expired: bool = False) -> Kern
     raise LabError(f"--kernel {name}: neither one of {known} nor an unpacked package", 2)
 
 
+def is_here(name: str) -> bool:
+    """Whether ``get`` takes the x86 kernel ``name`` from this machine alone, without a mirror."""
+    series = name.partition("-")[0]
+    return name not in names() or (series in SUITES and (cache.root() / "kernels" / name).is_dir())
+
+
 def fits(name: str, arch: Arch) -> bool:
     """Whether the kernel ``name`` may be one for ``arch``; of an unpacked package the image tells."""
     if not Path(name).is_dir():

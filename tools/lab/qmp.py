@@ -1,4 +1,4 @@
-"""QMP over QEMU's UNIX socket: the little of it that the demo needs."""
+"""QMP over QEMU's UNIX socket: the little of it that the demo, the fleet and ``tools/vm serve`` need."""
 
 from __future__ import annotations
 

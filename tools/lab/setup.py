@@ -79,12 +79,21 @@ def for_arch(arch: Arch) -> Packages:
     return {"qemu-system-arm": _program(arch.qemu)} if arch is AARCH64 else {}
 
 
+_INSTALL = ("apt-get", "install", "--yes", "--no-install-recommends")
+
+
+def missing_packages(wanted: Packages) -> str:
+    """The command that installs what is missing of ``wanted``; empty if nothing is."""
+    missing = [name for name, present in wanted.items() if not present()]
+    return " ".join([*_INSTALL, *missing]) if missing else ""
+
+
 def packages(wanted: Packages) -> None:
     """Install what is missing of ``wanted`` as root; LabError with the one command otherwise."""
     missing = [name for name, present in wanted.items() if not present()]
     if not missing:
         return
-    install = ["apt-get", "install", "--yes", "--no-install-recommends", *missing]
+    install = [*_INSTALL, *missing]
     if os.geteuid() != 0:
         raise LabError(f"missing on this machine; run this and try again:\n\n    sudo {' '.join(install)}\n")
     print(f"lab: installing {' '.join(missing)}", flush=True)
@@ -124,11 +133,18 @@ def venv(interpreter: Interpreter | None = None) -> Path:
                 stamp.touch()
         _forget_stale(path.parent)
     os.utime(stamp)
-    # Compiled here once, or every VM compiles the package again, on an emulated CPU, into an overlay that
-    # is then thrown away. Where the checkout can't be written, it has to.
-    compile_all = [str(path / "bin/python"), "-m", "compileall", "-qq", str(CHECKOUT / "uvirtio")]
-    subprocess.run(compile_all, stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+    compile_package(path / "bin/python")
     return path
+
+
+def compile_package(python: Path) -> None:
+    """Have the checkout's byte code written, for this interpreter.
+
+    Or every VM compiles the package again, on an emulated CPU, into an overlay that is then thrown away. Where the
+    checkout can't be written, it has to.
+    """
+    compile_all = [str(python), "-m", "compileall", "-qq", str(CHECKOUT / "uvirtio")]
+    subprocess.run(compile_all, stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
 
 
 def _build_venv(path: Path, interpreter: Interpreter | None) -> None:

@@ -11,7 +11,8 @@ import sys
 import tempfile
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -20,11 +21,13 @@ from typing import IO, TextIO
 from lab import CHECKOUT, LabError, cache, initramfs, process
 from lab.arches import X86_64, Arch
 from lab.kernels import Kernel
+from lab.qmp import Qmp
 
 HERE = Path(__file__).resolve().parent
 POLL_SECONDS = 0.03
 _PREFIX = "uvirtio-vm-"
 TIMED_OUT = 124
+_MONITOR_SECONDS = 30.0
 # The settings of ours and of the tools we run that a guest shall see; everything else of the host stays out.
 PASSED = re.compile(
     r"LANG|LC_\w+|TERM|COLUMNS|LINES|NO_COLOR|FORCE_COLOR|CI|PY_COLORS|PYTEST_\w+|HYPOTHESIS_\w+|UVIRTIO_\w+"
@@ -149,6 +152,19 @@ class Vm:
         if self._child is not None and self._child.poll() is not None:
             raise LabError(f"the VM ended\n{self.said()}", 1)
 
+    @contextmanager
+    def monitor(self) -> Iterator[Qmp]:
+        """A session at the QMP socket that the configuration names, which QEMU may not have opened yet."""
+        assert self.config.qmp is not None
+        deadline = time.monotonic() + _MONITOR_SECONDS
+        while not self.config.qmp.exists():
+            self.check()
+            if time.monotonic() > deadline:
+                raise LabError(f"QEMU opens no QMP socket {self.config.qmp}")
+            time.sleep(POLL_SECONDS)
+        with Qmp(self.config.qmp) as qemu:
+            yield qemu
+
     def dmesg(self) -> str:
         """The kernel's messages; those of the console if the guest did not get to saving them."""
         for path in (self.share / "dmesg", self.console):
@@ -178,7 +194,7 @@ class Vm:
         config = self.config
         self.out.mkdir(parents=True)
         self.out.chmod(0o1777)
-        kept = [CHECKOUT, Path.cwd(), cache.root()] + ([config.venv] if config.venv else [])
+        kept = [CHECKOUT, Path.cwd(), cache.root(), *filter(None, (config.venv, config.libraries))]
         _write_lines(self.share / "keep", kept)
         _write_lines(self.share / "modules", [config.kernel.modules])
         shutil.copy(HERE / "stage2.sh", self.share / "stage2.sh")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 
-from uvirtio.conform.lane import Lane
+from uvirtio.conform.lane import Element, Lane
 from uvirtio.conform.memory import pattern
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Unfit, Violated
@@ -70,10 +70,14 @@ class Blocks:
 
     def _send(self, request: bytes) -> Answer:
         response = self.t.writable(mem.RESPONSE_SIZE)
-        posted = self.lane.post(self.t.readable(request), response)
+        self.exchange(self.t.readable(request), response)
+        return Answer(int.from_bytes(response.data[:2], "little"), int.from_bytes(response.data[8:10], "little"))
+
+    def exchange(self, request: Element, response: Element) -> None:
+        """Make one request with these buffers."""
+        posted = self.lane.post(request, response)
         self.t.await_used(self.lane, 1)
         self.t.expect(posted.length is not None, "the used ring names another chain", "the request")
-        return Answer(int.from_bytes(response.data[:2], "little"), int.from_bytes(response.data[8:10], "little"))
 
     def ask(
         self, kind: int, block: int = 0, count: int = 0, *, addr: int | None = None, junk: bool = False
@@ -213,6 +217,11 @@ class Contents:
     def __init__(self, blocks: Blocks, block: int) -> None:
         blocks.t.need(blocks.size % PAGE == 0, "blocks are smaller than a page")
         self._window = _window(blocks.t)
+        self.start = blocks.addr + block * blocks.size
+        """The address of its first page."""
+        self.last = self.start + blocks.size - PAGE
+        """The address of its last page."""
+        self._base = blocks.addr
         start = block * blocks.size
         self._offsets = sorted({start, start + blocks.size // (2 * PAGE) * PAGE, start + blocks.size - PAGE})
 
@@ -222,6 +231,16 @@ class Contents:
             with self._window.map(offset, PAGE) as mapping, memoryview(mapping) as view:
                 found.append(act(view))
         return found
+
+    def read(self, address: int, length: int) -> bytes:
+        """What the CPU reads at the start of a page."""
+        with self._window.map(address - self._base, PAGE) as mapping:
+            return mapping[:length]
+
+    def write(self, address: int, data: bytes) -> None:
+        """Write as the CPU does at the start of a page."""
+        with self._window.map(address - self._base, PAGE) as mapping:
+            mapping[: len(data)] = data
 
     def fill(self) -> None:
         """Write a pattern."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from typing import NamedTuple
 
+from uvirtio.backends.qemu import queries
 from uvirtio.device import Device
 from uvirtio.errors import UsageError
 from uvirtio.interfaces.backend import PciFunction
@@ -29,7 +30,7 @@ def parse(text: str) -> Implementation:
         UsageError: It has another form.
     """
     name, slash, version = text.partition("/")
-    if not (name and slash and version):
+    if not (name and slash and version and text.isprintable()):
         raise UsageError(
             f"{text!r} is no implementation",
             seen=text,
@@ -48,8 +49,7 @@ def of(device: Device) -> Implementation:
     if isinstance(backend, ScriptedCore):
         return Implementation("scripted", "")
     if device.guest is not None:
-        told = device.guest.qmp("query-version")["qemu"]
-        return Implementation("qemu", f"{told['major']}.{told['minor']}.{told['micro']}")
+        return Implementation("qemu", ".".join(map(str, queries.version(device.guest.qmp))))
     if device.transport.kind == "vdpa":
         return Implementation("vhost-vdpa", platform.release())
     if device.transport.kind.startswith("pci"):

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Self
 
+from uvirtio.conform.steps import Steps
 from uvirtio.conform.verdict import Unfit
 from uvirtio.device import Device
 from uvirtio.diag.outcome import supplied_disk
+from uvirtio.errors import QemuFailed
 from uvirtio.interfaces.backend import GuestMachine
 from uvirtio.scripted import Balloon, Disk, Input, Mem, Net, ScriptedCore
 from uvirtio.spec import input as input_spec
@@ -190,6 +192,94 @@ _STATS: Final = {
     "stat-htlb-pgfail": 9,
 }
 """Tags (5.5.6.4) by QEMU's names."""
+
+
+class Rounds:
+    """What a host does that makes use of hints (5.5.6.5), such as a migration; a context manager."""
+
+    def begin(self) -> None:
+        """Have the device ask for hints, now or soon."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Have no more use for them; idempotent."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+
+def rounds(t: Steps) -> Rounds:
+    """A host that makes use of hints.
+
+    Args:
+        t: The trial of a balloon.
+
+    Raises:
+        Unfit: Its host cannot be made to.
+    """
+    backend = t.transport.backend
+    if isinstance(backend, ScriptedCore) and isinstance(backend.model, Balloon):
+        return _ScriptedRounds(backend.model)
+    if t.device.guest is not None:
+        return _Migrations(t, t.device.guest)
+    raise Unfit("its host cannot be made to want hints")
+
+
+class _ScriptedRounds(Rounds):
+    def __init__(self, model: Balloon) -> None:
+        self._model = model
+        self._on = False
+
+    def begin(self) -> None:
+        """The model has a new id."""
+        self._on = True
+        self._model.begin_round()
+
+    def end(self) -> None:
+        """The model is done."""
+        if self._on:
+            self._on = False
+            self._model.end_round()
+
+
+class _Migrations(Rounds):
+    """Migrations of the machine into nothing, so slow that they last as long as they have to."""
+
+    def __init__(self, t: Steps, guest: GuestMachine) -> None:
+        self._t = t
+        self._guest = guest
+        self._on = False
+
+    def begin(self) -> None:
+        """Begin to migrate."""
+        self._guest.qmp("migrate-set-parameters", **{"max-bandwidth": _SLOW})
+        try:
+            self._guest.qmp("migrate", uri="exec:cat >/dev/null")
+        except QemuFailed as error:
+            raise Unfit(str(error)) from error
+        self._on = True
+
+    def end(self) -> None:
+        """Let the migration come to its end, and the machine go on here."""
+        if not self._on:
+            return
+        self._on = False
+        self._guest.qmp("migrate-set-parameters", **{"max-bandwidth": _FAST})
+        if not self._t.until(self._over, 8 * self._t.pace.deadline):
+            self._guest.qmp("migrate_cancel")
+        self._t.until(self._over, self._t.pace.deadline)
+        self._guest.qmp("cont")
+
+    def _over(self) -> bool:
+        return self._guest.qmp("query-migrate").get("status") in ("completed", "failed", "cancelled")
+
+
+_SLOW: Final = 4096  # bytes in a second
+_FAST: Final = 1 << 32
 
 
 def _scripted(device: ScriptedCore) -> Change:

@@ -18,7 +18,7 @@ from uvirtio.conform.implementation import Implementation
 from uvirtio.errors import Misuse
 
 _MUST: Final = {"rows", "implementation", "versions", "expect", "seen", "source", "driver"}
-_MAY: Final = {"types", "transports", "rings"}
+_MAY: Final = {"types", "transports", "rings", "tests"}
 _EXPECTS: Final = ("fail", "wedged", "gone", "skip")
 _COMPARE: Final = re.compile(r"(==|>=|<=|>|<)\s*([0-9]+(?:\.[0-9]+)*)")
 
@@ -40,6 +40,8 @@ class Quirk:
     types: tuple[str, ...] = ("*",)
     transports: tuple[str, ...] = ("*",)
     rings: tuple[str, ...] = ("*",)
+    tests: tuple[str, ...] = ()
+    """Of uvirtio's own tests, ``FILE::NAME``, those that hold the drivers to it."""
 
     def fits(self, found: Implementation, type_name: str, letter: str, ring: str) -> bool:
         """Whether it is about a device.

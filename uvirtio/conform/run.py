@@ -71,26 +71,95 @@ def run(
     Raises:
         UvirtioError: The device cannot be opened, as from ``uvirtio.open``.
     """
-    options = opening.chosen(options, {})
-    renewable = callable(device) or (isinstance(device, str) and device.startswith(OURS))
-    if consent is None:
-        consent = made_for_this(device) if renewable else Consent()
-    with Bench(
-        device, options, pace or Pace(), renewable=renewable, consent=consent, opened=opened, check=check
-    ) as bench:
-        found = bench.device
-        if pace is None and isinstance(found.transport.backend, ScriptedCore):
-            bench.pace = _SCRIPTED
-        report = _about(found, options, implementation or of(found), seed)
-        known = quirks_of(report, all_quirks() if quirks is None else quirks)
-        fitting = [row for row in rows or battery.all_rows() if _fits(row, found)]
-        on_device(report, len(fitting))
-        for row in _ordered(fitting, seed):
-            result = _one(bench, row, known.get(row.id))
-            report.results.append(result)
-            on_result(result)
-        report.stopped = bench.dead
-    return report
+    with Run(
+        device,
+        rows=rows,
+        options=options,
+        consent=consent,
+        pace=pace,
+        seed=seed,
+        implementation=implementation,
+        quirks=quirks,
+        opened=opened,
+        check=check,
+    ) as started:
+        on_device(started.report, len(started.rows))
+        for row in started.rows:
+            on_result(started.test(row))
+    return started.report
+
+
+class Run:
+    """A run whose rows are tested one by one, by whoever calls; a context manager, which closes the device."""
+
+    def __init__(
+        self,
+        device: Source,
+        *,
+        rows: Sequence[Row] | None = None,
+        options: OpenOptions | None = None,
+        consent: Consent | None = None,
+        pace: Pace | None = None,
+        seed: int | None = None,
+        implementation: Implementation | None = None,
+        quirks: Sequence[Quirk] | None = None,
+        opened: Callable[[Device | None], None] = lambda device: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Open the device, and choose the rows that fit it; the parameters are those of ``run``.
+
+        Raises:
+            UvirtioError: The device cannot be opened, as from ``uvirtio.open``.
+        """
+        options = opening.chosen(options, {})
+        renewable = callable(device) or (isinstance(device, str) and device.startswith(OURS))
+        if consent is None:
+            consent = made_for_this(device) if renewable else Consent()
+        self._bench = Bench(
+            device, options, pace or Pace(), renewable=renewable, consent=consent, opened=opened, check=check
+        )
+        try:
+            found = self._bench.device
+            if pace is None and isinstance(found.transport.backend, ScriptedCore):
+                self._bench.pace = _SCRIPTED
+            self.report = _about(found, options, implementation or of(found), seed)
+            """The results so far."""
+            self._known = quirks_of(self.report, all_quirks() if quirks is None else quirks)
+            fitting = [row for row in rows or battery.all_rows() if _fits(row, found)]
+            self.rows: Sequence[Row] = _ordered(fitting, seed)
+            """The rows that fit the device, in the order of their tests."""
+        except BaseException:
+            self._bench.close()
+            raise
+
+    def test(self, row: Row) -> Result:
+        """Make the test of a row, and add what it came to to the report.
+
+        Args:
+            row: One of ``rows``.
+        """
+        result = _one(self._bench, row, self._known.get(row.id))
+        self.report.results.append(result)
+        self.report.stopped = self._bench.dead
+        return result
+
+    def known(self, row: Row) -> Quirk | None:
+        """What is known of a row on this device.
+
+        Args:
+            row: One of ``rows``.
+        """
+        return self._known.get(row.id)
+
+    def close(self) -> None:
+        """Close the device; idempotent."""
+        self._bench.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def made_for_this(device: Source) -> Consent:
@@ -166,10 +235,10 @@ def judged(result: Result, quirk: Quirk | None) -> Result:
     """
     if quirk is None:
         return result
-    if result.verdict in FAILURES:
+    if result.verdict.value == quirk.expect:
         return replace(result, verdict=Verdict.KNOWN)
-    if result.verdict in (Verdict.SKIP, Verdict.ERROR):
-        return result
+    if result.verdict in FAILURES or result.verdict in (Verdict.SKIP, Verdict.ERROR):
+        return result  # it was not foretold, or not like this
     return replace(result, verdict=Verdict.FIXED, seen=f"{result.seen}; known was: {quirk.seen}".lstrip("; "))
 
 

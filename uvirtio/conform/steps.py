@@ -17,7 +17,7 @@ from uvirtio.conform.memory import Arena, Buffer
 from uvirtio.conform.packed_lane import PackedLane
 from uvirtio.conform.verdict import Unfit, Violated
 from uvirtio.device import Device
-from uvirtio.errors import DeviceGone, UvirtioError
+from uvirtio.errors import DeviceGone, OperationFailed, UvirtioError
 from uvirtio.interfaces.backend import MmioWindow, PciFunction
 from uvirtio.interfaces.memory import Block, DmaSpace, Event, Registers
 from uvirtio.memory.quarantine import keep_for_ever
@@ -107,6 +107,8 @@ class Steps:
         self.consent = consent
         self.first_status = first_status
         self.accepted = 0
+        self.behind_features: Callable[[], object] = lambda: None
+        """Called when the features were written, before FEATURES_OK: for what else a test writes there."""
         """The features that were written last."""
         self.lanes: dict[int, Lane] = {}
         """The queues that are enabled, by index."""
@@ -261,6 +263,7 @@ class Steps:
         """
         self.acknowledge()
         self.transport.set_driver_features(features)
+        self.behind_features()
         self.accepted = features
         if not self.legacy:
             self.set_status(Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK)
@@ -269,10 +272,15 @@ class Steps:
     def accepts(self, features: int) -> bool:
         """Whether FEATURES_OK stays with exactly these features; the device is reset afterwards.
 
+        Where features are accepted by a call (vhost), its error is a refusal too.
+
         Args:
             features: The word.
         """
-        stays = bool(self.negotiate(features) & Status.FEATURES_OK)
+        try:
+            stays = bool(self.negotiate(features) & Status.FEATURES_OK)
+        except OperationFailed:
+            stays = False
         self.reset()
         return stays
 

@@ -66,7 +66,8 @@ class View:
     def __str__(self) -> str:
         asked = "status, features" if self.status is not None else "status not asked for in this version"
         vhost = sum("kick" in one for one in self.queues)
-        served = f"{len(self.queues)} queues" + (f", {vhost} by vhost without indices" if vhost else "")
+        count = len(self.queues)
+        served = f"{count} queue{'s' * (count != 1)}" + (f", {vhost} by vhost without indices" if vhost else "")
         return f"QEMU {self.qemu}, {self.path}: {asked}, {served}"
 
 

@@ -224,13 +224,16 @@ def interrupts(known: dict[str, Any] | None, found: DiscoveredDevice, roots: Roo
 # --- of an open device ------------------------------------------------------------------------------------------
 
 
-def of_open(device: Device, known: Record | None = None, *, live: bool = False) -> Record:
+def of_open(
+    device: Device, known: Record | None = None, *, live: bool = False, roots: Roots | None = None
+) -> Record:
     """The record of a device that this process has opened.
 
     Args:
         device: The device.
         known: What sysfs has about it; None: it is not a device of this machine's.
         live: Whether it was started, and has queues and books.
+        roots: Where what the start has changed is read again, of a device that sysfs knows; None: it is not.
     """
     transport = device.transport
     backend = transport.backend
@@ -265,6 +268,8 @@ def of_open(device: Device, known: Record | None = None, *, live: bool = False) 
             for queue in device.queues.values()
             for what in ("kicks", "completions")
         }
+        if known is not None and roots is not None:
+            _look_again(made, roots)
         made["interrupts"] = {**(made["interrupts"] or {}), "mode": transport.interrupt_mode.value}
     elif device.queues_left:
         made["books"] = asdict(device.counters) | {
@@ -276,6 +281,17 @@ def of_open(device: Device, known: Record | None = None, *, live: bool = False) 
     else:
         reasons["books"] = "the device was not started (--live)"
     return record.finish(made, "this device is not one of this machine's sysfs", reasons)
+
+
+def _look_again(made: Record, roots: Roots) -> None:
+    """Read again what the start of a device changes: MSI-X, bus master, the interrupts and their counts."""
+    try:
+        found = discover.find(made["address"], roots, aliases=False)
+    except UvirtioError:  # it went meanwhile; what was seen before stands
+        return
+    if found.bus == "pci":
+        _config_space(made, found)
+    made["interrupts"] = interrupts(made["interrupts"], found, roots)
 
 
 def _try(made: Record, reasons: dict[str, str], what: str, read: Any) -> Any:

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from uvirtio.errors import LimitReached, UvirtioError
 
@@ -16,6 +17,9 @@ _LIMITS = {
     errno.ENOMEM: ("RLIMIT_AS", "bytes of address space", "v"),
 }
 """By error: the limit, what it counts, and its option of the shell's ulimit."""
+
+SOCKET_PATH_MAX: Final = 107
+"""Longest path of a Unix socket, in bytes (unix(7))."""
 
 
 def reached(error: OSError, what: str) -> LimitReached | None:

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, Unpack
 
 import pytest
 
-from uvirtio.errors import Misuse, QemuMissing, UvirtioError
+from uvirtio.errors import EnvironmentLack, Misuse, QemuMissing, UvirtioError
 
 if TYPE_CHECKING:
     from uvirtio.device import Device, OpenKeywords, OpenOptions
     from uvirtio.opening import Opened
     from uvirtio.pytest_plugin.bench import Bench
+    from uvirtio.pytest_plugin.lab import LabVm
     from uvirtio.qemu import Machine
     from uvirtio.scripted import Model, ScriptedCore
 
@@ -66,6 +67,13 @@ class OpenHostile(Protocol):
         """Open a hostile device; see the fixture."""
 
 
+class BootVm(Protocol):
+    """What ``virtio_vm`` is."""
+
+    def __call__(self, *devices: str, **keywords: Any) -> LabVm:
+        """Boot a lab VM; see the fixture."""
+
+
 # --- options and marks ------------------------------------------------------------------------------------------
 
 
@@ -81,8 +89,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--uvirtio-require-qemu",
         action="store_true",
-        help="a test whose QEMU is not installed fails instead of being skipped",
+        help="a test whose QEMU (or lab, for virtio_vm) is not there fails instead of being skipped",
     )
+    group.addoption(
+        "--uvirtio-device",
+        metavar="ADDRESS",
+        action="append",
+        default=[],
+        help="test whether this device does what virtio 1.4 demands of devices (uvirtio conform); may be repeated",
+    )
+    where = "a checkout of uvirtio, whose lab the fixture virtio_vm boots; default: the one that uvirtio is in"
+    group.addoption("--uvirtio-lab", metavar="DIR", default=None, help=where)
+    parser.addini("uvirtio_lab", f"{where}; a relative path begins at the root directory", default="")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -92,6 +110,18 @@ def pytest_configure(config: pytest.Config) -> None:
         "needs_qemu(machine='q35'): skip the test where the machine's QEMU is not installed",
     ):
         config.addinivalue_line("markers", line)
+    if config.getoption("uvirtio_device") and config.args_source is pytest.Config.ArgsSource.INVOCATION_DIR:
+        config.args = []  # only what was asked for: no path was
+
+
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    """Add the rows of the devices that the command line names."""
+    addresses: list[str] = session.config.getoption("uvirtio_device")
+    if addresses:
+        from uvirtio.pytest_plugin import rows
+
+        for address in dict.fromkeys(addresses):
+            items.extend(rows.of(session, address))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -141,12 +171,12 @@ def _version_of(program: str) -> tuple[int, ...]:
     return version_of(program)
 
 
-def _or_skip(config: pytest.Config, make: Callable[[], T]) -> T:
-    """What ``make`` returns; the test is skipped where it misses QEMU, unless QEMU is required."""
+def _or_skip(config: pytest.Config, make: Callable[[], T], lack: type[EnvironmentLack] = QemuMissing) -> T:
+    """What ``make`` returns; the test is skipped where exactly ``lack`` is raised, unless QEMU is required."""
     try:
         return make()
-    except QemuMissing as error:
-        if config.getoption("uvirtio_require_qemu"):
+    except EnvironmentLack as error:
+        if type(error) is not lack or config.getoption("uvirtio_require_qemu"):
             raise
         missing = f"{error} ({error.remedy})"
     return pytest.skip(missing)
@@ -244,6 +274,30 @@ def virtio_machine(request: pytest.FixtureRequest, _uvirtio_bench: Bench) -> Sta
         return _or_skip(request.config, lambda: _uvirtio_bench.machine(devices, machine, keywords))
 
     return start_machine
+
+
+@pytest.fixture
+def virtio_vm(request: pytest.FixtureRequest, _uvirtio_bench: Bench, tmp_path: Path) -> BootVm:
+    """virtio_vm(*DEVICES, kernel="6.1", **options): a booted VM with a stock kernel, ended after the test.
+
+    DEVICES are QEMU's -device arguments. ``vm.run(["uvirtio", "diag", vm.address(0)])`` runs a command in it,
+    ``vm.copy_out(PATH)`` copies a file of it to ``tmp_path``; the options are those of
+    ``uvirtio.pytest_plugin.lab.LabVm``. It needs the lab of a checkout (``--uvirtio-lab``).
+    """
+
+    def boot_vm(*devices: str, **keywords: Any) -> LabVm:
+        from uvirtio.pytest_plugin.lab import find_lab
+
+        config = request.config
+        given = config.getoption("uvirtio_lab"), config.getini("uvirtio_lab")
+        where = Path(config.invocation_params.dir, given[0]) if given[0] else None
+        if where is None and given[1]:
+            where = config.rootpath / given[1]
+        return _or_skip(
+            config, lambda: _uvirtio_bench.vm(find_lab(where), devices, tmp_path, keywords), EnvironmentLack
+        )
+
+    return boot_vm
 
 
 @pytest.fixture

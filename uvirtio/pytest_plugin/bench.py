@@ -21,6 +21,7 @@ from uvirtio.host.roots import Roots
 from uvirtio.interfaces.clock import KeepsTime
 from uvirtio.memory.trace import Trace
 from uvirtio.opening import Opened
+from uvirtio.pytest_plugin.lab import LabVm
 from uvirtio.qemu import Machine, QemuFunction
 from uvirtio.scripted.address import PREFIX, build
 
@@ -30,7 +31,7 @@ HOSTILE_TIMEOUT: Final = 0.2
 _LINES: Final = 100_000
 """Lines of trace that are kept, the last ones."""
 
-_TRACE, _DEVICES, _DUMP = "trace.txt", "devices.txt", "dump.json"
+_TRACE, _DEVICES, _DUMP, _VM = "trace.txt", "devices.txt", "dump.json", "vm.txt"
 
 
 class Bench:
@@ -43,6 +44,7 @@ class Bench:
         self._devices: list[Device] = []
         self._machines: list[Machine] = []
         self._scripted: list[tuple[scripted.ScriptedCore, bool]] = []
+        self._vms: list[LabVm] = []
         self._dump: dict[str, Any] | None = None
         self._dumping = False
 
@@ -80,6 +82,12 @@ class Bench:
             device = scripted.ScriptedDevice(what, **keywords)
         self._scripted.append((device, check))
         return device
+
+    def vm(self, program: Path, devices: tuple[str, ...], files: Path, keywords: dict[str, Any]) -> LabVm:
+        """Boot a lab VM; it ends with the bench."""
+        made = self._stack.enter_context(LabVm(program, devices, files, **keywords))
+        self._vms.append(made)
+        return made
 
     # --- trace ------------------------------------------------------------------------------------------------
 
@@ -129,6 +137,8 @@ class Bench:
             about += [f"{device.address}: the driver broke a rule: {one}" for one in device.violations]
         _write(folder / _DEVICES, about)
         _write(folder / _TRACE, list(self._lines))
+        if self._vms:
+            _write(folder / _VM, [text for vm in self._vms for text in (repr(vm), *vm.history, vm.console())])
         self._look()
         if self._dump is not None:
             _write(folder / _DUMP, [json.dumps(self._dump, indent=1)])
@@ -158,7 +168,7 @@ class Bench:
     @property
     def used(self) -> bool:
         """Whether the test opened anything."""
-        return bool(self._devices or self._machines or self._scripted or self._lines)
+        return bool(self._devices or self._machines or self._scripted or self._vms or self._lines)
 
 
 class _TracedMachine(Machine):
@@ -186,7 +196,7 @@ class _TracedMachine(Machine):
 
 def forget(folder: Path) -> None:
     """Remove what an earlier run has kept of a test."""
-    for name in (_TRACE, _DEVICES, _DUMP):
+    for name in (_TRACE, _DEVICES, _DUMP, _VM):
         (folder / name).unlink(missing_ok=True)
     with suppress(OSError):  # it was not there, or holds more
         folder.rmdir()

@@ -217,7 +217,7 @@ SWITCHES: Final = (
     Switch("transport", "|".join(TRANSPORTS), "the registers in front of it", _transport),
     Switch("features", "WORD", "the feature word that it offers", _fault("features", _features)),
     Switch("packed", "", "offer packed rings", _packed),
-    Switch("access-platform", "", "offer ACCESS_PLATFORM", _flag("access_platform")),
+    Switch("access-platform", "", "offer ACCESS_PLATFORM, behind an IOMMU", _flag("access_platform")),
     Switch("vectors", "N", "the size of its MSI-X table", _fault("vectors", _vectors)),
     Switch("no-intx", "", "no interrupt line", _flag("intx", False)),
     Switch("memory-off", "", "memory decoding is off", _flag("memory_off")),
@@ -340,7 +340,8 @@ def _made(address: str, parts: _Parts) -> ScriptedCore:
     model = TYPES[parts.type](**parts.model)
     for name, value in parts.set.items():
         setattr(model, name, value)
-    how = {"address": address, **parts.device}
+    # 6.2: where addresses are translated a device should offer ACCESS_PLATFORM, and it is said to offer it.
+    how = {"address": address, "translates": "access_platform" in parts.device, **parts.device}
     try:
         if parts.packed and "features" not in how:
             how["features"] = RING_FEATURES | model.features | f.mask(f.RING_PACKED)

@@ -51,6 +51,7 @@ class Balloon(Model):
         self.hints: list[tuple[str, int]] = []
         """What came on free_page_vq: ("command", id) or ("pages", bytes)."""
         self.opened: set[int] = set()
+        self._last_id = balloon.CMD_ID_FIRST - 1
         self.reports: list[list[int]] = []
         """What came on reporting_vq: the lengths of the elements of each chain."""
         self.free: list[tuple[int, int]] = []
@@ -119,6 +120,15 @@ class Balloon(Model):
         """What a host does that wants a round of hints, or no more of them."""
         self.device.change_config(balloon.FREE_PAGE_HINT_CMD_ID, struct.pack("<I", ident))
 
+    def begin_round(self) -> None:
+        """What a host does that begins to migrate: ask for hints, under an id that was not there before."""
+        self._last_id += 1
+        self.set_hint_id(self._last_id)
+
+    def end_round(self) -> None:
+        """What a host does that has migrated: no more hints are needed."""
+        self.set_hint_id(balloon.CMD_ID_DONE)
+
     @property
     def hint_id(self) -> int:
         """free_page_hint_cmd_id, as the driver reads it."""
@@ -186,7 +196,9 @@ class Balloon(Model):
         inside = bool(opened) and opened[-1] >= balloon.CMD_ID_FIRST
         check("BAL-H02", inside, "pages outside of a round")
         self.hints.append(("pages", chain.room))
-        self._take_free(chain)
+        # 5.5.6.5.2: pages under another id are ignored.
+        if opened and opened[-1] == self.hint_id:
+            self._take_free(chain)
 
     def _take_free(self, chain: Chain) -> int:
         for element in chain.writable:

@@ -126,15 +126,18 @@ class Disk(Model):
     def read_config(self, offset: int, width: int) -> int:
         """Read the configuration (5.2.4)."""
         if offset == FIELDS["writeback"].offset:
-            running = bool(self.device.status_now & 8)
+            # 5.2.5.3: on a legacy interface it may be read and written at any time.
+            running = bool(self.device.status_now & 8) or self.device.speaks_legacy
             self.device.check("BLK-03", running, "writeback was read before FEATURES_OK")
         return super().read_config(offset, width)
 
     def write_config(self, offset: int, width: int, value: int) -> None:
         """Take a write to the configuration: writeback alone is writable, with CONFIG_WCE."""
         right = offset == FIELDS["writeback"].offset and width == 1 and value in (0, 1)
-        self.device.check("BLK-CFG", right and self.has(f.Blk.CONFIG_WCE), f"{value} was written at {offset}")
-        if right and self.has(f.Blk.CONFIG_WCE):
+        early = self.device.speaks_legacy and not self.device.status_now & 4
+        right = right and (self.has(f.Blk.CONFIG_WCE) or early)
+        self.device.check("BLK-CFG", right, f"{value} was written at {offset}")
+        if right:
             super().write_config(offset, width, value)
 
     # --- requests -------------------------------------------------------------------------------------------

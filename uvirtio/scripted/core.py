@@ -433,6 +433,7 @@ class ScriptedCore:
                 indirect=f.has(self.driver_features, f.INDIRECT_DESC),
                 event_idx=f.has(self.driver_features, f.EVENT_IDX),
                 in_order=f.has(self.driver_features, f.IN_ORDER),
+                notify_on_empty=self.speaks_legacy and f.has(self.driver_features, f.NOTIFY_ON_EMPTY),
                 lies=self.lies,
                 index=self._queue_select,
             )
@@ -499,7 +500,9 @@ class ScriptedCore:
         spoilt = bool(faults.silent_with) and self.driver_features & faults.silent_with == faults.silent_with
         silent = faults.silent or spoilt or queue in faults.silent_queues or self.gone
         stopped = self._status & (Status.DEVICE_NEEDS_RESET | Status.FAILED)
-        if ring_ is None or silent or stopped or not self._status & Status.DRIVER_OK:
+        # 3.1.2: legacy drivers use a device before DRIVER_OK.
+        live = Status.DRIVER_OK | (Status.DRIVER if self.speaks_legacy else 0)
+        if ring_ is None or silent or stopped or not self._status & live:
             return None
         self.check("DMA", self.master, "work for the device, and bus mastering is off")
         return ring_ if self.master else None
@@ -630,6 +633,11 @@ class ScriptedCore:
     def status_now(self) -> int:
         """The status without a register read."""
         return self._status
+
+    @property
+    def speaks_legacy(self) -> bool:
+        """Whether the driver uses a legacy interface (2.2.3)."""
+        return False
 
     @property
     def type(self) -> str:

@@ -73,6 +73,11 @@ class ScriptedLegacy(ScriptedDevice):
         struct.pack_into("<H", self.config_space, pci.CFG_SUBSYSTEM_ID, subsystem)
         self.config_space[pci.CFG_REVISION_ID] = revision
 
+    @property
+    def speaks_legacy(self) -> bool:
+        """Whether anything was written to the legacy interface."""
+        return self.legacy_spoken
+
     # --- PciFunction ----------------------------------------------------------------------------------------
 
     def bar(self, index: int) -> BarInfo | None:

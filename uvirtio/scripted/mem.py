@@ -10,6 +10,7 @@ the configuration while a driver is at work).
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from collections import deque
@@ -71,6 +72,8 @@ class Mem(Model):
         """UNPLUG ALL shrinks the usable region to what is requested, silently."""
         self.before: Callable[[int, int, int], None] = lambda kind, addr, blocks: None
         self.fd = os.memfd_create("scripted-mem", os.MFD_CLOEXEC) if memory else -1
+        self._shown: dict[int, mmap.mmap] = {}
+        """Plugged blocks, which devices reach."""
         if memory:
             os.ftruncate(self.fd, blocks * block_size)
         for name, value in (
@@ -94,12 +97,16 @@ class Mem(Model):
 
     def close(self) -> None:
         """Close the file behind the region. Idempotent."""
+        self._shown.clear()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
     def _book(self) -> None:
-        self.put("plugged_size", (len(self.plugged) * self.block_size + self.size_lie) % (1 << 64))
+        size = (len(self.plugged) * self.block_size + self.size_lie) % (1 << 64)
+        # Without a notification (5.15.4.2), and with another generation (4.1.4.3.1).
+        changed = hasattr(self, "device") and size != self.get("plugged_size")
+        self.put("plugged_size", size, interrupt=False if changed else None)
 
     def write_config(self, offset: int, width: int, value: int) -> None:
         """Take a write to the configuration: nothing in it is writable (5.15.4)."""
@@ -165,4 +172,16 @@ class Mem(Model):
         for block in meant if self.fd >= 0 else ():
             fill = bytes([JUNK]) * self.block_size if plug else bytes(self.block_size)
             os.pwrite(self.fd, fill, block * self.block_size)
+            self._show(block, plug)
         self.plugged = self.plugged | meant if plug else self.plugged - meant
+
+    def _show(self, block: int, plug: bool) -> None:
+        """5.15.6.2: plugged memory can be read and written, by devices too."""
+        address = self.addr + block * self.block_size
+        if plug:
+            shown = mmap.mmap(self.fd, self.block_size, offset=block * self.block_size)
+            self._shown[block] = shown
+            self.device.memory.show(address, memoryview(shown))
+        elif block in self._shown:
+            self.device.memory.hide(address, self.block_size)
+            del self._shown[block]

@@ -92,6 +92,13 @@ class ScriptedBlock:
         self._map.close()
 
 
+class OtherMemory:
+    """Memory that the device reaches and that is no block of the driver's, such as what a memory device plugs."""
+
+    def __init__(self, view: memoryview) -> None:
+        self.view = view
+
+
 class Memory:
     """All memory of one scripted guest, as the device sees it."""
 
@@ -101,7 +108,7 @@ class Memory:
         self.on_free: Callable[[ScriptedBlock], None] = lambda block: None
         self.reads = 0
         self.writes = 0
-        self._pages: dict[int, tuple[ScriptedBlock, int]] = {}
+        self._pages: dict[int, tuple[ScriptedBlock | OtherMemory, int]] = {}
         self._next_iova_page = FIRST_IOVA // PAGE
         self._next_frame = FIRST_FRAME
 
@@ -134,6 +141,17 @@ class Memory:
             if self._pages.get(page, (None,))[0] is block:
                 del self._pages[page]
 
+    def show(self, address: int, view: memoryview) -> None:
+        """Let the device reach other memory, in whole pages, at a device address."""
+        other = OtherMemory(view)
+        for start in range(0, len(view), PAGE):
+            self._pages[(address + start) // PAGE] = (other, start)
+
+    def hide(self, address: int, length: int) -> None:
+        """Let it no longer reach what was shown."""
+        for page in range(address // PAGE, (address + length) // PAGE):
+            self._pages.pop(page, None)
+
     def open_blocks(self) -> list[ScriptedBlock]:
         """The blocks that are not freed."""
         return [block for block in self.blocks if not block.closed]
@@ -149,7 +167,7 @@ class Memory:
         """Whether the device reaches all of ``length`` bytes at ``address``."""
         return all(page in self._pages for page in range(address // PAGE, (address + length - 1) // PAGE + 1))
 
-    def _pieces(self, address: int, length: int) -> list[tuple[ScriptedBlock, int, int]]:
+    def _pieces(self, address: int, length: int) -> list[tuple[ScriptedBlock | OtherMemory, int, int]]:
         pieces = []
         while length:
             page, within = divmod(address, PAGE)

@@ -278,6 +278,11 @@ class ScriptedMmio(ScriptedCore):
             return
         self._kick(*self._kick_value(pci.NOTIFY_DATA_WIDTH if data else pci.NOTIFY_WIDTH, value))
 
+    @property
+    def speaks_legacy(self) -> bool:
+        """Whether this is version 1."""
+        return self.legacy
+
     def set_status_now(self, value: int) -> None:
         """The status without a register write."""
         self._status = value

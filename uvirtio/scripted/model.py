@@ -22,6 +22,10 @@ class Surroundings(Protocol):
     def status_now(self) -> int:
         """The device status (2.1)."""
 
+    @property
+    def speaks_legacy(self) -> bool:
+        """Whether the driver uses a legacy interface (2.2.3)."""
+
     def check(self, requirement: str, holds: bool, message: str) -> None:
         """Record that the driver broke a rule, unless it holds."""
 

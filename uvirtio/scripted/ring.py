@@ -116,6 +116,7 @@ class DeviceQueue:
         indirect: bool = False,
         event_idx: bool = False,
         in_order: bool = False,
+        notify_on_empty: bool = False,
         lies: Lies | None = None,
         check_buffers: bool = True,
         index: int = 0,
@@ -129,6 +130,7 @@ class DeviceQueue:
             indirect: INDIRECT_DESC was negotiated.
             event_idx: EVENT_IDX was negotiated.
             in_order: IN_ORDER was negotiated.
+            notify_on_empty: NOTIFY_ON_EMPTY was negotiated, which is a legacy driver's.
             lies: How the device bends what it writes; None: it does not.
             check_buffers: Every element of a chain must lie in mapped memory.
             index: The queue's number.
@@ -138,6 +140,7 @@ class DeviceQueue:
         self.index = index
         self.areas = areas
         self.indirect, self.event_idx, self.in_order = indirect, event_idx, in_order
+        self.notify_on_empty = notify_on_empty
         self.check_buffers = check_buffers
         self.lies = lies or Lies()
         self.out: dict[int, Chain] = {}
@@ -352,6 +355,8 @@ class DeviceRing(DeviceQueue):
         old, self._signalled = self._signalled, self.used_idx
         if old == self.used_idx:
             return False
+        if self.notify_on_empty and not self.available():  # 6.3: even though it is suppressed
+            return True
         if self.event_idx:
             event = self._avail_word(ring.used_event_offset(self.size))
             return need_event(event, self.used_idx, old)

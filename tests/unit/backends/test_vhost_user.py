@@ -418,6 +418,7 @@ def test_the_program_of_an_address_is_a_path(
         "vhost-user:qsd/",
         "vhost-user:qsd,queues=0/etc/passwd",
         "vhost-user:qsd,queues=x/etc/passwd",
+        "vhost-user:qsd,queues=" + 5000 * "9" + "/etc/passwd",
         "vhost-user:qsd,aio=fast/etc/passwd",
         "vhost-user:qsd,colour=red/etc/passwd",
     ],

@@ -39,7 +39,11 @@ def test_json_has_one_document(capsys) -> None:
         ["scripted:rng", "--level", "5"],
         ["--explain", "D-NOTHING-01"],
         ["scripted:rng", "--implementation", "qemu"],
+        ["scripted:rng", "--implementation", "qemu\udcff/1"],
+        ["scripted:rng", "--implementation", "qemu\nD-RST-01 fail/1"],
         ["scripted:blk", "--allow-write", "all"],
+        ["scripted:blk", "--allow-write", "8:00"],
+        ["scripted:blk", "--allow-write", f"8:{'9' * 5000}"],
     ],
 )
 def test_what_cannot_be_asked_is_2(words: list[str], capsys) -> None:

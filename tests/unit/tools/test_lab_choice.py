@@ -15,7 +15,7 @@ import pytest
 TOOLS = next(top for top in Path(__file__).resolve().parents if (top / "pyproject.toml").exists()) / "tools"
 sys.path.insert(0, str(TOOLS))
 
-from lab import LabError, cli_test, conformance, fleet, machines, pythons, selection, setup  # noqa: E402
+from lab import LabError, arches, cli_test, conformance, fleet, machines, pythons, selection, setup  # noqa: E402
 from lab.floors import Outcome, Runner  # noqa: E402
 
 
@@ -491,3 +491,27 @@ def test_the_fleet_is_started_once_and_its_results_are_what_is_tested(broken, mo
         assert env["UVIRTIO_FLEET"] == results[0] and env["PATH"].startswith("/of/ansible:")
         assert outcome.note == "30 s for the boots, 40 s for the playbook"
     assert not Path(results[0]).exists()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_plugins_vm_has_its_kernel_before_the_test_which_is_not_skipped(broken, monkeypatch, tmp_path):
+    def get(name, *, accept_expired):
+        assert name == arches.X86_64.kernel and accept_expired
+        if broken:
+            raise LabError("no mirror\nand more")
+
+    ran = []
+
+    def pytest_of(self, name, arguments, wrapper, *, env=None):
+        ran.append((arguments, env))
+        return Outcome(name, ok=True, seconds=0.0, passed=1)
+
+    monkeypatch.setattr(cli_test.kernels, "get", get)
+    monkeypatch.setattr(Runner, "pytest", pytest_of)
+    [(name, step)] = cli_test._plugin(Runner(tmp_path, tmp_path), accept_expired=True)
+    assert name == "plugin" and not ran
+    assert step().ok is not broken
+    if not broken:
+        [([folder, require], env)] = ran
+        assert list(Path(folder).glob("test_*.py")) and require == "--uvirtio-require-qemu"
+        assert env == {"UVIRTIO_VIRTIO_VM": "1"}

@@ -28,6 +28,7 @@ from uvirtio.backends.vhost_user.daemon import CONNECTED, FD, SOCKET, SpawnedDae
 from uvirtio.backends.vhost_user.node import VhostUserNode
 from uvirtio.errors import BadAddress, NoSuchDevice, PermissionLack, UsageError
 from uvirtio.host.addresses import VHOST_USER
+from uvirtio.host.limits import SOCKET_PATH_MAX
 from uvirtio.host.roots import Roots
 from uvirtio.spec import ids
 
@@ -46,8 +47,6 @@ _AIO: Final = ("threads", "native", "io_uring")
 _QUEUES_MOST: Final = 64
 _EXEC: Final = ",exec="
 _BINARY: Final = ",binary="
-_SUN_PATH: Final = 107
-"""Longest path of a socket, in bytes (unix(7))."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +107,8 @@ def parse(address: str) -> Target:
     path = rest.removeprefix(":")
     if not path:
         raise _bad(address, "neither a socket nor a command follows the type")
-    if len(os.fsencode(path)) > _SUN_PATH:
-        raise _bad(address, f"the path of a socket has at most {_SUN_PATH} bytes")
+    if len(os.fsencode(path)) > SOCKET_PATH_MAX:
+        raise _bad(address, f"the path of a socket has at most {SOCKET_PATH_MAX} bytes")
     return Target(address, device_id, path=path, given=given)
 
 
@@ -256,7 +255,7 @@ def _keys(address: str, head: str) -> dict[str, str]:
             raise _bad(address, f"{part!r} is not one of {known}, once, with a value")
         found[key] = value
     queues = found.get("queues", "1")
-    if not queues.isdecimal() or not queues.isascii() or not 1 <= int(queues) <= _QUEUES_MOST:
+    if queues not in map(str, range(1, _QUEUES_MOST + 1)):
         raise _bad(address, f"queues={queues} is not 1 to {_QUEUES_MOST}")
     if found.get("aio", _AIO[0]) not in _AIO:
         raise _bad(address, f"aio={found['aio']} is not {', '.join(_AIO)}")

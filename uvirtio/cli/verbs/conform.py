@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from uvirtio.conform.trial import Consent
 
 _LEVELS = 4
+_RANGE = re.compile(r"([0-9]{1,18}):(0*[1-9][0-9]{0,17})", re.ASCII)
+"""Sectors: the first, and how many."""
 
 
 def register(app: typer.Typer) -> None:
@@ -138,12 +141,13 @@ def _consent(faults: bool, allow_write: str | None, host: bool, flr: bool) -> Co
 def _with_range(consent: Consent, text: str) -> Consent:
     from dataclasses import replace
 
-    start, colon, count = text.partition(":")
-    if not (colon and start.isdecimal() and count.isdecimal() and int(count)):
+    match = _RANGE.fullmatch(text)
+    if match is None:
         raise UsageError(
             f"--allow-write cannot be {text!r}", seen=text, expected="the first sector and how many: 2048:1024"
         )
-    return replace(consent, write=range(int(start), int(start) + int(count)))
+    start, count = map(int, match.groups())
+    return replace(consent, write=range(start, start + count))
 
 
 class _Stopper:
@@ -209,7 +213,7 @@ class _Teller:
         if not self._cmd.json:
             what = f"{report.implementation} {report.version}".strip() or "not known"
             self._line(
-                f"{report.address}: {report.type}, {report.transport}, {report.ring} rings, {what}; {count} rows"
+                f"{report.address}: {report.type}, {report.transport}, {report.ring} rings, {what}; {_rows(count)}"
             )
 
     def tell(self, result: Result) -> None:
@@ -244,8 +248,12 @@ def _list(cmd: Command, rows: list[Row], dev: str) -> int:
         ("ROW", "SECTION", "LEVEL", "KEYWORD", "THE DEVICE MUST"),
         [(row.id, row.section, f"L{row.level.value}", row.keyword, row.title) for row in rows],
     )
-    cmd.line(f"{len(rows)} rows")
+    cmd.line(_rows(len(rows)))
     return 0
+
+
+def _rows(count: int) -> str:
+    return f"{count} row{'s' * (count != 1)}"
 
 
 def _explain(cmd: Command, row: Row) -> int:

@@ -124,7 +124,7 @@ def _look(cmd: Command, dev: str, live: bool) -> tuple[Record, dict[str, Any]]:
         return known, collect.environment(cmd.roots)
     with cmd.device(dev if known is None else str(known["address"])) as device:
         failure = _start(device) if live else None
-        record = collect.of_open(device, known, live=live)
+        record = collect.of_open(device, known, live=live, roots=cmd.roots)
         if failure is not None:
             record["error"] = failure.as_dict()
             output.note(f"warning: {failure.code}: {failure.message}; the dump has what was seen")

@@ -177,7 +177,7 @@ class Examiner:
 
         # A replay writes no report, so it does not look at the device for one: the recorder leaves that out.
         with getattr(self._record, "aside", nullcontext)():
-            record = collect.of_open(device, self._known, live=True)
+            record = collect.of_open(device, self._known, live=True, roots=self._roots)
             self.document = collect.document([record], collect.environment(self._roots, device))
 
 

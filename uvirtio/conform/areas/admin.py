@@ -350,3 +350,63 @@ def members_out_of_range(t: Trial) -> Outcome:
         answer = desk.run(look, group=Group.SR_IOV, member=member)
         refuses(t, answer, Qualifier.INVALID_MEMBER, f"member {member}")
     return None
+
+
+# --- commands that come together (2.12.1.1.6, 2.12.1.4.4.1) -----------------------------------------------------
+
+_LEGACY = frozenset(
+    {
+        Opcode.LEGACY_COMMON_CFG_WRITE,
+        Opcode.LEGACY_COMMON_CFG_READ,
+        Opcode.LEGACY_DEV_CFG_WRITE,
+        Opcode.LEGACY_DEV_CFG_READ,
+    }
+)
+_PARTS = frozenset(
+    {
+        Opcode.DEV_PARTS_METADATA_GET,
+        Opcode.DEV_PARTS_GET,
+        Opcode.DEV_PARTS_SET,
+        Opcode.DEV_MODE_SET,
+    }
+)
+_PARTS_OBJECTS = frozenset(
+    {
+        Opcode.RESOURCE_OBJ_CREATE,
+        Opcode.RESOURCE_OBJ_QUERY,
+        Opcode.RESOURCE_OBJ_MODIFY,
+        Opcode.RESOURCE_OBJ_DESTROY,
+    }
+)
+
+
+def _together(t: Trial, some: frozenset[Opcode], all_of: frozenset[Opcode]) -> None:
+    """A violation, unless each group that has some of these commands has all of those."""
+    desk = Desk(t)
+    asked = [desk.run(Opcode.LIST_QUERY, group=group) for group in Group]
+    having = [answer.bits for answer in asked if answer.ok and answer.bits & some]
+    t.need(bool(having), "no group has such commands")
+    for bits in having:
+        lacking = ", ".join(opcode.name for opcode in sorted(all_of - bits))
+        t.expect(not lacking, f"there is no {lacking}", "all of them, or none")
+
+
+@AREA.row("D-ADP-01", "2.12.1.4.4.1", "MUST", "The commands for device parts come all or not at all.")
+def parts_come_together(t: Trial) -> Outcome:
+    """The lists of opcodes of both group types."""
+    _together(t, _PARTS, _PARTS | _PARTS_OBJECTS)
+    return None
+
+
+@AREA.row("D-ALG-01", "2.12.1.1.6", "MUST", "The commands for legacy configurations come all four or not at all.")
+def legacy_comes_together(t: Trial) -> Outcome:
+    """The lists of opcodes of both group types."""
+    _together(t, _LEGACY, _LEGACY)
+    return None
+
+
+@AREA.row("D-ALG-08", "2.12.1.1.6", "MUST", "LEGACY_NOTIFY_INFO comes with the four commands, too.")
+def notify_info_needs_the_four(t: Trial) -> Outcome:
+    """The lists of opcodes of both group types."""
+    _together(t, frozenset({Opcode.LEGACY_NOTIFY_INFO}), _LEGACY)
+    return None

@@ -6,9 +6,9 @@ import struct
 from typing import Final
 
 from uvirtio.conform.lane import Lane, Posted
-from uvirtio.conform.levers import Statistics, statistics
+from uvirtio.conform.levers import Rounds, Statistics, rounds, statistics
 from uvirtio.conform.memory import Piece, pattern
-from uvirtio.conform.row import ANY, LEGACY, MODERN, Area, Level
+from uvirtio.conform.row import ANY, LEGACY, MODERN, Area, Level, Need
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Good, Outcome, Severity, Unfit, free, rejected
 from uvirtio.drivers.balloon.queues import numbered
@@ -396,14 +396,16 @@ def queue_numbers(t: Trial) -> Outcome:
         t.need(bool(status & Status.FEATURES_OK), f"it refuses {f.feature(t.type, bit).name} alone")
         t.expect(_exists(t, queue), f"{name}: there is no queue {queue}", f"queue {queue}")
         t.reset()
+    stats, hints = (f.has(t.offered, bit) for bit in (f.Balloon.STATS_VQ, f.Balloon.FREE_PAGE_HINT))
+    t.need(not stats or not hints, "no queue before them is absent, so every way to number them is the same")
     return None
 
 
-class _Reports:
-    """The reporting queue of a device that runs, wherever it has it, and memory to report."""
+class _Queue:
+    """The queue for hints or for reports of a device that runs, wherever it has it, and memory for it."""
 
-    def __init__(self, t: Trial, *, also: int = 0, poison: int | None = None) -> None:
-        t.need_feature(f.Balloon.PAGE_REPORTING)
+    def __init__(self, t: Trial, bit: int, name: str, *, also: int = 0, poison: int | None = None) -> None:
+        t.need_feature(bit)
         self.t = t
         # With all queues that there are, every way to number them comes to the same.
         queues = f.mask(f.Balloon.STATS_VQ, f.Balloon.FREE_PAGE_HINT, f.Balloon.PAGE_REPORTING)
@@ -422,16 +424,129 @@ class _Reports:
         if balloon.STATSQ_NAME in places:
             # 5.5.6.3.1: there is one buffer, always.
             t.lanes[places[balloon.STATSQ_NAME]].post(t.readable(struct.pack("<HQ", Stat.MEMFREE, 0)))
-        self.lane = t.lanes[places[balloon.REPORTING_VQ_NAME]]
+        self.lane = t.lanes[places[name]]
         self._block = t.dma.alloc(8 * _PAGE)
         self.pages = _Pages(self._block)
 
-    def report(self, first: int, count: int) -> None:
-        """Report pages as free, in one chain."""
+    def command(self, ident: int) -> None:
+        """Say under which id the next hints are."""
+        posted = self.lane.post(self.t.readable(struct.pack("<I", ident)))
+        self.t.await_used(self.lane, 1)
+        self.t.expect(posted.length is not None, "the used ring names another chain", "the command")
+
+    def give(self, first: int, count: int) -> None:
+        """Say in one chain that pages are free."""
         runs = self._block.segments(first * _PAGE, count * _PAGE)
         posted = self.lane.post(*(Piece(address, length, True) for address, length in runs))
         self.t.await_used(self.lane, 1)
-        self.t.expect(posted.length is not None, "the used ring names another chain", "the report")
+        self.t.expect(posted.length is not None, "the used ring names another chain", "the pages")
+
+
+def _reports(t: Trial, *, also: int = 0, poison: int | None = None) -> _Queue:
+    return _Queue(t, f.Balloon.PAGE_REPORTING, balloon.REPORTING_VQ_NAME, also=also, poison=poison)
+
+
+def _hints(t: Trial) -> _Queue:
+    return _Queue(t, f.Balloon.FREE_PAGE_HINT, balloon.FREE_PAGE_VQ_NAME)
+
+
+def _id(t: Trial) -> int:
+    return t.config_field(balloon.CONFIG, "free_page_hint_cmd_id")
+
+
+def _begun(t: Trial, host: Rounds) -> int:
+    """Have the host begin a round; its id."""
+    host.begin()
+    t.owe(lambda: _id(t) >= balloon.CMD_ID_FIRST, f"id {_id(t)} though the host wants hints", "the id of a round")
+    return _id(t)
+
+
+_HOST: Final[frozenset[Need]] = frozenset({"host"})
+
+
+@AREA.row(
+    "D-BAL-10",
+    "5.5.6.5.2",
+    "MUST NOT",
+    "No command id is used again before STOP came from the driver.",
+    severity=Severity.SILENT,
+    transports=MODERN,
+    needs=_HOST,
+)
+def ids_are_new(t: Trial) -> Outcome:
+    """Two rounds, of which the first is begun by the driver and not stopped."""
+    hints = _hints(t)
+    with rounds(t) as host:
+        first = _begun(t, host)
+        hints.command(first)
+        host.end()
+        second = _begun(t, host)
+    t.expect(second != first, f"id {first} twice", "another id")
+    return Good(f"ids {first} and {second}")
+
+
+@AREA.row(
+    "D-BAL-11",
+    "5.5.6.5.2",
+    "MUST",
+    "Hints under another id than that of the round are ignored.",
+    severity=Severity.MEMORY,
+    transports=MODERN,
+    needs=_HOST,
+)
+def other_ids(t: Trial) -> Outcome:
+    """Pages with patterns are hinted under an id that the round has not; what they hold here has to stay."""
+    hints = _hints(t)
+    with rounds(t) as host:
+        hints.command(_begun(t, host) + 5)
+        hints.give(1, 3)
+        changed = hints.pages.changed()
+    t.expect(not changed, f"pages {changed} changed", "their contents")
+    return None
+
+
+@AREA.row(
+    "D-BAL-12",
+    "5.5.6.5.2",
+    "MUST NOT",
+    "Hinted pages are left alone once the id is DONE.",
+    severity=Severity.MEMORY,
+    transports=MODERN,
+    needs=_HOST,
+)
+def left_alone(t: Trial) -> Outcome:
+    """Pages are hinted; after DONE they get a pattern, which has to stay."""
+    hints = _hints(t)
+    with rounds(t) as host:
+        hints.command(_begun(t, host))
+        hints.give(1, 3)
+        host.end()
+        t.owe(lambda: _id(t) == balloon.CMD_ID_DONE, f"id {_id(t)} at the end", f"{balloon.CMD_ID_DONE}, DONE")
+        for number in (1, 2, 3):
+            hints.pages.fill(number)
+        # The device is asked meanwhile: some work only then.
+        quiet = t.quiet(lambda: _id(t) != balloon.CMD_ID_DONE or bool(hints.pages.changed()))
+    t.expect(quiet, f"pages {hints.pages.changed()} changed after DONE, id {_id(t)}", "their contents")
+    return None
+
+
+@AREA.row(
+    "D-BAL-13",
+    "5.5.6.5.2",
+    "MUST",
+    "DONE is reported when hinted pages are no longer needed.",
+    transports=MODERN,
+    needs=_HOST,
+)
+def reports_done(t: Trial) -> Outcome:
+    """A round with hints, at the end of which the id is read."""
+    hints = _hints(t)
+    with rounds(t) as host:
+        hints.command(_begun(t, host))
+        hints.give(1, 1)
+        host.end()
+        t.owe(lambda: _id(t) == balloon.CMD_ID_DONE, f"id {_id(t)} at the end", f"{balloon.CMD_ID_DONE}, DONE")
+    return None
 
 
 @AREA.row(
@@ -447,8 +562,8 @@ def poisoned_pages(t: Trial) -> Outcome:
     t.need_feature(f.Balloon.PAGE_POISON)
     seen = []
     for poison in _POISONS:
-        reports = _Reports(t, also=f.mask(f.Balloon.PAGE_POISON), poison=poison)
-        reports.report(2, 3)
+        reports = _reports(t, also=f.mask(f.Balloon.PAGE_POISON), poison=poison)
+        reports.give(2, 3)
         poisoned = struct.pack("<I", poison) * (_PAGE // 4)
         changed = reports.pages.changed()
         wrong = [one for one in changed if reports.pages.page(one) != poisoned]
@@ -468,9 +583,9 @@ def poisoned_pages(t: Trial) -> Outcome:
 )
 def reported_pages(t: Trial) -> Outcome:
     """One page and three are reported; the pages around them keep their patterns."""
-    reports = _Reports(t)
-    reports.report(1, 1)
-    reports.report(4, 3)
+    reports = _reports(t)
+    reports.give(1, 1)
+    reports.give(4, 3)
     changed = reports.pages.changed(1, 4, 5, 6)
     t.expect(not changed, f"pages {changed} changed, and were not reported", "their contents")
     return Good("their contents went" if reports.pages.changed() else "their contents stayed")

@@ -6,7 +6,8 @@ import struct
 from typing import Final
 
 from uvirtio.conform.blocks import LOOKED_AT, PAGE, Answer, Blocks, Contents, again, place_of, started
-from uvirtio.conform.row import MODERN, Area, Level
+from uvirtio.conform.memory import Piece
+from uvirtio.conform.row import MODERN, Area, Level, P
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity, free, rejected
 from uvirtio.spec import features as f
@@ -60,6 +61,25 @@ def plugged_size_follows(t: Trial) -> Outcome:
             blocks.done(kind, blocks.first + place, count)
             seen, right = blocks.field("plugged_size"), before + plugged * blocks.size
             t.expect(seen == right, f"plugged_size {seen:#x} after {kind.name}", f"{right:#x}")
+    return None
+
+
+@AREA.row(
+    "D-COM-06",
+    "4.1.4.3.1",
+    "MUST",
+    "config_generation changes with what a request changes, too.",
+    severity=Severity.SILENT,
+    transports=frozenset({P}),
+)
+def generation_of_a_request(t: Trial) -> Outcome:
+    """A block is plugged and unplugged; plugged_size and the generation are read before and after each."""
+    with place_of(t) as blocks:
+        for kind in (Request.PLUG, Request.UNPLUG):
+            size, generation = blocks.field("plugged_size"), t.transport.generation()
+            blocks.done(kind, blocks.first, 1)
+            t.need(blocks.field("plugged_size") != size, "plugged_size does not change")
+            t.expect(t.transport.generation() != generation, f"it stays {generation}", "another generation")
     return None
 
 
@@ -219,6 +239,30 @@ def plugged_memory_stays(t: Trial) -> Outcome:
         for kind in (Request.STATE, Request.PLUG, Request.STATE, Request.UNPLUG):
             blocks.done(kind, blocks.first + 1, 1)
             t.expect(not contents.changed(), f"plugged memory changed with {kind.name}", "the pattern")
+    return None
+
+
+@AREA.row(
+    "D-MEM-16",
+    "5.15.6.2",
+    "MUST",
+    "Plugged memory can be read and written.",
+    severity=Severity.SILENT,
+)
+def plugged_memory_works(t: Trial) -> Outcome:
+    """By the CPU and by a device: a request is taken out of a plugged block, and its response is put there."""
+    with place_of(t) as blocks, Contents(blocks, blocks.first) as contents:
+        t.need(not t.dma.translated, "the device does not use guest-physical addresses")
+        blocks.done(Request.PLUG, blocks.first, 1)
+        contents.fill()
+        t.expect(not contents.changed(), "what the CPU writes is not there", "the pattern")
+        for there, here in ((contents.start, contents.last), (contents.last, contents.start)):
+            contents.write(there, struct.pack("<H6xQH6x", Request.STATE, contents.start, 1))
+            contents.write(here, b"\xff" * mem.RESPONSE_SIZE)
+            blocks.exchange(Piece(there, mem.REQUEST_SIZE, False), Piece(here, mem.RESPONSE_SIZE, True))
+            kind, state = struct.unpack("<H6xH", contents.read(here, mem.RESPONSE_SIZE))
+            right = (kind, state) == (Response.ACK, State.PLUGGED)
+            t.expect(right, f"a response in plugged memory reads {kind:#x}, state {state:#x}", "ACK, PLUGGED")
     return None
 
 

@@ -258,9 +258,11 @@ def odd_sizes(t: Trial) -> Outcome:
     severity=Severity.SILENT,
 )
 def event_flags(t: Trial) -> Outcome:
-    """Three requests with flags 1, then three with flags 0, an interrupt for each of these."""
+    """After a request, three with flags 1, then three with flags 0, an interrupt for each of these."""
     lane = packed(t, interrupts=True)
     lane.raw.event(0, ring.PACKED_EVENT_DISABLE)
+    t.good(lane)
+    t.no_interrupt(lane)  # of the start: see D-SUP-02
     t.good(lane, 3)
     t.expect(t.no_interrupt(lane), "a notification came though the event flags were 1", "none")
     lane.raw.event(0, ring.PACKED_EVENT_ENABLE)

@@ -62,6 +62,12 @@ class Disk(Driver):
         self.counts: dict[Status, int] = dict.fromkeys(Status, 0)
         """Completed requests, by status."""
         super().__init__(device, observe=observe)
+        try:
+            # Once more, as Linux does: no device notifies before DRIVER_OK, and QEMU's generation stands still.
+            self.refresh()
+        except BaseException:
+            self.close()
+            raise
 
     # --- the configuration (5.2.4) --------------------------------------------------------------------------
 

@@ -161,11 +161,13 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             return False
         clock = self._device.clock.monotonic
         end = clock() + seconds
-        while clock() < end:
+        while True:  # it looks at least once, however late it is
             for _ in range(_GLANCES):
                 if ring.pending():
                     self._skip = 0
                     return True
+            if clock() >= end:
+                break
         self._skip = self._skipping = min(_SKIPPED, 2 * self._skip or 1)
         return False
 

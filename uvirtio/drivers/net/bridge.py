@@ -14,14 +14,15 @@ from typing import Protocol, Self
 
 from uvirtio.drivers.net.driver import Net
 from uvirtio.errors import BadFrame, ModuleLack, OperationFailed, PermissionLack, UsageError
+from uvirtio.host.limits import SOCKET_PATH_MAX
 from uvirtio.spec import net as spec
 
 _TUNSETIFF = 0x400454CA  # <linux/if_tun.h>, _IOW('T', 202, int)
 _TUNGETIFF = 0x800454D2  # _IOR('T', 210, unsigned int)
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _IFNAMSIZ = 16
-_SUN_PATH = 107
-"""Longest path of a socket, in bytes (unix(7))."""
+_DIGITS = 9
+"""Of the number of a descriptor: an int of C holds it."""
 
 _TURN = 64
 """Frames that are read from the other end at once."""
@@ -215,14 +216,14 @@ def open_end(text: str) -> Datagrams | Stream:
     size = len(os.fsencode(name))
     if kind == "tap" and 0 < size < _IFNAMSIZ:
         return _open_tap(name)
-    if kind == "unix" and 0 < size <= _SUN_PATH:
+    if kind == "unix" and 0 < size <= SOCKET_PATH_MAX:
         return _connect(name)
-    if kind == "fd" and name.isascii() and name.isdigit():
+    if kind == "fd" and name.isascii() and name.isdigit() and size <= _DIGITS:
         return _inherited(int(name))
     raise UsageError(
         f"{text!r} is no other end of a bridge",
         seen=text,
-        expected=f"tap:NAME (15 bytes at most), unix:PATH ({_SUN_PATH} bytes at most) or fd:N",
+        expected=f"tap:NAME (15 bytes at most), unix:PATH ({SOCKET_PATH_MAX} bytes at most) or fd:N",
         remedy="for example tap:tap0, which root makes: ip tuntap add dev tap0 mode tap user $USER",
     )
 

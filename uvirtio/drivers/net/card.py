@@ -40,7 +40,8 @@ class Card(Driver):
         self._control: ControlQueue | None = None
         if device.has(_Net.CTRL_VQ):
             self._control = ControlQueue(device, device.queues[self._control_index])
-        self._config_seen = device.counters.config_changes
+        # Read again when it is asked for: what changes before DRIVER_OK is not notified.
+        self._config_seen = -1
         self._link_up = self._config.link
         self._local: bytes | None = None
 

@@ -21,20 +21,16 @@ _CONDITIONAL: tuple[tuple[int, tuple[str, ...]], ...] = (
 """The fields that exist with each feature (5.1.4), without the address, which is read byte by byte."""
 
 
-def in_config(length: int) -> int:
-    """The feature bits whose fields lie in a configuration of this length.
+def beyond(length: int) -> int:
+    """The feature bits whose fields do not lie in a configuration of this length.
 
     A back end may have none at all (vhost-user): what its features say of fields is then of no use.
 
     Args:
         length: Bytes of the configuration.
     """
-    bits = f.Net.MAC if length >= FIELDS["mac"].end else 0
-    word = f.mask(bits) if bits else 0
-    for bit, names in _CONDITIONAL:
-        if length >= FIELDS[names[-1]].end:
-            word |= f.mask(bit)
-    return word
+    every = ((f.Net.MAC, ("mac",)), *_CONDITIONAL)
+    return f.mask(*(bit for bit, names in every if length < FIELDS[names[-1]].end))
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,6 @@ _BASE = f.mask(
 _OFFLOADS = RECEIVE_OFFLOADS | f.mask(
     *(_Net.CSUM, _Net.HOST_TSO4, _Net.HOST_TSO6, _Net.HOST_ECN, _Net.HOST_USO, _Net.CTRL_GUEST_OFFLOADS)
 )
-_IN_CONFIG = f.mask(_Net.MAC, _Net.STATUS, _Net.MTU, _Net.SPEED_DUPLEX, _Net.MQ)
 _CONTROLLED = f.mask(
     *(_Net.CTRL_VQ, _Net.CTRL_RX, _Net.CTRL_RX_EXTRA, _Net.CTRL_MAC_ADDR, _Net.CTRL_VLAN),
     *(_Net.GUEST_ANNOUNCE, _Net.CTRL_GUEST_OFFLOADS),
@@ -124,7 +123,7 @@ class Net(Card):
     def _wanted(self) -> int:
         wanted = _BASE | self._options
         length = self.device.transport.config_length
-        wanted &= ~_IN_CONFIG | configuration.in_config(length)
+        wanted &= ~configuration.beyond(length)
         if not length or self._is_back_end:
             # A back end alone has no control queue, whatever it offers: that is served by the virtual machine
             # monitor in front of it (vhost-user).
@@ -184,7 +183,7 @@ class Net(Card):
             self._transmitters.append(
                 Transmitter(device, queues[1], layout, longest=spec.FRAME_MAX if cut else longest, mtu=mtu)
             )
-        self._changes_sent = device.counters.config_changes
+        self._changes_sent = -1  # the link as it was before DRIVER_OK is no measure
         self._look_at = 0.0
 
     def _begin(self, mac: bytes | None) -> None:

@@ -17,8 +17,8 @@ INVALID = int(AdminStatus.EINVAL)
 
 
 def owns() -> ScriptedDevice:
-    """An rng that owns a group of two virtual functions."""
-    admin = AdminModel({0: frozenset({0, 1, 7}), 1: frozenset({0, 1, 3})})
+    """An rng that owns a group of two virtual functions, with all commands that such a group can have."""
+    admin = AdminModel({0: frozenset({0, 1, 7}), 1: frozenset({*range(7), *range(0xA, 0x12)})})
     admin.members[Group.SR_IOV] = range(1, 3)
     return ScriptedDevice(
         Rng(),
@@ -249,3 +249,20 @@ def cuts_members_to_32_bits(device):
         device,
         lambda before, opcode, group, member, body: before(opcode, group, member & 0xFFFFFFFF, body),
     )
+
+
+# --- commands that come together --------------------------------------------------------------------------------
+
+
+def lacks(*opcodes):
+    """A mutant whose group has not all commands."""
+
+    def spoil(device):
+        device.admin.reported[1] -= set(opcodes)
+
+    return spoil
+
+
+MUTANTS.of("D-ADP-01", on=owns)(lacks(Opcode.DEV_MODE_SET))
+MUTANTS.of("D-ALG-01", on=owns)(lacks(Opcode.LEGACY_DEV_CFG_READ))
+MUTANTS.of("D-ALG-08", on=owns)(lacks(Opcode.LEGACY_COMMON_CFG_WRITE))

@@ -159,6 +159,42 @@ def is_done_before_it_began(device):
     struct.pack_into("<I", device.model.config, spec.FREE_PAGE_HINT_CMD_ID, spec.CMD_ID_DONE)
 
 
+def discards_hints():
+    """A balloon with hints, which loses the contents of hinted pages as it may."""
+    device = offers(HINTS)()
+    device.model.scribble = bytes(64)
+    return device
+
+
+@MUTANTS.of("D-BAL-10", on=offers(HINTS))
+def has_one_id(device):
+    around(device.model, "begin_round", lambda before: device.model.set_hint_id(7))
+
+
+@MUTANTS.of("D-BAL-11", on=discards_hints)
+def looks_at_no_id(device):
+    around(device.model, "_take_hint", lambda before, chain: (before(chain), device.model._take_free(chain)))
+
+
+@MUTANTS.of("D-BAL-12", on=discards_hints)
+def discards_late(device):
+    """It goes on with what was hinted as soon as the driver looks whether it is done."""
+    model = device.model
+
+    def read(before, at, width):
+        done = model.config[spec.FREE_PAGE_HINT_CMD_ID] == spec.CMD_ID_DONE
+        for address, length in model.free if done else ():
+            device.memory.write(address, bytes(length))
+        return before(at, width)
+
+    around(model, "read_config", read)
+
+
+@MUTANTS.of("D-BAL-13", on=offers(HINTS))
+def stops_for_good(device):
+    around(device.model, "end_round", lambda before: device.model.set_hint_id(spec.CMD_ID_STOP))
+
+
 @MUTANTS.of("D-BAL-16", on=offers(REPORTS))
 def numbers_without_gaps(device):
     device.model.numbering = "offered"

@@ -69,6 +69,11 @@ def forgets_the_size_of_unplugs(device):
     after(device, Request.PLUG, lambda addr: setattr(device.model, "_book", before))
 
 
+@MUTANTS.of("D-COM-06", on=with_memory)
+def generation_stands_still_while_blocks_come_and_go(device):
+    around(device.model, "put", lambda put, name, value, **how: put(name, value))
+
+
 @MUTANTS.of("D-MEM-03")
 def less_usable_than_requested(device):
     around(device.model, "request", lambda before, size: (before(size), device.model.put("usable_region_size", 0)))
@@ -122,6 +127,12 @@ def a_reset_scribbles(device):
 @MUTANTS.of("D-MEM-15", on=with_memory)
 def a_look_scribbles(device):
     after(device, Request.STATE, lambda addr: scribbles(device))
+
+
+@MUTANTS.of("D-MEM-16", on=with_memory)
+def plugs_other_memory(device):
+    """Devices reach other memory than the CPU does."""
+    around(device.memory, "show", lambda before, address, view: before(address, memoryview(bytearray(len(view)))))
 
 
 # --- wrong requests ---------------------------------------------------------------------------------------------

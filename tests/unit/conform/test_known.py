@@ -1,0 +1,125 @@
+"""The list of known violations, what was measured, and the page that is made of both."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import uvirtio
+from uvirtio.conform import battery, quirks, run
+from uvirtio.conform.implementation import Implementation
+from uvirtio.conform.row import LETTERS
+
+CHECKOUT = Path(uvirtio.__file__).parent.parent
+KNOWN = quirks.all_quirks()
+
+
+def _tool() -> ModuleType:
+    loader = importlib.machinery.SourceFileLoader("gen_conform", str(CHECKOUT / "tools/gen-conform"))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+TOOL = _tool()
+
+PACKED = ("D-PKD", "D-MMIO-15")
+"""Rows that were measured with packed rings."""
+
+
+def test_what_the_drivers_do_about_a_quirk_has_a_test_that_there_is() -> None:
+    named = [one for quirk in KNOWN for one in quirk.tests]
+    assert len(named) >= 10
+    for one in named:
+        file, _, name = one.partition("::")
+        assert f"def {name}(" in (CHECKOUT / file).read_text(), one
+
+
+def test_what_was_measured_is_what_is_known() -> None:
+    """Each violation in docs/conformance-devices/ is a quirk of its version, and each quirk of a row shows."""
+    wrong = []
+    for (name, version), cells in TOOL.measured().items():
+        for (row, transport), verdicts in cells.items():
+            for kind, verdict in verdicts.items():
+                ring = "packed" if row.startswith(PACKED) else "split"
+                known = row in quirks.of(KNOWN, Implementation(name, version), kind, LETTERS[transport], ring)
+                if verdict != "skip" and (verdict in TOOL.BAD) != known:
+                    wrong.append(f"{row}, {name} {version}, {transport}, {kind}: {verdict}; known: {known}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_page_is_what_the_tool_writes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["gen-conform", "--check"])
+    assert TOOL.main() == 0, "run tools/gen-conform"
+    monkeypatch.setattr(TOOL, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(TOOL, "PAGE", tmp_path / "page.md")
+    assert TOOL.main() == 1, "there is none"
+    (tmp_path / "page.md").write_text(TOOL.page().replace("pass", "fail", 1))
+    assert TOOL.main() == 1
+
+
+def test_a_scripted_device_as_it_stands_is_good() -> None:
+    """As docs/conform.md says."""
+    report = run("scripted:rng")
+    assert report.verdict(strict=True) == "pass", [(one.row.id, one.seen) for one in report.bad]
+
+
+def test_versions_are_ordered_as_numbers() -> None:
+    assert [version for name, version in TOOL.measured() if name == "qemu"][:2] == ["7.2.22", "10.0.13"]
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (None, ""),
+        ({"rng": "pass", "blk": "pass"}, "pass"),
+        ({"rng": "pass", "blk": "skip"}, "pass"),
+        ({"rng": "skip", "blk": "skip"}, "-"),
+        ({"rng": "fail", "blk": "fail"}, "**fail**"),
+        ({"rng": "skip", "blk": "fail"}, "**fail** blk"),
+        ({"rng": "pass", "blk": "gone", "mem": "reject"}, "**gone** blk; pass; reject mem"),
+    ],
+)
+def test_a_cell_has_what_is_bad_first(found: dict[str, str] | None, told: str) -> None:
+    assert TOOL.cell(found) == told
+
+
+WORDS = {"fail": "violates", "free": "free", "reject": "rejects", "pass": "obeys", "skip": "-"}
+TABLE = (CHECKOUT / "docs/conform.md").read_text().partition("## What QEMU is known for")[2].partition("\n## ")[0]
+
+
+def test_the_table_of_behaviours_is_what_was_measured() -> None:
+    """docs/conform.md: what a row finds is told as it was measured; a row that is not there is told as such."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in TABLE.splitlines() if line[:3] == "| D"
+    ]
+    assert len(rows) >= 44
+    there = {row.id for row in battery.all_rows()}
+    wrong = []
+    for names, _, *words, found in rows:
+        idents = set(names.split(", "))
+        if not found.startswith("yes"):
+            continue
+        assert idents <= there, names
+        for version, word in zip(("7.2.22", "10.0.13"), words, strict=True):
+            cells = TOOL.measured()["qemu", version]
+            verdicts = {verdict for (row, _), one in cells.items() if row in idents for verdict in one.values()}
+            told = next((word for verdict, word in WORDS.items() if verdict in verdicts), "was not measured")
+            if word != told:
+                wrong.append(f"{names}, {version}: {told}, not {word}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_tests_that_the_table_names_are_there() -> None:
+    named = re.findall(r"(tests/\S+)::(\w+)", TABLE)
+    assert len(named) == 8
+    for file, name in named:
+        assert f"def {name}(" in (CHECKOUT / file).read_text(), name
