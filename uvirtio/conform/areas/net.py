@@ -209,11 +209,7 @@ class Cable:
         return self.ask(frame.ljust(net.FRAME_MIN, b"\0"), header)
 
     def first(self) -> Received:
-        """The answer to an ordinary question.
-
-        Raises:
-            Unfit: Nothing answers.
-        """
+        """The answer to an ordinary question; the test is left out where nothing answers."""
         answer = self.arp()
         self._t.need(answer is not None, "no station answers for 10.0.2.2")
         assert answer is not None
