@@ -14,11 +14,13 @@ from uvirtio.conform.lane import Posted
 from uvirtio.conform.memory import Buffer
 from uvirtio.conform.steps import Steps
 from uvirtio.conform.verdict import Unfit
-from uvirtio.spec import balloon, blk, mem, rng
+from uvirtio.spec import balloon, blk, mem, net, rng, scsi
 from uvirtio.spec import features as f
 from uvirtio.spec import input as input_spec
 
 Elements = tuple[Buffer, ...]
+_INQUIRY_SIZE: Final = 36
+"""Bytes of INQUIRY data that there always are (SPC-5, 6.7.2)."""
 
 
 class Exchange(Protocol):
@@ -137,11 +139,84 @@ class BalloonExchange:
         return None
 
 
+class ScsiExchange:
+    """INQUIRY to 0:0 (5.6.6.1), which a unit answers whether or not it has a medium."""
+
+    queue = scsi.REQUESTQ
+    features = 0
+
+    def elements(self, t: Steps) -> Elements:
+        """Request, response with its sense data, 36 bytes of data."""
+        sense = t.config_field(scsi.CONFIG, "sense_size")
+        request = scsi_request(t, inquiry(_INQUIRY_SIZE))
+        return t.readable(request), t.writable(scsi.RESPONSE_SIZE + sense), t.writable(_INQUIRY_SIZE)
+
+    def wrong(self, elements: Elements, posted: Posted) -> str | None:
+        """The command was carried out, or there is no target 0."""
+        response = elements[1].data[scsi.RESPONSE_SIZE - 1]
+        served = response in (scsi.Response.OK, scsi.Response.BAD_TARGET)
+        return None if served else f"INQUIRY to 0:0 was answered with response {response}"
+
+
+def scsi_request(t: Steps, cdb: bytes, target: int = 0) -> bytes:
+    """A SCSI request up to its CDB (5.6.6.1), for LUN 0 of a target.
+
+    Args:
+        t: The trial; ``cdb_size`` is read.
+        cdb: The CDB, without zeros at its end.
+        target: 8 bits.
+    """
+    head = bytes([1, target]).ljust(scsi.REQUEST_SIZE, b"\0")
+    return head + cdb.ljust(t.config_field(scsi.CONFIG, "cdb_size"), b"\0")
+
+
+def inquiry(room: int) -> bytes:
+    """The CDB of INQUIRY (SPC-5, 6.7).
+
+    Args:
+        room: The allocation length in bytes, 16 bits.
+    """
+    return struct.pack(">BBBHB", scsi.Opcode.INQUIRY, 0, 0, room, 0)
+
+
+class NetExchange:
+    """A frame for nowhere is transmitted (5.1.6.2)."""
+
+    queue = net.TRANSMITQ
+    features = 0
+
+    def elements(self, t: Steps) -> Elements:
+        """The header, and a frame of 60 bytes."""
+        return t.readable(net_header(t)), t.readable(net_frame())
+
+    def wrong(self, elements: Elements, posted: Posted) -> str | None:
+        """It came back."""
+        return None
+
+
+def net_header(t: Steps) -> bytes:
+    """The header of a frame that asks for nothing (5.1.6.1).
+
+    Args:
+        t: The trial; what was negotiated decides the size.
+    """
+    long = t.has(f.VERSION_1) or t.has(f.Net.MRG_RXBUF)
+    return bytes(net.HEADER_SIZE if long else net.HEADER_SIZE_SHORT)
+
+
+def net_frame() -> bytes:
+    """A frame from one locally administered address to another, of the EtherType for experiments (IEEE 802)."""
+    head = bytes.fromhex("0200000000fe 0200000000fd 88b5")
+    return head.ljust(net.FRAME_MIN, b"\0")
+
+
 EXCHANGES: Final[Mapping[str, type[Exchange]]] = {
     "rng": RngExchange,
     "blk": BlkExchange,
     "mem": MemExchange,
     "input": InputExchange,
     "balloon": BalloonExchange,
+    "scsi": ScsiExchange,
+    "net": NetExchange,
 }
 """By type name. Of other types the canary brings the device up, and the rows that need traffic are left out."""

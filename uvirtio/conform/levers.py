@@ -11,8 +11,9 @@ from uvirtio.device import Device
 from uvirtio.diag.outcome import supplied_disk
 from uvirtio.errors import QemuFailed
 from uvirtio.interfaces.backend import GuestMachine
-from uvirtio.scripted import Balloon, Disk, Input, Mem, ScriptedCore
+from uvirtio.scripted import Balloon, Disk, Input, Mem, Net, ScriptedCore
 from uvirtio.spec import input as input_spec
+from uvirtio.spec import net
 
 _MIB: Final = 1 << 20
 _BLOCKS: Final = 4  # of a memory device, at most: those of a test with a plugged one to spare
@@ -64,6 +65,25 @@ def reports(device: Device) -> Change:
             if kind.startswith(f"virtio-{model_name}-"):
                 return lambda number: guest.qmp("input-send-event", events=update(number))
     raise Unfit("its host cannot be asked for an event")
+
+
+def announce(device: Device) -> Change:
+    """What makes a network device ask its driver for an announcement (5.1.6.5.4).
+
+    Args:
+        device: The device, which runs.
+
+    Raises:
+        Unfit: There is no way to do that here.
+    """
+    backend = device.transport.backend
+    if isinstance(backend, ScriptedCore) and isinstance(backend.model, Net):
+        model = backend.model
+        return lambda number: model.put("status", model.get("status") | net.STATUS_ANNOUNCE, interrupt=True)
+    if device.guest is not None:
+        guest = device.guest
+        return lambda number: guest.qmp("announce-self", initial=50, max=550, rounds=1, step=50)
+    raise Unfit("its host cannot be asked for an announcement")
 
 
 def _keys(number: int) -> list[dict[str, Any]]:

@@ -254,7 +254,7 @@ class Net(Model):
             del waiting[: len(pieces)]
             count = len(pieces) if self.num_buffers is None else self.num_buffers
             for number, (chain, data) in enumerate(pieces):
-                if merged and not number:
+                if size == spec.HEADER_SIZE and not number:  # 1 without MRG_RXBUF
                     data = data[:10] + struct.pack("<H", count) + data[12:]
                 done = chain.fill(data)
                 written = done if self.written is None else self.written

@@ -42,6 +42,10 @@ class _Check(Exception):
         self.sense = bytes([0x70, 0, key, 0, 0, 0, 0, 10, 0, 0, 0, 0, asc, ascq, 0, 0, 0, 0])
 
 
+class _BothWays(Exception):
+    """Data both ways, which INOUT alone allows."""
+
+
 class _NoTarget(Exception):
     """There is no such target."""
 
@@ -58,6 +62,8 @@ class ScsiDisk:
     """Whether it knows READ CAPACITY(16)."""
     content: bytearray = field(default_factory=bytearray)
     attentions: deque[tuple[int, int, int]] = field(default_factory=deque)
+    removable: bool = False
+    """An MMC unit: type 5, whose changes are told by unit attentions alone (5.6.6.3.2)."""
     script: deque[tuple[int, int, int]] = field(default_factory=deque)
     """Sense of the commands to come, in place of an answer."""
 
@@ -130,9 +136,14 @@ class ScsiHost(Model):
         self.buffers: deque[Chain] = deque()
         """Of the event queue."""
         self.missed = False
+        self._sizes: dict[int, bytes] = {}
+        """What the driver wrote over in the configuration, by offset."""
 
     def reset(self) -> None:
-        """The device was reset: requests that it kept are gone, and each unit says so once."""
+        """The device was reset: requests that it kept are gone, sizes are as before, each unit says so once."""
+        for offset, before in self._sizes.items():
+            self.config[offset : offset + len(before)] = before
+        self._sizes.clear()
         self.kept.clear()
         self.buffers.clear()
         self.missed = False
@@ -144,6 +155,7 @@ class ScsiHost(Model):
         right = offset in (FIELDS["sense_size"].offset, FIELDS["cdb_size"].offset) and width == 4
         self.device.check("SCSI-01", right, f"{value} was written at {offset}")
         if right:
+            self._sizes.setdefault(offset, bytes(self.config[offset : offset + width]))
             super().write_config(offset, width, value)
 
     def handle(self, queue: int, chain: Chain) -> int | None:
@@ -198,11 +210,15 @@ class ScsiHost(Model):
         """The answer with its sense, and the data."""
         found, sense, status, response = b"", b"", int(Status.GOOD), int(Response.OK)
         try:
+            if seen.data and seen.room and not f.has(self.device.driver_features, f.Scsi.INOUT):
+                raise _BothWays
             found, wanted = self.carry_out(seen)
             if wanted > max(seen.room, len(seen.data)):
                 found, response = b"", Response.OVERRUN
         except _Check as refused:
             sense, status = refused.sense, Status.CHECK_CONDITION
+        except _BothWays:
+            response = Response.FAILURE
         except _NoTarget:
             response = Response.BAD_TARGET
         moved = len(seen.data) if seen.data and not sense else min(len(found), seen.room)
@@ -246,8 +262,11 @@ class ScsiHost(Model):
                 raise _Check(*_BAD_FIELD)
             payload = pages[cdb[2]]
             return bytes([0, cdb[2], 0, len(payload)]) + payload
-        kind = 0x7F if disk is None else 0x00
-        return bytes([kind, 0, 5, 2, 31, 0, 0, 2]) + b"UVIRTIO SCRIPTED DISK   0.2 "
+        kind = 0x7F if disk is None else 0x05 * disk.removable
+        return (
+            bytes([kind, 0x80 * (disk is not None and disk.removable), 5, 2, 31, 0, 0, 2])
+            + b"UVIRTIO SCRIPTED DISK   0.2 "
+        )
 
     def _luns(self, target: int) -> bytes:
         numbers = [0, *sorted({number for where, number in self.disks if where == target} - {0}, reverse=True)]
@@ -353,7 +372,10 @@ class ScsiHost(Model):
         return None
 
     def tell(self, event: int, place: Place, reason: int) -> None:
-        """Send an event; without a buffer it is lost, and the next buffer says so."""
+        """Send an event that the driver asked for; without a buffer it is lost, and the next buffer says so."""
+        wanted = f.Scsi.CHANGE if event == EventType.PARAM_CHANGE else f.Scsi.HOTPLUG
+        if not f.has(self.device.driver_features, wanted):
+            return
         if not self.buffers:
             self.device.fetch(spec.EVENTQ)
         if not self.buffers:
@@ -385,4 +407,5 @@ class ScsiHost(Model):
         disk.blocks = blocks
         disk.content = disk.content[: blocks * disk.block_size].ljust(blocks * disk.block_size, b"\0")
         disk.attentions.append(_CAPACITY_CHANGED)
-        self.tell(EventType.PARAM_CHANGE, place, 0x092A)
+        if not disk.removable:
+            self.tell(EventType.PARAM_CHANGE, place, 0x092A)
