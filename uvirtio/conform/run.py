@@ -125,7 +125,8 @@ class Run:
             self.report = _about(found, options, implementation or of(found), seed)
             """The results so far."""
             self._known = quirks_of(self.report, all_quirks() if quirks is None else quirks)
-            fitting = [row for row in rows or battery.all_rows() if _fits(row, found)]
+            chosen = battery.all_rows() if rows is None else rows
+            fitting = [row for row in chosen if _fits(row, found)]
             self.rows: Sequence[Row] = _ordered(fitting, seed)
             """The rows that fit the device, in the order of their tests."""
         except BaseException:

@@ -85,6 +85,11 @@ def test_elsewhere_the_run_ends_and_the_memory_is_kept_for_ever():
     assert device.memory.open_blocks(), "a device that did not confirm its reset may still write there"
 
 
+def test_no_rows_are_none():
+    report = run("scripted:rng", rows=[])
+    assert (report.results, report.verdict()) == ([], "pass")
+
+
 def test_a_device_that_leaves_is_gone():
     def leaves(t: Trial):
         t.up()
