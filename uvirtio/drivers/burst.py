@@ -233,7 +233,7 @@ class BaseBurst:
             while True:
                 batch: list[int] = []
                 if more and len(idle) >= many:  # else some are laid; many at a time cost little more than one
-                    batch = list(islice(wanted, min(len(idle), TURN)))
+                    batch = list(islice(wanted, min(len(idle), max(TURN, most - ring.in_flight))))
                     more = len(batch) > 0
                 with driver.session():
                     if batch:
