@@ -150,8 +150,8 @@ class WaitLoop:
             if now >= next_check:
                 device.check_status()
                 next_check = now + _SLICE
-                if self._device.pulse is not None:
-                    self._device.pulse()
+                if device.pulse is not None:
+                    device.pulse()
             if now >= deadline:  # ``now`` is from before the look, so that the last look is after the deadline
                 if not owed:
                     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 import time
@@ -21,6 +22,9 @@ class Connection:
     owed: ClassVar[str]
     """What QEMU has to send, for the error when it does not."""
 
+    no_answer: ClassVar[str]
+    """What is said of a QEMU that does not send it."""
+
     def __init__(self, connection: socket.socket, *, timeout: float, why: Callable[[], str] | None = None) -> None:
         """Take over a connected socket.
 
@@ -37,6 +41,8 @@ class Connection:
         self._mute = False
         """QEMU owed something and did not send it. Until it sends anything again, every call fails at once."""
         self._until = threading.local()
+        self._poll = select.poll()
+        self._poll.register(connection, select.POLLIN)
 
     def fileno(self) -> int:
         """Return the descriptor, which polls readable when QEMU sent something; ``drain()`` reads it."""
@@ -75,6 +81,12 @@ class Connection:
         if self._closed:
             raise Closed("the connection to QEMU is closed")
 
+    def _listen(self) -> None:
+        """Fail at once unless QEMU, which owes a response, has sent something by now, or ended."""
+        if not self._poll.poll(0):
+            self._silent(self.no_answer)
+        self._mute = False
+
     def _gone(self, error: OSError | None) -> NoReturn:
         self._check()
         raise DeviceGone(
@@ -89,9 +101,17 @@ class Connection:
         known, self._mute = self._mute, True
         raise DeviceTimeout(
             f"QEMU {what}",
-            seen="nothing since an earlier call timed out" if known else f"nothing for {self._patience():g} s",
+            seen=self._waited(known),
             expected=self.owed,
             remedy="close the device; QEMU is killed then",
+        )
+
+    def _waited(self, known: bool) -> str:
+        """For how long nothing came."""
+        if known:
+            return "nothing since an earlier call timed out"
+        return (
+            f"nothing for {self._timeout:g} s" if self._deadline() is None else "nothing in the time of this call"
         )
 
     def _patience(self) -> float:

@@ -34,6 +34,7 @@ class Qmp(Connection):
     """
 
     owed = "an answer to every command"
+    no_answer = "does not answer on QMP"
 
     def __init__(self, connection: socket.socket, *, timeout: float, why: Callable[[], str] | None = None) -> None:
         """Take over a connected socket; parameters as for ``Connection``."""
@@ -155,12 +156,6 @@ class Qmp(Connection):
 
     # --- the protocol ---
 
-    def _listen(self) -> None:
-        """Fail at once unless QEMU, which owes a response, has sent something by now."""
-        if not self._receive(0.0):
-            self._silent("does not answer on QMP")
-        self._mute = False
-
     def _keep(self, message: dict[str, Any]) -> None:
         """Store an event; drop a response that no call waits for."""
         if "event" not in message:
@@ -189,7 +184,7 @@ class Qmp(Connection):
                 return message
             left = deadline - time.monotonic()
             if left <= 0 or not self._receive(left):
-                self._silent("does not answer on QMP")
+                self._silent(self.no_answer)
 
     def _receive(self, seconds: float) -> bool:
         """Add to what was received; False when nothing came in time."""

@@ -8,7 +8,6 @@ time, also before the response to the command that caused them; they are recorde
 from __future__ import annotations
 
 import re
-import select
 import socket
 import struct
 import time
@@ -63,6 +62,7 @@ class Qtest(Connection):
     """
 
     owed = "an answer to every qtest command"
+    no_answer = "does not answer"
 
     def __init__(self, connection: socket.socket, *, timeout: float, why: Callable[[], str] | None = None) -> None:
         """Take over a connected socket; parameters as for ``Connection``."""
@@ -72,8 +72,6 @@ class Qtest(Connection):
         self._lines: dict[int, IrqLine] = {}
         self._unsure = False
         self._syncs = 0
-        self._poll = select.poll()
-        self._poll.register(connection, select.POLLIN)
         # The kernel's own time-outs: a Python time-out would cost a poll() before every send and receive.
         connection.settimeout(None)
         seconds = struct.pack("ll", int(timeout), int(timeout % 1 * 1_000_000) or 1)
@@ -210,16 +208,6 @@ class Qtest(Connection):
             self._synchronise()
         self._unsure = True
 
-    def _listen(self) -> None:
-        """Fail at once unless QEMU, which owes a response, has sent something by now."""
-        try:
-            self._socket.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK)
-        except BlockingIOError:
-            self._silent("does not answer")
-        except OSError as error:
-            self._gone(error)
-        self._mute = False
-
     def _synchronise(self) -> None:
         """Skip responses to interrupted commands: the refusal of an unknown command quotes its name."""
         self._syncs += 1
@@ -258,11 +246,11 @@ class Qtest(Connection):
 
     def _receive(self) -> None:
         if self._deadline() is not None and not self._poll.poll(1000 * self._patience()):
-            self._silent("does not answer")
+            self._silent(self.no_answer)
         try:
             count = self._socket.recv_into(self._piece)
         except BlockingIOError:
-            self._silent("does not answer")
+            self._silent(self.no_answer)
         except OSError as error:
             self._gone(error)
         if not count:
