@@ -1,4 +1,4 @@
-"""Output of bytes that a command read: as a hex dump, as hex digits, raw, into a file, or as JSON."""
+"""Bytes that a command reads or writes: where, from which file, and the forms of output."""
 
 from __future__ import annotations
 
@@ -19,6 +19,17 @@ from uvirtio.errors import BadSize, OperationFailed, UsageError, UvirtioError
 HexOption = Annotated[bool, typer.Option("--hex", help="Write plain hexadecimal digits instead of a dump.")]
 RawOption = Annotated[bool, typer.Option("--raw", help="Write the raw bytes to stdout.")]
 OutOption = Annotated[str, typer.Option("-o", "--output", metavar="FILE", help="Write the raw bytes to FILE.")]
+
+InOption = Annotated[
+    str, typer.Option("-i", "--in", metavar="FILE", help="Data to write (default: standard input).")
+]
+OffsetArgument = Annotated[
+    str, typer.Argument(metavar="OFFSET", help="Start: bytes (0, 4K, 1GiB) or sectors of 512 (8s).")
+]
+SizeArgument = Annotated[str, typer.Argument(metavar="SIZE", help="Length: 4K, 1MiB, or 8s.")]
+
+PIECE = 1 << 20
+"""Bytes of a disk that a command reads or writes at once, about."""
 
 _ROW = 16
 

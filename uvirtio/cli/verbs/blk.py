@@ -17,12 +17,6 @@ if TYPE_CHECKING:
     from uvirtio.device import Device
     from uvirtio.drivers.blk import Blk, BlkConfig, Limits
 
-_PIECE = 1 << 20
-
-OffsetArgument = Annotated[
-    str, typer.Argument(metavar="OFFSET", help="Start: bytes (0, 4K, 1GiB) or sectors of 512 (8s).")
-]
-SizeArgument = Annotated[str, typer.Argument(metavar="SIZE", help="Length: 4K, 1MiB, or 8s.")]
 AllowOption = Annotated[bool, typer.Option("--allow-write", help="Allow the contents of the disk to be changed.")]
 
 
@@ -157,8 +151,8 @@ def _limits(limits: Limits | None) -> str:
 def read(
     cmd: Command,
     dev: DevArgument,
-    offset: OffsetArgument,
-    size: SizeArgument,
+    offset: content.OffsetArgument,
+    size: content.SizeArgument,
     hex: content.HexOption = False,
     raw: content.RawOption = False,
     out: content.OutOption = "",
@@ -181,7 +175,7 @@ def read(
 
 
 def _contents(disk: Blk, first: int, count: int) -> Iterator[bytes]:
-    step = _PIECE // SECTOR
+    step = content.PIECE // SECTOR
     for at in range(first, first + count, step):
         yield disk.read(at, min(step, first + count - at))
 
@@ -189,10 +183,8 @@ def _contents(disk: Blk, first: int, count: int) -> Iterator[bytes]:
 def write(
     cmd: Command,
     dev: DevArgument,
-    offset: OffsetArgument,
-    source: Annotated[
-        str, typer.Option("-i", "--in", metavar="FILE", help="Data to write (default: standard input).")
-    ] = "",
+    offset: content.OffsetArgument,
+    source: content.InOption = "",
     zeroes: Annotated[str, typer.Option("--zeroes", metavar="SIZE", help="Write SIZE of zeroes instead.")] = "",
     allow_write: AllowOption = False,
 ) -> None:
@@ -218,7 +210,7 @@ def write(
 def _copy(file: BinaryIO, disk: Blk, first: int) -> int:
     """Write the contents of ``file``; returns the number of sectors."""
     at = first
-    for piece in iter(lambda: file.read(_PIECE), b""):
+    for piece in iter(lambda: file.read(content.PIECE), b""):
         if len(piece) % SECTOR:
             raise BadSize(
                 "the input ends within a sector",
@@ -247,8 +239,8 @@ def flush(cmd: Command, dev: DevArgument) -> None:
 def discard(
     cmd: Command,
     dev: DevArgument,
-    offset: OffsetArgument,
-    size: SizeArgument,
+    offset: content.OffsetArgument,
+    size: content.SizeArgument,
     allow_write: AllowOption = False,
 ) -> None:
     """Tell the disk that SIZE bytes at OFFSET are unused. Their contents become undefined."""

@@ -17,15 +17,9 @@ if TYPE_CHECKING:
     from uvirtio.device import Device
     from uvirtio.drivers.scsi import Capacity, Inquiry, Lun, Scsi
 
-_PIECE = 1 << 20
-
 LunArgument = Annotated[
     str, typer.Argument(metavar="LUN", help="Logical unit: TARGET:LUN, or LUN of target 0; see scsi list.")
 ]
-OffsetArgument = Annotated[
-    str, typer.Argument(metavar="OFFSET", help="Start: bytes (0, 4K, 1GiB) or sectors of 512 (8s).")
-]
-SizeArgument = Annotated[str, typer.Argument(metavar="SIZE", help="Length: 4K, 1MiB, or 8s.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -233,8 +227,8 @@ def read(
     cmd: Command,
     dev: DevArgument,
     lun: LunArgument,
-    offset: OffsetArgument,
-    size: SizeArgument,
+    offset: content.OffsetArgument,
+    size: content.SizeArgument,
     hex: content.HexOption = False,
     raw: content.RawOption = False,
     out: content.OutOption = "",
@@ -249,7 +243,7 @@ def read(
         scsi.check_range(where, block, blocks)  # before any output: else a part would be printed first
         content.give(
             cmd,
-            _contents(scsi, where, block, blocks, max(1, _PIECE // each)),
+            _contents(scsi, where, block, blocks, max(1, content.PIECE // each)),
             hex=hex,
             raw=raw,
             out=out,
@@ -269,10 +263,8 @@ def write(
     cmd: Command,
     dev: DevArgument,
     lun: LunArgument,
-    offset: OffsetArgument,
-    source: Annotated[
-        str, typer.Option("-i", "--in", metavar="FILE", help="Data to write (default: standard input).")
-    ] = "",
+    offset: content.OffsetArgument,
+    source: content.InOption = "",
     allow_write: Annotated[
         bool, typer.Option("--allow-write", help="Allow the contents of the unit to be changed.")
     ] = False,
@@ -301,7 +293,7 @@ def write(
 
 def _copy(file: BinaryIO, scsi: Scsi, lun: Lun, first: int, each: int) -> int:
     """Write the contents of ``file``; returns the number of blocks."""
-    at, step = first, max(each, _PIECE // each * each)
+    at, step = first, max(each, content.PIECE // each * each)
     for piece in iter(lambda: file.read(step), b""):
         if len(piece) % each:
             raise BadSize(
