@@ -6,12 +6,18 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
-from uvirtio.conform.exchange import blk_header
+from uvirtio.conform.exchange import EXCHANGES, blk_header
 from uvirtio.conform.lane import UNKNOWN, Element, Lane, Posted, Used
 from uvirtio.conform.memory import Buffer, Piece
 from uvirtio.conform.packed_lane import UNKNOWN_SLOT
 from uvirtio.conform.trial import Trial
 from uvirtio.spec import blk
+from uvirtio.spec.status import describe
+
+READ_ONLY: Final = frozenset({"input", "balloon"})
+"""Types whose good request has no writable buffer."""
+WRITTEN: Final = frozenset(EXCHANGES) - READ_ONLY
+"""Types whose good request has one."""
 
 _RUN: Final = 8
 """Bytes that keep their pattern by chance with a probability of 2**-64."""
@@ -65,18 +71,29 @@ def unwritten(elements: Sequence[Element], length: int) -> str | None:
     return None
 
 
-def batch(t: Trial, lane: Lane, count: int) -> list[Posted]:
-    """Publish good requests together, with one kick.
+def requests(t: Trial, lane: Lane, count: int) -> list[tuple[tuple[Buffer, ...], Posted]]:
+    """Publish good requests together, with one kick; the buffers and the chain of each.
 
     Args:
         t: A trial whose device is running.
         lane: The queue for them.
         count: How many.
     """
-    chains = [t.request(lane)[1] for _ in range(count)]
-    lane.publish(*chains)
+    laid = [t.request(lane) for _ in range(count)]
+    lane.publish(*(posted for _, posted in laid))
     lane.kick()
-    return chains
+    return laid
+
+
+def batch(t: Trial, lane: Lane, count: int) -> list[Posted]:
+    """Publish good requests together, with one kick; the chain of each.
+
+    Args:
+        t: A trial whose device is running.
+        lane: The queue for them.
+        count: How many.
+    """
+    return [posted for _, posted in requests(t, lane, count)]
 
 
 def fitting(t: Trial, lane: Lane) -> int:
@@ -116,3 +133,61 @@ def nothing_more(t: Trial, lane: Lane) -> None:
     quiet = t.quiet(lambda: bool(lane.take()))
     wrong = [fault for fault in lane.faults if fault.startswith((UNKNOWN, UNKNOWN_SLOT))]
     t.expect(quiet and not wrong, "; ".join(wrong) or "more was used", "as much as was posted")
+
+
+def expect_no_stray(t: Trial, lane: Lane, ident: str) -> None:
+    """Make three good requests; a violation if the device wrote what a row forbids.
+
+    Args:
+        t: A trial whose device is running.
+        lane: The queue.
+        ident: The id of the row.
+    """
+    t.good(lane, 3)
+    strays = [one for one in t.look() if one.startswith(ident)]
+    t.expect(not strays, "; ".join(strays), "no such write")
+
+
+def expect_any_framing(t: Trial, lane: Lane) -> None:
+    """Make a good request with its buffers cut into 1, 2, 7 and 16 pieces each; a violation if one is not served.
+
+    Args:
+        t: A trial whose device is running.
+        lane: The queue.
+    """
+    for count in (1, 2, 7, 16):
+        elements = ordered(t)
+        pieces = cut(elements, count)
+        if len(pieces) > lane.size:
+            continue
+        posted = lane.post(*pieces)
+        served = t.serve(lane, posted)
+        t.expect(served, f"a request in {len(pieces)} pieces is not served: {describe(t.status())}", "service")
+        t.right(elements, posted)
+
+
+def longest(t: Trial, lane: Lane) -> str:
+    """Post one-byte buffers in as many descriptors as the queue has; what became of them, in words.
+
+    Args:
+        t: A trial whose device is running.
+        lane: The queue.
+    """
+    served = t.serve(lane, lane.post(*cut([t.writable(lane.size)], lane.size)))
+    return f"of {lane.size} descriptors is {'served' if served else 'not served'}"
+
+
+def expect_in_order(t: Trial, lane: Lane, what: str) -> None:
+    """Make three batches with IN_ORDER; a violation if one is used and was not written (2.7.9, 2.8.8).
+
+    Args:
+        t: A trial whose device is running.
+        lane: The queue.
+        what: What one of a batch is called.
+    """
+    for _ in range(3):
+        laid = requests(t, lane, fitting(t, lane))
+        all_used(t, lane)
+        for number, (elements, posted) in enumerate(laid):
+            wrong = unwritten(elements, posted.room)
+            t.expect(wrong is None, f"{what} {number} of a batch counts as used, and {wrong}", "their own order")

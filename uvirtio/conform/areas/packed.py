@@ -9,7 +9,19 @@ from uvirtio.conform.exchange import EXCHANGES
 from uvirtio.conform.lane import flat
 from uvirtio.conform.packed_lane import UNKNOWN_SLOT, PackedLane, packed_table_of
 from uvirtio.conform.row import MODERN, Area, Level
-from uvirtio.conform.traffic import all_used, batch, cut, fitting, nothing_more, ordered, unwritten
+from uvirtio.conform.traffic import (
+    WRITTEN,
+    all_used,
+    batch,
+    cut,
+    expect_any_framing,
+    expect_in_order,
+    expect_no_stray,
+    fitting,
+    longest,
+    nothing_more,
+    requests,
+)
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity, Violated, free, rejected
 from uvirtio.spec import features as f
@@ -18,9 +30,6 @@ from uvirtio.spec.status import Status, describe
 
 AREA = Area("packed", 70, "2.8: packed virtqueues", transports=MODERN, types=frozenset(EXCHANGES))
 
-_READ_ONLY: Final = frozenset({"input", "balloon"})
-"""Types whose good request has no writable buffer."""
-_WRITTEN: Final = frozenset(EXCHANGES) - _READ_ONLY
 _EVENT: Final = f.mask(f.EVENT_IDX)
 _LAPS: Final = 3
 
@@ -43,15 +52,15 @@ def starts_in_ring_order(t: Trial) -> Outcome:
     """Of two requests the second is made available first: nothing is used until the first one is, too."""
     lane = packed(t)
     t.good(lane)
-    requests = [t.request(lane) for _ in range(2)]
-    lane.publish(requests[1][1])
+    laid = [t.request(lane) for _ in range(2)]
+    lane.publish(laid[1][1])
     lane.kick()
     early = not t.quiet(lambda: bool(lane.take()))
     t.expect(not early, "a list was used before the one ahead of it was available", "it waits for its turn")
-    lane.publish(requests[0][1])
+    lane.publish(laid[0][1])
     lane.kick()
     all_used(t, lane)
-    for elements, posted in requests:
+    for elements, posted in laid:
         t.right(elements, posted)
     return None
 
@@ -67,9 +76,7 @@ def used_without_gaps(t: Trial) -> Outcome:
     """Batches: while requests are out, no used slot stays behind one that is not used."""
     lane = packed(t)
     for _ in range(_LAPS):
-        requests = [t.request(lane) for _ in range(fitting(t, lane))]
-        lane.publish(*(posted for _, posted in requests))
-        lane.kick()
+        laid = requests(t, lane, fitting(t, lane))
         try:
             all_used(t, lane)
         except Violated:
@@ -77,7 +84,7 @@ def used_without_gaps(t: Trial) -> Outcome:
             slot = lane.used_behind()
             t.expect(slot is None, f"slot {slot} is used, and slot {lane.reaped} before it is not", "no gap")
             raise
-        for elements, posted in requests:
+        for elements, posted in laid:
             t.right(elements, posted)
     return None
 
@@ -85,17 +92,10 @@ def used_without_gaps(t: Trial) -> Outcome:
 # --- what it may write (2.8.15) ---------------------------------------------------------------------------------
 
 
-def _untouched(t: Trial, ident: str) -> None:
-    lane = packed(t)
-    t.good(lane, 3)
-    strays = [one for one in t.look() if one.startswith(ident)]
-    t.expect(not strays, "; ".join(strays), "no such write")
-
-
 @AREA.row("D-PKD-03", "2.8.15", "MUST NOT", "Write no device-readable buffer.", severity=Severity.MEMORY)
 def readable_buffers_stay(t: Trial) -> Outcome:
     """Readable buffers are compared after three good requests, as the frame does in every test."""
-    _untouched(t, "D-DESC-01")
+    expect_no_stray(t, packed(t), "D-DESC-01")
     return None
 
 
@@ -133,7 +133,7 @@ def waits_for_the_flags(t: Trial) -> Outcome:
 )
 def used_slots_stay(t: Trial) -> Outcome:
     """All slots that are not the device's are compared after three good requests, as in every test."""
-    _untouched(t, "D-PKD-06")
+    expect_no_stray(t, packed(t), "D-PKD-06")
     return None
 
 
@@ -149,16 +149,7 @@ def used_slots_stay(t: Trial) -> Outcome:
 )
 def elements_in_order(t: Trial) -> Outcome:
     """A good request whose buffers are cut into 1, 2, 7 and 16 pieces each, down to single bytes."""
-    lane = packed(t)
-    for count in (1, 2, 7, 16):
-        elements = ordered(t)
-        pieces = cut(elements, count)
-        if len(pieces) > lane.size:
-            continue
-        posted = lane.post(*pieces)
-        served = t.serve(lane, posted)
-        t.expect(served, f"a request in {len(pieces)} pieces is not served: {describe(t.status())}", "service")
-        t.right(elements, posted)
+    expect_any_framing(t, packed(t))
     return None
 
 
@@ -172,10 +163,7 @@ def elements_in_order(t: Trial) -> Outcome:
 )
 def longest_list(t: Trial) -> Outcome:
     """A list of one-byte buffers as long as the queue is posted: what became of it is a fact."""
-    lane = packed(t)
-    buffer = t.writable(lane.size)
-    served = t.serve(lane, lane.post(*cut([buffer], lane.size)))
-    return free(f"a list of {lane.size} descriptors is {'served' if served else 'not served'}")
+    return free(f"a list {longest(t, packed(t))}")
 
 
 @AREA.row(
@@ -431,18 +419,10 @@ def buffer_ids(t: Trial) -> Outcome:
     "DESC",
     "With IN_ORDER one used slot may stand for a batch, whose last id it has.",
     severity=Severity.SILENT,
-    types=_WRITTEN,
+    types=WRITTEN,
 )
 def batches_in_order(t: Trial) -> Outcome:
     """Batches: a used slot stands for all lists up to the one that it names, so all of them are written."""
     t.need_feature(f.IN_ORDER)
-    lane = packed(t, also=f.mask(f.IN_ORDER))
-    for _ in range(_LAPS):
-        requests = [t.request(lane) for _ in range(fitting(t, lane))]
-        lane.publish(*(posted for _, posted in requests))
-        lane.kick()
-        all_used(t, lane)
-        for number, (elements, posted) in enumerate(requests):
-            wrong = unwritten(elements, posted.room)
-            t.expect(wrong is None, f"list {number} of a batch counts as used, and {wrong}", "their own order")
+    expect_in_order(t, packed(t, also=f.mask(f.IN_ORDER)), "list")
     return None

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
 from uvirtio.conform.exchange import EXCHANGES
-from uvirtio.conform.lane import Lane, SplitLane, flat, table_of
+from uvirtio.conform.lane import SplitLane, flat, table_of
 from uvirtio.conform.row import ANY, MODERN, Area, Level
-from uvirtio.conform.traffic import all_used, batch, cut, fitting, nothing_more, ordered, unwritten
+from uvirtio.conform.traffic import (
+    READ_ONLY,
+    WRITTEN,
+    batch,
+    cut,
+    expect_any_framing,
+    expect_in_order,
+    expect_no_stray,
+    fitting,
+    longest,
+    nothing_more,
+    unwritten,
+)
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity, free, rejected
 from uvirtio.diag.raw import Descriptor
@@ -17,10 +28,6 @@ from uvirtio.spec import ring
 from uvirtio.spec.status import Status, describe
 
 AREA = Area("split", 60, "2.6.1, 2.7: split virtqueues", transports=ANY, types=frozenset(EXCHANGES))
-
-_READ_ONLY: Final = frozenset({"input", "balloon"})
-"""Types whose good request has no writable buffer."""
-_WRITTEN: Final = frozenset(EXCHANGES) - _READ_ONLY
 
 
 def only(t: Trial) -> None:
@@ -39,31 +46,25 @@ def split(t: Trial, *, also: int = 0, interrupts: bool = False, size: int | None
 # --- descriptors (2.7.5) ----------------------------------------------------------------------------------------
 
 
-def _untouched(t: Trial, lane: Lane, ident: str) -> None:
-    t.good(lane, 3)
-    strays = [one for one in t.look() if one.startswith(ident)]
-    t.expect(not strays, "; ".join(strays), "no such write")
-
-
 @AREA.row("D-DESC-01", "2.7.5.1", "MUST NOT", "Write no device-readable buffer.", severity=Severity.MEMORY)
 def readable_buffers_stay(t: Trial) -> Outcome:
     """Readable buffers are compared after three good requests; one that no request has lies beside them."""
     t.note("the frame compares these in every test")
-    _untouched(t, split(t), "D-DESC-01")
+    expect_no_stray(t, split(t), "D-DESC-01")
     return None
 
 
 @AREA.row("D-DESC-03", "2.7.5.1", "MUST NOT", "Write no descriptor table entry.", severity=Severity.MEMORY)
 def descriptors_stay(t: Trial) -> Outcome:
     """The whole table, and the available ring, are compared after three good requests."""
-    _untouched(t, split(t), "D-DESC-03")
+    expect_no_stray(t, split(t), "D-DESC-03")
     return None
 
 
 @AREA.row("D-DESC-04", "2.7.5.1", "DESC", "Write nothing beyond a buffer's length.", severity=Severity.MEMORY)
 def guards_stay(t: Trial) -> Outcome:
     """64 guard bytes around every writable buffer are compared after three good requests."""
-    _untouched(t, t.start(), "D-DESC-04")
+    expect_no_stray(t, t.start(), "D-DESC-04")
     return None
 
 
@@ -80,16 +81,7 @@ def guards_stay(t: Trial) -> Outcome:
 )
 def any_framing(t: Trial) -> Outcome:
     """A good request whose buffers are cut into 1, 2, 7 and 16 pieces each, down to single bytes."""
-    lane = t.start()
-    for count in (1, 2, 7, 16):
-        elements = ordered(t)
-        pieces = cut(elements, count)
-        if len(pieces) > lane.size:
-            continue
-        posted = lane.post(*pieces)
-        served = t.serve(lane, posted)
-        t.expect(served, f"a request in {len(pieces)} pieces is not served: {describe(t.status())}", "service")
-        t.right(elements, posted)
+    expect_any_framing(t, t.start())
     return None
 
 
@@ -103,10 +95,7 @@ def any_framing(t: Trial) -> Outcome:
 )
 def longest_chain(t: Trial) -> Outcome:
     """A chain of one-byte buffers as long as the queue is posted: what became of it is a fact."""
-    lane = split(t)
-    buffer = t.writable(lane.size)
-    served = t.serve(lane, lane.post(*cut([buffer], lane.size)))
-    return free(f"a chain of {lane.size} descriptors is {'served' if served else 'not served'}")
+    return free(f"a chain {longest(t, split(t))}")
 
 
 # --- indirect descriptors (2.7.5.3) -----------------------------------------------------------------------------
@@ -412,7 +401,7 @@ def quiet_before_the_event(t: Trial) -> Outcome:
     "MUST",
     "At least len bytes were written, from the first writable byte.",
     severity=Severity.SILENT,
-    types=_WRITTEN,
+    types=WRITTEN,
 )
 def len_is_written(t: Trial) -> Outcome:
     """Good requests into buffers full of a pattern: no run of it is left within len."""
@@ -433,7 +422,7 @@ def len_is_written(t: Trial) -> Outcome:
     "DESC",
     "len is 0 when the chain has no writable buffer.",
     severity=Severity.SILENT,
-    types=_READ_ONLY,
+    types=READ_ONLY,
 )
 def len_of_readable_chains(t: Trial) -> Outcome:
     """Good requests that the device only reads."""
@@ -449,7 +438,7 @@ def len_of_readable_chains(t: Trial) -> Outcome:
     "DESC",
     "len never exceeds the writable bytes that were posted.",
     severity=Severity.SILENT,
-    types=_WRITTEN,
+    types=WRITTEN,
 )
 def len_within_the_chain(t: Trial) -> Outcome:
     """Three good requests."""
@@ -493,20 +482,12 @@ def each_comes_back(t: Trial) -> Outcome:
     "With IN_ORDER buffers are used in the order in which they were made available.",
     severity=Severity.SILENT,
     transports=MODERN,
-    types=_WRITTEN,
+    types=WRITTEN,
 )
 def in_order(t: Trial) -> Outcome:
     """Batches: a used element stands for all chains up to the one that it names, so all of them are written."""
     t.need_feature(f.IN_ORDER)
-    lane = t.start(also=f.mask(f.IN_ORDER))
-    for _ in range(3):
-        requests = [t.request(lane) for _ in range(fitting(t, lane))]
-        lane.publish(*(posted for _, posted in requests))
-        lane.kick()
-        all_used(t, lane)
-        for number, (elements, posted) in enumerate(requests):
-            wrong = unwritten(elements, posted.room)
-            t.expect(wrong is None, f"request {number} of a batch counts as used, and {wrong}", "their own order")
+    expect_in_order(t, t.start(also=f.mask(f.IN_ORDER)), "request")
     return None
 
 
