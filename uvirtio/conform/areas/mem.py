@@ -10,12 +10,12 @@ from typing import Final
 from uvirtio.conform.blocks import LOOKED_AT, PAGE, Answer, Blocks, again, pattern_of, place_of, started
 from uvirtio.conform.memory import Piece
 from uvirtio.conform.row import MODERN, Area, Level, P
+from uvirtio.conform.traffic import gave_up
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity, free, rejected
 from uvirtio.spec import features as f
 from uvirtio.spec import mem
 from uvirtio.spec.mem import Request, Response, State
-from uvirtio.spec.status import Status
 
 AREA = Area("mem", 90, "5.15: memory, virtio-mem", transports=MODERN, types=frozenset({"mem"}))
 
@@ -405,7 +405,7 @@ def unknown_request(t: Trial) -> Outcome:
     posted = blocks.lane.post(t.readable(struct.pack("<H6xQH6x", _UNKNOWN, blocks.addr, 1)), response)
     if t.serve(blocks.lane, posted, 2 * t.pace.watch):
         return rejected(f"answered {Answer(int.from_bytes(response.data[:2], 'little'), 0)}")
-    return rejected("DEVICE_NEEDS_RESET" if t.status() & Status.DEVICE_NEEDS_RESET else "silence")
+    return gave_up(t, otherwise="silence")
 
 
 # --- requests that are right (5.15.6.3 to 5.15.6.6) --------------------------------------------------------------
