@@ -91,11 +91,15 @@ class Blocks:
             addr: Where, instead of where the block is.
             junk: With rubbish in the padding, and behind the request.
         """
-        where = self.addr + block * self.size if addr is None else addr
+        where = self.start(block) if addr is None else addr
         request = struct.pack("<H6xQH6x", kind, where % (1 << 64), count)
         if junk:
             request = request[:2] + _JUNK * 2 + request[8:18] + _JUNK * 2 + _JUNK * 4
         return self._send(request)
+
+    def start(self, block: int) -> int:
+        """The address of a block."""
+        return self.addr + block * self.size
 
     def done(self, kind: int, block: int = 0, count: int = 0, *, junk: bool = False) -> None:
         """Make a request that the device has to carry out.
@@ -123,6 +127,15 @@ class Blocks:
         """
         seen = self.state(block, count)
         self.t.expect(seen == state, f"{count} blocks are {name_of(State, seen)}", state.name)
+
+    def plugged_size_is(self, size: int, when: str) -> None:
+        """The configuration says how much is plugged.
+
+        Raises:
+            Violated: It says otherwise.
+        """
+        seen = self.field("plugged_size")
+        self.t.expect(seen == size, f"plugged_size {seen:#x} after {when}", f"{size:#x}")
 
     @property
     def usable(self) -> int:
@@ -192,6 +205,15 @@ def place_of(t: Trial, *, interrupts: bool = False) -> Iterator[Blocks]:
         blocks.give_back()
 
 
+@contextmanager
+def pattern_of(t: Trial) -> Iterator[tuple[Blocks, Contents]]:
+    """A place of which the first block is plugged and filled with a pattern; given back at the end."""
+    with place_of(t) as blocks, Contents(blocks, blocks.first) as contents:
+        blocks.done(Request.PLUG, blocks.first, 1)
+        contents.fill()
+        yield blocks, contents
+
+
 def again(blocks: Blocks) -> None:
     """Reset the device and bring it up again."""
     blocks.t.reset()
@@ -217,7 +239,7 @@ class Contents:
     def __init__(self, blocks: Blocks, block: int) -> None:
         blocks.t.need(blocks.size % PAGE == 0, "blocks are smaller than a page")
         self._window = _window(blocks.t)
-        self.start = blocks.addr + block * blocks.size
+        self.start = blocks.start(block)
         """The address of its first page."""
         self.last = self.start + blocks.size - PAGE
         """The address of its last page."""

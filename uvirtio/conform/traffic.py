@@ -11,8 +11,9 @@ from uvirtio.conform.lane import UNKNOWN, Element, Lane, Posted, Used
 from uvirtio.conform.memory import Buffer, Piece
 from uvirtio.conform.packed_lane import UNKNOWN_SLOT
 from uvirtio.conform.trial import Trial
+from uvirtio.conform.verdict import Outcome, rejected
 from uvirtio.spec import blk
-from uvirtio.spec.status import describe
+from uvirtio.spec.status import Status, describe
 
 READ_ONLY: Final = frozenset({"input", "balloon"})
 """Types whose good request has no writable buffer."""
@@ -191,3 +192,39 @@ def expect_in_order(t: Trial, lane: Lane, what: str) -> None:
         for number, (elements, posted) in enumerate(laid):
             wrong = unwritten(elements, posted.room)
             t.expect(wrong is None, f"{what} {number} of a batch counts as used, and {wrong}", "their own order")
+
+
+def expect_notified(t: Trial, lane: Lane) -> None:
+    """Make three requests, and wait for the interrupt of each.
+
+    Args:
+        t: A trial whose device is running.
+        lane: The queue.
+    """
+    for _ in range(3):
+        t.good(lane)
+        t.await_interrupt(lane)
+
+
+def expect_quiet(t: Trial, lane: Lane, seen: str) -> None:
+    """Make one request, then three, on a queue that asked for no notification; a violation if one comes for these.
+
+    Args:
+        t: A trial whose device is running.
+        lane: The queue.
+        seen: What a notification is called in the verdict.
+    """
+    t.good(lane)
+    t.no_interrupt(lane)  # of the start: QEMU 10's input device notifies its empty status queue at DRIVER_OK
+    t.good(lane, 3)
+    t.expect(t.no_interrupt(lane), seen, "none")
+
+
+def gave_up(t: Trial, *, otherwise: str) -> Outcome:
+    """The verdict of invalid input that was not served: the status says so, or the device said nothing.
+
+    Args:
+        t: A trial whose device is running.
+        otherwise: What is said if it does not need a reset.
+    """
+    return rejected("DEVICE_NEEDS_RESET" if t.status() & Status.DEVICE_NEEDS_RESET else otherwise)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
-from uvirtio.conform.blocks import LOOKED_AT, PAGE, Answer, Blocks, Contents, again, place_of, started
+from uvirtio.conform.blocks import LOOKED_AT, PAGE, Answer, Blocks, again, pattern_of, place_of, started
 from uvirtio.conform.memory import Piece
 from uvirtio.conform.row import MODERN, Area, Level, P
+from uvirtio.conform.traffic import gave_up
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity, free, rejected
 from uvirtio.spec import features as f
 from uvirtio.spec import mem
 from uvirtio.spec.mem import Request, Response, State
-from uvirtio.spec.status import Status
 
 AREA = Area("mem", 90, "5.15: memory, virtio-mem", transports=MODERN, types=frozenset({"mem"}))
 
@@ -59,8 +61,7 @@ def plugged_size_follows(t: Trial) -> Outcome:
         steps = ((Request.PLUG, 0, 1, 1), (Request.PLUG, 1, 1, 2), (Request.UNPLUG, 0, 2, 0))
         for kind, place, count, plugged in steps:
             blocks.done(kind, blocks.first + place, count)
-            seen, right = blocks.field("plugged_size"), before + plugged * blocks.size
-            t.expect(seen == right, f"plugged_size {seen:#x} after {kind.name}", f"{right:#x}")
+            blocks.plugged_size_is(before + plugged * blocks.size, kind.name)
     return None
 
 
@@ -128,12 +129,15 @@ def usable_stays(t: Trial) -> Outcome:
     change = t.lever()
     change(1)
     most = blocks.field("usable_region_size")
+
+    def no_less(what: str) -> None:
+        seen = blocks.field("usable_region_size")
+        t.expect(seen >= most, f"{seen:#x} after {what}, before {most:#x}", "no less")
+
     change(0)
-    seen = blocks.field("usable_region_size")
-    t.expect(seen >= most, f"{seen:#x} after the host asked for less, before {most:#x}", "no less")
+    no_less("the host asked for less")
     again(blocks)
-    seen = blocks.field("usable_region_size")
-    t.expect(seen >= most, f"{seen:#x} after a device reset, before {most:#x}", "no less")
+    no_less("a device reset")
     return None
 
 
@@ -202,8 +206,7 @@ def reset_keeps_states(t: Trial) -> Outcome:
         again(blocks)
         for place, state in ((0, State.UNPLUGGED), (1, State.PLUGGED), (2, State.UNPLUGGED)):
             blocks.is_(blocks.first + place, 1, state)
-        seen = blocks.field("plugged_size")
-        t.expect(seen == size, f"plugged_size {seen:#x}", f"{size:#x} as before the reset")
+        blocks.plugged_size_is(size, "the reset")
     return None
 
 
@@ -216,9 +219,7 @@ def reset_keeps_states(t: Trial) -> Outcome:
 )
 def reset_keeps_memory(t: Trial) -> Outcome:
     """A pattern in a plugged block, before and after a reset."""
-    with place_of(t) as blocks, Contents(blocks, blocks.first) as contents:
-        blocks.done(Request.PLUG, blocks.first, 1)
-        contents.fill()
+    with pattern_of(t) as (blocks, contents):
         again(blocks)
         t.expect(not contents.changed(), "plugged memory changed with a device reset", "the pattern")
     return None
@@ -233,9 +234,7 @@ def reset_keeps_memory(t: Trial) -> Outcome:
 )
 def plugged_memory_stays(t: Trial) -> Outcome:
     """A pattern in a plugged block, while the next one is looked at, plugged and unplugged."""
-    with place_of(t) as blocks, Contents(blocks, blocks.first) as contents:
-        blocks.done(Request.PLUG, blocks.first, 1)
-        contents.fill()
+    with pattern_of(t) as (blocks, contents):
         for kind in (Request.STATE, Request.PLUG, Request.STATE, Request.UNPLUG):
             blocks.done(kind, blocks.first + 1, 1)
             t.expect(not contents.changed(), f"plugged memory changed with {kind.name}", "the pattern")
@@ -251,10 +250,8 @@ def plugged_memory_stays(t: Trial) -> Outcome:
 )
 def plugged_memory_works(t: Trial) -> Outcome:
     """By the CPU and by a device: a request is taken out of a plugged block, and its response is put there."""
-    with place_of(t) as blocks, Contents(blocks, blocks.first) as contents:
-        t.need(not t.dma.translated, "the device does not use guest-physical addresses")
-        blocks.done(Request.PLUG, blocks.first, 1)
-        contents.fill()
+    t.need(not t.dma.translated, "the device does not use guest-physical addresses")
+    with pattern_of(t) as (blocks, contents):
         t.expect(not contents.changed(), "what the CPU writes is not there", "the pattern")
         for there, here in ((contents.start, contents.last), (contents.last, contents.start)):
             contents.write(there, struct.pack("<H6xQH6x", Request.STATE, contents.start, 1))
@@ -269,18 +266,24 @@ def plugged_memory_works(t: Trial) -> Outcome:
 # --- requests that are wrong (5.15.6.3 to 5.15.6.6) --------------------------------------------------------------
 
 
+def _usable(t: Trial) -> Blocks:
+    """The blocks of a device that runs and has some that are usable."""
+    blocks = started(t)
+    t.need(blocks.usable > 0, "nothing is usable")
+    return blocks
+
+
 def _refused(blocks: Blocks, kind: Request, addr: int, count: int, what: str) -> None:
     """One request has to be answered ERROR, and changes no size."""
     before = blocks.field("plugged_size")
     answer = blocks.ask(kind, count=count, addr=addr)
     blocks.t.expect(answer.type == Response.ERROR, f"{what} is answered {answer}", "ERROR")
-    after = blocks.field("plugged_size")
-    blocks.t.expect(after == before, f"plugged_size {after:#x} after {what}", f"{before:#x}")
+    blocks.plugged_size_is(before, what)
 
 
 def _unaligned(blocks: Blocks, kind: Request, place: int) -> None:
     blocks.t.need(blocks.size > PAGE, "a block has one page")
-    start = blocks.addr + place * blocks.size
+    start = blocks.start(place)
     for offset in (1, PAGE):
         _refused(blocks, kind, start + offset, 1, f"{kind.name} {offset} bytes into a block")
 
@@ -288,7 +291,7 @@ def _unaligned(blocks: Blocks, kind: Request, place: int) -> None:
 def _outside(blocks: Blocks, kind: Request, plugged: bool) -> None:
     """Below and beyond the usable region, across its end, and around the end of all addresses."""
     blocks.t.need(blocks.addr >= blocks.size, "the region begins at 0")
-    end = blocks.addr + blocks.usable * blocks.size
+    end = blocks.start(blocks.usable)
     what = f"{kind.name} outside of the usable region"
     _refused(blocks, kind, blocks.addr - blocks.size, 1, what)
     _refused(blocks, kind, end, 1, what)
@@ -297,6 +300,14 @@ def _outside(blocks: Blocks, kind: Request, plugged: bool) -> None:
     if fits or kind is Request.STATE:
         _refused(blocks, kind, end - blocks.size, 2, f"{kind.name} across the end of the usable region")
     _refused(blocks, kind, -blocks.size, 2, f"{kind.name} around the end of all addresses")
+
+
+def _second_is_wrong(blocks: Blocks, kind: Request, good: State, wrong: State) -> None:
+    """A request for the second block of the place, which it may not have, and for the first two together."""
+    start, name = blocks.start(blocks.first), wrong.name.lower()
+    _refused(blocks, kind, start + blocks.size, 1, f"{kind.name} of a block that is {name}")
+    _refused(blocks, kind, start, 2, f"{kind.name} of two blocks of which the second is {name}")
+    blocks.is_(blocks.first, 1, good)
 
 
 @AREA.row(
@@ -314,7 +325,7 @@ def plug_unaligned(t: Trial) -> Outcome:
 def plug_none(t: Trial) -> Outcome:
     """nb_blocks is 0."""
     with place_of(t) as blocks:
-        _refused(blocks, Request.PLUG, blocks.addr + blocks.first * blocks.size, 0, "PLUG of 0 blocks")
+        _refused(blocks, Request.PLUG, blocks.start(blocks.first), 0, "PLUG of 0 blocks")
     return None
 
 
@@ -331,10 +342,7 @@ def plug_twice(t: Trial) -> Outcome:
     """The plugged block itself, and two blocks of which it is the second."""
     with place_of(t) as blocks:
         blocks.done(Request.PLUG, blocks.first + 1, 1)
-        start = blocks.addr + blocks.first * blocks.size
-        _refused(blocks, Request.PLUG, start + blocks.size, 1, "PLUG of a plugged block")
-        _refused(blocks, Request.PLUG, start, 2, "PLUG of an unplugged and a plugged block")
-        blocks.is_(blocks.first, 1, State.UNPLUGGED)
+        _second_is_wrong(blocks, Request.PLUG, State.UNPLUGGED, State.PLUGGED)
     return None
 
 
@@ -344,7 +352,7 @@ def unplug_wrongly(t: Trial) -> Outcome:
     with place_of(t) as blocks:
         blocks.done(Request.PLUG, blocks.first, 2)
         _unaligned(blocks, Request.UNPLUG, blocks.first)
-        _refused(blocks, Request.UNPLUG, blocks.addr + blocks.first * blocks.size, 0, "UNPLUG of 0 blocks")
+        _refused(blocks, Request.UNPLUG, blocks.start(blocks.first), 0, "UNPLUG of 0 blocks")
         _outside(blocks, Request.UNPLUG, plugged=True)
         blocks.is_(blocks.first, 2, State.PLUGGED)
     return None
@@ -355,18 +363,14 @@ def unplug_twice(t: Trial) -> Outcome:
     """An unplugged block, and two blocks of which the first is plugged."""
     with place_of(t) as blocks:
         blocks.done(Request.PLUG, blocks.first, 1)
-        start = blocks.addr + blocks.first * blocks.size
-        _refused(blocks, Request.UNPLUG, start + blocks.size, 1, "UNPLUG of an unplugged block")
-        _refused(blocks, Request.UNPLUG, start, 2, "UNPLUG of a plugged and an unplugged block")
-        blocks.is_(blocks.first, 1, State.PLUGGED)
+        _second_is_wrong(blocks, Request.UNPLUG, State.PLUGGED, State.UNPLUGGED)
     return None
 
 
 @AREA.row("D-MEM-35", "5.15.6.6.2", "MUST", "STATE: ERROR for unaligned, none, outside.", level=Level.REGISTERS)
 def state_wrongly(t: Trial) -> Outcome:
     """Into a block, 0 blocks, and below, beyond and across the usable region."""
-    blocks = started(t)
-    t.need(blocks.usable > 0, "nothing is usable")
+    blocks = _usable(t)
     _unaligned(blocks, Request.STATE, 0)
     _refused(blocks, Request.STATE, blocks.addr, 0, "STATE of 0 blocks")
     _outside(blocks, Request.STATE, plugged=False)
@@ -401,7 +405,7 @@ def unknown_request(t: Trial) -> Outcome:
     posted = blocks.lane.post(t.readable(struct.pack("<H6xQH6x", _UNKNOWN, blocks.addr, 1)), response)
     if t.serve(blocks.lane, posted, 2 * t.pace.watch):
         return rejected(f"answered {Answer(int.from_bytes(response.data[:2], 'little'), 0)}")
-    return rejected("DEVICE_NEEDS_RESET" if t.status() & Status.DEVICE_NEEDS_RESET else "silence")
+    return gave_up(t, otherwise="silence")
 
 
 # --- requests that are right (5.15.6.3 to 5.15.6.6) --------------------------------------------------------------
@@ -415,8 +419,7 @@ def plugs(t: Trial) -> Outcome:
         for count in (1, 2):
             blocks.done(Request.PLUG, blocks.first, count)
             blocks.is_(blocks.first, count, State.PLUGGED)
-            seen = blocks.field("plugged_size")
-            t.expect(seen == before + count * blocks.size, f"plugged_size {seen:#x}", f"{count} blocks more")
+            blocks.plugged_size_is(before + count * blocks.size, f"PLUG of {count} blocks")
             blocks.done(Request.UNPLUG, blocks.first, count)
     return None
 
@@ -433,16 +436,14 @@ def unplugs(t: Trial) -> Outcome:
                 blocks.done(Request.UNPLUG, blocks.first + place, count)
                 left -= count
                 blocks.is_(blocks.first + place, count, State.UNPLUGGED)
-                seen = blocks.field("plugged_size")
-                t.expect(seen == before + left * blocks.size, f"plugged_size {seen:#x}", f"{left} blocks more")
+                blocks.plugged_size_is(before + left * blocks.size, f"UNPLUG of {count} blocks")
     return None
 
 
 @AREA.row("D-MEM-36", "5.15.6.6.2", "MUST", "STATE: ACK with the state.")
 def answers_state(t: Trial) -> Outcome:
     """Each of up to sixteen blocks: ACK, and one of the three states."""
-    blocks = started(t)
-    t.need(blocks.usable > 0, "nothing is usable")
+    blocks = _usable(t)
     for block in range(min(blocks.usable, 16)):
         answer = blocks.ask(Request.STATE, block, 1)
         t.expect(answer.type == Response.ACK, f"{answer} for block {block}", "ACK")
@@ -509,16 +510,18 @@ def unplug_with_junk(t: Trial) -> Outcome:
 )
 def state_with_junk(t: Trial) -> Outcome:
     """The same block with and without rubbish in the padding and behind the request."""
-    blocks = started(t)
-    t.need(blocks.usable > 0, "nothing is usable")
+    blocks = _usable(t)
     plain, junk = blocks.ask(Request.STATE, 0, 1), blocks.ask(Request.STATE, 0, 1, junk=True)
     t.expect(plain == junk, f"{junk}, state {junk.state}, with rubbish", f"{plain}, state {plain.state}")
     return None
 
 
-def _none_plugged(blocks: Blocks) -> None:
-    """UNPLUG ALL is for a device of which nothing is in use."""
-    blocks.t.need(not blocks.field("plugged_size"), "some of its memory was plugged before the test")
+@contextmanager
+def _nothing_plugged(t: Trial) -> Iterator[Blocks]:
+    """A place on a device of which nothing is in use, as UNPLUG ALL needs it."""
+    with place_of(t) as blocks:
+        t.need(not blocks.field("plugged_size"), "some of its memory was plugged before the test")
+        yield blocks
 
 
 @AREA.row(
@@ -530,21 +533,19 @@ def _none_plugged(blocks: Blocks) -> None:
 )
 def unplug_all_with_junk(t: Trial) -> Outcome:
     """An address and a number of blocks that no other request may have, and rubbish in the padding and behind."""
-    with place_of(t) as blocks:
-        _none_plugged(blocks)
+    with _nothing_plugged(t) as blocks:
         blocks.done(Request.PLUG, blocks.first, 1)
         answer = blocks.ask(Request.UNPLUG_ALL, 0, 0x7FFF, addr=blocks.addr + 12345, junk=True)
         t.need(answer.type != Response.BUSY, "BUSY")
         t.expect(answer.type == Response.ACK, f"{answer}", "ACK")
-        t.expect(blocks.field("plugged_size") == 0, "something is still plugged", "nothing")
+        blocks.plugged_size_is(0, "UNPLUG ALL")
     return None
 
 
 @AREA.row("D-MEM-32", "5.15.6.5.2", "MUST", "UNPLUG ALL: ACK when all is unplugged.")
 def unplugs_all(t: Trial) -> Outcome:
     """With one block plugged, and again with none."""
-    with place_of(t) as blocks:
-        _none_plugged(blocks)
+    with _nothing_plugged(t) as blocks:
         blocks.done(Request.PLUG, blocks.first + 1, 1)
         for _ in range(2):
             blocks.done(Request.UNPLUG_ALL)
@@ -556,10 +557,8 @@ def unplugs_all(t: Trial) -> Outcome:
 @AREA.row("D-MEM-33", "5.15.6.5.2", "MUST", "UNPLUG ALL: plugged_size is 0 once it is acknowledged.")
 def unplugged_size(t: Trial) -> Outcome:
     """With two blocks plugged."""
-    with place_of(t) as blocks:
-        _none_plugged(blocks)
+    with _nothing_plugged(t) as blocks:
         blocks.done(Request.PLUG, blocks.first, 2)
         blocks.done(Request.UNPLUG_ALL)
-        seen = blocks.field("plugged_size")
-        t.expect(seen == 0, f"plugged_size {seen:#x}", "0")
+        blocks.plugged_size_is(0, "UNPLUG ALL")
     return None

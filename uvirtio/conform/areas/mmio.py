@@ -6,7 +6,7 @@ from typing import Final
 
 from uvirtio.conform.areas.split import only, split
 from uvirtio.conform.exchange import EXCHANGES
-from uvirtio.conform.lane import Lane
+from uvirtio.conform.lane import Lane, SplitLane
 from uvirtio.conform.levers import Change
 from uvirtio.conform.row import M1, M2, Area, Level
 from uvirtio.conform.traffic import batch
@@ -63,6 +63,25 @@ def steady(t: Trial, register: int, value: int, name: str) -> None:
         t.expect(seen == value, f"{name} {seen:#x} at status {describe(step)}", f"{value:#x}")
 
 
+def cleared_by_reset(t: Trial, register: int, name: str) -> None:
+    """Expect that a register of each queue is 0 after the reset of a device with all queues enabled."""
+    only(t)
+    queues = queues_of(t)
+    t.start(queues=queues, size=2)
+    t.confirm_reset()
+    window = window_of(t)
+    for queue in queues:
+        seen = of_queue(window, queue, register)
+        t.expect(seen == 0, f"{name} {seen:#x} of queue {queue} after the reset", "0")
+
+
+def in_use(t: Trial) -> tuple[SplitLane, Registers]:
+    """A queue of a running device that served one good request, and the registers of the window."""
+    lane = split(t)
+    t.good(lane)
+    return lane, window_of(t)
+
+
 # --- identity (4.2.2) -------------------------------------------------------------------------------------------
 
 
@@ -109,9 +128,7 @@ def _pending(t: Trial, window: Registers, cause: Interrupt, after: str) -> None:
 )
 def cause_stays_until_acknowledged(t: Trial) -> Outcome:
     """After a used buffer it is read twice, acknowledged, and read again."""
-    lane = split(t)
-    t.good(lane)
-    window = window_of(t)
+    _, window = in_use(t)
     _pending(t, window, Interrupt.USED_BUFFER, "a used buffer")
     again = window.read32(mmio.INTERRUPT_STATUS)
     t.expect(bool(again & Interrupt.USED_BUFFER), f"InterruptStatus {again:#x} at the second reading", "bit 0")
@@ -154,8 +171,7 @@ def no_cause_without_an_event(t: Trial) -> Outcome:
 )
 def reset_clears_the_causes(t: Trial) -> Outcome:
     """The device is reset with the interrupt of a used buffer pending."""
-    t.good(split(t))
-    window = window_of(t)
+    _, window = in_use(t)
     _pending(t, window, Interrupt.USED_BUFFER, "a used buffer")
     t.confirm_reset()
     seen = window.read32(mmio.INTERRUPT_STATUS)
@@ -218,14 +234,7 @@ def line_falls(t: Trial) -> Outcome:
 @AREA.row("D-MMIO-06", "4.2.2.1", "MUST", "A reset clears QueueReady of all queues.")
 def reset_clears_queue_ready(t: Trial) -> Outcome:
     """All queues are enabled, and read after the reset."""
-    only(t)
-    queues = queues_of(t)
-    t.start(queues=queues, size=2)
-    t.confirm_reset()
-    window = window_of(t)
-    for queue in queues:
-        seen = of_queue(window, queue, mmio.QUEUE_READY)
-        t.expect(seen == 0, f"QueueReady {seen:#x} of queue {queue} after the reset", "0")
+    cleared_by_reset(t, mmio.QUEUE_READY, "QueueReady")
     return None
 
 
@@ -274,9 +283,7 @@ def _config(t: Trial) -> tuple[int, ...]:
 )
 def nothing_while_not_ready(t: Trial) -> Outcome:
     """QueueReady of a live queue is set to 0, then a request is published and kicked."""
-    lane = split(t)
-    t.good(lane)
-    window = window_of(t)
+    lane, window = in_use(t)
     window.write32(mmio.QUEUE_SEL, lane.index)
     window.write32(mmio.QUEUE_READY, 0)
     ready = window.read32(mmio.QUEUE_READY)  # 4.2.2.2: reading it back synchronizes
@@ -377,10 +384,20 @@ def _reset(t: Trial, lane: Lane) -> list[int]:
     return seen
 
 
-def _ended(t: Trial, lane: Lane) -> None:
-    """QueueReady is 0, so the queue was reset."""
+def _reset_reads_0(t: Trial, lane: Lane, when: str) -> None:
+    """QueueReset is 0."""
+    seen = of_queue(window_of(t), lane.index, mmio.QUEUE_RESET)
+    t.expect(seen == 0, f"QueueReset {seen:#x} {when}", "0")
+
+
+def _ended(t: Trial) -> Lane:
+    """A queue that served two good requests and was reset; QueueReady is 0."""
+    lane = _with_reset(t)
+    t.good(lane, 2)
+    _reset(t, lane)
     ready = of_queue(window_of(t), lane.index, mmio.QUEUE_READY)
     t.expect(ready == 0, f"QueueReset 0, and QueueReady {ready:#x}", "both 0")
+    return lane
 
 
 @AREA.row("D-MMIO-09", "4.2.2.1", "MUST", "QueueReset is 0 after a reset of the device.", types=_TRAFFIC)
@@ -389,8 +406,7 @@ def queue_reset_after_reset(t: Trial) -> Outcome:
     lane = _with_reset(t)
     t.good(lane)
     t.confirm_reset()
-    seen = of_queue(window_of(t), lane.index, mmio.QUEUE_RESET)
-    t.expect(seen == 0, f"QueueReset {seen:#x} after the reset of the device", "0")
+    _reset_reads_0(t, lane, "after the reset of the device")
     return None
 
 
@@ -398,8 +414,7 @@ def queue_reset_after_reset(t: Trial) -> Outcome:
 def queue_reset_after_enabling(t: Trial) -> Outcome:
     """Read as soon as QueueReady is 1."""
     lane = _with_reset(t)
-    seen = of_queue(window_of(t), lane.index, mmio.QUEUE_RESET)
-    t.expect(seen == 0, f"QueueReset {seen:#x} of an enabled queue", "0")
+    _reset_reads_0(t, lane, "of an enabled queue")
     t.good(lane)
     return None
 
@@ -407,10 +422,7 @@ def queue_reset_after_enabling(t: Trial) -> Outcome:
 @AREA.row("D-MMIO-11", "4.2.2.1", "MUST", "Writing 1 to QueueReset resets the queue.", types=_TRAFFIC)
 def queue_reset_resets(t: Trial) -> Outcome:
     """A used queue is reset, and enabled again in other memory, where its indices begin with 0."""
-    lane = _with_reset(t)
-    t.good(lane, 2)
-    _reset(t, lane)
-    _ended(t, lane)
+    lane = _ended(t)
     t.good(t.again(lane.index), 2)
     return None
 
@@ -436,12 +448,8 @@ def queue_reset_reads_1(t: Trial) -> Outcome:
 )
 def both_are_0_after_a_queue_reset(t: Trial) -> Outcome:
     """Both are read once QueueReset is 0, and once more."""
-    lane = _with_reset(t)
-    t.good(lane)
-    _reset(t, lane)
-    _ended(t, lane)
-    seen = of_queue(window_of(t), lane.index, mmio.QUEUE_RESET)
-    t.expect(seen == 0, f"QueueReset {seen:#x} after it was 0", "0")
+    lane = _ended(t)
+    _reset_reads_0(t, lane, "after it was 0")
     return None
 
 
@@ -544,9 +552,7 @@ def narrow_reads(t: Trial) -> Outcome:
     # On a real bus such an access may end this process, so it is made to a device of this run alone.
     ours = t.device.guest is not None or isinstance(t.transport.backend, ScriptedCore)
     t.need(ours, "only tried on qemu: and scripted: devices")
-    lane = split(t)
-    t.good(lane)
-    window = window_of(t)
+    lane, window = in_use(t)
     before = t.status()
     read = []
     for register in (mmio.MAGIC_VALUE_REG, mmio.INTERRUPT_STATUS, mmio.STATUS):
@@ -568,9 +574,7 @@ def narrow_reads(t: Trial) -> Outcome:
 )
 def the_other_way(t: Trial) -> Outcome:
     """Each is accessed once in the way that it has not, while the device runs; then a good request is made."""
-    lane = split(t)
-    t.good(lane)
-    window = window_of(t)
+    lane, window = in_use(t)
     _pending(t, window, Interrupt.USED_BUFFER, "a used buffer")
     table = mmio.LEGACY_REGISTERS if t.legacy else mmio.REGISTERS
     # A version 1 device may not be asked for the size of a live queue.

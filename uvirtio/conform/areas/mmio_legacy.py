@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from uvirtio.conform.areas.mmio import of_queue, queues_of, steady, window_of
-from uvirtio.conform.areas.split import only, split
+from uvirtio.conform.areas.mmio import cleared_by_reset, in_use, of_queue, queues_of, steady, window_of
+from uvirtio.conform.areas.split import only
 from uvirtio.conform.exchange import EXCHANGES
 from uvirtio.conform.lane import SplitLane
 from uvirtio.conform.row import M1, Area, Level
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome
-from uvirtio.interfaces.memory import Block, DmaSpace
+from uvirtio.interfaces.memory import Block, DmaSpace, Registers
 from uvirtio.spec import mmio, ring
 from uvirtio.spec.status import describe
 from uvirtio.transports.doorbells import QueueNotifyDoorbell
@@ -24,6 +24,13 @@ AREA = Area("mmio_legacy", 51, "4.2.4: the registers of virtio-mmio version 1", 
 _TRAFFIC: Final = frozenset(EXCHANGES)
 _PAIRED: Final = frozenset({"balloon", "input"})
 """Types with a second queue that needs no request to be good."""
+
+
+def _write(window: Registers, queue: int, *values: tuple[int, int]) -> None:
+    """Select a queue, and write registers of it in this order."""
+    window.write32(mmio.QUEUE_SEL, queue)
+    for register, value in values:
+        window.write32(register, value)
 
 
 @AREA.row("D-MMIO-L1", "4.2.4", "DESC", "Version of a legacy device is 1.", level=Level.LOOK)
@@ -73,8 +80,7 @@ def stops_one_queue(t: Trial) -> Outcome:
     before = t.status()
     window = window_of(t)
     frame = of_queue(window, main, mmio.QUEUE_PFN)
-    window.write32(mmio.QUEUE_SEL, other)
-    window.write32(mmio.QUEUE_PFN, 0)
+    _write(window, other, (mmio.QUEUE_PFN, 0))
     status = t.status()
     t.expect(status == before, f"status {describe(status)} after one queue was stopped", describe(before))
     seen = of_queue(window, main, mmio.QUEUE_PFN)
@@ -112,13 +118,8 @@ def align_places_the_used_ring(t: Trial) -> Outcome:
     queue = allocate_queue(SplitQueue, index, size, t.dma, options, areas)
     window = window_of(t)
     lane = t.lanes[index] = SplitLane(queue, QueueNotifyDoorbell(window), with_data=False, in_order=False)
-    for register, value in (
-        (mmio.QUEUE_SEL, index),
-        (mmio.QUEUE_SIZE, size),
-        (mmio.QUEUE_ALIGN, align),
-        (mmio.QUEUE_PFN, queue.addresses[0] >> 12),
-    ):
-        window.write32(register, value)
+    frame = queue.addresses[0] >> 12
+    _write(window, index, (mmio.QUEUE_SIZE, size), (mmio.QUEUE_ALIGN, align), (mmio.QUEUE_PFN, frame))
     t.go()
     t.good(lane, size + 1)
     return None
@@ -127,14 +128,7 @@ def align_places_the_used_ring(t: Trial) -> Outcome:
 @AREA.row("D-MMIO-L5", "4.2.4", "DESC", "A reset sets QueuePFN of all queues to 0.")
 def reset_clears_the_frames(t: Trial) -> Outcome:
     """All queues are enabled, and read after the reset."""
-    only(t)
-    queues = queues_of(t)
-    t.start(queues=queues, size=2)
-    t.confirm_reset()
-    window = window_of(t)
-    for queue in queues:
-        seen = of_queue(window, queue, mmio.QUEUE_PFN)
-        t.expect(seen == 0, f"QueuePFN {seen:#x} of queue {queue} after the reset", "0")
+    cleared_by_reset(t, mmio.QUEUE_PFN, "QueuePFN")
     return None
 
 
@@ -148,16 +142,9 @@ def reset_clears_the_frames(t: Trial) -> Outcome:
 )
 def no_modern_registers(t: Trial) -> Outcome:
     """QueueReady 0 and another QueueDesc, an empty page of ours, are written to a live queue, which serves on."""
-    lane = split(t)
-    t.good(lane)
-    window = window_of(t)
+    lane, window = in_use(t)
     page = t.own_page() << 12
-    for register, value in (
-        (mmio.QUEUE_SEL, lane.index),
-        (mmio.QUEUE_DESC_LOW, page & 0xFFFFFFFF),
-        (mmio.QUEUE_DESC_HIGH, page >> 32),
-        (mmio.QUEUE_READY, 0),
-    ):
-        window.write32(register, value)
+    low, high = (mmio.QUEUE_DESC_LOW, page & 0xFFFFFFFF), (mmio.QUEUE_DESC_HIGH, page >> 32)
+    _write(window, lane.index, low, high, (mmio.QUEUE_READY, 0))
     t.good(lane)
     return None
