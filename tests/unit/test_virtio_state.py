@@ -29,7 +29,7 @@ MODERN = [{"bar": 0, "address": 0xC000, "type": "io"}, {"bar": 4, "address": 0xC
 
 
 class Qemu:
-    """A QEMU that answers as the real ones were seen to do, if it is asked only what its version was tried with."""
+    """A QEMU that answers as the real ones do, if it is asked only what was tried with its version."""
 
     def __init__(self, *version: int, regions: list[dict[str, Any]] = MODERN, status: int = 0xF) -> None:
         self.version = version
