@@ -1,4 +1,4 @@
-"""The witness of a device's state, and that no QEMU is sent what it may end at."""
+"""The witness of a device's state, and that each QEMU is asked only what was tried with its version."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.virtio_state import started, state
 from tests.unit.test_docs_pages import CHECKOUT
 from uvirtio.backends.qemu import queries
 
-DANGEROUS = "x-query-virtio" + "-status"
+STATUS = "x-query-virtio" + "-status"
 BEHIND_PCI = "/machine/peripheral/dev0/virtio-backend"
 BEHIND_MMIO = "/machine/peripheral/dev0"
 QTREE = """\
@@ -29,7 +29,7 @@ MODERN = [{"bar": 0, "address": 0xC000, "type": "io"}, {"bar": 4, "address": 0xC
 
 
 class Qemu:
-    """A QEMU that answers as the real ones were seen to do, and ends at what these end at."""
+    """A QEMU that answers as the real ones do, if it is asked only what was tried with its version."""
 
     def __init__(self, *version: int, regions: list[dict[str, Any]] = MODERN, status: int = 0xF) -> None:
         self.version = version
@@ -43,7 +43,7 @@ class Qemu:
         return {"qemu": dict(zip(("major", "minor", "micro"), self.version, strict=True))}
 
     def _x_query_virtio_status(self, path: str) -> Any:
-        assert self.version < (10, 1), "qemu-system-x86_64: Aborted"
+        assert self.version < (10, 1), "not tried with this version"
         lines = {
             1: "VIRTIO_CONFIG_S_ACKNOWLEDGE: Valid virtio device found",
             2: "VIRTIO_CONFIG_S_DRIVER: Guest OS compatible with device",
@@ -87,7 +87,7 @@ class Qemu:
     [(BEHIND_PCI, MODERN), (BEHIND_PCI, MODERN[:1]), (BEHIND_MMIO, [])],
     ids=["modern", "legacy", "mmio"],
 )
-def test_each_qemu_tells_the_state_and_survives_it(version, path, regions):
+def test_each_qemu_tells_the_state(version, path, regions):
     for status, names in (
         (0, set()),
         (0xF, {"ACKNOWLEDGE", "DRIVER", "DRIVER_OK", "FEATURES_OK"}),
@@ -106,14 +106,12 @@ def test_each_qemu_tells_the_state_and_survives_it(version, path, regions):
 def test_nothing_else_sends_it():
     places = ("tests", "examples", "tools", "docs", "uvirtio")
     files = [path for place in places for path in (CHECKOUT / place).rglob("*.*") if path.suffix in (".py", ".md")]
-    there = {
-        path.relative_to(CHECKOUT).as_posix() for path in files if DANGEROUS in path.read_text(encoding="utf-8")
-    }
+    there = {path.relative_to(CHECKOUT).as_posix() for path in files if STATUS in path.read_text(encoding="utf-8")}
     assert there == {"uvirtio/backends/qemu/queries.py"}
     text = (CHECKOUT / "uvirtio/backends/qemu/queries.py").read_text()
     [line] = [line for line in text.splitlines() if re.search(r"\bqmp\(_STATUS\b", line)]
     assert line.endswith("if tells_status(qmp) else None") and text.count("_STATUS") == 3
-    assert queries._STATUS == DANGEROUS
+    assert queries._STATUS == STATUS
     # Nor is a command put together from a beginning of it.
     parts = re.compile(r"x-query-virtio-?[\"']|x-query-virtio-st|query-virtio-\{")
     rest = {path for path in files if parts.search(path.read_text(encoding="utf-8"))}

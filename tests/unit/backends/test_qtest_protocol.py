@@ -104,7 +104,7 @@ def test_an_odd_name_of_an_interrupt_controller_is_not_sent(path: str) -> None:
     ],
 )
 def test_nothing_malformed_is_sent(mistake: Callable[[Qtest], object]) -> None:
-    """QEMU aborts on a malformed command."""
+    """QEMU checks no command, so the client does."""
     with played(lambda line: b"OK\n") as (qtest, _, commands):
         with pytest.raises(Misuse, match="does not fit"):
             mistake(qtest)

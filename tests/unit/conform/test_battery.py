@@ -51,6 +51,12 @@ def test_every_row_has_a_mutant_and_every_mutant_a_row():
     assert {row.id for row in ROWS} == set(MUTANTS)
 
 
+def test_rings_of_network_devices_are_not_made_wrong():
+    """Of L4 they have only notifications that a driver may not ask for, and flags that a device has to ignore."""
+    found = {row.id for row in ROWS if row.level is Level.RINGS and row.fits_type("net")}
+    assert found == {"D-SUP-04", "D-PKD-15", "D-PKD-16"}
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.id)
 def test_an_obeying_device_is_good(row):
     result = obeying(row.id)

@@ -1,7 +1,7 @@
 """A client of QEMU's qtest protocol: the register accesses of a machine without a guest.
 
-The protocol is lines of text. QEMU aborts on a malformed command, so none is accepted from outside: every
-command here is made of numbers that were checked. ``IRQ raise N`` and ``IRQ lower N`` lines may come at any
+The protocol is lines of text, which QEMU does not check. So no command is accepted from outside: every one here
+is made of numbers that were checked. ``IRQ raise N`` and ``IRQ lower N`` lines may come at any
 time, also before the response to the command that caused them; they are recorded per line and never lost.
 """
 
@@ -319,7 +319,7 @@ class PortRegisters(MemoryRegisters):
 
 
 def _checked(value: int, bits: int) -> int:
-    """Check a number: QEMU accepts any text, and truncates or aborts."""
+    """Check a number, since QEMU does not."""
     if not 0 <= value < 1 << bits:
         raise Misuse(f"{value:#x} does not fit {bits} bits")
     return value

@@ -1,9 +1,8 @@
-"""What a QEMU tells of its virtio devices, by QMP, asked for in a way that its version and its device survive.
+"""What a QEMU tells of its virtio devices, by QMP, asked for in a way that fits its version and its device.
 
-``x-query-virtio-status`` tells most, and a QEMU can end at it: it asserts that it knows the type and the features
-of the device. It is sent to the versions with which it has been tried for every device, up to 10.0, and from this
-file alone. A queue that vhost serves is not asked for its indices: QEMU would get them by GET_VRING_BASE, which
-stops the ring of a vhost-user back end. An element is asked for where QEMU itself serves a split ring.
+The status is asked for from this file alone, and of the versions with which that has been tried for every device:
+up to 10.0. A queue that vhost serves is not asked for its indices, since the question is more to a back end than a
+look. An element is asked for where QEMU itself serves a split ring.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Qmp = Callable[..., Any]
 Answer = dict[str, Any]
 
 STATUS_BEFORE: Final = (10, 1)
-"""The first version that is not asked for ``x-query-virtio-status``."""
+"""The first version with which the query of the status has not been tried for every device."""
 _STATUS: Final = "x-query-virtio-status"
 _LEAST: Final = "QEMU 7.2 or later"
 

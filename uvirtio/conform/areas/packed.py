@@ -1,4 +1,4 @@
-"""2.8: packed virtqueues. The tests of lists that never end, or of tables that make no sense, are not here."""
+"""2.8: packed virtqueues. Most of what a driver may do wrong with them is not tried (docs/conform.md)."""
 
 from __future__ import annotations
 
