@@ -1,4 +1,4 @@
-"""What the request queues of all disks share: which one is next, waiting for room and for what is in flight."""
+"""What the drivers of all disks share: their request queues, waiting for room and for what is in flight."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from uvirtio.device import Queue
 from uvirtio.drivers.base import Driver
+from uvirtio.drivers.burst import BaseBurst
 from uvirtio.errors import Closed, QueueFull, UsageError, UvirtioError
 from uvirtio.virtqueue import Completion, SgEntry
 
@@ -215,6 +216,51 @@ class BaseRequestQueues(Generic[Q, R]):
         if senseless is not None:
             raise senseless
         return count
+
+
+class RequestDriver(Driver):
+    """A driver whose requests are submitted many at a time, one by one or by bursts.
+
+    A subclass sets ``_bursts`` before the device is started, and ``_requests`` before DRIVER_OK.
+    """
+
+    _requests: BaseRequestQueues[Any, Any]
+    _bursts: Sequence[BaseBurst]
+
+    def _give_back(self, working: bool) -> None:
+        """Wait for the requests in flight, if the device still works."""
+        if working and self.in_flight:
+            self._requests.wait()
+        for burst in self._bursts if working else ():
+            burst.settle(self.device.timeout)
+
+    @property
+    def queue_count(self) -> int:
+        """Request queues, including those of bursts."""
+        return self._requests.count
+
+    @property
+    def depth(self) -> int:
+        """Requests of one queue that can be in flight."""
+        return self._requests.depth
+
+    @property
+    def request_size(self) -> int:
+        """Bytes of data of one request, at most, within the device's limits.
+
+        These are size_max and seg_max of a block device (5.2.4), seg_max and max_sectors of a SCSI host (5.6.4).
+        """
+        return self._requests.request_size
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that were submitted and are not complete."""
+        return self._requests.in_flight
+
+    def kick(self) -> None:
+        """Notify the device of requests that were submitted without a kick."""
+        with self.session():
+            self._requests.kick()
 
 
 def first(runs: Sequence[SgEntry], length: int) -> list[SgEntry]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from uvirtio.device import Device, Observer, unobserved
-from uvirtio.drivers.base import Driver
 from uvirtio.drivers.blk import config as configuration
 from uvirtio.drivers.blk.config import BlkConfig
+from uvirtio.drivers.requests import RequestDriver
 from uvirtio.errors import (
     BadSize,
     BeyondEnd,
@@ -23,7 +23,7 @@ from uvirtio.spec import features as f
 from uvirtio.spec.blk import SECTOR_SIZE, Status
 
 
-class Disk(Driver):
+class Disk(RequestDriver):
     """Base of ``Blk``: the configuration of a block device (5.2.4), and checks.
 
     A sector is 512 bytes, whatever the device's block size is; sectors are numbered from 0 to ``capacity`` - 1.

@@ -45,6 +45,8 @@ class Blk(Disk):
     and reuses no buffer, and ``close()`` waits for all requests in flight, up to the device's timeout.
     """
 
+    _requests: RequestQueues
+
     def __init__(
         self,
         device: Device,
@@ -93,36 +95,9 @@ class Blk(Disk):
     def _before_ok(self) -> None:
         self._requests = RequestQueues(self, depth=self._wanted_depth, request_size=self._wanted_size)
 
-    def _give_back(self, working: bool) -> None:
-        """Wait for the requests in flight, if the device still works."""
-        if working and self.in_flight:
-            self.wait()
-        for burst in self._bursts if working else ():
-            burst.settle(self.device.timeout)
-
     def _about(self) -> str:
         access = "read-only" if self.read_only or not self.allow_write else "writable"
         return f"{self._config.capacity} sectors, {access}, {self.in_flight} requests out"
-
-    @property
-    def queue_count(self) -> int:
-        """Request queues, including those of bursts."""
-        return self._requests.count
-
-    @property
-    def depth(self) -> int:
-        """Requests of one queue that can be in flight."""
-        return self._requests.depth
-
-    @property
-    def request_size(self) -> int:
-        """Bytes of data of one request, at most, within the device's limits (5.2.4: size_max, seg_max)."""
-        return self._requests.request_size
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that were submitted and are not complete."""
-        return self._requests.in_flight
 
     # --- one by one -----------------------------------------------------------------------------------------
 
@@ -413,11 +388,6 @@ class Blk(Disk):
             return self._requests.submit(
                 spec.Request.FLUSH, 0, 0, queue=queue, kick=kick
             )  # 5.2.6.1: sector 0, no data
-
-    def kick(self) -> None:
-        """Notify the device of requests that were submitted without a kick."""
-        with self.session():
-            self._requests.kick()
 
     def poll(self) -> int:
         """Reap complete requests, without waiting.

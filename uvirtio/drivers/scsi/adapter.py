@@ -6,7 +6,7 @@ from collections import Counter
 from typing import ClassVar
 
 from uvirtio.device import Device, Observer, unobserved
-from uvirtio.drivers.base import Driver
+from uvirtio.drivers.requests import RequestDriver
 from uvirtio.drivers.scsi import config as configuration
 from uvirtio.drivers.scsi import sense as senses
 from uvirtio.drivers.scsi.commands import Capacity, Command
@@ -61,7 +61,7 @@ def _remedy(sense: Sense | None) -> str:
     return _LIST if sense.asc == NO_UNIT else _REMEDIES.get(Key(sense.key), _LOG)
 
 
-class Adapter(Driver):
+class Adapter(RequestDriver):
     """Base of ``Scsi``: the configuration of a SCSI host device (5.6.4), and the errors that its answers mean."""
 
     device_id: ClassVar[int] = spec.TYPE

@@ -30,6 +30,8 @@ _RESETS = (Task.CLEAR_TASK_SET, Task.CLEAR_ACA, Task.I_T_NEXUS_RESET, Task.LOGIC
 class Initiator(Adapter):
     """Base of ``Scsi``: any command to any unit, task management, events."""
 
+    _requests: RequestQueues
+
     def __init__(
         self,
         device: Device,
@@ -98,36 +100,9 @@ class Initiator(Adapter):
         self._requests = RequestQueues(self, depth=self._wanted_depth, request_size=self._wanted_size)
         self._requests.watch = self._take_events
 
-    def _give_back(self, working: bool) -> None:
-        """Wait for the requests in flight, if the device still works."""
-        if working and self.in_flight:
-            self.wait()
-        for burst in self._bursts if working else ():
-            burst.settle(self.device.timeout)
-
     def _about(self) -> str:
         access = "writable" if self.allow_write else "read-only"
         return f"{access}, {self.in_flight} requests out"
-
-    @property
-    def queue_count(self) -> int:
-        """Request queues, including those of bursts."""
-        return self._requests.count
-
-    @property
-    def depth(self) -> int:
-        """Requests of one queue that can be in flight."""
-        return self._requests.depth
-
-    @property
-    def request_size(self) -> int:
-        """Bytes of data of one request, at most, within the device's limits (5.6.4: seg_max, max_sectors)."""
-        return self._requests.request_size
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that were submitted and are not complete."""
-        return self._requests.in_flight
 
     # --- any command ----------------------------------------------------------------------------------------
 
@@ -175,11 +150,6 @@ class Initiator(Adapter):
         with self.session():
             self._allowed(command)
             return self._requests.submit(lun, command, queue=queue, kick=kick)
-
-    def kick(self) -> None:
-        """Notify the device of requests that were submitted without a kick."""
-        with self.session():
-            self._requests.kick()
 
     def poll(self) -> int:
         """Reap complete requests and events, without waiting.
