@@ -80,7 +80,9 @@ class EventFdDoorbell:
             Closed: After ``close()``.
         """
         del value
-        os.eventfd_write(self.fileno(), 1)
+        if self._fd < 0:
+            self.fileno()
+        os.eventfd_write(self._fd, 1)
 
     def close(self) -> None:
         """Close the descriptor; idempotent."""

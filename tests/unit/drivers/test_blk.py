@@ -717,25 +717,44 @@ def test_a_call_that_is_answered_at_once_neither_sleeps_nor_takes_an_interrupt()
 
 def test_after_polls_in_vain_fewer_calls_poll():
     with driven(Disk()) as (_, device, blk):
-        requests, looked = blk._requests, set()
+        requests, looked, used, call = blk._requests, set(), False, 0
+        ring: Any = requests._free[0].queue.ring
 
-        class Ring:
-            call, used = 0, False
+        def pending() -> bool:
+            looked.add(call)
+            return used
 
-            def pending(self) -> bool:
-                looked.add(self.call)
-                return self.used
-
-        ring: Any = Ring()
-        for ring.call in range(90):
-            assert not requests._poll(ring, 1e-6)
+        ring.pending = pending
+        for call in range(90):  # noqa: B007
+            assert not requests._look(lambda: used, 1e-6)
         assert looked == {0, 2, 5, 10, 19, 36, 53, 70, 87}
-        ring.used = True
+        used = True
         looked.clear()
-        for ring.call in range(90, 120):
-            requests._poll(ring, 1.0)
+        for call in range(90, 120):  # noqa: B007
+            requests._look(lambda: used, 1.0)
         assert looked == set(range(104, 120))
+        del ring.pending
         assert device.broken is None
+
+
+def test_what_is_submitted_without_a_kick_is_shown_early_and_notified_late():
+    """A device that polls works on eight of them while others are submitted; one that does not is kicked once."""
+    with driven(Disk()) as (_, device, blk):
+        queue = device.queues[0]
+        shown = []
+        out = []
+        for number in range(20):
+            out.append(blk.submit_read(number, 1, kick=False))
+            shown.append(queue.ring.published)
+        assert shown == [0] * 7 + [8] * 8 + [16] * 5 and queue.kicks == 0
+        blk.kick()
+        assert (queue.ring.published, queue.kicks) == (20, 1)
+        out += [blk.submit_read(number, 1, kick=False) for number in range(4)]
+        assert queue.ring.published == 24 and queue.kicks == 1
+        blk.kick()  # nothing is added since, and the device asked for a notification
+        assert queue.kicks == 2
+        blk.wait(out)
+        assert all(request.result() == bytes(512) for request in out)
 
 
 def test_a_call_of_many_requests_kicks_for_the_first_and_for_the_rest():
