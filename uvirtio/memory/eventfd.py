@@ -33,7 +33,7 @@ class EventFd:
             Closed: After ``close()``.
         """
         try:
-            os.eventfd_read(self.fileno())
+            os.eventfd_read(self._fd if self._fd >= 0 else self.fileno())
         except BlockingIOError:
             return False
         return True
