@@ -32,6 +32,8 @@ class SlottedQueue(Protocol):
     """Slots."""
     size: int
     """Bytes of data of one request, at most."""
+    silent: bool
+    """Whether interrupts are suppressed: the driver looks at the ring itself."""
 
     @property
     def out(self) -> int:
@@ -187,8 +189,11 @@ class BaseRequestQueues(Generic[Q, R]):
             Closed: The driver was closed.
         """
         with self._driver.session():
-            self.kick()
             left = None if requests is None else [one for one in requests if not one.done]
+            alone = left is None or len(left) == self.in_flight
+            if alone and not self._skipping:
+                self._silence()
+            self.kick()
 
             def ready() -> bool:
                 self.collect()
@@ -198,8 +203,9 @@ class BaseRequestQueues(Generic[Q, R]):
                     left.pop()
                 return not left
 
-            many = "requests in flight" if left is None else f"{len(left)} request{'s' * (len(left) != 1)}"
-            self._await(ready, timeout, many)
+            if not ready():
+                many = "requests in flight" if left is None else f"{len(left)} request{'s' * (len(left) != 1)}"
+                self._look_then_wait(ready, timeout, many)
 
     def _await(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
         if not ready():
@@ -210,6 +216,7 @@ class BaseRequestQueues(Generic[Q, R]):
         device = self._device
         seconds = device.seconds(timeout)
         if not self._look(ready, min(POLL, seconds)):
+            self._listen()
             device.wait(ready, timeout=seconds, what=what)
 
     def _look(self, ready: Callable[[], bool], seconds: float) -> bool:
@@ -235,6 +242,24 @@ class BaseRequestQueues(Generic[Q, R]):
                 break
         self._skip = self._skipping = 0 if found else min(_SKIPPED, 2 * self._skip or 1)
         return False
+
+    def _silence(self) -> None:
+        """Suppress interrupts: a device that is looked at need not make one, nor the kernel deliver it.
+
+        Only where no other request is in flight, for which an event loop of the caller's might expect one.
+        """
+        for requestq in self._free:
+            if not requestq.silent:
+                requestq.queue.ring.want_interrupts(False)
+                requestq.silent = True
+
+    def _listen(self) -> None:
+        """Enable interrupts, before a last look and a wait."""
+        for requestq in self._free:
+            if requestq.silent:
+                requestq.silent = False
+                if requestq.queue.ring.broken is None:
+                    requestq.queue.ring.want_interrupts(True)
 
     def collect(self) -> int:
         """Reap complete requests, without waiting.

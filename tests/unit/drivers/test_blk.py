@@ -54,12 +54,17 @@ ALL = FEATURES | f.mask(
 
 @contextmanager
 def driven(
-    model: Disk, *, timeout: float = 30.0, interrupts: Any = tuple(InterruptMode), **more: Any
+    model: Disk,
+    *,
+    timeout: float = 30.0,
+    interrupts: Any = tuple(InterruptMode),
+    without: Any = (),
+    **more: Any,
 ) -> Iterator[tuple[ScriptedDevice, Device, Blk]]:
     """The driver on the model; at the end everything was left in order, and no rule was broken."""
     options = {key: more.pop(key) for key in ("allow_write", "depth", "request_size", "queues") if key in more}
     scripted = ScriptedDevice(model, **more)
-    opened = opening.identify("0000:00:04.0", scripted, timeout=timeout, interrupts=interrupts)
+    opened = opening.identify("0000:00:04.0", scripted, timeout=timeout, interrupts=interrupts, without=without)
     with opened as device, Blk(device, **options) as blk:
         yield scripted, device, blk
     scripted.assert_left()
@@ -713,6 +718,23 @@ def test_a_call_that_is_answered_at_once_neither_sleeps_nor_takes_an_interrupt()
         for _ in range(300):
             blk.read(0, 1)
         assert device.counters.interrupts_taken <= 2, "one look in 256 calls, in case the configuration changed"
+
+
+@pytest.mark.parametrize("without", [(), ("EVENT_IDX",)])
+def test_a_call_alone_suppresses_interrupts_and_nothing_else_does(without: tuple[str, ...]):
+    """An event loop of the caller's has its interrupts, also while a call waits for a request of its own."""
+    with driven(Disk(), without=without) as (_, device, blk):
+        for _ in range(3):
+            blk.read(0, 1)
+            assert not device.service()
+        for number in range(3):
+            out = blk.submit_read(number, 1)
+            blk.read(number, 1)
+            assert device.service() and out.done
+            blk.read(number, 1)
+            assert not device.service()
+        blk.wait([blk.submit_read(number, 1, kick=False) for number in range(9)])
+        assert not device.service()
 
 
 def test_after_polls_in_vain_fewer_calls_poll():

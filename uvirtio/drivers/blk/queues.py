@@ -74,6 +74,20 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             ProtocolError: A request that completed meanwhile has an invalid status.
             Closed: The driver was closed.
         """
+        self._listen()
+        return self._submit(kind, sector, sectors, data, room, queue, kick, timeout)
+
+    def _submit(
+        self,
+        kind: spec.Request,
+        sector: int,
+        sectors: int,
+        data: bytes | memoryview,
+        room: int,
+        queue: int | None,
+        kick: bool,
+        timeout: float | None,
+    ) -> Request:
         free = self._free
         if len(free) == 1 and queue is None and free[0].free:  # the session says that the driver is not closed
             requestq = free[0]
@@ -130,8 +144,12 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             ProtocolError: A status is invalid.
             Closed: The driver was closed.
         """
-        request = self.submit(kind, sector, sectors, data=data, room=room, timeout=timeout)
-        if len(self._free) > 1:
+        free = self._free
+        alone = not free[0].out if len(free) == 1 else not self.in_flight
+        if alone and not self._skipping:
+            self._silence()
+        request = self._submit(kind, sector, sectors, data, room, None, True, timeout)
+        if len(free) > 1:
             self.kick()  # what was submitted to other queues without a kick
 
         def ready() -> bool:

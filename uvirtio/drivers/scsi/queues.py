@@ -124,6 +124,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
                 expected=f"at most {self.request_size} and {config.cdb_size} bytes",
                 remedy="read() and write() split it; or give Scsi a larger request_size",
             )
+        self._listen()
         slot = self._slot(lun, queue, timeout)
         requestq = slot.requestq
         slot.request = request = Request(self, lun, command, self.tag(), requestq.queue.index)
