@@ -425,7 +425,8 @@ class Device(DeviceState):
         """
         if timeout is not None and not 0.0 <= timeout < inf:
             timeout = self.seconds(timeout)
-        if self._hurries is not None or not self._made_here[0]:
+        hurries = self._hurries
+        if not self._made_here[0] or (hurries is not None and timeout is not None and timeout < self.timeout):
             with self.session(timeout):
                 return self._waiting.wait(ready, timeout, what, owed, watch)
         with self._lock:  # the device's own session, without its calls: a wait is as short as an interrupt
