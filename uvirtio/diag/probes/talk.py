@@ -17,6 +17,8 @@ from uvirtio.errors import ProtocolError
 from uvirtio.interfaces.memory import Block
 
 QUEUE_SIZE: Final = 16
+_UNTOUCHED, _WRONG, _DIFFERS = CAUSES = ("answer-untouched", "answer-wrong", "other-side-differs")
+"""The ids of the causes: what can be wrong with an answer."""
 _FILL: Final = 0xEE
 _MEMORY: Final = 16384
 _SHOWN: Final = 24
@@ -161,7 +163,7 @@ class AskingPath(Idle):
             remedy="does the device write to the addresses of the writable descriptors, all of them?"
             if untouched
             else "compare the request with what the device makes of it: its own log, or its host's",
-            about="answer-untouched" if untouched else "answer-wrong",
+            about=_UNTOUCHED if untouched else _WRONG,
         )
 
     def differs(self, what: str, seen: str, expected: str) -> ProtocolError:
@@ -177,7 +179,7 @@ class AskingPath(Idle):
             seen=seen,
             expected=expected,
             remedy="the device answers, and what it does is something else: compare both ends",
-            about="other-side-differs",
+            about=_DIFFERS,
         )
 
     # --- buffers that wait ----------------------------------------------------------------------------------
