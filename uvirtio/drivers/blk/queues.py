@@ -90,7 +90,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             slot.prepare(kind, sector, data, room)
             slot.request = request = Request(self, kind, sector, sectors, live.index)
             try:
-                live.ring.add(*slot.chain, slot)
+                live.add(*slot.chain, slot)
             except QueueFull:
                 self._add(requestq, *slot.chain, slot, timeout)
         except BaseException:
