@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from benches import report
-from benches.measure import Section
+from benches import report  # noqa: E402
+from benches.measure import Section  # noqa: E402
 
 KEPT = sorted((ROOT / "docs/bench").glob("*.json"))
 
