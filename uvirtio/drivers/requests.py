@@ -172,7 +172,7 @@ class BaseRequestQueues(Generic[Q, R]):
             UsageError: Bursts have taken all queues.
             Closed: The driver was closed.
         """
-        with self._driver.session():
+        with self._driver.session(timeout):
             self.kick()
             left = None if requests is None else [one for one in requests if not one.done]
 

@@ -213,7 +213,7 @@ def _change(cmd: Command, dev: str, size: str, unit: str, what: str) -> None:
         manager = _manager(mem, unit)
         before = mem.config().plugged_size
         started = time.monotonic()
-        (manager.plug_size if what == "plug" else manager.unplug_size)(wanted, timeout=cmd.timeout)
+        (manager.plug_size if what == "plug" else manager.unplug_size)(wanted)
         _tell_change(cmd, device, mem, manager, before, time.monotonic() - started)
 
 
@@ -222,7 +222,7 @@ def unplug_all(cmd: Command, dev: DevArgument) -> None:
     with _driver(cmd, dev) as (device, mem):
         before = mem.config().plugged_size
         started = time.monotonic()
-        mem.unplug_all(timeout=cmd.timeout)
+        mem.unplug_all()
         _tell_change(cmd, device, mem, None, before, time.monotonic() - started)
 
 

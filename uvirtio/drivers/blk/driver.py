@@ -107,7 +107,7 @@ class Blk(Disk):
         Args:
             sector: The first one.
             sectors: How many.
-            timeout: Seconds for each request of ``request_size`` bytes; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each request of ``request_size`` bytes.
 
         Raises:
             BadSize: A number is negative; nothing was sent.
@@ -116,7 +116,7 @@ class Blk(Disk):
             DeviceTimeout: A request did not complete in time.
             ProtocolError: A status is invalid.
         """
-        with self.session():
+        with self.session(timeout):
             self.check_range(sector, sectors)
             requests = self._requests
             if 0 < sectors * SECTOR_SIZE <= requests.request_size:
@@ -135,7 +135,7 @@ class Blk(Disk):
         Args:
             sector: The first one.
             data: Their contents; a multiple of 512 bytes.
-            timeout: Seconds for each request of ``request_size`` bytes; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each request of ``request_size`` bytes.
 
         Raises:
             WriteRefused: Writes are not allowed, or the device is read-only; nothing was sent.
@@ -145,7 +145,7 @@ class Blk(Disk):
             DeviceTimeout: A request did not complete in time.
             ProtocolError: A status is invalid.
         """
-        with self.session():
+        with self.session(timeout):
             view, sectors = self._writable(sector, data)
             if 0 < len(view) <= self._requests.request_size:
                 self._requests.call(spec.Request.OUT, sector, sectors, data=view, timeout=timeout)
@@ -170,7 +170,7 @@ class Blk(Disk):
             DeviceTimeout: It did not complete in time.
             ProtocolError: Its status is invalid.
         """
-        with self.session():
+        with self.session(timeout):
             if not self.device.has(f.Blk.FLUSH):
                 return False
             self.submit_flush().result(timeout)
@@ -182,7 +182,7 @@ class Blk(Disk):
         Args:
             sector: The first one.
             sectors: How many.
-            timeout: Seconds for each request; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each request.
 
         Raises:
             NotSupported: The device has no DISCARD; nothing was sent.
@@ -199,7 +199,7 @@ class Blk(Disk):
 
         Args:
             ranges: (first sector, number of sectors) of each.
-            timeout: Seconds for each request; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each request.
 
         Raises:
             NotSupported: The device has no DISCARD; nothing was sent.
@@ -220,7 +220,7 @@ class Blk(Disk):
             sector: The first one.
             sectors: How many.
             unmap: Allow the device to deallocate them, where it can.
-            timeout: Seconds for each request; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each request.
 
         Raises:
             NotSupported: The device has no WRITE_ZEROES; nothing was sent.
@@ -239,7 +239,7 @@ class Blk(Disk):
         Args:
             sector: The first one.
             sectors: How many.
-            timeout: Seconds for each request; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each request.
 
         Raises:
             NotSupported: The device has no SECURE_ERASE; nothing was sent.
@@ -265,7 +265,7 @@ class Blk(Disk):
             DeviceTimeout: It did not complete in time.
             ProtocolError: Its status is invalid.
         """
-        with self.session():
+        with self.session(timeout):
             out = self._requests.submit(spec.Request.GET_ID, 0, 0, room=spec.ID_SIZE, timeout=timeout)
             told = out.result(timeout)
         return told.partition(b"\0")[0].decode("ascii", "backslashreplace")
@@ -283,7 +283,7 @@ class Blk(Disk):
             ProtocolError: Its status is invalid.
         """
         self._need(f.Blk.LIFETIME, "tell its lifetime")
-        with self.session():
+        with self.session(timeout):
             out = self._requests.submit(spec.Request.GET_LIFETIME, 0, 0, room=spec.LIFETIME_SIZE, timeout=timeout)
             return Lifetime(*_LIFETIME.unpack(out.result(timeout)))
 
@@ -303,7 +303,7 @@ class Blk(Disk):
             ProtocolError: Its status is invalid.
         """
         self._need(f.Blk.CONFIG_WCE, "switch its write cache")
-        with self.session():
+        with self.session(timeout):
             self.device.write_config(configuration.FIELDS["writeback"], int(on))
             self._read_config()
             if not on:
@@ -490,7 +490,7 @@ class Blk(Disk):
     def _over_ranges(self, kind: spec.Request, ranges: Sequence[Range], flags: int, timeout: float | None) -> None:
         bit, name = _LIMITED[kind]
         self._need(bit, name.replace("_", " "))
-        with self.session():
+        with self.session(timeout):
             self._require_write(f"{name.replace('_', ' ')} on")
             for sector, sectors in ranges:
                 self.check_range(sector, sectors)
