@@ -309,9 +309,7 @@ class Device(DeviceState):
     def _fail(self, error: BaseException) -> None:
         """Set FAILED (3.1.1), then reset the device and release it."""
         with signals_held(), self._own_time():
-            if isinstance(error, DeviceAbsent):
-                self._status.live = False
-            elif self._status.live and not isinstance(error, ResetTimeout):
+            if self._status.live and not isinstance(error, (DeviceAbsent, ResetTimeout)):
                 with suppress(UvirtioError):
                     self._status.fail()
             self._quiet(may_reset=not isinstance(error, ResetTimeout))
