@@ -29,16 +29,17 @@ def patterns(roots: Roots) -> list[str]:
         Denied: The list exists and cannot be read.
     """
     path = roots.etc / "uvirtio" / "deny"
-    if path.is_fifo():  # reading one waits for a writer
-        raise _unreadable(path, "it is a pipe")
     try:
-        text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        pipe = path.is_fifo()  # reading one waits for a writer
+        text = "" if pipe else path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except (FileNotFoundError, NotADirectoryError) as error:
         if not path.is_symlink():  # a dangling link was meant to be a list
             return []
         raise _unreadable(path, error.strerror) from error
     except OSError as error:
         raise _unreadable(path, error.strerror) from error
+    if pipe:
+        raise _unreadable(path, "a pipe")
     lines = (line.split("#", 1)[0].strip() for line in text.splitlines())
     return [line for line in lines if line]
 
