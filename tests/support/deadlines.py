@@ -25,6 +25,7 @@ from uvirtio.drivers.net import RxMode
 from uvirtio.drivers.net.bridge import Bridge as NetBridge
 from uvirtio.drivers.net.ping import Ping
 from uvirtio.errors import MemBusy
+from uvirtio.interfaces import backend
 from uvirtio.spec.page import VIRTIO_PAGE
 
 CHECKOUT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").exists())
@@ -370,6 +371,10 @@ def calls() -> dict[str, Any]:
                 method = getattr(method, "__func__", method)
                 if member == "session" and thing is not uvirtio.Device:
                     continue  # of a driver: that of its device
+                if member in _CONTRACTS and thing.__module__.startswith(
+                    ("uvirtio.scripted", "uvirtio.backends.qemu")
+                ):
+                    continue  # of a back end: what it has to do is tested with it
                 if not member.startswith("_") and inspect.isfunction(method) and _takes_time(method):
                     found[_name(method, thing)] = method
     return found
@@ -377,6 +382,10 @@ def calls() -> dict[str, Any]:
 
 def _is_protocol(thing: Any) -> bool:
     return bool(getattr(thing, "_is_protocol", False))
+
+
+_CONTRACTS = {member for contract in vars(backend).values() if _is_protocol(contract) for member in vars(contract)}
+"""What back ends have to offer."""
 
 
 def _name(method: Any, owner: type) -> str:
