@@ -373,6 +373,13 @@ class PciBase(TransportBase):
         """Return the device status (2.1)."""
         raise NotImplementedError
 
+    def is_absent(self) -> bool:
+        """Whether revision and class in configuration space read all ones, too.
+
+        Not the vendor: VFIO has that of a virtual function from a copy.
+        """
+        return self._function.config.read32(pci.CFG_REVISION_ID) == 0xFFFFFFFF
+
 
 def not_virtio(function: PciFunction, vendor: int, device: int) -> NotVirtio:
     """Return the error for a function that is not a virtio device.
