@@ -73,40 +73,31 @@ def probe(endpoint: int, size: int, *expected: Status) -> Ask:
         no = _wrong_tail(rooms[1], expected)
         if no is not None or rooms[1].data[0] != Status.OK:
             return no
-        return UNTOUCHED if rooms[0].untouched else _wrong_properties(rooms[0].data)
+        return UNTOUCHED if rooms[0].untouched else properties(rooms[0].data)[1]
 
     body = spec.PROBE.pack(Request.PROBE, endpoint)
     return Ask("PROBE", spec.REQUESTQ, (body,), (size, spec.TAIL_SIZE), wrong)
 
 
-def properties(data: bytes) -> list[tuple[int, bytes]]:
-    """The properties of an endpoint, as type and value, up to the first of type 0.
+def properties(data: bytes) -> tuple[list[tuple[int, bytes]], str | None]:
+    """The properties of an endpoint, as type and value, up to the first of type 0; and what is wrong with the next.
 
     Args:
         data: What PROBE has written.
-
-    Raises:
-        ValueError: One of them is longer than what is left.
     """
-    found, place = [], 0
+    found: list[tuple[int, bytes]] = []
+    place = 0
     while place + spec.PROPERTY.size <= len(data):
         kind, length = spec.PROPERTY.unpack_from(data, place)
         place += spec.PROPERTY.size
         if not kind & spec.PROPERTY_TYPE_MASK:
             break
         if place + length > len(data):
-            raise ValueError(f"a property of type {kind} and {length} bytes, where {len(data) - place} are left")
+            wrong = f"a property of type {kind} and {length} bytes, where {len(data) - place} are left"
+            return found, wrong
         found.append((kind & spec.PROPERTY_TYPE_MASK, data[place : place + length]))
         place += length
-    return found
-
-
-def _wrong_properties(data: bytes) -> str | None:
-    try:
-        properties(data)
-    except ValueError as error:
-        return str(error)
-    return None
+    return found, None
 
 
 class IommuPath(AskingPath):
@@ -133,7 +124,7 @@ class IommuPath(AskingPath):
             expected = (Status.OK,) if ours else (Status.OK, Status.NOENT)
             found, tail = self.ask(probe(endpoint, size, *expected))
             known = tail[0] == Status.OK
-            what = f"{len(properties(found))} properties" if known else "not known to it"
+            what = f"{len(properties(found)[0])} properties" if known else "not known to it"
             said.append(f"endpoint {endpoint:#x}: {what}")
         if not self._around.intrusive:
             said.append("nothing was attached, which would cut an endpoint off")
