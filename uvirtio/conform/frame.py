@@ -18,7 +18,7 @@ from uvirtio.conform.exchange import EXCHANGES
 from uvirtio.conform.result import Result
 from uvirtio.conform.row import Level, Row
 from uvirtio.conform.trial import Consent, Pace, ResetMissed, Trial
-from uvirtio.conform.verdict import BAD, Good, Severity, Unfit, Verdict, Violated
+from uvirtio.conform.verdict import BAD, Good, Kind, Severity, Unfit, Verdict, Violated
 from uvirtio.device import Device, OpenOptions
 from uvirtio.errors import DeviceAbsent, UvirtioError
 from uvirtio.spec.status import Status, describe
@@ -45,7 +45,7 @@ class _Told:
     seen: str = ""
     expected: str = ""
     severity: Severity | None = None
-    late: bool = False
+    kind: Kind | None = None
 
 
 class Bench:
@@ -160,7 +160,7 @@ class Bench:
         began = clock.monotonic()
         try:
             told = self._framed(row, pace)
-            if told.late and told.verdict is Verdict.FAIL:
+            if told.kind is Kind.LATE:
                 # Too slow, or never: repeated alone with more time before it counts.
                 self._log.append("# late: again, with four times the time")
                 told = self._framed(row, pace.slower())
@@ -171,7 +171,8 @@ class Bench:
         severity = told.severity or row.severity if told.verdict in BAD else None
         interesting = told.verdict in BAD or told.verdict in (Verdict.REJECT, Verdict.FREE)
         log = tuple(self._log) if interesting else ()
-        return Result(row, told.verdict, told.seen, told.expected, severity, clock.monotonic() - began, log)
+        took = clock.monotonic() - began
+        return Result(row, told.verdict, told.seen, told.expected, severity, told.kind, took, log)
 
     def _framed(self, row: Row, pace: Pace) -> _Told:
         if not self.healthy and row.level is not Level.LOOK:
@@ -236,7 +237,8 @@ class Bench:
         try:
             outcome = row.check(trial)
         except Violated as error:
-            return _Told(Verdict.FAIL, error.seen, error.expected, error.severity, error.late)
+            kind = Kind.LATE if error.late else Kind.ROW
+            return _Told(Verdict.FAIL, error.seen, error.expected, error.severity, kind)
         except Unfit as error:
             return _Told(Verdict.SKIP, str(error))
         except (ResetMissed, DeviceAbsent):
@@ -337,5 +339,6 @@ def _also(told: _Told, strays: list[str]) -> _Told:
     severity = Severity.SILENT if only_notified else Severity.MEMORY
     what = "; ".join(strays)
     if told.verdict is Verdict.FAIL:
-        return replace(told, seen=f"{told.seen} ({what})", severity=severity)
-    return _Told(Verdict.FAIL, what, "no access but those of 2.7.5.1, and none after a reset", severity)
+        return replace(told, seen=f"{told.seen} ({what})", severity=severity, kind=Kind.STRAY)
+    expected = "no access but those of 2.7.5.1, and none after a reset"
+    return _Told(Verdict.FAIL, what, expected, severity, Kind.STRAY)

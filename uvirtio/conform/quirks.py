@@ -15,11 +15,13 @@ from importlib import resources
 from typing import Any, Final
 
 from uvirtio.conform.implementation import Implementation
+from uvirtio.conform.verdict import Kind
 from uvirtio.errors import Misuse
 
 _MUST: Final = {"rows", "implementation", "versions", "expect", "seen", "source", "driver"}
-_MAY: Final = {"types", "transports", "rings", "tests"}
+_MAY: Final = {"types", "transports", "rings", "kinds", "tests"}
 _EXPECTS: Final = ("fail", "wedged", "gone", "skip")
+_KINDS: Final = frozenset(kind.value for kind in Kind)
 _COMPARE: Final = re.compile(r"(==|>=|<=|>|<)\s*([0-9]+(?:\.[0-9]+)*)")
 
 
@@ -40,8 +42,19 @@ class Quirk:
     types: tuple[str, ...] = ("*",)
     transports: tuple[str, ...] = ("*",)
     rings: tuple[str, ...] = ("*",)
+    kinds: tuple[str, ...] = (Kind.ROW.value,)
+    """Of a ``fail``, in what way (``verdict.Kind``); a failure of another kind is told as one."""
     tests: tuple[str, ...] = ()
     """Of uvirtio's own tests, ``FILE::NAME``, those that hold the drivers to it."""
+
+    def foretells(self, verdict: str, kind: Kind | None) -> bool:
+        """Whether it is this that it foretells.
+
+        Args:
+            verdict: Of a result.
+            kind: Of a row that failed; None: it did not.
+        """
+        return verdict == self.expect and (kind is None or kind.value in self.kinds)
 
     def fits(self, found: Implementation, type_name: str, letter: str, ring: str) -> bool:
         """Whether it is about a device.
@@ -102,10 +115,11 @@ def parse(text: str, name: str = "quirks") -> list[Quirk]:
 
 def _one(table: dict[str, Any], name: str) -> Quirk:
     lacking, odd = _MUST - table.keys(), table.keys() - _MUST - _MAY
-    if lacking or odd or table["expect"] not in _EXPECTS or not _conditions(table["versions"]):
+    kinds = set(table.get("kinds", ())) - _KINDS
+    if lacking or odd or kinds or table["expect"] not in _EXPECTS or not _conditions(table["versions"]):
         raise Misuse(
             f"{name}: the quirk of {table.get('rows')} cannot be read",
-            seen=sorted(odd) or sorted(lacking) or [table["expect"], table["versions"]],
+            seen=sorted(odd) or sorted(lacking) or sorted(kinds) or [table["expect"], table["versions"]],
             expected=f"{', '.join(sorted(_MUST))}; {', '.join(sorted(_MAY))}",
         )
     lists = {key: tuple(table[key]) for key in ("rows", *_MAY) if key in table}

@@ -236,7 +236,7 @@ def judged(result: Result, quirk: Quirk | None) -> Result:
     """
     if quirk is None:
         return result
-    if result.verdict.value == quirk.expect:
+    if quirk.foretells(result.verdict.value, result.kind):
         return replace(result, verdict=Verdict.KNOWN)
     if result.verdict in FAILURES or result.verdict in (Verdict.SKIP, Verdict.ERROR):
         return result  # it was not foretold, or not like this
