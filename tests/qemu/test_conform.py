@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from uvirtio.conform import run
+from uvirtio.conform import battery, run
 from uvirtio.conform.verdict import Verdict
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -32,6 +32,15 @@ def test_a_device_of_qemu_survives_all_rows_and_breaks_those_that_are_known(addr
         assert report.exit_code(strict=True) == 0, [(one.row.id, one.seen) for one in report.bad]
         known = {one.row.id for one in report.results if one.verdict is Verdict.KNOWN}
         assert known >= FORETOLD[address]
+
+
+def test_a_disk_of_qemu_storage_daemon_breaks_the_row_that_is_known(tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    rows = [row for row in battery.all_rows() if row.id.startswith(("D-IND-", "D-SUP-"))]
+    report = run(f"vhost-user:qsd/{image}", rows=rows)
+    assert report.implementation == "qemu-storage-daemon" and report.exit_code(strict=True) == 0, report.bad
+    assert [one.row.id for one in report.results if one.verdict is Verdict.KNOWN] == ["D-IND-02"]
 
 
 def test_the_rows_of_a_device_of_qemu_are_tests_of_pytest(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from uvirtio.conform.run import run
 from uvirtio.conform.verdict import FAILURES, Verdict
 from uvirtio.device import OpenOptions
 from uvirtio.scripted import ScriptedCore
+from uvirtio.scripted.address import build
 
-from .mutants import Mutant, all_mutants
+from .mutants import Mutant, all_mutants, around
 
 ROWS = battery.all_rows()
 PACE = Pace(deadline=0.01, watch=0.0, reset=0.01)
@@ -71,6 +72,17 @@ def test_its_mutant_is_caught(row):
         assert result.seen != obeying(row.id).seen
     else:
         assert result.verdict in FAILURES, (result.verdict, result.seen, result.log)
+
+
+def test_a_notification_that_a_start_brings_is_not_held_against_the_flags():
+    """As qemu-storage-daemon, which signals each eventfd once when it gets it."""
+
+    def make():
+        device = build("scripted:rng")
+        around(device, "_go", lambda go: (go(), device.interrupt_queue(0, force=True)))
+        return device
+
+    assert run(make, rows=[battery.find("D-SUP-02")], pace=PACE).counts == {"pass": 1}
 
 
 @pytest.mark.parametrize("device", ["balloon", "blk", "mem", "net,features=0x100431028", "scsi"])
