@@ -183,11 +183,13 @@ class Bench:
             if wrong is not None:
                 self.dead = "not one good request is served before a test: uvirtio diag says which step fails"
                 return _Told(Verdict.ERROR, f"the device does not work before the test: {wrong}")
-        self.healthy = False
+        healthy, self.healthy = self.healthy, False
         self.used = True
         self._log.clear()
-        told = self._act(row, pace)
-        if row.level is Level.LOOK:
+        told, touched = self._act(row, pace)
+        if not touched:
+            self.healthy = healthy
+        if row.level is Level.LOOK or not touched:
             return told
         try:
             self._canary(pace)
@@ -205,17 +207,20 @@ class Bench:
             return error.seen if isinstance(error, Violated) else str(error)
         return None
 
-    def _act(self, row: Row, pace: Pace) -> _Told:
-        """The test itself, between two confirmed resets."""
+    def _act(self, row: Row, pace: Pace) -> tuple[_Told, bool]:
+        """The test itself, between two confirmed resets; and whether more was done than to look."""
         trial = self._trial(pace)
         confirmed = False
+        touched = True
         told = _Told(Verdict.ERROR)
         try:
             self._begin(trial)
             told = self._judge(row, trial)
             self._log.extend(trial.words())
             strays = trial.look()
-            late = self._leave(trial)
+            looked = told.verdict is Verdict.SKIP or row.level is Level.LOOK
+            touched = trial.used or not looked
+            late = self._leave(trial, watch=touched)
             confirmed = True
             strays += [one for one in (*late, *trial.look()) if one not in strays]
             if strays:
@@ -231,7 +236,7 @@ class Bench:
             if not confirmed:
                 confirmed = self._last_try(trial)
             trial.release(confirmed=confirmed)
-        return told
+        return told, touched
 
     def _judge(self, row: Row, trial: Trial) -> _Told:
         try:
@@ -268,14 +273,19 @@ class Bench:
         trial.reset()
         trial.arrived()
 
-    def _leave(self, trial: Trial) -> list[str]:
-        """The confirmed reset at the end, and a moment in which nothing may happen; what did."""
+    def _leave(self, trial: Trial, *, watch: bool) -> list[str]:
+        """The confirmed reset at the end, and a moment in which nothing may happen; what did.
+
+        Args:
+            trial: The test.
+            watch: Whether the device was used, so that anything could come.
+        """
         trial.arrived()
         trial.confirm_reset()
         trial.arrived()  # those that were under way
         before = trial.contents()
         late = []
-        if not trial.quiet(lambda: bool(trial.arrived())):
+        if watch and not trial.quiet(lambda: bool(trial.arrived())):
             late.append("D-RST-02: a notification came after the reset was confirmed")
         if trial.contents() != before:
             late.append("D-RST-03: memory was written after the reset was confirmed")

@@ -1,6 +1,6 @@
 """Quirks: violations of implementations that are known, by version, so that a run tells what is new.
 
-Each is a table of ``known/*.toml`` in this package; a key that is not known, or a quirk without a source, is an
+Each is a table of ``known/IMPLEMENTATION.toml`` in this package; a key that is not known, or a quirk without a source, is an
 error. No quirk holds an input that ends or hangs somebody's software: such rows have ``expect = "skip"``, and
 words.
 """
@@ -130,11 +130,20 @@ def _conditions(text: str) -> bool:
     return all(_COMPARE.fullmatch(part.strip()) for part in text.split(","))
 
 
-def all_quirks() -> list[Quirk]:
-    """The quirks in this package."""
+def all_quirks(implementation: str | None = None) -> list[Quirk]:
+    """The quirks in this package.
+
+    Args:
+        implementation: Whose; None: all.
+    """
     folder = resources.files("uvirtio.conform") / "known"
     files = sorted((one for one in folder.iterdir() if one.name.endswith(".toml")), key=lambda one: one.name)
-    return [quirk for one in files for quirk in parse(one.read_text(encoding="utf-8"), one.name)]
+    return [
+        quirk
+        for one in files
+        if implementation in (None, one.name.removesuffix(".toml"))
+        for quirk in parse(one.read_text(encoding="utf-8"), one.name)
+    ]
 
 
 def of(quirks: Iterable[Quirk], found: Implementation, type_name: str, letter: str, ring: str) -> dict[str, Quirk]:

@@ -124,7 +124,8 @@ class Run:
                 self._bench.pace = _SCRIPTED
             self.report = _about(found, options, implementation or of(found), seed)
             """The results so far."""
-            self._known = quirks_of(self.report, all_quirks() if quirks is None else quirks)
+            known = all_quirks(self.report.implementation) if quirks is None else quirks
+            self._known = quirks_of(self.report, known)
             chosen = battery.all_rows() if rows is None else rows
             fitting = [row for row in chosen if _fits(row, found)]
             self.rows: Sequence[Row] = _ordered(fitting, seed)

@@ -107,9 +107,11 @@ class Steps:
         self.consent = consent
         self.first_status = first_status
         self.accepted = 0
+        """The features that were written last."""
         self.behind_features: Callable[[], object] = lambda: None
         """Called when the features were written, before FEATURES_OK: for what else a test writes there."""
-        """The features that were written last."""
+        self.used = False
+        """The status was written, beside resets, or registers were asked for, which may be written."""
         self.lanes: dict[int, Lane] = {}
         """The queues that are enabled, by index."""
         self.strays: list[str] = []
@@ -248,6 +250,7 @@ class Steps:
 
     def set_status(self, value: int) -> None:
         """Write the status as it is, without the rules of 2.1.1."""
+        self.used = self.used or value != 0
         self.transport.set_status(value)
 
     def acknowledge(self) -> None:
@@ -380,6 +383,7 @@ class Steps:
         Raises:
             Unfit: The device has no such structure.
         """
+        self.used = True
         if self.transport.kind.startswith("mmio"):
             names = MmioNames()
             names.layout = mmio.layout(self.legacy)

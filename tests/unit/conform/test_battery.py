@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -93,7 +94,11 @@ def test_a_scripted_device_of_any_type_keeps_what_no_driver_may_write(device):
 
 def test_the_example_of_the_page_holds():
     page = (Path(uvirtio.__file__).parents[1] / "docs" / "conform.md").read_text(encoding="utf-8")
-    exec(page.partition("```python\n")[2].partition("```")[0], {})
+    names: dict[str, Any] = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], names)
+    report = names["report"]
+    assert report.verdict(strict=True) == "pass", [(one.row.id, one.seen) for one in report.bad]
+    assert len(report.results) > 200
 
 
 def test_ids_are_unique_and_rows_are_said_in_full():
