@@ -65,7 +65,7 @@ def of(device: Device) -> Implementation:
 
 
 def _of_back_end(node: VhostUserNode) -> Implementation:
-    """qemu-storage-daemon, by the name under which it was started; no program of another user's is run for that."""
+    """qemu-storage-daemon, by the name under which it was started; no other user's program is run for that."""
     peer = node.peer
     if peer is not None and peer.pid and peer.uid == os.geteuid():
         try:

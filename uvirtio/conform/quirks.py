@@ -1,8 +1,8 @@
 """Quirks: violations of implementations that are known, by version, so that a run tells what is new.
 
-Each is a table of ``known/IMPLEMENTATION.toml`` in this package; a key that is not known, or a quirk without a source, is an
-error. No quirk holds an input that ends or hangs somebody's software: such rows have ``expect = "skip"``, and
-words.
+Each is a table of ``known/IMPLEMENTATION.toml`` in this package; a key that is not known, or a quirk without a
+source, is an error. No quirk holds an input that ends or hangs somebody's software: such rows have
+``expect = "skip"``, and words.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any, Final
 from uvirtio.conform.implementation import Implementation
 from uvirtio.conform.verdict import Kind
 from uvirtio.errors import Misuse
+from uvirtio.spec import features as f
 
 _MUST: Final = {"rows", "implementation", "versions", "expect", "seen", "source", "driver"}
-_MAY: Final = {"types", "transports", "rings", "kinds", "tests"}
+_MAY: Final = {"types", "transports", "rings", "kinds", "lacks", "tests"}
 _EXPECTS: Final = ("fail", "wedged", "gone", "skip")
 _KINDS: Final = frozenset(kind.value for kind in Kind)
 _COMPARE: Final = re.compile(r"(==|>=|<=|>|<)\s*([0-9]+(?:\.[0-9]+)*)")
@@ -44,6 +45,8 @@ class Quirk:
     rings: tuple[str, ...] = ("*",)
     kinds: tuple[str, ...] = (Kind.ROW.value,)
     """Of a ``fail``, in what way (``verdict.Kind``); a failure of another kind is told as one."""
+    lacks: tuple[str, ...] = ()
+    """Names of features: it is about devices that do not offer them."""
     tests: tuple[str, ...] = ()
     """Of uvirtio's own tests, ``FILE::NAME``, those that hold the drivers to it."""
 
@@ -56,7 +59,7 @@ class Quirk:
         """
         return verdict == self.expect and (kind is None or kind.value in self.kinds)
 
-    def fits(self, found: Implementation, type_name: str, letter: str, ring: str) -> bool:
+    def fits(self, found: Implementation, type_name: str, letter: str, ring: str, offered: int) -> bool:
         """Whether it is about a device.
 
         Args:
@@ -64,13 +67,16 @@ class Quirk:
             type_name: Its type.
             letter: Of its transport (``row.TRANSPORTS``).
             ring: ``split`` or ``packed``.
+            offered: The features that it offers.
         """
+        lacking = [f.numbered(type_name, name) for name in self.lacks]
         return (
             self.implementation == found.name
             and _within(found.version, self.versions)
             and _one_of(type_name, self.types)
             and _one_of(letter, self.transports)
             and _one_of(ring, self.rings)
+            and not any(bit is None or f.has(offered, bit) for bit in lacking)
         )
 
 
@@ -146,7 +152,9 @@ def all_quirks(implementation: str | None = None) -> list[Quirk]:
     ]
 
 
-def of(quirks: Iterable[Quirk], found: Implementation, type_name: str, letter: str, ring: str) -> dict[str, Quirk]:
+def of(
+    quirks: Iterable[Quirk], found: Implementation, type_name: str, letter: str, ring: str, offered: int
+) -> dict[str, Quirk]:
     """The quirks of a device, by row.
 
     Args:
@@ -155,6 +163,7 @@ def of(quirks: Iterable[Quirk], found: Implementation, type_name: str, letter: s
         type_name: Its type.
         letter: Of its transport.
         ring: ``split`` or ``packed``.
+        offered: The features that it offers.
     """
-    fitting = [quirk for quirk in quirks if quirk.fits(found, type_name, letter, ring)]
+    fitting = [quirk for quirk in quirks if quirk.fits(found, type_name, letter, ring, offered)]
     return {row: quirk for quirk in fitting for row in quirk.rows}

@@ -209,7 +209,8 @@ def quirks_of(report: Report, quirks: Sequence[Quirk]) -> dict[str, Quirk]:
         quirks: All that are known.
     """
     implementation = Implementation(report.implementation, report.version)
-    return of_device(quirks, implementation, report.type, LETTERS[report.transport], report.ring)
+    letter = LETTERS[report.transport]
+    return of_device(quirks, implementation, report.type, letter, report.ring, report.offered)
 
 
 def _one(bench: Bench, row: Row, quirk: Quirk | None) -> Result:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, cast
 
+from uvirtio.conform.blocks import place_of
+from uvirtio.conform.cards import command, controlq
 from uvirtio.conform.row import PCI, Area, Level
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity
+from uvirtio.interfaces.backend import PciFunction
 from uvirtio.interfaces.memory import Registers
 from uvirtio.interfaces.transport import HasAdminQueues
 from uvirtio.spec import features as f
-from uvirtio.spec import pci
+from uvirtio.spec import net, pci
+from uvirtio.spec.mem import Request
+from uvirtio.spec.net import Control
 from uvirtio.spec.ring import is_power_of_two
 from uvirtio.spec.status import Status
 
@@ -21,6 +27,7 @@ _ADDRESSES: Final = {
     "queue_driver": pci.COMMON_QUEUE_DRIVER,
     "queue_device": pci.COMMON_QUEUE_DEVICE,
 }
+_ANOTHER_MAC: Final = bytes.fromhex("0200000000fa")
 _MOST: Final = 64
 """Queues that are looked at one by one."""
 
@@ -436,4 +443,63 @@ def halves(t: Trial) -> Outcome:
         high, low = common.read32(offset + 4), common.read32(offset)
         t.expect(high << 32 | low == wrote, f"{name} reads {high << 32 | low:#x}", f"{wrote:#x}, as written")
         t.expect(_read64(common, offset) == wrote, f"{name} depends on the order of its halves", "the same")
+    return None
+
+
+# --- the generation, and the function as a whole -----------------------------------------------------------------
+
+
+@AREA.row(
+    "D-COM-06",
+    "4.1.4.3.1",
+    "MUST",
+    "config_generation changes with what a request changes, too.",
+    severity=Severity.SILENT,
+    types=frozenset({"mem", "net"}),
+)
+def generation_of_a_request(t: Trial) -> Outcome:
+    """Memory: a block is plugged and unplugged. A card: MAC_ADDR_SET. The generation is read around each."""
+
+    def changes(read: Callable[[], int], act: Callable[[], object]) -> None:
+        before, generation = read(), t.transport.generation()
+        act()
+        t.need(read() != before, "the request changes nothing")
+        t.expect(t.transport.generation() != generation, f"it stays {generation}", "another generation")
+
+    if t.type == "net":
+        t.need_feature(f.Net.MAC)
+        lane = controlq(t, f.Net.CTRL_MAC_ADDR)
+        changes(
+            lambda: t.config_field(net.CONFIG, "mac"),
+            lambda: command(t, lane, Control.MAC, net.MAC_ADDR_SET, _ANOTHER_MAC),
+        )
+        return None
+    with place_of(t) as blocks:
+        for kind in (Request.PLUG, Request.UNPLUG):
+            changes(lambda: blocks.field("plugged_size"), lambda kind=kind: blocks.done(kind, blocks.first, 1))  # type: ignore[misc]
+    return None
+
+
+@AREA.row(
+    "D-FLR-01",
+    "4.1.1",
+    "DESC",
+    "A function-level reset ends like a reset of the device.",
+    severity=Severity.DEAD,
+    needs=frozenset({"flr"}),
+)
+def function_reset(t: Trial) -> Outcome:
+    """A running device is reset so: the status reads 0, the queue is disabled, and a bring-up serves a request."""
+    function = cast(PciFunction, t.transport.backend)
+    t.need(function.has_reset, "the function has no reset of its own")
+    lane = t.start()
+    t.good(lane)
+    t.need(function.reset(), "the function has no reset of its own")
+    t.owe(lambda: t.status() == 0, f"status {t.status():#x}", "0")
+    common = t.registers("common")
+    _select(common, lane.index)
+    enabled = common.read16(pci.COMMON_QUEUE_ENABLE)
+    t.expect(enabled == 0, f"queue_enable {enabled}", "0")
+    t.reset()
+    t.good(t.start())
     return None

@@ -9,7 +9,7 @@ from typing import Final
 
 from uvirtio.conform.blocks import LOOKED_AT, PAGE, Answer, Blocks, again, pattern_of, place_of, started
 from uvirtio.conform.memory import Piece
-from uvirtio.conform.row import MODERN, Area, Level, P
+from uvirtio.conform.row import MODERN, Area, Level
 from uvirtio.conform.traffic import gave_up
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity, free, rejected
@@ -62,25 +62,6 @@ def plugged_size_follows(t: Trial) -> Outcome:
         for kind, place, count, plugged in steps:
             blocks.done(kind, blocks.first + place, count)
             blocks.plugged_size_is(before + plugged * blocks.size, kind.name)
-    return None
-
-
-@AREA.row(
-    "D-COM-06",
-    "4.1.4.3.1",
-    "MUST",
-    "config_generation changes with what a request changes, too.",
-    severity=Severity.SILENT,
-    transports=frozenset({P}),
-)
-def generation_of_a_request(t: Trial) -> Outcome:
-    """A block is plugged and unplugged; plugged_size and the generation are read before and after each."""
-    with place_of(t) as blocks:
-        for kind in (Request.PLUG, Request.UNPLUG):
-            size, generation = blocks.field("plugged_size"), t.transport.generation()
-            blocks.done(kind, blocks.first, 1)
-            t.need(blocks.field("plugged_size") != size, "plugged_size does not change")
-            t.expect(t.transport.generation() != generation, f"it stays {generation}", "another generation")
     return None
 
 

@@ -19,6 +19,7 @@ from uvirtio.conform.traffic import (
     expect_notified,
     expect_quiet,
     fitting,
+    gave_up,
     longest,
     nothing_more,
     unwritten,
@@ -250,6 +251,28 @@ def wrong_order(t: Trial) -> Outcome:
         lane.publish(lane.chain(writable, readable))
 
     return _fault(t, lay)
+
+
+@AREA.row(
+    "D-IND-03",
+    "2.7.5.3",
+    "DESC",
+    "An indirect table that is longer than the queue is survived.",
+    level=Level.RINGS,
+    severity=Severity.DEAD,
+    types=frozenset({"rng"}),
+)
+def long_table(t: Trial) -> Outcome:
+    """One-byte buffers, one more than the queue has entries: served, or refused."""
+    lane = _indirect(t)
+    t.good(lane)
+    pieces = cut([t.writable(lane.size + 1)], lane.size + 1)
+    posted = lane.indirect(t.readable(table_of(pieces)), *pieces)
+    lane.publish(posted)
+    lane.kick()
+    if t.serve(lane, posted):
+        return free(f"a table of {lane.size + 1} descriptors, of a queue of {lane.size}, is served")
+    return gave_up(t, otherwise="silence")
 
 
 @AREA.row(

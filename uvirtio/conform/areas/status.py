@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from uvirtio.conform.lane import Lane, Posted
 from uvirtio.conform.row import ANY, MODERN, REGISTERS, Area, Level
+from uvirtio.conform.traffic import expect_notified
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity
+from uvirtio.spec import features as f
 from uvirtio.spec.status import Status, describe
 
 AREA = Area("status", 10, "2.1, 2.4: device status, and the reset of the device", transports=ANY)
@@ -213,4 +215,20 @@ def works_after_failed(t: Trial) -> Outcome:
     t.reset()
     lane = t.start()
     t.good(lane)
+    return None
+
+
+@AREA.row(
+    "D-RST-06",
+    "2.4",
+    "DESC",
+    "After a reset the features of before count as none.",
+    severity=Severity.SILENT,
+)
+def features_end_with_a_reset(t: Trial) -> Outcome:
+    """With EVENT_IDX, and after a reset without: each request is notified, whatever used_event says."""
+    t.need_feature(f.EVENT_IDX)
+    t.good(t.start(also=f.mask(f.EVENT_IDX)))
+    t.reset()
+    expect_notified(t, t.start(interrupts=True))
     return None
