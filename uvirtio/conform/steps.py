@@ -16,6 +16,7 @@ from uvirtio.conform.lane import Lane, SplitLane
 from uvirtio.conform.memory import Arena, Buffer
 from uvirtio.conform.packed_lane import PackedLane
 from uvirtio.conform.verdict import Unfit, Violated
+from uvirtio.conform.witness import Host
 from uvirtio.device import Device
 from uvirtio.errors import DeviceGone, OperationFailed, UvirtioError
 from uvirtio.interfaces.backend import MmioWindow, PciFunction
@@ -106,6 +107,8 @@ class Steps:
         self._packed = packed
         self.consent = consent
         self.first_status = first_status
+        self.host = Host(device)
+        """What its host shows of the device."""
         self.accepted = 0
         """The features that were written last."""
         self.behind_features: Callable[[], object] = lambda: None
@@ -149,6 +152,22 @@ class Steps:
         """
         if not holds:
             raise Violated(seen, expected)
+
+    def witnessed(self, what: str, seen: object, shown: object | None) -> None:
+        """Say that the row is violated if the device's host shows something else.
+
+        Args:
+            what: What was seen of the device, for people.
+            seen: It.
+            shown: The same by ``host``; None: the host does not tell.
+
+        Raises:
+            Violated: The two differ.
+        """
+        if shown is not None:
+            mine, theirs = (f"{value!r:.80}" for value in (seen, shown))
+            self.note(f"its host has {what}: {theirs}")
+            self.expect(shown == seen, f"{what} is {mine}, and {theirs} by the host's word", "the same")
 
     def need(self, holds: bool, reason: str) -> None:
         """Leave the test out, unless this device can have it.
@@ -282,6 +301,8 @@ class Steps:
         """
         try:
             stays = bool(self.negotiate(features) & Status.FEATURES_OK)
+            if stays:
+                self.witnessed("the accepted word", features, self.host.features(self.type))
         except OperationFailed:
             stays = False
         self.reset()

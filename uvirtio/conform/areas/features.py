@@ -227,6 +227,7 @@ def offers_any_layout(t: Trial) -> Outcome:
     "Accept every valid subset of the offer.",
     level=Level.ODD,
     transports=MODERN,
+    witness="host",
 )
 def accepts_subsets(t: Trial) -> Outcome:
     """All that is offered, then that without each bit in turn, with what depends on it."""
@@ -252,6 +253,7 @@ def accepts_subsets(t: Trial) -> Outcome:
     level=Level.REGISTERS,
     severity=Severity.SILENT,
     transports=MODERN,
+    witness="host",
 )
 def refuses_what_was_not_offered(t: Trial) -> Outcome:
     """One bit that was never offered is accepted beside the plain ones."""
@@ -269,6 +271,7 @@ def refuses_what_was_not_offered(t: Trial) -> Outcome:
     level=Level.REGISTERS,
     severity=Severity.SILENT,
     transports=MODERN,
+    witness="host",
 )
 def refuses_what_lacks_its_prerequisite(t: Trial) -> Outcome:
     """Each offered bit that depends on another of its type is accepted without any of those."""
@@ -290,6 +293,7 @@ def refuses_what_lacks_its_prerequisite(t: Trial) -> Outcome:
     "SHOULD NOT",
     "Never refuse, after a reset, a set it accepted before.",
     transports=MODERN,
+    witness="host",
 )
 def accepts_again(t: Trial) -> Outcome:
     """The same set five times, with a reset between."""
@@ -306,6 +310,7 @@ def accepts_again(t: Trial) -> Outcome:
     level=Level.REGISTERS,
     severity=Severity.SILENT,
     transports=REGISTERS,
+    witness="host",
 )
 def later_writes_change_nothing(t: Trial) -> Outcome:
     """EVENT_IDX is written after FEATURES_OK, and used_event set far away: interrupts come as without it."""
@@ -319,4 +324,5 @@ def later_writes_change_nothing(t: Trial) -> Outcome:
     lane.raw.used_event = 0x4000
     t.good(lane)
     t.await_interrupt(lane)
+    t.witnessed("the accepted word", t.plain & ~f.mask(f.EVENT_IDX), t.host.features(t.type))
     return None

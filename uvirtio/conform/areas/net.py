@@ -171,6 +171,7 @@ def prerequisites(t: Trial) -> Outcome:
     level=Level.REGISTERS,
     severity=Severity.SILENT,
     needs=_HOST,
+    witness="network",
 )
 def unknown_flags(t: Trial) -> Outcome:
     """ARP with flag 0x80, once the station answered without."""
@@ -189,6 +190,7 @@ def unknown_flags(t: Trial) -> Outcome:
     level=Level.ODD,
     severity=Severity.SILENT,
     needs=_HOST,
+    witness="network",
 )
 def fields_without_meaning(t: Trial) -> Outcome:
     """ARP with other values in these fields, once the station answered without."""
@@ -207,6 +209,7 @@ def fields_without_meaning(t: Trial) -> Outcome:
     "num_buffers is 1 without MRG_RXBUF, and else the number of buffers.",
     severity=Severity.SILENT,
     needs=_HOST,
+    witness="network",
 )
 def num_buffers(t: Trial) -> Outcome:
     """ARP is answered in one buffer, without and with MRG_RXBUF."""
@@ -227,6 +230,7 @@ def num_buffers(t: Trial) -> Outcome:
     "Of merged buffers all but the last are filled completely.",
     severity=Severity.SILENT,
     needs=_HOST,
+    witness="network",
 )
 def filled_completely(t: Trial) -> Outcome:
     """Ping with 1400 bytes, and receive buffers of 256."""
@@ -248,6 +252,7 @@ def filled_completely(t: Trial) -> Outcome:
     "Without GUEST_CSUM flags are 0, without GUEST_TSO gso_type is NONE.",
     severity=Severity.SILENT,
     needs=_HOST,
+    witness="network",
 )
 def plain_header(t: Trial) -> Outcome:
     """The header of an answer to ARP."""
@@ -260,7 +265,9 @@ def plain_header(t: Trial) -> Outcome:
 # --- the control queue (5.1.9.5) --------------------------------------------------------------------------------
 
 
-@AREA.row("D-NET-16", "5.1.9.5.1.1", "MUST", "The commands for promiscuous and all-multicast work.")
+@AREA.row(
+    "D-NET-16", "5.1.9.5.1.1", "MUST", "The commands for promiscuous and all-multicast work.", witness="host"
+)
 def receive_modes(t: Trial) -> Outcome:
     """Each is turned on and off, and the host shows whether it is promiscuous, where it does."""
     lane = controlq(t, _N.CTRL_RX)
@@ -278,6 +285,7 @@ def receive_modes(t: Trial) -> Outcome:
     "MUST",
     "MAC_ADDR_SET shows in the configuration before the command is used.",
     severity=Severity.SILENT,
+    witness="host",
 )
 def address_shows(t: Trial) -> Outcome:
     """Another address is set, which the reset takes back; it is read, and compared with what the host shows."""
@@ -310,6 +318,7 @@ def _frame(to: bytes, head: bytes = b"") -> bytes:
     "The table of MAC addresses is empty after a reset, and in use before its command is used.",
     severity=Severity.SILENT,
     needs=_HOST,
+    witness="host",
 )
 def table_of_addresses(t: Trial) -> Outcome:
     """The host sends frames to a group: before MAC_TABLE_SET has it, behind that, and after a reset."""
@@ -342,6 +351,7 @@ def _shown(t: Trial, seen: object, expected: object, what: str) -> None:
     "Without CTRL_VLAN frames with any tag are received.",
     severity=Severity.SILENT,
     needs=_HOST,
+    witness="network",
 )
 def any_tag(t: Trial) -> Outcome:
     """CTRL_VLAN is offered and not accepted; the host sends frames with the tags 1, 0x123 and 0xffe."""
@@ -383,6 +393,7 @@ def announcement(t: Trial) -> Outcome:
     "After a reset frames come on receiveq1 alone, until the command for more pairs.",
     severity=Severity.SILENT,
     needs=_HOST,
+    witness="network",
 )
 def pairs_in_use(t: Trial) -> Outcome:
     """Frames from sixteen addresses, buffers on two pairs: before VQ_PAIRS_SET 2, behind it, after a reset."""
@@ -418,6 +429,7 @@ def _rss(to_second: int) -> bytes:
     severity=Severity.SILENT,
     transports=MODERN,
     needs=_HOST,
+    witness="network",
 )
 def hashed(t: Trial) -> Outcome:
     """The host sends IPv4 packets whose hashes are published, and a frame of another protocol."""

@@ -22,6 +22,7 @@ from uvirtio.conform.traffic import (
     gave_up,
     longest,
     nothing_more,
+    same_used_index,
     unwritten,
 )
 from uvirtio.conform.trial import Trial
@@ -483,7 +484,12 @@ def len_within_the_chain(t: Trial) -> Outcome:
 
 
 @AREA.row(
-    "D-USED-05", "2.7.8", "DESC", "id names a head that was posted and not yet used.", severity=Severity.SILENT
+    "D-USED-05",
+    "2.7.8",
+    "DESC",
+    "id names a head that was posted and not yet used.",
+    severity=Severity.SILENT,
+    witness="host",
 )
 def used_ids(t: Trial) -> Outcome:
     """Batches of requests against the ledger."""
@@ -491,12 +497,15 @@ def used_ids(t: Trial) -> Outcome:
     for _ in range(3):
         chains = batch(t, lane, fitting(t, lane))
         t.await_used(lane, len(chains))
+    same_used_index(t, lane)
     faults = [one for one in lane.faults if one.startswith("D-USED-05")]
     t.expect(not faults, "; ".join(faults), "heads that are out")
     return None
 
 
-@AREA.row("D-USED-06", "2.7.8", "DESC", "Every posted chain comes back once.", severity=Severity.SILENT)
+@AREA.row(
+    "D-USED-06", "2.7.8", "DESC", "Every posted chain comes back once.", severity=Severity.SILENT, witness="host"
+)
 def each_comes_back(t: Trial) -> Outcome:
     """A batch of requests: as many used elements, each for another chain, and none behind them."""
     lane = t.start()
@@ -506,6 +515,7 @@ def each_comes_back(t: Trial) -> Outcome:
     back = sum(chain.length is not None for chain in chains)
     t.expect(back == count, f"{back} of {count} chains came back", "each of them")
     nothing_more(t, lane)
+    same_used_index(t, lane)
     return None
 
 
@@ -561,13 +571,14 @@ def spurious_kicks(t: Trial) -> Outcome:
     return None
 
 
-@AREA.row("D-NOTE-01", "2.3", "DESC", "A kick for an empty queue is harmless.", level=Level.ODD)
+@AREA.row("D-NOTE-01", "2.3", "DESC", "A kick for an empty queue is harmless.", level=Level.ODD, witness="host")
 def empty_kicks(t: Trial) -> Outcome:
     """A hundred kicks with nothing new: nothing is used, and a request is served."""
     lane = t.start()
     for _ in range(100):
         lane.kick()
     nothing_more(t, lane)
+    same_used_index(t, lane)
     t.good(lane)
     return None
 
