@@ -106,3 +106,28 @@ def test_ids_are_unique_and_rows_are_said_in_full():
     for row in ROWS:
         assert row.id.startswith("D-") and row.section and row.title.endswith("."), row
         assert row.check.__doc__, f"{row.id}: no word on how it is tested"
+
+
+LATER = ("D-CON-", "D-VSK-", "D-FS-", "D-GPU-")
+"""Of device types whose rows come and go without the list of the page."""
+STATEMENTS = 486 - 25
+"""Statements about devices that were found in the standard, but for those types."""
+
+
+def test_what_has_no_row_is_told_with_the_reason():
+    page = (Path(uvirtio.__file__).parents[1] / "docs" / "conform.md").read_text(encoding="utf-8")
+    table = page.partition("## Statements without a row")[2].partition("\n## ")[0]
+    left_out: list[str] = []
+    for line in table.splitlines():
+        if line.startswith("| D-"):
+            for part in line.split("|")[1].split(","):
+                first, _, last = (one.strip() for one in part.partition(" to "))
+                area, _, number = first.rpartition("-")
+                until = int(last.rpartition("-")[2]) if last else None
+                left_out += (
+                    [first] if until is None else [f"{area}-{one:02}" for one in range(int(number), until + 1)]
+                )
+    rows = {row.id for row in ROWS if not row.id.startswith(LATER)}
+    assert len(set(left_out)) == len(left_out)
+    assert not rows & set(left_out), "it has a row: take it out of the list"
+    assert len(rows) + len(left_out) == STATEMENTS
