@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from uvirtio import opening
-from uvirtio.conform.exchange import EXCHANGES
+from uvirtio.conform.exchange import Exchange
 from uvirtio.conform.result import Result
 from uvirtio.conform.row import Level, Row
 from uvirtio.conform.trial import Consent, Pace, ResetMissed, Trial
 from uvirtio.conform.verdict import BAD, Good, Kind, Severity, Unfit, Verdict, Violated
 from uvirtio.device import Device, OpenOptions
 from uvirtio.errors import DeviceAbsent, UvirtioError
+from uvirtio.scripted.memory import StrayAccess
 from uvirtio.spec.status import Status, describe
 
 LOG_LINES: Final = 1000
@@ -34,7 +35,17 @@ class Wedged(Exception):
 
 
 class Gone(Exception):
-    """The device, or the process that it is part of, is no more."""
+    """The device, or the process that it is part of, is no more; a scripted one that went astray ends there."""
+
+    def __init__(self, seen: str, severity: Severity = Severity.DEAD) -> None:
+        """Make it.
+
+        Args:
+            seen: How it ended.
+            severity: Of that.
+        """
+        super().__init__(seen)
+        self.severity = severity
 
 
 @dataclass(slots=True)
@@ -59,6 +70,7 @@ class Bench:
         *,
         renewable: bool,
         consent: Consent,
+        request: type[Exchange] | None = None,
         opened: Callable[[Device | None], None] = lambda device: None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
@@ -70,6 +82,7 @@ class Bench:
             pace: How long tests wait.
             renewable: Whether opening it anew makes another device of the same kind.
             consent: What may be done to it.
+            request: Its good request, instead of the one of its type.
             opened: Called with each device that is opened, and with None when it is closed.
             check: Called in each wait; raises what ends the run.
         """
@@ -84,6 +97,7 @@ class Bench:
         self.pace = pace
         self.renewable = renewable
         self.consent = consent
+        self.request = request
         self.healthy = False
         """The canary was the last thing that happened, and it was good."""
         self.used = False
@@ -167,7 +181,7 @@ class Bench:
         except Wedged as wedged:
             told = _Told(Verdict.WEDGED, str(wedged), "a device that works after a reset (2.4)", Severity.DEAD)
         except Gone as gone:
-            told = _Told(Verdict.GONE, str(gone), "a device that goes on", Severity.DEAD)
+            told = _Told(Verdict.GONE, str(gone), "a device that goes on", gone.severity)
         severity = told.severity or row.severity if told.verdict in BAD else None
         interesting = told.verdict in BAD or told.verdict in (Verdict.REJECT, Verdict.FREE)
         log = tuple(self._log) if interesting else ()
@@ -181,7 +195,9 @@ class Bench:
                 self.renew()
                 wrong = self._broken(pace)
             if wrong is not None:
-                self.dead = "not one good request is served before a test: uvirtio diag says which step fails"
+                self.dead = (
+                    f"no good request is served before a test ({wrong}): uvirtio diag says which step fails"
+                )
                 return _Told(Verdict.ERROR, f"the device does not work before the test: {wrong}")
         healthy, self.healthy = self.healthy, False
         self.used = True
@@ -229,6 +245,8 @@ class Bench:
                 trial.note(fault)
         except ResetMissed as error:
             raise Wedged(str(error)) from error
+        except StrayAccess as error:
+            raise Gone(str(error), Severity.MEMORY) from error
         except DeviceAbsent as error:
             confirmed = True  # an absent device writes nowhere
             raise Gone(str(error)) from error
@@ -259,7 +277,7 @@ class Bench:
     def _trial(self, pace: Pace) -> Trial:
         packed = self._options.ring == "packed"
         device = self.device
-        return Trial(
+        trial = Trial(
             device,
             pace,
             self._log,
@@ -268,6 +286,8 @@ class Bench:
             consent=self.consent,
             first_status=self._first,
         )
+        trial.own_request = self.request
+        return trial
 
     def _begin(self, trial: Trial) -> None:
         trial.reset()
@@ -322,6 +342,8 @@ class Bench:
             trial.after_reset()
         except ResetMissed as error:
             raise Wedged(str(error)) from error
+        except StrayAccess as error:
+            raise Gone(str(error), Severity.MEMORY) from error
         except DeviceAbsent as error:
             confirmed = True
             raise Gone(str(error)) from error
@@ -334,7 +356,7 @@ class Bench:
         self.healthy = True
 
     def _serve(self, trial: Trial) -> None:
-        if trial.type in EXCHANGES:
+        if trial.request_type is not None:
             trial.good(trial.start())
         else:
             trial.up()

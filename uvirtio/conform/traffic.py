@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
-from uvirtio.conform.exchange import EXCHANGES, blk_header
+from uvirtio.conform.exchange import blk_header
 from uvirtio.conform.lane import UNKNOWN, Element, Lane, Posted, SplitLane, Used
 from uvirtio.conform.memory import Buffer, Piece
 from uvirtio.conform.packed_lane import UNKNOWN_SLOT
@@ -14,11 +14,6 @@ from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, rejected
 from uvirtio.spec import blk
 from uvirtio.spec.status import Status, describe
-
-READ_ONLY: Final = frozenset({"input", "balloon"})
-"""Types whose good request has no writable buffer."""
-WRITTEN: Final = frozenset(EXCHANGES) - READ_ONLY
-"""Types whose good request has one."""
 
 _RUN: Final = 8
 """Bytes that keep their pattern by chance with a probability of 2**-64."""

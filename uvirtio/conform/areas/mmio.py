@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from uvirtio.conform.areas.split import only, split
-from uvirtio.conform.exchange import EXCHANGES
+from uvirtio.conform.exchange import SERVED
 from uvirtio.conform.lane import Lane, SplitLane
 from uvirtio.conform.levers import Change
 from uvirtio.conform.row import M1, M2, Area, Level
@@ -27,7 +27,7 @@ _V2: Final = frozenset({M2})
 
 AREA = Area("mmio", 50, "4.2.2: the registers of virtio-mmio", transports=_V2)
 
-_TRAFFIC: Final = frozenset(EXCHANGES)
+_TRAFFIC: Final = SERVED
 _MOST: Final = 64
 """Queues that are looked at one by one."""
 _NO_REGION: Final = 0xFF

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from uvirtio.conform.exchange import EXCHANGES
+from uvirtio.conform.exchange import SERVED
 from uvirtio.conform.lane import Lane
 from uvirtio.conform.row import PCI, Area
 from uvirtio.conform.traffic import batch, fitting, not_enabled, same_used_index
@@ -14,7 +14,7 @@ from uvirtio.interfaces.transport import ResetsQueues
 from uvirtio.spec import features as f
 from uvirtio.spec import pci
 
-AREA = Area("queue_reset", 65, "2.6.1: the reset of one queue", transports=PCI, types=frozenset(EXCHANGES))
+AREA = Area("queue_reset", 65, "2.6.1: the reset of one queue", transports=PCI, types=SERVED)
 
 _RESET: Final = f.mask(f.RING_RESET)
 

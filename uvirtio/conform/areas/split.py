@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
-from uvirtio.conform.exchange import EXCHANGES
+from uvirtio.conform.exchange import FAULTS, READ_ONLY, SERVED, WRITTEN
 from uvirtio.conform.lane import SplitLane, flat, table_of
 from uvirtio.conform.row import ANY, MODERN, Area, Level
 from uvirtio.conform.traffic import (
-    READ_ONLY,
-    WRITTEN,
     batch,
     cut,
     expect_any_framing,
@@ -32,10 +29,7 @@ from uvirtio.spec import features as f
 from uvirtio.spec import ring
 from uvirtio.spec.status import Status, describe
 
-AREA = Area("split", 60, "2.6.1, 2.7: split virtqueues", transports=ANY, types=frozenset(EXCHANGES))
-
-_FAULTS: Final = frozenset(EXCHANGES) - {"net"}
-"""Types whose rings are made wrong on purpose; those of network devices are not (docs/conform.md)."""
+AREA = Area("split", 60, "2.6.1, 2.7: split virtqueues", transports=ANY, types=SERVED)
 
 
 def only(t: Trial) -> None:
@@ -186,7 +180,7 @@ def _fault(t: Trial, lay: Callable[[Trial, SplitLane], None]) -> Outcome:
     "A head or a next index beyond the queue is survived.",
     level=Level.RINGS,
     severity=Severity.DEAD,
-    types=_FAULTS,
+    types=FAULTS,
 )
 def head_beyond(t: Trial) -> Outcome:
     """The available ring names descriptor 0x7fff."""
@@ -200,7 +194,7 @@ def head_beyond(t: Trial) -> Outcome:
     "A loop of descriptors ends.",
     level=Level.RINGS,
     severity=Severity.DEAD,
-    types=_FAULTS,
+    types=FAULTS,
 )
 def loop(t: Trial) -> Outcome:
     """Two descriptors that link to each other."""
@@ -222,7 +216,7 @@ def loop(t: Trial) -> Outcome:
     "An available index that jumps beyond the queue size is survived.",
     level=Level.RINGS,
     severity=Severity.DEAD,
-    types=_FAULTS,
+    types=FAULTS,
 )
 def index_jumps(t: Trial) -> Outcome:
     """avail.idx moves on by the size of the queue and one more."""
@@ -242,7 +236,7 @@ def index_jumps(t: Trial) -> Outcome:
     "A readable buffer behind a writable one is survived.",
     level=Level.RINGS,
     severity=Severity.DEAD,
-    types=_FAULTS,
+    types=FAULTS,
 )
 def wrong_order(t: Trial) -> Outcome:
     """A writable buffer, then a readable one."""
@@ -283,7 +277,7 @@ def long_table(t: Trial) -> Outcome:
     "An indirect table of a bad length is survived.",
     level=Level.RINGS,
     severity=Severity.DEAD,
-    types=_FAULTS,
+    types=FAULTS,
 )
 def odd_table(t: Trial) -> Outcome:
     """A table of 17 bytes."""
@@ -300,7 +294,7 @@ def odd_table(t: Trial) -> Outcome:
     "Raise DEVICE_NEEDS_RESET on entering an error that only a reset can end.",
     transports=MODERN,
     level=Level.RINGS,
-    types=_FAULTS,
+    types=FAULTS,
 )
 def says_that_it_needs_a_reset(t: Trial) -> Outcome:
     """After a head beyond the queue a good request is made: it is served, or the status says why not."""
@@ -328,7 +322,7 @@ def says_that_it_needs_a_reset(t: Trial) -> Outcome:
     transports=MODERN,
     level=Level.RINGS,
     severity=Severity.SILENT,
-    types=_FAULTS,
+    types=FAULTS,
 )
 def needs_reset_is_notified(t: Trial) -> Outcome:
     """A head beyond the queue; where the status shows DEVICE_NEEDS_RESET, the notification is waited for."""
