@@ -285,15 +285,19 @@ class _ScriptedWire(Wire):
         self._model = model
 
     def send(self, frame: bytes) -> None:
+        """Put it on the cable."""
         self._model.arrive(frame)
 
     def groups(self) -> set[bytes]:
+        """Of the table."""
         return {mac for mac in self._model.table if mac[0] & 1}
 
     def promiscuous(self) -> bool:
+        """As the card was told."""
         return self._model.promiscuous
 
     def mac(self) -> bytes:
+        """As the card was told."""
         return self._model.get("mac").to_bytes(6, "little")
 
 
@@ -305,6 +309,7 @@ class _MachineWire(Wire):
         self._connected = connected
 
     def send(self, frame: bytes) -> None:
+        """Put it on the cable."""
         assert self._connected is not None
         self._connected.sendall(struct.pack(">I", len(frame)) + frame)  # the form of net/filter-mirror.c
 
@@ -313,14 +318,17 @@ class _MachineWire(Wire):
         return told[name]
 
     def groups(self) -> set[bytes]:
+        """Of the table."""
         told = self._told("multicast-table")
         assert isinstance(told, list)
         return {bytes.fromhex(str(mac).replace(":", "")) for mac in told}
 
     def promiscuous(self) -> bool:
+        """As the card was told."""
         return bool(self._told("promiscuous"))
 
     def mac(self) -> bytes:
+        """As the card was told."""
         return bytes.fromhex(str(self._told("main-mac")).replace(":", ""))
 
 

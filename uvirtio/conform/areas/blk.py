@@ -385,7 +385,8 @@ def discard_with_unmap(t: Trial) -> Outcome:
 def zeroes(t: Trial) -> Outcome:
     """Sixteen sectors get a pattern, and the middle eight zeroes, with and without unmap; the others stay."""
     t.need_feature(f.Blk.WRITE_ZEROES)
-    lane = t.start(also=f.mask(f.Blk.WRITE_ZEROES))
+    flushes = f.has(t.offered, f.Blk.FLUSH)
+    lane = t.start(also=f.mask(f.Blk.WRITE_ZEROES, *([f.Blk.FLUSH] if flushes else [])))
     sector = _range(t, 16)
     may_unmap = _field(t, "write_zeroes_may_unmap")
     for flags in (0, blk.SEGMENT_F_UNMAP) if may_unmap else (0,):
@@ -399,7 +400,9 @@ def zeroes(t: Trial) -> Outcome:
         t.expect(not any(seen[4 * size : 12 * size]), f"not all is zero with flags {flags}", "zeroes")
         beside = seen[: 4 * size] == content[: 4 * size] and seen[12 * size :] == content[12 * size :]
         t.expect(beside, "sectors beside them changed", "what they held")
-        t.witnessed("what the disk holds", seen, t.host.image(sector * size, 16 * size))
+        if flushes:
+            ask(t, lane, blk.Request.FLUSH, 0)
+            t.witnessed("what the disk holds", seen, t.host.image(sector * size, 16 * size))
     return None
 
 
