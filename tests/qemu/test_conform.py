@@ -54,6 +54,6 @@ def test_the_rows_of_a_device_of_qemu_are_tests_of_pytest(tmp_path: Path) -> Non
         text=True,
         timeout=120,
     )  # fmt: skip
-    assert "5 passed, 1 skipped" in done.stdout, done.stdout
+    assert "6 passed, 1 skipped" in done.stdout, done.stdout
     assert ", 1 xfailed" in done.stdout
     assert "XFAIL qemu:virtio-rng-pci::D-FEAT-03 - known: FEATURES_OK with " in done.stdout

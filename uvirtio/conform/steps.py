@@ -109,6 +109,8 @@ class Steps:
         self.first_status = first_status
         self.host = Host(device)
         """What its host shows of the device."""
+        self.host_has: int | None = None
+        """The features that the host had as accepted when ``accepts`` was asked last; None: it does not tell."""
         self.accepted = 0
         """The features that were written last."""
         self.behind_features: Callable[[], object] = lambda: None
@@ -301,8 +303,7 @@ class Steps:
         """
         try:
             stays = bool(self.negotiate(features) & Status.FEATURES_OK)
-            if stays:
-                self.witnessed("the accepted word", features, self.host.features(self.type))
+            self.host_has = self.host.features(self.type) if stays else None
         except OperationFailed:
             stays = False
         self.reset()
