@@ -49,6 +49,8 @@ _NOT_QUICK = {
 """What --quick leaves out of the units, and why it takes long: a sixth of their time, for what changes seldom."""
 _USAGE = 2
 _FLEET_KERNEL = "6.1"
+_CONFORM_QEMUS = ("", "10.0")
+"""Those that the lists of known failures are for (uvirtio/conform/known/qemu.toml)."""
 
 _EXAMPLES = """\
 examples:
@@ -164,8 +166,11 @@ def main(arguments: list[str]) -> int:
             steps += _own_daemons(runner, floors["qemu"], accept_expired=expired)
             for version in qemus.names():
                 steps += _qemu_floor(runner, floors["qemu"], version, accept_expired=expired)
+            if floors["qemu"] == _whole("qemu"):
+                for version in _CONFORM_QEMUS:
+                    steps += _battery(runner, version, accept_expired=expired)
         elif not options.paths and "vm" in floors and options.qemu_version is None:
-            left_out += ["vhost-user daemons", *(f"qemu {version}" for version in qemus.names())]
+            left_out += ["vhost-user daemons", *(f"qemu {version}" for version in qemus.names()), "conform"]
     if options.all and not (options.kernel or options.paths or options.spec or options.qemu_version):
         steps += _fleet(runner, accept_expired=options.accept_expired)
         steps += _plugin(runner, accept_expired=options.accept_expired)
@@ -338,6 +343,18 @@ def _qemu_floor(
         return
     arguments = [*(["--once"] if once else []), *map(str, chosen)]
     yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), qemu=qemu, programs=back_ends)
+
+
+def _battery(runner: Runner, version: str, *, accept_expired: bool = False) -> Iterator[tuple[str, Step]]:
+    """All rows of uvirtio conform on each device model, with this QEMU; empty: the machine's own."""
+    name = f"conform {version}".rstrip()
+    try:
+        qemu = qemus.get(version, accept_expired=accept_expired)
+    except LabError as error:
+        yield name, _failing(name, _unless_usage(error))
+        return
+    tests, env = [str(TESTS / "qemu/test_conform_whole.py")], {"UVIRTIO_CONFORM_WHOLE": "1"}
+    yield name, lambda: runner.pytest(name, tests, _wrapper("qemu"), qemu=qemu, env=env)
 
 
 def _daemon_files() -> list[Path]:
