@@ -258,12 +258,14 @@ class PciBase(TransportBase):
         return why
 
     def _disconnect(self) -> None:
-        if self._events:
-            self._function.disable_interrupts()
-            self._tell("interrupts: off")
-        for event in self._events:
-            event.close()
-        self._events, self._vectors = [], {}
+        events, self._events, self._vectors = self._events, [], {}
+        try:
+            if events:
+                self._function.disable_interrupts()
+                self._tell("interrupts: off")
+        finally:
+            for event in events:
+                event.close()
         self._mode = InterruptMode.POLLING
         self._msix_on = False
         self._config_shares_vector = False
@@ -329,10 +331,12 @@ class PciBase(TransportBase):
 
     def release_queues(self) -> None:
         """Close the doorbells and the interrupt events, after the device has been reset."""
-        for doorbell in self._doorbells.values():
-            doorbell.close()
-        self._doorbells.clear()
-        self._disconnect()
+        try:
+            for doorbell in self._doorbells.values():
+                doorbell.close()
+            self._doorbells.clear()
+        finally:
+            self._disconnect()
 
     def _let_go(self) -> None:
         try:

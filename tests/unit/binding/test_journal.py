@@ -47,6 +47,17 @@ def test_what_is_stored_comes_back(fake: FakeSys) -> None:
     json.dumps(entry.as_dict())
 
 
+@pytest.mark.parametrize("number", [float("inf"), float("nan"), 1e400, "x", None])
+def test_a_record_with_an_impossible_number_hides_no_other(fake: FakeSys, number: object) -> None:
+    entry = journal.new([DEVICE], fake.roots)
+    journal.store(entry, fake.roots)
+    (path,) = journal.directory(fake.roots).iterdir()
+    raw = json.loads(path.read_bytes())
+    raw["devices"].append({**raw["devices"][0], "address": "0000:04:00.0", "node_before": [0, 0, number]})
+    path.write_text(json.dumps(raw))
+    assert journal.entries(fake.roots) == [entry] and journal.damaged(fake.roots) == []
+
+
 def test_store_replaces_and_remove_removes(fake: FakeSys) -> None:
     entry = journal.new([DEVICE], fake.roots)
     journal.store(entry, fake.roots)
