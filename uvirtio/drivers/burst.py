@@ -173,7 +173,7 @@ class BaseBurst:
     def _await(self, timeout: float, poll: float) -> int:
         """Poll, then sleep, until a request is complete; how many are, at least."""
         ready, clock = self._slots.ready, time.perf_counter
-        until = clock() + poll
+        until = clock() + min(poll, timeout)
         while clock() < until:
             for _ in range(GLANCES):
                 count = ready()

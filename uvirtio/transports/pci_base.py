@@ -258,12 +258,14 @@ class PciBase(TransportBase):
         return why
 
     def _disconnect(self) -> None:
-        if self._events:
-            self._function.disable_interrupts()
-            self._tell("interrupts: off")
-        for event in self._events:
-            event.close()
-        self._events, self._vectors = [], {}
+        events, self._events, self._vectors = self._events, [], {}
+        try:
+            if events:
+                self._function.disable_interrupts()
+                self._tell("interrupts: off")
+        finally:
+            for event in events:
+                event.close()
         self._mode = InterruptMode.POLLING
         self._msix_on = False
         self._config_shares_vector = False
@@ -329,10 +331,12 @@ class PciBase(TransportBase):
 
     def release_queues(self) -> None:
         """Close the doorbells and the interrupt events, after the device has been reset."""
-        for doorbell in self._doorbells.values():
-            doorbell.close()
-        self._doorbells.clear()
-        self._disconnect()
+        try:
+            for doorbell in self._doorbells.values():
+                doorbell.close()
+            self._doorbells.clear()
+        finally:
+            self._disconnect()
 
     def _let_go(self) -> None:
         try:
@@ -369,6 +373,13 @@ class PciBase(TransportBase):
     def status(self) -> int:
         """Return the device status (2.1)."""
         raise NotImplementedError
+
+    def is_absent(self) -> bool:
+        """Whether revision and class in configuration space read all ones, too.
+
+        Not the vendor: VFIO has that of a virtual function from a copy.
+        """
+        return self._function.config.read32(pci.CFG_REVISION_ID) == 0xFFFFFFFF
 
 
 def not_virtio(function: PciFunction, vendor: int, device: int) -> NotVirtio:
