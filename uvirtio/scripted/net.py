@@ -92,10 +92,9 @@ class Net(Model):
         for name, value in told.items():
             if FIELDS[name].end <= config_length:
                 self.put(name, value)
-        self.tunnel_types = tunnel_types
-        """supported_tunnel_types, behind the fields that have names here (5.1.4)."""
+        # supported_tunnel_types, behind the fields that have names here (5.1.4).
         self.config[24:28] = struct.pack("<I", tunnel_types)[: max(0, config_length - 24)]
-        self.later = LaterCommands(self)
+        self.later = LaterCommands(pairs, tunnel_types, lambda: self.control_queue)
         self.sent: list[bytes] = []
         """Frames that came from the driver."""
         self.headers: list[bytes] = []

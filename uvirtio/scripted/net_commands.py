@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import Final
 
 from uvirtio.spec import net as spec
 from uvirtio.spec.net import Control
-
-if TYPE_CHECKING:
-    from uvirtio.scripted.net import Net
 
 _CAPABILITIES, _ADD, _MODIFY, _DELETE = range(4)
 _TX_SET, _RX_SET, _QUEUE_SET, _QUEUE_GET = range(4)
@@ -22,8 +20,10 @@ _RSS_AT: Final = 8
 class LaterCommands:
     """Coalescing of notifications, statistics, tunnels and RSS contexts of one card."""
 
-    def __init__(self, model: Net) -> None:
-        self._model = model
+    def __init__(self, pairs: int, tunnel_types: int, control_queue: Callable[[], int]) -> None:
+        self._pairs = pairs
+        self._tunnel_types = tunnel_types
+        self._control_queue = control_queue
         self.most_contexts = 2
         self.contexts: dict[int, bytes] = {}
         """The configuration of each RSS context, by its id."""
@@ -53,20 +53,20 @@ class LaterCommands:
             return self.statistics(command, data)
         if kind is Control.HASH_TUNNEL:
             (asked,) = struct.unpack_from("<I", data)
-            if asked & ~self._model.tunnel_types:
+            if asked & ~self._tunnel_types:
                 return None
             self.tunnels = asked
             return b""
         return self.context(command, data)
 
     def _of_frames(self, queue: int) -> bool:
-        return queue < 2 * self._model.pairs
+        return queue < 2 * self._pairs
 
     def coalesce(self, command: int, data: bytes) -> bytes | None:
         """A command of the class NOTF_COAL."""
         if command in (_TX_SET, _RX_SET):
             packets, usecs = struct.unpack("<II", data)
-            for queue in range(command == _TX_SET, 2 * self._model.pairs, 2):
+            for queue in range(command == _TX_SET, 2 * self._pairs, 2):
                 self.coalescing[queue] = packets, usecs
             return b""
         (queue,) = struct.unpack_from("<H", data)
@@ -84,8 +84,8 @@ class LaterCommands:
         found = b""
         for at in range(0, len(data), _ENTRY):
             queue, types = struct.unpack_from("<H6xQ", data, at)
-            control = queue == self._model.control_queue
-            valid = _CVQ if control else _RX_BASIC if queue < 2 * self._model.pairs and queue % 2 == 0 else 0
+            control = queue == self._control_queue()
+            valid = _CVQ if control else _RX_BASIC if queue < 2 * self._pairs and queue % 2 == 0 else 0
             if not types or types & ~valid:
                 return None
             body = struct.pack("<QQ", self.asked, self.done) if control else bytes(48)
