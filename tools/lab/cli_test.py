@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
         " parameters",
     )
     top.add_argument("--lint", action="store_true", help="ruff, mypy, the layers, the conformance table, the site")
-    top.add_argument("--unit", action="store_true", help="floor 1: no root, no QEMU")
+    top.add_argument("--unit", action="store_true", help="floor 1: no root, no QEMU; tools/fuzz")
     top.add_argument("--qemu", action="store_true", help="floor 2: QEMU's device models, no guest; the benches")
     top.add_argument("--vm", action="store_true", help="floor 3: a real kernel in the lab VM")
     top.add_argument(
@@ -171,6 +171,8 @@ def main(arguments: list[str]) -> int:
                     steps += _battery(runner, version, accept_expired=expired)
         elif not options.paths and "vm" in floors and options.qemu_version is None:
             left_out += ["vhost-user daemons", *(f"qemu {version}" for version in qemus.names()), "conform"]
+    if floors.get("unit") == _whole("unit") and interpreter is None and not (options.expression or options.spec):
+        steps += _fuzz(runner, 50_000 if options.quick else 1_000_000)
     if options.all and not (options.kernel or options.paths or options.spec or options.qemu_version):
         steps += _fleet(runner, accept_expired=options.accept_expired)
         steps += _plugin(runner, accept_expired=options.accept_expired)
@@ -267,7 +269,7 @@ def _lint(runner: Runner) -> Iterator[tuple[str, Step]]:
         "ruff check": ["ruff", "check", "--no-cache", "."],
         "ruff format": ["ruff", "format", "--check", "--no-cache", "."],
         "mypy": ["mypy"],
-        "mypy of tools": ["mypy", "--strict", "-p", "lab", "-p", "benches"],
+        "mypy of tools": ["mypy", "--strict", "-p", "lab", "-p", "benches", "-p", "fuzzers"],
         "import-linter": ["lint-imports", "--no-cache"],
     }
     tools["conformance"] = [str(CHECKOUT / "tools/conformance")]
@@ -277,6 +279,11 @@ def _lint(runner: Runner) -> Iterator[tuple[str, Step]]:
         if name == "mypy of tools":
             command = ["env", f"MYPYPATH={CHECKOUT}/tools", *command]
         yield name, lambda name=name, command=command: runner.tool(name, command)  # type: ignore[misc]
+
+
+def _fuzz(runner: Runner, executions: int) -> Iterator[tuple[str, Step]]:
+    """Every fuzz target, with the same seed each time: 70 seconds of CPU time for a million executions."""
+    yield "fuzz", lambda: runner.tool("fuzz", [str(CHECKOUT / "tools/fuzz"), "--runs", str(executions)])
 
 
 def _benches(runner: Runner) -> Iterator[tuple[str, Step]]:

@@ -21,6 +21,7 @@ from uvirtio.spec import features as f
 
 _MUST: Final = {"rows", "implementation", "versions", "expect", "seen", "source", "driver"}
 _MAY: Final = {"types", "transports", "rings", "kinds", "lacks", "tests"}
+_LISTS: Final = {"rows", *_MAY}
 _EXPECTS: Final = ("fail", "wedged", "gone", "skip")
 _KINDS: Final = frozenset(kind.value for kind in Kind)
 _COMPARE: Final = re.compile(r"(==|>=|<=|>|<)\s*([0-9]+(?:\.[0-9]+)*)")
@@ -114,22 +115,37 @@ def parse(text: str, name: str = "quirks") -> list[Quirk]:
         name: The file, for errors.
 
     Raises:
-        Misuse: A quirk lacks a key, or has one that is not known.
+        Misuse: It is no TOML, or a quirk lacks a key, has one that is not known, or has a value of another kind.
     """
-    return [_one(table, name) for table in tomllib.loads(text).get("quirk", [])]
+    try:
+        found = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Misuse(f"{name} is no TOML", seen=str(error)[:200], expected="tables [[quirk]]") from error
+    tables = found.pop("quirk", [])
+    if found or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise Misuse(
+            f"{name} has something else than quirks", seen=sorted(found), expected="tables [[quirk]] alone"
+        )
+    return [_one(table, name) for table in tables]
 
 
 def _one(table: dict[str, Any], name: str) -> Quirk:
     lacking, odd = _MUST - table.keys(), table.keys() - _MUST - _MAY
-    kinds = set(table.get("kinds", ())) - _KINDS
-    if lacking or odd or kinds or table["expect"] not in _EXPECTS or not _conditions(table["versions"]):
+    wrong = {
+        key for key, value in table.items() if not (_is_list(value) if key in _LISTS else isinstance(value, str))
+    }
+    kinds = set() if wrong else set(table.get("kinds", ())) - _KINDS
+    if lacking or odd or wrong or kinds or table["expect"] not in _EXPECTS or not _conditions(table["versions"]):
         raise Misuse(
             f"{name}: the quirk of {table.get('rows')} cannot be read",
-            seen=sorted(odd) or sorted(lacking) or sorted(kinds) or [table["expect"], table["versions"]],
+            seen=sorted(odd or lacking or wrong or kinds) or [table["expect"], table["versions"]],
             expected=f"{', '.join(sorted(_MUST))}; {', '.join(sorted(_MAY))}",
         )
-    lists = {key: tuple(table[key]) for key in ("rows", *_MAY) if key in table}
-    return Quirk(**{**table, **lists})
+    return Quirk(**{**table, **{key: tuple(table[key]) for key in _LISTS if key in table}})
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _conditions(text: str) -> bool:

@@ -147,9 +147,8 @@ class BaseBurst:
         self._queue.submit(slots, show=show)
 
     def _take(self) -> array[int]:
-        self.returned = back = self._slots.reap()
+        self.returned = back = self._queue.reap_slots()
         if back:
-            self._queue.completions += len(back)
             self._check(back)
         return back
 
@@ -168,7 +167,7 @@ class BaseBurst:
     def _await(self, timeout: float, poll: float) -> int:
         """Poll, then sleep, until a request is complete; how many are, at least."""
         ready, clock = self._slots.ready, time.perf_counter
-        until = clock() + poll
+        until = clock() + min(poll, timeout)
         while clock() < until:
             for _ in range(GLANCES):
                 count = ready()
@@ -286,7 +285,7 @@ class BaseBurst:
         """
 
         def ready() -> bool:
-            self._slots.reap()
+            self._queue.reap_slots()
             return not self.in_flight
 
         if not ready():

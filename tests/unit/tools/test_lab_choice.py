@@ -55,6 +55,7 @@ def test_the_wake_ups_run_alone_and_in_no_other_step(monkeypatch, noted):
     assert noted == [
         *(1, ("wake-ups", [str(race)], {"UVIRTIO_RACE_SECONDS": "7"})),
         *(3, ("unit", [str(folder), f"--ignore={race}"], None)),
+        ("fuzz", [str(TOOLS / "fuzz"), "--runs", "1000000"], None),
     ]
     noted.clear()
     one = f"{race}::test_no_wake_up_is_lost"
