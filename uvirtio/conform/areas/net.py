@@ -265,7 +265,12 @@ def plain_header(t: Trial) -> Outcome:
 
 
 @AREA.row(
-    "D-NET-16", "5.1.9.5.1.1", "MUST", "The commands for promiscuous and all-multicast work.", witness="host"
+    "D-NET-16",
+    "5.1.9.5.1.1",
+    "MUST",
+    "The commands for promiscuous and all-multicast work.",
+    needs=_HOST,
+    witness="host",
 )
 def receive_modes(t: Trial) -> Outcome:
     """Each is turned on and off, and the host shows whether it is promiscuous, where it does."""
@@ -284,6 +289,7 @@ def receive_modes(t: Trial) -> Outcome:
     "MUST",
     "MAC_ADDR_SET shows in the configuration before the command is used.",
     severity=Severity.SILENT,
+    needs=_HOST,
     witness="host",
 )
 def address_shows(t: Trial) -> Outcome:
