@@ -426,8 +426,8 @@ class Device(DeviceState):
             timeout = max(0.0, self._left()) if timeout is None else self.seconds(timeout)
         elif timeout is not None and not 0.0 <= timeout < inf:
             timeout = self.seconds(timeout)
-        if self._hurries is not None or not self._made_here[0]:
-            own = limit is None and timeout is not None and timeout < self.timeout
+        own = limit is None and timeout is not None and self._hurries is not None and timeout < self.timeout
+        if own or not self._made_here[0]:
             with self.session(timeout if own else None):
                 return self._waiting.wait(ready, timeout, what, owed, watch)
         with self._lock:  # the device's own session, without its calls: a wait is as short as an interrupt
