@@ -348,6 +348,7 @@ ELSEWHERE: dict[str, str] = {
     "vfio.Device.reset": "the kernel's own time: tests/vm/test_vfio.py",
     "transact": "of every call that is not of several requests",
     "settle": "the same",
+    "verify": "tests/unit/drivers/test_mem_verify.py; memory in a child process, no request",
 }
 """Those without a row, and what tests them."""
 

@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--raised",
         action="store_true",
-        help="go before what else a busy machine does (root, autogroup); not for what QEMU is part of",
+        help="go before what else a busy machine does, QEMU and the daemons too (root, autogroup)",
     )
     parser.add_argument("--vm", action="store_true", help="in the lab VM, beside the kernel's own drivers")
     parser.add_argument("--json", metavar="FILE", help="all figures as one JSON document")

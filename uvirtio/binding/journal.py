@@ -311,7 +311,7 @@ def _record(raw: Any) -> DeviceEntry | None:
     """A device record; None for nonsense, which hides no other record of its entry."""
     try:
         return _device(raw)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
 
 

@@ -289,10 +289,11 @@ class Device(DeviceState):
             old = queue.ring
             out: list[Any] = old.abandon() if queue.slots is None else list(queue.slots.out())
             old.abandon()
-            self._rings.remove(old)
-            old.close()
+            # The new ring first: so it lies elsewhere, and what comes late all the same does not meet it.
             ring = self._ring_maker().make(queue.spec, transport.queue_layout(queue.index))
             self._rings.append(ring)
+            self._rings.remove(old)
+            old.close()
             # 2.6.1.2.2: all parameters are written again, even those that did not change.
             doorbell = transport.enable_queue(queue.index, ring.size, *ring.addresses)
             queue.replace_ring(ring, doorbell)
@@ -426,7 +427,7 @@ class Device(DeviceState):
             timeout = max(0.0, self._left()) if timeout is None else self.seconds(timeout)
         elif timeout is not None and not 0.0 <= timeout < inf:
             timeout = self.seconds(timeout)
-        own = limit is None and timeout is not None and self._hurries is not None and timeout < self.timeout
+        own = limit is None and self._hurries is not None and timeout is not None and timeout < self.timeout
         if own or not self._made_here[0]:
             with self.session(timeout if own else None):
                 return self._waiting.wait(ready, timeout, what, owed, watch)

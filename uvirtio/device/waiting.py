@@ -245,7 +245,7 @@ class WaitLoop:
             # (see the Event protocol), and its descriptor does not show that; nor is there any where none exist.
             fired, self._look_at = None, now + _SLICE
         elif fired is None:
-            fired = self._listener.fired(0)
+            fired = dict(self._listener.look(0))
         if fired is not None and not fired:
             self.interrupted = False
             return False

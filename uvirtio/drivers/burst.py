@@ -147,9 +147,8 @@ class BaseBurst:
         self._queue.submit(slots, show=show)
 
     def _take(self) -> array[int]:
-        self.returned = back = self._slots.reap()
+        self.returned = back = self._queue.reap_slots()
         if back:
-            self._queue.completions += len(back)
             self._check(back)
         return back
 
@@ -286,7 +285,7 @@ class BaseBurst:
         """
 
         def ready() -> bool:
-            self._slots.reap()
+            self._queue.reap_slots()
             return not self.in_flight
 
         if not ready():

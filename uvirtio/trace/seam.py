@@ -418,6 +418,14 @@ class _OtherSide(_Watched):
         """Write guest-physical memory."""
         self.tape.ask("call", "cpu_write", [address, data.hex()], lambda: self.inner.cpu_write(address, data))
 
+    def file_read(self, offset: int, length: int) -> bytes:
+        """Read the file behind the device's memory."""
+        return self._bytes("file_read", offset, length)
+
+    def file_write(self, offset: int, data: bytes) -> None:
+        """Write the file behind the device's memory."""
+        self.tape.ask("call", "file_write", [offset, data.hex()], lambda: self.inner.file_write(offset, data))
+
     def _bytes(self, name: str, *args: Any) -> bytes:
         ask = self.tape.ask
         return bytes.fromhex(ask("call", name, [*args], lambda: getattr(self.inner, name)(*args).hex(), _hex))

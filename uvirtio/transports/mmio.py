@@ -384,8 +384,10 @@ class Mmio(TransportBase):
         event, self._event = self._event, None
         self._mode = InterruptMode.POLLING
         if event is not None:
-            self._window.disable_interrupt()
-            event.close()
+            try:
+                self._window.disable_interrupt()
+            finally:
+                event.close()
 
     def events(self) -> Sequence[Event]:
         """Return the events to wait for: the interrupt line, and the removal of the device."""

@@ -47,6 +47,17 @@ def test_what_is_stored_comes_back(fake: FakeSys) -> None:
     json.dumps(entry.as_dict())
 
 
+@pytest.mark.parametrize("number", [float("inf"), float("nan"), 1e400, "x", None])
+def test_a_record_with_an_impossible_number_hides_no_other(fake: FakeSys, number: object) -> None:
+    entry = journal.new([DEVICE], fake.roots)
+    journal.store(entry, fake.roots)
+    (path,) = journal.directory(fake.roots).iterdir()
+    raw = json.loads(path.read_bytes())
+    raw["devices"].append({**raw["devices"][0], "address": "0000:04:00.0", "node_before": [0, 0, number]})
+    path.write_text(json.dumps(raw))
+    assert journal.entries(fake.roots) == [entry] and journal.damaged(fake.roots) == []
+
+
 def test_store_replaces_and_remove_removes(fake: FakeSys) -> None:
     entry = journal.new([DEVICE], fake.roots)
     journal.store(entry, fake.roots)
@@ -64,6 +75,7 @@ def test_entries_of_another_boot_are_passed_over(fake: FakeSys) -> None:
     assert len(journal.entries(fake.roots, every_boot=True)) == 1
 
 
+@pytest.mark.fault(98)
 @pytest.mark.parametrize("call", ["write", "fsync", "open"])
 def test_a_full_disk_is_an_error_and_leaves_nothing(
     fake: FakeSys, monkeypatch: pytest.MonkeyPatch, call: str

@@ -338,7 +338,7 @@ class Blk(Disk):
             if sector < 0 or not 0 < room <= requests.request_size or sector + sectors > self.known_capacity:
                 self.check_range(sector, sectors)
                 self._one_request(sectors)
-            return requests.submit(_IN, sector, sectors, room=room, queue=queue, kick=kick)
+            return requests.submit(_IN, sector, sectors, b"", room, queue, kick)
 
     def submit_write(
         self,
