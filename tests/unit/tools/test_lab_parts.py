@@ -681,6 +681,7 @@ def test_every_machine_is_one_that_its_architecture_has():
         assert set(machine.kernels) <= set(kernels.names(arch)), machine.name
         assert machine.iommu in ("", *arch.iommus), machine.name
         assert not machine.acpi or arch is arches.AARCH64, machine.name
+        assert machine.daemons in ("", *qemus.names()), machine.name
         if machine.soft_reserved:
             assert machine.acpi, machine.name
             assert soft_reserve.parse(machine.soft_reserved)
