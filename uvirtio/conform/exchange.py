@@ -220,3 +220,6 @@ EXCHANGES: Final[Mapping[str, type[Exchange]]] = {
     "net": NetExchange,
 }
 """By type name. Of other types the canary brings the device up, and the rows that need traffic are left out."""
+
+BESIDE: Final[Mapping[str, tuple[int, ...]]] = {"net": (net.RECEIVEQ,)}
+"""Queues that are set up beside that of the request, as every driver does (5.1.5): a device may wait for them."""
