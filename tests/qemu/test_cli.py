@@ -179,7 +179,7 @@ def test_diag(uvirtio: Callable[..., tuple[int, str, str]], address: str) -> Non
         assert set(step) == {"name", "verdict", "spec", "took_s", "detail", "hint", "cause", "data"}
     assert steps["driver_ok"]["verdict"] == "pass"
     assert ("bus master off" in steps["leave"]["detail"]) is not address.endswith("-device")
-    assert steps["data path"]["verdict"] == ("skip" if "serial" in address else "pass")
+    assert steps["data path"]["verdict"] == "pass"
 
 
 def test_diag_as_text_is_numbered_and_ends_with_the_verdict(uvirtio: Callable[..., tuple[int, str, str]]) -> None:

@@ -342,6 +342,63 @@ class ProvidesMemory(Protocol):
 
 
 @runtime_checkable
+class OtherSide(Protocol):
+    """Optional ability of a back end's object: this process sees what the device does on its other side, too.
+
+    That is no part of the device, and a driver has no use for it. A diagnosis compares there.
+    """
+
+    @property
+    def other_sides(self) -> frozenset[str]:
+        """What there is for this device: ``peer``, ``screen``, ``cpu``. The methods of the others fail."""
+        ...
+
+    def peer_send(self, data: bytes) -> None:
+        """``peer``: send bytes to the device from what it connects to, the host's end of a console's port 0.
+
+        Args:
+            data: The bytes, at most a few KiB.
+
+        Raises:
+            OperationFailed: They are not taken.
+        """
+        ...
+
+    def peer_receive(self, timeout: float) -> bytes:
+        """``peer``: receive what the device has sent.
+
+        Args:
+            timeout: Seconds to wait for the first of it.
+
+        Returns:
+            The bytes that are there; empty where none came, or the other side is closed.
+        """
+        ...
+
+    def screen(self) -> bytes:
+        """``screen``: what the screen of the device shows, as a portable pixmap (P6)."""
+        ...
+
+    def cpu_read(self, address: int, length: int) -> bytes:
+        """``cpu``: read guest-physical memory as a processor of the machine does.
+
+        Args:
+            address: Where.
+            length: Bytes.
+        """
+        ...
+
+    def cpu_write(self, address: int, data: bytes) -> None:
+        """``cpu``: write guest-physical memory as a processor of the machine does.
+
+        Args:
+            address: Where.
+            data: The bytes.
+        """
+        ...
+
+
+@runtime_checkable
 class GuestMachine(Protocol):
     """Optional ability of a back end's object: its device is in a guest machine that this process runs.
 

@@ -16,14 +16,18 @@ from uvirtio.scripted.admin import AdminModel
 from uvirtio.scripted.balloon import Balloon
 from uvirtio.scripted.blk import Disk
 from uvirtio.scripted.cases import hostile_cases
+from uvirtio.scripted.console import Console
 from uvirtio.scripted.core import ScriptedCore
+from uvirtio.scripted.crypto import Crypto
 from uvirtio.scripted.faults import Access, Faults
+from uvirtio.scripted.gpu import Gpu
 from uvirtio.scripted.input import Input
 from uvirtio.scripted.legacy import ScriptedLegacy
 from uvirtio.scripted.mem import Mem
 from uvirtio.scripted.mmio import ScriptedMmio
 from uvirtio.scripted.model import Admin, Model
 from uvirtio.scripted.net import Net
+from uvirtio.scripted.ninep import NineP
 from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.scripted.ring import Chain, DriverViolation, Element, Lies
 from uvirtio.scripted.rng import Rng
@@ -35,15 +39,19 @@ __all__ = [
     "AdminModel",
     "Balloon",
     "Chain",
+    "Console",
+    "Crypto",
     "Disk",
     "DriverViolation",
     "Element",
     "Faults",
+    "Gpu",
     "Input",
     "Lies",
     "Mem",
     "Model",
     "Net",
+    "NineP",
     "Rng",
     "ScriptedCore",
     "ScriptedDevice",

@@ -18,13 +18,17 @@ from typing import Any, Final, NoReturn
 from uvirtio.errors import BadAddress, UvirtioError
 from uvirtio.scripted.balloon import Balloon
 from uvirtio.scripted.blk import Disk
+from uvirtio.scripted.console import Console
 from uvirtio.scripted.core import RING_FEATURES, ScriptedCore
+from uvirtio.scripted.crypto import Crypto
+from uvirtio.scripted.gpu import Gpu
 from uvirtio.scripted.input import Input
 from uvirtio.scripted.legacy import ScriptedLegacy
 from uvirtio.scripted.mem import Mem
 from uvirtio.scripted.mmio import ScriptedMmio
 from uvirtio.scripted.model import Model
 from uvirtio.scripted.net import Net
+from uvirtio.scripted.ninep import NineP
 from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.scripted.rng import Rng
 from uvirtio.scripted.scsi import ScsiHost
@@ -41,6 +45,10 @@ TYPES: Final[dict[str, Callable[..., Model]]] = {
     "input": Input,
     "scsi": ScsiHost,
     "net": Net,
+    "console": Console,
+    "9p": NineP,
+    "gpu": Gpu,
+    "crypto": Crypto,
 }
 """The device types that there is a model of, by name."""
 
@@ -212,6 +220,9 @@ def _pair(text: str) -> tuple[int, int]:
     return _wide(8)(first), _wide(8)(second)
 
 
+_ANSWERING: Final = ("console", "9p", "gpu", "crypto")
+"""Types without a driver, whose models share their lies."""
+
 SWITCHES: Final = (
     # How it is built.
     Switch("transport", "|".join(TRANSPORTS), "the registers in front of it", _transport),
@@ -273,6 +284,8 @@ SWITCHES: Final = (
     Switch("stuck", "SELECT:SUBSEL", "the selection that it always shows", _of_model("stuck", _pair), ("input",)),
     Switch("num-buffers", "N", "num_buffers of every frame", _of_model("num_buffers", _u16), ("net",)),
     Switch("header-flags", "N", "flags that its headers have", _of_model("header_flags", _wide(8)), ("net",)),
+    Switch("untouched", "", "answers count, and are not written", _of_model("untouched", bool), _ANSWERING),
+    Switch("garbled", "", "answers are not those to the request", _of_model("garbled", bool), _ANSWERING),
     Switch("ack", "N", "the answer to every command", _of_model("ack", _wide(8)), ("net",)),
 )  # fmt: skip
 """Every switch, in the order of a device's life."""

@@ -403,6 +403,17 @@ def test_the_limit_is_kept_and_obeyed_downwards_where_that_is_allowed(features: 
     rig.leave()
 
 
+@pytest.mark.spec("BAL-01", "BAL-02")
+@pytest.mark.parametrize("features", [0, f.mask(f.Balloon.DEFLATE_ON_OOM)])
+def test_a_target_below_the_limit_is_followed_as_it_is(features: int):
+    rig = Rig(Balloon(features=features))
+    for target in (30, 50, 49, 10, 0):
+        rig.model.set_target(target)
+        rig.driver.follow(limit=50, timeout=0.01)
+        assert rig.driver.held == target, "a limit is not a target"
+    rig.leave()
+
+
 @pytest.mark.parametrize(("first", "then"), [(2000, 100), (2000, 3000), (600, 0)])
 def test_a_host_that_changes_its_mind_is_followed_within_a_batch(rig: Rig, first: int, then: int):
     highest = 0

@@ -435,7 +435,17 @@ def test_a_time_stamp_is_not_sent_back(rig: Rig):
     assert rig.driver.status_pending == 0
 
 
-@pytest.mark.parametrize("wrong", [(1 << 16, 0, 0), (0, -1, 0), (0, 0, 1 << 31), (0, 0, -(1 << 31) - 1)])
+@pytest.mark.parametrize(
+    "most", [(spec.EV_SYN, spec.SYN_REPORT, 0), ((1 << 16) - 1, (1 << 16) - 1, (1 << 31) - 1), (0, 0, -(1 << 31))]
+)
+def test_every_value_that_fits_is_sent(rig: Rig, most: tuple[int, int, int]):
+    assert rig.driver.send(*most)
+    assert rig.model.statuses == [most]
+
+
+@pytest.mark.parametrize(
+    "wrong", [(1 << 16, 0, 0), (-1, 0, 0), (0, 1 << 16, 0), (0, -1, 0), (0, 0, 1 << 31), (0, 0, -(1 << 31) - 1)]
+)
 def test_what_is_no_event_is_not_sent(rig: Rig, wrong: tuple[int, int, int]):
     with pytest.raises(UsageError):
         rig.driver.send(*wrong)

@@ -50,7 +50,9 @@ def test_the_unit_and_the_step_give_the_kernels_two_modes(unit, step, mode, real
         assert sum(unit.plugged for unit in manager.units()) == 16 * BLOCK
 
 
-@pytest.mark.parametrize(("unit", "step"), [(3 * BLOCK, None), (None, 5 * BLOCK), (-BLOCK, None)])
+@pytest.mark.parametrize(
+    ("unit", "step"), [(3 * BLOCK, None), (None, 5 * BLOCK), (-BLOCK, None), (0, None), (None, 0), (None, -BLOCK)]
+)
 def test_sizes_that_are_no_powers_of_two(unit, step):
     with driven(Mem()) as (mem, _), pytest.raises(BadSize, match="power of two"):
         Manager(mem, unit=unit, step=step)

@@ -150,15 +150,17 @@ def test_what_makes_a_capability_bad(body: bytes, why: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "usable"),
+    ("body", "usable", "why"),
     [
-        (cap(3, BAR_SIZE - 1, 1), 1),  # the last byte of the BAR
-        (cap(1, 0x1000, 0xFFFF_F000), BAR_SIZE - 0x1000),  # up to the last of 2^32 bytes
+        (cap(3, BAR_SIZE - 1, 1), 1, ""),  # the last byte of the BAR
+        (cap(1, BAR_SIZE - 56, 56), 56, ""),  # the shortest that there is
+        (cap(1, 0x1000, 0xFFFF_F000), BAR_SIZE - 0x1000, "cut to fit"),  # up to the last of 2^32 bytes
     ],
 )
-def test_what_just_fits_is_good(body: bytes, usable: int) -> None:
+def test_what_just_fits_is_good(body: bytes, usable: int, why: str) -> None:
     (found,) = walk(body)
     assert (found.verdict, found.usable) == ("ok", usable)
+    assert why in found.why and bool(why) is bool(found.why)
 
 
 def test_without_bars_nothing_is_judged_by_them() -> None:

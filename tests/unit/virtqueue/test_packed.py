@@ -202,9 +202,11 @@ def test_with_event_idx_a_kick_comes_exactly_when_the_place_is_passed(size: int,
 
 
 @pytest.mark.spec("PKD-21")
-def test_a_place_beyond_the_ring_costs_a_kick():
+@pytest.mark.parametrize("wrap", [0, ring.PACKED_EVENT_WRAP])
+@pytest.mark.parametrize("beyond", [0, 1, 0x7FF7])
+def test_a_place_beyond_the_ring_costs_a_kick(wrap: int, beyond: int):
     rig = packed(event_idx=True)
-    rig.device.write_event(8, ring.PACKED_EVENT_DESC)
+    rig.device.write_event(8 + beyond | wrap, ring.PACKED_EVENT_DESC)
     assert _one(rig)[1]
 
 

@@ -152,16 +152,16 @@ class Manager:
         """
         block = mem.block_size
         self.mem = mem
-        self.unit = unit or block
+        for name, size in (("unit", unit), ("step", step)):
+            if size is not None and (size < 1 or size & (size - 1)):
+                raise BadSize(f"the {name} is no power of two", seen=size, expected="a power of two, in bytes")
+        self.unit = block if unit is None else unit
         self.step = max(step or block, block)
         if self.step > block or self.unit <= block:
             self.step = max(self.step, self.unit)
         self.limit = limit
         self.region = region
         self.consumer = consumer or _Anywhere()
-        for name, size in (("unit", self.unit), ("step", self.step)):
-            if size < 1 or size & (size - 1):
-                raise BadSize(f"the {name} is no power of two", seen=size, expected="a power of two, in bytes")
         self._step = self.step // block
         self._group = max(self.unit, self.step) // block
         """Blocks that belong together: those of a unit (sub-blocks), or of a step (big blocks)."""
