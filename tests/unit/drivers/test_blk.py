@@ -54,12 +54,17 @@ ALL = FEATURES | f.mask(
 
 @contextmanager
 def driven(
-    model: Disk, *, timeout: float = 30.0, interrupts: Any = tuple(InterruptMode), **more: Any
+    model: Disk,
+    *,
+    timeout: float = 30.0,
+    interrupts: Any = tuple(InterruptMode),
+    without: Any = (),
+    **more: Any,
 ) -> Iterator[tuple[ScriptedDevice, Device, Blk]]:
     """The driver on the model; at the end everything was left in order, and no rule was broken."""
     options = {key: more.pop(key) for key in ("allow_write", "depth", "request_size", "queues") if key in more}
     scripted = ScriptedDevice(model, **more)
-    opened = opening.identify("0000:00:04.0", scripted, timeout=timeout, interrupts=interrupts)
+    opened = opening.identify("0000:00:04.0", scripted, timeout=timeout, interrupts=interrupts, without=without)
     with opened as device, Blk(device, **options) as blk:
         yield scripted, device, blk
     scripted.assert_left()
@@ -715,27 +720,63 @@ def test_a_call_that_is_answered_at_once_neither_sleeps_nor_takes_an_interrupt()
         assert device.counters.interrupts_taken <= 2, "one look in 256 calls, in case the configuration changed"
 
 
+@pytest.mark.parametrize("without", [(), ("EVENT_IDX",)])
+def test_a_call_alone_suppresses_interrupts_and_nothing_else_does(without: tuple[str, ...]):
+    """An event loop of the caller's has its interrupts, also while a call waits for a request of its own."""
+    with driven(Disk(), without=without) as (_, device, blk):
+        for _ in range(3):
+            blk.read(0, 1)
+            assert not device.service()
+        for number in range(3):
+            out = blk.submit_read(number, 1)
+            blk.read(number, 1)
+            assert device.service() and out.done
+            blk.read(number, 1)
+            assert not device.service()
+        blk.wait([blk.submit_read(number, 1, kick=False) for number in range(9)])
+        assert not device.service()
+
+
 def test_after_polls_in_vain_fewer_calls_poll():
     with driven(Disk()) as (_, device, blk):
-        requests, looked = blk._requests, set()
+        requests, looked, used, call = blk._requests, set(), False, 0
+        ring: Any = requests._free[0].queue.ring
 
-        class Ring:
-            call, used = 0, False
+        def pending() -> bool:
+            looked.add(call)
+            return used
 
-            def pending(self) -> bool:
-                looked.add(self.call)
-                return self.used
-
-        ring: Any = Ring()
-        for ring.call in range(90):
-            assert not requests._poll(ring, 1e-6)
+        ring.pending = pending
+        for call in range(90):  # noqa: B007
+            assert not requests._look(lambda: used, 1e-6)
         assert looked == {0, 2, 5, 10, 19, 36, 53, 70, 87}
-        ring.used = True
+        used = True
         looked.clear()
-        for ring.call in range(90, 120):
-            requests._poll(ring, 1.0)
+        for call in range(90, 120):  # noqa: B007
+            requests._look(lambda: used, 1.0)
         assert looked == set(range(104, 120))
+        del ring.pending
         assert device.broken is None
+
+
+def test_what_is_submitted_without_a_kick_is_shown_early_and_notified_late():
+    """A device that polls works on eight of them while others are submitted; one that does not is kicked once."""
+    with driven(Disk()) as (_, device, blk):
+        queue = device.queues[0]
+        shown = []
+        out = []
+        for number in range(20):
+            out.append(blk.submit_read(number, 1, kick=False))
+            shown.append(queue.ring.published)
+        assert shown == [0] * 7 + [8] * 8 + [16] * 5 and queue.kicks == 0
+        blk.kick()
+        assert (queue.ring.published, queue.kicks) == (20, 1)
+        out += [blk.submit_read(number, 1, kick=False) for number in range(4)]
+        assert queue.ring.published == 24 and queue.kicks == 1
+        blk.kick()  # nothing is added since, and the device asked for a notification
+        assert queue.kicks == 2
+        blk.wait(out)
+        assert all(request.result() == bytes(512) for request in out)
 
 
 def test_a_call_of_many_requests_kicks_for_the_first_and_for_the_rest():
