@@ -207,7 +207,7 @@ def test_the_guardian_resets_the_device_of_a_driver_that_did_not_leave(machine):
 
 
 def test_bus_mastering_is_written_where_it_is_on_already(function, monkeypatch):
-    """QEMU turns it on itself at the DRIVER bit of the legacy interface, and serves nothing before it is written."""
+    """QEMU turns it on itself at DRIVER on the legacy interface, and serves nothing before it is written."""
     kind, written = type(function.config), []
     write = kind.write16
 
