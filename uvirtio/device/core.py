@@ -289,10 +289,11 @@ class Device(DeviceState):
             old = queue.ring
             out: list[Any] = old.abandon() if queue.slots is None else list(queue.slots.out())
             old.abandon()
-            self._rings.remove(old)
-            old.close()
+            # The new ring first: so it lies elsewhere, and what comes late all the same does not meet it.
             ring = self._ring_maker().make(queue.spec, transport.queue_layout(queue.index))
             self._rings.append(ring)
+            self._rings.remove(old)
+            old.close()
             # 2.6.1.2.2: all parameters are written again, even those that did not change.
             doorbell = transport.enable_queue(queue.index, ring.size, *ring.addresses)
             queue.replace_ring(ring, doorbell)

@@ -347,6 +347,7 @@ def test_only_what_features_stand_for_is_read():
         assert config.secure_erase == Limits(128, 2, 1)
 
 
+@pytest.mark.fault(52)
 @pytest.mark.spec("CFG-06")
 def test_a_configuration_shorter_than_its_features():
     scripted = ScriptedDevice(Disk(config_length=40))
@@ -385,6 +386,7 @@ def test_scattered_memory_makes_more_elements():
     assert len(model.requests[0].elements) == 8 + 2
 
 
+@pytest.mark.fault(86)
 def test_limits_that_not_even_a_sector_fits():
     scripted = ScriptedDevice(Disk(features=ALL, size_max=100, seg_max=5))
     with opening.identify("0000:00:04.0", scripted) as device, pytest.raises(ConfigError, match="one sector"):
@@ -404,6 +406,32 @@ def test_a_disk_that_grows(interrupt: bool):
         assert blk.capacity == 200
 
 
+@pytest.mark.fault(86)
+@pytest.mark.parametrize("capacity", [0, 1, 1 << 55, (1 << 63) + 1, (1 << 64) - 1])
+def test_capacities_that_no_disk_has(capacity: int):
+    """Up to what 64 bits hold: what is beyond is not asked for, and what is below is the device's to refuse."""
+    model = Disk(sectors=8)
+    model.put("capacity", capacity)
+    with driven(model, allow_write=True) as (_, _, blk):
+        assert blk.capacity == capacity
+        for sector, count in ((capacity, 1), (max(0, capacity - 1), 2), ((1 << 64) - 1, 1), (1 << 64, 1)):
+            for touch in (
+                lambda: blk.read(sector, count),  # noqa: B023
+                lambda: blk.write(sector, bytes(count * SECTOR_SIZE)),  # noqa: B023
+                lambda: blk.discard(sector, count),  # noqa: B023
+                lambda: blk.write_zeroes(sector, count),  # noqa: B023
+            ):
+                with pytest.raises(BeyondEnd):
+                    touch()
+        assert model.requests == []
+        if capacity > 8:
+            model.always = Status.IOERR
+            with pytest.raises(BlkIoError):
+                blk.read(capacity - 1, 1)
+            assert model.requests[-1].sector == capacity - 1
+
+
+@pytest.mark.fault(86)
 @pytest.mark.spec("BLK-08", "BLK-09")
 def test_a_disk_that_shrinks():
     model = Disk(sectors=100)
@@ -469,6 +497,7 @@ def test_a_hint_where_the_blocks_are_larger():
     assert "4096" in str(failure.value.remedy)
 
 
+@pytest.mark.fault(86)
 @pytest.mark.parametrize("status", [3, 4, 0x7F, 0xFE, None])
 def test_what_is_no_status_ends_it(status: int | None):
     model = Disk()
@@ -567,6 +596,7 @@ def test_requests_come_back_in_any_order():
         assert "done" in repr(out[3])
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize("features", [None, FEATURES | f.mask(f.VERSION_1)])
 def test_a_submission_too_many_waits_for_room(features: int | None):
     model = Disk(queue_size=16)

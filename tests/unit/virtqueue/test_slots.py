@@ -267,6 +267,7 @@ def test_the_first_flags_come_last():
 # --- our own mistakes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(50)
 @every_kind
 @pytest.mark.parametrize("wrong", [[8], [-1], [0, 0], [3], [1, 2, 3], [70000]])
 def test_slots_that_cannot_be_posted_are_refused_and_change_nothing(kind: dict[str, Any], wrong: list[int]):
@@ -379,6 +380,7 @@ def test_closed_means_closed(kind: dict[str, Any]):
     assert not bench.rig.dma.memory.open_blocks()
 
 
+@pytest.mark.fault(31)
 @fast_kind
 def test_after_a_reset_nothing_goes_and_nothing_comes(kind: dict[str, Any]):
     bench = Bench(kind)
@@ -419,6 +421,7 @@ def test_an_id_that_is_not_out(kind: dict[str, Any], ordered: bool, lie: int):
     bench.corrupt()
 
 
+@pytest.mark.fault(30)
 @fast_kind
 @modes
 def test_the_same_id_twice(kind: dict[str, Any], ordered: bool):
@@ -428,6 +431,7 @@ def test_the_same_id_twice(kind: dict[str, Any], ordered: bool):
     bench.corrupt()
 
 
+@pytest.mark.fault(34)
 @fast_kind
 @modes
 def test_more_written_than_there_was_room(kind: dict[str, Any], ordered: bool):
@@ -448,6 +452,7 @@ def test_more_written_than_there_was_room_where_that_is_known(kind: dict[str, An
     assert bench.rig.queue.findings == {"used-length-clamped": 6}  # once for each slot: then it is expected
 
 
+@pytest.mark.fault(32)
 @modes
 @pytest.mark.parametrize("jump", [1, 2, 100, 32768, 65535])
 def test_an_index_beyond_what_is_out(ordered: bool, jump: int):
@@ -475,6 +480,7 @@ def test_a_completion_where_nothing_is_out(kind: dict[str, Any]):
     bench.corrupt()
 
 
+@pytest.mark.fault(40)
 @modes
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_a_used_slot_behind_one_that_is_not(missing: int, ordered: bool):
@@ -502,6 +508,7 @@ def test_a_used_slot_behind_one_that_is_not(missing: int, ordered: bool):
             assert len(found) <= missing, "what lies before it at most"
 
 
+@pytest.mark.fault(37)
 @fast_kind
 def test_overwritten_descriptors_change_nothing(kind: dict[str, Any]):
     bench = Bench(kind)
