@@ -164,9 +164,9 @@ def draw(table: Table) -> str:
     lines += [
         "",
         "A cell says where tests drove the device that way, and how many passed: `Linux 6.12` is a stock kernel",
-        "in the VM, `arm64` on that architecture, `-16k` with pages of 16 KiB; the others are machines of",
-        "`qemu:`, without a guest. *built*: there is code for it, and no test came by here. `-`: the standard has",
-        "no such thing, or QEMU's device does not work there.",
+        "in the VM, `arm64` on that architecture, `-16k` with pages of 16 KiB; `daemons` are other programs,",
+        "behind a socket; the others are machines of `qemu:`, without a guest. *built*: there is code for it,",
+        "and no test came by here. `-`: the standard has no such thing, or QEMU's device does not work there.",
     ]
     return "\n".join(lines) + "\n"
 
