@@ -22,7 +22,7 @@ from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, mem, n
 from tests.bodies.mem import emptied  # noqa: F401  # a fixture
 from tests.support.virtio_state import state
 from tests.vm import test_commands as commands
-from tests.vm.lab_cell import lab_cell, once
+from tests.vm.lab_cell import lab_cell, once, thorough
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_drivers import driver_of, given_back, hand_over  # noqa: F401  # one is a fixture
 from uvirtio.backends.uio_pci import UioPciFunction
@@ -99,12 +99,16 @@ KEYBOARDS = [("keyboard-uio", INTX), ("keyboard-uio-packed", INTX)]
 globals().update(chosen(rng, RNGS, "completions_come"))
 DISKS = [("disk-uio", INTX), ("disk-uio-packed", INTX), ("disk-legacy-uio", INTX)]
 globals().update(chosen(blk, DISKS, "what_is_written"))
-HBAS = [("hba-uio", INTX, "packed"), ("hba-uio", INTX, "split"), ("hba-legacy-uio", INTX)]
-globals().update(chosen(scsi, HBAS, "what_is_written", marks=once))
-globals().update(chosen(scsi, HBAS[:1], "units_come_and_go", marks=once))
-NICS = [("nic-uio", INTX, "split"), ("nic-uio", INTX, "packed"), ("nic-legacy-uio", INTX)]
-globals().update(chosen(net, NICS, "a_question_is_answered", marks=once))
-globals().update(chosen(net, NICS[:1], "the_control_queue", marks=once))
+# One of each in a plain run: each has a guardian, which is a Python of its own.
+HBAS = [("hba-uio", INTX, "split"), ("hba-legacy-uio", INTX)]
+NICS = [("nic-uio", INTX, "packed"), ("nic-legacy-uio", INTX)]
+FIRST = {**chosen(scsi, [("hba-uio", INTX, "packed")], "what_is_written", marks=once)}
+FIRST |= chosen(net, [("nic-uio", INTX, "split")], "a_question_is_answered", marks=once)
+globals().update({f"{name}_first": body for name, body in FIRST.items()})
+globals().update(chosen(scsi, HBAS, "what_is_written", marks=thorough))
+globals().update(chosen(scsi, HBAS[:1], "units_come_and_go", marks=thorough))
+globals().update(chosen(net, NICS, "a_question_is_answered", marks=thorough))
+globals().update(chosen(net, NICS[:1], "the_control_queue", marks=thorough))
 globals().update(chosen(mem, [("mem-uio", INTX), ("mem-uio-packed", INTX)], "plug_unplug_and_state", marks=once))
 globals().update(chosen(keyboard, KEYBOARDS, "keys_arrive", "events_come_by_interrupt"))
 globals().update(chosen(balloon, BALLOONS, "the_host_sees_the_balloon", "leaving_gives", "the_target_is_followed"))
