@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from uvirtio.conform import run
+from uvirtio.conform import battery, run
 from uvirtio.conform.verdict import Verdict
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -32,6 +32,16 @@ def test_a_device_of_qemu_survives_all_rows_and_breaks_those_that_are_known(addr
         assert report.exit_code(strict=True) == 0, [(one.row.id, one.seen) for one in report.bad]
         known = {one.row.id for one in report.results if one.verdict is Verdict.KNOWN}
         assert known >= FORETOLD[address]
+
+
+@pytest.mark.parametrize("area", ["console", "gpu"])
+def test_rows_of_types_without_a_driver(area: str) -> None:
+    """A port comes and goes by QMP, and QEMU's screen dump shows what a fence has promised."""
+    address = {"console": "qemu:virtio-serial-pci", "gpu": "qemu:virtio-gpu-pci"}[area]
+    report = run(address, rows=battery.chosen(None, area, None))
+    left = {"D-GPU-05"}  # no lever for the size of a display
+    verdicts = {one.row.id: one.verdict for one in report.results if one.row.id not in left}
+    assert len(verdicts) == 5 and set(verdicts.values()) == {Verdict.PASS}, report.results
 
 
 def test_the_rows_of_a_device_of_qemu_are_tests_of_pytest(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Mapping
 from typing import Final, Protocol
 
+from uvirtio.conform.asked import ASKED
 from uvirtio.conform.lane import Posted
 from uvirtio.conform.memory import Buffer
 from uvirtio.conform.steps import Steps
@@ -26,10 +27,13 @@ _INQUIRY_SIZE: Final = 36
 class Exchange(Protocol):
     """The good request of one device type."""
 
-    queue: int
-    """The queue that takes it."""
     features: int
     """Feature bits of the type that it needs, where they are offered."""
+
+    @property
+    def queue(self) -> int:
+        """The queue that takes it."""
+        ...
 
     def elements(self, t: Steps) -> Elements:
         """The buffers of one request, readable ones first.
@@ -218,5 +222,11 @@ EXCHANGES: Final[Mapping[str, type[Exchange]]] = {
     "balloon": BalloonExchange,
     "scsi": ScsiExchange,
     "net": NetExchange,
+    **ASKED,
 }
 """By type name. Of other types the canary brings the device up, and the rows that need traffic are left out."""
+
+SPOILT: Final = frozenset({"rng", "blk", "mem", "input", "balloon", "scsi"})
+"""Types whose rings are made wrong on purpose (docs/conform.md); those of the others are not."""
+NOTIFIED_WRONGLY: Final = SPOILT | {"net"}
+"""Types that are asked for notifications which a driver may not ask for, and given flags that a device ignores."""

@@ -15,7 +15,7 @@ from uvirtio.conform.verdict import Outcome, rejected
 from uvirtio.spec import blk
 from uvirtio.spec.status import Status, describe
 
-READ_ONLY: Final = frozenset({"input", "balloon"})
+READ_ONLY: Final = frozenset({"input", "balloon", "console", "vsock"})
 """Types whose good request has no writable buffer."""
 WRITTEN: Final = frozenset(EXCHANGES) - READ_ONLY
 """Types whose good request has one."""

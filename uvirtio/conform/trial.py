@@ -89,7 +89,7 @@ class Trial(Steps):
         if not self.legacy and not status & Status.FEATURES_OK:
             raise Unfit(f"it refuses the features {features:#x}: status {describe(status)}")
         if queues is None:
-            queues = [EXCHANGES[self.type].queue if self.type in EXCHANGES else 0]
+            queues = [EXCHANGES[self.type]().queue if self.type in EXCHANGES else 0]
         chosen = tuple(InterruptMode) if interrupts is True else tuple(interrupts or ())
         modes = chosen or (InterruptMode.POLLING,)
         self._order = list(queues)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
-from uvirtio.conform.exchange import EXCHANGES
+from uvirtio.conform.exchange import EXCHANGES, NOTIFIED_WRONGLY, SPOILT
 from uvirtio.conform.lane import SplitLane, flat, table_of
 from uvirtio.conform.row import ANY, MODERN, Area, Level
 from uvirtio.conform.traffic import (
@@ -31,9 +30,6 @@ from uvirtio.spec import ring
 from uvirtio.spec.status import Status, describe
 
 AREA = Area("split", 60, "2.6.1, 2.7: split virtqueues", transports=ANY, types=frozenset(EXCHANGES))
-
-_FAULTS: Final = frozenset(EXCHANGES) - {"net"}
-"""Types whose rings are made wrong on purpose; those of network devices are not (docs/conform.md)."""
 
 
 def only(t: Trial) -> None:
@@ -184,7 +180,7 @@ def _fault(t: Trial, lay: Callable[[Trial, SplitLane], None]) -> Outcome:
     "A head or a next index beyond the queue is survived.",
     level=Level.RINGS,
     severity=Severity.DEAD,
-    types=_FAULTS,
+    types=SPOILT,
 )
 def head_beyond(t: Trial) -> Outcome:
     """The available ring names descriptor 0x7fff."""
@@ -198,7 +194,7 @@ def head_beyond(t: Trial) -> Outcome:
     "A loop of descriptors ends.",
     level=Level.RINGS,
     severity=Severity.DEAD,
-    types=_FAULTS,
+    types=SPOILT,
 )
 def loop(t: Trial) -> Outcome:
     """Two descriptors that link to each other."""
@@ -220,7 +216,7 @@ def loop(t: Trial) -> Outcome:
     "An available index that jumps beyond the queue size is survived.",
     level=Level.RINGS,
     severity=Severity.DEAD,
-    types=_FAULTS,
+    types=SPOILT,
 )
 def index_jumps(t: Trial) -> Outcome:
     """avail.idx moves on by the size of the queue and one more."""
@@ -240,7 +236,7 @@ def index_jumps(t: Trial) -> Outcome:
     "A readable buffer behind a writable one is survived.",
     level=Level.RINGS,
     severity=Severity.DEAD,
-    types=_FAULTS,
+    types=SPOILT,
 )
 def wrong_order(t: Trial) -> Outcome:
     """A writable buffer, then a readable one."""
@@ -259,7 +255,7 @@ def wrong_order(t: Trial) -> Outcome:
     "An indirect table of a bad length is survived.",
     level=Level.RINGS,
     severity=Severity.DEAD,
-    types=_FAULTS,
+    types=SPOILT,
 )
 def odd_table(t: Trial) -> Outcome:
     """A table of 17 bytes."""
@@ -276,7 +272,7 @@ def odd_table(t: Trial) -> Outcome:
     "Raise DEVICE_NEEDS_RESET on entering an error that only a reset can end.",
     transports=MODERN,
     level=Level.RINGS,
-    types=_FAULTS,
+    types=SPOILT,
 )
 def says_that_it_needs_a_reset(t: Trial) -> Outcome:
     """After a head beyond the queue a good request is made: it is served, or the status says why not."""
@@ -304,7 +300,7 @@ def says_that_it_needs_a_reset(t: Trial) -> Outcome:
     transports=MODERN,
     level=Level.RINGS,
     severity=Severity.SILENT,
-    types=_FAULTS,
+    types=SPOILT,
 )
 def needs_reset_is_notified(t: Trial) -> Outcome:
     """A head beyond the queue; where the status shows DEVICE_NEEDS_RESET, the notification is waited for."""
@@ -359,6 +355,7 @@ def notified(t: Trial) -> Outcome:
     "With EVENT_IDX the low bit of avail.flags has no effect.",
     level=Level.RINGS,
     severity=Severity.SILENT,
+    types=NOTIFIED_WRONGLY,
 )
 def flags_with_event_idx(t: Trial) -> Outcome:
     """flags 1 and a used_event that matches: a request is notified."""
