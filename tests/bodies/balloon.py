@@ -130,6 +130,7 @@ def test_completions_and_changes_come_by_interrupt(cell: Cell) -> None:
             cell.qmp("balloon", value=full)
 
 
+@pytest.mark.fault(56)
 def test_the_limit_is_kept(cell: Cell) -> None:
     with cell.open() as device, Balloon(device) as balloon:
         full = _size(cell)
@@ -155,6 +156,7 @@ def test_the_host_gets_the_memory(cell: Cell) -> None:
         assert cell.backing() <= grown - 7 * MIB * PAGE
 
 
+@pytest.mark.fault(62)
 def test_the_inflate_queue_carries_one_buffer_for_256_pages(cell: Cell) -> None:
     with cell.open() as device, Balloon(device) as balloon:
         balloon.inflate(4 * MIB)

@@ -396,6 +396,7 @@ def test_inflate_as_text_has_no_escapes_in_a_pipe(uvirtio: Callable[..., tuple[i
     assert out.splitlines()[-1].startswith("done: 2048 pages (8 MiB)")
 
 
+@pytest.mark.fault(92)
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize("when", ["progress", "holding"])
 def test_a_signal_leaves_in_order(start: Callable[..., Command], number: int, when: str) -> None:

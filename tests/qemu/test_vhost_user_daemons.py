@@ -13,6 +13,7 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -32,14 +33,15 @@ from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
 from uvirtio.virtqueue import Completion
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+
+from lab.daemons import AS_ROOT, WITH_CORES
+
 C_VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 RUST_VIRTIOFSD = shutil.which("virtiofsd")
 TESTPMD = shutil.which("dpdk-testpmd")
 PASST = shutil.which("passt")
 VSOCK = shutil.which("vhost-device-vsock")
-
-AS_ROOT = ("unshare", "--user", "--map-root-user", "--mount")
-"""A user namespace of its own, whose root a daemon may be."""
 
 
 def as_root() -> Sequence[str]:
@@ -265,18 +267,6 @@ class Pairs:
         return done
 
 
-SYSFS = """
-mount -t tmpfs none /sys
-mkdir /sys/module
-for n in 0 1; do
-    mkdir -p /sys/devices/system/cpu/cpu$n/topology /sys/devices/system/node/node0/cpu$n
-    echo $n > /sys/devices/system/cpu/cpu$n/topology/core_id
-done
-exec "$@"
-"""
-"""DPDK looks for its cores in sysfs, of which these tests may have none: two cores, for this daemon alone."""
-
-
 def switch(folder: Path, *, queues: int = 1, mode: str = "io") -> Running:
     """DPDK's testpmd without huge pages, with one vhost port; in mode ``io`` it sends back what it receives."""
     assert TESTPMD is not None
@@ -284,7 +274,8 @@ def switch(folder: Path, *, queues: int = 1, mode: str = "io") -> Running:
     eal += ["--vdev", f"net_vhost0,iface={folder / 's'},queues={queues}"]
     own = ["--auto-start", f"--forward-mode={mode}", "--port-topology=loop", f"--rxq={queues}", f"--txq={queues}"]
     own += ["--total-num-mbufs=4096", "--no-mlockall"]
-    return Running(folder, ["sh", "-c", SYSFS, "sh", TESTPMD, *eal, "--", *own], within=as_root())
+    as_root()
+    return Running(folder, [TESTPMD, *eal, "--", *own], within=WITH_CORES)
 
 
 def frames(count: int, first: int) -> list[bytes]:

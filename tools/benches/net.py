@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from lab import cache
+from lab import cache, daemons
 
 import uvirtio
 from benches import plain_net
@@ -168,18 +168,17 @@ def _switch(program: str, mode: str) -> Iterator[str]:
         eal = ["--no-huge", "-m", "128", "--no-pci", "--no-shconf", f"--file-prefix=b{os.getpid()}", "-l", cores]
         eal += ["--vdev", f"net_vhost0,iface={path},queues=1", "--log-level=1"]
         own = ["--auto-start", f"--forward-mode={mode}", "--total-num-mbufs=4096", "--no-mlockall"]
-        child = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", program, *eal, "--", *own],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        words = [*daemons.WITH_CORES, "setpriv", "--pdeathsig", "KILL", program, *eal, "--", *own]
+        log = Path(where) / "log"
+        with log.open("wb") as said:
+            child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=said, stderr=said)
         every = os.sched_getaffinity(0)
         try:
             limit = time.monotonic() + _START
             while not Path(path).exists():
                 if child.poll() is not None or time.monotonic() > limit:
-                    raise _NotStarted(f"{program} made no socket within {_START:g} s")
+                    last = (log.read_text(errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+                    raise _NotStarted(f"{program} made no socket within {_START:g} s: {last}")
                 time.sleep(1e-2)
             os.sched_setaffinity(0, {min(every)})
             yield path

@@ -266,6 +266,7 @@ def _lint(runner: Runner) -> Iterator[tuple[str, Step]]:
         "import-linter": ["lint-imports", "--no-cache"],
     }
     tools["conformance"] = [str(CHECKOUT / "tools/conformance")]
+    tools["faults"] = [str(CHECKOUT / "tools/faults")]
     tools["docs"] = [str(CHECKOUT / "tools/docs")]
     for name, command in tools.items():
         if name == "mypy of tools":

@@ -10,6 +10,7 @@ import atexit
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from math import inf
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -73,6 +74,8 @@ class Device(DeviceState):
         self._kept: list[tuple[DmaSpace, list[Virtqueue]]] = []
         self._give_back: GiveBack | None = None
         self._waiting = WaitLoop(self, transport, options.poll_us / 1e6)
+        self.counters: Counters = self._waiting.counters
+        """Counts since the device was opened: configuration changes, interrupts, interrupt storms."""
         atexit.register(self.close)
         self._say(log.INFO, "opened: %s, %s; %s", self.type, transport.kind, transport.description)
 
@@ -286,10 +289,11 @@ class Device(DeviceState):
             old = queue.ring
             out: list[Any] = old.abandon() if queue.slots is None else list(queue.slots.out())
             old.abandon()
-            self._rings.remove(old)
-            old.close()
+            # The new ring first: so it lies elsewhere, and what comes late all the same does not meet it.
             ring = self._ring_maker().make(queue.spec, transport.queue_layout(queue.index))
             self._rings.append(ring)
+            self._rings.remove(old)
+            old.close()
             # 2.6.1.2.2: all parameters are written again, even those that did not change.
             doorbell = transport.enable_queue(queue.index, ring.size, *ring.addresses)
             queue.replace_ring(ring, doorbell)
@@ -420,10 +424,19 @@ class Device(DeviceState):
             Closed: The device was closed, possibly during the wait.
             UsageError: ``timeout`` is NaN.
         """
-        if timeout is not None:
+        if timeout is not None and not 0.0 <= timeout < inf:
             timeout = self.seconds(timeout)
-        with self.session(timeout):
-            return self._waiting.wait(ready, timeout, what, owed, watch)
+        if self._hurries is not None or not self._made_here[0]:
+            with self.session(timeout):
+                return self._waiting.wait(ready, timeout, what, owed, watch)
+        with self._lock:  # the device's own session, without its calls: a wait is as short as an interrupt
+            if (self.closing or self._broken is not None) and not self.leaving:
+                self._check_usable()
+            try:
+                return self._waiting.wait(ready, timeout, what, owed, watch)
+            except BaseException as error:
+                self._left_by(error)
+                raise
 
     def interrupt(self, reason: BaseException) -> None:
         """Make the wait loop raise ``reason`` at its next iteration. For signal handlers: it only sets a flag.
@@ -467,11 +480,6 @@ class Device(DeviceState):
     def interrupted(self) -> bool:
         """Whether the last look at the events found an interrupt, even one without a cause in the device."""
         return self._waiting.interrupted
-
-    @property
-    def counters(self) -> Counters:
-        """Counts since the device was opened: configuration changes, interrupts, interrupt storms."""
-        return self._waiting.counters
 
     if not TYPE_CHECKING:
 

@@ -31,6 +31,7 @@ from uvirtio.interfaces.recording import Witnesses
 from uvirtio.interfaces.transport import Transport
 from uvirtio.memory.access import require_host
 from uvirtio.memory.clock import clock_of
+from uvirtio.memory.forks import made_here
 from uvirtio.spec import features as f
 from uvirtio.spec import ids
 
@@ -56,7 +57,7 @@ class Session:
 
     def __enter__(self) -> None:
         device = self._device
-        if os.getpid() != device._owner_pid:
+        if not device._made_here[0]:
             device.check_owner()  # before the lock: in a forked child its holder may not exist
         device._lock.acquire()
         try:
@@ -159,6 +160,7 @@ class DeviceState:
         what it raises ends the wait, as the reason given to ``interrupt`` does."""
         self._closed = False
         self._owner_pid = os.getpid()
+        self._made_here = made_here()
         self._lock = threading.RLock()
         self._session = Session(self)
         self._used_by: Session | None = None
@@ -295,7 +297,7 @@ class DeviceState:
         Raises:
             NotSupported: Another one did: this is a forked child.
         """
-        if os.getpid() != self._owner_pid:
+        if not self._made_here[0] and os.getpid() != self._owner_pid:
             raise NotSupported(
                 f"{self.address} was opened by another process",
                 seen=f"pid {os.getpid()}",

@@ -71,6 +71,7 @@ class BaseBurst:
         self._numbers = self.slots * 2
         self._waits = 0
         self._driver, self._device, self._queue = driver, driver.device, queue
+        self._session = driver.session()
         self._size, self._length, self._reads = size, length, reads
 
     def _lay(self, chains: Sequence[Chain]) -> None:
@@ -208,11 +209,11 @@ class BaseBurst:
                 batch = list(islice(wanted, min(len(idle), TURN)))
                 for slot, start in zip(idle, batch, strict=False):
                     where[slot] = start
-                with self._driver.session():
+                with self._session:
                     self._post(idle[: len(batch)], batch)
                 idle = idle[len(batch) :]
                 if not came and self.in_flight:
-                    with self._driver.session():
+                    with self._session:
                         came = self._take() if batch and idle else self._wait(None, POLL)
                 elif not (batch or came):
                     return
@@ -226,16 +227,17 @@ class BaseBurst:
     def _read_ahead(self, wanted: Iterator[int], most: int) -> Iterator[tuple[int, bytes]]:
         """``read`` with at most this many in flight; the other slots have been delivered, or are laid already."""
         where = [0] * self.count
-        device, data, driver = self._device, self._data, self._driver
+        device, data, session = self._device, self._data, self._session
         ring, relay = self._queue.ring, self._queue.relay
         idle, many, more, behind = self.slots[:], min(self.count // 2, self.count - most), True, True
+        turn = min(TURN, many)
         try:
             while True:
                 batch: list[int] = []
                 if more and len(idle) >= many:  # else some are laid; many at a time cost little more than one
                     batch = list(islice(wanted, min(len(idle), max(TURN, most - ring.in_flight))))
                     more = len(batch) > 0
-                with driver.session():
+                with session:
                     if batch:
                         now, idle = idle[: len(batch)], idle[len(batch) :]
                         for slot, start in zip(now, batch, strict=True):
@@ -248,7 +250,7 @@ class BaseBurst:
                     self._waits += 1
                     if not self._waits % LOOK:
                         device.service()
-                    came = relay(LOOKS)  # others are sent before what has come is looked at
+                    came = relay(LOOKS, turn)  # others are sent before what has come is looked at
                     if not came:
                         came = self._await(device.timeout, POLL)
                         self._show(came)

@@ -51,6 +51,11 @@ def directories(roots: Roots) -> list[Path]:
     return [top / name for top in tops]
 
 
+def refcount(module: str, roots: Roots) -> int | None:
+    """How many uses keep a loaded module from being removed; None where it is built in, or not loaded."""
+    return sysfs.number(roots.sys / "module" / module.replace("-", "_") / "refcnt")
+
+
 def presence(module: str, roots: Roots) -> Presence:
     """Whether a module of the running kernel is installed, or built in.
 

@@ -6,7 +6,7 @@ Protocols of their own beside ``Transport``, and are tested with ``isinstance``.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -96,6 +96,10 @@ class Causes:
 
     spurious: bool = False
     """An interrupt was taken, and the device names no cause."""
+
+
+USED = Causes(queues=True)
+"""What most interrupts say: one was taken, for used buffers alone. Transports may return this very object."""
 
 
 class Transport(Protocol):
@@ -243,7 +247,7 @@ class Transport(Protocol):
         """Return the events to wait for: interrupts, and the removal of the device."""
         ...
 
-    def causes(self, fired: Container[int] | None = None) -> Causes:
+    def causes(self, fired: Collection[int] | None = None) -> Causes:
         """Take what is pending, read its cause and rearm. In POLLING mode this reads the interrupt status.
 
         Args:

@@ -291,6 +291,8 @@ SWITCHES: Final = (
            ("blk", "mem", "scsi", "net")),
     Switch("busy", "", "BUSY where it may say so", _of_model("busy", bool), ("mem",)),
     Switch("size-lie", "N", "plugged_size is off by so many bytes", _of_model("size_lie", _signed), ("mem",)),
+    Switch("actual", "N", "what `actual` reads, whatever is written", _of_model("actual_stays", _wide(32)),
+           ("balloon",)),
     Switch("hold", "", "requests are kept", _of_model("hold", bool), ("blk", "balloon", "scsi", "net")),
     Switch("size", "N", "the size of every selection", _of_model("size_lie", _wide(8)), ("input",)),
     Switch("stuck", "SELECT:SUBSEL", "the selection that it always shows", _of_model("stuck", _pair), ("input",)),

@@ -13,7 +13,7 @@ The slots own the whole queue: from then on chains are posted and reaped through
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import NoReturn
 
 from uvirtio.errors import QueueFull, UsageError
@@ -98,13 +98,15 @@ class _Books:
         """Return a number of slots that are used; see ``Slots``."""
         raise NotImplementedError
 
-    def relay(self, looks: int) -> tuple[int, bool]:
-        """Look for used slots, and let the device see others; see ``Slots``."""
+    def relay(self, looks: int, notify: Callable[[], None], goal: int = 1) -> int:
+        """Look for used slots, and let the device see others; see ``Slots``. It returns at the first ones."""
         for _ in range(looks):
             count = self.ready()
             if count:
-                return count, self.show(count)
-        return 0, False
+                if self.show(count):
+                    notify()
+                return count
+        return 0
 
     def _post(self, slots: array[int]) -> bool:
         """Post idle slots, for formats that can only write and show at once; whether a kick is requested."""
@@ -343,11 +345,11 @@ class SplitSlots(_RingBooks):
             self._loose.update(self._elements_of(first, first + count))
         return kick
 
-    def relay(self, looks: int) -> tuple[int, bool]:
+    def relay(self, looks: int, notify: Callable[[], None], goal: int = 1) -> int:
         """Look for used slots, and let the device see others at once; see ``Slots``."""
         ring = self._ring
         first = ring.published
-        found = ring.relay(looks)
+        found = ring.relay(looks, notify, goal)
         if self._loose is not None and ring.published > first:
             self._loose.update(self._elements_of(first, ring.published))
         return found

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn
 
 from uvirtio.errors import UsageError
@@ -472,36 +472,54 @@ class SplitQueue(VirtqueueBase):
             return (new - self._used[self._avail_event] - 1) & 0xFFFF < count
         return not self._used[_FLAGS] & USED_F_NO_NOTIFY
 
-    def relay(self, looks: int) -> tuple[int, bool]:
+    def relay(self, looks: int, notify: Callable[[], None], goal: int = 1) -> int:
         """Look whether chains are used, and at once make as many laid ones visible: the device goes on meanwhile.
 
         Args:
-            looks: How often to look, at most.
+            looks: How often to look for one more, at most.
+            notify: Notifies the device; called where it requests that.
+            goal: Return when as many are used, or nothing is laid any more.
 
         Returns:
-            The number of chains that used.idx announces, and whether the device requests a notification (kick).
+            The number of chains that used.idx announces.
 
         Raises:
-            RingCorruption: It announces more than are in flight; nothing was made visible.
+            RingCorruption: It announces more than are in flight, or fewer than before.
             DeviceBroken: The queue is broken or abandoned.
             Closed: The queue is closed.
         """
         if self.dead:
             self.refuse()
-        used, reaped = self._used, self.reaped & 0xFFFF
-        for _ in range(looks):
-            index = used[_IDX]
-            if index != reaped:
-                break
-        else:
-            return 0, False
-        count, old = (index - reaped) & 0xFFFF, self.published
-        if count > old - self.reaped:
-            self._bad_index(index)
-        more = self._laid - old
-        if more > count:
-            more = count
-        return count, more > 0 and self.show_heads(more)
+        avail, used, order, reaped = self._avail, self._used, self._order, self.reaped
+        count, last = 0, reaped & 0xFFFF
+        while True:
+            for _ in range(looks):
+                index = used[_IDX]
+                if index != last:
+                    break
+            else:
+                return count
+            old, before, last = self.published, count, index
+            count = (index - reaped) & 0xFFFF
+            if not before < count <= old - reaped:
+                self._bad_index(index)
+            more = self._laid - old
+            if more > count - before:
+                more = count - before
+            if more:  # as show_heads
+                if order is not None:
+                    order()  # 2.7.13.3.1
+                self.published = new = old + more
+                avail[_IDX] = new & 0xFFFF
+                self._fence()  # 2.7.13.4.1
+                if (
+                    (new - used[self._avail_event] - 1) & 0xFFFF < more
+                    if self._event_idx
+                    else not used[_FLAGS] & USED_F_NO_NOTIFY
+                ):
+                    notify()
+            if count >= goal or not more:
+                return count
 
     def announced(self) -> int:
         """Return the number of chains that used.idx announces, checked against those in flight.

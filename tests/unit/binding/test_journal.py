@@ -60,6 +60,7 @@ def test_entries_of_another_boot_are_passed_over(fake: FakeSys) -> None:
     assert len(journal.entries(fake.roots, every_boot=True)) == 1
 
 
+@pytest.mark.fault(98)
 @pytest.mark.parametrize("call", ["write", "fsync", "open"])
 def test_a_full_disk_is_an_error_and_leaves_nothing(
     fake: FakeSys, monkeypatch: pytest.MonkeyPatch, call: str

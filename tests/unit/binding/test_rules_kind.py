@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
+
 from tests.fakes.fakesys import FakeSys
 from uvirtio.binding import discover
 from uvirtio.binding.rules import Finding, check
@@ -16,6 +18,7 @@ def told(found: discover.DiscoveredDevice, fake: FakeSys) -> list[Finding]:
     return [one for one in check(found, fake.roots).findings if one.rule == "not-virtio"]
 
 
+@pytest.mark.fault("R12")
 def test_a_type_without_a_name_and_a_function_of_another_kind_are_told(tmp_path: Path) -> None:
     fake = FakeSys(tmp_path)
     fake.pci(AT, "rng", group=7, pci_id=(0x1AF4, 0x107F))

@@ -362,6 +362,7 @@ class Enough(BaseException):
     """Why a diagnosis was interrupted."""
 
 
+@pytest.mark.fault(45)
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode is not InterruptMode.POLLING])
 def test_a_storm_is_a_warning(mode: InterruptMode):
     scripted = ScriptedDevice(Rng())

@@ -223,6 +223,7 @@ class mem_pin:
 # --- refusals -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(70)
 def test_busy_is_waited_out():
     model = Mem(requested=4 * BLOCK)
     model.script.extend([Response.BUSY] * 5)
@@ -232,6 +233,7 @@ def test_busy_is_waited_out():
         assert manager.retries == manager.counts[Response.BUSY] == 5
 
 
+@pytest.mark.fault(70)
 def test_busy_for_ever_has_an_end():
     model = Mem(requested=4 * BLOCK)
     model.busy = True
@@ -242,6 +244,7 @@ def test_busy_for_ever_has_an_end():
         assert mem.device.broken is None and manager.counts[Response.BUSY] > 1
 
 
+@pytest.mark.fault(69)
 def test_a_nack_is_not_repeated_until_the_request_changes():
     model = Mem(requested=4 * BLOCK)
     model.script.append(Response.NACK)
@@ -337,6 +340,7 @@ def test_a_change_without_a_notification_is_seen(monkeypatch):
         )
 
 
+@pytest.mark.fault(75)
 def test_two_changes_while_one_is_worked_on():
     model = Mem(requested=40 * BLOCK)
     changes = iter([10 * BLOCK, 25 * BLOCK])
@@ -352,6 +356,7 @@ def test_two_changes_while_one_is_worked_on():
         assert len(model.plugged) == 25
 
 
+@pytest.mark.fault(54)
 def test_a_storm_of_changes():
     model = Mem()
     with driven(model) as (mem, _):

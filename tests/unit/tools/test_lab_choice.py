@@ -69,7 +69,7 @@ def test_quick_is_lint_the_units_in_halves_and_each_qemu_test_once(noted, capsys
     assert cli_test.main(["--quick"]) == 0
     ran = {words[0]: words[1] for words in noted if isinstance(words, tuple)}
     assert list(ran)[:4] == ["wake-ups", "unit 1 of 2", "unit 2 of 2", "qemu"]
-    assert {"mypy", "conformance", "bench, that it runs"} <= set(ran)
+    assert {"mypy", "conformance", "faults", "bench, that it runs"} <= set(ran)
     assert ran["qemu"] == ["--once", str(selection.TESTS / "qemu")]
     units = [Path(path) for name in list(ran)[:3] for path in ran[name] if not path.startswith("--deselect=")]
     slow = {selection.TESTS / "unit" / name for name in cli_test._NOT_QUICK}

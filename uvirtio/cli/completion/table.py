@@ -80,7 +80,7 @@ VERBS: Final[dict[str, tuple[str, tuple[str, ...], Options]]] = {
     "input led": ("Turn an LED on or off", ("DEV", "LED", "on|off"), {**COMMON, **OPENING, "--hold": ("SECONDS", "Keep the device open for SECONDS")}),
     "mem status": ("Show plugged and requested memory", ("DEV",), {**COMMON, **OPENING}),
     "mem map": ("Show a map of the blocks of the region", ("DEV",), {**COMMON, **OPENING}),
-    "mem plug": ("Plug SIZE more bytes, as far as the host requests them", ("DEV", "SIZE"), {**COMMON, **OPENING, "--unit": ("SIZE", "Plug and unplug in multiples of SIZE (Linux: 128M)")}),
+    "mem plug": ("Plug SIZE more bytes, as far as the host requests them", ("DEV", "SIZE"), {**COMMON, **OPENING, "--unit": ("SIZE", "Plug and unplug in multiples of SIZE (Linux: 128M)"), "--verify": ("", "Write and read each new page, in a child process; the host provides them now")}),
     "mem unplug": ("Unplug SIZE bytes that are not in use", ("DEV", "SIZE"), {**COMMON, **OPENING, "--unit": ("SIZE", "Plug and unplug in multiples of SIZE (Linux: 128M)")}),
     "mem follow": ("Plug and unplug as the host requests, until Ctrl-C. What is plugged then stays plugged", ("DEV",), {**COMMON, **OPENING, "--unit": ("SIZE", "Plug and unplug in multiples of SIZE (Linux: 128M)"), "--limit": ("SIZE", "Never plug more than SIZE"), "--for": ("SECONDS", "Stop after SECONDS"), "--online": ("", "Give plugged memory to Linux itself, and take it back (excludes --unit)")}),
     "mem unplug-all": ("Unplug everything, whoever plugged it; its contents are lost", ("DEV",), {**COMMON, **OPENING}),
@@ -159,7 +159,7 @@ TYPES: Final[dict[str, str]] = {
 RULES: Final[dict[str, str]] = {
     "mounted": "A file system, swap, or anything stacked on a disk of this device",
     "network": "An interface that is up, routed, or part of a bridge, bond or the like",
-    "memory-in-use": "virtio-mem whose plugged memory Linux uses",
+    "memory-in-use": "Memory of virtio-mem or virtio-pmem that Linux uses as its own",
     "balloon-inflated": "The kernel's balloon holds pages; to unbind it is to give them all back at once",
     "console": "A console of the system, a terminal in use, or the port of a guest agent",
     "root-share": "A directory shared by 9p or virtiofs that is mounted",

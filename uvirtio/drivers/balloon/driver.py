@@ -173,6 +173,7 @@ class Balloon(Driver):
         # 5.5.6.3.3, 5.5.6.5.3: without VERSION_1 these two are in the guest's order. (Configuration never is.)
         order: Literal["little", "big"] = "little" if device.has(f.VERSION_1) else sys.byteorder
         self._out: list[_Batch] = []
+        self._reported: int | None = None  # what was written into actual
         self._buffer = device.dma.alloc(_AT_ONCE * _BUFFER)
         self._pages = Pages(device.dma, self._free)
         self._pattern = bytes(4)
@@ -213,7 +214,14 @@ class Balloon(Driver):
     def actual(self) -> int:
         """The size of the balloon as the driver last reported it to the device, in pages (5.5.4)."""
         with self.session():
-            return self.device.read_config(_CONFIG["actual"])[0]
+            return self.check_actual()
+
+    def check_actual(self) -> int:
+        """Read ``actual``, and count it as a finding where it is not what was written; ``held`` stays."""
+        seen = self.device.read_config(_CONFIG["actual"])[0]
+        if self._reported is not None and seen != self._reported:
+            self._finding("actual is not what was written")
+        return seen
 
     @property
     def held(self) -> int:
@@ -263,6 +271,7 @@ class Balloon(Driver):
                 self._pages.check(pages)
             target = self.held + pages
             short = self.grow(lambda: target, timeout, progress, force=force)
+            self.check_actual()
             if short is not None:
                 raise short
         return self.held
@@ -347,6 +356,7 @@ class Balloon(Driver):
                 with self.session(timeout):
                     self._check_reclaim(target)
             self.shrink(lambda: target, timeout, progress)
+            self.check_actual()
         return self.held
 
     def _check_reclaim(self, target: int) -> None:
@@ -547,6 +557,10 @@ class Balloon(Driver):
             if batch.held < before and self.device.has(f.Balloon.PAGE_POISON):
                 batch.chunk.fill(batch.held, before, self._pattern)  # 5.5.6.6.1
         # 5.5.6: after the device has acknowledged, in one 4-byte access; once for all is enough (5.5.6.1).
+        self._write_actual()
+
+    def _write_actual(self) -> None:
+        self._reported = self.held
         self.device.write_config(_CONFIG["actual"], self.held)
 
     def _settle(self) -> None:
@@ -571,7 +585,7 @@ class Balloon(Driver):
                 self.shrink(lambda: 0, None, None)
         for chunk in self._pages.chunks:
             chunk.held = 0  # the host drops the rest at the reset that follows
-        self.device.write_config(_CONFIG["actual"], self.held)
+        self._write_actual()
 
     def close(self) -> None:
         """Deflate everything, ``actual`` = 0, reset, and only then free the pages; idempotent."""

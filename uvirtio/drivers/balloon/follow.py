@@ -64,6 +64,10 @@ class Followed(Protocol):
         """Answer the host, as far as that is possible without waiting."""
         ...
 
+    def check_actual(self) -> int:
+        """Read ``actual``, and count it as a finding where it is not what was written."""
+        ...
+
 
 class Follower:
     """One call of ``Balloon.follow`` or ``Balloon.hold``."""
@@ -119,6 +123,7 @@ class Follower:
         while True:
             seen, held = self._device.counters.config_changes, self._balloon.held
             met = self._approach()
+            self._balloon.check_actual()
             now = self._device.clock.monotonic()
             if self._balloon.held != held:
                 quiet_since = now

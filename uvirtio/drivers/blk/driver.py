@@ -27,6 +27,8 @@ DEPTH = 32
 REQUEST_SIZE = 32 << 10
 """Bytes of data of one request, by default; longer reads and writes are several requests."""
 
+_IN = spec.Request.IN
+
 _LIMITED = {
     spec.Request.DISCARD: (f.Blk.DISCARD, "discard"),
     spec.Request.WRITE_ZEROES: (f.Blk.WRITE_ZEROES, "write_zeroes"),
@@ -116,16 +118,17 @@ class Blk(Disk):
             DeviceTimeout: A request did not complete in time.
             ProtocolError: A status is invalid.
         """
-        with self.session():
-            self.check_range(sector, sectors)
-            requests = self._requests
-            if 0 < sectors * SECTOR_SIZE <= requests.request_size:
-                return requests.call(spec.Request.IN, sector, sectors, room=sectors * SECTOR_SIZE, timeout=timeout)
+        requests, room = self._requests, sectors * SECTOR_SIZE
+        with self._session:
+            if sector < 0 or sectors < 0 or sector + sectors > self.known_capacity:
+                self.check_range(sector, sectors)
+            if 0 < room <= requests.request_size:
+                return requests.call(_IN, sector, sectors, room=room, timeout=timeout)
             out: list[Request] = []
             for first, count in self._pieces(sector, sectors):
                 room = count * SECTOR_SIZE
                 out.append(self._send(out, spec.Request.IN, first, count, room=room, timeout=timeout))
-            return b"".join(self._requests.results(out, timeout))
+            return b"".join(requests.results(out, timeout))
 
     def write(self, sector: int, data: bytes | bytearray | memoryview, *, timeout: float | None = None) -> None:
         """Write whole sectors. They survive a power failure after ``flush()`` (see ``write_cache``).
@@ -330,10 +333,12 @@ class Blk(Disk):
             DeviceTimeout: No request completed in time to free a slot.
             ProtocolError: A request that completed meanwhile has an invalid status.
         """
-        with self.session():
-            self.check_range(sector, sectors)
-            room = self._one_request(sectors)
-            return self._requests.submit(spec.Request.IN, sector, sectors, room=room, queue=queue, kick=kick)
+        requests, room = self._requests, sectors * SECTOR_SIZE
+        with self._session:
+            if sector < 0 or not 0 < room <= requests.request_size or sector + sectors > self.known_capacity:
+                self.check_range(sector, sectors)
+                self._one_request(sectors)
+            return requests.submit(_IN, sector, sectors, room=room, queue=queue, kick=kick)
 
     def submit_write(
         self,

@@ -363,12 +363,8 @@ class Bridge:
             # An end whose frames the card does not take now would end every sleep at once.
             watch = [] if self._back else [self._end.fileno()]
             pause = _PAUSE if held else left
-            device.wait(
-                self._moved,
-                timeout=pause if left is None or pause is None else min(pause, left),
-                what="a frame",
-                owed=False,
-                watch=watch,
+            self._net._wait_for_frames(
+                self._moved, pause if left is None or pause is None else min(pause, left), watch
             )
         return True
 

@@ -303,9 +303,18 @@ class Net(Card):
         with self.session():
             return any(receiver.waits() for receiver in self._receivers)
 
-    def _wait_for_frames(self, ready: Callable[[], bool], timeout: float | None) -> bool:
+    def _wait_for_frames(
+        self, ready: Callable[[], bool], timeout: float | None, watch: Sequence[int] = ()
+    ) -> bool:
+        """``Device.wait`` with the interrupts of the receive queues, which are suppressed otherwise."""
         with self.session():
-            return self.device.wait(ready, timeout=timeout, what="a frame", owed=False)
+            for receiver in self._receivers:
+                receiver.listen(True)
+            try:
+                return self.device.wait(ready, timeout=timeout, what="a frame", owed=False, watch=watch)
+            finally:
+                for receiver in self._receivers:
+                    receiver.listen(False)
 
     def frames(self, *, timeout: float | None = None) -> Iterator[Frame]:
         """Iterate over frames; ends after ``timeout`` seconds without one (None: never)."""
