@@ -67,8 +67,3 @@ def counts_twice(device):
         before(data)
 
     around(device.model, "_taken", taken)
-
-
-@MUTANTS.of("D-VSK-07")
-def takes_any_type(device):
-    tells(device, lambda op: Op.RESPONSE if op == Op.RST else op)
