@@ -28,14 +28,13 @@ from uvirtio.spec.iommu import Status
 class Asked:
     """One request of a probe."""
 
+    queue = 0
     features = 0
     sample: ClassVar[Ask]
     """The request, as far as it is the same for all devices of the type."""
 
-    @property
-    def queue(self) -> int:
-        """The queue that takes it."""
-        return self.sample.queue
+    def __init_subclass__(cls) -> None:
+        cls.queue = cls.sample.queue
 
     def ask(self, t: Steps) -> Ask:
         """The request to this device.

@@ -27,13 +27,10 @@ _INQUIRY_SIZE: Final = 36
 class Exchange(Protocol):
     """The good request of one device type."""
 
+    queue: int
+    """The queue that takes it."""
     features: int
     """Feature bits of the type that it needs, where they are offered."""
-
-    @property
-    def queue(self) -> int:
-        """The queue that takes it."""
-        ...
 
     def elements(self, t: Steps) -> Elements:
         """The buffers of one request, readable ones first.
@@ -226,7 +223,14 @@ EXCHANGES: Final[Mapping[str, type[Exchange]]] = {
 }
 """By type name. Of other types the canary brings the device up, and the rows that need traffic are left out."""
 
-SPOILT: Final = frozenset({"rng", "blk", "mem", "input", "balloon", "scsi"})
-"""Types whose rings are made wrong on purpose (docs/conform.md); those of the others are not."""
-NOTIFIED_WRONGLY: Final = SPOILT | {"net"}
+READ_ONLY: Final = frozenset({"input", "balloon", "console", "vsock"})
+"""Types whose good request has no writable buffer."""
+SERVED: Final = frozenset(EXCHANGES)
+"""Types that have a good request."""
+WRITTEN: Final = SERVED - READ_ONLY
+"""Types whose good request has a writable buffer."""
+FAULTS: Final = frozenset({"rng", "blk", "mem", "input", "balloon", "scsi"})
+"""Types whose rings are made wrong on purpose; those of network devices and of types without a driver are not
+(docs/conform.md)."""
+NOTIFIED_WRONGLY: Final = FAULTS | {"net"}
 """Types that are asked for notifications which a driver may not ask for, and given flags that a device ignores."""

@@ -188,7 +188,7 @@ class BaseRequestQueues(Generic[Q, R]):
             UsageError: Bursts have taken all queues.
             Closed: The driver was closed.
         """
-        with self._driver.session():
+        with self._driver.session(timeout):
             left = None if requests is None else [one for one in requests if not one.done]
             alone = left is None or len(left) == self.in_flight
             if alone and not self._skipping:

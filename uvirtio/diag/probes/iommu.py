@@ -80,7 +80,7 @@ def probe(endpoint: int, size: int, *expected: Status) -> Ask:
 
 
 def properties(data: bytes) -> tuple[list[tuple[int, bytes]], str | None]:
-    """The properties of an endpoint, as type and value, up to one of type 0; and what is wrong with the next.
+    """An endpoint's properties, as type and value, up to the first of type 0; and what is wrong with the next.
 
     Args:
         data: What PROBE has written.
