@@ -48,7 +48,14 @@ def emergency_at_any_time(t: Trial) -> Outcome:
     return None
 
 
-@AREA.row("D-CON-02", "5.3.5.1", "SHOULD", "The low byte of emerg_wr comes out at the host.", needs=_HOST)
+@AREA.row(
+    "D-CON-02",
+    "5.3.5.1",
+    "SHOULD",
+    "The low byte of emerg_wr comes out at the host.",
+    needs=_HOST,
+    witness="host",
+)
 def emergency_comes_out(t: Trial) -> Outcome:
     """A character is written before the device is brought up, and the other end of port 0 is read."""
     t.need_feature(f.Console.EMERG_WRITE)
@@ -124,6 +131,7 @@ def ports_are_added_once(t: Trial) -> Outcome:
     "No DEVICE_REMOVE of a port that was not added.",
     severity=Severity.SILENT,
     needs=_HOST,
+    witness="host",
 )
 def what_is_removed_was_added(t: Trial) -> Outcome:
     """A port comes and goes while the device runs, and the messages are collected."""

@@ -129,6 +129,7 @@ def errors(t: Trial) -> Outcome:
     "A request with FENCE is done when it comes back.",
     severity=Severity.SILENT,
     needs=_HOST,
+    witness="host",
 )
 def fences_are_kept(t: Trial) -> Outcome:
     """A picture is transferred and flushed with FENCE, and the screen shows it when that has come back."""
@@ -162,6 +163,7 @@ def fences_are_kept(t: Trial) -> Outcome:
     "events_clear clears the events that are written to it, and no others.",
     severity=Severity.SILENT,
     needs=_HOST,
+    witness="host",
 )
 def events_are_cleared(t: Trial) -> Outcome:
     """The display gets another size; another bit is written, then that of the event."""
