@@ -30,6 +30,12 @@ LOOKS = 500
 TURN = 16
 """Reads that ``read`` sends and delivers at once, at most: the device works while the caller processes them."""
 
+RELAYED = 8
+"""Reads that ``read`` with fewer out than slots replaces by others before it checks and delivers them, at most.
+
+More, and a device with 32 of them is done with the rest and asleep before they are delivered.
+"""
+
 POLL = 50e-6
 """Seconds to poll the ring before waiting for an interrupt."""
 
@@ -229,7 +235,7 @@ class BaseBurst:
         device, data, session = self._device, self._data, self._session
         ring, relay = self._queue.ring, self._queue.relay
         idle, many, more, behind = self.slots[:], min(self.count // 2, self.count - most), True, True
-        turn = min(TURN, many)
+        turn = min(RELAYED, many)
         try:
             while True:
                 batch: list[int] = []

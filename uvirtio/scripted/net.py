@@ -15,6 +15,7 @@ import struct
 from typing import NamedTuple
 
 from uvirtio.scripted.model import Model
+from uvirtio.scripted.net_commands import LaterCommands, inner
 from uvirtio.scripted.ring import Chain
 from uvirtio.spec import features as f
 from uvirtio.spec import net as spec
@@ -32,8 +33,8 @@ FEATURES = f.mask(
     *(_N.MAC, _N.STATUS, _N.MRG_RXBUF, _N.CTRL_VQ, _N.CTRL_RX, _N.CTRL_RX_EXTRA, _N.CTRL_VLAN),
     *(_N.GUEST_ANNOUNCE, _N.CTRL_MAC_ADDR),
 )
-_RSS_CONFIG = 1
 _HASH_IPV4 = 1
+_IPIP, _IN_IP = 1 << 7, 4
 _CONTROL_NEEDS = {
     Control.RX: _N.CTRL_RX,
     Control.MAC: _N.CTRL_RX,
@@ -41,7 +42,12 @@ _CONTROL_NEEDS = {
     Control.ANNOUNCE: _N.GUEST_ANNOUNCE,
     Control.MQ: _N.MQ,
     Control.GUEST_OFFLOADS: _N.CTRL_GUEST_OFFLOADS,
+    Control.NOTF_COAL: _N.VQ_NOTF_COAL,
+    Control.HASH_TUNNEL: _N.HASH_TUNNEL,
+    Control.STATS: _N.DEVICE_STATS,
+    Control.RSS_CONTEXT: _N.RSS_CONTEXT,
 }
+_LATER = frozenset({Control.NOTF_COAL, Control.HASH_TUNNEL, Control.STATS, Control.RSS_CONTEXT})
 
 
 class Command(NamedTuple):
@@ -66,6 +72,7 @@ class Net(Model):
         queue_size: int = 64,
         mac: bytes = MAC,
         config_length: int = 24,
+        tunnel_types: int = 0,
         **fields: int,
     ) -> None:
         super().__init__()
@@ -85,6 +92,9 @@ class Net(Model):
         for name, value in told.items():
             if FIELDS[name].end <= config_length:
                 self.put(name, value)
+        # supported_tunnel_types, behind the fields that have names here (5.1.4).
+        self.config[24:28] = struct.pack("<I", tunnel_types)[: max(0, config_length - 24)]
+        self.later = LaterCommands(pairs, tunnel_types, lambda: self.control_queue)
         self.sent: list[bytes] = []
         """Frames that came from the driver."""
         self.headers: list[bytes] = []
@@ -121,6 +131,11 @@ class Net(Model):
         """As QEMU has it: only with MQ are there more than the queues of one pair, and the control queue."""
         return count if self.has(_N.MQ) or self.has(_N.RSS) else min(count, spec.CONTROLQ + 1)
 
+    @property
+    def control_queue(self) -> int:
+        """Where the control queue is (5.1.2)."""
+        return 2 * self.pairs if self.has(_N.MQ) or self.has(_N.RSS) else spec.CONTROLQ
+
     def reset(self) -> None:
         """The device was reset: it has no buffers."""
         self.buffers.clear()
@@ -130,6 +145,7 @@ class Net(Model):
         self.promiscuous, self.all_groups = True, False
         self.vlans.clear()
         self.rss = None
+        self.later.reset()
 
     def queue_reset(self, queue: int) -> None:
         """One queue was reset."""
@@ -146,7 +162,7 @@ class Net(Model):
 
     def handle(self, queue: int, chain: Chain) -> int | None:
         """Keep a receive buffer, send a frame, or carry out a command."""
-        if queue == (2 * self.pairs if self.has(_N.MQ) or self.has(_N.RSS) else spec.CONTROLQ):
+        if queue == self.control_queue:
             return self._control(chain)
         if queue % 2 == spec.RECEIVEQ:
             check = self.device.check
@@ -205,17 +221,22 @@ class Net(Model):
         data = chain.data()
         kind, command = data[0], data[1]
         check("NET-L06", lengths[0] == spec.CONTROL_HEADER_SIZE, f"the command's first element is {lengths[0]}")
-        check("NET-L09", [one.length for one in chain.writable] == [1], "the answer is no element of one byte")
+        later = kind in _LATER  # these may have a result behind the answer
+        room = [one.length for one in chain.writable]
+        check("NET-L09", room == [1] or (later and bool(room)), "the answer is no element of one byte")
         table = (kind, command) == (Control.MAC, spec.MAC_TABLE_SET)
         name, most = ("NET-L08", 2) if table else ("NET-L07", 1)
         check(name, len(lengths) - 1 <= most, f"elements of {lengths} bytes")
         self.commands.append(Command(kind, command, data[2:]))
         needed = _CONTROL_NEEDS.get(Control(kind)) if kind in set(Control) else None
-        if (kind, command) == (Control.MQ, _RSS_CONFIG):
+        if (kind, command) == (Control.MQ, spec.MQ_RSS_CONFIG):
             needed = _N.RSS
         known = needed is not None and self.has(needed)
         names = {int(Control.RX): "NET-38", int(Control.MAC): "NET-40"}
         check(names.get(kind, "NET-CTRL"), known, f"class {kind}")
+        if known and later and self.ack is None:
+            result = self.later.carry_out(Control(kind), command, data[2:])
+            return chain.fill(b"\x01" if result is None else b"\0" + result)
         done = known and self._carry_out(Control(kind), command, data[2:])
         answer = (0 if done else 1) if self.ack is None else self.ack
         return chain.fill(bytes([answer]))
@@ -245,7 +266,7 @@ class Net(Model):
             tag = int.from_bytes(data, "little")
             (self.vlans.add if command == spec.VLAN_ADD else self.vlans.discard)(tag)
             return True
-        if kind is Control.MQ and command == _RSS_CONFIG:
+        if kind is Control.MQ and command == spec.MQ_RSS_CONFIG:
             self.rss = Rss.of(data)
             return True
         if kind is Control.ANNOUNCE:
@@ -280,7 +301,8 @@ class Net(Model):
             frame: From its first address on.
         """
         if self.rss is not None:
-            return 2 * self.rss.pair(frame)
+            tunnel = self.later.tunnels & _IPIP and frame[12:14] == b"\x08\0" and frame[23] == _IN_IP
+            return 2 * self.rss.pair(inner(frame) if tunnel else frame)
         return 2 * (frame[11] % self.used_pairs)
 
     def arrive(self, frame: bytes) -> None:

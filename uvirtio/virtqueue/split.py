@@ -514,33 +514,36 @@ class SplitQueue(VirtqueueBase):
         """
         if self.dead:
             self.refuse()
-        avail, used, order, reaped = self._avail, self._used, self._order, self.reaped
+        # Between the look that finds something and the kick nothing is done that could be done before.
+        avail, used, fence, order = self._avail, self._used, self._fence, self._order
+        event = self._avail_event if self._event_idx else 0
+        reaped, old, laid = self.reaped, self.published, self._laid
         count, last = 0, reaped & 0xFFFF
         while True:
+            index, step = (
+                last,
+                (old - reaped - count) >> 3,
+            )  # of many in flight several go together, which is cheaper
             for _ in range(looks):
                 index = used[_IDX]
-                if index != last:
+                if index != last and (not step or (index - last) & 0xFFFF >= step):
                     break
             else:
-                return count
-            old, before, last = self.published, count, index
-            count = (index - reaped) & 0xFFFF
-            if not before < count <= old - reaped:
+                if index == last:
+                    return count
+            more, last, count = count, index, (index - reaped) & 0xFFFF
+            if not more < count <= old - reaped:
                 self._bad_index(index)
-            more = self._laid - old
-            if more > count - before:
-                more = count - before
+            more = count - more
+            if more > laid - old:
+                more = laid - old
             if more:  # as show_heads
                 if order is not None:
                     order()  # 2.7.13.3.1
-                self.published = new = old + more
-                avail[_IDX] = new & 0xFFFF
-                self._fence()  # 2.7.13.4.1
-                if (
-                    (new - used[self._avail_event] - 1) & 0xFFFF < more
-                    if self._event_idx
-                    else not used[_FLAGS] & USED_F_NO_NOTIFY
-                ):
+                self.published = old = old + more
+                avail[_IDX] = old & 0xFFFF
+                fence()  # 2.7.13.4.1
+                if (old - used[event] - 1) & 0xFFFF < more if event else not used[_FLAGS] & USED_F_NO_NOTIFY:
                     notify()
             if count >= goal or not more:
                 return count

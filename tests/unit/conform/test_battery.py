@@ -92,6 +92,12 @@ def test_a_scripted_device_of_any_type_keeps_what_no_driver_may_write(device):
     assert report.counts == {"pass": 1}, report.results
 
 
+def test_what_is_seen_from_outside_of_a_card_is_done_with_consent_alone():
+    rows = [battery.find(ident) for ident in ("D-NET-16", "D-NET-17", "D-COM-06")]
+    report = run(build("scripted:net"), rows=rows, pace=PACE)
+    assert report.counts == {"skip": 3} and all("--host" in one.seen for one in report.results)
+
+
 def test_the_example_of_the_page_holds():
     page = (Path(uvirtio.__file__).parents[1] / "docs" / "conform.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}

@@ -485,6 +485,7 @@ def generation_of_a_request(t: Trial) -> Outcome:
 
     if t.type == "net":
         t.need_feature(f.Net.MAC)
+        t.need(t.consent.host, "another MAC address is seen from outside, which needs --host")
         lane = controlq(t, f.Net.CTRL_MAC_ADDR)
         changes(
             lambda: t.config_field(net.CONFIG, "mac"),

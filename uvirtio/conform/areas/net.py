@@ -40,7 +40,6 @@ _UNKNOWN_CLASS: Final = 0x7F
 _SMALL: Final = 256
 _GROUP: Final = bytes.fromhex("0300000000fb")
 _TAGS: Final = (1, 0x123, 0xFFE)
-_RSS_CONFIG: Final = 1  # a command of the class MQ (5.1.9.5.7)
 _IPV4: Final = 1  # of the hash types
 _TABLE: Final = 128
 _KEY: Final = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa")
@@ -266,7 +265,12 @@ def plain_header(t: Trial) -> Outcome:
 
 
 @AREA.row(
-    "D-NET-16", "5.1.9.5.1.1", "MUST", "The commands for promiscuous and all-multicast work.", witness="host"
+    "D-NET-16",
+    "5.1.9.5.1.1",
+    "MUST",
+    "The commands for promiscuous and all-multicast work.",
+    needs=_HOST,
+    witness="host",
 )
 def receive_modes(t: Trial) -> Outcome:
     """Each is turned on and off, and the host shows whether it is promiscuous, where it does."""
@@ -285,6 +289,7 @@ def receive_modes(t: Trial) -> Outcome:
     "MUST",
     "MAC_ADDR_SET shows in the configuration before the command is used.",
     severity=Severity.SILENT,
+    needs=_HOST,
     witness="host",
 )
 def address_shows(t: Trial) -> Outcome:
@@ -441,7 +446,7 @@ def hashed(t: Trial) -> Outcome:
             for hit in (True, False):
                 cable = Cable(t, also=f.mask(_N.RSS), pairs=2, control=True)
                 data = _rss((value + (not hit)) % _TABLE)
-                done(t, cable.control, Control.MQ, _RSS_CONFIG, data, "RSS_CONFIG")
+                done(t, cable.control, Control.MQ, net.MQ_RSS_CONFIG, data, "RSS_CONFIG")
                 head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 46, 1, 0, 64, 0xFD, 0, bytes(source), bytes(to))
                 packet = cable.mac + PEER + b"\x08\0" + head + bytes(26)
                 for frame, queue in ((packet, 2 * hit), (_frame(cable.mac), 2)):
