@@ -10,8 +10,6 @@ everything else, ``publish`` stores those flags, one for each list, after one or
 
 from __future__ import annotations
 
-import struct
-from array import array
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
@@ -72,7 +70,12 @@ class PackedQueue(VirtqueueBase):
 
         self._by_number = [0] * size if self._in_order else []
         """With IN_ORDER: the id of each list, by its number modulo the size."""
-        self._fixed: list[tuple[int, int]] = []
+        self.bytes = self._desc
+        """With fixed chains: the ring as bytes."""
+
+        self.fixed: list[tuple[int, int]] = []
+        """Of each fixed chain: the two halves of its descriptor, without the flags that tell the laps apart."""
+
         self._marks = False
         """The device has set WRITE in a used slot: it implements the bit."""
 
@@ -107,7 +110,7 @@ class PackedQueue(VirtqueueBase):
     @property
     def free(self) -> int:
         """Number of free descriptors."""
-        return 0 if self._fixed else self.size - (self._next_slot - self.slots_reaped)
+        return 0 if self.fixed else self.size - (self._next_slot - self.slots_reaped)
 
     @property
     def kick_data(self) -> int:
@@ -399,50 +402,12 @@ class PackedQueue(VirtqueueBase):
             else:
                 (address, length), flags = writable[0], ring.DESC_F_WRITE
             laid.append((address, length | ident << _ID_SHIFT | flags << _FLAGS_SHIFT))
-        self._fixed = laid
-        self._bytes = self._desc.cast("B")
-        self._views.insert(0, self._bytes)
+        self.fixed = laid
+        self.bytes = self._desc.cast("B")
+        self._views.insert(0, self.bytes)
         self._hand_over()
         self.slots_reaped = self._next_slot
         return True
-
-    def slot_descriptors(self, wrap: int) -> bytes:
-        """Return the descriptors of all fixed chains as they are published with this wrap counter."""
-        shown = (PACKED_DESC_F_AVAIL if wrap else PACKED_DESC_F_USED) << _FLAGS_SHIFT
-        return b"".join(struct.pack("<QQ", address, word | shown) for address, word in self._fixed)
-
-    def publish_slots(self, first: bytes | bytearray, over: bytes | bytearray, count: int) -> bool:
-        """Publish descriptors of idle fixed chains.
-
-        Args:
-            first: The descriptors up to the ring's end.
-            over: The descriptors that continue at the ring's start.
-            count: Number of descriptors in both.
-
-        Returns:
-            Whether the device requests a notification (kick).
-
-        Raises:
-            DeviceBroken: The queue is broken or abandoned.
-            Closed: The queue is closed.
-        """
-        if self.dead:
-            self.refuse()
-        old = self._next_slot
-        lap, place = divmod(old, self.size)
-        address, word = struct.unpack_from("<QQ", first)
-        shown = word >> _FLAGS_SHIFT
-        hidden = shown & ~_AVAIL_OR_USED | (_AVAIL_OR_USED if lap & 1 else 0)
-        self._desc[2 * place] = address
-        self._desc[2 * place + 1] = word & ~(0xFFFF << _FLAGS_SHIFT) | hidden << _FLAGS_SHIFT
-        if len(first) > DESC_SIZE:
-            self._bytes[DESC_SIZE * (place + 1) : DESC_SIZE * place + len(first)] = first[DESC_SIZE:]
-        if over:
-            self._bytes[: len(over)] = over
-        self._next_slot = old + count
-        self._laid += count
-        self._heads.append((place, shown))
-        return self._show()
 
     def used_slots(self, hint: int) -> int:
         """Return how many of the slots in flight are used, followed by an ordering fence.
@@ -487,10 +452,6 @@ class PackedQueue(VirtqueueBase):
             expected="slots used in their order (2.8.1)",
             about="used-idx",
         )
-
-    def slot_words(self, at: int, count: int) -> array[int]:
-        """Return a private copy of length, id and flags of ``count`` slots from place ``at`` on."""
-        return array("Q", bytes(self._bytes[DESC_SIZE * at : DESC_SIZE * (at + count)]))[1::2]
 
     def took(self, count: int, hint: int) -> int:
         """Count ``count`` slots as reaped; with EVENT_IDX request the next interrupt.

@@ -10,7 +10,6 @@ chains one index store and one fence.
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
@@ -405,12 +404,11 @@ class SplitQueue(VirtqueueBase):
         self._views.insert(0, view)
         return view
 
-    def publish_heads(self, heads: array[int], count: int) -> bool:
-        """Publish chains of fixed slots: one copy (two across the ring's end), then as ``publish``.
+    def show_heads(self, count: int) -> bool:
+        """Make the first ``count`` chains of fixed slots visible that are in the ring and were not shown.
 
         Args:
-            heads: Their heads, all idle.
-            count: The length of ``heads``.
+            count: At most as many as were added.
 
         Returns:
             Whether the device requests a notification (kick).
@@ -419,48 +417,6 @@ class SplitQueue(VirtqueueBase):
             DeviceBroken: The queue is broken or abandoned.
             Closed: The queue is closed.
         """
-        if self.dead:
-            self.refuse()
-        avail = self._avail
-        old = self._laid
-        at = old & self._mask
-        end = at + count
-        if end <= self.size:
-            avail[_RING + at : _RING + end] = heads
-        else:
-            fits = self.size - at
-            avail[_RING + at : _RING + self.size] = heads[:fits]
-            avail[_RING : _RING + count - fits] = heads[fits:]
-        if self._order is not None:
-            self._order()  # 2.7.13.3.1
-        self._laid = self.published = new = old + count
-        avail[_IDX] = new & 0xFFFF
-        self._fence()  # 2.7.13.4.1
-        if self._event_idx:
-            return (new - self._used[self._avail_event] - 1) & 0xFFFF < count
-        return not self._used[_FLAGS] & USED_F_NO_NOTIFY
-
-    def lay_heads(self, heads: array[int], count: int) -> None:
-        """Write chains of fixed slots into the ring, where the device does not look before ``show_heads``.
-
-        Args:
-            heads: Their heads, all idle.
-            count: The length of ``heads``.
-
-        Raises:
-            DeviceBroken: The queue is broken or abandoned.
-            Closed: The queue is closed.
-        """
-        if self.dead:
-            self.refuse()
-        at = self._laid & self._mask
-        fits = min(count, self.size - at)
-        self._avail[_RING + at : _RING + at + fits] = heads[:fits]
-        self._avail[_RING : _RING + count - fits] = heads[fits:]
-        self._laid += count
-
-    def show_heads(self, count: int) -> bool:
-        """Make the first ``count`` chains visible that were laid and not shown; otherwise as ``publish_heads``."""
         if self.dead:
             self.refuse()
         if self._order is not None:
