@@ -5,6 +5,7 @@ The device cannot access that record, so whatever it writes is compared with it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar
@@ -22,6 +23,9 @@ INDIRECT_ENTRIES = 16
 
 InFlight = tuple[Any, int, Any, int]
 """The record of a chain: cookie, bytes the device may write, its place in the ring, its number."""
+
+NOT_OUT: InFlight = (None, 0, None, sys.maxsize)
+"""What stands for a chain that is not in flight: its number is beyond all that were published."""
 
 
 @dataclass(frozen=True, slots=True)

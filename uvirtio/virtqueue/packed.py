@@ -26,8 +26,8 @@ from uvirtio.spec.ring import (
     PACKED_EVENT_ENABLE,
 )
 from uvirtio.virtqueue import Completion, SgEntry
-from uvirtio.virtqueue.base import INDIRECT_ENTRIES, RingOptions, VirtqueueBase, allocate_queue, watched
-from uvirtio.virtqueue.chain import ADDRESS_LIMIT, MAX_LENGTH, measure
+from uvirtio.virtqueue.base import INDIRECT_ENTRIES, NOT_OUT, RingOptions, VirtqueueBase, allocate_queue, watched
+from uvirtio.virtqueue.chain import MAX_LENGTH, SAFE_ADDRESS, measure
 
 # Places in the second 64-bit word of a descriptor: length in bits 0..31, id in 32..47, flags in 48..63.
 _ID_SHIFT = 32
@@ -37,6 +37,12 @@ _FLAGS_SHIFT = 48
 _OFF_WRAP, _FLAGS = 0, 1
 
 _AVAIL_OR_USED = PACKED_DESC_F_AVAIL | PACKED_DESC_F_USED
+
+# Turned over in a slot that is available, this bit makes it look like a slot of the lap before (2.8.1).
+_AVAIL = PACKED_DESC_F_AVAIL << _FLAGS_SHIFT
+_USED = PACKED_DESC_F_USED << _FLAGS_SHIFT
+_WRITE = ring.DESC_F_WRITE << _FLAGS_SHIFT
+_INDIRECT = ring.DESC_F_INDIRECT << _FLAGS_SHIFT
 
 
 class PackedQueue(VirtqueueBase):
@@ -65,8 +71,8 @@ class PackedQueue(VirtqueueBase):
         self._ids = list(range(size - 1, -1, -1))
         """Free buffer ids, a stack: an id names a list while it is in flight, and says nothing of its place."""
 
-        self._heads: list[tuple[int, int]] = []
-        """Of each list that was added and not published: its first slot, and the flags that make it visible."""
+        self._hidden: tuple[int, int] | None = None
+        """The first of the lists that were added and not published: its place, and the flags that show it."""
 
         self._by_number = [0] * size if self._in_order else []
         """With IN_ORDER: the id of each list, by its number modulo the size."""
@@ -128,16 +134,12 @@ class PackedQueue(VirtqueueBase):
         """Write one descriptor list into the ring; see ``Virtqueue``."""
         if self._shut:
             self.refuse()
-        count = len(readable) + len(writable)
-        size = self.size
-        first = self._next_slot
+        size, first = self.size, self._next_slot
         free = size - (first - self.slots_reaped)
-        lap, place = divmod(first, size)
-        # The first slot's own flags wait: until publish it looks like a slot of the lap before (2.8.1).
-        if lap & 1:
-            shown, hidden = PACKED_DESC_F_USED, _AVAIL_OR_USED << _FLAGS_SHIFT
-        else:
-            shown, hidden = PACKED_DESC_F_AVAIL, 0
+        place, word = first % (2 * size), _AVAIL
+        if place >= size:  # every second lap has the wrap counter 0
+            place, word = place - size, _USED
+        count = len(readable) + len(writable)
         slots = 1
         if count == 1:
             # The most frequent list, so without a loop.
@@ -147,8 +149,8 @@ class PackedQueue(VirtqueueBase):
             else:
                 address, length = writable[0]
                 room = length
-                shown |= ring.DESC_F_WRITE
-            if not (0 < length <= MAX_LENGTH and 0 <= address <= ADDRESS_LIMIT - length):
+                word |= _WRITE
+            if not (0 < length <= MAX_LENGTH and 0 <= address <= SAFE_ADDRESS):
                 measure(readable, writable, size)
             if not free:
                 raise self._full(1, 0)
@@ -164,14 +166,18 @@ class PackedQueue(VirtqueueBase):
             if indirect:
                 self._fill_table(ident, readable, writable)
                 address, length = self._tables[ident], count * DESC_SIZE
-                shown |= ring.DESC_F_INDIRECT
+                word |= _INDIRECT
         if slots == 1:
+            word |= ident << _ID_SHIFT | length
+            if self._hidden is None:
+                self._hidden = place, word >> _FLAGS_SHIFT
+                word ^= _AVAIL
             desc = self._desc
-            desc[2 * place] = address
-            desc[2 * place + 1] = length | ident << _ID_SHIFT | hidden
+            place += place
+            desc[place] = address
+            desc[place + 1] = word
         else:
-            shown |= self._fill_list(first, ident, readable, writable, hidden)
-        self._heads.append((place, shown))
+            self._fill_list(first, ident, readable, writable)
         number = self._laid
         self._out[ident] = (cookie, room, slots, number)
         if self._in_order:
@@ -179,27 +185,31 @@ class PackedQueue(VirtqueueBase):
         self._next_slot = first + slots
         self._laid = number + 1
 
-    def _fill_list(
-        self, first: int, ident: int, readable: Sequence[SgEntry], writable: Sequence[SgEntry], hidden: int
-    ) -> int:
-        """Write all slots of a list, with the flags of all but the first; returns more flags for the first."""
+    def _fill_list(self, slot: int, ident: int, readable: Sequence[SgEntry], writable: Sequence[SgEntry]) -> None:
+        """Write all slots of a list, the first one last (2.8.17).
+
+        The first slot of all that is not published keeps the flags of the lap before: no device looks behind it.
+        """
         desc, size = self._desc, self.size
-        last = first + len(readable) + len(writable) - 1
-        beside = 0
-        slot = first
+        first, last = slot, slot + len(readable) + len(writable) - 1
+        head = 0
         for write, runs in ((0, readable), (ring.DESC_F_WRITE, writable)):
             for address, length in runs:
                 place = slot % size
                 flags = write if slot == last else write | ring.DESC_F_NEXT
-                if slot == first:
-                    beside, word = flags, hidden
-                else:
-                    avail = PACKED_DESC_F_USED if slot // size & 1 else PACKED_DESC_F_AVAIL
-                    word = (flags | avail) << _FLAGS_SHIFT
+                flags |= PACKED_DESC_F_USED if slot // size & 1 else PACKED_DESC_F_AVAIL
+                word = length | ident << _ID_SHIFT | flags << _FLAGS_SHIFT  # 2.8.6: the last slot's id counts
                 desc[2 * place] = address
-                desc[2 * place + 1] = length | ident << _ID_SHIFT | word  # 2.8.6: the last slot's id counts
+                if slot == first:
+                    head = word
+                else:
+                    desc[2 * place + 1] = word
                 slot += 1
-        return beside
+        place = first % size
+        if self._hidden is None:
+            self._hidden = place, head >> _FLAGS_SHIFT
+            head ^= _AVAIL
+        desc[2 * place + 1] = head
 
     def _fill_table(self, ident: int, readable: Sequence[SgEntry], writable: Sequence[SgEntry]) -> None:
         # 2.8.19: no flag but WRITE; the length of the table marks its end.
@@ -216,28 +226,22 @@ class PackedQueue(VirtqueueBase):
         """Make all added lists visible; see ``Virtqueue``."""
         if self._shut:
             self.refuse()
-        if not self._heads:
+        if self._hidden is None:
             return False
-        return self._show()
-
-    def _show(self) -> bool:
-        """Store the flags of all first slots that wait; returns whether the device requests a kick for them."""
-        heads = self._heads
+        place, flags = self._hidden
+        self._hidden = None
         if self._order is not None:
             self._order()  # 2.8.21.1.1: the slots before the flags that make them visible
-        words = self._flags
-        for place, shown in heads:
-            words[8 * place + 7] = shown
-        heads.clear()
+        self._flags[8 * place + 7] = flags
         old, new = self.slots_published, self._next_slot
         self.published = self._laid
         self.slots_published = new
         self._fence()  # 2.8.21.3.1: the flags before the device's event structure is read
         wish = self._theirs[0]
-        flags = wish >> 16 & ring.PACKED_EVENT_FLAGS_MASK
-        if flags == PACKED_EVENT_DISABLE:
+        asked = wish >> 16 & ring.PACKED_EVENT_FLAGS_MASK
+        if asked == PACKED_EVENT_DISABLE:
             return False
-        if flags != PACKED_EVENT_DESC or not self._event_idx:
+        if asked != PACKED_EVENT_DESC or not self._event_idx:
             return True  # 2.8.10: the rest is reserved, and a superfluous kick does no harm
         return self._passed(wish & 0xFFFF, old, new)
 
@@ -295,8 +299,12 @@ class PackedQueue(VirtqueueBase):
         self._undelivered = done  # in case a later slot is invalid
         while True:
             before = len(done)
-            while (limit is None or len(done) < limit) and self._take(done):
-                pass
+            most = self.size if limit is None else limit - before
+            if self._in_order:
+                while len(done) - before < most and self._take_in_order(done):
+                    pass
+            else:
+                self._take(most, done)
             if len(done) == before or (limit is not None and len(done) >= limit):
                 return done
             if not (self._event_idx and self._interrupts):
@@ -305,37 +313,70 @@ class PackedQueue(VirtqueueBase):
             self._ask()
             self._fence()
 
-    def _take(self, done: list[Completion]) -> bool:
-        """Take one list back if the device has used it; checked in full before anything changes."""
+    def _take(self, most: int, done: list[Completion]) -> None:
+        """Take used lists, each checked in full before it changes anything."""
+        flags, desc, out, ids, order = self._flags, self._desc, self._out, self._ids, self._order
+        size, published, number, slot = self.size, self.published, self.reaped, self.slots_reaped
+        made = tuple.__new__  # what a NamedTuple does, without its function
+        end = number + most
+        lap, place = divmod(slot, size)
+        used = 0 if lap & 1 else _AVAIL_OR_USED
+        try:
+            while number < end:
+                seen = flags[8 * place + 7]
+                if seen & _AVAIL_OR_USED != used:  # 2.8.1
+                    return
+                if order is not None:
+                    order()  # 2.8.22: the flags before what they announce
+                word = desc[2 * place + 1]
+                ident = word >> _ID_SHIFT & 0xFFFF
+                cookie, room, slots, laid = (out[ident] if ident < size else None) or NOT_OUT
+                if laid >= published:
+                    self.reaped = number
+                    self.no_such_chain(ident)
+                written = word & 0xFFFF_FFFF
+                if written > room or not seen & ring.DESC_F_WRITE or not self._marks:
+                    written = self.length_of(word, room)
+                out[ident] = None
+                ids.append(ident)
+                number += 1
+                slot += slots
+                place += slots
+                if place >= size:
+                    place -= size
+                    used ^= _AVAIL_OR_USED
+                done.append(made(Completion, (cookie, written)))
+        finally:
+            self.reaped, self.slots_reaped = number, slot
+
+    def _take_in_order(self, done: list[Completion]) -> bool:
+        """Take one list back if the device has used it; checked in full before anything changes.
+
+        2.8.8: the lists before the one that is named were used too, and have no length of their own.
+        """
         number = self.reaped
-        if number <= self._told:
-            self._retire(self._by_number[number % self.size], done)
-            return True
-        slot = self.slots_reaped
-        if not self._is_used(slot):
-            return False
-        if self._order is not None:
-            self._order()  # 2.8.22: the flags before what they announce
-        place = slot % self.size
-        word = self._desc[2 * place + 1]
-        ident = word >> _ID_SHIFT & 0xFFFF
-        posted = self._out[ident] if ident < self.size else None
-        if posted is None or posted[3] >= self.published:
-            self.no_such_chain(ident)
-        written = self.length_of(word, posted[1])
-        if self._in_order:
-            # 2.8.8: the lists before the named one were used too, and have no length of their own.
-            self._told, self._told_written = posted[3], written
-            ident = self._by_number[number % self.size]
-            self._retire(ident, done)
-            return True
+        if number > self._told:
+            slot = self.slots_reaped
+            if not self._is_used(slot):
+                return False
+            if self._order is not None:
+                self._order()  # 2.8.22: the flags before what they announce
+            word = self._desc[2 * (slot % self.size) + 1]
+            ident = word >> _ID_SHIFT & 0xFFFF
+            named = self._out[ident] if ident < self.size else None
+            if named is None or named[3] >= self.published:
+                self.no_such_chain(ident)
+            written = self.length_of(word, named[1])
+            self._told, self._told_written = named[3], written
+        ident = self._by_number[number % self.size]
+        posted = self._out[ident]
+        assert posted is not None
+        cookie, room, slots, _ = posted
         self._out[ident] = None
         self._ids.append(ident)
-        self.slots_reaped = slot + posted[2]
+        self.slots_reaped += slots
         self.reaped = number + 1
-        done.append(
-            tuple.__new__(Completion, (posted[0], written))
-        )  # what a NamedTuple does, without its function
+        done.append(Completion(cookie, self._told_written if number == self._told else room))
         return True
 
     def length_of(self, word: int, room: int) -> int:
@@ -359,16 +400,6 @@ class PackedQueue(VirtqueueBase):
                 return 0
             self._find("used-length-without-write")
         return self.too_long(written, room) if written > room else written
-
-    def _retire(self, ident: int, done: list[Completion]) -> None:
-        posted = self._out[ident]
-        assert posted is not None
-        cookie, room, slots, number = posted
-        self._out[ident] = None
-        self._ids.append(ident)
-        self.slots_reaped += slots
-        self.reaped = number + 1
-        done.append(Completion(cookie, self._told_written if number == self._told else room))
 
     # --- fixed slots (slots.py) -----------------------------------------------------------------------------
 
@@ -496,7 +527,7 @@ class PackedQueue(VirtqueueBase):
 
     def _forget(self) -> None:
         self._ids = []
-        self._heads = []
+        self._hidden = None
         self._told = -1
         self.slots_reaped = self._next_slot - self.size
 

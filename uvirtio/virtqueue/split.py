@@ -20,8 +20,8 @@ from uvirtio.memory.access import words16, words32
 from uvirtio.spec import ring
 from uvirtio.spec.ring import AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_F_NO_NOTIFY
 from uvirtio.virtqueue import Completion, SgEntry
-from uvirtio.virtqueue.base import INDIRECT_ENTRIES, RingOptions, VirtqueueBase, allocate_queue, watched
-from uvirtio.virtqueue.chain import ADDRESS_LIMIT, MAX_LENGTH, measure
+from uvirtio.virtqueue.base import INDIRECT_ENTRIES, NOT_OUT, RingOptions, VirtqueueBase, allocate_queue, watched
+from uvirtio.virtqueue.chain import MAX_LENGTH, SAFE_ADDRESS, measure
 from uvirtio.virtqueue.region import legacy_areas
 
 # Descriptor flags (2.7.5), as placed in the second 64-bit word of a descriptor: length in bits 0..31,
@@ -127,7 +127,7 @@ class SplitQueue(VirtqueueBase):
             else:
                 address, length = writable[0]
                 room, word = length, length | _WRITE
-            if not (0 < length <= MAX_LENGTH and 0 <= address <= ADDRESS_LIMIT - length):
+            if not (0 < length <= MAX_LENGTH and 0 <= address <= SAFE_ADDRESS):
                 measure(readable, writable, self.size)
             if not free:
                 raise self._full(1, 0)
@@ -255,25 +255,48 @@ class SplitQueue(VirtqueueBase):
             self.refuse()
         done: list[Completion] = []
         self._undelivered = done  # in case a later element is invalid
-        used = self._used
+        elements, out, free, mask = self._elements, self._out, self._free, self._mask
+        made = tuple.__new__  # what a NamedTuple does, without its function
         while True:
-            index = used[_IDX]
-            count = (index - self.reaped) & 0xFFFF
+            index = self._used[_IDX]
+            number = self.reaped
+            count = (index - number) & 0xFFFF
             if not count:
                 return done
-            if count > self.published - self.reaped:
+            published = self.published
+            if count > published - number:
                 self._bad_index(index)
-            announced = count
-            if limit is not None:
-                count = min(count, limit - len(done))
-                if count <= 0:
+            end = number + count
+            if limit is not None and count > limit - len(done):
+                end = number + limit - len(done)
+                if end <= number:
                     return done
             if self._order is not None:
                 self._order()  # the index before the elements that it announces
             if self._in_order:
-                self._harvest_in_order(count, self.reaped + announced, done)
+                self._harvest_in_order(end, number + count, done)
             else:
-                self._harvest(count, done)
+                # Each element is checked in full before it changes anything (2.7.8).
+                try:
+                    while number != end:
+                        place = 2 * (number & mask)
+                        head = elements[place]  # all 32 bits: 0x10003 is not 3
+                        written = elements[place + 1]
+                        cookie, room, chain, laid = (out[head] if head <= mask else None) or NOT_OUT
+                        if laid >= published:
+                            self.reaped = number
+                            self.no_such_chain(head)
+                        if written > room:
+                            written = self.too_long(written, room)
+                        out[head] = None
+                        if chain is None:
+                            free.append(head)
+                        else:
+                            free.extend(chain)
+                        number += 1
+                        done.append(made(Completion, (cookie, written)))
+                finally:
+                    self.reaped = number
             if not (self._event_idx and self._interrupts):
                 return done
             # 2.7.7.1: request the next interrupt, and check again: the device may have been faster.
@@ -288,41 +311,13 @@ class SplitQueue(VirtqueueBase):
             about="used-idx",
         )
 
-    def _harvest(self, count: int, done: list[Completion]) -> None:
-        """Take ``count`` used elements, each checked in full before it changes anything (2.7.8)."""
-        elements = self._elements
-        out = self._out
-        free = self._free
-        mask = self._mask
-        reaped = self.reaped
-        published = self.published
-        made = tuple.__new__  # what a NamedTuple does, without its function
-        for number in range(reaped, reaped + count):
-            place = 2 * (number & mask)
-            head = elements[place]  # all 32 bits: 0x10003 is not 3
-            written = elements[place + 1]
-            posted = out[head] if head <= mask else None
-            if posted is None or posted[3] >= published:
-                self.no_such_chain(head)
-            cookie, room, chain, _ = posted
-            if written > room:
-                written = self.too_long(written, room)
-            out[head] = None
-            if chain is None:
-                free.append(head)
-            else:
-                free.extend(chain)
-            self.reaped = number + 1
-            done.append(made(Completion, (cookie, written)))
-
-    def _harvest_in_order(self, count: int, announced: int, done: list[Completion]) -> None:
+    def _harvest_in_order(self, end: int, announced: int, done: list[Completion]) -> None:
         """The same with IN_ORDER: one element names the last chain of a batch, the index their number (2.7.9).
 
         The chains before it have no length of their own: they count as written in full. ``announced`` is the
         number of the first chain that used.idx does not include.
         """
-        first = self.reaped
-        for number in range(first, first + count):
+        for number in range(self.reaped, end):
             if number > self._told:
                 place = 2 * (number & self._mask)
                 head, written = self._elements[place], self._elements[place + 1]
