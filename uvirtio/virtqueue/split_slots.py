@@ -179,18 +179,19 @@ class SplitSlots(RingBooks):
 
     def reap(self) -> array[int]:
         """Return the used slots; see ``Slots``."""
-        ring, before = self._ring, NOTHING
+        ring, before, count = self._ring, NOTHING, 0
+        if ring.dead:
+            ring.refuse()
         while True:
-            if ring.dead:
-                ring.refuse()
             reaped = ring.reaped
-            count = (ring._used[_IDX] - reaped) & 0xFFFF
             if not count:
-                return before or array("H")
-            if count > ring.published - reaped:
-                ring._bad_index((reaped + count) & 0xFFFF)
-            if ring._order is not None:
-                ring._order()  # the index before the elements that it announces
+                count = (ring._used[_IDX] - reaped) & 0xFFFF
+                if not count:
+                    return array("H")
+                if count > ring.published - reaped:
+                    ring._bad_index((reaped + count) & 0xFFFF)
+                if ring._order is not None:
+                    ring._order()  # the index before the elements that it announces
             # A private copy of the used elements is compared with what was expected.
             at = reaped & self._mask
             end = at + count
@@ -207,14 +208,14 @@ class SplitSlots(RingBooks):
                 found = self._sort_out(raw, at, self._used)
             if self._busy is not None:
                 self._busy.difference_update(found)
-            if before:
-                found = before + found
-                self._back = NOTHING
             if not (ring._event_idx and ring._interrupts):
                 ring.reaped = reaped + count
                 return found
+            if before:
+                found = before + found
             # Request the next interrupt, and check again: usually nothing was added.
-            if not ring.took(count):
+            count = ring.took(count)
+            if not count:
                 return found
             before = found
 
