@@ -65,6 +65,37 @@ class VirtqueueBase:
     AREAS: ClassVar[tuple[tuple[str, int], ...]]
     """Name and alignment (in bytes) of the three areas."""
 
+    # Beyond 30 attributes an instance finds each of them by a look into its dictionary, several for each chain.
+    __slots__ = (
+        "_addresses",
+        "_broken",
+        "_clamp",
+        "_closed",
+        "_desc",
+        "_event_idx",
+        "_fence",
+        "_in_order",
+        "_interrupts",
+        "_laid",
+        "_order",
+        "_out",
+        "_owned",
+        "_shut",
+        "_table_words",
+        "_tables",
+        "_told",
+        "_told_written",
+        "_undelivered",
+        "_views",
+        "dead",
+        "findings",
+        "index",
+        "overclaimed",
+        "published",
+        "reaped",
+        "size",
+    )
+
     def __init__(
         self,
         index: int,

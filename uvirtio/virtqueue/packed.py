@@ -61,6 +61,21 @@ class PackedQueue(VirtqueueBase):
         ("device event structure", ring.PACKED_EVENT_ALIGN),
     )
 
+    __slots__ = (
+        "_by_number",
+        "_flags",
+        "_hidden",
+        "_ids",
+        "_marks",
+        "_mine",
+        "_next_slot",
+        "_theirs",
+        "bytes",
+        "fixed",
+        "slots_published",
+        "slots_reaped",
+    )
+
     def _begin(self, desc: Block, driver: Block, device: Block) -> None:
         size = self.size
         # Slots since the start: added, made visible, reaped. Modulo the size

@@ -58,6 +58,18 @@ class SplitQueue(VirtqueueBase):
         ("used ring", ring.USED_ALIGN),
     )
 
+    __slots__ = (
+        "_avail",
+        "_avail_event",
+        "_elements",
+        "_free",
+        "_heads",
+        "_held",
+        "_mask",
+        "_used",
+        "_used_event",
+    )
+
     def _begin(self, desc: Block, driver: Block, device: Block) -> None:
         size = self.size
         self._mask = size - 1
