@@ -95,6 +95,22 @@ def test_what_waits_to_be_shown_goes_before_what_came(kind: dict[str, Any]):
 
 
 @fast_kind
+@modes
+def test_what_came_and_waits_to_be_shown_goes_before_what_came_later(kind: dict[str, Any], ordered: bool):
+    bench, posted = lied_to(kind, ordered)
+    sent: list[int] = []
+    for _ in range(2):
+        bench.finish(posted.pop(0))
+        back = bench.slots.reap()
+        sent += back
+        bench.slots.submit(back, show=len(sent) == 2)
+    posted += bench.rig.device.pop_all()
+    assert [bench.slot_of(chain) for chain in posted[-2:]] == sent
+    bench.finish(*posted)
+    assert bench.reap() == [bench.slot_of(chain) for chain in posted]
+
+
+@fast_kind
 def test_among_others_what_came_is_posted_once(kind: dict[str, Any]):
     """More slots than are out: which are out is remembered, for what came as well."""
     bench = Bench(kind, 16, 8)
