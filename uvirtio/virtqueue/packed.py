@@ -18,6 +18,7 @@ from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.memory.access import words16, words32
 from uvirtio.spec import ring
 from uvirtio.spec.ring import (
+    DESC_F_WRITE,
     DESC_SIZE,
     PACKED_DESC_F_AVAIL,
     PACKED_DESC_F_USED,
@@ -41,7 +42,7 @@ _AVAIL_OR_USED = PACKED_DESC_F_AVAIL | PACKED_DESC_F_USED
 # Turned over in a slot that is available, this bit makes it look like a slot of the lap before (2.8.1).
 _AVAIL = PACKED_DESC_F_AVAIL << _FLAGS_SHIFT
 _USED = PACKED_DESC_F_USED << _FLAGS_SHIFT
-_WRITE = ring.DESC_F_WRITE << _FLAGS_SHIFT
+_WRITE = DESC_F_WRITE << _FLAGS_SHIFT
 _INDIRECT = ring.DESC_F_INDIRECT << _FLAGS_SHIFT
 
 
@@ -154,15 +155,13 @@ class PackedQueue(VirtqueueBase):
         place, word = first % (2 * size), _AVAIL
         if place >= size:  # every second lap has the wrap counter 0
             place, word = place - size, _USED
-        count = len(readable) + len(writable)
-        slots = 1
+        count, slots = len(readable) + len(writable), 1
         if count == 1:
             # The most frequent list, so without a loop.
             if readable:
-                address, length = readable[0]
-                room = 0
+                ((address, length),), room = readable, 0
             else:
-                address, length = writable[0]
+                ((address, length),) = writable
                 room = length
                 word |= _WRITE
             if not (0 < length <= MAX_LENGTH and 0 <= address <= SAFE_ADDRESS):
@@ -208,7 +207,7 @@ class PackedQueue(VirtqueueBase):
         desc, size = self._desc, self.size
         first, last = slot, slot + len(readable) + len(writable) - 1
         head = 0
-        for write, runs in ((0, readable), (ring.DESC_F_WRITE, writable)):
+        for write, runs in ((0, readable), (DESC_F_WRITE, writable)):
             for address, length in runs:
                 place = slot % size
                 flags = write if slot == last else write | ring.DESC_F_NEXT
@@ -231,7 +230,7 @@ class PackedQueue(VirtqueueBase):
         words = self._table_words
         assert words is not None
         slot = 2 * INDIRECT_ENTRIES * ident
-        for flags, runs in ((0, readable), (ring.DESC_F_WRITE << _FLAGS_SHIFT, writable)):
+        for flags, runs in ((0, readable), (DESC_F_WRITE << _FLAGS_SHIFT, writable)):
             for address, length in runs:
                 words[slot] = address
                 words[slot + 1] = length | flags
@@ -333,7 +332,7 @@ class PackedQueue(VirtqueueBase):
         flags, desc, out, ids, order = self._flags, self._desc, self._out, self._ids, self._order
         size, published, number, slot = self.size, self.published, self.reaped, self.slots_reaped
         made = tuple.__new__  # what a NamedTuple does, without its function
-        end = number + most
+        end, marks = number + most, self._marks
         lap, place = divmod(slot, size)
         used = 0 if lap & 1 else _AVAIL_OR_USED
         try:
@@ -344,14 +343,15 @@ class PackedQueue(VirtqueueBase):
                 if order is not None:
                     order()  # 2.8.22: the flags before what they announce
                 word = desc[2 * place + 1]
-                ident = word >> _ID_SHIFT & 0xFFFF
+                ident = word >> 32 & 0xFFFF
                 cookie, room, slots, laid = (out[ident] if ident < size else None) or NOT_OUT
                 if laid >= published:
                     self.reaped = number
                     self.no_such_chain(ident)
                 written = word & 0xFFFF_FFFF
-                if written > room or not seen & ring.DESC_F_WRITE or not self._marks:
+                if written > room or not (marks and seen & DESC_F_WRITE):
                     written = self.length_of(word, room)
+                    marks = self._marks
                 out[ident] = None
                 ids.append(ident)
                 number += 1
@@ -408,7 +408,7 @@ class PackedQueue(VirtqueueBase):
             RingCorruption: The length exceeds the buffer, and ``clamp_used_len`` is not set.
         """
         written = word & 0xFFFF_FFFF
-        if word >> _FLAGS_SHIFT & ring.DESC_F_WRITE:
+        if word >> _FLAGS_SHIFT & DESC_F_WRITE:
             self._marks = True
         elif written:
             if self._marks or not room:
@@ -446,7 +446,7 @@ class PackedQueue(VirtqueueBase):
             elif readable:
                 (address, length), flags = readable[0], 0
             else:
-                (address, length), flags = writable[0], ring.DESC_F_WRITE
+                (address, length), flags = writable[0], DESC_F_WRITE
             laid.append((address, length | ident << _ID_SHIFT | flags << _FLAGS_SHIFT))
         self.fixed = laid
         self.bytes = self._desc.cast("B")
