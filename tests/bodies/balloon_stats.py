@@ -16,6 +16,7 @@ def _device(cell: Cell) -> str:
     return cell.path.removesuffix("/virtio-backend")
 
 
+@pytest.mark.fault(63)
 @pytest.mark.spec("BAL-S01", "BAL-S02", "BAL-S03", "BAL-S04")
 def test_the_host_sees_our_statistics_and_asks_again(cell: Cell) -> None:
     with cell.open() as device, Balloon(device) as balloon:
@@ -39,6 +40,7 @@ def test_the_host_sees_our_statistics_and_asks_again(cell: Cell) -> None:
         assert named["stat-minor-faults"] > 0
 
 
+@pytest.mark.fault(59)
 @pytest.mark.spec("BAL-01", "BAL-02")
 def test_the_floor_is_not_crossed(cell: Cell) -> None:
     with cell.open() as device:

@@ -61,6 +61,7 @@ def test_the_configuration_is_what_qemu_says(cell: Cell, emptied: None) -> None:
         assert mem.unplugged_inaccessible == bool(offered & f.mask(f.Mem.UNPLUGGED_INACCESSIBLE))
 
 
+@pytest.mark.fault(69, 71)
 @pytest.mark.spec("MEM-16", "MEM-17", "MEM-18", "MEM-19", "MEM-21")
 def test_plug_unplug_and_state(cell: Cell, emptied: None) -> None:
     request(cell, 64 * MIB)
@@ -91,6 +92,7 @@ def test_plug_unplug_and_state(cell: Cell, emptied: None) -> None:
         assert mem.findings == {}
 
 
+@pytest.mark.fault(79)
 def test_plugged_memory_outlives_the_driver_and_a_reset(cell: Cell, emptied: None) -> None:
     request(cell, 64 * MIB)
     with cell.open() as device:
@@ -257,6 +259,7 @@ def test_hand_outs_and_the_host_wanting_them_back(cell: Cell, emptied: None) -> 
 # --- a model ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(73)
 @pytest.mark.spec("MEM-20", "MEM-21", "MEM-22")
 def test_random_requests_against_a_model(cell: Cell, emptied: None) -> None:
     chance = random.Random(20_240_601)

@@ -28,6 +28,10 @@ def chains(count: int, reads: int = 0, writes: int = 1, room: int = ROOM) -> lis
     ]
 
 
+def no_kick() -> None:
+    """Notify no one: the device of these tests looks when it is told to."""
+
+
 class Bench:
     """A rig with slots; ``slot_of`` knows a chain by its first address."""
 

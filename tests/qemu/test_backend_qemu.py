@@ -176,6 +176,7 @@ def test_an_io_bar(rng: QemuPciFunction) -> None:
     assert window(rng, spec.CfgType.COMMON).read8(STATUS) == ACKNOWLEDGE
 
 
+@pytest.mark.fault(4)
 @pytest.mark.parametrize(("bar", "offset", "length"), [(5, 0, 4), (4, 0, 1 << 20), (4, -4, 4), (0, 32, 1)])
 def test_no_window_outside_a_bar(rng: QemuPciFunction, bar: int, offset: int, length: int) -> None:
     with pytest.raises(CapabilityError):
@@ -537,6 +538,7 @@ def test_a_killed_qemu_is_device_gone_everywhere(machine_name: str) -> None:
         bell.close()
 
 
+@pytest.mark.fault(17, level="K")
 def test_a_stopped_qemu_is_a_timeout_and_goes_on_after() -> None:
     with Machine(devices=["virtio-rng-pci"], timeout=0.3) as machine:
         config = machine.functions[0].config
@@ -556,6 +558,7 @@ def test_a_stopped_qemu_is_a_timeout_and_goes_on_after() -> None:
                 assert time.monotonic() < deadline
 
 
+@pytest.mark.fault(17, level="K")
 def test_a_stopped_qemu_is_killed_at_close() -> None:
     machine = Machine(devices=["virtio-rng-pci"])
     os.kill(machine.pid, signal.SIGSTOP)
@@ -563,6 +566,7 @@ def test_a_stopped_qemu_is_killed_at_close() -> None:
     assert gone(machine.pid)
 
 
+@pytest.mark.fault(87)
 def test_a_device_unplugged_is_a_removal() -> None:
     """On pc the guest ejects by writing the slot's bit to an ACPI register; here we are the guest."""
     with Machine("pc", ["virtio-rng-pci", "virtio-balloon-pci"]) as machine:

@@ -77,6 +77,7 @@ def test_reported_memory_leaves_the_host_and_comes_back(options: str, queue: int
             assert before - 31 * MIB < backing(machine) < before
 
 
+@pytest.mark.fault(12)
 @pytest.mark.parametrize(
     ("options", "queues"),
     [
@@ -103,6 +104,7 @@ def test_qemu_has_its_optional_queues_without_gaps(kind: str, options: str, queu
             driver.inflate(1)
 
 
+@pytest.mark.fault(65)
 @pytest.mark.spec("BAL-P02", "BAL-R02")
 def test_with_poison_the_host_leaves_the_memory_alone() -> None:
     # QEMU cannot give poisoned pages back as they were, so it takes none.
@@ -136,6 +138,7 @@ def migrate(machine: Machine, device: Device, driver: Balloon) -> dict[str, int]
     return dict(found["ram"])  # type: ignore[call-overload]
 
 
+@pytest.mark.fault(64)
 @pytest.mark.spec("BAL-H02", "BAL-H03", "BAL-H04", "BAL-H06", "BAL-H09")
 def test_a_migration_is_spared_the_pages_that_are_hinted() -> None:
     sent = {}
@@ -161,6 +164,7 @@ def test_a_migration_is_spared_the_pages_that_are_hinted() -> None:
     assert sent[True] <= sent[False] - 48 * MIB
 
 
+@pytest.mark.fault(46)
 @pytest.mark.parametrize("call", ["inflate", "deflate", "report"])
 def test_a_host_that_never_answers_costs_one_timeout(call: str) -> None:
     device = "virtio-balloon-pci,free-page-reporting=on"

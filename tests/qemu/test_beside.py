@@ -87,6 +87,7 @@ def test_a_lost_kick_is_named(device: str) -> None:
         assert path.cause.id in ("queue-untaken", "queue-silent")
 
 
+@pytest.mark.fault(43)
 def test_a_lost_interrupt_is_named() -> None:
     with diagnosed("virtio-rng-pci", without_interrupts) as report:
         step = view(report)

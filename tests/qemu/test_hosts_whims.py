@@ -46,6 +46,7 @@ def _input(device: Device) -> Callable[[], object]:
     return lambda: driver.read(timeout=PATIENCE)
 
 
+@pytest.mark.fault(100)
 @pytest.mark.spec("STAT-04")
 @pytest.mark.parametrize("mode", [INTX, POLLING])
 @pytest.mark.parametrize(
@@ -68,6 +69,7 @@ def test_a_machine_that_is_reset_ends_what_waits(
             wait()
 
 
+@pytest.mark.fault(54, 60)
 @pytest.mark.parametrize("mode", [INTX, POLLING])
 def test_a_balloon_is_where_a_hundred_changes_end(mode: InterruptMode) -> None:
     with opened("virtio-balloon-pci", mode) as (machine, device), Balloon(device) as driver:
@@ -90,6 +92,7 @@ def test_a_balloon_is_where_a_hundred_changes_end(mode: InterruptMode) -> None:
         assert machine.qmp_events("BALLOON_CHANGE", PATIENCE), "and who listens has heard of it"
 
 
+@pytest.mark.fault(54, 75)
 @pytest.mark.parametrize("mode", [INTX, POLLING])
 def test_memory_is_where_a_hundred_changes_end(mode: InterruptMode) -> None:
     with opened("virtio-mem-pci,block-size=2M", mode) as (machine, device), Mem(device) as mem:

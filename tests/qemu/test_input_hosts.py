@@ -178,6 +178,7 @@ def test_typing_at_full_speed_arrives_in_order_and_whole(tmp_path: Path):
         assert driver.state.keys == frozenset()
 
 
+@pytest.mark.fault(83)
 def test_a_flood_loses_whole_frames_and_nothing_is_torn(tmp_path: Path):
     # As fast as it goes: QEMU drops frames for which there are no buffers just then, but none comes torn.
     with machine_with("virtio-keyboard-pci", tmp_path) as (_, bring_up, path):

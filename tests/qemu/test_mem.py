@@ -5,8 +5,11 @@ The witnesses are QMP (query-memory-devices, MEMORY_DEVICE_SIZE_CHANGE) and the 
 
 from __future__ import annotations
 
+import mmap
 import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +18,11 @@ from tests.bodies import Cell, adopt, any_device, mem
 from tests.bodies.mem import emptied  # noqa: F401  # a fixture
 from uvirtio.device import QueueSpec
 from uvirtio.drivers.base import runs, transact
-from uvirtio.drivers.mem import Mem, Region
+from uvirtio.drivers.mem import Mem, Region, Response, verify
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import FeaturesRefused, NotSupported
 from uvirtio.interfaces.values import InterruptMode
+from uvirtio.memory.window import FileWindow
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 from uvirtio.spec import features as f
@@ -27,6 +31,7 @@ from uvirtio.spec import rng as rng_spec
 
 PER_QUEUE, SHARED, INTX, POLLING = InterruptMode
 MIB = 1 << 20
+MAP_NORESERVE = 0x4000  # asm-generic/mman.h; CPython 3.11 has no name for it
 
 # What a newer QEMU has: MSI-X, and answers that come in order.
 SINCE_10 = [
@@ -172,3 +177,35 @@ def test_memory_of_somebody_elses_has_no_window() -> None:
         pytest.raises(NotSupported, match="not a file of this process"),
     ):
         Region.open(memory)
+
+
+# --- memory that is acknowledged and not there --------------------------------------------------------------
+
+
+class Unreserved(FileWindow):
+    """A window that is mapped as QEMU maps it: huge pages are looked for when they are touched."""
+
+    def map(self, offset: int, length: int) -> mmap.mmap:
+        return mmap.mmap(self._fd, length, flags=mmap.MAP_SHARED | MAP_NORESERVE, offset=self._base + offset)
+
+
+@pytest.mark.fault(76)
+def test_huge_pages_that_the_host_does_not_have_are_acknowledged_and_found_missing() -> None:
+    """QEMU acknowledges, for its memory is not reserved; with the first access comes a SIGBUS."""
+    free = int(re.findall(r"^HugePages_Free: +(\d+)$", Path("/proc/meminfo").read_text(), re.MULTILINE)[0])
+    size = 2 * MIB * (4 + free)
+    huge = f"memory-backend-memfd,id=huge,size={2 * size},hugetlb=on,hugetlbsize=2M,reserve=off,share=on"
+    with Machine(
+        "q35",
+        [f"virtio-mem-pci,memdev=huge,requested-size={size}"],
+        arguments=["-m", f"maxmem={4 << 30},slots=1", "-object", huge],
+    ) as machine:
+        files = [path for path in Path(f"/proc/{machine.pid}/fd").iterdir() if path.stat().st_size == 2 * size]
+        [path] = [path for path in files if "memory-backend-memfd" in str(path.readlink())]
+        window = Unreserved(os.open(path, os.O_RDWR), 0, 2 * size, what="the device's memory")
+        with identify("dev0", machine.functions[0]) as device, Mem(device) as memory, Region(memory, window) as it:
+            memory.plug(memory.addr, 4 + free)
+            assert memory.counts[Response.ACK] == 1
+            bad = verify(it, [(0, 4 + free)])
+            assert len(bad) == 4 and {one.why for one in bad} == {"SIGBUS at an access"}
+            memory.unplug_all()

@@ -72,6 +72,7 @@ def test_follow_until_a_signal(tmp_path: Path, number: int) -> None:
     ("verb", "rest", "code"),
     [
         ("plug", ["64M"], 0),
+        ("plug", ["64M", "--verify"], 0),
         ("plug", ["128M"], 1),
         ("plug", ["1M"], 2),
         ("unplug", ["2M"], 2),

@@ -76,6 +76,7 @@ def test_virtio_mem_has_its_region_nowhere_and_is_refused():
     assert "addr is 0" in caught.value.message
 
 
+@pytest.mark.fault(49)
 def test_a_queue_reset_that_this_qemu_has_not_is_not_believed():
     # It offers RING_RESET over virtio-mmio, and has no register for it (7.2); a newer one resets the queue.
     with uvirtio.open("qemu:microvm,legacy=off/virtio-rng-device") as device, Rng(device) as rng:

@@ -29,6 +29,7 @@ from uvirtio.transports.pci_cfg import CfgWindow
 both = pytest.mark.parametrize("packed", ["off", "on"])
 
 
+@pytest.mark.fault(31)
 @pytest.mark.spec("QRST-01", "QRST-02", "PCI-COM-07")
 @both
 @pytest.mark.parametrize("mode", [InterruptMode.PER_QUEUE, InterruptMode.INTX, InterruptMode.POLLING])
@@ -41,7 +42,9 @@ def test_a_queue_is_reset_and_goes_on(packed: str, mode: InterruptMode):
             queue = device.queues[0]
             for _ in range(3):
                 assert len(rng.read(100)) == 100
+                old = queue.ring.addresses
                 assert device.reset_queue(queue) == []
+                assert not set(old) & set(queue.ring.addresses), "what comes late does not meet the new ring"
                 seen = machine.qmp("x-query-virtio-queue-status", path=path, queue=0)
                 assert (seen["vring-desc"], seen["vring-avail"], seen["vring-used"]) == queue.ring.addresses
                 assert seen["last-avail-idx"] == 0
@@ -154,6 +157,7 @@ FAULTS = (
 )
 
 
+@pytest.mark.fault(26)
 @pytest.mark.spec("STAT-04")
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__.strip("_"))
 def test_a_bad_descriptor_makes_the_device_ask_for_a_reset_and_a_reset_mends_it(fault: Callable[..., None]):

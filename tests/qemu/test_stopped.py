@@ -124,6 +124,7 @@ def test_a_qemu_that_answers_again_is_used_again() -> None:
             assert len(rng.read(8)) == 8
 
 
+@pytest.mark.fault(100)
 def test_a_device_that_was_reset_by_others_is_not_blamed_for_its_configuration() -> None:
     with Machine(devices=["virtio-mem-pci"]) as machine, machine.open(0, timeout=1) as device:
         mem = uvirtio.Mem(device)

@@ -174,6 +174,7 @@ def test_a_daemon_that_the_address_started_is_killed(image: Path) -> None:
         assert "ended by SIGKILL" in str(caught.value.seen)
 
 
+@pytest.mark.fault(46, level="K")
 def test_a_daemon_that_is_stopped(tmp_path: Path) -> None:
     with Daemon(tmp_path) as daemon:
         with uvirtio.open(daemon.address, timeout=3) as device:
@@ -211,6 +212,7 @@ def test_a_daemon_that_is_busy_with_another_front_end(tmp_path: Path) -> None:
         assert disk.read(0, 1) == bytes(SECTOR_SIZE)
 
 
+@pytest.mark.fault(31)
 def test_late_writes_meet_no_memory_that_is_in_use(tmp_path: Path) -> None:
     """This daemon answers GET_VRING_BASE at once, and goes on with the requests that it has."""
     limit = "throttle-group,id=t,x-iops-read=5,x-iops-read-max=5,x-iops-read-max-length=1"

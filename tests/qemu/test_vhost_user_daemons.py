@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -31,14 +33,15 @@ from uvirtio.interfaces.values import InterruptMode
 from uvirtio.spec import features as f
 from uvirtio.virtqueue import Completion
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+
+from lab.daemons import AS_ROOT, WITH_CORES
+
 C_VIRTIOFSD = "/usr/lib/qemu/virtiofsd"
 RUST_VIRTIOFSD = shutil.which("virtiofsd")
 TESTPMD = shutil.which("dpdk-testpmd")
 PASST = shutil.which("passt")
 VSOCK = shutil.which("vhost-device-vsock")
-
-AS_ROOT = ("unshare", "--user", "--map-root-user", "--mount")
-"""A user namespace of its own, whose root a daemon may be."""
 
 
 def as_root() -> Sequence[str]:
@@ -162,6 +165,27 @@ def test_a_daemon_that_replaces_its_socket_after_each_connection(tmp_path: Path)
                 assert device.has(f.EVENT_IDX) and not device.offered & f.mask(f.INDIRECT_DESC)
 
 
+def test_a_host_sees_the_connection_that_diag_asks_for(tmp_path: Path) -> None:
+    """The listener is an ordinary socket of the host: it has one connection, which ends without a byte."""
+    if VSOCK is None:
+        pytest.skip("no vhost-device-vsock in PATH: Debian sid has it")
+    command = [VSOCK, "--guest-cid", "7", "--socket", str(tmp_path / "s"), "--uds-path", str(tmp_path / "v")]
+    with Running(tmp_path, command) as daemon, socket.socket(socket.AF_UNIX) as listener:
+        asked = f"vhost-user:vsock:{daemon.path}"
+        quiet = diagnose(asked)
+        assert quiet.verdict == "pass" and "no connection was asked for" in quiet.untried
+        listener.bind(str(tmp_path / "v_9"))
+        listener.listen()
+        listener.settimeout(20)
+        report = diagnose(asked, intrusive=True)
+        (path,) = (step for step in report.steps if step.name == "data path")
+        assert (report.verdict, path.verdict) == ("pass", "pass"), path
+        assert "guest_cid 7; port 9 of the host answers RESPONSE" in path.detail
+        with listener.accept()[0] as came:
+            came.settimeout(20)
+            assert came.recv(1) == b""
+
+
 # --- networks: frames on queues without a driver ----------------------------------------------------------------
 
 HEADER = 12  # 5.1.6: struct virtio_net_hdr
@@ -243,18 +267,6 @@ class Pairs:
         return done
 
 
-SYSFS = """
-mount -t tmpfs none /sys
-mkdir /sys/module
-for n in 0 1; do
-    mkdir -p /sys/devices/system/cpu/cpu$n/topology /sys/devices/system/node/node0/cpu$n
-    echo $n > /sys/devices/system/cpu/cpu$n/topology/core_id
-done
-exec "$@"
-"""
-"""DPDK looks for its cores in sysfs, of which these tests may have none: two cores, for this daemon alone."""
-
-
 def switch(folder: Path, *, queues: int = 1, mode: str = "io") -> Running:
     """DPDK's testpmd without huge pages, with one vhost port; in mode ``io`` it sends back what it receives."""
     assert TESTPMD is not None
@@ -262,7 +274,8 @@ def switch(folder: Path, *, queues: int = 1, mode: str = "io") -> Running:
     eal += ["--vdev", f"net_vhost0,iface={folder / 's'},queues={queues}"]
     own = ["--auto-start", f"--forward-mode={mode}", "--port-topology=loop", f"--rxq={queues}", f"--txq={queues}"]
     own += ["--total-num-mbufs=4096", "--no-mlockall"]
-    return Running(folder, ["sh", "-c", SYSFS, "sh", TESTPMD, *eal, "--", *own], within=as_root())
+    as_root()
+    return Running(folder, [TESTPMD, *eal, "--", *own], within=WITH_CORES)
 
 
 def frames(count: int, first: int) -> list[bytes]:

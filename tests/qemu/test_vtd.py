@@ -42,6 +42,7 @@ def opened(machine: Machine, timeout: float = 5.0) -> Device:
     return identify(function.address, function, timeout=timeout, interrupts=[POLLING])
 
 
+@pytest.mark.fault(24)
 @pytest.mark.spec("RSV-02", "RSV-03")
 def test_the_ring_lies_where_no_memory_is(machine: Machine):
     with opened(machine) as device, Rng(device) as driver:
@@ -55,6 +56,7 @@ def test_the_ring_lies_where_no_memory_is(machine: Machine):
         assert first != second
 
 
+@pytest.mark.fault(24)
 @pytest.mark.spec("RSV-03")
 def test_a_buffer_that_was_taken_away_faults_at_its_address(machine: Machine):
     with opened(machine) as device, Rng(device):

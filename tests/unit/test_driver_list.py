@@ -234,12 +234,12 @@ def test_a_driver_that_a_file_does_not_name_is_missed(place: str, monkeypatch: p
 @pytest.mark.parametrize("place", ["uvirtio/spec/NAME.py", "uvirtio/drivers/NAME/", "uvirtio/cli/verbs/NAME.py"])
 def test_a_type_without_a_driver_is_missed(place: str) -> None:
     try:
-        there = PLACES[place]("vsock")
+        there = PLACES[place]("i2c")
     except (ModuleNotFoundError, AssertionError):
         there = False
     assert not there
 
 
 def test_a_diagnosis_without_a_data_path_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules[__name__], "spec_type", lambda _: 19)
-    assert not diagnosis("vsock")
+    monkeypatch.setattr(sys.modules[__name__], "spec_type", lambda _: 34)
+    assert not diagnosis("i2c")

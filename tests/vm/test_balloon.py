@@ -27,6 +27,7 @@ globals().update(adopt(balloon_stats, CELLS))
 globals().update(adopt(balloon_reports, CELLS))
 
 
+@pytest.mark.fault(61)
 @pytest.mark.parametrize("lab_address", ["balloon", "balloon-iova"], indirect=True)
 def test_an_ordinary_user_may_not_know_frames_and_so_inflates_nothing(
     lab_address: str, lab_devices: dict[str, str], witness: Witness

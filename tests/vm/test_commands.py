@@ -142,6 +142,7 @@ def test_a_bound_device_can_be_diagnosed(bound):
         assert "fail" not in steps.values()
 
 
+@pytest.mark.fault(66, level="K")
 def test_a_killed_process_loses_nothing(bound, witness):
     # kill -9 with the balloon full: the kernel resets the device, and restore still knows the way back.
     (address,) = bound("balloon")
@@ -247,6 +248,7 @@ def test_no_such_device(nothing_changes):
         assert (code, error["code"]) == (5, "UV-NODEV-NONE"), words
 
 
+@pytest.mark.fault("R12")
 def test_not_virtio(nothing_changes):
     code, error = refusal("bind", "0000:00:1f.2")
     assert (code, error["code"]) == (5, "UV-NODEV-NOT-VIRTIO")
@@ -279,6 +281,7 @@ def test_a_device_of_the_kernel_is_not_opened(lab_devices, nothing_changes):
     assert "uvirtio bind" in error["remedy"]
 
 
+@pytest.mark.fault("R1")
 def test_a_mounted_disk_is_not_taken(lab_devices, nothing_changes):
     address = lab_devices.get("disk") or pytest.skip("this machine has no disk")
     disk = next((PCI / address).glob("virtio*/block/*")).name
@@ -294,6 +297,7 @@ def test_a_mounted_disk_is_not_taken(lab_devices, nothing_changes):
         subprocess.run(["umount", "/run/mounted"], check=True, timeout=PATIENCE)
 
 
+@pytest.mark.fault("R2")
 def test_the_nic_in_use_is_not_taken(lab_devices, nothing_changes):
     address = lab_devices.get("nic") or pytest.skip("this machine has no nic")
     nic = next((PCI / address).glob("virtio*/net/*")).name
@@ -309,6 +313,7 @@ def test_the_nic_in_use_is_not_taken(lab_devices, nothing_changes):
         subprocess.run(["ip", "link", "set", nic, "down"], check=True, timeout=PATIENCE)
 
 
+@pytest.mark.fault(90)
 def test_a_second_process_is_refused(bound, witness):
     (address,) = bound("balloon")
     with running("balloon", "inflate", address, "4M") as child:
@@ -320,6 +325,7 @@ def test_a_second_process_is_refused(bound, witness):
         assert child.wait(PATIENCE) == 130
 
 
+@pytest.mark.fault(92)
 @pytest.mark.parametrize(
     ("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)], ids=lambda value: str(value)
 )

@@ -128,6 +128,7 @@ def test_a_clone_is_read_like_the_kernels_own_keyboard(evdev: Any, keyboard: str
     assert not Path(said["node"]).exists(), "the clone is gone"
 
 
+@pytest.mark.fault(82, level="K")
 def test_a_bridge_that_is_killed_leaves_no_clone_and_no_key(evdev: Any, keyboard: str, witness: Witness) -> None:
     hand_over(keyboard, "vfio-pci")
     with bridge(keyboard) as (child, said):

@@ -47,6 +47,7 @@ def test_list_and_inspect_show_the_interface(name: str, interface: str, lab_devi
     assert bool(common) is (interface == "transitional")
 
 
+@pytest.mark.fault(20)
 @pytest.mark.spec("PCI-LEG-01", "PCI-LEG-03")
 @pytest.mark.parametrize(
     ("name", "force", "interface"),

@@ -165,6 +165,7 @@ def test_another_device_reads_into_plugged_memory(plugs: str, lab_devices: dict[
             two.stop()
 
 
+@pytest.mark.fault(77)
 @on_x86
 def test_the_kernels_own_memory_is_not_for_us() -> None:
     """/dev/mem gives plugged memory, of which the kernel knows nothing, and none of the kernel's."""
@@ -199,6 +200,7 @@ def test_the_command(plugs: str) -> None:
     assert code == 0 and "plugged 0 B, 64 MiB before" in said
 
 
+@pytest.mark.fault(94)
 def test_without_the_boot_parameter_the_line_to_add_is_printed(plugs: str, witness: Witness) -> None:
     """This machine was booted without it; the machine "mem-online" with just such a line."""
     (one, *_) = [

@@ -197,6 +197,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.fault(89, level="K")
 @on_mmio
 def test_a_killed_driver_leaves_a_device_that_is_reset(name: str, witness: Witness, not_loaded: None) -> None:
     address = address_of(witness, name)
@@ -221,6 +222,7 @@ def test_a_killed_driver_leaves_a_device_that_is_reset(name: str, witness: Witne
 # --- wrong use, and the commands ----------------------------------------------------------------------------
 
 
+@pytest.mark.fault(11)
 @on_mmio
 def test_wrong_addresses_are_refused_one_by_one(name: str, not_loaded: None) -> None:
     ram = next(line for line in Path("/proc/iomem").read_text().splitlines() if "System RAM" in line)

@@ -178,6 +178,7 @@ def test_a_balloon_larger_than_the_pool_is_refused_with_the_command(taken):
         assert str(POOL / "nr_hugepages") in caught.value.remedy
 
 
+@pytest.mark.fault(88)
 @on("mouse-uio")
 def test_a_device_that_is_removed_in_use_is_no_signal(taken, witness):
     # In a child, because what must not happen is the end of the process.
@@ -287,6 +288,7 @@ def test_a_killed_driver_leaves_a_reset_device_and_only_then_its_memory(taken, p
         driver.close()
 
 
+@pytest.mark.fault(66, 89, level="K")
 @once
 @on("balloon-uio")
 def test_kills_at_any_moment(taken, witness):
@@ -323,6 +325,7 @@ def test_a_killed_guardian_ends_the_driving(taken, witness):
 # --- binding ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(94, "R15")
 @once
 @on("rng-uio")
 def test_without_an_iommu_bind_names_the_choices_and_takes_none(lab_address):

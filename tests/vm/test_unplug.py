@@ -7,6 +7,7 @@ import pytest
 from tests.vm.test_commands import PATIENCE, PCI, read_until, running, until, uvirtio
 
 
+@pytest.mark.fault(10)
 def test_a_device_that_is_removed_in_use_goes_at_once(lab_devices, witness):
     address = lab_devices.get("victim") or pytest.skip("this machine has no victim")
     assert uvirtio("bind", address).returncode == 0

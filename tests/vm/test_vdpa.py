@@ -149,6 +149,7 @@ def test_the_block_driver_works_on_the_file(held):
 # --- one owner ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(90)
 def test_a_node_has_one_process(held):
     with uvirtio.open(held.address) as device:
         with pytest.raises(Busy) as caught:

@@ -367,6 +367,7 @@ def test_physical_memory_is_mapped_at_itself(bound):
         assert function._way.space.iommu_info().dma_avail == before
 
 
+@pytest.mark.fault(61)
 def test_pinned_pages_stay_though_memory_is_compacted(bound):
     with VfioPciFunction.open(bound("balloon")) as function:
         before = function._way.space.iommu_info().dma_avail
@@ -380,6 +381,7 @@ def test_pinned_pages_stay_though_memory_is_compacted(bound):
             assert block.pfns() == pfns
 
 
+@pytest.mark.fault(91)
 def test_a_child_does_not_get_the_memory(bound):
     with VfioPciFunction.open(bound("rng-iova")) as function, function.dma(True) as space:
         block = space.alloc(PAGE)
@@ -405,6 +407,7 @@ def smaps_flags(vaddr: int) -> set[str]:
     raise AssertionError("not mapped")
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize("kind", ["rng-iova", "rng"])
 def test_a_device_fills_memory_of_either_kind(bound, kind):
     with uvirtio.open(bound(kind)) as device, Rng(device) as rng:
@@ -494,6 +497,7 @@ def test_a_function_without_reset_says_so(bound):
         assert function.reset() is False
 
 
+@pytest.mark.fault(87)
 def test_removal_is_asked_for_and_waits_for_us(bound):
     address = bound("rng-iova", behind_a_port)
     function = VfioPciFunction.open(address)
@@ -514,6 +518,7 @@ def test_removal_is_asked_for_and_waits_for_us(bound):
         assert wait_for(lambda: driver_of(address) == "virtio-pci")
 
 
+@pytest.mark.fault(87)
 def test_hot_unplug_while_in_use(bound, witness):
     address = bound("rng-iova", has_msix)
     name = next(name for name, place in witness.pci_addresses().items() if place == address)
@@ -535,6 +540,7 @@ def test_hot_unplug_while_in_use(bound, witness):
         assert wait_for(lambda: driver_of(address) == "virtio-pci")
 
 
+@pytest.mark.fault(88)
 def test_surprise_removal_ends_in_an_error_and_not_in_a_signal(bound):
     """Memory decoding off is what a BAR of a lost device looks like: a mapping would raise SIGBUS."""
     with VfioPciFunction.open(bound("rng-iova")) as function:

@@ -177,6 +177,7 @@ def test_no_iommu_wants_the_consent_and_is_shown(taken):
     assert "warning: no IOMMU holds this device" in done.stderr
 
 
+@pytest.mark.fault(89, level="K")
 @on("balloon-noiommu")
 def test_a_killed_driver_leaves_a_reset_device_and_only_then_its_memory(taken, witness):
     before = free_pages()

@@ -223,6 +223,7 @@ def test_a_map_pins_and_a_pinned_page_stays(over_vdpa, name):
         assert pinned_bytes(roots) == before
 
 
+@pytest.mark.fault(93)
 @pytest.mark.parametrize("name", ["vp-rng"])
 def test_the_limit_on_pinned_memory_holds_for_root_too(over_vdpa, name):
     soft, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)

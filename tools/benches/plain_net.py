@@ -18,6 +18,8 @@ from uvirtio.virtqueue.split import SplitQueue
 
 HEADER = 12
 SLOT = 2048
+START = 10.0
+"""Seconds."""
 
 
 class _OnDevice(PlainRing):
@@ -48,13 +50,20 @@ def _queue(device: Device, index: int) -> Iterator[tuple[_OnDevice, list[int], c
         del plain.desc, plain.avail, plain.used, memory
 
 
+def _started(limit: float, now: float) -> float:
+    """The time by which the device has to have used its first buffer: what is timed begins with it."""
+    if limit and now > limit:
+        raise AssertionError(f"the device used no buffer within {START:g} s")
+    return limit or now + START
+
+
 def send(device: Device, index: int, frame: bytes, seconds: float) -> float:
     """Frames/s, each copied into its buffer, as many at a time as there are descriptors."""
     with _queue(device, index) as (ring, addresses, memory):
         base, length, count = ctypes.addressof(memory), len(frame), 0
         notify, memmove = device.queues[index].notify, ctypes.memmove
-        begin = now = time.perf_counter()
-        while now - begin < seconds:
+        begin = now = limit = 0.0
+        while not begin or now - begin < seconds:
             free = len(ring.free)
             for _ in range(free):
                 slot = ring.free[-1]
@@ -62,8 +71,13 @@ def send(device: Device, index: int, frame: bytes, seconds: float) -> float:
                 ring.add(addresses[slot], HEADER + length, 0)
             if free and ring.publish():
                 notify()
-            count += len(ring.reap())
-            now = time.perf_counter()
+            came, now = len(ring.reap()), time.perf_counter()
+            if begin:
+                count += came
+            elif came:
+                begin = now
+            else:
+                limit = _started(limit, now)
         del memory
         return count / (now - begin)
 
@@ -77,8 +91,8 @@ def receive(device: Device, index: int, seconds: float) -> float:
             ring.add(addresses[ring.free[-1]], SLOT, DESC_F_WRITE)
         ring.publish()
         notify()
-        begin = now = time.perf_counter()
-        while now - begin < seconds:
+        begin = now = limit = 0.0
+        while not begin or now - begin < seconds:
             frames = []
             back = ring.reap()
             for slot, written in back:
@@ -87,7 +101,12 @@ def receive(device: Device, index: int, seconds: float) -> float:
                 ring.add(addresses[ring.free[-1]], SLOT, DESC_F_WRITE)
             if back and ring.publish():
                 notify()
-            count += len(frames)
             now = time.perf_counter()
+            if begin:
+                count += len(frames)
+            elif frames:
+                begin = now
+            else:
+                limit = _started(limit, now)
         del memory
         return count / (now - begin)

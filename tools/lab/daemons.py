@@ -29,6 +29,22 @@ _NEWEST: Final = (("vhost-device-vsock", "usr/bin/vhost-device-vsock"),)
 # testpmd finds these by name, and its list of needed libraries has the first alone.
 _PLUGINS: Final = ("librte_mempool_ring", "librte_net_vhost")
 
+_SYSFS: Final = """
+mount -t tmpfs none /sys
+mkdir /sys/module
+for n in 0 1; do
+    mkdir -p /sys/devices/system/cpu/cpu$n/topology /sys/devices/system/node/node0/cpu$n
+    echo $n > /sys/devices/system/cpu/cpu$n/topology/core_id
+done
+exec "$@"
+"""
+
+AS_ROOT: Final = ("unshare", "--user", "--map-root-user", "--mount")
+"""A user namespace of its own, whose root a daemon may be."""
+
+WITH_CORES: Final = (*AS_ROOT, "sh", "-c", _SYSFS, "sh")
+"""What testpmd runs in: DPDK looks for its cores in sysfs, and tests and benches have none."""
+
 # Of what the packages depend on: no compilers, no interpreters.
 _NEEDED: Final = re.compile(
     r"qemu-utils|virtiofsd|passt|vhost-device-vsock|dpdk-dev|ibverbs-providers|zlib1g|"

@@ -16,7 +16,7 @@ from uvirtio.binding import standing
 from uvirtio.binding.discover import DiscoveredDevice, standing_on
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.holders import drivers_of
-from uvirtio.host import proc, sysfs
+from uvirtio.host import modules, proc, sysfs
 from uvirtio.host.drivers import VFIO, is_for_user_space
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.process import Mount
@@ -272,7 +272,10 @@ def network(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
 
 
 def memory_in_use(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
-    """virtio-mem whose plugged memory Linux uses. The kernel cannot give it back; never forced."""
+    """Memory of virtio-mem or virtio-pmem that Linux uses as its own. It cannot give it back; never forced."""
+    for node in facts.nodes(found) if found.type == "pmem" else ():
+        if node.subsystem == "dax" and sysfs.driver_of(node.path) == "kmem":  # drivers/dax/kmem.c
+            yield Finding("memory-in-use", f"{node.name} is memory of the kernel's (kmem)", forceable=False)
     if found.type != "mem" or found.kernel_driver is None:
         return
     if facts.iomem is None or not any(line.name == proc.SYSTEM_RAM for line in facts.iomem):
@@ -410,6 +413,7 @@ def display_input(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
 
 # --- other-use ---------------------------------------------------------------------------------------------
 
+VSOCK_TRANSPORT = "vmw_vsock_virtio_transport"
 _OWN_RULE = frozenset({"block", "drm", "input", "graphics", "virtio-ports", "tty", "vfio-dev"})
 
 
@@ -418,6 +422,9 @@ def other_use(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     others = [node.node for node in facts.nodes(found) if node.subsystem not in _OWN_RULE]
     if found.type == "vsock" and kernel_holds(found):
         others.append("/dev/vsock")
+        # Each connected socket holds its transport's module (vsock_assign_transport in af_vsock.c), and no file.
+        if count := modules.refcount(VSOCK_TRANSPORT, facts.roots):
+            yield Finding("other-use", f"{count} vsock connections: refcnt of {VSOCK_TRANSPORT}")
     for place, process in drivers_of(found, facts):
         # A running user-space driver: unbind would wait for it, and may remove memory that it uses.
         yield Finding("other-use", f"{place} is open in {process}", forceable=False)

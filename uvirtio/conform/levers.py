@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 from uvirtio.conform.steps import Steps
 from uvirtio.conform.verdict import Unfit
 from uvirtio.device import Device
-from uvirtio.diag.outcome import supplied_disk
+from uvirtio.diag.probes.outcome import supplied_disk
 from uvirtio.errors import QemuFailed
 from uvirtio.interfaces.backend import GuestMachine
 from uvirtio.scripted import Balloon, Disk, Input, Mem, Net, ScriptedCore

@@ -76,6 +76,8 @@ class Queue:
         """Chains that the device returned since the start."""
         self._slots: Slots | None = None
         self._monotonic = monotonic
+        self._owed = False
+        """The device asked for a notification that it was not given yet."""
         self._noted = 0
         self._marks: dict[int, float] = {}
         """When so many chains had been published, by the clock."""
@@ -97,8 +99,15 @@ class Queue:
 
     def kick(self) -> None:
         """Make the added chains available, and notify the device unless it suppresses that (2.7.13)."""
-        if self.publish():
-            self.notify()
+        if self.ring.publish() or self._owed:
+            self.notify()  # before all else: the device may be asleep
+        self._note()
+
+    def show_added(self) -> None:
+        """Make the added chains available; the notification, if the device asks for one, comes with ``kick``."""
+        if self.ring.publish():
+            self._owed = True
+        self._note()
 
     def publish(self) -> bool:
         """Make the added chains available, without a notification; whether the device asks for one."""
@@ -141,6 +150,7 @@ class Queue:
         # 2.9: with NOTIFICATION_DATA a kick carries the end of the new entries.
         self._doorbell.ring(self.index | self.ring.kick_data << 16 if self._with_data else self.index)
         self.kicks += 1
+        self._owed = False
         self.kicked = self.ring.published
 
     def replace_ring(self, ring: Virtqueue, doorbell: Doorbell) -> None:
@@ -151,7 +161,7 @@ class Queue:
             doorbell: Its doorbell.
         """
         self.ring, self._doorbell, self._slots, self.kicked = ring, doorbell, None, 0
-        self._noted, self._marks = 0, {}
+        self._noted, self._marks, self._owed = 0, {}, False
 
     @property
     def slots(self) -> Slots | None:
@@ -198,9 +208,9 @@ class Queue:
             UsageError: A slot is with the device already, or there is none of that number.
         """
         wanted = self._fixed().submit(slots, show=show)
-        self._note()
         if wanted:
             self.notify()
+        self._note()
 
     def show(self, count: int) -> None:
         """Let the device see slots that were submitted without, in their order, and notify it if it asks for that.
@@ -212,15 +222,16 @@ class Queue:
             Misuse: The queue has no fixed slots.
         """
         wanted = self._fixed().show(count)
-        self._note()
         if wanted:
             self.notify()
+        self._note()
 
-    def relay(self, looks: int) -> int:
+    def relay(self, looks: int, goal: int = 1) -> int:
         """Look for used slots; as soon as there are any, show the device others, at most as many.
 
         Args:
-            looks: How often to look, at most.
+            looks: How often to look for one more, at most.
+            goal: Go on until as many are used, while slots are laid; some rings return sooner.
 
         Returns:
             A number of slots that are used and not reaped: some, if there are any.
@@ -229,10 +240,8 @@ class Queue:
             Misuse: The queue has no fixed slots.
             RingCorruption: The used ring is invalid.
         """
-        came, wanted = self._fixed().relay(looks)
+        came = self._fixed().relay(looks, self.notify, goal)
         self._note()
-        if wanted:
-            self.notify()
         return came
 
     def reap_slots(self) -> array[int]:
@@ -242,7 +251,8 @@ class Queue:
             Misuse: The queue has no fixed slots.
             RingCorruption: A used entry or the used index is invalid.
         """
-        found = self._fixed().reap()
+        slots = self._slots or self._fixed()
+        found = slots.reap()
         self.completions += len(found)
         return found
 

@@ -22,7 +22,7 @@ from uvirtio.device.polling import PollWindow
 from uvirtio.device.storm import InterruptStorm
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, UvirtioError
 from uvirtio.interfaces.backend import after_removal
-from uvirtio.interfaces.transport import Transport
+from uvirtio.interfaces.transport import USED, Transport
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.clock import clock_of
 from uvirtio.virtqueue import Virtqueue
@@ -59,6 +59,14 @@ class Waited(Protocol):
         """Check that this process opened the device."""
         ...
 
+    def given(self, seconds: float) -> float:
+        """The time-out that a wait of so many seconds had, for errors."""
+        ...
+
+    def put_off(self, seconds: float) -> None:
+        """Put off the deadline of the session."""
+        ...
+
     def check_status(self) -> int:
         """Read the status and check that the device still works."""
         ...
@@ -85,6 +93,7 @@ class WaitLoop:
         self._interruption: BaseException | None = None
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._listener = Listener(self._clock.epoll)
+        self._done = 0  # chains that had come back at the last sleep: only an interrupt can be for nothing
         self._fired: Mapping[int, int] | None = None  # what woke the loop just now; None: not asked yet
         self._look_at = 0.0  # when all events are looked at again, fired or not
 
@@ -139,7 +148,6 @@ class WaitLoop:
         next_check = begin + _SLICE
         slept = polled = False
         told = self._take(now)
-        done = device.completions if self.interrupted else 0  # only an interrupt can have been for nothing
         while True:
             if ready():
                 if slept and not told and self._transport.interrupt_mode is not InterruptMode.POLLING:
@@ -155,9 +163,10 @@ class WaitLoop:
             if now >= deadline:  # ``now`` is from before the look, so that the last look is after the deadline
                 if not owed:
                     return False
+                assert timeout is not None
                 device.check_status()
                 raise DeviceTimeout(
-                    f"{device.address}: timed out after {timeout:g} s waiting for {what}",
+                    f"{device.address}: timed out after {device.given(timeout):g} s waiting for {what}",
                     seen=self._stalled(),
                     expected=what,
                     remedy="see the log of the device or its host",
@@ -171,13 +180,14 @@ class WaitLoop:
                     return True
             # What can be done before the sleep is done here, while the device works: after it the device is idle.
             device.check_owner()  # ``ready`` may have forked
+            done, self._done = self._done, device.completions
             back_off = self.storm_backoff(done) if self.interrupted or self._storm.row else 0.0
-            done = device.completions
             slept = self._sleep(asleep - begin, longest, back_off, watch)
             now = monotonic()
             if now - asleep > _SLICE + _OVERSLEPT:
                 # This process was stopped (SIGSTOP, a suspended machine), so its deadline is put off by that time.
                 deadline += now - asleep - _SLICE
+                device.put_off(now - asleep - _SLICE)
                 next_check = now + _SLICE
             told = self._take(now)
 
@@ -230,23 +240,28 @@ class WaitLoop:
         if (device.closing or self._interruption is not None) and not device.leaving:
             self._end()
         fired, self._fired = self._fired, None
-        if now >= self._look_at or not self._listening():
+        if now >= self._look_at or not (self._listener.ready or self._listening()):
             # All events are read now and then in any case: one may hold what was read together with another
             # (see the Event protocol), and its descriptor does not show that; nor is there any where none exist.
             fired, self._look_at = None, now + _SLICE
         elif fired is None:
-            fired = self._listener.fired(0)
+            fired = dict(self._listener.look(0))
         if fired is not None and not fired:
             self.interrupted = False
             return False
         causes = self._transport.causes(fired)
+        if causes is USED:
+            self.interrupted = True
+            self.counters.interrupts_taken += 1
+            return True
         if causes.removal:
             raise gone(device.address, self._transport, "the host removed the device (hot-unplug)")
         if causes.config:
             self.counters.config_changes += 1
             device.check_status()
-        told = causes.config or causes.queues
-        self.interrupted = told or causes.spurious
+        self.interrupted = told = causes.config or causes.queues
+        if causes.spurious:
+            self.interrupted = True
         if told and (fired or self._transport.interrupt_mode is not InterruptMode.POLLING):
             self.counters.interrupts_taken += 1
         return told

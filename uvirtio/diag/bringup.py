@@ -69,6 +69,7 @@ def diagnose(
     opened: Callable[[dev.Device], None] | None = None,
     examine: Callable[[dev.Device], None] | None = None,
     beside: Beside | None = None,
+    intrusive: bool = False,
     **keywords: Unpack[dev.OpenKeywords],
 ) -> Report:
     """Bring a device up step by step, try its data path, and leave it.
@@ -80,6 +81,8 @@ def diagnose(
         opened: Called with the open device, for signal handlers to interrupt.
         examine: Called with the device as the last step before its reset left it, live or failed.
         beside: The QEMU that has the device: its view is compared in a step of its own; None: there is none.
+        intrusive: Whether the data path may do what others see, or are cut off by (docs/probes.md); with a device
+            of a machine of our own it always does.
         **keywords: Single options, as for ``uvirtio.open``.
 
     Returns:
@@ -98,6 +101,7 @@ def diagnose(
         opened=opened,
         examine=examine,
         beside=beside,
+        intrusive=intrusive,
     )
 
 
@@ -110,6 +114,7 @@ def diagnose_function(
     opened: Callable[[dev.Device], None] | None = None,
     examine: Callable[[dev.Device], None] | None = None,
     beside: Beside | None = None,
+    intrusive: bool = False,
     **keywords: Unpack[dev.OpenKeywords],
 ) -> Report:
     """Do what ``diagnose`` does, with a function that the caller opens.
@@ -122,6 +127,7 @@ def diagnose_function(
         opened: As for ``diagnose``.
         examine: As for ``diagnose``.
         beside: As for ``diagnose``.
+        intrusive: As for ``diagnose``.
         **keywords: As for ``diagnose``.
 
     Returns:
@@ -131,7 +137,7 @@ def diagnose_function(
         UsageError: An option has a value that it cannot have.
     """
     options = opening.chosen(options, keywords)
-    diagnosis = _Diagnosis(address, on_step, beside)
+    diagnosis = _Diagnosis(address, on_step, beside, intrusive)
     report = diagnosis.report
     try:
         with diagnosis.step("discover") as note:
@@ -189,9 +195,10 @@ class _Note:
 class _Diagnosis:
     """One diagnosis: the report so far, and the steps that add to it."""
 
-    def __init__(self, address: str, on_step: OnStep | None, beside: Beside | None) -> None:
+    def __init__(self, address: str, on_step: OnStep | None, beside: Beside | None, intrusive: bool) -> None:
         self.report = Report(address)
         self._beside = beside
+        self._intrusive = intrusive
         self._steps = steps_of(beside)
         self.words = words.of_address(address)
         self.device: dev.Device | None = None
@@ -257,7 +264,7 @@ class _Diagnosis:
             device: The open device, which is closed at the end.
             examine: Called before the device is reset and left.
         """
-        path = datapath.for_device(device)
+        path = datapath.for_device(device, intrusive=self._intrusive)
         try:
             path.start(self._observer(device))
             with self.step("data path") as note:

@@ -30,6 +30,12 @@ LOOKS = 500
 TURN = 16
 """Reads that ``read`` sends and delivers at once, at most: the device works while the caller processes them."""
 
+RELAYED = 8
+"""Reads that ``read`` with fewer out than slots replaces by others before it checks and delivers them, at most.
+
+More, and a device with 32 of them is done with the rest and asleep before they are delivered.
+"""
+
 POLL = 50e-6
 """Seconds to poll the ring before waiting for an interrupt."""
 
@@ -71,6 +77,7 @@ class BaseBurst:
         self._numbers = self.slots * 2
         self._waits = 0
         self._driver, self._device, self._queue = driver, driver.device, queue
+        self._session = driver.session()
         self._size, self._length, self._reads = size, length, reads
 
     def _lay(self, chains: Sequence[Chain]) -> None:
@@ -146,9 +153,8 @@ class BaseBurst:
         self._queue.submit(slots, show=show)
 
     def _take(self) -> array[int]:
-        self.returned = back = self._slots.reap()
+        self.returned = back = self._queue.reap_slots()
         if back:
-            self._queue.completions += len(back)
             self._check(back)
         return back
 
@@ -167,7 +173,7 @@ class BaseBurst:
     def _await(self, timeout: float, poll: float) -> int:
         """Poll, then sleep, until a request is complete; how many are, at least."""
         ready, clock = self._slots.ready, time.perf_counter
-        until = clock() + poll
+        until = clock() + min(poll, timeout)
         while clock() < until:
             for _ in range(GLANCES):
                 count = ready()
@@ -208,11 +214,11 @@ class BaseBurst:
                 batch = list(islice(wanted, min(len(idle), TURN)))
                 for slot, start in zip(idle, batch, strict=False):
                     where[slot] = start
-                with self._driver.session():
+                with self._session:
                     self._post(idle[: len(batch)], batch)
                 idle = idle[len(batch) :]
                 if not came and self.in_flight:
-                    with self._driver.session():
+                    with self._session:
                         came = self._take() if batch and idle else self._wait(None, POLL)
                 elif not (batch or came):
                     return
@@ -226,16 +232,17 @@ class BaseBurst:
     def _read_ahead(self, wanted: Iterator[int], most: int) -> Iterator[tuple[int, bytes]]:
         """``read`` with at most this many in flight; the other slots have been delivered, or are laid already."""
         where = [0] * self.count
-        device, data, driver = self._device, self._data, self._driver
+        device, data, session = self._device, self._data, self._session
         ring, relay = self._queue.ring, self._queue.relay
         idle, many, more, behind = self.slots[:], min(self.count // 2, self.count - most), True, True
+        turn = min(RELAYED, many)
         try:
             while True:
                 batch: list[int] = []
                 if more and len(idle) >= many:  # else some are laid; many at a time cost little more than one
                     batch = list(islice(wanted, min(len(idle), max(TURN, most - ring.in_flight))))
                     more = len(batch) > 0
-                with driver.session():
+                with session:
                     if batch:
                         now, idle = idle[: len(batch)], idle[len(batch) :]
                         for slot, start in zip(now, batch, strict=True):
@@ -248,7 +255,7 @@ class BaseBurst:
                     self._waits += 1
                     if not self._waits % LOOK:
                         device.service()
-                    came = relay(LOOKS)  # others are sent before what has come is looked at
+                    came = relay(LOOKS, turn)  # others are sent before what has come is looked at
                     if not came:
                         came = self._await(device.timeout, POLL)
                         self._show(came)
@@ -284,7 +291,7 @@ class BaseBurst:
         """
 
         def ready() -> bool:
-            self._slots.reap()
+            self._queue.reap_slots()
             return not self.in_flight
 
         if not ready():

@@ -11,6 +11,18 @@ from uvirtio.drivers.burst import BaseBurst
 from uvirtio.errors import Closed, QueueFull, UsageError, UvirtioError
 from uvirtio.virtqueue import Completion, SgEntry
 
+POLL = 200e-6
+"""Seconds for which a wait looks at the rings, at most, before it waits for an interrupt."""
+
+_SKIPPED = 16
+"""Waits that do not look after several looks in vain, at most: one after the first, then twice as many each."""
+
+_GLANCES = 16
+"""Looks at the rings between two looks at the clock."""
+
+_LOOK = 256
+"""Waits between two checks for configuration changes and removal, which the wait loop makes too."""
+
 
 class SlottedQueue(Protocol):
     """A request queue and the slots of its requests."""
@@ -20,6 +32,8 @@ class SlottedQueue(Protocol):
     """Slots."""
     size: int
     """Bytes of data of one request, at most."""
+    silent: bool
+    """Whether interrupts are suppressed: the driver looks at the ring itself."""
 
     @property
     def out(self) -> int:
@@ -61,9 +75,11 @@ class BaseRequestQueues(Generic[Q, R]):
         """Bytes of data of one request, at most."""
         self._first = self._free[0].queue
         self._turn = 0
+        self._waits = 0
+        self._skip = self._skipping = 0  # waits that do not look at the rings first: of these, how many are left
 
-    def _finish(self, requestq: Q, completion: Completion) -> UvirtioError | None:
-        """Judge one request that is complete; the error, where its answer is none of the standard's."""
+    def _finish(self, requestq: Q, done: Sequence[Completion]) -> UvirtioError | None:
+        """Judge requests that are complete; the first error, where an answer is none of the standard's."""
         raise NotImplementedError
 
     @property
@@ -172,9 +188,12 @@ class BaseRequestQueues(Generic[Q, R]):
             UsageError: Bursts have taken all queues.
             Closed: The driver was closed.
         """
-        with self._driver.session():
-            self.kick()
+        with self._driver.session(timeout):
             left = None if requests is None else [one for one in requests if not one.done]
+            alone = left is None or len(left) == self.in_flight
+            if alone and not self._skipping:
+                self._silence()
+            self.kick()
 
             def ready() -> bool:
                 self.collect()
@@ -184,12 +203,63 @@ class BaseRequestQueues(Generic[Q, R]):
                     left.pop()
                 return not left
 
-            many = "requests in flight" if left is None else f"{len(left)} request{'s' * (len(left) != 1)}"
-            self._await(ready, timeout, many)
+            if not ready():
+                many = "requests in flight" if left is None else f"{len(left)} request{'s' * (len(left) != 1)}"
+                self._look_then_wait(ready, timeout, many)
 
     def _await(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
         if not ready():
-            self._device.wait(ready, timeout=self._device.seconds(timeout), what=what)
+            self._look_then_wait(ready, timeout, what)
+
+    def _look_then_wait(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
+        """Wait until ``ready()``, which ``collect`` makes true: waking up costs more than most requests take."""
+        device = self._device
+        seconds = device.seconds(timeout)
+        if not self._look(ready, min(POLL, seconds)):
+            self._listen()
+            device.wait(ready, timeout=seconds, what=what)
+
+    def _look(self, ready: Callable[[], bool], seconds: float) -> bool:
+        """Look at the rings for a while, where that has been of use; whether ``ready()``."""
+        self._waits += 1
+        if not self._waits % _LOOK:
+            self._device.service()  # as the wait loop does, which does not run while looking is enough
+        if self._skipping:
+            self._skipping -= 1
+            return False
+        looks = [requestq.queue.ring.pending for requestq in self._free]
+        clock, found = self._device.clock.monotonic, False
+        end = clock() + seconds
+        while True:  # it looks at least once, however late it is
+            for _ in range(_GLANCES):
+                for look in looks:
+                    if look():
+                        found = True
+                        if ready():
+                            self._skip = 0
+                            return True
+            if clock() >= end:
+                break
+        self._skip = self._skipping = 0 if found else min(_SKIPPED, 2 * self._skip or 1)
+        return False
+
+    def _silence(self) -> None:
+        """Suppress interrupts: a device that is looked at need not make one, nor the kernel deliver it.
+
+        Only where no other request is in flight, for which an event loop of the caller's might expect one.
+        """
+        for requestq in self._free:
+            if not requestq.silent:
+                requestq.queue.ring.want_interrupts(False)
+                requestq.silent = True
+
+    def _listen(self) -> None:
+        """Enable interrupts, before a last look and a wait."""
+        for requestq in self._free:
+            if requestq.silent:
+                requestq.silent = False
+                if requestq.queue.ring.broken is None:
+                    requestq.queue.ring.want_interrupts(True)
 
     def collect(self) -> int:
         """Reap complete requests, without waiting.
@@ -203,18 +273,16 @@ class BaseRequestQueues(Generic[Q, R]):
             Closed: The driver was closed.
         """
         count = 0
-        senseless: UvirtioError | None = None
+        invalid: UvirtioError | None = None
         for requestq in self._live():
             queue = requestq.queue
-            if not queue.ring.pending():
-                continue
-            done = queue.reap()
-            count += len(done)
-            for completion in done:
-                error = self._finish(requestq, completion)
-                senseless = senseless or error
-        if senseless is not None:
-            raise senseless
+            if queue.ring.pending():
+                done = queue.reap()
+                count += len(done)
+                found = self._finish(requestq, done)
+                invalid = invalid or found
+        if invalid is not None:
+            raise invalid
         return count
 
 

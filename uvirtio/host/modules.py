@@ -51,6 +51,11 @@ def directories(roots: Roots) -> list[Path]:
     return [top / name for top in tops]
 
 
+def refcount(module: str, roots: Roots) -> int | None:
+    """How many uses keep a loaded module from being removed; None where it is built in, or not loaded."""
+    return sysfs.number(roots.sys / "module" / module.replace("-", "_") / "refcnt")
+
+
 def presence(module: str, roots: Roots) -> Presence:
     """Whether a module of the running kernel is installed, or built in.
 
@@ -114,7 +119,8 @@ def configured(module: str, roots: Roots) -> Literal["y", "m", "n"] | None:
     if option is None:
         return None
     try:
-        packed = (roots.proc / "config.gz").read_bytes()
+        with open(roots.proc / "config.gz", "rb", opener=sysfs.unwaiting) as file:
+            packed = file.read()
         text = zlib.decompressobj(wbits=31).decompress(packed, _LIMIT).decode("ascii", "replace")  # 31: gzip
     except (OSError, zlib.error):
         return None

@@ -342,6 +342,81 @@ class ProvidesMemory(Protocol):
 
 
 @runtime_checkable
+class OtherSide(Protocol):
+    """Optional ability of a back end's object: this process sees what the device does on its other side, too.
+
+    That is no part of the device, and a driver has no use for it. A diagnosis compares there.
+    """
+
+    @property
+    def other_sides(self) -> frozenset[str]:
+        """What there is for this device: ``peer``, ``screen``, ``memory``. The methods of the others fail."""
+        ...
+
+    def peer_send(self, data: bytes) -> None:
+        """``peer``: send bytes to the device from what it connects to, the host's end of a console's port 0.
+
+        Args:
+            data: The bytes, at most a few KiB.
+
+        Raises:
+            OperationFailed: They are not taken.
+        """
+        ...
+
+    def peer_receive(self, timeout: float) -> bytes:
+        """``peer``: receive what the device has sent.
+
+        Args:
+            timeout: Seconds to wait for the first of it.
+
+        Returns:
+            The bytes that are there; empty where none came, or the other side is closed.
+        """
+        ...
+
+    def screen(self) -> bytes:
+        """``screen``: what the screen of the device shows, as a portable pixmap (P6)."""
+        ...
+
+    def cpu_read(self, address: int, length: int) -> bytes:
+        """``memory``: read guest-physical memory as a processor of the machine does.
+
+        Args:
+            address: Where; a multiple of 4.
+            length: Bytes; a multiple of 4.
+        """
+        ...
+
+    def cpu_write(self, address: int, data: bytes) -> None:
+        """``memory``: write guest-physical memory as a processor of the machine does.
+
+        Args:
+            address: Where; a multiple of 4.
+            data: The bytes; a multiple of 4.
+        """
+        ...
+
+    def file_read(self, offset: int, length: int) -> bytes:
+        """``memory``: read the file behind the device's memory.
+
+        Args:
+            offset: Where, in bytes.
+            length: Bytes.
+        """
+        ...
+
+    def file_write(self, offset: int, data: bytes) -> None:
+        """``memory``: write the file behind the device's memory.
+
+        Args:
+            offset: Where, in bytes.
+            data: The bytes.
+        """
+        ...
+
+
+@runtime_checkable
 class GuestMachine(Protocol):
     """Optional ability of a back end's object: its device is in a guest machine that this process runs.
 

@@ -6,7 +6,7 @@ Protocols of their own beside ``Transport``, and are tested with ``isinstance``.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -33,6 +33,20 @@ class ResetsQueues(Protocol):
 
     def queue_is_reset(self, index: int) -> bool:
         """Whether that reset is complete; then the queue's doorbell is released and it can be enabled again."""
+        ...
+
+
+@runtime_checkable
+class ConfirmsAbsence(Protocol):
+    """Optional ability of a ``Transport``: a second register says whether there is a device at all.
+
+    A status of all ones alone is what a faulty device may show that still writes to memory. Where the transport
+    has no such register, memory has to be safe in another way: the kernel unmaps it (vDPA), or it is a file of its
+    own (vhost-user).
+    """
+
+    def is_absent(self) -> bool:
+        """Read that register, which is of use when the status reads all ones."""
         ...
 
 
@@ -96,6 +110,10 @@ class Causes:
 
     spurious: bool = False
     """An interrupt was taken, and the device names no cause."""
+
+
+USED = Causes(queues=True)
+"""What most interrupts say: one was taken, for used buffers alone. Transports may return this very object."""
 
 
 class Transport(Protocol):
@@ -243,7 +261,7 @@ class Transport(Protocol):
         """Return the events to wait for: interrupts, and the removal of the device."""
         ...
 
-    def causes(self, fired: Container[int] | None = None) -> Causes:
+    def causes(self, fired: Collection[int] | None = None) -> Causes:
         """Take what is pending, read its cause and rearm. In POLLING mode this reads the interrupt status.
 
         Args:

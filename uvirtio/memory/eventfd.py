@@ -33,7 +33,7 @@ class EventFd:
             Closed: After ``close()``.
         """
         try:
-            os.eventfd_read(self.fileno())
+            os.eventfd_read(self._fd if self._fd >= 0 else self.fileno())
         except BlockingIOError:
             return False
         return True
@@ -80,7 +80,9 @@ class EventFdDoorbell:
             Closed: After ``close()``.
         """
         del value
-        os.eventfd_write(self.fileno(), 1)
+        if self._fd < 0:
+            self.fileno()
+        os.eventfd_write(self._fd, 1)
 
     def close(self) -> None:
         """Close the descriptor; idempotent."""

@@ -56,7 +56,7 @@ class FileWindow:
                 expected="a range that the kernel does not use itself",
                 remedy="the kernel has this memory itself (look in /proc/iomem), or it is locked down",
             ) from error
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, ValueError) as error:  # ValueError: the file is shorter than that
             raise OperationFailed(
                 f"{self._what} cannot be mapped at {self._base + offset:#x}",
                 seen=str(error),

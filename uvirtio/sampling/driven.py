@@ -8,7 +8,7 @@ from uvirtio import opening
 from uvirtio.device import Device, OpenOptions, unobserved
 from uvirtio.device.evidence import SAYS, of_queue
 from uvirtio.diag import datapath
-from uvirtio.diag.outcome import PathResult
+from uvirtio.diag.probes.outcome import PathResult
 from uvirtio.errors import UvirtioError
 from uvirtio.sampling.sample import QueueSample, Sample, Stopped, Tell, rate
 from uvirtio.spec import device_config

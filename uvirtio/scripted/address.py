@@ -18,16 +18,25 @@ from typing import Any, Final, NoReturn
 from uvirtio.errors import BadAddress, UvirtioError
 from uvirtio.scripted.balloon import Balloon
 from uvirtio.scripted.blk import Disk
+from uvirtio.scripted.console import Console
 from uvirtio.scripted.core import RING_FEATURES, ScriptedCore
+from uvirtio.scripted.crypto import Crypto
+from uvirtio.scripted.gpu import Gpu
 from uvirtio.scripted.input import Input
+from uvirtio.scripted.iommu import Iommu
 from uvirtio.scripted.legacy import ScriptedLegacy
 from uvirtio.scripted.mem import Mem
 from uvirtio.scripted.mmio import ScriptedMmio
 from uvirtio.scripted.model import Model
 from uvirtio.scripted.net import Net
+from uvirtio.scripted.ninep import NineP
 from uvirtio.scripted.pci import ScriptedDevice
+from uvirtio.scripted.pmem import Pmem
 from uvirtio.scripted.rng import Rng
+from uvirtio.scripted.rtc import Rtc
 from uvirtio.scripted.scsi import ScsiHost
+from uvirtio.scripted.sound import Sound
+from uvirtio.scripted.vsock import Vsock
 from uvirtio.spec import features as f
 from uvirtio.spec import mmio, pci
 
@@ -41,6 +50,15 @@ TYPES: Final[dict[str, Callable[..., Model]]] = {
     "input": Input,
     "scsi": ScsiHost,
     "net": Net,
+    "console": Console,
+    "9p": NineP,
+    "gpu": Gpu,
+    "rtc": Rtc,
+    "vsock": Vsock,
+    "crypto": Crypto,
+    "iommu": Iommu,
+    "sound": Sound,
+    "pmem": Pmem,
 }
 """The device types that there is a model of, by name."""
 
@@ -212,6 +230,9 @@ def _pair(text: str) -> tuple[int, int]:
     return _wide(8)(first), _wide(8)(second)
 
 
+_ANSWERING: Final = ("console", "9p", "gpu", "rtc", "vsock", "crypto", "iommu", "sound", "pmem")
+"""Types without a driver, whose models share their lies."""
+
 SWITCHES: Final = (
     # How it is built.
     Switch("transport", "|".join(TRANSPORTS), "the registers in front of it", _transport),
@@ -268,11 +289,15 @@ SWITCHES: Final = (
            ("blk", "mem", "scsi", "net")),
     Switch("busy", "", "BUSY where it may say so", _of_model("busy", bool), ("mem",)),
     Switch("size-lie", "N", "plugged_size is off by so many bytes", _of_model("size_lie", _signed), ("mem",)),
+    Switch("actual", "N", "what `actual` reads, whatever is written", _of_model("actual_stays", _wide(32)),
+           ("balloon",)),
     Switch("hold", "", "requests are kept", _of_model("hold", bool), ("blk", "balloon", "scsi", "net")),
     Switch("size", "N", "the size of every selection", _of_model("size_lie", _wide(8)), ("input",)),
     Switch("stuck", "SELECT:SUBSEL", "the selection that it always shows", _of_model("stuck", _pair), ("input",)),
     Switch("num-buffers", "N", "num_buffers of every frame", _of_model("num_buffers", _u16), ("net",)),
     Switch("header-flags", "N", "flags that its headers have", _of_model("header_flags", _wide(8)), ("net",)),
+    Switch("untouched", "", "answers count, and are not written", _of_model("untouched", bool), _ANSWERING),
+    Switch("garbled", "", "answers are not those to the request", _of_model("garbled", bool), _ANSWERING),
     Switch("ack", "N", "the answer to every command", _of_model("ack", _wide(8)), ("net",)),
 )  # fmt: skip
 """Every switch, in the order of a device's life."""

@@ -43,6 +43,8 @@ class Balloon(Model):
         """What the balloon holds."""
         self.requests: list[tuple[str, list[int]]] = []
         self.actual_writes: list[int] = []
+        self.actual_stays: int | None = None
+        """What actual reads, whatever the driver writes."""
         self.stats: list[dict[int, int]] = []
         self.stats_chain: Chain | None = None
         self.shown: dict[int, int] = {}
@@ -113,6 +115,7 @@ class Balloon(Model):
         self.device.check("BAL-CONFIG", offset in writable and width == 4, f"a config write at {offset}")
         if offset == balloon.ACTUAL:
             self.actual_writes.append(value)
+            value = value if self.actual_stays is None else self.actual_stays
         if offset in writable:
             super().write_config(offset, width, value)
 

@@ -40,6 +40,7 @@ VALUES: Final = {
     "luns": "0xfffffff8",
     "written": "1",
     "size-lie": "4096",
+    "actual": "7",
     "size": "129",
     "stuck": "1:0",
     "num-buffers": "0",

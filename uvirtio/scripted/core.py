@@ -10,6 +10,7 @@ from uvirtio.errors import Closed
 from uvirtio.scripted.faults import Access, Faults
 from uvirtio.scripted.memory import Memory, ScriptedBlock, ScriptedDma
 from uvirtio.scripted.model import Admin, Model
+from uvirtio.scripted.other_side import OtherSideOfModel
 from uvirtio.scripted.packed import PackedDeviceRing
 from uvirtio.scripted.parts import ScriptedEvent, Window
 from uvirtio.scripted.ring import Chain, DeviceRing, Lies
@@ -36,7 +37,7 @@ class QueueState:
         self.ring: DeviceRing | PackedDeviceRing | None = None
 
 
-class ScriptedCore:
+class ScriptedCore(OtherSideOfModel):
     """The virtio device behind the registers of a transport: status, features, queues, interrupts, and its books.
 
     ``ScriptedDevice`` (PCI), ``ScriptedMmio`` and ``ScriptedLegacy`` put registers in front of it.

@@ -53,6 +53,8 @@ class Model:
     queue_sizes: Sequence[int] = (64,)
     fields: Mapping[str, Field] = {}
     """The fields of the configuration, by name."""
+    other_sides: frozenset[str] = frozenset()
+    """What there is of ``peer``, ``screen`` and ``memory`` (``interfaces.backend.OtherSide``)."""
 
     def __init__(self) -> None:
         self.config = bytearray()
@@ -85,6 +87,34 @@ class Model:
     def write_config(self, offset: int, width: int, value: int) -> None:
         """Take a write of ``width`` bytes to the configuration at ``offset``, little-endian."""
         self.config[offset : offset + width] = value.to_bytes(width, "little")
+
+    def peer_send(self, data: bytes) -> None:
+        """``peer``: the host sends bytes."""
+        raise NotImplementedError
+
+    def peer_receive(self) -> bytes:
+        """``peer``: the bytes that came at the host since the last call."""
+        raise NotImplementedError
+
+    def screen(self) -> bytes:
+        """``screen``: what it shows, as a portable pixmap (P6)."""
+        raise NotImplementedError
+
+    def cpu_read(self, address: int, length: int) -> bytes:
+        """``memory``: read guest-physical memory that is the device's."""
+        raise NotImplementedError
+
+    def cpu_write(self, address: int, data: bytes) -> None:
+        """``memory``: write guest-physical memory that is the device's."""
+        raise NotImplementedError
+
+    def file_read(self, offset: int, length: int) -> bytes:
+        """``memory``: read what is behind that memory."""
+        raise NotImplementedError
+
+    def file_write(self, offset: int, data: bytes) -> None:
+        """``memory``: write what is behind that memory."""
+        raise NotImplementedError
 
     def put(self, name: str, value: int, *, interrupt: bool | None = None) -> None:
         """Change a field; with ``interrupt`` as a device does it, otherwise just so."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from uvirtio.errors import BadTrace
-from uvirtio.interfaces.backend import Backend, Guarded, GuestMachine, ProvidesMemory, WithoutIommu
+from uvirtio.interfaces.backend import Backend, Guarded, GuestMachine, OtherSide, ProvidesMemory, WithoutIommu
 from uvirtio.interfaces.memory import AdoptsMemory, DmaSpace, Event
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.trace.chains import ChainWatch
@@ -41,6 +41,7 @@ def facts_of(found: Backend) -> dict[str, Any]:
         facts["warning"] = found.warning
     facts["guarded"] = isinstance(found, Guarded) and found.bus == "pci"
     facts["memory"] = isinstance(found, ProvidesMemory)
+    facts["other_sides"] = sorted(found.other_sides) if isinstance(found, OtherSide) else []
     return facts
 
 
@@ -380,6 +381,44 @@ class _Memory(_Watched):
         return WatchedWindow(self.tape, size, inner)
 
 
+class _OtherSide(_Watched):
+    """The ability ``OtherSide``."""
+
+    other_sides: frozenset[str] = frozenset()
+
+    def peer_send(self, data: bytes) -> None:
+        """Send bytes to the device from what it connects to."""
+        self.tape.ask("call", "peer_send", [data.hex()], lambda: self.inner.peer_send(data))
+
+    def peer_receive(self, timeout: float) -> bytes:
+        """Receive what the device has sent there."""
+        return self._bytes("peer_receive", timeout)
+
+    def screen(self) -> bytes:
+        """Return what the device's screen shows."""
+        return self._bytes("screen")
+
+    def cpu_read(self, address: int, length: int) -> bytes:
+        """Read guest-physical memory."""
+        return self._bytes("cpu_read", address, length)
+
+    def cpu_write(self, address: int, data: bytes) -> None:
+        """Write guest-physical memory."""
+        self.tape.ask("call", "cpu_write", [address, data.hex()], lambda: self.inner.cpu_write(address, data))
+
+    def file_read(self, offset: int, length: int) -> bytes:
+        """Read the file behind the device's memory."""
+        return self._bytes("file_read", offset, length)
+
+    def file_write(self, offset: int, data: bytes) -> None:
+        """Write the file behind the device's memory."""
+        self.tape.ask("call", "file_write", [offset, data.hex()], lambda: self.inner.file_write(offset, data))
+
+    def _bytes(self, name: str, *args: Any) -> bytes:
+        ask = self.tape.ask
+        return bytes.fromhex(ask("call", name, [*args], lambda: getattr(self.inner, name)(*args).hex(), _hex))
+
+
 _KINDS: dict[str, type[_Watched]] = {
     "pci": WatchedFunction,
     "mmio": WatchedMmio,
@@ -401,11 +440,13 @@ def on_tape(tape: Tape, facts: dict[str, Any], inner: Backend | None) -> Any:
     """
     try:
         kind = _KINDS[facts["bus"]]
-        abilities = {"guest": _Guest, "guarded": _Guarded, "memory": _Memory}
+        abilities = {"guest": _Guest, "guarded": _Guarded, "memory": _Memory, "other_sides": _OtherSide}
         mixed = tuple(mixin for name, mixin in abilities.items() if facts.get(name))
         made = type(kind.__name__, (*mixed, kind), {})(tape, facts, inner)
         if facts.get("guest"):
             made.id, made._ram = facts["guest"]
+        if facts.get("other_sides"):
+            made.other_sides = frozenset(map(str, facts["other_sides"]))
         if "warning" in facts:
             made.warning = str(facts["warning"])
     except (KeyError, TypeError, ValueError) as error:

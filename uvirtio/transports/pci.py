@@ -110,8 +110,9 @@ class PciModern(PciBase):
 
     @property
     def quirks(self) -> Sequence[str]:
-        """The capabilities that cannot be used, a line each."""
-        return [
+        """The capabilities that cannot be used, and those over the MSI-X table, a line each."""
+        used = [cap for cap in self.capabilities if cap.verdict == "ok" and cap.type in pci_caps.STRUCTURES]
+        return pci_caps.over_msix(config_reader(self._function), used) + [
             f"the {cap.type} capability at {cap.config_offset:#04x} cannot be used: {cap.why}"
             for cap in self.capabilities
             if cap.verdict == "bad"

@@ -6,12 +6,12 @@ fields are: ``pci`` (4.1.4) and ``pci_legacy`` (4.1.4.10). Nothing here waits: d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 
 from uvirtio.errors import DeviceGone, NotVirtio
 from uvirtio.interfaces.backend import Guarded, PciFunction, after_removal
 from uvirtio.interfaces.memory import Doorbell, Event, Registers
-from uvirtio.interfaces.transport import Causes
+from uvirtio.interfaces.transport import USED, Causes
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.access import read_field, write_field
 from uvirtio.memory.trace import Trace, TracedDoorbell, TracedRegisters
@@ -19,7 +19,6 @@ from uvirtio.spec import ids, pci
 from uvirtio.transports.base import TransportBase
 from uvirtio.transports.doorbells import DataDoorbell, IndexDoorbell
 
-_USED = Causes(queues=True)
 """The causes of nearly every interrupt."""
 
 
@@ -86,7 +85,8 @@ class PciBase(TransportBase):
         self._function = function
         self._windows: list[Registers] = []
         self._events: list[Event] = []
-        self._numbers: list[int] = []
+        self._vectors: dict[int, int] = {}
+        """MSI-X vectors by the descriptors of their events."""
         """The descriptors of the MSI-X vectors, kept because every interrupt is compared with them."""
 
         self._msix_on = False
@@ -241,7 +241,7 @@ class PciBase(TransportBase):
         count = max([config_vector, *queue_vectors]) + 1
         self._events = self._function.enable_msix(count)
         self._tell(f"interrupts: MSI-X on, {count} vectors")
-        self._numbers = [event.fileno() for event in self._events]
+        self._vectors = {event.fileno(): vector for vector, event in enumerate(self._events)}
         self._msix_on = True
         # 4.1.5.1.2.2: a vector that reads back as NO_VECTOR was refused.
         if (back := self._take_config_vector(config_vector)) != config_vector:
@@ -258,12 +258,14 @@ class PciBase(TransportBase):
         return why
 
     def _disconnect(self) -> None:
-        if self._events:
-            self._function.disable_interrupts()
-            self._tell("interrupts: off")
-        for event in self._events:
-            event.close()
-        self._events, self._numbers = [], []
+        events, self._events, self._vectors = self._events, [], {}
+        try:
+            if events:
+                self._function.disable_interrupts()
+                self._tell("interrupts: off")
+        finally:
+            for event in events:
+                event.close()
         self._mode = InterruptMode.POLLING
         self._msix_on = False
         self._config_shares_vector = False
@@ -274,20 +276,28 @@ class PciBase(TransportBase):
         removal = self._function.removal
         return self._events if removal is None else [*self._events, removal]
 
-    def causes(self, fired: Container[int] | None = None) -> Causes:
+    def causes(self, fired: Collection[int] | None = None) -> Causes:
         """Take what is pending, read its cause and rearm; see ``Transport``."""
         removal = self._function.removal
-        gone = removal is not None and _taken(removal, fired)
         if self._msix_on:
             # 4.1.4.5.2: the ISR is not read then.
+            vectors, events = self._vectors, self._events
             config = queues = False
-            for vector, number in enumerate(self._numbers):
-                if (fired is None or number in fired) and self._events[vector].take():
+            other = fired is None
+            for number in vectors if fired is None else fired:
+                vector = vectors.get(number, -1)
+                if vector < 0:
+                    other = True
+                elif events[vector].take():
                     if vector:
                         queues = True
                     else:
-                        config, queues = True, self._config_shares_vector
-            return _USED if queues and not (config or gone) else Causes(config, queues, gone)
+                        config, queues = True, queues or self._config_shares_vector
+            if queues and not (config or other):
+                return USED
+            gone = other and removal is not None and _taken(removal, fired)
+            return Causes(config, queues, gone)
+        gone = removal is not None and _taken(removal, fired)
         if self._mode is InterruptMode.POLLING:
             return self._isr_causes(gone)
         line = self._events[0]
@@ -321,10 +331,12 @@ class PciBase(TransportBase):
 
     def release_queues(self) -> None:
         """Close the doorbells and the interrupt events, after the device has been reset."""
-        for doorbell in self._doorbells.values():
-            doorbell.close()
-        self._doorbells.clear()
-        self._disconnect()
+        try:
+            for doorbell in self._doorbells.values():
+                doorbell.close()
+            self._doorbells.clear()
+        finally:
+            self._disconnect()
 
     def _let_go(self) -> None:
         try:
@@ -361,6 +373,13 @@ class PciBase(TransportBase):
     def status(self) -> int:
         """Return the device status (2.1)."""
         raise NotImplementedError
+
+    def is_absent(self) -> bool:
+        """Whether revision and class in configuration space read all ones, too.
+
+        Not the vendor: VFIO has that of a virtual function from a copy.
+        """
+        return self._function.config.read32(pci.CFG_REVISION_ID) == 0xFFFFFFFF
 
 
 def not_virtio(function: PciFunction, vendor: int, device: int) -> NotVirtio:

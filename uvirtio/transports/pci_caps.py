@@ -322,6 +322,33 @@ def select(caps: Iterable[VirtioCapability], *, look: str = "uvirtio inspect") -
     return _apart(chosen)
 
 
+def over_msix(config: ConfigReader, caps: Iterable[VirtioCapability]) -> list[str]:
+    """Say which structures overlap the function's MSI-X table or its pending bits, a line each.
+
+    A driver's write to such a structure changes a vector (PCI 3.0, 6.8.2).
+
+    Args:
+        config: Reads configuration space, up to byte 0xff.
+        caps: The structures that are used.
+    """
+    at = next((at for at, what in capability_list(config) if what == pci.CapId.MSIX), None)
+    if at is None or at + pci.MSIX_CAP_SIZE > pci.CONFIG_SIZE:
+        return []
+    vectors = (config(at + pci.MSIX_CONTROL, 2) & pci.MSIX_CONTROL_SIZE_MASK) + 1
+    places = [
+        ("the MSI-X table", config(at + pci.MSIX_TABLE, 4), vectors * pci.MSIX_ENTRY_SIZE),
+        ("the MSI-X pending bits", config(at + pci.MSIX_PBA, 4), -(-vectors // 64) * 8),
+    ]
+    return [
+        f"the {cap.type} structure at {cap.offset:#x} of BAR {cap.bar} overlaps {what}"
+        for cap in caps
+        for what, place, size in places
+        if cap.bar == place & pci.MSIX_BIR_MASK
+        and cap.offset < (place & pci.MSIX_OFFSET_MASK) + size
+        and place & pci.MSIX_OFFSET_MASK < cap.end
+    ]
+
+
 def _missing(name: str, every: list[VirtioCapability], look: str) -> CapabilityError:
     refused = [f"at {cap.config_offset:#04x}: {cap.type}: {cap.why}" for cap in every if cap.verdict != "ok"]
     if not every:

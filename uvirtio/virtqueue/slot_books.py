@@ -60,13 +60,15 @@ class Books:
         """Return a number of slots that are used; see ``Slots``."""
         raise NotImplementedError
 
-    def relay(self, looks: int) -> tuple[int, bool]:
-        """Look for used slots, and let the device see others; see ``Slots``."""
+    def relay(self, looks: int, notify: Callable[[], None], goal: int = 1) -> int:
+        """Look for used slots, and let the device see others; see ``Slots``. It returns at the first ones."""
         for _ in range(looks):
             count = self.ready()
             if count:
-                return count, self.show(count)
-        return 0, False
+                if self.show(count):
+                    notify()
+                return count
+        return 0
 
     def _post(self, slots: array[int]) -> bool:
         """Post idle slots, for formats that can only write and show at once; whether a kick is requested."""
@@ -266,7 +268,6 @@ class RingBooks(Books):
             self._note(slot, element)
             loose.discard(slot)
             found.append(slot)
-        self._steady = self._posted_ever() + self._places
         self._back, self._back_raw = found[:], elements
         return found
 

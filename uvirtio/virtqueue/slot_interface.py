@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 
@@ -65,14 +65,16 @@ class Slots(Protocol):
         """
         ...
 
-    def relay(self, looks: int) -> tuple[int, bool]:
+    def relay(self, looks: int, notify: Callable[[], None], goal: int = 1) -> int:
         """Look for used slots; as soon as there are any, let the device see others, at most as many.
 
         Args:
-            looks: How often to look, at most.
+            looks: How often to look for one more, at most.
+            notify: Notifies the device; called where it requests that.
+            goal: Go on until as many are used, while slots are laid. A ring may return sooner.
 
         Returns:
-            As ``ready``, and whether the device requests a notification (kick).
+            As ``ready``.
 
         Raises:
             RingCorruption: The used ring is invalid; the queue accepts no calls any more.

@@ -20,7 +20,8 @@ from uvirtio.virtqueue import Virtqueue
 from uvirtio.virtqueue.chain import measure
 from uvirtio.virtqueue.packed import PackedQueue
 from uvirtio.virtqueue.packed_slots import PackedSlots
-from uvirtio.virtqueue.slot_books import Books, Chain
+from uvirtio.virtqueue.slot_books import Books
+from uvirtio.virtqueue.slot_books import Chain as Chain
 from uvirtio.virtqueue.slot_interface import Slots as Slots
 from uvirtio.virtqueue.split import SplitQueue
 from uvirtio.virtqueue.split_slots import SplitSlots

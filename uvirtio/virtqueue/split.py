@@ -11,7 +11,7 @@ chains one index store and one fence.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn
 
 from uvirtio.errors import UsageError
@@ -37,8 +37,8 @@ _IDX = ring.RING_IDX // 2
 _RING = ring.RING_ENTRIES // 2
 
 
-_Held = tuple[Sequence[SgEntry], Sequence[SgEntry], int]
-"""A chain, and how many bytes the device may write of it."""
+_Held = tuple[Sequence[SgEntry], Sequence[SgEntry], int, tuple[int, ...]]
+"""A chain, how many bytes the device may write of it, and its descriptors; none where a table has it."""
 
 
 class SplitQueue(VirtqueueBase):
@@ -61,6 +61,7 @@ class SplitQueue(VirtqueueBase):
     __slots__ = (
         "_avail",
         "_avail_event",
+        "_direct",
         "_elements",
         "_free",
         "_heads",
@@ -85,7 +86,10 @@ class SplitQueue(VirtqueueBase):
         """With IN_ORDER: the head of each chain, by its number modulo the size."""
 
         self._held: list[_Held | None] = [None] * size
-        """What the indirect table of each head has, where that cannot have been changed since."""
+        """What the indirect table of each head has, or the chain that it begins, as long as neither is changed."""
+
+        self._direct = False
+        """Whether ``_held`` has had chains without a table."""
 
         self._avail = watched(driver, 0, words16(driver.view, 0, 3 + size))
         self._used = watched(device, 0, words16(device.view, 0, 3 + 4 * size))
@@ -144,13 +148,23 @@ class SplitQueue(VirtqueueBase):
             if not free:
                 raise self._full(1, 0)
             head = free.pop() if not self._in_order else self._take()
+            if self._direct:
+                self._held[head] = None
             desc[2 * head] = address
             desc[2 * head + 1] = word
         else:
             held = self._held[free[-1]] if free and not self._in_order else None
-            if held is not None and held[0] is readable and held[1] is writable:
+            if held is None or held[0] is not readable or held[1] is not writable:
+                held = None
+            if held is not None and not held[3]:
                 head, room = free.pop(), held[2]  # the chain for which this table was written
                 self._name_table(head, count)
+            elif held is not None and type(free) is list:
+                # The chain for which these descriptors were written. They came back together, the head on top: if
+                # one had been taken since, the head would have been too, and this would be forgotten.
+                room, chain = held[2], held[3]
+                head = chain[0]
+                del free[-count:]
             else:
                 room = measure(readable, writable, self.size)
                 if self._tables and count <= INDIRECT_ENTRIES:
@@ -159,14 +173,15 @@ class SplitQueue(VirtqueueBase):
                     head = self._take()
                     self._fill_table(head, readable, writable, count)
                     same = type(readable) is tuple and type(writable) is tuple  # as long as it is these objects
-                    self._held[head] = (readable, writable, room) if same else None
                     self._name_table(head, count)
+                    self._held[head] = (readable, writable, room, ()) if same else None
                 else:
                     if len(free) < count:
                         raise self._full(count, len(free))
                     chain = tuple([self._take() for _ in range(count)])
                     self._fill_chain(chain, readable, writable)
                     head = chain[0]
+                    self._keep(chain, readable, writable, room)
         laid = self._laid
         self._out[head] = (cookie, room, chain, laid)
         if self._in_order:
@@ -179,6 +194,16 @@ class SplitQueue(VirtqueueBase):
         """Return a free descriptor; there must be one."""
         free = self._free
         return free.pop() if type(free) is list else free.popleft()  # type: ignore[union-attr]
+
+    def _keep(
+        self, chain: tuple[int, ...], readable: Sequence[SgEntry], writable: Sequence[SgEntry], room: int
+    ) -> None:
+        """Note which chain these descriptors hold now, so that it need not be written again."""
+        for number in chain:
+            self._held[number] = None
+        if type(readable) is tuple and type(writable) is tuple and not self._in_order:
+            self._held[chain[0]] = (readable, writable, room, chain)
+            self._direct = True
 
     def _name_table(self, head: int, count: int) -> None:
         # 2.7.5.3.1: INDIRECT without NEXT; WRITE has no meaning here.
@@ -304,7 +329,7 @@ class SplitQueue(VirtqueueBase):
                         if chain is None:
                             free.append(head)
                         else:
-                            free.extend(chain)
+                            free.extend(chain[::-1])  # so that the next one takes them in the same order
                         number += 1
                         done.append(made(Completion, (cookie, written)))
                 finally:
@@ -435,36 +460,55 @@ class SplitQueue(VirtqueueBase):
             return (new - self._used[self._avail_event] - 1) & 0xFFFF < count
         return not self._used[_FLAGS] & USED_F_NO_NOTIFY
 
-    def relay(self, looks: int) -> tuple[int, bool]:
+    def relay(self, looks: int, notify: Callable[[], None], goal: int = 1) -> int:
         """Look whether chains are used, and at once make as many laid ones visible: the device goes on meanwhile.
 
         Args:
-            looks: How often to look, at most.
+            looks: How often to look for one more, at most.
+            notify: Notifies the device; called where it requests that.
+            goal: Return when as many are used, or nothing is laid any more.
 
         Returns:
-            The number of chains that used.idx announces, and whether the device requests a notification (kick).
+            The number of chains that used.idx announces.
 
         Raises:
-            RingCorruption: It announces more than are in flight; nothing was made visible.
+            RingCorruption: It announces more than are in flight, or fewer than before.
             DeviceBroken: The queue is broken or abandoned.
             Closed: The queue is closed.
         """
         if self.dead:
             self.refuse()
-        used, reaped = self._used, self.reaped & 0xFFFF
-        for _ in range(looks):
-            index = used[_IDX]
-            if index != reaped:
-                break
-        else:
-            return 0, False
-        count, old = (index - reaped) & 0xFFFF, self.published
-        if count > old - self.reaped:
-            self._bad_index(index)
-        more = self._laid - old
-        if more > count:
-            more = count
-        return count, more > 0 and self.show_heads(more)
+        # Between the look that finds something and the kick nothing is done that could be done before.
+        avail, used, fence, order = self._avail, self._used, self._fence, self._order
+        event = self._avail_event if self._event_idx else 0
+        reaped, old, laid = self.reaped, self.published, self._laid
+        count, last = 0, reaped & 0xFFFF
+        while True:
+            # Of many in flight several go together, which is cheaper.
+            index, step = last, (old - reaped - count) >> 3
+            for _ in range(looks):
+                index = used[_IDX]
+                if index != last and (not step or (index - last) & 0xFFFF >= step):
+                    break
+            else:
+                if index == last:
+                    return count
+            more, last, count = count, index, (index - reaped) & 0xFFFF
+            if not more < count <= old - reaped:
+                self._bad_index(index)
+            more = count - more
+            if more > laid - old:
+                more = laid - old
+            if more:  # as show_heads
+                if order is not None:
+                    order()  # 2.7.13.3.1
+                self.published = old = old + more
+                avail[_IDX] = old & 0xFFFF
+                fence()  # 2.7.13.4.1
+                if (old - used[event] - 1) & 0xFFFF < more if event else not used[_FLAGS] & USED_F_NO_NOTIFY:
+                    notify()
+            if count >= goal or not more:
+                return count
 
     def announced(self) -> int:
         """Return the number of chains that used.idx announces, checked against those in flight.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import NoReturn
 
 from uvirtio.memory.access import copiers
@@ -137,11 +137,11 @@ class SplitSlots(RingBooks):
             self._go_loose(self._posted(first, ring.published))
         return kick
 
-    def relay(self, looks: int) -> tuple[int, bool]:
+    def relay(self, looks: int, notify: Callable[[], None], goal: int = 1) -> int:
         """Look for used slots, and let the device see others at once; see ``Slots``."""
         ring = self._ring
         first = ring.published
-        found = ring.relay(looks)
+        found = ring.relay(looks, notify, goal)
         if self._loose is not None:
             self._go_loose(self._posted(first, ring.published))
         return found

@@ -172,6 +172,7 @@ def test_registers_of_both_kinds_of_bar(machine, function):
         memory.read8(0)
 
 
+@pytest.mark.fault(90)
 def test_one_driver_at_a_time_and_the_second_never_touches_the_node(machine, function, monkeypatch):
     opened = []
     real = os.open
@@ -333,6 +334,7 @@ def test_a_function_whose_interrupt_the_kernel_has_not_is_polled(machine, monkey
             turn(function)
 
 
+@pytest.mark.fault(88)
 def test_a_function_that_is_taken_away_is_an_error_and_not_a_signal(machine, function, monkeypatch):
     window = function.registers(4, 0, 4)
     monkeypatch.setattr(uio_pci._Lines, "state", lambda self: select.POLLERR | select.POLLHUP)

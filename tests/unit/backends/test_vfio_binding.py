@@ -237,6 +237,7 @@ def test_map_hands_over_exactly_these_numbers(container):
     ]
 
 
+@pytest.mark.fault(93)
 def test_a_map_beyond_memlock_says_need_and_have(container, monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda which: (8 << 20, 8 << 20))
     box, _ = container(VFIO_IOMMU_MAP_DMA=-errno.ENOMEM)
@@ -328,6 +329,7 @@ def open_group(roots, number):
     return Group.open(7, roots, kernel=played.kernel)
 
 
+@pytest.mark.fault(90)
 def test_a_group_in_use_names_the_holder(roots):
     fd = roots.proc / "4711/fd"
     fd.mkdir(parents=True)
@@ -372,6 +374,7 @@ def test_a_group_that_is_not_there(roots):
         open_group(roots, errno.ENOENT)
 
 
+@pytest.mark.fault(94)
 def test_a_group_that_is_not_viable_lists_who_holds_it_and_leaves_bridges_out(roots):
     function(roots)
     function(roots, "0000:03:00.1", driver="virtio-pci")

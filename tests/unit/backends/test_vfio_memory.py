@@ -115,6 +115,7 @@ def test_the_blocks_address_is_where_its_view_is(make):
     assert ctypes.c_uint8.from_address(block.vaddr + 5).value == 0xAB
 
 
+@pytest.mark.fault(24)
 def test_physical_memory_is_pinned_first_and_then_mapped_at_itself(make, books):
     # Frames in pairs: two that touch, then a gap.
     space = make(False, rule=lambda page: 0x100 + page % 0x1000 // 2 * 4 + page % 2)

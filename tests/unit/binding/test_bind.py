@@ -361,6 +361,7 @@ def test_ctrl_c_is_rolled_back(fake: FakeSys) -> None:
         assert fake.snapshot() == before and journal.entries(fake.roots) == []
 
 
+@pytest.mark.fault(95)
 def test_a_blocked_write_leaves_a_pending_entry(fake: FakeSys) -> None:
     fake.pci(RNG, "rng", group=7)
     before = fake.snapshot()
@@ -500,6 +501,7 @@ def test_killed_between_the_steps_of_the_journal(tmp_path: Path) -> None:
     pytest.fail("bind never came to its end")
 
 
+@pytest.mark.fault(98)
 def test_nothing_is_changed_without_a_journal(fake: FakeSys) -> None:
     fake.pci(RNG, "rng", group=7)
     before, kernel = fake.snapshot(), FakeKernel(fake)
@@ -510,6 +512,12 @@ def test_nothing_is_changed_without_a_journal(fake: FakeSys) -> None:
 
 
 # --- owner -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["\u0663", "\u0663:0", "0:\u0663", "\u00b2", "", ":", ":0", " 0"])
+def test_an_owner_is_a_name_or_ascii_digits(text: str) -> None:
+    with pytest.raises(UsageError, match="no owner"):
+        owner_ids(text)
 
 
 def test_the_node_is_given_only_where_the_iommu_holds_the_device(fake: FakeSys) -> None:
@@ -731,6 +739,7 @@ def test_the_child_writes_and_reports_errno(tmp_path: Path) -> None:
         writer.write(tmp_path / "none/such", "x", 10)
 
 
+@pytest.mark.fault(95)
 def test_a_write_that_blocks_has_a_deadline(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)  # it has no reader: open(2) for writing sleeps

@@ -128,6 +128,7 @@ def test_no_iommu_groups_are_told(fake: FakeSys) -> None:
     assert found.noiommu and found.node == "/dev/vfio/noiommu-0"
 
 
+@pytest.mark.fault(96)
 def test_large_domains(fake: FakeSys) -> None:
     fake.pci("10000:01:00.0")
     fake.pci("1000ab:01:00.0", "balloon")
@@ -135,6 +136,7 @@ def test_large_domains(fake: FakeSys) -> None:
     assert discover.find("1000AB:01:00.0", fake.roots).type == "balloon"
 
 
+@pytest.mark.fault(96)
 def test_garbage_is_stepped_over(fake: FakeSys) -> None:
     good = fake.pci("0000:00:05.0", "balloon", group=3)
     devices = fake.sys / "bus/pci/devices"
@@ -163,6 +165,7 @@ def test_an_empty_machine(tmp_path: Path) -> None:
         discover.find("03:00.0", roots)
 
 
+@pytest.mark.fault(96)
 @given(
     st.dictionaries(
         st.sampled_from(["vendor", "device", "class", "revision", "subsystem_device", "config", "resource",

@@ -98,6 +98,7 @@ def test_a_kernel_without_vdpa(fake: FakeSys) -> None:
     assert run(fake)["vhost-vdpa"].detail == "this kernel has no vdpa"
 
 
+@pytest.mark.fault(94)
 def test_a_machine_with_nothing(tmp_path: Path) -> None:
     made = {check.name: check for check in doctor.checks(Roots.under(tmp_path / "nothing"))}
     assert made["ways"].verdict == "fail" and "qemu-system-x86" in made["ways"].remedy
@@ -105,6 +106,7 @@ def test_a_machine_with_nothing(tmp_path: Path) -> None:
     assert "intel_iommu=on" in made["iommu"].remedy
 
 
+@pytest.mark.fault(94)
 def test_ways_without_an_iommu(fake: FakeSys) -> None:
     fake.driver("vfio-pci")
     fake.driver("uio_pci_generic")
@@ -148,6 +150,7 @@ def test_character_devices_of_vfio(fake: FakeSys) -> None:
     assert made["vfio-cdev"].verdict == "pass" and "1 functions" in made["vfio-cdev"].detail
 
 
+@pytest.mark.fault(94)
 def test_an_ordinary_user(fake: FakeSys, tmp_path: Path) -> None:
     qemu(tmp_path)
     me = fake.roots.proc / "self"

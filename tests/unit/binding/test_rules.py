@@ -76,6 +76,7 @@ def test_rules_survive_a_machine_without_anything(tmp_path: Path, fake: FakeSys)
 # --- mounted -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("R1")
 @pytest.mark.parametrize("name", ["vda", "vda1", "vda2"])
 @pytest.mark.parametrize(
     ("point", "forceable"),
@@ -143,6 +144,7 @@ def test_mounted_in_another_name_space(fake: FakeSys) -> None:
     assert "/data" in found(fake, "mounted")[0].evidence
 
 
+@pytest.mark.fault("R1")
 def test_mounted_below_lvm_on_crypt(fake: FakeSys) -> None:
     path = disk(fake)
     crypt = mapper(fake, path / "vda2", "dm-0", "crypt", "253:0")
@@ -167,6 +169,7 @@ def test_holders_in_a_circle_end(fake: FakeSys) -> None:
     assert found(fake, "mounted")
 
 
+@pytest.mark.fault("R1")
 @pytest.mark.parametrize("line", ["/dev/vda2", "/dev/mapper/vg-swap", "/swapfile"])
 def test_swap_is_never_forced(fake: FakeSys, line: str) -> None:
     path = disk(fake)
@@ -203,6 +206,7 @@ def test_what_lies_below_an_overlay_is_unchecked(fake: FakeSys) -> None:
     assert [u.why for u in verdicts(fake).unchecked] == ["what lies below the overlay on /"]
 
 
+@pytest.mark.fault("R6")
 def test_a_share_may_lie_below_an_overlay(fake: FakeSys) -> None:
     device = fake.pci(AT, "9p", group=7)
     fake.text(device / "virtio0/mount_tag", "hostroot\0")
@@ -278,6 +282,7 @@ def test_an_interface_that_is_up(fake: FakeSys) -> None:
     assert found(fake, "network")[0].evidence == "eth0 is up"
 
 
+@pytest.mark.fault("R2")
 @pytest.mark.parametrize(
     ("table", "line", "what"),
     [
@@ -304,6 +309,7 @@ def test_the_network_below_the_root_is_never_forced(fake: FakeSys) -> None:
     assert not any(f.forceable for f in found(fake, "network"))
 
 
+@pytest.mark.fault("R2")
 def test_bridges_and_vlans(fake: FakeSys) -> None:
     path = nic(fake)
     (path / "master").symlink_to("../../../../virtual/net/br0")
@@ -328,6 +334,7 @@ ROUTES6 = (
 )
 
 
+@pytest.mark.fault("R2")
 @pytest.mark.parametrize("ancestor", [False, True])
 @pytest.mark.parametrize(
     ("peer", "ours"),
@@ -371,6 +378,7 @@ def test_an_interface_in_another_name_space(fake: FakeSys) -> None:
 # --- memory, balloon ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("R3")
 @pytest.mark.parametrize(
     ("iomem", "refused"),
     [
@@ -401,6 +409,7 @@ def test_memory_that_cannot_be_seen(fake: FakeSys, iomem: str | None) -> None:
     assert [u.rule for u in verdicts(fake).unchecked] == ["memory-in-use"]
 
 
+@pytest.mark.fault("R4")
 @pytest.mark.parametrize(
     ("vmstat", "findings", "unchecked"),
     [
@@ -421,6 +430,7 @@ def test_an_inflated_balloon(fake: FakeSys, vmstat: str, findings: int, unchecke
 # --- console, shares ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("R5")
 @pytest.mark.parametrize(
     ("line", "forceable"), [("hvc0 -W- (EC p  ) 229:0", False), ("hvc1 -W- (E  p  ) 229:1", True)]
 )
@@ -431,6 +441,7 @@ def test_a_console_of_the_system(fake: FakeSys, line: str, forceable: bool) -> N
     assert finding.forceable is forceable
 
 
+@pytest.mark.fault("R5")
 def test_the_port_of_a_guest_agent(fake: FakeSys) -> None:
     device = fake.pci(AT, "console", group=7)
     files = {"dev": "245:1\n", "uevent": "MAJOR=245\nDEVNAME=vport0p1\n", "name": "org.qemu.guest_agent.0\n"}
@@ -441,6 +452,7 @@ def test_the_port_of_a_guest_agent(fake: FakeSys) -> None:
     assert "guest_agent" in finding.evidence and "4242" in finding.evidence
 
 
+@pytest.mark.fault("R6")
 @pytest.mark.parametrize(("point", "forceable"), [("/", False), ("/usr", False), ("/share", True)])
 def test_a_9p_share(fake: FakeSys, point: str, forceable: bool) -> None:
     device = fake.pci(AT, "9p", group=7)
@@ -458,6 +470,7 @@ def test_a_share_without_a_tag_is_any_share(fake: FakeSys) -> None:
     assert "may be this one" in found(fake, "root-share")[0].evidence
 
 
+@pytest.mark.fault("R6")
 def test_a_virtiofs_tag(fake: FakeSys) -> None:
     device = fake.pci(AT, "fs", group=7)
     fake.text(fake.sys / "fs/virtiofs/1/tag", "tag1\n")
@@ -471,18 +484,21 @@ def test_a_virtiofs_tag(fake: FakeSys) -> None:
 # --- the others --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("R7")
 def test_an_iommu_is_never_taken(fake: FakeSys) -> None:
     fake.pci(AT, "iommu", group=7)
     (finding,) = found(fake, "iommu-device")
     assert not finding.forceable
 
 
+@pytest.mark.fault("R7")
 def test_a_bridge_or_supplier_is_never_taken(fake: FakeSys) -> None:
     path = fake.pci(AT, "rng", group=7, pci_class=0x060400)
     (path / "consumer:pci:0000:04:00.0").symlink_to("../nowhere")
     assert {f.forceable for f in found(fake, "iommu-device")} == {False} and len(found(fake, "iommu-device")) == 2
 
 
+@pytest.mark.fault("R8")
 def test_a_display(fake: FakeSys) -> None:
     device = fake.pci(AT, "gpu", group=7)
     fake.text(device / "boot_vga", "0\n")
@@ -496,6 +512,7 @@ def test_a_display(fake: FakeSys) -> None:
     assert {f.severity for f in found(fake, "display-input")} == {"refuse"}
 
 
+@pytest.mark.fault("R8")
 @pytest.mark.parametrize("uevent", ["DEVNAME=input/event3\n", ""])
 def test_an_input_device_warns(fake: FakeSys, uevent: str) -> None:
     device = fake.pci(AT, "input", group=7)
@@ -505,6 +522,7 @@ def test_an_input_device_warns(fake: FakeSys, uevent: str) -> None:
     assert (finding.rule, finding.severity) == ("display-input", "warn")
 
 
+@pytest.mark.fault("R9")
 def test_the_only_hardware_rng_warns(fake: FakeSys) -> None:
     fake.pci(AT, "rng", group=7)
     fake.text(fake.sys / "class/misc/hw_random/rng_current", "virtio_rng.0\n")
@@ -514,6 +532,7 @@ def test_the_only_hardware_rng_warns(fake: FakeSys) -> None:
     assert found(fake, "other-use") == []
 
 
+@pytest.mark.fault("R9")
 def test_keys_in_use(fake: FakeSys) -> None:
     fake.pci(AT, "crypto", group=7)
     stanza = "name : cbc(aes)\ndriver : virtio_crypto_aes_cbc\nrefcnt : {}\n\nname : x\ndriver : y\nrefcnt : 9\n"
@@ -523,6 +542,56 @@ def test_keys_in_use(fake: FakeSys) -> None:
     assert "refcnt 2" in found(fake, "other-use")[0].evidence
 
 
+@pytest.mark.fault("R9")
+def test_vsock_connections(fake: FakeSys) -> None:
+    fake.pci(AT, "vsock", group=7)
+    fake.attach(fake.sys / "bus/virtio/devices/virtio0", rules.VSOCK_TRANSPORT, bus="virtio")
+    assert verdicts(fake) == ([], [])  # as where it is built in, and has no count
+    fake.text(fake.sys / "module/vmw_vsock_virtio_transport/refcnt", "0\n")
+    assert verdicts(fake) == ([], [])
+    fake.text(fake.sys / "module/vmw_vsock_virtio_transport/refcnt", "2\n")
+    (finding,) = verdicts(fake).findings
+    assert (finding.rule, finding.severity, finding.forceable) == ("other-use", "refuse", True)
+    assert finding.evidence.startswith("2 vsock connections")
+
+
+@pytest.mark.fault("R9")
+@pytest.mark.parametrize("name", ["pcmC0D0p", "controlC0", "seq"])
+def test_a_sound_card_that_is_open(fake: FakeSys, name: str) -> None:
+    device = fake.pci(AT, "sound", group=7)
+    files = {"dev": "116:2\n", "uevent": f"DEVNAME=snd/{name}\n"}
+    fake.child(device, f"virtio0/sound/card0/{name}", "sound", files)
+    assert verdicts(fake) == ([], [])
+    fake.opened(f"/dev/snd/{name}")
+    (finding,) = verdicts(fake).findings
+    assert (finding.rule, finding.severity) == ("other-use", "refuse")
+    assert f"/dev/snd/{name} is open in" in finding.evidence
+
+
+PMEM = "virtio0/ndbus0/region0"
+
+
+@pytest.mark.fault("R1", "R3", "R9")
+@pytest.mark.parametrize("use", ["mounted", "open", "ram"])
+def test_persistent_memory_in_use(fake: FakeSys, use: str) -> None:
+    device = fake.pci(AT, "pmem", group=7)
+    fake.child(device, f"{PMEM}/namespace0.0/block/pmem0", "block", {"dev": "259:0\n"})
+    node = fake.child(device, f"{PMEM}/dax0.1/dax0.0", "dax", {"dev": "252:0\n", "uevent": "DEVNAME=dax0.0\n"})
+    fake.attach(node, "device_dax", bus="dax")
+    assert verdicts(fake) == ([], [])
+    if use == "mounted":
+        fake.mountinfo(["20 1 259:0 / /data rw - ext4 /dev/pmem0 rw,dax"])
+    elif use == "open":
+        fake.opened("/dev/dax0.0")
+    else:
+        (node / "driver").unlink()
+        fake.attach(node, "kmem", bus="dax")
+    (finding,) = verdicts(fake).findings
+    rule = {"mounted": "mounted", "open": "other-use", "ram": "memory-in-use"}[use]
+    assert (finding.rule, finding.severity, finding.forceable) == (rule, "refuse", use != "ram")
+
+
+@pytest.mark.fault("R9")
 @pytest.mark.parametrize(("driver", "node"), [("vfio-pci", "/dev/vfio/7"), ("uio_pci_generic", "/dev/uio0")])
 def test_a_user_space_driver_at_work_is_not_disturbed(fake: FakeSys, driver: str, node: str) -> None:
     device = fake.pci(AT, "rng", group=7, driver=driver)
@@ -533,6 +602,7 @@ def test_a_user_space_driver_at_work_is_not_disturbed(fake: FakeSys, driver: str
     assert not finding.forceable
 
 
+@pytest.mark.fault("R10")
 def test_the_group(fake: FakeSys) -> None:
     fake.pci(AT, "rng", group=7)
     fake.pci("0000:03:00.1", "balloon", group=7, driver="vfio-pci")
@@ -543,6 +613,7 @@ def test_the_group(fake: FakeSys) -> None:
     assert "0000:03:00.2 (e1000e)" in finding.evidence and "pcieport" not in finding.evidence
 
 
+@pytest.mark.fault("R10")
 def test_the_page_of_a_window_is_its_group(fake: FakeSys) -> None:
     fake.mmio("a003c00.virtio_mmio", "rng")
     fake.mmio("a003e00.virtio_mmio", "balloon")
@@ -551,6 +622,7 @@ def test_the_page_of_a_window_is_its_group(fake: FakeSys) -> None:
     assert "0xa003c00" in finding.evidence and "0xa004000" not in finding.evidence
 
 
+@pytest.mark.fault("R11")
 def test_virtual_functions(fake: FakeSys) -> None:
     path = fake.pci(AT, "net", group=7, driver=None)
     fake.text(path / "sriov_numvfs", "0\n")
@@ -562,6 +634,7 @@ def test_virtual_functions(fake: FakeSys) -> None:
     assert any("token" in f.evidence for f in found(fake, "vf-pf"))
 
 
+@pytest.mark.fault("R13")
 def test_overrides_of_others(fake: FakeSys) -> None:
     path = fake.pci(AT, "rng", group=7)
     fake.text(path / "driver_override", "pci-stub\n")
@@ -569,6 +642,7 @@ def test_overrides_of_others(fake: FakeSys) -> None:
     assert [f.forceable for f in found(fake, "foreign-override")] == [True, True]
 
 
+@pytest.mark.fault("R13")
 def test_an_open_journal_entry(fake: FakeSys) -> None:
     path = fake.pci(AT, "rng", group=7)
     fake.text(path / "driver_override", "vfio-pci\n")  # bind was killed after its first write
@@ -585,12 +659,14 @@ def test_an_open_journal_entry(fake: FakeSys) -> None:
     assert [one.rule for one in verdicts(fake).unchecked] == ["earlier-bind"]
 
 
+@pytest.mark.fault("R14", "R15")
 def test_no_way_back_and_no_iommu(fake: FakeSys) -> None:
     fake.pci(AT, "rng", driver=None)
     assert [(f.rule, f.severity) for f in verdicts(fake).findings] == [
         ("no-way-back", "warn"), ("unsafe-dma", "refuse")]  # fmt: skip
 
 
+@pytest.mark.fault("R16")
 @pytest.mark.parametrize(("text", "refused"), [("[none] integrity confidentiality", False),
                                                ("none [integrity] confidentiality", True)])  # fmt: skip
 def test_lockdown(fake: FakeSys, text: str, refused: bool) -> None:
@@ -608,6 +684,7 @@ def test_a_vdpa_disk_that_is_mounted_stays(fake: FakeSys) -> None:
     assert [f.evidence for f in found(fake, "mounted", "vdpa:vduse0")] == ["/dev/vda is mounted on /data"]
 
 
+@pytest.mark.fault("R16")
 def test_a_container(fake: FakeSys) -> None:
     fake.pci(AT, "rng", group=7)
     fake.mountinfo(["20 1 0:20 / /sys ro,nosuid - sysfs sysfs ro"])
@@ -624,6 +701,7 @@ def test_warnings_refuse_nothing() -> None:
 # --- suspend and many ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault("R17")
 def test_a_machine_about_to_sleep_is_warned_about(fake: FakeSys) -> None:
     fake.pci(AT, "rng", group=7)
     assert not found(fake, "suspend")
@@ -635,6 +713,7 @@ def test_a_machine_about_to_sleep_is_warned_about(fake: FakeSys) -> None:
     ]
 
 
+@pytest.mark.fault("R18")
 def test_many_devices_at_once_have_to_be_meant(fake: FakeSys) -> None:
     addresses = [f"0000:0{slot}:00.0" for slot in range(1, 7)]
     for number, address in enumerate(addresses):

@@ -254,6 +254,7 @@ virtio0 balloon 0000:00:00.0 mmio:0x1000 vdpa:x /dev/vhost-vdpa-0 64M 25% \x1b[2
 _WORDS = st.one_of(st.sampled_from([*_VERBS, *_KNOWN]), st.text(max_size=12))
 
 
+@pytest.mark.fault(97)
 @settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(argv=st.lists(_WORDS, max_size=6))
 def test_garbage_never_gives_a_traceback(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,6 +67,34 @@ def test_it_says_what_a_suspend_would_do(model, root, capsys):
     assert "would lose plugged memory" in capsys.readouterr().out
     assert run(["mem", "plug", DEV, "2M", "--root", root]) == 0
     assert "do not suspend" in capsys.readouterr().err
+
+
+@pytest.mark.fault(76)
+def test_verify_tells_what_is_not_there(monkeypatch, root, capsys):
+    """The memory's file ends in the middle of what is plugged."""
+    made = Mem(blocks=16, requested=16 * BLOCK, plugged={0}, memory=True)
+
+    class Function(ScriptedDevice):
+        """Its memory is a file of this process, and not this machine's."""
+
+        def plugged_memory(self):
+            return made.window()
+
+    monkeypatch.setattr(opening, "open", lambda address, **_: identify(address, Function(made)))
+    monkeypatch.setattr(made, "_set", lambda meant, *, plug: setattr(made, "plugged", made.plugged | meant))
+    assert run(["mem", "plug", DEV, "4M", "--verify", "--root", root]) == 0
+    assert "each new page was written and read" in capsys.readouterr().out
+    os.ftruncate(made.fd, 4 * BLOCK)
+    assert run(["mem", "plug", DEV, "4M", "--verify", "--root", root]) == 1
+    said = capsys.readouterr()
+    assert "plugged 10 MiB, 6 MiB before" in said.out and "was written and read" not in said.out
+    assert "1 of 2 blocks were acknowledged, and their memory is not there" in said.err
+    assert f"{ADDR + 4 * BLOCK:#x}: " in said.err
+    assert run(["mem", "plug", DEV, "2M", "--verify", "--json", "--root", root]) == 1
+    found = answer(capsys)
+    assert [one["address"] for one in found["bad"]] == [ADDR + 5 * BLOCK]
+    assert (found["plugged_bytes"], found["error"]["code"]) == (6 * BLOCK, "UV-OPERATION")
+    made.close()
 
 
 def test_the_map_is_a_bar_of_blocks(model, root, capsys):
@@ -190,6 +219,7 @@ def test_where_iomem_hides_its_addresses_the_memory_blocks_tell(root):
     assert [(first, size) for first, size, _ in system_ram(roots)] == [(0, 128 << 20), (ADDR, 128 << 20)]
 
 
+@pytest.mark.fault(77)
 @pytest.mark.spec("MEM-11")
 def test_what_the_kernel_uses_is_not_unplugged(root):
     roots = iomem(root, f"{ADDR:x}-{ADDR + 2 * BLOCK - 1:x} : System RAM (kmem)")

@@ -146,6 +146,7 @@ def test_the_order_of_the_sequence(model: type[Model]):
     scripted.assert_left()
 
 
+@pytest.mark.fault(19)
 @pytest.mark.spec("INIT-04", "INIT-05", "INIT-06", "STAT-03")
 def test_a_refused_choice_of_features_ends_the_bring_up():
     scripted = ScriptedDevice(Rng(), refuse_features=True)
@@ -178,6 +179,7 @@ def _stop_here() -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.fault(25)
 @pytest.mark.spec("INIT-05", "INIT-06", "STAT-03", "STAT-04")
 @pytest.mark.parametrize(
     ("faults", "before_ok", "error"),
@@ -209,6 +211,7 @@ def test_each_failed_bring_up_says_failed_and_then_only_resets(
     scripted.assert_left()
 
 
+@pytest.mark.fault(25)
 def test_a_device_that_drops_driver_ok_is_not_taken_for_running():
     class Dropping(ScriptedDevice):
         def _write_status(self, value: int) -> None:
@@ -222,6 +225,7 @@ def test_a_device_that_drops_driver_ok_is_not_taken_for_running():
     assert not scripted.master
 
 
+@pytest.mark.fault(27)
 def test_status_bits_that_nobody_knows_are_no_error():
     scripted = Noisy(Rng(), noise=0x30)
     with identify(scripted) as device, RngDriver(device) as rng:
@@ -235,6 +239,7 @@ def test_status_bits_that_nobody_knows_are_no_error():
 ALL = (1 << 128) - 1
 
 
+@pytest.mark.fault(21)
 @pytest.mark.spec(
     "FEAT-01",
     "FEAT-03",
@@ -261,6 +266,7 @@ def test_a_device_that_offers_all_128_bits_is_driven_with_the_few_that_are_known
     scripted.assert_left()
 
 
+@pytest.mark.fault(12)
 @pytest.mark.spec("FEAT-08")
 @pytest.mark.parametrize("offered", [0, f.mask(f.INDIRECT_DESC), f.mask(f.EVENT_IDX)])
 def test_what_is_optional_can_be_missing(offered: int):
@@ -285,6 +291,7 @@ def test_a_feature_that_cannot_be_done_without(required: int):
     scripted.assert_left()
 
 
+@pytest.mark.fault(23)
 def test_of_an_offer_that_changes_only_what_stays_is_taken():
     scripted = ScriptedDevice(Rng(), features_later=f.mask(f.VERSION_1, f.EVENT_IDX, 77))
     with start(scripted) as device:
@@ -293,6 +300,7 @@ def test_of_an_offer_that_changes_only_what_stays_is_taken():
     scripted.assert_left()
 
 
+@pytest.mark.fault(20)
 def test_an_offer_that_loses_version_1_is_refused():
     scripted = ScriptedDevice(Rng(), features_later=0)
     with identify(scripted) as device, pytest.raises(FeatureMissing):
@@ -313,6 +321,7 @@ def test_a_reset_is_over_when_status_reads_0(reads: int):
     scripted.assert_left()
 
 
+@pytest.mark.fault(18)
 def test_a_slow_reset_is_waited_for():
     scripted = ScriptedDevice(Rng(), reset_seconds=0.1)
     scripted._status = 0xF
@@ -321,6 +330,7 @@ def test_a_slow_reset_is_waited_for():
     scripted.assert_left()
 
 
+@pytest.mark.fault(17)
 def test_a_reset_that_never_ends_stops_the_bring_up():
     scripted = ScriptedDevice(Rng(), reset_reads=-1)
     scripted._status = 0xF
@@ -344,6 +354,7 @@ def test_a_reset_by_hand_frees_everything_and_stops_dma():
     scripted.assert_left()
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize("can_reset", [True, False])
 def test_when_leaving_a_reset_that_never_ends_keeps_the_memory(can_reset: bool):
     scripted = ScriptedDevice(Rng(), can_reset=can_reset)
@@ -377,6 +388,7 @@ class Restless(Balloon):
         return value
 
 
+@pytest.mark.fault(53)
 @pytest.mark.spec("CFG-01", "CFG-02", "CFG-03")
 @pytest.mark.parametrize("left", range(8))
 def test_fields_that_are_read_together_belong_together(left: int):
@@ -391,6 +403,7 @@ def test_fields_that_are_read_together_belong_together(left: int):
         assert wide & 0xFFFFFFFF == wide >> 32
 
 
+@pytest.mark.fault(39)
 @pytest.mark.spec("CFG-03")
 def test_the_generation_brackets_what_is_read():
     scripted = ScriptedDevice(Balloon())
@@ -403,6 +416,7 @@ def test_the_generation_brackets_what_is_read():
         assert device.broken is None
 
 
+@pytest.mark.fault(51)
 @pytest.mark.spec("CFG-03")
 def test_a_configuration_that_never_stands_still():
     scripted = ScriptedDevice(Balloon())
@@ -427,6 +441,7 @@ def test_a_host_that_moves_a_value_for_a_while_is_waited_for():
         assert device.broken is None
 
 
+@pytest.mark.fault(53)
 def test_without_a_generation_two_equal_readings_are_wanted(monkeypatch: pytest.MonkeyPatch):
     scripted = ScriptedDevice(Balloon())
     with start(scripted) as device:
@@ -437,6 +452,7 @@ def test_without_a_generation_two_equal_readings_are_wanted(monkeypatch: pytest.
             device.snapshot(lambda: time.monotonic_ns())
 
 
+@pytest.mark.fault(52)
 @pytest.mark.spec("CFG-05", "CFG-06")
 @pytest.mark.parametrize("length", [4, 7, 8, 16, 4000])
 def test_the_configuration_has_a_lower_bound_and_no_upper(length: int):
@@ -452,6 +468,7 @@ def test_the_configuration_has_a_lower_bound_and_no_upper(length: int):
     scripted.assert_left()
 
 
+@pytest.mark.fault(56)
 def test_all_ones_in_the_configuration_are_no_target():
     scripted = ScriptedDevice(Balloon())
     with start(scripted) as device:
@@ -467,6 +484,7 @@ def test_all_ones_in_the_configuration_are_no_target():
 # --- waiting ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(46)
 @pytest.mark.parametrize("mode", MODES)
 def test_what_is_owed_and_does_not_come(mode: InterruptMode):
     with start(ScriptedDevice(Rng()), mode=mode) as device:
@@ -487,6 +505,7 @@ def test_a_queue_without_fixed_slots_says_so_and_goes_on():
         assert rng.read(3) == bytes(range(3))
 
 
+@pytest.mark.fault(47)
 @pytest.mark.parametrize("mode", MODES)
 def test_what_comes_late_comes(mode: InterruptMode):
     scripted = ScriptedDevice(Rng(), auto=False)
@@ -497,6 +516,7 @@ def test_what_comes_late_comes(mode: InterruptMode):
     scripted.assert_left()
 
 
+@pytest.mark.fault(43)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_lost_interrupt_costs_time_and_nothing_else(mode: InterruptMode):
     scripted = ScriptedDevice(Rng(), auto=False, lose_interrupts=True)
@@ -508,6 +528,7 @@ def test_a_lost_interrupt_costs_time_and_nothing_else(mode: InterruptMode):
     scripted.assert_left()
 
 
+@pytest.mark.fault(43)
 @pytest.mark.parametrize("mode", MODES)
 def test_an_interrupt_for_nothing_is_counted_and_nothing_else(mode: InterruptMode):
     scripted = ScriptedDevice(Rng())
@@ -531,6 +552,7 @@ def test_an_interrupt_for_nothing_is_counted_and_nothing_else(mode: InterruptMod
     scripted.assert_left()
 
 
+@pytest.mark.fault(44)
 @pytest.mark.parametrize("mode", MODES)
 def test_an_interrupt_before_driver_ok_does_no_harm(mode: InterruptMode):
     scripted = ScriptedDevice(Rng())
@@ -565,6 +587,7 @@ def _vanished(scripted: ScriptedDevice) -> None:
     scripted.vanish()
 
 
+@pytest.mark.fault(26)
 @pytest.mark.spec("STAT-04")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
@@ -603,6 +626,7 @@ def test_an_accident_during_a_wait_ends_it_by_its_name(
     scripted.assert_left()
 
 
+@pytest.mark.fault(100)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_reset_before_the_request_is_noticed_after_it(mode: InterruptMode):
     scripted = ScriptedDevice(Rng())
@@ -629,6 +653,7 @@ def test_an_accident_at_the_kick():
 WITH_INTERRUPTS = [mode for mode in MODES if mode is not InterruptMode.POLLING]
 
 
+@pytest.mark.fault(45)
 @pytest.mark.parametrize("mode", WITH_INTERRUPTS)
 def test_interrupts_without_end_starve_neither_work_nor_deadline_nor_the_cpu(mode: InterruptMode):
     scripted = ScriptedDevice(Rng(), auto=False)
@@ -658,6 +683,7 @@ def test_interrupts_without_end_starve_neither_work_nor_deadline_nor_the_cpu(mod
     scripted.assert_left()
 
 
+@pytest.mark.fault(45)
 @pytest.mark.parametrize("mode", WITH_INTERRUPTS)
 def test_a_storm_is_met_with_ever_longer_sleep_and_counted_once(
     mode: InterruptMode, monkeypatch: pytest.MonkeyPatch
@@ -731,6 +757,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Device, dict[in
     monkeypatch.undo()
 
 
+@pytest.mark.fault(89)
 @pytest.mark.parametrize("stopped", [{}, {0: 60.0}, {5: 3600.0}, {0: 60.0, 3: 60.0}])
 def test_the_time_of_a_stopped_process_is_not_held_against_the_device(
     clock: Callable[[Device, dict[int, float]], Clock], stopped: dict[int, float]
@@ -882,6 +909,7 @@ def _refused(call: Callable[[], object]) -> bool:
     return False
 
 
+@pytest.mark.fault(91)
 def test_a_forked_child_leaves_the_device_alone():
     scripted = ScriptedDevice(Balloon())
     with identify(scripted) as device, BalloonDriver(device) as driver:
@@ -1105,6 +1133,7 @@ driver.inflate(300)
 """
 
 
+@pytest.mark.fault(92)
 @pytest.mark.spec("CLN-02")
 @pytest.mark.parametrize(
     ("end", "code"), [("", 0), ("sys.exit(7)", 7), ("raise KeyboardInterrupt", -signal.SIGINT), ("1 / 0", 1)]

@@ -111,6 +111,7 @@ STORIES = {
 }
 
 
+@pytest.mark.fault(92)
 @pytest.mark.parametrize("mode", [InterruptMode.PER_QUEUE, InterruptMode.INTX, InterruptMode.POLLING])
 @pytest.mark.parametrize("name", STORIES)
 def test_it_leaves_in_order_wherever_it_is_interrupted(name: str, mode: InterruptMode) -> None:

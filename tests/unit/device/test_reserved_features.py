@@ -25,6 +25,7 @@ from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory import fence
 from uvirtio.scripted.balloon import Balloon
 from uvirtio.scripted.input import Input
+from uvirtio.scripted.memory import StrayAccess
 from uvirtio.scripted.model import Model
 from uvirtio.scripted.pci import NOTIFY_AT, ScriptedDevice, virtio_capability
 from uvirtio.scripted.rng import Rng
@@ -131,6 +132,7 @@ def test_a_doorbell_that_is_too_narrow_for_data_is_refused():
     scripted.assert_left()
 
 
+@pytest.mark.fault(8)
 @pytest.mark.spec("PCI-COM-10")
 @pytest.mark.parametrize(
     ("length", "bits"),
@@ -252,6 +254,36 @@ def test_a_queue_is_reset_and_set_up_anew_while_the_other_goes_on(packed: bool, 
     scripted.assert_left()
 
 
+@pytest.mark.fault(31)
+@both
+def test_what_comes_late_meets_nothing_of_the_new_ring(packed: bool):
+    """A device that says its queue is reset, and writes into the old ring all the same."""
+    model = Holding()
+    scripted = offering(f.RING_RESET, packed=packed, model=model)
+    with started(scripted) as device:
+        model.hold = True
+        queue, buffer = device.queues[0], device.dma.alloc(4096)
+        [frame] = device.dma.pin(4096).pfns()
+        buffer.view[:4] = frame.to_bytes(4, "little")
+        queue.add(buffer.segments(0, 4), (), "old")
+        queue.kick()
+        old, late, witness = queue.ring.addresses, scripted.queues[0].ring, device.dma.alloc(1 << 16)
+        kept = [chain for _, chain in model.kept]
+        assert device.reset_queue(queue) == ["old"]
+        queue.add(buffer.segments(0, 4), (), "new")
+        queue.publish()
+        assert not set(old) & set(queue.ring.addresses)
+        assert late is not None and scripted.queues[0].ring is not late
+        assert not any(scripted.memory.is_mapped(address, 1) for address in old)
+        for chain in kept:
+            with pytest.raises(StrayAccess):
+                late.push(chain, 4)
+                late.flush()
+        assert queue.reap() == [] and queue.ring.in_flight == 1
+        assert len(kept) == 1 and bytes(witness.view) == bytes(1 << 16)
+    scripted.assert_left()
+
+
 @both
 def test_kicks_before_a_reset_are_none_of_the_new_ring(packed: bool):
     model = Holding()
@@ -301,6 +333,7 @@ def test_fixed_slots_are_named_and_laid_anew(packed: bool):
     scripted.assert_left()
 
 
+@pytest.mark.fault(49)
 @pytest.mark.spec("QRST-01", "PCI-COM-07")
 def test_a_reset_that_never_ends_breaks_the_device_and_frees_nothing():
     scripted = offering(f.RING_RESET, queue_reset_reads=-1)
@@ -323,6 +356,7 @@ def test_without_the_feature_there_is_no_such_thing():
     scripted.assert_left()
 
 
+@pytest.mark.fault(91)
 @pytest.mark.spec("PCI-COM-11")
 def test_queues_are_reset_by_one_thread_at_a_time():
     """Selector and field belong together, whichever thread asks (the device's lock)."""
@@ -348,6 +382,7 @@ def test_queues_are_reset_by_one_thread_at_a_time():
     scripted.assert_left()
 
 
+@pytest.mark.fault(22)
 def test_the_combinations_are_negotiated_in_one_word():
     """Every subset of the new bits, on both formats: what is offered is taken, and data flows."""
     bits = (f.NOTIFICATION_DATA, f.NOTIF_CONFIG_DATA, f.RING_RESET, f.IN_ORDER)

@@ -71,9 +71,9 @@ def test_a_healthy_device_passes(model: type[Model], skipped: set[str], mode: In
 
 
 class Unknown(Model):
-    """Some type that no driver here knows."""
+    """Some type that no probe here knows."""
 
-    device_id = 3
+    device_id = 34
     queue_sizes = (64, 64)
 
 
@@ -81,7 +81,10 @@ def test_a_type_without_a_driver_skips_the_data_path_and_says_so():
     scripted = ScriptedDevice(Unknown())
     report = diagnosis(scripted)
     assert report.verdict == "pass"
-    assert step(report, "data path").verdict == "skip" and "no driver for" in step(report, "data path").detail
+    assert (
+        step(report, "data path").verdict == "skip"
+        and "there is no probe for i2c" in step(report, "data path").detail
+    )
     assert "queue 1 (8)" in step(report, "queue_enable").detail
     scripted.assert_left()
 
@@ -359,6 +362,7 @@ class Enough(BaseException):
     """Why a diagnosis was interrupted."""
 
 
+@pytest.mark.fault(45)
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode is not InterruptMode.POLLING])
 def test_a_storm_is_a_warning(mode: InterruptMode):
     scripted = ScriptedDevice(Rng())

@@ -207,6 +207,7 @@ def test_an_interrupted_deflate_of_many_buffers_is_settled_as_one():
     rig.leave()
 
 
+@pytest.mark.fault(58)
 @pytest.mark.spec("BAL-04", "BAL-05")
 @pytest.mark.parametrize("features", [0, f.mask(f.Balloon.MUST_TELL_HOST)])
 def test_an_interrupted_deflate_is_settled_before_the_page_is_free(features: int):
@@ -242,6 +243,7 @@ def test_an_interruption_in_mid_batch_and_then_leaving(call: str):
     assert sorted(deflated) == sorted(inflated), "each page once in, once out"
 
 
+@pytest.mark.fault(57)
 @pytest.mark.spec("BAL-04", "BAL-05", "BAL-06", "CLN-02")
 @pytest.mark.parametrize("queue", [INFLATE, DEFLATE])
 def test_an_acknowledgement_that_never_comes(queue: int):
@@ -271,6 +273,7 @@ def test_an_acknowledgement_that_never_comes(queue: int):
     assert rig.model.actual_writes[-1] == 0 and rig.driver.held == 0
 
 
+@pytest.mark.fault(58)
 def test_a_host_that_stays_silent_while_everything_is_given_back():
     rig = Rig(timeout=SHORT)
     rig.driver.inflate(600)
@@ -302,6 +305,7 @@ def test_a_lie_about_the_ring_ends_it(lie: Callable[[ScriptedDevice], None]):
     rig.leave()
 
 
+@pytest.mark.fault(36)
 def test_a_used_length_where_nothing_was_writable_is_let_go(rig: Rig):
     rig.scripted.lies.used_len = lambda written: 1024
     assert rig.driver.inflate(10) == 10
@@ -354,6 +358,7 @@ def test_the_last_frame_that_can_be_told(monkeypatch: pytest.MonkeyPatch):
     rig.leave()
 
 
+@pytest.mark.fault(61)
 def test_a_hidden_pagemap():
     rig = Rig()
     rig.scripted.memory.pagemap_hidden = True
@@ -363,6 +368,7 @@ def test_a_hidden_pagemap():
     rig.leave()
 
 
+@pytest.mark.fault(61)
 @pytest.mark.parametrize("page", [0, 2, 299])
 def test_a_page_that_moved_is_noticed(page: int):
     rig = Rig()
@@ -391,6 +397,7 @@ def test_the_target_is_followed_up_and_down_and_not_beyond(rig: Rig):
         assert rig.kinds == kinds
 
 
+@pytest.mark.fault(56)
 @pytest.mark.spec("BAL-02")
 @pytest.mark.parametrize(("features", "left"), [(0, 50), (f.mask(f.Balloon.DEFLATE_ON_OOM), 20)])
 def test_the_limit_is_kept_and_obeyed_downwards_where_that_is_allowed(features: int, left: int):
@@ -403,6 +410,19 @@ def test_the_limit_is_kept_and_obeyed_downwards_where_that_is_allowed(features: 
     rig.leave()
 
 
+@pytest.mark.fault(56)
+@pytest.mark.spec("BAL-01", "BAL-02")
+@pytest.mark.parametrize("features", [0, f.mask(f.Balloon.DEFLATE_ON_OOM)])
+def test_a_target_below_the_limit_is_followed_as_it_is(features: int):
+    rig = Rig(Balloon(features=features))
+    for target in (30, 50, 49, 10, 0):
+        rig.model.set_target(target)
+        rig.driver.follow(limit=50, timeout=0.01)
+        assert rig.driver.held == target, "a limit is not a target"
+    rig.leave()
+
+
+@pytest.mark.fault(60)
 @pytest.mark.parametrize(("first", "then"), [(2000, 100), (2000, 3000), (600, 0)])
 def test_a_host_that_changes_its_mind_is_followed_within_a_batch(rig: Rig, first: int, then: int):
     highest = 0
@@ -452,6 +472,7 @@ class Oscillating(Balloon):
         return self.targets[self.looks % len(self.targets)]
 
 
+@pytest.mark.fault(56)
 @pytest.mark.parametrize("targets", [[0, 5], [5, 0], [0, 0, 5], [3, 9, 1], [0, 1000]])
 def test_a_host_that_oscillates_can_be_left(targets: list[int]):
     model = Oscillating(targets, 60, lambda: rig.device.interrupt(Enough()))
@@ -502,4 +523,38 @@ def test_a_target_that_was_set_before_the_start():
     rig = Rig(model)
     rig.driver.follow(timeout=0.01)
     assert rig.driver.held == 9
+    rig.leave()
+
+
+@pytest.mark.fault(67)
+@pytest.mark.parametrize("shown", [0, 7, 0xFFFFFFFF])
+def test_an_actual_that_is_not_what_was_written_is_a_finding_and_no_more(shown: int):
+    """The books are the driver's: what the host acknowledged is in the balloon, whatever it shows."""
+    rig = Rig()
+    rig.driver.inflate(5)
+    rig.driver.deflate(1)
+    assert rig.driver.actual == 4 and rig.driver.findings == {}
+    rig.model.actual_stays = shown
+    rig.driver.inflate(300)
+    assert (rig.driver.held, rig.model.actual_writes[-1]) == (304, 304)
+    assert rig.driver.actual == shown
+    assert rig.driver.findings == {"actual is not what was written": 2}
+    rig.model.set_target(9)
+    rig.driver.follow(timeout=0.01)
+    assert (rig.driver.held, rig.driver.findings.total()) == (9, 4)  # after the change, and at the end
+    rig.device.close()
+    rig.scripted.assert_left()
+    assert rig.model.actual_writes[-1] == 0
+
+
+@pytest.mark.fault(67)
+def test_an_actual_that_changes_by_itself_is_seen_at_the_next_look():
+    rig = Rig()
+    rig.driver.inflate(3)
+    rig.scripted.change_config(spec.ACTUAL, struct.pack("<I", 2))
+    rig.driver.hold(0.01)
+    assert rig.driver.findings == {}
+    assert rig.driver.actual == 2 and rig.driver.findings == {"actual is not what was written": 1}
+    rig.driver.inflate(1)
+    assert rig.driver.actual == 4 and rig.driver.findings.total() == 1  # written again: all is well
     rig.leave()

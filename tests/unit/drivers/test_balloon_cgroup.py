@@ -231,6 +231,14 @@ def test_a_limit_that_is_no_number_is_an_error(tree: Tree, name: str):
         Collector(tree.machine.roots, path)()
 
 
+def test_a_limit_without_what_is_used_of_it_is_an_error(tree: Tree):
+    path = tree.add("a", current=1, maximum=HUNDRED)
+    (path / "memory.current").unlink()
+    with pytest.raises(OperationFailed, match=r"memory\.current") as caught:
+        Collector(tree.machine.roots, path)()
+    assert caught.value.seen == os.strerror(errno.ENOENT)
+
+
 def test_tags_that_are_newer_than_the_standard_can_be_left_out(tree) -> None:
     whole = Collector(tree.machine.roots)()
     standard = Collector(tree.machine.roots, standard=True)()

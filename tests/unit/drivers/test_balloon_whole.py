@@ -218,6 +218,7 @@ def test_everything_is_taken_that_was_asked_for():
     rig.leave()
 
 
+@pytest.mark.fault(65)
 @pytest.mark.spec("BAL-F03")
 @pytest.mark.parametrize(
     ("offered", "poison", "taken"),
@@ -325,6 +326,7 @@ def test_a_slow_collector_holds_up_nothing(at_once: None):
     rig.leave()
 
 
+@pytest.mark.fault(63)
 def test_a_collector_that_hangs_at_the_start_is_an_error_in_time():
     source = Source()
     source.gate.clear()
@@ -351,6 +353,7 @@ def test_a_collector_that_fails_later_does_not_end_the_balloon(at_once: None):
     rig.leave()
 
 
+@pytest.mark.fault(63)
 def test_a_storm_of_requests_is_answered_ten_times_a_second_at_most():
     class InterruptStorm(Balloon):
         def _take_stats(self, chain) -> None:  # type: ignore[no-untyped-def]
@@ -590,6 +593,7 @@ def test_a_host_that_offers_hints_and_has_no_id_is_told_so():
     rig.scripted.assert_left()
 
 
+@pytest.mark.fault(64)
 def test_ids_in_any_order_and_number_never_break_a_rule():
     rig = HintRig(size=4 * MIB)
     rig.model.hold = True
@@ -772,6 +776,7 @@ def test_an_inflate_that_leaves_too_little_is_refused_whole(machine: Machine):
     rig.leave()
 
 
+@pytest.mark.fault(59)
 def test_the_floor_is_kept_in_the_middle_of_an_inflate(machine: Machine):
     rig = Rig(Balloon(), roots=machine.roots)
 
@@ -931,6 +936,7 @@ class Squeeze:
         pass
 
 
+@pytest.mark.fault(59)
 @pytest.mark.spec("BAL-02", "BAL-03")
 @pytest.mark.parametrize("call", ["follow", "hold"])
 def test_under_pressure_pages_come_back_although_the_host_wants_them(machine: Machine, call: str):
@@ -987,6 +993,7 @@ def test_the_kernels_trigger_is_accepted_and_quiet(kernel_pressure: Pressure, ma
     assert kernel_pressure.rose(), "the floor counts as well"
 
 
+@pytest.mark.fault(59)
 def test_a_trigger_that_fires_is_pressure(machine: Machine, monkeypatch: pytest.MonkeyPatch):
     from uvirtio.host import pressure
 

@@ -6,7 +6,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -54,12 +54,17 @@ ALL = FEATURES | f.mask(
 
 @contextmanager
 def driven(
-    model: Disk, *, timeout: float = 30.0, interrupts: Any = tuple(InterruptMode), **more: Any
+    model: Disk,
+    *,
+    timeout: float = 30.0,
+    interrupts: Any = tuple(InterruptMode),
+    without: Any = (),
+    **more: Any,
 ) -> Iterator[tuple[ScriptedDevice, Device, Blk]]:
     """The driver on the model; at the end everything was left in order, and no rule was broken."""
     options = {key: more.pop(key) for key in ("allow_write", "depth", "request_size", "queues") if key in more}
     scripted = ScriptedDevice(model, **more)
-    opened = opening.identify("0000:00:04.0", scripted, timeout=timeout, interrupts=interrupts)
+    opened = opening.identify("0000:00:04.0", scripted, timeout=timeout, interrupts=interrupts, without=without)
     with opened as device, Blk(device, **options) as blk:
         yield scripted, device, blk
     scripted.assert_left()
@@ -342,6 +347,7 @@ def test_only_what_features_stand_for_is_read():
         assert config.secure_erase == Limits(128, 2, 1)
 
 
+@pytest.mark.fault(52)
 @pytest.mark.spec("CFG-06")
 def test_a_configuration_shorter_than_its_features():
     scripted = ScriptedDevice(Disk(config_length=40))
@@ -380,6 +386,7 @@ def test_scattered_memory_makes_more_elements():
     assert len(model.requests[0].elements) == 8 + 2
 
 
+@pytest.mark.fault(86)
 def test_limits_that_not_even_a_sector_fits():
     scripted = ScriptedDevice(Disk(features=ALL, size_max=100, seg_max=5))
     with opening.identify("0000:00:04.0", scripted) as device, pytest.raises(ConfigError, match="one sector"):
@@ -399,6 +406,32 @@ def test_a_disk_that_grows(interrupt: bool):
         assert blk.capacity == 200
 
 
+@pytest.mark.fault(86)
+@pytest.mark.parametrize("capacity", [0, 1, 1 << 55, (1 << 63) + 1, (1 << 64) - 1])
+def test_capacities_that_no_disk_has(capacity: int):
+    """Up to what 64 bits hold: what is beyond is not asked for, and what is below is the device's to refuse."""
+    model = Disk(sectors=8)
+    model.put("capacity", capacity)
+    with driven(model, allow_write=True) as (_, _, blk):
+        assert blk.capacity == capacity
+        for sector, count in ((capacity, 1), (max(0, capacity - 1), 2), ((1 << 64) - 1, 1), (1 << 64, 1)):
+            for touch in (
+                lambda: blk.read(sector, count),  # noqa: B023
+                lambda: blk.write(sector, bytes(count * SECTOR_SIZE)),  # noqa: B023
+                lambda: blk.discard(sector, count),  # noqa: B023
+                lambda: blk.write_zeroes(sector, count),  # noqa: B023
+            ):
+                with pytest.raises(BeyondEnd):
+                    touch()
+        assert model.requests == []
+        if capacity > 8:
+            model.always = Status.IOERR
+            with pytest.raises(BlkIoError):
+                blk.read(capacity - 1, 1)
+            assert model.requests[-1].sector == capacity - 1
+
+
+@pytest.mark.fault(86)
 @pytest.mark.spec("BLK-08", "BLK-09")
 def test_a_disk_that_shrinks():
     model = Disk(sectors=100)
@@ -464,6 +497,7 @@ def test_a_hint_where_the_blocks_are_larger():
     assert "4096" in str(failure.value.remedy)
 
 
+@pytest.mark.fault(86)
 @pytest.mark.parametrize("status", [3, 4, 0x7F, 0xFE, None])
 def test_what_is_no_status_ends_it(status: int | None):
     model = Disk()
@@ -562,6 +596,7 @@ def test_requests_come_back_in_any_order():
         assert "done" in repr(out[3])
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize("features", [None, FEATURES | f.mask(f.VERSION_1)])
 def test_a_submission_too_many_waits_for_room(features: int | None):
     model = Disk(queue_size=16)
@@ -715,27 +750,65 @@ def test_a_call_that_is_answered_at_once_neither_sleeps_nor_takes_an_interrupt()
         assert device.counters.interrupts_taken <= 2, "one look in 256 calls, in case the configuration changed"
 
 
+@pytest.mark.parametrize("without", [(), ("EVENT_IDX",)])
+def test_a_call_alone_suppresses_interrupts_and_nothing_else_does(without: tuple[str, ...]):
+    """An event loop of the caller's has its interrupts, also while a call waits for a request of its own."""
+    with driven(Disk(), without=without) as (_, device, blk):
+        for _ in range(3):
+            blk.read(0, 1)
+            assert not device.service()
+        for number in range(3):
+            out = blk.submit_read(number, 1)
+            blk.read(number, 1)
+            assert device.service() and out.done
+            blk.read(number, 1)
+            assert not device.service()
+        blk.wait([blk.submit_read(number, 1, kick=False) for number in range(9)])
+        assert not device.service()
+
+
 def test_after_polls_in_vain_fewer_calls_poll():
     with driven(Disk()) as (_, device, blk):
-        requests, looked = blk._requests, set()
+        requests, looked, used, call = blk._requests, set(), False, 0
+        queue = requests._free[0].queue
+        ring = queue.ring
 
-        class Ring:
-            call, used = 0, False
-
+        class Watched:
             def pending(self) -> bool:
-                looked.add(self.call)
-                return self.used
+                looked.add(call)
+                return used
 
-        ring: Any = Ring()
-        for ring.call in range(90):
-            assert not requests._poll(ring, 1e-6)
+        queue.ring = cast(Any, Watched())
+        for call in range(90):  # noqa: B007
+            assert not requests._look(lambda: used, 1e-6)
         assert looked == {0, 2, 5, 10, 19, 36, 53, 70, 87}
-        ring.used = True
+        used = True
         looked.clear()
-        for ring.call in range(90, 120):
-            requests._poll(ring, 1.0)
+        for call in range(90, 120):  # noqa: B007
+            requests._look(lambda: used, 1.0)
         assert looked == set(range(104, 120))
+        queue.ring = ring
         assert device.broken is None
+
+
+def test_what_is_submitted_without_a_kick_is_shown_early_and_notified_late():
+    """A device that polls works on eight of them while others are submitted; one that does not is kicked once."""
+    with driven(Disk()) as (_, device, blk):
+        queue = device.queues[0]
+        shown = []
+        out = []
+        for number in range(20):
+            out.append(blk.submit_read(number, 1, kick=False))
+            shown.append(queue.ring.published)
+        assert shown == [0] * 7 + [8] * 8 + [16] * 5 and queue.kicks == 0
+        blk.kick()
+        assert (queue.ring.published, queue.kicks) == (20, 1)
+        out += [blk.submit_read(number, 1, kick=False) for number in range(4)]
+        assert queue.ring.published == 24 and queue.kicks == 1
+        blk.kick()  # nothing is added since, and the device asked for a notification
+        assert queue.kicks == 2
+        blk.wait(out)
+        assert all(request.result() == bytes(512) for request in out)
 
 
 def test_a_call_of_many_requests_kicks_for_the_first_and_for_the_rest():

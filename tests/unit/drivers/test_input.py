@@ -90,6 +90,7 @@ def test_what_it_is():
     rig.leave()
 
 
+@pytest.mark.fault(55)
 @pytest.mark.parametrize("said", [129, 200, 255])
 @pytest.mark.parametrize("payload", [b"", b"short", b"x" * 128])
 def test_a_size_beyond_the_payload_is_cut(said: int, payload: bytes):
@@ -123,6 +124,7 @@ def test_ids_are_there_or_not(said: int, ids: InputIds | None):
     rig.leave()
 
 
+@pytest.mark.fault(55)
 @pytest.mark.spec("INP-08")
 @pytest.mark.parametrize(
     ("raw", "shown"),
@@ -167,6 +169,7 @@ def test_strange_events_are_passed_on_as_numbers(rig: Rig, event: tuple[int, int
     assert rig.driver.read(timeout=LONG) == [InputEvent(*event), InputEvent(1, 30, 1)]
 
 
+@pytest.mark.fault(82)
 @pytest.mark.parametrize("written", [0, 1, 7])
 def test_a_piece_of_an_event_is_dropped_and_counted(rig: Rig, written: int):
     rig.model.inject((1, 30, 1), (1, 31, 1), written=written)
@@ -213,6 +216,7 @@ def test_a_starved_device_goes_on_when_somebody_reads(rig: Rig):
     assert rig.driver.read(timeout=LONG) == [InputEvent(1, 5, 0)]
 
 
+@pytest.mark.fault(39)
 def test_what_the_device_writes_later_changes_nothing(rig: Rig):
     rig.model.inject((1, 30, 1))
     [event] = rig.driver.read(timeout=LONG)

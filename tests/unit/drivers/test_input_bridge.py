@@ -205,6 +205,7 @@ PRESSED = [(KEY, 0x14A, 1), (ABS, SLOT, 1), (ABS, TRACKING, 4), SYN]
 LIFTED = [(KEY, 0x14A, 0), (ABS, SLOT, 1), (ABS, TRACKING, -1), SYN]
 
 
+@pytest.mark.fault(82)
 def test_keys_and_fingers_are_lifted_at_the_end(bridged: Bridged):
     bridged.rig.model.inject(*PRESSED)
     bridged.bridge.run(timeout=SHORT)

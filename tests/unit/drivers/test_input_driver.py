@@ -110,6 +110,7 @@ def test_a_description_holds_every_selector():
     rig.leave()
 
 
+@pytest.mark.fault(80)
 @pytest.mark.spec("INP-01")
 def test_a_selection_that_does_not_stick_is_no_answer(rig: Rig):
     rig.model.stuck = (Select.ID_NAME, 0)
@@ -126,6 +127,7 @@ def test_the_newest_switch_is_one():
     assert spec.code_name(spec.EV_SW, 0x11) == "SW_USB_INSERT"
 
 
+@pytest.mark.fault(80)
 def test_bits_beyond_the_last_code_are_left_out():
     rig = Rig(
         {(Select.EV_BITS, KEY): b"\xff" * 128, (Select.EV_BITS, 0x1F): b"\x01", (Select.PROP_BITS, 0): b"\xff" * 8}
@@ -139,6 +141,7 @@ def test_bits_beyond_the_last_code_are_left_out():
     rig.leave()
 
 
+@pytest.mark.fault(81)
 def test_axes_that_cannot_be_are_kept_and_named():
     lie = absinfo(10, -10, -1, 5, -3)
     rig = Rig({**TOUCH, (Select.ABS_INFO, 0): lie, (Select.ABS_INFO, SLOT): absinfo(0, (1 << 31) - 1, 0, 0, 0)})
@@ -166,6 +169,7 @@ def test_a_size_beyond_the_payload_is_a_finding(rig: Rig):
     assert rig.driver.findings["size beyond the payload"] == 1
 
 
+@pytest.mark.fault(80)
 def test_a_longer_configuration_gives_no_longer_payload():
     model = Input(name=b"n" * 128)
     model.size_lies[Select.ID_NAME, 0] = 255
@@ -271,6 +275,7 @@ def test_from_one_listing_of_contacts_to_another():
     assert after.releases() == []
 
 
+@pytest.mark.fault(83)
 @pytest.mark.spec("INP-04")
 def test_a_reader_that_is_too_slow_is_told_and_the_device_is_not_held_up():
     rig = Rig(limit=100)
@@ -289,6 +294,7 @@ def test_a_reader_that_is_too_slow_is_told_and_the_device_is_not_held_up():
     rig.leave()
 
 
+@pytest.mark.fault(82)
 def test_no_syn_for_ten_thousand_events():
     rig = Rig(limit=20_000)
     for _ in range(200):
@@ -435,7 +441,17 @@ def test_a_time_stamp_is_not_sent_back(rig: Rig):
     assert rig.driver.status_pending == 0
 
 
-@pytest.mark.parametrize("wrong", [(1 << 16, 0, 0), (0, -1, 0), (0, 0, 1 << 31), (0, 0, -(1 << 31) - 1)])
+@pytest.mark.parametrize(
+    "most", [(spec.EV_SYN, spec.SYN_REPORT, 0), ((1 << 16) - 1, (1 << 16) - 1, (1 << 31) - 1), (0, 0, -(1 << 31))]
+)
+def test_every_value_that_fits_is_sent(rig: Rig, most: tuple[int, int, int]):
+    assert rig.driver.send(*most)
+    assert rig.model.statuses == [most]
+
+
+@pytest.mark.parametrize(
+    "wrong", [(1 << 16, 0, 0), (-1, 0, 0), (0, 1 << 16, 0), (0, -1, 0), (0, 0, 1 << 31), (0, 0, -(1 << 31) - 1)]
+)
 def test_what_is_no_event_is_not_sent(rig: Rig, wrong: tuple[int, int, int]):
     with pytest.raises(UsageError):
         rig.driver.send(*wrong)
@@ -458,6 +474,7 @@ def test_a_device_without_a_status_queue_only_has_no_leds():
     rig.leave()
 
 
+@pytest.mark.fault(84)
 def test_a_status_queue_that_starves_never_blocks(starved: Rig):
     assert [starved.driver.set_led(1, bool(turn % 2)) for turn in range(64)] == [True] * 64
     for turn in range(1000):

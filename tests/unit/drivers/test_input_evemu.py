@@ -235,6 +235,7 @@ def test_what_is_written_is_read_back(recording: evemu.Recording):
     assert sum(len(events) for _, events in recording.frames()) == len(recording.events)
 
 
+@pytest.mark.fault(55)
 @given(st.text(max_size=300))
 def test_a_name_never_breaks_a_recording(name: str):
     got = evemu.parse(evemu.header(Description(name)))
@@ -250,6 +251,7 @@ snippets = st.one_of(
 )
 
 
+@pytest.mark.fault(97)
 @given(st.lists(snippets, max_size=40), st.booleans())
 def test_no_text_does_anything_but_parse_or_be_refused(text: list[str], with_head: bool):
     try:

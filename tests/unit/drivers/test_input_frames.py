@@ -265,6 +265,7 @@ def test_after_the_releases_nothing_is_pressed(events: list[InputEvent]):
 axis = st.builds(AbsInfo, values, values, values, values, values)
 
 
+@pytest.mark.fault(81)
 @given(axis)
 def test_a_sane_axis_is_one_that_the_kernel_takes(info: AbsInfo):
     sane = info.sane()
@@ -285,6 +286,7 @@ def touch(**slot: int) -> Description:
     return Description("touch", events={ABS: frozenset({SLOT, X, TRACKING})}, axes={SLOT: info})
 
 
+@pytest.mark.fault(81)
 @pytest.mark.parametrize(
     ("maximum", "slots"), [(0, 1), (9, 10), (1023, 1024), (1024, 1024), ((1 << 31) - 1, 1024), (-5, 1)]
 )

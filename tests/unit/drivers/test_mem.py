@@ -109,6 +109,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.fault(68)
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_configuration_that_cannot_be_is_refused_with_all_that_is_wrong(case):
     values, said = BROKEN[case]
@@ -126,6 +127,7 @@ def test_a_configuration_that_cannot_be_is_refused_with_all_that_is_wrong(case):
     function.assert_left()
 
 
+@pytest.mark.fault(68)
 def test_a_configuration_that_goes_wrong_later_breaks_the_device():
     model = Mem(requested=8 * BLOCK)
     with driven(model) as (mem, _):
@@ -153,6 +155,7 @@ def test_another_type_is_not_driven():
         drivers.Mem(opened)
 
 
+@pytest.mark.fault(52)
 def test_a_short_configuration_is_refused():
     model = Mem()
     del model.config[40:]
@@ -182,6 +185,7 @@ def test_plug_unplug_state_and_junk_behind_the_answers():
         assert mem.findings == {}
 
 
+@pytest.mark.fault(71)
 @pytest.mark.parametrize("kind", ["plug", "unplug", "unplug_all", "state"])
 @pytest.mark.parametrize("answer", [Response.NACK, Response.BUSY, Response.ERROR])
 @pytest.mark.spec("MEM-20")
@@ -220,6 +224,7 @@ def test_an_error_that_speaks_of_a_state_is_an_error():
         assert mem.ask(Request.STATE, at(0), 1) == Answer(Response.ERROR, None)
 
 
+@pytest.mark.fault(72)
 @pytest.mark.parametrize("kind", [4, 255, 65535])
 def test_an_unknown_answer_breaks_the_device_and_is_not_repeated(kind):
     model = Mem(requested=8 * BLOCK)
@@ -232,6 +237,7 @@ def test_an_unknown_answer_breaks_the_device_and_is_not_repeated(kind):
             mem.plug(at(0), 1)
 
 
+@pytest.mark.fault(35, 72)
 @pytest.mark.parametrize("written", [0, 1, 2, 9])
 def test_a_short_answer_breaks_the_device(written):
     model = Mem(requested=8 * BLOCK)
@@ -309,6 +315,7 @@ def test_blocks_beyond_the_usable_region_are_not_sent():
         mem.plug(at(9), 2)  # it grew, and was read again
 
 
+@pytest.mark.fault(75)
 @pytest.mark.spec("MEM-21")
 def test_more_blocks_than_a_request_can_name_take_several():
     count = 65535 * 2 + 10
@@ -367,6 +374,7 @@ def test_leftovers_are_unplugged_on_demand_until_it_succeeds():
     function.assert_left()
 
 
+@pytest.mark.fault(73)
 def test_mixed_for_one_block_is_a_lie():
     model = Mem(plugged={1})
     model.script.extend([(Response.ACK, State.MIXED)] * 100)
@@ -377,20 +385,7 @@ def test_mixed_for_one_block_is_a_lie():
     function.assert_left()
 
 
-def test_a_survey_of_a_region_without_end_has_one(monkeypatch):
-    from uvirtio.drivers.mem import driver
-
-    monkeypatch.setattr(driver, "_SURVEY_LIMIT", 50)
-    model = Mem(blocks=1 << 40, block_size=4096, addr=1 << 62)
-    model.size_lie = 4096
-    model._book()
-    model.script.extend([(Response.ACK, State.UNPLUGGED)] * 60)
-    function = ScriptedDevice(model)
-    with identify(function.address, function) as opened, pytest.raises(ProtocolError):
-        drivers.Mem(opened)
-    assert len(model.requests) == 50
-
-
+@pytest.mark.fault(74)
 @pytest.mark.spec("MEM-22")
 def test_a_plugged_size_that_is_not_what_was_acknowledged_is_looked_into():
     model = Mem(requested=8 * BLOCK)
@@ -407,6 +402,7 @@ def test_a_plugged_size_that_is_not_what_was_acknowledged_is_looked_into():
         assert mem.findings == {"plugged_size is not what was acknowledged": 1}
 
 
+@pytest.mark.fault(75)
 @pytest.mark.spec("MEM-22")
 def test_unplug_all_may_shrink_the_region_without_a_word():
     model = Mem(requested=8 * BLOCK)
@@ -421,6 +417,7 @@ def test_unplug_all_may_shrink_the_region_without_a_word():
             mem.plug(at(8), 1)
 
 
+@pytest.mark.fault(73)
 def test_the_device_is_the_truth():
     model = Mem(requested=8 * BLOCK)
     with driven(model) as (mem, _):
@@ -438,6 +435,7 @@ def test_the_device_is_the_truth():
 # --- blocks in use ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(77)
 @pytest.mark.spec("MEM-11")
 def test_blocks_in_use_are_never_offered():
     model = Mem(requested=8 * BLOCK)

@@ -87,6 +87,7 @@ def test_logind_holds_it_off_until_it_is_released(machine: Callable[..., Roots],
     assert ended(holder(tmp_path))
 
 
+@pytest.mark.fault(78)
 def test_the_lock_ends_with_its_process_however_that_ends(machine: Callable[..., Roots], tmp_path: Path) -> None:
     machine(GRANTS)
     code = f"""
@@ -148,6 +149,7 @@ class Watched(SuspendLock):
         self.held = False
 
 
+@pytest.mark.fault(78)
 @pytest.mark.spec("MEM-15")
 def test_it_is_held_while_anything_is_plugged() -> None:
     lock, model = Watched(), Model(requested=8 * (2 << 20))

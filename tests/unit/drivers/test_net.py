@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -127,7 +127,27 @@ def test_a_question_is_answered_and_the_books_are_kept() -> None:
         assert answer.data.readonly and answer.header == Header()
         assert (net.counts.sent, net.counts.received, net.counts.received_bytes) == (1, 1, 60)
         assert "1 frames sent, 1 received" in repr(net)
-        assert device.counters.interrupts_taken
+        assert device.counters.interrupts_taken == 0
+
+
+@pytest.mark.parametrize("without", [(), ("EVENT_IDX",)])
+def test_interrupts_are_asked_for_by_a_wait_alone(without: Sequence[str]) -> None:
+    model = Card()
+    model.answers = False
+    with driven(model, without=without) as (_, device, net):
+        for _ in range(3):
+            model.inject(ASK)
+            assert not device.service() and net.take() == [ASK]
+
+        def pulse() -> None:
+            device.pulse = None
+            model.inject(ASK)
+
+        device.pulse = pulse
+        assert net.wait(timeout=20) and device.counters.interrupts_taken == 1
+        assert net.take() == [ASK]
+        model.inject(ASK)
+        assert not device.service() and net.take() == [ASK]
 
 
 @settings(max_examples=40)

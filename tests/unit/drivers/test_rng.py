@@ -40,6 +40,7 @@ def test_as_many_bytes_as_asked_for(count: int, at_most: int | None):
     scripted.assert_left()
 
 
+@pytest.mark.fault(35)
 @pytest.mark.spec("RNG-02")
 def test_what_the_device_did_not_write_is_no_answer():
     class Stingy(Rng):
@@ -54,6 +55,7 @@ def test_what_the_device_did_not_write_is_no_answer():
     scripted.assert_left()
 
 
+@pytest.mark.fault(35)
 def test_what_was_there_before_is_no_answer():
     class Lazy(Rng):
         lazy = False
@@ -85,6 +87,7 @@ def test_empty_answers_are_asked_again_a_few_times():
         assert rng.read(5) == pattern(5)
 
 
+@pytest.mark.fault(85)
 def test_empty_answers_for_ever_are_an_error():
     scripted = ScriptedDevice(Empty(1 << 30))
     with identify(scripted) as device, Driver(device) as rng:
@@ -135,6 +138,7 @@ class Enough(BaseException):
     """Why a read was interrupted."""
 
 
+@pytest.mark.fault(47)
 @pytest.mark.spec("CLN-01")
 @pytest.mark.parametrize(("first", "second"), [(64, 8), (8, 64), (8, 8)])
 def test_the_answer_to_an_interrupted_request_is_not_the_next_ones(first: int, second: int):
@@ -220,6 +224,7 @@ NEARLY = b"\x07" * 8 + b"\x08"  # never nine in a row
 LEANING = bytes(value for number in range(27) for value in (0x55, *range(number, number + 18)))
 
 
+@pytest.mark.fault(85)
 @pytest.mark.parametrize(
     ("told", "said"),
     [(STUCK, "9 bytes of 0x00"), (NEARLY, "0x07 occurs 456 times"), (LEANING, "0x55 occurs 27 times")],

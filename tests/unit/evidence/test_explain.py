@@ -20,6 +20,7 @@ from uvirtio.cli import main
 from uvirtio.cli.completion.table import GROUPS, TOP, VERBS
 from uvirtio.diag import Beside, causes
 from uvirtio.diag.bringup import steps_of
+from uvirtio.diag.probes import talk
 from uvirtio.errors import UsageError, UvirtioError
 from uvirtio.evidence import explain
 from uvirtio.spec import features as f
@@ -84,9 +85,9 @@ def literals(path: Path) -> set[str]:
 
 def test_every_cause_of_diag_has_a_page_and_no_page_is_of_another() -> None:
 
-    made = {found for path in (PACKAGE / "diag").glob("*.py") for found in literals(path)}
+    made = {found for path in (PACKAGE / "diag").rglob("*.py") for found in literals(path)}
     made |= {ident for ident, _ in causes._QUEUE_CAUSES.values()} | set(causes._RING_CAUSES)
-    made |= set(causes._BACK_END_CAUSES)
+    made |= set(causes._BACK_END_CAUSES) | set(talk.CAUSES)
     made |= {ident for ident, _, _ in causes.STALLS.values()} | {
         "data-path",
         "io-error",

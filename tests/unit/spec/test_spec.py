@@ -560,6 +560,7 @@ def test_resolve_takes_what_is_offered_wanted_and_has_its_need(offered, wanted, 
     assert features.resolve(taken, taken, rules) == taken
 
 
+@pytest.mark.fault(22)
 @pytest.mark.spec("FEAT-02")
 def test_a_bit_falls_with_the_bit_that_it_needs_and_takes_others_along():
     rules = features.dependencies("net")
@@ -582,6 +583,7 @@ def test_without_version_1_nothing_above_bit_32_is_taken():
         assert taken & ~features.LEGACY_MASK == 0
 
 
+@pytest.mark.fault(22)
 @pytest.mark.spec("BAL-F03")
 def test_page_reporting_is_taken_only_with_page_poison():
     rules = features.dependencies("balloon")

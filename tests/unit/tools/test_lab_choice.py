@@ -55,6 +55,7 @@ def test_the_wake_ups_run_alone_and_in_no_other_step(monkeypatch, noted):
     assert noted == [
         *(1, ("wake-ups", [str(race)], {"UVIRTIO_RACE_SECONDS": "7"})),
         *(3, ("unit", [str(folder), f"--ignore={race}"], None)),
+        ("fuzz", [str(TOOLS / "fuzz"), "--runs", "1000000"], None),
     ]
     noted.clear()
     one = f"{race}::test_no_wake_up_is_lost"
@@ -69,7 +70,7 @@ def test_quick_is_lint_the_units_in_halves_and_each_qemu_test_once(noted, capsys
     assert cli_test.main(["--quick"]) == 0
     ran = {words[0]: words[1] for words in noted if isinstance(words, tuple)}
     assert list(ran)[:4] == ["wake-ups", "unit 1 of 2", "unit 2 of 2", "qemu"]
-    assert {"mypy", "conformance", "bench, that it runs"} <= set(ran)
+    assert {"mypy", "conformance", "faults", "bench, that it runs"} <= set(ran)
     assert ran["qemu"] == ["--once", str(selection.TESTS / "qemu")]
     units = [Path(path) for name in list(ran)[:3] for path in ran[name] if not path.startswith("--deselect=")]
     slow = {selection.TESTS / "unit" / name for name in cli_test._NOT_QUICK}
@@ -334,6 +335,19 @@ def test_another_interpreter_is_for_the_floors_of_this_machine(more, floors):
         assert caught.value.exit_code == 2
     else:
         assert list(cli_test._floors(options)) == floors
+
+
+def test_the_whole_battery_is_a_step_of_its_own_for_each_qemu(monkeypatch, noted):
+    monkeypatch.setattr(cli_test.qemus, "get", lambda version, accept_expired: version or "own")
+    runner = cli_test.Runner()
+    for version in cli_test._CONFORM_QEMUS:
+        [(_, step)] = cli_test._battery(runner, version)
+        step()
+        assert noted.pop() == (
+            f"conform {version}".rstrip(),
+            [str(TOOLS.parent / "tests/qemu/test_conform_whole.py")],
+            {"UVIRTIO_CONFORM_WHOLE": "1"},
+        )
 
 
 def test_another_interpreter_has_an_environment_of_its_own(tmp_path, monkeypatch):

@@ -238,6 +238,7 @@ def test_configuration_beyond_the_window_is_refused(offset: int, width: int):
 # --- what is in the window ----------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(11)
 @pytest.mark.spec("MMIO-06", "MMIO-20")
 @pytest.mark.parametrize("magic", [0, 0xFFFFFFFF, 0x76697274, mmio.MAGIC + 1])
 def test_a_wrong_magic_is_no_device(magic: int):
@@ -249,6 +250,7 @@ def test_a_wrong_magic_is_no_device(magic: int):
     scripted.assert_left()
 
 
+@pytest.mark.fault(11)
 @pytest.mark.spec("MMIO-07")
 @pytest.mark.parametrize("version", [0, 3, 0x10002, 0xFFFFFFFF])
 def test_an_unknown_version_is_left_alone(version: int):
@@ -260,6 +262,7 @@ def test_an_unknown_version_is_left_alone(version: int):
     scripted.assert_left()
 
 
+@pytest.mark.fault(11)
 @pytest.mark.spec("MMIO-08", "MMIO-21", "MMIO-22")
 def test_an_empty_window_is_left_at_once():
     scripted = ScriptedMmio(Rng(), device_id=0)
@@ -354,6 +357,7 @@ def test_a_queue_that_never_becomes_ready_is_an_error():
     scripted.assert_left()
 
 
+@pytest.mark.fault(13)
 @pytest.mark.spec("MMIO-12")
 def test_a_maximum_that_shrinks_is_not_exceeded():
     scripted = ScriptedMmio(Rng())
@@ -648,6 +652,7 @@ def test_a_generation_that_changes_is_read_again():
     assert len(scripted.reads("mmio", mmio.CONFIG_GENERATION)) >= 4
 
 
+@pytest.mark.fault(51)
 def test_a_generation_that_never_stands_still_is_an_error():
     scripted = ScriptedMmio(Balloon(), generation_bumps=-1)
     with start(scripted) as device, pytest.raises(ConfigUnstable):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from uvirtio.errors import CapabilityError
 from uvirtio.interfaces.values import BarInfo
-from uvirtio.transports.pci_caps import MAX_HOPS, VirtioCapability, select, walk_capabilities
+from uvirtio.transports.pci_caps import MAX_HOPS, VirtioCapability, over_msix, select, walk_capabilities
 
 BAR_SIZE = 0x4000
 
@@ -89,6 +89,7 @@ def test_a_reserved_type_is_ignored(cfg_type: int) -> None:
     assert select(found)["common"].config_offset == 0x50
 
 
+@pytest.mark.fault(5)
 @pytest.mark.spec("PCI-CAP-02")
 def test_the_first_usable_of_a_type_counts() -> None:
     found = walk(cap(1, 0x3FF0, 0x1000), cap(1, 0x100, 0x100), cap(1, 0x200, 0x100), *GOOD[1:])
@@ -104,6 +105,7 @@ def test_a_longer_cap_len_is_accepted() -> None:
     select(found)
 
 
+@pytest.mark.fault(3)
 @pytest.mark.spec("PCI-CAP-04")
 @pytest.mark.parametrize("bar", [6, 7, 255])
 def test_a_reserved_bar_is_ignored_and_a_later_one_used(bar: int) -> None:
@@ -112,6 +114,7 @@ def test_a_reserved_bar_is_ignored_and_a_later_one_used(bar: int) -> None:
     assert select(found)["common"].bar == 4
 
 
+@pytest.mark.fault(4)
 @pytest.mark.spec("PCI-CAP-06")
 @pytest.mark.parametrize("length", [0x100_0000, 0xFFFF_0000])
 def test_a_surprisingly_big_length_is_cut_to_the_bar(length: int) -> None:
@@ -121,6 +124,7 @@ def test_a_surprisingly_big_length_is_cut_to_the_bar(length: int) -> None:
     select(found)
 
 
+@pytest.mark.fault(4)
 def test_a_length_that_wraps_is_bad() -> None:
     found = walk(cap(1, 0x1000, 0xFFFF_F001), *GOOD[1:])
     assert found[0].verdict == "bad" and "wraps" in found[0].why
@@ -129,6 +133,7 @@ def test_a_length_that_wraps_is_bad() -> None:
     assert "wraps" in str(error.value.seen)
 
 
+@pytest.mark.fault(2, 3, 7)
 @pytest.mark.parametrize(
     ("body", "why"),
     [
@@ -149,16 +154,19 @@ def test_what_makes_a_capability_bad(body: bytes, why: str) -> None:
     assert found.verdict == "bad" and why in found.why
 
 
+@pytest.mark.fault(4)
 @pytest.mark.parametrize(
-    ("body", "usable"),
+    ("body", "usable", "why"),
     [
-        (cap(3, BAR_SIZE - 1, 1), 1),  # the last byte of the BAR
-        (cap(1, 0x1000, 0xFFFF_F000), BAR_SIZE - 0x1000),  # up to the last of 2^32 bytes
+        (cap(3, BAR_SIZE - 1, 1), 1, ""),  # the last byte of the BAR
+        (cap(1, BAR_SIZE - 56, 56), 56, ""),  # the shortest that there is
+        (cap(1, 0x1000, 0xFFFF_F000), BAR_SIZE - 0x1000, "cut to fit"),  # up to the last of 2^32 bytes
     ],
 )
-def test_what_just_fits_is_good(body: bytes, usable: int) -> None:
+def test_what_just_fits_is_good(body: bytes, usable: int, why: str) -> None:
     (found,) = walk(body)
     assert (found.verdict, found.usable) == ("ok", usable)
+    assert why in found.why and bool(why) is bool(found.why)
 
 
 def test_without_bars_nothing_is_judged_by_them() -> None:
@@ -190,6 +198,7 @@ def test_vendor_data_is_named_by_its_vendor_and_not_interpreted() -> None:
     assert (found.bar, found.offset, found.length) == (0, 0, 0)
 
 
+@pytest.mark.fault(1)
 @pytest.mark.parametrize("target", [0x04, 0x3C])
 def test_a_pointer_into_the_header_ends_the_walk_and_is_reported(target: int) -> None:
     config = build(*GOOD)
@@ -199,6 +208,7 @@ def test_a_pointer_into_the_header_ends_the_walk_and_is_reported(target: int) ->
     assert found[1].verdict == "bad" and found[1].cfg_type is None and "header" in found[1].why
 
 
+@pytest.mark.fault(1)
 def test_a_loop_is_found_and_reported() -> None:
     config = build(*GOOD)
     config[0x60 + 1] = 0x40
@@ -228,6 +238,7 @@ def test_without_capabilities_select_says_legacy() -> None:
     assert "legacy" in str(error.value.remedy)
 
 
+@pytest.mark.fault(6)
 def test_kicks_never_reach_the_common_configuration() -> None:
     on_top = walk(cap(1, 0, 0x1000), cap(3, 0x1000, 1), notify(offset=0x10))
     with pytest.raises(CapabilityError, match="overlaps the common"):
@@ -263,6 +274,7 @@ def check_any(config: bytes) -> None:
     assert {"common", "notify", "isr"} <= set(chosen)
 
 
+@pytest.mark.fault(1)
 @pytest.mark.spec("PCI-CAP-01", "PCI-CAP-04", "PCI-CAP-06")
 @given(st.binary(min_size=256, max_size=256))
 def test_any_256_bytes_are_survived(config: bytes) -> None:
@@ -284,3 +296,45 @@ def test_any_chain_of_vendor_capabilities_is_survived(data: st.DataObject) -> No
             config[at + 3] = data.draw(st.integers(0, 10))
             config[at + 4] = data.draw(st.sampled_from([0, 4, 4, 4, 6, 255]))
     check_any(bytes(config))
+
+
+# --- I/O ports, and the MSI-X table -------------------------------------------------------------------------
+
+
+@pytest.mark.fault(3)
+def test_a_structure_in_io_ports_is_used_and_one_in_no_bar_is_passed_over() -> None:
+    """4.1.4.1: a BAR is in memory or in I/O space. One of size 0 is not there."""
+
+    def bars(index: int) -> BarInfo | None:
+        return {2: BarInfo(2, 4, True), 3: BarInfo(3, 0, False), 4: BarInfo(4, BAR_SIZE, False)}.get(index)
+
+    everything = (notify(offset=0, length=4, bar=3), notify(offset=0, length=4, bar=2), *GOOD)
+    found = walk_capabilities(reader(bytes(build(*everything))), bars)
+    assert [(one.bar, one.verdict) for one in found if one.type == "notify"] == [
+        *((3, "bad"), (2, "ok"), (4, "ignored")),
+    ]
+    assert select(found)["notify"].bar == 2
+
+
+def msix(table: int, pending: int, vectors: int = 4) -> bytes:
+    """An MSI-X capability without its link; places with the BAR in their low bits."""
+    return struct.pack("<BBHII", 0x11, 0, vectors - 1, table, pending)
+
+
+@pytest.mark.fault(6)
+@pytest.mark.parametrize(
+    ("table", "pending", "said"),
+    [
+        (0x0 | 1, 0x800 | 1, []),  # a BAR of its own, as QEMU has it
+        (0x3FC0 | 4, 0x2000 | 1, ["the notify structure at 0x3000 of BAR 4 overlaps the MSI-X table"]),
+        (0x4000 | 4, 0x3FF8 | 4, ["the notify structure at 0x3000 of BAR 4 overlaps the MSI-X pending bits"]),
+        (0xFC0 | 4, 0x4000 | 4, ["the common structure at 0x0 of BAR 4 overlaps the MSI-X table"]),
+        (0xFC8 | 4, 0x4000 | 4, [f"the {name} structure at {at} of BAR 4 overlaps the MSI-X table"
+                                 for name, at in (("common", "0x0"), ("isr", "0x1000"))]),
+        (0x4000 | 4, 0x4040 | 4, []),
+    ],
+)  # fmt: skip
+def test_structures_over_the_msix_table_are_told(table: int, pending: int, said: list[str]) -> None:
+    config = reader(bytes(build(*GOOD, msix(table, pending))))
+    assert over_msix(config, walk_capabilities(config, one_bar)) == said
+    assert over_msix(reader(bytes(build(*GOOD))), walk(*GOOD)) == []

@@ -344,6 +344,7 @@ def test_version_1_cannot_be_forced_on_a_legacy_interface():
     assert scripted.status_now == 0
 
 
+@pytest.mark.fault(20)
 def test_a_modern_interface_without_version_1_points_at_the_legacy_one():
     scripted = ScriptedDevice(Rng(), features=f.mask(f.EVENT_IDX), pci_device=0x1005)
     with pytest.raises(FeatureMissing) as caught:
@@ -423,6 +424,7 @@ def test_configuration_is_read_until_two_readings_agree():
         assert len([access for access in scripted.log if access[:3] == ("read", "legacy", 20)]) >= 3
 
 
+@pytest.mark.fault(51)
 @pytest.mark.spec("CFG-L01")
 def test_configuration_that_never_stands_still():
     class Counts(Balloon):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 
 import pytest
@@ -181,6 +182,7 @@ def test_a_queue_beyond_the_last_is_not_asked_for():
     assert not scripted.writes("common", pci.COMMON_QUEUE_SELECT)
 
 
+@pytest.mark.fault(12, 14, 16)
 @pytest.mark.parametrize(
     ("faults", "field"),
     [
@@ -209,6 +211,7 @@ def test_a_queue_that_does_not_read_back_is_refused(faults: dict[str, object], f
 # --- kicks (4.1.5.2) ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(9)
 @pytest.mark.spec("PCI-NTF-01", "PCI-NTF-03", "PCI-NTF-07", "INIT-07")
 @pytest.mark.parametrize("multiplier", [0, 2, 4, 2048])
 @pytest.mark.parametrize("offs", [{}, {0: 1, 1: 0}, {0: 0, 1: 0}])
@@ -223,6 +226,7 @@ def test_a_kick_is_the_queue_index_in_16_bits_at_its_own_place(multiplier: int, 
     assert not [line for line in scripted.violations if line.startswith(("PCI", "INIT"))]
 
 
+@pytest.mark.fault(9)
 @pytest.mark.spec("PCI-NTF-07")
 @pytest.mark.parametrize(
     ("multiplier", "off"),
@@ -235,6 +239,7 @@ def test_a_doorbell_outside_its_area_is_refused(multiplier: int, off: int):
     scripted.assert_left()
 
 
+@pytest.mark.fault(9)
 @pytest.mark.spec("PCI-NTF-07")
 @pytest.mark.parametrize("multiplier", [4094, 4096])
 def test_the_last_doorbell_that_fits(multiplier: int):
@@ -248,6 +253,7 @@ def test_the_last_doorbell_that_fits(multiplier: int):
 # --- the interrupt ladder (4.1.5.1.2) -----------------------------------------------------------------------
 
 
+@pytest.mark.fault(15)
 @pytest.mark.spec("PCI-MSX-01", "PCI-MSX-02", "PCI-MSX-03")
 @pytest.mark.parametrize(
     ("how", "mode", "config_vector", "queue_vectors"),
@@ -282,6 +288,7 @@ def test_the_ladder_ends_at_the_first_rung_that_holds(
     scripted.assert_left()
 
 
+@pytest.mark.fault(15)
 def test_no_rung_holds():
     scripted = ScriptedDevice(Rng(), vectors=1, msix_fails=True)
     with identify(scripted, interrupts=[InterruptMode.PER_QUEUE, InterruptMode.SHARED]) as device:
@@ -290,6 +297,27 @@ def test_no_rung_holds():
         assert "msix-per-queue: 1 vectors for 1 queues" in caught.value.seen
         assert "msix-shared: MSI-X cannot be turned on" in caught.value.seen
     scripted.assert_left()
+
+
+@pytest.mark.parametrize("mode", [InterruptMode.PER_QUEUE, InterruptMode.INTX])
+def test_interrupts_that_cannot_be_switched_off_keep_no_event_open(
+    monkeypatch: pytest.MonkeyPatch, mode: InterruptMode
+):
+    scripted = ScriptedDevice(Balloon())
+    with start(scripted, modes=[mode]) as device:
+        events = list(device.transport.events())
+        numbers = [event.fileno() for event in events]
+
+        def fails() -> None:
+            raise DeviceGone("it is gone")
+
+        monkeypatch.setattr(scripted, "disable_interrupts", fails)
+        with pytest.raises(DeviceGone):
+            device.transport.release_queues()
+        for number in numbers[: len(numbers) - (scripted.removal is not None)]:
+            with pytest.raises(OSError):
+                os.fstat(number)
+        monkeypatch.undo()
 
 
 @pytest.mark.spec("PCI-ISR-01")
@@ -425,6 +453,7 @@ def test_each_of_the_three_structures_is_needed(lost: pci.CfgType):
     assert scripted.closed
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("length", [0x37, 0, 4])
 def test_a_common_configuration_that_is_too_short(length: int):
     caps = ScriptedDevice(Rng(), vectors=0).usual_capabilities()
@@ -435,6 +464,7 @@ def test_a_common_configuration_that_is_too_short(length: int):
     assert scripted.closed
 
 
+@pytest.mark.fault(10)
 def test_all_ones_are_a_device_that_is_gone():
     scripted = ScriptedDevice(Rng())
     scripted.vanish()
@@ -482,6 +512,7 @@ def _accesses_of_a_start() -> int:
     return count
 
 
+@pytest.mark.fault(10)
 @pytest.mark.parametrize("at", range(1, _accesses_of_a_start()))
 def test_a_device_that_vanishes_at_any_access_of_the_start_is_called_gone(at: int):
     scripted = VanishesAfter(Balloon())

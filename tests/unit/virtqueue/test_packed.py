@@ -61,6 +61,7 @@ def test_the_wrap_counter_starts_at_one_and_turns_with_each_lap(size: int):
         assert not rig.queue.pending(), "the next slot holds what the lap before left there"
 
 
+@pytest.mark.fault(40)
 @pytest.mark.spec("PKD-18")
 @pytest.mark.parametrize("flags", [0, AVAIL, USED])
 def test_both_bits_have_to_say_used(flags: int):
@@ -205,10 +206,13 @@ def test_with_event_idx_a_kick_comes_exactly_when_the_place_is_passed(size: int,
             assert rig.queue.publish() is (ahead < batch)
 
 
+@pytest.mark.fault(42)
 @pytest.mark.spec("PKD-21")
-def test_a_place_beyond_the_ring_costs_a_kick():
+@pytest.mark.parametrize("wrap", [0, ring.PACKED_EVENT_WRAP])
+@pytest.mark.parametrize("beyond", [0, 1, 0x7FF7])
+def test_a_place_beyond_the_ring_costs_a_kick(wrap: int, beyond: int):
     rig = packed(event_idx=True)
-    rig.device.write_event(8, ring.PACKED_EVENT_DESC)
+    rig.device.write_event(8 + beyond | wrap, ring.PACKED_EVENT_DESC)
     assert _one(rig)[1]
 
 
@@ -272,6 +276,7 @@ def test_a_length_without_write_on_a_list_without_room_is_nothing():
     assert [done.written for done in rig.queue.reap()] == [0] and not rig.queue.findings
 
 
+@pytest.mark.fault(40)
 @every_kind
 def test_a_used_slot_that_was_never_given(kind: dict[str, Any]):
     for start in (0, 3, 8, 12):

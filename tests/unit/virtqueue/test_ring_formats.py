@@ -82,6 +82,7 @@ def test_a_packed_queue_may_have_any_size(size: int):
     device_.assert_left()
 
 
+@pytest.mark.fault(13)
 @pytest.mark.parametrize(("word", "size"), [(PLAIN, 3), (PLAIN, 65535), (PACKED, 32769)])
 def test_a_size_that_the_format_does_not_have_is_refused(word: int, size: int):
     device_ = scripted(Rng(), word, queue_size={0: size})

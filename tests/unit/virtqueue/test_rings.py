@@ -139,6 +139,7 @@ def test_tables_lie_apart_and_never_cross_scattered_pages(format: str):
         assert [part.address for part in chain.elements] == [A + 0x1000 * number + place for place in range(16)]
 
 
+@pytest.mark.fault(50)
 @pytest.mark.spec("SPL-04", "SPL-09", "PKD-06", "PKD-13")
 @every_kind
 @pytest.mark.parametrize(
@@ -183,6 +184,7 @@ def test_the_largest_chains_are_taken(format: str):
     assert chain is not None and len(chain.elements) == 8
 
 
+@pytest.mark.fault(48)
 @pytest.mark.spec("PKD-08", "PKD-09")
 @every_kind
 def test_a_full_queue_says_so_and_changes_nothing(kind: dict[str, Any]):
@@ -210,6 +212,7 @@ def test_a_full_queue_says_so_and_changes_nothing(kind: dict[str, Any]):
 # --- publishing and kicking -----------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(42)
 @both
 def test_garbage_in_avail_event_costs_kicks_at_most(format: str):
     rig = Rig(256, event_idx=True, format=format)
@@ -269,6 +272,7 @@ def test_what_comes_while_reaping_is_reaped_or_announced(format: str):
 # --- used elements that lie (2.7.8, 2.8.4) --------------------------------------------------------------------
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize("lie", [8, 9, 0x1_0000, 0x1_0003, 0x8000_0000, 0xFFFF_FFFF])
 @every_kind
 def test_a_used_id_beyond_the_queue(kind: dict[str, Any], lie: int):
@@ -282,6 +286,7 @@ def test_a_used_id_beyond_the_queue(kind: dict[str, Any], lie: int):
     assert rig.queue.abandon() == ["c"]
 
 
+@pytest.mark.fault(29)
 @every_kind
 def test_a_used_id_of_a_free_descriptor(kind: dict[str, Any]):
     rig = Rig(**kind)
@@ -303,6 +308,39 @@ def test_a_used_id_that_was_added_and_not_published(kind: dict[str, Any]):
     assert rig.queue.abandon() == ["published", "not yet"]
 
 
+@pytest.mark.parametrize(
+    "kind", [*rigs(), *({**kind, "in_order": True} for kind in rigs(event_idx=True))], ids=name_of
+)
+def test_the_device_sees_each_chain_also_where_the_ring_knows_it_already(kind: dict[str, Any]):
+    """The same objects again and again, long and short, in and out of order: what is kept is never out of date."""
+    rng = random.Random(8)
+    shapes = [(1, 2), (1, 1), (0, 1), (2, 2), (1, 0), (3, 0), (0, 3), (12, 6)]
+    pool: list[Any] = [
+        (
+            tuple((A + 0x10000 * number + 0x100 * part, 16 + part) for part in range(reads)),
+            tuple((A + 0x10000 * number + 0x8000 + 0x100 * part, 64 + part) for part in range(writes)),
+        )
+        for number, (reads, writes) in enumerate(shapes)
+    ]
+    pool += [(list(pool[0][0]), list(pool[0][1])), (pool[0][0], pool[6][1][:2]), pool[7], pool[7]]
+    rig, out = Rig(64 if kind["format"] == "split" else 60, **kind), []
+    for _ in range(700):
+        if not out or rng.random() < 0.55:
+            readable, writable = pool[rng.randrange(3)] if rng.random() < 0.6 else rng.choice(pool)
+            if len(readable) + len(writable) <= rig.queue.free:
+                rig.queue.add(readable, writable, object())
+                rig.queue.publish()
+                (chain,) = rig.device.pop_all()
+                assert [(one.address, one.length) for one in chain.elements] == [*readable, *writable]
+                assert [one.writable for one in chain.elements] == [False] * len(readable) + [True] * len(writable)
+                out.append(chain)
+        else:
+            place = 0 if kind.get("in_order") else -1 if rng.random() < 0.8 else rng.randrange(len(out))
+            rig.device.push(out.pop(place), 0)
+            rig.queue.reap()
+
+
+@pytest.mark.fault(30)
 @every_kind
 def test_the_same_completion_twice(kind: dict[str, Any]):
     rig = Rig(**kind)
@@ -320,6 +358,7 @@ def test_the_same_completion_twice(kind: dict[str, Any]):
     corrupt(rig, first.head)
 
 
+@pytest.mark.fault(34)
 @every_kind
 def test_more_written_than_there_was_room(kind: dict[str, Any]):
     for written in (65, 128, 0xFFFF_FFFF):
@@ -330,6 +369,7 @@ def test_more_written_than_there_was_room(kind: dict[str, Any]):
         corrupt(rig, written)
 
 
+@pytest.mark.fault(34)
 @both
 def test_the_quirk_clamps_and_counts(format: str):
     rig = Rig(clamp=True, format=format)
@@ -338,6 +378,7 @@ def test_the_quirk_clamps_and_counts(format: str):
     assert rig.queue.findings == {"used-length-clamped": 1}
 
 
+@pytest.mark.fault(36)
 @every_kind
 def test_a_length_on_a_chain_without_room_is_noted_and_harmless(kind: dict[str, Any]):
     rig = Rig(**kind)
@@ -357,6 +398,7 @@ def test_the_length_is_handed_on_as_it_is_when_it_can_be(format: str, written: i
     assert [done.written for done in rig.queue.reap()] == [written]
 
 
+@pytest.mark.fault(37, 38)
 @every_kind
 def test_descriptors_and_tables_that_the_device_overwrites_change_nothing(kind: dict[str, Any]):
     rig = Rig(**kind)
@@ -378,6 +420,7 @@ def test_descriptors_and_tables_that_the_device_overwrites_change_nothing(kind: 
     assert [part.length for part in chain.elements] == [5, 6]
 
 
+@pytest.mark.fault(33)
 @every_kind
 def test_a_storm_of_indices_ends_with_what_was_in_flight(kind: dict[str, Any]):
     rig = Rig(**kind)
@@ -393,6 +436,7 @@ def test_a_storm_of_indices_ends_with_what_was_in_flight(kind: dict[str, Any]):
     assert len(done) <= 8
 
 
+@pytest.mark.fault(33)
 @both
 def test_a_limit_bounds_the_work_of_a_call(format: str):
     rig = Rig(format=format)
@@ -415,6 +459,7 @@ def test_a_silent_device_is_no_error_of_the_ring(format: str):
 # --- leaving --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(31)
 @every_kind
 def test_abandon_returns_what_is_out_in_its_order_and_kills_the_ring(kind: dict[str, Any]):
     rig = Rig(**kind)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.fakes.ring_rigs import FORMATS, A, Rig, name_of, rigs, traced
-from tests.fakes.slot_rigs import KINDS, ROOM, Bench, chains, every_kind, fast_kind, lied_to, modes
+from tests.fakes.slot_rigs import KINDS, ROOM, Bench, chains, every_kind, fast_kind, lied_to, modes, no_kick
 from uvirtio.errors import BadChain, Closed, DeviceBroken, QueueFull, RingCorruption, UsageError
 from uvirtio.scripted.ring import Chain
 from uvirtio.virtqueue.slots import PackedSlots, PlainSlots, SplitSlots, fixed_slots
@@ -215,6 +215,7 @@ def test_the_first_flags_come_last():
 # --- our own mistakes ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(50)
 @every_kind
 @pytest.mark.parametrize("wrong", [[8], [-1], [0, 0], [3], [1, 2, 3], [70000]])
 def test_slots_that_cannot_be_posted_are_refused_and_change_nothing(kind: dict[str, Any], wrong: list[int]):
@@ -235,12 +236,46 @@ def test_what_is_sent_as_others_come_back_comes_back_too(kind: dict[str, Any]):
         assert bench.reap() == [1]
     bench.slots.submit([4, 3], show=False)
     bench.finish(posted.pop(0))
-    assert bench.slots.relay(1)[0] == 1 and bench.slots.laid == 1
+    assert bench.slots.relay(1, no_kick) == 1 and bench.slots.laid == 1
     posted += bench.rig.device.pop_all()
     assert bench.reap() == [0]
     bench.finish(*posted)
     assert bench.reap() == [bench.slot_of(chain) for chain in posted]
-    assert bench.slots.out() == [] and bench.slots.relay(3) == (0, False)
+    assert bench.slots.out() == [] and bench.slots.relay(3, no_kick) == 0
+
+
+def test_one_after_the_other_goes_on_until_as_many_are_used_as_were_asked_for():
+    bench = Bench({"format": "split"})
+    posted, seen = bench.post(0), []
+    bench.slots.submit([5, 3, 6, 1], show=False)
+    bench.finish(*posted)
+
+    def kick() -> None:
+        came = bench.rig.device.pop_all()
+        seen.append([bench.slot_of(chain) for chain in came])
+        bench.finish(*came)
+
+    assert bench.slots.relay(1, kick, 3) == 3 and seen == [[5], [3], [6]] and bench.slots.laid == 1
+    assert bench.slots.relay(1, kick, 8) == 5 and bench.slots.laid == 0
+    assert bench.reap() == [0, 5, 3, 6, 1]
+
+
+@pytest.mark.parametrize("jump", [-1, 1])
+def test_an_index_that_goes_back_or_beyond_in_the_middle_ends_it(jump: int):
+    bench = Bench({"format": "split"})
+    posted = bench.post(0, 7)
+    bench.slots.submit([5, 3], show=False)
+    bench.finish(*posted)
+
+    def lie() -> None:
+        device = bench.rig.device
+        assert len(device.pop_all()) == 2
+        device.write_used_idx(device.used_idx + (jump if jump < 0 else 2 + jump))
+
+    with pytest.raises(RingCorruption):
+        bench.slots.relay(1, lie, 8)
+    assert bench.rig.queue.broken
+    bench.rig.dma.memory.assert_clean()
 
 
 @fast_kind
@@ -293,6 +328,7 @@ def test_closed_means_closed(kind: dict[str, Any]):
     assert not bench.rig.dma.memory.open_blocks()
 
 
+@pytest.mark.fault(31)
 @fast_kind
 def test_after_a_reset_nothing_goes_and_nothing_comes(kind: dict[str, Any]):
     bench = Bench(kind)
@@ -320,6 +356,7 @@ def test_an_id_that_is_not_out(kind: dict[str, Any], ordered: bool, lie: int):
     bench.corrupt()
 
 
+@pytest.mark.fault(30)
 @fast_kind
 @modes
 def test_the_same_id_twice(kind: dict[str, Any], ordered: bool):
@@ -329,6 +366,7 @@ def test_the_same_id_twice(kind: dict[str, Any], ordered: bool):
     bench.corrupt()
 
 
+@pytest.mark.fault(34)
 @fast_kind
 @modes
 def test_more_written_than_there_was_room(kind: dict[str, Any], ordered: bool):
@@ -349,6 +387,7 @@ def test_more_written_than_there_was_room_where_that_is_known(kind: dict[str, An
     assert bench.rig.queue.findings == {"used-length-clamped": 6}  # once for each slot: then it is expected
 
 
+@pytest.mark.fault(32)
 @modes
 @pytest.mark.parametrize("jump", [1, 2, 100, 32768, 65535])
 def test_an_index_beyond_what_is_out(ordered: bool, jump: int):
@@ -363,10 +402,10 @@ def test_an_index_beyond_what_is_out_sends_nothing_that_was_laid(ordered: bool):
     bench.slots.submit([6, 7], show=False)
     bench.rig.device.write_used_idx(bench.rig.device.used_idx + len(posted) + 1)
     with pytest.raises(RingCorruption):
-        bench.slots.relay(1)
+        bench.slots.relay(1, no_kick)
     assert bench.slots.laid == 2 and not bench.rig.device.pop_all()
     with pytest.raises(DeviceBroken):
-        bench.slots.relay(1)
+        bench.slots.relay(1, no_kick)
 
 
 @fast_kind
@@ -376,6 +415,7 @@ def test_a_completion_where_nothing_is_out(kind: dict[str, Any]):
     bench.corrupt()
 
 
+@pytest.mark.fault(40)
 @modes
 @pytest.mark.parametrize("missing", [0, 1, 2])
 def test_a_used_slot_behind_one_that_is_not(missing: int, ordered: bool):
@@ -403,6 +443,7 @@ def test_a_used_slot_behind_one_that_is_not(missing: int, ordered: bool):
             assert len(found) <= missing, "what lies before it at most"
 
 
+@pytest.mark.fault(37)
 @fast_kind
 def test_overwritten_descriptors_change_nothing(kind: dict[str, Any]):
     bench = Bench(kind)
@@ -508,10 +549,10 @@ class Machine(RuleBasedStateMachine):
         now, self.laid = self.laid[:count], self.laid[count:]
         self.seen(*now)
 
-    @rule(looks=st.integers(1, 3))
-    def relay(self, looks: int) -> None:
+    @rule(looks=st.integers(1, 3), goal=st.integers(1, 3))
+    def relay(self, looks: int, goal: int) -> None:
         """As many go out as are known to have come, before these are looked at."""
-        count, _ = self.slots.relay(looks)
+        count = self.slots.relay(looks, no_kick, goal)
         assert bool(count) is bool(self.came) and count <= len(self.came)
         now, self.laid = self.laid[:count], self.laid[count:]
         self.seen(*now)

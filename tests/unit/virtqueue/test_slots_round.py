@@ -38,7 +38,7 @@ def test_a_ring_that_goes_round_stays_right(kind: dict[str, Any], count: int):
 @pytest.mark.spec("SPL-25", "SPL-26", "PKD-10", "PKD-15", "PKD-16", "PKD-24")
 @fast_kind
 def test_a_ring_that_goes_round_writes_what_is_not_there_yet(kind: dict[str, Any]):
-    """In its order: what is shown, its announcement, a fence, the wish; an announcement, then what it announces."""
+    """In its order: what is shown, its announcement, a fence, the wish; an announcement, then the rest."""
     bench = Bench({**kind, "event_idx": True}, 8, 4)
     bench.rig.device.ask_for_kicks()
     back = array("H", range(4))
@@ -157,6 +157,62 @@ def test_a_batch_that_comes_in_two_reaps_and_across_the_end(kind: dict[str, Any]
             waiting += bench.rig.device.pop_all()
             idle = []
         assert bench.slots.out() == sorted(bench.slot_of(chain) for chain in waiting)
+
+
+class Guarded:
+    """Bytes of a ring of which only some may be copied out."""
+
+    def __init__(self, view: memoryview, first: int, end: int) -> None:
+        self.view, self.first, self.end, self.looked = view, first, end, 0
+
+    def __getitem__(self, key: slice) -> memoryview:
+        assert key.start is not None and self.first <= key.start <= key.stop <= self.end, key
+        self.looked += 1
+        return self.view[key]
+
+    def __setitem__(self, key: slice, value: bytes) -> None:
+        self.view[key] = value
+
+
+@pytest.mark.spec("PKD-24")
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_what_is_not_marked_as_used_is_not_copied_out(event_idx: bool):
+    """Flags are loaded one by one until it is known how many slots are used."""
+    bench = Bench({"format": "packed", "event_idx": event_idx}, 8, 4)
+    for _ in range(5):
+        bench.finish(*bench.post(0, 1, 2, 3))
+        assert bench.reap() == [0, 1, 2, 3]
+    came = bench.post(0, 1, 2, 3)
+    slots: Any = bench.slots
+    slots._few = 0
+    guard = bench.rig.queue.bytes = Guarded(bench.rig.queue.bytes, 4 * 16, 6 * 16)
+    assert bench.reap() == [] and not guard.looked
+    bench.finish(*came[:2])
+    assert bench.reap() == [0, 1] and guard.looked
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_out_of_order_a_batch_may_be_marked_backwards_too(event_idx: bool):
+    bench = Bench({"format": "packed", "event_idx": event_idx}, 8, 7)
+    device, rng = bench.rig.device, random.Random(6)
+    for turn in range(20):
+        came = bench.post(*range(7))
+        rng.shuffle(came)
+        write, marks = device.write_used_slot, []
+        device.write_used_slot = lambda *what, marks=marks: marks.append(what)
+        bench.finish(*came, written=5 if turn % 4 == 1 else ROOM)
+        device.write_used_slot = write
+        # A part of them backwards, then the rest.
+        for mark in reversed(marks[1:4]):
+            write(*mark)
+            assert bench.reap() == []
+        write(*marks[0])
+        assert bench.reap() == [bench.slot_of(chain) for chain in came[:4]]
+        for mark in reversed(marks[5:]):
+            write(*mark)
+        assert bench.reap() == []
+        write(*marks[4])
+        assert bench.reap() == [bench.slot_of(chain) for chain in came[4:]]
 
 
 @pytest.mark.parametrize("event_idx", [False, True])

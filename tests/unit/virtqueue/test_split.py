@@ -263,6 +263,7 @@ def test_interrupts_that_are_off_stay_off_for_65535_entries():
 # --- used elements that lie (2.7.8) -------------------------------------------------------------------------
 
 
+@pytest.mark.fault(28)
 def test_a_used_id_with_valid_low_bits_is_compared_in_full():
     rig = Rig()
     [chain] = rig.out("c")
@@ -271,6 +272,7 @@ def test_a_used_id_with_valid_low_bits_is_compared_in_full():
     corrupt(rig, 0x1_0000 + chain.head)
 
 
+@pytest.mark.fault(29)
 def test_a_used_id_of_a_member_that_is_no_head():
     rig = Rig()
     rig.queue.add([(A, 1)], [(A, 1)], "c")
@@ -282,6 +284,7 @@ def test_a_used_id_of_a_member_that_is_no_head():
     corrupt(rig, member)
 
 
+@pytest.mark.fault(32)
 @pytest.mark.parametrize("out", [0, 1, 3, 8])
 @pytest.mark.parametrize("start", [0, 65530, 65535])
 @every_kind

@@ -18,6 +18,7 @@ from uvirtio.backends.qemu.memory import GuestMemory
 from uvirtio.backends.qemu.mmio import QemuMmioWindow, transport_of
 from uvirtio.backends.qemu.models import GIB, MODELS, WHY_LITTLE, Model, is_big_endian, is_mmio
 from uvirtio.backends.qemu.pci import Bridge, HostBridge, PciAccess
+from uvirtio.backends.qemu.peer import Peer
 from uvirtio.backends.qemu.ports import RootPort
 from uvirtio.backends.qemu.process import (
     QemuProcess,
@@ -193,6 +194,9 @@ class Machine:
             )
             fds = [firmware, qtest_far.fileno(), qmp_far.fileno(), self.bells.inherited.fileno(), self.memory.fd]
             fds += self._supply.files.values()
+            fds += [peer.fileno() for peer in self._supply.peers.values()]
+            for peer in self._supply.peers.values():
+                inherited.callback(peer.started)
             self.process = QemuProcess(self._program, [*command, *arguments], fds, timeout=self.timeout)
             own(self.process.close)
         self.qmp_client = Qmp(qmp_socket, timeout=self.timeout, why=self.process.autopsy)
@@ -355,6 +359,11 @@ class Machine:
         """The memfds that were supplied to devices (disks, memory to plug), by the device's id."""
         return self._supply.files
 
+    @property
+    def peers(self) -> dict[str, Peer]:
+        """The other ends of devices, by the device's id."""
+        return self._supply.peers
+
     def connect_bells(self) -> None:
         """Connect the eventfds, at their first use.
 
@@ -425,7 +434,7 @@ class Machine:
         self._check()
         _check_device(device, self.model, self._program)
         port = self._sockets.free(device)
-        part = self._supply.add(device, None if drive is None else image_at(drive))
+        part = self._supply.add(device, None if drive is None else image_at(drive), late=True)
         try:
             self._sockets.plug(part, self.files.get(part.id), port)
             if port is None:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from uvirtio.backends.qemu.ivshmem import Bells
 from uvirtio.backends.qemu.memory import GuestMemory
+from uvirtio.backends.qemu.peer import Peer
 from uvirtio.backends.qemu.process import QemuProcess
 from uvirtio.backends.qemu.qmp import Qmp
 from uvirtio.backends.qemu.qtest import Qtest
@@ -31,6 +32,11 @@ class MachineParts(Protocol):
     @property
     def files(self) -> dict[str, int]:
         """The memfds that were supplied to devices, by the device's id."""
+        ...
+
+    @property
+    def peers(self) -> dict[str, Peer]:
+        """The other ends of devices, by the device's id."""
         ...
 
     def connect_bells(self) -> None:

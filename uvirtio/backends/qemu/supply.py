@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from uvirtio.backends.qemu.models import is_mmio
+from uvirtio.backends.qemu.peer import Peer
 from uvirtio.errors import NotSupported, UsageError
 from uvirtio.memory.window import FileWindow
 
@@ -58,6 +59,9 @@ class Part:
 
     netdev: str = ""
     """The name of the supplied network, QEMU's own without a way out (``user``); empty: none is supplied."""
+
+    peer: str = ""
+    """The name of the supplied character device, whose other end this process has; empty: none is supplied."""
 
     behind: list[str] = field(default_factory=list)
     """``-device`` arguments of what is on the device's own bus."""
@@ -130,6 +134,9 @@ def part_of(device: str, ident: str, image: Image | None = None, *, elsewhere: s
         if "netdev" not in options:
             part.netdev = f"{ident}-net"
             part.device += f",netdev={part.netdev}"
+    elif name.startswith("virtio-serial") and f"bus={ident}." not in elsewhere:
+        part.peer = f"{ident}-port"
+        part.behind.append(f"virtconsole,bus={ident}.0,chardev={part.peer},id={ident}-console")
     elif name.startswith("virtio-sound") and "audiodev" not in options:
         part.arguments += ["-audiodev", f"none,id={ident}-audio"]
         part.device += f",audiodev={ident}-audio"
@@ -158,18 +165,22 @@ class Supply:
     files: dict[str, int] = field(default_factory=dict)
     """The memfd behind a device, by the device's id: a disk, or memory to plug."""
 
+    peers: dict[str, Peer] = field(default_factory=dict)
+    """The other end of a device, by the device's id."""
+
     taken: set[str] = field(default_factory=set)
     """Every id that a device has had."""
 
     elsewhere: str = ""
     """QEMU's other arguments, in one text."""
 
-    def add(self, device: str, image: Image | None = None) -> Part:
+    def add(self, device: str, image: Image | None = None, *, late: bool = False) -> Part:
         """Add one device, with an id if it has none, and with what it lacks.
 
         Args:
             device: The ``-device`` argument.
             image: The caller's image for a disk; None: a memfd.
+            late: The machine runs, and inherits nothing more: there is no other end of the device.
 
         Raises:
             UsageError: Another device has this id, or the image is for no disk.
@@ -185,6 +196,11 @@ class Supply:
                 remedy="leave id= out",
             )
         part = part_of(device, ident, image, elsewhere=self.elsewhere)
+        if part.peer and late:
+            part.peer = ""
+            part.behind.clear()
+        if part.peer:
+            self.peers[ident] = Peer()
         if part.size:
             self.files[ident] = os.memfd_create(f"uvirtio-{ident}", os.MFD_CLOEXEC)
             os.ftruncate(self.files[ident], part.size)
@@ -212,6 +228,8 @@ class Supply:
                 made += ["-object", _object(one, path)]
             if part.disk:
                 made += ["-drive", _drive(part, path)]
+            if part.peer:
+                made += ["-chardev", f"socket,id={part.peer},fd={self.peers[part.id].fileno()}"]
             if part.netdev:
                 made += ["-netdev", f"user,id={part.netdev},restrict=on"]
         for part in self.parts:
@@ -225,11 +243,16 @@ class Supply:
         fd = self.files.pop(ident, None)
         if fd is not None:
             os.close(fd)
+        peer = self.peers.pop(ident, None)
+        if peer is not None:
+            peer.close()
 
     def close(self) -> None:
         """Close the descriptors; idempotent."""
         while self.files:
             os.close(self.files.popitem()[1])
+        while self.peers:
+            self.peers.popitem()[1].close()
 
 
 def _object(one: Mapping[str, Any], path: str) -> str:

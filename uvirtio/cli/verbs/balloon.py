@@ -146,7 +146,7 @@ def inflate(
                 raise
             finally:
                 reached = driver.held
-        _say_done(cmd, device, reached, time.monotonic() - started)
+        _say_done(cmd, device, driver.findings, reached, time.monotonic() - started)
 
 
 def _statistics(cmd: Command, tags: Tags) -> Collector | Literal["auto"]:
@@ -242,15 +242,18 @@ def _say_leaving(cmd: Command, pages: int, why: str) -> None:
         cmd.line(f"leaving ({why}): giving {human(pages * VIRTIO_PAGE)} back")
 
 
-def _say_done(cmd: Command, device: Device, pages: int, took: float) -> None:
+def _say_done(cmd: Command, device: Device, findings: Mapping[str, int], pages: int, took: float) -> None:
     actual: int | None = None
     try:
         actual = _actual(device)
     except UvirtioError as error:
         output.note(f"the final value of actual is unknown: {error.message}")
     if cmd.json:
-        cmd.document(event="done", pages=pages, bytes=pages * VIRTIO_PAGE, seconds=took, actual=actual)
+        size = pages * VIRTIO_PAGE
+        cmd.document(event="done", pages=pages, bytes=size, seconds=took, actual=actual, findings=findings)
     else:
+        for what, count in findings.items():
+            output.note(f"warning: {what} ({count})")
         cmd.line(
             f"done: {pages} pages ({human(pages * VIRTIO_PAGE)}) in {took:.1f} s; actual is {actual} pages now"
         )
@@ -299,7 +302,7 @@ def follow(
                 raise
             finally:
                 reached = driver.held
-        _say_done(cmd, device, reached, time.monotonic() - started)
+        _say_done(cmd, device, driver.findings, reached, time.monotonic() - started)
 
 
 class _Follower:

@@ -48,13 +48,21 @@ def diag(
             "there); auto: the QEMU of a qemu: address.",
         ),
     ] = None,
+    intrusive: Annotated[
+        bool,
+        typer.Option(
+            "--intrusive",
+            help="Also do what others see, or are cut off by: bytes on a console, a picture on a screen, an "
+            "endpoint attached to an IOMMU.",
+        ),
+    ] = False,
 ) -> int:
     """Bring a device up step by step, say which step fails and why."""
     for name in (junit, html):
         if name is not None:
             content.check_file(name)
     with _asked(cmd, dev, qmp) as beside:
-        return _diagnosed(cmd, dev, bisect, junit, html, beside)
+        return _diagnosed(cmd, dev, bisect, junit, html, beside, intrusive)
 
 
 @contextmanager
@@ -90,7 +98,13 @@ def _asked(cmd: Command, dev: str, qmp: str | None) -> Iterator[Beside | None]:
 
 
 def _diagnosed(
-    cmd: Command, dev: str, bisect: bool, junit: str | None, html: str | None, beside: Beside | None
+    cmd: Command,
+    dev: str,
+    bisect: bool,
+    junit: str | None,
+    html: str | None,
+    beside: Beside | None,
+    intrusive: bool,
 ) -> int:
     from uvirtio.diag import diagnose
     from uvirtio.diag.bringup import steps_of
@@ -104,6 +118,7 @@ def _diagnosed(
         opened=cmd.guard.watch,
         examine=None if examiner is None else examiner.examine,
         beside=beside,
+        intrusive=intrusive,
     )
     cmd.guard.watch(None)
     teller.finish()

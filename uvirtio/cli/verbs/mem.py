@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,11 +15,11 @@ from uvirtio.cli.ending import TimeUp, time_up_after
 from uvirtio.cli.signals import Signalled
 from uvirtio.cli.size import human, parse_size
 from uvirtio.cli.verbs import mem_online
-from uvirtio.errors import BadSize, UsageError
+from uvirtio.errors import BadSize, OperationFailed, UsageError
 
 if TYPE_CHECKING:
     from uvirtio.device import Device
-    from uvirtio.drivers.mem import Manager, Mem, MemConfig, Outcome
+    from uvirtio.drivers.mem import BadBlock, Manager, Mem, MemConfig, Outcome, Region
 
 _COLUMNS = 64
 _ROWS = 32
@@ -194,27 +194,85 @@ def _cell(mem: Mem, config: MemConfig, first: int, count: int) -> str:
 # --- plug and unplug ----------------------------------------------------------------------------------------
 
 
-def plug(cmd: Command, dev: DevArgument, size: SizeArgument, unit: UnitOption = "") -> None:
+VerifyOption = Annotated[
+    bool,
+    typer.Option("--verify", help="Write and read each new page, in a child process; the host provides them now."),
+]
+
+
+def plug(
+    cmd: Command, dev: DevArgument, size: SizeArgument, unit: UnitOption = "", verify: VerifyOption = False
+) -> int:
     """Plug SIZE more bytes, as far as the host requests them. They stay plugged."""
-    _change(cmd, dev, size, unit, "plug")
+    with _sized(cmd, dev, size) as (device, mem, wanted), _region(cmd, mem, verify) as region:
+        before, had = mem.config().plugged_size, mem.block_table.plugged.copy()
+        manager = _manager(mem, unit)
+        started = time.monotonic()
+        manager.plug_size(wanted)
+        took = time.monotonic() - started
+        new = list(mem.block_table.plugged.without(had))
+        if region is None:
+            _tell_change(cmd, device, mem, manager, before, took)
+            return 0
+        bad = _verified(cmd, region, new)
+        failure = _absent(mem, bad, sum(count for _, count in new)) if bad else None
+        members: dict[str, Any] = {"bad": [one.as_dict() for one in bad]}
+        if failure is not None:
+            members["error"] = failure.as_dict()
+        _tell_change(cmd, device, mem, manager, before, took, members)
+        if failure is None and not cmd.json:
+            cmd.line("each new page was written and read")
+        elif failure is not None and not cmd.json:
+            output.error(failure, cmd.name, as_json=False)
+        return 0 if failure is None else failure.exit_code
 
 
 def unplug(cmd: Command, dev: DevArgument, size: SizeArgument, unit: UnitOption = "") -> None:
     """Unplug SIZE bytes that are not in use. Their contents are lost."""
-    _change(cmd, dev, size, unit, "unplug")
+    with _sized(cmd, dev, size) as (device, mem, wanted):
+        before = mem.config().plugged_size
+        manager = _manager(mem, unit)
+        started = time.monotonic()
+        manager.unplug_size(wanted)
+        _tell_change(cmd, device, mem, manager, before, time.monotonic() - started)
 
 
-def _change(cmd: Command, dev: str, size: str, unit: str, what: str) -> None:
+@contextmanager
+def _sized(cmd: Command, dev: str, size: str) -> Iterator[tuple[Device, Mem, int]]:
+    """The driver, and SIZE in bytes."""
     if not size.strip().endswith("%"):
         _positive(parse_size(size), size)  # before a device is opened
     with _driver(cmd, dev) as (device, mem):
         wanted = parse_size(size, total=mem.config().region_size, multiple=mem.block_size)
         _positive(wanted, size)
-        manager = _manager(mem, unit)
-        before = mem.config().plugged_size
-        started = time.monotonic()
-        (manager.plug_size if what == "plug" else manager.unplug_size)(wanted, timeout=cmd.timeout)
-        _tell_change(cmd, device, mem, manager, before, time.monotonic() - started)
+        yield device, mem, wanted
+
+
+@contextmanager
+def _region(cmd: Command, mem: Mem, wanted: bool) -> Iterator[Region | None]:
+    """The memory itself, if it is wanted: what refuses it does so before anything is plugged."""
+    from uvirtio.drivers.mem import Region
+
+    if not wanted:
+        yield None
+        return
+    with Region.open(mem, roots=cmd.roots) as region:
+        yield region
+
+
+def _verified(cmd: Command, region: Region, blocks: list[tuple[int, int]]) -> list[BadBlock]:
+    from uvirtio.drivers.mem import verify
+
+    return verify(region, blocks, timeout=cmd.timeout)
+
+
+def _absent(mem: Mem, bad: list[BadBlock], of: int) -> OperationFailed:
+    return OperationFailed(
+        f"{len(bad)} of {of} blocks were acknowledged, and their memory is not there",
+        seen="; ".join(f"{one.address:#x}: {one.why}" for one in bad[:3]) + ("; ..." if len(bad) > 3 else ""),
+        expected=f"{mem.block_size} bytes of memory behind each (5.15.6.2)",
+        remedy="see what the host has for this device (huge pages, tmpfs); uvirtio mem unplug takes them back",
+    )
 
 
 def unplug_all(cmd: Command, dev: DevArgument) -> None:
@@ -222,7 +280,7 @@ def unplug_all(cmd: Command, dev: DevArgument) -> None:
     with _driver(cmd, dev) as (device, mem):
         before = mem.config().plugged_size
         started = time.monotonic()
-        mem.unplug_all(timeout=cmd.timeout)
+        mem.unplug_all()
         _tell_change(cmd, device, mem, None, before, time.monotonic() - started)
 
 
@@ -242,7 +300,13 @@ def _manager(mem: Mem, unit: str, limit: str = "") -> Manager:
 
 
 def _tell_change(
-    cmd: Command, device: Device, mem: Mem, manager: Manager | None, before: int, took: float
+    cmd: Command,
+    device: Device,
+    mem: Mem,
+    manager: Manager | None,
+    before: int,
+    took: float,
+    members: Mapping[str, Any] | None = None,
 ) -> None:
     config = mem.config()
     mode = manager.mode.value if manager is not None else None
@@ -255,6 +319,7 @@ def _tell_change(
             answers=_answers(mem),
             findings=mem.findings,
             seconds=took,
+            **(members or {}),
         )
         return
     cmd.line(

@@ -8,6 +8,7 @@ from typing import Protocol
 from uvirtio.device import Device
 from uvirtio.drivers.balloon.free_memory import Pressure
 from uvirtio.drivers.balloon.pages import CHUNK, Pages
+from uvirtio.interfaces.values import RESPONSE_LEAST
 from uvirtio.spec import features as f
 from uvirtio.spec.page import VIRTIO_PAGE
 
@@ -64,6 +65,10 @@ class Followed(Protocol):
         """Answer the host, as far as that is possible without waiting."""
         ...
 
+    def check_actual(self) -> int:
+        """Read ``actual``, and count it as a finding where it is not what was written."""
+        ...
+
 
 class Follower:
     """One call of ``Balloon.follow`` or ``Balloon.hold``."""
@@ -94,6 +99,7 @@ class Follower:
         self._limit = limit
         self._progress = progress
         self._shortage = shortage
+        self._each: float | None = None  # seconds for each batch
         self._retry_at = 0.0
         self._delay = RETRY_FIRST
 
@@ -116,9 +122,13 @@ class Follower:
             DeviceTimeout: The device did not acknowledge a batch in time.
         """
         quiet_since = self._device.clock.monotonic()
+        if timeout is not None:
+            timeout = self._device.seconds(timeout)
+        self._each = None if timeout is None else max(timeout, RESPONSE_LEAST)
         while True:
             seen, held = self._device.counters.config_changes, self._balloon.held
             met = self._approach()
+            self._balloon.check_actual()
             now = self._device.clock.monotonic()
             if self._balloon.held != held:
                 quiet_since = now
@@ -139,13 +149,13 @@ class Follower:
         """Inflate or deflate until the goal is met or passed; whether it is met."""
         if self._goal() > self._balloon.held:
             if self._device.clock.monotonic() >= self._retry_at:
-                short = self._balloon.grow(self._goal, None, self._progress)
+                short = self._balloon.grow(self._goal, self._each, self._progress)
                 if short is not None:
                     self._back_off(short)
                 else:
                     self._delay = RETRY_FIRST
         else:
-            self._balloon.shrink(self._goal, None, self._progress)
+            self._balloon.shrink(self._goal, self._each, self._progress)
         return self._goal() == self._balloon.held
 
     def _back_off(self, why: Exception, least: float = 0.0) -> None:
@@ -163,6 +173,9 @@ class Follower:
         Raises:
             DeviceTimeout: The device did not acknowledge a batch in time.
         """
+        if timeout is not None:
+            timeout = self._device.seconds(timeout)
+            self._each = max(timeout, RESPONSE_LEAST)
         deadline = None if timeout is None else self._device.clock.monotonic() + timeout
         while True:
             left = None if deadline is None else max(0.0, deadline - self._device.clock.monotonic())
@@ -188,5 +201,5 @@ class Follower:
         """Deflate a chunk, or what is missing up to the floor if that is more (5.5.6.1, DEFLATE_ON_OOM)."""
         missing = max(CHUNK, -(self._pages.spare() or 0))
         left = max(0, self._balloon.held - -(-missing // VIRTIO_PAGE))
-        self._balloon.shrink(lambda: left, None, self._progress)
+        self._balloon.shrink(lambda: left, self._each, self._progress)
         self._back_off(MemoryPressure("this machine is short of memory"), CALM)

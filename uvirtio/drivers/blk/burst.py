@@ -90,7 +90,7 @@ class Burst(BaseBurst):
             BadSize: A sector is negative.
             UsageError: A slot is in flight, or there are not as many sectors as slots.
         """
-        with self._disk.session():
+        with self._session:
             self._post(slots, sectors)
 
     def take(self) -> array[int]:
@@ -105,7 +105,7 @@ class Burst(BaseBurst):
             ProtocolError: A status is invalid, or a request that succeeded is too short.
             RingCorruption: The used ring holds what cannot be.
         """
-        with self._disk.session():
+        with self._session:
             return self._take()
 
     def wait(self, timeout: float | None = None, *, poll: float = POLL) -> array[int]:
@@ -126,7 +126,7 @@ class Burst(BaseBurst):
             ProtocolError: A status is invalid, or a request that succeeded is too short.
             RingCorruption: The used ring holds what cannot be.
         """
-        with self._disk.session():
+        with self._session:
             return self._wait(timeout, poll)
 
     def read(self, sectors: Iterable[int], *, out: int | None = None) -> Iterator[tuple[int, bytes]]:

@@ -61,6 +61,7 @@ class Disk(RequestDriver):
         self.allow_write = allow_write
         self.counts: dict[Status, int] = dict.fromkeys(Status, 0)
         """Completed requests, by status."""
+        self._counters = device.counters
         super().__init__(device, observe=observe)
         try:
             # Once more, as Linux does: no device notifies before DRIVER_OK, and QEMU's generation stands still.
@@ -102,7 +103,7 @@ class Disk(RequestDriver):
     @property
     def known_capacity(self) -> int:
         """The same as ``capacity``, but without the checks of the device, for fast paths."""
-        if self.device.counters.config_changes != self._config_seen:
+        if self._counters.config_changes != self._config_seen:
             self._read_config()
         return self._config.capacity
 

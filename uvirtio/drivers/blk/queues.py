@@ -7,24 +7,16 @@ from collections.abc import Sequence
 from uvirtio.drivers.blk.disk import Disk
 from uvirtio.drivers.blk.request import Request, RequestQueue, Slot
 from uvirtio.drivers.requests import BaseRequestQueues
-from uvirtio.errors import ProtocolError, UvirtioError
+from uvirtio.errors import ProtocolError, QueueFull, UvirtioError
 from uvirtio.spec import blk as spec
 from uvirtio.spec.blk import Status
-from uvirtio.virtqueue import Completion, Virtqueue
+from uvirtio.virtqueue import Completion
 
 _OK = Status.OK
 
-POLL = 200e-6
-"""Seconds for which a call of one request polls the ring, at most, before it waits for an interrupt."""
 
-_SKIPPED = 16
-"""Calls that do not poll after several polls in vain, at most: one after the first, then twice as many each."""
-
-_GLANCES = 16
-"""Looks at the ring between two looks at the clock."""
-
-_LOOK = 256
-"""Calls between two checks for configuration changes and removal."""
+TOGETHER = 8
+"""Requests without a kick that are made available together: a device that polls works on them meanwhile."""
 
 
 class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
@@ -49,9 +41,6 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             requestq.stock(config.size_max, config.seg_max)
             made.append(requestq)
         super().__init__(disk, made)
-        self._calls = 0
-        self._skip = self._skipping = 0  # calls that do not poll: of these, how many are left
-        self._zeroes = b""  # as many as the last read had bytes
 
     # --- submitting -----------------------------------------------------------------------------------------
 
@@ -60,12 +49,13 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         kind: spec.Request,
         sector: int,
         sectors: int,
-        *,
         data: bytes | memoryview = b"",
         room: int = 0,
         queue: int | None = None,
         kick: bool = True,
         timeout: float | None = None,
+        *,
+        quiet: bool = False,
     ) -> Request:
         """Submit one request; waits for a slot if all are in flight.
 
@@ -78,6 +68,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             queue: The index of the queue; None: any with a free slot.
             kick: Notify the device; else the next kick or wait does.
             timeout: Seconds to wait for a slot; the device's own where None.
+            quiet: Interrupts may stay suppressed: the caller looks at the ring.
 
         Raises:
             DeviceTimeout: All slots are in flight, and no request completed.
@@ -85,26 +76,32 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             ProtocolError: A request that completed meanwhile has an invalid status.
             Closed: The driver was closed.
         """
-        slot = self._slot(queue, timeout)
-        requestq = slot.requestq
-        slot.prepare(kind, sector)
-        slot.room = room
-        if data:
-            slot.fill(data)
-        elif room:
-            # Cleared: what the device does not write must not look like data, nor be that of an earlier request.
-            if room != len(self._zeroes):
-                self._zeroes = bytes(room)
-            slot.fill(self._zeroes)
-        readable, writable = slot.chain(len(data), room)
-        slot.request = request = Request(self, kind, sector, sectors, requestq.queue.index)
+        free = self._free
+        if len(free) == 1 and queue is None and free[0].free:  # the session says that the driver is not closed
+            requestq = free[0]
+            slot = requestq.free.pop()
+        else:
+            slot = self._slot(queue, timeout)
+            requestq = slot.requestq
+        if requestq.silent and not quiet:
+            self._listen()
+        live = requestq.queue
         try:
-            self._add(requestq, readable, writable, slot, timeout)
+            slot.prepare(kind, sector, data, room)
+            slot.request = request = Request(self, kind, sector, sectors, live.index)
+            try:
+                live.add(*slot.chain, slot)
+            except QueueFull:
+                self._add(requestq, *slot.chain, slot, timeout)
         except BaseException:
             requestq.free.append(slot)
             raise
         if kick:
-            requestq.queue.kick()
+            live.kick()
+        else:
+            requestq.quiet = (requestq.quiet + 1) % TOGETHER
+            if not requestq.quiet:
+                live.show_added()
         return request
 
     def call(
@@ -137,39 +134,20 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             ProtocolError: A status is invalid.
             Closed: The driver was closed.
         """
-        request = self.submit(kind, sector, sectors, data=data, room=room, timeout=timeout)
-        if len(self._free) > 1:
+        free = self._free
+        alone = not free[0].out if len(free) == 1 else not self.in_flight
+        if alone and not self._skipping:
+            self._silence()
+        request = self.submit(kind, sector, sectors, data, room, None, True, timeout, quiet=alone)
+        if len(free) > 1:
             self.kick()  # what was submitted to other queues without a kick
 
         def ready() -> bool:
             self.collect()
             return request.done
 
-        device = self._device
-        self._calls += 1
-        if not self._calls % _LOOK:
-            device.service()  # as the wait loop does, which does not run while polling is enough
-        seconds = device.seconds(timeout)
-        if not (self._poll(device.queues[request.queue].ring, min(POLL, seconds)) and ready()):
-            device.wait(ready, timeout=seconds, what="1 request")
+        self._look_then_wait(ready, timeout, "1 request")
         return request.result()
-
-    def _poll(self, ring: Virtqueue, seconds: float) -> bool:
-        """Look at a ring for a while, where that has been of use; whether something was used."""
-        if self._skipping:
-            self._skipping -= 1
-            return False
-        clock = self._device.clock.monotonic
-        end = clock() + seconds
-        while True:  # it looks at least once, however late it is
-            for _ in range(_GLANCES):
-                if ring.pending():
-                    self._skip = 0
-                    return True
-            if clock() >= end:
-                break
-        self._skip = self._skipping = min(_SKIPPED, 2 * self._skip or 1)
-        return False
 
     def _slot(self, index: int | None, timeout: float | None) -> Slot:
         """A free slot; waits for one if all are in flight."""
@@ -205,24 +183,26 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
                 self.wait([request], timeout=timeout)
         return [request.result() for request in requests]
 
-    def _finish(self, requestq: RequestQueue, completion: Completion) -> UvirtioError | None:
-        slot: Slot = completion.cookie
-        request, slot.request = slot.request, None
-        assert request is not None
-        answer = slot.answer()
-        room = slot.room
-        senseless = None
-        if answer == _OK:
-            self._disk.counts[_OK] += 1
-            # The status byte decides. Used lengths of old devices are wrong (5.2.6.3), so they are only counted.
-            if completion.written != room + spec.STATUS_SIZE:
-                self._disk.findings["the used length is not what was to be written"] += 1
-            if room:
-                request._data = slot.content(room)
-        else:
-            request.error = self._disk.refusal(request.type, request.sector, request.sectors, answer)
-            if isinstance(request.error, ProtocolError):
-                senseless = request.error
-        request.done = True
-        requestq.free.append(slot)
-        return senseless
+    def _finish(self, requestq: RequestQueue, done: Sequence[Completion]) -> UvirtioError | None:
+        control, data, free, disk = requestq.control.view, requestq.data.view, requestq.free, self._disk
+        invalid: UvirtioError | None = None
+        good = 0
+        for slot, written in done:
+            request: Request = slot.request
+            slot.request = None
+            answer = control[slot.status_at]
+            if answer == _OK:
+                good += 1
+                # The status byte decides. Used lengths of old devices are wrong (5.2.6.3): they are only counted.
+                if written != slot.room + spec.STATUS_SIZE:
+                    disk.findings["the used length is not what was to be written"] += 1
+                if slot.room:
+                    request._data = data[slot.span].tobytes()
+            else:
+                request.error = error = disk.refusal(request.type, request.sector, request.sectors, answer)
+                if isinstance(error, ProtocolError):
+                    invalid = invalid or error
+            request.done = True
+            free.append(slot)
+        disk.counts[_OK] += good
+        return invalid

@@ -13,7 +13,7 @@ from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.spec import blk as spec
 from uvirtio.virtqueue import SgEntry
 
-_HEADER = struct.Struct("<IIQ")
+_write_header = struct.Struct("<IIQ").pack_into
 _CONTROL = 32  # bytes of each slot: the header, and the status apart from it
 _STATUS_AT = spec.HEADER_SIZE
 _NO_LIMIT = 0xFFFF_FFFF
@@ -94,18 +94,21 @@ class Slot:
     """Memory for one request: header, data and status, at fixed device addresses."""
 
     __slots__ = (
-        "_chain",
-        "_chain_of",
         "_control",
-        "_control_at",
         "_data",
         "_data_at",
         "_header",
+        "_header_at",
+        "_lengths",
         "_runs",
         "_status",
+        "_zeroes",
+        "chain",
         "request",
         "requestq",
         "room",
+        "span",
+        "status_at",
     )
 
     def __init__(self, requestq: RequestQueue, number: int, size: int, size_max: int) -> None:
@@ -121,50 +124,55 @@ class Slot:
         self.request: Request | None = None
         self.room = 0
         """Bytes of data that the device may write."""
-        self._control, self._data = requestq.control, requestq.data
-        self._control_at, self._data_at = number * _CONTROL, number * size
+        self._control, self._data = requestq.control.view, requestq.data.view
+        self._header_at, self._data_at = number * _CONTROL, number * size
+        self.status_at = self._header_at + _STATUS_AT
+        """Where the status byte is in the memory of the queue."""
         # 32 divides a page, so neither of these crosses one. Each is an element of its own (5.2.6.4).
-        (self._header,) = requestq.control.segments(self._control_at, spec.HEADER_SIZE)
-        (self._status,) = requestq.control.segments(self._control_at + _STATUS_AT, spec.STATUS_SIZE)
+        (self._header,) = requestq.control.segments(self._header_at, spec.HEADER_SIZE)
+        (self._status,) = requestq.control.segments(self.status_at, spec.STATUS_SIZE)
         self._runs = clipped(requestq.data.segments(self._data_at, size), size, size_max)
-        self._chain: Chain = ((self._header,), (self._status,))
-        self._chain_of = (0, 0)
+        self._lengths = (0, 0)
+        self._zeroes = b""  # as many as ``room``
+        self.span = slice(self._data_at, self._data_at)
+        """Where the data is in the memory of the queue."""
+        self.chain: Chain = ((self._header,), (self._status,))
+        """Readable and writable elements of the request; the same objects for one of the same lengths."""
 
-    def prepare(self, kind: int, sector: int) -> None:
-        """Write the header (5.2.6), and preset the status."""
-        at, view = self._control_at, self._control.view
-        _HEADER.pack_into(view, at, kind, 0, sector)
-        view[at + _STATUS_AT] = NO_STATUS
+    def prepare(self, kind: int, sector: int, data: bytes | memoryview, room: int) -> None:
+        """Write the header (5.2.6) and the data, or clear the room for it, and preset the status.
 
-    def fill(self, data: bytes | memoryview) -> None:
-        """Write the data."""
-        self._data.view[self._data_at : self._data_at + len(data)] = data
-
-    def chain(self, length: int, room: int) -> Chain:
-        """Return the (readable, writable) elements of a request; the same objects for one like the last.
+        Cleared: what the device does not write must not look like data, nor be that of an earlier request.
 
         Args:
-            length: Bytes of data that the device reads.
-            room: Bytes of data that it writes; one of the two is 0.
+            kind: The request's type.
+            sector: Its first sector.
+            data: What the device reads; copied.
+            room: Bytes of data that it writes; 0 where there is ``data``.
         """
-        if self._chain_of != (length, room):
-            data = first(self._runs, length or room)
-            readable, writable = (data, []) if length else ([], data)
-            self._chain = ((self._header, *readable), (*writable, self._status))
-            self._chain_of = length, room
-        return self._chain
+        length = len(data)
+        if self._lengths != (length, room):
+            self._shape(length, room)
+        control = self._control
+        _write_header(control, self._header_at, kind, 0, sector)
+        control[self.status_at] = NO_STATUS
+        if room:
+            self._data[self.span] = self._zeroes
+        elif length:
+            self._data[self.span] = data
+
+    def _shape(self, length: int, room: int) -> None:
+        """Make the chain of requests with as much data."""
+        part = first(self._runs, length or room)
+        readable, writable = (part, []) if length else ([], part)
+        self.chain = ((self._header, *readable), (*writable, self._status))
+        self.span = slice(self._data_at, self._data_at + (length or room))
+        self.room, self._zeroes = room, self.requestq.zeroes(room)
+        self._lengths = length, room
 
     def fits(self, pieces_max: int) -> int:
         """Return the bytes of whole sectors that ``pieces_max`` elements can carry."""
         return sum(size for _, size in self._runs[:pieces_max]) // spec.SECTOR_SIZE * spec.SECTOR_SIZE
-
-    def answer(self) -> int:
-        """Return the status byte."""
-        return self._control.view[self._control_at + _STATUS_AT]
-
-    def content(self, length: int) -> bytes:
-        """Return a copy of the first ``length`` bytes of data."""
-        return bytes(self._data.view[self._data_at : self._data_at + length])
 
 
 class RequestQueue:
@@ -186,6 +194,7 @@ class RequestQueue:
         self.depth = depth
         self.size = size
         """Bytes of data of one request, at most."""
+        self.silent = False
         self.control: Block = dma.alloc(depth * _CONTROL)
         self.data: Block = dma.alloc(depth * size)
         self.size_max = _NO_LIMIT
@@ -193,6 +202,15 @@ class RequestQueue:
         self.pieces_max = queue.ring.size - 2  # beside header and status
         """Elements of data in one request, at most."""
         self.free: list[Slot] = []
+        self.quiet = 0
+        """Requests that were submitted without a kick, modulo ``queues.TOGETHER``."""
+        self._zeroes = b""
+
+    def zeroes(self, length: int) -> bytes:
+        """Return so many zeroes; the same ones for slots that ask for the same length."""
+        if length != len(self._zeroes):
+            self._zeroes = bytes(length)
+        return self._zeroes
 
     def stock(self, size_max: int | None, seg_max: int | None) -> None:
         """Make the slots, each with as much data as the device's limits (5.2.4) allow.

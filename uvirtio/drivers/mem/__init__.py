@@ -11,10 +11,12 @@ from uvirtio.drivers.mem.manager import Consumer, HandOut, Manager, Mode, Outcom
 from uvirtio.drivers.mem.ranges import Ranges
 from uvirtio.drivers.mem.region import Piece, Region
 from uvirtio.drivers.mem.suspend import SuspendLock
+from uvirtio.drivers.mem.verify import BadBlock, verify
 from uvirtio.spec.mem import Request, Response, State
 
 __all__ = [
     "Answer",
+    "BadBlock",
     "BlockTable",
     "Consumer",
     "HandOut",
@@ -32,4 +34,5 @@ __all__ = [
     "SuspendLock",
     "Unit",
     "Use",
+    "verify",
 ]

@@ -355,6 +355,7 @@ class Bridge:
         """
         device = self._net.device
         begin = device.clock.monotonic()
+        timeout = None if timeout is None else device.seconds(timeout)
         while not self._end.ended:
             left = None if timeout is None else timeout - (device.clock.monotonic() - begin)
             if left is not None and left <= 0:
@@ -363,12 +364,8 @@ class Bridge:
             # An end whose frames the card does not take now would end every sleep at once.
             watch = [] if self._back else [self._end.fileno()]
             pause = _PAUSE if held else left
-            device.wait(
-                self._moved,
-                timeout=pause if left is None or pause is None else min(pause, left),
-                what="a frame",
-                owed=False,
-                watch=watch,
+            self._net._wait_for_frames(
+                self._moved, pause if left is None or pause is None else min(pause, left), watch
             )
         return True
 

@@ -303,9 +303,18 @@ class Net(Card):
         with self.session():
             return any(receiver.waits() for receiver in self._receivers)
 
-    def _wait_for_frames(self, ready: Callable[[], bool], timeout: float | None) -> bool:
+    def _wait_for_frames(
+        self, ready: Callable[[], bool], timeout: float | None, watch: Sequence[int] = ()
+    ) -> bool:
+        """``Device.wait`` with the interrupts of the receive queues, which are suppressed otherwise."""
         with self.session():
-            return self.device.wait(ready, timeout=timeout, what="a frame", owed=False)
+            for receiver in self._receivers:
+                receiver.listen(True)
+            try:
+                return self.device.wait(ready, timeout=timeout, what="a frame", owed=False, watch=watch)
+            finally:
+                for receiver in self._receivers:
+                    receiver.listen(False)
 
     def frames(self, *, timeout: float | None = None) -> Iterator[Frame]:
         """Iterate over frames; ends after ``timeout`` seconds without one (None: never)."""
@@ -378,11 +387,11 @@ class Net(Card):
         """
         queue = self._transmitter(pair)
         queue.check(frames)
-        with self.session():
+        with self.session(timeout):
             sent = self._send(queue, frames)
             if sent == len(frames):
                 return
-            seconds = self.device.seconds(timeout)
+            seconds = self.device.seconds(None)
             rest = list(frames[sent:])
 
             def ready() -> bool:
@@ -392,7 +401,9 @@ class Net(Card):
                 return not rest
 
             if not queue.wait(ready, seconds, "room for frames"):
-                raise self._stalled(f"took {sent} of {len(frames)} frames within {seconds:g} s", queue, sent)
+                raise self._stalled(
+                    f"took {sent} of {len(frames)} frames within {self.device.given(seconds):g} s", queue, sent
+                )
 
     def flush(self, *, timeout: float | None = None) -> None:
         """Wait until the device has used all frames that were sent: it has then handed them on or dropped them.
@@ -405,11 +416,9 @@ class Net(Card):
             RingCorruption: The used ring holds what cannot be.
         """
         seconds = self.device.seconds(timeout)
-        deadline = self.device.clock.monotonic() + seconds
-        with self.session():
+        with self.session(seconds):
             for queue in self._transmitters:
-                left = max(0.0, deadline - self.device.clock.monotonic())
-                if not queue.wait(partial(_idle, queue), left, "the frames to be used"):
+                if not queue.wait(partial(_idle, queue), self.device.seconds(None), "the frames to be used"):
                     raise self._stalled(f"has not used all frames within {seconds:g} s", queue, 0)
 
     def _stalled(self, what: str, queue: Transmitter, sent: int) -> NetStalled:
@@ -444,15 +453,16 @@ class Net(Card):
         the frame alone is sent.
 
         Args:
-            timeout: Seconds for each of both; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each of both.
 
         Raises:
             NetStalled: There is no room for the frame.
             NetRefused, DeviceTimeout, ProtocolError: As for ``set_rx_mode``.
         """
-        self.send_all([rarp(self.mac)], timeout=timeout)
-        if self.announcement_wanted:
-            self._command(Control.ANNOUNCE, spec.ANNOUNCE_ACK, what="note the announcement", timeout=timeout)
+        with self.session(timeout):
+            self.send_all([rarp(self.mac)])
+            if self.announcement_wanted:
+                self._command(Control.ANNOUNCE, spec.ANNOUNCE_ACK, what="note the announcement")
 
 
 def _idle(queue: Transmitter) -> bool:

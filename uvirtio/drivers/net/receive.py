@@ -94,7 +94,18 @@ class Receiver:
 
     def post(self) -> None:
         """Give all buffers to the device, once it is running."""
+        self.listen(False)
         self._queue.submit(range(self._slots.count))
+
+    def listen(self, on: bool) -> None:
+        """Enable or suppress the queue's interrupts: a device that is polled need not make one for each frame.
+
+        Args:
+            on: Enable them, before a check whether something has come, and a wait.
+        """
+        ring = self._queue.ring
+        if ring.broken is None:
+            ring.want_interrupts(on)
 
     def waits(self) -> bool:
         """Whether something has come."""

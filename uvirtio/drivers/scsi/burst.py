@@ -127,7 +127,7 @@ class Burst(BaseBurst):
             BadSize: A block is negative.
             UsageError: A slot is in flight, or there are not as many blocks as slots.
         """
-        with self._scsi.session():
+        with self._session:
             self._post(slots, blocks)
 
     def take(self) -> array[int]:
@@ -142,7 +142,7 @@ class Burst(BaseBurst):
             ProtocolError: An answer is invalid.
             RingCorruption: The used ring holds what cannot be.
         """
-        with self._scsi.session():
+        with self._session:
             return self._take()
 
     def wait(self, timeout: float | None = None, *, poll: float = POLL) -> array[int]:
@@ -163,7 +163,7 @@ class Burst(BaseBurst):
             ProtocolError: An answer is invalid.
             RingCorruption: The used ring holds what cannot be.
         """
-        with self._scsi.session():
+        with self._session:
             return self._wait(timeout, poll)
 
     def read(self, blocks: Iterable[int], *, out: int | None = None) -> Iterator[tuple[int, bytes]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 
 from uvirtio.drivers.requests import BaseRequestQueues
@@ -124,6 +124,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
                 expected=f"at most {self.request_size} and {config.cdb_size} bytes",
                 remedy="read() and write() split it; or give Scsi a larger request_size",
             )
+        self._listen()
         slot = self._slot(lun, queue, timeout)
         requestq = slot.requestq
         slot.request = request = Request(self, lun, command, self.tag(), requestq.queue.index)
@@ -175,17 +176,20 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         self.watch()
         return super().collect()
 
-    def _finish(self, requestq: RequestQueue, completion: Completion) -> UvirtioError | None:
-        slot: Slot = completion.cookie
-        request, slot.request = slot.request, None
-        assert request is not None
-        self._of_lun[request.lun] -= 1
-        if not self._of_lun[request.lun]:
-            del self._of_lun[request.lun]
-        # The answer decides. The used length is no measure: QEMU counts in it what it has read, too.
-        moved, request.error = self._adapter.judge(request.lun, request.command, slot.answer())
-        if request.error is None and request.command.room:
-            request._data = slot.content(moved)
-        request.done = True
-        requestq.free.append(slot)
-        return request.error if isinstance(request.error, ProtocolError) else None
+    def _finish(self, requestq: RequestQueue, done: Sequence[Completion]) -> UvirtioError | None:
+        invalid: UvirtioError | None = None
+        for slot, _ in done:
+            request: Request = slot.request
+            slot.request = None
+            self._of_lun[request.lun] -= 1
+            if not self._of_lun[request.lun]:
+                del self._of_lun[request.lun]
+            # The answer decides. The used length is no measure: QEMU counts in it what it has read, too.
+            moved, request.error = self._adapter.judge(request.lun, request.command, slot.answer())
+            if request.error is None and request.command.room:
+                request._data = slot.content(moved)
+            request.done = True
+            requestq.free.append(slot)
+            if isinstance(request.error, ProtocolError):
+                invalid = invalid or request.error
+        return invalid

@@ -12,7 +12,7 @@ import struct
 from typing import Final
 
 from uvirtio.device import Device, Observer, QueueSpec
-from uvirtio.diag.outcome import Idle, PathResult
+from uvirtio.diag.probes.outcome import Around, Idle, PathResult
 from uvirtio.drivers.base import runs, transact
 from uvirtio.errors import ProtocolError
 from uvirtio.spec import fs as spec
@@ -27,11 +27,12 @@ _FILL: Final = 0xEE
 class FsPath(Idle):
     """Opens a FUSE session, and reads the attributes of the root directory."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, around: Around) -> None:
         """Take over the device; ``start`` brings it up.
 
         Args:
             device: An open file system device.
+            around: What stands around it.
         """
         self._device = device
         self._unique = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address
 
 from uvirtio.device import Device, Observer
-from uvirtio.diag.outcome import Idle, PathResult, Witness
+from uvirtio.diag.probes.outcome import Around, Idle, PathResult
 from uvirtio.drivers.net import Net, RxMode
 from uvirtio.drivers.net.ping import arp_request, arp_told
 from uvirtio.errors import NetRefused
@@ -20,17 +20,16 @@ class NetPath(Idle):
     _PATIENCE = 0.5
     """Seconds to wait for an answer where nothing says that there is one."""
 
-    def __init__(self, device: Device, witness: Witness | None, ident: str | None) -> None:
+    def __init__(self, device: Device, around: Around) -> None:
         """Take over the device; ``start`` brings it up.
 
         Args:
             device: An open network device.
-            witness: QMP of the guest machine that has it; None: there is none.
-            ident: Its id there.
+            around: What stands around it.
         """
         self._device = device
-        self._witness = witness
-        self._ident = ident
+        self._witness = around.witness
+        self._ident = around.ident
 
     def start(self, observe: Observer) -> None:
         """Bring the device up with its driver."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from uvirtio.device import Device, Observer
-from uvirtio.diag.outcome import Idle, PathResult, Witness, supplied_disk
+from uvirtio.diag.probes.outcome import Around, Idle, PathResult, supplied_disk
 from uvirtio.drivers.scsi import EventType, Lun, Scsi, Task
 from uvirtio.errors import ScsiRefusal
 
@@ -16,17 +16,16 @@ class ScsiPath(Idle):
     _GROWTH = 1 << 20
     _DISK = "disk"
 
-    def __init__(self, device: Device, witness: Witness | None, ident: str | None) -> None:
+    def __init__(self, device: Device, around: Around) -> None:
         """Take over the device; ``start`` brings it up.
 
         Args:
             device: An open SCSI host device.
-            witness: QMP of the guest machine that has the device; None: there is none.
-            ident: Its name there.
+            around: What stands around it.
         """
         self._device = device
-        self._witness = witness
-        self._ident = ident
+        self._witness = around.witness
+        self._ident = around.ident
 
     def start(self, observe: Observer) -> None:
         """Bring the device up with its driver."""
