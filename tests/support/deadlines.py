@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib import import_module
 from ipaddress import IPv4Address
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,17 @@ def _of(
     def make(device: Device) -> Call:
         keywords: dict[str, Any] = {"allow_write": True} if kind in ("blk", "scsi") else {}
         if kind == "balloon":
-            keywords = {"stats": None, "reporting": True, "floor": 0}
+            keywords = {"stats": None, "reporting": method == "report", "floor": 0}
         if kind == "net":
             keywords = {"vlans": True, "offloads": True, "announcements": True}
         driver = DRIVERS[kind](device, **keywords)
         given = before(driver) if before is not None else None
 
         def call(timeout: float) -> object:
-            first = given if sent is None else sent(driver)
+            first = given
+            if sent is not None:
+                with driver.session(timeout if abs(timeout) < inf else None):
+                    first = sent(driver)
             words = arguments if first is None else (first, *arguments)
             found = getattr(driver, method)(*words, timeout=timeout)
             return next(found, None) if inspect.isgenerator(found) else found
@@ -126,7 +130,8 @@ def _with(kind: str, build: Callable[[Any], Any], method: str, *arguments: Any, 
 
         def call(timeout: float) -> object:
             if posts and not built.in_flight:
-                built.post(built.slots[:1], [0])
+                with driver.session(timeout if abs(timeout) < inf else None):
+                    built.post(built.slots[:1], [0])
             return getattr(built, method)(*arguments, timeout=timeout)
 
         return call
@@ -137,7 +142,13 @@ def _with(kind: str, build: Callable[[Any], Any], method: str, *arguments: Any, 
 def _result(kind: str, submit: Callable[[Any], Any]) -> Row:
     def make(device: Device) -> Call:
         driver = DRIVERS[kind](device)
-        return lambda timeout: submit(driver).result(timeout)
+
+        def call(timeout: float) -> object:
+            with driver.session(timeout if abs(timeout) < inf else None):
+                request = submit(driver)
+            return request.result(timeout)
+
+        return call
 
     return kind, make
 
@@ -162,15 +173,17 @@ def _arena(balloon: uvirtio.Balloon) -> object:
 
 
 def _plugged(mem: uvirtio.Mem) -> None:
+    mem.unplug_all()
     mem.plug(mem.addr, 4)
 
 
 def _at(mem: uvirtio.Mem) -> object:
+    mem.unplug_all()
     return mem.addr
 
 
 def _plugged_at(mem: uvirtio.Mem) -> object:
-    mem.plug(mem.addr, 4)
+    _plugged(mem)
     return mem.addr
 
 
@@ -183,7 +196,7 @@ def _busy(mem: uvirtio.Mem) -> object:
 
 def _managed(mem: uvirtio.Mem) -> Manager:
     manager = Manager(mem)
-    mem.plug(mem.addr, 4)
+    _plugged(mem)
     return manager
 
 

@@ -264,9 +264,11 @@ class DeviceState:
         """
         if timeout is None:
             timeout = self.timeout
-        elif not -inf < timeout < inf:
-            raise UsageError(f"a time-out cannot be {timeout}", seen=timeout, expected="seconds, or None")
-        return max(0.0, timeout if self._limit is None else min(timeout, self._left()))
+        elif not 0.0 <= timeout < inf:
+            if not -inf < timeout < inf:
+                raise UsageError(f"a time-out cannot be {timeout}", seen=timeout, expected="seconds, or None")
+            timeout = 0.0
+        return timeout if self._limit is None else max(0.0, min(timeout, self._left()))
 
     def _left(self) -> float:
         """Seconds until the deadline of the session; infinite where it has none."""

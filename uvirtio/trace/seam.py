@@ -10,7 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 from uvirtio.errors import BadTrace
-from uvirtio.interfaces.backend import Backend, Guarded, GuestMachine, OtherSide, ProvidesMemory, WithoutIommu
+from uvirtio.interfaces.backend import (
+    Backend,
+    Guarded,
+    GuestMachine,
+    Hurries,
+    OtherSide,
+    ProvidesMemory,
+    WithoutIommu,
+)
 from uvirtio.interfaces.memory import AdoptsMemory, DmaSpace, Event
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.trace.chains import ChainWatch
@@ -97,6 +105,10 @@ class _Watched:
         space = dma_on(self.tape, len(self._spaces), facts, inner)
         self._spaces.append(space)
         return space
+
+    def hurry(self, deadline: float | None) -> float | None:
+        """Hand on a deadline, which is no part of the record; see ``Hurries``."""
+        return self.inner.hurry(deadline) if isinstance(self.inner, Hurries) else None
 
     def event(self, name: str, method: str) -> WatchedEvent | None:
         """Call a method that returns an event, or None."""

@@ -767,6 +767,16 @@ def test_a_call_alone_suppresses_interrupts_and_nothing_else_does(without: tuple
         assert not device.service()
 
 
+def test_interrupts_are_relied_on_where_they_are_looked_for():
+    with driven(Disk()) as (_, device, blk):
+        blk.read(0, 1)
+        blk.rely_on_interrupts()
+        for number in range(1, 4):
+            blk.read(0, 1)
+            device.service()
+            assert device.counters.interrupts_taken == number
+
+
 def test_after_polls_in_vain_fewer_calls_poll():
     with driven(Disk()) as (_, device, blk):
         requests, looked, used, call = blk._requests, set(), False, 0

@@ -106,7 +106,8 @@ class Follower:
     # --- the target --------------------------------------------------------------------------------------
 
     def _goal(self) -> int:
-        wanted = self._balloon.num_pages
+        with self._device.session(self._each):
+            wanted = self._balloon.num_pages
         if self._limit is None or wanted <= self._limit:
             return wanted
         if self._device.has(f.Balloon.DEFLATE_ON_OOM):

@@ -471,7 +471,8 @@ class Manager:
             while True:
                 seen = device.counters.config_changes
                 at, steps = self.mem.block_table.plugged.total, self._steps
-                requested = self.mem.config().requested_size
+                with self.mem.session(each):
+                    requested = self.mem.config().requested_size
                 if before != (Outcome.NACK, requested):  # refused before, so it is not asked again
                     try:
                         outcome = self._converge(None, 0.0, each, progress)

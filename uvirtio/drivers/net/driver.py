@@ -303,6 +303,13 @@ class Net(Card):
         with self.session():
             return any(receiver.waits() for receiver in self._receivers)
 
+    def rely_on_interrupts(self) -> None:
+        """Leave the interrupts of the receive queues on, also while nothing waits: to see whether they come."""
+        with self.session():
+            for receiver in self._receivers:
+                receiver.always = True
+                receiver.listen(True)
+
     def _wait_for_frames(
         self, ready: Callable[[], bool], timeout: float | None, watch: Sequence[int] = ()
     ) -> bool:
