@@ -486,14 +486,15 @@ def _vm_floor(
             if machine.soft_reserved:
                 kernel = soft_reserve.add(kernel, machine.soft_reserved)
             qemu = qemus.get(machine.qemu_version, accept_expired=accept_expired)
+            back_ends = daemons.get(machine.daemons, accept_expired=accept_expired) if machine.daemons else None
             roots.get(arch)
         except LabError as error:  # the mirror has moved on, most likely: no reason to run nothing else
             yield name, _failing(name, _unless_usage(error))
             continue
         yield (
             name,
-            lambda name=name, machine=machine, kernel=kernel, qemu=qemu: runner.vm(  # type: ignore[misc]
-                name, machine, kernel, qemu, rules
+            lambda name=name, machine=machine, kernel=kernel, qemu=qemu, back_ends=back_ends: runner.vm(  # type: ignore[misc]
+                name, machine, kernel, qemu, rules, back_ends
             ),
         )
 

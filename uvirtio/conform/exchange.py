@@ -234,3 +234,5 @@ FAULTS: Final = frozenset({"rng", "blk", "mem", "input", "balloon", "scsi"})
 (docs/conform.md)."""
 NOTIFIED_WRONGLY: Final = FAULTS | {"net"}
 """Types that are asked for notifications which a driver may not ask for, and given flags that a device ignores."""
+BESIDE: Final[Mapping[str, tuple[int, ...]]] = {"net": (net.RECEIVEQ,)}
+"""Queues that are set up beside that of the request, as every driver does (5.1.5): a device may wait for them."""

@@ -11,6 +11,7 @@ from uvirtio.backends.qemu import queries
 from uvirtio.backends.qemu.process import version_of
 from uvirtio.backends.vhost_user import VhostUserNode
 from uvirtio.backends.vhost_user.address import QSD_PROGRAM
+from uvirtio.backends.vhost_vdpa import VhostVdpaNode
 from uvirtio.device import Device
 from uvirtio.errors import UsageError
 from uvirtio.interfaces.backend import PciFunction
@@ -47,6 +48,8 @@ def parse(text: str) -> Implementation:
 def of(device: Device) -> Implementation:
     """What can be found out about a device: QEMU and qemu-storage-daemon are asked, a PCI function has ids.
 
+    Of a vDPA device it is what makes it, and the kernel's version: not what serves it behind that.
+
     Args:
         device: An open device.
     """
@@ -56,7 +59,8 @@ def of(device: Device) -> Implementation:
     if device.guest is not None:
         return Implementation("qemu", ".".join(map(str, queries.version(device.guest.qmp))))
     if device.transport.kind == "vdpa":
-        return Implementation("vhost-vdpa", platform.release())
+        kind = backend.kind if isinstance(backend, VhostVdpaNode) else "vhost-vdpa"
+        return Implementation(kind, platform.release())
     if device.transport.kind.startswith("pci"):
         return _of_ids(backend)  # type: ignore[arg-type]
     if isinstance(backend, VhostUserNode):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from uvirtio.conform.exchange import EXCHANGES, Elements, Exchange
+from uvirtio.conform.exchange import BESIDE, EXCHANGES, Elements, Exchange
 from uvirtio.conform.lane import Lane, Posted, Used
 from uvirtio.conform.levers import Change, lever
 from uvirtio.conform.steps import Consent, Pace, ResetMissed, Steps
@@ -82,7 +82,7 @@ class Trial(Steps):
         Args:
             also: Feature bits beside the plain ones.
             features: Instead of the plain ones.
-            queues: What to enable; None: the queue of the good request, or queue 0.
+            queues: What to enable; None: the queue of the good request with those beside it, or queue 0.
             size: Entries of each; None: up to 64.
             interrupts: Connect them: True for the best mode that works, or the modes; else the device is polled.
 
@@ -97,7 +97,7 @@ class Trial(Steps):
         if not self.legacy and not status & Status.FEATURES_OK:
             raise Unfit(f"it refuses the features {features:#x}: status {describe(status)}")
         if queues is None:
-            queues = [0 if self.request_type is None else self.request_type.queue]
+            queues = [0 if self.request_type is None else self.request_type.queue, *BESIDE.get(self.type, ())]
         chosen = tuple(InterruptMode) if interrupts is True else tuple(interrupts or ())
         modes = chosen or (InterruptMode.POLLING,)
         self._order = list(queues)

@@ -211,8 +211,8 @@ def test_a_file_of_the_vm_boots_the_machines_that_have_it():
         chosen, left_out = cli_test._machines("6.12", only, extras=extras, named=named)
         return [machine.name for machine, _ in chosen], [name.split()[1] for name in left_out]
 
-    assert booted("tests/vm/test_uio.py") == (["vfio", "uio"], ["uio-pt"])
-    assert booted("tests/vm/test_uio.py", extras=True) == (["vfio", "uio", "uio-pt"], [])
+    assert booted("tests/vm/test_uio.py") == (["vfio", "uio"], ["uio-pt", "uio-legacy"])
+    assert booted("tests/vm/test_uio.py", extras=True) == (["vfio", "uio", "uio-pt", "uio-legacy"], [])
     assert booted("tests/vm/test_uio.py", only="uio-pt") == (["uio-pt"], [])
     # One that plain machines do not have: it is clear what is wanted.
     assert booted("tests/vm/test_vfio_ways.py", "tests/vm/test_legacy.py") == (
