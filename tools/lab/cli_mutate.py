@@ -1,0 +1,27 @@
+"""``tools/mutate``: checks that no test would miss. The work itself is in tools/mutants."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from lab import CHECKOUT, process, setup
+from lab.floors import without_devices
+
+MUTANTS = CHECKOUT / "tools/mutants"
+
+
+def main(arguments: list[str]) -> int:
+    """Mutate where no device of this machine can be reached; the exit code."""
+    setup.packages(setup.FOR_UNIT)
+    command = ["nice", "-n", "10", str(setup.venv() / "bin/python"), str(MUTANTS), *arguments]
+    if os.geteuid() == 0:
+        command = [*without_devices(scratch=False), *command]
+    sys.stdout.flush()
+    with process.signals_raise():
+        child = process.start(command, stdin=subprocess.DEVNULL)
+        try:
+            return child.wait()
+        finally:
+            process.kill(child)
