@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 
 from lab import CHECKOUT, process, setup
 from lab.floors import without_devices
@@ -16,11 +17,11 @@ def main(arguments: list[str]) -> int:
     """Mutate where no device of this machine can be reached; the exit code."""
     setup.packages(setup.FOR_UNIT)
     command = ["nice", "-n", "10", str(setup.venv() / "bin/python"), str(MUTANTS), *arguments]
-    if os.geteuid() == 0:
-        command = [*without_devices(scratch=False), *command]
     sys.stdout.flush()
-    with process.signals_raise():
-        child = process.start(command, stdin=subprocess.DEVNULL)
+    with tempfile.TemporaryDirectory(prefix="uvmu-", dir="/tmp") as scratch, process.signals_raise():
+        if os.geteuid() == 0:
+            command = [*without_devices(scratch=True), *command]
+        child = process.start(command, stdin=subprocess.DEVNULL, env={**os.environ, "TMPDIR": scratch})
         try:
             return child.wait()
         finally:

@@ -72,6 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     begin = time.monotonic()
     verdicts = judged(drawn)
     known = equivalents()
+    verdicts = [verdict for verdict in verdicts if verdict[1] != runner.SLOW]
     left = [verdict for verdict in verdicts if key(verdict[0]) not in known]
     same = [verdict for verdict in verdicts if key(verdict[0]) in known]
     survivors = [one for one in left if one[1] in (runner.SURVIVED, runner.UNREACHED)]

@@ -26,9 +26,11 @@ from mutants.guards import ROOT, Mutant, code
 
 CPU = 60
 """Seconds of CPU time after which a mutant counts as hanging, and so as noticed."""
-WALL = 90
+WALL = 240
+"""Seconds by the clock."""
 _PR_SET_PDEATHSIG = 1
-KILLED, SURVIVED, UNREACHED, HUNG = "killed", "survived", "unreached", "hung"
+KILLED, SURVIVED, UNREACHED, HUNG, SLOW = "killed", "survived", "unreached", "hung", "slow"
+"""``hung``: it used up its CPU time, which is noticed. ``slow``: its tests took too long; it is not judged."""
 
 Verdicts = list[tuple[Mutant, str, float, int]]
 """Mutant, how it ended, seconds of CPU time, tests that reach it."""
@@ -89,9 +91,10 @@ class Judge:
                 answer = _forked(functools.partial(_judged, session, [items[one] for one in chosen], mutant), WALL)
                 if answer not in (KILLED, SURVIVED, None):
                     raise RuntimeError(f"{mutant} cannot be judged:\n{answer}")
-                end = answer or HUNG
+                end = answer or ""
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+            end = end or (HUNG if cpu >= CPU - 1 else SLOW)
             self.verdicts.append((mutant, end, cpu, len(chosen)))
             self._say(mutant, end, cpu)
         return True
