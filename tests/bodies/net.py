@@ -65,6 +65,7 @@ def filters(cell: Cell) -> dict[str, Any]:
 def test_a_question_is_answered(cell: Cell) -> None:
     with cell.open() as device, Net(device) as net:
         assert net.link and net.mac == net.config.mac
+        net.rely_on_interrupts()
         for _ in range(3):
             answer = ask(net)
             assert answer[:12] == net.mac + GATEWAY_MAC

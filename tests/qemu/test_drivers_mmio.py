@@ -63,6 +63,7 @@ CELLS: dict[str, list[tuple[str, int | None, str, InterruptMode]]] = {
         ("loongarch64", None, "virtio-blk-pci,num-queues=2", PER_QUEUE),
     ],
     "scsi": [
+        ("microvm", 2, "virtio-scsi-device", LINE),
         ("microvm", 2, "virtio-scsi-device,packed=on", LINE),
         ("virt", 1, "virtio-scsi-device", POLLING),
     ],

@@ -13,8 +13,13 @@ from tests.vm.qmp_witness import Witness
 from uvirtio.device import Device
 from uvirtio.interfaces.values import InterruptMode
 
+THOROUGH = "a cell of tools/test --all"
+
 once = pytest.mark.skipif(os.uname().release.startswith("6.1."), reason="once is enough: on the newer kernel")
 """For what does not depend on the kernel's version."""
+
+thorough = pytest.mark.skipif(os.environ.get("UVIRTIO_LAB_WHOLE") == "0", reason=THOROUGH)
+"""For a cell whose neighbours have its code: tools/test --all has it, and tools/test with a PATH or --machine."""
 
 
 def lab_cell(

@@ -49,9 +49,9 @@ CELLS: dict[str, list[tuple[str, InterruptMode]]] = {
         ("balloon-msix", SHARED),
         ("balloon-packed", INTX),
     ],
-    "blk": [("disk", PER_QUEUE), ("disk-iova", SHARED), ("disk-packed", PER_QUEUE)],
-    "scsi": [("hba", PER_QUEUE)],
-    "net": [("nic", PER_QUEUE)],
+    "blk": [("disk", PER_QUEUE), ("disk-iova", SHARED), ("disk-packed", PER_QUEUE), ("disk-legacy", PER_QUEUE)],
+    "scsi": [("hba", PER_QUEUE), ("hba-packed", SHARED), ("hba-legacy", PER_QUEUE)],
+    "net": [("nic", PER_QUEUE), ("nic-packed", PER_QUEUE), ("nic-legacy", SHARED)],
     # What holds for any driver, once for each device: the emulated CPU is slow.
     "any": [
         ("rng-iova", PER_QUEUE),
@@ -73,7 +73,11 @@ CELLS: dict[str, list[tuple[str, InterruptMode]]] = {
 }
 
 # The balloon shows it on the older kernel.
-ONCE = [("keyboard", "keyboard-packed"), ("blk", "disk-packed"), ("net", "nic")]
+ONCE = [
+    *(("keyboard", "keyboard-packed"), ("blk", "disk-packed"), ("blk", "disk-legacy")),
+    *(("scsi", "hba-packed"), ("scsi", "hba-legacy")),
+    *(("net", "nic"), ("net", "nic-packed"), ("net", "nic-legacy")),
+]
 TRANSLATED = (
     "rng-iova",
     "rng-packed",
@@ -85,9 +89,10 @@ TRANSLATED = (
     "balloon-iova",
     "disk-iova",
     "hba",
+    "hba-packed",
 )
 FORCED = ("balloon-transitional",)
-LEGACY = ("rng-legacy", *FORCED)
+LEGACY = ("rng-legacy", "disk-legacy", "hba-legacy", "nic-legacy", *FORCED)
 
 DRIVERS = Path("/sys/bus/pci/drivers")
 

@@ -1,7 +1,7 @@
 """virtio-mmio through /dev/mem on a real kernel, with its own drivers loaded and bound first, and not loaded.
 
-The machines are mmio, arm-mmio and arm-acpi (version 2), mmio-legacy and arm-legacy (version 1): four devices,
-whose windows share one page. ARM's board has 32 windows, of which 28 are empty. The kernel has STRICT_DEVMEM and
+The machines are mmio, arm-mmio and arm-acpi (version 2), mmio-legacy and arm-legacy (version 1): six devices,
+whose windows share one page. ARM's board has 32 windows, of which 26 are empty. The kernel has STRICT_DEVMEM and
 IO_STRICT_DEVMEM, as Debian builds it. The witness is QMP.
 """
 
@@ -20,20 +20,22 @@ from typing import Any
 import pytest
 
 import uvirtio
-from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, rng
+from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, net, rng, scsi
 from tests.support.virtio_state import state
-from tests.vm.lab_cell import lab_cell
+from tests.vm.lab_cell import lab_cell, once, thorough
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_commands import refusal
 from tests.vm.test_commands import uvirtio as command
 from uvirtio.binding import restore as restoring
 from uvirtio.binding.discover import find, scan
+from uvirtio.device import OpenOptions
 from uvirtio.drivers.rng import Rng
 from uvirtio.errors import Busy, ForeignWindow, GroupNotViable, NoSuchDevice, NotBound, NotVirtio
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import InterruptMode
 
 POLLING = InterruptMode.POLLING
+DEVICES = 6
 ON_ARM = os.uname().machine == "aarch64"
 FIRST_WINDOW, WINDOW = 0x0A000000 if ON_ARM else 0xFEB00000, 0x200  # of QEMU's virt, and of microvm
 # Devices fill the windows from the last. These are none: an interrupt controller's registers, and nothing.
@@ -86,9 +88,9 @@ def is_legacy(name: str) -> bool:
 
 
 def windows() -> dict[str, Any]:
-    """The windows, by address, that have a device."""
+    """The windows, by address, that have a device: the last."""
     found = {found.address: found for found in scan(Roots()) if found.bus == "platform"}
-    return {address: found[address] for address in sorted(found, key=lambda one: int(one[5:], 16))[-4:]}
+    return {address: found[address] for address in sorted(found, key=lambda one: int(one[5:], 16))[-DEVICES:]}
 
 
 # --- the driver bodies --------------------------------------------------------------------------------------
@@ -96,33 +98,44 @@ def windows() -> dict[str, Any]:
 
 @pytest.fixture
 def cell(request: pytest.FixtureRequest, witness: Witness, not_loaded: None) -> Cell:
-    name, mode = request.param
+    name, mode, ring = request.param
     address = address_of(witness, name)
+    options = OpenOptions(unsafe_dma=True, timeout=10, ring=ring)
 
     return lab_cell(
         witness,
         name,
         mode,
-        lambda: uvirtio.open(address, unsafe_dma=True, timeout=10),
+        lambda: uvirtio.open(address, options=options),
         translated=False,
         legacy=is_legacy(name),
         inside="",
     )
 
 
-def some(bodies: ModuleType, device: str, *names: str) -> dict[str, Any]:
+def some(bodies: ModuleType, device: str, *names: str, ring: str = "auto", marks: Any = ()) -> dict[str, Any]:
     """These bodies of a module (all, if none is named), on one device: the emulated CPU is slow."""
     short = bodies.__name__.rsplit(".", 1)[-1]
-    made = adopt(bodies, [pytest.param((device, POLLING), id=device)])
+    rings = "" if ring == "auto" else f"-{ring}"
+    made = adopt(bodies, [pytest.param((device, POLLING, ring), id=f"{device}{rings}", marks=marks)])
     chosen = made if not names else {name: made[name] for name in (f"test_{short}_{one}" for one in names)}
-    return {f"{name}_{device.replace('-', '_')}": body for name, body in chosen.items()}
+    return {f"{name}_{device}{rings}".replace("-", "_"): body for name, body in chosen.items()}
 
 
 globals().update(some(any_device, "mmio-rng"))
-globals().update(some(rng, "mmio-rng", "the_device_follows_our_indices"))
-globals().update(some(balloon, "mmio-balloon", "the_target_is_followed_both_ways"))
+globals().update(some(rng, "mmio-rng", "the_device_follows_our_indices", ring="split"))
+globals().update(some(balloon, "mmio-balloon", "the_target_is_followed_both_ways", ring="split"))
 globals().update(some(keyboard, "mmio-keyboard", "it_says_what_it_is", "keys_arrive_in_order"))
 globals().update(some(blk, "mmio-disk", "what_is_written_is_on_the_disk"))
+globals().update(some(scsi, "mmio-hba", "what_is_written_is_on_the_disk", ring="packed", marks=once))
+globals().update(some(net, "mmio-nic", "a_question_is_answered", ring="split", marks=once))
+# The other kind of ring, on a bus that knows no difference.
+globals().update(some(rng, "mmio-rng", "the_device_follows_our_indices", ring="packed", marks=thorough))
+globals().update(some(balloon, "mmio-balloon", "the_target_is_followed_both_ways", ring="packed", marks=thorough))
+globals().update(some(keyboard, "mmio-keyboard", "keys_arrive_in_order", ring="split", marks=thorough))
+globals().update(some(blk, "mmio-disk", "what_is_written_is_on_the_disk", ring="split", marks=thorough))
+globals().update(some(scsi, "mmio-hba", "units_come_and_go", ring="split", marks=thorough))
+globals().update(some(net, "mmio-nic", "the_control_queue", ring="packed", marks=thorough))
 
 globals().update(
     some(any_device, "mmio1-rng", "the_device_sees_what_we_negotiated", "the_rings_are_where_we_put_them")
@@ -131,6 +144,8 @@ globals().update(some(rng, "mmio1-rng", "the_device_follows_our_indices"))
 globals().update(some(balloon, "mmio1-balloon", "the_host_sees_the_balloon_grow_and_shrink"))
 globals().update(some(keyboard, "mmio1-keyboard", "keys_arrive_in_order"))
 globals().update(some(blk, "mmio1-disk", "what_is_written_is_on_the_disk"))
+globals().update(some(scsi, "mmio1-hba", "what_is_written_is_on_the_disk", marks=once))
+globals().update(some(net, "mmio1-nic", "a_question_is_answered", marks=once))
 
 
 # --- bind and restore ---------------------------------------------------------------------------------------
@@ -140,7 +155,7 @@ globals().update(some(blk, "mmio1-disk", "what_is_written_is_on_the_disk"))
 def test_the_whole_page_is_taken_from_the_kernel_and_given_back(name: str, witness: Witness, loaded: None) -> None:
     address = address_of(witness, name)
     before = windows()
-    assert len(before) == 4
+    assert len(before) == DEVICES
     others = sorted(set(before) - {address})
     with pytest.raises(NotBound):
         uvirtio.open(address, unsafe_dma=True)

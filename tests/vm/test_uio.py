@@ -18,14 +18,15 @@ from typing import Any
 import pytest
 
 import uvirtio
-from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, mem, rng
+from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, mem, net, rng, scsi
 from tests.bodies.mem import emptied  # noqa: F401  # a fixture
 from tests.support.virtio_state import state
 from tests.vm import test_commands as commands
-from tests.vm.lab_cell import lab_cell, once
+from tests.vm.lab_cell import lab_cell, once, thorough
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_drivers import driver_of, given_back, hand_over  # noqa: F401  # one is a fixture
 from uvirtio.backends.uio_pci import UioPciFunction
+from uvirtio.device import OpenOptions
 from uvirtio.errors import (
     Busy,
     DeviceGone,
@@ -51,25 +52,28 @@ def cell(
     witness: Witness,
     given_back: None,  # noqa: F811
 ) -> Cell:
-    name, mode = request.param
+    name, mode, *ring = request.param
     address = lab_devices[name]
     hand_over(address, UIO)
+    options = OpenOptions(interrupts=[mode], timeout=10, unsafe_dma=True, ring=ring[0] if ring else "auto")
 
     return lab_cell(
         witness,
         name,
         mode,
-        lambda: uvirtio.open(address, interrupts=[mode], timeout=10, unsafe_dma=True),
+        lambda: uvirtio.open(address, options=options),
         translated=False,
         legacy="legacy" in name,
     )
 
 
-def chosen(bodies: Any, cells: list[tuple[str, InterruptMode]], *names: str, marks: Any = ()) -> dict[str, Any]:
+def chosen(bodies: Any, cells: list[tuple[Any, ...]], *names: str, marks: Any = ()) -> dict[str, Any]:
     """Those bodies of a module whose names begin so: the emulated CPU is slow, and the rest runs elsewhere."""
     marked = [
-        pytest.param(cell, id=f"{cell[0]}-{cell[1].value}", marks=once if "packed" in cell[0] else marks)
-        for cell in cells
+        pytest.param(
+            (name, mode, *ring), id="-".join((name, mode.value, *ring)), marks=once if "packed" in name else marks
+        )
+        for name, mode, *ring in cells
     ]
     short = bodies.__name__.rsplit(".", 1)[-1]
     wanted = tuple(f"test_{short}_{name}" for name in names)
@@ -90,10 +94,21 @@ globals().update(
 PACKED = [(f"{kind}-uio-packed", INTX) for kind in ("rng", "balloon", "keyboard", "disk", "mem")]
 globals().update(chosen(any_device, PACKED, "packed_rings_and_in_order_are_taken"))
 RNGS = [("rng-uio", INTX), ("rng-legacy-uio", INTX), ("rng-uio-packed", INTX)]
-BALLOONS = [("balloon-uio", INTX), ("balloon-uio-packed", INTX)]
+BALLOONS = [("balloon-uio", INTX), ("balloon-uio-packed", INTX), ("balloon-legacy-uio", INTX)]
 KEYBOARDS = [("keyboard-uio", INTX), ("keyboard-uio-packed", INTX)]
 globals().update(chosen(rng, RNGS, "completions_come"))
-globals().update(chosen(blk, [("disk-uio", INTX), ("disk-uio-packed", INTX)], "what_is_written"))
+DISKS = [("disk-uio", INTX), ("disk-uio-packed", INTX), ("disk-legacy-uio", INTX)]
+globals().update(chosen(blk, DISKS, "what_is_written"))
+# One of each in a plain run: each has a guardian, which is a Python of its own.
+HBAS = [("hba-uio", INTX, "split"), ("hba-legacy-uio", INTX)]
+NICS = [("nic-uio", INTX, "packed"), ("nic-legacy-uio", INTX)]
+FIRST = {**chosen(scsi, [("hba-uio", INTX, "packed")], "what_is_written", marks=once)}
+FIRST |= chosen(net, [("nic-uio", INTX, "split")], "a_question_is_answered", marks=once)
+globals().update({f"{name}_first": body for name, body in FIRST.items()})
+globals().update(chosen(scsi, HBAS, "what_is_written", marks=thorough))
+globals().update(chosen(scsi, HBAS[:1], "units_come_and_go", marks=thorough))
+globals().update(chosen(net, NICS, "a_question_is_answered", marks=thorough))
+globals().update(chosen(net, NICS[:1], "the_control_queue", marks=thorough))
 globals().update(chosen(mem, [("mem-uio", INTX), ("mem-uio-packed", INTX)], "plug_unplug_and_state", marks=once))
 globals().update(chosen(keyboard, KEYBOARDS, "keys_arrive", "events_come_by_interrupt"))
 globals().update(chosen(balloon, BALLOONS, "the_host_sees_the_balloon", "leaving_gives", "the_target_is_followed"))

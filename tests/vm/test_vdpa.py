@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 import uvirtio
 from tests.vm import vduse
+from tests.vm.conforming import conforms
 from tests.vm.vduse import Disk
 from uvirtio.backends.vhost_vdpa import VhostVdpaNode, uapi
 from uvirtio.device import Device, QueueSpec
@@ -248,6 +249,13 @@ def test_bound_by_command_given_to_a_user_and_back_to_the_kernel(disk):
     name = next((vduse.DEVICES / disk.name).glob("virtio*/block/vd*")).name
     with Path("/dev", name).open("rb") as file:
         assert os.pread(file.fileno(), len(data), 8 * SECTOR) == data
+
+
+# --- against the standard -----------------------------------------------------------------------------------
+
+
+def test_it_obeys_but_for_what_is_known(held: Disk, record_property: Callable[[str, object], None]) -> None:
+    conforms(held.address, None, record_property)
 
 
 # --- a device that hangs ------------------------------------------------------------------------------------

@@ -14,9 +14,23 @@ from typing import Any
 import pytest
 
 import uvirtio
-from tests.bodies import Cell, adopt, any_device, balloon, balloon_reports, balloon_stats, blk, keyboard, mem, rng
+from tests.bodies import (
+    Cell,
+    adopt,
+    any_device,
+    balloon,
+    balloon_reports,
+    balloon_stats,
+    blk,
+    keyboard,
+    mem,
+    net,
+    rng,
+    scsi,
+)
 from tests.bodies.mem import emptied  # noqa: F401  # a fixture
 from tests.vm import vduse
+from tests.vm.conforming import Ring, conforms, implementation
 from tests.vm.lab_cell import lab_cell
 from tests.vm.qmp_witness import Witness
 from uvirtio.backends.vhost_vdpa import VdpaBlock, VhostVdpaNode, uapi
@@ -24,7 +38,7 @@ from uvirtio.backends.vhost_vdpa.memory import pinned_bytes
 from uvirtio.binding.discover import find
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.rules import check
-from uvirtio.device import QueueSpec
+from uvirtio.device import OpenOptions, QueueSpec, RingChoice
 from uvirtio.drivers.balloon import Balloon
 from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.rng import Rng
@@ -40,7 +54,7 @@ PER_QUEUE, POLLING = InterruptMode.PER_QUEUE, InterruptMode.POLLING
 PCI = Path("/sys/bus/pci/devices")
 MIB = 1 << 20
 
-CELLS: dict[str, list[tuple[str, InterruptMode]]] = {
+CELLS: dict[str, list[tuple[str, InterruptMode] | tuple[str, InterruptMode, RingChoice]]] = {
     "rng": [
         ("vp-rng", PER_QUEUE),
         ("vp-rng", POLLING),
@@ -55,6 +69,9 @@ CELLS: dict[str, list[tuple[str, InterruptMode]]] = {
         ("vp-balloon-packed", PER_QUEUE),
     ],
     "balloon_more": [("vp-balloon-msix", PER_QUEUE), ("vp-balloon-packed", PER_QUEUE)],
+    # These offer both kinds of ring.
+    "scsi": [("vp-hba", PER_QUEUE, "split"), ("vp-hba", PER_QUEUE, "packed")],
+    "net": [("vp-nic", PER_QUEUE, "split"), ("vp-nic", PER_QUEUE, "packed"), ("vp-nic", POLLING, "packed")],
     "mem": [("vp-mem", PER_QUEUE), ("vp-mem", POLLING), ("vp-mem-packed", PER_QUEUE)],
     "any": [
         ("vp-rng", PER_QUEUE),
@@ -68,8 +85,13 @@ CELLS: dict[str, list[tuple[str, InterruptMode]]] = {
         ("vp-disk-packed", PER_QUEUE),
         ("vp-balloon-packed", PER_QUEUE),
         ("vp-mem-packed", PER_QUEUE),
+        ("vp-hba", PER_QUEUE),
+        ("vp-nic", PER_QUEUE),
     ],
 }
+
+OUTSIDE = ("test_net_what_is_sent_is_what_the_host_sees", "test_scsi_the_host_makes_it_larger")
+"""What these ask QEMU for lies outside of the VM."""
 
 
 @pytest.fixture(scope="module")
@@ -109,20 +131,21 @@ def over_vdpa(memlock: None, lab_devices: dict[str, str]) -> Iterator[Callable[[
 
 @pytest.fixture
 def cell(request: pytest.FixtureRequest, over_vdpa: Callable[[str], str], witness: Witness) -> Cell:
-    name, mode = request.param
+    name, mode, *ring = request.param
     address = over_vdpa(name)
+    options = OpenOptions(interrupts=[mode], timeout=10, ring=ring[0] if ring else "auto")
 
     return lab_cell(
         witness,
         name,
         mode,
-        lambda: uvirtio.open(address, interrupts=[mode], timeout=10),
+        lambda: uvirtio.open(address, options=options),
         translated=True,
     )
 
 
 def cells(kind: str) -> list[Any]:
-    return [pytest.param((name, mode), id=f"{name}-{mode.value}") for name, mode in CELLS[kind]]
+    return [pytest.param(cell, id="-".join((cell[0], cell[1].value, *cell[2:]))) for cell in CELLS[kind]]
 
 
 globals().update(adopt(any_device, cells("any")))
@@ -133,6 +156,40 @@ globals().update(adopt(balloon, cells("balloon")))
 globals().update(adopt(balloon_stats, cells("balloon_more")))
 globals().update(adopt(balloon_reports, cells("balloon_more")))
 globals().update(adopt(mem, cells("mem")))
+for bodies in (scsi, net):
+    kind = bodies.__name__.rpartition(".")[2]
+    globals().update({name: body for name, body in adopt(bodies, cells(kind)).items() if name not in OUTSIDE})
+
+
+# --- against the standard -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "ring"),
+    [
+        ("vp-rng", "split"),
+        ("vp-rng-packed", "packed"),
+        ("vp-keyboard", "split"),
+        ("vp-disk", "split"),
+        ("vp-hba", "split"),
+        ("vp-hba", "packed"),
+        ("vp-nic", "split"),
+        ("vp-nic", "packed"),
+        ("vp-balloon-msix", "split"),
+        ("vp-mem", "split"),
+        ("vp-balloon-packed", "packed"),
+        ("vp-mem-packed", "packed"),
+        ("vp-disk-packed", "packed"),
+    ],
+)
+def test_a_device_over_vp_vdpa_obeys_but_for_what_is_known(
+    over_vdpa: Callable[[str], str],
+    witness: Witness,
+    record_property: Callable[[str, object], None],
+    name: str,
+    ring: Ring,
+) -> None:
+    conforms(over_vdpa(name), implementation(witness), record_property, ring=ring)
 
 
 # --- what is particular ------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""vDPA devices for the tests: VDUSE's block device, and how any of them changes hands.
+"""vDPA devices for the tests: VDUSE's disk and card, and how any of them changes hands.
 
-VDUSE's is a file, QEMU's storage daemon that serves it, and the kernel's vDPA device before it; for machines with
-the vduse module (Linux 6.12 as Debian has it). The file is the witness.
+The disk is a file, QEMU's storage daemon that serves it, and the kernel's vDPA device before it; for machines with
+the vduse module (Linux 6.12 as Debian has it). The file is the witness. The card is DPDK's, and returns frames.
 """
 
 from __future__ import annotations
@@ -78,6 +78,37 @@ def disk(name: str, directory: Path, size: int = 1 << 20) -> Iterator[Disk]:
         deadline = time.monotonic() + PATIENCE
         while Path("/proc", str(daemon)).exists() and time.monotonic() < deadline:
             time.sleep(0.05)
+
+
+@contextmanager
+def card(name: str, directory: Path) -> Iterator[str]:
+    """A network card that sends back what it is sent, in the hands of no driver or of the first that matches."""
+    for module in ("vduse", "vhost_vdpa"):
+        run("modprobe", module)
+    log = directory / f"{name}.log"
+    eal = ["--no-huge", "-m", "64", "--no-pci", "--no-shconf", f"--file-prefix={name}", "--lcores", "0@0,1@0"]
+    eal += ["--vdev", f"net_vhost0,iface=/dev/vduse/{name},queues=1"]
+    own = ["--auto-start", "--forward-mode=io", "--port-topology=loop", "--total-num-mbufs=4096", "--no-mlockall"]
+    with log.open("wb") as said:
+        daemon = subprocess.Popen(
+            ["dpdk-testpmd", *eal, "--", *own], stdin=subprocess.PIPE, stdout=said, stderr=said
+        )
+    try:
+        deadline = time.monotonic() + PATIENCE
+        # It adds its device to the kernel's before it listens to it.
+        while not Path("/dev/vduse", name).exists() or "Checking link" not in log.read_text():
+            assert daemon.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
+        run("vdpa", "dev", "add", "name", name, "mgmtdev", "vduse")
+        try:
+            yield f"vdpa:{name}"
+        finally:
+            run("vdpa", "dev", "del", name)
+    finally:
+        daemon.kill()
+        daemon.wait(PATIENCE)
+        assert daemon.stdin is not None
+        daemon.stdin.close()
 
 
 def driver_of(name: str) -> str:

@@ -66,6 +66,11 @@ def main(arguments: list[str]) -> int:
         " docs/tested.md and README.md: which device was driven over which transport, back end and ring.",
     )
     parser.add_argument("reports", nargs="*", type=Path, metavar="DIR", help="default: those of the newest run")
+    parser.add_argument(
+        "--fill",
+        action="store_true",
+        help="for runs of a part: leave the cells as they are, and fill those that are 'built' in docs/tested.md",
+    )
     parser.add_argument("--print", action="store_true", dest="shown", help="print the table, and write nothing")
     parser.add_argument("--check", action="store_true", help="fail if one of the pages has another table")
     options = parser.parse_args(arguments)
@@ -74,10 +79,13 @@ def main(arguments: list[str]) -> int:
     if not table:
         print(f"tools/matrix: no cell in {', '.join(map(str, folders))}", file=sys.stderr)
         return 1
+    tested = CHECKOUT / "docs/tested.md"
+    if options.fill:
+        table |= drawn(tested.read_text())
     if options.shown:
         print(draw(table), end="")
         return 0
-    pages = {CHECKOUT / "docs/tested.md": draw(table), CHECKOUT / "README.md": glance(table)}
+    pages = {tested: draw(table), CHECKOUT / "README.md": glance(table)}
     changed = {}
     for page, text in pages.items():
         before = page.read_text()
@@ -125,7 +133,7 @@ def read(folders: list[Path]) -> Table:
             device, transport, backend, ring, _, *machine = cell.split()
             one = table[transport, _BACKENDS.get(backend, backend), ring, device]
             one.passed += 1
-            one.places.add(place or "".join(machine))
+            one.places.add(place or "".join(machine) or "daemons")  # which have no machine around them
     return dict(table)
 
 
@@ -156,11 +164,23 @@ def draw(table: Table) -> str:
     lines += [
         "",
         "A cell says where tests drove the device that way, and how many passed: `Linux 6.12` is a stock kernel",
-        "in the VM, `arm64` on that architecture, `-16k` with pages of 16 KiB; the others are machines of",
-        "`qemu:`, without a guest. *built*: there is code for it, and no test came by here. `-`: the standard has",
-        "no such thing, or QEMU's device does not work there.",
+        "in the VM, `arm64` on that architecture, `-16k` with pages of 16 KiB; `daemons` are other programs,",
+        "behind a socket; the others are machines of `qemu:`, without a guest. *built*: there is code for it,",
+        "and no test came by here. `-`: the standard has no such thing, or QEMU's device does not work there.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def drawn(page: str) -> Table:
+    """The cells of a page, as ``draw`` has written them."""
+    table: Table = {}
+    text = page.partition(BEGIN)[2].partition(END)[0]
+    for line in text.splitlines():
+        transport, backend, ring, *cells = [cell.strip() for cell in line.strip().strip("|").split("|")] + [""] * 2
+        for device, cell in zip(DEVICES, cells, strict=False):
+            if found := re.fullmatch(r"(.+) \((\d+)\)", cell):
+                table[transport, backend, ring, device] = Found(int(found[2]), set(found[1].split(", ")))
+    return table
 
 
 def glance(table: Table) -> str:

@@ -49,6 +49,8 @@ _NOT_QUICK = {
 """What --quick leaves out of the units, and why it takes long: a sixth of their time, for what changes seldom."""
 _USAGE = 2
 _FLEET_KERNEL = "6.1"
+_CONFORM_QEMUS = ("", "10.0")
+"""Those that the lists of known failures are for (uvirtio/conform/known/qemu.toml)."""
 
 _EXAMPLES = """\
 examples:
@@ -164,8 +166,11 @@ def main(arguments: list[str]) -> int:
             steps += _own_daemons(runner, floors["qemu"], accept_expired=expired)
             for version in qemus.names():
                 steps += _qemu_floor(runner, floors["qemu"], version, accept_expired=expired)
+            if floors["qemu"] == _whole("qemu"):
+                for version in _CONFORM_QEMUS:
+                    steps += _battery(runner, version, accept_expired=expired)
         elif not options.paths and "vm" in floors and options.qemu_version is None:
-            left_out += ["vhost-user daemons", *(f"qemu {version}" for version in qemus.names())]
+            left_out += ["vhost-user daemons", *(f"qemu {version}" for version in qemus.names()), "conform"]
     if floors.get("unit") == _whole("unit") and interpreter is None and not (options.expression or options.spec):
         steps += _fuzz(runner, 50_000 if options.quick else 1_000_000)
     if options.all and not (options.kernel or options.paths or options.spec or options.qemu_version):
@@ -354,6 +359,18 @@ def _qemu_floor(
     yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), qemu=qemu, programs=back_ends)
 
 
+def _battery(runner: Runner, version: str, *, accept_expired: bool = False) -> Iterator[tuple[str, Step]]:
+    """All rows of uvirtio conform on each device model, with this QEMU; empty: the machine's own."""
+    name = f"conform {version}".rstrip()
+    try:
+        qemu = qemus.get(version, accept_expired=accept_expired)
+    except LabError as error:
+        yield name, _failing(name, _unless_usage(error))
+        return
+    tests, env = [str(TESTS / "qemu/test_conform_whole.py")], {"UVIRTIO_CONFORM_WHOLE": "1"}
+    yield name, lambda: runner.pytest(name, tests, _wrapper("qemu"), qemu=qemu, env=env)
+
+
 def _daemon_files() -> list[Path]:
     """The tests of vhost-user back ends."""
     return sorted((TESTS / "qemu").glob("test_vhost_user*.py"))
@@ -476,14 +493,15 @@ def _vm_floor(
             if machine.soft_reserved:
                 kernel = soft_reserve.add(kernel, machine.soft_reserved)
             qemu = qemus.get(machine.qemu_version, accept_expired=accept_expired)
+            back_ends = daemons.get(machine.daemons, accept_expired=accept_expired) if machine.daemons else None
             roots.get(arch)
         except LabError as error:  # the mirror has moved on, most likely: no reason to run nothing else
             yield name, _failing(name, _unless_usage(error))
             continue
         yield (
             name,
-            lambda name=name, machine=machine, kernel=kernel, qemu=qemu: runner.vm(  # type: ignore[misc]
-                name, machine, kernel, qemu, rules
+            lambda name=name, machine=machine, kernel=kernel, qemu=qemu, back_ends=back_ends: runner.vm(  # type: ignore[misc]
+                name, machine, kernel, qemu, rules, back_ends
             ),
         )
 

@@ -112,8 +112,10 @@ class Runner:
             env = {"TMPDIR": str(scratch)}
             self._run([*command, "--collect-only", "-qq", *files], timeout=300, env=env, output=said)
 
-    def vm(self, name: str, machine: Machine, kernel: Kernel, qemu: Qemu, udev: Path) -> Outcome:
-        """The machine's tests in the lab VM; ``udev`` is for those that want one."""
+    def vm(
+        self, name: str, machine: Machine, kernel: Kernel, qemu: Qemu, udev: Path, programs: Path | None = None
+    ) -> Outcome:
+        """The machine's tests in the lab VM; ``udev``, a folder with ``programs``: for those that want it."""
         _title(name)
         begin = time.monotonic()
         arch = arches.get(machine.arch)
@@ -136,6 +138,7 @@ class Runner:
             append=machine.append,
             timeout=machine.timeout,
             venv=self.venv,
+            programs=programs,
             libraries=natives.get(arch, self.venv),
             env={
                 "UVIRTIO_LAB_KERNEL": kernel.version,

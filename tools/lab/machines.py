@@ -45,6 +45,8 @@ class Machine:
     """Sets of modules that the kernel does not come with; see modules.py."""
     qemu_version: str = ""
     """Another QEMU than this machine's own; see qemus.py."""
+    daemons: str = ""
+    """Back ends of another release, in PATH; see daemons.py."""
     extra: bool = False
     """Only for tools/test --all, or when it is named."""
     more_kernels: tuple[str, ...] = ()

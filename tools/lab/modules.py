@@ -50,12 +50,13 @@ _RECIPES: dict[tuple[str, str], _Recipe] = {
             "drivers/vdpa/vdpa_sim/vdpa_sim.c",
             "drivers/vdpa/vdpa_sim/vdpa_sim.h",
             "drivers/vdpa/vdpa_sim/vdpa_sim_blk.c",
+            "drivers/vdpa/vdpa_sim/vdpa_sim_net.c",
         ),
         makefiles={
             "": "obj-m := drivers/vhost/ drivers/vdpa/virtio_pci/ drivers/vdpa/vdpa_sim/\n",
             "drivers/vhost": "obj-m := vringh.o\n",
             "drivers/vdpa/virtio_pci": "obj-m := vp_vdpa.o\n",
-            "drivers/vdpa/vdpa_sim": "obj-m := vdpa_sim.o vdpa_sim_blk.o\n",
+            "drivers/vdpa/vdpa_sim": "obj-m := vdpa_sim.o vdpa_sim_blk.o vdpa_sim_net.o\n",
         },
     ),
     ("vfio", "6.1"): _Recipe(
@@ -97,8 +98,8 @@ _RECIPES: dict[tuple[str, str], _Recipe] = {
 }
 """By the name that machines.toml uses, and the kernel series.
 
-``vdpa``: vp_vdpa, vdpa_sim and vdpa_sim_blk with what they need. ``vfio``: VFIO with the no-IOMMU mode, and in
-6.12 with iommufd and a character device for each function.
+``vdpa``: vp_vdpa, vdpa_sim, vdpa_sim_blk and vdpa_sim_net with what they need. ``vfio``: VFIO with the no-IOMMU
+mode, and in 6.12 with iommufd and a character device for each function.
 """
 
 _COMPILERS = {"6.1": "12", "6.12": "14"}

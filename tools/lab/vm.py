@@ -61,6 +61,7 @@ class Config:
     timeout: float = 300.0
     qmp: Path | None = None
     venv: Path | None = None
+    programs: Path | None = None  # a folder that stands first in PATH
     libraries: Path | None = None  # stands before the environment's in Python's path
     env: dict[str, str] = field(default_factory=dict)
     before: str = ""  # shell text that the guest's root runs before the command
@@ -216,6 +217,8 @@ class Vm:
         if config.venv:
             env["VIRTUAL_ENV"] = str(config.venv)
             path = f"{config.venv}/bin:{path}"
+        if config.programs:
+            path = f"{config.programs}:{path}"
         env |= {
             "PATH": path,
             "HOME": "/run/home",

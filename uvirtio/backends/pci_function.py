@@ -112,7 +112,8 @@ class BoundFunction:
         if old == 0xFFFF:
             self.gone("configuration space reads all ones")
         new = (old | set_) & ~clear
-        if new != old:
+        # QEMU sets MASTER itself at DRIVER on the legacy interface, and serves nothing before it is written.
+        if new != old or set_ & pci.Command.MASTER:
             self.config.write16(pci.CFG_COMMAND, new)
         return old
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from uvirtio.conform.exchange import EXCHANGES, Elements, Exchange
+from uvirtio.conform.exchange import BESIDE, EXCHANGES, Elements, Exchange
 from uvirtio.conform.lane import Lane, Posted, Used
 from uvirtio.conform.levers import Change, lever
 from uvirtio.conform.steps import Consent, Pace, ResetMissed, Steps
@@ -35,6 +35,9 @@ class Arrived(NamedTuple):
 class Trial(Steps):
     """A device after a confirmed reset, in the hands of a test."""
 
+    own_request: type[Exchange] | None = None
+    """The class of the good request that the caller of the run has for the device."""
+
     # --- bring-up (3.1.1) -------------------------------------------------------------------------------------
 
     @property
@@ -45,8 +48,8 @@ class Trial(Steps):
             wanted |= f.mask(f.RING_PACKED)
         if self.legacy:
             wanted = f.mask(f.ANY_LAYOUT)
-        if self.type in EXCHANGES:
-            wanted |= EXCHANGES[self.type].features
+        if self.request_type is not None:
+            wanted |= self.request_type.features
         return self.offered & wanted
 
     @property
@@ -56,9 +59,14 @@ class Trial(Steps):
         Raises:
             Unfit: There is none for this type.
         """
-        if self.type not in EXCHANGES:
+        if self.request_type is None:
             raise Unfit(f"data path not tried: there is no request of {self.type} here")
-        return EXCHANGES[self.type]()
+        return self.request_type()
+
+    @property
+    def request_type(self) -> type[Exchange] | None:
+        """The class of the good request; None: there is none for this type."""
+        return self.own_request or EXCHANGES.get(self.type)
 
     def prepare(
         self,
@@ -74,7 +82,7 @@ class Trial(Steps):
         Args:
             also: Feature bits beside the plain ones.
             features: Instead of the plain ones.
-            queues: What to enable; None: the queue of the good request, or queue 0.
+            queues: What to enable; None: the queue of the good request with those beside it, or queue 0.
             size: Entries of each; None: up to 64.
             interrupts: Connect them: True for the best mode that works, or the modes; else the device is polled.
 
@@ -89,7 +97,7 @@ class Trial(Steps):
         if not self.legacy and not status & Status.FEATURES_OK:
             raise Unfit(f"it refuses the features {features:#x}: status {describe(status)}")
         if queues is None:
-            queues = [EXCHANGES[self.type].queue if self.type in EXCHANGES else 0]
+            queues = [0 if self.request_type is None else self.request_type.queue, *BESIDE.get(self.type, ())]
         chosen = tuple(InterruptMode) if interrupts is True else tuple(interrupts or ())
         modes = chosen or (InterruptMode.POLLING,)
         self._order = list(queues)

@@ -278,9 +278,25 @@ class PciBase(TransportBase):
 
     def causes(self, fired: Collection[int] | None = None) -> Causes:
         """Take what is pending, read its cause and rearm; see ``Transport``."""
-        if self._msix_on:
-            return self._msix_causes(fired)
         removal = self._function.removal
+        if self._msix_on:
+            # 4.1.4.5.2: the ISR is not read then.
+            vectors, events = self._vectors, self._events
+            config = queues = False
+            other = fired is None
+            for number in vectors if fired is None else fired:
+                vector = vectors.get(number, -1)
+                if vector < 0:
+                    other = True
+                elif events[vector].take():
+                    if vector:
+                        queues = True
+                    else:
+                        config, queues = True, queues or self._config_shares_vector
+            if queues and not (config or other):
+                return USED
+            gone = other and removal is not None and _taken(removal, fired)
+            return Causes(config, queues, gone)
         gone = removal is not None and _taken(removal, fired)
         if self._mode is InterruptMode.POLLING:
             return self._isr_causes(gone)
@@ -290,25 +306,6 @@ class PciBase(TransportBase):
         causes = self._isr_causes(gone)
         line.rearm()
         return causes
-
-    def _msix_causes(self, fired: Collection[int] | None) -> Causes:
-        # 4.1.4.5.2: the ISR is not read then.
-        vectors = self._vectors
-        config = queues = other = False
-        for number in vectors if fired is None else fired:
-            vector = vectors.get(number, -1)
-            if vector < 0:
-                other = True
-            elif self._events[vector].take():
-                if vector:
-                    queues = True
-                else:
-                    config, queues = True, queues or self._config_shares_vector
-        if queues and not (config or other or fired is None):
-            return USED
-        removal = self._function.removal
-        gone = (other or fired is None) and removal is not None and _taken(removal, fired)
-        return Causes(config, queues, gone)
 
     def _isr_causes(self, removal: bool) -> Causes:
         # 4.1.4.5: reading clears, so it is read once and both bits are used.
@@ -376,6 +373,13 @@ class PciBase(TransportBase):
     def status(self) -> int:
         """Return the device status (2.1)."""
         raise NotImplementedError
+
+    def is_absent(self) -> bool:
+        """Whether revision and class in configuration space read all ones, too.
+
+        Not the vendor: VFIO has that of a virtual function from a copy.
+        """
+        return self._function.config.read32(pci.CFG_REVISION_ID) == 0xFFFFFFFF
 
 
 def not_virtio(function: PciFunction, vendor: int, device: int) -> NotVirtio:

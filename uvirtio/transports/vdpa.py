@@ -152,6 +152,8 @@ class Vdpa(TransportBase):
 
     def set_status(self, value: int) -> None:
         """Write the device status (2.1); 0 resets the device."""
+        if not value:
+            self._seen = b""  # what a reset changes, such as a MAC address that was set, is no news
         self._node.set_status(value)
         self._tell_status("set_status <-", value)
 
@@ -309,13 +311,13 @@ class Vdpa(TransportBase):
         return self._node.get_config(0, length) if length else b""
 
     def _config_changed(self) -> bool:
-        """Without calls: whether the configuration differs from the one read before."""
+        """Without calls: whether the configuration differs from the one read before, if there is one."""
         now = self._clock.monotonic()
         if now < self._next_look:
             return False
         self._next_look = now + _LOOK
         before, self._seen = self._seen, self._look()
-        return before != self._seen
+        return bool(before) and before != self._seen
 
     # --- the rest -------------------------------------------------------------------------------------------
 

@@ -207,6 +207,21 @@ def test_the_guardian_resets_the_device_of_a_driver_that_did_not_leave(machine):
     function.close()
 
 
+def test_bus_mastering_is_written_where_it_is_on_already(function, monkeypatch):
+    """QEMU turns it on itself at DRIVER on the legacy interface, and serves nothing before it is written."""
+    kind, written = type(function.config), []
+    write = kind.write16
+
+    def seen(self, offset: int, value: int) -> None:
+        written.append((offset, bool(value & MASTER)))
+        write(self, offset, value)
+
+    monkeypatch.setattr(kind, "write16", seen)
+    function.bus_master(True)
+    function.bus_master(True)
+    assert written == [(4, True)] * 2
+
+
 def test_leaving_in_order_leaves_the_status_to_the_device(machine):
     with machine.open() as function:
         function.guard(4, STATUS, 1)

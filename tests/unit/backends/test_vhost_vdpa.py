@@ -52,6 +52,7 @@ def test_opening_owns_first_and_agrees_on_what_is_wanted(played):
         assert played.backend_taken == node.backend_features == 0b110110
         assert node.address == "/dev/vhost-vdpa-0"
         assert node.description == "vhost-vdpa, vdpa0 of vdpa0"
+        assert node.kind == "vdpa0"  # as of a simulator
     assert played.closed == 1
     node.close()
     assert played.closed == 1
@@ -274,6 +275,7 @@ def test_vp_vdpa_has_as_many_calls_as_vectors(played):
     with opened(played) as node:
         assert node.calls == 3
         assert node.description == "vhost-vdpa, vdpa0 of 0000:03:00.0 (vp-vdpa)"
+        assert node.kind == "vp-vdpa"
 
 
 def test_vp_vdpa_without_msix_has_none(played):

@@ -211,8 +211,8 @@ def test_a_file_of_the_vm_boots_the_machines_that_have_it():
         chosen, left_out = cli_test._machines("6.12", only, extras=extras, named=named)
         return [machine.name for machine, _ in chosen], [name.split()[1] for name in left_out]
 
-    assert booted("tests/vm/test_uio.py") == (["vfio", "uio"], ["uio-pt"])
-    assert booted("tests/vm/test_uio.py", extras=True) == (["vfio", "uio", "uio-pt"], [])
+    assert booted("tests/vm/test_uio.py") == (["vfio", "uio"], ["uio-pt", "uio-legacy"])
+    assert booted("tests/vm/test_uio.py", extras=True) == (["vfio", "uio", "uio-pt", "uio-legacy"], [])
     assert booted("tests/vm/test_uio.py", only="uio-pt") == (["uio-pt"], [])
     # One that plain machines do not have: it is clear what is wanted.
     assert booted("tests/vm/test_vfio_ways.py", "tests/vm/test_legacy.py") == (
@@ -335,6 +335,19 @@ def test_another_interpreter_is_for_the_floors_of_this_machine(more, floors):
         assert caught.value.exit_code == 2
     else:
         assert list(cli_test._floors(options)) == floors
+
+
+def test_the_whole_battery_is_a_step_of_its_own_for_each_qemu(monkeypatch, noted):
+    monkeypatch.setattr(cli_test.qemus, "get", lambda version, accept_expired: version or "own")
+    runner = cli_test.Runner()
+    for version in cli_test._CONFORM_QEMUS:
+        [(_, step)] = cli_test._battery(runner, version)
+        step()
+        assert noted.pop() == (
+            f"conform {version}".rstrip(),
+            [str(TOOLS.parent / "tests/qemu/test_conform_whole.py")],
+            {"UVIRTIO_CONFORM_WHOLE": "1"},
+        )
 
 
 def test_another_interpreter_has_an_environment_of_its_own(tmp_path, monkeypatch):

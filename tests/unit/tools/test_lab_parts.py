@@ -660,6 +660,26 @@ def test_the_matrix_counts_what_passed_and_says_where(tmp_path):
     assert "(2)" not in "".join(short)
 
 
+def test_the_matrix_fills_what_a_run_of_a_part_has_and_leaves_the_rest(tmp_path):
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    for folder in (whole, part):
+        folder.mkdir()
+    (whole / "qemu.xml").write_text(report("qemu", " q35"))
+    (whole / "vm-vfio-6.12.xml").write_text(report("vfio-pci"))
+    page = f"{cli_matrix.BEGIN}\n\n{cli_matrix.draw(cli_matrix.read([whole]))}\n{cli_matrix.END}"
+    (part / "vm-uio-6.12.xml").write_text(report("uio_pci_generic"))
+    (part / "qemu-10.0.xml").write_text(report("vhost-user").replace("pci-modern", "vhost-user"))
+    (part / "vm-vfio-6.1.xml").write_text(report("vfio-pci").replace('name="two"', 'name="bad"'))
+    assert cli_matrix.drawn(page) == cli_matrix.read([whole])
+    filled = cli_matrix.read([part]) | cli_matrix.drawn(page)
+    assert {key[1]: (one.passed, one.places) for key, one in filled.items()} == {
+        "qemu": (2, {"q35"}),
+        "vfio-pci": (2, {"Linux 6.12"}),  # as it was
+        "uio": (2, {"Linux 6.12"}),
+        "vhost-user": (2, {"daemons"}),
+    }
+
+
 @pytest.mark.parametrize(
     ("stem", "place"),
     [
@@ -681,6 +701,7 @@ def test_every_machine_is_one_that_its_architecture_has():
         assert set(machine.kernels) <= set(kernels.names(arch)), machine.name
         assert machine.iommu in ("", *arch.iommus), machine.name
         assert not machine.acpi or arch is arches.AARCH64, machine.name
+        assert machine.daemons in ("", *qemus.names()), machine.name
         if machine.soft_reserved:
             assert machine.acpi, machine.name
             assert soft_reserve.parse(machine.soft_reserved)

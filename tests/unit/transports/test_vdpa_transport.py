@@ -55,6 +55,26 @@ def start(device: Device, queues: int = 1) -> None:
     device.start(wanted=0, queues=[QueueSpec(index, f"queue {index}", size=8) for index in range(queues)])
 
 
+def test_the_first_look_at_the_configuration_is_no_change_of_it(played):
+    """Nothing was read to compare it with: before a start, and from a reset on."""
+
+    def changed(device: Device) -> bool:
+        time.sleep(0.02)  # it is not looked at all the time
+        return device.transport.causes().config
+
+    played.config[:] = b"12345678"
+    with opened(played, POLLING) as device:
+        assert not changed(device)
+        device.transport.connect_interrupts([], [POLLING])
+        played.config[:] = b"87654321"
+        assert changed(device)
+        device.transport.set_status(0)
+        played.config[:] = b"12345678"  # as a MAC address that was set comes back
+        assert not changed(device)
+        device.transport.release_queues()
+        assert not changed(device)
+
+
 # --- the sequence -------------------------------------------------------------------------------------------
 
 

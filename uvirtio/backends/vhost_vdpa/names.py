@@ -68,16 +68,21 @@ def parent_of(name: str, roots: Roots) -> Path:
     return sysfs.device("vdpa", name, roots).resolve().parent
 
 
+def kind_of(name: str, roots: Roots) -> str:
+    """Return what makes the device: the driver of its parent, or ``vduse``; of a simulator the parent's name."""
+    parent = parent_of(name, roots)
+    return sysfs.driver_of(parent) or sysfs.link_name(parent / "subsystem") or parent.name
+
+
 def behind(name: str, roots: Roots) -> str:
     """Return the parent device, for people: ``0000:03:00.0 (vp-vdpa)``, ``vduse0 (vduse)``.
 
     A sub-function is shown with the PCI function that it belongs to.
     """
-    parent = parent_of(name, roots)
-    kind = sysfs.driver_of(parent) or sysfs.link_name(parent / "subsystem")
+    parent, kind = parent_of(name, roots), kind_of(name, roots)
     function = sysfs.function_below(sysfs.device("vdpa", name, roots))
     of = "" if function in (None, parent) else f" of {function.name}"
-    return (f"{parent.name} ({kind})" if kind else parent.name) + of
+    return (parent.name if kind == parent.name else f"{parent.name} ({kind})") + of
 
 
 def calls_of(name: str, roots: Roots) -> int | None:

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from uvirtio.backends.vhost_vdpa import uapi
 from uvirtio.backends.vhost_vdpa.memory import VdpaDmaSpace
-from uvirtio.backends.vhost_vdpa.names import behind, calls_of, require_bound
+from uvirtio.backends.vhost_vdpa.names import behind, calls_of, kind_of, require_bound
 from uvirtio.errors import (
     Busy,
     Closed,
@@ -93,6 +93,8 @@ class VhostVdpaNode:
         self.address = address
         self.name = name
         self.calls = calls_of(name, roots)
+        self.kind = kind_of(name, roots)
+        """What makes the device: ``vp-vdpa``, ``vduse``, ``vdpasim_net``, the driver of a card."""
         self.description = f"vhost-vdpa, {name} of {behind(name, roots)}"
         self.backend_features = 0
         """The VHOST_BACKEND_F bits that were accepted with VHOST_SET_BACKEND_FEATURES."""

@@ -110,11 +110,6 @@ def does_not_offer_version_1(device):
     device.offered &= f.LEGACY_MASK
 
 
-@MUTANTS.of("D-RES-02", on="scripted:rng,access-platform")
-def hides_access_platform(device):
-    device.offered &= ~f.mask(f.ACCESS_PLATFORM)
-
-
 @MUTANTS.of("D-RES-04", on=lambda: express(offered=True))
 def has_the_capability_alone(device):
     device.offered &= ~f.mask(f.SR_IOV)

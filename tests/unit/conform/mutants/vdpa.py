@@ -46,3 +46,8 @@ def takes_anything(device):
 @MUTANTS.of("D-VDPA-05", on=lambda: node(device_id=2, config=bytes(60), features=MODERN | f.mask(f.Blk.BLK_SIZE)))
 def has_the_capacity_alone(device):
     del device.played.config[8:]
+
+
+@MUTANTS.of("D-RES-02")
+def hides_access_platform(device):
+    device.played.features &= ~f.mask(f.ACCESS_PLATFORM)
