@@ -42,6 +42,17 @@ def test_a_batch_may_be_marked_backwards(kind: dict[str, Any]):
         assert [bench.slots.written[slot] for slot in slots] == [5] * 3 + [6] * 4
 
 
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("event_idx", "wanted"), [(False, True), (True, False), (False, False)])
+def test_who_wants_no_next_interrupt_looks_once(format: str, event_idx: bool, wanted: bool):
+    bench = Bench({"format": format, "event_idx": event_idx})
+    bench.rig.queue.want_interrupts(wanted)
+    bench.finish(*bench.post(0, 1))
+    before, asked = bench.rig.fences, bench.rig.visible()
+    assert bench.reap() == [0, 1]
+    assert (bench.rig.fences, bench.rig.visible()) == (before, asked), "no event is moved, and nothing is fenced"
+
+
 @every_kind
 def test_slots_that_are_read_have_any_length_up_to_their_first(kind: dict[str, Any]):
     bench = Bench(kind, 8, 8, reads=1, writes=0)
