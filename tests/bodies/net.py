@@ -74,7 +74,10 @@ def test_a_question_is_answered(cell: Cell) -> None:
         net.flush()
         assert cell.queue(spec.TRANSMITQ)["inuse"] == 0
         if cell.mode is not InterruptMode.POLLING:
-            device.wait(lambda: device.counters.interrupts_taken > 0, timeout=5, what="an interrupt")
+            for _ in range(100):  # an answer that is there before the driver sleeps has no interrupt
+                if not device.counters.interrupts_taken:
+                    ask(net)
+            assert device.counters.interrupts_taken > 0
 
 
 @pytest.mark.spec("NET-15", "NET-32", "NET-L03")
