@@ -71,15 +71,15 @@ def test_the_target_is_followed_both_ways(cell: Cell) -> None:
         full = _size(cell)
         try:
             cell.qmp("balloon", value=full - 2 * MIB * PAGE)
-            balloon.follow(timeout=0.05)
+            balloon.follow(timeout=0.2)
             assert balloon.held == balloon.num_pages == balloon.actual == 2 * MIB
             assert _size(cell) == full - 2 * MIB * PAGE
             cell.qmp("balloon", value=full - MIB * PAGE)
-            balloon.follow(timeout=0.05)
+            balloon.follow(timeout=0.2)
             assert balloon.held == MIB
         finally:
             cell.qmp("balloon", value=full)
-        balloon.follow(timeout=0.05)
+        balloon.follow(timeout=0.2)
         assert balloon.held == 0
 
 
@@ -136,7 +136,7 @@ def test_the_limit_is_kept(cell: Cell) -> None:
         full = _size(cell)
         try:
             cell.qmp("balloon", value=full - 2 * MIB * PAGE)
-            balloon.follow(limit=100, timeout=0.05)
+            balloon.follow(limit=100, timeout=0.2)
             assert balloon.held == 100
         finally:
             cell.qmp("balloon", value=full)

@@ -97,6 +97,7 @@ def test_many_at_once(cell: Cell) -> None:
     with cell.open() as device, Blk(device, allow_write=True, queues=4, depth=16) as blk:
         data = os.urandom(256 * KIB)
         blk.write(0, data)
+        blk.rely_on_interrupts()
         order = list(range(0, 64 * 8, 8))
         random.Random(7).shuffle(order)
         out = [(sector, blk.submit_read(sector, 8, kick=sector % 16 == 0)) for sector in order]

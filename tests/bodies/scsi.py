@@ -104,6 +104,7 @@ def test_many_at_once(cell: Cell) -> None:
     with cell.open() as device, Scsi(device, allow_write=True, queues=4, depth=16) as scsi:
         data = os.urandom(256 * KIB)
         scsi.write(HD, 0, data)
+        scsi.rely_on_interrupts()
         order = list(range(0, 64 * 8, 8))
         random.Random(7).shuffle(order)
         out = [(block, scsi.submit(HD, c.read(block, 8, BLOCK), kick=block % 16 == 0)) for block in order]

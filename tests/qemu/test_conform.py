@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from uvirtio.conform import run
+from uvirtio.conform import battery, run
 from uvirtio.conform.verdict import Verdict
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -34,6 +34,15 @@ def test_a_device_of_qemu_survives_all_rows_and_breaks_those_that_are_known(addr
         assert known >= FORETOLD[address]
 
 
+def test_a_disk_of_qemu_storage_daemon_breaks_the_row_that_is_known(tmp_path: Path) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(bytes(1 << 20))
+    rows = [row for row in battery.all_rows() if row.id.startswith(("D-IND-", "D-SUP-"))]
+    report = run(f"vhost-user:qsd/{image}", rows=rows)
+    assert report.implementation == "qemu-storage-daemon" and report.exit_code(strict=True) == 0, report.bad
+    assert [one.row.id for one in report.results if one.verdict is Verdict.KNOWN] == ["D-IND-02"]
+
+
 def test_the_rows_of_a_device_of_qemu_are_tests_of_pytest(tmp_path: Path) -> None:
     asked = ["-k", "D-RST or D-FEAT-03 or D-COM-17", "--uvirtio-device", "qemu:virtio-rng-pci"]
     done = subprocess.run(
@@ -45,6 +54,6 @@ def test_the_rows_of_a_device_of_qemu_are_tests_of_pytest(tmp_path: Path) -> Non
         text=True,
         timeout=120,
     )  # fmt: skip
-    assert "5 passed, 1 skipped" in done.stdout, done.stdout
+    assert "6 passed, 1 skipped" in done.stdout, done.stdout
     assert ", 1 xfailed" in done.stdout
     assert "XFAIL qemu:virtio-rng-pci::D-FEAT-03 - known: FEATURES_OK with " in done.stdout

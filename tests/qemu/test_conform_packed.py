@@ -18,6 +18,7 @@ def test_packed_rings_of_a_disk_of_qemu_break_the_rows_that_are_known() -> None:
     lost = [one for one in report.results if one.verdict in (Verdict.WEDGED, Verdict.GONE, Verdict.ERROR)]
     assert not lost, [(one.row.id, one.seen, one.log) for one in lost]
     assert report.counts["pass"] > 10
-    if report.version == MEASURED:
+    if report.version in MEASURED:
         assert report.exit_code(strict=True) == 0, [(one.row.id, one.seen) for one in report.bad]
-        assert {one.row.id for one in report.results if one.verdict is Verdict.KNOWN} == KNOWN
+        known = {one.row.id for one in report.results if one.verdict is Verdict.KNOWN}
+        assert known == KNOWN - ({"D-PKD-18"} if report.version.startswith("10.") else set())

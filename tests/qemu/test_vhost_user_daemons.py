@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
@@ -162,6 +163,27 @@ def test_a_daemon_that_replaces_its_socket_after_each_connection(tmp_path: Path)
                 assert device.transport.read_config(0, 4) == 7 and device.transport.num_queues == 3
                 device.start(wanted=0, queues=[QueueSpec(index, f"queue {index}", 64) for index in range(3)])
                 assert device.has(f.EVENT_IDX) and not device.offered & f.mask(f.INDIRECT_DESC)
+
+
+def test_a_host_sees_the_connection_that_diag_asks_for(tmp_path: Path) -> None:
+    """The listener is an ordinary socket of the host: it has one connection, which ends without a byte."""
+    if VSOCK is None:
+        pytest.skip("no vhost-device-vsock in PATH: Debian sid has it")
+    command = [VSOCK, "--guest-cid", "7", "--socket", str(tmp_path / "s"), "--uds-path", str(tmp_path / "v")]
+    with Running(tmp_path, command) as daemon, socket.socket(socket.AF_UNIX) as listener:
+        asked = f"vhost-user:vsock:{daemon.path}"
+        quiet = diagnose(asked)
+        assert quiet.verdict == "pass" and "no connection was asked for" in quiet.untried
+        listener.bind(str(tmp_path / "v_9"))
+        listener.listen()
+        listener.settimeout(20)
+        report = diagnose(asked, intrusive=True)
+        (path,) = (step for step in report.steps if step.name == "data path")
+        assert (report.verdict, path.verdict) == ("pass", "pass"), path
+        assert "guest_cid 7; port 9 of the host answers RESPONSE" in path.detail
+        with listener.accept()[0] as came:
+            came.settimeout(20)
+            assert came.recv(1) == b""
 
 
 # --- networks: frames on queues without a driver ----------------------------------------------------------------

@@ -66,6 +66,10 @@ def test_what_is_sent_to_its_own_address_comes_back(simulated: str, mode: Interr
                 assert back == sent
                 assert (net.counts.received, net.counts.dropped, net.findings) == (len(sent), 0, {})
                 assert device.transport.interrupt_mode is mode
+                if mode is PER_QUEUE:
+                    net.rely_on_interrupts()
+                    returned(net, sent[:1])
+                    device.wait(lambda: device.counters.interrupts_taken > 0, timeout=5, what="an interrupt")
 
 
 def test_the_address_is_set_and_frames_to_others_stay_away(simulated: str) -> None:

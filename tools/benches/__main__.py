@@ -41,6 +41,11 @@ def main() -> int:
     if options.serve:
         against.serve(lambda name, quick: _run(name)(1, quick))
         return 0
+    if options.show:
+        document = json.loads(Path(options.show).read_text())
+        for line in report.text(document["facts"], [Section.from_dict(one) for one in document["sections"]]):
+            print(line)
+        return 0
     runs = 1 if options.quick else options.runs
     told = facts.gather()
     sections: list[Section] = []
@@ -84,9 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--raised",
         action="store_true",
-        help="go before what else a busy machine does (root, autogroup); not for what QEMU is part of",
+        help="go before what else a busy machine does, QEMU and the daemons too (root, autogroup)",
     )
     parser.add_argument("--vm", action="store_true", help="in the lab VM, beside the kernel's own drivers")
+    parser.add_argument("--show", metavar="FILE", help="no run: print one that --json has kept")
     parser.add_argument("--json", metavar="FILE", help="all figures as one JSON document")
     parser.add_argument("--svg", metavar="FILE", help="a plot of the comparisons")
     return parser

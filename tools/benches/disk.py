@@ -191,6 +191,23 @@ def single_latency(count: int) -> Callable[[], tuple[float, float]]:
     return work
 
 
+def call_latency(count: int) -> Callable[[], float]:
+    """One read at a time, by Blk.read: seconds there and back, the median."""
+
+    def work() -> float:
+        with _disk(1) as (_, blk):
+            took = []
+            for block in random_blocks(count):
+                begin = time.perf_counter()
+                found = blk.read(SECTORS * block, SECTORS)
+                took.append(time.perf_counter() - begin)
+                if found != CONTENT[block]:
+                    raise AssertionError(f"not block {block}")
+            return sorted(took)[len(took) // 2]
+
+    return work
+
+
 def one_by_one(burst: Burst | ScsiBurst, pid: int, blocks: list[int]) -> tuple[float, float]:
     """Read these blocks one at a time by a burst: (seconds there and back, seconds of QEMU's CPU for each).
 
@@ -266,6 +283,8 @@ def run(runs: int, quick: bool) -> Section:
     slow: list[float] = []
     yielded: list[float] = []
     one, busy, echo = [], [], []
+    called: list[float] = []
+    call = call_latency(count // 32)
     for _ in range(runs):
         fast.append(burst())
         floor.append(simple())
@@ -275,6 +294,7 @@ def run(runs: int, quick: bool) -> Section:
         echo.append(ping_pong(count // 32))
         latency, cpu = single()
         one.append(latency)
+        called.append(call())
         busy.append(cpu)
     rates = [rate for rate, _, _ in fast]
     section.add(f"{DEPTH} out: batch path", rates, "reads/s", "wanted 300 k on a quiet machine")
@@ -287,10 +307,12 @@ def run(runs: int, quick: bool) -> Section:
     section.add("batch path: QEMU's CPU for each", [cpu for _, cpu, _ in fast], "s")
     section.add("batch path: our CPU for each, polling included", [cpu for _, _, cpu in fast], "s")
     section.add("1 out: there and back", one, "s")
+    section.add("1 out: Blk.read, there and back", called, "s")
     section.add("1 out: QEMU's CPU for each, its polling included", busy, "s")
     section.add("eventfd ping-pong with another process", echo, "s")
-    section.compare("32 out: batch path / flat code", rates, floor, None)
+    section.compare("32 out: batch path / flat code", rates, floor, 1.05)
     section.compare("32 out: Burst.read / flat code", yielded, floor, None)
     section.compare("32 out: batch path / futures", rates, slow, None)
     section.compare("1 out / eventfd ping-pong", one, echo, 1.3, at_least=False)
+    section.compare("1 out: Blk.read / eventfd ping-pong", called, echo, None, at_least=False)
     return section

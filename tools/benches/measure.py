@@ -72,6 +72,13 @@ class Section:
         median = statistics.median(quotients)
         self.ratios.append(Ratio(name, median, min(quotients), max(quotients), target, at_least, note))
 
+    @classmethod
+    def from_dict(cls, told: dict[str, Any]) -> Section:
+        """What ``as_dict`` told of a section."""
+        ratios = [{name: value for name, value in one.items() if name != "met"} for one in told["ratios"]]
+        figures = [Figure(**one) for one in told["figures"]]
+        return cls(told["name"], told["about"], figures, [Ratio(**one) for one in ratios], told["failed"])
+
     def as_dict(self) -> dict[str, Any]:
         made = asdict(self)
         for ratio, told in zip(self.ratios, made["ratios"], strict=True):

@@ -37,6 +37,7 @@ WANTED: dict[tuple[str, int], float | None] = {("send", 64): 3.0, ("receive", 64
 
 TESTPMD = "dpdk-testpmd"
 WANTED_TESTPMD = 3.0
+RATES: dict[Ring, str] = {"split": "1.5 M", "packed": "1.0 M"}
 _START = 10.0
 
 _WRITER = """
@@ -197,9 +198,9 @@ def _on_testpmd(section: Section, program: str, runs: int, seconds: float) -> No
             *mine, theirs = interleaved(runs, *works, partial(_plain, path, way, one, seconds))
         section.add(f"testpmd, {name} 64 B, ctypes", theirs, "frames/s")
         for ring, values in zip(rings, mine, strict=True):
-            section.add(f"testpmd, {name} 64 B, Net, {ring}", values, "frames/s")
-            wanted = WANTED_TESTPMD if ring == "split" else None
-            section.compare(f"testpmd, {name} 64 B, {ring}, Net / ctypes", values, theirs, wanted)
+            note = f"wanted {RATES[ring]} on a quiet machine"
+            section.add(f"testpmd, {name} 64 B, Net, {ring}", values, "frames/s", note)
+            section.compare(f"testpmd, {name} 64 B, {ring}, Net / ctypes", values, theirs, WANTED_TESTPMD)
 
 
 def _ours(path: str, ring: Ring, way: Way, one: bytes, seconds: float) -> float:

@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from lab import CHECKOUT, LabError, blkio, kernels, process, setup
@@ -17,6 +19,8 @@ BENCHES = CHECKOUT / "tools/benches"
 # The kernel shares the processors among sessions first (sched(7), autogroup): the nice value of a process changes
 # nothing between two of them.
 _RAISED = -20
+_OFTEN = 0.05
+"""Seconds between two looks for sessions that are not raised yet."""
 
 # What tools/benches/vm.py drives; the disk's and the memory's backends are supplied.
 _DEVICES = [
@@ -45,19 +49,30 @@ def main(arguments: list[str]) -> int:
     with process.signals_raise():
         child = process.start(command, stdin=subprocess.DEVNULL)
         try:
-            if "--raised" in arguments:
+            while "--raised" in arguments:  # what it starts has sessions of its own
                 _raise(child.pid)
+                with suppress(subprocess.TimeoutExpired):
+                    return child.wait(_OFTEN)
             return child.wait()
         finally:
             process.kill(child)
 
 
 def _raise(pid: int) -> None:
-    """Let a session go before what else this machine does."""
-    try:
-        Path(f"/proc/{pid}/autogroup").write_text(str(_RAISED))
-    except OSError as error:
-        print(f"tools/bench: not raised: {error}", file=sys.stderr, flush=True)
+    """Let the session of a process go before what else this machine does, and those of its children."""
+    for one in _family(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            path = Path(f"/proc/{one}/autogroup")
+            if not path.read_text().rstrip().endswith(f" {_RAISED}"):
+                path.write_text(str(_RAISED))
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for child in children.read_text().split():
+                yield from _family(int(child))
 
 
 def _peers() -> None:

@@ -49,6 +49,8 @@ _NOT_QUICK = {
 """What --quick leaves out of the units, and why it takes long: a sixth of their time, for what changes seldom."""
 _USAGE = 2
 _FLEET_KERNEL = "6.1"
+_CONFORM_QEMUS = ("", "10.0")
+"""Those that the lists of known failures are for (uvirtio/conform/known/qemu.toml)."""
 
 _EXAMPLES = """\
 examples:
@@ -87,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
         " parameters",
     )
     top.add_argument("--lint", action="store_true", help="ruff, mypy, the layers, the conformance table, the site")
-    top.add_argument("--unit", action="store_true", help="floor 1: no root, no QEMU")
+    top.add_argument("--unit", action="store_true", help="floor 1: no root, no QEMU; tools/fuzz")
     top.add_argument("--qemu", action="store_true", help="floor 2: QEMU's device models, no guest; the benches")
     top.add_argument("--vm", action="store_true", help="floor 3: a real kernel in the lab VM")
     top.add_argument(
@@ -164,8 +166,13 @@ def main(arguments: list[str]) -> int:
             steps += _own_daemons(runner, floors["qemu"], accept_expired=expired)
             for version in qemus.names():
                 steps += _qemu_floor(runner, floors["qemu"], version, accept_expired=expired)
+            if floors["qemu"] == _whole("qemu"):
+                for version in _CONFORM_QEMUS:
+                    steps += _battery(runner, version, accept_expired=expired)
         elif not options.paths and "vm" in floors and options.qemu_version is None:
-            left_out += ["vhost-user daemons", *(f"qemu {version}" for version in qemus.names())]
+            left_out += ["vhost-user daemons", *(f"qemu {version}" for version in qemus.names()), "conform"]
+    if floors.get("unit") == _whole("unit") and interpreter is None and not (options.expression or options.spec):
+        steps += _fuzz(runner, 50_000 if options.quick else 1_000_000)
     if options.all and not (options.kernel or options.paths or options.spec or options.qemu_version):
         steps += _fleet(runner, accept_expired=options.accept_expired)
         steps += _plugin(runner, accept_expired=options.accept_expired)
@@ -262,7 +269,7 @@ def _lint(runner: Runner) -> Iterator[tuple[str, Step]]:
         "ruff check": ["ruff", "check", "--no-cache", "."],
         "ruff format": ["ruff", "format", "--check", "--no-cache", "."],
         "mypy": ["mypy"],
-        "mypy of tools": ["mypy", "--strict", "-p", "lab", "-p", "benches"],
+        "mypy of tools": ["mypy", "--strict", "-p", "lab", "-p", "benches", "-p", "fuzzers"],
         "import-linter": ["lint-imports", "--no-cache"],
     }
     tools["conformance"] = [str(CHECKOUT / "tools/conformance")]
@@ -272,6 +279,11 @@ def _lint(runner: Runner) -> Iterator[tuple[str, Step]]:
         if name == "mypy of tools":
             command = ["env", f"MYPYPATH={CHECKOUT}/tools", *command]
         yield name, lambda name=name, command=command: runner.tool(name, command)  # type: ignore[misc]
+
+
+def _fuzz(runner: Runner, executions: int) -> Iterator[tuple[str, Step]]:
+    """Every fuzz target, with the same seed each time: 70 seconds of CPU time for a million executions."""
+    yield "fuzz", lambda: runner.tool("fuzz", [str(CHECKOUT / "tools/fuzz"), "--runs", str(executions)])
 
 
 def _benches(runner: Runner) -> Iterator[tuple[str, Step]]:
@@ -338,6 +350,18 @@ def _qemu_floor(
         return
     arguments = [*(["--once"] if once else []), *map(str, chosen)]
     yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), qemu=qemu, programs=back_ends)
+
+
+def _battery(runner: Runner, version: str, *, accept_expired: bool = False) -> Iterator[tuple[str, Step]]:
+    """All rows of uvirtio conform on each device model, with this QEMU; empty: the machine's own."""
+    name = f"conform {version}".rstrip()
+    try:
+        qemu = qemus.get(version, accept_expired=accept_expired)
+    except LabError as error:
+        yield name, _failing(name, _unless_usage(error))
+        return
+    tests, env = [str(TESTS / "qemu/test_conform_whole.py")], {"UVIRTIO_CONFORM_WHOLE": "1"}
+    yield name, lambda: runner.pytest(name, tests, _wrapper("qemu"), qemu=qemu, env=env)
 
 
 def _daemon_files() -> list[Path]:

@@ -36,7 +36,7 @@ def config_bytes_at(path: Path, bar_list: list[BarInfo | None] | None = None) ->
         DeviceGone: The file is not there or cannot be read.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except PermissionError as error:
         raise _hidden(path) from error
     except OSError as error:
@@ -61,7 +61,7 @@ def config_edges(path: Path) -> tuple[bytes, bytes]:
         The first 64 bytes, and those from 256 to 4096 of a PCI Express function; empty where they cannot be read.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return b"", b""
     try:

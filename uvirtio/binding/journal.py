@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -147,22 +148,35 @@ def store(entry: Entry, roots: Roots) -> None:
         temporary.replace(target)
         _sync(home)
     except OSError as error:
-        temporary.unlink(missing_ok=True) if sysfs.is_dir(home) else None
-        raise EnvironmentLack(
-            "the journal cannot be written, so nothing may be changed",
-            seen=f"{home}: {error.strerror}",
-            expected="a directory on a file system with room, which root may write",
-            remedy=privilege.remedy("run this as root", path=home, roots=roots)
-            if privilege.refused(error)
-            else f"see to it that {home} can be written: df {home.parent}",
-        ) from error
+        with suppress(OSError):  # nothing was made, as on a read-only file system
+            temporary.unlink(missing_ok=True)
+        raise _unwritable("the journal cannot be written, so nothing may be changed", error, roots) from error
+
+
+def _unwritable(what: str, error: OSError, roots: Roots) -> EnvironmentLack:
+    home = directory(roots)
+    return EnvironmentLack(
+        what,
+        seen=f"{home}: {error.strerror}",
+        expected="a directory on a file system with room, which root may write",
+        remedy=privilege.remedy("run this as root", path=home, roots=roots)
+        if privilege.refused(error)
+        else f"see to it that {home} can be written: df {home.parent}",
+    )
 
 
 def remove(entry: Entry, roots: Roots) -> None:
-    """Delete the entry: all of its devices are as they were."""
+    """Delete the entry: all of its devices are as they were.
+
+    Raises:
+        EnvironmentLack: The directory is read-only or not writable for this user.
+    """
     home = directory(roots)
-    (home / f"{entry.id}.json").unlink(missing_ok=True)
-    _sync(home)
+    try:
+        (home / f"{entry.id}.json").unlink(missing_ok=True)
+        _sync(home)
+    except OSError as error:
+        raise _unwritable("what was done stays in the journal, which cannot be written", error, roots) from error
 
 
 def drop(entry: Entry, address: str, roots: Roots) -> None:
@@ -297,7 +311,7 @@ def _record(raw: Any) -> DeviceEntry | None:
     """A device record; None for nonsense, which hides no other record of its entry."""
     try:
         return _device(raw)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
 
 

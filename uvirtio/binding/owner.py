@@ -28,16 +28,20 @@ def owner_ids(text: str) -> tuple[int, int]:
     """
     user, _, group_name = text.partition(":")
     try:
-        if user.isdecimal() and group_name:
+        if _is_number(user) and group_name:
             uid = _number(user)  # as for chown, a number with a group need not be in the user database
         else:
-            entry = pwd.getpwuid(_number(user)) if user.isdecimal() else pwd.getpwnam(user)
+            entry = pwd.getpwuid(_number(user)) if _is_number(user) else pwd.getpwnam(user)
             if not group_name:
                 return entry.pw_uid, entry.pw_gid
             uid = entry.pw_uid
-        return uid, _number(group_name) if group_name.isdecimal() else grp.getgrnam(group_name).gr_gid
+        return uid, _number(group_name) if _is_number(group_name) else grp.getgrnam(group_name).gr_gid
     except (KeyError, ValueError, OverflowError) as error:
         raise UsageError(f"there is no owner {text!r}", seen=text, expected="USER or USER:GROUP") from error
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and text.isascii()  # int() takes the digits of every script
 
 
 def _number(text: str) -> int:

@@ -136,6 +136,7 @@ class Blocks:
         """
         seen = self.field("plugged_size")
         self.t.expect(seen == size, f"plugged_size {seen:#x} after {when}", f"{size:#x}")
+        self.t.witnessed("plugged_size", seen, self.t.host.memory("size"))
 
     @property
     def usable(self) -> int:

@@ -221,5 +221,14 @@ EXCHANGES: Final[Mapping[str, type[Exchange]]] = {
 }
 """By type name. Of other types the canary brings the device up, and the rows that need traffic are left out."""
 
+READ_ONLY: Final = frozenset({"input", "balloon"})
+"""Types whose good request has no writable buffer."""
+SERVED: Final = frozenset(EXCHANGES)
+"""Types that have a good request."""
+WRITTEN: Final = SERVED - READ_ONLY
+"""Types whose good request has a writable buffer."""
+FAULTS: Final = SERVED - {"net"}
+"""Types whose rings are made wrong on purpose; those of network devices are not (docs/conform.md)."""
+
 BESIDE: Final[Mapping[str, tuple[int, ...]]] = {"net": (net.RECEIVEQ,)}
 """Queues that are set up beside that of the request, as every driver does (5.1.5): a device may wait for them."""

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from uvirtio import opening
-from uvirtio.conform.exchange import EXCHANGES
+from uvirtio.conform.exchange import Exchange
 from uvirtio.conform.result import Result
 from uvirtio.conform.row import Level, Row
 from uvirtio.conform.trial import Consent, Pace, ResetMissed, Trial
-from uvirtio.conform.verdict import BAD, Good, Severity, Unfit, Verdict, Violated
+from uvirtio.conform.verdict import BAD, Good, Kind, Severity, Unfit, Verdict, Violated
 from uvirtio.device import Device, OpenOptions
 from uvirtio.errors import DeviceAbsent, UvirtioError
+from uvirtio.scripted.memory import StrayAccess
 from uvirtio.spec.status import Status, describe
 
 LOG_LINES: Final = 1000
@@ -34,7 +35,17 @@ class Wedged(Exception):
 
 
 class Gone(Exception):
-    """The device, or the process that it is part of, is no more."""
+    """The device, or the process that it is part of, is no more; a scripted one that went astray ends there."""
+
+    def __init__(self, seen: str, severity: Severity = Severity.DEAD) -> None:
+        """Make it.
+
+        Args:
+            seen: How it ended.
+            severity: Of that.
+        """
+        super().__init__(seen)
+        self.severity = severity
 
 
 @dataclass(slots=True)
@@ -45,7 +56,7 @@ class _Told:
     seen: str = ""
     expected: str = ""
     severity: Severity | None = None
-    late: bool = False
+    kind: Kind | None = None
 
 
 class Bench:
@@ -59,6 +70,7 @@ class Bench:
         *,
         renewable: bool,
         consent: Consent,
+        request: type[Exchange] | None = None,
         opened: Callable[[Device | None], None] = lambda device: None,
         check: Callable[[], None] = lambda: None,
     ) -> None:
@@ -70,6 +82,7 @@ class Bench:
             pace: How long tests wait.
             renewable: Whether opening it anew makes another device of the same kind.
             consent: What may be done to it.
+            request: Its good request, instead of the one of its type.
             opened: Called with each device that is opened, and with None when it is closed.
             check: Called in each wait; raises what ends the run.
         """
@@ -84,6 +97,7 @@ class Bench:
         self.pace = pace
         self.renewable = renewable
         self.consent = consent
+        self.request = request
         self.healthy = False
         """The canary was the last thing that happened, and it was good."""
         self.used = False
@@ -160,18 +174,19 @@ class Bench:
         began = clock.monotonic()
         try:
             told = self._framed(row, pace)
-            if told.late and told.verdict is Verdict.FAIL:
+            if told.kind is Kind.LATE:
                 # Too slow, or never: repeated alone with more time before it counts.
                 self._log.append("# late: again, with four times the time")
                 told = self._framed(row, pace.slower())
         except Wedged as wedged:
             told = _Told(Verdict.WEDGED, str(wedged), "a device that works after a reset (2.4)", Severity.DEAD)
         except Gone as gone:
-            told = _Told(Verdict.GONE, str(gone), "a device that goes on", Severity.DEAD)
+            told = _Told(Verdict.GONE, str(gone), "a device that goes on", gone.severity)
         severity = told.severity or row.severity if told.verdict in BAD else None
         interesting = told.verdict in BAD or told.verdict in (Verdict.REJECT, Verdict.FREE)
         log = tuple(self._log) if interesting else ()
-        return Result(row, told.verdict, told.seen, told.expected, severity, clock.monotonic() - began, log)
+        took = clock.monotonic() - began
+        return Result(row, told.verdict, told.seen, told.expected, severity, told.kind, took, log)
 
     def _framed(self, row: Row, pace: Pace) -> _Told:
         if not self.healthy and row.level is not Level.LOOK:
@@ -180,13 +195,17 @@ class Bench:
                 self.renew()
                 wrong = self._broken(pace)
             if wrong is not None:
-                self.dead = "not one good request is served before a test: uvirtio diag says which step fails"
+                self.dead = (
+                    f"no good request is served before a test ({wrong}): uvirtio diag says which step fails"
+                )
                 return _Told(Verdict.ERROR, f"the device does not work before the test: {wrong}")
-        self.healthy = False
+        healthy, self.healthy = self.healthy, False
         self.used = True
         self._log.clear()
-        told = self._act(row, pace)
-        if row.level is Level.LOOK:
+        told, touched = self._act(row, pace)
+        if not touched:
+            self.healthy = healthy
+        if row.level is Level.LOOK or not touched:
             return told
         try:
             self._canary(pace)
@@ -204,17 +223,20 @@ class Bench:
             return error.seen if isinstance(error, Violated) else str(error)
         return None
 
-    def _act(self, row: Row, pace: Pace) -> _Told:
-        """The test itself, between two confirmed resets."""
+    def _act(self, row: Row, pace: Pace) -> tuple[_Told, bool]:
+        """The test itself, between two confirmed resets; and whether more was done than to look."""
         trial = self._trial(pace)
         confirmed = False
+        touched = True
         told = _Told(Verdict.ERROR)
         try:
             self._begin(trial)
             told = self._judge(row, trial)
             self._log.extend(trial.words())
             strays = trial.look()
-            late = self._leave(trial)
+            looked = told.verdict is Verdict.SKIP or row.level is Level.LOOK
+            touched = trial.used or not looked
+            late = self._leave(trial, watch=touched)
             confirmed = True
             strays += [one for one in (*late, *trial.look()) if one not in strays]
             if strays:
@@ -223,6 +245,8 @@ class Bench:
                 trial.note(fault)
         except ResetMissed as error:
             raise Wedged(str(error)) from error
+        except StrayAccess as error:
+            raise Gone(str(error), Severity.MEMORY) from error
         except DeviceAbsent as error:
             confirmed = True  # an absent device writes nowhere
             raise Gone(str(error)) from error
@@ -230,13 +254,14 @@ class Bench:
             if not confirmed:
                 confirmed = self._last_try(trial)
             trial.release(confirmed=confirmed)
-        return told
+        return told, touched
 
     def _judge(self, row: Row, trial: Trial) -> _Told:
         try:
             outcome = row.check(trial)
         except Violated as error:
-            return _Told(Verdict.FAIL, error.seen, error.expected, error.severity, error.late)
+            kind = Kind.LATE if error.late else Kind.ROW
+            return _Told(Verdict.FAIL, error.seen, error.expected, error.severity, kind)
         except Unfit as error:
             return _Told(Verdict.SKIP, str(error))
         except (ResetMissed, DeviceAbsent):
@@ -252,7 +277,7 @@ class Bench:
     def _trial(self, pace: Pace) -> Trial:
         packed = self._options.ring == "packed"
         device = self.device
-        return Trial(
+        trial = Trial(
             device,
             pace,
             self._log,
@@ -261,19 +286,26 @@ class Bench:
             consent=self.consent,
             first_status=self._first,
         )
+        trial.own_request = self.request
+        return trial
 
     def _begin(self, trial: Trial) -> None:
         trial.reset()
         trial.arrived()
 
-    def _leave(self, trial: Trial) -> list[str]:
-        """The confirmed reset at the end, and a moment in which nothing may happen; what did."""
+    def _leave(self, trial: Trial, *, watch: bool) -> list[str]:
+        """The confirmed reset at the end, and a moment in which nothing may happen; what did.
+
+        Args:
+            trial: The test.
+            watch: Whether the device was used, so that anything could come.
+        """
         trial.arrived()
         trial.confirm_reset()
         trial.arrived()  # those that were under way
         before = trial.contents()
         late = []
-        if not trial.quiet(lambda: bool(trial.arrived())):
+        if watch and not trial.quiet(lambda: bool(trial.arrived())):
             late.append("D-RST-02: a notification came after the reset was confirmed")
         if trial.contents() != before:
             late.append("D-RST-03: memory was written after the reset was confirmed")
@@ -310,6 +342,8 @@ class Bench:
             trial.after_reset()
         except ResetMissed as error:
             raise Wedged(str(error)) from error
+        except StrayAccess as error:
+            raise Gone(str(error), Severity.MEMORY) from error
         except DeviceAbsent as error:
             confirmed = True
             raise Gone(str(error)) from error
@@ -322,7 +356,7 @@ class Bench:
         self.healthy = True
 
     def _serve(self, trial: Trial) -> None:
-        if trial.type in EXCHANGES:
+        if trial.request_type is not None:
             trial.good(trial.start())
         else:
             trial.up()
@@ -337,5 +371,6 @@ def _also(told: _Told, strays: list[str]) -> _Told:
     severity = Severity.SILENT if only_notified else Severity.MEMORY
     what = "; ".join(strays)
     if told.verdict is Verdict.FAIL:
-        return replace(told, seen=f"{told.seen} ({what})", severity=severity)
-    return _Told(Verdict.FAIL, what, "no access but those of 2.7.5.1, and none after a reset", severity)
+        return replace(told, seen=f"{told.seen} ({what})", severity=severity, kind=Kind.STRAY)
+    expected = "no access but those of 2.7.5.1, and none after a reset"
+    return _Told(Verdict.FAIL, what, expected, severity, Kind.STRAY)

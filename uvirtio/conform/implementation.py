@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from pathlib import Path
 from typing import NamedTuple
 
 from uvirtio.backends.qemu import queries
+from uvirtio.backends.qemu.process import version_of
+from uvirtio.backends.vhost_user import VhostUserNode
+from uvirtio.backends.vhost_user.address import QSD_PROGRAM
 from uvirtio.backends.vhost_vdpa import VhostVdpaNode
 from uvirtio.device import Device
 from uvirtio.errors import UsageError
@@ -41,7 +46,7 @@ def parse(text: str) -> Implementation:
 
 
 def of(device: Device) -> Implementation:
-    """What can be found out about a device: QEMU is asked, a PCI function has ids.
+    """What can be found out about a device: QEMU and qemu-storage-daemon are asked, a PCI function has ids.
 
     Of a vDPA device it is what makes it, and the kernel's version: not what serves it behind that.
 
@@ -58,6 +63,21 @@ def of(device: Device) -> Implementation:
         return Implementation(kind or "vhost-vdpa", platform.release())
     if device.transport.kind.startswith("pci"):
         return _of_ids(backend)  # type: ignore[arg-type]
+    if isinstance(backend, VhostUserNode):
+        return _of_back_end(backend)
+    return Implementation("", "")
+
+
+def _of_back_end(node: VhostUserNode) -> Implementation:
+    """qemu-storage-daemon, by the name under which it was started; no other user's program is run for that."""
+    peer = node.peer
+    if peer is not None and peer.pid and peer.uid == os.geteuid():
+        try:
+            program = Path(f"/proc/{peer.pid}/cmdline").read_bytes().partition(b"\0")[0].decode()
+        except (OSError, UnicodeDecodeError):
+            program = ""
+        if Path(program).name == QSD_PROGRAM and Path(program).is_absolute():
+            return Implementation(QSD_PROGRAM, ".".join(map(str, version_of(program))))
     return Implementation("", "")
 
 

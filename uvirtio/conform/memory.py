@@ -15,6 +15,8 @@ _PAGE: Final = 4096
 _BLOCK: Final = 16 * _PAGE
 _GUARD: Final = 64
 _GUARDS: Final = bytes((151 * place + 77) & 0xFF for place in range(256)) * (_BLOCK // 256)
+_PATTERN: Final = bytes((7 * place + 0xA3) & 0xFF for place in range(256))
+_INVERTED: Final = bytes(value ^ 0xFF for value in _PATTERN)
 
 
 class Piece(NamedTuple):
@@ -32,8 +34,7 @@ def pattern(size: int, *, inverted: bool = False) -> bytes:
         size: Bytes.
         inverted: The complement, byte by byte.
     """
-    flip = 0xFF if inverted else 0
-    once = bytes((7 * place + 0xA3 ^ flip) & 0xFF for place in range(256))
+    once = _INVERTED if inverted else _PATTERN
     return (once * (size // 256 + 1))[:size]
 
 
@@ -139,6 +140,8 @@ class _Sheet:
         for buffer in self.buffers:
             if buffer.writable:
                 now[buffer.offset : buffer.offset + buffer.size] = buffer.given
+        if now == self.shadow:
+            return []
         found = []
         for place, (is_, was) in enumerate(zip(now, self.shadow, strict=True)):
             if is_ != was:

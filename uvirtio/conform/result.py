@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from uvirtio.conform.row import Row
-from uvirtio.conform.verdict import Severity, Verdict
+from uvirtio.conform.verdict import Kind, Severity, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,8 @@ class Result:
     expected: str = ""
     severity: Severity | None = None
     """Of a bad verdict, and of a known one."""
+    kind: Kind | None = None
+    """Of a row that failed, known or not."""
     took_s: float = 0.0
     log: tuple[str, ...] = field(default=(), repr=False)
     """Each register access and kick, what the test noted, and the rings; of verdicts that are not plainly good."""
@@ -36,6 +38,7 @@ class Result:
             "title": row.title,
             "verdict": self.verdict.value,
             "severity": None if self.severity is None else self.severity.value,
+            "kind": None if self.kind is None else self.kind.value,
             "seen": self.seen,
             "expected": self.expected,
             "took_s": round(self.took_s, 6),

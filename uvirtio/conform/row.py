@@ -66,6 +66,11 @@ Need = Literal["write", "host", "flr"]
 """What is done to a device of somebody else's only with consent: writing to a disk, a lever of its host, a
 function-level reset. Faults need it too: those are the levels from ``Level.REGISTERS`` on."""
 
+Witness = Literal["host", "image", "memory", "network"]
+"""What a test goes by beside the device's own registers, configuration and rings, where there is one: what the
+host shows, or was told to do; the file behind a disk; memory that the test maps itself; another station on the
+network."""
+
 Check = Callable[["Trial"], Outcome]
 
 
@@ -87,6 +92,8 @@ class Row:
     types: frozenset[str]
     """Names of device types; ``*``: every type."""
     needs: frozenset[Need]
+    witness: Witness | None
+    """None: the device alone says what it did."""
     area: str
     check: Check = field(repr=False)
 
@@ -109,6 +116,7 @@ class Row:
             "transports": [kind for letter, kind in TRANSPORTS.items() if letter in self.transports],
             "types": sorted(self.types),
             "needs": sorted(self.needs),
+            "witness": self.witness,
         }
 
     def fits_type(self, type_name: str) -> bool:
@@ -164,6 +172,7 @@ class Area:
         transports: frozenset[str] | None = None,
         types: frozenset[str] | None = None,
         needs: frozenset[Need] = frozenset(),
+        witness: Witness | None = None,
     ) -> Callable[[Check], Check]:
         """Declare the function below as the test of a row.
 
@@ -177,6 +186,7 @@ class Area:
             transports: None: the area's.
             types: None: the area's.
             needs: What it needs consent for.
+            witness: What the test goes by beside the device.
         """
         if severity is None:
             advice = keyword in ("SHOULD", "SHOULD NOT", "REC")
@@ -194,6 +204,7 @@ class Area:
                     transports=self._transports if transports is None else transports,
                     types=self._types if types is None else types,
                     needs=needs,
+                    witness=witness,
                     area=self.name,
                     check=check,
                 )

@@ -9,6 +9,7 @@ from typing import Final
 
 from uvirtio import opening
 from uvirtio.conform import battery
+from uvirtio.conform.exchange import FAULTS, SERVED, WRITTEN, Exchange
 from uvirtio.conform.frame import Bench, Source
 from uvirtio.conform.implementation import Implementation, of
 from uvirtio.conform.quirks import Quirk, all_quirks
@@ -38,6 +39,7 @@ def run(
     rows: Sequence[Row] | None = None,
     options: OpenOptions | None = None,
     consent: Consent | None = None,
+    request: type[Exchange] | None = None,
     pace: Pace | None = None,
     seed: int | None = None,
     implementation: Implementation | None = None,
@@ -56,6 +58,8 @@ def run(
         options: How to open it; ``ring="packed"`` sends requests over packed rings.
         consent: What may be done to it; None: everything where the device is made for this run (``qemu:`` and
             ``scripted:`` addresses, and functions that make one), else nothing of it.
+        request: The good request of a device whose type has none here, or another than its type's: the rows for
+            all types that have one are made then, too.
         pace: How long to wait; None: a second for what the device owes.
         seed: Shuffles the rows within their levels; None: the order of the standard.
         implementation: What implements the device; None: what can be found out.
@@ -76,6 +80,7 @@ def run(
         rows=rows,
         options=options,
         consent=consent,
+        request=request,
         pace=pace,
         seed=seed,
         implementation=implementation,
@@ -99,6 +104,7 @@ class Run:
         rows: Sequence[Row] | None = None,
         options: OpenOptions | None = None,
         consent: Consent | None = None,
+        request: type[Exchange] | None = None,
         pace: Pace | None = None,
         seed: int | None = None,
         implementation: Implementation | None = None,
@@ -116,7 +122,14 @@ class Run:
         if consent is None:
             consent = made_for_this(device) if renewable else Consent()
         self._bench = Bench(
-            device, options, pace or Pace(), renewable=renewable, consent=consent, opened=opened, check=check
+            device,
+            options,
+            pace or Pace(),
+            renewable=renewable,
+            consent=consent,
+            request=request,
+            opened=opened,
+            check=check,
         )
         try:
             found = self._bench.device
@@ -124,9 +137,10 @@ class Run:
                 self._bench.pace = _SCRIPTED
             self.report = _about(found, options, implementation or of(found), seed)
             """The results so far."""
-            self._known = quirks_of(self.report, all_quirks() if quirks is None else quirks)
+            known = all_quirks(self.report.implementation) if quirks is None else quirks
+            self._known = quirks_of(self.report, known)
             chosen = battery.all_rows() if rows is None else rows
-            fitting = [row for row in chosen if _fits(row, found)]
+            fitting = [row for row in chosen if _fits(row, found, own=request is not None)]
             self.rows: Sequence[Row] = _ordered(fitting, seed)
             """The rows that fit the device, in the order of their tests."""
         except BaseException:
@@ -189,8 +203,9 @@ def _about(device: Device, options: OpenOptions, implementation: Implementation,
     )
 
 
-def _fits(row: Row, device: Device) -> bool:
-    return LETTERS[device.transport.kind] in row.transports and row.fits_type(device.type)
+def _fits(row: Row, device: Device, *, own: bool) -> bool:
+    of_requests = own and row.types in (SERVED, WRITTEN, FAULTS)
+    return LETTERS[device.transport.kind] in row.transports and (row.fits_type(device.type) or of_requests)
 
 
 def _ordered(rows: Sequence[Row], seed: int | None) -> list[Row]:
@@ -208,7 +223,8 @@ def quirks_of(report: Report, quirks: Sequence[Quirk]) -> dict[str, Quirk]:
         quirks: All that are known.
     """
     implementation = Implementation(report.implementation, report.version)
-    return of_device(quirks, implementation, report.type, LETTERS[report.transport], report.ring)
+    letter = LETTERS[report.transport]
+    return of_device(quirks, implementation, report.type, letter, report.ring, report.offered)
 
 
 def _one(bench: Bench, row: Row, quirk: Quirk | None) -> Result:
@@ -236,7 +252,7 @@ def judged(result: Result, quirk: Quirk | None) -> Result:
     """
     if quirk is None:
         return result
-    if result.verdict.value == quirk.expect:
+    if quirk.foretells(result.verdict.value, result.kind):
         return replace(result, verdict=Verdict.KNOWN)
     if result.verdict in FAILURES or result.verdict in (Verdict.SKIP, Verdict.ERROR):
         return result  # it was not foretold, or not like this

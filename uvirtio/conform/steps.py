@@ -16,6 +16,7 @@ from uvirtio.conform.lane import Lane, SplitLane
 from uvirtio.conform.memory import Arena, Buffer
 from uvirtio.conform.packed_lane import PackedLane
 from uvirtio.conform.verdict import Unfit, Violated
+from uvirtio.conform.witness import Host
 from uvirtio.device import Device
 from uvirtio.errors import DeviceGone, OperationFailed, UvirtioError
 from uvirtio.interfaces.backend import MmioWindow, PciFunction
@@ -106,10 +107,16 @@ class Steps:
         self._packed = packed
         self.consent = consent
         self.first_status = first_status
+        self.host = Host(device)
+        """What its host shows of the device."""
+        self.host_has: int | None = None
+        """The features that the host had as accepted when ``accepts`` was asked last; None: it does not tell."""
         self.accepted = 0
+        """The features that were written last."""
         self.behind_features: Callable[[], object] = lambda: None
         """Called when the features were written, before FEATURES_OK: for what else a test writes there."""
-        """The features that were written last."""
+        self.used = False
+        """The status was written, beside resets, or registers were asked for, which may be written."""
         self.lanes: dict[int, Lane] = {}
         """The queues that are enabled, by index."""
         self.strays: list[str] = []
@@ -147,6 +154,22 @@ class Steps:
         """
         if not holds:
             raise Violated(seen, expected)
+
+    def witnessed(self, what: str, seen: object, shown: object | None) -> None:
+        """Say that the row is violated if the device's host shows something else.
+
+        Args:
+            what: What was seen of the device, for people.
+            seen: It.
+            shown: The same by ``host``; None: the host does not tell.
+
+        Raises:
+            Violated: The two differ.
+        """
+        if shown is not None:
+            mine, theirs = (f"{value!r:.80}" for value in (seen, shown))
+            self.note(f"its host has {what}: {theirs}")
+            self.expect(shown == seen, f"{what} is {mine}, and {theirs} by the host's word", "the same")
 
     def need(self, holds: bool, reason: str) -> None:
         """Leave the test out, unless this device can have it.
@@ -248,6 +271,7 @@ class Steps:
 
     def set_status(self, value: int) -> None:
         """Write the status as it is, without the rules of 2.1.1."""
+        self.used = self.used or value != 0
         self.transport.set_status(value)
 
     def acknowledge(self) -> None:
@@ -279,6 +303,7 @@ class Steps:
         """
         try:
             stays = bool(self.negotiate(features) & Status.FEATURES_OK)
+            self.host_has = self.host.features(self.type) if stays else None
         except OperationFailed:
             stays = False
         self.reset()
@@ -380,6 +405,7 @@ class Steps:
         Raises:
             Unfit: The device has no such structure.
         """
+        self.used = True
         if self.transport.kind.startswith("mmio"):
             names = MmioNames()
             names.layout = mmio.layout(self.legacy)

@@ -6,19 +6,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
-from uvirtio.conform.exchange import EXCHANGES, blk_header
-from uvirtio.conform.lane import UNKNOWN, Element, Lane, Posted, Used
+from uvirtio.conform.exchange import blk_header
+from uvirtio.conform.lane import UNKNOWN, Element, Lane, Posted, SplitLane, Used
 from uvirtio.conform.memory import Buffer, Piece
 from uvirtio.conform.packed_lane import UNKNOWN_SLOT
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, rejected
 from uvirtio.spec import blk
 from uvirtio.spec.status import Status, describe
-
-READ_ONLY: Final = frozenset({"input", "balloon"})
-"""Types whose good request has no writable buffer."""
-WRITTEN: Final = frozenset(EXCHANGES) - READ_ONLY
-"""Types whose good request has one."""
 
 _RUN: Final = 8
 """Bytes that keep their pattern by chance with a probability of 2**-64."""
@@ -134,6 +129,29 @@ def nothing_more(t: Trial, lane: Lane) -> None:
     quiet = t.quiet(lambda: bool(lane.take()))
     wrong = [fault for fault in lane.faults if fault.startswith((UNKNOWN, UNKNOWN_SLOT))]
     t.expect(quiet and not wrong, "; ".join(wrong) or "more was used", "as much as was posted")
+
+
+def same_used_index(t: Trial, lane: Lane) -> None:
+    """A violation if the device's host has another used index than the ring; not of packed rings.
+
+    Args:
+        t: A trial whose device is running, with nothing under way.
+        lane: The queue.
+    """
+    shown = t.host.queue(lane.index) if isinstance(lane, SplitLane) else None
+    if shown is not None and isinstance(lane, SplitLane):
+        t.witnessed("the used index", lane.used_idx, shown.used_idx)
+
+
+def not_enabled(t: Trial, index: int) -> None:
+    """A violation if the device's host still has a ring for a queue that was reset.
+
+    Args:
+        t: A trial.
+        index: The queue.
+    """
+    shown = t.host.queue(index)
+    t.witnessed("the address of a queue that was reset", 0, None if shown is None else shown.desc)
 
 
 def expect_no_stray(t: Trial, lane: Lane, ident: str) -> None:

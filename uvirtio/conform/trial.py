@@ -35,6 +35,9 @@ class Arrived(NamedTuple):
 class Trial(Steps):
     """A device after a confirmed reset, in the hands of a test."""
 
+    own_request: type[Exchange] | None = None
+    """The class of the good request that the caller of the run has for the device."""
+
     # --- bring-up (3.1.1) -------------------------------------------------------------------------------------
 
     @property
@@ -45,8 +48,8 @@ class Trial(Steps):
             wanted |= f.mask(f.RING_PACKED)
         if self.legacy:
             wanted = f.mask(f.ANY_LAYOUT)
-        if self.type in EXCHANGES:
-            wanted |= EXCHANGES[self.type].features
+        if self.request_type is not None:
+            wanted |= self.request_type.features
         return self.offered & wanted
 
     @property
@@ -56,9 +59,14 @@ class Trial(Steps):
         Raises:
             Unfit: There is none for this type.
         """
-        if self.type not in EXCHANGES:
+        if self.request_type is None:
             raise Unfit(f"data path not tried: there is no request of {self.type} here")
-        return EXCHANGES[self.type]()
+        return self.request_type()
+
+    @property
+    def request_type(self) -> type[Exchange] | None:
+        """The class of the good request; None: there is none for this type."""
+        return self.own_request or EXCHANGES.get(self.type)
 
     def prepare(
         self,
@@ -89,7 +97,8 @@ class Trial(Steps):
         if not self.legacy and not status & Status.FEATURES_OK:
             raise Unfit(f"it refuses the features {features:#x}: status {describe(status)}")
         if queues is None:
-            queues = [EXCHANGES[self.type].queue if self.type in EXCHANGES else 0, *BESIDE.get(self.type, ())]
+            first = 0 if self.request_type is None else self.request_type.queue
+            queues = [first, *BESIDE.get(self.type, ())]
         chosen = tuple(InterruptMode) if interrupts is True else tuple(interrupts or ())
         modes = chosen or (InterruptMode.POLLING,)
         self._order = list(queues)

@@ -47,6 +47,17 @@ class Severity(Enum):
     """The standard recommends otherwise."""
 
 
+class Kind(Enum):
+    """In what way a row failed; a failure that is known hides no failure of another kind."""
+
+    ROW = "row"
+    """The device did something else than the row says."""
+    LATE = "late"
+    """What it owed did not come, with four times the time either."""
+    STRAY = "stray"
+    """It wrote what it was not given, or something came after its reset, whatever the row is about."""
+
+
 BAD: Final = frozenset({Verdict.FAIL, Verdict.WEDGED, Verdict.GONE, Verdict.ERROR})
 FAILURES: Final = frozenset({Verdict.FAIL, Verdict.WEDGED, Verdict.GONE})
 """What a quirk can foretell."""

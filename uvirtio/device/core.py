@@ -196,7 +196,7 @@ class Device(DeviceState):
         with self._lock:
             hung: ResetTimeout | None = None
             try:
-                self._status.reset(self.timeout, self._waiting.pause)
+                self._status.reset(self.seconds(None), self._waiting.pause)
             except ResetTimeout as error:
                 if not flr:
                     raise
@@ -213,7 +213,7 @@ class Device(DeviceState):
         if self.transport.function_reset():
             # The device model resets its status with the rest, maybe not at once.
             self._status.await_reset(
-                self.timeout,
+                self.seconds(None),
                 lambda: "a function-level reset did not help: whatever provides the device is at fault",
                 self._waiting.pause,
             )
@@ -274,7 +274,7 @@ class Device(DeviceState):
             NotSupported: RING_RESET was not negotiated.
             DeviceTimeout: The reset did not finish in time; the device is broken then.
         """
-        with self.session():
+        with self.session(timeout):
             transport = self.transport
             if not self.has(f.RING_RESET) or not isinstance(transport, ResetsQueues):
                 raise NotSupported(
@@ -312,10 +312,8 @@ class Device(DeviceState):
 
     def _fail(self, error: BaseException) -> None:
         """Set FAILED (3.1.1), then reset the device and release it."""
-        with signals_held():
-            if isinstance(error, DeviceAbsent):
-                self._status.live = False
-            elif self._status.live and not isinstance(error, ResetTimeout):
+        with signals_held(), self._own_time():
+            if self._status.live and not isinstance(error, (DeviceAbsent, ResetTimeout)):
                 with suppress(UvirtioError):
                     self._status.fail()
             self._quiet(may_reset=not isinstance(error, ResetTimeout))
@@ -343,7 +341,7 @@ class Device(DeviceState):
                 self.address,
                 read,
                 check=self.check_status,
-                patience=self.timeout,
+                patience=self.seconds(None),
                 clock=self.clock,
                 sleep=self._waiting.pause,
             )
@@ -408,7 +406,7 @@ class Device(DeviceState):
 
         Args:
             ready: Whether the wait is over; called again after each event.
-            timeout: Seconds; None: no limit, until ``close()`` or ``interrupt()``.
+            timeout: Seconds; None: no limit but that of the session, until ``close()`` or ``interrupt()``.
             what: What is waited for, for the text of DeviceTimeout.
             owed: Whether the device must respond in time: if it does not, the device is broken.
             watch: File descriptors of the caller's own; ``ready`` is called as soon as one can be read.
@@ -422,12 +420,16 @@ class Device(DeviceState):
             DeviceResetByOther: The status reads 0, and this process did not reset the device.
             DeviceGone: The device was removed.
             Closed: The device was closed, possibly during the wait.
-            UsageError: ``timeout`` is NaN.
+            UsageError: ``timeout`` is NaN or infinite.
         """
-        if timeout is not None and not 0.0 <= timeout < inf:
+        limit = self._limit  # of this session: the accesses of this wait have its deadline already
+        if limit is not None:
+            timeout = max(0.0, self._left()) if timeout is None else self.seconds(timeout)
+        elif timeout is not None and not 0.0 <= timeout < inf:
             timeout = self.seconds(timeout)
-        if self._hurries is not None or not self._made_here[0]:
-            with self.session(timeout):
+        own = limit is None and self._hurries is not None and timeout is not None and timeout < self.timeout
+        if own or not self._made_here[0]:
+            with self.session(timeout if own else None):
                 return self._waiting.wait(ready, timeout, what, owed, watch)
         with self._lock:  # the device's own session, without its calls: a wait is as short as an interrupt
             if (self.closing or self._broken is not None) and not self.leaving:
@@ -506,7 +508,10 @@ class Device(DeviceState):
     # --- leaving --------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Stop the device and keep it open: give back, reset (2.4), bus master off, free memory. Idempotent."""
+        """Stop the device and keep it open: give back, reset (2.4), bus master off, free memory. Idempotent.
+
+        Giving back has the device's time-out, in all (``Driver``), and the reset has it once more.
+        """
         if self._closed or not self._ours():
             return
         with self._lock, signals_held():
@@ -514,12 +519,13 @@ class Device(DeviceState):
                 return
             self.leaving = True
             try:
-                self._hand_back()
+                with self._own_time():
+                    try:
+                        self._hand_back()
+                    finally:
+                        self._quiet(may_reset=not isinstance(self._broken, ResetTimeout))
             finally:
-                try:
-                    self._quiet(may_reset=not isinstance(self._broken, ResetTimeout))
-                finally:
-                    self.leaving = False
+                self.leaving = False
 
     def _hand_back(self) -> None:
         give_back, self._give_back = self._give_back, None

@@ -13,6 +13,10 @@ from contextlib import suppress
 from uvirtio.interfaces.clock import ClosingPoller
 
 
+def _nothing(_: float) -> list[tuple[int, int]]:
+    return []
+
+
 class Listener:
     """A set of file descriptors to wait for. It does not own them: call ``forget`` before closing them."""
 
@@ -26,6 +30,8 @@ class Listener:
         self._poll: ClosingPoller | None = None
         self.ready = False
         """Whether there is anything to listen to."""
+        self.look: Callable[[float], list[tuple[int, int]]] = _nothing
+        """As ``fired``, as a list: the set's own method."""
 
     def listen(self, numbers: Iterable[int]) -> None:
         """Replace the set.
@@ -37,6 +43,7 @@ class Listener:
         self._poll = self._make()
         for number in set(numbers):
             self._poll.register(number, select.EPOLLIN)
+        self.look = self._poll.poll
         self.ready = True
 
     def fired(self, seconds: float) -> dict[int, int]:
@@ -53,7 +60,7 @@ class Listener:
 
     def forget(self) -> None:
         """Empty the set, before the descriptors are closed. Idempotent."""
-        self.ready = False
+        self.ready, self.look = False, _nothing
         if self._poll is not None:
             with suppress(OSError):
                 self._poll.close()

@@ -251,7 +251,8 @@ class Queue:
             Misuse: The queue has no fixed slots.
             RingCorruption: A used entry or the used index is invalid.
         """
-        found = self._fixed().reap()
+        slots = self._slots or self._fixed()
+        found = slots.reap()
         self.completions += len(found)
         return found
 

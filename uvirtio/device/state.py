@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from math import inf
 from types import TracebackType
 
@@ -21,6 +21,7 @@ from uvirtio.errors import (
     DeviceBroken,
     DeviceFailure,
     DeviceGone,
+    DeviceTimeout,
     NotSupported,
     UsageError,
     UvirtioError,
@@ -83,30 +84,38 @@ class Session:
             device._lock.release()
 
 
-class _Hurry:
-    """A session whose accesses have the deadline of one call, where the back end has to wait for their answers."""
+class _Timed:
+    """A session with a deadline: all waits in it end by then, those for the answers of a back end included.
 
-    __slots__ = ("_before", "_deadline", "_hurries", "_session")
+    Inside another one it can end earlier than that one, never later.
+    """
 
-    def __init__(self, session: Session, hurries: Hurries, deadline: float) -> None:
+    __slots__ = ("_before", "_device", "_ends", "_hurried", "_seconds", "_session")
+
+    def __init__(self, session: Session, device: DeviceState, seconds: float) -> None:
         self._session = session
-        self._hurries = hurries
-        self._deadline = deadline
-        self._before: float | None = None
+        self._device = device
+        self._seconds = seconds
+        self._ends = device.clock.monotonic() + seconds
 
     def __enter__(self) -> None:
+        device = self._device
         self._session.__enter__()
-        self._before = self._hurries.hurry(self._deadline)
-        if self._before is not None and self._before < self._deadline:
-            self._hurries.hurry(self._before)
+        self._before = before = device._limit
+        if before is None or self._ends < before[0]:
+            device._limit = [self._ends, self._seconds]
+        self._hurried = device._hurry(device._left())
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        device = self._device
+        device._limit = self._before  # while the lock is held
         try:
             self._session.__exit__(kind, error, where)
         finally:
-            self._hurries.hurry(self._before)
+            if device._hurries is not None:
+                device._hurries.hurry(self._hurried)
 
 
 class DeviceState:
@@ -168,6 +177,9 @@ class DeviceState:
         self.clock = clock_of(transport)
         """The clock that waits and time-outs go by."""
         backend = getattr(transport, "backend", None)
+        self._limit: list[float] | None = None
+        """The earliest deadline of the sessions, by ``clock``, and the seconds that its session was given."""
+        self._excused: UvirtioError | None = None
         self._hurries = backend if isinstance(backend, Hurries) else None
         self._witness = backend if isinstance(backend, Witnesses) else None
 
@@ -244,14 +256,59 @@ class DeviceState:
             timeout: Seconds; None: the device's own time-out. What is negative is a deadline that has passed: as
                 0, which takes what is there and does not wait.
 
+        Returns:
+            Seconds; no more than are left to the session.
+
         Raises:
             UsageError: ``timeout`` is NaN or infinite, which no clock ever passes.
         """
         if timeout is None:
-            return self.timeout
-        if not -inf < timeout < inf:
-            raise UsageError(f"a time-out cannot be {timeout}", seen=timeout, expected="seconds, or None")
-        return max(0.0, timeout)
+            timeout = self.timeout
+        elif not 0.0 <= timeout < inf:
+            if not -inf < timeout < inf:
+                raise UsageError(f"a time-out cannot be {timeout}", seen=timeout, expected="seconds, or None")
+            timeout = 0.0
+        return timeout if self._limit is None else max(0.0, min(timeout, self._left()))
+
+    def _left(self) -> float:
+        """Seconds until the deadline of the session; infinite where it has none."""
+        return inf if self._limit is None else self._limit[0] - self.clock.monotonic()
+
+    def given(self, seconds: float) -> float:
+        """The time-out that passed in a wait of so many seconds, for errors: the session's, or the wait's own."""
+        return seconds if self._limit is None or self._left() > 0 else self._limit[1]
+
+    def put_off(self, seconds: float) -> None:
+        """Put off the deadline of the session by the time that this process was stopped for."""
+        if self._limit is not None:
+            self._limit[0] += seconds
+
+    def _hurry(self, seconds: float) -> float | None:
+        """Give the accesses of this thread a deadline in so many seconds; the deadline before."""
+        if self._hurries is None:
+            return None
+        return self._hurries.hurry(None if seconds == inf else time.monotonic() + seconds)
+
+    def check_time(self, what: str) -> None:
+        """Check that the deadline of the session has not passed, before one more request of a call.
+
+        The device owes nothing then, so that it does not count as broken.
+
+        Args:
+            what: What the call is for, for the error.
+
+        Raises:
+            DeviceTimeout: It has passed.
+        """
+        if self._limit is None or self._left() > 0:
+            return
+        self._excused = DeviceTimeout(
+            f"{self.address}: timed out after {self._limit[1]:g} s, before all was done: {what}",
+            seen="each answer so far came in time",
+            expected="all of them within the time-out of the call",
+            remedy="ask for less at a time, or give it a longer time-out",
+        )
+        raise self._excused
 
     def has(self, bit: int) -> bool:
         """Whether feature ``bit`` was negotiated."""
@@ -261,8 +318,8 @@ class DeviceState:
         """The context manager for one operation of a driver: it checks that the device is usable, and locks it.
 
         Args:
-            timeout: Seconds that the caller has for all of the operation, accesses of registers included; None:
-                each access has what the back end gives it.
+            timeout: Seconds for all that is done inside, as one deadline: waits, however many, and accesses of
+                registers. None: each wait has its own time-out, and each access what the back end gives it.
             driver: The session of the driver that calls; None: the device's own.
 
         A DeviceFailure or DeviceGone that leaves the block makes the device broken: all later calls fail at
@@ -274,13 +331,28 @@ class DeviceState:
             DeviceGone: On entry, or at the end of a block that failed: the device was removed.
             DeviceBroken: On entry: an earlier error made the device unusable.
             NotSupported: On entry: another process opened the device, as in a forked child.
+            UsageError: ``timeout`` is NaN or infinite.
         """
-        if timeout is None or self._hurries is None or not timeout < self.timeout:
+        if timeout is None:
             return driver or self._session
-        return _Hurry(driver or self._session, self._hurries, time.monotonic() + timeout)
+        return _Timed(driver or self._session, self, self.seconds(timeout))
+
+    @contextmanager
+    def _own_time(self) -> Iterator[None]:
+        """Leave without the deadline of the call that ends in it: it may have passed, and a reset takes time."""
+        limit, self._limit = self._limit, None
+        hurried = self._hurry(inf)
+        try:
+            yield
+        finally:
+            self._limit = limit
+            if self._hurries is not None:
+                self._hurries.hurry(hurried)
 
     def _left_by(self, error: BaseException) -> None:
         """Mark the device broken where the exception that leaves a session says so."""
+        if error is self._excused:
+            return
         cause = self._status.explains() if isinstance(error, DeviceFailure) else None
         if cause is not None and type(cause) is not type(error):
             self._break(cause)

@@ -15,7 +15,7 @@ from uvirtio.errors import (
 )
 from uvirtio.interfaces.backend import after_reset_timeout
 from uvirtio.interfaces.clock import Clock
-from uvirtio.interfaces.transport import Transport
+from uvirtio.interfaces.transport import ConfirmsAbsence, Transport
 from uvirtio.memory.clock import clock_of
 from uvirtio.spec import features as f
 from uvirtio.spec.status import Status, describe
@@ -70,7 +70,7 @@ class StatusField:
 
         Raises:
             ResetTimeout: The status did not become 0 in time.
-            DeviceGone: The status reads 0xff.
+            DeviceGone: The status reads 0xff, and so does a second register (``ConfirmsAbsence``).
         """
         self._transport.set_status(0)
         self.await_reset(timeout, lambda: after_reset_timeout(self._transport.backend, self._address), sleep)
@@ -87,14 +87,14 @@ class StatusField:
 
         Raises:
             ResetTimeout: The status did not become 0 in time.
-            DeviceGone: The status reads 0xff.
+            DeviceGone: The status reads 0xff, and so does a second register (``ConfirmsAbsence``).
         """
         status = 0
 
         def done() -> bool:
             nonlocal status
             status = self._transport.status()
-            if status == 0xFF:
+            if self._is_gone(status):
                 self.live = False
                 raise gone(self._address, self._transport, "status reads 0xff")
             return status == 0
@@ -108,6 +108,12 @@ class StatusField:
             )
         self.live = False
 
+    def _is_gone(self, status: int) -> bool:
+        """Whether there is no device: all ones in the status alone may be a fault of one that works on."""
+        if status != 0xFF:
+            return False
+        return not isinstance(self._transport, ConfirmsAbsence) or self._transport.is_absent()
+
     def check(self) -> int:
         """Read the status and check that the device still works.
 
@@ -115,12 +121,12 @@ class StatusField:
             The status bits.
 
         Raises:
-            DeviceGone: It reads 0xff.
+            DeviceGone: It reads 0xff, and a second register has no device either (``ConfirmsAbsence``).
             DeviceNeedsReset: DEVICE_NEEDS_RESET or FAILED is set (2.1.1).
             DeviceResetByOther: It reads 0, and this process did not write that.
         """
         status = self._transport.status()
-        if status == 0xFF:
+        if self._is_gone(status):
             raise gone(self._address, self._transport, "status reads 0xff")
         if status & (Status.DEVICE_NEEDS_RESET | Status.FAILED):
             raise DeviceNeedsReset(

@@ -59,6 +59,14 @@ class Waited(Protocol):
         """Check that this process opened the device."""
         ...
 
+    def given(self, seconds: float) -> float:
+        """The time-out that a wait of so many seconds had, for errors."""
+        ...
+
+    def put_off(self, seconds: float) -> None:
+        """Put off the deadline of the session."""
+        ...
+
     def check_status(self) -> int:
         """Read the status and check that the device still works."""
         ...
@@ -155,9 +163,10 @@ class WaitLoop:
             if now >= deadline:  # ``now`` is from before the look, so that the last look is after the deadline
                 if not owed:
                     return False
+                assert timeout is not None
                 device.check_status()
                 raise DeviceTimeout(
-                    f"{device.address}: timed out after {timeout:g} s waiting for {what}",
+                    f"{device.address}: timed out after {device.given(timeout):g} s waiting for {what}",
                     seen=self._stalled(),
                     expected=what,
                     remedy="see the log of the device or its host",
@@ -178,6 +187,7 @@ class WaitLoop:
             if now - asleep > _SLICE + _OVERSLEPT:
                 # This process was stopped (SIGSTOP, a suspended machine), so its deadline is put off by that time.
                 deadline += now - asleep - _SLICE
+                device.put_off(now - asleep - _SLICE)
                 next_check = now + _SLICE
             told = self._take(now)
 
@@ -235,7 +245,7 @@ class WaitLoop:
             # (see the Event protocol), and its descriptor does not show that; nor is there any where none exist.
             fired, self._look_at = None, now + _SLICE
         elif fired is None:
-            fired = self._listener.fired(0)
+            fired = dict(self._listener.look(0))
         if fired is not None and not fired:
             self.interrupted = False
             return False

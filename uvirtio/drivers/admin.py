@@ -124,7 +124,7 @@ class Admin:
             group: The group type.
             member: The identifier of the group member.
             room: Bytes of the command-specific result.
-            timeout: Seconds; the device's own where None.
+            timeout: Seconds in all; the device's own for each try where None.
 
         Returns:
             The result, ``room`` bytes. What the device left unwritten reads as zero (2.13.2).
@@ -153,12 +153,11 @@ class Admin:
                 expected=f"at most {_ROOM}",
             )
         head = struct.pack("<HH12xQ", opcode, group, member)
-        timeout = self.device.seconds(timeout)
-        with self.device.session():
-            deadline = self.device.clock.monotonic() + timeout
+        with self.device.session(timeout):
+            deadline = self.device.clock.monotonic() + self.device.seconds(None)
             pause = _FIRST_PAUSE
             while True:
-                status, qualifier, answer = self._once((head + data).ljust(sent, b"\0"), wanted, timeout)
+                status, qualifier, answer = self._once((head + data).ljust(sent, b"\0"), wanted)
                 if status is AdminStatus.OK:
                     return answer[:room]
                 if status is not AdminStatus.EAGAIN or self.device.clock.monotonic() + pause > deadline:
@@ -171,7 +170,8 @@ class Admin:
                 self.device.clock.sleep(pause)
                 pause = min(2 * pause, _LAST_PAUSE)
 
-    def _once(self, sent: bytes, wanted: int, timeout: float) -> tuple[AdminStatus, Qualifier, bytes]:
+    def _once(self, sent: bytes, wanted: int) -> tuple[AdminStatus, Qualifier, bytes]:
+        timeout = self.device.seconds(None)
         settle(self.device, self._queue, timeout=timeout)  # 2.12.1.6: nothing else is out
         self._buffer.view[: len(sent)] = sent
         self._buffer.view[_ROOM : _ROOM + wanted] = bytes(wanted)

@@ -56,12 +56,17 @@ class Driver:
         self.device = device
         self._session = Session(device, type(self).__name__)
         self.findings = Counter()
+
+        def give_back(working: bool) -> None:
+            with device.session(device.timeout + self._leaving_takes):
+                self._give_back(working)
+
         device.start(
             wanted=self._wanted(),
             dependencies=self._dependencies(),
             queues=self._queues,
             before_ok=self._before_ok,
-            give_back=self._give_back,
+            give_back=give_back,
             observe=observe,
             session=self._session,
         )
@@ -93,7 +98,15 @@ class Driver:
         """Device-specific setup between the queues and DRIVER_OK; must not kick (3.1.1)."""
 
     def _give_back(self, working: bool) -> None:
-        """Before the reset: undo what outlives it. Bounded; ``working`` False: do not wait for the device."""
+        """Before the reset: undo what outlives it. ``working`` False: do not wait for the device.
+
+        All of it has one deadline: the device's time-out, and what ``_leaving_takes`` adds.
+        """
+
+    @property
+    def _leaving_takes(self) -> float:
+        """Seconds that ``_give_back`` may take beyond the device's time-out, where there is much to give back."""
+        return 0.0
 
     def _finding(self, what: str) -> None:
         """Count something that the device should not have done, and that is tolerated."""

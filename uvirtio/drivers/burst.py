@@ -30,6 +30,12 @@ LOOKS = 500
 TURN = 16
 """Reads that ``read`` sends and delivers at once, at most: the device works while the caller processes them."""
 
+RELAYED = 8
+"""Reads that ``read`` with fewer out than slots replaces by others before it checks and delivers them, at most.
+
+More, and a device with 32 of them is done with the rest and asleep before they are delivered.
+"""
+
 POLL = 50e-6
 """Seconds to poll the ring before waiting for an interrupt."""
 
@@ -147,9 +153,8 @@ class BaseBurst:
         self._queue.submit(slots, show=show)
 
     def _take(self) -> array[int]:
-        self.returned = back = self._slots.reap()
+        self.returned = back = self._queue.reap_slots()
         if back:
-            self._queue.completions += len(back)
             self._check(back)
         return back
 
@@ -168,7 +173,7 @@ class BaseBurst:
     def _await(self, timeout: float, poll: float) -> int:
         """Poll, then sleep, until a request is complete; how many are, at least."""
         ready, clock = self._slots.ready, time.perf_counter
-        until = clock() + poll
+        until = clock() + min(poll, timeout)
         while clock() < until:
             for _ in range(GLANCES):
                 count = ready()
@@ -230,7 +235,7 @@ class BaseBurst:
         device, data, session = self._device, self._data, self._session
         ring, relay = self._queue.ring, self._queue.relay
         idle, many, more, behind = self.slots[:], min(self.count // 2, self.count - most), True, True
-        turn = min(TURN, many)
+        turn = min(RELAYED, many)
         try:
             while True:
                 batch: list[int] = []
@@ -286,7 +291,7 @@ class BaseBurst:
         """
 
         def ready() -> bool:
-            self._slots.reap()
+            self._queue.reap_slots()
             return not self.in_flight
 
         if not ready():

@@ -75,6 +75,8 @@ class BaseRequestQueues(Generic[Q, R]):
         """Bytes of data of one request, at most."""
         self._first = self._free[0].queue
         self._turn = 0
+        self.looks = True
+        """Whether waits look at the rings before they sleep, with interrupts suppressed."""
         self._waits = 0
         self._skip = self._skipping = 0  # waits that do not look at the rings first: of these, how many are left
 
@@ -188,7 +190,7 @@ class BaseRequestQueues(Generic[Q, R]):
             UsageError: Bursts have taken all queues.
             Closed: The driver was closed.
         """
-        with self._driver.session():
+        with self._driver.session(timeout):
             left = None if requests is None else [one for one in requests if not one.done]
             alone = left is None or len(left) == self.in_flight
             if alone and not self._skipping:
@@ -224,6 +226,8 @@ class BaseRequestQueues(Generic[Q, R]):
         self._waits += 1
         if not self._waits % _LOOK:
             self._device.service()  # as the wait loop does, which does not run while looking is enough
+        if not self.looks:
+            return False
         if self._skipping:
             self._skipping -= 1
             return False
@@ -248,7 +252,7 @@ class BaseRequestQueues(Generic[Q, R]):
 
         Only where no other request is in flight, for which an event loop of the caller's might expect one.
         """
-        for requestq in self._free:
+        for requestq in self._free if self.looks else ():
             if not requestq.silent:
                 requestq.queue.ring.want_interrupts(False)
                 requestq.silent = True
@@ -301,6 +305,12 @@ class RequestDriver(Driver):
             self._requests.wait()
         for burst in self._bursts if working else ():
             burst.settle(self.device.timeout)
+
+    def rely_on_interrupts(self) -> None:
+        """Sleep in each wait, with interrupts on, and do not look at the rings first: to see whether they come."""
+        with self.session():
+            self._requests.looks = False
+            self._requests._listen()
 
     @property
     def queue_count(self) -> int:

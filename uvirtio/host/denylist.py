@@ -1,6 +1,7 @@
 """The administrator's deny list, ``/etc/uvirtio/deny``.
 
-One pattern a line; ``#`` starts a comment. A pattern is an address in any of the forms of
+One pattern a line, which ends where ``str.splitlines`` ends one; ``#`` starts a comment. udev-rules/ has a helper
+that reads the list by itself, and a test that compares both. A pattern is an address in any of the forms of
 ``uvirtio.host.addresses`` except a type, a glob over addresses, or a lone ``*``, which matches every real device,
 but not ``qemu:`` ones: those are processes of the user's own. Case does not matter, and a glob is matched against
 every way to write a PCI address. A name that is not the device's own (``eth0``, ``/dev/vda``) matches as long as
@@ -29,21 +30,24 @@ def patterns(roots: Roots) -> list[str]:
     """
     path = roots.etc / "uvirtio" / "deny"
     try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
+        pipe = path.is_fifo()  # reading one waits for a writer
+        text = "" if pipe else path.read_text(encoding="utf-8-sig", errors="surrogateescape")
     except (FileNotFoundError, NotADirectoryError) as error:
         if not path.is_symlink():  # a dangling link was meant to be a list
             return []
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error.strerror) from error
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise _unreadable(path, error.strerror) from error
+    if pipe:
+        raise _unreadable(path, "a pipe")
     lines = (line.split("#", 1)[0].strip() for line in text.splitlines())
     return [line for line in lines if line]
 
 
-def _unreadable(path: Path, error: OSError) -> Denied:
+def _unreadable(path: Path, seen: str | None) -> Denied:
     return Denied(
         f"the deny list {path} cannot be read, so every device is denied",
-        seen=error.strerror,
+        seen=seen,
         expected="a readable file, or none",
         remedy=f"as root: chmod 0644 {path}",
     )

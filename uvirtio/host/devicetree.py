@@ -98,7 +98,7 @@ def _numbers(data: bytes, *cells: int) -> tuple[int, ...]:
 
 def _property(node: Path, name: str) -> bytes | None:
     try:
-        with (node / name).open("rb", buffering=0) as file:
+        with open(node / name, "rb", buffering=0, opener=sysfs.unwaiting) as file:
             return file.read(_LIMIT)
     except OSError:
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from uvirtio.errors import Busy, EnvironmentLack
@@ -54,8 +55,6 @@ def take_lock(address: str, roots: Roots, *, patience: float = 0.0) -> int:
         ) from error
     try:
         _lock(fd, roots, time.monotonic() + patience)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     except OSError as error:
         holder = _holder(fd, roots)
         os.close(fd)
@@ -65,6 +64,9 @@ def take_lock(address: str, roots: Roots, *, patience: float = 0.0) -> int:
             expected="one process at a time",
             remedy="wait for it to end",
         ) from error
+    with suppress(OSError):  # on a full file system: who has the lock is then not told
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
 
 

@@ -119,7 +119,8 @@ def configured(module: str, roots: Roots) -> Literal["y", "m", "n"] | None:
     if option is None:
         return None
     try:
-        packed = (roots.proc / "config.gz").read_bytes()
+        with open(roots.proc / "config.gz", "rb", opener=sysfs.unwaiting) as file:
+            packed = file.read()
         text = zlib.decompressobj(wbits=31).decompress(packed, _LIMIT).decode("ascii", "replace")  # 31: gzip
     except (OSError, zlib.error):
         return None

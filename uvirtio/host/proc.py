@@ -109,7 +109,9 @@ def numbers(path: Path) -> dict[str, int]:
         OSError: The file cannot be read.
     """
     found: dict[str, int] = {}
-    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+    with open(path, encoding="ascii", errors="replace", opener=sysfs.unwaiting) as file:
+        text = file.read()
+    for line in text.splitlines():
         name, *values = line.replace(":", " ").split() or [""]
         if values and values[0].isdecimal():
             found[name] = int(values[0]) << (10 if values[1:2] == ["kB"] else 0)

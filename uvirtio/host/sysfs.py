@@ -18,10 +18,15 @@ _LIMIT = 1 << 20
 """Bytes. No attribute file is longer; of a longer one the rest is ignored."""
 
 
+def unwaiting(path: str, flags: int) -> int:
+    """An opener for ``open``: in a foreign tree a file may be a pipe, and opening one waits for its other end."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 def read(path: Path, limit: int = _LIMIT) -> str | None:
     """The text of a file, stripped of white space and NULs at its ends; None where it cannot be read."""
     try:
-        with path.open("rb", buffering=0) as file:
+        with open(path, "rb", buffering=0, opener=unwaiting) as file:
             pieces = []
             left = limit
             while left > 0 and (piece := file.read(min(left, 65536))):

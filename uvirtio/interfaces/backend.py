@@ -350,7 +350,7 @@ class OtherSide(Protocol):
 
     @property
     def other_sides(self) -> frozenset[str]:
-        """What there is for this device: ``peer``, ``screen``, ``cpu``. The methods of the others fail."""
+        """What there is for this device: ``peer``, ``screen``, ``memory``. The methods of the others fail."""
         ...
 
     def peer_send(self, data: bytes) -> None:
@@ -380,19 +380,37 @@ class OtherSide(Protocol):
         ...
 
     def cpu_read(self, address: int, length: int) -> bytes:
-        """``cpu``: read guest-physical memory as a processor of the machine does.
+        """``memory``: read guest-physical memory as a processor of the machine does.
 
         Args:
-            address: Where.
-            length: Bytes.
+            address: Where; a multiple of 4.
+            length: Bytes; a multiple of 4.
         """
         ...
 
     def cpu_write(self, address: int, data: bytes) -> None:
-        """``cpu``: write guest-physical memory as a processor of the machine does.
+        """``memory``: write guest-physical memory as a processor of the machine does.
 
         Args:
-            address: Where.
+            address: Where; a multiple of 4.
+            data: The bytes; a multiple of 4.
+        """
+        ...
+
+    def file_read(self, offset: int, length: int) -> bytes:
+        """``memory``: read the file behind the device's memory.
+
+        Args:
+            offset: Where, in bytes.
+            length: Bytes.
+        """
+        ...
+
+    def file_write(self, offset: int, data: bytes) -> None:
+        """``memory``: write the file behind the device's memory.
+
+        Args:
+            offset: Where, in bytes.
             data: The bytes.
         """
         ...

@@ -37,6 +37,20 @@ class ResetsQueues(Protocol):
 
 
 @runtime_checkable
+class ConfirmsAbsence(Protocol):
+    """Optional ability of a ``Transport``: a second register says whether there is a device at all.
+
+    A status of all ones alone is what a faulty device may show that still writes to memory. Where the transport
+    has no such register, memory has to be safe in another way: the kernel unmaps it (vDPA), or it is a file of its
+    own (vhost-user).
+    """
+
+    def is_absent(self) -> bool:
+        """Read that register, which is of use when the status reads all ones."""
+        ...
+
+
+@runtime_checkable
 class HasAdminQueues(Protocol):
     """Optional ability of a ``Transport`` with ADMIN_VQ among its features: administration virtqueues."""
 

@@ -11,6 +11,10 @@ DEFAULT_TIMEOUT = 5.0
 TIMEOUT_MAX = 1e8
 """Seconds; the longest time-out that every clock and system call here supports (three years)."""
 
+RESPONSE_LEAST = 0.1
+"""Seconds that a response may take at least where a call leaves it less: on a loaded host a process that is well
+does not answer at once either."""
+
 
 class InterruptMode(Enum):
     """The interrupt modes, best first (4.1.5.1.2, 4.1.4.5)."""

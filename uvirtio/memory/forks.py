@@ -10,7 +10,7 @@ import mmap
 _WIPEONFORK = 18  # MADV_WIPEONFORK of <asm-generic/mman-common.h>, since Linux 4.14
 
 
-def made_here() -> mmap.mmap:
+def made_here() -> memoryview:
     """Return memory whose first byte is 1 in this process, and 0 in a child that it forks (madvise(2)).
 
     Where the kernel does not wipe memory it is 0 from the start: then ask for the process id.
@@ -18,7 +18,7 @@ def made_here() -> mmap.mmap:
     memory = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     try:
         memory.madvise(_WIPEONFORK)
+        memory[0] = 1
     except OSError:
-        return memory
-    memory[0] = 1
-    return memory
+        pass
+    return memoryview(memory)

@@ -22,6 +22,7 @@ from uvirtio.scripted.crypto import Crypto
 from uvirtio.scripted.faults import Access, Faults
 from uvirtio.scripted.gpu import Gpu
 from uvirtio.scripted.input import Input
+from uvirtio.scripted.iommu import Iommu
 from uvirtio.scripted.legacy import ScriptedLegacy
 from uvirtio.scripted.mem import Mem
 from uvirtio.scripted.mmio import ScriptedMmio
@@ -29,9 +30,13 @@ from uvirtio.scripted.model import Admin, Model
 from uvirtio.scripted.net import Net
 from uvirtio.scripted.ninep import NineP
 from uvirtio.scripted.pci import ScriptedDevice
+from uvirtio.scripted.pmem import Pmem
 from uvirtio.scripted.ring import Chain, DriverViolation, Element, Lies
 from uvirtio.scripted.rng import Rng
+from uvirtio.scripted.rtc import Rtc
 from uvirtio.scripted.scsi import ScsiDisk, ScsiHost
+from uvirtio.scripted.sound import Sound
+from uvirtio.scripted.vsock import Vsock
 
 __all__ = [
     "Access",
@@ -47,17 +52,22 @@ __all__ = [
     "Faults",
     "Gpu",
     "Input",
+    "Iommu",
     "Lies",
     "Mem",
     "Model",
     "Net",
     "NineP",
+    "Pmem",
     "Rng",
+    "Rtc",
     "ScriptedCore",
     "ScriptedDevice",
     "ScriptedLegacy",
     "ScriptedMmio",
     "ScsiDisk",
     "ScsiHost",
+    "Sound",
+    "Vsock",
     "hostile_cases",
 ]

@@ -23,6 +23,7 @@ from uvirtio.scripted.core import RING_FEATURES, ScriptedCore
 from uvirtio.scripted.crypto import Crypto
 from uvirtio.scripted.gpu import Gpu
 from uvirtio.scripted.input import Input
+from uvirtio.scripted.iommu import Iommu
 from uvirtio.scripted.legacy import ScriptedLegacy
 from uvirtio.scripted.mem import Mem
 from uvirtio.scripted.mmio import ScriptedMmio
@@ -30,8 +31,12 @@ from uvirtio.scripted.model import Model
 from uvirtio.scripted.net import Net
 from uvirtio.scripted.ninep import NineP
 from uvirtio.scripted.pci import ScriptedDevice
+from uvirtio.scripted.pmem import Pmem
 from uvirtio.scripted.rng import Rng
+from uvirtio.scripted.rtc import Rtc
 from uvirtio.scripted.scsi import ScsiHost
+from uvirtio.scripted.sound import Sound
+from uvirtio.scripted.vsock import Vsock
 from uvirtio.spec import features as f
 from uvirtio.spec import mmio, pci
 
@@ -48,7 +53,12 @@ TYPES: Final[dict[str, Callable[..., Model]]] = {
     "console": Console,
     "9p": NineP,
     "gpu": Gpu,
+    "rtc": Rtc,
+    "vsock": Vsock,
     "crypto": Crypto,
+    "iommu": Iommu,
+    "sound": Sound,
+    "pmem": Pmem,
 }
 """The device types that there is a model of, by name."""
 
@@ -220,7 +230,7 @@ def _pair(text: str) -> tuple[int, int]:
     return _wide(8)(first), _wide(8)(second)
 
 
-_ANSWERING: Final = ("console", "9p", "gpu", "crypto")
+_ANSWERING: Final = ("console", "9p", "gpu", "rtc", "vsock", "crypto", "iommu", "sound", "pmem")
 """Types without a driver, whose models share their lies."""
 
 SWITCHES: Final = (

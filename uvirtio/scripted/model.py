@@ -54,7 +54,7 @@ class Model:
     fields: Mapping[str, Field] = {}
     """The fields of the configuration, by name."""
     other_sides: frozenset[str] = frozenset()
-    """What there is of ``peer``, ``screen`` and ``cpu`` (``interfaces.backend.OtherSide``)."""
+    """What there is of ``peer``, ``screen`` and ``memory`` (``interfaces.backend.OtherSide``)."""
 
     def __init__(self) -> None:
         self.config = bytearray()
@@ -101,11 +101,19 @@ class Model:
         raise NotImplementedError
 
     def cpu_read(self, address: int, length: int) -> bytes:
-        """``cpu``: read guest-physical memory that is the device's."""
+        """``memory``: read guest-physical memory that is the device's."""
         raise NotImplementedError
 
     def cpu_write(self, address: int, data: bytes) -> None:
-        """``cpu``: write guest-physical memory that is the device's."""
+        """``memory``: write guest-physical memory that is the device's."""
+        raise NotImplementedError
+
+    def file_read(self, offset: int, length: int) -> bytes:
+        """``memory``: read what is behind that memory."""
+        raise NotImplementedError
+
+    def file_write(self, offset: int, data: bytes) -> None:
+        """``memory``: write what is behind that memory."""
         raise NotImplementedError
 
     def put(self, name: str, value: int, *, interrupt: bool | None = None) -> None:

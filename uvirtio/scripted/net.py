@@ -3,9 +3,10 @@
     model = Net()
     device = ScriptedDevice(model)
 
-The other station has the address 10.0.2.2 and answers ARP and ping; ``inject`` sends any frame, and ``sent`` has
-those that came. Lies: ``num_buffers`` and ``header_flags`` of what is received, ``written`` (the length that it
-claims of it), ``ack`` (the answer to every command), ``hold`` (frames to send are kept; ``release`` takes them).
+The other station has the address 10.0.2.2 and answers ARP and ping; ``inject`` sends any frame, ``arrive`` one
+that the card may leave by its tables, and ``sent`` has those that came. Lies: ``num_buffers`` and ``header_flags``
+of what is received, ``written`` (the length that it claims of it), ``ack`` (the answer to every command), ``hold``
+(frames to send are kept; ``release`` takes them).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import struct
 from typing import NamedTuple
 
 from uvirtio.scripted.model import Model
+from uvirtio.scripted.net_commands import LaterCommands, inner
 from uvirtio.scripted.ring import Chain
 from uvirtio.spec import features as f
 from uvirtio.spec import net as spec
@@ -31,6 +33,8 @@ FEATURES = f.mask(
     *(_N.MAC, _N.STATUS, _N.MRG_RXBUF, _N.CTRL_VQ, _N.CTRL_RX, _N.CTRL_RX_EXTRA, _N.CTRL_VLAN),
     *(_N.GUEST_ANNOUNCE, _N.CTRL_MAC_ADDR),
 )
+_HASH_IPV4 = 1
+_IPIP, _IN_IP = 1 << 7, 4
 _CONTROL_NEEDS = {
     Control.RX: _N.CTRL_RX,
     Control.MAC: _N.CTRL_RX,
@@ -38,7 +42,12 @@ _CONTROL_NEEDS = {
     Control.ANNOUNCE: _N.GUEST_ANNOUNCE,
     Control.MQ: _N.MQ,
     Control.GUEST_OFFLOADS: _N.CTRL_GUEST_OFFLOADS,
+    Control.NOTF_COAL: _N.VQ_NOTF_COAL,
+    Control.HASH_TUNNEL: _N.HASH_TUNNEL,
+    Control.STATS: _N.DEVICE_STATS,
+    Control.RSS_CONTEXT: _N.RSS_CONTEXT,
 }
+_LATER = frozenset({Control.NOTF_COAL, Control.HASH_TUNNEL, Control.STATS, Control.RSS_CONTEXT})
 
 
 class Command(NamedTuple):
@@ -63,6 +72,7 @@ class Net(Model):
         queue_size: int = 64,
         mac: bytes = MAC,
         config_length: int = 24,
+        tunnel_types: int = 0,
         **fields: int,
     ) -> None:
         super().__init__()
@@ -82,6 +92,9 @@ class Net(Model):
         for name, value in told.items():
             if FIELDS[name].end <= config_length:
                 self.put(name, value)
+        # supported_tunnel_types, behind the fields that have names here (5.1.4).
+        self.config[24:28] = struct.pack("<I", tunnel_types)[: max(0, config_length - 24)]
+        self.later = LaterCommands(pairs, tunnel_types, lambda: self.control_queue)
         self.sent: list[bytes] = []
         """Frames that came from the driver."""
         self.headers: list[bytes] = []
@@ -89,6 +102,13 @@ class Net(Model):
         self.commands: list[Command] = []
         self.buffers: dict[int, list[Chain]] = {}
         self.used_pairs = 1
+        self.table: set[bytes] = set()
+        """The addresses that it takes beside its own."""
+        self.promiscuous = True
+        self.all_groups = False
+        self.vlans: set[int] = set()
+        """The tags that it takes, with CTRL_VLAN."""
+        self.rss: Rss | None = None
         self.answers = True
         """Whether the other station answers."""
         self.num_buffers: int | None = None
@@ -109,13 +129,23 @@ class Net(Model):
 
     def shown_queues(self, count: int) -> int:
         """As QEMU has it: only with MQ are there more than the queues of one pair, and the control queue."""
-        return count if self.has(_N.MQ) else min(count, spec.CONTROLQ + 1)
+        return count if self.has(_N.MQ) or self.has(_N.RSS) else min(count, spec.CONTROLQ + 1)
+
+    @property
+    def control_queue(self) -> int:
+        """Where the control queue is (5.1.2)."""
+        return 2 * self.pairs if self.has(_N.MQ) or self.has(_N.RSS) else spec.CONTROLQ
 
     def reset(self) -> None:
         """The device was reset: it has no buffers."""
         self.buffers.clear()
         self.kept.clear()
         self.used_pairs = 1
+        self.table.clear()
+        self.promiscuous, self.all_groups = True, False
+        self.vlans.clear()
+        self.rss = None
+        self.later.reset()
 
     def queue_reset(self, queue: int) -> None:
         """One queue was reset."""
@@ -132,7 +162,7 @@ class Net(Model):
 
     def handle(self, queue: int, chain: Chain) -> int | None:
         """Keep a receive buffer, send a frame, or carry out a command."""
-        if queue == (2 * self.pairs if self.has(_N.MQ) else spec.CONTROLQ):
+        if queue == self.control_queue:
             return self._control(chain)
         if queue % 2 == spec.RECEIVEQ:
             check = self.device.check
@@ -191,15 +221,22 @@ class Net(Model):
         data = chain.data()
         kind, command = data[0], data[1]
         check("NET-L06", lengths[0] == spec.CONTROL_HEADER_SIZE, f"the command's first element is {lengths[0]}")
-        check("NET-L09", [one.length for one in chain.writable] == [1], "the answer is no element of one byte")
+        later = kind in _LATER  # these may have a result behind the answer
+        room = [one.length for one in chain.writable]
+        check("NET-L09", room == [1] or (later and bool(room)), "the answer is no element of one byte")
         table = (kind, command) == (Control.MAC, spec.MAC_TABLE_SET)
         name, most = ("NET-L08", 2) if table else ("NET-L07", 1)
         check(name, len(lengths) - 1 <= most, f"elements of {lengths} bytes")
         self.commands.append(Command(kind, command, data[2:]))
         needed = _CONTROL_NEEDS.get(Control(kind)) if kind in set(Control) else None
+        if (kind, command) == (Control.MQ, spec.MQ_RSS_CONFIG):
+            needed = _N.RSS
         known = needed is not None and self.has(needed)
         names = {int(Control.RX): "NET-38", int(Control.MAC): "NET-40"}
         check(names.get(kind, "NET-CTRL"), known, f"class {kind}")
+        if known and later and self.ack is None:
+            result = self.later.carry_out(Control(kind), command, data[2:])
+            return chain.fill(b"\x01" if result is None else b"\0" + result)
         done = known and self._carry_out(Control(kind), command, data[2:])
         answer = (0 if done else 1) if self.ack is None else self.ack
         return chain.fill(bytes([answer]))
@@ -209,14 +246,29 @@ class Net(Model):
         if kind is Control.RX:
             extra = command > spec.RxMode.ALLMULTI
             self.device.check("NET-39", not extra or self.has(_N.CTRL_RX_EXTRA), f"mode {command}")
-            return len(data) == 1 and command <= spec.RxMode.NOBCAST
+            if len(data) != 1 or command > spec.RxMode.NOBCAST:
+                return False
+            if command == spec.RxMode.PROMISC:
+                self.promiscuous = bool(data[0])
+            if command == spec.RxMode.ALLMULTI:
+                self.all_groups = bool(data[0])
+            return True
         if kind is Control.MAC and command == spec.MAC_ADDR_SET:
             if len(data) == spec.MAC_SIZE:
                 self.put("mac", int.from_bytes(data, "little"), interrupt=False)
             return len(data) == spec.MAC_SIZE
         if kind is Control.MAC:
             self.device.check("NET-42", _is_table(data), f"tables of {len(data)} bytes")
+            if _is_table(data):
+                self.table = _addresses(data)
             return _is_table(data)
+        if kind is Control.VLAN:
+            tag = int.from_bytes(data, "little")
+            (self.vlans.add if command == spec.VLAN_ADD else self.vlans.discard)(tag)
+            return True
+        if kind is Control.MQ and command == spec.MQ_RSS_CONFIG:
+            self.rss = Rss.of(data)
+            return True
         if kind is Control.ANNOUNCE:
             self.put("status", self.get("status") & ~spec.STATUS_ANNOUNCE, interrupt=False)
             return True
@@ -228,6 +280,39 @@ class Net(Model):
         return True
 
     # --- the network's side ---------------------------------------------------------------------------------
+
+    def takes(self, frame: bytes) -> bool:
+        """Whether the card takes a frame, by its address and its tag.
+
+        Args:
+            frame: From its first address on.
+        """
+        to = frame[:6]
+        tag = int.from_bytes(frame[14:16], "big") & 0xFFF if frame[12:14] == b"\x81\0" else None
+        if tag is not None and self.has(_N.CTRL_VLAN) and tag not in self.vlans:
+            return False
+        own = to in self.table or to in (self.get("mac").to_bytes(6, "little"), spec.BROADCAST)
+        return own or self.promiscuous or bool(to[0] & 1 and self.all_groups)
+
+    def queue_of(self, frame: bytes) -> int:
+        """The receive queue for a frame: of RSS, or of the pairs in use.
+
+        Args:
+            frame: From its first address on.
+        """
+        if self.rss is not None:
+            tunnel = self.later.tunnels & _IPIP and frame[12:14] == b"\x08\0" and frame[23] == _IN_IP
+            return 2 * self.rss.pair(inner(frame) if tunnel else frame)
+        return 2 * (frame[11] % self.used_pairs)
+
+    def arrive(self, frame: bytes) -> None:
+        """A frame comes over the cable, for the card to take or to leave.
+
+        Args:
+            frame: From its first address on.
+        """
+        if self.takes(frame):
+            self.inject(frame, queue=self.queue_of(frame))
 
     def inject(self, *frames: bytes, queue: int = spec.RECEIVEQ, header: bytes = bytes(10)) -> int:
         """Frames from the network into the buffers that wait, then one interrupt; how many found some.
@@ -267,6 +352,59 @@ class Net(Model):
         """The cable is plugged in, or pulled."""
         other = self.get("status") & ~spec.STATUS_LINK_UP
         self.put("status", other | up, interrupt=True)
+
+
+class Rss(NamedTuple):
+    """What RSS_CONFIG has set (5.1.9.5.7)."""
+
+    types: int
+    other: int
+    """The pair for what has no hash."""
+    table: tuple[int, ...]
+    key: bytes
+
+    @classmethod
+    def of(cls, data: bytes) -> Rss:
+        """From the data of the command.
+
+        Args:
+            data: All of it.
+        """
+        types, mask, other = struct.unpack_from("<IHH", data)
+        table = struct.unpack_from(f"<{mask + 1}H", data, 8)
+        at = 8 + 2 * (mask + 1) + 2
+        return cls(types, other, table, data[at + 1 : at + 1 + data[at]])
+
+    def pair(self, frame: bytes) -> int:
+        """The pair of queues for a frame.
+
+        Args:
+            frame: From its first address on.
+        """
+        if frame[12:14] != b"\x08\0" or not self.types & _HASH_IPV4:
+            return self.other
+        return self.table[toeplitz(self.key, frame[26:34]) % len(self.table)]
+
+
+def toeplitz(key: bytes, data: bytes) -> int:
+    """The hash of RSS (5.1.9.4.3.3), 32 bits.
+
+    Args:
+        key: Longer than the data by 4 bytes at least.
+        data: What is hashed.
+    """
+    window, found = int.from_bytes(key, "big"), 0
+    for place in range(8 * len(data)):
+        if data[place // 8] >> 7 - place % 8 & 1:
+            found ^= window >> 8 * len(key) - 32 - place & 0xFFFF_FFFF
+    return found
+
+
+def _addresses(data: bytes) -> set[bytes]:
+    """The addresses in the data of MAC_TABLE_SET."""
+    (stations,) = struct.unpack_from("<I", data)
+    rest = data[4 : 4 + 6 * stations] + data[8 + 6 * stations :]
+    return {rest[place : place + 6] for place in range(0, len(rest), 6)}
 
 
 def _is_table(data: bytes) -> bool:

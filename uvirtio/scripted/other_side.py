@@ -12,7 +12,7 @@ class OtherSideOfModel:
 
     @property
     def other_sides(self) -> frozenset[str]:
-        """What the model has of ``peer``, ``screen`` and ``cpu``."""
+        """What the model has of ``peer``, ``screen`` and ``memory``."""
         return self.model.other_sides
 
     def peer_send(self, data: bytes) -> None:
@@ -34,3 +34,11 @@ class OtherSideOfModel:
     def cpu_write(self, address: int, data: bytes) -> None:
         """Write memory that the device shows to the processors."""
         self.model.cpu_write(address, data)
+
+    def file_read(self, offset: int, length: int) -> bytes:
+        """Read what is behind that memory."""
+        return self.model.file_read(offset, length)
+
+    def file_write(self, offset: int, data: bytes) -> None:
+        """Write what is behind that memory."""
+        self.model.file_write(offset, data)

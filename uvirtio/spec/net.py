@@ -106,6 +106,10 @@ class Control(IntEnum):
     ANNOUNCE = 3
     MQ = 4
     GUEST_OFFLOADS = 5
+    NOTF_COAL = 6
+    HASH_TUNNEL = 7
+    STATS = 8
+    RSS_CONTEXT = 9
 
 
 class RxMode(IntEnum):
@@ -125,4 +129,5 @@ VLAN_ADD: Final = 0  # 5.1.6.5.3: le16
 VLAN_DEL: Final = 1
 ANNOUNCE_ACK: Final = 0  # 5.1.6.5.4: no data
 MQ_VQ_PAIRS_SET: Final = 0  # 5.1.6.5.6: le16
+MQ_RSS_CONFIG: Final = 1  # 5.1.6.5.7
 GUEST_OFFLOADS_SET: Final = 0  # 5.1.6.5.9: le64

@@ -87,7 +87,7 @@ class ChainWatch:
         self._fixed = [(list(readable), list(writable)) for readable, writable in chains]
         return do()
 
-    def _submit(self, do: Callable[[], Any], slots: Any) -> None:
+    def _submit(self, do: Callable[[], Any], slots: Any, **_: Any) -> None:
         posted = [int(slot) for slot in slots]
         for slot in posted:
             if slot < len(self._fixed):

@@ -10,7 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 from uvirtio.errors import BadTrace
-from uvirtio.interfaces.backend import Backend, Guarded, GuestMachine, OtherSide, ProvidesMemory, WithoutIommu
+from uvirtio.interfaces.backend import (
+    Backend,
+    Guarded,
+    GuestMachine,
+    Hurries,
+    OtherSide,
+    ProvidesMemory,
+    WithoutIommu,
+)
 from uvirtio.interfaces.memory import AdoptsMemory, DmaSpace, Event
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.trace.chains import ChainWatch
@@ -97,6 +105,10 @@ class _Watched:
         space = dma_on(self.tape, len(self._spaces), facts, inner)
         self._spaces.append(space)
         return space
+
+    def hurry(self, deadline: float | None) -> float | None:
+        """Hand on a deadline, which is no part of the record; see ``Hurries``."""
+        return self.inner.hurry(deadline) if isinstance(self.inner, Hurries) else None
 
     def event(self, name: str, method: str) -> WatchedEvent | None:
         """Call a method that returns an event, or None."""
@@ -405,6 +417,14 @@ class _OtherSide(_Watched):
     def cpu_write(self, address: int, data: bytes) -> None:
         """Write guest-physical memory."""
         self.tape.ask("call", "cpu_write", [address, data.hex()], lambda: self.inner.cpu_write(address, data))
+
+    def file_read(self, offset: int, length: int) -> bytes:
+        """Read the file behind the device's memory."""
+        return self._bytes("file_read", offset, length)
+
+    def file_write(self, offset: int, data: bytes) -> None:
+        """Write the file behind the device's memory."""
+        self.tape.ask("call", "file_write", [offset, data.hex()], lambda: self.inner.file_write(offset, data))
 
     def _bytes(self, name: str, *args: Any) -> bytes:
         ask = self.tape.ask

@@ -207,6 +207,10 @@ class Mmio(TransportBase):
         # The byte of 2.1; a window without a device reads all ones, and so does the byte.
         return self._registers.read32(mmio.STATUS) & 0xFF
 
+    def is_absent(self) -> bool:
+        """Whether MagicValue (4.2.2), too, says that there is no device."""
+        return self._registers.read32(mmio.MAGIC_VALUE_REG) != mmio.MAGIC
+
     def set_status(self, value: int) -> None:
         """Write the device status (2.1); 0 resets the device."""
         self._registers.write32(mmio.STATUS, value)
@@ -380,8 +384,10 @@ class Mmio(TransportBase):
         event, self._event = self._event, None
         self._mode = InterruptMode.POLLING
         if event is not None:
-            self._window.disable_interrupt()
-            event.close()
+            try:
+                self._window.disable_interrupt()
+            finally:
+                event.close()
 
     def events(self) -> Sequence[Event]:
         """Return the events to wait for: the interrupt line, and the removal of the device."""

@@ -258,12 +258,14 @@ class PciBase(TransportBase):
         return why
 
     def _disconnect(self) -> None:
-        if self._events:
-            self._function.disable_interrupts()
-            self._tell("interrupts: off")
-        for event in self._events:
-            event.close()
-        self._events, self._vectors = [], {}
+        events, self._events, self._vectors = self._events, [], {}
+        try:
+            if events:
+                self._function.disable_interrupts()
+                self._tell("interrupts: off")
+        finally:
+            for event in events:
+                event.close()
         self._mode = InterruptMode.POLLING
         self._msix_on = False
         self._config_shares_vector = False
@@ -276,9 +278,25 @@ class PciBase(TransportBase):
 
     def causes(self, fired: Collection[int] | None = None) -> Causes:
         """Take what is pending, read its cause and rearm; see ``Transport``."""
-        if self._msix_on:
-            return self._msix_causes(fired)
         removal = self._function.removal
+        if self._msix_on:
+            # 4.1.4.5.2: the ISR is not read then.
+            vectors, events = self._vectors, self._events
+            config = queues = False
+            other = fired is None
+            for number in vectors if fired is None else fired:
+                vector = vectors.get(number, -1)
+                if vector < 0:
+                    other = True
+                elif events[vector].take():
+                    if vector:
+                        queues = True
+                    else:
+                        config, queues = True, queues or self._config_shares_vector
+            if queues and not (config or other):
+                return USED
+            gone = other and removal is not None and _taken(removal, fired)
+            return Causes(config, queues, gone)
         gone = removal is not None and _taken(removal, fired)
         if self._mode is InterruptMode.POLLING:
             return self._isr_causes(gone)
@@ -288,25 +306,6 @@ class PciBase(TransportBase):
         causes = self._isr_causes(gone)
         line.rearm()
         return causes
-
-    def _msix_causes(self, fired: Collection[int] | None) -> Causes:
-        # 4.1.4.5.2: the ISR is not read then.
-        vectors = self._vectors
-        config = queues = other = False
-        for number in vectors if fired is None else fired:
-            vector = vectors.get(number, -1)
-            if vector < 0:
-                other = True
-            elif self._events[vector].take():
-                if vector:
-                    queues = True
-                else:
-                    config, queues = True, queues or self._config_shares_vector
-        if queues and not (config or other or fired is None):
-            return USED
-        removal = self._function.removal
-        gone = (other or fired is None) and removal is not None and _taken(removal, fired)
-        return Causes(config, queues, gone)
 
     def _isr_causes(self, removal: bool) -> Causes:
         # 4.1.4.5: reading clears, so it is read once and both bits are used.
@@ -332,10 +331,12 @@ class PciBase(TransportBase):
 
     def release_queues(self) -> None:
         """Close the doorbells and the interrupt events, after the device has been reset."""
-        for doorbell in self._doorbells.values():
-            doorbell.close()
-        self._doorbells.clear()
-        self._disconnect()
+        try:
+            for doorbell in self._doorbells.values():
+                doorbell.close()
+            self._doorbells.clear()
+        finally:
+            self._disconnect()
 
     def _let_go(self) -> None:
         try:
@@ -372,6 +373,13 @@ class PciBase(TransportBase):
     def status(self) -> int:
         """Return the device status (2.1)."""
         raise NotImplementedError
+
+    def is_absent(self) -> bool:
+        """Whether revision and class in configuration space read all ones, too.
+
+        Not the vendor: VFIO has that of a virtual function from a copy.
+        """
+        return self._function.config.read32(pci.CFG_REVISION_ID) == 0xFFFFFFFF
 
 
 def not_virtio(function: PciFunction, vendor: int, device: int) -> NotVirtio:

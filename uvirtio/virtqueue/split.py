@@ -38,8 +38,8 @@ _IDX = ring.RING_IDX // 2
 _RING = ring.RING_ENTRIES // 2
 
 
-_Held = tuple[Sequence[SgEntry], Sequence[SgEntry], int]
-"""A chain, and how many bytes the device may write of it."""
+_Held = tuple[Sequence[SgEntry], Sequence[SgEntry], int, tuple[int, ...]]
+"""A chain, how many bytes the device may write of it, and its descriptors; none where a table has it."""
 
 
 class SplitQueue(VirtqueueBase):
@@ -74,7 +74,10 @@ class SplitQueue(VirtqueueBase):
         """With IN_ORDER: the head of each chain, by its number modulo the size."""
 
         self._held: list[_Held | None] = [None] * size
-        """What the indirect table of each head has, where that cannot have been changed since."""
+        """What the indirect table of each head has, or the chain that it begins, as long as neither is changed."""
+
+        self._direct = False
+        """Whether ``_held`` has had chains without a table."""
 
         self._avail = watched(driver, 0, words16(driver.view, 0, 3 + size))
         self._used = watched(device, 0, words16(device.view, 0, 3 + 4 * size))
@@ -133,13 +136,23 @@ class SplitQueue(VirtqueueBase):
             if not free:
                 raise self._full(1, 0)
             head = free.pop() if not self._in_order else self._take()
+            if self._direct:
+                self._held[head] = None
             desc[2 * head] = address
             desc[2 * head + 1] = word
         else:
             held = self._held[free[-1]] if free and not self._in_order else None
-            if held is not None and held[0] is readable and held[1] is writable:
+            if held is None or held[0] is not readable or held[1] is not writable:
+                held = None
+            if held is not None and not held[3]:
                 head, room = free.pop(), held[2]  # the chain for which this table was written
                 self._name_table(head, count)
+            elif held is not None and type(free) is list:
+                # The chain for which these descriptors were written. They came back together, the head on top: if
+                # one had been taken since, the head would have been too, and this would be forgotten.
+                room, chain = held[2], held[3]
+                head = chain[0]
+                del free[-count:]
             else:
                 room = measure(readable, writable, self.size)
                 if self._tables and count <= INDIRECT_ENTRIES:
@@ -148,14 +161,15 @@ class SplitQueue(VirtqueueBase):
                     head = self._take()
                     self._fill_table(head, readable, writable, count)
                     same = type(readable) is tuple and type(writable) is tuple  # as long as it is these objects
-                    self._held[head] = (readable, writable, room) if same else None
                     self._name_table(head, count)
+                    self._held[head] = (readable, writable, room, ()) if same else None
                 else:
                     if len(free) < count:
                         raise self._full(count, len(free))
                     chain = tuple([self._take() for _ in range(count)])
                     self._fill_chain(chain, readable, writable)
                     head = chain[0]
+                    self._keep(chain, readable, writable, room)
         laid = self._laid
         self._out[head] = (cookie, room, chain, laid)
         if self._in_order:
@@ -168,6 +182,16 @@ class SplitQueue(VirtqueueBase):
         """Return a free descriptor; there must be one."""
         free = self._free
         return free.pop() if type(free) is list else free.popleft()  # type: ignore[union-attr]
+
+    def _keep(
+        self, chain: tuple[int, ...], readable: Sequence[SgEntry], writable: Sequence[SgEntry], room: int
+    ) -> None:
+        """Note which chain these descriptors hold now, so that it need not be written again."""
+        for number in chain:
+            self._held[number] = None
+        if type(readable) is tuple and type(writable) is tuple and not self._in_order:
+            self._held[chain[0]] = (readable, writable, room, chain)
+            self._direct = True
 
     def _name_table(self, head: int, count: int) -> None:
         # 2.7.5.3.1: INDIRECT without NEXT; WRITE has no meaning here.
@@ -312,7 +336,7 @@ class SplitQueue(VirtqueueBase):
             if chain is None:
                 free.append(head)
             else:
-                free.extend(chain)
+                free.extend(chain[::-1])  # so that the next one takes them in the same order
             self.reaped = number + 1
             done.append(made(Completion, (cookie, written)))
 
@@ -490,33 +514,36 @@ class SplitQueue(VirtqueueBase):
         """
         if self.dead:
             self.refuse()
-        avail, used, order, reaped = self._avail, self._used, self._order, self.reaped
+        # Between the look that finds something and the kick nothing is done that could be done before.
+        avail, used, fence, order = self._avail, self._used, self._fence, self._order
+        event = self._avail_event if self._event_idx else 0
+        reaped, old, laid = self.reaped, self.published, self._laid
         count, last = 0, reaped & 0xFFFF
         while True:
+            index, step = (
+                last,
+                (old - reaped - count) >> 3,
+            )  # of many in flight several go together, which is cheaper
             for _ in range(looks):
                 index = used[_IDX]
-                if index != last:
+                if index != last and (not step or (index - last) & 0xFFFF >= step):
                     break
             else:
-                return count
-            old, before, last = self.published, count, index
-            count = (index - reaped) & 0xFFFF
-            if not before < count <= old - reaped:
+                if index == last:
+                    return count
+            more, last, count = count, index, (index - reaped) & 0xFFFF
+            if not more < count <= old - reaped:
                 self._bad_index(index)
-            more = self._laid - old
-            if more > count - before:
-                more = count - before
+            more = count - more
+            if more > laid - old:
+                more = laid - old
             if more:  # as show_heads
                 if order is not None:
                     order()  # 2.7.13.3.1
-                self.published = new = old + more
-                avail[_IDX] = new & 0xFFFF
-                self._fence()  # 2.7.13.4.1
-                if (
-                    (new - used[self._avail_event] - 1) & 0xFFFF < more
-                    if self._event_idx
-                    else not used[_FLAGS] & USED_F_NO_NOTIFY
-                ):
+                self.published = old = old + more
+                avail[_IDX] = old & 0xFFFF
+                fence()  # 2.7.13.4.1
+                if (old - used[event] - 1) & 0xFFFF < more if event else not used[_FLAGS] & USED_F_NO_NOTIFY:
                     notify()
             if count >= goal or not more:
                 return count

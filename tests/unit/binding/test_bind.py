@@ -514,6 +514,12 @@ def test_nothing_is_changed_without_a_journal(fake: FakeSys) -> None:
 # --- owner -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("text", ["\u0663", "\u0663:0", "0:\u0663", "\u00b2", "", ":", ":0", " 0"])
+def test_an_owner_is_a_name_or_ascii_digits(text: str) -> None:
+    with pytest.raises(UsageError, match="no owner"):
+        owner_ids(text)
+
+
 def test_the_node_is_given_only_where_the_iommu_holds_the_device(fake: FakeSys) -> None:
     fake.pci(RNG, "rng", group=7, features=1 << 32 | 1 << 33)
     fake.pci(NIC, "rng", group=8)

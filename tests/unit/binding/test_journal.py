@@ -6,6 +6,9 @@ import dataclasses
 import errno
 import json
 import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from tests.fakes.fakesys import FakeSys
 from uvirtio.binding import journal
 from uvirtio.binding.journal import DeviceEntry
 from uvirtio.errors import EnvironmentLack
+from uvirtio.host.lock import take_lock
 
 DEVICE = DeviceEntry(
     "0000:03:00.0", "pci", "0000:03:00.0", "vfio-pci", "virtio-pci", None, pci_id="1af4:1044",
@@ -41,6 +45,17 @@ def test_what_is_stored_comes_back(fake: FakeSys) -> None:
     (path,) = journal.directory(fake.roots).iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
     json.dumps(entry.as_dict())
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("nan"), 1e400, "x", None])
+def test_a_record_with_an_impossible_number_hides_no_other(fake: FakeSys, number: object) -> None:
+    entry = journal.new([DEVICE], fake.roots)
+    journal.store(entry, fake.roots)
+    (path,) = journal.directory(fake.roots).iterdir()
+    raw = json.loads(path.read_bytes())
+    raw["devices"].append({**raw["devices"][0], "address": "0000:04:00.0", "node_before": [0, 0, number]})
+    path.write_text(json.dumps(raw))
+    assert journal.entries(fake.roots) == [entry] and journal.damaged(fake.roots) == []
 
 
 def test_store_replaces_and_remove_removes(fake: FakeSys) -> None:
@@ -75,6 +90,37 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(
             journal.store(journal.new([DEVICE], fake.roots), fake.roots)
     assert "No space" in str(error.value.seen) and error.value.exit_code == 4
     assert list(journal.directory(fake.roots).iterdir()) == []
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """A read-only file system at ``folder``, with what is in it; it takes the right to mount one."""
+    made = subprocess.run(["mount", "--bind", folder, folder], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no mounts: {made.stderr}")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def test_a_read_only_file_system_is_an_error_of_the_environment(fake: FakeSys) -> None:
+    entry = journal.new([DEVICE], fake.roots)
+    journal.store(entry, fake.roots)
+    kept = sorted(journal.directory(fake.roots).iterdir())
+    with read_only(fake.roots.run):
+        for change in (
+            lambda: journal.store(journal.new([DEVICE], fake.roots), fake.roots),
+            lambda: journal.update(entry, DEVICE, fake.roots),
+            lambda: journal.drop(entry, DEVICE.address, fake.roots),
+        ):
+            with pytest.raises(EnvironmentLack) as error:
+                change()
+            assert "Read-only" in str(error.value.seen) and error.value.exit_code == 4
+        with pytest.raises(EnvironmentLack, match="lock"):
+            take_lock("0000:00:04.0", fake.roots)
+    assert sorted(journal.directory(fake.roots).iterdir()) == kept
 
 
 def test_it_is_synced_before_it_has_its_name(fake: FakeSys, monkeypatch: pytest.MonkeyPatch) -> None:

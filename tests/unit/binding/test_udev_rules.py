@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import stat
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from uvirtio.host import denylist, drivers
+from uvirtio.host.roots import Roots
 from uvirtio.spec import features, ids
 
 FOLDER = Path(__file__).resolve().parents[3] / "udev-rules"
@@ -274,6 +277,51 @@ def test_a_group_without_virtio_is_not_spoken_of(tree):
     tree.function(device=0x10D3, vendor=0x8086, kind=0x020000)
     assert tree.run("group", "7") == {}
     assert tree.run("group", "99") == {}
+
+
+HERE = "0000:0a:00.0"
+
+PATTERNS = r"""
+0a:00.0|a:0.0|0A:00.0|0a:*|0000:0A:00.0|PCI@0000:0a:00.0|pci/a:0.0|00000:0a:00.0|0:a:0.0|000000000:0a:00.0|0b:00.0|*|**
+?000:0a:00.0|[0-9]a:00.0|[!1]a:00.0|[^1]a:00.0|0[[:alpha:]]:00.0|0[]a]:00.0|0[a:00.0|0\\a:00.0|[z-a]a:00.0|[!]]a:00.0
+[!z-a]a:00.0|0[--a]:00.0|0[a-]:00.0|0[a--b]:00.0|0a:20.0|0a:00.8|*[!]]|0a:00.[0|0a:00.[0-|.|[|[]|[!]|*0a:00.0|qemu:*
+/dev/vfio/7|/dev/vfio/7/|/DEV/VFIO/7|/dev/vfio/*|/dev/vfio/devices/vfio3|/dev/vfio//7|vfio3|vfio4|balloon|rng|virtio3
+/sys/bus/pci/devices/0000:0a:00.0|/sys/bus/pci/devices/0000:0a:00.0/|/sys/class/vfio-dev/vfio3|/sys/bus/pci/../0a:00.0
+# 0a:00.0|0a:00.0 x|  0a:00.0 # c|0b:00.0\r0a:00.0|0b:00.0\v0a:00.0|0b:00.0\u00850a:00.0|0b:00.0\u20280a:00.0
+\ufeff0a:00.0|\ufeff# x\r0a:00.0|0a:00.0\u00a0|\u30000a:00.0|0a:00.0\x1c|0a:00.0\x1f|x\x1e0a:00.0|\x000a:00.0
+0a:00.0\x00|0a:00.\u0660|\u212a|0a:00.0\udc85|0b:00.0\udc850a:00.0
+"""
+"""Ways to write 0000:0a:00.0 and others in a deny list, as Python writes them."""
+
+
+def _fuzzed(count: int) -> list[str]:
+    drawn = random.Random(20261129)
+    words = ["0a", "00", ":", ".", "0", "*", "?", "[", "]", "!", "-", "a", "[!", "0-", "#", "\r", "A", "\\", "^"]
+    return ["".join(drawn.choices(words, k=drawn.randint(1, 9))) for _ in range(count)]
+
+
+def test_the_helper_reads_the_deny_list_as_the_package_does(tree):
+    """The same lists for both, one pattern each: short forms, capitals, globs, line ends, nodes, paths, a BOM."""
+    function = tree.function(HERE)
+    tree.seen(HERE)
+    (function / "vfio-dev/vfio3").mkdir(parents=True)
+    held = tree.top / "sys/bus/pci/drivers/vfio-pci"
+    held.mkdir(parents=True)
+    (function / "driver").symlink_to(held)
+    named = tree.top / "sys/class/vfio-dev/vfio3"
+    named.parent.mkdir()
+    named.symlink_to(function / "vfio-dev/vfio3")
+    (function / "vfio-dev/vfio3/dev").touch()
+    roots = Roots.under(tree.top)
+    names = [HERE, *drivers.user_nodes(function, roots)]
+    told = [bytes(one, "ascii").decode("unicode_escape") for one in PATTERNS.strip().replace("\n", "|").split("|")]
+    verdicts = set()
+    for pattern in told + _fuzzed(40):
+        tree.deny.write_bytes(pattern.encode("utf-8", "surrogateescape"))
+        denied = denylist.denying(names, roots) is not None
+        verdicts.add(denied)
+        assert (tree.run("group", "7")["UVIRTIO_ACCESS"] == "no") is denied, repr(pattern)
+    assert verdicts == {False, True}
 
 
 def test_a_deny_list_that_names_others_is_no_hindrance(safe):

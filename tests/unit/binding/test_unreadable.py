@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from uvirtio.binding.plan import plan
 from uvirtio.binding.rules import check
 from uvirtio.cli import main
 from uvirtio.cli.app import run
-from uvirtio.errors import PermissionLack
+from uvirtio.errors import PermissionLack, UvirtioError
 from uvirtio.host import process, sysfs
 
 AT, MATE = "0000:03:00.0", "0000:03:00.1"
@@ -273,3 +275,32 @@ def test_what_may_not_be_seen_is_not_gone(fake: FakeSys, close) -> None:
     close("sys")
     assert not sysfs.exists(device) and not sysfs.is_dir(device) and not sysfs.gone(device)
     assert sysfs.gone(fake.roots.run / "none") and sysfs.gone(fake.roots.proc / "iomem" / "none")
+
+
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(fake: FakeSys) -> None:
+    """One file after the other: only a foreign tree can have a pipe there, whose opening waits for a writer."""
+    fake.pci(AT, "rng", driver="virtio-pci")
+    fake.mmio("LNRO0005:01", "blk")
+    fake.text(fake.roots.etc / "uvirtio/deny", "# none\n")
+    fake.text(fake.roots.proc / "config.gz", b"")
+    fake.text(fake.roots.proc / "meminfo", "MemTotal: 1 kB\n")
+
+    def hangs(*_: object) -> None:
+        raise AssertionError(f"{place} was waited for")
+
+    before = signal.signal(signal.SIGALRM, hangs)
+    try:
+        for place in sorted(path for path in fake.roots.sys.parent.rglob("*") if path.is_file()):
+            kept = place.with_name("kept")
+            place.rename(kept)
+            os.mkfifo(place)
+            signal.alarm(20)
+            checks(fake.roots, qemu_version=lambda _: "")
+            with suppress(UvirtioError):
+                plan(discover.find(AT, fake.roots), fake.roots)
+            signal.alarm(0)
+            place.unlink()
+            kept.rename(place)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -579,7 +579,7 @@ def test_a_vhost_user_device_is_completed_by_parts(values: Callable[[str], list[
 
 
 def test_a_scripted_device_is_completed_by_parts(values: Callable[[str], list[str]]) -> None:
-    assert values("diag scripted:r") == ["scripted:rng"]
+    assert values("diag scripted:rn") == ["scripted:rng"]
     assert values("blk info scripted:") == ["scripted:blk"]
     assert "scripted:blk,silent" in values("diag scripted:blk,sil")
     assert "scripted:blk,silent,used-len=" in values("diag scripted:blk,silent,used-l")

@@ -12,7 +12,7 @@ from uvirtio.conform.implementation import Implementation
 from uvirtio.conform.row import Area, Level
 from uvirtio.conform.run import run
 from uvirtio.conform.trial import Trial
-from uvirtio.conform.verdict import Severity, Verdict, Violated, rejected
+from uvirtio.conform.verdict import Kind, Severity, Verdict, Violated, rejected
 from uvirtio.errors import Misuse, UsageError
 from uvirtio.scripted.address import build
 
@@ -230,7 +230,48 @@ def test_a_quirk_hides_nothing_that_is_worse_than_it_foretells():
     assert verdicts(make, row_of(leaves), implementation=thing, quirks=foretold)[0] == ["known"]
 
 
-@pytest.mark.parametrize("spoil", [("source = ", "sauce = "), ('"fail"', '"pass"'), (">=1.2", "from 1.2")])
+def writes_after_its_violation(t: Trial):
+    """The row is violated, and a readable buffer is written as well."""
+    lane = t.start()
+    given = t.readable(b"given")
+    t.good(lane)
+    t.transport.backend.memory.write(given.address, b"\x66")
+    bad(t)
+
+
+def owes(t: Trial):
+    t.owe(lambda: False, "nothing came", "something")
+
+
+@pytest.mark.parametrize(("check", "kind"), [(bad, "row"), (owes, "late"), (writes_after_its_violation, "stray")])
+def test_a_quirk_hides_no_failure_of_another_kind(check, kind):
+    make, _ = spoilt(lambda device: None)
+    for known in ("row", "late", "stray"):
+        quirk = quirks.parse(f'{QUIRK}kinds = ["{known}"]')
+        thing = Implementation("thing", "1.3")
+        found, report = verdicts(make, row_of(check), implementation=thing, quirks=quirk)
+        assert found == ["known" if known == kind else "fail"]
+        assert report.as_document()["tests"][0]["kind"] == kind
+    assert not quirks.parse(QUIRK)[0].foretells("fail", Kind.STRAY), "unless a quirk says otherwise"
+
+
+def test_a_stray_write_in_a_row_that_is_known_to_fail_has_its_severity():
+    make, _ = spoilt(lambda device: None)
+    how = {"implementation": Implementation("thing", "1.3"), "quirks": quirks.parse(QUIRK)}
+    _, report = verdicts(make, row_of(writes_after_its_violation), **how)
+    (result,) = report.bad
+    assert result.severity is Severity.MEMORY and "D-DESC-01" in result.seen and result.seen.startswith("this (")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        ("source = ", "sauce = "),
+        ('"fail"', '"pass"'),
+        (">=1.2", "from 1.2"),
+        ("driver = ", 'kinds = ["odd"]\ndriver = '),
+    ],
+)
 def test_a_quirk_that_cannot_be_read_is_an_error(spoil):
     with pytest.raises(Misuse):
         quirks.parse(QUIRK.replace(*spoil))

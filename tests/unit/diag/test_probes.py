@@ -196,6 +196,96 @@ def no_root(model: Any) -> None:
     answers(model, refused)
 
 
+# --- pmem -------------------------------------------------------------------------------------------------------
+
+
+def flush_fails_later(model: Any) -> None:
+    answers(model, lambda queue, data, answer: answer if model.flushes < 2 else b"\1\0\0\0")
+
+
+def memory_of_its_own(model: Any) -> None:
+    model.cpu_read = lambda address, length: bytes(length)
+
+
+def writes_go_nowhere(model: Any) -> None:
+    model.cpu_write = lambda address, data: None
+
+
+# --- iommu ------------------------------------------------------------------------------------------------------
+
+
+def takes_a_mapping_twice(model: Any) -> None:
+    answers(model, lambda queue, data, answer: bytes(4) if data[0] == 3 else answer)
+
+
+def writes_no_properties(model: Any) -> None:
+    leaves_out(model, 64, 0)
+
+
+def property_too_long(model: Any) -> None:
+    answers(
+        model,
+        lambda queue, data, answer: answer[:2] + b"\xff\x00" + answer[4:] if len(answer) > 4 else answer,
+    )
+
+
+def junk_behind_the_status(model: Any) -> None:
+    answers(model, lambda queue, data, answer: answer[:-1] + b"\7")
+
+
+# --- sound ------------------------------------------------------------------------------------------------------
+
+
+def a_third_direction(model: Any) -> None:
+    model.directions = (0, 7)
+
+
+def no_status_of_periods(model: Any) -> None:
+    leaves_out(model, 8, 2)
+
+
+def records_nothing(model: Any) -> None:
+    leaves_out(model, 2048, 3)
+
+
+def never_starts(model: Any) -> None:
+    def refused(queue: int, data: bytes, answer: bytes) -> bytes:
+        return (0x8001).to_bytes(4, "little") if data[:2] == b"\x04\x01" else answer
+
+    answers(model, refused)
+
+
+# --- rtc --------------------------------------------------------------------------------------------------------
+
+
+def no_clock(model: Any) -> None:
+    answers(model, lambda queue, data, answer: bytes(16) if data[:2] == b"\0\x10" else answer)
+
+
+def clock_of_no_type(model: Any) -> None:
+    answers(
+        model,
+        lambda queue, data, answer: answer[:8] + b"\x55" + answer[9:] if data[:2] == b"\1\x10" else answer,
+    )
+
+
+def reading_left_out(model: Any) -> None:
+    answers(model, lambda queue, data, answer: b"\2" + bytes(7) if data[:2] == b"\1\0" else answer)
+
+
+# --- vsock ------------------------------------------------------------------------------------------------------
+
+
+def answers_with_data(model: Any) -> None:
+    tell = model.tell
+    model.tell = lambda key, op, data=b"", **how: tell(key, 5, b"here", **how)
+
+
+def for_another_guest(model: Any) -> None:
+    get = model.get
+    model.get = lambda name: get(name) + 1 if model.connections else get(name)
+
+
 WRONG: list[tuple[str, Spoil, str, str]] = [
     ("console", to_host_in_capitals, "other-side-differs", "UVIRTIO TO ITS HOST"),
     ("console", to_nowhere, "other-side-differs", "nothing"),
@@ -215,6 +305,22 @@ WRONG: list[tuple[str, Spoil, str, str]] = [
     ("9p", another_version, "answer-wrong", "9P2000.u"),
     ("9p", the_root_is_a_file, "answer-wrong", "no directory"),
     ("9p", no_root, "answer-wrong", "Rlerror, errno 2"),
+    ("pmem", flush_fails_later, "answer-wrong", "ret 0x1"),
+    ("pmem", memory_of_its_own, "other-side-differs", "what its file holds"),
+    ("pmem", writes_go_nowhere, "other-side-differs", "what the machine writes"),
+    ("iommu", takes_a_mapping_twice, "answer-wrong", "INVAL and zeros are right"),
+    ("iommu", writes_no_properties, "answer-untouched", "PROBE"),
+    ("iommu", property_too_long, "answer-wrong", "of type 1 and 255 bytes"),
+    ("iommu", junk_behind_the_status, "answer-wrong", "then 00 00 07"),
+    ("sound", a_third_direction, "answer-wrong", "direction 7"),
+    ("sound", no_status_of_periods, "answer-untouched", "a period to play"),
+    ("sound", records_nothing, "answer-untouched", "a period to record"),
+    ("sound", never_starts, "answer-wrong", "PCM_START"),
+    ("rtc", no_clock, "answer-wrong", "no clock at all"),
+    ("rtc", clock_of_no_type, "answer-wrong", "type 85"),
+    ("rtc", reading_left_out, "answer-wrong", "EOPNOTSUPP"),
+    ("vsock", answers_with_data, "answer-wrong", "op RW"),
+    ("vsock", for_another_guest, "answer-wrong", "to 4:10000 instead of 2:9 to 3:10000"),
 ]
 
 
@@ -229,6 +335,20 @@ def test_a_wrong_answer_is_named(name: str, spoil: Spoil, cause: str, words: str
     assert report.cause.id == cause, report.cause
     assert words in f"{report.cause.text} {report.cause.evidence}"
     device.assert_left()
+
+
+def test_a_clock_that_stands_still_is_odd() -> None:
+    device = build("scripted:rtc")
+    device.model.tick = 0  # type: ignore[attr-defined]
+    report = diagnosed(device)
+    assert report.verdict == "warn" and "does not go on" in path(report).hint
+
+
+def test_a_host_that_does_not_answer_proves_nothing() -> None:
+    device = build("scripted:vsock")
+    device.model.tell = lambda *what, **how: None  # type: ignore[attr-defined]
+    report = diagnosed(device)
+    assert report.verdict == "pass" and "no answer came" in report.untried
 
 
 def test_every_type_without_a_driver_has_wrong_answers_here() -> None:

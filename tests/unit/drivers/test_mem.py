@@ -385,20 +385,6 @@ def test_mixed_for_one_block_is_a_lie():
     function.assert_left()
 
 
-def test_a_survey_of_a_region_without_end_has_one(monkeypatch):
-    from uvirtio.drivers.mem import driver
-
-    monkeypatch.setattr(driver, "_SURVEY_LIMIT", 50)
-    model = Mem(blocks=1 << 40, block_size=4096, addr=1 << 62)
-    model.size_lie = 4096
-    model._book()
-    model.script.extend([(Response.ACK, State.UNPLUGGED)] * 60)
-    function = ScriptedDevice(model)
-    with identify(function.address, function) as opened, pytest.raises(ProtocolError):
-        drivers.Mem(opened)
-    assert len(model.requests) == 50
-
-
 @pytest.mark.fault(74)
 @pytest.mark.spec("MEM-22")
 def test_a_plugged_size_that_is_not_what_was_acknowledged_is_looked_into():

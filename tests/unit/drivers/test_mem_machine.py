@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from uvirtio.drivers import mem as drivers
 from uvirtio.drivers.mem import HandOut, Manager, Mode, Outcome, Request, Response, State, Use
-from uvirtio.errors import BadSize, InUse, MemBusy, MemError, MemNack, OperationFailed
+from uvirtio.errors import BadSize, DeviceTimeout, InUse, MemBusy, MemError, MemNack, OperationFailed
 from uvirtio.opening import identify
 from uvirtio.scripted.mem import ADDR, BLOCK, Mem
 from uvirtio.scripted.pci import ScriptedDevice
@@ -89,7 +89,7 @@ class Machine(RuleBasedStateMachine):
         before = len(self.model.plugged)
         try:
             getattr(self.manager, kind)(blocks * BLOCK, timeout=0.0)
-        except (BadSize, InUse, MemNack, MemBusy, MemError, OperationFailed):
+        except (BadSize, DeviceTimeout, InUse, MemNack, MemBusy, MemError, OperationFailed):
             return
         after = len(self.model.plugged)
         assert after <= before + blocks if kind == "plug_size" else after <= before - blocks
@@ -97,7 +97,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def follow(self) -> None:
         try:
-            outcome = self.manager.converge(timeout=0.0)
+            outcome = self.manager._converge(None, 0.0, None, None)
         except (MemBusy, MemError):
             return
         surplus = len(self.model.plugged) * BLOCK - self.model.get("requested_size")

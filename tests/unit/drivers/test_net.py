@@ -148,6 +148,10 @@ def test_interrupts_are_asked_for_by_a_wait_alone(without: Sequence[str]) -> Non
         assert net.take() == [ASK]
         model.inject(ASK)
         assert not device.service() and net.take() == [ASK]
+        net.rely_on_interrupts()
+        for _ in range(2):
+            model.inject(ASK)
+            assert device.service() and net.take() == [ASK]
 
 
 @settings(max_examples=40)

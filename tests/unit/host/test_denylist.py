@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,15 @@ def test_a_window_by_any_spelling(roots: Roots, line: str):
 def test_lines_that_deny_nothing_are_known(roots: Roots):
     deny(roots, "balloon\ntoaster\neth0\n/dev/vdz\n03:00.9\n0000:03:00.0\nvirtio3\n0000:0?:*\nvdpa:x\nqemu:x\n")
     assert denylist.without_effect(roots) == ["balloon", "toaster", "eth0", "/dev/vdz", "03:00.9"]
+
+
+def test_a_byte_order_mark_hides_no_line(roots: Roots):
+    deny(roots, b"\xef\xbb\xbf0000:00:03.0\n")
+    assert denied(roots, "0000:00:03.0")
+
+
+def test_a_pipe_is_no_list_and_denies_everything(roots: Roots):
+    path = roots.etc / "uvirtio" / "deny"
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    assert denied(roots, "0000:00:03.0")

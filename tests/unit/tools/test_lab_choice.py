@@ -55,6 +55,7 @@ def test_the_wake_ups_run_alone_and_in_no_other_step(monkeypatch, noted):
     assert noted == [
         *(1, ("wake-ups", [str(race)], {"UVIRTIO_RACE_SECONDS": "7"})),
         *(3, ("unit", [str(folder), f"--ignore={race}"], None)),
+        ("fuzz", [str(TOOLS / "fuzz"), "--runs", "1000000"], None),
     ]
     noted.clear()
     one = f"{race}::test_no_wake_up_is_lost"
@@ -334,6 +335,19 @@ def test_another_interpreter_is_for_the_floors_of_this_machine(more, floors):
         assert caught.value.exit_code == 2
     else:
         assert list(cli_test._floors(options)) == floors
+
+
+def test_the_whole_battery_is_a_step_of_its_own_for_each_qemu(monkeypatch, noted):
+    monkeypatch.setattr(cli_test.qemus, "get", lambda version, accept_expired: version or "own")
+    runner = cli_test.Runner()
+    for version in cli_test._CONFORM_QEMUS:
+        [(_, step)] = cli_test._battery(runner, version)
+        step()
+        assert noted.pop() == (
+            f"conform {version}".rstrip(),
+            [str(TOOLS.parent / "tests/qemu/test_conform_whole.py")],
+            {"UVIRTIO_CONFORM_WHOLE": "1"},
+        )
 
 
 def test_another_interpreter_has_an_environment_of_its_own(tmp_path, monkeypatch):

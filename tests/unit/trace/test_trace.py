@@ -126,6 +126,23 @@ def test_a_run_is_replayed_to_the_same_values(kind: str, switches: str, tmp_path
     assert outcome(replayed(record), USES[kind]) == first
 
 
+@pytest.mark.parametrize("out", [None, 1])
+def test_a_burst_is_recorded_chain_by_chain_and_replayed(out: int | None, tmp_path: Path):
+    def read(device: uvirtio.Device) -> object:
+        with uvirtio.Blk(device) as disk:
+            return list(disk.burst(8, depth=8).read(range(0, 160, 8), out=out))
+
+    record = tmp_path / "run.jsonl"
+    first = outcome("scripted:blk", read, record=record)
+    assert isinstance(first, list) and len(first) == 20
+    chains = [line for line in record.read_text().splitlines() if '"chain"' in line]
+    assert [sum(f'"way":"{way}"' in line.replace(" ", "") for line in chains) for way in ("out", "back")] == [
+        20,
+        20,
+    ]
+    assert outcome(replayed(record), read) == first
+
+
 @pytest.mark.parametrize("address", ["scripted:rng,lose-interrupts", "scripted:blk,silent", "scripted:mem,busy"])
 def test_a_diagnosis_is_replayed_with_every_step(address: str, tmp_path: Path):
     def told(where: Any, **options: Any) -> list[object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 
 import pytest
@@ -296,6 +297,27 @@ def test_no_rung_holds():
         assert "msix-per-queue: 1 vectors for 1 queues" in caught.value.seen
         assert "msix-shared: MSI-X cannot be turned on" in caught.value.seen
     scripted.assert_left()
+
+
+@pytest.mark.parametrize("mode", [InterruptMode.PER_QUEUE, InterruptMode.INTX])
+def test_interrupts_that_cannot_be_switched_off_keep_no_event_open(
+    monkeypatch: pytest.MonkeyPatch, mode: InterruptMode
+):
+    scripted = ScriptedDevice(Balloon())
+    with start(scripted, modes=[mode]) as device:
+        events = list(device.transport.events())
+        numbers = [event.fileno() for event in events]
+
+        def fails() -> None:
+            raise DeviceGone("it is gone")
+
+        monkeypatch.setattr(scripted, "disable_interrupts", fails)
+        with pytest.raises(DeviceGone):
+            device.transport.release_queues()
+        for number in numbers[: len(numbers) - (scripted.removal is not None)]:
+            with pytest.raises(OSError):
+                os.fstat(number)
+        monkeypatch.undo()
 
 
 @pytest.mark.spec("PCI-ISR-01")

@@ -308,6 +308,38 @@ def test_a_used_id_that_was_added_and_not_published(kind: dict[str, Any]):
     assert rig.queue.abandon() == ["published", "not yet"]
 
 
+@pytest.mark.parametrize(
+    "kind", [*rigs(), *({**kind, "in_order": True} for kind in rigs(event_idx=True))], ids=name_of
+)
+def test_the_device_sees_each_chain_also_where_the_ring_knows_it_already(kind: dict[str, Any]):
+    """The same objects again and again, long and short, in and out of order: what is kept is never out of date."""
+    rng = random.Random(8)
+    shapes = [(1, 2), (1, 1), (0, 1), (2, 2), (1, 0), (3, 0), (0, 3), (12, 6)]
+    pool: list[Any] = [
+        (
+            tuple((A + 0x10000 * number + 0x100 * part, 16 + part) for part in range(reads)),
+            tuple((A + 0x10000 * number + 0x8000 + 0x100 * part, 64 + part) for part in range(writes)),
+        )
+        for number, (reads, writes) in enumerate(shapes)
+    ]
+    pool += [(list(pool[0][0]), list(pool[0][1])), (pool[0][0], pool[6][1][:2]), pool[7], pool[7]]
+    rig, out = Rig(64 if kind["format"] == "split" else 60, **kind), []
+    for _ in range(700):
+        if not out or rng.random() < 0.55:
+            readable, writable = pool[rng.randrange(3)] if rng.random() < 0.6 else rng.choice(pool)
+            if len(readable) + len(writable) <= rig.queue.free:
+                rig.queue.add(readable, writable, object())
+                rig.queue.publish()
+                (chain,) = rig.device.pop_all()
+                assert [(one.address, one.length) for one in chain.elements] == [*readable, *writable]
+                assert [one.writable for one in chain.elements] == [False] * len(readable) + [True] * len(writable)
+                out.append(chain)
+        else:
+            place = 0 if kind.get("in_order") else -1 if rng.random() < 0.8 else rng.randrange(len(out))
+            rig.device.push(out.pop(place), 0)
+            rig.queue.reap()
+
+
 @pytest.mark.fault(30)
 @every_kind
 def test_the_same_completion_twice(kind: dict[str, Any]):

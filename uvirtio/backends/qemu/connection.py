@@ -10,10 +10,7 @@ from collections.abc import Callable
 from typing import ClassVar, NoReturn
 
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout
-
-LEAST = 0.1
-"""Seconds that QEMU has for a response at least, however little time the caller gives: on a loaded host a process
-that is well does not answer at once either."""
+from uvirtio.interfaces.values import RESPONSE_LEAST
 
 
 class Connection:
@@ -117,4 +114,8 @@ class Connection:
     def _patience(self) -> float:
         """Seconds that QEMU has for a response that is asked for now."""
         deadline = self._deadline()
-        return self._timeout if deadline is None else min(self._timeout, max(deadline - time.monotonic(), LEAST))
+        return (
+            self._timeout
+            if deadline is None
+            else min(self._timeout, max(deadline - time.monotonic(), RESPONSE_LEAST))
+        )

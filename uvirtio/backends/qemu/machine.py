@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Sequence
@@ -327,9 +328,13 @@ class Machine:
                     places[found["qdev_id"]] = found["slot"] << 3 | found["function"]
         return places
 
-    def _start_failed(self, error: Exception) -> QemuFailed:
+    def _start_failed(self, error: Exception) -> UvirtioError:
         """Return why there is no machine: an old QEMU does not know all options, so that is reported first."""
         seen = self.process.autopsy()
+        if os.strerror(errno.ENOMEM) in seen:
+            limit = limits.reached(OSError(errno.ENOMEM, seen), "QEMU did not start")
+            if limit is not None:
+                return limit
         version = self.process.version()
         if version:
             check_version(version)

@@ -162,6 +162,14 @@ class QemuMmioWindow:
         """Write guest-physical memory (see ``OtherSide``)."""
         self.beside.cpu_write(address, data)
 
+    def file_read(self, offset: int, length: int) -> bytes:
+        """Read the file behind the device's memory (see ``OtherSide``)."""
+        return self.beside.file_read(offset, length)
+
+    def file_write(self, offset: int, data: bytes) -> None:
+        """Write the file behind the device's memory (see ``OtherSide``)."""
+        self.beside.file_write(offset, data)
+
     @property
     def ram(self) -> int:
         """Guest memory, in bytes; see ``GuestMachine``."""

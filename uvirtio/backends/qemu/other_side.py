@@ -7,7 +7,7 @@ from typing import Final
 
 from uvirtio.backends.qemu.parts import MachineParts
 
-_WORD: Final = 8
+_WORD: Final = 4
 _SCREENS: Final = "virtio-gpu"
 
 
@@ -26,10 +26,10 @@ class OtherSideOf:
 
     @property
     def sides(self) -> frozenset[str]:
-        """What there is: ``cpu`` always, ``screen`` of a GPU, ``peer`` of what was supplied with one."""
-        found = {"cpu"}
-        if self._id in self._machine.peers:
-            found.add("peer")
+        """What there is: ``screen`` of a GPU, ``peer`` and ``memory`` of what was supplied with one."""
+        found = {"peer"} if self._id in self._machine.peers else set()
+        if self._id in self._machine.files:
+            found.add("memory")
         kind = str(self._machine.qmp("qom-get", path=f"/machine/peripheral/{self._id}", property="type"))
         return frozenset(found | {"screen"} if kind.startswith(_SCREENS) else found)
 
@@ -62,8 +62,8 @@ class OtherSideOf:
         """Read guest-physical memory.
 
         Args:
-            address: Where; a multiple of 8.
-            length: Bytes; a multiple of 8.
+            address: Where; a multiple of 4.
+            length: Bytes; a multiple of 4.
         """
         read = self._machine.qtest.read
         return b"".join(
@@ -74,9 +74,27 @@ class OtherSideOf:
         """Write guest-physical memory.
 
         Args:
-            address: Where; a multiple of 8.
-            data: The bytes; a multiple of 8.
+            address: Where; a multiple of 4.
+            data: The bytes; a multiple of 4.
         """
         for place in range(0, len(data), _WORD):
             word = int.from_bytes(data[place : place + _WORD], "little")
             self._machine.qtest.write(_WORD, address + place, word)
+
+    def file_read(self, offset: int, length: int) -> bytes:
+        """Read the memfd behind the device's memory.
+
+        Args:
+            offset: Where, in bytes.
+            length: Bytes.
+        """
+        return os.pread(self._machine.files[self._id], length, offset)
+
+    def file_write(self, offset: int, data: bytes) -> None:
+        """Write the memfd behind the device's memory.
+
+        Args:
+            offset: Where, in bytes.
+            data: The bytes.
+        """
+        os.pwrite(self._machine.files[self._id], data, offset)

@@ -56,8 +56,8 @@ class Qmp(Connection):
             try:
                 version = greeting["QMP"]["version"]["qemu"]
                 self.version = (int(version["major"]), int(version["minor"]), int(version["micro"]))
-            except (KeyError, TypeError, ValueError) as error:
-                raise self._nonsense(str(greeting)) from error
+            except (KeyError, TypeError, ValueError, OverflowError) as error:  # an infinity is no int
+                raise self._nonsense(str(greeting)[:200]) from error
         self.execute("qmp_capabilities")
 
     def execute(self, command: str, **arguments: Any) -> Any:
@@ -215,7 +215,7 @@ class Qmp(Connection):
                 continue
             try:
                 message = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise self._nonsense(repr(line[:80])) from error
             if not isinstance(message, dict):
                 raise self._nonsense(repr(line[:80]))

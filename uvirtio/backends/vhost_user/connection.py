@@ -19,6 +19,7 @@ from uvirtio.backends.vhost_user import spec
 from uvirtio.backends.vhost_user.peer import credentials
 from uvirtio.backends.vhost_user.spec import Request
 from uvirtio.errors import Closed, DeviceGone, DeviceTimeout, OperationFailed, ProtocolError, UvirtioError
+from uvirtio.interfaces.values import RESPONSE_LEAST
 
 ANCILLARY: Final = socket.CMSG_SPACE(spec.DESCRIPTORS_MAX * array.array("i").itemsize)
 """Room for the descriptors of a message, in bytes."""
@@ -48,6 +49,8 @@ class Connection:
         self._socket = connected
         self._address = address
         self._timeout = timeout
+        self.hurried: Callable[[], float | None] = lambda: None
+        """The deadline of the call that sends a message, a time of ``time.monotonic()``; None: it has none."""
         self.messages = 0
         """Messages that were sent so far."""
         self._closed = False
@@ -78,7 +81,7 @@ class Connection:
             payload: Its payload.
             sizes: The sizes that the reply's payload may have, in bytes.
         """
-        deadline = time.monotonic() + self._timeout
+        deadline = self._deadline()
         self._send(request, spec.VERSION, payload, (), deadline)
         return self._reply(request, sizes, deadline)
 
@@ -97,7 +100,7 @@ class Connection:
         Raises:
             OperationFailed: The back end refused it. The connection is still open on this side.
         """
-        deadline = time.monotonic() + self._timeout
+        deadline = self._deadline()
         self._send(request, spec.VERSION | (spec.NEED_REPLY if self.acks else 0), payload, fds, deadline)
         if not self.acks:
             return
@@ -109,6 +112,12 @@ class Connection:
                 expected="0",
                 remedy="the log of the back end's process may say why",
             )
+
+    def _deadline(self) -> float:
+        """When the reply to a message that is sent now has to be here."""
+        now, hurried = time.monotonic(), self.hurried()
+        own = now + self._timeout
+        return own if hurried is None else min(own, max(hurried, now + RESPONSE_LEAST))
 
     def _send(self, request: Request, flags: int, payload: bytes, fds: tuple[int, ...], deadline: float) -> None:
         self._check()
@@ -176,10 +185,11 @@ class Connection:
         if left > 0 and poller.poll(left * 1000 + 1):
             return
         first = self.messages == 1
+        within = f"within {self._timeout:g} s" if self.hurried() is None else "in the time of this call"
         raise self._end(
             DeviceTimeout(
                 f"the back end of {self._address} does not answer",
-                seen=f"no reply to message {self.messages} ({request.name}) within {self._timeout:g} s",
+                seen=f"no reply to message {self.messages} ({request.name}) {within}",
                 expected="a reply",
                 remedy="another front end may be connected, and most back ends serve one at a time: end that one"
                 if first

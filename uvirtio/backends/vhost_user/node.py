@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -153,6 +154,7 @@ class VhostUserNode:
         self._path = path
         self._device_id = device_id
         self._timeout = timeout
+        self._until = threading.local()
         self._daemon = daemon
         self._roots = roots or Roots()
         self._closed = False
@@ -193,6 +195,15 @@ class VhostUserNode:
         """One line: who is behind the socket, and which protocol features were negotiated."""
         named = [bit.name for bit in ProtocolFeature if self.has(bit)]
         return f"vhost-user, {self.peer}, protocol features {' '.join(named) or 'none'}"
+
+    def hurry(self, deadline: float | None) -> float | None:
+        """Give the messages of this thread a deadline before that of each reply; see ``Hurries``."""
+        before, self._until.deadline = self._hurried(), deadline
+        return before
+
+    def _hurried(self) -> float | None:
+        found: float | None = getattr(self._until, "deadline", None)
+        return found
 
     def _fate(self) -> str:
         """How the back end's process has ended; empty where it runs, or that cannot be seen."""
@@ -317,7 +328,7 @@ class VhostUserNode:
                 )
             if self.peer is None:
                 self.peer = of_child(self._daemon.pid, roots) if self._daemon else Peer(pid, uid, gid, roots)
-            connection.fate = self._fate
+            connection.fate, connection.hurried = self._fate, self._hurried
             offered = connection.ask_number(Request.GET_FEATURES)
             if not offered >> f.VERSION_1 & 1:
                 raise NotSupported(

@@ -107,8 +107,8 @@ def bind(
     driver: DriverOption = "",
     group: GroupOption = False,
     owner: Annotated[
-        str, typer.Option("--owner", metavar="USER[:GROUP]", help="Make USER the owner of the device node.")
-    ] = "",
+        str | None, typer.Option("--owner", metavar="USER[:GROUP]", help="Make USER the owner of the device node.")
+    ] = None,
     force: ForceOption = None,
     wait: WaitOption = None,
 ) -> int:
@@ -118,7 +118,7 @@ def bind(
     from uvirtio.binding.owner import owner_ids
 
     _check_wait(wait)
-    ids = owner_ids(owner) if owner else None
+    ids = None if owner is None else owner_ids(owner)
     founds = find_all(dict.fromkeys(devs), cmd.roots, aliases=False)
     with _settling([found.path for found in founds], cmd, wait) as udev:
         done = binding.bind(

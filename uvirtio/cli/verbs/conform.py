@@ -273,6 +273,7 @@ def _explain(cmd: Command, row: Row) -> int:
     cmd.paragraph(f"types: {'all' if '*' in row.types else ', '.join(sorted(row.types))}", indent="  ")
     if row.needs:
         cmd.paragraph(f"needs: {', '.join(sorted(row.needs))}", indent="  ")
+    cmd.paragraph(f"witness: {'none but the device' if row.witness is None else row.witness}", indent="  ")
     return 0
 
 

@@ -208,7 +208,7 @@ def plug(
         before, had = mem.config().plugged_size, mem.block_table.plugged.copy()
         manager = _manager(mem, unit)
         started = time.monotonic()
-        manager.plug_size(wanted, timeout=cmd.timeout)
+        manager.plug_size(wanted)
         took = time.monotonic() - started
         new = list(mem.block_table.plugged.without(had))
         if region is None:
@@ -233,7 +233,7 @@ def unplug(cmd: Command, dev: DevArgument, size: SizeArgument, unit: UnitOption 
         before = mem.config().plugged_size
         manager = _manager(mem, unit)
         started = time.monotonic()
-        manager.unplug_size(wanted, timeout=cmd.timeout)
+        manager.unplug_size(wanted)
         _tell_change(cmd, device, mem, manager, before, time.monotonic() - started)
 
 
@@ -280,7 +280,7 @@ def unplug_all(cmd: Command, dev: DevArgument) -> None:
     with _driver(cmd, dev) as (device, mem):
         before = mem.config().plugged_size
         started = time.monotonic()
-        mem.unplug_all(timeout=cmd.timeout)
+        mem.unplug_all()
         _tell_change(cmd, device, mem, None, before, time.monotonic() - started)
 
 

@@ -115,7 +115,7 @@ def online(cmd: Command, dev: DevArgument, size: SizeArgument = "") -> None:
             wanted = max(0, mem.config().requested_size - before) // unit * unit
         free = sum(one.size for one in manager.units() if one.state == "plugged")
         if wanted > free:
-            manager.plug_size(wanted - free, timeout=cmd.timeout)
+            manager.plug_size(wanted - free)
         linux.take(manager, wanted // unit)
         _tell(cmd, device, mem, linux, before, time.monotonic() - started)
         for failure in linux.failures.values():
@@ -143,7 +143,7 @@ def offline(
             )
         freed = linux.give_back(manager, wanted, timeout=wait)
         if freed:
-            manager.unplug_size(freed, timeout=cmd.timeout)
+            manager.unplug_size(freed)
         if freed < wanted:
             raise InUse(
                 f"Linux cannot free {human(wanted - freed)} of the region now",

@@ -118,6 +118,7 @@ def contents_may_go(t: Trial) -> Outcome:
     "DESC",
     "Pages outside of the request keep their contents.",
     severity=Severity.MEMORY,
+    witness="memory",
 )
 def other_pages_stay(t: Trial) -> Outcome:
     """Patterns in the pages around one page and around two, with even and odd numbers."""
@@ -174,7 +175,7 @@ def trailing_fragment(t: Trial) -> Outcome:
     return Good("used") if used else rejected("not used")
 
 
-@AREA.row("D-BAL-17", "5.5.4", "DESC", "actual reads back what the driver wrote.")
+@AREA.row("D-BAL-17", "5.5.4", "DESC", "actual reads back what the driver wrote.", witness="host")
 def actual_reads_back(t: Trial) -> Outcome:
     """It is written as a driver does it, after one page was inflated, after three, and after none is left."""
     device = _Balloon(t)
@@ -191,6 +192,7 @@ def _actual(t: Trial, pages: int) -> None:
     t.transport.write_config(balloon.ACTUAL, 4, pages)
     seen = t.config_field(balloon.CONFIG, "actual")
     t.expect(seen == pages, f"actual reads {seen:#x}", f"{pages:#x}")
+    t.witnessed("actual", pages, t.host.balloon())
 
 
 @AREA.row(
@@ -220,6 +222,7 @@ def legacy_without_must_tell_host(t: Trial) -> Outcome:
     "Legacy: without MUST_TELL_HOST pages may be used before the host is told.",
     severity=Severity.MEMORY,
     transports=LEGACY,
+    witness="memory",
 )
 def legacy_uses_pages_first(t: Trial) -> Outcome:
     """An inflated page gets a pattern, which has to stay while another is inflated and both are deflated."""
@@ -279,6 +282,7 @@ class _Stats:
     "Statistics with unknown tags are ignored.",
     severity=Severity.SILENT,
     needs=frozenset({"host"}),
+    witness="host",
 )
 def unknown_statistics(t: Trial) -> Outcome:
     """Tags 0x7fff and 0xffff between and behind the others, which the host shows."""
@@ -297,6 +301,7 @@ def unknown_statistics(t: Trial) -> Outcome:
     "Statistics are taken in any order.",
     severity=Severity.SILENT,
     needs=frozenset({"host"}),
+    witness="host",
 )
 def order_of_statistics(t: Trial) -> Outcome:
     """The tags from the last to the first; the host shows their values."""
@@ -314,6 +319,7 @@ def order_of_statistics(t: Trial) -> Outcome:
     "DESC",
     "The statistics buffer is held until the host asks for others.",
     needs=frozenset({"host"}),
+    witness="host",
 )
 def statistics_are_held(t: Trial) -> Outcome:
     """It is not used for a while; then the host asks, and it is."""
@@ -334,6 +340,7 @@ def statistics_are_held(t: Trial) -> Outcome:
     transports=LEGACY,
     severity=Severity.SILENT,
     needs=frozenset({"host"}),
+    witness="host",
 )
 def legacy_first_statistics(t: Trial) -> Outcome:
     """Rubbish in the first buffer, of which the host may show nothing; it shows the second."""
@@ -494,6 +501,7 @@ def ids_are_new(t: Trial) -> Outcome:
     severity=Severity.MEMORY,
     transports=MODERN,
     needs=_HOST,
+    witness="memory",
 )
 def other_ids(t: Trial) -> Outcome:
     """Pages with patterns are hinted under an id that the round has not; what they hold here has to stay."""
@@ -514,6 +522,7 @@ def other_ids(t: Trial) -> Outcome:
     severity=Severity.MEMORY,
     transports=MODERN,
     needs=_HOST,
+    witness="memory",
 )
 def left_alone(t: Trial) -> Outcome:
     """Pages are hinted; after DONE they get a pattern, which has to stay."""
@@ -557,6 +566,7 @@ def reports_done(t: Trial) -> Outcome:
     "With PAGE_POISON a reported page has poison_val, or what it held.",
     severity=Severity.SILENT,
     transports=MODERN,
+    witness="memory",
 )
 def poisoned_pages(t: Trial) -> Outcome:
     """Pages with a pattern are reported, with poison_val 0 and 0xaaaaaaaa."""
@@ -581,6 +591,7 @@ def poisoned_pages(t: Trial) -> Outcome:
     "Reported pages come back used, and only their contents are free to go.",
     severity=Severity.MEMORY,
     transports=MODERN,
+    witness="memory",
 )
 def reported_pages(t: Trial) -> Outcome:
     """One page and three are reported; the pages around them keep their patterns."""

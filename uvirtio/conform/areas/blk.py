@@ -380,11 +380,13 @@ def discard_with_unmap(t: Trial) -> Outcome:
     "After write zeroes the sectors read as zero.",
     severity=Severity.SILENT,
     needs=_WRITE,
+    witness="image",
 )
 def zeroes(t: Trial) -> Outcome:
     """Sixteen sectors get a pattern, and the middle eight zeroes, with and without unmap; the others stay."""
     t.need_feature(f.Blk.WRITE_ZEROES)
-    lane = t.start(also=f.mask(f.Blk.WRITE_ZEROES))
+    flushes = f.has(t.offered, f.Blk.FLUSH)
+    lane = t.start(also=f.mask(f.Blk.WRITE_ZEROES, *([f.Blk.FLUSH] if flushes else [])))
     sector = _range(t, 16)
     may_unmap = _field(t, "write_zeroes_may_unmap")
     for flags in (0, blk.SEGMENT_F_UNMAP) if may_unmap else (0,):
@@ -398,4 +400,32 @@ def zeroes(t: Trial) -> Outcome:
         t.expect(not any(seen[4 * size : 12 * size]), f"not all is zero with flags {flags}", "zeroes")
         beside = seen[: 4 * size] == content[: 4 * size] and seen[12 * size :] == content[12 * size :]
         t.expect(beside, "sectors beside them changed", "what they held")
+        if flushes:
+            ask(t, lane, blk.Request.FLUSH, 0)
+            t.witnessed("what the disk holds", seen, t.host.image(sector * size, 16 * size))
+    return None
+
+
+@AREA.row(
+    "D-BLK-17",
+    "5.2.6.2",
+    "MUST",
+    "What was written and flushed is on persistent storage.",
+    severity=Severity.SILENT,
+    needs=_WRITE,
+    witness="image",
+)
+def flushed(t: Trial) -> Outcome:
+    """A pattern, and its complement, are written and flushed, and looked for in the file behind the disk."""
+    t.need_feature(f.Blk.FLUSH)
+    sector = _range(t, 8)
+    place, size = sector * blk.SECTOR_SIZE, 8 * blk.SECTOR_SIZE
+    t.need(t.host.image(place, size) is not None, "the file behind the disk is not this process's")
+    lane = t.start(also=f.mask(f.Blk.FLUSH))
+    for inverted in (False, True):
+        content = pattern(size, inverted=inverted)
+        for answer in (ask(t, lane, blk.Request.OUT, sector, data=content), ask(t, lane, blk.Request.FLUSH, 0)):
+            t.expect(answer.status == blk.Status.OK, said(answer), "OK")
+        held = t.host.image(place, size)
+        t.expect(held == content, "the file behind the disk holds something else", "what was written")
     return None

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Final, cast
 
+from uvirtio.conform.blocks import place_of
+from uvirtio.conform.cards import command, controlq
+from uvirtio.conform.exchange import SERVED
 from uvirtio.conform.row import PCI, Area, Level
+from uvirtio.conform.traffic import not_enabled, same_used_index
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity
+from uvirtio.interfaces.backend import PciFunction
 from uvirtio.interfaces.memory import Registers
 from uvirtio.interfaces.transport import HasAdminQueues
 from uvirtio.spec import features as f
-from uvirtio.spec import pci
+from uvirtio.spec import net, pci
+from uvirtio.spec.mem import Request
+from uvirtio.spec.net import Control
 from uvirtio.spec.ring import is_power_of_two
 from uvirtio.spec.status import Status
 
@@ -21,6 +29,7 @@ _ADDRESSES: Final = {
     "queue_driver": pci.COMMON_QUEUE_DRIVER,
     "queue_device": pci.COMMON_QUEUE_DEVICE,
 }
+_ANOTHER_MAC: Final = bytes.fromhex("0200000000fa")
 _MOST: Final = 64
 """Queues that are looked at one by one."""
 
@@ -58,7 +67,7 @@ def device_feature_of_any_select(t: Trial) -> Outcome:
     return None
 
 
-@AREA.row("D-COM-04", "4.1.4.3.1", "MUST", "driver_feature gives back valid bits for any select.")
+@AREA.row("D-COM-04", "4.1.4.3.1", "MUST", "driver_feature gives back valid bits for any select.", witness="host")
 def driver_feature_reads_back(t: Trial) -> Outcome:
     """The plain features are written word by word, and each word is read after the others were written."""
     t.acknowledge()
@@ -68,6 +77,7 @@ def driver_feature_reads_back(t: Trial) -> Outcome:
         common.write32(pci.COMMON_DRIVER_FEATURE_SELECT, word)
         seen, wrote = common.read32(pci.COMMON_DRIVER_FEATURE), t.plain >> 32 * word & 0xFFFFFFFF
         t.expect(seen == wrote, f"word {word} reads {seen:#x}", f"{wrote:#x}, as written")
+    t.witnessed("the accepted word", t.plain, t.host.features(t.type))
     return None
 
 
@@ -127,7 +137,9 @@ def _config(t: Trial) -> bytes:
 # --- reset ------------------------------------------------------------------------------------------------------
 
 
-@AREA.row("D-COM-08", "4.1.4.3.1", "MUST", "Writing 0 resets: afterwards queues are at their defaults.")
+@AREA.row(
+    "D-COM-08", "4.1.4.3.1", "MUST", "Writing 0 resets: afterwards queues are at their defaults.", witness="host"
+)
 def defaults_after_reset(t: Trial) -> Outcome:
     """A running device is reset; queue_size and status of each queue are as when it was first seen."""
     common = t.registers("common")
@@ -136,6 +148,7 @@ def defaults_after_reset(t: Trial) -> Outcome:
     t.confirm_reset()
     now = _sizes(t, common)
     t.expect(now == first, f"queue sizes {now}", f"{first}, as at first")
+    not_enabled(t, next(iter(t.lanes)))
     return None
 
 
@@ -148,11 +161,7 @@ def _sizes(t: Trial, common: Registers) -> list[int]:
 
 
 @AREA.row(
-    "D-COM-09",
-    "4.1.4.3.1",
-    "MUST",
-    "queue_enable is 0 after reset.",
-    severity=Severity.SILENT,
+    "D-COM-09", "4.1.4.3.1", "MUST", "queue_enable is 0 after reset.", severity=Severity.SILENT, witness="host"
 )
 def not_enabled_after_reset(t: Trial) -> Outcome:
     """Every queue, after the reset of a loaded device."""
@@ -164,10 +173,18 @@ def not_enabled_after_reset(t: Trial) -> Outcome:
         _select(common, queue)
         seen = common.read16(pci.COMMON_QUEUE_ENABLE)
         t.expect(seen == 0, f"queue_enable {seen} of queue {queue}", "0")
+        if queue in t.lanes:
+            not_enabled(t, queue)
     return None
 
 
-@AREA.row("D-COM-19", "4.1.4.3", "DESC", "Reset restores the maximum of queue_size, and addresses of zero.")
+@AREA.row(
+    "D-COM-19",
+    "4.1.4.3",
+    "DESC",
+    "Reset restores the maximum of queue_size, and addresses of zero.",
+    witness="host",
+)
 def queue_defaults_after_reset(t: Trial) -> Outcome:
     """A queue gets another size and addresses, is never enabled, and the device is reset."""
     t.negotiate(t.plain)
@@ -186,6 +203,7 @@ def queue_defaults_after_reset(t: Trial) -> Outcome:
     for name, offset in _ADDRESSES.items():
         address = _read64(common, offset)
         t.expect(address == 0, f"{name} {address:#x} after the reset", "0")
+    not_enabled(t, 0)
     return None
 
 
@@ -238,13 +256,14 @@ def queue_reset_after_enabling(t: Trial) -> Outcome:
     return None
 
 
-@AREA.row("D-COM-12", "4.1.4.3.1", "MUST", "Writing 1 to queue_reset resets that queue.")
+@AREA.row("D-COM-12", "4.1.4.3.1", "MUST", "Writing 1 to queue_reset resets that queue.", witness="host")
 def queue_begins_anew(t: Trial) -> Outcome:
     """After the reset the queue begins at the start of a new ring."""
     _reset_queue(t)
     lane = t.again(next(iter(t.lanes)))
     t.good(lane, 2)
     t.expect(t.quiet(lambda: bool(lane.take())), "more was used than two requests", "two used elements")
+    same_used_index(t, lane)
     return None
 
 
@@ -411,18 +430,23 @@ def read_only_registers(t: Trial) -> Outcome:
     "Writes to the fields of an enabled queue do not disturb it.",
     level=Level.REGISTERS,
     severity=Severity.SILENT,
+    witness="host",
 )
 def live_queue_is_left_alone(t: Trial) -> Outcome:
     """Half the size and other addresses, all in our memory, are written to a queue that works on."""
     lane = t.start()
     t.good(lane)
     common = t.registers("common")
+    before = t.host.queue(lane.index)
     _select(common, lane.index)
     other = t.readable(bytes(1024)).address & ~0xF
     for offset in _ADDRESSES.values():
         common.write32(offset, other & 0xFFFFFFFF)
         common.write32(offset + 4, other >> 32)
     t.good(lane, 3)
+    after = t.host.queue(lane.index)
+    if before is not None:
+        t.witnessed("the address of the ring", before.desc, None if after is None else after.desc)
     return None
 
 
@@ -436,4 +460,68 @@ def halves(t: Trial) -> Outcome:
         high, low = common.read32(offset + 4), common.read32(offset)
         t.expect(high << 32 | low == wrote, f"{name} reads {high << 32 | low:#x}", f"{wrote:#x}, as written")
         t.expect(_read64(common, offset) == wrote, f"{name} depends on the order of its halves", "the same")
+    return None
+
+
+# --- the generation, and the function as a whole -----------------------------------------------------------------
+
+
+@AREA.row(
+    "D-COM-06",
+    "4.1.4.3.1",
+    "MUST",
+    "config_generation changes with what a request changes, too.",
+    severity=Severity.SILENT,
+    types=SERVED,
+)
+def generation_of_a_request(t: Trial) -> Outcome:
+    """Memory: PLUG and UNPLUG; a card: MAC_ADDR_SET; others: a good request. The generation is read around it."""
+
+    def changes(read: Callable[[], int], act: Callable[[], object]) -> None:
+        before, generation = read(), t.transport.generation()
+        act()
+        t.need(read() != before, "the request changes nothing")
+        t.expect(t.transport.generation() != generation, f"it stays {generation}", "another generation")
+
+    if t.type == "net":
+        t.need_feature(f.Net.MAC)
+        t.need(t.consent.host, "another MAC address is seen from outside, which needs --host")
+        lane = controlq(t, f.Net.CTRL_MAC_ADDR)
+        changes(
+            lambda: t.config_field(net.CONFIG, "mac"),
+            lambda: command(t, lane, Control.MAC, net.MAC_ADDR_SET, _ANOTHER_MAC),
+        )
+        return None
+    if t.type != "mem":
+        lane = t.start()
+        changes(lambda: int.from_bytes(_config(t), "little"), lambda: t.good(lane))
+        return None
+    with place_of(t) as blocks:
+        for kind in (Request.PLUG, Request.UNPLUG):
+            changes(lambda: blocks.field("plugged_size"), lambda kind=kind: blocks.done(kind, blocks.first, 1))  # type: ignore[misc]
+    return None
+
+
+@AREA.row(
+    "D-FLR-01",
+    "4.1.1",
+    "DESC",
+    "A function-level reset ends like a reset of the device.",
+    severity=Severity.DEAD,
+    needs=frozenset({"flr"}),
+)
+def function_reset(t: Trial) -> Outcome:
+    """A running device is reset so: the status reads 0, the queue is disabled, and a bring-up serves a request."""
+    function = cast(PciFunction, t.transport.backend)
+    t.need(function.has_reset, "the function has no reset of its own")
+    lane = t.start()
+    t.good(lane)
+    t.need(function.reset(), "the function has no reset of its own")
+    t.owe(lambda: t.status() == 0, f"status {t.status():#x}", "0")
+    common = t.registers("common")
+    _select(common, lane.index)
+    enabled = common.read16(pci.COMMON_QUEUE_ENABLE)
+    t.expect(enabled == 0, f"queue_enable {enabled}", "0")
+    t.reset()
+    t.good(t.start())
     return None

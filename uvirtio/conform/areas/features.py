@@ -229,6 +229,7 @@ def offers_any_layout(t: Trial) -> Outcome:
     "Accept every valid subset of the offer.",
     level=Level.ODD,
     transports=MODERN,
+    witness="host",
 )
 def accepts_subsets(t: Trial) -> Outcome:
     """All that is offered, then that without each bit in turn, with what depends on it."""
@@ -239,10 +240,12 @@ def accepts_subsets(t: Trial) -> Outcome:
     if t.type == "balloon":
         may_refuse |= f.mask(f.Balloon.MUST_TELL_HOST)  # 5.5.3.2
     t.expect(t.accepts(everything), f"it refuses all of its offer, {everything:#x}", _ACCEPTED)
+    t.witnessed("the accepted word", everything, t.host_has)
     for bit in f.bits(everything & ~may_refuse):
         rest = f.resolve(everything & ~f.mask(bit), f.ALL, f.dependencies(t.type))
         name = f.feature(t.type, bit).name
         t.expect(t.accepts(rest), f"it refuses its offer without {name}: {rest:#x}", _ACCEPTED)
+        t.witnessed("the accepted word", rest, t.host_has)
     return None
 
 
@@ -254,12 +257,15 @@ def accepts_subsets(t: Trial) -> Outcome:
     level=Level.REGISTERS,
     severity=Severity.SILENT,
     transports=MODERN,
+    witness="host",
 )
 def refuses_what_was_not_offered(t: Trial) -> Outcome:
     """One bit that was never offered is accepted beside the plain ones."""
     bit = next(bit for bit in (f.ADMIN_VQ, f.SR_IOV, f.NOTIFICATION_DATA, 49) if not f.has(t.offered, bit))
     taken = t.accepts(t.plain | f.mask(bit))
-    t.expect(not taken, f"FEATURES_OK with {f.feature(t.type, bit).name}, which was not offered", _REFUSED)
+    words = {None: "", True: ", and which its host has as accepted", False: ", and which its host leaves out"}
+    has = words[None if t.host_has is None else f.has(t.host_has, bit)]
+    t.expect(not taken, f"FEATURES_OK with {f.feature(t.type, bit).name}, which was not offered{has}", _REFUSED)
     return None
 
 
@@ -292,11 +298,13 @@ def refuses_what_lacks_its_prerequisite(t: Trial) -> Outcome:
     "SHOULD NOT",
     "Never refuse, after a reset, a set it accepted before.",
     transports=MODERN,
+    witness="host",
 )
 def accepts_again(t: Trial) -> Outcome:
     """The same set five times, with a reset between."""
     for turn in range(5):
         t.expect(t.accepts(t.plain), f"refused after {turn} times", _ACCEPTED)
+        t.witnessed("the accepted word", t.plain, t.host_has)
     return None
 
 
@@ -308,6 +316,7 @@ def accepts_again(t: Trial) -> Outcome:
     level=Level.REGISTERS,
     severity=Severity.SILENT,
     transports=REGISTERS,
+    witness="host",
 )
 def later_writes_change_nothing(t: Trial) -> Outcome:
     """EVENT_IDX is written after FEATURES_OK, and used_event set far away: interrupts come as without it."""
@@ -321,4 +330,5 @@ def later_writes_change_nothing(t: Trial) -> Outcome:
     lane.raw.used_event = 0x4000
     t.good(lane)
     t.await_interrupt(lane)
+    t.witnessed("the accepted word", t.plain & ~f.mask(f.EVENT_IDX), t.host.features(t.type))
     return None

@@ -214,6 +214,7 @@ def _updates(events: list[Event]) -> list[int]:
     "No single event of an update is dropped.",
     severity=Severity.SILENT,
     needs=frozenset({"host"}),
+    witness="host",
 )
 def no_part_is_dropped(t: Trial) -> Outcome:
     """The host makes an update of several events, for which there is a buffer too few; more buffers come later."""
@@ -240,6 +241,7 @@ def no_part_is_dropped(t: Trial) -> Outcome:
     "A sequence is buffered or dropped as a whole.",
     severity=Severity.SILENT,
     needs=frozenset({"host"}),
+    witness="host",
 )
 def whole_sequences(t: Trial) -> Outcome:
     """An update finds no buffer, one finds one too few, and others find enough: each that comes is whole."""
@@ -257,7 +259,12 @@ def whole_sequences(t: Trial) -> Outcome:
 
 
 @AREA.row(
-    "D-INP-07", "5.8.6", "DESC", "Events have types and codes that were announced.", needs=frozenset({"host"})
+    "D-INP-07",
+    "5.8.6",
+    "DESC",
+    "Events have types and codes that were announced.",
+    needs=frozenset({"host"}),
+    witness="host",
 )
 def announced_events(t: Trial) -> Outcome:
     """The host makes updates; each event but SYN is looked for in the bitmaps."""

@@ -16,6 +16,8 @@ from uvirtio.spec import pci
 AREA = Area("interrupts", 40, "4.1.4.5, 4.1.5: the ISR and MSI-X", transports=PCI)
 
 _NO_VECTOR = pci.NO_VECTOR
+_ENABLED = 64
+"""Vectors that are enabled together, at most: each is an eventfd."""
 
 
 def _vectors(t: Trial) -> int:
@@ -160,6 +162,21 @@ def number_of_vectors(t: Trial) -> Outcome:
     return None
 
 
+@AREA.row("D-MSX-02", "4.1.5.1.2.1", "MUST", "Of the vectors in the table the last is one, too.")
+def last_vector(t: Trial) -> Outcome:
+    """The configuration and a queue are mapped to it, and it reads back."""
+    count = _vectors(t)
+    t.need(count <= _ENABLED, f"there are more than {_ENABLED} vectors")
+    t.negotiate(t.plain)
+    t.msix(count)
+    common = t.registers("common")
+    seen = _config_vector(common, count - 1), _queue_vector(common, 0, count - 1)
+    t.expect(
+        seen == (count - 1, count - 1), f"{seen[0]:#x} and {seen[1]:#x} of {count} vectors", f"{count - 1:#x}"
+    )
+    return None
+
+
 @AREA.row("D-MSX-04", "4.1.5.1.2.1", "MUST", "A queue maps to any valid vector.", severity=Severity.SILENT)
 def any_vector(t: Trial) -> Outcome:
     """The first, the middle and the last vector in turn: the notification comes there."""
@@ -241,6 +258,25 @@ def unmapped_after_reset(t: Trial) -> Outcome:
     common.write16(pci.COMMON_QUEUE_SELECT, 0)
     seen = common.read16(pci.COMMON_CONFIG_MSIX_VECTOR), common.read16(pci.COMMON_QUEUE_MSIX_VECTOR)
     t.expect(seen == (_NO_VECTOR, _NO_VECTOR), f"{seen[0]:#x} and {seen[1]:#x} after the reset", "0xffff")
+    return None
+
+
+@AREA.row("D-MSX-08", "4.1.5.1.2.1", "SHOULD NOT", "A mapping fails only where it cannot be satisfied.")
+def one_vector_for_all(t: Trial) -> Outcome:
+    """Queues and configuration on vectors of their own, as far as there are any, and then all on vector 0."""
+    count = min(_vectors(t), 16)
+    t.negotiate(t.plain)
+    t.msix(count)
+    common = t.registers("common")
+    most = min(t.transport.num_queues, 16)
+    queues = [queue for queue in range(most) if t.transport.queue_layout(queue).size_max]
+    for spread in (True, False):
+        for place, queue in enumerate(queues):
+            vector = (place + 1) % count if spread else 0
+            seen = _queue_vector(common, queue, vector)
+            t.expect(seen == vector, f"queue {queue}: {seen:#x} after {vector}", "what was written")
+        seen = _config_vector(common, 0)
+        t.expect(seen == 0, f"the configuration: {seen:#x} after 0", "0")
     return None
 
 

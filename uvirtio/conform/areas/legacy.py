@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, cast
 
 from uvirtio.conform.areas.split import only, split
-from uvirtio.conform.exchange import EXCHANGES
+from uvirtio.conform.exchange import SERVED
 from uvirtio.conform.row import LEGACY, M2, Area, L, Level, P
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity, Unfit, free, rejected
@@ -20,7 +20,7 @@ from uvirtio.spec.status import Status
 
 AREA = Area("legacy", 75, "2.7.2, 3.1.2, 4.1.4.10, 6.3: the legacy interface", transports=LEGACY)
 
-_TRAFFIC: Final = frozenset(EXCHANGES)
+_TRAFFIC: Final = SERVED
 _ALIKE: Final = frozenset({"rng", "blk", "balloon"})
 """Types whose good request is the same on both interfaces."""
 _CONFIGURED: Final = frozenset(name for name, fields in FIELDS.items() if fields)

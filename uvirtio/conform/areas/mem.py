@@ -9,7 +9,7 @@ from typing import Final
 
 from uvirtio.conform.blocks import LOOKED_AT, PAGE, Answer, Blocks, again, pattern_of, place_of, started
 from uvirtio.conform.memory import Piece
-from uvirtio.conform.row import MODERN, Area, Level, P
+from uvirtio.conform.row import MODERN, Area, Level
 from uvirtio.conform.traffic import gave_up
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity, free, rejected
@@ -33,6 +33,7 @@ _UNKNOWN: Final = 0x7FFF
     "MUST NOT",
     "block_size, node_id, addr and region_size never change without a system reset.",
     severity=Severity.SILENT,
+    witness="host",
 )
 def fixed_fields(t: Trial) -> Outcome:
     """The four are read before and after PLUG, STATE, UNPLUG and a device reset."""
@@ -41,6 +42,8 @@ def fixed_fields(t: Trial) -> Outcome:
         return [t.config_field(mem.CONFIG, name) for name in _FIXED]
 
     with place_of(t) as blocks:
+        for name, shown in (("addr", "memaddr"), ("block_size", "block-size"), ("region_size", "max-size")):
+            t.witnessed(name, t.config_field(mem.CONFIG, name), t.host.memory(shown))
         first = read()
         seen = {}
         for kind in (Request.PLUG, Request.STATE, Request.UNPLUG):
@@ -53,7 +56,7 @@ def fixed_fields(t: Trial) -> Outcome:
     return None
 
 
-@AREA.row("D-MEM-02", "5.15.4.2", "MUST", "plugged_size follows what is plugged.")
+@AREA.row("D-MEM-02", "5.15.4.2", "MUST", "plugged_size follows what is plugged.", witness="host")
 def plugged_size_follows(t: Trial) -> Outcome:
     """Two blocks are plugged one after the other, and unplugged together."""
     with place_of(t) as blocks:
@@ -65,26 +68,7 @@ def plugged_size_follows(t: Trial) -> Outcome:
     return None
 
 
-@AREA.row(
-    "D-COM-06",
-    "4.1.4.3.1",
-    "MUST",
-    "config_generation changes with what a request changes, too.",
-    severity=Severity.SILENT,
-    transports=frozenset({P}),
-)
-def generation_of_a_request(t: Trial) -> Outcome:
-    """A block is plugged and unplugged; plugged_size and the generation are read before and after each."""
-    with place_of(t) as blocks:
-        for kind in (Request.PLUG, Request.UNPLUG):
-            size, generation = blocks.field("plugged_size"), t.transport.generation()
-            blocks.done(kind, blocks.first, 1)
-            t.need(blocks.field("plugged_size") != size, "plugged_size does not change")
-            t.expect(t.transport.generation() != generation, f"it stays {generation}", "another generation")
-    return None
-
-
-@AREA.row("D-MEM-03", "5.15.4.2", "MUST", "usable_region_size is at least requested_size.")
+@AREA.row("D-MEM-03", "5.15.4.2", "MUST", "usable_region_size is at least requested_size.", witness="host")
 def usable_is_enough(t: Trial) -> Outcome:
     """Both are read as they are, and, with consent, after the host changed its request."""
     t.up()
@@ -92,6 +76,7 @@ def usable_is_enough(t: Trial) -> Outcome:
         if number >= 0:
             t.lever()(number)
         usable, wanted = (t.config_field(mem.CONFIG, name) for name in ("usable_region_size", "requested_size"))
+        t.witnessed("requested_size", wanted, t.host.memory("requested-size"))
         t.expect(usable >= wanted, f"usable {usable:#x}, requested {wanted:#x}", "enough for the request")
     return None
 
@@ -197,6 +182,7 @@ def without_inaccessible(t: Trial) -> Outcome:
     "MUST NOT",
     "A device reset changes the state of no block.",
     severity=Severity.SILENT,
+    witness="host",
 )
 def reset_keeps_states(t: Trial) -> Outcome:
     """One block is plugged and its neighbours are not, before and after a reset."""
@@ -216,6 +202,7 @@ def reset_keeps_states(t: Trial) -> Outcome:
     "MUST NOT",
     "A device reset changes no plugged memory.",
     severity=Severity.MEMORY,
+    witness="memory",
 )
 def reset_keeps_memory(t: Trial) -> Outcome:
     """A pattern in a plugged block, before and after a reset."""
@@ -231,6 +218,7 @@ def reset_keeps_memory(t: Trial) -> Outcome:
     "MUST NOT",
     "Plugged memory is not modified.",
     severity=Severity.MEMORY,
+    witness="memory",
 )
 def plugged_memory_stays(t: Trial) -> Outcome:
     """A pattern in a plugged block, while the next one is looked at, plugged and unplugged."""
@@ -247,6 +235,7 @@ def plugged_memory_stays(t: Trial) -> Outcome:
     "MUST",
     "Plugged memory can be read and written.",
     severity=Severity.SILENT,
+    witness="memory",
 )
 def plugged_memory_works(t: Trial) -> Outcome:
     """By the CPU and by a device: a request is taken out of a plugged block, and its response is put there."""
@@ -311,7 +300,12 @@ def _second_is_wrong(blocks: Blocks, kind: Request, good: State, wrong: State) -
 
 
 @AREA.row(
-    "D-MEM-21", "5.15.6.3.2", "MUST", "PLUG: ERROR if addr is not aligned to block_size.", level=Level.REGISTERS
+    "D-MEM-21",
+    "5.15.6.3.2",
+    "MUST",
+    "PLUG: ERROR if addr is not aligned to block_size.",
+    level=Level.REGISTERS,
+    witness="host",
 )
 def plug_unaligned(t: Trial) -> Outcome:
     """One byte and one page into an unplugged block."""
@@ -321,7 +315,7 @@ def plug_unaligned(t: Trial) -> Outcome:
     return None
 
 
-@AREA.row("D-MEM-22", "5.15.6.3.2", "MUST", "PLUG: ERROR for no blocks.", level=Level.REGISTERS)
+@AREA.row("D-MEM-22", "5.15.6.3.2", "MUST", "PLUG: ERROR for no blocks.", level=Level.REGISTERS, witness="host")
 def plug_none(t: Trial) -> Outcome:
     """nb_blocks is 0."""
     with place_of(t) as blocks:
@@ -329,7 +323,14 @@ def plug_none(t: Trial) -> Outcome:
     return None
 
 
-@AREA.row("D-MEM-23", "5.15.6.3.2", "MUST", "PLUG: ERROR outside of the usable region.", level=Level.REGISTERS)
+@AREA.row(
+    "D-MEM-23",
+    "5.15.6.3.2",
+    "MUST",
+    "PLUG: ERROR outside of the usable region.",
+    level=Level.REGISTERS,
+    witness="host",
+)
 def plug_outside(t: Trial) -> Outcome:
     """Below it, beyond it, across its end, and around the end of all addresses."""
     with place_of(t) as blocks:
@@ -337,7 +338,9 @@ def plug_outside(t: Trial) -> Outcome:
     return None
 
 
-@AREA.row("D-MEM-24", "5.15.6.3.2", "MUST", "PLUG: ERROR if any block is plugged.", level=Level.REGISTERS)
+@AREA.row(
+    "D-MEM-24", "5.15.6.3.2", "MUST", "PLUG: ERROR if any block is plugged.", level=Level.REGISTERS, witness="host"
+)
 def plug_twice(t: Trial) -> Outcome:
     """The plugged block itself, and two blocks of which it is the second."""
     with place_of(t) as blocks:
@@ -346,7 +349,14 @@ def plug_twice(t: Trial) -> Outcome:
     return None
 
 
-@AREA.row("D-MEM-28", "5.15.6.4.2", "MUST", "UNPLUG: ERROR for unaligned, none, outside.", level=Level.REGISTERS)
+@AREA.row(
+    "D-MEM-28",
+    "5.15.6.4.2",
+    "MUST",
+    "UNPLUG: ERROR for unaligned, none, outside.",
+    level=Level.REGISTERS,
+    witness="host",
+)
 def unplug_wrongly(t: Trial) -> Outcome:
     """Into a plugged block, 0 blocks, and below, beyond and across the usable region."""
     with place_of(t) as blocks:
@@ -358,7 +368,14 @@ def unplug_wrongly(t: Trial) -> Outcome:
     return None
 
 
-@AREA.row("D-MEM-29", "5.15.6.4.2", "MUST", "UNPLUG: ERROR if any block is unplugged.", level=Level.REGISTERS)
+@AREA.row(
+    "D-MEM-29",
+    "5.15.6.4.2",
+    "MUST",
+    "UNPLUG: ERROR if any block is unplugged.",
+    level=Level.REGISTERS,
+    witness="host",
+)
 def unplug_twice(t: Trial) -> Outcome:
     """An unplugged block, and two blocks of which the first is plugged."""
     with place_of(t) as blocks:
@@ -411,7 +428,9 @@ def unknown_request(t: Trial) -> Outcome:
 # --- requests that are right (5.15.6.3 to 5.15.6.6) --------------------------------------------------------------
 
 
-@AREA.row("D-MEM-25", "5.15.6.3.2", "MUST", "PLUG: ACK if all were plugged, and plugged_size says so.")
+@AREA.row(
+    "D-MEM-25", "5.15.6.3.2", "MUST", "PLUG: ACK if all were plugged, and plugged_size says so.", witness="host"
+)
 def plugs(t: Trial) -> Outcome:
     """One block, and two."""
     with place_of(t) as blocks:
@@ -424,7 +443,13 @@ def plugs(t: Trial) -> Outcome:
     return None
 
 
-@AREA.row("D-MEM-30", "5.15.6.4.2", "MUST", "UNPLUG: ACK if all were unplugged, and plugged_size says so.")
+@AREA.row(
+    "D-MEM-30",
+    "5.15.6.4.2",
+    "MUST",
+    "UNPLUG: ACK if all were unplugged, and plugged_size says so.",
+    witness="host",
+)
 def unplugs(t: Trial) -> Outcome:
     """One block of two, the other one, and two together."""
     with place_of(t) as blocks:
@@ -530,6 +555,7 @@ def _nothing_plugged(t: Trial) -> Iterator[Blocks]:
     "MUST",
     "UNPLUG ALL: all but the type is ignored.",
     level=Level.REGISTERS,
+    witness="host",
 )
 def unplug_all_with_junk(t: Trial) -> Outcome:
     """An address and a number of blocks that no other request may have, and rubbish in the padding and behind."""
@@ -542,19 +568,22 @@ def unplug_all_with_junk(t: Trial) -> Outcome:
     return None
 
 
-@AREA.row("D-MEM-32", "5.15.6.5.2", "MUST", "UNPLUG ALL: ACK when all is unplugged.")
+@AREA.row("D-MEM-32", "5.15.6.5.2", "MUST", "UNPLUG ALL: ACK when all is unplugged.", witness="host")
 def unplugs_all(t: Trial) -> Outcome:
     """With one block plugged, and again with none."""
     with _nothing_plugged(t) as blocks:
         blocks.done(Request.PLUG, blocks.first + 1, 1)
         for _ in range(2):
             blocks.done(Request.UNPLUG_ALL)
+            t.witnessed("plugged_size", 0, t.host.memory("size"))
             if blocks.usable > blocks.first + 1:
                 blocks.is_(blocks.first + 1, 1, State.UNPLUGGED)
     return None
 
 
-@AREA.row("D-MEM-33", "5.15.6.5.2", "MUST", "UNPLUG ALL: plugged_size is 0 once it is acknowledged.")
+@AREA.row(
+    "D-MEM-33", "5.15.6.5.2", "MUST", "UNPLUG ALL: plugged_size is 0 once it is acknowledged.", witness="host"
+)
 def unplugged_size(t: Trial) -> Outcome:
     """With two blocks plugged."""
     with _nothing_plugged(t) as blocks:

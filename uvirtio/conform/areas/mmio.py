@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from uvirtio.conform.areas.split import only, split
-from uvirtio.conform.exchange import EXCHANGES
+from uvirtio.conform.exchange import SERVED
 from uvirtio.conform.lane import Lane, SplitLane
 from uvirtio.conform.levers import Change
 from uvirtio.conform.row import M1, M2, Area, Level
-from uvirtio.conform.traffic import batch
+from uvirtio.conform.traffic import batch, not_enabled, same_used_index
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity, Unfit, free
 from uvirtio.errors import MemoryScattered, NotSupported
@@ -27,7 +27,7 @@ _V2: Final = frozenset({M2})
 
 AREA = Area("mmio", 50, "4.2.2: the registers of virtio-mmio", transports=_V2)
 
-_TRAFFIC: Final = frozenset(EXCHANGES)
+_TRAFFIC: Final = SERVED
 _MOST: Final = 64
 """Queues that are looked at one by one."""
 _NO_REGION: Final = 0xFF
@@ -231,10 +231,11 @@ def line_falls(t: Trial) -> Outcome:
 # --- reset, generation (4.2.2.1) ---------------------------------------------------------------------------------
 
 
-@AREA.row("D-MMIO-06", "4.2.2.1", "MUST", "A reset clears QueueReady of all queues.")
+@AREA.row("D-MMIO-06", "4.2.2.1", "MUST", "A reset clears QueueReady of all queues.", witness="host")
 def reset_clears_queue_ready(t: Trial) -> Outcome:
     """All queues are enabled, and read after the reset."""
     cleared_by_reset(t, mmio.QUEUE_READY, "QueueReady")
+    not_enabled(t, 0)
     return None
 
 
@@ -322,6 +323,7 @@ def no_size_of_no_queue(t: Trial) -> Outcome:
     "QueueSizeMax is what the device will serve.",
     transports=_BOTH,
     types=_TRAFFIC,
+    witness="host",
 )
 def largest_size_is_served(t: Trial) -> Outcome:
     """A queue of exactly that size is used until its available ring has wrapped."""
@@ -339,6 +341,9 @@ def largest_size_is_served(t: Trial) -> Outcome:
             t.expect(chain.length is not None, f"a chain of request {posted} did not come back", "all of them")
         posted += len(chains)
     t.good(lane)
+    same_used_index(t, lane)
+    shown = None if t.packed else t.host.queue(index)
+    t.witnessed("the size of the queue", lane.size, None if shown is None else shown.size)
     return None
 
 

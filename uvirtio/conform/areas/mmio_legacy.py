@@ -6,7 +6,7 @@ from typing import Final
 
 from uvirtio.conform.areas.mmio import cleared_by_reset, in_use, of_queue, queues_of, steady, window_of
 from uvirtio.conform.areas.split import only
-from uvirtio.conform.exchange import EXCHANGES
+from uvirtio.conform.exchange import SERVED
 from uvirtio.conform.lane import SplitLane
 from uvirtio.conform.row import M1, Area, Level
 from uvirtio.conform.trial import Trial
@@ -21,7 +21,7 @@ from uvirtio.virtqueue.split import SplitQueue
 
 AREA = Area("mmio_legacy", 51, "4.2.4: the registers of virtio-mmio version 1", transports=frozenset({M1}))
 
-_TRAFFIC: Final = frozenset(EXCHANGES)
+_TRAFFIC: Final = SERVED
 _PAIRED: Final = frozenset({"balloon", "input"})
 """Types with a second queue that needs no request to be good."""
 

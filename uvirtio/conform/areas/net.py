@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import struct
-from typing import Final, NamedTuple
+from typing import Final
 
-from uvirtio.conform.exchange import net_header
-from uvirtio.conform.lane import Lane, Posted
+from uvirtio.conform.cards import (
+    ETHERTYPE,
+    PEER,
+    Cable,
+    Wire,
+    command,
+    controlq,
+    done,
+    field,
+    is_answer,
+    view,
+    wire,
+)
 from uvirtio.conform.levers import announce
-from uvirtio.conform.memory import Buffer
-from uvirtio.conform.row import ANY, Area, Level, Need
+from uvirtio.conform.row import ANY, MODERN, Area, Level, Need
 from uvirtio.conform.trial import Trial
-from uvirtio.conform.verdict import Outcome, Severity, rejected
+from uvirtio.conform.verdict import Outcome, Severity, free, rejected
 from uvirtio.spec import features as f
 from uvirtio.spec import net
 from uvirtio.spec.net import Ack, Control, RxMode
@@ -20,8 +30,6 @@ AREA = Area("net", 130, "5.1: network", transports=ANY, types=frozenset({"net"})
 
 _N: Final = f.Net
 _HOST: Final[frozenset[Need]] = frozenset({"host"})
-_US, _STATION = bytes((10, 0, 2, 15)), bytes((10, 0, 2, 2))
-_MAC: Final = bytes.fromhex("0200000000fe")
 _OTHER_MAC: Final = bytes.fromhex("0200000000fc")
 _MTU_MIN, _MTU_GOOD = 68, 1280
 _KEY_MIN, _TABLE_MIN = 40, 128
@@ -29,12 +37,19 @@ _DUPLEX: Final = (0, 1, 0xFF)
 _UNKNOWN_SPEED: Final = 0xFFFF_FFFF
 _UNKNOWN_FLAG: Final = 0x80
 _UNKNOWN_CLASS: Final = 0x7F
-_BUFFER, _SMALL = 2048, 256
+_SMALL: Final = 256
+_GROUP: Final = bytes.fromhex("0300000000fb")
+_TAGS: Final = (1, 0x123, 0xFFE)
+_IPV4: Final = 1  # of the hash types
+_TABLE: Final = 128
+_KEY: Final = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa")
+_HASHES: Final = (
+    ((66, 9, 149, 187), (161, 142, 100, 80), 0x323E8FC2),
+    ((199, 92, 111, 2), (65, 69, 140, 83), 0xD718262A),
+    ((24, 19, 198, 95), (12, 22, 207, 184), 0xD2D0A5DE),
+)
+"""Source, destination and hash of the IPv4 addresses with this key: Microsoft's verification of RSS."""
 _PAYLOAD: Final = 1400
-
-
-def _field(t: Trial, name: str) -> int:
-    return t.config_field(net.CONFIG, name)
 
 
 # --- the offer and the configuration (5.1.3, 5.1.4) -------------------------------------------------------------
@@ -44,7 +59,7 @@ def _field(t: Trial, name: str) -> int:
 def pairs(t: Trial) -> Outcome:
     """It is read."""
     t.need_feature(_N.MQ)
-    seen = _field(t, "max_virtqueue_pairs")
+    seen = field(t, "max_virtqueue_pairs")
     t.expect(1 <= seen <= net.PAIRS_MAX, f"max_virtqueue_pairs {seen}", f"1 to {net.PAIRS_MAX}")
     return None
 
@@ -53,7 +68,7 @@ def pairs(t: Trial) -> Outcome:
 def mtu(t: Trial) -> Outcome:
     """It is read."""
     t.need_feature(_N.MTU)
-    seen = _field(t, "mtu")
+    seen = field(t, "mtu")
     t.expect(seen >= _MTU_MIN, f"mtu {seen}", f"at least {_MTU_MIN}")
     if seen < _MTU_GOOD:
         t.note(f"mtu {seen}, which should be {_MTU_GOOD} or more")
@@ -64,11 +79,11 @@ def mtu(t: Trial) -> Outcome:
 def mtu_stays(t: Trial) -> Outcome:
     """It is read at first, after frames were sent, and after a reset."""
     t.need_feature(_N.MTU)
-    first = _field(t, "mtu")
+    first = field(t, "mtu")
     t.good(t.start(also=f.mask(_N.MTU)), 4)
-    seen = [_field(t, "mtu")]
+    seen = [field(t, "mtu")]
     t.reset()
-    seen.append(_field(t, "mtu"))
+    seen.append(field(t, "mtu"))
     t.expect(set(seen) == {first}, f"mtu {first}, then {seen}", f"{first}")
     return None
 
@@ -77,7 +92,7 @@ def mtu_stays(t: Trial) -> Outcome:
 def key_size(t: Trial) -> Outcome:
     """It is read."""
     t.need(bool(t.offered & f.mask(_N.RSS, _N.HASH_REPORT)), "neither RSS nor HASH_REPORT is offered")
-    seen = _field(t, "rss_max_key_size")
+    seen = field(t, "rss_max_key_size")
     t.expect(seen >= _KEY_MIN, f"rss_max_key_size {seen}", f"{_KEY_MIN} or more")
     return None
 
@@ -86,7 +101,7 @@ def key_size(t: Trial) -> Outcome:
 def table_length(t: Trial) -> Outcome:
     """It is read."""
     t.need_feature(_N.RSS)
-    seen = _field(t, "rss_max_indirection_table_length")
+    seen = field(t, "rss_max_indirection_table_length")
     t.expect(seen >= _TABLE_MIN, f"rss_max_indirection_table_length {seen}", f"{_TABLE_MIN} or more")
     return None
 
@@ -95,7 +110,7 @@ def table_length(t: Trial) -> Outcome:
 def speed_and_duplex(t: Trial) -> Outcome:
     """They are read."""
     t.need_feature(_N.SPEED_DUPLEX)
-    speed, duplex = _field(t, "speed"), _field(t, "duplex")
+    speed, duplex = field(t, "speed"), field(t, "duplex")
     t.expect(speed <= net.SPEED_MAX or speed == _UNKNOWN_SPEED, f"speed {speed:#x}", f"at most {net.SPEED_MAX:#x}")
     t.expect(duplex in _DUPLEX, f"duplex {duplex:#x}", "0, 1 or 0xff")
     return None
@@ -108,11 +123,11 @@ def speed_stays(t: Trial) -> Outcome:
     lane = t.start(also=f.mask(_N.SPEED_DUPLEX) | t.offered & f.mask(_N.STATUS))
 
     def read() -> tuple[int, int]:
-        return _field(t, "speed"), _field(t, "duplex")
+        return field(t, "speed"), field(t, "duplex")
 
     first = read()
     t.good(lane, 4)
-    up = not t.has(_N.STATUS) or bool(_field(t, "status") & net.STATUS_LINK_UP)
+    up = not t.has(_N.STATUS) or bool(field(t, "status") & net.STATUS_LINK_UP)
     seen = read()
     t.need(up, "the link is down")
     t.expect(seen == first, f"speed and duplex {first}, then {seen}", f"{first}")
@@ -126,7 +141,7 @@ def speed_stays(t: Trial) -> Outcome:
     "No HASH_REPORT and no CTRL_RX_EXTRA without CTRL_VQ.",
     level=Level.LOOK,
 )
-def extras_without_controlq(t: Trial) -> Outcome:
+def extras_withoutcontrolq(t: Trial) -> Outcome:
     """The offer."""
     extra = [bit for bit in (_N.HASH_REPORT, _N.CTRL_RX_EXTRA) if f.has(t.offered, bit)]
     t.need(bool(extra), "neither is offered")
@@ -147,104 +162,6 @@ def prerequisites(t: Trial) -> Outcome:
 # --- frames (5.1.9.2 and 5.1.9.4; 5.1.6 in older versions of the standard) ---------------------------------------
 
 
-class Received(NamedTuple):
-    """A frame from the station."""
-
-    header: bytes
-    frame: bytes
-    buffers: list[tuple[Buffer, int]]
-    """Those that hold it, each with the length that the device says."""
-
-
-class Cable:
-    """A running card with receive buffers, and a station that answers."""
-
-    def __init__(self, t: Trial, *, also: int = 0, size: int = _BUFFER, count: int = 4) -> None:
-        """Bring it up; ``also``: feature bits; ``size`` and ``count``: of the receive buffers."""
-        self._t = t
-        self._receive = t.start(also=also | t.offered & f.mask(_N.MAC), queues=[net.RECEIVEQ, net.TRANSMITQ])
-        self._send = t.lanes[net.TRANSMITQ]
-        self._waiting: dict[int, Buffer] = {}
-        self.mac = _field(t, "mac").to_bytes(6, "little") if t.has(_N.MAC) else _MAC
-        chains: list[Posted] = []
-        for _ in range(count):
-            buffer = t.writable(size)
-            chains.append(self._receive.chain(buffer))
-            self._waiting[chains[-1].head] = buffer
-        self._receive.publish(*chains)
-        self._receive.kick()
-        self.header_size = len(net_header(t))
-
-    def ask(self, frame: bytes, header: bytes | None = None) -> Received | None:
-        """Send a frame and wait for the answer, as many buffers as one kind of frame takes; None: there is none.
-
-        Args:
-            frame: To be sent.
-            header: Its header; None: zeros.
-        """
-        t = self._t
-        self._send.post(t.readable(net_header(t) if header is None else header), t.readable(frame))
-        t.await_used(self._send, 1)
-        found: list[tuple[Buffer, int]] = []
-
-        def done() -> bool:
-            for used in self._receive.take():
-                found.append((self._waiting[used.id], used.length))
-            return bool(found) and len(found) >= self._count(found[0][0])
-
-        if not t.until(done, t.pace.deadline):
-            t.expect(not found, f"{len(found)} of {self._count(found[0][0]) if found else 0} buffers came", "all")
-            return None
-        data = b"".join(buffer.data[:length] for buffer, length in found)
-        return Received(data[: self.header_size], data[self.header_size :], found)
-
-    def _count(self, first: Buffer) -> int:
-        """``num_buffers``, which counts with MRG_RXBUF alone."""
-        return int.from_bytes(first.data[10:12], "little") if self._t.has(_N.MRG_RXBUF) else 1
-
-    def arp(self, header: bytes | None = None) -> Received | None:
-        """Ask for the station's address."""
-        who = self.mac + _US + bytes(6) + _STATION
-        frame = net.BROADCAST + self.mac + b"\x08\x06" + bytes.fromhex("0001080006040001") + who
-        return self.ask(frame.ljust(net.FRAME_MIN, b"\0"), header)
-
-    def first(self) -> Received:
-        """The answer to an ordinary question; the test is left out where nothing answers."""
-        answer = self.arp()
-        self._t.need(answer is not None, "no station answers for 10.0.2.2")
-        assert answer is not None
-        return answer
-
-    def ping(self, station: bytes, size: int) -> Received | None:
-        """Ping the station.
-
-        Args:
-            station: Its MAC address.
-            size: Bytes of data.
-        """
-        echo = _summed(struct.pack(">BBHHH", 8, 0, 0, 1, 1) + bytes(place & 0xFF for place in range(size)), 2)
-        head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(echo), 1, 0, 64, 1, 0, _US, _STATION)
-        return self.ask(station + self.mac + b"\x08\x00" + _summed(head, 10) + echo)
-
-
-def _summed(data: bytes, place: int) -> bytes:
-    """With the checksum of IP and ICMP (RFC 1071) at a place that is zero."""
-    total: int = sum(struct.unpack(f">{(len(data) + 1) // 2}H", data + bytes(len(data) % 2)))
-    while total > 0xFFFF:
-        total = (total & 0xFFFF) + (total >> 16)
-    return data[:place] + (~total & 0xFFFF).to_bytes(2, "big") + data[place + 2 :]
-
-
-def _is_answer(received: Received, cable: Cable) -> bool:
-    frame = received.frame
-    return (
-        frame[:6] == cable.mac
-        and frame[12:14] == b"\x08\x06"
-        and frame[20:22] == b"\0\2"
-        and frame[28:32] == _STATION
-    )
-
-
 @AREA.row(
     "D-NET-10",
     "5.1.9.2.2",
@@ -253,13 +170,14 @@ def _is_answer(received: Received, cable: Cable) -> bool:
     level=Level.REGISTERS,
     severity=Severity.SILENT,
     needs=_HOST,
+    witness="network",
 )
 def unknown_flags(t: Trial) -> Outcome:
     """ARP with flag 0x80, once the station answered without."""
     cable = Cable(t)
     cable.first()
     answer = cable.arp(bytes([_UNKNOWN_FLAG]).ljust(cable.header_size, b"\0"))
-    t.expect(answer is not None and _is_answer(answer, cable), "no answer with flag 0x80", "the same answer")
+    t.expect(answer is not None and is_answer(answer, cable), "no answer with flag 0x80", "the same answer")
     return None
 
 
@@ -271,6 +189,7 @@ def unknown_flags(t: Trial) -> Outcome:
     level=Level.ODD,
     severity=Severity.SILENT,
     needs=_HOST,
+    witness="network",
 )
 def fields_without_meaning(t: Trial) -> Outcome:
     """ARP with other values in these fields, once the station answered without."""
@@ -278,7 +197,7 @@ def fields_without_meaning(t: Trial) -> Outcome:
     cable.first()
     header = struct.pack("<BBHHHH", 0, net.Gso.NONE, 0xFFFF, 0, 20, 2).ljust(cable.header_size, b"\0")
     answer = cable.arp(header)
-    t.expect(answer is not None and _is_answer(answer, cable), "no answer to such a frame", "the same answer")
+    t.expect(answer is not None and is_answer(answer, cable), "no answer to such a frame", "the same answer")
     return None
 
 
@@ -289,6 +208,7 @@ def fields_without_meaning(t: Trial) -> Outcome:
     "num_buffers is 1 without MRG_RXBUF, and else the number of buffers.",
     severity=Severity.SILENT,
     needs=_HOST,
+    witness="network",
 )
 def num_buffers(t: Trial) -> Outcome:
     """ARP is answered in one buffer, without and with MRG_RXBUF."""
@@ -309,6 +229,7 @@ def num_buffers(t: Trial) -> Outcome:
     "Of merged buffers all but the last are filled completely.",
     severity=Severity.SILENT,
     needs=_HOST,
+    witness="network",
 )
 def filled_completely(t: Trial) -> Outcome:
     """Ping with 1400 bytes, and receive buffers of 256."""
@@ -330,6 +251,7 @@ def filled_completely(t: Trial) -> Outcome:
     "Without GUEST_CSUM flags are 0, without GUEST_TSO gso_type is NONE.",
     severity=Severity.SILENT,
     needs=_HOST,
+    witness="network",
 )
 def plain_header(t: Trial) -> Outcome:
     """The header of an answer to ARP."""
@@ -342,27 +264,22 @@ def plain_header(t: Trial) -> Outcome:
 # --- the control queue (5.1.9.5) --------------------------------------------------------------------------------
 
 
-def _controlq(t: Trial, *bits: int) -> Lane:
-    t.need_feature(_N.CTRL_VQ, *bits)
-    return t.start(also=f.mask(_N.CTRL_VQ, *bits), queues=[net.CONTROLQ])
-
-
-def _command(t: Trial, lane: Lane, kind: int, command: int, data: bytes = b"") -> int:
-    """Carry out a command; the answer, which is 0xa5 where none was written."""
-    answer = t.writable(net.ACK_SIZE)
-    lane.post(t.readable(bytes([kind, command])), *([t.readable(data)] if data else []), answer)
-    t.await_used(lane, 1)
-    return answer.data[0]
-
-
-@AREA.row("D-NET-16", "5.1.9.5.1.1", "MUST", "The commands for promiscuous and all-multicast work.")
+@AREA.row(
+    "D-NET-16",
+    "5.1.9.5.1.1",
+    "MUST",
+    "The commands for promiscuous and all-multicast work.",
+    needs=_HOST,
+    witness="host",
+)
 def receive_modes(t: Trial) -> Outcome:
-    """Each is turned on and off."""
-    lane = _controlq(t, _N.CTRL_RX)
+    """Each is turned on and off, and the host shows whether it is promiscuous, where it does."""
+    lane = controlq(t, _N.CTRL_RX)
     for mode in (RxMode.PROMISC, RxMode.ALLMULTI):
         for on in (1, 0):
-            answer = _command(t, lane, Control.RX, mode, bytes([on]))
-            t.expect(answer == Ack.OK, f"{answer:#x} for {mode.name} {on}", "OK")
+            done(t, lane, Control.RX, mode, bytes([on]), f"{mode.name} {on}")
+            if mode is RxMode.PROMISC:
+                _shown(t, view(t.device).promiscuous(), bool(on), "whether it is promiscuous")
     return None
 
 
@@ -372,15 +289,84 @@ def receive_modes(t: Trial) -> Outcome:
     "MUST",
     "MAC_ADDR_SET shows in the configuration before the command is used.",
     severity=Severity.SILENT,
+    needs=_HOST,
+    witness="host",
 )
 def address_shows(t: Trial) -> Outcome:
-    """Another address is set, which the reset takes back."""
+    """Another address is set, which the reset takes back; it is read, and compared with what the host shows."""
     t.need_feature(_N.MAC)
-    lane = _controlq(t, _N.CTRL_MAC_ADDR, *([_N.CTRL_RX] if f.has(t.offered, _N.CTRL_RX) else []))
-    answer = _command(t, lane, Control.MAC, net.MAC_ADDR_SET, _OTHER_MAC)
-    seen = _field(t, "mac").to_bytes(6, "little")
+    lane = controlq(t, _N.CTRL_MAC_ADDR, *([_N.CTRL_RX] if f.has(t.offered, _N.CTRL_RX) else []))
+    answer = command(t, lane, Control.MAC, net.MAC_ADDR_SET, _OTHER_MAC)
+    seen = field(t, "mac").to_bytes(6, "little")
     t.expect(answer == Ack.OK, f"{answer:#x} for MAC_ADDR_SET", "OK")
+    _shown(t, view(t.device).mac(), _OTHER_MAC, "the address")
     t.expect(seen == _OTHER_MAC, f"mac {seen.hex(':')}", _OTHER_MAC.hex(":"))
+    return None
+
+
+def _to_group(t: Trial, cable: Cable, other: Wire) -> bool:
+    """Without PROMISC and ALLMULTI, whether a frame to a group arrives."""
+    for mode in (RxMode.PROMISC, RxMode.ALLMULTI):
+        done(t, cable.control, Control.RX, mode, b"\0", f"{mode.name} 0")
+    other.send(_frame(_GROUP))
+    return cable.receive(2 * t.pace.watch) is not None
+
+
+def _frame(to: bytes, head: bytes = b"") -> bytes:
+    return (to + PEER + head + ETHERTYPE + bytes(range(46))).ljust(net.FRAME_MIN, b"\0")
+
+
+@AREA.row(
+    "D-NET-18",
+    "5.1.9.5.2.1",
+    "MUST",
+    "The table of MAC addresses is empty after a reset, and in use before its command is used.",
+    severity=Severity.SILENT,
+    needs=_HOST,
+    witness="host",
+)
+def table_of_addresses(t: Trial) -> Outcome:
+    """The host sends frames to a group: before MAC_TABLE_SET has it, behind that, and after a reset."""
+    t.need_feature(_N.CTRL_VQ, _N.CTRL_RX)
+    with wire(t.device) as other:
+        cable = Cable(t, also=f.mask(_N.CTRL_RX), control=True)
+        before = _to_group(t, cable, other)
+        tables = struct.pack("<II6s", 0, 1, _GROUP)
+        done(t, cable.control, Control.MAC, net.MAC_TABLE_SET, tables, "MAC_TABLE_SET")
+        _shown(t, other.groups(), {_GROUP}, "the table")
+        other.send(_frame(_GROUP))
+        cable.await_frame(_frame(_GROUP), "a frame to a group of the table")
+        t.reset()
+        _shown(t, other.groups(), set(), "the table after a reset")
+        after = _to_group(t, Cable(t, also=f.mask(_N.CTRL_RX), control=True), other)
+    t.expect(before or not after, "a frame to a group arrives after the reset, as before it", "an empty table")
+    return free("frames to groups that are not in the table arrive, too") if before else None
+
+
+def _shown(t: Trial, seen: object, expected: object, what: str) -> None:
+    """What the host shows, where it does."""
+    if seen is not None:
+        t.expect(seen == expected, f"{what} is {seen!r}, as the host shows it", f"{expected!r}")
+
+
+@AREA.row(
+    "D-NET-19",
+    "5.1.9.5.3.1",
+    "MUST",
+    "Without CTRL_VLAN frames with any tag are received.",
+    severity=Severity.SILENT,
+    needs=_HOST,
+    witness="network",
+)
+def any_tag(t: Trial) -> Outcome:
+    """CTRL_VLAN is offered and not accepted; the host sends frames with the tags 1, 0x123 and 0xffe."""
+    t.need_feature(_N.CTRL_VLAN)
+    with wire(t.device) as other:
+        cable = Cable(t)
+        for tag in _TAGS:
+            frame = _frame(cable.mac, net.ETHERTYPE_VLAN.to_bytes(2, "big") + tag.to_bytes(2, "big"))
+            other.send(frame)
+            cable.await_frame(frame, f"a frame with the tag {tag:#x}")
     return None
 
 
@@ -395,13 +381,80 @@ def address_shows(t: Trial) -> Outcome:
 def announcement(t: Trial) -> Outcome:
     """The host asks for an announcement, and it is acknowledged."""
     ask = announce(t.device)
-    lane = _controlq(t, _N.STATUS, _N.GUEST_ANNOUNCE)
+    lane = controlq(t, _N.STATUS, _N.GUEST_ANNOUNCE)
     ask(0)
-    t.owe(lambda: bool(_field(t, "status") & net.STATUS_ANNOUNCE), "ANNOUNCE is not set", "bit 1 of status")
-    answer = _command(t, lane, Control.ANNOUNCE, net.ANNOUNCE_ACK)
-    seen = _field(t, "status")
+    t.owe(lambda: bool(field(t, "status") & net.STATUS_ANNOUNCE), "ANNOUNCE is not set", "bit 1 of status")
+    answer = command(t, lane, Control.ANNOUNCE, net.ANNOUNCE_ACK)
+    seen = field(t, "status")
     t.expect(answer == Ack.OK, f"{answer:#x} for ANNOUNCE_ACK", "OK")
     t.expect(not seen & net.STATUS_ANNOUNCE, f"status {seen:#x}", "ANNOUNCE clear")
+    return None
+
+
+@AREA.row(
+    "D-NET-21",
+    "5.1.9.5.6.2",
+    "MUST",
+    "After a reset frames come on receiveq1 alone, until the command for more pairs.",
+    severity=Severity.SILENT,
+    needs=_HOST,
+    witness="network",
+)
+def pairs_in_use(t: Trial) -> Outcome:
+    """Frames from sixteen addresses, buffers on two pairs: before VQ_PAIRS_SET 2, behind it, after a reset."""
+    t.need_feature(_N.CTRL_VQ, _N.MQ)
+    t.need(field(t, "max_virtqueue_pairs") > 1, "it has one pair of queues")
+    with wire(t.device) as other:
+        for command_made in (False, True, False):
+            cable = Cable(t, also=f.mask(_N.MQ), count=16, pairs=2, control=True)
+            if command_made:
+                data = (2).to_bytes(2, "little")
+                done(t, cable.control, Control.MQ, net.MQ_VQ_PAIRS_SET, data, "VQ_PAIRS_SET 2")
+            for number in range(16):
+                frame = _frame(cable.mac)[:11] + bytes([number]) + _frame(cable.mac)[12:]
+                other.send(frame)
+                found = cable.await_frame(frame, f"frame {number}")
+                wrong = found.queue and not command_made
+                t.expect(not wrong, f"frame {number} on receiveq2, with one pair in use", "receiveq1")
+            t.reset()
+    return None
+
+
+def _rss(to_second: int) -> bytes:
+    """The data of RSS_CONFIG: one entry of the table names receiveq2, and so do frames without a hash."""
+    table = [int(place == to_second) for place in range(_TABLE)]
+    return struct.pack(f"<IHH{_TABLE}HHB", _IPV4, _TABLE - 1, 1, *table, 1, len(_KEY)) + _KEY
+
+
+@AREA.row(
+    "D-NET-22",
+    "5.1.9.5.7.3",
+    "MUST",
+    "RSS puts a frame where its hash and the table say, and one without a hash into unclassified_queue.",
+    severity=Severity.SILENT,
+    transports=MODERN,
+    needs=_HOST,
+    witness="network",
+)
+def hashed(t: Trial) -> Outcome:
+    """The host sends IPv4 packets whose hashes are published, and a frame of another protocol."""
+    t.need_feature(_N.CTRL_VQ, _N.RSS)
+    t.need(field(t, "max_virtqueue_pairs") > 1, "it has one pair of queues")
+    t.need(bool(field(t, "supported_hash_types") & _IPV4), "it has no hash of IPv4 addresses")
+    with wire(t.device) as other:
+        for source, to, value in _HASHES:
+            for hit in (True, False):
+                cable = Cable(t, also=f.mask(_N.RSS), pairs=2, control=True)
+                data = _rss((value + (not hit)) % _TABLE)
+                done(t, cable.control, Control.MQ, net.MQ_RSS_CONFIG, data, "RSS_CONFIG")
+                head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 46, 1, 0, 64, 0xFD, 0, bytes(source), bytes(to))
+                packet = cable.mac + PEER + b"\x08\0" + head + bytes(26)
+                for frame, queue in ((packet, 2 * hit), (_frame(cable.mac), 2)):
+                    other.send(frame)
+                    found = cable.await_frame(frame, "a frame")
+                    seen = f"on queue {found.queue}; entry {value % _TABLE} of the table is {int(hit)}"
+                    t.expect(found.queue == queue, seen, f"queue {queue}")
+                t.reset()
     return None
 
 
@@ -414,7 +467,7 @@ def announcement(t: Trial) -> Outcome:
 )
 def unknown_class(t: Trial) -> Outcome:
     """Class 0x7f, command 0."""
-    lane = _controlq(t)
+    lane = controlq(t)
     answer = t.writable(net.ACK_SIZE)
     posted = lane.post(t.readable(bytes([_UNKNOWN_CLASS, 0])), answer)
     if not t.serve(lane, posted):

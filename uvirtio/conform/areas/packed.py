@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from uvirtio.conform.exchange import EXCHANGES
+from uvirtio.conform.exchange import SERVED, WRITTEN
 from uvirtio.conform.lane import flat
 from uvirtio.conform.packed_lane import UNKNOWN_SLOT, PackedLane, packed_table_of
 from uvirtio.conform.row import MODERN, Area, Level
 from uvirtio.conform.traffic import (
-    WRITTEN,
     all_used,
     batch,
     cut,
@@ -31,7 +30,7 @@ from uvirtio.spec import features as f
 from uvirtio.spec import ring
 from uvirtio.spec.status import describe
 
-AREA = Area("packed", 70, "2.8: packed virtqueues", transports=MODERN, types=frozenset(EXCHANGES))
+AREA = Area("packed", 70, "2.8: packed virtqueues", transports=MODERN, types=SERVED)
 
 _EVENT: Final = f.mask(f.EVENT_IDX)
 _LAPS: Final = 3

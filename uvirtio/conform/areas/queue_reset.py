@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from uvirtio.conform.exchange import EXCHANGES
+from uvirtio.conform.exchange import SERVED
 from uvirtio.conform.lane import Lane
 from uvirtio.conform.row import PCI, Area
-from uvirtio.conform.traffic import batch, fitting
+from uvirtio.conform.traffic import batch, fitting, not_enabled, same_used_index
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity
 from uvirtio.interfaces.transport import ResetsQueues
 from uvirtio.spec import features as f
 from uvirtio.spec import pci
 
-AREA = Area("queue_reset", 65, "2.6.1: the reset of one queue", transports=PCI, types=frozenset(EXCHANGES))
+AREA = Area("queue_reset", 65, "2.6.1: the reset of one queue", transports=PCI, types=SERVED)
 
 _RESET: Final = f.mask(f.RING_RESET)
 
@@ -38,6 +38,7 @@ def _reset(t: Trial, lane: Lane, transport: ResetsQueues) -> None:
     "MUST NOT",
     "A reset queue executes no further request.",
     severity=Severity.MEMORY,
+    witness="host",
 )
 def reset_queue_is_quiet(t: Trial) -> Outcome:
     """A loaded queue is reset; rings and buffers are compared after a while."""
@@ -48,6 +49,7 @@ def reset_queue_is_quiet(t: Trial) -> Outcome:
     before = t.contents()
     t.quiet(lambda: not t.status())
     t.expect(t.contents() == before, "rings or buffers were written after the reset of the queue", "no access")
+    not_enabled(t, lane.index)
     return None
 
 
@@ -68,18 +70,14 @@ def reset_queue_sends_nothing(t: Trial) -> Outcome:
     return None
 
 
-@AREA.row(
-    "D-QRST-03",
-    "2.6.1.1.1",
-    "MUST",
-    "The state of a reset queue returns to its default.",
-)
+@AREA.row("D-QRST-03", "2.6.1.1.1", "MUST", "The state of a reset queue returns to its default.", witness="host")
 def reset_queue_is_at_its_default(t: Trial) -> Outcome:
     """queue_enable 0, the maximum of queue_size, addresses of 0."""
     lane, transport = _with_reset(t)
     t.good(lane)
     most = t.transport.queue_layout(lane.index).size_max
     _reset(t, lane, transport)
+    not_enabled(t, lane.index)
     common = t.registers("common")
     common.write16(pci.COMMON_QUEUE_SELECT, lane.index)
     enabled, size = common.read16(pci.COMMON_QUEUE_ENABLE), common.read16(pci.COMMON_QUEUE_SIZE)
@@ -100,6 +98,7 @@ def reset_queue_is_at_its_default(t: Trial) -> Outcome:
     "2.6.1.2.1",
     "MUST",
     "Enabling a queue again takes whatever the driver changed, its size included.",
+    witness="host",
 )
 def enabled_again_with_another_size(t: Trial) -> Outcome:
     """The queue comes back with other addresses and four entries, and serves more requests than that."""
@@ -110,6 +109,9 @@ def enabled_again_with_another_size(t: Trial) -> Outcome:
     t.need(lane.size > small and small >= len(t.exchange.elements(t)), "there is no smaller size for a request")
     again = t.again(lane.index, small)
     t.good(again, 2 * small + 1)
+    same_used_index(t, again)
+    shown = None if t.packed else t.host.queue(lane.index)
+    t.witnessed("the size of the queue", small, None if shown is None else shown.size)
     return None
 
 
@@ -119,6 +121,7 @@ def enabled_again_with_another_size(t: Trial) -> Outcome:
     "DESC",
     "Other queues go on while one is reset.",
     types=frozenset({"balloon", "input"}),
+    witness="host",
 )
 def others_go_on(t: Trial) -> Outcome:
     """Another queue of the device is reset three times between requests."""
@@ -131,5 +134,7 @@ def others_go_on(t: Trial) -> Outcome:
         t.good(lane)
         _reset(t, t.lanes[other], t.transport)
         t.good(lane)
+        not_enabled(t, other)
+        same_used_index(t, lane)
         t.again(other)
     return None

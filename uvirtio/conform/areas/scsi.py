@@ -252,6 +252,7 @@ def _buffer(t: Trial) -> Buffer:
     "Bit 31 of event says that events were lost.",
     severity=Severity.SILENT,
     needs=_HOST,
+    witness="host",
 )
 def lost_events(t: Trial) -> Outcome:
     """A unit is plugged while there is no buffer; then there is one, and the unit goes."""
@@ -268,7 +269,9 @@ def lost_events(t: Trial) -> Outcome:
     return None
 
 
-@AREA.row("D-SCS-09", "5.6.6.3.2", "MUST NOT", "No event of a hotplug without HOTPLUG.", needs=_HOST)
+@AREA.row(
+    "D-SCS-09", "5.6.6.3.2", "MUST NOT", "No event of a hotplug without HOTPLUG.", needs=_HOST, witness="host"
+)
 def no_hotplug_events(t: Trial) -> Outcome:
     """The event queue has a buffer, and a unit comes and goes."""
     with unit(t.device) as one:

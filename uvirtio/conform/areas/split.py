@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
 
-from uvirtio.conform.exchange import EXCHANGES
+from uvirtio.conform.exchange import FAULTS, READ_ONLY, SERVED, WRITTEN
 from uvirtio.conform.lane import SplitLane, flat, table_of
 from uvirtio.conform.row import ANY, MODERN, Area, Level
 from uvirtio.conform.traffic import (
-    READ_ONLY,
-    WRITTEN,
     batch,
     cut,
     expect_any_framing,
@@ -19,8 +16,10 @@ from uvirtio.conform.traffic import (
     expect_notified,
     expect_quiet,
     fitting,
+    gave_up,
     longest,
     nothing_more,
+    same_used_index,
     unwritten,
 )
 from uvirtio.conform.trial import Trial
@@ -30,10 +29,7 @@ from uvirtio.spec import features as f
 from uvirtio.spec import ring
 from uvirtio.spec.status import Status, describe
 
-AREA = Area("split", 60, "2.6.1, 2.7: split virtqueues", transports=ANY, types=frozenset(EXCHANGES))
-
-_FAULTS: Final = frozenset(EXCHANGES) - {"net"}
-"""Types whose rings are made wrong on purpose; those of network devices are not (docs/conform.md)."""
+AREA = Area("split", 60, "2.6.1, 2.7: split virtqueues", transports=ANY, types=SERVED)
 
 
 def only(t: Trial) -> None:
@@ -184,7 +180,7 @@ def _fault(t: Trial, lay: Callable[[Trial, SplitLane], None]) -> Outcome:
     "A head or a next index beyond the queue is survived.",
     level=Level.RINGS,
     severity=Severity.DEAD,
-    types=_FAULTS,
+    types=FAULTS,
 )
 def head_beyond(t: Trial) -> Outcome:
     """The available ring names descriptor 0x7fff."""
@@ -198,7 +194,7 @@ def head_beyond(t: Trial) -> Outcome:
     "A loop of descriptors ends.",
     level=Level.RINGS,
     severity=Severity.DEAD,
-    types=_FAULTS,
+    types=FAULTS,
 )
 def loop(t: Trial) -> Outcome:
     """Two descriptors that link to each other."""
@@ -220,7 +216,7 @@ def loop(t: Trial) -> Outcome:
     "An available index that jumps beyond the queue size is survived.",
     level=Level.RINGS,
     severity=Severity.DEAD,
-    types=_FAULTS,
+    types=FAULTS,
 )
 def index_jumps(t: Trial) -> Outcome:
     """avail.idx moves on by the size of the queue and one more."""
@@ -240,7 +236,7 @@ def index_jumps(t: Trial) -> Outcome:
     "A readable buffer behind a writable one is survived.",
     level=Level.RINGS,
     severity=Severity.DEAD,
-    types=_FAULTS,
+    types=FAULTS,
 )
 def wrong_order(t: Trial) -> Outcome:
     """A writable buffer, then a readable one."""
@@ -253,13 +249,35 @@ def wrong_order(t: Trial) -> Outcome:
 
 
 @AREA.row(
+    "D-IND-03",
+    "2.7.5.3",
+    "DESC",
+    "An indirect table that is longer than the queue is survived.",
+    level=Level.RINGS,
+    severity=Severity.DEAD,
+    types=frozenset({"rng"}),
+)
+def long_table(t: Trial) -> Outcome:
+    """One-byte buffers, one more than the queue has entries: served, or refused."""
+    lane = _indirect(t)
+    t.good(lane)
+    pieces = cut([t.writable(lane.size + 1)], lane.size + 1)
+    posted = lane.indirect(t.readable(table_of(pieces)), *pieces)
+    lane.publish(posted)
+    lane.kick()
+    if t.serve(lane, posted):
+        return free(f"a table of {lane.size + 1} descriptors, of a queue of {lane.size}, is served")
+    return gave_up(t, otherwise="silence")
+
+
+@AREA.row(
     "D-IND-04",
     "2.7.5.3",
     "DESC",
     "An indirect table of a bad length is survived.",
     level=Level.RINGS,
     severity=Severity.DEAD,
-    types=_FAULTS,
+    types=FAULTS,
 )
 def odd_table(t: Trial) -> Outcome:
     """A table of 17 bytes."""
@@ -276,7 +294,7 @@ def odd_table(t: Trial) -> Outcome:
     "Raise DEVICE_NEEDS_RESET on entering an error that only a reset can end.",
     transports=MODERN,
     level=Level.RINGS,
-    types=_FAULTS,
+    types=FAULTS,
 )
 def says_that_it_needs_a_reset(t: Trial) -> Outcome:
     """After a head beyond the queue a good request is made: it is served, or the status says why not."""
@@ -304,7 +322,7 @@ def says_that_it_needs_a_reset(t: Trial) -> Outcome:
     transports=MODERN,
     level=Level.RINGS,
     severity=Severity.SILENT,
-    types=_FAULTS,
+    types=FAULTS,
 )
 def needs_reset_is_notified(t: Trial) -> Outcome:
     """A head beyond the queue; where the status shows DEVICE_NEEDS_RESET, the notification is waited for."""
@@ -460,7 +478,12 @@ def len_within_the_chain(t: Trial) -> Outcome:
 
 
 @AREA.row(
-    "D-USED-05", "2.7.8", "DESC", "id names a head that was posted and not yet used.", severity=Severity.SILENT
+    "D-USED-05",
+    "2.7.8",
+    "DESC",
+    "id names a head that was posted and not yet used.",
+    severity=Severity.SILENT,
+    witness="host",
 )
 def used_ids(t: Trial) -> Outcome:
     """Batches of requests against the ledger."""
@@ -468,12 +491,15 @@ def used_ids(t: Trial) -> Outcome:
     for _ in range(3):
         chains = batch(t, lane, fitting(t, lane))
         t.await_used(lane, len(chains))
+    same_used_index(t, lane)
     faults = [one for one in lane.faults if one.startswith("D-USED-05")]
     t.expect(not faults, "; ".join(faults), "heads that are out")
     return None
 
 
-@AREA.row("D-USED-06", "2.7.8", "DESC", "Every posted chain comes back once.", severity=Severity.SILENT)
+@AREA.row(
+    "D-USED-06", "2.7.8", "DESC", "Every posted chain comes back once.", severity=Severity.SILENT, witness="host"
+)
 def each_comes_back(t: Trial) -> Outcome:
     """A batch of requests: as many used elements, each for another chain, and none behind them."""
     lane = t.start()
@@ -483,6 +509,7 @@ def each_comes_back(t: Trial) -> Outcome:
     back = sum(chain.length is not None for chain in chains)
     t.expect(back == count, f"{back} of {count} chains came back", "each of them")
     nothing_more(t, lane)
+    same_used_index(t, lane)
     return None
 
 
@@ -538,13 +565,14 @@ def spurious_kicks(t: Trial) -> Outcome:
     return None
 
 
-@AREA.row("D-NOTE-01", "2.3", "DESC", "A kick for an empty queue is harmless.", level=Level.ODD)
+@AREA.row("D-NOTE-01", "2.3", "DESC", "A kick for an empty queue is harmless.", level=Level.ODD, witness="host")
 def empty_kicks(t: Trial) -> Outcome:
     """A hundred kicks with nothing new: nothing is used, and a request is served."""
     lane = t.start()
     for _ in range(100):
         lane.kick()
     nothing_more(t, lane)
+    same_used_index(t, lane)
     t.good(lane)
     return None
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from uvirtio.conform.lane import Lane, Posted
 from uvirtio.conform.row import ANY, MODERN, REGISTERS, Area, Level
+from uvirtio.conform.traffic import expect_notified, not_enabled, same_used_index
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity
+from uvirtio.spec import features as f
 from uvirtio.spec.status import Status, describe
 
 AREA = Area("status", 10, "2.1, 2.4: device status, and the reset of the device", transports=ANY)
@@ -26,11 +28,13 @@ _STEPS = (
     level=Level.REGISTERS,
     severity=Severity.SILENT,
     transports=MODERN,
+    witness="host",
 )
 def nothing_before_driver_ok(t: Trial) -> Outcome:
     """A request is published and kicked while the status is still FEATURES_OK."""
     lane = _kicked_early(t)
     t.expect(t.quiet(lambda: bool(lane.take())), "a buffer was used before DRIVER_OK", "it stays available")
+    same_used_index(t, lane)
     return None
 
 
@@ -73,7 +77,7 @@ def zero_at_first(t: Trial) -> Outcome:
     return None
 
 
-@AREA.row("D-STAT-06", "2.1", "DESC", "Status gives back the steps that the driver wrote.")
+@AREA.row("D-STAT-06", "2.1", "DESC", "Status gives back the steps that the driver wrote.", witness="host")
 def steps_read_back(t: Trial) -> Outcome:
     """Each step of 3.1.1 is read back."""
     for step in _STEPS:
@@ -84,6 +88,7 @@ def steps_read_back(t: Trial) -> Outcome:
         t.set_status(step)
         seen = t.status()
         t.expect(seen == step, f"{describe(seen)} after {describe(step)} was written", "the same bits")
+        t.witnessed("the status", seen, t.host.status())
     return None
 
 
@@ -125,7 +130,7 @@ def suspend_without_the_feature(t: Trial) -> Outcome:
 # --- the reset (2.4) --------------------------------------------------------------------------------------------
 
 
-@AREA.row("D-RST-01", "2.4.1", "MUST", "Present status 0 after a reset.", severity=Severity.DEAD)
+@AREA.row("D-RST-01", "2.4.1", "MUST", "Present status 0 after a reset.", severity=Severity.DEAD, witness="host")
 def zero_after_reset(t: Trial) -> Outcome:
     """0 is written in each state of the bring-up, and after FAILED."""
     for depth in range(len(_STEPS) + 1):
@@ -136,6 +141,7 @@ def zero_after_reset(t: Trial) -> Outcome:
         if depth == len(_STEPS):
             t.set_status(t.status() | Status.FAILED)
         t.reset()
+        t.witnessed("the status", 0, t.host.status())
     return None
 
 
@@ -156,11 +162,7 @@ def no_notification_after_reset(t: Trial) -> Outcome:
 
 
 @AREA.row(
-    "D-RST-03",
-    "2.4.1",
-    "MUST NOT",
-    "Touch no queue once status read 0.",
-    severity=Severity.MEMORY,
+    "D-RST-03", "2.4.1", "MUST NOT", "Touch no queue once status read 0.", severity=Severity.MEMORY, witness="host"
 )
 def no_access_after_reset(t: Trial) -> Outcome:
     """A loaded device is reset; rings and buffers are compared."""
@@ -169,6 +171,8 @@ def no_access_after_reset(t: Trial) -> Outcome:
     before = t.contents()
     t.expect(t.quiet(lambda: t.status() != 0), "the status did not stay 0", "0 until it is written")
     t.expect(t.contents() == before, "rings or buffers were written after the reset", "no access")
+    for index in t.lanes:
+        not_enabled(t, index)
     return None
 
 
@@ -190,12 +194,14 @@ def _load(t: Trial, *, interrupts: bool = False) -> Lane:
     "DESC",
     "A reset in the middle of traffic completes within its deadline.",
     severity=Severity.DEAD,
+    witness="host",
 )
 def reset_under_load(t: Trial) -> Outcome:
     """Ten times."""
     for _ in range(10):
         _load(t)
         t.reset()
+        t.witnessed("the status", 0, t.host.status())
     return None
 
 
@@ -205,12 +211,33 @@ def reset_under_load(t: Trial) -> Outcome:
     "DESC",
     "A reset ends FAILED, and the device works again.",
     severity=Severity.DEAD,
+    witness="host",
 )
 def works_after_failed(t: Trial) -> Outcome:
     """FAILED, reset, bring-up, one good request."""
     lane = t.start()
     t.set_status(t.status() | Status.FAILED)
     t.reset()
+    t.witnessed("the status", 0, t.host.status())
     lane = t.start()
     t.good(lane)
+    t.witnessed("the status", t.status(), t.host.status())
+    return None
+
+
+@AREA.row(
+    "D-RST-06",
+    "2.4",
+    "DESC",
+    "After a reset the features of before count as none.",
+    severity=Severity.SILENT,
+    witness="host",
+)
+def features_end_with_a_reset(t: Trial) -> Outcome:
+    """With EVENT_IDX, and after a reset without: each request is notified, whatever used_event says."""
+    t.need_feature(f.EVENT_IDX)
+    t.good(t.start(also=f.mask(f.EVENT_IDX)))
+    t.reset()
+    expect_notified(t, t.start(interrupts=True))
+    t.witnessed("the accepted word", t.plain, t.host.features(t.type))
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from uvirtio.conform.areas.split import only, split
-from uvirtio.conform.exchange import EXCHANGES
+from uvirtio.conform.exchange import SERVED
 from uvirtio.conform.lane import Lane, SplitLane
 from uvirtio.conform.row import MODERN, Area, Level
 from uvirtio.conform.traffic import batch, fitting
@@ -15,7 +15,7 @@ from uvirtio.spec import features as f
 from uvirtio.spec.device_config import FIELDS
 from uvirtio.spec.status import Status, describe
 
-AREA = Area("suspend", 28, "3.4: the suspend of a device", transports=MODERN, types=frozenset(EXCHANGES))
+AREA = Area("suspend", 28, "3.4: the suspend of a device", transports=MODERN, types=SERVED)
 
 _SUSPEND: Final = f.mask(f.SUSPEND)
 _STEPS: Final = (Status.ACKNOWLEDGE, Status.ACKNOWLEDGE | Status.DRIVER)

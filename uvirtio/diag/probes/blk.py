@@ -23,6 +23,7 @@ class BlkPath(Idle):
     def start(self, observe: Observer) -> None:
         """Bring the device up with its driver."""
         self._blk = Blk(self._device, observe=observe)
+        self._blk.rely_on_interrupts()
 
     def exercise(self) -> PathResult:
         """Read sector 0 and the serial."""

@@ -34,6 +34,7 @@ class NetPath(Idle):
     def start(self, observe: Observer) -> None:
         """Bring the device up with its driver."""
         self._net = Net(self._device, observe=observe)
+        self._net.rely_on_interrupts()
 
     def exercise(self) -> PathResult:
         """Send frames until they are used, receive what is answered, and give a command."""

@@ -30,6 +30,7 @@ class ScsiPath(Idle):
     def start(self, observe: Observer) -> None:
         """Bring the device up with its driver."""
         self._scsi = Scsi(self._device, observe=observe)
+        self._scsi.rely_on_interrupts()
 
     def exercise(self) -> PathResult:
         """Ask for the units (REPORT LUNS, INQUIRY), read block 0 of the first disk, and use the control queue."""

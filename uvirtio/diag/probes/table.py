@@ -14,12 +14,17 @@ from uvirtio.diag.probes.crypto import CryptoPath
 from uvirtio.diag.probes.fs import FsPath
 from uvirtio.diag.probes.gpu import GpuPath
 from uvirtio.diag.probes.input import InputPath
+from uvirtio.diag.probes.iommu import IommuPath
 from uvirtio.diag.probes.mem import MemPath
 from uvirtio.diag.probes.net import NetPath
 from uvirtio.diag.probes.ninep import NinePPath
 from uvirtio.diag.probes.outcome import Around, DataPath, Harm
+from uvirtio.diag.probes.pmem import PmemPath
 from uvirtio.diag.probes.rng import RngPath
+from uvirtio.diag.probes.rtc import RtcPath
 from uvirtio.diag.probes.scsi import ScsiPath
+from uvirtio.diag.probes.sound import SoundPath
+from uvirtio.diag.probes.vsock import VsockPath
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +73,41 @@ PROBES: Final[Mapping[str, Probe]] = {
         "a picture: CREATE_2D, ATTACH_BACKING, TRANSFER, SET_SCANOUT, FLUSH with a fence",
         Harm.SEEN,
     ),
+    "rtc": Probe(RtcPath, "CFG, CLOCK_CAP, READ twice", "the first clock goes on"),
     "input": Probe(InputPath, "its description; an LED is switched off; an event of the host", "events arrive"),
+    "vsock": Probe(
+        VsockPath,
+        "guest_cid is read",
+        "with the rest: packets both ways, if a port of the host answers",
+        Harm.NONE,
+        "REQUEST to port 9 of the host; a RESPONSE is ended with RST",
+        Harm.SEEN,
+    ),
     "crypto": Probe(
         CryptoPath, "two sessions of AES-128-CBC, a block in each", "the known answer of NIST SP 800-38A, and back"
     ),
+    "iommu": Probe(
+        IommuPath,
+        "PROBE of its own endpoint",
+        "it knows the endpoint; with the rest: what is wrong is refused",
+        Harm.NONE,
+        "ATTACH, MAP twice, UNMAP of a part and of all, DETACH twice",
+        Harm.CUTS_OFF,
+    ),
     "mem": Probe(MemPath, "the state of the first block", "the device knows its blocks; nothing is plugged"),
+    "sound": Probe(
+        SoundPath,
+        "PCM_INFO",
+        "it knows its streams; with the rest: periods are taken and given",
+        Harm.NONE,
+        "SET_PARAMS, PREPARE, START, a period of silence out and one in, STOP, RELEASE",
+        Harm.SEEN,
+    ),
     "fs": Probe(FsPath, "FUSE_INIT, FUSE_GETATTR of the root, FUSE_DESTROY", "the server has a root directory"),
+    "pmem": Probe(
+        PmemPath,
+        "FLUSH, twice; where this process has the file of the memory, bytes both ways",
+        "a round trip; that the memory is the file's",
+    ),
 }
 """By the name of the type, in the order of their numbers."""

@@ -247,8 +247,7 @@ class Balloon(Driver):
 
         Args:
             pages: How many.
-            timeout: Seconds for each batch of 256 pages; the device's own where None. A device that is always
-                just in time takes ``pages`` / 256 times as long.
+            timeout: Seconds in all; None: the device's own for each batch of 256 pages.
             progress: Called after each batch.
             force: Ignore the floor.
 
@@ -265,12 +264,12 @@ class Balloon(Driver):
             DeviceTimeout: The device did not acknowledge a batch in time.
         """
         self._check_count(pages)
-        with self.session():
+        with self.session(timeout):
             self._settle()
             if not force:
                 self._pages.check(pages)
             target = self.held + pages
-            short = self.grow(lambda: target, timeout, progress, force=force)
+            short = self.grow(lambda: target, None, progress, force=force)
             self.check_actual()
             if short is not None:
                 raise short
@@ -283,8 +282,7 @@ class Balloon(Driver):
 
         Args:
             target: Returns the desired size.
-            timeout: Seconds for each batch of 256 pages; the device's own where None. A device that is always
-                just in time takes ``pages`` / 256 times as long.
+            timeout: Seconds for each batch of 256 pages; the device's own where None.
             progress: Called after each batch.
             force: Ignore the floor.
 
@@ -295,6 +293,7 @@ class Balloon(Driver):
             PagemapHidden, PageMoved, NotSupported: Pages cannot be put into the balloon.
             DeviceTimeout: The device did not acknowledge a batch in time.
         """
+        begun = False
         with self.session():
             while (missing := target() - self.held) > 0:
                 try:
@@ -303,6 +302,9 @@ class Balloon(Driver):
                     return error
                 first = chunk.held
                 while missing > 0 and chunk.room:
+                    if begun:
+                        self.device.check_time(f"{missing} pages more")
+                    begun = True
                     end = chunk.held + min(spec.PFNS_PER_BUFFER, missing, chunk.room)
                     self._tell(spec.INFLATEQ, [_Batch(chunk, chunk.held, end, end)], timeout)
                     if progress is not None:
@@ -329,8 +331,7 @@ class Balloon(Driver):
 
         Args:
             pages: How many.
-            timeout: Seconds for each chunk of 4096 pages; the device's own where None. A device that is always
-                just in time takes ``pages`` / 4096 times as long.
+            timeout: Seconds in all; None: the device's own for each chunk of 4096 pages.
             progress: Called after each chunk.
             force: Also take out pages that the host still asks for.
 
@@ -343,7 +344,7 @@ class Balloon(Driver):
             DeviceTimeout: The device did not acknowledge a chunk in time.
         """
         self._check_count(pages)
-        with self.session():
+        with self.session(timeout):
             self._settle()
             if pages > self.held:
                 raise BadSize(
@@ -353,9 +354,8 @@ class Balloon(Driver):
                 )
             target = self.held - pages
             if pages and not force and not self.device.has(f.Balloon.DEFLATE_ON_OOM):
-                with self.session(timeout):
-                    self._check_reclaim(target)
-            self.shrink(lambda: target, timeout, progress)
+                self._check_reclaim(target)
+            self.shrink(lambda: target, None, progress)
             self.check_actual()
         return self.held
 
@@ -374,15 +374,18 @@ class Balloon(Driver):
 
         Args:
             target: Returns the desired size.
-            timeout: Seconds for each chunk of 4096 pages; the device's own where None. A device that is always
-                just in time takes ``pages`` / 4096 times as long.
+            timeout: Seconds for each chunk of 4096 pages; the device's own where None.
             progress: Called after each chunk.
 
         Raises:
             DeviceTimeout: The device did not acknowledge a chunk in time.
         """
+        begun = False
         with self.session():
             while (surplus := self.held - target()) > 0:
+                if begun:
+                    self.device.check_time(f"{surplus} pages less")
+                begun = True
                 chunk = self._pages.chunks[-1]
                 batches = self._to_take(chunk, max(0, chunk.held - surplus))
                 if batches:
@@ -419,7 +422,8 @@ class Balloon(Driver):
 
         Args:
             limit: Pages that the balloon may hold at most; None: as many as the host wants.
-            timeout: Return after so many seconds without a change; None: never.
+            timeout: Return after so many seconds without a change; each batch has as many, 0.1 at least. None:
+                never; each batch has the device's own.
             progress: Called after each batch.
             shortage: Called when there is no memory, with the reason and the seconds until the next attempt.
 
@@ -492,7 +496,7 @@ class Balloon(Driver):
 
         Args:
             arena: Memory of this balloon.
-            timeout: Seconds for each queueful of ranges; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each queueful of ranges.
 
         Returns:
             The bytes that the host acknowledged.
@@ -501,10 +505,10 @@ class Balloon(Driver):
             NotSupported: PAGE_REPORTING was not negotiated.
             DeviceTimeout: The device did not acknowledge the ranges in time.
         """
-        with self.session():
+        with self.session(timeout):
             if self.reports is None:
                 raise self._lacks("PAGE_REPORTING", "reporting")
-            return self.reports.report(arena, self.device.seconds(timeout))
+            return self.reports.report(arena)
 
     def lend(self, arena: Arena) -> None:
         """Hint the free ranges of an arena whenever the host asks for hints (5.5.6.5).
@@ -568,7 +572,7 @@ class Balloon(Driver):
         if not self._out:
             return
         for index in (spec.INFLATEQ, spec.DEFLATEQ):
-            settle(self.device, self.device.queues[index], timeout=self.device.timeout, note=_note)
+            settle(self.device, self.device.queues[index], timeout=self.device.seconds(None), note=_note)
         self._acknowledged()
 
     def _check_count(self, pages: int) -> None:
@@ -576,6 +580,11 @@ class Balloon(Driver):
             raise BadSize("a number of pages is out of range", seen=pages, expected="0 to 2^32 - 1")
 
     # --- closing --------------------------------------------------------------------------------------------
+
+    @property
+    def _leaving_takes(self) -> float:
+        """A second for each GiB: more than a host needs that works, and no hours with one that is slow."""
+        return self.held * VIRTIO_PAGE / (1 << 30)
 
     def _give_back(self, working: bool) -> None:
         """Deflate everything, then ``actual`` = 0; on a device that fails, only ``actual`` = 0."""
@@ -588,7 +597,10 @@ class Balloon(Driver):
         self._write_actual()
 
     def close(self) -> None:
-        """Deflate everything, ``actual`` = 0, reset, and only then free the pages; idempotent."""
+        """Deflate everything, ``actual`` = 0, reset, and only then free the pages; idempotent.
+
+        Deflating has the device's time-out and a second for each GiB, in all; the reset drops what is left then.
+        """
         try:
             super().close()
         finally:

@@ -8,6 +8,7 @@ from typing import Protocol
 from uvirtio.device import Device
 from uvirtio.drivers.balloon.free_memory import Pressure
 from uvirtio.drivers.balloon.pages import CHUNK, Pages
+from uvirtio.interfaces.values import RESPONSE_LEAST
 from uvirtio.spec import features as f
 from uvirtio.spec.page import VIRTIO_PAGE
 
@@ -98,13 +99,15 @@ class Follower:
         self._limit = limit
         self._progress = progress
         self._shortage = shortage
+        self._each: float | None = None  # seconds for each batch
         self._retry_at = 0.0
         self._delay = RETRY_FIRST
 
     # --- the target --------------------------------------------------------------------------------------
 
     def _goal(self) -> int:
-        wanted = self._balloon.num_pages
+        with self._device.session(self._each):
+            wanted = self._balloon.num_pages
         if self._limit is None or wanted <= self._limit:
             return wanted
         if self._device.has(f.Balloon.DEFLATE_ON_OOM):
@@ -120,6 +123,9 @@ class Follower:
             DeviceTimeout: The device did not acknowledge a batch in time.
         """
         quiet_since = self._device.clock.monotonic()
+        if timeout is not None:
+            timeout = self._device.seconds(timeout)
+        self._each = None if timeout is None else max(timeout, RESPONSE_LEAST)
         while True:
             seen, held = self._device.counters.config_changes, self._balloon.held
             met = self._approach()
@@ -144,13 +150,13 @@ class Follower:
         """Inflate or deflate until the goal is met or passed; whether it is met."""
         if self._goal() > self._balloon.held:
             if self._device.clock.monotonic() >= self._retry_at:
-                short = self._balloon.grow(self._goal, None, self._progress)
+                short = self._balloon.grow(self._goal, self._each, self._progress)
                 if short is not None:
                     self._back_off(short)
                 else:
                     self._delay = RETRY_FIRST
         else:
-            self._balloon.shrink(self._goal, None, self._progress)
+            self._balloon.shrink(self._goal, self._each, self._progress)
         return self._goal() == self._balloon.held
 
     def _back_off(self, why: Exception, least: float = 0.0) -> None:
@@ -168,6 +174,9 @@ class Follower:
         Raises:
             DeviceTimeout: The device did not acknowledge a batch in time.
         """
+        if timeout is not None:
+            timeout = self._device.seconds(timeout)
+            self._each = max(timeout, RESPONSE_LEAST)
         deadline = None if timeout is None else self._device.clock.monotonic() + timeout
         while True:
             left = None if deadline is None else max(0.0, deadline - self._device.clock.monotonic())
@@ -193,5 +202,5 @@ class Follower:
         """Deflate a chunk, or what is missing up to the floor if that is more (5.5.6.1, DEFLATE_ON_OOM)."""
         missing = max(CHUNK, -(self._pages.spare() or 0))
         left = max(0, self._balloon.held - -(-missing // VIRTIO_PAGE))
-        self._balloon.shrink(lambda: left, None, self._progress)
+        self._balloon.shrink(lambda: left, self._each, self._progress)
         self._back_off(MemoryPressure("this machine is short of memory"), CALM)

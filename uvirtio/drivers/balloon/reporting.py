@@ -29,12 +29,11 @@ class Reporting:
             one.use = Use.REPORTED
             self.reported += one.size
 
-    def report(self, arena: Arena, timeout: float) -> int:
+    def report(self, arena: Arena) -> int:
         """Report the free ranges of an arena, and wait until the device has acknowledged them (5.5.6.7.1).
 
         Args:
             arena: The memory.
-            timeout: Seconds to wait for each queueful.
 
         Returns:
             The bytes that were acknowledged.
@@ -47,6 +46,8 @@ class Reporting:
         before = self.reported
         waiting = [one for one in arena.ranges if one.use is Use.FREE]
         while waiting:
+            if self.reported != before:
+                self._device.check_time("the other ranges of the arena")
             posted = 0
             while waiting and (not posted or self._queue.ring.free >= len(waiting[-1].runs)):
                 one = waiting[-1]
@@ -57,7 +58,8 @@ class Reporting:
                 waiting.pop()
                 posted += 1
             self._queue.kick()
-            self._device.wait(self._all_back, timeout=timeout, what="the acknowledgement of reported pages")
+            seconds = self._device.seconds(None)
+            self._device.wait(self._all_back, timeout=seconds, what="the acknowledgement of reported pages")
         return self.reported - before
 
     def _all_back(self) -> bool:

@@ -109,7 +109,7 @@ class Blk(Disk):
         Args:
             sector: The first one.
             sectors: How many.
-            timeout: Seconds for each request of ``request_size`` bytes; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each request of ``request_size`` bytes.
 
         Raises:
             BadSize: A number is negative; nothing was sent.
@@ -119,7 +119,7 @@ class Blk(Disk):
             ProtocolError: A status is invalid.
         """
         requests, room = self._requests, sectors * SECTOR_SIZE
-        with self._session:
+        with self._session if timeout is None else self.session(timeout):
             if sector < 0 or sectors < 0 or sector + sectors > self.known_capacity:
                 self.check_range(sector, sectors)
             if 0 < room <= requests.request_size:
@@ -138,7 +138,7 @@ class Blk(Disk):
         Args:
             sector: The first one.
             data: Their contents; a multiple of 512 bytes.
-            timeout: Seconds for each request of ``request_size`` bytes; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each request of ``request_size`` bytes.
 
         Raises:
             WriteRefused: Writes are not allowed, or the device is read-only; nothing was sent.
@@ -148,7 +148,7 @@ class Blk(Disk):
             DeviceTimeout: A request did not complete in time.
             ProtocolError: A status is invalid.
         """
-        with self.session():
+        with self.session(timeout):
             view, sectors = self._writable(sector, data)
             if 0 < len(view) <= self._requests.request_size:
                 self._requests.call(spec.Request.OUT, sector, sectors, data=view, timeout=timeout)
@@ -173,7 +173,7 @@ class Blk(Disk):
             DeviceTimeout: It did not complete in time.
             ProtocolError: Its status is invalid.
         """
-        with self.session():
+        with self.session(timeout):
             if not self.device.has(f.Blk.FLUSH):
                 return False
             self.submit_flush().result(timeout)
@@ -185,7 +185,7 @@ class Blk(Disk):
         Args:
             sector: The first one.
             sectors: How many.
-            timeout: Seconds for each request; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each request.
 
         Raises:
             NotSupported: The device has no DISCARD; nothing was sent.
@@ -202,7 +202,7 @@ class Blk(Disk):
 
         Args:
             ranges: (first sector, number of sectors) of each.
-            timeout: Seconds for each request; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each request.
 
         Raises:
             NotSupported: The device has no DISCARD; nothing was sent.
@@ -223,7 +223,7 @@ class Blk(Disk):
             sector: The first one.
             sectors: How many.
             unmap: Allow the device to deallocate them, where it can.
-            timeout: Seconds for each request; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each request.
 
         Raises:
             NotSupported: The device has no WRITE_ZEROES; nothing was sent.
@@ -242,7 +242,7 @@ class Blk(Disk):
         Args:
             sector: The first one.
             sectors: How many.
-            timeout: Seconds for each request; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each request.
 
         Raises:
             NotSupported: The device has no SECURE_ERASE; nothing was sent.
@@ -268,7 +268,7 @@ class Blk(Disk):
             DeviceTimeout: It did not complete in time.
             ProtocolError: Its status is invalid.
         """
-        with self.session():
+        with self.session(timeout):
             out = self._requests.submit(spec.Request.GET_ID, 0, 0, room=spec.ID_SIZE, timeout=timeout)
             told = out.result(timeout)
         return told.partition(b"\0")[0].decode("ascii", "backslashreplace")
@@ -286,7 +286,7 @@ class Blk(Disk):
             ProtocolError: Its status is invalid.
         """
         self._need(f.Blk.LIFETIME, "tell its lifetime")
-        with self.session():
+        with self.session(timeout):
             out = self._requests.submit(spec.Request.GET_LIFETIME, 0, 0, room=spec.LIFETIME_SIZE, timeout=timeout)
             return Lifetime(*_LIFETIME.unpack(out.result(timeout)))
 
@@ -306,7 +306,7 @@ class Blk(Disk):
             ProtocolError: Its status is invalid.
         """
         self._need(f.Blk.CONFIG_WCE, "switch its write cache")
-        with self.session():
+        with self.session(timeout):
             self.device.write_config(configuration.FIELDS["writeback"], int(on))
             self._read_config()
             if not on:
@@ -338,7 +338,7 @@ class Blk(Disk):
             if sector < 0 or not 0 < room <= requests.request_size or sector + sectors > self.known_capacity:
                 self.check_range(sector, sectors)
                 self._one_request(sectors)
-            return requests.submit(_IN, sector, sectors, room=room, queue=queue, kick=kick)
+            return requests.submit(_IN, sector, sectors, b"", room, queue, kick)
 
     def submit_write(
         self,
@@ -495,7 +495,7 @@ class Blk(Disk):
     def _over_ranges(self, kind: spec.Request, ranges: Sequence[Range], flags: int, timeout: float | None) -> None:
         bit, name = _LIMITED[kind]
         self._need(bit, name.replace("_", " "))
-        with self.session():
+        with self.session(timeout):
             self._require_write(f"{name.replace('_', ' ')} on")
             for sector, sectors in ranges:
                 self.check_range(sector, sectors)

@@ -49,12 +49,13 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         kind: spec.Request,
         sector: int,
         sectors: int,
-        *,
         data: bytes | memoryview = b"",
         room: int = 0,
         queue: int | None = None,
         kick: bool = True,
         timeout: float | None = None,
+        *,
+        quiet: bool = False,
     ) -> Request:
         """Submit one request; waits for a slot if all are in flight.
 
@@ -67,6 +68,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             queue: The index of the queue; None: any with a free slot.
             kick: Notify the device; else the next kick or wait does.
             timeout: Seconds to wait for a slot; the device's own where None.
+            quiet: Interrupts may stay suppressed: the caller looks at the ring.
 
         Raises:
             DeviceTimeout: All slots are in flight, and no request completed.
@@ -74,20 +76,6 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             ProtocolError: A request that completed meanwhile has an invalid status.
             Closed: The driver was closed.
         """
-        self._listen()
-        return self._submit(kind, sector, sectors, data, room, queue, kick, timeout)
-
-    def _submit(
-        self,
-        kind: spec.Request,
-        sector: int,
-        sectors: int,
-        data: bytes | memoryview,
-        room: int,
-        queue: int | None,
-        kick: bool,
-        timeout: float | None,
-    ) -> Request:
         free = self._free
         if len(free) == 1 and queue is None and free[0].free:  # the session says that the driver is not closed
             requestq = free[0]
@@ -95,12 +83,14 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         else:
             slot = self._slot(queue, timeout)
             requestq = slot.requestq
+        if requestq.silent and not quiet:
+            self._listen()
         live = requestq.queue
         try:
             slot.prepare(kind, sector, data, room)
             slot.request = request = Request(self, kind, sector, sectors, live.index)
             try:
-                live.ring.add(*slot.chain, slot)
+                live.add(*slot.chain, slot)
             except QueueFull:
                 self._add(requestq, *slot.chain, slot, timeout)
         except BaseException:
@@ -148,7 +138,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         alone = not free[0].out if len(free) == 1 else not self.in_flight
         if alone and not self._skipping:
             self._silence()
-        request = self._submit(kind, sector, sectors, data, room, None, True, timeout)
+        request = self.submit(kind, sector, sectors, data, room, None, True, timeout, quiet=alone)
         if len(free) > 1:
             self.kick()  # what was submitted to other queues without a kick
 

@@ -14,7 +14,6 @@ import os
 import re
 import stat
 import struct
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -296,10 +295,11 @@ class Bridge:
 
     def _run(self, timeout: float | None) -> None:
         device = self.driver.device
-        deadline = None if timeout is None else time.monotonic() + timeout
+        clock = device.clock
+        deadline = None if timeout is None else clock.monotonic() + device.seconds(timeout)
         watch = [self.feed.clone.fileno()]
         while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            left = None if deadline is None else max(0.0, deadline - clock.monotonic())
             some = device.wait(self.turn, timeout=left, what="events", owed=False, watch=watch)
             if left == 0 or not some:
                 return

@@ -30,7 +30,7 @@ _REP_CODES = frozenset({0, 1})
 _CODE_MAX = 0x300  # KEY_CNT, the most that a type has
 
 _KEY = re.compile(r"([A-Za-z0-9_-]+):(?:\s+(.*))?\Z")
-_NUMBERS = re.compile(r"\[\s*(-?[0-9]{1,20}(?:\s*,\s*-?[0-9]{1,20})*)?\s*\]\s*(?:#.*)?\Z")
+_NUMBERS = re.compile(r"\[[ \t]*(-?[0-9]{1,20}(?:[ \t]*,[ \t]*-?[0-9]{1,20})*)?[ \t]*\][ \t]*(?:#.*)?\Z")
 
 _DEVICE = ("devices",)
 _EVDEV = (*_DEVICE, "evdev")

@@ -25,9 +25,6 @@ _RESPONSE = struct.Struct("<H6xH")
 _RESPONSE_AT = 64  # in the one buffer; the device writes there, on away from the request
 _BUFFER = 128
 
-_SURVEY_LIMIT = 1 << 20
-"""STATE requests of one survey, at most; QEMU answers 30,000 a second. No real region is in more pieces."""
-
 BUSY_FIRST, BUSY_LAST = 0.05, 5.0
 """Seconds between retries while the device is busy: doubled from the first to the last, with jitter."""
 
@@ -61,6 +58,9 @@ class Mem(Driver):
     ) -> None:
         """Start the device and find out what is plugged; ``Driver.__init__`` lists how starting can fail.
 
+        The device's time-out is the deadline of all that comes after the start: the STATE requests of ``resync``,
+        or the tries of UNPLUG ALL.
+
         Args:
             device: An open memory device.
             leftover: What to do with blocks that an earlier owner left plugged: keep them, or repeat UNPLUG ALL
@@ -74,18 +74,18 @@ class Mem(Driver):
             ConfigError: The configuration is invalid (5.15.4.2).
             ProtocolError: STATE responses contradict each other.
             MemBusy, MemNack, MemError: With ``leftover="unplug"``, UNPLUG ALL did not succeed in time.
-            DeviceTimeout: The device did not respond in time.
+            DeviceTimeout: The device did not respond in time, or not to all requests.
         """
         self.suspend_lock = suspend_lock
         super().__init__(device, observe=observe)
         self.counts: dict[Response, int] = dict.fromkeys(Response, 0)
         """Responses so far, by type."""
         try:
-            with self.session():
+            with self.session(device.timeout):
                 config = self.config()
                 self.block_table = BlockTable(config.block_size)
                 if config.plugged_size and leftover == "unplug":
-                    self.unplug_all(timeout=device.timeout)
+                    self.unplug_all()
                 elif config.plugged_size:
                     self.resync()
                 self.leftover = self.block_table.plugged.copy()
@@ -173,7 +173,7 @@ class Mem(Driver):
         Args:
             addr: Guest-physical address of the first block.
             blocks: How many.
-            timeout: Seconds for each request; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each request.
 
         Raises:
             BadSize: The blocks are not all in the usable region, or not all unplugged; nothing was sent.
@@ -181,13 +181,13 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
-        with self.session():
-            first = self._validated(addr, blocks, timeout)
+        with self.session(timeout):
+            first = self._validated(addr, blocks)
             if self.block_table.plugged.overlaps(first, blocks):
                 raise self._not_uniform("plugged already", first, blocks)
             self._update_suspend_lock(plugs=True)
             try:
-                self._each(Request.PLUG, first, blocks, self.block_table.was_plugged, timeout)
+                self._each(Request.PLUG, first, blocks, self.block_table.was_plugged)
             finally:
                 self._update_suspend_lock()
 
@@ -197,7 +197,7 @@ class Mem(Driver):
         Args:
             addr: Guest-physical address of the first block.
             blocks: How many.
-            timeout: Seconds for each request; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each request.
 
         Raises:
             BadSize: The blocks are not all in the usable region, or not all plugged; nothing was sent.
@@ -206,12 +206,12 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
-        with self.session():
-            first = self._validated(addr, blocks, timeout)
+        with self.session(timeout):
+            first = self._validated(addr, blocks)
             if not self.block_table.plugged.covers(first, blocks):
                 raise self._not_uniform("not plugged", first, blocks)
             self.block_table.require_unused(first, blocks)
-            self._each(Request.UNPLUG, first, blocks, self.block_table.was_unplugged, timeout)
+            self._each(Request.UNPLUG, first, blocks, self.block_table.was_unplugged)
 
     def unplug_all(self, *, timeout: float | None = None) -> None:
         """Unplug all blocks, also those of an earlier owner (UNPLUG ALL, 5.15.6.5).
@@ -229,10 +229,10 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
-        with self.session():
+        with self.session(timeout):
             whole = self._identity[2] // self.block_size
             self.block_table.require_unused(0, whole)
-            self.patiently(self._unplug_all_once, timeout)
+            self.patiently(self._unplug_all_once, None)
             self.block_table.was_unplugged(0, whole)
             left = self.config().plugged_size
             if left:
@@ -251,7 +251,7 @@ class Mem(Driver):
         Args:
             addr: Guest-physical address of the first block.
             blocks: How many.
-            timeout: Seconds for each request; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each request.
 
         Returns:
             Whether they are plugged, unplugged, or some of each.
@@ -262,13 +262,15 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
-        with self.session():
-            return self._state(self._validated(addr, blocks, timeout), blocks, timeout)
+        with self.session(timeout):
+            return self._state(self._validated(addr, blocks), blocks)
 
-    def _state(self, first: int, blocks: int, timeout: float | None = None) -> State:
-        states = set()
+    def _state(self, first: int, blocks: int) -> State:
+        states: set[State] = set()
         for at, count in _pieces(first, blocks):
-            answer = self.ask(Request.STATE, self._address(at), count, timeout=timeout)
+            if states:
+                self.device.check_time(f"STATE of {blocks} blocks")
+            answer = self.ask(Request.STATE, self._address(at), count)
             if answer.state is None:
                 self._refused(Request.STATE, at, count, answer, at - first)
             states.add(answer.state)
@@ -290,7 +292,7 @@ class Mem(Driver):
             DeviceTimeout: The device did not respond in time.
             ProtocolError: The response is invalid.
         """
-        with self.session():
+        with self.session(timeout):
             buffer = self._buffer
             buffer.view[: spec.REQUEST_SIZE] = _REQUEST.pack(request, addr, blocks)
             # Preset to an invalid response: what the device does not write must not look like an ACK.
@@ -300,7 +302,7 @@ class Mem(Driver):
                 self.device.queues[spec.GUEST_REQUESTQ],
                 runs(buffer, 0, spec.REQUEST_SIZE),
                 runs(buffer, _RESPONSE_AT, spec.RESPONSE_SIZE),
-                timeout=self.device.seconds(timeout),
+                timeout=self.device.seconds(None),
                 what=f"the answer to {request.name} {addr:#x} +{blocks}",
             )
             data = bytes(buffer.view[_RESPONSE_AT : _RESPONSE_AT + spec.RESPONSE_SIZE])
@@ -334,11 +336,12 @@ class Mem(Driver):
         first: int,
         blocks: int,
         book: Callable[[int, int], None],
-        timeout: float | None,
     ) -> None:
         """Send the request for all of these blocks, in pieces that fit; each ACK is recorded at once."""
         for at, count in _pieces(first, blocks):
-            answer = self.ask(request, self._address(at), count, timeout=timeout)
+            if at != first:
+                self.device.check_time(f"{request.name} of {blocks} blocks")
+            answer = self.ask(request, self._address(at), count)
             if answer.type is not Response.ACK:
                 self._refused(request, at, count, answer, at - first)
             book(at, count)
@@ -381,13 +384,19 @@ class Mem(Driver):
         """Retry ``act`` with growing pauses while it raises MemBusy.
 
         Args:
-            act: What to do, called with the seconds that are left; its other errors pass through.
+            act: What to do, called with the seconds that are left, which are its deadline; its other errors pass
+                through.
             timeout: Seconds in all; the device's own where None.
 
         Raises:
             MemBusy: The device was busy until ``timeout``.
         """
-        deadline = self.device.clock.monotonic() + self.device.seconds(timeout)
+        seconds = self.device.seconds(timeout)
+        deadline = self.device.clock.monotonic() + seconds
+        with self.session(seconds):
+            self._patiently(act, deadline)
+
+    def _patiently(self, act: Callable[[float], None], deadline: float) -> None:
         pause = BUSY_FIRST
         while True:
             try:
@@ -417,18 +426,21 @@ class Mem(Driver):
 
     # --- what is plugged ------------------------------------------------------------------------------------
 
-    def resync(self) -> Ranges:
+    def resync(self, *, timeout: float | None = None) -> Ranges:
         """Read from the device which blocks are plugged, by STATE requests, and correct ``block_table``.
+
+        Args:
+            timeout: Seconds in all; the device's own where None.
 
         Returns:
             The plugged blocks.
 
         Raises:
-            ProtocolError: The responses contradict each other, or there are too many pieces to ask for.
+            ProtocolError: The responses contradict each other.
             MemNack, MemBusy, MemError: The device refused.
-            DeviceTimeout: The device did not respond in time.
+            DeviceTimeout: The device did not respond in time, or not to all requests.
         """
-        with self.session():
+        with self.session(self.device.seconds(timeout)):
             config = self.config()
             plugged = self._survey(config)
             if plugged.total != config.plugged_blocks:
@@ -441,33 +453,38 @@ class Mem(Driver):
             return plugged
 
     def _survey(self, config: MemConfig) -> Ranges:
-        """Bisect where the state is MIXED, until all plugged blocks are found."""
+        """Bisect where the state is MIXED, until all plugged blocks are found.
+
+        Every MIXED range has to turn out to hold a plugged block, and one that is not. So the requests are at most
+        one for each 65,535 blocks, and 32 for each of ``plugged_size / block_size`` blocks: no answers make them
+        more.
+        """
         plugged = Ranges()
         missing = config.plugged_blocks
-        todo = [(0, config.usable_blocks)]
-        asked = 0
-        while todo and missing > 0:
-            first, count = todo.pop()
-            if count == 0:
-                break  # nothing is usable, and so nothing can be asked about
-            if count > spec.MAX_BLOCKS:
-                piece = spec.MAX_BLOCKS
-                todo.append((first + piece, count - piece))
-                count = piece
-            asked += 1
-            if asked > _SURVEY_LIMIT:
-                raise self._senseless(
-                    Request.STATE, f"{asked} requests and no end", "a region whose plugged blocks can be found"
-                )
-            state = self._state(first, count)
-            if state is State.PLUGGED:
-                plugged.add(first, count)
-                missing -= count
-            elif state is State.MIXED:
-                if count == 1:
-                    raise self._senseless(Request.STATE, "MIXED for one block", "PLUGGED or UNPLUGGED")
-                half = count // 2
-                todo += [(first + half, count - half), (first, half)]
+        begun = False
+        for piece in _pieces(0, config.usable_blocks):
+            if missing <= 0:
+                break
+            todo = [(*piece, False)]
+            while todo and missing > 0:
+                first, count, halved = todo.pop()
+                if halved:
+                    if not 0 < plugged.count(first, count) < count:
+                        seen = f"MIXED for {count} blocks, and one state for both halves"
+                        raise self._senseless(Request.STATE, seen, "MIXED where it is both")
+                    continue
+                if begun:
+                    self.device.check_time("which blocks are plugged")
+                begun = True
+                state = self._state(first, count)
+                if state is State.PLUGGED:
+                    plugged.add(first, count)
+                    missing -= count
+                elif state is State.MIXED:
+                    if count == 1:
+                        raise self._senseless(Request.STATE, "MIXED for one block", "PLUGGED or UNPLUGGED")
+                    half = count // 2
+                    todo += [(first, count, True), (first + half, count - half, False), (first, half, False)]
         return plugged
 
     def _compare(self) -> None:
@@ -482,10 +499,9 @@ class Mem(Driver):
     def _address(self, block: int) -> int:
         return self.addr + block * self.block_size
 
-    def _validated(self, addr: int, blocks: int, timeout: float | None) -> int:
+    def _validated(self, addr: int, blocks: int) -> int:
         """Check a range that the device would have to refuse otherwise (5.15.6); the number of its first block."""
-        with self.session(timeout):
-            config = self.config()
+        config = self.config()
         block = config.block_size
         if blocks < 1:
             raise BadSize("a request is for at least one block", seen=blocks, expected="1 or more")

@@ -24,6 +24,7 @@ from uvirtio.drivers.mem.driver import BUSY_FIRST, BUSY_LAST, Mem, jittered
 from uvirtio.drivers.mem.ranges import BlockRange, Ranges
 from uvirtio.drivers.mem.region import Region
 from uvirtio.errors import BadSize, InUse, MemBusy, MemNack, OperationFailed
+from uvirtio.interfaces.values import RESPONSE_LEAST
 from uvirtio.spec.mem import MAX_BLOCKS, Response
 
 _LOOK = 1.0
@@ -277,8 +278,7 @@ class Manager:
 
         Args:
             size: Bytes, a multiple of ``step``.
-            timeout: Seconds that the device may be busy, in all, and seconds for each request; its own timeout
-                where None.
+            timeout: Seconds in all; None: the device's own for each request, and for being busy.
 
         Raises:
             BadSize: ``size`` is no multiple of ``step``, or more than the region has left.
@@ -289,7 +289,10 @@ class Manager:
         """
         self._check_size(size)
         with self.mem.session(timeout):
-            config = self.mem.config()
+            self._plug_size(size)
+
+    def _plug_size(self, size: int) -> None:
+        config = self.mem.config()
         room = config.region_size - config.plugged_size
         if size > room:
             raise BadSize(
@@ -300,15 +303,14 @@ class Manager:
         if config.plugged_size + size > config.requested_size:
             # The device would have to refuse a part of it (5.15.6.3); refuse the whole before anything changes.
             raise self._beyond_request(config, size)
-        self._go_to(config.plugged_size + size, timeout)
+        self._go_to(config.plugged_size + size)
 
     def unplug_size(self, size: int, *, timeout: float | None = None) -> None:
         """Unplug memory: whole units first, the highest first.
 
         Args:
             size: Bytes, a multiple of ``step``.
-            timeout: Seconds that the device may be busy, in all, and seconds for each request; its own timeout
-                where None.
+            timeout: Seconds in all; None: the device's own for each request, and for being busy.
 
         Raises:
             BadSize: ``size`` is no multiple of ``step``, or more than is plugged.
@@ -318,7 +320,10 @@ class Manager:
         """
         self._check_size(size)
         with self.mem.session(timeout):
-            plugged = self.mem.config().plugged_size
+            self._unplug_size(size)
+
+    def _unplug_size(self, size: int) -> None:
+        plugged = self.mem.config().plugged_size
         table = self.mem.block_table
         if size > plugged:
             raise BadSize(
@@ -327,7 +332,7 @@ class Manager:
         free = table.plugged.without(table.in_use).total * self.mem.block_size
         if size > free:
             table.require_unused(0, self.mem.config().blocks)
-        self._go_to(plugged - size, timeout)
+        self._go_to(plugged - size)
 
     def _check_size(self, size: int) -> None:
         if size <= 0 or size % self.step:
@@ -349,8 +354,8 @@ class Manager:
             "uvirtio mem follow DEV",
         )
 
-    def _go_to(self, target: int, timeout: float | None) -> None:
-        outcome = self.converge(target, timeout=timeout)
+    def _go_to(self, target: int) -> None:
+        outcome = self.converge(target)
         if outcome is Outcome.NACK:
             config = self.mem.config()
             raise self._beyond_request(config, target - config.plugged_size)
@@ -383,7 +388,7 @@ class Manager:
 
         Args:
             target: Bytes that are to be plugged; None: what the host requests, read before each step.
-            timeout: Seconds that the device may be busy, and seconds for each request; its own timeout where None.
+            timeout: Seconds in all; None: the device's own for each request, and for being busy.
             progress: Called with the plugged bytes after each request.
 
         Returns:
@@ -395,7 +400,8 @@ class Manager:
             DeviceTimeout: The device did not respond in time.
             ConfigError, ProtocolError: Its configuration or a response is invalid.
         """
-        return self._converge(target, self.mem.device.seconds(timeout), timeout, progress)
+        with self.mem.session(timeout):
+            return self._converge(target, self.mem.device.seconds(None), None, progress)
 
     def _converge(
         self,
@@ -404,24 +410,29 @@ class Manager:
         timeout: float | None,
         progress: Callable[[int], None] | None,
     ) -> Outcome:
-        """``converge`` with two time-outs: seconds that the device may be busy, and seconds for each request."""
-        deadline = self.mem.device.clock.monotonic() + busy
+        """``converge`` with two time-outs: seconds that the device may be busy, and seconds for each step."""
+        clock = self.mem.device.clock
+        deadline = clock.monotonic() + busy
         pause = BUSY_FIRST
+        moved = False
         with self.mem.session():
             while True:
                 try:
-                    outcome = self._one_step(target, timeout)
+                    with self.mem.session(timeout):
+                        outcome = self._one_step(target, moved)
                 except MemBusy:
-                    left = deadline - self.mem.device.clock.monotonic()
+                    left = deadline - clock.monotonic()
                     if left <= 0:
                         raise
                     self.retries += 1
-                    self.mem.pause(min(left, jittered(pause, self.mem.device.clock)))
+                    self.mem.pause(min(left, jittered(pause, clock)))
                     pause = min(pause * 2, BUSY_LAST)
                     continue
                 if outcome is not Outcome.MOVED:
                     return outcome
+                moved = True
                 self._steps += 1
+                deadline = clock.monotonic() + busy
                 pause = BUSY_FIRST
                 if progress is not None:
                     progress(self.mem.block_table.plugged.total * self.mem.block_size)
@@ -440,7 +451,7 @@ class Manager:
 
         Args:
             timeout: Return after so many seconds in which the request did not change and there was nothing to do;
-                None: never.
+                each step towards it has as many, 0.1 at least. None: never; each step has the device's own.
             progress: Called with the plugged bytes after each request.
             told: Called with the outcome when blocks were moved, or when the outcome or the request changed.
 
@@ -450,6 +461,7 @@ class Manager:
             ConfigError, ProtocolError: Its configuration or a response is invalid.
         """
         device = self.mem.device
+        each = None if timeout is None else max(device.seconds(timeout), RESPONSE_LEAST)
         pause = BUSY_FIRST
         outcome = Outcome.REACHED
         before: tuple[Outcome, int] | None = None
@@ -459,10 +471,11 @@ class Manager:
             while True:
                 seen = device.counters.config_changes
                 at, steps = self.mem.block_table.plugged.total, self._steps
-                requested = self.mem.config().requested_size
+                with self.mem.session(each):
+                    requested = self.mem.config().requested_size
                 if before != (Outcome.NACK, requested):  # refused before, so it is not asked again
                     try:
-                        outcome = self._converge(None, 0.0, None, progress)
+                        outcome = self._converge(None, 0.0, each, progress)
                     except MemBusy:
                         outcome = Outcome.BUSY
                 # Also where as much is plugged as before: these may be other blocks, which have no owner yet.
@@ -478,7 +491,7 @@ class Manager:
                 again = outcome in (Outcome.BUSY, Outcome.IN_USE)
                 wait = jittered(pause, self.mem.device.clock) if again else _LOOK
                 if timeout is not None:
-                    left = quiet_since + timeout - self.mem.device.clock.monotonic()
+                    left = quiet_since + device.seconds(timeout) - self.mem.device.clock.monotonic()
                     if left <= 0:
                         return
                     wait = min(wait, left)
@@ -488,35 +501,36 @@ class Manager:
 
     # --- one step -------------------------------------------------------------------------------------------
 
-    def _one_step(self, target: int | None, timeout: float | None) -> Outcome:
-        """One request at most, planned with the current configuration."""
-        with self.mem.session(timeout):
-            config = self.mem.config()
+    def _one_step(self, target: int | None, again: bool) -> Outcome:
+        """One request at most, planned with the current configuration; ``again``: not the first of this call."""
+        config = self.mem.config()
         wanted = config.requested_size if target is None else target
         if self.limit is not None:
             wanted = min(wanted, self.limit)
         missing = wanted // self.mem.block_size - self.mem.block_table.plugged.total
+        if again and missing:
+            self.mem.device.check_time(f"{wanted} bytes plugged")
         try:
             if missing > 0:
-                return self._grow(config, missing, timeout)
-            return self._shrink(-missing, timeout)
+                return self._grow(config, missing)
+            return self._shrink(-missing)
         except MemNack:
             after = self.mem.config()
             if after.requested_size != config.requested_size:
                 return Outcome.MOVED  # the request changed meanwhile: plan again
             return Outcome.NACK
 
-    def _grow(self, config: MemConfig, missing: int, timeout: float | None) -> Outcome:
+    def _grow(self, config: MemConfig, missing: int) -> Outcome:
         missing -= missing % self._step
         if not missing:
             return Outcome.REACHED
         run = self._to_plug(config, missing)
         if run is None:
             return Outcome.NOTHING_LEFT
-        self.mem.plug(config.address_of(run[0]), run[1], timeout=timeout)
+        self.mem.plug(config.address_of(run[0]), run[1])
         return Outcome.MOVED
 
-    def _shrink(self, surplus: int, timeout: float | None) -> Outcome:
+    def _shrink(self, surplus: int) -> Outcome:
         surplus += -surplus % self._step  # below the request rather than above it
         if surplus < 1:
             return Outcome.REACHED
@@ -526,7 +540,7 @@ class Manager:
             run = self._to_unplug(surplus)
         if run is None:
             return Outcome.IN_USE
-        self.mem.unplug(self.mem.addr + run[0] * self.mem.block_size, run[1], timeout=timeout)
+        self.mem.unplug(self.mem.addr + run[0] * self.mem.block_size, run[1])
         return Outcome.MOVED
 
     def _to_plug(self, config: MemConfig, missing: int) -> BlockRange | None:

@@ -355,6 +355,7 @@ class Bridge:
         """
         device = self._net.device
         begin = device.clock.monotonic()
+        timeout = None if timeout is None else device.seconds(timeout)
         while not self._end.ended:
             left = None if timeout is None else timeout - (device.clock.monotonic() - begin)
             if left is not None and left <= 0:

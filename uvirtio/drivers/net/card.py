@@ -252,7 +252,7 @@ class Card(Driver):
 
     def _command(self, kind: Control, command: int, *data: bytes, what: str, timeout: float | None = None) -> None:
         assert self._control is not None  # every bit that is checked before needs CTRL_VQ (5.1.3.1)
-        with self.session():
+        with self.session(timeout):
             seconds = self.device.seconds(timeout)
             self._control.send(kind, command, *data, what=what, timeout=seconds)
 

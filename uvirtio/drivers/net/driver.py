@@ -303,6 +303,13 @@ class Net(Card):
         with self.session():
             return any(receiver.waits() for receiver in self._receivers)
 
+    def rely_on_interrupts(self) -> None:
+        """Leave the interrupts of the receive queues on, also while nothing waits: to see whether they come."""
+        with self.session():
+            for receiver in self._receivers:
+                receiver.always = True
+                receiver.listen(True)
+
     def _wait_for_frames(
         self, ready: Callable[[], bool], timeout: float | None, watch: Sequence[int] = ()
     ) -> bool:
@@ -387,11 +394,11 @@ class Net(Card):
         """
         queue = self._transmitter(pair)
         queue.check(frames)
-        with self.session():
+        with self.session(timeout):
             sent = self._send(queue, frames)
             if sent == len(frames):
                 return
-            seconds = self.device.seconds(timeout)
+            seconds = self.device.seconds(None)
             rest = list(frames[sent:])
 
             def ready() -> bool:
@@ -401,7 +408,9 @@ class Net(Card):
                 return not rest
 
             if not queue.wait(ready, seconds, "room for frames"):
-                raise self._stalled(f"took {sent} of {len(frames)} frames within {seconds:g} s", queue, sent)
+                raise self._stalled(
+                    f"took {sent} of {len(frames)} frames within {self.device.given(seconds):g} s", queue, sent
+                )
 
     def flush(self, *, timeout: float | None = None) -> None:
         """Wait until the device has used all frames that were sent: it has then handed them on or dropped them.
@@ -414,11 +423,9 @@ class Net(Card):
             RingCorruption: The used ring holds what cannot be.
         """
         seconds = self.device.seconds(timeout)
-        deadline = self.device.clock.monotonic() + seconds
-        with self.session():
+        with self.session(seconds):
             for queue in self._transmitters:
-                left = max(0.0, deadline - self.device.clock.monotonic())
-                if not queue.wait(partial(_idle, queue), left, "the frames to be used"):
+                if not queue.wait(partial(_idle, queue), self.device.seconds(None), "the frames to be used"):
                     raise self._stalled(f"has not used all frames within {seconds:g} s", queue, 0)
 
     def _stalled(self, what: str, queue: Transmitter, sent: int) -> NetStalled:
@@ -453,15 +460,16 @@ class Net(Card):
         the frame alone is sent.
 
         Args:
-            timeout: Seconds for each of both; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each of both.
 
         Raises:
             NetStalled: There is no room for the frame.
             NetRefused, DeviceTimeout, ProtocolError: As for ``set_rx_mode``.
         """
-        self.send_all([rarp(self.mac)], timeout=timeout)
-        if self.announcement_wanted:
-            self._command(Control.ANNOUNCE, spec.ANNOUNCE_ACK, what="note the announcement", timeout=timeout)
+        with self.session(timeout):
+            self.send_all([rarp(self.mac)])
+            if self.announcement_wanted:
+                self._command(Control.ANNOUNCE, spec.ANNOUNCE_ACK, what="note the announcement")
 
 
 def _idle(queue: Transmitter) -> bool:

@@ -134,12 +134,13 @@ class Ping:
         Raises:
             NetStalled: There is no room for the request, or the link is down.
         """
-        for _ in range(3):
-            request = arp_request(self._net.mac, self.source, self.target)
-            self._net.send_all([request], timeout=timeout)
-            if self._answered(self._heard_arp, timeout / 3):
-                return True
-        return False
+        with self._net.session(timeout):
+            for _ in range(3):
+                request = arp_request(self._net.mac, self.source, self.target)
+                self._net.send_all([request])
+                if self._answered(self._heard_arp, timeout / 3):
+                    return True
+            return False
 
     def _heard_arp(self, frame: bytes) -> bool:
         self.mac = arp_told(frame, self.target) or self.mac
@@ -171,8 +172,9 @@ class Ping:
             return bool(found)
 
         begin = clock.monotonic()
-        net.send_all([request], timeout=timeout)
-        self._answered(heard, timeout)
+        with net.session(timeout):
+            net.send_all([request])
+            self._answered(heard, timeout)
         return found[0] if found else None
 
     def _reply(self, frame: bytes, number: int, seconds: float) -> Reply | None:
@@ -191,7 +193,7 @@ class Ping:
     def _answered(self, heard: _Heard, timeout: float) -> bool:
         """Receive until ``heard`` of a frame; who asks for our address is answered."""
         net, clock = self._net, self._net.device.clock
-        deadline = clock.monotonic() + timeout
+        deadline = clock.monotonic() + net.device.seconds(timeout)
         while True:
             done = False
             for frame in net.receive(timeout=max(0.0, deadline - clock.monotonic())):

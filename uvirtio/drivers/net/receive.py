@@ -60,6 +60,8 @@ class Receiver:
         self.dropped: Counter[str] = Counter()
         """Frames that came and could not be used: how often, by the reason."""
         self.frames = self.bytes = 0
+        self.always = False
+        """Whether interrupts stay on."""
         self._queue, self._layout, self.header, self._note = queue, layout, layout.header, note
         size = SLOT_MIN
         count = queue.ring.size
@@ -105,7 +107,7 @@ class Receiver:
         """
         ring = self._queue.ring
         if ring.broken is None:
-            ring.want_interrupts(on)
+            ring.want_interrupts(on or self.always)
 
     def waits(self) -> bool:
         """Whether something has come."""

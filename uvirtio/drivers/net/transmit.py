@@ -64,6 +64,7 @@ class Transmitter:
             for slot in range(self.count):
                 chains.append((self._buffers.runs(slot, layout.header + longest, apart=False), ()))
             self._slots = queue.set_fixed(chains)
+        self._lengths = [longest] * self.count  # of the frame in each fixed slot
 
     def quiet(self) -> None:
         """Suppress the queue's interrupts: what was sent is noticed when there is something to send."""
@@ -127,8 +128,7 @@ class Transmitter:
         lengths = list(map(len, these))
         plain = self._copy(slots, these, lengths)
         if self._fixed:
-            start = self._layout.header
-            self._slots.resize(slots, [start + length for length in lengths])
+            self._size(slots, lengths)
             self._queue.submit(slots)
         else:
             self._add(slots, lengths)
@@ -137,6 +137,15 @@ class Transmitter:
         self.frames += count
         self.bytes += sum(lengths)
         return count
+
+    def _size(self, slots: array[int], lengths: list[int]) -> None:
+        """Give fixed slots the lengths of their frames, where they have others."""
+        now = self._lengths
+        if [*map(now.__getitem__, slots)] != lengths:
+            start = self._layout.header
+            self._slots.resize(slots, [start + length for length in lengths])
+            for slot, length in zip(slots, lengths, strict=True):
+                now[slot] = length
 
     def _copy(self, slots: array[int], frames: Sequence[Any], lengths: Sequence[int]) -> bool:
         """Copy frames into their slots; whether none has a header of its own."""

@@ -50,23 +50,24 @@ class Rng(Driver):
 
         Args:
             count: How many bytes.
-            timeout: Seconds for each request of up to 4096 bytes; the device's own where None. A device that is
-                always just in time takes ``count`` / 4096 times as long, and longer if its answers are short.
+            timeout: Seconds in all; None: the device's own for each request of up to 4096 bytes.
 
         Raises:
             UsageError: ``count`` is negative.
-            DeviceTimeout: The device did not return a buffer in time.
+            DeviceTimeout: The device did not return a buffer in time, or not enough bytes.
             ProtocolError: 16 buffers in a row came back empty.
             RngUnhealthy: The bytes cannot be random. None of them are returned, nor any others of this call.
         """
         if count < 0:
             raise UsageError("a number of bytes is not negative", seen=count, expected="0 or more")
         found = bytearray()
-        with self.session():
+        with self.session(timeout):
             empty = 0
             while len(found) < count:
+                if found:
+                    self.device.check_time(f"{count} random bytes")
                 asked = min(count - len(found), _BUFFER)
-                piece = self._request(asked, timeout)
+                piece = self._request(asked)
                 if len(piece) < asked:
                     self._finding("empty answer" if not piece else "short answer")
                 empty = 0 if piece else empty + 1
@@ -92,9 +93,9 @@ class Rng(Driver):
                 remedy="check the host's source; Rng(device, health=False) or --untested skips the tests",
             )
 
-    def _request(self, length: int, timeout: float | None) -> bytes:
+    def _request(self, length: int) -> bytes:
         buffer, queue = self._buffer, self.device.queues[spec.REQUESTQ]
-        timeout = self.device.seconds(timeout)
+        timeout = self.device.seconds(None)
         settle(self.device, queue, timeout=timeout)
         # Cleared first: what the device does not write must not look like its answer.
         buffer.view[:length] = bytes(length)

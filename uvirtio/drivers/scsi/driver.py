@@ -31,7 +31,7 @@ class Scsi(Units):
             lun: The unit.
             block: The first one.
             blocks: How many.
-            timeout: Seconds for each request of ``request_size`` bytes; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each request of ``request_size`` bytes.
 
         Raises:
             BadSize: A number is negative, or a block exceeds ``request_size``; nothing was read.
@@ -40,7 +40,7 @@ class Scsi(Units):
             DeviceTimeout: A request did not complete in time.
             ProtocolError: An answer is invalid.
         """
-        with self.session():
+        with self.session(timeout):
             size = self.check_range(lun, block, blocks, timeout=timeout)
             pieces = self._pieces(block, blocks, size)
             return b"".join(self._run(lun, (c.read(at, count, size) for at, count in pieces), timeout))
@@ -56,7 +56,7 @@ class Scsi(Units):
             lun: The unit.
             block: The first one.
             data: Their contents; a multiple of the unit's block size.
-            timeout: Seconds for each request of ``request_size`` bytes; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each request of ``request_size`` bytes.
 
         Raises:
             WriteRefused: Writes are not allowed; nothing was sent.
@@ -67,7 +67,7 @@ class Scsi(Units):
             DeviceTimeout: A request did not complete in time.
             ProtocolError: An answer is invalid.
         """
-        with self.session():
+        with self.session(timeout):
             self._require_write("write")
             view = memoryview(data).cast("B")
             size = self.check_range(lun, block, 0, timeout=timeout)
@@ -135,7 +135,7 @@ class Scsi(Units):
             ScsiCheck, ScsiStatus, ScsiTransport, ScsiAnswer: The unit does not say how large it is.
             MemlockExceeded, HugePagesLack, OperationFailed: There is no memory for the requests.
         """
-        with self.session():
+        with self.session(timeout):
             if write:
                 self._require_write("write")
             if blocks < 1:

@@ -124,7 +124,7 @@ class Initiator(Adapter):
             DeviceTimeout: It did not complete in time.
             ProtocolError: Its answer is invalid.
         """
-        with self.session():
+        with self.session(timeout):
             self._allowed(command)
             return self._run(lun, [command], timeout, repeat=not command.changes)[0]
 
@@ -205,6 +205,7 @@ class Initiator(Adapter):
             error = request.error
             if not isinstance(error, ScsiCheck) or error.key != Key.UNIT_ATTENTION:
                 break
+            self.device.check_time(request.command.name)
             request = self._requests.submit(request.lun, request.command, timeout=timeout)
             self._requests.wait([request], timeout=timeout)
         return request
@@ -233,7 +234,7 @@ class Initiator(Adapter):
             DeviceTimeout: The device did not answer in time.
             ProtocolError: The response is invalid.
         """
-        with self.session():
+        with self.session(timeout):
             if task in _RESETS:
                 self._require_write(f"send {task.name}")
             response = self._control.manage(task, lun, tag, self.device.seconds(timeout))

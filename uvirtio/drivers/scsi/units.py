@@ -43,7 +43,7 @@ class Units(Initiator):
             ScsiCheck, ScsiStatus, ScsiAnswer: The command failed.
             UsageError: There cannot be such a target.
         """
-        with self.session():
+        with self.session(timeout):
             zero = Lun(target)
             return self._listed(
                 zero, self._run(zero, [c.report_luns(self._room(c.LUN_LIST_SIZE))], timeout)[0], timeout
@@ -53,7 +53,7 @@ class Units(Initiator):
         """Find all units: ask each target for its list, and each unit of it who it is (INQUIRY).
 
         Args:
-            timeout: Seconds for each command; the device's own where None.
+            timeout: Seconds in all; None: the device's own for each command.
 
         Returns:
             The units that are there, by target and number. More than ``UNITS_MAX`` are a finding, and left out.
@@ -61,7 +61,7 @@ class Units(Initiator):
         Raises:
             ScsiCheck, ScsiStatus, ScsiTransport, ScsiAnswer: A command failed, other than for what is not there.
         """
-        with self.session():
+        with self.session(timeout):
             zeroes = [Lun(target) for target in range(min(self._config.max_target, TARGETS - 1) + 1)]
             ask = c.report_luns(self._room(c.LUN_LIST_SIZE))
             luns: set[Lun] = set()
@@ -163,7 +163,7 @@ class Units(Initiator):
             ScsiTransport: There is no such target.
             ScsiStatus, ScsiAnswer: The command failed.
         """
-        with self.session():
+        with self.session(timeout):
             try:
                 found = c.decode_capacity_16(self._run(lun, [c.read_capacity_16()], timeout)[0])
             except ScsiCheck as error:
@@ -220,9 +220,10 @@ class Units(Initiator):
         """
         if block < 0 or blocks < 0:
             raise BadSize("blocks are counted from 0", seen=(block, blocks), expected="0 or more")
-        known = self._known.get(lun) or self.capacity(lun, timeout=timeout)
-        if block + blocks > known.blocks:
-            known = self.capacity(lun, timeout=timeout)  # it may have grown without an event
+        with self.session(timeout):
+            known = self._known.get(lun) or self.capacity(lun)
+            if block + blocks > known.blocks:
+                known = self.capacity(lun)  # it may have grown without an event
         if block + blocks > known.blocks:
             raise self.beyond_end(lun, block, blocks, known)
         if known.block_size > self.request_size:

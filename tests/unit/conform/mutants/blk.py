@@ -145,3 +145,15 @@ def hangs_without_a_status(device):
         return before(queue, chain)
 
     around(device.model, "handle", handle)
+
+
+@MUTANTS.of("D-BLK-17")
+def acknowledges_flushes_alone(device):
+    kept = bytes(device.model.durable)
+
+    def handle(before, *what):
+        written = before(*what)
+        device.model.durable = bytearray(kept)
+        return written
+
+    around(device.model, "handle", handle)

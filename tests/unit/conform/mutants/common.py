@@ -220,3 +220,8 @@ def high_half_is_latched_by_the_low_one(device):
         return value
 
     around(device, "_common_read", read)
+
+
+@MUTANTS.of("D-FLR-01")
+def outlives_the_functions_reset(device):
+    device.reset = lambda: True

@@ -46,6 +46,21 @@ def one_vector(device):
     device.msix_vectors = 1
 
 
+@MUTANTS.of("D-MSX-02")
+def last_vector_is_missing(device):
+    vectors = device.msix_vectors
+    around(device, "_vector", lambda before, value: pci.NO_VECTOR if value == vectors - 1 else before(value))
+
+
+@MUTANTS.of("D-MSX-08", on=BALLOON)
+def one_event_for_each_vector(device):
+    def write(before, value):
+        taken = {queue.vector for queue in device.queues if queue is not device._queue()}
+        before(pci.NO_VECTOR if value in taken else value)
+
+    writes(device, "queue_msix_vector", write)
+
+
 @MUTANTS.of("D-MSX-04")
 def first_vector_always(device):
     around(device, "_interrupt", lambda before, cause, vector: before(cause, 0))

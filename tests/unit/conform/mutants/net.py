@@ -144,6 +144,46 @@ def hides_its_address(device):
     around(device.model, "_carry_out", carry_out)
 
 
+@MUTANTS.of("D-NET-18")
+def keeps_its_table(device):
+    """As after a reset, so before it: the first command is remembered."""
+    model, kept = device.model, set()
+    around(model, "reset", lambda reset: (kept.update(model.table), reset(), model.table.update(kept)))
+
+
+@MUTANTS.of("D-NET-19")
+def tags_without_a_table(device):
+    model = device.model
+    around(model, "takes", lambda takes, frame: frame[12:14] != b"\x81\0" and takes(frame))
+
+
+@MUTANTS.of("D-NET-21", on=with_features(N.MQ, pairs=2))
+def pairs_outlive_a_reset(device):
+    def reset(before):
+        used = device.model.used_pairs
+        before()
+        device.model.used_pairs = used
+
+    around(device.model, "reset", reset)
+
+
+TWO_HASHED = with_features(
+    N.RSS,
+    pairs=2,
+    rss_max_key_size=40,
+    rss_max_indirection_table_length=128,
+    supported_hash_types=1,
+)
+
+
+@MUTANTS.of("D-NET-22", on=TWO_HASHED)
+def hashes_destination_first(device):
+    def queue_of(before, frame):
+        return before(frame[:26] + frame[30:34] + frame[26:30] + frame[34:])
+
+    around(device.model, "queue_of", queue_of)
+
+
 @MUTANTS.of("D-NET-20")
 def goes_on_asking(device):
     def carry_out(before, kind, command, data):

@@ -174,6 +174,7 @@ MUTANTS.of("D-FLT-01")(wedged_by("head "))
 MUTANTS.of("D-FLT-02")(wedged_by("loops"))
 MUTANTS.of("D-FLT-04")(wedged_by("avail.idx"))
 MUTANTS.of("D-FLT-05")(wedged_by("readable element after"))
+MUTANTS.of("D-IND-03")(wedged_by("entries, queue of"))
 MUTANTS.of("D-IND-04")(wedged_by("a table of"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from uvirtio.spec import features as f
 from uvirtio.spec.status import Status
 
 from . import Mutants, around
@@ -86,3 +87,20 @@ def silent_after_failed(device):
         to(value)
 
     around(device, "_write_status", write)
+
+
+@MUTANTS.of("D-RST-06")
+def features_outlive_a_reset(device):
+    kept = 0
+
+    def finish(before):
+        nonlocal kept
+        kept |= device.driver_features & f.mask(f.EVENT_IDX)
+        before()
+
+    def enable(before, queue, value):
+        device.driver_features |= kept
+        before(queue, value)
+
+    around(device, "_finish_reset", finish)
+    around(device, "_enable_queue", enable)

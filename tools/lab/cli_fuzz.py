@@ -1,0 +1,27 @@
+"""``tools/fuzz``: bytes for everything that reads bytes of others. The fuzzing itself is in tools/fuzzers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from lab import CHECKOUT, process, setup
+from lab.floors import without_devices
+
+FUZZERS = CHECKOUT / "tools/fuzzers"
+
+
+def main(arguments: list[str]) -> int:
+    """Fuzz where no device of this machine can be reached; the exit code."""
+    setup.packages(setup.FOR_LINT)
+    command = [str(setup.venv() / "bin/python"), str(FUZZERS), *arguments]
+    if os.geteuid() == 0:
+        command = [*without_devices(), *command]
+    sys.stdout.flush()
+    with process.signals_raise():
+        child = process.start(command, stdin=subprocess.DEVNULL)
+        try:
+            return child.wait()
+        finally:
+            process.kill(child)
