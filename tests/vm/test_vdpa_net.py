@@ -28,9 +28,9 @@ MAC = mac_of("52:54:11:22:33:44")
 """No byte of it is 0: the simulator compares addresses as strings, up to the first."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def simulated() -> Iterator[str]:
-    """The address of a simulated card."""
+    """The address of a simulated card, made anew: it keeps an address that was set, whatever resets it."""
     for module in ("vhost_vdpa", "vdpa_sim_net"):
         vduse.run("modprobe", module)
     vduse.run("vdpa", "dev", "add", "name", "simnet", "mgmtdev", "vdpasim_net", "mac", MAC.hex(":"))
