@@ -229,6 +229,5 @@ WRITTEN: Final = SERVED - READ_ONLY
 """Types whose good request has a writable buffer."""
 FAULTS: Final = SERVED - {"net"}
 """Types whose rings are made wrong on purpose; those of network devices are not (docs/conform.md)."""
-
 BESIDE: Final[Mapping[str, tuple[int, ...]]] = {"net": (net.RECEIVEQ,)}
 """Queues that are set up beside that of the request, as every driver does (5.1.5): a device may wait for them."""

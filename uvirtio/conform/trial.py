@@ -97,8 +97,7 @@ class Trial(Steps):
         if not self.legacy and not status & Status.FEATURES_OK:
             raise Unfit(f"it refuses the features {features:#x}: status {describe(status)}")
         if queues is None:
-            first = 0 if self.request_type is None else self.request_type.queue
-            queues = [first, *BESIDE.get(self.type, ())]
+            queues = [0 if self.request_type is None else self.request_type.queue, *BESIDE.get(self.type, ())]
         chosen = tuple(InterruptMode) if interrupts is True else tuple(interrupts or ())
         modes = chosen or (InterruptMode.POLLING,)
         self._order = list(queues)
