@@ -287,3 +287,17 @@ def test_lies_to_a_ring_that_went_round(kind: dict[str, Any], ordered: bool, lie
         bench.slots.reap()
     assert bench.rig.queue.broken
     bench.rig.dma.memory.assert_clean()
+
+
+@fast_kind
+def test_a_ring_that_goes_round_has_the_length_of_now(kind: dict[str, Any]):
+    bench = Bench(kind, 8, 4, reads=1, writes=0)
+    back = array("H", range(4))
+    for turn in range(40):
+        length = 16 if turn % 12 < 9 else 7
+        bench.slots.resize(back, [length] * 4)
+        bench.slots.submit(back)
+        chains = list(bench.rig.device.pop_all())
+        assert [chain.elements[0].length for chain in chains] == [length] * 4
+        bench.finish(*chains, written=0)
+        back = bench.slots.reap()
