@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.ring_rigs import traced
-from tests.fakes.slot_rigs import ROOM, Bench, fast_kind, lied_to, modes
+from tests.fakes.slot_rigs import ROOM, Bench, fast_kind, lied_to, modes, no_kick
 from uvirtio.errors import Closed, DeviceBroken, RingCorruption, UsageError
 
 
@@ -301,3 +301,17 @@ def test_a_ring_that_goes_round_has_the_length_of_now(kind: dict[str, Any]):
         assert [chain.elements[0].length for chain in chains] == [length] * 4
         bench.finish(*chains, written=0)
         back = bench.slots.reap()
+
+
+def test_what_waits_to_be_shown_cannot_be_used():
+    """Nor after a look in vain: among what is out of order, it is not what is with the device."""
+    bench, posted = lied_to({"format": "split"}, ordered=False)
+    bench.finish(posted.pop())
+    back = bench.slots.reap()
+    bench.slots.submit(back, show=False)
+    assert bench.slots.relay(3, no_kick) == 0
+    assert back[0] not in bench.slots.out()
+    bench.rig.device.lies.used_id = lambda head: back[0]
+    bench.finish(posted.pop())
+    with pytest.raises(RingCorruption, match="not in flight"):
+        bench.slots.reap()
