@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.ring_rigs import traced
-from tests.fakes.slot_rigs import ROOM, Bench, fast_kind, lied_to, modes, no_kick
+from tests.fakes.slot_rigs import ROOM, Bench, every_kind, fast_kind, lied_to, modes, no_kick
 from uvirtio.errors import Closed, DeviceBroken, RingCorruption, UsageError
 
 
@@ -315,3 +315,14 @@ def test_what_waits_to_be_shown_cannot_be_used():
     bench.finish(posted.pop())
     with pytest.raises(RingCorruption, match="not in flight"):
         bench.slots.reap()
+
+
+@every_kind
+def test_what_came_waits_to_be_shown_once(kind: dict[str, Any]):
+    bench = Bench(kind)
+    bench.finish(*bench.post(0, 1))
+    back = bench.slots.reap()
+    bench.slots.submit(back, show=False)
+    with pytest.raises(UsageError):
+        bench.slots.submit(back, show=False)
+    assert bench.slots.laid == 2
