@@ -303,6 +303,23 @@ def test_a_ring_that_goes_round_has_the_length_of_now(kind: dict[str, Any]):
         back = bench.slots.reap()
 
 
+def test_across_the_end_the_next_interrupt_is_requested_before_a_batch_is_complete():
+    """The last slot of the ring is used, and a batch behind it is being marked backwards."""
+    bench = Bench({"format": "packed", "event_idx": True}, 8, 7)
+    bench.finish(*bench.post(*range(7)))
+    bench.reap()
+    came = bench.post(0, 1, 2, 3)
+    device, marks = bench.rig.device, []
+    write, device.write_used_slot = device.write_used_slot, lambda *what: marks.append(what)
+    bench.finish(*came)
+    for mark in (marks[0], marks[2], marks[3]):
+        write(*mark)
+    assert bench.reap() == [0]
+    assert bench.rig.queue.words()["driver event off_wrap"] == bench.rig.queue._off_wrap(8)
+    write(*marks[1])
+    assert bench.reap() == [1, 2, 3]
+
+
 def test_what_waits_to_be_shown_cannot_be_used():
     """Nor after a look in vain: among what is out of order, it is not what is with the device."""
     bench, posted = lied_to({"format": "split"}, ordered=False)
