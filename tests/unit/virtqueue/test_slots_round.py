@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -301,6 +302,47 @@ def test_a_ring_that_goes_round_has_the_length_of_now(kind: dict[str, Any]):
         assert [chain.elements[0].length for chain in chains] == [length] * 4
         bench.finish(*chains, written=0)
         back = bench.slots.reap()
+
+
+class Changing(Guarded):
+    """Bytes of a ring that the device writes to before each copy but the first."""
+
+    def __init__(self, view: memoryview, change: Callable[[], None]) -> None:
+        super().__init__(view, 0, len(view))
+        self.change = change
+
+    def __getitem__(self, key: slice) -> memoryview:
+        if self.looked:
+            self.change()
+        return super().__getitem__(key)
+
+
+@modes
+def test_flags_that_change_between_two_copies_break_the_queue(ordered: bool):
+    """A batch that seems to be marked backwards is copied again; what was used then has to be used still."""
+    bench = Bench({"format": "packed"}, 16, 8)
+    posted = bench.post(*range(6))
+    if not ordered:
+        bench.finish(posted.pop(1))
+        assert bench.reap() == [1]
+    first = bench.rig.queue.slots_reaped
+    device, marks = bench.rig.device, []
+    write, device.write_used_slot = device.write_used_slot, lambda *what: marks.append(what)
+    bench.finish(*posted[:5])
+    for mark in (*marks[:3], marks[4]):
+        write(*mark)
+    used: list[int] = [first, first + 1, first + 2]
+    flags = bench.rig.queue._flags
+
+    def take_back() -> None:
+        flags[8 * used.pop() + 7] ^= 0x8080
+
+    slots: Any = bench.slots
+    slots._few, slots._hint = 0, 5
+    bench.rig.queue.bytes = Changing(bench.rig.queue.bytes, take_back)
+    with pytest.raises(RingCorruption, match="used before its predecessor"):
+        bench.slots.reap()
+    assert bench.rig.queue.broken and used
 
 
 def test_across_the_end_the_next_interrupt_is_requested_before_a_batch_is_complete():
