@@ -185,6 +185,7 @@ def corrupt(rig: Rig, seen: object = None) -> RingCorruption:
         lambda: rig.queue.publish(),
         lambda: rig.queue.pending(),
         lambda: rig.queue.want_interrupts(True),
+        lambda: rig.queue.want_interrupts(False),
     ):
         with pytest.raises(DeviceBroken):
             call()

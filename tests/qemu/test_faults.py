@@ -14,7 +14,7 @@ from uvirtio.cli.app import run
 from uvirtio.drivers.blk import Blk
 from uvirtio.drivers.mem import Manager, Mem
 from uvirtio.drivers.rng import Rng
-from uvirtio.errors import BeyondEnd, MemBusy, RngUnhealthy
+from uvirtio.errors import BeyondEnd, DeviceBroken, DeviceGone, DeviceResetByOther, MemBusy, RngUnhealthy
 from uvirtio.opening import identify
 from uvirtio.qemu import Machine
 from uvirtio.spec.mem import Response
@@ -114,3 +114,39 @@ def test_a_device_that_is_migrated_is_busy_until_that_is_over(
         assert mem.config().plugged_size == 40 * MIB
         assert other.qmp("query-memory-devices")[0]["data"]["size"] == 32 * MIB
         assert other.qmp("query-status")["running"]
+
+
+def until(machine: Machine, state: str) -> None:
+    """Wait for a state of the machine."""
+    deadline = time.monotonic() + 20
+    while (seen := machine.qmp("query-status")["status"]) != state:
+        assert time.monotonic() < deadline, f"{seen}, and not {state}"
+        time.sleep(0.01)
+
+
+@pytest.mark.fault(78, 99, 100)
+def test_a_machine_that_slept_has_lost_its_memory_unless_the_device_keeps_it() -> None:
+    """Suspend to RAM by the registers of q35's power management, and a wake-up by the host.
+
+    5.15.6.1: without PERSISTENT_SUSPEND plugged memory is lost. The wake-up resets every device.
+    """
+    with Machine("q35", ["virtio-mem-pci,requested-size=64M,block-size=2M"]) as machine:
+        function, ports = machine.functions[0], machine.qtest
+
+        def southbridge(register: int, width: int, value: int) -> None:  # ICH9's LPC function, 00:1f.0
+            ports.indexed_out(0xCF8, 1 << 31 | 0x1F << 11 | register, width, 0xCFC, value)
+
+        with identify(function.address, function, timeout=20) as device, Mem(device) as mem:
+            mem.plug(mem.addr, 16)
+            southbridge(0x40, 4, 0x601)  # PMBASE
+            southbridge(0x44, 1, 0x80)  # ACPI_EN
+            ports.port_out(2, 0x604, 1 << 13 | 1 << 10)  # PM1_CNT: SLP_EN, S3
+            until(machine, "suspended")
+            machine.qmp("system_wakeup")
+            until(machine, "running")
+            left = machine.qmp("query-memory-devices")[0]["data"]["size"]
+            assert left == (32 * MIB if mem.survives_suspend else 0)
+            with pytest.raises((DeviceResetByOther, DeviceGone)) as caught:
+                mem.config()
+            with pytest.raises(DeviceGone if caught.type is DeviceGone else DeviceBroken):
+                mem.plug(mem.addr + 32 * MIB, 1)

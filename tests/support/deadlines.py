@@ -36,8 +36,8 @@ Row = tuple[str, Callable[[Device], Call]]
 """The type of the device, and what brings it up and returns the call."""
 
 LUN = scsi.Lun(0)
-_PAGES = 16 * 256
-"""Pages of 16 buffers, so that a call takes several waits."""
+_PAGES = 4 * 256
+"""Pages of four buffers, so that a call takes several waits."""
 
 
 class _Quiet:
@@ -322,7 +322,7 @@ ROWS: dict[str, Row] = {
     "Net.receive": _of("net", "receive"),
     "Net.wait": _of("net", "wait"),
     "Net.frames": _of("net", "frames"),
-    "Net.send_all": _of("net", "send_all", [bytes(60)] * 600),
+    "Net.send_all": _of("net", "send_all", [bytes(60)] * 300),
     "Net.flush": _of("net", "flush", sent=_sent),
     "Net.announce": _of("net", "announce"),
     "Net.wait_for_link": _of("net", "wait_for_link", False),

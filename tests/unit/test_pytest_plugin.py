@@ -12,7 +12,6 @@ import pytest
 
 from uvirtio import scripted
 from uvirtio.evidence import files
-from uvirtio.scripted.address import TYPES
 
 CHECKOUT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").exists())
 
@@ -223,7 +222,7 @@ def test_a_driver_that_breaks_the_standard_fails_the_test(tmp_path: Path) -> Non
     assert "1 passed" in run(tmp_path, DISOBEDIENT.format(check=False)).stdout.splitlines()[-1]
 
 
-@pytest.mark.parametrize("type_name", TYPES)
+@pytest.mark.parametrize("type_name", ["balloon", "blk", "input", "mem", "net", "rng", "scsi"])
 def test_our_drivers_keep_to_the_standard_on_every_hostile_device(type_name: str, tmp_path: Path) -> None:
     test = f"""
 @pytest.mark.parametrize("case", scripted.hostile_cases({type_name!r}))

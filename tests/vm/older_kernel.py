@@ -87,6 +87,7 @@ RUN: dict[str, tuple[str, ...]] = {
         r"test_a_carrier_that_goes",
         r"test_uevents_that_are_not_read_in_time",
     ),
+    "test_faults": (r"test_pinned_pages_are_neither",),  # khugepaged and swap
     "test_input_bridge": (r"test_a_clone_is_read_like_the_kernels_own_keyboard",),
 }
 """Of these files only these tests, by what their names begin with; files that are not here run whole."""

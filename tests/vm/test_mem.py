@@ -5,6 +5,8 @@ The witness is the QMP of the QEMU around the VM. The devices are those of the m
 
 from __future__ import annotations
 
+import contextlib
+import json
 import subprocess
 from collections.abc import Iterator
 from typing import Any
@@ -201,6 +203,27 @@ def test_the_command(plugs: str) -> None:
 
 
 @pytest.mark.fault(94)
+@pytest.mark.fault(79, level="K")
+def test_a_plug_that_is_killed_leaves_what_the_device_says(plugs: str, witness: Witness) -> None:
+    """At three moments; what was acknowledged stays, is found by the next command, and goes on demand."""
+
+    def size() -> int:
+        every = [one["data"] for one in witness.execute("query-memory-devices")]
+        return int(next(one["size"] for one in every if one["id"] == "mem"))
+
+    for wait in (0.0, 0.3, 1.0):
+        with commands.running("mem", "plug", plugs, "64M", "--unit", "2M") as child:
+            with contextlib.suppress(TimeoutError):
+                child.wait(wait)
+            child.kill()
+            child.wait(commands.PATIENCE)
+        done = commands.uvirtio("mem", "status", plugs, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["plugged_bytes"] == size()
+        assert commands.uvirtio("mem", "unplug-all", plugs).returncode == 0
+        assert size() == 0
+
+
 def test_without_the_boot_parameter_the_line_to_add_is_printed(plugs: str, witness: Witness) -> None:
     """This machine was booted without it; the machine "mem-online" with just such a line."""
     (one, *_) = [

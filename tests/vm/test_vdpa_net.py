@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import platform
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 import uvirtio
 from tests.bodies.net import SINK
 from tests.vm import vduse
-from tests.vm.conforming import Ring, conforms
+from tests.vm.conforming import conforms
+from uvirtio.conform.implementation import Implementation
 from uvirtio.diag import diagnose
 from uvirtio.drivers.net import Net, mac_of
 from uvirtio.errors import NotSupported
@@ -27,9 +28,9 @@ MAC = mac_of("52:54:11:22:33:44")
 """No byte of it is 0: the simulator compares addresses as strings, up to the first."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def simulated() -> Iterator[str]:
-    """The address of a simulated card."""
+    """The address of a simulated card, made anew: it keeps an address that was set, whatever resets it."""
     for module in ("vhost_vdpa", "vdpa_sim_net"):
         vduse.run("modprobe", module)
     vduse.run("vdpa", "dev", "add", "name", "simnet", "mgmtdev", "vdpasim_net", "mac", MAC.hex(":"))
@@ -66,6 +67,8 @@ def test_what_is_sent_to_its_own_address_comes_back(simulated: str, mode: Interr
                 assert (net.counts.received, net.counts.dropped, net.findings) == (len(sent), 0, {})
                 assert device.transport.interrupt_mode is mode
                 if mode is PER_QUEUE:
+                    net.rely_on_interrupts()
+                    returned(net, sent[:1])
                     device.wait(lambda: device.counters.interrupts_taken > 0, timeout=5, what="an interrupt")
 
 
@@ -85,38 +88,33 @@ def test_the_address_is_set_and_frames_to_others_stay_away(simulated: str) -> No
 
 
 def test_diag_passes(simulated: str) -> None:
-    report = diagnose(simulated, timeout=10)
+    # It answers before a driver sleeps, so that no interrupt is due.
+    report = diagnose(simulated, timeout=10, interrupts=[POLLING])
     steps = {step.name: step for step in report.steps}
-    assert report.verdict in ("pass", "warn"), report.steps
+    assert report.verdict in ("pass", "warn"), [step for step in report.steps if step.verdict == "fail"]
     assert steps["data path"].verdict == "pass"
     assert "2 frames received" in steps["data path"].detail
 
 
 def test_it_obeys_but_for_what_is_known(simulated: str, record_property: Callable[[str, object], None]) -> None:
-    conforms(simulated, None, record_property)
+    conforms(simulated, Implementation("vdpasim_net", platform.release()), record_property)
 
 
 # --- VDUSE ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.spec("NET-02", "NET-03", "NET-32")
-def test_what_is_sent_to_a_card_of_another_process_comes_back(
-    tmp_path: Path, record_property: Callable[[str, object], None]
-) -> None:
+def test_what_is_sent_to_a_card_of_another_process_comes_back(tmp_path: Path) -> None:
+    # conform is not run on it: DPDK polls, on the one CPU of the VM, so that what is late may be ours.
     rng = random.Random(13)
     with vduse.card("vdusenet", tmp_path) as address:
         vduse.hand_over("vdusenet", "vhost_vdpa")
-        for ring in get_args(Ring):
-            with (
-                uvirtio.open(address, ring=ring, interrupts=[PER_QUEUE], timeout=10) as device,
-                Net(device) as net,
-            ):
-                assert device.has(f.RING_PACKED) is (ring == "packed")
-                assert net.link and list(device.queues) == [0, 1]
-                most = net.max_frame - 4
-                lengths = [60, most, *rng.choices(range(60, most), k=300)]  # more than once round the ring
-                sent = [net.mac + net.mac + SINK + rng.randbytes(length - 14) for length in lengths]
-                back = [frame for at in range(0, len(sent), 30) for frame in returned(net, sent[at : at + 30])]
-                assert back == sent
-                assert (net.counts.dropped, net.findings) == (0, {})
-        conforms(address, None, record_property)
+        with uvirtio.open(address, interrupts=[PER_QUEUE], timeout=10) as device, Net(device) as net:
+            assert not device.has(f.RING_PACKED)  # docs/vdpa.md says so
+            assert net.link and list(device.queues) == [0, 1]
+            most = net.max_frame - 4
+            lengths = [60, most, *rng.choices(range(60, most), k=300)]  # more than once round the ring
+            sent = [net.mac + net.mac + SINK + rng.randbytes(length - 14) for length in lengths]
+            back = [frame for at in range(0, len(sent), 30) for frame in returned(net, sent[at : at + 30])]
+            assert back == sent
+            assert (net.counts.dropped, net.findings) == (0, {})

@@ -26,6 +26,7 @@ SECTIONS = (
     "vhost-user",
     "net",
 )
+APART = ("growth",)  # not of interest to whoever looks how fast it is
 GUEST = ("vm",)  # inside the lab VM only
 
 
@@ -61,7 +62,9 @@ def main() -> int:
         document = {"schema": "uvirtio-bench/1", "facts": told, "sections": [one.as_dict() for one in sections]}
         Path(options.json).write_text(json.dumps(document, indent=1) + "\n")
     if options.svg:
-        Path(options.svg).write_text(plot.draw(told, sections))
+        Path(options.svg).write_text(
+            plot.curves(told, sections) if any(one.curves for one in sections) else plot.draw(told, sections)
+        )
     return int(any(section.failed for section in sections))
 
 
@@ -79,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="once and short, to see that it runs")
     parser.add_argument("--profile", action="store_true", help="no figures: where the time goes, path by path")
     parser.add_argument("--runs", type=int, default=7, metavar="N", help="runs of each (7); the median counts")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS + GUEST, metavar="NAME", help=", ".join(SECTIONS))
+    parser.add_argument(
+        "--only", nargs="+", choices=SECTIONS + APART + GUEST, metavar="NAME", help=", ".join(SECTIONS + APART)
+    )
     parser.add_argument(
         "--against",
         metavar="CHECKOUT",

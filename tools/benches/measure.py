@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -43,6 +44,18 @@ class Ratio:
         return self.value >= self.target if self.at_least else self.value <= self.target
 
 
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What one unit of work costs at each size."""
+
+    name: str
+    unit: str
+    sizes: list[int]
+    seconds: list[float]
+    slope: float
+    """Of the line through the points, in logarithms of both: 0 is flat, 1 in proportion to the size."""
+
+
 @dataclass(slots=True)
 class Section:
     """What one module measured."""
@@ -51,11 +64,21 @@ class Section:
     about: str
     figures: list[Figure] = field(default_factory=list)
     ratios: list[Ratio] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     """What could not be measured, and why; then the bench's exit code is 1."""
 
     def add(self, name: str, values: list[float], unit: str, note: str = "") -> None:
         self.figures.append(figure(name, values, unit, note))
+
+    def curve(
+        self, name: str, unit: str, sizes: list[int], seconds: list[float], most: float, why: str = ""
+    ) -> None:
+        """Points of a curve, and the steepest slope that is wanted of it."""
+        logs = [[math.log(value) for value in values] for values in (sizes, seconds)]
+        slope = statistics.linear_regression(*logs).slope
+        self.curves.append(Curve(name, unit, sizes, seconds, slope))
+        self.ratios.append(Ratio(f"{name}: slope", slope, slope, slope, most, False, why))
 
     def compare(
         self,

@@ -51,7 +51,7 @@ def _queue(device: Device, index: int) -> Iterator[tuple[_OnDevice, list[int], c
 
 
 def _started(limit: float, now: float) -> float:
-    """The time by which the device has to have used its first buffer: what is timed begins with it."""
+    """The time by which the device has to have used buffers twice: what is timed begins with the first ones."""
     if limit and now > limit:
         raise AssertionError(f"the device used no buffer within {START:g} s")
     return limit or now + START
@@ -63,7 +63,7 @@ def send(device: Device, index: int, frame: bytes, seconds: float) -> float:
         base, length, count = ctypes.addressof(memory), len(frame), 0
         notify, memmove = device.queues[index].notify, ctypes.memmove
         begin = now = limit = 0.0
-        while not begin or now - begin < seconds:
+        while not count or now - begin < seconds:
             free = len(ring.free)
             for _ in range(free):
                 slot = ring.free[-1]
@@ -72,11 +72,11 @@ def send(device: Device, index: int, frame: bytes, seconds: float) -> float:
             if free and ring.publish():
                 notify()
             came, now = len(ring.reap()), time.perf_counter()
-            if begin:
+            if begin and came:
                 count += came
             elif came:
                 begin = now
-            else:
+            elif not count:
                 limit = _started(limit, now)
         del memory
         return count / (now - begin)
@@ -92,7 +92,7 @@ def receive(device: Device, index: int, seconds: float) -> float:
         ring.publish()
         notify()
         begin = now = limit = 0.0
-        while not begin or now - begin < seconds:
+        while not count or now - begin < seconds:
             frames = []
             back = ring.reap()
             for slot, written in back:
@@ -102,11 +102,11 @@ def receive(device: Device, index: int, seconds: float) -> float:
             if back and ring.publish():
                 notify()
             now = time.perf_counter()
-            if begin:
+            if begin and frames:
                 count += len(frames)
             elif frames:
                 begin = now
-            else:
+            elif not count:
                 limit = _started(limit, now)
         del memory
         return count / (now - begin)

@@ -14,6 +14,10 @@ def text(facts: dict[str, Any], sections: Sequence[Section]) -> Iterator[str]:
     for section in sections:
         yield ""
         yield f"== {section.name}: {section.about}"
+        for curve in section.curves:
+            yield f"   {curve.name}: a {curve.unit} costs, by n"
+            for size, seconds in zip(curve.sizes, curve.seconds, strict=True):
+                yield f"      {size:>9,}  {human(seconds, 's'):>9}"
         names = [one.name for one in section.figures] + [one.name for one in section.ratios]
         width = max(map(len, names), default=0)
         for figure in section.figures:

@@ -49,6 +49,8 @@ _NOT_QUICK = {
 }
 """What --quick leaves out of the units, and why it takes long: a sixth of their time, for what changes seldom."""
 _USAGE = 2
+_TOOLS = ("lab", "benches", "fuzzers", "mutants", "soaks")
+"""The packages below tools/."""
 _FLEET_KERNEL = "6.1"
 _CONFORM_QEMUS = ("", "10.0")
 """Those that the lists of known failures are for (uvirtio/conform/known/qemu.toml)."""
@@ -182,10 +184,11 @@ def main(arguments: list[str]) -> int:
         steps += _unprivileged(runner)
         steps += _fuzz(runner, 50_000 if options.quick else 1_000_000)
     if options.all and not (options.kernel or options.paths or options.spec or options.qemu_version):
+        steps += _mutate(runner)
         steps += _fleet(runner, accept_expired=options.accept_expired)
         steps += _plugin(runner, accept_expired=options.accept_expired)
     elif floors.get("vm") == _whole("vm"):
-        left_out += ["fleet", "plugin"]
+        left_out += ["mutate", "fleet", "plugin"]
     steps += booted  # many, and the short ones last: so the lanes end together
     if "lint" in floors:
         # The site takes as long as all other linting, and says nothing about code.
@@ -277,7 +280,7 @@ def _lint(runner: Runner) -> Iterator[tuple[str, Step]]:
         "ruff check": ["ruff", "check", "--no-cache", "."],
         "ruff format": ["ruff", "format", "--check", "--no-cache", "."],
         "mypy": ["mypy"],
-        "mypy of tools": ["mypy", "--strict", "-p", "lab", "-p", "benches", "-p", "fuzzers", "-p", "soaks"],
+        "mypy of tools": ["mypy", "--strict", *(f"-p={name}" for name in _TOOLS)],
         "import-linter": ["lint-imports", "--no-cache"],
     }
     tools["conformance"] = [str(CHECKOUT / "tools/conformance")]
@@ -292,6 +295,12 @@ def _lint(runner: Runner) -> Iterator[tuple[str, Step]]:
 def _fuzz(runner: Runner, executions: int) -> Iterator[tuple[str, Step]]:
     """Every fuzz target, with the same seed each time: 70 seconds of CPU time for a million executions."""
     yield "fuzz", lambda: runner.tool("fuzz", [str(CHECKOUT / "tools/fuzz"), "--runs", str(executions)])
+
+
+def _mutate(runner: Runner) -> Iterator[tuple[str, Step]]:
+    """Twelve guards, of the parts whose tests are quick; each has to be noticed."""
+    words = ["--count", "12", "--part", "virtqueue", "--part", "transports", "--wanted", "1"]
+    yield "mutate", lambda: runner.tool("mutate", [str(CHECKOUT / "tools/mutate"), *words])
 
 
 def _benches(runner: Runner) -> Iterator[tuple[str, Step]]:

@@ -27,8 +27,9 @@ from uvirtio.backends.pages import (
     ordinary,
     pieces,
 )
+from uvirtio.backends.vfio.container import memlock_lack
 from uvirtio.backends.vfio.ways import AddressSpace
-from uvirtio.errors import Closed, Misuse, OperationFailed, PageMoved
+from uvirtio.errors import Closed, MemlockExceeded, Misuse, OperationFailed, PageMoved
 from uvirtio.host.pagemap import Pagemap
 from uvirtio.host.pages import CPU_PAGE, HUGE_PAGE
 from uvirtio.host.roots import Roots
@@ -142,7 +143,8 @@ class VfioDmaSpace(OwnedBlocks[VfioBlock]):
         Raises:
             PagemapHidden: ``translated`` is False, and this process may not read physical addresses.
         """
-        super().__init__(Pagemap(roots or Roots()))
+        self._roots = roots or Roots()
+        super().__init__(Pagemap(self._roots))
         self._container = container
         self._iova = iova
         self._unit = max(CPU_PAGE, iova.page)
@@ -166,6 +168,14 @@ class VfioDmaSpace(OwnedBlocks[VfioBlock]):
             test.close()
         self._spare = _huge(self._pagemap)
         return CPU_PAGE if self._spare is None else HUGE_PAGE
+
+    def lack(self, size: int) -> MemlockExceeded | None:
+        """Return the error if RLIMIT_MEMLOCK does not allow this much in all; see ``LimitedSpace``.
+
+        Under physical addresses each page has two maps, and the kernel counts both.
+        """
+        maps = 1 if self.translated else 2
+        return memlock_lack(self._roots, maps * size, maps * sum(block.size for block in self._blocks.values()))
 
     def alloc(self, size: int) -> VfioBlock:
         """Allocate zeroed, page-aligned memory that the device may read and write.

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Mapping
 from typing import Final, Protocol
 
+from uvirtio.conform.asked import ASKED
 from uvirtio.conform.lane import Posted
 from uvirtio.conform.memory import Buffer
 from uvirtio.conform.steps import Steps
@@ -218,16 +219,20 @@ EXCHANGES: Final[Mapping[str, type[Exchange]]] = {
     "balloon": BalloonExchange,
     "scsi": ScsiExchange,
     "net": NetExchange,
+    **ASKED,
 }
 """By type name. Of other types the canary brings the device up, and the rows that need traffic are left out."""
 
-READ_ONLY: Final = frozenset({"input", "balloon"})
+READ_ONLY: Final = frozenset({"input", "balloon", "console", "vsock"})
 """Types whose good request has no writable buffer."""
 SERVED: Final = frozenset(EXCHANGES)
 """Types that have a good request."""
 WRITTEN: Final = SERVED - READ_ONLY
 """Types whose good request has a writable buffer."""
-FAULTS: Final = SERVED - {"net"}
-"""Types whose rings are made wrong on purpose; those of network devices are not (docs/conform.md)."""
+FAULTS: Final = frozenset({"rng", "blk", "mem", "input", "balloon", "scsi"})
+"""Types whose rings are made wrong on purpose; those of network devices and of types without a driver are not
+(docs/conform.md)."""
+NOTIFIED_WRONGLY: Final = FAULTS | {"net"}
+"""Types that are asked for notifications which a driver may not ask for, and given flags that a device ignores."""
 BESIDE: Final[Mapping[str, tuple[int, ...]]] = {"net": (net.RECEIVEQ,)}
 """Queues that are set up beside that of the request, as every driver does (5.1.5): a device may wait for them."""

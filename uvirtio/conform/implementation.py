@@ -59,8 +59,8 @@ def of(device: Device) -> Implementation:
     if device.guest is not None:
         return Implementation("qemu", ".".join(map(str, queries.version(device.guest.qmp))))
     if device.transport.kind == "vdpa":
-        kind = backend.kind if isinstance(backend, VhostVdpaNode) else "vhost-vdpa"
-        return Implementation(kind, platform.release())
+        kind = backend.kind if isinstance(backend, VhostVdpaNode) else ""
+        return Implementation(kind or "vhost-vdpa", platform.release())
     if device.transport.kind.startswith("pci"):
         return _of_ids(backend)  # type: ignore[arg-type]
     if isinstance(backend, VhostUserNode):

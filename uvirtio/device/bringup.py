@@ -14,6 +14,7 @@ from uvirtio.device.queue import QUEUE_SIZE_MAX, QueueSpec
 from uvirtio.errors import FeatureMissing, QueueError, UsageError
 from uvirtio.interfaces.memory import DmaSpace
 from uvirtio.interfaces.transport import HasAdminQueues, QueueLayout, Transport
+from uvirtio.memory.fence import Fence
 from uvirtio.spec import features as f
 from uvirtio.spec.ring import MAX_SIZE, is_power_of_two
 from uvirtio.virtqueue import Virtqueue
@@ -189,8 +190,8 @@ class RingMaker:
     transport: Transport
     dma: DmaSpace
     features: int
-    fence: Callable[[], None]
-    platform_fence: Callable[[], None] | None
+    fence: Fence
+    platform_fence: Fence | None
 
     def make_all(self, specs: Sequence[QueueSpec], made: list[Virtqueue]) -> list[tuple[QueueSpec, Virtqueue]]:
         """Make the rings of those queues that the device has.

@@ -18,6 +18,7 @@ from uvirtio.device import log
 from uvirtio.device.bringup import GiveBack, Observer, RingMaker, admin_queue, negotiate, unobserved
 from uvirtio.device.counters import Counters
 from uvirtio.device.evidence import of_queue
+from uvirtio.device.foretell import whole_need
 from uvirtio.device.options import OpenOptions
 from uvirtio.device.queue import Queue, QueueSpec
 from uvirtio.device.signals import signals_held
@@ -131,7 +132,7 @@ class Device(DeviceState):
             if self._status.live:
                 self.stop()  # another driver had it: what that one took is given back first
                 self._check_usable()
-            self.queues_left = ()
+            self.queues_left, specs = (), list[QueueSpec]()
             try:
                 with self._step(observe, "reset"):
                     self.reset()
@@ -165,7 +166,10 @@ class Device(DeviceState):
                 self._give_back = give_back
             except BaseException as error:
                 self._say(log.INFO, "bring-up failed: %s", error)
+                whole = whole_need(self, self._ring_maker, error, specs, before_ok)
                 self._fail(error)
+                if whole is not None:
+                    raise whole from error
                 raise
             mode, ring = self.transport.interrupt_mode.value, "packed" if self.has(f.RING_PACKED) else "split"
             self._say(log.INFO, "started: features %#x, %s rings, interrupts %s", self.features, ring, mode)

@@ -172,6 +172,19 @@ class DmaSpace(Protocol):
         ...
 
 
+@runtime_checkable
+class LimitedSpace(Protocol):
+    """Optional ability of a ``DmaSpace``: its memory counts against RLIMIT_MEMLOCK, and it tells by how much."""
+
+    def lack(self, size: int) -> Exception | None:
+        """Return MemlockExceeded if this much in all, what it has included, exceeds the limit; None if not.
+
+        Args:
+            size: Bytes.
+        """
+        ...
+
+
 class MemoryWindow(Protocol):
     """The CPU's access to memory that a device provides (virtio-mem), in pieces that are mapped one by one."""
 

@@ -18,7 +18,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Protocol
+from collections.abc import Callable
+from functools import cache
+from struct import Struct
+from typing import Any, Protocol
 
 from uvirtio.errors import Closed, DeviceGone, Misuse, NotSupported
 from uvirtio.interfaces.memory import Registers
@@ -78,6 +81,27 @@ def words64(memory: memoryview, offset: int, count: int) -> memoryview:
         Misuse: They are not all in ``memory``, or ``offset`` is not aligned.
     """
     return _words(memory, offset, count, 8, "Q")
+
+
+Copier = Callable[[Any, int], tuple[bytes]]
+"""Copies bytes out of a view, from an offset on: in one call, where a slice and ``bytes`` of it are two."""
+
+FEW = 64
+"""The most elements of a batch that one call copies, or takes apart: each number has a format of its own."""
+
+
+def copiers(view: memoryview, width: int) -> tuple[Copier, ...]:
+    """Return what copies 0 to ``FEW`` elements of ``width`` bytes out of ``view``, by their number.
+
+    A copy may touch words twice, so it is for what the device has finished with. None where something stands for
+    the view that notes what is read of it.
+    """
+    return _copiers(width) if isinstance(view, memoryview) else ()
+
+
+@cache
+def _copiers(width: int) -> tuple[Copier, ...]:
+    return tuple(Struct(f"{width * count}s").unpack_from for count in range(FEW + 1))
 
 
 def _words(memory: memoryview, offset: int, count: int, width: int, code: str) -> memoryview:

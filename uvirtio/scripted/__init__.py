@@ -20,6 +20,7 @@ from uvirtio.scripted.console import Console
 from uvirtio.scripted.core import ScriptedCore
 from uvirtio.scripted.crypto import Crypto
 from uvirtio.scripted.faults import Access, Faults
+from uvirtio.scripted.fs import Fs
 from uvirtio.scripted.gpu import Gpu
 from uvirtio.scripted.input import Input
 from uvirtio.scripted.iommu import Iommu
@@ -50,6 +51,7 @@ __all__ = [
     "DriverViolation",
     "Element",
     "Faults",
+    "Fs",
     "Gpu",
     "Input",
     "Iommu",

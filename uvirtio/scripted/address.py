@@ -21,6 +21,7 @@ from uvirtio.scripted.blk import Disk
 from uvirtio.scripted.console import Console
 from uvirtio.scripted.core import RING_FEATURES, ScriptedCore
 from uvirtio.scripted.crypto import Crypto
+from uvirtio.scripted.fs import Fs
 from uvirtio.scripted.gpu import Gpu
 from uvirtio.scripted.input import Input
 from uvirtio.scripted.iommu import Iommu
@@ -58,6 +59,7 @@ TYPES: Final[dict[str, Callable[..., Model]]] = {
     "crypto": Crypto,
     "iommu": Iommu,
     "sound": Sound,
+    "fs": Fs,
     "pmem": Pmem,
 }
 """The device types that there is a model of, by name."""
@@ -230,7 +232,7 @@ def _pair(text: str) -> tuple[int, int]:
     return _wide(8)(first), _wide(8)(second)
 
 
-_ANSWERING: Final = ("console", "9p", "gpu", "rtc", "vsock", "crypto", "iommu", "sound", "pmem")
+_ANSWERING: Final = ("console", "9p", "gpu", "rtc", "vsock", "crypto", "iommu", "sound", "fs", "pmem")
 """Types without a driver, whose models share their lies."""
 
 SWITCHES: Final = (

@@ -18,6 +18,10 @@ class Answering(Model):
         self.requests: list[tuple[int, bytes]] = []
         """Queue and bytes of each request."""
 
+    def write_config(self, offset: int, width: int, value: int) -> None:
+        """Take no write to the configuration: these types have none, unless their model says so."""
+        self.device.check("CFG-WRITE", False, f"{value} was written at {offset}")
+
     def handle(self, queue: int, chain: Chain) -> int | None:
         """Answer a request; the bytes written, or None where the chain is kept."""
         data = chain.data()

@@ -25,12 +25,16 @@ class Console(Answering):
     fields = by_name(spec.CONFIG)
     features = f.mask(f.Console.MULTIPORT, f.Console.EMERG_WRITE)
     queue_sizes = (64, 64, 64, 64)
+    any_time = frozenset({fields["emerg_wr"].offset})  # 5.3.5.1
     other_sides = frozenset({"peer"})
 
-    def __init__(self, *, ports: int = 1) -> None:
+    def __init__(self, *, most: int = 4) -> None:
         super().__init__()
         self.config = bytearray(spec.CONFIG_SIZE)
-        self.put("max_nr_ports", ports)
+        self.put("max_nr_ports", most)
+        self.ports = {0}
+        self.ready = False
+        """The driver has sent DEVICE_READY, and is told of ports."""
         self.buffers: dict[int, deque[Chain]] = {}
         self.waiting: dict[int, deque[bytes]] = {}
         """Messages that wait for a buffer, by queue."""
@@ -41,6 +45,7 @@ class Console(Answering):
         """The device was reset: it has no buffers, and nothing to say."""
         self.buffers.clear()
         self.waiting.clear()
+        self.ready = False
 
     def queue_reset(self, queue: int) -> None:
         """One queue was reset."""
@@ -74,11 +79,24 @@ class Console(Answering):
             return
         port, event, value = spec.CONTROL.unpack(data)
         if event == Control.DEVICE_READY and value == 1:
-            for number in range(self.get("max_nr_ports")):
+            self.ready = True
+            for number in sorted(self.ports):
                 self.tell(number, Control.DEVICE_ADD, 0)
-        elif event == Control.PORT_READY and value == 1 and port < self.get("max_nr_ports"):
+        elif event == Control.PORT_READY and value == 1 and port in self.ports:
             self.tell(port, Control.CONSOLE_PORT, 1)
             self.tell(port, Control.PORT_OPEN, 1)
+
+    def plug(self, port: int) -> None:
+        """The host adds a port."""
+        self.ports.add(port)
+        if self.ready:
+            self.tell(port, Control.DEVICE_ADD, 0)
+
+    def unplug(self, port: int) -> None:
+        """The host removes a port."""
+        self.ports.discard(port)
+        if self.ready:
+            self.tell(port, Control.DEVICE_REMOVE, 0)
 
     def tell(self, port: int, event: int, value: int) -> None:
         """Send a control message, now or when there is a buffer."""

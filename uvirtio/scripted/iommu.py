@@ -56,6 +56,13 @@ class Iommu(Answering):
         self.domains: dict[int, Domain] = {}
         self.buffers: list[Chain] = []
 
+    def write_config(self, offset: int, width: int, value: int) -> None:
+        """Take a write to ``bypass`` (5.13.4), which a driver may write and nothing else."""
+        right = offset == self.fields["bypass"].offset and width == 1 and value in (0, 1)
+        self.device.check("IOMMU-02", right, f"{value} was written at {offset}")
+        if right:
+            self.config[offset] = value
+
     def reset(self) -> None:
         """The device was reset: nothing is attached."""
         self.domains.clear()

@@ -53,6 +53,8 @@ class Model:
     queue_sizes: Sequence[int] = (64,)
     fields: Mapping[str, Field] = {}
     """The fields of the configuration, by name."""
+    any_time: frozenset[int] = frozenset()
+    """Offsets of configuration fields that a driver may write before it has set FEATURES_OK."""
     other_sides: frozenset[str] = frozenset()
     """What there is of ``peer``, ``screen`` and ``memory`` (``interfaces.backend.OtherSide``)."""
 

@@ -38,7 +38,7 @@ class Vsock(Answering):
     features = f.mask(f.Vsock.STREAM, f.Vsock.NO_IMPLIED_STREAM)
     queue_sizes = (64, 64, 64)
 
-    def __init__(self, *, cid: int = 3, listening: frozenset[int] = frozenset({9})) -> None:
+    def __init__(self, *, cid: int = 3, listening: frozenset[int] = frozenset({7, 9})) -> None:
         super().__init__()
         self.config = bytearray(size(spec.CONFIG))
         self.put("guest_cid", cid)

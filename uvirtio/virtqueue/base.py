@@ -5,6 +5,7 @@ The device cannot access that record, so whatever it writes is compared with it.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NoReturn, TypeVar
@@ -22,6 +23,9 @@ INDIRECT_ENTRIES = 16
 
 InFlight = tuple[Any, int, Any, int]
 """The record of a chain: cookie, bytes the device may write, its place in the ring, its number."""
+
+NOT_OUT: InFlight = (None, 0, None, sys.maxsize)
+"""What stands for a chain that is not in flight: its number is beyond all that were published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,37 @@ class VirtqueueBase:
     kind: Literal["split", "packed"]
     AREAS: ClassVar[tuple[tuple[str, int], ...]]
     """Name and alignment (in bytes) of the three areas."""
+
+    # Beyond 30 attributes an instance finds each of them by a look into its dictionary, several for each chain.
+    __slots__ = (
+        "_addresses",
+        "_broken",
+        "_clamp",
+        "_closed",
+        "_desc",
+        "_event_idx",
+        "_fence",
+        "_in_order",
+        "_interrupts",
+        "_laid",
+        "_order",
+        "_out",
+        "_owned",
+        "_shut",
+        "_table_words",
+        "_tables",
+        "_told",
+        "_told_written",
+        "_undelivered",
+        "_views",
+        "dead",
+        "findings",
+        "index",
+        "overclaimed",
+        "published",
+        "reaped",
+        "size",
+    )
 
     def __init__(
         self,

@@ -10,6 +10,8 @@ from uvirtio.virtqueue import SgEntry
 
 MAX_LENGTH = 0xFFFF_FFFF  # a descriptor's length has 32 bits
 ADDRESS_LIMIT = 1 << 64
+SAFE_ADDRESS = ADDRESS_LIMIT - MAX_LENGTH
+"""No element that starts here, or below, ends beyond the address space."""
 
 
 def measure(readable: Sequence[SgEntry], writable: Sequence[SgEntry], limit: int) -> int:

@@ -10,8 +10,6 @@ everything else, ``publish`` stores those flags, one for each list, after one or
 
 from __future__ import annotations
 
-import struct
-from array import array
 from collections.abc import Sequence
 from typing import Any, Literal, NoReturn
 
@@ -20,6 +18,7 @@ from uvirtio.interfaces.memory import Block, DmaSpace
 from uvirtio.memory.access import words16, words32
 from uvirtio.spec import ring
 from uvirtio.spec.ring import (
+    DESC_F_WRITE,
     DESC_SIZE,
     PACKED_DESC_F_AVAIL,
     PACKED_DESC_F_USED,
@@ -28,8 +27,8 @@ from uvirtio.spec.ring import (
     PACKED_EVENT_ENABLE,
 )
 from uvirtio.virtqueue import Completion, SgEntry
-from uvirtio.virtqueue.base import INDIRECT_ENTRIES, RingOptions, VirtqueueBase, allocate_queue, watched
-from uvirtio.virtqueue.chain import ADDRESS_LIMIT, MAX_LENGTH, measure
+from uvirtio.virtqueue.base import INDIRECT_ENTRIES, NOT_OUT, RingOptions, VirtqueueBase, allocate_queue, watched
+from uvirtio.virtqueue.chain import MAX_LENGTH, SAFE_ADDRESS, measure
 
 # Places in the second 64-bit word of a descriptor: length in bits 0..31, id in 32..47, flags in 48..63.
 _ID_SHIFT = 32
@@ -39,6 +38,12 @@ _FLAGS_SHIFT = 48
 _OFF_WRAP, _FLAGS = 0, 1
 
 _AVAIL_OR_USED = PACKED_DESC_F_AVAIL | PACKED_DESC_F_USED
+
+# Turned over in a slot that is available, this bit makes it look like a slot of the lap before (2.8.1).
+_AVAIL = PACKED_DESC_F_AVAIL << _FLAGS_SHIFT
+_USED = PACKED_DESC_F_USED << _FLAGS_SHIFT
+_WRITE = DESC_F_WRITE << _FLAGS_SHIFT
+_INDIRECT = ring.DESC_F_INDIRECT << _FLAGS_SHIFT
 
 
 class PackedQueue(VirtqueueBase):
@@ -57,6 +62,21 @@ class PackedQueue(VirtqueueBase):
         ("device event structure", ring.PACKED_EVENT_ALIGN),
     )
 
+    __slots__ = (
+        "_by_number",
+        "_flags",
+        "_hidden",
+        "_ids",
+        "_marks",
+        "_mine",
+        "_next_slot",
+        "_theirs",
+        "bytes",
+        "fixed",
+        "slots_published",
+        "slots_reaped",
+    )
+
     def _begin(self, desc: Block, driver: Block, device: Block) -> None:
         size = self.size
         # Slots since the start: added, made visible, reaped. Modulo the size
@@ -67,12 +87,17 @@ class PackedQueue(VirtqueueBase):
         self._ids = list(range(size - 1, -1, -1))
         """Free buffer ids, a stack: an id names a list while it is in flight, and says nothing of its place."""
 
-        self._heads: list[tuple[int, int]] = []
-        """Of each list that was added and not published: its first slot, and the flags that make it visible."""
+        self._hidden: tuple[int, int] | None = None
+        """The first of the lists that were added and not published: its place, and the flags that show it."""
 
         self._by_number = [0] * size if self._in_order else []
         """With IN_ORDER: the id of each list, by its number modulo the size."""
-        self._fixed: list[tuple[int, int]] = []
+        self.bytes = self._desc
+        """With fixed chains: the ring as bytes."""
+
+        self.fixed: list[tuple[int, int]] = []
+        """Of each fixed chain: the two halves of its descriptor, without the flags that tell the laps apart."""
+
         self._marks = False
         """The device has set WRITE in a used slot: it implements the bit."""
 
@@ -107,7 +132,7 @@ class PackedQueue(VirtqueueBase):
     @property
     def free(self) -> int:
         """Number of free descriptors."""
-        return 0 if self._fixed else self.size - (self._next_slot - self.slots_reaped)
+        return 0 if self.fixed else self.size - (self._next_slot - self.slots_reaped)
 
     @property
     def kick_data(self) -> int:
@@ -125,27 +150,21 @@ class PackedQueue(VirtqueueBase):
         """Write one descriptor list into the ring; see ``Virtqueue``."""
         if self._shut:
             self.refuse()
-        count = len(readable) + len(writable)
-        size = self.size
-        first = self._next_slot
+        size, first = self.size, self._next_slot
         free = size - (first - self.slots_reaped)
-        lap, place = divmod(first, size)
-        # The first slot's own flags wait: until publish it looks like a slot of the lap before (2.8.1).
-        if lap & 1:
-            shown, hidden = PACKED_DESC_F_USED, _AVAIL_OR_USED << _FLAGS_SHIFT
-        else:
-            shown, hidden = PACKED_DESC_F_AVAIL, 0
-        slots = 1
+        place, word = first % (2 * size), _AVAIL
+        if place >= size:  # every second lap has the wrap counter 0
+            place, word = place - size, _USED
+        count, slots = len(readable) + len(writable), 1
         if count == 1:
             # The most frequent list, so without a loop.
             if readable:
-                address, length = readable[0]
-                room = 0
+                ((address, length),), room = readable, 0
             else:
-                address, length = writable[0]
+                ((address, length),) = writable
                 room = length
-                shown |= ring.DESC_F_WRITE
-            if not (0 < length <= MAX_LENGTH and 0 <= address <= ADDRESS_LIMIT - length):
+                word |= _WRITE
+            if not (0 < length <= MAX_LENGTH and 0 <= address <= SAFE_ADDRESS):
                 measure(readable, writable, size)
             if not free:
                 raise self._full(1, 0)
@@ -161,14 +180,18 @@ class PackedQueue(VirtqueueBase):
             if indirect:
                 self._fill_table(ident, readable, writable)
                 address, length = self._tables[ident], count * DESC_SIZE
-                shown |= ring.DESC_F_INDIRECT
+                word |= _INDIRECT
         if slots == 1:
+            word |= ident << _ID_SHIFT | length
+            if self._hidden is None:
+                self._hidden = place, word >> _FLAGS_SHIFT
+                word ^= _AVAIL
             desc = self._desc
-            desc[2 * place] = address
-            desc[2 * place + 1] = length | ident << _ID_SHIFT | hidden
+            place += place
+            desc[place] = address
+            desc[place + 1] = word
         else:
-            shown |= self._fill_list(first, ident, readable, writable, hidden)
-        self._heads.append((place, shown))
+            self._fill_list(first, ident, readable, writable)
         number = self._laid
         self._out[ident] = (cookie, room, slots, number)
         if self._in_order:
@@ -176,34 +199,38 @@ class PackedQueue(VirtqueueBase):
         self._next_slot = first + slots
         self._laid = number + 1
 
-    def _fill_list(
-        self, first: int, ident: int, readable: Sequence[SgEntry], writable: Sequence[SgEntry], hidden: int
-    ) -> int:
-        """Write all slots of a list, with the flags of all but the first; returns more flags for the first."""
+    def _fill_list(self, slot: int, ident: int, readable: Sequence[SgEntry], writable: Sequence[SgEntry]) -> None:
+        """Write all slots of a list, the first one last (2.8.17).
+
+        The first slot of all that is not published keeps the flags of the lap before: no device looks behind it.
+        """
         desc, size = self._desc, self.size
-        last = first + len(readable) + len(writable) - 1
-        beside = 0
-        slot = first
-        for write, runs in ((0, readable), (ring.DESC_F_WRITE, writable)):
+        first, last = slot, slot + len(readable) + len(writable) - 1
+        head = 0
+        for write, runs in ((0, readable), (DESC_F_WRITE, writable)):
             for address, length in runs:
                 place = slot % size
                 flags = write if slot == last else write | ring.DESC_F_NEXT
-                if slot == first:
-                    beside, word = flags, hidden
-                else:
-                    avail = PACKED_DESC_F_USED if slot // size & 1 else PACKED_DESC_F_AVAIL
-                    word = (flags | avail) << _FLAGS_SHIFT
+                flags |= PACKED_DESC_F_USED if slot // size & 1 else PACKED_DESC_F_AVAIL
+                word = length | ident << _ID_SHIFT | flags << _FLAGS_SHIFT  # 2.8.6: the last slot's id counts
                 desc[2 * place] = address
-                desc[2 * place + 1] = length | ident << _ID_SHIFT | word  # 2.8.6: the last slot's id counts
+                if slot == first:
+                    head = word
+                else:
+                    desc[2 * place + 1] = word
                 slot += 1
-        return beside
+        place = first % size
+        if self._hidden is None:
+            self._hidden = place, head >> _FLAGS_SHIFT
+            head ^= _AVAIL
+        desc[2 * place + 1] = head
 
     def _fill_table(self, ident: int, readable: Sequence[SgEntry], writable: Sequence[SgEntry]) -> None:
         # 2.8.19: no flag but WRITE; the length of the table marks its end.
         words = self._table_words
         assert words is not None
         slot = 2 * INDIRECT_ENTRIES * ident
-        for flags, runs in ((0, readable), (ring.DESC_F_WRITE << _FLAGS_SHIFT, writable)):
+        for flags, runs in ((0, readable), (DESC_F_WRITE << _FLAGS_SHIFT, writable)):
             for address, length in runs:
                 words[slot] = address
                 words[slot + 1] = length | flags
@@ -213,28 +240,22 @@ class PackedQueue(VirtqueueBase):
         """Make all added lists visible; see ``Virtqueue``."""
         if self._shut:
             self.refuse()
-        if not self._heads:
+        if self._hidden is None:
             return False
-        return self._show()
-
-    def _show(self) -> bool:
-        """Store the flags of all first slots that wait; returns whether the device requests a kick for them."""
-        heads = self._heads
+        place, flags = self._hidden
+        self._hidden = None
         if self._order is not None:
             self._order()  # 2.8.21.1.1: the slots before the flags that make them visible
-        words = self._flags
-        for place, shown in heads:
-            words[8 * place + 7] = shown
-        heads.clear()
+        self._flags[8 * place + 7] = flags
         old, new = self.slots_published, self._next_slot
         self.published = self._laid
         self.slots_published = new
         self._fence()  # 2.8.21.3.1: the flags before the device's event structure is read
         wish = self._theirs[0]
-        flags = wish >> 16 & ring.PACKED_EVENT_FLAGS_MASK
-        if flags == PACKED_EVENT_DISABLE:
+        asked = wish >> 16 & ring.PACKED_EVENT_FLAGS_MASK
+        if asked == PACKED_EVENT_DISABLE:
             return False
-        if flags != PACKED_EVENT_DESC or not self._event_idx:
+        if asked != PACKED_EVENT_DESC or not self._event_idx:
             return True  # 2.8.10: the rest is reserved, and a superfluous kick does no harm
         return self._passed(wish & 0xFFFF, old, new)
 
@@ -292,8 +313,12 @@ class PackedQueue(VirtqueueBase):
         self._undelivered = done  # in case a later slot is invalid
         while True:
             before = len(done)
-            while (limit is None or len(done) < limit) and self._take(done):
-                pass
+            most = self.size if limit is None else limit - before
+            if self._in_order:
+                while len(done) - before < most and self._take_in_order(done):
+                    pass
+            else:
+                self._take(most, done)
             if len(done) == before or (limit is not None and len(done) >= limit):
                 return done
             if not (self._event_idx and self._interrupts):
@@ -302,37 +327,71 @@ class PackedQueue(VirtqueueBase):
             self._ask()
             self._fence()
 
-    def _take(self, done: list[Completion]) -> bool:
-        """Take one list back if the device has used it; checked in full before anything changes."""
+    def _take(self, most: int, done: list[Completion]) -> None:
+        """Take used lists, each checked in full before it changes anything."""
+        flags, desc, out, ids, order = self._flags, self._desc, self._out, self._ids, self._order
+        size, published, number, slot = self.size, self.published, self.reaped, self.slots_reaped
+        made = tuple.__new__  # what a NamedTuple does, without its function
+        end, marks = number + most, self._marks
+        lap, place = divmod(slot, size)
+        used = 0 if lap & 1 else _AVAIL_OR_USED
+        try:
+            while number < end:
+                seen = flags[8 * place + 7]
+                if seen & _AVAIL_OR_USED != used:  # 2.8.1
+                    return
+                if order is not None:
+                    order()  # 2.8.22: the flags before what they announce
+                word = desc[2 * place + 1]
+                ident = word >> 32 & 0xFFFF
+                cookie, room, slots, laid = (out[ident] if ident < size else None) or NOT_OUT
+                if laid >= published:
+                    self.reaped = number
+                    self.no_such_chain(ident)
+                written = word & 0xFFFF_FFFF
+                if written > room or not (marks and seen & DESC_F_WRITE):
+                    written = self.length_of(word, room)
+                    marks = self._marks
+                out[ident] = None
+                ids.append(ident)
+                number += 1
+                slot += slots
+                place += slots
+                if place >= size:
+                    place -= size
+                    used ^= _AVAIL_OR_USED
+                done.append(made(Completion, (cookie, written)))
+        finally:
+            self.reaped, self.slots_reaped = number, slot
+
+    def _take_in_order(self, done: list[Completion]) -> bool:
+        """Take one list back if the device has used it; checked in full before anything changes.
+
+        2.8.8: the lists before the one that is named were used too, and have no length of their own.
+        """
         number = self.reaped
-        if number <= self._told:
-            self._retire(self._by_number[number % self.size], done)
-            return True
-        slot = self.slots_reaped
-        if not self._is_used(slot):
-            return False
-        if self._order is not None:
-            self._order()  # 2.8.22: the flags before what they announce
-        place = slot % self.size
-        word = self._desc[2 * place + 1]
-        ident = word >> _ID_SHIFT & 0xFFFF
-        posted = self._out[ident] if ident < self.size else None
-        if posted is None or posted[3] >= self.published:
-            self.no_such_chain(ident)
-        written = self.length_of(word, posted[1])
-        if self._in_order:
-            # 2.8.8: the lists before the named one were used too, and have no length of their own.
-            self._told, self._told_written = posted[3], written
-            ident = self._by_number[number % self.size]
-            self._retire(ident, done)
-            return True
+        if number > self._told:
+            slot = self.slots_reaped
+            if not self._is_used(slot):
+                return False
+            if self._order is not None:
+                self._order()  # 2.8.22: the flags before what they announce
+            word = self._desc[2 * (slot % self.size) + 1]
+            ident = word >> _ID_SHIFT & 0xFFFF
+            named = self._out[ident] if ident < self.size else None
+            if named is None or named[3] >= self.published:
+                self.no_such_chain(ident)
+            written = self.length_of(word, named[1])
+            self._told, self._told_written = named[3], written
+        ident = self._by_number[number % self.size]
+        posted = self._out[ident]
+        assert posted is not None
+        cookie, room, slots, _ = posted
         self._out[ident] = None
         self._ids.append(ident)
-        self.slots_reaped = slot + posted[2]
+        self.slots_reaped += slots
         self.reaped = number + 1
-        done.append(
-            tuple.__new__(Completion, (posted[0], written))
-        )  # what a NamedTuple does, without its function
+        done.append(Completion(cookie, self._told_written if number == self._told else room))
         return True
 
     def length_of(self, word: int, room: int) -> int:
@@ -349,23 +408,13 @@ class PackedQueue(VirtqueueBase):
             RingCorruption: The length exceeds the buffer, and ``clamp_used_len`` is not set.
         """
         written = word & 0xFFFF_FFFF
-        if word >> _FLAGS_SHIFT & ring.DESC_F_WRITE:
+        if word >> _FLAGS_SHIFT & DESC_F_WRITE:
             self._marks = True
         elif written:
             if self._marks or not room:
                 return 0
             self._find("used-length-without-write")
         return self.too_long(written, room) if written > room else written
-
-    def _retire(self, ident: int, done: list[Completion]) -> None:
-        posted = self._out[ident]
-        assert posted is not None
-        cookie, room, slots, number = posted
-        self._out[ident] = None
-        self._ids.append(ident)
-        self.slots_reaped += slots
-        self.reaped = number + 1
-        done.append(Completion(cookie, self._told_written if number == self._told else room))
 
     # --- fixed slots (slots.py) -----------------------------------------------------------------------------
 
@@ -397,52 +446,14 @@ class PackedQueue(VirtqueueBase):
             elif readable:
                 (address, length), flags = readable[0], 0
             else:
-                (address, length), flags = writable[0], ring.DESC_F_WRITE
+                (address, length), flags = writable[0], DESC_F_WRITE
             laid.append((address, length | ident << _ID_SHIFT | flags << _FLAGS_SHIFT))
-        self._fixed = laid
-        self._bytes = self._desc.cast("B")
-        self._views.insert(0, self._bytes)
+        self.fixed = laid
+        self.bytes = self._desc.cast("B")
+        self._views.insert(0, self.bytes)
         self._hand_over()
         self.slots_reaped = self._next_slot
         return True
-
-    def slot_descriptors(self, wrap: int) -> bytes:
-        """Return the descriptors of all fixed chains as they are published with this wrap counter."""
-        shown = (PACKED_DESC_F_AVAIL if wrap else PACKED_DESC_F_USED) << _FLAGS_SHIFT
-        return b"".join(struct.pack("<QQ", address, word | shown) for address, word in self._fixed)
-
-    def publish_slots(self, first: bytes | bytearray, over: bytes | bytearray, count: int) -> bool:
-        """Publish descriptors of idle fixed chains.
-
-        Args:
-            first: The descriptors up to the ring's end.
-            over: The descriptors that continue at the ring's start.
-            count: Number of descriptors in both.
-
-        Returns:
-            Whether the device requests a notification (kick).
-
-        Raises:
-            DeviceBroken: The queue is broken or abandoned.
-            Closed: The queue is closed.
-        """
-        if self.dead:
-            self.refuse()
-        old = self._next_slot
-        lap, place = divmod(old, self.size)
-        address, word = struct.unpack_from("<QQ", first)
-        shown = word >> _FLAGS_SHIFT
-        hidden = shown & ~_AVAIL_OR_USED | (_AVAIL_OR_USED if lap & 1 else 0)
-        self._desc[2 * place] = address
-        self._desc[2 * place + 1] = word & ~(0xFFFF << _FLAGS_SHIFT) | hidden << _FLAGS_SHIFT
-        if len(first) > DESC_SIZE:
-            self._bytes[DESC_SIZE * (place + 1) : DESC_SIZE * place + len(first)] = first[DESC_SIZE:]
-        if over:
-            self._bytes[: len(over)] = over
-        self._next_slot = old + count
-        self._laid += count
-        self._heads.append((place, shown))
-        return self._show()
 
     def used_slots(self, hint: int) -> int:
         """Return how many of the slots in flight are used, followed by an ordering fence.
@@ -488,10 +499,6 @@ class PackedQueue(VirtqueueBase):
             about="used-idx",
         )
 
-    def slot_words(self, at: int, count: int) -> array[int]:
-        """Return a private copy of length, id and flags of ``count`` slots from place ``at`` on."""
-        return array("Q", bytes(self._bytes[DESC_SIZE * at : DESC_SIZE * (at + count)]))[1::2]
-
     def took(self, count: int, hint: int) -> int:
         """Count ``count`` slots as reaped; with EVENT_IDX request the next interrupt.
 
@@ -535,7 +542,7 @@ class PackedQueue(VirtqueueBase):
 
     def _forget(self) -> None:
         self._ids = []
-        self._heads = []
+        self._hidden = None
         self._told = -1
         self.slots_reaped = self._next_slot - self.size
 

@@ -10,7 +10,6 @@ chains one index store and one fence.
 
 from __future__ import annotations
 
-from array import array
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn
@@ -21,8 +20,8 @@ from uvirtio.memory.access import words16, words32
 from uvirtio.spec import ring
 from uvirtio.spec.ring import AVAIL_F_NO_INTERRUPT, DESC_SIZE, USED_F_NO_NOTIFY
 from uvirtio.virtqueue import Completion, SgEntry
-from uvirtio.virtqueue.base import INDIRECT_ENTRIES, RingOptions, VirtqueueBase, allocate_queue, watched
-from uvirtio.virtqueue.chain import ADDRESS_LIMIT, MAX_LENGTH, measure
+from uvirtio.virtqueue.base import INDIRECT_ENTRIES, NOT_OUT, RingOptions, VirtqueueBase, allocate_queue, watched
+from uvirtio.virtqueue.chain import MAX_LENGTH, SAFE_ADDRESS, measure
 from uvirtio.virtqueue.region import legacy_areas
 
 # Descriptor flags (2.7.5), as placed in the second 64-bit word of a descriptor: length in bits 0..31,
@@ -57,6 +56,19 @@ class SplitQueue(VirtqueueBase):
         ("descriptor table", ring.DESC_ALIGN),
         ("available ring", ring.AVAIL_ALIGN),
         ("used ring", ring.USED_ALIGN),
+    )
+
+    __slots__ = (
+        "_avail",
+        "_avail_event",
+        "_direct",
+        "_elements",
+        "_free",
+        "_heads",
+        "_held",
+        "_mask",
+        "_used",
+        "_used_event",
     )
 
     def _begin(self, desc: Block, driver: Block, device: Block) -> None:
@@ -131,7 +143,7 @@ class SplitQueue(VirtqueueBase):
             else:
                 address, length = writable[0]
                 room, word = length, length | _WRITE
-            if not (0 < length <= MAX_LENGTH and 0 <= address <= ADDRESS_LIMIT - length):
+            if not (0 < length <= MAX_LENGTH and 0 <= address <= SAFE_ADDRESS):
                 measure(readable, writable, self.size)
             if not free:
                 raise self._full(1, 0)
@@ -280,25 +292,48 @@ class SplitQueue(VirtqueueBase):
             self.refuse()
         done: list[Completion] = []
         self._undelivered = done  # in case a later element is invalid
-        used = self._used
+        elements, out, free, mask = self._elements, self._out, self._free, self._mask
+        made = tuple.__new__  # what a NamedTuple does, without its function
         while True:
-            index = used[_IDX]
-            count = (index - self.reaped) & 0xFFFF
+            index = self._used[_IDX]
+            number = self.reaped
+            count = (index - number) & 0xFFFF
             if not count:
                 return done
-            if count > self.published - self.reaped:
+            published = self.published
+            if count > published - number:
                 self._bad_index(index)
-            announced = count
-            if limit is not None:
-                count = min(count, limit - len(done))
-                if count <= 0:
+            end = number + count
+            if limit is not None and count > limit - len(done):
+                end = number + limit - len(done)
+                if end <= number:
                     return done
             if self._order is not None:
                 self._order()  # the index before the elements that it announces
             if self._in_order:
-                self._harvest_in_order(count, self.reaped + announced, done)
+                self._harvest_in_order(end, number + count, done)
             else:
-                self._harvest(count, done)
+                # Each element is checked in full before it changes anything (2.7.8).
+                try:
+                    while number != end:
+                        place = 2 * (number & mask)
+                        head = elements[place]  # all 32 bits: 0x10003 is not 3
+                        written = elements[place + 1]
+                        cookie, room, chain, laid = (out[head] if head <= mask else None) or NOT_OUT
+                        if laid >= published:
+                            self.reaped = number
+                            self.no_such_chain(head)
+                        if written > room:
+                            written = self.too_long(written, room)
+                        out[head] = None
+                        if chain is None:
+                            free.append(head)
+                        else:
+                            free.extend(chain[::-1])  # so that the next one takes them in the same order
+                        number += 1
+                        done.append(made(Completion, (cookie, written)))
+                finally:
+                    self.reaped = number
             if not (self._event_idx and self._interrupts):
                 return done
             # 2.7.7.1: request the next interrupt, and check again: the device may have been faster.
@@ -313,41 +348,13 @@ class SplitQueue(VirtqueueBase):
             about="used-idx",
         )
 
-    def _harvest(self, count: int, done: list[Completion]) -> None:
-        """Take ``count`` used elements, each checked in full before it changes anything (2.7.8)."""
-        elements = self._elements
-        out = self._out
-        free = self._free
-        mask = self._mask
-        reaped = self.reaped
-        published = self.published
-        made = tuple.__new__  # what a NamedTuple does, without its function
-        for number in range(reaped, reaped + count):
-            place = 2 * (number & mask)
-            head = elements[place]  # all 32 bits: 0x10003 is not 3
-            written = elements[place + 1]
-            posted = out[head] if head <= mask else None
-            if posted is None or posted[3] >= published:
-                self.no_such_chain(head)
-            cookie, room, chain, _ = posted
-            if written > room:
-                written = self.too_long(written, room)
-            out[head] = None
-            if chain is None:
-                free.append(head)
-            else:
-                free.extend(chain[::-1])  # so that the next one takes them in the same order
-            self.reaped = number + 1
-            done.append(made(Completion, (cookie, written)))
-
-    def _harvest_in_order(self, count: int, announced: int, done: list[Completion]) -> None:
+    def _harvest_in_order(self, end: int, announced: int, done: list[Completion]) -> None:
         """The same with IN_ORDER: one element names the last chain of a batch, the index their number (2.7.9).
 
         The chains before it have no length of their own: they count as written in full. ``announced`` is the
         number of the first chain that used.idx does not include.
         """
-        first = self.reaped
-        for number in range(first, first + count):
+        for number in range(self.reaped, end):
             if number > self._told:
                 place = 2 * (number & self._mask)
                 head, written = self._elements[place], self._elements[place + 1]
@@ -429,12 +436,11 @@ class SplitQueue(VirtqueueBase):
         self._views.insert(0, view)
         return view
 
-    def publish_heads(self, heads: array[int], count: int) -> bool:
-        """Publish chains of fixed slots: one copy (two across the ring's end), then as ``publish``.
+    def show_heads(self, count: int) -> bool:
+        """Make the first ``count`` chains of fixed slots visible that are in the ring and were not shown.
 
         Args:
-            heads: Their heads, all idle.
-            count: The length of ``heads``.
+            count: At most as many as were added.
 
         Returns:
             Whether the device requests a notification (kick).
@@ -443,48 +449,6 @@ class SplitQueue(VirtqueueBase):
             DeviceBroken: The queue is broken or abandoned.
             Closed: The queue is closed.
         """
-        if self.dead:
-            self.refuse()
-        avail = self._avail
-        old = self._laid
-        at = old & self._mask
-        end = at + count
-        if end <= self.size:
-            avail[_RING + at : _RING + end] = heads
-        else:
-            fits = self.size - at
-            avail[_RING + at : _RING + self.size] = heads[:fits]
-            avail[_RING : _RING + count - fits] = heads[fits:]
-        if self._order is not None:
-            self._order()  # 2.7.13.3.1
-        self._laid = self.published = new = old + count
-        avail[_IDX] = new & 0xFFFF
-        self._fence()  # 2.7.13.4.1
-        if self._event_idx:
-            return (new - self._used[self._avail_event] - 1) & 0xFFFF < count
-        return not self._used[_FLAGS] & USED_F_NO_NOTIFY
-
-    def lay_heads(self, heads: array[int], count: int) -> None:
-        """Write chains of fixed slots into the ring, where the device does not look before ``show_heads``.
-
-        Args:
-            heads: Their heads, all idle.
-            count: The length of ``heads``.
-
-        Raises:
-            DeviceBroken: The queue is broken or abandoned.
-            Closed: The queue is closed.
-        """
-        if self.dead:
-            self.refuse()
-        at = self._laid & self._mask
-        fits = min(count, self.size - at)
-        self._avail[_RING + at : _RING + at + fits] = heads[:fits]
-        self._avail[_RING : _RING + count - fits] = heads[fits:]
-        self._laid += count
-
-    def show_heads(self, count: int) -> bool:
-        """Make the first ``count`` chains visible that were laid and not shown; otherwise as ``publish_heads``."""
         if self.dead:
             self.refuse()
         if self._order is not None:
@@ -520,10 +484,8 @@ class SplitQueue(VirtqueueBase):
         reaped, old, laid = self.reaped, self.published, self._laid
         count, last = 0, reaped & 0xFFFF
         while True:
-            index, step = (
-                last,
-                (old - reaped - count) >> 3,
-            )  # of many in flight several go together, which is cheaper
+            # Of many in flight several go together, which is cheaper.
+            index, step = last, (old - reaped - count) >> 3
             for _ in range(looks):
                 index = used[_IDX]
                 if index != last and (not step or (index - last) & 0xFFFF >= step):

@@ -270,7 +270,14 @@ def failing(number: int):
 def test_a_closed_dev_mem_says_why(fake: FakeSys, mode: str | None, words: str, monkeypatch):
     if mode is not None:
         fake.text(fake.sys / "kernel/security/lockdown", mode + "\n")
-    monkeypatch.setattr(devmem.os, "open", failing(errno.EPERM))
+    real, memory = os.open, fake.roots.dev / "mem"
+
+    def refuse(path: str | Path, *flags: int, **more: int) -> int:
+        if Path(path) == memory:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        return real(path, *flags, **more)
+
+    monkeypatch.setattr(devmem.os, "open", refuse)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(PermissionLack) as caught:
         devmem._open(fake.roots)

@@ -385,6 +385,28 @@ def test_what_a_device_lacks_is_supplied(device: str, arguments: list[str], made
     assert supply.arguments() == [*arguments, "-device", device.partition(",")[0] + made]
 
 
+def test_a_console_has_a_port_whose_other_end_is_here() -> None:
+    supply = Supply()
+    supply.add("virtio-serial-pci")
+    peer = supply.peers["dev0"]
+    port = ["-device", "virtconsole,bus=dev0.0,chardev=dev0-port,id=dev0-console"]
+    chardev = ["-chardev", f"socket,id=dev0-port,fd={peer.fileno()}"]
+    assert supply.arguments() == [*chardev, "-device", "virtio-serial-pci,id=dev0", *port]
+    supply.drop("dev0")
+    assert not supply.peers and peer.fileno() == -1
+    supply.close()
+
+
+@pytest.mark.parametrize(
+    ("late", "elsewhere"), [(True, ""), (False, "-device virtconsole,bus=dev0.0,chardev=mine")]
+)
+def test_a_console_has_no_other_port_where_it_cannot_or_has_one(late: bool, elsewhere: str) -> None:
+    supply = Supply(elsewhere=elsewhere)
+    part = supply.add("virtio-serial-pci", late=late)
+    assert not supply.peers and not part.behind and not part.at_start
+    assert supply.arguments() == ["-device", "virtio-serial-pci,id=dev0"]
+
+
 def test_what_has_to_be_there_at_the_start() -> None:
     supply = Supply()
     devices = ["virtio-mem-pci", "virtio-9p-pci", "virtio-sound-pci", "virtio-net-pci", "virtio-blk-pci"]

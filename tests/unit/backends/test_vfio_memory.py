@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from uvirtio.backends import vfio_memory
 from uvirtio.backends.pages import merged
-from uvirtio.backends.vfio import IovaAllocator
+from uvirtio.backends.vfio import IovaAllocator, container
 from uvirtio.backends.vfio_memory import VfioDmaSpace
 from uvirtio.errors import Closed, MemlockExceeded, Misuse, OperationFailed, PagemapHidden, PageMoved
 from uvirtio.host.pagemap import Pagemap
@@ -321,3 +321,18 @@ def test_a_physical_space_without_pagemap_is_refused_before_any_map(tmp_path, bo
     with pytest.raises(PagemapHidden):
         VfioDmaSpace(books, IovaAllocator(RANGES), translated=False, roots=Roots.under(tmp_path))
     assert books.maps == {}
+
+
+@pytest.mark.parametrize("translated", [True, False])
+def test_what_is_lacking_in_all_counts_what_is_held_once(make, monkeypatch, translated):
+    """Physical addresses have two maps a page, and the kernel counts both."""
+    maps = 1 if translated else 2
+    space = make(translated)
+    space.alloc(2 * PAGE)
+    others = 3 * PAGE
+    monkeypatch.setattr(container, "memlock_limit", lambda roots: others + maps * 8 * PAGE)
+    monkeypatch.setattr(container, "locked_bytes", lambda roots: others + maps * 2 * PAGE)
+    assert space.lack(8 * PAGE) is None
+    error = space.lack(9 * PAGE)
+    assert f"at least {others + maps * 9 * PAGE} bytes" == error.expected
+    assert f"{others} in use" in error.seen

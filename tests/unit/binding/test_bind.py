@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -394,111 +393,6 @@ def test_strangers_taken_by_the_driver_are_noticed(fake: FakeSys) -> None:
         bind(at(fake, RNG), fake.roots, writer=Greedy(fake), sleep=no_sleep)
     assert NIC in str(error.value.seen)
     assert at(fake, RNG)[0].driver == "virtio-pci" and before
-
-
-def in_child(run: Callable[[], object]) -> int:
-    """Run in a process of its own, which may be ended at any moment; its exit code."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            run()
-        except BaseException:  # noqa: BLE001
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
-def topology(fake: FakeSys, name: str) -> list[str]:
-    if name == "pci":
-        fake.pci(RNG, "rng", group=7)
-        return [RNG]
-    if name == "two":
-        fake.pci(RNG, "rng", group=7)
-        fake.pci(NIC, "net", group=8, driver=None)
-        return [RNG, NIC]
-    if name == "override":
-        path = fake.pci(RNG, "rng", group=7)
-        fake.text(path / "driver_override", "virtio-pci\n")
-        return [RNG]
-    if name == "uio":
-        fake.pci(RNG, "rng")
-        return [RNG]
-    if name == "mmio":
-        fake.mmio("a003e00.virtio_mmio", "rng")
-        return ["mmio:0xa003e00"]
-    fake.vdpa("vduse0", driver="virtio_vdpa")
-    return ["vdpa:vduse0"]
-
-
-FORCE = ["foreign-override", "unsafe-dma", "unsafe-owner"]
-
-
-@pytest.mark.parametrize("after", [False, True])
-@pytest.mark.parametrize("name", ["pci", "two", "override", "uio", "mmio", "vdpa"])
-def test_killed_at_any_change_restore_gives_back_the_very_tree(tmp_path: Path, name: str, after: bool) -> None:
-    """Killed at change n of bind; then restore itself killed at change m; then restore to the end."""
-    deaths = 0
-    for n in range(20):
-        # In one topology restore dies at every place, too; elsewhere at one that moves along.
-        for m in range(20) if name == "pci" else (n % 4, 20):
-            bound, restored = _die_twice(tmp_path / f"{n}-{m}", name, n, m, after)
-            deaths += bound == 9
-            if restored == 0:
-                break
-        if bound == 0:
-            break
-    assert bound == restored == 0  # both loops went on until no process died
-    assert deaths > 0
-
-
-def _die_twice(top: Path, name: str, n: int, m: int, after: bool) -> tuple[int, int]:
-    fake = FakeSys(top)
-    fake.driver("vfio-pci")
-    fake.driver("uio_pci_generic")
-    addresses = topology(fake, name)
-    before, founds = fake.snapshot(), at(fake, *addresses)
-    driver = "uio_pci_generic" if name == "uio" else None
-    owner = (os.getuid(), os.getgid()) if name in ("pci", "two", "vdpa") else None
-    kernel, dying = FakeKernel(fake, die_at=n, die_after=after), FakeKernel(fake, die_at=m, die_after=after)
-    bound = in_child(
-        lambda: bind(founds, fake.roots, driver=driver, force=FORCE, owner=owner, writer=kernel, sleep=no_sleep)
-    )
-    restored = in_child(lambda: restore(fake.roots, writer=dying, sleep=no_sleep))
-    restore(fake.roots, writer=FakeKernel(fake), sleep=no_sleep)
-    assert not changed(before, fake.snapshot()), (n, m, bound, restored)
-    assert journal.entries(fake.roots) == []
-    assert bound in (0, 9) and restored in (0, 9)
-    return bound, restored
-
-
-def test_killed_between_the_steps_of_the_journal(tmp_path: Path) -> None:
-    """The journal's own writes are places to die at, too."""
-    for n in range(100):
-        fake = FakeSys(tmp_path / str(n))
-        fake.driver("vfio-pci")
-        fake.pci(RNG, "rng", group=7)
-        before = fake.snapshot()
-        founds = at(fake, RNG)
-
-        def run(limit: int = n, fake: FakeSys = fake, founds: list[discover.DiscoveredDevice] = founds) -> None:
-            count, fsync = 0, os.fsync
-
-            def dying(fd: int) -> None:
-                nonlocal count
-                if count == limit:
-                    os._exit(9)
-                count += 1
-                fsync(fd)
-
-            os.fsync = dying
-            bind(founds, fake.roots, writer=FakeKernel(fake), sleep=no_sleep)
-
-        ended = in_child(run)
-        restore(fake.roots, writer=FakeKernel(fake), sleep=no_sleep)
-        assert not changed(before, fake.snapshot())
-        if ended == 0:
-            return
-    pytest.fail("bind never came to its end")
 
 
 @pytest.mark.fault(98)

@@ -244,6 +244,7 @@ def test_update_brings_back_no_record_that_another_process_dropped(fake: FakeSys
     assert journal.entries(fake.roots) == [dataclasses.replace(entry, devices=(begun,))]
 
 
+@pytest.mark.fault(97)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_survived(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     fake = FakeSys(tmp_path_factory.mktemp("tree"))

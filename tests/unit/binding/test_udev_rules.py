@@ -316,7 +316,7 @@ def test_the_helper_reads_the_deny_list_as_the_package_does(tree):
     names = [HERE, *drivers.user_nodes(function, roots)]
     told = [bytes(one, "ascii").decode("unicode_escape") for one in PATTERNS.strip().replace("\n", "|").split("|")]
     verdicts = set()
-    for pattern in told + _fuzzed(40):
+    for pattern in told + _fuzzed(20):
         tree.deny.write_bytes(pattern.encode("utf-8", "surrogateescape"))
         denied = denylist.denying(names, roots) is not None
         verdicts.add(denied)

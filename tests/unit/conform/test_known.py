@@ -58,7 +58,7 @@ def test_what_the_drivers_do_about_a_quirk_has_a_test_that_there_is() -> None:
 
 def test_a_file_has_the_quirks_of_the_implementation_that_it_is_called_after() -> None:
     names = {one.implementation for one in KNOWN}
-    assert names == {"qemu", "qemu-storage-daemon", "vduse", "vdpasim_net", "vdpasim_blk"}
+    assert names == {"qemu", "qemu-storage-daemon", "vduse", "vdpasim_net"}
     for name in names:
         assert [one for one in KNOWN if one.implementation == name] == quirks.all_quirks(name)
     assert quirks.all_quirks("") == quirks.all_quirks("scripted") == []

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import uvirtio
+from uvirtio.backends.qemu import queries
 from uvirtio.conform import Pace, battery, run
 from uvirtio.errors import QemuFailed
 from uvirtio.scripted import ScriptedCore
@@ -38,7 +39,7 @@ class Monitor:
         device = self.device
         if command == "query-version":
             return {"qemu": {"major": 7, "minor": 2, "micro": 22}}
-        if command == "x-query-virtio-status":
+        if command == STATUS:
             assert arguments["path"] == "/machine/peripheral/thing/virtio-backend"
             bits = [bit for bit in Status if device.status_now & bit]
             names = [str(bit.name).replace("DEVICE_NEEDS", "NEEDS") for bit in bits]
@@ -65,7 +66,7 @@ def with_monitor(lies: dict[str, Any]) -> tuple[ScriptedCore, Monitor]:
     return device, monitor
 
 
-STATUS = "x-query-virtio-status"
+STATUS = queries._STATUS
 QUEUE = "x-query-virtio-queue-status"
 LYING = {
     "D-RST-01": {STATUS: {"status": {"statuses": [], "unknown-statuses": 16}}},

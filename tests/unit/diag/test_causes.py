@@ -88,6 +88,7 @@ CAUSES: dict[str, set[str]] = {
     "hold": {"queue-kept"},
     "size": {"data-path"},
     "stuck": {"data-path"},
+    "actual": {"data-path"},
     "untouched": {"answer-untouched"},
     "garbled": {"answer-wrong"},
 }

@@ -286,12 +286,30 @@ def for_another_guest(model: Any) -> None:
     model.get = lambda name: get(name) + 1 if model.connections else get(name)
 
 
+# --- fs ---------------------------------------------------------------------------------------------------------
+
+
+def another_fuse(model: Any) -> None:
+    answers(model, lambda queue, data, answer: answer[:16] + b"\6" + answer[17:] if len(answer) == 80 else answer)
+
+
+def no_attributes(model: Any) -> None:
+    answers(
+        model,
+        lambda queue, data, answer: answer[:4] + b"\xf3\xff\xff\xff" + answer[8:] if data[4] == 3 else answer,
+    )
+
+
+def a_file_for_a_root(model: Any) -> None:
+    answers(model, lambda queue, data, answer: answer[:92] + bytes(28) if data[4] == 3 else answer)
+
+
 WRONG: list[tuple[str, Spoil, str, str]] = [
     ("console", to_host_in_capitals, "other-side-differs", "UVIRTIO TO ITS HOST"),
     ("console", to_nowhere, "other-side-differs", "nothing"),
     ("console", receives_another, "other-side-differs", "ot tsoh sti"),
     ("console", receives_nothing, "answer-untouched", "bytes that the other end has sent"),
-    ("console", tells_of_port_nine, "answer-wrong", "port 9 of 1"),
+    ("console", tells_of_port_nine, "answer-wrong", "port 9 of 4"),
     ("gpu", no_size, "answer-wrong", "0x800"),
     ("gpu", no_edid, "answer-wrong", "EDID of 1024 bytes that begins 00 00"),
     ("gpu", forgets_the_fence, "answer-wrong", "fence_id 0x0"),
@@ -319,6 +337,9 @@ WRONG: list[tuple[str, Spoil, str, str]] = [
     ("rtc", no_clock, "answer-wrong", "no clock at all"),
     ("rtc", clock_of_no_type, "answer-wrong", "type 85"),
     ("rtc", reading_left_out, "answer-wrong", "EOPNOTSUPP"),
+    ("fs", another_fuse, "answer-wrong", "major version 6"),
+    ("fs", no_attributes, "answer-wrong", "error -13 (Permission denied)"),
+    ("fs", a_file_for_a_root, "answer-wrong", "no directory: mode 0o0"),
     ("vsock", answers_with_data, "answer-wrong", "op RW"),
     ("vsock", for_another_guest, "answer-wrong", "to 4:10000 instead of 2:9 to 3:10000"),
 ]

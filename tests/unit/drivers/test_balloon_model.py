@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
@@ -109,5 +110,6 @@ class Model(BalloonOrders):
 Model.TestCase.settings = settings(max_examples=30, stateful_step_count=20, deadline=None)
 
 
+@pytest.mark.fault(60, 63, 64, level="H")
 class TestModel(Model.TestCase):  # type: ignore[name-defined,misc]
     """Hypothesis runs the machine."""

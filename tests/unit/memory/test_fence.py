@@ -8,12 +8,15 @@ to hide most misses, the instructions of each fence are looked at one by one.
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import os
 import subprocess
 import sys
 import time
+import warnings
 from array import array
+from pathlib import Path
 
 import pytest
 
@@ -156,8 +159,9 @@ def test_with_the_fence_nobody_misses(meetings: int):
 
 @pytest.mark.spec("SPL-26")
 def test_each_fence_executes_a_fencing_instruction():
-    codes = {"nothing": "nothing()", "lock": "lock()"}
-    setup = "from uvirtio.memory import fence\nlock = fence.lock_fence()\ndef nothing(): pass"
+    codes = {"nothing": "nothing()", "lock": "lock()", "chosen": "chosen()"}
+    setup = "from uvirtio.memory import fence\nlock = fence.lock_fence()\nchosen = fence.full_fence()"
+    setup += "\ndef nothing(): pass"
     try:
         fence.libatomic_fence()
         codes["libatomic"] = "libatomic()"
@@ -173,8 +177,33 @@ def test_each_fence_executes_a_fencing_instruction():
         assert count > without, f"{name}: {count} fences, and {without} where nothing is called"
 
 
-def test_the_choice_follows_the_machine(monkeypatch: pytest.MonkeyPatch):
+def test_a_peek_leaves_no_file_open_and_nothing_to_warn_of():
+    before = sorted(Path("/proc/self/fd").iterdir())
+    peek = fence.peek_fence()
+    assert sorted(Path("/proc/self/fd").iterdir()) == before
+    assert [peek() for _ in range(3)] == [b"x"] * 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        del peek
+        gc.collect()
+
+
+def test_an_interpreter_that_was_not_looked_at_gets_a_lock(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cpu, "machine", lambda: "x86_64")
     monkeypatch.setattr(fence, "lock_fence", lambda: "lock")
+    monkeypatch.setattr(fence, "peek_fence", lambda: "peek")
+    for version, chosen in (
+        ((3, 11, 2), "peek"),
+        ((3, 13, 0), "peek"),
+        ((3, 14, 0), "lock"),
+        ((3, 20, 1), "lock"),
+    ):
+        monkeypatch.setattr(sys, "version_info", version)
+        assert (fence.full_fence(), fence.platform_fence()) == (chosen, chosen)
+
+
+def test_the_choice_follows_the_machine(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(fence, "_x86_fence", lambda: "lock")
     monkeypatch.setattr(fence, "libatomic_fence", lambda: "libatomic")
     for machine, full, order in (
         ("x86_64", "lock", None),

@@ -757,3 +757,12 @@ def test_the_matrix_is_written_into_two_pages_and_nowhere_else(tmp_path, monkeyp
     pages[1].write_text("nothing")
     assert cli_matrix.main([str(tmp_path)]) == 1
     assert "has no <!--" in capsys.readouterr().err
+
+
+def test_the_trace_of_a_killer_that_was_wanted_is_no_alarm():
+    killed = "python invoked oom-killer: gfp_mask=0x140dca\nCall Trace:\nOut of memory: Killed process 7 (uvirtio)"
+    wanted = f"uvirtio: {vm.OOM_ON_PURPOSE}"
+    assert vm.alarms_of(killed) == ["Call Trace:"]
+    assert vm.alarms_of(f"{wanted}\n{killed}\n{killed}") == []
+    assert vm.alarms_of(f"{wanted}\n{killed}\nBUG: bad page\nCall Trace:") == ["BUG: bad page", "Call Trace:"]
+    assert vm.OOM_ON_PURPOSE in (TOOLS.parent / "tests/vm/test_faults.py").read_text()

@@ -743,6 +743,7 @@ class Noise:
 words = st.sampled_from([0, 1, 2, 3, 8, 0xB, 0xF, 0x40, 256, 0xFF, 0xFFFFFFFF]) | st.integers(0, 0xFFFFFFFF)
 
 
+@pytest.mark.fault(11)
 @given(version=st.sampled_from([1, 2]), heard=st.lists(words, min_size=1, max_size=40))
 @settings(max_examples=60)
 def test_whatever_the_registers_read_only_typed_errors_come_of_it(version: int, heard: list[int]):

@@ -211,3 +211,15 @@ def test_without_a_trace_no_name_is_loaded_and_nothing_is_wrapped():
     there = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     done = subprocess.run([sys.executable, "-c", code], env=there, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(0, "off"), (0x8001, "ENABLE"), (0x4000, "MASK_ALL"), (0xC003, "ENABLE|MASK_ALL")]
+)
+def test_the_control_word_of_msix_is_told_in_words(value: int, told: str):
+    names = PciConfigNames()
+    for place, byte in ((pci.CFG_CAPABILITIES_POINTER, 0x40), (0x40, pci.CapId.MSIX), (0x41, 0)):
+        names.told(place, 1, byte, False)
+    for written in (False, True):
+        assert names.told(0x40 + pci.MSIX_CONTROL, 2, value, written) == ("msix.control", told)
+    assert names.told(0x44, 4, value, False) == ("msix", ""), "the word alone"

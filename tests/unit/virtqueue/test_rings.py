@@ -588,6 +588,7 @@ def test_soak_of_more_than_65536_requests():
     assert rig.queue.reaped >= 66_000
 
 
+@pytest.mark.fault(28, 29, 30, 32, 34, 40)
 @both
 @given(seed=st.integers(0, 1 << 32), event_idx=st.booleans(), indirect=st.booleans())
 def test_whatever_the_device_writes_is_refused_or_right(format: str, seed: int, event_idx: bool, indirect: bool):
@@ -737,5 +738,7 @@ class Machine(RuleBasedStateMachine):
             self.rig.queue.close()
 
 
-TestMachine = pytest.mark.spec("SPL-02", "SPL-09", "SPL-12", "PKD-07", "PKD-08", "PKD-09")(Machine.TestCase)
+TestMachine = pytest.mark.fault(48)(
+    pytest.mark.spec("SPL-02", "SPL-09", "SPL-12", "PKD-07", "PKD-08", "PKD-09")(Machine.TestCase)
+)
 Machine.TestCase.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)

@@ -12,62 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.fakes.ring_rigs import FORMATS, A, Rig, name_of, rigs, traced
+from tests.fakes.slot_rigs import KINDS, ROOM, Bench, chains, every_kind, fast_kind, lied_to, modes, no_kick
 from uvirtio.errors import BadChain, Closed, DeviceBroken, QueueFull, RingCorruption, UsageError
 from uvirtio.scripted.ring import Chain
-from uvirtio.virtqueue.slots import PackedSlots, PlainSlots, Slots, SplitSlots, fixed_slots
-
-KINDS = [*rigs(), *({**kind, "in_order": True} for kind in rigs(event_idx=True))]
-every_kind = pytest.mark.parametrize("kind", KINDS, ids=name_of)
-fast_kind = pytest.mark.parametrize("kind", rigs(), ids=name_of)
-
-ROOM = 64
-
-
-def chains(count: int, reads: int = 0, writes: int = 1, room: int = ROOM) -> list[Any]:
-    return [
-        (
-            [(A + 0x10000 * slot + 0x100 * part, 16) for part in range(reads)],
-            [(A + 0x10000 * slot + 0x8000 + 0x100 * part, room) for part in range(writes)],
-        )
-        for slot in range(count)
-    ]
-
-
-def no_kick() -> None:
-    """Notify no one: the device of these tests looks when it is told to."""
-
-
-class Bench:
-    """A rig with slots; ``slot_of`` knows a chain by its first address."""
-
-    def __init__(self, kind: dict[str, Any], size: int = 8, count: int = 8, **laid: int) -> None:
-        self.rig = Rig(size, **kind)
-        self.chains = chains(count, **laid)
-        self.slots: Slots = fixed_slots(self.rig.queue, self.chains)
-
-    def post(self, *slots: int) -> list[Chain]:
-        self.slots.submit(slots)
-        return list(self.rig.device.pop_all())
-
-    def slot_of(self, chain: Chain) -> int:
-        return (chain.elements[0].address - A) // 0x10000
-
-    def finish(self, *chains: Chain, written: int = ROOM) -> None:
-        for chain in chains:
-            self.rig.device.push(chain, written)
-
-    def reap(self) -> list[int]:
-        return list(self.slots.reap())
-
-    def corrupt(self) -> None:
-        with pytest.raises(RingCorruption):
-            self.slots.reap()
-        for call in (self.slots.reap, lambda: self.slots.submit([0])):
-            with pytest.raises((DeviceBroken, UsageError)):
-                call()
-        assert self.rig.queue.broken
-        self.rig.dma.memory.assert_clean()
-
+from uvirtio.virtqueue.slots import PackedSlots, PlainSlots, SplitSlots, fixed_slots
 
 # --- honest devices -----------------------------------------------------------------------------------------
 
@@ -92,6 +40,17 @@ def test_a_batch_may_be_marked_backwards(kind: dict[str, Any]):
         write(*marks[0])
         assert bench.reap() == slots
         assert [bench.slots.written[slot] for slot in slots] == [5] * 3 + [6] * 4
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(("event_idx", "wanted"), [(False, True), (True, False), (False, False)])
+def test_who_wants_no_next_interrupt_looks_once(format: str, event_idx: bool, wanted: bool):
+    bench = Bench({"format": format, "event_idx": event_idx})
+    bench.rig.queue.want_interrupts(wanted)
+    bench.finish(*bench.post(0, 1))
+    before, asked = bench.rig.fences, bench.rig.visible()
+    assert bench.reap() == [0, 1]
+    assert (bench.rig.fences, bench.rig.visible()) == (before, asked), "no event is moved, and nothing is fenced"
 
 
 @every_kind
@@ -395,19 +354,6 @@ def test_after_a_reset_nothing_goes_and_nothing_comes(kind: dict[str, Any]):
 
 # --- lies ---------------------------------------------------------------------------------------------------
 
-modes = pytest.mark.parametrize("ordered", [True, False], ids=["in order", "loose"])
-
-
-def lied_to(kind: dict[str, Any], ordered: bool) -> tuple[Bench, list[Chain]]:
-    """Four chains out; the device has so far answered in order, or not."""
-    bench = Bench(kind, 16, 8)
-    posted = bench.post(*range(6))
-    if not ordered:
-        bench.finish(posted.pop(3), posted.pop(3))
-        bench.finish(posted.pop(1))
-        assert bench.reap() == [3, 4, 1]
-    return bench, posted
-
 
 @fast_kind
 @modes
@@ -518,6 +464,7 @@ def test_overwritten_descriptors_change_nothing(kind: dict[str, Any]):
     assert bench.reap() == [0, 1, 2]
 
 
+@pytest.mark.fault(28, 29, 30, 32, 34)
 @given(seed=st.integers(0, 1 << 32), format=st.sampled_from(FORMATS), event_idx=st.booleans())
 def test_fuzz_a_slot_comes_back_once_or_there_is_an_error(seed: int, format: str, event_idx: bool):
     rng = random.Random(seed)

@@ -287,7 +287,7 @@ class Quirks(Target):
             return len(expect.read(str(self._file)) or "")
         found = quirks.parse(_text(data[1:]), "file")
         mine = implementation.Implementation("qemu", "7.2.22")
-        return len(found), len(quirks.of(found, mine, "blk", "P", "split"))
+        return len(found), len(quirks.of(found, mine, "blk", "P", "split", 0))
 
     def close(self) -> None:
         self._folder.cleanup()

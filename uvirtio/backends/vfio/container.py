@@ -284,18 +284,8 @@ def map_error(roots: Roots, error: OSError, iova: int, size: int) -> UvirtioErro
         MemlockExceeded or OperationFailed.
     """
     what = f"mapping {size} bytes at the device address {iova:#x}"
-    if error.errno == errno.ENOMEM:
-        limit = memlock_limit(roots)
-        locked = locked_bytes(roots)
-        if limit is not None and locked + size > limit:
-            need = locked + size
-            return MemlockExceeded(
-                f"pinning another {size} bytes exceeds RLIMIT_MEMLOCK",
-                seen=f"limit {limit} bytes, {locked} in use",
-                expected=f"at least {need} bytes",
-                remedy=f"'ulimit -l {-(-need // 1024)}' in the shell, 'prlimit --memlock={need} COMMAND' as "
-                f"root, or a line in /etc/security/limits.d: 'USER - memlock {-(-need // 1024)}'",
-            )
+    if error.errno == errno.ENOMEM and (lack := memlock_lack(roots, size)) is not None:
+        return lack
     remedies = {
         errno.ENOSPC: "fewer, larger maps, or raise the parameter dma_entry_limit of vfio_iommu_type1",
         errno.EEXIST: "choose device addresses that are free",
@@ -320,6 +310,27 @@ def _open_error(path: Path, error: OSError) -> UvirtioError:
             remedy=f"as root: chmod 0666 {path} (a container alone gives access to no device)",
         )
     return failed(f"opening {path}", error)
+
+
+def memlock_lack(roots: Roots, size: int, held: int = 0) -> MemlockExceeded | None:
+    """Return the error if RLIMIT_MEMLOCK does not allow so many bytes; None if it does.
+
+    Args:
+        roots: Where /proc is.
+        size: Bytes to pin.
+        held: Those of them that are pinned already.
+    """
+    limit, locked = memlock_limit(roots), locked_bytes(roots) - held
+    if limit is None or locked + size <= limit:
+        return None
+    need = locked + size
+    return MemlockExceeded(
+        f"pinning another {size} bytes exceeds RLIMIT_MEMLOCK",
+        seen=f"limit {limit} bytes, {locked} in use",
+        expected=f"at least {need} bytes",
+        remedy=f"'ulimit -l {-(-need // 1024)}' in the shell, 'prlimit --memlock={need} COMMAND' as "
+        f"root, or a line in /etc/security/limits.d: 'USER - memlock {-(-need // 1024)}'",
+    )
 
 
 def locked_bytes(roots: Roots) -> int:

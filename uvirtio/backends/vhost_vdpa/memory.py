@@ -185,17 +185,27 @@ class VdpaDmaSpace(OwnedBlocks[VdpaBlock]):
         try:
             self._node.iotlb_update(iova, memory.size, memory.vaddr)
         except OperationFailed as error:
-            limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-            need = pinned_bytes(self._roots) + memory.size
-            if limit == resource.RLIM_INFINITY or need <= limit:
+            if (lack := self._lack(memory.size)) is None:
                 raise
-            # vhost-vdpa checks the limit alone: unlike VFIO it makes no exception for CAP_IPC_LOCK.
-            raise MemlockExceeded(
-                f"pinning another {memory.size} bytes exceeds RLIMIT_MEMLOCK, which applies to root too here",
-                seen=f"limit {limit} bytes, {need - memory.size} in use",
-                expected=f"at least {need} bytes",
-                remedy=f"'ulimit -l {-(-need // 1024)}', or as root 'prlimit --memlock={need} COMMAND'",
-            ) from error
+            raise lack from error
+
+    def lack(self, size: int) -> MemlockExceeded | None:
+        """Return the error if RLIMIT_MEMLOCK does not allow this much in all; see ``LimitedSpace``."""
+        return self._lack(size, sum(block.size for block in self._blocks.values()))
+
+    def _lack(self, size: int, held: int = 0) -> MemlockExceeded | None:
+        limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        used = pinned_bytes(self._roots) - held
+        need = used + size
+        if limit == resource.RLIM_INFINITY or need <= limit:
+            return None
+        # vhost-vdpa checks the limit alone: unlike VFIO it makes no exception for CAP_IPC_LOCK.
+        return MemlockExceeded(
+            f"pinning another {size} bytes exceeds RLIMIT_MEMLOCK, which applies to root too here",
+            seen=f"limit {limit} bytes, {used} in use",
+            expected=f"at least {need} bytes",
+            remedy=f"'ulimit -l {-(-need // 1024)}', or as root 'prlimit --memlock={need} COMMAND'",
+        )
 
     def _hide(self, block: VdpaBlock) -> None:
         self._forget(block)

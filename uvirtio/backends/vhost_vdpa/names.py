@@ -69,9 +69,12 @@ def parent_of(name: str, roots: Roots) -> Path:
 
 
 def kind_of(name: str, roots: Roots) -> str:
-    """Return what makes the device: the driver of its parent, or ``vduse``; of a simulator the parent's name."""
+    """Return what makes the device: the driver of its parent, or ``vduse``; empty where sysfs does not tell.
+
+    The simulators' devices have no parent.
+    """
     parent = parent_of(name, roots)
-    return sysfs.driver_of(parent) or sysfs.link_name(parent / "subsystem") or parent.name
+    return sysfs.driver_of(parent) or sysfs.link_name(parent / "subsystem") or ""
 
 
 def behind(name: str, roots: Roots) -> str:
@@ -82,7 +85,7 @@ def behind(name: str, roots: Roots) -> str:
     parent, kind = parent_of(name, roots), kind_of(name, roots)
     function = sysfs.function_below(sysfs.device("vdpa", name, roots))
     of = "" if function in (None, parent) else f" of {function.name}"
-    return (parent.name if kind == parent.name else f"{parent.name} ({kind})") + of
+    return (f"{parent.name} ({kind})" if kind else parent.name) + of
 
 
 def calls_of(name: str, roots: Roots) -> int | None:

@@ -94,7 +94,7 @@ class VhostVdpaNode:
         self.name = name
         self.calls = calls_of(name, roots)
         self.kind = kind_of(name, roots)
-        """What makes the device: ``vp-vdpa``, ``vduse``, ``vdpasim_net``, the driver of a card."""
+        """What makes the device: ``vp-vdpa``, ``vduse``, the driver of a card; empty where it is not told."""
         self.description = f"vhost-vdpa, {name} of {behind(name, roots)}"
         self.backend_features = 0
         """The VHOST_BACKEND_F bits that were accepted with VHOST_SET_BACKEND_FEATURES."""

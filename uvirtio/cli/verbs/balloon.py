@@ -18,6 +18,7 @@ from uvirtio.cli.signals import Signalled
 from uvirtio.cli.size import human, parse_size
 from uvirtio.cli.systemd import Manager
 from uvirtio.errors import BadSize, NotSupported, UsageError, UvirtioError
+from uvirtio.host import addresses, killer
 from uvirtio.spec.page import VIRTIO_PAGE
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def inflate(
     reached = 0
     with cmd.device(dev) as device:
         pages, least = _pages(cmd, device, size), _floor(cmd, device, floor)
+        _first_to_go(cmd, dev)
         with Balloon(device, floor=least, stats=_statistics(cmd, tags), roots=cmd.roots) as driver:
             try:
                 with make_progress(cmd, f"inflate {human(pages * VIRTIO_PAGE)}", pages) as progress:
@@ -226,6 +228,15 @@ def _guest_memory(cmd: Command, device: Device) -> int:
         ) from error
 
 
+def _first_to_go(cmd: Command, dev: str) -> None:
+    """Have the kernel's OOM killer find this process first: its end gives all of the balloon back.
+
+    VFIO and the guardian reset the device before the memory is free, and the host gives it again.
+    """
+    if not dev.startswith(addresses.SIMULATED):
+        killer.prefer(cmd.roots)
+
+
 def _hold(cmd: Command, driver: Balloon, hold: float | None) -> None:
     if cmd.json:
         cmd.document(event="holding", pages=driver.held, bytes=driver.held * VIRTIO_PAGE, hold_s=hold)
@@ -289,6 +300,7 @@ def follow(
     with cmd.device(dev) as device:
         most = _pages(cmd, device, limit) if limit else None
         least = _floor(cmd, device, floor)
+        _first_to_go(cmd, dev)
         started = time.monotonic()
         with Balloon(device, floor=least, stats=_statistics(cmd, tags), roots=cmd.roots) as driver:
             manager = Manager()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from uvirtio.conform.exchange import SERVED, WRITTEN
+from uvirtio.conform.exchange import NOTIFIED_WRONGLY, SERVED, WRITTEN
 from uvirtio.conform.lane import flat
 from uvirtio.conform.packed_lane import UNKNOWN_SLOT, PackedLane, packed_table_of
 from uvirtio.conform.row import MODERN, Area, Level
@@ -319,6 +319,7 @@ def device_event(t: Trial) -> Outcome:
     "Reserved event flags are survived.",
     level=Level.RINGS,
     severity=Severity.DEAD,
+    types=NOTIFIED_WRONGLY,
 )
 def reserved_event_flags(t: Trial) -> Outcome:
     """The driver's event flags are 3, and a request is made without waiting for an interrupt."""
@@ -342,6 +343,7 @@ def reserved_event_flags(t: Trial) -> Outcome:
     "DESC",
     "In indirect tables the order counts, and of the flags only WRITE.",
     level=Level.RINGS,
+    types=NOTIFIED_WRONGLY,
 )
 def flags_in_tables(t: Trial) -> Outcome:
     """A good request in a table, then another whose last entry has NEXT and whose entries have ids."""

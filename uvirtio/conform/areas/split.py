@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from uvirtio.conform.exchange import FAULTS, READ_ONLY, SERVED, WRITTEN
+from uvirtio.conform.exchange import FAULTS, NOTIFIED_WRONGLY, READ_ONLY, SERVED, WRITTEN
 from uvirtio.conform.lane import SplitLane, flat, table_of
 from uvirtio.conform.row import ANY, MODERN, Area, Level
 from uvirtio.conform.traffic import (
@@ -377,6 +377,7 @@ def notified(t: Trial) -> Outcome:
     "With EVENT_IDX the low bit of avail.flags has no effect.",
     level=Level.RINGS,
     severity=Severity.SILENT,
+    types=NOTIFIED_WRONGLY,
 )
 def flags_with_event_idx(t: Trial) -> Outcome:
     """flags 1 and a used_event that matches: a request is notified."""

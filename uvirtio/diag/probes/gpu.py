@@ -21,8 +21,10 @@ from uvirtio.spec.gpu import Command, Response
 from uvirtio.spec.layout import by_name
 
 _FIELDS: Final = by_name(spec.CONFIG)
-_WIDTH, _HEIGHT = 64, 48
-_PIXEL: Final = 4
+WIDTH, HEIGHT = 64, 48
+"""Of the picture, in pixels."""
+PIXEL: Final = 4
+"""Bytes."""
 _RESOURCE: Final = 1
 _FENCE: Final = 0x7569_7274_696F_0001
 """An id with bits in both halves."""
@@ -143,9 +145,9 @@ def plain(kind: Command, body: bytes, *, fence: int = 0) -> Ask:
 def picture() -> bytes:
     """Four quarters of one colour each, as B8G8R8X8."""
     rows = []
-    for row in range(_HEIGHT):
-        left, right = _COLOURS[2 * (row >= _HEIGHT // 2) :][:2]
-        rows.append(_bgrx(left) * (_WIDTH // 2) + _bgrx(right) * (_WIDTH // 2))
+    for row in range(HEIGHT):
+        left, right = _COLOURS[2 * (row >= HEIGHT // 2) :][:2]
+        rows.append(_bgrx(left) * (WIDTH // 2) + _bgrx(right) * (WIDTH // 2))
     return b"".join(rows)
 
 
@@ -168,7 +170,7 @@ class GpuPath(AskingPath):
 
     def _make_memory(self) -> None:
         super()._make_memory()
-        self._pixels = self._device.dma.alloc(_WIDTH * _HEIGHT * _PIXEL)
+        self._pixels = self._device.dma.alloc(WIDTH * HEIGHT * PIXEL)
 
     def exercise(self) -> PathResult:
         """GET_DISPLAY_INFO, GET_EDID; a 2D resource is created, filled, shown and freed."""
@@ -189,15 +191,15 @@ class GpuPath(AskingPath):
 
     def _show(self) -> str:
         """Show a picture and look at the screen; what was done in words."""
-        whole = (0, 0, _WIDTH, _HEIGHT)
-        self._pixels.view[:] = picture() + bytes(len(self._pixels.view) - _WIDTH * _HEIGHT * _PIXEL)
+        whole = (0, 0, WIDTH, HEIGHT)
+        self._pixels.view[:] = picture() + bytes(len(self._pixels.view) - WIDTH * HEIGHT * PIXEL)
         self.ask(
             plain(
                 Command.RESOURCE_CREATE_2D,
-                spec.CREATE_2D.pack(_RESOURCE, spec.FORMAT_B8G8R8X8, _WIDTH, _HEIGHT),
+                spec.CREATE_2D.pack(_RESOURCE, spec.FORMAT_B8G8R8X8, WIDTH, HEIGHT),
             )
         )
-        places = runs(self._pixels, 0, _WIDTH * _HEIGHT * _PIXEL)
+        places = runs(self._pixels, 0, WIDTH * HEIGHT * PIXEL)
         entries = b"".join(spec.MEMORY.pack(address, length, 0) for address, length in places)
         self.ask(
             plain(Command.RESOURCE_ATTACH_BACKING, spec.ATTACH_BACKING.pack(_RESOURCE, len(places)) + entries)
@@ -209,23 +211,35 @@ class GpuPath(AskingPath):
         self.ask(plain(Command.SET_SCANOUT, spec.SET_SCANOUT.pack(*whole, 0, 0)))
         self.ask(plain(Command.RESOURCE_DETACH_BACKING, spec.RESOURCE.pack(_RESOURCE, 0)))
         self.ask(plain(Command.RESOURCE_UNREF, spec.RESOURCE.pack(_RESOURCE, 0)))
-        return f"a picture of {_WIDTH}x{_HEIGHT}, {seen}"
+        return f"a picture of {WIDTH}x{HEIGHT}, {seen}"
 
     def _seen(self) -> str:
         """Compare with QEMU's screen dump, where there is one."""
         machine = self._device.transport.backend
         if not isinstance(machine, OtherSide) or "screen" not in machine.other_sides:
             return "acknowledged with its fence"
-        size, pixels = _pixmap(machine.screen())
-        if size != (_WIDTH, _HEIGHT):
-            raise self.differs("the screen", f"{size[0]}x{size[1]} pixels", f"{_WIDTH}x{_HEIGHT}")
-        data = picture()
-        for place_, start in enumerate(range(0, len(data), _PIXEL)):
-            sent, got = data[start : start + 3][::-1], pixels[3 * place_ : 3 * place_ + 3]
-            if sent != got:
-                at = f"pixel {place_ % _WIDTH},{place_ // _WIDTH} (red, green, blue)"
-                raise self.differs("the screen", f"{at}: {got.hex(' ') or 'none'}", sent.hex(" "))
+        wrong = shows(machine.screen())
+        if wrong is not None:
+            raise self.differs("the screen", *wrong)
         return "which the screen of its machine shows, pixel for pixel"
+
+
+def shows(pixmap: bytes) -> tuple[str, str] | None:
+    """What a screen shows and what it should, where it does not show the picture; None: it does.
+
+    Args:
+        pixmap: The screen, as a portable pixmap (P6).
+    """
+    size, pixels = _pixmap(pixmap)
+    if size != (WIDTH, HEIGHT):
+        return f"{size[0]}x{size[1]} pixels", f"{WIDTH}x{HEIGHT}"
+    data = picture()
+    for number, start in enumerate(range(0, len(data), PIXEL)):
+        sent, got = data[start : start + 3][::-1], pixels[3 * number : 3 * number + 3]
+        if sent != got:
+            at = f"pixel {number % WIDTH},{number // WIDTH} (red, green, blue)"
+            return f"{at}: {got.hex(' ') or 'none'}", sent.hex(" ")
+    return None
 
 
 def _pixmap(data: bytes) -> tuple[tuple[int, int], bytes]:

@@ -16,8 +16,8 @@ from uvirtio.spec.ninep import Message
 _TAG_LENGTH: Final = Field("tag_len", 0, spec.TAG_LENGTH_SIZE)
 _TAG: Final = 1
 _SIZE_MAX: Final = 8192
-_ROOM: Final = 64
-"""Bytes: the longest of these answers has 21."""
+_ROOM: Final = 21
+"""Bytes: what Rversion has; the other answers are shorter."""
 
 
 def _text(text: bytes) -> bytes:

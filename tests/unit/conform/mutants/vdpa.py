@@ -14,7 +14,7 @@ from uvirtio.spec import ids
 
 from . import Mutants
 
-CRYPTO = ids.require_type("crypto")
+I2C = ids.require_type("i2c")
 """A type that is brought up without a request: a played device is asked only by calls."""
 
 
@@ -30,7 +30,7 @@ def node(**how):
 
 def refuses() -> VhostVdpaNode:
     """It refuses by the call what it has not offered, as the kernel's own devices do."""
-    found = node(device_id=CRYPTO, config=bytes(64))
+    found = node(device_id=I2C, config=bytes(64))
     found.played.refuse["VHOST_SET_FEATURES"] = lambda word: 22 if word.value & ~found.played.features else 0
     return found
 

@@ -1,0 +1,126 @@
+"""tools/mutate: what it makes of a guard, that its draw is the seed's, and that a fork of pytest judges by it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from mutants import __main__ as program  # noqa: E402
+from mutants import guards, runner  # noqa: E402
+
+_MODULE = """
+class Gate:
+    @property
+    def open(self):
+        def inner(value):
+            if 0 <= value < 10 and value != 5:
+                raise ValueError
+        if self.shut:
+            return None
+        return inner
+
+    def quiet(self, value):
+        if value:
+            value += 1
+        return value
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A checkout of one module."""
+    monkeypatch.setattr(guards, "ROOT", tmp_path)
+    (tmp_path / "uvirtio/host").mkdir(parents=True)
+    (tmp_path / "uvirtio/host/gate.py").write_text(_MODULE)
+    return "uvirtio/host/gate.py"
+
+
+def test_a_guard_is_deleted_negated_and_weakened(module: str) -> None:
+    first, second = guards.of_file(module)
+    assert [one.after for one in first] == [
+        "False",
+        "not (0 <= value < 10 and value != 5)",
+        "value != 5",
+        "0 <= value < 10",
+        "0 < value < 10 and value != 5",
+        "0 <= value <= 10 and value != 5",
+    ]
+    assert {one.function for one in (*first, *second)} == {"Gate.open"}, "the outermost function"
+    assert [one.after for one in second] == ["False", "not self.shut"], (
+        "and a condition that leaves nothing is none"
+    )
+
+
+def test_the_draw_is_the_seeds() -> None:
+    drawn = guards.drawn(7, 30)
+    assert drawn == guards.drawn(7, 30) != guards.drawn(8, 30)
+    assert len({(one.file, one.number) for one in drawn}) == 30, "each guard once"
+    assert {one.part for one in guards.drawn(7, 150)} == set(guards.PARTS)
+
+
+def test_every_drawn_function_is_found_and_takes_its_mutant() -> None:
+    for mutant in guards.drawn(1, 40):
+        function = runner.function_of(mutant)
+        made = guards.code(mutant)
+        assert made.co_qualname == mutant.function == function.__code__.co_qualname
+        assert made.co_freevars == function.__code__.co_freevars
+        assert made.co_code != function.__code__.co_code or made.co_consts != function.__code__.co_consts, mutant
+
+
+def test_what_is_called_equivalent_is_there_and_has_a_reason() -> None:
+    every = {program.key(one) for file in guards.files() for guard in guards.of_file(file) for one in guard}
+    for known, reason in program.equivalents().items():
+        assert known in every, f"{known} is no mutant any more"
+        assert len(reason) > 10
+
+
+_TEST = """
+from uvirtio.host import cpu
+from uvirtio.virtqueue.chain import measure
+
+
+def test_a():
+    assert measure([(1, 2)], [], 4) == 0
+
+
+def test_b():
+    import pytest
+    from uvirtio.errors import BadChain
+
+    with pytest.raises(BadChain):
+        measure([], [], 4)
+"""
+
+
+def test_mutants_are_judged_by_the_tests_that_reach_them(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(_TEST)
+    (tmp_path / "judge.py").write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT / 'tools')!r})\n"
+        "import pytest\n"
+        "from mutants import guards, runner\n"
+        "chosen = [one for guard in guards.of_file('uvirtio/virtqueue/chain.py') for one in guard]\n"
+        "chosen += guards.of_file('uvirtio/host/denylist.py')[0][:1]\n"
+        "judge = runner.Judge(chosen, lambda *told: None)\n"
+        f"words = ['-q', '-s', '-p', 'no:cacheprovider', '-p', 'no:randomly', {str(tmp_path / 'test_it.py')!r}]\n"
+        "pytest.main(words, plugins=[judge])\n"
+        "print(*[f'{end} {mutant.after}' for mutant, end, _, _ in judge.verdicts], sep='\\n')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "judge.py")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path)},
+    )
+    ends = done.stdout.splitlines()
+    assert any(line.startswith("killed False") for line in ends), done.stdout + done.stderr
+    assert any(line.startswith("survived ") for line in ends), "two tests do not notice everything"
+    assert any(line.startswith("unreached ") for line in ends), "nothing here reaches the deny list"

@@ -1,0 +1,303 @@
+"""Fixed slots of rings that go round: what is written only once, and kept for laps, is checked all the same."""
+
+from __future__ import annotations
+
+import random
+from array import array
+from typing import Any
+
+import pytest
+
+from tests.fakes.ring_rigs import traced
+from tests.fakes.slot_rigs import ROOM, Bench, fast_kind, lied_to, modes
+from uvirtio.errors import Closed, DeviceBroken, RingCorruption, UsageError
+
+
+@fast_kind
+@pytest.mark.parametrize("count", [4, 3])
+def test_a_ring_that_goes_round_stays_right(kind: dict[str, Any], count: int):
+    """In order, lap after lap: with lengths that change now and then, and a packed ring that is overwritten."""
+    bench = Bench(kind, 8, count)
+    back, rng = array("H", range(count)), random.Random(3)
+    written = ROOM
+    for turn in range(60):
+        written = rng.choice([written, written, ROOM, 5])
+        bench.slots.submit(back)
+        chains = list(bench.rig.device.pop_all())
+        assert [(bench.slot_of(chain), chain.elements[0].length) for chain in chains] == [
+            (slot, ROOM) for slot in range(count)
+        ]
+        if kind["format"] == "packed" and turn % 2:
+            bench.rig.device.scribble()
+        bench.finish(*chains, written=written)
+        back = bench.slots.reap()
+        assert list(back) == list(range(count)) and bench.slots.out() == []
+        assert list(bench.slots.written) == [written] * count
+
+
+@pytest.mark.spec("SPL-25", "SPL-26", "PKD-10", "PKD-15", "PKD-16", "PKD-24")
+@fast_kind
+def test_a_ring_that_goes_round_writes_what_is_not_there_yet(kind: dict[str, Any]):
+    """In its order: what is shown, its announcement, a fence, the wish; an announcement, then the rest."""
+    bench = Bench({**kind, "event_idx": True}, 8, 4)
+    bench.rig.device.ask_for_kicks()
+    back = array("H", range(4))
+    bench.rig.queue.want_interrupts(False)
+    for _ in range(5):
+        bench.slots.submit(back)
+        bench.finish(*bench.rig.device.pop_all())
+        back = bench.slots.reap()
+    trace = traced(bench.rig, weak=True)
+    bench.slots.submit(back)
+    posted = trace[:]
+    bench.finish(*bench.rig.device.pop_all())
+    trace.clear()
+    bench.slots.reap()
+    order, full = ("fence", "order", 0), ("fence", "full", 0)
+    if kind["format"] == "split":
+        avail_event = 2 + 4 * 8
+        assert posted == [order, ("store", "_avail", 1), full, ("load", "_used", avail_event)]
+        assert trace == [("load", "_used", 1), order]
+    else:
+        first = 8 * 4 + 7
+        assert posted[-4:] == [order, ("store", "_flags", first), full, ("load", "_theirs", 0)]
+        assert {entry[:2] for entry in posted[:-4]} == {("store", "_desc")}
+        assert trace == [("load", "_flags", first + 24), order]
+
+
+@fast_kind
+@pytest.mark.parametrize("out", [3, 8])
+def test_what_came_out_of_order_goes_out_again(kind: dict[str, Any], out: int):
+    bench = Bench(kind, 8, 8)
+    rng = random.Random(9)
+    waiting = bench.post(*range(out))
+    for turn in range(80):
+        if turn % 20 < 15:
+            rng.shuffle(waiting)
+        take = rng.randint(1, out)
+        done, waiting = waiting[:take], waiting[take:]
+        written = rng.choice([ROOM, ROOM, ROOM, 5])
+        bench.finish(*done, written=written)
+        back = bench.slots.reap()
+        assert list(back) == [bench.slot_of(chain) for chain in done]
+        assert [bench.slots.written[slot] for slot in back] == [written] * take
+        if turn % 4 == 0:
+            assert bench.slots.out() == sorted(bench.slot_of(chain) for chain in waiting)
+        if turn % 8 == 1:
+            assert list(bench.slots.reap()) == []
+        bench.slots.submit(back)
+        waiting += bench.rig.device.pop_all()
+        assert len(waiting) == out
+
+
+@fast_kind
+def test_what_waits_to_be_shown_goes_before_what_came(kind: dict[str, Any]):
+    bench, posted = lied_to(kind, ordered=False)
+    bench.finish(posted.pop())
+    back = bench.slots.reap()
+    bench.rig.device.ask_for_kicks()
+    assert not bench.slots.submit([6, 7], show=False)
+    assert bench.slots.submit(back)
+    came = bench.rig.device.pop_all()
+    assert [bench.slot_of(chain) for chain in came] == [6, 7, *back]
+    bench.finish(*came)
+    assert bench.reap() == [6, 7, *back]
+
+
+@fast_kind
+@modes
+def test_what_came_and_waits_to_be_shown_goes_before_what_came_later(kind: dict[str, Any], ordered: bool):
+    bench, posted = lied_to(kind, ordered)
+    sent: list[int] = []
+    for _ in range(2):
+        bench.finish(posted.pop(0))
+        back = bench.slots.reap()
+        sent += back
+        bench.slots.submit(back, show=len(sent) == 2)
+    posted += bench.rig.device.pop_all()
+    assert [bench.slot_of(chain) for chain in posted[-2:]] == sent
+    bench.finish(*posted)
+    assert bench.reap() == [bench.slot_of(chain) for chain in posted]
+
+
+@fast_kind
+def test_among_others_what_came_is_posted_once(kind: dict[str, Any]):
+    """More slots than are out: which are out is remembered, for what came as well."""
+    bench = Bench(kind, 16, 8)
+    posted = bench.post(0, 1, 2)
+    bench.finish(posted[0])
+    assert bench.reap() == [0]
+    bench.post(3)
+    bench.finish(posted[1])
+    back = bench.slots.reap()
+    bench.slots.submit(back)
+    with pytest.raises(UsageError):
+        bench.slots.submit([1])
+    bench.slots.submit([0])
+
+
+@fast_kind
+def test_a_batch_that_comes_in_two_reaps_and_across_the_end(kind: dict[str, Any]):
+    """What came goes out again, in other numbers than it came in, so that batches lie across the ring's end."""
+    bench = Bench(kind, 8, 7)
+    waiting = bench.post(*range(7))
+    rng = random.Random(8)
+    idle: list[int] = []
+    for turn in range(80):
+        if turn % 20 > 10:
+            rng.shuffle(waiting)
+        take = rng.randint(1, len(waiting)) if waiting else 0
+        done, waiting = waiting[:take], waiting[take:]
+        bench.finish(*done, written=rng.choice([ROOM, ROOM, 5]))
+        back = bench.slots.reap()
+        assert list(back) == [bench.slot_of(chain) for chain in done]
+        idle += back
+        if turn % 3:
+            bench.slots.submit(back if len(idle) == len(back) else idle)
+            waiting += bench.rig.device.pop_all()
+            idle = []
+        assert bench.slots.out() == sorted(bench.slot_of(chain) for chain in waiting)
+
+
+class Guarded:
+    """Bytes of a ring of which only some may be copied out."""
+
+    def __init__(self, view: memoryview, first: int, end: int) -> None:
+        self.view, self.first, self.end, self.looked = view, first, end, 0
+
+    def __getitem__(self, key: slice) -> memoryview:
+        assert key.start is not None and self.first <= key.start <= key.stop <= self.end, key
+        self.looked += 1
+        return self.view[key]
+
+    def __setitem__(self, key: slice, value: bytes) -> None:
+        self.view[key] = value
+
+
+@pytest.mark.spec("PKD-24")
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_what_is_not_marked_as_used_is_not_copied_out(event_idx: bool):
+    """Flags are loaded one by one until it is known how many slots are used."""
+    bench = Bench({"format": "packed", "event_idx": event_idx}, 8, 4)
+    for _ in range(5):
+        bench.finish(*bench.post(0, 1, 2, 3))
+        assert bench.reap() == [0, 1, 2, 3]
+    came = bench.post(0, 1, 2, 3)
+    slots: Any = bench.slots
+    slots._few = 0
+    guard = bench.rig.queue.bytes = Guarded(bench.rig.queue.bytes, 4 * 16, 6 * 16)
+    assert bench.reap() == [] and not guard.looked
+    bench.finish(*came[:2])
+    assert bench.reap() == [0, 1] and guard.looked
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_out_of_order_a_batch_may_be_marked_backwards_too(event_idx: bool):
+    bench = Bench({"format": "packed", "event_idx": event_idx}, 8, 7)
+    device, rng = bench.rig.device, random.Random(6)
+    for turn in range(20):
+        came = bench.post(*range(7))
+        rng.shuffle(came)
+        write, marks = device.write_used_slot, []
+        device.write_used_slot = lambda *what, marks=marks: marks.append(what)
+        bench.finish(*came, written=5 if turn % 4 == 1 else ROOM)
+        device.write_used_slot = write
+        # A part of them backwards, then the rest.
+        for mark in reversed(marks[1:4]):
+            write(*mark)
+            assert bench.reap() == []
+        write(*marks[0])
+        assert bench.reap() == [bench.slot_of(chain) for chain in came[:4]]
+        for mark in reversed(marks[5:]):
+            write(*mark)
+        assert bench.reap() == []
+        write(*marks[4])
+        assert bench.reap() == [bench.slot_of(chain) for chain in came[4:]]
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_an_empty_answer_is_the_callers_own(event_idx: bool):
+    """A batch that is being marked backwards is not used yet; the empty arrays of two reaps are two."""
+    bench = Bench({"format": "packed", "event_idx": event_idx}, 8, 4)
+    bench.finish(*bench.post(0, 1, 2))
+    assert bench.reap() == [0, 1, 2]
+    came = bench.post(0, 1, 2)
+    device, marks = bench.rig.device, []
+    write, device.write_used_slot = device.write_used_slot, lambda *what: marks.append(what)
+    bench.finish(*came)
+    write(*marks[2])
+    nothing = bench.slots.reap()
+    nothing.append(3)
+    assert bench.reap() == []
+    for mark in marks[:2]:
+        write(*mark)
+    assert bench.reap() == [0, 1, 2]
+
+
+@fast_kind
+@modes
+def test_what_is_with_the_device_is_not_posted_again(kind: dict[str, Any], ordered: bool):
+    bench, posted = lied_to(kind, ordered)
+    bench.finish(posted[0])
+    [back] = bench.reap()
+    bench.slots.submit([back])
+    for wrong in (array("H", [back]), array("H", [2]), array("H", [back, 6])):
+        with pytest.raises(UsageError):
+            bench.slots.submit(wrong)
+
+
+@fast_kind
+def test_what_came_is_refused_by_a_queue_that_is_closed_or_given_up(kind: dict[str, Any]):
+    for end, error in (("close", Closed), ("abandon", DeviceBroken)):
+        bench = Bench(kind)
+        bench.finish(*bench.post(0, 1))
+        back = bench.slots.reap()
+        getattr(bench.rig.queue, end)()
+        with pytest.raises(error):
+            bench.slots.submit(back)
+
+
+@fast_kind
+@modes
+@pytest.mark.parametrize("lie", ["id", "twice", "length", "more"])
+def test_lies_to_a_ring_that_went_round(kind: dict[str, Any], ordered: bool, lie: str):
+    """After laps without a lie, in one batch with slots that came as they should."""
+    bench = Bench(kind, 8, 6)
+    rng = random.Random(2)
+    for _ in range(12):
+        posted = bench.post(0, 1, 2, 3)
+        if not ordered:
+            rng.shuffle(posted)
+        bench.finish(*posted)
+        assert bench.reap() == [bench.slot_of(chain) for chain in posted]
+    posted = bench.post(0, 1, 2, 3)
+    if not ordered:
+        posted.reverse()
+    bench.finish(posted[0])
+    if lie == "id":
+        bench.rig.device.lies.used_id = lambda head: 5
+    elif lie == "twice":
+        bench.rig.device.lies.used_id = lambda head: posted[0].head
+    bench.finish(posted[1], written=ROOM + 1 if lie == "length" else ROOM)
+    if lie == "more":
+        bench.finish(*posted[2:])
+        bench.rig.device.push(0, ROOM)
+    with pytest.raises(RingCorruption):
+        bench.slots.reap()
+        bench.slots.reap()
+    assert bench.rig.queue.broken
+    bench.rig.dma.memory.assert_clean()
+
+
+@fast_kind
+def test_a_ring_that_goes_round_has_the_length_of_now(kind: dict[str, Any]):
+    bench = Bench(kind, 8, 4, reads=1, writes=0)
+    back = array("H", range(4))
+    for turn in range(40):
+        length = 16 if turn % 12 < 9 else 7
+        bench.slots.resize(back, [length] * 4)
+        bench.slots.submit(back)
+        chains = list(bench.rig.device.pop_all())
+        assert [chain.elements[0].length for chain in chains] == [length] * 4
+        bench.finish(*chains, written=0)
+        back = bench.slots.reap()

@@ -1,0 +1,183 @@
+"""What a machine does to a driver: it runs out of memory, moves pages, sets its clock, has no room for a file."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import mmap
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+import uvirtio as library
+from tests.vm.commands import PATIENCE, USER, program, read_until, running, uvirtio
+from tests.vm.test_commands import balloon_size, bound, driver_of, until  # noqa: F401  # one is a fixture
+from uvirtio.backends.vfio_pci import VfioPciFunction
+from uvirtio.drivers.rng import Rng
+from uvirtio.host.pagemap import Pagemap
+from uvirtio.host.roots import Roots
+
+MIB = 1 << 20
+libc = ctypes.CDLL(None, use_errno=True)
+COLLAPSE, PAGEOUT = 25, 21
+"""MADV_COLLAPSE: what khugepaged does, now; MADV_PAGEOUT: what reclaim does, now."""
+
+HOG = """
+import mmap
+taken = []
+while True:  # until the kernel ends somebody; this process is the second choice
+    taken.append(mmap.mmap(-1, 16 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x8000))  # MAP_POPULATE
+"""
+
+Take = Callable[..., list[str]]
+
+
+@pytest.mark.fault(59, 66, level="K")
+def test_a_machine_out_of_memory_ends_the_balloon_and_has_its_memory_back(bound: Take, witness) -> None:  # noqa: F811
+    (address,) = bound("balloon")
+    full = balloon_size(witness)
+    Path("/dev/kmsg").write_text("uvirtio: out of memory on purpose\n")  # as tools/lab/vm.py has it
+    with running("balloon", "inflate", address, "256M", "--hold", "600", "--force", "free-memory") as child:
+        read_until(child, "holding")
+        assert balloon_size(witness) == full - 256 * MIB
+        hog = subprocess.Popen([sys.executable, "-c", HOG], stdin=subprocess.DEVNULL)
+        try:
+            until(lambda: child.poll() is not None, "the killer", 120)
+        finally:
+            hog.kill()
+            hog.wait(PATIENCE)
+        assert child.wait(PATIENCE) == -signal.SIGKILL
+    assert "Out of memory: Killed process" in subprocess.run(["dmesg"], capture_output=True, text=True).stdout
+    done = uvirtio("balloon", "inflate", address, "1M", "--hold", "0")
+    assert done.returncode == 0, done.stderr
+    until(lambda: balloon_size(witness) == full, "actual to be 0 again")
+
+
+def place_of(memory: mmap.mmap | memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+def advise(memory: mmap.mmap | memoryview, advice: int) -> None:
+    """madvise(2); that it is refused is an answer, too."""
+    libc.madvise(ctypes.c_void_p(place_of(memory)), ctypes.c_size_t(8 * MIB), advice)
+
+
+def pfns_of(memory: mmap.mmap) -> list[int]:
+    pagemap = Pagemap(Roots())
+    try:
+        return pagemap.pfns(place_of(memory), len(memory))
+    finally:
+        pagemap.close()
+
+
+@contextmanager
+def setting(path: str, value: str) -> Iterator[None]:
+    """A file of the kernel with this value, and afterwards with the one that it had."""
+    file = Path(path)
+    before = file.read_text()
+    if "[" in before:
+        before = before.partition("[")[2].partition("]")[0]
+    file.write_text(value)
+    try:
+        yield
+    finally:
+        file.write_text(before)
+
+
+@pytest.mark.fault(61)
+def test_pinned_pages_are_neither_collapsed_nor_swapped(bound: Take, lab_devices: dict[str, str]) -> None:  # noqa: F811
+    """Both move what is not pinned, which is seen, and leave alone what is."""
+    disk = next(Path("/sys/bus/pci/devices", lab_devices["disk"]).glob("virtio*/block/vd*")).name
+    enabled = "/sys/kernel/mm/transparent_hugepage/enabled"
+    with ExitStack() as stack:
+        with setting(enabled, "never"):
+            plain = mmap.mmap(-1, 8 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            plain.write(b"\xa5" * len(plain))
+            function = stack.enter_context(VfioPciFunction.open(bound("balloon")[0]))
+            space = stack.enter_context(function.dma(False))
+            block = space.pin(8 * MIB)
+        pfns, others = block.pfns(), pfns_of(plain)
+        stack.enter_context(setting(enabled, "always"))
+        for memory in (plain, block.view):
+            advise(memory, COLLAPSE)
+        assert pfns_of(plain) != others, "nothing was collapsed: this shows nothing"
+        assert block.pfns() == pfns
+        subprocess.run(["mkswap", f"/dev/{disk}"], check=True, capture_output=True)
+        subprocess.run(["swapon", f"/dev/{disk}"], check=True, capture_output=True)
+        stack.callback(subprocess.run, ["swapoff", f"/dev/{disk}"], check=True)
+        for memory in (plain, block.view):
+            advise(memory, PAGEOUT)
+        used = sum(int(line.split()[3]) for line in Path("/proc/swaps").read_text().splitlines()[1:])
+        assert used > 0, "nothing was swapped: this shows nothing"
+        assert block.pfns() == pfns
+        assert plain[-1] == 0xA5
+
+
+@pytest.mark.fault(99)
+def test_a_wall_clock_that_jumps_does_not_matter(bound: Take) -> None:  # noqa: F811
+    (address,) = bound("rng")
+    real, begin = time.clock_gettime(time.CLOCK_REALTIME), time.monotonic()
+    try:
+        with library.open(address, timeout=10) as device, Rng(device) as rng:
+            for jump in (-3600, 86400 * 365, -86400 * 365 * 20):
+                looks = 0
+
+                def jumps(jump: int = jump) -> bool:
+                    nonlocal looks
+                    looks += 1
+                    if looks == 1:
+                        time.clock_settime(time.CLOCK_REALTIME, real + jump)
+                    return False
+
+                start = time.monotonic()
+                assert device.wait(jumps, timeout=0.3, what="nothing", owed=False) is False
+                assert 0.3 <= time.monotonic() - start < 5
+                assert len(rng.read(64)) == 64
+            assert uvirtio("journal").stdout.count(address) == 1
+    finally:
+        time.clock_settime(time.CLOCK_REALTIME, real + time.monotonic() - begin)
+
+
+@pytest.mark.fault(98)
+@pytest.mark.parametrize("way", ["size=4k", "ro"])
+def test_without_room_for_the_journal_nothing_is_changed(way: str, lab_devices: dict[str, str]) -> None:
+    address, journal = lab_devices["rng"], Path("/run/uvirtio/journal.d")
+    journal.mkdir(parents=True, exist_ok=True, mode=0o755)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", way, "full", str(journal)], check=True)
+    try:
+        if way != "ro":
+            with pytest.raises(OSError, match="No space left"), (journal / "fill").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
+        before = (Path("/sys/bus/pci/devices") / address / "driver_override").read_text()
+        done = uvirtio("bind", address, "--json")
+        error = json.loads(done.stdout)["error"]
+        assert (done.returncode, error["code"]) == (4, "UV-ENV"), done.stdout
+        assert driver_of(address) == "virtio-pci"
+        assert (Path("/sys/bus/pci/devices") / address / "driver_override").read_text() == before
+        assert [path.name for path in journal.iterdir() if path.name != "fill"] == []
+    finally:
+        subprocess.run(["umount", str(journal)], check=True)
+
+
+@pytest.mark.fault(93)
+def test_a_user_with_little_locked_memory_is_told_how_much_is_needed(
+    lab_devices: dict[str, str],
+) -> None:
+    address = lab_devices["rng-iova"]
+    try:
+        assert uvirtio("bind", address, "--owner", "1234:1234").returncode == 0
+        limited = ("prlimit", "--memlock=4096:4096", "--", *USER)
+        done = program("rng", "read", address, "32", "--json", prefix=limited)
+        error = json.loads(done.stdout)["error"]
+        assert (done.returncode, error["code"]) == (4, "UV-ENV-MEMLOCK"), done.stdout
+        assert "4096" in str(error["seen"]) and "limits" in str(error["remedy"])
+        assert program("rng", "read", address, "32", "--json", prefix=USER).returncode == 0
+    finally:
+        uvirtio("restore", "--all")

@@ -1,0 +1,244 @@
+"""Fixed slots of a split ring."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence, Set
+from typing import NoReturn
+
+from uvirtio.memory.access import copiers
+from uvirtio.spec.ring import RING_ENTRIES, RING_IDX, USED_F_NO_NOTIFY
+from uvirtio.virtqueue.slot_books import NOTHING, Chain, RingBooks, joined
+from uvirtio.virtqueue.split import SplitQueue
+
+_FLAGS, _IDX, _RING = 0, RING_IDX // 2, RING_ENTRIES // 2  # the 16-bit words of an area
+
+_BOOKKEEPING = 8
+"""Number of posts in a row that did not need the set of busy slots, after which it is dropped."""
+
+
+class SplitSlots(RingBooks):
+    """Slots of a split ring: slot ``n`` is the chain whose head is descriptor ``n``.
+
+    Posting what was reaped last is one call, without another one inside, and where the ring is steady it writes
+    nothing but the index.
+
+    What was reaped last can be posted as it is: it is idle. For callers that submit other slots than those (they
+    have more than they keep in flight) there is ``_busy``, the set of slots in flight, from the first time that it
+    is needed until it was not needed for a while.
+    """
+
+    WIDTH = 8
+    ID = 0
+
+    def __init__(self, ring: SplitQueue, chains: Sequence[Chain]) -> None:
+        """Set up the slots of a ring whose ``set_fixed_slots`` accepted the chains."""
+        super().__init__(ring.index, ring.size, ring.size, ring.published, chains)
+        self._used = [_element(slot, written) for slot, written in enumerate(self.written)]
+        """By slot: its used element as it came last."""
+
+        self._ring = ring
+        self._mask = ring.size - 1
+        self._busy: set[int] | None = None
+        self._unneeded = 0
+        self._elements = ring.element_bytes()
+        self._copies = copiers(self._elements, self.WIDTH)
+        self._few = len(self._copies)
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the chains in flight; see ``Slots``."""
+        return self._numbers_of(self._ring.published)
+
+    @property
+    def laid(self) -> int:
+        """Slots that were submitted and not shown."""
+        return self._ring._laid - self._ring.published
+
+    # --- posting ------------------------------------------------------------------------------------------------
+
+    def submit(self, slots: Sequence[int], *, show: bool = True) -> bool:
+        """Post slots; see ``Slots``."""
+        ring = self._ring
+        first = ring._laid
+        if slots != self._back or self._busy is not None or not show or first != ring.published:
+            return self._submit(slots, show)
+        count = len(slots)
+        if not count:
+            return False
+        if ring.dead:
+            ring.refuse()
+        at = first & self._mask
+        if self._loose is not None:
+            self._go_loose(self._back)
+            self._lay(at, self._back, b"")
+        elif first < self._steady or self._order[at : at + count] != slots:
+            self._lay(at, self._back, self._back_raw)
+        self._back = NOTHING
+        avail = ring._avail
+        if ring._order is not None:
+            ring._order()  # 2.7.13.3.1: descriptors and ring before the index
+        ring._laid = ring.published = new = first + count
+        avail[_IDX] = new & 0xFFFF
+        ring._fence()  # 2.7.13.4.1: the index before the device's event word is read
+        if ring._event_idx:
+            return (new - ring._used[ring._avail_event] - 1) & 0xFFFF < count  # 2.7.10.1
+        return not ring._used[_FLAGS] & USED_F_NO_NOTIFY
+
+    def _submit(self, slots: Sequence[int], show: bool) -> bool:
+        """The same for any slots, shown now or later."""
+        count = len(slots)
+        if not count:
+            return False
+        ring = self._ring
+        if ring.dead:
+            ring.refuse()
+        if slots == self._back:
+            raw = self._back_raw
+            if self._busy is not None:
+                self._count_in(slots)
+        else:
+            self._enter(slots)
+            raw = joined(self._used, slots)
+        self._back = NOTHING
+        posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
+        self._lay(ring._laid & self._mask, posted, raw if self._loose is None else b"")
+        ring._laid += count
+        return self.show(ring._laid - ring.published) if show else False
+
+    def _lay(self, at: int, slots: array[int], raw: bytes) -> None:
+        """Write slots into the ring, where the device does not look before the index is stored.
+
+        Args:
+            at: The place of the first.
+            slots: The slots.
+            raw: In order: the used elements that are expected.
+        """
+        order, expected, avail = self._order, self._expected, self._ring._avail
+        end = at + len(slots)
+        if end <= self._size:
+            order[at:end] = avail[_RING + at : _RING + end] = slots
+            if raw:
+                expected[8 * at : 8 * end] = raw
+        else:
+            fits, over = self._size - at, end - self._size
+            order[at:] = avail[_RING + at : _RING + self._size] = slots[:fits]
+            order[:over] = avail[_RING : _RING + over] = slots[fits:]
+            if raw:
+                expected[8 * at :], expected[: 8 * over] = raw[: 8 * fits], raw[8 * fits :]
+
+    def show(self, count: int) -> bool:
+        """Let the device see slots; see ``Slots``."""
+        if not count:
+            return False
+        ring = self._ring
+        first = ring.published
+        kick = ring.show_heads(count)
+        if self._loose is not None:
+            self._go_loose(self._posted(first, ring.published))
+        return kick
+
+    def relay(self, looks: int, notify: Callable[[], None], goal: int = 1) -> int:
+        """Look for used slots, and let the device see others at once; see ``Slots``."""
+        ring = self._ring
+        first = ring.published
+        found = ring.relay(looks, notify, goal)
+        if self._loose is not None:
+            self._go_loose(self._posted(first, ring.published))
+        return found
+
+    def ready(self) -> int:
+        """Return the number of slots that are used and not reaped; see ``Slots``."""
+        return self._ring.announced()
+
+    def _with_device(self) -> Set[int]:
+        if self._busy is not None:
+            return self._busy
+        return {*self.out(), *self._posted(self._ring.published, self._ring._laid)}
+
+    def _set_length(self, slot: int, length: int) -> None:
+        self._ring.set_slot_length(slot, length)
+
+    def _enter(self, slots: Sequence[int]) -> None:
+        """Record these slots as in flight. On UsageError nothing changed."""
+        self.check(slots)
+        self._unneeded = 0
+        if self._busy is not None:
+            self._busy.update(slots)
+        elif self._ring._laid > self._ring.reaped:
+            self._busy = {*self._with_device(), *slots}
+
+    def _count_in(self, slots: Sequence[int]) -> None:
+        """Record slots that are posted exactly as reaped; after a number of such posts the set is dropped."""
+        assert self._busy is not None
+        self._busy.update(slots)
+        self._unneeded += 1
+        if self._unneeded > _BOOKKEEPING:
+            self._busy = None
+
+    # --- reaping ------------------------------------------------------------------------------------------------
+
+    def reap(self) -> array[int]:
+        """Return the used slots; see ``Slots``."""
+        ring, before, count = self._ring, NOTHING, 0
+        if ring.dead:
+            ring.refuse()
+        while True:
+            reaped = ring.reaped
+            if not count:
+                count = (ring._used[_IDX] - reaped) & 0xFFFF
+                if not count:
+                    return array("H")
+                if count > ring.published - reaped:
+                    ring._bad_index((reaped + count) & 0xFFFF)
+                if ring._order is not None:
+                    ring._order()  # the index before the elements that it announces
+            # A private copy of the used elements is compared with what was expected.
+            at = reaped & self._mask
+            end = at + count
+            if count < self._few and end <= self._size:
+                (raw,) = self._copies[count](self._elements, 8 * at)
+            else:
+                over = max(0, end - self._size)
+                raw = bytes(self._elements[8 * at : 8 * (end - over)]) + bytes(self._elements[: 8 * over])
+            if self._loose is not None:
+                found = self._take_loose(raw, at, self._used)
+            elif raw == self._expected[8 * at : 8 * end]:
+                found, self._back, self._back_raw = self._order[at:end], self._order[at:end], raw
+            else:
+                found = self._sort_out(raw, at, self._used)
+            if self._busy is not None:
+                self._busy.difference_update(found)
+            if not (ring._event_idx and ring._interrupts):
+                ring.reaped = reaped + count
+                return found
+            if before:
+                found = before + found
+            # Request the next interrupt, and check again: usually nothing was added.
+            count = ring.took(count)
+            if not count:
+                return found
+            before = found
+
+    def _all_out(self) -> array[int]:
+        return self._posted(self._ring.reaped, self._ring.published)
+
+    def _posted_ever(self) -> int:
+        return self._ring._laid
+
+    def _named(self, element: int) -> int:
+        return element & 0xFFFF_FFFF  # all 32 bits: 0x10003 is not 3
+
+    def _note(self, slot: int, element: int) -> None:
+        written, room = element >> 32, self._rooms[slot]
+        raw = _element(slot, written)
+        if raw != self._used[slot]:
+            self.written[slot] = self._ring.too_long(written, room) if written > room else written
+            self._used[slot] = raw
+
+    def _no_such_chain(self, slot: int) -> NoReturn:
+        self._ring.no_such_chain(slot)
+
+
+def _element(head: int, written: int) -> bytes:
+    """Return a used element (2.7.8)."""
+    return (head | written << 32).to_bytes(8, "little")
