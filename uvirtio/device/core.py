@@ -427,9 +427,7 @@ class Device(DeviceState):
             UsageError: ``timeout`` is NaN or infinite.
         """
         limit = self._limit  # of this session: the accesses of this wait have its deadline already
-        if limit is not None:
-            timeout = max(0.0, self._left()) if timeout is None else self.seconds(timeout)
-        elif timeout is not None and not 0.0 <= timeout < inf:
+        if limit is not None or (timeout is not None and not 0.0 <= timeout < inf):
             timeout = self.seconds(timeout)
         own = limit is None and self._hurries is not None and timeout is not None and timeout < self.timeout
         if own or not self._made_here[0]:
