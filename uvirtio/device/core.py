@@ -166,8 +166,10 @@ class Device(DeviceState):
                 self._give_back = give_back
             except BaseException as error:
                 self._say(log.INFO, "bring-up failed: %s", error)
-                whole = whole_need(self, self._ring_maker, error, specs, before_ok)
-                self._fail(error)
+                try:
+                    whole = whole_need(self, self._ring_maker, error, specs, before_ok)
+                finally:
+                    self._fail(error)
                 if whole is not None:
                     raise whole from error
                 raise
