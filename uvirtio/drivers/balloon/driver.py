@@ -592,7 +592,7 @@ class Balloon(Driver):
         if working:
             with suppress(UvirtioError):
                 self._settle()
-                self.shrink(lambda: 0, None, None)
+                self.shrink(lambda: 0, self.device.timeout, None)
         for chunk in self._pages.chunks:
             chunk.held = 0  # the host drops the rest at the reset that follows
         self._write_actual()
