@@ -177,4 +177,7 @@ def test_a_command_that_ends_before_it_is_killed_counts_as_late(killed) -> None:
 
 def test_what_was_stopped_goes_on(killed) -> None:
     assert killed("sleep 0.5", stop=True).faults == []
-    assert len(killed("sleep 0.5; exit 3", stop=True).faults) == 2
+    deaths = killed("sleep 0.5; echo UV-WHAT >&2; exit 3", stop=True)
+    assert deaths.missed == 0 and len(deaths.faults) == 2 and deaths.faults[0].endswith("was stopped: UV-WHAT")
+    deaths = killed("sleep 0.5; echo uvirtio: UV-DEV-TIMEOUT: nothing >&2; exit 1", stop=True)
+    assert deaths.missed == 1 and len(deaths.faults) == 1, "of the command itself it is a fault"
