@@ -1,8 +1,8 @@
 """A back end's process that this process starts: with a socket handed over, or with the path of one.
 
 A socket that listens takes connections before the process is up, and has no place that another program could
-have taken; nor one that stays when this process is killed, for it is removed before the other starts. A connected one has
-no place at all.
+have taken; nor one that stays when this process is killed, for it is removed before the other starts.
+A connected one has no place at all.
 """
 
 from __future__ import annotations
