@@ -16,7 +16,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[2]))
 
 from benches import facts  # noqa: E402
 
-from soaks import soak, work  # noqa: E402
+from soaks import kills, soak, work  # noqa: E402
 
 _RUNTIME = "XDG_RUNTIME_DIR"
 
@@ -35,6 +35,13 @@ def parser() -> argparse.ArgumentParser:
         "--scale", type=float, default=0.01, metavar="X", help="the part of a day (default: 0.01; 1 is all of it)"
     )
     top.add_argument("--minutes", type=float, metavar="N", help="instead: each workload its part of N minutes")
+    top.add_argument(
+        "--kills",
+        type=int,
+        metavar="N",
+        help="instead: N commands of each kind killed at random moments, and a fifth as many stopped for a while",
+    )
+    top.add_argument("--seed", type=int, default=1, metavar="N", help="of the moments (default: 1)")
     top.add_argument("--json", type=Path, metavar="FILE", help="the figures; - is the standard output")
     return top
 
@@ -43,6 +50,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Soak; the exit code: 1 where something grew or stayed."""
     top = parser()
     options = top.parse_args(arguments)
+    if options.kills is not None:
+        if options.workloads or options.minutes is not None or options.kills < 1:
+            top.error("--kills N, of 1 or more, goes without a workload and --minutes")
+        return _kills(options)
     if unknown := [name for name in options.workloads if name not in work.BY_NAME]:
         top.error(f"no workload {', '.join(unknown)}; there are {', '.join(work.BY_NAME)}")
     for name in ("scale", "minutes"):
@@ -69,6 +80,27 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{verdict}, {time.monotonic() - begin:.0f} s", file=said, flush=True)
     if options.json is not None:
         _write(options.json, {"facts": facts.gather(), "soak": [result.as_dict() for result in results]})
+    return 1 if bad else 0
+
+
+def _kills(options: argparse.Namespace) -> int:
+    """Kill and stop commands; the exit code."""
+    said = sys.stderr if options.json == Path("-") else sys.stdout
+    begin, results = time.monotonic(), []
+    with tempfile.TemporaryDirectory(prefix="uvs-", dir="/tmp") as where:
+        watched = _folders(Path(where))
+        scratch = Path(where) / "disk"
+        scratch.mkdir()
+        killing = kills.Killing(scratch, watched, options.seed)
+        for victim in kills.VICTIMS:
+            for work_of, count in ((killing.kills, options.kills), (killing.stops, -(-options.kills // 5))):
+                results.append(work_of(victim, count))
+                print(results[-1].line(), file=said, flush=True)
+    bad = [result.name for result in results if result.faults]
+    verdict = f"FAIL: {', '.join(bad)}" if bad else "PASS: nothing stays, and the next start works"
+    print(f"{verdict}, {time.monotonic() - begin:.0f} s", file=said, flush=True)
+    if options.json is not None:
+        _write(options.json, {"facts": facts.gather(), "kills": [result.as_dict() for result in results]})
     return 1 if bad else 0
 
 
