@@ -398,7 +398,12 @@ def test_a_console_has_a_port_whose_other_end_is_here() -> None:
 
 
 @pytest.mark.parametrize(
-    ("late", "elsewhere"), [(True, ""), (False, "-device virtconsole,bus=dev0.0,chardev=mine")]
+    ("late", "elsewhere"),
+    [
+        (True, ""),
+        (False, "-device virtconsole,bus=dev0.0,chardev=mine"),
+        (False, "-device virtserialport,chardev=far"),
+    ],
 )
 def test_a_console_has_no_other_port_where_it_cannot_or_has_one(late: bool, elsewhere: str) -> None:
     supply = Supply(elsewhere=elsewhere)

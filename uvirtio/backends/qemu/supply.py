@@ -27,6 +27,9 @@ _QCOW2 = b"QFI\xfb"
 _ON = ("on", "yes", "true", "y")
 """What QEMU takes for a property that is on."""
 
+_PORT = re.compile(r"\bvirt(?:console|serialport)\b")
+"""A port of a serial device; without ``bus=`` it goes to the first such device."""
+
 _OPTION = re.compile(r",([^=,]+)=((?:[^,]|,,)*)")
 
 
@@ -93,7 +96,8 @@ def part_of(device: str, ident: str, image: Image | None = None, *, elsewhere: s
         device: The ``-device`` argument.
         ident: QEMU's name of the device.
         image: The caller's image for a disk; None: a memfd.
-        elsewhere: QEMU's other arguments: a SCSI host device whose bus they name is supplied with no disk.
+        elsewhere: QEMU's other arguments: a SCSI host device whose bus they name is supplied with no disk, and a
+            serial device with no port where they have one.
 
     Raises:
         UsageError: The device has no use for the image.
@@ -134,7 +138,7 @@ def part_of(device: str, ident: str, image: Image | None = None, *, elsewhere: s
         if "netdev" not in options:
             part.netdev = f"{ident}-net"
             part.device += f",netdev={part.netdev}"
-    elif name.startswith("virtio-serial") and f"bus={ident}." not in elsewhere:
+    elif name.startswith("virtio-serial") and not _PORT.search(elsewhere):
         part.peer = f"{ident}-port"
         part.behind.append(f"virtconsole,bus={ident}.0,chardev={part.peer},id={ident}-console")
     elif name.startswith("virtio-sound") and "audiodev" not in options:
