@@ -100,12 +100,15 @@ class Section:
         """What ``as_dict`` told of a section."""
         ratios = [{name: value for name, value in one.items() if name != "met"} for one in told["ratios"]]
         figures = [Figure(**one) for one in told["figures"]]
-        return cls(told["name"], told["about"], figures, [Ratio(**one) for one in ratios], told["failed"])
+        curves = [Curve(**one) for one in told.get("curves", ())]
+        return cls(told["name"], told["about"], figures, [Ratio(**one) for one in ratios], curves, told["failed"])
 
     def as_dict(self) -> dict[str, Any]:
         made = asdict(self)
         for ratio, told in zip(self.ratios, made["ratios"], strict=True):
             told["met"] = ratio.met
+        if not self.curves:
+            del made["curves"]
         return made
 
 
