@@ -19,7 +19,7 @@ from uvirtio.memory.window import FileWindow
 from uvirtio.spec import pci as spec
 
 
-class QemuPciFunction:
+class QemuPciFunction(OtherSideOf):
     """One function of a ``Machine``. Satisfies ``PciFunction``; a context manager."""
 
     bus: Literal["pci"] = "pci"
@@ -40,8 +40,6 @@ class QemuPciFunction:
         self.has_intx = access.line is not None
         self.description = f"qemu {machine.name}, no guest, process {machine.pid}"
         self._access = access
-        self.beside = OtherSideOf(machine, ident)
-        """What is behind ``OtherSide``."""
         self._owns_machine = False
         self._vectors: list[int] = []
         self._events: list[MessageEvent | LineEvent] = []
@@ -227,39 +225,6 @@ class QemuPciFunction:
         """
         self._check()
         return memory_of(self.machine.files, self.id, self.address)
-
-    @property
-    def other_sides(self) -> frozenset[str]:
-        """What this process sees of the other side of the device (see ``OtherSide``)."""
-        return self.beside.sides
-
-    def peer_send(self, data: bytes) -> None:
-        """Send bytes to the device from what it connects to (see ``OtherSide``)."""
-        self.beside.peer_send(data)
-
-    def peer_receive(self, timeout: float) -> bytes:
-        """Receive what the device has sent to what it connects to (see ``OtherSide``)."""
-        return self.beside.peer_receive(timeout)
-
-    def screen(self) -> bytes:
-        """Return what the device's screen shows (see ``OtherSide``)."""
-        return self.beside.screen()
-
-    def cpu_read(self, address: int, length: int) -> bytes:
-        """Read guest-physical memory (see ``OtherSide``)."""
-        return self.beside.cpu_read(address, length)
-
-    def cpu_write(self, address: int, data: bytes) -> None:
-        """Write guest-physical memory (see ``OtherSide``)."""
-        self.beside.cpu_write(address, data)
-
-    def file_read(self, offset: int, length: int) -> bytes:
-        """Read the file behind the device's memory (see ``OtherSide``)."""
-        return self.beside.file_read(offset, length)
-
-    def file_write(self, offset: int, data: bytes) -> None:
-        """Write the file behind the device's memory (see ``OtherSide``)."""
-        self.beside.file_write(offset, data)
 
     @property
     def ram(self) -> int:

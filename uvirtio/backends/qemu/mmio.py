@@ -46,7 +46,7 @@ def transport_of(qmp: Qmp, ident: str, bus: MmioBus) -> int:
     return int(match[1])
 
 
-class QemuMmioWindow:
+class QemuMmioWindow(OtherSideOf):
     """One transport of a ``Machine``. Satisfies ``MmioWindow``; a context manager."""
 
     bus: Literal["mmio"] = "mmio"
@@ -72,8 +72,6 @@ class QemuMmioWindow:
 
         self.description = f"qemu {machine.name}, no guest, window {self.base:#x}, process {machine.pid}"
         self._event: LineEvent | None = None
-        self.beside = OtherSideOf(machine, ident)
-        """What is behind ``OtherSide``."""
         self._owns_machine = False
         self.reopen()
 
@@ -136,39 +134,6 @@ class QemuMmioWindow:
         """
         self._check()
         return memory_of(self.machine.files, self.id, self.address)
-
-    @property
-    def other_sides(self) -> frozenset[str]:
-        """What this process sees of the other side of the device (see ``OtherSide``)."""
-        return self.beside.sides
-
-    def peer_send(self, data: bytes) -> None:
-        """Send bytes to the device from what it connects to (see ``OtherSide``)."""
-        self.beside.peer_send(data)
-
-    def peer_receive(self, timeout: float) -> bytes:
-        """Receive what the device has sent to what it connects to (see ``OtherSide``)."""
-        return self.beside.peer_receive(timeout)
-
-    def screen(self) -> bytes:
-        """Return what the device's screen shows (see ``OtherSide``)."""
-        return self.beside.screen()
-
-    def cpu_read(self, address: int, length: int) -> bytes:
-        """Read guest-physical memory (see ``OtherSide``)."""
-        return self.beside.cpu_read(address, length)
-
-    def cpu_write(self, address: int, data: bytes) -> None:
-        """Write guest-physical memory (see ``OtherSide``)."""
-        self.beside.cpu_write(address, data)
-
-    def file_read(self, offset: int, length: int) -> bytes:
-        """Read the file behind the device's memory (see ``OtherSide``)."""
-        return self.beside.file_read(offset, length)
-
-    def file_write(self, offset: int, data: bytes) -> None:
-        """Write the file behind the device's memory (see ``OtherSide``)."""
-        self.beside.file_write(offset, data)
 
     @property
     def ram(self) -> int:

@@ -12,25 +12,19 @@ _SCREENS: Final = "virtio-gpu"
 
 
 class OtherSideOf:
-    """The other side of one device of a machine, by the ability ``OtherSide``."""
+    """What the objects of QEMU's devices share to satisfy ``OtherSide``."""
 
-    def __init__(self, machine: MachineParts, ident: str) -> None:
-        """Note what it belongs to.
-
-        Args:
-            machine: The machine.
-            ident: Its name of the device.
-        """
-        self._machine = machine
-        self._id = ident
+    machine: MachineParts
+    id: str
+    """The machine's name of the device."""
 
     @property
-    def sides(self) -> frozenset[str]:
+    def other_sides(self) -> frozenset[str]:
         """What there is: ``screen`` of a GPU, ``peer`` and ``memory`` of what was supplied with one."""
-        found = {"peer"} if self._id in self._machine.peers else set()
-        if self._id in self._machine.files:
+        found = {"peer"} if self.id in self.machine.peers else set()
+        if self.id in self.machine.files:
             found.add("memory")
-        kind = str(self._machine.qmp("qom-get", path=f"/machine/peripheral/{self._id}", property="type"))
+        kind = str(self.machine.qmp("qom-get", path=f"/machine/peripheral/{self.id}", property="type"))
         return frozenset(found | {"screen"} if kind.startswith(_SCREENS) else found)
 
     def peer_send(self, data: bytes) -> None:
@@ -39,7 +33,7 @@ class OtherSideOf:
         Args:
             data: The bytes.
         """
-        self._machine.peers[self._id].send(data)
+        self.machine.peers[self.id].send(data)
 
     def peer_receive(self, timeout: float) -> bytes:
         """Receive what the device has sent; empty where nothing came.
@@ -47,13 +41,13 @@ class OtherSideOf:
         Args:
             timeout: Seconds to wait for the first of it.
         """
-        return self._machine.peers[self._id].receive(timeout)
+        return self.machine.peers[self.id].receive(timeout)
 
     def screen(self) -> bytes:
         """What the device's screen shows, as a portable pixmap. QEMU writes it into a memfd: no file is left."""
         fd = os.memfd_create("uvirtio-screen", os.MFD_CLOEXEC)
         try:
-            self._machine.qmp("screendump", filename=f"/proc/{os.getpid()}/fd/{fd}", device=self._id)
+            self.machine.qmp("screendump", filename=f"/proc/{os.getpid()}/fd/{fd}", device=self.id)
             return os.pread(fd, os.fstat(fd).st_size, 0)
         finally:
             os.close(fd)
@@ -65,7 +59,7 @@ class OtherSideOf:
             address: Where; a multiple of 4.
             length: Bytes; a multiple of 4.
         """
-        read = self._machine.qtest.read
+        read = self.machine.qtest.read
         return b"".join(
             read(_WORD, address + place).to_bytes(_WORD, "little") for place in range(0, length, _WORD)
         )
@@ -79,7 +73,7 @@ class OtherSideOf:
         """
         for place in range(0, len(data), _WORD):
             word = int.from_bytes(data[place : place + _WORD], "little")
-            self._machine.qtest.write(_WORD, address + place, word)
+            self.machine.qtest.write(_WORD, address + place, word)
 
     def file_read(self, offset: int, length: int) -> bytes:
         """Read the memfd behind the device's memory.
@@ -88,7 +82,7 @@ class OtherSideOf:
             offset: Where, in bytes.
             length: Bytes.
         """
-        return os.pread(self._machine.files[self._id], length, offset)
+        return os.pread(self.machine.files[self.id], length, offset)
 
     def file_write(self, offset: int, data: bytes) -> None:
         """Write the memfd behind the device's memory.
@@ -97,4 +91,4 @@ class OtherSideOf:
             offset: Where, in bytes.
             data: The bytes.
         """
-        os.pwrite(self._machine.files[self._id], data, offset)
+        os.pwrite(self.machine.files[self.id], data, offset)
