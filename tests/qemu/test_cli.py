@@ -194,7 +194,7 @@ def test_diag_as_text_is_numbered_and_ends_with_the_verdict(uvirtio: Callable[..
 def test_diag_of_a_failing_device_is_1(uvirtio: Callable[..., tuple[int, str, str]]) -> None:
     # An entropy device that gives so many bytes in so long a time, and owes more.
     starved = "qemu:virtio-rng-pci,max-bytes=1,period=60000"
-    code, out, _ = uvirtio("diag", starved, "--timeout", "0.3", "--json")
+    code, out, _ = uvirtio("diag", starved, "--timeout", "1", "--json")
     made = json.loads(out)
     steps = {step["name"]: step["verdict"] for step in made["steps"]}
     assert (code, made["verdict"]) == (1, "fail")
@@ -203,7 +203,7 @@ def test_diag_of_a_failing_device_is_1(uvirtio: Callable[..., tuple[int, str, st
 
 
 def test_diag_as_text_says_once_why_steps_were_skipped(uvirtio: Callable[..., tuple[int, str, str]]) -> None:
-    code, out, err = uvirtio("diag", "qemu:virtio-rng-pci,max-bytes=1,period=60000", "--timeout", "0.3")
+    code, out, err = uvirtio("diag", "qemu:virtio-rng-pci,max-bytes=1,period=60000", "--timeout", "1")
     assert (code, err) == (1, "")
     (at,) = [number for number, line in enumerate(out.splitlines()) if "skip" in line]
     assert " ".join(out.splitlines()[at].split()) == "13/16 skip interrupt to step 14, configuration change"

@@ -83,10 +83,10 @@ def test_a_balloon_is_where_a_hundred_changes_end(mode: InterruptMode) -> None:
                     machine.qmp("balloon", value=full - left.pop() % 7 * MIB)
 
         change(0)
-        driver.follow(timeout=0.3, progress=change)
+        driver.follow(timeout=1.0, progress=change)
         while left:
             change(0)
-            driver.follow(timeout=0.3, progress=change)
+            driver.follow(timeout=1.0, progress=change)
         assert driver.held == driver.num_pages == driver.actual
         assert machine.qmp("query-balloon")["actual"] == full - 2 * MIB  # 100 % 7
         assert machine.qmp_events("BALLOON_CHANGE", PATIENCE), "and who listens has heard of it"
@@ -108,7 +108,7 @@ def test_memory_is_where_a_hundred_changes_end(mode: InterruptMode) -> None:
 
         while left:
             change(0)
-            manager.follow(timeout=0.3, progress=change)
+            manager.follow(timeout=1.0, progress=change)
         assert machine.qmp("query-memory-devices")[0]["data"]["size"] == 4 * MIB  # 100 % 7 blocks
         assert mem.block_table.plugged.total == 2
         assert not mem.findings
