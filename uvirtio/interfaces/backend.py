@@ -416,19 +416,6 @@ class OtherSide(Protocol):
         ...
 
 
-def other_side(backend: object, name: str) -> OtherSide | None:
-    """Return what shows this other side of a device.
-
-    Args:
-        backend: The device's back end.
-        name: ``peer``, ``screen`` or ``memory``.
-
-    Returns:
-        None where there is none.
-    """
-    return backend if isinstance(backend, OtherSide) and name in backend.other_sides else None
-
-
 @runtime_checkable
 class GuestMachine(Protocol):
     """Optional ability of a back end's object: its device is in a guest machine that this process runs.

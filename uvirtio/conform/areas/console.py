@@ -11,7 +11,7 @@ from uvirtio.conform.row import ANY, Area, Level, Need
 from uvirtio.conform.traffic import taken_until_quiet
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity, Unfit
-from uvirtio.interfaces.backend import other_side
+from uvirtio.diag.probes.outcome import other_side
 from uvirtio.spec import console
 from uvirtio.spec import features as f
 from uvirtio.spec.console import Control
@@ -60,7 +60,7 @@ def emergency_at_any_time(t: Trial) -> Outcome:
 def emergency_comes_out(t: Trial) -> Outcome:
     """A character is written before the device is brought up, and the other end of port 0 is read."""
     t.need_feature(f.Console.EMERG_WRITE)
-    side = other_side(t.device.transport.backend, "peer")
+    side = other_side(t.device, "peer")
     if side is None:
         raise Unfit("this process does not have the other end of the console")
     while side.peer_receive(0.0):  # of tests before

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from uvirtio.device import Device, QueueSpec
-from uvirtio.diag.probes.outcome import Around, PathResult
+from uvirtio.diag.probes.outcome import Around, PathResult, other_side
 from uvirtio.diag.probes.talk import QUEUE_SIZE, Ask, AskingPath
 from uvirtio.errors import ProtocolError
-from uvirtio.interfaces.backend import OtherSide, other_side
+from uvirtio.interfaces.backend import OtherSide
 from uvirtio.spec import console as spec
 from uvirtio.spec import features as f
 from uvirtio.spec.console import Control
@@ -90,7 +90,7 @@ class ConsolePath(AskingPath):
         said = []
         if self._device.has(f.Console.MULTIPORT):
             said.append(self._introduce())
-        peer = other_side(self._device.transport.backend, "peer")
+        peer = other_side(self._device, "peer")
         if peer is None:
             what = "no bytes were sent: what is at the other end is not this process's"
             return PathResult("; ".join([*said, what]), skipped=not self._ports)

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from uvirtio.device import QueueSpec
-from uvirtio.diag.probes.outcome import PathResult
+from uvirtio.diag.probes.outcome import PathResult, other_side
 from uvirtio.diag.probes.talk import QUEUE_SIZE, Ask, AskingPath, Room, in_words
 from uvirtio.drivers.base import runs
-from uvirtio.interfaces.backend import other_side
 from uvirtio.spec import features as f
 from uvirtio.spec import gpu as spec
 from uvirtio.spec.gpu import Command, Response
@@ -214,7 +213,7 @@ class GpuPath(AskingPath):
 
     def _seen(self) -> str:
         """Compare with QEMU's screen dump, where there is one."""
-        machine = other_side(self._device.transport.backend, "screen")
+        machine = other_side(self._device, "screen")
         if machine is None:
             return "acknowledged with its fence"
         wrong = shows(machine.screen())

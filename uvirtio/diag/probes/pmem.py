@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from uvirtio.device import QueueSpec
-from uvirtio.diag.probes.outcome import PathResult
+from uvirtio.diag.probes.outcome import PathResult, other_side
 from uvirtio.diag.probes.talk import QUEUE_SIZE, Ask, AskingPath, Room
-from uvirtio.interfaces.backend import OtherSide, other_side
+from uvirtio.interfaces.backend import OtherSide
 from uvirtio.spec import pmem as spec
 from uvirtio.spec.layout import by_name
 
@@ -44,7 +44,7 @@ class PmemPath(AskingPath):
         start, size = self._device.read_config(_FIELDS["start"], _FIELDS["size"])
         self.ask(flush())
         about = f"{size >> 20} MiB at {start:#x}; flushed twice"
-        side = other_side(self._device.transport.backend, "memory")
+        side = other_side(self._device, "memory")
         if side is not None:
             self._both_ways(side, start)
             about += "; written in its file and read in the machine, and back"
