@@ -48,6 +48,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what the options leave out."""
+    if os.geteuid() == 0:
+        for item in items:
+            if item.get_closest_marker("unprivileged"):
+                item.add_marker(pytest.mark.skip(reason="root sees everything"))
     wanted = set(config.getoption("spec"))
     if wanted:
         proves = {item: {name for mark in item.iter_markers("spec") for name in mark.args} for item in items}

@@ -12,6 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -291,7 +292,12 @@ def test_a_disk_image_that_may_not_be_written(image: Path) -> None:
 
 
 @pytest.mark.parametrize("place", ["addr.type=fd,addr.str={fd}", "addr.type=unix,addr.path={socket}"])
-def test_a_command_is_started_and_ended(image: Path, place: str, tmp_path: Path) -> None:
+def test_a_command_is_started_and_ended(
+    image: Path, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     plain = image.rename(tmp_path / "plain")
     command = (
         f"{PROGRAM} --blockdev driver=file,node-name=d,filename={plain} "
@@ -301,10 +307,14 @@ def test_a_command_is_started_and_ended(image: Path, place: str, tmp_path: Path)
         with Blk(device) as disk:
             assert disk.read(0, 2048) == plain.read_bytes()
         node: Any = device.transport.backend
-        pid, folder = node._daemon.pid, Path(node._daemon.path).parent
-        assert folder.stat().st_mode & 0o777 == 0o700
+        pid, path = node._daemon.pid, Path(node._daemon.path)
+        made = list(scratch.iterdir())
+        if "{fd}" in place:  # its name went before the daemon started, so a killed driver leaves nothing
+            assert made == [] and path.is_socket()
+        else:
+            assert made == [path.parent] and path.parent.stat().st_mode & 0o777 == 0o700
     assert not Path(f"/proc/{pid}").exists()
-    assert not folder.exists()
+    assert not path.exists() and list(scratch.iterdir()) == []
 
 
 def test_a_daemon_that_refuses_its_arguments_is_quoted(image: Path) -> None:

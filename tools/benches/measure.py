@@ -99,20 +99,15 @@ class Section:
     def from_dict(cls, told: dict[str, Any]) -> Section:
         """What ``as_dict`` told of a section."""
         ratios = [{name: value for name, value in one.items() if name != "met"} for one in told["ratios"]]
-        return cls(
-            told["name"],
-            told["about"],
-            [Figure(**one) for one in told["figures"]],
-            [Ratio(**one) for one in ratios],
-            [Curve(**one) for one in told.get("curves", ())],
-            told["failed"],
-        )
+        figures = [Figure(**one) for one in told["figures"]]
+        curves = [Curve(**one) for one in told.get("curves", ())]
+        return cls(told["name"], told["about"], figures, [Ratio(**one) for one in ratios], curves, told["failed"])
 
     def as_dict(self) -> dict[str, Any]:
         made = asdict(self)
         for ratio, told in zip(self.ratios, made["ratios"], strict=True):
             told["met"] = ratio.met
-        if not self.curves:  # most sections have none, and nor has a run that was kept before there were any
+        if not self.curves:
             del made["curves"]
         return made
 

@@ -38,6 +38,7 @@ from lab.selection import TESTS, Chosen
 
 _WAKE_UPS = "test_wakeups.py"
 """Two processes that poll, each on a CPU of its own: beside another lane they hardly ever run at the same time."""
+_UNPRIVILEGED = "@pytest.mark.unprivileged"
 _RACE_SECONDS = "UVIRTIO_RACE_SECONDS"
 _NOT_QUICK = {
     "test_pytest_plugin.py": "a pytest of its own in each test",
@@ -48,6 +49,8 @@ _NOT_QUICK = {
 }
 """What --quick leaves out of the units, and why it takes long: a sixth of their time, for what changes seldom."""
 _USAGE = 2
+_TOOLS = ("lab", "benches", "fuzzers", "mutants", "soaks")
+"""The packages below tools/."""
 _FLEET_KERNEL = "6.1"
 _CONFORM_QEMUS = ("", "10.0")
 """Those that the lists of known failures are for (uvirtio/conform/known/qemu.toml)."""
@@ -167,11 +170,18 @@ def main(arguments: list[str]) -> int:
             for version in qemus.names():
                 steps += _qemu_floor(runner, floors["qemu"], version, accept_expired=expired)
             if floors["qemu"] == _whole("qemu"):
+                steps += _soak(runner)
                 for version in _CONFORM_QEMUS:
                     steps += _battery(runner, version, accept_expired=expired)
         elif not options.paths and "vm" in floors and options.qemu_version is None:
-            left_out += ["vhost-user daemons", *(f"qemu {version}" for version in qemus.names()), "conform"]
+            left_out += [
+                "vhost-user daemons",
+                *(f"qemu {version}" for version in qemus.names()),
+                "soak",
+                "conform",
+            ]
     if floors.get("unit") == _whole("unit") and interpreter is None and not (options.expression or options.spec):
+        steps += _unprivileged(runner)
         steps += _fuzz(runner, 50_000 if options.quick else 1_000_000)
     if options.all and not (options.kernel or options.paths or options.spec or options.qemu_version):
         steps += _mutate(runner)
@@ -270,7 +280,7 @@ def _lint(runner: Runner) -> Iterator[tuple[str, Step]]:
         "ruff check": ["ruff", "check", "--no-cache", "."],
         "ruff format": ["ruff", "format", "--check", "--no-cache", "."],
         "mypy": ["mypy"],
-        "mypy of tools": ["mypy", "--strict", "-p", "lab", "-p", "benches", "-p", "fuzzers", "-p", "mutants"],
+        "mypy of tools": ["mypy", "--strict", *(f"-p={name}" for name in _TOOLS)],
         "import-linter": ["lint-imports", "--no-cache"],
     }
     tools["conformance"] = [str(CHECKOUT / "tools/conformance")]
@@ -297,6 +307,18 @@ def _benches(runner: Runner) -> Iterator[tuple[str, Step]]:
     """The benches, which drive QEMU's devices. The figures of so short a run say nothing: they are not shown."""
     name, command = "bench, that it runs", [str(CHECKOUT / "tools/bench"), "--quick"]
     yield name, lambda: runner.tool(name, command, quiet=True)
+
+
+def _soak(runner: Runner) -> Iterator[tuple[str, Step]]:
+    """Each workload of tools/soak for a second: it runs, and nothing stays."""
+    yield "soak", lambda: runner.tool("soak", [str(CHECKOUT / "tools/soak"), "--minutes", "0.17"])
+
+
+def _unprivileged(runner: Runner) -> Iterator[tuple[str, Step]]:
+    """The units that are skipped for root, as the ordinary user of the QEMU floor: no skip hides a rule."""
+    files = [file for file in sorted((TESTS / "unit").rglob("test_*.py")) if _UNPRIVILEGED in file.read_text()]
+    arguments = ["-m", "unprivileged", *map(str, files)]
+    yield "unit, not as root", lambda: runner.pytest("unit, not as root", arguments, _wrapper("qemu"))
 
 
 def _wake_ups(runner: Runner, chosen: list[Chosen], seconds: str) -> Iterator[tuple[str, Step]]:

@@ -17,7 +17,7 @@ from uvirtio.binding.discover import DiscoveredDevice, standing_on
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.holders import drivers_of
 from uvirtio.host import modules, proc, sysfs
-from uvirtio.host.drivers import VFIO, is_for_user_space
+from uvirtio.host.drivers import KMEM, VFIO, is_for_user_space
 from uvirtio.host.pages import CPU_PAGE
 from uvirtio.host.process import Mount
 from uvirtio.host.roots import Roots
@@ -274,7 +274,7 @@ def network(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
 def memory_in_use(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     """Memory of virtio-mem or virtio-pmem that Linux uses as its own. It cannot give it back; never forced."""
     for node in facts.nodes(found) if found.type == "pmem" else ():
-        if node.subsystem == "dax" and sysfs.driver_of(node.path) == "kmem":  # drivers/dax/kmem.c
+        if node.subsystem == "dax" and sysfs.driver_of(node.path) == KMEM:  # drivers/dax/kmem.c
             yield Finding("memory-in-use", f"{node.name} is memory of the kernel's (kmem)", forceable=False)
     if found.type != "mem" or found.kernel_driver is None:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -110,17 +111,25 @@ def readable(name: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def writable(name: str) -> Iterator[BinaryIO]:
+def writable(name: str, *, private: bool = False) -> Iterator[BinaryIO]:
     """A file to write, which is replaced. What goes wrong with it, also when it is closed, is one error.
 
     Args:
         name: Its name.
+        private: Only its owner may read it (0600), whoever could before.
 
     Raises:
         OperationFailed: It cannot be written.
     """
-    with _failing(name, "written"), Path(name).open("wb") as file:
+    with _failing(name, "written"), open(name, "wb", opener=_closed if private else None) as file:
         yield file
+
+
+def _closed(name: str, flags: int) -> int:
+    number = os.open(name, flags, 0o600)
+    if stat.S_ISREG(os.fstat(number).st_mode):
+        os.fchmod(number, 0o600)
+    return number
 
 
 @contextmanager

@@ -166,8 +166,10 @@ class Device(DeviceState):
                 self._give_back = give_back
             except BaseException as error:
                 self._say(log.INFO, "bring-up failed: %s", error)
-                whole = whole_need(self, self._ring_maker, error, specs, before_ok)
-                self._fail(error)
+                try:
+                    whole = whole_need(self, self._ring_maker, error, specs, before_ok)
+                finally:
+                    self._fail(error)
                 if whole is not None:
                     raise whole from error
                 raise
@@ -427,9 +429,7 @@ class Device(DeviceState):
             UsageError: ``timeout`` is NaN or infinite.
         """
         limit = self._limit  # of this session: the accesses of this wait have its deadline already
-        if limit is not None:
-            timeout = max(0.0, self._left()) if timeout is None else self.seconds(timeout)
-        elif timeout is not None and not 0.0 <= timeout < inf:
+        if limit is not None or (timeout is not None and not 0.0 <= timeout < inf):
             timeout = self.seconds(timeout)
         own = limit is None and self._hurries is not None and timeout is not None and timeout < self.timeout
         if own or not self._made_here[0]:

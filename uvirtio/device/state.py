@@ -253,8 +253,9 @@ class DeviceState:
         """The time-out of one call, in seconds: the one place that says what a time-out may be.
 
         Args:
-            timeout: Seconds; None: the device's own time-out. What is negative is a deadline that has passed: as
-                0, which takes what is there and does not wait.
+            timeout: Seconds; None: what is left to the session, or the device's own time-out where that has no
+                deadline. What is negative is a deadline that has passed: as 0, which takes what is there and does
+                not wait.
 
         Returns:
             Seconds; no more than are left to the session.
@@ -262,17 +263,19 @@ class DeviceState:
         Raises:
             UsageError: ``timeout`` is NaN or infinite, which no clock ever passes.
         """
+        limit = self._limit  # once, as in ``_left``
         if timeout is None:
-            timeout = self.timeout
+            timeout = self.timeout if limit is None else inf
         elif not 0.0 <= timeout < inf:
             if not -inf < timeout < inf:
                 raise UsageError(f"a time-out cannot be {timeout}", seen=timeout, expected="seconds, or None")
             timeout = 0.0
-        return timeout if self._limit is None else max(0.0, min(timeout, self._left()))
+        return timeout if limit is None else max(0.0, min(timeout, limit[0] - self.clock.monotonic()))
 
     def _left(self) -> float:
         """Seconds until the deadline of the session; infinite where it has none."""
-        return inf if self._limit is None else self._limit[0] - self.clock.monotonic()
+        limit = self._limit  # once: the thread that closes the device has sessions, too
+        return inf if limit is None else limit[0] - self.clock.monotonic()
 
     def given(self, seconds: float) -> float:
         """The time-out that passed in a wait of so many seconds, for errors: the session's, or the wait's own."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 
 from uvirtio.device import Queue
@@ -179,15 +179,15 @@ class BaseBurst:
                 count = ready()
                 if count:
                     return count
-        self._sleep(timeout)
+        self._sleep(lambda: ready() > 0, timeout, "a request in flight")
         return ready()
 
-    def _sleep(self, timeout: float) -> None:
-        """Wait for an interrupt until a request is complete."""
-        ring, slots = self._queue.ring, self._slots
+    def _sleep(self, ready: Callable[[], bool], timeout: float, what: str) -> None:
+        """Wait for interrupts, which are suppressed otherwise."""
+        ring = self._queue.ring
         ring.want_interrupts(True)
         try:
-            self._device.wait(lambda: slots.ready() > 0, timeout=timeout, what="a request in flight")
+            self._device.wait(ready, timeout=timeout, what=what)
         finally:
             if ring.broken is None:
                 ring.want_interrupts(False)
@@ -295,7 +295,7 @@ class BaseBurst:
             return not self.in_flight
 
         if not ready():
-            self._device.wait(ready, timeout=timeout, what="the requests of a burst")
+            self._sleep(ready, timeout, "the requests of a burst")
 
     def release(self) -> None:
         """Release the views of the device's memory, before it is freed."""

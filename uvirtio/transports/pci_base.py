@@ -19,8 +19,6 @@ from uvirtio.spec import ids, pci
 from uvirtio.transports.base import TransportBase
 from uvirtio.transports.doorbells import DataDoorbell, IndexDoorbell
 
-"""The causes of nearly every interrupt."""
-
 
 def config_reader(function: PciFunction) -> Callable[[int, int], int]:
     """Return ``read(offset, width)`` of configuration space, for a capability walk."""
@@ -86,8 +84,7 @@ class PciBase(TransportBase):
         self._windows: list[Registers] = []
         self._events: list[Event] = []
         self._vectors: dict[int, int] = {}
-        """MSI-X vectors by the descriptors of their events."""
-        """The descriptors of the MSI-X vectors, kept because every interrupt is compared with them."""
+        """MSI-X vectors by the descriptors of their events, kept because every interrupt is looked up in them."""
 
         self._msix_on = False
         self._config_shares_vector = False
@@ -259,6 +256,10 @@ class PciBase(TransportBase):
 
     def _disconnect(self) -> None:
         events, self._events, self._vectors = self._events, [], {}
+        self._mode = InterruptMode.POLLING
+        self._msix_on = False
+        self._config_shares_vector = False
+        self._queue_vectors = {}
         try:
             if events:
                 self._function.disable_interrupts()
@@ -266,10 +267,6 @@ class PciBase(TransportBase):
         finally:
             for event in events:
                 event.close()
-        self._mode = InterruptMode.POLLING
-        self._msix_on = False
-        self._config_shares_vector = False
-        self._queue_vectors = {}
 
     def events(self) -> Sequence[Event]:
         """Return the events to wait for: interrupts, and the removal of the device."""

@@ -193,18 +193,19 @@ class PackedSlots(RingBooks):
             else:
                 found = self._sort_out(_words(raw), here, self._used[here < size])
             came = len(found)
-            count = count - came if at + came == size else 0
             if before:
                 found = before + found
                 self._back = found[:]
                 if self._came:
                     self._in_flight()
-            if count or not (ring._event_idx and ring._interrupts and came):
+            if ring._event_idx and ring._interrupts and came:
+                # Request the next interrupt, and check again: usually nothing was added. At the end of the ring,
+                # too: what seemed used behind it may be a batch that is being marked backwards.
+                count = ring.took(came, self._hint)
+            else:
                 ring.slots_reaped += came
                 ring.reaped += came
-            else:
-                # Request the next interrupt, and check again: usually nothing was added.
-                count = ring.took(came, self._hint)
+                count = count - came if at + came == size else 0
             if not count:
                 return found or array("H")
             before = found

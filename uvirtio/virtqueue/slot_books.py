@@ -48,6 +48,7 @@ class Books:
     def submit(self, slots: Sequence[int], *, show: bool = True) -> bool:
         """Post slots; see ``Slots``."""
         self.check(slots)
+        self._back = NOTHING
         self._next.extend(slots)
         return self.show(len(self._next)) if show and slots else False
 

@@ -142,7 +142,7 @@ class SplitSlots(RingBooks):
         ring = self._ring
         first = ring.published
         found = ring.relay(looks, notify, goal)
-        if self._loose is not None:
+        if self._loose is not None and ring.published > first:
             self._go_loose(self._posted(first, ring.published))
         return found
 

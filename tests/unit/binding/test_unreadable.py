@@ -269,6 +269,32 @@ def test_a_directory_that_is_closed_is_no_bug(fake: FakeSys, close, part: str, v
     assert "UV-BUG" not in told.out + told.err
 
 
+@pytest.mark.unprivileged
+@pytest.mark.parametrize("part", ["sys", "sys/bus", "sys/bus/pci/devices", "proc", "dev", "run"])
+def test_a_directory_with_mode_0_is_no_bug(fake: FakeSys, part: str, capsys) -> None:
+    """The same with the kernel's own refusals, which root does not get."""
+    fake.pci(AT, "rng")
+    closed = fake.top / part
+    closed.mkdir(parents=True, exist_ok=True)
+    closed.chmod(0)
+    try:
+        for verb in (["list"], ["doctor"], ["plan", AT], ["restore", "--all"]):
+            run([*verb, "--root", str(fake.top)])
+        told = capsys.readouterr()
+    finally:
+        closed.chmod(0o755)
+    assert "UV-BUG" not in told.out + told.err
+
+
+@pytest.mark.unprivileged
+def test_an_entry_with_mode_0_is_told(fake: FakeSys, capsys: pytest.CaptureFixture[str]) -> None:
+    entry = fake.text(journal.directory(fake.roots) / "0-0-0.json", "{}")
+    entry.chmod(0)
+    assert journal.hidden(fake.roots) == entry
+    assert main(["journal", "--root", str(fake.top)]) == 0
+    assert f"{entry} cannot be read" in capsys.readouterr().err
+
+
 def test_what_may_not_be_seen_is_not_gone(fake: FakeSys, close) -> None:
     device = fake.pci(AT, "rng")
     assert sysfs.exists(device) and not sysfs.gone(device)

@@ -75,3 +75,17 @@ def test_the_limit_that_is_asked_for_is_enough_at_once(kind: str) -> None:
         _start(kind, need - CPU_PAGE)
     assert str(need) in str(caught.value.expected), "the same wherever it ends"
     _start(kind, need)
+
+
+def test_a_start_that_is_interrupted_while_it_counts_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("uvirtio.device.core.whole_need", interrupted)
+    found = scripted.ScriptedDevice(scripted.Rng())
+    dma = found.dma
+    found.dma = lambda translated: _Limited(dma(translated), 0)  # type: ignore[method-assign,return-value,assignment]
+    with uvirtio.open(found, timeout=1) as device:
+        with pytest.raises(KeyboardInterrupt):
+            uvirtio.Rng(device)
+        assert device.state == "not started" and not found.memory.open_blocks()

@@ -127,14 +127,14 @@ def test_what_comes_while_interrupts_go_on_is_found(word: int, monkeypatch: pyte
     with started(scripted, poll_us=160) as device:  # a window of 10 us: one look or two
         posted(device)
         ring: Any = device.queues[0].ring
-        before = ring.want_interrupts
+        before = type(ring).want_interrupts
 
-        def racing(on: bool) -> bool:
+        def racing(this: Any, on: bool) -> bool:
             if on:
                 model.release()  # after the last look, and before we ask for interrupts
-            return bool(before(on))
+            return bool(before(this, on))
 
-        monkeypatch.setattr(ring, "want_interrupts", racing)
+        monkeypatch.setattr(type(ring), "want_interrupts", racing)
         begin = time.monotonic()
         assert device.wait(lambda: bool(device.queues[0].reap()), timeout=2, what="an answer")
         assert device.counters.polled == 1, "it did not sleep"

@@ -216,7 +216,15 @@ def test_a_file_that_cannot_be_read_is_an_error(
             raise OSError(number, os.strerror(number), str(self))
         return real(self, *args, **kwargs)
 
+    opened = os.open
+
+    def unwaiting(file: str, *args: int, **kwargs: int) -> int:
+        if file == str(path / name):
+            raise OSError(number, os.strerror(number), file)
+        return opened(file, *args, **kwargs)
+
     monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr(os, "open", unwaiting)
     kind = PermissionLack if number == errno.EACCES else OperationFailed
     with pytest.raises(kind, match=name) as caught:
         Collector(tree.machine.roots, path)()

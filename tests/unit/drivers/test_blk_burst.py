@@ -323,6 +323,25 @@ def test_a_reader_that_leaves_early_leaves_nothing_out():
         assert list(burst.read([])) == []
 
 
+def test_leaving_a_burst_sleeps_with_interrupts(monkeypatch: pytest.MonkeyPatch):
+    """They are suppressed while a burst looks at the ring, and enabled before each sleep."""
+    model = Disk()
+    with driven(model) as (_, device, blk):
+        burst = blk.burst(1)
+        model.hold = True
+        burst.post(burst.slots[:2], [5, 6])
+        wait, told = device.wait, []
+
+        def answered(ready: Callable[[], bool], **how: Any) -> bool:
+            model.release([0, 1])
+            told.append(device.service())
+            return wait(ready, **how)
+
+        monkeypatch.setattr(device, "wait", answered)
+        burst.settle(1)
+        assert told == [True] and burst.in_flight == 0
+
+
 def test_the_queue_is_the_bursts_and_comes_back_with_the_next_driver():
     model = Disk(features=ALL, queues=2)
     data = fill(model)

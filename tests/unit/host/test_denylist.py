@@ -107,6 +107,14 @@ def test_no_permission_denies_everything(roots: Roots, monkeypatch: pytest.Monke
     assert caught.value.seen == "Permission denied" and "chmod" in (caught.value.remedy or "")
 
 
+@pytest.mark.unprivileged
+def test_a_list_with_mode_0_denies_everything(roots: Roots):
+    deny(roots, b"# nothing is denied\n")
+    assert not denied(roots, "0000:00:03.0")
+    (roots.etc / "uvirtio" / "deny").chmod(0)
+    assert denied(roots, "0000:00:03.0")
+
+
 def test_bytes_that_are_no_text_hide_no_line(roots: Roots):
     deny(roots, b"\xff\xfe\x00\n0000:00:03.0\n")
     assert denied(roots, "0000:00:03.0")

@@ -52,9 +52,14 @@ def test_the_wake_ups_run_alone_and_in_no_other_step(monkeypatch, noted):
     assert cli_test.main(["--unit", "--jobs", "3"]) == 0
     folder = TOOLS.parent / "tests/unit"
     [race] = folder.rglob("test_wakeups.py")
+    marked = [
+        str(folder / name)
+        for name in ("binding/test_rules.py", "binding/test_unreadable.py", "host/test_denylist.py")
+    ]
     assert noted == [
         *(1, ("wake-ups", [str(race)], {"UVIRTIO_RACE_SECONDS": "7"})),
         *(3, ("unit", [str(folder), f"--ignore={race}"], None)),
+        ("unit, not as root", ["-m", "unprivileged", *(str(folder / name) for name in marked)], None),
         ("fuzz", [str(TOOLS / "fuzz"), "--runs", "1000000"], None),
     ]
     noted.clear()

@@ -317,6 +317,7 @@ def test_interrupts_that_cannot_be_switched_off_keep_no_event_open(
         for number in numbers[: len(numbers) - (scripted.removal is not None)]:
             with pytest.raises(OSError):
                 os.fstat(number)
+        assert device.transport.interrupt_mode is InterruptMode.POLLING
         monkeypatch.undo()
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 from array import array
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from tests.fakes.ring_rigs import traced
-from tests.fakes.slot_rigs import ROOM, Bench, fast_kind, lied_to, modes
+from tests.fakes.slot_rigs import ROOM, Bench, every_kind, fast_kind, lied_to, modes, no_kick
 from uvirtio.errors import Closed, DeviceBroken, RingCorruption, UsageError
 
 
@@ -301,3 +302,86 @@ def test_a_ring_that_goes_round_has_the_length_of_now(kind: dict[str, Any]):
         assert [chain.elements[0].length for chain in chains] == [length] * 4
         bench.finish(*chains, written=0)
         back = bench.slots.reap()
+
+
+class Changing(Guarded):
+    """Bytes of a ring that the device writes to before each copy but the first."""
+
+    def __init__(self, view: memoryview, change: Callable[[], None]) -> None:
+        super().__init__(view, 0, len(view))
+        self.change = change
+
+    def __getitem__(self, key: slice) -> memoryview:
+        if self.looked:
+            self.change()
+        return super().__getitem__(key)
+
+
+@modes
+def test_flags_that_change_between_two_copies_break_the_queue(ordered: bool):
+    """A batch that seems to be marked backwards is copied again; what was used then has to be used still."""
+    bench = Bench({"format": "packed"}, 16, 8)
+    posted = bench.post(*range(6))
+    if not ordered:
+        bench.finish(posted.pop(1))
+        assert bench.reap() == [1]
+    first = bench.rig.queue.slots_reaped
+    device, marks = bench.rig.device, []
+    write, device.write_used_slot = device.write_used_slot, lambda *what: marks.append(what)
+    bench.finish(*posted[:5])
+    for mark in (*marks[:3], marks[4]):
+        write(*mark)
+    used: list[int] = [first, first + 1, first + 2]
+    flags = bench.rig.queue._flags
+
+    def take_back() -> None:
+        flags[8 * used.pop() + 7] ^= 0x8080
+
+    slots: Any = bench.slots
+    slots._few, slots._hint = 0, 5
+    bench.rig.queue.bytes = Changing(bench.rig.queue.bytes, take_back)
+    with pytest.raises(RingCorruption, match="used before its predecessor"):
+        bench.slots.reap()
+    assert bench.rig.queue.broken and used
+
+
+def test_across_the_end_the_next_interrupt_is_requested_before_a_batch_is_complete():
+    """The last slot of the ring is used, and a batch behind it is being marked backwards."""
+    bench = Bench({"format": "packed", "event_idx": True}, 8, 7)
+    bench.finish(*bench.post(*range(7)))
+    bench.reap()
+    came = bench.post(0, 1, 2, 3)
+    device, marks = bench.rig.device, []
+    write, device.write_used_slot = device.write_used_slot, lambda *what: marks.append(what)
+    bench.finish(*came)
+    for mark in (marks[0], marks[2], marks[3]):
+        write(*mark)
+    assert bench.reap() == [0]
+    assert bench.rig.queue.words()["driver event off_wrap"] == bench.rig.queue._off_wrap(8)
+    write(*marks[1])
+    assert bench.reap() == [1, 2, 3]
+
+
+def test_what_waits_to_be_shown_cannot_be_used():
+    """Nor after a look in vain: among what is out of order, it is not what is with the device."""
+    bench, posted = lied_to({"format": "split"}, ordered=False)
+    bench.finish(posted.pop())
+    back = bench.slots.reap()
+    bench.slots.submit(back, show=False)
+    assert bench.slots.relay(3, no_kick) == 0
+    assert back[0] not in bench.slots.out()
+    bench.rig.device.lies.used_id = lambda head: back[0]
+    bench.finish(posted.pop())
+    with pytest.raises(RingCorruption, match="not in flight"):
+        bench.slots.reap()
+
+
+@every_kind
+def test_what_came_waits_to_be_shown_once(kind: dict[str, Any]):
+    bench = Bench(kind)
+    bench.finish(*bench.post(0, 1))
+    back = bench.slots.reap()
+    bench.slots.submit(back, show=False)
+    with pytest.raises(UsageError):
+        bench.slots.submit(back, show=False)
+    assert bench.slots.laid == 2

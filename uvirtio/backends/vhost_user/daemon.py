@@ -1,7 +1,8 @@
 """A back end's process that this process starts: with a socket handed over, or with the path of one.
 
-A socket that listens takes connections before the process is up, and has no place that another program could have
-taken; a connected one has no place at all.
+A socket that listens takes connections before the process is up, and has no place that another program could
+have taken; nor one that stays when this process is killed, for it is removed before the other starts.
+A connected one has no place at all.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ class SpawnedDaemon:
         program = shutil.which(command[0])
         if program is None:
             raise missing(command[0])
-        self._directory = Path(tempfile.mkdtemp(prefix="uvirtio-vhost-user-"))
-        self.path = str(self._directory / "socket")
-        """The socket."""
+        self._directory: Path | None = None
+        self._place: int | None = None  # the listening socket's, whose name is gone (O_PATH)
+        self.path = ""
+        """What to connect to."""
         self._connected: socket.socket | None = None
         self.serves_one = any(CONNECTED in word for word in command)
         """Whether it has one connection, made before its start, and takes no other."""
@@ -64,11 +66,17 @@ class SpawnedDaemon:
                     self._connected, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
                     stack.callback(theirs.close)
                     fds, number = [theirs.fileno()], str(theirs.fileno())
-                elif any(FD in word for word in command):
+                else:
+                    self._directory = Path(tempfile.mkdtemp(prefix="uvirtio-vhost-user-"))
+                    self.path = str(self._directory / "socket")
+                if any(FD in word for word in command):
                     # It takes connections from here on, before the process has started.
                     listening = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
                     listening.bind(self.path)
                     listening.listen(1)
+                    self._place = os.open(self.path, os.O_PATH | os.O_CLOEXEC | os.O_NOFOLLOW)
+                    self._unlink()
+                    self.path = f"/proc/self/fd/{self._place}"
                     fds, number = [listening.fileno()], str(listening.fileno())
                 words = [
                     word.replace(FD, number).replace(CONNECTED, number).replace(SOCKET, self.path)
@@ -105,10 +113,19 @@ class SpawnedDaemon:
         if self._connected is not None:
             self._connected.close()
             self._connected = None
+        self._unlink()
+        if self._place is not None:
+            os.close(self._place)
+            self._place = None
+
+    def _unlink(self) -> None:
+        if self._directory is None:
+            return
         with contextlib.suppress(OSError):
-            os.unlink(self.path)  # noqa: PTH108  # a str, as sockets have it
+            (self._directory / "socket").unlink()
         with contextlib.suppress(OSError):
             self._directory.rmdir()
+        self._directory = None
 
 
 def missing(program: str, install: str = "") -> UvirtioError:

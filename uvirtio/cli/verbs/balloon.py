@@ -16,6 +16,7 @@ from uvirtio.cli.ending import TimeUp, time_up_after
 from uvirtio.cli.progress import make_progress
 from uvirtio.cli.signals import Signalled
 from uvirtio.cli.size import human, parse_size
+from uvirtio.cli.systemd import Manager
 from uvirtio.errors import BadSize, NotSupported, UsageError, UvirtioError
 from uvirtio.host import addresses, killer
 from uvirtio.spec.page import VIRTIO_PAGE
@@ -302,17 +303,27 @@ def follow(
         _first_to_go(cmd, dev)
         started = time.monotonic()
         with Balloon(device, floor=least, stats=_statistics(cmd, tags), roots=cmd.roots) as driver:
-            teller = _Follower(cmd, driver, most)
+            manager = Manager()
+            teller = _Follower(cmd, driver, most, manager)
             teller.tell("following")
+            manager.ready("following the host's target")
             try:
                 with time_up_after(device, for_seconds):
-                    driver.follow(limit=most, progress=teller.progress, shortage=teller.shortage)
+                    while True:  # it returns only where a watchdog wants to hear of it
+                        driver.follow(
+                            limit=most,
+                            timeout=manager.every,
+                            progress=teller.progress,
+                            shortage=teller.shortage,
+                        )
+                        manager.alive()
             except TimeUp:
                 _say_leaving(cmd, driver.held, "--for is over")
             except Signalled as signalled:
                 _say_leaving(cmd, driver.held, signalled.name)
                 raise
             finally:
+                manager.stopping()
                 reached = driver.held
         _say_done(cmd, device, driver.findings, reached, time.monotonic() - started)
 
@@ -322,14 +333,16 @@ class _Follower:
 
     _EVERY = 0.5  # seconds
 
-    def __init__(self, cmd: Command, driver: Balloon, limit: int | None) -> None:
+    def __init__(self, cmd: Command, driver: Balloon, limit: int | None, manager: Manager) -> None:
         self._cmd = cmd
         self._driver = driver
+        self._manager = manager
         self._limit = limit
         self._told = 0.0
 
     def progress(self, pages: int) -> None:
         """Report the balloon at so many pages, if it is time to."""
+        self._manager.alive()
         target = self._driver.num_pages
         wanted = target if self._limit is None else min(target, self._limit)
         if pages == wanted:

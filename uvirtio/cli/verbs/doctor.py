@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from uvirtio.cli import output
 from uvirtio.cli.command import Command, verb
-from uvirtio.errors import EnvironmentLack
+from uvirtio.errors import EnvironmentLack, UsageError
 from uvirtio.host import sysfs
 from uvirtio.host.roots import Roots
 
@@ -31,8 +33,63 @@ def places(roots: Roots) -> dict[str, Path]:
     }
 
 
-def doctor(cmd: Command) -> int:
+class Text(StrEnum):
+    """A file for an administrator, who decides whether it is installed."""
+
+    UDEV = "udev"
+    LIMITS = "limits"
+    UNIT = "unit"
+
+
+_FILES = {
+    Text.UDEV: "70-uvirtio.rules",
+    Text.LIMITS: "50-uvirtio.limits.conf",
+    Text.UNIT: "uvirtio-balloon@.service",
+}
+
+
+def rules_folder() -> Path | None:
+    """Where udev-rules/ is: as a wheel installs it, or in the checkout that this runs from."""
+    installed = Path(sys.prefix) / "share/uvirtio/udev-rules"
+    for place in (Path(__file__).resolve().parents[3] / "udev-rules", installed):
+        if sysfs.is_dir(place):
+            return place
+    return None
+
+
+def text_of(which: Text) -> str:
+    """The text of one of the files of udev-rules/.
+
+    Raises:
+        EnvironmentLack: It was not installed with the package.
+    """
+    place = rules_folder()
+    text = None if place is None else sysfs.read(place / _FILES[which], 1 << 16)
+    if text is None:
+        raise EnvironmentLack(
+            f"{_FILES[which]} is not here",
+            seen=f"no such file below {place or Path(sys.prefix) / 'share/uvirtio'}",
+            expected="udev-rules/, as the wheel and the sources have it",
+            remedy="`pip install uvirtio` into an environment of its own has it; so have the sources",
+        )
+    return text
+
+
+def doctor(
+    cmd: Command,
+    text: Annotated[
+        Text | None,
+        typer.Option("--print", help="Print a file to install instead: udev rules, limits, a systemd unit."),
+    ] = None,
+) -> int:
     """Check what this machine has and lacks for driving devices."""
+    if text is not None:
+        if cmd.json:
+            raise UsageError(
+                "--print has no JSON", seen="--json", expected="the text as it is", remedy="leave --json out"
+            )
+        sys.stdout.write(text_of(text) + "\n")
+        return 0
     from uvirtio.binding.doctor import checks
 
     found = checks(cmd.roots)
@@ -51,8 +108,8 @@ def doctor(cmd: Command) -> int:
         for one in found:
             first, *rest = output.wrapped(f"{one.name}: {one.detail}", " " * 6)
             cmd.line(f"{_MARK[one.verdict]:<4}  {first.lstrip()}")
-            for text in rest:
-                cmd.line(text)
+            for line in rest:
+                cmd.line(line)
             if one.remedy:
                 cmd.line(f"      remedy: {one.remedy}")
         cmd.line()

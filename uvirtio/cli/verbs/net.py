@@ -386,7 +386,7 @@ def _sink(cmd: Command, name: str) -> Iterator[BinaryIO]:
     if name == "-":
         yield _Stdout(cmd)  # type: ignore[misc]  # of a file it needs these two
         return
-    with content.writable(name) as file:
+    with content.writable(name, private=True) as file:
         yield file
 
 

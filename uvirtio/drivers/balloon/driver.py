@@ -218,10 +218,11 @@ class Balloon(Driver):
 
     def check_actual(self) -> int:
         """Read ``actual``, and count it as a finding where it is not what was written; ``held`` stays."""
-        seen = self.device.read_config(_CONFIG["actual"])[0]
-        if self._reported is not None and seen != self._reported:
-            self._finding("actual is not what was written")
-        return seen
+        with self.session():
+            seen = self.device.read_config(_CONFIG["actual"])[0]
+            if self._reported is not None and seen != self._reported:
+                self._finding("actual is not what was written")
+            return seen
 
     @property
     def held(self) -> int:
@@ -591,7 +592,7 @@ class Balloon(Driver):
         if working:
             with suppress(UvirtioError):
                 self._settle()
-                self.shrink(lambda: 0, None, None)
+                self.shrink(lambda: 0, self.device.timeout, None)
         for chunk in self._pages.chunks:
             chunk.held = 0  # the host drops the rest at the reset that follows
         self._write_actual()
