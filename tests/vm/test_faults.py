@@ -31,7 +31,7 @@ COLLAPSE, PAGEOUT = 25, 21
 HOG = """
 import mmap
 taken = []
-while True:  # until the kernel ends somebody; this process is the second choice
+while True:  # until the kernel ends a process; this one is its second choice
     taken.append(mmap.mmap(-1, 16 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x8000))  # MAP_POPULATE
 """
 

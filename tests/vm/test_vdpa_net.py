@@ -30,7 +30,7 @@ MAC = mac_of("52:54:11:22:33:44")
 
 @pytest.fixture
 def simulated() -> Iterator[str]:
-    """The address of a simulated card, made anew: it keeps an address that was set, whatever resets it."""
+    """The address of a simulated card, made again: it keeps an address that was set, whatever resets it."""
     for module in ("vhost_vdpa", "vdpa_sim_net"):
         vduse.run("modprobe", module)
     vduse.run("vdpa", "dev", "add", "name", "simnet", "mgmtdev", "vdpasim_net", "mac", MAC.hex(":"))

@@ -28,10 +28,6 @@ class Hung(BaseException):
     """An execution went on beyond its deadline; raised into it."""
 
 
-class Leaked(AssertionError):
-    """Descriptors were left open."""
-
-
 @dataclass(frozen=True, slots=True)
 class Finding:
     """An input that a target may not end with as it did."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from random import Random
 
 from fuzzers.coverage import EVERY, Coverage
-from fuzzers.findings import Finding, Hung, Leaked, Watch, descriptors, fault, key, place, smaller
+from fuzzers.findings import Finding, Hung, Watch, descriptors, fault, key, place, smaller
 from fuzzers.mutations import mutated
 from fuzzers.target import Target, corpus
 from uvirtio.errors import UvirtioError
@@ -79,7 +79,7 @@ class Loop:
                 if until is not None and time.monotonic() >= until:
                     break
                 count = min(_BATCH, executions - result.executions)
-                self._batch([self._next() for _ in range(count)] if count < 32 else None, say, count=count)
+                self._batch((self._next() for _ in range(count)), say)
         result.seconds = time.monotonic() - begin
         result.lines = len(self._coverage.seen)
         self._coverage.close()
@@ -91,12 +91,9 @@ class Loop:
         at = int(rng.random() * len(pool)) if rng.random() < 0.7 else -1 - int(rng.random() ** 2 * len(pool))
         return mutated(rng, pool[at], pool, self._target.tokens, self._target.most)
 
-    def _batch(
-        self, inputs: list[bytes] | None, say: Callable[[Finding], None], *, count: int = 0, keep: bool = False
-    ) -> None:
+    def _batch(self, inputs: Iterable[bytes], say: Callable[[Finding], None], *, keep: bool = False) -> None:
         before, done = descriptors(), []
-        for number in range(count if inputs is None else len(inputs)):
-            data = self._next() if inputs is None else inputs[number]
+        for data in inputs:
             done.append(data)
             self._one(data, say, keep=keep)
             if len(self.result.findings) >= self._most:
@@ -172,6 +169,3 @@ class Loop:
                     self.result.findings.append(finding)
                     say(finding)
                 return
-
-
-__all__ = ["Leaked", "Loop", "Result"]

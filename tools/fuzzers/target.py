@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -102,6 +102,3 @@ def corpus(name: str, folder: Path = CORPUS) -> list[bytes]:
 def parse_line(line: str) -> bytes:
     """The input on a line of a corpus file; empty where it has none."""
     return bytes.fromhex(re.sub(r"\s", "", line.partition("#")[0]))
-
-
-Make = Callable[[], Target]

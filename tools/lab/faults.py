@@ -146,7 +146,7 @@ def _adopters(tests: Path) -> dict[str, set[str]]:
 
 
 def _bodies_of(path: Path) -> Iterator[str]:
-    """The bodies that a module adopts: its calls of ``adopt(NAME, ...)``."""
+    """The bodies that a module imports, to adopt them."""
     try:
         tree = ast.parse(path.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError):

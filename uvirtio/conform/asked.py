@@ -116,7 +116,9 @@ class IommuAsked(Asked):
         """With the room that this device wants."""
         if not t.has(f.Iommu.PROBE):
             raise Unfit("PROBE is not offered")
-        return iommu_probe.probe(0, t.config_field(iommu.CONFIG, "probe_size"), Status.OK, Status.NOENT)
+        size = t.config_field(iommu.CONFIG, "probe_size")
+        t.need(0 < size <= iommu_probe.PROBE_MAX, f"probe_size is {size}")
+        return iommu_probe.probe(0, size, Status.OK, Status.NOENT)
 
 
 class VsockAsked(Asked):

@@ -34,6 +34,17 @@ PEER: Final = bytes.fromhex("0200000000fd")
 """Locally administered addresses: ours, where the card has none, and that of frames which the host sends."""
 ETHERTYPE: Final = b"\x88\xb5"
 """The EtherType for experiments (IEEE 802)."""
+RSS_KEY: Final = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa")
+HASHES: Final = (
+    (bytes((66, 9, 149, 187)), bytes((161, 142, 100, 80)), 0x323E8FC2),
+    (bytes((199, 92, 111, 2)), bytes((65, 69, 140, 83)), 0xD718262A),
+    (bytes((24, 19, 198, 95)), bytes((12, 22, 207, 184)), 0xD2D0A5DE),
+)
+"""Source, destination and hash of the IPv4 addresses with this key: Microsoft's verification of RSS."""
+HASH_IPV4: Final = 1
+"""Of the hash types, the addresses of IPv4 (5.1.9.4.3)."""
+RSS_TABLE: Final = 128
+"""Entries of the indirection table."""
 _BUFFER: Final = 2048
 
 
@@ -126,8 +137,9 @@ class Cable:
         def done() -> bool:
             for lane in self._receive:
                 for used in lane.take():
-                    found.append((self._waiting[lane.index, used.id], used.length))
-                    queues.append(lane.index)
+                    if used.posted is not None:  # of one that is not out the lane has made a note
+                        found.append((self._waiting[lane.index, used.id], used.length))
+                        queues.append(lane.index)
             return bool(found) and len(found) >= self._count(found[0][0])
 
         if not t.until(done, seconds):
@@ -251,6 +263,18 @@ def done(t: Trial, lane: Lane, kind: Control, number: int, data: bytes, what: st
     """
     answer = command(t, lane, kind, number, data)
     t.expect(answer == Ack.OK, f"{answer:#x} for {what}", "OK")
+
+
+def rss_config(to_second: int, *, other: int) -> bytes:
+    """The data of RSS_CONFIG (5.1.9.5.7) with the IPv4 hash: one entry of the table names receiveq2.
+
+    Args:
+        to_second: The entry; the others name receiveq1.
+        other: The pair for frames without a hash: 0 or 1.
+    """
+    table = [int(place == to_second) for place in range(RSS_TABLE)]
+    head = struct.pack(f"<IHH{RSS_TABLE}H", HASH_IPV4, RSS_TABLE - 1, other, *table)
+    return head + struct.pack("<HB", 1, len(RSS_KEY)) + RSS_KEY
 
 
 # --- the other end of the cable ---------------------------------------------------------------------------------

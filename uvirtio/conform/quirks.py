@@ -1,7 +1,7 @@
 """Quirks: violations of implementations that are known, by version, so that a run tells what is new.
 
 Each is a table of ``known/IMPLEMENTATION.toml`` in this package; a key that is not known, or a quirk without a
-source, is an error. No quirk holds an input that ends or hangs somebody's software: such rows have
+source, is an error. No quirk holds an input that ends or hangs other software: such rows have
 ``expect = "skip"``, and words.
 """
 

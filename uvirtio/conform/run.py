@@ -21,11 +21,9 @@ from uvirtio.conform.trial import Consent, Pace
 from uvirtio.conform.verdict import FAILURES, Verdict
 from uvirtio.device import Device, OpenOptions
 from uvirtio.errors import UvirtioError
+from uvirtio.host.addresses import MADE
 from uvirtio.scripted import ScriptedCore
 from uvirtio.spec import features as f
-
-OURS: Final = ("qemu:", "scripted:")
-"""Addresses whose device is made for this run, so that all may be done to it, and another be made."""
 
 WHOLE_DISK: Final = range(1 << 55)
 
@@ -118,7 +116,7 @@ class Run:
             UvirtioError: The device cannot be opened, as from ``uvirtio.open``.
         """
         options = opening.chosen(options, {})
-        renewable = callable(device) or (isinstance(device, str) and device.startswith(OURS))
+        renewable = callable(device) or (isinstance(device, str) and device.startswith(MADE))
         if consent is None:
             consent = made_for_this(device) if renewable else Consent()
         self._bench = Bench(

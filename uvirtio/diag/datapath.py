@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from uvirtio.device import Device, Observer, QueueSpec
 from uvirtio.diag.probes.outcome import Around, DataPath, Idle, PathResult
 from uvirtio.diag.probes.table import PROBES
+from uvirtio.host.addresses import MADE
 
 __all__ = ["DataPath", "for_device"]
 
 _QUEUES_MAX = 16
-_OURS: Final = ("qemu:", "scripted:")
-"""Addresses whose device is made when they are opened: no one else has it."""
 
 
 def for_device(device: Device, *, intrusive: bool = False) -> DataPath:
@@ -26,7 +23,7 @@ def for_device(device: Device, *, intrusive: bool = False) -> DataPath:
     if device.type not in PROBES:
         return _BarePath(device)
     guest = device.guest
-    ours = guest is not None or getattr(device, "address", "").startswith(_OURS)
+    ours = guest is not None or getattr(device, "address", "").startswith(MADE)
     around = Around(
         witness=guest.qmp if guest is not None else None,
         ident=guest.id if guest is not None else None,

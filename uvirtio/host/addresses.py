@@ -34,6 +34,8 @@ VHOST_USER: Final = "vhost-user:"
 _SIMULATED: Final[dict[str, Family]] = {QEMU: "qemu", SCRIPTED: "scripted", VHOST_USER: "vhost-user"}
 SIMULATED: Final = tuple(_SIMULATED)
 """How the addresses of devices begin that are not this machine's, but those of another program."""
+MADE: Final = (QEMU, SCRIPTED)
+"""How those begin whose device is made when it is opened, and is gone when it is closed."""
 
 _WANTED: Final = {
     QEMU: (

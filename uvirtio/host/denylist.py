@@ -36,6 +36,8 @@ def patterns(roots: Roots) -> list[str]:
         if not path.is_symlink():  # a dangling link was meant to be a list
             return []
         raise _unreadable(path, error.strerror) from error
+    except PermissionError as error:
+        raise _unreadable(path, error.strerror, remedy=f"as root: chmod 0644 {path}") from error
     except OSError as error:
         raise _unreadable(path, error.strerror) from error
     if pipe:
@@ -44,12 +46,12 @@ def patterns(roots: Roots) -> list[str]:
     return [line for line in lines if line]
 
 
-def _unreadable(path: Path, seen: str | None) -> Denied:
+def _unreadable(path: Path, seen: str | None, *, remedy: str = "") -> Denied:
     return Denied(
         f"the deny list {path} cannot be read, so every device is denied",
         seen=seen,
         expected="a readable file, or none",
-        remedy=f"as root: chmod 0644 {path}",
+        remedy=remedy or f"as root: put a file in the place of {path}, or remove it",
     )
 
 

@@ -16,6 +16,7 @@ from math import inf
 from typing import Any, Final, NoReturn
 
 from uvirtio.errors import BadAddress, UvirtioError
+from uvirtio.scripted.answering import Answering
 from uvirtio.scripted.balloon import Balloon
 from uvirtio.scripted.blk import Disk
 from uvirtio.scripted.console import Console
@@ -232,7 +233,9 @@ def _pair(text: str) -> tuple[int, int]:
     return _wide(8)(first), _wide(8)(second)
 
 
-_ANSWERING: Final = ("console", "9p", "gpu", "rtc", "vsock", "crypto", "iommu", "sound", "fs", "pmem")
+ANSWERING: Final = tuple(
+    name for name, model in TYPES.items() if isinstance(model, type) and issubclass(model, Answering)
+)
 """Types without a driver, whose models share their lies."""
 
 SWITCHES: Final = (
@@ -298,8 +301,8 @@ SWITCHES: Final = (
     Switch("stuck", "SELECT:SUBSEL", "the selection that it always shows", _of_model("stuck", _pair), ("input",)),
     Switch("num-buffers", "N", "num_buffers of every frame", _of_model("num_buffers", _u16), ("net",)),
     Switch("header-flags", "N", "flags that its headers have", _of_model("header_flags", _wide(8)), ("net",)),
-    Switch("untouched", "", "answers count, and are not written", _of_model("untouched", bool), _ANSWERING),
-    Switch("garbled", "", "answers are not those to the request", _of_model("garbled", bool), _ANSWERING),
+    Switch("untouched", "", "answers count, and are not written", _of_model("untouched", bool), ANSWERING),
+    Switch("garbled", "", "answers are not those to the request", _of_model("garbled", bool), ANSWERING),
     Switch("ack", "N", "the answer to every command", _of_model("ack", _wide(8)), ("net",)),
 )  # fmt: skip
 """Every switch, in the order of a device's life."""

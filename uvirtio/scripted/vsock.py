@@ -91,7 +91,7 @@ class Vsock(Answering):
         elif known is None:
             self.tell(key, Op.RST)
         else:
-            known.credit = room - (known.sent - forwarded)
+            known.credit = max(0, room - (known.sent - forwarded))
             if op == Op.RW:
                 known.received += length
                 known.waiting += data[spec.HEADER.size :][:length]

@@ -15,7 +15,7 @@ from uvirtio.diag.probes.table import PROBES
 from uvirtio.scripted import ScriptedCore, ScriptedDevice
 from uvirtio.scripted.address import TYPES, build
 from uvirtio.scripted.answering import Answering
-from uvirtio.spec import crypto, gpu, ninep
+from uvirtio.spec import console, crypto, gpu, ninep
 from uvirtio.spec.crypto import Status
 from uvirtio.spec.gpu import Command
 
@@ -120,6 +120,18 @@ def receives_nothing(model: Any) -> None:
 def tells_of_port_nine(model: Any) -> None:
     tell = model.tell
     model.tell = lambda port, event, value: tell(9, event, value)
+
+
+def tells_without_end(model: Any) -> None:
+    take = model.answer
+
+    def answer(queue: int, data: bytes, chain: Any) -> bytes | None:
+        made: bytes | None = take(queue, data, chain)
+        if queue == console.CONTROL_RECEIVEQ and model.ready:
+            model.tell(0, console.Control.CONSOLE_PORT, 1)
+        return made
+
+    model.answer = answer
 
 
 # --- gpu --------------------------------------------------------------------------------------------------------
@@ -255,6 +267,10 @@ def never_starts(model: Any) -> None:
     answers(model, refused)
 
 
+def pages_without_room(model: Any) -> None:
+    model.put("page_size_mask", 1 << 63)
+
+
 # --- rtc --------------------------------------------------------------------------------------------------------
 
 
@@ -300,6 +316,10 @@ def no_attributes(model: Any) -> None:
     )
 
 
+def an_error_of_no_errno(model: Any) -> None:
+    answers(model, lambda queue, data, answer: answer[:4] + b"\0\0\0\x80" + answer[8:])
+
+
 def a_file_for_a_root(model: Any) -> None:
     answers(model, lambda queue, data, answer: answer[:92] + bytes(28) if data[4] == 3 else answer)
 
@@ -310,6 +330,7 @@ WRONG: list[tuple[str, Spoil, str, str]] = [
     ("console", receives_another, "other-side-differs", "ot tsoh sti"),
     ("console", receives_nothing, "answer-untouched", "bytes that the other end has sent"),
     ("console", tells_of_port_nine, "answer-wrong", "port 9 of 4"),
+    ("console", tells_without_end, "answer-wrong", "messages without end"),
     ("gpu", no_size, "answer-wrong", "0x800"),
     ("gpu", no_edid, "answer-wrong", "EDID of 1024 bytes that begins 00 00"),
     ("gpu", forgets_the_fence, "answer-wrong", "fence_id 0x0"),
@@ -330,6 +351,7 @@ WRONG: list[tuple[str, Spoil, str, str]] = [
     ("iommu", writes_no_properties, "answer-untouched", "PROBE"),
     ("iommu", property_too_long, "answer-wrong", "of type 1 and 255 bytes"),
     ("iommu", junk_behind_the_status, "answer-wrong", "then 00 00 07"),
+    ("iommu", pages_without_room, "answer-wrong", "no four of them fit"),
     ("sound", a_third_direction, "answer-wrong", "direction 7"),
     ("sound", no_status_of_periods, "answer-untouched", "a period to play"),
     ("sound", records_nothing, "answer-untouched", "a period to record"),
@@ -339,6 +361,7 @@ WRONG: list[tuple[str, Spoil, str, str]] = [
     ("rtc", reading_left_out, "answer-wrong", "EOPNOTSUPP"),
     ("fs", another_fuse, "answer-wrong", "major version 6"),
     ("fs", no_attributes, "answer-wrong", "error -13 (Permission denied)"),
+    ("fs", an_error_of_no_errno, "answer-wrong", "error -2147483648 (no errno)"),
     ("fs", a_file_for_a_root, "answer-wrong", "no directory: mode 0o0"),
     ("vsock", answers_with_data, "answer-wrong", "op RW"),
     ("vsock", for_another_guest, "answer-wrong", "to 4:10000 instead of 2:9 to 3:10000"),
@@ -355,6 +378,15 @@ def test_a_wrong_answer_is_named(name: str, spoil: Spoil, cause: str, words: str
     assert report.verdict == "fail" and report.cause is not None
     assert report.cause.id == cause, report.cause
     assert words in f"{report.cause.text} {report.cause.evidence}"
+    device.assert_left()
+
+
+@pytest.mark.parametrize("size", [0, 8189, 0xFFFF_FFFF])
+def test_a_room_that_no_probe_needs_is_odd(size: int) -> None:
+    device = build("scripted:iommu")
+    device.model.put("probe_size", size)
+    report = diagnosed(device)
+    assert report.verdict == "warn" and f"probe_size is {size}" in path(report).hint
     device.assert_left()
 
 

@@ -18,7 +18,6 @@ from uvirtio.drivers.net import config as net
 from uvirtio.drivers.net import frame, pcap
 from uvirtio.drivers.scsi import commands, sense
 from uvirtio.drivers.scsi import config as scsi
-from uvirtio.errors import UvirtioError
 from uvirtio.evidence import difference, files
 from uvirtio.interfaces.values import BarInfo
 from uvirtio.report import page
@@ -327,6 +326,3 @@ def _driver(name: str) -> Any:
     import uvirtio
 
     return getattr(uvirtio, name.capitalize())
-
-
-__all__ = ["Answers", "Capabilities", "Configurations", "Devices", "Dumps", "UvirtioError"]

@@ -19,7 +19,6 @@ from uvirtio.conform import expect, implementation, quirks
 from uvirtio.drivers.input import evemu, libinput
 from uvirtio.drivers.input.recording import Recording
 from uvirtio.drivers.net.frame import mac_of
-from uvirtio.errors import UvirtioError
 from uvirtio.evidence import explain
 from uvirtio.host import addresses
 from uvirtio.host.proc import parameters
@@ -376,6 +375,3 @@ class CommandLines(Target):
 
     def close(self) -> None:
         self._folder.cleanup()
-
-
-__all__ = ["CommandLines", "Evemu", "Libinput", "Quirks", "UvirtioError", "Words"]

@@ -135,8 +135,8 @@ class Qtest(Connection):
         """Report the input lines of an interrupt controller from now on; one per QEMU.
 
         Args:
-            controller: Its path in the QOM tree, or a name that is unique. QEMU crashes when it is not an
-                interrupt controller, so it comes from QEMU's own list.
+            controller: Its path in the QOM tree, or a name that is unique, from QEMU's own list of interrupt
+                controllers.
 
         Raises:
             Misuse: It is not a path in the QOM tree.

@@ -12,6 +12,7 @@ import typer
 from uvirtio.cli import content, output
 from uvirtio.cli.command import Command, verb
 from uvirtio.errors import OperationFailed, UsageError
+from uvirtio.host.addresses import MADE
 
 if TYPE_CHECKING:
     from uvirtio.conform.report import Report
@@ -91,7 +92,7 @@ def conform(
     from uvirtio.conform import battery
     from uvirtio.conform import expect as expectations
     from uvirtio.conform import implementation as implementations
-    from uvirtio.conform.run import OURS, made_for_this, run
+    from uvirtio.conform.run import made_for_this, run
 
     for name in (junit, html, expect):
         if name is not None:
@@ -106,8 +107,8 @@ def conform(
     if not dev:
         raise UsageError("conform tests a device", expected="conform DEV, conform --list, or conform --explain ID")
     told = implementations.parse(implementation) if implementation is not None else None
-    consent = made_for_this(dev) if dev.startswith(OURS) else _consent(faults, allow_write, host, flr)
-    if allow_write is not None and dev.startswith(OURS):
+    consent = made_for_this(dev) if dev.startswith(MADE) else _consent(faults, allow_write, host, flr)
+    if allow_write is not None and dev.startswith(MADE):
         consent = _with_range(consent, allow_write)
     before = expectations.read(expect) if expect is not None else None  # a bad file costs no run
     teller = _Teller(cmd, quiet=quiet)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-from uvirtio.conform.lane import Lane
+from uvirtio.conform.lane import Lane, Posted
 from uvirtio.conform.memory import Buffer
 from uvirtio.conform.ports import port
 from uvirtio.conform.row import ANY, Area, Level, Need
+from uvirtio.conform.traffic import taken_until_quiet
 from uvirtio.conform.trial import Trial
-from uvirtio.conform.verdict import Outcome, Severity
-from uvirtio.interfaces.backend import OtherSide
+from uvirtio.conform.verdict import Outcome, Severity, Unfit
+from uvirtio.diag.probes.outcome import other_side
 from uvirtio.spec import console
 from uvirtio.spec import features as f
 from uvirtio.spec.console import Control
@@ -59,10 +60,9 @@ def emergency_at_any_time(t: Trial) -> Outcome:
 def emergency_comes_out(t: Trial) -> Outcome:
     """A character is written before the device is brought up, and the other end of port 0 is read."""
     t.need_feature(f.Console.EMERG_WRITE)
-    side = t.device.transport.backend
-    there = isinstance(side, OtherSide) and "peer" in side.other_sides
-    t.need(there, "this process does not have the other end of the console")
-    assert isinstance(side, OtherSide)
+    side = other_side(t.device, "peer")
+    if side is None:
+        raise Unfit("this process does not have the other end of the console")
     while side.peer_receive(0.0):  # of tests before
         pass
     _emergency(t)
@@ -85,7 +85,7 @@ class Messages:
         self.ports = t.config_field(console.CONFIG, "max_nr_ports")
         self.receive: Lane = t.lanes[console.CONTROL_RECEIVEQ]
         self._send: Lane = t.lanes[console.CONTROL_TRANSMITQ]
-        self._buffers: list[tuple[Buffer, object]] = []
+        self._buffers: list[tuple[Buffer, Posted]] = []
         for _ in range(_PORTS):
             buffer = t.writable(64)
             self._buffers.append((buffer, self.receive.post(buffer)))
@@ -97,11 +97,10 @@ class Messages:
 
     def heard(self) -> list[tuple[int, int, int]]:
         """What was said until nothing more comes: port, event, value."""
-        while not self._t.quiet(lambda: bool(self.receive.take())):
-            pass
+        taken_until_quiet(self._t, self.receive)
         told = []
         for buffer, posted in self._buffers:
-            if getattr(posted, "length", None):
+            if posted.length:
                 port_, event, value = console.CONTROL.unpack_from(buffer.data)
                 told.append((port_, event, value))
         return told

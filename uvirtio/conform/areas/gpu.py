@@ -9,7 +9,7 @@ from uvirtio.conform.row import ANY, Area, Level, Need, P
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity, Unfit, Violated
 from uvirtio.diag.probes.gpu import HEIGHT, WIDTH, command, named, picture, shows
-from uvirtio.interfaces.backend import OtherSide
+from uvirtio.diag.probes.outcome import other_side
 from uvirtio.scripted import Gpu, ScriptedCore
 from uvirtio.spec import gpu
 from uvirtio.spec.gpu import Command, Response
@@ -133,10 +133,9 @@ def errors(t: Trial) -> Outcome:
 )
 def fences_are_kept(t: Trial) -> Outcome:
     """A picture is transferred and flushed with FENCE, and the screen shows it when that has come back."""
-    side = t.device.transport.backend
-    there = isinstance(side, OtherSide) and "screen" in side.other_sides
-    t.need(there, "this process does not see the screen")
-    assert isinstance(side, OtherSide)
+    side = other_side(t.device, "screen")
+    if side is None:
+        raise Unfit("this process does not see the screen")
     lane = t.start()
     pixels = t.readable(picture())
     entries = b"".join(gpu.MEMORY.pack(address, length, 0) for address, length in pixels.segments)

@@ -7,7 +7,10 @@ from typing import Final
 
 from uvirtio.conform.cards import (
     ETHERTYPE,
+    HASH_IPV4,
+    HASHES,
     PEER,
+    RSS_TABLE,
     Cable,
     Wire,
     command,
@@ -15,6 +18,7 @@ from uvirtio.conform.cards import (
     done,
     field,
     is_answer,
+    rss_config,
     view,
     wire,
 )
@@ -40,15 +44,6 @@ _UNKNOWN_CLASS: Final = 0x7F
 _SMALL: Final = 256
 _GROUP: Final = bytes.fromhex("0300000000fb")
 _TAGS: Final = (1, 0x123, 0xFFE)
-_IPV4: Final = 1  # of the hash types
-_TABLE: Final = 128
-_KEY: Final = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa")
-_HASHES: Final = (
-    ((66, 9, 149, 187), (161, 142, 100, 80), 0x323E8FC2),
-    ((199, 92, 111, 2), (65, 69, 140, 83), 0xD718262A),
-    ((24, 19, 198, 95), (12, 22, 207, 184), 0xD2D0A5DE),
-)
-"""Source, destination and hash of the IPv4 addresses with this key: Microsoft's verification of RSS."""
 _PAYLOAD: Final = 1400
 
 
@@ -141,7 +136,7 @@ def speed_stays(t: Trial) -> Outcome:
     "No HASH_REPORT and no CTRL_RX_EXTRA without CTRL_VQ.",
     level=Level.LOOK,
 )
-def extras_withoutcontrolq(t: Trial) -> Outcome:
+def extras_without_controlq(t: Trial) -> Outcome:
     """The offer."""
     extra = [bit for bit in (_N.HASH_REPORT, _N.CTRL_RX_EXTRA) if f.has(t.offered, bit)]
     t.need(bool(extra), "neither is offered")
@@ -420,12 +415,6 @@ def pairs_in_use(t: Trial) -> Outcome:
     return None
 
 
-def _rss(to_second: int) -> bytes:
-    """The data of RSS_CONFIG: one entry of the table names receiveq2, and so do frames without a hash."""
-    table = [int(place == to_second) for place in range(_TABLE)]
-    return struct.pack(f"<IHH{_TABLE}HHB", _IPV4, _TABLE - 1, 1, *table, 1, len(_KEY)) + _KEY
-
-
 @AREA.row(
     "D-NET-22",
     "5.1.9.5.7.3",
@@ -440,19 +429,19 @@ def hashed(t: Trial) -> Outcome:
     """The host sends IPv4 packets whose hashes are published, and a frame of another protocol."""
     t.need_feature(_N.CTRL_VQ, _N.RSS)
     t.need(field(t, "max_virtqueue_pairs") > 1, "it has one pair of queues")
-    t.need(bool(field(t, "supported_hash_types") & _IPV4), "it has no hash of IPv4 addresses")
+    t.need(bool(field(t, "supported_hash_types") & HASH_IPV4), "it has no hash of IPv4 addresses")
     with wire(t.device) as other:
-        for source, to, value in _HASHES:
+        for source, to, value in HASHES:
             for hit in (True, False):
                 cable = Cable(t, also=f.mask(_N.RSS), pairs=2, control=True)
-                data = _rss((value + (not hit)) % _TABLE)
+                data = rss_config((value + (not hit)) % RSS_TABLE, other=1)
                 done(t, cable.control, Control.MQ, net.MQ_RSS_CONFIG, data, "RSS_CONFIG")
-                head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 46, 1, 0, 64, 0xFD, 0, bytes(source), bytes(to))
+                head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 46, 1, 0, 64, 0xFD, 0, source, to)
                 packet = cable.mac + PEER + b"\x08\0" + head + bytes(26)
                 for frame, queue in ((packet, 2 * hit), (_frame(cable.mac), 2)):
                     other.send(frame)
                     found = cable.await_frame(frame, "a frame")
-                    seen = f"on queue {found.queue}; entry {value % _TABLE} of the table is {int(hit)}"
+                    seen = f"on queue {found.queue}; entry {value % RSS_TABLE} of the table is {int(hit)}"
                     t.expect(found.queue == queue, seen, f"queue {queue}")
                 t.reset()
     return None

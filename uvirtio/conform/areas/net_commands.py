@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from uvirtio.conform.cards import PEER, Cable, Wire, done, wire
+from uvirtio.conform.cards import HASH_IPV4, HASHES, PEER, RSS_KEY, RSS_TABLE, Cable, Wire, done, rss_config, wire
 from uvirtio.conform.lane import Lane
 from uvirtio.conform.row import MODERN, Area, Level
 from uvirtio.conform.trial import Trial
@@ -29,12 +29,7 @@ _CAPABILITIES, _ADD = 0, 1
 _CVQ: Final = 1 << 32
 _UNKNOWN: Final = 1 << 63
 _IPIP: Final = 1 << 7
-_IPV4: Final = 1
-_TABLE: Final = 128
-_KEY: Final = bytes.fromhex("6d5a56da255b0ec24167253d43a38fb0d0ca2bcbae7b30b477cb2da38030f20c6a42b73bbeac01fa")
-_OUTER: Final = (bytes((66, 9, 149, 187)), bytes((161, 142, 100, 80)), 0x323E8FC2)
-_INNER: Final = (bytes((199, 92, 111, 2)), bytes((65, 69, 140, 83)), 0xD718262A)
-"""Source, destination and hash with this key: Microsoft's verification of RSS."""
+_OUTER, _INNER = HASHES[:2]
 
 
 def _ask(t: Trial, lane: Lane, kind: Control, number: int, data: bytes, room: int) -> tuple[int, bytes]:
@@ -132,8 +127,7 @@ def inner_hash(t: Trial) -> Outcome:
     with wire(t.device) as other:
         for turn in ("at first", "after a reset"):
             cable = Cable(t, also=f.mask(_N.RSS, _N.HASH_TUNNEL), pairs=2, control=True)
-            table = [int(place == _INNER[2] % _TABLE) for place in range(_TABLE)]
-            data = struct.pack(f"<IHH{_TABLE}HHB", _IPV4, _TABLE - 1, 0, *table, 1, len(_KEY)) + _KEY
+            data = rss_config(_INNER[2] % RSS_TABLE, other=0)
             done(t, cable.control, Control.MQ, net.MQ_RSS_CONFIG, data, "RSS_CONFIG")
             _goes(t, cable, other, net.RECEIVEQ, turn)
             for types, queue in ((_IPIP, 2), (0, net.RECEIVEQ), (_IPIP, 2)):
@@ -166,7 +160,7 @@ def contexts(t: Trial) -> Outcome:
         ack, result = _ask(t, lane, Control.RSS_CONTEXT, _CAPABILITIES, b"", 2)
         most = int.from_bytes(result, "little")
         t.expect(ack == Ack.OK and most >= 1, f"answer {ack:#x}, max_rss_contexts {most}", "OK, and 1 or more")
-        rss = struct.pack("<IHHHHB", _IPV4, 0, 0, 0, 1, len(_KEY)) + _KEY
+        rss = struct.pack("<IHHHHB", HASH_IPV4, 0, 0, 0, 1, len(RSS_KEY)) + RSS_KEY
         for ident in range(1, min(most, 8) + 1):
             data = struct.pack("<H6x", ident) + rss
             done(t, lane, Control.RSS_CONTEXT, _ADD, data, f"the addition of context {ident}{turn}")

@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 from uvirtio.conform.lane import Lane, Posted
 from uvirtio.conform.memory import Buffer
 from uvirtio.conform.row import MODERN, Area, Level, Need
+from uvirtio.conform.traffic import taken_until_quiet
 from uvirtio.conform.trial import Trial
 from uvirtio.conform.verdict import Outcome, Severity
 from uvirtio.diag.probes.vsock import PORT, packet
@@ -60,8 +61,7 @@ class Sockets:
 
     def heard(self) -> list[Packet]:
         """What came since the last call, until nothing more comes."""
-        while not self._t.quiet(lambda: bool(self._rx.take())):
-            pass
+        taken_until_quiet(self._t, self._rx)
         found = []
         for buffer, posted in list(self._waiting):
             if posted.length is None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from uvirtio.device import Device, QueueSpec
-from uvirtio.diag.probes.outcome import Around, PathResult
+from uvirtio.diag.probes.outcome import Around, PathResult, other_side
 from uvirtio.diag.probes.talk import QUEUE_SIZE, Ask, AskingPath
 from uvirtio.errors import ProtocolError
 from uvirtio.interfaces.backend import OtherSide
@@ -90,8 +90,8 @@ class ConsolePath(AskingPath):
         said = []
         if self._device.has(f.Console.MULTIPORT):
             said.append(self._introduce())
-        peer = self._device.transport.backend
-        if not isinstance(peer, OtherSide) or "peer" not in peer.other_sides:
+        peer = other_side(self._device, "peer")
+        if peer is None:
             what = "no bytes were sent: what is at the other end is not this process's"
             return PathResult("; ".join([*said, what]), skipped=not self._ports)
         said += self._both_ways(peer)
@@ -107,7 +107,11 @@ class ConsolePath(AskingPath):
         waiting = self.offer(spec.CONTROL_RECEIVEQ, _SIZE, 8)
         self.ask(control(0, Control.DEVICE_READY, 1))
         told: list[str] = []
+        clock = self._device.clock
+        deadline = clock.monotonic() + _PATIENCE + self._device.timeout
         while messages := waiting.take(_MORE if told else _PATIENCE, "a control message", owed=False):
+            if clock.monotonic() > deadline:
+                raise self.fault("answers DEVICE_READY wrongly", "with messages without end", messages[-1])
             for message in messages:
                 wrong = wrong_control(message, most)
                 if wrong is not None:

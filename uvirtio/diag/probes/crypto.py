@@ -7,7 +7,7 @@ from typing import Final
 
 from uvirtio.device import QueueSpec
 from uvirtio.diag.probes.outcome import PathResult
-from uvirtio.diag.probes.talk import QUEUE_SIZE, UNTOUCHED, Ask, AskingPath, Room
+from uvirtio.diag.probes.talk import QUEUE_SIZE, UNTOUCHED, Ask, AskingPath, Room, in_words
 from uvirtio.spec import crypto as spec
 from uvirtio.spec.crypto import Opcode, Status
 from uvirtio.spec.layout import by_name
@@ -29,8 +29,7 @@ def status_in_words(status: int) -> str:
     Args:
         status: 8 or 32 bits.
     """
-    names = {int(one): one.name for one in Status}
-    return f"status {status:#x} ({names.get(status, 'no status of 5.9.6')})"
+    return f"status {in_words(status, Status, 'no status of 5.9.6')}"
 
 
 def create(controlq: int, operation: int) -> Ask:

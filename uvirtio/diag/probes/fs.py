@@ -17,6 +17,8 @@ from uvirtio.diag.probes.talk import Ask, AskingPath, Room
 from uvirtio.spec import fs as spec
 
 _QUEUE_SIZE: Final = 8
+_ERRNO_MAX: Final = 4095
+"""Of Linux (MAX_ERRNO)."""
 
 
 def fuse(opcode: int, unique: int, node: int, body: bytes, *, length: int | None = None, user: int = 0,
@@ -56,7 +58,7 @@ def request(what: str, whole: bytes, answer: int, wrong: Callable[[bytes], str |
         if unique != asked or not head <= size <= head + answer:
             return f"length {size}, unique {unique:#x} instead of {head + answer} and {asked:#x}"
         if error:
-            return f"error {error} ({os.strerror(-error) if error < 0 else 'no errno'})"
+            return f"error {error} ({os.strerror(-error) if 0 < -error <= _ERRNO_MAX else 'no errno'})"
         return wrong(rooms[0].data[head:])
 
     return Ask(what, spec.REQUESTQ, (whole,), (head + answer,), judge)

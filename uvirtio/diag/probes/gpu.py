@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from uvirtio.device import QueueSpec
-from uvirtio.diag.probes.outcome import PathResult
-from uvirtio.diag.probes.talk import QUEUE_SIZE, Ask, AskingPath, Room
+from uvirtio.diag.probes.outcome import PathResult, other_side
+from uvirtio.diag.probes.talk import QUEUE_SIZE, Ask, AskingPath, Room, in_words
 from uvirtio.drivers.base import runs
-from uvirtio.interfaces.backend import OtherSide
 from uvirtio.spec import features as f
 from uvirtio.spec import gpu as spec
 from uvirtio.spec.gpu import Command, Response
@@ -50,8 +49,7 @@ def named(kind: int) -> str:
     Args:
         kind: 32 bits.
     """
-    names = {int(one): one.name for one in Response}
-    return f"{kind:#x} ({names.get(kind, 'no response')})"
+    return in_words(kind, Response, "no response")
 
 
 def response(rooms: Sequence[Room], expected: int) -> str | None:
@@ -215,8 +213,8 @@ class GpuPath(AskingPath):
 
     def _seen(self) -> str:
         """Compare with QEMU's screen dump, where there is one."""
-        machine = self._device.transport.backend
-        if not isinstance(machine, OtherSide) or "screen" not in machine.other_sides:
+        machine = other_side(self._device, "screen")
+        if machine is None:
             return "acknowledged with its fence"
         wrong = shows(machine.screen())
         if wrong is not None:

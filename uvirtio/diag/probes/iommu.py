@@ -13,7 +13,7 @@ from typing import Final
 
 from uvirtio.device import QueueSpec
 from uvirtio.diag.probes.outcome import PathResult
-from uvirtio.diag.probes.talk import QUEUE_SIZE, UNTOUCHED, Ask, AskingPath, Room
+from uvirtio.diag.probes.talk import ANSWER_MAX, QUEUE_SIZE, UNTOUCHED, Ask, AskingPath, Room, in_words
 from uvirtio.spec import features as f
 from uvirtio.spec import iommu as spec
 from uvirtio.spec.iommu import Request, Status
@@ -21,6 +21,8 @@ from uvirtio.spec.layout import by_name
 
 _FIELDS: Final = by_name(spec.CONFIG)
 _PCI: Final = re.compile(r"[0-9a-f]{4,}:([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])")
+PROBE_MAX: Final = ANSWER_MAX - spec.TAIL_SIZE
+"""Bytes of properties that there is room for; an endpoint has few."""
 _PHYSICAL: Final = 1 << 20
 """Where mappings lead, which nothing here follows."""
 
@@ -31,8 +33,7 @@ def status_in_words(status: int) -> str:
     Args:
         status: 8 bits.
     """
-    names = {int(one): one.name for one in Status}
-    return f"status {status:#x} ({names.get(status, 'no status of 5.13.6')})"
+    return f"status {in_words(status, Status, 'no status of 5.13.6')}"
 
 
 def request(kind: Request, body: bytes, *expected: Status) -> Ask:
@@ -118,20 +119,23 @@ class IommuPath(AskingPath):
     def exercise(self) -> PathResult:
         """PROBE; ATTACH, MAP, MAP of the same again, UNMAP of a part, UNMAP, DETACH."""
         endpoint, ours = self._endpoint()
-        said = []
+        said, odd = [], ""
         if self._device.has(f.Iommu.PROBE):
             (size,) = self._device.read_config(_FIELDS["probe_size"])
-            expected = (Status.OK,) if ours else (Status.OK, Status.NOENT)
-            found, tail = self.ask(probe(endpoint, size, *expected))
-            known = tail[0] == Status.OK
-            what = f"{len(properties(found)[0])} properties" if known else "not known to it"
-            said.append(f"endpoint {endpoint:#x}: {what}")
+            if 0 < size <= PROBE_MAX:
+                expected = (Status.OK,) if ours else (Status.OK, Status.NOENT)
+                found, tail = self.ask(probe(endpoint, size, *expected))
+                known = tail[0] == Status.OK
+                what = f"{len(properties(found)[0])} properties" if known else "not known to it"
+                said.append(f"endpoint {endpoint:#x}: {what}")
+            else:
+                odd = f"probe_size is {size} (5.13.4): no endpoint was asked about"
         if not self._around.intrusive:
             said.append("nothing was attached, which would cut an endpoint off")
         elif self._device.has(f.Iommu.MAP_UNMAP):
             said.append(self._translate(endpoint))
         skipped = not self._device.has(f.Iommu.PROBE) and not self._around.intrusive
-        return PathResult("; ".join(said), skipped=skipped)
+        return PathResult("; ".join(said), odd, skipped=skipped)
 
     def _endpoint(self) -> tuple[int, bool]:
         """The id of this function (bus, device, function), and whether it is sure that the IOMMU has it."""
@@ -156,6 +160,9 @@ class IommuPath(AskingPath):
             (domain,) = self._device.read_config(_FIELDS["domain_range_end"])
         start = (first if self._device.has(f.Iommu.INPUT_RANGE) else 0) + 16 * page
         end = start + 4 * page - 1
+        if end >> 64:
+            what = f"pages of {page:#x} bytes from {first:#x} on: no four of them fit (5.13.4)"
+            raise self.fault("has an input range", what, mask.to_bytes(8, "little"))
 
         def mapping(last: int) -> bytes:
             return spec.MAP.pack(Request.MAP, domain, start, last, _PHYSICAL, spec.READ | spec.WRITE)

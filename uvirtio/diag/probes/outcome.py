@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from uvirtio.device import Device, Observer
+from uvirtio.interfaces.backend import OtherSide
 
 Witness = Callable[..., Any]
 """``qmp(command, **arguments)`` of the guest machine that has the device, where this process runs it."""
@@ -88,6 +89,17 @@ class Idle:
         """Wait, taking interrupts."""
         self._device.wait(lambda: False, timeout=seconds, what="time to pass", owed=False)
         return 0
+
+
+def other_side(device: Device, name: str) -> OtherSide | None:
+    """What shows another side of a device; None: this process does not see it.
+
+    Args:
+        device: The device.
+        name: ``peer``, ``screen`` or ``memory``.
+    """
+    backend = device.transport.backend
+    return backend if isinstance(backend, OtherSide) and name in backend.other_sides else None
 
 
 def supplied_disk(witness: Witness | None, ident: str | None) -> dict[str, Any] | None:

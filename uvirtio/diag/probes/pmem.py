@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from uvirtio.device import QueueSpec
-from uvirtio.diag.probes.outcome import PathResult
+from uvirtio.diag.probes.outcome import PathResult, other_side
 from uvirtio.diag.probes.talk import QUEUE_SIZE, Ask, AskingPath, Room
 from uvirtio.interfaces.backend import OtherSide
 from uvirtio.spec import pmem as spec
@@ -44,8 +44,8 @@ class PmemPath(AskingPath):
         start, size = self._device.read_config(_FIELDS["start"], _FIELDS["size"])
         self.ask(flush())
         about = f"{size >> 20} MiB at {start:#x}; flushed twice"
-        side = self._device.transport.backend
-        if isinstance(side, OtherSide) and "memory" in side.other_sides:
+        side = other_side(self._device, "memory")
+        if side is not None:
             self._both_ways(side, start)
             about += "; written in its file and read in the machine, and back"
         self.ask(flush())

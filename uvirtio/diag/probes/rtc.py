@@ -8,7 +8,7 @@ from typing import Final
 
 from uvirtio.device import QueueSpec
 from uvirtio.diag.probes.outcome import PathResult
-from uvirtio.diag.probes.talk import QUEUE_SIZE, Ask, AskingPath, Room
+from uvirtio.diag.probes.talk import QUEUE_SIZE, Ask, AskingPath, Room, in_words
 from uvirtio.spec import rtc as spec
 from uvirtio.spec.rtc import Request, Status
 
@@ -23,9 +23,7 @@ def _asked(kind: Request, body: bytes, room: int, wrong: str) -> Ask:
     def judge(rooms: Sequence[Room]) -> str | None:
         status, zeros = rooms[0].data[0], rooms[0].data[1:8]
         if status != Status.OK or any(zeros):
-            names = {int(one): one.name for one in Status}
-            named = names.get(status, "no status of 5.23.6")
-            return f"status {status:#x} ({named}), then {zeros.hex(' ')}{wrong}"
+            return f"status {in_words(status, Status, 'no status of 5.23.6')}, then {zeros.hex(' ')}{wrong}"
         return None
 
     return Ask(kind.name, spec.REQUESTQ, (body,), (room,), judge)

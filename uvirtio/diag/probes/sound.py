@@ -7,7 +7,7 @@ from typing import Final
 
 from uvirtio.device import QueueSpec
 from uvirtio.diag.probes.outcome import PathResult
-from uvirtio.diag.probes.talk import QUEUE_SIZE, UNTOUCHED, Ask, AskingPath, Room
+from uvirtio.diag.probes.talk import QUEUE_SIZE, UNTOUCHED, Ask, AskingPath, Room, in_words
 from uvirtio.spec import sound as spec
 from uvirtio.spec.layout import by_name
 from uvirtio.spec.sound import Request, Status
@@ -27,8 +27,7 @@ def code_in_words(code: int) -> str:
     Args:
         code: 32 bits.
     """
-    names = {int(one): one.name for one in Status}
-    return f"{code:#x} ({names.get(code, 'no status of 5.14.6')})"
+    return in_words(code, Status, "no status of 5.14.6")
 
 
 def _wrong_code(room: Room) -> str | None:

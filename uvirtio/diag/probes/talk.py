@@ -8,6 +8,7 @@ written.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import IntEnum
 from typing import Final, NamedTuple
 
 from uvirtio.device import Device, Observer, QueueSpec
@@ -27,6 +28,8 @@ _ANSWERS: Final = 4096
 """Where answers begin in the memory, in bytes."""
 _OFFERED: Final = 12288
 """Where the buffers begin that wait for what the device sends by itself."""
+ANSWER_MAX: Final = _OFFERED - _ANSWERS
+"""Bytes of all rooms of a request together, at most."""
 
 
 class Room(NamedTuple):
@@ -54,6 +57,17 @@ class Ask(NamedTuple):
     """What it may write, bytes of an element each."""
     wrong: Callable[[Sequence[Room]], str | None] = lambda rooms: None
     """What is wrong with the answer; None: nothing."""
+
+
+def in_words(value: int, kinds: type[IntEnum], none: str) -> str:
+    """A number that a device has written, with its name.
+
+    Args:
+        value: The number.
+        kinds: The numbers that there are.
+        none: What is said of another.
+    """
+    return f"{value:#x} ({next((one.name for one in kinds if one == value), none)})"
 
 
 def judged(ask: Ask, rooms: Sequence[Room]) -> str | None:
