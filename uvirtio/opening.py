@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Unpack, cast
+from importlib import import_module
+from typing import TYPE_CHECKING, Literal, Unpack, cast
 
-from uvirtio.device import Device, OpenKeywords, OpenOptions
 from uvirtio.device.log import register_trace
+from uvirtio.device.options import OpenKeywords, OpenOptions
 from uvirtio.errors import (
     BadAddress,
     Misuse,
@@ -38,6 +39,9 @@ from uvirtio.interfaces.clock import KeepsTime
 from uvirtio.interfaces.transport import Transport
 from uvirtio.memory.access import require_host
 from uvirtio.memory.trace import Trace
+
+if TYPE_CHECKING:
+    from uvirtio.device.core import Device
 
 Opened = PciFunction | MmioWindow | VdpaNode | VhostUserNode
 """What a back end returns for an open device."""
@@ -214,7 +218,13 @@ def _open_qemu(address: str, options: OpenOptions) -> tuple[str, Opened]:
     denylist.check([address], options.roots)
     from uvirtio.backends import qemu
 
-    return address, qemu.open_address(address, timeout=options.timeout)
+    def meanwhile(bus: str) -> None:
+        """Import what comes next: that takes about as long as QEMU's start."""
+        import_module("uvirtio.device.core")
+        for name in ("mmio",) if bus == "mmio" else ("pci", "pci_legacy"):
+            import_module(f"uvirtio.transports.{name}")
+
+    return address, qemu.open_address(address, timeout=options.timeout, meanwhile=meanwhile)
 
 
 def _open_scripted(address: str, options: OpenOptions) -> tuple[str, Opened]:
@@ -338,6 +348,8 @@ def identify(
     except BaseException:
         found.close()
         raise
+    from uvirtio.device.core import Device
+
     device = Device(address, transport, options)
     if isinstance(found, WithoutIommu):
         device.warning = found.warning

@@ -47,3 +47,30 @@ def test_importing_the_package_loads_nothing_but_its_errors():
     loaded = set(done.stdout.split())
     assert {name for name in loaded if name.startswith("uvirtio")} == {"uvirtio", "uvirtio.errors"}
     assert "logging" not in loaded
+
+
+def test_a_qemu_is_started_before_the_rest_is_loaded():
+    """The rest is loaded while QEMU starts, which takes about as long."""
+    code = f"""import sys; sys.path[:0] = {sys.path!r}
+import uvirtio
+from uvirtio.backends.child import ChildProcess
+class Child(ChildProcess):
+    def __init__(self, *_, **__):
+        print(*sys.modules)
+        sys.exit()
+ChildProcess.__init__ = Child.__init__
+uvirtio.open("qemu:q35,binary=/bin/true/virtio-rng-pci")
+"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    loaded = set(done.stdout.split())
+    assert "uvirtio.backends.qemu.process" in loaded
+    later = (
+        "uvirtio.device.core",
+        "uvirtio.virtqueue",
+        "uvirtio.transports",
+        "uvirtio.drivers",
+        "uvirtio.binding",
+    )
+    assert not {name for name in loaded if name.startswith(later)}

@@ -1,19 +1,27 @@
-"""One device: bringing it up (3.1.1), sessions with it, its configuration, waiting, and leaving it in order."""
+"""One device: bringing it up (3.1.1), sessions with it, its configuration, waiting, and leaving it in order.
 
-from uvirtio.device.bringup import (
-    ADMIN_QUEUE,
-    LEGACY_FEATURES,
-    RING_FEATURES,
-    GiveBack,
-    Observer,
-    unobserved,
-)
-from uvirtio.device.core import Device
-from uvirtio.device.counters import Counters
-from uvirtio.device.options import OpenKeywords, OpenOptions, RingChoice
-from uvirtio.device.queue import QUEUE_SIZE_MAX, Queue, QueueSpec
-from uvirtio.device.state import Session
-from uvirtio.interfaces.values import DEFAULT_TIMEOUT
+The names below are imported when they are first asked for: ``uvirtio.open`` starts a QEMU with the options alone,
+and loads the rest meanwhile.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from uvirtio.device.bringup import (
+        ADMIN_QUEUE,
+        LEGACY_FEATURES,
+        RING_FEATURES,
+        GiveBack,
+        Observer,
+        unobserved,
+    )
+    from uvirtio.device.core import Device
+    from uvirtio.device.counters import Counters
+    from uvirtio.device.options import OpenKeywords, OpenOptions, RingChoice
+    from uvirtio.device.queue import QUEUE_SIZE_MAX, Queue, QueueSpec
+    from uvirtio.device.state import Session
+    from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 
 __all__ = [
     "ADMIN_QUEUE",
@@ -33,3 +41,23 @@ __all__ = [
     "Session",
     "unobserved",
 ]
+
+if not TYPE_CHECKING:  # or every misspelt name would pass as Any
+    _HOMES = {
+        **dict.fromkeys(
+            ("ADMIN_QUEUE", "LEGACY_FEATURES", "RING_FEATURES", "GiveBack", "Observer", "unobserved"),
+            "device.bringup",
+        ),
+        "Device": "device.core",
+        "Counters": "device.counters",
+        **dict.fromkeys(("OpenKeywords", "OpenOptions", "RingChoice"), "device.options"),
+        **dict.fromkeys(("QUEUE_SIZE_MAX", "Queue", "QueueSpec"), "device.queue"),
+        "Session": "device.state",
+        "DEFAULT_TIMEOUT": "interfaces.values",
+    }
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOMES:
+            found = globals()[name] = getattr(import_module(f"uvirtio.{_HOMES[name]}"), name)
+            return found
+        raise AttributeError(f"module 'uvirtio.device' has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import platform
+import os
 from collections.abc import Collection
 
 _X86 = frozenset({"x86_64", "AMD64", "i686", "i586", "i486", "i386"})
@@ -11,7 +11,7 @@ _ARM64 = frozenset({"aarch64", "arm64", "aarch64_be"})
 
 def machine() -> str:
     """The architecture as ``uname -m`` prints it: ``x86_64``, ``aarch64``, ``riscv64`` ..."""
-    return platform.machine()
+    return os.uname().machine
 
 
 def is_x86(name: str | None = None) -> bool:

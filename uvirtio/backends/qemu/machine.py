@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, Self
@@ -72,6 +72,7 @@ class Machine:
         arguments: Sequence[str] = (),
         drives: Sequence[str | os.PathLike[str] | None] = (),
         root_ports: int = 0,
+        meanwhile: Callable[[], None] | None = None,
     ) -> None:
         """Start QEMU.
 
@@ -92,6 +93,7 @@ class Machine:
                 none at all: a disk is supplied. An image that this user may not write is read-only.
             root_ports: Number of PCI Express root ports of the machine, each a socket for ``plug``. The machine pc
                 has no PCI Express, and needs none.
+            meanwhile: Work for this thread while QEMU starts.
 
         Raises:
             QemuMissing: QEMU is not installed.
@@ -156,7 +158,7 @@ class Machine:
                 self._resources.callback(self._supply.close)
                 for device, image in zip(devices, images, strict=True):
                     self._supply.add(device, image)
-                self._start(ram, legacy, qmp_path, arguments, root_ports)
+                self._start(ram, legacy, qmp_path, arguments, root_ports, meanwhile)
         except BaseException:
             self.close()
             raise
@@ -168,6 +170,7 @@ class Machine:
         qmp_path: str | None,
         arguments: Sequence[str],
         root_ports: int,
+        meanwhile: Callable[[], None] | None,
     ) -> None:
         own = self._resources.callback
         self.memory = GuestMemory(ram, self.model.ram)
@@ -200,6 +203,8 @@ class Machine:
                 inherited.callback(peer.started)
             self.process = QemuProcess(self._program, [*command, *arguments], fds, timeout=self.timeout)
             own(self.process.close)
+        if meanwhile is not None:
+            meanwhile()
         self.qmp_client = Qmp(qmp_socket, timeout=self.timeout, why=self.process.autopsy)
         own(self.qmp_client.close)
         self.qtest = Qtest(qtest_socket, timeout=self.timeout, why=self.process.autopsy)
@@ -531,12 +536,15 @@ class Machine:
         self.close()
 
 
-def open_address(address: str, timeout: float = DEFAULT_TIMEOUT) -> QemuFunction:
+def open_address(
+    address: str, timeout: float = DEFAULT_TIMEOUT, meanwhile: Callable[[str], None] | None = None
+) -> QemuFunction:
     """Start the machine of a ``qemu:`` address; it ends when the function is closed.
 
     Args:
         address: The address.
         timeout: Seconds that QEMU has for its start, and for each response.
+        meanwhile: Called with the device's bus, ``pci`` or ``mmio``, while QEMU starts.
 
     Raises:
         BadAddress: The address is malformed.
@@ -555,6 +563,7 @@ def open_address(address: str, timeout: float = DEFAULT_TIMEOUT) -> QemuFunction
         qmp_path=parsed.qmp,
         timeout=timeout,
         drives=[parsed.file] if parsed.file is not None else (),
+        meanwhile=meanwhile and partial(meanwhile, "mmio" if is_mmio(parsed.device) else "pci"),
     )
     function = machine.functions[0]
     function.address = address
