@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from benches import measure
@@ -49,7 +50,7 @@ def run(runs: int, quick: bool) -> Section:
             computed.setdefault(argv, []).append(used)
             return took
 
-        works = (
+        works: tuple[Callable[[], float], ...] = (
             lambda: python("pass"),
             lambda: python(_MAIN, "list", "--root", empty),
             lambda: python(_MAIN, "--help"),
