@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import Final, Self
+from typing import Final
 
+from uvirtio.conform.plugging import Pluggable
 from uvirtio.conform.verdict import Unfit
 from uvirtio.device import Device
-from uvirtio.errors import UvirtioError
 from uvirtio.interfaces.backend import GuestMachine
 from uvirtio.scripted import Console, ScriptedCore
 
@@ -15,34 +14,8 @@ _PORT: Final = 1
 _NAME: Final = "uvirtio-conform-port"
 
 
-class Port:
-    """A port that can be plugged; a context manager, which unplugs it."""
-
-    plugged = False
-
-    def plug(self) -> None:
-        """The port comes."""
-        self._plug()
-        self.plugged = True
-
-    def unplug(self) -> None:
-        """The port goes, if it is there."""
-        if self.plugged:
-            self.plugged = False
-            self._unplug()
-
-    def _plug(self) -> None:
-        raise NotImplementedError
-
-    def _unplug(self) -> None:
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(UvirtioError):  # the machine may have ended, which the next step of the test sees
-            self.unplug()
+class Port(Pluggable):
+    """A port that can be plugged."""
 
 
 def port(device: Device) -> Port:

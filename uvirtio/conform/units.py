@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import Final, Self
+from typing import Final
 
+from uvirtio.conform.plugging import Pluggable
 from uvirtio.conform.verdict import Unfit
 from uvirtio.device import Device
-from uvirtio.errors import UvirtioError
 from uvirtio.interfaces.backend import GuestMachine
 from uvirtio.scripted import ScriptedCore, ScsiDisk, ScsiHost
 
@@ -15,38 +14,12 @@ _TARGET: Final = 7
 _NAME: Final = "uvirtio-conform-unit"
 
 
-class Unit:
-    """A unit that can be plugged; a context manager, which unplugs it."""
-
-    plugged = False
-
-    def plug(self) -> None:
-        """The unit comes."""
-        self._plug()
-        self.plugged = True
-
-    def unplug(self) -> None:
-        """The unit goes, if it is there."""
-        if self.plugged:
-            self.plugged = False
-            self._unplug()
+class Unit(Pluggable):
+    """A unit that can be plugged, and whose medium can change."""
 
     def change(self) -> None:
         """The medium goes, or has another size."""
         raise NotImplementedError
-
-    def _plug(self) -> None:
-        raise NotImplementedError
-
-    def _unplug(self) -> None:
-        raise NotImplementedError
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(UvirtioError):  # the machine may have ended, which the next step of the test sees
-            self.unplug()
 
 
 def unit(device: Device, *, removable: bool = False) -> Unit:
