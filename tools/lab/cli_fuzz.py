@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 from lab import CHECKOUT, process, setup
 from lab.floors import without_devices
@@ -18,10 +16,4 @@ def main(arguments: list[str]) -> int:
     command = [str(setup.venv() / "bin/python"), str(FUZZERS), *arguments]
     if os.geteuid() == 0:
         command = [*without_devices(), *command]
-    sys.stdout.flush()
-    with process.signals_raise():
-        child = process.start(command, stdin=subprocess.DEVNULL)
-        try:
-            return child.wait()
-        finally:
-            process.kill(child)
+    return process.to_its_end(command)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
 
 from lab import CHECKOUT, process, setup
@@ -17,12 +15,7 @@ def main(arguments: list[str]) -> int:
     """Mutate where no device of this machine can be reached; the exit code."""
     setup.packages(setup.FOR_UNIT)
     command = ["nice", "-n", "10", str(setup.venv() / "bin/python"), str(MUTANTS), *arguments]
-    sys.stdout.flush()
-    with tempfile.TemporaryDirectory(prefix="uvmu-", dir="/tmp") as scratch, process.signals_raise():
+    with tempfile.TemporaryDirectory(prefix="uvmu-", dir="/tmp") as scratch:
         if os.geteuid() == 0:
             command = [*without_devices(scratch=True), *command]
-        child = process.start(command, stdin=subprocess.DEVNULL, env={**os.environ, "TMPDIR": scratch})
-        try:
-            return child.wait()
-        finally:
-            process.kill(child)
+        return process.to_its_end(command, env={**os.environ, "TMPDIR": scratch})

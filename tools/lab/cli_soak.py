@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 
 from lab import CHECKOUT, process, setup
 from lab.floors import without_devices, without_privilege
@@ -19,10 +17,4 @@ def main(arguments: list[str]) -> int:
     if os.geteuid() == 0:
         shared = ["sh", "-c", 'mount -t tmpfs -o mode=1777 none /dev/shm && exec "$@"', "sh"]
         command = [*without_devices(), *shared, *without_privilege(), *command]
-    sys.stdout.flush()
-    with process.signals_raise():
-        child = process.start(command, stdin=subprocess.DEVNULL)
-        try:
-            return child.wait()
-        finally:
-            process.kill(child)
+    return process.to_its_end(command)

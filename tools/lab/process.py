@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -90,3 +91,14 @@ def signals_raise() -> Iterator[None]:
     finally:
         for number, old in zip(wanted, before, strict=True):
             signal.signal(number, old)
+
+
+def to_its_end(command: list[str], **options: Any) -> int:
+    """Run a program that talks to the user by itself; its exit code. The first signal of LEAVING ends it."""
+    sys.stdout.flush()
+    with signals_raise():
+        child = start(command, stdin=subprocess.DEVNULL, **options)
+        try:
+            return child.wait()
+        finally:
+            kill(child)
