@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab import CHECKOUT, LabError
-from lab.marks import Module
+from lab.marks import modules
 
 TABLE = CHECKOUT / "docs" / "conformance.toml"
 TESTS = CHECKOUT / "tests"
@@ -73,17 +73,10 @@ def read_table(path: Path) -> Table:
 def collect(table: Table, tests: Path) -> list[str]:
     """Enter every test into the rows that it covers. Returns what is wrong with the markers."""
     problems: list[str] = []
-    for path in sorted(tests.rglob("*.py")):
-        shown = str(path.relative_to(tests.parent))
-        try:
-            module = Module(path, shown, "spec")
-        except (SyntaxError, UnicodeDecodeError) as error:
-            problems.append(f"{shown}: cannot be parsed: {error}")
-            continue
-        problems += module.problems
+    for _, module in modules(tests, "spec", problems):
         for name, line in module.named:
             if name not in table.rows:
-                problems.append(f"{shown}:{line}: {name!r} is no id of the table")
+                problems.append(f"{module.shown}:{line}: {name!r} is no id of the table")
         for one in module.found:
             row = table.rows.get(str(one.id))
             if row is not None and one.test not in row.tests:

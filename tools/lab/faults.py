@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lab import CHECKOUT, LabError
-from lab.marks import Module
+from lab.marks import modules
 
 LIST = CHECKOUT / "docs" / "faults.toml"
 PAGE = CHECKOUT / "docs" / "reliability.md"
@@ -93,14 +93,8 @@ def collect(cases: List, tests: Path) -> list[str]:
     """Enter every test into the cases that it proves. Returns what is wrong with the markers and the coverage."""
     problems: list[str] = []
     adopters = _adopters(tests)
-    for path in sorted(tests.rglob("*.py")):
-        shown = str(path.relative_to(tests.parent))
-        try:
-            module = Module(path, shown, "fault", (int, str))
-        except (SyntaxError, UnicodeDecodeError) as error:
-            problems.append(f"{shown}: cannot be parsed: {error}")
-            continue
-        problems += module.problems
+    for path, module in modules(tests, "fault", problems, (int, str)):
+        shown = module.shown
         for name, line in module.named:
             if name not in cases.cases:
                 problems.append(f"{shown}:{line}: {name!r} is no id of {LIST.name}")

@@ -70,6 +70,28 @@ def proves_nothing(mark: ast.expr) -> bool:
     return False
 
 
+def modules(
+    tests: Path, marker: str, problems: list[str], kinds: tuple[type, ...] = (str,)
+) -> Iterator[tuple[Path, Module]]:
+    """The test modules below a folder, with their markers of one name.
+
+    Args:
+        tests: The folder.
+        marker: The name of the marker: ``spec``.
+        problems: Gets what is wrong with the markers, and modules that cannot be parsed.
+        kinds: Of which types its ids are.
+    """
+    for path in sorted(tests.rglob("*.py")):
+        shown = str(path.relative_to(tests.parent))
+        try:
+            module = Module(path, shown, marker, kinds)
+        except (SyntaxError, UnicodeDecodeError) as error:
+            problems.append(f"{shown}: cannot be parsed: {error}")
+            continue
+        problems += module.problems
+        yield path, module
+
+
 class Module:
     """The markers of one name in one test module.
 
