@@ -5,14 +5,11 @@ A plain run has a part of it: test_conform.py and test_conform_packed.py.
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import os
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+from tests.support import tool
 from uvirtio.conform import battery
 from uvirtio.conform.verdict import Verdict
 from uvirtio.errors import QemuFailed
@@ -24,17 +21,7 @@ if not os.environ.get("UVIRTIO_CONFORM_WHOLE"):
     pytest.skip(reason, allow_module_level=True)
 
 
-def _tool() -> ModuleType:
-    path = Path(__file__).resolve().parents[2] / "tools/gen-conform"
-    loader = importlib.machinery.SourceFileLoader("gen_conform", str(path))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
-TOOL = _tool()
+TOOL = tool.load("gen-conform")
 
 
 @pytest.mark.parametrize(("address", "which"), TOOL.devices(), ids=str)

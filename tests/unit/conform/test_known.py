@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import importlib.machinery
-import importlib.util
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 import uvirtio
+from tests.support import tool
 from uvirtio.conform import battery, quirks
 from uvirtio.conform.implementation import Implementation
 from uvirtio.conform.row import LETTERS
@@ -23,16 +21,7 @@ CHECKOUT = Path(uvirtio.__file__).parent.parent
 KNOWN = quirks.all_quirks()
 
 
-def _tool() -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader("gen_conform", str(CHECKOUT / "tools/gen-conform"))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
-TOOL = _tool()
+TOOL = tool.load("gen-conform")
 
 ALL_FEATURES = (1 << 128) - 1
 """As if all were offered; what a measurement lacks stands behind the type."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from xml.etree import ElementTree
 
 import pytest
 
 import uvirtio
+from tests.support import tool
 from uvirtio.diag import diagnose
 from uvirtio.diag.bisect import bisect
 from uvirtio.diag.junit import junit_xml
@@ -23,16 +21,7 @@ from uvirtio.spec import features as f
 CHECKOUT = Path(uvirtio.__file__).parent.parent
 
 
-def _tool() -> ModuleType:
-    loader = importlib.machinery.SourceFileLoader("gen_causes", str(CHECKOUT / "tools/gen-causes"))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
-
-
-TOOL = _tool()
+TOOL = tool.load("gen-causes")
 
 QUEUE_KEPT = {"queue-untaken", "queue-kept", "queue-silent", "kick-suppressed"}
 

@@ -31,13 +31,18 @@ def tiny_mtu(device):
     device.model.put("mtu", 67)
 
 
-@MUTANTS.of("D-NET-03", on=with_features(N.MTU))
-def mtu_follows_traffic(device):
+def follows_traffic(device, field, least):
+    """Each frame that is sent changes a field of the configuration."""
     around(
         device.model,
         "_send",
-        lambda before, *what: (before(*what), device.model.put("mtu", 1400 + len(device.model.sent)))[0],
+        lambda before, *what: (before(*what), device.model.put(field, least + len(device.model.sent)))[0],
     )
+
+
+@MUTANTS.of("D-NET-03", on=with_features(N.MTU))
+def mtu_follows_traffic(device):
+    follows_traffic(device, "mtu", 1400)
 
 
 @MUTANTS.of("D-NET-04", on=HASHES)
@@ -57,11 +62,7 @@ def half_known_duplex(device):
 
 @MUTANTS.of("D-NET-07", on=with_features(N.SPEED_DUPLEX))
 def speed_follows_traffic(device):
-    around(
-        device.model,
-        "_send",
-        lambda before, *what: (before(*what), device.model.put("speed", len(device.model.sent)))[0],
-    )
+    follows_traffic(device, "speed", 0)
 
 
 @MUTANTS.of("D-NET-08", "D-NET-09")
