@@ -351,13 +351,6 @@ def test_what_somebody_left_plugged_is_found_and_kept(plugged):
         assert mem.findings == {}
 
 
-def test_of_two_blocks_that_differ_only_one_is_asked_for():
-    model = Mem(plugged=set(range(1, 64, 2)), requested=64 * BLOCK)
-    with driven(model) as (mem, _):
-        assert mem.leftover.total == 32
-        assert len(model.requests) == 31 + 32 + 32, "what is above the pairs, the pairs, and one of each"
-
-
 def test_plugged_memory_outlives_the_driver():
     model = Mem(requested=8 * BLOCK)
     function = ScriptedDevice(model)

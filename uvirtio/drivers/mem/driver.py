@@ -455,9 +455,9 @@ class Mem(Driver):
     def _survey(self, config: MemConfig) -> Ranges:
         """Bisect where the state is MIXED, until all plugged blocks are found.
 
-        Every MIXED range has to turn out to hold a plugged block, and one that is not; of two blocks only one is
-        asked for. So the requests are at most one for each 65,535 blocks, and 32 for each of
-        ``plugged_size / block_size`` blocks: no answers make them more.
+        Every MIXED range has to turn out to hold a plugged block, and one that is not. So the requests are at most
+        one for each 65,535 blocks, and 32 for each of ``plugged_size / block_size`` blocks: no answers make them
+        more.
         """
         plugged = Ranges()
         missing = config.plugged_blocks
@@ -477,11 +477,6 @@ class Mem(Driver):
                     self.device.check_time("which blocks are plugged")
                 begun = True
                 state = self._state(first, count)
-                if state is State.MIXED and count == 2:  # the answer for one of them is that for the other
-                    self.device.check_time("which blocks are plugged")
-                    state = self._state(first, 1)
-                    first, count = (first, 1) if state is State.PLUGGED else (first + 1, 1)
-                    state = State.MIXED if state is State.MIXED else State.PLUGGED
                 if state is State.PLUGGED:
                     plugged.add(first, count)
                     missing -= count
