@@ -32,7 +32,9 @@ def test_a_wheel_has_what_a_packager_looks_for(names: dict[str, zipfile.ZipInfo]
         "bash-completion/completions/uvirtio",
         "zsh/site-functions/_uvirtio",
         "fish/vendor_completions.d/uvirtio.fish",
+        "uvirtio/udev-rules/50-uvirtio.limits.conf",
         "uvirtio/udev-rules/70-uvirtio.rules",
+        "uvirtio/udev-rules/uvirtio-balloon@.service",
         "uvirtio/udev-rules/uvirtio-node-safe",
         "uvirtio/udev-rules/README.md",
     }
