@@ -44,6 +44,9 @@ _NOT_QUICK = {
     "test_pytest_plugin.py": "a pytest of its own in each test",
     "test_pytest_plugin_vm.py": "likewise",
     "report/test_browser.py": "a browser",
+    "tools/test_soak.py": "processes that have to settle",
+    "tools/test_mutate.py": "a pytest that is forked for each mutant",
+    "binding/test_deaths.py": "nineteen machines, killed after each change",
     "memory/test_fence.py": "seconds of races; those of the wake-ups are there",
     "host/test_pages.py::test_what_maps_memory_has_the_same_tests_with_a_larger_page": "nine files once more",
 }
