@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import pytests
 from uvirtio import scripted
 from uvirtio.evidence import files
 
@@ -22,14 +23,11 @@ def run(folder: Path, test: str, *arguments: str, **environment: str) -> subproc
     """Run one test file with the plugin and no other, in a folder of its own."""
     (folder / "test_it.py").write_text(BEGIN + test)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-ra", "-p", "uvirtio.pytest_plugin", "-p", "no:cacheprovider",
-         "--strict-markers", "-c", os.devnull, "--rootdir", ".", "--basetemp", "tmp", *arguments],
-        cwd=folder,
-        env={**kept, "PYTHONPATH": str(CHECKOUT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
+    return pytests.run(
+        ["-q", "-ra", "-p", "uvirtio.pytest_plugin", "-p", "no:cacheprovider", "--strict-markers",
+         "-c", os.devnull, "--rootdir", ".", "--basetemp", "tmp", *arguments],
+        folder,
+        {**kept, "PYTHONPATH": str(CHECKOUT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **environment},
     )  # fmt: skip
 
 
