@@ -144,7 +144,7 @@ def test_recorded(virtio_device, tmp_path):
 
 
 XDIST = """
-import pathlib
+import pathlib, time
 
 @pytest.mark.parametrize("number", range(6))
 def test_rng(virtio_device, number, worker_id):
@@ -152,7 +152,7 @@ def test_rng(virtio_device, number, worker_id):
         data = rng.read(8)
         pathlib.Path(f"ran-{number}").write_text(worker_id)
         while len(list(pathlib.Path().glob("ran-*"))) < 2:
-            pass  # the other worker is at it: both have a device at the same time
+            time.sleep(0.01)  # the other worker is at it: both have a device at the same time
         assert number % 3 or len(data) == 9
 
 def test_obedience(scripted_device, virtio_device):
