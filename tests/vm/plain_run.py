@@ -1,10 +1,11 @@
 """What a plain run of tools/test leaves out in the lab VM, for the sake of its time; ``tools/test --all`` has it.
 
-On an emulated CPU each of these tests takes a second or more. Linux 6.12 is asked for all but what takes longest and
-is shown by a shorter test, too. Linux 6.1 is asked for one of each kind: what differs between the kernels is what they
-offer: VFIO's containers, groups, resets and interrupts; binding, uevents, huge pages, pagemap, /dev/mem. What a driver
-makes of its device's queues is the same code by the same calls on both, and floor 2 has it on every machine of
-QEMU's. tools/test with a PATH, --kernel or --machine runs everything on both, as --all does.
+On an emulated CPU each of these tests takes a second or more. Linux 6.12 is asked for all but what takes
+longest and is shown by a shorter test, too. Linux 6.1 is asked for one of each kind: what differs between the
+kernels is what they offer: VFIO's containers, groups, resets and interrupts; binding, uevents, huge pages,
+pagemap, /dev/mem. What a driver makes of its device's queues is the same code by the same calls on both, and
+floor 2 has it on every machine of QEMU's. tools/test with a PATH, --kernel or --machine runs everything on
+both, as --all does.
 
 machines.toml says which machines the older kernel does not boot at all (more_kernels).
 """
@@ -92,7 +93,7 @@ OLDER: dict[str, tuple[str, ...]] = {
     "test_faults": (r"test_pinned_pages_are_neither",),  # khugepaged and swap
     "test_input_bridge": (r"test_a_clone_is_read_like_the_kernels_own_keyboard",),
 }
-"""Of these files the older kernel runs only these tests, by what their names begin with; the others it runs whole."""
+"""Of these files the older kernel runs only these tests, by what their names begin with; all of the others."""
 
 LEFT_OUT: dict[str, tuple[str, ...]] = {
     # One cycle of binding and giving back, and what sysfs says then, is in tests of their own.
