@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -32,20 +32,17 @@ def make_app(tree: deferred.Typer, *, options: bool = True) -> typer.Typer:
     return app
 
 
-def make_summary(verbs: Iterable[str]) -> typer.Typer:
+def make_summary(texts: Mapping[str, str]) -> typer.Typer:
     """The application for a command line without a known verb, such as ``uvirtio --help``.
 
-    Its verbs have names and first sentences, from the table of shell completion, and cannot be run. Making their
-    options, too, takes longer than all the rest.
+    Its verbs have names and first sentences, and cannot be run. Making their options, too, takes longer than all
+    the rest.
 
     Args:
-        verbs: Their names, and those of groups.
+        texts: The first sentence of the help of each verb, and of each group.
     """
-    from uvirtio.cli.completion import table
-
     app = _bare_app(options=True)
-    for verb in verbs:
-        text = table.GROUPS[verb] if verb in table.GROUPS else table.VERBS[verb][0]
+    for verb, text in texts.items():
         app.command(verb, help=f"{text}.")(_no_verb)
     return app
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from functools import cache
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uvirtio.cli import command, deferred, parser, plain
+from uvirtio.cli import command, deferred, main, parser, plain
 from uvirtio.cli.app import _find, make_tree
 from uvirtio.cli.command import Invocation
 from uvirtio.errors import UsageError
@@ -137,18 +138,39 @@ def test_whatever_is_read_is_read_as_typer_reads_it(data: st.DataObject) -> None
         assert typed(found) == typed(typers(line, pytest.MonkeyPatch())), line
 
 
-@pytest.mark.parametrize("words", [["list"], ["list", "--json"], ["explain", "UV-USAGE"]], ids=" ".join)
-def test_a_plain_line_does_not_import_typer(words: list[str], tmp_path: Path) -> None:
+def test_the_help_of_a_narrow_terminal_is_typers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    shown = []
+    for columns in ("", "80", "60"):
+        if columns:
+            monkeypatch.setenv("COLUMNS", columns)
+        assert main(["--help"]) == 0
+        shown.append(capsys.readouterr().out)
+    kept, typers, narrow = shown
+    assert kept == typers != narrow
+    assert max(map(len, narrow.splitlines())) < 60
+
+
+@pytest.mark.parametrize("line", ["list", "list --json", "explain UV-USAGE", "--help"])
+def test_a_plain_line_does_not_import_typer(line: str, tmp_path: Path) -> None:
     (tmp_path / "sys").mkdir()
+    words = [*line.split(), *(["--root", str(tmp_path)] if line != "--help" else [])]
+    # dataclasses and inspect take as long as the rest of list's own imports: records are named tuples on its way.
+    heavy = {"typer", "rich", "pydantic"} | ({"dataclasses", "inspect"} if "list" in words else set())
     script = (
         "import sys; from uvirtio.cli import main; code = main(sys.argv[1:]); "
-        "print(code, *{one.partition('.')[0] for one in sys.modules} & {'typer', 'rich', 'pydantic'})"
+        "print(code, *{one.partition('.')[0] for one in sys.modules})"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script, *words, "--root", str(tmp_path)],
+        [sys.executable, "-c", script, *words],
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
+        env={name: value for name, value in os.environ.items() if name != "COLUMNS"},
     )
-    assert done.stdout.splitlines()[-1] == "0"
+    code, *loaded = done.stdout.splitlines()[-1].split()
+    assert code == "0"
+    assert not heavy & set(loaded)
