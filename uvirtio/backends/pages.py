@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, Self, TypeVar
@@ -86,6 +87,16 @@ class PagedBlock:
         """
         self._check_open()
         return self._pagemap.pfns(self._memory.vaddr, self.size)
+
+    def packed_pfns(self) -> array[int]:
+        """Return the same packed, 4 bytes each where all have 32 bits; see ``PackedFrames``.
+
+        Raises:
+            PagemapHidden: This process may not read them.
+            Closed: After ``close()``.
+        """
+        self._check_open()
+        return self._pagemap.frames(self._memory.vaddr, self.size)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -272,8 +283,16 @@ class GuestBlock(LinearBlock):
 
     def pfns(self) -> list[int]:
         """Return the guest-physical frame numbers; they never change."""
+        return list(self._frames())
+
+    def packed_pfns(self) -> array[int]:
+        """Return the same packed; see ``PackedFrames``."""
+        frames = self._frames()
+        return array("I" if frames.stop <= 1 << 32 else "Q", frames)
+
+    def _frames(self) -> range:
         first = self.address >> PFN_SHIFT
-        return list(range(first, first + (-(-self.size >> PFN_SHIFT))))
+        return range(first, first + (-(-self.size >> PFN_SHIFT)))
 
     def close(self) -> None:
         """Release the view of the mapping; idempotent."""

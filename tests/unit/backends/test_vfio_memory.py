@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import mmap
 from array import array
+from contextlib import closing
 
 import pytest
 from hypothesis import given
@@ -294,6 +295,24 @@ def test_pagemap_gives_the_frames_of_these_pages(pagemap):
     assert map_.pfns(PAGE, 2 * PAGE) == both
     map_.close()
     map_.close()
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [PRESENT | 7, PRESENT | 5],
+        [PRESENT | 1 << 55 | 0xFFFF_FFFF // PER_PAGE, PRESENT | 1 << 61 | 1],
+        [PRESENT | 1 << 32, PRESENT | 1 << 32 | 1],
+        [PRESENT | 1 << 32, PRESENT | 1],
+    ],
+    ids=["alike", "flags-differ", "long", "short-and-long"],
+)
+def test_packed_frames_are_of_four_bytes_where_that_is_enough(pagemap, entries):
+    with closing(pagemap(*entries)) as map_:
+        found = map_.frames(0, 2 * PAGE)
+        frames = [(entry & (1 << 55) - 1) * PER_PAGE + part for entry in entries for part in range(PER_PAGE)]
+        assert found.tolist() == map_.pfns(0, 2 * PAGE) == frames
+        assert found.itemsize == (4 if max(frames) < 1 << 32 else 8)
 
 
 @pytest.mark.parametrize("entry", [PRESENT, 0, 0x123, 1 << 62 | 0x123])
