@@ -216,8 +216,7 @@ class Facts:
     @cached_property
     def journal_unread(self) -> list[Path]:
         """What of the journal cannot be read, or holds no entry: a record of any device may be in it."""
-        hidden = journal.hidden(self.roots)
-        return [*([] if hidden is None else [hidden]), *journal.damaged(self.roots)]
+        return [*journal.hidden(self.roots), *journal.damaged(self.roots)]
 
     def live(self, key: str) -> tuple[Entry, DeviceEntry] | None:
         """The oldest entry of this boot with a record of the device that has not ended; None: there is none.

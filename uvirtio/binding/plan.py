@@ -372,7 +372,7 @@ def _way_back(found: DiscoveredDevice, target: str | None, roots: Roots, facts: 
             )
         driver = device.driver
     elif found.driver is not None and found.driver == target:
-        if journal.hidden(roots) is not None:
+        if journal.hidden(roots):
             detail = f"{found.driver} has it already; what it had before is in a journal that cannot be read here"
             return Check("way-back", "warn", detail, "as root: uvirtio journal")
         return Check(
