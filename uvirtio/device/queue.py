@@ -5,8 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from uvirtio.errors import Misuse
 from uvirtio.interfaces.memory import Doorbell
@@ -21,11 +20,10 @@ QUEUE_SIZE_MAX = 256
 """Entries. Enough for every driver here; each ring area fits one page, as guest-physical memory requires."""
 
 
-@dataclass(frozen=True, slots=True)
-class QueueSpec:
+class QueueSpec(NamedTuple):
     """A queue that a driver wants."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
     """Its index (chapter 5)."""
     name: str
     """Its name, for errors and reports."""

@@ -312,6 +312,15 @@ def test_a_value_that_goes_missing_stays_as_it_was(at_once: None):
     rig.leave()
 
 
+def test_a_quick_collector_answers_at_once(at_once: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(StatsQueue, "_PATIENCE", 30.0)
+    rig = Rig(Balloon(features=STATS), stats=Source())
+    rig.model.ask_for_stats()
+    rig.driver.serve()
+    assert len(rig.model.stats) == 2, "in the same turn of the wait loop"
+    rig.leave()
+
+
 def test_a_slow_collector_holds_up_nothing(at_once: None):
     source = Source()
     rig = Rig(Balloon(features=STATS), stats=source)
@@ -334,6 +343,18 @@ def test_a_collector_that_hangs_at_the_start_is_an_error_in_time():
     with identify(scripted, timeout=0.05) as device, pytest.raises(OperationFailed, match="statistics"):
         Driver(device, stats=source)
     source.gate.set()
+    scripted.assert_left()
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), OperationFailed("gone", seen="x", expected="y")])
+def test_a_collector_that_fails_at_the_start_is_that_error(error: Exception):
+    def broken() -> dict[int, int]:
+        raise error
+
+    scripted = ScriptedDevice(Balloon(features=STATS))
+    with identify(scripted, 30) as device, pytest.raises(OperationFailed, match=r"gone|collected") as caught:
+        Driver(device, stats=broken)
+    assert caught.value is error or "OSError: gone" in str(caught.value.seen)
     scripted.assert_left()
 
 
@@ -925,6 +946,7 @@ class Squeeze:
 
     def __init__(self) -> None:
         self.times = 0
+        self.closed = False
 
     def rose(self) -> bool:
         if self.times:
@@ -933,7 +955,7 @@ class Squeeze:
         return False
 
     def close(self) -> None:
-        pass
+        self.closed = True
 
 
 @pytest.mark.fault(59)
@@ -951,6 +973,8 @@ def test_under_pressure_pages_come_back_although_the_host_wants_them(machine: Ma
     squeeze.times = 100
     getattr(rig.driver, call)(timeout=0.05)
     assert rig.driver.held == 0
+    rig.driver.close()
+    assert squeeze.closed
     rig.leave()
 
 
