@@ -21,14 +21,6 @@ from mutants import books, guards, runner  # noqa: E402
 from mutants.guards import PARTS, ROOT, Mutant  # noqa: E402
 from mutants.runner import NOTICED, Verdict  # noqa: E402
 
-TESTS = {
-    "virtqueue": ("virtqueue",),
-    "transports": ("transports",),
-    "drivers": ("drivers",),
-    "binding": ("binding",),
-    "host": ("host", "binding"),
-}
-"""The folders of tests/unit that are to notice a mutant, by its part."""
 _WORKERS = 2
 _WANTED = 0.95
 
@@ -141,9 +133,7 @@ def judged(drawn: Sequence[Mutant], by: Mapping[Mutant, str]) -> Iterator[Verdic
             yield verdict
     rest = [one for one in drawn if one not in done]
     parts = sorted(([one for one in rest if one.part == part] for part in PARTS), key=len, reverse=True)
-    yield from _worked(
-        [Task(part, [f"tests/unit/{name}" for name in TESTS[part[0].part]], None) for part in parts if part]
-    )
+    yield from _worked([Task(part, [f"tests/unit/{part[0].part}"], None) for part in parts if part])
 
 
 def _worked(tasks: Sequence[Task]) -> Iterator[Verdict]:
