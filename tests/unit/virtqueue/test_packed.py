@@ -216,6 +216,18 @@ def test_a_place_beyond_the_ring_costs_a_kick(wrap: int, beyond: int):
     assert _one(rig)[1]
 
 
+def test_what_a_device_has_taken_is_known_by_the_place_that_it_names_alone():
+    rig = packed(event_idx=True)
+    rig.out(1, 2)
+    for flags in (ring.PACKED_EVENT_ENABLE, ring.PACKED_EVENT_DISABLE):
+        rig.device.write_event(rig.device.off_wrap(2), flags)
+        assert rig.queue.taken() is None
+    for place, taken in ((2, True), (1, False)):
+        rig.device.write_event(rig.device.off_wrap(place), ring.PACKED_EVENT_DESC)
+        assert rig.queue.taken() is taken
+    assert packed(event_idx=False).queue.taken() is None
+
+
 @pytest.mark.spec("PKD-21")
 @every_kind
 def test_interrupts_go_off_and_on(kind: dict[str, Any]):
