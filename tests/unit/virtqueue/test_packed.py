@@ -135,8 +135,9 @@ def test_a_full_fence_parts_the_flags_from_the_devices_wish(kind: dict[str, Any]
 
 
 @pytest.mark.spec("PKD-24")
-def test_the_flags_are_read_before_id_and_length_and_nothing_else_is_read():
-    rig = packed(indirect=True)
+@pytest.mark.parametrize("in_order", [False, True])
+def test_the_flags_are_read_before_id_and_length_and_nothing_else_is_read(in_order: bool):
+    rig = packed(indirect=True, in_order=in_order)
     rig.queue.add([(A, 1)], [(A, 1)], "c")
     rig.queue.publish()
     rig.device.push(rig.device.pop_all()[0], 1)
