@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -69,7 +68,7 @@ def test_rules_survive_a_machine_without_anything(tmp_path: Path, fake: FakeSys)
     device = discover.find(AT, fake.roots)
     empty = Roots.under(tmp_path / "nothing")
     for kind in ("blk", "net", "mem", "balloon", "console", "9p", "fs", "gpu", "input", "crypto", "rng", "vsock"):
-        check(dataclasses.replace(device, type=kind, kernel_driver="x", path=tmp_path / "none"), empty)
+        check(device._replace(type=kind, kernel_driver="x", path=tmp_path / "none"), empty)
 
 
 # --- mounted -----------------------------------------------------------------------------------------------
