@@ -86,14 +86,14 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         else:
             slot = self._slot(queue, timeout)
             requestq = slot.requestq
-        if requestq.silent and not quiet:
+        if self._silent and not quiet:
             self._listen()
         live = requestq.queue
         try:
             slot.prepare(kind, sector, data, room)
             slot.request = request = Request(self, kind, sector, sectors, live.index)
             try:
-                live.add(*slot.chain, slot)
+                live.ring.add(*slot.chain, slot)
             except QueueFull:
                 self._add(requestq, *slot.chain, slot, timeout)
         except BaseException:
@@ -140,14 +140,14 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         free = self._free
         if len(free) == 1 and len(free[0].free) == free[0].depth:
             return self._alone(free[0], kind, sector, sectors, data, room, timeout)
-        alone = not self.in_flight
+        alone = len(free) > 1 and not self.in_flight
 
         def ready() -> bool:
-            self.collect()
+            self._gather()
             return request.done
 
         try:
-            if alone and not self._skipping:
+            if alone and not self._silent and not self._skipping:
                 self._silence()
             request = self.submit(kind, sector, sectors, data, room, None, True, timeout, quiet=alone)
             if len(free) > 1:
@@ -173,14 +173,14 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         request.type, request.sector, request.sectors = kind, sector, sectors
         request.done, request.error, request._data = False, None, b""
         try:
-            if not (requestq.silent or self._skipping):
+            if not (self._silent or self._skipping):
                 self._silence()
             slot = None
             try:
                 slot = requestq.free.pop()
                 slot.prepare(kind, sector, data, room)
                 slot.request = request
-                live.add(*slot.chain, slot)
+                live.ring.add(*slot.chain, slot)
             except BaseException:
                 if slot is not None:
                     requestq.free.append(slot)
@@ -214,7 +214,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         self.kick()
 
         def ready() -> bool:
-            self.collect()
+            self._gather()
             return any(requestq.free for requestq in requestqs)
 
         self._await(ready, timeout, "one of the requests that are out")
