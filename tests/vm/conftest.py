@@ -13,7 +13,7 @@ import pytest
 from tests.cells import cells_are_noted  # noqa: F401  # a fixture, found by its name here
 from tests.conftest import in_lab
 from tests.left_open import closed_at_the_end
-from tests.vm import older_kernel
+from tests.vm import plain_run
 from tests.vm.commands import commands
 from tests.vm.qmp_witness import Witness
 from uvirtio.device import Device
@@ -35,8 +35,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=gone)
         items[:] = [item for item in items if item not in gone]
     for item in items:
-        if older_kernel.leaves_out(item):
-            item.add_marker(pytest.mark.skip(reason=older_kernel.REASON))
+        if reason := plain_run.left_out(item):
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def _devices_of_other_machines() -> set[str]:

@@ -196,10 +196,10 @@ def _load() -> None:
     from uvirtio import device, opening  # noqa: F401
     from uvirtio.backends import vfio_pci  # noqa: F401
     from uvirtio.binding import bind, discover, journal, plan, restore, rules  # noqa: F401
-    from uvirtio.cli import app
+    from uvirtio.cli import app, parser
     from uvirtio.drivers import balloon, input, mem, rng  # noqa: F401
 
-    app.make_app()
+    parser.make_app(app.make_tree())
     with contextlib.suppress(ImportError):  # what typer 0.29 converts numbers and choices with, and imports late
         import_module("pydantic").TypeAdapter(int)
 

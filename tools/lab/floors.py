@@ -22,8 +22,8 @@ from lab.machines import Machine
 from lab.qemus import Qemu
 from lab.vm import TIMED_OUT, Config, Vm
 
-LEFT = "left to the newer kernel"
-"""How the reason of a skipped test begins that only tools/test --all runs there (tests/vm/older_kernel.py)."""
+LEFT = "left to tools/test --all"
+"""How the reason of a skipped test begins that only tools/test --all runs there (tests/vm/plain_run.py)."""
 _NO_TESTS = 5  # pytest's exit code for "nothing was collected"
 _ENDS = {
     4: "pytest refused its arguments, and says above why: a test that is not there?",

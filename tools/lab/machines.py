@@ -40,7 +40,7 @@ class Machine:
     append: str = ""
     timeout: float = 1200.0
     whole: bool = False
-    """With every test on the older kernel, too; see tests/vm/older_kernel.py."""
+    """With every test, on the older kernel, too; see tests/vm/plain_run.py."""
     modules: tuple[str, ...] = ()
     """Sets of modules that the kernel does not come with; see modules.py."""
     qemu_version: str = ""

@@ -241,9 +241,10 @@ def restore(
         Refused: Another program has bound a device since, or it was not bound by uvirtio.
         BadAddress: An address has no known form.
         NoSuchDevice, NotVirtio: There is no such device, and the journal has none.
-        PermissionLack: This user may not write to sysfs.
-        EnvironmentLack: The journal or a lock cannot be written.
-        OperationFailed: A write to sysfs failed or had no effect.
+        PermissionLack: This user may not write to sysfs, or not read the journal.
+        EnvironmentLack: The journal or a lock cannot be written, or a part of the journal cannot be read.
+        OperationFailed: A write to sysfs failed or had no effect; with ``all``: a file of the journal holds no
+            entry.
         Blocked: A write did not return in time.
     """
     from uvirtio.binding import restore as restoring

@@ -447,10 +447,7 @@ def _devices(roots: Roots) -> Iterator[Check]:
 
 
 def _journal(roots: Roots) -> Iterator[Check]:
-    """What is left in the journal; first what restore cannot put back by itself."""
-    if (hidden := journal.hidden(roots)) is not None:
-        yield Check("journal", "skip", f"{hidden} cannot be read: run as root to know what is bound")
-        return
+    """What is left in the journal; first what restore cannot put back by itself, and what it cannot see."""
     now: dict[str, list[str]] = {}
     for entry in journal.entries(roots):
         for device in entry.devices:
@@ -459,19 +456,22 @@ def _journal(roots: Roots) -> Iterator[Check]:
                 found = "unfinished"
             now.setdefault(found, []).append(device.address)
     others = [*now.get("claimed", []), *now.get("taken", [])]
-    damaged = journal.damaged(roots)
+    told: list[tuple[str, str]] = []
+    """What is wrong, with what to do about it."""
     if others:
-        yield Check(
-            "journal",
-            "warn",
-            f"another program has claimed or bound since: {', '.join(others)}",
-            f"uvirtio restore {others[0]} says what to do",
-        )
-    elif "unfinished" in now:
-        names = ", ".join(now["unfinished"])
-        yield Check("journal", "warn", f"a bind did not come to its end: {names}", "uvirtio restore --all")
-    elif damaged:
-        yield Check("journal", "warn", f"{len(damaged)} of its files hold no entry", f"as root: rm {damaged[0]}")
+        what = f"another program has claimed or bound since: {', '.join(others)}"
+        told.append((what, f"uvirtio restore {others[0]} says what to do"))
+    if "unfinished" in now:
+        what = f"a bind did not come to its end: {', '.join(now['unfinished'])}"
+        told.append((what, "uvirtio restore --all"))
+    if hidden := journal.hidden(roots):
+        what = f"cannot be read, so what is bound is not known: {', '.join(map(str, hidden))}"
+        told.append((what, "as root: uvirtio doctor"))
+    if damaged := journal.damaged(roots):
+        told.append((f"hold no entry: {', '.join(map(str, damaged))}", "uvirtio restore --all says what to do"))
+    if told:
+        details, remedies_ = zip(*told, strict=True)
+        yield Check("journal", "warn", "; ".join(details), "; ".join(remedies_))
     elif "bound" in now:
         yield Check("journal", "pass", f"bound, to be restored some day: {', '.join(now['bound'])}")
     elif now:

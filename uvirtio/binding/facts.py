@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from uvirtio.binding import journal, ssh, standing
 from uvirtio.binding.discover import DiscoveredDevice, vdpa_above, vdpa_devices
@@ -28,8 +28,7 @@ _SLEEPERS = frozenset({"systemd-sleep", "systemd-shutdow", "pm-suspend", "pm-hib
 _NETWORK_ROOT = re.compile(r"nfs\d?|cifs|smb3|ceph|glusterfs|fuse\.sshfs")
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(NamedTuple):
     """A device node that belongs to a device: subsystem ``block``, name ``vda1``, path ``/dev/vda1``."""
 
     subsystem: str
@@ -298,8 +297,7 @@ class Facts:
     @cached_property
     def journal_unread(self) -> list[Path]:
         """What of the journal cannot be read, or holds no entry: a record of any device may be in it."""
-        hidden = journal.hidden(self.roots)
-        return [*([] if hidden is None else [hidden]), *journal.damaged(self.roots)]
+        return [*journal.hidden(self.roots), *journal.damaged(self.roots)]
 
     def live(self, key: str) -> tuple[Entry, DeviceEntry] | None:
         """The oldest entry of this boot with a record of the device that has not ended; None: there is none.

@@ -12,11 +12,10 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from uvirtio.errors import EnvironmentLack
+from uvirtio.errors import EnvironmentLack, OperationFailed, PermissionLack, UvirtioError
 from uvirtio.host import privilege, sysfs
 from uvirtio.host.proc import boot_id, kernel_release
 from uvirtio.host.process import start_time
@@ -29,8 +28,7 @@ _TIME_MAX = 1 << 37  # seconds, some 4000 years: what a date can be made of
 _ID = re.compile(r"[0-9a-f-]{1,64}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceEntry:
+class DeviceEntry(NamedTuple):
     """One device as it was before bind, and the driver that bind gives it."""
 
     address: str
@@ -62,11 +60,10 @@ class DeviceEntry:
 
     def as_dict(self) -> dict[str, Any]:
         """The record as the journal file and the JSON of ``journal`` have it."""
-        return asdict(self)
+        return self._asdict()
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One run of bind."""
 
     id: str
@@ -78,7 +75,7 @@ class Entry:
     kernel: str
     state: str
     """``binding`` (begun), ``bound`` (done) or ``pending`` (a write of it still waits in the kernel)."""
-    devices: tuple[DeviceEntry, ...] = field(default=())
+    devices: tuple[DeviceEntry, ...] = ()
 
     def device(self, address: str) -> DeviceEntry | None:
         """The record of the device with this ``DiscoveredDevice.key``; None: it is not in this entry."""
@@ -86,13 +83,13 @@ class Entry:
 
     def with_device(self, device: DeviceEntry) -> Entry:
         """A copy of the entry with this device's record replaced."""
-        return replace(
-            self, devices=tuple(device if old.address == device.address else old for old in self.devices)
+        return self._replace(
+            devices=tuple(device if old.address == device.address else old for old in self.devices)
         )
 
     def as_dict(self) -> dict[str, Any]:
         """The entry as the journal file and the JSON of ``journal`` have it."""
-        made = asdict(self)
+        made = self._asdict()
         made["devices"] = [device.as_dict() for device in self.devices]
         return made
 
@@ -193,7 +190,7 @@ def drop(entry: Entry, address: str, roots: Roots) -> None:
     now = _now(entry, roots)
     left = tuple(device for device in now.devices if device.address != address)
     if left:
-        store(replace(now, devices=left), roots)
+        store(now._replace(devices=left), roots)
     else:
         remove(now, roots)
 
@@ -247,17 +244,59 @@ def entries_of(address: str, roots: Roots) -> list[tuple[Entry, DeviceEntry]]:
     return [(entry, device) for entry, device in pairs if device is not None]
 
 
-def hidden(roots: Roots) -> Path | None:
-    """What of the journal this user cannot read: its directory, or an entry; None: nothing."""
+def hidden(roots: Roots) -> list[Path]:
+    """What of the journal this user cannot read: its directory, or entries; empty: nothing."""
     files = _files(roots)
-    if files is None:
-        return directory(roots)
-    return next((path for path in files if sysfs.exists(path) and not os.access(path, os.R_OK)), None)
+    return [directory(roots)] if files is None else [path for path in files if _refusal(path) is not None]
 
 
 def damaged(roots: Roots) -> list[Path]:
     """The files of the journal that this user can read and that hold no entry."""
-    return [path for path in _files(roots) or [] if os.access(path, os.R_OK) and _load(path) is None]
+    return [path for path in _files(roots) or [] if _load(path) is None and _is_open(path)]
+
+
+def unread(roots: Roots) -> UvirtioError | None:
+    """An error that names each part of the journal that says nothing to this user; None: all of it was read.
+
+    EnvironmentLack where this user cannot read a part; OperationFailed where files hold no entry.
+    """
+    unseen, bad = hidden(roots), damaged(roots)
+    if unseen:
+        error = _refusal(unseen[0])
+        kind, do = EnvironmentLack, f"see why it cannot be read: ls -l {unseen[0]}"
+        if error is not None and privilege.refused(error):
+            kind, do = PermissionLack, privilege.remedy("run this as root", path=unseen[0], roots=roots)
+        return kind(
+            "a part of the journal cannot be read, and what it says of bound devices is not known",
+            seen=[str(path) for path in (*unseen, *bad)],
+            expected="a journal that this user can read",
+            remedy=do,
+        )
+    if bad:
+        return OperationFailed(
+            "files of the journal hold no entry, so that the devices in them cannot be given back by it",
+            seen=[str(path) for path in bad],
+            expected=f"entries of the form {SCHEMA}",
+            remedy="`uvirtio list` shows what has a user-space driver, `uvirtio restore DEV` says how to give it "
+            f"back by hand; then, as root: rm {bad[0]}",
+        )
+    return None
+
+
+def _refusal(path: Path) -> OSError | None:
+    """Why a file or directory cannot be opened for reading; None: it can be, or it is not there."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except FileNotFoundError as error:
+        return error if os.path.lexists(path) else None  # a link that leads nowhere is there
+    except OSError as error:
+        return error
+    return None
+
+
+def _is_open(path: Path) -> bool:
+    """Whether a file is there and can be read: one that was removed meanwhile is no damage."""
+    return os.path.lexists(path) and _refusal(path) is None
 
 
 def _files(roots: Roots) -> list[Path] | None:
@@ -321,7 +360,7 @@ def _device(raw: dict[str, Any]) -> DeviceEntry:
     Raises:
         ValueError: A name is none, or would lead out of the directory that it belongs to.
     """
-    known = {f.name for f in fields(DeviceEntry)}
+    known = set(DeviceEntry._fields)
     made = {"driverctl": None} | {key: value for key, value in raw.items() if key in known}
     for key in (*_TEXT, *_TEXT_OR_NONE):
         value = made[key]

@@ -237,9 +237,9 @@ def _member(
             continue
         if finding.rule == "unsafe-dma" and explicit == UIO:
             # Naming this driver is consent; opening it asks for --unsafe-dma.
-            finding = replace(finding, severity="warn")
+            finding = finding._replace(severity="warn")
         if already:
-            finding = replace(finding, severity="warn")  # nothing is taken from any use
+            finding = finding._replace(severity="warn")  # nothing is taken from any use
         findings.append(finding)
     return Member(found, target, tuple(steps(found, target, roots)), tuple(findings), tuple(verdicts.unchecked))
 
@@ -372,7 +372,7 @@ def _way_back(found: DiscoveredDevice, target: str | None, roots: Roots, facts: 
             )
         driver = device.driver
     elif found.driver is not None and found.driver == target:
-        if journal.hidden(roots) is not None:
+        if journal.hidden(roots):
             detail = f"{found.driver} has it already; what it had before is in a journal that cannot be read here"
             return Check("way-back", "warn", detail, "as root: uvirtio journal")
         return Check(

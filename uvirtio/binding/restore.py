@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -99,13 +99,13 @@ def restore(
         Busy: A process still uses it, or another process holds its lock.
         BadAddress: An address has no known form.
         NoSuchDevice, NotVirtio: There is no such device, and the journal has none.
-        EnvironmentLack: The journal or a lock cannot be written.
-        PermissionLack: This user may not write to sysfs.
-        OperationFailed: A write or its check failed (Blocked: it did not return in time), or several
-            devices failed.
+        EnvironmentLack: The journal or a lock cannot be written, or a part of the journal cannot be read.
+        PermissionLack: This user may not write to sysfs, or not read the journal.
+        OperationFailed: A write or its check failed (Blocked: it did not return in time), several devices
+            failed, or a file of the journal holds no entry.
     """
     every = restore_each(roots, names, writer=writer, sleep=sleep, timeout=timeout)
-    failure = failure_of(every)
+    failure = failure_of(every, journal.unread(roots) if names is None else None)
     if failure is not None:
         raise failure
     return [one for one in every if isinstance(one, Restored)]
@@ -157,18 +157,25 @@ def restore_each(
     return every
 
 
-def failure_of(every: Sequence[Restored | Failed]) -> UvirtioError | None:
-    """One error for all devices that could not be restored; None: there are none."""
-    failed = [one for one in every if isinstance(one, Failed)]
-    if not failed:
-        return None
-    if len(failed) == 1:
-        return failed[0].error
+def failure_of(every: Sequence[Restored | Failed], unread: UvirtioError | None = None) -> UvirtioError | None:
+    """One error for all that could not be restored; None: there is nothing.
+
+    Args:
+        every: What became of each device.
+        unread: What of the journal could not be read, where all of it was asked for.
+    """
+    failed = [one.error for one in every if isinstance(one, Failed)]
+    what = f"{len(failed)} device{'s' * (len(failed) != 1)} could not be given back"
+    if unread is not None:
+        failed.append(unread)
+        what += ", and there may be others"
+    if len(failed) < 2:
+        return failed[0] if failed else None
     return OperationFailed(
-        f"{len(failed)} devices could not be given back",
-        seen="; ".join(f"{one.error.message}: {one.error.seen}" for one in failed),
+        what,
+        seen="; ".join(f"{one.message}: {one.seen}" for one in failed),
         expected="all devices as they were",
-        remedy="; ".join(dict.fromkeys(str(one.error.remedy) for one in failed if one.error.remedy is not None)),
+        remedy="; ".join(dict.fromkeys(str(one.remedy) for one in failed if one.remedy is not None)),
     )
 
 
@@ -186,11 +193,12 @@ def forget(roots: Roots, names: Sequence[str]) -> list[tuple[Restored, DeviceEnt
         UsageError: The journal does not have a device; nothing was changed.
         BadAddress: An address has no known form.
         Busy: Another process holds the lock of a device.
-        EnvironmentLack: The journal or a lock cannot be written.
+        EnvironmentLack: The journal or a lock cannot be written, or a part of the journal cannot be read.
     """
     keys = list(dict.fromkeys(_key(name, roots) for name in names))
     for key in keys:
         if not journal.entries_of(key, roots):
+            _check_seen(roots)
             raise UsageError(
                 f"{key} is not in the journal",
                 seen=[device.address for entry in journal.entries(roots) for device in entry.devices]
@@ -244,13 +252,26 @@ def _restore_one(address: str, roots: Roots, ops: SysfsOps) -> Restored:
         return Restored(address, now, action, ("other-use",) if unseen else ())
 
 
+def _check_seen(roots: Roots) -> None:
+    """Check that no entry is hidden from this user, before a device counts as one that is in none.
+
+    Raises:
+        EnvironmentLack: A part of the journal cannot be read.
+    """
+    unread = journal.unread(roots)
+    if isinstance(unread, EnvironmentLack):
+        raise unread
+
+
 def _not_journaled(address: str, roots: Roots) -> Restored:
     found = find(address, roots, aliases=False)
     if not found.for_user_space:
         return Restored(found.address, found.driver, "already")
+    _check_seen(roots)
     raise Refused(
         f"{found.address} was not bound by uvirtio, or not since the last boot",
-        seen=f"bound to {found.driver}, and not in {journal.directory(roots)}",
+        seen=f"bound to {found.driver}, and not in {journal.directory(roots)}"
+        + "".join(f"; {path} holds no entry" for path in journal.damaged(roots)),
         expected="a journal entry that says what it was before",
         remedy=f"once no program uses it, by hand: {by_hand(found, roots)}",
     )
@@ -308,7 +329,7 @@ def give_back(
         if note is not None and device.driver is not None:
             # Whatever is interrupted below, the next restore has to know the override for its own.
             with suppress(EnvironmentLack):  # a full disk keeps no device from its driver
-                note(replace(device, driver_override=wanted, steps=(*device.steps, "restore")))
+                note(device._replace(driver_override=wanted, steps=(*device.steps, "restore")))
         if driver is not None:
             ops.unbind(device.bus, device.name, driver)
         if device.driver is not None:

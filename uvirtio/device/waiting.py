@@ -25,7 +25,6 @@ from uvirtio.interfaces.backend import after_removal
 from uvirtio.interfaces.transport import USED, Transport
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.memory.clock import clock_of
-from uvirtio.virtqueue import Virtqueue
 
 POLL_FIRST, POLL_LAST = 50e-6, 10e-3
 """Seconds between polls of something that causes no interrupt, growing from the first to the last."""
@@ -322,29 +321,25 @@ class WaitLoop:
         if not window or self._transport.interrupt_mode is InterruptMode.POLLING:
             return False
         rings = [queue.ring for queue in self._device.queues.values()]
-        for ring in rings:
-            ring.want_interrupts(False)
-        end = self._clock.monotonic() + window
         try:
+            for ring in rings:
+                ring.want_interrupts(False)
+            end = self._clock.monotonic() + window
             found = ready()
             while not found and self._clock.monotonic() < end:
                 found = ready()
-        except BaseException:
-            with suppress(UvirtioError):  # a ring that is broken now
-                _listen(rings)
+            pending = [ring.want_interrupts(True) for ring in rings]  # all: any() would stop at the first
+        except BaseException:  # of ``ready``, or of a signal handler at any place above
+            for ring in rings:
+                with suppress(UvirtioError):  # a ring that is broken now, which keeps no other silent
+                    ring.want_interrupts(True)
             raise
-        if _listen(rings) and not found:
+        if any(pending) and not found:
             found = ready()  # 2.7.14, 2.8.22: what was used while interrupts were enabled causes no interrupt
         if found:
             self.counters.polled += 1
             self._poll.found()
         return found
-
-
-def _listen(rings: Sequence[Virtqueue]) -> bool:
-    """Enable the interrupts of all queues again; whether something was used before that."""
-    pending = [ring.want_interrupts(True) for ring in rings]  # a list: any() alone would stop at the first
-    return any(pending)
 
 
 def gone(address: str, transport: Transport, seen: str) -> DeviceGone:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 from uvirtio.device import Queue
@@ -193,9 +194,6 @@ class BaseRequestQueues(Generic[Q, R]):
         with self._driver.session(timeout):
             left = None if requests is None else [one for one in requests if not one.done]
             alone = left is None or len(left) == self.in_flight
-            if alone and not self._skipping:
-                self._silence()
-            self.kick()
 
             def ready() -> bool:
                 self.collect()
@@ -205,9 +203,16 @@ class BaseRequestQueues(Generic[Q, R]):
                     left.pop()
                 return not left
 
-            if not ready():
-                many = "requests in flight" if left is None else f"{len(left)} request{'s' * (len(left) != 1)}"
-                self._look_then_wait(ready, timeout, many)
+            try:
+                if alone and not self._skipping:
+                    self._silence()
+                self.kick()
+                if not ready():
+                    many = "requests in flight" if left is None else f"{len(left)} request{'s' * (len(left) != 1)}"
+                    self._look_then_wait(ready, timeout, many)
+            except BaseException:
+                self._leave_wait()
+                raise
 
     def _await(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
         if not ready():
@@ -254,16 +259,25 @@ class BaseRequestQueues(Generic[Q, R]):
         """
         for requestq in self._free if self.looks else ():
             if not requestq.silent:
+                requestq.silent = True  # first: an exception may come between the two
                 requestq.queue.ring.want_interrupts(False)
-                requestq.silent = True
 
     def _listen(self) -> None:
         """Enable interrupts, before a last look and a wait."""
         for requestq in self._free:
             if requestq.silent:
-                requestq.silent = False
                 if requestq.queue.ring.broken is None:
                     requestq.queue.ring.want_interrupts(True)
+                requestq.silent = False
+
+    def _leave_wait(self) -> None:
+        """Enable interrupts after an exception: a wait that it ended while looking leaves requests in flight.
+
+        What is complete by then causes no interrupt any more (2.7.14, 2.8.22), and is reaped here.
+        """
+        with suppress(UvirtioError):  # the exception is what the caller learns
+            self._listen()
+            self.collect()
 
     def collect(self) -> int:
         """Reap complete requests, without waiting.

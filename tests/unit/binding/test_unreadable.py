@@ -11,13 +11,16 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import uvirtio
 from tests.fakes.fakesys import FakeSys
 from uvirtio.binding import discover, journal
+from uvirtio.binding import plan as planning
 from uvirtio.binding.doctor import checks
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.mates import Mates
@@ -25,7 +28,7 @@ from uvirtio.binding.plan import plan
 from uvirtio.binding.rules import check
 from uvirtio.cli import main
 from uvirtio.cli.app import run
-from uvirtio.errors import PermissionLack, UvirtioError
+from uvirtio.errors import EnvironmentLack, PermissionLack, Refused, UvirtioError
 from uvirtio.host import process, sysfs
 
 AT, MATE = "0000:03:00.0", "0000:03:00.1"
@@ -103,6 +106,11 @@ def test_a_member_that_does_not_say_what_it_is_is_one(fake: FakeSys, lost: str) 
     assert Mates(fake.roots).group_members(discover.find(AT, fake.roots)) == []
 
 
+def test_a_function_without_a_group_is_alone(fake: FakeSys) -> None:
+    fake.pci(AT, "rng", group=None)
+    assert Mates(fake.roots).group_members(discover.find(AT, fake.roots)) == []
+
+
 def test_a_group_with_none_but_the_function_is_alone(fake: FakeSys) -> None:
     fake.pci(AT, "rng", group=7)
     assert Mates(fake.roots).group_members(discover.find(AT, fake.roots)) == [] and unchecked(fake) == {}
@@ -162,25 +170,137 @@ def test_driverctls_directory(fake: FakeSys) -> None:
 # --- the journal -------------------------------------------------------------------------------------------
 
 
-def test_a_journal_that_cannot_be_listed(fake: FakeSys, capsys: pytest.CaptureFixture[str]) -> None:
-    fake.pci(AT, "rng", group=7)
+RECORD = journal.DeviceEntry(AT, "pci", AT, "vfio-pci", "virtio-pci", None, type="rng")
+
+
+def test_what_a_device_had_before_may_be_in_a_journal_that_cannot_be_read(fake: FakeSys) -> None:
+    fake.vfio(fake.pci(AT, "rng", group=7, driver=None))
+    found = discover.find(AT, fake.roots)
+
+    def way_back() -> str:
+        return next(one.detail for one in plan(found, fake.roots).checks if one.name == "way-back")
+
+    assert "and not by uvirtio" in way_back()
     hide(journal.directory(fake.roots))
-    assert "journal" in unchecked(fake)["earlier-bind"]
-    assert doctor(fake)["journal"][0] == "skip"
-    assert main(["journal", "--root", str(fake.top)]) == 0
-    out, err = capsys.readouterr()
-    assert out == "nothing is bound by uvirtio, as far as this user may see\n" and "cannot be read" in err
-    assert main(["journal", "--json", "--root", str(fake.top)]) == 0
-    assert json.loads(capsys.readouterr().out)["hidden"] == str(journal.directory(fake.roots))
+    assert "in a journal that cannot be read here" in way_back()
 
 
-def test_an_entry_of_the_journal_that_this_user_may_not_read(
-    fake: FakeSys, monkeypatch: pytest.MonkeyPatch
+def test_a_virtual_functions_remedy_is_that_of_its_rule(fake: FakeSys) -> None:
+    device = fake.pci(AT, "net", group=7)
+    fake.link(device / "physfn", fake.pci(MATE, "net", group=8, driver=None))
+    found = discover.find(AT, fake.roots)
+    assert planning._remedy("vf-pf", found).endswith(f"uvirtio restore {MATE}")
+    assert "this one carries the running system" in planning._remedy("mounted", found)
+
+
+def test_drivers_that_this_user_may_not_change(fake: FakeSys, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.pci(AT, "rng", group=7)
+    found = discover.find(AT, fake.roots)
+    (fake.sys / "bus/pci/drivers_probe").unlink()  # what is not there needs no rights
+    assert not plan(found, fake.roots).problems
+    monkeypatch.setattr(planning, "writable", lambda path: False)
+    made = plan(found, fake.roots)
+    assert [type(one) for one in made.problems] == [PermissionLack]
+    assert [one.verdict for one in made.checks if one.name == "rights"] == ["fail"]
+
+
+def lock_out(fake: FakeSys, monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:
+    """Refuse to open these files, as the kernel refuses an ordinary user what is 0600."""
+    real, refused = os.open, {*map(str, paths)}
+
+    def opened(path: Any, *more: Any, **how: Any) -> int:
+        if os.fspath(path) in refused:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(path))
+        return real(path, *more, **how)
+
+    monkeypatch.setattr(os, "open", opened)
+
+
+def entry_of(fake: FakeSys) -> Path:
+    entry = journal.new([RECORD], fake.roots)
+    journal.store(entry, fake.roots)
+    return journal.directory(fake.roots) / f"{entry.id}.json"
+
+
+def unread_by(fake: FakeSys, how: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Path], str, int]:
+    """Make a part of the journal unreadable; which paths are to be named, with which code, and the exit code."""
+    home = journal.directory(fake.roots)
+    one, two = entry_of(fake), entry_of(fake)
+    if how == "directory":
+        lock_out(fake, monkeypatch, home)
+        monkeypatch.setattr(Path, "iterdir", _refusing(Path.iterdir, lambda path: path == home, ""))
+        return [home], "UV-ENV-PERMISSION", 4
+    if how == "file":
+        lock_out(fake, monkeypatch, one, two)
+        return [one, two], "UV-ENV-PERMISSION", 4
+    for path in (one, two):
+        path.unlink()
+    if how == "link":
+        one.symlink_to(one)
+        two.symlink_to(home / "none")
+        return [one, two], "UV-ENV", 4
+    for path in (one, two):
+        path.write_text('{"schema": "uvirtio-journal/0"}')
+    return [one, two], "UV-OPERATION", 1
+
+
+@pytest.mark.parametrize("good", [False, True], ids=["nothing else", "a good one too"])
+@pytest.mark.parametrize("how", ["directory", "file", "link", "damaged"])
+def test_what_cannot_be_read_of_the_journal_is_named(
+    fake: FakeSys, how: str, good: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = fake.text(journal.directory(fake.roots) / "0-0-0.json", "{}")
-    assert journal.hidden(fake.roots) is None
-    monkeypatch.setattr(journal.os, "access", lambda _path, _mode: False)
-    assert journal.hidden(fake.roots) == path
+    """By each command that would else say that nothing is bound; what can be read is told, or done, too."""
+    other = "0000:04:00.0"
+    seen = good and how != "directory"
+    if good:  # its device is gone: restore ends it
+        journal.store(journal.new([replace(RECORD, address=other, name=other)], fake.roots), fake.roots)
+    paths, code, exit_code = unread_by(fake, how, monkeypatch)
+    root = ["--root", str(fake.top)]
+    assert main(["journal", *root]) == exit_code
+    out, err = capsys.readouterr()
+    assert code in err and all(str(path) in err for path in paths)
+    assert (other in out) == seen and ("as far as" in out) == (not seen)
+    assert main(["journal", "--json", *root]) == exit_code
+    made = json.loads(capsys.readouterr().out)
+    assert made["error"]["code"] == code and len(made["entries"]) == seen
+    assert made["damaged" if how == "damaged" else "hidden"] == sorted(map(str, paths))
+    verdict, detail = doctor(fake)["journal"]
+    assert verdict == "warn" and all(str(path) in detail for path in paths)
+    assert main(["restore", "--all", "--json", *root]) == exit_code
+    made = json.loads(capsys.readouterr().out)
+    assert made["error"]["code"] == code and [one["action"] for one in made["devices"]] == ["gone"] * seen
+    assert main(["restore", "--all", *root]) == exit_code
+    out, err = capsys.readouterr()
+    assert code in err and all(str(path) in err for path in paths)
+    assert out == "nothing to restore, as far as the journal can be read\n"
+    with pytest.raises(UvirtioError) as raised:
+        uvirtio.restore(all=True, roots=fake.roots)
+    assert raised.value.code == code
+
+
+@pytest.mark.parametrize("how", ["directory", "file", "link"])
+def test_a_device_is_not_called_foreign_where_its_entry_may_be_hidden(
+    fake: FakeSys, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.pci(AT, "rng", group=7, driver="vfio-pci")
+    with pytest.raises(Refused, match="was not bound by uvirtio"):
+        uvirtio.restore(AT, roots=fake.roots)
+    _, code, _ = unread_by(fake, how, monkeypatch)
+    assert "journal" in unchecked(fake)["earlier-bind"]
+    for forget in (False, True):
+        with pytest.raises(EnvironmentLack) as raised:
+            uvirtio.restore(AT, forget=forget, roots=fake.roots)
+        assert raised.value.code == code
+
+
+@pytest.mark.parametrize("gone", ["run", "run/uvirtio", "run/uvirtio/journal.d"])
+def test_a_journal_that_is_not_there_has_nothing(fake: FakeSys, gone: str, capsys) -> None:
+    entry_of(fake)
+    (fake.top / gone).rename(fake.top / "elsewhere")
+    assert main(["restore", "--all", "--root", str(fake.top)]) == 0
+    assert main(["journal", "--root", str(fake.top)]) == 0
+    assert capsys.readouterr().out == "nothing to restore\nnothing is bound by uvirtio\n"
+    assert doctor(fake)["journal"] == ("pass", "nothing is left bound")
 
 
 # --- doctor and list ---------------------------------------------------------------------------------------
@@ -290,9 +410,10 @@ def test_a_directory_with_mode_0_is_no_bug(fake: FakeSys, part: str, capsys) -> 
 def test_an_entry_with_mode_0_is_told(fake: FakeSys, capsys: pytest.CaptureFixture[str]) -> None:
     entry = fake.text(journal.directory(fake.roots) / "0-0-0.json", "{}")
     entry.chmod(0)
-    assert journal.hidden(fake.roots) == entry
-    assert main(["journal", "--root", str(fake.top)]) == 0
-    assert f"{entry} cannot be read" in capsys.readouterr().err
+    assert journal.hidden(fake.roots) == [entry]
+    for verb in (["journal"], ["restore", "--all"]):
+        assert main([*verb, "--root", str(fake.top)]) == 4
+        assert str(entry) in capsys.readouterr().err
 
 
 def test_what_may_not_be_seen_is_not_gone(fake: FakeSys, close) -> None:

@@ -15,7 +15,7 @@ import pytest
 TOOLS = next(top for top in Path(__file__).resolve().parents if (top / "pyproject.toml").exists()) / "tools"
 sys.path.insert(0, str(TOOLS))
 
-from lab import LabError, arches, cli_test, conformance, fleet, machines, pythons, selection, setup  # noqa: E402
+from lab import LabError, arches, cli_test, conformance, fleet, machines, pythons, quick, selection, setup  # noqa: E402
 from lab.floors import Outcome, Runner  # noqa: E402
 
 
@@ -71,27 +71,33 @@ def test_the_wake_ups_run_alone_and_in_no_other_step(monkeypatch, noted):
     ]
 
 
-def test_quick_is_lint_the_units_in_halves_and_each_qemu_test_once(noted, capsys):
+def test_quick_is_lint_and_the_floors_without_what_takes_long(noted, capsys):
     assert cli_test.main(["--quick"]) == 0
-    ran = {words[0]: words[1] for words in noted if isinstance(words, tuple)}
-    assert list(ran)[:4] == ["wake-ups", "unit 1 of 2", "unit 2 of 2", "qemu"]
-    assert {"mypy", "conformance", "faults", "bench, that it runs"} <= set(ran)
-    assert ran["qemu"] == ["--once", str(selection.TESTS / "qemu")]
-    units = [Path(path) for name in list(ran)[:3] for path in ran[name] if not path.startswith("--deselect=")]
-    slow = {selection.TESTS / "unit" / name for name in cli_test._NOT_QUICK}
-    every = set((selection.TESTS / "unit").rglob("test_*.py"))
-    assert {Path(str(path).partition("::")[0]) for path in slow} <= every
-    assert sorted(units) == sorted(every - slow)
+    steps = [words for words in noted if isinstance(words, tuple)]
+    ran = {words[0]: words[1] for words in steps}
+    parts = [f"unit {number} of 4" for number in (1, 2, 3, 4)]
+    assert list(ran)[:7] == ["wake-ups", "qemu", "mypy", *parts]
+    assert {"ruff check", "mypy of tools", "conformance", "faults", "unit, not as root", "fuzz"} <= set(ran)
+    assert not {"docs", "bench, that it runs"} & set(ran)
+    assert all(env == {"UVIRTIO_EXAMPLES": "20"} for name, _, env in steps if name in parts)
+    top = selection.TESTS.parent
     told = capsys.readouterr().out
-    for path in slow:
-        file, _, name = str(path).partition("::")
-        assert not name or (
-            f"def {name}(" in Path(file).read_text() and f"--deselect={path}" in ran["unit 1 of 2"]
-        )
-        assert str(path.relative_to(selection.TESTS.parent)) in told
-    halves = [[path for path in ran[f"unit {number} of 2"] if not path.startswith("--")] for number in (1, 2)]
-    sizes = [sum(Path(path).stat().st_size for path in half) for half in halves]
-    assert 0.9 < sizes[0] / sizes[1] < 1.1
+    for name in quick.LEFT_OUT:
+        path, _, test = name.partition("::")
+        text = (top / path).read_text()
+        assert not test or f"def {test}(" in text, name
+        assert name in told
+        for step in ["qemu"] if name.startswith("tests/qemu/") else parts:
+            assert f"--{'deselect' if test else 'ignore'}={top / name}" in ran[step]
+    assert "--sets=1" in ran["qemu"] and all("--sets=3" in ran[part] for part in parts)
+    assert "the first sets (3 of tests/unit, 1 of tests/qemu), bench, docs" in told
+    files = [[Path(word) for word in ran[part] if not word.startswith("--")] for part in parts]
+    left_out = {top / name for name in quick.LEFT_OUT if name.startswith("tests/unit/")}
+    every = set((selection.TESTS / "unit").rglob("test_*.py"))
+    [race] = (selection.TESTS / "unit").rglob("test_wakeups.py")
+    assert sorted(file for part in files for file in part) == sorted(every - left_out - {race})
+    sizes = [sum(file.stat().st_size for file in part) for part in files]
+    assert max(sizes) < 1.1 * min(sizes)
     for more in ("--vm", "--lint", "--all", __file__):
         with pytest.raises(LabError, match="--quick chooses by itself") as caught:
             cli_test.main(["--quick", more])
@@ -99,24 +105,25 @@ def test_quick_is_lint_the_units_in_halves_and_each_qemu_test_once(noted, capsys
 
 
 @pytest.mark.parametrize("order", ["no:randomly", "randomly"])
-def test_once_is_the_first_of_the_parameters_that_are_left(order, tmp_path):
+def test_sets_are_the_first_of_the_parameters_that_are_left(order, tmp_path):
     (tmp_path / "conftest.py").write_text(
         "def pytest_collection_modifyitems(items):\n"  # as tests/qemu leaves out what this QEMU lacks
         "    items[:] = [item for item in items if '[lacking' not in item.name]\n"
     )
     (tmp_path / "test_it.py").write_text(
         "import pytest\n"
-        "both = pytest.mark.parametrize('x', ['b', 'a'])\n"
+        "both = pytest.mark.parametrize('x', ['b', 'a', 'c'])\n"
         "@both\ndef test_one(x): pass\n"
         "@both\n@pytest.mark.parametrize('y', ['lacking', 'd', 'c'])\ndef test_two(x, y): pass\n"
         "class TestThree:\n    @both\n    def test_one(self, x): pass\n"
         "def test_four(): pass\n"
     )
-    command = Runner(Path(sys.prefix), tmp_path)._pytest(["--once", str(tmp_path)], tmp_path / "x.xml", tmp_path)
+    command = Runner(Path(sys.prefix), tmp_path)._pytest(["--sets=2", str(tmp_path)], tmp_path / "x.xml", tmp_path)
     options = ["-c", f"{TOOLS.parent}/pyproject.toml", "-p", "tests.conftest", "-vv", "-p", order]
     done = subprocess.run([*command, *options], cwd=TOOLS.parent, capture_output=True, text=True, timeout=60)
     assert sorted(re.findall(r"::(\S+) PASSED", done.stdout)) == [
-        *("TestThree::test_one[b]", "test_four", "test_one[b]", "test_two[d-b]")
+        *("TestThree::test_one[a]", "TestThree::test_one[b]", "test_four", "test_one[a]", "test_one[b]"),
+        *("test_two[d-a]", "test_two[d-b]"),
     ], done.stdout
 
 

@@ -9,8 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from uvirtio.cli import deferred as typer
 from uvirtio.cli import output
 from uvirtio.cli.command import Command, LookArgument, seconds, verb
 from uvirtio.errors import OperationFailed, UsageError, UvirtioError
@@ -206,7 +205,7 @@ def restore(
             remedy="`uvirtio journal` shows what is bound",
         )
     from uvirtio.binding import restore as restoring
-    from uvirtio.binding.journal import entries
+    from uvirtio.binding.journal import entries, unread
     from uvirtio.host import sysfs
 
     _check_wait(wait)
@@ -216,17 +215,18 @@ def restore(
     listed = [device for entry in entries(cmd.roots) for device in entry.devices] if wait is not None else []
     with _settling([sysfs.device(one.bus, one.name, cmd.roots) for one in listed], cmd, wait) as udev:
         each = restoring.restore_each(cmd.roots, None if every else list(dict.fromkeys(devs or ())))
-        failure = restoring.failure_of(each)
+        unseen = unread(cmd.roots) if every else None
+        failure = restoring.failure_of(each, unseen)
         if not cmd.json:
             for one in each:
                 if isinstance(one, restoring.Restored):
                     cmd.line(f"{one.address}: {_ACTIONS[one.action]}".replace("DRIVER", one.driver or "no driver"))
                     _say_unchecked(one.address, one.unchecked)
             if not each:
-                cmd.line("nothing to restore")
-            for one in each:
-                if isinstance(one, restoring.Failed):
-                    output.error(one.error, cmd.name, as_json=False)
+                cmd.line("nothing to restore" + (", as far as the journal can be read" if unseen else ""))
+            for error in [*(one.error for one in each if isinstance(one, restoring.Failed)), unseen]:
+                if error is not None:
+                    output.error(error, cmd.name, as_json=False)
         settled = _settled(cmd, udev, wait, [one.as_dict() for one in each], failure)
         return settled if failure is None else failure.exit_code
 
@@ -257,27 +257,27 @@ _ACTIONS = {
 # --- journal ------------------------------------------------------------------------------------------------
 
 
-def journal(cmd: Command) -> None:
+def journal(cmd: Command) -> int:
     """Show what bind has changed and restore would undo."""
-    from uvirtio.binding.journal import damaged, entries, hidden
+    from uvirtio.binding.journal import damaged, entries, hidden, unread
     from uvirtio.binding.standing import standing
 
-    found, unseen, bad = entries(cmd.roots), hidden(cmd.roots), damaged(cmd.roots)
+    found, failure = entries(cmd.roots), unread(cmd.roots)
+    code = 0 if failure is None else failure.exit_code
     if cmd.json:
         documents = [entry.as_dict() for entry in found]
         for entry, document in zip(found, documents, strict=True):
             for device, shown in zip(entry.devices, document["devices"], strict=True):
                 shown["now"] = standing(device, cmd.roots, entry.state)
-        place = None if unseen is None else str(unseen)
-        cmd.document(entries=documents, hidden=place, damaged=[str(path) for path in bad])
-        return
-    if unseen is not None:
-        output.note(f"{unseen} cannot be read: what it says of bound devices is not shown; run this as root")
-    for path in bad:
-        output.note(f"{path} holds no entry of bind")
+        members: dict[str, Any] = {} if failure is None else {"error": failure.as_dict()}
+        unseen, bad = ([str(path) for path in look(cmd.roots)] for look in (hidden, damaged))
+        cmd.document(entries=documents, hidden=unseen, damaged=bad, **members)
+        return code
+    if failure is not None:
+        output.error(failure, cmd.name, as_json=False)
     if not found:
-        cmd.line("nothing is bound by uvirtio" + (", as far as this user may see" if unseen else ""))
-        return
+        cmd.line("nothing is bound by uvirtio" + (", as far as the journal can be read" if failure else ""))
+        return code
     rows: list[tuple[Any, ...]] = [
         (
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(entry.time)),
@@ -292,6 +292,7 @@ def journal(cmd: Command) -> None:
         for device in entry.devices
     ]
     cmd.table(("WHEN", "STATE", "ADDRESS", "TYPE", "FROM", "TO", "NOW"), rows)
+    return code
 
 
 _NOW = {

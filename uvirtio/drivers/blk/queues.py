@@ -136,17 +136,21 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         """
         free = self._free
         alone = not free[0].out if len(free) == 1 else not self.in_flight
-        if alone and not self._skipping:
-            self._silence()
-        request = self.submit(kind, sector, sectors, data, room, None, True, timeout, quiet=alone)
-        if len(free) > 1:
-            self.kick()  # what was submitted to other queues without a kick
 
         def ready() -> bool:
             self.collect()
             return request.done
 
-        self._look_then_wait(ready, timeout, "1 request")
+        try:
+            if alone and not self._skipping:
+                self._silence()
+            request = self.submit(kind, sector, sectors, data, room, None, True, timeout, quiet=alone)
+            if len(free) > 1:
+                self.kick()  # what was submitted to other queues without a kick
+            self._look_then_wait(ready, timeout, "1 request")
+        except BaseException:
+            self._leave_wait()
+            raise
         return request.result()
 
     def _slot(self, index: int | None, timeout: float | None) -> Slot:

@@ -1,4 +1,4 @@
-"""What the older kernel of the lab is asked for: the table, and what it leaves out."""
+"""What a plain run asks the lab VM for: the tables, and what they leave out."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.vm import older_kernel
+from tests.vm import plain_run
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
 
 from lab import cli_test
 from lab.floors import Runner
 
-VM = Path(older_kernel.__file__).parent
+VM = Path(plain_run.__file__).parent
 
 
-@pytest.mark.parametrize("name", older_kernel.RUN)
-def test_every_pattern_is_some_tests(name):
+@pytest.mark.parametrize(("name", "patterns"), [*plain_run.OLDER.items(), *plain_run.LEFT_OUT.items()])
+def test_every_pattern_is_some_tests(name, patterns):
     tests = [one for one in vars(import_module(f"tests.vm.{name}")) if one.startswith("test_")]
-    for pattern in older_kernel.RUN[name]:
-        assert older_kernel.matching(pattern.partition(r"\[")[0], tests), pattern
+    for pattern in patterns:
+        assert plain_run.matching(pattern.partition(r"\[")[0], tests), pattern
 
 
 def test_the_older_kernel_leaves_out_what_the_table_does_not_name(monkeypatch):
-    def left_out(file: str, name: str, release: str, whole: str) -> bool:
+    def left_out(file: str, name: str, release: str, whole: str) -> str:
         monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
         monkeypatch.setenv("UVIRTIO_LAB_WHOLE", whole)
-        return older_kernel.leaves_out(SimpleNamespace(path=VM / f"{file}.py", name=name))
+        return plain_run.left_out(SimpleNamespace(path=VM / f"{file}.py", name=name))
 
     kept, other = "test_rng_completions_come_by_interrupt[rng-intx]", "test_rng_two_reads_differ[rng-intx]"
     assert left_out("test_drivers", other, "6.1.0-50-amd64", "0")
@@ -40,11 +40,14 @@ def test_the_older_kernel_leaves_out_what_the_table_does_not_name(monkeypatch):
     assert not left_out("test_drivers", other, "6.12.1-amd64", "0")
     assert not left_out("test_drivers", kept, "6.1.0-50-amd64", "0")
     assert not left_out("test_vfio_backend", "test_bus_master", "6.1.0-50-amd64", "0"), "it is not in the table"
+    long = "test_twenty_cycles_leave_sysfs_as_it_was"
+    assert left_out("test_commands", long, "6.12.1-amd64", "0") == plain_run.LONG
+    assert not left_out("test_commands", long, "6.12.1-amd64", "1")
 
 
 def test_the_verdict_says_how_many(tmp_path, capsys):
     case = '<testcase name="{}"><skipped message="{}"/></testcase>'
-    cases = case.format("a", older_kernel.REASON) + case.format("b", "no such device") + '<testcase name="c"/>'
+    cases = case.format("a", plain_run.REASON) + case.format("b", "no such device") + '<testcase name="c"/>'
     path = tmp_path / "x.xml"
     path.write_text(f'<testsuite tests="3" skipped="2" failures="0" errors="0">{cases}</testsuite>')
     outcome = Runner(tmp_path, tmp_path)._judge("vm x 6.1", 0, path, time.monotonic())

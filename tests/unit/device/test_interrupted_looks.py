@@ -1,0 +1,238 @@
+"""Python's own Ctrl-C, at any line: a wait that looks at the rings, ended there, has interrupts on again.
+
+An event loop of the caller's waits for the requests that are still in flight, and gets no interrupt otherwise.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType
+from typing import Any
+
+import pytest
+
+from tests.unit.device.test_polling import LONG_US, WORDS, Late, posted, started
+from uvirtio import opening
+from uvirtio.device.waiting import WaitLoop
+from uvirtio.drivers import requests
+from uvirtio.drivers.blk import Blk
+from uvirtio.drivers.blk.queues import RequestQueues
+from uvirtio.drivers.requests import BaseRequestQueues
+from uvirtio.errors import ProtocolError
+from uvirtio.interfaces.values import InterruptMode
+from uvirtio.scripted.blk import Disk
+from uvirtio.scripted.pci import ScriptedDevice
+
+every_word = pytest.mark.parametrize("word", WORDS.values(), ids=WORDS.keys())
+
+
+class CtrlC(BaseException):
+    """What a signal handler of the caller's raises."""
+
+
+def codes(functions: Iterable[Callable[..., Any]]) -> set[CodeType]:
+    """The code of functions, and of those that are defined in them."""
+    found = [function.__code__ for function in functions]
+    for code in found:
+        found += [one for one in code.co_consts if isinstance(one, CodeType)]
+    return set(found)
+
+
+@contextmanager
+def ended_at(line: int, functions: Iterable[Callable[..., Any]]) -> Iterator[Callable[[], bool]]:
+    """Raise CtrlC once, before the n-th line that is run in one of these functions; yields whether that was."""
+    inside, left, before = codes(functions), line, sys.gettrace()
+
+    def trace(frame: FrameType, event: str, _argument: Any) -> Any:
+        nonlocal left
+        if frame.f_code not in inside:
+            return None
+        if event == "line":
+            left -= 1
+            if not left:
+                raise CtrlC
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield lambda: left <= 0
+    finally:
+        sys.settrace(before)
+
+
+def listens(device: Any) -> bool:
+    return all(queue.ring._interrupts for queue in device.queues.values())
+
+
+@every_word
+def test_the_wait_loop_listens_again(word: int) -> None:
+    model = Late()
+    scripted = ScriptedDevice(model, features=word)
+    with started(scripted) as device:
+        for line in itertools.count(1):
+            posted(device)
+            done: list[Any] = []
+            looks = itertools.count()
+
+            def ready(done: list[Any] = done, looks: Iterator[int] = looks) -> bool:
+                if next(looks) == 3:
+                    model.release(interrupt=False)
+                done += device.queues[0].reap()
+                return bool(done)
+
+            with ended_at(line, [WaitLoop._look]) as came:
+                try:
+                    device.wait(ready, timeout=10, what="an answer")
+                except CtrlC:
+                    assert came()
+            assert listens(device), f"after line {line}"
+            if not done:
+                model.release()
+                assert device.wait(ready, timeout=10, what="an answer")
+            if not came():
+                break
+        assert line > 15, "it came at none of the lines"
+    scripted.assert_left()
+
+
+def test_one_broken_ring_keeps_no_other_silent() -> None:
+    """A ``ready`` that breaks the first ring, while all are silent."""
+    from uvirtio.device import QueueSpec
+
+    model = Late()
+    model.queue_sizes = (8, 8)
+    scripted = ScriptedDevice(model)
+    opened = opening.identify(
+        scripted.address, scripted, timeout=2, interrupts=[InterruptMode.SHARED], poll_us=LONG_US
+    )
+    with opened as device:
+        device.start(wanted=0, queues=[QueueSpec(0, "first", size=8), QueueSpec(1, "second", size=8)])
+
+        def ready() -> bool:
+            if not device.queues[0].ring._interrupts:  # type: ignore[attr-defined]
+                device.queues[0].ring.dead = True  # type: ignore[attr-defined]
+                raise CtrlC
+            return False
+
+        with pytest.raises(CtrlC):
+            device.wait(ready, timeout=2, what="an answer")
+        assert device.queues[1].ring._interrupts  # type: ignore[attr-defined]
+        device.queues[0].ring.dead = False  # type: ignore[attr-defined]
+
+
+# --- requests of disks, which scsi shares --------------------------------------------------------------------
+
+
+class LateDisk(Disk):
+    """Keeps requests until ``release``."""
+
+    def __init__(self, **more: Any) -> None:
+        super().__init__(**more)
+        self.kept: list[Any] = []
+
+    def handle(self, queue: int, chain: Any) -> int | None:
+        self.kept.append((queue, chain))
+        return None
+
+    def release(self) -> None:
+        kept, self.kept = self.kept, []
+        for queue, chain in kept:
+            self.device.complete(queue, chain, super().handle(queue, chain) or 0)
+
+
+LOOKING = [BaseRequestQueues._look, BaseRequestQueues._silence, BaseRequestQueues._listen]
+
+
+def interrupted(device: Any, model: Any, queues: Any, begin: Callable[[], Any], functions: Any) -> int:
+    """Begin a wait again and again, and end it at each line in turn; how many lines there are.
+
+    Args:
+        device: The device.
+        model: Which keeps requests.
+        queues: The driver's request queues.
+        begin: Begins a wait, which goes to sleep at last.
+        functions: Whose lines.
+    """
+    sleep = device._waiting._sleep
+
+    def sleeping(*args: Any) -> Any:
+        assert listens(device), "it sleeps without interrupts"
+        model.release()
+        return sleep(*args)
+
+    device._waiting._sleep = sleeping
+    for line in itertools.count(1):
+        queues._skip = queues._skipping = 0
+        with ended_at(line, functions) as came:
+            try:
+                begin()
+            except CtrlC:
+                assert came()
+        if not came():
+            return line
+        if queues.in_flight:
+            assert listens(device), f"after line {line}"
+            taken = device.counters.interrupts_taken
+            model.release()
+            assert device.service() and device.counters.interrupts_taken > taken
+            assert queues.collect() > 0
+        assert not queues.in_flight
+        model.kept.clear()
+    raise AssertionError
+
+
+@pytest.mark.parametrize("calls", ["call", "wait"])
+@pytest.mark.parametrize("without", [(), ("EVENT_IDX",)])
+def test_a_disk_listens_again(calls: str, without: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "POLL", 0.0)
+    monkeypatch.setattr(requests, "_GLANCES", 2)
+    model = LateDisk()
+    scripted = ScriptedDevice(model)
+    mode = [InterruptMode.SHARED]
+    with (
+        opening.identify(scripted.address, scripted, timeout=10, interrupts=mode, without=without) as device,
+        Blk(device) as blk,
+    ):
+
+        def begin() -> None:
+            if calls == "call":
+                blk.read(0, 1)
+            else:
+                blk.submit_read(0, 1)
+                blk.submit_read(1, 1)
+                blk.wait()
+
+        lines = interrupted(device, model, blk._requests, begin, [*LOOKING, RequestQueues.call])
+        assert lines > 20, "it came at none of the lines"
+    scripted.assert_left()
+
+
+def test_what_came_before_is_reaped_and_the_first_error_is_the_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer that is none, beside another request: the error comes out, and the other one has its interrupt."""
+    model = LateDisk()
+    scripted = ScriptedDevice(model)
+    mode = [InterruptMode.SHARED]
+    with opening.identify(scripted.address, scripted, timeout=10, interrupts=mode) as device, Blk(device) as blk:
+        bad, good = blk.submit_read(0, 1), blk.submit_read(1, 1)
+        looks = itertools.count()
+        ring = type(device.queues[0].ring)
+        pending = ring.pending
+
+        def looking(this: Any) -> bool:
+            if next(looks) == 3:
+                model.script.append(77)  # no status (5.2.6)
+                keep = model.kept.pop()
+                model.release()
+                model.kept.append(keep)
+            return pending(this)
+
+        monkeypatch.setattr(ring, "pending", looking)
+        with pytest.raises(ProtocolError):
+            blk.wait()
+        assert bad.done and not good.done and listens(device)
+        model.release()
+        assert device.service() and blk._requests.collect() == 1 and good.result() == bytes(512)
+    scripted.assert_left()
