@@ -203,9 +203,12 @@ class BaseBurst:
         if out is not None and not 0 < out <= self.count:
             raise UsageError("a burst has no more requests in flight than slots", seen=out, expected=self.count)
         if out is not None and out < self.count:
-            yield from self._read_ahead(iter(starts), out)
-            return
-        wanted, session, data = iter(starts), self._session, self._data
+            return self._read_ahead(iter(starts), out)
+        return self._read_all(iter(starts))
+
+    def _read_all(self, wanted: Iterator[int]) -> Iterator[tuple[int, bytes]]:
+        """``read`` with as many in flight as there are slots."""
+        session, data = self._session, self._data
         where = [0] * self.count
         idle, came = self.slots[:], self.slots[:0]
         try:
