@@ -252,7 +252,7 @@ class BaseBurst:
             while True:
                 batch: list[int] = []
                 if more and len(idle) >= many:  # else some are laid; many at a time cost little more than one
-                    batch = list(islice(wanted, min(len(idle), max(TURN, turn, most - ring.in_flight))))
+                    batch = list(islice(wanted, min(len(idle), max(many, most - ring.in_flight))))
                     more = len(batch) > 0
                 with session:
                     if batch:
