@@ -12,6 +12,10 @@ ENVIRONMENT = {"UVIRTIO_EXAMPLES": "20"}
 """So many examples of hypothesis, where a test asks for no number of its own."""
 SETS = {"unit": 3, "qemu": 1}
 """How many sets of its parameters a test is run with, by floor."""
+RACE_SECONDS = "0.5"
+"""For each race of the wake-ups."""
+FUZZ = 50_000
+"""Executions in all; a whole run has a million."""
 FIRST = ("qemu", "mypy")
 """Steps that begin before all others: the longest, or the lanes do not end together."""
 UNIT_PARTS = 4
@@ -68,4 +72,12 @@ def options(floor: str) -> list[str]:
 def told() -> list[str]:
     """What is left out, for people."""
     counts = ", ".join(f"{number} of tests/{floor}" for floor, number in SETS.items())
-    return [*LEFT_OUT, f"the parameters of a test after the first sets ({counts})", "bench", "docs"]
+    return [
+        *LEFT_OUT,
+        f"the parameters of a test after the first sets ({counts})",
+        f"examples of hypothesis after {ENVIRONMENT['UVIRTIO_EXAMPLES']}",
+        f"races after {RACE_SECONDS} s",
+        f"fuzz after {FUZZ:,} executions",
+        "bench",
+        "docs",
+    ]

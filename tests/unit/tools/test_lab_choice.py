@@ -98,7 +98,9 @@ def test_quick_is_lint_and_the_floors_without_what_takes_long(noted, capsys):
         for step in ["qemu"] if name.startswith("tests/qemu/") else parts:
             assert f"--{'deselect' if test else 'ignore'}={top / name}" in ran[step]
     assert "--sets=1" in ran["qemu"] and all("--sets=3" in ran[part] for part in parts)
-    assert "the first sets (3 of tests/unit, 1 of tests/qemu), bench, docs" in told
+    assert "the first sets (3 of tests/unit, 1 of tests/qemu), examples of hypothesis after 20" in told
+    assert "races after 0.5 s, fuzz after 50,000 executions, bench, docs" in told
+    assert ran["fuzz"][-1] == "50000"
     files = {Path(word) for part in parts for word in ran[part] if not word.startswith("--")}
     left_out = {top / name for name in quick.LEFT_OUT if name.startswith("tests/unit/")}
     [race] = (selection.TESTS / "unit").rglob("test_wakeups.py")
