@@ -156,30 +156,32 @@ def _before(
     """Drive virtio devices from user space. DEV is an address: 0000:03:00.0, or qemu:virtio-rng-pci."""
 
 
-def run(argv: list[str]) -> int:
+def run(argv: list[str], *, own_process: bool = False) -> int:
     """Run one command; no exception leaves it.
 
     Args:
         argv: The arguments, which may hold anything.
+        own_process: The process runs nothing but this command.
 
     Returns:
         The exit code.
     """
     output.prepare()
     try:
-        return _run(argv)
+        return _run(argv, own_process)
     finally:
         output.settle()
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], own_process: bool) -> int:
     outer = Command(_command_of(argv), json=_wants_json(argv), verbose="-v" in argv or "--verbose" in argv)
     help_only = not argv
     try:
         words = _verb_first(argv) or ["--help"]
         verb = next((word for word in words if not word.startswith("-")), "")
         app = make_app(verb, options=words[0] != verb) if verb in _VERBS else make_summary()
-        code = app(words, prog_name="uvirtio", standalone_mode=False, obj=Invocation(tuple(words)))
+        invocation = Invocation(tuple(words), own_process=own_process)
+        code = app(words, prog_name="uvirtio", standalone_mode=False, obj=invocation)
     except _ClickException as error:
         return perform(outer, partial(_usage, error))
     except (typer.Abort, KeyboardInterrupt):

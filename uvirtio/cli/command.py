@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ import typer
 
 from uvirtio.cli import conversion, output
 from uvirtio.cli.signals import Guard, Signalled
-from uvirtio.errors import Misuse, UsageError, UvirtioError
+from uvirtio.errors import Misuse, NotSupported, UsageError, UvirtioError
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT, TIMEOUT_MAX, InterruptMode
 
@@ -188,6 +188,8 @@ class Invocation:
     """The words of the command line, the verb first."""
     replay: Replays | None = None
     """What answers in place of the device, for ``uvirtio replay``."""
+    own_process: bool = False
+    """The process runs nothing but this command, which so may give up its rights."""
 
 
 @dataclass
@@ -243,6 +245,29 @@ class Command:
         self.guard.watch(None)
         if opened.broken is not None and opened.broken is not broken:
             raise opened.broken
+
+    def drop_rights(self, device: Device, *, pins: bool = False, keep: Mapping[str, str] | None = None) -> str:
+        """Give up the capabilities that a command which runs for long does not need from here on.
+
+        Args:
+            device: The device, whose driver is started. Files are open, and no thread is started yet.
+            pins: Memory will still be pinned for it; see ``drop_capabilities``.
+            keep: What the command needs for itself: a capability and why.
+
+        Returns:
+            What was given up and kept, in words, which -v prints.
+        """
+        if not self.invocation.own_process:
+            return "the capabilities of the program that runs this command are its own"
+        from uvirtio.device import drop_capabilities  # here: short commands do without it
+
+        try:
+            told = str(drop_capabilities(device, pins=pins, keep=keep))
+        except NotSupported as error:  # a simulated device has threads of its own, and needs no rights
+            told = f"capabilities kept: {error.seen}"
+        if self.verbose:
+            output.trace(told)
+        return told
 
     # Output goes through these methods, so that a signal can end a command whose reader has stopped reading.
 
