@@ -42,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="ID",
         help="only tests that prove this requirement of virtio 1.4 (pytest.mark.spec); may be given again",
     )
-    ours.addoption("--once", action="store_true", help="each test once, with the first of its parameters")
+    ours.addoption("--sets", type=int, metavar="N", help="each test with the first N sets of its parameters alone")
 
 
 @pytest.hookimpl(trylast=True)
@@ -56,11 +56,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if wanted:
         proves = {item: {name for mark in item.iter_markers("spec") for name in mark.args} for item in items}
         _keep(config, items, [item for item in items if wanted & proves[item]])
-    if config.getoption("once"):
-        first: dict[str, pytest.Item] = {}
+    if sets := config.getoption("sets"):
+        of_each: dict[str, list[pytest.Item]] = {}
         for item in sorted(items, key=_place):
-            first.setdefault(item.nodeid.partition("[")[0], item)
-        _keep(config, items, [item for item in items if first[item.nodeid.partition("[")[0]] is item])
+            of_each.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        first = {item for sorted_items in of_each.values() for item in sorted_items[:sets]}
+        _keep(config, items, [item for item in items if item in first])
 
 
 def _place(item: pytest.Item) -> tuple[int, ...]:

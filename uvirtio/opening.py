@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal, Unpack, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, Unpack, cast
 
 from uvirtio.device.log import register_trace
 from uvirtio.device.options import OpenKeywords, OpenOptions
@@ -171,8 +170,7 @@ def _handed_over(found: object) -> Opened:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Family:
+class _Family(NamedTuple):
     """One form of address: the back ends that can open it, and the function that does."""
 
     backends: tuple[str, ...]

@@ -89,7 +89,7 @@ def diagnosis(name: str) -> bool:
 def commands(name: str) -> bool:
     from uvirtio.cli import app
 
-    groups = [group.name for group in app.make_app("").registered_groups]
+    groups = app.make_tree().groups
     return (CHECKOUT / f"uvirtio/cli/verbs/{name}.py").exists() and name in groups and name in app._GROUPS
 
 

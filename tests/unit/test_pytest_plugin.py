@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import forked
 from uvirtio import scripted
 from uvirtio.evidence import files
 
@@ -22,14 +23,11 @@ def run(folder: Path, test: str, *arguments: str, **environment: str) -> subproc
     """Run one test file with the plugin and no other, in a folder of its own."""
     (folder / "test_it.py").write_text(BEGIN + test)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-ra", "-p", "uvirtio.pytest_plugin", "-p", "no:cacheprovider",
-         "--strict-markers", "-c", os.devnull, "--rootdir", ".", "--basetemp", "tmp", *arguments],
-        cwd=folder,
-        env={**kept, "PYTHONPATH": str(CHECKOUT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
+    return forked.pytest(
+        ["-q", "-ra", "-p", "uvirtio.pytest_plugin", "-p", "no:cacheprovider", "--strict-markers",
+         "-c", os.devnull, "--rootdir", ".", "--basetemp", "tmp", *arguments],
+        folder,
+        {**kept, "PYTHONPATH": str(CHECKOUT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **environment},
     )  # fmt: skip
 
 
@@ -146,7 +144,7 @@ def test_recorded(virtio_device, tmp_path):
 
 
 XDIST = """
-import pathlib
+import pathlib, time
 
 @pytest.mark.parametrize("number", range(6))
 def test_rng(virtio_device, number, worker_id):
@@ -154,7 +152,7 @@ def test_rng(virtio_device, number, worker_id):
         data = rng.read(8)
         pathlib.Path(f"ran-{number}").write_text(worker_id)
         while len(list(pathlib.Path().glob("ran-*"))) < 2:
-            pass  # the other worker is at it: both have a device at the same time
+            time.sleep(0.01)  # the other worker is at it: both have a device at the same time
         assert number % 3 or len(data) == 9
 
 def test_obedience(scripted_device, virtio_device):

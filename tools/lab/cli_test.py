@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shutil
 import tempfile
@@ -27,6 +28,7 @@ from lab import (
     process,
     pythons,
     qemus,
+    quick,
     roots,
     selection,
     setup,
@@ -40,17 +42,7 @@ _WAKE_UPS = "test_wakeups.py"
 """Two processes that poll, each on a CPU of its own: beside another lane they hardly ever run at the same time."""
 _UNPRIVILEGED = "@pytest.mark.unprivileged"
 _RACE_SECONDS = "UVIRTIO_RACE_SECONDS"
-_NOT_QUICK = {
-    "test_pytest_plugin.py": "a pytest of its own in each test",
-    "test_pytest_plugin_vm.py": "likewise",
-    "report/test_browser.py": "a browser",
-    "tools/test_soak.py": "processes that have to settle",
-    "tools/test_mutate.py": "a pytest that is forked for each mutant",
-    "binding/test_deaths.py": "nineteen machines, killed after each change",
-    "memory/test_fence.py": "seconds of races; those of the wake-ups are there",
-    "host/test_pages.py::test_what_maps_memory_has_the_same_tests_with_a_larger_page": "nine files once more",
-}
-"""What --quick leaves out of the units, and why it takes long: a sixth of their time, for what changes seldom."""
+_UNIT_PARTS = 2
 _USAGE = 2
 _TOOLS = ("lab", "benches", "fuzzers", "mutants", "soaks")
 """The packages below tools/."""
@@ -91,8 +83,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument(
         "--quick",
         action="store_true",
-        help="under three minutes: lint, most of floor 1, and each test of floor 2 once, with the first of its"
-        " parameters",
+        help="under three minutes: lint, and most tests of floors 1 and 2, each with the first sets of its"
+        " parameters; what is left out is printed",
     )
     top.add_argument("--lint", action="store_true", help="ruff, mypy, the layers, the conformance table, the site")
     top.add_argument("--unit", action="store_true", help="floor 1: no root, no QEMU; tools/fuzz")
@@ -117,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
         help="floor 1 (or --qemu, or PATHs of these) with this interpreter, in an environment of its own: 3.13,"
         " 3.14t (free-threaded), python3.12 or a path",
     )
-    top.add_argument("--jobs", type=int, metavar="N", help="steps at once (default: 2, or 1 on one core)")
+    top.add_argument("--jobs", type=int, metavar="N", help="steps at once (default: 3, of VMs 2; on one core 1)")
     top.add_argument("-k", dest="expression", metavar="EXPR", help="pytest's -k")
     top.add_argument(
         "--spec",
@@ -158,15 +150,18 @@ def main(arguments: list[str]) -> int:
         runner.compile(sorted({str(file) for machine, _ in chosen for file in machine.files}), _wrapper("unit"))
         booted += _vm_floor(runner, chosen, accept_expired=options.accept_expired)
     if "unit" in floors:
-        alone += _wake_ups(runner, floors["unit"], seconds="1" if options.quick else "4")
-        steps += _unit_halves(runner) if options.quick else _unit_floor(runner, floors["unit"])
-        left_out += [f"tests/unit/{name}" for name in _NOT_QUICK if options.quick]
+        alone += _wake_ups(runner, floors["unit"], seconds="0.5" if options.quick else "4")
+        if floors["unit"] == _whole("unit") and not (options.expression or options.spec or options.jobs == 1):
+            steps += _unit_parts(runner, brief=options.quick)
+        else:
+            steps += _unit_floor(runner, floors["unit"], brief=options.quick)
+        left_out += quick.told() if options.quick else []
     if "qemu" in floors:
         expired = options.accept_expired
         steps += _qemu_floor(
-            runner, floors["qemu"], options.qemu_version or "", once=options.quick, accept_expired=expired
+            runner, floors["qemu"], options.qemu_version or "", brief=options.quick, accept_expired=expired
         )
-        if floors["qemu"] == _whole("qemu") and interpreter is None:
+        if floors["qemu"] == _whole("qemu") and interpreter is None and not options.quick:
             steps += _benches(runner)
         if options.all and options.qemu_version is None:
             steps += _own_daemons(runner, floors["qemu"], accept_expired=expired)
@@ -188,38 +183,55 @@ def main(arguments: list[str]) -> int:
         steps += _fuzz(runner, 50_000 if options.quick else 1_000_000)
     if options.all and not (options.kernel or options.paths or options.spec or options.qemu_version):
         steps += _mutate(runner)
-        steps += _fleet(runner, accept_expired=options.accept_expired)
-        steps += _plugin(runner, accept_expired=options.accept_expired)
+        booted = [
+            *_fleet(runner, accept_expired=options.accept_expired),
+            *_plugin(runner, accept_expired=options.accept_expired),
+            *booted,
+        ]
     elif floors.get("vm") == _whole("vm"):
         left_out += ["mutate", "fleet", "plugin"]
-    steps += booted  # many, and the short ones last: so the lanes end together
     if "lint" in floors:
         # The site takes as long as all other linting, and says nothing about code.
         steps += [step for step in _lint(runner) if not (options.quick and step[0] == "docs")]
+    if options.quick:
+        steps.sort(key=lambda step: step[0] not in quick.FIRST)
     print(f"tools/test: set up in {time.monotonic() - begin:.1f} s", flush=True)
-    wide = options.jobs or min(2, os.cpu_count() or 1)
     fuller = "tools/test" if options.quick else "tools/test --all"
-    return _run(alone, steps, wide, begin=begin, reports=reports, left_out=left_out, whole=fuller)
+    phases = [(alone, 1), (steps, _lanes(options.jobs, waits=1)), (booted, _lanes(options.jobs))]
+    return _run(phases, begin=begin, reports=reports, left_out=left_out, whole=fuller)
+
+
+def _lanes(jobs: int | None, waits: int = 0) -> int:
+    """How many steps run at once: as many as there are cores, two at most.
+
+    ``waits``: so many more where these steps wait for a time-out or a device in a good part of their time.
+    """
+    cores = min(2, os.cpu_count() or 1)
+    return jobs or (cores + waits if cores > 1 else 1)
 
 
 def _run(
-    alone: list[tuple[str, Step]],
-    steps: list[tuple[str, Step]],
-    wide: int,
+    phases: list[tuple[list[tuple[str, Step]], int]],
     *,
     begin: float,
     reports: Path,
     left_out: list[str],
     whole: str = "tools/test --all",
 ) -> int:
-    """Run the steps and print what came of them; the exit code."""
+    """Run the phases, each after the other and its steps in so many lanes, and print what came of them.
+
+    Returns:
+        The exit code.
+    """
     done: dict[str, Outcome] = {}
+    outcomes: list[Outcome] = []
     try:
         with process.signals_raise():
-            outcomes = lanes.run(alone, 1, done)  # before any lane is busy
-            outcomes += lanes.run(steps, wide, done)
+            for steps, wide in phases:
+                if steps:
+                    outcomes += lanes.run(steps, wide, done)
     except process.Interrupted as interrupt:
-        unfinished = [name for name, _ in (*alone, *steps) if name not in done]
+        unfinished = [name for steps, _ in phases for name, _ in steps if name not in done]
         _interrupted(list(done.values()), unfinished, time.monotonic() - begin, reports)
         return interrupt.code
     return _verdict(outcomes, time.monotonic() - begin, reports, left_out, whole)
@@ -279,19 +291,21 @@ def _reports_folder() -> Path:
 
 
 def _lint(runner: Runner) -> Iterator[tuple[str, Step]]:
+    """The longest first. What mypy knows of the package, mypy of tools finds in its cache, so not beside it."""
     tools = {
+        "docs": [str(CHECKOUT / "tools/docs")],
+        "mypy": ["mypy"],
         "ruff check": ["ruff", "check", "--no-cache", "."],
         "ruff format": ["ruff", "format", "--check", "--no-cache", "."],
-        "mypy": ["mypy"],
-        "mypy of tools": ["mypy", "--strict", *(f"-p={name}" for name in _TOOLS)],
         "import-linter": ["lint-imports", "--no-cache"],
+        "conformance": [str(CHECKOUT / "tools/conformance")],
+        "faults": [str(CHECKOUT / "tools/faults")],
+        "mypy of tools": [
+            *("env", f"MYPYPATH={CHECKOUT}/tools", "mypy", "--strict"),
+            *(f"-p={name}" for name in _TOOLS),
+        ],
     }
-    tools["conformance"] = [str(CHECKOUT / "tools/conformance")]
-    tools["faults"] = [str(CHECKOUT / "tools/faults")]
-    tools["docs"] = [str(CHECKOUT / "tools/docs")]
     for name, command in tools.items():
-        if name == "mypy of tools":
-            command = ["env", f"MYPYPATH={CHECKOUT}/tools", *command]
         yield name, lambda name=name, command=command: runner.tool(name, command)  # type: ignore[misc]
 
 
@@ -301,8 +315,8 @@ def _fuzz(runner: Runner, executions: int) -> Iterator[tuple[str, Step]]:
 
 
 def _mutate(runner: Runner) -> Iterator[tuple[str, Step]]:
-    """Twelve guards, of the parts whose tests are quick; each has to be noticed."""
-    words = ["--count", "12", "--part", "virtqueue", "--part", "transports", "--wanted", "1"]
+    """The first twelve of the guards whose verdicts are kept; each has to be noticed."""
+    words = ["--count", "12", "--wanted", "1"]
     yield "mutate", lambda: runner.tool("mutate", [str(CHECKOUT / "tools/mutate"), *words])
 
 
@@ -336,40 +350,36 @@ def _wake_ups_files() -> list[Path]:
     return sorted((TESTS / "unit").rglob(_WAKE_UPS))
 
 
-def _unit_floor(runner: Runner, chosen: list[Chosen]) -> Iterator[tuple[str, Step]]:
-    """The unit floor without the wake-ups."""
+def _unit_floor(runner: Runner, chosen: list[Chosen], *, brief: bool = False) -> Iterator[tuple[str, Step]]:
+    """The unit floor without the wake-ups, in one step. ``brief``: what --quick runs of it."""
     alone = _wake_ups_files()
     rest = [one for one in chosen if one.path not in alone]
     if not rest:
         return
-    arguments = [str(one) for one in rest]
+    arguments = [*(quick.options("unit") if brief else []), *map(str, rest)]
     arguments += [f"--ignore={file}" for file in alone if any(one.has(file) for one in rest)]
-    yield "unit", lambda: runner.pytest("unit", arguments, _wrapper("unit"))
+    env = quick.ENVIRONMENT if brief else None
+    yield "unit", lambda: runner.pytest("unit", arguments, _wrapper("unit"), env=env)
 
 
-def _unit_halves(runner: Runner) -> Iterator[tuple[str, Step]]:
-    """The unit floor without the wake-ups and what takes long, in two steps of one length: each lane has work."""
-    halves: list[list[Path]] = [[], []]
-    for file in sorted((TESTS / "unit").rglob("test_*.py"), key=lambda file: file.stat().st_size, reverse=True):
-        if file.name != _WAKE_UPS and str(file.relative_to(TESTS / "unit")) not in _NOT_QUICK:
-            min(halves, key=lambda half: sum(one.stat().st_size for one in half)).append(file)
-    for number, half in enumerate(halves, 1):
-        arguments = [str(file) for file in half]
-        arguments += [f"--deselect={TESTS / 'unit' / name}" for name in _NOT_QUICK if "::" in name]
-        yield (
-            f"unit {number} of 2",
-            lambda number=number, arguments=arguments: runner.pytest(  # type: ignore[misc]
-                f"unit {number} of 2", arguments, _wrapper("unit"), env={"UVIRTIO_EXAMPLES": "20"}
-            ),
-        )
+def _unit_parts(runner: Runner, *, brief: bool = False) -> Iterator[tuple[str, Step]]:
+    """The whole unit floor without the wake-ups, in several steps: each lane takes the next one."""
+    left_out = {TESTS.parent / name for name in quick.LEFT_OUT} if brief else set()
+    every = set((TESTS / "unit").rglob("test_*.py")) - left_out - set(_wake_ups_files())
+    count = quick.UNIT_PARTS if brief else _UNIT_PARTS
+    for number, files in enumerate(selection.dealt(every, count), 1):
+        name = f"unit {number} of {count}"
+        arguments = [*(quick.options("unit") if brief else []), *map(str, files)]
+        env = quick.ENVIRONMENT if brief else None
+        yield name, functools.partial(runner.pytest, name, arguments, _wrapper("unit"), env=env)
 
 
 def _qemu_floor(
-    runner: Runner, chosen: list[Chosen], version: str = "", *, once: bool = False, accept_expired: bool = False
+    runner: Runner, chosen: list[Chosen], version: str = "", *, brief: bool = False, accept_expired: bool = False
 ) -> Iterator[tuple[str, Step]]:
     """The floor on QEMU's device models.
 
-    ``version``: with this QEMU instead of the machine's own. ``once``: each test with the first of its parameters.
+    ``version``: with this QEMU instead of the machine's own. ``brief``: what --quick runs of it.
     """
     name = f"qemu {version}".rstrip()
     try:
@@ -380,7 +390,7 @@ def _qemu_floor(
     except LabError as error:  # as with modules: the mirror has moved on
         yield name, _failing(name, _unless_usage(error))
         return
-    arguments = [*(["--once"] if once else []), *map(str, chosen)]
+    arguments = [*(quick.options("qemu") if brief else []), *map(str, chosen)]
     yield name, lambda: runner.pytest(name, arguments, _wrapper("qemu"), qemu=qemu, programs=back_ends)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from uvirtio.binding import journal, standing
@@ -233,13 +233,13 @@ class _BindRun:
 
     def _state(self, state: str) -> None:
         assert self.entry is not None
-        self._save(replace(self.entry, state=state))
+        self._save(self.entry._replace(state=state))
 
     def _step(self, address: str, step: str, **changes: Any) -> None:
         assert self.entry is not None
         device = self.entry.device(address)
         if device is not None:
-            self._save(self.entry.with_device(replace(device, steps=(*device.steps, step), **changes)))
+            self._save(self.entry.with_device(device._replace(steps=(*device.steps, step), **changes)))
 
     def _one(self, member: Member) -> None:
         found, target = member.found, member.target

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from uvirtio.errors import DeviceGone, PermissionLack
 from uvirtio.host import privilege
@@ -14,8 +14,7 @@ from uvirtio.spec import pci
 from uvirtio.transports.pci_caps import VirtioCapability, copied, pci_cfg_data, walk_capabilities
 
 
-@dataclass(frozen=True, slots=True)
-class ConfigSpace:
+class ConfigSpace(NamedTuple):
     """The first 256 bytes of PCI configuration space, and the virtio capabilities in them."""
 
     data: bytes

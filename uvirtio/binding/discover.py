@@ -8,10 +8,9 @@ resets or stops the device, and the four bytes of configuration space that are a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from uvirtio.binding.config_space import ConfigSpace, config_bytes_at
 from uvirtio.errors import BadAddress, DeviceGone, NoSuchDevice, NotVirtio, PermissionLack, UsageError
@@ -47,8 +46,7 @@ __all__ = [
 Interface = Literal["modern", "transitional", "legacy", "mmio", "vdpa", "none"]
 
 
-@dataclass(frozen=True, slots=True)
-class DiscoveredDevice:
+class DiscoveredDevice(NamedTuple):
     """One device, as sysfs shows it. ``interface`` is ``none`` for a PCI function that is not virtio."""
 
     address: str
@@ -90,7 +88,7 @@ class DiscoveredDevice:
     """The parent of a vDPA device: the address of a PCI function (vp_vdpa), or a name (VDUSE, a sub-function)."""
     above: tuple[str, ...] = ()
     """The names of the devices that a vDPA device stands on, the parent first, a PCI function last."""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     """What could not be determined, and why."""
 
     @property

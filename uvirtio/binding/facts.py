@@ -7,9 +7,9 @@ anything is changed a new one is made. The members ``*_complete`` are False wher
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from uvirtio.binding import journal, ssh, standing
 from uvirtio.binding.discover import DiscoveredDevice
@@ -24,8 +24,7 @@ _SLEEPERS = frozenset({"systemd-sleep", "systemd-shutdow", "pm-suspend", "pm-hib
 """Programs that suspend a machine or shut it down, as /proc/PID/comm names them: 15 characters."""
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
+class Node(NamedTuple):
     """A device node that belongs to a device: subsystem ``block``, name ``vda1``, path ``/dev/vda1``."""
 
     subsystem: str

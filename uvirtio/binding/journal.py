@@ -12,9 +12,8 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from uvirtio.errors import EnvironmentLack, OperationFailed, PermissionLack, UvirtioError
 from uvirtio.host import privilege, sysfs
@@ -29,8 +28,7 @@ _TIME_MAX = 1 << 37  # seconds, some 4000 years: what a date can be made of
 _ID = re.compile(r"[0-9a-f-]{1,64}", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceEntry:
+class DeviceEntry(NamedTuple):
     """One device as it was before bind, and the driver that bind gives it."""
 
     address: str
@@ -62,11 +60,10 @@ class DeviceEntry:
 
     def as_dict(self) -> dict[str, Any]:
         """The record as the journal file and the JSON of ``journal`` have it."""
-        return asdict(self)
+        return self._asdict()
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One run of bind."""
 
     id: str
@@ -78,7 +75,7 @@ class Entry:
     kernel: str
     state: str
     """``binding`` (begun), ``bound`` (done) or ``pending`` (a write of it still waits in the kernel)."""
-    devices: tuple[DeviceEntry, ...] = field(default=())
+    devices: tuple[DeviceEntry, ...] = ()
 
     def device(self, address: str) -> DeviceEntry | None:
         """The record of the device with this ``DiscoveredDevice.key``; None: it is not in this entry."""
@@ -86,13 +83,13 @@ class Entry:
 
     def with_device(self, device: DeviceEntry) -> Entry:
         """A copy of the entry with this device's record replaced."""
-        return replace(
-            self, devices=tuple(device if old.address == device.address else old for old in self.devices)
+        return self._replace(
+            devices=tuple(device if old.address == device.address else old for old in self.devices)
         )
 
     def as_dict(self) -> dict[str, Any]:
         """The entry as the journal file and the JSON of ``journal`` have it."""
-        made = asdict(self)
+        made = self._asdict()
         made["devices"] = [device.as_dict() for device in self.devices]
         return made
 
@@ -193,7 +190,7 @@ def drop(entry: Entry, address: str, roots: Roots) -> None:
     now = _now(entry, roots)
     left = tuple(device for device in now.devices if device.address != address)
     if left:
-        store(replace(now, devices=left), roots)
+        store(now._replace(devices=left), roots)
     else:
         remove(now, roots)
 
@@ -363,7 +360,7 @@ def _device(raw: dict[str, Any]) -> DeviceEntry:
     Raises:
         ValueError: A name is none, or would lead out of the directory that it belongs to.
     """
-    known = {f.name for f in fields(DeviceEntry)}
+    known = set(DeviceEntry._fields)
     made = {"driverctl": None} | {key: value for key, value in raw.items() if key in known}
     for key in (*_TEXT, *_TEXT_OR_NONE):
         value = made[key]

@@ -237,9 +237,9 @@ def _member(
             continue
         if finding.rule == "unsafe-dma" and explicit == UIO:
             # Naming this driver is consent; opening it asks for --unsafe-dma.
-            finding = replace(finding, severity="warn")
+            finding = finding._replace(severity="warn")
         if already:
-            finding = replace(finding, severity="warn")  # nothing is taken from any use
+            finding = finding._replace(severity="warn")  # nothing is taken from any use
         findings.append(finding)
     return Member(found, target, tuple(steps(found, target, roots)), tuple(findings), tuple(verdicts.unchecked))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -329,7 +329,7 @@ def give_back(
         if note is not None and device.driver is not None:
             # Whatever is interrupted below, the next restore has to know the override for its own.
             with suppress(EnvironmentLack):  # a full disk keeps no device from its driver
-                note(replace(device, driver_override=wanted, steps=(*device.steps, "restore")))
+                note(device._replace(driver_override=wanted, steps=(*device.steps, "restore")))
         if driver is not None:
             ops.unbind(device.bus, device.name, driver)
         if device.driver is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from uvirtio.binding import standing
@@ -23,8 +22,7 @@ from uvirtio.host.process import Mount
 from uvirtio.host.roots import Roots
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+class Finding(NamedTuple):
     """What a rule found against a device, and the evidence."""
 
     rule: str
@@ -42,8 +40,7 @@ class Finding:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Unchecked:
+class Unchecked(NamedTuple):
     """A rule that could not see everything, and why."""
 
     rule: str

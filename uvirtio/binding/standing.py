@@ -7,9 +7,8 @@ the device may be gone, or another one in its place: a record of such a device h
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from uvirtio.binding import journal
 from uvirtio.binding.discover import DiscoveredDevice, id_pair
@@ -68,8 +67,7 @@ def _replaced(device: DeviceEntry, directory: Path) -> bool:
 # --- claims -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """What another program has decided about a device since bind."""
 
     override: str | None

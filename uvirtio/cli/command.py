@@ -6,17 +6,14 @@ it raises into the documented output and an exit code. No traceback leaves a com
 
 from __future__ import annotations
 
-import inspect
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-import typer
-
-from uvirtio.cli import conversion, output
+from uvirtio.cli import deferred as typer
+from uvirtio.cli import output
+from uvirtio.cli.deferred import Body, Verb, declared
 from uvirtio.cli.signals import Guard, Signalled
 from uvirtio.errors import Misuse, NotSupported, UsageError, UvirtioError
 from uvirtio.host.roots import Roots
@@ -180,8 +177,7 @@ VALUED = frozenset(
 # --- a command as it was given --------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Invocation:
+class Invocation(NamedTuple):
     """How a command was invoked."""
 
     words: tuple[str, ...] = ()
@@ -192,22 +188,43 @@ class Invocation:
     """The process runs nothing but this command, which so may give up its rights."""
 
 
-@dataclass
 class Command:
     """One command as it was typed: its common options, and its output."""
 
-    name: str
-    json: bool = False
-    verbose: bool = False
-    roots: Roots = field(default_factory=Roots)
-    options: OpenOptions = field(init=False)
+    options: OpenOptions
     """How to open a device; set only for verbs that open one."""
-    guard: Guard = field(default_factory=Guard)
-    invocation: Invocation = field(default_factory=Invocation)
-    failure: UvirtioError | None = None
-    """The error that ended the command."""
-    streaming: bool = False
-    """The output is JSON lines, so that a signal needs no document of its own."""
+
+    def __init__(
+        self,
+        name: str,
+        json: bool = False,
+        verbose: bool = False,
+        *,
+        roots: Roots | None = None,
+        guard: Guard | None = None,
+        invocation: Invocation | None = None,
+        streaming: bool = False,
+    ) -> None:
+        """Make it.
+
+        Args:
+            name: The verb, behind the name of its group.
+            json: Its output is JSON.
+            verbose: It traces register accesses.
+            roots: Where it looks; None: at this machine.
+            guard: Delivers its signals; None: one of its own.
+            invocation: How it was invoked.
+            streaming: The output is JSON lines, so that a signal needs no document of its own.
+        """
+        self.name = name
+        self.json = json
+        self.verbose = verbose
+        self.roots = Roots() if roots is None else roots
+        self.guard = guard or Guard()
+        self.invocation = invocation or Invocation()
+        self.failure: UvirtioError | None = None
+        """The error that ended the command."""
+        self.streaming = streaming
 
     @property
     def timeout(self) -> float:
@@ -392,6 +409,8 @@ def _signalled(cmd: Command, signalled: Signalled) -> int:
 
 def _bug(cmd: Command, unforeseen: Exception) -> int:
     if cmd.verbose:
+        import traceback
+
         for text in traceback.format_exception(unforeseen):
             for one in text.rstrip("\n").split("\n"):
                 output.trace(one)
@@ -407,18 +426,18 @@ def _bug(cmd: Command, unforeseen: Exception) -> int:
 
 
 def _where(unforeseen: Exception) -> str | None:
+    import traceback  # here: its own imports are many
+
     frames = traceback.extract_tb(unforeseen.__traceback__)
     return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
 
 
 # --- commands -----------------------------------------------------------------------------------------------
 
-Body = Callable[..., int | None]
-
 
 def make_group(help: str) -> typer.Typer:
     """A group of verbs, such as ``uvirtio balloon``."""
-    return typer.Typer(help=help, cls=conversion.Group)
+    return typer.Typer(help=help)
 
 
 def verb(
@@ -436,52 +455,48 @@ def verb(
     Returns:
         A decorator that returns the function as it is.
     """
-    command = f"{group} {name}".strip()
 
     def register(body: Body) -> Body:
-        own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
-        common = {**_COMMON, **(_DEVICE if opens else {})}
-        options = [
-            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-            for key, (annotation, default) in common.items()
-        ]
-
-        def run(**given: Any) -> int:
-            asked = {key: given.pop(key) for key in common}
-            invocation = given.pop("context").obj or Invocation()
-            made = Command(
-                command,
-                json=asked["json"],
-                verbose=asked["verbose"],
-                roots=_roots(asked["root"]),
-                streaming=streams,
-                invocation=invocation,
-            )
-
-            def checked() -> int | None:
-                if opens:
-                    made.options = _options(made, asked)
-                try:
-                    return body(made, **given)
-                except UvirtioError as error:
-                    made.failure = error
-                    raise
-
-            code = perform(made, checked)
-            _end_record(made, code)
-            return code
-
-        # typer passes the context to what is annotated so; its obj is what the application was called with.
-        context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-        parameters = [*(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own), *options, context]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer looks at
-        run.__annotations__ = {one.name: one.annotation for one in parameters}
-        run.__doc__ = body.__doc__
-        run.__name__ = body.__name__
-        app.command(name, cls=conversion.Command)(run)
+        common = {key: declared(*one) for key, one in {**_COMMON, **(_DEVICE if opens else {})}.items()}
+        app.verbs[name] = Verb(f"{group} {name}".strip(), body, opens, streams, common)
         return body
 
     return register
+
+
+def run(one: Verb, given: dict[str, Any], invocation: Invocation) -> int:
+    """Run a verb, and report its errors; no exception leaves it.
+
+    Args:
+        one: The verb.
+        given: A value for each of its parameters.
+        invocation: How it was invoked.
+
+    Returns:
+        The exit code.
+    """
+    asked = {key: given.pop(key) for key in one.common}
+    made = Command(
+        one.name,
+        json=asked["json"],
+        verbose=asked["verbose"],
+        roots=_roots(asked["root"]),
+        streaming=one.streams,
+        invocation=invocation,
+    )
+
+    def checked() -> int | None:
+        if one.opens:
+            made.options = _options(made, asked)
+        try:
+            return one.body(made, **given)
+        except UvirtioError as error:
+            made.failure = error
+            raise
+
+    code = perform(made, checked)
+    _end_record(made, code)
+    return code
 
 
 def _end_record(cmd: Command, code: int) -> None:

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
-import typer
-
+from uvirtio.cli import deferred as typer
 from uvirtio.cli.command import Command
 from uvirtio.cli.size import SECTOR
 from uvirtio.errors import BadSize, OperationFailed, UsageError, UvirtioError

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from uvirtio.device.options import RingChoice
 from uvirtio.device.queue import QUEUE_SIZE_MAX, QueueSpec
@@ -50,8 +50,7 @@ def unobserved(_step: str) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-@dataclass(frozen=True, slots=True)
-class Negotiated:
+class Negotiated(NamedTuple):
     """The outcome of the feature negotiation; each field is a mask of feature bits, 128 bits wide."""
 
     offered: int
@@ -182,8 +181,7 @@ def _without(missing: int, transport: Transport, *, packed: bool) -> str:
     return "this driver needs these bits: enable them where the device is configured"
 
 
-@dataclass(frozen=True, slots=True)
-class RingMaker:
+class RingMaker(NamedTuple):
     """Makes the rings of one device in the format, and with the options, that were negotiated."""
 
     address: str

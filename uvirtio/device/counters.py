@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 
-
-@dataclass(slots=True)
 class Counters:
     """Counts since the device was opened. They are live; reading them does not access the device."""
 
-    config_changes: int = 0
-    """Notifications that the configuration changed."""
-    interrupts_taken: int = 0
-    """Interrupts that were taken."""
-    missed_interrupts: int = 0
-    """Times that a wait ended by polling although interrupts were on and none had come."""
-    interrupt_storms: int = 0
-    """Interrupt storms: many spurious interrupts within a tenth of a second."""
-    polled: int = 0
-    """Waits that busy-polling ended before they had to sleep."""
+    __slots__ = ("config_changes", "interrupt_storms", "interrupts_taken", "missed_interrupts", "polled")
+
+    def __init__(self) -> None:
+        """Begin at 0."""
+        self.config_changes = 0
+        """Notifications that the configuration changed."""
+        self.interrupts_taken = 0
+        """Interrupts that were taken."""
+        self.missed_interrupts = 0
+        """Times that a wait ended by polling although interrupts were on and none had come."""
+        self.interrupt_storms = 0
+        """Interrupt storms: many spurious interrupts within a tenth of a second."""
+        self.polled = 0
+        """Waits that busy-polling ended before they had to sleep."""
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the counts by name."""
+        names = ("config_changes", "interrupts_taken", "missed_interrupts", "interrupt_storms", "polled")
+        return {name: getattr(self, name) for name in names}

@@ -5,8 +5,7 @@ The ring's own words tell those cases apart (2.7, 2.8), so that an error does no
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from uvirtio.errors import UvirtioError
 from uvirtio.virtqueue import Virtqueue
@@ -38,11 +37,10 @@ _AGES_MOST = 64
 """Chains whose age is shown, the oldest."""
 
 
-@dataclass(frozen=True, slots=True)
-class QueueEvidence:
+class QueueEvidence(NamedTuple):
     """One queue at one moment."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
     name: str
     format: str
     """``split`` or ``packed``."""
@@ -69,7 +67,7 @@ class QueueEvidence:
     def as_dict(self) -> dict[str, Any]:
         """The fields as a dictionary, for JSON."""
         ages = [{"chain": number, "seconds": round(seconds, 6)} for number, seconds in self.ages]
-        return {**asdict(self), "addresses": list(self.addresses), "ages": ages}
+        return {**self._asdict(), "addresses": list(self.addresses), "ages": ages}
 
     def __str__(self) -> str:
         words = ", ".join(f"{name} {value}" for name, value in self.words.items())

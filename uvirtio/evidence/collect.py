@@ -8,7 +8,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -263,7 +262,7 @@ def of_open(
     _try(made, reasons, "device_config", lambda: _device_config(device, offered or 0))
     _try(made, reasons, "queues", lambda: _queues(device))
     if live:
-        made["books"] = asdict(device.counters) | {
+        made["books"] = device.counters.as_dict() | {
             f"{queue.name} {what}": getattr(queue, what)
             for queue in device.queues.values()
             for what in ("kicks", "completions")
@@ -272,7 +271,7 @@ def of_open(
             _look_again(made, roots)
         made["interrupts"] = {**(made["interrupts"] or {}), "mode": transport.interrupt_mode.value}
     elif device.queues_left:
-        made["books"] = asdict(device.counters) | {
+        made["books"] = device.counters.as_dict() | {
             f"{one.name} {what}": count
             for one in device.queues_left
             for what, count in (("kicks", one.kicks), ("completions", one.published - one.in_flight))

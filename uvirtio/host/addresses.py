@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Final, Literal, NoReturn
+from typing import Final, Literal, NamedTuple, NoReturn
 
 from uvirtio.errors import BadAddress
 from uvirtio.host.pattern import Pattern
@@ -77,8 +76,7 @@ _NAME = Pattern(r"[A-Za-z0-9_][A-Za-z0-9_.!-]{0,63}", re.ASCII)
 _PATH = Pattern(r"/(sys|dev)(/[^/\x00-\x1f\x7f]{1,255}){1,64}/?")
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """The address or name of a device, parsed."""
 
     family: Family

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from uvirtio.host import proc, sysfs
 from uvirtio.host.roots import Roots
@@ -32,8 +32,7 @@ def system_ram(roots: Roots) -> list[tuple[int, int, str]]:
 # --- memory blocks ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryBlock:
+class MemoryBlock(NamedTuple):
     """A memory block, the unit of memory hotplug (Documentation/admin-guide/mm/memory-hotplug.rst)."""
 
     path: Path
@@ -87,8 +86,7 @@ def blocks_of_range(start: int, end: int, roots: Roots) -> list[MemoryBlock]:
 # --- huge pages ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class HugePages:
+class HugePages(NamedTuple):
     """A pool of huge pages of one size; counts that cannot be read are None."""
 
     path: Path

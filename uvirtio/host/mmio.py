@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from uvirtio.errors import ForeignWindow
 from uvirtio.host import addresses, devicetree, proc, sysfs
@@ -24,8 +24,7 @@ from uvirtio.host.roots import Roots
 _PASSIVE = Pattern(r"reserved|PCI Bus .*|pnp [0-9a-f:]+", re.ASCII | re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class Window:
+class Window(NamedTuple):
     """A virtio-mmio window: its platform device, and where its registers are."""
 
     name: str

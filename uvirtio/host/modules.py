@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
 import zlib
 from pathlib import Path
 from typing import Final, Literal
@@ -134,11 +132,15 @@ def configured(module: str, roots: Roots) -> Literal["y", "m", "n"] | None:
 
 def modprobe_path() -> str | None:
     """The path of modprobe; None: it is not installed."""
+    import shutil  # here: list needs none
+
     return shutil.which("modprobe", path=os.pathsep.join((os.environ.get("PATH", os.defpath), *_SBIN)))
 
 
 def _asked(module: str) -> bool | None:
     """Whether modprobe finds the module; None where it does not say. Nothing is loaded."""
+    import subprocess
+
     path = modprobe_path()
     if path is None:
         return None

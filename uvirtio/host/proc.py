@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from uvirtio.errors import PermissionLack
 from uvirtio.host import privilege, sysfs
@@ -25,8 +25,7 @@ SOFT_RESERVED = "Soft Reserved"
 _IOMEM = Pattern(r"( *)([0-9a-f]+)-([0-9a-f]+) : (.*)", re.ASCII)
 
 
-@dataclass(frozen=True, slots=True)
-class IoRange:
+class IoRange(NamedTuple):
     """One line of ``/proc/iomem``: the physical addresses ``start`` to ``end - 1``, and their owner."""
 
     start: int

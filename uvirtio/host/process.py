@@ -7,8 +7,8 @@ import re
 import resource
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from uvirtio.host import sysfs
 from uvirtio.host.roots import Roots
@@ -100,8 +100,7 @@ def environment(pid: Pid, roots: Roots) -> list[str]:
     return (sysfs.read(directory(pid, roots) / "environ", 1 << 20) or "").split("\0")
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """A process that has a file open."""
 
     pid: int
@@ -165,8 +164,7 @@ def locked_memory_limit(roots: Roots) -> int | None:
 # --- open files ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class OpenFiles:
+class OpenFiles(NamedTuple):
     """The open files, and the processes that have them open."""
 
     by_path: dict[str, list[int]]
@@ -247,8 +245,7 @@ def holders_of_any(paths: Iterable[Path], roots: Roots) -> list[Holder]:
 # --- mounts -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Mount:
+class Mount(NamedTuple):
     """One line of mountinfo (proc_pid_mountinfo(5))."""
 
     device: str

@@ -6,12 +6,11 @@ test, or a tree captured on another machine, can replace the real one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Roots:
+class Roots(NamedTuple):
     """The five trees that are read (and, by bind, written)."""
 
     sys: Path = Path("/sys")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from uvirtio.host import sysfs
 from uvirtio.host.roots import Roots
@@ -12,8 +12,7 @@ from uvirtio.host.roots import Roots
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """One route: packets for a network leave by an interface."""
 
     interface: str

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from uvirtio.host import addresses
 from uvirtio.host.roots import Roots
@@ -187,8 +187,7 @@ def driver_of(directory: Path) -> str | None:
     return link_name(directory / "driver")
 
 
-@dataclass(frozen=True, slots=True)
-class Resource:
+class Resource(NamedTuple):
     """A line of a PCI function's ``resource`` file: first address, last address, flags (<linux/ioport.h>)."""
 
     start: int

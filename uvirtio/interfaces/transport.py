@@ -7,16 +7,14 @@ Protocols of their own beside ``Transport``, and are tested with ``isinstance``.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from uvirtio.interfaces.backend import Backend
 from uvirtio.interfaces.memory import DmaSpace, Doorbell, Event, Registers
 from uvirtio.interfaces.values import InterruptMode
 
 
-@dataclass(frozen=True, slots=True)
-class SharedRegion:
+class SharedRegion(NamedTuple):
     """A shared memory region of the device (2.10): its id, and its length in bytes."""
 
     shmid: int
@@ -81,8 +79,7 @@ class SharesMemory(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class QueueLayout:
+class QueueLayout(NamedTuple):
     """What a transport knows of a queue before memory is allocated for it."""
 
     size_max: int
@@ -95,8 +92,7 @@ class QueueLayout:
     """Legacy: descriptors, available and used ring in one contiguous region, used aligned to 4096 (2.7.2)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Causes:
+class Causes(NamedTuple):
     """The causes of the interrupts that were just taken."""
 
     config: bool = False

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 DEFAULT_TIMEOUT = 5.0
 """Seconds that a device, or the program behind it, may take for one response."""
@@ -27,10 +27,9 @@ class InterruptMode(Enum):
     POLLING = "polling"
 
 
-@dataclass(frozen=True, slots=True)
-class BarInfo:
+class BarInfo(NamedTuple):
     """One base address register: its number, its size in bytes, and whether it decodes I/O ports."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
     size: int
     is_io: bool

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import Enum, IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 from uvirtio.errors import Misuse
 
@@ -365,8 +364,7 @@ DEVICE_TYPE_MASK: Final = mask(*(number for number in range(MAX_BITS) if kind(nu
 """The bits that belong to the device type, whatever the type."""
 
 
-@dataclass(frozen=True, slots=True)
-class FeatureBit:
+class FeatureBit(NamedTuple):
     """One feature bit of a device type."""
 
     bit: int
@@ -442,8 +440,7 @@ def numbered(type_name: str, text: str) -> int | None:
     return next((bit for bit in bits(known(type_name)) if feature(type_name, bit).name == plain), None)
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded:
+class Decoded(NamedTuple):
     """The bits of a word by range (2.2)."""
 
     device: list[FeatureBit]
@@ -482,8 +479,7 @@ def known(type_name: str) -> int:
 # --- dependencies --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
+class Needs(NamedTuple):
     """A dependency: ``bit`` may be accepted only together with at least one of ``any_of`` (2.2.1)."""
 
     bit: int

@@ -6,8 +6,7 @@ Names are those that QEMU and Linux use; a type without one here is ``unknown(N)
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from uvirtio.errors import UsageError
 from uvirtio.spec.pci import DEVICE_FIRST, DEVICE_LAST, DEVICE_MODERN, VIRTIO_VENDOR
@@ -15,8 +14,7 @@ from uvirtio.spec.pci import DEVICE_FIRST, DEVICE_LAST, DEVICE_MODERN, VIRTIO_VE
 VENDOR: Final = VIRTIO_VENDOR
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceType:
+class DeviceType(NamedTuple):
     """One line of the table in chapter 5."""
 
     id: int

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """A field; ``offset`` and ``width`` in bytes, all fields little-endian (1.4).
 
     A width above 4 is read and written in 32-bit pieces, or it is an array of bytes: no register is wider

@@ -5,8 +5,7 @@ Sizes and offsets in bytes; ``q`` is the queue size, in descriptors.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from uvirtio.spec.layout import Field as F
 from uvirtio.spec.layout import Layout
@@ -69,8 +68,7 @@ def avail_event_offset(q: int) -> int:
     return RING_ENTRIES + USED_ENTRY_SIZE * q
 
 
-@dataclass(frozen=True, slots=True)
-class LegacyLayout:
+class LegacyLayout(NamedTuple):
     """Offsets of the three parts of a legacy queue (2.7.2) in their page-aligned memory, and its size."""
 
     desc: int

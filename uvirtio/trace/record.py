@@ -211,8 +211,10 @@ class Recorder(Books):
         has to undo what the driver wrote in between.
         """
         for block in self._blocks.values():
-            if not block.ring and block.view != block.image:
-                now = bytes(block.view)
+            if block.ring:
+                continue
+            now = bytes(block.view)  # one copy: a view is compared element by element, and that takes far longer
+            if now != block.image:
                 block.fresh.update(
                     at
                     for at in range(0, len(now), _GRAIN)

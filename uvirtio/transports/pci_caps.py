@@ -8,8 +8,7 @@ whether what is left is enough to drive the device.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from uvirtio.errors import CapabilityError
 from uvirtio.interfaces.values import BarInfo
@@ -48,8 +47,7 @@ _NEEDED = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class VirtioCapability:
+class VirtioCapability(NamedTuple):
     """One vendor capability of the list, as the device presents it, and the verdict on it.
 
     A fault of the list itself (a loop, a pointer into the header) is an entry of type ``unknown`` with
@@ -162,27 +160,27 @@ def _one(config: ConfigReader, bars: BarReader | None, at: int, taken: set[tuple
     least = pci.CAP_SIZES.get(cfg_type)
     if least is None:
         # 4.1.4.1: a driver must ignore reserved types, so that later versions can add some.
-        cap = replace(cap, verdict="ignored", why=f"cfg_type {cfg_type} is reserved")
+        cap = cap._replace(verdict="ignored", why=f"cfg_type {cfg_type} is reserved")
         return _base(config, cap) if min(room, cap_len) >= pci.CAP_SIZE else cap
     if cap_len < least:
-        return replace(cap, verdict="bad", why=f"cap_len {cap_len} is less than the {least} bytes of its type")
+        return cap._replace(verdict="bad", why=f"cap_len {cap_len} is less than the {least} bytes of its type")
     if room < least:
-        return replace(cap, verdict="bad", why="the capability runs past the end of configuration space")
+        return cap._replace(verdict="bad", why="the capability runs past the end of configuration space")
     if cfg_type == pci.CfgType.VENDOR:
-        return replace(cap, vendor_id=config(at + pci.VENDOR_CAP_VENDOR_ID, 2))
+        return cap._replace(vendor_id=config(at + pci.VENDOR_CAP_VENDOR_ID, 2))
     cap = _base(config, cap)
     if cfg_type == pci.CfgType.NOTIFY:
-        cap = replace(cap, notify_off_multiplier=config(at + pci.NOTIFY_CAP_MULTIPLIER, 4))
+        cap = cap._replace(notify_off_multiplier=config(at + pci.NOTIFY_CAP_MULTIPLIER, 4))
     elif cfg_type == pci.CfgType.SHARED_MEMORY:
         length = cap.length | config(at + pci.CAP64_LENGTH_HIGH, 4) << 32
         offset = cap.offset | config(at + pci.CAP64_OFFSET_HIGH, 4) << 32
-        cap = replace(cap, offset=offset, length=length, usable=length)
+        cap = cap._replace(offset=offset, length=length, usable=length)
     cap = judge(cap, cfg_type, bars)
     if cap.verdict == "ok":
         # 4.1.4.1: the first usable one of a type counts. Shared memory regions differ by their id (4.1.4.7).
         key = (cfg_type, cap.id if cfg_type == pci.CfgType.SHARED_MEMORY else 0)
         if key in taken:
-            return replace(cap, verdict="ignored", why="not the first of its type")
+            return cap._replace(verdict="ignored", why="not the first of its type")
         taken.add(key)
     return cap
 
@@ -191,8 +189,7 @@ def _base(config: ConfigReader, cap: VirtioCapability) -> VirtioCapability:
     """``cap`` with the fields of struct virtio_pci_cap."""
     at = cap.config_offset
     length = config(at + pci.CAP_LENGTH, 4)
-    return replace(
-        cap,
+    return cap._replace(
         bar=config(at + pci.CAP_BAR, 1),
         id=config(at + pci.CAP_SHMID, 1),
         offset=config(at + pci.CAP_OFFSET, 4),
@@ -213,32 +210,30 @@ def judge(cap: VirtioCapability, cfg_type: int, bars: BarReader | None) -> Virti
     if needed is None:
         return cap
     if cap.bar > pci.MAX_BAR:
-        return replace(cap, verdict="ignored", why=f"BAR {cap.bar} is reserved")  # 4.1.4.1
+        return cap._replace(verdict="ignored", why=f"BAR {cap.bar} is reserved")  # 4.1.4.1
     if cap.length < needed:
-        return replace(cap, verdict="bad", why=f"length {cap.length} is less than the {needed} bytes needed")
+        return cap._replace(verdict="bad", why=f"length {cap.length} is less than the {needed} bytes needed")
     align = pci.CAP_ALIGNMENT.get(cfg_type, 1)
     if cap.offset % align:
-        return replace(cap, verdict="bad", why=f"offset {cap.offset:#x} is not aligned to {align} bytes")
+        return cap._replace(verdict="bad", why=f"offset {cap.offset:#x} is not aligned to {align} bytes")
     bits = 64 if cfg_type == pci.CfgType.SHARED_MEMORY else 32
     if cap.offset + cap.length > 1 << bits:
-        return replace(cap, verdict="bad", why=f"offset + length wraps round {bits} bits")
+        return cap._replace(verdict="bad", why=f"offset + length wraps round {bits} bits")
     if bars is None:
         return cap
     bar = bars(cap.bar)
     if bar is None or bar.size <= 0:
-        return replace(cap, verdict="bad", why=f"BAR {cap.bar} is not there")
+        return cap._replace(verdict="bad", why=f"BAR {cap.bar} is not there")
     inside = max(0, bar.size - cap.offset)
     if inside < needed:
-        return replace(
-            cap,
+        return cap._replace(
             usable=inside,
             verdict="bad",
             why=f"offset {cap.offset:#x} + {needed} is outside BAR {cap.bar} of {bar.size:#x} bytes",
         )
     if inside < cap.length:
         # 4.1.4.1: a length may be unexpectedly large; what is inside the BAR is enough.
-        return replace(
-            cap,
+        return cap._replace(
             usable=inside,
             why=f"length {cap.length:#x} ends outside BAR {cap.bar} of {bar.size:#x} bytes; cut to fit",
         )
@@ -383,5 +378,5 @@ def _apart(chosen: Mapping[str, VirtioCapability]) -> dict[str, VirtioCapability
             remedy="the device's capability list is wrong",
         )
     if notify.offset < common.offset < notify.end:
-        made[NOTIFY] = replace(notify, usable=common.offset - notify.offset, why="cut where common begins")
+        made[NOTIFY] = notify._replace(usable=common.offset - notify.offset, why="cut where common begins")
     return made

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NoReturn, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, NoReturn, TypeVar
 
 from uvirtio.errors import Closed, DeviceBroken, QueueError, QueueFull, RingCorruption, UsageError
 from uvirtio.interfaces.memory import Block, DmaSpace
@@ -28,8 +27,7 @@ NOT_OUT: InFlight = (None, 0, None, sys.maxsize)
 """What stands for a chain that is not in flight: its number is beyond all that were published."""
 
 
-@dataclass(frozen=True, slots=True)
-class RingOptions:
+class RingOptions(NamedTuple):
     """How a ring is operated: the negotiated features, and the fences of this machine."""
 
     fence: Fence

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import os
@@ -61,7 +60,7 @@ def test_a_record_with_an_impossible_number_hides_no_other(fake: FakeSys, number
 def test_store_replaces_and_remove_removes(fake: FakeSys) -> None:
     entry = journal.new([DEVICE], fake.roots)
     journal.store(entry, fake.roots)
-    later = dataclasses.replace(entry, state="bound").with_device(dataclasses.replace(DEVICE, steps=("a", "b")))
+    later = entry._replace(state="bound").with_device(DEVICE._replace(steps=("a", "b")))
     journal.store(later, fake.roots)
     assert journal.entries(fake.roots) == [later]
     journal.remove(later, fake.roots)
@@ -202,7 +201,7 @@ def test_a_bad_record_hides_no_good_one(fake: FakeSys) -> None:
 
 def test_any_override_is_kept(fake: FakeSys) -> None:
     """The kernel takes any text as an override, and no path is made of it."""
-    device = dataclasses.replace(DEVICE, driver_override="../a/b", driverctl="x")
+    device = DEVICE._replace(driver_override="../a/b", driverctl="x")
     entry = journal.new([device], fake.roots)
     journal.store(entry, fake.roots)
     assert journal.entries(fake.roots) == [entry]
@@ -225,7 +224,7 @@ def test_what_is_damaged_is_known(fake: FakeSys) -> None:
 
 
 def test_drop_takes_one_device_and_then_the_file(fake: FakeSys) -> None:
-    other = dataclasses.replace(DEVICE, address="0000:04:00.0", name="0000:04:00.0")
+    other = DEVICE._replace(address="0000:04:00.0", name="0000:04:00.0")
     entry = journal.new([DEVICE, other], fake.roots)
     journal.store(entry, fake.roots)
     journal.drop(entry, DEVICE.address, fake.roots)
@@ -235,13 +234,13 @@ def test_drop_takes_one_device_and_then_the_file(fake: FakeSys) -> None:
 
 
 def test_update_brings_back_no_record_that_another_process_dropped(fake: FakeSys) -> None:
-    other = dataclasses.replace(DEVICE, address="0000:04:00.0", name="0000:04:00.0")
+    other = DEVICE._replace(address="0000:04:00.0", name="0000:04:00.0")
     entry = journal.new([DEVICE, other], fake.roots)
     journal.store(entry, fake.roots)
     journal.drop(entry, DEVICE.address, fake.roots)
-    begun = dataclasses.replace(other, steps=("restore",))
+    begun = other._replace(steps=("restore",))
     journal.update(entry, begun, fake.roots)  # the entry in memory still has both
-    assert journal.entries(fake.roots) == [dataclasses.replace(entry, devices=(begun,))]
+    assert journal.entries(fake.roots) == [entry._replace(devices=(begun,))]
 
 
 @pytest.mark.fault(97)

@@ -5,7 +5,6 @@ Each remedy that is printed is followed, and has to work.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import json
 import shutil
@@ -309,7 +308,7 @@ def test_a_write_that_still_waits_keeps_its_entry(fake: FakeSys, kernel: FakeKer
     fake.mmio("a003e00.virtio_mmio", "rng")
     take(fake, kernel, "mmio:0xa003e00", force=("unsafe-dma",))
     (entry,) = journal.entries(fake.roots)
-    journal.store(dataclasses.replace(entry, state="pending"), fake.roots)
+    journal.store(entry._replace(state="pending"), fake.roots)
     kernel.write(fake.sys / "bus/platform/drivers_probe", "a003e00.virtio_mmio", 1)
     found = discover.find("mmio:0xa003e00", fake.roots)
     assert [f.rule for f in rules.check(found, fake.roots).findings if f.rule == "earlier-bind"] == [

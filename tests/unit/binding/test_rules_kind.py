@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import pytest
@@ -26,8 +25,8 @@ def test_a_type_without_a_name_and_a_function_of_another_kind_are_told(tmp_path:
     (finding,) = told(found, fake)
     assert (finding.severity, finding.evidence) == ("warn", "device type 63 has no name in virtio 1.4")
     # find() raises NotVirtio for this one; another may have become it since it was found.
-    other = dataclasses.replace(found, interface="none", device_id=None, type="unknown", pci_class=0x010601)
+    other = found._replace(interface="none", device_id=None, type="unknown", pci_class=0x010601)
     (finding,) = told(other, fake)
     assert (finding.severity, finding.evidence) == ("warn", "PCI id 1af4:107f, class 010601")
     # A transitional function whose registers were not looked at has no type, and is virtio all the same.
-    assert told(dataclasses.replace(found, interface="legacy", device_id=None, type="unknown"), fake) == []
+    assert told(found._replace(interface="legacy", device_id=None, type="unknown"), fake) == []

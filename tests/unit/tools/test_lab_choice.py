@@ -15,7 +15,7 @@ import pytest
 TOOLS = next(top for top in Path(__file__).resolve().parents if (top / "pyproject.toml").exists()) / "tools"
 sys.path.insert(0, str(TOOLS))
 
-from lab import LabError, arches, cli_test, conformance, fleet, machines, pythons, selection, setup  # noqa: E402
+from lab import LabError, arches, cli_test, conformance, fleet, machines, pythons, quick, selection, setup  # noqa: E402
 from lab.floors import Outcome, Runner  # noqa: E402
 
 
@@ -56,12 +56,20 @@ def test_the_wake_ups_run_alone_and_in_no_other_step(monkeypatch, noted):
         str(folder / name)
         for name in ("binding/test_rules.py", "binding/test_unreadable.py", "host/test_denylist.py")
     ]
+    parts = [words for words in noted if isinstance(words, tuple) and words[0].startswith("unit ")]
+    assert [name for name, _, _ in parts] == ["unit 1 of 2", "unit 2 of 2"]
     assert noted == [
         *(1, ("wake-ups", [str(race)], {"UVIRTIO_RACE_SECONDS": "7"})),
-        *(3, ("unit", [str(folder), f"--ignore={race}"], None)),
+        *(3, *parts),
         ("unit, not as root", ["-m", "unprivileged", *(str(folder / name) for name in marked)], None),
         ("fuzz", [str(TOOLS / "fuzz"), "--runs", "1000000"], None),
     ]
+    files = [Path(file) for _, arguments, _ in parts for file in arguments]
+    assert sorted(files) == sorted(set(folder.rglob("test_*.py")) - {race})
+    assert all(env is None for _, _, env in parts)
+    noted.clear()
+    assert cli_test.main(["--unit", "--jobs", "1"]) == 0
+    assert noted[2:4] == [1, ("unit", [str(folder), f"--ignore={race}"], None)]
     noted.clear()
     one = f"{race}::test_no_wake_up_is_lost"
     assert cli_test.main([one, __file__]) == 0
@@ -71,52 +79,75 @@ def test_the_wake_ups_run_alone_and_in_no_other_step(monkeypatch, noted):
     ]
 
 
-def test_quick_is_lint_the_units_in_halves_and_each_qemu_test_once(noted, capsys):
+def test_quick_is_lint_and_the_floors_without_what_takes_long(noted, capsys):
     assert cli_test.main(["--quick"]) == 0
-    ran = {words[0]: words[1] for words in noted if isinstance(words, tuple)}
-    assert list(ran)[:4] == ["wake-ups", "unit 1 of 2", "unit 2 of 2", "qemu"]
-    assert {"mypy", "conformance", "faults", "bench, that it runs"} <= set(ran)
-    assert ran["qemu"] == ["--once", str(selection.TESTS / "qemu")]
-    units = [Path(path) for name in list(ran)[:3] for path in ran[name] if not path.startswith("--deselect=")]
-    slow = {selection.TESTS / "unit" / name for name in cli_test._NOT_QUICK}
-    every = set((selection.TESTS / "unit").rglob("test_*.py"))
-    assert {Path(str(path).partition("::")[0]) for path in slow} <= every
-    assert sorted(units) == sorted(every - slow)
+    steps = [words for words in noted if isinstance(words, tuple)]
+    ran = {words[0]: words[1] for words in steps}
+    parts = [f"unit {number} of 4" for number in (1, 2, 3, 4)]
+    assert list(ran)[:7] == ["wake-ups", "qemu", "mypy", *parts]
+    assert {"ruff check", "mypy of tools", "conformance", "faults", "unit, not as root", "fuzz"} <= set(ran)
+    assert not {"docs", "bench, that it runs"} & set(ran)
+    assert all(env == {"UVIRTIO_EXAMPLES": "20"} for name, _, env in steps if name in parts)
+    top = selection.TESTS.parent
     told = capsys.readouterr().out
-    for path in slow:
-        file, _, name = str(path).partition("::")
-        assert not name or (
-            f"def {name}(" in Path(file).read_text() and f"--deselect={path}" in ran["unit 1 of 2"]
-        )
-        assert str(path.relative_to(selection.TESTS.parent)) in told
-    halves = [[path for path in ran[f"unit {number} of 2"] if not path.startswith("--")] for number in (1, 2)]
-    sizes = [sum(Path(path).stat().st_size for path in half) for half in halves]
-    assert 0.9 < sizes[0] / sizes[1] < 1.1
+    for name in quick.LEFT_OUT:
+        path, _, test = name.partition("::")
+        text = (top / path).read_text()
+        assert not test or f"def {test}(" in text, name
+        assert name in told
+        for step in ["qemu"] if name.startswith("tests/qemu/") else parts:
+            assert f"--{'deselect' if test else 'ignore'}={top / name}" in ran[step]
+    assert "--sets=1" in ran["qemu"] and all("--sets=3" in ran[part] for part in parts)
+    assert "the first sets (3 of tests/unit, 1 of tests/qemu), bench, docs" in told
+    files = {Path(word) for part in parts for word in ran[part] if not word.startswith("--")}
+    left_out = {top / name for name in quick.LEFT_OUT if name.startswith("tests/unit/")}
+    [race] = (selection.TESTS / "unit").rglob("test_wakeups.py")
+    assert files == set((selection.TESTS / "unit").rglob("test_*.py")) - left_out - {race}
     for more in ("--vm", "--lint", "--all", __file__):
         with pytest.raises(LabError, match="--quick chooses by itself") as caught:
             cli_test.main(["--quick", more])
         assert caught.value.exit_code == 2
 
 
+def test_files_are_dealt_out_each_once_by_their_size():
+    every = set((selection.TESTS / "unit").rglob("test_*.py"))
+    parts = selection.dealt(every, 3)
+    assert sorted(file for part in parts for file in part) == sorted(every)
+    sizes = [sum(file.stat().st_size for file in part) for part in parts]
+    assert max(sizes) < 1.1 * min(sizes)
+    assert selection.dealt(sorted(every, reverse=True), 3) == parts
+
+
+def test_where_steps_wait_there_is_one_lane_more(noted, monkeypatch):
+    monkeypatch.setattr(cli_test, "_vm_floor", lambda *of, **how: [("vm", lambda: Outcome("vm", True, 0.0, 1))])
+    monkeypatch.setattr(cli_test.Runner, "compile", lambda *of: None, raising=False)
+    for cores, wide in ((1, [1, 1, 1]), (2, [1, 3, 2]), (64, [1, 3, 2])):
+        noted.clear()
+        monkeypatch.setattr(cli_test.os, "cpu_count", lambda cores=cores: cores)
+        assert cli_test.main([]) == 0
+        assert [one for one in noted if isinstance(one, int)] == wide
+
+
 @pytest.mark.parametrize("order", ["no:randomly", "randomly"])
-def test_once_is_the_first_of_the_parameters_that_are_left(order, tmp_path):
+def test_sets_are_the_first_of_the_parameters_that_are_left(order, tmp_path):
     (tmp_path / "conftest.py").write_text(
         "def pytest_collection_modifyitems(items):\n"  # as tests/qemu leaves out what this QEMU lacks
         "    items[:] = [item for item in items if '[lacking' not in item.name]\n"
     )
     (tmp_path / "test_it.py").write_text(
         "import pytest\n"
-        "both = pytest.mark.parametrize('x', ['b', 'a'])\n"
+        "both = pytest.mark.parametrize('x', ['b', 'a', 'c'])\n"
         "@both\ndef test_one(x): pass\n"
         "@both\n@pytest.mark.parametrize('y', ['lacking', 'd', 'c'])\ndef test_two(x, y): pass\n"
         "class TestThree:\n    @both\n    def test_one(self, x): pass\n"
         "def test_four(): pass\n"
     )
-    command = Runner(Path(sys.prefix), tmp_path)._pytest(["--once", str(tmp_path)], tmp_path / "x.xml", tmp_path)
+    command = Runner(Path(sys.prefix), tmp_path)._pytest(["--sets=2", str(tmp_path)], tmp_path / "x.xml", tmp_path)
     options = ["-c", f"{TOOLS.parent}/pyproject.toml", "-p", "tests.conftest", "-vv", "-p", order]
     done = subprocess.run([*command, *options], cwd=TOOLS.parent, capture_output=True, text=True, timeout=60)
     assert sorted(re.findall(r"::(\S+) PASSED", done.stdout)) == [
-        *("TestThree::test_one[b]", "test_four", "test_one[b]", "test_two[d-b]")
+        *("TestThree::test_one[a]", "TestThree::test_one[b]", "test_four", "test_one[a]", "test_one[b]"),
+        *("test_two[d-a]", "test_two[d-b]"),
     ], done.stdout
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 from typing import Any
 
@@ -131,7 +130,7 @@ def test_vendor_data_is_read_for_who_names_the_vendor():
     assert pci_caps.vendor_data(read, second, 0x4321) == b""
     common = described(scripted, "common")
     before = len(scripted.log)
-    bad = dataclasses.replace(first, verdict="bad")
+    bad = first._replace(verdict="bad")
     for cap, vendor in ((first, 0x4321), (second, 0x1234), (common, 0x1234), (bad, 0x1234)):
         with pytest.raises(CapabilityError, match="vendor"):
             pci_caps.vendor_data(read, cap, vendor)

@@ -8,8 +8,7 @@ by a comma or the end, so a path in a value may hold ``/virtio-`` anywhere but a
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from uvirtio.backends.qemu.models import MIB, MODELS, WHY_LITTLE, is_big_endian
 from uvirtio.errors import BadAddress
@@ -34,8 +33,7 @@ _SYNTAX = "qemu:[MACHINE[,KEY=VALUE].../]DEVICE"
 _EXAMPLE = "for example qemu:virtio-rng-pci, or qemu:pc,ram=1G/virtio-balloon-pci"
 
 
-@dataclass(frozen=True, slots=True)
-class QemuAddress:
+class QemuAddress(NamedTuple):
     """A parsed ``qemu:`` address."""
 
     text: str

@@ -11,7 +11,6 @@ import mmap
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Final
 
 from uvirtio.backends.pages import GuestBlock
@@ -72,7 +71,7 @@ class GuestMemory:
                 expected=" or ".join(f"{place:#x}" for place in places),
                 remedy="use another version of QEMU: binary=PATH",
             )
-        self.ram = replace(self.ram, high=found[0], others=())
+        self.ram = self.ram._replace(high=found[0], others=())
 
     def alloc(self, size: int) -> QemuBlock:
         """Allocate zeroed, page-aligned, contiguous memory.

@@ -7,7 +7,7 @@ it with what QEMU reports.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -32,8 +32,7 @@ def is_big_endian(name: str) -> bool:
     return name in BIG_ENDIAN or name.startswith(_BIG_ENDIAN_BOARDS)
 
 
-@dataclass(frozen=True, slots=True)
-class Ram:
+class Ram(NamedTuple):
     """Place of guest memory: ``split`` bytes at ``base``, the rest at ``high`` (None: there is no rest)."""
 
     base: int
@@ -52,8 +51,7 @@ class Ram:
         return offset - self.split + self.high
 
 
-@dataclass(frozen=True, slots=True)
-class AcpiEjection:
+class AcpiEjection(NamedTuple):
     """How a guest releases a device of the root bus (docs/specs/acpi_pci_hotplug.txt of QEMU)."""
 
     eject: int
@@ -63,8 +61,7 @@ class AcpiEjection:
     """The I/O port to which the number of the bus is written first; the root bus is 0."""
 
 
-@dataclass(frozen=True, slots=True)
-class PciBus:
+class PciBus(NamedTuple):
     """The root bus: access to configuration space, addresses for BARs, routing of the interrupt pins."""
 
     ecam: int | None
@@ -97,19 +94,17 @@ class PciBus:
     """Arguments that make root ports do PCI Express's own hot-plug."""
 
 
-@dataclass(frozen=True, slots=True)
-class MmioBus:
+class MmioBus(NamedTuple):
     """The virtio-mmio transports: ``count`` windows of 512 bytes, with lines from ``first_line``."""
 
     base: int
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of this name
     first_line: int
     stride: int = 0x200
     """Bytes from one window to the next."""
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
+class Model(NamedTuple):
     """One kind of machine."""
 
     name: str

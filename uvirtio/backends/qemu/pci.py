@@ -6,8 +6,7 @@ What firmware does before an operating system runs, for the few functions of one
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from uvirtio.backends.pci_function import bar_of
 from uvirtio.backends.qemu.models import PciBus
@@ -166,11 +165,10 @@ def find_capability(config: Registers, wanted: int) -> int | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
+class Bar(NamedTuple):
     """A base address register with its assigned address."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
     size: int
     is_io: bool
     address: int

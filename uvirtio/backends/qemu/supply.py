@@ -11,9 +11,8 @@ import re
 import stat
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from uvirtio.backends.qemu.models import is_mmio
 from uvirtio.backends.qemu.peer import Peer
@@ -33,44 +32,48 @@ _PORT = re.compile(r"\bvirt(?:console|serialport)\b")
 _OPTION = re.compile(r",([^=,]+)=((?:[^,]|,,)*)")
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(NamedTuple):
     """A raw disk image of the caller. ``read_only``: this user may not write it."""
 
     path: Path
     read_only: bool
 
 
-@dataclass(slots=True)
 class Part:
     """One device with what it needs."""
 
-    id: str
-    device: str
-    """The complete ``-device`` argument."""
-    objects: list[dict[str, Any]] = field(default_factory=list)
-    """QEMU objects that have to exist first: ``qom-type``, ``id`` and properties."""
+    def __init__(self, ident: str, device: str) -> None:
+        """Make it with nothing that it needs.
 
-    arguments: list[str] = field(default_factory=list)
-    """What can be made by QEMU's command line alone, when it starts."""
+        Args:
+            ident: QEMU's name of the device.
+            device: The complete ``-device`` argument.
+        """
+        self.id = ident
+        self.device = device
+        self.objects: list[dict[str, Any]] = []
+        """QEMU objects that have to exist first: ``qom-type``, ``id`` and properties."""
 
-    disk: str = ""
-    """The name of the supplied disk; empty: none is supplied."""
+        self.arguments: list[str] = []
+        """What can be made by QEMU's command line alone, when it starts."""
 
-    image: Image | None = None
-    """The caller's image behind that disk; None: a memfd."""
+        self.disk = ""
+        """The name of the supplied disk; empty: none is supplied."""
 
-    netdev: str = ""
-    """The name of the supplied network, QEMU's own without a way out (``user``); empty: none is supplied."""
+        self.image: Image | None = None
+        """The caller's image behind that disk; None: a memfd."""
 
-    peer: str = ""
-    """The name of the supplied character device, whose other end this process has; empty: none is supplied."""
+        self.netdev = ""
+        """The name of the supplied network, QEMU's own without a way out (``user``); empty: none is supplied."""
 
-    behind: list[str] = field(default_factory=list)
-    """``-device`` arguments of what is on the device's own bus."""
+        self.peer = ""
+        """The name of the supplied character device, whose other end this process has; empty: none is supplied."""
 
-    size: int = 0
-    """Length of the memfd behind the device, in bytes; 0: there is none."""
+        self.behind: list[str] = []
+        """``-device`` arguments of what is on the device's own bus."""
+
+        self.size = 0
+        """Length of the memfd behind the device, in bytes; 0: there is none."""
 
     @property
     def plugs_memory(self) -> bool:
@@ -159,24 +162,27 @@ def part_of(device: str, ident: str, image: Image | None = None, *, elsewhere: s
     return part
 
 
-@dataclass
 class Supply:
     """The parts of one machine, and the descriptors that they need."""
 
-    parts: list[Part] = field(default_factory=list)
-    """In the given order."""
+    def __init__(self, elsewhere: str = "") -> None:
+        """Make it without parts.
 
-    files: dict[str, int] = field(default_factory=dict)
-    """The memfd behind a device, by the device's id: a disk, or memory to plug."""
+        Args:
+            elsewhere: QEMU's other arguments, in one text.
+        """
+        self.elsewhere = elsewhere
+        self.parts: list[Part] = []
+        """In the given order."""
 
-    peers: dict[str, Peer] = field(default_factory=dict)
-    """The other end of a device, by the device's id."""
+        self.files: dict[str, int] = {}
+        """The memfd behind a device, by the device's id: a disk, or memory to plug."""
 
-    taken: set[str] = field(default_factory=set)
-    """Every id that a device has had."""
+        self.peers: dict[str, Peer] = {}
+        """The other end of a device, by the device's id."""
 
-    elsewhere: str = ""
-    """QEMU's other arguments, in one text."""
+        self.taken: set[str] = set()
+        """Every id that a device has had."""
 
     def add(self, device: str, image: Image | None = None, *, late: bool = False) -> Part:
         """Add one device, with an id if it has none, and with what it lacks.

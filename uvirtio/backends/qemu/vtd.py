@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from uvirtio.backends.pages import GuestBlock, LinearBlock
 from uvirtio.backends.qemu.memory import GuestMemory, QemuBlock
@@ -40,8 +40,7 @@ _IOTLB_ALL = 1 << 31 | 1 << 28 | 1 << 17 | 1 << 16  # IOTLB, upper half: IVT, ev
 _TRIES = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(NamedTuple):
     """An access that was refused."""
 
     devfn: int

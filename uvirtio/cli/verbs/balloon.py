@@ -8,8 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import typer
-
+from uvirtio.cli import deferred as typer
 from uvirtio.cli import output
 from uvirtio.cli.command import Command, DevArgument, make_group, seconds, verb
 from uvirtio.cli.ending import TimeUp, time_up_after

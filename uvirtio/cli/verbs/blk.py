@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
-import typer
-
 from uvirtio.cli import content
+from uvirtio.cli import deferred as typer
 from uvirtio.cli.command import Command, DevArgument, make_group, verb
 from uvirtio.cli.size import SECTOR, human, parse_sectors
 from uvirtio.errors import BadSize, BlkRefusal, UsageError, WriteRefused

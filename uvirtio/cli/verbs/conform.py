@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from uvirtio.cli import content, output
+from uvirtio.cli import deferred as typer
 from uvirtio.cli.command import Command, verb
 from uvirtio.errors import OperationFailed, UsageError
 from uvirtio.host.addresses import MADE

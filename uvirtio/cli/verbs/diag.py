@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from uvirtio.cli import content, output
+from uvirtio.cli import deferred as typer
 from uvirtio.cli.command import Command, DevArgument, verb
 from uvirtio.errors import OperationFailed, UsageError
 

@@ -7,8 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from uvirtio.cli import deferred as typer
 from uvirtio.cli import output
 from uvirtio.cli.command import Command, verb
 from uvirtio.errors import EnvironmentLack, UsageError

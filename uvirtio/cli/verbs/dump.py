@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from uvirtio.cli import deferred as typer
 from uvirtio.cli import output
 from uvirtio.cli.command import Command, FromOption, verb
 from uvirtio.errors import UsageError, UvirtioError

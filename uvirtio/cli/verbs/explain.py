@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from uvirtio.cli import deferred as typer
 from uvirtio.cli.command import Command, verb
 from uvirtio.errors import UsageError
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from uvirtio.cli import deferred as typer
 from uvirtio.cli.command import Command, FromOption, verb
 from uvirtio.cli.verbs.list import device_type
 from uvirtio.errors import UsageError

@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
-import typer
-
+from uvirtio.cli import deferred as typer
 from uvirtio.cli import output
 from uvirtio.cli.command import Command, DevArgument, make_group, seconds, verb
 from uvirtio.errors import DeviceTimeout, OperationFailed, Refused, UsageError

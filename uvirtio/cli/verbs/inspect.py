@@ -8,8 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from uvirtio.cli import deferred as typer
 from uvirtio.cli.command import Command, FromOption, LookOrFileArgument, verb
 from uvirtio.cli.size import human
 from uvirtio.cli.verbs.from_file import inspect_file, print_capabilities, word_text

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from uvirtio.cli import deferred as typer
 from uvirtio.cli.command import Command, FromOption, verb
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from uvirtio.cli import deferred as typer
 from uvirtio.cli import output
 from uvirtio.cli.command import Command, DevArgument, make_group, seconds, verb
 from uvirtio.cli.ending import TimeUp, time_up_after

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 from ipaddress import AddressValueError, IPv4Address
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
-import typer
-
 from uvirtio.cli import content
+from uvirtio.cli import deferred as typer
 from uvirtio.cli.command import Command, DevArgument, make_group, seconds, verb
 from uvirtio.errors import BadFrame, UsageError
 

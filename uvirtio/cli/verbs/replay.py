@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from uvirtio.cli import deferred as typer
 from uvirtio.cli import output
 from uvirtio.cli.command import Command, Invocation, verb
 from uvirtio.errors import Diverged, UsageError
@@ -45,14 +44,12 @@ def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What --trace FILE has recorded.")],
 ) -> int:
     """Run a recorded command again, offline: the same output and the same error, without the device."""
-    from uvirtio.cli.app import make_app
+    from uvirtio.cli.app import invoke
     from uvirtio.trace import Replay
 
     record = Replay(file)
-    words = list(_safe(record, record.command))
-    app = make_app(words[0], options=False)
-    invocation = Invocation(tuple(words), replay=record)
-    code = int(app(words, prog_name="uvirtio", standalone_mode=False, obj=invocation) or 0)
+    words = tuple(_safe(record, record.command))
+    code = invoke(Invocation(words, replay=record))
     if record.diverged is not None:
         return Diverged.exit_code
     _finished(record, code)

@@ -6,8 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from uvirtio.cli import deferred as typer
 from uvirtio.cli import output
 from uvirtio.cli.command import Command, verb
 from uvirtio.errors import OperationFailed, UsageError, UvirtioError

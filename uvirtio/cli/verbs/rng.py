@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from uvirtio.cli import content
+from uvirtio.cli import deferred as typer
 from uvirtio.cli.command import Command, DevArgument, make_group, verb
 from uvirtio.cli.size import parse_size
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from uvirtio.cli import deferred as typer
 from uvirtio.cli import looks, output
 from uvirtio.cli.command import Command, DevArgument, verb
 from uvirtio.errors import Busy, NotBound, NotSupported, UsageError

@@ -8,7 +8,7 @@ those whose features they offer (QEMU, Firecracker, crosvm since 2025) or those 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from uvirtio.device import QueueSpec
 from uvirtio.errors import NotSupported, QueueError
@@ -74,7 +74,7 @@ def numbered(
             expected="one numbering that fits (5.5.2)",
             remedy=_remedy(offered & ~negotiated),
         )
-    return [replace(_OPTIONAL[bit], index=index) for bit, index in ways[0].indices.items()]
+    return [_OPTIONAL[bit]._replace(index=index) for bit, index in ways[0].indices.items()]
 
 
 def _as_standard(offered: int, taken: Sequence[int], shown: Sequence[int]) -> _Numbering:

@@ -83,14 +83,14 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         else:
             slot = self._slot(queue, timeout)
             requestq = slot.requestq
-        if requestq.silent and not quiet:
+        if self._silent and not quiet:
             self._listen()
         live = requestq.queue
         try:
             slot.prepare(kind, sector, data, room)
             slot.request = request = Request(self, kind, sector, sectors, live.index)
             try:
-                live.add(*slot.chain, slot)
+                live.ring.add(*slot.chain, slot)
             except QueueFull:
                 self._add(requestq, *slot.chain, slot, timeout)
         except BaseException:
@@ -135,14 +135,14 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             Closed: The driver was closed.
         """
         free = self._free
-        alone = not free[0].out if len(free) == 1 else not self.in_flight
+        alone = len(free[0].free) == free[0].depth if len(free) == 1 else not self.in_flight
 
         def ready() -> bool:
-            self.collect()
+            self._gather()
             return request.done
 
         try:
-            if alone and not self._skipping:
+            if alone and not self._silent and not self._skipping:
                 self._silence()
             request = self.submit(kind, sector, sectors, data, room, None, True, timeout, quiet=alone)
             if len(free) > 1:
@@ -162,7 +162,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
         self.kick()
 
         def ready() -> bool:
-            self.collect()
+            self._gather()
             return any(requestq.free for requestq in requestqs)
 
         self._await(ready, timeout, "one of the requests that are out")
