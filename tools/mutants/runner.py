@@ -95,6 +95,9 @@ class Judge:
 
     def pytest_runtestloop(self, session: Any) -> bool:
         """Judge, after the collection."""
+        if session.testsfailed:
+            self.broken = "not all tests can be collected"
+            return True
         if self._known is not None:
             places = {item.nodeid: place for place, item in enumerate(session.items)}
             for mutant in self._mutants:
