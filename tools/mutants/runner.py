@@ -109,9 +109,10 @@ class Judge:
             self.broken = reach or "the tests did not end without a mutant"
             return True
         for mutant in self._mutants:
-            chosen = [
-                place for place in sorted(reach.took, key=reach.took.__getitem__) if reach.tells(place, mutant)
-            ]
+            quickest = sorted(reach.took, key=reach.took.__getitem__)
+            chosen = [place for place in quickest if reach.tells(place, mutant)]
+            if not chosen:  # a deleted guard may be true in a child of the test's, which is not seen here
+                chosen = [place for place in quickest if reach.comes(place, mutant)]
             self._judge(session, mutant, chosen, reach.took)
         return True
 
@@ -153,10 +154,13 @@ class _Reach(NamedTuple):
 
     def tells(self, place: int, mutant: Mutant) -> bool:
         """Whether a test could notice a mutant: a deleted guard matters only where the condition was true."""
-        found = self.found[place]
-        return (mutant.file, mutant.number, True) in found or (
-            mutant.after != "False" and (mutant.file, mutant.number, False) in found
-        )
+        if mutant.after != "False":
+            return self.comes(place, mutant)
+        return (mutant.file, mutant.number, True) in self.found[place]
+
+    def comes(self, place: int, mutant: Mutant) -> bool:
+        """Whether a test comes to a guard."""
+        return any((mutant.file, mutant.number, was) in self.found[place] for was in (True, False))
 
 
 def _forked(do: Callable[[mmap.mmap], Any], seconds: float) -> Any:
