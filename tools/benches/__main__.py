@@ -26,7 +26,7 @@ SECTIONS = (
     "vhost-user",
     "net",
 )
-APART = ("growth",)  # not of interest to whoever looks how fast it is
+APART = ("growth", "kept")  # not of interest to whoever looks how fast it is
 GUEST = ("vm",)  # inside the lab VM only
 
 
