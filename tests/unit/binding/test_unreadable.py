@@ -107,6 +107,7 @@ def test_a_member_that_does_not_say_what_it_is_is_one(fake: FakeSys, lost: str) 
 
 def test_a_function_without_a_group_is_alone(fake: FakeSys) -> None:
     fake.pci(AT, "rng", group=None)
+    fake.pci(MATE, "net", group=None)
     assert Mates(fake.roots).group_members(discover.find(AT, fake.roots)) == []
 
 

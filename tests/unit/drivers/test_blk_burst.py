@@ -114,6 +114,24 @@ def test_one_at_a_time_from_a_disk_that_is_asked_before_its_answer_is_looked_at(
         assert dict(burst.read([7, 9], out=1)) == {7: at(data, 7, 1), 9: at(data, 9, 1)}
 
 
+@pytest.mark.parametrize(("depth", "out", "together"), [(64, 1, 32), (64, 7, 32), (64, 8, 8), (16, 1, 8)])
+def test_a_reader_with_few_out_stops_seldom_for_a_delivery(depth: int, out: int, together: int):
+    """A device that has answered all that is out goes to sleep, and waking it is dearer than a read."""
+    model = Disk()
+    data = fill(model)
+    with driven(model, depth=depth) as (_, _, blk):
+        burst, deliveries = blk.burst(1), []
+        take = burst._take
+
+        def taken() -> array[int]:
+            deliveries.append(len(back := take()))
+            return back
+
+        burst._take = taken  # type: ignore[method-assign]
+        assert dict(burst.read(range(640), out=out)) == {sector: at(data, sector, 1) for sector in range(640)}
+    assert len(deliveries) <= 640 / together + 4 and min(deliveries) > 0, deliveries
+
+
 def test_what_is_written_is_there():
     model = Disk()
     with driven(model, allow_write=True, depth=8) as (_, _, blk):
@@ -128,7 +146,7 @@ def test_what_is_written_is_there():
         with pytest.raises(BadSize, match="fill"):
             burst.fill(0, b"x")
         with pytest.raises(UsageError, match="writes"):
-            next(burst.read([0]))
+            burst.read([0])  # at the call
     assert {seen.type for seen in model.requests} == {Kind.OUT}
 
 
