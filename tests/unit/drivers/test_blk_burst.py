@@ -192,6 +192,8 @@ def test_any_order_of_posts_and_answers(
         ([0], [1024], BeyondEnd),
         ([0, 1], [0, 1021], BeyondEnd),
         ([0], [-1], BadSize),
+        ([0, 1], [-1, 0], BadSize),
+        ([0, 1], [0, 1 << 64], BeyondEnd),
         ([0, 1], [0], UsageError),
         ([4], [0], UsageError),
         ([0, 0], [0, 0], UsageError),
@@ -375,7 +377,7 @@ def test_the_queue_is_the_bursts_and_comes_back_with_the_next_driver():
                 blk.submit_read(1, 1, queue=1)
             assert list(burst.wait()) == [0]
             second = blk.burst(1)
-            for call in (lambda: blk.read(0, 1), lambda: blk.burst(1), lambda: blk.wait()):
+            for call in (lambda: blk.read(0, 1), lambda: blk.burst(1), blk.wait, blk.poll):
                 with pytest.raises(UsageError, match="taken by bursts"):
                     call()
             assert [content for _, content in second.read([2])] == [at(data, 2, 1)]
