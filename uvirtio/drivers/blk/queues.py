@@ -93,7 +93,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             slot.prepare(kind, sector, data, room)
             slot.request = request = Request(self, kind, sector, sectors, live.index)
             try:
-                live.ring.add(*slot.chain, slot)
+                live.add(*slot.chain, slot)  # of the queue: a record watches it
             except QueueFull:
                 self._add(requestq, *slot.chain, slot, timeout)
         except BaseException:
@@ -180,7 +180,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
                 slot = requestq.free.pop()
                 slot.prepare(kind, sector, data, room)
                 slot.request = request
-                live.ring.add(*slot.chain, slot)
+                live.add(*slot.chain, slot)  # of the queue: a record watches it
             except BaseException:
                 if slot is not None:
                     requestq.free.append(slot)
