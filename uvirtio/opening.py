@@ -12,7 +12,6 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, NamedTuple, Unpack, cast
 
-from uvirtio.device.log import register_trace
 from uvirtio.device.options import OpenKeywords, OpenOptions
 from uvirtio.errors import (
     BadAddress,
@@ -24,26 +23,19 @@ from uvirtio.errors import (
     UsageError,
     UvirtioError,
 )
-from uvirtio.host import addresses, denylist, limits, privilege
+from uvirtio.host import addresses, denylist, limits
 from uvirtio.host.addresses import Address
+from uvirtio.host.cpu import require_host
 from uvirtio.host.roots import Roots
-from uvirtio.interfaces.backend import (
-    MmioWindow,
-    PciFunction,
-    VdpaNode,
-    VhostUserNode,
-    WithoutIommu,
-)
-from uvirtio.interfaces.clock import KeepsTime
-from uvirtio.interfaces.transport import Transport
-from uvirtio.memory.access import require_host
-from uvirtio.memory.trace import Trace
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the rest is imported while QEMU starts
     from uvirtio.device.core import Device
+    from uvirtio.interfaces.backend import MmioWindow, PciFunction, VdpaNode, VhostUserNode
+    from uvirtio.interfaces.transport import Transport
+    from uvirtio.interfaces.values import Trace
 
-Opened = PciFunction | MmioWindow | VdpaNode | VhostUserNode
-"""What a back end returns for an open device."""
+    Opened = PciFunction | MmioWindow | VdpaNode | VhostUserNode
+    """What a back end returns for an open device."""
 
 
 def open(address: str | Opened, *, options: OpenOptions | None = None, **keywords: Unpack[OpenKeywords]) -> Device:
@@ -160,7 +152,7 @@ def _handed_over(found: object) -> Opened:
     if getattr(found, "bus", None) in ("pci", "mmio", "vdpa", "vhost-user") and callable(
         getattr(found, "dma", None)
     ):
-        return cast(Opened, found)
+        return cast("Opened", found)
     raise Misuse(
         f"{found!r} cannot be opened",
         seen=type(found).__name__,
@@ -214,7 +206,7 @@ def _openable(text: str, roots: Roots) -> Address:
 
 def _open_qemu(address: str, options: OpenOptions) -> tuple[str, Opened]:
     denylist.check([address], options.roots)
-    from uvirtio.backends import qemu
+    from uvirtio.backends.qemu.launch import open_address
 
     def meanwhile(bus: str) -> None:
         """Import what comes next: that takes about as long as QEMU's start."""
@@ -222,14 +214,14 @@ def _open_qemu(address: str, options: OpenOptions) -> tuple[str, Opened]:
         for name in ("mmio",) if bus == "mmio" else ("pci", "pci_legacy"):
             import_module(f"uvirtio.transports.{name}")
 
-    return address, qemu.open_address(address, timeout=options.timeout, meanwhile=meanwhile)
+    return address, open_address(address, timeout=options.timeout, meanwhile=meanwhile)
 
 
 def _open_scripted(address: str, options: OpenOptions) -> tuple[str, Opened]:
     denylist.check([address], options.roots)
     from uvirtio.scripted import address as scripted
 
-    return address, cast(Opened, scripted.build(address))
+    return address, cast("Opened", scripted.build(address))
 
 
 _VFIO_WAYS: dict[str, Literal["group", "cdev"]] = {"vfio-group": "group", "vfio-cdev": "cdev"}
@@ -279,6 +271,8 @@ def _open_mmio(address: str, options: OpenOptions) -> tuple[str, Opened]:
         return address, devmem.DevmemWindow.open(address, base, 0, options.roots, unsafe_dma=options.unsafe_dma)
     denylist.check(found.names, options.roots)
     if found.window is None:
+        from uvirtio.host import privilege
+
         raise PermissionLack(
             f"the address of {found.address} is hidden",
             seen="/proc/iomem shows none to this user",
@@ -339,6 +333,8 @@ def identify(
     """
     options = chosen(options, keywords)
     try:
+        from uvirtio.device.log import register_trace
+
         require_host()
         found = _recorded(address, found, options)
         trace = register_trace(address, options.trace)
@@ -347,6 +343,7 @@ def identify(
         found.close()
         raise
     from uvirtio.device.core import Device
+    from uvirtio.interfaces.backend import WithoutIommu
 
     device = Device(address, transport, options)
     if isinstance(found, WithoutIommu):
@@ -357,7 +354,11 @@ def identify(
 def _recorded(address: str, found: Opened, options: OpenOptions) -> Opened:
     """What stands for a back end's object where it is to be recorded, and is not yet; else the object itself."""
     record = options.record
-    if record is None or isinstance(found, KeepsTime):
+    if record is None:
+        return found
+    from uvirtio.interfaces.clock import KeepsTime
+
+    if isinstance(found, KeepsTime):
         return found
     try:
         if isinstance(record, (str, os.PathLike)):

@@ -89,7 +89,7 @@ class Bench:
         self._source = source
         self._log: deque[str] = deque(maxlen=LOG_LINES)
         self._told = options.trace
-        self._options = replace(options, trace=self._trace)
+        self._options = options.merged({"trace": self._trace})
         self._opened = opened
         self._check = check
         self._device: Device | None = None

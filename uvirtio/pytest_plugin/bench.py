@@ -19,7 +19,7 @@ from uvirtio.device.evidence import of_queue
 from uvirtio.errors import UvirtioError
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.clock import KeepsTime
-from uvirtio.memory.trace import Trace
+from uvirtio.interfaces.values import Trace
 from uvirtio.opening import Opened
 from uvirtio.pytest_plugin.lab import LabVm
 from uvirtio.qemu import Machine, QemuFunction

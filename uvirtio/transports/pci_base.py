@@ -12,9 +12,9 @@ from uvirtio.errors import DeviceGone, NotVirtio
 from uvirtio.interfaces.backend import Guarded, PciFunction, after_removal
 from uvirtio.interfaces.memory import Doorbell, Event, Registers
 from uvirtio.interfaces.transport import USED, Causes
-from uvirtio.interfaces.values import InterruptMode
+from uvirtio.interfaces.values import InterruptMode, Trace
 from uvirtio.memory.access import read_field, write_field
-from uvirtio.memory.trace import Trace, TracedDoorbell, TracedRegisters
+from uvirtio.memory.trace import TracedDoorbell, TracedRegisters
 from uvirtio.spec import ids, pci
 from uvirtio.transports.base import TransportBase
 from uvirtio.transports.doorbells import DataDoorbell, IndexDoorbell

@@ -249,4 +249,4 @@ def is_legacy_only(function: PciFunction) -> bool:
     """
     if not ids.is_transitional_pci(*device_ids(function)):
         return False
-    return not pci_caps.modern(pci_caps.walk_capabilities(config_reader(function), function.bar))
+    return not pci_caps.modern(pci_caps.each_capability(config_reader(function)))
