@@ -2,7 +2,7 @@
 
     python examples/balloon_follow.py
 
-``follow`` returns when nothing has changed for ``timeout`` seconds, and calls ``progress`` after each batch of
+``follow`` returns when nothing has changed for ``timeout`` seconds, and calls ``progress`` after each chunk of
 pages. Here the host changes its mind from there: with the callback the program needs no second thread.
 """
 

@@ -9,17 +9,18 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import pytest
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from mutants import guards, runner  # noqa: E402
+from mutants import books, guards, runner  # noqa: E402
 from mutants.guards import PARTS, ROOT, Mutant  # noqa: E402
+from mutants.runner import NOTICED, Verdict  # noqa: E402
 
-EQUIVALENTS = Path(__file__).with_name("equivalents.toml")
 TESTS = {
     "virtqueue": ("virtqueue",),
     "transports": ("transports",),
@@ -32,36 +33,39 @@ _WORKERS = 2
 _WANTED = 0.95
 
 
+class Task(NamedTuple):
+    """What one process judges."""
+
+    mutants: Sequence[Mutant]
+    tests: Sequence[str]
+    """Files and folders that pytest collects, below the checkout."""
+    known: dict[Mutant, str] | None
+    """As :class:`runner.Judge` takes it."""
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(
         prog="tools/mutate",
         description="Delete, negate or weaken guards that a seed draws, one at a time, and run the unit tests\n"
-        "that reach each. A mutant that all of them pass is a test that is missing.",
+        "that come to each. A mutant that all of them pass is a test that is missing.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("--seed", type=int, default=1, metavar="N", help="default: 1")
+    seed = f"default: {books.SEED}, whose verdicts are kept in {books.RECORD.relative_to(ROOT)}"
+    top.add_argument("--seed", type=int, default=books.SEED, metavar="N", help=seed)
     top.add_argument("--count", type=int, default=150, metavar="N", help="guards in all (default: 150)")
     top.add_argument("--part", action="append", choices=PARTS, help="only this package; may be given again")
     top.add_argument("--list", action="store_true", help="say what would be changed, and run nothing")
+    top.add_argument("--told", action="store_true", help="say what the kept verdicts come to, and run nothing")
+    top.add_argument("--keep", action="store_true", help="add the verdicts to those that are kept")
+    top.add_argument("--rest", action="store_true", help="take the kept verdicts, and judge only what has none")
     top.add_argument("--wanted", type=float, default=_WANTED, metavar="SHARE", help="fail below this share (0.95)")
     top.add_argument("--worker", metavar="FILE", help=argparse.SUPPRESS)
     return top
 
 
-def equivalents() -> dict[tuple[str, str, str, str], str]:
-    """Mutants that no test can notice, with the reason."""
-    table = tomllib.loads(EQUIVALENTS.read_text(encoding="utf-8")).get("mutant", [])
-    return {(one["file"], one["function"], one["before"], one["after"]): one["reason"] for one in table}
-
-
-def key(mutant: Mutant) -> tuple[str, str, str, str]:
-    """What a mutant is known by, wherever its line goes."""
-    return mutant.file, mutant.function, mutant.before, mutant.after
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Mutate; the exit code: 1 where too many survive."""
+    """Mutate; the exit code: 1 where too many survive, or some are not judged."""
     options = parser().parse_args(arguments)
     if options.worker:
         return work(Path(options.worker))
@@ -70,65 +74,110 @@ def main(arguments: list[str] | None = None) -> int:
         print(*drawn, sep="\n")
         return 0
     begin = time.monotonic()
-    verdicts = judged(drawn)
-    known = equivalents()
-    verdicts = [verdict for verdict in verdicts if verdict[1] != runner.SLOW]
-    left = [verdict for verdict in verdicts if key(verdict[0]) not in known]
-    same = [verdict for verdict in verdicts if key(verdict[0]) in known]
-    survivors = [one for one in left if one[1] in (runner.SURVIVED, runner.UNREACHED)]
-    for mutant, end, _, _ in survivors:
-        print(f"{end.upper()} {mutant}")
-    for mutant, end, _, _ in same:
-        note = "" if end in (runner.SURVIVED, runner.UNREACHED) else f" (but {end}: the list is out of date)"
-        print(f"equivalent {mutant}: {known[key(mutant)]}{note}")
-    share = 1 - len(survivors) / len(left) if left else 0.0
-    cpu = sum(verdict[2] for verdict in verdicts) / max(1, len(verdicts))
+    kept = books.kept()
+    verdicts: list[Verdict] = []
+    if options.told or options.rest:
+        had = [kept[books.key(one)].of(one) for one in drawn if books.key(one) in kept]
+        verdicts += [one for one in had if options.told or one.end in NOTICED]
+    if not options.told:
+        done = {verdict.mutant for verdict in verdicts}
+        by = {one: kept[books.key(one)].by for one in drawn if books.key(one) in kept}
+        for verdict in judged([one for one in drawn if one not in done], by):
+            print(f"{verdict.end:9} {verdict.cpu:5.1f} s  {verdict.mutant}", flush=True)
+            verdicts.append(verdict)
+            if options.keep:
+                books.keep([verdict], drawn)
+    share = told(options.seed, drawn, verdicts)
+    print(f"{time.monotonic() - begin:.0f} s")
+    return 0 if share >= options.wanted and len(verdicts) == len(drawn) else 1
+
+
+def told(seed: int, drawn: Sequence[Mutant], verdicts: Iterable[Verdict]) -> float:
+    """Say what verdicts come to; the share of mutants that are noticed, of those that can be."""
+    known = books.equivalents()
+    verdicts = [verdict for verdict in verdicts if verdict.end != runner.SLOW]
+    left = [verdict for verdict in verdicts if books.key(verdict.mutant) not in known]
+    same = [verdict for verdict in verdicts if books.key(verdict.mutant) in known]
+    survivors = [verdict for verdict in left if verdict.end not in NOTICED]
+    for verdict in survivors:
+        print(f"{verdict.end.upper()} {verdict.mutant}")
+    for verdict in same:
+        note = f" (but {verdict.end}: the list is out of date)" if verdict.end in NOTICED else ""
+        print(f"equivalent {verdict.mutant}: {known[books.key(verdict.mutant)]}{note}")
+    share = 1 - len(survivors) / len(left) if left else 1.0
     print(
-        f"seed {options.seed}: {len(left) - len(survivors)} of {len(left)} noticed ({share:.1%}), "
-        f"{len(same)} equivalent; {cpu:.1f} s of CPU a mutant, {time.monotonic() - begin:.0f} s"
+        f"seed {seed}: {len(drawn)} drawn, {len(left) - len(survivors)} of {len(left)} noticed ({share:.1%}), "
+        f"{len(survivors)} survive, {len(same)} equivalent"
     )
     if len(verdicts) < len(drawn):
         print(f"{len(drawn) - len(verdicts)} were not judged")
-    return 0 if left and share >= options.wanted and len(verdicts) == len(drawn) else 1
+    return share
 
 
-def judged(drawn: list[Mutant]) -> runner.Verdicts:
-    """All verdicts, by two processes at once, one part each."""
-    waiting = [[one for one in drawn if one.part == part] for part in PARTS]
-    waiting = sorted((part for part in waiting if part), key=len)
-    verdicts: runner.Verdicts = []
+def judged(drawn: Sequence[Mutant], by: Mapping[Mutant, str]) -> Iterator[Verdict]:
+    """All verdicts, as they come: first what a test is known to notice, by that test alone, then the rest.
+
+    Args:
+        drawn: Which mutants.
+        by: The node id of the test that noticed each the last time; "" for none.
+    """
+    known = {one: test for one in drawn if (test := by.get(one)) and (ROOT / test.partition("::")[0]).exists()}
+    done = set()
+    if known:
+        files = sorted({test.partition("::")[0] for test in known.values()})
+        for verdict in _worked([Task(list(known), files, known)]):
+            done.add(verdict.mutant)
+            yield verdict
+    rest = [one for one in drawn if one not in done]
+    parts = sorted(([one for one in rest if one.part == part] for part in PARTS), key=len, reverse=True)
+    yield from _worked(
+        [Task(part, [f"tests/unit/{name}" for name in TESTS[part[0].part]], None) for part in parts if part]
+    )
+
+
+def _worked(tasks: Sequence[Task]) -> Iterator[Verdict]:
+    """The verdicts of tasks, some at a time, each in a process of its own."""
+    waiting = list(tasks)
     with tempfile.TemporaryDirectory(prefix="uvmu-") as folder:
-        running: list[tuple[subprocess.Popen[bytes], Path]] = []
+        running: list[tuple[subprocess.Popen[bytes], BinaryIO]] = []
         while waiting or running:
             while waiting and len(running) < _WORKERS:
-                part = waiting.pop()
-                file = Path(folder) / part[0].part
-                file.write_bytes(pickle.dumps(part))
+                file = Path(folder) / str(len(waiting))
+                file.write_bytes(pickle.dumps(waiting.pop(0)))
                 env = {**os.environ, "TMPDIR": folder, "HYPOTHESIS_STORAGE_DIRECTORY": f"{folder}/h"}
                 env |= {"UVIRTIO_EXAMPLES": env.get("UVIRTIO_EXAMPLES", "10"), "PYTHONPATH": str(ROOT)}
                 command = [sys.executable, str(Path(__file__).parent), "--worker", str(file)]
-                running.append((subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL), file))
-            for child, file in [pair for pair in running if pair[0].poll() is not None]:
-                running.remove((child, file))
-                result = file.with_suffix(".done")
-                if result.exists():
-                    verdicts += pickle.loads(result.read_bytes())
+                told = file.with_suffix(".told")
+                told.touch()
+                child = subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.DEVNULL)
+                running.append((child, told.open("rb")))
+            for pair in list(running):
+                child, stream = pair
+                ended = child.poll() is not None
+                while head := stream.read(4):
+                    yield pickle.loads(stream.read(int.from_bytes(head, "little")))
+                if ended:
+                    stream.close()
+                    running.remove(pair)
             time.sleep(0.1)
-    return verdicts
 
 
 def work(file: Path) -> int:
-    """Judge the mutants of one part; the exit code."""
-    mutants: list[Mutant] = pickle.loads(file.read_bytes())
-    part = mutants[0].part
-    judge = runner.Judge(mutants, lambda mutant, end, cpu: print(f"{end:9} {cpu:5.1f} s  {mutant}", flush=True))
-    folders = [str(ROOT / "tests/unit" / name) for name in TESTS[part]]
-    options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:randomly", f"--basetemp={file}.t"]
-    code = int(pytest.main([*options, *folders], plugins=[judge]))
+    """Judge the mutants of one task; the exit code."""
+    task: Task = pickle.loads(file.read_bytes())
+    with file.with_suffix(".told").open("ab") as stream:
+
+        def say(verdict: Verdict) -> None:
+            data = pickle.dumps(verdict)
+            stream.write(len(data).to_bytes(4, "little") + data)
+            stream.flush()
+
+        judge = runner.Judge(task.mutants, say, task.known)
+        options = ["-q", "-s", "-p", "no:cacheprovider", "-p", "no:randomly", f"--basetemp={file}.t"]
+        code = int(pytest.main([*options, *(str(ROOT / name) for name in task.tests)], plugins=[judge]))
     if judge.broken:
-        print(f"{part}: {judge.broken}", flush=True)
+        print(judge.broken, flush=True)
         return code or 1
-    file.with_suffix(".done").write_bytes(pickle.dumps(judge.verdicts))
     return 0
 
 

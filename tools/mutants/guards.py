@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from types import CodeType
 from typing import Any
 
@@ -131,14 +132,24 @@ def of_file(file: str) -> list[list[Mutant]]:
 def drawn(seed: int, count: int, parts: Iterable[str] = PARTS) -> list[Mutant]:
     """So many guards by a seed, each with one change of its own.
 
+    A guard's rank follows from the seed and from what it is known by, so a smaller draw is the beginning of a
+    larger one, and guards that come or go elsewhere leave the rest of a draw as it is.
+
     Args:
         seed: Decides all.
         count: How many.
         parts: The packages to draw from.
     """
-    rng = Random(seed)
-    every = [guard for file in files(parts) for guard in of_file(file)]
-    return [rng.choice(guard) for guard in rng.sample(every, min(count, len(every)))]
+    ranked = []
+    for file in files(parts):
+        seen: Counter[tuple[str, str]] = Counter()
+        for guard in of_file(file):
+            name = guard[0].function, guard[0].before
+            seen[name] += 1
+            text = "\0".join((str(seed), file, *name, str(seen[name])))
+            ranked.append((hashlib.sha256(text.encode()).digest(), guard))
+    ranked.sort(key=lambda one: one[0])
+    return [guard[int.from_bytes(rank[-8:], "big") % len(guard)] for rank, guard in ranked[:count]]
 
 
 def code(mutant: Mutant) -> CodeType:
@@ -147,9 +158,30 @@ def code(mutant: Mutant) -> CodeType:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     guard = [guard for _, guard in _guards(tree)][mutant.number]
     guard.test = list(_changes(guard.test))[mutant.change]
+    return _compiled(tree, path, mutant.function)
+
+
+def probed(file: str, function: str, numbers: Collection[int], probe: str) -> CodeType:
+    """The byte code of a function whose guards tell what they find.
+
+    Args:
+        file: Its module's path below the checkout.
+        function: Its qualified name.
+        numbers: Which guards of the file.
+        probe: The name of a builtin that takes a guard's number and its condition, and returns the latter.
+    """
+    path = ROOT / file
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for number, (_, guard) in enumerate(_guards(tree)):
+        if number in numbers:
+            guard.test = ast.Call(ast.Name(probe, ast.Load()), [ast.Constant(number), guard.test], [])
+    return _compiled(tree, path, function)
+
+
+def _compiled(tree: ast.Module, path: Path, function: str) -> CodeType:
     ast.fix_missing_locations(tree)
-    found = _named(compile(tree, str(path), "exec", dont_inherit=True), mutant.function)
-    assert found is not None, mutant
+    found = _named(compile(tree, str(path), "exec", dont_inherit=True), function)
+    assert found is not None, function
     return found
 
 

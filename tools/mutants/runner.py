@@ -1,39 +1,56 @@
-"""Runs the tests of one part against its mutants: pytest collects once, and each mutant is a fork of that.
+"""Runs tests against mutants: pytest collects once, and each mutant is a fork of that.
 
-Nothing is written: a mutant is byte code that takes the place of a function's in the fork. Which tests reach which
-function is seen once, in a fork of its own. A mutant is judged by the tests that reach it, to the first failure.
-Programs that tests start have no mutant in them.
+Nothing is written: a mutant is byte code that takes the place of a function's in the fork. Which tests come to
+which guard is seen once, in a fork of its own, by the same means: there each guard tells what it finds. A mutant
+is judged by the tests that come to it, the quickest first, to the first failure; and the test that fails has to
+pass without the mutant, in a fork as well. Programs that tests start have no mutant in them.
 """
 
 from __future__ import annotations
 
+import builtins
 import ctypes
 import functools
+import mmap
 import os
 import pickle
 import resource
 import select
 import signal
+import struct
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from types import CodeType, FrameType, FunctionType
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
+from typing import Any, NamedTuple
 
-from mutants.guards import ROOT, Mutant, code
+from mutants.guards import Mutant, code, probed
 
-CPU = 60
-"""Seconds of CPU time after which a mutant counts as hanging, and so as noticed."""
-WALL = 240
-"""Seconds by the clock."""
+_CPU = 60
+"""Seconds of CPU time in one test after which a mutant counts as hanging, and so as noticed."""
+_PATIENCE = 30.0, 20.0
+"""By the clock: so many seconds, and so many times what a test took without a mutant."""
+_LONGEST = 1800.0
 _PR_SET_PDEATHSIG = 1
+_PROBE = "uvirtio_probe_"  # no two underscores: a class would make another name of it
+_BEGUN = struct.Struct("<qdd")
 KILLED, SURVIVED, UNREACHED, HUNG, SLOW = "killed", "survived", "unreached", "hung", "slow"
-"""``hung``: it used up its CPU time, which is noticed. ``slow``: its tests took too long; it is not judged."""
+"""``hung``: a test used up its CPU time, died or did not end, which is noticed. ``slow``: all its tests together
+took too long; it is not judged."""
+NOTICED = (KILLED, HUNG)
 
-Verdicts = list[tuple[Mutant, str, float, int]]
-"""Mutant, how it ended, seconds of CPU time, tests that reach it."""
+
+class Verdict(NamedTuple):
+    """How a mutant ended."""
+
+    mutant: Mutant
+    end: str
+    by: str
+    """The node id of the test that noticed it."""
+    cpu: float
+    """Seconds of CPU time."""
 
 
 def function_of(mutant: Mutant) -> FunctionType:
@@ -58,55 +75,95 @@ def function_of(mutant: Mutant) -> FunctionType:
 class Judge:
     """A plugin of pytest in place of its loop."""
 
-    def __init__(self, mutants: Sequence[Mutant], say: Callable[[Mutant, str, float], None]) -> None:
+    def __init__(
+        self, mutants: Sequence[Mutant], say: Callable[[Verdict], None], known: Mapping[Mutant, str] | None = None
+    ) -> None:
         """Judge these mutants.
 
         Args:
-            mutants: The mutants of one part.
-            say: Called with each, its verdict, and its seconds of CPU time.
+            mutants: Which.
+            say: Called with each verdict.
+            known: The node id of the test that noticed each before: only that is run, and nothing is said of a
+                mutant that passes it.
         """
         self._mutants = mutants
         self._say = say
-        self.verdicts: Verdicts = []
+        self._known = known
+        self._sound: dict[int, bool] = {}
         self.broken = ""
         """Why nothing was judged."""
 
     def pytest_runtestloop(self, session: Any) -> bool:
         """Judge, after the collection."""
-        items: list[Any] = session.items
-        wanted = {code_of(mutant) for mutant in self._mutants}
-        reach: dict[int, Any] | str | None = _forked(lambda: _reached(session, items, wanted), 1800)
-        if not isinstance(reach, dict):
+        if self._known is not None:
+            places = {item.nodeid: place for place, item in enumerate(session.items)}
+            for mutant in self._mutants:
+                if (place := places.get(self._known[mutant])) is not None:
+                    self._judge(session, mutant, [place], {place: 0.0})
+            return True
+        reach = _forked(lambda _: _reached(session, self._mutants), _LONGEST)
+        if not isinstance(reach, _Reach):
             self.broken = reach or "the tests did not end without a mutant"
             return True
-        if len(reach) <= len(items):
-            print(f"{len(items) + 1 - len(reach)} tests judge nothing: they fail when they are traced", flush=True)
-        took = reach.pop(-1)
         for mutant in self._mutants:
-            key = code_of(mutant)
-            chosen = sorted((place for place, seen in reach.items() if key in seen), key=lambda place: took[place])
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            end = UNREACHED
-            if chosen:
-                answer = _forked(functools.partial(_judged, session, [items[one] for one in chosen], mutant), WALL)
-                if answer not in (KILLED, SURVIVED, None):
-                    raise RuntimeError(f"{mutant} cannot be judged:\n{answer}")
-                end = answer or ""
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            end = end or (HUNG if cpu >= CPU - 1 else SLOW)
-            self.verdicts.append((mutant, end, cpu, len(chosen)))
-            self._say(mutant, end, cpu)
+            chosen = [
+                place for place in sorted(reach.took, key=reach.took.__getitem__) if reach.tells(place, mutant)
+            ]
+            self._judge(session, mutant, chosen, reach.took)
         return True
 
+    def _judge(self, session: Any, mutant: Mutant, chosen: Sequence[int], took: Mapping[int, float]) -> None:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        end, by = UNREACHED, -1
+        while chosen:
+            job = functools.partial(_judged, session, chosen, took, mutant)
+            answer = _forked(job, _LONGEST)
+            if not isinstance(answer, tuple):
+                raise RuntimeError(f"{mutant} cannot be judged:\n{answer}")
+            end, by = answer
+            if end not in NOTICED or self._is_sound(session, by):
+                break
+            chosen, end = (
+                [place for place in chosen if place != by],
+                SURVIVED,
+            )  # it fails by itself: it judges nothing
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        if self._known is None or end in NOTICED:
+            noticed = end in NOTICED and by >= 0
+            self._say(Verdict(mutant, end, session.items[by].nodeid if noticed else "", cpu))
 
-def code_of(mutant: Mutant) -> tuple[str, str]:
-    """File and function, as a frame names them."""
-    return str(ROOT / mutant.file), mutant.function
+    def _is_sound(self, session: Any, place: int) -> bool:
+        if place not in self._sound:
+            answer = _forked(functools.partial(_judged, session, [place], {place: 0.0}, None), _LONGEST)
+            self._sound[place] = isinstance(answer, tuple) and answer[0] == SURVIVED
+        return self._sound[place]
 
 
-def _forked(do: Callable[[], Any], seconds: float) -> Any:
-    """What it returns, in a fork of this process that may take so long; None where it ends otherwise."""
+class _Reach(NamedTuple):
+    """Which tests come to which guards."""
+
+    found: dict[int, set[tuple[str, int, bool]]]
+    """By test: file and number of a guard, and what its condition was."""
+    took: dict[int, float]
+    """By test that passes: seconds by the clock."""
+
+    def tells(self, place: int, mutant: Mutant) -> bool:
+        """Whether a test could notice a mutant: a deleted guard matters only where the condition was true."""
+        found = self.found[place]
+        return (mutant.file, mutant.number, True) in found or (
+            mutant.after != "False" and (mutant.file, mutant.number, False) in found
+        )
+
+
+def _forked(do: Callable[[mmap.mmap], Any], seconds: float) -> Any:
+    """What it returns, in a fork of this process that may take so long.
+
+    It is handed shared memory, where it may say which test it began, when, and how long that may take. Where it
+    does not return: the verdict, and the test.
+    """
+    board = mmap.mmap(-1, mmap.PAGESIZE)
+    _BEGUN.pack_into(board, 0, -1, 0.0, 0.0)
     near, far = os.pipe()
     child = os.fork()
     if child == 0:
@@ -118,7 +175,7 @@ def _forked(do: Callable[[], Any], seconds: float) -> Any:
             for stream in (1, 2):
                 os.dup2(quiet, stream)
             try:
-                data = pickle.dumps(do())
+                data = pickle.dumps(do(board))
             except Exception:  # noqa: BLE001 - whatever it is, it is told
                 data = pickle.dumps(traceback.format_exc())
             with os.fdopen(far, "wb") as pipe:
@@ -132,12 +189,17 @@ def _forked(do: Callable[[], Any], seconds: float) -> Any:
     try:
         # Not to the end of the pipe: a process that a test has left may hold it open.
         while len(data) < 8 or len(data) < 8 + int.from_bytes(data[:8], "little"):
-            left = deadline - time.monotonic()
-            if left <= 0 or not poller.poll(1000 * left):
-                return None
+            now = time.monotonic()
+            place, begun, limit = _BEGUN.unpack_from(board)
+            if place >= 0 and now > begun + limit:
+                return HUNG, place
+            if now >= deadline:
+                return SLOW, -1
+            if not poller.poll(1000):
+                continue
             more = os.read(near, 1 << 20)
-            if not more:
-                return None
+            if not more:  # it has died: of its CPU time, or because a test goes on without a process
+                return HUNG, place
             data += more
     finally:
         os.close(near)
@@ -154,47 +216,52 @@ def _kill(child: int) -> None:
             continue
 
 
-def _reached(session: Any, items: list[Any], wanted: set[tuple[str, str]]) -> Any:
-    """Run all tests, and return which of the wanted functions each reaches."""
-    seen: set[Any] = set()
-    known: dict[CodeType, tuple[str, str] | None] = {}
-
-    def call(frame: FrameType, event: str, arg: Any) -> None:
-        made = frame.f_code
-        if made not in known:
-            name = (made.co_filename, made.co_qualname)
-            known[made] = name if name in wanted else None
-        key = known[made]
-        if key is not None:
-            seen.add(key)
-
-    sys.settrace(call)
-    threading.settrace(call)
-    reach: dict[int, Any] = {}
-    took: dict[int, float] = {}
+def _reached(session: Any, mutants: Sequence[Mutant]) -> Any:
+    """Run all tests, and return what each finds at the guards."""
+    seen: set[tuple[str, int, bool]] = set()
+    numbers: dict[tuple[str, str], set[int]] = defaultdict(set)
+    one: dict[tuple[str, str], Mutant] = {}
+    for mutant in mutants:
+        numbers[mutant.file, mutant.function].add(mutant.number)
+        one[mutant.file, mutant.function] = mutant
+    for (file, function), wanted in numbers.items():
+        name = f"{_PROBE}{len(vars(builtins))}"
+        setattr(builtins, name, functools.partial(_told, seen, file))
+        function_of(one[file, function]).__code__ = probed(file, function, wanted, name)
+    reach = _Reach({}, {})
     failed = 0
-    for place, item in enumerate(items):
+    for place, item in enumerate(session.items):
         seen.clear()
-        begin = time.process_time()
-        _run(item, items[place + 1] if place + 1 < len(items) else None)
-        if session.testsfailed > failed:  # timed, or about tracing itself: it judges nothing
+        begin = time.monotonic()
+        _run(item, session.items[place + 1] if place + 1 < len(session.items) else None)
+        if session.testsfailed > failed:  # by itself: it judges nothing
             failed = session.testsfailed
             continue
-        reach[place] = set(seen)
-        took[place] = time.process_time() - begin
-    reach[-1] = took
+        reach.found[place] = set(seen)
+        reach.took[place] = time.monotonic() - begin
     return reach
 
 
-def _judged(session: Any, chosen: list[Any], mutant: Mutant) -> str:
-    """Put the mutant in, and run the tests until one fails."""
-    resource.setrlimit(resource.RLIMIT_CPU, (CPU, CPU + 1))
-    function_of(mutant).__code__ = code(mutant)
-    for place, item in enumerate(chosen):
-        _run(item, chosen[place + 1] if place + 1 < len(chosen) else None)
+def _told(seen: set[tuple[str, int, bool]], file: str, number: int, condition: Any) -> Any:
+    seen.add((file, number, bool(condition)))
+    return condition
+
+
+def _judged(
+    session: Any, chosen: Sequence[int], took: Mapping[int, float], mutant: Mutant | None, board: mmap.mmap
+) -> tuple[str, int]:
+    """Put the mutant in, and run the tests until one fails; which."""
+    if mutant is not None:
+        function_of(mutant).__code__ = code(mutant)
+    for number, place in enumerate(chosen):
+        _, most = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + _CPU, most))
+        _BEGUN.pack_into(board, 0, place, time.monotonic(), _PATIENCE[0] + _PATIENCE[1] * took[place])
+        after = session.items[chosen[number + 1]] if number + 1 < len(chosen) else None
+        _run(session.items[place], after)
         if session.testsfailed:
-            return KILLED
-    return SURVIVED
+            return KILLED, place
+    return SURVIVED, -1
 
 
 def _run(item: Any, after: Any) -> None:

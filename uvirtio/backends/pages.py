@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import mmap
 import os
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Generic, Self, TypeVar
 
 from uvirtio.errors import BadSize, Closed, Misuse, OperationFailed
 from uvirtio.host.pagemap import Pagemap
+from uvirtio.host.pages import CPU_PAGE, HUGE_PAGE
 from uvirtio.spec.page import PFN_SHIFT
 
 MADV_POPULATE_WRITE = 23
@@ -86,6 +89,16 @@ class PagedBlock:
         """
         self._check_open()
         return self._pagemap.pfns(self._memory.vaddr, self.size)
+
+    def packed_pfns(self) -> array[int]:
+        """Return the same packed, 4 bytes each where all have 32 bits; see ``PackedFrames``.
+
+        Raises:
+            PagemapHidden: This process may not read them.
+            Closed: After ``close()``.
+        """
+        self._check_open()
+        return self._pagemap.frames(self._memory.vaddr, self.size)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -186,14 +199,44 @@ def ordinary(size: int, *, small_pages: bool) -> Memory:
     Raises:
         OperationFailed: The kernel refused.
     """
+    mapping = _anonymous(size)
+    if small_pages:
+        advise(mapping, mmap.MADV_NOHUGEPAGE)
+    return Memory(mapping, 0, size)
+
+
+def in_huge_pages(size: int) -> Memory:
+    """Allocate as ``ordinary``, in transparent huge pages as far as the kernel has them at hand.
+
+    It begins where a huge page does; what is left at its end is in small pages. Where and when the kernel gives
+    huge pages stays its policy (/sys/kernel/mm/transparent_hugepage): nothing is reclaimed or compacted for them.
+
+    Args:
+        size: Length in bytes.
+
+    Raises:
+        OperationFailed: The kernel refused.
+    """
+    whole = size // HUGE_PAGE * HUGE_PAGE
+    if not whole:
+        return ordinary(size, small_pages=True)
+    mapping = _anonymous(size + HUGE_PAGE - CPU_PAGE)
+    probe = Memory(mapping, 0, size)
+    start = -probe.vaddr % HUGE_PAGE
+    probe.view.release()
+    if start + whole < len(mapping):
+        with suppress(OSError):  # as in advise()
+            mapping.madvise(mmap.MADV_NOHUGEPAGE, start + whole, len(mapping) - start - whole)
+    return Memory(mapping, start, size)
+
+
+def _anonymous(size: int) -> mmap.mmap:
     try:
         mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
         raise OperationFailed(f"no {size} bytes of memory", seen=os.strerror(error.errno or 0)) from error
     advise(mapping, mmap.MADV_DONTFORK, mmap.MADV_UNMERGEABLE, MADV_DONTDUMP)
-    if small_pages:
-        advise(mapping, mmap.MADV_NOHUGEPAGE)
-    return Memory(mapping, 0, size)
+    return mapping
 
 
 def merged(pfns: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -272,8 +315,16 @@ class GuestBlock(LinearBlock):
 
     def pfns(self) -> list[int]:
         """Return the guest-physical frame numbers; they never change."""
+        return list(self._frames())
+
+    def packed_pfns(self) -> array[int]:
+        """Return the same packed; see ``PackedFrames``."""
+        frames = self._frames()
+        return array("I" if frames.stop <= 1 << 32 else "Q", frames)
+
+    def _frames(self) -> range:
         first = self.address >> PFN_SHIFT
-        return list(range(first, first + (-(-self.size >> PFN_SHIFT))))
+        return range(first, first + (-(-self.size >> PFN_SHIFT)))
 
     def close(self) -> None:
         """Release the view of the mapping; idempotent."""

@@ -23,6 +23,7 @@ from uvirtio.backends.pages import (
     OwnedBlocks,
     PagedBlock,
     advise,
+    in_huge_pages,
     merged,
     ordinary,
     pieces,
@@ -217,9 +218,10 @@ class VfioDmaSpace(OwnedBlocks[VfioBlock]):
         return block
 
     def pin(self, size: int) -> VfioBlock:
-        """Allocate zeroed memory in small pages with a fixed place, by one map at a scratch address.
+        """Allocate zeroed memory with a fixed place, by one map at a scratch address.
 
-        For balloon pages: the device does not address it; ``pfns()`` does not need the map's address.
+        For balloon pages: the device does not address it; ``pfns()`` does not need the map's address. The kernel
+        may take huge pages for it.
 
         Args:
             size: Length in bytes; rounded up to pages of the IOMMU.
@@ -230,7 +232,7 @@ class VfioDmaSpace(OwnedBlocks[VfioBlock]):
             OperationFailed: The kernel refused the map.
             Closed: After ``close()``.
         """
-        return self._pinned(ordinary(self._rounded(size, self._unit), small_pages=True))
+        return self._pinned(in_huge_pages(self._rounded(size, self._unit)))
 
     def adopt(self, mapping: mmap.mmap, physical: int) -> VfioBlock:
         """Map memory of another owner (plugged by virtio-mem) for the device; see ``AdoptsMemory``.

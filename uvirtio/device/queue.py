@@ -205,10 +205,11 @@ class Queue:
             Misuse: The queue has no fixed slots.
             UsageError: A slot is with the device already, or there is none of that number.
         """
-        wanted = self._fixed().submit(slots, show=show)
-        if wanted:
+        fixed = self._slots or self._fixed()
+        if fixed.submit(slots, show=show):
             self.notify()
-        self._note()
+        if self.ring.published != self._noted:
+            self._note()
 
     def show(self, count: int) -> None:
         """Let the device see slots that were submitted without, in their order, and notify it if it asks for that.
@@ -219,10 +220,11 @@ class Queue:
         Raises:
             Misuse: The queue has no fixed slots.
         """
-        wanted = self._fixed().show(count)
-        if wanted:
+        fixed = self._slots or self._fixed()
+        if fixed.show(count):
             self.notify()
-        self._note()
+        if self.ring.published != self._noted:
+            self._note()
 
     def relay(self, looks: int, goal: int = 1) -> int:
         """Look for used slots; as soon as there are any, show the device others, at most as many.
@@ -238,8 +240,10 @@ class Queue:
             Misuse: The queue has no fixed slots.
             RingCorruption: The used ring is invalid.
         """
-        came = self._fixed().relay(looks, self.notify, goal)
-        self._note()
+        fixed = self._slots or self._fixed()
+        came = fixed.relay(looks, self.notify, goal)
+        if self.ring.published != self._noted:
+            self._note()
         return came
 
     def reap_slots(self) -> array[int]:

@@ -44,7 +44,7 @@ class Session:
     too, at four times the cost.
     """
 
-    __slots__ = ("_device", "_driver")
+    __slots__ = ("_acquire", "_device", "_driver", "_release")
 
     def __init__(self, device: DeviceState, driver: str = "") -> None:
         """Make the session of a device, or of one driver of it.
@@ -55,12 +55,13 @@ class Session:
         """
         self._device = device
         self._driver = driver
+        self._acquire, self._release = device._lock.acquire, device._lock.release
 
     def __enter__(self) -> None:
         device = self._device
         if not device._made_here[0]:
             device.check_owner()  # before the lock: in a forked child its holder may not exist
-        device._lock.acquire()
+        self._acquire()
         try:
             if (device.closing or device._broken is not None) and not device.leaving:
                 device._check_usable()
@@ -70,18 +71,17 @@ class Session:
                     f"the {name} driver of {device.address} is closed: the device was stopped or started again"
                 )
         except BaseException:
-            device._lock.release()
+            self._release()
             raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        device = self._device
         try:
             if error is not None:
-                device._left_by(error)
+                self._device._left_by(error)
         finally:
-            device._lock.release()
+            self._release()
 
 
 class _Timed:

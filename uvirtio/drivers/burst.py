@@ -44,8 +44,8 @@ class BaseBurst:
     """What the bursts of all disks share. There are no views of the data: one that is kept would keep the memory.
 
     A subclass lays out the memory, calls ``_lay``, and sets the views that are written for each request:
-    ``_answers`` with ``_none`` as their preset, and ``_at``, the addresses. It says what addresses are in
-    ``_words``, what they may be in ``_check_range``, and what an answer means in ``_check``.
+    ``_answers`` with ``_none`` as their preset, and ``_at``, the addresses. It says what addresses are, and what
+    they may be, in ``_words``, and what an answer means in ``_check``.
     """
 
     _answers: memoryview
@@ -85,11 +85,7 @@ class BaseBurst:
         self._queue.ring.want_interrupts(False)
 
     def _words(self, starts: Sequence[int]) -> array[int]:
-        """The addresses as the device reads them."""
-        raise NotImplementedError
-
-    def _check_range(self, first: int, end: int) -> None:
-        """Check that addresses from ``first`` to ``end`` - 1 are there."""
+        """The addresses, at least one, as the device reads them; all of each request is checked to be there."""
         raise NotImplementedError
 
     def _check(self, back: array[int]) -> None:
@@ -102,8 +98,7 @@ class BaseBurst:
 
     def contents(self, slots: Iterable[int]) -> list[bytes]:
         """Return copies of the data of several slots, in their order."""
-        data = self._data
-        return [data[slot].tobytes() for slot in slots]
+        return [*map(memoryview.tobytes, map(self._data.__getitem__, slots))]
 
     def fill(self, slot: int, data: bytes | bytearray | memoryview) -> None:
         """Set the data of a write, before its slot is posted.
@@ -128,13 +123,13 @@ class BaseBurst:
 
     def _post(self, slots: array[int], starts: Sequence[int], *, show: bool = True) -> None:
         count = len(slots)
-        if not count:
-            return
         if count != len(starts):
             raise UsageError("each slot needs an address", seen=len(starts), expected=count)
-        self._check_range(min(starts), max(starts) + self._length)
+        if not count:
+            return
+        words = self._words(starts)
         self._slots.check(slots)
-        first, answers, at, words = slots[0], self._answers, self._at, self._words(starts)
+        first, answers, at = slots[0], self._answers, self._at
         none = self._none
         if slots == self._numbers[first : first + count]:  # consecutive, maybe with a wrap at the end
             fits = min(count, self.count - first)
@@ -164,23 +159,27 @@ class BaseBurst:
         self._waits += 1
         if not self._waits % LOOK:
             device.service()  # as the wait loop does, which does not run here
-        if not self._slots.ready():
+        back = self._queue.reap_slots()
+        if not back:
             if not self.in_flight:
                 raise UsageError("no request is in flight", expected="post() before wait()")
             self._await(device.seconds(timeout), poll)
-        return self._take()
+            back = self._queue.reap_slots()
+        self.returned = back
+        self._check(back)
+        return back
 
     def _await(self, timeout: float, poll: float) -> int:
-        """Poll, then sleep, until a request is complete; how many are, at least."""
-        ready, clock = self._slots.ready, time.perf_counter
+        """Poll, then sleep, until a request is complete; how many are, at least. What is laid is sent then."""
+        relay, clock = self._queue.relay, time.perf_counter
         until = clock() + min(poll, timeout)
         while clock() < until:
-            for _ in range(GLANCES):
-                count = ready()
-                if count:
-                    return count
+            count = relay(GLANCES)
+            if count:
+                return count
+        ready = self._slots.ready
         self._sleep(lambda: ready() > 0, timeout, "a request in flight")
-        return ready()
+        return relay(1)
 
     def _sleep(self, ready: Callable[[], bool], timeout: float, what: str) -> None:
         """Wait for interrupts, which are suppressed otherwise."""
@@ -206,26 +205,28 @@ class BaseBurst:
         if out is not None and out < self.count:
             yield from self._read_ahead(iter(starts), out)
             return
-        wanted = iter(starts)
+        wanted, session, data = iter(starts), self._session, self._data
         where = [0] * self.count
         idle, came = self.slots[:], self.slots[:0]
         try:
             while True:
                 batch = list(islice(wanted, min(len(idle), TURN)))
-                for slot, start in zip(idle, batch, strict=False):
-                    where[slot] = start
-                with self._session:
-                    self._post(idle[: len(batch)], batch)
-                idle = idle[len(batch) :]
-                if not came and self.in_flight:
-                    with self._session:
+                with session:
+                    if batch:  # on the slots that came back last
+                        rest = len(idle) - len(batch)
+                        now, idle = idle[rest:], idle[:rest]
+                        for slot, start in zip(now, batch, strict=True):
+                            where[slot] = start
+                        self._post(now, batch)
+                    if not came and self.in_flight:
                         came = self._take() if batch and idle else self._wait(None, POLL)
-                elif not (batch or came):
-                    return
+                    elif not (batch or came):
+                        return
                 back, came = came[:TURN], came[TURN:]
-                found = self.contents(back)  # copies, so that their slots can be sent again at once
+                # Copies, so that their slots can be sent again.
+                found = [(where[slot], data[slot].tobytes()) for slot in back]
                 idle += back
-                yield from zip([where[slot] for slot in back], found, strict=True)
+                yield from found
         finally:
             self._leave()
 
@@ -255,10 +256,8 @@ class BaseBurst:
                     self._waits += 1
                     if not self._waits % LOOK:
                         device.service()
-                    came = relay(LOOKS, turn)  # others are sent before what has come is looked at
-                    if not came:
-                        came = self._await(device.timeout, POLL)
-                        self._show(came)
+                    if not relay(LOOKS, turn):  # others are sent before what has come is looked at
+                        self._await(device.timeout, POLL)
                     back = self._take()
                     behind = ring.in_flight < most
                 found = [(where[slot], data[slot].tobytes()) for slot in back]

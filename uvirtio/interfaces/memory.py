@@ -7,6 +7,7 @@ device addresses are IOVAs or guest-physical addresses, according to the policy 
 from __future__ import annotations
 
 import mmap
+from array import array
 from typing import Protocol, runtime_checkable
 
 
@@ -127,6 +128,19 @@ class Block(Protocol):
 
     def close(self) -> None:
         """Free the memory; idempotent. The device must not use it any more."""
+        ...
+
+
+@runtime_checkable
+class PackedFrames(Protocol):
+    """Optional ability of a ``Block``: its frame numbers as they are kept and sent, without an object for each."""
+
+    def packed_pfns(self) -> array[int]:
+        """Return ``pfns()`` packed: 4 bytes each ("I") where all of them have 32 bits, else 8 ("Q").
+
+        Raises:
+            PagemapHidden: This process may not read them.
+        """
         ...
 
 

@@ -36,7 +36,7 @@ class Books:
         # The most that the device may read of a slot of one readable element; 0: it is none.
         self._readable = [0 if writable or len(readable) != 1 else readable[0][1] for readable, writable in chains]
         self._lengths = list(self._readable)
-        self._back = NOTHING  # what the last reap returned, where that is remembered: it is idle
+        self._back = NOTHING  # slots that are idle: what was reaped last, if that is remembered, or checked
         self._back_raw = b""  # the used elements of these
         self._next = array("H")
 
@@ -88,8 +88,12 @@ class Books:
         Raises:
             UsageError: They do not.
         """
-        if not slots or slots == self._back:
-            return
+        if slots and slots != self._back:
+            self._look_up(slots)
+            self._back = array("H", slots)
+
+    def _look_up(self, slots: Sequence[int]) -> None:
+        """Do what ``check`` does, for slots that are not known to be idle."""
         wanted = set(slots)
         if len(wanted) != len(slots):
             raise self._bad(sorted(slot for slot in wanted if list(slots).count(slot) > 1), "each slot once")

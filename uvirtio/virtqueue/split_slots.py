@@ -92,14 +92,10 @@ class SplitSlots(RingBooks):
         ring = self._ring
         if ring.dead:
             ring.refuse()
-        if slots == self._back:
-            raw = self._back_raw
-            if self._busy is not None:
-                self._count_in(slots)
-        else:
-            self._enter(slots)
-            raw = joined(self._used, slots)
-        self._back = NOTHING
+        self.check(slots)
+        raw, self._back = self._back_raw, NOTHING
+        if self._busy is not None:
+            self._count_in(slots)
         posted = slots if type(slots) is array and slots.typecode == "H" else array("H", slots)
         self._lay(ring._laid & self._mask, posted, raw if self._loose is None else b"")
         ring._laid += count
@@ -158,14 +154,12 @@ class SplitSlots(RingBooks):
     def _set_length(self, slot: int, length: int) -> None:
         self._ring.set_slot_length(slot, length)
 
-    def _enter(self, slots: Sequence[int]) -> None:
-        """Record these slots as in flight. On UsageError nothing changed."""
-        self.check(slots)
+    def _look_up(self, slots: Sequence[int]) -> None:
+        if self._busy is None and self._ring._laid > self._ring.reaped:
+            self._busy = {*self._with_device()}
         self._unneeded = 0
-        if self._busy is not None:
-            self._busy.update(slots)
-        elif self._ring._laid > self._ring.reaped:
-            self._busy = {*self._with_device(), *slots}
+        super()._look_up(slots)
+        self._back_raw = joined(self._used, slots)
 
     def _count_in(self, slots: Sequence[int]) -> None:
         """Record slots that are posted exactly as reaped; after a number of such posts the set is dropped."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import mmap
 from array import array
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -296,6 +298,24 @@ def test_pagemap_gives_the_frames_of_these_pages(pagemap):
     map_.close()
 
 
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [PRESENT | 7, PRESENT | 5],
+        [PRESENT | 1 << 55 | 0xFFFF_FFFF // PER_PAGE, PRESENT | 1 << 61 | 1],
+        [PRESENT | 1 << 32, PRESENT | 1 << 32 | 1],
+        [PRESENT | 1 << 32, PRESENT | 1],
+    ],
+    ids=["alike", "flags-differ", "long", "short-and-long"],
+)
+def test_packed_frames_are_of_four_bytes_where_that_is_enough(pagemap, entries):
+    with closing(pagemap(*entries)) as map_:
+        found = map_.frames(0, 2 * PAGE)
+        frames = [(entry & (1 << 55) - 1) * PER_PAGE + part for entry in entries for part in range(PER_PAGE)]
+        assert found.tolist() == map_.pfns(0, 2 * PAGE) == frames
+        assert found.itemsize == (4 if max(frames) < 1 << 32 else 8)
+
+
 @pytest.mark.parametrize("entry", [PRESENT, 0, 0x123, 1 << 62 | 0x123])
 def test_a_hidden_or_absent_page_is_refused(pagemap, entry):
     map_ = pagemap(PRESENT | 5, entry)
@@ -336,3 +356,29 @@ def test_what_is_lacking_in_all_counts_what_is_held_once(make, monkeypatch, tran
     error = space.lack(9 * PAGE)
     assert f"at least {others + maps * 9 * PAGE} bytes" == error.expected
     assert f"{others} in use" in error.seen
+
+
+@pytest.mark.parametrize("size", [PAGE, HUGE_PAGE - PAGE, HUGE_PAGE, 2 * HUGE_PAGE + 3 * PAGE])
+def test_pages_of_a_balloon_may_be_huge_ones_and_no_others(make, size):
+    block = make(False).pin(size)
+    flags = _flags(block.vaddr, size)
+    assert block.size == size and bytes(block.view) == bytes(size)
+    whole = size // HUGE_PAGE * HUGE_PAGE
+    assert not whole or not block.vaddr % HUGE_PAGE
+    allowed = sum(length for start, length, words in flags if "nh" not in words)
+    assert allowed == whole, "what is behind the last whole one stays in small pages"
+    assert all("dc" in words and "dd" in words for _, _, words in flags), "no fork has it, and no core dump"
+
+
+def _flags(vaddr, size):
+    """The mappings of this process within these bytes, as (start, length, VmFlags)."""
+    found, inside = [], None
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        head = line.split()[0]
+        if "-" in head and not head.endswith(":"):
+            start, end = (int(part, 16) for part in head.split("-"))
+            low, high = max(start, vaddr), min(end, vaddr + size)
+            inside = (low, high - low) if low < high else None
+        elif head == "VmFlags:" and inside is not None:
+            found.append((*inside, line.split()[1:]))
+    return found

@@ -60,6 +60,13 @@ def test_a_machine_with_everything(fake: FakeSys, tmp_path: Path) -> None:
     assert fake.snapshot() == before and list(fake.roots.run.iterdir()) == []
 
 
+def test_a_module_that_may_be_there_is_not_called_missing(fake: FakeSys) -> None:
+    assert run(fake)["vfio-pci"].detail.endswith("bind tries modprobe")
+    for name in ("modules.dep", "modules.builtin"):
+        fake.text(fake.top / "lib/modules/6.1.0-test" / name, "kernel/a.ko:\n")
+    assert "is not installed for kernel 6.1.0-test" in run(fake)["vfio-pci"].detail
+
+
 def test_vdpa_nodes_and_a_wait_without_end(fake: FakeSys) -> None:
     made = run(fake)
     assert made["vhost-vdpa"].verdict == "skip" and made["vhost-vdpa"].detail == "no vdpa device here"

@@ -168,14 +168,21 @@ def test_holders_in_a_circle_end(fake: FakeSys) -> None:
 
 
 @pytest.mark.fault("R1")
-@pytest.mark.parametrize("line", ["/dev/vda2", "/dev/mapper/vg-swap", "/swapfile"])
-def test_swap_is_never_forced(fake: FakeSys, line: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("/dev/vda2", "/dev/vda2 is swap"),
+        ("/dev/mapper/vg-swap", "/dev/mapper/vg-swap is swap"),
+        ("/swapfile", "the swap file /swapfile lies on it"),
+    ],
+)
+def test_swap_is_never_forced(fake: FakeSys, line: str, told: str) -> None:
     path = disk(fake)
     mapper(fake, path / "vda1", label="vg-swap")
     fake.mountinfo(["20 1 254:1 / / rw - ext4 /dev/vda1 rw"])
     fake.text(fake.roots.proc / "swaps", f"Filename Type Size Used Priority\n{line} partition 100 0 -2\n")
     swap = [f for f in found(fake, "mounted") if "swap" in f.evidence and "held" not in f.evidence]
-    assert swap and all(not f.forceable for f in swap)
+    assert [(f.evidence, f.forceable) for f in swap] == [(told, False)]
 
 
 def test_btrfs_has_no_device_number(fake: FakeSys) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.fakes.fakesys import FakeSys
 from tests.fakes.uevents import SentEvents
+from uvirtio.binding import settle
 from uvirtio.binding.settle import Settling
 from uvirtio.errors import OperationFailed
 
@@ -53,6 +54,15 @@ def test_the_devices_own_event_is_waited_for(fake, device):
         events.send("bind", RNG, "pci", DRIVER="vfio-pci")
         assert udev.wait(60) is True
     assert events.closed
+
+
+def test_at_its_deadline_it_waits_no_longer(fake, device, monkeypatch):
+    clock = iter([5.0, 5.0])
+    monkeypatch.setattr(settle.time, "monotonic", lambda: next(clock))
+    with Settling([device], fake.roots, events=SentEvents()) as udev:
+        change(fake, "vfio-pci")
+        with pytest.raises(OperationFailed, match="not done after 0 s"):
+            udev.wait(0)
 
 
 def test_then_the_rest_of_udevs_work(fake, device):

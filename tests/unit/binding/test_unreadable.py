@@ -20,6 +20,7 @@ import pytest
 import uvirtio
 from tests.fakes.fakesys import FakeSys
 from uvirtio.binding import discover, journal
+from uvirtio.binding import plan as planning
 from uvirtio.binding.doctor import checks
 from uvirtio.binding.facts import Facts
 from uvirtio.binding.mates import Mates
@@ -105,6 +106,11 @@ def test_a_member_that_does_not_say_what_it_is_is_one(fake: FakeSys, lost: str) 
     assert Mates(fake.roots).group_members(discover.find(AT, fake.roots)) == []
 
 
+def test_a_function_without_a_group_is_alone(fake: FakeSys) -> None:
+    fake.pci(AT, "rng", group=None)
+    assert Mates(fake.roots).group_members(discover.find(AT, fake.roots)) == []
+
+
 def test_a_group_with_none_but_the_function_is_alone(fake: FakeSys) -> None:
     fake.pci(AT, "rng", group=7)
     assert Mates(fake.roots).group_members(discover.find(AT, fake.roots)) == [] and unchecked(fake) == {}
@@ -165,6 +171,37 @@ def test_driverctls_directory(fake: FakeSys) -> None:
 
 
 RECORD = journal.DeviceEntry(AT, "pci", AT, "vfio-pci", "virtio-pci", None, type="rng")
+
+
+def test_what_a_device_had_before_may_be_in_a_journal_that_cannot_be_read(fake: FakeSys) -> None:
+    fake.vfio(fake.pci(AT, "rng", group=7, driver=None))
+    found = discover.find(AT, fake.roots)
+
+    def way_back() -> str:
+        return next(one.detail for one in plan(found, fake.roots).checks if one.name == "way-back")
+
+    assert "and not by uvirtio" in way_back()
+    hide(journal.directory(fake.roots))
+    assert "in a journal that cannot be read here" in way_back()
+
+
+def test_a_virtual_functions_remedy_is_that_of_its_rule(fake: FakeSys) -> None:
+    device = fake.pci(AT, "net", group=7)
+    fake.link(device / "physfn", fake.pci(MATE, "net", group=8, driver=None))
+    found = discover.find(AT, fake.roots)
+    assert planning._remedy("vf-pf", found).endswith(f"uvirtio restore {MATE}")
+    assert "this one carries the running system" in planning._remedy("mounted", found)
+
+
+def test_drivers_that_this_user_may_not_change(fake: FakeSys, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.pci(AT, "rng", group=7)
+    found = discover.find(AT, fake.roots)
+    (fake.sys / "bus/pci/drivers_probe").unlink()  # what is not there needs no rights
+    assert not plan(found, fake.roots).problems
+    monkeypatch.setattr(planning, "writable", lambda path: False)
+    made = plan(found, fake.roots)
+    assert [type(one) for one in made.problems] == [PermissionLack]
+    assert [one.verdict for one in made.checks if one.name == "rights"] == ["fail"]
 
 
 def lock_out(fake: FakeSys, monkeypatch: pytest.MonkeyPatch, *paths: Path) -> None:

@@ -83,7 +83,15 @@ def test_anything_else_is_no_device(answers):
     assert vdpa_netlink.devices(ask) == {}
 
 
-@pytest.mark.parametrize("cut", [struct.pack("=HH", 2, 5), struct.pack("=HH", 400, 5), b"\x01"])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        struct.pack("=HH", 2, 5),
+        struct.pack("=HH", 3, 5) + attribute(5, b"1234"),
+        struct.pack("=HH", 400, 5),
+        b"\x01",
+    ],
+)
 def test_attributes_that_are_cut_end_the_message(cut):
     ask, _ = talk([FAMILY_ANSWER], [message(FAMILY, bytes(4) + attribute(4, b"x\0") + cut), DONE])
     assert vdpa_netlink.devices(ask) == {"x": VdpaDevice("x", None, None, None, None)}

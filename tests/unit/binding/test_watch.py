@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -139,6 +140,14 @@ def test_a_carrier_is_looked_at(fake, events):
     assert one.changes == {"carrier": ("1", "0")}
 
 
+def test_a_carrier_is_looked_at_once_in_an_interval(fake, events):
+    nic = fake.pci("0000:00:05.0", "net", virtio="virtio4")
+    fake.child(nic, "virtio4/net/eth0", "net", {"carrier": "1", "mtu": "1500"})
+    with Watcher(fake.roots, events=events, poll=86400) as watcher:
+        fake.text(nic / "virtio4/net/eth0/carrier", "0")
+        assert watcher.read(0) == []
+
+
 def test_without_an_interface_nothing_is_looked_at(watcher):
     assert not watcher._has_polled()
 
@@ -228,6 +237,20 @@ def test_interrupt_ends_a_wait_at_its_next_turn(watcher):
     watcher.interrupt(KeyboardInterrupt(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         watcher.read()
+
+
+def test_interrupt_wakes_the_one_who_waits_though_there_is_no_standard_input(fake, events):
+    stdin = os.dup(0)
+    os.close(0)
+    try:
+        with Watcher(fake.roots, events=events, poll=0) as watcher:
+            assert watcher._wake == 0
+            watcher.interrupt(KeyboardInterrupt(signal.SIGINT))
+            assert watcher._poller.poll(0), "a wait would end"
+        watcher.interrupt(KeyboardInterrupt(signal.SIGINT))  # too late, and no error
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
 
 
 @pytest.mark.parametrize("seconds", [-1, math.nan, math.inf])

@@ -36,7 +36,7 @@ from uvirtio.errors import (
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import InterruptMode
 from uvirtio.scripted.balloon import Balloon, Numbering
-from uvirtio.scripted.memory import ScriptedDma
+from uvirtio.scripted.memory import ScriptedBlock, ScriptedDma
 from uvirtio.scripted.pci import ScriptedDevice
 from uvirtio.spec import balloon as spec
 from uvirtio.spec import features as f
@@ -101,6 +101,18 @@ class Machine:
             "Buffers: 1 kB\nCached: 20 kB\nSwapCached: 3 kB\nHugePages_Total:   7\nodd line\n\n"
         )
         fresh.replace(self.roots.proc / "meminfo")
+
+    def lose(self, patch: pytest.MonkeyPatch, left: Callable[[int], int]) -> None:
+        """From now on, ``left`` says what is available once so many bytes were pinned in all."""
+        pin, pinned = ScriptedDma.pin, 0
+
+        def losing(space: ScriptedDma, size: int) -> ScriptedBlock:
+            nonlocal pinned
+            pinned += size
+            self.available(left(pinned))
+            return pin(space, size)
+
+        patch.setattr(ScriptedDma, "pin", losing)
 
 
 @pytest.fixture
@@ -312,6 +324,15 @@ def test_a_value_that_goes_missing_stays_as_it_was(at_once: None):
     rig.leave()
 
 
+def test_a_quick_collector_answers_at_once(at_once: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(StatsQueue, "_PATIENCE", 30.0)
+    rig = Rig(Balloon(features=STATS), stats=Source())
+    rig.model.ask_for_stats()
+    rig.driver.serve()
+    assert len(rig.model.stats) == 2, "in the same turn of the wait loop"
+    rig.leave()
+
+
 def test_a_slow_collector_holds_up_nothing(at_once: None):
     source = Source()
     rig = Rig(Balloon(features=STATS), stats=source)
@@ -334,6 +355,18 @@ def test_a_collector_that_hangs_at_the_start_is_an_error_in_time():
     with identify(scripted, timeout=0.05) as device, pytest.raises(OperationFailed, match="statistics"):
         Driver(device, stats=source)
     source.gate.set()
+    scripted.assert_left()
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), OperationFailed("gone", seen="x", expected="y")])
+def test_a_collector_that_fails_at_the_start_is_that_error(error: Exception):
+    def broken() -> dict[int, int]:
+        raise error
+
+    scripted = ScriptedDevice(Balloon(features=STATS))
+    with identify(scripted, 30) as device, pytest.raises(OperationFailed, match=r"gone|collected") as caught:
+        Driver(device, stats=broken)
+    assert caught.value is error or "OSError: gone" in str(caught.value.seen)
     scripted.assert_left()
 
 
@@ -777,14 +810,12 @@ def test_an_inflate_that_leaves_too_little_is_refused_whole(machine: Machine):
 
 
 @pytest.mark.fault(59)
-def test_the_floor_is_kept_in_the_middle_of_an_inflate(machine: Machine):
+def test_the_floor_is_kept_in_the_middle_of_an_inflate(machine: Machine, monkeypatch: pytest.MonkeyPatch):
     rig = Rig(Balloon(), roots=machine.roots)
-
-    def progress(held: int) -> None:
-        machine.available(1024 * MIB if held < 4096 else 259 * MIB - (held - 4096) * 4096)
-
+    machine.available(1024 * MIB)
+    machine.lose(monkeypatch, lambda pinned: 259 * MIB - (pinned - 16 * MIB))
     with pytest.raises(Refused, match="free-memory"):
-        rig.driver.inflate(20 * 4096, progress=progress)
+        rig.driver.inflate(20 * 4096)
     # One chunk was under way, and 3 MiB were left above the floor for another.
     assert rig.driver.held == 4096 + 3 * 256 == rig.model.actual
     rig.leave()
@@ -875,26 +906,27 @@ def test_memory_that_runs_out_is_asked_for_again_later_each_time(
     rig.leave()
 
 
-def test_the_floor_is_never_crossed_by_following(machine: Machine, quick: None):
+def test_the_floor_is_never_crossed_by_following(machine: Machine, quick: None, monkeypatch: pytest.MonkeyPatch):
     rig = Rig(Balloon(), roots=machine.roots)
-    machine.available(256 * MIB + 5 * MIB)
+    machine.available(256 * MIB + 21 * MIB)
     told: list[Exception] = []
     lowest = 1 << 62
 
-    def progress(held: int) -> None:
+    def left(pinned: int) -> int:
         nonlocal lowest
-        left = 261 * MIB - held * 4096
-        lowest = min(lowest, left)
-        machine.available(left)
+        lowest = min(lowest, 277 * MIB - pinned)
+        return 277 * MIB - pinned
 
     rig.model.set_target(0xFFFFFFFF)
-    rig.driver.follow(timeout=0.05, progress=progress, shortage=lambda why, delay: told.append(why))
-    assert rig.driver.held == 5 * 256 and lowest == 256 * MIB
+    with monkeypatch.context() as patched:
+        machine.lose(patched, left)
+        rig.driver.follow(timeout=0.05, shortage=lambda why, delay: told.append(why))
+    assert rig.driver.held == 21 * 256 and lowest == 256 * MIB
     assert told and all("free-memory" in str(why) for why in told)
     machine.available(256 * MIB + 2 * MIB)
-    rig.model.set_target(6 * 256)
+    rig.model.set_target(22 * 256)
     rig.driver.follow(timeout=0.05)
-    assert rig.driver.held == 6 * 256, "more memory came, and was taken"
+    assert rig.driver.held == 22 * 256, "more memory came, and was taken"
     rig.leave()
 
 
@@ -925,6 +957,7 @@ class Squeeze:
 
     def __init__(self) -> None:
         self.times = 0
+        self.closed = False
 
     def rose(self) -> bool:
         if self.times:
@@ -933,7 +966,7 @@ class Squeeze:
         return False
 
     def close(self) -> None:
-        pass
+        self.closed = True
 
 
 @pytest.mark.fault(59)
@@ -951,6 +984,8 @@ def test_under_pressure_pages_come_back_although_the_host_wants_them(machine: Ma
     squeeze.times = 100
     getattr(rig.driver, call)(timeout=0.05)
     assert rig.driver.held == 0
+    rig.driver.close()
+    assert squeeze.closed
     rig.leave()
 
 

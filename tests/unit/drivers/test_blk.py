@@ -775,6 +775,7 @@ def test_interrupts_are_relied_on_where_they_are_looked_for():
             blk.read(0, 1)
             device.service()
             assert device.counters.interrupts_taken == number
+        assert not blk._requests._look(lambda: pytest.fail("it looked"), 0)
 
 
 def test_after_polls_in_vain_fewer_calls_poll():

@@ -418,6 +418,16 @@ def test_a_disk_that_shrinks_under_a_burst():
             burst.post(burst.slots[:1], [99])
 
 
+def test_a_burst_may_have_as_many_elements_as_the_device_accepts():
+    for most in (8, 7):
+        with driven(Disk(features=ALL, size_max=512, seg_max=most)) as (_, _, blk):
+            if most == 8:
+                assert [sector for sector, _ in blk.burst(KIB4, depth=2).read([0, 8])] == [0, 8]
+            else:
+                with pytest.raises(BadSize, match="more than the device accepts"):
+                    blk.burst(KIB4, depth=2)
+
+
 def test_a_burst_keeps_to_the_limits_of_its_own_queue():
     """Without a limit of the device, it is the ring that a request has to fit: 14 elements here, 62 there."""
     model = Disk(features=f.mask(f.Blk.MQ), queues=2)

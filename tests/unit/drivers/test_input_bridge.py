@@ -468,6 +468,13 @@ def test_a_clone_that_is_half_made_is_undone(
         UinputClone(ABOUT, roots=roots)
 
 
+def test_a_clone_that_was_not_even_opened_is_an_error_of_its_own(evdev: FakeEvdev, roots: Roots):
+    os.close(evdev.fd)
+    evdev.fd, evdev.fails = -1, evdev.UInputError("no")
+    with pytest.raises(OperationFailed, match="no"):
+        UinputClone(ABOUT, roots=roots)
+
+
 @pytest.mark.parametrize(
     ("number", "loaded", "user", "kind", "message", "remedy"),
     [

@@ -102,6 +102,7 @@ def test_a_description_holds_every_selector():
     assert about.events[LED] == {0, 1, 2}
     assert about.axes[0] == AbsInfo(0, 4095, 8, 16, 31)
     assert about.slots == 5
+    assert about.multi_touch == "B"
     assert about.problems() == []
     assert not rig.driver.findings
     rig.scripted.log.clear()
@@ -248,6 +249,16 @@ def test_fingers_on_a_touch_screen_without_slots():
     rig.leave()
 
 
+def test_a_first_contact_without_a_slot_is_in_none():
+    state = InputState(4)
+    state.apply(InputEvent(*event) for event in ((ABS, TRACKING, 5), (ABS, X, 9), MT))
+    assert state.contacts == (), "its frame is not at its end"
+    state.apply([InputEvent(*SYN)])
+    assert [one.id for one in state.contacts] == [5]
+    state.apply([InputEvent(ABS, SLOT, 1)])
+    assert state.contacts == (), "it has slots after all, and nothing was told of them yet"
+
+
 def test_contacts_without_slots_are_bounded():
     state = InputState()
     state.apply(InputEvent(*event) for _ in range(5000) for event in ((ABS, X, 1), MT))
@@ -372,6 +383,28 @@ def test_async_for_in_a_storm_of_interrupts(vectors: int):
     assert asyncio.run(in_time()).events[0].code == 30
     rig.scripted.storm(False)
     rig.leave()
+
+
+def test_async_for_sleeps_while_there_is_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch):
+    looks = 0
+    service = rig.driver.service
+
+    def counted() -> None:
+        nonlocal looks
+        looks += 1
+        service()
+
+    monkeypatch.setattr(rig.driver, "service", counted)
+
+    async def wait() -> float:
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        loop.call_later(0.05, lambda: rig.model.inject((KEY, 30, 1), SYN))
+        async for _ in rig.driver:
+            return loop.time() - begin
+        raise AssertionError
+
+    assert looks <= 4 + 10 * asyncio.run(wait()), "at most ten times a second, and for what came"
 
 
 def test_async_for_without_interrupts():

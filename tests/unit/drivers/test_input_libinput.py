@@ -74,6 +74,12 @@ def lines(text: str = FOREIGN) -> list[str]:
     return text.splitlines(keepends=True)
 
 
+def test_what_encloses_a_line_is_forgotten_behind_it():
+    parser = libinput._Parser()
+    parser.read(lines() + 50 * ["    - [ 14, 0,   0,   0,       0]\n"])
+    assert parser.open == [(0, "devices"), (0, None), (2, "events"), (2, None), (4, "evdev"), (4, None)]
+
+
 def test_a_recording_of_libinput():
     got = libinput.parse(lines())
     about = got.description

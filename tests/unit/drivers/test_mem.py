@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 
 from uvirtio.drivers import mem as drivers
 from uvirtio.drivers.mem import Answer, Ranges, Request, Response, State
+from uvirtio.drivers.mem.config import MemConfig, broken_invariants
 from uvirtio.errors import (
     BadSize,
     ConfigError,
@@ -125,6 +127,21 @@ def test_a_configuration_that_cannot_be_is_refused_with_all_that_is_wrong(case):
         assert caught.value.remedy
     assert model.requests == []
     function.assert_left()
+
+
+@pytest.mark.parametrize(
+    ("values", "wrong"),
+    [
+        ({}, []),
+        ({"addr": 0}, ["addr is 0, so the device has no memory"]),
+        ({"region_size": 0, "usable_region_size": 0}, ["region_size is 0"]),
+        ({"region_size": BLOCK, "usable_region_size": BLOCK, "requested_size": BLOCK, "plugged_size": BLOCK}, []),
+        ({"addr": (1 << 64) - 64 * BLOCK}, []),
+    ],
+)
+def test_nothing_else_is_wrong(values: dict[str, int], wrong: list[str]):
+    config = MemConfig(BLOCK, ADDR, 64 * BLOCK, 64 * BLOCK, 0, 0)
+    assert broken_invariants(replace(config, **values)) == wrong
 
 
 @pytest.mark.fault(68)
@@ -374,6 +391,14 @@ def test_leftovers_are_unplugged_on_demand_until_it_succeeds():
     function.assert_left()
 
 
+def test_without_leftovers_none_are_unplugged():
+    model = Mem()
+    function = ScriptedDevice(model)
+    with identify(function.address, function) as opened, drivers.Mem(opened, leftover="unplug") as mem:
+        assert model.requests == [] and not mem.leftover
+    function.assert_left()
+
+
 @pytest.mark.fault(73)
 def test_mixed_for_one_block_is_a_lie():
     model = Mem(plugged={1})
@@ -400,6 +425,19 @@ def test_a_plugged_size_that_is_not_what_was_acknowledged_is_looked_into():
         mem.plug(at(2), 1)
         assert list(mem.block_table.plugged) == [(0, 3), (20, 2)]
         assert mem.findings == {"plugged_size is not what was acknowledged": 1}
+
+
+@pytest.mark.fault(74)
+def test_a_plugged_size_that_is_not_what_the_states_say_is_a_finding():
+    model = Mem(requested=8 * BLOCK)
+    with driven(model) as (mem, _):
+        mem.plug(at(0), 2)
+        mem.resync()
+        assert mem.findings == {}
+        model.size_lie = BLOCK
+        model.put("plugged_size", 3 * BLOCK)
+        assert list(mem.resync()) == [(0, 2)]
+        assert mem.findings == {"plugged_size is not the number of plugged blocks": 1}
 
 
 @pytest.mark.fault(75)

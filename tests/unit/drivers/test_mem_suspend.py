@@ -87,6 +87,13 @@ def test_logind_holds_it_off_until_it_is_released(machine: Callable[..., Roots],
     assert ended(holder(tmp_path))
 
 
+def test_a_lock_whose_holder_was_ended_is_not_held(machine: Callable[..., Roots], tmp_path: Path) -> None:
+    with SuspendLock("because", roots=machine(GRANTS), timeout=PATIENCE) as lock:
+        assert lock.hold() == ["systemd-inhibit"]
+        os.kill(holder(tmp_path), signal.SIGKILL)
+        assert ended(holder(tmp_path)) and lock.means == []
+
+
 @pytest.mark.fault(78)
 def test_the_lock_ends_with_its_process_however_that_ends(machine: Callable[..., Roots], tmp_path: Path) -> None:
     machine(GRANTS)

@@ -35,6 +35,7 @@ from uvirtio.scripted.net import FEATURES, MAC, STATION_MAC
 from uvirtio.scripted.net import Net as Card
 from uvirtio.spec import features as f
 from uvirtio.spec import net as spec
+from uvirtio.spec import pci
 
 N = f.Net
 OFFLOADS = f.mask(
@@ -320,6 +321,15 @@ def test_offloads_are_sent_as_agreed() -> None:
         assert device.has(N.GUEST_TSO4)
 
 
+def test_many_frames_of_one_length_keep_their_headers() -> None:
+    model = Card(features=FEATURES | OFFLOADS)
+    frames = [Frame(bytes([number]) * 100, CSUM) for number in range(20)]
+    with driven(model, offloads=True) as (_, _, net):
+        net.send_all(frames)
+        assert [header[:10] for header in model.headers] == [CSUM.pack()] * 20
+        assert model.sent == [frame.data for frame in frames]
+
+
 @pytest.mark.spec(
     "NET-17", "NET-19", "NET-20", "NET-21", "NET-22", "NET-23", "NET-25", "NET-26", "NET-27", "NET-28"
 )
@@ -486,6 +496,10 @@ def test_who_does_not_read_is_waited_for_and_breaks_nothing() -> None:
         net.flush()
         net.send_all([ASK] * 36)
         assert len(model.sent) == 100 and net.idle
+        before = device.counters.interrupts_taken
+        net.send_all([ASK] * 30)
+        device.service()
+        assert device.counters.interrupts_taken == before, "it asks for interrupts while it waits alone"
 
 
 # --- the control queue ----------------------------------------------------------------------------------------
@@ -559,6 +573,14 @@ def test_an_announcement() -> None:
         net.announce()
         assert len(model.sent) == 2 and model.commands == [(3, 0, b"")]
         assert not net.announcement_wanted and net.link
+
+
+@pytest.mark.parametrize("mac", ["01:00:5e:00:00:01", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00"])
+def test_an_address_that_is_no_stations_is_refused_before_anything_is_done(mac: str) -> None:
+    made = ScriptedDevice(Card())
+    with opening.identify("0000:00:04.0", made) as device, pytest.raises(UsageError):
+        Net(device, mac=mac_of(mac))
+    assert set(made.writes("common", pci.COMMON_DEVICE_STATUS)) <= {0}, "it was never initialised"
 
 
 def test_a_legacy_address_is_written_byte_by_byte() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -18,7 +19,7 @@ from uvirtio import opening
 from uvirtio.drivers.net import Net, pcap
 from uvirtio.drivers.net.bridge import Bridge, Datagrams, Stream, open_end
 from uvirtio.drivers.net.frame import checksum
-from uvirtio.drivers.net.ping import Ping, arp_answer, arp_request, echo_request
+from uvirtio.drivers.net.ping import Ping, arp_answer, arp_request, arp_told, echo_request
 from uvirtio.errors import BadCapture, BadSize, ModuleLack, OperationFailed, PermissionLack, UsageError
 from uvirtio.scripted import ScriptedDevice
 from uvirtio.scripted.net import FEATURES, MAC, STATION_MAC
@@ -123,6 +124,26 @@ def test_nobody_there_and_answers_that_are_none() -> None:
         assert reply is not None and reply.size == 16 and not reply.intact, "other data than was sent"
 
 
+def test_at_its_deadline_a_ping_is_over() -> None:
+    class Stopped:
+        def __init__(self) -> None:
+            self.asked = 0
+
+        def monotonic(self) -> float:
+            self.asked += 1
+            assert self.asked < 1000, "it goes on"
+            return 1.0
+
+    model = Card()
+    with driven(model) as net:
+        asked = Ping(net, THEIRS, source=OURS)
+        assert asked.resolve(2)
+        model.answers = False
+        clock, net.device.clock = net.device.clock, cast(Any, Stopped())
+        assert asked.ask(1, 0) is None
+        net.device.clock = clock
+
+
 def test_who_asks_for_our_address_is_answered() -> None:
     model = Card()
     with driven(model) as net:
@@ -132,6 +153,14 @@ def test_who_asks_for_our_address_is_answered() -> None:
         assert answer in model.sent and answer is not None and answer[20:32] == b"\0\2" + MAC + OURS.packed
     assert arp_answer(arp_request(STATION_MAC, THEIRS, THEIRS), MAC, OURS) is None
     assert arp_request(MAC, None, THEIRS)[28:32] == bytes(4), "a probe claims no address"
+
+
+def test_an_answer_about_an_address_is_of_that_address() -> None:
+    answer = arp_answer(arp_request(MAC, OURS, THEIRS), STATION_MAC, THEIRS)
+    assert answer is not None and arp_told(answer, THEIRS) == STATION_MAC
+    assert arp_told(answer[:42], THEIRS) == STATION_MAC and arp_told(answer[:41], THEIRS) is None
+    assert arp_told(answer, OURS) is None
+    assert arp_told(arp_request(STATION_MAC, THEIRS, OURS), THEIRS) is None, "a question"
 
 
 # --- the bridge -----------------------------------------------------------------------------------------------
@@ -252,6 +281,11 @@ def test_an_end_that_sends_no_frames() -> None:
 def test_what_is_no_end(text: str) -> None:
     with pytest.raises(UsageError):
         open_end(text)
+
+
+def test_an_end_that_cannot_be_read_is_an_error() -> None:
+    with Datagrams(os.open("/", os.O_RDONLY)) as end, pytest.raises(OperationFailed, match="read from"):
+        end.receive(4)
 
 
 def test_ends_that_cannot_be_reached(tmp_path: Path) -> None:

@@ -507,6 +507,14 @@ def test_units_come_go_and_change():
         assert event is not None and str(event) == "0:0 changed: capacity data has changed" and not event.rescan
         assert scsi.read(HD, 4095, 1) == bytes(512)  # it has forgotten the old capacity
         assert scsi.wait_for_event(timeout=0.01) is None
+
+        def pulse() -> None:
+            scsi.device.pulse = None
+            model.grow((0, 0), 8192)
+
+        scsi.device.pulse = pulse
+        event = scsi.wait_for_event(timeout=20)
+        assert event is not None and event.name == "changed: capacity data has changed", "it came while we waited"
         model.tell(EventType.ASYNC_NOTIFY, (0, 0), 16)
         model.tell(EventType.TRANSPORT_RESET, (0, 0), ResetReason.HARD)
         assert [event.name for event in scsi.events()] == ["notifies, events 0x10", "was reset"]

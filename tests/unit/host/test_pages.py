@@ -145,7 +145,8 @@ def a_balloon_counts_in_units_of_4096_bytes(folder: Path) -> None:
     with PhysicalDmaSpace(roots, file=file, pagemap=Frames(roots)) as space:
         chunk = Pages(space, None).with_room(1, force=False)
         assert chunk.block.size == CPU_PAGE
-        assert chunk.room == PER_PAGE and chunk.pfns == list(range(chunk.pfns[0], chunk.pfns[0] + PER_PAGE))
+        first = chunk.pfns[0]
+        assert chunk.room == PER_PAGE and chunk.pfns.tolist() == list(range(first, first + PER_PAGE))
         chunk.fill(0, 1, b"\1\2\3\4")
         assert bytes(chunk.block.view[:VIRTIO_PAGE]) == b"\1\2\3\4" * 1024
         assert bytes(chunk.block.view[VIRTIO_PAGE:]) == bytes(CPU_PAGE - VIRTIO_PAGE)

@@ -11,8 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from mutants import __main__ as program  # noqa: E402
-from mutants import guards, runner  # noqa: E402
+from mutants import books, guards, runner  # noqa: E402
 
 _MODULE = """
 class Gate:
@@ -62,6 +61,17 @@ def test_the_draw_is_the_seeds() -> None:
     assert drawn == guards.drawn(7, 30) != guards.drawn(8, 30)
     assert len({(one.file, one.number) for one in drawn}) == 30, "each guard once"
     assert {one.part for one in guards.drawn(7, 150)} == set(guards.PARTS)
+    assert drawn[:12] == guards.drawn(7, 12), "a smaller draw is its beginning"
+
+
+def test_guards_that_come_leave_the_draw_as_it_is(module: str) -> None:
+    def names(count: int) -> list[tuple[str, str]]:
+        return [(one.function, one.after) for one in guards.drawn(3, count)]
+
+    before = names(2)
+    path = guards.ROOT / module
+    path.write_text("def new(value):\n    if value:\n        return 1\n\n" + path.read_text())
+    assert [one for one in names(3) if one[0] != "new"] == before
 
 
 def test_every_drawn_function_is_found_and_takes_its_mutant() -> None:
@@ -70,12 +80,14 @@ def test_every_drawn_function_is_found_and_takes_its_mutant() -> None:
         made = guards.code(mutant)
         assert made.co_qualname == mutant.function == function.__code__.co_qualname
         assert made.co_freevars == function.__code__.co_freevars
+        tells = guards.probed(mutant.file, mutant.function, [mutant.number], "probe")
+        assert tells.co_freevars == made.co_freevars and tells.co_code != function.__code__.co_code, mutant
         assert made.co_code != function.__code__.co_code or made.co_consts != function.__code__.co_consts, mutant
 
 
 def test_what_is_called_equivalent_is_there_and_has_a_reason() -> None:
-    every = {program.key(one) for file in guards.files() for guard in guards.of_file(file) for one in guard}
-    for known, reason in program.equivalents().items():
+    every = {books.key(one) for file in guards.files() for guard in guards.of_file(file) for one in guard}
+    for known, reason in books.equivalents().items():
         assert known in every, f"{known} is no mutant any more"
         assert len(reason) > 10
 
@@ -107,10 +119,15 @@ def test_mutants_are_judged_by_the_tests_that_reach_them(tmp_path: Path) -> None
         "from mutants import guards, runner\n"
         "chosen = [one for guard in guards.of_file('uvirtio/virtqueue/chain.py') for one in guard]\n"
         "chosen += guards.of_file('uvirtio/host/denylist.py')[0][:1]\n"
-        "judge = runner.Judge(chosen, lambda *told: None)\n"
+        "told, again = [], []\n"
+        "judge = runner.Judge(chosen, told.append)\n"
         f"words = ['-q', '-s', '-p', 'no:cacheprovider', '-p', 'no:randomly', {str(tmp_path / 'test_it.py')!r}]\n"
         "pytest.main(words, plugins=[judge])\n"
-        "print(*[f'{end} {mutant.after}' for mutant, end, _, _ in judge.verdicts], sep='\\n')\n"
+        "print(*[f'{one.end} {one.mutant.after} {one.by}' for one in told], sep='\\n')\n"
+        "noticed = [one for one in told if one.by][:1]\n"
+        "known = {noticed[0].mutant: noticed[0].by, chosen[-1]: noticed[0].by}\n"
+        "pytest.main(words, plugins=[runner.Judge(list(known), again.append, known)])\n"
+        "print('again', [one.mutant.after for one in again] == [noticed[0].mutant.after])\n"
     )
     done = subprocess.run(
         [sys.executable, str(tmp_path / "judge.py")],
@@ -121,6 +138,19 @@ def test_mutants_are_judged_by_the_tests_that_reach_them(tmp_path: Path) -> None
         env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "TMPDIR": str(tmp_path)},
     )
     ends = done.stdout.splitlines()
-    assert any(line.startswith("killed False") for line in ends), done.stdout + done.stderr
+    killed = [line for line in ends if line.startswith("killed False")]
+    assert killed and all("test_it.py::test_" in line for line in killed), done.stdout + done.stderr
     assert any(line.startswith("survived ") for line in ends), "two tests do not notice everything"
     assert any(line.startswith("unreached ") for line in ends), "nothing here reaches the deny list"
+    assert "again True" in ends, "what a test is known to notice is noticed by that test alone"
+
+
+def test_verdicts_are_kept_by_mutant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(books, "RECORD", tmp_path / "record")
+    one, two, three = guards.drawn(7, 3)
+    assert books.kept() == {}
+    books.keep([runner.Verdict(one, "survived", "", 1.0), runner.Verdict(two, "hung", "test", 1.0)], [one, two])
+    books.keep([runner.Verdict(one, "killed", "tests/x.py::test", 1.0)], [one, three])
+    assert [(name, kept.end, kept.by) for name, kept in books.kept().items()] == [
+        (books.key(one), "killed", "tests/x.py::test")
+    ], "and what is not drawn any more is forgotten"

@@ -545,6 +545,25 @@ class Machine(RuleBasedStateMachine):
         return list(chosen[: data.draw(st.integers(0, len(chosen)))])
 
     @rule(data=st.data())
+    def check(self, data: st.DataObject) -> None:
+        """What was checked counts as idle until it is submitted, and no longer."""
+        self.slots.check(self.some_idle(data))
+        for slot in {*self.slots.out(), *self.laid}:
+            with pytest.raises(UsageError):
+                self.slots.check([slot])
+
+    @rule(data=st.data())
+    def check_and_post(self, data: st.DataObject) -> None:
+        chosen = self.some_idle(data)
+        self.slots.check(chosen)
+        self.slots.submit(array("H", chosen))
+        if chosen:
+            with pytest.raises(UsageError):
+                self.slots.submit(array("H", chosen))
+            now, self.laid = [*self.laid, *chosen], []
+            self.seen(*now)
+
+    @rule(data=st.data())
     def lay(self, data: st.DataObject) -> None:
         chosen = self.some_idle(data)
         assert not self.slots.submit(chosen, show=False)

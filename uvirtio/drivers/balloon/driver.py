@@ -8,9 +8,9 @@ end, and their frame numbers are read, sent, and read again.
 from __future__ import annotations
 
 import sys
-from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import ClassVar, Literal
 
 from uvirtio.device import Device, Observer, QueueSpec, unobserved
@@ -246,10 +246,13 @@ class Balloon(Driver):
     ) -> int:
         """Put pages into the balloon. Those that were acknowledged before an error stay in it.
 
+        The buffers of a chunk of 4096 pages are sent together, and ``actual`` is written once for them; the next
+        chunk is pinned while the host works on them.
+
         Args:
             pages: How many.
-            timeout: Seconds in all; None: the device's own for each batch of 256 pages.
-            progress: Called after each batch.
+            timeout: Seconds in all; None: the device's own for each chunk of 4096 pages.
+            progress: Called after each chunk.
             force: Ignore the floor.
 
         Returns:
@@ -262,7 +265,7 @@ class Balloon(Driver):
             PagemapHidden: The frame numbers are hidden from this process.
             NotSupported: A frame number exceeds 32 bits.
             PageMoved: A page changed its frame while it was sent.
-            DeviceTimeout: The device did not acknowledge a batch in time.
+            DeviceTimeout: The device did not acknowledge a chunk in time.
         """
         self._check_count(pages)
         with self.session(timeout):
@@ -283,8 +286,8 @@ class Balloon(Driver):
 
         Args:
             target: Returns the desired size.
-            timeout: Seconds for each batch of 256 pages; the device's own where None.
-            progress: Called after each batch.
+            timeout: Seconds for each chunk of 4096 pages; the device's own where None.
+            progress: Called after each chunk.
             force: Ignore the floor.
 
         Returns:
@@ -292,7 +295,7 @@ class Balloon(Driver):
 
         Raises:
             PagemapHidden, PageMoved, NotSupported: Pages cannot be put into the balloon.
-            DeviceTimeout: The device did not acknowledge a batch in time.
+            DeviceTimeout: The device did not acknowledge a chunk in time.
         """
         begun = False
         with self.session():
@@ -301,18 +304,29 @@ class Balloon(Driver):
                     chunk = self._pages.with_room(missing, force=force)
                 except SHORTAGE as error:
                     return error
+                if begun:
+                    self.device.check_time(f"{missing} pages more")
+                begun = True
                 first = chunk.held
-                while missing > 0 and chunk.room:
-                    if begun:
-                        self.device.check_time(f"{missing} pages more")
-                    begun = True
-                    end = chunk.held + min(spec.PFNS_PER_BUFFER, missing, chunk.room)
-                    self._tell(spec.INFLATEQ, [_Batch(chunk, chunk.held, end, end)], timeout)
-                    if progress is not None:
-                        progress(self.held)
-                    missing = target() - self.held
+                batches = self._to_give(chunk, missing)
+                ahead = missing - chunk.room if batches[-1].held == len(chunk.pfns) else 0
+                meanwhile = partial(self._pages.look_ahead, ahead, force=force)
+                self._tell(spec.INFLATEQ, batches, timeout, meanwhile)
+                if progress is not None:
+                    progress(self.held)
                 chunk.recheck(first)
+            self._pages.drop_unused()
         return None
+
+    def _to_give(self, chunk: Chunk, most: int) -> list[_Batch]:
+        """The buffers to send at once for at most ``most`` pages of a chunk that are not in the balloon yet."""
+        batches: list[_Batch] = []
+        first, last = chunk.held, chunk.held + min(most, chunk.room)
+        while first < last and len(batches) < min(_AT_ONCE, self.device.queues[spec.INFLATEQ].ring.size):
+            end = min(last, first + spec.PFNS_PER_BUFFER)
+            batches.append(_Batch(chunk, first, end, end))
+            first = end
+        return batches
 
     # --- deflate --------------------------------------------------------------------------------------------
 
@@ -390,7 +404,7 @@ class Balloon(Driver):
                 chunk = self._pages.chunks[-1]
                 batches = self._to_take(chunk, max(0, chunk.held - surplus))
                 if batches:
-                    self._tell(spec.DEFLATEQ, batches, timeout)
+                    self._tell(spec.DEFLATEQ, batches, timeout, lambda: None)
                 if not chunk.held:
                     self._pages.drop_last()
                 if progress is not None:
@@ -418,19 +432,19 @@ class Balloon(Driver):
     ) -> None:
         """Track the host's target (``num_pages``) until ``close()`` or a signal.
 
-        The target is read before each batch, so that a change takes effect at once. When memory runs out, or at
-        the floor, it waits with growing pauses. Statistics and hints are answered meanwhile.
+        The target is read before each chunk of 4096 pages. When memory runs out, or at the floor, it waits with
+        growing pauses. Statistics and hints are answered meanwhile.
 
         Args:
             limit: Pages that the balloon may hold at most; None: as many as the host wants.
-            timeout: Return after so many seconds without a change; each batch has as many, 0.1 at least. None:
-                never; each batch has the device's own.
-            progress: Called after each batch.
+            timeout: Return after so many seconds without a change; each chunk has as many, 0.1 at least. None:
+                never; each chunk has the device's own.
+            progress: Called after each chunk.
             shortage: Called when there is no memory, with the reason and the seconds until the next attempt.
 
         Raises:
             PagemapHidden, PageMoved, NotSupported: Pages cannot be put into the balloon.
-            DeviceTimeout: The device did not acknowledge a batch in time.
+            DeviceTimeout: The device did not acknowledge a chunk in time.
         """
         with self.session():
             self._settle()
@@ -538,18 +552,25 @@ class Balloon(Driver):
 
     # --- inflateq and deflateq ------------------------------------------------------------------------------
 
-    def _tell(self, index: int, batches: list[_Batch], timeout: float | None) -> None:
-        """Send frame numbers, le32 each (5.5.6), and wait until all are acknowledged."""
+    def _tell(
+        self, index: int, batches: list[_Batch], timeout: float | None, meanwhile: Callable[[], None]
+    ) -> None:
+        """Send frame numbers, le32 each (5.5.6), and wait until all are acknowledged.
+
+        ``meanwhile`` is called once the device has them; what that takes is not counted as the device's time.
+        """
         self.serve()
         queue = self.device.queues[index]
         self._out = batches  # stays if the wait is interrupted: the host may have these pages, or may not
         with self.session(timeout):
             for place, batch in enumerate(batches):
-                data = array("I", batch.pfns).tobytes()
+                data = batch.pfns.tobytes()
                 start = place * _BUFFER
                 self._buffer.view[start : start + len(data)] = data
                 queue.add(runs(self._buffer, start, len(data)), (), batch)
             queue.kick()
+        meanwhile()
+        with self.session(timeout):
             settle(self.device, queue, timeout=self.device.seconds(timeout), note=_note)
             self._acknowledged()
 
@@ -558,7 +579,8 @@ class Balloon(Driver):
         for batch in out:
             if not batch.back:
                 continue  # interrupted before it was sent
-            before, batch.chunk.held = batch.chunk.held, batch.held
+            before = batch.chunk.held
+            self._pages.note(batch.chunk, batch.held)
             if batch.held < before and self.device.has(f.Balloon.PAGE_POISON):
                 batch.chunk.fill(batch.held, before, self._pattern)  # 5.5.6.6.1
         # 5.5.6: after the device has acknowledged, in one 4-byte access; once for all is enough (5.5.6.1).
@@ -594,7 +616,7 @@ class Balloon(Driver):
                 self._settle()
                 self.shrink(lambda: 0, self.device.timeout, None)
         for chunk in self._pages.chunks:
-            chunk.held = 0  # the host drops the rest at the reset that follows
+            self._pages.note(chunk, 0)  # the host drops the rest at the reset that follows
         self._write_actual()
 
     def close(self) -> None:

@@ -22,10 +22,10 @@ CALM = 10.0
 """Seconds after memory pressure in which the balloon does not grow."""
 
 Progress = Callable[[int], None]
-"""Called with the number of pages in the balloon after each batch."""
+"""Called with the number of pages in the balloon after each chunk."""
 
 Target = Callable[[], int]
-"""Returns the desired balloon size, in pages; called before each batch."""
+"""Returns the desired balloon size, in pages; called before each chunk."""
 
 Shortage = Callable[[Exception, float], None]
 """Called with the reason why there is no memory, and the seconds until the next attempt."""
@@ -89,7 +89,7 @@ class Follower:
             pages: Its pages.
             pressure: Detects memory pressure; None: pages are never given back for it.
             limit: Pages that the balloon may hold at most; None: as many as the host wants.
-            progress: Called after each batch.
+            progress: Called after each chunk.
             shortage: Called when there is no memory.
         """
         self._balloon = balloon

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from contextlib import suppress
 
 from uvirtio.drivers.balloon.free_memory import FreeMemory
-from uvirtio.errors import NotSupported, PagemapHidden, PageMoved, Refused
+from uvirtio.errors import NotSupported, PagemapHidden, PageMoved, Refused, UvirtioError
 from uvirtio.host import privilege
-from uvirtio.interfaces.memory import Block, DmaSpace
+from uvirtio.interfaces.memory import Block, DmaSpace, PackedFrames
 from uvirtio.spec import balloon as spec
 from uvirtio.spec.page import VIRTIO_PAGE
 
@@ -22,12 +23,12 @@ PFN_END = 1 << 32  # 5.5.6: a PFN is 32 bits wide
 class Chunk:
     """A pinned block whose first ``held`` pages are in the balloon."""
 
-    def __init__(self, block: Block, pfns: list[int]) -> None:
+    def __init__(self, block: Block, pfns: array[int]) -> None:
         """Wrap a pinned block, none of whose pages are in the balloon.
 
         Args:
             block: The memory.
-            pfns: The frame number of each page of 4096 bytes.
+            pfns: The frame number of each page of 4096 bytes, 4 bytes each.
         """
         self.block = block
         self.pfns = pfns
@@ -55,7 +56,9 @@ class Chunk:
         Raises:
             PageMoved: One changed.
         """
-        now = self.block.pfns()
+        now = _packed(self.block)
+        if now[first : self.held] == self.pfns[first : self.held]:
+            return
         for index in range(first, self.held):
             if now[index] != self.pfns[index]:
                 raise PageMoved(
@@ -79,11 +82,13 @@ class Pages:
         self._dma = dma
         self._free = free
         self.chunks: list[Chunk] = []
-
-    @property
-    def held(self) -> int:
+        self.held = 0
         """Pages in the balloon: acknowledged by the host and not deflated since."""
-        return sum(chunk.held for chunk in self.chunks)
+
+    def note(self, chunk: Chunk, held: int) -> None:
+        """Note how many pages of a chunk are in the balloon now."""
+        self.held += held - chunk.held
+        chunk.held = held
 
     def with_room(self, missing: int, *, force: bool) -> Chunk:
         """Return a chunk with pages that are not in the balloon; pin a new one when the last is full.
@@ -100,6 +105,22 @@ class Pages:
         """
         if self.chunks and self.chunks[-1].room:
             return self.chunks[-1]
+        return self._pin(missing, force=force)
+
+    def look_ahead(self, missing: int, *, force: bool) -> None:
+        """Pin the next chunk already, while the host works on the last one, which will be full then.
+
+        Where that fails nothing is said: ``with_room`` tries again, and tells why.
+
+        Args:
+            missing: Pages that are to be put into the balloon besides; none: nothing is pinned.
+            force: Ignore the floor.
+        """
+        if missing > 0:
+            with suppress(MemoryError, UvirtioError):
+                self._pin(missing, force=force)
+
+    def _pin(self, missing: int, *, force: bool) -> Chunk:
         size = min(missing * VIRTIO_PAGE, CHUNK)
         if self._free is not None and not force:
             spare = self._free.spare()
@@ -108,7 +129,7 @@ class Pages:
                 size = spare // _BATCH * _BATCH or size
         block = self._dma.pin(size)
         try:
-            pfns = block.pfns()
+            pfns = _packed(block)
             _check(pfns)
         except BaseException:
             block.close()
@@ -141,8 +162,21 @@ class Pages:
         """Free the newest chunk, none of whose pages are in the balloon."""
         self.chunks.pop().block.close()
 
+    def drop_unused(self) -> None:
+        """Free the newest chunk if it was pinned ahead and none of its pages came into the balloon."""
+        if self.chunks and not self.chunks[-1].held:
+            self.drop_last()
 
-def _check(pfns: Sequence[int]) -> None:
+
+def _packed(block: Block) -> array[int]:
+    """The frame numbers of a block now: 4 bytes each, or 8 where one of them does not fit."""
+    if isinstance(block, PackedFrames):
+        return block.packed_pfns()
+    pfns = block.pfns()
+    return array("I" if max(pfns, default=0) < PFN_END else "Q", pfns)
+
+
+def _check(pfns: array[int]) -> None:
     if 0 in pfns:
         raise PagemapHidden(
             "the frame numbers of its pages are hidden from this process",
@@ -150,7 +184,7 @@ def _check(pfns: Sequence[int]) -> None:
             expected="real frame numbers",
             remedy=privilege.remedy("run as root (CAP_SYS_ADMIN)", also="try qemu:virtio-balloon-pci"),
         )
-    if max(pfns) >= PFN_END:
+    if pfns.itemsize > spec.PFN_SIZE and max(pfns) >= PFN_END:
         raise NotSupported(
             "a page lies above what a balloon can address",
             seen=f"frame {max(pfns):#x}",

@@ -199,6 +199,7 @@ class Burst(BaseBurst):
     # --- addresses and answers ------------------------------------------------------------------------------
 
     def _words(self, starts: Sequence[int]) -> array[int]:
+        self._check_range(min(starts), max(starts) + self.blocks)
         made = array(self._code, starts)
         made.byteswap()  # CDBs are big-endian
         return made
