@@ -211,8 +211,7 @@ def _open_qemu(address: str, options: OpenOptions) -> tuple[str, Opened]:
     def meanwhile(bus: str) -> None:
         """Import what comes next: that takes about as long as QEMU's start."""
         import_module("uvirtio.device.core")
-        for name in ("mmio",) if bus == "mmio" else ("pci", "pci_legacy"):
-            import_module(f"uvirtio.transports.{name}")
+        import_module(f"uvirtio.transports.{bus}")
 
     return address, open_address(address, timeout=options.timeout, meanwhile=meanwhile)
 
@@ -378,11 +377,14 @@ def _transport(found: Opened, trace: Trace | None, force_legacy: bool) -> Transp
         return _over_vdpa(found, trace, force_legacy)
     if found.bus == "mmio":
         return _over_mmio(found, trace, force_legacy)
-    from uvirtio.transports.pci import PciModern
-    from uvirtio.transports.pci_legacy import PciLegacy, is_legacy_only
+    from uvirtio.transports.pci_base import is_legacy_only
 
     if force_legacy or is_legacy_only(found):
+        from uvirtio.transports.pci_legacy import PciLegacy
+
         return PciLegacy(found, trace=trace)
+    from uvirtio.transports.pci import PciModern
+
     return PciModern(found, trace=trace)
 
 

@@ -6,19 +6,16 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Self
 
 from uvirtio.backends.qemu import address as addresses
-from uvirtio.backends.qemu import hotplug
 from uvirtio.backends.qemu.function import QemuPciFunction
-from uvirtio.backends.qemu.hotplug import Sockets
 from uvirtio.backends.qemu.ivshmem import Bells
 from uvirtio.backends.qemu.launch import Launch, check_device, port_name
 from uvirtio.backends.qemu.models import is_mmio
 from uvirtio.backends.qemu.pci import Bridge, HostBridge, PciAccess
 from uvirtio.backends.qemu.peer import Peer
-from uvirtio.backends.qemu.ports import RootPort
 from uvirtio.backends.qemu.process import (
     check_target,
     check_version,
@@ -38,7 +35,9 @@ from uvirtio.host import limits
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
+    from uvirtio.backends.qemu.hotplug import Sockets
     from uvirtio.backends.qemu.mmio import QemuMmioWindow
+    from uvirtio.backends.qemu.ports import RootPort
     from uvirtio.backends.qemu.vtd import Vtd
 
     QemuFunction = QemuPciFunction | QemuMmioWindow
@@ -182,11 +181,7 @@ class Machine:
         if self.model.pci is not None:
             self._bridge = HostBridge(self.qtest, self.model.pci)
             self._places = self._functions_of_qemu()
-            numbers = range(1, root_ports + 1)
-            ports = [RootPort(self._bridge, self._places[port_name(n)], n, ident=port_name(n)) for n in numbers]
-        else:
-            ports = []
-        self._sockets = Sockets(self.model, ports, self.qmp_client, self.qtest, self.timeout)
+        self._ports = self._root_ports(root_ports) if root_ports else []
         for part in self._supply.parts:
             if is_mmio(part.device):
                 from uvirtio.backends.qemu.mmio import QemuMmioWindow, transport_of
@@ -198,6 +193,17 @@ class Machine:
                 self.functions.append(window)
             else:
                 self.functions.append(self._on_root_bus(part))
+
+    def _root_ports(self, count: int) -> list[RootPort]:
+
+        names = {number: port_name(number) for number in range(1, count + 1)}
+        return [RootPort(self._bridge, self._places[name], n, ident=name) for n, name in names.items()]
+
+    @cached_property
+    def _sockets(self) -> Sockets:
+        from uvirtio.backends.qemu.hotplug import Sockets  # here: few machines plug
+
+        return Sockets(self.model, self._ports, self.qmp_client, self.qtest, self.timeout)
 
     def _on_root_bus(self, part: Part) -> QemuPciFunction:
         if part.id not in self._places:
@@ -392,6 +398,8 @@ class Machine:
         function.wake()
 
     def _take_out(self, ident: str) -> None:
+        from uvirtio.backends.qemu import hotplug
+
         self._sockets.take_out(ident, self._places.get(ident, 0))
         for part in [part for part in self._supply.parts if part.id == ident]:
             hotplug.withdraw(self.qmp_client, part)
