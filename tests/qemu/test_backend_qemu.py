@@ -542,7 +542,7 @@ def test_a_killed_qemu_is_device_gone_everywhere(machine_name: str) -> None:
 
 @pytest.mark.fault(17, level="K")
 def test_a_stopped_qemu_is_a_timeout_and_goes_on_after() -> None:
-    with Machine(devices=["virtio-rng-pci"], timeout=0.3) as machine:
+    with Machine(devices=["virtio-rng-pci"], timeout=1.0) as machine:
         config = machine.functions[0].config
         os.kill(machine.pid, signal.SIGSTOP)
         with pytest.raises(DeviceTimeout):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import re
@@ -17,6 +19,10 @@ from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+
+from lab import commands
+
 LIMIT = 60
 """Seconds for one command, start of QEMU included, on a busy machine."""
 
@@ -29,10 +35,27 @@ def _signals_as_in_a_terminal() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
-class Command:
-    """A running ``uvirtio`` with its output as lines."""
+@functools.cache
+def _forking(pid: int) -> commands.Commands:
+    """What forks the commands of this process, and has loaded them: most of a short command is imports."""
+    made = commands.Commands.spawn()
+    atexit.register(made.close)
+    return made
 
-    def __init__(self, *argv: str) -> None:
+
+class Command:
+    """A running ``uvirtio`` with its output as lines.
+
+    ``program``: it is started as the program that it is, not forked from a process that has loaded it: for what
+    an interpreter does at its end.
+    """
+
+    def __init__(self, *argv: str, program: bool = False) -> None:
+        self.process: commands.Command | subprocess.Popen[str]
+        if not program:
+            started = _forking(os.getpid()).start(*argv, merged=False, env=os.environ, cwd=str(Path.cwd()))
+            self.process = started
+            return
         self.process = subprocess.Popen(
             [sys.executable, "-m", "uvirtio", *argv],
             stdin=subprocess.DEVNULL,
@@ -58,6 +81,7 @@ class Command:
     def end(self) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=LIMIT)
         assert "Traceback" not in err
+        assert self.process.returncode is not None
         return self.process.returncode, out, err
 
     def qemus(self) -> list[int]:
@@ -73,15 +97,15 @@ class Command:
     def kill(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.communicate()
+        self.process.communicate(timeout=LIMIT)
 
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., Command]]:
     made: list[Command] = []
 
-    def begin(*argv: str) -> Command:
-        made.append(Command(*argv))
+    def begin(*argv: str, program: bool = False) -> Command:
+        made.append(Command(*argv, program=program))
         return made[-1]
 
     yield begin
@@ -293,7 +317,7 @@ def test_rng_as_dump_hex_json_and_file(uvirtio: Callable[..., tuple[int, str, st
 
 
 def test_rng_raw_into_a_reader_that_leaves(start: Callable[..., Command]) -> None:
-    command = start("rng", "read", "qemu:virtio-rng-pci", "1G", "--hex")
+    command = start("rng", "read", "qemu:virtio-rng-pci", "1G", "--hex", program=True)
     assert command.process.stdout is not None
     assert len(command.process.stdout.read(100)) == 100
     qemus = command.qemus()
@@ -338,7 +362,7 @@ def test_bytes_into_a_file_need_no_stdout(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_while_nobody_reads(start: Callable[..., Command], number: int) -> None:
-    command = start("rng", "read", "qemu:virtio-rng-pci", "1G", "--hex")
+    command = start("rng", "read", "qemu:virtio-rng-pci", "1G", "--hex", program=True)
     assert command.process.stdout is not None
     assert command.process.stdout.read(1)
     (qemu,) = command.qemus()
@@ -401,7 +425,9 @@ def test_inflate_as_text_has_no_escapes_in_a_pipe(uvirtio: Callable[..., tuple[i
 @pytest.mark.parametrize("when", ["progress", "holding"])
 def test_a_signal_leaves_in_order(start: Callable[..., Command], number: int, when: str) -> None:
     address = "qemu:q35,ram=2G/virtio-balloon-pci"
-    command = start("balloon", "inflate", address, "256M" if when == "holding" else "1G", "--json", "-v")
+    command = start(
+        "balloon", "inflate", address, "256M" if when == "holding" else "1G", "--json", "-v", program=True
+    )
     drain = _drain(command)
     command.event(when)
     (qemu,) = command.qemus()

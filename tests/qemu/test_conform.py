@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support import forked
 from uvirtio.conform import battery, run
 from uvirtio.conform.verdict import Verdict
 
@@ -55,15 +54,9 @@ def test_a_disk_of_qemu_storage_daemon_breaks_the_row_that_is_known(tmp_path: Pa
 
 def test_the_rows_of_a_device_of_qemu_are_tests_of_pytest(tmp_path: Path) -> None:
     asked = ["-k", "D-RST or D-FEAT-03 or D-COM-17", "--uvirtio-device", "qemu:virtio-rng-pci"]
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-rx", "-p", "uvirtio.pytest_plugin", "-p", "no:cacheprovider",
-         "-c", os.devnull, "--rootdir", ".", *asked],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )  # fmt: skip
+    words = ["-q", "-rx", "-p", "uvirtio.pytest_plugin", "-p", "no:cacheprovider", "-c", os.devnull]
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = forked.pytest([*words, "--rootdir", ".", *asked], tmp_path, environment)
     assert "6 passed, 1 skipped" in done.stdout, done.stdout
     assert ", 1 xfailed" in done.stdout
     assert "XFAIL qemu:virtio-rng-pci::D-FEAT-03 - known: FEATURES_OK with " in done.stdout

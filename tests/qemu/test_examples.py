@@ -7,10 +7,11 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support import forked
 
 CHECKOUT = next(path for path in Path(__file__).resolve().parents if (path / "pyproject.toml").exists())
 EXAMPLES = sorted((CHECKOUT / "examples").glob("*.py"))
@@ -59,14 +60,7 @@ PRINTED = [
 
 
 def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, f"examples/{program}", *arguments],
-        cwd=CHECKOUT,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return forked.program(CHECKOUT / "examples" / program, list(arguments), CHECKOUT, dict(os.environ))
 
 
 @pytest.mark.parametrize(("program", "arguments", "printed"), PRINTED, ids=lambda one: str(one)[:40])
@@ -88,14 +82,8 @@ def test_the_project_with_tests_passes(tmp_path: Path) -> None:
     project = tmp_path / "project"
     shutil.copytree(CHECKOUT / "examples/pytest_project", project, ignore=shutil.ignore_patterns("__pycache__"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "uvirtio.pytest_plugin", "-p", "no:cacheprovider"],
-        cwd=project,
-        env={**environment, "PYTHONPATH": str(CHECKOUT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    environment |= {"PYTHONPATH": str(CHECKOUT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = forked.pytest(["-p", "uvirtio.pytest_plugin", "-p", "no:cacheprovider"], project, environment)
     assert done.returncode == 0, done.stdout
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None

@@ -18,7 +18,7 @@ def starved(where: object, **options: object) -> uvirtio.UvirtioError:
     """The error of a device that has no more random bytes for a minute."""
     with (
         pytest.raises(uvirtio.DeviceTimeout) as caught,
-        uvirtio.open(where, timeout=0.3, **options) as device,  # type: ignore[arg-type]
+        uvirtio.open(where, timeout=1.0, **options) as device,  # type: ignore[arg-type]
         uvirtio.Rng(device) as rng,
     ):
         for _ in range(3):

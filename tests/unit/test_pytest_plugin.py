@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import pytests
+from tests.support import forked
 from uvirtio import scripted
 from uvirtio.evidence import files
 
@@ -23,7 +23,7 @@ def run(folder: Path, test: str, *arguments: str, **environment: str) -> subproc
     """Run one test file with the plugin and no other, in a folder of its own."""
     (folder / "test_it.py").write_text(BEGIN + test)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    return pytests.run(
+    return forked.pytest(
         ["-q", "-ra", "-p", "uvirtio.pytest_plugin", "-p", "no:cacheprovider", "--strict-markers",
          "-c", os.devnull, "--rootdir", ".", "--basetemp", "tmp", *arguments],
         folder,

@@ -42,6 +42,7 @@ _WAKE_UPS = "test_wakeups.py"
 """Two processes that poll, each on a CPU of its own: beside another lane they hardly ever run at the same time."""
 _UNPRIVILEGED = "@pytest.mark.unprivileged"
 _RACE_SECONDS = "UVIRTIO_RACE_SECONDS"
+_UNIT_PARTS = 2
 _USAGE = 2
 _TOOLS = ("lab", "benches", "fuzzers", "mutants", "soaks")
 """The packages below tools/."""
@@ -108,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
         help="floor 1 (or --qemu, or PATHs of these) with this interpreter, in an environment of its own: 3.13,"
         " 3.14t (free-threaded), python3.12 or a path",
     )
-    top.add_argument("--jobs", type=int, metavar="N", help="steps at once (default: 2, or 1 on one core)")
+    top.add_argument("--jobs", type=int, metavar="N", help="steps at once (default: 3, of VMs 2; on one core 1)")
     top.add_argument("-k", dest="expression", metavar="EXPR", help="pytest's -k")
     top.add_argument(
         "--spec",
@@ -150,7 +151,10 @@ def main(arguments: list[str]) -> int:
         booted += _vm_floor(runner, chosen, accept_expired=options.accept_expired)
     if "unit" in floors:
         alone += _wake_ups(runner, floors["unit"], seconds="0.5" if options.quick else "4")
-        steps += _unit_parts(runner) if options.quick else _unit_floor(runner, floors["unit"])
+        if floors["unit"] == _whole("unit") and not (options.expression or options.spec or options.jobs == 1):
+            steps += _unit_parts(runner, brief=options.quick)
+        else:
+            steps += _unit_floor(runner, floors["unit"], brief=options.quick)
         left_out += quick.told() if options.quick else []
     if "qemu" in floors:
         expired = options.accept_expired
@@ -179,40 +183,55 @@ def main(arguments: list[str]) -> int:
         steps += _fuzz(runner, 50_000 if options.quick else 1_000_000)
     if options.all and not (options.kernel or options.paths or options.spec or options.qemu_version):
         steps += _mutate(runner)
-        steps += _fleet(runner, accept_expired=options.accept_expired)
-        steps += _plugin(runner, accept_expired=options.accept_expired)
+        booted = [
+            *_fleet(runner, accept_expired=options.accept_expired),
+            *_plugin(runner, accept_expired=options.accept_expired),
+            *booted,
+        ]
     elif floors.get("vm") == _whole("vm"):
         left_out += ["mutate", "fleet", "plugin"]
-    steps += booted  # many, and the short ones last: so the lanes end together
     if "lint" in floors:
         # The site takes as long as all other linting, and says nothing about code.
         steps += [step for step in _lint(runner) if not (options.quick and step[0] == "docs")]
     if options.quick:
         steps.sort(key=lambda step: step[0] not in quick.FIRST)
     print(f"tools/test: set up in {time.monotonic() - begin:.1f} s", flush=True)
-    wide = options.jobs or min(2, os.cpu_count() or 1)
     fuller = "tools/test" if options.quick else "tools/test --all"
-    return _run(alone, steps, wide, begin=begin, reports=reports, left_out=left_out, whole=fuller)
+    phases = [(alone, 1), (steps, _lanes(options.jobs, waits=1)), (booted, _lanes(options.jobs))]
+    return _run(phases, begin=begin, reports=reports, left_out=left_out, whole=fuller)
+
+
+def _lanes(jobs: int | None, waits: int = 0) -> int:
+    """How many steps run at once: as many as there are cores, two at most.
+
+    ``waits``: so many more where these steps wait for a time-out or a device in a good part of their time.
+    """
+    cores = min(2, os.cpu_count() or 1)
+    return jobs or (cores + waits if cores > 1 else 1)
 
 
 def _run(
-    alone: list[tuple[str, Step]],
-    steps: list[tuple[str, Step]],
-    wide: int,
+    phases: list[tuple[list[tuple[str, Step]], int]],
     *,
     begin: float,
     reports: Path,
     left_out: list[str],
     whole: str = "tools/test --all",
 ) -> int:
-    """Run the steps and print what came of them; the exit code."""
+    """Run the phases, each after the other and its steps in so many lanes, and print what came of them.
+
+    Returns:
+        The exit code.
+    """
     done: dict[str, Outcome] = {}
+    outcomes: list[Outcome] = []
     try:
         with process.signals_raise():
-            outcomes = lanes.run(alone, 1, done)  # before any lane is busy
-            outcomes += lanes.run(steps, wide, done)
+            for steps, wide in phases:
+                if steps:
+                    outcomes += lanes.run(steps, wide, done)
     except process.Interrupted as interrupt:
-        unfinished = [name for name, _ in (*alone, *steps) if name not in done]
+        unfinished = [name for steps, _ in phases for name, _ in steps if name not in done]
         _interrupted(list(done.values()), unfinished, time.monotonic() - begin, reports)
         return interrupt.code
     return _verdict(outcomes, time.monotonic() - begin, reports, left_out, whole)
@@ -331,22 +350,28 @@ def _wake_ups_files() -> list[Path]:
     return sorted((TESTS / "unit").rglob(_WAKE_UPS))
 
 
-def _unit_floor(runner: Runner, chosen: list[Chosen]) -> Iterator[tuple[str, Step]]:
-    """The unit floor without the wake-ups."""
+def _unit_floor(runner: Runner, chosen: list[Chosen], *, brief: bool = False) -> Iterator[tuple[str, Step]]:
+    """The unit floor without the wake-ups, in one step. ``brief``: what --quick runs of it."""
     alone = _wake_ups_files()
     rest = [one for one in chosen if one.path not in alone]
     if not rest:
         return
-    arguments = [str(one) for one in rest]
+    arguments = [*(quick.options("unit") if brief else []), *map(str, rest)]
     arguments += [f"--ignore={file}" for file in alone if any(one.has(file) for one in rest)]
-    yield "unit", lambda: runner.pytest("unit", arguments, _wrapper("unit"))
+    env = quick.ENVIRONMENT if brief else None
+    yield "unit", lambda: runner.pytest("unit", arguments, _wrapper("unit"), env=env)
 
 
-def _unit_parts(runner: Runner) -> Iterator[tuple[str, Step]]:
-    """What --quick runs of the unit floor, in several steps: each lane takes the next one."""
-    for number, files in enumerate(quick.unit_parts(_wake_ups_files()), 1):
-        name, arguments = f"unit {number} of {quick.UNIT_PARTS}", [*quick.options("unit"), *files]
-        yield name, functools.partial(runner.pytest, name, arguments, _wrapper("unit"), env=quick.ENVIRONMENT)
+def _unit_parts(runner: Runner, *, brief: bool = False) -> Iterator[tuple[str, Step]]:
+    """The whole unit floor without the wake-ups, in several steps: each lane takes the next one."""
+    left_out = {TESTS.parent / name for name in quick.LEFT_OUT} if brief else set()
+    every = set((TESTS / "unit").rglob("test_*.py")) - left_out - set(_wake_ups_files())
+    count = quick.UNIT_PARTS if brief else _UNIT_PARTS
+    for number, files in enumerate(selection.dealt(every, count), 1):
+        name = f"unit {number} of {count}"
+        arguments = [*(quick.options("unit") if brief else []), *map(str, files)]
+        env = quick.ENVIRONMENT if brief else None
+        yield name, functools.partial(runner.pytest, name, arguments, _wrapper("unit"), env=env)
 
 
 def _qemu_floor(

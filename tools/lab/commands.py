@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -56,6 +57,25 @@ class Command:
         """Send a signal, unless it has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """Read both outputs to their ends, and wait: what was not read before. Raises TimeoutError."""
+        deadline = time.monotonic() + timeout
+        texts = ["", ""]
+
+        def read(place: int, stream: IO[str]) -> None:
+            texts[place] = stream.read()
+
+        streams = [(place, one) for place, one in enumerate((self.stdout, self.stderr)) if one and not one.closed]
+        readers = [threading.Thread(target=read, args=one, daemon=True) for one in streams]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join(max(0.0, deadline - time.monotonic()))
+            if reader.is_alive():
+                raise TimeoutError(f"process {self.pid} writes for more than {timeout:g} s")
+        self.wait(max(1.0, deadline - time.monotonic()))
+        return texts[0], texts[1]
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -104,6 +124,7 @@ class Commands:
             [sys.executable, "-m", "lab.commands", str(far.fileno())],
             pass_fds=[far.fileno()],
             stdin=subprocess.DEVNULL,
+            cwd=Path(__file__).resolve().parents[2],
             env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])},
             start_new_session=True,
         )
@@ -111,12 +132,18 @@ class Commands:
         child.returncode = 0  # waited for by close(), not by Popen
         return cls(near, child.pid)
 
-    def start(self, *words: str, merged: bool = True) -> Command:
-        """Start ``uvirtio`` with these words, in a session of its own. ``merged``: stderr goes to stdout."""
+    def start(
+        self, *words: str, merged: bool = True, env: Mapping[str, str] | None = None, cwd: str | None = None
+    ) -> Command:
+        """Start ``uvirtio`` with these words, in a session of its own. ``merged``: stderr goes to stdout.
+
+        ``env`` and ``cwd`` are as subprocess.Popen has them: without them, those of the process that forks.
+        """
         pipes = [os.pipe() for _ in range(1 if merged else 2)]
         ends = [far for _, far in pipes]
         try:
-            socket.send_fds(self._line, [json.dumps(words).encode()], ends)
+            asked = {"words": words, "env": None if env is None else dict(env), "cwd": cwd}
+            socket.send_fds(self._line, [json.dumps(asked).encode()], ends)
         finally:
             for end in ends:
                 os.close(end)
@@ -229,17 +256,22 @@ def _be_the_commands(line: socket.socket) -> NoReturn:
                 line.close()
                 for other in running:
                     os.close(other)
-                _be_the_command(json.loads(message), files)
+                _be_the_command(files, **json.loads(message))
             for number in files:
                 os.close(number)
             running[os.pidfd_open(pid)] = pid
             line.send(json.dumps({"started": pid}).encode())
 
 
-def _be_the_command(words: list[str], output: list[int]) -> NoReturn:
+def _be_the_command(output: list[int], words: list[str], env: dict[str, str] | None, cwd: str | None) -> NoReturn:
     """As if the program had been started: the same descriptors, arguments, and signals."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if cwd is not None:
+        os.chdir(cwd)
+    if env is not None:
+        os.environ.clear()
+        os.environ.update(env)
     for number, place in ((os.open(os.devnull, os.O_RDONLY), 0), (output[0], 1), (output[-1], 2)):
         os.dup2(number, place)
     for number in {*output} - {0, 1, 2}:

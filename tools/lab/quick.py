@@ -6,9 +6,6 @@ too: tests/unit/tools/test_lab_choice.py holds this list against what there is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-
 from lab.selection import TESTS
 
 ENVIRONMENT = {"UVIRTIO_EXAMPLES": "20"}
@@ -68,21 +65,7 @@ def options(floor: str) -> list[str]:
     return words
 
 
-def unit_parts(without: Iterable[Path]) -> list[list[str]]:
-    """The files of the unit floor, but these, dealt out by their size."""
-    parts: list[list[Path]] = [[] for _ in range(UNIT_PARTS)]
-    gone = {*without, *(TESTS.parent / name for name in LEFT_OUT)}
-    for file in sorted((TESTS / "unit").rglob("test_*.py"), key=_size, reverse=True):
-        if file not in gone:
-            min(parts, key=lambda part: sum(map(_size, part))).append(file)
-    return [[str(file) for file in part] for part in parts]
-
-
 def told() -> list[str]:
     """What is left out, for people."""
     counts = ", ".join(f"{number} of tests/{floor}" for floor, number in SETS.items())
     return [*LEFT_OUT, f"the parameters of a test after the first sets ({counts})", "bench", "docs"]
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size

@@ -61,6 +61,15 @@ def of_machine(machine: Machine, chosen: list[Chosen]) -> Machine | None:
     return replace(machine, files=files, arguments=tuple(arguments)) if files else None
 
 
+def dealt(files: Iterable[Path], parts: int) -> list[list[Path]]:
+    """The files in so many parts of about one size."""
+    made: list[list[Path]] = [[] for _ in range(parts)]
+    sizes = {file: file.stat().st_size for file in files}
+    for file in sorted(sizes, key=lambda file: (-sizes[file], file)):
+        min(made, key=lambda part: sum(sizes[one] for one in part)).append(file)
+    return made
+
+
 def check_requirements(names: list[str]) -> None:
     """Raises LabError for an id that the table of requirements does not have."""
     conformance.found(conformance.read_table(conformance.TABLE), names)

@@ -33,8 +33,6 @@ class SlottedQueue(Protocol):
     """Slots."""
     size: int
     """Bytes of data of one request, at most."""
-    silent: bool
-    """Whether interrupts are suppressed: the driver looks at the ring itself."""
 
     @property
     def out(self) -> int:
@@ -78,6 +76,8 @@ class BaseRequestQueues(Generic[Q, R]):
         self._turn = 0
         self.looks = True
         """Whether waits look at the rings before they sleep, with interrupts suppressed."""
+        self._silent = False
+        """Whether interrupts are suppressed: a wait looks at the rings itself."""
         self._waits = 0
         self._skip = self._skipping = 0  # waits that do not look at the rings first: of these, how many are left
 
@@ -164,7 +164,7 @@ class BaseRequestQueues(Generic[Q, R]):
                 if not ring.in_flight:
                     raise
                 # The ring has too few free descriptors for the chain, though a slot was free.
-                self._await(lambda: self.collect() > 0, timeout, "one of the requests that are out")
+                self._await(lambda: self._gather() > 0, timeout, "one of the requests that are out")
 
     def kick(self) -> None:
         """Notify the device of requests that were submitted without a kick.
@@ -196,7 +196,7 @@ class BaseRequestQueues(Generic[Q, R]):
             alone = left is None or len(left) == self.in_flight
 
             def ready() -> bool:
-                self.collect()
+                self._gather()
                 if left is None:
                     return not self.in_flight
                 while left and left[-1].done:
@@ -257,18 +257,18 @@ class BaseRequestQueues(Generic[Q, R]):
 
         Only where no other request is in flight, for which an event loop of the caller's might expect one.
         """
-        for requestq in self._free if self.looks else ():
-            if not requestq.silent:
-                requestq.silent = True  # first: an exception may come between the two
+        if self.looks and not self._silent:
+            self._silent = True  # first: an exception may come between the two
+            for requestq in self._free:
                 requestq.queue.ring.want_interrupts(False)
 
     def _listen(self) -> None:
         """Enable interrupts, before a last look and a wait."""
-        for requestq in self._free:
-            if requestq.silent:
+        if self._silent:
+            for requestq in self._free:
                 if requestq.queue.ring.broken is None:
                     requestq.queue.ring.want_interrupts(True)
-                requestq.silent = False
+            self._silent = False
 
     def _leave_wait(self) -> None:
         """Enable interrupts after an exception: a wait that it ended while looking leaves requests in flight.
@@ -290,12 +290,16 @@ class BaseRequestQueues(Generic[Q, R]):
             UsageError: Bursts have taken all queues.
             Closed: The driver was closed.
         """
+        self._live()
+        return self._gather()
+
+    def _gather(self) -> int:
+        """Do what ``collect`` does, in a session of the driver's, in which it is not closed."""
         count = 0
         invalid: UvirtioError | None = None
-        for requestq in self._live():
-            queue = requestq.queue
-            if queue.ring.pending():
-                done = queue.reap()
+        for requestq in self._free:
+            done = requestq.queue.reap()
+            if done:
                 count += len(done)
                 found = self._finish(requestq, done)
                 invalid = invalid or found

@@ -53,6 +53,8 @@ from uvirtio.spec.status import Status
 
 ADDRESS = "0000:00:04.0"
 SHORT = 0.2
+SHORTER = 0.05
+"""For a device that never answers a request."""
 LONG = 30.0
 """Seconds: the deadlines of waits that miss, and of waits that something else has to end."""
 
@@ -1173,7 +1175,7 @@ def _leave(device: Device) -> None:
 
 def _follow(device: Device) -> None:
     device.transport.backend.model.config[:4] = struct.pack("<I", 5)  # type: ignore[attr-defined]
-    BalloonDriver(device).follow(timeout=SHORT)
+    BalloonDriver(device).follow(timeout=SHORTER)
 
 
 def _restart(device: Device) -> None:
@@ -1193,9 +1195,9 @@ def _restart(device: Device) -> None:
         (Balloon, False, _deflate, DeviceTimeout),
         (Balloon, False, _leave, None),
         (Balloon, True, _follow, DeviceTimeout),
-        (Input, True, lambda device: InputDriver(device).read(timeout=SHORT), None),
-        (Input, True, lambda device: list(InputDriver(device).events(timeout=SHORT)), None),
-        (Rng, True, lambda device: device.wait(never, timeout=SHORT, what="it"), DeviceTimeout),
+        (Input, True, lambda device: InputDriver(device).read(timeout=SHORTER), None),
+        (Input, True, lambda device: list(InputDriver(device).events(timeout=SHORTER)), None),
+        (Rng, True, lambda device: device.wait(never, timeout=SHORTER, what="it"), DeviceTimeout),
     ],
 )
 @pytest.mark.parametrize("mode", MODES)
@@ -1207,7 +1209,7 @@ def test_no_call_waits_for_ever_on_a_silent_device(
     mode: InterruptMode,
 ):
     scripted = ScriptedDevice(model(), silent=silent)
-    device = identify(scripted, mode=mode)
+    device = identify(scripted, timeout=SHORTER if silent else SHORT, mode=mode)
     begun = time.monotonic()
     if error is None:
         call(device)

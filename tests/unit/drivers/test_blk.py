@@ -699,6 +699,22 @@ def test_an_interrupted_wait_leaves_the_buffers_with_the_device():
         assert blk.in_flight == 0
 
 
+def test_the_late_answer_of_an_interrupted_call_is_not_that_of_the_next_one():
+    model = Disk()
+    data = fill(model)
+    with driven(model, allow_write=True) as (_, device, blk):
+        for sector, status in enumerate((Status.OK, Status.IOERR)):
+            model.hold = True
+            model.script.append(status)
+            device.interrupt(Enough())
+            with pytest.raises(Enough):
+                blk.read(sector, 1)
+            model.release()
+            assert blk.poll() == 1  # only now nothing is in flight
+            assert blk._requests.call(Kind.OUT, 0, 1, data=bytes(data[:512])) == b""
+            assert blk.read(2, 1) == data[1024:1536]
+
+
 def test_an_answer_that_does_not_come():
     model = Disk()
     with driven(model, timeout=0.05) as (_, device, blk):
@@ -775,7 +791,9 @@ def test_interrupts_are_relied_on_where_they_are_looked_for():
             blk.read(0, 1)
             device.service()
             assert device.counters.interrupts_taken == number
+        request = blk.submit_read(0, 1)
         assert not blk._requests._look(lambda: pytest.fail("it looked"), 0)
+        blk.wait([request])
 
 
 def test_after_polls_in_vain_fewer_calls_poll():

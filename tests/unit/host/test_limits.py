@@ -26,3 +26,9 @@ def test_the_remedy_raises_the_limit_or_says_who_may(
     script = f"ulimit -S -n 32 && {command} && ulimit -n"
     told = subprocess.run(["sh", "-c", script], check=True, capture_output=True, text=True, timeout=60).stdout
     assert int(told) > 32
+
+
+def test_a_limit_of_the_machine_is_told_from_one_of_the_process_and_from_other_errors() -> None:
+    error = limits.reached(OSError(errno.ENFILE, "too many"), "it cannot be opened")
+    assert error is not None and error.message == "it cannot be opened: this machine has too many open files"
+    assert limits.reached(OSError(errno.ENOENT, "none"), "it cannot be opened") is None

@@ -56,12 +56,20 @@ def test_the_wake_ups_run_alone_and_in_no_other_step(monkeypatch, noted):
         str(folder / name)
         for name in ("binding/test_rules.py", "binding/test_unreadable.py", "host/test_denylist.py")
     ]
+    parts = [words for words in noted if isinstance(words, tuple) and words[0].startswith("unit ")]
+    assert [name for name, _, _ in parts] == ["unit 1 of 2", "unit 2 of 2"]
     assert noted == [
         *(1, ("wake-ups", [str(race)], {"UVIRTIO_RACE_SECONDS": "7"})),
-        *(3, ("unit", [str(folder), f"--ignore={race}"], None)),
+        *(3, *parts),
         ("unit, not as root", ["-m", "unprivileged", *(str(folder / name) for name in marked)], None),
         ("fuzz", [str(TOOLS / "fuzz"), "--runs", "1000000"], None),
     ]
+    files = [Path(file) for _, arguments, _ in parts for file in arguments]
+    assert sorted(files) == sorted(set(folder.rglob("test_*.py")) - {race})
+    assert all(env is None for _, _, env in parts)
+    noted.clear()
+    assert cli_test.main(["--unit", "--jobs", "1"]) == 0
+    assert noted[2:4] == [1, ("unit", [str(folder), f"--ignore={race}"], None)]
     noted.clear()
     one = f"{race}::test_no_wake_up_is_lost"
     assert cli_test.main([one, __file__]) == 0
@@ -91,17 +99,33 @@ def test_quick_is_lint_and_the_floors_without_what_takes_long(noted, capsys):
             assert f"--{'deselect' if test else 'ignore'}={top / name}" in ran[step]
     assert "--sets=1" in ran["qemu"] and all("--sets=3" in ran[part] for part in parts)
     assert "the first sets (3 of tests/unit, 1 of tests/qemu), bench, docs" in told
-    files = [[Path(word) for word in ran[part] if not word.startswith("--")] for part in parts]
+    files = {Path(word) for part in parts for word in ran[part] if not word.startswith("--")}
     left_out = {top / name for name in quick.LEFT_OUT if name.startswith("tests/unit/")}
-    every = set((selection.TESTS / "unit").rglob("test_*.py"))
     [race] = (selection.TESTS / "unit").rglob("test_wakeups.py")
-    assert sorted(file for part in files for file in part) == sorted(every - left_out - {race})
-    sizes = [sum(file.stat().st_size for file in part) for part in files]
-    assert max(sizes) < 1.1 * min(sizes)
+    assert files == set((selection.TESTS / "unit").rglob("test_*.py")) - left_out - {race}
     for more in ("--vm", "--lint", "--all", __file__):
         with pytest.raises(LabError, match="--quick chooses by itself") as caught:
             cli_test.main(["--quick", more])
         assert caught.value.exit_code == 2
+
+
+def test_files_are_dealt_out_each_once_by_their_size():
+    every = set((selection.TESTS / "unit").rglob("test_*.py"))
+    parts = selection.dealt(every, 3)
+    assert sorted(file for part in parts for file in part) == sorted(every)
+    sizes = [sum(file.stat().st_size for file in part) for part in parts]
+    assert max(sizes) < 1.1 * min(sizes)
+    assert selection.dealt(sorted(every, reverse=True), 3) == parts
+
+
+def test_where_steps_wait_there_is_one_lane_more(noted, monkeypatch):
+    monkeypatch.setattr(cli_test, "_vm_floor", lambda *of, **how: [("vm", lambda: Outcome("vm", True, 0.0, 1))])
+    monkeypatch.setattr(cli_test.Runner, "compile", lambda *of: None, raising=False)
+    for cores, wide in ((1, [1, 1, 1]), (2, [1, 3, 2]), (64, [1, 3, 2])):
+        noted.clear()
+        monkeypatch.setattr(cli_test.os, "cpu_count", lambda cores=cores: cores)
+        assert cli_test.main([]) == 0
+        assert [one for one in noted if isinstance(one, int)] == wide
 
 
 @pytest.mark.parametrize("order", ["no:randomly", "randomly"])

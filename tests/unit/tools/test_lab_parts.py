@@ -563,7 +563,7 @@ def endless():
         process.kill(child)
 
 steps = [("short", lambda: Outcome("short", True, 0.1, passed=3)), ("endless", endless), ("never", endless)]
-sys.exit(cli_test._run([], steps, 2, begin=time.monotonic(), reports=Path("reports"), left_out=[]))
+sys.exit(cli_test._run([(steps, 2)], begin=time.monotonic(), reports=Path("reports"), left_out=[]))
 """
 
 

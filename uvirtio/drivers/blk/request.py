@@ -194,7 +194,6 @@ class RequestQueue:
         self.depth = depth
         self.size = size
         """Bytes of data of one request, at most."""
-        self.silent = False
         self.control: Block = dma.alloc(depth * _CONTROL)
         self.data: Block = dma.alloc(depth * size)
         self.size_max = _NO_LIMIT

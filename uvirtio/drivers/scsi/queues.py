@@ -162,7 +162,7 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
             self.kick()
 
             def ready() -> bool:
-                self.collect()
+                self._gather()
                 return room()
 
             self._await(ready, timeout, "one of the requests that are out")
@@ -170,11 +170,10 @@ class RequestQueues(BaseRequestQueues[RequestQueue, Request]):
 
     # --- completion -----------------------------------------------------------------------------------------
 
-    def collect(self) -> int:
-        """Take events and reap complete requests; see ``BaseRequestQueues.collect``."""
-        self._live()
+    def _gather(self) -> int:
+        """Take events and reap complete requests; see ``BaseRequestQueues``."""
         self.watch()
-        return super().collect()
+        return super()._gather()
 
     def _finish(self, requestq: RequestQueue, done: Sequence[Completion]) -> UvirtioError | None:
         invalid: UvirtioError | None = None

@@ -224,7 +224,6 @@ class RequestQueue:
         self.depth = depth
         self.size = size
         """Bytes of data of one request, at most."""
-        self.silent = False
         self.shape = shape_of(config)
         self.control: Block = dma.alloc(depth * self.shape.stride)
         self.data: Block = dma.alloc(depth * size)

@@ -1,4 +1,4 @@
-"""pytest as a program, from a process that has it loaded: most of a short run of it is imports.
+"""pytest and Python programs, from a process that has loaded what they import: that takes most of a short run.
 
 That process is an interpreter of its own with nothing else in it, and each run is a fork of it: arguments, working
 directory, environment and output are the run's, and so is all that it changes. uvirtio.pytest_plugin is not loaded
@@ -13,6 +13,7 @@ import functools
 import gc
 import json
 import os
+import runpy
 import select
 import signal
 import socket
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,7 +33,7 @@ _USED = ("scripted", "opening", "conform.run", "evidence.collect", "evidence.fil
 """Of uvirtio, what most of the runs use."""
 
 
-def run(
+def pytest(
     arguments: list[str], folder: Path, env: dict[str, str], timeout: float = 120.0
 ) -> subprocess.CompletedProcess[str]:
     """As ``subprocess.run([sys.executable, "-m", "pytest", *arguments], cwd=folder, env=env)``, with its output.
@@ -39,48 +41,55 @@ def run(
     What environment variables tell an interpreter at its start holds as it is here, but that the checkout is where
     uvirtio comes from. Raises TimeoutExpired, and RuntimeError where no run can be started.
     """
-    return _server(os.getpid()).run(arguments, folder, env, timeout)
+    return _server(os.getpid()).run("", arguments, folder, env, timeout)
+
+
+def program(
+    path: Path, arguments: list[str], folder: Path, env: dict[str, str], timeout: float = 120.0
+) -> subprocess.CompletedProcess[str]:
+    """The same for ``[sys.executable, path, *arguments]``."""
+    return _server(os.getpid()).run(str(path), arguments, folder, env, timeout)
 
 
 @functools.cache
-def _server(pid: int) -> Pytests:
+def _server(pid: int) -> _Server:
     """The one of this process: that of a parent may be in the middle of a run."""
-    server = Pytests()
+    server = _Server()
     atexit.register(server.close)
     return server
 
 
-class Pytests:
+class _Server:
     """The users' end. One run at a time."""
 
     def __init__(self) -> None:
         self._line, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._child = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.pytests", str(far.fileno())],
+            [sys.executable, "-m", "tests.support.forked", str(far.fileno())],
             pass_fds=[far.fileno()],
             cwd=CHECKOUT,
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
         )
         far.close()
 
     def run(
-        self, arguments: list[str], folder: Path, env: dict[str, str], timeout: float
+        self, program: str, arguments: list[str], folder: Path, env: dict[str, str], timeout: float
     ) -> subprocess.CompletedProcess[str]:
-        """See ``run`` of this module."""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            asked = {"arguments": arguments, "folder": str(folder), "env": env}
+            asked = {"program": program, "arguments": arguments, "folder": str(folder), "env": env}
             socket.send_fds(self._line, [json.dumps(asked).encode()], [out.fileno(), err.fileno()])
             pid = self._answer(60.0)
             code = self._answer(timeout)
             if code is None:
                 os.killpg(pid, signal.SIGKILL)
                 self._answer(60.0)
-                raise subprocess.TimeoutExpired(["pytest", *arguments], timeout)
+                raise subprocess.TimeoutExpired([program or "pytest", *arguments], timeout)
             texts = []
             for file in (out, err):
                 file.seek(0)
                 texts.append(file.read().decode())
-        return subprocess.CompletedProcess(["pytest", *arguments], code, *texts)
+        return subprocess.CompletedProcess([program or "pytest", *arguments], code, *texts)
 
     def close(self) -> None:
         """End the process that forks."""
@@ -100,8 +109,6 @@ class Pytests:
 
 def _load() -> None:
     """What every run would import first."""
-    from importlib import import_module
-
     from _pytest import config
 
     for name in (*config.default_plugins, *(f"uvirtio.{name}" for name in _USED)):
@@ -118,7 +125,7 @@ def _serve(line: socket.socket) -> NoReturn:
             os._exit(0)
         pid = os.fork()
         if pid == 0:
-            _be_pytest(json.loads(message), files)
+            _be_the_program(files, **json.loads(message))
         for number in files:
             os.close(number)
         line.send(json.dumps(pid).encode())
@@ -129,26 +136,35 @@ def _ends_with_its_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _be_pytest(asked: dict[str, Any], output: list[int]) -> NoReturn:
-    """As if the program had been started: its descriptors, arguments, folder, environment and ``sys.path``."""
-    code = 1
+def _be_the_program(
+    output: list[int], program: str, arguments: list[str], folder: str, env: dict[str, str]
+) -> NoReturn:
+    """As if it had been started: its descriptors, arguments, folder, environment and ``sys.path``."""
+    code: Any = 1
     try:
         os.setsid()
         _ends_with_its_parent()
         for number, place in zip(output, (1, 2), strict=True):
             os.dup2(number, place)
         os.closerange(3, 1024)
-        os.chdir(asked["folder"])
+        os.chdir(folder)
         os.environ.clear()
-        os.environ.update(asked["env"])
-        sys.path[0] = asked["folder"]
-        sys.argv = ["pytest", *asked["arguments"]]
-        import pytest
-
-        code = int(pytest.console_main())
+        os.environ.update(env)
+        sys.path[0] = str(Path(program).parent) if program else folder
+        sys.argv = [program or "pytest", *arguments]
+        if program:
+            runpy.run_path(program, run_name="__main__")
+            code = 0
+        else:
+            code = int(import_module("pytest").console_main())
+    except SystemExit as end:
+        code = end.code or 0
+        if isinstance(code, str):
+            print(code, file=sys.stderr)
+            code = 1
     except BaseException:  # noqa: BLE001 - nothing of our parent's may go on here
         traceback.print_exc()
-    threading._shutdown()  # type: ignore[attr-defined]
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for those that are no daemons
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
