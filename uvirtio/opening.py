@@ -205,7 +205,7 @@ def _openable(text: str, roots: Roots) -> Address:
 
 def _open_qemu(address: str, options: OpenOptions) -> tuple[str, Backend]:
     denylist.check([address], options.roots)
-    from uvirtio.backends.qemu.launch import open_address
+    from uvirtio.backends.qemu.single import open_address
 
     def meanwhile(bus: str) -> None:
         """Import what comes next: that takes about as long as QEMU's start."""

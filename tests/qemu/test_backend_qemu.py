@@ -18,10 +18,10 @@ import pytest
 from tests.support.polling import readable
 from tests.support.virtio_state import state
 from uvirtio.backends.qemu.function import QemuPciFunction
-from uvirtio.backends.qemu.launch import open_address
 from uvirtio.backends.qemu.machine import Machine
 from uvirtio.backends.qemu.process import QemuProcess
 from uvirtio.backends.qemu.qmp import Qmp
+from uvirtio.backends.qemu.single import open_address
 from uvirtio.errors import (
     CapabilityError,
     Closed,

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
 
 from uvirtio.backends.qemu import address as addresses
 from uvirtio.backends.qemu.ivshmem import VECTORS, Bells
@@ -28,9 +27,6 @@ from uvirtio.backends.qemu.supply import Supply, images_of
 from uvirtio.errors import BadAddress, NotSupported
 from uvirtio.host import limits
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT
-
-if TYPE_CHECKING:
-    from uvirtio.backends.qemu.machine import QemuFunction
 
 
 class Launch:
@@ -189,49 +185,6 @@ class Launch:
             for number in range(1, self.root_ports + 1):  # last, so that the others keep their slots
                 command += ["-device", f"pcie-root-port,id={port_name(number)},chassis={number},slot={number}"]
         return command
-
-
-def open_address(
-    address: str, timeout: float = DEFAULT_TIMEOUT, meanwhile: Callable[[str], None] | None = None
-) -> QemuFunction:
-    """Start the machine of a ``qemu:`` address; it ends when the function is closed.
-
-    Args:
-        address: The address.
-        timeout: Seconds that QEMU has for its start, and for each response.
-        meanwhile: Called with the device's bus, ``pci`` or ``mmio``, while QEMU starts.
-
-    Raises:
-        BadAddress: The address is malformed.
-        QemuMissing: QEMU is not installed.
-        QemuFailed: QEMU did not start; ``seen`` has what it said.
-        NotSupported: There is no such machine here, or it has no such IOMMU.
-    """
-    parsed = addresses.parse(address)
-    launch = Launch(
-        parsed.machine,
-        [parsed.device],
-        ram=parsed.ram,
-        legacy=parsed.legacy,
-        iommu=parsed.iommu,
-        binary=parsed.binary,
-        qmp_path=parsed.qmp,
-        timeout=timeout,
-        drives=[parsed.file] if parsed.file is not None else (),
-    )
-    try:
-        from uvirtio.backends.qemu.machine import Machine
-
-        if meanwhile is not None:
-            meanwhile("mmio" if is_mmio(parsed.device) else "pci")
-    except BaseException:
-        launch.close()
-        raise
-    machine = Machine.of(launch)
-    function = machine.functions[0]
-    function.address = address
-    function.own_machine()
-    return function
 
 
 def check_ram(ram: int, model: Model) -> None:

@@ -114,21 +114,6 @@ class Machine:
                 raise
         self._take_over(launch)
 
-    @classmethod
-    def of(cls, launch: Launch) -> Self:
-        """Make the machine of a QEMU that was started, as soon as it answers.
-
-        Args:
-            launch: The QEMU, which ends with the machine, and where there is none.
-
-        Raises:
-            QemuFailed: QEMU did not start; ``seen`` has what it said.
-            NotSupported: It has another CPU.
-        """
-        made = cls.__new__(cls)
-        made._take_over(launch)
-        return made
-
     def _take_over(self, launch: Launch) -> None:
         self.name = launch.name
         self.model = launch.model
@@ -453,3 +438,18 @@ class Machine:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def take_over(launch: Launch) -> Machine:
+    """Make the machine of a QEMU that was started, as soon as it answers.
+
+    Args:
+        launch: The QEMU, which ends with the machine, and where there is none.
+
+    Raises:
+        QemuFailed: QEMU did not start; ``seen`` has what it said.
+        NotSupported: It has another CPU.
+    """
+    made = Machine.__new__(Machine)
+    made._take_over(launch)
+    return made
