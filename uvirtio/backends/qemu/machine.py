@@ -35,9 +35,9 @@ from uvirtio.host import limits
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
+    from uvirtio.backends.qemu import ports
     from uvirtio.backends.qemu.hotplug import Sockets
     from uvirtio.backends.qemu.mmio import QemuMmioWindow
-    from uvirtio.backends.qemu.ports import RootPort
     from uvirtio.backends.qemu.vtd import Vtd
 
     QemuFunction = QemuPciFunction | QemuMmioWindow
@@ -179,10 +179,11 @@ class Machine:
             else:
                 self.functions.append(self._on_root_bus(part))
 
-    def _root_ports(self, count: int) -> list[RootPort]:
+    def _root_ports(self, count: int) -> list[ports.RootPort]:
+        from uvirtio.backends.qemu import ports
 
         names = {number: port_name(number) for number in range(1, count + 1)}
-        return [RootPort(self._bridge, self._places[name], n, ident=name) for n, name in names.items()]
+        return [ports.RootPort(self._bridge, self._places[name], n, ident=name) for n, name in names.items()]
 
     @cached_property
     def _sockets(self) -> Sockets:
