@@ -18,6 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
 
 from lab.commands import Command, Commands
 
+from uvirtio.host import capabilities
+
 PATIENCE = 60
 PROGRAM = str(Path(sys.executable).with_name("uvirtio"))
 USER = ("setpriv", "--reuid", "1234", "--regid", "1234", "--clear-groups", "--")
@@ -51,6 +53,12 @@ def running(*words: str, merged: bool = True) -> Iterator[Command]:
         yield child
     finally:
         child.close()
+
+
+def rights(pid: int) -> set[str]:
+    """The capabilities of a process that are in effect, as the kernel shows them."""
+    (word,) = re.findall(r"^CapEff:\s+(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return {capabilities.name(one) for one in range(64) if int(word, 16) >> one & 1}
 
 
 def read_until(child: Command, pattern: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from typing import Any
 
 import pytest
@@ -25,6 +26,36 @@ CELLS: list[Any] = [
 globals().update(adopt(balloon_stats, CELLS))
 # Hints themselves are asked for by migrations, which QEMU refuses with a folder shared over 9p, as the lab's are.
 globals().update(adopt(balloon_reports, CELLS))
+
+
+@pytest.mark.parametrize(
+    ("lab_address", "limit", "kept"),
+    [("balloon", 8 << 20, {"CAP_IPC_LOCK"}), ("balloon-iova", resource.RLIM_INFINITY, set())],
+    indirect=["lab_address"],
+)
+def test_a_balloon_that_follows_has_given_up_its_rights_and_inflates(
+    lab_address: str,
+    limit: int,
+    kept: set[str],
+    witness: Witness,
+    given_back: None,  # noqa: F811
+) -> None:
+    """Frame numbers are read, and more is pinned than an ordinary user may lock, after CAP_SYS_ADMIN is gone."""
+    hand_over(lab_address, "vfio-pci")
+    full = int(witness.execute("query-balloon")["actual"])
+    with commands.running("balloon", "follow", lab_address, "-v") as child:
+        resource.prlimit(child.pid, resource.RLIMIT_MEMLOCK, (limit, limit))
+        assert "capabilities given up" in commands.read_until(child, "^following")
+        assert commands.rights(child.pid) == kept
+        witness.execute("balloon", value=full - (64 << 20))
+        commands.read_until(child, "^reached: target 64 MiB")
+        assert int(witness.execute("query-balloon")["actual"]) == full - (64 << 20)
+        assert commands.rights(child.pid) == kept
+        child.terminate()
+        commands.read_until(child, "cleaned up")
+        assert child.wait(commands.PATIENCE) == 143
+    assert int(witness.execute("query-balloon")["actual"]) == full
+    witness.execute("balloon", value=full)
 
 
 @pytest.mark.fault(61)

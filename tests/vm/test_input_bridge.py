@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.polling import readable
-from tests.vm.commands import Command, running
+from tests.vm.commands import Command, rights, running
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_drivers import hand_over
 from uvirtio.drivers.input import phys_of
@@ -107,6 +107,7 @@ def test_a_clone_is_read_like_the_kernels_own_keyboard(evdev: Any, keyboard: str
         clone = evdev.InputDevice(said["node"])
         assert (clone.name, tuple(clone.info), clone.capabilities(), clone.input_props()) == about
         assert clone.phys == phys_of(keyboard)
+        assert rights(child.pid) == set(), "the node and /dev/uinput are open"
         assert type_and_read(witness, clone) == typed
 
         clone.set_led(1, True)

@@ -158,6 +158,7 @@ def following(address: str) -> Iterator[list[dict[str, Any]]]:
         reader.start()
         try:
             yield said
+            assert commands.rights(process.pid) <= {"CAP_BLOCK_SUSPEND"}
         finally:
             process.terminate()
             code = process.wait(30)

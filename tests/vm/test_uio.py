@@ -22,6 +22,7 @@ from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, mem, n
 from tests.bodies.mem import emptied  # noqa: F401  # a fixture
 from tests.support.virtio_state import state
 from tests.vm import test_commands as commands
+from tests.vm.commands import read_until, rights, running
 from tests.vm.lab_cell import lab_cell, once, thorough
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_drivers import driver_of, given_back, hand_over  # noqa: F401  # one is a fixture
@@ -335,6 +336,26 @@ def test_a_killed_guardian_ends_the_driving(taken, witness):
     assert not status(witness, "balloon-uio")
     assert not command(taken) & MASTER
     assert commands.balloon_size(witness) == 1 << 30, "it was given back all the same"
+
+
+@once
+@on("balloon-uio")
+def test_neither_driver_nor_guardian_has_any_right_left(taken, witness):
+    """Frame numbers, configuration space and I/O ports are reached through what root has opened."""
+    with running("balloon", "follow", taken, "--unsafe-dma") as child:
+        read_until(child, "^following")
+        assert rights(child.pid) == rights(guardian_of(taken)) == set()
+        witness.execute("balloon", value=(1 << 30) - (8 << 20))
+        read_until(child, "^reached: target 8 MiB")
+        assert commands.balloon_size(witness) == (1 << 30) - (8 << 20)
+        guardian = guardian_of(taken)
+        child.kill()
+        commands.until(gone(guardian), "the guardian to end")
+    assert not status(witness, "balloon-uio") and not command(taken) & MASTER
+    witness.execute("balloon", value=1 << 30)
+    with uvirtio.open(taken, unsafe_dma=True) as device:
+        uvirtio.Balloon(device).close()
+    assert commands.balloon_size(witness) == 1 << 30
 
 
 # --- binding ---------------------------------------------------------------------------------------------------

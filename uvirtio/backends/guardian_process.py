@@ -29,6 +29,7 @@ if __name__ == "__main__":  # started by its path, with nothing but the standard
     sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from uvirtio.errors import UvirtioError
+from uvirtio.host import capabilities
 from uvirtio.memory.access import FdRegisters, MappedRegisters
 
 _READ = {1: "read8", 2: "read16", 4: "read32"}
@@ -141,6 +142,8 @@ def main(name: str, driver: int) -> int:
         signal.signal(number, signal.SIG_IGN)
     with suppress(OSError):  # out of memory, the kernel may end the driver, but not this
         Path("/proc/self/oom_score_adj").write_text("-1000", encoding="ascii")
+    with suppress(UvirtioError):  # all that it acts on is open by now
+        capabilities.limit_to(())
     os.chdir("/")
     steps = watch(0, driver)
     if steps is None:

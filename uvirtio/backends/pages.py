@@ -152,6 +152,11 @@ class OwnedBlocks(Generic[AnyBlock]):
     def _forget(self, block: AnyBlock) -> None:
         self._blocks.pop(id(block), None)
 
+    def rights(self) -> dict[str, str]:
+        """Open what frame numbers are read from; nothing else is opened later. See ``KeepsRights``."""
+        self._pagemap.hold()
+        return {}
+
     def _closers(self) -> Iterator[Callable[[], None]]:
         """Yield what else is closed with the space, after its blocks; each idempotent."""
         yield self._pagemap.close

@@ -14,6 +14,7 @@ making copies.
 from __future__ import annotations
 
 import mmap
+import resource
 from collections.abc import Callable, Iterator
 
 from uvirtio.backends.pages import (
@@ -177,6 +178,14 @@ class VfioDmaSpace(OwnedBlocks[VfioBlock]):
         """
         maps = 1 if self.translated else 2
         return memlock_lack(self._roots, maps * size, maps * sum(block.size for block in self._blocks.values()))
+
+    def rights(self) -> dict[str, str]:
+        """Open what frame numbers are read from; a map counts without CAP_IPC_LOCK. See ``KeepsRights``."""
+        super().rights()
+        limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+        if limit == resource.RLIM_INFINITY:
+            return {}
+        return {"CAP_IPC_LOCK": f"memory is pinned beyond RLIMIT_MEMLOCK ({limit} bytes)"}
 
     def alloc(self, size: int) -> VfioBlock:
         """Allocate zeroed, page-aligned memory that the device may read and write.

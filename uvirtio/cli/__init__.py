@@ -9,7 +9,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: The arguments without the program's name; None: those of ``sys.argv``.
+        argv: The arguments without the program's name; None: those of ``sys.argv``, and the process is the
+            command's own, whose capabilities it may give up.
 
     Returns:
         The exit code.
@@ -26,4 +27,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         from uvirtio.cli.app import run
     except KeyboardInterrupt:  # while importing: no handler is installed yet, and no device open
         return 130
-    return run(list(sys.argv[1:] if argv is None else argv))
+    return run(list(sys.argv[1:] if argv is None else argv), own_process=argv is None)

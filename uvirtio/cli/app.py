@@ -62,26 +62,27 @@ def make_tree(verb: str = "") -> Typer:
     return tree
 
 
-def run(argv: list[str]) -> int:
+def run(argv: list[str], *, own_process: bool = False) -> int:
     """Run one command; no exception leaves it.
 
     Args:
         argv: The arguments, which may hold anything.
+        own_process: The process runs nothing but this command.
 
     Returns:
         The exit code.
     """
     output.prepare()
     try:
-        return _run(argv)
+        return _run(argv, own_process)
     finally:
         output.settle()
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], own_process: bool) -> int:
     outer = Command(_command_of(argv), json=_wants_json(argv), verbose="-v" in argv or "--verbose" in argv)
     try:
-        code = invoke(Invocation(tuple(_verb_first(argv) or ["--help"])))
+        code = invoke(Invocation(tuple(_verb_first(argv) or ["--help"]), own_process=own_process))
     except KeyboardInterrupt:
         return 130
     except UvirtioError as error:  # before OSError: some are OSErrors, too

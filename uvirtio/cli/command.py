@@ -6,7 +6,7 @@ it raises into the documented output and an exit code. No traceback leaves a com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
@@ -15,7 +15,7 @@ from uvirtio.cli import deferred as typer
 from uvirtio.cli import output
 from uvirtio.cli.deferred import Body, Verb, declared
 from uvirtio.cli.signals import Guard, Signalled
-from uvirtio.errors import Misuse, UsageError, UvirtioError
+from uvirtio.errors import Misuse, NotSupported, UsageError, UvirtioError
 from uvirtio.host.roots import Roots
 from uvirtio.interfaces.values import DEFAULT_TIMEOUT, TIMEOUT_MAX, InterruptMode
 
@@ -184,6 +184,8 @@ class Invocation(NamedTuple):
     """The words of the command line, the verb first."""
     replay: Replays | None = None
     """What answers in place of the device, for ``uvirtio replay``."""
+    own_process: bool = False
+    """The process runs nothing but this command, which so may give up its rights."""
 
 
 class Command:
@@ -260,6 +262,29 @@ class Command:
         self.guard.watch(None)
         if opened.broken is not None and opened.broken is not broken:
             raise opened.broken
+
+    def drop_rights(self, device: Device, *, pins: bool = False, keep: Mapping[str, str] | None = None) -> str:
+        """Give up the capabilities that a command which runs for long does not need from here on.
+
+        Args:
+            device: The device, whose driver is started. Files are open, and no thread is started yet.
+            pins: Memory will still be pinned for it; see ``drop_capabilities``.
+            keep: What the command needs for itself: a capability and why.
+
+        Returns:
+            What was given up and kept, in words, which -v prints.
+        """
+        if not self.invocation.own_process:
+            return "the capabilities of the program that runs this command are its own"
+        from uvirtio.device import drop_capabilities  # here: short commands do without it
+
+        try:
+            told = str(drop_capabilities(device, pins=pins, keep=keep))
+        except NotSupported as error:  # a simulated device has threads of its own, and needs no rights
+            told = f"capabilities kept: {error.seen}"
+        if self.verbose:
+            output.trace(told)
+        return told
 
     # Output goes through these methods, so that a signal can end a command whose reader has stopped reading.
 

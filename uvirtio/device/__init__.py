@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from uvirtio.device.counters import Counters
     from uvirtio.device.options import OpenKeywords, OpenOptions, RingChoice
     from uvirtio.device.queue import QUEUE_SIZE_MAX, Queue, QueueSpec
+    from uvirtio.device.rights import Rights, drop_capabilities
     from uvirtio.device.state import Session
     from uvirtio.interfaces.values import DEFAULT_TIMEOUT
 
@@ -37,8 +38,10 @@ __all__ = [
     "OpenOptions",
     "Queue",
     "QueueSpec",
+    "Rights",
     "RingChoice",
     "Session",
+    "drop_capabilities",
     "unobserved",
 ]
 
@@ -52,6 +55,7 @@ if not TYPE_CHECKING:  # or every misspelt name would pass as Any
         "Counters": "device.counters",
         **dict.fromkeys(("OpenKeywords", "OpenOptions", "RingChoice"), "device.options"),
         **dict.fromkeys(("QUEUE_SIZE_MAX", "Queue", "QueueSpec"), "device.queue"),
+        **dict.fromkeys(("Rights", "drop_capabilities"), "device.rights"),
         "Session": "device.state",
         "DEFAULT_TIMEOUT": "interfaces.values",
     }

@@ -199,6 +199,22 @@ class LimitedSpace(Protocol):
         ...
 
 
+@runtime_checkable
+class KeepsRights(Protocol):
+    """Optional ability of a ``DmaSpace``: it pins memory with rights, and tells which it will still need."""
+
+    def rights(self) -> dict[str, str]:
+        """Open now what is opened with rights, and return the capabilities that pinning more memory needs later.
+
+        Returns:
+            Names of capabilities (``CAP_IPC_LOCK``), each with why; empty: none.
+
+        Raises:
+            PagemapHidden: This process may not read frame numbers.
+        """
+        ...
+
+
 class MemoryWindow(Protocol):
     """The CPU's access to memory that a device provides (virtio-mem), in pieces that are mapped one by one."""
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from uvirtio.errors import BadTrace, Misuse
-from uvirtio.interfaces.memory import AdoptsMemory, Block, DmaSpace
+from uvirtio.interfaces.memory import AdoptsMemory, Block, DmaSpace, KeepsRights
 from uvirtio.trace.tape import Tape, flag, number, numbers, obtain, of
 
 MOST = 1 << 36
@@ -203,6 +203,10 @@ class WatchedDma:
     def pin(self, size: int) -> WatchedBlock:
         """Allocate memory with a fixed place, which the device does not address; see ``DmaSpace``."""
         return self._made("pin", [size], lambda: self._real().pin(size), shared=False)
+
+    def rights(self) -> dict[str, str]:
+        """Return what the real space needs, which is not on the tape; see ``KeepsRights``."""
+        return self._inner.rights() if isinstance(self._inner, KeepsRights) else {}
 
     def bytes_at(self, address: int, length: int) -> bytes:
         """Return memory of this space by its device address; nothing where it is in no block."""

@@ -447,8 +447,8 @@ def test_without_a_map_that_pins_only_huge_pages_stay(played, monkeypatch):
     asked = []
 
     class Huge:
-        def __init__(self, roots, *, translated):
-            assert translated
+        def __init__(self, roots, *, translated, pagemap):
+            assert translated and pagemap is space._pagemap  # one that may be open, with rights that are gone
 
         def pin(self, size):
             asked.append(size)

@@ -165,7 +165,7 @@ class VdpaDmaSpace(OwnedBlocks[VdpaBlock]):
             return block
         block.close()
         if self._huge is None:
-            self._huge = PhysicalDmaSpace(self._roots, translated=True)
+            self._huge = PhysicalDmaSpace(self._roots, translated=True, pagemap=self._pagemap)
         return self._huge.pin(size)
 
     def _shown(self, memory: Memory) -> VdpaBlock:

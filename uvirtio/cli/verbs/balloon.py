@@ -138,6 +138,7 @@ def inflate(
         pages, least = _pages(cmd, device, size), _floor(cmd, device, floor)
         _first_to_go(cmd, dev)
         with Balloon(device, floor=least, stats=_statistics(cmd, tags), roots=cmd.roots) as driver:
+            cmd.drop_rights(device, pins=True)
             try:
                 with make_progress(cmd, f"inflate {human(pages * VIRTIO_PAGE)}", pages) as progress:
                     driver.inflate(pages, progress=progress.update, force=force == FREE_MEMORY)
@@ -302,10 +303,11 @@ def follow(
         _first_to_go(cmd, dev)
         started = time.monotonic()
         with Balloon(device, floor=least, stats=_statistics(cmd, tags), roots=cmd.roots) as driver:
+            rights = cmd.drop_rights(device, pins=True)
             manager = Manager()
             teller = _Follower(cmd, driver, most, manager)
             teller.tell("following")
-            manager.ready("following the host's target")
+            manager.ready(f"following the host's target; {rights}")
             try:
                 with time_up_after(device, for_seconds):
                     while True:  # it returns only where a watchdog wants to hear of it
@@ -411,6 +413,7 @@ def stats(
         _tell_stats(cmd, driver, collector())
         if not watch:
             return
+        cmd.drop_rights(device)
         clock = device.clock
         end = None if for_seconds is None else clock.monotonic() + for_seconds
         while (left := 1.0 if end is None else min(1.0, end - clock.monotonic())) > 0:
@@ -482,6 +485,7 @@ def report(
         told = driver.report(arena) if driver.reports is not None else 0
         if driver.hints is not None:
             driver.lend(arena)
+        cmd.drop_rights(device)
         try:
             if cmd.json:
                 cmd.document(event="holding", bytes=arena.size, reported_bytes=told, hold_s=hold)

@@ -176,6 +176,7 @@ def events(
     from uvirtio.drivers.input import Input
 
     with cmd.device(dev) as device, Input(device) as driver:
+        cmd.drop_rights(device)
         deadline = None if for_seconds is None else device.clock.monotonic() + for_seconds
         if not cmd.json:
             cmd.line(f"{driver.name or device.address}: waiting for events (Ctrl-C to leave)")
@@ -236,6 +237,7 @@ def bridge(
         about = _scaled(driver.describe(), resolution)
         clone = UinputClone(about, phys=phys_of(device.address), roots=cmd.roots)
         with Feed(clone, clone.description) as feed:
+            cmd.drop_rights(device)
             _say_clone(cmd, device, about, clone.path)
             bridged = Bridge(driver, feed)
             try:
@@ -312,6 +314,7 @@ def record(
     output.note("recording everything that this device sends, passwords too")
     with cmd.device(dev) as device, _sink(cmd, file) as write, Input(device) as driver:
         about = driver.describe()
+        cmd.drop_rights(device)
         if file != "-":
             _say_recording(cmd, about.name, file)
         told = _record(driver, about, write, for_seconds, format_)
@@ -464,6 +467,8 @@ def _replay(
 
     clone = UinputClone(about, phys="uvirtio/replay", roots=cmd.roots)
     with Feed(clone, clone.description) as feed:
+        if device is not None:
+            cmd.drop_rights(device)
         _say_clone(cmd, device, about, clone.path)
         begin = time.monotonic()
         for at, frame in recording.frames():

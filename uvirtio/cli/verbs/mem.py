@@ -357,6 +357,7 @@ def follow(
     if online and unit:
         raise UsageError("--online and --unit exclude each other", remedy="leave --unit out")
     with _managed(cmd, dev, unit, limit, online) as (device, mem, manager):
+        cmd.drop_rights(device, keep=mem_online.rights(cmd, mem, online))
         teller = _Follower(cmd, mem, manager)
         teller.tell("following")
         if not cmd.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +48,20 @@ def tell_suspend(cmd: Command, mem: Mem) -> None:
     else:
         why = "; ".join(lock.lacking)
         output.note(f"cannot block a suspend to RAM, which would lose plugged memory: {why}")
+
+
+def rights(cmd: Command, mem: Mem, online: bool) -> dict[str, str]:
+    """The capabilities that a command needs which follows the host's requests, each with why.
+
+    Args:
+        cmd: The command.
+        mem: The driver.
+        online: Whether what is plugged is handed to Linux.
+    """
+    needed = {} if mem.suspend_lock is None or mem.survives_suspend else mem.suspend_lock.rights()
+    if online and os.geteuid() != 0:
+        needed["CAP_DAC_OVERRIDE"] = "memory is handed to Linux by files of root's in sysfs"
+    return needed
 
 
 @contextmanager

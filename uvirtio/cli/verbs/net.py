@@ -187,6 +187,7 @@ def receive(cmd: Command, dev: DevArgument, count: CountOption = None, for_secon
     if for_seconds is not None:
         seconds("--for", for_seconds)
     with _driver(cmd, dev) as (_, net):
+        cmd.drop_rights(net.device)
         _say_waiting(cmd, net)
         _listen(net, count, for_seconds, lambda frames, now: _print_frames(cmd, frames, now))
         if not cmd.json:
@@ -349,6 +350,7 @@ def capture(
         if device.has(f.Net.CTRL_RX):
             net.set_rx_mode(RxMode.PROMISC, True)
         writer = pcap.Writer(file)
+        cmd.drop_rights(device)
         if out != "-" and not cmd.json:
             cmd.line(f"capturing on {device.address} (Ctrl-C to leave)")
         try:
@@ -407,6 +409,7 @@ def bridge(
 
     ours = mac_of(mac) if mac else None
     with open_end(to) as end, _driver(cmd, dev, ours) as (_, net):
+        cmd.drop_rights(net.device)
         _say_bridging(cmd, net, to)
         bridged = Bridge(net, end)
         try:

@@ -24,6 +24,11 @@ TIMEOUT = 5.0
 _WORD = b"held\n"
 
 
+def _logind(roots: Roots) -> str | None:
+    """The program that asks logind; None where there is none, or logind does not run."""
+    return shutil.which("systemd-inhibit") if (roots.run / "systemd/seats").exists() else None
+
+
 class SuspendLock:
     """Inhibits suspend between ``hold()`` and ``release()``, which are idempotent. A context manager."""
 
@@ -53,6 +58,15 @@ class SuspendLock:
         if self._wake_lock is not None:
             found.append("wake_lock")
         return found
+
+    def rights(self) -> dict[str, str]:
+        """The capabilities that taking and releasing the locks needs, each with why."""
+        needed = {}
+        if wake_lock.supported(self._roots):
+            needed["CAP_BLOCK_SUSPEND"] = "a wake lock is held while memory is plugged"
+        if _logind(self._roots) is not None:  # who asks for the right by that capability, up to version 255
+            needed["CAP_SYS_BOOT"] = "logind is asked to inhibit suspend while memory is plugged"
+        return needed
 
     def hold(self) -> list[str]:
         """Inhibit suspend from now on.
@@ -94,8 +108,8 @@ class SuspendLock:
 
     def _ask_logind(self) -> None:
         """systemd-inhibit(1) holds a lock as long as its command runs, which is as long as this process runs."""
-        program = shutil.which("systemd-inhibit")
-        if program is None or not (self._roots.run / "systemd/seats").exists():
+        program = _logind(self._roots)
+        if program is None:
             self.lacking.append("systemd-logind does not run here")
             return
         command = [program, "--what=sleep", "--who=uvirtio", f"--why={self._why}", "--mode=block"]
