@@ -33,6 +33,7 @@ from lab import (
     selection,
     setup,
     soft_reserve,
+    systemd,
     udev,
 )
 from lab.floors import Outcome, Runner, Step, without_devices, without_privilege
@@ -150,7 +151,7 @@ def main(arguments: list[str]) -> int:
         runner.compile(sorted({str(file) for machine, _ in chosen for file in machine.files}), _wrapper("unit"))
         booted += _vm_floor(runner, chosen, accept_expired=options.accept_expired)
     if "unit" in floors:
-        alone += _wake_ups(runner, floors["unit"], seconds="0.5" if options.quick else "4")
+        alone += _wake_ups(runner, floors["unit"], seconds=quick.RACE_SECONDS if options.quick else "4")
         if floors["unit"] == _whole("unit") and not (options.expression or options.spec or options.jobs == 1):
             steps += _unit_parts(runner, brief=options.quick)
         else:
@@ -180,7 +181,7 @@ def main(arguments: list[str]) -> int:
             ]
     if floors.get("unit") == _whole("unit") and interpreter is None and not (options.expression or options.spec):
         steps += _unprivileged(runner)
-        steps += _fuzz(runner, 50_000 if options.quick else 1_000_000)
+        steps += _fuzz(runner, quick.FUZZ if options.quick else 1_000_000)
     if options.all and not (options.kernel or options.paths or options.spec or options.qemu_version):
         steps += _mutate(runner)
         booted = [
@@ -530,6 +531,8 @@ def _vm_floor(
             qemu = qemus.get(machine.qemu_version, accept_expired=accept_expired)
             back_ends = daemons.get(machine.daemons, accept_expired=accept_expired) if machine.daemons else None
             roots.get(arch)
+            if machine.systemd:
+                systemd.get(accept_expired=accept_expired)
         except LabError as error:  # the mirror has moved on, most likely: no reason to run nothing else
             yield name, _failing(name, _unless_usage(error))
             continue
