@@ -27,7 +27,7 @@ SECTIONS = (
     "vhost-user",
     "net",
 )
-APART = ("growth",)  # not of interest to whoever looks how fast it is
+APART = ("growth", "kept")  # not of interest to whoever looks how fast it is
 GUEST = ("vm", "vm:disk", "vm:balloon", "vm:memory", "vm:keyboard")  # inside the lab VM only; vm is all of them
 
 

@@ -12,7 +12,7 @@ from benches.measure import cpu
 from uvirtio.binding import api
 from uvirtio.host.roots import Roots
 
-SIZES = (10, 30, 100, 300, 1000, 3000, 5000)
+SIZES = (10, 30, 100, 300, 1000, 5000)
 
 _FEATURES = "".join(str(int(bit in (32, 33, 34))) for bit in range(64)) + "\n"
 
@@ -132,7 +132,8 @@ def listed(make: Callable[[Path, int], Roots]) -> Callable[[int, bool], float]:
         with tempfile.TemporaryDirectory(prefix="uvb-", dir=room) as top:
             roots = make(Path(top), count)
             many = 1 if quick else max(1, 300 // count)
-            api.list(roots=roots)  # the imports
+            if count == SIZES[0]:
+                api.list(roots=roots)  # the imports
             return cpu(lambda: _list(roots, count, many)) / many / count
 
     return cost
@@ -144,4 +145,8 @@ def _list(roots: Roots, count: int, times: int) -> None:
         assert found >= count, f"{found} of {count} devices"
 
 
-KINDS = (("PCI functions", functions), ("virtio-mmio windows", virt), ("vDPA devices", vdpa))
+KINDS: tuple[tuple[str, Callable[[Path, int], Roots]], ...] = (
+    ("PCI functions", functions),
+    ("virtio-mmio windows", virt),
+    ("vDPA devices", vdpa),
+)

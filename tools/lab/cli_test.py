@@ -33,6 +33,7 @@ from lab import (
     selection,
     setup,
     soft_reserve,
+    systemd,
     udev,
 )
 from lab.floors import Outcome, Runner, Step, without_devices, without_privilege
@@ -530,6 +531,8 @@ def vm_floor(
             qemu = qemus.get(machine.qemu_version, accept_expired=accept_expired)
             back_ends = daemons.get(machine.daemons, accept_expired=accept_expired) if machine.daemons else None
             roots.get(arch)
+            if machine.systemd:
+                systemd.get(accept_expired=accept_expired)
         except LabError as error:  # the mirror has moved on, most likely: no reason to run nothing else
             yield name, _failing(name, _unless_usage(error))
             continue

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from lab import CHECKOUT, LabError, arches, natives, process, roots
+from lab import CHECKOUT, LabError, arches, natives, process, roots, systemd
 from lab.kernels import Kernel
 from lab.machines import Machine
 from lab.qemus import Qemu
@@ -145,6 +145,7 @@ class Runner:
                 "UVIRTIO_LAB_MACHINE": machine.name,
                 "UVIRTIO_LAB_WHOLE": str(int(machine.whole)),
                 "UVIRTIO_UDEV": str(udev),
+                **({"UVIRTIO_SYSTEMD": str(systemd.get())} if machine.systemd else {}),
             },
         )
         report = self.reports / f"{self._stem(name, kernel)}.xml"

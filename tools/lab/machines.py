@@ -47,6 +47,8 @@ class Machine:
     """Another QEMU than this machine's own; see qemus.py."""
     daemons: str = ""
     """Back ends of another release, in PATH; see daemons.py."""
+    systemd: bool = False
+    """With the service manager of this machine's release, unpacked and not started; see systemd.py."""
     extra: bool = False
     """Only for tools/test --all, or when it is named."""
     more_kernels: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -118,7 +119,10 @@ def told(name: str, mutants: Sequence[Mutant], verdicts: Iterable[Verdict], want
 
 
 def judged(drawn: Sequence[Mutant], by: Mapping[Mutant, str]) -> Iterator[Verdict]:
-    """All verdicts, as they come: first what a test is known to notice, by that test alone, then the rest.
+    """All verdicts, as they come.
+
+    First what a test is known to notice, by that test alone. Then the rest, by the tests of its part. Last what
+    those do not notice, by other files of tests that name it.
 
     Args:
         drawn: Which mutants.
@@ -133,7 +137,29 @@ def judged(drawn: Sequence[Mutant], by: Mapping[Mutant, str]) -> Iterator[Verdic
             yield verdict
     rest = [one for one in drawn if one not in done]
     parts = sorted(([one for one in rest if one.part == part] for part in PARTS), key=len, reverse=True)
-    yield from _worked([Task(part, [f"tests/unit/{part[0].part}"], None) for part in parts if part])
+    late: dict[Mutant, Verdict] = {}
+    for verdict in _worked([Task(part, [f"tests/unit/{part[0].part}"], None) for part in parts if part]):
+        if verdict.end in NOTICED or books.key(verdict.mutant) in books.equivalents():
+            yield verdict
+        else:
+            late[verdict.mutant] = verdict
+    others = {one: _elsewhere(one) for one in late}
+    some = [one for one in late if others[one]]
+    if some:
+        files = sorted({file for one in some for file in others[one]})
+        late |= {verdict.mutant: verdict for verdict in _worked([Task(some, files, None)])}
+    yield from late.values()
+
+
+def _elsewhere(mutant: Mutant) -> list[str]:
+    """The files of unit tests, beside those of its part, that name a mutant's function or class, and its part."""
+    word = re.compile(rf"\b{mutant.function.partition('.')[0]}\b")
+    texts = {path: path.read_text("utf-8") for path in (ROOT / "tests/unit").rglob("test_*.py")}
+    return [
+        str(path.relative_to(ROOT))
+        for path, text in texts.items()
+        if word.search(text) and f"uvirtio.{mutant.part}" in text and path.parent.name != mutant.part
+    ]
 
 
 def _worked(tasks: Sequence[Task]) -> Iterator[Verdict]:

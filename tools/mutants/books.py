@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import tomllib
 from collections.abc import Iterable
@@ -72,11 +73,15 @@ def kept() -> dict[Key, Kept]:
     return {(file, function, before, after): Kept(*rest) for file, function, before, after, *rest in lines}
 
 
+@functools.cache
+def _kept_names() -> frozenset[Key]:
+    return frozenset(key(one) for one in (*drawn(SEED, COUNT), *once()))
+
+
 def keep(verdicts: Iterable[Verdict]) -> None:
-    """Put verdicts in the place of those on the same mutants, and drop those on what is not drawn any more."""
+    """Put verdicts in the place of those on the same mutants; those on what is not drawn any more are dropped."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     table = kept() | {key(one.mutant): Kept(one.end, one.by, today) for one in verdicts}
-    names = {key(one) for one in (*drawn(SEED, COUNT), *once())}
-    rows = [[*name, *rest] for name, rest in sorted(table.items()) if name in names]
+    rows = [[*name, *rest] for name, rest in sorted(table.items()) if name in _kept_names()]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     RECORD.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -411,7 +411,7 @@ def other_use(found: DiscoveredDevice, facts: Facts) -> Iterator[Answer]:
     if not kernel_holds(found):
         return
     if found.bus == "pci":
-        facts.names(sysfs.bus("vdpa", facts.roots) / "devices")  # so that it is known whether it can be read
+        facts.members(sysfs.bus("vdpa", facts.roots) / "devices")  # so that it is known whether it can be read
     for one in facts.standing_on(found):
         # Unbinding vp_vdpa removes its vDPA device, and restore does not create it again.
         yield Finding("other-use", f"the vDPA device vdpa:{one.name} stands on it")

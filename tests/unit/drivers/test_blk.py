@@ -796,6 +796,26 @@ def test_interrupts_are_relied_on_where_they_are_looked_for():
         blk.wait([request])
 
 
+def test_a_call_that_is_interrupted_before_its_request_is_added_gives_the_slot_back():
+    with driven(Disk()) as (_, _, blk):
+        requestq = blk._requests._free[0]
+        ring, free = requestq.queue.ring, list(requestq.free)
+
+        class Interrupted:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(ring, name)
+
+            def add(self, *_: object) -> None:
+                raise KeyboardInterrupt
+
+        requestq.queue.ring = cast(Any, Interrupted())
+        with pytest.raises(KeyboardInterrupt):
+            blk.read(0, 1)
+        requestq.queue.ring = ring
+        assert requestq.free == free
+        assert blk.read(0, 1) == bytes(512)
+
+
 def test_after_polls_in_vain_fewer_calls_poll():
     with driven(Disk()) as (_, device, blk):
         requests, looked, used, call = blk._requests, set(), False, 0

@@ -32,3 +32,9 @@ def test_a_limit_of_the_machine_is_told_from_one_of_the_process_and_from_other_e
     error = limits.reached(OSError(errno.ENFILE, "too many"), "it cannot be opened")
     assert error is not None and error.message == "it cannot be opened: this machine has too many open files"
     assert limits.reached(OSError(errno.ENOENT, "none"), "it cannot be opened") is None
+
+
+def test_where_no_limit_is_set_it_is_memory_that_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    error = limits.reached(OSError(errno.EMFILE, "too many"), "it cannot be opened")
+    assert error is not None and error.seen == "no RLIMIT_NOFILE" and "ulimit" not in str(error.remedy)

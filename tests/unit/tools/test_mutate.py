@@ -154,9 +154,9 @@ def test_verdicts_are_kept_by_mutant(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(books, "RECORD", tmp_path / "record")
     one, two, three = guards.drawn(7, 3)
     assert books.kept() == {}
-    monkeypatch.setattr(books, "drawn", lambda *_: [one, two])
+    monkeypatch.setattr(books, "_kept_names", lambda: {books.key(one), books.key(two)})
     books.keep([runner.Verdict(one, "survived", "", 1.0), runner.Verdict(two, "hung", "test", 1.0)])
-    monkeypatch.setattr(books, "drawn", lambda *_: [one, three])
+    monkeypatch.setattr(books, "_kept_names", lambda: {books.key(one), books.key(three)})
     books.keep([runner.Verdict(one, "killed", "tests/x.py::test", 1.0)])
     assert [(name, kept.end, kept.by) for name, kept in books.kept().items()] == [
         (books.key(one), "killed", "tests/x.py::test")

@@ -71,8 +71,8 @@ class BlockTable:
 
     def set_plugged(self, plugged: Ranges) -> None:
         """Record which blocks are plugged, as STATE requests found; blocks new to us do not count as fresh."""
-        for first, count in self.plugged.without(plugged):
-            self.was_unplugged(first, count)
+        size, lost = self.block_size, self.plugged.without(plugged)
+        self.fresh = self.fresh.without(Ranges((first * size, count * size) for first, count in lost))
         self.plugged = plugged.copy()
 
     # --- uses -----------------------------------------------------------------------------------------------
