@@ -5,16 +5,14 @@ The witness is the QMP of the QEMU around the VM. The devices are those of machi
 
 from __future__ import annotations
 
-import subprocess
-import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 import uvirtio
 from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, net, rng, scsi
+from tests.vm.hands import driver_of, hand_over
 from tests.vm.lab_cell import lab_cell, once
 from tests.vm.qmp_witness import Witness
 from uvirtio.interfaces.values import InterruptMode
@@ -93,32 +91,6 @@ TRANSLATED = (
 )
 FORCED = ("balloon-transitional",)
 LEGACY = ("rng-legacy", "disk-legacy", "hba-legacy", "nic-legacy", *FORCED)
-
-DRIVERS = Path("/sys/bus/pci/drivers")
-
-
-def driver_of(address: str) -> str:
-    link = Path("/sys/bus/pci/devices") / address / "driver"
-    return link.resolve().name if link.exists() else ""
-
-
-def hand_over(address: str, driver: str) -> None:
-    """By hand, so that what is tested here does not lean on what test_binding.py tests."""
-    device = Path("/sys/bus/pci/devices") / address
-    if driver_of(address) == driver:
-        return
-    ours = driver != "virtio-pci"
-    if ours:
-        subprocess.run(["modprobe", driver], check=True, timeout=60)
-    (device / "driver_override").write_text(f"{driver}\n" if ours else "\n")
-    if driver_of(address):
-        (device / "driver" / "unbind").write_text(address)
-    Path("/sys/bus/pci/drivers_probe").write_text(address)
-    deadline = time.monotonic() + 20
-    while driver_of(address) != driver:
-        assert time.monotonic() < deadline, f"{address} stays with {driver_of(address)!r}"
-        time.sleep(0.05)
-    (device / "driver_override").write_text("\n")
 
 
 @pytest.fixture(scope="module")

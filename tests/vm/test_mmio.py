@@ -7,7 +7,6 @@ IO_STRICT_DEVMEM, as Debian builds it. The witness is QMP.
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import pytest
 import uvirtio
 from tests.bodies import Cell, adopt, any_device, balloon, blk, keyboard, net, rng, scsi
 from tests.support.virtio_state import state
+from tests.vm.hands import FIRST_WINDOW, MODULES, ON_ARM, address_of, modprobe
 from tests.vm.lab_cell import lab_cell, once, thorough
 from tests.vm.qmp_witness import Witness
 from tests.vm.test_commands import refusal
@@ -36,20 +36,13 @@ from uvirtio.interfaces.values import InterruptMode
 
 POLLING = InterruptMode.POLLING
 DEVICES = 6
-ON_ARM = os.uname().machine == "aarch64"
-FIRST_WINDOW, WINDOW = 0x0A000000 if ON_ARM else 0xFEB00000, 0x200  # of QEMU's virt, and of microvm
 # Devices fill the windows from the last. These are none: an interrupt controller's registers, and nothing.
 FOREIGN, NOTHING = (0x08000000, 0x0A100000) if ON_ARM else (0xFEC00000, 0xFEB10000)
 DRIVERS = Path("/sys/bus/platform/drivers")
-MODULES = ("virtio_rng", "virtio_balloon", "virtio_input", "virtio_blk")
 on_mmio = pytest.mark.parametrize("name", ["mmio-rng"])
 """For what does not depend on the version: the id says on which machine it runs."""
 
 on_both = pytest.mark.parametrize("name", ["mmio-rng", "mmio1-rng"])
-
-
-def modprobe(*words: str) -> None:
-    subprocess.run(["modprobe", *words], check=True, timeout=60, capture_output=True)
 
 
 @pytest.fixture
@@ -72,14 +65,6 @@ def loaded() -> Iterator[None]:
         time.sleep(0.05)
     yield
     restoring.restore(Roots())
-
-
-def address_of(witness: Witness, name: str) -> str:
-    """The window of the device with this id, as QEMU tells it."""
-    bus = witness.execute("qom-get", path=f"/machine/peripheral/{name}", property="parent_bus")
-    match = re.search(r"virtio-mmio-bus\.(\d+)$", str(bus))
-    assert match is not None
-    return f"mmio:{FIRST_WINDOW + WINDOW * int(match[1]):#x}"
 
 
 def is_legacy(name: str) -> bool:

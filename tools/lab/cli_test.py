@@ -149,7 +149,7 @@ def main(arguments: list[str]) -> int:
         whole = bool(options.all or options.paths or options.kernel or options.machine)
         chosen = [(replace(machine, whole=whole), version) for machine, version in chosen]
         runner.compile(sorted({str(file) for machine, _ in chosen for file in machine.files}), _wrapper("unit"))
-        booted += _vm_floor(runner, chosen, accept_expired=options.accept_expired)
+        booted += vm_floor(runner, chosen, accept_expired=options.accept_expired)
     if "unit" in floors:
         alone += _wake_ups(runner, floors["unit"], seconds=quick.RACE_SECONDS if options.quick else "4")
         if floors["unit"] == _whole("unit") and not (options.expression or options.spec or options.jobs == 1):
@@ -513,7 +513,7 @@ def _machines(
     return chosen, left_out
 
 
-def _vm_floor(
+def vm_floor(
     runner: Runner, chosen: list[tuple[machines.Machine, str]], *, accept_expired: bool = False
 ) -> Iterator[tuple[str, Step]]:
     """The machines, each with its kernel. Downloading and building is set-up, not a test."""

@@ -97,7 +97,7 @@ class Commands:
 
     def __init__(self, line: socket.socket, pid: int) -> None:
         self._line = line
-        self._pid = pid
+        self.pid = pid  # of the process that forks
         self._ended: dict[int, int] = {}
 
     @classmethod
@@ -190,7 +190,7 @@ class Commands:
     def close(self) -> None:
         """End the process that forks."""
         self._line.close()
-        os.waitpid(self._pid, 0)
+        os.waitpid(self.pid, 0)
 
     def _message(self, timeout: float | None) -> dict[str, Any] | None:
         if timeout is not None and not _poller(self._line.fileno()).poll(timeout * 1000):

@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
         prog="tools/soak",
         description="A day's work squeezed, on QEMU's device models and qemu-storage-daemon.\n"
         "What grows, and what stays?",
+        epilog="With --vm: commands killed in the lab VM instead; see tools/soak --vm --help.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("workloads", nargs="*", metavar="WORKLOAD", help="default: all; --list names them")
@@ -35,6 +36,18 @@ def parser() -> argparse.ArgumentParser:
         "--scale", type=float, default=0.01, metavar="X", help="the part of a day (default: 0.01; 1 is all of it)"
     )
     top.add_argument("--minutes", type=float, metavar="N", help="instead: each workload its part of N minutes")
+    top.add_argument(
+        "--day",
+        action="store_true",
+        help=f"instead: the whole day, squeezed; without names of {', '.join(work.PROMISED)}, for whose numbers"
+        " docs/reliability.md has figures",
+    )
+    top.add_argument(
+        "--within",
+        type=float,
+        metavar="N",
+        help="end after N minutes in all: a workload has its part of what is left, and is cut off after it",
+    )
     top.add_argument(
         "--kills",
         type=int,
@@ -51,20 +64,25 @@ def main(arguments: list[str] | None = None) -> int:
     top = parser()
     options = top.parse_args(arguments)
     if options.kills is not None:
-        if options.workloads or options.minutes is not None or options.kills < 1:
-            top.error("--kills N, of 1 or more, goes without a workload and --minutes")
+        others = (options.minutes, options.within, options.day or None)
+        if options.workloads or any(other is not None for other in others) or options.kills < 1:
+            top.error("--kills N, of 1 or more, goes without a workload, --minutes, --day and --within")
         return _kills(options)
     if unknown := [name for name in options.workloads if name not in work.BY_NAME]:
         top.error(f"no workload {', '.join(unknown)}; there are {', '.join(work.BY_NAME)}")
-    for name in ("scale", "minutes"):
+    for name in ("scale", "minutes", "within"):
         value = getattr(options, name)
         if value is not None and not 0 < value < 1e6:
             top.error(f"--{name} {value:g}: a number above 0")
+    if options.minutes is not None and (options.day or options.within is not None):
+        top.error("--minutes says how long, --day and --within how much: leave one of them out")
     if options.list:
         for one in work.ALL:
             print(f"{one.name:9} {one.day:10,}  {one.about}")
         return 0
-    chosen = [work.BY_NAME[name] for name in options.workloads] or list(work.ALL)
+    names = options.workloads or (work.PROMISED if options.day else work.BY_NAME)
+    chosen = [work.BY_NAME[name] for name in names]
+    scale = 1.0 if options.day else options.scale
     said = sys.stderr if options.json == Path("-") else sys.stdout
     begin, results = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="uvs-", dir="/tmp") as where:
@@ -73,7 +91,11 @@ def main(arguments: list[str] | None = None) -> int:
             scratch = Path(where) / f"{number}"
             scratch.mkdir()
             seconds = options.minutes * 60 / len(chosen) if options.minutes else None
-            results.append(soak.run(one, max(1, round(one.day * options.scale)), seconds, scratch, watched))
+            most = None
+            if options.within is not None:
+                most = (options.within * 60 - (time.monotonic() - begin)) / (len(chosen) - number)
+            cycles = max(1, round(one.day * scale))
+            results.append(soak.run(one, cycles, seconds, scratch, watched, most))
             print(results[-1].line(), file=said, flush=True)
     bad = [result.name for result in results if result.faults]
     verdict = f"FAIL: {', '.join(bad)}" if bad else "PASS: nothing stays"

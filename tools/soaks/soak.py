@@ -43,6 +43,8 @@ class Result:
     """What is there after the workload and was not before: descriptors, maps, child processes, files."""
     trend: list[tuple[int, int]] = field(default_factory=list)
     """(cycles, bytes of memory) along the way."""
+    cut: bool = False
+    """Whether its time was over before its cycles were done."""
 
     @property
     def faults(self) -> list[str]:
@@ -71,6 +73,7 @@ class Result:
             "more_maps": self.maps,
             "left": self.left,
             "trend": self.trend,
+            "cut": self.cut,
             "faults": self.faults,
         }
 
@@ -78,15 +81,23 @@ class Result:
         """For people."""
         rate = self.cycles / max(self.seconds, 1e-9)
         settled = "" if self.judged else "(not settled) "
+        cut = " (its time was over)" if self.cut else ""
         return (
             f"{'FAIL' if self.faults else 'ok  '} {self.name:9} {self.cycles:10,} of {self.day:10,} "
             f"{self.seconds:7.1f} s {rate:9,.0f}/s  {self.growth / 1024:+7.0f} KiB "
-            f"{settled}{self.descriptors:+d} descriptors {self.maps:+d} maps"
+            f"{settled}{self.descriptors:+d} descriptors {self.maps:+d} maps{cut}"
             f"{''.join(f'; {one}' for one in self.faults)}"
         )
 
 
-def run(work: Work, cycles: int, seconds: float | None, scratch: Path, watched: tuple[Path, ...]) -> Result:
+def run(
+    work: Work,
+    cycles: int,
+    seconds: float | None,
+    scratch: Path,
+    watched: tuple[Path, ...],
+    most: float | None = None,
+) -> Result:
     """Run a workload.
 
     Args:
@@ -95,6 +106,7 @@ def run(work: Work, cycles: int, seconds: float | None, scratch: Path, watched: 
         seconds: For so long instead, and as many cycles as that makes.
         scratch: A folder for its files, empty.
         watched: Folders in which nothing may stay.
+        most: Seconds after which it ends in any case, with the cycles that were done by then.
     """
     result = Result(work.name, work.about, work.day)
     first = work.settles if cycles >= work.day or cycles >= work.settles else round(cycles * _WARM_UP)
@@ -113,7 +125,10 @@ def run(work: Work, cycles: int, seconds: float | None, scratch: Path, watched: 
             if part >= following:
                 result.trend.append((result.cycles, state.rss()))
                 following = part + 1 / _SAMPLES
-            if warm is not None and part >= 1:
+            result.cut = part < 1 and most is not None and time.monotonic() - begin >= most
+            if result.cut and warm is None:
+                warm, result.warm_up = state.look(watched), result.cycles
+            if warm is not None and (part >= 1 or result.cut):
                 break
         result.seconds = time.monotonic() - begin
         end = state.look(watched)

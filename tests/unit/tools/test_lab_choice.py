@@ -134,7 +134,7 @@ def test_files_are_dealt_out_each_once_by_their_size():
 
 
 def test_where_steps_wait_there_is_one_lane_more(noted, monkeypatch):
-    monkeypatch.setattr(cli_test, "_vm_floor", lambda *of, **how: [("vm", lambda: Outcome("vm", True, 0.0, 1))])
+    monkeypatch.setattr(cli_test, "vm_floor", lambda *of, **how: [("vm", lambda: Outcome("vm", True, 0.0, 1))])
     monkeypatch.setattr(cli_test.Runner, "compile", lambda *of: None, raising=False)
     for cores, wide in ((1, [1, 1, 1]), (2, [1, 3, 2]), (64, [1, 3, 2])):
         noted.clear()

@@ -470,7 +470,7 @@ def test_modules_that_cannot_be_built_fail_their_machine_and_no_other(monkeypatc
         return kernel
 
     monkeypatch.setattr(modules, "add", add)
-    steps = dict(cli_test._vm_floor(None, [(plain, "6.12"), (extra, "6.12")]))
+    steps = dict(cli_test.vm_floor(None, [(plain, "6.12"), (extra, "6.12")]))
     assert list(steps) == ["vm plain 6.12", "vm more 6.12"]
     outcome = steps["vm more 6.12"]()
     assert (outcome.ok, outcome.failed, outcome.note) == (False, 1, "no headers any more")

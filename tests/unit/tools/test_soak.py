@@ -19,7 +19,7 @@ TOOLS = next(top for top in Path(__file__).resolve().parents if (top / "pyprojec
 sys.path.insert(0, str(TOOLS))
 
 from soaks import kills, soak  # noqa: E402
-from soaks.work import ALL, Work  # noqa: E402
+from soaks.work import ALL, PROMISED, Work  # noqa: E402
 
 KEPT: list[object] = []
 
@@ -118,8 +118,22 @@ def test_memory_that_has_not_settled_is_told_and_not_judged(tmp_path: Path) -> N
     assert result.growth > soak.GROWTH and "(not settled)" in result.line()
 
 
+def test_what_has_no_more_time_is_cut_off_and_told(tmp_path: Path) -> None:
+    @contextmanager
+    def begin(_scratch: Path):
+        yield lambda: 1
+
+    work = Work("made", "for a test", 10, begin, 5)
+    cut = soak.run(work, 10, None, tmp_path, (), 0.0)
+    assert (cut.cut, cut.cycles, cut.judged, cut.faults) == (True, 1, False, [])
+    assert cut.line().endswith("(its time was over)") and cut.as_dict()["cut"] is True
+    whole = soak.run(work, 10, None, tmp_path, (), 60.0)
+    assert (whole.cut, whole.cycles, whole.judged) == (False, 15, True) and "over" not in whole.line()
+
+
 def test_the_day_is_as_long_as_promised() -> None:
     day = {work.name: work.day for work in ALL}
+    assert set(PROMISED) == {"balloon", "mem", "input", "open", "open-vu", "reset", "reset-vu"}
     assert day["balloon"] == day["mem"] == 86_400 and day["input"] == 10_000_000
     assert day["open"] == day["open-vu"] == 10_000 and day["reset"] == day["reset-vu"] == 1_000
 
